@@ -1,0 +1,256 @@
+"""The structure. A module holds parameters and calls `ops`; it never stores an activation.
+
+    y, cache = module.forward(x, context)
+    dx       = module.backward(dy, cache, grads)
+
+Parameters, cache and gradients are three separate values. The contract of every module:
+
+- `forward` decides what will be needed: the cache says by itself which gradients `backward` computes, so
+  freezing or thawing in between changes nothing. A cache holds no parameter.
+- `backward` may be called again with the same cache, and writes neither to `dy` nor to the cache.
+- The dx it returns is a new array, and the receiver's own: the caller may add to it in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import ops
+from .backend import Array, get_array_module
+
+
+@dataclass(eq=False)  # compared and hashed by identity, so a tied weight is one key
+class Parameter:
+    """An array that can be learned. An optimizer replaces `data`; nobody writes into it."""
+
+    data: Array
+    trainable: bool = True
+
+
+class Gradients(dict[Parameter, Array]):
+    """Parameter -> its gradient. What is added twice (a tied weight, a shard of the batch) is summed."""
+
+    def add(self, parameter: Parameter, gradient: Array) -> None:
+        self[parameter] = self[parameter] + gradient if parameter in self else gradient
+
+    def __add__(self, other: Gradients) -> Gradients:
+        total = Gradients(self)
+        for parameter, gradient in other.items():
+            total.add(parameter, gradient)
+        return total
+
+
+class Context(NamedTuple):
+    """What any layer may read during one forward. Nothing here is learned."""
+
+    padding: Array | None = None  # (B, T) bool, True for a real token; None: all are real
+    segments: Array | None = None  # (B, T) int, the segment of each token (BERT)
+    rng: np.random.Generator | None = None  # for dropout; None: no dropout
+
+
+class Module:
+    """Named parameters and named children: whatever is assigned to an attribute."""
+
+    def forward(self, x: Array, context: Context = Context()) -> tuple[Any, Any]:
+        raise NotImplementedError
+
+    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Any:
+        raise NotImplementedError
+
+    def children(self) -> dict[str, Module]:
+        return {name: child for name, child in vars(self).items() if isinstance(child, Module)}
+
+    def replace(self, name: str, module: Module) -> None:
+        setattr(self, name, module)
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """(dotted path, module) for this module and everything below it."""
+        yield prefix, self
+        for name, child in self.children().items():
+            yield from child.named_modules(join(prefix, name))
+
+    def named_parameters(self) -> dict[str, Parameter]:
+        """{dotted path: Parameter}. A tied parameter appears once, under its first path."""
+        found: dict[Parameter, str] = {}
+        for prefix, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter):
+                    found.setdefault(value, join(prefix, name))
+        return {path: parameter for parameter, path in found.items()}
+
+    def trainable_parameters(self) -> dict[str, Parameter]:
+        return {path: parameter for path, parameter in self.named_parameters().items() if parameter.trainable}
+
+    @property
+    def trainable(self) -> bool:
+        return bool(self.trainable_parameters())
+
+    def freeze(self) -> None:
+        for parameter in self.named_parameters().values():
+            parameter.trainable = False
+
+    def __getitem__(self, path: str) -> Module:
+        """The module at a dotted path: model["block_0.attention.q_proj"]."""
+        module = self
+        for name in filter(None, path.split(".")):
+            if name not in module.children():
+                raise KeyError(f"no module {path!r}: {name!r} is not one of {', '.join(module.children())}")
+            module = module.children()[name]
+        return module
+
+    def __setitem__(self, path: str, module: Module) -> None:
+        parent, _, name = path.rpartition(".")
+        self[path]  # what is to be replaced must be there
+        self[parent].replace(name, module)
+
+    def state_dict(self) -> dict[str, Array]:
+        return {path: parameter.data for path, parameter in self.named_parameters().items()}
+
+    def load_state_dict(self, state: dict[str, Array]) -> None:
+        """Take every array, or none. Raises ValueError on a missing, unexpected or misshapen one."""
+        parameters = self.named_parameters()
+        check_names(state, parameters)
+        for path, parameter in parameters.items():
+            if tuple(state[path].shape) != tuple(parameter.data.shape):
+                raise ValueError(f"{path} has shape {state[path].shape}, the model needs {parameter.data.shape}")
+        for path, parameter in parameters.items():
+            xp = get_array_module(parameter.data)
+            parameter.data = xp.asarray(state[path], dtype=parameter.data.dtype)
+
+    def to(self, xp: ModuleType) -> None:
+        """Move every parameter to the library `xp` (see load_backend)."""
+        for parameter in self.named_parameters().values():
+            parameter.data = xp.asarray(parameter.data)
+
+    def astype(self, dtype: Any) -> None:
+        """Convert every parameter, for a gradient check to float64 or to complex128."""
+        for parameter in self.named_parameters().values():
+            parameter.data = parameter.data.astype(dtype)
+
+
+def join(*names: str) -> str:
+    """Join names to a dotted path; an empty name adds nothing."""
+    return ".".join(filter(None, names))
+
+
+def check_names(given: Iterable[str], wanted: Iterable[str]) -> None:
+    """Raise ValueError unless both hold the same names."""
+    missing, unexpected = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
+    if missing or unexpected:
+        lists = [f"{what}: {', '.join(n[:5])}{' ...' * (len(n) > 5)}" for what, n in
+                 (("missing", missing), ("unexpected", unexpected)) if n]  # fmt: skip
+        raise ValueError("the names of the tensors do not fit; " + "; ".join(lists))
+
+
+class Chain(Module):
+    """Layers one after another, for the root of a model: its backward ends, it returns no dx."""
+
+    def __init__(self, layers: dict[str, Module]) -> None:
+        self.layers = layers
+
+    def children(self) -> dict[str, Module]:
+        return self.layers
+
+    def replace(self, name: str, module: Module) -> None:
+        self.layers[name] = module
+
+    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, list[Any]]:
+        """Layers below the lowest trainable one leave no cache ..."""
+        layers = list(self.layers.values())
+        lowest = next((i for i, layer in enumerate(layers) if layer.trainable), len(layers))
+        caches = []
+        for i, layer in enumerate(layers):
+            x, cache = layer.forward(x, context)
+            if i >= lowest:
+                caches.append(cache)
+        return x, caches
+
+    def backward(self, dy: Array, caches: list[Any], grads: Gradients) -> None:
+        """... so the backward, which pairs layers with caches from the top, stops there by itself."""
+        for layer, cache in zip(reversed(self.layers.values()), reversed(caches), strict=False):
+            dy = layer.backward(dy, cache, grads)
+
+
+class LinearCache(NamedTuple):
+    x: Array | None  # (..., in); None where W is frozen
+    b: bool  # is b to learn?
+
+
+class Linear(Module):
+    """y = x Wᵀ + b         W (out, in)   b (out,)"""
+
+    def __init__(self, weight: Array | Parameter, bias: Array | Parameter | None = None) -> None:
+        self.weight = weight if isinstance(weight, Parameter) else Parameter(weight)
+        self.bias = bias if isinstance(bias, Parameter) or bias is None else Parameter(bias)
+
+    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, LinearCache]:
+        b = self.bias
+        y, x = ops.linear_forward(x, self.weight.data, None if b is None else b.data)
+        return y, LinearCache(x if self.weight.trainable else None, b is not None and b.trainable)
+
+    def backward(self, dy: Array, cache: LinearCache, grads: Gradients) -> Array:
+        if cache.x is not None:
+            grads.add(self.weight, ops.linear_gradients(dy, cache.x))
+        if cache.b and self.bias is not None:
+            grads.add(self.bias, ops.bias_gradients(dy))
+        return ops.linear_backward(dy, self.weight.data)
+
+
+class NormCache(NamedTuple):
+    norm: Any  # ops.layer_norm.NormCache
+    g: bool  # is the gain to learn?
+    b: bool  # is the bias?
+
+
+class LayerNorm(Module):
+    """y = g ∘ (x - μ) / σ + b          g, b (C,)"""
+
+    def __init__(self, weight: Array, bias: Array, eps: float = 1e-5) -> None:
+        self.weight, self.bias, self.eps = Parameter(weight), Parameter(bias), eps
+
+    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, NormCache]:
+        y, cache = ops.layer_norm_forward(x, self.weight.data, self.bias.data, self.eps)
+        return y, NormCache(cache, self.weight.trainable, self.bias.trainable)
+
+    def backward(self, dy: Array, cache: NormCache, grads: Gradients) -> Array:
+        if cache.g:
+            grads.add(self.weight, ops.norm_gradients(dy, cache.norm))
+        if cache.b:
+            grads.add(self.bias, ops.bias_gradients(dy))
+        return ops.layer_norm_backward(dy, cache.norm, self.weight.data)
+
+
+class RMSNorm(Module):
+    """y = g ∘ x / rms(x)               g (C,)"""
+
+    def __init__(self, weight: Array, eps: float = 1e-5) -> None:
+        self.weight, self.eps = Parameter(weight), eps
+
+    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, NormCache]:
+        y, cache = ops.rms_norm_forward(x, self.weight.data, self.eps)
+        return y, NormCache(cache, self.weight.trainable, False)
+
+    def backward(self, dy: Array, cache: NormCache, grads: Gradients) -> Array:
+        if cache.g:
+            grads.add(self.weight, ops.norm_gradients(dy, cache.norm))
+        return ops.rms_norm_backward(dy, cache.norm, self.weight.data)
+
+
+class Embedding(Module):
+    """y = W[ids]                       W (V, C)"""
+
+    def __init__(self, weight: Array) -> None:
+        self.weight = Parameter(weight)
+
+    def forward(self, ids: Array, context: Context = Context()) -> tuple[Array, Array | None]:
+        y, ids = ops.embedding_forward(ids, self.weight.data)
+        return y, ids if self.weight.trainable else None
+
+    def backward(self, dy: Array, ids: Array | None, grads: Gradients) -> None:
+        if ids is not None:
+            grads.add(self.weight, ops.embedding_gradients(dy, ids, len(self.weight.data)))

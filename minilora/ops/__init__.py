@@ -1,0 +1,29 @@
+"""The mathematics: one file per derivation, pure functions over arrays, no state.
+
+    forward     y, cache = op_forward(x, parameters)
+    backward    dx       = op_backward(dy, cache, parameters)       what flows down
+    gradients   dW, ...  = op_gradients(dy, cache)                  what stays here
+
+A frozen layer calls `backward` and never `gradients`: that is LoRA's saving. No op writes to its arguments
+or to a cache. Every op is analytic and uses only what NumPy and CuPy share.
+"""
+
+from .attention import attention_backward, attention_forward, attention_mask
+from .cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward
+from .dropout import dropout_backward, dropout_forward
+from .embedding import embedding_forward, embedding_gradients
+from .gelu import gelu_backward, gelu_forward
+from .layer_norm import layer_norm_backward, layer_norm_forward, norm_gradients
+from .linear import bias_gradients, linear_backward, linear_forward, linear_gradients
+from .lora import LoRACache, lora_A_gradients, lora_B_gradients, lora_backward, lora_forward
+from .mean_squared_error import mean_squared_error_backward, mean_squared_error_forward
+from .rms_norm import rms_norm_backward, rms_norm_forward
+from .rope import rope_backward, rope_forward, rope_tables
+from .swiglu import swiglu_backward, swiglu_forward
+
+__all__ = [name for name in dir() if name.endswith(("_forward", "_backward", "_gradients"))] + [
+    "IGNORE",
+    "LoRACache",
+    "attention_mask",
+    "rope_tables",
+]

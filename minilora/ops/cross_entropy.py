@@ -1,0 +1,53 @@
+"""Cross-entropy of softmax(logits), averaged over the positions that carry a label.
+
+    L = 1/n Σ_i (log Σ_v exp z_iv - z_i,t_i)            z, logits (..., V)   targets t (...)   L ()
+
+over the n positions with t_i ≠ IGNORE. Backward: ∂/∂z_v log Σ_w exp z_w = softmax(z)_v, so
+
+    dz_iv = dL/n (softmax(z_i)_v - [v = t_i])           0 where t_i = IGNORE
+
+and every row of dz sums to 0: adding a constant to a row of logits changes nothing.
+
+Source: Bridle (1990), "Probabilistic interpretation of feedforward classification network outputs".
+"""
+
+from typing import NamedTuple
+
+from ..backend import Array, get_array_module
+from .linear import rows
+
+IGNORE = -100  # the label of a position that does not count, as in PyTorch
+
+
+class CrossEntropyCache(NamedTuple):
+    P: Array  # (N, V)         softmax(z)
+    targets: Array  # (N,)     with 0 in the place of IGNORE
+    weight: Array  # (N, 1)    1/n, or 0 where ignored
+    shape: tuple[int, ...]  # of the logits
+
+
+def cross_entropy_forward(
+    logits: Array, targets: Array, count: int | None = None
+) -> tuple[Array, CrossEntropyCache]:
+    """L = 1/n Σ_i (log Σ_v exp z_iv - z_i,t_i)
+
+    `count` replaces n where the batch is a part of a larger one: the parts' losses and gradients then add up.
+    """
+    xp = get_array_module(logits)
+    z, targets = rows(logits), targets.reshape(-1)
+    labelled = targets != IGNORE
+    targets = xp.where(labelled, targets, 0)
+    weight = (labelled / (count or xp.maximum(labelled.sum(), 1))).astype(z.dtype)
+    z = z - z.max(axis=-1, keepdims=True)  # softmax ignores shifts; exp must not overflow
+    log_P = z - xp.log(xp.exp(z).sum(axis=-1, keepdims=True))
+    L = -(weight * log_P[xp.arange(len(z)), targets]).sum()
+    return L, CrossEntropyCache(xp.exp(log_P), targets, weight[:, None], logits.shape)
+
+
+def cross_entropy_backward(dL: Array | float, cache: CrossEntropyCache) -> Array:
+    """dz = dL/n (softmax(z) - onehot(t))"""
+    P, targets, weight, shape = cache
+    weight = dL * weight
+    dz = P * weight
+    dz[get_array_module(P).arange(len(dz)), targets] -= weight[:, 0]
+    return dz.reshape(shape)

@@ -1,0 +1,67 @@
+"""Layer norm: every row is shifted to mean 0, scaled to variance 1, then given a gain and a bias.
+
+    μ = 1/C Σ_c x_c     σ² = 1/C Σ_c (x_c - μ)²     x̂ = (x - μ) / σ     y = g ∘ x̂ + b
+
+    x (..., C)   g, b (C,)   y (..., C);   σ stands for √(σ² + ε)
+
+Backward. With dx̂ = dy ∘ g, and for one row
+
+    ∂x̂_i/∂x_j = (δ_ij - 1/C - x̂_i x̂_j / C) / σ
+
+(δ_ij from x itself, -1/C through μ, the last term through σ: ∂σ/∂x_j = x̂_j / C), summing over i gives
+
+    dx_j = (dx̂_j - mean(dx̂) - x̂_j mean(dx̂ ∘ x̂)) / σ
+    dg   = Σ_n dy ∘ x̂           db = Σ_n dy
+
+A row of dx sums to 0 and is (for ε = 0) orthogonal to x̂: the output does not change when x is shifted
+or scaled.
+
+Source: Ba, Kiros, Hinton (2016), "Layer Normalization", equations 3 and 4.
+"""
+
+from typing import NamedTuple
+
+from ..backend import Array, get_array_module
+from .linear import rows
+
+
+class NormCache(NamedTuple):
+    xhat: Array  # (..., C)   x̂
+    rstd: Array  # (..., 1)   1 / σ
+
+
+def row_mean(x: Array) -> Array:
+    """mean(x) over the last axis, as a product with a vector of 1/C: BLAS adds faster than `mean`."""
+    C = x.shape[-1]
+    return (x @ get_array_module(x).full(C, 1 / C, dtype=x.dtype))[..., None]
+
+
+def row_mean_product(x: Array, y: Array) -> Array:
+    """mean(x ∘ y) over the last axis, without an array for x ∘ y."""
+    return get_array_module(x).einsum("...c,...c->...", x, y)[..., None] / x.shape[-1]
+
+
+def layer_norm_forward(x: Array, g: Array, b: Array, eps: float = 1e-5) -> tuple[Array, NormCache]:
+    """x̂ = (x - μ) / σ      y = g ∘ x̂ + b"""
+    xhat = x - row_mean(x)
+    rstd = 1 / get_array_module(x).sqrt(row_mean_product(xhat, xhat) + eps)
+    xhat *= rstd
+    y = xhat * g
+    y += b
+    return y, NormCache(xhat, rstd)
+
+
+def layer_norm_backward(dy: Array, cache: NormCache, g: Array) -> Array:
+    """dx̂ = dy ∘ g          dx = (dx̂ - mean(dx̂) - x̂ mean(dx̂ ∘ x̂)) / σ"""
+    xhat, rstd = cache
+    dx = dy * g
+    along_ones, along_xhat = row_mean(dx), row_mean_product(dx, xhat)
+    dx -= along_ones
+    dx -= along_xhat * xhat
+    dx *= rstd
+    return dx
+
+
+def norm_gradients(dy: Array, cache: NormCache) -> Array:
+    """dg = Σ_n dy ∘ x̂      (layer norm and RMS norm)"""
+    return rows(dy * cache.xhat).sum(axis=0)

@@ -1,0 +1,49 @@
+"""The linear layer: every row x_n of the input is mapped by the same W and b.
+
+    y_no = Σ_i x_ni W_oi + b_o                  x (..., in)   W (out, in)   b (out,)   y (..., out)
+
+With dy = ∂L/∂y, and n running over every row of the batch:
+
+    ∂L/∂x_ni = Σ_o dy_no ∂y_no/∂x_ni = Σ_o dy_no W_oi           dx = dy W
+    ∂L/∂W_oi = Σ_n dy_no ∂y_no/∂W_oi = Σ_n dy_no x_ni           dW = dyᵀ x
+    ∂L/∂b_o  = Σ_n dy_no                                        db = Σ_n dy_n
+
+dx needs W but not x; dW needs x but not W. So a frozen layer keeps nothing for its backward.
+
+Source: Rumelhart, Hinton, Williams (1986), "Learning representations by back-propagating errors".
+"""
+
+from ..backend import Array
+
+
+def rows(x: Array) -> Array:
+    """(..., n) -> (N, n). One large product is faster than a stack of small ones."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def like(y: Array, x: Array) -> Array:
+    """(N, n) -> (..., n), with the leading axes of x."""
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, Array]:
+    """y = x Wᵀ + b.  The cache is x, which only dW needs."""
+    y = rows(x) @ W.T
+    if b is not None:
+        y += b
+    return like(y, x), x
+
+
+def linear_backward(dy: Array, W: Array) -> Array:
+    """dx = dy W"""
+    return like(rows(dy) @ W, dy)
+
+
+def linear_gradients(dy: Array, x: Array) -> Array:
+    """dW = dyᵀ x"""
+    return rows(dy).T @ rows(x)
+
+
+def bias_gradients(dy: Array) -> Array:
+    """db = Σ_n dy_n, for anything that ends in "+ b" """
+    return rows(dy).sum(axis=0)

@@ -1,0 +1,19 @@
+"""Mean squared error, over every number.
+
+    L = 1/n Σ_i (y_i - t_i)²            y, target t (...), n numbers each   L ()
+
+    dy_i = dL · 2 (y_i - t_i) / n
+"""
+
+from ..backend import Array
+
+
+def mean_squared_error_forward(y: Array, target: Array) -> tuple[Array, Array]:
+    """L = 1/n Σ (y - t)².  The cache is the residual y - t."""
+    residual = y - target
+    return (residual * residual).sum() / residual.size, residual
+
+
+def mean_squared_error_backward(dL: Array | float, residual: Array) -> Array:
+    """dy = 2 dL/n (y - t)"""
+    return (2 * dL / residual.size) * residual

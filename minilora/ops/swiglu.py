@@ -1,0 +1,41 @@
+"""SwiGLU: one projection, passed through SiLU, gates another.
+
+    y = silu(gate) ∘ up         silu(z) = z σ(z)         gate, up, y (..., F)
+
+Backward. With σ' = σ (1 - σ):
+
+    silu'(z) = σ + z σ (1 - σ) = σ + silu(z) (1 - σ)
+
+    dgate = dy ∘ up ∘ silu'(gate)           dup = dy ∘ silu(gate)
+
+The factors of dy, up ∘ silu'(gate) and silu(gate), are what is kept.
+
+Source: Shazeer (2020), "GLU Variants Improve Transformer", equation 6.
+"""
+
+from typing import NamedTuple
+
+from ..backend import Array, get_array_module
+
+
+class SwiGLUCache(NamedTuple):
+    dy_dgate: Array  # (..., F)   up ∘ silu'(gate)
+    dy_dup: Array  # (..., F)     silu(gate)
+
+
+def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwiGLUCache]:
+    """y = silu(gate) ∘ up"""
+    sigma = get_array_module(gate).tanh(0.5 * gate)  # σ(z) = (1 + tanh(z/2)) / 2 never overflows
+    sigma += 1
+    sigma *= 0.5
+    silu = gate * sigma
+    slope = 1 - sigma
+    slope *= silu
+    slope += sigma
+    slope *= up
+    return silu * up, SwiGLUCache(slope, silu)
+
+
+def swiglu_backward(dy: Array, cache: SwiGLUCache) -> tuple[Array, Array]:
+    """dgate = dy ∘ up ∘ silu'(gate)        dup = dy ∘ silu(gate)"""
+    return dy * cache.dy_dgate, dy * cache.dy_dup
