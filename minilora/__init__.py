@@ -1,0 +1,55 @@
+"""LoRA from first principles: NumPy, every gradient by hand, derived on the page and proven right."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .generation import generate as generate
+    from .lora import LoRALinear as LoRALinear
+    from .lora import attach_lora as attach_lora
+    from .lora import merge as merge
+    from .lora import unmerge as unmerge
+    from .modules import Context as Context
+    from .modules import Gradients as Gradients
+    from .modules import Linear as Linear
+    from .modules import Parameter as Parameter
+    from .optim import SGD as SGD
+    from .optim import AdamW as AdamW
+    from .pretrained import load_pretrained as load_pretrained
+    from .pretrained import save_pretrained as save_pretrained
+    from .training import evaluate as evaluate
+    from .training import fit as fit
+    from .transformer import Config as Config
+    from .transformer import bert as bert
+    from .transformer import gpt2 as gpt2
+    from .transformer import llama as llama
+
+# Names are loaded when first used: the command line must set the number of BLAS threads before NumPy is loaded.
+HOMES = {
+    "generation": ["generate"],
+    "lora": ["LoRALinear", "attach_lora", "merge", "unmerge"],
+    "modules": ["Context", "Gradients", "Linear", "Parameter"],
+    "optim": ["SGD", "AdamW"],
+    "pretrained": ["load_pretrained", "save_pretrained"],
+    "training": ["evaluate", "fit"],
+    "transformer": ["Config", "bert", "gpt2", "llama"],
+}
+NAMES = {name: home for home, names in HOMES.items() for name in names}
+MODULES = ["accounting", "backend", "ops", "peft", "plots", "spectrum", "text", "verify", *HOMES]
+__all__ = ["__version__", *NAMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in NAMES:
+        return getattr(importlib.import_module(f"{__name__}.{NAMES[name]}"), name)
+    if name in MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *MODULES]

@@ -1,0 +1,123 @@
+"""Tensors in files: safetensors, written whole or not at all, and read with errors a person can use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .backend import Array, to_numpy
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write to a name beside `path`, then rename: at every moment `path` is the old file or the new one.
+
+    Raises OSError (a full or read-only disk) with the old file untouched.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} does not hold a JSON object")
+    return value
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+    """Write a .safetensors file."""
+    write_whole(path, tensors_to_bytes(tensors, metadata))
+
+
+def tensors_to_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
+    """The content of a .safetensors file: the same tensors and metadata give the same bytes."""
+    import safetensors.numpy
+
+    blob = safetensors.numpy.save({name: np.ascontiguousarray(to_numpy(x)) for name, x in tensors.items()})
+    # The library writes metadata in an order that changes from run to run, so it is put into the header here.
+    end = 8 + int.from_bytes(blob[:8], "little")
+    header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **json.loads(blob[8:end])}).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + blob[end:]
+
+
+def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of a .safetensors file.
+
+    Raises FileNotFoundError, and ValueError for a file that is truncated, damaged, or something else.
+    """
+    import safetensors
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (safetensors.SafetensorError, TypeError) as error:
+        with path.open("rb") as start:
+            pickled = start.read(4)[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")
+        why = "it is a pickle, which can run code and is never read" if pickled else error
+        raise ValueError(f"{path} cannot be read as safetensors: {why}") from None
+
+
+def weights_hash(weights: Mapping[str, Array]) -> str:
+    """sha256 over the names, shapes and bytes of `weights`, by name; in float32, so that a float64 copy is the same."""
+    digest = hashlib.sha256()
+    for name, data in sorted(weights.items()):
+        array = np.ascontiguousarray(to_numpy(data), dtype=np.float32)
+        digest.update(f"{name} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def whole_folder(path: str | Path, replaces: Collection[str] = ()) -> Iterator[Path]:
+    """A folder to write to, whose files appear in `path` when all is done, and not at all when something fails.
+
+    Raises ValueError when `path` is a file, or holds anything but the names in `replaces`.
+    """
+    path = Path(path).absolute()
+    check_free(path, replaces)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+    partial.mkdir()
+    try:
+        yield partial
+        path.mkdir(exist_ok=True)
+        for file in partial.iterdir():
+            os.replace(file, path / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_free(path: Path, replaces: Collection[str] = ()) -> None:
+    """Raise ValueError when `path` is a file, or holds anything but the names in `replaces`."""
+    others = sorted({file.name for file in path.iterdir()} - set(replaces)) if path.is_dir() else []
+    if others or path.is_file():
+        what = f"already holds {others[0]}" if others else "is a file"
+        raise ValueError(f"{path} {what}: choose another folder")

@@ -1,0 +1,181 @@
+"""Adapters in Hugging Face PEFT's format: adapter_config.json and adapter_model.safetensors.
+
+A tensor is called base_model.model.<path in the Hugging Face model>.lora_A.weight (r, in), or .lora_B.weight
+(out, r). The scaling is in no tensor: it follows from lora_alpha, r and use_rslora in the config.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .backend import get_array_module
+from .checkpoint import load_tensors, read_json, tensors_to_bytes, to_json, weights_hash, whole_folder, write_whole
+from .lora import LoRALinear, MergedLinear, check_adaptable, last
+from .modules import Linear, check_names
+from .pretrained import their_name
+from .transformer import Transformer
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+# Every key that changes what an adapter computes, with the one value that is implemented; others say nothing here.
+ONLY: dict[str, Any] = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "use_dora": False,
+    "lora_bias": False,
+    "modules_to_save": None,
+    "layers_to_transform": None,
+    "layer_replication": None,
+    "target_parameters": None,
+    "trainable_token_indices": None,
+    "exclude_modules": None,
+    "use_qalora": False,
+    "use_bdlora": None,
+    "alora_invocation_tokens": None,
+}
+
+
+def adapters_of(model: Transformer) -> dict[str, LoRALinear]:
+    """{dotted path: adapter}. Raises ValueError when there is none, or when they are merged."""
+    if any(isinstance(module, MergedLinear) for _, module in model.named_modules()):
+        raise ValueError("the adapters are merged: unmerge(model) first")
+    found = {path: module for path, module in model.named_modules() if isinstance(module, LoRALinear)}
+    if not found:
+        raise ValueError("the model has no adapter: attach_lora(model, ...) first")
+    return found
+
+
+def base_hash(model: Transformer) -> str:
+    """sha256 over the base's names, shapes and bytes; the same with an adapter attached as without."""
+    return weights_hash({path: x for path, x in model.state_dict().items() if not path.endswith(("lora_A", "lora_B"))})
+
+
+def save_adapter(model: Transformer, folder: str | Path) -> None:
+    """Write the adapters of `model` to `folder`, which is made, or must be empty.
+
+    The metadata holds the hash of the base, so that load_adapter can tell another base.
+    Raises ValueError when there is no adapter, when it is merged, or when other parameters train too: PEFT keeps
+    those under modules_to_save, which is not written yet.
+    """
+    files = adapter_files(model)
+    with whole_folder(folder) as new:
+        for name, content in files.items():
+            write_whole(new / name, content)
+
+
+def adapter_files(model: Transformer) -> dict[str, bytes]:
+    """{file name: content} of the adapters of `model`. Raises as save_adapter does."""
+    adapters = adapters_of(model)
+    others = [path for path in model.trainable_parameters() if not path.endswith(("lora_A", "lora_B"))]
+    if others:
+        raise ValueError(
+            f"{len(others)} parameters train beside the adapters ({others[0]}, ...), and an adapter file cannot hold "
+            "them yet: keep model.state_dict()"
+        )
+    first = next(iter(adapters.values()))
+    if any(adapter.rslora != first.rslora for adapter in adapters.values()):
+        raise ValueError("some adapters scale by alpha/r and some by alpha/sqrt(r): PEFT's config has one use_rslora")
+    config: dict[str, Any] = {
+        **ONLY,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "target_modules": target_names(model, adapters),
+        "r": first.r,
+        "lora_alpha": first.alpha,
+        "rank_pattern": {their_name(model, path): a.r for path, a in adapters.items() if a.r != first.r},
+        "alpha_pattern": {their_name(model, path): a.alpha for path, a in adapters.items() if a.alpha != first.alpha},
+        "lora_dropout": first.dropout,
+        "use_rslora": first.rslora,
+        "init_lora_weights": True,
+    }
+    tensors = {
+        tensor_name(model, path, side): getattr(adapter, side).data
+        for path, adapter in adapters.items()
+        for side in ("lora_A", "lora_B")
+    }
+    return {
+        WEIGHTS: tensors_to_bytes(tensors, {"format": "pt", "base_sha256": base_hash(model)}),
+        CONFIG: to_json(config).encode(),
+    }
+
+
+def load_adapter(model: Transformer, folder: str | Path) -> str:
+    """Attach the adapter in `folder` to `model`, whose base must be the one it was made for; return a note.
+
+    An adapter that does not say its base (PEFT's own do not) is checked by names and shapes, and the note says so;
+    otherwise the note is empty. Raises FileNotFoundError for a missing file, ValueError for another base, a feature
+    that is not supported, or missing, unexpected and misshapen tensors; the model is then as it was.
+    """
+    folder = Path(folder)
+    config, tensors, metadata = read_adapter(folder)
+    expected = metadata.get("base_sha256")
+    if expected and expected != base_hash(model):
+        raise ValueError(f"{folder} was made for another base: the weights of this model are not those it names")
+    wanted: dict[str, tuple[int, float]] = {}  # path -> r, alpha
+    shapes: dict[str, tuple[int, int]] = {}  # tensor name -> shape
+    for path, module in model.named_modules():
+        if isinstance(module, Linear) and tensor_name(model, path, "lora_A") in tensors:
+            theirs = their_name(model, path)
+            r = pattern(config.get("rank_pattern"), theirs, config["r"])
+            alpha = pattern(config.get("alpha_pattern"), theirs, config["lora_alpha"])
+            check_adaptable(module, r, config.get("lora_dropout", 0.0), "uniform")
+            n_out, n_in = module.weight.data.shape
+            wanted[path] = (r, alpha)
+            shapes[tensor_name(model, path, "lora_A")] = (r, n_in)
+            shapes[tensor_name(model, path, "lora_B")] = (n_out, r)
+    check_names(tensors, shapes)
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"{folder / WEIGHTS}: {name} has shape {tensors[name].shape}, this model needs {shape}")
+    model.freeze()
+    for path, (r, alpha) in wanted.items():
+        adapter = LoRALinear(
+            model[path],
+            r,
+            alpha,
+            rng=np.random.default_rng(0),
+            dropout=config.get("lora_dropout", 0.0),
+            rslora=config.get("use_rslora", False),
+        )
+        for side in ("lora_A", "lora_B"):
+            parameter = getattr(adapter, side)
+            xp = get_array_module(parameter.data)
+            parameter.data = xp.asarray(tensors[tensor_name(model, path, side)], dtype=parameter.data.dtype)
+        model[path] = adapter
+    return "" if expected else f"{folder} does not say which base it is for; its names and shapes fit this one"
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]]:
+    """The config, tensors and metadata in an adapter folder. Raises as load_adapter does."""
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} holds no {CONFIG}: it is not an adapter folder")
+    config = read_json(folder / CONFIG)
+    for key in ("r", "lora_alpha"):
+        if key not in config:
+            raise ValueError(f"{folder / CONFIG} lacks {key!r}")
+    for key, only in ONLY.items():
+        if config.get(key) not in (only, None):
+            raise ValueError(f"{folder / CONFIG}: {key} = {config[key]!r} is not supported, only {only!r}")
+    return config, *load_tensors(folder / WEIGHTS)
+
+
+def tensor_name(model: Transformer, path: str, side: str) -> str:
+    return f"base_model.model.{their_name(model, path)}.{side}.weight"
+
+
+def target_names(model: Transformer, adapters: dict[str, LoRALinear]) -> list[str]:
+    """The last names, if every layer so called is adapted; otherwise the whole paths."""
+    names = {last(path) for path in adapters}
+    called_so = {path for path, module in model.named_modules() if isinstance(module, Linear) and last(path) in names}
+    return sorted(names if called_so == set(adapters) else (their_name(model, path) for path in adapters))
+
+
+def pattern(patterns: dict[str, Any] | None, name: str, default: Any) -> Any:
+    """PEFT's rule for rank_pattern and alpha_pattern: the first key that matches the end of `name`, as a regex."""
+    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name)), default)

@@ -1,0 +1,156 @@
+"""Text as bytes: two corpora that every Python carries, batches of windows, and what a compressor makes of them.
+
+The tokens are the bytes themselves, 0..255: nothing to train, nothing to load, and a loss in bits per byte that
+can be set beside zlib's.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .ops import IGNORE
+
+
+class Batch(NamedTuple):
+    """What a step learns from; arrays on the host."""
+
+    ids: np.ndarray  # (B, T) int64
+    targets: np.ndarray  # (B, T) int64, the label of each position; IGNORE: none
+    padding: np.ndarray | None = None  # (B, T) bool, True for a real token
+    segments: np.ndarray | None = None  # (B, T) int64, BERT
+
+
+class Split(NamedTuple):
+    train: bytes
+    validation: bytes
+    test: bytes
+
+
+def english() -> Split:
+    """The documentation of the Python language, from pydoc_data.topics (about half a million characters).
+
+    Topics are dealt by a checksum of their name, so that another Python version deals them alike; paragraphs of
+    the held-out topics that stand in a training topic too are left out of them.
+    """
+    from pydoc_data.topics import topics
+
+    return deal({name: text.replace("\r\n", "\n").encode() for name, text in topics.items()}, by_paragraph=True)
+
+
+def python_source() -> Split:
+    """The top-level modules of the standard library, dealt by file."""
+    folder = Path(os.__file__).parent
+    files = {path.name: path.read_bytes().replace(b"\r\n", b"\n") for path in folder.glob("*.py")}
+    if not files:
+        raise ValueError(f"this Python keeps no source files in {folder}: choose a text with --data FILE")
+    return deal(files)
+
+
+def deal(documents: dict[str, bytes], by_paragraph: bool = False) -> Split:
+    """Join documents to training (8 of 10), validation and test text, by a checksum of their names."""
+    parts: tuple[list[bytes], ...] = ([], [], [])
+    for name in sorted(documents):
+        parts[{0: 1, 1: 2}.get(zlib.crc32(name.encode()) % 10, 0)].append(documents[name])
+    train, *held_out = (b"\n\n".join(part) for part in parts)
+    if by_paragraph:
+        seen = set(train.split(b"\n\n"))
+        held_out = [b"\n\n".join(p for p in text.split(b"\n\n") if p not in seen) for text in held_out]
+    return Split(train, *held_out)
+
+
+def read_text(path: str | Path) -> Split:
+    """A text file, cut in order: 8 parts in 10 to train on, one to validate, one to test.
+
+    Raises ValueError for a file that is empty or no UTF-8 text, OSError for one that cannot be read.
+    """
+    data = Path(path).read_bytes().replace(b"\r\n", b"\n")
+    if not data:
+        raise ValueError(f"{path} is empty")
+    try:
+        binary = "\0" in data.decode()
+    except UnicodeDecodeError:
+        binary = True
+    if binary:
+        raise ValueError(f"{path} is not UTF-8 text")
+    return Split(data[: len(data) * 8 // 10], data[len(data) * 8 // 10 : len(data) * 9 // 10], data[len(data) * 9 // 10 :])
+
+
+def encode(text: str | bytes) -> np.ndarray:
+    """(N,) int64: the bytes of `text`."""
+    return np.frombuffer(text.encode() if isinstance(text, str) else text, dtype=np.uint8).astype(np.int64)
+
+
+def decode(ids: np.ndarray) -> str:
+    return bytes(ids.tolist()).decode(errors="replace")
+
+
+def random_windows(data: bytes, batch: int, length: int, seed: int) -> Callable[[int], Batch]:
+    """step -> a Batch of `batch` windows of `length` bytes, the next byte of each as its label.
+
+    A batch depends on seed and step alone: a run that is resumed sees what it would have seen.
+    Raises ValueError for data shorter than one batch.
+    """
+    if len(data) <= batch * length:
+        raise ValueError(
+            f"{len(data)} bytes are less than one batch of {batch} windows of {length}: give more text, or smaller batches"
+        )
+    tokens = encode(data)
+
+    def at(step: int) -> Batch:
+        starts = np.random.default_rng([seed, step]).integers(0, len(tokens) - length, batch)
+        windows = tokens[starts[:, None] + np.arange(length + 1)]
+        return Batch(windows[:, :-1], windows[:, 1:])
+
+    return at
+
+
+def all_windows(data: bytes, batch: int, length: int) -> Iterator[Batch]:
+    """Every byte of `data` but the first, once as a label, with at least length/2 bytes (if there are) before it.
+
+    Windows overlap by half; the first half of each but the first counts for nothing.
+    """
+    tokens, half = encode(data), length // 2
+    ids, targets = [], []
+    for start in range(0, max(1, len(tokens) - 1 - half), half):
+        window = tokens[start : start + length + 1]
+        label = window[1:].copy()
+        if start:
+            label[:half] = IGNORE
+        rest = length - len(label)
+        ids.append(np.pad(window[:-1], (0, rest)))
+        targets.append(np.pad(label, (0, rest), constant_values=IGNORE))
+    for i in range(0, len(ids), batch):
+        yield Batch(np.stack(ids[i : i + batch]), np.stack(targets[i : i + batch]))
+
+
+def zlib_bits_per_byte(data: bytes, given: bytes) -> float:
+    """What zlib needs for `data` when it has the end of `given` as its dictionary (its window is 32 KiB)."""
+    compressor = zlib.compressobj(9, zdict=given[-32768:])
+    return 8 * len(compressor.compress(data) + compressor.flush()) / len(data)
+
+
+def lzma_bits_per_byte(data: bytes, given: bytes) -> float:
+    """What lzma needs for `data` after all of `given`: the difference of two archives."""
+    alone, both = (len(lzma.compress(text, preset=9)) for text in (given, given + data))
+    return 8 * (both - alone) / len(data)
+
+
+def bigram_bits_per_byte(data: bytes, given: bytes) -> float:
+    """P(byte | the byte before) by counting pairs in `given`, half a count added to each (Krichevsky, Trofimov)."""
+    counts = np.full((256, 256), 0.5)
+    tokens, held_out = encode(given), encode(data)
+    np.add.at(counts, (tokens[:-1], tokens[1:]), 1)
+    bits = -np.log2(counts / counts.sum(axis=1, keepdims=True))
+    return float(bits[held_out[:-1], held_out[1:]].mean())
+
+
+def bits(nats: float) -> float:
+    return nats / math.log(2)

@@ -1,0 +1,273 @@
+"""The training loop: gradients of a batch, fit, evaluate, and a run that can be killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import ops
+from .backend import Array, get_array_module, to_numpy
+from .checkpoint import load_tensors, save_tensors
+from .modules import Context, Gradients, Module
+from .optim import AdamW, Optimizer, Schedule, clip_by_global_norm
+from .text import Batch
+from .transformer import Transformer
+
+
+def loss_and_gradients(
+    model: Transformer, batch: Batch, rng: np.random.Generator | None = None, count: int | None = None
+) -> tuple[Array, Gradients]:
+    """Mean cross-entropy over the labelled positions (a 0-d array, on the device), and its gradients.
+
+    `count` replaces their number where the batch is a part of a larger one; losses and gradients then add up.
+    """
+    logits, cache = model.forward(batch.ids, Context(batch.padding, batch.segments, rng))
+    targets = get_array_module(logits).asarray(batch.targets)
+    loss, ce_cache = ops.cross_entropy_forward(logits, targets, count)
+    grads = Gradients()
+    model.backward(ops.cross_entropy_backward(1.0, ce_cache), cache, grads)
+    return loss, grads
+
+
+def sharded_loss_and_gradients(
+    pool: ThreadPoolExecutor, shards: int, model: Transformer, batches: list[Batch], seed: list[int]
+) -> tuple[Array, Gradients]:
+    """The same for several batches as if they were one, each cut along B in `shards` that run on threads.
+
+    Each shard has gradients and a generator of its own; they are summed in a fixed order.
+    """
+    count = sum(labelled(batch) for batch in batches)
+
+    def one(i: int, shard: Batch) -> tuple[Array, Gradients]:
+        return loss_and_gradients(model, shard, np.random.default_rng([*seed, i]), count)
+
+    parts = [shard for batch in batches for shard in cut(batch, shards)]
+    losses, grads = zip(*pool.map(one, range(len(parts)), parts), strict=True)
+    return sum(losses), sum(grads, Gradients())
+
+
+def cut(batch: Batch, shards: int) -> list[Batch]:
+    """`batch` in at most `shards` parts along B."""
+    shards = min(shards, len(batch.ids))
+    fields = ([None] * shards if a is None else np.array_split(a, shards) for a in batch)
+    return [Batch(*parts) for parts in zip(*fields, strict=True)]
+
+
+def labelled(batch: Batch) -> int:
+    return int((batch.targets != ops.IGNORE).sum())
+
+
+def evaluate(model: Transformer, batches: Iterable[Batch]) -> float:
+    """Mean cross-entropy in nats per labelled position, without dropout."""
+    total, count = 0.0, 0
+    for batch in batches:
+        logits, _ = model.forward(batch.ids, Context(batch.padding, batch.segments))
+        n = labelled(batch)
+        loss, _ = ops.cross_entropy_forward(logits, get_array_module(logits).asarray(batch.targets), n)
+        total, count = total + n * float(loss), count + n
+    if not count:
+        raise ValueError("nothing to evaluate: no position has a label")
+    return total / count
+
+
+@dataclass
+class History:
+    """What a run has seen; no times, so that the same seed gives the same bytes."""
+
+    loss: list[float] = field(default_factory=list)  # nats, one for each step
+    evaluations: list[tuple[int, float]] = field(default_factory=list)  # (steps done, nats on held-out data)
+    stopped_early: bool = False
+
+    def best(self) -> float:
+        return min((loss for _, loss in self.evaluations), default=math.inf)
+
+
+def fit(
+    model: Transformer,
+    batches: Callable[[int], Batch],
+    steps: int,
+    *,
+    lr: float = 1e-3,
+    optimizer: Optimizer | None = None,
+    schedule: Schedule = lambda step: 1.0,
+    accumulate: int = 1,
+    clip: float = 1.0,
+    shards: int = 1,
+    seed: int = 0,
+    held_out: Callable[[], Iterable[Batch]] | None = None,
+    evaluate_every: int = 0,
+    patience: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 100,
+    resume: bool = False,
+    description: str | None = "training",
+) -> History:
+    """Train what is trainable in `model` for `steps` steps of AdamW (or `optimizer`), and return the history.
+
+    `batches(i)` is the i-th batch; a step takes `accumulate` of them, each cut in `shards` for as many threads.
+    `held_out()` is evaluated every `evaluate_every` steps; after `patience` times without a new best, training
+    stops, and the best parameters are put back. `checkpoint` names a file written every `checkpoint_every` steps,
+    at the end, and on Ctrl-C; with `resume`, training goes on from it, to the very bytes of a run never stopped.
+    `description` labels the progress bar; None shows none.
+
+    Raises FloatingPointError when the loss is no longer finite, with the last good checkpoint kept; ValueError for
+    a checkpoint that is there without `resume`, or is of other parameters; KeyboardInterrupt after Ctrl-C.
+    """
+    from tqdm import tqdm
+
+    run = Run(model, optimizer or AdamW(model.trainable_parameters(), lr), None if checkpoint is None else Path(checkpoint))
+    if run.path and run.path.exists():
+        if not resume:
+            raise ValueError(f"{run.path} is there already: resume, or choose another place")
+        run.load()
+    done = len(run.history.loss)
+    bar = tqdm(total=steps, initial=done, desc=description, disable=description is None, unit="step", leave=False)
+    with bar, ThreadPoolExecutor(shards) as pool, interruption() as interrupted:
+        for step in range(done, steps):
+            if run.history.stopped_early:
+                break
+            several = [batches(step * accumulate + i) for i in range(accumulate)]
+            loss, grads = sharded_loss_and_gradients(pool, shards, model, several, [seed, step])
+            run.optimizer.step(clip_by_global_norm(grads, clip), schedule(step))
+            run.unread.append(loss)
+            bar.update()
+            end = step + 1 == steps or interrupted.is_set()
+            if end or (step + 1) % 10 == 0:
+                run.read(several[-1])
+                bar.set_postfix_str(f"loss {run.history.loss[-1]:.3f}")
+            if held_out and evaluate_every and (step + 1) % evaluate_every == 0:
+                run.read(several[-1])
+                run.judge(evaluate(model, held_out()), patience)
+            if run.path and (end or run.history.stopped_early or (step + 1) % checkpoint_every == 0):
+                run.read(several[-1])
+                run.save()
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+    run.finish(patience)
+    return run.history
+
+
+class Run:
+    """What a checkpoint holds: parameters, optimizer state, history, and the best parameters so far."""
+
+    def __init__(self, model: Transformer, optimizer: Optimizer, path: Path | None) -> None:
+        self.model, self.optimizer, self.path = model, optimizer, path
+        self.history = History()
+        self.unread: list[Array] = []  # losses that are still on the device
+        self.best: dict[str, Array] = {}
+
+    def state(self) -> dict[str, Array]:
+        return {name: parameter.data for name, parameter in self.model.trainable_parameters().items()}
+
+    def read(self, batch: Batch) -> None:
+        """Fetch the losses from the device. Raises FloatingPointError if one of them is not finite."""
+        losses = [float(loss) for loss in self.unread]
+        self.unread = []
+        wrong = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if wrong is not None:
+            step = len(self.history.loss) + wrong + 1
+            kept = f"; {self.path} holds the last good state" if self.path and self.path.exists() else ""
+            raise FloatingPointError(
+                f"the loss of step {step} is {losses[wrong]}, first in {first_not_finite(self.model, batch)}: "
+                f"lower the learning rate{kept}"
+            )
+        self.history.loss += losses
+
+    def judge(self, loss: float, patience: int) -> None:
+        """Note an evaluation. The optimizer replaces arrays and never writes to them: a reference is a snapshot."""
+        if loss < self.history.best():
+            self.best = self.state()
+        self.history.evaluations.append((len(self.history.loss), loss))
+        since_best = len(self.history.evaluations) - 1 - int(np.argmin([e for _, e in self.history.evaluations]))
+        self.history.stopped_early = bool(patience) and since_best >= patience
+
+    def finish(self, patience: int) -> None:
+        if patience and self.best:
+            for name, parameter in self.model.trainable_parameters().items():
+                parameter.data = self.best[name]
+
+    def save(self) -> None:
+        """Write the checkpoint, unless a parameter is not finite: the last good one is worth more."""
+        assert self.path is not None
+        tensors = {f"parameter.{name}": data for name, data in self.state().items()}
+        bad = next((name for name, data in tensors.items() if not np.isfinite(to_numpy(data)).all()), None)
+        if bad:
+            raise FloatingPointError(f"{bad} is not finite after step {self.optimizer.t}: lower the learning rate")
+        tensors |= {f"optimizer.{name}": data for name, data in self.optimizer.state_dict().items()}
+        tensors |= {f"best.{name}": data for name, data in self.best.items()}
+        note = {"t": self.optimizer.t, "history": asdict(self.history)}
+        save_tensors(self.path, tensors, {"minilora": json.dumps(note, sort_keys=True)})
+
+    def load(self) -> None:
+        """Go back to a checkpoint. Raises ValueError if it is damaged, or of a run with other parameters."""
+        assert self.path is not None
+        tensors, metadata = load_tensors(self.path)
+        kinds: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "optimizer": {}, "best": {}}
+        for name, data in tensors.items():
+            kind, _, rest = name.partition(".")
+            kinds.get(kind, {})[rest] = data
+        parameters = self.model.trainable_parameters()
+        wanted = {name: tuple(parameter.data.shape) for name, parameter in parameters.items()}
+        if "minilora" not in metadata or {n: d.shape for n, d in kinds["parameter"].items()} != wanted:
+            raise ValueError(f"{self.path} is a checkpoint of something else: its tensors are not what trains here")
+        note = json.loads(metadata["minilora"])
+        for name, parameter in parameters.items():
+            parameter.data = get_array_module(parameter.data).asarray(kinds["parameter"][name])
+        self.optimizer.load_state_dict(kinds["optimizer"], note["t"])
+        self.best = {name: get_array_module(parameters[name].data).asarray(x) for name, x in kinds["best"].items()}
+        history = note["history"]
+        self.history = History(history["loss"], [(s, e) for s, e in history["evaluations"]], history["stopped_early"])
+
+
+@contextmanager
+def interruption() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, so that a step is never cut in the middle. A second Ctrl-C stops at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def first_not_finite(model: Transformer, batch: Batch) -> str:
+    """The path of the first module, in the order of computation, whose output on `batch` is not finite."""
+    found: list[str] = []
+
+    def watched(path: str, forward: Callable[..., tuple[Array, Any]]) -> Callable[..., tuple[Array, Any]]:
+        def run(*arguments: Any) -> tuple[Array, Any]:
+            y, cache = forward(*arguments)
+            if not found and not np.isfinite(to_numpy(y)).all():
+                found.append(path)
+            return y, cache
+
+        return run
+
+    modules: list[tuple[str, Module]] = list(model.named_modules())
+    try:
+        for path, module in modules:
+            vars(module)["forward"] = watched(path, module.forward)
+        model.forward(batch.ids, Context(batch.padding, batch.segments))
+    finally:
+        for _, module in modules:
+            vars(module).pop("forward", None)
+    return found[0] if found else "the loss itself"

@@ -1,0 +1,33 @@
+"""Fixtures for all tests. One BLAS thread: with more, small products wait for each other."""
+
+import os
+
+for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")  # read when NumPy is imported
+
+import sys  # noqa: E402
+from types import ModuleType  # noqa: E402
+
+import fakecupy  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from minilora.backend import load_backend  # noqa: E402
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(params=["numpy", "fakecupy", pytest.param("cupy", marks=pytest.mark.gpu)])
+def xp(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Each array library in turn: NumPy, CuPy's test double in CuPy's place, and CuPy where it finds a GPU."""
+    if request.param == "fakecupy":
+        monkeypatch.setitem(sys.modules, "cupy", fakecupy)
+    if request.param != "cupy":
+        return load_backend("numpy" if request.param == "numpy" else "cupy")
+    try:
+        return load_backend("cupy")
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(str(error))

@@ -1,0 +1,640 @@
+"""Every op against numbers, against PyTorch and against its own laws; and the check itself against known mistakes."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minilora import ops
+from minilora.backend import Array, get_array_module, to_numpy
+from minilora.ops.attention import merge_heads, split_heads
+from minilora.verify import Report, check_gradient
+
+few = settings(max_examples=12, deadline=None, derandomize=True)
+seeds = st.integers(0, 2**32 - 1)
+FLOAT32 = 1e-5  # of the largest number
+EXACT = 1e-12
+
+
+# ---- the ops, each on inputs of some size ----
+
+
+class Case(NamedTuple):
+    inputs: dict[str, np.ndarray]  # what has a gradient
+    forward: Callable[..., Any]  # (*inputs) -> y, cache
+    backward: Callable[..., Any]  # (dy, cache, *inputs) -> one gradient for each input
+    torch: Callable[..., Any]  # (torch, *inputs) -> y
+
+    def grad(self, dy: Array, *inputs: Array) -> tuple[Array, ...]:
+        return self.backward(dy, self.forward(*inputs)[1], *inputs)
+
+    def check(self, rng: np.random.Generator, grad: Callable[..., Any] | None = None, **options: Any) -> Report:
+        return check_gradient(lambda *a: self.forward(*a)[0], grad or self.grad, self.inputs, rng=rng, **options)
+
+
+def on(x: Array, constant: np.ndarray) -> Array:
+    """A constant in the library of x; floats in the dtype of x."""
+    return get_array_module(x).asarray(constant, dtype=x.dtype if constant.dtype.kind == "f" else None)
+
+
+def fixed(constant: np.ndarray) -> np.ndarray:
+    constant.setflags(write=False)
+    return constant
+
+
+def linear(size, rng):
+    B, T, n_in, n_out = (size() for _ in range(4))
+    return Case(
+        {"x": rng.standard_normal((B, T, n_in)), "W": rng.standard_normal((n_out, n_in))},
+        ops.linear_forward,
+        lambda dy, x, _, W: (ops.linear_backward(dy, W), ops.linear_gradients(dy, x)),
+        lambda torch, x, W: torch.nn.functional.linear(x, W),
+    )
+
+
+def bias(size, rng):
+    B, T, n_in, n_out = (size() for _ in range(4))
+    x, W = rng.standard_normal((B, T, n_in)), rng.standard_normal((n_out, n_in))
+    return Case(
+        {"b": rng.standard_normal(n_out)},
+        lambda b: ops.linear_forward(on(b, x), on(b, W), b),
+        lambda dy, _, b: (ops.bias_gradients(dy),),
+        lambda torch, b: torch.nn.functional.linear(torch.tensor(x), torch.tensor(W), b),
+    )
+
+
+def low_rank(size, rng):
+    B, T, n_in, n_out, r = (size() for _ in range(5))
+    inputs = {"x": rng.standard_normal((B, T, n_in)), "A": rng.standard_normal((r, n_in))}
+
+    def backward(dy, cache, x, A, B):
+        dx, dh = ops.lora_backward(dy, A, B, S)
+        return dx, ops.lora_A_gradients(dh, cache.x), ops.lora_B_gradients(dy, cache.h, S)
+
+    return Case(
+        {**inputs, "B": rng.standard_normal((n_out, r))},
+        lambda x, A, B: ops.lora_forward(x, A, B, S),
+        backward,
+        lambda torch, x, A, B: S * torch.nn.functional.linear(torch.nn.functional.linear(x, A), B),
+    )
+
+
+S = 0.7  # the scaling of the low-rank path
+EPS = 0.03  # of the norms: large enough for its place in the formula to show
+THETA = 50.0
+
+
+def layer_norm(size, rng):
+    B, T, C = size(), size(), size(3, 5)
+    return Case(
+        {"x": rng.standard_normal((B, T, C)), "g": rng.standard_normal(C), "b": rng.standard_normal(C)},
+        lambda x, g, b: ops.layer_norm_forward(x, g, b, EPS),
+        lambda dy, cache, _, g, b: (
+            ops.layer_norm_backward(dy, cache, g), ops.norm_gradients(dy, cache), ops.bias_gradients(dy),
+        ),
+        lambda torch, x, g, b: torch.nn.functional.layer_norm(x, (C,), g, b, EPS),
+    )  # fmt: skip
+
+
+def rms_norm(size, rng):
+    B, T, C = size(), size(), size(2, 5)
+    return Case(
+        {"x": rng.standard_normal((B, T, C)), "g": rng.standard_normal(C)},
+        lambda x, g: ops.rms_norm_forward(x, g, EPS),
+        lambda dy, cache, _, g: (ops.rms_norm_backward(dy, cache, g), ops.norm_gradients(dy, cache)),
+        lambda torch, x, g: torch.nn.functional.rms_norm(x, (C,), g, EPS),
+    )
+
+
+def gelu(size, rng):
+    return Case(
+        {"x": 2 * rng.standard_normal((size(), size(), size()))},
+        ops.gelu_forward,
+        lambda dy, cache, x: (ops.gelu_backward(dy, cache),),
+        lambda torch, x: torch.nn.functional.gelu(x, approximate="tanh"),
+    )
+
+
+def swiglu(size, rng):
+    B, T, F = size(), size(), size()
+    return Case(
+        {"gate": 2 * rng.standard_normal((B, T, F)), "up": rng.standard_normal((B, T, F))},
+        ops.swiglu_forward,
+        lambda dy, cache, *_: ops.swiglu_backward(dy, cache),
+        lambda torch, gate, up: torch.nn.functional.silu(gate) * up,
+    )
+
+
+def rope(size, rng):
+    B, T, H, D = size(), size(), size(), 2 * size(1, 3)
+
+    def turn(torch, x):  # as a product of complex numbers
+        a, b = x.unflatten(-1, (H, 2, D // 2)).unbind(-2)
+        angle = torch.arange(T)[:, None, None] * THETA ** (-2.0 * torch.arange(D // 2, dtype=x.dtype) / D)
+        turned = torch.complex(a, b) * torch.polar(torch.ones_like(angle), angle)
+        return torch.stack([turned.real, turned.imag], -2).reshape(x.shape)
+
+    return Case(
+        {"x": rng.standard_normal((B, T, H * D))},
+        lambda x: (ops.rope_forward(x, *rope_tables(x, D)), None),
+        lambda dy, _, x: (ops.rope_backward(dy, *rope_tables(x, D)),),
+        turn,
+    )
+
+
+def rope_tables(x, D):
+    return ops.rope_tables(get_array_module(x), x.shape[1], D, THETA, x.dtype)
+
+
+def attention(causal: bool, side: str, R: int):
+    """R query heads for each key/value head. The outputs of padding are no part of y."""
+
+    def case(size, rng):
+        B, T, G, D = size(), size(3, 5), size(1, 2), size(1, 3)
+        padding = None if side == "none" else fixed(pad(side, T, [T - 1, *rng.integers(1, T + 1, B - 1)]))
+        real = np.ones((B, T, 1)) if padding is None else 1.0 * padding[..., None]
+
+        def forward(q, k, v):
+            y, cache = ops.attention_forward(q, k, v, attention_mask(q, causal, padding), D)
+            return y * on(q, real), cache
+
+        def torch_attention(torch, *qkv):
+            see = torch.tensor(np.tri(T, dtype=bool) if causal else np.ones((T, T), bool))
+            see = see if padding is None else see & torch.tensor(padding)[:, None, None, :]
+            q, k, v = (x.unflatten(-1, (-1, D)).transpose(1, 2) for x in qkv)
+            y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=see, enable_gqa=R > 1)
+            return y.transpose(1, 2).flatten(2) * torch.tensor(real)
+
+        return Case(
+            {name: rng.standard_normal((B, T, n * D)) for name, n in (("q", G * R), ("k", G), ("v", G))},
+            forward,
+            lambda dy, cache, *_: ops.attention_backward(dy * on(dy, real), cache),
+            torch_attention,
+        )
+
+    return case
+
+
+def attention_mask(x, causal, padding):
+    xp = get_array_module(x)
+    return ops.attention_mask(xp, x.shape[1], causal, None if padding is None else xp.asarray(padding), x.dtype)
+
+
+def pad(side: str, T: int, lengths: list[int]) -> np.ndarray:
+    """(B, T), True for the real tokens; the padding is on the left or on the right."""
+    real = np.arange(T) < np.array(lengths)[:, None]
+    return real[:, ::-1].copy() if side == "left" else real
+
+
+def embedding(size, rng):
+    ids, V = rng.integers(0, 3, (size(), size(2, 4))), size(3, 5)
+    ids[:, 0] = ids[:, -1]  # the same row twice, at least
+    fixed(ids)
+    return Case(
+        {"W": rng.standard_normal((V, size()))},
+        lambda W: ops.embedding_forward(on(W, ids), W),
+        lambda dy, cache, W: (ops.embedding_gradients(dy, cache, V),),
+        lambda torch, W: torch.nn.functional.embedding(torch.tensor(ids), W),
+    )
+
+
+def cross_entropy(count: int | None):
+    def case(size, rng):
+        B, T, V = size(), size(2, 4), size(2, 5)
+        targets = rng.integers(0, V, (B, T))
+        targets[:, 1] = ops.IGNORE
+        fixed(targets)
+        reduction, divisor = ("mean", 1) if count is None else ("sum", count)
+        return Case(
+            {"logits": rng.standard_normal((B, T, V))},
+            lambda z: ops.cross_entropy_forward(z, on(z, targets), count),
+            lambda dL, cache, z: (ops.cross_entropy_backward(dL, cache),),
+            lambda torch, z: torch.nn.functional.cross_entropy(
+                z.flatten(0, 1), torch.tensor(targets).flatten(), ignore_index=-100, reduction=reduction
+            ) / divisor,
+        )  # fmt: skip
+
+    return case
+
+
+def mean_squared_error(size, rng):
+    B, T = size(), size()
+    target = fixed(rng.standard_normal((B, T)))
+    return Case(
+        {"y": rng.standard_normal((B, T))},
+        lambda y: ops.mean_squared_error_forward(y, on(y, target)),
+        lambda dL, cache, y: (ops.mean_squared_error_backward(dL, cache),),
+        lambda torch, y: torch.nn.functional.mse_loss(y, torch.tensor(target)),
+    )
+
+
+def dropout(size, rng):
+    shape = size(), size(), size(2, 4)
+    keep = (rng.random(shape) < 0.6) / 0.6
+    keep[0, 0, :2] = 0, 1 / 0.6
+    fixed(keep)
+    return Case(
+        {"x": rng.standard_normal(shape)},
+        lambda x: ops.dropout_forward(x, on(x, keep)),
+        lambda dy, cache, x: (ops.dropout_backward(dy, cache),),
+        lambda torch, x: x * torch.tensor(keep),
+    )
+
+
+OPS = {
+    "linear": linear,
+    "bias": bias,
+    "low rank": low_rank,
+    "layer norm": layer_norm,
+    "rms norm": rms_norm,
+    "gelu": gelu,
+    "swiglu": swiglu,
+    "rope": rope,
+    "attention": attention(False, "none", 1),
+    "attention, grouped": attention(False, "none", 3),
+    "attention, padded left": attention(False, "left", 2),
+    "attention, padded right": attention(False, "right", 1),
+    "attention, causal": attention(True, "none", 2),
+    "attention, causal, padded left": attention(True, "left", 1),
+    "attention, causal, padded right": attention(True, "right", 3),
+    "embedding": embedding,
+    "cross-entropy": cross_entropy(None),
+    "cross-entropy, a part of a batch": cross_entropy(17),
+    "mean squared error": mean_squared_error,
+    "dropout": dropout,
+}
+each_op = pytest.mark.parametrize("op", OPS)
+
+
+def drawn(op: str, data: st.DataObject) -> tuple[Case, np.random.Generator]:
+    rng = np.random.default_rng(data.draw(seeds))
+    return OPS[op](lambda low=1, high=4: data.draw(st.integers(low, high)), rng), rng
+
+
+def some(op: str, rng: np.random.Generator) -> Case:
+    return OPS[op](lambda low=1, high=4: int(rng.integers(low, high + 1)), rng)
+
+
+def cubes(op: str, rng: np.random.Generator) -> Case:
+    """Every size the same: a gradient that is transposed by mistake still has the right shape."""
+    return OPS[op](lambda low=1, high=4: max(low, min(high, 3)), rng)
+
+
+def arrays_in(value: Any) -> Iterator[np.ndarray]:
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from arrays_in(item)
+
+
+def close(a: Array, b: Array, tolerance: float) -> bool:
+    return a.shape == b.shape and bool(np.abs(a - b).max() <= tolerance * np.abs(b).max())
+
+
+# ---- what holds for every op ----
+
+
+@each_op
+@few
+@given(data=st.data())
+def test_gradients_agree_with_central_differences_and_the_complex_step(op, data):
+    case, rng = drawn(op, data)
+    case.check(rng).raise_if_wrong()
+
+
+@pytest.mark.oracle
+@each_op
+def test_outputs_and_gradients_agree_with_pytorch(op, rng):
+    torch = pytest.importorskip("torch")
+    for _ in range(3):
+        case = some(op, rng)
+        expected = case.torch(torch, *map(torch.tensor, case.inputs.values())).numpy()
+        assert close(case.forward(*case.inputs.values())[0], expected, EXACT)
+        case.check(rng, torch=lambda *x, case=case: case.torch(torch, *x)).raise_if_wrong()
+
+
+@each_op
+def test_float32_stays_float32_and_agrees_with_float64(op, rng):
+    case = some(op, rng)
+    single = [x.astype(np.float32) for x in case.inputs.values()]
+    double = [x.astype(np.float64) for x in single]
+    y = case.forward(*single)[0]
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    results = [y, *case.grad(dy, *single)]
+    assert [result.dtype for result in results] == [np.float32] * len(results)
+    for result, exact in zip(results, [case.forward(*double)[0], *case.grad(dy, *double)], strict=True):
+        assert close(result, exact, FLOAT32)
+
+
+@each_op
+def test_a_gpu_array_gives_the_numbers_and_the_dtypes_of_numpy(op, rng, xp):
+    case = some(op, rng)
+    inputs = [x.astype(np.float32) for x in case.inputs.values()]
+    y = case.forward(*inputs)[0]
+    dy = np.asarray(rng.standard_normal(y.shape), dtype=np.float32)
+    moved = [xp.asarray(x) for x in inputs]
+    results = [case.forward(*moved)[0], *case.grad(xp.asarray(dy), *moved)]
+    assert all(get_array_module(result) is xp for result in results)
+    for result, expected in zip(map(to_numpy, results), [y, *case.grad(dy, *inputs)], strict=True):
+        assert result.dtype == expected.dtype
+        assert close(result, expected, FLOAT32 if xp.__name__ == "cupy" else 0)
+
+
+@each_op
+def test_no_op_writes_to_its_arguments_to_dy_or_to_its_cache_and_backward_may_run_again(op, rng):
+    case = some(op, rng)
+    inputs = [fixed(x) for x in case.inputs.values()]
+    y, cache = case.forward(*inputs)
+    dy = fixed(np.asarray(rng.standard_normal(y.shape)))
+    for array in arrays_in(cache):
+        fixed(array)
+    first, second = case.backward(dy, cache, *inputs), case.backward(dy, cache, *inputs)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))
+    assert not any(np.shares_memory(a, b) for a in first for b in [dy, *inputs, *arrays_in(cache)])
+
+
+# ---- laws that need no reference ----
+
+
+@few
+@given(data=st.data())
+def test_Bt_dB_equals_dA_At(data):
+    case, rng = drawn("low rank", data)
+    _, A, B = case.inputs.values()
+    dy = rng.standard_normal(case.forward(*case.inputs.values())[0].shape)
+    _, dA, dB = case.grad(dy, *case.inputs.values())
+    np.testing.assert_allclose(B.T @ dB, dA @ A.T, rtol=0, atol=EXACT * np.abs(dA).max() * np.abs(A).max() * 10)
+
+
+def test_dA_and_dx_are_exactly_zero_where_B_is_but_dB_is_not(rng):
+    x, A, B = some("low rank", rng).inputs.values()
+    B = 0 * B
+    dx, dh = ops.lora_backward(rng.standard_normal((*x.shape[:-1], len(B))), A, B, S)
+    assert not dx.any()
+    assert not ops.lora_A_gradients(dh, x).any()
+    dy = rng.standard_normal((*x.shape[:-1], len(B)))
+    assert ops.lora_B_gradients(dy, ops.lora_forward(x, A, B, S)[1].h, S).all()
+
+
+@pytest.mark.parametrize("op", [name for name in OPS if name.startswith("attention")])
+def test_shifting_every_key_changes_nothing_so_dk_sums_to_zero_over_the_keys(op, rng):
+    """The rows of dS sum to 0."""
+    case = some(op, rng)
+    q, k, v = case.inputs.values()
+    y = case.forward(q, k, v)[0]
+    assert close(case.forward(q, k + rng.standard_normal(k.shape[-1]), v)[0], y, EXACT)
+    _, dk, _ = case.grad(rng.standard_normal(y.shape), q, k, v)
+    np.testing.assert_allclose(dk.sum(axis=1), 0, atol=EXACT)
+
+
+@few
+@given(data=st.data())
+def test_rows_of_the_gradient_of_the_logits_sum_to_zero_and_ignored_ones_are_zero(data):
+    case, rng = drawn("cross-entropy", data)
+    (dlogits,) = case.grad(rng.standard_normal(), *case.inputs.values())
+    np.testing.assert_allclose(dlogits.sum(axis=-1), 0, atol=EXACT)
+    assert not dlogits[:, 1].any()
+    assert dlogits[:, 0].all()
+
+
+def test_losses_and_gradients_of_the_parts_of_a_batch_add_up(rng):
+    logits, targets = rng.standard_normal((5, 3, 7)), rng.integers(0, 7, (5, 3))
+    targets[1, 2] = ops.IGNORE
+    whole, cache = ops.cross_entropy_forward(logits, targets)
+    parts = [ops.cross_entropy_forward(logits[i], targets[i], count=14) for i in (slice(2), slice(2, 5))]
+    assert sum(L for L, _ in parts) == pytest.approx(whole, rel=EXACT)
+    together = np.concatenate([ops.cross_entropy_backward(0.3, c) for _, c in parts])
+    assert close(together, ops.cross_entropy_backward(0.3, cache), EXACT)
+
+
+def test_where_no_position_carries_a_label_the_loss_and_its_gradient_are_zero(rng):
+    L, cache = ops.cross_entropy_forward(rng.standard_normal((2, 3, 5)), np.full((2, 3), ops.IGNORE))
+    assert L == 0
+    assert not ops.cross_entropy_backward(1.7, cache).any()
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4])
+@pytest.mark.parametrize("op", ["gelu", "swiglu", "cross-entropy", "attention, causal", "layer norm", "rms norm"])
+def test_large_numbers_overflow_nothing(op, scale, rng):
+    case = some(op, rng)
+    inputs = [np.float32(scale) * x.astype(np.float32) for x in case.inputs.values()]
+    y = case.forward(*inputs)[0]
+    grads = case.grad(np.asarray(rng.standard_normal(y.shape), dtype=np.float32), *inputs)
+    assert all(np.isfinite(result).all() for result in [y, *grads])
+
+
+@few
+@given(seed=seeds, C=st.integers(3, 6))
+def test_layer_norm_ignores_shift_and_scale_so_dx_is_orthogonal_to_ones_and_to_xhat(seed, C):
+    rng = np.random.default_rng(seed)
+    x, dy, g, b = (rng.standard_normal(shape) for shape in ((4, C), (4, C), C, C))
+    y, cache = ops.layer_norm_forward(x, g, b, eps=0)
+    assert close(ops.layer_norm_forward(2.5 * x - 0.8, g, b, eps=0)[0], y, 1e-10)
+    dx = ops.layer_norm_backward(dy, cache, g)
+    scale = np.abs(dx).max()
+    assert scale > 0
+    np.testing.assert_allclose(dx.sum(axis=-1), 0, atol=1e-11 * scale)
+    np.testing.assert_allclose((dx * cache.xhat).sum(axis=-1), 0, atol=1e-11 * scale)
+
+
+@few
+@given(seed=seeds, C=st.integers(2, 6))
+def test_rms_norm_ignores_scale_so_dx_is_orthogonal_to_x(seed, C):
+    rng = np.random.default_rng(seed)
+    x, dy, g = (rng.standard_normal(shape) for shape in ((4, C), (4, C), C))
+    y, cache = ops.rms_norm_forward(x, g, eps=0)
+    assert close(ops.rms_norm_forward(2.5 * x, g, eps=0)[0], y, EXACT)
+    dx = ops.rms_norm_backward(dy, cache, g)
+    np.testing.assert_allclose((dx * x).sum(axis=-1), 0, atol=1e-11 * np.abs(dx).max() * np.abs(x).max())
+
+
+@few
+@given(data=st.data())
+def test_rope_preserves_lengths_and_its_backward_is_its_inverse(data):
+    case, _ = drawn("rope", data)
+    (x,) = case.inputs.values()
+    y, _ = case.forward(x)
+    np.testing.assert_allclose((y * y).sum(-1), (x * x).sum(-1), rtol=EXACT)
+    assert close(case.backward(y, None, x)[0], x, EXACT)
+
+
+def test_rope_scores_depend_on_the_distance_alone(rng):
+    q, k = (np.broadcast_to(rng.standard_normal(6), (1, 9, 6)) for _ in "qk")  # one vector at every position
+    tables = rope_tables(q, 6)
+    scores = ops.rope_forward(q, *tables)[0] @ ops.rope_forward(k, *tables)[0].T
+    for distance in range(-8, 9):
+        diagonal = np.diagonal(scores, distance)
+        np.testing.assert_allclose(diagonal, diagonal[0], rtol=0, atol=EXACT * 10)
+    assert np.ptp(scores) > 1e-3
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_padding_changes_no_real_token_of_attention(causal, side, rng):
+    T, D, lengths = 6, 2, [6, 4, 1]
+    padding = pad(side, T, lengths)
+    q, k, v = (rng.standard_normal((3, T, n * D)) for n in (4, 2, 2))
+    padded, _ = ops.attention_forward(q, k, v, attention_mask(q, causal, padding), D)
+    for i, real in enumerate(padding):
+        alone = [x[i : i + 1, real] for x in (q, k, v)]
+        y, _ = ops.attention_forward(*alone, attention_mask(alone[0], causal, None), D)
+        assert close(padded[i, real], y[0], EXACT)
+    assert np.isfinite(padded).all()
+
+
+def test_a_causal_query_looks_at_no_later_key(rng):
+    q, k, v = (rng.standard_normal((2, 5, 6)) for _ in "qkv")
+    mask = attention_mask(q, True, None)
+    y, _ = ops.attention_forward(q, k, v, mask, 3)
+    k[:, 3], v[:, 3] = 9.1, -7.3
+    changed, _ = ops.attention_forward(q, k, v, mask, 3)
+    assert np.array_equal(y[:, :3], changed[:, :3])
+    assert (y[:, 3:] != changed[:, 3:]).all()
+
+
+# ---- the check is checked ----
+
+# op, the mistake, and (right, dy, cache, *inputs) -> the wrong gradients, where `right` are the right ones
+MISTAKES: list[tuple[str, str, Callable[..., Any]]] = [
+    ("linear", "dx is zero", lambda g, *_: (0 * g[0], g[1])),
+    ("linear", "dW is zero", lambda g, *_: (g[0], 0 * g[1])),
+    ("linear", "dW is transposed", lambda g, *_: (g[0], g[1].T)),
+    ("linear", "dx = dy Wᵀ", lambda g, dy, c, x, W: (dy @ W.T, g[1])),
+    ("linear", "dW has the wrong sign", lambda g, *_: (g[0], -g[1])),
+    ("linear", "dW is off by one in a million", lambda g, *_: (g[0], (1 + 1e-6) * g[1])),
+    ("linear", "dW of the first sequence alone", lambda g, dy, c, x, W: (g[0], dy[0].T @ x[0])),
+    ("linear", "dW is not finite", lambda g, *_: (g[0], g[1] * np.nan)),
+    ("bias", "db is a mean", lambda g, dy, *_: (dy.mean((0, 1)),)),
+    ("bias", "db is summed over the batch only", lambda g, dy, *_: (dy.sum(0),)),
+    ("low rank", "dA without the scaling", lambda g, *_: (g[0], g[1] / S, g[2])),
+    ("low rank", "dB without the scaling", lambda g, *_: (g[0], g[1], g[2] / S)),
+    ("low rank", "dB with the scaling twice", lambda g, *_: (g[0], g[1], g[2] * S)),
+    ("low rank", "dx without the scaling", lambda g, *_: (g[0] / S, g[1], g[2])),
+    ("low rank", "dx does not flow", lambda g, *_: (0 * g[0], g[1], g[2])),
+    ("low rank", "dB from x and not from h", lambda g, dy, c, x, A, B: (*g[:2], S * np.einsum("bto,bti->oi", dy, x))),
+    ("layer norm", "dx without the mean", lambda g, *a: (norm_dx(*a, mean=0), g[1], g[2])),
+    ("layer norm", "dx without the projection on x̂", lambda g, *a: (norm_dx(*a, project=0), g[1], g[2])),
+    ("layer norm", "dx without the gain", lambda g, dy, c, x, w, b: (norm_dx(dy, c, x, 0 * w + 1), g[1], g[2])),
+    ("layer norm", "dg = Σ dy", lambda g, dy, *_: (g[0], dy.sum((0, 1)), g[2])),
+    ("layer norm", "dg = Σ dy ∘ x", lambda g, dy, c, x, *_: (g[0], (dy * x).sum((0, 1)), g[2])),
+    ("rms norm", "dx subtracts a mean", lambda g, *a: (norm_dx(*a), g[1])),
+    ("attention", "dS without its row sum", lambda g, *a: (*attention_dq_dk(*a, row_sum=False), g[2])),
+    ("attention", "dq and dk without 1/√D", lambda g, *a: (*attention_dq_dk(*a, D=1), g[2])),
+    ("attention", "dv from E and not from P", lambda g, dy, c, *_: (*g[:2], merge_heads(unscaled_dv(dy, c), 3))),
+    ("attention", "dq and dk exchanged", lambda g, *_: (g[1], g[0], g[2])),
+    ("attention, grouped", "dk of one head of each group", lambda g, *a: (g[0], first_head_dk(*a), g[2])),
+    ("cross-entropy", "the sum and not the mean", lambda g, *_: (6 * g[0],)),
+    ("cross-entropy", "the mean over ignored positions too", lambda g, *_: (g[0] * 6 / 9,)),
+    ("cross-entropy", "softmax without the label", lambda g, dL, c, z: ((dL * c.weight * c.P).reshape(z.shape),)),
+    ("cross-entropy", "ignored positions learn", lambda g, dL, c, z: (g[0] + (dL * c.P / 9).reshape(z.shape),)),
+    ("cross-entropy", "dL is taken for 1", lambda g, dL, *_: (g[0] / dL,)),
+    ("mean squared error", "without 1/n", lambda g, dL, c, y: (g[0] * y.size,)),
+    ("mean squared error", "without the 2", lambda g, *_: (g[0] / 2,)),
+    ("gelu", "without the inner derivative", lambda g, dy, c, x: (dy * ops.gelu_forward(x)[0] / x,)),
+    ("gelu", "the slope of the exact GELU", lambda g, dy, c, x: (dy * exact_gelu_slope(x),)),
+    ("swiglu", "gate and up exchanged", lambda g, *_: (g[1], g[0])),
+    ("swiglu", "silu' = σ", lambda g, dy, c, gate, up: (dy * up / (1 + np.exp(-gate)), g[1])),
+    ("rope", "turned forward again", lambda g, dy, c, x: (ops.rope_forward(dy, *rope_tables(x, 6)),)),
+    ("rope", "not turned", lambda g, dy, *_: (dy,)),
+    ("dropout", "the mask is forgotten", lambda g, dy, *_: (dy,)),
+    ("dropout", "the factor 1/(1-p) is forgotten", lambda g, *_: (0.6 * g[0],)),
+    ("embedding", "dW[ids] += dy", lambda g, dy, ids, W: (overwritten(dy, ids, W),)),
+    ("embedding", "dW of the first sequence alone", lambda g, dy, i, W: (ops.embedding_gradients(dy[0], i[0], 3),)),
+]
+
+
+def norm_dx(dy, cache, x, g, b=None, *, mean=1, project=1):
+    dx, xhat = dy * g, cache.xhat
+    return (dx - mean * dx.mean(-1, keepdims=True) - project * xhat * (dx * xhat).mean(-1, keepdims=True)) * cache.rstd
+
+
+def attention_dq_dk(dy, cache, *_, row_sum=True, D=3):
+    q, k, v, E, Z, o = cache
+    do = split_heads(dy, k.shape[1], 3)
+    dS = E / Z * (do @ v.swapaxes(-1, -2) - row_sum * (do * o).sum(-1, keepdims=True))
+    return merge_heads(dS @ k, 3) / math.sqrt(D), merge_heads(dS.swapaxes(-1, -2) @ q, 3) * math.sqrt(3 / D)
+
+
+def unscaled_dv(dy, cache):
+    return cache.E.swapaxes(-1, -2) @ split_heads(dy, cache.k.shape[1], 3)
+
+
+def first_head_dk(dy, cache, *_):
+    dy = dy.reshape(3, 3, -1, 3, 3).copy()  # B, T, G, R, D
+    dy[:, :, :, 1:] = 0
+    return ops.attention_backward(dy.reshape(3, 3, -1), cache)[1]
+
+
+def exact_gelu_slope(x):
+    erf = np.vectorize(math.erf)
+    return 0.5 * (1 + erf(x / math.sqrt(2))) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+
+
+def overwritten(dy, ids, W):
+    dW = np.zeros_like(W)
+    dW[ids] += dy
+    return dW
+
+
+@pytest.mark.parametrize(("op", "mistake", "wrong"), MISTAKES, ids=[f"{op}: {what}" for op, what, _ in MISTAKES])
+def test_the_check_fails_a_known_mistake_and_only_the_tensor_it_is_in(op, mistake, wrong, rng):
+    case, seen = cubes(op, rng), {}
+
+    def grad(dy, *inputs):
+        seen["right"] = case.grad(dy, *inputs)
+        seen["wrong"] = wrong(seen["right"], dy, case.forward(*inputs)[1], *inputs)
+        return seen["wrong"]
+
+    report = case.check(rng, grad)
+    assert [row.ok for row in report.rows] == [np.array_equal(*pair) for pair in zip(*seen.values(), strict=True)]
+    with pytest.raises(AssertionError, match="a gradient is wrong"):
+        report.raise_if_wrong()
+    assert "WRONG" in str(report)
+
+
+def test_the_check_refuses_float32_and_says_why(rng):
+    with pytest.raises(ValueError, match="x is float32: gradients are checked in float64"):
+        check_gradient(lambda x: x, lambda dy, x: (dy,), {"x": np.ones(3, np.float32)}, rng=rng)
+
+
+def test_the_check_wants_one_gradient_for_each_input(rng):
+    with pytest.raises(ValueError, match="2 arrays for 1 inputs"):
+        check_gradient(lambda x: x, lambda dy, x: (dy, dy), {"x": np.ones(3)}, rng=rng)
+
+
+def constant(x):
+    return x - x + 1.0  # its gradient is 0
+
+
+def test_a_gradient_of_zero_is_wrong_unless_it_is_named(rng):
+    x = {"x": rng.standard_normal(4)}
+    report = check_gradient(constant, lambda dy, x: (0 * dy,), x, rng=rng)
+    assert not report.ok
+    assert "zero everywhere" in report.rows[0].note
+    assert check_gradient(constant, lambda dy, x: (0 * dy,), x, rng=rng, zero=["x"]).ok
+
+
+@pytest.mark.parametrize(
+    ("f", "grad"),
+    [
+        (constant, lambda dy, x: (0.5 * dy,)),
+        (lambda x: 2 * x, lambda dy, x: (0 * dy,)),
+        (lambda x: 2 * x, lambda dy, x: (2 * dy,)),
+    ],
+    ids=["the gradient is not zero", "the slope is not zero", "neither is"],
+)
+def test_what_is_named_zero_must_be_zero(f, grad, rng):
+    assert not check_gradient(f, grad, {"x": rng.standard_normal(4)}, rng=rng, zero=["x"]).ok
+
+
+def test_a_function_that_is_nowhere_a_number_does_not_pass(rng):
+    assert not check_gradient(lambda x: x * np.nan, lambda dy, x: (dy,), {"x": np.ones(3)}, rng=rng).ok
+
+
+def test_a_report_of_nothing_is_not_a_pass(rng):
+    assert not Report().ok
