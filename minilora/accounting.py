@@ -33,7 +33,7 @@ def memory(model: Module, cache: Any, grads: Gradients, optimizer: Optimizer) ->
         "weights": nbytes(parameter.data for parameter in model.named_parameters().values()),
         "cache": nbytes(cache),
         "gradients": nbytes(grads.values()),
-        "optimizer": nbytes(optimizer.state_dict().values()),
+        "optimizer": nbytes(optimizer.state.values()),
     }
 
 

@@ -6,8 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from .backend import Array, to_numpy
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write to a name beside `path`, then rename: at every moment `path` is the old file or the new one.
 
     Raises OSError (a full or read-only disk) with the old file untouched.
@@ -24,7 +23,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -33,8 +32,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
         raise
 
 
-def to_json(value: Any) -> str:
-    return json.dumps(value, indent=2, sort_keys=True) + "\n"
+def to_json(value: Any) -> bytes:
+    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -94,23 +93,23 @@ def weights_hash(weights: Mapping[str, Array]) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def whole_folder(path: str | Path, replaces: Collection[str] = ()) -> Iterator[Path]:
-    """A folder to write to, whose files appear in `path` when all is done, and not at all when something fails.
+def write_folder(path: str | Path, files: Mapping[str, bytes], replaces: Collection[str] = ()) -> None:
+    """Put `files`, {name: content}, into the folder `path`, which is made; when writing fails, none appears.
 
-    Raises ValueError when `path` is a file, or holds anything but the names in `replaces`.
+    Raises ValueError when `path` is a file, or holds anything but the names in `replaces`; OSError for a disk that
+    is full or read-only.
     """
     path = Path(path).absolute()
     check_free(path, replaces)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
-    partial.mkdir()
     try:
-        yield partial
+        partial.mkdir(parents=True)
+        for name, content in files.items():
+            write_whole(partial / name, content)
         path.mkdir(exist_ok=True)
-        for file in partial.iterdir():
-            os.replace(file, path / file.name)
+        for name in files:
+            os.replace(partial / name, path / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

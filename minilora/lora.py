@@ -17,7 +17,7 @@ import numpy as np
 
 from . import ops
 from .backend import Array, get_array_module
-from .modules import Context, Gradients, LayerNorm, Linear, Module, Parameter, RMSNorm, join
+from .modules import Context, Gradients, LayerNorm, Linear, Module, Parameter, RMSNorm
 
 
 class LoRALinearCache(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from .backend import Array, get_array_module
 from .modules import Gradients, Parameter, check_names
@@ -22,27 +23,28 @@ class Group:
     weight_decay: float = 0.0
 
 
+Groups: TypeAlias = Mapping[str, Parameter] | Sequence[Group]
+
+
 class Optimizer:
     """`groups` is a list of Group, or named parameters for a single one with `lr` and `weight_decay`.
 
     step(grads, factor) changes every parameter that has a gradient; `factor`, from a schedule, multiplies lr.
     `state` maps "m.<parameter>" and the like to arrays, `t` counts the steps.
+    Raises ValueError when there is nothing to train.
     """
 
-    slots: tuple[str, ...] = ()
-
-    def __init__(
-        self, groups: Mapping[str, Parameter] | Sequence[Group], lr: float = 1e-3, weight_decay: float = 0.0
-    ) -> None:
+    def __init__(self, groups: Groups, lr: float, weight_decay: float, slots: Sequence[str]) -> None:
         self.groups = [Group(groups, lr, weight_decay)] if isinstance(groups, Mapping) else list(groups)
-        self.state: dict[str, Array] = {}
-        self.t = 0
         if not any(group.parameters for group in self.groups):
             raise ValueError("nothing to train: every parameter is frozen")
-        for group in self.groups:
-            for name, parameter in group.parameters.items():
-                for slot in self.slots:
-                    self.state[f"{slot}.{name}"] = get_array_module(parameter.data).zeros_like(parameter.data)
+        self.state: dict[str, Array] = {
+            f"{slot}.{name}": get_array_module(parameter.data).zeros_like(parameter.data)
+            for group in self.groups
+            for name, parameter in group.parameters.items()
+            for slot in slots
+        }
+        self.t = 0
 
     def step(self, grads: Gradients, factor: float = 1.0) -> None:
         self.t += 1
@@ -54,11 +56,8 @@ class Optimizer:
     def update(self, name: str, parameter: Parameter, g: Array, lr: float, weight_decay: float) -> None:
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, Array]:
-        return dict(self.state)
-
-    def load_state_dict(self, state: Mapping[str, Array], t: int) -> None:
-        """Raises ValueError on a missing or unexpected name."""
+    def load_state(self, state: Mapping[str, Array], t: int) -> None:
+        """Go back to a `state` and `t` of before. Raises ValueError on a missing or unexpected name."""
         check_names(state, self.state)
         self.state = {name: get_array_module(old).asarray(state[name]) for name, old in self.state.items()}
         self.t = t
@@ -67,12 +66,8 @@ class Optimizer:
 class SGD(Optimizer):
     """g ← g + λ p       u ← μ u + g       p ← p - η u                (Sutskever et al., 2013, as in PyTorch)"""
 
-    slots = ("u",)
-
-    def __init__(self, groups, lr: float = 1e-2, momentum: float = 0.0, weight_decay: float = 0.0) -> None:  # type: ignore[no-untyped-def]
-        if momentum == 0:
-            self.slots = ()
-        super().__init__(groups, lr, weight_decay)
+    def __init__(self, groups: Groups, lr: float = 1e-2, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
+        super().__init__(groups, lr, weight_decay, ["u"] if momentum else [])
         self.momentum = momentum
 
     def update(self, name: str, parameter: Parameter, g: Array, lr: float, weight_decay: float) -> None:
@@ -90,13 +85,15 @@ class AdamW(Optimizer):
     Loshchilov, Hutter (2019), "Decoupled Weight Decay Regularization", algorithm 2, as PyTorch scales η λ.
     """
 
-    slots = ("m", "v")
-
-    def __init__(  # type: ignore[no-untyped-def]
-        self, groups, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+    def __init__(
+        self,
+        groups: Groups,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
         weight_decay: float = 0.0,
-    ) -> None:  # fmt: skip
-        super().__init__(groups, lr, weight_decay)
+    ) -> None:
+        super().__init__(groups, lr, weight_decay, ["m", "v"])
         self.betas, self.eps = betas, eps
 
     def update(self, name: str, parameter: Parameter, g: Array, lr: float, weight_decay: float) -> None:

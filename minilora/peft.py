@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from .backend import get_array_module
-from .checkpoint import load_tensors, read_json, tensors_to_bytes, to_json, weights_hash, whole_folder, write_whole
+from .checkpoint import load_tensors, read_json, tensors_to_bytes, to_json, write_folder
 from .lora import LoRALinear, MergedLinear, check_adaptable, last
 from .modules import Linear, check_names
-from .pretrained import their_name
+from .pretrained import base_hash, their_name
 from .transformer import Transformer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -50,11 +50,6 @@ def adapters_of(model: Transformer) -> dict[str, LoRALinear]:
     return found
 
 
-def base_hash(model: Transformer) -> str:
-    """sha256 over the base's names, shapes and bytes; the same with an adapter attached as without."""
-    return weights_hash({path: x for path, x in model.state_dict().items() if not path.endswith(("lora_A", "lora_B"))})
-
-
 def save_adapter(model: Transformer, folder: str | Path) -> None:
     """Write the adapters of `model` to `folder`, which is made, or must be empty.
 
@@ -62,10 +57,7 @@ def save_adapter(model: Transformer, folder: str | Path) -> None:
     Raises ValueError when there is no adapter, when it is merged, or when other parameters train too: PEFT keeps
     those under modules_to_save, which is not written yet.
     """
-    files = adapter_files(model)
-    with whole_folder(folder) as new:
-        for name, content in files.items():
-            write_whole(new / name, content)
+    write_folder(folder, adapter_files(model))
 
 
 def adapter_files(model: Transformer) -> dict[str, bytes]:
@@ -101,7 +93,7 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
     }
     return {
         WEIGHTS: tensors_to_bytes(tensors, {"format": "pt", "base_sha256": base_hash(model)}),
-        CONFIG: to_json(config).encode(),
+        CONFIG: to_json(config),
     }
 
 
@@ -179,3 +171,16 @@ def target_names(model: Transformer, adapters: dict[str, LoRALinear]) -> list[st
 def pattern(patterns: dict[str, Any] | None, name: str, default: Any) -> Any:
     """PEFT's rule for rank_pattern and alpha_pattern: the first key that matches the end of `name`, as a regex."""
     return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name)), default)
+
+
+def describe_adapter(folder: Path) -> dict[str, str]:
+    """What `minilora info` says of an adapter folder."""
+    config, tensors, metadata = read_adapter(folder)
+    scaling = "alpha/sqrt(r)" if config.get("use_rslora") else "alpha/r"
+    numbers = sum(array.size for array in tensors.values())
+    return {
+        "adapter": f"LoRA, r = {config['r']}, alpha = {config['lora_alpha']}, scaled by {scaling}",
+        "targets": ", ".join(config.get("target_modules") or []),
+        "layers": f"{len(tensors) // 2} adapted, {numbers:,} parameters",
+        "for base": metadata.get("base_sha256", "not said"),
+    }

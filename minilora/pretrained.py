@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from .accounting import count_parameters
 from .backend import Array
-from .checkpoint import load_tensors, read_json, save_tensors, to_json, whole_folder, write_whole
+from .checkpoint import load_tensors, read_json, tensors_to_bytes, to_json, weights_hash, write_folder
 from .lora import LoRALinear, MergedLinear
 from .transformer import Config, Transformer, llama
 
@@ -58,7 +59,9 @@ def load_pretrained(source: str | Path = "builtin", dtype: str = "float32") -> T
     """
     folder = BUILTIN if source == "builtin" else Path(source)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {source!r}: give 'builtin' or a folder with config.json and model.safetensors")
+        raise FileNotFoundError(
+            f"no folder {source!r}: give 'builtin' or a folder with config.json and model.safetensors"
+        )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json: it is not a model folder")
     model = llama(read_config(folder / "config.json", dtype), np.random.default_rng(0))
@@ -71,6 +74,11 @@ def load_pretrained(source: str | Path = "builtin", dtype: str = "float32") -> T
     except ValueError as error:
         raise ValueError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from None
     return model
+
+
+def base_hash(model: Transformer) -> str:
+    """sha256 over the base's names, shapes and bytes; the same with an adapter attached as without."""
+    return weights_hash({path: x for path, x in model.state_dict().items() if not path.endswith(("lora_A", "lora_B"))})
 
 
 def read_config(path: Path, dtype: str) -> Config:
@@ -101,7 +109,9 @@ def read_config(path: Path, dtype: str) -> Config:
     except KeyError as error:
         raise ValueError(f"{path} lacks {error}") from None
     if values.get("head_dim") not in (None, config.head_dim):
-        raise ValueError(f"{path}: head_dim = {values['head_dim']} is not supported, only width/heads = {config.head_dim}")
+        raise ValueError(
+            f"{path}: head_dim = {values['head_dim']} is not supported, only width/heads = {config.head_dim}"
+        )
     return config
 
 
@@ -110,11 +120,16 @@ def save_pretrained(model: Transformer, folder: str | Path) -> None:
 
     Raises ValueError while adapters are attached and not merged, or when the folder holds something already.
     """
-    adapted = [path for path, module in model.named_modules() if isinstance(module, LoRALinear)]
+    write_folder(folder, model_files(model))
+
+
+def model_files(model: Transformer) -> dict[str, bytes]:
+    """{file name: content} of `model`. Raises as save_pretrained does."""
+    modules = [module for _, module in model.named_modules()]
+    adapted, merged = (sum(isinstance(m, kind) for m in modules) for kind in (LoRALinear, MergedLinear))
     if adapted:
-        raise ValueError(f"{len(adapted)} layers are adapted: merge(model) first, or save the adapter by itself")
+        raise ValueError(f"{adapted} layers are adapted: merge(model) first, or save the adapter by itself")
     tensors: dict[str, Array] = {their_name(model, path): data for path, data in model.state_dict().items()}
-    merged = sum(isinstance(module, MergedLinear) for _, module in model.named_modules())
     config = model.config
     values: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
@@ -131,11 +146,26 @@ def save_pretrained(model: Transformer, folder: str | Path) -> None:
         "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
         "rms_norm_eps": config.eps,
         "tie_word_embeddings": "lm_head.weight" not in tensors,
-        "torch_dtype": str(next(iter(tensors.values())).dtype),
+        "dtype": str(next(iter(tensors.values())).dtype),
         "bos_token_id": None,
         "eos_token_id": None,
         **ONLY,
     }
-    with whole_folder(folder) as new:
-        save_tensors(new / "model.safetensors", tensors, {"format": "pt", "minilora": f"{merged} adapters merged"})
-        write_whole(new / "config.json", to_json(values))
+    return {
+        "config.json": to_json(values),
+        "model.safetensors": tensors_to_bytes(tensors, {"format": "pt", "adapters_merged": str(merged)}),
+    }
+
+
+def describe_model(folder: Path) -> dict[str, str]:
+    """What `minilora info` says of a model folder."""
+    model = load_pretrained(folder)
+    config = model.config
+    return {
+        "model": f"{model.family}, {count_parameters(model)['total']:,} parameters",
+        "layers": f"{config.layers} of width {config.width}, hidden {config.hidden}",
+        "heads": f"{config.heads} of width {config.head_dim}, {config.kv_heads} for keys and values",
+        "vocabulary": f"{config.vocab}, {'tied' if config.tied else 'untied'} head",
+        "positions": f"{config.context}, rotary with theta {config.rope_theta:g}",
+        "base sha256": base_hash(model),
+    }

@@ -80,7 +80,9 @@ def read_text(path: str | Path) -> Split:
         binary = True
     if binary:
         raise ValueError(f"{path} is not UTF-8 text")
-    return Split(data[: len(data) * 8 // 10], data[len(data) * 8 // 10 : len(data) * 9 // 10], data[len(data) * 9 // 10 :])
+    return Split(
+        data[: len(data) * 8 // 10], data[len(data) * 8 // 10 : len(data) * 9 // 10], data[len(data) * 9 // 10 :]
+    )
 
 
 def encode(text: str | bytes) -> np.ndarray:
@@ -100,7 +102,7 @@ def random_windows(data: bytes, batch: int, length: int, seed: int) -> Callable[
     """
     if len(data) <= batch * length:
         raise ValueError(
-            f"{len(data)} bytes are less than one batch of {batch} windows of {length}: give more text, or smaller batches"
+            f"{len(data)} bytes are less than one batch of {batch} windows of {length}: more text, or smaller batches"
         )
     tokens = encode(data)
 
@@ -129,6 +131,14 @@ def all_windows(data: bytes, batch: int, length: int) -> Iterator[Batch]:
         targets.append(np.pad(label, (0, rest), constant_values=IGNORE))
     for i in range(0, len(ids), batch):
         yield Batch(np.stack(ids[i : i + batch]), np.stack(targets[i : i + batch]))
+
+
+def excerpts(data: bytes, size: int, pieces: int = 16) -> bytes:
+    """`size` bytes of `data`, from `pieces` places spread evenly over it; all of it where it is shorter."""
+    each = size // pieces
+    if len(data) <= size:
+        return data
+    return b"".join(data[start : start + each] for start in (len(data) * i // pieces for i in range(pieces)))
 
 
 def zlib_bits_per_byte(data: bytes, given: bytes) -> float:

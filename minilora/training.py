@@ -125,7 +125,9 @@ def fit(
     """
     from tqdm import tqdm
 
-    run = Run(model, optimizer or AdamW(model.trainable_parameters(), lr), None if checkpoint is None else Path(checkpoint))
+    run = Run(
+        model, optimizer or AdamW(model.trainable_parameters(), lr), None if checkpoint is None else Path(checkpoint)
+    )
     if run.path and run.path.exists():
         if not resume:
             raise ValueError(f"{run.path} is there already: resume, or choose another place")
@@ -203,7 +205,7 @@ class Run:
         bad = next((name for name, data in tensors.items() if not np.isfinite(to_numpy(data)).all()), None)
         if bad:
             raise FloatingPointError(f"{bad} is not finite after step {self.optimizer.t}: lower the learning rate")
-        tensors |= {f"optimizer.{name}": data for name, data in self.optimizer.state_dict().items()}
+        tensors |= {f"optimizer.{name}": data for name, data in self.optimizer.state.items()}
         tensors |= {f"best.{name}": data for name, data in self.best.items()}
         note = {"t": self.optimizer.t, "history": asdict(self.history)}
         save_tensors(self.path, tensors, {"minilora": json.dumps(note, sort_keys=True)})
@@ -223,7 +225,7 @@ class Run:
         note = json.loads(metadata["minilora"])
         for name, parameter in parameters.items():
             parameter.data = get_array_module(parameter.data).asarray(kinds["parameter"][name])
-        self.optimizer.load_state_dict(kinds["optimizer"], note["t"])
+        self.optimizer.load_state(kinds["optimizer"], note["t"])
         self.best = {name: get_array_module(parameters[name].data).asarray(x) for name, x in kinds["best"].items()}
         history = note["history"]
         self.history = History(history["loss"], [(s, e) for s, e in history["evaluations"]], history["stopped_early"])

@@ -232,8 +232,10 @@ class Transformer(Chain):
         xp = get_array_module(next(iter(self.named_parameters().values())).data)
         if get_array_module(ids) is np:
             check_ids(ids, self.config)
-        padding, segments, rng = context
-        context = Context(*(None if a is None else xp.asarray(a) for a in (padding, segments)), rng)
+        if context.padding is not None:
+            context = context._replace(padding=xp.asarray(context.padding))
+        if context.segments is not None:
+            context = context._replace(segments=xp.asarray(context.segments))
         return super().forward(xp.asarray(ids), context)
 
 
@@ -276,7 +278,7 @@ class Config:
         object.__setattr__(self, "head_dim", self.width // self.heads)
         if self.width % self.heads or self.heads % self.kv_heads:
             raise ValueError(
-                f"width {self.width} must divide into {self.heads} heads, and those into {self.kv_heads} key/value heads"
+                f"width {self.width} does not divide into {self.heads} heads, or those into {self.kv_heads} for keys"
             )
 
 
@@ -328,7 +330,7 @@ class New:
         return Linear(token.weight) if self.config.tied else self.linear(self.config.width, self.config.vocab, False)
 
 
-def chain(embed: Module, blocks: list[PreNormBlock], **rest: Module) -> dict[str, Module]:
+def chain(embed: Module, blocks: Sequence[Module], **rest: Module) -> dict[str, Module]:
     return {"embed": embed, **{f"block_{i}": block for i, block in enumerate(blocks)}, **rest}
 
 
@@ -337,8 +339,7 @@ def gpt2(config: Config, rng: np.random.Generator) -> Transformer:
     new = New(config, rng)
     token, position = new.embedding(config.vocab), new.embedding(config.context)
     blocks = [
-        PreNormBlock(new.layer_norm(), new.fused_attention(), new.layer_norm(), new.mlp())
-        for _ in range(config.layers)
+        PreNormBlock(new.layer_norm(), new.fused_attention(), new.layer_norm(), new.mlp()) for _ in range(config.layers)
     ]
     layers = chain(Embeddings(token, position), blocks, norm=new.layer_norm(), lm_head=new.lm_head(token))
     return Transformer("gpt2", config, layers)

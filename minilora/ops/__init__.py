@@ -20,10 +20,3 @@ from .mean_squared_error import mean_squared_error_backward, mean_squared_error_
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import rope_backward, rope_forward, rope_tables
 from .swiglu import swiglu_backward, swiglu_forward
-
-__all__ = [name for name in dir() if name.endswith(("_forward", "_backward", "_gradients"))] + [
-    "IGNORE",
-    "LoRACache",
-    "attention_mask",
-    "rope_tables",
-]

@@ -26,9 +26,7 @@ class CrossEntropyCache(NamedTuple):
     shape: tuple[int, ...]  # of the logits
 
 
-def cross_entropy_forward(
-    logits: Array, targets: Array, count: int | None = None
-) -> tuple[Array, CrossEntropyCache]:
+def cross_entropy_forward(logits: Array, targets: Array, count: int | None = None) -> tuple[Array, CrossEntropyCache]:
     """L = 1/n Σ_i (log Σ_v exp z_iv - z_i,t_i)
 
     `count` replaces n where the batch is a part of a larger one: the parts' losses and gradients then add up.

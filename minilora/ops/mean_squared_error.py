@@ -1,8 +1,8 @@
 """Mean squared error, over every number.
 
-    L = 1/n Σ_i (y_i - t_i)²            y, target t (...), n numbers each   L ()
+L = 1/n Σ_i (y_i - t_i)²            y, target t (...), n numbers each   L ()
 
-    dy_i = dL · 2 (y_i - t_i) / n
+dy_i = dL · 2 (y_i - t_i) / n
 """
 
 from ..backend import Array

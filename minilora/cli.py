@@ -1,0 +1,248 @@
+"""The commands. Each parses its words, calls one function, and prints; NumPy is loaded only after parsing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from . import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command: 0 when it is done, 2 (and one line on stderr) for what a person can mend, 130 after Ctrl-C."""
+    options = parser().parse_args(arguments)
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(options.threads)  # BLAS reads these when NumPy is loaded, and never again
+    try:
+        options.run(options)
+    except (ValueError, OSError, ImportError, RuntimeError, ArithmeticError) as error:
+        print(f"minilora: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("minilora: stopped. A command with --resume goes on from its last checkpoint.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="minilora", description=minilora_doc())
+    top.add_argument("--version", action="version", version=f"minilora {__version__}")
+    commands = top.add_subparsers(required=True, metavar="command")
+
+    def command(run: Any, example: str, holds: str = "") -> argparse.ArgumentParser:
+        holds = f"\n\n--out will contain\n  {holds}" if holds else ""
+        sub = commands.add_parser(
+            run.__name__,
+            help=run.__doc__.splitlines()[0],
+            description=run.__doc__,
+            epilog=f"example\n  {example}{holds}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        sub.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute (cuda needs CuPy)")
+        sub.add_argument("--threads", type=positive, default=1, metavar="N", help="BLAS threads (default 1)")
+        sub.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same bytes (default 0)")
+        return sub
+
+    def shards(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--shards", type=positive, default=2, metavar="N", help="cut batches for N threads (default 2)"
+        )
+
+    sub = command(demo, "minilora demo", "report.json, report.png, adapter_config.json, adapter_model.safetensors")
+    sub.add_argument("--out", default="runs/demo", metavar="DIR", help="(default runs/demo)")
+    sub.add_argument("--grid", action="store_true", help="search the learning rates again (minutes); --out: grid.json")
+    shards(sub)
+
+    sub = command(
+        pretrain,
+        "minilora pretrain --out runs/base",
+        "config.json, model.safetensors, pretraining.json (recipe, losses)",
+    )
+    sub.add_argument("--out", required=True, metavar="DIR")
+    sub.add_argument("--steps", type=positive, metavar="N", help="(default 1600)")
+    sub.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    shards(sub)
+
+    sub = command(
+        finetune,
+        "minilora finetune --base builtin --data notes.txt --targets q_proj,v_proj --rank 8 --out runs/notes",
+        "adapter_config.json, adapter_model.safetensors, settings.json, history.json, checkpoint.safetensors",
+    )
+    sub.add_argument("--base", default="builtin", metavar="DIR", help="'builtin' or a model folder (default builtin)")
+    sub.add_argument("--data", required=True, metavar="FILE", help="a text file, or 'builtin': Python's own source")
+    sub.add_argument("--targets", default="all-linear", metavar="A,B", help="layers to adapt (default all-linear)")
+    sub.add_argument("--rank", type=int, default=8, metavar="N", help="(default 8)")
+    sub.add_argument("--alpha", type=float, default=16, metavar="X", help="the adapter is scaled by alpha/rank")
+    sub.add_argument("--rslora", action="store_true", help="scale by alpha/sqrt(rank) instead")
+    sub.add_argument("--dropout", type=float, default=0.0, metavar="P", help="on the adapter's input (default 0)")
+    sub.add_argument("--lr", type=float, default=8e-3, metavar="X", help="peak learning rate (default 8e-3)")
+    sub.add_argument("--steps", type=positive, default=100, metavar="N", help="(default 100)")
+    sub.add_argument("--batch", type=positive, default=16, metavar="N", help="windows in a batch (default 16)")
+    sub.add_argument("--length", type=positive, default=128, metavar="N", help="bytes in a window (default 128)")
+    sub.add_argument("--accumulate", type=positive, default=1, metavar="N", help="batches in a step (default 1)")
+    sub.add_argument("--evaluate-every", type=positive, default=50, metavar="N", help="steps (default 50)")
+    sub.add_argument("--patience", type=int, default=0, metavar="N", help="stop after N evaluations without a best")
+    sub.add_argument("--checkpoint-every", type=positive, default=50, metavar="N", help="steps (default 50)")
+    sub.add_argument("--out", required=True, metavar="DIR")
+    sub.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    shards(sub)
+
+    sub = command(generate, "minilora generate --adapter runs/demo --prompt 'def main(' --temperature 0.7")
+    sub.add_argument("--base", default="builtin", metavar="DIR", help="'builtin' or a model folder (default builtin)")
+    sub.add_argument("--adapter", metavar="DIR", help="an adapter folder")
+    sub.add_argument("--prompt", required=True, metavar="TEXT")
+    sub.add_argument("--tokens", type=positive, default=200, metavar="N", help="bytes to add (default 200)")
+    sub.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0: the most probable (default)")
+    sub.add_argument("--top-k", type=int, default=0, metavar="N", help="draw from the N most probable; 0: from all")
+
+    sub = command(merge, "minilora merge --adapter runs/demo --out runs/merged", "config.json, model.safetensors")
+    sub.add_argument("--base", default="builtin", metavar="DIR", help="'builtin' or a model folder (default builtin)")
+    sub.add_argument("--adapter", required=True, metavar="DIR", help="an adapter folder")
+    sub.add_argument("--out", required=True, metavar="DIR")
+
+    sub = command(info, "minilora info runs/demo")
+    sub.add_argument("folder", metavar="DIR", help="'builtin', or a folder with a model, an adapter or a run")
+    return top
+
+
+def minilora_doc() -> str:
+    return sys.modules[__package__].__doc__ or ""
+
+
+def positive(word: str) -> int:
+    if not word.isdigit() or int(word) == 0:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number above 0")
+    return int(word)
+
+
+def backend(options: argparse.Namespace) -> ModuleType:
+    from .backend import load_backend
+
+    return load_backend({"cpu": "numpy", "cuda": "cupy"}[options.device])
+
+
+def demo(options: argparse.Namespace) -> None:
+    """Adapt the built-in model to Python source, by LoRA and by full fine-tuning, and show what was learned."""
+    keep_freed_memory()
+    from . import demo as job
+
+    if options.grid:
+        job.search(options.out, seed=options.seed, shards=options.shards, backend=backend(options))
+    else:
+        job.show(job.demo(options.out, seed=options.seed, shards=options.shards, backend=backend(options)), options.out)
+
+
+def pretrain(options: argparse.Namespace) -> None:
+    """Pretrain the built-in base model on English prose, from nothing."""
+    keep_freed_memory()
+    from .tasks import language_model
+
+    changes: dict[str, Any] = {"seed": options.seed, "shards": options.shards}
+    if options.steps:
+        changes["steps"] = options.steps
+    note = language_model.pretrain(options.out, resume=options.resume, backend=backend(options), **changes)
+    for name, value in note["bits_per_byte"].items():
+        print(f"{name:<8} {value:.3f} bits per byte, held out")
+    print(f"written to {options.out}")
+
+
+def finetune(options: argparse.Namespace) -> None:
+    """Fine-tune a model with LoRA on a text."""
+    keep_freed_memory()
+    from .tasks import language_model
+
+    words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads", "targets")}
+    targets = options.targets if options.targets == "all-linear" else options.targets.split(",")
+    done = language_model.finetune(targets=targets, backend=backend(options), **words)
+    print(f"{done['adapted']} layers adapted, {done['trainable']:,} parameters trained for {done['steps']} steps")
+    for step, value in done["bits_per_byte"].items():
+        print(f"step {step:>5}: {value:.3f} bits per byte, held out")
+    print(
+        f"written to {options.out}; try: minilora generate --base {options.base} --adapter {options.out} --prompt ..."
+    )
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Continue a prompt."""
+    import numpy as np
+
+    from .generation import generate as continue_prompt
+
+    print(
+        continue_prompt(
+            adapted(options), options.prompt, options.tokens, temperature=options.temperature, top_k=options.top_k,
+            rng=np.random.default_rng(options.seed),
+        )
+    )  # fmt: skip
+
+
+def merge(options: argparse.Namespace) -> None:
+    """Write base and adapter as one model."""
+    from .checkpoint import check_free
+    from .lora import merge as merge_model
+    from .pretrained import save_pretrained
+
+    check_free(Path(options.out))
+    model = adapted(options)
+    paths = merge_model(model)
+    save_pretrained(model, options.out)
+    print(f"{len(paths)} adapters merged; written to {options.out}")
+
+
+def info(options: argparse.Namespace) -> None:
+    """What a folder holds: family, shapes, adapter, hash of the base."""
+    from .peft import CONFIG, describe_adapter
+    from .pretrained import BUILTIN, describe_model
+
+    folder = BUILTIN if options.folder == "builtin" else Path(options.folder)
+    found: dict[str, str] = {}
+    if (folder / "config.json").is_file():
+        found |= describe_model(folder)
+    if (folder / CONFIG).is_file():
+        found |= describe_adapter(folder)
+    if not found:
+        raise FileNotFoundError(f"{folder} holds neither a model (config.json) nor an adapter ({CONFIG})")
+    for name, value in found.items():
+        print(f"{name:<12} {value}")
+
+
+def adapted(options: argparse.Namespace) -> Any:
+    """The model of --base, with --adapter if one is given, on --device."""
+    from .peft import load_adapter
+    from .pretrained import load_pretrained
+
+    model = load_pretrained(options.base)
+    if options.adapter:
+        note = load_adapter(model, options.adapter)
+        if note:
+            print(f"note: {note}", file=sys.stderr)
+    model.to(backend(options))
+    return model
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what is freed, for training: ops allocate their results, and fresh pages cost time.
+
+    A setting of the whole process, so a command makes it and the library never does. Only glibc has it.
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+    mallopt(M_MMAP_THRESHOLD, 2**30)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,0 +1,1 @@
+"""Whole jobs, from data to a folder of results."""

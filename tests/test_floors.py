@@ -1,0 +1,92 @@
+"""The house: a file imports only from floors below its own, or from its own floor without a circle."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import minilora
+
+PACKAGE = Path(minilora.__file__).parent
+FLOORS = [
+    {"backend"},
+    {"ops"},
+    {"modules"},
+    {"transformer", "lora", "optim"},
+    {"checkpoint", "text", "plots", "accounting", "spectrum", "verify"},
+    {"training", "generation", "peft", "pretrained"},
+    {"demo", "tasks"},
+    {"cli", "__main__"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "data" and path != PACKAGE / "__init__.py")
+
+
+def imports(path: Path) -> set[str]:
+    """The files of the package that `path` imports, as dotted names below minilora."""
+    here = path.relative_to(PACKAGE).with_suffix("").parts
+    here = here[:-1] if here[-1] == "__init__" else here
+    package = here if path.name == "__init__.py" else here[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            start = package[: len(package) + 1 - node.level]
+            if node.module:
+                found.add(".".join((*start, *node.module.split("."))))
+            else:
+                found |= {".".join((*start, alias.name)) for alias in node.names}
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            assert not any(name.split(".")[0] == "minilora" for name in names), f"{path}: relative imports only"
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_a_file_imports_from_no_floor_above_its_own(path):
+    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    for other in imports(path):
+        above = other.split(".")[0]
+        assert FLOOR[above] <= FLOOR[room], f"{room} (floor {FLOOR[room]}) imports {above} (floor {FLOOR[above]})"
+
+
+def test_every_room_is_in_the_house():
+    assert {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in FILES} == set(FLOOR)
+
+
+def test_imports_make_no_circle():
+    name_of = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in FILES}
+    name_of |= {name.removesuffix(".__init__"): path for name, path in name_of.items()}
+    finished: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"a circle: {' -> '.join((*trail, name))}"
+        if name in name_of and name not in finished:
+            for other in imports(name_of[name]):
+                visit(other, (*trail, name))
+            finished.add(name)
+
+    for name in name_of:
+        visit(name, ())
+
+
+def test_the_adapter_and_the_transformer_do_not_know_each_other():
+    assert "transformer" not in imports(PACKAGE / "lora.py")
+    assert "lora" not in imports(PACKAGE / "transformer.py")
+
+
+def test_only_the_backend_names_cupy():
+    named = [path.name for path in FILES if "import cupy" in path.read_text(encoding="utf-8")]
+    assert named == ["backend.py"]
+
+
+def test_importing_minilora_loads_numpy_at_most_and_nothing_else_from_outside():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; before = set(sys.modules); import minilora; from minilora import attach_lora, fit, generate, peft;"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before};"
+        "print(sorted(new - set(sys.stdlib_module_names) - {'minilora', 'numpy'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
