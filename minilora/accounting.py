@@ -52,6 +52,6 @@ def arrays(tree: Any) -> Iterator[Array]:
 
 
 def owner_of(array: Array) -> Array:
-    while hasattr(array.base, "nbytes"):
+    while hasattr(array.base, "base"):  # bytes read from a file end the chain
         array = array.base
     return array

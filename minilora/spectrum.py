@@ -25,12 +25,14 @@ def lora_singular_values(adapter: LoRALinear) -> np.ndarray:
 
 
 def energy(sigma: np.ndarray) -> np.ndarray:
-    """(n,): the share of ‖ΔW‖² = Σ σᵢ² that the best approximation of rank 1, 2, ..., n keeps (Eckart, Young, 1936)."""
-    return np.cumsum(sigma**2) / np.sum(sigma**2)
+    """(n,): the share of ‖ΔW‖² = Σ σᵢ² that the best approximation of rank 1, 2, ..., n keeps; 0 without an update.
+
+    Eckart, Young (1936): that approximation is the truncated singular value decomposition.
+    """
+    return np.cumsum(sigma**2) / (np.sum(sigma**2) or 1.0)
 
 
 def effective_rank(sigma: np.ndarray) -> float:
-    """exp of the entropy of σ / Σσ: n for n equal singular values, 1 for a single one (Roy, Vetterli, 2007)."""
-    p = sigma / sigma.sum()
-    p = p[p > 0]
-    return float(np.exp(-(p * np.log(p)).sum()))
+    """exp of the entropy of σ / Σσ: n for n equal singular values (Roy, Vetterli, 2007); 0 without an update."""
+    p = sigma[sigma > 0] / sigma.sum()
+    return float(np.exp(-(p * np.log(p)).sum())) if p.size else 0.0

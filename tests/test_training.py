@@ -1,0 +1,345 @@
+"""The training loop: gradients of a cut batch, evaluation, fit, and what it does when numbers blow up."""
+
+import json
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fakecupy
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_transformer import FAMILIES, build
+
+from minilora import text
+from minilora.backend import to_numpy
+from minilora.lora import attach_lora
+from minilora.modules import Context, Gradients
+from minilora.ops import IGNORE
+from minilora.optim import SGD, clip_by_global_norm
+from minilora.pretrained import BUILTIN, load_pretrained
+from minilora.tasks.language_model import RECIPE, SHAPE, recipe_optimizer
+from minilora.text import Batch
+from minilora.training import cut, evaluate, fit, loss_and_gradients, sharded_loss_and_gradients
+from minilora.transformer import Transformer, llama
+
+few = settings(max_examples=25, deadline=None, derandomize=True)
+each_family = pytest.mark.parametrize("family", FAMILIES)
+blowing_up = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+def learner(dtype: str = "float32", dropout: float = 0.0) -> Transformer:
+    """A small adapted model, its lora_B no longer 0."""
+    model, rng = build("llama", dtype=dtype), np.random.default_rng(3)
+    attach_lora(model, "all-linear", 2, rng=rng, dropout=dropout)
+    for path, parameter in model.trainable_parameters().items():
+        if path.endswith("lora_B"):
+            parameter.data = (0.1 * rng.standard_normal(parameter.data.shape)).astype(dtype)
+    return model
+
+
+def some(seed: int, B: int = 4, T: int = 6, padded: bool = False) -> Batch:
+    """Rows with unequal numbers of labels; with padding, of unequal length too."""
+    rng = np.random.default_rng([5, seed])
+    ids = rng.integers(0, 13, (B, T))
+    real = np.arange(T) < rng.integers(1, T + 1, (B, 1))
+    labelled = (rng.random((B, T)) < rng.random((B, 1))) & (real | (not padded))
+    targets = np.where(labelled, rng.integers(0, 13, (B, T)), IGNORE)
+    return Batch(ids, targets, *((real, rng.integers(0, 3, (B, T))) if padded else ()))
+
+
+def together(batches: list[Batch]) -> Batch:
+    return Batch(*(None if parts[0] is None else np.concatenate(parts) for parts in zip(*batches, strict=True)))
+
+
+def sharded(model: Transformer, batches: list[Batch], shards: int, seed: int = 0) -> tuple[Any, Gradients]:
+    with ThreadPoolExecutor(shards) as pool:
+        return sharded_loss_and_gradients(pool, shards, model, batches, [seed])
+
+
+def bits(model: Transformer) -> dict[str, bytes]:
+    return {path: to_numpy(data).tobytes() for path, data in model.state_dict().items()}
+
+
+def assert_close(one: tuple[Any, Gradients], other: tuple[Any, Gradients], tolerance: float) -> None:
+    assert float(one[0]) == pytest.approx(float(other[0]), rel=tolerance, abs=tolerance)
+    assert one[1].keys() == other[1].keys()
+    for parameter, g in other[1].items():
+        assert np.abs(one[1][parameter] - g).max() <= tolerance * (1 + np.abs(g).max())
+
+
+def assert_same(one: tuple[Any, Gradients], other: tuple[Any, Gradients]) -> None:
+    assert one[0] == other[0]
+    assert one[1].keys() == other[1].keys()
+    assert all(np.array_equal(one[1][parameter], g) for parameter, g in other[1].items())
+
+
+# ---- a batch, whole and in parts ----
+
+
+@few
+@given(
+    family=st.sampled_from(sorted(FAMILIES)),
+    shards=st.integers(1, 3),
+    rows=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    T=st.integers(1, 6),
+    padded=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_shards_and_accumulated_batches_sum_to_the_whole_batch(family, shards, rows, T, padded, seed):
+    model = build(family)
+    batches = [some(seed + i, B, T, padded) for i, B in enumerate(rows)]
+    assert_close(sharded(model, batches, shards), loss_and_gradients(model, together(batches)), 1e-12)
+
+
+@each_family
+def test_in_float32_they_sum_to_it_within_rounding(family):
+    model, batches = build(family, dtype="float32"), [some(i, padded=True) for i in range(2)]
+    assert_close(sharded(model, batches, 3), loss_and_gradients(model, together(batches)), 1e-5)
+
+
+@few
+@given(B=st.integers(1, 6), shards=st.integers(1, 8), padded=st.booleans())
+def test_a_cut_batch_holds_every_row_once_with_its_labels_padding_and_segments(B, shards, padded):
+    batch = some(0, B, padded=padded)
+    parts = cut(batch, shards)
+    assert len(parts) == min(shards, B)
+    for whole, again in zip(batch, together(parts), strict=True):
+        assert np.array_equal(whole, again) if whole is not None else again is None
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_a_number_of_shards_and_a_seed_fix_every_bit_with_dropout_too(shards):
+    model, batches = learner(dropout=0.5), [some(0), some(1)]
+    first = sharded(model, batches, shards, seed=7)
+    assert_same(first, sharded(model, batches, shards, seed=7))
+    assert first[0] != sharded(model, batches, shards, seed=8)[0]
+
+
+def test_threads_that_share_a_model_get_what_each_would_get_alone():
+    model, batches = learner(dropout=0.2), [some(i) for i in range(12)]
+
+    def one(i: int) -> tuple[Any, Gradients]:
+        return loss_and_gradients(model, batches[i], np.random.default_rng(i))
+
+    alone = [one(i) for i in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        for result, expected in zip(pool.map(one, range(12)), alone, strict=True):
+            assert_same(result, expected)
+
+
+@few
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.booleans(), st.integers(0, 99))
+def test_an_evaluation_is_the_mean_over_all_labels_however_they_are_batched(rows, padded, seed):
+    model = build("llama")
+    batches = [some(seed + i, B, padded=padded) for i, B in enumerate(rows)]
+    whole = together(batches)
+    logits, _ = model.forward(whole.ids, Context(whole.padding, whole.segments))
+    P = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    by_hand = [-np.log(P[index][t]) for index, t in np.ndenumerate(whole.targets) if t != IGNORE]
+    if by_hand:
+        assert evaluate(model, batches) == pytest.approx(np.mean(by_hand), rel=1e-12)
+    else:
+        with pytest.raises(ValueError, match="no position has a label"):
+            evaluate(model, batches)
+
+
+def test_an_evaluation_knows_no_dropout():
+    assert evaluate(learner(dropout=0.9), [some(0)]) == evaluate(learner(), [some(0)])
+
+
+# ---- fit ----
+
+
+def quietly(model: Transformer, batches: Callable[[int], Batch] = some, steps: int = 6, **options: Any) -> Any:
+    return fit(model, batches, steps, description=None, **options)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others():
+    def run(seed: int) -> tuple[Any, dict[str, bytes]]:
+        model = learner(dropout=0.3)
+        history = quietly(model, seed=seed, shards=2, held_out=lambda: [some(99)], evaluate_every=2)
+        return history, bits(model)
+
+    assert run(0) == run(0)
+    assert run(0)[1] != run(1)[1]
+
+
+@pytest.mark.parametrize("steps", [1, 10, 13])
+def test_the_history_has_one_loss_for_each_step_and_evaluations_where_asked(steps):
+    model = learner()
+    history = quietly(model, steps=steps, held_out=lambda: [some(99)], evaluate_every=3)
+    assert len(history.loss) == steps
+    assert [step for step, _ in history.evaluations] == list(range(3, steps + 1, 3))
+    assert history.loss[0] == float(loss_and_gradients(learner(), some(0))[0])
+    assert not history.stopped_early
+
+
+def test_shards_and_accumulation_change_nothing_but_rounding():
+    whole = quietly(learner("float64"), lambda i: together([some(2 * i), some(2 * i + 1)]))
+    cut_up = quietly(learner("float64"), accumulate=2, shards=3)
+    np.testing.assert_allclose(cut_up.loss, whole.loss, rtol=1e-9)
+
+
+def test_only_what_is_trainable_changes_and_what_is_frozen_keeps_every_bit():
+    model = learner()
+    before, trainable = bits(model), model.trainable_parameters().keys()
+    quietly(model)
+    assert {path for path, data in bits(model).items() if data != before[path]} == set(trainable)
+
+
+def test_the_loss_falls_where_one_batch_is_learned_by_heart():
+    history = quietly(learner(), lambda step: some(0), steps=60, lr=3e-2)
+    assert history.loss[-1] < 0.2 * history.loss[0]
+
+
+def test_an_optimizer_may_be_given_and_its_rate_holds():
+    model, reference = learner("float64"), learner("float64")
+    quietly(model, steps=1, lr=1e9, optimizer=SGD(model.trainable_parameters(), lr=0.1), clip=0.5)
+    _, grads = loss_and_gradients(reference, some(0))
+    clipped = clip_by_global_norm(grads, 0.5)
+    for path, parameter in reference.trainable_parameters().items():
+        expected = parameter.data - 0.1 * clipped[parameter]
+        np.testing.assert_allclose(model.trainable_parameters()[path].data, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_a_schedule_multiplies_the_rate_of_each_step():
+    once, masked = learner(), learner()
+    quietly(once, steps=1)
+    quietly(masked, steps=4, schedule=lambda step: float(step == 0))
+    assert bits(masked) == bits(once)
+
+
+def test_early_stopping_stops_after_patience_and_puts_the_best_parameters_back():
+    def held_out() -> list[Batch]:
+        return [some(1)]
+
+    model = learner()
+    history = quietly(model, lambda step: some(0), 200, lr=3e-2, held_out=held_out, evaluate_every=2, patience=3)
+    judged = [loss for _, loss in history.evaluations]
+    assert history.stopped_early
+    assert len(history.loss) == 2 * len(judged) < 200
+    assert len(judged) - 1 - int(np.argmin(judged)) == 3
+    assert evaluate(model, held_out()) == min(judged) < judged[-1]
+
+
+def test_a_first_ctrl_c_finishes_the_step_and_gives_the_handler_back():
+    model, seen, before = learner(), [], signal.getsignal(signal.SIGINT)
+
+    def batches(step: int) -> Batch:
+        seen.append(step)
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return some(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        quietly(model, batches, steps=50)
+    assert seen == [0, 1, 2]
+    assert signal.getsignal(signal.SIGINT) is before
+    finished = learner()
+    quietly(finished, steps=3)
+    assert bits(model) == bits(finished)
+
+
+# ---- on a device ----
+
+
+def test_on_a_device_the_losses_are_those_on_the_host(xp):
+    model = learner()
+    model.to(xp)
+    history = quietly(model, shards=2, accumulate=2)
+    np.testing.assert_allclose(history.loss, quietly(learner(), shards=2, accumulate=2).loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("xp", ["fakecupy"], indirect=True)
+def test_a_step_waits_for_the_device_only_where_losses_are_read(xp):
+    model, waits = learner(dropout=0.1), []
+    model.to(xp)
+    start = fakecupy.syncs
+
+    def batches(step: int) -> Batch:
+        waits.append(fakecupy.syncs - start)
+        return some(step, padded=True)
+
+    quietly(model, batches, steps=20, shards=2)
+    assert waits == [0] * 10 + [10] * 10
+    assert fakecupy.syncs - start == 20
+
+
+# ---- what is not finite ----
+
+PLACES = ["embed.token", "block_0.attention.k_proj", "block_0.norm_2", "block_1.mlp.up_proj", "block_1.mlp.down_proj"]
+
+
+@blowing_up
+@pytest.mark.parametrize("steps", [1, 10])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("adapt", [False, True])
+def test_a_loss_that_is_not_finite_names_the_first_module_that_made_it_so(place, adapt, steps):
+    model = learner() if adapt else build("llama", dtype="float32", tied=False)
+    weight = model.named_parameters()[f"{place}.weight"]
+    weight.data = np.full_like(weight.data, np.inf)
+    with pytest.raises(FloatingPointError, match=rf"the loss of step 1 is (nan|inf), first in {place}: lower the"):
+        quietly(model, steps=steps)
+
+
+@blowing_up
+def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(tmp_path):
+    path, model = tmp_path / "checkpoint.safetensors", learner()
+    quietly(model, steps=4, checkpoint=path)
+    good = path.read_bytes()
+    weight = model["block_1.mlp.gate_proj"].base.weight
+    weight.data = np.full_like(weight.data, np.inf)
+    message = r"the loss of step 5 .* block_1\.mlp\.gate_proj: .*checkpoint\.safetensors holds the last good state"
+    with pytest.raises(FloatingPointError, match=message):
+        quietly(model, steps=8, checkpoint=path, checkpoint_every=1, resume=True)
+    assert path.read_bytes() == good
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@blowing_up
+def test_a_rate_that_blows_up_is_told_within_ten_steps_and_nothing_is_saved(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(FloatingPointError, match=r"the loss of step [2-9] is nan, first in .*lower the learning rate$"):
+        quietly(learner(), steps=50, lr=1e30, checkpoint=path, checkpoint_every=50)
+    assert not path.exists()
+
+
+@blowing_up
+def test_parameters_that_are_not_finite_never_reach_a_checkpoint(tmp_path):
+    path, model = tmp_path / "checkpoint.safetensors", learner()
+    quietly(model, steps=2, checkpoint=path)
+    good = path.read_bytes()
+    with pytest.raises(FloatingPointError, match="is not finite after step 3: lower the learning rate"):
+        quietly(model, steps=3, checkpoint=path, resume=True, schedule=lambda step: float("inf"))
+    assert path.read_bytes() == good
+
+
+# ---- the built-in base ----
+
+
+def test_the_first_steps_of_the_recipe_give_the_losses_that_the_built_in_base_records():
+    windows = np.load(Path(__file__).parent / "data" / "first_batches.npy").astype(np.int64)
+    model = llama(SHAPE, np.random.default_rng(RECIPE["seed"]))
+    optimizer, schedule = recipe_optimizer(model, RECIPE)
+    history = quietly(
+        model, lambda step: Batch(windows[step, :, :-1], windows[step, :, 1:]), len(windows), optimizer=optimizer,
+        schedule=schedule, seed=RECIPE["seed"], shards=RECIPE["shards"],
+    )  # fmt: skip
+    note = json.loads((BUILTIN / "pretraining.json").read_text())
+    assert note["recipe"] == RECIPE
+    assert len(note["loss"]) == RECIPE["steps"]
+    np.testing.assert_allclose(history.loss, note["loss"][: len(windows)], rtol=1e-3)
+
+
+def test_the_built_in_base_knows_held_out_english_better_than_zlib_and_pair_counts():
+    recorded = json.loads((BUILTIN / "pretraining.json").read_text())["bits_per_byte"]
+    assert recorded["model"] < min(recorded["zlib"], recorded["bigram"])
+    english = text.english()
+    sample = text.excerpts(english.test, 4096)
+    measured = text.bits(evaluate(load_pretrained(), text.all_windows(sample, 16, SHAPE.context)))
+    rivals = [judge(sample, english.train) for judge in (text.zlib_bits_per_byte, text.bigram_bits_per_byte)]
+    assert measured < min(rivals)
