@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from . import __version__
 
@@ -23,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, RuntimeError, ArithmeticError) as error:
         print(f"minilora: {one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("minilora: stopped. A command with --resume goes on from its last checkpoint.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"minilora: {one_line(stop) if stop.args else 'stopped'}", file=sys.stderr)
         return 130
     return 0
 
@@ -35,8 +35,15 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="minilora", description=minilora_doc())
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> Parser:
+    top = Parser(prog="minilora", description=sys.modules[__package__].__doc__)
     top.add_argument("--version", action="version", version=f"minilora {__version__}")
     commands = top.add_subparsers(required=True, metavar="command")
 
@@ -117,10 +124,6 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def minilora_doc() -> str:
-    return sys.modules[__package__].__doc__ or ""
-
-
 def positive(word: str) -> int:
     if not word.isdigit() or int(word) == 0:
         raise argparse.ArgumentTypeError(f"{word!r} is not a whole number above 0")
@@ -180,12 +183,16 @@ def generate(options: argparse.Namespace) -> None:
 
     from .generation import generate as continue_prompt
 
-    print(
-        continue_prompt(
-            adapted(options), options.prompt, options.tokens, temperature=options.temperature, top_k=options.top_k,
-            rng=np.random.default_rng(options.seed),
-        )
-    )  # fmt: skip
+    text = continue_prompt(
+        adapted(options),
+        options.prompt,
+        options.tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        rng=np.random.default_rng(options.seed),
+        description="writing",
+    )
+    print(text)
 
 
 def merge(options: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from .peft import CONFIG, WEIGHTS, adapter_files
 from .plots import report_figure
 from .pretrained import BUILTIN, load_pretrained
 from .spectrum import effective_rank, energy, lora_singular_values, singular_values
-from .tasks.language_model import judge_english
+from .tasks.language_model import bits_per_byte, judge_english
 from .training import History, evaluate, fit, loss_and_gradients
 from .transformer import Transformer
 from .verify import check_model
@@ -52,7 +52,7 @@ def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType
         model.to(backend)
     models = {"full": full, "lora": lora}
     history = {name: adapt(model, source, rates[name], seed, shards, name) for name, model in models.items()}
-    target = {name: bits_per_byte(model, test) for name, model in {"base": base, **models}.items()}
+    target = {name: bits_per_byte(model, test, "reading Python") for name, model in {"base": base, **models}.items()}
 
     costs = step_costs(models, source, seed)
     rank = {"full": layer_spectra(full, base, adapted), "lora": layer_spectra(lora, base, adapted)}
@@ -60,7 +60,7 @@ def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType
     frozen = load_pretrained().state_dict()
     unchanged = all(np.array_equal(to_numpy(lora.state_dict()[path]), W) for path, W in frozen.items())
     samples = {
-        name: generate(model, PROMPT, 160, temperature=0.6, rng=np.random.default_rng(seed))
+        name: generate(model, PROMPT, 160, temperature=0.6, rng=np.random.default_rng(seed), description="writing")
         for name, model in {"before": base, "after": lora}.items()
     }
     report: dict[str, Any] = {
@@ -111,10 +111,6 @@ def adapt(model: Transformer, source: text.Split, lr: float, seed: int, shards: 
     return History(run.loss, history.evaluations + run.evaluations)
 
 
-def bits_per_byte(model: Transformer, data: bytes) -> float:
-    return text.bits(evaluate(model, text.all_windows(data, BATCH, LENGTH)))
-
-
 def curve(history: History) -> dict[str, Any]:
     return {
         "train": [text.bits(loss) for loss in history.loss],
@@ -124,10 +120,12 @@ def curve(history: History) -> dict[str, Any]:
 
 def step_costs(models: dict[str, Transformer], source: text.Split, seed: int, rounds: int = 5) -> dict[str, Any]:
     """Parameters, bytes and seconds of one training step of each model, timed in turn: A B A B ..."""
+    from tqdm import trange
+
     batch = text.random_windows(source.train, BATCH, LENGTH, seed)(STEPS)
     seconds: dict[str, list[float]] = {name: [] for name in models}
     costs = {}
-    for _ in range(rounds):
+    for _ in trange(rounds, desc="timing a step", leave=False):
         for name, model in models.items():
             optimizer = AdamW(model.trainable_parameters(), lr=0.0)
             start = time.perf_counter()
@@ -229,7 +227,7 @@ def search(out: str | Path, *, seed: int = 1, shards: int = 2, backend: ModuleTy
                 attach_lora(model, TARGETS, RANK, ALPHA, rng=np.random.default_rng(seed))
             model.to(backend)
             adapt(model, source, lr, seed, shards, name)
-            tried[lr] = bits_per_byte(model, text.excerpts(source.validation, 32768))
+            tried[lr] = bits_per_byte(model, text.excerpts(source.validation, 32768), "reading Python")
             print(f"{name} at {lr:g}: {tried[lr]:.4f} bits per byte on validation text")
         grid["bits_per_byte"][name] = {f"{lr:g}": value for lr, value in tried.items()}
         grid["best"][name] = min(tried, key=lambda lr: tried[lr])
@@ -263,7 +261,7 @@ def show(report: dict[str, Any], out: str | Path) -> None:
     rows.add_row("  by Σ r (in + out)", "", f"{lora['by_formula']:,}", "")
     for kind in ("weights", "cache", "gradients", "optimizer"):
         sizes = (f"{costs['memory'][kind] / 2**20:.2f} MiB" for costs in (lora, full))
-        rows.add_row(f"{kind} of one step", "", *sizes)
+        rows.add_row(f"memory: {kind}", "", *sizes)
     rows.add_row("seconds per step, one thread", "", *(f"{costs['step_seconds']:.3f}" for costs in (lora, full)))
     console.print(rows)
 
@@ -286,12 +284,16 @@ def show(report: dict[str, Any], out: str | Path) -> None:
     shrunk = full["memory"]["optimizer"] / lora["memory"]["optimizer"]
     kept = "are bit for bit those of the file" if report["frozen_unchanged"] else "HAVE CHANGED"
     restored = "restored every bit" if report["unmerge"]["bit_exact"] else "DID NOT restore the base"
+    moved, largest = report["merge"]["max_abs_diff"], report["merge"]["max_abs_logit"]
     console.print(
         f"""
 LoRA closed {share:.0%} of full fine-tuning's gain with {part:.1%} of the parameters.
-Gradients and optimizer state shrank {shrunk:.0f}-fold; the cache did not, because dA needs the input of every
-adapted layer. The frozen weights {kept}.
-Merging moved no logit by more than {report["merge"]["max_abs_diff"]:.1e}, and unmerging {restored}.
+Gradients and optimizer state shrank {shrunk:.0f}-fold; the cache did not, because dA
+needs the input of every adapted layer. The frozen weights {kept}.
+Merging moved no logit by more than {moved:.1e} (the largest is {largest:.0f}), and
+unmerging {restored}.
 
-{report["seconds"]:.0f} s. Look at {Path(out) / "report.png"}; the adapter beside it loads in Hugging Face PEFT."""
+{report["seconds"]:.0f} s. Look at {Path(out) / "report.png"};
+the adapter beside it loads in Hugging Face PEFT.""",
+        soft_wrap=True,
     )

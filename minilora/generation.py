@@ -17,18 +17,22 @@ def generate(
     temperature: float = 0.0,
     top_k: int = 0,
     rng: np.random.Generator | None = None,
+    description: str | None = None,
 ) -> str:
     """`prompt` and `tokens` more bytes. Temperature 0 takes the most probable byte each time.
 
     Otherwise bytes are drawn with `rng` from softmax(logits / temperature), of the `top_k` most probable if given.
-    Only the last config.context bytes are looked at. Raises ValueError for an empty prompt or a missing rng.
+    Only the last config.context bytes are looked at. `description` labels a progress bar; None shows none.
+    Raises ValueError for an empty prompt or a missing rng.
     """
+    from tqdm import trange
+
     if not prompt:
         raise ValueError("the prompt is empty: give at least one character")
     if temperature < 0 or (temperature > 0 and rng is None):
         raise ValueError(f"temperature {temperature} is below 0, or needs rng=numpy.random.default_rng(seed)")
     ids = encode(prompt)
-    for _ in range(tokens):
+    for _ in trange(tokens, desc=description, disable=description is None, unit="byte", leave=False):
         logits, _ = model.forward(ids[None, -model.config.context :])
         ids = np.append(ids, choose(to_numpy(logits[0, -1]), temperature, top_k, rng))
     return decode(ids)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import ops
-from .backend import Array, get_array_module
+from .backend import Array, get_array_module, to_numpy
 
 
 @dataclass(eq=False)  # compared and hashed by identity, so a tied weight is one key
@@ -125,7 +125,7 @@ class Module:
     def to(self, xp: ModuleType) -> None:
         """Move every parameter to the library `xp` (see load_backend)."""
         for parameter in self.named_parameters().values():
-            parameter.data = xp.asarray(parameter.data)
+            parameter.data = xp.asarray(to_numpy(parameter.data))
 
     def astype(self, dtype: Any) -> None:
         """Convert every parameter, for a gradient check to float64 or to complex128."""

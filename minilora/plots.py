@@ -32,7 +32,7 @@ def report_figure(report: dict[str, Any]) -> bytes:
 def learning_curves(ax: Any, report: dict[str, Any]) -> None:
     for name, color in (("full", FULL), ("lora", LORA)):
         curve = report[name]["curve"]
-        ax.plot(range(1, len(curve["train"]) + 1), curve["train"], color=color, alpha=0.25, lw=1)
+        ax.plot(range(1, len(curve["train"]) + 1), curve["train"], color=color, alpha=0.2, lw=1)
         steps, values = zip(*curve["held_out"], strict=True)
         ax.plot(steps, values, "o-", ms=4, color=color, label={"full": "full fine-tuning", "lora": "LoRA"}[name])
     ax.axhline(report["full"]["curve"]["held_out"][0][1], color=BASE, ls="--", lw=1, label="base model, frozen")
@@ -61,6 +61,6 @@ def spectrum_curves(ax: Any, report: dict[str, Any]) -> None:
         ax.plot(range(1, len(curve) + 1), curve, color=color, lw=2, label=label)
     ax.axvline(report["lora"]["rank"], color=BASE, ls=":", lw=1, label=f"r = {report['lora']['rank']}")
     ax.set_yscale("log")
-    ax.set_ylim(1e-3, 1.5)
+    ax.set_ylim(0.03, 1.2)
     ax.set(title="Singular values of ΔW, mean over the layers", xlabel="index i", ylabel="σᵢ / σ₁ (log scale)")
     ax.legend(frameon=False)

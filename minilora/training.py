@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,9 @@ def fit(
         run.load()
     done = len(run.history.loss)
     bar = tqdm(total=steps, initial=done, desc=description, disable=description is None, unit="step", leave=False)
-    with bar, ThreadPoolExecutor(shards) as pool, interruption() as interrupted:
+    # A loss that is not finite is found, and explained, by Run.read: NumPy need not warn of it on the way.
+    threads = ThreadPoolExecutor(shards, initializer=partial(np.seterr, all="ignore"))
+    with bar, threads as pool, interruption() as interrupted, np.errstate(all="ignore"):
         for step in range(done, steps):
             if run.history.stopped_early:
                 break
@@ -143,7 +146,8 @@ def fit(
             run.optimizer.step(clip_by_global_norm(grads, clip), schedule(step))
             run.unread.append(loss)
             bar.update()
-            end = step + 1 == steps or interrupted.is_set()
+            stop = interrupted.is_set()
+            end = stop or step + 1 == steps
             if end or (step + 1) % 10 == 0:
                 run.read(several[-1])
                 bar.set_postfix_str(f"loss {run.history.loss[-1]:.3f}")
@@ -153,8 +157,8 @@ def fit(
             if run.path and (end or run.history.stopped_early or (step + 1) % checkpoint_every == 0):
                 run.read(several[-1])
                 run.save()
-            if interrupted.is_set():
-                raise KeyboardInterrupt
+            if stop:
+                raise KeyboardInterrupt(f"stopped after step {step + 1}" + run.kept("; resume from {}"))
     run.finish(patience)
     return run.history
 
@@ -171,6 +175,10 @@ class Run:
     def state(self) -> dict[str, Array]:
         return {name: parameter.data for name, parameter in self.model.trainable_parameters().items()}
 
+    def kept(self, words: str) -> str:
+        """`words` about the checkpoint, if there is one."""
+        return words.format(self.path) if self.path and self.path.exists() else ""
+
     def read(self, batch: Batch) -> None:
         """Fetch the losses from the device. Raises FloatingPointError if one of them is not finite."""
         losses = [float(loss) for loss in self.unread]
@@ -178,10 +186,9 @@ class Run:
         wrong = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if wrong is not None:
             step = len(self.history.loss) + wrong + 1
-            kept = f"; {self.path} holds the last good state" if self.path and self.path.exists() else ""
             raise FloatingPointError(
                 f"the loss of step {step} is {losses[wrong]}, first in {first_not_finite(self.model, batch)}: "
-                f"lower the learning rate{kept}"
+                f"lower the learning rate{self.kept('; {} holds the last good state')}"
             )
         self.history.loss += losses
 

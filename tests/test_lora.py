@@ -144,6 +144,15 @@ def test_the_scaling_is_alpha_over_r_or_over_its_root(rslora, scaling, rng):
     assert layer(rng, r=4, alpha=10, rslora=rslora).scaling == scaling
 
 
+@pytest.mark.parametrize("options", [{"r": np.int64(3)}, {"alpha": np.float64(5)}, {"r": np.int64(3), "rslora": True}])
+def test_numbers_from_numpy_make_no_float64_of_a_float32_layer(options, rng):
+    adapter = LoRALinear(Linear(np.ones((4, 5), np.float32)), **{"r": 2, "rng": rng, **options})
+    y, cache = adapter.forward(np.ones((3, 5), np.float32))
+    grads = Gradients()
+    dx = adapter.backward(y, cache, grads)
+    assert {array.dtype for array in [y, dx, adapter.delta(), *grads.values()]} == {np.dtype(np.float32)}
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others():
     states = []
     for seed in (5, 5, 6):

@@ -12,6 +12,7 @@ from test_transformer import build, each_family, forward_loss, gradients, named
 from test_transformer import some as some_batch
 
 from minilora import ops
+from minilora.backend import get_array_module, to_numpy
 from minilora.modules import Context, Embedding, Gradients, Linear, Module, Parameter
 from minilora.transformer import Transformer
 
@@ -25,6 +26,7 @@ PARTS = [
     *[("bert adapted", path) for path in ("block_0", "block_0.mlp.up_proj")],
 ]
 each_model = pytest.mark.parametrize("name", MODELS)
+on_a_gpu = pytest.mark.parametrize("xp", ["fakecupy", pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True)
 each_part = pytest.mark.parametrize(("name", "path"), PARTS, ids=[f"{name}: {path}" for name, path in PARTS])
 
 
@@ -309,6 +311,27 @@ def test_a_state_that_does_not_fit_is_refused_by_name_and_changes_nothing(change
     with pytest.raises(ValueError, match=message):
         model.load_state_dict(state)
     assert all(data is before[name] for name, data in model.state_dict().items())
+
+
+@on_a_gpu
+def test_a_model_goes_to_the_gpu_and_back_without_losing_a_bit(xp):
+    model = build("bert", dtype="float32")
+    before = {name: data.tobytes() for name, data in model.state_dict().items()}
+    model.to(xp)
+    assert all(get_array_module(data) is xp for data in model.state_dict().values())
+    model.to(np)
+    assert {name: data.tobytes() for name, data in model.state_dict().items()} == before
+
+
+@on_a_gpu
+@pytest.mark.parametrize("to_the_gpu", [True, False])
+def test_a_state_is_loaded_from_where_it_is_to_where_the_model_is(to_the_gpu, xp):
+    model, other = build("llama"), build("llama")
+    (model if to_the_gpu else other).to(xp)
+    model.load_state_dict({name: data + 1 for name, data in other.state_dict().items()})
+    for name, data in model.state_dict().items():
+        assert get_array_module(data) is (xp if to_the_gpu else np)
+        assert np.array_equal(to_numpy(data), to_numpy(other.state_dict()[name]) + 1)
 
 
 def test_astype_converts_every_parameter(rng):

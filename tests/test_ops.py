@@ -179,6 +179,26 @@ def attention(causal: bool, side: str, R: int):
     return case
 
 
+def cross_attention(size, rng):
+    """As many queries as there are keys, or more, or fewer."""
+    B, Tq, Tk, G, R, D = size(), size(1, 5), size(2, 4), size(1, 2), size(1, 3), size(1, 3)
+    mask = np.where(rng.random((Tq, Tk)) < 0.7, 0.0, -1e9)
+    mask[:, :2] = 0  # every query sees two keys, at least
+    fixed(mask)
+
+    def torch_attention(torch, *qkv):
+        q, k, v = (x.unflatten(-1, (-1, D)).transpose(1, 2) for x in qkv)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, torch.tensor(mask), enable_gqa=R > 1)
+        return y.transpose(1, 2).flatten(2)
+
+    return Case(
+        {name: rng.standard_normal((B, T, n * D)) for name, T, n in (("q", Tq, G * R), ("k", Tk, G), ("v", Tk, G))},
+        lambda q, k, v: ops.attention_forward(q, k, v, on(q, mask), D),
+        lambda dy, cache, *_: ops.attention_backward(dy, cache),
+        torch_attention,
+    )
+
+
 def attention_mask(x, causal, padding):
     xp = get_array_module(x)
     return ops.attention_mask(xp, x.shape[1], causal, None if padding is None else xp.asarray(padding), x.dtype)
@@ -261,6 +281,7 @@ OPS = {
     "attention, causal": attention(True, "none", 2),
     "attention, causal, padded left": attention(True, "left", 1),
     "attention, causal, padded right": attention(True, "right", 3),
+    "attention, another number of keys": cross_attention,
     "embedding": embedding,
     "cross-entropy": cross_entropy(None),
     "cross-entropy, a part of a batch": cross_entropy(17),
@@ -478,11 +499,11 @@ def test_rope_scores_depend_on_the_distance_alone(rng):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("causal", [True, False])
 def test_padding_changes_no_real_token_of_attention(causal, side, rng):
-    T, D, lengths = 6, 2, [6, 4, 1]
+    T, D, lengths = 6, 2, [6, 4, 1, 0]
     padding = pad(side, T, lengths)
-    q, k, v = (rng.standard_normal((3, T, n * D)) for n in (4, 2, 2))
+    q, k, v = (rng.standard_normal((4, T, n * D)) for n in (4, 2, 2))
     padded, _ = ops.attention_forward(q, k, v, attention_mask(q, causal, padding), D)
-    for i, real in enumerate(padding):
+    for i, real in enumerate(padding[:3]):
         alone = [x[i : i + 1, real] for x in (q, k, v)]
         y, _ = ops.attention_forward(*alone, attention_mask(alone[0], causal, None), D)
         assert close(padded[i, real], y[0], EXACT)

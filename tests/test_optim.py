@@ -119,6 +119,17 @@ def test_float32_stays_float32_in_the_parameters_and_in_the_state(name, rng):
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
 
 
+@pytest.mark.parametrize("cls", [SGD, AdamW])
+def test_a_rate_or_a_limit_from_numpy_makes_no_float64_of_float32(cls, rng):
+    parameters = some_parameters(np.float32)
+    rate, limit = np.geomspace(1e-3, 1, 2)  # as a sweep has them
+    grads = clip_by_global_norm(some_gradients(parameters, rng), limit)
+    cls(parameters, lr=rate).step(grads)
+    assert {array.dtype for array in [*grads.values(), *(p.data for p in parameters.values())]} == {
+        np.dtype(np.float32)
+    }
+
+
 @each_optimizer
 @on_a_gpu
 def test_on_a_gpu_steps_give_the_same_numbers_and_nothing_waits_for_the_host(name, xp):

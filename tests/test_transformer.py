@@ -251,13 +251,25 @@ def test_ids_that_no_model_can_read_are_refused(family, ids, message):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"width": 10, "heads": 3}, "width 10 must divide into 3 heads"),
-        ({"width": 12, "heads": 6, "kv_heads": 4}, "6 heads, and those into 4 key/value heads"),
+        ({"width": 10, "heads": 3}, "width 10 .* 3 heads"),
+        ({"width": 12, "heads": 6, "kv_heads": 4}, "6 heads, .* into 4"),
     ],
 )
 def test_widths_that_do_not_divide_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Config(**{**SHAPE, **wrong})
+
+
+def test_rotary_positions_need_heads_of_an_even_width():
+    config = Config(**{**SHAPE, "heads": 4})  # heads of 3 numbers, which do not pair up
+    with pytest.raises(ValueError, match="even"):
+        llama(config, np.random.default_rng(1))
+
+
+@each_family
+def test_ids_may_be_nested_lists(family):
+    model, ids = build(family), [[3, 1, 4], [1, 5, 9]]
+    assert np.array_equal(model.forward(ids)[0], model.forward(np.array(ids))[0])
 
 
 # ---- Hugging Face's models with the same weights ----

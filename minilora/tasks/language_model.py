@@ -86,11 +86,19 @@ def judge_english(model: Transformer) -> dict[str, float]:
     """Bits per byte of the held-out English: the model's, and what knows the training text makes of it."""
     english = text.english()
     return {
-        "model": text.bits(evaluate(model, text.all_windows(english.test, 16, model.config.context))),
+        "model": bits_per_byte(model, english.test, "reading English"),
         "zlib": text.zlib_bits_per_byte(english.test, english.train),
         "lzma": text.lzma_bits_per_byte(english.test, english.train),
         "bigram": text.bigram_bits_per_byte(english.test, english.train),
     }
+
+
+def bits_per_byte(model: Transformer, data: bytes, description: str) -> float:
+    """What `model` needs for `data`, every byte seen with at least half a window of others before it."""
+    from tqdm import tqdm
+
+    windows = list(text.all_windows(data, 16, model.config.context))
+    return text.bits(evaluate(model, tqdm(windows, desc=description, leave=False)))
 
 
 def finetune(

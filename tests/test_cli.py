@@ -1,0 +1,520 @@
+"""The commands: what they make, what they say, and what they leave behind when the input is bad."""
+
+import argparse
+import io
+import json
+import os
+import pickle
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minilora import __version__, checkpoint, text
+from minilora.checkpoint import load_tensors, save_tensors
+from minilora.cli import main, parser
+from minilora.pretrained import save_pretrained
+from minilora.tasks import language_model
+from minilora.transformer import Config, llama
+
+COMMANDS = ["demo", "pretrain", "finetune", "generate", "merge", "info"]
+SMALL: dict[str, Any] = {
+    "vocab": 256, "layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "hidden": 24, "context": 32,
+}  # fmt: skip
+WORDS = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(120)).encode()
+RUN = ["--steps", "3", "--batch", "2", "--length", "8", "--rank", "2", "--evaluate-every", "2"]
+THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def make_base(folder: Path, seed: int = 1, **changes: Any) -> Path:
+    save_pretrained(llama(Config(**SMALL | changes), np.random.default_rng(seed)), folder)
+    return folder
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Every file below `folder` with its bytes, every folder with None."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command sets these; they are put back after a test."""
+    for variable in THREADS:
+        monkeypatch.setenv(variable, "1")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small base, a text, and an adapter made from both."""
+    folder = tmp_path_factory.mktemp("made")
+    make_base(folder / "base")
+    (folder / "words.txt").write_bytes(WORDS)
+    words = ["--base", folder / "base", "--data", folder / "words.txt", "--out", folder / "adapter"]
+    assert main(["finetune", *map(str, words), *RUN, "--lr", "0.05"]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Path:
+    """The same as the working directory, to damage at will."""
+    shutil.copytree(made, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    capfd.readouterr()
+    return tmp_path / "here"
+
+
+FINETUNE = ["finetune", "--base", "base", "--data", "words.txt", "--out", "out", *RUN]
+GENERATE = ["generate", "--base", "base", "--adapter", "adapter", "--prompt", "def ", "--tokens", "20"]
+MERGE = ["merge", "--base", "base", "--adapter", "adapter", "--out", "out"]
+
+
+def lines(stderr: str) -> list[str]:
+    """What a terminal shows of it: a progress bar that was cleared is gone."""
+    return [line for line in (row.rpartition("\r")[2] for row in stderr.split("\n")) if line.strip()]
+
+
+def assert_refused(here: Path, capfd: Any, words: list[str], says: str) -> None:
+    before = tree(here.parent)
+    assert main(words) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert len(lines(err)) == 1
+    assert lines(err)[0].startswith("minilora: ")
+    assert re.search(says, lines(err)[0]), lines(err)[0]
+    assert tree(here.parent) == before
+
+
+# ---- help ----
+
+
+def subparsers() -> dict[str, argparse.ArgumentParser]:
+    return next(a.choices for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+
+
+def promised(command: str) -> set[str]:
+    """The files that `minilora <command> --help` says --out will contain."""
+    return set(re.findall(r"\w+\.(?:json|png|safetensors)", subparsers()[command].format_help().split("--out will")[1]))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_that_parses_and_what_out_will_contain(command, capfd):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    shown = capfd.readouterr().out
+    assert stop.value.code == 0
+    example = shlex.split(re.search(r"^example\n  minilora (.*)$", shown, re.MULTILINE)[1])
+    assert example[0] == command
+    parser().parse_args(example)
+    assert ("--out will contain" in shown) == ("--out DIR" in shown)
+
+
+def test_help_lists_every_command_and_what_it_does(capfd):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capfd.readouterr().out
+    assert list(subparsers()) == COMMANDS
+    assert all(re.search(rf"^    {command} +[A-Z]", shown, re.MULTILINE) for command in COMMANDS)
+
+
+def test_version(capfd):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert (stop.value.code, capfd.readouterr().out) == (0, f"minilora {__version__}\n")
+
+
+# ---- good paths ----
+
+
+def test_what_is_made_is_what_help_promised_and_each_step_leads_to_the_next(here, capfd):
+    assert {path.name for path in (here / "adapter").iterdir()} == promised("finetune")
+    assert main(["info", "adapter"]) == 0
+    assert re.search(r"LoRA, r = 2, alpha = 16(\.0)?, scaled by alpha/r", capfd.readouterr().out)
+    assert main(GENERATE) == 0
+    adapted = capfd.readouterr()
+    assert adapted.out.startswith("def ")
+    assert adapted.err == ""
+    assert main(GENERATE[:3] + GENERATE[5:]) == 0
+    assert capfd.readouterr().out != adapted.out
+    assert main(MERGE) == 0
+    assert "7 adapters merged" in capfd.readouterr().out
+    assert {path.name for path in (here / "out").iterdir()} == promised("merge")
+    assert main(["generate", "--base", "out", *GENERATE[5:]]) == 0
+    assert capfd.readouterr() == adapted
+
+
+def test_the_same_command_gives_the_same_bytes_and_another_seed_others(here):
+    words = [*FINETUNE, "--dropout", "0.2", "--temperature", "1"][:-2]
+    for out, seed in (("one", "4"), ("two", "4"), ("three", "5")):
+        assert main([*words, "--out", out, "--seed", seed]) == 0
+    assert tree(here / "one") == tree(here / "two")
+    assert all(tree(here / "three")[name] != content for name, content in tree(here / "one").items()
+               if name != "adapter_config.json")  # fmt: skip
+
+
+def test_a_draw_follows_its_seed(here, capfd):
+    def draw(seed: str) -> str:
+        assert main([*GENERATE, "--temperature", "1.5", "--top-k", "50", "--seed", seed]) == 0
+        return capfd.readouterr().out
+
+    assert draw("1") == draw("1") != draw("2")
+
+
+def test_info_names_the_base_that_an_adapter_was_made_for(here, capfd):
+    assert main(["info", "base"]) == 0
+    of_base = dict(re.split(r"  +", line, maxsplit=1) for line in capfd.readouterr().out.splitlines())
+    assert main(["info", "adapter"]) == 0
+    of_adapter = dict(re.split(r"  +", line, maxsplit=1) for line in capfd.readouterr().out.splitlines())
+    assert of_base["base sha256"] == of_adapter["for base"]
+    total = sum(x.size for x in load_tensors(here / "base" / "model.safetensors")[0].values())
+    assert of_base["model"] == f"llama, {total:,} parameters"
+    assert main(["info", "builtin"]) == 0
+
+
+def test_pretraining_writes_what_help_promises_and_a_model_that_can_be_used(here, monkeypatch, capfd):
+    monkeypatch.setattr(language_model, "SHAPE", Config(**SMALL | {"context": 128}))
+    monkeypatch.setattr(text, "english", lambda: text.Split(WORDS, WORDS[:500], WORDS[:700]))
+    assert main(["pretrain", "--out", "out", "--steps", "2"]) == 0
+    assert "bits per byte, held out" in capfd.readouterr().out
+    assert {path.name for path in (here / "out").iterdir()} == promised("pretrain")
+    assert main(["generate", "--base", "out", "--prompt", "x", "--tokens", "2"]) == 0
+
+
+def test_an_adapter_that_does_not_say_its_base_works_with_a_note(here, capfd):
+    assert main(GENERATE) == 0
+    expected = capfd.readouterr().out
+    edit_tensors(here / "adapter" / "adapter_model.safetensors", lambda tensors: tensors)  # and its metadata is gone
+    assert main(GENERATE) == 0
+    out, err = capfd.readouterr()
+    assert out == expected
+    assert [line for line in lines(err) if "note: adapter does not say which base it is for" in line] == lines(err)
+
+
+@pytest.mark.parametrize("length", ["1", "2", "3"])
+def test_a_window_of_any_length_will_do(here, length):
+    assert main([*FINETUNE, "--length", length]) == 0
+
+
+# ---- threads ----
+
+
+def test_numpy_is_loaded_after_threads_has_set_the_number_of_blas_threads(here):
+    code = f"""if True:
+        import os, sys
+        import minilora.cli
+        assert "numpy" not in sys.modules, "too early"
+        class Spy:
+            def find_spec(self, name, *rest):
+                if name == "numpy":
+                    print(*(os.environ[variable] for variable in {THREADS}))
+        sys.meta_path.insert(0, Spy())
+        minilora.cli.main(["info", "base", "--threads", "3"])
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=outside())
+    assert done.stdout.splitlines()[0] == "3 3 3"
+
+
+def outside() -> dict[str, str]:
+    """The environment for a command in a process of its own."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(checkpoint.__file__).parents[1]), *sys.path])}
+
+
+# ---- bad input ----
+
+BAD_OPTIONS = {
+    "rank 0": (["--rank", "0"], "rank 0 is not a whole number from 1 to"),
+    "rank -1": (["--rank", "-1"], "rank -1 is not a whole number from 1 to"),
+    "rank 999": (["--rank", "999"], "rank 999 is not a whole number from 1 to"),
+    "no such target": (
+        ["--targets", "q_proj,q_prox"],
+        "no layer is called q_prox; this model has: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+    ),
+    "an empty target": (["--targets", ""], "this model has: q_proj"),
+    "dropout 1": (["--dropout", "1"], "dropout 1.0 is not a probability below 1"),
+    "data missing": (["--data", "nowhere.txt"], "No such file or directory: nowhere.txt"),
+    "data a folder": (["--data", "base"], "Is a directory: base|Permission denied: base"),
+    "data shorter than a batch": (["--batch", "999"], "bytes are less than one batch of 999 windows of 8: more text"),
+    "base missing": (["--base", "nowhere"], "no folder 'nowhere': give 'builtin' or a folder with config.json"),
+    "base without config": (["--base", "."], r"holds no config\.json: it is not a model folder"),
+    "windows too long": (["--length", "33"], "windows of 33 bytes are longer than the model's 32 positions"),
+    "nothing to resume": (["--resume"], "out holds no run to resume: start one without --resume"),
+    "a negative seed": (["--seed", "-1"], "non-negative"),
+    "out is a file": (["--out", "words.txt"], r"words\.txt is a file: choose another folder"),
+    "out is below a file": (["--out", "words.txt/out"], "words.txt"),
+    "out holds something": (["--out", "base"], r"base already holds config\.json: choose another folder"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_finetune_refuses_bad_options_in_one_line_and_makes_nothing(name, here, capfd):
+    words, says = BAD_OPTIONS[name]
+    assert_refused(here, capfd, [*FINETUNE, *words], says)
+
+
+BAD_TEXTS = {
+    "empty": (b"", "words.txt is empty"),
+    "binary": (b"text\0text" * 99, "words.txt is not UTF-8 text"),
+    "another encoding": ("naïve ".encode("latin-1") * 99, "words.txt is not UTF-8 text"),
+    "short": (b"x" * 20, "16 bytes are less than one batch of 2 windows of 8"),
+    "nothing left to hold out": (b"x" * 9, "bytes", "--batch", "1", "--length", "4"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TEXTS)
+def test_finetune_refuses_a_text_it_cannot_learn_from(name, here, capfd):
+    content, says, *words = BAD_TEXTS[name]
+    (here / "words.txt").write_bytes(content)
+    assert_refused(here, capfd, [*FINETUNE, *words], says)
+
+
+def test_finetune_refuses_a_text_it_may_not_read(here, capfd, monkeypatch):
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        before = tree(here)
+        patched.setattr(Path, "read_bytes", refuse)
+        assert main(FINETUNE) == 2
+    assert lines(capfd.readouterr().err) == ["minilora: Permission denied: words.txt"]
+    assert tree(here) == before
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_tensors(path: Path, edit: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
+    save_tensors(path, edit(load_tensors(path)[0]), {"format": "pt"})
+
+
+def pickled() -> bytes:
+    file = io.BytesIO()
+    pickle.dump({"weight": np.zeros(3)}, file)
+    return file.getvalue()
+
+
+def without_first(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return dict(sorted(tensors.items())[1:])
+
+
+def transposed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: x.T for name, x in tensors.items()}
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def oversized(path: Path) -> None:
+    path.write_bytes((2**60).to_bytes(8, "little") + path.read_bytes()[8:])
+
+
+UNREADABLE = r"model\.safetensors cannot be read as safetensors: "
+UNFIT = r"model\.safetensors does not fit its config\.json: "
+BAD_BASES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "another family": (lambda base: edit_json(base / "config.json", model_type="gpt2"), "family 'gpt2' is not supp"),
+    "a feature": (lambda base: edit_json(base / "config.json", mlp_bias=True), "mlp_bias = True is not supported"),
+    "no JSON": (lambda base: (base / "config.json").write_text("{"), r"config\.json is not valid JSON"),
+    "a list": (lambda base: (base / "config.json").write_text("[]"), r"config\.json does not hold a JSON object"),
+    "an empty config": (lambda base: (base / "config.json").write_text("{}"), "family None is not supported"),
+    "no width": (lambda base: (base / "config.json").write_text('{"model_type": "llama"}'), r"lacks 'vocab_size'"),
+    "odd heads": (lambda base: edit_json(base / "config.json", num_attention_heads=3), "does not divide into 3 heads"),
+    "no weights": (lambda base: (base / "model.safetensors").unlink(), r"model\.safetensors is missing"),
+    "truncated weights": (lambda base: cut_short(base / "model.safetensors"), UNREADABLE),
+    "empty weights": (lambda base: (base / "model.safetensors").write_bytes(b""), UNREADABLE),
+    "an oversized header": (lambda base: oversized(base / "model.safetensors"), UNREADABLE),
+    "pickled weights": (
+        lambda base: (base / "model.safetensors").write_bytes(pickled()), UNREADABLE + "it is a pickle",
+    ),
+    "weights of another width": (lambda base: edit_json(base / "config.json", intermediate_size=32), UNFIT + ".*shape"),
+    "more layers": (lambda base: edit_json(base / "config.json", num_hidden_layers=2), UNFIT + ".*missing: block_1"),
+    "fewer layers": (lambda base: edit_json(base / "config.json", num_hidden_layers=0), UNFIT + ".*unexpected: "),
+    "a missing tensor": (lambda base: edit_tensors(base / "model.safetensors", without_first), UNFIT + ".*missing: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_BASES)
+def test_a_base_that_cannot_be_used_is_refused_in_one_line(name, here, capfd):
+    damage, says = BAD_BASES[name]
+    damage(here / "base")
+    assert_refused(here, capfd, FINETUNE, says)
+    assert_refused(here, capfd, GENERATE, says)
+    assert_refused(here, capfd, ["info", "base"], says)
+
+
+def test_a_vocabulary_too_small_for_bytes_is_refused(here, capfd):
+    make_base(here / "small", vocab=100)
+    assert_refused(here, capfd, [*FINETUNE, "--base", "small"], "a vocabulary of 100: text is read as bytes, .* 256")
+    assert_refused(here, capfd, ["generate", "--base", "small", "--prompt", "x"], "vocabulary")
+
+
+def test_a_vocabulary_of_more_than_bytes_is_told_so(here, capfd):
+    make_base(here / "large", vocab=5000)
+    assert_refused(here, capfd, ["generate", "--base", "large", "--prompt", "x"], "vocabulary")
+
+
+ADAPTER = r"adapter_model\.safetensors"
+CONFIG = r"adapter_config\.json"
+BAD_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no folder": (shutil.rmtree, f"adapter holds no {CONFIG}: it is not an adapter folder"),
+    "no config": (lambda a: (a / "adapter_config.json").unlink(), f"adapter holds no {CONFIG}"),
+    "no rank": (lambda a: (a / "adapter_config.json").write_text("{}"), f"{CONFIG} lacks 'r'"),
+    "no weights": (lambda a: (a / "adapter_model.safetensors").unlink(), f"{ADAPTER} is missing"),
+    "truncated": (lambda a: cut_short(a / "adapter_model.safetensors"), f"{ADAPTER} cannot be read as safetensors"),
+    "pickled": (lambda a: (a / "adapter_model.safetensors").write_bytes(pickled()), "it is a pickle"),
+    "a missing tensor": (lambda a: edit_tensors(a / "adapter_model.safetensors", without_first), "missing: base_model"),
+    "misshapen": (lambda a: edit_tensors(a / "adapter_model.safetensors", transposed), "has shape .* needs"),
+    "no tensors": (lambda a: edit_tensors(a / "adapter_model.safetensors", lambda tensors: {}), ADAPTER),
+    "DoRA": (lambda a: edit_json(a / "adapter_config.json", use_dora=True), f"{CONFIG}: use_dora = True is not supp"),
+    "another rank": (lambda a: edit_json(a / "adapter_config.json", r=3), "has shape .* needs"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_ADAPTERS)
+def test_an_adapter_that_cannot_be_used_is_refused_in_one_line(name, here, capfd):
+    damage, says = BAD_ADAPTERS[name]
+    damage(here / "adapter")
+    assert_refused(here, capfd, GENERATE, says)
+    assert_refused(here, capfd, MERGE, says)
+
+
+def test_an_adapter_made_for_another_base_is_refused(here, capfd):
+    make_base(here / "other", seed=2)
+    for words in (GENERATE, MERGE):
+        assert_refused(here, capfd, [*words, "--base", "other"], "adapter was made for another base")
+
+
+@pytest.mark.parametrize("name", ["base/config.json", "adapter/adapter_config.json"])
+def test_whatever_a_config_says_the_answer_is_a_result_or_one_line(name, here, capfd):
+    wrong: list[Any] = [None, True, -1, 0, 1.5, float("nan"), "word", "(", [], ["word"], {}, {"word": "("}, {"(": 1}]
+    before, failed = (here / name).read_text(), []
+    for key in json.loads(before):
+        for value in wrong:
+            edit_json(here / name, **{key: value})
+            for words in ([*GENERATE[:-1], "1"], ["info", name.partition("/")[0]]):
+                try:
+                    code, said = main(words), lines(capfd.readouterr().err)
+                except Exception as error:
+                    failed.append(f"{words[0]} with {key} = {value!r}: {type(error).__name__}: {error}")
+                else:
+                    if (code, len(said)) not in ((0, 0), (2, 1)):
+                        failed.append(f"{words[0]} with {key} = {value!r}: {code}, {said}")
+            (here / name).write_text(before)
+    assert failed == []
+
+
+@pytest.mark.parametrize("words", [FINETUNE, MERGE, ["demo"], ["pretrain"]], ids=lambda words: words[0])
+def test_out_that_holds_something_else_is_left_as_it_was(words, here, capfd):
+    (here / "out").mkdir()
+    (here / "out" / "thesis.txt").write_text("years of work")
+    assert_refused(here, capfd, [*words, "--out", "out"], r"out already holds thesis\.txt: choose another folder")
+
+
+@pytest.mark.parametrize(
+    "words", [FINETUNE, GENERATE, MERGE, ["demo", "--out", "out"], ["pretrain", "--out", "out"]], ids=lambda w: w[0]
+)
+def test_without_cupy_or_without_a_gpu_cuda_is_refused(words, here, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert_refused(here, capfd, [*words, "--device", "cuda"], r"the cupy backend needs CuPy: pip install 'minilora\[cu")
+
+    def no_device(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(ones=no_device, ndarray=type(None)))
+    assert_refused(here, capfd, [*words, "--device", "cuda"], "CuPy is installed but cannot use a GPU here: .*NoDevice")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--prompt", ""], "the prompt is empty: give at least one character"),
+        (["--temperature", "-0.1"], "temperature -0.1 is below 0"),
+    ],
+)
+def test_generate_refuses_what_it_cannot_draw_from(words, says, here, capfd):
+    assert_refused(here, capfd, [*GENERATE, *words], says)
+
+
+def test_info_refuses_a_folder_that_holds_neither_model_nor_adapter(here, capfd):
+    assert_refused(here, capfd, ["info", "nowhere"], r"nowhere holds neither a model \(config\.json\) nor an adapter")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "required: command"),
+        (["finetune", "--data", "x", "--out", "y", "--steps", "0"], "--steps: '0' is not a whole number above 0"),
+        (["finetune", "--data", "x", "--out", "y", "--batch", "1.5"], "--batch: '1.5' is not a whole number above 0"),
+        (["generate"], "required: --prompt"),
+    ],
+)
+def test_words_that_do_not_parse_are_answered_with_usage(words, says, capfd):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert re.search(says, capfd.readouterr().err)
+
+
+# ---- a disk that is full, read-only, or fails in the middle ----
+
+
+def failing(original: Callable[..., Any], at: int, error: OSError) -> Callable[..., Any]:
+    calls = iter(range(1, 1000))
+
+    def call(*arguments: Any) -> Any:
+        if next(calls) == at:
+            raise error
+        return original(*arguments)
+
+    return call
+
+
+@pytest.mark.parametrize("out", ["out", "new/folder/out"])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_a_disk_that_fails_at_any_moment_leaves_no_half_made_folder(out, call, at, here, capfd, monkeypatch):
+    full = OSError(28, "No space left on device")  # as the system raises it: without a file name
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, failing(getattr(os, call), at, full))
+        if call == "fsync" and at > 2:  # there are two files to write
+            assert main([*MERGE, "--out", out]) == 0
+            return
+        assert_refused(here, capfd, [*MERGE, "--out", out], "No space left on device")
+
+
+@pytest.mark.parametrize("words", [FINETUNE, MERGE], ids=lambda words: words[0])
+def test_a_full_disk_is_told_with_the_name_of_the_file(words, here, capfd, monkeypatch):
+    monkeypatch.setattr(os, "fsync", failing(os.fsync, 1, OSError(28, "No space left on device")))
+    assert_refused(here, capfd, words, r"No space left on device: .*\bout\b")
+
+
+@pytest.mark.parametrize("words", [FINETUNE, MERGE], ids=lambda words: words[0])
+def test_a_read_only_disk_is_told_with_the_name_of_the_file(words, here, capfd, monkeypatch):
+    def refuse(name: Any, mode: str = "r", **options: Any) -> Any:
+        raise OSError(30, "Read-only file system", str(name))
+
+    monkeypatch.setattr(checkpoint, "open", refuse, raising=False)
+    assert_refused(here, capfd, words, r"Read-only file system: .*\bout\b")
+
+
+# ---- numbers that blow up ----
+
+
+def test_a_rate_that_blows_up_is_one_line_that_names_the_module_and_the_checkpoint(here):
+    words = [*FINETUNE, "--steps", "6", "--lr", "1e30", "--checkpoint-every", "1"]
+    done = subprocess.run([sys.executable, "-m", "minilora", *words], capture_output=True, env=outside())
+    said = lines(done.stderr.decode())
+    assert done.returncode == 2
+    assert len(said) == 1, said
+    path = re.escape(os.path.join("out", "checkpoint.safetensors"))
+    message = rf"minilora: the loss of step \d is nan, first in (\S+): lower the learning rate; {path} holds the last"
+    assert re.match(message, said[0])
+    assert {path.name for path in (here / "out").iterdir()} == {"settings.json", "checkpoint.safetensors"}
+    load_tensors(here / "out" / "checkpoint.safetensors")

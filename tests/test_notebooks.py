@@ -1,0 +1,136 @@
+"""The stored notebooks are what their scripts say, were executed, and the check of that notices when they are not."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
+SCRIPTS = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+FIRST = FOLDER / "00_lora_in_40_lines.py"
+
+
+@pytest.fixture
+def build():
+    """notebooks/build.py, which is no package."""
+    for needed in ("jupytext", "nbclient"):
+        pytest.importorskip(needed)
+    spec = importlib.util.spec_from_file_location("build", FOLDER / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The first notebook's script in a folder of its own, with its .ipynb beside it."""
+    for path in (FIRST, FIRST.with_suffix(".ipynb")):
+        shutil.copy(path, tmp_path)
+    return tmp_path / FIRST.name
+
+
+def code_cells(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def run(folder, *arguments):
+    command = [sys.executable, folder / "build.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=900)
+
+
+def test_scripts_and_notebooks_come_in_pairs():
+    assert FIRST in SCRIPTS
+    assert [path.stem for path in SCRIPTS] == [path.stem for path in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_notebook_is_what_its_script_says(script, build):
+    assert build.stored_problems(script) == []
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_was_executed_from_top_to_bottom_without_an_error(notebook):
+    cells = code_cells(notebook)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_keeps_neither_times_nor_versions(notebook):
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    assert content["metadata"]["kernelspec"]["name"] == "python3"
+    assert content["metadata"]["language_info"] == {"name": "python"}
+    assert [cell["id"] for cell in content["cells"]] == [f"cell-{i:02}" for i in range(len(content["cells"]))]
+    assert all(cell["metadata"] == {} for cell in content["cells"])
+
+
+def test_lora_in_40_lines_is_at_most_40_lines_of_numpy():
+    """The core: every code cell before the figure. What follows is the figure, then the library."""
+    sources = ["".join(cell["source"]) for cell in code_cells(FIRST.with_suffix(".ipynb"))]
+    core, (figure, library) = sources[:-2], sources[-2:]
+    assert "matplotlib" in figure
+    assert "minilora" in library
+    lines = [line.strip() for source in core for line in source.splitlines()]
+    code = [line for line in lines if line and not line.startswith("#")]
+    assert [line for line in code if "import" in line.split()] == ["import numpy as np"]
+    assert not any(";" in line for line in code)
+    assert 30 <= len(code) <= 40
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("r, alpha = 4, 8", "r, alpha = 8, 8", "cell-04 is not what the .py says"),
+        ("# ## 2. The adapter", "# ## 2. An adapter", "cell-03 is not what the .py says"),
+        ("# ## Try it", "# ## Try it\n\n# %%\nprint()", "the .ipynb has 18 cells, the .py 20"),
+    ],
+    ids=["code", "prose", "a cell more"],
+)
+def test_the_check_sees_a_changed_source(old, new, problem, copy, build):
+    assert build.stored_problems(copy) == []
+    text = copy.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    copy.write_text(text.replace(old, new), encoding="utf-8")
+    assert problem in build.stored_problems(copy)
+
+
+def test_the_check_sees_a_notebook_that_is_missing_or_was_not_executed(copy, build):
+    notebook = copy.with_suffix(".ipynb")
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    content["cells"][-2]["execution_count"] = None
+    notebook.write_text(json.dumps(content), encoding="utf-8")
+    assert build.stored_problems(copy) == ["the .ipynb was not executed"]
+    notebook.unlink()
+    assert build.stored_problems(copy) == ["there is no .ipynb"]
+
+
+@pytest.mark.slow
+def test_the_check_sees_a_failing_assert(build, tmp_path):
+    """One notebook whose assert depends on a file: it is built, then the file changes and nothing else."""
+    shutil.copy(FOLDER / "build.py", tmp_path)
+    source = "# %%\nfrom pathlib import Path\n\nsides = Path('sides').read_text()\nassert sides == 'three'\n"
+    (tmp_path / "00_triangle.py").write_text(source, encoding="utf-8")
+    (tmp_path / "sides").write_text("three")
+    built = run(tmp_path)
+    assert built.returncode == 0, built.stdout + built.stderr
+    stored = (tmp_path / "00_triangle.ipynb").read_bytes()
+    assert run(tmp_path, "--check").returncode == 0
+
+    (tmp_path / "sides").write_text("four")
+    checked = run(tmp_path, "--check")
+    assert checked.returncode == 1
+    assert checked.stdout.splitlines()[1:] == ["    cell-00 raised AssertionError at `assert sides == 'three'`"]
+    assert run(tmp_path).returncode == 1  # nor does a build store it
+    assert (tmp_path / "00_triangle.ipynb").read_bytes() == stored
+
+
+@pytest.mark.slow
+def test_every_notebook_passes_the_check(build):
+    checked = run(FOLDER, "--check")
+    assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -1,0 +1,29 @@
+import doctest
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_lines_of_the_readme_print_the_numbers_it_gives(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    test = doctest.DocTestParser().get_doctest(README.replace("```", ""), {}, "README.md", None, 0)
+    assert len(test.examples) >= 10
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    said: list[str] = []
+    runner.run(test, out=said.append)
+    assert runner.failures == 0, "".join(said)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_first_screen_is_the_two_commands():
+    first_screen = README.splitlines()[:20]
+    assert any(line.endswith(".venv/bin/minilora demo") for line in first_screen)
+    assert any(line.endswith('".[test]" && .venv/bin/pytest') for line in first_screen)
+
+
+def test_what_the_readme_points_to_is_there():
+    import re
+
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
