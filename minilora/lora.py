@@ -31,7 +31,8 @@ class LoRALinear(Module):
     """y = x W₀ᵀ + b + s (x Aᵀ) Bᵀ         A (r, in)   B (out, r)   s = α/r, or α/√r (rsLoRA)
 
     Hu et al. (2021), equation 3. At the start B = 0, so y is the base's; A is uniform within ±1/√in, as
-    PEFT's, or normal with deviation 1/r (init="gaussian"). Dropout acts on the adapter's input alone.
+    PEFT's, or normal with deviation 1/r (init="gaussian"). Dropout acts on the adapter's input alone. `base`, a
+    Linear, is frozen and kept.
     Raises ValueError for a base that is no plain Linear, and for a rank outside 1..min(in, out).
     """
 

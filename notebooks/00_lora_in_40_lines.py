@@ -55,7 +55,7 @@ r, alpha = 4, 8
 s = alpha / r
 A = rng.uniform(-1, 1, (r, n_in)) / np.sqrt(n_in)
 B = np.zeros((n_out, r))
-print(f"learned: r (in + out) = {A.size + B.size} numbers; frozen: in · out = {W0.size}")
+print(f"learned: r (in + out) = {A.size + B.size} numbers, frozen: in · out = {W0.size}")
 
 # %% [markdown]
 # ## 3. Forward
@@ -138,6 +138,7 @@ assert np.allclose(x @ W.T, forward(x, A, B)[0], rtol=0, atol=1e-12)
 # the same $s$, at $r = 1$: it stops on the first stair. The best a matrix of rank 1 can do is to take $\sigma_1$ and
 # leave $\sigma_2$ (Eckart and Young, 1936), which for inputs of unit variance costs $\frac12 \sigma_2^2$: the dotted
 # line, drawn without training anything. The dashed one is the noise alone.
+#
 # **Right**: with $r = 4$ the two singular values of the true change are found, and the two directions that are left
 # over stay near zero: they fit a little noise.
 

@@ -353,6 +353,7 @@ def test_a_merged_model_gives_the_logits_of_the_adapted_one_without_its_adapters
     assert merged.dtype == dtype
     assert close(merged, logits, tolerance)
     assert not lora_names(model)
+    assert not model.trainable_parameters()
     assert not any(isinstance(module, LoRALinear) for _, module in model.named_modules())
     assert all(isinstance(model[path], Linear) for path in paths)
 

@@ -486,6 +486,15 @@ def test_rope_preserves_lengths_and_its_backward_is_its_inverse(data):
     assert close(case.backward(y, None, x)[0], x, EXACT)
 
 
+def test_rope_turns_pair_i_at_position_t_by_t_theta_to_the_minus_2i_over_D():
+    D, t, i = 6, 4, 2
+    x = np.zeros((1, 5, D))
+    x[0, t, i] = 1.0
+    y, angle = ops.rope_forward(x, *rope_tables(x, D)), t * THETA ** (-2 * i / D)
+    assert y[0, t, [i, i + D // 2]] == pytest.approx([math.cos(angle), math.sin(angle)])
+    assert np.count_nonzero(y) == 2
+
+
 def test_rope_scores_depend_on_the_distance_alone(rng):
     q, k = (np.broadcast_to(rng.standard_normal(6), (1, 9, 6)) for _ in "qk")  # one vector at every position
     tables = rope_tables(q, 6)
@@ -530,6 +539,7 @@ MISTAKES: list[tuple[str, str, Callable[..., Any]]] = [
     ("linear", "dx = dy Wᵀ", lambda g, dy, c, x, W: (dy @ W.T, g[1])),
     ("linear", "dW has the wrong sign", lambda g, *_: (g[0], -g[1])),
     ("linear", "dW is off by one in a million", lambda g, *_: (g[0], (1 + 1e-6) * g[1])),
+    ("linear", "dW is off by so little that only the complex step sees it", lambda g, *_: (g[0], (1 + 1e-9) * g[1])),
     ("linear", "dW of the first sequence alone", lambda g, dy, c, x, W: (g[0], dy[0].T @ x[0])),
     ("linear", "dW is not finite", lambda g, *_: (g[0], g[1] * np.nan)),
     ("bias", "db is a mean", lambda g, dy, *_: (dy.mean((0, 1)),)),
@@ -657,6 +667,14 @@ def test_what_is_named_zero_must_be_zero(f, grad, rng):
 
 def test_a_function_that_is_nowhere_a_number_does_not_pass(rng):
     assert not check_gradient(lambda x: x * np.nan, lambda dy, x: (dy,), {"x": np.ones(3)}, rng=rng).ok
+
+
+@pytest.mark.oracle
+def test_a_gradient_that_pytorch_does_not_agree_with_does_not_pass(rng):
+    pytest.importorskip("torch")
+    report = check_gradient(lambda x: 2 * x, lambda dy, x: (2 * dy,), {"x": np.ones(3)}, rng=rng, torch=lambda x: 3 * x)
+    assert not report.ok
+    assert report.worst("torch") > 0.1
 
 
 def test_a_report_of_nothing_is_not_a_pass(rng):

@@ -93,6 +93,20 @@ def test_a_hundred_steps_of_two_groups_with_rates_of_their_own_are_those_of_pyto
     follow(ours, other, parameters, tensors)
 
 
+@pytest.mark.parametrize(
+    ("name", "steps"),  # in units of the rate: on a constant gradient momentum adds up, and Adam sees its sign alone
+    [("sgd", lambda g: 3 * g), ("momentum", lambda g: (3 + 2 * 0.8 + 0.8**2) * g), ("adamw", lambda g: 3 * np.sign(g))],
+)
+def test_three_steps_on_a_constant_gradient(name, steps, rng):
+    parameters = some_parameters()
+    optimizer, grads = make(name, parameters), some_gradients(parameters, rng)
+    for _ in range(3):
+        optimizer.step(grads)
+    for n, start in some_parameters().items():
+        moved = (start.data - parameters[n].data) / optimizer.groups[0].lr
+        np.testing.assert_allclose(moved, steps(grads[parameters[n]]), rtol=1e-6)
+
+
 @each_optimizer
 def test_a_step_writes_into_no_array_and_leaves_what_has_no_gradient(name, rng):
     parameters = some_parameters()
