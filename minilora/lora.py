@@ -56,7 +56,8 @@ class LoRALinear(Module):
         self.base = base
         self.lora_A = Parameter(xp.asarray(A, dtype=W.dtype))
         self.lora_B = Parameter(xp.zeros((n_out, r), dtype=W.dtype))
-        self.r, self.alpha, self.rslora, self.dropout = r, alpha, rslora, dropout
+        # Python numbers: a NumPy float64 would turn float32 products into float64.
+        self.r, self.alpha, self.rslora, self.dropout = int(r), float(alpha), rslora, float(dropout)
 
     @property
     def scaling(self) -> float:
@@ -103,7 +104,7 @@ def check_adaptable(base: Module, r: int, dropout: float, init: str) -> None:
     if isinstance(base, LoRALinear | MergedLinear):
         raise ValueError("this layer is adapted already: an adapter goes on a plain Linear")
     if not isinstance(base, Linear):
-        raise ValueError(f"LoRA adapts a Linear, not a {type(base).__name__}")
+        raise ValueError(f"LoRA adapts a Linear, and this is of type {type(base).__name__}")
     n_out, n_in = base.weight.data.shape
     if isinstance(r, bool) or not isinstance(r, int | np.integer) or not 1 <= r <= min(n_in, n_out):
         raise ValueError(f"rank {r!r} is not a whole number from 1 to {min(n_in, n_out)}, the most a {n_out} x {n_in} "

@@ -13,7 +13,7 @@ Parameters, cache and gradients are three separate values. The contract of every
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -105,6 +105,8 @@ class Module:
 
     def __setitem__(self, path: str, module: Module) -> None:
         parent, _, name = path.rpartition(".")
+        if not name:
+            raise KeyError(f"{path!r} names no module to replace")
         self[path]  # what is to be replaced must be there
         self[parent].replace(name, module)
 
@@ -113,14 +115,10 @@ class Module:
 
     def load_state_dict(self, state: dict[str, Array]) -> None:
         """Take every array, or none. Raises ValueError on a missing, unexpected or misshapen one."""
-        parameters = self.named_parameters()
-        check_names(state, parameters)
-        for path, parameter in parameters.items():
-            if tuple(state[path].shape) != tuple(parameter.data.shape):
-                raise ValueError(f"{path} has shape {state[path].shape}, the model needs {parameter.data.shape}")
-        for path, parameter in parameters.items():
+        check_fit(state, self.state_dict())
+        for path, parameter in self.named_parameters().items():
             xp = get_array_module(parameter.data)
-            parameter.data = xp.asarray(state[path], dtype=parameter.data.dtype)
+            parameter.data = xp.asarray(to_numpy(state[path]), dtype=parameter.data.dtype)
 
     def to(self, xp: ModuleType) -> None:
         """Move every parameter to the library `xp` (see load_backend)."""
@@ -145,6 +143,14 @@ def check_names(given: Iterable[str], wanted: Iterable[str]) -> None:
         lists = [f"{what}: {', '.join(n[:5])}{' ...' * (len(n) > 5)}" for what, n in
                  (("missing", missing), ("unexpected", unexpected)) if n]  # fmt: skip
         raise ValueError("the names of the tensors do not fit; " + "; ".join(lists))
+
+
+def check_fit(given: Mapping[str, Array], wanted: Mapping[str, Array]) -> None:
+    """Raise ValueError unless both hold arrays of the same names and shapes."""
+    check_names(given, wanted)
+    for name, array in wanted.items():
+        if tuple(given[name].shape) != tuple(array.shape):
+            raise ValueError(f"{name} has shape {tuple(given[name].shape)}, and {tuple(array.shape)} is needed")
 
 
 class Chain(Module):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from .backend import Array, get_array_module
-from .modules import Gradients, Parameter, check_names
+from .modules import Gradients, Parameter, check_fit
 
 
 @dataclass
@@ -31,13 +31,16 @@ class Optimizer:
 
     step(grads, factor) changes every parameter that has a gradient; `factor`, from a schedule, multiplies lr.
     `state` maps "m.<parameter>" and the like to arrays, `t` counts the steps.
-    Raises ValueError when there is nothing to train.
+    Raises ValueError when there is nothing to train, or a parameter is in two groups.
     """
 
     def __init__(self, groups: Groups, lr: float, weight_decay: float, slots: Sequence[str]) -> None:
         self.groups = [Group(groups, lr, weight_decay)] if isinstance(groups, Mapping) else list(groups)
-        if not any(group.parameters for group in self.groups):
+        everything = [parameter for group in self.groups for parameter in group.parameters.values()]
+        if not everything:
             raise ValueError("nothing to train: every parameter is frozen")
+        if len(set(everything)) < len(everything):
+            raise ValueError("a parameter is in two groups, and would take two steps at once")
         self.state: dict[str, Array] = {
             f"{slot}.{name}": get_array_module(parameter.data).zeros_like(parameter.data)
             for group in self.groups
@@ -51,14 +54,15 @@ class Optimizer:
         for group in self.groups:
             for name, parameter in group.parameters.items():
                 if parameter in grads:
-                    self.update(name, parameter, grads[parameter], factor * group.lr, group.weight_decay)
+                    lr, weight_decay = float(factor * group.lr), float(group.weight_decay)
+                    self.update(name, parameter, grads[parameter], lr, weight_decay)
 
     def update(self, name: str, parameter: Parameter, g: Array, lr: float, weight_decay: float) -> None:
         raise NotImplementedError
 
     def load_state(self, state: Mapping[str, Array], t: int) -> None:
-        """Go back to a `state` and `t` of before. Raises ValueError on a missing or unexpected name."""
-        check_names(state, self.state)
+        """Go back to a `state` and `t` of before. Raises ValueError on a missing, unexpected or misshapen array."""
+        check_fit(state, self.state)
         self.state = {name: get_array_module(old).asarray(state[name]) for name, old in self.state.items()}
         self.t = t
 
@@ -138,5 +142,5 @@ def clip_by_global_norm(grads: Gradients, limit: float) -> Gradients:
         return grads
     xp = get_array_module(next(iter(grads.values())))
     norm = xp.sqrt(sum((g * g).sum() for g in grads.values()))
-    scale = xp.minimum(limit / (norm + 1e-6), 1.0)
+    scale = xp.minimum(float(limit) / (norm + 1e-6), 1.0)
     return Gradients({parameter: scale * g for parameter, g in grads.items()})

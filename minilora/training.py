@@ -22,7 +22,7 @@ from .checkpoint import load_tensors, save_tensors
 from .modules import Context, Gradients, Module
 from .optim import AdamW, Optimizer, Schedule, clip_by_global_norm
 from .text import Batch
-from .transformer import Transformer
+from .transformer import Transformer, check_ids
 
 
 def loss_and_gradients(
@@ -32,6 +32,7 @@ def loss_and_gradients(
 
     `count` replaces their number where the batch is a part of a larger one; losses and gradients then add up.
     """
+    check_ids(np.where(batch.targets == ops.IGNORE, 0, batch.targets), model.config)
     logits, cache = model.forward(batch.ids, Context(batch.padding, batch.segments, rng))
     targets = get_array_module(logits).asarray(batch.targets)
     loss, ce_cache = ops.cross_entropy_forward(logits, targets, count)
@@ -126,6 +127,9 @@ def fit(
     """
     from tqdm import tqdm
 
+    def at(step: int) -> list[Batch]:
+        return [batches(step * accumulate + i) for i in range(accumulate)]
+
     run = Run(
         model, optimizer or AdamW(model.trainable_parameters(), lr), None if checkpoint is None else Path(checkpoint)
     )
@@ -141,21 +145,19 @@ def fit(
         for step in range(done, steps):
             if run.history.stopped_early:
                 break
-            several = [batches(step * accumulate + i) for i in range(accumulate)]
-            loss, grads = sharded_loss_and_gradients(pool, shards, model, several, [seed, step])
-            run.optimizer.step(clip_by_global_norm(grads, clip), schedule(step))
-            run.unread.append(loss)
+            loss, grads = sharded_loss_and_gradients(pool, shards, model, at(step), [seed, step])
+            run.step(loss, clip_by_global_norm(grads, clip), schedule(step))
             bar.update()
             stop = interrupted.is_set()
             end = stop or step + 1 == steps
             if end or (step + 1) % 10 == 0:
-                run.read(several[-1])
+                run.read(at)
                 bar.set_postfix_str(f"loss {run.history.loss[-1]:.3f}")
             if held_out and evaluate_every and (step + 1) % evaluate_every == 0:
-                run.read(several[-1])
+                run.read(at)
                 run.judge(evaluate(model, held_out()), patience)
             if run.path and (end or run.history.stopped_early or (step + 1) % checkpoint_every == 0):
-                run.read(several[-1])
+                run.read(at)
                 run.save()
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}" + run.kept("; resume from {}"))
@@ -170,6 +172,7 @@ class Run:
         self.model, self.optimizer, self.path = model, optimizer, path
         self.history = History()
         self.unread: list[Array] = []  # losses that are still on the device
+        self.finite: Array | bool = True  # were they all? on the device, too
         self.best: dict[str, Array] = {}
 
     def state(self) -> dict[str, Array]:
@@ -179,15 +182,30 @@ class Run:
         """`words` about the checkpoint, if there is one."""
         return words.format(self.path) if self.path and self.path.exists() else ""
 
-    def read(self, batch: Batch) -> None:
-        """Fetch the losses from the device. Raises FloatingPointError if one of them is not finite."""
+    def step(self, loss: Array, grads: Gradients, factor: float) -> None:
+        """One step of the optimizer, which changes nothing once a loss was not finite: no one waits for the device,
+        and what made it so can still be found when the losses are read."""
+        xp, state = get_array_module(loss), self.optimizer.state
+        before, state_before = self.state(), dict(state)
+        self.optimizer.step(grads, factor)
+        self.finite = self.finite & xp.isfinite(loss)
+        for name, parameter in self.model.trainable_parameters().items():
+            parameter.data = xp.where(self.finite, parameter.data, before[name])
+        for name, old in state_before.items():
+            state[name] = xp.where(self.finite, state[name], old)
+        self.unread.append(loss)
+
+    def read(self, at: Callable[[int], list[Batch]]) -> None:
+        """Fetch the losses from the device. Raises FloatingPointError if one is not finite; at(step) is its data."""
         losses = [float(loss) for loss in self.unread]
         self.unread = []
         wrong = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if wrong is not None:
-            step = len(self.history.loss) + wrong + 1
+            step = len(self.history.loss) + wrong
+            culprits = (first_not_finite(self.model, batch) for batch in at(step))
+            culprit = next(filter(None, culprits), "the loss itself")
             raise FloatingPointError(
-                f"the loss of step {step} is {losses[wrong]}, first in {first_not_finite(self.model, batch)}: "
+                f"the loss of step {step + 1} is {losses[wrong]}, first in {culprit}: "
                 f"lower the learning rate{self.kept('; {} holds the last good state')}"
             )
         self.history.loss += losses
@@ -259,7 +277,7 @@ def interruption() -> Iterator[threading.Event]:
 
 
 def first_not_finite(model: Transformer, batch: Batch) -> str:
-    """The path of the first module, in the order of computation, whose output on `batch` is not finite."""
+    """The path of the first module, in the order of computation, whose output on `batch` is not finite; "" if none."""
     found: list[str] = []
 
     def watched(path: str, forward: Callable[..., tuple[Array, Any]]) -> Callable[..., tuple[Array, Any]]:
@@ -279,4 +297,4 @@ def first_not_finite(model: Transformer, batch: Batch) -> str:
     finally:
         for _, module in modules:
             vars(module).pop("forward", None)
-    return found[0] if found else "the loss itself"
+    return found[0] if found else ""

@@ -273,6 +273,9 @@ class Config:
     head_dim: int = field(init=False)  # D
 
     def __post_init__(self) -> None:
+        for name in ("vocab", "layers", "width", "heads", "context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} is not a positive number")
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
         object.__setattr__(self, "hidden", self.hidden or 4 * self.width)
         object.__setattr__(self, "head_dim", self.width // self.heads)
@@ -347,6 +350,8 @@ def gpt2(config: Config, rng: np.random.Generator) -> Transformer:
 
 def llama(config: Config, rng: np.random.Generator) -> Transformer:
     """Touvron et al. (2023): pre-norm with RMS norm, rotary positions, SwiGLU, grouped queries, no biases."""
+    if config.head_dim % 2:
+        raise ValueError(f"rotary positions turn pairs: a head's width must be even, and {config.head_dim} is not")
     new = New(config, rng)
     token = new.embedding(config.vocab)
     blocks = [

@@ -405,7 +405,7 @@ def test_an_adapter_made_for_another_base_is_refused(here, capfd):
 
 @pytest.mark.parametrize("name", ["base/config.json", "adapter/adapter_config.json"])
 def test_whatever_a_config_says_the_answer_is_a_result_or_one_line(name, here, capfd):
-    wrong: list[Any] = [None, True, -1, 0, 1.5, float("nan"), "word", "(", [], ["word"], {}, {"word": "("}, {"(": 1}]
+    wrong: list[Any] = [None, True, -1, 0, 1.5, "word", "(", [], {}, {"(": 1}]
     before, failed = (here / name).read_text(), []
     for key in json.loads(before):
         for value in wrong:

@@ -118,6 +118,12 @@ def test_a_number_of_shards_and_a_seed_fix_every_bit_with_dropout_too(shards):
     assert first[0] != sharded(model, batches, shards, seed=8)[0]
 
 
+def test_each_shard_draws_a_mask_of_its_own():
+    model, row = learner(dropout=0.5), some(0, B=1)
+    both = sharded(model, [together([row, row])], 2, seed=7)
+    assert both[0] != pytest.approx(float(sharded(model, [row], 1, seed=7)[0]), rel=1e-4)
+
+
 def test_threads_that_share_a_model_get_what_each_would_get_alone():
     model, batches = learner(dropout=0.2), [some(i) for i in range(12)]
 

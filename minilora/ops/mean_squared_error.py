@@ -1,8 +1,10 @@
 """Mean squared error, over every number.
 
-L = 1/n Σ_i (y_i - t_i)²            y, target t (...), n numbers each   L ()
+    L = 1/n Σ_i (y_i - t_i)²            y, target t (...), n numbers each   L ()
 
-dy_i = dL · 2 (y_i - t_i) / n
+Backward:
+
+    dy_i = dL · 2 (y_i - t_i) / n
 """
 
 from ..backend import Array

@@ -159,9 +159,12 @@ def check_tensor(
     """The row of one tensor: L(x) is the scalar, g the gradient under test."""
     if g.shape != x.shape:
         return Row(name, x.shape, {}, f"wrong shape {g.shape}")
-    norm = 1.0 if zero else math.sqrt(float((g * g).sum()))
-    if norm == 0:
+    norm = math.sqrt(float((g * g).sum()))
+    if zero and norm > 1e-12 * math.sqrt(g.size):
+        return Row(name, x.shape, {}, f"wrong: not zero, its norm is {norm:.1e}")
+    if norm == 0 and not zero:
         return Row(name, x.shape, {}, "wrong: zero everywhere (B = 0? an upstream gradient of ones?)")
+    norm = 1.0 if zero else norm
     central, by_complex = [], []
     for _ in range(directions):
         u = rng.standard_normal(x.shape)
@@ -171,10 +174,15 @@ def check_tensor(
         central.append(abs(float(slope) - along) / norm)
         if complex_step:
             by_complex.append(abs(float((L(x + 1e-30j * u) / 1e-30).imag) - along) / norm)
-    errors: dict[str, float | None] = {"central": max(central), "complex": max(by_complex, default=None)}
+    errors: dict[str, float | None] = {"central": worst(central), "complex": worst(by_complex)}
     if torch is not None:
         errors["torch"] = float(np.abs(g - torch).max()) / (norm / math.sqrt(g.size))
     return Row(name, x.shape, errors, "zero, as it must be" if zero else "")
+
+
+def worst(errors: list[float]) -> float | None:
+    """The largest, NaN if there is one; None of none."""
+    return float(np.max(errors)) if errors else None
 
 
 def torch_gradients(f: Callable[..., Any], dy: np.ndarray, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -1,0 +1,363 @@
+"""A run that is killed, stopped or out of disk, and resumed, ends with the bytes of one that never was."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_cli import FINETUNE, WORDS, edit_tensors, lines, make_base, outside, tree
+from test_training import bits, learner, quietly
+
+from minilora import text
+from minilora.checkpoint import load_tensors, save_tensors
+from minilora.cli import main
+from minilora.optim import SGD
+
+STEPS = 8
+RUN = [
+    *FINETUNE, "--steps", str(STEPS), "--dropout", "0.1", "--accumulate", "2", "--lr", "0.1",
+    "--evaluate-every", "3", "--patience", "9", "--checkpoint-every", "2",
+]  # fmt: skip
+
+
+class Killed(BaseException):
+    """Nobody catches this."""
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, hook: Callable[[str], None]) -> None:
+    """Call `hook` before each batch, and before and after each moment at which something reaches the disk."""
+
+    def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            hook(f"before {name}")
+            result = original(*arguments, **options)
+            hook(f"after {name}")
+            return result
+
+        return call
+
+    def windows(*arguments: Any) -> Callable[[int], text.Batch]:
+        return watched("a batch", random_windows(*arguments))
+
+    random_windows = text.random_windows
+    monkeypatch.setattr(text, "random_windows", windows)
+    for name in ("fsync", "replace", "mkdir"):
+        monkeypatch.setattr(os, name, watched(name, getattr(os, name)))
+
+
+def torn(folder: Path, copy: Path, rng: np.random.Generator) -> None:
+    """What a killed process leaves: all as it is now, but files not yet renamed cut at any byte."""
+    shutil.copytree(folder, copy)
+    for partial in copy.rglob("*.partial"):
+        if partial.is_file():
+            os.truncate(partial, rng.integers(0, partial.stat().st_size + 1))
+
+
+def go_on(words: list[str] = RUN) -> int:
+    """What a person does next: resume if the run had begun, else start it again."""
+    return main([*words, *(["--resume"] if Path("out", "settings.json").is_file() else [])])
+
+
+def life(monkeypatch: pytest.MonkeyPatch, folder: Path, at: int, rng: np.random.Generator) -> bool:
+    """Go on in `folder` until event `at`, with a kill there; then `folder` is what was left. Was there a kill?"""
+    left, count = folder.with_name("left"), 0
+
+    def hook(event: str) -> None:
+        nonlocal count
+        count += 1
+        if count == at:
+            torn(folder, left, rng)
+            raise Killed
+
+    os.chdir(folder)
+    with monkeypatch.context() as patched:
+        watch(patched, hook)
+        try:
+            assert go_on() == 0
+            return False
+        except Killed:
+            pass
+    shutil.rmtree(folder)
+    left.rename(folder)
+    return True
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small base and a text in the working directory."""
+    make_base(tmp_path / "here" / "base")
+    (tmp_path / "here" / "words.txt").write_bytes(WORDS)
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
+    """A run that nobody disturbed: what it wrote, and its events."""
+    folder, events = tmp_path_factory.mktemp("whole"), []
+    make_base(folder / "base")
+    (folder / "words.txt").write_bytes(WORDS)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        watch(patched, events.append)
+        assert main(RUN) == 0
+    assert events.count("before a batch") == 2 * STEPS
+    return tree(folder), events
+
+
+# ---- killed ----
+
+
+@pytest.mark.parametrize("i", range(20))
+def test_killed_at_a_random_moment_and_resumed_it_ends_with_the_same_bytes(i, whole, here, monkeypatch):
+    rng = np.random.default_rng([1, i])
+    written, events = whole
+    assert life(monkeypatch, here, int(rng.integers(1, len(events) + 1)), rng)
+    assert not life(monkeypatch, here, 0, rng)
+    assert tree(here) == written
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_killed_again_and_again_it_ends_with_the_same_bytes(i, whole, here, monkeypatch):
+    rng, lives = np.random.default_rng([2, i]), 1
+    while life(monkeypatch, here, int(rng.integers(1, 40)), rng):
+        lives += 1
+    assert lives > 2
+    assert tree(here) == whole[0]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("at", range(1, 9))
+def test_after_a_full_disk_it_goes_on_to_the_same_bytes_and_leaves_no_partial_file(
+    at, call, whole, here, monkeypatch, capfd
+):
+    def hook(event: str) -> None:
+        nonlocal at
+        at -= event == f"before {call}"
+        if at == 0:
+            at = -1
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        watch(patched, hook)
+        assert main(RUN) == 2
+    assert len(lines(capfd.readouterr().err)) == 1
+    assert not list(here.rglob("*.partial"))
+    assert go_on() == 0
+    assert tree(here) == whole[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_a_process_killed_at_any_moment_and_resumed_ends_with_the_same_bytes(here):
+    words = [*RUN, "--steps", "300"]
+    start = time.perf_counter()
+    assert process(words, "whole").wait() == 0
+    seconds, written, killed = time.perf_counter() - start, tree(here / "whole"), 0
+    for i, moment in enumerate(np.random.default_rng(3).uniform(0.1 * seconds, seconds, 20)):
+        running = process(words, f"out{i}")
+        try:
+            assert running.wait(timeout=moment) == 0
+        except subprocess.TimeoutExpired:
+            running.kill()
+            killed += running.wait() == -signal.SIGKILL
+        again = ["--resume"] if (here / f"out{i}" / "settings.json").is_file() else []
+        assert process([*words, *again], f"out{i}").wait() == 0
+        assert tree(here / f"out{i}") == written
+    assert killed >= 15
+    assert not list(here.rglob("*.partial"))
+
+
+def process(words: list[str], out: str, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "minilora", *words, "--out", out]
+    return subprocess.Popen(command, env=outside(), stdout=subprocess.DEVNULL, stderr=stderr)
+
+
+# ---- Ctrl-C ----
+
+
+def interrupting(monkeypatch: pytest.MonkeyPatch, *moments: tuple[str, int]) -> None:
+    """Ctrl-C at the n-th event of a name, for each (name, n)."""
+    seen: list[str] = []
+
+    def hook(event: str) -> None:
+        seen.append(event)
+        if (event, seen.count(event)) in moments:
+            signal.raise_signal(signal.SIGINT)
+
+    def reading(*arguments: Any) -> Any:
+        hook("evaluation")
+        return all_windows(*arguments)
+
+    all_windows = text.all_windows
+    watch(monkeypatch, hook)
+    monkeypatch.setattr(text, "all_windows", reading)
+
+
+@pytest.mark.parametrize(
+    ("moment", "done"), [(("before a batch", 1), 1), (("after a batch", 8), 4), (("evaluation", 1), 4)]
+)
+def test_ctrl_c_finishes_a_step_writes_a_checkpoint_and_says_so(moment, done, whole, here, monkeypatch, capfd):
+    with monkeypatch.context() as patched:
+        interrupting(patched, moment)
+        assert main([*RUN, "--checkpoint-every", "100"]) == 130
+    path = os.path.join("out", "checkpoint.safetensors")
+    assert lines(capfd.readouterr().err) == [f"minilora: stopped after step {done}; resume from {path}"]
+    assert set(tree(here / "out")) == {"settings.json", "checkpoint.safetensors"}
+    assert go_on() == 0
+    assert tree(here) == whole[0]
+
+
+def test_a_second_ctrl_c_stops_at_once_and_loses_only_what_the_last_checkpoint_lacks(whole, here, monkeypatch, capfd):
+    with monkeypatch.context() as patched:
+        interrupting(patched, ("before a batch", 10), ("after a batch", 10))
+        assert main(RUN) == 130
+    assert len(lines(capfd.readouterr().err)) == 1
+    assert go_on() == 0
+    assert tree(here) == whole[0]
+
+
+def test_ctrl_c_before_anything_is_written_leaves_nothing(here, monkeypatch, capfd):
+    before = tree(here)
+    with monkeypatch.context() as patched:
+        patched.setattr(text, "read_text", lambda path: signal.raise_signal(signal.SIGINT))
+        assert main(RUN) == 130
+    assert lines(capfd.readouterr().err) == ["minilora: stopped"]
+    assert tree(here) == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="SIGINT to another process")
+def test_ctrl_c_in_a_terminal_stops_a_process_cleanly(here):
+    words = [*RUN, "--steps", "2000"]
+    running = process(words, "out", stderr=subprocess.PIPE)
+    while not (here / "out" / "checkpoint.safetensors").exists():
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=20)
+    assert running.returncode == 130
+    assert lines(said.decode())[0].startswith("minilora: stopped after step ")
+    assert process([*words, "--resume"], "out").wait() == 0
+    assert process(words, "whole").wait() == 0
+    assert tree(here / "out") == tree(here / "whole")
+
+
+# ---- what is not resumed ----
+
+SETTINGS = {
+    "targets": ["--targets", "q_proj,v_proj"], "rank": ["--rank", "3"], "alpha": ["--alpha", "8"],
+    "dropout": ["--dropout", "0.2"], "rslora": ["--rslora"], "lr": ["--lr", "0.2"], "steps": ["--steps", "9"],
+    "batch": ["--batch", "3"], "length": ["--length", "9"], "accumulate": ["--accumulate", "1"],
+    "patience": ["--patience", "8"], "evaluate_every": ["--evaluate-every", "2"], "seed": ["--seed", "1"],
+    "shards": ["--shards", "1"], "base": ["--base", "other"], "data": ["--data", "other.txt"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def finished(here: Path, capfd: Any) -> Path:
+    assert main(RUN) == 0
+    capfd.readouterr()
+    return here
+
+
+def assert_not_resumed(folder: Path, capfd: Any, words: list[str], *said: str) -> None:
+    before = tree(folder)
+    assert main([*RUN, *words, "--resume"]) == 2
+    (line,) = lines(capfd.readouterr().err)
+    assert all(word in line for word in said), line
+    assert tree(folder) == before
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    before = tree(finished)
+    assert main([*RUN, "--resume"]) == 0
+    assert tree(finished) == before
+
+
+def test_resuming_with_another_setting_is_refused_by_its_name(finished, capfd):
+    make_base(finished / "other", seed=2)
+    shutil.copy("words.txt", "other.txt")
+    for name, words in SETTINGS.items():
+        assert_not_resumed(finished, capfd, words, f"out was run with {name} = ", "resume with the same settings")
+
+
+def test_resuming_on_another_text_or_base_under_the_same_name_is_refused(finished, capfd):
+    (finished / "words.txt").write_bytes(WORDS[1:])
+    assert_not_resumed(finished, capfd, [], "out was run with data_sha256 = ")
+    (finished / "words.txt").write_bytes(WORDS)
+    shutil.rmtree(finished / "base")
+    make_base(finished / "base", seed=2)
+    assert_not_resumed(finished, capfd, [], "out was run with base_sha256 = ")
+
+
+def without_a_moment(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: x for name, x in tensors.items() if not name.startswith("optimizer.m.block_0.attention.q_proj")}
+
+
+def misshapen_moments(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: x.T if name.startswith("optimizer.m") else x for name, x in tensors.items()}
+
+
+def without_a_best(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: x for name, x in tensors.items() if not name.startswith("best.block_0.attention.q_proj")}
+
+
+def edited(change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        tensors, metadata = load_tensors(path)
+        save_tensors(path, change(tensors), metadata)
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "one byte short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "another header": lambda path: path.write_bytes(path.read_bytes()[:9] + b"X" + path.read_bytes()[10:]),
+    "no note": lambda path: edit_tensors(path, lambda tensors: tensors),
+    "a note of something else": lambda path: save_tensors(path, load_tensors(path)[0], {"minilora": "{}"}),
+    "a note that is no JSON": lambda path: save_tensors(path, load_tensors(path)[0], {"minilora": "x"}),
+    "a missing moment": edited(without_a_moment),
+    "misshapen moments": edited(misshapen_moments),
+    "a missing best": edited(without_a_best),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_refused_in_one_line_and_left_as_it_is(damage, finished, capfd):
+    DAMAGES[damage](finished / "out" / "checkpoint.safetensors")
+    assert_not_resumed(finished, capfd, [], os.path.join("out", "checkpoint.safetensors"))
+
+
+def test_a_checkpoint_of_other_parameters_or_another_optimizer_is_refused_and_the_model_left_as_it_was(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    quietly(learner(), checkpoint=path)
+    good = path.read_bytes()
+
+    other = learner()
+    other["block_0.attention.q_proj"].lora_A.trainable = False
+    momentum = learner()
+    sgd = SGD(momentum.trainable_parameters(), momentum=0.9)
+    for model, optimizer in ((other, None), (momentum, sgd)):
+        before = bits(model)
+        with pytest.raises(ValueError, match=r"checkpoint\.safetensors"):
+            quietly(model, checkpoint=path, resume=True, optimizer=optimizer)
+        assert bits(model) == before
+    assert path.read_bytes() == good
+
+
+def test_a_checkpoint_is_never_overwritten_by_a_run_that_did_not_ask_to_resume(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    quietly(learner(), checkpoint=path)
+    good = path.read_bytes()
+    with pytest.raises(ValueError, match="is there already: resume, or choose another place"):
+        quietly(learner(), steps=9, checkpoint=path)
+    assert path.read_bytes() == good
