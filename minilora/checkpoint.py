@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -101,17 +105,24 @@ def write_folder(path: str | Path, files: Mapping[str, bytes], replaces: Collect
     """
     path = Path(path).absolute()
     check_free(path, replaces)
-    partial = path.with_name(f".{path.name}.partial")
+    partial, new_parents = path.with_name(f".{path.name}.partial"), [p for p in path.parents if not p.exists()]
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     try:
         partial.mkdir(parents=True)
         for name, content in files.items():
             write_whole(partial / name, content)
-        path.mkdir(exist_ok=True)
-        for name in files:
-            os.replace(partial / name, path / name)
-    finally:
+        if path.exists():
+            for name in files:
+                os.replace(partial / name, path / name)
+            partial.rmdir()
+        else:
+            os.replace(partial, path)
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        for parent in new_parents:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 def check_free(path: Path, replaces: Collection[str] = ()) -> None:

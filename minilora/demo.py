@@ -95,7 +95,7 @@ def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType
 def adapt(model: Transformer, source: text.Split, lr: float, seed: int, shards: int, name: str) -> History:
     """The fine-tuning that the demo compares and search() searches: all is alike but the model and its rate."""
     held_out = text.excerpts(source.validation, 8192)
-    history = History(evaluations=[(0, evaluate(model, text.all_windows(held_out, BATCH, LENGTH)))])
+    history = History(evaluations=[[0, evaluate(model, text.all_windows(held_out, BATCH, LENGTH))]])
     run = fit(
         model,
         text.random_windows(source.train, BATCH, LENGTH, seed),

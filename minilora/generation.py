@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .backend import to_numpy
-from .text import decode, encode
+from .text import check_vocabulary, decode, encode
 from .transformer import Transformer
 
 
@@ -23,10 +23,11 @@ def generate(
 
     Otherwise bytes are drawn with `rng` from softmax(logits / temperature), of the `top_k` most probable if given.
     Only the last config.context bytes are looked at. `description` labels a progress bar; None shows none.
-    Raises ValueError for an empty prompt or a missing rng.
+    Raises ValueError for an empty prompt, a missing rng, or a model that is not over bytes.
     """
     from tqdm import trange
 
+    check_vocabulary(model.config)
     if not prompt:
         raise ValueError("the prompt is empty: give at least one character")
     if temperature < 0 or (temperature > 0 and rng is None):

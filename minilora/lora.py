@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +48,7 @@ class LoRALinear(Module):
         rslora: bool = False,
         init: str = "uniform",
     ) -> None:
-        check_adaptable(base, r, dropout, init)
+        check_adaptable(base, r, alpha, dropout, init)
         assert isinstance(base, Linear)
         base.freeze()
         W = base.weight.data
@@ -100,7 +101,8 @@ def dropout_mask(rng: np.random.Generator | None, p: float, x: Array) -> Array |
     return get_array_module(x).asarray(keep, dtype=x.dtype)
 
 
-def check_adaptable(base: Module, r: int, dropout: float, init: str) -> None:
+def check_adaptable(base: Module, r: int, alpha: float, dropout: float, init: str) -> None:
+    """Raise ValueError, saying what to change, unless LoRALinear can be made of these."""
     if isinstance(base, LoRALinear | MergedLinear):
         raise ValueError("this layer is adapted already: an adapter goes on a plain Linear")
     if not isinstance(base, Linear):
@@ -109,8 +111,10 @@ def check_adaptable(base: Module, r: int, dropout: float, init: str) -> None:
     if isinstance(r, bool) or not isinstance(r, int | np.integer) or not 1 <= r <= min(n_in, n_out):
         raise ValueError(f"rank {r!r} is not a whole number from 1 to {min(n_in, n_out)}, the most a {n_out} x {n_in} "
                          "weight can have")  # fmt: skip
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout {dropout} is not a probability below 1")
+    if not isinstance(alpha, Real) or not math.isfinite(alpha):
+        raise ValueError(f"alpha {alpha!r} is not a number")
+    if not isinstance(dropout, Real) or not 0 <= dropout < 1:
+        raise ValueError(f"dropout {dropout!r} is not a probability below 1")
     if init not in ("uniform", "gaussian"):
         raise ValueError(f"init {init!r} is neither 'uniform' nor 'gaussian'")
 
@@ -139,7 +143,7 @@ def attach_lora(
     extra = trained_too(model, train)
     for path, rank in chosen.items():
         try:
-            check_adaptable(model[path], rank, dropout, init)
+            check_adaptable(model[path], rank, alpha, dropout, init)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     adapters = [module for _, module in model.named_modules() if isinstance(module, LoRALinear)]

@@ -112,15 +112,17 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
     wanted: dict[str, tuple[int, float]] = {}  # path -> r, alpha
     shapes: dict[str, tuple[int, int]] = {}  # tensor name -> shape
     for path, module in model.named_modules():
-        if isinstance(module, Linear) and tensor_name(model, path, "lora_A") in tensors:
+        names = [tensor_name(model, path, side) for side in ("lora_A", "lora_B")] if isinstance(module, Linear) else []
+        if isinstance(module, Linear) and any(name in tensors for name in names):
             theirs = their_name(model, path)
             r = pattern(config.get("rank_pattern"), theirs, config["r"])
             alpha = pattern(config.get("alpha_pattern"), theirs, config["lora_alpha"])
-            check_adaptable(module, r, config.get("lora_dropout", 0.0), "uniform")
+            check_adaptable(module, r, alpha, config.get("lora_dropout", 0.0), "uniform")
             n_out, n_in = module.weight.data.shape
             wanted[path] = (r, alpha)
-            shapes[tensor_name(model, path, "lora_A")] = (r, n_in)
-            shapes[tensor_name(model, path, "lora_B")] = (n_out, r)
+            shapes |= dict(zip(names, [(r, n_in), (n_out, r)], strict=True))
+    if not tensors:
+        raise ValueError(f"{folder / WEIGHTS} holds no tensor")
     check_names(tensors, shapes)
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
@@ -170,7 +172,12 @@ def target_names(model: Transformer, adapters: dict[str, LoRALinear]) -> list[st
 
 def pattern(patterns: dict[str, Any] | None, name: str, default: Any) -> Any:
     """PEFT's rule for rank_pattern and alpha_pattern: the first key that matches the end of `name`, as a regex."""
-    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    try:
+        return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    except (AttributeError, re.error):
+        raise ValueError(
+            f"a rank_pattern or alpha_pattern maps regular expressions to numbers, not {patterns!r}"
+        ) from None
 
 
 def describe_adapter(folder: Path) -> dict[str, str]:
@@ -180,7 +187,7 @@ def describe_adapter(folder: Path) -> dict[str, str]:
     numbers = sum(array.size for array in tensors.values())
     return {
         "adapter": f"LoRA, r = {config['r']}, alpha = {config['lora_alpha']}, scaled by {scaling}",
-        "targets": ", ".join(config.get("target_modules") or []),
+        "targets": str(config.get("target_modules")),
         "layers": f"{len(tensors) // 2} adapted, {numbers:,} parameters",
         "for base": metadata.get("base_sha256", "not said"),
     }

@@ -90,8 +90,8 @@ def read_config(path: Path, dtype: str) -> Config:
         if values.get(key, only) != only:
             raise ValueError(f"{path}: {key} = {values[key]!r} is not supported, only {only!r}")
     rope = values.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise ValueError(f"{path}: rope_type = {rope['rope_type']!r} is not supported, only 'default'")
+    if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
+        raise ValueError(f"{path}: rope_parameters = {rope!r} is not supported, only rope_type 'default'")
     try:
         config = Config(
             vocab=values["vocab_size"],
@@ -108,6 +108,8 @@ def read_config(path: Path, dtype: str) -> Config:
         )
     except KeyError as error:
         raise ValueError(f"{path} lacks {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if values.get("head_dim") not in (None, config.head_dim):
         raise ValueError(
             f"{path}: head_dim = {values['head_dim']} is not supported, only width/heads = {config.head_dim}"

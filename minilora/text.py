@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .ops import IGNORE
+from .transformer import Config
 
 
 class Batch(NamedTuple):
@@ -90,6 +91,12 @@ def encode(text: str | bytes) -> np.ndarray:
     return np.frombuffer(text.encode() if isinstance(text, str) else text, dtype=np.uint8).astype(np.int64)
 
 
+def check_vocabulary(config: Config) -> None:
+    """Raise ValueError unless a model of this config reads and writes bytes."""
+    if config.vocab != 256:
+        raise ValueError(f"text is read as bytes, which need a vocabulary of 256: this model's is {config.vocab}")
+
+
 def decode(ids: np.ndarray) -> str:
     return bytes(ids.tolist()).decode(errors="replace")
 
@@ -117,15 +124,16 @@ def random_windows(data: bytes, batch: int, length: int, seed: int) -> Callable[
 def all_windows(data: bytes, batch: int, length: int) -> Iterator[Batch]:
     """Every byte of `data` but the first, once as a label, with at least length/2 bytes (if there are) before it.
 
-    Windows overlap by half; the first half of each but the first counts for nothing.
+    Windows overlap by half, and what a window shares with the one before it counts for nothing.
     """
-    tokens, half = encode(data), length // 2
+    tokens, stride = encode(data), max(1, length // 2)
+    overlap = length - stride
     ids, targets = [], []
-    for start in range(0, max(1, len(tokens) - 1 - half), half):
+    for start in range(0, max(1, len(tokens) - 1 - overlap), stride):
         window = tokens[start : start + length + 1]
         label = window[1:].copy()
         if start:
-            label[:half] = IGNORE
+            label[:overlap] = IGNORE
         rest = length - len(label)
         ids.append(np.pad(window[:-1], (0, rest)))
         targets.append(np.pad(label, (0, rest), constant_values=IGNORE))

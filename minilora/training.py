@@ -19,7 +19,7 @@ import numpy as np
 from . import ops
 from .backend import Array, get_array_module, to_numpy
 from .checkpoint import load_tensors, save_tensors
-from .modules import Context, Gradients, Module
+from .modules import Context, Gradients, Module, check_fit
 from .optim import AdamW, Optimizer, Schedule, clip_by_global_norm
 from .text import Batch
 from .transformer import Transformer, check_ids
@@ -87,7 +87,7 @@ class History:
     """What a run has seen; no times, so that the same seed gives the same bytes."""
 
     loss: list[float] = field(default_factory=list)  # nats, one for each step
-    evaluations: list[tuple[int, float]] = field(default_factory=list)  # (steps done, nats on held-out data)
+    evaluations: list[list[float]] = field(default_factory=list)  # [steps done, nats on held-out data]
     stopped_early: bool = False
 
     def best(self) -> float:
@@ -214,7 +214,7 @@ class Run:
         """Note an evaluation. The optimizer replaces arrays and never writes to them: a reference is a snapshot."""
         if loss < self.history.best():
             self.best = self.state()
-        self.history.evaluations.append((len(self.history.loss), loss))
+        self.history.evaluations.append([len(self.history.loss), loss])
         since_best = len(self.history.evaluations) - 1 - int(np.argmin([e for _, e in self.history.evaluations]))
         self.history.stopped_early = bool(patience) and since_best >= patience
 
@@ -236,7 +236,7 @@ class Run:
         save_tensors(self.path, tensors, {"minilora": json.dumps(note, sort_keys=True)})
 
     def load(self) -> None:
-        """Go back to a checkpoint. Raises ValueError if it is damaged, or of a run with other parameters."""
+        """Go back to a checkpoint. Raises ValueError, with nothing changed, if it is damaged or of another run."""
         assert self.path is not None
         tensors, metadata = load_tensors(self.path)
         kinds: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "optimizer": {}, "best": {}}
@@ -244,16 +244,19 @@ class Run:
             kind, _, rest = name.partition(".")
             kinds.get(kind, {})[rest] = data
         parameters = self.model.trainable_parameters()
-        wanted = {name: tuple(parameter.data.shape) for name, parameter in parameters.items()}
-        if "minilora" not in metadata or {n: d.shape for n, d in kinds["parameter"].items()} != wanted:
-            raise ValueError(f"{self.path} is a checkpoint of something else: its tensors are not what trains here")
-        note = json.loads(metadata["minilora"])
+        try:
+            check_fit(kinds["parameter"], self.state())
+            check_fit(kinds["optimizer"], self.optimizer.state)
+            check_fit(kinds["best"], self.state() if kinds["best"] else {})
+            note = json.loads(metadata["minilora"])
+            t, history = int(note["t"]), History(**note["history"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path} is not a checkpoint of this run: {error}") from None
         for name, parameter in parameters.items():
             parameter.data = get_array_module(parameter.data).asarray(kinds["parameter"][name])
-        self.optimizer.load_state(kinds["optimizer"], note["t"])
+        self.optimizer.load_state(kinds["optimizer"], t)
         self.best = {name: get_array_module(parameters[name].data).asarray(x) for name, x in kinds["best"].items()}
-        history = note["history"]
-        self.history = History(history["loss"], [(s, e) for s, e in history["evaluations"]], history["stopped_early"])
+        self.history = history
 
 
 @contextmanager

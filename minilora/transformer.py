@@ -273,9 +273,13 @@ class Config:
     head_dim: int = field(init=False)  # D
 
     def __post_init__(self) -> None:
-        for name in ("vocab", "layers", "width", "heads", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} is not a positive number")
+        for name in ("vocab", "layers", "width", "heads", "kv_heads", "hidden", "context", "segments"):
+            least, value = int(name not in ("kv_heads", "hidden")), getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} = {value!r} is not a whole number from {least} up")
+        for name in ("rope_theta", "eps"):
+            if type(getattr(self, name)) not in (int, float) or getattr(self, name) <= 0:
+                raise ValueError(f"{name} = {getattr(self, name)!r} is not a positive number")
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
         object.__setattr__(self, "hidden", self.hidden or 4 * self.width)
         object.__setattr__(self, "head_dim", self.width // self.heads)

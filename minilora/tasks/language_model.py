@@ -130,14 +130,15 @@ def finetune(
     can be wrong with the input is found before the folder is made. Returns a summary.
     """
     model = load_pretrained(base)
-    if model.config.vocab < 256:
-        raise ValueError(f"{base} has a vocabulary of {model.config.vocab}: text is read as bytes, which need 256")
+    text.check_vocabulary(model.config)
     if length > model.config.context:
         raise ValueError(f"windows of {length} bytes are longer than the model's {model.config.context} positions")
     model.to(backend)
     split = text.python_source() if data == "builtin" else text.read_text(data)
     batches = text.random_windows(split.train, batch, length, seed)
     held_out = text.excerpts(split.validation, 8192)
+    if len(held_out) < 2:
+        raise ValueError(f"{data} leaves {len(held_out)} bytes to hold out: give more text")
     rng = np.random.default_rng(seed)
     adapted = attach_lora(model, targets, rank, alpha, rng=rng, dropout=dropout, rslora=rslora)
     settings = {
