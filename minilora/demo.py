@@ -42,7 +42,7 @@ def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType
     check_free(Path(out), FILES)
     start = time.perf_counter()
     source = text.python_source()
-    test = text.excerpts(source.test, 32768)
+    test = text.excerpts(source.test, 16384)
     rates = read_json(GRID)["best"]
 
     base, full, lora = (load_pretrained() for _ in range(3))
@@ -94,7 +94,7 @@ def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType
 
 def adapt(model: Transformer, source: text.Split, lr: float, seed: int, shards: int, name: str) -> History:
     """The fine-tuning that the demo compares and search() searches: all is alike but the model and its rate."""
-    held_out = text.excerpts(source.validation, 8192)
+    held_out = text.excerpts(source.validation, 4096)
     history = History(evaluations=[[0, evaluate(model, text.all_windows(held_out, BATCH, LENGTH))]])
     run = fit(
         model,
@@ -118,7 +118,7 @@ def curve(history: History) -> dict[str, Any]:
     }
 
 
-def step_costs(models: dict[str, Transformer], source: text.Split, seed: int, rounds: int = 5) -> dict[str, Any]:
+def step_costs(models: dict[str, Transformer], source: text.Split, seed: int, rounds: int = 3) -> dict[str, Any]:
     """Parameters, bytes and seconds of one training step of each model, timed in turn: A B A B ..."""
     from tqdm import trange
 
