@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -91,16 +92,18 @@ def parser() -> Parser:
     sub.add_argument("--data", required=True, metavar="FILE", help="a text file, or 'builtin': Python's own source")
     sub.add_argument("--targets", default="all-linear", metavar="A,B", help="layers to adapt (default all-linear)")
     sub.add_argument("--rank", type=int, default=8, metavar="N", help="(default 8)")
-    sub.add_argument("--alpha", type=float, default=16, metavar="X", help="the adapter is scaled by alpha/rank")
+    sub.add_argument("--alpha", type=float, default=16.0, metavar="X", help="the adapter is scaled by alpha/rank")
     sub.add_argument("--rslora", action="store_true", help="scale by alpha/sqrt(rank) instead")
     sub.add_argument("--dropout", type=float, default=0.0, metavar="P", help="on the adapter's input (default 0)")
-    sub.add_argument("--lr", type=float, default=8e-3, metavar="X", help="peak learning rate (default 8e-3)")
+    sub.add_argument("--lr", type=above_zero, default=8e-3, metavar="X", help="peak learning rate (default 8e-3)")
     sub.add_argument("--steps", type=positive, default=100, metavar="N", help="(default 100)")
     sub.add_argument("--batch", type=positive, default=16, metavar="N", help="windows in a batch (default 16)")
     sub.add_argument("--length", type=positive, default=128, metavar="N", help="bytes in a window (default 128)")
     sub.add_argument("--accumulate", type=positive, default=1, metavar="N", help="batches in a step (default 1)")
     sub.add_argument("--evaluate-every", type=positive, default=50, metavar="N", help="steps (default 50)")
-    sub.add_argument("--patience", type=int, default=0, metavar="N", help="stop after N evaluations without a best")
+    sub.add_argument(
+        "--patience", type=from_zero, default=0, metavar="N", help="stop after N evaluations without a best"
+    )
     sub.add_argument("--checkpoint-every", type=positive, default=50, metavar="N", help="steps (default 50)")
     sub.add_argument("--out", required=True, metavar="DIR")
     sub.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
@@ -112,7 +115,9 @@ def parser() -> Parser:
     sub.add_argument("--prompt", required=True, metavar="TEXT")
     sub.add_argument("--tokens", type=positive, default=200, metavar="N", help="bytes to add (default 200)")
     sub.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0: the most probable (default)")
-    sub.add_argument("--top-k", type=int, default=0, metavar="N", help="draw from the N most probable; 0: from all")
+    sub.add_argument(
+        "--top-k", type=from_zero, default=0, metavar="N", help="draw from the N most probable; 0: from all"
+    )
 
     sub = command(merge, "minilora merge --adapter runs/demo --out runs/merged", "config.json, model.safetensors")
     sub.add_argument("--base", default="builtin", metavar="DIR", help="'builtin' or a model folder (default builtin)")
@@ -128,6 +133,22 @@ def positive(word: str) -> int:
     if not word.isdigit() or int(word) == 0:
         raise argparse.ArgumentTypeError(f"{word!r} is not a whole number above 0")
     return int(word)
+
+
+def from_zero(word: str) -> int:
+    if not word.isdigit():
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 0 up")
+    return int(word)
+
+
+def above_zero(word: str) -> float:
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number above 0")
+    return number
 
 
 def backend(options: argparse.Namespace) -> ModuleType:

@@ -125,7 +125,7 @@ def step_costs(models: dict[str, Transformer], source: text.Split, seed: int, ro
     batch = text.random_windows(source.train, BATCH, LENGTH, seed)(STEPS)
     seconds: dict[str, list[float]] = {name: [] for name in models}
     costs = {}
-    for _ in trange(rounds, desc="timing a step", leave=False):
+    for _ in trange(rounds, desc="timing a step", leave=False, disable=None):
         for name, model in models.items():
             optimizer = AdamW(model.trainable_parameters(), lr=0.0)
             start = time.perf_counter()
@@ -191,7 +191,7 @@ def check_gradients(model: Transformer, source: text.Split, seed: int) -> dict[s
         parameter.trainable = True
     batch = text.random_windows(source.train, 2, 32, seed)(0)
     _, grads = loss_and_gradients(model, batch)
-    with tqdm(total=4 * len(grads), desc="checking gradients", leave=False) as bar:
+    with tqdm(total=4 * len(grads), desc="checking gradients", leave=False, disable=None) as bar:
 
         def loss() -> Array:
             bar.update()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .backend import to_numpy
@@ -30,10 +32,14 @@ def generate(
     check_vocabulary(model.config)
     if not prompt:
         raise ValueError("the prompt is empty: give at least one character")
-    if temperature < 0 or (temperature > 0 and rng is None):
-        raise ValueError(f"temperature {temperature} is below 0, or needs rng=numpy.random.default_rng(seed)")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature {temperature} is below 0, or no number")
+    if temperature > 0 and rng is None:
+        raise ValueError(f"temperature {temperature} needs a generator: rng=numpy.random.default_rng(seed)")
+    if top_k < 0:
+        raise ValueError(f"top_k = {top_k} is below 0")
     ids = encode(prompt)
-    for _ in trange(tokens, desc=description, disable=description is None, unit="byte", leave=False):
+    for _ in trange(tokens, desc=description, disable=None if description else True, unit="byte", leave=False):
         logits, _ = model.forward(ids[None, -model.config.context :])
         ids = np.append(ids, choose(to_numpy(logits[0, -1]), temperature, top_k, rng))
     return decode(ids)

@@ -133,14 +133,14 @@ def progress(step: int, steps: int, warmup: int) -> float:
     return min(1.0, (step - warmup) / max(1, steps - warmup))
 
 
-def clip_by_global_norm(grads: Gradients, limit: float) -> Gradients:
+def clip_by_global_norm(grads: Gradients, limit: float) -> tuple[Gradients, Array]:
     """Scale all gradients by min(1, limit / ‖g‖), ‖g‖ over all of them together (Pascanu et al., 2013).
 
-    The norm stays on the device. 1e-6 is added to it, as in PyTorch.
+    Returns them and ‖g‖, which stays on the device. 1e-6 is added to it, as in PyTorch.
     """
     if not grads:
-        return grads
+        return grads, 0.0
     xp = get_array_module(next(iter(grads.values())))
     norm = xp.sqrt(sum((g * g).sum() for g in grads.values()))
     scale = xp.minimum(float(limit) / (norm + 1e-6), 1.0)
-    return Gradients({parameter: scale * g for parameter, g in grads.items()})
+    return Gradients({parameter: scale * g for parameter, g in grads.items()}), norm

@@ -138,7 +138,9 @@ def fit(
             raise ValueError(f"{run.path} is there already: resume, or choose another place")
         run.load()
     done = len(run.history.loss)
-    bar = tqdm(total=steps, initial=done, desc=description, disable=description is None, unit="step", leave=False)
+    bar = tqdm(
+        total=steps, initial=done, desc=description, disable=None if description else True, unit="step", leave=False
+    )
     # A loss that is not finite is found, and explained, by Run.read: NumPy need not warn of it on the way.
     threads = ThreadPoolExecutor(shards, initializer=partial(np.seterr, all="ignore"))
     with bar, threads as pool, interruption() as interrupted, np.errstate(all="ignore"):
@@ -146,7 +148,7 @@ def fit(
             if run.history.stopped_early:
                 break
             loss, grads = sharded_loss_and_gradients(pool, shards, model, at(step), [seed, step])
-            run.step(loss, clip_by_global_norm(grads, clip), schedule(step))
+            run.step(loss, *clip_by_global_norm(grads, clip), schedule(step))
             bar.update()
             stop = interrupted.is_set()
             end = stop or step + 1 == steps
@@ -171,7 +173,7 @@ class Run:
     def __init__(self, model: Transformer, optimizer: Optimizer, path: Path | None) -> None:
         self.model, self.optimizer, self.path = model, optimizer, path
         self.history = History()
-        self.unread: list[Array] = []  # losses that are still on the device
+        self.unread: list[tuple[Array, Array]] = []  # losses and norms of the gradient, still on the device
         self.finite: Array | bool = True  # were they all? on the device, too
         self.best: dict[str, Array] = {}
 
@@ -182,40 +184,43 @@ class Run:
         """`words` about the checkpoint, if there is one."""
         return words.format(self.path) if self.path and self.path.exists() else ""
 
-    def step(self, loss: Array, grads: Gradients, factor: float) -> None:
-        """One step of the optimizer, which changes nothing once a loss was not finite: no one waits for the device,
-        and what made it so can still be found when the losses are read."""
+    def step(self, loss: Array, grads: Gradients, norm: Array, factor: float) -> None:
+        """One step of the optimizer, which changes nothing once a loss or gradient was not finite: no one waits for
+        the device, and what made it so can still be found when the losses are read."""
         xp, state = get_array_module(loss), self.optimizer.state
         before, state_before = self.state(), dict(state)
         self.optimizer.step(grads, factor)
-        self.finite = self.finite & xp.isfinite(loss)
+        self.finite = self.finite & xp.isfinite(loss) & xp.isfinite(norm)
         for name, parameter in self.model.trainable_parameters().items():
             parameter.data = xp.where(self.finite, parameter.data, before[name])
         for name, old in state_before.items():
             state[name] = xp.where(self.finite, state[name], old)
-        self.unread.append(loss)
+        self.unread.append((loss, norm))
 
     def read(self, at: Callable[[int], list[Batch]]) -> None:
-        """Fetch the losses from the device. Raises FloatingPointError if one is not finite; at(step) is its data."""
-        losses = [float(loss) for loss in self.unread]
+        """Fetch the losses. Raises FloatingPointError if one, or its gradient, is not finite; at(step) is its data."""
+        if not self.unread:
+            return
+        xp = get_array_module(self.unread[0][0])
+        for loss, norm in to_numpy(xp.stack([xp.stack(pair) for pair in self.unread])).tolist():
+            if not math.isfinite(loss + norm):
+                step = len(self.history.loss)
+                what, value = ("gradient's norm", norm) if math.isfinite(loss) else ("loss", loss)
+                culprits = (first_not_finite(self.model, batch) for batch in at(step))
+                raise FloatingPointError(
+                    f"the {what} of step {step + 1} is {value}, first in {next(filter(None, culprits), 'the backward')}: "
+                    f"lower the learning rate{self.kept('; {} holds the last good state')}"
+                )
+            self.history.loss.append(loss)
         self.unread = []
-        wrong = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
-        if wrong is not None:
-            step = len(self.history.loss) + wrong
-            culprits = (first_not_finite(self.model, batch) for batch in at(step))
-            culprit = next(filter(None, culprits), "the loss itself")
-            raise FloatingPointError(
-                f"the loss of step {step + 1} is {losses[wrong]}, first in {culprit}: "
-                f"lower the learning rate{self.kept('; {} holds the last good state')}"
-            )
-        self.history.loss += losses
 
     def judge(self, loss: float, patience: int) -> None:
         """Note an evaluation. The optimizer replaces arrays and never writes to them: a reference is a snapshot."""
         if loss < self.history.best():
             self.best = self.state()
         self.history.evaluations.append([len(self.history.loss), loss])
-        since_best = len(self.history.evaluations) - 1 - int(np.argmin([e for _, e in self.history.evaluations]))
+        values = [value for _, value in self.history.evaluations]
+        since_best = len(values) - 1 - int(np.nanargmin(values)) if np.isfinite(values).any() else len(values)
         self.history.stopped_early = bool(patience) and since_best >= patience
 
     def finish(self, patience: int) -> None:

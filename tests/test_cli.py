@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import itertools
 import json
 import os
 import pickle
@@ -93,13 +94,21 @@ def lines(stderr: str) -> list[str]:
     return [line for line in (row.rpartition("\r")[2] for row in stderr.split("\n")) if line.strip()]
 
 
+def code_of(words: list[str]) -> Any:
+    """The exit code of a command, whether its words did not parse or it could not be done."""
+    try:
+        return main(words)
+    except SystemExit as stop:
+        return stop.code
+
+
 def assert_refused(here: Path, capfd: Any, words: list[str], says: str) -> None:
     before = tree(here.parent)
-    assert main(words) == 2
+    assert code_of(words) == 2
     out, err = capfd.readouterr()
     assert out == ""
     assert len(lines(err)) == 1
-    assert lines(err)[0].startswith("minilora: ")
+    assert lines(err)[0].startswith("minilora")
     assert re.search(says, lines(err)[0]), lines(err)[0]
     assert tree(here.parent) == before
 
@@ -250,6 +259,9 @@ BAD_OPTIONS = {
     ),
     "an empty target": (["--targets", ""], "this model has: q_proj"),
     "dropout 1": (["--dropout", "1"], "dropout 1.0 is not a probability below 1"),
+    "a negative rate": (["--lr", "-1"], "lr: '-1'"),
+    "a rate that is no number": (["--lr", "nan"], "lr: 'nan'"),
+    "negative patience": (["--patience", "-1"], "patience: '-1'"),
     "data missing": (["--data", "nowhere.txt"], "No such file or directory: nowhere.txt"),
     "data a folder": (["--data", "base"], "Is a directory: base|Permission denied: base"),
     "data shorter than a batch": (["--batch", "999"], "bytes are less than one batch of 999 windows of 8: more text"),
@@ -316,6 +328,10 @@ def without_first(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return dict(sorted(tensors.items())[1:])
 
 
+def with_one_more(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return tensors | {"more": np.zeros(2, dtype=np.float32)}
+
+
 def transposed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: x.T for name, x in tensors.items()}
 
@@ -347,7 +363,8 @@ BAD_BASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "weights of another width": (lambda base: edit_json(base / "config.json", intermediate_size=32), UNFIT + ".*shape"),
     "more layers": (lambda base: edit_json(base / "config.json", num_hidden_layers=2), UNFIT + ".*missing: block_1"),
-    "fewer layers": (lambda base: edit_json(base / "config.json", num_hidden_layers=0), UNFIT + ".*unexpected: "),
+    "no layers": (lambda base: edit_json(base / "config.json", num_hidden_layers=0), r"config\.json: .*layers = 0"),
+    "one too many": (lambda base: edit_tensors(base / "model.safetensors", with_one_more), UNFIT + ".*unexpected: "),
     "a missing tensor": (lambda base: edit_tensors(base / "model.safetensors", without_first), UNFIT + ".*missing: "),
 }  # fmt: skip
 
@@ -363,8 +380,8 @@ def test_a_base_that_cannot_be_used_is_refused_in_one_line(name, here, capfd):
 
 def test_a_vocabulary_too_small_for_bytes_is_refused(here, capfd):
     make_base(here / "small", vocab=100)
-    assert_refused(here, capfd, [*FINETUNE, "--base", "small"], "a vocabulary of 100: text is read as bytes, .* 256")
-    assert_refused(here, capfd, ["generate", "--base", "small", "--prompt", "x"], "vocabulary")
+    assert_refused(here, capfd, [*FINETUNE, "--base", "small"], "text is read as bytes, .* vocabulary of 256.* 100")
+    assert_refused(here, capfd, ["generate", "--base", "small", "--prompt", "x"], "vocabulary.* 100|vocabulary 0..99")
 
 
 def test_a_vocabulary_of_more_than_bytes_is_told_so(here, capfd):
@@ -448,6 +465,8 @@ def test_without_cupy_or_without_a_gpu_cuda_is_refused(words, here, capfd, monke
     [
         (["--prompt", ""], "the prompt is empty: give at least one character"),
         (["--temperature", "-0.1"], "temperature -0.1 is below 0"),
+        (["--temperature", "nan"], "temperature.* nan"),
+        (["--top-k", "-5"], "top-k: '-5'"),
     ],
 )
 def test_generate_refuses_what_it_cannot_draw_from(words, says, here, capfd):
@@ -479,33 +498,36 @@ def test_words_that_do_not_parse_are_answered_in_one_line_too(words, says, capfd
 # ---- a disk that is full, read-only, or fails in the middle ----
 
 
-def failing(original: Callable[..., Any], at: int, error: OSError) -> Callable[..., Any]:
-    calls = iter(range(1, 1000))
+def failing(original: Callable[..., Any], at: int) -> Callable[..., Any]:
+    """`original`, but its call number `at` finds the disk full."""
+    calls = itertools.count(1)
 
     def call(*arguments: Any) -> Any:
         if next(calls) == at:
-            raise error
+            raise OSError(28, "No space left on device")  # as the system raises it: without a file name
         return original(*arguments)
 
     return call
 
 
 @pytest.mark.parametrize("out", ["out", "new/folder/out"])
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-@pytest.mark.parametrize("at", [1, 2, 3, 4])
-def test_a_disk_that_fails_at_any_moment_leaves_no_half_made_folder(out, call, at, here, capfd, monkeypatch):
-    full = OSError(28, "No space left on device")  # as the system raises it: without a file name
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_a_disk_that_fails_at_any_moment_leaves_no_half_made_folder(out, name, here, capfd, monkeypatch):
+    original, calls = getattr(os, name), []
     with monkeypatch.context() as patched:
-        patched.setattr(os, call, failing(getattr(os, call), at, full))
-        if call == "fsync" and at > 2:  # there are two files to write
-            assert main([*MERGE, "--out", out]) == 0
-            return
-        assert_refused(here, capfd, [*MERGE, "--out", out], "No space left on device")
+        patched.setattr(os, name, lambda *arguments: calls.append(arguments) or original(*arguments))
+        assert main([*MERGE, "--out", "elsewhere"]) == 0
+    assert len(calls) >= 2
+    capfd.readouterr()
+    for at in range(1, len(calls) + 1):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, name, failing(original, at))
+            assert_refused(here, capfd, [*MERGE, "--out", out], "No space left on device")
 
 
 @pytest.mark.parametrize("words", [FINETUNE, MERGE], ids=lambda words: words[0])
 def test_a_full_disk_is_told_with_the_name_of_the_file(words, here, capfd, monkeypatch):
-    monkeypatch.setattr(os, "fsync", failing(os.fsync, 1, OSError(28, "No space left on device")))
+    monkeypatch.setattr(os, "fsync", failing(os.fsync, 1))
     assert_refused(here, capfd, words, r"No space left on device: .*\bout\b")
 
 

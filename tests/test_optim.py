@@ -128,7 +128,7 @@ def test_float32_stays_float32_in_the_parameters_and_in_the_state(name, rng):
     parameters = some_parameters(np.float32)
     optimizer = make(name, parameters)
     for factor in (1.0, cosine_schedule(10)(3)):
-        optimizer.step(clip_by_global_norm(some_gradients(parameters, rng), 0.5), factor)
+        optimizer.step(clip_by_global_norm(some_gradients(parameters, rng), 0.5)[0], factor)
     arrays = [*(p.data for p in parameters.values()), *optimizer.state.values()]
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
 
@@ -137,7 +137,7 @@ def test_float32_stays_float32_in_the_parameters_and_in_the_state(name, rng):
 def test_a_rate_or_a_limit_from_numpy_makes_no_float64_of_float32(cls, rng):
     parameters = some_parameters(np.float32)
     rate, limit = np.geomspace(1e-3, 1, 2)  # as a sweep has them
-    grads = clip_by_global_norm(some_gradients(parameters, rng), limit)
+    grads = clip_by_global_norm(some_gradients(parameters, rng), limit)[0]
     cls(parameters, lr=rate).step(grads)
     assert {array.dtype for array in [*grads.values(), *(p.data for p in parameters.values())]} == {
         np.dtype(np.float32)
@@ -153,7 +153,7 @@ def test_on_a_gpu_steps_give_the_same_numbers_and_nothing_waits_for_the_host(nam
     for parameters in (here, there):
         optimizer, rng, syncs = make(name, parameters), np.random.default_rng(4), fakecupy.syncs
         for _ in range(3):
-            optimizer.step(clip_by_global_norm(some_gradients(parameters, rng), 0.9), 0.7)
+            optimizer.step(clip_by_global_norm(some_gradients(parameters, rng), 0.9)[0], 0.7)
         assert fakecupy.syncs == syncs
     for n in SHAPES:
         tolerance = 1e-5 if xp.__name__ == "cupy" else 0
@@ -265,7 +265,8 @@ def test_a_clipped_gradient_is_within_the_limit_in_the_same_direction_or_untouch
     grads = some_gradients(parameters, np.random.default_rng(seed))
     grads = Gradients({parameter: scale * g for parameter, g in grads.items()})
     before = {parameter: g.copy() for parameter, g in grads.items()}
-    clipped, norm = clip_by_global_norm(grads, limit), global_norm(grads)
+    (clipped, returned), norm = clip_by_global_norm(grads, limit), global_norm(grads)
+    assert float(returned) == pytest.approx(norm)
     factor = min(1.0, limit / (norm + 1e-6))
     assert global_norm(clipped) <= limit
     assert global_norm(clipped) == pytest.approx(min(norm, limit), rel=1e-5, abs=1e-5)
@@ -284,9 +285,9 @@ def test_clipping_is_that_of_pytorch(limit, rng):
     for tensor, g in zip(tensors, grads.values(), strict=True):
         tensor.grad = torch.tensor(g)
     torch.nn.utils.clip_grad_norm_(tensors, limit)
-    for tensor, g in zip(tensors, clip_by_global_norm(grads, limit).values(), strict=True):
+    for tensor, g in zip(tensors, clip_by_global_norm(grads, limit)[0].values(), strict=True):
         np.testing.assert_allclose(g, tensor.grad.numpy(), rtol=1e-12)
 
 
 def test_clipping_nothing_gives_nothing():
-    assert clip_by_global_norm(Gradients(), 1.0) == {}
+    assert clip_by_global_norm(Gradients(), 1.0)[0] == {}

@@ -205,7 +205,7 @@ def test_an_optimizer_may_be_given_and_its_rate_holds():
     model, reference = learner("float64"), learner("float64")
     quietly(model, steps=1, lr=1e9, optimizer=SGD(model.trainable_parameters(), lr=0.1), clip=0.5)
     _, grads = loss_and_gradients(reference, some(0))
-    clipped = clip_by_global_norm(grads, 0.5)
+    clipped, _ = clip_by_global_norm(grads, 0.5)
     for path, parameter in reference.trainable_parameters().items():
         expected = parameter.data - 0.1 * clipped[parameter]
         np.testing.assert_allclose(model.trainable_parameters()[path].data, expected, rtol=1e-12, atol=1e-15)
@@ -270,8 +270,8 @@ def test_a_step_waits_for_the_device_only_where_losses_are_read(xp):
         return some(step, padded=True)
 
     quietly(model, batches, steps=20, shards=2)
-    assert waits == [0] * 10 + [10] * 10
-    assert fakecupy.syncs - start == 20
+    assert waits == [0] * 10 + [1] * 10
+    assert fakecupy.syncs - start == 2
 
 
 # ---- what is not finite ----

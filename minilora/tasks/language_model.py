@@ -98,7 +98,7 @@ def bits_per_byte(model: Transformer, data: bytes, description: str) -> float:
     from tqdm import tqdm
 
     windows = list(text.all_windows(data, 16, model.config.context))
-    return text.bits(evaluate(model, tqdm(windows, desc=description, leave=False)))
+    return text.bits(evaluate(model, tqdm(windows, desc=description, leave=False, disable=None)))
 
 
 def finetune(
