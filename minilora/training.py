@@ -207,8 +207,9 @@ class Run:
                 step = len(self.history.loss)
                 what, value = ("gradient's norm", norm) if math.isfinite(loss) else ("loss", loss)
                 culprits = (first_not_finite(self.model, batch) for batch in at(step))
+                culprit = next(filter(None, culprits), "the backward")
                 raise FloatingPointError(
-                    f"the {what} of step {step + 1} is {value}, first in {next(filter(None, culprits), 'the backward')}: "
+                    f"the {what} of step {step + 1} is {value}, first in {culprit}: "
                     f"lower the learning rate{self.kept('; {} holds the last good state')}"
                 )
             self.history.loss.append(loss)
