@@ -31,6 +31,7 @@ from .verify import check_model
 
 RANK, ALPHA, TARGETS = 8, 16, "all-linear"
 STEPS, BATCH, LENGTH = 100, 16, 128
+EXCERPT = 16384  # bytes of held-out Python that the final figures are measured on
 GRID = BUILTIN.parent / "grid.json"  # what search() found
 RATES = {"full": [5e-4, 1e-3, 2e-3, 4e-3, 8e-3], "lora": [2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]}
 FILES = ("report.json", "report.png", CONFIG, WEIGHTS)
@@ -42,7 +43,7 @@ def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType
     check_free(Path(out), FILES)
     start = time.perf_counter()
     source = text.python_source()
-    test = text.excerpts(source.test, 16384)
+    test = text.excerpts(source.test, EXCERPT)
     rates = read_json(GRID)["best"]
 
     base, full, lora = (load_pretrained() for _ in range(3))

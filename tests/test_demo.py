@@ -120,7 +120,7 @@ def test_a_small_demo_writes_what_help_promises_and_the_same_adapter_again_over_
     assert again["adapter_model.safetensors"] == first["adapter_model.safetensors"]
     model = small()
     load_adapter(model, "out")
-    held_out = text.excerpts(text.python_source().test, 32768)
+    held_out = text.excerpts(text.python_source().test, demo.EXCERPT)
     assert bits_per_byte(model, held_out, "") == report["target"]["bits_per_byte"]["lora"]
 
 
@@ -174,7 +174,7 @@ def test_the_demo_shows_in_a_minute_what_lora_can_do(tmp_path):
     assert len(first["report.png"]) > 20_000
 
     model = load_pretrained()
-    held_out = text.excerpts(text.python_source().test, 32768)
+    held_out = text.excerpts(text.python_source().test, demo.EXCERPT)
     assert bits_per_byte(model, held_out, "") == pytest.approx(target["base"], rel=1e-6)
     assert load_adapter(model, tmp_path / "out") == ""
     assert sum(isinstance(module, LoRALinear) for _, module in model.named_modules()) == 7 * model.config.layers

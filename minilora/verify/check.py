@@ -7,9 +7,13 @@ for random directions u,
     complex step            Im L(x + ihu) / h  =  g·u  + O(h²): h = 1e-30 rounds nothing away
     PyTorch                 autograd's gradient  =  g
 
-(Squire, Trapp, 1998, for the second, which needs an f that is analytic and takes complex arrays.) dy is random
-because upstream gradients of all ones make the gradients of softmax and of the norms vanish, right or wrong.
-As u is standard normal, g·u has the deviation ‖g‖: errors are given relative to ‖g‖.
+(Squire, Trapp, 1998, for the second, which needs an f that is analytic and takes complex arrays.) For a small tensor
+the directions are its entries, each by itself. dy is random because upstream gradients of all ones make the gradients
+of softmax and of the norms vanish, right or wrong. As u is standard normal, g·u has the deviation ‖g‖: errors are
+given relative to ‖g‖, or for an entry to the root mean square of g.
+
+A check can be worthless: at B = 0 the gradient of A is zero whatever is written, and at alpha = r a forgotten
+alpha/r is not seen. What makes it so is refused with a ValueError that says why.
 """
 
 from __future__ import annotations
@@ -27,23 +31,38 @@ from ..modules import Gradients, Module, Parameter
 
 EPSILON = 1e-4  # of the central difference: rounding, 1e-16/ε, and truncation, ε⁴, stay near 1e-12
 TOLERANCE = {"central": 1e-7, "complex": 1e-11, "torch": 1e-11}
+SMALL = 24  # a tensor of at most so many numbers is checked entry by entry
 
 
 @dataclass
 class Row:
-    """One tensor: the worst relative error by each method, None where the method could not be used."""
+    """One tensor: the worst relative error by each method, None where the method was not used."""
 
     tensor: str
     shape: tuple[int, ...]
     errors: dict[str, float | None]
+    where: tuple[int, ...] | None = None  # the entry with the largest error, if entries were looked at
     note: str = ""
 
     @property
     def ok(self) -> bool:
-        # `not above` would let NaN pass
         return not self.note.startswith("wrong") and all(
             e is None or e <= TOLERANCE[method] for method, e in self.errors.items()
         )
+
+    def cells(self) -> list[str]:
+        errors = ["-" if (e := self.errors.get(method)) is None else f"{e:.1e}" for method in TOLERANCE]
+        where = "-" if self.where is None or self.ok else str(list(self.where))
+        return [
+            self.tensor,
+            str(self.shape),
+            *errors,
+            where,
+            " ".join(["ok" if self.ok else "WRONG", self.note]).strip(),
+        ]
+
+
+HEAD = ["tensor", "shape", *TOLERANCE, "worst at", "verdict"]
 
 
 @dataclass
@@ -60,12 +79,16 @@ class Report:
         return max(e for row in self.rows if (e := row.errors.get(method)) is not None)
 
     def __str__(self) -> str:
-        head = f"{'tensor':<44} {'shape':<14} {'central':>9} {'complex':>9} {'torch':>9}  verdict"
-        lines = [head, "-" * len(head)]
-        for row in self.rows:
-            errors = " ".join(f"{'-' if (e := row.errors.get(m)) is None else f'{e:.1e}':>9}" for m in TOLERANCE)
-            lines.append(f"{row.tensor:<44} {row.shape!s:<14} {errors}  {'ok' if row.ok else 'WRONG'} {row.note}")
-        return "\n".join(lines)
+        table = [HEAD, *(row.cells() for row in self.rows)]
+        widths = [max(len(cells[i]) for cells in table) for i in range(len(HEAD))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) for cells in table]
+        return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
+
+    def _repr_html_(self) -> str:
+        """The same table in a notebook."""
+        head = "".join(f"<th>{name}</th>" for name in HEAD)
+        rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row.cells()) for row in self.rows)
+        return f"<table><tr>{head}</tr>{''.join(f'<tr>{cells}</tr>' for cells in rows)}</table>"
 
     def raise_if_wrong(self) -> None:
         """Raise AssertionError with the table unless every row is ok."""
@@ -73,39 +96,80 @@ class Report:
             raise AssertionError(f"a gradient is wrong\n{self}")
 
 
+def check_backward(
+    forward: Callable[..., tuple[Array, Any]],
+    backward: Callable[[Array, Any], Any],
+    inputs: Mapping[str, np.ndarray],
+    *,
+    gradients: Callable[[Array, Any], Any] | None = None,
+    constants: Mapping[str, Any] | None = None,
+    **words: Any,
+) -> Report:
+    """Check `y, cache = forward(*inputs, **constants)` with `backward(dy, cache)` and `gradients(dy, cache)`.
+
+    Together the last two return one gradient per input, in order: backward the first, gradients the rest. Other
+    `words` and what is raised: as check_gradient.
+    """
+
+    def f(*arrays: Array, **named: Any) -> Array:
+        return forward(*arrays, **named)[0]
+
+    def grad(dy: Array, *arrays: Array, **named: Any) -> list[Array]:
+        _, cache = forward(*arrays, **named)
+        return [*as_list(backward(dy, cache)), *(as_list(gradients(dy, cache)) if gradients else [])]
+
+    return check_gradient(f, grad, inputs, constants=constants, **words)
+
+
 def check_gradient(
     f: Callable[..., Array],
     grad: Callable[..., Sequence[Array]],
     inputs: Mapping[str, np.ndarray],
     *,
-    rng: np.random.Generator,
-    torch: Callable[..., Any] | None = None,
+    constants: Mapping[str, Any] | None = None,
     zero: Collection[str] = (),
+    torch: Callable[..., Any] | None = None,
+    dy: Array | None = None,
+    rng: np.random.Generator | None = None,
     directions: int = 3,
 ) -> Report:
-    """Check `grad(dy, *inputs)`, one gradient per input, against `f(*inputs)`, an array.
+    """Check `grad(dy, *inputs, **constants)`, one gradient per input, against `f(*inputs, **constants)`.
 
-    `torch` is f again, over PyTorch tensors. Inputs named in `zero` must have a gradient of zero, others must not.
-    Raises ValueError for inputs that are not float64: in float32 a difference quotient has no digits left.
+    `constants` are what has no gradient: ids, masks, alpha, r. `torch` is f again over PyTorch tensors. The inputs
+    named in `zero` must have a gradient of zero, and others must not. `dy` and `rng` have good defaults.
+
+    Raises ValueError where the check would be worthless: inputs that are not float64; a constant dy for an f that is
+    no scalar; B = 0, or alpha = r (by those names); an f or a grad that writes to its inputs or gives another answer
+    the second time; a kink (ReLU, max) within reach of a step; a gradient that is zero by every method and not named
+    in `zero`; another number of gradients than inputs.
     """
-    for name, x in inputs.items():
-        if x.dtype != np.float64:
-            raise ValueError(f"{name} is {x.dtype}: gradients are checked in float64")
-    arrays = list(inputs.values())
-    dy = rng.standard_normal(np.shape(f(*arrays)))
-    gradients = [np.asarray(g) for g in grad(dy, *arrays)]
+    rng = rng or np.random.default_rng(0)
+    named, arrays = dict(constants or {}), list(inputs.values())
+    refuse_blind_spots(inputs, named)
+    y = twice("f", lambda *a: [np.asarray(f(*a, **named))], arrays)[0]
+    if dy is None:
+        dy = rng.standard_normal(y.shape)
+    elif y.size > 1 and np.ptp(dy) == 0:
+        raise ValueError(
+            "dy is the same number everywhere: the gradients of softmax and of norms vanish under it; draw it"
+        )
+    gradients = twice("grad", lambda d, *a: [np.asarray(g) for g in as_list(grad(d, *a, **named))], [dy, *arrays])
     if len(gradients) != len(arrays):
-        raise ValueError(f"grad returned {len(gradients)} arrays for {len(arrays)} inputs")
+        raise ValueError(f"grad returned {len(gradients)} arrays for {len(arrays)} inputs: one for each, in order")
 
     def at(i: int, x: Array) -> Array:
         others = [a.astype(x.dtype) for a in arrays]
-        return (dy * f(*others[:i], x, *others[i + 1 :])).sum()
+        return (dy * f(*others[:i], x, *others[i + 1 :], **named)).sum()
 
-    expected = torch_gradients(torch, dy, arrays) if torch else [None] * len(arrays)
-    rows = []
-    for i, (name, x, g, e) in enumerate(zip(inputs, arrays, gradients, expected, strict=True)):
-        rows.append(check_tensor(name, partial(at, i), x, g, rng, directions, name in zero, e))
-    return Report(rows)
+    size = float(np.abs(dy * y).sum())
+    expected = torch_gradients(partial(torch, **named), dy, arrays) if torch else [None] * len(arrays)
+    analytic = takes_complex(lambda: f(*(a.astype(complex) for a in arrays), **named))
+    return Report(
+        [
+            check_tensor(name, partial(at, i), x, g, rng, directions, name in zero, e, analytic, size)
+            for i, (name, x, g, e) in enumerate(zip(inputs, arrays, gradients, expected, strict=True))
+        ]
+    )
 
 
 def check_model(
@@ -134,11 +198,12 @@ def check_model(
         parameter.data = x
         return loss()
 
+    analytic, size = "" if complex_step else "not asked for", abs(float(loss()))
     rows = []
     try:
         for name, parameter in parameters.items():
             L, x, g = partial(at, parameter), before[parameter], grads[parameter]
-            rows.append(check_tensor(name, L, x, g, rng, directions, name in zero, None, complex_step))
+            rows.append(check_tensor(name, L, x, g, rng, directions, name in zero, None, analytic, size, small=0))
     finally:
         for parameter, data in before.items():
             parameter.data = data
@@ -154,35 +219,122 @@ def check_tensor(
     directions: int,
     zero: bool,
     torch: np.ndarray | None,
-    complex_step: bool = True,
+    no_complex: str,
+    size: float,
+    small: int = SMALL,
 ) -> Row:
-    """The row of one tensor: L(x) is the scalar, g the gradient under test."""
+    """One tensor: L(x) is the scalar, a sum of terms that together have this size; g is the gradient under test,
+    `no_complex` why no complex step is taken."""
     if g.shape != x.shape:
-        return Row(name, x.shape, {}, f"wrong shape {g.shape}")
+        return Row(name, x.shape, {}, None, f"wrong shape {g.shape}")
+    entries = x.size <= small
+    us = np.eye(x.size).reshape(-1, *x.shape) if entries else rng.standard_normal((directions, *x.shape))
+    slopes = central_differences(name, L, x, us)
     norm = math.sqrt(float((g * g).sum()))
+    scale = norm / math.sqrt(x.size) if entries else norm
     if zero and norm > 1e-12 * math.sqrt(g.size):
-        return Row(name, x.shape, {}, f"wrong: not zero, its norm is {norm:.1e}")
-    if norm == 0 and not zero:
-        return Row(name, x.shape, {}, "wrong: zero everywhere (B = 0? an upstream gradient of ones?)")
-    norm = 1.0 if zero else norm
-    central, by_complex = [], []
-    for _ in range(directions):
-        u = rng.standard_normal(x.shape)
-        along = float((g * u).sum())
-        near, far = (L(x + step * u) - L(x - step * u) for step in (EPSILON, 2 * EPSILON))
-        slope = (8 * near - far) / (12 * EPSILON)
-        central.append(abs(float(slope) - along) / norm)
-        if complex_step:
-            by_complex.append(abs(float((L(x + 1e-30j * u) / 1e-30).imag) - along) / norm)
-    errors: dict[str, float | None] = {"central": worst(central), "complex": worst(by_complex)}
+        return Row(name, x.shape, {}, None, f"wrong: not zero, its norm is {norm:.1e}")
+    if zero:
+        scale = 1.0
+    elif norm == 0 and np.abs(slopes).max() < 1e-9:
+        raise ValueError(
+            f"the gradient of {name} is zero by every method, so any would pass: if it must be, say zero=[{name!r}]"
+        )
+    elif norm == 0:
+        return Row(name, x.shape, {}, None, "wrong: zero everywhere")
+    along = np.array([float((g * u).sum()) for u in us])
+    rounding = 100 * np.finfo(float).eps * size  # what it can explain is no error
+    errors = np.maximum(np.abs(slopes - along) - rounding / EPSILON, 0) / scale
+    where = tuple(int(i) for i in np.unravel_index(errors.argmax(), x.shape)) if entries else None
+    row = Row(name, x.shape, {"central": float(errors.max())}, where, "zero, as it must be" if zero else "")
+    if not no_complex:
+        steps = np.array([float((L(x + 1e-30j * u) / 1e-30).imag) for u in us])
+        if np.abs(steps - slopes).max() > 1e-6 * scale:
+            row.note = "no complex step: f is not analytic (abs, var and conj are not)"
+        else:
+            row.errors["complex"] = float(np.maximum(np.abs(steps - along) - rounding, 0).max()) / scale
+    elif no_complex != "not asked for":
+        row.note = f"no complex step: {no_complex}"
     if torch is not None:
-        errors["torch"] = float(np.abs(g - torch).max()) / (norm / math.sqrt(g.size))
-    return Row(name, x.shape, errors, "zero, as it must be" if zero else "")
+        off = np.abs(g - torch)
+        row.errors["torch"] = max(float(off.max()) - rounding, 0.0) / (1.0 if zero else norm / math.sqrt(g.size))
+        row.where = tuple(int(i) for i in np.unravel_index(off.argmax(), x.shape))
+    return row
 
 
-def worst(errors: list[float]) -> float | None:
-    """The largest, NaN if there is one; None of none."""
-    return float(np.max(errors)) if errors else None
+def central_differences(name: str, L: Callable[[Array], Array], x: np.ndarray, us: np.ndarray) -> np.ndarray:
+    """dL/dt along x + t u for each u. Raises ValueError for a kink between the points that are looked at.
+
+    The second difference L(t) - 2 L(0) + L(-t) of a smooth L shrinks with t²: it is 4 times as large at 2t as at t.
+    Across a kink it shrinks with t, and the ratio is from 2 to infinity; should it be 4, it is not so again at 4t.
+    """
+    here = float(L(x))
+
+    def at(u: np.ndarray, t: float) -> tuple[float, float]:
+        forward, back = float(L(x + t * u)), float(L(x - t * u))
+        return forward - back, forward - 2 * here + back
+
+    near, far = (np.array([at(u, t) for u in us]) for t in (EPSILON, 2 * EPSILON))
+    slopes = (8 * near[:, 0] - far[:, 0]) / (12 * EPSILON)
+    step = EPSILON * math.sqrt(float((slopes**2).mean()))
+
+    def kinked(bend: float, wider: float) -> bool:
+        return abs(wider - 4 * bend) > 0.2 * abs(wider) + 1e-6 * step + 1e-13 * abs(here)
+
+    for u, (_, bend), (_, wider) in zip(us, near, far, strict=True):
+        if kinked(bend, wider) or (abs(wider) > 1e-2 * step and kinked(wider, at(u, 4 * EPSILON)[1])):
+            raise ValueError(
+                f"f has a kink (ReLU, max, |x|) within reach of a step in {name}: move the inputs a little"
+            )
+    return slopes
+
+
+def refuse_blind_spots(inputs: Mapping[str, np.ndarray], constants: Mapping[str, Any]) -> None:
+    """Raise ValueError for inputs under which a wrong gradient cannot be told from a right one."""
+    for name, x in inputs.items():
+        if x.dtype != np.float64:
+            raise ValueError(
+                f"{name} is {x.dtype}: gradients are checked in float64, where a difference has digits left"
+            )
+    everything = {**inputs, **constants}
+    B = everything.get("B", everything.get("lora_B"))
+    if B is not None and not np.any(B):
+        raise ValueError("B = 0: the gradient of A is then zero, right or wrong; check with a trained B")
+    if "alpha" in everything and everything["alpha"] == everything.get("r"):
+        raise ValueError(
+            "alpha = r: the scale alpha/r is then 1, and one that is forgotten is not seen; choose them apart"
+        )
+
+
+def twice(what: str, run: Callable[..., list[np.ndarray]], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """run(*arrays). Raises ValueError when it writes to an array, or says something else the second time."""
+    before = [a.copy() for a in arrays]
+    first = [y.copy() for y in run(*arrays)]
+    second = run(*arrays)
+    for i, (a, b) in enumerate(zip(arrays, before, strict=True)):
+        if not np.array_equal(a, b):
+            raise ValueError(f"{what} has written to its argument {i}: work on a copy")
+    if len(first) != len(second) or any(
+        not np.array_equal(a, b, equal_nan=True) for a, b in zip(first, second, strict=True)
+    ):
+        raise ValueError(f"{what} gives another answer the second time: pass masks in, and draw nothing inside")
+    return first
+
+
+def takes_complex(run: Callable[[], Array]) -> str:
+    """ "" if `run`, over complex arrays, returns a complex one; otherwise why the complex step cannot be used."""
+    try:
+        return "" if np.iscomplexobj(run()) else "f drops the imaginary part"
+    except Exception as error:  # whatever a person's function does
+        return f"f raises {type(error).__name__} on complex arrays"
+
+
+def as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, tuple | list) else [value]
+
+
+def escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def torch_gradients(f: Callable[..., Any], dy: np.ndarray, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -1,0 +1,138 @@
+"""Automatic mutants: a function's source with one small edit, as a person would make it by mistake."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .problem import Words
+
+Edit = tuple[Words, ast.expr]  # what it amounts to, and what stands in the place of an expression
+
+
+def mutants_of(function: Callable[..., Any]) -> list[tuple[Words, Callable[..., Any]]]:
+    """(what the edit amounts to, the function with it) for every edit of the source of `function`."""
+    return compiled(function)
+
+
+@functools.cache
+def compiled(function: Callable[..., Any]) -> list[tuple[Words, Callable[..., Any]]]:
+    if function.__closure__:
+        return []  # its source does not stand by itself
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError, IndentationError):
+        return []
+    if not isinstance(tree.body[0], ast.FunctionDef):
+        return []
+    made = []
+    for says, mutated in edits(tree):
+        scope = dict(function.__globals__)
+        exec(compile(ast.fix_missing_locations(mutated), "<mutant>", "exec"), scope)
+        made.append((says, scope[tree.body[0].name]))
+    return made
+
+
+def edits(tree: ast.Module) -> Iterator[tuple[Words, ast.Module]]:
+    """Every mutant of `tree`: at each expression, each edit of it."""
+    function = tree.body[0]
+    assert isinstance(function, ast.FunctionDef)
+    function.decorator_list, function.returns = [], None
+    for argument in [*function.args.args, *function.args.kwonlyargs]:
+        argument.annotation = None
+    nodes = list(ast.walk(tree))
+    for i, node in enumerate(nodes):
+        if isinstance(node, ast.expr):
+            for says, replacement in edits_of(node):
+                mutated = copy.deepcopy(tree)
+                yield says, Replace(list(ast.walk(mutated))[i], replacement).visit(mutated)
+
+
+class Replace(ast.NodeTransformer):
+    def __init__(self, old: ast.AST, new: ast.AST) -> None:
+        self.old, self.new = old, copy.deepcopy(new)
+
+    def visit(self, node: ast.AST) -> Any:
+        return self.new if node is self.old else self.generic_visit(node)
+
+
+def edits_of(node: ast.expr) -> Iterator[Edit]:
+    """What a person might have written in the place of `node`."""
+    if isinstance(node, ast.BinOp):
+        left, right = node.left, node.right
+        if isinstance(node.op, ast.Add | ast.Sub):
+            yield missing("the term", "项", right), left
+            yield (
+                missing("the term", "项", left),
+                right if isinstance(node.op, ast.Add) else ast.UnaryOp(ast.USub(), right),
+            )
+            flipped = ast.Sub() if isinstance(node.op, ast.Add) else ast.Add()
+            yield (
+                Words(f"the sign of {text(right)} were flipped", f"{text(right)} 的符号反了"),
+                ast.BinOp(left, flipped, right),
+            )
+        if isinstance(node.op, ast.Mult | ast.Div):
+            yield missing("the factor", "因子", right), left
+            if isinstance(node.op, ast.Mult):
+                yield missing("the factor", "因子", left), right
+                yield twice(left, "×"), ast.BinOp(node, ast.Mult(), left)
+            yield twice(right, "×"), ast.BinOp(node, node.op, right)
+            other = ast.Div() if isinstance(node.op, ast.Mult) else ast.Mult()
+            yield Words(f"{text(right)} were inverted", f"{text(right)} 用了倒数"), ast.BinOp(left, other, right)
+        if isinstance(node.op, ast.MatMult):
+            yield (
+                Words(f"the factors of {text(node)} were swapped", f"{text(node)} 的两个因子对调了"),
+                ast.BinOp(right, node.op, left),
+            )
+            for a, b in ((left, transposed(right)), (transposed(left), right)):
+                yield (
+                    Words(f"a factor of {text(node)} were transposed", f"{text(node)} 的一个因子被转置了"),
+                    ast.BinOp(a, node.op, b),
+                )
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        yield Words(f"the sign of {text(node.operand)} were flipped", f"{text(node.operand)} 的符号反了"), node.operand
+    if isinstance(node, ast.Attribute) and node.attr == "T":
+        yield Words(f"{text(node.value)} were not transposed", f"{text(node.value)} 没有转置"), node.value
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("sum", "mean"):
+        other_name = {"sum": "mean", "mean": "sum"}[node.func.attr]
+        words = {"sum": Words(f"{text(node)} were a mean", f"{text(node)} 变成了取平均"),
+                 "mean": Words(f"{text(node)} were a sum", f"{text(node)} 变成了求和")}  # fmt: skip
+        swapped = ast.Call(ast.Attribute(node.func.value, other_name, ast.Load()), node.args, node.keywords)
+        yield words[node.func.attr], swapped
+        for keyword in node.keywords:
+            if keyword.arg == "axis":
+                for axis in (-1, -2, 0, 1):
+                    if text(keyword.value) != str(axis):
+                        keywords = [
+                            k if k is not keyword else ast.keyword("axis", ast.Constant(axis)) for k in node.keywords
+                        ]
+                        yield (
+                            Words(f"{text(node)} ran over another axis", f"{text(node)} 沿着另一个轴"),
+                            ast.Call(node.func, node.args, keywords),
+                        )
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        number = node.value
+        for value in (number + 1, 2 * number, -number):
+            if value != number:
+                yield Words(f"{number} were {value}", f"{number} 变成了 {value}"), ast.Constant(value)
+
+
+def missing(en: str, zh: str, node: ast.expr) -> Words:
+    return Words(f"{en} {text(node)} were missing", f"缺少{zh} {text(node)}")
+
+
+def twice(node: ast.expr, sign: str) -> Words:
+    return Words(f"the factor {text(node)} were applied twice", f"因子 {text(node)} 用了两次")
+
+
+def transposed(node: ast.expr) -> ast.expr:
+    return ast.Attribute(node, "T", ast.Load())
+
+
+def text(node: ast.expr) -> str:
+    return ast.unparse(node)

@@ -1,0 +1,91 @@
+"""A problem: an op as a learner meets it, its textbook gradient, and the mistakes that people make in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from ..backend import Array
+
+Tensors: TypeAlias = dict[str, Array]  # "dx" -> the gradient of the input x
+
+
+class Case(NamedTuple):
+    """One configuration. Over the cases of a problem all constants and sizes differ, so that none hides another."""
+
+    dy: Array
+    inputs: Tensors  # what has a gradient, in order
+    constants: dict[str, Any]  # what has none: ids, masks, alpha, r
+    sizes: dict[str, float]  # what a wrong scale may be made of: alpha, r, tokens, "1-p", ...
+
+
+class Words(NamedTuple):
+    """The same sentence twice."""
+
+    en: str
+    zh: str
+
+
+Law: TypeAlias = Callable[[Tensors, Case], float]  # the relative violation of what must hold of the tensors
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A mistake with a name: `wrong`, called as the gradient is, returns the tensors that come out wrong."""
+
+    name: str
+    wrong: Callable[..., Tensors]
+    says: Words  # what is wrong: names the tensor and the term, never the line of code
+    asks: Words  # a question to ask back
+
+
+@dataclass
+class Problem:
+    """`forward(*inputs, **constants)`, its textbook `backward(dy, *inputs, **constants) -> {"dx": ...}`, and faults.
+
+    `draw(rng, i)` makes case i. `terms(dy, *inputs, **constants)` writes true gradients as sums of named terms:
+    {"dx": {"the base path": ..., "the low-rank path": ...}}. `laws` say, without a reference, what must hold of the
+    tensors: law(tensors, case) is the relative violation. `zero` names the inputs whose gradient is always 0.
+    """
+
+    name: str
+    forward: Callable[..., Array]
+    backward: Callable[..., Tensors]
+    draw: Callable[[np.random.Generator, int], Case]
+    terms: Callable[..., dict[str, Tensors]] | None = None
+    laws: Mapping[Words, Law] = field(default_factory=dict)
+    zero: tuple[str, ...] = ()
+    faults: dict[str, Fault] = field(default_factory=dict)
+
+    def cases(self, seed: int = 0, n: int = 6) -> list[Case]:
+        return [self.draw(np.random.default_rng([seed, i]), i) for i in range(n)]
+
+    def fault(
+        self, en: str, zh: str, ask_en: str, ask_zh: str
+    ) -> Callable[[Callable[..., Tensors]], Callable[..., Tensors]]:
+        """Add the decorated function, under its own name, to the faults."""
+
+        def add(wrong: Callable[..., Tensors]) -> Callable[..., Tensors]:
+            name = wrong.__name__
+            if name in self.faults:
+                raise ValueError(f"{self.name} has a fault {name} already")
+            self.faults[name] = Fault(name, wrong, Words(en, zh), Words(ask_en, ask_zh))
+            return wrong
+
+        return add
+
+
+def apply(function: Callable[..., Any], case: Case) -> Any:
+    """function(dy, *inputs, **constants)"""
+    return function(case.dy, *case.inputs.values(), **case.constants)
+
+
+def relative_error(a: Array, b: Array) -> float:
+    """‖a - b‖ / max(‖a‖, ‖b‖), infinite for different shapes or what is not finite."""
+    if np.shape(a) != np.shape(b) or not np.all(np.isfinite(a)):
+        return np.inf
+    size = max(float(np.linalg.norm(a)), float(np.linalg.norm(b)))
+    return float(np.linalg.norm(np.asarray(a) - b)) / size if size else 0.0

@@ -1,0 +1,13 @@
+"""The bank: one file per op, each with its textbook gradient and the mistakes that people make in it."""
+
+from importlib import import_module
+
+from ..problem import Problem
+
+FILES = ["layer_norm"]
+
+
+def problems() -> dict[str, Problem]:
+    """{name: problem} of the whole bank."""
+    found = [value for name in FILES for value in vars(import_module(f".{name}", __name__)).values()]
+    return {problem.name: problem for problem in found if isinstance(problem, Problem)}

@@ -1,0 +1,231 @@
+"""Layer norm. The maths is in ops/layer_norm.py."""
+
+import numpy as np
+
+from ..problem import Case, Problem, Words
+
+# batch, tokens, width of each case
+SHAPES = [(5, 3, 6), (4, 5, 7), (3, 4, 9), (6, 2, 5), (2, 7, 8), (7, 1, 4)]
+
+
+def draw(rng, i):
+    batch, tokens, width = SHAPES[i]
+    x = 1 + 2 * rng.standard_normal((batch, tokens, width))
+    inputs = {"x": x, "g": rng.standard_normal(width), "b": rng.standard_normal(width)}
+    sizes = {"batch": batch, "tokens": tokens, "width": width}
+    return Case(rng.standard_normal(x.shape), inputs, {"eps": 1e-2 * (1 + i)}, sizes)
+
+
+def mean(a):
+    return a.mean(axis=-1, keepdims=True)
+
+
+def total(a):
+    """Over every row."""
+    return a.sum(axis=(0, 1))
+
+
+def standardise(x, eps):
+    """x̂ and σ"""
+    centred = x - mean(x)
+    sigma = np.sqrt(mean(centred * centred) + eps)
+    return centred / sigma, sigma
+
+
+def forward(x, g, b, eps):
+    xhat, _ = standardise(x, eps)
+    return xhat * g + b
+
+
+def backward(dy, x, g, b, eps):
+    xhat, sigma = standardise(x, eps)
+    dxhat = dy * g
+    dx = (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sigma
+    dg = total(dy * xhat)
+    db = total(dy)
+    return {"dx": dx, "dg": dg, "db": db}
+
+
+def terms(dy, x, g, b, eps):
+    xhat, sigma = standardise(x, eps)
+    dxhat = dy * g
+    return {
+        "dx": {
+            "the direct term dx̂/σ": dxhat / sigma,
+            "the mean term": -mean(dxhat) / sigma + 0 * x,
+            "the variance term": -xhat * mean(dxhat * xhat) / sigma,
+        }
+    }
+
+
+def row_sums(tensors, case):
+    dx = tensors["dx"]
+    return float(np.abs(dx.sum(axis=-1)).max() / np.abs(dx).max())
+
+
+layer_norm = Problem(
+    "layer_norm",
+    forward,
+    backward,
+    draw,
+    terms,
+    laws={
+        Words(
+            "each row of dx sums to 0, because shifting x changes no output",
+            "dx 的每一行之和为 0，因为平移 x 不改变输出",
+        ): row_sums
+    },
+)
+fault = layer_norm.fault
+
+
+@fault(
+    "dx lacks the mean term, the path of the gradient through the mean μ",
+    "dx 缺少均值项，即经过均值 μ 的那条梯度路径",
+    "If every x of a row grows by the same amount, how much does the output change, and what must dx then sum to?",
+    "如果一行中的每个 x 都增加同样的量，输出会变化多少？dx 的和因此应是多少？",
+)
+def no_mean_term(dy, x, g, b, eps):
+    xhat, sigma = standardise(x, eps)
+    dxhat = dy * g
+    return {"dx": (dxhat - xhat * mean(dxhat * xhat)) / sigma}
+
+
+@fault(
+    "dx lacks the variance term, the path of the gradient through σ",
+    "dx 缺少方差项，即经过 σ 的那条梯度路径",
+    "σ is computed from x as well: which term of dx comes from its change?",
+    "σ 也由 x 算出：它的变化给 dx 带来哪一项？",
+)
+def no_variance_term(dy, x, g, b, eps):
+    _, sigma = standardise(x, eps)
+    dxhat = dy * g
+    return {"dx": (dxhat - mean(dxhat)) / sigma}
+
+
+@fault(
+    "dx treats μ and σ as constants: the mean term and the variance term are both missing",
+    "dx 把 μ 和 σ 当作常数：均值项和方差项都缺失",
+    "By how many paths does one x reach the outputs of its row?",
+    "一个 x 通过几条路径影响它所在行的输出？",
+)
+def statistics_as_constants(dy, x, g, b, eps):
+    _, sigma = standardise(x, eps)
+    return {"dx": dy * g / sigma}
+
+
+@fault(
+    "dx lacks the factor 1/σ",
+    "dx 缺少因子 1/σ",
+    "If x is scaled by 10, the output stays the same: what then happens to dx?",
+    "若 x 放大 10 倍而输出不变，dx 会怎样变化？",
+)
+def not_divided_by_sigma(dy, x, g, b, eps):
+    xhat, _ = standardise(x, eps)
+    dxhat = dy * g
+    return {"dx": dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)}
+
+
+@fault(
+    "dx is computed from dy without the gain g",
+    "dx 用的是 dy，没有乘以增益 g",
+    "Which quantity does x̂ meet first on its way to y, and what does that do to dy on the way back?",
+    "x̂ 到 y 的路上先遇到哪个量？反向传播时它对 dy 做什么？",
+)
+def gain_forgotten(dy, x, g, b, eps):
+    xhat, sigma = standardise(x, eps)
+    return {"dx": (dy - mean(dy) - xhat * mean(dy * xhat)) / sigma}
+
+
+@fault(
+    "dx uses the unbiased variance, divided by C - 1, where forward divides by C",
+    "dx 使用了除以 C - 1 的无偏方差，而前向传播除以 C",
+    "Is σ in the backward the same number as σ in the forward?",
+    "反向传播中的 σ 与前向传播中的 σ 是同一个数吗？",
+)
+def unbiased_variance(dy, x, g, b, eps):
+    sigma = np.sqrt(x.var(axis=-1, keepdims=True, ddof=1) + eps)
+    xhat, dxhat = (x - mean(x)) / sigma, dy * g
+    return {"dx": (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sigma}
+
+
+@fault(
+    "dx takes its means over the rows of the batch, where the statistics belong to each row by itself",
+    "dx 的均值取自批次中的各行，而统计量属于各自的那一行",
+    "Whose mean and variance does layer norm use: a feature's over the batch, or a row's over its features?",
+    "层归一化用的是谁的均值和方差：特征在批次上的，还是每一行在其特征上的？",
+)
+def means_over_the_batch(dy, x, g, b, eps):
+    xhat, sigma = standardise(x, eps)
+    dxhat = dy * g
+    over_rows = lambda a: a.mean(axis=(0, 1))  # noqa: E731
+    return {"dx": (dxhat - over_rows(dxhat) - xhat * over_rows(dxhat * xhat)) / sigma}
+
+
+@fault(
+    "dx leaves ε out of σ, where forward has it",
+    "dx 中的 σ 漏掉了 ε，而前向传播中有它",
+    "Which σ did forward divide by?",
+    "前向传播除以的是哪个 σ？",
+)
+def eps_forgotten(dy, x, g, b, eps):
+    xhat, sigma = standardise(x, 0)
+    dxhat = dy * g
+    return {"dx": (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sigma}
+
+
+@fault(
+    "the variance term of dx uses x - μ in the place of x̂",
+    "dx 的方差项用了 x - μ，而不是 x̂",
+    "Is ∂σ/∂x equal to (x - μ)/C or to x̂/C?",
+    "∂σ/∂x 等于 (x - μ)/C 还是 x̂/C？",
+)
+def centred_for_normalised(dy, x, g, b, eps):
+    _, sigma = standardise(x, eps)
+    centred, dxhat = x - mean(x), dy * g
+    return {"dx": (dxhat - mean(dxhat) - centred * mean(dxhat * centred)) / sigma}
+
+
+@fault(
+    "the mean and variance terms of dx are sums over the features, where they are means",
+    "dx 的均值项和方差项用了对特征求和，而应当取平均",
+    "Each x enters the mean with the weight 1/C: where has that gone?",
+    "每个 x 以权重 1/C 进入均值：这个权重去哪里了？",
+)
+def sums_for_means(dy, x, g, b, eps):
+    xhat, sigma = standardise(x, eps)
+    width, dxhat = x.shape[-1], dy * g
+    return {"dx": (dxhat - width * mean(dxhat) - width * xhat * mean(dxhat * xhat)) / sigma}
+
+
+@fault(
+    "dg is summed with x in the place of x̂",
+    "dg 求和时用了 x，而不是 x̂",
+    "What does g multiply in the forward?",
+    "前向传播中 g 乘的是什么？",
+)
+def gain_from_x(dy, x, g, b, eps):
+    return {"dg": total(dy * x)}
+
+
+@fault(
+    "dg and db are means over the rows, where they are sums",
+    "dg 和 db 对各行取了平均，而应当求和",
+    "Every row uses the same g and b: do their contributions add up or average?",
+    "每一行都用同一个 g 和 b：它们的贡献是相加还是平均？",
+)
+def averaged_over_rows(dy, x, g, b, eps):
+    xhat, _ = standardise(x, eps)
+    rows = x.shape[0] * x.shape[1]
+    return {"dg": total(dy * xhat) / rows, "db": total(dy) / rows}
+
+
+@fault(
+    "dg holds the last sample alone: the others were overwritten, not added",
+    "dg 只保留了最后一个样本：其余的被覆盖，而不是累加",
+    "What does your loop over the samples do with what the sample before has left?",
+    "在样本循环里，前一个样本留下的结果被怎样处理？",
+)
+def last_sample_only(dy, x, g, b, eps):
+    xhat, _ = standardise(x, eps)
+    return {"dg": total((dy * xhat)[-1:])}

@@ -1,0 +1,208 @@
+"""Every fault is named as itself, never as another; what has no name is a correct generic finding, or unknown."""
+
+import dataclasses
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from minilora.verify import Case, check_gradient, diagnose
+from minilora.verify.problem import Problem, apply, relative_error
+from minilora.verify.problems import problems
+
+BANK = problems()
+FAULTS = [(problem, name) for problem in BANK.values() for name in problem.faults]
+ids = [f"{problem.name}-{name}" for problem, name in FAULTS]
+
+
+def learner(problem: Problem, *names: str):
+    """The textbook gradient with these faults in it."""
+
+    def grad(dy, *inputs, **constants):
+        tensors = problem.backward(dy, *inputs, **constants)
+        for name in names:
+            tensors |= problem.faults[name].wrong(dy, *inputs, **constants)
+        return list(tensors.values())
+
+    return grad
+
+
+@pytest.mark.parametrize("problem", BANK.values(), ids=BANK)
+def test_the_textbook_is_right_and_is_called_right(problem):
+    for case in problem.cases():
+        check_gradient(
+            problem.forward, learner(problem), case.inputs, constants=case.constants, zero=problem.zero
+        ).raise_if_wrong()
+    assert diagnose(learner(problem), problem).ok
+
+
+@pytest.mark.parametrize("problem", BANK.values(), ids=BANK)
+def test_the_terms_of_a_gradient_add_up_to_it_and_its_laws_hold(problem):
+    for case in problem.cases():
+        truth = apply(problem.backward, case)
+        for tensor, parts in (apply(problem.terms, case) if problem.terms else {}).items():
+            assert relative_error(sum(parts.values()), truth[tensor]) < 1e-12
+        assert all(law(truth, case) < 1e-6 for law in problem.laws.values())
+
+
+@pytest.mark.parametrize(("problem", "name"), FAULTS, ids=ids)
+def test_a_fault_is_visible_fails_the_check_and_is_named_as_itself(problem, name):
+    for case in problem.cases():
+        wrong, truth = apply(problem.faults[name].wrong, case), apply(problem.backward, case)
+        assert wrong.keys() <= truth.keys()
+        assert any(relative_error(wrong[tensor], truth[tensor]) > 1e-4 for tensor in wrong)
+    case = problem.cases()[0]
+    report = check_gradient(
+        problem.forward, learner(problem, name), case.inputs, constants=case.constants, zero=problem.zero
+    )
+    assert not report.ok
+    found = diagnose(learner(problem, name), problem)
+    assert set(found.names()) == {name}
+
+
+@pytest.mark.parametrize(("problem", "name"), FAULTS, ids=ids)
+def test_a_fault_that_is_not_in_the_bank_is_never_given_the_name_of_another(problem, name):
+    rest = {other: fault for other, fault in problem.faults.items() if other != name}
+    found = diagnose(learner(problem, name), dataclasses.replace(problem, faults=rest))
+    assert not found.ok
+    assert found.names() == []
+
+
+@pytest.mark.parametrize("problem", BANK.values(), ids=BANK)
+def test_two_faults_in_different_tensors_are_both_named(problem):
+    case = problem.cases()[0]
+    touched = {name: set(apply(fault.wrong, case)) for name, fault in problem.faults.items()}
+    apart = [pair for pair in itertools.combinations(problem.faults, 2) if not touched[pair[0]] & touched[pair[1]]]
+    for pair in apart[:: max(1, len(apart) // 8)]:
+        assert set(diagnose(learner(problem, *pair), problem).names()) == set(pair)
+
+
+def test_the_bank_is_as_large_as_it_must_be_and_speaks_two_languages():
+    assert len(FAULTS) >= 100
+    assert all(len(problem.faults) >= 5 for problem in BANK.values())
+    for problem, name in FAULTS:
+        fault = problem.faults[name]
+        for english, chinese in (fault.says, fault.asks):
+            assert english.isascii() or any(letter.isalpha() for letter in english)
+            assert any("一" <= letter <= "鿿" for letter in chinese), name
+        assert fault.asks.en.endswith("?"), name
+        assert fault.asks.zh.endswith("？"), name
+    for problem in BANK.values():
+        sentences = [fault.says.en for fault in problem.faults.values()]
+        assert len(set(sentences)) == len(sentences)
+
+
+def test_one_op_is_checked_and_diagnosed_in_a_fraction_of_a_second():
+    slowest = 0.0
+    for problem in BANK.values():
+        name = next(iter(problem.faults))
+        unlisted = dataclasses.replace(problem, faults={})
+        case = problem.cases()[0]
+        diagnose(learner(problem, name), unlisted)  # the mutants are compiled once
+        start = time.process_time()
+        check_gradient(problem.forward, learner(problem), case.inputs, constants=case.constants, zero=problem.zero)
+        diagnose(learner(problem, name), problem)
+        slowest = max(slowest, time.process_time() - start)
+    assert slowest < 0.3
+
+
+# ---- the generic findings, on a person's own function ----
+
+
+def attention_score(q, k, alpha):
+    return alpha * q @ k.T
+
+
+def score_gradient(dy, q, k, alpha):
+    return alpha * dy @ k, alpha * dy.T @ q
+
+
+def own_cases():
+    rng = np.random.default_rng(3)
+    cases = []
+    for batch, keys, width, alpha in ((5, 3, 4, 0.7), (2, 6, 5, 1.9), (4, 7, 3, 2.6), (6, 5, 2, 0.4)):
+        inputs = {"q": rng.standard_normal((batch, width)), "k": rng.standard_normal((keys, width))}
+        sizes = {"batch": batch, "keys": keys, "width": width, "alpha": alpha}
+        cases.append(Case(rng.standard_normal((batch, keys)), inputs, {"alpha": alpha}, sizes))
+    return cases
+
+
+def kinds_and_words(grad, f=attention_score):
+    return [(finding.kind, finding.says.en) for finding in diagnose(grad, f, own_cases()).findings]
+
+
+OWN = {
+    "right": (score_gradient, [("right", "right"), ("right", "right")]),
+    "scale": (
+        lambda dy, q, k, alpha: (dy @ k, dy.T @ q * alpha / len(q)),
+        [("scale", "dq is 1/alpha times the true gradient"), ("scale", "dk is 1/batch times the true gradient")],
+    ),
+    "sign and transpose": (
+        lambda dy, q, k, alpha: (-alpha * dy @ k, (alpha * dy.T @ q).T),
+        [("scale", "dq has the wrong sign"), ("shape", "dk is transposed")],
+    ),
+    "sum and last sample": (
+        lambda dy, q, k, alpha: (alpha * dy[:, :, None] * k, alpha * np.outer(dy[-1], q[-1])),
+        [
+            ("shape", "dq is right but for a sum over axis 1"),
+            ("terms", "dk holds the last sample alone: the samples must add up"),
+        ],
+    ),
+    "swapped": (
+        lambda dy, q, k, alpha: (2 * alpha * dy @ k, 0 * k),
+        [("scale", "dq is counted twice"), ("scale", "dk is zero")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_persons_own_function_needs_no_bank(name):
+    grad, expected = OWN[name]
+    assert kinds_and_words(grad) == expected
+
+
+def test_a_path_that_is_left_out_or_added_is_found_without_a_bank():
+    def block(x, u):
+        return x + np.tanh(x * u)
+
+    def grad(dy, x, u):
+        slope = 1 - np.tanh(x * u) ** 2
+        return slope * u * dy, (slope * x * dy).sum(axis=0)
+
+    rng = np.random.default_rng(0)
+    cases = [Case(rng.standard_normal((n, m)), {"x": rng.standard_normal((n, m)), "u": rng.standard_normal(m)}, {}, {})
+             for n, m in ((4, 3), (2, 5))]  # fmt: skip
+    found = diagnose(grad, block, cases).findings
+    assert [f.kind for f in found] == ["terms", "right"]
+    assert "lacks the path that passes dy on unchanged" in found[0].says.en
+    extra = diagnose(lambda dy, x, u: (grad(dy, x, u)[0] + 2 * dy, grad(dy, x, u)[1]), block, cases)
+    assert "must not have" in extra.findings[0].says.en
+
+
+def test_what_cannot_be_named_is_unknown_with_facts_and_no_guess():
+    def odd(dy, q, k, alpha):
+        dq, dk = score_gradient(dy, q, k, alpha)
+        dq[1] += 0.3 * np.sin(dq[1])
+        return dq, dk * np.nan
+
+    found = diagnose(odd, attention_score, own_cases()).findings
+    assert [f.kind for f in found] == ["unknown", "unknown"]
+    assert "cosine" in found[0].says.en
+    assert "wrong only at 1 along axis 0" in found[0].says.en
+    assert "not finite" in found[1].says.en
+
+
+def test_a_diagnosis_speaks_both_languages_and_refuses_what_it_does_not_know():
+    name, problem = next(iter(BANK.items()))
+    fault = next(iter(problem.faults.values()))
+    found = diagnose(learner(problem, fault.name), name)
+    assert fault.says.en in str(found)
+    assert fault.asks.en in str(found)
+    assert fault.says.zh in found.text("zh")
+    with pytest.raises(ValueError, match=f"no problem is called 'soup': .*{name}"):
+        diagnose(learner(problem), "soup")
+    with pytest.raises(ValueError, match="needs cases"):
+        diagnose(score_gradient, attention_score)
+    with pytest.raises(ValueError, match="1 gradients were returned; 2 are needed: dq, dk"):
+        diagnose(lambda dy, q, k, alpha: [dy @ k], attention_score, own_cases())
