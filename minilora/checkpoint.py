@@ -28,11 +28,10 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error  # fsync names no file
         raise
 
 
@@ -98,7 +97,8 @@ def weights_hash(weights: Mapping[str, Array]) -> str:
 
 
 def write_folder(path: str | Path, files: Mapping[str, bytes], replaces: Collection[str] = ()) -> None:
-    """Put `files`, {name: content}, into the folder `path`, which is made; when writing fails, none appears.
+    """Put `files`, {name: content}, into the folder `path`. A new folder appears with all of them, or not at all;
+    in one that is there, each file is replaced whole, and none before all have been written.
 
     Raises ValueError when `path` is a file, or holds anything but the names in `replaces`; OSError for a disk that
     is full or read-only.

@@ -15,17 +15,19 @@ from . import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command: 0 when it is done, 2 (and one line on stderr) for what a person can mend, 130 after Ctrl-C."""
+    """Run one command: 0 when it is done, 1 when `verify` finds something wrong, 2 (and one line on stderr) for what a
+    person can mend, 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(options.threads)  # BLAS reads these when NumPy is loaded, and never again
     try:
-        options.run(options)
+        return options.run(options) or 0
     except (ValueError, OSError, ImportError, RuntimeError, ArithmeticError) as error:
         print(f"minilora: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"minilora: {one_line(stop) if stop.args else 'stopped'}", file=sys.stderr)
+        said = f"{one_line(stop)}; the same command with --resume goes on" if stop.args else "stopped"
+        print(f"minilora: {said}", file=sys.stderr)
         return 130
     return 0
 
@@ -126,6 +128,12 @@ def parser() -> Parser:
 
     sub = command(info, "minilora info runs/demo")
     sub.add_argument("folder", metavar="DIR", help="'builtin', or a folder with a model, an adapter or a run")
+
+    sub = command(verify, "minilora verify --only attention")
+    sub.add_argument("--only", default="", metavar="NAME", help="what has NAME in its name")
+    sub.add_argument("--json", action="store_true", help="print the result as JSON")
+    sub.add_argument("--mutants", action="store_true", help="instead, break each gradient and see the checks fail")
+    sub.add_argument("--sample", type=positive, metavar="N", help="with --mutants: N of them (default all)")
     return top
 
 
@@ -244,6 +252,33 @@ def info(options: argparse.Namespace) -> None:
         raise FileNotFoundError(f"{folder} holds neither a model (config.json) nor an adapter ({CONFIG})")
     for name, value in found.items():
         print(f"{name:<12} {value}")
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Check every gradient and every law of the library. The exit code is 1 if one is wrong."""
+    import json
+
+    from .verify.mutation import mutation_run, show_mutants, unexplained
+    from .verify.suite import show, wrong
+    from .verify.suite import verify as run
+
+    if options.device != "cpu":
+        raise ValueError("gradients are verified in float64, on the CPU; for a GPU there is: pytest -m gpu")
+    if options.sample and not options.mutants:
+        raise ValueError("--sample is a number of mutants: say --mutants too")
+    if options.mutants:
+        outcomes = mutation_run(options.sample, options.seed, options.only)
+        if options.json:
+            print(json.dumps([outcome._asdict() for outcome in outcomes], indent=1))
+        else:
+            show_mutants(outcomes)
+        return int(bool(unexplained(outcomes)))
+    result = run(options.only, options.seed)
+    if options.json:
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+    else:
+        show(result)
+    return int(bool(wrong(result)))
 
 
 def adapted(options: argparse.Namespace) -> Any:

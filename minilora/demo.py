@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 import statistics
 import time
 from collections.abc import Iterable
@@ -25,7 +26,7 @@ from .plots import report_figure
 from .pretrained import BUILTIN, load_pretrained
 from .spectrum import effective_rank, energy, lora_singular_values, singular_values
 from .tasks.language_model import bits_per_byte, judge_english
-from .training import History, evaluate, fit, loss_and_gradients
+from .training import History, fit, loss_and_gradients
 from .transformer import Transformer
 from .verify import check_model
 
@@ -86,6 +87,7 @@ def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType
         "samples": samples,
         "steps": STEPS,
         "seed": seed,
+        "python": platform.python_version(),  # whose standard library is the text
     }
     files = adapter_files(lora) | {"report.png": report_figure(report)}
     report["seconds"] = time.perf_counter() - start
@@ -96,8 +98,7 @@ def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType
 def adapt(model: Transformer, source: text.Split, lr: float, seed: int, shards: int, name: str) -> History:
     """The fine-tuning that the demo compares and search() searches: all is alike but the model and its rate."""
     held_out = text.excerpts(source.validation, 4096)
-    history = History(evaluations=[[0, evaluate(model, text.all_windows(held_out, BATCH, LENGTH))]])
-    run = fit(
+    return fit(
         model,
         text.random_windows(source.train, BATCH, LENGTH, seed),
         STEPS,
@@ -109,7 +110,6 @@ def adapt(model: Transformer, source: text.Split, lr: float, seed: int, shards: 
         evaluate_every=STEPS // 4,
         description={"full": "full fine-tuning", "lora": "LoRA fine-tuning"}[name],
     )
-    return History(run.loss, history.evaluations + run.evaluations)
 
 
 def curve(history: History) -> dict[str, Any]:
@@ -280,7 +280,7 @@ def show(report: dict[str, Any], out: str | Path) -> None:
 
     for name, sample in report["samples"].items():
         console.print(f"\n{name} fine-tuning:", style="bold")
-        console.print(sample, markup=False, style="dim")
+        console.print(sample, markup=False, style="dim", soft_wrap=True)
     share, part = lora["share_of_gain"], lora["trainable"] / base["params"]
     shrunk = full["memory"]["optimizer"] / lora["memory"]["optimizer"]
     kept = "are bit for bit those of the file" if report["frozen_unchanged"] else "HAVE CHANGED"

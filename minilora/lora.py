@@ -2,9 +2,10 @@
 
 The adapter knows Linear; nothing knows the adapter. Attaching is visible assignment:
 
+    model.freeze()
     model["block_0.attention.q_proj"] = LoRALinear(model["block_0.attention.q_proj"], r=8, alpha=16, rng=rng)
 
-and attach_lora() is that line in a loop.
+and attach_lora() is the first line, then the second in a loop.
 """
 
 from __future__ import annotations
@@ -168,7 +169,8 @@ def choose(model: Module, targets: str | Collection[str] | Mapping[str, int], r:
     unmatched = [name for name in ranks if name not in layers and name not in map(last, layers)]
     if unmatched or not ranks:
         names = ", ".join(dict.fromkeys(map(last, layers)))
-        raise ValueError(f"no layer is called {', '.join(unmatched) or 'by an empty list'}; this model has: {names}")
+        what = f"no layer is called {', '.join(map(repr, unmatched))}" if unmatched else "no target is named"
+        raise ValueError(f"{what}; this model has: {names}")
     return {path: ranks.get(path, ranks.get(last(path), r)) for path in layers if path in ranks or last(path) in ranks}
 
 
@@ -224,5 +226,10 @@ def unmerge(model: Module) -> list[str]:
     for path in unmerged:
         layer = model[path]
         assert isinstance(layer, MergedLinear)
-        model[path] = layer.adapter
+        W, adapter = layer.weight.data, layer.adapter
+        if type(W) is not type(adapter.lora_A.data):  # the model has moved meanwhile
+            adapter.to(get_array_module(W))
+        if W.dtype != adapter.lora_A.data.dtype:
+            adapter.astype(W.dtype)
+        model[path] = adapter
     return unmerged

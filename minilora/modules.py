@@ -8,7 +8,7 @@ Parameters, cache and gradients are three separate values. The contract of every
 - `forward` decides what will be needed: the cache says by itself which gradients `backward` computes, so
   freezing or thawing in between changes nothing. A cache holds no parameter.
 - `backward` may be called again with the same cache, and writes neither to `dy` nor to the cache.
-- The dx it returns is a new array, and the receiver's own: the caller may add to it in place.
+- The dx it returns is a new array, and the receiver's own: the caller may add to it in place. So is a Linear's y.
 """
 
 from __future__ import annotations
@@ -154,7 +154,11 @@ def check_fit(given: Mapping[str, Array], wanted: Mapping[str, Array]) -> None:
 
 
 class Chain(Module):
-    """Layers one after another, for the root of a model: its backward ends, it returns no dx."""
+    """Layers one after another, for the root of a model: its backward ends, it returns no dx.
+
+    Layers below the lowest trainable one leave no cache, so the backward, which pairs layers with caches from the
+    top, stops there by itself.
+    """
 
     def __init__(self, layers: dict[str, Module]) -> None:
         self.layers = layers
@@ -166,7 +170,6 @@ class Chain(Module):
         self.layers[name] = module
 
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, list[Any]]:
-        """Layers below the lowest trainable one leave no cache ..."""
         layers = list(self.layers.values())
         lowest = next((i for i, layer in enumerate(layers) if layer.trainable), len(layers))
         caches = []
@@ -177,14 +180,13 @@ class Chain(Module):
         return x, caches
 
     def backward(self, dy: Array, caches: list[Any], grads: Gradients) -> None:
-        """... so the backward, which pairs layers with caches from the top, stops there by itself."""
         for layer, cache in zip(reversed(self.layers.values()), reversed(caches), strict=False):
             dy = layer.backward(dy, cache, grads)
 
 
 class LinearCache(NamedTuple):
     x: Array | None  # (..., in); None where W is frozen
-    b: bool  # is b to learn?
+    learn_b: bool
 
 
 class Linear(Module):
@@ -202,15 +204,15 @@ class Linear(Module):
     def backward(self, dy: Array, cache: LinearCache, grads: Gradients) -> Array:
         if cache.x is not None:
             grads.add(self.weight, ops.linear_gradients(dy, cache.x))
-        if cache.b and self.bias is not None:
+        if cache.learn_b and self.bias is not None:
             grads.add(self.bias, ops.bias_gradients(dy))
         return ops.linear_backward(dy, self.weight.data)
 
 
-class NormCache(NamedTuple):
+class NormModuleCache(NamedTuple):
     norm: Any  # ops.layer_norm.NormCache
-    g: bool  # is the gain to learn?
-    b: bool  # is the bias?
+    learn_g: bool
+    learn_b: bool
 
 
 class LayerNorm(Module):
@@ -219,14 +221,14 @@ class LayerNorm(Module):
     def __init__(self, weight: Array, bias: Array, eps: float = 1e-5) -> None:
         self.weight, self.bias, self.eps = Parameter(weight), Parameter(bias), eps
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, NormCache]:
+    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, NormModuleCache]:
         y, cache = ops.layer_norm_forward(x, self.weight.data, self.bias.data, self.eps)
-        return y, NormCache(cache, self.weight.trainable, self.bias.trainable)
+        return y, NormModuleCache(cache, self.weight.trainable, self.bias.trainable)
 
-    def backward(self, dy: Array, cache: NormCache, grads: Gradients) -> Array:
-        if cache.g:
+    def backward(self, dy: Array, cache: NormModuleCache, grads: Gradients) -> Array:
+        if cache.learn_g:
             grads.add(self.weight, ops.norm_gradients(dy, cache.norm))
-        if cache.b:
+        if cache.learn_b:
             grads.add(self.bias, ops.bias_gradients(dy))
         return ops.layer_norm_backward(dy, cache.norm, self.weight.data)
 
@@ -237,12 +239,12 @@ class RMSNorm(Module):
     def __init__(self, weight: Array, eps: float = 1e-5) -> None:
         self.weight, self.eps = Parameter(weight), eps
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, NormCache]:
+    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, NormModuleCache]:
         y, cache = ops.rms_norm_forward(x, self.weight.data, self.eps)
-        return y, NormCache(cache, self.weight.trainable, False)
+        return y, NormModuleCache(cache, self.weight.trainable, False)
 
-    def backward(self, dy: Array, cache: NormCache, grads: Gradients) -> Array:
-        if cache.g:
+    def backward(self, dy: Array, cache: NormModuleCache, grads: Gradients) -> Array:
+        if cache.learn_g:
             grads.add(self.weight, ops.norm_gradients(dy, cache.norm))
         return ops.rms_norm_backward(dy, cache.norm, self.weight.data)
 

@@ -114,12 +114,15 @@ Schedule = Callable[[int], float]  # step 0, 1, 2, ... -> the factor on every gr
 
 
 def linear_schedule(steps: int, warmup: int = 0) -> Schedule:
-    """Up from 0 over `warmup` steps, then down in a line to 0 at `steps`."""
+    """(t+1)/(w+1) for the t-th of w warm-up steps, then 1 falling in a line, to 0 at `steps`."""
     return lambda step: warm(step, warmup) if step < warmup else 1 - progress(step, steps, warmup)
 
 
 def cosine_schedule(steps: int, warmup: int = 0) -> Schedule:
-    """Up from 0 over `warmup` steps, then down along half a cosine to 0 at `steps` (Loshchilov, Hutter, 2017)."""
+    """(t+1)/(w+1) for the t-th of w warm-up steps, then 1 falling along half a cosine, to 0 at `steps`.
+
+    Loshchilov, Hutter (2017), "SGDR", equation 5.
+    """
     return lambda step: (
         warm(step, warmup) if step < warmup else 0.5 * (1 + math.cos(math.pi * progress(step, steps, warmup)))
     )

@@ -20,7 +20,7 @@ def report_figure(report: dict[str, Any]) -> bytes:
     target = report["target"]["bits_per_byte"]
     figure.suptitle(
         f"LoRA closes {report['lora']['share_of_gain']:.0%} of full fine-tuning's gain "
-        f"({target['base']:.2f} → {target['lora']:.2f} against {target['full']:.2f} bits per byte) "
+        f"({target['base']:.2f} → {target['lora']:.2f} against {target['full']:.2f} bits per byte of test text) "
         f"with {report['lora']['trainable'] / report['base']['params']:.1%} of the parameters",
         fontsize=13,
     )
@@ -36,7 +36,7 @@ def learning_curves(ax: Any, report: dict[str, Any]) -> None:
         steps, values = zip(*curve["held_out"], strict=True)
         ax.plot(steps, values, "o-", ms=4, color=color, label={"full": "full fine-tuning", "lora": "LoRA"}[name])
     ax.axhline(report["full"]["curve"]["held_out"][0][1], color=BASE, ls="--", lw=1, label="base model, frozen")
-    ax.set(title="Learning Python source", xlabel="step", ylabel="bits per byte (held out; faint: training)")
+    ax.set(title="Learning Python source", xlabel="step", ylabel="bits per byte (validation text; faint: training)")
     ax.legend(frameon=False)
 
 

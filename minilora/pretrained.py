@@ -45,9 +45,9 @@ def their_name(model: Transformer, path: str) -> str:
     if model.family != "llama":
         raise ValueError(f"Hugging Face's names are known for llama models, not yet for {model.family}")
     for ours, theirs in LLAMA:
-        match = re.fullmatch(re.escape(ours).replace(r"\{\}", r"(\d+)") + r"(\..+)?", path)
+        match = re.fullmatch(ours.replace(".", r"\.").replace("{}", r"(?P<block>\d+)") + r"(?P<rest>\..+)?", path)
         if match:
-            return theirs.format(match.group(1)) + (match.groups()[-1] or "")
+            return theirs.format(match.groupdict().get("block")) + (match["rest"] or "")
     raise ValueError(f"{path} has no name in a Hugging Face llama model")
 
 

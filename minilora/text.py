@@ -57,14 +57,17 @@ def python_source() -> Split:
 
 def deal(documents: dict[str, bytes], by_paragraph: bool = False) -> Split:
     """Join documents to training (8 of 10), validation and test text, by a checksum of their names."""
-    parts: tuple[list[bytes], ...] = ([], [], [])
+    train: list[bytes] = []
+    validation: list[bytes] = []
+    test: list[bytes] = []
     for name in sorted(documents):
-        parts[{0: 1, 1: 2}.get(zlib.crc32(name.encode()) % 10, 0)].append(documents[name])
-    train, *held_out = (b"\n\n".join(part) for part in parts)
+        dealt = zlib.crc32(name.encode()) % 10
+        (validation if dealt == 0 else test if dealt == 1 else train).append(documents[name])
+    train_text, *held_out = (b"\n\n".join(part) for part in (train, validation, test))
     if by_paragraph:
-        seen = set(train.split(b"\n\n"))
+        seen = set(train_text.split(b"\n\n"))
         held_out = [b"\n\n".join(p for p in text.split(b"\n\n") if p not in seen) for text in held_out]
-    return Split(train, *held_out)
+    return Split(train_text, *held_out)
 
 
 def read_text(path: str | Path) -> Split:
@@ -81,9 +84,8 @@ def read_text(path: str | Path) -> Split:
         binary = True
     if binary:
         raise ValueError(f"{path} is not UTF-8 text")
-    return Split(
-        data[: len(data) * 8 // 10], data[len(data) * 8 // 10 : len(data) * 9 // 10], data[len(data) * 9 // 10 :]
-    )
+    first, second = len(data) * 8 // 10, len(data) * 9 // 10
+    return Split(data[:first], data[first:second], data[second:])
 
 
 def encode(text: str | bytes) -> np.ndarray:

@@ -114,11 +114,12 @@ def fit(
     resume: bool = False,
     description: str | None = "training",
 ) -> History:
-    """Train what is trainable in `model` for `steps` steps of AdamW (or `optimizer`), and return the history.
+    """Train what is trainable in `model` for `steps` steps of AdamW at `lr` (or `optimizer`); return the history.
 
     `batches(i)` is the i-th batch; a step takes `accumulate` of them, each cut in `shards` for as many threads.
-    `held_out()` is evaluated every `evaluate_every` steps; after `patience` times without a new best, training
-    stops, and the best parameters are put back. `checkpoint` names a file written every `checkpoint_every` steps,
+    The gradient is clipped to the norm `clip`. `held_out()` is evaluated before the first step, every `evaluate_every`
+    steps, and after the last; after `patience` times without a new best, training stops, and the best parameters are
+    put back. `checkpoint` names a file written every `checkpoint_every` steps,
     at the end, and on Ctrl-C; with `resume`, training goes on from it, to the very bytes of a run never stopped.
     `description` labels the progress bar; None shows none.
 
@@ -144,25 +145,26 @@ def fit(
     # A loss that is not finite is found, and explained, by Run.read: NumPy need not warn of it on the way.
     threads = ThreadPoolExecutor(shards, initializer=partial(np.seterr, all="ignore"))
     with bar, threads as pool, interruption() as interrupted, np.errstate(all="ignore"):
+        if held_out and not run.history.evaluations:
+            run.judge(evaluate(model, held_out()), patience)
         for step in range(done, steps):
             if run.history.stopped_early:
                 break
             loss, grads = sharded_loss_and_gradients(pool, shards, model, at(step), [seed, step])
             run.step(loss, *clip_by_global_norm(grads, clip), schedule(step))
             bar.update()
-            stop = interrupted.is_set()
-            end = stop or step + 1 == steps
-            if end or (step + 1) % 10 == 0:
+            stop, last = interrupted.is_set(), step + 1 == steps
+            if stop or last or (step + 1) % 10 == 0:
                 run.read(at)
                 bar.set_postfix_str(f"loss {run.history.loss[-1]:.3f}")
-            if held_out and evaluate_every and (step + 1) % evaluate_every == 0:
+            if held_out and (last or (evaluate_every and (step + 1) % evaluate_every == 0)):
                 run.read(at)
                 run.judge(evaluate(model, held_out()), patience)
-            if run.path and (end or run.history.stopped_early or (step + 1) % checkpoint_every == 0):
+            if run.path and (stop or last or run.history.stopped_early or (step + 1) % checkpoint_every == 0):
                 run.read(at)
                 run.save()
             if stop:
-                raise KeyboardInterrupt(f"stopped after step {step + 1}" + run.kept("; resume from {}"))
+                raise KeyboardInterrupt(f"stopped after step {step + 1}{run.kept(', which is kept in {}')}")
     run.finish(patience)
     return run.history
 

@@ -16,6 +16,13 @@ from .backend import Array, get_array_module
 from .modules import Chain, Context, Embedding, Gradients, LayerNorm, Linear, Module, RMSNorm
 
 
+class AttentionCache(NamedTuple):
+    projections: Any  # of q_proj, k_proj, v_proj
+    rope: tuple[Array, Array] | None  # cos and sin
+    attention: Any  # ops.attention.AttentionCache
+    o_proj: Any
+
+
 class Attention(Module):
     """y = o_proj(softmax(q kᵀ/√D + mask) v),  q, k, v = q_proj(x), k_proj(x), v_proj(x), rotated if rope_theta"""
 
@@ -46,25 +53,23 @@ class Attention(Module):
         dx += self.v_proj.backward(dv, cv, grads)
         return dx
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, Any]:
-        xp, T = get_array_module(x), x.shape[1]
-        (q, k, v), cp = self.project(x, context)
-        cr = None
+    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, AttentionCache]:
+        xp, T, rope = get_array_module(x), x.shape[1], None
+        (q, k, v), projections = self.project(x, context)
         if self.rope_theta:
-            cr = ops.rope_tables(xp, T, self.head_dim, self.rope_theta, x.dtype)
-            q, k = ops.rope_forward(q, *cr), ops.rope_forward(k, *cr)
+            rope = ops.rope_tables(xp, T, self.head_dim, self.rope_theta, x.dtype)
+            q, k = ops.rope_forward(q, *rope), ops.rope_forward(k, *rope)
         mask = ops.attention_mask(xp, T, self.causal, context.padding, x.dtype)
-        o, ca = ops.attention_forward(q, k, v, mask, self.head_dim)
-        y, co = self.o_proj.forward(o, context)
-        return y, (cp, cr, ca, co)
+        o, attention = ops.attention_forward(q, k, v, mask, self.head_dim)
+        y, o_proj = self.o_proj.forward(o, context)
+        return y, AttentionCache(projections, rope, attention, o_proj)
 
-    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
-        cp, cr, ca, co = cache
-        do = self.o_proj.backward(dy, co, grads)
-        dq, dk, dv = ops.attention_backward(do, ca)
-        if cr is not None:
-            dq, dk = ops.rope_backward(dq, *cr), ops.rope_backward(dk, *cr)
-        return self.project_backward(dq, dk, dv, cp, grads)
+    def backward(self, dy: Array, cache: AttentionCache, grads: Gradients) -> Array:
+        do = self.o_proj.backward(dy, cache.o_proj, grads)
+        dq, dk, dv = ops.attention_backward(do, cache.attention)
+        if cache.rope is not None:
+            dq, dk = ops.rope_backward(dq, *cache.rope), ops.rope_backward(dk, *cache.rope)
+        return self.project_backward(dq, dk, dv, cache.projections, grads)
 
 
 class FusedAttention(Attention):
@@ -102,7 +107,7 @@ class MLP(Module):
 
 
 class GatedMLP(Module):
-    """Llama:           y = down_proj(silu(gate_proj(x)) ∘ up_proj(x))"""
+    """Llama:           y = down_proj(silu(gate_proj(x)) ∘ up_proj(x))      (Shazeer, 2020, equation 6)"""
 
     def __init__(self, gate_proj: Module, up_proj: Module, down_proj: Module) -> None:
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
@@ -130,11 +135,13 @@ class BlockCache(NamedTuple):
     mlp: Any
 
 
-class PreNormBlock(Module):
-    """GPT-2, Llama:    x₁ = x + attention(norm_1(x))       y = x₁ + mlp(norm_2(x₁))"""
-
+class Block(Module):
     def __init__(self, norm_1: Module, attention: Module, norm_2: Module, mlp: Module) -> None:
         self.norm_1, self.attention, self.norm_2, self.mlp = norm_1, attention, norm_2, mlp
+
+
+class PreNormBlock(Block):
+    """GPT-2, Llama:    x₁ = x + attention(norm_1(x))       y = x₁ + mlp(norm_2(x₁))"""
 
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, BlockCache]:
         h, c1 = self.norm_1.forward(x, context)
@@ -151,7 +158,7 @@ class PreNormBlock(Module):
         return dx + self.norm_1.backward(dh, cache.norm_1, grads)
 
 
-class PostNormBlock(PreNormBlock):
+class PostNormBlock(Block):
     """BERT:            x₁ = norm_1(x + attention(x))       y = norm_2(x₁ + mlp(x₁))"""
 
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, BlockCache]:
@@ -159,7 +166,7 @@ class PostNormBlock(PreNormBlock):
         x, c2 = self.norm_1.forward(x + h, context)
         h, c3 = self.mlp.forward(x, context)
         y, c4 = self.norm_2.forward(x + h, context)
-        return y, BlockCache(c2, c1, c4, c3)
+        return y, BlockCache(norm_1=c2, attention=c1, norm_2=c4, mlp=c3)
 
     def backward(self, dy: Array, cache: BlockCache, grads: Gradients) -> Array:
         dh = self.norm_2.backward(dy, cache.norm_2, grads)
@@ -219,10 +226,6 @@ class Transformer(Chain):
     def __init__(self, family: str, config: Config, layers: dict[str, Module]) -> None:
         super().__init__(layers)
         self.family, self.config = family, config
-
-    @property
-    def blocks(self) -> list[Module]:
-        return [layer for name, layer in self.layers.items() if name.startswith("block_")]
 
     def forward(self, ids: Array, context: Context = Context()) -> tuple[Array, list[Any]]:
         """Host ids are checked, then moved to where the weights are; ids on a GPU were checked before they moved.
@@ -290,7 +293,7 @@ class Config:
 
 
 class New:
-    """Fresh parts for one config, their weights drawn in order from one generator: N(0, 0.02²) as in GPT-2."""
+    """Fresh parts for one config, their weights drawn in order from one generator: N(0, 0.02²), all of them."""
 
     def __init__(self, config: Config, rng: np.random.Generator) -> None:
         self.config, self.rng = config, rng
@@ -353,7 +356,10 @@ def gpt2(config: Config, rng: np.random.Generator) -> Transformer:
 
 
 def llama(config: Config, rng: np.random.Generator) -> Transformer:
-    """Touvron et al. (2023): pre-norm with RMS norm, rotary positions, SwiGLU, grouped queries, no biases."""
+    """Touvron et al. (2023), "Llama 2": pre-norm with RMS norm, rotary positions, SwiGLU, grouped queries, no biases.
+
+    Raises ValueError for an odd width of a head.
+    """
     if config.head_dim % 2:
         raise ValueError(f"rotary positions turn pairs: a head's width must be even, and {config.head_dim} is not")
     new = New(config, rng)
@@ -373,7 +379,10 @@ def llama(config: Config, rng: np.random.Generator) -> Transformer:
 
 
 def bert(config: Config, rng: np.random.Generator) -> Transformer:
-    """Devlin et al. (2018): post-norm, every token sees every other, learned positions and segments, GELU."""
+    """Devlin et al. (2018): post-norm, every token sees every other, learned positions and segments, GELU (tanh form).
+
+    The head is the embedding alone, without the transform that BERT's own has before it.
+    """
     new = New(config, rng)
     token, position, segment = (new.embedding(n) for n in (config.vocab, config.context, config.segments))
     blocks = [

@@ -255,7 +255,7 @@ BAD_OPTIONS = {
     "rank 999": (["--rank", "999"], "rank 999 is not a whole number from 1 to"),
     "no such target": (
         ["--targets", "q_proj,q_prox"],
-        "no layer is called q_prox; this model has: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+        "no layer is called 'q_prox'; this model has: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
     ),
     "an empty target": (["--targets", ""], "this model has: q_proj"),
     "dropout 1": (["--dropout", "1"], "dropout 1.0 is not a probability below 1"),

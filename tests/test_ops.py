@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from minilora import ops
 from minilora.backend import Array, get_array_module, to_numpy
 from minilora.ops.attention import merge_heads, split_heads
 from minilora.verify import Report, check_gradient
+from minilora.verify.cases import EPS, OPS, THETA, Case, S, attention_mask, fixed, pad, rope_tables
 
 few = settings(max_examples=20, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
@@ -20,274 +22,58 @@ FLOAT32 = 1e-5  # of the largest number
 EXACT = 1e-12
 
 
+# ---- PyTorch's answer to each op: (torch, *inputs, the case's constants) -> y ----
+
+
+def torch_rope(torch, x, D):  # as a product of complex numbers
+    T, H = x.shape[1], x.shape[2] // D
+    a, b = x.unflatten(-1, (H, 2, D // 2)).unbind(-2)
+    angle = torch.arange(T)[:, None, None] * THETA ** (-2.0 * torch.arange(D // 2, dtype=x.dtype) / D)
+    turned = torch.complex(a, b) * torch.polar(torch.ones_like(angle), angle)
+    return torch.stack([turned.real, turned.imag], -2).reshape(x.shape)
+
+
+def torch_attention(torch, *qkv, D, causal, padding):
+    B, T, _ = qkv[0].shape
+    real = np.ones((B, T), bool) if padding is None else padding
+    see = np.tri(T, dtype=bool) if causal else np.ones((T, T), bool)
+    y = torch_softmax_attention(torch, *qkv, D=D, mask=see & real[:, None, None, :])
+    return y * torch.tensor(real)[..., None]
+
+
+def torch_softmax_attention(torch, *qkv, D, mask):
+    q, k, v = (x.unflatten(-1, (-1, D)).transpose(1, 2) for x in qkv)
+    see = torch.tensor(mask)
+    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, see, enable_gqa=q.shape[1] > k.shape[1])
+    return y.transpose(1, 2).flatten(2)
+
+
+def torch_cross_entropy(torch, z, targets, count):
+    reduction, divisor = ("mean", 1) if count is None else ("sum", count)
+    targets = torch.tensor(targets).flatten()
+    return torch.nn.functional.cross_entropy(z.flatten(0, 1), targets, ignore_index=-100, reduction=reduction) / divisor
+
+
+TORCH: dict[str, Callable[..., Any]] = {
+    "linear": lambda torch, x, W: torch.nn.functional.linear(x, W),
+    "bias": lambda torch, b, x, W: torch.nn.functional.linear(torch.tensor(x), torch.tensor(W), b),
+    "low rank": lambda torch, x, A, B: S * torch.nn.functional.linear(torch.nn.functional.linear(x, A), B),
+    "layer norm": lambda torch, x, g, b: torch.nn.functional.layer_norm(x, g.shape, g, b, EPS),
+    "rms norm": lambda torch, x, g: torch.nn.functional.rms_norm(x, g.shape, g, EPS),
+    "gelu": lambda torch, x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "swiglu": lambda torch, gate, up: torch.nn.functional.silu(gate) * up,
+    "rope": torch_rope,
+    **dict.fromkeys((op for op in OPS if op.startswith("attention")), torch_attention),
+    "attention, another number of keys": torch_softmax_attention,
+    "embedding": lambda torch, W, ids: torch.nn.functional.embedding(torch.tensor(ids), W),
+    **dict.fromkeys((op for op in OPS if op.startswith("cross-entropy")), torch_cross_entropy),
+    "mean squared error": lambda torch, y, target: torch.nn.functional.mse_loss(y, torch.tensor(target)),
+    "dropout": lambda torch, x, keep: x * torch.tensor(keep),
+}
+
+
 # ---- the ops, each on inputs of some size ----
 
-
-class Case(NamedTuple):
-    inputs: dict[str, np.ndarray]  # what has a gradient
-    forward: Callable[..., Any]  # (*inputs) -> y, cache
-    backward: Callable[..., Any]  # (dy, cache, *inputs) -> one gradient for each input
-    torch: Callable[..., Any]  # (torch, *inputs) -> y
-
-    def grad(self, dy: Array, *inputs: Array) -> tuple[Array, ...]:
-        return self.backward(dy, self.forward(*inputs)[1], *inputs)
-
-    def check(self, rng: np.random.Generator, grad: Callable[..., Any] | None = None, **options: Any) -> Report:
-        return check_gradient(lambda *a: self.forward(*a)[0], grad or self.grad, self.inputs, rng=rng, **options)
-
-
-def on(x: Array, constant: np.ndarray) -> Array:
-    """A constant in the library of x; floats in the dtype of x."""
-    return get_array_module(x).asarray(constant, dtype=x.dtype if constant.dtype.kind == "f" else None)
-
-
-def fixed(constant: np.ndarray) -> np.ndarray:
-    constant.setflags(write=False)
-    return constant
-
-
-def linear(size, rng):
-    B, T, n_in, n_out = (size() for _ in range(4))
-    return Case(
-        {"x": rng.standard_normal((B, T, n_in)), "W": rng.standard_normal((n_out, n_in))},
-        ops.linear_forward,
-        lambda dy, x, _, W: (ops.linear_backward(dy, W), ops.linear_gradients(dy, x)),
-        lambda torch, x, W: torch.nn.functional.linear(x, W),
-    )
-
-
-def bias(size, rng):
-    B, T, n_in, n_out = (size() for _ in range(4))
-    x, W = rng.standard_normal((B, T, n_in)), rng.standard_normal((n_out, n_in))
-    return Case(
-        {"b": rng.standard_normal(n_out)},
-        lambda b: ops.linear_forward(on(b, x), on(b, W), b),
-        lambda dy, _, b: (ops.bias_gradients(dy),),
-        lambda torch, b: torch.nn.functional.linear(torch.tensor(x), torch.tensor(W), b),
-    )
-
-
-def low_rank(size, rng):
-    B, T, n_in, n_out, r = (size() for _ in range(5))
-    inputs = {"x": rng.standard_normal((B, T, n_in)), "A": rng.standard_normal((r, n_in))}
-
-    def backward(dy, cache, x, A, B):
-        dx, dh = ops.lora_backward(dy, A, B, S)
-        return dx, ops.lora_A_gradients(dh, cache.x), ops.lora_B_gradients(dy, cache.h, S)
-
-    return Case(
-        {**inputs, "B": rng.standard_normal((n_out, r))},
-        lambda x, A, B: ops.lora_forward(x, A, B, S),
-        backward,
-        lambda torch, x, A, B: S * torch.nn.functional.linear(torch.nn.functional.linear(x, A), B),
-    )
-
-
-S = 0.7  # the scaling of the low-rank path
-EPS = 0.03  # of the norms: large enough for its place in the formula to show
-THETA = 50.0
-
-
-def layer_norm(size, rng):
-    B, T, C = size(), size(), size(3, 5)
-    return Case(
-        {"x": rng.standard_normal((B, T, C)), "g": rng.standard_normal(C), "b": rng.standard_normal(C)},
-        lambda x, g, b: ops.layer_norm_forward(x, g, b, EPS),
-        lambda dy, cache, _, g, b: (
-            ops.layer_norm_backward(dy, cache, g), ops.norm_gradients(dy, cache), ops.bias_gradients(dy),
-        ),
-        lambda torch, x, g, b: torch.nn.functional.layer_norm(x, (C,), g, b, EPS),
-    )  # fmt: skip
-
-
-def rms_norm(size, rng):
-    B, T, C = size(), size(), size(2, 5)
-    return Case(
-        {"x": rng.standard_normal((B, T, C)), "g": rng.standard_normal(C)},
-        lambda x, g: ops.rms_norm_forward(x, g, EPS),
-        lambda dy, cache, _, g: (ops.rms_norm_backward(dy, cache, g), ops.norm_gradients(dy, cache)),
-        lambda torch, x, g: torch.nn.functional.rms_norm(x, (C,), g, EPS),
-    )
-
-
-def gelu(size, rng):
-    return Case(
-        {"x": 2 * rng.standard_normal((size(), size(), size(2, 4)))},
-        ops.gelu_forward,
-        lambda dy, cache, x: (ops.gelu_backward(dy, cache),),
-        lambda torch, x: torch.nn.functional.gelu(x, approximate="tanh"),
-    )
-
-
-def swiglu(size, rng):
-    B, T, F = size(), size(), size()
-    return Case(
-        {"gate": 2 * rng.standard_normal((B, T, F)), "up": rng.standard_normal((B, T, F))},
-        ops.swiglu_forward,
-        lambda dy, cache, *_: ops.swiglu_backward(dy, cache),
-        lambda torch, gate, up: torch.nn.functional.silu(gate) * up,
-    )
-
-
-def rope(size, rng):
-    B, T, H, D = size(), size(), size(), 2 * size(1, 3)
-
-    def turn(torch, x):  # as a product of complex numbers
-        a, b = x.unflatten(-1, (H, 2, D // 2)).unbind(-2)
-        angle = torch.arange(T)[:, None, None] * THETA ** (-2.0 * torch.arange(D // 2, dtype=x.dtype) / D)
-        turned = torch.complex(a, b) * torch.polar(torch.ones_like(angle), angle)
-        return torch.stack([turned.real, turned.imag], -2).reshape(x.shape)
-
-    return Case(
-        {"x": rng.standard_normal((B, T, H * D))},
-        lambda x: (ops.rope_forward(x, *rope_tables(x, D)), None),
-        lambda dy, _, x: (ops.rope_backward(dy, *rope_tables(x, D)),),
-        turn,
-    )
-
-
-def rope_tables(x, D):
-    return ops.rope_tables(get_array_module(x), x.shape[1], D, THETA, x.dtype)
-
-
-def attention(causal: bool, side: str, R: int):
-    """R query heads for each key/value head. The outputs of padding are no part of y."""
-
-    def case(size, rng):
-        B, T, G, D = size(), size(3, 5), size(1, 2), size(1, 3)
-        padding = None if side == "none" else fixed(pad(side, T, [T - 1, *rng.integers(1, T + 1, B - 1)]))
-        real = np.ones((B, T, 1)) if padding is None else 1.0 * padding[..., None]
-
-        def forward(q, k, v):
-            y, cache = ops.attention_forward(q, k, v, attention_mask(q, causal, padding), D)
-            return y * on(q, real), cache
-
-        def torch_attention(torch, *qkv):
-            see = torch.tensor(np.tri(T, dtype=bool) if causal else np.ones((T, T), bool))
-            see = see if padding is None else see & torch.tensor(padding)[:, None, None, :]
-            q, k, v = (x.unflatten(-1, (-1, D)).transpose(1, 2) for x in qkv)
-            y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=see, enable_gqa=R > 1)
-            return y.transpose(1, 2).flatten(2) * torch.tensor(real)
-
-        return Case(
-            {name: rng.standard_normal((B, T, n * D)) for name, n in (("q", G * R), ("k", G), ("v", G))},
-            forward,
-            lambda dy, cache, *_: ops.attention_backward(dy * on(dy, real), cache),
-            torch_attention,
-        )
-
-    return case
-
-
-def cross_attention(size, rng):
-    """As many queries as there are keys, or more, or fewer."""
-    B, Tq, Tk, G, R, D = size(), size(1, 5), size(2, 4), size(1, 2), size(1, 3), size(1, 3)
-    mask = np.where(rng.random((Tq, Tk)) < 0.7, 0.0, -1e9)
-    mask[:, :2] = 0  # every query sees two keys, at least
-    fixed(mask)
-
-    def torch_attention(torch, *qkv):
-        q, k, v = (x.unflatten(-1, (-1, D)).transpose(1, 2) for x in qkv)
-        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, torch.tensor(mask), enable_gqa=R > 1)
-        return y.transpose(1, 2).flatten(2)
-
-    return Case(
-        {name: rng.standard_normal((B, T, n * D)) for name, T, n in (("q", Tq, G * R), ("k", Tk, G), ("v", Tk, G))},
-        lambda q, k, v: ops.attention_forward(q, k, v, on(q, mask), D),
-        lambda dy, cache, *_: ops.attention_backward(dy, cache),
-        torch_attention,
-    )
-
-
-def attention_mask(x, causal, padding):
-    xp = get_array_module(x)
-    return ops.attention_mask(xp, x.shape[1], causal, None if padding is None else xp.asarray(padding), x.dtype)
-
-
-def pad(side: str, T: int, lengths: list[int]) -> np.ndarray:
-    """(B, T), True for the real tokens; the padding is on the left or on the right."""
-    real = np.arange(T) < np.array(lengths)[:, None]
-    return real[:, ::-1].copy() if side == "left" else real
-
-
-def embedding(size, rng):
-    ids, V = rng.integers(0, 3, (size(), size(2, 4))), size(3, 5)
-    ids[:, 0] = ids[:, -1]  # the same row twice, at least
-    fixed(ids)
-    return Case(
-        {"W": rng.standard_normal((V, size()))},
-        lambda W: ops.embedding_forward(on(W, ids), W),
-        lambda dy, cache, W: (ops.embedding_gradients(dy, cache, V),),
-        lambda torch, W: torch.nn.functional.embedding(torch.tensor(ids), W),
-    )
-
-
-def cross_entropy(count: int | None):
-    def case(size, rng):
-        B, T, V = size(), size(2, 4), size(2, 5)
-        targets = rng.integers(0, V, (B, T))
-        targets[:, 1] = ops.IGNORE
-        fixed(targets)
-        reduction, divisor = ("mean", 1) if count is None else ("sum", count)
-        return Case(
-            {"logits": rng.standard_normal((B, T, V))},
-            lambda z: ops.cross_entropy_forward(z, on(z, targets), count),
-            lambda dL, cache, z: (ops.cross_entropy_backward(dL, cache),),
-            lambda torch, z: torch.nn.functional.cross_entropy(
-                z.flatten(0, 1), torch.tensor(targets).flatten(), ignore_index=-100, reduction=reduction
-            ) / divisor,
-        )  # fmt: skip
-
-    return case
-
-
-def mean_squared_error(size, rng):
-    B, T = size(), size()
-    target = fixed(rng.standard_normal((B, T)))
-    return Case(
-        {"y": rng.standard_normal((B, T))},
-        lambda y: ops.mean_squared_error_forward(y, on(y, target)),
-        lambda dL, cache, y: (ops.mean_squared_error_backward(dL, cache),),
-        lambda torch, y: torch.nn.functional.mse_loss(y, torch.tensor(target)),
-    )
-
-
-def dropout(size, rng):
-    shape = size(), size(), size(2, 4)
-    keep = (rng.random(shape) < 0.6) / 0.6
-    keep[0, 0, :2] = 0, 1 / 0.6
-    fixed(keep)
-    return Case(
-        {"x": rng.standard_normal(shape)},
-        lambda x: ops.dropout_forward(x, on(x, keep)),
-        lambda dy, cache, x: (ops.dropout_backward(dy, cache),),
-        lambda torch, x: x * torch.tensor(keep),
-    )
-
-
-OPS = {
-    "linear": linear,
-    "bias": bias,
-    "low rank": low_rank,
-    "layer norm": layer_norm,
-    "rms norm": rms_norm,
-    "gelu": gelu,
-    "swiglu": swiglu,
-    "rope": rope,
-    "attention": attention(False, "none", 1),
-    "attention, grouped": attention(False, "none", 3),
-    "attention, padded left": attention(False, "left", 2),
-    "attention, padded right": attention(False, "right", 1),
-    "attention, causal": attention(True, "none", 2),
-    "attention, causal, padded left": attention(True, "left", 1),
-    "attention, causal, padded right": attention(True, "right", 3),
-    "attention, another number of keys": cross_attention,
-    "embedding": embedding,
-    "cross-entropy": cross_entropy(None),
-    "cross-entropy, a part of a batch": cross_entropy(17),
-    "mean squared error": mean_squared_error,
-    "dropout": dropout,
-}
 each_op = pytest.mark.parametrize("op", OPS)
 on_a_gpu = pytest.mark.parametrize("xp", ["fakecupy", pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True)
 
@@ -335,9 +121,10 @@ def test_outputs_and_gradients_agree_with_pytorch(op, rng):
     torch = pytest.importorskip("torch")
     for _ in range(3):
         case = some(op, rng)
-        expected = case.torch(torch, *map(torch.tensor, case.inputs.values())).numpy()
+        reference = partial(TORCH[op], torch, **case.constants)
+        expected = reference(*map(torch.tensor, case.inputs.values())).numpy()
         assert close(case.forward(*case.inputs.values())[0], expected, EXACT)
-        case.check(rng, torch=lambda *x, case=case: case.torch(torch, *x)).raise_if_wrong()
+        case.check(rng, torch=reference).raise_if_wrong()
 
 
 @each_op

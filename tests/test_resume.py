@@ -217,14 +217,16 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, *moments: tuple[str, int]) -> 
 
 
 @pytest.mark.parametrize(
-    ("moment", "done"), [(("before a batch", 1), 1), (("after a batch", 8), 4), (("evaluation", 1), 4)]
+    ("moment", "done"), [(("before a batch", 1), 1), (("after a batch", 8), 4), (("evaluation", 2), 4)]
 )
 def test_ctrl_c_finishes_a_step_writes_a_checkpoint_and_says_so(moment, done, whole, here, monkeypatch, capfd):
     with monkeypatch.context() as patched:
         interrupting(patched, moment)
         assert main([*RUN, "--checkpoint-every", "100"]) == 130
     path = os.path.join("out", "checkpoint.safetensors")
-    assert lines(capfd.readouterr().err) == [f"minilora: stopped after step {done}; resume from {path}"]
+    assert lines(capfd.readouterr().err) == [
+        f"minilora: stopped after step {done}, which is kept in {path}; the same command with --resume goes on"
+    ]
     assert set(tree(here / "out")) == {"settings.json", "checkpoint.safetensors"}
     assert go_on() == 0
     assert tree(here) == whole[0]

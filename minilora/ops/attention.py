@@ -19,6 +19,10 @@ Backward. o = P v gives dv = Pᵀ do and dP = do vᵀ. Through the softmax of on
 
     dS = P ∘ (dP - rowsum(do ∘ o))      dq = dS k / √D      dk = dSᵀ q / √D      dv = Pᵀ do
 
+and with do_Z = do / Z, which takes the 1/Z of every P, so that no (T, T) matrix is divided here either:
+
+    dS = E ∘ (do_Z vᵀ - rowsum(do_Z ∘ o))       dv = Eᵀ do_Z
+
 The rows of dS sum to 0: adding a constant to a row of scores changes nothing. dk and dv add up over the
 stacked heads of a group by themselves.
 
@@ -36,7 +40,8 @@ from ..backend import Array, get_array_module
 def attention_mask(xp: ModuleType, T: int, causal: bool, padding: Array | None, dtype: Any) -> Array:
     """0 where query i may look at key j, -1e9 where it may not: (T, T), or (B, 1, T, T) with padding.
 
-    `padding` (B, T) is True for a real token. -1e9 and not -inf: a row with nothing to look at stays finite.
+    `padding` (B, T) is True for a real token. -1e9 and not -inf: a row with nothing to look at (padding on the left)
+    stays finite; it looks at everything alike, and no real token looks at it.
     """
     see = xp.ones((T, T), dtype=bool)
     if causal:
@@ -77,22 +82,22 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array, D: int) -> tupl
     S += xp.tile(mask, (R, 1))
     S -= S.max(axis=-1, keepdims=True)  # softmax ignores shifts; exp must not overflow
     E = xp.exp(S)
-    Z = E @ xp.ones((Tk, 1), dtype=E.dtype)
+    Z = E @ xp.ones((Tk, 1), dtype=E.dtype)  # row sums as a product: BLAS adds faster
     o = E @ v
     o /= Z
     return merge_heads(o, Tq), AttentionCache(q, k, v, E, Z, o)
 
 
 def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
-    """dP = do vᵀ       dS = P ∘ (dP - rowsum(do ∘ o))       dq = dS k/√D   dk = dSᵀ q/√D   dv = Pᵀ do"""
+    """dS = E ∘ (do_Z vᵀ - rowsum(do_Z ∘ o))       dq = dS k/√D       dk = dSᵀ q/√D       dv = Eᵀ do_Z"""
     q, k, v, E, Z, o = cache
     Tq, (_, groups, Tk, D) = dy.shape[1], k.shape
-    do = split_heads(dy, groups, D) / Z  # P = E/Z: the 1/Z of every use of P below
-    dS = do @ v.swapaxes(-1, -2)
-    dS -= get_array_module(dy).einsum("...d,...d->...", do, o)[..., None]
+    do_Z = split_heads(dy, groups, D) / Z
+    dS = do_Z @ v.swapaxes(-1, -2)
+    dS -= get_array_module(dy).einsum("...d,...d->...", do_Z, o)[..., None]
     dS *= E
     dq = dS @ k
     dq /= math.sqrt(D)
     dk = dS.swapaxes(-1, -2) @ q
-    dv = E.swapaxes(-1, -2) @ do
+    dv = E.swapaxes(-1, -2) @ do_Z
     return merge_heads(dq, Tq), merge_heads(dk, Tk), merge_heads(dv, Tk)

@@ -7,6 +7,8 @@ The same row may be looked up many times, so its gradient is a sum over every pl
     dW[v] = Σ_{n : id_n = v} dy_n
 
 Ids are not differentiable: there is no dx. (As y = onehot(ids) W it is a linear layer, and dW = onehotᵀ dy.)
+
+Source: Bengio et al. (2003), "A Neural Probabilistic Language Model", section 2.
 """
 
 from ..backend import Array, get_array_module

@@ -23,7 +23,7 @@ C = 0.044715
 
 def gelu_forward(x: Array) -> tuple[Array, Array]:
     """y = x σ(2u)          u = K (x + C x³).  The cache is dy/dx."""
-    xx = x * x  # never x**3: a float32 power is some 70 times slower than a product
+    xx = x * x  # never x**3: a float32 power is many times slower than a product
     sigma = get_array_module(x).tanh(x * (K + K * C * xx))
     sigma += 1
     sigma *= 0.5

@@ -14,7 +14,8 @@ So dA needs x, although W is frozen: this is why adapting a layer does not save 
 G = dyᵀ x, the gradient the dense ΔW would have, dA = s Bᵀ G and dB = s G Aᵀ, hence Bᵀ dB = dA Aᵀ,
 and dA = 0 as long as B = 0.
 
-Source: Hu et al. (2021), "LoRA", equation 3 (whose h is our y); Kalajdzievski (2023), "rsLoRA", for α/√r.
+Source: Hu et al. (2021), "LoRA", the second term of equation 3 (α/r is in the text below it; the paper's h is the
+whole layer's output, ours the bottleneck); Kalajdzievski (2023), "rsLoRA", for α/√r.
 """
 
 from typing import NamedTuple

@@ -5,6 +5,8 @@
 Backward:
 
     dy_i = dL · 2 (y_i - t_i) / n
+
+Source: Legendre (1805), "Sur la méthode des moindres quarrés".
 """
 
 from ..backend import Array

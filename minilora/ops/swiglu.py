@@ -10,7 +10,7 @@ Backward. With σ' = σ (1 - σ):
 
 The factors of dy, up ∘ silu'(gate) and silu(gate), are what is kept.
 
-Source: Shazeer (2020), "GLU Variants Improve Transformer", equation 6.
+Source: Shazeer (2020), "GLU Variants Improve Transformer", equation 5.
 """
 
 from typing import NamedTuple

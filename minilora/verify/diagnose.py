@@ -291,14 +291,14 @@ def combination(
     )
 
 
-def coefficient_words(term: str, words: str) -> Words:
+def coefficient_words(term: Words, words: str) -> Words:
     if words == "0":
-        return Words(f"{term} is missing", f"缺少“{term}”")
+        return Words(f"{term.en} is missing", f"缺少{term.zh}")
     if words == "2":
-        return Words(f"{term} is counted twice", f"“{term}”被算了两次")
+        return Words(f"{term.en} is counted twice", f"{term.zh}被算了两次")
     if words == "-1":
-        return Words(f"{term} has the wrong sign", f"“{term}”的符号反了")
-    return Words(f"{term} is {words} times what it must be", f"“{term}”是应有的 {words} 倍")
+        return Words(f"{term.en} has the wrong sign", f"{term.zh}的符号反了")
+    return Words(f"{term.en} is {words} times what it must be", f"{term.zh}是应有的 {words} 倍")
 
 
 def other_tensor(tensor: str, mine: list[Array], truth: list[Tensors], cases: list[Case]) -> Finding | None:

@@ -47,7 +47,7 @@ class Problem:
     """`forward(*inputs, **constants)`, its textbook `backward(dy, *inputs, **constants) -> {"dx": ...}`, and faults.
 
     `draw(rng, i)` makes case i. `terms(dy, *inputs, **constants)` writes true gradients as sums of named terms:
-    {"dx": {"the base path": ..., "the low-rank path": ...}}. `laws` say, without a reference, what must hold of the
+    {"dx": {Words("the base path", "基础路径"): ..., ...}}. `laws` say, without a reference, what must hold of the
     tensors: law(tensors, case) is the relative violation. `zero` names the inputs whose gradient is always 0.
     """
 
@@ -55,13 +55,14 @@ class Problem:
     forward: Callable[..., Array]
     backward: Callable[..., Tensors]
     draw: Callable[[np.random.Generator, int], Case]
-    terms: Callable[..., dict[str, Tensors]] | None = None
+    terms: Callable[..., dict[str, dict[Words, Array]]] | None = None
     laws: Mapping[Words, Law] = field(default_factory=dict)
     zero: tuple[str, ...] = ()
     faults: dict[str, Fault] = field(default_factory=dict)
 
     def cases(self, seed: int = 0, n: int = 6) -> list[Case]:
-        return [self.draw(np.random.default_rng([seed, i]), i) for i in range(n)]
+        # The 1 keeps these numbers apart from those of default_rng(0), which a checker is likely to draw.
+        return [self.draw(np.random.default_rng([seed, i, 1]), i) for i in range(n)]
 
     def fault(
         self, en: str, zh: str, ask_en: str, ask_zh: str

@@ -4,7 +4,21 @@ from importlib import import_module
 
 from ..problem import Problem
 
-FILES = ["layer_norm"]
+FILES = [
+    "linear",
+    "low_rank",
+    "attention",
+    "rope",
+    "layer_norm",
+    "rms_norm",
+    "gelu",
+    "swiglu",
+    "cross_entropy",
+    "mean_squared_error",
+    "embedding",
+    "dropout",
+    "residual",
+]
 
 
 def problems() -> dict[str, Problem]:

@@ -8,7 +8,7 @@ SHAPES = [(5, 3, 8, 0.2), (4, 7, 6, 0.1), (3, 5, 9, 0.3), (6, 2, 7, 0.4), (2, 8,
 
 def draw(rng, i):
     *shape, p = SHAPES[i]
-    x, dy = rng.standard_normal((2, *shape))
+    dy, x = rng.standard_normal((2, *shape))
     sizes = dict(zip(["batch", "tokens", "width"], shape, strict=True)) | {"1-p": 1 - p}
     return Case(dy, {"x": x}, {"keep": draw_mask(rng, shape, p), "p": p}, sizes)
 

@@ -51,9 +51,9 @@ def terms(dy, x, g, b, eps):
     dxhat = dy * g
     return {
         "dx": {
-            "the direct term dx̂/σ": dxhat / sigma,
-            "the mean term": -mean(dxhat) / sigma + 0 * x,
-            "the variance term": -xhat * mean(dxhat * xhat) / sigma,
+            Words("the direct term dx̂/σ", "直接项 dx̂/σ"): dxhat / sigma,
+            Words("the mean term", "均值项"): -mean(dxhat) / sigma + 0 * x,
+            Words("the variance term", "方差项"): -xhat * mean(dxhat * xhat) / sigma,
         }
     }
 

@@ -31,21 +31,28 @@ def forward(x, A, B, W, keep, alpha, r, p):
     return x @ W.T + alpha / r * (x * keep) @ A.T @ B.T
 
 
-def gradients(dy, x, A, B, W, keep, s):
-    """With any mask and any scale."""
-    h, dh = (x * keep) @ A.T, s * dy @ B
+def backward(dy, x, A, B, W, keep, alpha, r, p):
+    s = alpha / r
+    h = (x * keep) @ A.T
+    dh = s * dy @ B
     dx = dy @ W + dh @ A * keep
     dA = outer_total(dh, x * keep)
     dB = s * outer_total(dy, h)
     return {"dx": dx, "dA": dA, "dB": dB}
 
 
-def backward(dy, x, A, B, W, keep, alpha, r, p):
-    return gradients(dy, x, A, B, W, keep, alpha / r)
+def gradients(dy, x, A, B, W, keep, s):
+    """With any mask and any scale."""
+    return backward(dy, x, A, B, W, keep, alpha=s, r=1, p=None)
 
 
 def terms(dy, x, A, B, W, keep, alpha, r, p):
-    return {"dx": {"the base path": dy @ W, "the low-rank path": alpha / r * dy @ B @ A * keep}}
+    return {
+        "dx": {
+            Words("the base path", "经过 W₀ 的基础路径"): dy @ W,
+            Words("the low-rank path", "低秩路径"): alpha / r * dy @ B @ A * keep,
+        }
+    }
 
 
 def only(tensors, *names):

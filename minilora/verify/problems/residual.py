@@ -20,7 +20,7 @@ SHAPES = [(5, 3, 4, 7), (3, 4, 6, 5), (6, 2, 5, 8), (2, 5, 8, 3), (4, 3, 6, 6), 
 
 def draw(rng, i):
     batch, tokens, width, hidden = SHAPES[i]
-    x, dy = rng.standard_normal((2, batch, tokens, width))
+    dy, x = rng.standard_normal((2, batch, tokens, width))
     U = rng.standard_normal((hidden, width)) / np.sqrt(width)
     sizes = {"batch": batch, "tokens": tokens, "width": width, "hidden": hidden}
     return Case(dy, {"x": x, "U": U, "V": rng.standard_normal((width, hidden))}, {}, sizes)
@@ -37,7 +37,8 @@ def branch(dy, x, U, V):
 
 
 def backward(dy, x, U, V):
-    da, h = branch(dy, x, U, V)
+    h = np.tanh(x @ U.T)
+    da = dy @ V * (1 - h * h)
     dx = dy + da @ U
     dU = outer_total(da, x)
     dV = outer_total(dy, h)
@@ -46,7 +47,7 @@ def backward(dy, x, U, V):
 
 def terms(dy, x, U, V):
     da, _ = branch(dy, x, U, V)
-    return {"dx": {"the skip path": dy, "the branch": da @ U}}
+    return {"dx": {Words("the skip path", "跳跃路径"): dy, Words("the branch", "支路"): da @ U}}
 
 
 def exchange(tensors, case):

@@ -1,0 +1,418 @@
+"""Every op, module, adapter and family as something that can be checked: CHECKS.
+
+A maker `OPS[name](size, rng)` draws a case of an op: inputs, forward, and one gradient for each input. It asks
+`size(low, high)` for each of its sizes in turn.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+from .. import ops
+from ..backend import Array, get_array_module
+from ..lora import LoRALinear, MergedLinear, attach_lora
+from ..modules import Context, Gradients, Module, Parameter
+from ..transformer import Config, New, Transformer, bert, gpt2, llama
+from .check import Report, check_gradient, check_model
+
+Rng = np.random.Generator
+
+S = 0.7  # the scaling of the low-rank path
+EPS = 0.03  # of the norms: large enough for its place in the formula to show
+THETA = 50.0  # of the rotary positions
+
+
+class Case(NamedTuple):
+    inputs: dict[str, np.ndarray]  # what has a gradient
+    forward: Callable[..., Any]  # (*inputs) -> y, cache
+    backward: Callable[..., Any]  # (dy, cache, *inputs) -> one gradient for each input
+    constants: dict[str, Any]  # what else y depends on, for a reference that knows only the formula
+
+    def grad(self, dy: Array, *inputs: Array) -> tuple[Array, ...]:
+        return self.backward(dy, self.forward(*inputs)[1], *inputs)
+
+    def check(self, rng: Rng, grad: Callable[..., Any] | None = None, **options: Any) -> Report:
+        return check_gradient(lambda *a: self.forward(*a)[0], grad or self.grad, self.inputs, rng=rng, **options)
+
+
+class Size(Protocol):
+    def __call__(self, low: int = 1, high: int = 4) -> int: ...
+
+
+Maker: TypeAlias = Callable[[Size, Rng], Case]
+
+
+def on(x: Array, constant: np.ndarray) -> Array:
+    """A constant in the library of x; floats in the dtype of x."""
+    return get_array_module(x).asarray(constant, dtype=x.dtype if constant.dtype.kind == "f" else None)
+
+
+def fixed(constant: np.ndarray) -> np.ndarray:
+    constant.setflags(write=False)
+    return constant
+
+
+def linear(size: Size, rng: Rng) -> Case:
+    B, T, n_in, n_out = (size() for _ in range(4))
+    return Case(
+        {"x": rng.standard_normal((B, T, n_in)), "W": rng.standard_normal((n_out, n_in))},
+        ops.linear_forward,
+        lambda dy, x, _, W: (ops.linear_backward(dy, W), ops.linear_gradients(dy, x)),
+        {},
+    )
+
+
+def bias(size: Size, rng: Rng) -> Case:
+    B, T, n_in, n_out = (size() for _ in range(4))
+    x, W = rng.standard_normal((B, T, n_in)), rng.standard_normal((n_out, n_in))
+    return Case(
+        {"b": rng.standard_normal(n_out)},
+        lambda b: ops.linear_forward(on(b, x), on(b, W), b),
+        lambda dy, _, b: (ops.bias_gradients(dy),),
+        {"x": x, "W": W},
+    )
+
+
+def low_rank(size: Size, rng: Rng) -> Case:
+    B, T, n_in, n_out, r = (size() for _ in range(5))
+    inputs = {"x": rng.standard_normal((B, T, n_in)), "A": rng.standard_normal((r, n_in))}
+
+    def backward(dy: Array, cache: Any, x: Array, A: Array, B: Array) -> tuple[Array, ...]:
+        dx, dh = ops.lora_backward(dy, A, B, S)
+        return dx, ops.lora_A_gradients(dh, cache.x), ops.lora_B_gradients(dy, cache.h, S)
+
+    return Case(
+        {**inputs, "B": rng.standard_normal((n_out, r))}, lambda x, A, B: ops.lora_forward(x, A, B, S), backward, {}
+    )
+
+
+def layer_norm(size: Size, rng: Rng) -> Case:
+    B, T, C = size(), size(), size(3, 5)
+    return Case(
+        {"x": rng.standard_normal((B, T, C)), "g": rng.standard_normal(C), "b": rng.standard_normal(C)},
+        lambda x, g, b: ops.layer_norm_forward(x, g, b, EPS),
+        lambda dy, cache, _, g, b: (
+            ops.layer_norm_backward(dy, cache, g), ops.norm_gradients(dy, cache), ops.bias_gradients(dy),
+        ),
+        {},
+    )  # fmt: skip
+
+
+def rms_norm(size: Size, rng: Rng) -> Case:
+    B, T, C = size(), size(), size(2, 5)
+    return Case(
+        {"x": rng.standard_normal((B, T, C)), "g": rng.standard_normal(C)},
+        lambda x, g: ops.rms_norm_forward(x, g, EPS),
+        lambda dy, cache, _, g: (ops.rms_norm_backward(dy, cache, g), ops.norm_gradients(dy, cache)),
+        {},
+    )
+
+
+def gelu(size: Size, rng: Rng) -> Case:
+    return Case(
+        {"x": 2 * rng.standard_normal((size(), size(), size(2, 4)))},
+        ops.gelu_forward,
+        lambda dy, cache, x: (ops.gelu_backward(dy, cache),),
+        {},
+    )
+
+
+def swiglu(size: Size, rng: Rng) -> Case:
+    B, T, F = size(), size(), size()
+    return Case(
+        {"gate": 2 * rng.standard_normal((B, T, F)), "up": rng.standard_normal((B, T, F))},
+        ops.swiglu_forward,
+        lambda dy, cache, *_: ops.swiglu_backward(dy, cache),
+        {},
+    )
+
+
+def rope(size: Size, rng: Rng) -> Case:
+    B, T, H, D = size(), size(), size(), 2 * size(1, 3)
+    return Case(
+        {"x": rng.standard_normal((B, T, H * D))},
+        lambda x: (ops.rope_forward(x, *rope_tables(x, D)), None),
+        lambda dy, _, x: (ops.rope_backward(dy, *rope_tables(x, D)),),
+        {"D": D},
+    )
+
+
+def rope_tables(x: Array, D: int) -> tuple[Array, Array]:
+    return ops.rope_tables(get_array_module(x), x.shape[1], D, THETA, x.dtype)
+
+
+def attention(causal: bool, side: str, R: int) -> Maker:
+    """R query heads for each key/value head. The outputs of padding are no part of y."""
+
+    def case(size: Size, rng: Rng) -> Case:
+        B, T, G, D = size(), size(3, 5), size(1, 2), size(1, 3)
+        padding = None if side == "none" else fixed(pad(side, T, [T - 1, *rng.integers(1, T + 1, B - 1)]))
+        real = np.ones((B, T, 1)) if padding is None else 1.0 * padding[..., None]
+
+        def forward(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
+            y, cache = ops.attention_forward(q, k, v, attention_mask(q, causal, padding), D)
+            return y * on(q, real), cache
+
+        return Case(
+            {name: rng.standard_normal((B, T, n * D)) for name, n in (("q", G * R), ("k", G), ("v", G))},
+            forward,
+            lambda dy, cache, *_: ops.attention_backward(dy * on(dy, real), cache),
+            {"D": D, "causal": causal, "padding": padding},
+        )
+
+    return case
+
+
+def cross_attention(size: Size, rng: Rng) -> Case:
+    """As many queries as there are keys, or more, or fewer."""
+    B, Tq, Tk, G, R, D = size(), size(1, 5), size(2, 4), size(1, 2), size(1, 3), size(1, 3)
+    mask = np.where(rng.random((Tq, Tk)) < 0.7, 0.0, -1e9)
+    mask[:, :2] = 0  # every query sees two keys, at least
+    fixed(mask)
+    return Case(
+        {name: rng.standard_normal((B, T, n * D)) for name, T, n in (("q", Tq, G * R), ("k", Tk, G), ("v", Tk, G))},
+        lambda q, k, v: ops.attention_forward(q, k, v, on(q, mask), D),
+        lambda dy, cache, *_: ops.attention_backward(dy, cache),
+        {"D": D, "mask": mask},
+    )
+
+
+def attention_mask(x: Array, causal: bool, padding: np.ndarray | None) -> Array:
+    xp = get_array_module(x)
+    return ops.attention_mask(xp, x.shape[1], causal, None if padding is None else xp.asarray(padding), x.dtype)
+
+
+def pad(side: str, T: int, lengths: list[int]) -> np.ndarray:
+    """(B, T), True for the real tokens; the padding is on the left or on the right."""
+    real = np.arange(T) < np.array(lengths)[:, None]
+    return real[:, ::-1].copy() if side == "left" else real
+
+
+def embedding(size: Size, rng: Rng) -> Case:
+    ids, V = rng.integers(0, 3, (size(), size(2, 4))), size(3, 5)
+    ids[:, 0] = ids[:, -1]  # the same row twice, at least
+    fixed(ids)
+    return Case(
+        {"W": rng.standard_normal((V, size()))},
+        lambda W: ops.embedding_forward(on(W, ids), W),
+        lambda dy, cache, W: (ops.embedding_gradients(dy, cache, V),),
+        {"ids": ids},
+    )
+
+
+def cross_entropy(count: int | None) -> Maker:
+    def case(size: Size, rng: Rng) -> Case:
+        B, T, V = size(), size(2, 4), size(2, 5)
+        targets = rng.integers(0, V, (B, T))
+        targets[:, 1] = ops.IGNORE
+        fixed(targets)
+        return Case(
+            {"logits": rng.standard_normal((B, T, V))},
+            lambda z: ops.cross_entropy_forward(z, on(z, targets), count),
+            lambda dL, cache, z: (ops.cross_entropy_backward(dL, cache),),
+            {"targets": targets, "count": count},
+        )
+
+    return case
+
+
+def mean_squared_error(size: Size, rng: Rng) -> Case:
+    B, T = size(), size()
+    target = fixed(rng.standard_normal((B, T)))
+    return Case(
+        {"y": rng.standard_normal((B, T))},
+        lambda y: ops.mean_squared_error_forward(y, on(y, target)),
+        lambda dL, cache, y: (ops.mean_squared_error_backward(dL, cache),),
+        {"target": target},
+    )
+
+
+def dropout(size: Size, rng: Rng) -> Case:
+    shape = size(), size(), size(2, 4)
+    keep = (rng.random(shape) < 0.6) / 0.6
+    keep[0, 0, :2] = 0, 1 / 0.6
+    fixed(keep)
+    return Case(
+        {"x": rng.standard_normal(shape)},
+        lambda x: ops.dropout_forward(x, on(x, keep)),
+        lambda dy, cache, x: (ops.dropout_backward(dy, cache),),
+        {"keep": keep},
+    )
+
+
+OPS: dict[str, Maker] = {
+    "linear": linear,
+    "bias": bias,
+    "low rank": low_rank,
+    "layer norm": layer_norm,
+    "rms norm": rms_norm,
+    "gelu": gelu,
+    "swiglu": swiglu,
+    "rope": rope,
+    "attention": attention(False, "none", 1),
+    "attention, grouped": attention(False, "none", 3),
+    "attention, padded left": attention(False, "left", 2),
+    "attention, padded right": attention(False, "right", 1),
+    "attention, causal": attention(True, "none", 2),
+    "attention, causal, padded left": attention(True, "left", 1),
+    "attention, causal, padded right": attention(True, "right", 3),
+    "attention, another number of keys": cross_attention,
+    "embedding": embedding,
+    "cross-entropy": cross_entropy(None),
+    "cross-entropy, a part of a batch": cross_entropy(17),
+    "mean squared error": mean_squared_error,
+    "dropout": dropout,
+}
+
+# Sizes in the order a maker asks for them, for linear (B, T, in, out), the low-rank path's r after them: all of them
+# different, batch 1 and rank 1; every size the same, where a transposed gradient has the right shape; the least.
+SIZES = ((2, 1, 3, 4, 2), (1, 3, 2, 4), (3,), (1,))
+
+
+def sizes(*wanted: int) -> Size:
+    """The wanted sizes in turn, each moved into the range that is asked for."""
+    turn = itertools.cycle(wanted)
+
+    def size(low: int = 1, high: int = 4) -> int:
+        return max(low, min(high, next(turn)))
+
+    return size
+
+
+def at_every_size(op: str, rng: Rng) -> Iterator[Case]:
+    return (OPS[op](sizes(*wanted), rng) for wanted in SIZES)
+
+
+# ---- the modules: each with its input as one more parameter, so that dx is checked as any gradient is ----
+
+SHAPES = ((1, 3, 6, 5), (3, 2, 12, 7), (2, 5, 6, 1))  # B, T, C, F; three heads
+SIDES = ("none", "left", "right")  # of the padding, one for each shape
+
+
+class Fed(Module):
+    def __init__(self, module: Module, x: np.ndarray) -> None:
+        self.module, self.ids = module, x
+        self.x = Parameter(x) if x.dtype.kind == "f" else None
+
+    def forward(self, _: Any = None, context: Context = Context()) -> tuple[Array, Any]:
+        return self.module.forward(self.ids if self.x is None else self.x.data, context)
+
+    def backward(self, dy: Array, cache: Any, grads: Gradients) -> None:
+        dx = self.module.backward(dy, cache, grads)
+        if self.x is not None:
+            grads.add(self.x, dx)
+
+
+def check(module: Module, x: np.ndarray, side: str, rng: Rng) -> Report:
+    """Every gradient of Σ dy ∘ module(x), where the outputs of padding have no dy; dropout is drawn the same again."""
+    B, T = x.shape[:2]
+    real = pad(side, T, [T, *rng.integers(1, T + 1, B - 1)]) if side != "none" else np.ones((B, T), dtype=bool)
+    padding, segments = None if side == "none" else real, rng.integers(0, 2, (B, T))
+    fed = Fed(module, x)
+
+    def run() -> tuple[Array, Any]:
+        return fed.forward(context=Context(padding, segments, np.random.default_rng(0)))
+
+    y, cache = run()
+    dy, grads = rng.standard_normal(y.shape) * real[..., None], Gradients()
+    fed.backward(dy, cache, grads)
+    # a constant as large as the terms: where they cancel, the loss would look too small for what they round
+    offset = math.copysign(np.abs(dy * y).sum(), (dy * y).sum())
+    # the softmax ignores what is added to all the scores of a query: a bias of the keys
+    zero = [name for name in fed.named_parameters() if name.endswith("k_proj.bias")]
+    return check_model(fed, lambda: offset + (dy * run()[0]).sum(), grads, rng=rng, zero=zero)
+
+
+def shaken(module: Any, rng: Rng) -> Any:
+    """The module, no weight, gain, bias or lora_B of which is where it started."""
+    for parameter in module.named_parameters().values():
+        parameter.data = parameter.data + 0.3 * rng.standard_normal(parameter.data.shape)
+    return module
+
+
+def attention_part(new: New, **options: Any) -> Module:
+    return New(replace(new.config, kv_heads=options.pop("kv_heads", 3)), new.rng).attention(**options)
+
+
+def block(family: Callable[[Config, Rng], Transformer]) -> Callable[[New], Module]:
+    return lambda new: family(new.config, new.rng)["block_0"]
+
+
+def adapter(**options: Any) -> Callable[[New], LoRALinear]:
+    def make(new: New) -> LoRALinear:
+        base = new.linear(new.config.width, new.config.width + new.config.hidden, True)
+        return LoRALinear(base, **{"r": 3, "alpha": 5, "rng": new.rng, **options})
+
+    return make
+
+
+MODULES: dict[str, Callable[[New], Module]] = {
+    "Linear": lambda new: new.linear(new.config.width, new.config.hidden, True),
+    "Linear without bias": lambda new: new.linear(new.config.width, new.config.hidden, False),
+    "LayerNorm": New.layer_norm,
+    "RMSNorm": New.rms_norm,
+    "Embedding": lambda new: new.embedding(new.config.vocab),
+    "Embeddings": lambda new: bert(new.config, new.rng)["embed"],
+    "MLP": New.mlp,
+    "GatedMLP": New.gated_mlp,
+    "Attention": partial(attention_part, bias=True, causal=False),
+    "Attention, causal, rotary": partial(attention_part, bias=False, causal=True, rope_theta=THETA),
+    "Attention, grouped": partial(attention_part, bias=False, causal=True, kv_heads=1),
+    "FusedAttention": New.fused_attention,
+    "PreNormBlock of gpt2": block(gpt2),
+    "PreNormBlock of llama": block(llama),
+    "PostNormBlock of bert": block(bert),
+}
+ADAPTERS: dict[str, Callable[[New], LoRALinear]] = {
+    "LoRALinear": adapter(),
+    "LoRALinear of rank 1": adapter(r=1),
+    "LoRALinear with dropout": adapter(dropout=0.4),
+    "LoRALinear, rsLoRA": adapter(rslora=True),
+}
+FAMILIES: dict[str, Callable[[Config, Rng], Transformer]] = {"gpt2": gpt2, "llama": llama, "bert": bert}
+
+
+def of_op(op: str, rng: Rng) -> Iterator[Report]:
+    return (case.check(rng) for case in at_every_size(op, rng))
+
+
+def of_part(make: Callable[[New], Module], rng: Rng, merged: bool = False) -> Iterator[Report]:
+    for (B, T, C, F), side in zip(SHAPES, SIDES, strict=True):
+        config = Config(vocab=5, layers=1, width=C, heads=3, hidden=F, context=T, eps=EPS, dtype="float64")
+        module = shaken(make(New(config, rng)), rng)
+        named = [type(part).__name__ for _, part in module.named_modules()]
+        x = rng.integers(0, 5, (B, T)) if "Embedding" in named else rng.standard_normal((B, T, C))
+        yield check(MergedLinear(module) if merged else module, x, side, rng)
+
+
+def of_family(family: str, adapted: bool, rng: Rng) -> Iterator[Report]:
+    for (B, T, _, _), side in zip(SHAPES, SIDES, strict=True):
+        yield check(model(family, rng, adapted), rng.integers(0, 11, (B, T + 2)), side, rng)
+
+
+def model(family: str, rng: Rng, adapted: bool = True) -> Transformer:
+    """Two layers, and with `adapted` an adapter whose B is not 0 on every linear layer."""
+    config = Config(
+        vocab=11, layers=2, width=12, heads=3, hidden=7, context=9, eps=EPS, rope_theta=THETA, dtype="float64"
+    )
+    made = FAMILIES[family](replace(config, kv_heads=1) if family == "llama" else config, rng)
+    if adapted:
+        attach_lora(made, "all-linear", r=2, alpha=3, rng=rng)
+    return shaken(made, rng)
+
+
+CHECKS: dict[str, Callable[[Rng], Iterable[Report]]] = {
+    **{f"op {name}": partial(of_op, name) for name in OPS},
+    **{f"module {name}": partial(of_part, make) for name, make in MODULES.items()},
+    **{f"adapter {name}": partial(of_part, make) for name, make in ADAPTERS.items()},
+    "adapter MergedLinear": partial(of_part, adapter(), merged=True),
+    **{f"family {name}": partial(of_family, name, False) for name in FAMILIES},
+    **{f"family {name} with adapters": partial(of_family, name, True) for name in FAMILIES},
+}

@@ -1,0 +1,232 @@
+"""Everything at once: the check over every op, module, adapter and family, and the laws that need no reference."""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from ..backend import Array
+from ..lora import LoRALinear, attach_lora, merge
+from ..modules import Context, Gradients
+from ..optim import SGD
+from ..transformer import Config, New
+from .cases import CHECKS, FAMILIES, THETA, Rng, adapter, model, pad, shaken
+from .check import TOLERANCE
+
+METHODS = ("central", "complex")
+
+
+# ---- the laws: each returns by how much it is broken, relative to the largest number ----
+
+
+def apart(a: Array, b: Any, scale: Array | None = None) -> float:
+    return float(np.abs(a - b).max() / np.abs(a if scale is None else scale).max())
+
+
+def adapted_layer(rng: Rng) -> tuple[LoRALinear, Array, Array]:
+    """A layer, x and dy."""
+    layer = shaken(adapter()(New(Config(vocab=1, layers=1, width=6, heads=1, hidden=5, dtype="float64"), rng)), rng)
+    return layer, rng.standard_normal((3, 4, 6)), rng.standard_normal((3, 4, 11))
+
+
+def gradients(layer: LoRALinear, x: Array, dy: Array) -> Gradients:
+    grads = Gradients()
+    layer.backward(dy, layer.forward(x)[1], grads)
+    return grads
+
+
+def both_products(rng: Rng) -> float:
+    layer, x, dy = adapted_layer(rng)
+    grads, A, B = gradients(layer, x, dy), layer.lora_A, layer.lora_B
+    return apart(B.data.T @ grads[B], grads[A] @ A.data.T)
+
+
+def gradient_at_the_start(rng: Rng) -> float:
+    layer, x, dy = adapted_layer(rng)
+    layer.lora_B.data = np.zeros_like(layer.lora_B.data)
+    grads = gradients(layer, x, dy)
+    return apart(grads[layer.lora_A], 0, scale=grads[layer.lora_B])
+
+
+def first_step(rng: Rng) -> float:
+    layer, x, dy = adapted_layer(rng)
+    layer.lora_B.data, A, G, eta = np.zeros_like(layer.lora_B.data), layer.lora_A.data, dy.reshape(-1, 11).T, 0.37
+    SGD(layer.trainable_parameters(), lr=eta).step(gradients(layer, x, dy))
+    return apart(layer.delta(), -eta * layer.scaling**2 * (G @ x.reshape(-1, 6)) @ A.T @ A)
+
+
+def rows_of_scores(rng: Rng) -> float:
+    """dq = dS k / √D: with a key of ones in the place of each, that is the row's sum."""
+    q, k, v, dy = (rng.standard_normal((2, 5, 6)) for _ in "qkvy")
+    _, cache = ops.attention_forward(q, k, v, ops.attention_mask(np, 5, True, None, "float64"), 3)
+    sums, _, _ = ops.attention_backward(dy, cache._replace(k=np.ones_like(cache.k)))
+    return apart(sums, 0, scale=ops.attention_backward(dy, cache)[0])
+
+
+def rows_of_layer_norm(rng: Rng) -> float:
+    x, dy, (g, b) = rng.standard_normal((4, 7)), rng.standard_normal((4, 7)), rng.standard_normal((2, 7))
+    dx = ops.layer_norm_backward(dy, ops.layer_norm_forward(x, g, b)[1], g)
+    return apart(dx.sum(axis=-1), 0, scale=dx)
+
+
+def rows_of_logits(rng: Rng) -> float:
+    _, cache = ops.cross_entropy_forward(rng.standard_normal((3, 4, 7)), rng.integers(0, 7, (3, 4)))
+    dlogits = ops.cross_entropy_backward(1.0, cache)
+    return apart(dlogits.sum(axis=-1), 0, scale=dlogits)
+
+
+def rotation(rng: Rng) -> float:
+    x, tables = rng.standard_normal((2, 9, 12)), ops.rope_tables(np, 9, 6, THETA, "float64")
+    turned = ops.rope_forward(x, *tables), ops.rope_backward(x, *tables)
+    return max(apart((x * x).sum(-1), (y * y).sum(-1)) for y in turned)
+
+
+def merged_model(family: str, rng: Rng) -> float:
+    made, ids = model(family, rng), rng.integers(0, 11, (2, 7))
+    before = made.forward(ids)[0]
+    merge(made)
+    return apart(before, made.forward(ids)[0])
+
+
+def step_0(family: str, rng: Rng) -> float:
+    made, ids = model(family, rng, adapted=False), rng.integers(0, 11, (2, 7))
+    before = made.forward(ids)[0]
+    attach_lora(made, "all-linear", r=2, alpha=3, rng=rng)
+    return apart(before, made.forward(ids)[0])
+
+
+def padded(family: str, rng: Rng) -> float:
+    made, ids, worst = model(family, rng), rng.integers(0, 11, (3, 6)), 0.0
+    for side in ("left", "right"):
+        padding = pad(side, 6, [6, 4, 2])
+        logits = made.forward(ids, Context(padding))[0]
+        for i, real in enumerate(padding):
+            worst = max(worst, apart(logits[i, real], made.forward(ids[i : i + 1, real])[0][0]))
+    return worst
+
+
+def each_family(law: Callable[[str, Rng], float], rng: Rng) -> float:
+    return max(law(family, rng) for family in FAMILIES)
+
+
+EXACT = 1e-12
+LAWS: dict[str, tuple[Callable[[Rng], float], float]] = {  # the law, and how much it may be broken
+    "Bᵀ dB = dA Aᵀ": (both_products, EXACT),
+    "dA = 0 at B = 0": (gradient_at_the_start, 0),
+    "the first step of SGD is ΔW = -η s² G AᵀA": (first_step, EXACT),
+    "rows of dS sum to 0": (rows_of_scores, EXACT),
+    "rows of layer norm's dx sum to 0": (rows_of_layer_norm, EXACT),
+    "rows of dlogits sum to 0": (rows_of_logits, EXACT),
+    "a rotation keeps lengths": (rotation, EXACT),
+    "a merged model gives the adapted one's logits": (partial(each_family, merged_model), EXACT),
+    "the logits of step 0 are the base's": (partial(each_family, step_0), 0),
+    "padding changes no real token": (partial(each_family, padded), EXACT),
+}
+
+
+# ---- all of it ----
+
+
+def verify(only: str = "", seed: int = 0) -> dict[str, Any]:
+    """Run every check and law whose name contains `only`, in upper case or lower; about ten seconds for all.
+
+    {"checks": [{name, tensor, method, worst_relative_error, ok}], "laws": [{law, value, ok}], "seconds"}; the worst
+    is over all shapes. Where there is no number it is None, and a "note" says why. Raises ValueError when nothing is
+    called so.
+    """
+    from tqdm import tqdm
+
+    start = time.perf_counter()
+    chosen = [name for name in [*CHECKS, *LAWS] if only.casefold() in name.casefold()]
+    if not chosen:
+        raise ValueError(f"no check and no law has {only!r} in its name; there are: {'; '.join([*CHECKS, *LAWS])}")
+    checks: list[dict[str, Any]] = []
+    laws: list[dict[str, Any]] = []
+    for name in tqdm(chosen, desc="verifying", leave=False, disable=None):
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # the same numbers whatever else is chosen
+        with np.errstate(all="ignore"):  # what is wrong may overflow: its row says so
+            checks += checked(name, rng) if name in CHECKS else []
+            laws += [held(name, rng)] if name in LAWS else []
+    return {"checks": checks, "laws": laws, "seconds": time.perf_counter() - start}
+
+
+def checked(name: str, rng: Rng) -> list[dict[str, Any]]:
+    """One entry for each tensor and method, the worst of all shapes. What raises is wrong: it has no number."""
+    worst: dict[tuple[str, str], dict[str, Any]] = {}
+    try:
+        for row in (row for report in CHECKS[name](rng) for row in report.rows):
+            for method, error in (row.errors or {"central": None}).items():
+                tensor = row.tensor.removeprefix("module.")
+                entry = {"name": name, "tensor": tensor, "method": method} | judged(
+                    "worst_relative_error", error, TOLERANCE[method], row.note
+                )
+                before = worst.get((tensor, method), entry)
+                worst[tensor, method] = max(before, entry, key=lambda e: (not e["ok"], e["worst_relative_error"] or 0))
+    except Exception as error:  # whatever a broken op does
+        failed = judged("worst_relative_error", None, 0, f"{type(error).__name__}: {error}")
+        worst["-", "central"] = {"name": name, "tensor": "-", "method": "central"} | failed
+    return list(worst.values())
+
+
+def held(name: str, rng: Rng) -> dict[str, Any]:
+    law, tolerance = LAWS[name]
+    try:
+        return {"law": name} | judged("value", law(rng), tolerance)
+    except Exception as error:
+        return {"law": name} | judged("value", None, 0, f"{type(error).__name__}: {error}")
+
+
+def judged(key: str, value: float | None, tolerance: float, note: str = "") -> dict[str, Any]:
+    """JSON has no NaN and no infinity: they are None, and a note."""
+    if value is None or not math.isfinite(value):
+        return {key: None, "ok": False, "note": note or "not a finite number"}
+    return {key: value, "ok": value <= tolerance}
+
+
+def wrong(result: dict[str, Any]) -> list[str]:
+    """The names of the checks and laws that do not hold."""
+    return list(dict.fromkeys(e.get("law") or e["name"] for e in [*result["checks"], *result["laws"]] if not e["ok"]))
+
+
+def show(result: dict[str, Any]) -> None:
+    """Both tables, and the verdict in one line."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 120  # or a file would get the width of a narrow terminal
+    about = "Relative errors in float64, the worst of all shapes; 0 is what rounding explains"
+    tables = {
+        "checks": Table("check", "tensor", *METHODS, "", title=about, title_justify="left"),
+        "laws": Table("law", "broken by", "", title="Laws, and by how much they are broken", title_justify="left"),
+    }
+    tensors: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for entry in result["checks"]:
+        tensors.setdefault((entry["name"], entry["tensor"]), {})[entry["method"]] = entry
+    for row, found in tensors.items():
+        errors = [number(found[m]["worst_relative_error"]) if m in found else "-" for m in METHODS]
+        tables["checks"].add_row(*row, *errors, verdict(*found.values()))
+    for entry in result["laws"]:
+        tables["laws"].add_row(entry["law"], number(entry["value"]), verdict(entry))
+    for kind, table in tables.items():
+        if result[kind]:
+            console.print(table)
+    bad, counts = wrong(result), f"{len(tensors)} tensors and {len(result['laws'])} laws, {result['seconds']:.1f} s"
+    console.print(f"WRONG: {', '.join(bad)} ({counts})" if bad else f"all is right: {counts}", soft_wrap=True)
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}" if value else "0"
+
+
+def verdict(*entries: dict[str, Any]) -> str:
+    notes = dict.fromkeys(e["note"] for e in entries if "note" in e)
+    return " ".join(["ok" if all(e["ok"] for e in entries) else "WRONG", *notes])
