@@ -275,7 +275,7 @@ def verify(options: argparse.Namespace) -> int:
         return int(bool(unexplained(outcomes)))
     result = run(options.only, options.seed)
     if options.json:
-        print(json.dumps(result, indent=1, ensure_ascii=False))
+        print(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
     else:
         show(result)
     return int(bool(wrong(result)))

@@ -115,7 +115,7 @@ class Module:
 
     def load_state_dict(self, state: dict[str, Array]) -> None:
         """Take every array, or none. Raises ValueError on a missing, unexpected or misshapen one."""
-        check_fit(state, self.state_dict())
+        check_fit(state, shapes_of(self.state_dict()))
         for path, parameter in self.named_parameters().items():
             xp = get_array_module(parameter.data)
             parameter.data = xp.asarray(to_numpy(state[path]), dtype=parameter.data.dtype)
@@ -145,12 +145,16 @@ def check_names(given: Iterable[str], wanted: Iterable[str]) -> None:
         raise ValueError("the names of the tensors do not fit; " + "; ".join(lists))
 
 
-def check_fit(given: Mapping[str, Array], wanted: Mapping[str, Array]) -> None:
-    """Raise ValueError unless both hold arrays of the same names and shapes."""
-    check_names(given, wanted)
-    for name, array in wanted.items():
-        if tuple(given[name].shape) != tuple(array.shape):
-            raise ValueError(f"{name} has shape {tuple(given[name].shape)}, and {tuple(array.shape)} is needed")
+def check_fit(given: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError unless `given` holds arrays of just these names and shapes."""
+    check_names(given, shapes)
+    for name, shape in shapes.items():
+        if given[name].shape != shape:
+            raise ValueError(f"{name} has shape {given[name].shape}, and {shape} is needed")
+
+
+def shapes_of(arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays.items()}
 
 
 class Chain(Module):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from .backend import Array, get_array_module
-from .modules import Gradients, Parameter, check_fit
+from .modules import Gradients, Parameter, check_fit, shapes_of
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Optimizer:
 
     def load_state(self, state: Mapping[str, Array], t: int) -> None:
         """Go back to a `state` and `t` of before. Raises ValueError on a missing, unexpected or misshapen array."""
-        check_fit(state, self.state)
+        check_fit(state, shapes_of(self.state))
         self.state = {name: get_array_module(old).asarray(state[name]) for name, old in self.state.items()}
         self.t = t
 

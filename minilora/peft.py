@@ -15,7 +15,7 @@ import numpy as np
 from .backend import get_array_module
 from .checkpoint import load_tensors, read_json, tensors_to_bytes, to_json, write_folder
 from .lora import LoRALinear, MergedLinear, check_adaptable, last
-from .modules import Linear, check_names
+from .modules import Linear, check_fit
 from .pretrained import base_hash, their_name
 from .transformer import Transformer
 
@@ -123,10 +123,10 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
             shapes |= dict(zip(names, [(r, n_in), (n_out, r)], strict=True))
     if not tensors:
         raise ValueError(f"{folder / WEIGHTS} holds no tensor")
-    check_names(tensors, shapes)
-    for name, shape in shapes.items():
-        if tensors[name].shape != shape:
-            raise ValueError(f"{folder / WEIGHTS}: {name} has shape {tensors[name].shape}, this model needs {shape}")
+    try:
+        check_fit(tensors, shapes)
+    except ValueError as error:
+        raise ValueError(f"{folder / WEIGHTS} does not fit this model and {CONFIG}: {error}") from None
     model.freeze()
     for path, (r, alpha) in wanted.items():
         adapter = LoRALinear(

@@ -10,8 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .accounting import count_parameters
 from .backend import Array
 from .checkpoint import load_tensors, read_json, tensors_to_bytes, to_json, weights_hash, write_folder
@@ -64,7 +62,7 @@ def load_pretrained(source: str | Path = "builtin", dtype: str = "float32") -> T
         )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json: it is not a model folder")
-    model = llama(read_config(folder / "config.json", dtype), np.random.default_rng(0))
+    model = llama(read_config(folder / "config.json", dtype), rng=None)
     tensors, _ = load_tensors(folder / "model.safetensors")
     ours = {their_name(model, path): path for path in model.named_parameters()}
     if model.config.tied:

@@ -19,7 +19,7 @@ import numpy as np
 from . import ops
 from .backend import Array, get_array_module, to_numpy
 from .checkpoint import load_tensors, save_tensors
-from .modules import Context, Gradients, Module, check_fit
+from .modules import Context, Gradients, Module, check_fit, shapes_of
 from .optim import AdamW, Optimizer, Schedule, clip_by_global_norm
 from .text import Batch
 from .transformer import Transformer, check_ids
@@ -253,9 +253,9 @@ class Run:
             kinds.get(kind, {})[rest] = data
         parameters = self.model.trainable_parameters()
         try:
-            check_fit(kinds["parameter"], self.state())
-            check_fit(kinds["optimizer"], self.optimizer.state)
-            check_fit(kinds["best"], self.state() if kinds["best"] else {})
+            check_fit(kinds["parameter"], shapes_of(self.state()))
+            check_fit(kinds["optimizer"], shapes_of(self.optimizer.state))
+            check_fit(kinds["best"], shapes_of(self.state() if kinds["best"] else {}))
             note = json.loads(metadata["minilora"])
             t, history = int(note["t"]), History(**note["history"])
         except (KeyError, TypeError, ValueError) as error:

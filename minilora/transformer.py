@@ -293,12 +293,17 @@ class Config:
 
 
 class New:
-    """Fresh parts for one config, their weights drawn in order from one generator: N(0, 0.02²), all of them."""
+    """Fresh parts for one config, their weights drawn in order from one generator: N(0, 0.02²), all of them.
 
-    def __init__(self, config: Config, rng: np.random.Generator) -> None:
+    Without a generator they are zero, for a state dict to fill.
+    """
+
+    def __init__(self, config: Config, rng: np.random.Generator | None) -> None:
         self.config, self.rng = config, rng
 
     def normal(self, *shape: int) -> Array:
+        if self.rng is None:
+            return np.zeros(shape, self.config.dtype)
         return (0.02 * self.rng.standard_normal(shape)).astype(self.config.dtype)
 
     def full(self, value: float, n: int) -> Array:
@@ -344,7 +349,7 @@ def chain(embed: Module, blocks: Sequence[Module], **rest: Module) -> dict[str, 
     return {"embed": embed, **{f"block_{i}": block for i, block in enumerate(blocks)}, **rest}
 
 
-def gpt2(config: Config, rng: np.random.Generator) -> Transformer:
+def gpt2(config: Config, rng: np.random.Generator | None) -> Transformer:
     """Radford et al. (2019): pre-norm, learned positions, GELU, one fused projection for q, k and v."""
     new = New(config, rng)
     token, position = new.embedding(config.vocab), new.embedding(config.context)
@@ -355,7 +360,7 @@ def gpt2(config: Config, rng: np.random.Generator) -> Transformer:
     return Transformer("gpt2", config, layers)
 
 
-def llama(config: Config, rng: np.random.Generator) -> Transformer:
+def llama(config: Config, rng: np.random.Generator | None) -> Transformer:
     """Touvron et al. (2023), "Llama 2": pre-norm with RMS norm, rotary positions, SwiGLU, grouped queries, no biases.
 
     Raises ValueError for an odd width of a head.
@@ -378,7 +383,7 @@ def llama(config: Config, rng: np.random.Generator) -> Transformer:
     )
 
 
-def bert(config: Config, rng: np.random.Generator) -> Transformer:
+def bert(config: Config, rng: np.random.Generator | None) -> Transformer:
     """Devlin et al. (2018): post-norm, every token sees every other, learned positions and segments, GELU (tanh form).
 
     The head is the embedding alone, without the transform that BERT's own has before it.

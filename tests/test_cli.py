@@ -399,10 +399,10 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (lambda a: cut_short(a / "adapter_model.safetensors"), f"{ADAPTER} cannot be read as safetensors"),
     "pickled": (lambda a: (a / "adapter_model.safetensors").write_bytes(pickled()), "it is a pickle"),
     "a missing tensor": (lambda a: edit_tensors(a / "adapter_model.safetensors", without_first), "missing: base_model"),
-    "misshapen": (lambda a: edit_tensors(a / "adapter_model.safetensors", transposed), "has shape .* needs"),
+    "misshapen": (lambda a: edit_tensors(a / "adapter_model.safetensors", transposed), "has shape .* is needed"),
     "no tensors": (lambda a: edit_tensors(a / "adapter_model.safetensors", lambda tensors: {}), ADAPTER),
     "DoRA": (lambda a: edit_json(a / "adapter_config.json", use_dora=True), f"{CONFIG}: use_dora = True is not supp"),
-    "another rank": (lambda a: edit_json(a / "adapter_config.json", r=3), "has shape .* needs"),
+    "another rank": (lambda a: edit_json(a / "adapter_config.json", r=3), "has shape .* is needed"),
 }  # fmt: skip
 
 

@@ -133,7 +133,7 @@ def kinds_and_words(grad, f=attention_score):
 
 
 OWN = {
-    "right": (score_gradient, [("right", "right"), ("right", "right")]),
+    "right": (score_gradient, [("right", "dq is right"), ("right", "dk is right")]),
     "scale": (
         lambda dy, q, k, alpha: (dy @ k, dy.T @ q * alpha / len(q)),
         [("scale", "dq is 1/alpha times the true gradient"), ("scale", "dk is 1/batch times the true gradient")],
@@ -141,6 +141,10 @@ OWN = {
     "sign and transpose": (
         lambda dy, q, k, alpha: (-alpha * dy @ k, (alpha * dy.T @ q).T),
         [("scale", "dq has the wrong sign"), ("shape", "dk is transposed")],
+    ),
+    "transpose and scale": (
+        lambda dy, q, k, alpha: ((dy @ k).T, alpha * dy.T @ q),
+        [("shape", "dq is transposed, and 1/alpha times the true gradient"), ("right", "dk is right")],
     ),
     "sum and last sample": (
         lambda dy, q, k, alpha: (alpha * dy[:, :, None] * k, alpha * np.outer(dy[-1], q[-1])),

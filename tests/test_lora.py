@@ -444,3 +444,16 @@ def test_the_gradients_of_A_and_B_are_those_of_peft(rslora, rng):
         assert close(gradient, theirs(name).grad.numpy(), 1e-4), name  # their norms are in float32
     delta = other.base_model.model.model.layers[1].self_attn.v_proj.get_delta_weight("default")
     np.testing.assert_allclose(model["block_1.attention.v_proj"].delta(), delta.detach().numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("moved", ["float64", "xp"])
+def test_an_adapter_that_waited_while_the_model_moved_comes_back_where_the_model_is(moved, xp, rng):
+    model = adapted(dtype="float32")
+    merge(model)
+    if moved == "xp":
+        model.to(xp)
+    else:
+        model.astype(np.float64)
+    unmerge(model)
+    kinds = {(type(p.data), p.data.dtype) for p in model.named_parameters().values()}
+    assert kinds == {(xp.ndarray, np.dtype("f4")) if moved == "xp" else (np.ndarray, np.dtype("f8"))}

@@ -145,7 +145,7 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         ({"tensors": lambda t: {k: v for k, v in t.items() if k != FIRST}}, "missing: .*lora_A"),
         ({"tensors": lambda t: {k: v for k, v in t.items() if k != FIRST.replace("_A", "_B")}}, "missing"),
         ({"tensors": lambda t: {k.removeprefix("base_model."): v for k, v in t.items()}}, "unexpected"),
-        ({"tensors": lambda t: t | {FIRST: t[FIRST][:2]}}, r"has shape \(2, 16\), this model needs \(3, 16\)"),
+        ({"tensors": lambda t: t | {FIRST: t[FIRST][:2]}}, r"has shape \(2, 16\), and \(3, 16\) is needed"),
         ({"config": lambda c: c | {"use_dora": True}}, "use_dora = True is not supported"),
         ({"config": lambda c: c | {"peft_type": "IA3"}}, "peft_type = 'IA3' is not supported"),
         ({"config": lambda c: c | {"modules_to_save": ["lm_head"]}}, "modules_to_save"),

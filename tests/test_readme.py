@@ -7,7 +7,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_lines_of_the_readme_print_the_numbers_it_gives(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    test = doctest.DocTestParser().get_doctest(README.replace("```", ""), {}, "README.md", None, 0)
+    test = doctest.DocTestParser().get_doctest(README, {}, "README.md", None, 0)
     assert len(test.examples) >= 10
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     said: list[str] = []
@@ -27,3 +27,10 @@ def test_what_the_readme_points_to_is_there():
 
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_readme_counts_the_faults_that_there_are():
+    from minilora.verify.problems import problems
+
+    faults = sum(len(problem.faults) for problem in problems().values())
+    assert f"It knows {faults} mistakes in {len(problems())} problems" in README

@@ -341,7 +341,7 @@ def attention_part(new: New, **options: Any) -> Module:
     return New(replace(new.config, kv_heads=options.pop("kv_heads", 3)), new.rng).attention(**options)
 
 
-def block(family: Callable[[Config, Rng], Transformer]) -> Callable[[New], Module]:
+def block(family: Callable[[Config, Rng | None], Transformer]) -> Callable[[New], Module]:
     return lambda new: family(new.config, new.rng)["block_0"]
 
 
@@ -376,7 +376,7 @@ ADAPTERS: dict[str, Callable[[New], LoRALinear]] = {
     "LoRALinear with dropout": adapter(dropout=0.4),
     "LoRALinear, rsLoRA": adapter(rslora=True),
 }
-FAMILIES: dict[str, Callable[[Config, Rng], Transformer]] = {"gpt2": gpt2, "llama": llama, "bert": bert}
+FAMILIES: dict[str, Callable[[Config, Rng | None], Transformer]] = {"gpt2": gpt2, "llama": llama, "bert": bert}
 
 
 def of_op(op: str, rng: Rng) -> Iterator[Report]:

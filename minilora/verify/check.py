@@ -51,21 +51,20 @@ class Row:
         )
 
     def cells(self) -> list[str]:
-        errors = ["-" if (e := self.errors.get(method)) is None else f"{e:.1e}" for method in TOLERANCE]
+        errors = [written(self.errors.get(method)) for method in TOLERANCE]
         where = "-" if self.where is None or self.ok else str(list(self.where))
-        return [
-            self.tensor,
-            str(self.shape),
-            *errors,
-            where,
-            " ".join(["ok" if self.ok else "WRONG", self.note]).strip(),
-        ]
+        verdict = "; ".join(filter(None, ["ok" if self.ok else "WRONG", self.note]))
+        return [self.tensor, str(self.shape), *errors, where, verdict]
+
+
+def written(error: float | None) -> str:
+    return "-" if error is None else f"{error:.1e}" if error else "rounding"
 
 
 HEAD = ["tensor", "shape", *TOLERANCE, "worst at", "verdict"]
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """A table of rows: print it, or call raise_if_wrong() in a test."""
 
@@ -83,6 +82,8 @@ class Report:
         widths = [max(len(cells[i]) for cells in table) for i in range(len(HEAD))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) for cells in table]
         return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         """The same table in a notebook."""
@@ -250,7 +251,7 @@ def check_tensor(
     if not no_complex:
         steps = np.array([float((L(x + 1e-30j * u) / 1e-30).imag) for u in us])
         if np.abs(steps - slopes).max() > 1e-6 * scale:
-            row.note = "no complex step: f is not analytic (abs, var and conj are not)"
+            row.note = "no complex step: f is not analytic"
         else:
             row.errors["complex"] = float(np.maximum(np.abs(steps - along) - rounding, 0).max()) / scale
     elif no_complex != "not asked for":

@@ -51,7 +51,7 @@ class Finding:
         return "\n    ".join(words)
 
 
-@dataclass
+@dataclass(repr=False)
 class Diagnosis:
     """One finding per tensor, or per fault of a tensor. Print it, or take text("zh")."""
 
@@ -62,10 +62,12 @@ class Diagnosis:
         return all(finding.kind == "right" for finding in self.findings)
 
     def text(self, language: str = "en") -> str:
-        return "\n".join(f"{finding.tensor}: {finding.text(language)}" for finding in self.findings)
+        return "\n".join(finding.text(language) for finding in self.findings)
 
     def __str__(self) -> str:
         return self.text()
+
+    __repr__ = __str__
 
     def names(self) -> list[str]:
         return [finding.name for finding in self.findings if finding.name]
@@ -93,8 +95,8 @@ def diagnose(
     if not isinstance(problem, Problem):
         if not cases:
             raise ValueError("a function of your own needs cases=[Case(dy, inputs, constants, sizes), ...]")
-        own, name = list(cases), getattr(problem, "__name__", "f")
-        problem = Problem(name, problem, numeric_gradient(problem), lambda _, i: own[i], laws=laws or {})
+        own, name, names = list(cases), getattr(problem, "__name__", "f"), list(cases[0].inputs)
+        problem = Problem(name, problem, numeric_gradient(problem, names), lambda _, i: own[i], laws=laws or {})
     drawn = list(cases or problem.cases())
     truth = [apply(problem.backward, case) for case in drawn]
     given = [as_tensors(apply(grad, case), true) for case, true in zip(drawn, truth, strict=True)]
@@ -117,9 +119,9 @@ def explain(
     """The findings about one tensor: the first that explain it."""
     mine, true = [g[tensor] for g in given], [t[tensor] for t in truth]
     if same(mine, true):
-        return [Finding(tensor, "right", Words("right", "正确"))]
+        return [Finding(tensor, "right", Words(f"{tensor} is right", f"{tensor} 正确"))]
     steps: list[Callable[[], Finding | None]] = [
-        lambda: shape(tensor, mine, true),
+        lambda: shape(tensor, mine, true, cases),
         lambda: fault(tensor, mine, problem, cases),
         lambda: scale(tensor, mine, true, cases),
         lambda: other_tensor(tensor, mine, truth, cases),
@@ -138,11 +140,23 @@ def same(a: Sequence[Array], b: Sequence[Array]) -> bool:
 # ---- 1. shape ----
 
 
-def shape(tensor: str, mine: list[Array], true: list[Array]) -> Finding | None:
+def shape(tensor: str, mine: list[Array], true: list[Array], cases: list[Case]) -> Finding | None:
     """A wrong shape, or the right numbers in another order or not yet summed."""
     transposed = [x.swapaxes(-1, -2) if x.ndim > 1 else x for x in mine]
-    if mine[0].ndim > 1 and same(transposed, true):
-        return Finding(tensor, "shape", Words(f"{tensor} is transposed", f"{tensor} 被转置了"))
+    factors = [proportion(a, b) for a, b in zip(transposed, true, strict=True)] if mine[0].ndim > 1 else [None]
+    if all(c is not None for c in factors) and not same(mine, transposed):
+        words = product([c for c in factors if c is not None], [case.sizes for case in cases])
+        if words == "1":
+            return Finding(tensor, "shape", Words(f"{tensor} is transposed", f"{tensor} 被转置了"))
+        if words:
+            return Finding(
+                tensor,
+                "shape",
+                Words(
+                    f"{tensor} is transposed, and {words} times the true gradient",
+                    f"{tensor} 被转置了，并且是正确梯度的 {words} 倍",
+                ),
+            )
     if all(x.shape == t.shape for x, t in zip(mine, true, strict=True)):
         return None
     for axes in itertools.chain.from_iterable(
@@ -393,8 +407,11 @@ def facts(tensor: str, mine: list[Array], true: list[Array], cases: list[Case]) 
         return Finding(tensor, "unknown", Words(f"unknown: {tensor} is not finite", f"未知：{tensor} 含有非有限的数"))
     cosine = float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b) or 1))
     ratio = a[b != 0] / b[b != 0]
-    en = [f"cosine {cosine:.3f} with the true gradient", f"ratios from {ratio.min():.3g} to {ratio.max():.3g}"]
-    zh = [f"与正确梯度的余弦为 {cosine:.3f}", f"比值从 {ratio.min():.3g} 到 {ratio.max():.3g}"]
+    en = [
+        f"{tensor} has a cosine of {cosine:.3f} with the true gradient",
+        f"ratios from {ratio.min():.3g} to {ratio.max():.3g}",
+    ]
+    zh = [f"{tensor} 与正确梯度的余弦为 {cosine:.3f}", f"比值从 {ratio.min():.3g} 到 {ratio.max():.3g}"]
     off = np.abs(a - b) > 1e-7 * np.abs(b).max()
     for axis in range(a.ndim):
         wrong = np.flatnonzero(off.any(axis=tuple(i for i in range(a.ndim) if i != axis)))
@@ -413,12 +430,10 @@ def facts(tensor: str, mine: list[Array], true: list[Array], cases: list[Case]) 
 # ---- a person's own function ----
 
 
-def numeric_gradient(f: Callable[..., Array]) -> Callable[..., Tensors]:
-    """backward(dy, *inputs, **constants) of any f, by five-point central differences of every entry."""
-    import inspect
+def numeric_gradient(f: Callable[..., Array], names: Sequence[str]) -> Callable[..., Tensors]:
+    """backward(dy, *inputs, **constants) of any f with these inputs, by five-point differences of every entry."""
 
     def backward(dy: Array, *arrays: Array, **constants: Any) -> Tensors:
-        names = [name for name in inspect.signature(f).parameters if name not in constants][: len(arrays)]
         step, tensors = 1e-3, {}
         for i, (name, x) in enumerate(zip(names, arrays, strict=True)):
             g = np.zeros_like(x)

@@ -19,6 +19,7 @@ import numpy as np
 from .. import ops
 from .cases import OPS, at_every_size
 from .mutants import edits
+from .suite import wide_console
 
 # (the function, what is written where the edit is): why no check can tell the edit from the original
 EQUIVALENT = {
@@ -149,7 +150,7 @@ def mutation_run(sample: int | None = None, seed: int = 0, only: str = "") -> li
     outcomes = []
     for mutant in tqdm(made, desc="mutants", leave=False, disable=None):
         dead = killed(mutant, cases[mutant.function], seed)
-        outcomes.append(Outcome(*mutant[:3], dead, "" if dead else mutant.reason))
+        outcomes.append(Outcome(mutant.function, mutant.edit, mutant.line, dead, "" if dead else mutant.reason))
     return outcomes
 
 
@@ -159,10 +160,9 @@ def unexplained(outcomes: list[Outcome]) -> list[Outcome]:
 
 def show_mutants(outcomes: list[Outcome]) -> None:
     """The survivors, each with its reason, and the count."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False)
+    console = wide_console()
     survivors = [outcome for outcome in outcomes if not outcome.killed]
     table = Table("function", "survives if", "in", "because", title="Survivors", title_justify="left")
     for function, edit, line, _, reason in survivors:

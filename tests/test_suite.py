@@ -1,0 +1,296 @@
+"""`minilora verify`: what it covers, what it says, and that it fails when something is wrong."""
+
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minilora import lora, modules, ops, transformer
+from minilora.cli import main
+from minilora.modules import Module
+from minilora.verify.check import Report
+from minilora.verify.mutation import callers, functions
+from minilora.verify.suite import CHECKS, LAWS, METHODS, show, verify, wrong
+
+KINDS = ["op", "module", "adapter", "family"]
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(variable, "1")  # the command sets them; this puts them back
+
+
+def scaled(factor: float) -> Callable[..., Any]:
+    """A function made wrong: what it returns is too large."""
+
+    def broken(original: Callable[..., Any]) -> Callable[..., Any]:
+        def wrong(*arguments: Any) -> Any:
+            result = original(*arguments)
+            return tuple(factor * r for r in result) if isinstance(result, tuple) else factor * result
+
+        return wrong
+
+    return broken
+
+
+def break_op(monkeypatch: pytest.MonkeyPatch, name: str, broken: Callable[..., Any] = scaled(1 + 1e-6)) -> None:
+    monkeypatch.setattr(ops, name, broken(getattr(ops, name)))
+
+
+def subclasses(cls: type) -> Iterator[type]:
+    for sub in cls.__subclasses__():
+        if sub.__module__ in (modules.__name__, transformer.__name__, lora.__name__):
+            yield sub
+        yield from subclasses(sub)
+
+
+# ---- what holds ----
+
+
+@pytest.mark.parametrize("kind", ["op ", "module ", "adapter ", "family llama with"])
+def test_every_gradient_is_right_by_both_methods(kind):
+    result = verify(kind)
+    names = [name for name in CHECKS if name.startswith(kind)]
+    assert wrong(result) == []
+    assert {entry["name"] for entry in result["checks"]} == set(names)
+    pairs = {(e["name"], e["tensor"]) for e in result["checks"]}
+    assert {(e["name"], e["tensor"], e["method"]) for e in result["checks"]} == {
+        (*p, m) for p in pairs for m in METHODS
+    }
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_every_law_holds(law):
+    result = verify(law)
+    assert [entry["law"] for entry in result["laws"]] == [law]
+    assert result["laws"][0]["ok"]
+    assert 0 <= result["laws"][0]["value"] <= LAWS[law][1]
+
+
+@pytest.mark.slow
+def test_everything_holds_in_less_than_a_minute(capsys):
+    assert main(["verify", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["seconds"] < 60
+    assert {entry["name"] for entry in result["checks"]} == set(CHECKS)
+    assert [entry["law"] for entry in result["laws"]] == list(LAWS)
+    assert all(entry["ok"] for entry in [*result["checks"], *result["laws"]])
+
+
+# ---- what is covered ----
+
+
+def test_every_backward_and_every_gradients_function_is_called_and_a_wrong_one_fails_its_op(monkeypatch):
+    assert set(functions()) == {n for n in dir(ops) if n.endswith(("_backward", "_gradients"))}
+    for name in functions():
+        called = callers(name, seed=0)
+        assert called, name
+        with monkeypatch.context() as patch:
+            break_op(patch, name)
+            assert f"op {called[0]}" in wrong(verify(f"op {called[0]}")), name
+
+
+def test_the_files_of_the_ops_have_no_backward_that_the_package_does_not_show():
+    files = [file for _, file in inspect.getmembers(ops, inspect.ismodule) if file.__name__.startswith(ops.__name__)]
+    written = {n for file in files for n in vars(file) if n.endswith(("_backward", "_gradients"))}
+    assert written == set(functions())
+
+
+def test_every_module_of_the_library_is_run_backward(monkeypatch):
+    everything = set(subclasses(Module)) - {modules.Chain, transformer.Block}  # these two are only built upon
+    ran: set[type] = set()
+    for cls in everything:
+
+        def counted(self: Module, *arguments: Any, original: Any = cls.backward) -> Any:
+            ran.add(type(self))
+            return original(self, *arguments)
+
+        monkeypatch.setattr(cls, "backward", counted)
+    for kind in ("module", "adapter", "family gpt2 with"):
+        assert wrong(verify(kind)) == []
+    assert ran == everything
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_check_has_several_shapes_and_one_of_them_is_a_batch_of_one(kind, monkeypatch):
+    name = next(name for name in CHECKS if name.startswith(kind))
+    reports = list(CHECKS[name](np.random.default_rng(0)))
+    assert len(reports) >= 3
+    assert all(isinstance(report, Report) and report.ok for report in reports)
+    if kind == "op":
+        assert 1 in {report.rows[0].shape[0] for report in reports}
+        assert all(len({report.rows[i].shape for report in reports}) >= 3 for i in range(len(reports[0].rows)))
+
+
+# ---- what is said ----
+
+
+def test_the_result_is_json_with_checks_laws_and_seconds():
+    result = verify("layer norm")
+    assert set(result) == {"checks", "laws", "seconds"}
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    for entry in result["checks"]:
+        assert list(entry) == ["name", "tensor", "method", "worst_relative_error", "ok"]
+    for entry in result["laws"]:
+        assert list(entry) == ["law", "value", "ok"]
+    assert [(e["tensor"], e["method"]) for e in result["checks"]] == [(t, m) for t in "xgb" for m in METHODS]
+    assert [e["law"] for e in result["laws"]] == ["rows of layer norm's dx sum to 0"]
+    assert result["seconds"] > 0
+
+
+def test_only_selects_by_a_part_of_the_name_in_upper_case_or_lower_and_changes_no_number():
+    some, one = verify("SWIGLU"), verify("op swiglu")
+    assert {e["name"] for e in some["checks"]} == {"op swiglu"}
+    assert some["checks"] == one["checks"]
+    value = verify("rows of")["laws"][0]
+    assert value == verify(value["law"])["laws"][0]
+
+
+def test_a_name_that_nothing_has_is_refused_with_the_names_there_are(capsys):
+    with pytest.raises(ValueError, match="no check and no law has 'lineer' in its name; there are: op linear; op bias"):
+        verify("lineer")
+    assert main(["verify", "--only", "lineer"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_tables_show_every_tensor_every_law_and_the_count(capsys):
+    result = verify("norm")
+    show(result)
+    shown = capsys.readouterr().out
+    for entry in result["checks"]:
+        assert any(entry["name"] in line and entry["tensor"] in line for line in shown.splitlines())
+    for entry in result["laws"]:
+        assert entry["law"] in shown
+    assert f"all is right: {len(result['checks']) // 2} tensors and 1 laws" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--sample", "3"], "say --mutants too"),
+        (["--device", "cuda"], "on the CPU"),
+        (["--mutants", "--only", "forward"], "no function has 'forward' in its name; there are: attention_backward"),
+    ],
+)
+def test_words_that_do_not_go_together_are_refused_in_one_line(words, says, capsys):
+    assert main(["verify", *words]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+# ---- what is wrong is found ----
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_a_broken_op_makes_the_command_fail_with_its_name(words, capsys, monkeypatch):
+    assert main(["verify", "--only", "gelu", *words]) == 0
+    assert "WRONG" not in capsys.readouterr().out
+    break_op(monkeypatch, "gelu_backward")
+    assert main(["verify", "--only", "gelu", *words]) == 1
+    shown = capsys.readouterr().out
+    if words:
+        assert [(e["name"], e["ok"]) for e in json.loads(shown)["checks"]] == [("op gelu", False)] * 2
+    else:
+        assert "WRONG: op gelu (1 tensors" in shown
+
+
+def test_a_broken_op_fails_every_module_that_is_built_on_it_and_no_other(monkeypatch):
+    break_op(monkeypatch, "rms_norm_backward")
+    assert wrong(verify("norm")) == ["op rms norm", "module RMSNorm", "module PreNormBlock of llama"]
+
+
+def test_only_the_tensor_that_is_wrong_is_called_wrong(monkeypatch):
+    break_op(monkeypatch, "lora_A_gradients")
+    entries = verify("low rank")["checks"]
+    assert {e["tensor"] for e in entries if not e["ok"]} == {"A"}
+    entries = verify("adapter LoRALinear of rank 1")["checks"]
+    assert {e["tensor"] for e in entries if not e["ok"]} == {"lora_A"}
+
+
+def raises(original: Callable[..., Any]) -> Callable[..., Any]:
+    def broken(*arguments: Any) -> Any:
+        raise IndexError("no such row")
+
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (raises, "IndexError: no such row"),
+        (scaled(float("nan")), "not a finite number"),
+        (lambda original: lambda *a: original(*a)[..., :1], "wrong shape"),
+        (scaled(0), "wrong: zero everywhere"),
+    ],
+    ids=["raises", "is not a number", "has another shape", "is zero"],
+)
+def test_a_gradient_without_a_number_is_wrong_and_says_why(broken, says, monkeypatch, capsys):
+    break_op(monkeypatch, "rms_norm_backward", broken)
+    result = verify("rms norm")
+    failed = [entry for entry in result["checks"] if not entry["ok"]]
+    assert failed
+    assert all(entry["worst_relative_error"] is None and says in entry["note"] for entry in failed)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    show(result)
+    assert "WRONG: op rms norm" in capsys.readouterr().out
+
+
+def plus(number: float) -> Callable[..., Any]:
+    def broken(original: Callable[..., Any]) -> Callable[..., Any]:
+        def off(*arguments: Any) -> Any:
+            result = original(*arguments)
+            return (result[0] + number, *result[1:]) if isinstance(result, tuple) else result + number
+
+        return off
+
+    return broken
+
+
+BROKEN = {
+    "Bᵀ dB = dA Aᵀ": ("lora_A_gradients", scaled(1 + 1e-9)),
+    "dA = 0 at B = 0": ("lora_A_gradients", plus(1e-200)),
+    "the first step of SGD is ΔW = -η s² G AᵀA": ("lora_B_gradients", scaled(1 + 1e-9)),
+    "rows of dS sum to 0": ("attention_backward", plus(1e-9)),
+    "rows of layer norm's dx sum to 0": ("layer_norm_backward", plus(1e-9)),
+    "rows of dlogits sum to 0": ("cross_entropy_backward", plus(1e-9)),
+    "a rotation keeps lengths": ("rope_forward", scaled(1 + 1e-9)),
+    "a merged model gives the adapted one's logits": ("lora_backward", None),
+    "the logits of step 0 are the base's": ("lora_forward", plus(1e-13)),
+    "padding changes no real token": (
+        "attention_mask",
+        lambda original: lambda xp, T, causal, padding, dtype: original(xp, T, causal, None, dtype),
+    ),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("how", ["wrong", "not a number"])
+def test_every_law_can_be_broken(law, how, monkeypatch):
+    name, broken = BROKEN[law]
+    if broken is None:
+        delta = lora.LoRALinear.delta
+        monkeypatch.setattr(lora.LoRALinear, "delta", lambda self: delta(self) * (np.nan if how != "wrong" else 1.001))
+    else:
+        mask = name == "attention_mask"
+        break_op(monkeypatch, name, broken if how == "wrong" else plus(np.nan) if mask else scaled_first(np.nan))
+    entry = verify(law)["laws"][0]
+    assert not entry["ok"]
+    assert (entry["value"] is None) == (how == "not a number")
+
+
+def scaled_first(factor: float) -> Callable[..., Any]:
+    """The first of what is returned, or the only one: a cache stays as it was."""
+
+    def broken(original: Callable[..., Any]) -> Callable[..., Any]:
+        def wrong(*arguments: Any) -> Any:
+            result = original(*arguments)
+            return (factor * result[0], *result[1:]) if isinstance(result, tuple) else factor * result
+
+        return wrong
+
+    return broken
