@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -29,7 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = f"{one_line(stop)}; the same command with --resume goes on" if stop.args else "stopped"
         print(f"minilora: {said}", file=sys.stderr)
         return 130
-    return 0
 
 
 def one_line(error: BaseException) -> str:
@@ -49,8 +48,17 @@ def parser() -> Parser:
     top = Parser(prog="minilora", description=sys.modules[__package__].__doc__)
     top.add_argument("--version", action="version", version=f"minilora {__version__}")
     commands = top.add_subparsers(required=True, metavar="command")
+    shared: dict[str, dict[str, Any]] = {
+        "--base": {"default": "builtin", "metavar": "DIR", "help": "'builtin' or a model folder (default builtin)"},
+        "--out": {"required": True, "metavar": "DIR", "help": "a new folder"},
+        "--resume": {"action": "store_true", "help": "go on from the checkpoint in --out"},
+        "--device": {"choices": ["cpu", "cuda"], "default": "cpu", "help": "where to compute (cuda needs CuPy)"},
+        "--seed": {"type": from_zero, "default": 0, "metavar": "N", "help": "same seed, same bytes (default 0)"},
+        "--shards": {"type": positive, "default": 2, "metavar": "N", "help": "cut batches for N threads (default 2)"},
+        "--threads": {"type": positive, "default": 1, "metavar": "N", "help": "BLAS threads (default 1)"},
+    }
 
-    def command(run: Any, example: str, holds: str = "") -> argparse.ArgumentParser:
+    def command(run: Any, example: str, holds: str, *options: str) -> Callable[..., Any]:
         holds = f"\n\n--out will contain\n  {holds}" if holds else ""
         sub = commands.add_parser(
             run.__name__,
@@ -60,81 +68,77 @@ def parser() -> Parser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(run=run)
-        sub.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute (cuda needs CuPy)")
-        sub.add_argument("--threads", type=positive, default=1, metavar="N", help="BLAS threads (default 1)")
-        sub.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same bytes (default 0)")
-        return sub
+        for option in (*options, "--threads"):
+            sub.add_argument(option, **shared[option])
+        return sub.add_argument
 
-    def shards(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "--shards", type=positive, default=2, metavar="N", help="cut batches for N threads (default 2)"
-        )
+    add = command(
+        demo,
+        "minilora demo",
+        "report.json, report.png, adapter_config.json, adapter_model.safetensors",
+        *("--device", "--seed", "--shards"),
+    )
+    add("--out", metavar="DIR", help="(default runs/demo; runs/grid with --grid)")
+    add("--grid", action="store_true", help="search the learning rates again, in minutes; --out gets grid.json")
 
-    sub = command(demo, "minilora demo", "report.json, report.png, adapter_config.json, adapter_model.safetensors")
-    sub.add_argument("--out", default="runs/demo", metavar="DIR", help="(default runs/demo)")
-    sub.add_argument("--grid", action="store_true", help="search the learning rates again (minutes); --out: grid.json")
-    shards(sub)
-
-    sub = command(
+    add = command(
         pretrain,
         "minilora pretrain --out runs/base",
         "config.json, model.safetensors, pretraining.json (recipe, losses)",
+        *("--out", "--resume", "--device", "--seed", "--shards"),
     )
-    sub.add_argument("--out", required=True, metavar="DIR")
-    sub.add_argument("--steps", type=positive, metavar="N", help="(default 1600)")
-    sub.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
-    shards(sub)
+    add("--steps", type=positive, metavar="N", help="(default 1600)")
 
-    sub = command(
+    add = command(
         finetune,
         "minilora finetune --base builtin --data notes.txt --targets q_proj,v_proj --rank 8 --out runs/notes",
         "adapter_config.json, adapter_model.safetensors, settings.json, history.json, checkpoint.safetensors",
+        *("--base", "--out", "--resume", "--device", "--seed", "--shards"),
     )
-    sub.add_argument("--base", default="builtin", metavar="DIR", help="'builtin' or a model folder (default builtin)")
-    sub.add_argument("--data", required=True, metavar="FILE", help="a text file, or 'builtin': Python's own source")
-    sub.add_argument("--targets", default="all-linear", metavar="A,B", help="layers to adapt (default all-linear)")
-    sub.add_argument("--rank", type=int, default=8, metavar="N", help="(default 8)")
-    sub.add_argument("--alpha", type=float, default=16.0, metavar="X", help="the adapter is scaled by alpha/rank")
-    sub.add_argument("--rslora", action="store_true", help="scale by alpha/sqrt(rank) instead")
-    sub.add_argument("--dropout", type=float, default=0.0, metavar="P", help="on the adapter's input (default 0)")
-    sub.add_argument("--lr", type=above_zero, default=8e-3, metavar="X", help="peak learning rate (default 8e-3)")
-    sub.add_argument("--steps", type=positive, default=100, metavar="N", help="(default 100)")
-    sub.add_argument("--batch", type=positive, default=16, metavar="N", help="windows in a batch (default 16)")
-    sub.add_argument("--length", type=positive, default=128, metavar="N", help="bytes in a window (default 128)")
-    sub.add_argument("--accumulate", type=positive, default=1, metavar="N", help="batches in a step (default 1)")
-    sub.add_argument("--evaluate-every", type=positive, default=50, metavar="N", help="steps (default 50)")
-    sub.add_argument(
-        "--patience", type=from_zero, default=0, metavar="N", help="stop after N evaluations without a best"
+    add("--data", required=True, metavar="FILE", help="a text file, or 'builtin': Python's own source")
+    add("--targets", type=names, default="all-linear", metavar="A,B", help="layers to adapt (default all-linear)")
+    add("--rank", type=int, default=8, metavar="N", help="(default 8)")
+    add("--alpha", type=float, default=16.0, metavar="X", help="the adapter is scaled by alpha/rank (default 16)")
+    add("--rslora", action="store_true", help="scale by alpha/sqrt(rank) instead")
+    add("--dropout", type=float, default=0.0, metavar="P", help="on the adapter's input (default 0)")
+    add("--lr", type=above_zero, default=8e-3, metavar="X", help="peak learning rate (default 8e-3)")
+    add("--steps", type=positive, default=100, metavar="N", help="(default 100)")
+    add("--batch", type=positive, default=16, metavar="N", help="windows in a batch (default 16)")
+    add("--length", type=positive, default=128, metavar="N", help="bytes in a window (default 128)")
+    add("--accumulate", type=positive, default=1, metavar="N", help="batches in a step (default 1)")
+    add("--evaluate-every", type=positive, default=50, metavar="N", help="steps (default 50)")
+    add("--patience", type=from_zero, default=0, metavar="N", help="stop after N evaluations without a best; 0: never")
+    add("--checkpoint-every", type=positive, default=50, metavar="N", help="steps (default 50)")
+
+    add = command(
+        generate,
+        "minilora generate --adapter runs/demo --prompt 'def main(' --temperature 0.7",
+        "",
+        *("--base", "--device", "--seed"),
     )
-    sub.add_argument("--checkpoint-every", type=positive, default=50, metavar="N", help="steps (default 50)")
-    sub.add_argument("--out", required=True, metavar="DIR")
-    sub.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
-    shards(sub)
+    add("--adapter", metavar="DIR", help="an adapter folder")
+    add("--prompt", required=True, metavar="TEXT")
+    add("--tokens", type=positive, default=200, metavar="N", help="bytes to add (default 200)")
+    add("--temperature", type=float, default=0.0, metavar="X", help="0: the most probable (default)")
+    add("--top-k", type=from_zero, default=0, metavar="N", help="draw from the N most probable; 0: from all")
 
-    sub = command(generate, "minilora generate --adapter runs/demo --prompt 'def main(' --temperature 0.7")
-    sub.add_argument("--base", default="builtin", metavar="DIR", help="'builtin' or a model folder (default builtin)")
-    sub.add_argument("--adapter", metavar="DIR", help="an adapter folder")
-    sub.add_argument("--prompt", required=True, metavar="TEXT")
-    sub.add_argument("--tokens", type=positive, default=200, metavar="N", help="bytes to add (default 200)")
-    sub.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0: the most probable (default)")
-    sub.add_argument(
-        "--top-k", type=from_zero, default=0, metavar="N", help="draw from the N most probable; 0: from all"
-    )
+    example = "minilora merge --adapter runs/demo --out runs/merged"
+    add = command(merge, example, "config.json, model.safetensors", "--base", "--out", "--device")
+    add("--adapter", required=True, metavar="DIR", help="an adapter folder")
 
-    sub = command(merge, "minilora merge --adapter runs/demo --out runs/merged", "config.json, model.safetensors")
-    sub.add_argument("--base", default="builtin", metavar="DIR", help="'builtin' or a model folder (default builtin)")
-    sub.add_argument("--adapter", required=True, metavar="DIR", help="an adapter folder")
-    sub.add_argument("--out", required=True, metavar="DIR")
+    add = command(info, "minilora info runs/demo", "")
+    add("folder", metavar="DIR", help="'builtin', or a folder with a model, an adapter or a run")
 
-    sub = command(info, "minilora info runs/demo")
-    sub.add_argument("folder", metavar="DIR", help="'builtin', or a folder with a model, an adapter or a run")
-
-    sub = command(verify, "minilora verify --only attention")
-    sub.add_argument("--only", default="", metavar="NAME", help="what has NAME in its name")
-    sub.add_argument("--json", action="store_true", help="print the result as JSON")
-    sub.add_argument("--mutants", action="store_true", help="instead, break each gradient and see the checks fail")
-    sub.add_argument("--sample", type=positive, metavar="N", help="with --mutants: N of them (default all)")
+    add = command(verify, "minilora verify --only attention", "", "--seed")
+    add("--only", default="", metavar="NAME", help="what has NAME in its name")
+    add("--json", action="store_true", help="print the result as JSON")
+    add("--mutants", action="store_true", help="instead, break each gradient and see the checks fail")
+    add("--sample", type=positive, metavar="N", help="with --mutants: N of them (default all)")
     return top
+
+
+def names(words: str) -> str | list[str]:
+    return words if words == "all-linear" else [word.strip() for word in words.split(",") if word.strip()]
 
 
 def positive(word: str) -> int:
@@ -170,10 +174,12 @@ def demo(options: argparse.Namespace) -> None:
     keep_freed_memory()
     from . import demo as job
 
+    out = options.out or ("runs/grid" if options.grid else "runs/demo")
+    words: dict[str, Any] = {"seed": options.seed, "shards": options.shards, "backend": backend(options)}
     if options.grid:
-        job.search(options.out, seed=options.seed, shards=options.shards, backend=backend(options))
+        job.search(out, **words)
     else:
-        job.show(job.demo(options.out, seed=options.seed, shards=options.shards, backend=backend(options)), options.out)
+        job.show(job.demo(out, **words), out)
 
 
 def pretrain(options: argparse.Namespace) -> None:
@@ -195,15 +201,13 @@ def finetune(options: argparse.Namespace) -> None:
     keep_freed_memory()
     from .tasks import language_model
 
-    words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads", "targets")}
-    targets = options.targets if options.targets == "all-linear" else options.targets.split(",")
-    done = language_model.finetune(targets=targets, backend=backend(options), **words)
+    words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads")}
+    done = language_model.finetune(backend=backend(options), **words)
     print(f"{done['adapted']} layers adapted, {done['trainable']:,} parameters trained for {done['steps']} steps")
     for step, value in done["bits_per_byte"].items():
         print(f"step {step:>5}: {value:.3f} bits per byte, held out")
-    print(
-        f"written to {options.out}; try: minilora generate --base {options.base} --adapter {options.out} --prompt ..."
-    )
+    print(f"written to {options.out}; now try")
+    print(f"  minilora generate --base {options.base} --adapter {options.out} --prompt 'The '")
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -238,9 +242,10 @@ def merge(options: argparse.Namespace) -> None:
 
 
 def info(options: argparse.Namespace) -> None:
-    """What a folder holds: family, shapes, adapter, hash of the base."""
+    """What a folder holds: family, shapes, adapter, hash of the base, a run and how far it is."""
     from .peft import CONFIG, describe_adapter
     from .pretrained import BUILTIN, describe_model
+    from .tasks.language_model import SETTINGS, describe_run
 
     folder = BUILTIN if options.folder == "builtin" else Path(options.folder)
     found: dict[str, str] = {}
@@ -248,8 +253,10 @@ def info(options: argparse.Namespace) -> None:
         found |= describe_model(folder)
     if (folder / CONFIG).is_file():
         found |= describe_adapter(folder)
+    if (folder / SETTINGS).is_file():
+        found |= describe_run(folder)
     if not found:
-        raise FileNotFoundError(f"{folder} holds neither a model (config.json) nor an adapter ({CONFIG})")
+        raise FileNotFoundError(f"{folder} holds no model (config.json), adapter ({CONFIG}) or run ({SETTINGS})")
     for name, value in found.items():
         print(f"{name:<12} {value}")
 
@@ -262,8 +269,6 @@ def verify(options: argparse.Namespace) -> int:
     from .verify.suite import show, wrong
     from .verify.suite import verify as run
 
-    if options.device != "cpu":
-        raise ValueError("gradients are verified in float64, on the CPU; for a GPU there is: pytest -m gpu")
     if options.sample and not options.mutants:
         raise ValueError("--sample is a number of mutants: say --mutants too")
     if options.mutants:

@@ -31,7 +31,7 @@ from .transformer import Transformer
 from .verify import check_model
 
 RANK, ALPHA, TARGETS = 8, 16, "all-linear"
-STEPS, BATCH, LENGTH = 100, 16, 128
+STEPS, BATCH, LENGTH = 80, 16, 128
 EXCERPT = 16384  # bytes of held-out Python that the final figures are measured on
 GRID = BUILTIN.parent / "grid.json"  # what search() found
 RATES = {"full": [5e-4, 1e-3, 2e-3, 4e-3, 8e-3], "lora": [2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]}

@@ -26,7 +26,7 @@ from minilora.pretrained import save_pretrained
 from minilora.tasks import language_model
 from minilora.transformer import Config, llama
 
-COMMANDS = ["demo", "pretrain", "finetune", "generate", "merge", "info"]
+COMMANDS = ["demo", "pretrain", "finetune", "generate", "merge", "info", "verify"]
 SMALL: dict[str, Any] = {
     "vocab": 256, "layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "hidden": 24, "context": 32,
 }  # fmt: skip
@@ -188,6 +188,16 @@ def test_a_draw_follows_its_seed(here, capfd):
     assert draw("1") == draw("1") != draw("2")
 
 
+def test_info_says_how_far_a_run_has_come(here, capfd):
+    assert main([*FINETUNE]) == 0
+    capfd.readouterr()
+    assert main(["info", "out"]) == 0
+    said = capfd.readouterr().out
+    steps = json.loads((here / "out" / "settings.json").read_text())["steps"]
+    assert f"{steps} of {steps} steps" in said
+    assert "words.txt" in said
+
+
 def test_info_names_the_base_that_an_adapter_was_made_for(here, capfd):
     assert main(["info", "base"]) == 0
     of_base = dict(re.split(r"  +", line, maxsplit=1) for line in capfd.readouterr().out.splitlines())
@@ -269,7 +279,7 @@ BAD_OPTIONS = {
     "base without config": (["--base", "."], r"holds no config\.json: it is not a model folder"),
     "windows too long": (["--length", "33"], "windows of 33 bytes are longer than the model's 32 positions"),
     "nothing to resume": (["--resume"], "out holds no run to resume: start one without --resume"),
-    "a negative seed": (["--seed", "-1"], "non-negative"),
+    "a negative seed": (["--seed", "-1"], "seed: '-1' is not a whole number"),
     "out is a file": (["--out", "words.txt"], r"words\.txt is a file: choose another folder"),
     "out is below a file": (["--out", "words.txt/out"], "words.txt"),
     "out holds something": (["--out", "base"], r"base already holds config\.json: choose another folder"),
@@ -474,7 +484,7 @@ def test_generate_refuses_what_it_cannot_draw_from(words, says, here, capfd):
 
 
 def test_info_refuses_a_folder_that_holds_neither_model_nor_adapter(here, capfd):
-    assert_refused(here, capfd, ["info", "nowhere"], r"nowhere holds neither a model \(config\.json\) nor an adapter")
+    assert_refused(here, capfd, ["info", "nowhere"], r"nowhere holds no model \(config\.json\), adapter .* or run")
 
 
 @pytest.mark.parametrize(

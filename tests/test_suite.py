@@ -185,7 +185,6 @@ def test_the_tables_show_every_tensor_every_law_and_the_count(capsys):
     ("words", "says"),
     [
         (["--sample", "3"], "say --mutants too"),
-        (["--device", "cuda"], "on the CPU"),
         (["--mutants", "--only", "forward"], "no function has 'forward' in its name; there are: attention_backward"),
     ],
 )

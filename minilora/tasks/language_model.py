@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from .. import text
 from ..accounting import count_parameters
-from ..checkpoint import check_free, read_json, to_json, write_folder, write_whole
+from ..checkpoint import check_free, load_tensors, read_json, to_json, write_folder, write_whole
 from ..lora import attach_lora
 from ..modules import Module
 from ..optim import AdamW, Schedule, cosine_schedule
@@ -195,3 +196,14 @@ def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> 
         check_free(folder)
         write_folder(folder, {SETTINGS: to_json(settings)})
     return folder
+
+
+def describe_run(folder: Path) -> dict[str, str]:
+    """What `minilora info` says of the folder of a run."""
+    settings, done = read_json(folder / SETTINGS), 0
+    if (folder / CHECKPOINT).is_file():
+        done = len(json.loads(load_tensors(folder / CHECKPOINT)[1]["minilora"])["history"]["loss"])
+    return {
+        "run": f"{done} of {settings['steps']} steps, seed {settings['seed']}",
+        "on": f"{settings.get('data', 'English prose')}, batches of {settings['batch']} x {settings['length']} bytes",
+    }

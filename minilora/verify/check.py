@@ -228,7 +228,7 @@ def check_tensor(
         return Row(name, x.shape, {}, None, f"wrong shape {g.shape}")
     entries = x.size <= small
     us = np.eye(x.size).reshape(-1, *x.shape) if entries else rng.standard_normal((directions, *x.shape))
-    slopes = central_differences(name, L, x, us)
+    slopes = central_differences(name, L, x, us, size)
     norm = math.sqrt(float((g * g).sum()))
     scale = norm / math.sqrt(x.size) if entries else norm
     if zero and norm > 1e-12 * math.sqrt(g.size):
@@ -261,7 +261,9 @@ def check_tensor(
     return row
 
 
-def central_differences(name: str, L: Callable[[Array], Array], x: np.ndarray, us: np.ndarray) -> np.ndarray:
+def central_differences(
+    name: str, L: Callable[[Array], Array], x: np.ndarray, us: np.ndarray, size: float
+) -> np.ndarray:
     """dL/dt along x + t u for each u. Raises ValueError for a kink between the points that are looked at.
 
     The second difference L(t) - 2 L(0) + L(-t) of a smooth L shrinks with t²: it is 4 times as large at 2t as at t.
@@ -278,7 +280,7 @@ def central_differences(name: str, L: Callable[[Array], Array], x: np.ndarray, u
     step = EPSILON * math.sqrt(float((slopes**2).mean()))
 
     def kinked(bend: float, wider: float) -> bool:
-        return abs(wider - 4 * bend) > 0.2 * abs(wider) + 1e-6 * step + 1e-13 * abs(here)
+        return abs(wider - 4 * bend) > 0.2 * abs(wider) + 1e-6 * step + 1e-13 * size
 
     for u, (_, bend), (_, wider) in zip(us, near, far, strict=True):
         if kinked(bend, wider) or (abs(wider) > 1e-2 * step and kinked(wider, at(u, 4 * EPSILON)[1])):
