@@ -231,7 +231,7 @@ class LayerNorm(Module):
 
     def backward(self, dy: Array, cache: NormModuleCache, grads: Gradients) -> Array:
         if cache.learn_g:
-            grads.add(self.weight, ops.norm_gradients(dy, cache.norm))
+            grads.add(self.weight, ops.gain_gradients(dy, cache.norm))
         if cache.learn_b:
             grads.add(self.bias, ops.bias_gradients(dy))
         return ops.layer_norm_backward(dy, cache.norm, self.weight.data)
@@ -249,7 +249,7 @@ class RMSNorm(Module):
 
     def backward(self, dy: Array, cache: NormModuleCache, grads: Gradients) -> Array:
         if cache.learn_g:
-            grads.add(self.weight, ops.norm_gradients(dy, cache.norm))
+            grads.add(self.weight, ops.gain_gradients(dy, cache.norm))
         return ops.rms_norm_backward(dy, cache.norm, self.weight.data)
 
 

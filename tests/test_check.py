@@ -32,10 +32,10 @@ def test_forward_and_backward_with_a_cache_are_checked_together(rng):
     g = inputs["g"]
     words = {
         "backward": lambda dy, cache: ops.layer_norm_backward(dy, cache, g),
-        "gradients": lambda dy, cache: (ops.norm_gradients(dy, cache), ops.bias_gradients(dy)),
+        "gradients": lambda dy, cache: (ops.gain_gradients(dy, cache), ops.bias_gradients(dy)),
     }
     check_backward(ops.layer_norm_forward, inputs=inputs, constants={"eps": 0.1}, **words).raise_if_wrong()
-    words["gradients"] = lambda dy, cache: (ops.bias_gradients(dy), ops.norm_gradients(dy, cache))
+    words["gradients"] = lambda dy, cache: (ops.bias_gradients(dy), ops.gain_gradients(dy, cache))
     report = check_backward(ops.layer_norm_forward, inputs=inputs, constants={"eps": 0.1}, **words)
     assert [row.ok for row in report.rows] == [True, False, False]
 

@@ -370,7 +370,7 @@ MISTAKES: list[tuple[str, str, Callable[..., Any]]] = [
 
 def norm_dx(dy, cache, x, g, b=None, *, mean=1, project=1):
     dx, xhat = dy * g, cache.xhat
-    return (dx - mean * dx.mean(-1, keepdims=True) - project * xhat * (dx * xhat).mean(-1, keepdims=True)) * cache.rstd
+    return (dx - mean * dx.mean(-1, keepdims=True) - project * xhat * (dx * xhat).mean(-1, keepdims=True)) * cache.scale
 
 
 def attention_dq_dk(dy, cache, *_, row_sum=True, D=3):

@@ -13,7 +13,7 @@ from .cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_forward, embedding_gradients
 from .gelu import gelu_backward, gelu_forward
-from .layer_norm import layer_norm_backward, layer_norm_forward, norm_gradients
+from .layer_norm import gain_gradients, layer_norm_backward, layer_norm_forward
 from .linear import bias_gradients, linear_backward, linear_forward, linear_gradients
 from .lora import LoRACache, lora_A_gradients, lora_B_gradients, lora_backward, lora_forward
 from .mean_squared_error import mean_squared_error_backward, mean_squared_error_forward

@@ -27,7 +27,7 @@ from .linear import rows
 
 class NormCache(NamedTuple):
     xhat: Array  # (..., C)   x̂
-    rstd: Array  # (..., 1)   1 / σ
+    scale: Array  # (..., 1)  1 / σ, or 1 / rms
 
 
 def row_mean(x: Array) -> Array:
@@ -44,24 +44,24 @@ def row_mean_product(x: Array, y: Array) -> Array:
 def layer_norm_forward(x: Array, g: Array, b: Array, eps: float = 1e-5) -> tuple[Array, NormCache]:
     """x̂ = (x - μ) / σ      y = g ∘ x̂ + b"""
     xhat = x - row_mean(x)
-    rstd = 1 / get_array_module(x).sqrt(row_mean_product(xhat, xhat) + eps)
-    xhat *= rstd
+    scale = 1 / get_array_module(x).sqrt(row_mean_product(xhat, xhat) + eps)
+    xhat *= scale
     y = xhat * g
     y += b
-    return y, NormCache(xhat, rstd)
+    return y, NormCache(xhat, scale)
 
 
 def layer_norm_backward(dy: Array, cache: NormCache, g: Array) -> Array:
     """dx̂ = dy ∘ g          dx = (dx̂ - mean(dx̂) - x̂ mean(dx̂ ∘ x̂)) / σ"""
-    xhat, rstd = cache
+    xhat, scale = cache
     dx = dy * g
-    along_ones, along_xhat = row_mean(dx), row_mean_product(dx, xhat)
-    dx -= along_ones
-    dx -= along_xhat * xhat
-    dx *= rstd
+    mean_dxhat, mean_product = row_mean(dx), row_mean_product(dx, xhat)
+    dx -= mean_dxhat
+    dx -= mean_product * xhat
+    dx *= scale
     return dx
 
 
-def norm_gradients(dy: Array, cache: NormCache) -> Array:
+def gain_gradients(dy: Array, cache: NormCache) -> Array:
     """dg = Σ_n dy ∘ x̂      (layer norm and RMS norm)"""
     return rows(dy * cache.xhat).sum(axis=0)

@@ -9,7 +9,7 @@ Backward. With dx̂ = dy ∘ g, and for one row
 (∂rms/∂x_j = x̂_j / C), summing over i gives
 
     dx_j = (dx̂_j - x̂_j mean(dx̂ ∘ x̂)) / rms
-    dg   = Σ_n dy ∘ x̂                           (norm_gradients, layer_norm.py)
+    dg   = Σ_n dy ∘ x̂                           (gain_gradients, layer_norm.py)
 
 Source: Zhang, Sennrich (2019), "Root Mean Square Layer Normalization", equation 4.
 """
@@ -20,15 +20,15 @@ from .layer_norm import NormCache, row_mean_product
 
 def rms_norm_forward(x: Array, g: Array, eps: float = 1e-5) -> tuple[Array, NormCache]:
     """x̂ = x / rms          y = g ∘ x̂"""
-    rstd = 1 / get_array_module(x).sqrt(row_mean_product(x, x) + eps)
-    xhat = x * rstd
-    return xhat * g, NormCache(xhat, rstd)
+    scale = 1 / get_array_module(x).sqrt(row_mean_product(x, x) + eps)
+    xhat = x * scale
+    return xhat * g, NormCache(xhat, scale)
 
 
 def rms_norm_backward(dy: Array, cache: NormCache, g: Array) -> Array:
     """dx̂ = dy ∘ g          dx = (dx̂ - x̂ mean(dx̂ ∘ x̂)) / rms"""
-    xhat, rstd = cache
+    xhat, scale = cache
     dx = dy * g
     dx -= row_mean_product(dx, xhat) * xhat
-    dx *= rstd
+    dx *= scale
     return dx

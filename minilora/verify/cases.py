@@ -99,7 +99,7 @@ def layer_norm(size: Size, rng: Rng) -> Case:
         {"x": rng.standard_normal((B, T, C)), "g": rng.standard_normal(C), "b": rng.standard_normal(C)},
         lambda x, g, b: ops.layer_norm_forward(x, g, b, EPS),
         lambda dy, cache, _, g, b: (
-            ops.layer_norm_backward(dy, cache, g), ops.norm_gradients(dy, cache), ops.bias_gradients(dy),
+            ops.layer_norm_backward(dy, cache, g), ops.gain_gradients(dy, cache), ops.bias_gradients(dy),
         ),
         {},
     )  # fmt: skip
@@ -110,7 +110,7 @@ def rms_norm(size: Size, rng: Rng) -> Case:
     return Case(
         {"x": rng.standard_normal((B, T, C)), "g": rng.standard_normal(C)},
         lambda x, g: ops.rms_norm_forward(x, g, EPS),
-        lambda dy, cache, _, g: (ops.rms_norm_backward(dy, cache, g), ops.norm_gradients(dy, cache)),
+        lambda dy, cache, _, g: (ops.rms_norm_backward(dy, cache, g), ops.gain_gradients(dy, cache)),
         {},
     )
 

@@ -19,6 +19,7 @@ alpha/r is not seen. What makes it so is refused with a ValueError that says why
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,11 +46,14 @@ class Row:
     note: str = ""
     rounding: float = 0.0  # of the scalar L, relative as the errors are; a difference quotient divides it by its step
 
+    def limit(self, method: str) -> float:
+        """The largest error that rounding and truncation explain."""
+        return TOLERANCE[method] + self.rounding / (EPSILON if method == "central" else 1)
+
     @property
     def ok(self) -> bool:
-        rounding = {"central": self.rounding / EPSILON, "complex": self.rounding, "torch": self.rounding}
         return not self.note.startswith("wrong") and all(
-            e is None or e <= TOLERANCE[method] + rounding[method] for method, e in self.errors.items()
+            e is None or e <= self.limit(method) for method, e in self.errors.items()
         )
 
     def cells(self) -> list[str]:
@@ -244,7 +248,7 @@ def check_tensor(
     along = np.array([float((g * u).sum()) for u in us])
     errors = np.abs(slopes - along) / scale
     where = tuple(int(i) for i in np.unravel_index(errors.argmax(), x.shape)) if entries else None
-    note, rounding = "zero, as it must be" if zero else "", 100 * np.finfo(float).eps * size / scale
+    note, rounding = "zero, as it must be" if zero else "", 100 * sys.float_info.epsilon * size / scale
     row = Row(name, x.shape, {"central": float(errors.max())}, where, note, rounding)
     if not no_complex:
         steps = np.array([float((L(x + 1e-30j * u) / 1e-30).imag) for u in us])

@@ -26,7 +26,7 @@ EQUIVALENT = {
     ("attention_backward", "swapaxes(-1, 2)"): "of four axes, axis 2 is axis -2",
     ("attention_backward", "swapaxes(-1, --2)"): "of four axes, axis 2 is axis -2",
     ("bias_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
-    ("norm_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
+    ("gain_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
     ("embedding_gradients", "reshape(-2)"): "to NumPy, any negative size means: what is left over",
 }
 
