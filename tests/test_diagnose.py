@@ -210,3 +210,13 @@ def test_a_diagnosis_speaks_both_languages_and_refuses_what_it_does_not_know():
         diagnose(score_gradient, attention_score)
     with pytest.raises(ValueError, match="1 gradients were returned; 2 are needed: dq, dk"):
         diagnose(lambda dy, q, k, alpha: [dy @ k], attention_score, own_cases())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("problem", "name"), FAULTS, ids=ids)
+def test_a_fault_fails_the_check_in_every_case(problem, name):
+    for case in problem.cases():
+        report = check_gradient(
+            problem.forward, learner(problem, name), case.inputs, constants=case.constants, zero=problem.zero
+        )
+        assert not report.ok

@@ -11,6 +11,7 @@ import pytest
 from minilora import lora, modules, ops, transformer
 from minilora.cli import main
 from minilora.modules import Module
+from minilora.verify.cases import OPS
 from minilora.verify.check import Report
 from minilora.verify.mutation import callers, functions
 from minilora.verify.suite import CHECKS, LAWS, METHODS, show, verify, wrong
@@ -276,3 +277,41 @@ def test_every_law_can_be_broken(law, monkeypatch):
     assert entry["value"] > LAWS[law][1]
     monkeypatch.setattr(owner, name, scaled(np.nan)(original))
     assert verify(law)["laws"][0] == {"law": law, "value": None, "ok": False, "note": "not a finite number"}
+
+
+# ---- what is right is never called wrong ----
+
+
+def correct_cases(n: int):
+    """Right gradients of every op in turn, at sizes and numbers drawn at random: masks, padding, repeated ids."""
+    for i in range(n):
+        rng = np.random.default_rng([17, i])
+        name = list(OPS)[i % len(OPS)]
+        yield name, OPS[name](lambda low=1, high=4, rng=rng: int(rng.integers(low, high + 1)), rng), rng
+
+
+def assert_never_called_wrong(n: int) -> None:
+    refused = 0
+    for name, case, rng in correct_cases(n):
+        try:
+            assert case.check(rng).ok, name
+        except ValueError as error:  # one key, or one channel: the gradient is zero and the check says so
+            assert "zero by every method" in str(error), name
+            refused += 1
+    assert refused < n // 20
+
+
+def test_right_gradients_of_every_op_at_random_sizes_are_never_called_wrong():
+    assert_never_called_wrong(120)
+
+
+@pytest.mark.slow
+def test_a_thousand_right_gradients_of_every_op_are_never_called_wrong():
+    assert_never_called_wrong(1000)
+
+
+@pytest.mark.slow
+def test_the_structural_zero_of_a_key_bias_is_never_called_wrong_where_it_is_named():
+    for seed in range(10):
+        result = verify("family bert", seed)
+        assert wrong(result) == []
