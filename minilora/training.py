@@ -119,9 +119,9 @@ def fit(
     `batches(i)` is the i-th batch; a step takes `accumulate` of them, each cut in `shards` for as many threads.
     The gradient is clipped to the norm `clip`. `held_out()` is evaluated before the first step, every `evaluate_every`
     steps, and after the last; after `patience` times without a new best, training stops, and the best parameters are
-    put back. `checkpoint` names a file written every `checkpoint_every` steps,
-    at the end, and on Ctrl-C; with `resume`, training goes on from it, to the very bytes of a run never stopped.
-    `description` labels the progress bar; None shows none.
+    put back. `checkpoint` names a file written every `checkpoint_every` steps, at the end, and on Ctrl-C; with
+    `resume`, training goes on from it, to the very bytes of a run never stopped. `description` labels the progress
+    bar; None shows none.
 
     Raises FloatingPointError when the loss is no longer finite, with the last good checkpoint kept; ValueError for
     a checkpoint that is there without `resume`, or is of other parameters; KeyboardInterrupt after Ctrl-C.
@@ -165,7 +165,7 @@ def fit(
                 run.save()
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}{run.kept(', which is kept in {}')}")
-    run.finish(patience)
+    run.finish()
     return run.history
 
 
@@ -219,17 +219,17 @@ class Run:
 
     def judge(self, loss: float, patience: int) -> None:
         """Note an evaluation. The optimizer replaces arrays and never writes to them: a reference is a snapshot."""
-        if loss < self.history.best():
+        if patience and loss < self.history.best():
             self.best = self.state()
         self.history.evaluations.append([len(self.history.loss), loss])
         values = [value for _, value in self.history.evaluations]
         since_best = len(values) - 1 - int(np.nanargmin(values)) if np.isfinite(values).any() else len(values)
         self.history.stopped_early = bool(patience) and since_best >= patience
 
-    def finish(self, patience: int) -> None:
-        if patience and self.best:
-            for name, parameter in self.model.trainable_parameters().items():
-                parameter.data = self.best[name]
+    def finish(self) -> None:
+        """Put the best parameters back, if they were looked for."""
+        for name, data in self.best.items():
+            self.model.trainable_parameters()[name].data = data
 
     def save(self) -> None:
         """Write the checkpoint, unless a parameter is not finite: the last good one is worth more."""

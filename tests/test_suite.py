@@ -295,9 +295,10 @@ def assert_never_called_wrong(n: int) -> None:
     for name, case, rng in correct_cases(n):
         try:
             assert case.check(rng).ok, name
-        except ValueError as error:  # one key, or one channel: the gradient is zero and the check says so
-            assert "zero by every method" in str(error), name
-            refused += 1
+        except ValueError as error:
+            if "zero by every method" not in str(error):
+                raise
+            refused += 1  # one key, or one channel: the gradient is zero, and the check says so
     assert refused < n // 20
 
 
