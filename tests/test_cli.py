@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fakecupy
 import numpy as np
 import pytest
 
@@ -186,6 +187,18 @@ def test_a_draw_follows_its_seed(here, capfd):
         return capfd.readouterr().out
 
     assert draw("1") == draw("1") != draw("2")
+
+
+def test_the_same_commands_run_on_a_device_and_give_the_same_files(here, capfd, monkeypatch):
+    assert main([*FINETUNE]) == 0
+    assert main(["merge", "--base", "base", "--adapter", "out", "--out", "merged"]) == 0
+    monkeypatch.setitem(sys.modules, "cupy", fakecupy)
+    words = [word if word != "out" else "device" for word in FINETUNE]
+    assert main([*words, "--device", "cuda"]) == 0
+    assert main(["merge", "--base", "base", "--adapter", "device", "--out", "moved", "--device", "cuda"]) == 0
+    assert main(["generate", "--base", "moved", "--prompt", "def", "--tokens", "3", "--device", "cuda"]) == 0
+    assert tree(here / "device") == tree(here / "out")
+    assert tree(here / "moved") == tree(here / "merged")
 
 
 def test_info_says_how_far_a_run_has_come(here, capfd):
