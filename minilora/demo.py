@@ -48,13 +48,15 @@ def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType
     rates = read_json(GRID)["best"]
 
     base, full, lora = (load_pretrained() for _ in range(3))
-    english = judge_english(base)
+    english = judge_english(base, shards)
     adapted = attach_lora(lora, TARGETS, RANK, ALPHA, rng=np.random.default_rng(seed))
     for model in (base, full, lora):
         model.to(backend)
     models = {"full": full, "lora": lora}
     history = {name: adapt(model, source, rates[name], seed, shards, name) for name, model in models.items()}
-    target = {name: bits_per_byte(model, test, "reading Python") for name, model in {"base": base, **models}.items()}
+    target = {
+        name: bits_per_byte(model, test, shards, "reading Python") for name, model in {"base": base, **models}.items()
+    }
 
     costs = step_costs(models, source, seed)
     rank = {"full": layer_spectra(full, base, adapted), "lora": layer_spectra(lora, base, adapted)}
@@ -190,7 +192,7 @@ def check_gradients(model: Transformer, source: text.Split, seed: int) -> dict[s
     model.astype(np.float64)
     for parameter in model.named_parameters().values():
         parameter.trainable = True
-    batch = text.random_windows(source.train, 2, 32, seed)(0)
+    batch = text.random_windows(source.train, 2, 16, seed)(0)
     _, grads = loss_and_gradients(model, batch)
     with tqdm(total=4 * len(grads), desc="checking gradients", leave=False, disable=None) as bar:
 
@@ -228,7 +230,7 @@ def search(out: str | Path, *, seed: int = 1, shards: int = 2, backend: ModuleTy
                 attach_lora(model, TARGETS, RANK, ALPHA, rng=np.random.default_rng(seed))
             model.to(backend)
             adapt(model, source, lr, seed, shards, name)
-            tried[lr] = bits_per_byte(model, text.excerpts(source.validation, 32768), "reading Python")
+            tried[lr] = bits_per_byte(model, text.excerpts(source.validation, 32768), shards, "reading Python")
             print(f"{name} at {lr:g}: {tried[lr]:.4f} bits per byte on validation text")
         grid["bits_per_byte"][name] = {f"{lr:g}": value for lr, value in tried.items()}
         grid["best"][name] = min(tried, key=lambda lr: tried[lr])

@@ -69,17 +69,31 @@ def labelled(batch: Batch) -> int:
     return int((batch.targets != ops.IGNORE).sum())
 
 
-def evaluate(model: Transformer, batches: Iterable[Batch]) -> float:
-    """Mean cross-entropy in nats per labelled position, without dropout."""
-    total, count = 0.0, 0
-    for batch in batches:
+def evaluate(model: Transformer, batches: Iterable[Batch], *, shards: int = 1, description: str | None = None) -> float:
+    """Mean cross-entropy in nats per labelled position, without dropout; `shards` batches at a time.
+
+    `description` labels a progress bar; None shows none. Raises ValueError when no position has a label.
+    """
+    from tqdm import tqdm
+
+    def one(batch: Batch) -> tuple[float, int]:
         logits, _ = model.forward(batch.ids, Context(batch.padding, batch.segments))
         n = labelled(batch)
-        loss, _ = ops.cross_entropy_forward(logits, get_array_module(logits).asarray(batch.targets), n)
-        total, count = total + n * float(loss), count + n
+        return n * float(ops.cross_entropy_forward(logits, get_array_module(logits).asarray(batch.targets), n)[0]), n
+
+    batches = list(batches)
+    with threads(shards) as pool:
+        judged = pool.map(one, batches)
+        bar = tqdm(judged, description, len(batches), disable=None if description else True, leave=False)
+        total, count = map(sum, zip(*bar, strict=True)) if batches else (0.0, 0)
     if not count:
         raise ValueError("nothing to evaluate: no position has a label")
     return total / count
+
+
+def threads(n: int) -> ThreadPoolExecutor:
+    """A loss that is not finite is found, and explained, when it is read: NumPy need not warn of it on the way."""
+    return ThreadPoolExecutor(n, initializer=partial(np.seterr, all="ignore"))
 
 
 @dataclass
@@ -142,11 +156,9 @@ def fit(
     bar = tqdm(
         total=steps, initial=done, desc=description, disable=None if description else True, unit="step", leave=False
     )
-    # A loss that is not finite is found, and explained, by Run.read: NumPy need not warn of it on the way.
-    threads = ThreadPoolExecutor(shards, initializer=partial(np.seterr, all="ignore"))
-    with bar, threads as pool, interruption() as interrupted, np.errstate(all="ignore"):
+    with bar, threads(shards) as pool, interruption() as interrupted, np.errstate(all="ignore"):
         if held_out and not run.history.evaluations:
-            run.judge(evaluate(model, held_out()), patience)
+            run.judge(evaluate(model, held_out(), shards=shards), patience)
         for step in range(done, steps):
             if run.history.stopped_early:
                 break
@@ -159,7 +171,7 @@ def fit(
                 bar.set_postfix_str(f"loss {run.history.loss[-1]:.3f}")
             if held_out and (last or (evaluate_every and (step + 1) % evaluate_every == 0)):
                 run.read(at)
-                run.judge(evaluate(model, held_out()), patience)
+                run.judge(evaluate(model, held_out(), shards=shards), patience)
             if run.path and (stop or last or run.history.stopped_early or (step + 1) % checkpoint_every == 0):
                 run.read(at)
                 run.save()

@@ -121,7 +121,7 @@ def test_a_small_demo_writes_what_help_promises_and_the_same_adapter_again_over_
     model = small()
     load_adapter(model, "out")
     held_out = text.excerpts(text.python_source().test, demo.EXCERPT)
-    assert bits_per_byte(model, held_out, "") == report["target"]["bits_per_byte"]["lora"]
+    assert bits_per_byte(model, held_out, 1, "") == report["target"]["bits_per_byte"]["lora"]
 
 
 @pytest.mark.usefixtures("_small")
@@ -175,10 +175,10 @@ def test_the_demo_shows_in_a_minute_what_lora_can_do(tmp_path):
 
     model = load_pretrained()
     held_out = text.excerpts(text.python_source().test, demo.EXCERPT)
-    assert bits_per_byte(model, held_out, "") == pytest.approx(target["base"], rel=1e-6)
+    assert bits_per_byte(model, held_out, 1, "") == pytest.approx(target["base"], rel=1e-6)
     assert load_adapter(model, tmp_path / "out") == ""
     assert sum(isinstance(module, LoRALinear) for _, module in model.named_modules()) == 7 * model.config.layers
-    assert bits_per_byte(model, held_out, "") == pytest.approx(target["lora"], rel=1e-6)
+    assert bits_per_byte(model, held_out, 1, "") == pytest.approx(target["lora"], rel=1e-6)
 
     more_seconds, done = timed(command)
     assert done.returncode == 0, done.stderr.decode()

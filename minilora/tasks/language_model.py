@@ -75,7 +75,7 @@ def pretrain(out: str | Path, *, resume: bool = False, backend: ModuleType = np,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "loss": [round(loss, 6) for loss in history.loss],
-        "bits_per_byte": judge_english(model),
+        "bits_per_byte": judge_english(model, recipe["shards"]),
     }
     write_folder(folder, model_files(model) | {PRETRAINING: to_json(note)}, replaces=(SETTINGS, CHECKPOINT))
     (folder / CHECKPOINT).unlink()
@@ -83,23 +83,21 @@ def pretrain(out: str | Path, *, resume: bool = False, backend: ModuleType = np,
     return note
 
 
-def judge_english(model: Transformer) -> dict[str, float]:
+def judge_english(model: Transformer, shards: int) -> dict[str, float]:
     """Bits per byte of the held-out English: the model's, and what knows the training text makes of it."""
     english = text.english()
     return {
-        "model": bits_per_byte(model, english.test, "reading English"),
+        "model": bits_per_byte(model, english.test, shards, "reading English"),
         "zlib": text.zlib_bits_per_byte(english.test, english.train),
         "lzma": text.lzma_bits_per_byte(english.test, english.train),
         "bigram": text.bigram_bits_per_byte(english.test, english.train),
     }
 
 
-def bits_per_byte(model: Transformer, data: bytes, description: str) -> float:
+def bits_per_byte(model: Transformer, data: bytes, shards: int, description: str) -> float:
     """What `model` needs for `data`, every byte seen with at least half a window of others before it."""
-    from tqdm import tqdm
-
-    windows = list(text.all_windows(data, 16, model.config.context))
-    return text.bits(evaluate(model, tqdm(windows, desc=description, leave=False, disable=None)))
+    windows = text.all_windows(data, 16, model.config.context)
+    return text.bits(evaluate(model, windows, shards=shards, description=description))
 
 
 def finetune(
