@@ -123,7 +123,7 @@ def test_what_writes_to_its_inputs_or_draws_inside_is_refused(rng, inputs):
         check_gradient(draws(rng), lambda dy, x: [dy], x)
     with pytest.raises(ValueError, match="grad gives another answer the second time"):
         check_gradient(lambda x: x, lambda dy, x: [draws(rng)(dy)], x)
-    with pytest.raises(ValueError, match="1 arrays for 2 inputs"):
+    with pytest.raises(ValueError, match="1 gradients were returned; 2 are needed: dx, dW"):
         check_gradient(linear, lambda dy, x, W: [dy @ W], inputs)
 
 
@@ -174,3 +174,43 @@ def test_right_gradients_are_never_called_wrong_nor_refused(name):
     for _ in range(150):
         x = size * rng.standard_normal(rng.integers(2, 7, rng.integers(1, 4)))
         check_gradient(f, grad, {"x": x}, rng=rng).raise_if_wrong()
+
+
+WORDS = {
+    "a tuple": (lambda x: (x, x), {"x": np.ones(2)}, {}, r"goes to check_backward"),
+    "float32 inside": (lambda x: x.astype("f4"), {"x": np.ones(2)}, {}, "must compute in float64"),
+    "no names": (lambda x: x, np.ones(2), {}, "inputs are named"),
+    "dy of another shape": (lambda x: x, {"x": np.ones(2)}, {"dy": np.arange(3.0)}, r"dy has shape \(3,\)"),
+    "zero misspelt": (lambda x: x, {"x": np.ones(2)}, {"zero": ["y"]}, "names what is no input; the inputs are x"),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_what_is_called_in_the_wrong_way_is_told_the_right_one(name):
+    f, inputs, words, says = WORDS[name]
+    with pytest.raises(ValueError, match=says):
+        check_gradient(f, lambda dy, x: [dy], inputs, **words)
+
+
+def test_gradients_may_come_in_a_dict_by_name(inputs):
+    def by_name(dy, x, W):
+        return {"dW": dy.T @ x, "dx": dy @ W}
+
+    assert check_gradient(linear, by_name, inputs).ok
+    with pytest.raises(ValueError, match=r"the gradients are called dx, db; they must be dx, dW"):
+        check_gradient(linear, lambda dy, x, W: {"dx": dy @ W, "db": dy}, inputs)
+
+
+def test_a_gradient_that_only_rounding_makes_nonzero_is_refused_as_zero(rng):
+    inputs = {"x": rng.standard_normal((4, 3)), "b": rng.standard_normal(3)}
+
+    def f(x, b):
+        return (x + b) - (x + b).mean(axis=0)
+
+    def grad(dy, x, b):
+        dx = dy - dy.mean(axis=0)
+        return dx, dx.sum(axis=0)
+
+    with pytest.raises(ValueError, match="the gradient of b is zero by every method"):
+        check_gradient(f, grad, inputs)
+    assert check_gradient(f, grad, inputs, zero=["b"]).ok

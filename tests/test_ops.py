@@ -423,7 +423,7 @@ def test_the_check_refuses_float32_and_says_why(rng):
 
 
 def test_the_check_wants_one_gradient_for_each_input(rng):
-    with pytest.raises(ValueError, match="2 arrays for 1 inputs"):
+    with pytest.raises(ValueError, match="2 gradients were returned; 1 are needed"):
         check_gradient(lambda x: x, lambda dy, x: (dy, dy), {"x": np.ones(3)}, rng=rng)
 
 
@@ -451,8 +451,10 @@ def test_what_is_named_zero_must_be_zero(f, grad, rng):
     assert not check_gradient(f, grad, {"x": rng.standard_normal(4)}, rng=rng, zero=["x"]).ok
 
 
-def test_a_function_that_is_nowhere_a_number_does_not_pass(rng):
-    assert not check_gradient(lambda x: x * np.nan, lambda dy, x: (dy,), {"x": np.ones(3)}, rng=rng).ok
+def test_a_function_that_is_no_number_is_refused_and_such_a_gradient_does_not_pass(rng):
+    with pytest.raises(ValueError, match="f is not finite"):
+        check_gradient(lambda x: x * np.nan, lambda dy, x: (dy,), {"x": np.ones(3)}, rng=rng)
+    assert not check_gradient(lambda x: 2 * x, lambda dy, x: (dy * np.nan,), {"x": np.ones(3)}, rng=rng).ok
 
 
 @pytest.mark.oracle

@@ -18,6 +18,7 @@ alpha/r is not seen. What makes it so is refused with a ValueError that says why
 
 from __future__ import annotations
 
+import html
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -90,7 +91,7 @@ class Report:
     def _repr_html_(self) -> str:
         """The same table in a notebook."""
         head = "".join(f"<th>{name}</th>" for name in HEAD)
-        rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row.cells()) for row in self.rows)
+        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row.cells()) for row in self.rows)
         return f"<table><tr>{head}</tr>{''.join(f'<tr>{cells}</tr>' for cells in rows)}</table>"
 
     def raise_if_wrong(self) -> None:
@@ -147,18 +148,23 @@ def check_gradient(
     in `zero`; another number of gradients than inputs.
     """
     rng = rng or np.random.default_rng(0)
-    named, arrays = dict(constants or {}), list(inputs.values())
+    if not isinstance(inputs, Mapping):
+        raise ValueError("inputs are named: {'x': array, ...}")
+    inputs, named = {name: np.asarray(x) for name, x in inputs.items()}, dict(constants or {})
     refuse_blind_spots(inputs, named)
-    y = twice("f", lambda *a: [np.asarray(f(*a, **named))], arrays)[0]
+    if not set(zero) <= set(inputs):
+        raise ValueError(f"zero={list(zero)} names what is no input; the inputs are {', '.join(inputs)}")
+    arrays = list(inputs.values())
+    y = twice("f", lambda *a: [as_output(f(*a, **named))], arrays)[0]
     if dy is None:
         dy = rng.standard_normal(y.shape)
+    elif np.shape(dy) != y.shape:
+        raise ValueError(f"dy has shape {np.shape(dy)}, and y = f(...) has {y.shape}")
     elif y.size > 1 and np.ptp(dy) == 0:
         raise ValueError(
             "dy is the same number everywhere: the gradients of softmax and of norms vanish under it; draw it"
         )
-    gradients = twice("grad", lambda d, *a: [np.asarray(g) for g in as_list(grad(d, *a, **named))], [dy, *arrays])
-    if len(gradients) != len(arrays):
-        raise ValueError(f"grad returned {len(gradients)} arrays for {len(arrays)} inputs: one for each, in order")
+    gradients = twice("grad", lambda d, *a: as_gradients(grad(d, *a, **named), list(inputs)), [np.asarray(dy), *arrays])
 
     def at(i: int, x: Array) -> Array:
         others = [a.astype(x.dtype) for a in arrays]
@@ -166,10 +172,10 @@ def check_gradient(
 
     size = float(np.abs(dy * y).sum())
     expected = torch_gradients(partial(torch, **named), dy, arrays) if torch else [None] * len(arrays)
-    analytic = takes_complex(lambda: f(*(a.astype(complex) for a in arrays), **named))
+    why_not = why_not_complex(lambda: f(*(a.astype(complex) for a in arrays), **named))
     return Report(
         [
-            check_tensor(name, partial(at, i), x, g, rng, directions, name in zero, e, analytic, size)
+            check_tensor(name, partial(at, i), x, g, rng, directions, name in zero, e, why_not, size)
             for i, (name, x, g, e) in enumerate(zip(inputs, arrays, gradients, expected, strict=True))
         ]
     )
@@ -201,12 +207,12 @@ def check_model(
         parameter.data = x
         return loss()
 
-    analytic, size = "" if complex_step else "not asked for", abs(float(loss()))
+    why_not, size = None if complex_step else "", abs(float(loss()))
     rows = []
     try:
         for name, parameter in parameters.items():
             L, x, g = partial(at, parameter), before[parameter], grads[parameter]
-            rows.append(check_tensor(name, L, x, g, rng, directions, name in zero, None, analytic, size, small=0))
+            rows.append(check_tensor(name, L, x, g, rng, directions, name in zero, None, why_not, size, small=0))
     finally:
         for parameter, data in before.items():
             parameter.data = data
@@ -222,12 +228,12 @@ def check_tensor(
     directions: int,
     zero: bool,
     torch: np.ndarray | None,
-    no_complex: str,
+    why_not: str | None,
     size: float,
     small: int = SMALL,
 ) -> Row:
     """One tensor: L(x) is the scalar, a sum of terms that together have this size; g is the gradient under test,
-    `no_complex` why no complex step is taken."""
+    `why_not` why no complex step is taken, None if one is."""
     if g.shape != x.shape:
         return Row(name, x.shape, {}, None, f"wrong shape {g.shape}")
     entries = x.size <= small
@@ -239,7 +245,7 @@ def check_tensor(
         return Row(name, x.shape, {}, None, f"wrong: not zero, its norm is {norm:.1e}")
     if zero:
         scale = 1.0
-    elif norm == 0 and np.abs(slopes).max() < 1e-9:
+    elif norm <= 1e-13 * size and np.abs(slopes).max() <= 1e-9 * max(size, 1e-300):
         raise ValueError(
             f"the gradient of {name} is zero by every method, so any would pass: if it must be, say zero=[{name!r}]"
         )
@@ -250,14 +256,14 @@ def check_tensor(
     where = tuple(int(i) for i in np.unravel_index(errors.argmax(), x.shape)) if entries else None
     note, rounding = "zero, as it must be" if zero else "", 100 * sys.float_info.epsilon * size / scale
     row = Row(name, x.shape, {"central": float(errors.max())}, where, note, rounding)
-    if not no_complex:
+    if why_not is None:
         steps = np.array([float((L(x + 1e-30j * u) / 1e-30).imag) for u in us])
         if np.abs(steps - slopes).max() > 1e-6 * scale:
             row.note = "no complex step: f is not analytic"
         else:
             row.errors["complex"] = float(np.abs(steps - along).max()) / scale
-    elif no_complex != "not asked for":
-        row.note = f"no complex step: {no_complex}"
+    elif why_not:
+        row.note = f"no complex step: {why_not}"
     if torch is not None:
         off = np.abs(g - torch)
         row.errors["torch"] = float(off.max()) / (1.0 if zero else norm / math.sqrt(g.size))
@@ -326,20 +332,44 @@ def twice(what: str, run: Callable[..., list[np.ndarray]], arrays: Sequence[np.n
     return first
 
 
-def takes_complex(run: Callable[[], Array]) -> str:
-    """ "" if `run`, over complex arrays, returns a complex one; otherwise why the complex step cannot be used."""
+def why_not_complex(run: Callable[[], Array]) -> str | None:
+    """None if `run`, over complex arrays, returns a complex one; otherwise why the complex step cannot be used."""
     try:
-        return "" if np.iscomplexobj(run()) else "f drops the imaginary part"
+        return None if np.iscomplexobj(run()) else "f drops the imaginary part"
     except Exception as error:  # whatever a person's function does
         return f"f raises {type(error).__name__} on complex arrays"
 
 
+def as_output(y: Any) -> np.ndarray:
+    """What f returned. Raises ValueError unless it is one array of finite float64."""
+    if isinstance(y, tuple | list):
+        raise ValueError("f must return one array or number; a forward that returns (y, cache) goes to check_backward")
+    y = np.asarray(y)
+    if y.dtype != np.float64:
+        raise ValueError(f"f returns {y.dtype}, and must compute in float64")
+    if not np.all(np.isfinite(y)):
+        raise ValueError("f is not finite at these inputs: choose others")
+    return y
+
+
+def as_gradients(result: Any, inputs: Sequence[str]) -> list[np.ndarray]:
+    """What grad returned, in the order of the inputs: an array, a sequence, or a dict by name ("x" or "dx")."""
+    wanted = ", ".join(f"d{name}" for name in inputs)
+    if result is None:
+        raise ValueError(f"grad returned None: it must return {wanted}")
+    if isinstance(result, Mapping):
+        found = {name: result.get(f"d{name}", result.get(name)) for name in inputs}
+        if len(result) != len(inputs) or any(g is None for g in found.values()):
+            raise ValueError(f"the gradients are called {', '.join(map(str, result))}; they must be {wanted}")
+        return [np.asarray(g) for g in found.values()]
+    values = [result] if isinstance(result, np.ndarray | float | int) else list(result)
+    if len(values) != len(inputs):
+        raise ValueError(f"{len(values)} gradients were returned; {len(inputs)} are needed: {wanted}")
+    return [np.asarray(g) for g in values]
+
+
 def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, tuple | list) else [value]
-
-
-def escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def torch_gradients(f: Callable[..., Any], dy: np.ndarray, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

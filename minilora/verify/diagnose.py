@@ -3,20 +3,22 @@
 A learner's gradient is run on several cases in which every constant differs. Each tensor that comes out wrong is
 compared, in this order, with
 
-    1. the right shape, its transpose, and what summing would make of it
-    2. the named faults of the problem's bank
+    1. its transpose, then the shape, and what summing would make of it
+    2. the named faults of the problem's bank, and the gradient of another input
     3. the true gradient times a product of powers of the problem's constants: alpha/r, 1/batch, -1, 2, ...
-    4. the true gradient's own terms, with some missing, doubled or wrongly scaled
-    5. automatic mutants of the textbook gradient's source
+    4. the true gradient plus or minus dy, or its own terms with some missing, doubled or wrongly scaled
+    5. automatic mutants of the textbook gradient's source, and the first or last sample alone
     6. laws that the true gradient obeys
     7. otherwise the fault is unknown, and what can be said of it are facts
 
-A name is given only when it explains the tensor to 1e-7 on every case; nothing is guessed. The method is that of
+A name is given only when it explains the tensor to 1e-7 on every case, and when no other does so as simply; nothing
+is guessed. The method is that of
 error models for programs (Singh, Gulwani, Solar-Lezama, 2013), which is easier here: the answer is a tensor.
 """
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +28,13 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array
-from .check import as_list
+from .check import as_gradients, as_output, central_differences, refuse_blind_spots, twice, why_not_complex
 from .mutants import mutants_of
 from .problem import Case, Law, Problem, Tensors, Words, apply, relative_error
 
 SAME = 1e-7  # two tensors closer than this, relatively and on every case, are the same
 POWERS = (-2, -1, -0.5, 0.5, 1, 2)
+CONSTANTS = (1, 2, 0.5, 3, 4, 0.25)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Finding:
 
 @dataclass(repr=False)
 class Diagnosis:
-    """One finding per tensor, or per fault of a tensor. Print it, or take text("zh")."""
+    """The findings about every tensor. Print it, or take text("zh")."""
 
     findings: list[Finding] = field(default_factory=list)
 
@@ -62,7 +65,14 @@ class Diagnosis:
         return all(finding.kind == "right" for finding in self.findings)
 
     def text(self, language: str = "en") -> str:
-        return "\n".join(finding.text(language) for finding in self.findings)
+        """A line or two for each finding; tensors with the same finding share it."""
+        tensors: dict[str, list[str]] = {}
+        for finding in self.findings:
+            tensors.setdefault(finding.text(language), []).append(finding.tensor)
+        return "\n".join(
+            words if words.startswith(f"{names[0]} ") and len(names) == 1 else f"{', '.join(names)}: {words}"
+            for words, names in tensors.items()
+        )
 
     def __str__(self) -> str:
         return self.text()
@@ -99,18 +109,23 @@ def diagnose(
         problem = Problem(name, problem, numeric_gradient(problem, names), lambda _, i: own[i], laws=laws or {})
     drawn = list(cases or problem.cases())
     truth = [apply(problem.backward, case) for case in drawn]
-    given = [as_tensors(apply(grad, case), true) for case, true in zip(drawn, truth, strict=True)]
+    given = [graded(grad, problem.name, case) for case in drawn]
     return Diagnosis([found for tensor in truth[0] for found in explain(tensor, given, truth, problem, drawn)])
 
 
-def as_tensors(result: Any, truth: Tensors) -> Tensors:
-    """A learner's result, a dict or one array per input, under the names of the true gradient."""
-    values = list(result.values()) if isinstance(result, dict) else as_list(result)
-    if isinstance(result, dict) and set(result) == set(truth):
-        return {name: np.asarray(result[name]) for name in truth}
-    if len(values) != len(truth):
-        raise ValueError(f"{len(values)} gradients were returned; {len(truth)} are needed: {', '.join(truth)}")
-    return {name: np.asarray(value) for name, value in zip(truth, values, strict=True)}
+def graded(grad: Callable[..., Any], name: str, case: Case) -> Tensors:
+    """A learner's gradients in one case. Raises ValueError where they cannot be asked for, or are not replayable."""
+    words = ", ".join(["dy", *case.inputs, *(f"{constant}=..." for constant in case.constants)])
+    try:
+        inspect.signature(grad).bind(case.dy, *case.inputs.values(), **case.constants)
+    except TypeError as error:
+        raise ValueError(f"{name} calls grad({words}): {error}") from None
+
+    def run(dy: Array, *arrays: Array) -> list[Array]:
+        return as_gradients(grad(dy, *arrays, **case.constants), list(case.inputs))
+
+    gradients = twice("grad", run, [np.asarray(case.dy), *case.inputs.values()])
+    return {f"d{name}": g for name, g in zip(case.inputs, gradients, strict=True)}
 
 
 def explain(
@@ -120,11 +135,21 @@ def explain(
     mine, true = [g[tensor] for g in given], [t[tensor] for t in truth]
     if same(mine, true):
         return [Finding(tensor, "right", Words(f"{tensor} is right", f"{tensor} 正确"))]
+    if not all(np.all(np.isfinite(x)) for x in mine):
+        return [Finding(tensor, "unknown", Words(f"{tensor} is not finite", f"{tensor} 含有 NaN 或无穷大"))]
+    if not any(np.any(t) for t in true):
+        size = max(float(np.linalg.norm(x)) for x in mine)
+        if size <= 1e-10 * max(float(np.abs(case.dy).sum()) for case in cases):
+            return [Finding(tensor, "right", Words(f"{tensor} is right", f"{tensor} 正确"))]
+        says = Words(f"{tensor} must be zero, and its norm is {size:.1e}", f"{tensor} 应为零，而它的范数是 {size:.1e}")
+        return [Finding(tensor, "unknown", says)]
     steps: list[Callable[[], Finding | None]] = [
-        lambda: shape(tensor, mine, true, cases),
+        lambda: transposed(tensor, mine, true, cases),
         lambda: fault(tensor, mine, problem, cases),
+        lambda: other_tensor(tensor, mine, truth),
+        lambda: shape(tensor, mine, true),
         lambda: scale(tensor, mine, true, cases),
-        lambda: other_tensor(tensor, mine, truth, cases),
+        lambda: plus_or_minus_dy(tensor, mine, true, cases),
         lambda: combination(tensor, mine, true, problem, cases),
         lambda: mutant(tensor, mine, problem, cases),
         lambda: last_sample(tensor, mine, problem, cases),
@@ -140,25 +165,44 @@ def same(a: Sequence[Array], b: Sequence[Array]) -> bool:
 # ---- 1. shape ----
 
 
-def shape(tensor: str, mine: list[Array], true: list[Array], cases: list[Case]) -> Finding | None:
-    """A wrong shape, or the right numbers in another order or not yet summed."""
-    transposed = [x.swapaxes(-1, -2) if x.ndim > 1 else x for x in mine]
-    factors = [proportion(a, b) for a, b in zip(transposed, true, strict=True)] if mine[0].ndim > 1 else [None]
-    if all(c is not None for c in factors) and not same(mine, transposed):
-        words = product([c for c in factors if c is not None], [case.sizes for case in cases])
-        if words == "1":
-            return Finding(tensor, "shape", Words(f"{tensor} is transposed", f"{tensor} 被转置了"))
-        if words:
+def other_tensor(tensor: str, mine: list[Array], truth: list[Tensors]) -> Finding | None:
+    """The gradient of another input in its place."""
+    for other in truth[0]:
+        if other != tensor and same(mine, [t[other] for t in truth]):
             return Finding(
-                tensor,
-                "shape",
-                Words(
-                    f"{tensor} is transposed, and {words} times the true gradient",
-                    f"{tensor} 被转置了，并且是正确梯度的 {words} 倍",
-                ),
+                tensor, "terms", Words(f"{tensor} holds the gradient {other}", f"{tensor} 的位置上放的是 {other}")
             )
+    return None
+
+
+def transposed(tensor: str, mine: list[Array], true: list[Array], cases: list[Case]) -> Finding | None:
+    """The right numbers, or a multiple of them, with the last two axes exchanged."""
+    if mine[0].ndim < 2:
+        return None
+    turned = [x.swapaxes(-1, -2) for x in mine]
+    factors = [c for a, b in zip(turned, true, strict=True) if (c := proportion(a, b)) is not None]
+    words = product(factors, [case.sizes for case in cases]) if len(factors) == len(true) else ""
+    if words in ("", "0"):
+        return None
+    en, zh = (f"{tensor} is transposed", f"{tensor} 被转置了")
+    if words != "1":
+        en, zh = f"{en}, and {words} times the true gradient", f"{zh}，并且是正确梯度的 {words} 倍"
+    return Finding(tensor, "shape", Words(en, zh))
+
+
+def shape(tensor: str, mine: list[Array], true: list[Array]) -> Finding | None:
+    """A wrong shape: the right numbers in another one, or not yet summed."""
     if all(x.shape == t.shape for x, t in zip(mine, true, strict=True)):
         return None
+    if same([x.reshape(-1) for x in mine], [t.reshape(-1) for t in true]):
+        return Finding(
+            tensor,
+            "shape",
+            Words(
+                f"{tensor} has the right numbers in the shape {mine[0].shape}, it must be {true[0].shape}",
+                f"{tensor} 的数值正确，但形状是 {mine[0].shape}，应为 {true[0].shape}",
+            ),
+        )
     for axes in itertools.chain.from_iterable(
         itertools.combinations(range(mine[0].ndim), n) for n in range(1, mine[0].ndim)
     ):
@@ -167,7 +211,9 @@ def shape(tensor: str, mine: list[Array], true: list[Array], cases: list[Case]) 
             return Finding(
                 tensor,
                 "shape",
-                Words(f"{tensor} is right but for a sum over axis {where}", f"{tensor} 只差对第 {where} 轴求和"),
+                Words(
+                    f"{tensor} is right once it is summed over axis {where}", f"{tensor} 再对第 {where} 轴求和就正确了"
+                ),
             )
     shapes = f"{mine[0].shape}", f"{true[0].shape}"
     return Finding(
@@ -218,8 +264,8 @@ def scale(tensor: str, mine: list[Array], true: list[Array], cases: list[Case]) 
         tensor,
         "scale",
         Words(
-            f"{tensor} is the true gradient times a number ({numbers} over the cases), no product of the constants",
-            f"{tensor} 是正确梯度乘以一个数（各例为 {numbers}），这个数不是常数的乘积",
+            f"{tensor} is the true gradient times {numbers} in the cases, which no product of the constants explains",
+            f"{tensor} 是正确梯度乘以一个数（各个案例中为 {numbers}），三个以内的常数不足以唯一解释它",
         ),
     )
 
@@ -234,23 +280,28 @@ def proportion(mine: Array, true: Array) -> float | None:
 
 
 def product(factors: Sequence[float], sizes: Sequence[dict[str, float]]) -> str:
-    """`factors`, one for each case, as a constant times powers of at most three sizes: "alpha/r"; "" if none fits."""
+    """`factors`, one for each case, as a constant times powers of at most three sizes: "alpha/r".
+
+    "" if nothing fits, or if two products of as many sizes do; from fewer than three cases no size is read.
+    """
     if all(abs(c) < 1e-12 for c in factors):
         return "0"
-    signs = {math.copysign(1, c) for c in factors}
-    if len(signs) > 1 or any(c == 0 for c in factors):
+    if any(c == 0 for c in factors) or len({math.copysign(1, c) for c in factors}) > 1:
         return ""
     names = sorted(set.intersection(*(set(size) for size in sizes)))
     logs = np.log(np.abs(factors))
     columns = np.array([[math.log(size[name]) for size in sizes] for name in names]).reshape(len(names), len(sizes))
-    for used in range(min(3, len(names)) + 1):
+    for used in range(min(3, len(names)) + 1 if len(sizes) > 2 else 1):
+        fits = set()
         for chosen in itertools.combinations(range(len(names)), used):
             for powers in itertools.product(POWERS, repeat=used):
                 rest = logs - np.array(powers) @ columns[list(chosen)] if used else logs
                 if np.ptp(rest) < 1e-8:
-                    constant = next((k for k in (1, 2, 0.5, 4, 0.25, 3) if abs(rest[0] - math.log(k)) < 1e-8), None)
+                    constant = next((k for k in CONSTANTS if abs(rest[0] - math.log(k)) < 1e-8), None)
                     if constant is not None:
-                        return written(constant * signs.pop(), [names[i] for i in chosen], powers)
+                        fits.add(written(math.copysign(constant, factors[0]), [names[i] for i in chosen], powers))
+        if fits:
+            return fits.pop() if len(fits) == 1 else ""
     return ""
 
 
@@ -315,22 +366,21 @@ def coefficient_words(term: Words, words: str) -> Words:
     return Words(f"{term.en} is {words} times what it must be", f"{term.zh}是应有的 {words} 倍")
 
 
-def other_tensor(tensor: str, mine: list[Array], truth: list[Tensors], cases: list[Case]) -> Finding | None:
-    """Another tensor's gradient in its place, or a dy that was left out or added."""
-    for other in truth[0]:
-        if other != tensor and same(mine, [t[other] for t in truth]):
-            return Finding(tensor, "terms", Words(f"{tensor} holds the gradient {other}", f"{tensor} 里放的是 {other}"))
-    true = [t[tensor] for t in truth]
-    if all(np.shape(case.dy) == x.shape == t.shape for case, x, t in zip(cases, mine, true, strict=True)):
-        for sign, en, zh in ((1, "lacks", "缺少"), (-1, "has, and must not have,", "多出了")):
-            if same([x + sign * case.dy for x, case in zip(mine, cases, strict=True)], true):
-                return Finding(
-                    tensor,
-                    "terms",
-                    Words(
-                        f"{tensor} {en} the path that passes dy on unchanged", f"{tensor} {zh}原样传递 dy 的那条路径"
-                    ),
-                )
+def plus_or_minus_dy(tensor: str, mine: list[Array], true: list[Array], cases: list[Case]) -> Finding | None:
+    """The true gradient and once dy, as when a path that passes dy on unchanged is left out or counted again."""
+    if not all(np.shape(case.dy) == x.shape == t.shape for case, x, t in zip(cases, mine, true, strict=True)):
+        return None
+    for sign, en, zh in ((1, "minus", "减去"), (-1, "plus", "加上")):
+        if same([x + sign * case.dy for x, case in zip(mine, cases, strict=True)], true):
+            return Finding(
+                tensor,
+                "terms",
+                Words(f"{tensor} is the true gradient {en} dy", f"{tensor} 等于正确梯度{zh} dy"),
+                Words(
+                    "Is there a path that passes dy on unchanged, and how often?",
+                    "有没有一条原样传递 dy 的路径？有几条？",
+                ),
+            )
     return None
 
 
@@ -403,8 +453,6 @@ def broken_laws(
 def facts(tensor: str, mine: list[Array], true: list[Array], cases: list[Case]) -> Finding:
     """What can be said of a tensor whose fault is unknown, from the first case."""
     a, b = mine[0], true[0]
-    if not np.all(np.isfinite(a)):
-        return Finding(tensor, "unknown", Words(f"unknown: {tensor} is not finite", f"未知：{tensor} 含有非有限的数"))
     cosine = float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b) or 1))
     ratio = a[b != 0] / b[b != 0]
     en = [
@@ -431,21 +479,26 @@ def facts(tensor: str, mine: list[Array], true: list[Array], cases: list[Case]) 
 
 
 def numeric_gradient(f: Callable[..., Array], names: Sequence[str]) -> Callable[..., Tensors]:
-    """backward(dy, *inputs, **constants) of any f with these inputs, by five-point differences of every entry."""
+    """backward(dy, *inputs, **constants) of any f, every entry by a complex step, or else by central differences."""
 
     def backward(dy: Array, *arrays: Array, **constants: Any) -> Tensors:
-        step, tensors = 1e-3, {}
+        refuse_blind_spots(dict(zip(names, arrays, strict=True)), constants)
+        size = float(np.abs(dy * twice("f", lambda *a: [as_output(f(*a, **constants))], arrays)[0]).sum())
+        analytic = why_not_complex(lambda: f(*(a.astype(complex) for a in arrays), **constants)) is None
+        tensors = {}
         for i, (name, x) in enumerate(zip(names, arrays, strict=True)):
-            g = np.zeros_like(x)
-            for index in np.ndindex(*x.shape):
 
-                def at(t: float, i: int = i, index: tuple[int, ...] = index) -> float:
-                    moved = [a.copy() for a in arrays]
-                    moved[i][index] += t
-                    return float((dy * f(*moved, **constants)).sum())
+            def L(x: Array, i: int = i) -> Array:
+                others = [a.astype(x.dtype) for a in arrays]
+                return (dy * f(*others[:i], x, *others[i + 1 :], **constants)).sum()
 
-                g[index] = (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step)
-            tensors[f"d{name}"] = g
+            us = np.eye(x.size).reshape(-1, *x.shape)
+            g = central_differences(name, L, x, us, size)
+            if analytic:
+                steps = np.array([float((L(x + 1e-30j * u) / 1e-30).imag) for u in us])
+                g = steps if np.allclose(steps, g, rtol=1e-6, atol=1e-9 * size) else g
+            g[np.abs(g) < 1e-11 * size] = 0  # no more than rounding
+            tensors[f"d{name}"] = g.reshape(x.shape)
         return tensors
 
     return backward

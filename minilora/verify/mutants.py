@@ -80,8 +80,8 @@ def edits_of(node: ast.expr) -> Iterator[Edit]:
             yield missing("the factor", "因子", right), left
             if isinstance(node.op, ast.Mult):
                 yield missing("the factor", "因子", left), right
-                yield twice(left, "×"), ast.BinOp(node, ast.Mult(), left)
-            yield twice(right, "×"), ast.BinOp(node, node.op, right)
+                yield twice(left), ast.BinOp(node, ast.Mult(), left)
+            yield twice(right), ast.BinOp(node, node.op, right)
             other = ast.Div() if isinstance(node.op, ast.Mult) else ast.Mult()
             yield Words(f"{text(right)} were inverted", f"{text(right)} 用了倒数"), ast.BinOp(left, other, right)
         if isinstance(node.op, ast.MatMult):
@@ -126,7 +126,7 @@ def missing(en: str, zh: str, node: ast.expr) -> Words:
     return Words(f"{en} {text(node)} were missing", f"缺少{zh} {text(node)}")
 
 
-def twice(node: ast.expr, sign: str) -> Words:
+def twice(node: ast.expr) -> Words:
     return Words(f"the factor {text(node)} were applied twice", f"因子 {text(node)} 用了两次")
 
 

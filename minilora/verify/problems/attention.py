@@ -322,7 +322,7 @@ def scale_forgotten(dy, q, k, v, mask):
     "dq and dk have the factor 1/√D twice: they are divided by D",
     "dq 和 dk 中的因子 1/√D 用了两次：实际除以了 D",
     "How often did forward divide the scores, and has one of your tensors been divided before?",
-    "前向传播把得分除了几次？你用到的张量里是否有一个早已除过？",
+    "前向传播对得分做了几次这样的除法？你用到的张量里是否有一个早已除过？",
 )
 def scale_twice(dy, q, k, v, mask):
     return from_scores(through_softmax(weights(q, k, mask), pairs(dy, v)) / root(q), q, k)
@@ -364,7 +364,7 @@ def not_normalised(dy, q, k, v, mask):
 
 @fault(
     "P is normalised over the queries, where softmax runs over the keys: dq, dk and dv are wrong",
-    "P 沿查询方向归一化，而 softmax 应沿键方向：dq、dk 和 dv 都错",
+    "P 沿查询方向归一化，而 softmax 应沿键方向：dq、dk 和 dv 都不正确",
     "Who shares out its attention, a query among the keys, or a key among the queries?",
     "是谁在分配注意力：查询在各个键之间，还是键在各个查询之间？",
     of=CAUSAL,
@@ -375,7 +375,7 @@ def softmax_over_queries(dy, q, k, v, mask):
 
 @fault(
     "the mask is forgotten when P is recomputed: dq, dk and dv flow through forbidden keys",
-    "重新计算 P 时忘了掩码：dq、dk 和 dv 流过了被屏蔽的键",
+    "重新计算 P 时忘了掩码：梯度流过了被屏蔽的键，dq、dk 和 dv 都不正确",
     "Which keys had the weight 0 in forward, and have they in your backward?",
     "前向传播中哪些键的权重为 0？在你的反向传播中也是吗？",
 )
@@ -405,7 +405,7 @@ def masked_to_zero(dy, q, k, v, mask):
 
 @fault(
     "the mask of the backward lets each query see the next token too: dq, dk and dv are off by one diagonal",
-    "反向传播的掩码让每个查询多看到下一个词元：dq、dk 和 dv 差了一条对角线",
+    "反向传播的掩码让每个查询多看到下一个词元：掩码差了一条对角线，dq、dk 和 dv 因此都不正确",
     "Which is the last key that the first query may see?",
     "第一个查询能看到的最后一个键是哪一个？",
     of=CAUSAL,
@@ -427,7 +427,7 @@ def mask_transposed(dy, q, k, v, mask):
 
 @fault(
     "P is recomputed with a causal mask beside the padding, which forward does not have: dq, dk and dv are wrong",
-    "重新计算 P 时除填充外还加了因果掩码，而前向传播没有：dq、dk 和 dv 都错",
+    "重新计算 P 时除填充掩码外还加了因果掩码，而前向传播没有：dq、dk 和 dv 都不正确",
     "May a token of this forward look at a later one?",
     "在这个前向传播中，一个词元可以看后面的词元吗？",
     of=(masked_attention,),
@@ -438,7 +438,7 @@ def causal_by_habit(dy, q, k, v, mask):
 
 @fault(
     "the padding of the first sample is used for all samples: dq, dk and dv of the others are wrong",
-    "第一个样本的填充掩码被用于所有样本：其余样本的 dq、dk 和 dv 都错",
+    "第一个样本的填充掩码被用于所有样本：其余样本的 dq、dk 和 dv 都不正确",
     "Are the samples of a batch all of one length?",
     "一个批次中的样本长度都相同吗？",
     of=(masked_attention,),
@@ -600,7 +600,7 @@ def summed_over_all_heads(dy, q, k, v, mask):
 
 @fault(
     "dk and dv are summed over every G-th query head, where the heads of a group stand side by side",
-    "dk 和 dv 每隔 G 个查询头求和，而同一组的查询头应当是相邻的",
+    "dk 和 dv 以步长 G 选取查询头求和，而同一组的查询头应当是相邻的",
     "When you split the axis of the heads in two, which part comes first: the group, or the head in it?",
     "把头的轴拆成两个轴时，哪个在前：组，还是组内的头？",
     of=GROUPS,
@@ -612,9 +612,9 @@ def heads_summed_across_groups(dy, q, k, v, mask):
 
 @fault(
     "query heads read the wrong group throughout, head h that of h mod G: dq, dk and dv are wrong",
-    "查询头自始至终用错了组，第 h 个头用了第 h mod G 组：dq、dk 和 dv 都错",
+    "查询头自始至终用错了组，第 h 个头用了第 h mod G 组：dq、dk 和 dv 都不正确",
     "With two groups of three heads, which key head belongs to query head 1, counting from 0?",
-    "若有两组、每组三个头，第 1 个查询头（从 0 数起）对应哪个键头？",
+    "若有两组、每组三个头，下标为 1 的查询头（下标从 0 开始）对应哪个键/值头？",
     of=GROUPS,
 )
 def heads_of_the_wrong_group(dy, q, k, v, mask):
@@ -626,7 +626,7 @@ def heads_of_the_wrong_group(dy, q, k, v, mask):
 
 @fault(
     "all query heads read the first key/value head, as in multi-query attention: dq, dk and dv are wrong",
-    "所有查询头都读取第一个键/值头，如同多查询注意力（MQA）：dq、dk 和 dv 都错",
+    "所有查询头都读取第一个键/值头，如同多查询注意力（MQA）：dq、dk 和 dv 都不正确",
     "How many key heads are there, and does broadcasting hide all but one of them?",
     "一共有几个键头？广播是否只用到了其中一个？",
     of=GROUPS,

@@ -211,7 +211,7 @@ def ids_ignored(dy, W, ids):
 
 @fault(
     "dW still holds W itself: the sum starts from the table, where it starts from zero",
-    "dW 中还含有 W 本身：求和从词表开始，而应当从零开始",
+    "dW 中还含有 W 本身：累加时以 W 本身为初值，而应当以零为初值",
     "What must the gradient of a row be that was never looked up?",
     "从未被查到的一行，它的梯度应是多少？",
 )
@@ -410,7 +410,7 @@ def tanh_slope_missing(dz, W, H, ids):
     "dH and the input path of dW take 1 - h for the derivative of tanh, where it is 1 - h²",
     "dH 以及 dW 的输入路径把 1 - h 当作 tanh 的导数，而应当是 1 - h²",
     "tanh is odd, so its slope is the same on both sides of 0: is yours?",
-    "tanh 是奇函数，它在 0 两侧的斜率对称相等：你的也是吗？",
+    "tanh 是奇函数，它在 0 两侧的斜率相同：你的也是吗？",
 )
 def tanh_not_squared(dz, W, H, ids):
     _, h, _ = tied_steps(dz, W, H, ids)
@@ -441,7 +441,7 @@ def slope_before_tanh(dz, W, H, ids):
 
 @fault(
     "dH is built from h, where it is the input x of that layer",
-    "dH 由 h 构成，而应当用该层的输入 x",
+    "dH 是用 h 算的，而应当用该层的输入 x",
     "What does H multiply in the forward?",
     "前向传播中 H 乘的是什么？",
 )

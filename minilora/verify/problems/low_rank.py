@@ -49,7 +49,7 @@ def gradients(dy, x, A, B, W, keep, s):
 def terms(dy, x, A, B, W, keep, alpha, r, p):
     return {
         "dx": {
-            Words("the base path", "经过 W₀ 的基础路径"): dy @ W,
+            Words("the base path", "基础路径"): dy @ W,
             Words("the low-rank path", "低秩路径"): alpha / r * dy @ B @ A * keep,
         }
     }
@@ -78,11 +78,11 @@ low_rank = Problem(
     laws={
         Words(
             "Bᵀ dB = dA Aᵀ, because an invertible factor moved from B to A changes no output",
-            "Bᵀ dB = dA Aᵀ，因为把一个可逆的因子从 B 移到 A 不改变输出",
+            "Bᵀ dB = dA Aᵀ，因为把一个可逆矩阵从 B 移到 A 不改变输出",
         ): exchange,
         Words(
             "where x was dropped, dx is dy W alone, because only the base path sees such an x",
-            "在 x 被丢弃的位置，dx 只有 dy W，因为那里的 x 只有主路径看得到",
+            "在 x 被丢弃的位置，dx 只有 dy W，因为被丢弃的 x 只经过基础路径",
         ): at_dropped,
     },
 )
@@ -154,7 +154,7 @@ def divided_by_root_r(dy, x, A, B, W, keep, alpha, r, p):
 
 @fault(
     "the scale is upside down, r/α, in dA, dB or the low-rank path of dx",
-    "缩放因子上下颠倒成 r/α（在 dA、dB 或 dx 的低秩路径中）",
+    "缩放因子写反了，成了 r/α（在 dA、dB 或 dx 的低秩路径中）",
     "If a factor makes y larger, does it make the gradient larger or smaller?",
     "一个使 y 变大的因子，会使梯度变大还是变小？",
 )
@@ -164,7 +164,7 @@ def scale_inverted(dy, x, A, B, W, keep, alpha, r, p):
 
 @fault(
     "dx has the scale s on the base path too, where it belongs to the low-rank path alone",
-    "dx 的主路径也乘了缩放因子 s，而它只属于低秩路径",
+    "dx 的基础路径也乘了缩放因子 s，而它只属于低秩路径",
     "Does α change what the frozen layer does?",
     "α 会改变冻结层的作用吗？",
 )
@@ -177,7 +177,7 @@ def scale_on_base_path(dy, x, A, B, W, keep, alpha, r, p):
 
 @fault(
     "dx lacks the base path, through the frozen W",
-    "dx 缺少经过冻结权重 W 的主路径",
+    "dx 缺少经过冻结权重 W 的基础路径",
     "W gets no gradient: does that keep the gradient from passing through it to x?",
     "W 没有梯度：这会阻止梯度经过它传到 x 吗？",
 )
@@ -197,7 +197,7 @@ def no_low_rank_path(dy, x, A, B, W, keep, alpha, r, p):
 
 @fault(
     "dx counts the base path twice",
-    "dx 把主路径计算了两次",
+    "dx 把基础路径计算了两次",
     "Both paths write to dx: which of them was in the array before the sum?",
     "两条路径都写入 dx：求和之前，数组里已经有了哪一条？",
 )
@@ -250,7 +250,7 @@ def no_mask_in_x(dy, x, A, B, W, keep, alpha, r, p):
 
 @fault(
     "dx has the dropout mask on the base path too, where only the low-rank path has dropout",
-    "dx 的主路径也乘了 dropout 掩码，而只有低秩路径带 dropout",
+    "dx 的基础路径也乘了 dropout 掩码，而只有低秩路径带 dropout",
     "Does the frozen layer see x before or after dropout?",
     "冻结层看到的是 dropout 之前还是之后的 x？",
 )
@@ -327,7 +327,7 @@ def product_of_sums(dy, x, A, B, W, keep, alpha, r, p):
 
 @fault(
     "dA takes dy back through the frozen W and A, where it goes back through B",
-    "dA 让 dy 经过冻结的 W 和 A 传回，而应当经过 B",
+    "dA 把 dy 经冻结的 W 和 A 反向传播，而应当经过 B",
     "Which matrix lies between the output of A and y?",
     "在 A 的输出与 y 之间的是哪个矩阵？",
 )
