@@ -72,6 +72,22 @@ def parser() -> Parser:
             sub.add_argument(option, **shared[option])
         return sub.add_argument
 
+    def tuning(add: Callable[..., Any]) -> None:
+        """How to fine-tune: what finetune and the runs of a sweep are told alike."""
+        add("--data", required=True, metavar="FILE", help="a text file, or 'builtin': Python's own source")
+        add("--targets", type=names, default="all-linear", metavar="A,B", help="layers to adapt (default all-linear)")
+        add("--alpha", type=float, default=16.0, metavar="X", help="the adapter is scaled by alpha/rank (default 16)")
+        add("--rslora", action="store_true", help="scale by alpha/sqrt(rank) instead")
+        add("--dropout", type=float, default=0.0, metavar="P", help="on the adapter's input (default 0)")
+        add("--lr", type=above_zero, default=8e-3, metavar="X", help="peak learning rate (default 8e-3)")
+        add("--steps", type=positive, default=100, metavar="N", help="(default 100)")
+        add("--batch", type=positive, default=16, metavar="N", help="windows in a batch (default 16)")
+        add("--length", type=positive, default=128, metavar="N", help="bytes in a window (default 128)")
+        add("--accumulate", type=positive, default=1, metavar="N", help="batches in a step (default 1)")
+        add("--evaluate-every", type=positive, default=50, metavar="N", help="steps (default 50)")
+        add("--patience", type=from_zero, default=0, metavar="N", help="stop after N evaluations in vain; 0: never")
+        add("--checkpoint-every", type=positive, default=50, metavar="N", help="steps (default 50)")
+
     add = command(
         demo,
         "minilora demo",
@@ -95,20 +111,21 @@ def parser() -> Parser:
         "adapter_config.json, adapter_model.safetensors, settings.json, history.json, checkpoint.safetensors",
         *("--base", "--out", "--resume", "--device", "--seed", "--shards"),
     )
-    add("--data", required=True, metavar="FILE", help="a text file, or 'builtin': Python's own source")
-    add("--targets", type=names, default="all-linear", metavar="A,B", help="layers to adapt (default all-linear)")
     add("--rank", type=int, default=8, metavar="N", help="(default 8)")
-    add("--alpha", type=float, default=16.0, metavar="X", help="the adapter is scaled by alpha/rank (default 16)")
-    add("--rslora", action="store_true", help="scale by alpha/sqrt(rank) instead")
-    add("--dropout", type=float, default=0.0, metavar="P", help="on the adapter's input (default 0)")
-    add("--lr", type=above_zero, default=8e-3, metavar="X", help="peak learning rate (default 8e-3)")
-    add("--steps", type=positive, default=100, metavar="N", help="(default 100)")
-    add("--batch", type=positive, default=16, metavar="N", help="windows in a batch (default 16)")
-    add("--length", type=positive, default=128, metavar="N", help="bytes in a window (default 128)")
-    add("--accumulate", type=positive, default=1, metavar="N", help="batches in a step (default 1)")
-    add("--evaluate-every", type=positive, default=50, metavar="N", help="steps (default 50)")
-    add("--patience", type=from_zero, default=0, metavar="N", help="stop after N evaluations without a best; 0: never")
-    add("--checkpoint-every", type=positive, default=50, metavar="N", help="steps (default 50)")
+    tuning(add)
+
+    add = command(
+        sweep,
+        "minilora sweep --ranks 1,2,4,8,16 --seeds 3 --jobs 2 --data builtin --out runs/sweep",
+        "sweep.json, sweep.png, and of each rank R and seed S, in rank-R/seed-S, what finetune makes",
+        *("--base", "--out", "--resume", "--device"),
+    )
+    same = "ranks to try, at the same alpha: each has the scale alpha/rank (with --rslora alpha/sqrt(rank))"
+    add("--ranks", type=ranks, required=True, metavar="N,N", help=same)
+    add("--seeds", type=positive, default=3, metavar="N", help="runs of each rank, seeds 0 to N-1 (default 3)")
+    add("--jobs", type=positive, default=2, metavar="N", help="runs at a time; changes no byte (default 2)")
+    add("--shards", type=positive, default=1, metavar="N", help="cut batches for N threads in each run (default 1)")
+    tuning(add)
 
     add = command(
         generate,
@@ -129,6 +146,40 @@ def parser() -> Parser:
     add = command(info, "minilora info runs/demo", "")
     add("folder", metavar="DIR", help="'builtin', or a folder with a model, an adapter or a run")
 
+    add = command(
+        rank,
+        "minilora rank builtin runs/merged --energy 0.9 --out runs/small --plot runs/small.png",
+        "adapter_config.json, adapter_model.safetensors",
+    )
+    add("folder", metavar="DIR", help="an adapter folder; or, with TUNED_DIR, the checkpoint before ('builtin')")
+    add("tuned", metavar="TUNED_DIR", nargs="?", help="the checkpoint after: any family, matrices are matched by name")
+    add("--base", metavar="DIR", help="the base of an adapter ('builtin'): to look at W too")
+    add("--compare", metavar="DIR", help="another adapter: how much of its directions is shared")
+    add("--rank", type=positive, metavar="N", help="write the best adapter of this rank to --out")
+    add("--energy", type=share, metavar="X", help="or of the least ranks that keep this share of ‖ΔW‖², such as 0.9")
+    add("--out", metavar="DIR", help="a new folder for that adapter")
+    add("--plot", metavar="FILE", help="NAME.png: figures NAME-energy.png, NAME-layers.png, ...")
+    add("--json", action="store_true", help="print the result as JSON")
+
+    add = command(count, "minilora count --model gpt3-175b --method lora --targets q_proj,v_proj --rank 4", "")
+    add("--model", default="builtin", metavar="NAME", help="a name, a config.json or its folder (default builtin)")
+    add("--method", metavar="NAME", help="lora (default), full, bitfit, ...: a wrong one lists them all")
+    add("--compare", type=words, metavar="A,B", help="several methods side by side: full,lora,qlora")
+    add("--targets", type=names, metavar="A,B", help="layers to adapt, lm_head and embed too (default: the method's)")
+    add("--rank", type=positive, default=8, metavar="N", help="or the width of a bottleneck (default 8)")
+    add("--virtual-tokens", type=positive, default=8, metavar="N", help="of prefix methods (default 8)")
+    add("--head", metavar="NAME", help="lm, classify or none (default: the family's usual one)")
+    add("--labels", type=positive, metavar="N", help="outputs of the head classify (default 2)")
+    add("--batch", type=positive, default=1, metavar="N", help="sequences (default 1)")
+    add("--tokens", type=positive, metavar="N", help="in a sequence (default 512, or what the model can)")
+    add("--dtype", metavar="NAME", help="of the base: float32 (default), float16, bfloat16, nf4, nf4-dq, float64")
+    add("--recompute", action="store_true", help="blocks keep their input alone, and run again for backward")
+    add("--json", action="store_true", help="print the result as JSON")
+    add("--plot", metavar="FILE", help="a bar chart of --compare: NAME.png")
+
+    add = command(audit, "minilora audit", "")
+    add("--json", action="store_true", help="print the rows as JSON")
+
     add = command(verify, "minilora verify --only attention", "", "--seed")
     add("--only", default="", metavar="NAME", help="what has NAME in its name")
     add("--json", action="store_true", help="print the result as JSON")
@@ -137,8 +188,16 @@ def parser() -> Parser:
     return top
 
 
-def names(words: str) -> str | list[str]:
-    return words if words == "all-linear" else [word.strip() for word in words.split(",") if word.strip()]
+def names(text: str) -> str | list[str]:
+    return text if text == "all-linear" else words(text)
+
+
+def words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def ranks(words: str) -> list[int]:
+    return [positive(word.strip()) for word in words.split(",")]
 
 
 def positive(word: str) -> int:
@@ -161,6 +220,12 @@ def above_zero(word: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{word!r} is not a number above 0")
     return number
+
+
+def share(word: str) -> float:
+    if above_zero(word) > 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a share above 0 and up to 1")
+    return float(word)
 
 
 def backend(options: argparse.Namespace) -> ModuleType:
@@ -208,6 +273,15 @@ def finetune(options: argparse.Namespace) -> None:
         print(f"step {step:>5}: {value:.3f} bits per byte, held out")
     print(f"written to {options.out}; now try")
     print(f"  minilora generate --base {options.base} --adapter {options.out} --prompt 'The '")
+
+
+def sweep(options: argparse.Namespace) -> None:
+    """Fine-tune at each of several ranks, with several seeds, and say which rank is enough."""
+    keep_freed_memory()
+    from . import sweep as job
+
+    words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads")}
+    job.show(job.sweep(backend=backend(options), **words), options.out)
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -259,6 +333,69 @@ def info(options: argparse.Namespace) -> None:
         raise FileNotFoundError(f"{folder} holds no model (config.json), adapter ({CONFIG}) or run ({SETTINGS})")
     for name, value in found.items():
         print(f"{name:<12} {value}")
+
+
+def rank(options: argparse.Namespace) -> None:
+    """What rank is enough: the singular values of an adapter, or of the difference of two checkpoints."""
+    import json
+
+    from .tasks.rank import show, study
+
+    words = {key: value for key, value in vars(options).items() if key not in ("run", "json", "threads")}
+    result = study(**words)
+    if options.json:
+        print(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        show(result)
+        if options.out:
+            print(f"written to {options.out}")
+
+
+def count(options: argparse.Namespace) -> None:
+    """What a method costs on a model: parameters, bytes and FLOPs, each with its formula."""
+    import json
+
+    from .accounting import architecture, to_dict
+    from .accounting import count as count_one
+    from .accounting.methods import TARGETED
+    from .accounting.report import show, show_side_by_side
+    from .checkpoint import write_whole
+    from .plots import cost_figure
+
+    if options.compare and options.method:
+        raise ValueError("--compare names the methods: leave --method out")
+    if options.plot and not options.compare:
+        raise ValueError("--plot draws several methods: say --compare full,lora,qlora")
+    methods = options.compare or [options.method or "lora"]
+    model = architecture(options.model, options.head, options.labels)
+    words = {"r": options.rank, "virtual_tokens": options.virtual_tokens, "batch": options.batch}
+    words |= {"tokens": options.tokens, "dtype": options.dtype, "recompute": options.recompute}
+    accounts = {}
+    for name in methods:  # of several, those that choose their layers get the targets; one alone must take them
+        targets = options.targets if name in TARGETED or not options.compare else None
+        accounts[name] = count_one(model, name, targets=targets, **words)
+    results = {name: to_dict(account) for name, account in accounts.items()}
+    if options.plot:
+        write_whole(Path(options.plot), cost_figure(results))
+    if options.json:
+        print(json.dumps(results if options.compare else results[methods[0]], indent=1, ensure_ascii=False))
+    elif options.compare:
+        show_side_by_side(accounts)
+    else:
+        show(accounts[methods[0]])
+
+
+def audit(options: argparse.Namespace) -> None:
+    """Papers' printed numbers against their own formulas: which follow, and why the others may not."""
+    import json
+
+    from .accounting.audit import rows, show
+
+    found = list(rows())
+    if options.json:
+        print(json.dumps([row.to_dict() for row in found], indent=1, ensure_ascii=False))
+    else:
+        show(found)
 
 
 def verify(options: argparse.Namespace) -> int:

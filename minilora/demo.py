@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,7 @@ from .peft import CONFIG, WEIGHTS, adapter_files
 from .plots import report_figure
 from .pretrained import BUILTIN, load_pretrained
 from .spectrum import effective_rank, energy, lora_singular_values, singular_values
+from .tables import numbers_right
 from .tasks.language_model import bits_per_byte, judge_english
 from .training import History, fit, loss_and_gradients
 from .transformer import Transformer
@@ -241,17 +243,10 @@ def search(out: str | Path, *, seed: int = 1, shards: int = 2, backend: ModuleTy
 def show(report: dict[str, Any], out: str | Path) -> None:
     """The report as tables, and what follows from it in words."""
     from rich.console import Console
-    from rich.table import Table
 
-    console = Console(highlight=False)
+    console, table = Console(highlight=False), partial(numbers_right, min_width=78)
     base, lora, full, rank = report["base"], report["lora"], report["full"], report["rank"]
     target, english = report["target"]["bits_per_byte"], base["english"]
-
-    def table(title: str, *columns: str) -> Table:
-        made = Table(*columns, title=title, title_justify="left", min_width=78)
-        for column in made.columns[1:]:
-            column.justify = "right"
-        return made
 
     rows = table("English it has not seen, bits per byte", "the base", "zlib", "lzma", "bigram")
     rows.columns[0].justify = "right"

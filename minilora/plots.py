@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+
+from .spectrum import mean_energy
 
 BASE, FULL, LORA = "#8a8a8a", "#1f5fa8", "#d9621d"
 
@@ -64,3 +69,243 @@ def spectrum_curves(ax: Any, report: dict[str, Any]) -> None:
     ax.set_ylim(0.03, 1.2)
     ax.set(title="Singular values of ΔW, mean over the layers", xlabel="index i", ylabel="σᵢ / σ₁ (log scale)")
     ax.legend(frameon=False)
+
+
+def sweep_figure(report: dict[str, Any], title: str) -> bytes:
+    """A PNG of a sweep: what the ranks gain on the base, and the same closer by, with the spread over seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 7.5), layout="constrained", dpi=110)
+    whole, close = figure.subplots(1, 2, width_ratios=[2, 3])
+    rows = [row for row in report["ranks"] if row["mean"] is not None]
+    best = next(row for row in rows if row["rank"] == report["best"])
+    for ax, name in ((whole, "Beside the base"), (close, "Closer by")):
+        rank_losses(ax, rows, report["pareto"])
+        ax.set_title(name, fontsize=18)
+        ax.set_xlabel("trained parameters (log scale)", fontsize=17)
+        ax.set_ylabel("bits per byte of validation text", fontsize=17)
+    line = whole.axhline(report["base_bits_per_byte"], color=BASE, ls="--", lw=2, label="base model, frozen")
+    if best["standard_error"] is not None:
+        close.axhspan(best["mean"], best["mean"] + best["standard_error"], color=LORA, alpha=0.15, lw=0,
+                      label="within one standard error of the best")  # fmt: skip
+    for row in rows:
+        weight = "bold" if row["rank"] == report["chosen"] else "normal"
+        close.annotate(f"r = {row['rank']}", (row["trainable"], row["mean"]), (12, 10), fontsize=18, weight=weight,
+                       textcoords="offset points")  # fmt: skip
+    whole.legend(handles=[line], frameon=False, fontsize=16)
+    close.legend(frameon=False, fontsize=16)
+    figure.suptitle(title, fontsize=22)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    return png.getvalue()
+
+
+def rank_losses(ax: Any, rows: list[dict[str, Any]], pareto: list[int]) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    seeds, label, errors = len(rows[0]["seeds"]), "one seed", None
+    sizes, means = [row["trainable"] for row in rows], [row["mean"] for row in rows]
+    frontier = [(row["trainable"], row["mean"]) for row in rows if row["rank"] in pareto]
+    ax.step(*zip(*frontier, strict=True), where="post", color=FULL, lw=2, label="Pareto frontier")
+    if seeds > 1:
+        each = [(row["trainable"], seed["bits_per_byte"]) for row in rows for seed in row["seeds"]]
+        ax.plot(*zip(*each, strict=True), "x", ms=9, color=BASE, label=label)
+        label, errors = f"mean of {seeds} seeds ± one standard error", [row["standard_error"] for row in rows]
+    ax.errorbar(sizes, means, errors, fmt="o", ms=9, lw=2.5, capsize=9, capthick=2.5, color=LORA, label=label)
+    ax.set_xscale("log")
+    ax.margins(0.16, 0.1)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.tick_params(labelsize=14)
+
+
+def rank_figures(result: dict[str, Any]) -> dict[str, bytes]:
+    """{question: PNG} of what `minilora rank` found: which questions depends on what it knows."""
+    figures = {"energy": energy_figure(result), "layers": layers_figure(result)}
+    if any("relative_norm" in row for row in result["layers"]):
+        figures["spectra"] = spectra_figure(result)
+    if "similarity" in result["summary"]:
+        figures["subspaces"] = subspaces_figure(result)
+    return figures
+
+
+TYPE = 17  # points: to be read from the back of a room
+
+
+def large_figure(title: str) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6.6), layout="constrained", dpi=110)
+    figure.suptitle(title, fontsize=TYPE + 4)
+    return figure
+
+
+def png_bytes(figure: Any) -> bytes:
+    for ax in figure.axes:
+        ax.tick_params(labelsize=TYPE - 2)
+        for label in (ax.title, ax.xaxis.label, ax.yaxis.label):
+            label.set_fontsize(TYPE)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    return png.getvalue()
+
+
+def blocks_and_kinds(result: dict[str, Any]) -> list[tuple[int | None, str]]:
+    """(3, "q_proj") for model.layers.3.self_attn.q_proj, for every layer; no block for what is outside of them.
+
+    The kind is the last name, or all that follows the block's number where two kinds have the same last name.
+    """
+    found: list[tuple[int | None, str]] = []
+    for row in result["layers"]:
+        parts = row["name"].split(".")
+        at = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+        found.append((None, row["name"]) if at is None else (int(parts[at]), ".".join(parts[at + 1 :])))
+    kinds = {kind for _, kind in found}
+    if len({kind.rpartition(".")[2] for kind in kinds}) < len(kinds):
+        return found
+    return [(block, kind.rpartition(".")[2]) for block, kind in found]
+
+
+def energy_figure(result: dict[str, Any]) -> bytes:
+    """What rank is enough: the energy that each rank keeps, a line for each kind of layer."""
+    total = result["summary"]
+    figure = large_figure(
+        f"Rank {total['rank_90']} keeps 90 % of the update's energy, rank {total['rank_99']} keeps 99 %"
+    )
+    ax = figure.subplots()
+    spectra: dict[str, list[np.ndarray]] = {}
+    for row, (_, kind) in zip(result["layers"], blocks_and_kinds(result), strict=True):
+        spectra.setdefault(kind, []).append(np.array(row["singular_values"]["update"]))
+    curves = {kind: mean_energy(sigmas) for kind, sigmas in spectra.items()}
+    for kind, kept in sorted(curves.items(), key=lambda curve: -curve[1][0]):
+        ax.plot(range(1, len(kept) + 1), 100 * kept, lw=2.5, label=kind)
+    kept = np.array(total["energy_kept"])
+    ax.plot(range(1, len(kept) + 1), 100 * kept, color="black", lw=4, label="mean of all")
+    ax.axhline(90, color=BASE, ls=":", lw=2)
+    ax.axvline(total["rank_90"], color=BASE, ls=":", lw=2)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set(xlabel="rank kept", ylabel="energy of ΔW kept (%)", ylim=(0, 103))
+    ax.legend(frameon=False, fontsize=TYPE - 2, loc="lower right")
+    return png_bytes(figure)
+
+
+def layers_figure(result: dict[str, Any]) -> bytes:
+    """Which layers use their rank: the effective rank as a map, blocks by kinds."""
+    where = blocks_and_kinds(result)
+    blocks = sorted({block for block, _ in where}, key=lambda block: (block is None, block))
+    kinds = list(dict.fromkeys(kind for _, kind in where))
+    grid = np.full((len(blocks), len(kinds)), np.nan)
+    for row, (block, kind) in zip(result["layers"], where, strict=True):
+        grid[blocks.index(block), kinds.index(kind)] = row["effective_rank"]
+    order = np.argsort(np.nanmean(grid, axis=0))
+    title = f"ΔW has an effective rank of {np.nanmin(grid):.1f} to {np.nanmax(grid):.1f}"
+    if len(kinds) > 1:
+        title += f":\nthe highest in {kinds[order[-1]]}, the lowest in {kinds[order[0]]}"
+    figure = large_figure(title)
+    ax = figure.subplots()
+    image = ax.imshow(grid, aspect="auto", cmap="Blues")
+    ax.set_xticks(range(len(kinds)), kinds, rotation=25, ha="right")
+    step = 1 + (len(blocks) - 1) // 12
+    ax.set_yticks(range(0, len(blocks), step), ["outside" if block is None else block for block in blocks[::step]])
+    ax.set(ylabel="block")
+    if step == 1:  # or the numbers would not fit
+        middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
+        for (i, j), value in np.ndenumerate(grid):
+            if np.isfinite(value):
+                color = "white" if value > middle else "black"
+                ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=TYPE, color=color)
+    figure.colorbar(image, ax=ax).set_label("effective rank of ΔW", labelpad=12)
+    return png_bytes(figure)
+
+
+def spectra_figure(result: dict[str, Any]) -> bytes:
+    """W before and after beside ΔW, in the layer that changed most."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    row = max(result["layers"], key=lambda row: row.get("relative_norm") or 0)
+    sigma = row["singular_values"]
+    update = sigma["update"][: row["numerical_rank"]]  # what comes after is rounding
+    figure = large_figure(
+        f"{row['name']}: ΔW is {100 * row['relative_norm']:.0f} % of W in size,\n"
+        f"and {row['rank_90']} of {min(row['shape'])} directions hold 90 % of its energy"
+    )
+    ax = figure.subplots()
+    for values, label, color, width in (
+        (sigma["before"], "W before", "#c8c8c8", 8),
+        (sigma["after"], "W after", FULL, 2.5),
+        (update, "ΔW", LORA, 4),
+    ):
+        ax.plot(range(1, len(values) + 1), values, color=color, lw=width, label=label)
+    ax.axvline(row["rank_90"], color=BASE, ls=":", lw=2)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylim(bottom=0.7 * min(update[-1], max(sigma["before"][-1], 1e-3 * sigma["before"][0])))
+    ax.set(xlabel="index i", ylabel="singular value σᵢ")
+    ax.legend(frameon=False, fontsize=TYPE)
+    return png_bytes(figure)
+
+
+def subspaces_figure(result: dict[str, Any]) -> bytes:
+    """φ(i, j) of two updates, mean over the layers, for the directions of the input and for those of the output."""
+    from matplotlib.ticker import MaxNLocator
+
+    grids = result["summary"]["similarity"]
+    figure = large_figure(
+        f"Two updates share their first input direction to φ = {grids['right'][0][0]:.2f}\n"
+        f"and their first output direction to φ = {grids['left'][0][0]:.2f}"
+    )
+    axes = figure.subplots(1, 2)
+    for ax, side, name in ((axes[0], "right", "input"), (axes[1], "left", "output")):
+        grid, random = (np.array(grids[key]) for key in (side, f"random_{side}"))
+        m, n = grid.shape
+        extent = (0.5, n + 0.5, 0.5, m + 0.5)
+        image = ax.imshow(grid, vmin=0, vmax=1, cmap="magma", origin="lower", extent=extent, aspect="auto")
+        ax.set_title(f"{name}: mean {grid.mean():.2f}, at random {random.mean():.2f}")
+        ax.set(xlabel="first j directions of the other", ylabel="first i directions of this one")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(image, ax=axes).set_label("φ(i, j): 1 contained, 0 orthogonal", labelpad=12)
+    return png_bytes(figure)
+
+
+def cost_figure(results: dict[str, dict[str, Any]]) -> bytes:
+    """A PNG of several methods on one model: where the bytes of a training step are, and its FLOPs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 1.9 + 0.7 * len(results)), layout="constrained", dpi=110)
+    bytes_ax, flops_ax = figure.subplots(1, 2, width_ratios=[3, 2], sharey=True)
+    first = next(iter(results.values()))
+    memory = {"weights": BASE, "gradients": FULL, "optimizer": "#7fb0e0", "activations": LORA}
+    bytes_of = {name: result["memory"] for name, result in results.items()}
+    stacked_bars(bytes_ax, bytes_of, memory, "memory", {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30})
+    steps, products = {name: result["flops"] for name, result in results.items()}, {"forward": BASE, "backward": FULL}
+    stacked_bars(flops_ax, steps, products, "matrix products", {"MFLOP": 1e6, "GFLOP": 1e9, "TFLOP": 1e12})
+    bytes_ax.invert_yaxis()  # the first method on top
+    about = f"{first['total']:,} parameters, batch {first['batch']} × {first['tokens']} tokens"
+    figure.suptitle(f"One training step of {first['model']}: {about}", fontsize=15)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    return png.getvalue()
+
+
+def stacked_bars(
+    ax: Any, rows: dict[str, dict[str, Any]], colors: dict[str, str], label: str, scales: Mapping[str, float]
+) -> None:
+    """A bar for each row, its parts side by side and their sum at its end, in a unit that keeps it above 1."""
+    totals = [sum(row[part] for part in colors) for row in rows.values()]
+    units = [name for name, size in scales.items() if size <= max(totals)]
+    unit = units[-1] if units else next(iter(scales))
+    left = [0.0] * len(rows)
+    for part, color in colors.items():
+        widths = [row[part] / scales[unit] for row in rows.values()]
+        bars = ax.barh(list(rows), widths, 0.7, left, color=color, label=part)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    ax.bar_label(bars, [f" {total:,.0f}" if total >= 100 else f" {total:.3g}" for total in left], fontsize=12)
+    ax.margins(x=0.15)
+    ax.tick_params(labelsize=12)
+    ax.set_xlabel(f"{label} ({unit})", fontsize=12)
+    ax.legend(frameon=False, ncols=len(colors), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=12)

@@ -1,12 +1,10 @@
 """Models in Hugging Face folders: config.json and model.safetensors, in and out. Llama-family for now.
 
-One table per family says how our paths are called there, so that a parameter, an adapter's tensor and a target
-all go through the same names.
+A parameter, an adapter's tensor and a target all go through the same names (names.py).
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +12,10 @@ from .accounting import count_parameters
 from .backend import Array
 from .checkpoint import load_tensors, read_json, tensors_to_bytes, to_json, weights_hash, write_folder
 from .lora import LoRALinear, MergedLinear
+from .names import hub_name
 from .transformer import Config, Transformer, llama
 
 BUILTIN = Path(__file__).parent / "data" / "builtin"
-
-LLAMA = [  # ours, theirs; {} is the number of the block
-    ("embed.token", "model.embed_tokens"),
-    ("block_{}.norm_1", "model.layers.{}.input_layernorm"),
-    ("block_{}.attention", "model.layers.{}.self_attn"),
-    ("block_{}.norm_2", "model.layers.{}.post_attention_layernorm"),
-    ("block_{}.mlp", "model.layers.{}.mlp"),
-    ("norm", "model.norm"),
-    ("lm_head", "lm_head"),
-]
 
 # What a Llama config.json may say, and the one value of each that is implemented.
 ONLY = {
@@ -39,14 +28,10 @@ ONLY = {
 
 
 def their_name(model: Transformer, path: str) -> str:
-    """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj. Raises ValueError for a family without a table."""
+    """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj. Raises ValueError for a family not supported yet."""
     if model.family != "llama":
         raise ValueError(f"Hugging Face's names are known for llama models, not yet for {model.family}")
-    for ours, theirs in LLAMA:
-        match = re.fullmatch(ours.replace(".", r"\.").replace("{}", r"(?P<block>\d+)") + r"(?P<rest>\..+)?", path)
-        if match:
-            return theirs.format(match.groupdict().get("block")) + (match["rest"] or "")
-    raise ValueError(f"{path} has no name in a Hugging Face llama model")
+    return hub_name(model.family, path)
 
 
 def load_pretrained(source: str | Path = "builtin", dtype: str = "float32") -> Transformer:

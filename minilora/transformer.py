@@ -5,6 +5,7 @@ Dims: B batch, T tokens, C width, H heads, G key/value heads, D head width, F hi
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -175,6 +176,30 @@ class PostNormBlock(Block):
         return dh + self.attention.backward(dh, cache.attention, grads)
 
 
+class Recomputed(Module):
+    """A block that keeps its input alone, and runs again when its backward comes: the cache of one block at a time,
+    for one more forward (Chen et al., 2016). What is trainable then decides what is learned.
+    """
+
+    def __init__(self, block: Module) -> None:
+        self.block = block
+
+    def children(self) -> dict[str, Module]:
+        return self.block.children()  # it adds nothing to a path
+
+    def replace(self, name: str, module: Module) -> None:
+        self.block.replace(name, module)
+
+    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, tuple[Array, Context]]:
+        replayed = context._replace(rng=copy.deepcopy(context.rng))  # dropout is to draw the same again
+        return self.block.forward(x, context)[0], (x, replayed)
+
+    def backward(self, dy: Array, cache: tuple[Array, Context], grads: Gradients) -> Any:
+        x, context = cache
+        _, cache = self.block.forward(x, context._replace(rng=copy.deepcopy(context.rng)))
+        return self.block.backward(dy, cache, grads)
+
+
 class Embeddings(Module):
     """y = norm(token[ids] + position[0..T-1] + segment[segments]); a family may lack all but the first."""
 
@@ -240,6 +265,13 @@ class Transformer(Chain):
         if context.segments is not None:
             context = context._replace(segments=xp.asarray(context.segments))
         return super().forward(xp.asarray(ids), context)
+
+
+def recompute(model: Transformer) -> None:
+    """Have every block keep its input alone, and compute the rest again for its backward."""
+    for name, layer in model.layers.items():
+        if isinstance(layer, Block):
+            model.layers[name] = Recomputed(layer)
 
 
 def check_ids(ids: Any, config: Config) -> None:

@@ -27,7 +27,7 @@ from minilora.pretrained import save_pretrained
 from minilora.tasks import language_model
 from minilora.transformer import Config, llama
 
-COMMANDS = ["demo", "pretrain", "finetune", "generate", "merge", "info", "verify"]
+COMMANDS = ["demo", "pretrain", "finetune", "sweep", "generate", "merge", "info", "rank", "count", "audit", "verify"]
 SMALL: dict[str, Any] = {
     "vocab": 256, "layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "hidden": 24, "context": 32,
 }  # fmt: skip

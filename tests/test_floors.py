@@ -13,9 +13,9 @@ FLOORS = [
     {"ops"},
     {"modules"},
     {"transformer", "lora", "optim"},
-    {"checkpoint", "text", "plots", "accounting", "spectrum", "verify"},
+    {"checkpoint", "text", "plots", "accounting", "spectrum", "verify", "names", "tables"},
     {"training", "generation", "peft", "pretrained"},
-    {"demo", "tasks"},
+    {"demo", "sweep", "tasks"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,14 +1,23 @@
-"""Parameters and bytes: what is counted, beside what the formula says."""
+"""A live model: what is there, counted, and the model laid out as what the formulas count."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
-from .backend import Array
-from .lora import LoRALinear
-from .modules import Gradients, Module
-from .optim import Optimizer
+import numpy as np
+
+from ..backend import Array
+from ..lora import LoRALinear
+from ..modules import Gradients, Module
+from ..optim import Optimizer
+from ..transformer import Transformer
+from .architecture import Architecture, Linear
+from .methods import Insert, Kept, Plan, lora
+from .named import architecture
+
+# ---- what is there ----
 
 
 def count_parameters(model: Module) -> dict[str, int]:
@@ -55,3 +64,102 @@ def owner_of(array: Array) -> Array:
     while hasattr(array.base, "base"):  # bytes read from a file end the chain
         array = array.base
     return array
+
+
+# ---- what the formulas make of it ----
+
+
+def describe(model: Transformer, *, dropout: bool = False) -> tuple[Architecture, Plan]:
+    """The architecture of a live model, and as a plan what is trainable in it now: ledger(*describe(model), B, T) has
+    the bytes of its cache, flops(...) the products of its steps. `dropout`: forward is given a generator.
+    """
+    made = replace(laid_out(model), name=f"this {model.family}")
+    trained = frozenset(path for path, parameter in model.named_parameters().items() if parameter.trainable)
+    linears = {layer.path: layer for layer in made.linears()}
+    inserts = [
+        insert_of(module, linears[path], dropout)
+        for path, module in model.named_modules()
+        if isinstance(module, LoRALinear)
+    ]
+    return made, Plan("this", "what is trainable", trained & set(made.tensors()), tuple(inserts))
+
+
+def laid_out(model: Transformer) -> Architecture:
+    c = model.config
+    shared = {
+        "vocab_size": c.vocab,
+        "hidden_size": c.width,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads,
+        "intermediate_size": c.hidden,
+        "max_position_embeddings": c.context,
+        "tie_word_embeddings": c.tied,
+    }
+    if model.family == "gpt2":
+        sizes = {"n_embd": c.width, "n_layer": c.layers, "n_head": c.heads, "n_inner": c.hidden}
+        return architecture({"model_type": "gpt2", **shared, **sizes, "n_positions": c.context})
+    if model.family == "bert":
+        return architecture({"model_type": "bert", **shared, "type_vocab_size": c.segments}, head="plain")
+    return architecture({"model_type": "llama", **shared})
+
+
+def insert_of(adapter: LoRALinear, layer: Linear, dropout: bool) -> Insert:
+    """What lora() says, less what a frozen A or B does not need; dropout keeps a mask, and an x of the layer's own."""
+    made, r, n_in, n_out = lora(layer, adapter.r), adapter.r, layer.n_in, layer.n_out
+    learns = {"x": adapter.lora_A.trainable, "h": adapter.lora_B.trainable}
+    kept = [entry for entry in made.kept if learns[entry.what]]
+    if dropout and adapter.dropout:
+        mask = Kept("keep", n_in, "to drop the same of dx")
+        kept = [mask, *(e._replace(what="x, dropped") if e.what == "x" else e for e in kept)]
+    trained = {name: shape for name, shape in made.trained.items() if learns["x" if "lora_A" in name else "h"]}
+    frozen = {name: shape for name, shape in made.trained.items() if name not in trained}
+    backward = 2 * r * (n_in + n_out) + 2 * r * (n_in * learns["x"] + n_out * learns["h"])
+    return replace(made, trained=trained, frozen=frozen, kept=kept, backward=backward)
+
+
+class CountedArray(np.ndarray):
+    """An array that counts the FLOPs of its matrix products; what is made of it counts too."""
+
+    products = 0
+    sums = 0
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
+        if out:
+            options["out"] = tuple(map(plain, out))
+        y = getattr(ufunc, method)(*map(plain, inputs), **options)
+        if ufunc is np.matmul:
+            # the only products with a plain array are those with a vector of constants, which an op makes to add rows
+            kind = "products" if all(isinstance(x, CountedArray) for x in inputs) else "sums"
+            setattr(CountedArray, kind, getattr(CountedArray, kind) + 2 * inputs[0].shape[-1] * y.size)
+        return out[0] if out else counted(y)
+
+    def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
+        y = super().__array_function__(function, types, arguments, options)
+        if function is np.einsum:
+            CountedArray.sums += 2 * arguments[1].size  # "...c,...c->...": a product and an addition for each number
+        return counted(y)
+
+
+def plain(x: Any) -> Any:
+    return x.view(np.ndarray) if isinstance(x, CountedArray) else x
+
+
+def counted(y: Any) -> Any:
+    if isinstance(y, tuple | list):
+        return type(y)(map(counted, y))
+    return y.view(CountedArray) if isinstance(y, np.ndarray) else y
+
+
+def executed_flops(model: Module, run: Callable[[], Any]) -> dict[str, int]:
+    """FLOPs of the matrix products while `run` uses `model` on the CPU: "products", and "sums" written as products."""
+    parameters = list(model.named_parameters().values())
+    CountedArray.products = CountedArray.sums = 0
+    for parameter in parameters:
+        parameter.data = parameter.data.view(CountedArray)
+    try:
+        run()
+    finally:
+        for parameter in parameters:
+            parameter.data = plain(parameter.data)
+    return {"products": CountedArray.products, "sums": CountedArray.sums}

@@ -19,7 +19,7 @@ from .. import ops
 from ..backend import Array, get_array_module
 from ..lora import LoRALinear, MergedLinear, attach_lora
 from ..modules import Context, Gradients, Module, Parameter
-from ..transformer import Config, New, Transformer, bert, gpt2, llama
+from ..transformer import Config, New, Recomputed, Transformer, bert, gpt2, llama
 from .check import Report, check_gradient, check_model
 
 Rng = np.random.Generator
@@ -369,6 +369,7 @@ MODULES: dict[str, Callable[[New], Module]] = {
     "PreNormBlock of gpt2": block(gpt2),
     "PreNormBlock of llama": block(llama),
     "PostNormBlock of bert": block(bert),
+    "Recomputed block of llama": lambda new: Recomputed(block(llama)(new)),
 }
 ADAPTERS: dict[str, Callable[[New], LoRALinear]] = {
     "LoRALinear": adapter(),

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import ops
+from ..tables import wide_console
 from .cases import OPS, at_every_size
 from .mutants import edits
-from .suite import wide_console
 
 # (the function, what is written where the edit is): why no check can tell the edit from the original
 EQUIVALENT = {

@@ -16,6 +16,7 @@ from ..backend import Array
 from ..lora import LoRALinear, attach_lora, merge
 from ..modules import Context, Gradients
 from ..optim import SGD
+from ..tables import wide_console
 from ..transformer import Config, New
 from .cases import CHECKS, FAMILIES, THETA, Rng, adapter, model, pad, shaken
 
@@ -229,15 +230,6 @@ def show(result: dict[str, Any]) -> None:
             console.print(table)
     bad, counts = wrong(result), f"{len(tensors)} tensors and {len(result['laws'])} laws, {result['seconds']:.1f} s"
     console.print(f"WRONG: {', '.join(bad)} ({counts})" if bad else f"all is right: {counts}", soft_wrap=True)
-
-
-def wide_console() -> Any:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 120  # or a file would get the width of a narrow terminal
-    return console
 
 
 def number(value: float | None) -> str:

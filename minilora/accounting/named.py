@@ -1,0 +1,134 @@
+"""Architectures by name, or from a config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ..checkpoint import read_json
+from .architecture import Architecture
+from .families import bert, deberta, gpt2, llama, t5, vit
+
+BUILTIN = Path(__file__).parent.parent / "data" / "builtin"
+
+Builder: TypeAlias = Callable[[Mapping[str, Any], str, int], Architecture]
+BUILDERS: dict[str, tuple[Builder, list[str]]] = {  # and the heads it knows, the usual one first
+    "gpt2": (gpt2, ["lm", "classify", "none"]),
+    "llama": (llama, ["lm", "classify", "none"]),
+    "mistral": (llama, ["lm", "classify", "none"]),
+    "qwen2": (llama, ["lm", "classify", "none"]),
+    "bert": (bert, ["none", "classify", "lm", "plain"]),
+    "roberta": (bert, ["none", "classify", "lm"]),
+    "deberta-v2": (deberta, ["none", "classify"]),
+    "vit": (vit, ["classify", "none"]),
+    "t5": (t5, ["lm", "none"]),
+}
+
+
+def gpt2_sizes(width: int, layers: int, heads: int, **rest: Any) -> dict[str, Any]:
+    usual = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
+    return usual | {"n_embd": width, "n_layer": layers, "n_head": heads, **rest}
+
+
+def bert_sizes(width: int, layers: int, heads: int, **rest: Any) -> dict[str, Any]:
+    usual = {"model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2}
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return usual | sizes | {"intermediate_size": 4 * width, **rest}
+
+
+def llama_sizes(width: int, layers: int, heads: int, kv_heads: int, hidden: int, **rest: Any) -> dict[str, Any]:
+    usual = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 4096}
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return usual | sizes | {"num_key_value_heads": kv_heads, "intermediate_size": hidden, **rest}
+
+
+ROBERTA = {"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+LLAMA_3 = {"vocab_size": 128256, "max_position_embeddings": 131072}
+NAMED: dict[str, dict[str, Any]] = {
+    "gpt2": gpt2_sizes(768, 12, 12),
+    "gpt2-medium": gpt2_sizes(1024, 24, 16),
+    "gpt2-large": gpt2_sizes(1280, 36, 20),
+    "gpt2-xl": gpt2_sizes(1600, 48, 25),
+    # Brown et al. (2020), table 2.1; q, k and v apart, as the LoRA paper adapts them
+    "gpt3-175b": gpt2_sizes(12288, 96, 96, n_positions=2048, fused=False),
+    "bert-base": bert_sizes(768, 12, 12),
+    "bert-large": bert_sizes(1024, 24, 16),
+    "roberta-base": bert_sizes(768, 12, 12, **ROBERTA),
+    "roberta-large": bert_sizes(1024, 24, 16, **ROBERTA),
+    "deberta-v2-xxlarge": bert_sizes(
+        1536, 48, 24, model_type="deberta-v2", vocab_size=128100, type_vocab_size=0, relative_attention=True,
+        position_buckets=256, norm_rel_ebd="layer_norm", share_att_key=True, pos_att_type="p2c|c2p",
+        conv_kernel_size=3, position_biased_input=False,
+    ),
+    "t5-base": {
+        "model_type": "t5", "d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12,
+        "vocab_size": 32128, "relative_attention_num_buckets": 32,
+    },
+    "vit-base": {
+        "model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "intermediate_size": 3072, "image_size": 224, "patch_size": 16, "num_channels": 3, "num_labels": 1000,
+    },
+    "llama-2-7b": llama_sizes(4096, 32, 32, 32, 11008),
+    "llama-2-13b": llama_sizes(5120, 40, 40, 40, 13824),
+    "llama-2-70b": llama_sizes(8192, 80, 64, 8, 28672),
+    "llama-3.1-8b": llama_sizes(4096, 32, 32, 8, 14336, **LLAMA_3),
+    "llama-3.1-70b": llama_sizes(8192, 80, 64, 8, 28672, **LLAMA_3),
+    "mistral-7b": llama_sizes(4096, 32, 32, 8, 14336, model_type="mistral", max_position_embeddings=32768),
+    "smollm2-135m": llama_sizes(
+        576, 30, 9, 3, 1536, vocab_size=49152, max_position_embeddings=8192, tie_word_embeddings=True
+    ),
+    "builtin": {},  # read from its folder
+}  # fmt: skip
+
+PRINTED = {  # another total than ours, or a rounder one, and where it stands
+    "gpt3-175b": ("175,255.8M", "Hu et al. (2021), table 4; 175B in Brown et al. (2020)"),
+    "gpt2-medium": ("354.92M", "Hu et al. (2021), table 3"),
+    "gpt2-large": ("774.03M", "Hu et al. (2021), table 3"),
+}
+
+
+def architecture(
+    source: str | Path | Mapping[str, Any], head: str | None = None, labels: int | None = None
+) -> Architecture:
+    """A name in NAMED, a config.json or the folder that holds one, or what such a file says.
+
+    `head`: "lm", "classify" (with `labels` outputs, or as many as the config says, or 2) or "none"; a family has its
+    own usual one. Raises FileNotFoundError for a name or file that is not there; ValueError for a family, a head or a
+    feature that is not known, and for a config that lacks something.
+    """
+    name, config = read(source)
+    family = config.get("model_type", "")
+    if family not in BUILDERS:
+        raise ValueError(f"{name}: family {family!r} is not known; there are {', '.join(BUILDERS)}")
+    builder, heads = BUILDERS[family]
+    head = head or heads[0]
+    if head not in heads:
+        raise ValueError(f"{name}: a {family} has the heads {', '.join(heads)}, not {head!r}")
+    if labels is not None and (head != "classify" or labels < 1):
+        raise ValueError(f"labels = {labels} needs the head 'classify', and at least one")
+    labels = labels or config.get("num_labels") or len(config.get("id2label") or {}) or 2
+    try:
+        return replace(builder(config, head, labels), name=name)
+    except KeyError as error:
+        raise ValueError(f"{name}: the config lacks {error}") from None
+    except (TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{name}: the config holds something that is no number: {error}") from None
+
+
+def read(source: str | Path | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """A name for it, and what its config.json says."""
+    if isinstance(source, Mapping):
+        return str(source.get("model_type", "config")), source
+    if source == "builtin":
+        return "builtin", read_json(BUILTIN / "config.json")
+    if str(source) in NAMED:
+        return str(source), NAMED[str(source)]
+    path = Path(source)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no model is called {str(source)!r} and no such file is there; names: {', '.join(NAMED)}"
+        )
+    return str(source), read_json(path)

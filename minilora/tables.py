@@ -1,0 +1,25 @@
+"""Tables in a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def wide_console(width: int = 120) -> Any:
+    """A rich Console that takes text as it is. Into a file it writes lines of `width`, not of a narrow terminal."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = width
+    return console
+
+
+def numbers_right(title: str, *columns: str, **options: Any) -> Any:
+    """A rich Table whose columns after the first are numbers."""
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left", **options)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table

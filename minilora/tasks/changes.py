@@ -1,0 +1,181 @@
+"""What training changed, weight by weight: from an adapter folder, or from two checkpoints of any family."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..checkpoint import load_tensors, read_json
+from ..peft import CONFIG, WEIGHTS, pattern, read_adapter
+from ..pretrained import BUILTIN, base_hash, load_pretrained
+from ..spectrum import SVD, lora_svd, numerical_rank, svd
+
+TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PREFIX, SIDES = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
+
+
+class Change(NamedTuple):
+    """One weight's change: W (out, in) before and after, or A (r, in), B (out, r) and s of ΔW = s B A, or all five.
+
+    They are kept as they were stored; what is computed from them is float64.
+    """
+
+    before: np.ndarray | None
+    after: np.ndarray | None
+    lora: tuple[np.ndarray, np.ndarray, float] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        if self.lora:
+            A, B, _ = self.lora
+            return len(B), A.shape[1]
+        assert self.after is not None
+        return self.after.shape
+
+    def full_rank(self) -> int:
+        """The rank that ΔW can have at most."""
+        n_out, n_in = self.shape
+        return min(n_out, n_in, len(self.lora[0])) if self.lora else min(n_out, n_in)
+
+    def update(self) -> SVD:
+        """U Σ Vᵀ of ΔW; of an adapter, without forming ΔW."""
+        if self.lora:
+            A, B, s = self.lora
+            return lora_svd(A.astype(float), B.astype(float), s)
+        return svd(self.delta())
+
+    def delta(self) -> np.ndarray:
+        """ΔW (out, in) of two checkpoints."""
+        assert self.before is not None
+        assert self.after is not None
+        return self.after.astype(float) - self.before
+
+    def error(self, A: np.ndarray, B: np.ndarray) -> float:
+        """‖ΔW - B A‖. Two adapters differ by an adapter of both their ranks, so that ΔW is not formed here either."""
+        if self.lora:
+            A_0, B_0, s = self.lora
+            apart = lora_svd(np.vstack([A_0, A]).astype(float), np.hstack([s * B_0.astype(float), -B]), 1).sigma
+        else:
+            apart = self.delta() - B.astype(float) @ A
+        return float(np.linalg.norm(apart))
+
+    def numerical_rank(self, sigma: np.ndarray) -> int:
+        """By the ε of the dtype in which the weights are stored, float32 at least: half precision would drown all."""
+        stored = self.lora[0] if self.lora else self.after
+        assert stored is not None
+        return numerical_rank(sigma.astype(np.promote_types(stored.dtype, np.float32)), self.shape)
+
+
+class Changes(NamedTuple):
+    layers: dict[str, Change]  # whose ΔW is not 0, by the name of the module: model.layers.0.self_attn.q_proj
+    unchanged: list[str]  # whose ΔW is 0
+    others: dict[str, str]  # {a tensor that is not a matrix in both: what happened to it}
+
+
+def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Changes:
+    """ΔW = s B A of every layer of an adapter, with W before and after where `base`, a checkpoint, has it.
+
+    Raises FileNotFoundError for a missing file; ValueError for a feature that read_adapter does not know, for tensors
+    that do not fit each other, the config or the base, and for an adapter whose ΔW is 0 everywhere.
+    """
+    folder = Path(folder)
+    config, tensors, metadata = read_adapter(folder)
+    check_finite(tensors, folder)
+    weights = {} if base is None else read_checkpoint(base)
+    expected = metadata.get("base_sha256")
+    if base is not None and expected and expected != base_hash(load_pretrained(base)):
+        raise ValueError(f"{folder} was made for another base: the weights of {base} are not those it names")
+    layers, unchanged = {}, []
+    for name in sorted({module_of(tensor, folder) for tensor in tensors}, key=natural):
+        A, B = (tensors.get(PREFIX + name + side) for side in SIDES)
+        r = pattern(config.get("rank_pattern"), name, config["r"])
+        alpha = pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
+        if A is None or B is None or A.ndim != 2 or B.ndim != 2 or not 0 < len(A) == B.shape[1] == r:
+            found = " and ".join(str(x.shape) for x in (A, B) if x is not None)
+            raise ValueError(f"{folder / WEIGHTS}: {name} needs lora_A ({r}, in) and lora_B (out, {r}), not {found}")
+        if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha):
+            raise ValueError(f"{folder / CONFIG}: the alpha of {name}, {alpha!r}, is not a number")
+        s = float(alpha) / (math.sqrt(r) if config.get("use_rslora") else r)
+        before = weights.get(f"{name}.weight")
+        if before is not None and before.shape != (len(B), A.shape[1]):
+            raise ValueError(f"{name} is {before.shape} in {base}, and the adapter is for {(len(B), A.shape[1])}")
+        after = None if before is None else before + s * B.astype(float) @ A
+        if s and A.any() and B.any():
+            layers[name] = Change(before, after, (A, B, s))
+        else:
+            unchanged.append(name)
+    if not layers:
+        raise ValueError(f"ΔW = 0 in every layer of {folder}: an adapter that was not trained has no spectrum")
+    if base is not None and all(change.before is None for change in layers.values()):
+        raise ValueError(f"{base} has none of the layers of {folder}: it is not its base")
+    return Changes(layers, unchanged, {})
+
+
+def module_of(tensor: str, folder: Path) -> str:
+    for side in SIDES:
+        if tensor.startswith(PREFIX) and tensor.endswith(side):
+            return tensor.removeprefix(PREFIX).removesuffix(side)
+    raise ValueError(f"{folder / WEIGHTS} holds {tensor}, which is no lora_A or lora_B of a linear layer")
+
+
+def checkpoint_changes(base: str | Path, tuned: str | Path) -> Changes:
+    """ΔW of every matrix (two dimensions, floating point) of the same name and shape in both, and what else differs.
+
+    Raises FileNotFoundError for a missing file; ValueError for numbers that are not finite, for checkpoints without
+    such a matrix, and for those whose matrices are all equal.
+    """
+    old, new = read_checkpoint(base), read_checkpoint(tuned)
+    layers, unchanged, others = {}, [], {}
+    for name in sorted(old.keys() | new.keys(), key=natural):
+        before, after = old.get(name), new.get(name)
+        if before is None or after is None:
+            others[name] = f"only in {tuned if before is None else base}"
+        elif before.shape != after.shape:
+            others[name] = f"{before.shape} became {after.shape}"
+        elif before.ndim != 2 or before.dtype.kind != "f":
+            if not np.array_equal(before, after):
+                others[name] = "changed"
+        elif np.array_equal(before, after):
+            unchanged.append(name.removesuffix(".weight"))
+        else:
+            layers[name.removesuffix(".weight")] = Change(before, after)
+    if not layers and not unchanged:
+        raise ValueError(f"{base} and {tuned} have no weight matrix of the same name and shape in common")
+    if not layers:
+        also = f"; what differs is no matrix: {', '.join(others)}" if others else ""
+        raise ValueError(f"ΔW = 0: the {len(unchanged)} matrices of {base} and {tuned} are equal{also}")
+    return Changes(layers, unchanged, others)
+
+
+def read_checkpoint(folder: str | Path) -> dict[str, np.ndarray]:
+    """Every tensor of a model folder (or 'builtin'), from one file or from the shards that its index names."""
+    path = BUILTIN if folder == "builtin" else Path(folder)
+    if (path / TENSORS).is_file():
+        files = {TENSORS}
+    elif (path / INDEX).is_file():
+        weight_map = read_json(path / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{path / INDEX} has no weight_map from tensors to files")
+        files = {str(file) for file in weight_map.values()}
+    else:
+        raise FileNotFoundError(f"{folder} holds no {TENSORS} and no {INDEX}: it is not a checkpoint")
+    tensors: dict[str, np.ndarray] = {}
+    for file in sorted(files):
+        tensors |= load_tensors(path / file)[0]
+    check_finite(tensors, path)
+    return tensors
+
+
+def check_finite(tensors: dict[str, np.ndarray], folder: Path) -> None:
+    for name, data in tensors.items():
+        if not np.isfinite(data).all():
+            raise ValueError(f"{folder}: {name} holds numbers that are not finite")
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts block 10 after block 9."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]

@@ -1,0 +1,589 @@
+"""Parameters, bytes and FLOPs: the formulas against live models, against each other, and against other libraries."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minilora
+from minilora import accounting, ops
+from minilora.accounting import Account, architecture, count, describe, executed_flops, ledger
+from minilora.accounting.audit import Row, rows
+from minilora.accounting.count import GROUPS
+from minilora.accounting.live import counted
+from minilora.accounting.memory import DTYPES, peft_name
+from minilora.accounting.named import BUILDERS, NAMED, PRINTED, read
+from minilora.cli import main
+from minilora.modules import Context, Gradients
+from minilora.optim import SGD, AdamW
+from minilora.text import Batch
+from minilora.training import loss_and_gradients
+from minilora.transformer import Config, recompute
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 40, "max_position_embeddings": 32,
+}  # fmt: skip
+
+
+# ---- a live model: what is predicted is what is there ----
+
+
+@st.composite
+def setups(draw) -> dict[str, Any]:
+    """A small model of any family, what of it learns, and a batch."""
+    family = draw(st.sampled_from(["gpt2", "llama", "bert"]))
+    heads, kv_heads = draw(st.sampled_from([(1, 1), (4, 4), (4, 2)] if family == "llama" else [(1, 1), (4, 4)]))
+    fused = family == "gpt2"
+    targets = draw(
+        st.sampled_from(
+            [None, "all-linear", ["down_proj"], ["up_proj", "lm_head"], ["qkv_proj"] if fused else ["q_proj", "v_proj"]]
+        )
+    )
+    train = draw(st.sampled_from([(), ("norm",), ("embed",)] + ([] if family == "llama" else [("bias",)])))
+    return {
+        "family": family,
+        "config": Config(vocab=31, layers=2, width=24, heads=heads, kv_heads=kv_heads, hidden=draw(st.integers(5, 9)),
+                         context=16, tied=draw(st.booleans()), dtype=draw(st.sampled_from(["float32", "float64"]))),
+        "lora": targets and {"targets": targets, "r": draw(st.integers(1, 4)), "train": train,
+                             "dropout": draw(st.sampled_from([0.0, 0.3]))},
+        "frozen": draw(st.sampled_from(["", "lora_A", "lora_B"])),
+        "shape": (draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 5, 7]))),
+    }  # fmt: skip
+
+
+def build(setup: dict[str, Any]) -> minilora.transformer.Transformer:
+    rng = np.random.default_rng(0)
+    model = getattr(minilora, setup["family"])(setup["config"], rng)
+    if setup["lora"]:
+        minilora.attach_lora(model, rng=rng, alpha=5, **setup["lora"])
+        for path, parameter in model.named_parameters().items():
+            if setup["frozen"] and path.endswith(setup["frozen"]):
+                parameter.trainable = False
+    return model
+
+
+@settings(deadline=None, max_examples=60)
+@given(setups())
+def test_the_ledger_has_the_bytes_of_the_cache_and_the_formulas_the_flops_of_a_step(setup):
+    model, (B, T), dtype = build(setup), setup["shape"], setup["config"].dtype
+    rng = np.random.default_rng(1)
+    context, ids = Context(rng=np.random.default_rng(2)), rng.integers(0, 31, setup["shape"])
+    laid_out = describe(model, dropout=True)
+    held: dict[str, Any] = {}
+
+    forward = executed_flops(model, lambda: held.update(y=model.forward(ids, context)))
+    logits, cache = held["y"]
+    assert accounting.nbytes(cache) == sum(entry.nbytes for entry in ledger(*laid_out, B, T, dtype, loss=False))
+
+    grads = Gradients()
+    dlogits = counted(rng.standard_normal(logits.shape).astype(dtype))
+    backward = executed_flops(model, lambda: model.backward(dlogits, cache, grads))
+    predicted = [{"products": p.products, "sums": p.sums} for p in accounting.flops(*laid_out, B, T)]
+    assert [forward, backward] == predicted
+    assert forward["products"] > 0
+
+    account = Account(*laid_out, B, T, dtype, recompute=False)
+    optimizer = AdamW(model.trainable_parameters())
+    actual = accounting.memory(model, cache, grads, optimizer)
+    memory = account.memory()
+    assert {key: memory[key] for key in ("weights", "gradients", "optimizer")} == {
+        key: actual[key] for key in ("weights", "gradients", "optimizer")
+    }
+    counts = accounting.count_parameters(model)
+    assert (account.total, account.trainable) == (counts["total"], counts["trainable"])
+
+
+@pytest.mark.parametrize("lora", [None, {"targets": "all-linear", "r": 3}, {"targets": ["down_proj"], "r": 2}])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
+def test_recomputed_blocks_give_the_same_gradients_for_the_bytes_and_flops_that_are_predicted(family, lora, rng):
+    config = Config(vocab=31, layers=3, width=24, heads=4, hidden=20, context=16)
+    model = build({"family": family, "config": config, "lora": lora and {**lora, "dropout": 0.2}, "frozen": ""})
+    ids, context = rng.integers(0, 31, (2, 5)), Context(rng=np.random.default_rng(7))
+    logits, cache = model.forward(ids, copy.deepcopy(context))
+    dlogits, grads, again = rng.standard_normal(logits.shape).astype("f4"), Gradients(), Gradients()
+    model.backward(dlogits, cache, grads)
+
+    recompute(model)
+    held: dict[str, Any] = {}
+    laid_out = describe(model, dropout=True)
+    executed_flops(model, lambda: held.update(y=model.forward(ids, copy.deepcopy(context))))
+    cache = held["y"][1]
+    backward = executed_flops(model, lambda: model.backward(counted(dlogits), cache, again))
+    assert set(grads) == set(again)
+    assert all(np.array_equal(grads[p], np.asarray(again[p])) for p in grads)
+    _, predicted = accounting.flops(*laid_out, 2, 5, recompute=True)
+    assert backward == {"products": predicted.products, "sums": predicted.sums}
+
+    layers = list(model.layers.values())[-len(cache) :]
+    sizes = [
+        accounting.nbytes([cache, layer.block.forward(*kept)[1]])
+        for layer, kept in zip(layers, cache, strict=True)
+        if isinstance(layer, minilora.transformer.Recomputed)
+    ]
+    entries = ledger(*laid_out, 2, 5, recompute=True, loss=False)
+    assert max(sizes) == sum(entry.nbytes for entry in entries) < sum(e.nbytes for e in ledger(*laid_out, 2, 5))
+
+
+def test_the_ledger_has_the_bytes_of_what_the_loss_keeps(rng):
+    model = build({"family": "llama", "config": Config(vocab=31, layers=1, width=8, heads=2, context=9), "lora": None})
+    ids = rng.integers(0, 31, (3, 4))
+    _, cache = ops.cross_entropy_forward(model.forward(ids)[0], ids)
+    kept = [entry.nbytes for entry in ledger(*describe(model), 3, 4) if entry.layer == "loss"]
+    assert accounting.nbytes(cache) == sum(kept)
+
+
+def test_what_is_frozen_keeps_nothing_and_a_frozen_A_keeps_no_input():
+    def what(method: str) -> set[str]:
+        return {entry.what for entry in count(LLAMA, method, targets=TARGETS.get(method), tokens=5).ledger()}
+
+    TARGETS = {"lora": "all-linear", "lora-fa": "all-linear"}
+    assert "x" in what("full") & what("lora")
+    assert "x" not in what("lora-fa")
+    assert "h" in what("lora") & what("lora-fa")
+    model = build({"family": "bert", "config": Config(vocab=31, layers=1, width=8, heads=2), "lora": None})
+    model.freeze()
+    assert ledger(*describe(model), 3, 4) == []
+
+
+# ---- what is there, counted ----
+
+
+def small(rng, **words):
+    made = minilora.llama(
+        minilora.Config(vocab=32, layers=2, width=16, heads=4, kv_heads=2, hidden=24, context=16), rng
+    )
+    if words:
+        minilora.attach_lora(made, rng=rng, **words)
+    return made
+
+
+@pytest.mark.parametrize("words", [{"targets": "all-linear", "r": 3}, {"targets": {"q_proj": 2, "lm_head": 4}}])
+def test_the_formula_counts_what_the_model_holds(rng, words):
+    adapted = small(rng, **words)
+    counted = accounting.count_parameters(adapted)
+    assert counted["trainable"] == accounting.lora_parameters(adapted)
+    assert counted["total"] == accounting.count_parameters(small(rng))["total"]
+
+
+def test_every_buffer_is_counted_once_and_a_view_as_its_owner():
+    x, y = np.zeros((4, 5)), np.zeros(3, dtype="f4")
+    read = np.frombuffer(bytes(24), dtype="f8")
+    assert accounting.nbytes([read, read[1:]]) == 24
+    assert accounting.nbytes([x, x, x[1], x.T[2:], (y, {"a": 1}, None, y[:1])]) == x.nbytes + y.nbytes
+
+
+def test_memory_is_the_bytes_of_the_four_values(rng):
+    ids = rng.integers(0, 32, (2, 8))
+    for words in ({}, {"targets": "all-linear", "r": 3}, {"targets": ["v_proj"], "r": 1}):
+        m = small(rng, **words)
+        _, cache = m.forward(ids)
+        _, grads = loss_and_gradients(m, Batch(ids, ids))
+        trainable, total = (
+            sum(p.data.nbytes for p in m.trainable_parameters().values()),
+            sum(p.data.nbytes for p in m.named_parameters().values()),
+        )
+        bytes_of = accounting.memory(m, cache, grads, AdamW(m.trainable_parameters()))
+        assert (bytes_of["weights"], bytes_of["gradients"], bytes_of["optimizer"]) == (total, trainable, 2 * trainable)
+        assert accounting.memory(m, cache, Gradients(), SGD(m.trainable_parameters()))["optimizer"] == 0
+
+
+def test_adapting_fewer_layers_keeps_less_and_freezing_all_keeps_nothing(rng):
+    ids = rng.integers(0, 32, (2, 8))
+    caches = [
+        accounting.nbytes(small(rng, **words).forward(ids)[1])
+        for words in ({}, {"targets": "all-linear", "r": 1}, {"targets": ["v_proj"], "r": 1})
+    ]
+    assert caches[0] > caches[1] > caches[2]
+    frozen = small(rng)
+    frozen.freeze()
+    assert accounting.nbytes(frozen.forward(ids)[1]) == 0
+
+
+# ---- the formulas ----
+
+
+def test_a_gpt2_has_the_parameters_of_its_formula():
+    for name, c in NAMED.items():
+        if c.get("model_type") == "gpt2":
+            d, L, V, T = (c[key] for key in ("n_embd", "n_layer", "vocab_size", "n_positions"))
+            assert count(name, "full").total == L * (12 * d * d + 13 * d) + V * d + T * d + 2 * d
+            assert count(name, "top2").trainable == 2 * (12 * d * d + 13 * d)
+
+
+def test_a_llama_has_the_parameters_of_its_formula():
+    for name, c in NAMED.items():
+        if c.get("model_type") in ("llama", "mistral"):
+            C, F, L, V = (c[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"))
+            KV = C // c["num_attention_heads"] * c["num_key_value_heads"]
+            heads = 1 if c.get("tie_word_embeddings") else 2
+            assert count(name, "full").total == L * (2 * C * C + 2 * C * KV + 3 * C * F + 2 * C) + heads * V * C + C
+
+
+def test_every_method_trains_what_its_formula_says():
+    C, F, H, G, D, L, r, n = 24, 40, 4, 2, 6, 2, 3, 5
+    trained = {
+        "full": count(LLAMA, "full").total,
+        "top2": L * (C * H * D * 2 + 2 * C * G * D + 3 * C * F + 2 * C),
+        "prefix-embed": C * n,
+        "prefix-layer": L * C * n,
+        "lora": L * r * ((C + H * D) + (C + G * D)),
+        "qlora": L * r * (2 * (C + H * D) + 2 * (C + G * D) + 3 * (C + F)),
+        "lora-fa": L * r * (H * D + G * D),
+        "dora": L * (r * ((C + H * D) + (C + G * D)) + H * D + G * D),
+        "vera": L * (H * D + G * D + 2 * r),
+        "lora-xs": 2 * L * r * r,
+        "ia3": L * (2 * G * D + F),
+        "adapter-houlsby": 2 * L * (2 * C * r + r + C),
+        "adapter-pfeiffer": L * (2 * C * r + r + C),
+        "adapter-lin": L * (2 * C * r + r + C + 2 * C),
+    }
+    assert set(trained) == set(accounting.METHODS) - {"bitfit"}
+    for method, expected in trained.items():
+        assert count(LLAMA, method, r=r, virtual_tokens=n, tokens=9).trainable == expected, method
+    gpt2 = {
+        "model_type": "gpt2",
+        "n_embd": C,
+        "n_layer": L,
+        "n_head": H,
+        "vocab_size": 9,
+        "n_positions": 9,
+        "n_inner": F,
+    }
+    assert count(gpt2, "bitfit").trainable == L * (3 * C + C + F + C + 2 * C) + C
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 100))
+def test_lora_costs_two_thirds_of_a_full_step_and_breaks_even_at_its_rank(n_in, n_out, N):
+    def steps(r: float) -> tuple[float, float]:
+        return N * (4 * n_in * n_out + 6 * r * (n_in + n_out)), N * 6 * n_in * n_out
+
+    lora, full = steps(accounting.break_even_rank(n_in, n_out))
+    assert lora == pytest.approx(full)
+    assert steps(0)[0] / full == pytest.approx(2 / 3)
+    assert accounting.break_even_rank(n_in, n_in) == pytest.approx(n_in / 6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(*[st.integers(1, 9)] * 4)
+def test_an_association_order_costs_what_it_executes(n_in, n_out, r, N):
+    rng = np.random.default_rng(0)
+    x, A, B, dy = (rng.standard_normal(s).view(accounting.live.CountedArray) for s in
+                   ((N, n_in), (r, n_in), (n_out, r), (N, n_out)))  # fmt: skip
+    orders = {
+        "(x Aᵀ) Bᵀ": lambda: (x @ A.T) @ B.T, "x (B A)ᵀ": lambda: x @ (B @ A).T,
+        "(dy B) A": lambda: (dy @ B) @ A, "dy (B A)": lambda: dy @ (B @ A),
+        "(dy B)ᵀ x": lambda: (dy @ B).T @ x, "Bᵀ (dyᵀ x)": lambda: B.T @ (dy.T @ x),
+        "dyᵀ (x Aᵀ)": lambda: dy.T @ (x @ A.T), "(dyᵀ x) Aᵀ": lambda: (dy.T @ x) @ A.T,
+    }  # fmt: skip
+    empty = minilora.Linear(np.zeros((1, 1)))
+    for pair in accounting.association_orders(n_in, n_out, r, N).values():
+        for name, flops in pair.items():
+            assert executed_flops(empty, orders[name])["products"] == flops
+
+
+@given(st.integers(1, 10**6))
+def test_nf4_costs_half_a_bit_for_scales_and_an_eighth_when_they_are_quantised_too(n):
+    single, double = accounting.nf4_bits(n, False), accounting.nf4_bits(n, True)
+    blocks = math.ceil(n / 64)
+    assert single == 4 * n + 32 * blocks
+    assert double == 4 * n + 8 * blocks + 32 * math.ceil(blocks / 256) + 32
+    if n % 2**14 == 0:
+        assert single == 4.5 * n
+        assert double - 32 == (4 + 8 / 64 + 32 / (64 * 256)) * n
+
+
+def test_the_groups_add_up_to_the_total_and_every_parameter_is_in_one():
+    for name in NAMED:
+        account = count(name, "full")
+        assert set(account.groups()) == set(GROUPS)
+        assert sum(account.groups().values()) == account.total
+
+
+def test_a_share_is_of_the_base_and_a_new_head_is_trained_whatever_the_method():
+    for method in ("lora", "dora", "bitfit", "prefix-embed", "adapter-houlsby"):
+        bare = count("roberta-base", method, tokens=4)
+        headed = count("roberta-base", method, head="classify", labels=3, tokens=4)
+        pooler_bias = 768 if method == "bitfit" else 0  # the bare model ends in a pooler, the other does not
+        assert headed.trainable == bare.trainable - pooler_bias + (768 * 768 + 768) + (3 * 768 + 3)
+        assert headed.share == headed.trainable / headed.total
+
+
+def test_attention_is_quadratic_in_the_tokens_and_all_else_linear():
+    short, long = (count("gpt2", "lora", tokens=T).flops() for T in (100, 300))
+    for a, b in zip(short, long, strict=True):
+        assert b.attention == 9 * a.attention
+        assert (b.linear, b.adapter) == (3 * a.linear, 3 * a.adapter)
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "nothing"], "no model is called 'nothing'"),
+        (["--method", "lor"], "no method is called 'lor': full, top2"),
+        (["--targets", "query"], "no layer of builtin is called 'query'; it has: embed, q_proj"),
+        (["--model", "gpt2", "--targets", "q_proj"], "it has: embed, qkv_proj"),
+        (["--method", "full", "--targets", "q_proj"], "full has no targets to choose"),
+        (["--method", "dora", "--targets", "embed"], "dora of an embedding is not counted"),
+        (["--rank", "129"], "rank 129 is not a whole number from 1 to 128"),
+        (["--method", "bitfit"], "has no bias"),
+        (["--tokens", "129"], "129 tokens are not from 1 to builtin's 128 positions"),
+        (["--dtype", "int3"], "dtype 'int3' is not one of float64"),
+        (["--method", "full", "--dtype", "nf4"], "full trains the weights themselves"),
+        (["--head", "tail"], "a llama has the heads lm, classify, none, not 'tail'"),
+        (["--labels", "3"], "labels = 3 needs the head 'classify'"),
+        (["--plot", "x.png"], "say --compare"),
+        (["--compare", "full,lora", "--method", "lora"], "leave --method out"),
+        (["--compare", "full,lora", "--plot", "nowhere/x.png"], "No such file or directory"),
+        (["--model", "broken.json"], "broken.json is not valid JSON"),
+        (["--model", "empty.json"], "family '' is not known"),
+        (["--model", "lacking.json"], "the config lacks 'vocab_size'"),
+        (["--model", "words.json"], "holds something that is no number"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_to_do(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("broken.json").write_text("{")
+    Path("empty.json").write_text("{}")
+    Path("lacking.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 8}))
+    Path("words.json").write_text(json.dumps({**LLAMA, "hidden_size": "wide"}))
+    assert main(["count", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+# ---- the commands ----
+
+
+def test_count_prints_json_with_every_number_of_the_account(capsys):
+    assert main(["count", "--model", "gpt3-175b", "--targets", "q_proj,v_proj", "--rank", "4", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["trainable"] == 96 * 2 * 4 * (12288 + 12288)
+    assert said["share"] == said["trainable"] / said["total"]
+    assert said["total_printed"] == list(PRINTED["gpt3-175b"])
+    assert set(said["memory"]) == {"weights", "gradients", "optimizer", "activations"}
+    assert said["memory"]["activations"] == sum(row["bytes"] for row in said["ledger"])
+    assert {"forward", "backward"} < set(said["flops"])
+    assert said["adapter_bytes"] > 4 * said["trainable"]
+
+
+def test_count_shows_each_number_beside_its_formula(capsys):
+    assert main(["count", "--model", "gpt3-175b", "--targets", "q_proj,v_proj", "--rank", "4"]) == 0
+    said = capsys.readouterr().out
+    for words in ("50,257 × 12,288", "617,558,016", "174,604,259,328", "175,255.8M", "96 × 4 × 12,288", "18,874,368",
+                  "0.0108%", "2,048"):  # fmt: skip
+        assert words in said
+
+
+def test_methods_are_set_side_by_side_in_a_table_and_a_figure(tmp_path, capsys):
+    plot = tmp_path / "costs.png"
+    words = ["--compare", "full,lora,qlora", "--targets", "all-linear", "--dtype", "bfloat16", "--plot", str(plot)]
+    assert main(["count", "--model", "llama-2-7b", *words]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("full", "lora", "qlora", "nf4-dq", "6,738,415,616"))
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert main(["count", "--model", "llama-2-7b", *words, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    weights = {name: account["memory"]["weights"] for name, account in result.items()}
+    assert weights["qlora"] < weights["full"] < weights["lora"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_cost_the_bytes_of_their_dtype(dtype):
+    model = architecture("smollm2-135m")
+    bits = 8 * accounting.weight_bytes(model, dtype) / count("smollm2-135m", "full").total
+    assert bits == {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}.get(dtype, pytest.approx(7, abs=0.5))
+
+
+# ---- the audit ----
+
+
+def test_a_row_of_the_audit_is_reproduced_only_if_rounding_gives_what_is_printed():
+    def row(printed: str, value: float) -> Row:
+        return Row("a paper", "table 1", "a thing", printed, "n", value)
+
+    assert row("4.7M", 4_749_999).reproduced
+    assert not row("4.7M", 4_750_001).reproduced
+    assert row("4.7M", 4_799_999).verdict == "cut off, not rounded"
+    assert row("4.7M", 4_800_001).verdict == "differs by -2.08%"
+    assert row("1,234.5GB", 1.23449e12).reproduced
+
+
+def test_the_audit_finds_the_rows_that_do_not_reproduce(capsys):
+    found = list(rows())
+    wrong = {row.what for row in found if not row.reproduced}
+    for words in ("BitFit", "PreLayer, 2 + 2", "LoRA on q and v, r = 4", "AdapterH, r = 64", "full fine-tuning"):
+        assert any(words in what for what in wrong), words
+    right = {row.what for row in found if row.reproduced}
+    for words in ("top 2 blocks", "PreEmbed, 256", "AdapterH, r = 8", "LoRA on q, v, r = 8", "scales of NF4"):
+        assert any(words in what for what in right), words
+    assert main(["audit", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [row["reproduced"] for row in said] == [row.reproduced for row in found]
+    assert main(["audit"]) == 0
+    good = sum(row.reproduced for row in found)
+    assert f"{good} of {len(found)} numbers follow from their formulas" in capsys.readouterr().out
+
+
+# ---- other libraries ----
+
+TINY: dict[str, dict[str, Any]] = {
+    "llama": LLAMA,
+    "gpt2": {"model_type": "gpt2", "n_embd": 24, "n_layer": 11, "n_head": 4, "vocab_size": 50, "n_positions": 32},
+    "bert": {
+        "model_type": "bert", "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 40, "max_position_embeddings": 34, "type_vocab_size": 2,
+    },
+    "t5": {
+        "model_type": "t5", "d_model": 24, "d_kv": 5, "d_ff": 40, "num_layers": 2, "num_heads": 4, "vocab_size": 50,
+        "relative_attention_num_buckets": 32,
+    },
+    "vit": {
+        "model_type": "vit", "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 40, "image_size": 8, "patch_size": 4, "num_channels": 3,
+    },
+}  # fmt: skip
+TINY["roberta"] = {**TINY["bert"], "model_type": "roberta", "type_vocab_size": 1}
+TINY["deberta-v2"] = {
+    **TINY["bert"], "model_type": "deberta-v2", "type_vocab_size": 0, "relative_attention": True, "position_buckets": 4,
+    "norm_rel_ebd": "layer_norm", "share_att_key": True, "pos_att_type": "p2c|c2p", "conv_kernel_size": 3,
+    "position_biased_input": False,
+}  # fmt: skip
+
+
+def their_model(config: dict[str, Any], head: str, labels: int, device: str = "cpu") -> Any:
+    """What `transformers` builds from the config."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    family = config["model_type"]
+    rest = {key: value for key, value in config.items() if key not in ("model_type", "fused", "num_labels")}
+    made = transformers.AutoConfig.for_model(family, **rest, num_labels=labels, attn_implementation="eager")
+    auto = {
+        "lm": transformers.AutoModelForMaskedLM if "bert" in family else transformers.AutoModelForCausalLM,
+        "classify": transformers.AutoModelForSequenceClassification,
+        "none": transformers.AutoModel,
+    }[head]
+    with torch.device(device):
+        if family == "vit":
+            kinds = {"classify": transformers.ViTForImageClassification, "none": transformers.ViTModel}
+            return kinds[head](made, **({} if head == "classify" else {"add_pooling_layer": False}))
+        if family == "t5":
+            return (transformers.T5ForConditionalGeneration if head == "lm" else transformers.T5Model)(made)
+        return auto.from_config(made)
+
+
+def heads_of(config: dict[str, Any]) -> list[str]:
+    return [head for head in BUILDERS[config["model_type"]][1] if head != "plain"]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in NAMED])
+def test_totals_are_those_of_the_models_that_transformers_builds(name):
+    config = dict(read(name)[1])
+    for head in heads_of(config):
+        labels = config.get("num_labels", 2)
+        theirs = sum(p.numel() for p in their_model(config, head, labels, "meta").parameters())
+        assert count(name, "full", head=head).total == theirs, head
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("family", TINY)
+def test_paths_are_called_as_in_transformers_and_have_its_shapes(family):
+    for head in heads_of(TINY[family]):
+        model = architecture(TINY[family], head, 3 if head == "classify" else None)
+        ours = {
+            peft_name(model, path).removeprefix("base_model.model."): shape for path, shape in model.tensors().items()
+        }
+        theirs = {name: tuple(p.shape) for name, p in their_model(TINY[family], head, 3).named_parameters()}
+        if family == "gpt2":  # its Conv1D holds (in, out)
+            ours = {name: shape[::-1] if "c_" in name else shape for name, shape in ours.items()}
+        assert ours == theirs, head
+
+
+@pytest.mark.oracle
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMED)
+def test_flops_are_those_that_torch_counts_in_the_models_of_transformers(name):
+    torch = pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = dict(read(name)[1])
+    head, B, T = heads_of(config)[0], 2, 64
+    model = their_model(config, head, 2, "meta")
+    with torch.device("meta"):
+        ids = torch.zeros(B, T, dtype=torch.long)
+        inputs = {"input_ids": ids}
+        if config["model_type"] == "vit":
+            inputs = {
+                "pixel_values": torch.zeros(B, config["num_channels"], config["image_size"], config["image_size"])
+            }
+        if config["model_type"] == "deberta-v2":
+            inputs["attention_mask"] = torch.ones_like(ids)
+        if config["model_type"] == "t5":
+            inputs["decoder_input_ids"] = ids
+        with FlopCounterMode(display=False) as forward:
+            out = model(**inputs)
+        y = next(getattr(out, key) for key in ("logits", "pooler_output", "last_hidden_state") if hasattr(out, key))
+        with FlopCounterMode(display=False) as backward:
+            y.sum().backward()
+    labels = 2 if head == "classify" else None
+    ours = count(name, "full", head=head, labels=labels, batch=B, tokens=T).flops()
+    assert [part.products for part in ours] == [forward.get_total_flops(), backward.get_total_flops()]
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", TINY)
+def test_adapter_files_have_the_bytes_that_peft_writes(family, dtype, tmp_path):
+    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    config = TINY[family]
+    ways: list[tuple[str, Any]] = [("lora", "all-linear"), ("dora", None), ("vera", None), ("ia3", None)]
+    if family in ("llama", "gpt2", "bert"):
+        ways += [("lora", ["embed", "down_proj"])]
+    for head in heads_of(config):
+        for method, targets in ways + ([("lora", ["lm_head"])] if family == "llama" and head == "lm" else []):
+            labels = 3 if head == "classify" else None
+            account = count(config, method, targets=targets, r=3, head=head, labels=labels, tokens=5, dtype=dtype)
+            model = their_model(config, head, 3).to(getattr(torch, dtype))
+            layers = [insert.layer for insert in account.plan.inserts]
+            their = [peft_name(account.model, layer.path).removeprefix("base_model.model.") for layer in layers]
+            their = [name.removeprefix("model.") if "embed_tokens" in name else name for name in their]
+            words: dict[str, Any] = {"target_modules": their, "fan_in_fan_out": family == "gpt2"}
+            if head == "classify":
+                words |= {"modules_to_save": ["classifier"]} if family == "vit" else {"task_type": "SEQ_CLS"}
+            scaled = [name for name, layer in zip(their, layers, strict=True) if layer.path.endswith("down_proj")]
+            made = {
+                "lora": lambda: peft.LoraConfig(r=3, **words),  # noqa: B023
+                "dora": lambda: peft.LoraConfig(r=3, use_dora=True, **words),  # noqa: B023
+                "vera": lambda: peft.VeraConfig(r=3, **words),  # noqa: B023
+                "ia3": lambda: peft.IA3Config(feedforward_modules=scaled, **words),  # noqa: B023
+            }[method]()
+            adapted = peft.get_peft_model(model, made)
+            assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == account.trainable
+            folder = tmp_path / f"{head}-{method}-{targets}"
+            adapted.save_pretrained(folder)
+            written = (folder / "adapter_model.safetensors").stat().st_size
+            assert account.adapter_bytes == written, (head, method, targets)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("n", [64, 4096, 64 * 256, 64 * 300, 24 * 40])
+def test_nf4_has_the_bytes_of_what_bitsandbytes_stores(n):
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("bitsandbytes.functional")
+    W = torch.randn(n)
+    for double in (False, True):
+        packed, state = functional.quantize_4bit(W, quant_type="nf4", blocksize=64, compress_statistics=double)
+        parts = [packed, state.absmax]
+        if double:
+            parts += [state.state2.absmax, state.offset.reshape(1)]
+        assert accounting.nf4_bits(n, double) == 8 * sum(part.numel() * part.element_size() for part in parts)
