@@ -98,7 +98,7 @@ def folder_of(out: Path, cell: dict[str, int]) -> Path:
 def check(out: Path, grid: list[dict[str, int]], options: dict[str, Any], resume: bool) -> dict[int, int]:
     """Find what is wrong with the input while nothing is made; return the trainable parameters of each rank.
 
-    The rest, such as windows too long for the base, finetune finds in the first cell before it makes a folder.
+    The rest, such as a text too short for a batch, finetune finds in the first cell, before it makes a folder.
     """
     try:
         import joblib  # noqa: F401
@@ -110,7 +110,6 @@ def check(out: Path, grid: list[dict[str, int]], options: dict[str, Any], resume
     elif not begun:
         raise FileNotFoundError(f"{out} holds no cell of this sweep to resume: start it without --resume")
     split = text.python_source() if options["data"] == "builtin" else text.read_text(options["data"])
-    text.random_windows(split.train, options["batch"], options["length"], 0)
     shape = {key: options[key] for key in ("targets", "alpha", "dropout", "rslora")}
     trainable = {}
     for rank in sorted({cell["rank"] for cell in grid}):

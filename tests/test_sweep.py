@@ -473,14 +473,18 @@ def made_up(means: list[float | None], error: float | None, seeds: int = 2) -> d
 # ---- the figure ----
 
 
-def test_the_figure_is_a_png_with_all_its_colours_and_each_time_the_same():
-    report = made_up([2.5, 2.2, None, 2.25], 0.07)
-    png = plots.sweep_figure(report, "a title")
-    assert plots.sweep_figure(report, "a title") == png
-    pixels = matplotlib.image.imread(io.BytesIO(png))
-    for color in (plots.BASE, plots.FULL, plots.LORA):
+def test_the_figure_is_a_png_with_all_that_it_shows():
+    def drawn(png: bytes, color: str) -> bool:
         rgb = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        assert (np.abs(pixels[..., :3] - rgb).max(axis=-1) < 0.01).sum() > 50
+        return (np.abs(matplotlib.image.imread(io.BytesIO(png))[..., :3] - rgb).max(axis=-1) < 0.01).sum() > 50
+
+    one_seed, two_seeds = (made_up([2.5, 2.2, 2.25], error, seeds) for error, seeds in ((None, 1), (0.07, 2)))
+    png = plots.sweep_figure(one_seed, "a title")
+    for color in (plots.BASE, plots.FULL, plots.LORA):  # the base, the frontier, the means
+        assert drawn(png, color)
+    band = "#f9e7de"  # LORA, faint on white: within one standard error of the best
+    assert not drawn(png, band)
+    assert drawn(plots.sweep_figure(two_seeds, "a title"), band)
 
 
 def test_a_bar_is_one_standard_error_up_and_down_and_the_frontier_goes_through_the_pareto_set():
