@@ -338,6 +338,7 @@ def test_attention_is_quadratic_in_the_tokens_and_all_else_linear():
         (["--method", "bitfit"], "has no bias"),
         (["--tokens", "129"], "129 tokens are not from 1 to builtin's 128 positions"),
         (["--dtype", "int3"], "dtype 'int3' is not one of float64"),
+        (["--model", "vit-base", "--tokens", "5"], "vit-base looks at 197 tokens"),
         (["--method", "full", "--dtype", "nf4"], "full trains the weights themselves"),
         (["--head", "tail"], "a llama has the heads lm, classify, none, not 'tail'"),
         (["--labels", "3"], "labels = 3 needs the head 'classify'"),

@@ -1,5 +1,11 @@
 import doctest
+import re
+import shlex
 from pathlib import Path
+
+from minilora.accounting import METHODS, NAMED
+from minilora.cli import main
+from minilora.verify.problems import problems
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -16,6 +22,14 @@ def test_the_lines_of_the_readme_print_the_numbers_it_gives(tmp_path, monkeypatc
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_the_commands_of_the_readme_print_what_it_shows(capsys):
+    shown = re.findall(r"^```\n\$ minilora (.+)\n((?:.+\n)+)```$", README, re.MULTILINE)
+    assert shown
+    for words, expected in shown:
+        assert main(shlex.split(words)) == 0
+        assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == expected.splitlines()
+
+
 def test_the_first_screen_is_the_two_commands():
     first_screen = README.splitlines()[:20]
     assert any(line.endswith(".venv/bin/minilora demo") for line in first_screen)
@@ -23,14 +37,16 @@ def test_the_first_screen_is_the_two_commands():
 
 
 def test_what_the_readme_points_to_is_there():
-    import re
-
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
 
 
-def test_the_readme_counts_the_faults_that_there_are():
-    from minilora.verify.problems import problems
-
+def test_the_readme_counts_what_there_is():
     faults = sum(len(problem.faults) for problem in problems().values())
     assert f"It knows {faults} mistakes in {len(problems())} problems" in README
+    assert f"knows {len(NAMED)} models by name" in README
+    assert f"and {len(METHODS)} methods" in README
+    theorems = re.findall(
+        r"^def test_", (ROOT / "tests" / "test_theorems.py").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert f"{len(theorems)} statements" in README

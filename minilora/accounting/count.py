@@ -121,8 +121,8 @@ def count(
     """Lay `method` out (see `plan`) over a model: a name in NAMED, a config.json (see `architecture`), an Architecture.
 
     dtype: float64, float32, float16, bfloat16, "nf4" or "nf4-dq" (qlora's own). tokens: 512, where the model has as
-    many positions. Raises what those two raise, and ValueError for a batch below 1, for more tokens than positions, and
-    for a method that trains weights in 4 bits.
+    many positions; a vision model has its own number. Raises what those two raise, and ValueError for a batch below 1,
+    for another number of tokens than the model can, and for a method that trains weights in 4 bits.
     """
     model = source if isinstance(source, Architecture) else architecture(source, head, labels)
     laid_out = plan(model, method, targets, r, virtual_tokens)
@@ -134,7 +134,9 @@ def count(
         raise ValueError(f"{method} trains the weights themselves, which 4 bits cannot hold: choose another dtype")
     if batch < 1:
         raise ValueError(f"a batch of {batch} sequences is none")
-    tokens = tokens or min(512, model.context)
+    tokens = tokens or model.tokens or min(512, model.context)
+    if model.tokens and tokens != model.tokens:
+        raise ValueError(f"{model.name} looks at {model.tokens} tokens, its patches and what it adds, not at {tokens}")
     if not model.tokens and not 1 <= tokens <= model.context:
         raise ValueError(f"{tokens} tokens are not from 1 to {model.name}'s {model.context} positions")
     return Account(model, laid_out, batch, tokens, dtype, recompute)

@@ -9,7 +9,7 @@ from typing import Any
 from ..tables import numbers_right, wide_console
 from .architecture import Linear, Shape
 from .count import Account, count
-from .flops import break_even_rank
+from .flops import association_orders, break_even_rank
 from .memory import Entry, size
 from .named import PRINTED
 
@@ -70,14 +70,14 @@ def readable(nbytes: float) -> str:
 def to_dict(account: Account) -> dict[str, Any]:
     """What --json prints."""
     forward, backward = account.flops()
-    N = account.batch * (account.model.tokens or account.tokens)
+    N = account.batch * account.tokens
     return {
         "model": account.model.name,
         "family": account.model.family,
         "head": account.model.head,
         "method": account.plan.method,
         "batch": account.batch,
-        "tokens": account.model.tokens or account.tokens,
+        "tokens": account.tokens,
         "dtype": account.dtype,
         "recompute": account.recompute,
         "total": account.total,
@@ -144,8 +144,8 @@ def show(account: Account) -> None:
     console.print(rows)
 
     memory, forward_backward = account.memory(), account.flops()
-    N = account.batch * (model.tokens or account.tokens)
-    about = f"batch {account.batch} × {model.tokens or account.tokens} tokens, {account.dtype}"
+    N = account.batch * account.tokens
+    about = f"batch {account.batch} × {account.tokens} tokens, {account.dtype}"
     rows = table(f"Memory of one training step, {about}{', recomputing blocks' * account.recompute}")
     for name, formula in (
         ("weights", f"base in {account.dtype} + added × {account.added_itemsize} B"),
@@ -179,11 +179,20 @@ def show(account: Account) -> None:
     if laid_out.method == "lora" and adapted:
         ranks = sorted({break_even_rank(layer.n_in, layer.n_out) for layer in adapted})
         words = " to ".join(f"{rank:,.0f}" for rank in dict.fromkeys((ranks[0], ranks[-1])))
+        r = laid_out.inserts[0].trained["lora_A.weight"][0]
+        formed = sum(
+            association_orders(i.n_in, i.n_out, r, (i.rows or account.tokens) * account.batch)["y"]["x (B A)ᵀ"]
+            for i in adapted
+        )
+        rows.add_row("were B A formed", "2 (r + N) in·out, in place of 2 r (in + out) N forward", f"{formed:.4g}")
         rows.add_row("break-even rank", "in·out / 3 (in + out): above it LoRA's layer costs more", words)
     console.print(rows)
 
 
-ADDED = {"forward": "2 r (in + out) N", "backward": "4 r (in + out) N"}
+ADDED = {
+    "forward": "2 r (in + out) N   as (x Aᵀ) Bᵀ",
+    "backward": "4 r (in + out) N   as dh = dy B, dh A, dhᵀ x, dyᵀ h",
+}
 LINEAR = {"forward": "2 N Σ in·out", "backward": "2 N Σ in·out for dx, and again for every trained matrix"}
 
 
@@ -201,9 +210,10 @@ def show_side_by_side(accounts: Mapping[str, Account]) -> None:
     """Several methods on one model, a column each."""
     facts = list(accounts.values())
     model, memories, steps = facts[0].model, [a.memory() for a in facts], [a.flops() for a in facts]
-    about = f"batch {facts[0].batch} × {model.tokens or facts[0].tokens} tokens"
-    rows = numbers_right(f"{model.name}, {facts[0].total:,} parameters; one training step, {about}", "", *accounts)
-    rows.add_row("base in", *(a.dtype for a in facts))
+    about = f"batch {facts[0].batch} × {facts[0].tokens} tokens"
+    rows = numbers_right(f"{model.name}, one training step, {about}", "", *accounts)
+    rows.add_row("parameters of the base", *(f"{a.total:,}" for a in facts))
+    rows.add_row("held in", *(a.dtype for a in facts))
     rows.add_row("trained parameters", *(f"{a.trainable:,}" for a in facts))
     rows.add_row("share", *(f"{a.share:.4%}" for a in facts))
     rows.add_row("file of what is trained", *(readable(a.adapter_bytes) for a in facts))
