@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .families import bert as bert
+    from .families import gpt2 as gpt2
+    from .families import llama as llama
+    from .families import roberta as roberta
     from .generation import generate as generate
     from .lora import LoRALinear as LoRALinear
     from .lora import attach_lora as attach_lora
@@ -24,19 +28,17 @@ if TYPE_CHECKING:
     from .training import evaluate as evaluate
     from .training import fit as fit
     from .transformer import Config as Config
-    from .transformer import bert as bert
-    from .transformer import gpt2 as gpt2
-    from .transformer import llama as llama
 
 # Names are loaded when first used: the command line must set the number of BLAS threads before NumPy is loaded.
 HOMES = {
+    "families": ["bert", "gpt2", "llama", "roberta"],
     "generation": ["generate"],
     "lora": ["LoRALinear", "attach_lora", "merge", "unmerge"],
     "modules": ["Context", "Gradients", "Linear", "Parameter"],
     "optim": ["SGD", "AdamW"],
     "pretrained": ["load_pretrained", "save_pretrained"],
     "training": ["evaluate", "fit"],
-    "transformer": ["Config", "bert", "gpt2", "llama"],
+    "transformer": ["Config"],
 }
 NAMES = {name: home for home, names in HOMES.items() for name in names}
 MODULES = ["accounting", "backend", "ops", "peft", "plots", "spectrum", "text", "verify", *HOMES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -44,3 +45,12 @@ def load_backend(name: str = "numpy") -> ModuleType:
 def to_numpy(x: Array) -> np.ndarray:
     """A copy on the host of a CuPy array; a NumPy array itself."""
     return np.asarray(x) if get_array_module(x) is np else x.get()
+
+
+def erf(x: Array) -> Array:
+    """The error function, which NumPy lacks: SciPy's, or CuPy's own. Raises ImportError without SciPy."""
+    on_host = get_array_module(x) is np
+    try:
+        return importlib.import_module("scipy.special" if on_host else "cupyx.scipy.special").erf(x)
+    except ImportError as error:
+        raise ImportError("GELU in the form of BERT needs SciPy: pip install scipy") from error

@@ -22,6 +22,9 @@ from .backend import Array, get_array_module
 from .modules import Context, Gradients, LayerNorm, Linear, Module, Parameter, RMSNorm
 
 
+HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out, as in PEFT
+
+
 class LoRALinearCache(NamedTuple):
     base: Any
     x: Array | None  # (..., in)   after dropout; None where A is frozen
@@ -134,7 +137,7 @@ def attach_lora(
 ) -> list[str]:
     """Freeze the model and put a LoRALinear in the place of every target; return the dotted paths replaced.
 
-    `targets`: last names, exactly ("q_proj"); or "all-linear", every Linear but the head; or a dict from last
+    `targets`: last names, exactly ("q_proj"); or "all-linear", every Linear but those of HEADS; or a dict from last
     names or dotted paths to ranks. `train` names what else learns: "bias" (every bias), "norm" (every gain and
     bias of a norm), or the last name of a module, such as "lm_head".
     Raises ValueError, and leaves the model as it was, when a target matches nothing, is adapted already, or
@@ -162,7 +165,7 @@ def choose(model: Module, targets: str | Collection[str] | Mapping[str, int], r:
     """{path: rank} of the layers that `targets` names, in the model's order."""
     layers = {path: m for path, m in model.named_modules() if isinstance(m, Linear | LoRALinear)}
     if targets == "all-linear":
-        targets = {path: r for path in layers if last(path) != "lm_head"}
+        targets = {path: r for path in layers if last(path) not in HEADS}
     elif isinstance(targets, str):
         targets = [targets]
     ranks = targets if isinstance(targets, Mapping) else dict.fromkeys(targets, r)

@@ -11,9 +11,10 @@ from typing import Any
 from .accounting import count_parameters
 from .backend import Array
 from .checkpoint import load_tensors, read_json, tensors_to_bytes, to_json, weights_hash, write_folder
+from .families import llama
 from .lora import LoRALinear, MergedLinear
 from .names import hub_name
-from .transformer import Config, Transformer, llama
+from .transformer import Config, Transformer
 
 BUILTIN = Path(__file__).parent / "data" / "builtin"
 

@@ -1,4 +1,4 @@
-"""Parts, blocks, and three families wired from them: gpt2(), llama() and bert().
+"""The parts of a transformer: attention, MLPs, blocks, embeddings, what a head is made of, and the whole.
 
 Dims: B batch, T tokens, C width, H heads, G key/value heads, D head width, F hidden width, V vocabulary.
 """
@@ -7,14 +7,67 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import ops
 from .backend import Array, get_array_module
-from .modules import Chain, Context, Embedding, Gradients, LayerNorm, Linear, Module, RMSNorm
+from .modules import Chain, Context, Embedding, Gradients, Module
+
+HEADS = "lm", "classify", "none"
+ACTIVATIONS = "gelu", "gelu_tanh"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of a model. 0 means: derive it from the others."""
+
+    vocab: int  # V
+    layers: int
+    width: int  # C
+    heads: int  # H
+    kv_heads: int = 0  # G; 0: one per query head
+    hidden: int = 0  # F; 0: 4 C
+    context: int = 1024  # the longest sequence, in tokens
+    segments: int = 2  # BERT
+    rope_theta: float = 10000.0  # Llama
+    eps: float = 1e-5  # of the norms
+    tied: bool = True  # the head shares the token embedding's weight
+    dtype: str = "float32"
+    head: str = "lm"  # one of HEADS
+    labels: int = 2  # of a classifier
+    head_dim: int = 0  # D; 0: C/H
+    activation: str = "gelu_tanh"  # GPT-2, BERT: one of ACTIVATIONS
+    qkv_bias: bool = False  # Llama: Qwen2 has biases on q, k and v
+    rope_scaling: ops.RopeScaling | None = None  # Llama 3.1
+    offset: int = 0  # rows of the position table before the first position (RoBERTa: 2)
+
+    def __post_init__(self) -> None:
+        derived = "kv_heads", "hidden", "head_dim", "offset"
+        for name in (*derived, "vocab", "layers", "width", "heads", "context", "segments", "labels"):
+            least, value = int(name not in derived), getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} = {value!r} is not a whole number from {least} up")
+        for name in ("rope_theta", "eps"):
+            if type(getattr(self, name)) not in (int, float) or getattr(self, name) <= 0:
+                raise ValueError(f"{name} = {getattr(self, name)!r} is not a positive number")
+        for name, known in (("head", HEADS), ("activation", ACTIVATIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} = {getattr(self, name)!r} is not one of {', '.join(known)}")
+        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
+        object.__setattr__(self, "hidden", self.hidden or 4 * self.width)
+        if self.heads % self.kv_heads or (self.width % self.heads and not self.head_dim):
+            raise ValueError(
+                f"width {self.width} does not divide into {self.heads} heads, or those into {self.kv_heads} for keys"
+            )
+        object.__setattr__(self, "head_dim", self.head_dim or self.width // self.heads)
+
+
+class Rope(NamedTuple):
+    theta: float
+    scaling: ops.RopeScaling | None = None
 
 
 class AttentionCache(NamedTuple):
@@ -25,7 +78,10 @@ class AttentionCache(NamedTuple):
 
 
 class Attention(Module):
-    """y = o_proj(softmax(q kᵀ/√D + mask) v),  q, k, v = q_proj(x), k_proj(x), v_proj(x), rotated if rope_theta"""
+    """y = o_proj(softmax(q kᵀ/√D + mask) v),  q, k, v = q_proj(x), k_proj(x), v_proj(x), q and k rotated if rope
+
+    With context.past, the keys and values of earlier tokens come before those of x.
+    """
 
     def __init__(
         self,
@@ -36,10 +92,10 @@ class Attention(Module):
         head_dim: int,
         *,
         causal: bool,
-        rope_theta: float | None = None,
+        rope: Rope | None = None,
     ) -> None:
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
-        self.head_dim, self.causal, self.rope_theta = head_dim, causal, rope_theta
+        self.head_dim, self.causal, self.rope = head_dim, causal, rope
 
     def project(self, x: Array, context: Context) -> tuple[Sequence[Array], Any]:
         q, cq = self.q_proj.forward(x, context)
@@ -55,12 +111,16 @@ class Attention(Module):
         return dx
 
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, AttentionCache]:
-        xp, T, rope = get_array_module(x), x.shape[1], None
+        xp, T, rope, past = get_array_module(x), x.shape[1], None, context.past
+        start = past.length if past else 0
         (q, k, v), projections = self.project(x, context)
-        if self.rope_theta:
-            rope = ops.rope_tables(xp, T, self.head_dim, self.rope_theta, x.dtype)
+        if self.rope:
+            omega = ops.rope_frequencies(xp, self.head_dim, *self.rope)
+            rope = ops.rope_tables(xp, T, omega, x.dtype, start)
             q, k = ops.rope_forward(q, *rope), ops.rope_forward(k, *rope)
-        mask = ops.attention_mask(xp, T, self.causal, context.padding, x.dtype)
+        if past:
+            k, v = past.extend(self, k, v)
+        mask = ops.attention_mask(xp, T, self.causal, context.padding, x.dtype, start)
         o, attention = ops.attention_forward(q, k, v, mask, self.head_dim)
         y, o_proj = self.o_proj.forward(o, context)
         return y, AttentionCache(projections, rope, attention, o_proj)
@@ -78,7 +138,7 @@ class FusedAttention(Attention):
 
     def __init__(self, qkv_proj: Module, o_proj: Module, head_dim: int, *, causal: bool) -> None:
         self.qkv_proj, self.o_proj = qkv_proj, o_proj
-        self.head_dim, self.causal, self.rope_theta = head_dim, causal, None
+        self.head_dim, self.causal, self.rope = head_dim, causal, None
 
     def project(self, x: Array, context: Context) -> tuple[Sequence[Array], Any]:
         qkv, cache = self.qkv_proj.forward(x, context)
@@ -88,22 +148,35 @@ class FusedAttention(Attention):
         return self.qkv_proj.backward(get_array_module(dq).concatenate([dq, dk, dv], axis=-1), cache, grads)
 
 
+class Gelu(Module):
+    """y = gelu(x), in the form of BERT, or (approximate) in the tanh form of GPT-2"""
+
+    def __init__(self, approximate: bool) -> None:
+        self.approximate = approximate
+
+    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, Array]:
+        return ops.gelu_tanh_forward(x) if self.approximate else ops.gelu_forward(x)
+
+    def backward(self, dy: Array, slope: Array, grads: Gradients) -> Array:
+        return ops.gelu_backward(dy, slope)
+
+
 class MLP(Module):
     """GPT-2, BERT:     y = down_proj(gelu(up_proj(x)))"""
 
-    def __init__(self, up_proj: Module, down_proj: Module) -> None:
-        self.up_proj, self.down_proj = up_proj, down_proj
+    def __init__(self, up_proj: Module, gelu: Gelu, down_proj: Module) -> None:
+        self.up_proj, self.gelu, self.down_proj = up_proj, gelu, down_proj
 
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, Any]:
         h, c1 = self.up_proj.forward(x, context)
-        h, c2 = ops.gelu_forward(h)
+        h, c2 = self.gelu.forward(h, context)
         y, c3 = self.down_proj.forward(h, context)
         return y, (c1, c2, c3)
 
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
         c1, c2, c3 = cache
         dh = self.down_proj.backward(dy, c3, grads)
-        dh = ops.gelu_backward(dh, c2)
+        dh = self.gelu.backward(dh, c2, grads)
         return self.up_proj.backward(dh, c1, grads)
 
 
@@ -201,7 +274,10 @@ class Recomputed(Module):
 
 
 class Embeddings(Module):
-    """y = norm(token[ids] + position[0..T-1] + segment[segments]); a family may lack all but the first."""
+    """y = norm(token[ids] + position[0..T-1] + segment[segments]); a family may lack all but the first.
+
+    The rows of `position` before `offset` belong to no position (RoBERTa's first is row 2).
+    """
 
     def __init__(
         self,
@@ -209,15 +285,17 @@ class Embeddings(Module):
         position: Embedding | None = None,
         segment: Embedding | None = None,
         norm: Module | None = None,
+        offset: int = 0,
     ) -> None:
-        self.token, self.position, self.segment, self.norm = token, position, segment, norm
+        self.token, self.position, self.segment, self.norm, self.offset = token, position, segment, norm, offset
 
     def forward(self, ids: Array, context: Context = Context()) -> tuple[Array, Any]:
         xp = get_array_module(ids)
         x, ct = self.token.forward(ids)
         cp = cs = cn = None
         if self.position is not None:
-            p, cp = self.position.forward(positions(ids, context.padding))
+            start = self.offset + (context.past.length if context.past else 0)
+            p, cp = self.position.forward(positions(ids, context.padding, start))
             x = x + p
         if self.segment is not None:
             s, cs = self.segment.forward(xp.zeros_like(ids) if context.segments is None else context.segments)
@@ -237,16 +315,64 @@ class Embeddings(Module):
         self.token.backward(dy, ct, grads)
 
 
-def positions(ids: Array, padding: Array | None) -> Array:
-    """(B, T): real tokens count 0, 1, 2, ... on whichever side the padding is."""
-    xp = get_array_module(ids)
+def positions(ids: Array, padding: Array | None, start: int) -> Array:
+    """(B, T): real tokens count start, start + 1, ... on whichever side the padding is."""
+    xp, T = get_array_module(ids), ids.shape[1]
     if padding is None:
-        return xp.broadcast_to(xp.arange(ids.shape[1]), ids.shape)
-    return xp.maximum(xp.cumsum(padding, axis=1) - 1, 0)
+        return xp.broadcast_to(xp.arange(start, start + T), ids.shape)
+    return start + xp.maximum(xp.cumsum(padding, axis=1) - 1, 0)
+
+
+class Select(Module):
+    """y = x at the first or the last real token of each sequence: (B, T, C) -> (B, C)"""
+
+    def __init__(self, last: bool) -> None:
+        self.last = last
+
+    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, Any]:
+        xp, (B, T, _) = get_array_module(x), x.shape
+        real = xp.ones((B, T), dtype=bool) if context.padding is None else context.padding
+        t = T - 1 - xp.argmax(real[:, ::-1], axis=1) if self.last else xp.argmax(real, axis=1)
+        return ops.select_forward(x, t)
+
+    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
+        return ops.select_backward(dy, cache)
+
+
+class Tanh(Module):
+    """y = tanh(x)"""
+
+    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, Array]:
+        return ops.tanh_forward(x)
+
+    def backward(self, dy: Array, y: Array, grads: Gradients) -> Array:
+        return ops.tanh_backward(dy, y)
+
+
+class Past:
+    """Keys and values of the tokens so far, for generation: a forward with context.past = past looks at them too,
+    and adds those of its own tokens. It holds up to `capacity` tokens.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.length = capacity, 0
+        self.arrays: dict[Module, tuple[Array, Array]] = {}
+
+    def extend(self, layer: Module, k: Array, v: Array) -> tuple[Array, Array]:
+        """All keys and values of a layer, (B, length + T, G·D), `k` and `v` at their end."""
+        end = self.length + k.shape[1]
+        if layer not in self.arrays:
+            shape = k.shape[0], self.capacity, k.shape[2]
+            empty = get_array_module(k).empty
+            self.arrays[layer] = empty(shape, dtype=k.dtype), empty(shape, dtype=v.dtype)
+        K, V = self.arrays[layer]
+        K[:, self.length : end], V[:, self.length : end] = k, v
+        return K[:, :end], V[:, :end]
 
 
 class Transformer(Chain):
-    """embed, block_0, ..., norm, lm_head: token ids (B, T) in, logits (B, T, V) out."""
+    """embed, block_0, ..., norm, and a head: token ids (B, T) in, logits (B, T, V) out; of a classifier (B, labels),
+    and without a head the hidden states (B, T, C)."""
 
     def __init__(self, family: str, config: Config, layers: dict[str, Module]) -> None:
         super().__init__(layers)
@@ -255,16 +381,23 @@ class Transformer(Chain):
     def forward(self, ids: Array, context: Context = Context()) -> tuple[Array, list[Any]]:
         """Host ids are checked, then moved to where the weights are; ids on a GPU were checked before they moved.
 
-        Raises ValueError for ids that are not (B, T) integers in 0..V-1, or a T above config.context.
+        Raises ValueError for ids that are not (B, T) integers in 0..V-1, for more tokens (those of context.past
+        included) than config.context, and for a past with padding.
         """
         xp = get_array_module(next(iter(self.named_parameters().values())).data)
+        past = context.past
         if get_array_module(ids) is np:
-            check_ids(ids, self.config)
+            check_ids(ids, self.config, past.length if past else 0)
+        if past and context.padding is not None:
+            raise ValueError("a past and padding do not go together: generate one sequence at a time")
         if context.padding is not None:
             context = context._replace(padding=xp.asarray(context.padding))
         if context.segments is not None:
             context = context._replace(segments=xp.asarray(context.segments))
-        return super().forward(xp.asarray(ids), context)
+        y, caches = super().forward(xp.asarray(ids), context)
+        if past:
+            past.length += ids.shape[1]
+        return y, caches
 
 
 def recompute(model: Transformer) -> None:
@@ -274,157 +407,14 @@ def recompute(model: Transformer) -> None:
             model.layers[name] = Recomputed(layer)
 
 
-def check_ids(ids: Any, config: Config) -> None:
-    """Raise ValueError unless `ids` (a host array, or nested lists) can be fed to a model of this config."""
+def check_ids(ids: Any, config: Config, start: int = 0) -> None:
+    """Raise ValueError unless `ids` (a host array, or nested lists) can be fed to a model of this config, after
+    `start` others."""
     ids = np.asarray(ids)
     if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
         raise ValueError(f"token ids are integers of shape (batch, tokens), not {ids.dtype} of shape {ids.shape}")
-    if ids.shape[1] > config.context:
-        raise ValueError(f"{ids.shape[1]} tokens are more than the model's {config.context} positions")
+    if start + ids.shape[1] > config.context:
+        raise ValueError(f"{start + ids.shape[1]} tokens are more than the model's {config.context} positions")
     if ids.min() < 0 or ids.max() >= config.vocab:
         wrong = ids[(ids < 0) | (ids >= config.vocab)][0]
         raise ValueError(f"token id {wrong} is outside the vocabulary 0..{config.vocab - 1}")
-
-
-# ---- three families, wired from the parts ----
-
-
-@dataclass(frozen=True)
-class Config:
-    """The shape of a model. 0 means: derive it from the others."""
-
-    vocab: int  # V
-    layers: int
-    width: int  # C
-    heads: int  # H
-    kv_heads: int = 0  # G; 0: one per query head
-    hidden: int = 0  # F; 0: 4 C
-    context: int = 1024  # the longest sequence, in tokens
-    segments: int = 2  # BERT
-    rope_theta: float = 10000.0  # Llama
-    eps: float = 1e-5  # of the norms
-    tied: bool = True  # the head shares the token embedding's weight
-    dtype: str = "float32"
-    head_dim: int = field(init=False)  # D
-
-    def __post_init__(self) -> None:
-        for name in ("vocab", "layers", "width", "heads", "kv_heads", "hidden", "context", "segments"):
-            least, value = int(name not in ("kv_heads", "hidden")), getattr(self, name)
-            if type(value) is not int or value < least:
-                raise ValueError(f"{name} = {value!r} is not a whole number from {least} up")
-        for name in ("rope_theta", "eps"):
-            if type(getattr(self, name)) not in (int, float) or getattr(self, name) <= 0:
-                raise ValueError(f"{name} = {getattr(self, name)!r} is not a positive number")
-        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
-        object.__setattr__(self, "hidden", self.hidden or 4 * self.width)
-        object.__setattr__(self, "head_dim", self.width // self.heads)
-        if self.width % self.heads or self.heads % self.kv_heads:
-            raise ValueError(
-                f"width {self.width} does not divide into {self.heads} heads, or those into {self.kv_heads} for keys"
-            )
-
-
-class New:
-    """Fresh parts for one config, their weights drawn in order from one generator: N(0, 0.02²), all of them.
-
-    Without a generator they are zero, for a state dict to fill.
-    """
-
-    def __init__(self, config: Config, rng: np.random.Generator | None) -> None:
-        self.config, self.rng = config, rng
-
-    def normal(self, *shape: int) -> Array:
-        if self.rng is None:
-            return np.zeros(shape, self.config.dtype)
-        return (0.02 * self.rng.standard_normal(shape)).astype(self.config.dtype)
-
-    def full(self, value: float, n: int) -> Array:
-        return np.full(n, value, dtype=self.config.dtype)
-
-    def linear(self, n_in: int, n_out: int, bias: bool) -> Linear:
-        return Linear(self.normal(n_out, n_in), self.full(0, n_out) if bias else None)
-
-    def embedding(self, rows: int) -> Embedding:
-        return Embedding(self.normal(rows, self.config.width))
-
-    def layer_norm(self) -> LayerNorm:
-        C = self.config.width
-        return LayerNorm(self.full(1, C), self.full(0, C), self.config.eps)
-
-    def rms_norm(self) -> RMSNorm:
-        return RMSNorm(self.full(1, self.config.width), self.config.eps)
-
-    def attention(self, *, bias: bool, causal: bool, rope_theta: float | None = None) -> Attention:
-        C, D = self.config.width, self.config.head_dim
-        KV = self.config.kv_heads * D
-        q_proj, k_proj, v_proj, o_proj = (self.linear(C, n_out, bias) for n_out in (C, KV, KV, C))
-        return Attention(q_proj, k_proj, v_proj, o_proj, D, causal=causal, rope_theta=rope_theta)
-
-    def fused_attention(self) -> FusedAttention:
-        C = self.config.width
-        return FusedAttention(self.linear(C, 3 * C, True), self.linear(C, C, True), self.config.head_dim, causal=True)
-
-    def mlp(self) -> MLP:
-        C, F = self.config.width, self.config.hidden
-        return MLP(self.linear(C, F, True), self.linear(F, C, True))
-
-    def gated_mlp(self) -> GatedMLP:
-        C, F = self.config.width, self.config.hidden
-        return GatedMLP(self.linear(C, F, False), self.linear(C, F, False), self.linear(F, C, False))
-
-    def lm_head(self, token: Embedding) -> Linear:
-        """A tied head holds the embedding's own Parameter: one key in the gradients, two contributions."""
-        return Linear(token.weight) if self.config.tied else self.linear(self.config.width, self.config.vocab, False)
-
-
-def chain(embed: Module, blocks: Sequence[Module], **rest: Module) -> dict[str, Module]:
-    return {"embed": embed, **{f"block_{i}": block for i, block in enumerate(blocks)}, **rest}
-
-
-def gpt2(config: Config, rng: np.random.Generator | None) -> Transformer:
-    """Radford et al. (2019): pre-norm, learned positions, GELU, one fused projection for q, k and v."""
-    new = New(config, rng)
-    token, position = new.embedding(config.vocab), new.embedding(config.context)
-    blocks = [
-        PreNormBlock(new.layer_norm(), new.fused_attention(), new.layer_norm(), new.mlp()) for _ in range(config.layers)
-    ]
-    layers = chain(Embeddings(token, position), blocks, norm=new.layer_norm(), lm_head=new.lm_head(token))
-    return Transformer("gpt2", config, layers)
-
-
-def llama(config: Config, rng: np.random.Generator | None) -> Transformer:
-    """Touvron et al. (2023), "Llama 2": pre-norm with RMS norm, rotary positions, SwiGLU, grouped queries, no biases.
-
-    Raises ValueError for an odd width of a head.
-    """
-    if config.head_dim % 2:
-        raise ValueError(f"rotary positions turn pairs: a head's width must be even, and {config.head_dim} is not")
-    new = New(config, rng)
-    token = new.embedding(config.vocab)
-    blocks = [
-        PreNormBlock(
-            new.rms_norm(),
-            new.attention(bias=False, causal=True, rope_theta=config.rope_theta),
-            new.rms_norm(),
-            new.gated_mlp(),
-        )
-        for _ in range(config.layers)
-    ]
-    return Transformer(
-        "llama", config, chain(Embeddings(token), blocks, norm=new.rms_norm(), lm_head=new.lm_head(token))
-    )
-
-
-def bert(config: Config, rng: np.random.Generator | None) -> Transformer:
-    """Devlin et al. (2018): post-norm, every token sees every other, learned positions and segments, GELU (tanh form).
-
-    The head is the embedding alone, without the transform that BERT's own has before it.
-    """
-    new = New(config, rng)
-    token, position, segment = (new.embedding(n) for n in (config.vocab, config.context, config.segments))
-    blocks = [
-        PostNormBlock(new.layer_norm(), new.attention(bias=True, causal=False), new.layer_norm(), new.mlp())
-        for _ in range(config.layers)
-    ]
-    embed = Embeddings(token, position, segment, new.layer_norm())
-    return Transformer("bert", config, chain(embed, blocks, lm_head=new.lm_head(token)))

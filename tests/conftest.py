@@ -25,6 +25,7 @@ def xp(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Modul
     """Each array library in turn: NumPy, CuPy's test double in CuPy's place, and CuPy where it finds a GPU."""
     if request.param == "fakecupy":
         monkeypatch.setitem(sys.modules, "cupy", fakecupy)
+        monkeypatch.setitem(sys.modules, "cupyx.scipy.special", fakecupy.special)
     if request.param != "cupy":
         return load_backend("numpy" if request.param == "numpy" else "cupy")
     try:

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import scipy.special
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 # The names that NumPy shares with CuPy 13.6 and 14.2, with their parameters (None: not a function). See cupy_api.py.
@@ -227,3 +228,11 @@ def array(obj: Any, dtype: Any = None, copy: bool = True, order: Any = "K") -> n
 
 def asarray(a: Any, dtype: Any = None, order: Any = "K") -> ndarray:
     return array(a, dtype, copy=False, order=order)
+
+
+class special:
+    """cupyx.scipy.special"""
+
+    @staticmethod
+    def erf(x: ndarray) -> ndarray:
+        return _to_device(scipy.special.erf(_to_host(x)))

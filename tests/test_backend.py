@@ -132,6 +132,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> M
     if request.param == "cupy":
         return load_or_skip()
     monkeypatch.setitem(sys.modules, "cupy", fakecupy)
+    monkeypatch.setitem(sys.modules, "cupyx.scipy.special", fakecupy.special)
     return fakecupy
 
 
@@ -140,6 +141,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> M
 
 def test_load_backend_returns_the_library_of_that_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", fakecupy)
+    monkeypatch.setitem(sys.modules, "cupyx.scipy.special", fakecupy.special)
     assert load_backend() is np
     assert load_backend("numpy") is np
     assert load_backend("cupy") is fakecupy

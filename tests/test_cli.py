@@ -23,9 +23,10 @@ import pytest
 from minilora import __version__, checkpoint, text
 from minilora.checkpoint import load_tensors, save_tensors
 from minilora.cli import main, parser
+from minilora.families import llama
 from minilora.pretrained import save_pretrained
 from minilora.tasks import language_model
-from minilora.transformer import Config, llama
+from minilora.transformer import Config
 
 COMMANDS = ["demo", "pretrain", "finetune", "sweep", "generate", "merge", "info", "rank", "count", "audit", "verify"]
 SMALL: dict[str, Any] = {

@@ -15,12 +15,13 @@ from test_cli import SMALL, WORDS, outside, promised, tree
 
 from minilora import demo, text
 from minilora.cli import main
+from minilora.families import llama
 from minilora.lora import LoRALinear
 from minilora.peft import load_adapter
 from minilora.plots import report_figure
 from minilora.pretrained import load_pretrained
 from minilora.tasks.language_model import bits_per_byte
-from minilora.transformer import Config, Transformer, llama
+from minilora.transformer import Config, Transformer
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

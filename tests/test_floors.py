@@ -12,7 +12,7 @@ FLOORS = [
     {"backend"},
     {"ops"},
     {"modules"},
-    {"transformer", "lora", "optim"},
+    {"transformer", "families", "lora", "optim"},
     {"checkpoint", "text", "plots", "accounting", "spectrum", "verify", "names", "tables"},
     {"training", "generation", "peft", "pretrained"},
     {"demo", "sweep", "tasks"},

@@ -15,6 +15,7 @@ from minilora.transformer import Transformer
 from minilora.verify import check_model
 
 QUERY_AND_VALUE = {"gpt2": ["qkv_proj"], "llama": ["q_proj", "v_proj"], "bert": ["q_proj", "v_proj"]}
+QUERY_AND_VALUE["roberta"] = QUERY_AND_VALUE["bert"]
 
 
 def adapted(family: str = "llama", targets: Any = "all-linear", **options: Any) -> Transformer:

@@ -60,7 +60,10 @@ TORCH: dict[str, Callable[..., Any]] = {
     "low rank": lambda torch, x, A, B: S * torch.nn.functional.linear(torch.nn.functional.linear(x, A), B),
     "layer norm": lambda torch, x, g, b: torch.nn.functional.layer_norm(x, g.shape, g, b, EPS),
     "rms norm": lambda torch, x, g: torch.nn.functional.rms_norm(x, g.shape, g, EPS),
-    "gelu": lambda torch, x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "gelu": lambda torch, x: torch.nn.functional.gelu(x),
+    "gelu, tanh form": lambda torch, x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "tanh": lambda torch, x: torch.tanh(x),
+    "select": lambda torch, x, t: x[torch.arange(len(x)), torch.tensor(t)],
     "swiglu": lambda torch, gate, up: torch.nn.functional.silu(gate) * up,
     "rope": torch_rope,
     **dict.fromkeys((op for op in OPS if op.startswith("attention")), torch_attention),
@@ -229,7 +232,9 @@ def test_where_no_position_carries_a_label_the_loss_and_its_gradient_are_zero(rn
 
 
 @pytest.mark.parametrize("scale", [1e2, 1e4])
-@pytest.mark.parametrize("op", ["gelu", "swiglu", "cross-entropy", "attention, causal", "layer norm", "rms norm"])
+@pytest.mark.parametrize(
+    "op", ["gelu", "gelu, tanh form", "tanh", "swiglu", "cross-entropy", "attention, causal", "layer norm", "rms norm"]
+)
 def test_large_numbers_overflow_nothing(op, scale, rng):
     case = some(op, rng)
     inputs = [np.float32(scale) * x.astype(np.float32) for x in case.inputs.values()]
@@ -356,7 +361,10 @@ MISTAKES: list[tuple[str, str, Callable[..., Any]]] = [
     ("mean squared error", "without 1/n", lambda g, dL, c, y: (g[0] * y.size,)),
     ("mean squared error", "without the 2", lambda g, *_: (g[0] / 2,)),
     ("gelu", "without the inner derivative", lambda g, dy, c, x: (dy * ops.gelu_forward(x)[0] / x,)),
-    ("gelu", "the slope of the exact GELU", lambda g, dy, c, x: (dy * exact_gelu_slope(x),)),
+    ("gelu", "the slope of the tanh form", lambda g, dy, c, x: (dy * ops.gelu_tanh_forward(x)[1],)),
+    ("gelu, tanh form", "the slope of the exact GELU", lambda g, dy, c, x: (dy * ops.gelu_forward(x)[1],)),
+    ("tanh", "the slope at y and not at x", lambda g, dy, y, x: (dy * (1 - np.tanh(y) ** 2),)),
+    ("select", "the first token always", lambda g, dy, c, x: (ops.select_backward(dy, (0 * c[0], c[1])),)),
     ("swiglu", "gate and up exchanged", lambda g, *_: (g[1], g[0])),
     ("swiglu", "silu' = σ", lambda g, dy, c, gate, up: (dy * up / (1 + np.exp(-gate)), g[1])),
     ("rope", "turned forward again", lambda g, dy, c, x: (ops.rope_forward(dy, *rope_tables(x, 6)),)),
@@ -388,11 +396,6 @@ def first_head_dk(dy, cache, *_):
     dy = dy.reshape(3, 3, -1, 3, 3).copy()  # B, T, G, R, D
     dy[:, :, :, 1:] = 0
     return ops.attention_backward(dy.reshape(3, 3, -1), cache)[1]
-
-
-def exact_gelu_slope(x):
-    erf = np.vectorize(math.erf)
-    return 0.5 * (1 + erf(x / math.sqrt(2))) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
 
 def overwritten(dy, ids, W):

@@ -16,6 +16,7 @@ from test_transformer import FAMILIES, build
 
 from minilora import text
 from minilora.backend import to_numpy
+from minilora.families import llama
 from minilora.lora import attach_lora
 from minilora.modules import Context, Gradients
 from minilora.ops import IGNORE
@@ -24,7 +25,7 @@ from minilora.pretrained import BUILTIN, load_pretrained
 from minilora.tasks.language_model import RECIPE, SHAPE, recipe_optimizer
 from minilora.text import Batch
 from minilora.training import cut, evaluate, fit, loss_and_gradients, sharded_loss_and_gradients
-from minilora.transformer import Transformer, llama
+from minilora.transformer import Transformer
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
 each_family = pytest.mark.parametrize("family", FAMILIES)

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import re
 from typing import Any, NamedTuple
 
 import fakecupy
@@ -11,14 +10,19 @@ import pytest
 
 from minilora import ops
 from minilora.backend import Array, get_array_module, to_numpy
+from minilora.families import FAMILIES
 from minilora.modules import Context, Gradients
-from minilora.transformer import Config, Transformer, bert, gpt2, llama
+from minilora.names import hub_name
+from minilora.transformer import Config, Transformer
 from minilora.verify import check_model
 
-FAMILIES = {"gpt2": gpt2, "llama": llama, "bert": bert}
 SHAPE: dict[str, Any] = {"vocab": 13, "layers": 2, "width": 12, "hidden": 10, "context": 9, "eps": 0.01}
-HEADS = {"gpt2": {"heads": 3}, "llama": {"heads": 6, "kv_heads": 2, "rope_theta": 50.0}, "bert": {"heads": 4}}
-HEADS["bert"]["segments"] = 3
+HEADS: dict[str, dict[str, Any]] = {
+    "gpt2": {"heads": 3},
+    "llama": {"heads": 6, "kv_heads": 2, "rope_theta": 50.0},
+    "bert": {"heads": 4, "segments": 3},
+    "roberta": {"heads": 3, "segments": 3, "offset": 2, "activation": "gelu"},
+}
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each_side = pytest.mark.parametrize("side", ["left", "right"])
@@ -201,14 +205,14 @@ def test_what_the_padding_holds_changes_no_real_token(family, side, rng):
 
 
 @each_family
-def test_a_token_is_seen_by_earlier_ones_in_bert_alone(family, rng):
+def test_a_token_is_seen_by_earlier_ones_in_encoders_alone(family, rng):
     model, batch = build(family), some(rng)
     later = batch.ids.copy()
     later[:, 4] = (later[:, 4] + 5) % 13
     before, after = (model.forward(ids, batch.context)[0] for ids in (batch.ids, later))
     changed = (before != after).any(axis=(0, 2))
     assert changed[4:].all()
-    assert changed[:4].all() if family == "bert" else not changed[:4].any()
+    assert changed[:4].all() if "bert" in family else not changed[:4].any()
 
 
 @each_family
@@ -270,7 +274,7 @@ def test_widths_that_do_not_divide_are_refused(wrong, message):
 def test_rotary_positions_need_heads_of_an_even_width():
     config = Config(**{**SHAPE, "heads": 4})  # heads of 3 numbers, which do not pair up
     with pytest.raises(ValueError, match="even"):
-        llama(config, np.random.default_rng(1))
+        FAMILIES["llama"](config, np.random.default_rng(1))
 
 
 @each_family
@@ -281,33 +285,8 @@ def test_ids_may_be_nested_lists(family):
 
 # ---- Hugging Face's models with the same weights ----
 
-RENAMED = {  # ours -> theirs, in this order
-    "gpt2": [
-        ("embed.token", "transformer.wte"), ("embed.position", "transformer.wpe"), ("block_", "transformer.h."),
-        ("attention.qkv_proj", "attn.c_attn"), ("attention.o_proj", "attn.c_proj"), ("norm_", "ln_"),
-        ("up_proj", "c_fc"), ("down_proj", "c_proj"), ("^norm", "transformer.ln_f"),
-    ],
-    "llama": [
-        ("embed.token", "model.embed_tokens"), ("block_", "model.layers."), ("attention", "self_attn"),
-        ("norm_1", "input_layernorm"), ("norm_2", "post_attention_layernorm"), ("^norm", "model.norm"),
-    ],
-    "bert": [
-        ("embed.token", "embeddings.word_embeddings"), ("embed.position", "embeddings.position_embeddings"),
-        ("embed.segment", "embeddings.token_type_embeddings"), ("embed.norm", "embeddings.LayerNorm"),
-        ("block_", "encoder.layer."), ("attention.q_proj", "attention.self.query"),
-        ("attention.k_proj", "attention.self.key"), ("attention.v_proj", "attention.self.value"),
-        ("attention.o_proj", "attention.output.dense"), ("norm_1", "attention.output.LayerNorm"),
-        ("mlp.up_proj", "intermediate.dense"), ("mlp.down_proj", "output.dense"), ("norm_2", "output.LayerNorm"),
-    ],
-}  # fmt: skip
 # Hugging Face's Llama computes its RMS norms and angles in float32, whatever the model is in
-AGREEMENT = {"gpt2": 1e-10, "llama": 1e-5, "bert": 1e-10}
-
-
-def theirs(family: str, name: str) -> str:
-    for ours, other in RENAMED[family]:
-        name = re.sub(ours, other, name)
-    return name
+AGREEMENT = {"gpt2": 1e-10, "llama": 1e-5, "bert": 1e-10, "roberta": 1e-10}
 
 
 def transposed(family: str, name: str) -> bool:
@@ -332,15 +311,21 @@ def hugging_face(model: Transformer) -> Any:
         other = transformers.LlamaForCausalLM(transformers.LlamaConfig(
             num_key_value_heads=c.kv_heads, rms_norm_eps=c.eps, rope_parameters=rope, **sizes, **common))  # fmt: skip
     else:
-        other = transformers.BertModel(transformers.BertConfig(
-            hidden_act="gelu_new", layer_norm_eps=c.eps, type_vocab_size=c.segments, hidden_dropout_prob=0,
-            attention_probs_dropout_prob=0, **sizes, **common), add_pooling_layer=False)  # fmt: skip
+        kind = {"bert": "Bert", "roberta": "Roberta"}[family]
+        sizes |= {"max_position_embeddings": c.offset + c.context}
+        other = getattr(transformers, f"{kind}ForMaskedLM")(getattr(transformers, f"{kind}Config")(
+            hidden_act="gelu" if c.activation == "gelu" else "gelu_new", layer_norm_eps=c.eps,
+            type_vocab_size=c.segments, hidden_dropout_prob=0, attention_probs_dropout_prob=0,
+            **sizes, **(common | {"pad_token_id": c.offset - 1 if c.offset else None})))  # fmt: skip
     other = other.double()
+    for module in other.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.padding_idx = None  # theirs gives no gradient to the row of the padding's id, real or not
     parameters = dict(other.named_parameters())
     with torch.no_grad():
         for name, data in model.state_dict().items():
             data = data.T if transposed(family, name) else data
-            parameters.pop(theirs(family, name)).copy_(torch.tensor(data))
+            parameters.pop(hub_name(family, name)).copy_(torch.tensor(data))
     assert not parameters, "what is theirs alone"
     return other
 
@@ -350,9 +335,9 @@ def hugging_face_logits(other: Any, family: str, batch: Batch) -> Any:
     ids, real, segments = map(torch.tensor, (batch.ids, batch.real, batch.context.segments))
     positions = torch.clamp(torch.cumsum(real, 1) - 1, min=0)
     options = {"input_ids": ids, "attention_mask": real.long()}
-    if family == "bert":
-        hidden = other(**options, position_ids=positions, token_type_ids=segments).last_hidden_state
-        return hidden @ other.embeddings.word_embeddings.weight.T
+    if family in ("bert", "roberta"):
+        positions += {"bert": 0, "roberta": 2}[family]
+        return other(**options, position_ids=positions, token_type_ids=segments).logits
     return other(**options, position_ids=positions).logits
 
 
@@ -371,6 +356,6 @@ def test_logits_and_gradients_are_those_of_hugging_face(family, side, rng):
     ours, parameters = named(model, gradients(model, batch)), dict(other.named_parameters())
     largest = max(np.abs(gradient).max() for gradient in ours.values())
     for name, gradient in ours.items():
-        expected = parameters[theirs(family, name)].grad.numpy()
+        expected = parameters[hub_name(family, name)].grad.numpy()
         expected = expected.T if transposed(family, name) else expected
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=AGREEMENT[family] * largest, err_msg=name)

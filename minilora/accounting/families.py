@@ -88,7 +88,7 @@ def decoder_head(C: int, V: int, tied: bool, head: str, labels: int) -> dict[str
 
 
 def bert(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
-    """BERT and RoBERTa. The head "plain" is a language-model head without BERT's transform, as transformer.bert has."""
+    """BERT and RoBERTa."""
     C, V, F, H = c["hidden_size"], c["vocab_size"], c["intermediate_size"], c["num_attention_heads"]
     T, roberta = c["max_position_embeddings"], c["model_type"] == "roberta"
     stages: dict[str, list[Op]] = {}
@@ -100,9 +100,7 @@ def bert(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
         stages[b] = post_norm(b, C, attends, mlp(f"{b}.mlp", f"{b}.norm_1", C, F, "gelu", bias=True))
         x = f"{b}.norm_2"
     tied = "embed.token" if c.get("tie_word_embeddings", True) else ""
-    if head == "plain":
-        stages["lm_head"] = [Linear("lm_head", C, V, False, x, tied)]
-    elif head == "lm":
+    if head == "lm":
         stages["lm_head"] = [
             Linear("head_transform", C, C, True, x),
             Activation("head", "gelu", C),

@@ -96,12 +96,18 @@ def laid_out(model: Transformer) -> Architecture:
         "max_position_embeddings": c.context,
         "tie_word_embeddings": c.tied,
     }
+    head: dict[str, Any] = {"head": c.head, "labels": c.labels if c.head == "classify" else None}
     if model.family == "gpt2":
         sizes = {"n_embd": c.width, "n_layer": c.layers, "n_head": c.heads, "n_inner": c.hidden}
-        return architecture({"model_type": "gpt2", **shared, **sizes, "n_positions": c.context})
-    if model.family == "bert":
-        return architecture({"model_type": "bert", **shared, "type_vocab_size": c.segments}, head="plain")
-    return architecture({"model_type": "llama", **shared})
+        return architecture({"model_type": "gpt2", **shared, **sizes, "n_positions": c.context}, **head)
+    if model.family in ("bert", "roberta"):
+        sizes = {"type_vocab_size": c.segments, "max_position_embeddings": c.context + c.offset}
+        made = architecture({"model_type": model.family, **shared, **sizes}, **head)
+        if c.head == "none":  # Hugging Face's has a pooler that no one reads
+            made = replace(made, stages={name: ops for name, ops in made.stages.items() if name != "pooler"})
+        return made
+    kind = {"model_type": "qwen2" if c.qkv_bias else "llama", "head_dim": c.head_dim}
+    return architecture({**kind, **shared}, **head)
 
 
 def insert_of(adapter: LoRALinear, layer: Linear, dropout: bool) -> Insert:

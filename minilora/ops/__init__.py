@@ -12,11 +12,13 @@ from .attention import attention_backward, attention_forward, attention_mask
 from .cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_forward, embedding_gradients
-from .gelu import gelu_backward, gelu_forward
+from .gelu import gelu_backward, gelu_forward, gelu_tanh_forward
 from .layer_norm import gain_gradients, layer_norm_backward, layer_norm_forward
 from .linear import bias_gradients, linear_backward, linear_forward, linear_gradients
 from .lora import LoRACache, lora_A_gradients, lora_B_gradients, lora_backward, lora_forward
 from .mean_squared_error import mean_squared_error_backward, mean_squared_error_forward
 from .rms_norm import rms_norm_backward, rms_norm_forward
-from .rope import rope_backward, rope_forward, rope_tables
+from .rope import RopeScaling, rope_backward, rope_forward, rope_frequencies, rope_tables
+from .select import select_backward, select_forward
 from .swiglu import swiglu_backward, swiglu_forward
+from .tanh import tanh_backward, tanh_forward

@@ -37,15 +37,17 @@ from typing import Any, NamedTuple
 from ..backend import Array, get_array_module
 
 
-def attention_mask(xp: ModuleType, T: int, causal: bool, padding: Array | None, dtype: Any) -> Array:
+def attention_mask(xp: ModuleType, T: int, causal: bool, padding: Array | None, dtype: Any, start: int = 0) -> Array:
     """0 where query i may look at key j, -1e9 where it may not: (T, T), or (B, 1, T, T) with padding.
+
+    With `start` keys from earlier on before them, (T, start + T).
 
     `padding` (B, T) is True for a real token. -1e9 and not -inf: a row with nothing to look at (padding on the left)
     stays finite; it looks at everything alike, and no real token looks at it.
     """
-    see = xp.ones((T, T), dtype=bool)
+    see = xp.ones((T, start + T), dtype=bool)
     if causal:
-        see = xp.tril(see)
+        see = xp.tril(see, start)
     if padding is not None:
         see = see & padding[:, None, None, :]
     return xp.where(see, 0.0, -1e9).astype(dtype)

@@ -1,6 +1,6 @@
 """Rotary positions: each pair of a head's numbers is turned by an angle that grows with the position.
 
-    (a, b) -> (a cos φ - b sin φ,  b cos φ + a sin φ)           φ = t θ^(-2i/D) at position t, for pair i
+    (a, b) -> (a cos φ - b sin φ,  b cos φ + a sin φ)           φ = t ω_i at position t, for pair i,  ω_i = θ^(-2i/D)
 
 Pair i is (x_i, x_{i+D/2}) of each head, as in Hugging Face's Llama (the paper pairs neighbours, which is the
 same up to a fixed permutation of the rows of W). A rotation R_t keeps lengths, and R_sᵀ R_t = R_{t-s}: the
@@ -8,20 +8,45 @@ score of query s and key t depends on the distance alone.
 
 Backward: y = R x, so dx = Rᵀ dy, the rotation by -φ.
 
+A model that was trained on sequences of L tokens and is to read longer ones can turn slowly what turned slowly (Llama
+3.1). With 2π/ω the tokens of a full turn, pairs that turn more than `high` times in L stay as they are, those that
+turn less than `low` times turn `factor` times slower, and between them the frequency goes over smoothly:
+
+    ω' = m ω + (1 - m) ω / factor       m = (L ω/2π - low) / (high - low), within 0 and 1
+
     x, y (B, T, H·D)    cos, sin (T, 1, D/2)
 
-Source: Su et al. (2021), "RoFormer", equation 15.
+Source: Su et al. (2021), "RoFormer", equation 15; Grattafiori et al. (2024), "The Llama 3 Herd of Models", and the
+released code for the scaling.
 """
 
+import math
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..backend import Array, get_array_module
 
 
-def rope_tables(xp: ModuleType, T: int, D: int, theta: float, dtype: Any) -> tuple[Array, Array]:
-    """cos φ and sin φ for positions 0..T-1, two arrays (T, 1, D/2). The angles themselves are float64."""
-    phi = xp.arange(T)[:, None, None] * theta ** (-xp.arange(0, D, 2) / D)
+class RopeScaling(NamedTuple):
+    factor: float
+    low: float
+    high: float
+    trained: int  # L
+
+
+def rope_frequencies(xp: ModuleType, D: int, theta: float, scaling: RopeScaling | None = None) -> Array:
+    """ω (D/2,) in float64."""
+    omega = theta ** (-xp.arange(0, D, 2) / D)
+    if scaling is None:
+        return omega
+    factor, low, high, L = scaling
+    m = xp.clip((L * omega / (2 * math.pi) - low) / (high - low), 0, 1)
+    return m * omega + (1 - m) * omega / factor
+
+
+def rope_tables(xp: ModuleType, T: int, omega: Array, dtype: Any, start: int = 0) -> tuple[Array, Array]:
+    """cos φ and sin φ for the positions start..start+T-1, two arrays (T, 1, D/2). The angles are float64."""
+    phi = xp.arange(start, start + T)[:, None, None] * omega
     return xp.cos(phi).astype(dtype), xp.sin(phi).astype(dtype)
 
 

@@ -15,13 +15,14 @@ import numpy as np
 from .. import text
 from ..accounting import count_parameters
 from ..checkpoint import check_free, load_tensors, read_json, to_json, write_folder, write_whole
+from ..families import Config, llama
 from ..lora import attach_lora
 from ..modules import Module
 from ..optim import AdamW, Schedule, cosine_schedule
 from ..peft import CONFIG, WEIGHTS, adapter_files
 from ..pretrained import base_hash, load_pretrained, model_files
 from ..training import evaluate, fit
-from ..transformer import Config, Transformer, llama
+from ..transformer import Transformer
 
 SETTINGS, CHECKPOINT, HISTORY, PRETRAINING = (
     "settings.json",

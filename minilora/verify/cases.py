@@ -17,9 +17,10 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, get_array_module
+from ..families import FAMILIES, New, bert, gpt2, llama
 from ..lora import LoRALinear, MergedLinear, attach_lora
 from ..modules import Context, Gradients, Module, Parameter
-from ..transformer import Config, New, Recomputed, Transformer, bert, gpt2, llama
+from ..transformer import Config, Recomputed, Rope, Select, Tanh, Transformer
 from .check import Report, check_gradient, check_model
 
 Rng = np.random.Generator
@@ -115,12 +116,27 @@ def rms_norm(size: Size, rng: Rng) -> Case:
     )
 
 
-def gelu(size: Size, rng: Rng) -> Case:
+def gelu(forward: Callable[[Array], tuple[Array, Array]]) -> Maker:
+    def case(size: Size, rng: Rng) -> Case:
+        x = 2 * rng.standard_normal((size(), size(), size(2, 4)))
+        return Case({"x": x}, forward, lambda dy, cache, x: (ops.gelu_backward(dy, cache),), {})
+
+    return case
+
+
+def tanh(size: Size, rng: Rng) -> Case:
+    x = rng.standard_normal((size(), size(2, 4)))
+    return Case({"x": x}, ops.tanh_forward, lambda dy, cache, x: (ops.tanh_backward(dy, cache),), {})
+
+
+def select(size: Size, rng: Rng) -> Case:
+    B, T, C = size(), size(2, 4), size()
+    t = fixed(rng.integers(0, T, B))
     return Case(
-        {"x": 2 * rng.standard_normal((size(), size(), size(2, 4)))},
-        ops.gelu_forward,
-        lambda dy, cache, x: (ops.gelu_backward(dy, cache),),
-        {},
+        {"x": rng.standard_normal((B, T, C))},
+        lambda x: ops.select_forward(x, on(x, t)),
+        lambda dy, cache, x: (ops.select_backward(dy, cache),),
+        {"t": t},
     )
 
 
@@ -145,7 +161,8 @@ def rope(size: Size, rng: Rng) -> Case:
 
 
 def rope_tables(x: Array, D: int) -> tuple[Array, Array]:
-    return ops.rope_tables(get_array_module(x), x.shape[1], D, THETA, x.dtype)
+    xp = get_array_module(x)
+    return ops.rope_tables(xp, x.shape[1], ops.rope_frequencies(xp, D, THETA), x.dtype)
 
 
 def attention(causal: bool, side: str, R: int) -> Maker:
@@ -253,7 +270,10 @@ OPS: dict[str, Maker] = {
     "low rank": low_rank,
     "layer norm": layer_norm,
     "rms norm": rms_norm,
-    "gelu": gelu,
+    "gelu": gelu(ops.gelu_forward),
+    "gelu, tanh form": gelu(ops.gelu_tanh_forward),
+    "tanh": tanh,
+    "select": select,
     "swiglu": swiglu,
     "rope": rope,
     "attention": attention(False, "none", 1),
@@ -321,12 +341,13 @@ def check(module: Module, x: np.ndarray, side: str, rng: Rng) -> Report:
         return fed.forward(context=Context(padding, segments, np.random.default_rng(0)))
 
     y, cache = run()
-    dy, grads = rng.standard_normal(y.shape) * real[..., None], Gradients()
+    dy, grads = rng.standard_normal(y.shape) * (real[..., None] if y.ndim == 3 else 1), Gradients()
     fed.backward(dy, cache, grads)
     # a constant as large as the terms: where they cancel, the loss would look too small for what they round
     offset = math.copysign(np.abs(dy * y).sum(), (dy * y).sum())
-    # the softmax ignores what is added to all the scores of a query: a bias of the keys
-    zero = [name for name in fed.named_parameters() if name.endswith("k_proj.bias")]
+    # the softmax ignores what is added to all the scores of a query: a bias of the keys, unless positions turn it
+    rotary = any(getattr(part, "rope", None) for _, part in module.named_modules())
+    zero = [] if rotary else [name for name in fed.named_parameters() if name.endswith("k_proj.bias")]
     return check_model(fed, lambda: offset + (dy * run()[0]).sum(), grads, rng=rng, zero=zero)
 
 
@@ -361,11 +382,15 @@ MODULES: dict[str, Callable[[New], Module]] = {
     "Embedding": lambda new: new.embedding(new.config.vocab),
     "Embeddings": lambda new: bert(new.config, new.rng)["embed"],
     "MLP": New.mlp,
+    "MLP, exact GELU": lambda new: New(replace(new.config, activation="gelu"), new.rng).mlp(),
     "GatedMLP": New.gated_mlp,
     "Attention": partial(attention_part, bias=True, causal=False),
-    "Attention, causal, rotary": partial(attention_part, bias=False, causal=True, rope_theta=THETA),
+    "Attention, causal, rotary": partial(attention_part, bias=False, causal=True, rope=Rope(THETA)),
     "Attention, grouped": partial(attention_part, bias=False, causal=True, kv_heads=1),
     "FusedAttention": New.fused_attention,
+    "Select, first": lambda new: Select(last=False),
+    "Select, last": lambda new: Select(last=True),
+    "Tanh": lambda new: Tanh(),
     "PreNormBlock of gpt2": block(gpt2),
     "PreNormBlock of llama": block(llama),
     "PostNormBlock of bert": block(bert),
@@ -377,7 +402,6 @@ ADAPTERS: dict[str, Callable[[New], LoRALinear]] = {
     "LoRALinear with dropout": adapter(dropout=0.4),
     "LoRALinear, rsLoRA": adapter(rslora=True),
 }
-FAMILIES: dict[str, Callable[[Config, Rng | None], Transformer]] = {"gpt2": gpt2, "llama": llama, "bert": bert}
 
 
 def of_op(op: str, rng: Rng) -> Iterator[Report]:
@@ -393,17 +417,24 @@ def of_part(make: Callable[[New], Module], rng: Rng, merged: bool = False) -> It
         yield check(MergedLinear(module) if merged else module, x, side, rng)
 
 
-def of_family(family: str, adapted: bool, rng: Rng) -> Iterator[Report]:
+SPECIAL: dict[str, dict[str, Any]] = {
+    "llama": {"kv_heads": 1, "head_dim": 6, "rope_theta": THETA, "qkv_bias": True,
+              "rope_scaling": ops.RopeScaling(factor=4.0, low=0.2, high=1.5, trained=9)},
+    "roberta": {"offset": 2, "activation": "gelu"},
+}  # fmt: skip
+
+
+def of_family(family: str, adapted: bool, head: str, rng: Rng) -> Iterator[Report]:
     for (B, T, _, _), side in zip(SHAPES, SIDES, strict=True):
-        yield check(model(family, rng, adapted), rng.integers(0, 11, (B, T + 2)), side, rng)
+        yield check(model(family, rng, adapted, head), rng.integers(0, 11, (B, T + 2)), side, rng)
 
 
-def model(family: str, rng: Rng, adapted: bool = True) -> Transformer:
+def model(family: str, rng: Rng, adapted: bool = True, head: str = "lm") -> Transformer:
     """Two layers, and with `adapted` an adapter whose B is not 0 on every linear layer."""
     config = Config(
-        vocab=11, layers=2, width=12, heads=3, hidden=7, context=9, eps=EPS, rope_theta=THETA, dtype="float64"
+        vocab=11, layers=2, width=12, heads=3, hidden=7, context=9, eps=EPS, dtype="float64", head=head, labels=4
     )
-    made = FAMILIES[family](replace(config, kv_heads=1) if family == "llama" else config, rng)
+    made = FAMILIES[family](replace(config, **SPECIAL.get(family, {})), rng)
     if adapted:
         attach_lora(made, "all-linear", r=2, alpha=3, rng=rng)
     return shaken(made, rng)
@@ -414,6 +445,7 @@ CHECKS: dict[str, Callable[[Rng], Iterable[Report]]] = {
     **{f"module {name}": partial(of_part, make) for name, make in MODULES.items()},
     **{f"adapter {name}": partial(of_part, make) for name, make in ADAPTERS.items()},
     "adapter MergedLinear": partial(of_part, adapter(), merged=True),
-    **{f"family {name}": partial(of_family, name, False) for name in FAMILIES},
-    **{f"family {name} with adapters": partial(of_family, name, True) for name in FAMILIES},
+    **{f"family {name}": partial(of_family, name, False, "lm") for name in FAMILIES},
+    **{f"family {name} with adapters": partial(of_family, name, True, "lm") for name in FAMILIES},
+    **{f"family {name}, classifier with adapters": partial(of_family, name, True, "classify") for name in FAMILIES},
 }

@@ -13,11 +13,12 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array
+from ..families import New
 from ..lora import LoRALinear, attach_lora, merge
 from ..modules import Context, Gradients
 from ..optim import SGD
 from ..tables import wide_console
-from ..transformer import Config, New
+from ..transformer import Config
 from .cases import CHECKS, FAMILIES, THETA, Rng, adapter, model, pad, shaken
 
 METHODS = ("central", "complex")
@@ -88,7 +89,7 @@ def rows_of_logits(rng: Rng) -> float:
 
 
 def rotation(rng: Rng) -> float:
-    x, tables = rng.standard_normal((2, 9, 12)), ops.rope_tables(np, 9, 6, THETA, "float64")
+    x, tables = rng.standard_normal((2, 9, 12)), ops.rope_tables(np, 9, ops.rope_frequencies(np, 6, THETA), "float64")
     turned = ops.rope_forward(x, *tables), ops.rope_backward(x, *tables)
     return worst(apart((x * x).sum(-1), (y * y).sum(-1)) for y in turned)
 

@@ -1,0 +1,199 @@
+"""Four families, wired from the parts: gpt2(), llama(), bert() and roberta(), each with a head or without.
+
+A model is a chain: embed, block_0, block_1, ..., then what its head needs, one layer after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .backend import Array
+from .modules import Embedding, LayerNorm, Linear, Module, RMSNorm
+from .transformer import (
+    MLP,
+    Attention,
+    Config,
+    Embeddings,
+    FusedAttention,
+    GatedMLP,
+    Gelu,
+    PostNormBlock,
+    PreNormBlock,
+    Rope,
+    Select,
+    Tanh,
+    Transformer,
+)
+
+
+class New:
+    """Fresh parts for one config, their weights drawn in order from one generator: N(0, 0.02²), all of them.
+
+    Without a generator they are zero, for a state dict to fill.
+    """
+
+    def __init__(self, config: Config, rng: np.random.Generator | None) -> None:
+        self.config, self.rng = config, rng
+
+    def normal(self, *shape: int) -> Array:
+        if self.rng is None:
+            return np.zeros(shape, self.config.dtype)
+        return (0.02 * self.rng.standard_normal(shape)).astype(self.config.dtype)
+
+    def full(self, value: float, n: int) -> Array:
+        return np.full(n, value, dtype=self.config.dtype)
+
+    def linear(self, n_in: int, n_out: int, bias: bool) -> Linear:
+        return Linear(self.normal(n_out, n_in), self.full(0, n_out) if bias else None)
+
+    def embedding(self, rows: int) -> Embedding:
+        return Embedding(self.normal(rows, self.config.width))
+
+    def layer_norm(self) -> LayerNorm:
+        C = self.config.width
+        return LayerNorm(self.full(1, C), self.full(0, C), self.config.eps)
+
+    def rms_norm(self) -> RMSNorm:
+        return RMSNorm(self.full(1, self.config.width), self.config.eps)
+
+    def attention(self, *, causal: bool, bias: bool, o_bias: bool | None = None, rope: Rope | None = None) -> Attention:
+        C, D = self.config.width, self.config.head_dim
+        HD, GD = self.config.heads * D, self.config.kv_heads * D
+        q_proj, k_proj, v_proj = (self.linear(C, n_out, bias) for n_out in (HD, GD, GD))
+        o_proj = self.linear(HD, C, bias if o_bias is None else o_bias)
+        return Attention(q_proj, k_proj, v_proj, o_proj, D, causal=causal, rope=rope)
+
+    def fused_attention(self) -> FusedAttention:
+        C = self.config.width
+        return FusedAttention(self.linear(C, 3 * C, True), self.linear(C, C, True), self.config.head_dim, causal=True)
+
+    def gelu(self) -> Gelu:
+        return Gelu(approximate=self.config.activation == "gelu_tanh")
+
+    def mlp(self) -> MLP:
+        C, F = self.config.width, self.config.hidden
+        return MLP(self.linear(C, F, True), self.gelu(), self.linear(F, C, True))
+
+    def gated_mlp(self) -> GatedMLP:
+        C, F = self.config.width, self.config.hidden
+        return GatedMLP(self.linear(C, F, False), self.linear(C, F, False), self.linear(F, C, False))
+
+    def lm_head(self, token: Embedding, bias: bool = False) -> Linear:
+        """A tied head holds the embedding's own Parameter: one key in the gradients, two contributions."""
+        C, V = self.config.width, self.config.vocab
+        return Linear(token.weight, self.full(0, V) if bias else None) if self.config.tied else self.linear(C, V, bias)
+
+    def classifier(self, bias: bool) -> Linear:
+        return self.linear(self.config.width, self.config.labels, bias)
+
+
+def chain(embed: Module, blocks: Sequence[Module], **rest: Module) -> dict[str, Module]:
+    return {"embed": embed, **{f"block_{i}": block for i, block in enumerate(blocks)}, **rest}
+
+
+# ---- decoders: the head judges every token, or the last ----
+
+
+def gpt2(config: Config, rng: np.random.Generator | None) -> Transformer:
+    """Radford et al. (2019): pre-norm, learned positions, GELU, one fused projection for q, k and v."""
+    new = New(config, rng)
+    token, position = new.embedding(config.vocab), new.embedding(config.context)
+    blocks = [
+        PreNormBlock(new.layer_norm(), new.fused_attention(), new.layer_norm(), new.mlp()) for _ in range(config.layers)
+    ]
+    layers = chain(Embeddings(token, position), blocks, norm=new.layer_norm(), **decoder_head(new, token))
+    return Transformer("gpt2", config, layers)
+
+
+def llama(config: Config, rng: np.random.Generator | None) -> Transformer:
+    """Touvron et al. (2023), "Llama 2": pre-norm with RMS norm, rotary positions, SwiGLU, grouped queries, no biases.
+
+    Mistral is the same, and Qwen2 has qkv_bias. Raises ValueError for an odd width of a head.
+    """
+    if config.head_dim % 2:
+        raise ValueError(f"rotary positions turn pairs: a head's width must be even, and {config.head_dim} is not")
+    new, rope = New(config, rng), Rope(config.rope_theta, config.rope_scaling)
+    token = new.embedding(config.vocab)
+    blocks = [
+        PreNormBlock(
+            new.rms_norm(),
+            new.attention(causal=True, bias=config.qkv_bias, o_bias=False, rope=rope),
+            new.rms_norm(),
+            new.gated_mlp(),
+        )
+        for _ in range(config.layers)
+    ]
+    layers = chain(Embeddings(token), blocks, norm=new.rms_norm(), **decoder_head(new, token))
+    return Transformer("llama", config, layers)
+
+
+def decoder_head(new: New, token: Embedding) -> dict[str, Module]:
+    if new.config.head == "classify":
+        return {"last": Select(last=True), "classifier": new.classifier(bias=False)}
+    return {"lm_head": new.lm_head(token)} if new.config.head == "lm" else {}
+
+
+# ---- encoders: every token sees every other; the head judges every token, or the first ----
+
+
+def bert(config: Config, rng: np.random.Generator | None) -> Transformer:
+    """Devlin et al. (2018): post-norm, learned positions and segments, GELU; the classifier reads the first token."""
+    new = New(config, rng)
+    layers, token = encoder(new)
+    if config.head == "classify":
+        C = config.width
+        layers |= {
+            "first": Select(last=False),
+            "pooler": new.linear(C, C, True),
+            "pooler_tanh": Tanh(),
+            "classifier": new.classifier(bias=True),
+        }
+    return Transformer("bert", config, layers | masked_head(new, token))
+
+
+def roberta(config: Config, rng: np.random.Generator | None) -> Transformer:
+    """Liu et al. (2019): BERT, with its first position in row 2 of the table, and a classifier of its own."""
+    new = New(config, rng)
+    layers, token = encoder(new)
+    if config.head == "classify":
+        C = config.width
+        layers |= {
+            "first": Select(last=False),
+            "classifier_transform": new.linear(C, C, True),
+            "classifier_tanh": Tanh(),
+            "classifier": new.classifier(bias=True),
+        }
+    return Transformer("roberta", config, layers | masked_head(new, token))
+
+
+def encoder(new: New) -> tuple[dict[str, Module], Embedding]:
+    config = new.config
+    token, position = new.embedding(config.vocab), new.embedding(config.offset + config.context)
+    embed = Embeddings(token, position, new.embedding(config.segments), new.layer_norm(), config.offset)
+    blocks = [
+        PostNormBlock(new.layer_norm(), new.attention(causal=False, bias=True), new.layer_norm(), new.mlp())
+        for _ in range(config.layers)
+    ]
+    return chain(embed, blocks), token
+
+
+def masked_head(new: New, token: Embedding) -> dict[str, Module]:
+    """logits = E norm(gelu(W h + b)) + c, with the token embedding E: what BERT guesses masked words with."""
+    if new.config.head != "lm":
+        return {}
+    return {
+        "head_transform": new.linear(new.config.width, new.config.width, True),
+        "head_gelu": new.gelu(),
+        "head_norm": new.layer_norm(),
+        "lm_head": new.lm_head(token, bias=True),
+    }
+
+
+FAMILIES: dict[str, Callable[[Config, np.random.Generator | None], Transformer]] = {
+    "gpt2": gpt2,
+    "llama": llama,
+    "bert": bert,
+    "roberta": roberta,
+}
