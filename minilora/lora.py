@@ -21,7 +21,6 @@ from . import ops
 from .backend import Array, get_array_module
 from .modules import Context, Gradients, LayerNorm, Linear, Module, Parameter, RMSNorm
 
-
 HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out, as in PEFT
 
 

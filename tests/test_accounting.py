@@ -20,11 +20,12 @@ from minilora.accounting.live import counted
 from minilora.accounting.memory import DTYPES, peft_name
 from minilora.accounting.named import BUILDERS, NAMED, PRINTED, read
 from minilora.cli import main
+from minilora.families import FAMILIES
 from minilora.modules import Context, Gradients
 from minilora.optim import SGD, AdamW
 from minilora.text import Batch
 from minilora.training import loss_and_gradients
-from minilora.transformer import Config, recompute
+from minilora.transformer import ACTIVATIONS, Config, recompute
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -38,19 +39,24 @@ LLAMA = {
 @st.composite
 def setups(draw) -> dict[str, Any]:
     """A small model of any family, what of it learns, and a batch."""
-    family = draw(st.sampled_from(["gpt2", "llama", "bert"]))
+    family = draw(st.sampled_from(list(FAMILIES)))
+    head = draw(st.sampled_from(["lm", "lm", "classify", "none"]))
     heads, kv_heads = draw(st.sampled_from([(1, 1), (4, 4), (4, 2)] if family == "llama" else [(1, 1), (4, 4)]))
-    fused = family == "gpt2"
+    fused, gated = family == "gpt2", family == "llama"
     targets = draw(
         st.sampled_from(
-            [None, "all-linear", ["down_proj"], ["up_proj", "lm_head"], ["qkv_proj"] if fused else ["q_proj", "v_proj"]]
+            [None, "all-linear", ["down_proj"], ["qkv_proj"] if fused else ["q_proj", "v_proj"]]
+            + {"lm": [["up_proj", "lm_head"]], "classify": [["up_proj", "classifier"]], "none": []}[head]
         )
     )
     train = draw(st.sampled_from([(), ("norm",), ("embed",)] + ([] if family == "llama" else [("bias",)])))
     return {
         "family": family,
         "config": Config(vocab=31, layers=2, width=24, heads=heads, kv_heads=kv_heads, hidden=draw(st.integers(5, 9)),
-                         context=16, tied=draw(st.booleans()), dtype=draw(st.sampled_from(["float32", "float64"]))),
+                         context=16, tied=draw(st.booleans()), dtype=draw(st.sampled_from(["float32", "float64"])),
+                         head=head, labels=5, offset=2 if family == "roberta" else 0,
+                         activation=draw(st.sampled_from(ACTIVATIONS)),
+                         **(draw(st.sampled_from([{}, {"qkv_bias": True, "head_dim": 4}])) if gated else {})),
         "lora": targets and {"targets": targets, "r": draw(st.integers(1, 4)), "train": train,
                              "dropout": draw(st.sampled_from([0.0, 0.3]))},
         "frozen": draw(st.sampled_from(["", "lora_A", "lora_B"])),
@@ -536,7 +542,8 @@ def test_flops_are_those_that_torch_counts_in_the_models_of_transformers(name):
         with FlopCounterMode(display=False) as backward:
             y.sum().backward()
     labels = 2 if head == "classify" else None
-    ours = count(name, "full", head=head, labels=labels, batch=B, tokens=T).flops()
+    tokens = None if config["model_type"] == "vit" else T
+    ours = count(name, "full", head=head, labels=labels, batch=B, tokens=tokens).flops()
     assert [part.products for part in ours] == [forward.get_total_flops(), backward.get_total_flops()]
 
 

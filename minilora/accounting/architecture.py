@@ -94,17 +94,28 @@ class Attention:
 
 @dataclass(frozen=True)
 class Activation:
-    """gelu, relu (one array kept), or swiglu (two)."""
+    """gelu, relu, tanh (one array kept), or swiglu (two)."""
 
     path: str
     kind: str
     width: int
+    rows: int | None = None  # as of a Linear
 
     def tensors(self) -> dict[str, Shape]:
         return {}
 
 
-Op: TypeAlias = Table | Vector | Linear | Norm | Attention | Activation
+@dataclass(frozen=True)
+class Select:
+    """One token of each sequence."""
+
+    path: str
+
+    def tensors(self) -> dict[str, Shape]:
+        return {}
+
+
+Op: TypeAlias = Table | Vector | Linear | Norm | Attention | Activation | Select
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .architecture import Activation, Architecture, Attention, Linear, Norm, Op, Table, Vector
+from .architecture import Activation, Architecture, Attention, Linear, Norm, Op, Select, Table, Vector
 
 # ---- the parts ----
 
@@ -47,8 +47,17 @@ def post_norm(b: str, C: int, attends: list[Op], feeds: list[Op]) -> list[Op]:
     return [*attends, Norm(f"{b}.norm_1", C, True), *feeds, Norm(f"{b}.norm_2", C, True)]
 
 
-def classifier(C: int, labels: int, bias: bool, x: str, rows: int | None) -> list[Op]:
-    return [Linear("classifier", C, labels, bias, x, rows=rows)]
+def pooled(which: str, transform: str, C: int) -> dict[str, list[Op]]:
+    """The first or last token; of a transform of it, tanh."""
+    stages: dict[str, list[Op]] = {which: [Select(which)]}
+    if transform:
+        stages[transform] = [Linear(transform, C, C, True, f"{which}.y", rows=1)]
+        stages[f"{transform}_tanh"] = [Activation(f"{transform}_tanh", "tanh", C, rows=1)]
+    return stages
+
+
+def classifier(C: int, labels: int, bias: bool, x: str) -> list[Op]:
+    return [Linear("classifier", C, labels, bias, x, rows=1)]
 
 
 # ---- the families: `c` is what config.json holds ----
@@ -84,7 +93,9 @@ def llama(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
 def decoder_head(C: int, V: int, tied: bool, head: str, labels: int) -> dict[str, list[Op]]:
     if head == "lm":
         return {"lm_head": [Linear("lm_head", C, V, False, "norm", "embed.token" if tied else "")]}
-    return {"classifier": classifier(C, labels, False, "norm", None)} if head == "classify" else {}
+    if head == "none":
+        return {}
+    return pooled("last", "", C) | {"classifier": classifier(C, labels, False, "last.y")}
 
 
 def bert(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
@@ -101,18 +112,16 @@ def bert(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
         x = f"{b}.norm_2"
     tied = "embed.token" if c.get("tie_word_embeddings", True) else ""
     if head == "lm":
-        stages["lm_head"] = [
-            Linear("head_transform", C, C, True, x),
-            Activation("head", "gelu", C),
-            Norm("head_norm", C, True),
-            Linear("lm_head", C, V, True, "head_norm", tied),
-        ]
-    elif roberta and head == "classify":
-        transform = Linear("classifier_transform", C, C, True, x, rows=1)
-        stages["classifier"] = [transform, *classifier(C, labels, True, "classifier_transform.y", 1)]
-    else:
-        stages["pooler"] = [Linear("pooler", C, C, True, x, rows=1)]
-        stages |= {"classifier": classifier(C, labels, True, "pooler.y", 1)} if head == "classify" else {}
+        stages |= {
+            "head_transform": [Linear("head_transform", C, C, True, x)],
+            "head_gelu": [Activation("head", "gelu", C)],
+            "head_norm": [Norm("head_norm", C, True)],
+            "lm_head": [Linear("lm_head", C, V, True, "head_norm", tied)],
+        }
+    else:  # without a head, Hugging Face's has BERT's pooler all the same
+        transform = "classifier_transform" if roberta and head == "classify" else "pooler"
+        stages |= pooled("first", transform, C)
+        stages |= {"classifier": classifier(C, labels, True, f"{transform}_tanh.y")} if head == "classify" else {}
     return Architecture("", c["model_type"], head, C, stages, T - 2 if roberta else T)
 
 
@@ -140,7 +149,7 @@ def deberta(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
             stages[b] += [conv, Activation("conv", "gelu", C), Norm("conv_norm", C, True)]
             x = "conv_norm"
     if head == "classify":
-        stages["classifier"] = [Linear("pooler", C, C, True, x, rows=1), *classifier(C, labels, True, "pooler.y", 1)]
+        stages["classifier"] = [Linear("pooler", C, C, True, x, rows=1), *classifier(C, labels, True, "pooler.y")]
     return Architecture("", "deberta-v2", head, C, stages, c["max_position_embeddings"])
 
 
@@ -156,7 +165,7 @@ def vit(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
         attends = attention(f"{b}.attention", f"{b}.norm_1", C, H, H, C // H, bias=c.get("qkv_bias", True), o_bias=True)
         stages[b] = pre_norm(b, C, True, attends, mlp(f"{b}.mlp", f"{b}.norm_2", C, F, "gelu", bias=True))
     stages["norm"] = [Norm("norm", C, True)]
-    stages |= {"classifier": classifier(C, labels, True, "norm", 1)} if head == "classify" else {}
+    stages |= {"classifier": classifier(C, labels, True, "norm")} if head == "classify" else {}
     return Architecture("", "vit", head, C, stages, patches + 1, tokens=patches + 1)
 
 

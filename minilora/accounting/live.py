@@ -103,8 +103,9 @@ def laid_out(model: Transformer) -> Architecture:
     if model.family in ("bert", "roberta"):
         sizes = {"type_vocab_size": c.segments, "max_position_embeddings": c.context + c.offset}
         made = architecture({"model_type": model.family, **shared, **sizes}, **head)
-        if c.head == "none":  # Hugging Face's has a pooler that no one reads
-            made = replace(made, stages={name: ops for name, ops in made.stages.items() if name != "pooler"})
+        if c.head == "none":
+            unread = "first", "pooler", "pooler_tanh"
+            made = replace(made, stages={name: ops for name, ops in made.stages.items() if name not in unread})
         return made
     kind = {"model_type": "qwen2" if c.qkv_bias else "llama", "head_dim": c.head_dim}
     return architecture({**kind, **shared}, **head)

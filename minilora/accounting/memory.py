@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from ..names import hub_name
-from .architecture import Activation, Architecture, Attention, Linear, Norm, Op, Shape, Table
+from .architecture import Activation, Architecture, Attention, Linear, Norm, Op, Select, Shape, Table
 from .methods import Insert, Plan
 
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -207,6 +207,10 @@ def op_keeps(op: Op, plan: Plan, insert: Insert | None, B: int, T: int, each: in
         yield f"{op.path}.o" if same else f"{op.path}.o, by heads", entry("o", (B, H, T, D), "rowsum(do ∘ o)")
         if op.relative:
             yield f"{op.path}.relative", entry("k, q of distances", (2, op.relative, H * D), "dq, dk")
+    elif isinstance(op, Select):
+        yield f"{op.path}.t", entry("t", (B,), "dx is dy at t, and 0 elsewhere", 8)
+    elif isinstance(op, Activation) and op.kind == "tanh":
+        yield f"{op.path}.y", entry("y", (B, op.rows or T, op.width), "dx = dy ∘ (1 - y²)")
     elif isinstance(op, Activation):
         yield f"{op.path}.slope", entry("dy/dx", (B, T, op.width), "dx = dy ∘ dy/dx")
         if op.kind == "swiglu":
