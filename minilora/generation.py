@@ -1,14 +1,16 @@
-"""Sampling text from a language model over bytes."""
+"""Text from a language model, an id at a time; what was computed for earlier ids is kept (transformer.Past)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
 from .backend import to_numpy
-from .text import check_vocabulary, decode, encode
-from .transformer import Transformer
+from .modules import Context
+from .tokenizer import ByteTokenizer, Tokenizer, check_matches
+from .transformer import Past, Transformer
 
 
 def generate(
@@ -16,21 +18,63 @@ def generate(
     prompt: str,
     tokens: int = 200,
     *,
+    tokenizer: Tokenizer | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
+    top_p: float = 1.0,
     rng: np.random.Generator | None = None,
-    description: str | None = None,
 ) -> str:
-    """`prompt` and `tokens` more bytes. Temperature 0 takes the most probable byte each time.
+    """`prompt` and what the model makes of it: up to `tokens` ids more, fewer when it ends the text itself.
 
-    Otherwise bytes are drawn with `rng` from softmax(logits / temperature), of the `top_k` most probable if given.
-    Only the last config.context bytes are looked at. `description` labels a progress bar; None shows none.
-    Raises ValueError for an empty prompt, a missing rng, or a model that is not over bytes.
+    Temperature 0 takes the most probable id each time. Otherwise ids are drawn with `rng` from
+    softmax(logits / temperature), of the `top_k` most probable if given, and of the fewest that together have the
+    probability `top_p` (Holtzman et al., 2019). Without a tokenizer the ids are bytes. Only the last config.context
+    ids are looked at.
+    Raises ValueError for an empty prompt, a missing rng, a tokenizer of another vocabulary, and a model that does not
+    continue texts.
     """
-    from tqdm import trange
+    tokenizer = tokenizer or ByteTokenizer()
+    ids = tokenizer.encode(prompt)
+    new = continuation(model, ids, tokens, tokenizer, temperature, top_k, top_p, rng)
+    return tokenizer.decode([*ids.tolist(), *new])
 
-    check_vocabulary(model.config)
-    if not prompt:
+
+def stream(
+    model: Transformer,
+    prompt: str,
+    tokens: int = 200,
+    *,
+    tokenizer: Tokenizer | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    rng: np.random.Generator | None = None,
+    special: bool = True,
+) -> Iterator[str]:
+    """What `generate` adds to the prompt, piece by piece as it comes.
+
+    `special`: whether the tokenizer puts its special tokens around the prompt; a chat has them already.
+    """
+    tokenizer = tokenizer or ByteTokenizer()
+    ids = tokenizer.encode(prompt, special)
+    return tokenizer.pieces(continuation(model, ids, tokens, tokenizer, temperature, top_k, top_p, rng))
+
+
+def continuation(
+    model: Transformer,
+    ids: np.ndarray,
+    tokens: int,
+    tokenizer: Tokenizer,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    rng: np.random.Generator | None,
+) -> Iterator[int]:
+    """next_ids, once all that can be wrong has been looked for. Raises as generate does."""
+    check_matches(tokenizer, model.config.vocab)
+    if model.family in ("bert", "roberta") or model.config.head != "lm":
+        raise ValueError(f"a {model.family} with the head {model.config.head!r} does not continue texts")
+    if not len(ids):
         raise ValueError("the prompt is empty: give at least one character")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature {temperature} is below 0, or no number")
@@ -38,18 +82,46 @@ def generate(
         raise ValueError(f"temperature {temperature} needs a generator: rng=numpy.random.default_rng(seed)")
     if top_k < 0:
         raise ValueError(f"top_k = {top_k} is below 0")
-    ids = encode(prompt)
-    for _ in trange(tokens, desc=description, disable=None if description else True, unit="byte", leave=False):
-        logits, _ = model.forward(ids[None, -model.config.context :])
-        ids = np.append(ids, choose(to_numpy(logits[0, -1]), temperature, top_k, rng))
-    return decode(ids)
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p = {top_p} is not a probability above 0")
+    return next_ids(model, ids, tokens, tokenizer.stop, temperature, top_k, top_p, rng)
 
 
-def choose(logits: np.ndarray, temperature: float, top_k: int, rng: np.random.Generator | None) -> int:
+def next_ids(
+    model: Transformer,
+    ids: np.ndarray,
+    tokens: int,
+    stop: Collection[int] = (),
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    rng: np.random.Generator | None = None,
+) -> Iterator[int]:
+    """Up to `tokens` ids after `ids` (N,), as they are found. One of `stop` ends them, and is not given."""
+    context = model.config.context
+    new, past = ids[-context:], Past(min(context, len(ids) + tokens))
+    for _ in range(tokens):
+        if past.length + len(new) > context:  # from here on the window moves, and with it every position
+            new, past = ids[-context:], Past(context)
+        logits, _ = model.forward(new[None], Context(past=past))
+        i = choose(to_numpy(logits[0, -1]), temperature, top_k, top_p, rng)
+        if i in stop:
+            return
+        yield i
+        ids = np.append(ids, i)
+        new = ids[-1:]
+
+
+def choose(logits: np.ndarray, temperature: float, top_k: int, top_p: float, rng: np.random.Generator | None) -> int:
     """One id: the most probable, or (by adding Gumbel noise) a draw from the softmax."""
     if temperature == 0 or rng is None:
         return int(logits.argmax())
-    z = logits.astype(np.float64) / temperature
+    with np.errstate(over="ignore"):  # by the least of temperatures, to -inf: the most probable is at 0
+        z = (logits.astype(np.float64) - logits.max()) / temperature
     if 0 < top_k < len(z):
         z[z < np.partition(z, -top_k)[-top_k]] = -np.inf
+    if top_p < 1:
+        order = np.argsort(-z, kind="stable")
+        P = np.exp(z[order]) / np.exp(z).sum()
+        z[order[np.cumsum(P) - P >= top_p]] = -np.inf  # what comes once the others have top_p already
     return int((z + rng.gumbel(size=len(z))).argmax())
