@@ -368,7 +368,7 @@ def oversized(path: Path) -> None:
 
 
 UNREADABLE = r"model\.safetensors cannot be read as safetensors: "
-UNFIT = r"model\.safetensors does not fit its config\.json: "
+UNFIT = r"the tensors of base do not fit its config\.json: "
 BAD_BASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another family": (lambda base: edit_json(base / "config.json", model_type="gpt2"), "family 'gpt2' is not supp"),
     "a feature": (lambda base: edit_json(base / "config.json", mlp_bias=True), "mlp_bias = True is not supported"),
@@ -377,7 +377,7 @@ BAD_BASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an empty config": (lambda base: (base / "config.json").write_text("{}"), "family None is not supported"),
     "no width": (lambda base: (base / "config.json").write_text('{"model_type": "llama"}'), r"lacks 'vocab_size'"),
     "odd heads": (lambda base: edit_json(base / "config.json", num_attention_heads=3), "does not divide into 3 heads"),
-    "no weights": (lambda base: (base / "model.safetensors").unlink(), r"model\.safetensors is missing"),
+    "no weights": (lambda base: (base / "model.safetensors").unlink(), r"base holds no model\.safetensors and no "),
     "truncated weights": (lambda base: cut_short(base / "model.safetensors"), UNREADABLE),
     "empty weights": (lambda base: (base / "model.safetensors").write_bytes(b""), UNREADABLE),
     "an oversized header": (lambda base: oversized(base / "model.safetensors"), UNREADABLE),
