@@ -1,7 +1,8 @@
 """LoRA: a frozen Linear with a low-rank path beside it; attaching, merging, unmerging.
 
-The adapter knows Linear; no model knows the adapter (only what works on adapters does: peft.py, pretrained.py,
-spectrum.py, ...). Attaching is visible assignment:
+The adapter knows Linear; no layer, model, optimizer or training loop knows the adapter. What saves, counts,
+checks or looks into adapters does (peft.py, pretrained.py, accounting, verify, spectrum.py, tasks). Attaching is
+visible assignment:
 
     model.freeze()
     model["block_0.attention.q_proj"] = LoRALinear(model["block_0.attention.q_proj"], r=8, alpha=16, rng=rng)
@@ -36,7 +37,8 @@ class LoRALinear(Module):
     Hu et al. (2021), equation 3. At the start B = 0, so y is the base's; A is uniform within ±1/√in, as
     PEFT's, or normal with deviation 1/r (init="gaussian"). Dropout acts on the adapter's input alone. `base`, a
     Linear, is frozen and kept.
-    Raises ValueError for a base that is no plain Linear, and for a rank outside 1..min(in, out).
+    Raises ValueError for a base that is no plain Linear, a rank outside 1..min(in, out), and an rng that is no
+    generator; the base is then as it was.
     """
 
     def __init__(
