@@ -141,11 +141,13 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
 def what_to_adapt(
     model: Transformer, config: dict[str, Any], tensors: dict[str, np.ndarray]
 ) -> dict[str, tuple[int, float]]:
-    """{path: (r, alpha)} of the layers to adapt. Raises ValueError unless they can be, the tensors are just those of
-    these layers, and the config's target_modules, where it has any, name just these."""
+    """{path: (r, alpha)} of the layers to adapt.
+
+    Raises ValueError unless each can be, the tensors are just theirs, and target_modules (if given) name just them.
+    """
     wanted: dict[str, tuple[int, float]] = {}
     shapes: dict[str, tuple[int, int]] = {}  # tensor name -> shape
-    targets = config.get("target_modules")
+    targets, dropout, rng = config.get("target_modules"), config.get("lora_dropout", 0.0), np.random.default_rng(0)
     for path, module in model.named_modules():
         if not isinstance(module, Linear):
             continue
@@ -157,9 +159,8 @@ def what_to_adapt(
         if named:
             r = pattern(config.get("rank_pattern"), theirs, config["r"])
             alpha = pattern(config.get("alpha_pattern"), theirs, config["lora_alpha"])
-            layer = model[path]  # not `module`, which may be the base inside an adapter
-            try:
-                check_adaptable(layer, r, alpha, config.get("lora_dropout", 0.0), "uniform", np.random.default_rng(0))
+            try:  # model[path], as `module` may be the base inside an adapter
+                check_adaptable(model[path], r, alpha, dropout, "uniform", rng)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
             n_out, n_in = module.weight.data.shape

@@ -55,8 +55,9 @@ def their_name(model: Transformer, path: str) -> str:
 def load_pretrained(source: str | Path = "builtin", dtype: str = "float32") -> Transformer:
     """The model in a folder, or the "builtin" one: a llama over bytes, pretrained on Python's documentation.
 
+    The weights may be stored in any of float16, bfloat16, float32 and float64, in one file or in shards.
     Raises FileNotFoundError for a missing folder or file, ValueError for a family or feature that is not supported
-    and for weights that are damaged or do not fit the config.
+    and for weights that are damaged, not finite, or do not fit the config.
     """
     folder = BUILTIN if source == "builtin" else Path(source)
     if not folder.is_dir():
@@ -94,7 +95,7 @@ def read_checkpoint(source: str | Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files")
         files = {str(file) for file in weight_map.values()}
     else:
-        raise FileNotFoundError(f"{folder} holds no {TENSORS} and no {INDEX}: it is not a checkpoint")
+        raise FileNotFoundError(f"{folder} holds no {TENSORS} and no {INDEX}: it is not a checkpoint in safetensors")
     tensors: dict[str, np.ndarray] = {}
     for file in sorted(files):
         tensors |= load_tensors(folder / file)[0]
