@@ -38,6 +38,8 @@ ONLY = {
     "hidden_act": "silu",
     "attention_bias": False,
     "attention_dropout": 0.0,
+    "is_causal": True,
+    "sliding_window": None,
     "mlp_bias": False,
     "rope_scaling": None,
     "pretraining_tp": 1,
@@ -67,9 +69,12 @@ def load_pretrained(source: str | Path = "builtin", dtype: str = "float32") -> T
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json: it is not a model folder")
     config, tensors = read_config(folder / "config.json", dtype), read_checkpoint(folder)
-    if config.tied:
-        tensors.pop("lm_head.weight", None)  # some writers store the tied weight twice
+    stored_twice = tensors.pop("lm_head.weight", None) if config.tied else None  # as some writers do
     try:
+        if stored_twice is not None and not np.array_equal(
+            stored_twice, tensors.get("model.embed_tokens.weight", np.nan)
+        ):
+            raise ValueError("tie_word_embeddings = True, and lm_head.weight is not model.embed_tokens.weight")
         if config.layers > len(tensors):  # before so many layers are made
             raise ValueError(f"num_hidden_layers = {config.layers}, and there are {len(tensors)} tensors")
         model = llama(config, rng=None)

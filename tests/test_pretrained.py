@@ -59,6 +59,8 @@ def test_every_parameter_has_a_name_of_its_own_in_hugging_face(rng):
         ({"num_hidden_layers": 1}, "unexpected"),
         ({"rope_parameters": {"type": "linear", "factor": 2.0}}, "rope_parameters = .*linear.* is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4} is not supported"),
+        ({"is_causal": False}, "is_causal = False is not supported, only True"),
+        ({"sliding_window": 4}, "sliding_window = 4 is not supported, only None"),
         ({"attention_dropout": 0.1}, "attention_dropout = 0.1 is not supported, only 0.0"),
         ({"rms_norm_eps": math.nan}, "rms_norm_eps = nan is not a positive number"),
         ({"rms_norm_eps": -1e-5}, "rms_norm_eps = -1e-05 is not a positive number"),
@@ -96,6 +98,19 @@ def test_a_config_of_an_absurd_size_is_refused_before_it_costs_memory(tmp_path, 
         assert tracemalloc.get_traced_memory()[1] < 2e6
     finally:
         tracemalloc.stop()
+
+
+def test_a_tied_head_may_be_stored_twice_and_is_refused_where_it_is_another(tmp_path, rng, ids):
+    model = small(rng, tied=True)
+    minilora.save_pretrained(model, tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    tensors, metadata = load_tensors(path)
+    embedding = tensors["model.embed_tokens.weight"]
+    save_tensors(path, tensors | {"lm_head.weight": embedding}, metadata)
+    assert np.array_equal(minilora.load_pretrained(tmp_path / "m").forward(ids)[0], model.forward(ids)[0])
+    save_tensors(path, tensors | {"lm_head.weight": 2 * embedding}, metadata)
+    with pytest.raises(ValueError, match=r"tie_word_embeddings = True, and lm_head\.weight is not"):
+        minilora.load_pretrained(tmp_path / "m")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -437,6 +452,33 @@ def test_a_pissa_adapter_that_peft_converted_is_taken_with_its_logits(tmp_path, 
     theirs.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
     peft.load_adapter(model, tmp_path / "converted")
     assert np.abs(model.forward(ids)[0] - logits).max() < 1e-4 * np.abs(logits).max()
+
+
+@pytest.mark.slow
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_a_config_says_transformers_gives_the_same_logits_or_one_of_the_two_refuses_it(tmp_path, rng, ids):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    minilora.save_pretrained(small(rng, tied=False), tmp_path)
+    says = json.loads((tmp_path / "config.json").read_text())
+    keys = {*says, *transformers.LlamaConfig().to_dict(), "is_causal", "sliding_window", "partial_rotary_factor"}
+    rope = {"rope_type": "default", "rope_theta": 20.0, "partial_rotary_factor": 0.5}
+    compared = set()
+    for key in sorted(keys):
+        for value in (None, True, False, 2, 0.5, rope, rope | {"rope_type": "linear", "factor": 4.0}):
+            (tmp_path / "config.json").write_text(json.dumps(says | {key: value}))
+            try:
+                ours = minilora.load_pretrained(tmp_path).forward(ids)[0]
+            except ValueError:
+                continue
+            try:
+                theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+                theirs = theirs(torch.tensor(ids), return_dict=True).logits.detach().numpy()
+            except Exception:  # whatever it raises, it gives no other answer
+                continue
+            assert np.abs(theirs - ours).max() < 1e-5 * np.abs(ours).max(), f"{key} = {value!r}"
+            compared.add(key)
+    assert {"rms_norm_eps", "rope_theta", "rope_parameters"} <= compared
 
 
 @pytest.mark.oracle
