@@ -107,9 +107,10 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
 def load_adapter(model: Transformer, folder: str | Path) -> str:
     """Attach the adapter in `folder` to `model`, whose base must be the one it was made for; return a note.
 
-    An adapter that does not say its base (PEFT's own do not) is checked by names and shapes, and the note says so;
-    otherwise the note is empty. Raises FileNotFoundError for a missing file, ValueError for another base, a feature
-    that is not supported, or missing, unexpected and misshapen tensors; the model is then as it was.
+    All else in the model is frozen, adapters of other layers too. An adapter that does not say its base (PEFT's own do
+    not) is checked by names and shapes, and the note says so; otherwise the note is empty.
+    Raises FileNotFoundError for a missing file, ValueError for another base, a feature that is not supported, layers
+    that are adapted already, or missing, unexpected and misshapen tensors; the model is then as it was.
     """
     folder = Path(folder)
     config, tensors, metadata = read_adapter(folder)
