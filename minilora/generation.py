@@ -49,7 +49,8 @@ def choose(logits: np.ndarray, temperature: float, top_k: int, rng: np.random.Ge
     """One id: the most probable, or (by adding Gumbel noise) a draw from the softmax."""
     if temperature == 0 or rng is None:
         return int(logits.argmax())
-    z = logits.astype(np.float64) / temperature
+    with np.errstate(over="ignore"):  # by the least of temperatures, to -inf: the most probable is at 0
+        z = (logits.astype(np.float64) - logits.max()) / temperature
     if 0 < top_k < len(z):
         z[z < np.partition(z, -top_k)[-top_k]] = -np.inf
     return int((z + rng.gumbel(size=len(z))).argmax())

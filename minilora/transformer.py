@@ -6,6 +6,7 @@ Dims: B batch, T tokens, C width, H heads, G key/value heads, D head width, F hi
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -255,11 +256,14 @@ class Transformer(Chain):
     def forward(self, ids: Array, context: Context = Context()) -> tuple[Array, list[Any]]:
         """Host ids are checked, then moved to where the weights are; ids on a GPU were checked before they moved.
 
-        Raises ValueError for ids that are not (B, T) integers in 0..V-1, or a T above config.context.
+        Raises ValueError for ids that are not (B, T) integers in 0..V-1, a T above config.context, and a padding or
+        segments that are not (B, T) too, of the dtype and in the range that Context says.
         """
         xp = get_array_module(next(iter(self.named_parameters().values())).data)
         if get_array_module(ids) is np:
             check_ids(ids, self.config)
+        segment = getattr(self.layers["embed"], "segment", None)
+        check_context(context, np.shape(ids), None if segment is None else len(segment.weight.data))
         if context.padding is not None:
             context = context._replace(padding=xp.asarray(context.padding))
         if context.segments is not None:
@@ -284,6 +288,19 @@ def check_ids(ids: Any, config: Config) -> None:
     if ids.min() < 0 or ids.max() >= config.vocab:
         wrong = ids[(ids < 0) | (ids >= config.vocab)][0]
         raise ValueError(f"token id {wrong} is outside the vocabulary 0..{config.vocab - 1}")
+
+
+def check_context(context: Context, shape: tuple[int, ...], segments: int | None) -> None:
+    """Raise ValueError unless padding and segments fit ids of this shape, in a model of so many segments, or of none.
+
+    Values on a GPU are not looked at.
+    """
+    padding, s = context.padding, context.segments
+    for name, x, kind, kinds in (("padding", padding, "bool", "b"), ("segments", s, "integers", "iu")):
+        if x is not None and (x.shape != shape or x.dtype.kind not in kinds):
+            raise ValueError(f"{name} is {kind} of the ids' shape {shape}, not {x.dtype} of shape {x.shape}")
+    if segments and s is not None and get_array_module(s) is np and not 0 <= s.min() <= s.max() < segments:
+        raise ValueError(f"segments from {s.min()} to {s.max()} are outside 0..{segments - 1}")
 
 
 # ---- three families, wired from the parts ----
@@ -313,8 +330,10 @@ class Config:
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} = {value!r} is not a whole number from {least} up")
         for name in ("rope_theta", "eps"):
-            if type(getattr(self, name)) not in (int, float) or getattr(self, name) <= 0:
+            if type(getattr(self, name)) not in (int, float) or not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} = {getattr(self, name)!r} is not a positive number")
+        if type(self.tied) is not bool:
+            raise ValueError(f"tied = {self.tied!r} is not True or False")
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
         object.__setattr__(self, "hidden", self.hidden or 4 * self.width)
         object.__setattr__(self, "head_dim", self.width // self.heads)
@@ -327,7 +346,7 @@ class Config:
 class New:
     """Fresh parts for one config, their weights drawn in order from one generator: N(0, 0.02²), all of them.
 
-    Without a generator they are zero, for a state dict to fill.
+    Without a generator each is a single number, shown in its shape: a state dict takes its place.
     """
 
     def __init__(self, config: Config, rng: np.random.Generator | None) -> None:
@@ -335,11 +354,12 @@ class New:
 
     def normal(self, *shape: int) -> Array:
         if self.rng is None:
-            return np.zeros(shape, self.config.dtype)
+            return np.broadcast_to(np.zeros((), self.config.dtype), shape)
         return (0.02 * self.rng.standard_normal(shape)).astype(self.config.dtype)
 
     def full(self, value: float, n: int) -> Array:
-        return np.full(n, value, dtype=self.config.dtype)
+        x = np.broadcast_to(np.asarray(value, self.config.dtype), n)
+        return x if self.rng is None else x.copy()
 
     def linear(self, n_in: int, n_out: int, bias: bool) -> Linear:
         return Linear(self.normal(n_out, n_in), self.full(0, n_out) if bias else None)
