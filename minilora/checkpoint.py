@@ -67,9 +67,10 @@ def tensors_to_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str]) 
 
 
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and metadata of a .safetensors file.
+    """Tensors and metadata of a .safetensors file; bfloat16, which NumPy does not have, as the float32 it stands for.
 
-    Raises FileNotFoundError, and ValueError for a file that is truncated, damaged, or something else.
+    Raises FileNotFoundError, and ValueError for a file that is truncated, damaged, or something else, for a dtype
+    that is not read (float8 and smaller), and for a tensor with NaN or an infinity.
     """
     import safetensors
 
@@ -78,12 +79,35 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         raise FileNotFoundError(f"{path} is missing")
     try:
         with safetensors.safe_open(path, "np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            metadata = file.metadata() or {}
+            dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            for name, dtype in dtypes.items():
+                if dtype[0] == "F" and dtype not in ("F16", "F32", "F64"):
+                    raise ValueError(f"{path}: {name} is of dtype {dtype}, which is not read: save it as bfloat16")
+            tensors = {name: file.get_tensor(name) for name, dtype in dtypes.items() if dtype != "BF16"}
     except (safetensors.SafetensorError, TypeError) as error:
         with path.open("rb") as start:
             pickled = start.read(4)[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")
         why = "it is a pickle, which can run code and is never read" if pickled else error
         raise ValueError(f"{path} cannot be read as safetensors: {why}") from None
+    tensors |= read_bfloat16(path, [name for name, dtype in dtypes.items() if dtype == "BF16"])
+    for name, data in tensors.items():
+        if not np.isfinite(data).all():
+            raise ValueError(f"{path}: {name} holds numbers that are not finite: get the file again, or an earlier one")
+    return tensors, metadata
+
+
+def read_bfloat16(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
+    """The tensors of these names, as float32: a bfloat16 is the upper half of its bits, so nothing is rounded."""
+    with path.open("rb") as file:
+        end = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(end - 8))
+    tensors = {}
+    for name in names:
+        start, stop = header[name]["data_offsets"]
+        bits = np.fromfile(path, "<u2", (stop - start) // 2, offset=end + start).astype("<u4") << 16
+        tensors[name] = bits.view("<f4").reshape(header[name]["shape"])
+    return tensors
 
 
 def weights_hash(weights: Mapping[str, Array]) -> str:

@@ -31,7 +31,7 @@ from .transformer import (
 class New:
     """Fresh parts for one config, their weights drawn in order from one generator: N(0, 0.02²), all of them.
 
-    Without a generator they are zero, for a state dict to fill.
+    Without a generator each is a single number, shown in its shape: a state dict takes its place.
     """
 
     def __init__(self, config: Config, rng: np.random.Generator | None) -> None:
@@ -39,11 +39,12 @@ class New:
 
     def normal(self, *shape: int) -> Array:
         if self.rng is None:
-            return np.zeros(shape, self.config.dtype)
+            return np.broadcast_to(np.zeros((), self.config.dtype), shape)
         return (0.02 * self.rng.standard_normal(shape)).astype(self.config.dtype)
 
     def full(self, value: float, n: int) -> Array:
-        return np.full(n, value, dtype=self.config.dtype)
+        x = np.broadcast_to(np.asarray(value, self.config.dtype), n)
+        return x if self.rng is None else x.copy()
 
     def linear(self, n_in: int, n_out: int, bias: bool) -> Linear:
         return Linear(self.normal(n_out, n_in), self.full(0, n_out) if bias else None)

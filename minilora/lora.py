@@ -1,6 +1,8 @@
 """LoRA: a frozen Linear with a low-rank path beside it; attaching, merging, unmerging.
 
-The adapter knows Linear; nothing knows the adapter. Attaching is visible assignment:
+The adapter knows Linear; no layer, model, optimizer or training loop knows the adapter. What saves, counts,
+checks or looks into adapters does (peft.py, pretrained.py, accounting, verify, spectrum.py, tasks). Attaching is
+visible assignment:
 
     model.freeze()
     model["block_0.attention.q_proj"] = LoRALinear(model["block_0.attention.q_proj"], r=8, alpha=16, rng=rng)
@@ -37,7 +39,8 @@ class LoRALinear(Module):
     Hu et al. (2021), equation 3. At the start B = 0, so y is the base's; A is uniform within ±1/√in, as
     PEFT's, or normal with deviation 1/r (init="gaussian"). Dropout acts on the adapter's input alone. `base`, a
     Linear, is frozen and kept.
-    Raises ValueError for a base that is no plain Linear, and for a rank outside 1..min(in, out).
+    Raises ValueError for a base that is no plain Linear, a rank outside 1..min(in, out), and an rng that is no
+    generator; the base is then as it was.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class LoRALinear(Module):
         rslora: bool = False,
         init: str = "uniform",
     ) -> None:
-        check_adaptable(base, r, alpha, dropout, init)
+        check_adaptable(base, r, alpha, dropout, init, rng)
         assert isinstance(base, Linear)
         base.freeze()
         W = base.weight.data
@@ -104,7 +107,7 @@ def dropout_mask(rng: np.random.Generator | None, p: float, x: Array) -> Array |
     return get_array_module(x).asarray(keep, dtype=x.dtype)
 
 
-def check_adaptable(base: Module, r: int, alpha: float, dropout: float, init: str) -> None:
+def check_adaptable(base: Module, r: int, alpha: float, dropout: float, init: str, rng: np.random.Generator) -> None:
     """Raise ValueError, saying what to change, unless LoRALinear can be made of these."""
     if isinstance(base, LoRALinear | MergedLinear):
         raise ValueError("this layer is adapted already: an adapter goes on a plain Linear")
@@ -114,12 +117,14 @@ def check_adaptable(base: Module, r: int, alpha: float, dropout: float, init: st
     if isinstance(r, bool) or not isinstance(r, int | np.integer) or not 1 <= r <= min(n_in, n_out):
         raise ValueError(f"rank {r!r} is not a whole number from 1 to {min(n_in, n_out)}, the most a {n_out} x {n_in} "
                          "weight can have")  # fmt: skip
-    if not isinstance(alpha, Real) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha):
         raise ValueError(f"alpha {alpha!r} is not a number")
     if not isinstance(dropout, Real) or not 0 <= dropout < 1:
         raise ValueError(f"dropout {dropout!r} is not a probability below 1")
     if init not in ("uniform", "gaussian"):
         raise ValueError(f"init {init!r} is neither 'uniform' nor 'gaussian'")
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng {rng!r} is no generator: rng=numpy.random.default_rng(seed)")
 
 
 def attach_lora(
@@ -139,14 +144,16 @@ def attach_lora(
     `targets`: last names, exactly ("q_proj"); or "all-linear", every Linear but those of HEADS; or a dict from last
     names or dotted paths to ranks. `train` names what else learns: "bias" (every bias), "norm" (every gain and
     bias of a norm), or the last name of a module, such as "lm_head".
+    Called again, it adapts further layers: every adapter learns then, one that was frozen meanwhile too, and of the
+    rest only what this call's `train` names.
     Raises ValueError, and leaves the model as it was, when a target matches nothing, is adapted already, or
-    cannot have the rank.
+    cannot have the rank, and for an `rng` that is no generator.
     """
     chosen = choose(model, targets, r)
     extra = trained_too(model, train)
     for path, rank in chosen.items():
         try:
-            check_adaptable(model[path], rank, alpha, dropout, init)
+            check_adaptable(model[path], rank, alpha, dropout, init, rng)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     adapters = [module for _, module in model.named_modules() if isinstance(module, LoRALinear)]

@@ -37,7 +37,14 @@ ONLY: dict[str, Any] = {
     "use_qalora": False,
     "use_bdlora": None,
     "alora_invocation_tokens": None,
+    "kasa_config": None,
+    "arrow_config": None,
+    "monteclora_config": None,
 }
+
+# The ways to start that leave the base as it is (PEFT 0.21.2, tuners/lora/layer.py). The others, "pissa", "olora",
+# "corda", "loftq" and "lora_ga", take from W what they give to A and B: their adapter is for another base.
+KEEP_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 def adapters_of(model: Transformer) -> dict[str, LoRALinear]:
@@ -73,7 +80,7 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
     if any(adapter.rslora != first.rslora for adapter in adapters.values()):
         raise ValueError("some adapters scale by alpha/r and some by alpha/sqrt(r): PEFT's config has one use_rslora")
     config: dict[str, Any] = {
-        **ONLY,
+        **{key: only for key, only in ONLY.items() if only is not None},
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": None,
         "inference_mode": True,
@@ -100,31 +107,18 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
 def load_adapter(model: Transformer, folder: str | Path) -> str:
     """Attach the adapter in `folder` to `model`, whose base must be the one it was made for; return a note.
 
-    An adapter that does not say its base (PEFT's own do not) is checked by names and shapes, and the note says so;
-    otherwise the note is empty. Raises FileNotFoundError for a missing file, ValueError for another base, a feature
-    that is not supported, or missing, unexpected and misshapen tensors; the model is then as it was.
+    All else in the model is frozen, adapters of other layers too. An adapter that does not say its base (PEFT's own do
+    not) is checked by names and shapes, and the note says so; otherwise the note is empty.
+    Raises FileNotFoundError for a missing file, ValueError for another base, a feature that is not supported, layers
+    that are adapted already, or missing, unexpected and misshapen tensors; the model is then as it was.
     """
     folder = Path(folder)
     config, tensors, metadata = read_adapter(folder)
     expected = metadata.get("base_sha256")
     if expected and expected != base_hash(model):
         raise ValueError(f"{folder} was made for another base: the weights of this model are not those it names")
-    wanted: dict[str, tuple[int, float]] = {}  # path -> r, alpha
-    shapes: dict[str, tuple[int, int]] = {}  # tensor name -> shape
-    for path, module in model.named_modules():
-        names = [tensor_name(model, path, side) for side in ("lora_A", "lora_B")] if isinstance(module, Linear) else []
-        if isinstance(module, Linear) and any(name in tensors for name in names):
-            theirs = their_name(model, path)
-            r = pattern(config.get("rank_pattern"), theirs, config["r"])
-            alpha = pattern(config.get("alpha_pattern"), theirs, config["lora_alpha"])
-            check_adaptable(module, r, alpha, config.get("lora_dropout", 0.0), "uniform")
-            n_out, n_in = module.weight.data.shape
-            wanted[path] = (r, alpha)
-            shapes |= dict(zip(names, [(r, n_in), (n_out, r)], strict=True))
-    if not tensors:
-        raise ValueError(f"{folder / WEIGHTS} holds no tensor")
     try:
-        check_fit(tensors, shapes)
+        wanted = what_to_adapt(model, config, tensors)
     except ValueError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit this model and {CONFIG}: {error}") from None
     model.freeze()
@@ -135,7 +129,7 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
             alpha,
             rng=np.random.default_rng(0),
             dropout=config.get("lora_dropout", 0.0),
-            rslora=config.get("use_rslora", False),
+            rslora=bool(config.get("use_rslora")),
         )
         for side in ("lora_A", "lora_B"):
             parameter = getattr(adapter, side)
@@ -143,6 +137,40 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
             parameter.data = xp.asarray(tensors[tensor_name(model, path, side)], dtype=parameter.data.dtype)
         model[path] = adapter
     return "" if expected else f"{folder} does not say which base it is for; its names and shapes fit this one"
+
+
+def what_to_adapt(
+    model: Transformer, config: dict[str, Any], tensors: dict[str, np.ndarray]
+) -> dict[str, tuple[int, float]]:
+    """{path: (r, alpha)} of the layers to adapt.
+
+    Raises ValueError unless each can be, the tensors are just theirs, and target_modules (if given) name just them.
+    """
+    wanted: dict[str, tuple[int, float]] = {}
+    shapes: dict[str, tuple[int, int]] = {}  # tensor name -> shape
+    targets, dropout, rng = config.get("target_modules"), config.get("lora_dropout", 0.0), np.random.default_rng(0)
+    for path, module in model.named_modules():
+        if not isinstance(module, Linear):
+            continue
+        theirs, names = their_name(model, path), [tensor_name(model, path, side) for side in ("lora_A", "lora_B")]
+        stored = any(name in tensors for name in names)
+        named = stored if targets is None else targeted(targets, theirs)
+        if stored and not named:
+            raise ValueError(f"target_modules = {targets!r} do not name {theirs}, which has tensors")
+        if named:
+            r = pattern(config.get("rank_pattern"), theirs, config["r"])
+            alpha = pattern(config.get("alpha_pattern"), theirs, config["lora_alpha"])
+            try:  # model[path], as `module` may be the base inside an adapter
+                check_adaptable(model[path], r, alpha, dropout, "uniform", rng)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+            n_out, n_in = module.weight.data.shape
+            wanted[path] = (r, alpha)
+            shapes |= dict(zip(names, [(r, n_in), (n_out, r)], strict=True))
+    if not tensors:
+        raise ValueError("it holds no tensor")
+    check_fit(tensors, shapes)
+    return wanted
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]]:
@@ -156,6 +184,14 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], d
     for key, only in ONLY.items():
         if config.get(key) not in (only, None):
             raise ValueError(f"{folder / CONFIG}: {key} = {config[key]!r} is not supported, only {only!r}")
+    if config.get("use_rslora") not in (True, False, None):
+        raise ValueError(f"{folder / CONFIG}: use_rslora = {config['use_rslora']!r} is neither true nor false")
+    if config.get("init_lora_weights") not in KEEP_THE_BASE:
+        raise ValueError(
+            f"{folder / CONFIG}: init_lora_weights = {config['init_lora_weights']!r} is not known to leave the base as "
+            "it is, so the adapter would not fit it: in PEFT, save it with path_initial_model_for_weight_conversion, "
+            "or merge_and_unload() and save the model"
+        )
     return config, *load_tensors(folder / WEIGHTS)
 
 
@@ -168,6 +204,16 @@ def target_names(model: Transformer, adapters: dict[str, LoRALinear]) -> list[st
     names = {last(path) for path in adapters}
     called_so = {path for path, module in model.named_modules() if isinstance(module, Linear) and last(path) in names}
     return sorted(names if called_so == set(adapters) else (their_name(model, path) for path in adapters))
+
+
+def targeted(targets: Any, name: str) -> bool:
+    """PEFT's rule for target_modules: a regex for the whole of `name`, or names that it is or ends with."""
+    try:
+        if isinstance(targets, str):
+            return last(name) != "lm_head" if targets == "all-linear" else bool(re.fullmatch(targets, name))
+        return any(f".{name}".endswith(f".{target}") for target in targets)
+    except (TypeError, re.error):
+        raise ValueError(f"target_modules are names or a regular expression, not {targets!r}") from None
 
 
 def pattern(patterns: dict[str, Any] | None, name: str, default: Any) -> Any:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .accounting import count_parameters
 from .backend import Array
 from .checkpoint import load_tensors, read_json, tensors_to_bytes, to_json, weights_hash, write_folder
@@ -17,14 +19,32 @@ from .names import hub_name
 from .transformer import Config, Transformer
 
 BUILTIN = Path(__file__).parent / "data" / "builtin"
+TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-# What a Llama config.json may say, and the one value of each that is implemented.
+# What a Llama config.json calls the numbers of a Config.
+KEYS = {
+    "vocab": "vocab_size",
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "hidden": "intermediate_size",
+    "context": "max_position_embeddings",
+    "eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+    "tied": "tie_word_embeddings",
+}
+# What else it may say, and the one value of each that is implemented.
 ONLY = {
     "hidden_act": "silu",
     "attention_bias": False,
+    "attention_dropout": 0.0,
+    "is_causal": True,
+    "sliding_window": None,
     "mlp_bias": False,
     "rope_scaling": None,
     "pretraining_tp": 1,
+    "quantization_config": None,
 }
 
 
@@ -38,8 +58,9 @@ def their_name(model: Transformer, path: str) -> str:
 def load_pretrained(source: str | Path = "builtin", dtype: str = "float32") -> Transformer:
     """The model in a folder, or the "builtin" one: a llama over bytes, pretrained on Python's documentation.
 
+    The weights may be stored in any of float16, bfloat16, float32 and float64, in one file or in shards.
     Raises FileNotFoundError for a missing folder or file, ValueError for a family or feature that is not supported
-    and for weights that are damaged or do not fit the config.
+    and for weights that are damaged, not finite, or do not fit the config.
     """
     folder = BUILTIN if source == "builtin" else Path(source)
     if not folder.is_dir():
@@ -48,16 +69,43 @@ def load_pretrained(source: str | Path = "builtin", dtype: str = "float32") -> T
         )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json: it is not a model folder")
-    model = llama(read_config(folder / "config.json", dtype), rng=None)
-    tensors, _ = load_tensors(folder / "model.safetensors")
-    ours = {their_name(model, path): path for path in model.named_parameters()}
-    if model.config.tied:
-        tensors.pop("lm_head.weight", None)  # some writers store the tied weight twice
+    config, tensors = read_config(folder / "config.json", dtype), read_checkpoint(folder)
+    stored_twice = tensors.pop("lm_head.weight", None) if config.tied else None  # as some writers do
     try:
+        if stored_twice is not None and not np.array_equal(
+            stored_twice, tensors.get("model.embed_tokens.weight", np.nan)
+        ):
+            raise ValueError("tie_word_embeddings = True, and lm_head.weight is not model.embed_tokens.weight")
+        if config.layers > len(tensors):  # before so many layers are made
+            raise ValueError(f"num_hidden_layers = {config.layers}, and there are {len(tensors)} tensors")
+        model = llama(config, rng=None)
+        ours = {their_name(model, path): path for path in model.named_parameters()}
         model.load_state_dict({ours.get(name, name): data for name, data in tensors.items()})
     except ValueError as error:
-        raise ValueError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from None
+        raise ValueError(f"the tensors of {folder} do not fit its config.json: {error}") from None
     return model
+
+
+def read_checkpoint(source: str | Path) -> dict[str, np.ndarray]:
+    """Every tensor of a model folder (or "builtin"), from one file or from the shards that its index names.
+
+    Raises FileNotFoundError for a missing file, ValueError for one that is damaged (load_tensors) or an index of
+    nothing.
+    """
+    folder = BUILTIN if source == "builtin" else Path(source)
+    if (folder / TENSORS).is_file():
+        files = {TENSORS}
+    elif (folder / INDEX).is_file():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files")
+        files = {str(file) for file in weight_map.values()}
+    else:
+        raise FileNotFoundError(f"{folder} holds no {TENSORS} and no {INDEX}: it is not a checkpoint in safetensors")
+    tensors: dict[str, np.ndarray] = {}
+    for file in sorted(files):
+        tensors |= load_tensors(folder / file)[0]
+    return tensors
 
 
 def base_hash(model: Transformer) -> str:
@@ -74,26 +122,22 @@ def read_config(path: Path, dtype: str) -> Config:
         if values.get(key, only) != only:
             raise ValueError(f"{path}: {key} = {values[key]!r} is not supported, only {only!r}")
     rope = values.get("rope_parameters") or {}
-    if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
+    if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
         raise ValueError(f"{path}: rope_parameters = {rope!r} is not supported, only rope_type 'default'")
+    values = {"rope_theta": 10000.0, "tie_word_embeddings": False} | values
+    values["rope_theta"] = rope.get("rope_theta", values["rope_theta"])
+    if values.get("num_key_value_heads") is None:
+        values["num_key_value_heads"] = values.get("num_attention_heads")
+    for key in KEYS.values():
+        if key not in values:
+            raise ValueError(f"{path} lacks {key!r}")
+        if values[key] == 0 and values[key] is not False:  # which would ask a Config to derive it
+            raise ValueError(f"{path}: {key} = 0 is not supported")
     try:
-        config = Config(
-            vocab=values["vocab_size"],
-            layers=values["num_hidden_layers"],
-            width=values["hidden_size"],
-            heads=values["num_attention_heads"],
-            kv_heads=values.get("num_key_value_heads") or 0,
-            hidden=values["intermediate_size"],
-            context=values["max_position_embeddings"],
-            rope_theta=rope.get("rope_theta", values.get("rope_theta", 10000.0)),
-            eps=values["rms_norm_eps"],
-            tied=values.get("tie_word_embeddings", False),
-            dtype=dtype,
-        )
-    except KeyError as error:
-        raise ValueError(f"{path} lacks {error}") from None
+        config = Config(**{ours: values[theirs] for ours, theirs in KEYS.items()}, dtype=dtype)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        name, says = str(error).split(" ", 1)
+        raise ValueError(f"{path}: {KEYS.get(name, name)} {says}") from None
     if values.get("head_dim") not in (None, config.head_dim):
         raise ValueError(
             f"{path}: head_dim = {values['head_dim']} is not supported, only width/heads = {config.head_dim}"
@@ -118,28 +162,20 @@ def model_files(model: Transformer) -> dict[str, bytes]:
     tensors: dict[str, Array] = {their_name(model, path): data for path, data in model.state_dict().items()}
     config = model.config
     values: dict[str, Any] = {
+        **{theirs: getattr(config, ours) for ours, theirs in KEYS.items()},
+        **{key: only for key, only in ONLY.items() if only is not None},
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": config.vocab,
-        "num_hidden_layers": config.layers,
-        "hidden_size": config.width,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
-        "intermediate_size": config.hidden,
-        "max_position_embeddings": config.context,
-        "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
-        "rms_norm_eps": config.eps,
         "tie_word_embeddings": "lm_head.weight" not in tensors,
         "dtype": str(next(iter(tensors.values())).dtype),
         "bos_token_id": None,
         "eos_token_id": None,
-        **ONLY,
     }
     return {
         "config.json": to_json(values),
-        "model.safetensors": tensors_to_bytes(tensors, {"format": "pt", "adapters_merged": str(merged)}),
+        TENSORS: tensors_to_bytes(tensors, {"format": "pt", "adapters_merged": str(merged)}),
     }
 
 

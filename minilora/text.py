@@ -89,8 +89,9 @@ def read_text(path: str | Path) -> Split:
 
 
 def encode(text: str | bytes) -> np.ndarray:
-    """(N,) int64: the bytes of `text`."""
-    return np.frombuffer(text.encode() if isinstance(text, str) else text, dtype=np.uint8).astype(np.int64)
+    """(N,) int64: the bytes of `text`; those of a command line that are no UTF-8 come back out of their surrogates."""
+    data = text.encode(errors="surrogateescape") if isinstance(text, str) else text
+    return np.frombuffer(data, dtype=np.uint8).astype(np.int64)
 
 
 def check_vocabulary(config: Config) -> None:

@@ -25,17 +25,25 @@ from .text import Batch
 from .transformer import Transformer, check_ids
 
 
-def loss_and_gradients(
+def loss_of(
     model: Transformer, batch: Batch, rng: np.random.Generator | None = None, count: int | None = None
-) -> tuple[Array, Gradients]:
-    """Mean cross-entropy over the labelled positions (a 0-d array, on the device), and its gradients.
+) -> tuple[Array, tuple[Any, Any]]:
+    """Mean cross-entropy over the labelled positions (a 0-d array, on the device), and the caches of model and loss.
 
     `count` replaces their number where the batch is a part of a larger one; losses and gradients then add up.
+    Raises ValueError for targets that are neither in the vocabulary nor IGNORE, or of another shape than the ids.
     """
     check_ids(np.where(batch.targets == ops.IGNORE, 0, batch.targets), model.config)
     logits, cache = model.forward(batch.ids, Context(batch.padding, batch.segments, rng))
-    targets = get_array_module(logits).asarray(batch.targets)
-    loss, ce_cache = ops.cross_entropy_forward(logits, targets, count)
+    loss, ce_cache = ops.cross_entropy_forward(logits, get_array_module(logits).asarray(batch.targets), count)
+    return loss, (cache, ce_cache)
+
+
+def loss_and_gradients(
+    model: Transformer, batch: Batch, rng: np.random.Generator | None = None, count: int | None = None
+) -> tuple[Array, Gradients]:
+    """The loss of a batch, as loss_of() says, and its gradients."""
+    loss, (cache, ce_cache) = loss_of(model, batch, rng, count)
     grads = Gradients()
     model.backward(ops.cross_entropy_backward(1.0, ce_cache), cache, grads)
     return loss, grads
@@ -72,14 +80,14 @@ def labelled(batch: Batch) -> int:
 def evaluate(model: Transformer, batches: Iterable[Batch], *, shards: int = 1, description: str | None = None) -> float:
     """Mean cross-entropy in nats per labelled position, without dropout; `shards` batches at a time.
 
-    `description` labels a progress bar; None shows none. Raises ValueError when no position has a label.
+    `description` labels a progress bar; None shows none. Raises ValueError when no position has a label, or one is
+    outside the vocabulary.
     """
     from tqdm import tqdm
 
     def one(batch: Batch) -> tuple[float, int]:
-        logits, _ = model.forward(batch.ids, Context(batch.padding, batch.segments))
         n = labelled(batch)
-        return n * float(ops.cross_entropy_forward(logits, get_array_module(logits).asarray(batch.targets), n)[0]), n
+        return n * float(loss_of(model, batch, count=n)[0]), n
 
     batches = list(batches)
     with threads(shards) as pool:
@@ -131,20 +139,35 @@ def fit(
     """Train what is trainable in `model` for `steps` steps of AdamW at `lr` (or `optimizer`); return the history.
 
     `batches(i)` is the i-th batch; a step takes `accumulate` of them, each cut in `shards` for as many threads.
-    The gradient is clipped to the norm `clip`. `held_out()` is evaluated before the first step, every `evaluate_every`
-    steps, and after the last; after `patience` times without a new best, training stops, and the best parameters are
-    put back. `checkpoint` names a file written every `checkpoint_every` steps, at the end, and on Ctrl-C; with
-    `resume`, training goes on from it, to the very bytes of a run never stopped. `description` labels the progress
-    bar; None shows none.
+    An `optimizer` brings its own rates: `lr` is then ignored. The gradient is clipped to the norm `clip`.
+    `held_out()` is evaluated before the first step, every `evaluate_every` steps, and after the last; after `patience`
+    times without a new best, training stops. Then, or after the last step, the best parameters are put back; without
+    `patience` the last ones stay. `checkpoint` names a file written every `checkpoint_every` steps, at the end, and
+    on Ctrl-C; with `resume`, training goes on from it, to the very bytes of a run never stopped, or starts from the
+    beginning if there is none yet. `description` labels the progress bar; None shows none.
 
     Raises FloatingPointError when the loss is no longer finite, with the last good checkpoint kept; ValueError for
-    a checkpoint that is there without `resume`, or is of other parameters; KeyboardInterrupt after Ctrl-C.
+    a number that makes no sense, and for a checkpoint that is there without `resume`, or is of other parameters;
+    FileNotFoundError for a folder of `checkpoint` that is not there; KeyboardInterrupt after Ctrl-C.
     """
     from tqdm import tqdm
 
     def at(step: int) -> list[Batch]:
         return [batches(step * accumulate + i) for i in range(accumulate)]
 
+    for name, number, least in (
+        ("steps", steps, 0), ("accumulate", accumulate, 1), ("shards", shards, 1), ("patience", patience, 0),
+        ("evaluate_every", evaluate_every, 0), ("checkpoint_every", checkpoint_every, 1),
+    ):  # fmt: skip
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:
+            raise ValueError(f"{name} = {number!r} is not a whole number from {least} up")
+    for name, rate in (("lr", lr), ("clip", clip)):
+        if not rate > 0:
+            raise ValueError(f"{name} = {rate!r} is not above 0")
+    if patience and held_out is None:
+        raise ValueError(f"patience = {patience} waits for evaluations: give held_out")
+    if checkpoint is not None and not Path(checkpoint).parent.is_dir():
+        raise FileNotFoundError(f"no folder {Path(checkpoint).parent} for the checkpoint: make it first")
     run = Run(
         model, optimizer or AdamW(model.trainable_parameters(), lr), None if checkpoint is None else Path(checkpoint)
     )

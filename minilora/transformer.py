@@ -6,6 +6,7 @@ Dims: B batch, T tokens, C width, H heads, G key/value heads, D head width, F hi
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -51,8 +52,11 @@ class Config:
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} = {value!r} is not a whole number from {least} up")
         for name in ("rope_theta", "eps"):
-            if type(getattr(self, name)) not in (int, float) or getattr(self, name) <= 0:
+            if type(getattr(self, name)) not in (int, float) or not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} = {getattr(self, name)!r} is not a positive number")
+        for name in ("tied", "qkv_bias"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} = {getattr(self, name)!r} is not True or False")
         for name, known in (("head", HEADS), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} = {getattr(self, name)!r} is not one of {', '.join(known)}")
@@ -382,14 +386,15 @@ class Transformer(Chain):
         """Host ids are checked, then moved to where the weights are; ids on a GPU were checked before they moved.
 
         Raises ValueError for ids that are not (B, T) integers in 0..V-1, for more tokens (those of context.past
-        included) than config.context, and for a past with padding.
+        included) than config.context, for a past with padding, and for a padding or segments that are not (B, T) too,
+        of the dtype and in the range that Context says.
         """
         xp = get_array_module(next(iter(self.named_parameters().values())).data)
         past = context.past
         if get_array_module(ids) is np:
             check_ids(ids, self.config, past.length if past else 0)
-        if past and context.padding is not None:
-            raise ValueError("a past and padding do not go together: generate one sequence at a time")
+        segment = getattr(self.layers["embed"], "segment", None)
+        check_context(context, np.shape(ids), None if segment is None else len(segment.weight.data))
         if context.padding is not None:
             context = context._replace(padding=xp.asarray(context.padding))
         if context.segments is not None:
@@ -418,3 +423,18 @@ def check_ids(ids: Any, config: Config, start: int = 0) -> None:
     if ids.min() < 0 or ids.max() >= config.vocab:
         wrong = ids[(ids < 0) | (ids >= config.vocab)][0]
         raise ValueError(f"token id {wrong} is outside the vocabulary 0..{config.vocab - 1}")
+
+
+def check_context(context: Context, shape: tuple[int, ...], segments: int | None) -> None:
+    """Raise ValueError unless padding and segments fit ids of this shape, in a model of so many segments, or of none.
+
+    Values on a GPU are not looked at.
+    """
+    padding, s = context.padding, context.segments
+    if context.past and padding is not None:
+        raise ValueError("a past and padding do not go together: generate one sequence at a time")
+    for name, x, kind, kinds in (("padding", padding, "bool", "b"), ("segments", s, "integers", "iu")):
+        if x is not None and (x.shape != shape or x.dtype.kind not in kinds):
+            raise ValueError(f"{name} is {kind} of the ids' shape {shape}, not {x.dtype} of shape {x.shape}")
+    if segments and s is not None and get_array_module(s) is np and not 0 <= s.min() <= s.max() < segments:
+        raise ValueError(f"segments from {s.min()} to {s.max()} are outside 0..{segments - 1}")

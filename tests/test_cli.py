@@ -4,6 +4,7 @@ import argparse
 import io
 import itertools
 import json
+import math
 import os
 import pickle
 import re
@@ -356,6 +357,10 @@ def with_one_more(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return tensors | {"more": np.zeros(2, dtype=np.float32)}
 
 
+def with_a_nan(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.where(x == x.max(), np.float32(np.nan), x) for name, x in tensors.items()}
+
+
 def transposed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: x.T for name, x in tensors.items()}
 
@@ -369,7 +374,7 @@ def oversized(path: Path) -> None:
 
 
 UNREADABLE = r"model\.safetensors cannot be read as safetensors: "
-UNFIT = r"model\.safetensors does not fit its config\.json: "
+UNFIT = r"the tensors of base do not fit its config\.json: "
 BAD_BASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another family": (lambda base: edit_json(base / "config.json", model_type="gpt2"), "family 'gpt2' is not supp"),
     "a feature": (lambda base: edit_json(base / "config.json", mlp_bias=True), "mlp_bias = True is not supported"),
@@ -378,7 +383,7 @@ BAD_BASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an empty config": (lambda base: (base / "config.json").write_text("{}"), "family None is not supported"),
     "no width": (lambda base: (base / "config.json").write_text('{"model_type": "llama"}'), r"lacks 'vocab_size'"),
     "odd heads": (lambda base: edit_json(base / "config.json", num_attention_heads=3), "does not divide into 3 heads"),
-    "no weights": (lambda base: (base / "model.safetensors").unlink(), r"model\.safetensors is missing"),
+    "no weights": (lambda base: (base / "model.safetensors").unlink(), r"base holds no model\.safetensors and no "),
     "truncated weights": (lambda base: cut_short(base / "model.safetensors"), UNREADABLE),
     "empty weights": (lambda base: (base / "model.safetensors").write_bytes(b""), UNREADABLE),
     "an oversized header": (lambda base: oversized(base / "model.safetensors"), UNREADABLE),
@@ -390,6 +395,10 @@ BAD_BASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no layers": (lambda base: edit_json(base / "config.json", num_hidden_layers=0), r"config\.json: .*layers = 0"),
     "one too many": (lambda base: edit_tensors(base / "model.safetensors", with_one_more), UNFIT + ".*unexpected: "),
     "a missing tensor": (lambda base: edit_tensors(base / "model.safetensors", without_first), UNFIT + ".*missing: "),
+    "no number": (lambda base: edit_tensors(base / "model.safetensors", with_a_nan), r"not finite: get the file again"),
+    "an absurd width": (lambda base: edit_json(base / "config.json", hidden_size=10**9, head_dim=None), UNFIT),
+    "absurdly many layers": (lambda base: edit_json(base / "config.json", num_hidden_layers=10**9), UNFIT + "num_hid"),
+    "no positive eps": (lambda base: edit_json(base / "config.json", rms_norm_eps=math.nan), "rms_norm_eps = nan is n"),
 }  # fmt: skip
 
 
@@ -427,6 +436,9 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no tensors": (lambda a: edit_tensors(a / "adapter_model.safetensors", lambda tensors: {}), ADAPTER),
     "DoRA": (lambda a: edit_json(a / "adapter_config.json", use_dora=True), f"{CONFIG}: use_dora = True is not supp"),
     "another rank": (lambda a: edit_json(a / "adapter_config.json", r=3), "has shape .* is needed"),
+    "PiSSA": (lambda a: edit_json(a / "adapter_config.json", init_lora_weights="pissa"), "init_lora_weights = 'pissa'"),
+    "other targets": (lambda a: edit_json(a / "adapter_config.json", target_modules=["o_proj"]), "do not name .*q_pr"),
+    "no number": (lambda a: edit_tensors(a / "adapter_model.safetensors", with_a_nan), f"{ADAPTER}: .* not finite"),
 }  # fmt: skip
 
 
@@ -495,6 +507,19 @@ def test_without_cupy_or_without_a_gpu_cuda_is_refused(words, here, capfd, monke
 )
 def test_generate_refuses_what_it_cannot_draw_from(words, says, here, capfd):
     assert_refused(here, capfd, [*GENERATE, *words], says)
+
+
+def test_the_least_of_temperatures_takes_the_most_probable_without_a_word(here, capfd):
+    said = []
+    for temperature in ("0", "1e-320"):
+        assert main([*GENERATE, "--temperature", temperature]) == 0
+        said.append(capfd.readouterr())
+    assert said[0] == said[1]
+
+
+def test_a_prompt_whose_bytes_are_no_utf8_is_continued(here, capfd):
+    assert main([*GENERATE, "--prompt", b"caf\xe9".decode(errors="surrogateescape"), "--tokens", "3"]) == 0
+    assert capfd.readouterr().out.startswith("caf\N{REPLACEMENT CHARACTER}")
 
 
 def test_info_refuses_a_folder_that_holds_neither_model_nor_adapter(here, capfd):

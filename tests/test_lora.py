@@ -273,6 +273,14 @@ def test_a_second_attach_keeps_the_first_trainable(rng):
     assert len(lora_names(model)) == 8
 
 
+def test_a_second_attach_thaws_the_first_and_freezes_what_its_train_does_not_name(rng):
+    model = build("llama")
+    attach_lora(model, "q_proj", r=2, rng=rng, train="norm")
+    model["block_0.attention.q_proj"].lora_A.trainable = False
+    attach_lora(model, "v_proj", r=2, rng=rng)
+    assert set(model.trainable_parameters()) == lora_names(model)
+
+
 REFUSED = [
     ({"r": 0}, "rank 0 is not a whole number from 1 to 12"),
     ({"r": -2}, "rank -2 is not"),
@@ -293,6 +301,9 @@ REFUSED = [
     ({"dropout": math.nan}, "dropout nan is not"),
     ({"init": "zeros"}, "init 'zeros' is neither"),
     ({"train": "biases"}, "train='biases' matches nothing"),
+    ({"rng": None}, "block_0.attention.q_proj: rng None is no generator: rng=numpy.random.default_rng"),
+    ({"rng": 3}, "rng 3 is no generator"),
+    ({"alpha": True}, "alpha True is not a number"),
     ({"targets": ["q_proj", "o_proj"]}, "block_0.attention.o_proj: this layer is adapted already"),
 ]
 
@@ -305,6 +316,14 @@ def test_an_attach_that_fails_says_why_and_leaves_the_model_as_it_was(options, m
     with pytest.raises(ValueError, match=message):
         attach_lora(model, **{"targets": ["q_proj"], "r": 2, "rng": rng, **options})
     assert snapshot(model) == before
+
+
+def test_an_adapter_that_cannot_be_drawn_leaves_its_base_as_it_was(rng):
+    base = Linear(rng.standard_normal((4, 5)))
+    before = snapshot(base)
+    with pytest.raises(ValueError, match="rng None is no generator"):
+        LoRALinear(base, r=2, rng=None)
+    assert snapshot(base) == before
 
 
 @pytest.mark.parametrize(

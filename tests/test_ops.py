@@ -297,6 +297,14 @@ def test_rope_scores_depend_on_the_distance_alone(rng):
     assert np.ptp(scores) > 1e-3
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3, 1), (2, 3), (6,), (3, 2, 1)])
+def test_a_loss_broadcasts_no_target(shape, rng):
+    with pytest.raises(ValueError, match=r"logits \(3, 2, 5\) need targets \(3, 2\)"):
+        ops.cross_entropy_forward(rng.standard_normal((3, 2, 5)), np.zeros(shape, int))
+    with pytest.raises(ValueError, match=r"and \(3, 2\) is needed"):
+        ops.mean_squared_error_forward(rng.standard_normal((3, 2)), np.zeros(shape))
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("causal", [True, False])
 def test_padding_changes_no_real_token_of_attention(causal, side, rng):

@@ -1,5 +1,7 @@
 import json
 import math
+import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -52,9 +54,24 @@ def test_every_parameter_has_a_name_of_its_own_in_hugging_face(rng):
         ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters = .*llama3.* is not supported"),
         ({"head_dim": 7}, "head_dim = 7 is not supported"),
         ({"hidden_size": None}, "lacks 'hidden_size'"),
-        ({"intermediate_size": 25}, "does not fit its config.json"),
+        ({"intermediate_size": 25}, "do not fit its config.json"),
         ({"num_hidden_layers": 3}, "missing"),
         ({"num_hidden_layers": 1}, "unexpected"),
+        ({"rope_parameters": {"type": "linear", "factor": 2.0}}, "rope_parameters = .*linear.* is not supported"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4} is not supported"),
+        ({"is_causal": False}, "is_causal = False is not supported, only True"),
+        ({"sliding_window": 4}, "sliding_window = 4 is not supported, only None"),
+        ({"attention_dropout": 0.1}, "attention_dropout = 0.1 is not supported, only 0.0"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps = nan is not a positive number"),
+        ({"rms_norm_eps": -1e-5}, "rms_norm_eps = -1e-05 is not a positive number"),
+        ({"rms_norm_eps": math.inf}, "rms_norm_eps = inf is not"),
+        ({"rope_parameters": {"rope_theta": math.nan}}, "rope_theta = nan is not a positive number"),
+        ({"num_attention_heads": 0}, "num_attention_heads = 0 is not supported"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads = 0 is not supported"),
+        ({"intermediate_size": 0}, "intermediate_size = 0 is not supported"),
+        ({"hidden_size": 16.0}, "hidden_size = 16.0 is not a whole number from 1 up"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings = 'no' is not True or False"),
+        ({"num_attention_heads": 3, "head_dim": None}, "hidden_size 16 does not divide into 3 heads"),
     ],
 )
 def test_a_config_that_is_not_implemented_or_does_not_fit_is_refused_by_name(tmp_path, rng, changes, message):
@@ -63,6 +80,46 @@ def test_a_config_that_is_not_implemented_or_does_not_fit_is_refused_by_name(tmp
     values = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
     with pytest.raises(ValueError, match=message):
+        minilora.load_pretrained(tmp_path / "m")
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"])
+@pytest.mark.parametrize("size", [10**6, 10**9, 10**18, 10**30])
+def test_a_config_of_an_absurd_size_is_refused_before_it_costs_memory(tmp_path, rng, key, size):
+    minilora.save_pretrained(small(rng, width=8, heads=1, kv_heads=1), tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    values = json.loads(path.read_text()) | {key: size}
+    del values["head_dim"]
+    path.write_text(json.dumps(values))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"the tensors of .* do not fit its config\.json"):
+            minilora.load_pretrained(tmp_path / "m")
+        assert tracemalloc.get_traced_memory()[1] < 2e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_tied_head_may_be_stored_twice_and_is_refused_where_it_is_another(tmp_path, rng, ids):
+    model = small(rng, tied=True)
+    minilora.save_pretrained(model, tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    tensors, metadata = load_tensors(path)
+    embedding = tensors["model.embed_tokens.weight"]
+    save_tensors(path, tensors | {"lm_head.weight": embedding}, metadata)
+    assert np.array_equal(minilora.load_pretrained(tmp_path / "m").forward(ids)[0], model.forward(ids)[0])
+    save_tensors(path, tensors | {"lm_head.weight": 2 * embedding}, metadata)
+    with pytest.raises(ValueError, match=r"tie_word_embeddings = True, and lm_head\.weight is not"):
+        minilora.load_pretrained(tmp_path / "m")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_weight_that_is_not_finite_is_named_when_the_model_is_loaded(tmp_path, rng, value):
+    model = small(rng)
+    weight = model["block_1.mlp.up_proj"].weight
+    weight.data[3, 2] = value
+    minilora.save_pretrained(model, tmp_path / "m")
+    with pytest.raises(ValueError, match=r"m.model\.safetensors: model\.layers\.1\.mlp\.up_proj\.weight holds numbers"):
         minilora.load_pretrained(tmp_path / "m")
 
 
@@ -150,6 +207,26 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         ({"config": lambda c: c | {"peft_type": "IA3"}}, "peft_type = 'IA3' is not supported"),
         ({"config": lambda c: c | {"modules_to_save": ["lm_head"]}}, "modules_to_save"),
         ({"config": lambda c: {k: v for k, v in c.items() if k != "lora_alpha"}}, "lacks 'lora_alpha'"),
+        ({"config": lambda c: c | {"use_rslora": "yes"}}, "use_rslora = 'yes' is neither true nor false"),
+        ({"config": lambda c: c | {"kasa_config": {}}}, "kasa_config = {} is not supported"),
+        ({"config": lambda c: c | {"r": "3"}}, "rank '3' is not a whole number"),
+        ({"config": lambda c: c | {"r": 3.0}}, "rank 3.0 is not a whole number"),
+        ({"config": lambda c: c | {"lora_alpha": True}}, "alpha True is not a number"),
+        ({"config": lambda c: c | {"lora_alpha": "5"}}, "alpha '5' is not a number"),
+        (
+            {"config": lambda c: c | {"target_modules": ["q_proj"]}},
+            "do not name model.layers.0.self_attn.v_proj, which",
+        ),
+        ({"config": lambda c: c | {"target_modules": ["q_proj", "v_proj", "o_proj"]}}, "missing: .*o_proj.lora_A"),
+        ({"config": lambda c: c | {"target_modules": "all-linear"}}, "missing: .*down_proj.lora_A"),
+        ({"config": lambda c: c | {"target_modules": r".*layers\.0.*[qv]_proj"}}, "do not name model.layers.1.*q_proj"),
+        ({"config": lambda c: c | {"target_modules": "q_proj"}}, "do not name model.layers.0.self_attn.q_proj"),
+        ({"config": lambda c: c | {"target_modules": "("}}, "names or a regular expression, not '\\('"),
+        ({"config": lambda c: c | {"target_modules": 7}}, "names or a regular expression, not 7"),
+        (
+            {"tensors": lambda t: t | {FIRST: t[FIRST] * np.float32("nan")}},
+            f"{FIRST} holds numbers that are not finite",
+        ),
     ],
 )
 def test_an_adapter_that_would_do_something_else_is_refused_and_the_model_stays(tmp_path, rng, damage, message):
@@ -160,6 +237,54 @@ def test_an_adapter_that_would_do_something_else_is_refused_and_the_model_stays(
         peft.load_adapter(model, tmp_path / "a")
     assert all(parameter.trainable for parameter in model.named_parameters().values())
     assert "block_0.attention.q_proj.lora_A" not in model.state_dict()
+
+
+@pytest.mark.parametrize("targets", [None, ["q_proj", "v_proj", "c_attn"], r".*self_attn\.[qv]_proj"])
+def test_target_modules_that_name_what_has_tensors_are_taken_in_each_of_their_forms(tmp_path, rng, targets):
+    model = adapted(rng)
+    peft.save_adapter(model, tmp_path / "a")
+    change(tmp_path / "a", config=lambda c: c | {"target_modules": targets})
+    loaded = small(np.random.default_rng(1))
+    peft.load_adapter(loaded, tmp_path / "a")
+    assert set(loaded.trainable_parameters()) == set(model.trainable_parameters())
+
+
+CHANGES_THE_BASE = ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"]
+KEEPS_THE_BASE = [True, False, "gaussian", "eva", "orthogonal", "mica"]
+
+
+@pytest.mark.parametrize("init", [*CHANGES_THE_BASE, "of next year"])
+def test_an_adapter_that_was_made_by_changing_the_base_is_refused_by_name(tmp_path, rng, init):
+    peft.save_adapter(adapted(rng), tmp_path / "a")
+    change(tmp_path / "a", config=lambda c: c | {"init_lora_weights": init})
+    with pytest.raises(ValueError, match=f"init_lora_weights = '{init}' .* path_initial_model_for_weight_conversion"):
+        peft.load_adapter(small(np.random.default_rng(1)), tmp_path / "a")
+
+
+@pytest.mark.parametrize("init", KEEPS_THE_BASE)
+def test_an_adapter_that_began_in_a_way_that_keeps_the_base_is_taken(tmp_path, rng, init):
+    peft.save_adapter(adapted(rng), tmp_path / "a")
+    change(tmp_path / "a", config=lambda c: c | {"init_lora_weights": init})
+    assert peft.load_adapter(small(np.random.default_rng(1)), tmp_path / "a") == ""
+
+
+@pytest.mark.parametrize("state", ["all adapted", "one adapted", "adapted and thawed", "merged"])
+def test_a_model_that_is_adapted_already_is_refused_and_stays_as_it_was(tmp_path, rng, ids, state):
+    peft.save_adapter(adapted(rng), tmp_path / "a")
+    model = small(np.random.default_rng(1))
+    minilora.attach_lora(model, ["block_1.attention.v_proj"] if state == "one adapted" else "all-linear", 2, rng=rng)
+    if state == "adapted and thawed":
+        model["norm"].weight.trainable = True
+    if state == "merged":
+        minilora.merge(model)
+    before, modules = model.state_dict(), dict(model.named_modules())
+    trainable, logits = set(model.trainable_parameters()), model.forward(ids)[0]
+    with pytest.raises(ValueError, match=r"attention\.[qv]_proj: this layer is adapted already"):
+        peft.load_adapter(model, tmp_path / "a")
+    assert dict(model.named_modules()) == modules
+    assert {name: id(data) for name, data in model.state_dict().items()} == {n: id(x) for n, x in before.items()}
+    assert set(model.trainable_parameters()) == trainable
+    assert np.array_equal(model.forward(ids)[0], logits)
 
 
 def test_saving_is_refused_without_an_adapter_while_merged_and_beside_other_trained_parameters(tmp_path, rng):
@@ -238,6 +363,122 @@ def test_transformers_loads_what_we_save_with_the_same_logits_and_back(tmp_path,
     assert np.abs(theirs(torch.tensor(ids)).logits.detach().numpy() - ours).max() < 1e-5 * np.abs(ours).max()
     theirs.save_pretrained(tmp_path / "back")
     assert np.array_equal(minilora.load_pretrained(tmp_path / "back").forward(ids)[0], ours)
+
+
+@pytest.mark.oracle
+def test_bfloat16_is_read_to_the_bit_and_what_is_smaller_is_refused_by_name(tmp_path):
+    torch, safetensors_torch = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
+    tensors = {
+        "every": every[torch.isfinite(every)].reshape(2, 5, -1),
+        "scalar": torch.tensor(1.5, dtype=torch.bfloat16),
+        "none": torch.zeros(0, 3, dtype=torch.bfloat16),
+        "half": torch.tensor([0.1], dtype=torch.float16),
+        "double": torch.tensor([0.1], dtype=torch.float64),
+    }
+    safetensors_torch.save_file(tensors, tmp_path / "t", metadata={"format": "pt"})
+    ours, metadata = load_tensors(tmp_path / "t")
+    assert metadata == {"format": "pt"}
+    assert ours.keys() == tensors.keys()
+    for name, theirs in tensors.items():
+        theirs = theirs.float() if theirs.dtype == torch.bfloat16 else theirs
+        assert ours[name].dtype == theirs.numpy().dtype
+        assert ours[name].shape == theirs.shape
+        assert ours[name].tobytes() == theirs.numpy().tobytes()
+    safetensors_torch.save_file({"tiny": torch.ones(3).to(torch.float8_e4m3fn)}, tmp_path / "t")
+    with pytest.raises(ValueError, match="tiny is of dtype F8_E4M3, which is not read"):
+        load_tensors(tmp_path / "t")
+
+
+@pytest.mark.oracle
+def test_a_bfloat16_model_of_transformers_in_one_file_or_in_shards_loads_with_its_very_numbers(tmp_path, rng, ids):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    minilora.save_pretrained(small(rng, tied=False), tmp_path / "m")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.bfloat16)
+    theirs.save_pretrained(tmp_path / "whole")
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="4KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    theirs = theirs.float()
+    for folder in ("whole", "shards"):
+        model = minilora.load_pretrained(tmp_path / folder)
+        for path, data in model.state_dict().items():
+            assert data.dtype == np.float32
+            assert np.array_equal(data, theirs.state_dict()[pretrained.their_name(model, path)].numpy())
+        ours = model.forward(ids)[0]
+        assert np.abs(theirs(torch.tensor(ids)).logits.detach().numpy() - ours).max() < 1e-5 * np.abs(ours).max()
+    next((tmp_path / "shards").glob("model-*.safetensors")).unlink()
+    with pytest.raises(FileNotFoundError, match=r"shards.model-.*\.safetensors is missing"):
+        minilora.load_pretrained(tmp_path / "shards")
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    "init", [i for i in CHANGES_THE_BASE if i not in ("corda", "loftq", "lora_ga")] + KEEPS_THE_BASE
+)
+def test_peft_changes_the_base_for_just_the_ways_to_start_that_are_refused(tmp_path, rng, init):
+    transformers, huggingface_peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    minilora.save_pretrained(small(rng), tmp_path / "m")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    before = base.state_dict()[name].clone()
+    with warnings.catch_warnings(action="ignore"):
+        config = huggingface_peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=init)
+        theirs = huggingface_peft.get_peft_model(base, config)
+    after = theirs.state_dict()["base_model.model." + name.replace("q_proj", "q_proj.base_layer")]
+    assert bool((after != before).any()) == (init in CHANGES_THE_BASE)
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("ignore")
+def test_a_pissa_adapter_that_peft_converted_is_taken_with_its_logits(tmp_path, rng, ids):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    huggingface_peft = pytest.importorskip("peft")
+    minilora.save_pretrained(small(rng), tmp_path / "m")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    config = huggingface_peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa")
+    theirs = huggingface_peft.get_peft_model(base, config)
+    theirs.peft_config["default"].init_lora_weights = True
+    theirs.save_pretrained(tmp_path / "start")
+    theirs.peft_config["default"].init_lora_weights = "pissa"
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_A" in name:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    logits = theirs(torch.tensor(ids)).logits.detach().numpy()
+    theirs.save_pretrained(tmp_path / "plain")
+    model = minilora.load_pretrained(tmp_path / "m")
+    with pytest.raises(ValueError, match="init_lora_weights = 'pissa'"):
+        peft.load_adapter(model, tmp_path / "plain")
+    theirs.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    peft.load_adapter(model, tmp_path / "converted")
+    assert np.abs(model.forward(ids)[0] - logits).max() < 1e-4 * np.abs(logits).max()
+
+
+@pytest.mark.slow
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_a_config_says_transformers_gives_the_same_logits_or_one_of_the_two_refuses_it(tmp_path, rng, ids):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    minilora.save_pretrained(small(rng, tied=False), tmp_path)
+    says = json.loads((tmp_path / "config.json").read_text())
+    keys = {*says, *transformers.LlamaConfig().to_dict(), "is_causal", "sliding_window", "partial_rotary_factor"}
+    rope = {"rope_type": "default", "rope_theta": 20.0, "partial_rotary_factor": 0.5}
+    compared = set()
+    for key in sorted(keys):
+        for value in (None, True, False, 2, 0.5, rope, rope | {"rope_type": "linear", "factor": 4.0}):
+            (tmp_path / "config.json").write_text(json.dumps(says | {key: value}))
+            try:
+                ours = minilora.load_pretrained(tmp_path).forward(ids)[0]
+            except ValueError:
+                continue
+            try:
+                theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+                theirs = theirs(torch.tensor(ids), return_dict=True).logits.detach().numpy()
+            except Exception:  # whatever it raises, it gives no other answer
+                continue
+            assert np.abs(theirs - ours).max() < 1e-5 * np.abs(ours).max(), f"{key} = {value!r}"
+            compared.add(key)
+    assert {"rms_norm_eps", "rope_theta", "rope_parameters"} <= compared
 
 
 @pytest.mark.oracle

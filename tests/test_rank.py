@@ -479,7 +479,10 @@ def test_a_layer_has_a_block_and_a_kind_in_any_family():
 REFUSED = {
     "neither": (["nowhere"], "nowhere is no adapter folder, it holds no adapter_config.json; of two checkpoints, give"),
     "one checkpoint": (["base"], "base is no adapter folder"),
-    "not a checkpoint": (["base", "adapter"], "adapter holds no model.safetensors and no .*: it is not a checkpoint"),
+    "not a checkpoint": (
+        ["base", "adapter"],
+        "adapter holds no model.safetensors and no .*: it is not a checkpoint in safetensors",
+    ),
     "no base": (["adapter", "--base", "nowhere"], "nowhere holds no model.safetensors"),
     "another base": (["adapter", "--base", "full"], "adapter was made for another base: the weights of full are not"),
     "nothing in common": (["builtin", "strange"], "builtin and strange have no weight matrix of the same name and sha"),
@@ -571,7 +574,7 @@ def test_a_base_of_other_shapes_or_without_the_layers_is_refused(here, capfd):
 def test_a_checkpoint_that_is_not_finite_is_refused_in_one_line(which, here, capfd):
     name = "model.layers.1.mlp.up_proj.weight"
     edit_tensors(here / which / "model.safetensors", lambda t: t | {name: t[name] * np.float32(np.inf)})
-    assert_refused(here, capfd, ["rank", "base", "full"], f"{which}: {name} holds numbers that are not finite")
+    assert_refused(here, capfd, ["rank", "base", "full"], f"{which}/model.safetensors: {name} holds numbers")
 
 
 def test_extraction_refuses_what_has_no_linear_layer_or_is_stored_transposed(here, capfd, monkeypatch):
@@ -591,6 +594,24 @@ def test_extraction_refuses_what_has_no_linear_layer_or_is_stored_transposed(her
 
 
 # ---- the oracle ----
+
+
+@pytest.mark.oracle
+def test_checkpoints_in_bfloat16_are_studied_as_the_float32_they_stand_for(made, tmp_path):
+    torch, safetensors_torch = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
+    for name in ("base", "full"):
+        rounded = {
+            path: torch.tensor(x).bfloat16() for path, x in load_tensors(made / name / "model.safetensors")[0].items()
+        }
+        for dtype in (torch.bfloat16, torch.float32):
+            folder = tmp_path / f"{name}-{dtype}".replace("torch.", "")
+            folder.mkdir()
+            tensors = {path: x.to(dtype) for path, x in rounded.items()}
+            safetensors_torch.save_file(tensors, folder / "model.safetensors")
+    stored, widened = (
+        study(*(str(tmp_path / f"{name}-{dtype}") for name in ("base", "full"))) for dtype in ("bfloat16", "float32")
+    )
+    assert json.dumps(stored).replace("bfloat16", "float32") == json.dumps(widened)
 
 
 @pytest.mark.oracle

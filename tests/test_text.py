@@ -65,6 +65,11 @@ def test_decoding_undoes_encoding(words):
     assert text.decode(text.encode(words)) == words
 
 
+@given(st.binary(max_size=60))
+def test_the_bytes_of_a_command_line_are_read_as_they_were_typed(typed):
+    assert bytes(text.encode(typed.decode(errors="surrogateescape")).tolist()) == typed
+
+
 def test_compressors_and_counting_need_few_bits_for_what_they_were_given():
     given_text = b"the quick brown fox jumps over the lazy dog. " * 40
     for judge in (text.zlib_bits_per_byte, text.lzma_bits_per_byte):

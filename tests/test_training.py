@@ -157,6 +157,22 @@ def test_an_evaluation_knows_no_dropout():
     assert evaluate(learner(dropout=0.9), [some(0)]) == evaluate(learner(), [some(0)])
 
 
+WRONG_LABELS = [
+    (np.full((4, 6), 13), "token id 13 is outside the vocabulary 0..12"),
+    (np.full((4, 6), -1), "token id -1 is outside the vocabulary 0..12"),
+    (np.zeros((1, 1), int), r"logits \(4, 6, 13\) need targets \(4, 6\), not \(1, 1\)"),
+    (np.zeros((6, 4), int), r"not \(6, 4\)"),
+    (np.zeros((4, 6)), "integers .* not float64"),
+]
+
+
+@pytest.mark.parametrize(("targets", "message"), WRONG_LABELS)
+@pytest.mark.parametrize("judge", [loss_and_gradients, lambda model, batch: evaluate(model, [batch])])
+def test_labels_that_do_not_fit_are_refused_in_training_and_in_evaluation(judge, targets, message):
+    with pytest.raises(ValueError, match=message):
+        judge(build("llama"), some(0)._replace(targets=targets))
+
+
 # ---- fit ----
 
 
@@ -230,6 +246,48 @@ def test_early_stopping_stops_after_patience_and_puts_the_best_parameters_back()
     assert len(history.loss) == 2 * (len(judged) - 1) < 200
     assert len(judged) - 1 - int(np.argmin(judged)) == 3
     assert evaluate(model, held_out()) == min(judged) < judged[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": -1}, "steps = -1 is not a whole number from 0 up"),
+        ({"steps": 1.5}, "steps = 1.5 is not a whole number"),
+        ({"accumulate": 0}, "accumulate = 0 is not a whole number from 1 up"),
+        ({"shards": 0}, "shards = 0 is not a whole number from 1 up"),
+        ({"checkpoint_every": 0}, "checkpoint_every = 0 is not a whole number from 1 up"),
+        ({"evaluate_every": -1}, "evaluate_every = -1 is not a whole number from 0 up"),
+        ({"patience": -1}, "patience = -1 is not a whole number from 0 up"),
+        ({"patience": 2}, "patience = 2 waits for evaluations: give held_out"),
+        ({"clip": 0.0}, "clip = 0.0 is not above 0"),
+        ({"clip": float("nan")}, "clip = nan is not above 0"),
+        ({"lr": -1e-3}, "lr = -0.001 is not above 0"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_before_a_step(options, message):
+    model = learner()
+    before = bits(model)
+    with pytest.raises(ValueError, match=message):
+        quietly(model, **options)
+    assert bits(model) == before
+
+
+def test_a_checkpoint_without_a_folder_is_refused_before_a_step(tmp_path):
+    model = learner()
+    before = bits(model)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere for the checkpoint: make it first"):
+        quietly(model, checkpoint=tmp_path / "nowhere" / "c.safetensors")
+    assert bits(model) == before
+
+
+def test_no_step_leaves_the_model_as_it_was_and_resuming_from_nothing_starts_from_the_beginning(tmp_path):
+    model, other = learner(), learner()
+    before = bits(model)
+    assert quietly(model, steps=0).loss == []
+    assert bits(model) == before
+    history = quietly(model, checkpoint=tmp_path / "c.safetensors", resume=True)
+    assert history == quietly(other)
+    assert bits(model) == bits(other)
 
 
 def test_a_first_ctrl_c_finishes_the_step_and_gives_the_handler_back():

@@ -233,6 +233,31 @@ def test_segments_change_the_logits_of_bert(rng):
     assert (ones != zeros).all()
 
 
+WRONG_CONTEXTS = [
+    ({"padding": np.ones((3, 1), bool)}, r"padding is bool of the ids' shape \(3, 6\), not bool of shape \(3, 1\)"),
+    ({"padding": np.ones((6, 3), bool)}, r"not bool of shape \(6, 3\)"),
+    ({"padding": np.ones(6, bool)}, r"not bool of shape \(6,\)"),
+    ({"padding": np.full((3, 6), 2)}, "padding is bool .* not int64"),
+    ({"segments": np.zeros((3, 1), int)}, r"segments is integers of the ids' shape .* not int64 of shape \(3, 1\)"),
+    ({"segments": np.zeros((3, 6))}, "segments is integers .* not float64"),
+]
+
+
+@each_family
+@pytest.mark.parametrize(("context", "message"), WRONG_CONTEXTS)
+def test_padding_and_segments_that_do_not_fit_the_ids_are_refused(family, context, message, rng):
+    with pytest.raises(ValueError, match=message):
+        build(family).forward(some(rng).ids, Context(**context))
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_a_segment_that_bert_does_not_have_is_refused(wrong, xp, rng):
+    model, batch = build("bert", dtype="float32"), some(rng)
+    model.to(xp)
+    with pytest.raises(ValueError, match=rf"segments from .*{wrong}.* are outside 0\.\.2"):
+        model.forward(batch.ids, Context(segments=np.where(batch.ids == batch.ids.max(), wrong, 1)))
+
+
 @each_family
 def test_a_fresh_model_knows_nothing_its_loss_is_the_logarithm_of_the_vocabulary(family, rng):
     assert loss(fresh(family, dtype="float32"), some(rng)) == pytest.approx(math.log(13), abs=0.1)

@@ -30,8 +30,11 @@ def cross_entropy_forward(logits: Array, targets: Array, count: int | None = Non
     """L = 1/n Σ_i (log Σ_v exp z_iv - z_i,t_i)
 
     `count` replaces n where the batch is a part of a larger one: the parts' losses and gradients then add up.
+    Raises ValueError for targets that are not one for each row of logits.
     """
     xp = get_array_module(logits)
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(f"logits {logits.shape} need targets {logits.shape[:-1]}, not {targets.shape}")
     z, targets = rows(logits), targets.reshape(-1)
     labelled = targets != IGNORE
     targets = xp.where(labelled, targets, 0)

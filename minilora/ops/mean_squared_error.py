@@ -13,7 +13,9 @@ from ..backend import Array
 
 
 def mean_squared_error_forward(y: Array, target: Array) -> tuple[Array, Array]:
-    """L = 1/n Σ (y - t)².  The cache is the residual y - t."""
+    """L = 1/n Σ (y - t)².  The cache is the residual y - t. Raises ValueError for a target of another shape."""
+    if target.shape != y.shape:
+        raise ValueError(f"the target has shape {target.shape}, and {y.shape} is needed")
     residual = y - target
     return (residual * residual).sum() / residual.size, residual
 

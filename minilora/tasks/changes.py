@@ -9,12 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..checkpoint import load_tensors, read_json
 from ..peft import CONFIG, WEIGHTS, pattern, read_adapter
-from ..pretrained import BUILTIN, base_hash, load_pretrained
+from ..pretrained import base_hash, load_pretrained, read_checkpoint
 from ..spectrum import SVD, lora_svd, numerical_rank, svd
 
-TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PREFIX, SIDES = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
 
 
@@ -84,7 +82,6 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
     """
     folder = Path(folder)
     config, tensors, metadata = read_adapter(folder)
-    check_finite(tensors, folder)
     weights = {} if base is None else read_checkpoint(base)
     expected = metadata.get("base_sha256")
     if base is not None and expected and expected != base_hash(load_pretrained(base)):
@@ -149,31 +146,6 @@ def checkpoint_changes(base: str | Path, tuned: str | Path) -> Changes:
         also = f"; what differs is no matrix: {', '.join(others)}" if others else ""
         raise ValueError(f"ΔW = 0: the {len(unchanged)} matrices of {base} and {tuned} are equal{also}")
     return Changes(layers, unchanged, others)
-
-
-def read_checkpoint(folder: str | Path) -> dict[str, np.ndarray]:
-    """Every tensor of a model folder (or 'builtin'), from one file or from the shards that its index names."""
-    path = BUILTIN if folder == "builtin" else Path(folder)
-    if (path / TENSORS).is_file():
-        files = {TENSORS}
-    elif (path / INDEX).is_file():
-        weight_map = read_json(path / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ValueError(f"{path / INDEX} has no weight_map from tensors to files")
-        files = {str(file) for file in weight_map.values()}
-    else:
-        raise FileNotFoundError(f"{folder} holds no {TENSORS} and no {INDEX}: it is not a checkpoint")
-    tensors: dict[str, np.ndarray] = {}
-    for file in sorted(files):
-        tensors |= load_tensors(path / file)[0]
-    check_finite(tensors, path)
-    return tensors
-
-
-def check_finite(tensors: dict[str, np.ndarray], folder: Path) -> None:
-    for name, data in tensors.items():
-        if not np.isfinite(data).all():
-            raise ValueError(f"{folder}: {name} holds numbers that are not finite")
 
 
 def natural(name: str) -> list[tuple[int, str]]:
