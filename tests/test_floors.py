@@ -13,7 +13,7 @@ FLOORS = [
     {"ops"},
     {"modules"},
     {"transformer", "lora", "optim"},
-    {"checkpoint", "text", "plots", "accounting", "spectrum", "verify", "names", "tables"},
+    {"checkpoint", "text", "plots", "accounting", "spectrum", "verify", "names", "tables", "tokenizer"},
     {"training", "generation", "peft", "pretrained"},
     {"demo", "sweep", "tasks"},
     {"cli", "__main__"},
