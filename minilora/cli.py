@@ -138,6 +138,9 @@ def parser() -> Parser:
     add("--tokens", type=positive, default=200, metavar="N", help="bytes to add (default 200)")
     add("--temperature", type=float, default=0.0, metavar="X", help="0: the most probable (default)")
     add("--top-k", type=from_zero, default=0, metavar="N", help="draw from the N most probable; 0: from all")
+    add(
+        "--top-p", type=share, default=1.0, metavar="P", help="draw from the fewest that have probability P (default 1)"
+    )
 
     example = "minilora merge --adapter runs/demo --out runs/merged"
     add = command(merge, example, "config.json, model.safetensors", "--base", "--out", "--device")
@@ -288,18 +291,21 @@ def generate(options: argparse.Namespace) -> None:
     """Continue a prompt."""
     import numpy as np
 
-    from .generation import generate as continue_prompt
+    from .generation import stream
 
-    text = continue_prompt(
+    pieces = stream(
         adapted(options),
         options.prompt,
         options.tokens,
         temperature=options.temperature,
         top_k=options.top_k,
+        top_p=options.top_p,
         rng=np.random.default_rng(options.seed),
-        description="writing",
     )
-    print(text)
+    print(options.prompt.encode(errors="surrogateescape").decode(errors="replace"), end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
 
 
 def merge(options: argparse.Namespace) -> None:

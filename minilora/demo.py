@@ -66,7 +66,7 @@ def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType
     frozen = load_pretrained().state_dict()
     unchanged = all(np.array_equal(to_numpy(lora.state_dict()[path]), W) for path, W in frozen.items())
     samples = {
-        name: generate(model, PROMPT, 160, temperature=0.6, rng=np.random.default_rng(seed), description="writing")
+        name: generate(model, PROMPT, 160, temperature=0.6, rng=np.random.default_rng(seed))
         for name, model in {"before": base, "after": lora}.items()
     }
     report: dict[str, Any] = {

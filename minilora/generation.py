@@ -9,6 +9,7 @@ import numpy as np
 
 from .backend import to_numpy
 from .modules import Context
+from .text import check_vocabulary
 from .tokenizer import ByteTokenizer, Tokenizer, check_matches
 from .transformer import Past, Transformer
 
@@ -71,6 +72,8 @@ def continuation(
     rng: np.random.Generator | None,
 ) -> Iterator[int]:
     """next_ids, once all that can be wrong has been looked for. Raises as generate does."""
+    if isinstance(tokenizer, ByteTokenizer):
+        check_vocabulary(model.config)
     check_matches(tokenizer, model.config.vocab)
     if model.family in ("bert", "roberta") or model.config.head != "lm":
         raise ValueError(f"a {model.family} with the head {model.config.head!r} does not continue texts")

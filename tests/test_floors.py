@@ -13,7 +13,7 @@ FLOORS = [
     {"ops"},
     {"modules"},
     {"transformer", "families", "lora", "optim"},
-    {"checkpoint", "text", "plots", "accounting", "spectrum", "verify", "names", "tables"},
+    {"checkpoint", "text", "tokenizer", "plots", "accounting", "spectrum", "verify", "names", "tables"},
     {"training", "generation", "peft", "pretrained"},
     {"demo", "sweep", "tasks"},
     {"cli", "__main__"},

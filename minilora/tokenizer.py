@@ -1,0 +1,312 @@
+"""What turns text into ids and back: the bytes themselves, or the pieces that a pretrained model has learned.
+
+The splitting is the work of the `tokenizers` package, which the models' own authors use. Here is what stands around
+it: special tokens, batches, chat templates, and text that comes out while its ids are still coming in.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import text as bytes_of
+from .checkpoint import read_json
+
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a byte, in the vocabularies that fall back on bytes
+
+
+class TextBatch(NamedTuple):
+    """Texts side by side, padded on the right; arrays on the host."""
+
+    ids: np.ndarray  # (B, T) int64
+    padding: np.ndarray  # (B, T) bool, True for a real token
+    segments: np.ndarray  # (B, T) int64, 1 in the second text of a pair
+    cut: np.ndarray  # (B,) bool, True for a text that was too long
+
+
+class Tokenizer:
+    """Text to ids and back. `bos`, `eos` and `pad` are ids, or None; `vocab` is the number of ids."""
+
+    vocab: int
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
+
+    def encode(self, text: str, special: bool = True) -> np.ndarray:
+        """(N,) int64. `special` adds what the model expects around a text ([CLS] ... [SEP], <s> ...)."""
+        raise NotImplementedError
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, special tokens left out."""
+        raise NotImplementedError
+
+    def batch(self, texts: Sequence[str | tuple[str, str]], length: int | None = None) -> TextBatch:
+        """Texts or pairs of texts for an encoder, cut to at most `length` ids (None: not cut)."""
+        raise NotImplementedError
+
+    @cached_property
+    def stop(self) -> frozenset[int]:
+        """The ids that end a text."""
+        return frozenset()
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], reply: bool = True) -> str:
+        """The text of a conversation, [{"role": "user", "content": "Hi"}, ...], as the model was taught to read it.
+
+        `reply` opens the turn that the model is to fill. The text holds its special tokens already: encode it with
+        special=False. Raises ValueError for a model without a chat template, and for messages it does not accept.
+        """
+        raise ValueError("this model has no chat template: it continues a text, it does not answer messages")
+
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of `ids` as they come, each piece as soon as no later id can change it: "".join is decode(ids).
+
+        What a decoder says of an id depends on the ids next to it (a space between words, the bytes of one letter).
+        So a few ids are decoded again each time, from the last place where the text was final.
+        """
+        context: list[int] = []  # what was told last, ...
+        waiting: list[int] = []  # ... and what has not been told
+        for i in ids:
+            if self.is_silent(i):
+                continue
+            waiting.append(i)
+            told, known = self.decode(context), self.decode(context + waiting)
+            if not (known.endswith("\N{REPLACEMENT CHARACTER}") or self.is_byte(i)):
+                if len(known) > len(told):
+                    yield known[len(told) :]
+                context, waiting = waiting, []
+        if waiting:
+            yield self.decode(context + waiting)[len(self.decode(context)) :]
+
+    def is_silent(self, i: int) -> bool:
+        """Whether decode leaves this id out."""
+        return False
+
+    def is_byte(self, i: int) -> bool:
+        """Whether this id is a byte that the ids after it can still turn into another letter."""
+        return False
+
+
+class ByteTokenizer(Tokenizer):
+    """The ids are the bytes, 0..255: nothing to load, and no special tokens."""
+
+    vocab = 256
+
+    def encode(self, text: str, special: bool = True) -> np.ndarray:
+        return bytes_of.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes_of.decode(np.fromiter(ids, np.int64))
+
+    def batch(self, texts: Sequence[str | tuple[str, str]], length: int | None = None) -> TextBatch:
+        if any(not isinstance(text, str) for text in texts):
+            raise ValueError("bytes have no token that parts a pair of texts: give one text for each row")
+        rows = [self.encode(text) for text in texts if isinstance(text, str)]
+        cut = [length is not None and len(row) > length for row in rows]
+        return padded([row[:length] for row in rows], [np.zeros(len(row[:length])) for row in rows], cut, 0)
+
+
+class SubwordTokenizer(Tokenizer):
+    """A tokenizer of the `tokenizers` package, its ids and its chat template by name.
+
+    `names` holds the special tokens, {"bos_token": "<s>", ...}; `ends` more ids that end a text.
+    Raises ValueError for a special token that is not in the vocabulary.
+    """
+
+    def __init__(
+        self, splitter: Any, names: Mapping[str, str], template: str | None = None, ends: Iterable[int] = ()
+    ) -> None:
+        splitter.no_truncation()  # a file may carry what its author last used
+        splitter.no_padding()
+        self.splitter, self.names, self.template = splitter, dict(names), template
+        self.vocab = 1 + max(splitter.get_vocab().values(), default=-1)
+        self.special = frozenset(i for i, token in splitter.get_added_tokens_decoder().items() if token.special)
+        self.bos, self.eos, self.pad = (self._id(f"{name}_token") for name in ("bos", "eos", "pad"))
+        self.ends = frozenset(ends)
+
+    def _id(self, name: str) -> int | None:
+        if name not in self.names:
+            return None
+        found: int | None = self.splitter.token_to_id(self.names[name])
+        if found is None:
+            raise ValueError(f"{name} {self.names[name]!r} is not in the tokenizer's vocabulary")
+        return found
+
+    def encode(self, text: str, special: bool = True) -> np.ndarray:
+        return np.array(self.splitter.encode(checked(text), add_special_tokens=special).ids, np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self.splitter.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def batch(self, texts: Sequence[str | tuple[str, str]], length: int | None = None) -> TextBatch:
+        """As Tokenizer.batch; of a pair, the longer text is cut first. Not from two threads at once.
+
+        Raises ValueError for a length that has no room for a text between its special tokens.
+        """
+        rows = [checked(text) if isinstance(text, str) else tuple(map(checked, text)) for text in texts]
+        if length is not None:
+            around = self.splitter.num_special_tokens_to_add(is_pair=any(isinstance(row, tuple) for row in rows))
+            if length <= around:
+                raise ValueError(f"length = {length} has no room for a text: {around} special tokens stand around it")
+            self.splitter.enable_truncation(length)
+        try:
+            found = self.splitter.encode_batch(rows)
+        finally:
+            self.splitter.no_truncation()
+        cut = [bool(one.overflowing) for one in found]
+        return padded([one.ids for one in found], [one.type_ids for one in found], cut, self.pad or 0)
+
+    @cached_property
+    def stop(self) -> frozenset[int]:
+        """eos, what the model's files name, and the special token with which the chat template ends a turn."""
+        found = {*self.ends, self.eos}
+        if self.template is not None:
+            answer = "an answer"
+            try:
+                text = self.chat([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}], False)
+            except ValueError:  # a template that wants other messages
+                text = answer
+            after = self.encode(text.rpartition(answer)[2], special=False).tolist()
+            found.add(next((i for i in after if i in self.special), self.eos))
+        return frozenset(i for i in found if i is not None)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], reply: bool = True) -> str:
+        if self.template is None:
+            return super().chat(messages, reply)
+        return render(self.template, messages=list(messages), add_generation_prompt=reply, **self.names)
+
+    def is_silent(self, i: int) -> bool:
+        return int(i) in self.special or self.splitter.id_to_token(int(i)) is None
+
+    def is_byte(self, i: int) -> bool:
+        return BYTE_TOKEN.fullmatch(self.splitter.id_to_token(int(i))) is not None
+
+
+def padded(ids: Sequence[Any], segments: Sequence[Any], cut: Sequence[bool], pad: int) -> TextBatch:
+    """Rows of different lengths as one TextBatch."""
+    shape = len(ids), max(map(len, ids), default=0)
+    batch = TextBatch(np.full(shape, pad), np.zeros(shape, bool), np.zeros(shape, np.int64), np.array(cut, bool))
+    for row, (row_ids, row_segments) in enumerate(zip(ids, segments, strict=True)):
+        batch.ids[row, : len(row_ids)] = row_ids
+        batch.padding[row, : len(row_ids)] = True
+        batch.segments[row, : len(row_ids)] = row_segments
+    return batch
+
+
+def checked(text: str) -> str:
+    """`text`. Raises ValueError for half a surrogate pair, which is no text (json.loads lets it through)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} of the text, {text[error.start]!r}, is half a letter") from None
+    return text
+
+
+def render(template: str, **values: Any) -> str:
+    """A chat template, in the sandbox and with the names that `transformers` gives it.
+
+    Raises ImportError where jinja2 is missing, ValueError where the template is wrong or refuses the messages.
+    """
+    try:
+        from jinja2 import TemplateError, nodes
+        from jinja2.ext import Extension, loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:
+        raise ImportError("a chat template is written in Jinja: pip install 'jinja2>=3.1.6'") from None
+
+    class Generation(Extension):
+        """{% generation %}: which part of a text the model wrote. It adds nothing to the text."""
+
+        tags = {"generation"}  # noqa: RUF012, as the base class has it
+
+        def parse(self, parser: Any) -> list[nodes.Node]:
+            next(parser.stream)
+            return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # Jinja's own escapes HTML
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return environment.from_string(template).render(tools=None, documents=None, **values)
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"the chat template does not accept these messages: {error}") from None
+
+
+def read_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder: tokenizer.json, and what the files beside it say of its tokens.
+
+    Raises ImportError where a package is missing, FileNotFoundError for a folder without a tokenizer.json, ValueError
+    for files that are damaged or name a token that is not there.
+    """
+    folder = Path(folder)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the text cannot be turned into the ids of this model")
+    settings, older, config, generation = (
+        read_json(folder / name) if (folder / name).is_file() else {}
+        for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json", "generation_config.json")
+    )
+    named = {key: value for key, value in (older | settings).items() if re.fullmatch("[a-z]+_token", key)}
+    texts = {key: token.get("content") if isinstance(token, dict) else token for key, token in named.items()}
+    ends = generation.get("eos_token_id", config.get("eos_token_id"))
+    package = tokenizers()
+    try:
+        splitter = refusing(package.Tokenizer.from_str, path.read_text(encoding="utf-8"))
+        return SubwordTokenizer(
+            splitter,
+            {key: text for key, text in texts.items() if isinstance(text, str)},
+            chat_template(folder, settings.get("chat_template")),
+            [i for i in (ends if isinstance(ends, list) else [ends]) if isinstance(i, int)],
+        )
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def chat_template(folder: Path, setting: Any) -> str | None:
+    """The template in a file of its own, or the setting: a text, or several by name, of which "default" is meant."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if isinstance(setting, list):
+        found = [one.get("template") for one in setting if isinstance(one, dict) and one.get("name") == "default"]
+        setting = found[0] if found else None
+    return setting if isinstance(setting, str) else None
+
+
+def refusing(make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """make(...). Raises ValueError for what the `tokenizers` package refuses: it raises no narrower class."""
+    try:
+        return make(*arguments, **options)
+    except Exception as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def tokenizers() -> Any:
+    """The package. Raises ImportError with the line to run."""
+    try:
+        import tokenizers as package
+    except ImportError:
+        raise ImportError("this model reads text through a package: pip install 'tokenizers>=0.20'") from None
+    return package
+
+
+def check_matches(tokenizer: Tokenizer, vocab: int) -> None:
+    """Raise ValueError unless an embedding of `vocab` rows has one for each id. It may have more: many are padded."""
+    if tokenizer.vocab > vocab:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab} ids, the model's embedding {vocab} rows: they do not belong together"
+        )
