@@ -9,6 +9,7 @@ import pytest
 import minilora
 from minilora import peft, pretrained
 from minilora.checkpoint import load_tensors, save_tensors, tensors_to_bytes, write_folder
+from minilora.families import FAMILIES
 
 
 def small(rng, **changes):
@@ -36,12 +37,12 @@ def test_a_model_that_was_saved_loads_to_the_same_bits(tmp_path, rng, ids, tied)
     assert pretrained.base_hash(loaded) == pretrained.base_hash(model)
 
 
-def test_every_parameter_has_a_name_of_its_own_in_hugging_face(rng):
-    model = small(rng, tied=False)
+@pytest.mark.parametrize("head", ["lm", "classify", "none"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_parameter_has_a_name_of_its_own_in_hugging_face(family, head, rng):
+    model = FAMILIES[family](minilora.Config(8, 1, 4, 1, tied=False, head=head), rng)
     theirs = [pretrained.their_name(model, path) for path in model.named_parameters()]
     assert len(set(theirs)) == len(theirs)
-    with pytest.raises(ValueError, match="not yet for gpt2"):
-        pretrained.their_name(minilora.gpt2(minilora.Config(8, 1, 4, 1), rng), "embed.token")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_every_parameter_has_a_name_of_its_own_in_hugging_face(rng):
         ({"attention_bias": True}, "attention_bias = True is not supported"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters = .*llama3.* is not supported"),
-        ({"head_dim": 7}, "head_dim = 7 is not supported"),
+        ({"head_dim": 7}, "a head's width must be even, and 7 is not"),
         ({"hidden_size": None}, "lacks 'hidden_size'"),
         ({"intermediate_size": 25}, "do not fit its config.json"),
         ({"num_hidden_layers": 3}, "missing"),
@@ -60,7 +61,7 @@ def test_every_parameter_has_a_name_of_its_own_in_hugging_face(rng):
         ({"rope_parameters": {"type": "linear", "factor": 2.0}}, "rope_parameters = .*linear.* is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4} is not supported"),
         ({"is_causal": False}, "is_causal = False is not supported, only True"),
-        ({"sliding_window": 4}, "sliding_window = 4 is not supported, only None"),
+        ({"sliding_window": 0}, "sliding_window = 0 is not a whole number"),
         ({"attention_dropout": 0.1}, "attention_dropout = 0.1 is not supported, only 0.0"),
         ({"rms_norm_eps": math.nan}, "rms_norm_eps = nan is not a positive number"),
         ({"rms_norm_eps": -1e-5}, "rms_norm_eps = -1e-05 is not a positive number"),
@@ -506,3 +507,11 @@ def test_peft_loads_what_we_save_with_the_same_logits_and_back(tmp_path, rng, id
     again = minilora.load_pretrained(tmp_path / "m")
     assert "does not say which base" in peft.load_adapter(again, tmp_path / "back")
     assert np.array_equal(again.forward(ids)[0], ours)
+
+
+def test_a_sliding_window_ends_the_sequences_with_a_warning(tmp_path, rng):
+    minilora.save_pretrained(small(rng), tmp_path / "m")
+    config = tmp_path / "m" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mistral", "sliding_window": 9}))
+    with pytest.warns(UserWarning, match="sequences end at its sliding window of 9 tokens"):
+        assert minilora.load_pretrained(tmp_path / "m").config.context == 9

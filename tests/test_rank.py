@@ -483,7 +483,7 @@ REFUSED = {
         ["base", "adapter"],
         "adapter holds no model.safetensors and no .*: it is not a checkpoint in safetensors",
     ),
-    "no base": (["adapter", "--base", "nowhere"], "nowhere holds no model.safetensors"),
+    "no base": (["adapter", "--base", "nowhere"], "no folder or file 'nowhere'"),
     "another base": (["adapter", "--base", "full"], "adapter was made for another base: the weights of full are not"),
     "nothing in common": (["builtin", "strange"], "builtin and strange have no weight matrix of the same name and sha"),
     "identical": (["base", "base"], "ΔW = 0: the 15 matrices of base and base are equal$"),

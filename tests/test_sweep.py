@@ -330,7 +330,7 @@ BAD = {
     "no job": (["--jobs", "0"], "jobs: '0' is not a whole number above 0"),
     "a text too short": (["--batch", "999"], "bytes are less than one batch of 999 windows of 16"),
     "no text": (["--data", "nowhere.txt"], "No such file or directory: nowhere.txt"),
-    "no base": (["--base", "nowhere"], "no folder 'nowhere'"),
+    "no base": (["--base", "nowhere"], "no folder or file 'nowhere'"),
     "no such target": (["--targets", "q_prox"], "no layer is called 'q_prox'"),
     "windows too long": (["--length", "33"], "windows of 33 bytes are longer than the model's 32 positions"),
     "out is taken": (["--out", "base"], r"base already holds config\.json: choose another folder"),

@@ -1,0 +1,223 @@
+"""Models people use, in and out: Hugging Face folders (config.json, .safetensors) and .gguf files.
+
+A parameter, an adapter's tensor and a target all go through the same names (names.py).
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..accounting import count_parameters
+from ..backend import Array
+from ..checkpoint import load_tensors, read_json, tensors_to_bytes, to_json, weights_hash, write_folder
+from ..families import FAMILIES
+from ..lora import LoRALinear, MergedLinear
+from ..modules import shapes_of
+from ..names import hub_name
+from ..tokenizer import ByteTokenizer, Tokenizer, read_tokenizer
+from ..transformer import Config, Transformer
+from .configs import read_config, write_config
+from .sources import BUILTIN, locate
+
+TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+BASE = {"gpt2": "transformer", "llama": "model", "bert": "bert", "roberta": "roberta"}  # what a head stands on
+HEAD = re.compile(r"(lm_head|score|classifier|cls|qa_outputs|(bert|roberta)\.pooler)\.")  # what stands on it
+NEW = re.compile(r"(classifier|classifier_transform|pooler)\.")  # what a classifier may have to start afresh
+CONSTANT = re.compile(r".*(position_ids|rotary_emb\.inv_freq|\.attn\.(masked_)?bias)")  # what is no weight
+CONV1D = re.compile(r".*\.(c_attn|c_proj|c_fc)\.weight")  # GPT-2's, which are stored as (in, out)
+
+
+def load_pretrained(
+    source: str | Path = "builtin",
+    dtype: str = "float32",
+    *,
+    head: str | None = None,
+    labels: int | None = None,
+    rng: np.random.Generator | None = None,
+) -> Transformer:
+    """The model in a Hugging Face folder or a .gguf file, or one by name.
+
+    "builtin" is a llama over bytes that has read Python's documentation; "minilm" is all-MiniLM-L6-v2, "smollm2"
+    SmolLM2-135M-Instruct, from their packages. Folders hold a gpt2, llama, mistral, qwen2, bert or roberta, its weights
+    in float16, bfloat16, float32 or float64, in one file or in shards. `head` is "lm", "classify" (with `labels`
+    outputs) or "none"; without it the file's own. A classifier that the file does not hold is drawn from `rng`.
+
+    What of the file is not used, and what is new, is said in a warning. Raises FileNotFoundError for what is not there,
+    ImportError with the line to run for a missing package, ValueError for a family or feature that is not supported and
+    for weights that are damaged, not finite, or do not fit the config.
+    """
+    path = locate(source)
+    values, tensors = read_values(path), read_checkpoint(path)
+    family, config = read_config(values, str(path / "config.json"), dtype, head, labels)
+    try:
+        return assemble(family, config, tensors, str(source), rng or np.random.default_rng(0))
+    except ValueError as error:
+        raise ValueError(f"the tensors of {source} do not fit its config.json: {error}") from None
+
+
+def load_tokenizer(source: str | Path = "builtin") -> Tokenizer:
+    """What turns text into the ids of the model in `source`: bytes for "builtin", else what its files say.
+
+    Raises FileNotFoundError and ImportError as load_pretrained does, ValueError for files that are damaged.
+    """
+    path = locate(source)
+    return ByteTokenizer() if is_over_bytes(path) else read_tokenizer(path)
+
+
+def is_over_bytes(path: Path) -> bool:
+    """A model of 256 ids without a tokenizer reads bytes, as all of this library's own do."""
+    return not (path / "tokenizer.json").is_file() and read_values(path).get("vocab_size") == 256
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """What config.json says. Raises FileNotFoundError where there is none, ValueError where it is damaged."""
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{path} holds no config.json: it is not a model folder")
+    return read_json(path / "config.json")
+
+
+def read_checkpoint(source: str | Path) -> dict[str, np.ndarray]:
+    """Every tensor of a model folder, from one file or from the shards that its index names, by the file's names.
+
+    Raises FileNotFoundError for a missing file, ValueError for one that is damaged (load_tensors) or an index of
+    nothing.
+    """
+    folder = locate(source)
+    if (folder / TENSORS).is_file():
+        files = {TENSORS}
+    elif (folder / INDEX).is_file():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files")
+        files = {str(file) for file in weight_map.values()}
+    else:
+        raise FileNotFoundError(f"{folder} holds no {TENSORS} and no {INDEX}: it is not a checkpoint in safetensors")
+    tensors: dict[str, np.ndarray] = {}
+    for file in sorted(files):
+        tensors |= load_tensors(folder / file)[0]
+    return tensors
+
+
+# ---- names ----
+
+
+def their_name(model: Transformer, path: str) -> str:
+    """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj; a model without a head has no "model." before it."""
+    name = hub_name(model.family, path)
+    return name.removeprefix(f"{BASE[model.family]}.") if model.config.head == "none" else name
+
+
+def with_head(family: str, name: str) -> str:
+    """A name in a file, as a model with a head has it: without one there is no "bert." before it, and old files say
+    gamma and beta of a norm."""
+    name = re.sub(r"\bLayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"\bLayerNorm\.beta$", "LayerNorm.bias", name))
+    return name if name.startswith(f"{BASE[family]}.") or HEAD.match(name) else f"{BASE[family]}.{name}"
+
+
+def assemble(
+    family: str, config: Config, tensors: Mapping[str, np.ndarray], source: str, rng: np.random.Generator
+) -> Transformer:
+    """A model of `config` with these tensors, which Hugging Face names. Raises and warns as load_pretrained does."""
+    if config.layers > len(tensors):  # before so many layers are made
+        raise ValueError(f"{config.layers} layers are asked for, and there are {len(tensors)} tensors")
+    model = FAMILIES[family](config, None)
+    ours = {hub_name(family, path): path for path in model.named_parameters()}
+    state: dict[str, Array] = {}
+    rest: dict[str, Array] = {}
+    for name, data in tensors.items():
+        whole = with_head(family, name)
+        if whole in ours:
+            if ours[whole] in state:
+                raise ValueError(f"{whole} is there twice, under two names")
+            state[ours[whole]] = data.T if family == "gpt2" and CONV1D.fullmatch(whole) else data
+        elif not CONSTANT.fullmatch(whole):
+            rest[whole] = data
+    drop_copies(family, state, rest)
+    unused = sorted(filter(HEAD.match, rest))
+    if unused:
+        warnings.warn(f"{source}: {len(unused)} tensors are for another head: {', '.join(unused)}", stacklevel=3)
+    started = draw_classifier(model, state, rng)
+    if started:
+        warnings.warn(f"{source} holds no {', '.join(started)}: drawn anew, to be trained", stacklevel=3)
+    model.load_state_dict(state | {name: data for name, data in rest.items() if name not in unused})
+    return model
+
+
+def drop_copies(family: str, state: dict[str, Array], rest: dict[str, Array]) -> None:
+    """Take out of `rest` what some writers store twice: a tied head's weight, the bias of BERT's head.
+
+    Raises ValueError where it is no copy.
+    """
+    head = hub_name(family, "lm_head.weight")
+    for name, path in ((head, "embed.token.weight"), (head.replace("weight", "bias"), "lm_head.bias")):
+        if path in state and name in rest and not np.array_equal(rest.pop(name), state[path]):
+            raise ValueError(f"tie_word_embeddings = True, and {name} is not {hub_name(family, path)}")
+
+
+def draw_classifier(model: Transformer, state: dict[str, Array], rng: np.random.Generator) -> list[str]:
+    """Put into `state` what a classifier lacks: weights N(0, 0.02²), biases zero. Returns the paths."""
+    shapes = shapes_of(model.state_dict())
+    missing = [path for path in shapes if path not in state and NEW.match(path)]
+    for path in missing:
+        drawn = 0.02 * rng.standard_normal(shapes[path])
+        state[path] = 0 * drawn if path.endswith("bias") else drawn
+    return missing
+
+
+# ---- out ----
+
+
+def base_hash(model: Transformer) -> str:
+    """sha256 over the base's names, shapes and bytes; the same with an adapter attached as without."""
+    return weights_hash({path: x for path, x in model.state_dict().items() if not path.endswith(("lora_A", "lora_B"))})
+
+
+def save_pretrained(model: Transformer, folder: str | Path) -> None:
+    """Write config.json and model.safetensors, merged adapters merged; `transformers` loads the folder.
+
+    Raises ValueError while adapters are attached and not merged, or when the folder holds something already.
+    """
+    write_folder(folder, model_files(model))
+
+
+def model_files(model: Transformer) -> dict[str, bytes]:
+    """{file name: content} of `model`. Raises as save_pretrained does."""
+    modules = [module for _, module in model.named_modules()]
+    adapted, merged = (sum(isinstance(m, kind) for m in modules) for kind in (LoRALinear, MergedLinear))
+    if adapted:
+        raise ValueError(f"{adapted} layers are adapted: merge(model) first, or save the adapter by itself")
+    state = model.state_dict()
+    tensors = {their_name(model, path): data for path, data in state.items()}
+    if model.family == "gpt2":
+        tensors = {name: data.T if CONV1D.fullmatch(name) else data for name, data in tensors.items()}
+    values = write_config(model) | {"dtype": str(next(iter(tensors.values())).dtype)}
+    if model.config.head == "lm":
+        values["tie_word_embeddings"] = "lm_head.weight" not in state
+    return {
+        "config.json": to_json(values),
+        TENSORS: tensors_to_bytes(tensors, {"format": "pt", "adapters_merged": str(merged)}),
+    }
+
+
+def describe_model(source: str | Path) -> dict[str, str]:
+    """What `minilora info` says of a model."""
+    model = load_pretrained(source)
+    config = model.config
+    turned = model.family == "llama"
+    positions = f"rotary with theta {config.rope_theta:g}{', scaled as in Llama 3' * bool(config.rope_scaling)}"
+    heads = {"lm": f"{'tied' if config.tied else 'untied'} head", "classify": f"a classifier of {config.labels} labels"}
+    return {
+        "model": f"{model.family}, {count_parameters(model)['total']:,} parameters",
+        "layers": f"{config.layers} of width {config.width}, hidden {config.hidden}",
+        "heads": f"{config.heads} of width {config.head_dim}, {config.kv_heads} for keys and values",
+        "vocabulary": f"{config.vocab}, {heads.get(config.head, 'no head')}",
+        "positions": f"{config.context}, {positions if turned else 'learned'}",
+        "base sha256": base_hash(model),
+    }

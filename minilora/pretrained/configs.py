@@ -1,0 +1,208 @@
+"""config.json and Config, both ways: a table for each model_type says what Hugging Face calls each number.
+
+Dropout rates of a base are not used: a frozen base has none here, and full fine-tuning goes without.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..ops import RopeScaling
+from ..transformer import HEADS, Config, Transformer
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one model_type is written down."""
+
+    family: str
+    classes: dict[str, str]  # head -> the class in `transformers`; others with the same head end alike
+    keys: dict[str, str]  # field of Config -> key
+    only: dict[str, Any]  # key -> its one value that is implemented, which is also what a missing key means
+    defaults: dict[str, Any] = field(default_factory=dict)  # what else a missing key means
+    fixed: dict[str, Any] = field(default_factory=dict)  # fields of Config that no key says
+
+
+SHAPE = {
+    "vocab": "vocab_size",
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "hidden": "intermediate_size",
+    "context": "max_position_embeddings",
+    "tied": "tie_word_embeddings",
+}
+LLAMA_KEYS = {**SHAPE, "kv_heads": "num_key_value_heads", "head_dim": "head_dim", "eps": "rms_norm_eps"}
+LLAMA_ONLY = {
+    "hidden_act": "silu",
+    "attention_dropout": 0.0,
+    "is_causal": True,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "pretraining_tp": 1,
+    "quantization_config": None,
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+LLAMA_DEFAULTS = {"tie_word_embeddings": False, "num_key_value_heads": None, "head_dim": None}
+BERT_KEYS = {**SHAPE, "segments": "type_vocab_size", "eps": "layer_norm_eps", "activation": "hidden_act"}
+BERT_ONLY = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "chunk_size_feed_forward": 0,
+    "quantization_config": None,
+}
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+def decoder(name: str) -> dict[str, str]:
+    return {"lm": f"{name}ForCausalLM", "classify": f"{name}ForSequenceClassification", "none": f"{name}Model"}
+
+
+def encoder(name: str) -> dict[str, str]:
+    return {"lm": f"{name}ForMaskedLM", "classify": f"{name}ForSequenceClassification", "none": f"{name}Model"}
+
+
+FORMATS = {
+    "llama": Format("llama", decoder("Llama"), LLAMA_KEYS, LLAMA_ONLY, LLAMA_DEFAULTS),
+    "mistral": Format("llama", decoder("Mistral"), LLAMA_KEYS, LLAMA_ONLY, LLAMA_DEFAULTS),
+    "qwen2": Format("llama", decoder("Qwen2"), LLAMA_KEYS, LLAMA_ONLY, LLAMA_DEFAULTS, {"qkv_bias": True}),
+    "gpt2": Format(
+        "gpt2",
+        decoder("GPT2") | {"lm": "GPT2LMHeadModel"},
+        {"vocab": "vocab_size", "layers": "n_layer", "width": "n_embd", "heads": "n_head", "hidden": "n_inner",
+         "context": "n_positions", "eps": "layer_norm_epsilon", "activation": "activation_function",
+         "tied": "tie_word_embeddings"},
+        {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False,
+         "add_cross_attention": False, "quantization_config": None},
+        {"tie_word_embeddings": True, "n_inner": None},
+    ),
+    "bert": Format("bert", encoder("Bert"), BERT_KEYS, BERT_ONLY, {"tie_word_embeddings": True}),
+    "roberta": Format("roberta", encoder("Roberta"), BERT_KEYS, BERT_ONLY, {"tie_word_embeddings": True}),
+}  # fmt: skip
+DERIVED = "kv_heads", "head_dim", "hidden"  # null says what 0 says here
+
+
+def read_config(
+    values: Mapping[str, Any], source: str, dtype: str, head: str | None = None, labels: int | None = None
+) -> tuple[str, Config]:
+    """(family, Config) of what a config.json says. `head` and `labels` replace what it says of them.
+
+    Raises ValueError, with the key and its value, for what is missing, impossible or not implemented.
+    """
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in FORMATS:
+        raise ValueError(f"{source}: family {kind!r} is not supported; there are {', '.join(FORMATS)}")
+    form = FORMATS[kind]
+    for key, only in form.only.items():
+        if values.get(key, only) != only:
+            raise ValueError(f"{source}: {key} = {values[key]!r} is not supported, only {only!r}")
+    values = {**form.defaults, **values}
+    found: dict[str, Any] = {"dtype": dtype, **form.fixed, **head_of(values, head, labels)}
+    for ours, theirs in form.keys.items():
+        if theirs not in values or (values[theirs] is None and ours not in DERIVED):
+            raise ValueError(f"{source} lacks {theirs!r}")
+        if values[theirs] == 0 and values[theirs] is not False:  # which would ask a Config to derive it
+            raise ValueError(f"{source}: {theirs} = 0 is not supported")
+        found[ours] = 0 if values[theirs] is None else values[theirs]
+    if "activation" in form.keys:
+        key = form.keys["activation"]
+        if found["activation"] not in ACTIVATIONS:
+            raise ValueError(f"{source}: {key} = {values[key]!r} is not supported, only {', '.join(ACTIVATIONS)}")
+        found["activation"] = ACTIVATIONS[found["activation"]]
+    try:
+        if form.family == "llama":
+            found |= rotary(values)
+            found["context"] = within_window(values, found["context"], source)
+        if form.family == "roberta":  # the rows of the table up to the padding's are no positions
+            found["offset"] = 1 + values.get("pad_token_id", 1)
+            found["context"] -= found["offset"]
+        return form.family, Config(**found)
+    except (TypeError, ValueError) as error:
+        name, _, says = str(error).partition(" ")
+        raise ValueError(f"{source}: {form.keys.get(name, name)} {says}") from None
+
+
+def head_of(values: Mapping[str, Any], head: str | None, labels: int | None) -> dict[str, Any]:
+    """The head that is asked for, or that of the class that wrote the config, or a language model's."""
+    if head not in (None, *HEADS):
+        raise ValueError(f"head {head!r} is not one of {', '.join(HEADS)}")
+    if head is None:
+        written = str(values.get("architectures"))  # ["BertModel"]
+        endings = {"ForSequenceClassification']": "classify", "LMHeadModel']": "lm", "Model']": "none"}
+        head = next((which for end, which in endings.items() if written.endswith(end)), "lm")
+    if head != "classify":
+        if labels is not None:
+            raise ValueError(f"labels = {labels} needs head='classify'")
+        return {"head": head}
+    if labels is None:
+        named = values.get("id2label")
+        labels = values.get("num_labels") or (len(named) if isinstance(named, dict) else 0) or 2
+    return {"head": head, "labels": labels}
+
+
+def rotary(values: Mapping[str, Any]) -> dict[str, Any]:
+    """rope_theta and rope_scaling, from where transformers 5 writes them (rope_parameters) or 4 did."""
+    key = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
+    rope = values.get(key) or {}
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"{key} = {rope!r} is not supported")
+    theta = rope.get("rope_theta", values.get("rope_theta", 10000.0))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return {"rope_theta": theta}
+    names = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
+    given: list[Any] = [rope.get(name) for name in names]
+    if kind != "llama3" or not all(type(number) in (int, float) and number > 0 for number in given):
+        raise ValueError(f"{key} = {dict(rope)!r} is not supported, only 'default' and a whole 'llama3'")
+    scaling = RopeScaling(*given)
+    if scaling.high <= scaling.low:
+        raise ValueError(f"{key} = {dict(rope)!r} is not supported: high_freq_factor must be above low_freq_factor")
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def within_window(values: Mapping[str, Any], context: int, source: str) -> int:
+    """The positions of which each sees all before it. A sliding window hides nothing from fewer tokens than it has."""
+    window = values.get("sliding_window")
+    if window is None or (values["model_type"] == "qwen2" and not values.get("use_sliding_window", False)):
+        return context
+    if type(window) is not int or window < 1:
+        raise ValueError(f"sliding_window = {window!r} is not a whole number from 1 up")
+    if window < context:
+        warnings.warn(f"{source}: sequences end at its sliding window of {window} tokens", stacklevel=2)
+    return min(context, window)
+
+
+def write_config(model: Transformer) -> dict[str, Any]:
+    """What config.json says of `model`, as `transformers` 4 and 5 read it."""
+    config = model.config
+    kind = "qwen2" if config.qkv_bias else model.family
+    form = FORMATS[kind]
+    values: dict[str, Any] = {
+        **form.only,
+        **{theirs: getattr(config, ours) for ours, theirs in form.keys.items()},
+        "model_type": kind,
+        "architectures": [form.classes[config.head]],
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": config.offset - 1 if config.offset else None,
+    }
+    if "activation" in form.keys:
+        values[form.keys["activation"]] = {"gelu": "gelu", "gelu_tanh": "gelu_new"}[config.activation]
+    if form.family == "llama":
+        rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
+        if config.rope_scaling:
+            factor, low, high, trained = config.rope_scaling
+            rope |= {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high}
+            rope |= {"original_max_position_embeddings": trained}
+            values["rope_scaling"] = rope
+        values |= {"rope_theta": config.rope_theta, "rope_parameters": rope}
+    if form.family == "roberta":
+        values["max_position_embeddings"] = config.context + config.offset
+    if config.head == "classify":
+        values["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.labels)}
+    return {key: value for key, value in values.items() if key != "quantization_config"}
