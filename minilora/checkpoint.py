@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,37 +97,75 @@ def weights_hash(weights: Mapping[str, Array]) -> str:
 
 
 def write_folder(path: str | Path, files: Mapping[str, bytes], replaces: Collection[str] = ()) -> None:
-    """Put `files`, {name: content}, into the folder `path`. A new folder appears with all of them, or not at all;
-    in one that is there, each file is replaced whole, and none before all have been written.
+    """Put `files`, {name: content}, into the folder `path`, as write_files does, if it is free for them.
 
     Raises ValueError when `path` is a file, or holds anything but the names in `replaces`; OSError for a disk that
     is full or read-only.
     """
+    check_names(Path(path), replaces)
+    write_files(path, files)
+
+
+def write_files(path: str | Path, files: Mapping[str, bytes]) -> None:
+    """Put `files`, {name: content}, into the folder `path`, whatever else it holds. A new folder appears with all of
+    them, or not at all; in one that is there, each file is replaced whole, and none before all have been written.
+
+    Raises OSError for a disk that is full or read-only.
+    """
     path = Path(path).absolute()
-    check_free(path, replaces)
-    partial, new_parents = path.with_name(f".{path.name}.partial"), [p for p in path.parents if not p.exists()]
+    with scratch(path) as folder:
+        for name, content in files.items():
+            write_whole(folder / name, content)
+        if path.is_dir():
+            for name in files:
+                os.replace(folder / name, path / name)
+        else:
+            os.replace(folder, path)
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """An empty folder on the disk of the folder `path`, inside it if it is there, for what will be moved to `path`.
+
+    In the end it is gone, and so are the parents that were made for nothing. An OSError is told of `path`.
+    """
+    partial = path / ".minilora.partial" if path.is_dir() else path.with_name(f".{path.name}.partial")
+    new_parents = [parent for parent in path.parents if not parent.exists()]
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     try:
         partial.mkdir(parents=True)
-        for name, content in files.items():
-            write_whole(partial / name, content)
-        if path.exists():
-            for name in files:
-                os.replace(partial / name, path / name)
-            partial.rmdir()
-        else:
-            os.replace(partial, path)
-    except BaseException:
+        yield partial
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in new_parents:
-            with suppress(OSError):
+            with suppress(OSError):  # it is not empty
                 parent.rmdir()
-        raise
 
 
-def check_free(path: Path, replaces: Collection[str] = ()) -> None:
-    """Raise ValueError when `path` is a file, or holds anything but the names in `replaces`."""
-    others = sorted({file.name for file in path.iterdir()} - set(replaces)) if path.is_dir() else []
-    if others or path.is_file():
+def check_free(path: str | Path, replaces: Collection[str] = ()) -> None:
+    """Find out before the work whether write_folder can do its own: raise what it would. Nothing is left behind."""
+    check_names(Path(path), replaces)
+    check_writable(path, replaces)
+
+
+def check_names(path: Path, replaces: Collection[str]) -> None:
+    """Raise ValueError when `path` is a file, or holds anything but the names in `replaces` and what a process that
+    was killed had not finished writing."""
+    names = {file.name for file in path.iterdir() if file.suffix != ".partial"} if path.is_dir() else set()
+    others = sorted(names - set(replaces))
+    if others or (os.path.lexists(path) and not path.is_dir()):
         what = f"already holds {others[0]}" if others else "is a file"
         raise ValueError(f"{path} {what}: choose another folder")
+
+
+def check_writable(path: str | Path, names: Collection[str]) -> None:
+    """Raise OSError when nothing can be written to the folder `path`, made for it if it is not there; ValueError when
+    one of the `names` of the files to come is a folder. Nothing is left behind."""
+    path = Path(path).absolute()
+    folder = next((path / name for name in names if (path / name).is_dir()), None)
+    if folder:
+        raise ValueError(f"{folder} is a folder, where a file must be written: move it away")
+    with scratch(path):
+        pass

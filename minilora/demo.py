@@ -17,7 +17,7 @@ import numpy as np
 from . import ops, text
 from .accounting import count_parameters, lora_parameters, memory
 from .backend import Array, to_numpy
-from .checkpoint import check_free, read_json, to_json, write_folder
+from .checkpoint import check_free, read_json, to_json, write_files
 from .generation import generate
 from .lora import LoRALinear, attach_lora, merge, unmerge
 from .modules import Linear
@@ -43,7 +43,7 @@ PROMPT = "    def __init__(self"
 
 def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType = np) -> dict[str, Any]:
     """Run it all, write report.json, report.png and the adapter to the folder `out`, and return the report."""
-    check_free(Path(out), FILES)
+    check_free(out, FILES)
     start = time.perf_counter()
     source = text.python_source()
     test = text.excerpts(source.test, EXCERPT)
@@ -95,7 +95,7 @@ def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType
     }
     files = adapter_files(lora) | {"report.png": report_figure(report)}
     report["seconds"] = time.perf_counter() - start
-    write_folder(out, files | {"report.json": to_json(report)}, replaces=FILES)
+    write_files(out, files | {"report.json": to_json(report)})
     return report
 
 
@@ -221,7 +221,7 @@ def kind_of(path: str) -> str:
 
 def search(out: str | Path, *, seed: int = 1, shards: int = 2, backend: ModuleType = np) -> dict[str, Any]:
     """Choose the demo's learning rates: every rate of RATES, judged on validation text; written to out/grid.json."""
-    check_free(Path(out))
+    check_free(out)
     source = text.python_source()
     grid: dict[str, Any] = {"bits_per_byte": {}, "best": {}, "steps": STEPS, "seed": seed, "rank": RANK}
     for name, rates in RATES.items():
@@ -236,7 +236,7 @@ def search(out: str | Path, *, seed: int = 1, shards: int = 2, backend: ModuleTy
             print(f"{name} at {lr:g}: {tried[lr]:.4f} bits per byte on validation text")
         grid["bits_per_byte"][name] = {f"{lr:g}": value for lr, value in tried.items()}
         grid["best"][name] = min(tried, key=lambda lr: tried[lr])
-    write_folder(out, {"grid.json": to_json(grid)})
+    write_files(out, {"grid.json": to_json(grid)})
     return grid
 
 

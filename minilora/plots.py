@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .checkpoint import check_writable
 from .spectrum import mean_energy
 
 BASE, FULL, LORA = "#8a8a8a", "#1f5fa8", "#d9621d"
+
+
+def check_png(plot: str) -> None:
+    """Raise ValueError or OSError, before the work, if a figure cannot be written to `plot`."""
+    path = Path(plot)
+    if path.suffix != ".png" or not path.parent.is_dir():
+        raise ValueError(f"{plot} is not the name of a .png file in a folder that is there")
+    check_writable(path.parent, [path.name])
 
 
 def report_figure(report: dict[str, Any]) -> bytes:

@@ -20,11 +20,11 @@ import fakecupy
 import numpy as np
 import pytest
 
-from minilora import __version__, checkpoint, text
+from minilora import __version__, accounting, checkpoint, lora, pretrained, text, training
 from minilora.checkpoint import load_tensors, save_tensors
 from minilora.cli import main, parser
 from minilora.pretrained import save_pretrained
-from minilora.tasks import language_model
+from minilora.tasks import language_model, rank
 from minilora.transformer import Config, llama
 
 COMMANDS = ["demo", "pretrain", "finetune", "sweep", "generate", "merge", "info", "rank", "count", "audit", "verify"]
@@ -211,6 +211,28 @@ def test_info_says_how_far_a_run_has_come(here, capfd):
     assert "words.txt" in said
 
 
+@pytest.mark.parametrize("lacking", ["steps", "seed", "batch", "length"])
+def test_info_refuses_settings_that_are_not_of_a_run(lacking, here, capfd):
+    settings = json.loads((here / "adapter" / "settings.json").read_text())
+    del settings[lacking]
+    (here / "adapter" / "settings.json").write_text(json.dumps(settings))
+    assert_refused(here, capfd, ["info", "adapter"], rf"settings\.json is not of a run: it lacks '{lacking}'")
+
+
+@pytest.mark.parametrize("note", [{}, {"minilora": "x"}, {"minilora": "{}"}, {"minilora": "[1]"}], ids=str)
+def test_info_refuses_a_checkpoint_of_something_else(note, here, capfd):
+    save_tensors(here / "adapter" / "checkpoint.safetensors", {"x": np.zeros(2)}, note)
+    assert_refused(here, capfd, ["info", "adapter"], r"checkpoint\.safetensors is not a checkpoint of minilora")
+
+
+def test_the_command_to_try_next_can_be_pasted(here, capfd):
+    (here / "base").rename(here / "my base")
+    assert main([*FINETUNE, "--base", "my base", "--out", "it's mine"]) == 0
+    program, *words = shlex.split(capfd.readouterr().out.splitlines()[-1])
+    assert program == "minilora"
+    assert main([*words, "--tokens", "2"]) == 0
+
+
 def test_info_names_the_base_that_an_adapter_was_made_for(here, capfd):
     assert main(["info", "base"]) == 0
     of_base = dict(re.split(r"  +", line, maxsplit=1) for line in capfd.readouterr().out.splitlines())
@@ -226,7 +248,7 @@ def test_pretraining_writes_what_help_promises_and_a_model_that_can_be_used(here
     monkeypatch.setattr(language_model, "SHAPE", Config(**SMALL | {"context": 128}))
     monkeypatch.setattr(text, "english", lambda: text.Split(WORDS, WORDS[:500], WORDS[:700]))
     assert main(["pretrain", "--out", "out", "--steps", "2"]) == 0
-    assert "bits per byte, held out" in capfd.readouterr().out
+    assert "bits per byte of test text" in capfd.readouterr().out
     assert {path.name for path in (here / "out").iterdir()} == promised("pretrain")
     assert main(["generate", "--base", "out", "--prompt", "x", "--tokens", "2"]) == 0
 
@@ -474,7 +496,7 @@ def test_out_that_holds_something_else_is_left_as_it_was(words, here, capfd):
 )
 def test_without_cupy_or_without_a_gpu_cuda_is_refused(words, here, capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert_refused(here, capfd, [*words, "--device", "cuda"], r"the cupy backend needs CuPy: pip install 'minilora\[cu")
+    assert_refused(here, capfd, [*words, "--device", "cuda"], r"needs CuPy: pip install '\.\[cuda13\]' in the clone")
 
     def no_device(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
@@ -563,6 +585,92 @@ def test_a_read_only_disk_is_told_with_the_name_of_the_file(words, here, capfd, 
     assert_refused(here, capfd, words, r"Read-only file system: .*\bout\b")
 
 
+def refusing(path: Any, *arguments: Any) -> None:
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+WRITERS = {
+    "finetune": FINETUNE,
+    "sweep": ["sweep", *FINETUNE[1:7], "--ranks", "1", "--jobs", "1", "--batch", "2", "--length", "8"],
+    "demo": ["demo", "--out", "out"],
+    "demo --grid": ["demo", "--grid", "--out", "out"],
+    "pretrain": ["pretrain", "--out", "out"],
+    "merge": MERGE,
+    "rank --out": ["rank", "adapter", "--rank", "1", "--out", "out"],
+    "rank --plot": ["rank", "adapter", "--plot", "out.png"],
+    "count --plot": ["count", "--compare", "full,lora", "--plot", "out.png"],
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_that_nothing_can_be_written_is_found_before_the_work(name, here, capfd, monkeypatch):
+    def work(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("the work has begun")
+
+    for module, function in (
+        (training, "sharded_loss_and_gradients"), (lora, "merge"), (rank, "measure"), (accounting, "architecture"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, function, work)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "mkdir", refusing)
+        assert_refused(here, capfd, WRITERS[name], "Permission denied: .*here")
+
+
+@pytest.mark.parametrize("out", ["out", "new/folder/out", "empty"])
+def test_to_find_out_whether_a_folder_can_be_written_leaves_nothing(out, here):
+    (here / "empty").mkdir()
+    before = tree(here)
+    checkpoint.check_free(out)
+    assert tree(here) == before
+    checkpoint.write_folder(out, {"one": b"1"})
+    assert tree(here / out) == {"one": b"1"}
+
+
+def test_what_a_killed_process_had_not_finished_is_not_in_the_way_and_a_folder_of_the_same_name_is(here):
+    for name in ("report.json.partial", ".minilora.partial"):
+        (here / "out" / name).mkdir(parents=True)
+    checkpoint.check_free("out", ["report.json"])
+    (here / "out" / "report.json").mkdir()
+    with pytest.raises(ValueError, match=r"report\.json is a folder, where a file must be written: move it away"):
+        checkpoint.check_free("out", ["report.json"])
+
+
+# ---- what main says of an error ----
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(5, "Input/output error"), "minilora: Input/output error"),
+        (OSError(5, "Input/output error", "x.txt"), "minilora: Input/output error: x.txt"),
+        (MemoryError("Unable to allocate 9 GiB"), "minilora: out of memory (Unable to allocate 9 GiB): give smaller"),
+        (MemoryError(), "minilora: out of memory: give smaller numbers"),
+        (KeyboardInterrupt("stopped after step 5"), "minilora: stopped after step 5"),
+        (KeyboardInterrupt(), "minilora: stopped"),
+    ],
+    ids=repr,
+)
+def test_an_error_is_one_line(error, said, here, capfd, monkeypatch):
+    def fail(folder: Path) -> Any:
+        raise error
+
+    monkeypatch.setattr(pretrained, "describe_model", fail)
+    assert main(["info", "base"]) == (130 if isinstance(error, KeyboardInterrupt) else 2)
+    (line,) = lines(capfd.readouterr().err)
+    assert line.startswith(said)
+    assert "None" not in line
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), AttributeError("x"), AssertionError("x")], ids=repr)
+def test_a_bug_is_a_traceback(error, here, monkeypatch):
+    def fail(folder: Path) -> Any:
+        raise error
+
+    monkeypatch.setattr(pretrained, "describe_model", fail)
+    with pytest.raises(type(error)):
+        main(["info", "base"])
+
+
 # ---- numbers that blow up ----
 
 
@@ -573,7 +681,7 @@ def test_a_rate_that_blows_up_is_one_line_that_names_the_module_and_the_checkpoi
     assert done.returncode == 2
     assert len(said) == 1, said
     path = re.escape(os.path.join("out", "checkpoint.safetensors"))
-    message = rf"minilora: the loss of step \d is nan, first in (\S+): lower the learning rate; {path} holds the last"
-    assert re.match(message, said[0])
+    message = rf"minilora: the loss of step \d is nan, first in (\S+): lower the learning rate; {path} holds the last "
+    assert re.fullmatch(message + "good state; --resume goes on from there", said[0])
     assert {path.name for path in (here / "out").iterdir()} == {"settings.json", "checkpoint.safetensors"}
     load_tensors(here / "out" / "checkpoint.safetensors")
