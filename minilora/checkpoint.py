@@ -39,10 +39,18 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. Raises OSError with its name, which a read that fails half-way does not give."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(read_bytes(path).decode())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} does not hold a JSON object")
@@ -69,19 +77,20 @@ def tensors_to_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str]) 
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and metadata of a .safetensors file.
 
-    Raises FileNotFoundError, and ValueError for a file that is truncated, damaged, or something else.
+    Raises FileNotFoundError, PermissionError, and ValueError for a file that is truncated, damaged, or something else.
     """
     import safetensors
 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
+    with path.open("rb") as file:  # for safetensors, a file that may not be read is not there
+        start = file.read(2)
     try:
         with safetensors.safe_open(path, "np") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (safetensors.SafetensorError, TypeError) as error:
-        with path.open("rb") as start:
-            pickled = start.read(4)[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")
+        pickled = start in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")
         why = "it is a pickle, which can run code and is never read" if pickled else error
         raise ValueError(f"{path} cannot be read as safetensors: {why}") from None
 

@@ -204,14 +204,14 @@ def ranks(words: str) -> list[int]:
 
 
 def positive(word: str) -> int:
-    if not word.isdigit() or int(word) == 0:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number above 0")
+    if not word.isdecimal() or len(word) > 9 or int(word) == 0:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number above 0, of 9 digits at most")
     return int(word)
 
 
 def from_zero(word: str) -> int:
-    if not word.isdigit():
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 0 up")
+    if not word.isdecimal() or len(word) > 18:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 0 up, of 18 digits at most")
     return int(word)
 
 

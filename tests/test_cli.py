@@ -212,11 +212,15 @@ def test_info_says_how_far_a_run_has_come(here, capfd):
 
 
 @pytest.mark.parametrize("lacking", ["steps", "seed", "batch", "length"])
-def test_info_refuses_settings_that_are_not_of_a_run(lacking, here, capfd):
+def test_settings_that_are_not_of_a_run_are_refused_and_never_overwritten(lacking, here, capfd):
     settings = json.loads((here / "adapter" / "settings.json").read_text())
     del settings[lacking]
     (here / "adapter" / "settings.json").write_text(json.dumps(settings))
-    assert_refused(here, capfd, ["info", "adapter"], rf"settings\.json is not of a run: it lacks '{lacking}'")
+    assert_refused(here, capfd, ["info", "adapter"], rf"settings\.json is not of a run, it lacks '{lacking}'")
+    (here / "out").mkdir()
+    (here / "adapter" / "settings.json").rename(here / "out" / "settings.json")
+    for words in ([], ["--resume"]):
+        assert_refused(here, capfd, [*FINETUNE, *words], r"settings\.json is not of a run, .*: choose another folder")
 
 
 @pytest.mark.parametrize("note", [{}, {"minilora": "x"}, {"minilora": "{}"}, {"minilora": "[1]"}], ids=str)
@@ -306,6 +310,8 @@ BAD_OPTIONS = {
     "dropout 1": (["--dropout", "1"], "dropout 1.0 is not a probability below 1"),
     "a negative rate": (["--lr", "-1"], "lr: '-1'"),
     "a rate that is no number": (["--lr", "nan"], "lr: 'nan'"),
+    "absurd steps": (["--steps", "9" * 20], "is not a whole number above 0, of 9 digits at most"),
+    "an absurd seed": (["--seed", "9" * 5000], "is not a whole number from 0 up, of 18 digits at most"),
     "negative patience": (["--patience", "-1"], "patience: '-1'"),
     "data missing": (["--data", "nowhere.txt"], "No such file or directory: nowhere.txt"),
     "data a folder": (["--data", "base"], "Is a directory: base|Permission denied: base"),
@@ -343,15 +349,18 @@ def test_finetune_refuses_a_text_it_cannot_learn_from(name, here, capfd):
     assert_refused(here, capfd, [*FINETUNE, *words], says)
 
 
-def test_finetune_refuses_a_text_it_may_not_read(here, capfd, monkeypatch):
-    def refuse(path: Path) -> bytes:
-        raise PermissionError(13, "Permission denied", str(path))
+@pytest.mark.parametrize("named", [("words.txt",), ()])  # a read that fails half-way does not name the file
+def test_finetune_refuses_a_text_that_cannot_be_read_and_names_it(named, here, capfd, monkeypatch):
+    def read_bytes(path: Path) -> bytes:
+        if path.name == "words.txt":
+            raise OSError(5, "Input/output error", *named)
+        return original(path)
 
+    before, original = tree(here), Path.read_bytes
     with monkeypatch.context() as patched:
-        before = tree(here)
-        patched.setattr(Path, "read_bytes", refuse)
+        patched.setattr(Path, "read_bytes", read_bytes)
         assert main(FINETUNE) == 2
-    assert lines(capfd.readouterr().err) == ["minilora: Permission denied: words.txt"]
+    assert lines(capfd.readouterr().err) == ["minilora: Input/output error: words.txt"]
     assert tree(here) == before
 
 
@@ -395,6 +404,7 @@ BAD_BASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another family": (lambda base: edit_json(base / "config.json", model_type="gpt2"), "family 'gpt2' is not supp"),
     "a feature": (lambda base: edit_json(base / "config.json", mlp_bias=True), "mlp_bias = True is not supported"),
     "no JSON": (lambda base: (base / "config.json").write_text("{"), r"config\.json is not valid JSON"),
+    "deep": (lambda base: (base / "config.json").write_text("[" * 10**5), r"config\.json is not valid JSON"),
     "a list": (lambda base: (base / "config.json").write_text("[]"), r"config\.json does not hold a JSON object"),
     "an empty config": (lambda base: (base / "config.json").write_text("{}"), "family None is not supported"),
     "no width": (lambda base: (base / "config.json").write_text('{"model_type": "llama"}'), r"lacks 'vocab_size'"),

@@ -269,6 +269,13 @@ def test_processes_killed_or_stopped_at_any_moment_and_resumed_end_with_the_same
         assert tree(here / "out") == written
 
 
+def test_cells_without_a_checkpoint_can_be_begun_with_other_settings(whole, here):
+    assert main([*SWEEP, "--lr", "1e30", "--steps", "6", "--evaluate-every", "9", "--checkpoint-every", "9"]) == 2
+    assert not list((here / "out").rglob("checkpoint.safetensors"))
+    assert main([*SWEEP, "--resume"]) == 0
+    assert tree(here) == whole[0]
+
+
 # ---- cells that fail ----
 
 

@@ -195,20 +195,20 @@ def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> 
     other settings; OSError if nothing can be written there.
     """
     folder = Path(out)
-    begun = (folder / CHECKPOINT).is_file()
+    before = read_settings(folder) if (folder / SETTINGS).is_file() else {}
+    begun = bool(before) and (folder / CHECKPOINT).is_file()
     if not resume:
         if begun:
             raise ValueError(f"{folder} already holds a run: --resume goes on with it, or choose another folder")
         write_folder(folder, {SETTINGS: to_json(settings)}, replaces=[SETTINGS])
         return folder
-    if not (folder / SETTINGS).is_file():
+    if not before:
         raise FileNotFoundError(f"{folder} holds no run to resume: start one without --resume")
     check_writable(folder, FILES)
     if not begun:
         write_files(folder, {SETTINGS: to_json(settings)})
         return folder
-    before, done = read_json(folder / SETTINGS), steps_done(folder)
-    lr = before.get("lr")
+    done, lr = steps_done(folder), before.get("lr")
     if settings["lr"] != lr and done < settings["steps"]:
         check_settings(folder, settings | {"lr": lr})
         settings = {f"lr_until_step_{done}": lr} | before | {"lr": settings["lr"]}
@@ -218,10 +218,19 @@ def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> 
     return folder
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run in `folder`. Raises ValueError for a settings.json of something else."""
+    settings = read_json(folder / SETTINGS)
+    lacking = next((key for key in ("steps", "seed", "batch", "length") if key not in settings), None)
+    if lacking:
+        raise ValueError(f"{folder / SETTINGS} is not of a run, it lacks {lacking!r}: choose another folder")
+    return settings
+
+
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Raise ValueError if the run in `folder` had other settings. Base and text are told by their hashes: a file may
     go by several names."""
-    before = read_json(folder / SETTINGS)
+    before = read_settings(folder)
     key = next((key for key in settings if key not in ("base", "data") and before.get(key) != settings[key]), None)
     if key:
         changed = f"{folder} was run with {key} = {before.get(key)!r}, not {settings[key]!r}"
@@ -259,10 +268,7 @@ def steps_done(folder: Path) -> int:
 
 def describe_run(folder: Path) -> dict[str, str]:
     """What `minilora info` says of the folder of a run."""
-    settings = read_json(folder / SETTINGS)
-    missing = [key for key in ("steps", "seed", "batch", "length") if key not in settings]
-    if missing:
-        raise ValueError(f"{folder / SETTINGS} is not of a run: it lacks {missing[0]!r}")
+    settings = read_settings(folder)
     return {
         "run": f"{steps_done(folder)} of {settings['steps']} steps, seed {settings['seed']}",
         "on": f"{settings.get('data', 'English prose')}, batches of {settings['batch']} x {settings['length']} bytes",
