@@ -43,7 +43,7 @@ PROMPT = "    def __init__(self"
 
 def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType = np) -> dict[str, Any]:
     """Run it all, write report.json, report.png and the adapter to the folder `out`, and return the report."""
-    check_free(out, FILES)
+    check_free(out, FILES if (Path(out) / "report.json").is_file() else ())
     start = time.perf_counter()
     source = text.python_source()
     test = text.excerpts(source.test, EXCERPT)
@@ -248,12 +248,12 @@ def show(report: dict[str, Any], out: str | Path) -> None:
     base, lora, full, rank = report["base"], report["lora"], report["full"], report["rank"]
     target, english = report["target"]["bits_per_byte"], base["english"]
 
-    rows = table("English it has not seen, bits per byte", "the base", "zlib", "lzma", "bigram")
+    rows = table("Bits per byte of English test text, which it has not seen", "the base", "zlib", "lzma", "bigram")
     rows.columns[0].justify = "right"
     rows.add_row(*(f"{english[name]:.2f}" for name in ("model", "zlib", "lzma", "bigram")))
     console.print(rows)
 
-    rows = table("Python source it has not seen", "", "base", "LoRA", "full fine-tuning")
+    rows = table("Python source, test text that it has not seen", "", "base", "LoRA", "full fine-tuning")
     rows.add_row("bits per byte", *(f"{target[name]:.3f}" for name in ("base", "lora", "full")))
     rows.add_row("trained parameters", "0", f"{lora['trainable']:,}", f"{full['trainable']:,}")
     rows.add_row("  by Σ r (in + out)", "", f"{lora['by_formula']:,}", "")
@@ -285,13 +285,13 @@ def show(report: dict[str, Any], out: str | Path) -> None:
     moved, largest = report["merge"]["max_abs_diff"], report["merge"]["max_abs_logit"]
     console.print(
         f"""
-LoRA closed {share:.0%} of full fine-tuning's gain with {part:.1%} of the parameters.
+On test text, LoRA closed {share:.0%} of full fine-tuning's gain with {part:.1%} of the parameters.
 Gradients and optimizer state shrank {shrunk:.0f}-fold; the cache did not, because dA
 needs the input of every adapted layer. The frozen weights {kept}.
 Merging moved no logit by more than {moved:.1e} (the largest is {largest:.0f}), and
 unmerging {restored}.
 
-{report["seconds"]:.0f} s. Look at {Path(out) / "report.png"};
-the adapter beside it loads in Hugging Face PEFT.""",
+{report["seconds"]:.0f} s. Look at {Path(out) / "report.png"}: its curves are on validation text, on which
+the learning rates were chosen. The adapter beside it loads in Hugging Face PEFT.""",
         soft_wrap=True,
     )
