@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -426,6 +427,18 @@ def test_a_run_goes_on_at_another_rate_from_the_step_that_is_kept_and_notes_it(w
     assert tree(begun) == written
     capfd.readouterr()
     assert_not_resumed(begun, capfd, ["--lr", "0.1"], "out was run with lr = 0.01, not 0.1")  # it is finished
+
+
+def test_a_run_that_stopped_early_is_finished_and_its_rate_is_not_changed(here, capfd):
+    words = [*RUN, "--lr", "1e-12", "--patience", "1", "--evaluate-every", "1"]
+    assert main(words) == 0
+    assert json.loads(Path("out", "history.json").read_text())["stopped_early"]
+    assert main(["info", "out"]) == 0
+    assert re.search(rf"\d of {STEPS} steps, stopped early, seed 0", capfd.readouterr().out)
+    before = tree(here)
+    assert main([*words, "--lr", "0.1", "--resume"]) == 2
+    assert "out was run with lr = 1e-12, not 0.1" in capfd.readouterr().err
+    assert tree(here) == before
 
 
 def test_a_rate_that_is_changed_twice_at_one_step_keeps_the_one_that_was_in_force(begun, monkeypatch, capfd):

@@ -131,7 +131,8 @@ def finetune(
     """Fine-tune `base` with LoRA on a text file, or on Python source ("builtin"), into the folder `out`.
 
     `out` then holds the adapter in PEFT's format, settings.json, history.json and checkpoint.safetensors. All that
-    can be wrong with the input is found before the folder is made. Returns a summary.
+    can be wrong with the input is found before the folder is made. With `resume`, the run in `out` goes on from its
+    checkpoint, with the same settings or at another `lr`. Returns a summary.
     """
     model = load_pretrained(base)
     text.check_vocabulary(model.config)
@@ -208,8 +209,8 @@ def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> 
     if not begun:
         write_files(folder, {SETTINGS: to_json(settings)})
         return folder
-    done, lr = steps_done(folder), before.get("lr")
-    if settings["lr"] != lr and done < settings["steps"]:
+    lr, (done, stopped_early) = before.get("lr"), progress(folder)
+    if settings["lr"] != lr and done < settings["steps"] and not stopped_early:
         check_settings(folder, settings | {"lr": lr})
         settings = {f"lr_until_step_{done}": lr} | before | {"lr": settings["lr"]}
         write_files(folder, {SETTINGS: to_json(settings)})
@@ -255,21 +256,25 @@ def how_to_go_on(folder: Path) -> Iterator[None]:
         raise FloatingPointError(f"{error}; {advice}") from None
 
 
-def steps_done(folder: Path) -> int:
-    """How many steps the checkpoint in `folder` holds; 0 without one. Raises ValueError for a file that is none."""
+def progress(folder: Path) -> tuple[int, bool]:
+    """How many steps the checkpoint in `folder` holds, 0 without one, and whether the last of them was an early stop.
+
+    Raises ValueError for a file that is no checkpoint.
+    """
     if not (folder / CHECKPOINT).is_file():
-        return 0
+        return 0, False
     _, metadata = load_tensors(folder / CHECKPOINT)
     try:
-        return len(json.loads(metadata["minilora"])["history"]["loss"])
+        history = json.loads(metadata["minilora"])["history"]
+        return len(history["loss"]), bool(history["stopped_early"])
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{folder / CHECKPOINT} is not a checkpoint of minilora: it does not say its steps") from None
 
 
 def describe_run(folder: Path) -> dict[str, str]:
     """What `minilora info` says of the folder of a run."""
-    settings = read_settings(folder)
+    settings, (done, stopped_early) = read_settings(folder), progress(folder)
     return {
-        "run": f"{steps_done(folder)} of {settings['steps']} steps, seed {settings['seed']}",
+        "run": f"{done} of {settings['steps']} steps{', stopped early' * stopped_early}, seed {settings['seed']}",
         "on": f"{settings.get('data', 'English prose')}, batches of {settings['batch']} x {settings['length']} bytes",
     }
