@@ -323,6 +323,7 @@ BAD_OPTIONS = {
     "a negative seed": (["--seed", "-1"], "seed: '-1' is not a whole number"),
     "out is a file": (["--out", "words.txt"], r"words\.txt is a file: choose another folder"),
     "out is below a file": (["--out", "words.txt/out"], "words.txt"),
+    "out holds a folder called so": (["--out", "odd"], r"odd already holds settings\.json: choose another folder"),
     "out holds something": (["--out", "base"], r"base already holds config\.json: choose another folder"),
 }
 
@@ -330,6 +331,7 @@ BAD_OPTIONS = {
 @pytest.mark.parametrize("name", BAD_OPTIONS)
 def test_finetune_refuses_bad_options_in_one_line_and_makes_nothing(name, here, capfd):
     words, says = BAD_OPTIONS[name]
+    (here / "odd" / "settings.json").mkdir(parents=True)
     assert_refused(here, capfd, [*FINETUNE, *words], says)
 
 

@@ -201,7 +201,7 @@ def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> 
     if not resume:
         if begun:
             raise ValueError(f"{folder} already holds a run: --resume goes on with it, or choose another folder")
-        write_folder(folder, {SETTINGS: to_json(settings)}, replaces=[SETTINGS])
+        write_folder(folder, {SETTINGS: to_json(settings)}, replaces=[SETTINGS] if before else [])
         return folder
     if not before:
         raise FileNotFoundError(f"{folder} holds no run to resume: start one without --resume")
