@@ -247,12 +247,14 @@ def how_to_go_on(folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         words = stop.args[0] if stop.args else "stopped"
-        begun = (folder / CHECKPOINT).is_file()
-        advice = "; the same command with --resume goes on" if begun else " before the first checkpoint: start again"
+        advice = " before the first checkpoint: start again"
+        if (folder / CHECKPOINT).is_file():
+            advice = "; the same command with --resume goes on"
         raise KeyboardInterrupt(words + advice) from None
     except FloatingPointError as error:
-        begun = (folder / CHECKPOINT).is_file()
-        advice = "--resume goes on from there" if begun else "no step is kept: start again, in the same folder"
+        advice = "no step is kept: start again, in the same folder"
+        if (folder / CHECKPOINT).is_file():  # a rate far too high may have spoilt what it holds, finite as it is
+            advice = "--resume goes on from there, or start in another folder"
         raise FloatingPointError(f"{error}; {advice}") from None
 
 
