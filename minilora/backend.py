@@ -32,7 +32,7 @@ def load_backend(name: str = "numpy") -> ModuleType:
         import cupy
     except ImportError as error:
         raise ImportError(
-            "the cupy backend needs CuPy: pip install 'minilora[cuda13]' (or [cuda12], by the driver's CUDA version)"
+            "the cupy backend needs CuPy: pip install '.[cuda13]' in the clone (or [cuda12], by the driver's CUDA)"
         ) from error
     try:
         ones = cupy.ones((2, 2), dtype="float32")

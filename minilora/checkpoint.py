@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,18 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. Raises OSError with its name, which a read that fails half-way does not give."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(read_bytes(path).decode())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} does not hold a JSON object")
@@ -69,14 +77,16 @@ def tensors_to_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str]) 
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and metadata of a .safetensors file; bfloat16, which NumPy does not have, as the float32 it stands for.
 
-    Raises FileNotFoundError, and ValueError for a file that is truncated, damaged, or something else, for a dtype
-    that is not read (float8 and smaller), and for a tensor with NaN or an infinity.
+    Raises FileNotFoundError, PermissionError, and ValueError for a file that is truncated, damaged, or something else,
+    for a dtype that is not read (float8 and smaller), and for a tensor with NaN or an infinity.
     """
     import safetensors
 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
+    with path.open("rb") as file:  # for safetensors, a file that may not be read is not there
+        start = file.read(2)
     try:
         with safetensors.safe_open(path, "np") as file:
             metadata = file.metadata() or {}
@@ -86,8 +96,7 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
                     raise ValueError(f"{path}: {name} is of dtype {dtype}, which is not read: save it as bfloat16")
             tensors = {name: file.get_tensor(name) for name, dtype in dtypes.items() if dtype != "BF16"}
     except (safetensors.SafetensorError, TypeError) as error:
-        with path.open("rb") as start:
-            pickled = start.read(4)[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")
+        pickled = start in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")
         why = "it is a pickle, which can run code and is never read" if pickled else error
         raise ValueError(f"{path} cannot be read as safetensors: {why}") from None
     tensors |= read_bfloat16(path, [name for name, dtype in dtypes.items() if dtype == "BF16"])
@@ -121,37 +130,75 @@ def weights_hash(weights: Mapping[str, Array]) -> str:
 
 
 def write_folder(path: str | Path, files: Mapping[str, bytes], replaces: Collection[str] = ()) -> None:
-    """Put `files`, {name: content}, into the folder `path`. A new folder appears with all of them, or not at all;
-    in one that is there, each file is replaced whole, and none before all have been written.
+    """Put `files`, {name: content}, into the folder `path`, as write_files does, if it is free for them.
 
     Raises ValueError when `path` is a file, or holds anything but the names in `replaces`; OSError for a disk that
     is full or read-only.
     """
+    check_names(Path(path), replaces)
+    write_files(path, files)
+
+
+def write_files(path: str | Path, files: Mapping[str, bytes]) -> None:
+    """Put `files`, {name: content}, into the folder `path`, whatever else it holds. A new folder appears with all of
+    them, or not at all; in one that is there, each file is replaced whole, and none before all have been written.
+
+    Raises OSError for a disk that is full or read-only.
+    """
     path = Path(path).absolute()
-    check_free(path, replaces)
-    partial, new_parents = path.with_name(f".{path.name}.partial"), [p for p in path.parents if not p.exists()]
+    with scratch(path) as folder:
+        for name, content in files.items():
+            write_whole(folder / name, content)
+        if path.is_dir():
+            for name in files:
+                os.replace(folder / name, path / name)
+        else:
+            os.replace(folder, path)
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """An empty folder on the disk of the folder `path`, inside it if it is there, for what will be moved to `path`.
+
+    In the end it is gone, and so are the parents that were made for nothing. An OSError is told of `path`.
+    """
+    partial = path / ".minilora.partial" if path.is_dir() else path.with_name(f".{path.name}.partial")
+    new_parents = [parent for parent in path.parents if not parent.exists()]
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     try:
         partial.mkdir(parents=True)
-        for name, content in files.items():
-            write_whole(partial / name, content)
-        if path.exists():
-            for name in files:
-                os.replace(partial / name, path / name)
-            partial.rmdir()
-        else:
-            os.replace(partial, path)
-    except BaseException:
+        yield partial
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in new_parents:
-            with suppress(OSError):
+            with suppress(OSError):  # it is not empty
                 parent.rmdir()
-        raise
 
 
-def check_free(path: Path, replaces: Collection[str] = ()) -> None:
-    """Raise ValueError when `path` is a file, or holds anything but the names in `replaces`."""
-    others = sorted({file.name for file in path.iterdir()} - set(replaces)) if path.is_dir() else []
-    if others or path.is_file():
+def check_free(path: str | Path, replaces: Collection[str] = ()) -> None:
+    """Find out before the work whether write_folder can do its own: raise what it would. Nothing is left behind."""
+    check_names(Path(path), replaces)
+    check_writable(path, replaces)
+
+
+def check_names(path: Path, replaces: Collection[str]) -> None:
+    """Raise ValueError when `path` is a file, or holds anything but the names in `replaces` and what a process that
+    was killed had not finished writing."""
+    names = {file.name for file in path.iterdir() if file.suffix != ".partial"} if path.is_dir() else set()
+    others = sorted(names - set(replaces))
+    if others or (os.path.lexists(path) and not path.is_dir()):
         what = f"already holds {others[0]}" if others else "is a file"
         raise ValueError(f"{path} {what}: choose another folder")
+
+
+def check_writable(path: str | Path, names: Collection[str]) -> None:
+    """Raise OSError when nothing can be written to the folder `path`, made for it if it is not there; ValueError when
+    one of the `names` of the files to come is a folder. Nothing is left behind."""
+    path = Path(path).absolute()
+    folder = next((path / name for name in names if (path / name).is_dir()), None)
+    if folder:
+        raise ValueError(f"{folder} is a folder, where a file must be written: move it away")
+    with scratch(path):
+        pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,18 +23,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ[variable] = str(options.threads)  # BLAS reads these when NumPy is loaded, and never again
     try:
         return options.run(options) or 0
-    except (ValueError, OSError, ImportError, RuntimeError, ArithmeticError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
         print(f"minilora: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        said = f"{one_line(stop)}; the same command with --resume goes on" if stop.args else "stopped"
-        print(f"minilora: {said}", file=sys.stderr)
+        print(f"minilora: {one_line(stop) if stop.args else 'stopped'}", file=sys.stderr)
         return 130
 
 
 def one_line(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        wanted = f" ({error})" if error.args else ""
+        return f"out of memory{wanted}: give smaller numbers, such as --batch, or a smaller model"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}"
+        return ": ".join(map(str, filter(None, (error.strerror, error.filename))))
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -204,14 +207,14 @@ def ranks(words: str) -> list[int]:
 
 
 def positive(word: str) -> int:
-    if not word.isdigit() or int(word) == 0:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number above 0")
+    if not word.isdecimal() or len(word) > 9 or int(word) == 0:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number above 0, of 9 digits at most")
     return int(word)
 
 
 def from_zero(word: str) -> int:
-    if not word.isdigit():
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 0 up")
+    if not word.isdecimal() or len(word) > 18:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 0 up, of 18 digits at most")
     return int(word)
 
 
@@ -260,7 +263,7 @@ def pretrain(options: argparse.Namespace) -> None:
         changes["steps"] = options.steps
     note = language_model.pretrain(options.out, resume=options.resume, backend=backend(options), **changes)
     for name, value in note["bits_per_byte"].items():
-        print(f"{name:<8} {value:.3f} bits per byte, held out")
+        print(f"{name:<8} {value:.3f} bits per byte of test text")
     print(f"written to {options.out}")
 
 
@@ -273,9 +276,10 @@ def finetune(options: argparse.Namespace) -> None:
     done = language_model.finetune(backend=backend(options), **words)
     print(f"{done['adapted']} layers adapted, {done['trainable']:,} parameters trained for {done['steps']} steps")
     for step, value in done["bits_per_byte"].items():
-        print(f"step {step:>5}: {value:.3f} bits per byte, held out")
+        print(f"step {step:>5}: {value:.3f} bits per byte of validation text")
     print(f"written to {options.out}; now try")
-    print(f"  minilora generate --base {options.base} --adapter {options.out} --prompt 'The '")
+    base, adapter = shlex.quote(options.base), shlex.quote(options.out)
+    print(f"  minilora generate --base {base} --adapter {adapter} --prompt 'The '")
 
 
 def sweep(options: argparse.Namespace) -> None:
@@ -314,7 +318,7 @@ def merge(options: argparse.Namespace) -> None:
     from .lora import merge as merge_model
     from .pretrained import save_pretrained
 
-    check_free(Path(options.out))
+    check_free(options.out)
     model = adapted(options)
     paths = merge_model(model)
     save_pretrained(model, options.out)
@@ -366,12 +370,14 @@ def count(options: argparse.Namespace) -> None:
     from .accounting.methods import TARGETED
     from .accounting.report import show, show_side_by_side
     from .checkpoint import write_whole
-    from .plots import cost_figure
+    from .plots import check_png, cost_figure
 
     if options.compare and options.method:
         raise ValueError("--compare names the methods: leave --method out")
     if options.plot and not options.compare:
         raise ValueError("--plot draws several methods: say --compare full,lora,qlora")
+    if options.plot:
+        check_png(options.plot)
     methods = options.compare or [options.method or "lora"]
     model = architecture(options.model, options.head, options.labels)
     words = {"r": options.rank, "virtual_tokens": options.virtual_tokens, "batch": options.batch}

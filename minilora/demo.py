@@ -17,7 +17,7 @@ import numpy as np
 from . import ops, text
 from .accounting import count_parameters, lora_parameters, memory
 from .backend import Array, to_numpy
-from .checkpoint import check_free, read_json, to_json, write_folder
+from .checkpoint import check_free, read_json, to_json, write_files
 from .generation import generate
 from .lora import LoRALinear, attach_lora, merge, unmerge
 from .modules import Linear
@@ -43,7 +43,7 @@ PROMPT = "    def __init__(self"
 
 def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType = np) -> dict[str, Any]:
     """Run it all, write report.json, report.png and the adapter to the folder `out`, and return the report."""
-    check_free(Path(out), FILES)
+    check_free(out, FILES if (Path(out) / "report.json").is_file() else ())
     start = time.perf_counter()
     source = text.python_source()
     test = text.excerpts(source.test, EXCERPT)
@@ -95,7 +95,7 @@ def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType
     }
     files = adapter_files(lora) | {"report.png": report_figure(report)}
     report["seconds"] = time.perf_counter() - start
-    write_folder(out, files | {"report.json": to_json(report)}, replaces=FILES)
+    write_files(out, files | {"report.json": to_json(report)})
     return report
 
 
@@ -221,7 +221,7 @@ def kind_of(path: str) -> str:
 
 def search(out: str | Path, *, seed: int = 1, shards: int = 2, backend: ModuleType = np) -> dict[str, Any]:
     """Choose the demo's learning rates: every rate of RATES, judged on validation text; written to out/grid.json."""
-    check_free(Path(out))
+    check_free(out)
     source = text.python_source()
     grid: dict[str, Any] = {"bits_per_byte": {}, "best": {}, "steps": STEPS, "seed": seed, "rank": RANK}
     for name, rates in RATES.items():
@@ -236,7 +236,7 @@ def search(out: str | Path, *, seed: int = 1, shards: int = 2, backend: ModuleTy
             print(f"{name} at {lr:g}: {tried[lr]:.4f} bits per byte on validation text")
         grid["bits_per_byte"][name] = {f"{lr:g}": value for lr, value in tried.items()}
         grid["best"][name] = min(tried, key=lambda lr: tried[lr])
-    write_folder(out, {"grid.json": to_json(grid)})
+    write_files(out, {"grid.json": to_json(grid)})
     return grid
 
 
@@ -248,12 +248,12 @@ def show(report: dict[str, Any], out: str | Path) -> None:
     base, lora, full, rank = report["base"], report["lora"], report["full"], report["rank"]
     target, english = report["target"]["bits_per_byte"], base["english"]
 
-    rows = table("English it has not seen, bits per byte", "the base", "zlib", "lzma", "bigram")
+    rows = table("Bits per byte of English test text, which it has not seen", "the base", "zlib", "lzma", "bigram")
     rows.columns[0].justify = "right"
     rows.add_row(*(f"{english[name]:.2f}" for name in ("model", "zlib", "lzma", "bigram")))
     console.print(rows)
 
-    rows = table("Python source it has not seen", "", "base", "LoRA", "full fine-tuning")
+    rows = table("Python source, test text that it has not seen", "", "base", "LoRA", "full fine-tuning")
     rows.add_row("bits per byte", *(f"{target[name]:.3f}" for name in ("base", "lora", "full")))
     rows.add_row("trained parameters", "0", f"{lora['trainable']:,}", f"{full['trainable']:,}")
     rows.add_row("  by Σ r (in + out)", "", f"{lora['by_formula']:,}", "")
@@ -285,13 +285,13 @@ def show(report: dict[str, Any], out: str | Path) -> None:
     moved, largest = report["merge"]["max_abs_diff"], report["merge"]["max_abs_logit"]
     console.print(
         f"""
-LoRA closed {share:.0%} of full fine-tuning's gain with {part:.1%} of the parameters.
+On test text, LoRA closed {share:.0%} of full fine-tuning's gain with {part:.1%} of the parameters.
 Gradients and optimizer state shrank {shrunk:.0f}-fold; the cache did not, because dA
 needs the input of every adapted layer. The frozen weights {kept}.
 Merging moved no logit by more than {moved:.1e} (the largest is {largest:.0f}), and
 unmerging {restored}.
 
-{report["seconds"]:.0f} s. Look at {Path(out) / "report.png"};
-the adapter beside it loads in Hugging Face PEFT.""",
+{report["seconds"]:.0f} s. Look at {Path(out) / "report.png"}: its curves are on validation text, on which
+the learning rates were chosen. The adapter beside it loads in Hugging Face PEFT.""",
         soft_wrap=True,
     )

@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .checkpoint import check_writable
 from .spectrum import mean_energy
 
 BASE, FULL, LORA = "#8a8a8a", "#1f5fa8", "#d9621d"
+TYPE = 17  # points: to be read from the back of a room
+
+
+def check_png(plot: str) -> None:
+    """Raise ValueError or OSError, before the work, if a figure cannot be written to `plot`."""
+    path = Path(plot)
+    if path.suffix != ".png" or not path.parent.is_dir():
+        raise ValueError(f"{plot} is not the name of a .png file in a folder that is there")
+    check_writable(path.parent, [path.name])
+
+
+def png_bytes(figure: Any) -> bytes:
+    for ax in figure.axes:
+        ax.tick_params(labelsize=TYPE - 2)
+        for label in (ax.title, ax.xaxis.label, ax.yaxis.label):
+            label.set_fontsize(TYPE)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    return png.getvalue()
 
 
 def report_figure(report: dict[str, Any]) -> bytes:
     """A PNG of the demo on one page: learning curves, what is trained and kept, the rank of what was learned."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
-    figure = Figure(figsize=(15, 4.6), layout="constrained", dpi=110)
+    figure = Figure(figsize=(18.6, 7), layout="constrained", dpi=110)
     curves, bars, spectra = figure.subplots(1, 3)
     learning_curves(curves, report)
     memory_bars(bars, report)
@@ -25,24 +46,29 @@ def report_figure(report: dict[str, Any]) -> bytes:
     target = report["target"]["bits_per_byte"]
     figure.suptitle(
         f"LoRA closes {report['lora']['share_of_gain']:.0%} of full fine-tuning's gain "
-        f"({target['base']:.2f} → {target['lora']:.2f} against {target['full']:.2f} bits per byte of test text) "
-        f"with {report['lora']['trainable'] / report['base']['params']:.1%} of the parameters",
-        fontsize=13,
+        f"with {report['lora']['trainable'] / report['base']['params']:.1%} of the parameters\n"
+        f"(bits per byte of test text: {target['base']:.2f} → {target['lora']:.2f}, against {target['full']:.2f})",
+        fontsize=TYPE + 5,
     )
-    png = io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None})
-    return png.getvalue()
+    for ax, top in ((curves, 0.9), (bars, 1), (spectra, 1)):  # in the first, below the base
+        ax.legend(frameon=False, fontsize=TYPE - 1, handlelength=1.5, loc="upper right", bbox_to_anchor=(1, top))
+    return png_bytes(figure)
 
 
 def learning_curves(ax: Any, report: dict[str, Any]) -> None:
+    ax.plot([], [], color=BASE, alpha=0.5, lw=1, label="training text (faint)")
     for name, color in (("full", FULL), ("lora", LORA)):
         curve = report[name]["curve"]
         ax.plot(range(1, len(curve["train"]) + 1), curve["train"], color=color, alpha=0.2, lw=1)
         steps, values = zip(*curve["held_out"], strict=True)
-        ax.plot(steps, values, "o-", ms=4, color=color, label={"full": "full fine-tuning", "lora": "LoRA"}[name])
-    ax.axhline(report["full"]["curve"]["held_out"][0][1], color=BASE, ls="--", lw=1, label="base model, frozen")
-    ax.set(title="Learning Python source", xlabel="step", ylabel="bits per byte (validation text; faint: training)")
-    ax.legend(frameon=False)
+        ax.plot(steps, values, "o-", lw=2.5, ms=7, color=color, label=report[name]["label"])
+    base = report["full"]["curve"]["held_out"][0][1]
+    ax.axhline(base, color=BASE, ls="--", lw=2)
+    ax.annotate("base model, frozen", (1, base), (-8, 5), ("axes fraction", "data"), textcoords="offset points",
+                ha="right", fontsize=TYPE - 1)  # fmt: skip
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(bottom, max(top, base + 0.1 * (base - bottom)))
+    ax.set(title="Learning Python source: validation text", xlabel="step", ylabel="bits per byte")
 
 
 def memory_bars(ax: Any, report: dict[str, Any]) -> None:
@@ -51,39 +77,35 @@ def memory_bars(ax: Any, report: dict[str, Any]) -> None:
         sizes = [report[name]["memory"][kind] / 2**20 for kind in kinds]
         drawn = ax.bar([i + offset for i in range(4)], sizes, 0.38, color=color,
                        label=f"{report[name]['label']}: {report[name]['trainable']:,} trained")  # fmt: skip
-        ax.bar_label(drawn, [f"{size:.2g}" if size < 10 else f"{size:.0f}" for size in sizes], fontsize=9)
+        ax.bar_label(drawn, [f"{size:.2g}" if size < 10 else f"{size:.0f}" for size in sizes], fontsize=TYPE - 2)
     ax.set_xticks(range(4), kinds)
     ax.set_yscale("log")
     ax.set(title="Memory of one training step", ylabel="MiB (log scale)")
-    ax.set_ylim(top=ax.get_ylim()[1] * 4)
-    ax.legend(frameon=False, loc="upper right")
+    ax.set_ylim(top=ax.get_ylim()[1] * 6)
 
 
 def spectrum_curves(ax: Any, report: dict[str, Any]) -> None:
     for name, color in (("full", FULL), ("lora", LORA)):
         curve = report["rank"][name]["mean_spectrum"]
         label = f"{report[name]['label']}: effective rank {report['rank'][name]['effective_rank']:.1f}"
-        ax.plot(range(1, len(curve) + 1), curve, color=color, lw=2, label=label)
-    ax.axvline(report["lora"]["rank"], color=BASE, ls=":", lw=1, label=f"r = {report['lora']['rank']}")
+        ax.plot(range(1, len(curve) + 1), curve, color=color, lw=3, label=label)
+    ax.vlines(report["lora"]["rank"], 0.03, 1, color=BASE, ls=":", lw=2, label=f"r = {report['lora']['rank']}")
     ax.set_yscale("log")
-    ax.set_ylim(0.03, 1.2)
-    ax.set(title="Singular values of ΔW, mean over the layers", xlabel="index i", ylabel="σᵢ / σ₁ (log scale)")
-    ax.legend(frameon=False)
+    ax.set_ylim(0.03, 3)
+    ax.set(title="Singular values of ΔW, mean of the layers", xlabel="index i", ylabel="σᵢ / σ₁ (log scale)")
 
 
 def sweep_figure(report: dict[str, Any], title: str) -> bytes:
     """A PNG of a sweep: what the ranks gain on the base, and the same closer by, with the spread over seeds."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 7.5), layout="constrained", dpi=110)
+    figure = Figure(figsize=(15, 8.5), layout="constrained", dpi=110)
     whole, close = figure.subplots(1, 2, width_ratios=[2, 3])
     rows = [row for row in report["ranks"] if row["mean"] is not None]
     best = next(row for row in rows if row["rank"] == report["best"])
     for ax, name in ((whole, "Beside the base"), (close, "Closer by")):
         rank_losses(ax, rows, report["pareto"])
-        ax.set_title(name, fontsize=18)
-        ax.set_xlabel("trained parameters (log scale)", fontsize=17)
-        ax.set_ylabel("bits per byte of validation text", fontsize=17)
+        ax.set(title=name, xlabel="trained parameters (log scale)", ylabel="bits per byte of validation text")
     line = whole.axhline(report["base_bits_per_byte"], color=BASE, ls="--", lw=2, label="base model, frozen")
     if best["standard_error"] is not None:
         close.axhspan(best["mean"], best["mean"] + best["standard_error"], color=LORA, alpha=0.15, lw=0,
@@ -92,12 +114,10 @@ def sweep_figure(report: dict[str, Any], title: str) -> bytes:
         weight = "bold" if row["rank"] == report["chosen"] else "normal"
         close.annotate(f"r = {row['rank']}", (row["trainable"], row["mean"]), (12, 10), fontsize=18, weight=weight,
                        textcoords="offset points")  # fmt: skip
-    whole.legend(handles=[line], frameon=False, fontsize=16)
-    close.legend(frameon=False, fontsize=16)
-    figure.suptitle(title, fontsize=22)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None})
-    return png.getvalue()
+    handles = [line, *close.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, frameon=False, fontsize=TYPE - 1, loc="outside lower center", ncols=3)
+    figure.suptitle(title, fontsize=TYPE + 5)
+    return png_bytes(figure)
 
 
 def rank_losses(ax: Any, rows: list[dict[str, Any]], pareto: list[int]) -> None:
@@ -117,7 +137,6 @@ def rank_losses(ax: Any, rows: list[dict[str, Any]], pareto: list[int]) -> None:
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.tick_params(labelsize=14)
 
 
 def rank_figures(result: dict[str, Any]) -> dict[str, bytes]:
@@ -130,25 +149,12 @@ def rank_figures(result: dict[str, Any]) -> dict[str, bytes]:
     return figures
 
 
-TYPE = 17  # points: to be read from the back of a room
-
-
 def large_figure(title: str) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6.6), layout="constrained", dpi=110)
     figure.suptitle(title, fontsize=TYPE + 4)
     return figure
-
-
-def png_bytes(figure: Any) -> bytes:
-    for ax in figure.axes:
-        ax.tick_params(labelsize=TYPE - 2)
-        for label in (ax.title, ax.xaxis.label, ax.yaxis.label):
-            label.set_fontsize(TYPE)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None})
-    return png.getvalue()
 
 
 def blocks_and_kinds(result: dict[str, Any]) -> list[tuple[int | None, str]]:
@@ -187,7 +193,7 @@ def energy_figure(result: dict[str, Any]) -> bytes:
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set(xlabel="rank kept", ylabel="energy of ΔW kept (%)", ylim=(0, 103))
-    ax.legend(frameon=False, fontsize=TYPE - 2, loc="lower right")
+    figure.legend(frameon=False, fontsize=TYPE - 2, loc="outside right center")  # inside, the line of 90 % may cross it
     return png_bytes(figure)
 
 
@@ -276,7 +282,7 @@ def cost_figure(results: dict[str, dict[str, Any]]) -> bytes:
     """A PNG of several methods on one model: where the bytes of a training step are, and its FLOPs."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 1.9 + 0.7 * len(results)), layout="constrained", dpi=110)
+    figure = Figure(figsize=(15, 2.6 + 0.8 * len(results)), layout="constrained", dpi=110)
     bytes_ax, flops_ax = figure.subplots(1, 2, width_ratios=[3, 2], sharey=True)
     first = next(iter(results.values()))
     memory = {"weights": BASE, "gradients": FULL, "optimizer": "#7fb0e0", "activations": LORA}
@@ -286,10 +292,8 @@ def cost_figure(results: dict[str, dict[str, Any]]) -> bytes:
     stacked_bars(flops_ax, steps, products, "matrix products", {"MFLOP": 1e6, "GFLOP": 1e9, "TFLOP": 1e12})
     bytes_ax.invert_yaxis()  # the first method on top
     about = f"{first['total']:,} parameters, batch {first['batch']} × {first['tokens']} tokens"
-    figure.suptitle(f"One training step of {first['model']}: {about}", fontsize=15)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None})
-    return png.getvalue()
+    figure.suptitle(f"One training step of {first['model']}: {about}", fontsize=TYPE + 3)
+    return png_bytes(figure)
 
 
 def stacked_bars(
@@ -304,8 +308,8 @@ def stacked_bars(
         widths = [row[part] / scales[unit] for row in rows.values()]
         bars = ax.barh(list(rows), widths, 0.7, left, color=color, label=part)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    ax.bar_label(bars, [f" {total:,.0f}" if total >= 100 else f" {total:.3g}" for total in left], fontsize=12)
-    ax.margins(x=0.15)
-    ax.tick_params(labelsize=12)
-    ax.set_xlabel(f"{label} ({unit})", fontsize=12)
-    ax.legend(frameon=False, ncols=len(colors), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=12)
+    ax.bar_label(bars, [f" {total:,.0f}" if total >= 100 else f" {total:.3g}" for total in left], fontsize=TYPE - 1)
+    ax.margins(x=0.2)
+    ax.set_xlabel(f"{label} ({unit})")
+    ax.legend(frameon=False, ncols=len(colors), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=TYPE - 2,
+              columnspacing=1, handlelength=1.2)  # fmt: skip

@@ -7,7 +7,6 @@ Hu et al., 2021, section 4.1), or α/√r with rslora. A seed draws the same bat
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import math
 import os
@@ -24,12 +23,12 @@ import numpy as np
 
 from . import text
 from .accounting import count_parameters
-from .checkpoint import check_free, read_json, to_json, write_whole
+from .checkpoint import check_free, check_writable, read_json, to_json, write_whole
 from .lora import attach_lora
 from .plots import sweep_figure
 from .pretrained import base_hash, load_pretrained
 from .tables import numbers_right, wide_console
-from .tasks.language_model import SETTINGS, finetune, training_folder
+from .tasks.language_model import CHECKPOINT, SETTINGS, check_settings, finetune, text_hash
 
 JSON, PNG = "sweep.json", "sweep.png"
 Row = dict[str, Any]  # of sweep.json: what is known of a rank
@@ -72,7 +71,8 @@ def sweep(
     try:
         outcomes = run(out, grid, options, jobs)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(*[f"stopped; what is done is kept in {out}"] if out.exists() else []) from None
+        kept = f"stopped; what is done is kept in {out}; the same command with --resume goes on"
+        raise KeyboardInterrupt(*[kept] if out.exists() else []) from None
     settings = read_json(folder_of(out, grid[0]) / SETTINGS) | {"ranks": ranks, "seeds": seeds}
     rows = [
         {"rank": rank, "trainable": trainable[rank], **summary(outcomes[i * seeds : (i + 1) * seeds])}
@@ -103,11 +103,15 @@ def check(out: Path, grid: list[dict[str, int]], options: dict[str, Any], resume
     try:
         import joblib  # noqa: F401
     except ImportError:
-        raise ImportError("a sweep needs joblib: pip install 'minilora[sweep]'") from None
+        raise ImportError("a sweep needs joblib: pip install '.[sweep]' in the clone") from None
     begun = [cell for cell in grid if (folder_of(out, cell) / SETTINGS).is_file()]
     if not resume:
+        if begun:
+            raise ValueError(f"{out} already holds a sweep: --resume goes on with it, or choose another folder")
         check_free(out)
-    elif not begun:
+    elif begun:
+        check_writable(out, (JSON, PNG))
+    else:
         raise FileNotFoundError(f"{out} holds no cell of this sweep to resume: start it without --resume")
     split = text.python_source() if options["data"] == "builtin" else text.read_text(options["data"])
     shape = {key: options[key] for key in ("targets", "alpha", "dropout", "rslora")}
@@ -117,9 +121,10 @@ def check(out: Path, grid: list[dict[str, int]], options: dict[str, Any], resume
         attach_lora(model, r=rank, rng=np.random.default_rng(0), **shape)
         trainable[rank] = count_parameters(model)["trainable"]
     settings = {key: value for key, value in options.items() if key not in ("backend", "checkpoint_every", "resume")}
-    settings |= {"base_sha256": base_hash(model), "data_sha256": hashlib.sha256(split.train).hexdigest()}
+    settings |= {"base_sha256": base_hash(model), "data_sha256": text_hash(split)}
     for cell in begun:
-        training_folder(folder_of(out, cell), settings | cell, resume=True)
+        if (folder_of(out, cell) / CHECKPOINT).is_file():  # or it starts again
+            check_settings(folder_of(out, cell), settings | cell)
     return trainable
 
 

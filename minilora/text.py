@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .checkpoint import read_bytes
 from .ops import IGNORE
 from .transformer import Config
 
@@ -75,7 +76,7 @@ def read_text(path: str | Path) -> Split:
 
     Raises ValueError for a file that is empty or no UTF-8 text, OSError for one that cannot be read.
     """
-    data = Path(path).read_bytes().replace(b"\r\n", b"\n")
+    data = read_bytes(Path(path)).replace(b"\r\n", b"\n")
     if not data:
         raise ValueError(f"{path} is empty")
     try:

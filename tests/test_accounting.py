@@ -350,7 +350,7 @@ def test_attention_is_quadratic_in_the_tokens_and_all_else_linear():
         (["--labels", "3"], "labels = 3 needs the head 'classify'"),
         (["--plot", "x.png"], "say --compare"),
         (["--compare", "full,lora", "--method", "lora"], "leave --method out"),
-        (["--compare", "full,lora", "--plot", "nowhere/x.png"], "No such file or directory"),
+        (["--compare", "full,lora", "--plot", "nowhere/x.png"], "not the name of a .png file in a folder"),
         (["--model", "broken.json"], "broken.json is not valid JSON"),
         (["--model", "empty.json"], "family '' is not known"),
         (["--model", "lacking.json"], "the config lacks 'vocab_size'"),

@@ -154,7 +154,7 @@ def test_load_backend_refuses_an_unknown_name():
 
 def test_load_backend_says_how_to_install_a_missing_cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)  # makes the import fail
-    with pytest.raises(ImportError, match="pip install 'minilora"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[cuda13\]'"):
         load_backend("cupy")
 
 

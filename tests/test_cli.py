@@ -21,12 +21,12 @@ import fakecupy
 import numpy as np
 import pytest
 
-from minilora import __version__, checkpoint, text
+from minilora import __version__, accounting, checkpoint, lora, pretrained, text, training
 from minilora.checkpoint import load_tensors, save_tensors
 from minilora.cli import main, parser
 from minilora.families import llama
 from minilora.pretrained import save_pretrained
-from minilora.tasks import language_model
+from minilora.tasks import language_model, rank
 from minilora.transformer import Config
 
 COMMANDS = ["demo", "pretrain", "finetune", "sweep", "generate", "merge", "info", "rank", "count", "audit", "verify"]
@@ -213,6 +213,32 @@ def test_info_says_how_far_a_run_has_come(here, capfd):
     assert "words.txt" in said
 
 
+@pytest.mark.parametrize("lacking", ["steps", "seed", "batch", "length"])
+def test_settings_that_are_not_of_a_run_are_refused_and_never_overwritten(lacking, here, capfd):
+    settings = json.loads((here / "adapter" / "settings.json").read_text())
+    del settings[lacking]
+    (here / "adapter" / "settings.json").write_text(json.dumps(settings))
+    assert_refused(here, capfd, ["info", "adapter"], rf"settings\.json is not of a run, it lacks '{lacking}'")
+    (here / "out").mkdir()
+    (here / "adapter" / "settings.json").rename(here / "out" / "settings.json")
+    for words in ([], ["--resume"]):
+        assert_refused(here, capfd, [*FINETUNE, *words], r"settings\.json is not of a run, .*: choose another folder")
+
+
+@pytest.mark.parametrize("note", [{}, {"minilora": "x"}, {"minilora": "{}"}, {"minilora": "[1]"}], ids=str)
+def test_info_refuses_a_checkpoint_of_something_else(note, here, capfd):
+    save_tensors(here / "adapter" / "checkpoint.safetensors", {"x": np.zeros(2)}, note)
+    assert_refused(here, capfd, ["info", "adapter"], r"checkpoint\.safetensors is not a checkpoint of minilora")
+
+
+def test_the_command_to_try_next_can_be_pasted(here, capfd):
+    (here / "base").rename(here / "my base")
+    assert main([*FINETUNE, "--base", "my base", "--out", "it's mine"]) == 0
+    program, *words = shlex.split(capfd.readouterr().out.splitlines()[-1])
+    assert program == "minilora"
+    assert main([*words, "--tokens", "2"]) == 0
+
+
 def test_info_names_the_base_that_an_adapter_was_made_for(here, capfd):
     assert main(["info", "base"]) == 0
     of_base = dict(re.split(r"  +", line, maxsplit=1) for line in capfd.readouterr().out.splitlines())
@@ -228,7 +254,7 @@ def test_pretraining_writes_what_help_promises_and_a_model_that_can_be_used(here
     monkeypatch.setattr(language_model, "SHAPE", Config(**SMALL | {"context": 128}))
     monkeypatch.setattr(text, "english", lambda: text.Split(WORDS, WORDS[:500], WORDS[:700]))
     assert main(["pretrain", "--out", "out", "--steps", "2"]) == 0
-    assert "bits per byte, held out" in capfd.readouterr().out
+    assert "bits per byte of test text" in capfd.readouterr().out
     assert {path.name for path in (here / "out").iterdir()} == promised("pretrain")
     assert main(["generate", "--base", "out", "--prompt", "x", "--tokens", "2"]) == 0
 
@@ -286,6 +312,8 @@ BAD_OPTIONS = {
     "dropout 1": (["--dropout", "1"], "dropout 1.0 is not a probability below 1"),
     "a negative rate": (["--lr", "-1"], "lr: '-1'"),
     "a rate that is no number": (["--lr", "nan"], "lr: 'nan'"),
+    "absurd steps": (["--steps", "9" * 20], "is not a whole number above 0, of 9 digits at most"),
+    "an absurd seed": (["--seed", "9" * 5000], "is not a whole number from 0 up, of 18 digits at most"),
     "negative patience": (["--patience", "-1"], "patience: '-1'"),
     "data missing": (["--data", "nowhere.txt"], "No such file or directory: nowhere.txt"),
     "data a folder": (["--data", "base"], "Is a directory: base|Permission denied: base"),
@@ -297,6 +325,7 @@ BAD_OPTIONS = {
     "a negative seed": (["--seed", "-1"], "seed: '-1' is not a whole number"),
     "out is a file": (["--out", "words.txt"], r"words\.txt is a file: choose another folder"),
     "out is below a file": (["--out", "words.txt/out"], "words.txt"),
+    "out holds a folder called so": (["--out", "odd"], r"odd already holds settings\.json: choose another folder"),
     "out holds something": (["--out", "base"], r"base already holds config\.json: choose another folder"),
 }
 
@@ -304,6 +333,7 @@ BAD_OPTIONS = {
 @pytest.mark.parametrize("name", BAD_OPTIONS)
 def test_finetune_refuses_bad_options_in_one_line_and_makes_nothing(name, here, capfd):
     words, says = BAD_OPTIONS[name]
+    (here / "odd" / "settings.json").mkdir(parents=True)
     assert_refused(here, capfd, [*FINETUNE, *words], says)
 
 
@@ -323,15 +353,18 @@ def test_finetune_refuses_a_text_it_cannot_learn_from(name, here, capfd):
     assert_refused(here, capfd, [*FINETUNE, *words], says)
 
 
-def test_finetune_refuses_a_text_it_may_not_read(here, capfd, monkeypatch):
-    def refuse(path: Path) -> bytes:
-        raise PermissionError(13, "Permission denied", str(path))
+@pytest.mark.parametrize("named", [("words.txt",), ()])  # a read that fails half-way does not name the file
+def test_finetune_refuses_a_text_that_cannot_be_read_and_names_it(named, here, capfd, monkeypatch):
+    def read_bytes(path: Path) -> bytes:
+        if path.name == "words.txt":
+            raise OSError(5, "Input/output error", *named)
+        return original(path)
 
+    before, original = tree(here), Path.read_bytes
     with monkeypatch.context() as patched:
-        before = tree(here)
-        patched.setattr(Path, "read_bytes", refuse)
+        patched.setattr(Path, "read_bytes", read_bytes)
         assert main(FINETUNE) == 2
-    assert lines(capfd.readouterr().err) == ["minilora: Permission denied: words.txt"]
+    assert lines(capfd.readouterr().err) == ["minilora: Input/output error: words.txt"]
     assert tree(here) == before
 
 
@@ -379,6 +412,7 @@ BAD_BASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another family": (lambda base: edit_json(base / "config.json", model_type="t5"), "family 't5' is not supported"),
     "a feature": (lambda base: edit_json(base / "config.json", mlp_bias=True), "mlp_bias = True is not supported"),
     "no JSON": (lambda base: (base / "config.json").write_text("{"), r"config\.json is not valid JSON"),
+    "deep": (lambda base: (base / "config.json").write_text("[" * 10**5), r"config\.json is not valid JSON"),
     "a list": (lambda base: (base / "config.json").write_text("[]"), r"config\.json does not hold a JSON object"),
     "an empty config": (lambda base: (base / "config.json").write_text("{}"), "family None is not supported"),
     "no width": (lambda base: (base / "config.json").write_text('{"model_type": "llama"}'), r"lacks 'vocab_size'"),
@@ -397,7 +431,7 @@ BAD_BASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a missing tensor": (lambda base: edit_tensors(base / "model.safetensors", without_first), UNFIT + ".*missing: "),
     "no number": (lambda base: edit_tensors(base / "model.safetensors", with_a_nan), r"not finite: get the file again"),
     "an absurd width": (lambda base: edit_json(base / "config.json", hidden_size=10**9, head_dim=None), UNFIT),
-    "absurdly many layers": (lambda base: edit_json(base / "config.json", num_hidden_layers=10**9), "1000000000 layers are"),
+    "absurdly many layers": (lambda base: edit_json(base / "config.json", num_hidden_layers=10**9), "10{9} layers are"),
     "no positive eps": (lambda base: edit_json(base / "config.json", rms_norm_eps=math.nan), "rms_norm_eps = nan is n"),
 }  # fmt: skip
 
@@ -487,7 +521,7 @@ def test_out_that_holds_something_else_is_left_as_it_was(words, here, capfd):
 )
 def test_without_cupy_or_without_a_gpu_cuda_is_refused(words, here, capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert_refused(here, capfd, [*words, "--device", "cuda"], r"the cupy backend needs CuPy: pip install 'minilora\[cu")
+    assert_refused(here, capfd, [*words, "--device", "cuda"], r"needs CuPy: pip install '\.\[cuda13\]' in the clone")
 
     def no_device(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
@@ -589,6 +623,92 @@ def test_a_read_only_disk_is_told_with_the_name_of_the_file(words, here, capfd, 
     assert_refused(here, capfd, words, r"Read-only file system: .*\bout\b")
 
 
+def refusing(path: Any, *arguments: Any) -> None:
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+WRITERS = {
+    "finetune": FINETUNE,
+    "sweep": ["sweep", *FINETUNE[1:7], "--ranks", "1", "--jobs", "1", "--batch", "2", "--length", "8"],
+    "demo": ["demo", "--out", "out"],
+    "demo --grid": ["demo", "--grid", "--out", "out"],
+    "pretrain": ["pretrain", "--out", "out"],
+    "merge": MERGE,
+    "rank --out": ["rank", "adapter", "--rank", "1", "--out", "out"],
+    "rank --plot": ["rank", "adapter", "--plot", "out.png"],
+    "count --plot": ["count", "--compare", "full,lora", "--plot", "out.png"],
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_that_nothing_can_be_written_is_found_before_the_work(name, here, capfd, monkeypatch):
+    def work(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("the work has begun")
+
+    for module, function in (
+        (training, "sharded_loss_and_gradients"), (lora, "merge"), (rank, "measure"), (accounting, "architecture"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, function, work)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "mkdir", refusing)
+        assert_refused(here, capfd, WRITERS[name], "Permission denied: .*here")
+
+
+@pytest.mark.parametrize("out", ["out", "new/folder/out", "empty"])
+def test_to_find_out_whether_a_folder_can_be_written_leaves_nothing(out, here):
+    (here / "empty").mkdir()
+    before = tree(here)
+    checkpoint.check_free(out)
+    assert tree(here) == before
+    checkpoint.write_folder(out, {"one": b"1"})
+    assert tree(here / out) == {"one": b"1"}
+
+
+def test_what_a_killed_process_had_not_finished_is_not_in_the_way_and_a_folder_of_the_same_name_is(here):
+    for name in ("report.json.partial", ".minilora.partial"):
+        (here / "out" / name).mkdir(parents=True)
+    checkpoint.check_free("out", ["report.json"])
+    (here / "out" / "report.json").mkdir()
+    with pytest.raises(ValueError, match=r"report\.json is a folder, where a file must be written: move it away"):
+        checkpoint.check_free("out", ["report.json"])
+
+
+# ---- what main says of an error ----
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(5, "Input/output error"), "minilora: Input/output error"),
+        (OSError(5, "Input/output error", "x.txt"), "minilora: Input/output error: x.txt"),
+        (MemoryError("Unable to allocate 9 GiB"), "minilora: out of memory (Unable to allocate 9 GiB): give smaller"),
+        (MemoryError(), "minilora: out of memory: give smaller numbers"),
+        (KeyboardInterrupt("stopped after step 5"), "minilora: stopped after step 5"),
+        (KeyboardInterrupt(), "minilora: stopped"),
+    ],
+    ids=repr,
+)
+def test_an_error_is_one_line(error, said, here, capfd, monkeypatch):
+    def fail(folder: Path) -> Any:
+        raise error
+
+    monkeypatch.setattr(pretrained, "describe_model", fail)
+    assert main(["info", "base"]) == (130 if isinstance(error, KeyboardInterrupt) else 2)
+    (line,) = lines(capfd.readouterr().err)
+    assert line.startswith(said)
+    assert "None" not in line
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), AttributeError("x"), AssertionError("x")], ids=repr)
+def test_a_bug_is_a_traceback(error, here, monkeypatch):
+    def fail(folder: Path) -> Any:
+        raise error
+
+    monkeypatch.setattr(pretrained, "describe_model", fail)
+    with pytest.raises(type(error)):
+        main(["info", "base"])
+
+
 # ---- numbers that blow up ----
 
 
@@ -599,7 +719,7 @@ def test_a_rate_that_blows_up_is_one_line_that_names_the_module_and_the_checkpoi
     assert done.returncode == 2
     assert len(said) == 1, said
     path = re.escape(os.path.join("out", "checkpoint.safetensors"))
-    message = rf"minilora: the loss of step \d is nan, first in (\S+): lower the learning rate; {path} holds the last"
-    assert re.match(message, said[0])
+    message = rf"minilora: the loss of step \d is nan, first in (\S+): lower the learning rate; {path} holds the last "
+    assert re.fullmatch(message + "good state; --resume goes on from there, or start in another folder", said[0])
     assert {path.name for path in (here / "out").iterdir()} == {"settings.json", "checkpoint.safetensors"}
     load_tensors(here / "out" / "checkpoint.safetensors")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -69,7 +70,7 @@ def test_the_figure_of_a_report_is_a_png_with_three_colours_on_it_and_each_time_
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({}, "LoRA closed 80% of full fine-tuning's gain with 8.0% of the parameters"),
+        ({}, "On test text, LoRA closed 80% of full fine-tuning's gain with 8.0% of the parameters"),
         ({}, "shrank 12-fold"),
         ({}, "are bit for bit those of the file"),
         ({"frozen_unchanged": False}, "HAVE CHANGED"),
@@ -123,6 +124,35 @@ def test_a_small_demo_writes_what_help_promises_and_the_same_adapter_again_over_
     load_adapter(model, "out")
     held_out = text.excerpts(text.python_source().test, demo.EXCERPT)
     assert bits_per_byte(model, held_out, 1, "") == report["target"]["bits_per_byte"]["lora"]
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_demo_never_replaces_an_adapter_that_is_not_its_own(capfd):
+    for name in demo.FILES[2:]:
+        Path("out").mkdir(exist_ok=True)
+        Path("out", name).write_text("weeks of training")
+    before = tree(Path("out"))
+    assert main(["demo", "--out", "out"]) == 2
+    assert "out already holds adapter_config.json: choose another folder" in capfd.readouterr().err
+    assert tree(Path("out")) == before
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_demo_that_is_stopped_says_nothing_that_it_cannot_do(monkeypatch, capfd):
+    def windows(*arguments):
+        def at(step):
+            if step == 2:
+                signal.raise_signal(signal.SIGINT)
+            return random_windows(*arguments)(step)
+
+        return at
+
+    random_windows = text.random_windows
+    monkeypatch.setattr(text, "random_windows", windows)
+    for words in (["demo"], ["demo", "--grid"]):
+        assert main([*words, "--out", "out"]) == 130
+        assert capfd.readouterr().err.rpartition("\r")[2] == "minilora: stopped after step 3\n"
+    assert not Path("out").exists()
 
 
 @pytest.mark.usefixtures("_small")

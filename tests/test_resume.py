@@ -1,6 +1,8 @@
 """A run that is killed, stopped or out of disk, and resumed, ends with the bytes of one that never was."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_cli import FINETUNE, WORDS, edit_tensors, lines, make_base, outside, tree
+from test_cli import FINETUNE, WORDS, edit_tensors, lines, make_base, outside, refusing, tree
 from test_training import bits, learner, quietly
 
-from minilora import checkpoint, text
+from minilora import checkpoint, text, training
 from minilora.checkpoint import load_tensors, save_tensors
 from minilora.cli import main
 from minilora.optim import SGD
@@ -280,10 +282,10 @@ def test_ctrl_c_in_a_terminal_stops_a_process_cleanly(here):
 
 SETTINGS = {
     "targets": ["--targets", "q_proj,v_proj"], "rank": ["--rank", "3"], "alpha": ["--alpha", "8"],
-    "dropout": ["--dropout", "0.2"], "rslora": ["--rslora"], "lr": ["--lr", "0.2"], "steps": ["--steps", "9"],
+    "dropout": ["--dropout", "0.2"], "rslora": ["--rslora"], "steps": ["--steps", "9"],
     "batch": ["--batch", "3"], "length": ["--length", "9"], "accumulate": ["--accumulate", "1"],
     "patience": ["--patience", "8"], "evaluate_every": ["--evaluate-every", "2"], "seed": ["--seed", "1"],
-    "shards": ["--shards", "1"], "base": ["--base", "other"], "data": ["--data", "other.txt"],
+    "shards": ["--shards", "1"],
 }  # fmt: skip
 
 
@@ -309,19 +311,146 @@ def test_resuming_a_finished_run_changes_nothing(finished):
 
 
 def test_resuming_with_another_setting_is_refused_by_its_name(finished, capfd):
-    make_base(finished / "other", seed=2)
-    shutil.copy("words.txt", "other.txt")
     for name, words in SETTINGS.items():
         assert_not_resumed(finished, capfd, words, f"out was run with {name} = ", "resume with the same settings")
 
 
 def test_resuming_on_another_text_or_base_under_the_same_name_is_refused(finished, capfd):
-    (finished / "words.txt").write_bytes(WORDS[1:])
-    assert_not_resumed(finished, capfd, [], "out was run with data_sha256 = ")
+    for other in (WORDS[1:], WORDS[:-1] + b"x"):  # the end of a text is held out
+        (finished / "words.txt").write_bytes(other)
+        assert_not_resumed(finished, capfd, [], "the data is not the one that out was run with")
     (finished / "words.txt").write_bytes(WORDS)
     shutil.rmtree(finished / "base")
     make_base(finished / "base", seed=2)
-    assert_not_resumed(finished, capfd, [], "out was run with base_sha256 = ")
+    assert_not_resumed(finished, capfd, [], "the base is not the one that out was run with")
+
+
+def test_a_text_and_a_base_are_the_same_under_another_name(finished):
+    shutil.copy("words.txt", "copy.txt")
+    shutil.copytree("base", "twin")
+    before = tree(finished)
+    for words in (["--data", "copy.txt"], ["--data", os.path.join(".", "words.txt")], ["--base", "twin"]):
+        assert main([*RUN, *words, "--resume"]) == 0
+    assert tree(finished) == before
+
+
+def test_a_run_is_not_begun_again_where_one_is_kept(finished, capfd):
+    before = tree(finished)
+    assert main(RUN) == 2
+    assert "out already holds a run: --resume goes on with it, or choose another folder" in capfd.readouterr().err
+    assert tree(finished) == before
+
+
+# ---- what is found out before the work, and what may be in the way ----
+
+
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(*arguments: Any) -> Any:
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr(training, "sharded_loss_and_gradients", work)
+
+
+@pytest.fixture
+def begun(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Path:
+    """A run that was stopped after step 4."""
+    with monkeypatch.context() as patched:
+        interrupting(patched, ("after a batch", 8))
+        assert main(RUN) == 130
+    capfd.readouterr()
+    return here
+
+
+def test_a_file_that_appears_during_the_training_costs_nothing_and_stays(whole, here, monkeypatch):
+    def hook(event: str) -> None:
+        if event == "before a batch":
+            Path("out", "thesis.txt").write_bytes(b"years of work")
+
+    with monkeypatch.context() as patched:
+        watch(patched, hook)
+        assert main(RUN) == 0
+    assert tree(here) == whole[0] | {os.path.join("out", "thesis.txt"): b"years of work"}
+
+
+def test_a_file_of_something_else_does_not_keep_a_run_from_going_on(whole, begun):
+    Path("out", "thesis.txt").write_bytes(b"years of work")
+    assert main([*RUN, "--resume"]) == 0
+    assert tree(begun) == whole[0] | {os.path.join("out", "thesis.txt"): b"years of work"}
+
+
+def test_what_would_fail_at_the_end_is_found_before_a_run_goes_on(begun, monkeypatch, capfd):
+    no_work(monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "mkdir", refusing)
+        assert_not_resumed(begun, capfd, [], "Permission denied: ", "out")
+    Path("out", "adapter_config.json").mkdir()
+    name = os.path.join("out", "adapter_config.json")
+    assert_not_resumed(begun, capfd, [], f"{name} is a folder, where a file must be written: move it away")
+
+
+# ---- a folder with settings and no checkpoint ----
+
+
+@pytest.mark.parametrize("again", [RUN, [*RUN, "--resume"]], ids=["the same command", "with --resume"])
+def test_stopped_before_the_first_checkpoint_it_says_so_and_can_be_started_again(
+    again, whole, here, monkeypatch, capfd
+):
+    with monkeypatch.context() as patched:
+        interrupting(patched, ("before a batch", 1), ("after a batch", 1))
+        assert main(RUN) == 130
+    assert lines(capfd.readouterr().err) == ["minilora: stopped before the first checkpoint: start again"]
+    assert set(tree(here / "out")) == {"settings.json"}
+    assert main(again) == 0
+    assert tree(here) == whole[0]
+
+
+def test_what_blew_up_before_the_first_checkpoint_can_be_started_again_with_other_settings(here, capfd):
+    for again in ([], ["--resume"]):
+        assert main([*RUN, "--lr", "1e30", "--checkpoint-every", "100", *again]) == 2
+        assert lines(capfd.readouterr().err)[-1].endswith("no step is kept: start again, in the same folder")
+    assert main(RUN) == 0
+
+
+# ---- another learning rate ----
+
+
+def test_a_run_goes_on_at_another_rate_from_the_step_that_is_kept_and_notes_it(whole, begun, capfd):
+    settings, history = (Path("out", name) for name in ("settings.json", "history.json"))
+    before = json.loads(settings.read_text())
+    assert main([*RUN, "--lr", "0.01", "--resume"]) == 0
+    assert json.loads(settings.read_text()) == before | {"lr": 0.01, "lr_until_step_4": 0.1}
+    losses, others = (json.loads(x)["loss"] for x in (history.read_text(), whole[0][os.path.join("out", history.name)]))
+    assert losses[:5] == others[:5]  # the fifth is the loss of what four steps have made
+    assert losses[5:] != others[5:]
+    written = tree(begun)
+    assert main([*RUN, "--lr", "0.01", "--resume"]) == 0
+    assert tree(begun) == written
+    capfd.readouterr()
+    assert_not_resumed(begun, capfd, ["--lr", "0.1"], "out was run with lr = 0.01, not 0.1")  # it is finished
+
+
+def test_a_run_that_stopped_early_is_finished_and_its_rate_is_not_changed(here, capfd):
+    words = [*RUN, "--lr", "1e-12", "--patience", "1", "--evaluate-every", "1"]
+    assert main(words) == 0
+    assert json.loads(Path("out", "history.json").read_text())["stopped_early"]
+    assert main(["info", "out"]) == 0
+    assert re.search(rf"\d of {STEPS} steps, stopped early, seed 0", capfd.readouterr().out)
+    before = tree(here)
+    assert main([*words, "--lr", "0.1", "--resume"]) == 2
+    assert "out was run with lr = 1e-12, not 0.1" in capfd.readouterr().err
+    assert tree(here) == before
+
+
+def test_a_rate_that_is_changed_twice_at_one_step_keeps_the_one_that_was_in_force(begun, monkeypatch, capfd):
+    with monkeypatch.context() as patched:
+        no_work(patched)
+        with pytest.raises(AssertionError, match="begun"):
+            main([*RUN, "--lr", "9", "--resume"])
+    assert main([*RUN, "--lr", "0.01", "--resume"]) == 0
+    settings = json.loads(Path("out", "settings.json").read_text())
+    assert {key: value for key, value in settings.items() if key.startswith("lr")} == {
+        "lr": 0.01, "lr_until_step_4": 0.1,
+    }  # fmt: skip
 
 
 def without_a_moment(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

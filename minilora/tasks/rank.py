@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from .. import spectrum
-from ..checkpoint import check_free, write_folder, write_whole
+from ..checkpoint import check_free, write_files, write_whole
 from ..peft import CONFIG
-from ..plots import rank_figures
+from ..plots import check_png, rank_figures
 from ..pretrained import load_pretrained
 from ..spectrum import SVD
 from ..tables import wide_console
@@ -69,7 +69,7 @@ def study(
         result["adapter"] = held(rows, kept, changes)
     figures = rank_figures(result) if plot else {}
     if out:
-        write_folder(out, extracted_files(model, paths, kept) if model else shrunk_files(folder, kept))
+        write_files(out, extracted_files(model, paths, kept) if model else shrunk_files(folder, kept))
     for question, png in figures.items():
         write_whole(figure_path(str(plot), question), png)
     return result
@@ -94,9 +94,9 @@ def check_request(
     if bool(rank or energy) != bool(out):
         raise ValueError("to write an adapter takes a folder for it, and a rank or a share of the energy to keep")
     if out:
-        check_free(Path(out))
-    if plot and not (Path(plot).suffix == ".png" and Path(plot).parent.is_dir()):
-        raise ValueError(f"{plot} is not the name of a .png file in a folder that is there")
+        check_free(out)
+    if plot:
+        check_png(plot)
 
 
 def figure_path(plot: str, question: str) -> Path:

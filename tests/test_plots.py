@@ -1,0 +1,89 @@
+"""Every figure: no legend lies on what is drawn, nothing is cut, and it can be read from the back of a room."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.text import Text
+from test_demo import made_up as demo_report
+from test_rank import adapted, base_model
+from test_sweep import made_up as sweep_report
+
+from minilora import peft, plots, pretrained
+from minilora.cli import main
+from minilora.tasks.rank import study
+
+SMALLEST = 14  # points, in a figure that is 11 to 19 inches wide
+
+
+def demo(folder: Path) -> None:
+    """Curves as long as real ones: the training loss is noisy, and the first validation loss is the base's."""
+    report, rng = demo_report(), np.random.default_rng(0)
+    falling = 2.4 + np.exp(-np.arange(81) / 15)
+    train = falling[1:] - 0.4 + 0.1 * rng.standard_normal(80)
+    curve = {"train": train.tolist(), "held_out": [(step, falling[step]) for step in range(0, 81, 20)]}
+    for name, rank in (("full", 64), ("lora", 8)):
+        report[name] |= {"curve": curve, "trainable": 940_416}
+        report["rank"][name] = report["rank"][name] | {"mean_spectrum": np.exp(-np.arange(rank) / 20).tolist()}
+    plots.report_figure(report)
+
+
+def sweep(folder: Path) -> None:
+    title = "Rank 8 did best, and no smaller one is within one standard error of it"
+    plots.sweep_figure(sweep_report([2.70, 2.65, 2.61, 2.59], 0.01), title)
+
+
+def rank(folder: Path) -> None:
+    pretrained.save_pretrained(base_model(), folder / "base")
+    for seed in (1, 2):
+        peft.save_adapter(adapted(seed=seed), folder / str(seed))
+    plots.rank_figures(study(str(folder / "1"), base=str(folder / "base"), compare=str(folder / "2")))
+
+
+def count(folder: Path) -> None:
+    main(["count", "--model", "gpt2", "--compare", "full,lora,qlora,bitfit", "--plot", str(folder / "x.png")])
+
+
+@pytest.fixture(params=[demo, sweep, rank, count], ids=lambda draw: draw.__name__)
+def figures(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    draw: Callable[[Path], None] = request.param
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: drawn.append(figure))
+    draw(tmp_path)
+    for figure in drawn:
+        figure.draw_without_rendering()
+    assert len(drawn) == (4 if draw is rank else 1)
+    return drawn
+
+
+def legends(figure: Figure) -> list[Legend]:
+    return [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
+
+
+def test_no_text_is_too_small_for_the_back_of_a_room(figures):
+    texts = [text for figure in figures for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    assert not {text.get_text(): text.get_fontsize() for text in texts if text.get_fontsize() < SMALLEST}
+
+
+def test_no_title_label_or_legend_is_cut_at_the_edge(figures):
+    for figure in figures:
+        titles = [text for ax in figure.axes for text in (ax.title, ax.xaxis.label, ax.yaxis.label)]
+        for artist in (figure._suptitle, *titles, *legends(figure)):
+            box = artist.get_window_extent()
+            inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1
+            assert inside or not box.width, artist
+
+
+def test_no_line_runs_through_a_legend(figures):
+    for figure in figures:
+        for line in (line for ax in figure.axes for line in (*ax.lines, *ax.collections)):
+            for path in line.get_paths() if hasattr(line, "get_paths") else [line.get_path()]:
+                points = path.interpolated(50).transformed(line.get_transform()).vertices
+                for legend in legends(figure):
+                    x, y = points.T
+                    box = legend.get_window_extent()
+                    through = (box.x0 < x) & (x < box.x1) & (box.y0 < y) & (y < box.y1)
+                    assert not through.any(), (line, legend)
