@@ -139,7 +139,8 @@ def assemble(
             state[ours[whole]] = data.T if family == "gpt2" and CONV1D.fullmatch(whole) else data
         elif not CONSTANT.fullmatch(whole):
             rest[whole] = data
-    drop_copies(family, state, rest)
+    if config.head == "lm":
+        drop_copies(family, config.tied, state, rest)
     unused = sorted(filter(HEAD.match, rest))
     if unused:
         warnings.warn(f"{source}: {len(unused)} tensors are for another head: {', '.join(unused)}", stacklevel=3)
@@ -150,15 +151,16 @@ def assemble(
     return model
 
 
-def drop_copies(family: str, state: dict[str, Array], rest: dict[str, Array]) -> None:
+def drop_copies(family: str, tied: bool, state: dict[str, Array], rest: dict[str, Array]) -> None:
     """Take out of `rest` what some writers store twice: a tied head's weight, the bias of BERT's head.
 
     Raises ValueError where it is no copy.
     """
-    head = hub_name(family, "lm_head.weight")
-    for name, path in ((head, "embed.token.weight"), (head.replace("weight", "bias"), "lm_head.bias")):
+    weight = hub_name(family, "lm_head.weight")
+    copies = {weight.replace("weight", "bias"): "lm_head.bias"} | ({weight: "embed.token.weight"} if tied else {})
+    for name, path in copies.items():
         if path in state and name in rest and not np.array_equal(rest.pop(name), state[path]):
-            raise ValueError(f"tie_word_embeddings = True, and {name} is not {hub_name(family, path)}")
+            raise ValueError(f"{name} is not {hub_name(family, path)}, though the config says that they are tied")
 
 
 def draw_classifier(model: Transformer, state: dict[str, Array], rng: np.random.Generator) -> list[str]:
