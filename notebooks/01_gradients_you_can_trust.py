@@ -164,7 +164,7 @@ for error, color, width, words, where in [
 for error, color in [(float32, "#d99a00"), (five, "#7a3fa0"), (float64, "#d9621d")]:
     axes.plot(steps[error.argmin()], error.min(), "o", color=color, ms=9, mec="white", zorder=3)
 axes.axvline(1e-4, color="#666666", ls=":", lw=1.2, zorder=0)
-axes.text(8e-5, 3e-17, "the library: five points, ε = 1e-4", color="#666666", ha="right")
+axes.text(8e-5, 3e-17, "the library begins here: five points, ε = 1e-4", color="#666666", ha="right")
 for *at, words, side in [
     (6e-9, 7e-7, "rounding ∝ 1/ε", "left"),
     (3e-5, 3e-8, "truncation ∝ ε²", "right"),
@@ -214,7 +214,9 @@ assert np.allclose(wrong[steps < 1e-3], wrong[-1], rtol=1e-3)
 # **Why five points at $\varepsilon = 10^{-4}$?** For this $x$ the dot is at $2 \cdot 10^{-4}$. A step too small by 10
 # costs one digit, a step too large by 10 costs four: one stays on the left. And the dot moves: when $x$ is 10 times
 # smaller, so is $\sigma$, and $L$ bends 10 times as sharply. The library lets an error of $10^{-7}$ pass, so it must
-# measure better than that: for $x / 10$ it still does at $10^{-4}$, and no longer at $10^{-3}$.
+# measure better than that: for $x / 10$ it still does at $10^{-4}$, and no longer at $10^{-3}$. No step is right for
+# every $L$ (think of $\log x$ at $x = 10^{-5}$). So $10^{-4}$ is where the library begins: it measures how far off it
+# may be, and divides the step by 4 until that is less than $10^{-7}$. If rounding does not let it, it says so.
 
 # %%
 sharp = errors(five_points, layer_norm_gradients(dy, x / 10, g, b)[0], x=x / 10)
@@ -329,8 +331,9 @@ assert refusal(softmax, returns_zeros, {"x": x}) is None  # a random dy: nothing
 # ## 4. A check
 #
 # It takes $f$ and its gradients, one per input, in order. Each tensor gets a row. One of up to 24 numbers is checked
-# entry by entry: the error is the largest, relative to the root mean square of the gradient, and 0 if rounding
-# can explain it. The gradients of section 1:
+# entry by entry, a larger one along three random directions. The error is the largest, relative to the root mean square
+# of the gradient, or to its norm. It passes if it is no larger than what the method itself may be off by: $10^{-7}$ for
+# the central difference, $10^{-11}$ for the complex step, and the rounding of $L$. The gradients of section 1:
 
 # %%
 ours = {"x": x, "g": g, "b": b}

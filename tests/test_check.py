@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from minilora import ops
-from minilora.verify import check_backward, check_gradient
+from minilora.modules import Gradients, Linear, Parameter
+from minilora.verify import check_backward, check_gradient, check_model
 
 
 def linear(x, W):
@@ -135,15 +136,17 @@ def relu_gradient(dy, x):
     return [dy * (x > 0)]
 
 
-@pytest.mark.parametrize("distance", [0.0, 1e-9, 3e-5, -6.6e-5, 9.9e-5, -1.5e-4])
 @pytest.mark.parametrize("rest", [5, 400])
-def test_a_kink_within_a_step_is_refused_and_one_out_of_reach_is_not(distance, rest, rng):
+@pytest.mark.parametrize("distance", [0.0, 1e-6, 3e-5, -6.6e-5, 2e-4 / 3, 9.9e-5, -1.5e-4])
+def test_a_kink_at_the_inputs_is_refused_and_one_beside_them_is_stepped_between(distance, rest, rng):
     x = rng.uniform(0.5, 1, rest) * rng.choice([-1, 1], rest)
-    x[:2] = 1, -1
-    assert check_gradient(relu, relu_gradient, {"x": x}).ok
-    x[3] = distance
-    with pytest.raises(ValueError, match=r"kink .* in x: move"):
-        check_gradient(relu, relu_gradient, {"x": x})
+    x[:4] = 1, -1, 1, distance
+    if distance:
+        check_gradient(relu, relu_gradient, {"x": x}).raise_if_wrong()
+        assert not check_gradient(relu, lambda dy, x: [dy * (x > 0) + dy * (x == distance) / 3], {"x": x}).ok
+    else:
+        with pytest.raises(ValueError, match=r"kink .* in x: move"):
+            check_gradient(relu, relu_gradient, {"x": x})
 
 
 def softmax(x):
@@ -158,7 +161,7 @@ def softmax_gradient(dy, x):
 
 SMOOTH = {
     "softmax": (softmax, softmax_gradient, 1.0),
-    "steep softmax": (softmax, softmax_gradient, 8.0),
+    "steep softmax": (softmax, softmax_gradient, 6.0),
     "tanh": (np.tanh, lambda dy, x: [dy * (1 - np.tanh(x) ** 2)], 2.0),
     "cube": (lambda x: x * x * x, lambda dy, x: [3 * x * x * dy], 3.0),
     "inverse": (lambda x: 1 / (x * x + 0.1), lambda dy, x: [-2 * x * dy / (x * x + 0.1) ** 2], 1.0),
@@ -176,20 +179,242 @@ def test_right_gradients_are_never_called_wrong_nor_refused(name):
         check_gradient(f, grad, {"x": x}, rng=rng).raise_if_wrong()
 
 
-WORDS = {
-    "a tuple": (lambda x: (x, x), {"x": np.ones(2)}, {}, r"goes to check_backward"),
-    "float32 inside": (lambda x: x.astype("f4"), {"x": np.ones(2)}, {}, "must compute in float64"),
-    "no names": (lambda x: x, np.ones(2), {}, "inputs are named"),
-    "dy of another shape": (lambda x: x, {"x": np.ones(2)}, {"dy": np.arange(3.0)}, r"dy has shape \(3,\)"),
-    "zero misspelt": (lambda x: x, {"x": np.ones(2)}, {"zero": ["y"]}, "names what is no input; the inputs are x"),
+EVERY = 10.0 ** np.arange(-6, 7, 2)
+SMALL, LARGE = EVERY[EVERY <= 1], EVERY[EVERY >= 1]
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+# f, f', f' with a term missing, the sizes of x at which f and f' are more than rounding
+ANALYTIC = {
+    "3x": (lambda x: 3 * x, lambda x: 3 + 0 * x, lambda x: 0 * x, EVERY),
+    "x²": (lambda x: x * x, lambda x: x + x, lambda x: x, EVERY),
+    "x³ + x": (lambda x: x**3 + x, lambda x: 3 * x * x + 1, lambda x: 3 * x * x, EVERY[(EVERY >= 0.1) & (EVERY <= 10)]),
+    "x⁵": (lambda x: x**5, lambda x: 5 * x**4, lambda x: x**4, EVERY),
+    "x⁴ - x³": (lambda x: x**4 - x**3, lambda x: 4 * x**3 - 3 * x**2, lambda x: 4 * x**3 - x**2, EVERY),
+    "√x": (np.sqrt, lambda x: 0.5 / np.sqrt(x), lambda x: 1 / np.sqrt(x), EVERY),
+    "x√x": (lambda x: x**1.5, lambda x: np.sqrt(x) + 0.5 * np.sqrt(x), np.sqrt, EVERY),
+    "1/x": (lambda x: 1 / x, lambda x: -1 / x**2, lambda x: 0 / x, EVERY),
+    "1/x²": (lambda x: 1 / x**2, lambda x: -1 / x**3 - 1 / x**3, lambda x: -1 / x**3, EVERY),
+    "x/(1 + x²)": (
+        lambda x: x / (1 + x * x),
+        lambda x: (1 - x * x) / (1 + x * x) ** 2,
+        lambda x: (2 - x * x) / (1 + x * x) ** 2,
+        EVERY[EVERY <= 1e3],
+    ),
+    "log x": (np.log, lambda x: 1 / x, lambda x: 0 / x, EVERY),
+    "-log of a mean": (lambda x: -np.log(x).mean(), lambda x: -1 / x / x.size, lambda x: -1 / x / (x.size + 1), EVERY),
+    "x log x": (lambda x: x * np.log(x), lambda x: np.log(x) + 1, np.log, EVERY),
+    "log² x": (lambda x: np.log(x) ** 2, lambda x: 2 * np.log(x) / x, lambda x: np.log(x) / x, EVERY),
+    "log(1 + x)": (np.log1p, lambda x: 1 / (1 + x), lambda x: 0.9 / (1 + x), EVERY),
+    "exp x": (np.exp, np.exp, lambda x: 0.9 * np.exp(x), EVERY[EVERY <= 10]),
+    "x exp -x": (
+        lambda x: x * np.exp(-x),
+        lambda x: np.exp(-x) - x * np.exp(-x),
+        lambda x: -x * np.exp(-x),
+        EVERY[EVERY <= 10],
+    ),
+    "sin": (np.sin, np.cos, lambda x: 0.9 * np.cos(x), EVERY),
+    "sin 1000x": (
+        lambda x: np.sin(1000 * x),
+        lambda x: 1000 * np.cos(1000 * x),
+        lambda x: np.cos(1000 * x),
+        EVERY[EVERY <= 1e3],
+    ),
+    "cos": (np.cos, lambda x: -np.sin(x), lambda x: -0.9 * np.sin(x), EVERY[EVERY >= 1e-4]),
+    "tan": (np.tan, lambda x: 1 + np.tan(x) ** 2, lambda x: 1.1 + np.tan(x) ** 2, SMALL / 2),
+    "tanh": (np.tanh, lambda x: 1 - np.tanh(x) ** 2, lambda x: 1.1 - np.tanh(x) ** 2, SMALL),
+    "tanh 300x": (
+        lambda x: np.tanh(300 * x),
+        lambda x: 300 * (1 - np.tanh(300 * x) ** 2),
+        lambda x: 1 - np.tanh(300 * x) ** 2,
+        SMALL / 300,
+    ),
+    "arctan": (np.arctan, lambda x: 1 / (1 + x * x), lambda x: 1 / (2 + x * x), EVERY[EVERY <= 1e3]),
+    "sinh": (np.sinh, np.cosh, lambda x: np.exp(x) / 2, SMALL),
+    "sigmoid": (
+        sigmoid,
+        lambda x: sigmoid(x) * sigmoid(-x),
+        lambda x: sigmoid(x),
+        EVERY[EVERY <= 10],
+    ),
+    "softplus": (lambda x: np.log1p(np.exp(-x)) + x, sigmoid, lambda x: sigmoid(x) - 0.1, EVERY),
+    "gauss": (
+        lambda x: np.exp(-x * x),
+        lambda x: -2 * x * np.exp(-x * x),
+        lambda x: -x * np.exp(-x * x),
+        EVERY[(EVERY >= 1e-4) & (EVERY <= 1)],
+    ),
+    "x³ - 1e6": (lambda x: x**3 - 1e6, lambda x: 3 * x * x, lambda x: x * x, LARGE),
+}
+
+ENTRY = np.array([1.001, 1, 1, 1, 1])
+MISTAKES = {
+    "an entry": lambda g: g * (ENTRY[:, None] if g.ndim > 1 else ENTRY[: g.size]),
+    "a scale": lambda g: 1.001 * g,
+    "a sign": lambda g: -g,
 }
 
 
-@pytest.mark.parametrize("name", WORDS)
-def test_what_is_called_in_the_wrong_way_is_told_the_right_one(name):
-    f, inputs, words, says = WORDS[name]
-    with pytest.raises(ValueError, match=says):
-        check_gradient(f, lambda dy, x: [dy], inputs, **words)
+def real_only(f):
+    def g(x):
+        if np.iscomplexobj(x):
+            raise TypeError("real numbers only")
+        return f(x)
+
+    return g
+
+
+def passes(f, slope, x):
+    """Does dy · slope(x) pass the check? A refusal is no pass."""
+    try:
+        return check_gradient(f, lambda dy, x: [dy * slope(x)], {"x": x}).ok
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("shape", [(1,), (5,), (5, 9)], ids=str)
+@pytest.mark.parametrize("name", ANALYTIC)
+def test_at_every_size_of_the_inputs_a_right_gradient_passes_and_a_wrong_one_never(name, shape):
+    f, slope, lacking, sizes = ANALYTIC[name]
+    assert len(ANALYTIC) >= 25
+    for size in sizes:
+        x = size * np.random.default_rng(len(name)).uniform(0.3, 1.2, shape)
+        for function in (f, real_only(f)):
+            report = check_gradient(function, lambda dy, x: [dy * slope(x)], {"x": x})
+            report.raise_if_wrong()
+            assert "not analytic" not in report.rows[0].note
+            assert report.rows[0].limit("central") < 1e-4
+            assert not passes(function, lacking, x), size
+            for mistake, made in MISTAKES.items():
+                assert not passes(function, lambda x, made=made: made(slope(x)), x), (size, mistake)
+
+
+CONSTANT = {
+    "x": (lambda x: x, lambda x: 1 + 0 * x),
+    "sin": (np.sin, np.cos),
+    "exp": (np.exp, np.exp),
+}
+
+
+@pytest.mark.parametrize("constant", [1e9, -1e9, 1e12, 1e15])
+@pytest.mark.parametrize("name", CONSTANT)
+def test_beside_a_large_constant_a_wrong_gradient_never_passes(name, constant, rng):
+    f, slope = CONSTANT[name]
+    for x in (rng.standard_normal(4), rng.standard_normal((5, 9))):
+        for function in (lambda x: f(x) + constant, real_only(lambda x: f(x) + constant)):
+            for made in (*MISTAKES.values(), lambda g: 0 * g, lambda g: 1 + 0.999 * g):
+                assert not passes(function, lambda x, made=made: np.resize(made(slope(x)), x.shape), x)
+
+
+def test_beside_a_large_constant_the_complex_step_alone_decides_and_without_one_the_check_is_refused(rng):
+    x = {"x": rng.standard_normal(4)}
+
+    def f(x):
+        return np.sin(x) + 1e12
+
+    report = check_gradient(f, lambda dy, x: [dy * np.cos(x)], x)
+    assert report.ok
+    assert report.rows[0].errors.keys() == {"complex"}
+    assert "rounding hides it" in str(report)
+    with pytest.raises(ValueError, match=r"rounding hides the gradient of x: f is of size .e\+12 here"):
+        check_gradient(real_only(f), lambda dy, x: [dy * np.cos(x)], x)
+
+
+def test_scores_with_a_mask_of_minus_1e9_added_are_checked_by_the_complex_step(rng):
+    mask = np.where(np.tri(4) > 0, 0.0, -1e9)
+    inputs = {"q": rng.standard_normal((4, 3)), "k": rng.standard_normal((4, 3))}
+
+    def scores(q, k):
+        return q @ k.T + mask
+
+    assert check_gradient(scores, lambda dy, q, k: (dy @ k, dy.T @ q), inputs).ok
+    wrong = check_gradient(scores, lambda dy, q, k: (1.001 * dy @ k, dy.T @ q), inputs)
+    assert [row.ok for row in wrong.rows] == [False, True]
+
+
+X = np.array([1.0, 2.0, -0.5])
+
+
+def square(x):
+    return x * x
+
+
+def square_gradient(dy, x):
+    return [2 * x * dy]
+
+
+# f, grad, inputs, further words, what the check says
+MISTAKEN = {
+    "a tuple": (lambda x: (x, x), square_gradient, {"x": X}, {}, "goes to check_backward"),
+    "nothing": (lambda x: None, square_gradient, {"x": X}, {}, "f returned None"),
+    "float32 inside": (lambda x: x.astype("f4"), square_gradient, {"x": X}, {}, "f returns float32, and must"),
+    "an empty output": (lambda x: x[:0], square_gradient, {"x": X}, {}, "f returns an empty array"),
+    "a value for f": (X, square_gradient, {"x": X}, {}, r"calls f\(x\), but f is no function: ndarray"),
+    "a value for grad": (square, (X,), {"x": X}, {}, r"calls grad\(dy, x\), but grad is no function: tuple"),
+    "f of two": (lambda x, W: x, square_gradient, {"x": X}, {}, r"calls f\(x\): missing .* 'W'"),
+    "grad without inputs": (square, lambda dy: dy, {"x": X}, {}, r"calls grad\(dy, x\): too many"),
+    "no names": (square, square_gradient, X, {}, "inputs are named"),
+    "no inputs": (square, square_gradient, {}, {}, "inputs are named"),
+    "integers": (square, square_gradient, {"x": [1, 2]}, {}, r"x is int64: .* pass x.astype\(np.float64\)"),
+    "complex inputs": (square, square_gradient, {"x": X + 0j}, {}, "x is complex128"),
+    "ragged rows": (square, square_gradient, {"x": [[1.0], [1.0, 2.0]]}, {}, "its rows are not equally long"),
+    "NaN": (square, square_gradient, {"x": X * np.nan}, {}, "x holds NaN or infinity"),
+    "an empty input": (square, square_gradient, {"x": np.zeros((0, 3))}, {}, r"x is empty, of shape \(0, 3\)"),
+    "a constant misspelt": (
+        lambda x, eps: x, lambda dy, x, eps: dy, {"x": X}, {"constants": {"epz": 1.0}}, "missing .* 'eps'"
+    ),
+    "constants without names": (square, square_gradient, {"x": X}, {"constants": [1]}, "constants are named"),
+    "dy of another shape": (square, square_gradient, {"x": X}, {"dy": X[:2]}, r"dy has shape \(2,\)"),
+    "dy in float32": (square, square_gradient, {"x": X}, {"dy": X.astype("f4")}, "dy is float32"),
+    "dy is NaN": (square, square_gradient, {"x": X}, {"dy": X * np.nan}, "dy holds NaN"),
+    "no directions": (square, square_gradient, {"x": X}, {"directions": 0}, "directions=0"),
+    "zero misspelt": (square, square_gradient, {"x": X}, {"zero": ["y"]}, "names what is no input; the inputs are x"),
+    "a gradient of None": (
+        lambda x, b: x + b, lambda dy, x, b: (dy, None), {"x": X, "b": X}, {}, "grad returned None for db"
+    ),
+    "None by name": (
+        lambda x, b: x + b, lambda dy, x, b: {"x": dy, "b": None}, {"x": X, "b": X}, {}, "grad returned None for db"
+    ),
+    "a gradient in float32": (square, lambda dy, x: (2 * x * dy).astype("f4"), {"x": X}, {}, "dx is float32"),
+    "a list of numbers": (square, lambda dy, x: list(2 * x * dy), {"x": X}, {}, "3 gradients were returned"),
+    "the edge of the domain": (np.sqrt, lambda dy, x: dy / 2, {"x": X[:2] - 1}, {}, "not finite on both sides .* x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKEN)
+def test_what_is_called_in_the_wrong_way_is_told_the_right_one_in_a_line(name):
+    f, grad, inputs, words, says = MISTAKEN[name]
+    with pytest.raises(ValueError, match=says) as refused:
+        check_gradient(f, grad, inputs, **words)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_means_the_same_is_taken_as_it_is(rng):
+    assert check_gradient(square, square_gradient, {"x": [1.0, 2.0]}, rng=3).ok
+    assert check_gradient(square, square_gradient, {"x": 3.0}, dy=1).ok
+    assert check_gradient(lambda x: (x * x / 2).sum(), lambda dy, x: x, {"x": X}, dy=1).ok  # x itself, and no copy
+    wrong = check_gradient(square, lambda dy, x: 1.0, {"x": X})
+    assert "wrong shape ()" in str(wrong)
+
+
+def test_a_forward_without_a_cache_and_a_backward_without_one_are_told_so():
+    x = {"x": np.ones((2, 3)) + np.arange(3.0)}
+    with pytest.raises(ValueError, match=r"forward must return \(y, cache\)"):
+        check_backward(square, lambda dy, cache: dy, x)
+    with pytest.raises(ValueError, match=r"calls backward\(dy, cache\): too many"):
+        check_backward(lambda x: (x * x, x), lambda dy: dy, x)
+
+
+def test_an_input_that_is_named_in_zero_and_has_a_gradient_is_told_so(rng):
+    x = {"x": rng.standard_normal(4)}
+    for grad in (square_gradient, lambda dy, x: 0 * x):
+        report = check_gradient(square, grad, x, zero=["x"])
+        assert not report.ok
+        assert "named in zero, but" in str(report)
+        assert "as it must be" not in str(report)
 
 
 def test_gradients_may_come_in_a_dict_by_name(inputs):
@@ -214,3 +439,23 @@ def test_a_gradient_that_only_rounding_makes_nonzero_is_refused_as_zero(rng):
     with pytest.raises(ValueError, match="the gradient of b is zero by every method"):
         check_gradient(f, grad, inputs)
     assert check_gradient(f, grad, inputs, zero=["b"]).ok
+
+
+def test_a_model_is_refused_a_misspelt_zero_float32_and_a_loss_that_is_no_number(rng):
+    layer = Linear(Parameter(rng.standard_normal((3, 4))), None)
+    x = rng.standard_normal((5, 4))
+
+    def checked(loss=lambda: layer.forward(x)[0].sum(), **words):
+        grads = Gradients()
+        y, cache = layer.forward(x)
+        layer.backward(np.ones_like(y), cache, grads)
+        return check_model(layer, loss, grads, rng=rng, **words)
+
+    checked().raise_if_wrong()
+    with pytest.raises(ValueError, match="names what is no input; the inputs are weight"):
+        checked(zero=["wieght"])
+    with pytest.raises(ValueError, match=r"loss\(\) has shape \(5, 3\)"):
+        checked(lambda: layer.forward(x)[0])
+    layer.weight.data = layer.weight.data.astype(np.float32)
+    with pytest.raises(ValueError, match="weight is float32"):
+        checked()

@@ -291,3 +291,85 @@ def test_the_measured_gradient_of_a_sharp_function_is_sharp_enough():
 
     cases = [case._replace(inputs={"x": 0.03 * case.inputs["x"]}) for case in product_cases((3, 4), (2, 5))]
     assert diagnose(grad, layer_norm, cases).ok
+
+
+def cubic(dy, x):
+    return 3 * x * x * dy
+
+
+SHAPE = (3, 4)
+GOOD = product_cases(SHAPE)[0]
+REFUSED = {
+    "dy of ones": (GOOD._replace(dy=np.ones(SHAPE)), "dy is the same number everywhere"),
+    "dy in float32": (GOOD._replace(dy=GOOD.dy.astype("f4")), "dy is float32"),
+    "dy of another shape": (GOOD._replace(dy=GOOD.dy[0]), r"dy has shape \(4,\)"),
+    "x in float32": (GOOD._replace(inputs={"x": GOOD.dy.astype("f4")}), "x is float32"),
+    "another input": (GOOD._replace(inputs={"z": GOOD.dy}), "one case has the inputs x, another z"),
+    "a size of zero": (GOOD._replace(sizes={"N": 0}), "positive and named"),
+    "alpha = r": (GOOD._replace(constants={"alpha": 2, "r": 2}), "alpha = r"),
+    "no case": ({"x": GOOD.dy}, r"a case is Case\(dy, inputs, constants, sizes\), and not dict"),
+    "constants of another f": (GOOD._replace(constants={"p": 0.1}), r"a case calls cube\(x, p=...\): "),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_case_that_would_be_worthless_is_refused_as_the_check_refuses_it(name):
+    case, says = REFUSED[name]
+    with pytest.raises(ValueError, match=says):
+        diagnose(cubic, cube, [GOOD, case])
+
+
+def test_the_cases_of_a_problem_of_the_library_are_refused_alike():
+    case = BANK["layer_norm"].cases()[0]
+    with pytest.raises(ValueError, match="dy is the same number everywhere"):
+        diagnose(learner(BANK["layer_norm"]), "layer_norm", [case._replace(dy=np.ones_like(case.dy))])
+
+
+def test_one_case_needs_no_list():
+    assert diagnose(cubic, cube, GOOD).ok
+
+
+def test_from_fewer_than_three_cases_no_constant_is_read_and_both_languages_say_so():
+    def odd(dy, x):
+        return 0.37 * cubic(dy, x)
+
+    (few,) = diagnose(odd, cube, product_cases((3, 4), (2, 5))).findings
+    assert few.says.en.endswith("times 0.37, 0.37: to say of which constants that is made takes three cases or more")
+    assert few.says.zh.endswith("0.37, 0.37 倍：要说出它由哪些常数构成，至少需要三个案例")
+    (many,) = diagnose(odd, cube, product_cases((3, 4), (2, 5), (4, 3))).findings
+    assert "no product of up to three constants explains" in many.says.en
+    assert "三个以内常数" in many.says.zh
+
+
+def test_the_facts_are_those_of_a_case_that_is_wrong_and_say_which_it_is():
+    def at_times(dy, x):
+        return cubic(dy, x) + (np.sin(x) if len(x) == 2 else 0)
+
+    (found,) = diagnose(at_times, cube, product_cases((3, 4), (2, 5), (4, 3))).findings
+    assert found.kind == "unknown"
+    assert "dx is right except in case 2 of 3" in found.says.en
+    assert "第 2 个案例" in found.says.zh
+    assert "ratios from 1 to 1" not in found.says.en
+    assert "at  along" not in found.says.en
+
+
+def test_a_gradient_that_is_zero_in_one_case_alone_is_right_where_rounding_leaves_a_little():
+    def relu(x):
+        return np.where(x > 0, x, 0 * x)
+
+    cases = product_cases((3, 4), (2, 5))
+    cases[0] = cases[0]._replace(inputs={"x": -1 - np.abs(cases[0].dy)})
+    assert diagnose(lambda dy, x: dy * (x > 0) + 1e-17 * dy, relu, cases).ok
+    found = diagnose(lambda dy, x: dy * (x > 0) - 0.01 * x * (x < -0.9), relu, cases).findings[0]
+    assert "dx must be zero there" in found.says.en
+
+
+def test_a_gradient_that_rounding_hides_is_not_diagnosed():
+    def f(x):
+        return np.abs(x) ** 2 + 1e12
+
+    with pytest.raises(ValueError, match=r"the gradient of x can be measured to .* only"):
+        diagnose(lambda dy, x: 2 * x * dy, f, product_cases((3, 4)))
+    assert diagnose(lambda dy, x: 2 * x * dy, lambda x: x * x + 1e12, product_cases((3, 4))).ok
+    with pytest.raises(ValueError, match="can be measured to"):
+        diagnose(lambda dy, x: 0 * x, lambda x: x * x + 1e15, product_cases((3, 4)))

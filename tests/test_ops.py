@@ -194,6 +194,17 @@ def test_dA_and_dx_are_exactly_zero_where_B_is_but_dB_is_not(rng):
     assert ops.lora_B_gradients(dy, ops.lora_forward(x, A, B, S)[1].h, S).all()
 
 
+def test_a_row_with_nothing_to_look_at_sees_everything_as_if_there_were_no_mask_and_in_float32_alike(rng):
+    padding = np.array([[False, False, True, True]])
+    for dtype in ("float64", "float32"):
+        q, k, v = (rng.standard_normal((1, 4, 3)).astype(dtype) for _ in "qkv")
+        masked, _ = ops.attention_forward(q, k, v, ops.attention_mask(np, 4, True, padding, dtype), 3)
+        free, _ = ops.attention_forward(q, k, v, np.zeros((4, 4), dtype), 3)
+        lost = free[0, :2] if dtype == "float64" else np.broadcast_to(v[0].mean(axis=0), (2, 3))
+        np.testing.assert_allclose(masked[0, :2], lost, rtol=0, atol=1e-6)
+        assert np.abs(masked[0, 2:] - free[0, 2:]).max() > 1e-2
+
+
 @pytest.mark.parametrize("op", [name for name in OPS if name.startswith("attention")])
 def test_shifting_every_key_changes_nothing_so_dk_sums_to_zero_over_the_keys(op, rng):
     """The rows of dS sum to 0."""

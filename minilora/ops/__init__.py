@@ -1,8 +1,11 @@
 """The mathematics: one file per derivation, pure functions over arrays, no state.
 
-    forward     y, cache = op_forward(x, parameters)
-    backward    dx       = op_backward(dy, cache, parameters)       what flows down
-    gradients   dW, ...  = op_gradients(dy, cache)                  what stays here
+    forward     y, cache = op_forward(x, W, ..., constants)     x, or q, k, v, or ids; then the parameters
+    backward    dx, ...  = op_backward(dy, cache, W, ...)       what flows down: one for each input
+    gradients   dW       = op_gradients(dy, cache)              what stays here: a function for each parameter
+
+Each takes, in this order, what it needs and no more: linear_backward(dy, W), lora_A_gradients(dh, x). A forward that
+keeps nothing returns y alone (rope). dy, and every gradient, has the shape of what it is the gradient of.
 
 A frozen layer calls `backward` and never `gradients`: that is LoRA's saving. No op writes to its arguments
 or to a cache. Every op is analytic and uses only what NumPy and CuPy share.

@@ -43,7 +43,8 @@ def attention_mask(xp: ModuleType, T: int, causal: bool, padding: Array | None, 
     With `start` keys from earlier on before them, (T, start + T).
 
     `padding` (B, T) is True for a real token. -1e9 and not -inf: a row with nothing to look at (padding on the left)
-    stays finite; it looks at everything alike, and no real token looks at it.
+    stays finite. Every key is then masked alike, and softmax ignores the shift: it looks at all of them, as if there
+    were no mask (in float32 as much at one as at another, for -1e9 swallows the scores). No real token looks at it.
     """
     see = xp.ones((T, start + T), dtype=bool)
     if causal:

@@ -2,7 +2,9 @@
 
     L = 1/n Σ_i (log Σ_v exp z_iv - z_i,t_i)            z, logits (..., V)   targets t (...)   L ()
 
-over the n positions with t_i ≠ IGNORE. Backward: ∂/∂z_v log Σ_w exp z_w = softmax(z)_v, so
+over the n positions with t_i ≠ IGNORE; where no position carries a label, L = 0 and dz = 0.
+
+Backward: ∂/∂z_v log Σ_w exp z_w = softmax(z)_v, so
 
     dz_iv = dL/n (softmax(z_i)_v - [v = t_i])           0 where t_i = IGNORE
 

@@ -1,8 +1,10 @@
 """Layer norm: every row is shifted to mean 0, scaled to variance 1, then given a gain and a bias.
 
-    μ = 1/C Σ_c x_c     σ² = 1/C Σ_c (x_c - μ)²     x̂ = (x - μ) / σ     y = g ∘ x̂ + b
+    μ = 1/C Σ_c x_c     σ = √(1/C Σ_c (x_c - μ)² + ε)       x̂ = (x - μ) / σ     y = g ∘ x̂ + b
 
-    x (..., C)   g, b (C,)   y (..., C);   σ stands for √(σ² + ε)
+    x (..., C)   g, b (C,)   y (..., C)
+
+σ is the deviation of a row, but for the small ε, which keeps a constant row from dividing by 0.
 
 Backward. With dx̂ = dy ∘ g, and for one row
 

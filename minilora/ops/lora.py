@@ -2,8 +2,9 @@
 
     h = x Aᵀ        y = s h Bᵀ                  x (..., in)   A (r, in)   B (out, r)   h (N, r)   y (..., out)
 
-which is y = x ΔWᵀ with ΔW = s B A of rank at most r; s = α/r (or α/√r, rsLoRA). ΔW itself, (out, in),
-is never formed: two thin products cost r (in + out) per row, the dense one in · out.
+which is y = x ΔWᵀ with ΔW = s B A of rank at most r; s = α/r (or α/√r, rsLoRA). N is the number of rows of x, over
+all axes but the last. ΔW itself, (out, in), is never formed: two thin products cost r (in + out) per row, the dense
+one in · out.
 
 Backward, from the last product to the first, each by the rules of a linear layer (linear.py):
 

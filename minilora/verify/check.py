@@ -3,36 +3,58 @@
 For y = f(x) and a random upstream gradient dy, the scalar is L(x) = Σ dy ∘ y, and a gradient g of L is right when,
 for random directions u,
 
-    central difference      (8 [L(x + εu) - L(x - εu)] - [L(x + 2εu) - L(x - 2εu)]) / 12ε  =  g·u  + O(ε⁴) + rounding/ε
-    complex step            Im L(x + ihu) / h  =  g·u  + O(h²): h = 1e-30 rounds nothing away
-    PyTorch                 autograd's gradient  =  g
+    central difference      D = (8 δ(t) - δ(2t)) / 12t  =  g·u  + O(t⁴) + rounding/t        δ(t) = L(x + tu) - L(x - tu)
+    complex step            Im L(x + ihu) / h           =  g·u  + O(h²): h = 1e-30 rounds nothing away
+    PyTorch                 autograd's gradient         =  g
 
 (Squire, Trapp, 1998, for the second, which needs an f that is analytic and takes complex arrays.) For a small tensor
 the directions are its entries, each by itself. dy is random because upstream gradients of all ones make the gradients
 of softmax and of the norms vanish, right or wrong. As u is standard normal, g·u has the deviation ‖g‖: errors are
 given relative to ‖g‖, or for an entry to the root mean square of g.
 
-A check can be worthless: at B = 0 the gradient of A is zero whatever is written, and at alpha = r a forgotten
-alpha/r is not seen. What makes it so is refused with a ValueError that says why.
+The step t. How far D may be off is measured at the same four points, with β(t) = L(x + tu) - 2 L(x) + L(x - tu):
+
+    jump        (4 β(t) - β(2t)) / 2t       the slope to the right of x less that to its left, extrapolated to t = 0
+    bend        (δ(2t) - 2 δ(t)) / 12t      the error of the plain δ(t) / 2t, which D takes away
+    rounding    100 η (size of L + |D| · size of x) / t         η = 2e-16
+
+    uncertainty = |jump| + 10 bend²/|D| + rounding              each at its largest over the directions
+
+Where L is smooth the jump is O(t³), and more than the O(t⁴) of D; it misses only odd terms, for which there is the
+square of the bend. At a kink the jump is the same at every t, and under rounding it grows with 1/t. So t is divided by
+4 until D is sure to 1e-7, or as long as rounding allows; if that was no use, it is multiplied by 4. (After Ridders,
+1982, who extrapolates over many steps.) The uncertainty that is left is part of the tolerance. The complex step is
+believed unless it is further from D than that. Where D is less sure than 1e-4, as beside a constant of 1e12, it says
+nothing: the complex step decides alone.
+
+A check can be worthless: at B = 0 the gradient of A is zero whatever is written, at alpha = r a forgotten alpha/r is
+not seen, and where rounding drowns D, without a complex step, nothing is. What makes it so is refused with a
+ValueError that says why.
 """
 
 from __future__ import annotations
 
 import html
+import inspect
 import math
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend import Array
 from ..modules import Gradients, Module, Parameter
 
-EPSILON = 1e-4  # of the central difference: rounding, 1e-16/ε, and truncation, ε⁴, stay near 1e-12
+STEP = 1e-4  # the first t, for inputs of size 1: rounding and truncation both stay near 1e-12
+ROUNDING = 100 * sys.float_info.epsilon  # of a scalar L, relative to the size of its terms, with room to spare
 TOLERANCE = {"central": 1e-7, "complex": 1e-11, "torch": 1e-11}
+HIDES = 1e-4  # a central difference that is less sure than this, relatively, is no check
+EXACT = 1e-6  # what rounding may be held responsible for in the other two
+NOTHING = 1e-14  # of the size of L: what rounding leaves of a gradient that is zero
 SMALL = 24  # a tensor of at most so many numbers is checked entry by entry
 
 
@@ -45,11 +67,11 @@ class Row:
     errors: dict[str, float | None]
     where: tuple[int, ...] | None = None  # the entry with the largest error, if entries were looked at
     note: str = ""
-    rounding: float = 0.0  # of the scalar L, relative as the errors are; a difference quotient divides it by its step
+    uncertainty: dict[str, float] = field(default_factory=dict)  # of each method's number, relative as the errors are
 
     def limit(self, method: str) -> float:
         """The largest error that rounding and truncation explain."""
-        return TOLERANCE[method] + self.rounding / (EPSILON if method == "central" else 1)
+        return TOLERANCE[method] + self.uncertainty.get(method, 0.0)
 
     @property
     def ok(self) -> bool:
@@ -60,7 +82,7 @@ class Row:
     def cells(self) -> list[str]:
         errors = ["-" if (e := self.errors.get(method)) is None else f"{e:.1e}" for method in TOLERANCE]
         where = "-" if self.where is None or self.ok else str(list(self.where))
-        verdict = "; ".join(filter(None, ["ok" if self.ok else "WRONG", self.note]))
+        verdict = "; ".join(filter(None, ["ok" if self.ok else "WRONG", self.note.removeprefix("wrong: ")]))
         return [self.tensor, str(self.shape), *errors, where, verdict]
 
 
@@ -114,12 +136,22 @@ def check_backward(
     Together the last two return one gradient per input, in order: backward the first, gradients the rest. Other
     `words` and what is raised: as check_gradient.
     """
+    refuse_call("the check", "forward", forward, list(as_inputs(inputs)), as_constants(constants))
+    for what, function in (("backward", backward), ("gradients", gradients)):
+        if function is not None:
+            refuse_call("the check", what, function, ["dy", "cache"], {})
+
+    def run(*arrays: Array, **named: Any) -> tuple[Array, Any]:
+        result = forward(*arrays, **named)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ValueError("forward must return (y, cache); a function that returns y alone goes to check_gradient")
+        return result
 
     def f(*arrays: Array, **named: Any) -> Array:
-        return forward(*arrays, **named)[0]
+        return run(*arrays, **named)[0]
 
     def grad(dy: Array, *arrays: Array, **named: Any) -> list[Array]:
-        _, cache = forward(*arrays, **named)
+        _, cache = run(*arrays, **named)
         return [*as_list(backward(dy, cache)), *(as_list(gradients(dy, cache)) if gradients else [])]
 
     return check_gradient(f, grad, inputs, constants=constants, **words)
@@ -142,29 +174,24 @@ def check_gradient(
     `constants` are what has no gradient: ids, masks, alpha, r. `torch` is f again over PyTorch tensors. The inputs
     named in `zero` must have a gradient of zero, and others must not. `dy` and `rng` have good defaults.
 
-    Raises ValueError where the check would be worthless: inputs that are not float64; a constant dy for an f that is
-    no scalar; B = 0, or alpha = r (by those names); an f or a grad that writes to its inputs or gives another answer
-    the second time; a kink (ReLU, max) within reach of a step; a gradient that is zero by every method and not named
-    in `zero`; another number of gradients than inputs.
+    Raises ValueError where the check would be worthless: inputs or a dy that are not float64; a constant dy for an f
+    that is no scalar; B = 0, or alpha = r (by those names); an f or a grad that writes to its inputs or gives another
+    answer the second time; a kink (ReLU, max) or the edge of f's domain at the inputs; an f so much larger than its
+    gradient that rounding hides a mistake; a gradient that is zero by every method and not named in `zero`; another
+    number of gradients than inputs.
     """
-    rng = rng or np.random.default_rng(0)
-    if not isinstance(inputs, Mapping):
-        raise ValueError("inputs are named: {'x': array, ...}")
-    inputs, named = {name: np.asarray(x) for name, x in inputs.items()}, dict(constants or {})
+    rng = np.random.default_rng(0 if rng is None else rng)
+    inputs, named = as_inputs(inputs), as_constants(constants)
     refuse_blind_spots(inputs, named)
-    if not set(zero) <= set(inputs):
-        raise ValueError(f"zero={list(zero)} names what is no input; the inputs are {', '.join(inputs)}")
+    if directions < 1:
+        raise ValueError(f"directions={directions}: a large tensor needs one direction at least")
+    refuse_names(zero, inputs)
+    refuse_call("the check", "f", f, list(inputs), named)
+    refuse_call("the check", "grad", grad, ["dy", *inputs], named)
     arrays = list(inputs.values())
     y = twice("f", lambda *a: [as_output(f(*a, **named))], arrays)[0]
-    if dy is None:
-        dy = rng.standard_normal(y.shape)
-    elif np.shape(dy) != y.shape:
-        raise ValueError(f"dy has shape {np.shape(dy)}, and y = f(...) has {y.shape}")
-    elif y.size > 1 and np.ptp(dy) == 0:
-        raise ValueError(
-            "dy is the same number everywhere: the gradients of softmax and of norms vanish under it; draw it"
-        )
-    gradients = twice("grad", lambda d, *a: as_gradients(grad(d, *a, **named), list(inputs)), [np.asarray(dy), *arrays])
+    dy = as_upstream(rng.standard_normal(y.shape) if dy is None else dy, y)
+    gradients = twice("grad", lambda d, *a: as_gradients(grad(d, *a, **named), list(inputs)), [dy, *arrays])
 
     def at(i: int, x: Array) -> Array:
         others = [a.astype(x.dtype) for a in arrays]
@@ -194,11 +221,14 @@ def check_model(
     """Check `grads`, as backward left it, against `loss()`, which runs the model's forward to a scalar.
 
     One row per trainable parameter of `model`, which must be in float64; those named in `zero` must have none.
-    Raises ValueError where the gradients are not exactly those of the trainable parameters.
+    Raises ValueError where the gradients are not exactly those of the trainable parameters, and as check_gradient.
     """
     parameters = model.trainable_parameters()
     if set(grads) != set(parameters.values()):
         raise ValueError("the gradients are not those of the trainable parameters")
+    refuse_names(zero, model.named_parameters())
+    for name, parameter in parameters.items():
+        refuse_array(name, parameter.data)
     before = {parameter: parameter.data for parameter in model.named_parameters().values()}
 
     def at(parameter: Parameter, x: Array) -> Array:
@@ -207,7 +237,10 @@ def check_model(
         parameter.data = x
         return loss()
 
-    why_not, size = None if complex_step else "", abs(float(loss()))
+    value = np.asarray(loss())
+    if value.shape:
+        raise ValueError(f"loss() has shape {value.shape}: it must be one number")
+    why_not, size = None if complex_step else "", abs(float(value))
     rows = []
     try:
         for name, parameter in parameters.items():
@@ -234,79 +267,182 @@ def check_tensor(
 ) -> Row:
     """One tensor: L(x) is the scalar, a sum of terms that together have this size; g is the gradient under test,
     `why_not` why no complex step is taken, None if one is."""
+    row = Row(name, x.shape, {})
     if g.shape != x.shape:
-        return Row(name, x.shape, {}, None, f"wrong shape {g.shape}")
+        row.note = f"wrong shape {g.shape}"
+        return row
+    if not np.all(np.isfinite(g)):
+        row.note = "wrong: not a finite number"
+        return row
     entries = x.size <= small
     us = np.eye(x.size).reshape(-1, *x.shape) if entries else rng.standard_normal((directions, *x.shape))
-    slopes = central_differences(name, L, x, us, size)
-    norm = math.sqrt(float((g * g).sum()))
-    scale = norm / math.sqrt(x.size) if entries else norm
-    if zero and norm > 1e-12 * math.sqrt(g.size):
-        return Row(name, x.shape, {}, None, f"wrong: not zero, its norm is {norm:.1e}")
+    along = np.array([float((g * u).sum()) for u in us])
+    central = central_differences(name, L, x, us, size)
+    steps = complex_steps(L, x, us, central) if why_not is None else None
+    if why_not is None and steps is None:
+        why_not = "f is not analytic"
+    true, zeros = (central.values, central.uncertainty) if steps is None else (steps, NOTHING * size)
+    row.note = f"no complex step: {why_not}" if why_not else ""
+
+    norm, slope = rms(g) * math.sqrt(g.size), float(np.abs(true).max())
+    scale = rms(g) if entries else norm
+    nothing = norm <= max(NOTHING * size, central.uncertainty) and slope <= zeros
     if zero:
-        scale = 1.0
-    elif norm <= 1e-13 * size and np.abs(slopes).max() <= 1e-9 * max(size, 1e-300):
+        row.note, scale = "zero, as it must be", size / max(1.0, rms(x)) or 1.0
+        if not nothing:
+            row.note = f"wrong: named in zero, but its norm is {norm:.1e}, and f has a slope of {slope:.1e}"
+            return row
+    elif nothing:
         raise ValueError(
             f"the gradient of {name} is zero by every method, so any would pass: if it must be, say zero=[{name!r}]"
         )
+    elif central.blind and steps is None and torch is None:
+        raise ValueError(
+            f"rounding hides the gradient of {name}: f is of size {size:.0e} here, and its slope {slope:.0e} "
+            f"± {central.uncertainty:.0e}; take the constant out of f, or make it accept complex arrays"
+        )
     elif norm == 0:
-        return Row(name, x.shape, {}, None, "wrong: zero everywhere")
-    along = np.array([float((g * u).sum()) for u in us])
-    errors = np.abs(slopes - along) / scale
-    where = tuple(int(i) for i in np.unravel_index(errors.argmax(), x.shape)) if entries else None
-    note, rounding = "zero, as it must be" if zero else "", 100 * sys.float_info.epsilon * size / scale
-    row = Row(name, x.shape, {"central": float(errors.max())}, where, note, rounding)
-    if why_not is None:
-        steps = np.array([float((L(x + 1e-30j * u) / 1e-30).imag) for u in us])
-        if np.abs(steps - slopes).max() > 1e-6 * scale:
-            row.note = "no complex step: f is not analytic"
-        else:
-            row.errors["complex"] = float(np.abs(steps - along).max()) / scale
-    elif why_not:
-        row.note = f"no complex step: {why_not}"
+        row.note = "wrong: zero everywhere"
+        return row
+
+    rounding = ROUNDING * size / scale
+    row.uncertainty = dict.fromkeys(TOLERANCE, min(rounding, EXACT)) | {"central": central.uncertainty / scale}
+    if central.blind and not zero:
+        row.note = "; ".join(filter(None, [row.note, "no central difference: rounding hides it"]))
+    else:
+        row.errors["central"] = float(np.abs(central.values - along).max()) / scale
+    if steps is not None:
+        row.errors["complex"] = float(np.abs(steps - along).max()) / scale
+    off = np.abs(true - along)
     if torch is not None:
         off = np.abs(g - torch)
-        row.errors["torch"] = float(off.max()) / (1.0 if zero else norm / math.sqrt(g.size))
+        row.errors["torch"] = float(off.max()) / (scale if zero else rms(g))
+    if entries or torch is not None:
         row.where = tuple(int(i) for i in np.unravel_index(off.argmax(), x.shape))
+    if any(row.limit(method) < (row.errors.get(method) or 0) <= rounding for method in ("complex", "torch")):
+        raise ValueError(
+            f"rounding may be all that is wrong with the gradient of {name}, and may hide a mistake: it is of size "
+            f"{scale:.0e}, and f of size {size:.0e}; take the constant out of f, or choose other inputs"
+        )
     return row
 
 
-def central_differences(
-    name: str, L: Callable[[Array], Array], x: np.ndarray, us: np.ndarray, size: float
-) -> np.ndarray:
-    """dL/dt along x + t u for each u. Raises ValueError for a kink between the points that are looked at.
+class Slopes(NamedTuple):
+    values: np.ndarray  # D, one for each direction
+    uncertainty: float  # how far any of them may be off
+    rounding: float  # the part of it that is due to rounding
+    t: float
 
-    The second difference L(t) - 2 L(0) + L(-t) of a smooth L shrinks with t²: it is 4 times as large at 2t as at t.
-    Across a kink it shrinks with t, and the ratio is from 2 to infinity; should it be 4, it is not so again at 4t.
+    @property
+    def relative(self) -> float:
+        size = rms(self.values)
+        return self.uncertainty / size if size > 0 else math.inf
+
+    @property
+    def sure(self) -> bool:
+        return self.relative <= TOLERANCE["central"]
+
+    @property
+    def blind(self) -> bool:
+        return self.relative > HIDES
+
+    def contradicts(self, other: Slopes) -> bool:
+        return bool(np.abs(self.values - other.values).max() > self.uncertainty + other.uncertainty)
+
+
+def central_differences(name: str, L: Callable[[Array], Array], x: np.ndarray, us: np.ndarray, size: float) -> Slopes:
+    """dL/ds along x + s u for each u, by the step with the least uncertainty.
+
+    Raises ValueError for a kink, or where L is not finite on both sides of x.
     """
-    here = float(L(x))
+    here, width = float(L(x)), max(1.0, rms(x))
 
-    def at(u: np.ndarray, t: float) -> tuple[float, float]:
-        forward, back = float(L(x + t * u)), float(L(x - t * u))
-        return forward - back, forward - 2 * here + back
+    def at(s: float, u: np.ndarray) -> float:
+        try:
+            return float(L(x + s * u))
+        except (ArithmeticError, ValueError):  # outside of its domain, as math.log says it
+            return math.nan
 
-    near, far = (np.array([at(u, t) for u in us]) for t in (EPSILON, 2 * EPSILON))
-    slopes = (8 * near[:, 0] - far[:, 0]) / (12 * EPSILON)
-    step = EPSILON * math.sqrt(float((slopes**2).mean()))
+    def measured(t: float) -> Slopes:
+        with np.errstate(all="ignore"):
+            back2, back, forward, forward2 = points = np.array([[at(s * t, u) for u in us] for s in (-2, -1, 1, 2)])
+            near, far = forward - back, forward2 - back2
+            D, bend = (8 * near - far) / (12 * t), (far - 2 * near) / (12 * t)
+            jump = (4 * (forward + back - 2 * here) - (forward2 + back2 - 2 * here)) / (2 * t)
+            rounding = ROUNDING * (max(size, np.abs(points).max()) + rms(D) * rms(x)) / t
+            unsure = np.abs(jump).max() + 10 * (bend**2).max() / max(rms(D), sys.float_info.min) + rounding
+        return Slopes(D, float(unsure) if np.isfinite(unsure) else math.inf, float(rounding), t)
 
-    def kinked(bend: float, wider: float) -> bool:
-        return abs(wider - 4 * bend) > 0.2 * abs(wider) + 1e-6 * step + 1e-13 * size
+    first = best = measured(STEP * width)
+    t = first.t / 4
+    while not best.sure and t > 1e-12 * first.t and ROUNDING * size / t < best.uncertainty:
+        found = measured(t)
+        if found.relative < best.relative or found.contradicts(best):
+            best = found
+        t /= 4
+    while not best.sure and first.t <= best.t < width:
+        found = measured(4 * best.t)
+        if found.relative >= best.relative or found.uncertainty >= best.uncertainty:
+            break
+        best = found
+    if math.isinf(best.uncertainty):
+        raise ValueError(f"f is not finite on both sides of these inputs, in {name}: move them into its domain")
+    unexplained = best.uncertainty - best.rounding
+    if not best.sure and unexplained > 10 * best.rounding and measured(best.t / 4).uncertainty < 2 * best.uncertainty:
+        raise ValueError(f"f has a kink (ReLU, max, |x|) at these inputs, in {name}: move them a little")
+    return best
 
-    for u, (_, bend), (_, wider) in zip(us, near, far, strict=True):
-        if kinked(bend, wider) or (abs(wider) > 1e-2 * step and kinked(wider, at(u, 4 * EPSILON)[1])):
-            raise ValueError(
-                f"f has a kink (ReLU, max, |x|) within reach of a step in {name}: move the inputs a little"
-            )
-    return slopes
+
+def complex_steps(L: Callable[[Array], Array], x: np.ndarray, us: np.ndarray, central: Slopes) -> np.ndarray | None:
+    """dL/ds along x + s u for each u; None where f is not analytic, as it contradicts the central difference."""
+    with np.errstate(all="ignore"):
+        steps = np.array([float((L(x + 1e-30j * u) / 1e-30).imag) for u in us])
+    off = np.abs(steps - central.values).max()
+    return steps if central.blind or off <= central.uncertainty + TOLERANCE["central"] * rms(steps) else None
+
+
+def rms(a: np.ndarray) -> float:
+    """The root mean square; what is small does not vanish when it is squared."""
+    peak = float(np.abs(a).max())
+    return peak * math.sqrt(float(((a / peak) ** 2).mean())) if peak else 0.0
+
+
+def as_inputs(inputs: Any) -> dict[str, np.ndarray]:
+    if not isinstance(inputs, Mapping) or not inputs:
+        raise ValueError("inputs are named: {'x': array, ...}")
+    return {name: as_array(name, x) for name, x in inputs.items()}
+
+
+def as_constants(constants: Any) -> dict[str, Any]:
+    if not isinstance(constants, Mapping | None):
+        raise ValueError("constants are named: {'alpha': 16, ...}")
+    return dict(constants or {})
+
+
+def as_array(name: str, x: Any) -> np.ndarray:
+    try:
+        return np.asarray(x)
+    except ValueError:
+        raise ValueError(f"{name} is no array: its rows are not equally long") from None
+
+
+def refuse_array(name: str, x: np.ndarray) -> None:
+    """Raise ValueError unless x holds finite float64 numbers."""
+    if x.dtype != np.float64:
+        raise ValueError(
+            f"{name} is {x.dtype}: gradients are checked in float64, where a difference has digits left; "
+            f"pass {name}.astype(np.float64)"
+        )
+    if x.size == 0:
+        raise ValueError(f"{name} is empty, of shape {x.shape}: there is nothing to check")
+    if not np.all(np.isfinite(x)):
+        raise ValueError(f"{name} holds NaN or infinity: choose finite numbers")
 
 
 def refuse_blind_spots(inputs: Mapping[str, np.ndarray], constants: Mapping[str, Any]) -> None:
     """Raise ValueError for inputs under which a wrong gradient cannot be told from a right one."""
     for name, x in inputs.items():
-        if x.dtype != np.float64:
-            raise ValueError(
-                f"{name} is {x.dtype}: gradients are checked in float64, where a difference has digits left"
-            )
+        refuse_array(name, x)
     everything = {**inputs, **constants}
     B = everything.get("B", everything.get("lora_B"))
     if B is not None and not np.any(B):
@@ -315,6 +451,26 @@ def refuse_blind_spots(inputs: Mapping[str, np.ndarray], constants: Mapping[str,
         raise ValueError(
             "alpha = r: the scale alpha/r is then 1, and one that is forgotten is not seen; choose them apart"
         )
+
+
+def refuse_call(caller: str, what: str, function: Any, arguments: Sequence[str], constants: Mapping[str, Any]) -> None:
+    """Raise ValueError unless function(*arguments, **constants) can be called."""
+    words = ", ".join([*arguments, *(f"{constant}=..." for constant in constants)])
+    if not callable(function):
+        raise ValueError(f"{caller} calls {what}({words}), but {what} is no function: {type(function).__name__}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions of C do not tell theirs
+        return
+    try:
+        signature.bind(*arguments, **constants)
+    except TypeError as error:
+        raise ValueError(f"{caller} calls {what}({words}): {error}") from None
+
+
+def refuse_names(zero: Collection[str], inputs: Collection[str]) -> None:
+    if not set(zero) <= set(inputs):
+        raise ValueError(f"zero={list(zero)} names what is no input; the inputs are {', '.join(inputs)}")
 
 
 def twice(what: str, run: Callable[..., list[np.ndarray]], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -335,21 +491,42 @@ def twice(what: str, run: Callable[..., list[np.ndarray]], arrays: Sequence[np.n
 def why_not_complex(run: Callable[[], Array]) -> str | None:
     """None if `run`, over complex arrays, returns a complex one; otherwise why the complex step cannot be used."""
     try:
-        return None if np.iscomplexobj(run()) else "f drops the imaginary part"
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("error", np.exceptions.ComplexWarning)
+            return None if np.iscomplexobj(run()) else "f drops the imaginary part"
+    except np.exceptions.ComplexWarning:
+        return "f drops the imaginary part"
     except Exception as error:  # whatever a person's function does
         return f"f raises {type(error).__name__} on complex arrays"
 
 
 def as_output(y: Any) -> np.ndarray:
     """What f returned. Raises ValueError unless it is one array of finite float64."""
+    if y is None:
+        raise ValueError("f returned None: it must return one array or number")
     if isinstance(y, tuple | list):
         raise ValueError("f must return one array or number; a forward that returns (y, cache) goes to check_backward")
     y = np.asarray(y)
     if y.dtype != np.float64:
         raise ValueError(f"f returns {y.dtype}, and must compute in float64")
+    if y.size == 0:
+        raise ValueError(f"f returns an empty array, of shape {y.shape}: there is nothing to check")
     if not np.all(np.isfinite(y)):
         raise ValueError("f is not finite at these inputs: choose others")
     return y
+
+
+def as_upstream(dy: Any, y: np.ndarray) -> np.ndarray:
+    """dy as an array. Raises ValueError unless it can tell a right gradient of y from a wrong one."""
+    dy = np.asarray(float(dy) if isinstance(dy, int) else dy)
+    if dy.shape != y.shape:
+        raise ValueError(f"dy has shape {dy.shape}, and y = f(...) has {y.shape}")
+    refuse_array("dy", dy)
+    if y.size > 1 and np.ptp(dy) == 0:
+        raise ValueError(
+            "dy is the same number everywhere: the gradients of softmax and of norms vanish under it; draw it"
+        )
+    return dy
 
 
 def as_gradients(result: Any, inputs: Sequence[str]) -> list[np.ndarray]:
@@ -359,13 +536,23 @@ def as_gradients(result: Any, inputs: Sequence[str]) -> list[np.ndarray]:
         raise ValueError(f"grad returned None: it must return {wanted}")
     if isinstance(result, Mapping):
         found = {name: result.get(f"d{name}", result.get(name)) for name in inputs}
-        if len(result) != len(inputs) or any(g is None for g in found.values()):
+        if set(result) - {f"d{name}" for name in inputs} - set(inputs) or len(result) != len(inputs):
             raise ValueError(f"the gradients are called {', '.join(map(str, result))}; they must be {wanted}")
-        return [np.asarray(g) for g in found.values()]
-    values = [result] if isinstance(result, np.ndarray | float | int) else list(result)
+        values = list(found.values())
+    else:
+        values = list(result) if isinstance(result, Sequence | Iterator) else [result]
     if len(values) != len(inputs):
         raise ValueError(f"{len(values)} gradients were returned; {len(inputs)} are needed: {wanted}")
-    return [np.asarray(g) for g in values]
+    return [as_gradient(f"d{name}", g) for name, g in zip(inputs, values, strict=True)]
+
+
+def as_gradient(name: str, g: Any) -> np.ndarray:
+    if g is None:
+        raise ValueError(f"grad returned None for {name}: it must return an array for every input")
+    g = as_array(name, g)
+    if g.dtype != np.float64 and g.dtype.kind not in "iu":
+        raise ValueError(f"{name} is {g.dtype}: grad must compute in float64, as f does")
+    return g.astype(np.float64)
 
 
 def as_list(value: Any) -> list[Any]:
@@ -376,4 +563,6 @@ def torch_gradients(f: Callable[..., Any], dy: np.ndarray, arrays: Sequence[np.n
     import torch
 
     inputs = [torch.tensor(x, requires_grad=True) for x in arrays]
-    return [g.numpy() for g in torch.autograd.grad((torch.tensor(dy) * f(*inputs)).sum(), inputs)]
+    return [
+        g.numpy() for g in torch.autograd.grad((torch.tensor(dy) * f(*inputs)).sum(), inputs, materialize_grads=True)
+    ]

@@ -18,7 +18,6 @@ here: the answer is a tensor.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,22 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array
-from .check import as_gradients, as_output, central_differences, refuse_blind_spots, twice, why_not_complex
+from .check import (
+    NOTHING,
+    as_constants,
+    as_gradients,
+    as_inputs,
+    as_list,
+    as_output,
+    as_upstream,
+    central_differences,
+    complex_steps,
+    refuse_blind_spots,
+    refuse_call,
+    rms,
+    twice,
+    why_not_complex,
+)
 from .mutants import mutants_of
 from .problem import Case, Law, Problem, Tensors, Words, apply, relative_error
 from .scale import SAME, product, proportion
@@ -82,7 +96,7 @@ class Diagnosis:
 def diagnose(
     grad: Callable[..., Any],
     problem: Problem | str | Callable[..., Array],
-    cases: Sequence[Case] | None = None,
+    cases: Sequence[Case] | Case | None = None,
     *,
     laws: Mapping[Words, Law] | None = None,
 ) -> Diagnosis:
@@ -90,7 +104,7 @@ def diagnose(
 
     `problem` is one of the library's (a Problem, or its name), whose own cases are used, or any function f: then its
     numeric gradient on `cases` is the truth, there is no bank, and `laws` may say what must hold of the gradients.
-    Raises ValueError for a name that is not there, or an f without cases.
+    Raises ValueError for a name that is not there, an f without cases, and whatever check_gradient refuses in a case.
     """
     if isinstance(problem, str):
         from .problems import problems
@@ -98,24 +112,41 @@ def diagnose(
         if problem not in problems():
             raise ValueError(f"no problem is called {problem!r}: {', '.join(problems())}")
         problem = problems()[problem]
+    own = [as_case(case) for case in ([cases] if isinstance(cases, Case) else as_list(cases or []))]
     if not isinstance(problem, Problem):
-        if not cases:
+        if not own:
             raise ValueError("a function of your own needs cases=[Case(dy, inputs, constants, sizes), ...]")
-        own, name, names = list(cases), getattr(problem, "__name__", "f"), list(cases[0].inputs)
-        problem = Problem(name, problem, numeric_gradient(problem, names), lambda _, i: own[i], laws=laws or {})
-    drawn = list(cases or problem.cases())
+        name, numeric = getattr(problem, "__name__", "f"), numeric_gradient(problem, list(own[0].inputs))
+        problem = Problem(name, problem, numeric, lambda _, i: own[i], laws=laws or {})
+    drawn = [checked(case, problem, list(own[0].inputs)) for case in own] or problem.cases()
     truth = [apply(problem.backward, case) for case in drawn]
     given = [graded(grad, problem.name, case) for case in drawn]
     return Diagnosis([found for tensor in truth[0] for found in explain(tensor, given, truth, problem, drawn)])
 
 
+def as_case(case: Any) -> Case:
+    """A case with its inputs as arrays. Raises ValueError for what is no case."""
+    if not isinstance(case, tuple) or len(case) != len(Case._fields):
+        raise ValueError(f"a case is Case(dy, inputs, constants, sizes), and not {type(case).__name__}")
+    dy, inputs, constants, sizes = case
+    if not isinstance(sizes, Mapping) or not all(value > 0 for value in sizes.values()):
+        raise ValueError(f"the sizes of a case are positive and named, as {{'batch': 4, ...}}, and not {sizes}")
+    return Case(dy, as_inputs(inputs), as_constants(constants), dict(sizes))
+
+
+def checked(case: Case, problem: Problem, names: list[str]) -> Case:
+    """The case, with dy an array. Raises ValueError where a wrong gradient could not be told from a right one."""
+    if list(case.inputs) != names:
+        raise ValueError(f"one case has the inputs {', '.join(names)}, another {', '.join(case.inputs)}")
+    refuse_blind_spots(case.inputs, case.constants)
+    refuse_call("a case", problem.name, problem.forward, names, case.constants)
+    (y,) = twice("f", lambda *a: [as_output(problem.forward(*a, **case.constants))], list(case.inputs.values()))
+    return case._replace(dy=as_upstream(case.dy, y))
+
+
 def graded(grad: Callable[..., Any], name: str, case: Case) -> Tensors:
     """A learner's gradients in one case. Raises ValueError where they cannot be asked for, or are not replayable."""
-    words = ", ".join(["dy", *case.inputs, *(f"{constant}=..." for constant in case.constants)])
-    try:
-        inspect.signature(grad).bind(case.dy, *case.inputs.values(), **case.constants)
-    except TypeError as error:
-        raise ValueError(f"{name} calls grad({words}): {error}") from None
+    refuse_call(name, "grad", grad, ["dy", *case.inputs], case.constants)
 
     def run(dy: Array, *arrays: Array) -> list[Array]:
         return as_gradients(grad(dy, *arrays, **case.constants), list(case.inputs))
@@ -129,14 +160,12 @@ def explain(
 ) -> list[Finding]:
     """The findings about one tensor: the first that explain it."""
     mine, true = [g[tensor] for g in given], [t[tensor] for t in truth]
-    if same(mine, true):
+    if all(map(agree, mine, true, cases)):
         return [Finding(tensor, "right", Words(f"{tensor} is right", f"{tensor} 正确"))]
     if not all(np.all(np.isfinite(x)) for x in mine):
         return [Finding(tensor, "unknown", Words(f"{tensor} is not finite", f"{tensor} 含有 NaN 或无穷大"))]
     if not any(np.any(t) for t in true):
         size = max(float(np.linalg.norm(x)) for x in mine)
-        if size <= 1e-10 * max(float(np.abs(case.dy).sum()) for case in cases):
-            return [Finding(tensor, "right", Words(f"{tensor} is right", f"{tensor} 正确"))]
         says = Words(f"{tensor} must be zero, and its norm is {size:.1e}", f"{tensor} 应为零，而它的范数是 {size:.1e}")
         return [Finding(tensor, "unknown", says)]
     steps: list[Callable[[], Finding | None]] = [
@@ -152,6 +181,13 @@ def explain(
     ]
     found = next(filter(None, (step() for step in steps)), None)
     return [found] if found else [*broken_laws(tensor, given, truth, problem, cases), facts(tensor, mine, true, cases)]
+
+
+def agree(mine: Array, true: Array, case: Case) -> bool:
+    """Are they the same in this case? Where the true gradient is zero, what rounding leaves of it is zero too."""
+    if mine.shape == true.shape and not np.any(true):
+        return bool(np.linalg.norm(mine) <= 1e-10 * np.abs(case.dy).sum())
+    return relative_error(mine, true) < SAME
 
 
 def same(a: Sequence[Array], b: Sequence[Array]) -> bool:
@@ -256,14 +292,14 @@ def scale(tensor: str, mine: list[Array], true: list[Array], cases: list[Case]) 
             tensor, "scale", Words(f"{tensor} is {words} times the true gradient", f"{tensor} 是正确梯度的 {words} 倍")
         )
     numbers = ", ".join(f"{c:.4g}" for c in factors)
-    return Finding(
-        tensor,
-        "scale",
-        Words(
-            f"{tensor} is the true gradient times {numbers} in the cases, which no product of the constants explains",
-            f"{tensor} 是正确梯度乘以一个数（各个案例中为 {numbers}），三个以内的常数不足以唯一解释它",
-        ),
-    )
+    en, zh = f"{tensor} is the true gradient times {numbers}", f"{tensor} 是正确梯度的 {numbers} 倍"
+    if len(cases) < 3:
+        en += ": to say of which constants that is made takes three cases or more"
+        zh += "：要说出它由哪些常数构成，至少需要三个案例"
+    else:
+        en += " in the cases, which no product of up to three constants explains, or more than one does"
+        zh += "（逐个案例），没有哪三个以内常数的乘积能解释它，或者不止一个"
+    return Finding(tensor, "scale", Words(en, zh))
 
 
 # ---- 4. terms ----
@@ -397,24 +433,34 @@ def broken_laws(
 
 
 def facts(tensor: str, mine: list[Array], true: list[Array], cases: list[Case]) -> Finding:
-    """What can be said of a tensor whose fault is unknown, from the first case."""
-    a, b = mine[0], true[0]
-    cosine = float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b) or 1))
-    ratio = a[b != 0] / b[b != 0]
-    en = [
-        f"{tensor} has a cosine of {cosine:.3f} with the true gradient",
-        f"ratios from {ratio.min():.3g} to {ratio.max():.3g}",
-    ]
-    zh = [f"{tensor} 与正确梯度的余弦为 {cosine:.3f}", f"比值从 {ratio.min():.3g} 到 {ratio.max():.3g}"]
-    off = np.abs(a - b) > 1e-7 * np.abs(b).max()
+    """What can be said of a tensor whose fault is unknown, from the first case in which it is wrong."""
+    wrong_in = [i for i, case in enumerate(cases) if not agree(mine[i], true[i], case)]
+    a, b, case = mine[wrong_in[0]], true[wrong_in[0]], cases[wrong_in[0]]
+    en, zh = [], []
+    if len(wrong_in) < len(cases):
+        listed = ", ".join(str(i + 1) for i in wrong_in)
+        en.append(f"{tensor} is right except in case{'s' * (len(wrong_in) > 1)} {listed} of {len(cases)}")
+        zh.append(f"{tensor} 只在第 {listed} 个案例（共 {len(cases)} 个）中出错")
+    if np.any(b):
+        cosine = float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b) or 1))
+        more = np.abs(b) > SAME * np.abs(b).max()  # than rounding
+        ratio = a[more] / b[more]
+        en.append(f"{tensor} has a cosine of {cosine:.3f} with the true gradient")
+        en.append(f"ratios from {ratio.min():.3g} to {ratio.max():.3g}")
+        zh.append(f"{tensor} 与正确梯度的余弦为 {cosine:.3f}")
+        zh.append(f"比值从 {ratio.min():.3g} 到 {ratio.max():.3g}")
+    else:
+        en.append(f"{tensor} must be zero there, and its norm is {np.linalg.norm(a):.1e}")
+        zh.append(f"{tensor} 在那里应为零，而它的范数是 {np.linalg.norm(a):.1e}")
+    off = np.abs(a - b) > SAME * np.abs(b).max()
     for axis in range(a.ndim):
         wrong = np.flatnonzero(off.any(axis=tuple(i for i in range(a.ndim) if i != axis)))
-        if len(wrong) < a.shape[axis]:
-            listed = ", ".join(map(str, wrong[:8]))
+        if 0 < len(wrong) < a.shape[axis]:
+            listed = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")
             en.append(f"wrong only at {listed} along axis {axis}")
             zh.append(f"只在第 {axis} 轴的 {listed} 处出错")
-            if "ids" in cases[0].constants and axis == 0:
-                ids, counts = np.unique(cases[0].constants["ids"], return_counts=True)
+            if "ids" in case.constants and axis == 0:
+                ids, counts = np.unique(case.constants["ids"], return_counts=True)
                 if set(wrong) <= set(ids[counts > 1]):
                     en.append("these are repeated ids")
                     zh.append("这些正是重复出现的 id")
@@ -428,8 +474,7 @@ def numeric_gradient(f: Callable[..., Array], names: Sequence[str]) -> Callable[
     """backward(dy, *inputs, **constants) of any f, every entry by a complex step, or else by central differences."""
 
     def backward(dy: Array, *arrays: Array, **constants: Any) -> Tensors:
-        refuse_blind_spots(dict(zip(names, arrays, strict=True)), constants)
-        size = float(np.abs(dy * twice("f", lambda *a: [as_output(f(*a, **constants))], arrays)[0]).sum())
+        size = float(np.abs(dy * f(*arrays, **constants)).sum())
         analytic = why_not_complex(lambda: f(*(a.astype(complex) for a in arrays), **constants)) is None
         tensors = {}
         for i, (name, x) in enumerate(zip(names, arrays, strict=True)):
@@ -439,12 +484,16 @@ def numeric_gradient(f: Callable[..., Array], names: Sequence[str]) -> Callable[
                 return (dy * f(*others[:i], x, *others[i + 1 :], **constants)).sum()
 
             us = np.eye(x.size).reshape(-1, *x.shape)
-            g = central_differences(name, L, x, us, size)
-            if analytic:
-                steps = np.array([float((L(x + 1e-30j * u) / 1e-30).imag) for u in us])
-                g = steps if np.allclose(steps, g, rtol=1e-6, atol=1e-9 * size) else g
-            g[np.abs(g) < 1e-11 * size] = 0  # no more than rounding
-            tensors[f"d{name}"] = g.reshape(x.shape)
+            central = central_differences(name, L, x, us, size)
+            steps = complex_steps(L, x, us, central) if analytic else None
+            g, zero = (central.values, central.uncertainty) if steps is None else (steps, NOTHING * size)
+            seen = rms(g) > zero
+            if zero > 1e-8 * np.abs(dy).sum() if not seen else steps is None and zero > 10 * SAME * rms(g):
+                raise ValueError(
+                    f"the gradient of {name} can be measured to {zero:.0e} only, where it is of size {rms(g):.0e}; "
+                    "make f accept complex arrays, take constants out of it, or choose other inputs"
+                )
+            tensors[f"d{name}"] = (g if seen else 0 * g).reshape(x.shape)
         return tensors
 
     return backward
