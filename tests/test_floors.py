@@ -14,7 +14,7 @@ FLOORS = [
     {"modules"},
     {"transformer", "lora", "optim"},
     {"checkpoint", "text", "plots", "accounting", "spectrum", "verify", "names", "tables", "tokenizer"},
-    {"training", "generation", "peft", "pretrained"},
+    {"training", "generation", "peft", "pretrained", "gguf", "gguf_tokens"},
     {"demo", "sweep", "tasks"},
     {"cli", "__main__"},
 ]
