@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora import gguf as ours
 from minilora.gguf import read_gguf, read_header, rotary_halves
-from minilora.gguf_tokens import gguf_tokenizer
+from minilora.gguf_tokens import byte_level, gguf_tokenizer
+from minilora.text import english
 
 gguf = pytest.importorskip("gguf")
 tokenizers = pytest.importorskip("tokenizers")
@@ -559,3 +560,55 @@ def test_tensors_and_config_are_those_that_transformers_reads(tmp_path, architec
 @pytest.mark.oracle
 def test_smollm2_is_the_model_that_transformers_reads():
     assert agree(smollm2()) == {"rope_scaling"}
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    """The keys of SmolLM2's: 49,152 tokens and 48,900 merges that a training has found."""
+    return read_gguf(smollm2())[2]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+def test_texts_become_the_ids_that_transformers_gives(vocabulary, pre):
+    transformers = pytest.importorskip("transformers")
+    from transformers.integrations.gguf import convert_gguf_tokenizer
+
+    tokenizer = byte_level(vocabulary | {"tokenizer.ggml.pre": pre})
+    tokens, merges, types = (vocabulary[f"tokenizer.ggml.{key}"] for key in ("tokens", "merges", "token_type"))
+    if pre == "qwen2":  # whose own class normalises, as the file's does not say
+        ids = {token: i for i, token in enumerate(tokens)}
+        theirs = transformers.Qwen2Tokenizer(vocab=ids, merges=[tuple(merge.split(" ")) for merge in merges])
+        theirs.add_special_tokens({"additional_special_tokens": [tokens[i] for i in np.flatnonzero(types == 3)]})
+        splitter = theirs.backend_tokenizer
+    else:
+        parts = {"tokenizer_type": "gpt2", "pre_tokenizer_type": pre, "tokens": tokens, "merges": merges}
+        splitter, _ = convert_gguf_tokenizer("llama", parts | {"token_type": types.tolist()})
+        splitter.model.ignore_merges = pre == "llama-bpe"  # as in Llama 3's tokenizer.json; they leave it out here
+
+    @settings(max_examples=300)
+    @given(text=texts)
+    def agree_on(text):
+        assert tokenizer.encode(text, special=False).tolist() == splitter.encode(text, add_special_tokens=False).ids
+
+    agree_on()
+    agree_on.hypothesis.inner_test(english().test.decode())
+
+
+@pytest.mark.oracle
+def test_smollm2s_tokens_and_chat_are_those_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    path = smollm2()
+    tokenizer, theirs = (
+        gguf_tokenizer(path),
+        transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name),
+    )
+    expected = theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id, len(theirs)
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.vocab) == expected
+    assert tokenizer.stop == {theirs.convert_tokens_to_ids("<|im_end|>")}
+    messages = [{"role": "user", "content": "Write 日本語, don't 12!"}]
+    text = tokenizer.chat(messages)
+    assert text == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert tokenizer.encode(text, special=False).tolist() == ids
+    assert tokenizer.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
