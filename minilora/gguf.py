@@ -235,7 +235,7 @@ class Settings:
             if key in ONLY and value != ONLY[key]:
                 raise ValueError(f"{architecture}.{key} = {value!r:.80} is not supported, only {ONLY[key]!r}")
             if key not in ONLY and key not in UNDERSTOOD:
-                raise ValueError(f"{architecture}.{key:.80} = {value!r:.80} is not supported")
+                raise ValueError(f"the key {f'{architecture}.{key}'!r:.80} = {value!r:.80} is not supported")
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self.values.get(key, default)

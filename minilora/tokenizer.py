@@ -292,7 +292,7 @@ def refusing(make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     try:
         return make(*arguments, **options)
     except Exception as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(" ".join(str(error).split())[:200]) from None
 
 
 def tokenizers() -> Any:

@@ -1,10 +1,12 @@
 import importlib.util
+import re
 import signal
 import struct
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from unicodedata import category, normalize
 
 import numpy as np
 import pytest
@@ -231,7 +233,8 @@ def test_a_scaling_of_the_rotation_is_handed_on_by_name(tmp_path):
     ("values", "message"),
     [
         ({"expert_count": 8}, r"llama\.expert_count = 8 is not supported, only 0"),
-        ({"attention.sliding_window": 512}, r"llama\.attention\.sliding_window = 512 is not supported"),
+        ({"attention.sliding_window": 512}, r"'llama\.attention\.sliding_window' = 512 is not supported"),
+        ({"new\nline": 1}, r"'llama\.new\\nline' = 1 is not supported"),
         ({"rope.scaling.type": "yarn"}, r"rope\.scaling\.factor = None is no positive number"),
         ({"rope.dimension_count": 4}, r"rope\.dimension_count = 4 is not supported"),
         ({"attention.key_length": 7, "rope.dimension_count": 7}, r"head's width 7 is odd"),
@@ -437,7 +440,9 @@ def test_five_thousand_damaged_files_are_read_or_refused_in_one_line(tmp_path):
     assert fuzz(tmp_path, seed=1, count=5000) > 5000
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \n'é123inthello<|>\u0301"), max_size=30)
+texts = st.text(
+    st.characters(exclude_categories=["Cs", "Cn"]) | st.sampled_from(" \n'é123inthello<|>\u0301"), max_size=30
+)
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
@@ -446,9 +451,7 @@ def test_a_byte_level_tokenizer_gives_a_text_back(tmp_path_factory, pre, text):
     tokenizer = cached(tmp_path_factory, pre)
     expected = text
     if pre == "qwen2":
-        import unicodedata
-
-        expected = unicodedata.normalize("NFC", text)
+        expected = normalize("NFC", text)
     bare = expected.replace("<|end|>", "")
     assert tokenizer.decode(tokenizer.encode(text, special=False)) == bare
     assert "".join(tokenizer.pieces(tokenizer.encode(text, special=False))) == bare
@@ -584,12 +587,19 @@ def test_texts_become_the_ids_that_transformers_gives(vocabulary, pre):
     else:
         parts = {"tokenizer_type": "gpt2", "pre_tokenizer_type": pre, "tokens": tokens, "merges": merges}
         splitter, _ = convert_gguf_tokenizer("llama", parts | {"token_type": types.tolist()})
-        splitter.model.ignore_merges = pre == "llama-bpe"  # as in Llama 3's tokenizer.json; they leave it out here
+        if pre == "llama-bpe":  # Llama 3's tokenizer.json says so; they leave it out here
+            changed = splitter.to_str().replace('"ignore_merges":false', '"ignore_merges":true')
+            splitter = tokenizers.Tokenizer.from_str(changed)
 
     @settings(max_examples=300)
     @given(text=texts)
     def agree_on(text):
-        assert tokenizer.encode(text, special=False).tolist() == splitter.encode(text, add_special_tokens=False).ids
+        parts = [text]
+        if pre == "smollm":  # llama.cpp's rule, and that of SmolLM2 itself: each digit apart; theirs knows only GPT-2's
+            digits = "".join({letter for letter in text + "1" if category(letter)[0] == "N"})
+            parts = re.split(f"([{digits}])", text)
+        expected = [i for part in parts for i in splitter.encode(part, add_special_tokens=False).ids]
+        assert tokenizer.encode(text, special=False).tolist() == expected
 
     agree_on()
     agree_on.hypothesis.inner_test(english().test.decode())
