@@ -5,6 +5,7 @@ import struct
 import sys
 import time
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from unicodedata import category, normalize
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from minilora import gguf as ours
 from minilora.gguf import read_gguf, read_header, rotary_halves
-from minilora.gguf_tokens import byte_level, gguf_tokenizer
+from minilora.gguf_tokens import build, gguf_tokenizer
 from minilora.text import english
 
 gguf = pytest.importorskip("gguf")
@@ -24,6 +25,7 @@ tokenizers = pytest.importorskip("tokenizers")
 TYPES = {kind.name: kind for kind in gguf.GGMLQuantizationType}
 V, C, F, H, KV, D, BLOCKS = 300, 32, 128, 4, 2, 8, 2
 ALPHABET = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+TEXT = "Héllo, wörld!\n\tIt's 2024: 👩‍🚀 日本語 — don't \x00\x07 x."
 MERGES = ["i n", "Ġ t", "Ġt h", "1 2", "12 3", "Ã Ĺ"]
 
 
@@ -153,6 +155,16 @@ def test_every_tensor_comes_back_under_its_name_in_hugging_faces_layout(tmp_path
     assert all(x.dtype == np.float32 for x in tensors.values())
 
 
+def test_biases_of_q_and_k_are_put_in_order_with_their_weights(tmp_path):
+    rng, rows = np.random.default_rng(1), {"attn_q": H * D, "attn_k": KV * D, "attn_v": KV * D, "attn_output": C}
+    biases = {f"blk.{i}.{part}.bias": rng.random(n, np.float32) for i in range(BLOCKS) for part, n in rows.items()}
+    values, tensors, _ = read_gguf(write(tmp_path / "m.gguf", tensors=random_tensors() | biases))
+    assert (values["attention_bias"], values["mlp_bias"]) == (True, False)
+    q, v = (tensors[f"model.layers.1.self_attn.{name}_proj.bias"] for name in "qv")
+    assert np.array_equal(q, rotary_halves(biases["blk.1.attn_q.bias"], H))
+    assert np.array_equal(v, biases["blk.1.attn_v.bias"])
+
+
 @pytest.mark.parametrize("kind", ours.QUANTISED)
 def test_each_type_of_weights_is_decoded_as_the_package_decodes_it(tmp_path, kind):
     wide = {"embedding_length": 256, "attention.head_count": 32, "attention.head_count_kv": 32}
@@ -199,6 +211,12 @@ def llama3_factors(theta=500000.0, factor=8.0, low=1.0, high=4.0, old=8192):
             smooth = (old / wavelength - low) / (high - low)
             factors.append(1 / ((1 - smooth) / factor + smooth))
     return np.array(factors, np.float32)
+
+
+def test_a_value_is_read_as_the_decimal_that_was_written(tmp_path):
+    values, _, _ = read_gguf(write(tmp_path / "m.gguf"))
+    assert values["rms_norm_eps"] == 1e-5  # which the file holds as a float32: 9.99999974737e-06
+    assert values["rope_theta"] == 5000.0
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
@@ -418,12 +436,14 @@ def fuzz(folder, seed, count):
     whole = write(folder / "whole.gguf", kind="Q8_0")
     # Most of a header is its vocabulary: a second file without one, so that every other byte has its turn.
     bare = write(folder / "bare.gguf", vocabulary={}, kind="Q4_1")
+    scored = write(folder / "scored.gguf", "gpt2", vocabulary=sentence_piece_values())
     files = [
-        (path.read_bytes(), min(one.start for one in read_header(path).entries.values())) for path in (whole, bare)
+        (path.read_bytes(), min(one.start for one in read_header(path).entries.values()))
+        for path in (whole, bare, scored)
     ]
     damaged, refused = folder / "damaged.gguf", 0
     for i in range(count):
-        damaged.write_bytes(mutate(*files[i % 2], np.random.default_rng([seed, i])))
+        damaged.write_bytes(mutate(*files[i % 3], np.random.default_rng([seed, i])))
         for read in (lambda path: dict(read_gguf(path)[1]), gguf_tokenizer):
             line = refusal(read, damaged)
             refused += line is not None
@@ -500,7 +520,7 @@ def test_bos_is_added_where_the_file_says_so_or_llama_3_always_has_it(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "t5"}, r"tokenizer\.ggml\.model = 't5' is not supported"),
+        ({"model": "t5"}, r"tokenizer\.ggml\.model = 't5' is not supported, only gpt2 and llama"),
         ({"pre": "tekken"}, r"tokenizer\.ggml\.pre = 'tekken' is not supported, only gpt-2, smollm, llama-bpe, qwen2"),
         ({"pre": None}, r"tokenizer\.ggml\.pre = None is not supported"),
         ({"tokens": None}, r"tokenizer\.ggml\.tokens is missing"),
@@ -514,6 +534,87 @@ def test_bos_is_added_where_the_file_says_so_or_llama_3_always_has_it(tmp_path):
 def test_a_vocabulary_that_is_not_supported_or_damaged_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=rf"m\.gguf holds no tokenizer that can be read: .*{message}"):
         gguf_tokenizer(write(tmp_path / "m.gguf", vocabulary=byte_level_values(**changes)))
+
+
+PIECES = ["▁", *"abx=", "ab", "▁▁", "aa", "==", "▁a", "▁ab", "▁▁▁▁", "aaaa", "===", "▁aba", "ba", "abab", "▁x"]
+
+
+def sentence_piece_values(**changes):
+    """The keys of a SentencePiece vocabulary: each piece scores less than the one before it."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]
+    values = {
+        "model": "llama",
+        "tokens": tokens,
+        "token_type": [2, 3, 3] + [6] * 256 + [1] * len(PIECES),
+        "scores": [0.0] * 259 + [-1.0 - i for i in range(len(PIECES))],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "unknown_token_id": 0,
+    }
+    return {f"tokenizer.ggml.{key}": value for key, value in (values | changes).items() if value is not None}
+
+
+def best_pair_first(text):
+    """SentencePiece's rule, word for word: of all neighbours join those whose whole scores best; the first of equals."""
+    parts = list("▁" + text.replace(" ", "▁"))
+    while pairs := [(PIECES.index(a + b), i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in PIECES]:
+        _, i = min(pairs)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return [
+        i for part in parts for i in ([259 + PIECES.index(part)] if part in PIECES else [3 + b for b in part.encode()])
+    ]
+
+
+@settings(max_examples=500)
+@given(text=st.text(st.sampled_from("aaab  ==x") | st.sampled_from("é日👩\n"), min_size=1, max_size=30))
+def test_a_vocabulary_with_scores_joins_the_best_pair_first_and_gives_the_text_back(text):
+    tokenizer = build(sentence_piece_values())
+    ids = tokenizer.encode(text, special=False).tolist()
+    assert ids == best_pair_first(text)
+    assert tokenizer.encode(text).tolist() == [1, *ids]
+    assert tokenizer.decode(ids) == "".join(tokenizer.pieces(ids)) == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scores": None}, r"tokenizer\.ggml\.scores does not hold a number for each of the 277 tokens"),
+        ({"scores": [float("nan")] * 277}, "does not hold a number for each"),
+        ({"scores": [0.0] * 277}, "two pieces of .* have the same score"),
+        ({"token_type": [2, 3, 4] + [6] * 256 + [1] * 18}, "user-defined or unused beside scores are not supported"),
+        ({"tokens": [*sentence_piece_values()["tokenizer.ggml.tokens"][:-1], "▁y"]}, "the letter 'y' stands in"),
+    ],
+)
+def test_scores_that_no_list_of_merges_can_follow_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=rf"m\.gguf holds no tokenizer that can be read: .*{message}"):
+        gguf_tokenizer(write(tmp_path / "m.gguf", vocabulary=sentence_piece_values(**changes)))
+
+
+@pytest.mark.oracle
+def test_ids_are_those_of_sentencepiece(tmp_path, rng):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    text = english().test.decode()
+    runs = ["".join(rng.choice(list("ab= "), 30)) for _ in range(300)] + [" " * i + "=" * i for i in range(1, 30)] * 9
+    trained = tmp_path / "text"
+    trained.write_text("\n".join([*filter(str.strip, text.split("\n")), *runs]))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(trained), model_prefix=str(tmp_path / "m"), vocab_size=700, model_type="bpe", byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+        character_coverage=1.0, minloglevel=2,
+    )  # fmt: skip
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
+    tokens = range(theirs.get_piece_size())
+    types = [
+        2 if theirs.is_unknown(i) else 3 if theirs.is_control(i) else 6 if theirs.is_byte(i) else 1 for i in tokens
+    ]
+    values = {
+        "tokens": [theirs.id_to_piece(i) for i in tokens],
+        "scores": np.array([theirs.get_score(i) for i in tokens]),
+        "token_type": types,
+    }
+    tokenizer = build(sentence_piece_values(**values))
+    for one in [*runs, *(text[i : i + 50] for i in range(0, len(text) - 50, 50)), TEXT]:
+        assert tokenizer.encode(one, special=False).tolist() == theirs.encode(one)
 
 
 def smollm2():
@@ -577,7 +678,7 @@ def test_texts_become_the_ids_that_transformers_gives(vocabulary, pre):
     transformers = pytest.importorskip("transformers")
     from transformers.integrations.gguf import convert_gguf_tokenizer
 
-    tokenizer = byte_level(vocabulary | {"tokenizer.ggml.pre": pre})
+    tokenizer = build(vocabulary | {"tokenizer.ggml.pre": pre})
     tokens, merges, types = (vocabulary[f"tokenizer.ggml.{key}"] for key in ("tokens", "merges", "token_type"))
     if pre == "qwen2":  # whose own class normalises, as the file's does not say
         ids = {token: i for i, token in enumerate(tokens)}
