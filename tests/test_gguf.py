@@ -555,7 +555,7 @@ def sentence_piece_values(**changes):
 
 
 def best_pair_first(text):
-    """SentencePiece's rule, word for word: of all neighbours join those whose whole scores best; the first of equals."""
+    """SentencePiece's rule, word for word: of all pairs join the one whose whole scores best; the first of equals."""
     parts = list("▁" + text.replace(" ", "▁"))
     while pairs := [(PIECES.index(a + b), i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in PIECES]:
         _, i = min(pairs)
