@@ -61,8 +61,7 @@ UNDERSTOOD = {
     "vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length", "tensor_data_layout",
     "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
     "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.dimension_count", "rope.freq_base",
-    "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
-    "rope.scaling.finetuned",
+    "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned",
 }  # fmt: skip
 
 
@@ -96,7 +95,7 @@ def read_gguf(path: str | Path) -> tuple[dict[str, Any], Tensors, dict[str, Any]
     try:
         header = read_header(path)
         architecture = header.values.get("general.architecture")
-        if architecture not in LAYOUTS:
+        if not isinstance(architecture, str) or architecture not in LAYOUTS:
             raise ValueError(f"architecture {architecture!r:.80} is not supported, only {', '.join(LAYOUTS)}")
         settings = Settings(architecture, header)
         values = gpt2_values(settings) if architecture == "gpt2" else llama_values(settings, path)
@@ -175,8 +174,9 @@ def read_header(path: Path) -> Header:
                 raise ValueError(f"the tensor {name!r:.80} has {dimensions} dimensions")
             shape = tuple(scanner.number("Q") for _ in range(dimensions))[::-1]
             entries[name] = entry(name, shape, scanner.number("I"), scanner.number("Q"))
-    if values.get("split.count", 1) not in (0, 1):
-        raise ValueError(f"it is one of {values['split.count']!r:.80} parts: merge them first, with llama-gguf-split")
+    parts = values.get("split.count", 1)
+    if not isinstance(parts, int) or parts > 1:
+        raise ValueError(f"it is one of {parts!r:.80} parts: merge them first, with llama-gguf-split")
     alignment = values.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"general.alignment = {alignment!r:.80} is no power of two")
@@ -189,7 +189,7 @@ def read_header(path: Path) -> Header:
 def entry(name: str, shape: tuple[int, ...], kind: int, offset: int) -> Entry:
     """Raises ValueError for weights of a type that cannot be decoded here."""
     types = gguf_package().GGMLQuantizationType
-    type_name = types(kind).name if kind in types._value2member_map_ else f"number {kind}"
+    type_name = types(kind).name if kind in [*types] else f"number {kind}"
     if type_name not in QUANTISED:
         raise ValueError(f"the tensor {name!r:.80} is of type {type_name}: supported are {', '.join(QUANTISED)}")
     block, size = gguf_package().GGML_QUANT_SIZES[types(kind)]
@@ -232,7 +232,7 @@ class Settings:
         }
         self.tokens = {key: header.values.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id")}
         for key, value in self.values.items():
-            if key in ONLY and value != ONLY[key]:
+            if key in ONLY and not (np.isscalar(value) and value == ONLY[key]):
                 raise ValueError(f"{architecture}.{key} = {value!r:.80} is not supported, only {ONLY[key]!r}")
             if key not in ONLY and key not in UNDERSTOOD:
                 raise ValueError(f"the key {f'{architecture}.{key}'!r:.80} = {value!r:.80} is not supported")

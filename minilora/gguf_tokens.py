@@ -42,7 +42,7 @@ def gguf_tokenizer(path: str | Path) -> Tokenizer:
 def build(values: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that the keys of a file describe. Raises ValueError."""
     given = {key.removeprefix("tokenizer.ggml."): value for key, value in values.items()}
-    tokens, kind = texts(given, "tokens"), given.get("model")
+    tokens, kind = texts(given, "tokens"), str(given.get("model"))
     types = np.asarray(given.get("token_type", [NORMAL] * len(tokens)))
     if types.shape != (len(tokens),):
         raise ValueError(f"tokenizer.ggml.token_type has shape {types.shape}: there are {len(tokens)} tokens")
@@ -100,7 +100,7 @@ def byte_level(
 
     Returns the package's tokenizer, and whether bos comes first where the file does not say.
     """
-    pre = given.get("pre")
+    pre = str(given.get("pre"))
     if pre not in PRE:
         raise ValueError(f"tokenizer.ggml.pre = {pre!r:.80} is not supported, only {', '.join(PRE)}")
     merges = [tuple(merge.split(" ")) for merge in texts(given, "merges")]

@@ -251,6 +251,7 @@ def test_a_scaling_of_the_rotation_is_handed_on_by_name(tmp_path):
     ("values", "message"),
     [
         ({"expert_count": 8}, r"llama\.expert_count = 8 is not supported, only 0"),
+        ({"expert_count": [0, 0]}, r"llama\.expert_count = .* is not supported, only 0"),
         ({"attention.sliding_window": 512}, r"'llama\.attention\.sliding_window' = 512 is not supported"),
         ({"new\nline": 1}, r"'llama\.new\\nline' = 1 is not supported"),
         ({"rope.scaling.type": "yarn"}, r"rope\.scaling\.factor = None is no positive number"),
@@ -340,6 +341,10 @@ HOSTILE = {
     "alignment": (
         header(text(b"general.alignment") + struct.pack("<II", 4, 0), value_count=1),
         r"general\.alignment = 0 is no power of two",
+    ),
+    "many architectures": (
+        header(text(b"general.architecture") + struct.pack("<IIQ", 9, 8, 1) + text(b"llama"), value_count=1),
+        r"architecture \['llama'\] is not supported|tokens is missing",
     ),
     "parts": (header(text(b"split.count") + struct.pack("<IH", 2, 3), value_count=1), "one of 3 parts"),
 }
@@ -455,6 +460,25 @@ def test_three_hundred_damaged_files_are_read_or_refused_in_one_line(tmp_path):
     assert fuzz(tmp_path, seed=0, count=300) > 300
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_value_of_another_type_or_size_is_read_or_refused_in_one_line(tmp_path, architecture):
+    vocabulary = byte_level_values() if architecture == "llama" else sentence_piece_values()
+    vocabulary |= {f"tokenizer.ggml.{key}": 1 for key in ("eot_token_id", "add_bos_token", "add_space_prefix")}
+    vocabulary["tokenizer.chat_template"] = "x"
+    more = {"expert_count": 0, "rope.scaling.type": "none", "rope.scaling.factor": 1.0, "attention.key_length": D}
+    settings = VALUES[architecture] | more
+    path, refused = tmp_path / "m.gguf", 0
+    for value in (0, 2**32 - 1, -1.0, 1e-38, float("nan"), True, "x", ["x"], [1, 2]):
+        for key in [*settings, *vocabulary]:
+            changes = {"values": settings | ({key: value} if key in settings else {})}
+            write(path, architecture, vocabulary=vocabulary | ({key: value} if key in vocabulary else {}), **changes)
+            for read in (read_gguf, gguf_tokenizer):
+                line = refusal(read, path)
+                refused += line is not None
+                assert line is None or (str(path) in line and "\n" not in line and len(line) < 600), (key, value, line)
+    assert refused > 100
+
+
 @pytest.mark.slow
 def test_five_thousand_damaged_files_are_read_or_refused_in_one_line(tmp_path):
     assert fuzz(tmp_path, seed=1, count=5000) > 5000
@@ -522,7 +546,8 @@ def test_bos_is_added_where_the_file_says_so_or_llama_3_always_has_it(tmp_path):
     [
         ({"model": "t5"}, r"tokenizer\.ggml\.model = 't5' is not supported, only gpt2 and llama"),
         ({"pre": "tekken"}, r"tokenizer\.ggml\.pre = 'tekken' is not supported, only gpt-2, smollm, llama-bpe, qwen2"),
-        ({"pre": None}, r"tokenizer\.ggml\.pre = None is not supported"),
+        ({"pre": None}, r"tokenizer\.ggml\.pre = 'None' is not supported"),
+        ({"pre": ["smollm"]}, r"tokenizer\.ggml\.pre = .*smollm.* is not supported"),
         ({"tokens": None}, r"tokenizer\.ggml\.tokens is missing"),
         ({"merges": ["x"]}, "does not join two tokens"),
         ({"merges": ["x yz"]}, "out of vocabulary"),
