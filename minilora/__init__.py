@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .families import llama as llama
     from .families import roberta as roberta
     from .generation import generate as generate
+    from .generation import stream as stream
     from .lora import LoRALinear as LoRALinear
     from .lora import attach_lora as attach_lora
     from .lora import merge as merge
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .optim import SGD as SGD
     from .optim import AdamW as AdamW
     from .pretrained import load_pretrained as load_pretrained
+    from .pretrained import load_tokenizer as load_tokenizer
     from .pretrained import save_pretrained as save_pretrained
     from .training import evaluate as evaluate
     from .training import fit as fit
@@ -32,11 +34,11 @@ if TYPE_CHECKING:
 # Names are loaded when first used: the command line must set the number of BLAS threads before NumPy is loaded.
 HOMES = {
     "families": ["bert", "gpt2", "llama", "roberta"],
-    "generation": ["generate"],
+    "generation": ["generate", "stream"],
     "lora": ["LoRALinear", "attach_lora", "merge", "unmerge"],
     "modules": ["Context", "Gradients", "Linear", "Parameter"],
     "optim": ["SGD", "AdamW"],
-    "pretrained": ["load_pretrained", "save_pretrained"],
+    "pretrained": ["load_pretrained", "load_tokenizer", "save_pretrained"],
     "training": ["evaluate", "fit"],
     "transformer": ["Config"],
 }

@@ -129,6 +129,7 @@ class SubwordTokenizer(Tokenizer):
         self.special = frozenset(i for i, token in splitter.get_added_tokens_decoder().items() if token.special)
         self.bos, self.eos, self.pad = (self._id(f"{name}_token") for name in ("bos", "eos", "pad"))
         self.ends = frozenset(ends)
+        self.encode("a")  # some damaged files are found only now
 
     def _id(self, name: str) -> int | None:
         if name not in self.names:
@@ -139,7 +140,7 @@ class SubwordTokenizer(Tokenizer):
         return found
 
     def encode(self, text: str, special: bool = True) -> np.ndarray:
-        return np.array(self.splitter.encode(checked(text), add_special_tokens=special).ids, np.int64)
+        return np.array(refusing(self.splitter.encode, checked(text), add_special_tokens=special).ids, np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self.splitter.decode([int(i) for i in ids], skip_special_tokens=True))
@@ -156,7 +157,7 @@ class SubwordTokenizer(Tokenizer):
                 raise ValueError(f"length = {length} has no room for a text: {around} special tokens stand around it")
             self.splitter.enable_truncation(length)
         try:
-            found = self.splitter.encode_batch(rows)
+            found = refusing(self.splitter.encode_batch, rows)
         finally:
             self.splitter.no_truncation()
         cut = [bool(one.overflowing) for one in found]
@@ -288,11 +289,15 @@ def chat_template(folder: Path, setting: Any) -> str | None:
 
 
 def refusing(make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """make(...). Raises ValueError for what the `tokenizers` package refuses: it raises no narrower class."""
+    """make(...) of the `tokenizers` package. Raises ValueError for what it refuses: it has no narrower class than
+    Exception, and for some damaged files a panic, which is none.
+    """
     try:
         return make(*arguments, **options)
-    except Exception as error:
-        raise ValueError(" ".join(str(error).split())) from None
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # Ctrl-C
+        raise ValueError(" ".join(str(error).split())[:200]) from None
 
 
 def tokenizers() -> Any:

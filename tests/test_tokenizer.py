@@ -240,6 +240,22 @@ def test_what_cannot_be_read_is_one_line_that_names_the_file(folder, tmp_path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["template", "merges", "unknown"])
+def test_a_file_on_which_the_package_panics_is_refused_like_another(folder, name):
+    made = word_piece() if name == "template" else byte_level()
+    path = folder(made) / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if name == "template":
+        del content["post_processor"]["special_tokens"]["[SEP]"]
+    elif name == "merges":
+        content["model"]["continuing_subword_prefix"] = "longer than any token of it"
+    else:
+        content["model"] = {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "?"}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read"):
+        read_tokenizer(path.parent)
+
+
 @pytest.mark.parametrize(("package", "run"), [("tokenizers", read_tokenizer), ("jinja2", lambda _: render("x"))])
 def test_where_a_package_is_missing_the_error_is_the_line_to_run(folder, monkeypatch, package, run):
     path = folder(byte_level())

@@ -23,6 +23,8 @@ from ..names import hub_name
 from ..tokenizer import ByteTokenizer, Tokenizer, read_tokenizer
 from ..transformer import Config, Transformer
 from .configs import read_config, write_config
+from .gguf import read_gguf
+from .gguf_tokens import gguf_tokenizer
 from .sources import BUILTIN, locate
 
 TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -54,26 +56,29 @@ def load_pretrained(
     for weights that are damaged, not finite, or do not fit the config.
     """
     path = locate(source)
-    values, tensors = read_values(path), read_checkpoint(path)
-    family, config = read_config(values, str(path / "config.json"), dtype, head, labels)
+    tensors: Mapping[str, np.ndarray]
+    if path.is_file():
+        said, (values, tensors, _) = str(path), read_gguf(path)
+    else:
+        said, values, tensors = str(path / "config.json"), read_values(path), read_checkpoint(path)
+    family, config = read_config(values, said, dtype, head, labels)
     try:
         return assemble(family, config, tensors, str(source), rng or np.random.default_rng(0))
     except ValueError as error:
-        raise ValueError(f"the tensors of {source} do not fit its config.json: {error}") from None
+        raise ValueError(f"the tensors of {source} do not fit its {"header" if path.is_file() else "config.json"}: {error}") from None
 
 
 def load_tokenizer(source: str | Path = "builtin") -> Tokenizer:
-    """What turns text into the ids of the model in `source`: bytes for "builtin", else what its files say.
+    """What turns text into the ids of the model in `source`: what its files say, or bytes where there are 256 ids and
+    no tokenizer, as of all of this library's own.
 
     Raises FileNotFoundError and ImportError as load_pretrained does, ValueError for files that are damaged.
     """
     path = locate(source)
-    return ByteTokenizer() if is_over_bytes(path) else read_tokenizer(path)
-
-
-def is_over_bytes(path: Path) -> bool:
-    """A model of 256 ids without a tokenizer reads bytes, as all of this library's own do."""
-    return not (path / "tokenizer.json").is_file() and read_values(path).get("vocab_size") == 256
+    if path.is_file():
+        return gguf_tokenizer(path)
+    over_bytes = not (path / "tokenizer.json").is_file() and read_values(path).get("vocab_size") == 256
+    return ByteTokenizer() if over_bytes else read_tokenizer(path)
 
 
 def read_values(path: Path) -> dict[str, Any]:
