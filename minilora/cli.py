@@ -7,7 +7,8 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -21,14 +22,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(options.threads)  # BLAS reads these when NumPy is loaded, and never again
+    warnings.showwarning = note
     try:
         return options.run(options) or 0
+    except BrokenPipeError:  # whoever reads has seen enough: minilora audit | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
         print(f"minilora: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"minilora: {one_line(stop) if stop.args else 'stopped'}", file=sys.stderr)
         return 130
+
+
+def note(message: Any, *_: Any, **__: Any) -> None:
+    """A warning, as a line for people."""
+    print(f"minilora: note: {message}", file=sys.stderr)
 
 
 def one_line(error: BaseException) -> str:
@@ -52,7 +62,11 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"minilora {__version__}")
     commands = top.add_subparsers(required=True, metavar="command")
     shared: dict[str, dict[str, Any]] = {
-        "--base": {"default": "builtin", "metavar": "DIR", "help": "'builtin' or a model folder (default builtin)"},
+        "--base": {
+            "default": "builtin",
+            "metavar": "MODEL",
+            "help": "a folder, a .gguf file, builtin, minilm, smollm2",
+        },
         "--out": {"required": True, "metavar": "DIR", "help": "a new folder"},
         "--resume": {"action": "store_true", "help": "go on from the checkpoint in --out"},
         "--device": {"choices": ["cpu", "cuda"], "default": "cpu", "help": "where to compute (cuda needs CuPy)"},
@@ -90,6 +104,14 @@ def parser() -> Parser:
         add("--evaluate-every", type=positive, default=50, metavar="N", help="steps (default 50)")
         add("--patience", type=from_zero, default=0, metavar="N", help="stop after N evaluations in vain; 0: never")
         add("--checkpoint-every", type=positive, default=50, metavar="N", help="steps (default 50)")
+
+    def drawing(add: Callable[..., Any]) -> None:
+        """How to continue a text: what generate and chat are told alike."""
+        add("--adapter", metavar="DIR", help="an adapter folder")
+        add("--tokens", type=positive, default=200, metavar="N", help="add up to N, bytes or pieces (default 200)")
+        add("--temperature", type=float, default=0.0, metavar="X", help="0: the most probable (default)")
+        add("--top-k", type=from_zero, default=0, metavar="N", help="draw from the N most probable; 0: from all")
+        add("--top-p", type=share, default=1.0, metavar="P", help="draw from the fewest of probability P (default 1)")
 
     add = command(
         demo,
@@ -136,21 +158,18 @@ def parser() -> Parser:
         "",
         *("--base", "--device", "--seed"),
     )
-    add("--adapter", metavar="DIR", help="an adapter folder")
+    drawing(add)
     add("--prompt", required=True, metavar="TEXT")
-    add("--tokens", type=positive, default=200, metavar="N", help="bytes to add (default 200)")
-    add("--temperature", type=float, default=0.0, metavar="X", help="0: the most probable (default)")
-    add("--top-k", type=from_zero, default=0, metavar="N", help="draw from the N most probable; 0: from all")
-    add(
-        "--top-p", type=share, default=1.0, metavar="P", help="draw from the fewest that have probability P (default 1)"
-    )
+
+    add = command(chat, "minilora chat --base smollm2 --temperature 0.7", "", *("--base", "--device", "--seed"))
+    drawing(add)
 
     example = "minilora merge --adapter runs/demo --out runs/merged"
     add = command(merge, example, "config.json, model.safetensors", "--base", "--out", "--device")
     add("--adapter", required=True, metavar="DIR", help="an adapter folder")
 
     add = command(info, "minilora info runs/demo", "")
-    add("folder", metavar="DIR", help="'builtin', or a folder with a model, an adapter or a run")
+    add("folder", metavar="DIR", help="a folder with a model, an adapter or a run; or a model as --base")
 
     add = command(
         rank,
@@ -293,23 +312,51 @@ def sweep(options: argparse.Namespace) -> None:
 
 def generate(options: argparse.Namespace) -> None:
     """Continue a prompt."""
-    import numpy as np
-
-    from .generation import stream
-
-    pieces = stream(
-        adapted(options),
-        options.prompt,
-        options.tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        rng=np.random.default_rng(options.seed),
-    )
+    answer = answerer(options)
+    pieces = answer(options.prompt, True)
     print(options.prompt.encode(errors="surrogateescape").decode(errors="replace"), end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+
+
+def chat(options: argparse.Namespace) -> None:
+    """Talk with an instruct model, a line at a time, until the input ends."""
+    from .pretrained import load_tokenizer
+
+    tokenizer = load_tokenizer(options.base)
+    tokenizer.chat([{"role": "user", "content": "?"}])  # a model that does not chat says so here
+    answer, messages = answerer(options), []
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            messages.append({"role": "user", "content": input(prompt)})
+        except EOFError:
+            return
+        said = []
+        for piece in answer(tokenizer.chat(messages), False):
+            said.append(piece)
+            print(piece, end="", flush=True)
+        print()
+        messages.append({"role": "assistant", "content": "".join(said)})
+
+
+def answerer(options: argparse.Namespace) -> Callable[[str, bool], Iterator[str]]:
+    """What streams a continuation of a text, by the options of generate and chat."""
+    import numpy as np
+
+    from .generation import stream
+    from .pretrained import load_tokenizer
+
+    model, tokenizer, rng = adapted(options), load_tokenizer(options.base), np.random.default_rng(options.seed)
+
+    def answer(text: str, special: bool) -> Iterator[str]:
+        return stream(
+            model, text, options.tokens, tokenizer=tokenizer, temperature=options.temperature, top_k=options.top_k,
+            top_p=options.top_p, rng=rng, special=special,
+        )  # fmt: skip
+
+    return answer
 
 
 def merge(options: argparse.Namespace) -> None:
@@ -328,13 +375,13 @@ def merge(options: argparse.Namespace) -> None:
 def info(options: argparse.Namespace) -> None:
     """What a folder holds: family, shapes, adapter, hash of the base, a run and how far it is."""
     from .peft import CONFIG, describe_adapter
-    from .pretrained import BUILTIN, describe_model
+    from .pretrained import describe_model, locate
     from .tasks.language_model import SETTINGS, describe_run
 
-    folder = BUILTIN if options.folder == "builtin" else Path(options.folder)
+    folder = locate(options.folder)
     found: dict[str, str] = {}
-    if (folder / "config.json").is_file():
-        found |= describe_model(folder)
+    if folder.is_file() or (folder / "config.json").is_file():
+        found |= describe_model(options.folder)
     if (folder / CONFIG).is_file():
         found |= describe_adapter(folder)
     if (folder / SETTINGS).is_file():

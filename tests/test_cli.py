@@ -29,7 +29,20 @@ from minilora.pretrained import save_pretrained
 from minilora.tasks import language_model, rank
 from minilora.transformer import Config
 
-COMMANDS = ["demo", "pretrain", "finetune", "sweep", "generate", "merge", "info", "rank", "count", "audit", "verify"]
+COMMANDS = [
+    "demo",
+    "pretrain",
+    "finetune",
+    "sweep",
+    "generate",
+    "chat",
+    "merge",
+    "info",
+    "rank",
+    "count",
+    "audit",
+    "verify",
+]
 SMALL: dict[str, Any] = {
     "vocab": 256, "layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "hidden": 24, "context": 32,
 }  # fmt: skip
@@ -448,12 +461,12 @@ def test_a_base_that_cannot_be_used_is_refused_in_one_line(name, here, capfd):
 def test_a_vocabulary_too_small_for_bytes_is_refused(here, capfd):
     make_base(here / "small", vocab=100)
     assert_refused(here, capfd, [*FINETUNE, "--base", "small"], "text is read as bytes, .* vocabulary of 256.* 100")
-    assert_refused(here, capfd, ["generate", "--base", "small", "--prompt", "x"], "vocabulary.* 100|vocabulary 0..99")
+    assert_refused(here, capfd, ["generate", "--base", "small", "--prompt", "x"], "tokenizer.json is missing")
 
 
 def test_a_vocabulary_of_more_than_bytes_is_told_so(here, capfd):
     make_base(here / "large", vocab=5000)
-    assert_refused(here, capfd, ["generate", "--base", "large", "--prompt", "x", "--temperature", "1"], "vocabulary")
+    assert_refused(here, capfd, ["generate", "--base", "large", "--prompt", "x"], "tokenizer.json is missing")
 
 
 ADAPTER = r"adapter_model\.safetensors"
@@ -557,7 +570,9 @@ def test_a_prompt_whose_bytes_are_no_utf8_is_continued(here, capfd):
 
 
 def test_info_refuses_a_folder_that_holds_neither_model_nor_adapter(here, capfd):
-    assert_refused(here, capfd, ["info", "nowhere"], r"nowhere holds no model \(config\.json\), adapter .* or run")
+    assert_refused(here, capfd, ["info", "nowhere"], "no folder or file 'nowhere'")
+    Path("empty").mkdir()
+    assert_refused(here, capfd, ["info", "empty"], r"empty holds no model \(config\.json\), adapter .* or run")
 
 
 @pytest.mark.parametrize(
@@ -723,3 +738,50 @@ def test_a_rate_that_blows_up_is_one_line_that_names_the_module_and_the_checkpoi
     assert re.fullmatch(message + "good state; --resume goes on from there, or start in another folder", said[0])
     assert {path.name for path in (here / "out").iterdir()} == {"settings.json", "checkpoint.safetensors"}
     load_tensors(here / "out" / "checkpoint.safetensors")
+
+
+# ---- an instruct model, made small ----
+
+
+@pytest.fixture
+def instruct(here, rng) -> Path:
+    """A folder with a tiny llama, a tokenizer of single letters, and a chat template."""
+    tokenizers = pytest.importorskip("tokenizers")
+    letters = ["<end>", "<turn>", *map(chr, range(32, 127))]
+    splitter = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    splitter.add_special_tokens(["<end>", "<turn>"])
+    save_pretrained(llama(Config(vocab=100, layers=1, width=16, heads=2, context=64), rng), here / "instruct")
+    splitter.save(str(here / "instruct" / "tokenizer.json"))
+    template = (
+        "{% for m in messages %}<turn>{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<turn>{% endif %}"
+    )
+    settings = {"eos_token": "<end>", "chat_template": template}
+    (here / "instruct" / "tokenizer_config.json").write_text(json.dumps(settings))
+    return here / "instruct"
+
+
+def test_chat_answers_each_line_until_the_input_ends(instruct, capfd, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\nand again\n"))
+    words = ["--tokens", "5", "--temperature", "1", "--seed", "3"]
+    assert main(["chat", "--base", "instruct", *words]) == 0
+    shown = capfd.readouterr().out.splitlines()
+    assert len(shown) == 2
+    assert all(len(line) <= 5 and "<end>" not in line for line in shown)
+
+
+def test_generate_streams_what_a_tokenizer_says(instruct, capfd):
+    assert main(["generate", "--base", "instruct", "--prompt", "abc", "--tokens", "4"]) == 0
+    assert capfd.readouterr().out.startswith("abc")
+
+
+def test_a_model_that_does_not_chat_says_so_before_the_first_line(here, capfd, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert_refused(here, capfd, ["chat"], "no chat template")
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word():
+    command = [sys.executable, "-m", "minilora", "audit"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() in (1, 141)  # rich ends by itself with 1

@@ -56,16 +56,18 @@ def load_pretrained(
     for weights that are damaged, not finite, or do not fit the config.
     """
     path = locate(source)
+    values: Mapping[str, Any]
     tensors: Mapping[str, np.ndarray]
     if path.is_file():
-        said, (values, tensors, _) = str(path), read_gguf(path)
+        (values, tensors, _), said = read_gguf(path), path
     else:
-        said, values, tensors = str(path / "config.json"), read_values(path), read_checkpoint(path)
-    family, config = read_config(values, said, dtype, head, labels)
+        values, tensors, said = read_values(path), read_checkpoint(path), path / "config.json"
+    family, config = read_config(values, str(said), dtype, head, labels)
     try:
         return assemble(family, config, tensors, str(source), rng or np.random.default_rng(0))
     except ValueError as error:
-        raise ValueError(f"the tensors of {source} do not fit its {"header" if path.is_file() else "config.json"}: {error}") from None
+        what = "header" if path.is_file() else "config.json"
+        raise ValueError(f"the tensors of {source} do not fit its {what}: {error}") from None
 
 
 def load_tokenizer(source: str | Path = "builtin") -> Tokenizer:
