@@ -750,6 +750,7 @@ def instruct(here, rng) -> Path:
     letters = ["<end>", "<turn>", *map(chr, range(32, 127))]
     splitter = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     splitter.add_special_tokens(["<end>", "<turn>"])
+    splitter.decoder = tokenizers.decoders.Fuse()
     save_pretrained(llama(Config(vocab=100, layers=1, width=16, heads=2, context=64), rng), here / "instruct")
     splitter.save(str(here / "instruct" / "tokenizer.json"))
     template = (
