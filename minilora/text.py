@@ -89,8 +89,13 @@ def read_text(path: str | Path) -> Split:
     return Split(data[:first], data[first:second], data[second:])
 
 
-def encode(text: str | bytes) -> np.ndarray:
-    """(N,) int64: the bytes of `text`; those of a command line that are no UTF-8 come back out of their surrogates."""
+def encode(text: str | bytes | np.ndarray) -> np.ndarray:
+    """(N,) int64: the bytes of `text`; those of a command line that are no UTF-8 come back out of their surrogates.
+
+    An array stays as it is: the ids that a tokenizer gave.
+    """
+    if isinstance(text, np.ndarray):
+        return text
     data = text.encode(errors="surrogateescape") if isinstance(text, str) else text
     return np.frombuffer(data, dtype=np.uint8).astype(np.int64)
 
@@ -105,15 +110,15 @@ def decode(ids: np.ndarray) -> str:
     return bytes(ids.tolist()).decode(errors="replace")
 
 
-def random_windows(data: bytes, batch: int, length: int, seed: int) -> Callable[[int], Batch]:
-    """step -> a Batch of `batch` windows of `length` bytes, the next byte of each as its label.
+def random_windows(data: bytes | np.ndarray, batch: int, length: int, seed: int) -> Callable[[int], Batch]:
+    """step -> a Batch of `batch` windows of `length` bytes (or ids) of `data`, the next of each as its label.
 
     A batch depends on seed and step alone: a run that is resumed sees what it would have seen.
     Raises ValueError for data shorter than one batch.
     """
     if len(data) <= batch * length:
         raise ValueError(
-            f"{len(data)} bytes are less than one batch of {batch} windows of {length}: more text, or smaller batches"
+            f"{len(data)} tokens are less than one batch of {batch} windows of {length}: more text, or smaller batches"
         )
     tokens = encode(data)
 
@@ -125,8 +130,8 @@ def random_windows(data: bytes, batch: int, length: int, seed: int) -> Callable[
     return at
 
 
-def all_windows(data: bytes, batch: int, length: int) -> Iterator[Batch]:
-    """Every byte of `data` but the first, once as a label, with at least length/2 bytes (if there are) before it.
+def all_windows(data: bytes | np.ndarray, batch: int, length: int) -> Iterator[Batch]:
+    """Every byte (or id) of `data` but the first, once as a label, with at least length/2 bytes (if there are) before it.
 
     Windows overlap by half, and what a window shares with the one before it counts for nothing.
     """

@@ -330,7 +330,7 @@ BAD_OPTIONS = {
     "negative patience": (["--patience", "-1"], "patience: '-1'"),
     "data missing": (["--data", "nowhere.txt"], "No such file or directory: nowhere.txt"),
     "data a folder": (["--data", "base"], "Is a directory: base|Permission denied: base"),
-    "data shorter than a batch": (["--batch", "999"], "bytes are less than one batch of 999 windows of 8: more text"),
+    "data shorter than a batch": (["--batch", "999"], "tokens are less than one batch of 999 windows of 8: more text"),
     "base missing": (["--base", "nowhere"], "no folder or file 'nowhere': give one with a model in it"),
     "base without config": (["--base", "."], r"holds no config\.json: it is not a model folder"),
     "windows too long": (["--length", "33"], "windows of 33 bytes are longer than the model's 32 positions"),
@@ -354,7 +354,7 @@ BAD_TEXTS = {
     "empty": (b"", "words.txt is empty"),
     "binary": (b"text\0text" * 99, "words.txt is not UTF-8 text"),
     "another encoding": ("naïve ".encode("latin-1") * 99, "words.txt is not UTF-8 text"),
-    "short": (b"x" * 20, "16 bytes are less than one batch of 2 windows of 8"),
+    "short": (b"x" * 20, "16 tokens are less than one batch of 2 windows of 8"),
     "nothing left to hold out": (b"x" * 9, "bytes", "--batch", "1", "--length", "4"),
 }
 

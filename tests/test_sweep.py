@@ -335,7 +335,7 @@ BAD = {
     "a rank above the smaller side": (["--ranks", "1,17"], "rank 17 is not a whole number from 1 to 16"),
     "no seed": (["--seeds", "0"], "seeds: '0' is not a whole number above 0"),
     "no job": (["--jobs", "0"], "jobs: '0' is not a whole number above 0"),
-    "a text too short": (["--batch", "999"], "bytes are less than one batch of 999 windows of 16"),
+    "a text too short": (["--batch", "999"], "tokens are less than one batch of 999 windows of 16"),
     "no text": (["--data", "nowhere.txt"], "No such file or directory: nowhere.txt"),
     "no base": (["--base", "nowhere"], "no folder or file 'nowhere'"),
     "no such target": (["--targets", "q_prox"], "no layer is called 'q_prox'"),

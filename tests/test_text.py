@@ -32,7 +32,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
 
 def test_less_text_than_a_batch_is_refused():
-    with pytest.raises(ValueError, match="64 bytes are less than one batch of 4 windows of 16"):
+    with pytest.raises(ValueError, match="64 tokens are less than one batch of 4 windows of 16"):
         text.random_windows(bytes(64), 4, 16, 0)
 
 
@@ -84,3 +84,11 @@ def test_excerpts_are_evenly_spread_and_of_the_size_asked_for():
     assert len(cut) == 1600
     assert len(set(cut)) >= 16
     assert text.excerpts(data[:100], 1600) == data[:100]
+
+
+def test_windows_of_ids_are_those_of_the_bytes_they_stand_for():
+    data = bytes(range(100)) * 3
+    for windows in (lambda d: [text.random_windows(d, 4, 16, 3)(7)], lambda d: list(text.all_windows(d, 4, 16))):
+        for ours, theirs in zip(windows(text.encode(data)), windows(data), strict=True):
+            assert np.array_equal(ours.ids, theirs.ids)
+            assert np.array_equal(ours.targets, theirs.targets)
