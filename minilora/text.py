@@ -131,7 +131,7 @@ def random_windows(data: bytes | np.ndarray, batch: int, length: int, seed: int)
 
 
 def all_windows(data: bytes | np.ndarray, batch: int, length: int) -> Iterator[Batch]:
-    """Every byte (or id) of `data` but the first, once as a label, with at least length/2 bytes (if there are) before it.
+    """Every byte (or id) of `data` but the first, once as a label, with at least length/2 before it if there are.
 
     Windows overlap by half, and what a window shares with the one before it counts for nothing.
     """
