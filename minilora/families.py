@@ -140,56 +140,35 @@ def decoder_head(new: New, token: Embedding) -> dict[str, Module]:
 
 
 def bert(config: Config, rng: np.random.Generator | None) -> Transformer:
-    """Devlin et al. (2018): post-norm, learned positions and segments, GELU; the classifier reads the first token."""
-    new = New(config, rng)
-    layers, token = encoder(new)
-    if config.head == "classify":
-        C = config.width
-        layers |= {
-            "first": Select(last=False),
-            "pooler": new.linear(C, C, True),
-            "pooler_tanh": Tanh(),
-            "classifier": new.classifier(bias=True),
-        }
-    return Transformer("bert", config, layers | masked_head(new, token))
+    """Devlin et al. (2018): post-norm, learned positions and segments, GELU."""
+    return encoder("bert", "pooler", config, rng)
 
 
 def roberta(config: Config, rng: np.random.Generator | None) -> Transformer:
-    """Liu et al. (2019): BERT, with its first position in row 2 of the table, and a classifier of its own."""
-    new = New(config, rng)
-    layers, token = encoder(new)
-    if config.head == "classify":
-        C = config.width
-        layers |= {
-            "first": Select(last=False),
-            "classifier_transform": new.linear(C, C, True),
-            "classifier_tanh": Tanh(),
-            "classifier": new.classifier(bias=True),
-        }
-    return Transformer("roberta", config, layers | masked_head(new, token))
+    """Liu et al. (2019): BERT, whose first position is row config.offset of the table."""
+    return encoder("roberta", "classifier_transform", config, rng)
 
 
-def encoder(new: New) -> tuple[dict[str, Module], Embedding]:
-    config = new.config
+def encoder(family: str, transform: str, config: Config, rng: np.random.Generator | None) -> Transformer:
+    """A classifier reads tanh of a transform of the first token, a language model's head guesses masked tokens:
+
+    logits = E norm(gelu(W h + b)) + c          E the token embedding
+    """
+    new, C = New(config, rng), config.width
     token, position = new.embedding(config.vocab), new.embedding(config.offset + config.context)
     embed = Embeddings(token, position, new.embedding(config.segments), new.layer_norm(), config.offset)
     blocks = [
         PostNormBlock(new.layer_norm(), new.attention(causal=False, bias=True), new.layer_norm(), new.mlp())
         for _ in range(config.layers)
     ]
-    return chain(embed, blocks), token
-
-
-def masked_head(new: New, token: Embedding) -> dict[str, Module]:
-    """logits = E norm(gelu(W h + b)) + c, with the token embedding E: what BERT guesses masked words with."""
-    if new.config.head != "lm":
-        return {}
-    return {
-        "head_transform": new.linear(new.config.width, new.config.width, True),
-        "head_gelu": new.gelu(),
-        "head_norm": new.layer_norm(),
-        "lm_head": new.lm_head(token, bias=True),
-    }
+    head: dict[str, Module] = {}
+    if config.head == "classify":
+        head = {"first": Select(last=False), transform: new.linear(C, C, True), f"{transform}_tanh": Tanh()}
+        head["classifier"] = new.classifier(bias=True)
+    elif config.head == "lm":
+        head = {"head_transform": new.linear(C, C, True), "head_gelu": new.gelu(), "head_norm": new.layer_norm()}
+        head["lm_head"] = new.lm_head(token, bias=True)
+    return Transformer(family, config, chain(embed, blocks, **head))
 
 
 FAMILIES: dict[str, Callable[[Config, np.random.Generator | None], Transformer]] = {
