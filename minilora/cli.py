@@ -165,7 +165,9 @@ def parser() -> Parser:
     drawing(add)
 
     example = "minilora merge --adapter runs/demo --out runs/merged"
-    add = command(merge, example, "config.json, model.safetensors", "--base", "--out", "--device")
+    add = command(
+        merge, example, "config.json, model.safetensors, the tokenizer's files", "--base", "--out", "--device"
+    )
     add("--adapter", required=True, metavar="DIR", help="an adapter folder")
 
     add = command(info, "minilora info runs/demo", "")
@@ -363,12 +365,12 @@ def merge(options: argparse.Namespace) -> None:
     """Write base and adapter as one model."""
     from .checkpoint import check_free
     from .lora import merge as merge_model
-    from .pretrained import save_pretrained
+    from .pretrained import load_tokenizer, save_pretrained
 
     check_free(options.out)
     model = adapted(options)
     paths = merge_model(model)
-    save_pretrained(model, options.out)
+    save_pretrained(model, options.out, load_tokenizer(options.base))
     print(f"{len(paths)} adapters merged; written to {options.out}")
 
 

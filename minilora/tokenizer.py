@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import text as bytes_of
-from .checkpoint import read_json
+from .checkpoint import read_json, to_json
 
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a byte, in the vocabularies that fall back on bytes
 
@@ -63,6 +63,10 @@ class Tokenizer:
         special=False. Raises ValueError for a model without a chat template, and for messages it does not accept.
         """
         raise ValueError("this model has no chat template: it continues a text, it does not answer messages")
+
+    def files(self) -> dict[str, bytes]:
+        """{file name: content} of a folder out of which read_tokenizer makes the same again; none for bytes."""
+        return {}
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of `ids` as they come, each piece as soon as no later id can change it: "".join is decode(ids).
@@ -181,6 +185,17 @@ class SubwordTokenizer(Tokenizer):
         if self.template is None:
             return super().chat(messages, reply)
         return render(self.template, messages=list(messages), add_generation_prompt=reply, **self.names)
+
+    def files(self) -> dict[str, bytes]:
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.names}
+        if self.template is not None:
+            settings["chat_template"] = self.template
+        ends = {"eos_token_id": sorted(self.stop)} if self.stop else {}
+        return {
+            "tokenizer.json": self.splitter.to_str(pretty=True).encode(),
+            "tokenizer_config.json": to_json(settings),
+            "generation_config.json": to_json(ends),
+        }
 
     def is_silent(self, i: int) -> bool:
         return int(i) in self.special or self.splitter.id_to_token(int(i)) is None

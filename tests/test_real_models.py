@@ -91,3 +91,18 @@ def test_a_chat_is_answered_and_ended():
     assert "ello" in "".join(pieces)
     assert "<|im_end|>" not in "".join(pieces)
     assert len(pieces) < 60
+
+
+def test_a_merged_model_takes_its_tokenizer_along(tmp_path):
+    try:
+        folder = locate("minilm")
+    except ImportError as error:
+        pytest.skip(str(error))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, tokenizer = minilora.load_pretrained("minilm"), minilora.load_tokenizer("minilm")
+    minilora.save_pretrained(model, tmp_path / "m", tokenizer)
+    theirs = [
+        transformers.AutoTokenizer.from_pretrained(path)(SENTENCES)["input_ids"] for path in (folder, tmp_path / "m")
+    ]
+    assert theirs[0] == theirs[1] == [tokenizer.encode(text).tolist() for text in SENTENCES]

@@ -353,3 +353,17 @@ def test_a_chat_is_rendered_as_transformers_renders_it(template, reply):
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_level(), **NAMES["byte_level"])
     expected = theirs.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=reply)
     assert SubwordTokenizer(byte_level(), NAMES["byte_level"], template).chat(messages, reply) == expected
+
+
+def test_what_a_tokenizer_writes_is_read_as_the_same_again(folder, tmp_path):
+    first = read_tokenizer(folder)
+    (tmp_path / "b").mkdir()
+    for name, content in first.files().items():
+        (tmp_path / "b" / name).write_bytes(content)
+    again = read_tokenizer(tmp_path / "b")
+    for text in ("a few words", "Ünïcode 🐈", ""):
+        assert np.array_equal(first.encode(text), again.encode(text))
+    assert (again.bos, again.eos, again.pad, again.stop, again.template) == (
+        first.bos, first.eos, first.pad, first.stop, first.template,
+    )  # fmt: skip
+    assert ByteTokenizer().files() == {}

@@ -188,12 +188,13 @@ def base_hash(model: Transformer) -> str:
     return weights_hash({path: x for path, x in model.state_dict().items() if not path.endswith(("lora_A", "lora_B"))})
 
 
-def save_pretrained(model: Transformer, folder: str | Path) -> None:
-    """Write config.json and model.safetensors, merged adapters merged; `transformers` loads the folder.
+def save_pretrained(model: Transformer, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
+    """Write config.json and model.safetensors, merged adapters merged, and the tokenizer's files if one is given;
+    `transformers` loads the folder.
 
     Raises ValueError while adapters are attached and not merged, or when the folder holds something already.
     """
-    write_folder(folder, model_files(model))
+    write_folder(folder, model_files(model) | (tokenizer.files() if tokenizer else {}))
 
 
 def model_files(model: Transformer) -> dict[str, bytes]:
