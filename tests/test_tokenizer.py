@@ -356,7 +356,12 @@ def test_a_chat_is_rendered_as_transformers_renders_it(template, reply):
 
 
 def test_what_a_tokenizer_writes_is_read_as_the_same_again(folder, tmp_path):
-    first = read_tokenizer(folder)
+    settings = {
+        "eos_token": "</s>",
+        "pad_token": {"content": "<unk>"},
+        "chat_template": "{{ messages[0].content }}</s>",
+    }
+    first = read_tokenizer(folder(byte_fallback(), tokenizer_config=settings))
     (tmp_path / "b").mkdir()
     for name, content in first.files().items():
         (tmp_path / "b" / name).write_bytes(content)
