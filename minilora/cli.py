@@ -9,6 +9,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -368,9 +369,11 @@ def merge(options: argparse.Namespace) -> None:
     from .pretrained import load_tokenizer, save_pretrained
 
     check_free(options.out)
-    model = adapted(options)
+    model, tokenizer = adapted(options), None
+    with suppress(FileNotFoundError):  # a base without one has none to take along
+        tokenizer = load_tokenizer(options.base)
     paths = merge_model(model)
-    save_pretrained(model, options.out, load_tokenizer(options.base))
+    save_pretrained(model, options.out, tokenizer)
     print(f"{len(paths)} adapters merged; written to {options.out}")
 
 
