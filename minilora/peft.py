@@ -14,7 +14,7 @@ import numpy as np
 
 from .backend import get_array_module
 from .checkpoint import load_tensors, read_json, tensors_to_bytes, to_json, write_folder
-from .lora import LoRALinear, MergedLinear, check_adaptable, last
+from .lora import Adapter, LoRALinear, MergedLinear, check_adaptable, last
 from .modules import Linear, check_fit
 from .pretrained import base_hash, their_name
 from .transformer import Transformer
@@ -52,6 +52,8 @@ def adapters_of(model: Transformer) -> dict[str, LoRALinear]:
     if any(isinstance(module, MergedLinear) for _, module in model.named_modules()):
         raise ValueError("the adapters are merged: unmerge(model) first")
     found = {path: module for path, module in model.named_modules() if isinstance(module, LoRALinear)}
+    if any(isinstance(module, Adapter) and not isinstance(module, LoRALinear) for _, module in model.named_modules()):
+        raise ValueError("an adapter of an embedding cannot be saved yet")
     if not found:
         raise ValueError("the model has no adapter: attach_lora(model, ...) first")
     return found

@@ -17,7 +17,7 @@ from ..accounting import count_parameters
 from ..backend import Array
 from ..checkpoint import load_tensors, read_json, tensors_to_bytes, to_json, weights_hash, write_folder
 from ..families import FAMILIES
-from ..lora import LoRALinear, MergedLinear
+from ..lora import Adapter, MergedEmbedding, MergedLinear
 from ..modules import shapes_of
 from ..names import hub_name
 from ..tokenizer import ByteTokenizer, Tokenizer, read_tokenizer
@@ -190,7 +190,7 @@ def save_pretrained(model: Transformer, folder: str | Path) -> None:
 def model_files(model: Transformer) -> dict[str, bytes]:
     """{file name: content} of `model`. Raises as save_pretrained does."""
     modules = [module for _, module in model.named_modules()]
-    adapted, merged = (sum(isinstance(m, kind) for m in modules) for kind in (LoRALinear, MergedLinear))
+    adapted, merged = (sum(isinstance(m, kind) for m in modules) for kind in (Adapter, MergedLinear | MergedEmbedding))
     if adapted:
         raise ValueError(f"{adapted} layers are adapted: merge(model) first, or save the adapter by itself")
     state = model.state_dict()
