@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +174,13 @@ def draw_classifier(model: Transformer, state: dict[str, Array], rng: np.random.
 # ---- out ----
 
 
-def base_hash(model: Transformer) -> str:
-    """sha256 over the base's names, shapes and bytes; the same with an adapter attached as without."""
-    return weights_hash({path: x for path, x in model.state_dict().items() if not path.endswith(("lora_A", "lora_B"))})
+def base_hash(model: Transformer, without: Collection[str] = ()) -> str:
+    """sha256 over the base's names, shapes and bytes, but for the parameters at the paths in `without`.
+
+    It is the same with an adapter attached as without.
+    """
+    parameters = model.named_parameters(without)
+    return weights_hash({path: p.data for path, p in parameters.items() if not path.endswith(("lora_A", "lora_B"))})
 
 
 def save_pretrained(model: Transformer, folder: str | Path) -> None:

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..peft import CONFIG, WEIGHTS, pattern, read_adapter
-from ..pretrained import base_hash, load_pretrained, read_checkpoint
+from ..peft import CONFIG, PREFIX, WEIGHTS, pattern, read_adapter
+from ..pretrained import CONV1D, base_hash, load_pretrained, read_checkpoint
 from ..spectrum import SVD, lora_svd, numerical_rank, svd
 
-PREFIX, SIDES = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
+SIDES = ".lora_A.weight", ".lora_B.weight"
 
 
 class Change(NamedTuple):
@@ -82,12 +82,13 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
     """
     folder = Path(folder)
     config, tensors, metadata = read_adapter(folder)
+    names = sorted({module_of(tensor, folder) for tensor in tensors}, key=natural)
     weights = {} if base is None else read_checkpoint(base)
     expected = metadata.get("base_sha256")
     if base is not None and expected and expected != base_hash(load_pretrained(base)):
         raise ValueError(f"{folder} was made for another base: the weights of {base} are not those it names")
     layers, unchanged = {}, []
-    for name in sorted({module_of(tensor, folder) for tensor in tensors}, key=natural):
+    for name in names:
         A, B = (tensors.get(PREFIX + name + side) for side in SIDES)
         r = pattern(config.get("rank_pattern"), name, config["r"])
         alpha = pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
@@ -98,6 +99,8 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
             raise ValueError(f"{folder / CONFIG}: the alpha of {name}, {alpha!r}, is not a number")
         s = float(alpha) / (math.sqrt(r) if config.get("use_rslora") else r)
         before = weights.get(f"{name}.weight")
+        if before is not None and config.get("fan_in_fan_out") and CONV1D.fullmatch(f"{name}.weight"):
+            before = before.T
         if before is not None and before.shape != (len(B), A.shape[1]):
             raise ValueError(f"{name} is {before.shape} in {base}, and the adapter is for {(len(B), A.shape[1])}")
         after = None if before is None else before + s * B.astype(float) @ A
