@@ -204,6 +204,8 @@ def model_files(model: Transformer) -> dict[str, bytes]:
     values = write_config(model) | {"dtype": str(next(iter(tensors.values())).dtype)}
     if model.config.head == "lm":
         values["tie_word_embeddings"] = "lm_head.weight" not in state
+        if "lm_head.weight" in state and "lm_head.bias" in state:  # untied, a masked head reads it under its other name
+            tensors[f"{their_name(model, 'lm_head')}.bias"] = state["lm_head.bias"]
     return {
         "config.json": to_json(values),
         TENSORS: tensors_to_bytes(tensors, {"format": "pt", "adapters_merged": str(merged)}),
