@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .format import CONFIG, PREFIX, WEIGHTS, pattern, read_adapter
+from .format import CONFIG, PREFIX, WEIGHTS, pairs_of, read_adapter
 from .reading import Adapters, load_adapter
 from .writing import adapter_files, adapters_of, save_adapter
 
@@ -22,7 +22,7 @@ __all__ = [
     "adapters_of",
     "describe_adapter",
     "load_adapter",
-    "pattern",
+    "pairs_of",
     "read_adapter",
     "save_adapter",
 ]

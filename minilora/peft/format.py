@@ -5,10 +5,12 @@ The rules are those of PEFT 0.21.2 (tuners/tuners_utils.py, utils/other.py, util
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,9 @@ from ..pretrained import their_name
 from ..transformer import Transformer
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PAIR = re.compile(
+    r"base_model\.model\.(?P<name>.+)\.(lora_(?P<side>A|B)\.weight|lora_embedding_(?P<embedding>A|B))"
+)  # the name of a tensor of a layer's A or B
 PREFIX = "base_model.model."  # of every tensor; after it the path in Hugging Face's model
 
 # Keys whose feature is not implemented, with the value that leaves it off.
@@ -178,6 +183,43 @@ def is_saved(config: dict[str, Any], name: str) -> bool:
 def pattern(patterns: dict[str, Any] | None, name: str, default: Any) -> Any:
     """PEFT's rule for rank_pattern and alpha_pattern: the first key that matches the end of `name`, as a regex."""
     return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name)), default)
+
+
+class Pair(NamedTuple):
+    """A (r, in), B (out, r) and s of one layer, as they are stored: ΔW = s B A, of an embedding its transpose."""
+
+    A: np.ndarray
+    B: np.ndarray
+    s: float
+
+
+def pairs_of(
+    folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray], embeddings: bool = False
+) -> dict[str, Pair]:
+    """{Hugging Face's name of a layer: its pair} of an adapter that no model is there for.
+
+    Raises ValueError for a tensor that is no part of a pair of a linear layer (or with `embeddings` of one), and for
+    one that does not fit its partner and the config.
+    """
+    sides: dict[str, dict[str, np.ndarray]] = {}
+    for tensor, x in tensors.items():
+        match = PAIR.fullmatch(tensor)
+        if not match or (match["embedding"] and not embeddings):
+            what = "layer or an embedding" if embeddings else "layer"
+            raise ValueError(f"{folder / WEIGHTS} holds {tensor}, which is no lora_A or lora_B of a linear {what}")
+        sides.setdefault(match["name"], {})[match["side"] or match["embedding"]] = x
+    pairs = {}
+    for name, pair in sides.items():
+        A, B = pair.get("A"), pair.get("B")
+        r = pattern(config.get("rank_pattern"), name, config["r"])
+        alpha = pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
+        if A is None or B is None or A.ndim != 2 or B.ndim != 2 or not 0 < len(A) == B.shape[1] == r:
+            found = " and ".join(str(x.shape) for x in (A, B) if x is not None)
+            raise ValueError(f"{folder / WEIGHTS}: {name} needs lora_A ({r}, in) and lora_B (out, {r}), not {found}")
+        if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha):
+            raise ValueError(f"{folder / CONFIG}: the alpha of {name}, {alpha!r}, is not a number")
+        pairs[name] = Pair(A, B, float(alpha) / (math.sqrt(r) if config.get("use_rslora") else r))
+    return pairs
 
 
 # ---- the model's layers, and what their tensors are called ----
