@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from . import layouts
 from .format import CONFIG, PREFIX, WEIGHTS, pairs_of, read_adapter
 from .reading import Adapters, load_adapter
 from .writing import adapter_files, adapters_of, save_adapter
@@ -21,6 +22,7 @@ __all__ = [
     "adapter_files",
     "adapters_of",
     "describe_adapter",
+    "layouts",
     "load_adapter",
     "pairs_of",
     "read_adapter",
