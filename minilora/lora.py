@@ -1,6 +1,6 @@
-"""LoRA: a frozen Linear with a low-rank path beside it; attaching, merging, unmerging.
+"""LoRA: a frozen Linear or Embedding with a low-rank path beside it; attaching, merging, unmerging.
 
-The adapter knows Linear; no layer, model, optimizer or training loop knows the adapter. What saves, counts,
+The adapter knows its base; no layer, model, optimizer or training loop knows the adapter. What saves, counts,
 checks or looks into adapters does (peft.py, pretrained.py, accounting, verify, spectrum.py, tasks). Attaching is
 visible assignment:
 
@@ -13,6 +13,7 @@ and attach_lora() is the first line, then the second in a loop.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Mapping
 from numbers import Real
 from typing import Any, NamedTuple
@@ -21,9 +22,45 @@ import numpy as np
 
 from . import ops
 from .backend import Array, get_array_module
-from .modules import Context, Gradients, LayerNorm, Linear, Module, Parameter, RMSNorm
+from .modules import Context, Embedding, Gradients, LayerNorm, Linear, Module, Parameter, RMSNorm
 
 HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out, as in PEFT
+
+
+class Adapter(Module):
+    """A frozen layer, `base`, and s B A beside it:         A (r, in)   B (out, r)   s = α/r, or α/√r (rsLoRA)"""
+
+    base: Any
+    lora_A: Parameter
+    lora_B: Parameter
+    dropout = 0.0
+
+    def __init__(self, base: Linear | Embedding, r: int, alpha: float, rslora: bool, A: Array, B: Array) -> None:
+        base.freeze()
+        W = base.weight.data
+        xp = get_array_module(W)
+        self.base = base
+        self.lora_A, self.lora_B = Parameter(xp.asarray(A, dtype=W.dtype)), Parameter(xp.asarray(B, dtype=W.dtype))
+        # Python numbers: a NumPy float64 would turn float32 products into float64.
+        self.r, self.alpha, self.rslora = int(r), float(alpha), rslora
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
+
+    @property
+    def weight(self) -> Parameter:
+        """The base's: an adapter has its shape."""
+        return self.base.weight
+
+    def named_modules(self, prefix: str = "") -> Any:
+        """The base keeps its own path, so that adapting a layer renames nothing: q_proj.weight, q_proj.lora_A."""
+        yield prefix, self
+        yield from self.base.named_modules(prefix)
+
+    def delta(self) -> Array:
+        """ΔW, in the shape of W, formed here for merging and looking only."""
+        raise NotImplementedError
 
 
 class LoRALinearCache(NamedTuple):
@@ -33,7 +70,7 @@ class LoRALinearCache(NamedTuple):
     keep: Array | None  # (..., in)   the dropout mask
 
 
-class LoRALinear(Module):
+class LoRALinear(Adapter):
     """y = x W₀ᵀ + b + s (x Aᵀ) Bᵀ         A (r, in)   B (out, r)   s = α/r, or α/√r (rsLoRA)
 
     Hu et al. (2021), equation 3. At the start B = 0, so y is the base's; A is uniform within ±1/√in, as
@@ -54,26 +91,12 @@ class LoRALinear(Module):
         rslora: bool = False,
         init: str = "uniform",
     ) -> None:
-        check_adaptable(base, r, alpha, dropout, init, rng)
+        check_adaptable(base, r, alpha, dropout, init, rng, kind=Linear)
         assert isinstance(base, Linear)
-        base.freeze()
-        W = base.weight.data
-        xp, (n_out, n_in) = get_array_module(W), W.shape
+        n_out, n_in = base.weight.data.shape
         A = rng.uniform(-1, 1, (r, n_in)) / math.sqrt(n_in) if init == "uniform" else rng.standard_normal((r, n_in)) / r
-        self.base = base
-        self.lora_A = Parameter(xp.asarray(A, dtype=W.dtype))
-        self.lora_B = Parameter(xp.zeros((n_out, r), dtype=W.dtype))
-        # Python numbers: a NumPy float64 would turn float32 products into float64.
-        self.r, self.alpha, self.rslora, self.dropout = int(r), float(alpha), rslora, float(dropout)
-
-    @property
-    def scaling(self) -> float:
-        return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
-
-    def named_modules(self, prefix: str = "") -> Any:
-        """The base keeps its own path, so that adapting a layer renames nothing: q_proj.weight, q_proj.lora_A."""
-        yield prefix, self
-        yield from self.base.named_modules(prefix)
+        super().__init__(base, r, alpha, rslora, A, np.zeros((n_out, r)))
+        self.dropout = float(dropout)
 
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, LoRALinearCache]:
         y, cb = self.base.forward(x, context)
@@ -95,8 +118,93 @@ class LoRALinear(Module):
         return dx
 
     def delta(self) -> Array:
-        """ΔW = s B A (out, in), formed here for merging and looking only."""
+        """ΔW = s B A (out, in)"""
         return self.scaling * (self.lora_B.data @ self.lora_A.data)
+
+
+class LoRAEmbeddingCache(NamedTuple):
+    base: Any
+    ids: Array | None  # (...)      None where A is frozen
+    h: Array | None  # (N, r)      None where B is frozen
+
+
+class LoRAEmbedding(Adapter):
+    """y = W₀[ids] + s (A[:, ids])ᵀ Bᵀ      A (r, V)   B (C, r)   s = α/r, or α/√r (rsLoRA)
+
+    At the start A = 0 and B is normal, the other way round than in LoRALinear: as PEFT's and loralib's. There is no
+    dropout, as ids have none. Where a head is tied to the embedding, the head stays the base's: the adapter acts on
+    the input alone, as PEFT's does.
+    Raises ValueError as LoRALinear does, for a base that is no plain Embedding.
+    """
+
+    def __init__(
+        self, base: Module, r: int = 8, alpha: float = 16, *, rng: np.random.Generator, rslora: bool = False
+    ) -> None:
+        check_adaptable(base, r, alpha, 0.0, "uniform", rng, kind=Embedding)
+        assert isinstance(base, Embedding)
+        V, C = base.weight.data.shape
+        super().__init__(base, r, alpha, rslora, np.zeros((r, V)), rng.standard_normal((C, r)))
+
+    def forward(self, ids: Array, context: Context = Context()) -> tuple[Array, LoRAEmbeddingCache]:
+        y, cb = self.base.forward(ids, context)
+        y_lora, (ids, h) = ops.lora_embedding_forward(ids, self.lora_A.data, self.lora_B.data, self.scaling)
+        y += y_lora  # W[ids] is a copy
+        return y, LoRAEmbeddingCache(cb, ids if self.lora_A.trainable else None, h if self.lora_B.trainable else None)
+
+    def backward(self, dy: Array, cache: LoRAEmbeddingCache, grads: Gradients) -> None:
+        self.base.backward(dy, cache.base, grads)
+        if cache.ids is not None:
+            A, B, s = self.lora_A.data, self.lora_B.data, self.scaling
+            grads.add(self.lora_A, ops.lora_embedding_A_gradients(dy, cache.ids, B, s, A.shape[1]))
+        if cache.h is not None:
+            grads.add(self.lora_B, ops.lora_B_gradients(dy, cache.h, self.scaling))
+
+    def delta(self) -> Array:
+        """ΔW = s (B A)ᵀ (V, C)"""
+        return self.scaling * (self.lora_B.data @ self.lora_A.data).T
+
+
+class TiedLoRALinear(Adapter):
+    """The other use of an adapted embedding, by the head that is tied to it, with the same W₀, A and B:
+
+        y = x (W₀ + s (B A)ᵀ)ᵀ + b = x W₀ᵀ + b + s (x B) A          x (..., C)   A (r, V)   B (C, r)   y (..., V)
+
+    That is LoRALinear with Bᵀ for its A and Aᵀ for its B, so with h = x B and dh = s dy Aᵀ
+
+        dA = s hᵀ dy         dB = xᵀ dh         dx = dh Bᵀ
+
+    which are added to what the embedding gives to the same two Parameters: one array each, moved once a step. (PEFT
+    0.21.2 has a second pair of Parameters over the same memory here. Each is stepped, by its own half of the
+    gradient, so what they share moves up to twice as far.)
+    """
+
+    def __init__(self, base: Linear, embedding: LoRAEmbedding, dropout: float = 0.0) -> None:
+        base.freeze()
+        self.base, self.lora_A, self.lora_B = base, embedding.lora_A, embedding.lora_B
+        self.r, self.alpha, self.rslora, self.dropout = embedding.r, embedding.alpha, embedding.rslora, dropout
+
+    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, LoRALinearCache]:
+        y, cb = self.base.forward(x, context)
+        keep = dropout_mask(context.rng, self.dropout, x)
+        if keep is not None:
+            x, _ = ops.dropout_forward(x, keep)
+        y_lora, (x, h) = ops.lora_forward(x, self.lora_B.data.T, self.lora_A.data.T, self.scaling)
+        y += y_lora
+        return y, LoRALinearCache(cb, x if self.lora_B.trainable else None, h if self.lora_A.trainable else None, keep)
+
+    def backward(self, dy: Array, cache: LoRALinearCache, grads: Gradients) -> Array:
+        dx = self.base.backward(dy, cache.base, grads)
+        dx_lora, dh = ops.lora_backward(dy, self.lora_B.data.T, self.lora_A.data.T, self.scaling)
+        if cache.x is not None:
+            grads.add(self.lora_B, ops.lora_A_gradients(dh, cache.x).T)
+        if cache.h is not None:
+            grads.add(self.lora_A, ops.lora_B_gradients(dy, cache.h, self.scaling).T)
+        dx += dx_lora if cache.keep is None else ops.dropout_backward(dx_lora, cache.keep)
+        return dx
+
+    def delta(self) -> Array:
+        """ΔW = s (B A)ᵀ (V, C)"""
+        return self.scaling * (self.lora_B.data @ self.lora_A.data).T
 
 
 def dropout_mask(rng: np.random.Generator | None, p: float, x: Array) -> Array | None:
@@ -107,12 +215,22 @@ def dropout_mask(rng: np.random.Generator | None, p: float, x: Array) -> Array |
     return get_array_module(x).asarray(keep, dtype=x.dtype)
 
 
-def check_adaptable(base: Module, r: int, alpha: float, dropout: float, init: str, rng: np.random.Generator) -> None:
-    """Raise ValueError, saying what to change, unless LoRALinear can be made of these."""
-    if isinstance(base, LoRALinear | MergedLinear):
-        raise ValueError("this layer is adapted already: an adapter goes on a plain Linear")
-    if not isinstance(base, Linear):
-        raise ValueError(f"LoRA adapts a Linear, and this is of type {type(base).__name__}")
+def check_adaptable(
+    base: Module,
+    r: int,
+    alpha: float,
+    dropout: float,
+    init: str,
+    rng: np.random.Generator,
+    kind: Any = Linear | Embedding,
+) -> None:
+    """Raise ValueError, saying what to change, unless an adapter for a `kind` of base can be made of these."""
+    if isinstance(base, Adapter | MergedLinear | MergedEmbedding):
+        raise ValueError("this layer is adapted already: an adapter goes on a plain one")
+    if not isinstance(base, kind):
+        what = {Linear: "Linear", Embedding: "Embedding"}.get(kind, "Linear or an Embedding")
+        raise ValueError(f"this adapter is for a {what}, and this is of type {type(base).__name__}")
+    assert isinstance(base, Linear | Embedding)
     n_out, n_in = base.weight.data.shape
     if isinstance(r, bool) or not isinstance(r, int | np.integer) or not 1 <= r <= min(n_in, n_out):
         raise ValueError(f"rank {r!r} is not a whole number from 1 to {min(n_in, n_out)}, the most a {n_out} x {n_in} "
@@ -127,6 +245,15 @@ def check_adaptable(base: Module, r: int, alpha: float, dropout: float, init: st
         raise ValueError(f"rng {rng!r} is no generator: rng=numpy.random.default_rng(seed)")
 
 
+def adapt(
+    base: Module, r: int, alpha: float, *, rng: np.random.Generator, dropout: float, rslora: bool, init: str = "uniform"
+) -> LoRALinear | LoRAEmbedding:
+    """The adapter that fits the base. An embedding's has no dropout, and one init."""
+    if isinstance(base, Embedding):
+        return LoRAEmbedding(base, r, alpha, rng=rng, rslora=rslora)
+    return LoRALinear(base, r, alpha, rng=rng, dropout=dropout, rslora=rslora, init=init)
+
+
 def attach_lora(
     model: Module,
     targets: str | Collection[str] | Mapping[str, int] = ("q_proj", "v_proj"),
@@ -138,16 +265,19 @@ def attach_lora(
     rslora: bool = False,
     init: str = "uniform",
     train: Collection[str] = (),
+    ensure_weight_tying: bool = False,
 ) -> list[str]:
-    """Freeze the model and put a LoRALinear in the place of every target; return the dotted paths replaced.
+    """Freeze the model and put an adapter in the place of every target; return the dotted paths replaced.
 
-    `targets`: last names, exactly ("q_proj"); or "all-linear", every Linear but those of HEADS; or a dict from last
-    names or dotted paths to ranks. `train` names what else learns: "bias" (every bias), "norm" (every gain and
-    bias of a norm), or the last name of a module, such as "lm_head".
+    `targets`: last names, exactly ("q_proj"; "embed" for the token embedding); or "all-linear", every Linear but those
+    of HEADS; or a dict from last names or dotted paths to ranks. `train` names what else learns: "bias" (every bias),
+    "norm" (every gain and bias of a norm), or the last name of a module, such as "lm_head".
+    An adapter of an embedding acts on the input alone, also where a head is tied to it. With `ensure_weight_tying`
+    (PEFT's name for it) such a head is adapted too, by the same A and B: TiedLoRALinear.
     Called again, it adapts further layers: every adapter learns then, one that was frozen meanwhile too, and of the
     rest only what this call's `train` names.
     Raises ValueError, and leaves the model as it was, when a target matches nothing, is adapted already, or
-    cannot have the rank, and for an `rng` that is no generator.
+    cannot have the rank, when there is nothing tied, and for an `rng` that is no generator.
     """
     chosen = choose(model, targets, r)
     extra = trained_too(model, train)
@@ -156,38 +286,60 @@ def attach_lora(
             check_adaptable(model[path], rank, alpha, dropout, init, rng)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-    adapters = [module for _, module in model.named_modules() if isinstance(module, LoRALinear)]
+    heads = tied_heads(model, chosen) if ensure_weight_tying else {}
+    adapters = [module for _, module in model.named_modules() if isinstance(module, Adapter)]
     model.freeze()
     for path, rank in chosen.items():
-        adapter = LoRALinear(model[path], rank, alpha, rng=rng, dropout=dropout, rslora=rslora, init=init)
+        adapter = adapt(model[path], rank, alpha, rng=rng, dropout=dropout, rslora=rslora, init=init)
         model[path] = adapter
         adapters.append(adapter)
+    for head, embedding in heads.items():
+        model[head] = TiedLoRALinear(model[head], model[embedding], dropout)  # type: ignore[arg-type]
     for parameter in [*extra, *(p for adapter in adapters for p in (adapter.lora_A, adapter.lora_B))]:
         parameter.trainable = True
-    return list(chosen)
+    return [*chosen, *heads]
+
+
+def tied_heads(model: Module, chosen: Collection[str]) -> dict[str, str]:
+    """{path of a Linear: path of the chosen Embedding whose weight it shares}. Raises ValueError where there is none,
+    or where it is to be adapted, or is, by itself."""
+    plain = {path: m for path, m in model.named_modules() if isinstance(m, Linear | Embedding)}
+    heads = {
+        head: path
+        for path in chosen
+        for head, m in plain.items()
+        if isinstance(plain[path], Embedding) and isinstance(m, Linear) and m.weight is plain[path].weight
+    }
+    if not heads:
+        raise ValueError("ensure_weight_tying: no target is an embedding that a head is tied to; it is called 'embed'")
+    for head in heads:
+        if head in chosen or isinstance(model[head], Adapter):
+            raise ValueError(f"ensure_weight_tying: {head} has the embedding's adapter, so it can have no other")
+    return heads
 
 
 def choose(model: Module, targets: str | Collection[str] | Mapping[str, int], r: int) -> dict[str, int]:
     """{path: rank} of the layers that `targets` names, in the model's order."""
-    layers = {path: m for path, m in model.named_modules() if isinstance(m, Linear | LoRALinear)}
+    layers = {path: m for path, m in model.named_modules() if isinstance(m, Adapter | Linear | Embedding)}
     if targets == "all-linear":
-        targets = {path: r for path in layers if last(path) not in HEADS}
+        targets = {path: r for path, m in layers.items() if isinstance(m, Linear) and last(path) not in HEADS}
     elif isinstance(targets, str):
         targets = [targets]
     ranks = targets if isinstance(targets, Mapping) else dict.fromkeys(targets, r)
-    unmatched = [name for name in ranks if name not in layers and name not in map(last, layers)]
+    called = {path: last(path.removesuffix(".token")) for path in layers}  # the token embedding: embed
+    unmatched = [name for name in ranks if name not in called and name not in called.values()]
     if unmatched or not ranks:
-        names = ", ".join(dict.fromkeys(map(last, layers)))
+        names = ", ".join(dict.fromkeys(called.values()))
         what = f"no layer is called {', '.join(map(repr, unmatched))}" if unmatched else "no target is named"
         raise ValueError(f"{what}; this model has: {names}")
-    return {path: ranks.get(path, ranks.get(last(path), r)) for path in layers if path in ranks or last(path) in ranks}
+    return {path: ranks.get(path, ranks.get(name, r)) for path, name in called.items() if {path, name} & ranks.keys()}
 
 
 def trained_too(model: Module, names: Collection[str]) -> list[Parameter]:
     """The parameters that `names` names, as attach_lora's `train` says."""
     found: list[Parameter] = []
     for name in [names] if isinstance(names, str) else names:
-        modules = [(path, m) for path, m in model.named_modules() if not isinstance(m, LoRALinear)]
+        modules = [(path, m) for path, m in model.named_modules() if not isinstance(m, Adapter)]
         if name == "bias":
             matched = [p for path, p in model.named_parameters().items() if last(path) == "bias"]
         elif name == "norm":
@@ -209,36 +361,56 @@ def last(path: str) -> str:
 
 
 class MergedLinear(Linear):
-    """y = x (W₀ + s B A)ᵀ + b: as fast as the base. The adapter waits inside, its W₀ untouched, for unmerge()."""
+    """y = x (W₀ + ΔW)ᵀ + b: as fast as the base. The adapter waits inside, its W₀ untouched, for unmerge()."""
 
-    def __init__(self, adapter: LoRALinear) -> None:
-        super().__init__(Parameter(adapter.base.weight.data + adapter.delta(), trainable=False), adapter.base.bias)
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__(Parameter(adapter.weight.data + adapter.delta(), trainable=False), adapter.base.bias)
         self.adapter = adapter
 
     def children(self) -> dict[str, Module]:
         return {}  # the adapter is kept, but takes no part
 
 
+class MergedEmbedding(Embedding):
+    """y = (W₀ + ΔW)[ids], as MergedLinear."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__(adapter.weight.data + adapter.delta())
+        self.weight.trainable = False
+        self.adapter = adapter
+
+    def children(self) -> dict[str, Module]:
+        return {}
+
+
 def merge(model: Module) -> list[str]:
-    """Put a Linear with weight W₀ + s B A in the place of every LoRALinear; return the dotted paths."""
-    merged = [path for path, module in model.named_modules() if isinstance(module, LoRALinear)]
-    for path in merged:
-        adapter = model[path]
-        assert isinstance(adapter, LoRALinear)
-        model[path] = MergedLinear(adapter)
-    return merged
+    """Put a layer with weight W₀ + ΔW in the place of every adapter; return the dotted paths.
+
+    A merged embedding has a weight of its own. Where a head was tied to it, and was not adapted with it
+    (ensure_weight_tying), the head keeps W₀, and so the two are untied; likewise for an adapted head. A warning says
+    so, as the model has one large matrix more then.
+    """
+    adapters = {path: module for path, module in model.named_modules() if isinstance(module, Adapter)}
+    sums: dict[tuple[Parameter, Parameter], Parameter] = {}
+    for path, adapter in adapters.items():
+        merged = MergedEmbedding(adapter) if isinstance(adapter, LoRAEmbedding) else MergedLinear(adapter)
+        merged.weight = sums.setdefault((adapter.weight, adapter.lora_A), merged.weight)  # tied before, tied after
+        model[path] = merged
+    left = set(model.named_parameters().values())
+    untied = [path for path, adapter in adapters.items() if adapter.weight in left]
+    if untied:
+        warnings.warn(f"merged, {', '.join(untied)} is no longer tied: what shared its weight keeps it", stacklevel=2)
+    return list(adapters)
 
 
 def unmerge(model: Module) -> list[str]:
     """Put every merged adapter back on its W₀, which was never written to; return the dotted paths."""
-    unmerged = [path for path, module in model.named_modules() if isinstance(module, MergedLinear)]
-    for path in unmerged:
-        layer = model[path]
-        assert isinstance(layer, MergedLinear)
+    merged = {path: m for path, m in model.named_modules() if isinstance(m, MergedLinear | MergedEmbedding)}
+    for path, layer in merged.items():
         W, adapter = layer.weight.data, layer.adapter
         if type(W) is not type(adapter.lora_A.data):  # the model has moved meanwhile
             adapter.to(get_array_module(W))
         if W.dtype != adapter.lora_A.data.dtype:
             adapter.astype(W.dtype)
         model[path] = adapter
-    return unmerged
+    return list(merged)

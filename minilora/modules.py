@@ -13,7 +13,7 @@ Parameters, cache and gradients are three separate values. The contract of every
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -75,13 +75,13 @@ class Module:
         for name, child in self.children().items():
             yield from child.named_modules(join(prefix, name))
 
-    def named_parameters(self) -> dict[str, Parameter]:
-        """{dotted path: Parameter}. A tied parameter appears once, under its first path."""
+    def named_parameters(self, without: Collection[str] = ()) -> dict[str, Parameter]:
+        """{dotted path: Parameter}, but for the paths in `without`. A tied parameter appears once, under the first."""
         found: dict[Parameter, str] = {}
         for prefix, module in self.named_modules():
             for name, value in vars(module).items():
-                if isinstance(value, Parameter):
-                    found.setdefault(value, join(prefix, name))
+                if isinstance(value, Parameter) and (path := join(prefix, name)) not in without:
+                    found.setdefault(value, path)
         return {path: parameter for parameter, path in found.items()}
 
     def trainable_parameters(self) -> dict[str, Parameter]:

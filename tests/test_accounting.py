@@ -46,19 +46,23 @@ def setups(draw) -> dict[str, Any]:
     targets = draw(
         st.sampled_from(
             [None, "all-linear", ["down_proj"], ["qkv_proj"] if fused else ["q_proj", "v_proj"]]
+            + [["embed"], ["embed", "up_proj"]]
             + {"lm": [["up_proj", "lm_head"]], "classify": [["up_proj", "classifier"]], "none": []}[head]
         )
     )
+    tied = draw(st.booleans())
     train = draw(st.sampled_from([(), ("norm",), ("embed",)] + ([] if family == "llama" else [("bias",)])))
     return {
         "family": family,
         "config": Config(vocab=31, layers=2, width=24, heads=heads, kv_heads=kv_heads, hidden=draw(st.integers(5, 9)),
-                         context=16, tied=draw(st.booleans()), dtype=draw(st.sampled_from(["float32", "float64"])),
+                         context=16, tied=tied, dtype=draw(st.sampled_from(["float32", "float64"])),
                          head=head, labels=5, offset=2 if family == "roberta" else 0,
                          activation=draw(st.sampled_from(ACTIVATIONS)),
                          **(draw(st.sampled_from([{}, {"qkv_bias": True, "head_dim": 4}])) if gated else {})),
         "lora": targets and {"targets": targets, "r": draw(st.integers(1, 4)), "train": train,
-                             "dropout": draw(st.sampled_from([0.0, 0.3]))},
+                             "dropout": draw(st.sampled_from([0.0, 0.3])),
+                             "ensure_weight_tying": tied and head == "lm" and "embed" in targets and draw(st.booleans())
+                             },
         "frozen": draw(st.sampled_from(["", "lora_A", "lora_B"])),
         "shape": (draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 5, 7]))),
     }  # fmt: skip
@@ -170,7 +174,15 @@ def small(rng, **words):
     return made
 
 
-@pytest.mark.parametrize("words", [{"targets": "all-linear", "r": 3}, {"targets": {"q_proj": 2, "lm_head": 4}}])
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"targets": "all-linear", "r": 3},
+        {"targets": {"q_proj": 2, "lm_head": 4}},
+        {"targets": ["embed", "q_proj"], "r": 3},
+        {"targets": "embed", "ensure_weight_tying": True},
+    ],
+)
 def test_the_formula_counts_what_the_model_holds(rng, words):
     adapted = small(rng, **words)
     counted = accounting.count_parameters(adapted)

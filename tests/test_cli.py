@@ -319,9 +319,9 @@ BAD_OPTIONS = {
     "rank 999": (["--rank", "999"], "rank 999 is not a whole number from 1 to"),
     "no such target": (
         ["--targets", "q_proj,q_prox"],
-        "no layer is called 'q_prox'; this model has: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+        "no layer is called 'q_prox'; this model has: embed, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj",
     ),
-    "an empty target": (["--targets", ""], "this model has: q_proj"),
+    "an empty target": (["--targets", ""], "this model has: embed, q_proj"),
     "dropout 1": (["--dropout", "1"], "dropout 1.0 is not a probability below 1"),
     "a negative rate": (["--lr", "-1"], "lr: '-1'"),
     "a rate that is no number": (["--lr", "nan"], "lr: 'nan'"),
@@ -474,7 +474,7 @@ CONFIG = r"adapter_config\.json"
 BAD_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (shutil.rmtree, f"adapter holds no {CONFIG}: it is not an adapter folder"),
     "no config": (lambda a: (a / "adapter_config.json").unlink(), f"adapter holds no {CONFIG}"),
-    "no rank": (lambda a: (a / "adapter_config.json").write_text("{}"), f"{CONFIG} lacks 'r'"),
+    "no rank": (lambda a: (a / "adapter_config.json").write_text("{}"), f"{CONFIG}: it lacks 'r'"),
     "no weights": (lambda a: (a / "adapter_model.safetensors").unlink(), f"{ADAPTER} is missing"),
     "truncated": (lambda a: cut_short(a / "adapter_model.safetensors"), f"{ADAPTER} cannot be read as safetensors"),
     "pickled": (lambda a: (a / "adapter_model.safetensors").write_bytes(pickled()), "it is a pickle"),

@@ -8,7 +8,16 @@ import pytest
 from test_transformer import Batch, build, close, each_family, gradients, hugging_face, hugging_face_logits, loss, named
 from test_transformer import some as some_batch
 
-from minilora.lora import LoRALinear, MergedLinear, attach_lora, merge, unmerge
+from minilora.lora import (
+    LoRAEmbedding,
+    LoRALinear,
+    MergedEmbedding,
+    MergedLinear,
+    TiedLoRALinear,
+    attach_lora,
+    merge,
+    unmerge,
+)
 from minilora.modules import Context, Embedding, Gradients, LayerNorm, Linear, Module
 from minilora.optim import SGD, AdamW
 from minilora.transformer import Transformer
@@ -26,7 +35,7 @@ def adapted(family: str = "llama", targets: Any = "all-linear", **options: Any) 
     )
     attach_lora(model, targets, **{"r": 2, "alpha": 3, "rng": rng, **options})
     for name, parameter in model.named_parameters().items():
-        if name.endswith("lora_B"):
+        if name.endswith("lora_B") and "embed" not in name:
             B = 0.3 * rng.standard_normal(parameter.data.shape)
             parameter.data = B.astype(parameter.data.dtype)
     return model
@@ -200,6 +209,108 @@ def test_what_is_frozen_keeps_nothing(rng):
     assert adapter.forward(x)[1] == ((None, False), None, None, None)
 
 
+# ---- embeddings ----
+
+
+@each_family
+def test_an_adapted_embedding_is_the_table_W0_plus_s_B_A_transposed_and_its_gradients_are_right(family, rng):
+    model, batch = adapted(family, ["embed"], tied=False), some_batch(rng, "left")
+    token = model["embed.token"]
+    assert isinstance(token, LoRAEmbedding)
+    token.lora_A.data = rng.standard_normal(token.lora_A.data.shape)
+    ids = rng.integers(0, len(token.weight.data), (2, 3))
+    W = token.base.weight.data + 3 / 2 * (token.lora_B.data @ token.lora_A.data).T
+    np.testing.assert_allclose(token.forward(ids)[0], W[ids], rtol=1e-12, atol=1e-14)
+    assert set(model.trainable_parameters()) == {"embed.token.lora_A", "embed.token.lora_B"}
+    check_model(model, lambda: loss(model, batch), gradients(model, batch), rng=rng).raise_if_wrong()
+
+
+def test_a_new_adapter_of_an_embedding_is_zero_by_its_A_and_its_first_step_moves_the_rows_that_were_seen(rng):
+    adapter = LoRAEmbedding(Embedding(rng.standard_normal((200, 60)).astype("f4")), r=50, rng=rng)
+    A, B = adapter.lora_A.data, adapter.lora_B.data
+    assert (A.shape, B.shape, A.dtype, B.dtype) == ((50, 200), (60, 50), np.float32, np.float32)
+    assert not A.any()
+    assert B.std() == pytest.approx(1, rel=0.05)
+    ids = np.array([[3, 7, 3]])
+    y, cache = adapter.forward(ids)
+    assert np.array_equal(y, adapter.base.weight.data[ids])
+    grads = Gradients()
+    adapter.backward(rng.standard_normal(y.shape, dtype="f4"), cache, grads)
+    assert not grads[adapter.lora_B].any()
+    SGD(adapter.trainable_parameters(), lr=0.1).step(grads)
+    assert set(np.nonzero(adapter.delta().any(axis=1))[0]) == {3, 7}
+
+
+def test_what_is_frozen_of_an_embeddings_adapter_keeps_nothing(rng):
+    adapter, ids = LoRAEmbedding(Embedding(rng.standard_normal((5, 4))), r=2, rng=rng), np.array([[1, 2, 1]])
+    cache = adapter.forward(ids)[1]
+    assert cache.base is None
+    assert cache.ids is ids
+    assert cache.h.shape == (3, 2)
+    adapter.lora_A.trainable = False
+    assert adapter.forward(ids)[1].ids is None
+    adapter.lora_B.trainable = False
+    assert adapter.forward(ids)[1] == (None, None, None)
+
+
+def test_an_embeddings_adapter_leaves_a_tied_head_alone_and_merging_unties_it_with_a_warning(rng):
+    model, batch = adapted("gpt2", ["embed"]), some_batch(rng)
+    model["embed.token"].lora_A.data = rng.standard_normal(model["embed.token"].lora_A.data.shape)
+    W, logits = model["lm_head"].weight, model.forward(batch.ids, batch.context)[0]
+    assert W is model["embed.token"].weight
+    before = snapshot(model)
+    with pytest.warns(UserWarning, match=r"embed\.token is no longer tied"):
+        merge(model)
+    assert isinstance(model["embed.token"], MergedEmbedding)
+    assert model["lm_head"].weight is W
+    assert close(model.forward(batch.ids, batch.context)[0], logits, 1e-12)
+    assert unmerge(model) == ["embed.token"]
+    assert snapshot(model) == before
+
+
+def tied(dropout: float = 0.0) -> Transformer:
+    model = adapted("gpt2", ["embed", "qkv_proj"], ensure_weight_tying=True, dropout=dropout)
+    A = model["embed.token"].lora_A
+    A.data = np.random.default_rng(5).standard_normal(A.data.shape)
+    return model
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_with_ensure_weight_tying_the_head_has_the_embeddings_A_and_B_and_their_gradients_are_summed(dropout, rng):
+    model, batch = tied(dropout), some_batch(rng, "right")
+    head, token = model["lm_head"], model["embed.token"]
+    assert isinstance(head, TiedLoRALinear)
+    assert head.lora_A is token.lora_A
+    assert [name for name in lora_names(model) if "block" not in name] == [
+        name for name in lora_names(model) if "embed" in name
+    ]
+
+    def replayed() -> Batch:
+        return batch._replace(context=batch.context._replace(rng=np.random.default_rng(7)))
+
+    check_model(model, lambda: loss(model, replayed()), gradients(model, replayed()), rng=rng).raise_if_wrong()
+
+
+def test_a_tied_pair_is_merged_to_one_matrix_without_a_warning_and_comes_back_as_it_was(rng):
+    model, batch = tied(), some_batch(rng)
+    before, logits = snapshot(model), model.forward(batch.ids, batch.context)[0]
+    x, W = rng.standard_normal((2, 12)), model["embed.token"].weight.data + model["embed.token"].delta()
+    np.testing.assert_allclose(model["lm_head"].forward(x)[0], x @ W.T, rtol=1e-10, atol=1e-12)
+    merge(model)
+    assert model["lm_head"].weight is model["embed.token"].weight
+    assert close(model.forward(batch.ids, batch.context)[0], logits, 1e-12)
+    unmerge(model)
+    assert snapshot(model) == before
+
+
+def test_a_step_moves_a_tied_adapter_once_as_adamw_says(rng):
+    model, batch = tied(), some_batch(rng)
+    B, lr = model["embed.token"].lora_B, 1e-3
+    before = B.data
+    AdamW(model.trainable_parameters(), lr=lr, weight_decay=0).step(gradients(model, batch))
+    assert np.abs(B.data - before).max() == pytest.approx(lr, rel=1e-3)  # the first step of Adam is lr, not twice it
+
+
 # ---- attaching ----
 
 
@@ -290,9 +401,9 @@ REFUSED = [
     ({"targets": {"q_proj": 2, "v_proj": 5}}, "block_0.attention.v_proj: rank 5 is not a whole number from 1 to 4"),
     (
         {"targets": "proj"},
-        "no layer is called 'proj'; this model has: q_proj, k_proj, v_proj, o_proj, gate_proj, up_pr",
+        "no layer is called 'proj'; this model has: embed, q_proj, k_proj, v_proj, o_proj, gate_pro",
     ),
-    ({"targets": ["q_proj", "query"]}, "no layer is called 'query'; this model has: q_proj"),
+    ({"targets": ["q_proj", "query"]}, "no layer is called 'query'; this model has: embed, q_proj"),
     ({"targets": {"block_2.attention.q_proj": 2}}, "no layer is called 'block_2.attention.q_proj'"),
     ({"targets": "token"}, "no layer is called 'token'"),
     ({"targets": []}, "no target is named"),
@@ -305,6 +416,9 @@ REFUSED = [
     ({"rng": 3}, "rng 3 is no generator"),
     ({"alpha": True}, "alpha True is not a number"),
     ({"targets": ["q_proj", "o_proj"]}, "block_0.attention.o_proj: this layer is adapted already"),
+    ({"targets": ["embed"], "r": 13}, "embed.token: rank 13 is not a whole number from 1 to 12, the most a 13 x 12"),
+    ({"ensure_weight_tying": True}, "ensure_weight_tying: no target is an embedding that a head is tied to"),
+    ({"targets": ["embed", "lm_head"], "ensure_weight_tying": True}, "lm_head has the embedding's adapter"),
 ]
 
 
@@ -329,7 +443,7 @@ def test_an_adapter_that_cannot_be_drawn_leaves_its_base_as_it_was(rng):
 @pytest.mark.parametrize(
     ("base", "message"),
     [
-        (lambda rng: Embedding(np.ones((5, 4))), "this is of type Embedding"),
+        (lambda rng: Embedding(np.ones((5, 4))), "for a Linear, and this is of type Embedding"),
         (lambda rng: LayerNorm(np.ones(4), np.ones(4)), "this is of type LayerNorm"),
         (lambda rng: layer(rng), "adapted already"),
         (lambda rng: MergedLinear(layer(rng)), "adapted already"),
@@ -423,7 +537,8 @@ def test_merging_an_adapter_of_a_tied_head_leaves_the_embedding_alone(rng):
     model, batch = adapted("gpt2", ["lm_head"]), some_batch(rng)
     token = model["embed.token"].weight
     embedding, data, logits = token.data, token.data.copy(), model.forward(batch.ids, batch.context)[0]
-    merge(model)
+    with pytest.warns(UserWarning, match="lm_head is no longer tied"):
+        merge(model)
     assert token.data is embedding
     assert embedding.tobytes() == data.tobytes()
     assert model["lm_head"].weight is not token

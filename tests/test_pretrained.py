@@ -202,11 +202,14 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     [
         ({"tensors": lambda t: {k: v for k, v in t.items() if k != FIRST}}, "missing: .*lora_A"),
         ({"tensors": lambda t: {k: v for k, v in t.items() if k != FIRST.replace("_A", "_B")}}, "missing"),
-        ({"tensors": lambda t: {k.removeprefix("base_model."): v for k, v in t.items()}}, "unexpected"),
+        (
+            {"tensors": lambda t: {k.removeprefix("base_model."): v for k, v in t.items()}},
+            "tensors lack a prefix, and for this model it must be 'base_model.'",
+        ),
         ({"tensors": lambda t: t | {FIRST: t[FIRST][:2]}}, r"has shape \(2, 16\), and \(3, 16\) is needed"),
         ({"config": lambda c: c | {"use_dora": True}}, "use_dora = True is not supported"),
         ({"config": lambda c: c | {"peft_type": "IA3"}}, "peft_type = 'IA3' is not supported"),
-        ({"config": lambda c: c | {"modules_to_save": ["lm_head"]}}, "modules_to_save"),
+        ({"config": lambda c: c | {"modules_to_save": ["lm_head"]}}, r"missing: base_model\.model\.lm_head\.weight"),
         ({"config": lambda c: {k: v for k, v in c.items() if k != "lora_alpha"}}, "lacks 'lora_alpha'"),
         ({"config": lambda c: c | {"use_rslora": "yes"}}, "use_rslora = 'yes' is neither true nor false"),
         ({"config": lambda c: c | {"kasa_config": {}}}, "kasa_config = {} is not supported"),
@@ -222,8 +225,11 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         ({"config": lambda c: c | {"target_modules": "all-linear"}}, "missing: .*down_proj.lora_A"),
         ({"config": lambda c: c | {"target_modules": r".*layers\.0.*[qv]_proj"}}, "do not name model.layers.1.*q_proj"),
         ({"config": lambda c: c | {"target_modules": "q_proj"}}, "do not name model.layers.0.self_attn.q_proj"),
-        ({"config": lambda c: c | {"target_modules": "("}}, "names or a regular expression, not '\\('"),
-        ({"config": lambda c: c | {"target_modules": 7}}, "names or a regular expression, not 7"),
+        ({"config": lambda c: c | {"target_modules": "("}}, "target_modules: '\\(' is no regular expression"),
+        (
+            {"config": lambda c: c | {"target_modules": 7}},
+            "target_modules is a list of names or a regular expression, not 7",
+        ),
         (
             {"tensors": lambda t: t | {FIRST: t[FIRST] * np.float32("nan")}},
             f"{FIRST} holds numbers that are not finite",
@@ -297,8 +303,14 @@ def test_saving_is_refused_without_an_adapter_while_merged_and_beside_other_trai
     minilora.merge(model)
     with pytest.raises(ValueError, match=r"unmerge\(model\) first"):
         peft.save_adapter(model, tmp_path / "a")
-    with pytest.raises(ValueError, match="train beside the adapters"):
-        peft.save_adapter(adapted(rng, train=["norm"]), tmp_path / "a")
+    model = adapted(rng)
+    model["block_0.attention.q_proj"].base.weight.trainable = True
+    with pytest.raises(ValueError, match=r"block_0\.attention\.q_proj\.weight trains beside its own adapter"):
+        peft.save_adapter(model, tmp_path / "a")
+    model = adapted(rng)
+    model["block_0.attention.q_proj"].dropout = 0.1
+    with pytest.raises(ValueError, match="another dropout than others"):
+        peft.save_adapter(model, tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
@@ -312,7 +324,8 @@ def test_a_merged_model_is_saved_merged_and_says_so(tmp_path, rng, ids):
 
 def test_merging_an_adapter_of_a_tied_head_unties_the_saved_model(tmp_path, rng, ids):
     model = adapted(rng, targets=["lm_head"])
-    minilora.merge(model)
+    with pytest.warns(UserWarning, match="lm_head is no longer tied"):
+        minilora.merge(model)
     minilora.save_pretrained(model, tmp_path / "m")
     loaded = minilora.load_pretrained(tmp_path / "m")
     assert not loaded.config.tied

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array
-from ..lora import LoRALinear
+from ..lora import Adapter, LoRAEmbedding, TiedLoRALinear
 from ..modules import Gradients, Module
 from ..optim import Optimizer
 from ..transformer import Transformer
-from .architecture import Architecture, Linear
+from .architecture import Architecture, Linear, Table
 from .methods import Insert, Kept, Plan, lora
 from .named import architecture
 
@@ -28,9 +28,12 @@ def count_parameters(model: Module) -> dict[str, int]:
 
 
 def lora_parameters(model: Module) -> int:
-    """Σ r (in + out) over the adapted layers: the formula for what count_parameters counts."""
-    adapters = (module for _, module in model.named_modules() if isinstance(module, LoRALinear))
-    return sum(adapter.r * sum(adapter.base.weight.data.shape) for adapter in adapters)
+    """Σ r (in + out) over the adapted layers, r (V + C) of an embedding: the formula for what count_parameters counts.
+
+    A tied head that has its embedding's A and B adds nothing.
+    """
+    adapters = (m for _, m in model.named_modules() if isinstance(m, Adapter) and not isinstance(m, TiedLoRALinear))
+    return sum(adapter.r * sum(adapter.weight.data.shape) for adapter in adapters)
 
 
 def memory(model: Module, cache: Any, grads: Gradients, optimizer: Optimizer) -> dict[str, int]:
@@ -75,11 +78,11 @@ def describe(model: Transformer, *, dropout: bool = False) -> tuple[Architecture
     """
     made = replace(laid_out(model), name=f"this {model.family}")
     trained = frozenset(path for path, parameter in model.named_parameters().items() if parameter.trainable)
-    linears = {layer.path: layer for layer in made.linears()}
+    layers = {op.path: op for op in made.ops() if isinstance(op, Linear | Table)}
     inserts = [
-        insert_of(module, linears[path], dropout)
+        insert_of(module, layers[path], dropout)
         for path, module in model.named_modules()
-        if isinstance(module, LoRALinear)
+        if isinstance(module, Adapter)
     ]
     return made, Plan("this", "what is trainable", trained & set(made.tensors()), tuple(inserts))
 
@@ -111,18 +114,31 @@ def laid_out(model: Transformer) -> Architecture:
     return architecture({**kind, **shared}, **head)
 
 
-def insert_of(adapter: LoRALinear, layer: Linear, dropout: bool) -> Insert:
-    """What lora() says, less what a frozen A or B does not need; dropout keeps a mask, and an x of the layer's own."""
-    made, r, n_in, n_out = lora(layer, adapter.r), adapter.r, layer.n_in, layer.n_out
-    learns = {"x": adapter.lora_A.trainable, "h": adapter.lora_B.trainable}
-    kept = [entry for entry in made.kept if learns[entry.what]]
+def insert_of(adapter: Adapter, layer: Linear | Table, dropout: bool) -> Insert:
+    """What lora() says, less what a frozen A or B does not need; dropout keeps a mask, and an x of the layer's own.
+
+    A tied head reads its embedding's B where others have A, and A where they have B, and adds no tensor.
+    """
+    made, r = lora(layer, adapter.r), adapter.r
+    A, B = adapter.lora_A.trainable, adapter.lora_B.trainable
+    first, second = (B, A) if isinstance(adapter, TiedLoRALinear) else (A, B)
+    kept = [entry for entry in made.kept if (second if entry.what == "h" else first)]
+    if isinstance(layer, Table):
+        return replace(made, **parts(made, A, B), kept=kept, backward=2 * r * layer.width * (A + B))
+    assert not isinstance(adapter, LoRAEmbedding)
+    n_in, n_out = layer.n_in, layer.n_out
     if dropout and adapter.dropout:
         mask = Kept("keep", n_in, "to drop the same of dx")
         kept = [mask, *(e._replace(what="x, dropped") if e.what == "x" else e for e in kept)]
-    trained = {name: shape for name, shape in made.trained.items() if learns["x" if "lora_A" in name else "h"]}
-    frozen = {name: shape for name, shape in made.trained.items() if name not in trained}
-    backward = 2 * r * (n_in + n_out) + 2 * r * (n_in * learns["x"] + n_out * learns["h"])
-    return replace(made, trained=trained, frozen=frozen, kept=kept, backward=backward)
+    backward = 2 * r * (n_in + n_out) + 2 * r * (n_in * first + n_out * second)
+    added = {"trained": {}} if isinstance(adapter, TiedLoRALinear) else parts(made, A, B)
+    return replace(made, **added, kept=kept, backward=backward)
+
+
+def parts(made: Insert, A: bool, B: bool) -> dict[str, Any]:
+    """The tensors of an insert, by whether they learn."""
+    trained = {name: shape for name, shape in made.trained.items() if (A if "_A" in name else B)}
+    return {"trained": trained, "frozen": {name: x for name, x in made.trained.items() if name not in trained}}
 
 
 class CountedArray(np.ndarray):

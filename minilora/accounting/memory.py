@@ -182,7 +182,8 @@ def op_keeps(op: Op, plan: Plan, insert: Insert | None, B: int, T: int, each: in
     def entry(what: str, shape: Shape, why: str, itemsize: int = each) -> Entry:
         return Entry(op.path, what, shape, itemsize, why)
 
-    if isinstance(op, Table) and op.ids and (f"{op.path}.weight" in plan.trained or insert):
+    kept = {entry.what for entry in insert.kept} if insert else set()
+    if isinstance(op, Table) and op.ids and (f"{op.path}.weight" in plan.trained or "ids" in kept):
         shape = (B, T) if op.ids == "batch" else (T,)
         yield f"{op.path}.ids", entry("ids", shape, "dW adds dy up by id", 8)
     elif isinstance(op, Linear) and op.weight in plan.trained:

@@ -19,6 +19,7 @@ from .gelu import gelu_backward, gelu_forward, gelu_tanh_forward
 from .layer_norm import gain_gradients, layer_norm_backward, layer_norm_forward
 from .linear import bias_gradients, linear_backward, linear_forward, linear_gradients
 from .lora import LoRACache, lora_A_gradients, lora_B_gradients, lora_backward, lora_forward
+from .lora_embedding import lora_embedding_A_gradients, lora_embedding_forward
 from .mean_squared_error import mean_squared_error_backward, mean_squared_error_forward
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import RopeScaling, rope_backward, rope_forward, rope_frequencies, rope_tables

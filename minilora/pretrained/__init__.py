@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..accounting import count_parameters
 from ..backend import Array
 from ..checkpoint import load_tensors, read_json, tensors_to_bytes, to_json, weights_hash, write_folder
 from ..families import FAMILIES
-from ..lora import LoRALinear, MergedLinear
+from ..lora import Adapter, MergedEmbedding, MergedLinear
 from ..modules import shapes_of
 from ..names import hub_name
 from ..tokenizer import ByteTokenizer, Tokenizer, read_tokenizer
@@ -183,9 +183,13 @@ def draw_classifier(model: Transformer, state: dict[str, Array], rng: np.random.
 # ---- out ----
 
 
-def base_hash(model: Transformer) -> str:
-    """sha256 over the base's names, shapes and bytes; the same with an adapter attached as without."""
-    return weights_hash({path: x for path, x in model.state_dict().items() if not path.endswith(("lora_A", "lora_B"))})
+def base_hash(model: Transformer, without: Collection[str] = ()) -> str:
+    """sha256 over the base's names, shapes and bytes, but for the parameters at the paths in `without`.
+
+    It is the same with an adapter attached as without.
+    """
+    parameters = model.named_parameters(without)
+    return weights_hash({path: p.data for path, p in parameters.items() if not path.endswith(("lora_A", "lora_B"))})
 
 
 def save_pretrained(model: Transformer, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
@@ -200,7 +204,7 @@ def save_pretrained(model: Transformer, folder: str | Path, tokenizer: Tokenizer
 def model_files(model: Transformer) -> dict[str, bytes]:
     """{file name: content} of `model`. Raises as save_pretrained does."""
     modules = [module for _, module in model.named_modules()]
-    adapted, merged = (sum(isinstance(m, kind) for m in modules) for kind in (LoRALinear, MergedLinear))
+    adapted, merged = (sum(isinstance(m, kind) for m in modules) for kind in (Adapter, MergedLinear | MergedEmbedding))
     if adapted:
         raise ValueError(f"{adapted} layers are adapted: merge(model) first, or save the adapter by itself")
     state = model.state_dict()
@@ -210,6 +214,8 @@ def model_files(model: Transformer) -> dict[str, bytes]:
     values = write_config(model) | {"dtype": str(next(iter(tensors.values())).dtype)}
     if model.config.head == "lm":
         values["tie_word_embeddings"] = "lm_head.weight" not in state
+        if "lm_head.weight" in state and "lm_head.bias" in state:  # untied, a masked head reads it under its other name
+            tensors[f"{their_name(model, 'lm_head')}.bias"] = state["lm_head.bias"]
     return {
         "config.json": to_json(values),
         TENSORS: tensors_to_bytes(tensors, {"format": "pt", "adapters_merged": str(merged)}),

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..peft import CONFIG, WEIGHTS, pattern, read_adapter
-from ..pretrained import base_hash, load_pretrained, read_checkpoint
+from ..peft import pairs_of, read_adapter
+from ..pretrained import CONV1D, base_hash, load_pretrained, read_checkpoint
 from ..spectrum import SVD, lora_svd, numerical_rank, svd
-
-PREFIX, SIDES = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
 
 
 class Change(NamedTuple):
@@ -82,22 +78,17 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
     """
     folder = Path(folder)
     config, tensors, metadata = read_adapter(folder)
+    pairs = pairs_of(folder, config, tensors)
     weights = {} if base is None else read_checkpoint(base)
     expected = metadata.get("base_sha256")
     if base is not None and expected and expected != base_hash(load_pretrained(base)):
         raise ValueError(f"{folder} was made for another base: the weights of {base} are not those it names")
     layers, unchanged = {}, []
-    for name in sorted({module_of(tensor, folder) for tensor in tensors}, key=natural):
-        A, B = (tensors.get(PREFIX + name + side) for side in SIDES)
-        r = pattern(config.get("rank_pattern"), name, config["r"])
-        alpha = pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
-        if A is None or B is None or A.ndim != 2 or B.ndim != 2 or not 0 < len(A) == B.shape[1] == r:
-            found = " and ".join(str(x.shape) for x in (A, B) if x is not None)
-            raise ValueError(f"{folder / WEIGHTS}: {name} needs lora_A ({r}, in) and lora_B (out, {r}), not {found}")
-        if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha):
-            raise ValueError(f"{folder / CONFIG}: the alpha of {name}, {alpha!r}, is not a number")
-        s = float(alpha) / (math.sqrt(r) if config.get("use_rslora") else r)
+    for name in sorted(pairs, key=natural):
+        A, B, s = pairs[name]
         before = weights.get(f"{name}.weight")
+        if before is not None and config.get("fan_in_fan_out") and CONV1D.fullmatch(f"{name}.weight"):
+            before = before.T
         if before is not None and before.shape != (len(B), A.shape[1]):
             raise ValueError(f"{name} is {before.shape} in {base}, and the adapter is for {(len(B), A.shape[1])}")
         after = None if before is None else before + s * B.astype(float) @ A
@@ -110,13 +101,6 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
     if base is not None and all(change.before is None for change in layers.values()):
         raise ValueError(f"{base} has none of the layers of {folder}: it is not its base")
     return Changes(layers, unchanged, {})
-
-
-def module_of(tensor: str, folder: Path) -> str:
-    for side in SIDES:
-        if tensor.startswith(PREFIX) and tensor.endswith(side):
-            return tensor.removeprefix(PREFIX).removesuffix(side)
-    raise ValueError(f"{folder / WEIGHTS} holds {tensor}, which is no lora_A or lora_B of a linear layer")
 
 
 def checkpoint_changes(base: str | Path, tuned: str | Path) -> Changes:

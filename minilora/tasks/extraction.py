@@ -11,11 +11,11 @@ import numpy as np
 from ..checkpoint import tensors_to_bytes, to_json
 from ..lora import LoRALinear
 from ..modules import Linear
-from ..peft import CONFIG, WEIGHTS, adapter_files, read_adapter
+from ..peft import CONFIG, PREFIX, WEIGHTS, adapter_files, read_adapter
 from ..pretrained import their_name
 from ..spectrum import SVD, rank_for, truncate, truncation_error
 from ..transformer import Transformer
-from .changes import PREFIX, SIDES, Change
+from .changes import Change
 
 
 class Kept(NamedTuple):
@@ -94,6 +94,8 @@ def shrunk_files(folder: str | Path, kept: dict[str, Kept]) -> dict[str, bytes]:
     config |= {"r": most, "lora_alpha": most, "rank_pattern": others, "alpha_pattern": others}
     config |= {"use_rslora": False, "target_modules": sorted(kept)}
     tensors = {
-        PREFIX + name + side: x for name, layer in kept.items() for side, x in zip(SIDES, layer[:2], strict=True)
+        f"{PREFIX}{name}.{side}.weight": x
+        for name, layer in kept.items()
+        for side, x in (("lora_A", layer.A), ("lora_B", layer.B))
     }
     return {WEIGHTS: tensors_to_bytes(tensors, metadata), CONFIG: to_json(config)}

@@ -18,7 +18,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array, get_array_module
 from ..families import FAMILIES, New, bert, gpt2, llama
-from ..lora import LoRALinear, MergedLinear, attach_lora
+from ..lora import Adapter, LoRAEmbedding, LoRALinear, MergedEmbedding, MergedLinear, attach_lora
 from ..modules import Context, Gradients, Module, Parameter
 from ..transformer import Config, Recomputed, Rope, Select, Tanh, Transformer
 from .check import Report, check_gradient, check_model
@@ -91,6 +91,23 @@ def low_rank(size: Size, rng: Rng) -> Case:
 
     return Case(
         {**inputs, "B": rng.standard_normal((n_out, r))}, lambda x, A, B: ops.lora_forward(x, A, B, S), backward, {}
+    )
+
+
+def low_rank_embedding(size: Size, rng: Rng) -> Case:
+    ids, V = rng.integers(0, 3, (size(), size(2, 4))), size(3, 5)
+    ids[:, 0] = ids[:, -1]  # the same column of A twice, at least
+    fixed(ids)
+    C, r = size(), size()
+
+    def backward(dy: Array, cache: Any, A: Array, B: Array) -> tuple[Array, ...]:
+        return ops.lora_embedding_A_gradients(dy, cache.x, B, S, V), ops.lora_B_gradients(dy, cache.h, S)
+
+    return Case(
+        {"A": rng.standard_normal((r, V)), "B": rng.standard_normal((C, r))},
+        lambda A, B: ops.lora_embedding_forward(on(A, ids), A, B, S),
+        backward,
+        {"ids": ids},
     )
 
 
@@ -268,6 +285,7 @@ OPS: dict[str, Maker] = {
     "linear": linear,
     "bias": bias,
     "low rank": low_rank,
+    "low rank, embedding": low_rank_embedding,
     "layer norm": layer_norm,
     "rms norm": rms_norm,
     "gelu": gelu(ops.gelu_forward),
@@ -374,6 +392,10 @@ def adapter(**options: Any) -> Callable[[New], LoRALinear]:
     return make
 
 
+def embedding_adapter(new: New, **options: Any) -> LoRAEmbedding:
+    return LoRAEmbedding(new.embedding(new.config.vocab), **{"r": 3, "alpha": 5, "rng": new.rng, **options})
+
+
 MODULES: dict[str, Callable[[New], Module]] = {
     "Linear": lambda new: new.linear(new.config.width, new.config.hidden, True),
     "Linear without bias": lambda new: new.linear(new.config.width, new.config.hidden, False),
@@ -396,16 +418,27 @@ MODULES: dict[str, Callable[[New], Module]] = {
     "PostNormBlock of bert": block(bert),
     "Recomputed block of llama": lambda new: Recomputed(block(llama)(new)),
 }
-ADAPTERS: dict[str, Callable[[New], LoRALinear]] = {
+ADAPTERS: dict[str, Callable[[New], Adapter]] = {
     "LoRALinear": adapter(),
     "LoRALinear of rank 1": adapter(r=1),
     "LoRALinear with dropout": adapter(dropout=0.4),
     "LoRALinear, rsLoRA": adapter(rslora=True),
+    "LoRAEmbedding": embedding_adapter,
+    "LoRAEmbedding, rsLoRA": partial(embedding_adapter, rslora=True),
 }
 
 
 def of_op(op: str, rng: Rng) -> Iterator[Report]:
     return (case.check(rng) for case in at_every_size(op, rng))
+
+
+def merged_embedding(new: New) -> Module:
+    """In the place of a token embedding, as it has no gradient of its own."""
+    embeddings = bert(new.config, new.rng)["embed"]
+    adapter = embedding_adapter(new)
+    adapter.lora_A.data = adapter.lora_A.data + 0.3
+    embeddings.replace("token", MergedEmbedding(adapter))
+    return embeddings
 
 
 def of_part(make: Callable[[New], Module], rng: Rng, merged: bool = False) -> Iterator[Report]:
@@ -422,6 +455,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
               "rope_scaling": ops.RopeScaling(factor=4.0, low=0.2, high=1.5, trained=9)},
     "roberta": {"offset": 2, "activation": "gelu"},
 }  # fmt: skip
+
+
+def of_tied(rng: Rng) -> Iterator[Report]:
+    """A tied head that has the adapter of the embedding: two uses of one A and one B."""
+    for (B, T, _, _), side in zip(SHAPES, SIDES, strict=True):
+        made = model("bert", rng, adapted=False)
+        attach_lora(made, ["embed", "q_proj"], r=2, alpha=3, dropout=0.4, rng=rng, ensure_weight_tying=True)
+        yield check(shaken(made, rng), rng.integers(0, 11, (B, T + 2)), side, rng)
 
 
 def of_family(family: str, adapted: bool, head: str, rng: Rng) -> Iterator[Report]:
@@ -445,6 +486,8 @@ CHECKS: dict[str, Callable[[Rng], Iterable[Report]]] = {
     **{f"module {name}": partial(of_part, make) for name, make in MODULES.items()},
     **{f"adapter {name}": partial(of_part, make) for name, make in ADAPTERS.items()},
     "adapter MergedLinear": partial(of_part, adapter(), merged=True),
+    "adapter MergedEmbedding": partial(of_part, merged_embedding),
+    "adapter TiedLoRALinear": of_tied,
     **{f"family {name}": partial(of_family, name, False, "lm") for name in FAMILIES},
     **{f"family {name} with adapters": partial(of_family, name, True, "lm") for name in FAMILIES},
     **{f"family {name}, classifier with adapters": partial(of_family, name, True, "classify") for name in FAMILIES},

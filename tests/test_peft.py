@@ -1,0 +1,571 @@
+"""Adapters in PEFT's format, both ways: every feature of the config, in every family, against PEFT itself."""
+
+import json
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minilora
+from minilora import peft
+from minilora.checkpoint import load_tensors, save_tensors
+from minilora.families import FAMILIES
+from minilora.lora import Adapter
+from minilora.transformer import Config, Context, Transformer
+
+V, T = 31, 7
+IDS = np.random.default_rng(9).integers(2, V, (2, T))
+PADDING = np.arange(T) < np.array([[T], [4]])
+ATTENTION = {"gpt2": ["qkv_proj"], "llama": ["q_proj", "v_proj"]}
+THEIRS = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "bert": ["query", "value"], "roberta": ["query", "value"]}
+TABLE = {"gpt2": "wte", "llama": "embed_tokens", "bert": "word_embeddings", "roberta": "word_embeddings"}
+
+
+def base(
+    family: str = "llama", head: str = "lm", seed: int = 1, tied: bool = True, dtype: str = "float64"
+) -> Transformer:
+    """A small model no parameter of which is 0 or 1."""
+    rng = np.random.default_rng(seed)
+    special: dict[str, Any] = {
+        "llama": {"kv_heads": 1},
+        "bert": {"activation": "gelu"},
+        "roberta": {"offset": 2, "segments": 1, "activation": "gelu"},
+        "gpt2": {},
+    }[family]
+    shape = {"vocab": V, "layers": 2, "width": 12, "heads": 2, "hidden": 20, "context": 16, "labels": 3, **special}
+    model = FAMILIES[family](Config(**shape, head=head, tied=tied, dtype=dtype), rng)
+    for parameter in model.named_parameters().values():
+        parameter.data = (parameter.data + 0.2 * rng.standard_normal(parameter.data.shape)).astype(dtype)
+    return model
+
+
+def trained(model: Transformer, seed: int = 3) -> Transformer:
+    """With other numbers in all that learns."""
+    rng = np.random.default_rng(seed)
+    for parameter in model.trainable_parameters().values():
+        parameter.data = parameter.data + 0.3 * rng.standard_normal(parameter.data.shape).astype(parameter.data.dtype)
+    return model
+
+
+def adapted(family: str, head: str, targets: Any, seed: int = 1, tied: bool = True, **words: Any) -> Transformer:
+    model = base(family, head, seed, tied)
+    minilora.attach_lora(model, targets, rng=np.random.default_rng(2), **{"r": 3, "alpha": 5, **words})
+    return trained(model)
+
+
+def logits(model: Transformer) -> np.ndarray:
+    return model.forward(IDS, Context(padding=PADDING))[0]
+
+
+def close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
+    return a.shape == b.shape and bool(np.abs(a - b).max() <= tolerance * np.abs(b).max())
+
+
+def tensors(folder: Any) -> dict[str, np.ndarray]:
+    return load_tensors(folder / peft.WEIGHTS)[0]
+
+
+def config(folder: Any) -> dict[str, Any]:
+    return json.loads((folder / peft.CONFIG).read_text())
+
+
+def change(folder: Any, to_tensors: Any = dict, **to_config: Any) -> None:
+    old, metadata = load_tensors(folder / peft.WEIGHTS)
+    save_tensors(folder / peft.WEIGHTS, to_tensors(old), metadata)
+    (folder / peft.CONFIG).write_text(json.dumps(config(folder) | to_config))
+
+
+def snapshot(model: Transformer) -> Any:
+    parameters = {name: (id(p), p.trainable, p.data.tobytes()) for name, p in model.named_parameters().items()}
+    return [id(module) for _, module in model.named_modules()], parameters
+
+
+def attention(family: str) -> list[str]:
+    return ATTENTION.get(family, ["q_proj", "v_proj"])
+
+
+# ---- ours -> file -> ours ----
+
+OURS: dict[str, dict[str, Any]] = {
+    "attention": {},
+    "all-linear, rsLoRA": {"targets": "all-linear", "rslora": True},
+    "ranks": {"targets": {"block_1.mlp.up_proj": 2, "down_proj": 4}},
+    "one of two layers of one name": {"targets": ["o_proj"]},
+    "the embedding": {"targets": ["embed", "down_proj"]},
+    "norms whole": {"train": ["norm"]},
+    "every bias": {"train": ["bias"]},
+    "positions whole": {"train": ["position"]},
+    "the embedding and norms": {"targets": ["embed"], "train": ["norm"]},
+    "the head": {"targets": ["lm_head", "up_proj"]},
+}
+
+
+def cases() -> list[Any]:
+    found = []
+    for family in FAMILIES:
+        for head in ("lm", "classify", "none"):
+            for name, words in OURS.items():
+                lacks_bias = family == "llama" and name in ("every bias", "positions whole")
+                if not lacks_bias and not (name == "the head" and head != "lm"):
+                    found.append(pytest.param(family, head, words, id=f"{family}, {head}, {name}"))
+    return found
+
+
+@pytest.mark.parametrize(("family", "head", "words"), cases())
+def test_an_adapter_comes_back_to_the_bit_with_what_learns_and_saves_to_the_same_bytes(tmp_path, family, head, words):
+    model = adapted(family, head, **{"targets": attention(family), **words})
+    peft.save_adapter(model, tmp_path / "a")
+    loaded = base(family, head)
+    assert peft.load_adapter(loaded, tmp_path / "a") == ""
+    assert np.array_equal(logits(loaded), logits(model))
+    learns = (
+        {name for name in loaded.named_parameters() if name.startswith("classifier")} if head == "classify" else set()
+    )
+    assert set(loaded.trainable_parameters()) == set(model.trainable_parameters()) | learns
+    peft.save_adapter(loaded, tmp_path / "b")
+    for name in (peft.CONFIG, peft.WEIGHTS):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+# ---- PEFT ----
+
+pinned = pytest.mark.filterwarnings("ignore")
+
+
+def their_base(model: Transformer, folder: Any) -> Any:
+    """The model as `transformers` loads it from our folder, computing in float64."""
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    if not (folder / "config.json").exists():
+        minilora.save_pretrained(model, folder)
+    masked = model.family in ("bert", "roberta")
+    auto = {
+        "lm": transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM,
+        "classify": transformers.AutoModelForSequenceClassification,
+        "none": transformers.AutoModel,
+    }[model.config.head]
+    words = {"num_labels": 3} if model.config.head == "classify" else {}
+    theirs = auto.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager", **words)
+    theirs.config.pad_token_id = 0 if model.family != "roberta" else 1
+    return theirs.eval()
+
+
+def their_logits(model: Any, head: str) -> np.ndarray:
+    torch = pytest.importorskip("torch")
+    ids = IDS * PADDING + (0 if model.config.pad_token_id == 0 else 1) * ~PADDING
+    with torch.no_grad():
+        out = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(PADDING).long())
+    y = out.last_hidden_state if head == "none" else out.logits
+    return y.double().numpy()
+
+
+def agree(ours: Transformer, theirs: Any) -> bool:
+    """Where there is no padding; a float64 model of theirs computes RMS norms and rotations of a llama in float32."""
+    one, two = logits(ours), their_logits(theirs, ours.config.head)
+    if one.ndim == 3:
+        one, two = one[PADDING], two[PADDING]
+    return close(one, two, 1e-5 if ours.family == "llama" else 1e-12)
+
+
+@pytest.mark.oracle
+@pinned
+@pytest.mark.parametrize(("family", "head", "words"), cases())
+def test_peft_loads_what_we_save_with_the_same_logits_and_writes_the_same_tensors(tmp_path, family, head, words):
+    hf = pytest.importorskip("peft")
+    model = adapted(family, head, **{"targets": attention(family), **words})
+    peft.save_adapter(model, tmp_path / "a")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        theirs = hf.PeftModel.from_pretrained(their_base(base(family, head), tmp_path / "m"), tmp_path / "a")
+    assert not [w for w in caught if "missing adapter keys" in str(w.message)]
+    assert agree(model, theirs)
+    theirs.save_pretrained(tmp_path / "back")
+    ours, back = tensors(tmp_path / "a"), tensors(tmp_path / "back")
+    back = {
+        name: x for name, x in back.items() if not any(s in name for s in (".original_module.", "modules_to_save."))
+    }
+    back = {name: x for name, x in back.items() if "pooler" not in name or head != "none"}
+    assert set(ours) == set(back)
+    assert all(np.array_equal(ours[name], back[name]) for name in ours)
+
+
+CONFIGS: dict[str, Any] = {
+    "plain": lambda f: {},
+    "a regex": lambda f: {"target_modules": rf".*\.1\..*\.({'|'.join(THEIRS[f])})"},
+    "all-linear": lambda f: {"target_modules": "all-linear"},
+    "embedding": lambda f: {"target_modules": [TABLE[f], *THEIRS[f]], "use_rslora": True},
+    "bias all": lambda f: {"bias": "all"},
+    "bias lora_only": lambda f: {"bias": "lora_only"},
+    "layers_to_transform": lambda f: {"layers_to_transform": [1], "layers_pattern": "h" if f == "gpt2" else None},
+    "one layer": lambda f: {"layers_to_transform": 0},
+    "excluded": lambda f: {"exclude_modules": [THEIRS[f][0]] if len(THEIRS[f]) > 1 else r".*\.0\..*"},
+    "patterns": lambda f: {"rank_pattern": {THEIRS[f][0]: 5}, "alpha_pattern": {rf"1\..*{THEIRS[f][-1]}": 1.5}},
+    "a norm whole": lambda f: {"modules_to_save": [{"gpt2": "ln_f", "llama": "norm"}.get(f, "LayerNorm")]},
+    "the embedding whole": lambda f: {"modules_to_save": [TABLE[f]]},
+}
+
+
+def their_adapter(folder: Any, family: str, head: str, words: dict[str, Any]) -> Any:
+    """A PEFT model with other numbers than 0 in all that learns, and its files in folder/theirs."""
+    hf, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    task = {"classify": "SEQ_CLS", "none": "FEATURE_EXTRACTION"}.get(head, "CAUSAL_LM" if family in ATTENTION else None)
+    words = {"r": 3, "lora_alpha": 7, "target_modules": THEIRS[family], "task_type": task, **words}
+    theirs = hf.get_peft_model(their_base(base(family, head), folder / "m"), hf.LoraConfig(**words)).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    seen = set()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad and parameter.data_ptr() not in seen:
+                seen.add(parameter.data_ptr())
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    theirs.save_pretrained(folder / "theirs")
+    return theirs
+
+
+NO_NUMBER = ("gpt2", "one layer"), ("llama", "one layer"), ("llama", "layers_to_transform")
+
+
+@pytest.mark.oracle
+@pinned
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("head", ["lm", "classify", "none"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_peft_wrote_loads_with_the_same_logits_and_is_written_back_to_the_bit(tmp_path, family, head, name):
+    if family == "llama" and name.startswith("bias"):
+        pytest.skip("a llama has no bias")
+    if head == "none" and (family, name) in NO_NUMBER:
+        pytest.skip("PEFT finds the number of a layer only after a dot, and adapts nothing")
+    theirs = their_adapter(tmp_path, family, head, CONFIGS[name](family))
+    model = base(family, head)
+    assert "does not say which base" in peft.load_adapter(model, tmp_path / "theirs")
+    assert agree(model, theirs)
+    peft.save_adapter(model, tmp_path / "ours")
+    written, read = tensors(tmp_path / "ours"), tensors(tmp_path / "theirs")
+    copies = ".original_module.", ".modules_to_save.", "model.pooler."
+    read = {name: x for name, x in read.items() if not any(copy in name for copy in copies)}
+    assert set(written) == set(read)
+    assert all(np.array_equal(written[name], read[name]) for name in read)
+    one, two = config(tmp_path / "ours"), config(tmp_path / "theirs")
+    for key in (
+        "peft_type",
+        "task_type",
+        "bias",
+        "use_rslora",
+        "lora_dropout",
+        "fan_in_fan_out",
+        "ensure_weight_tying",
+    ):
+        assert one[key] == two[key], key
+    again = base(family, head)
+    peft.load_adapter(again, tmp_path / "ours")
+    ranks = [{path: (m.r, m.alpha) for path, m in x.named_modules() if isinstance(m, Adapter)} for x in (model, again)]
+    assert ranks[0] == ranks[1]
+    assert np.array_equal(logits(again), logits(model))
+
+
+# ---- what is refused: nothing of the model changes ----
+
+
+def plain(tmp_path: Any, **words: Any) -> Any:
+    peft.save_adapter(adapted("llama", "lm", **{"targets": ["q_proj", "v_proj"], **words}), tmp_path / "a")
+    return tmp_path / "a"
+
+
+def without(*names: str) -> Any:
+    return lambda t: {name: x for name, x in t.items() if not any(part in name for part in names)}
+
+
+L = "base_model.model.model.layers"
+DAMAGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    **{
+        key: ({}, {key: value}, f"{key} = .* is not supported")
+        for key, value in {
+            "use_dora": True, "lora_bias": True, "layer_replication": [[0, 2]], "target_parameters": ["x"],
+            "trainable_token_indices": [1], "use_qalora": True, "use_bdlora": {}, "alora_invocation_tokens": [1],
+            "kasa_config": {}, "arrow_config": {}, "monteclora_config": {}, "velora_config": {}, "megatron_config": {},
+        }.items()
+    },
+    "a key of next year": ({}, {"use_magic": 3}, "use_magic = 3 is not known here"),
+    "bias": ({}, {"bias": "some"}, "bias = 'some' is not one of none, all, lora_only"),
+    "a bias that there is not": ({}, {"bias": "dora_only"}, "bias = 'dora_only'"),
+    "modules_to_save": ({}, {"modules_to_save": "norm"}, "modules_to_save is a list of names, not 'norm'"),
+    "an empty name": ({}, {"modules_to_save": [""]}, "modules_to_save is a list of names, not"),
+    "exclude_modules": ({}, {"exclude_modules": "("}, r"exclude_modules: '\(' is no regular expression"),
+    "exclude_modules, a number": ({}, {"exclude_modules": 3}, "a list of names or a regular expression, not 3"),
+    "layers": ({}, {"layers_to_transform": "1"}, "layers_to_transform = '1' is no list of numbers"),
+    "layers, true": ({}, {"layers_to_transform": True}, "layers_to_transform = True"),
+    "one layer of two": ({}, {"layers_to_transform": [0]}, "do not name model.layers.1.self_attn.q_proj, which has"),
+    "layers_pattern": ({}, {"layers_pattern": ["["]}, r"layers_pattern: '\[' is no regular expression"),
+    "excluded, and there": ({}, {"exclude_modules": ["v_proj"]}, "do not name model.layers.0.self_attn.v_proj"),
+    "saved, and adapted": ({}, {"modules_to_save": ["q_proj"]}, "do not name .*q_proj, which has tensors"),
+    "rank_pattern": ({}, {"rank_pattern": ["q_proj"]}, "rank_pattern maps regular expressions to numbers"),
+    "a rank": ({}, {"rank_pattern": {"q_proj": 99}}, "rank 99 is not a whole number from 1 to 12"),
+    "an alpha": ({}, {"alpha_pattern": {"q_proj": "x"}}, "alpha 'x' is not a number"),
+    "dropout": ({}, {"lora_dropout": 2}, "dropout 2 is not a probability"),
+    "a target that is a norm": ({}, {"target_modules": ["q_proj", "v_proj", "norm"]}, "this is of type RMSNorm"),
+    "a tie": ({}, {"ensure_weight_tying": "yes"}, "ensure_weight_tying = 'yes' is neither true nor false"),
+    "a saved norm that is not there": ({}, {"modules_to_save": ["norm"]}, "missing: .*input_layernorm.weight"),
+    "another prefix": (
+        {"to_tensors": lambda t: {x.replace("base_model.model.", "base_model."): y for x, y in t.items()}}, {},
+        "begin with 'base_model.', and for this model it must be 'base_model.model.'",
+    ),
+    "a headless model's prefix": (
+        {"to_tensors": lambda t: {x.replace("model.model.model.", "model.model."): y for x, y in t.items()}}, {},
+        "the names of its tensors",
+    ),
+    "an integer": (
+        {"to_tensors": lambda t: t | {f"{L}.0.self_attn.q_proj.lora_A.weight": np.ones((3, 12), int)}}, {},
+        "is of int64, and must be floating point",
+    ),
+    "a bias of the base": (
+        {"to_tensors": lambda t: t | {f"{L}.0.self_attn.q_proj.base_layer.weight": np.zeros((12, 12))}}, {},
+        "base_layer.weight is not the weight of this base",
+    ),
+    "DoRA's tensor": (
+        {"to_tensors": lambda t: t | {f"{L}.0.self_attn.q_proj.lora_magnitude_vector": np.ones(12)}}, {},
+        "unexpected: .*lora_magnitude_vector",
+    ),
+    "no B": ({"to_tensors": without("0.self_attn.q_proj.lora_B")}, {}, "missing: .*q_proj.lora_B.weight"),
+    "nothing": ({"to_tensors": lambda t: {}}, {}, "it holds no tensor"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_peft_would_only_warn_of_or_ignore_is_refused_and_the_model_stays_as_it_was(tmp_path, name):
+    to_tensors, to_config, message = DAMAGES[name]
+    folder, model = plain(tmp_path), base("llama")
+    change(folder, **to_tensors, **to_config)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=message) as caught:
+        peft.load_adapter(model, folder)
+    assert "\n" not in str(caught.value)
+    assert snapshot(model) == before
+
+
+def test_numbers_that_a_narrower_model_cannot_hold_are_refused(tmp_path):
+    name = f"{L}.0.self_attn.q_proj.lora_A.weight"
+    change(plain(tmp_path), to_tensors=lambda t: t | {name: np.full((3, 12), 1e300)})
+    with pytest.raises(ValueError, match=r"q_proj\.lora_A\.weight holds numbers that are too large for float32"):
+        peft.load_adapter(base("llama", dtype="float32"), tmp_path / "a")
+
+
+def test_a_pickle_is_refused_with_the_reason_and_not_read(tmp_path):
+    folder = plain(tmp_path)
+    (folder / peft.WEIGHTS).rename(folder / "adapter_model.bin")
+    with pytest.raises(ValueError, match=r"adapter_model\.bin is a pickle, which can run code and is never read"):
+        peft.load_adapter(base("llama"), folder)
+
+
+def test_the_hash_of_the_base_is_of_what_the_adapter_does_not_carry(tmp_path):
+    model = adapted("bert", "lm", ["q_proj"], train=["norm", "bias"])
+    peft.save_adapter(model, tmp_path / "a")
+    other = base("bert")
+    for name, parameter in other.named_parameters().items():
+        if name.endswith("bias") or "norm" in name:
+            parameter.data = parameter.data + 1
+    assert peft.load_adapter(other, tmp_path / "a") == ""
+    assert np.array_equal(logits(other), logits(model))
+    for name in ("block_0.mlp.up_proj.weight", "embed.token.weight"):
+        another = base("bert")
+        another.named_parameters()[name].data = another.named_parameters()[name].data + 1
+        with pytest.raises(ValueError, match="another base"):
+            peft.load_adapter(another, tmp_path / "a")
+
+
+def test_some_of_the_biases_are_refused_by_saving_and_those_of_the_adapted_layers_are_not(tmp_path):
+    model = adapted("bert", "lm", ["q_proj"])
+    model["block_0.attention.q_proj"].base.bias.trainable = True
+    with pytest.raises(ValueError, match=r"1 of 20 biases train \(block_0\.attention\.q_proj, \.\.\.\)"):
+        peft.save_adapter(model, tmp_path / "a")
+    model["block_1.attention.q_proj"].base.bias.trainable = True
+    peft.save_adapter(trained(model), tmp_path / "a")
+    assert config(tmp_path / "a")["bias"] == "lora_only"
+    loaded = base("bert")
+    peft.load_adapter(loaded, tmp_path / "a")
+    assert np.array_equal(logits(loaded), logits(model))
+    assert set(loaded.trainable_parameters()) == set(model.trainable_parameters())
+
+
+def test_names_are_as_short_as_they_can_be_and_name_nothing_else(tmp_path):
+    def named(family: str, head: str, targets: Any, **words: Any) -> tuple[list[str], Any]:
+        folder = tmp_path / f"{family}-{head}-{len(list(tmp_path.iterdir()))}"
+        peft.save_adapter(adapted(family, head, targets, **words), folder)
+        return config(folder)["target_modules"], config(folder)["modules_to_save"]
+
+    assert named("gpt2", "lm", ["qkv_proj", "o_proj"]) == (["attn.c_proj", "c_attn"], None)
+    assert named("llama", "lm", {"block_1.mlp.up_proj": 2}) == (["1.mlp.up_proj"], None)
+    assert named("bert", "lm", ["up_proj", "down_proj"])[0] == [
+        "0.output.dense", "1.output.dense", "intermediate.dense",
+    ]  # fmt: skip
+    assert named("bert", "classify", ["embed"]) == (["word_embeddings"], ["classifier", "score"])
+    assert named("llama", "lm", ["q_proj"], train=["norm"])[1] == [
+        "input_layernorm",
+        "norm",
+        "post_attention_layernorm",
+    ]
+
+
+# ---- a tied head ----
+
+
+def tied_pair(family: str) -> Transformer:
+    targets = ["embed", *attention(family)]
+    return trained(adapted(family, "lm", targets, ensure_weight_tying=True))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_pair_with_one_adapter_comes_back_as_one(tmp_path, family):
+    model = tied_pair(family)
+    peft.save_adapter(model, tmp_path / "a")
+    loaded = base(family)
+    peft.load_adapter(loaded, tmp_path / "a")
+    assert np.array_equal(logits(loaded), logits(model))
+    assert loaded["lm_head"].lora_A is loaded["embed.token"].lora_A
+    peft.save_adapter(loaded, tmp_path / "b")
+    for name in (peft.CONFIG, peft.WEIGHTS):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    change(tmp_path / "a", to_tensors=lambda t: {n: 2 * x if "lm_head.lora_A" in n else x for n, x in t.items()})
+    with pytest.raises(ValueError, match=r"lm_head\.lora_A\.weight is not .*lora_embedding_B transposed"):
+        peft.load_adapter(base(family), tmp_path / "a")
+
+
+def test_a_pair_that_peft_cannot_tie_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="PEFT ties only what is called embed_tokens or lm_head"):
+        peft.save_adapter(tied_pair("bert"), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_pair_that_is_trained_whole_stays_one(tmp_path, family):
+    model = adapted(family, "lm", attention(family), train=["token"])
+    peft.save_adapter(model, tmp_path / "a")
+    loaded = base(family)
+    peft.load_adapter(loaded, tmp_path / "a")
+    assert loaded["lm_head"].weight is loaded["embed.token"].weight
+    assert np.array_equal(logits(loaded), logits(model))
+    assert set(loaded.trainable_parameters()) == set(model.trainable_parameters())
+
+
+@pytest.mark.oracle
+@pinned
+@pytest.mark.parametrize("what", ["adapted", "whole"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_peft_ties_what_we_tie_and_we_what_it_does(tmp_path, family, what):
+    hf = pytest.importorskip("peft")
+    ours = tied_pair(family) if what == "adapted" else adapted(family, "lm", attention(family), train=["token"])
+    peft.save_adapter(ours, tmp_path / "a")
+    theirs = hf.PeftModel.from_pretrained(their_base(base(family), tmp_path / "m"), tmp_path / "a")
+    assert agree(ours, theirs)
+    names = {"llama": "embed_tokens", "gpt2": "lm_head"}  # it does not see GPT-2's wte
+    words: dict[str, Any] = {"modules_to_save": [names[family]]}
+    if what == "adapted":
+        words = {"target_modules": [names[family], *THEIRS[family]]}
+    theirs = their_adapter(tmp_path, family, "lm", {**words, "ensure_weight_tying": True})
+    model = base(family)
+    peft.load_adapter(model, tmp_path / "theirs")
+    assert agree(model, theirs)
+    assert (model["lm_head"].weight if what == "whole" else model["lm_head"].lora_A) is (
+        model["embed.token"].weight if what == "whole" else model["embed.token"].lora_A
+    )
+
+
+# ---- several on one base ----
+
+
+def test_adapters_are_switched_without_reloading_and_the_base_comes_back_bit_for_bit(tmp_path):
+    made = {
+        "norms": adapted("bert", "classify", ["q_proj", "embed"], train=["norm", "classifier"], r=2),
+        "biases": adapted("bert", "classify", ["v_proj", "q_proj"], train=["bias"]),
+        "plain": adapted("bert", "classify", "all-linear", rslora=True),
+    }
+    model = base("bert", "classify")
+    adapters = peft.Adapters(model)
+    before, alone = snapshot(model), logits(model)
+    arrays = {name: x.copy() for name, x in model.state_dict().items()}
+    for name, other in made.items():
+        peft.save_adapter(other, tmp_path / name)
+        assert adapters.load(name, tmp_path / name) == ""
+    assert snapshot(model) == before
+    for name in ("norms", "plain", "biases", "plain", "norms"):
+        adapters.activate(name)
+        assert adapters.active == name
+        assert np.array_equal(logits(model), logits(made[name]))
+        train_one_step(model)
+        if name == "biases":
+            continue
+        adapters.activate(None)
+        assert snapshot(model) == before
+        assert np.array_equal(logits(model), alone)
+        made[name] = None
+        adapters.activate(name)
+        made[name] = copy_of(model)
+    adapters.activate(None)
+    assert snapshot(model) == before
+    assert all(np.array_equal(x, arrays[name]) for name, x in model.state_dict().items())
+
+
+def copy_of(model: Transformer) -> Transformer:
+    import copy
+
+    return copy.deepcopy(model)
+
+
+def train_one_step(model: Transformer) -> None:
+    from minilora.modules import Gradients
+    from minilora.optim import SGD
+
+    y, cache = model.forward(IDS, Context(padding=PADDING))
+    grads = Gradients()
+    model.backward(np.ones_like(y), cache, grads)
+    SGD(model.trainable_parameters(), lr=0.01).step(grads)
+
+
+def test_an_adapter_that_cannot_be_loaded_leaves_the_active_one_and_the_base(tmp_path):
+    peft.save_adapter(adapted("llama", "lm", ["q_proj"]), tmp_path / "a")
+    peft.save_adapter(adapted("llama", "lm", ["q_proj"], seed=7), tmp_path / "other")
+    model = base("llama")
+    adapters = peft.Adapters(model)
+    adapters.load("a", tmp_path / "a")
+    adapters.activate("a")
+    before = snapshot(model)
+    for name, folder, message in (
+        ("b", "other", "another base"),
+        ("a", "a", "is called 'a' already"),
+        ("", "a", "a name"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            adapters.load(name, tmp_path / folder)
+        assert snapshot(model) == before
+    with pytest.raises(KeyError, match="no adapter is called 'b'; there are: a"):
+        adapters.activate("b")
+    assert snapshot(model) == before
+    adapters.load("b", tmp_path / "a")
+    assert snapshot(model) == before
+    with pytest.raises(ValueError, match="is adapted already: Adapters takes a model without"):
+        peft.Adapters(model)
+
+
+# ---- merging ----
+
+
+@pytest.mark.oracle
+@pinned
+@pytest.mark.parametrize("name", ["embedding", "all-linear", "bias all", "a norm whole", "the embedding whole"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_merged_model_loads_in_transformers_with_the_logits_of_peft(tmp_path, family, name):
+    if family == "llama" and name.startswith("bias"):
+        pytest.skip("a llama has no bias")
+    theirs = their_adapter(tmp_path, family, "lm", CONFIGS[name](family))
+    model = base(family)
+    peft.load_adapter(model, tmp_path / "theirs")
+    before, adapted_logits = snapshot(model), logits(model)
+    minilora.merge(model)
+    assert close(logits(model)[PADDING], adapted_logits[PADDING], 1e-12)
+    minilora.save_pretrained(model, tmp_path / "merged")
+    merged = their_base(model, tmp_path / "merged")
+    merged.config.pad_token_id = theirs.config.pad_token_id
+    assert agree(model, merged)
+    assert close(their_logits(merged, "lm")[PADDING], their_logits(theirs, "lm")[PADDING], 1e-5)
+    assert np.array_equal(logits(minilora.load_pretrained(tmp_path / "merged", "float64")), logits(model))
+    minilora.unmerge(model)
+    assert snapshot(model) == before
