@@ -51,7 +51,8 @@ def test_every_mutant_is_killed_or_survives_for_a_reason_and_every_reason_is_sti
     survivors = [outcome for outcome in outcomes if not outcome.killed]
     for (function, written), reason in EQUIVALENT.items():
         assert any(o.function == function and written in o.line and o.reason == reason for o in survivors), written
-    assert {outcome.function for outcome in outcomes} == set(functions())
+    unedited = set(functions()) - {outcome.function for outcome in outcomes}
+    assert unedited == {"select_backward"}  # it only moves numbers: no sign, factor or sum to edit
     assert len(said(outcomes)) == len(set(said(outcomes)))
 
 
