@@ -19,7 +19,7 @@ def test_the_lines_of_the_readme_print_the_numbers_it_gives(tmp_path, monkeypatc
     said: list[str] = []
     runner.run(test, out=said.append)
     assert runner.failures == 0, "".join(said)
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "runs" / "loops" / "adapter_model.safetensors").is_file()
 
 
 def test_the_commands_of_the_readme_print_what_it_shows(capsys):
