@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .families import llama as llama
     from .families import roberta as roberta
     from .generation import generate as generate
+    from .lora import LoRAEmbedding as LoRAEmbedding
     from .lora import LoRALinear as LoRALinear
     from .lora import attach_lora as attach_lora
     from .lora import merge as merge
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 HOMES = {
     "families": ["bert", "gpt2", "llama", "roberta"],
     "generation": ["generate"],
-    "lora": ["LoRALinear", "attach_lora", "merge", "unmerge"],
+    "lora": ["LoRAEmbedding", "LoRALinear", "attach_lora", "merge", "unmerge"],
     "modules": ["Context", "Gradients", "Linear", "Parameter"],
     "optim": ["SGD", "AdamW"],
     "pretrained": ["load_pretrained", "save_pretrained"],

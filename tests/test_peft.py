@@ -412,6 +412,20 @@ def test_names_are_as_short_as_they_can_be_and_name_nothing_else(tmp_path):
     ]
 
 
+def test_an_adapters_pairs_are_read_without_its_model_and_beside_the_weight_that_peft_writes_with_a_head(tmp_path):
+    model = adapted("llama", "lm", {"lm_head": 2, "q_proj": 4}, rslora=True)
+    peft.save_adapter(model, tmp_path / "a")
+    assert "base_model.model.lm_head.base_layer.weight" in tensors(tmp_path / "a")
+    pairs = peft.pairs_of(tmp_path / "a", config(tmp_path / "a"), tensors(tmp_path / "a"))
+    assert len(pairs) == 3
+    for name, path in (("lm_head", "lm_head"), ("model.layers.1.self_attn.q_proj", "block_1.attention.q_proj")):
+        A, B, s = pairs[name]
+        np.testing.assert_allclose(s * B @ A, model[path].delta(), rtol=1e-12)
+    peft.save_adapter(adapted("llama", "lm", ["embed"]), tmp_path / "b")
+    with pytest.raises(ValueError, match="lora_embedding_A, which is no lora_A or lora_B of a linear layer"):
+        peft.pairs_of(tmp_path / "b", config(tmp_path / "b"), tensors(tmp_path / "b"))
+
+
 # ---- a tied head ----
 
 

@@ -206,6 +206,8 @@ def pairs_of(
     """
     sides: dict[str, dict[str, np.ndarray]] = {}
     for tensor, x in tensors.items():
+        if tensor.endswith(".base_layer.weight"):
+            continue  # the frozen weight of an adapted embed_tokens or lm_head
         match = PAIR.fullmatch(tensor)
         if not match or (match["embedding"] and not embeddings):
             what = "layer or an embedding" if embeddings else "layer"
