@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .families import roberta as roberta
     from .generation import generate as generate
     from .generation import stream as stream
+    from .lora import LoRAEmbedding as LoRAEmbedding
     from .lora import LoRALinear as LoRALinear
     from .lora import attach_lora as attach_lora
     from .lora import merge as merge
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 HOMES = {
     "families": ["bert", "gpt2", "llama", "roberta"],
     "generation": ["generate", "stream"],
-    "lora": ["LoRALinear", "attach_lora", "merge", "unmerge"],
+    "lora": ["LoRAEmbedding", "LoRALinear", "attach_lora", "merge", "unmerge"],
     "modules": ["Context", "Gradients", "Linear", "Parameter"],
     "optim": ["SGD", "AdamW"],
     "pretrained": ["load_pretrained", "load_tokenizer", "save_pretrained"],

@@ -100,9 +100,7 @@ class LoRALinear(Adapter):
 
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, LoRALinearCache]:
         y, cb = self.base.forward(x, context)
-        keep = dropout_mask(context.rng, self.dropout, x)
-        if keep is not None:
-            x, _ = ops.dropout_forward(x, keep)
+        x, keep = dropped(x, self.dropout, context.rng)
         y_lora, (x, h) = ops.lora_forward(x, self.lora_A.data, self.lora_B.data, self.scaling)
         y += y_lora
         return y, LoRALinearCache(cb, x if self.lora_A.trainable else None, h if self.lora_B.trainable else None, keep)
@@ -185,9 +183,7 @@ class TiedLoRALinear(Adapter):
 
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, LoRALinearCache]:
         y, cb = self.base.forward(x, context)
-        keep = dropout_mask(context.rng, self.dropout, x)
-        if keep is not None:
-            x, _ = ops.dropout_forward(x, keep)
+        x, keep = dropped(x, self.dropout, context.rng)
         y_lora, (x, h) = ops.lora_forward(x, self.lora_B.data.T, self.lora_A.data.T, self.scaling)
         y += y_lora
         return y, LoRALinearCache(cb, x if self.lora_B.trainable else None, h if self.lora_A.trainable else None, keep)
@@ -207,12 +203,14 @@ class TiedLoRALinear(Adapter):
         return self.scaling * (self.lora_B.data @ self.lora_A.data).T
 
 
-def dropout_mask(rng: np.random.Generator | None, p: float, x: Array) -> Array | None:
-    """A mask for `x`, drawn on the host and moved; None without a generator: randomness is an argument."""
+def dropped(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array, Array | None]:
+    """x after dropout, and the mask, drawn on the host and moved; without a generator x itself: randomness is an
+    argument."""
     if rng is None or p == 0:
-        return None
+        return x, None
     keep = (rng.random(x.shape, dtype=np.float32) >= p) / (1 - p)
-    return get_array_module(x).asarray(keep, dtype=x.dtype)
+    keep = get_array_module(x).asarray(keep, dtype=x.dtype)
+    return ops.dropout_forward(x, keep)[0], keep
 
 
 def check_adaptable(

@@ -1,17 +1,24 @@
 """Adapters in PEFT's format, both ways: every feature of the config, in every family, against PEFT itself."""
 
+import copy
 import json
 import warnings
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import minilora
 from minilora import peft
 from minilora.checkpoint import load_tensors, save_tensors
 from minilora.families import FAMILIES
 from minilora.lora import Adapter
+from minilora.modules import Gradients
+from minilora.optim import SGD
+from minilora.peft.format import INFORMATION, OFF, READ
+from minilora.peft.reading import read_modules
 from minilora.transformer import Config, Context, Transformer
 
 V, T = 31, 7
@@ -405,6 +412,20 @@ def test_names_are_as_short_as_they_can_be_and_name_nothing_else(tmp_path):
     ]
 
 
+def test_an_adapters_pairs_are_read_without_its_model_and_beside_the_weight_that_peft_writes_with_a_head(tmp_path):
+    model = adapted("llama", "lm", {"lm_head": 2, "q_proj": 4}, rslora=True)
+    peft.save_adapter(model, tmp_path / "a")
+    assert "base_model.model.lm_head.base_layer.weight" in tensors(tmp_path / "a")
+    pairs = peft.pairs_of(tmp_path / "a", config(tmp_path / "a"), tensors(tmp_path / "a"))
+    assert len(pairs) == 3
+    for name, path in (("lm_head", "lm_head"), ("model.layers.1.self_attn.q_proj", "block_1.attention.q_proj")):
+        A, B, s = pairs[name]
+        np.testing.assert_allclose(s * B @ A, model[path].delta(), rtol=1e-12)
+    peft.save_adapter(adapted("llama", "lm", ["embed"]), tmp_path / "b")
+    with pytest.raises(ValueError, match="lora_embedding_A, which is no lora_A or lora_B of a linear layer"):
+        peft.pairs_of(tmp_path / "b", config(tmp_path / "b"), tensors(tmp_path / "b"))
+
+
 # ---- a tied head ----
 
 
@@ -498,22 +519,13 @@ def test_adapters_are_switched_without_reloading_and_the_base_comes_back_bit_for
         assert np.array_equal(logits(model), alone)
         made[name] = None
         adapters.activate(name)
-        made[name] = copy_of(model)
+        made[name] = copy.deepcopy(model)
     adapters.activate(None)
     assert snapshot(model) == before
     assert all(np.array_equal(x, arrays[name]) for name, x in model.state_dict().items())
 
 
-def copy_of(model: Transformer) -> Transformer:
-    import copy
-
-    return copy.deepcopy(model)
-
-
 def train_one_step(model: Transformer) -> None:
-    from minilora.modules import Gradients
-    from minilora.optim import SGD
-
     y, cache = model.forward(IDS, Context(padding=PADDING))
     grads = Gradients()
     model.backward(np.ones_like(y), cache, grads)
@@ -569,3 +581,155 @@ def test_a_merged_model_loads_in_transformers_with_the_logits_of_peft(tmp_path, 
     assert np.array_equal(logits(minilora.load_pretrained(tmp_path / "merged", "float64")), logits(model))
     minilora.unmerge(model)
     assert snapshot(model) == before
+
+
+# ---- gradients ----
+
+
+@pytest.mark.oracle
+@pinned
+@pytest.mark.parametrize("tie", [False, True])
+def test_the_gradients_of_an_embeddings_A_and_B_are_those_of_peft_summed_where_it_holds_them_twice(tmp_path, tie):
+    hf, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    ours = adapted("gpt2", "lm", ["embed", "qkv_proj"], ensure_weight_tying=tie)
+    peft.save_adapter(ours, tmp_path / "a")
+    theirs = hf.PeftModel.from_pretrained(their_base(base("gpt2"), tmp_path / "m"), tmp_path / "a", is_trainable=True)
+    dy = np.random.default_rng(4).standard_normal((*IDS.shape, V))
+    theirs(input_ids=torch.tensor(IDS)).logits.backward(torch.tensor(dy))
+    grads = Gradients()
+    ours.backward(dy, ours.forward(IDS)[1], grads)
+    named = {name: p.grad.numpy() for name, p in theirs.named_parameters() if p.grad is not None}
+    table, head = "base_model.model.transformer.wte.lora_embedding_", "base_model.model.lm_head.lora_"
+    for one, other in ("AB", "BA"):
+        expected = named[f"{table}{one}.default"]
+        if tie:
+            expected = expected + named[f"{head}{other}.default.weight"].T
+        assert close(grads[getattr(ours["embed.token"], f"lora_{one}")], expected, 1e-10)
+    for i in (0, 1):
+        expected = named[f"base_model.model.transformer.h.{i}.attn.c_attn.lora_A.default.weight"]
+        assert close(grads[ours[f"block_{i}.attention.qkv_proj"].lora_A], expected, 1e-10)
+
+
+# ---- any config, and any damage ----
+
+
+@st.composite
+def their_configs(draw: Any) -> tuple[str, str, dict[str, Any]]:
+    family, head = draw(st.sampled_from(list(FAMILIES))), draw(st.sampled_from(["lm", "classify", "none"]))
+    names = {
+        "gpt2": ["c_attn", "c_proj", "c_fc", "mlp.c_proj"],
+        "llama": ["q_proj", "o_proj", "gate_proj", "mlp.up_proj"],
+    }
+    linear = names.get(family, ["query", "output.dense", "attention.output.dense", "dense", "1.intermediate.dense"])
+    some = st.lists(st.sampled_from(linear), min_size=1, max_size=3, unique=True)
+    targets = draw(st.one_of(some, some.map(lambda n: [*n, TABLE[family]]), some.map(lambda n: rf".*\.({'|'.join(n)})"),
+                             st.just("all-linear")))  # fmt: skip
+    words = {
+        "target_modules": targets,
+        "r": draw(st.integers(1, 4)),
+        "lora_alpha": draw(st.sampled_from([1, 8, 3.5])),
+        "use_rslora": draw(st.booleans()),
+        "lora_dropout": draw(st.sampled_from([0.0, 0.1])),
+        "bias": draw(st.sampled_from(["none", "none", "all", "lora_only"])),
+        "rank_pattern": draw(st.dictionaries(st.sampled_from([*linear, r".*\.1\..*"]), st.integers(1, 5), max_size=2)),
+        "alpha_pattern": draw(
+            st.dictionaries(st.sampled_from([*linear, "nothing"]), st.sampled_from([2, 0.5]), max_size=2)
+        ),
+        "layers_to_transform": draw(st.sampled_from([None, None, 0, [1], [0, 1], []])),
+        "exclude_modules": draw(st.sampled_from([None, None, linear[:1], r".*\.0\..*", ["1.nothing"]])),
+        "modules_to_save": draw(st.sampled_from([None, None, [TABLE[family]], ["norm", "ln_1", "LayerNorm"]])),
+    }
+    if isinstance(targets, str):
+        words["layers_to_transform"] = None
+    return family, head, words
+
+
+@pytest.mark.oracle
+@pinned
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(their_configs())
+def test_whatever_peft_writes_is_read_as_peft_reads_it(tmp_path_factory, case):
+    hf = pytest.importorskip("peft")
+    family, head, words = case
+    folder = tmp_path_factory.mktemp("case")
+    model = base(family, head)
+    try:
+        their_adapter(folder, family, head, words)
+    except Exception:  # what PEFT refuses to make is not ours to read
+        return
+    try:  # it writes the keys of a pattern sorted, and takes the first that matches: so it may not read what it wrote
+        theirs = hf.PeftModel.from_pretrained(their_base(model, folder / "m"), folder / "theirs").eval()
+    except RuntimeError:
+        with pytest.raises(ValueError, match="has shape"):
+            peft.load_adapter(model, folder / "theirs")
+        return
+    peft.load_adapter(model, folder / "theirs")
+    assert agree(model, theirs)
+    peft.save_adapter(model, folder / "ours")
+    again = base(family, head)
+    peft.load_adapter(again, folder / "ours")
+    assert np.array_equal(logits(again), logits(model))
+
+
+VALUES = [
+    None, True, False, 0, -1, 3, 2.5, 1e308, 10**30, float("nan"), "", "x", "(", ".*", "all-linear", "lora_only", [],
+    {}, [1],
+    ["q_proj"], ["lm_head"], ["embed_tokens"], [None], [[]], {"a": 1}, {"q_proj": None}, {"(": 2}, {"q_proj": []},
+    ["classifier"], ["dense"],
+]  # fmt: skip
+SHAPES = [(), (0,), (3,), (2, 12), (0, 3), (31, 12), (2, 3, 4)]
+STRANGE = [
+    "zz", "base_model.model.lm_head.weight", "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight",
+    "a.modules_to_save.bias", "x.original_module.bias", "base_model.model.classifier.modules_to_save.bias",
+    "base_model.model.lm_head.lora_A.weight",
+]  # fmt: skip
+
+
+def damage(rng: np.random.Generator, says: dict[str, Any], held: dict[str, np.ndarray]) -> None:
+    """Change some keys of the config, and some tensors."""
+    keys = [*OFF, *READ, *INFORMATION, "of_next_year"]
+    for _ in range(rng.integers(0, 4)):
+        says[keys[rng.integers(len(keys))]] = VALUES[rng.integers(len(VALUES))]
+    for _ in range(rng.integers(0, 3)):
+        name, kind = list(held)[rng.integers(len(held))], rng.integers(6)
+        x = held.pop(name)
+        if kind == 0:
+            held[name] = x.reshape(-1)
+        elif kind == 1:
+            held[name.replace("model.", "", 1)] = x
+        elif kind == 2:
+            held[name] = x.astype(["i8", "f2", "f4", "?"][rng.integers(4)])
+        elif kind == 3:
+            held |= {name: x, STRANGE[rng.integers(len(STRANGE))]: np.zeros(SHAPES[rng.integers(len(SHAPES))])}
+        elif kind == 4 and x.ndim:
+            held[name] = x[:1]
+        if not held:
+            return
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_damaged_adapter_is_refused_in_one_line_or_read_and_the_model_stays_as_it_was(tmp_path, seed):
+    whole: list[tuple[Transformer, Any]] = []
+    for i, (family, head, words) in enumerate([
+        ("llama", "lm", {"targets": ["embed", "q_proj"], "ensure_weight_tying": True}),
+        ("bert", "classify", {"targets": ["q_proj"], "train": ["bias"]}),
+        ("gpt2", "lm", {"targets": {"qkv_proj": 2, "o_proj": 3}, "train": ["norm"]}),
+        ("bert", "lm", {"targets": ["lm_head"], "train": ["bias"]}),
+    ]):  # fmt: skip
+        peft.save_adapter(adapted(family, head, **words), tmp_path / f"{i}")
+        whole.append((base(family, head), tmp_path / f"{i}"))
+    rng, refused = np.random.default_rng(seed), 0
+    for _ in range(100):
+        model, folder = whole[rng.integers(len(whole))]
+        model.freeze()
+        says, held, before = config(folder), tensors(folder), snapshot(model)
+        damage(rng, says, held)
+        (tmp_path / "case").mkdir(exist_ok=True)
+        (tmp_path / "case" / peft.CONFIG).write_text(json.dumps(says))
+        save_tensors(tmp_path / "case" / peft.WEIGHTS, held, {})
+        try:
+            read_modules(model, tmp_path / "case")
+        except ValueError as error:
+            refused += "\n" not in str(error)
+        assert snapshot(model) == before
+    assert 50 < refused < 100

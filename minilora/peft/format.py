@@ -167,10 +167,13 @@ def is_layer_to_transform(config: dict[str, Any], name: str) -> bool:
     wanted, patterns = config.get("layers_to_transform"), config.get("layers_pattern")
     if wanted is None or wanted == []:
         return True
-    patterns = [patterns] if isinstance(patterns, str) and patterns else patterns
-    found = (re.match(rf"(?:^|.*?\.){pattern}\.(?P<i>\d+)\.", name) for pattern in patterns or [])
-    match = next(filter(None, found), None) if patterns else re.match(r".*?\.[^.]*\.(?P<i>\d+)\.", name)
-    return bool(match) and int(match["i"]) in ([wanted] if isinstance(wanted, int) else wanted)  # type: ignore[index]
+    if patterns:
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        found = (re.match(rf"(?:^|.*?\.){pattern}\.(?P<i>\d+)\.", name) for pattern in patterns)
+        match = next(filter(None, found), None)
+    else:
+        match = re.match(r".*?\.[^.]*\.(?P<i>\d+)\.", name)
+    return match is not None and int(match["i"]) in ([wanted] if isinstance(wanted, int) else wanted)
 
 
 def is_saved(config: dict[str, Any], name: str) -> bool:
@@ -203,6 +206,8 @@ def pairs_of(
     """
     sides: dict[str, dict[str, np.ndarray]] = {}
     for tensor, x in tensors.items():
+        if tensor.endswith(".base_layer.weight"):
+            continue  # the frozen weight of an adapted embed_tokens or lm_head
         match = PAIR.fullmatch(tensor)
         if not match or (match["embedding"] and not embeddings):
             what = "layer or an embedding" if embeddings else "layer"
@@ -225,7 +230,7 @@ def pairs_of(
 # ---- the model's layers, and what their tensors are called ----
 
 
-def layers_of(model: Transformer) -> dict[str, Module]:
+def layers_of(model: Transformer) -> dict[str, Any]:
     """{path: module} of all that has parameters; an adapted layer's is the adapter."""
     kinds = Linear | Embedding | LayerNorm | RMSNorm
     return {path: model[path] for path, module in model.named_modules() if isinstance(module, kinds)}
@@ -253,5 +258,10 @@ def own_tensor(model: Transformer, path: str, parameter: str) -> str:
 def tied_head(model: Transformer) -> str | None:
     """The path of the head, if it shares the token embedding's weight."""
     layers = layers_of(model)
-    head: Any = layers.get("lm_head")
-    return "lm_head" if head is not None and head.weight is layers["embed.token"].weight else None  # type: ignore[attr-defined]
+    head = layers.get("lm_head")
+    return "lm_head" if head is not None and head.weight is layers["embed.token"].weight else None
+
+
+def carried(saved: Collection[str], biases: Collection[str]) -> list[str]:
+    """The paths of the base's parameters of which the adapter has its own: they are no part of what it stands on."""
+    return [f"{path}.{name}" for path in saved for name in ("weight", "bias")] + [f"{path}.bias" for path in biases]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from .format import (
     TIED_NAMES,
     WEIGHTS,
     adapter_tensors,
+    carried,
     has_pooler_apart,
     is_saved,
     is_target,
@@ -75,7 +75,7 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], s
     except ValueError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit this model and its config: {error}") from None
     expected = metadata.get("base_sha256")
-    if expected and expected != base_hash(model, carried(plan)):
+    if expected and expected != base_hash(model, carried(plan.saved, plan.biases)):
         raise ValueError(f"{folder} was made for another base: the weights of this model are not those it names")
     note = "" if expected else f"{folder} does not say which base it is for; its names and shapes fit this one"
     arrays = {place: tensors[name] for place, name in names.items()}
@@ -110,13 +110,8 @@ def what_to_adapt(model: Transformer, config: dict[str, Any], tensors: dict[str,
         adapted[path] = (r, alpha)
     saved = [path for path in layers if is_saved(config, their_name(model, path))]
     bias = config.get("bias") or "none"
-    biases = [
-        path
-        for path, layer in layers.items()
-        if getattr(base_of(layer), "bias", None) is not None
-        and path not in saved
-        and (bias == "all" or (bias == "lora_only" and path in adapted))
-    ]
+    those = {"none": [], "all": list(layers), "lora_only": list(adapted)}[bias]
+    biases = [path for path in those if path not in saved and getattr(base_of(layers[path]), "bias", None) is not None]
     for path in [*saved, *biases]:
         if isinstance(layers[path], Adapter | MergedLinear | MergedEmbedding):
             raise ValueError(f"{path}: this layer is adapted already, and the adapter has a copy of it")
@@ -126,7 +121,7 @@ def what_to_adapt(model: Transformer, config: dict[str, Any], tensors: dict[str,
     return Plan(adapted, ties, saved, biases)
 
 
-def base_of(layer: Module) -> Module:
+def base_of(layer: Module) -> Any:
     return layer.base if isinstance(layer, Adapter) else layer
 
 
@@ -137,9 +132,7 @@ def targets_of(model: Transformer, config: dict[str, Any], tensors: dict[str, np
         named = {path for path, layer in layers.items() if adapter_tensors(model, path, layer)["lora_A"] in tensors}
         targets = [their_name(model, path) for path in named if path != ties]
     elif isinstance(targets, str) and targets.lower() == "all-linear":
-        linears = [
-            path for path, layer in layers.items() if isinstance(layer, Linear | Adapter) and path != "embed.token"
-        ]
+        linears = [path for path, layer in layers.items() if isinstance(base_of(layer), Linear)]
         # PEFT leaves out a head that gives words, and a classifier where the task says that it is one
         heads = ["lm_head"] if model.config.head == "lm" or config.get("task_type") != "SEQ_CLS" else HEADS
         targets = [their_name(model, path) for path in linears if path not in heads]
@@ -174,13 +167,6 @@ def saves_the_pair(model: Transformer, config: dict[str, Any], tensors: dict[str
     return bool(saved & set(TIED_NAMES)) or f"{PREFIX}{their_name(model, 'lm_head')}.weight" in tensors
 
 
-def carried(plan: Plan) -> list[str]:
-    """The paths of the base's parameters that the adapter has copies of: they are no part of what it stands on."""
-    return [f"{path}.{name}" for path in plan.saved for name in ("weight", "bias")] + [
-        f"{path}.bias" for path in plan.biases
-    ]
-
-
 # ---- the tensors ----
 
 Place = tuple[str, str]  # the path of a layer, and lora_A, lora_B, weight or bias
@@ -205,41 +191,48 @@ def tensor_names(model: Transformer, plan: Plan) -> dict[Place, str]:
 def only_these(
     model: Transformer, config: dict[str, Any], plan: Plan, tensors: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """`tensors` without what PEFT writes twice, or beside them. Raises ValueError where a copy is no copy.
-
-    The base's weight of an adapted embed_tokens or lm_head; with bias "all" the bias of a masked head under its two
-    names, and of a saved module in its three states, the last of which, original_module, is not used any more.
-    """
+    """`tensors` without what PEFT writes beside them. Raises ValueError where a copy is no copy."""
     rest = {name: x for name, x in tensors.items() if not CONSTANT.fullmatch(name)}
-    for path in [*plan.adapted, *([plan.head] if plan.head else [])]:
-        name = f"{PREFIX}{their_name(model, path)}.base_layer.weight"
-        W = to_numpy(base_of(layers_of(model)[path]).weight.data)  # type: ignore[attr-defined]
-        if name in rest and not np.array_equal(W.astype(rest[name].dtype), rest.pop(name)):
-            raise ValueError(f"{name} is not the weight of this base: it was made for another, or trained or resized")
+    drop_base_weights(model, plan, rest)
     if config.get("bias") == "all":
-        head = f"{PREFIX}{their_name(model, 'lm_head')}" if model.config.head == "lm" else ""
-        inside = ".base_layer" if "lm_head" in plan.adapted else ""
-        copies = {f"{PREFIX}{their_name(model, 'lm_head.bias')}": f"{head}{inside}.bias"} if head else {}
-        for name in list(rest):
-            whole, mark, end = name.partition(".modules_to_save.")
-            if mark:  # with the name of the adapter after it, where the module has modules of its own
-                copies[name] = f"{whole}.{end if f'{whole}.{end}' in rest else end.partition('.')[2]}"
-            if ".original_module." in name:
-                del rest[name]
-        for name, original in copies.items():
-            if (
-                name != original
-                and name in rest
-                and original in rest
-                and not np.array_equal(rest.pop(name), rest[original])
-            ):
-                raise ValueError(f"{name} is not {original}, of which it must be a copy")
+        drop_bias_copies(model, plan, rest)
     if has_pooler_apart(model):
         pooler = [name for name in rest if name.startswith(f"{PREFIX}pooler.")]
+        for name in pooler:
+            del rest[name]
         if pooler:
             warnings.warn(f"{len(pooler)} tensors are for a pooler, which a model without a head lacks", stacklevel=5)
-        rest = {name: x for name, x in rest.items() if name not in pooler}
     return rest
+
+
+def drop_base_weights(model: Transformer, plan: Plan, tensors: dict[str, np.ndarray]) -> None:
+    """An adapted embed_tokens or lm_head has its frozen weight there too. Raises ValueError unless it is the base's."""
+    layers = layers_of(model)
+    for path in [*plan.adapted, *([plan.head] if plan.head else [])]:
+        name = f"{PREFIX}{their_name(model, path)}.base_layer.weight"
+        W = to_numpy(base_of(layers[path]).weight.data)
+        if name in tensors and not np.array_equal(W.astype(tensors[name].dtype), tensors.pop(name)):
+            raise ValueError(f"{name} is not the weight of this base: it was made for another, or trained or resized")
+
+
+def drop_bias_copies(model: Transformer, plan: Plan, tensors: dict[str, np.ndarray]) -> None:
+    """With bias "all", that of a masked head is there under its two names, and those of a saved module in three states,
+    of which original_module is not used any more. Raises ValueError where a copy is no copy."""
+    copies = {}
+    if model.config.head == "lm":
+        inside = ".base_layer" if "lm_head" in plan.adapted else ""
+        copies[PREFIX + their_name(model, "lm_head.bias")] = f"{PREFIX}{their_name(model, 'lm_head')}{inside}.bias"
+    for name in list(tensors):
+        module, state, end = name.partition(".modules_to_save.")
+        if state:  # the name of the adapter comes next, where the module has modules of its own
+            copies[name] = f"{module}.{end if f'{module}.{end}' in tensors else end.partition('.')[2]}"
+        if ".original_module." in name:
+            del tensors[name]
+    for name, original in copies.items():
+        if name == original or name not in tensors or original not in tensors:
+            continue
+        if not np.array_equal(tensors.pop(name), tensors[original]):
+            raise ValueError(f"{name} is not {original}, of which it must be a copy")
 
 
 def check_tensors(model: Transformer, plan: Plan, names: dict[Place, str], tensors: dict[str, np.ndarray]) -> None:
@@ -249,7 +242,7 @@ def check_tensors(model: Transformer, plan: Plan, names: dict[Place, str], tenso
     layers = layers_of(model)
     shapes: dict[str, tuple[int, ...]] = {}
     for (path, what), name in names.items():
-        W = base_of(layers[path]).weight.data  # type: ignore[attr-defined]
+        W = base_of(layers[path]).weight.data
         r = plan.adapted.get("embed.token" if path == plan.head else path, (0, 0))[0]
         rows, columns = W.shape if W.ndim == 2 else (len(W), 0)
         n_out, n_in = (columns, rows) if isinstance(layers[path], Embedding) else (rows, columns)
@@ -304,32 +297,27 @@ def build(model: Transformer, config: dict[str, Any], plan: Plan, arrays: dict[P
     layers = layers_of(model)
 
     def parameter(path: str, what: str) -> Parameter:
-        W = base_of(layers[path]).weight.data  # type: ignore[attr-defined]
+        W = base_of(layers[path]).weight.data
         return Parameter(get_array_module(W).asarray(arrays[path, what], dtype=W.dtype))
 
-    modules: dict[str, Module] = {}
+    modules: dict[str, Any] = {}
     for path in plan.saved:
         modules[path] = with_own(layers[path], {what: parameter(path, what) for p, what in arrays if p == path})
     for path in plan.biases:
         modules[path] = with_own(layers[path], {"bias": parameter(path, "bias")})
-    words: Callable[..., dict[str, Any]] = lambda r, alpha: {  # noqa: E731
-        "r": r, "alpha": alpha, "rng": np.random.default_rng(0), "dropout": config.get("lora_dropout") or 0.0,
-        "rslora": bool(config.get("use_rslora")),
-    }  # fmt: skip
+    rng, dropout = np.random.default_rng(0), config.get("lora_dropout") or 0.0  # A and B are replaced
     for path, (r, alpha) in plan.adapted.items():
         base = modules.get(path, layers[path])
-        adapter = adapt(base, **words(r, alpha))
+        adapter = adapt(base, r, alpha, rng=rng, dropout=dropout, rslora=bool(config.get("use_rslora")))
         adapter.lora_A, adapter.lora_B = parameter(path, "lora_A"), parameter(path, "lora_B")
         modules[path] = adapter
         if path in plan.biases:
             adapter.base.bias.trainable = True
     embedding = modules.get("embed.token")
     if plan.head and isinstance(embedding, LoRAEmbedding):
-        head = layers[plan.head]
-        assert isinstance(head, Linear)
-        modules[plan.head] = TiedLoRALinear(head, embedding, config.get("lora_dropout") or 0.0)
+        modules[plan.head] = TiedLoRALinear(layers[plan.head], embedding, dropout)
     elif plan.head and embedding is not None:
-        modules[plan.head].weight = embedding.weight  # type: ignore[attr-defined]
+        modules[plan.head].weight = embedding.weight
     return modules
 
 

@@ -19,6 +19,7 @@ from .format import (
     TIED_NAMES,
     WEIGHTS,
     adapter_tensors,
+    carried,
     ends_with,
     has_pooler_apart,
     layers_of,
@@ -77,8 +78,7 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
         "use_rslora": first.rslora,
         "init_lora_weights": True,
     }
-    carried = [f"{path}.{what}" for path in saved for what in ("weight", "bias")] + [f"{path}.bias" for path in biases]
-    metadata = {"format": "pt", "base_sha256": base_hash(model, carried)}
+    metadata = {"format": "pt", "base_sha256": base_hash(model, carried(saved, biases))}
     return {
         WEIGHTS: tensors_to_bytes(tensors_of(model, adapters, saved, biases, config), metadata),
         CONFIG: to_json(config),
@@ -117,7 +117,7 @@ def trained_beside(model: Transformer, adapters: dict[str, Adapter]) -> tuple[li
             f"{weight}.weight trains beside its own adapter, and PEFT's format has only the one or the other"
         )
     parameters = set(trains.values())
-    saved = [path for path, x in layers.items() if path not in adapters and x.weight in parameters]  # type: ignore[attr-defined]
+    saved = [path for path, x in layers.items() if path not in adapters and x.weight in parameters]
     if saves_classifier(model, adapters):
         saved += [path for path in layers if is_of_classifier(path) and path not in saved]
     have = [path for path, x in layers.items() if path not in saved and bias_of(x) is not None]
