@@ -16,7 +16,7 @@ from minilora.checkpoint import load_tensors, save_tensors
 from minilora.families import FAMILIES
 from minilora.lora import Adapter
 from minilora.modules import Gradients
-from minilora.optim import SGD
+from minilora.optim import SGD, AdamW
 from minilora.peft.format import INFORMATION, OFF, READ
 from minilora.peft.reading import read_modules
 from minilora.tasks.changes import adapter_changes
@@ -610,6 +610,26 @@ def test_the_gradients_of_an_embeddings_A_and_B_are_those_of_peft_summed_where_i
     for i in (0, 1):
         expected = named[f"base_model.model.transformer.h.{i}.attn.c_attn.lora_A.default.weight"]
         assert close(grads[ours[f"block_{i}.attention.qkv_proj"].lora_A], expected, 1e-10)
+
+
+@pytest.mark.oracle
+@pinned
+def test_a_step_of_adam_moves_a_tied_adapter_by_the_rate_and_peft_moves_it_by_twice_the_rate(tmp_path):
+    hf, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    ours, lr = adapted("llama", "lm", ["embed"], ensure_weight_tying=True), 1e-3
+    peft.save_adapter(ours, tmp_path / "a")
+    theirs = hf.PeftModel.from_pretrained(their_base(base("llama"), tmp_path / "m"), tmp_path / "a", is_trainable=True)
+    B = theirs.get_parameter("base_model.model.model.embed_tokens.lora_embedding_B.default")
+    before = B.detach().clone()
+    theirs(input_ids=torch.tensor(IDS)).logits.sum().backward()
+    torch.optim.Adam([p for p in theirs.parameters() if p.requires_grad], lr=lr).step()
+    assert float((B - before).abs().max()) == pytest.approx(2 * lr, rel=1e-3)
+    parameter = ours["embed.token"].lora_B
+    start, grads = parameter.data, Gradients()
+    y, cache = ours.forward(IDS)
+    ours.backward(np.ones_like(y), cache, grads)
+    AdamW(ours.trainable_parameters(), lr=lr, weight_decay=0).step(grads)
+    assert np.abs(parameter.data - start).max() == pytest.approx(lr, rel=1e-3)
 
 
 # ---- any config, and any damage ----

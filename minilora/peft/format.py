@@ -86,7 +86,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], d
 
 
 def check_config(config: dict[str, Any]) -> None:
-    """Raise ValueError, with the key and its value, for one that is missing, not supported, not known, or no such value.
+    """Raise ValueError, with the key and its value, for what is missing, not supported, not known, or of another kind.
 
     What depends on the model (ranks, names) is checked with it.
     """
