@@ -1,7 +1,7 @@
 """LoRA: a frozen Linear or Embedding with a low-rank path beside it; attaching, merging, unmerging.
 
 The adapter knows its base; no layer, model, optimizer or training loop knows the adapter. What saves, counts,
-checks or looks into adapters does (peft.py, pretrained.py, accounting, verify, spectrum.py, tasks). Attaching is
+checks or looks into adapters does (peft, pretrained, accounting, verify, spectrum.py, tasks). Attaching is
 visible assignment:
 
     model.freeze()

@@ -16,9 +16,10 @@ from minilora.checkpoint import load_tensors, save_tensors
 from minilora.families import FAMILIES
 from minilora.lora import Adapter
 from minilora.modules import Gradients
-from minilora.optim import SGD
+from minilora.optim import SGD, AdamW
 from minilora.peft.format import INFORMATION, OFF, READ
 from minilora.peft.reading import read_modules
+from minilora.tasks.changes import adapter_changes
 from minilora.transformer import Config, Context, Transformer
 
 V, T = 31, 7
@@ -77,7 +78,7 @@ def config(folder: Any) -> dict[str, Any]:
     return json.loads((folder / peft.CONFIG).read_text())
 
 
-def change(folder: Any, to_tensors: Any = dict, **to_config: Any) -> None:
+def damaged(folder: Any, to_tensors: Any = dict, **to_config: Any) -> None:
     old, metadata = load_tensors(folder / peft.WEIGHTS)
     save_tensors(folder / peft.WEIGHTS, to_tensors(old), metadata)
     (folder / peft.CONFIG).write_text(json.dumps(config(folder) | to_config))
@@ -310,6 +311,7 @@ DAMAGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "an alpha": ({}, {"alpha_pattern": {"q_proj": "x"}}, "alpha 'x' is not a number"),
     "dropout": ({}, {"lora_dropout": 2}, "dropout 2 is not a probability"),
     "a target that is a norm": ({}, {"target_modules": ["q_proj", "v_proj", "norm"]}, "this is of type RMSNorm"),
+    "another storage": ({}, {"fan_in_fan_out": True}, r"fan_in_fan_out = True is for layers stored as \(in, out\)"),
     "a tie": ({}, {"ensure_weight_tying": "yes"}, "ensure_weight_tying = 'yes' is neither true nor false"),
     "a saved norm that is not there": ({}, {"modules_to_save": ["norm"]}, "missing: .*input_layernorm.weight"),
     "another prefix": (
@@ -341,7 +343,7 @@ DAMAGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 def test_what_peft_would_only_warn_of_or_ignore_is_refused_and_the_model_stays_as_it_was(tmp_path, name):
     to_tensors, to_config, message = DAMAGES[name]
     folder, model = plain(tmp_path), base("llama")
-    change(folder, **to_tensors, **to_config)
+    damaged(folder, **to_tensors, **to_config)
     before = snapshot(model)
     with pytest.raises(ValueError, match=message) as caught:
         peft.load_adapter(model, folder)
@@ -351,7 +353,7 @@ def test_what_peft_would_only_warn_of_or_ignore_is_refused_and_the_model_stays_a
 
 def test_numbers_that_a_narrower_model_cannot_hold_are_refused(tmp_path):
     name = f"{L}.0.self_attn.q_proj.lora_A.weight"
-    change(plain(tmp_path), to_tensors=lambda t: t | {name: np.full((3, 12), 1e300)})
+    damaged(plain(tmp_path), to_tensors=lambda t: t | {name: np.full((3, 12), 1e300)})
     with pytest.raises(ValueError, match=r"q_proj\.lora_A\.weight holds numbers that are too large for float32"):
         peft.load_adapter(base("llama", dtype="float32"), tmp_path / "a")
 
@@ -445,7 +447,7 @@ def test_a_pair_with_one_adapter_comes_back_as_one(tmp_path, family):
     peft.save_adapter(loaded, tmp_path / "b")
     for name in (peft.CONFIG, peft.WEIGHTS):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    change(tmp_path / "a", to_tensors=lambda t: {n: 2 * x if "lm_head.lora_A" in n else x for n, x in t.items()})
+    damaged(tmp_path / "a", to_tensors=lambda t: {n: 2 * x if "lm_head.lora_A" in n else x for n, x in t.items()})
     with pytest.raises(ValueError, match=r"lm_head\.lora_A\.weight is not .*lora_embedding_B transposed"):
         peft.load_adapter(base(family), tmp_path / "a")
 
@@ -610,6 +612,26 @@ def test_the_gradients_of_an_embeddings_A_and_B_are_those_of_peft_summed_where_i
         assert close(grads[ours[f"block_{i}.attention.qkv_proj"].lora_A], expected, 1e-10)
 
 
+@pytest.mark.oracle
+@pinned
+def test_a_step_of_adam_moves_a_tied_adapter_by_the_rate_and_peft_moves_it_by_twice_the_rate(tmp_path):
+    hf, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    ours, lr = adapted("llama", "lm", ["embed"], ensure_weight_tying=True), 1e-3
+    peft.save_adapter(ours, tmp_path / "a")
+    theirs = hf.PeftModel.from_pretrained(their_base(base("llama"), tmp_path / "m"), tmp_path / "a", is_trainable=True)
+    B = theirs.get_parameter("base_model.model.model.embed_tokens.lora_embedding_B.default")
+    before = B.detach().clone()
+    theirs(input_ids=torch.tensor(IDS)).logits.sum().backward()
+    torch.optim.Adam([p for p in theirs.parameters() if p.requires_grad], lr=lr).step()
+    assert float((B - before).abs().max()) == pytest.approx(2 * lr, rel=1e-3)
+    parameter = ours["embed.token"].lora_B
+    start, grads = parameter.data, Gradients()
+    y, cache = ours.forward(IDS)
+    ours.backward(np.ones_like(y), cache, grads)
+    AdamW(ours.trainable_parameters(), lr=lr, weight_decay=0).step(grads)
+    assert np.abs(parameter.data - start).max() == pytest.approx(lr, rel=1e-3)
+
+
 # ---- any config, and any damage ----
 
 
@@ -733,3 +755,14 @@ def test_a_damaged_adapter_is_refused_in_one_line_or_read_and_the_model_stays_as
             refused += "\n" not in str(error)
         assert snapshot(model) == before
     assert 50 < refused < 100
+
+
+def test_what_an_adapter_changes_in_a_gpt2_is_in_the_orientation_of_its_layers(tmp_path):
+    model = adapted("gpt2", "lm", ["qkv_proj", "o_proj"])
+    minilora.save_pretrained(base("gpt2"), tmp_path / "m")
+    peft.save_adapter(model, tmp_path / "a")
+    layers = adapter_changes(tmp_path / "a", tmp_path / "m").layers
+    for name, path in (("c_attn", "qkv_proj"), ("c_proj", "o_proj")):  # c_proj is square, so its shape tells nothing
+        change, layer = layers[f"transformer.h.1.attn.{name}"], model[f"block_1.attention.{path}"]
+        assert np.array_equal(change.before, layer.base.weight.data)
+        np.testing.assert_allclose(change.after, layer.base.weight.data + layer.delta(), rtol=1e-12)

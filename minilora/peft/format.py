@@ -64,7 +64,7 @@ CLASSIFIERS = "classifier", "score"  # what PEFT adds to modules_to_save for the
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]]:
-    """The config, tensors and metadata in an adapter folder; the config as it would be with every key that is read.
+    """The config, tensors and metadata in an adapter folder.
 
     Raises FileNotFoundError for a missing file; ValueError for damaged ones, for a pickle, which is never read, and for
     a key of the config that is not supported, or not known and not empty.
@@ -86,6 +86,10 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], d
 
 
 def check_config(config: dict[str, Any]) -> None:
+    """Raise ValueError, with the key and its value, for what is missing, not supported, not known, or of another kind.
+
+    What depends on the model (ranks, names) is checked with it.
+    """
     for key in ("r", "lora_alpha"):
         if key not in config:
             raise ValueError(f"it lacks {key!r}")

@@ -87,6 +87,8 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], s
 
 def what_to_adapt(model: Transformer, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Plan:
     """Raises ValueError where a layer cannot be adapted so, or has tensors and is not named."""
+    if config.get("fan_in_fan_out") and model.family != "gpt2":
+        raise ValueError(f"fan_in_fan_out = True is for layers stored as (in, out), and a {model.family} has none")
     layers, ties = layers_of(model), tie_of(model, config, tensors)
     if ties and saves_the_pair(model, config, tensors):
         pair = [their_name(model, path) for path in ("embed.token", ties)]
