@@ -23,7 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(options.threads)  # BLAS reads these when NumPy is loaded, and never again
-    warnings.showwarning = note
+    with warnings.catch_warnings():
+        warnings.showwarning = note
+        return run(options)
+
+
+def run(options: argparse.Namespace) -> int:
     try:
         return options.run(options) or 0
     except BrokenPipeError:  # whoever reads has seen enough: minilora audit | head
