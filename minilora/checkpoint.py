@@ -86,7 +86,7 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     with path.open("rb") as file:  # for safetensors, a file that may not be read is not there
-        start = file.read(2)
+        start = file.read(7)
     try:
         with safetensors.safe_open(path, "np") as file:
             metadata = file.metadata() or {}
@@ -96,8 +96,9 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
                     raise ValueError(f"{path}: {name} is of dtype {dtype}, which is not read: save it as bfloat16")
             tensors = {name: file.get_tensor(name) for name, dtype in dtypes.items() if dtype != "BF16"}
     except (safetensors.SafetensorError, TypeError) as error:
-        pickled = start in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")
+        pickled = start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")
         why = "it is a pickle, which can run code and is never read" if pickled else error
+        why = "it is a pointer of git-lfs: fetch the file itself, git lfs pull" if start == b"version" else why
         raise ValueError(f"{path} cannot be read as safetensors: {why}") from None
     tensors |= read_bfloat16(path, [name for name, dtype in dtypes.items() if dtype == "BF16"])
     for name, data in tensors.items():

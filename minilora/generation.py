@@ -13,6 +13,8 @@ from .text import check_vocabulary
 from .tokenizer import ByteTokenizer, Tokenizer, check_matches
 from .transformer import Past, Transformer
 
+CHUNK = 64  # tokens of a prompt that are read at a time
+
 
 def generate(
     model: Transformer,
@@ -106,7 +108,8 @@ def next_ids(
     for _ in range(tokens):
         if past.length + len(new) > context:  # from here on the window moves, and with it every position
             new, past = ids[-context:], Past(context)
-        logits, _ = model.forward(new[None], Context(past=past))
+        for start in range(0, len(new), CHUNK):  # of a long prompt, or all its logits would be there at once
+            logits, _ = model.forward(new[None, start : start + CHUNK], Context(past=past))
         i = choose(to_numpy(logits[0, -1]), temperature, top_k, top_p, rng)
         if i in stop:
             return

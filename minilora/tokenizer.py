@@ -259,7 +259,8 @@ def render(template: str, **values: Any) -> str:
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
         return environment.from_string(template).render(tools=None, documents=None, **values)
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError,
+            MemoryError, SyntaxError) as error:  # fmt: skip
         raise ValueError(f"the chat template does not accept these messages: {error}") from None
 
 

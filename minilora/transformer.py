@@ -6,7 +6,6 @@ Dims: B batch, T tokens, C width, H heads, G key/value heads, D head width, F hi
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from .backend import Array, get_array_module
 from .modules import Chain, Context, Embedding, Gradients, Module
 
 HEADS = "lm", "classify", "none"
+HUGE = 1e300  # no number of a config is so large; Python's whole numbers have no end
 ACTIVATIONS = "gelu", "gelu_tanh"
 
 
@@ -52,7 +52,7 @@ class Config:
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} = {value!r} is not a whole number from {least} up")
         for name in ("rope_theta", "eps"):
-            if type(getattr(self, name)) not in (int, float) or not 0 < getattr(self, name) < math.inf:
+            if type(getattr(self, name)) not in (int, float) or not 0 < getattr(self, name) < HUGE:
                 raise ValueError(f"{name} = {getattr(self, name)!r} is not a positive number")
         for name in ("tied", "qkv_bias"):
             if type(getattr(self, name)) is not bool:
@@ -320,7 +320,8 @@ class Embeddings(Module):
 
 
 def positions(ids: Array, padding: Array | None, start: int) -> Array:
-    """(B, T): real tokens count start, start + 1, ... on whichever side the padding is."""
+    """(B, T): real tokens count start, start + 1, ... on whichever side the padding is (for Hugging Face's BERT,
+    padding on the left counts too, so that it changes what the real tokens are)."""
     xp, T = get_array_module(ids), ids.shape[1]
     if padding is None:
         return xp.broadcast_to(xp.arange(start, start + T), ids.shape)
@@ -381,6 +382,7 @@ class Transformer(Chain):
     def __init__(self, family: str, config: Config, layers: dict[str, Module]) -> None:
         super().__init__(layers)
         self.family, self.config = family, config
+        self.said: dict[str, Any] = {}  # what else the config.json said that is worth keeping, for save_pretrained
 
     def forward(self, ids: Array, context: Context = Context()) -> tuple[Array, list[Any]]:
         """Host ids are checked, then moved to where the weights are; ids on a GPU were checked before they moved.

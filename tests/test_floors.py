@@ -90,3 +90,8 @@ def test_importing_minilora_loads_numpy_at_most_and_nothing_else_from_outside():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_folder_with_code_is_a_package_which_is_what_gets_installed():
+    assert 'include = ["minilora*"]' in (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert all((path.parent / "__init__.py").is_file() for path in PACKAGE.rglob("*.py"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_transformer import build
 
 import minilora
-from minilora.generation import choose, generate, next_ids, stream
+from minilora.generation import CHUNK, choose, generate, next_ids, stream
 from minilora.modules import Context
 from minilora.ops import RopeScaling
 from minilora.tokenizer import Tokenizer
@@ -55,6 +55,12 @@ def test_with_a_cache_and_without_the_tokens_are_the_same_also_past_the_context(
     ids = rng.integers(0, 13, prompt)
     cached = next_ids(model, ids, 15, (), temperature, 5, 0.9, np.random.default_rng(3))
     assert list(cached) == uncached(model, ids, 15, temperature, 5, 0.9, np.random.default_rng(3))
+
+
+def test_a_long_prompt_is_read_in_parts_to_the_same_end(rng):
+    model = build("llama", context=3 * CHUNK)
+    ids = rng.integers(0, 13, 2 * CHUNK + 3)
+    assert list(next_ids(model, ids, 6)) == uncached(model, ids, 6, 0.0, 0, 1.0, None)
 
 
 def test_an_adapter_takes_part(model, rng):

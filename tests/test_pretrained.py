@@ -528,3 +528,78 @@ def test_a_sliding_window_ends_the_sequences_with_a_warning(tmp_path, rng):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mistral", "sliding_window": 9}))
     with pytest.warns(UserWarning, match="sequences end at its sliding window of 9 tokens"):
         assert minilora.load_pretrained(tmp_path / "m").config.context == 9
+
+
+def sharded(folder, rng, weight_map, **files):
+    """The model of small() in shards a and b, as its index says."""
+    minilora.save_pretrained(small(rng), folder)
+    tensors, _ = load_tensors(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    for name, chosen in files.items():
+        save_tensors(folder / f"{name}.safetensors", chosen(tensors), {})
+    index = {"weight_map": weight_map(tensors)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+TABLE = "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "says"),
+    [
+        (lambda t: {n: "b.safetensors" if n == TABLE else "a.safetensors" for n in t}, None),
+        (lambda t: dict.fromkeys(t, "a.safetensors"), "do not agree on model.embed_tokens.weight"),
+        (lambda t: {**dict.fromkeys(t, "a.safetensors"), TABLE: "b.safetensors", "x": "b.safetensors"}, "agree on x"),
+        (lambda t: dict.fromkeys(t, "../m/b.safetensors"), "no file of this folder"),
+        (lambda t: dict.fromkeys(t, 3), "no weight_map"),
+    ],
+)
+def test_shards_hold_just_what_their_index_says(weight_map, says, tmp_path, rng):
+    rest = lambda tensors: {n: x for n, x in tensors.items() if n != TABLE}  # noqa: E731
+    sharded(tmp_path / "m", rng, weight_map, a=rest, b=lambda tensors: {TABLE: tensors[TABLE]})
+    if says is None:
+        assert minilora.load_pretrained(tmp_path / "m").config.vocab == 64
+    else:
+        with pytest.raises(ValueError, match=says):
+            minilora.load_pretrained(tmp_path / "m")
+
+
+def test_ids_of_special_tokens_and_names_of_labels_are_given_back(tmp_path, rng):
+    model = FAMILIES["llama"](minilora.Config(8, 1, 4, 1, head="classify", labels=3), rng)
+    minilora.save_pretrained(model, tmp_path / "m")
+    said = {"pad_token_id": 3, "eos_token_id": [1, 2], "id2label": {"0": "bad", "1": "good", "2": "?"}}
+    config = tmp_path / "m" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | said))
+    minilora.save_pretrained(minilora.load_pretrained(tmp_path / "m"), tmp_path / "again")
+    written = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert {key: written[key] for key in said} == said
+    with pytest.warns(UserWarning, match="drawn anew"):
+        other = minilora.load_pretrained(lm(tmp_path / "lm", rng), head="classify", labels=5)
+    minilora.save_pretrained(other, tmp_path / "five")
+    assert len(json.loads((tmp_path / "five" / "config.json").read_text())["id2label"]) == 5
+
+
+def lm(folder, rng):
+    minilora.save_pretrained(small(rng), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"architectures": ["LlamaForTokenClassification"]}, "LlamaForTokenClassification.* is not supported"),
+        ({"architectures": ["LlamaForSequenceClassification"], "num_labels": 10**9}, "labels = 1000000000 is not"),
+        ({"rope_theta": 10**400, "rope_parameters": None}, "rope_theta = 1000.* is not a positive number"),
+    ],
+)
+def test_what_a_config_cannot_mean_is_refused(changes, says, tmp_path, rng):
+    config = lm(tmp_path / "m", rng) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(ValueError, match=says):
+        minilora.load_pretrained(tmp_path / "m")
+
+
+def test_a_pointer_of_git_lfs_is_called_so(tmp_path, rng):
+    (lm(tmp_path / "m", rng) / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
+    with pytest.raises(ValueError, match="a pointer of git-lfs"):
+        minilora.load_pretrained(tmp_path / "m")

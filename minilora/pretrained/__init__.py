@@ -22,7 +22,7 @@ from ..modules import shapes_of
 from ..names import hub_name
 from ..tokenizer import ByteTokenizer, Tokenizer, read_tokenizer
 from ..transformer import Config, Transformer
-from .configs import read_config, write_config
+from .configs import KEPT, read_config, write_config
 from .gguf import read_gguf
 from .gguf_tokens import gguf_tokenizer
 from .sources import BUILTIN, locate
@@ -64,10 +64,12 @@ def load_pretrained(
         values, tensors, said = read_values(path), read_checkpoint(path), path / "config.json"
     family, config = read_config(values, str(said), dtype, head, labels)
     try:
-        return assemble(family, config, tensors, str(source), rng or np.random.default_rng(0))
+        model = assemble(family, config, tensors, str(source), rng or np.random.default_rng(0))
     except ValueError as error:
         what = "header" if path.is_file() else "config.json"
         raise ValueError(f"the tensors of {source} do not fit its {what}: {error}") from None
+    model.said = {key: values[key] for key in KEPT if key in values}
+    return model
 
 
 def load_tokenizer(source: str | Path = "builtin") -> Tokenizer:
@@ -91,24 +93,30 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(source: str | Path) -> dict[str, np.ndarray]:
-    """Every tensor of a model folder, from one file or from the shards that its index names, by the file's names.
+    """Every tensor of a model folder or .gguf file: from one file, or from the shards that its index names.
 
-    Raises FileNotFoundError for a missing file, ValueError for one that is damaged (load_tensors) or an index of
-    nothing.
+    Raises FileNotFoundError for a missing file, ValueError for one that is damaged (load_tensors), and for shards that
+    do not hold just what their index says.
     """
     folder = locate(source)
+    if folder.is_file():
+        return dict(read_gguf(folder)[1])
     if (folder / TENSORS).is_file():
-        files = {TENSORS}
-    elif (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files")
-        files = {str(file) for file in weight_map.values()}
-    else:
+        return load_tensors(folder / TENSORS)[0]
+    if not (folder / INDEX).is_file():
         raise FileNotFoundError(f"{folder} holds no {TENSORS} and no {INDEX}: it is not a checkpoint in safetensors")
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files")
     tensors: dict[str, np.ndarray] = {}
-    for file in sorted(files):
-        tensors |= load_tensors(folder / file)[0]
+    for file in sorted(set(weight_map.values())):
+        if Path(file).name != file:
+            raise ValueError(f"{folder / INDEX} names {file!r}, which is no file of this folder")
+        shard, named = load_tensors(folder / file)[0], {name for name, home in weight_map.items() if home == file}
+        if set(shard) != named:
+            name = min(set(shard) ^ named)
+            raise ValueError(f"{folder / INDEX} and {file} do not agree on {name}")
+        tensors |= shard
     return tensors
 
 
@@ -164,9 +172,12 @@ def drop_copies(family: str, tied: bool, state: dict[str, Array], rest: dict[str
     Raises ValueError where it is no copy.
     """
     weight = hub_name(family, "lm_head.weight")
-    copies = {weight.replace("weight", "bias"): "lm_head.bias"} | ({weight: "embed.token.weight"} if tied else {})
-    for name, path in copies.items():
-        if path in state and name in rest and not np.array_equal(rest.pop(name), state[path]):
+    bias = weight.replace("weight", "bias")
+    if not tied and bias in rest:  # in an untied BERT the other bias is read by no one
+        state["lm_head.bias"] = rest.pop(bias)
+    for name, path in ((weight, "embed.token.weight"), (bias, "lm_head.bias")):
+        copy = rest.pop(name, None) if tied and path in state else None
+        if copy is not None and not np.array_equal(copy, state[path]):
             raise ValueError(f"{name} is not {hub_name(family, path)}, though the config says that they are tied")
 
 

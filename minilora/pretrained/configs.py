@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..ops import RopeScaling
-from ..transformer import HEADS, Config, Transformer
+from ..transformer import HEADS, HUGE, Config, Transformer
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,16 @@ FORMATS = {
     "bert": Format("bert", encoder("Bert"), BERT_KEYS, BERT_ONLY, {"tie_word_embeddings": True}),
     "roberta": Format("roberta", encoder("Roberta"), BERT_KEYS, BERT_ONLY, {"tie_word_embeddings": True}),
 }  # fmt: skip
+ENDINGS = {  # of the class that wrote a config -> its head
+    "ForCausalLM": "lm",
+    "LMHeadModel": "lm",
+    "ForMaskedLM": "lm",
+    "ForPreTraining": "lm",
+    "ForSequenceClassification": "classify",
+    "Model": "none",
+}
+MOST_LABELS = 100_000
+KEPT = "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id"  # what save_pretrained gives back
 DERIVED = "kv_heads", "head_dim", "hidden"  # null says what 0 says here
 
 
@@ -119,10 +129,13 @@ def read_config(
             found |= rotary(values)
             found["context"] = within_window(values, found["context"], source)
         if form.family == "roberta":  # the rows of the table up to the padding's are no positions
-            found["offset"] = 1 + values.get("pad_token_id", 1)
-            found["context"] -= found["offset"]
+            pad = values.get("pad_token_id", 1)
+            if type(pad) is not int or pad < 0:
+                raise ValueError(f"pad_token_id = {pad!r} is not a whole number from 0 up")
+            found["offset"] = pad + 1
+            found["context"] -= pad + 1
         return form.family, Config(**found)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         name, _, says = str(error).partition(" ")
         raise ValueError(f"{source}: {form.keys.get(name, name)} {says}") from None
 
@@ -131,10 +144,12 @@ def head_of(values: Mapping[str, Any], head: str | None, labels: int | None) -> 
     """The head that is asked for, or that of the class that wrote the config, or a language model's."""
     if head not in (None, *HEADS):
         raise ValueError(f"head {head!r} is not one of {', '.join(HEADS)}")
+    written = values.get("architectures") or ["ForCausalLM"]
     if head is None:
-        written = str(values.get("architectures"))  # ["BertModel"]
-        endings = {"ForSequenceClassification']": "classify", "LMHeadModel']": "lm", "Model']": "none"}
-        head = next((which for end, which in endings.items() if written.endswith(end)), "lm")
+        endings = (end for end in ENDINGS if isinstance(written, list) and str(written[0]).endswith(end))
+        head = ENDINGS.get(next(endings, ""))
+    if head is None:
+        raise ValueError(f"architectures = {written!r} is not supported: say head='none' for its body, or another head")
     if head != "classify":
         if labels is not None:
             raise ValueError(f"labels = {labels} needs head='classify'")
@@ -142,6 +157,8 @@ def head_of(values: Mapping[str, Any], head: str | None, labels: int | None) -> 
     if labels is None:
         named = values.get("id2label")
         labels = values.get("num_labels") or (len(named) if isinstance(named, dict) else 0) or 2
+    if type(labels) is not int or not 1 <= labels <= MOST_LABELS:
+        raise ValueError(f"labels = {labels!r} is not a whole number from 1 to {MOST_LABELS}")
     return {"head": head, "labels": labels}
 
 
@@ -157,7 +174,7 @@ def rotary(values: Mapping[str, Any]) -> dict[str, Any]:
         return {"rope_theta": theta}
     names = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
     given: list[Any] = [rope.get(name) for name in names]
-    if kind != "llama3" or not all(type(number) in (int, float) and number > 0 for number in given):
+    if kind != "llama3" or not all(type(number) in (int, float) and 0 < number < HUGE for number in given):
         raise ValueError(f"{key} = {dict(rope)!r} is not supported, only 'default' and a whole 'llama3'")
     scaling = RopeScaling(*given)
     if scaling.high <= scaling.low:
@@ -205,4 +222,7 @@ def write_config(model: Transformer) -> dict[str, Any]:
         values["max_position_embeddings"] = config.context + config.offset
     if config.head == "classify":
         values["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.labels)}
-    return {key: value for key, value in values.items() if key != "quantization_config"}
+    kept = {key: value for key, value in model.said.items() if config.head == "classify" or "label" not in key}
+    if len(kept.get("id2label") or values.get("id2label", ())) != config.labels:
+        kept = {key: value for key, value in kept.items() if "label" not in key}
+    return {key: value for key, value in (values | kept).items() if key != "quantization_config"}
