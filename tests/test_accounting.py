@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from hypothesis import strategies as st
 
 import minilora
 from minilora import accounting, ops
-from minilora.accounting import Account, architecture, count, describe, executed_flops, ledger
+from minilora.accounting import METHODS, Account, architecture, count, describe, executed_flops, ledger
+from minilora.accounting.architecture import Attention, Linear, Table
 from minilora.accounting.audit import Row, rows
 from minilora.accounting.count import GROUPS
 from minilora.accounting.live import counted
-from minilora.accounting.memory import DTYPES, peft_name
+from minilora.accounting.memory import DTYPES, lowest_stage, peft_name
 from minilora.accounting.named import BUILDERS, NAMED, PRINTED, read
 from minilora.cli import main
 from minilora.families import FAMILIES
@@ -401,6 +403,91 @@ def test_count_shows_each_number_beside_its_formula(capsys):
     for words in ("50,257 × 12,288", "617,558,016", "174,604,259,328", "175,255.8M", "96 × 4 × 12,288", "18,874,368",
                   "0.0108%", "2,048"):  # fmt: skip
         assert words in said
+
+
+def evaluated(formula: str, layers: list[Linear | Table], letters: dict[str, int]) -> int:
+    """What a printed formula gives: "2 Σ n in·out" is 2 times a sum over the layers."""
+
+    def product(words: str, values: dict[str, int]) -> int:
+        factors = re.sub(r"(?<=[\w)]) (?=[\w(])", " * ", re.sub("[·×]", "*", words).replace("in", "n_in"))
+        return eval(factors, {}, values)
+
+    outside, sigma, inside = formula.partition("   ")[0].partition("Σ")
+    if not sigma:
+        return product(outside, letters)
+    total = 0
+    for layer in layers:
+        n = letters["B"] * (layer.rows or letters["T"]) if isinstance(layer, Linear) else letters["N"]
+        sizes = (layer.n_in, layer.n_out) if isinstance(layer, Linear) else (0, layer.width)
+        total += product(inside, letters | {"n": n, "n_in": sizes[0], "out": sizes[1]})
+    return product(outside, {}) * total
+
+
+COSTS: list[tuple[Any, str, dict[str, Any]]] = [
+    *((LLAMA, method, {"r": 3}) for method in METHODS if method != "bitfit"),
+    *((name, "lora", {"r": 3}) for name in ("bert-base", "deberta-v2-xxlarge", "t5-base")),
+    ("roberta-base", "dora", {"head": "classify", "labels": 3}),
+    ("vit-base", "full", {}),
+    (LLAMA, "lora", {"targets": ["embed", "q_proj", "lm_head"], "r": 2}),
+    (LLAMA, "dora", {"recompute": True}),
+    (LLAMA, "top2", {"recompute": True, "batch": 3}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "method", "words"), COSTS)
+def test_each_formula_of_flops_gives_the_number_beside_it(model, method, words, capsys):
+    account = count(model, method, **{"batch": 2, "tokens": None if model == "vit-base" else 7} | words)
+    made, plan = account.model, account.plan
+    heads = next(op for op in made.ops() if isinstance(op, Attention))
+    T = account.tokens + plan.virtual_tokens
+    letters = {"B": account.batch, "T": T, "N": account.batch * T, "H": heads.heads, "D": heads.head_dim}
+    letters |= {"P": heads.relative, "r": words.get("r", 8)}
+    again = count(made, method, **{"batch": 2, "tokens": account.tokens} | words | {"recompute": False}).flops()[1]
+    below = list(made.stages.values())[: lowest_stage(made, plan)]
+    reached = [op for op in made.linears() if not any(op in stage for stage in below)]
+    products = {
+        "forward": made.linears(),
+        "backward": [op for op in reached if op.x != "pixels"] + [op for op in reached if op.weight in plan.trained],
+    }
+    accounting.report.show(account)
+    said = " ".join(capsys.readouterr().out.split())
+    for which, part in zip(("forward", "backward"), account.flops(), strict=True):
+        linear, added, attention = accounting.report.formulas(account, which)
+        expected = again if which == "backward" else part  # without what runs again
+        assert evaluated(linear.replace(" + the blocks' forward", ""), products[which], letters) == expected.linear
+        assert sum(map(int, re.findall(r" of (\d+)", linear))) == len(products[which])
+        adapted = [insert.layer for insert in plan.inserts]
+        assert bool(added) == bool(adapted)
+        if added:
+            assert evaluated(added.replace(" + the blocks' forward", ""), adapted, letters) == expected.adapter
+        assert evaluated(attention.replace(" + the blocks' forward", ""), [], letters) == expected.attention
+        assert ("the blocks' forward" in linear) == (part != expected) == (account.recompute and which == "backward")
+        assert f"{which}: linear │ {linear.partition('   ')[0]}" in said
+    if "were B A formed" in said:
+        linears = [layer for layer in adapted if isinstance(layer, Linear)]
+        assert f"{evaluated('2 Σ (r + n) in·out', linears, letters):.4g}" in said
+
+
+def test_an_embedding_is_adapted_in_the_table_as_other_layers_are(capsys):
+    assert main(["count", "--targets", "embed"]) == 0
+    assert "in of an embedding, which is looked up: 0" in capsys.readouterr().out
+    assert main(["count", "--targets", "embed,q_proj"]) == 0
+    assert "were B A formed" in capsys.readouterr().out
+
+
+NARROW = [
+    ["count", "--model", "deberta-v2-xxlarge"],
+    ["count", "--model", "gpt3-175b", "--compare", "full,lora,qlora,dora,ia3"],
+    ["audit"],
+]
+
+
+@pytest.mark.parametrize("words", NARROW)
+def test_no_number_and_no_name_is_cut_in_a_terminal_of_80_columns(words, narrow):
+    wide, slim = narrow(words)
+    numbers = set(re.findall(r"\d[\d,.]*\d", wide))
+    assert numbers <= set(re.findall(r"\d[\d,.]*\d", slim))
+    assert {word for word in re.findall(r"[a-z_]+", wide) if len(word) < 12} <= set(re.findall(r"[a-z_]+", slim))
 
 
 def test_methods_are_set_side_by_side_in_a_table_and_a_figure(tmp_path, capsys):

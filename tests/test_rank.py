@@ -409,6 +409,17 @@ def test_the_table_has_a_line_for_each_layer_and_the_conclusion_its_numbers(here
     assert "amplified" not in run(capfd, "adapter")
 
 
+@pytest.mark.parametrize("words", [["adapter"], ["adapter", "--base", "base"], ["base", "full"]])
+def test_every_layer_has_its_name_and_numbers_in_a_terminal_of_80_columns(words, here, narrow):
+    wide, slim = narrow(["rank", *words])
+    folded = "".join(line.split()[0] for line in slim.splitlines() if line.startswith(" ") and line.split())
+    rows = [line.split() for line in wide.splitlines() if re.search(r" \d+x\d+ ", line)]
+    assert len(rows) >= 14
+    for name, shape, *cells in rows:
+        assert name + shape in folded
+        assert any(line.split()[1:] == cells and name.startswith(line.split()[0]) for line in slim.splitlines())
+
+
 def test_json_is_the_result_and_the_same_bytes_every_time(here, capfd):
     words = ["adapter", "--base", "base", "--compare", "other", "--energy", "0.8", "--json", "--out"]
     one, two = (run(capfd, *words, out) for out in ("one", "two"))

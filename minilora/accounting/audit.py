@@ -210,13 +210,17 @@ def show(found: Collection[Row]) -> None:
     """The audit as a table, and the verdict in a line."""
     from rich.table import Table
 
-    console = wide_console(160)
+    console = wide_console()
     for paper in dict.fromkeys(row.paper for row in found):
-        table = Table("where", "what", "formula", "printed", "by formula", "verdict", title=paper, title_justify="left")
+        table = Table(title=paper, title_justify="left", show_lines=True)
+        table.add_column("what, where, by which formula", ratio=1)
+        table.add_column("printed", justify="right", no_wrap=True)
+        table.add_column("by formula", justify="right", no_wrap=True)
+        table.add_column("verdict", ratio=1)
         for row in (row for row in found if row.paper == paper):
-            verdict = row.verdict + (f": {row.reason}" if row.reason and not row.reproduced else "")
+            verdict = f"{row.verdict}: {row.reason}" if row.reason else row.verdict
             value = f"{row.value:,.0f}" if row.value > 1000 else f"{row.value:.4g}"
-            table.add_row(row.where, row.what, row.formula, row.printed, value, verdict)
+            table.add_row(f"{row.what}\n{row.where}\n{row.formula}", row.printed, value, verdict)
         console.print(table)
     good = sum(row.reproduced for row in found)
     console.print(f"{good} of {len(found)} numbers follow from their formulas; {len(found) - good} do not")

@@ -128,17 +128,34 @@ def bottleneck_with_norm(layer: Linear, r: int) -> Insert:
     return Insert(layer, trained, kept, plain.forward, plain.backward)
 
 
-ADDED: dict[str, tuple[Callable[..., Insert], str]] = {
-    "lora": (lora, "Σ r (in + out)"),
-    "qlora": (lora, "Σ r (in + out)"),
-    "lora-fa": (lora_fa, "Σ r out"),
-    "dora": (dora, "Σ r (in + out) + out"),
-    "vera": (vera, "Σ (out + r)"),
-    "lora-xs": (lora_xs, "Σ r²"),
-    "ia3": (ia3, "Σ out, or Σ in of down_proj"),
-    "adapter-houlsby": (bottleneck, "Σ (2 C r + r + C)"),
-    "adapter-pfeiffer": (bottleneck, "Σ (2 C r + r + C)"),
-    "adapter-lin": (bottleneck_with_norm, "Σ (2 C r + r + C + 2 C)"),
+class Added(NamedTuple):
+    """A method that adds to layers: how to one of them, and the formulas of what it trains and of its products."""
+
+    make: Callable[..., Insert]
+    trained: str
+    products: tuple[str, str]  # forward and backward; n rows of x
+
+
+LORA_PRODUCTS = "2 Σ n r (in + out)   (x Aᵀ) Bᵀ", "4 Σ n r (in + out)   dh = dy B, dh A, dhᵀ x, dyᵀ h"
+ADAPTER_PRODUCTS = "4 Σ n r out   down, up", "8 Σ n r out   dx and dW of down, up"
+NO_PRODUCTS = "0   it multiplies number by number", "0"
+ADDED: dict[str, Added] = {
+    "lora": Added(lora, "Σ r (in + out)", LORA_PRODUCTS),
+    "qlora": Added(lora, "Σ r (in + out)", LORA_PRODUCTS),
+    "lora-fa": Added(lora_fa, "Σ r out", (LORA_PRODUCTS[0], "2 Σ n r (in + 2 out)   dh = dy B, dh A, dyᵀ h")),
+    "dora": Added(
+        dora, "Σ r (in + out) + out", ("2 Σ r (n (in + out) + in·out)   (x Aᵀ) Bᵀ, B A once", LORA_PRODUCTS[1])
+    ),
+    "vera": Added(vera, "Σ (out + r)", (LORA_PRODUCTS[0], "2 Σ n r (in + out)   dh = dy B, dh A")),
+    "lora-xs": Added(
+        lora_xs,
+        "Σ r²",
+        ("2 Σ n r (in + out + r)   ((x Aᵀ) Rᵀ) Bᵀ", "2 Σ n r (in + out + 2 r)   dy B, its R and A, dR"),
+    ),
+    "ia3": Added(ia3, "Σ out, or Σ in of down_proj", NO_PRODUCTS),
+    "adapter-houlsby": Added(bottleneck, "Σ (2 C r + r + C)", ADAPTER_PRODUCTS),
+    "adapter-pfeiffer": Added(bottleneck, "Σ (2 C r + r + C)", ADAPTER_PRODUCTS),
+    "adapter-lin": Added(bottleneck_with_norm, "Σ (2 C r + r + C + 2 C)", ADAPTER_PRODUCTS),
 }
 METHODS = ("full", "top2", "bitfit", "prefix-embed", "prefix-layer", *ADDED)
 
@@ -180,7 +197,7 @@ def plan(
         rest: dict[str, Shape] = {method: (n, model.width, virtual_tokens)}
         formula = "L C l" if n > 1 else "C l"
         return Plan(method, formula, head, rest=rest, virtual_tokens=virtual_tokens, in_peft=False)
-    make, formula = ADDED[method]
+    make, formula, _ = ADDED[method]
     chosen = choose(model, usual_targets(model, method) if targets is None else targets, method)
     if method in LORA_LIKE:
         for layer in chosen:
