@@ -21,7 +21,7 @@ from minilora.accounting.count import GROUPS
 from minilora.accounting.live import counted
 from minilora.accounting.memory import DTYPES, lowest_stage, peft_name
 from minilora.accounting.named import BUILDERS, NAMED, PRINTED, read
-from minilora.cli import main
+from minilora.cli import COUNTED, main
 from minilora.families import FAMILIES
 from minilora.modules import Context, Gradients
 from minilora.optim import SGD, AdamW
@@ -197,6 +197,7 @@ def test_every_buffer_is_counted_once_and_a_view_as_its_owner():
     read = np.frombuffer(bytes(24), dtype="f8")
     assert accounting.nbytes([read, read[1:]]) == 24
     assert accounting.nbytes([x, x, x[1], x.T[2:], (y, {"a": 1}, None, y[:1])]) == x.nbytes + y.nbytes
+    assert accounting.nbytes({"x": x, "again": x[1:], "y": [y]}) == x.nbytes + y.nbytes
 
 
 def test_memory_is_the_bytes_of_the_four_values(rng):
@@ -368,7 +369,12 @@ def test_attention_is_quadratic_in_the_tokens_and_all_else_linear():
         (["--model", "broken.json"], "broken.json is not valid JSON"),
         (["--model", "empty.json"], "family '' is not known"),
         (["--model", "lacking.json"], "the config lacks 'vocab_size'"),
-        (["--model", "words.json"], "holds something that is no number"),
+        (["--model", "words.json"], "words.json: hidden_size = 'wide' is not a whole number from 1"),
+        (
+            ["--method", "prefix-layer", "--tokens", "121"],
+            "121 tokens are not from 1 to builtin's 128 positions, less 8",
+        ),
+        (["--method", "qlora", "--dtype", "float32"], "qlora is over a base in 4 bits, nf4 or nf4-dq, not in float32"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_to_do(words, said, tmp_path, monkeypatch, capsys):
@@ -380,6 +386,46 @@ def test_bad_input_is_one_line_that_says_what_to_do(words, said, tmp_path, monke
     assert main(["count", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_attention_heads", -4), ("num_attention_heads", 5), ("num_key_value_heads", 3), ("hidden_size", 64.5),
+        ("hidden_size", "abc"), ("hidden_size", None), ("hidden_size", 0), ("vocab_size", True),
+        ("vocab_size", math.nan), ("vocab_size", 10**400), ("model_type", ["a"]), ("num_hidden_layers", 999_999_999),
+        ("tie_word_embeddings", "no"), ("id2label", 3),
+    ],
+)  # fmt: skip
+def test_a_config_that_no_model_can_have_is_refused_by_its_key(key, value, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {key: value}))
+    assert main(["count", "--model", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (key if key != "model_type" else "family ['a']") in line
+
+
+@pytest.mark.parametrize(
+    "words", [{"batch": 1.5}, {"tokens": 0}, {"tokens": 2.5}, {"r": True}, {"method": "prefix-embed", "tokens": 32}]
+)
+def test_what_is_counted_over_must_be_whole_and_fit(words):
+    with pytest.raises(ValueError, match=r"whole number|not from 1 to"):
+        count(LLAMA, **words)
+
+
+@pytest.mark.parametrize("names", ["", "full,,lora"])
+def test_a_list_of_methods_that_lacks_a_name_is_refused(names, capsys):
+    with pytest.raises(SystemExit):
+        main(["count", "--compare", names])
+    assert f"{names!r} lacks a name" in capsys.readouterr().err
+
+
+def test_the_help_names_every_method():
+    assert tuple(re.findall(r"[\w-]{3,}", COUNTED)) == METHODS
+
+
+def test_a_rank_may_be_numpys_and_the_usual_tokens_leave_room_for_virtual_ones():
+    assert count(LLAMA, r=np.int64(4)).trainable == count(LLAMA, r=4).trainable
+    assert count(LLAMA, "prefix-embed").tokens == LLAMA["max_position_embeddings"] - 8
 
 
 # ---- the commands ----

@@ -23,7 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from numbers import Integral
+from typing import Any, NamedTuple
 
 from .architecture import Architecture, Linear, Shape, Table
 
@@ -178,8 +179,8 @@ def plan(
         raise ValueError(f"no method is called {method!r}: {', '.join(METHODS)}")
     if targets is not None and method not in TARGETED:
         raise ValueError(f"{method} has no targets to choose")
-    if virtual_tokens < 1:
-        raise ValueError(f"{virtual_tokens} virtual tokens are none")
+    if not is_whole(virtual_tokens) or virtual_tokens < 1:
+        raise ValueError(f"{virtual_tokens!r} virtual tokens are not a whole number above 0")
     tensors, blocks = model.tensors(), model.blocks()
     head = frozenset(path for path in tensors if path.startswith("classifier"))
     if method == "full":
@@ -202,7 +203,7 @@ def plan(
     if method in LORA_LIKE:
         for layer in chosen:
             check_rank(layer, r, limited=method != "vera")
-    elif type(r) is not int or r < 1:
+    elif not is_whole(r) or r < 1:
         raise ValueError(f"a width of {r!r} is not a whole number above 0")
     shared: dict[str, Shape] = {}
     if method == "vera":
@@ -257,8 +258,13 @@ def target_name(op: Linear | Table) -> str:
 def check_rank(layer: Linear | Table, r: int, limited: bool) -> None:
     """Raise ValueError for a rank that the layer cannot have; VeRA's shared A and B may have any."""
     most = min((layer.rows, layer.width) if isinstance(layer, Table) else (layer.n_in, layer.n_out))
-    if type(r) is not int or r < 1 or (limited and r > most):
+    if not is_whole(r) or r < 1 or (limited and r > most):
         raise ValueError(f"{layer.path}: rank {r!r} is not a whole number from 1 to {most}")
+
+
+def is_whole(x: Any) -> bool:
+    """An int, of NumPy too, and no bool."""
+    return isinstance(x, Integral) and not isinstance(x, bool)
 
 
 def last(path: str) -> str:
