@@ -58,7 +58,10 @@ def study(
 
     rows, grids, kept = [], [], {}
     for name, change in tqdm(changes.layers.items(), desc="decomposing", leave=False, disable=None):
-        update = change.update()
+        try:
+            update = change.update()
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
         rows.append({"name": name, **measure(change, update)})
         if name in others:
             grids.append(similarity(change, update, others[name]))
@@ -193,7 +196,7 @@ def held(rows: list[dict[str, Any]], kept: dict[str, Kept], changes: Changes) ->
         "parameters": sum(layer.A.size + layer.B.size for layer in kept.values()),
         "relative_error": math.hypot(*(layer.error for layer in kept.values()))
         / math.hypot(*(norms[name] for name in kept)),
-        "not_held": left_out | changes.others,
+        "not_held": left_out | {name: what for name, what in changes.others.items() if what != "held whole"},
     }
 
 
