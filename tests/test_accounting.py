@@ -729,6 +729,23 @@ def test_adapter_files_have_the_bytes_that_peft_writes(family, dtype, tmp_path):
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize("head", ["lm", "classify", "none"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "roberta", "deberta-v2"])
+def test_the_embeddings_of_virtual_tokens_have_the_bytes_that_pefts_prompt_tuning_writes(family, head, tmp_path):
+    peft = pytest.importorskip("peft")
+    if head not in BUILDERS[family][1] or (head == "lm" and "bert" in family):  # PEFT has no task for a masked head
+        pytest.skip("there is no such prompt tuning")
+    labels = 3 if head == "classify" else None
+    account = count(TINY[family], "prefix-embed", virtual_tokens=5, head=head, labels=labels, tokens=4)
+    task = {"lm": "CAUSAL_LM", "classify": "SEQ_CLS", "none": "FEATURE_EXTRACTION"}[head]
+    config = peft.PromptTuningConfig(task_type=task, num_virtual_tokens=5)
+    adapted = peft.get_peft_model(their_model(TINY[family], head, 3), config)
+    adapted.save_pretrained(tmp_path)
+    assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == account.trainable
+    assert account.adapter_bytes == (tmp_path / "adapter_model.safetensors").stat().st_size
+
+
+@pytest.mark.oracle
 @pytest.mark.parametrize("n", [64, 4096, 64 * 256, 64 * 300, 24 * 40])
 def test_nf4_has_the_bytes_of_what_bitsandbytes_stores(n):
     torch = pytest.importorskip("torch")

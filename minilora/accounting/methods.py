@@ -194,10 +194,13 @@ def plan(
             raise ValueError(f"{model.name} has no bias, so bitfit has nothing to train")
         return Plan(method, "every bias", head | biases, in_peft=False)
     if method.startswith("prefix"):
-        n = len(blocks) if method == "prefix-layer" else 1
-        rest: dict[str, Shape] = {method: (n, model.width, virtual_tokens)}
-        formula = "L C l" if n > 1 else "C l"
-        return Plan(method, formula, head, rest=rest, virtual_tokens=virtual_tokens, in_peft=False)
+        rest: dict[str, Shape]
+        if method == "prefix-embed":  # PEFT's prompt tuning, which has prompts for both stacks of a t5, and no vit
+            formula, rest = "C l", {"prompt_embeddings": (virtual_tokens, model.width)}
+            in_peft = model.family not in ("t5", "vit")
+        else:
+            formula, rest, in_peft = "L C l", {method: (len(blocks), model.width, virtual_tokens)}, False
+        return Plan(method, formula, head, rest=rest, virtual_tokens=virtual_tokens, in_peft=in_peft)
     make, formula, _ = ADDED[method]
     chosen = choose(model, usual_targets(model, method) if targets is None else targets, method)
     if method in LORA_LIKE:
