@@ -581,9 +581,22 @@ def test_the_audit_finds_the_rows_that_do_not_reproduce(capsys):
     assert main(["audit", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert [row["reproduced"] for row in said] == [row.reproduced for row in found]
+    assert all(row.reason for row in found if not row.reproduced)
     assert main(["audit"]) == 0
-    good = sum(row.reproduced for row in found)
-    assert f"{good} of {len(found)} numbers follow from their formulas" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    good, fitted, cut, other = map(
+        int, re.findall(r"(\d+)(?: of \d+ numbers follow| more agree| are only| differ)", printed)
+    )
+    assert good == sum(row.reproduced for row in found)
+    assert (fitted, cut) == (4, sum(row.verdict.startswith("cut off") for row in found))
+    assert good + fitted + cut + other == len(found)
+    assert "25% less time" in printed  # the reason of a number that is reproduced
+
+
+def test_an_r_that_was_fitted_to_a_number_does_not_reproduce_it():
+    fitted = [row for row in rows() if row.fitted]
+    assert all("not printed" in row.what and not row.reproduced for row in fitted)
+    assert [row.agrees for row in fitted] == [True] * 4 + [False]
 
 
 # ---- other libraries ----
