@@ -16,6 +16,10 @@ from typing import Any, NoReturn
 
 from . import __version__
 
+# accounting.METHODS, which cannot be imported here: NumPy is, once --threads has been read
+COUNTED = """full, top2, bitfit, prefix-embed, prefix-layer, lora, qlora, lora-fa, dora, vera, lora-xs, ia3,
+adapter-houlsby, adapter-pfeiffer or adapter-lin"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0 when it is done, 1 when `verify` finds something wrong, 2 (and one line on stderr) for what a
@@ -196,13 +200,13 @@ def parser() -> Parser:
 
     add = command(count, "minilora count --model gpt3-175b --method lora --targets q_proj,v_proj --rank 4", "")
     add("--model", default="builtin", metavar="NAME", help="a name, a config.json or its folder (default builtin)")
-    add("--method", metavar="NAME", help="lora (default), full, bitfit, ...: a wrong one lists them all")
-    add("--compare", type=words, metavar="A,B", help="several methods side by side: full,lora,qlora")
+    add("--method", metavar="NAME", help=f"{COUNTED} (default lora)")
+    add("--compare", type=methods, metavar="A,B", help="several methods side by side: full,lora,qlora")
     add("--targets", type=names, metavar="A,B", help="layers to adapt, lm_head and embed too (default: the method's)")
     add("--rank", type=positive, default=8, metavar="N", help="or the width of a bottleneck (default 8)")
     add("--virtual-tokens", type=positive, default=8, metavar="N", help="of prefix methods (default 8)")
     add("--head", metavar="NAME", help="lm, classify or none (default: the family's usual one)")
-    add("--labels", type=positive, metavar="N", help="outputs of the head classify (default 2)")
+    add("--labels", type=positive, metavar="N", help="outputs of the head classify (default: the config's, or 2)")
     add("--batch", type=positive, default=1, metavar="N", help="sequences (default 1)")
     add("--tokens", type=positive, metavar="N", help="in a sequence (default 512, or what the model can)")
     add("--dtype", metavar="NAME", help="of the base: float32 (default), float16, bfloat16, nf4, nf4-dq, float64")
@@ -227,6 +231,13 @@ def names(text: str) -> str | list[str]:
 
 def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def methods(text: str) -> list[str]:
+    found = [word.strip() for word in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} lacks a name, as in full,lora,qlora")
+    return found
 
 
 def ranks(words: str) -> list[int]:
@@ -424,6 +435,7 @@ def count(options: argparse.Namespace) -> None:
 
     from .accounting import architecture, to_dict
     from .accounting import count as count_one
+    from .accounting.memory import QUANTISED
     from .accounting.methods import TARGETED
     from .accounting.report import show, show_side_by_side
     from .checkpoint import write_whole
@@ -438,16 +450,20 @@ def count(options: argparse.Namespace) -> None:
     methods = options.compare or [options.method or "lora"]
     model = architecture(options.model, options.head, options.labels)
     words = {"r": options.rank, "virtual_tokens": options.virtual_tokens, "batch": options.batch}
-    words |= {"tokens": options.tokens, "dtype": options.dtype, "recompute": options.recompute}
+    words |= {"tokens": options.tokens, "recompute": options.recompute}
     accounts = {}
     for name in methods:  # of several, those that choose their layers get the targets; one alone must take them
         targets = options.targets if name in TARGETED or not options.compare else None
-        accounts[name] = count_one(model, name, targets=targets, **words)
+        dtype = options.dtype  # of several, that of a base that is not in 4 bits
+        if name == "qlora" and options.compare and dtype not in QUANTISED:
+            dtype = None
+        accounts[name] = count_one(model, name, targets=targets, dtype=dtype, **words)
     results = {name: to_dict(account) for name, account in accounts.items()}
     if options.plot:
         write_whole(Path(options.plot), cost_figure(results))
     if options.json:
-        print(json.dumps(results if options.compare else results[methods[0]], indent=1, ensure_ascii=False))
+        said = results if options.compare else results[methods[0]]
+        print(json.dumps(said, indent=1, ensure_ascii=False, allow_nan=False))
     elif options.compare:
         show_side_by_side(accounts)
     else:
@@ -462,7 +478,7 @@ def audit(options: argparse.Namespace) -> None:
 
     found = list(rows())
     if options.json:
-        print(json.dumps([row.to_dict() for row in found], indent=1, ensure_ascii=False))
+        print(json.dumps([row.to_dict() for row in found], indent=1, ensure_ascii=False, allow_nan=False))
     else:
         show(found)
 

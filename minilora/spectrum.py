@@ -105,12 +105,12 @@ def stable_rank(sigma: np.ndarray) -> float:
     return float(np.sum((sigma / sigma[0]) ** 2)) if sigma.any() else 0.0
 
 
-def numerical_rank(sigma: np.ndarray, shape: tuple[int, int]) -> int:
-    """How many σᵢ > max(out, in) · ε · σ₁, the rule of numpy.linalg.matrix_rank; ε is that of sigma's dtype.
+def numerical_rank(sigma: np.ndarray, shape: tuple[int, int], dtype: np.dtype | None = None) -> int:
+    """How many σᵢ > max(out, in) · ε · σ₁, the rule of numpy.linalg.matrix_rank; ε is that of `dtype`, or of sigma's.
 
-    What is below is no more than rounding. Give the σ of weights that were stored in float32 as float32.
+    What is below is no more than rounding. Say float32 for weights that were stored so, whatever σ is computed in.
     """
-    return int(np.sum(sigma > max(shape) * np.finfo(sigma.dtype).eps * sigma[0]))
+    return int(np.sum(sigma > max(shape) * np.finfo(dtype or sigma.dtype).eps * sigma[0]))
 
 
 def truncate(update: SVD, r: int) -> tuple[Array, Array]:

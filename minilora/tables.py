@@ -16,10 +16,16 @@ def wide_console(width: int = 120) -> Any:
 
 
 def numbers_right(title: str, *columns: str, **options: Any) -> Any:
-    """A rich Table whose columns after the first are numbers."""
+    """A rich Table whose columns after the first are numbers, which stay whole where it is narrow."""
     from rich.table import Table
 
     table = Table(*columns, title=title, title_justify="left", **options)
+    table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
     return table
+
+
+def fits(console: Any, table: Any) -> bool:
+    """Does the table need no more than the console's width?"""
+    return bool(console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width)

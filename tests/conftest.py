@@ -5,14 +5,18 @@ import os
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")  # read when NumPy is imported
 
+import re  # noqa: E402
 import sys  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from types import ModuleType  # noqa: E402
 
 import fakecupy  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from rich.cells import cell_len  # noqa: E402
 
 from minilora.backend import load_backend  # noqa: E402
+from minilora.cli import main  # noqa: E402
 
 
 @pytest.fixture
@@ -32,3 +36,23 @@ def xp(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Modul
         return load_backend("cupy")
     except (ImportError, RuntimeError) as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[[list[str]], list[str]]:
+    """What a command prints into a file, and into a terminal of 80 columns, of which no line may be longer."""
+
+    def run(words: list[str]) -> list[str]:
+        said = []
+        for terminal in (False, True):
+            if terminal:
+                monkeypatch.setenv("FORCE_COLOR", "1")
+                monkeypatch.setenv("COLUMNS", "80")
+            capfd.readouterr()
+            assert main(words) == 0
+            said.append(re.sub(r"\x1b\[[\d;]*m", "", capfd.readouterr().out))
+        table = [line for line in said[1].splitlines() if line[:1] in "┏┃┡│├└ "]
+        assert max(map(cell_len, table)) <= 80
+        return said
+
+    return run

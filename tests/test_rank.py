@@ -12,6 +12,8 @@ import minilora
 from minilora import peft, plots, spectrum
 from minilora.checkpoint import load_tensors, save_tensors, to_json
 from minilora.cli import main
+from minilora.families import FAMILIES
+from minilora.names import hub_name
 from minilora.plots import blocks_and_kinds
 from minilora.pretrained import their_name
 from minilora.tasks import extraction
@@ -409,6 +411,17 @@ def test_the_table_has_a_line_for_each_layer_and_the_conclusion_its_numbers(here
     assert "amplified" not in run(capfd, "adapter")
 
 
+@pytest.mark.parametrize("words", [["adapter"], ["adapter", "--base", "base"], ["base", "full"]])
+def test_every_layer_has_its_name_and_numbers_in_a_terminal_of_80_columns(words, here, narrow):
+    wide, slim = narrow(["rank", *words])
+    folded = "".join(line.split()[0] for line in slim.splitlines() if line.startswith(" ") and line.split())
+    rows = [line.split() for line in wide.splitlines() if re.search(r" \d+x\d+ ", line)]
+    assert len(rows) >= 14
+    for name, shape, *cells in rows:
+        assert name + shape in folded
+        assert any(line.split()[1:] == cells and name.startswith(line.split()[0]) for line in slim.splitlines())
+
+
 def test_json_is_the_result_and_the_same_bytes_every_time(here, capfd):
     words = ["adapter", "--base", "base", "--compare", "other", "--energy", "0.8", "--json", "--out"]
     one, two = (run(capfd, *words, out) for out in ("one", "two"))
@@ -527,6 +540,25 @@ def test_what_cannot_be_done_is_refused_in_one_line_and_nothing_is_made(name, he
     assert_refused(here, capfd, ["rank", *words], says)
 
 
+@pytest.mark.parametrize("words", [[], ["--compare", "other", "--plot", "f.png"], ["--rank", "2", "--out", "out"]])
+@pytest.mark.parametrize("factor", [1e-25, 1e25])
+def test_an_adapter_of_very_small_or_large_numbers_has_the_ranks_of_any(factor, words, here, capfd):
+    usual = study("adapter")["layers"]
+    edit_tensors(here / "adapter" / peft.WEIGHTS, lambda t: {n: x * np.float32(factor) for n, x in t.items()})
+    found = json.loads(run(capfd, "adapter", "--json", *words))["layers"]
+    for one, two in zip(usual, found, strict=True):
+        assert two["numerical_rank"] == one["numerical_rank"] == 3
+        assert (two["stable_rank"], two["rank_90"]) == (pytest.approx(one["stable_rank"], rel=1e-4), one["rank_90"])
+        assert two["norm"] == pytest.approx(one["norm"] * factor**2, rel=1e-4)
+
+
+@pytest.mark.parametrize("words", [[], ["--base", "base"]])
+@pytest.mark.parametrize("alpha", [1e308, 1e-308])
+def test_an_alpha_that_float64_cannot_square_is_refused_in_one_line(alpha, words, here, capfd):
+    edit_json(here / "adapter" / peft.CONFIG, lora_alpha=alpha)
+    assert_refused(here, capfd, ["rank", "adapter", *words], "down_proj: ΔW is beyond what float64 can square")
+
+
 A_Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 DAMAGES = {
     "not finite": (lambda t: t | {A_Q: t[A_Q] * np.float32(np.nan)}, f"{A_Q} holds numbers that are not finite"),
@@ -577,20 +609,71 @@ def test_a_checkpoint_that_is_not_finite_is_refused_in_one_line(which, here, cap
     assert_refused(here, capfd, ["rank", "base", "full"], f"{which}/model.safetensors: {name} holds numbers")
 
 
-def test_extraction_refuses_what_has_no_linear_layer_or_is_stored_transposed(here, capfd, monkeypatch):
+def test_extraction_refuses_what_has_no_linear_layer(here, capfd):
     tensors, _ = load_tensors(here / "base" / "model.safetensors")
     changed = {"model.embed_tokens.weight": 2 * tensors["model.embed_tokens.weight"]}
     (here / "embed").mkdir()
     save_tensors(here / "embed" / "model.safetensors", tensors | changed, {})
     words = ["--rank", "1", "--out", "out"]
     assert_refused(here, capfd, ["rank", "base", "embed", *words], "none has changed, only model.embed_tokens")
-    model = base_model()
-    square = model["block_0.attention.q_proj"].weight
-    square.data = square.data.T.copy()
-    monkeypatch.setattr("minilora.tasks.rank.load_pretrained", lambda folder: model)
-    assert_refused(
-        here, capfd, ["rank", "base", "full", *words], "0.self_attn.q_proj: this family stores its weights tr"
-    )
+
+
+# ---- every family ----
+
+
+def tiny(family, head="lm"):
+    """A small model of any family whose weights are not as small as those of a new one."""
+    rng = np.random.default_rng(1)
+    sizes = {
+        "vocab": 40,
+        "layers": 2,
+        "width": 16,
+        "heads": 4,
+        "hidden": 24,
+        "context": 32,
+        "head": head,
+        "labels": 3,
+        "activation": "gelu",
+    }
+    model = FAMILIES[family](minilora.Config(**sizes, offset=2 if family == "roberta" else 0), rng)
+    for parameter in model.named_parameters().values():
+        parameter.data = (parameter.data + 0.2 * rng.standard_normal(parameter.data.shape)).astype("f4")
+    return model
+
+
+def tuned(family, head="lm", targets="all-linear"):
+    model, rng = tiny(family, head), np.random.default_rng(3)
+    minilora.attach_lora(model, targets, 3, alpha=5, rng=rng)
+    for path, parameter in model.trainable_parameters().items():
+        if path.endswith(("lora_A", "lora_B")):
+            parameter.data = 0.3 * rng.standard_normal(parameter.data.shape, dtype="f4")
+    return model
+
+
+@pytest.mark.parametrize("head", ["lm", "none", "classify"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_every_family_adapter_and_checkpoints_are_measured_alike_and_what_was_merged_comes_back(
+    family, head, tmp_path
+):
+    base, out = tmp_path / "base", tmp_path / "out"
+    minilora.save_pretrained(tiny(family, head), base)
+    peft.save_adapter(tuned(family, head), tmp_path / "adapter")
+    minilora.save_pretrained(merged(tuned(family, head)), tmp_path / "merged")
+    one = study(str(tmp_path / "adapter"), base=str(base))["layers"]
+    two = study(str(base), str(tmp_path / "merged"), rank=3, out=str(out))["layers"]
+    layers = peft.adapters_of(tuned(family, head))
+    assert len(one) == len(two) == len(layers)
+    shapes = {hub_name(family, path): layer.delta().shape for path, layer in layers.items()}
+    assert {row["name"]: tuple(row["shape"]) for row in two} == shapes
+    for a, b in zip(one, two, strict=True):
+        assert (a["shape"], a["intruders"]) == (b["shape"], b["intruders"])
+        assert a["relative_norm"] == pytest.approx(b["relative_norm"], rel=1e-3)
+    expected = tuned(family, head).forward(IDS)[0]
+    study(str(tmp_path / "adapter"), energy=1.0, out=str(tmp_path / "same"))
+    for folder in ("out", "same"):
+        model = tiny(family, head)
+        peft.load_adapter(model, tmp_path / folder)
+        assert np.abs(model.forward(IDS)[0] - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 # ---- the oracle ----
@@ -627,3 +710,23 @@ def test_peft_loads_the_adapter_with_the_same_logits(made, tmp_path, folders, wo
     theirs = huggingface_peft.PeftModel.from_pretrained(base, tmp_path / "out")
     assert np.abs(theirs(torch.tensor(IDS)).logits.detach().numpy() - ours).max() < 1e-5 * np.abs(ours).max()
     assert np.abs(base_model().forward(IDS)[0] - ours).max() > 1e-2 * np.abs(ours).max()
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.parametrize("family", ["gpt2", "bert", "roberta"])
+def test_peft_loads_what_is_extracted_in_the_other_families(family, tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    huggingface_peft = pytest.importorskip("peft")
+    minilora.save_pretrained(tiny(family), tmp_path / "base")
+    minilora.save_pretrained(merged(tuned(family)), tmp_path / "merged")
+    study(str(tmp_path / "base"), str(tmp_path / "merged"), rank=2, out=str(tmp_path / "out"))
+    ours = tiny(family)
+    peft.load_adapter(ours, tmp_path / "out")
+    auto = transformers.AutoModelForCausalLM if family == "gpt2" else transformers.AutoModelForMaskedLM
+    theirs = huggingface_peft.PeftModel.from_pretrained(auto.from_pretrained(tmp_path / "base"), tmp_path / "out")
+    ids = np.maximum(IDS, 2)  # to RoBERTa 1 is padding, and has no position
+    expected = ours.forward(ids)[0]
+    found = theirs.eval()(torch.tensor(ids)).logits.detach().numpy()
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.abs(tiny(family).forward(ids)[0] - expected).max() > 1e-2 * np.abs(expected).max()

@@ -117,6 +117,8 @@ def test_the_numerical_rank_is_that_of_numpy(n_in, n_out, r, dtype, seed):
     rank = spectrum.numerical_rank(spectrum.singular_values(W), W.shape)
     assert rank == np.linalg.matrix_rank(W)
     assert rank <= r
+    tiny = 1e-50 * spectrum.singular_values(W).astype(float)  # in float32 it would be 0
+    assert spectrum.numerical_rank(tiny, W.shape, W.dtype) == rank
 
 
 @settings(max_examples=50)

@@ -11,7 +11,6 @@ from .architecture import Architecture, Shape
 from .flops import Flops, flops
 from .memory import (
     DTYPES,
-    ITEMSIZE,
     QUANTISED,
     Entry,
     adapter_bytes,
@@ -21,7 +20,7 @@ from .memory import (
     size,
     weight_bytes,
 )
-from .methods import Plan, plan
+from .methods import Plan, is_whole, plan
 from .named import architecture
 
 GROUPS = ("embedding", "attention", "mlp", "norm", "head")
@@ -121,24 +120,31 @@ def count(
     """Lay `method` out (see `plan`) over a model: a name in NAMED, a config.json (see `architecture`), an Architecture.
 
     dtype: float64, float32, float16, bfloat16, "nf4" or "nf4-dq" (qlora's own). tokens: 512, where the model has as
-    many positions; a vision model has its own number. Raises what those two raise, and ValueError for a batch below 1,
-    for another number of tokens than the model can, and for a method that trains weights in 4 bits.
+    many positions; a vision model has its own number. Virtual tokens take positions too. Raises what those two raise,
+    and ValueError for a batch below 1, for another number of tokens than the model can, for a method that trains
+    weights in 4 bits, and for qlora in more than 4.
     """
     model = source if isinstance(source, Architecture) else architecture(source, head, labels)
     laid_out = plan(model, method, targets, r, virtual_tokens)
     dtype = dtype or ("nf4-dq" if method == "qlora" else "float32")
-    dtype = "nf4-dq" if method == "qlora" and dtype in ITEMSIZE else dtype
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     if dtype in QUANTISED and method in ("full", "top2"):
         raise ValueError(f"{method} trains the weights themselves, which 4 bits cannot hold: choose another dtype")
-    if batch < 1:
-        raise ValueError(f"a batch of {batch} sequences is none")
-    tokens = tokens or model.tokens or min(512, model.context)
+    if method == "qlora" and dtype not in QUANTISED:
+        raise ValueError(
+            f"qlora is over a base in 4 bits, {' or '.join(QUANTISED)}, not in {dtype}: lora is what that is"
+        )
+    if not is_whole(batch) or batch < 1:
+        raise ValueError(f"a batch of {batch!r} sequences is not a whole number above 0")
+    room = model.context - (0 if model.tokens else laid_out.virtual_tokens)
+    if tokens is None:
+        tokens = model.tokens or max(1, min(512, room))
     if model.tokens and tokens != model.tokens:
         raise ValueError(f"{model.name} looks at {model.tokens} tokens, its patches and what it adds, not at {tokens}")
-    if not model.tokens and not 1 <= tokens <= model.context:
-        raise ValueError(f"{tokens} tokens are not from 1 to {model.name}'s {model.context} positions")
+    if not model.tokens and not (is_whole(tokens) and 1 <= tokens <= room):
+        beside = f", less {laid_out.virtual_tokens} virtual tokens" if laid_out.virtual_tokens else ""
+        raise ValueError(f"{tokens!r} tokens are not from 1 to {model.name}'s {model.context} positions{beside}")
     return Account(model, laid_out, batch, tokens, dtype, recompute)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -44,13 +44,13 @@ def memory(model: Module, cache: Any, grads: Gradients, optimizer: Optimizer) ->
     return {
         "weights": nbytes(parameter.data for parameter in model.named_parameters().values()),
         "cache": nbytes(cache),
-        "gradients": nbytes(grads.values()),
-        "optimizer": nbytes(optimizer.state.values()),
+        "gradients": nbytes(grads),
+        "optimizer": nbytes(optimizer.state),
     }
 
 
 def nbytes(tree: Any) -> int:
-    """Bytes of the distinct buffers behind the arrays in nested tuples, lists and iterables."""
+    """Bytes of the distinct buffers behind the arrays in nested tuples, lists, iterables and values of dicts."""
     owners = {id(owner): owner for owner in map(owner_of, arrays(tree))}
     return sum(owner.nbytes for owner in owners.values())
 
@@ -58,6 +58,8 @@ def nbytes(tree: Any) -> int:
 def arrays(tree: Any) -> Iterator[Array]:
     if hasattr(tree, "nbytes") and hasattr(tree, "shape"):
         yield tree
+    elif isinstance(tree, Mapping):
+        yield from arrays(tree.values())
     elif isinstance(tree, Iterable) and not isinstance(tree, str):
         for branch in tree:
             yield from arrays(branch)

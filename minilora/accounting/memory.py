@@ -87,7 +87,9 @@ def adapter_bytes(model: Architecture, plan: Plan, dtype: str = "float32") -> in
         rest = sum(size(shapes[path]) for path in plan.trained)
         return ITEMSIZE[wide] * sum(map(size, added.values())) + ITEMSIZE[base] * rest
     tensors = {name: (wide, shape) for name, shape in (added | added_tensors(model, plan, trained=False)).items()}
-    tensors |= {peft_name(model, path): (base, shapes[path]) for path in plan.trained}
+    for path in plan.trained:  # beside a prompt, which wraps the model once less, their names lack a "model."
+        name = peft_name(model, path)
+        tensors[name.replace(".model.", ".", 1) if plan.virtual_tokens else name] = base, shapes[path]
     for insert in plan.inserts:
         name, layer = peft_name(model, insert.layer.path), insert.layer
         if name.endswith(EMBEDDINGS):

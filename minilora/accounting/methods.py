@@ -23,7 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from numbers import Integral
+from typing import Any, NamedTuple
 
 from .architecture import Architecture, Linear, Shape, Table
 
@@ -128,17 +129,34 @@ def bottleneck_with_norm(layer: Linear, r: int) -> Insert:
     return Insert(layer, trained, kept, plain.forward, plain.backward)
 
 
-ADDED: dict[str, tuple[Callable[..., Insert], str]] = {
-    "lora": (lora, "Σ r (in + out)"),
-    "qlora": (lora, "Σ r (in + out)"),
-    "lora-fa": (lora_fa, "Σ r out"),
-    "dora": (dora, "Σ r (in + out) + out"),
-    "vera": (vera, "Σ (out + r)"),
-    "lora-xs": (lora_xs, "Σ r²"),
-    "ia3": (ia3, "Σ out, or Σ in of down_proj"),
-    "adapter-houlsby": (bottleneck, "Σ (2 C r + r + C)"),
-    "adapter-pfeiffer": (bottleneck, "Σ (2 C r + r + C)"),
-    "adapter-lin": (bottleneck_with_norm, "Σ (2 C r + r + C + 2 C)"),
+class Added(NamedTuple):
+    """A method that adds to layers: how to one of them, and the formulas of what it trains and of its products."""
+
+    make: Callable[..., Insert]
+    trained: str
+    products: tuple[str, str]  # forward and backward; n rows of x
+
+
+LORA_PRODUCTS = "2 Σ n r (in + out)   (x Aᵀ) Bᵀ", "4 Σ n r (in + out)   dh = dy B, dh A, dhᵀ x, dyᵀ h"
+ADAPTER_PRODUCTS = "4 Σ n r out   down, up", "8 Σ n r out   dx and dW of down, up"
+NO_PRODUCTS = "0   it multiplies number by number", "0"
+ADDED: dict[str, Added] = {
+    "lora": Added(lora, "Σ r (in + out)", LORA_PRODUCTS),
+    "qlora": Added(lora, "Σ r (in + out)", LORA_PRODUCTS),
+    "lora-fa": Added(lora_fa, "Σ r out", (LORA_PRODUCTS[0], "2 Σ n r (in + 2 out)   dh = dy B, dh A, dyᵀ h")),
+    "dora": Added(
+        dora, "Σ r (in + out) + out", ("2 Σ r (n (in + out) + in·out)   (x Aᵀ) Bᵀ, B A once", LORA_PRODUCTS[1])
+    ),
+    "vera": Added(vera, "Σ (out + r)", (LORA_PRODUCTS[0], "2 Σ n r (in + out)   dh = dy B, dh A")),
+    "lora-xs": Added(
+        lora_xs,
+        "Σ r²",
+        ("2 Σ n r (in + out + r)   ((x Aᵀ) Rᵀ) Bᵀ", "2 Σ n r (in + out + 2 r)   dy B, its R and A, dR"),
+    ),
+    "ia3": Added(ia3, "Σ out, or Σ in of down_proj", NO_PRODUCTS),
+    "adapter-houlsby": Added(bottleneck, "Σ (2 C r + r + C)", ADAPTER_PRODUCTS),
+    "adapter-pfeiffer": Added(bottleneck, "Σ (2 C r + r + C)", ADAPTER_PRODUCTS),
+    "adapter-lin": Added(bottleneck_with_norm, "Σ (2 C r + r + C + 2 C)", ADAPTER_PRODUCTS),
 }
 METHODS = ("full", "top2", "bitfit", "prefix-embed", "prefix-layer", *ADDED)
 
@@ -161,8 +179,8 @@ def plan(
         raise ValueError(f"no method is called {method!r}: {', '.join(METHODS)}")
     if targets is not None and method not in TARGETED:
         raise ValueError(f"{method} has no targets to choose")
-    if virtual_tokens < 1:
-        raise ValueError(f"{virtual_tokens} virtual tokens are none")
+    if not is_whole(virtual_tokens) or virtual_tokens < 1:
+        raise ValueError(f"{virtual_tokens!r} virtual tokens are not a whole number above 0")
     tensors, blocks = model.tensors(), model.blocks()
     head = frozenset(path for path in tensors if path.startswith("classifier"))
     if method == "full":
@@ -176,16 +194,19 @@ def plan(
             raise ValueError(f"{model.name} has no bias, so bitfit has nothing to train")
         return Plan(method, "every bias", head | biases, in_peft=False)
     if method.startswith("prefix"):
-        n = len(blocks) if method == "prefix-layer" else 1
-        rest: dict[str, Shape] = {method: (n, model.width, virtual_tokens)}
-        formula = "L C l" if n > 1 else "C l"
-        return Plan(method, formula, head, rest=rest, virtual_tokens=virtual_tokens, in_peft=False)
-    make, formula = ADDED[method]
+        rest: dict[str, Shape]
+        if method == "prefix-embed":  # PEFT's prompt tuning, which has prompts for both stacks of a t5, and no vit
+            formula, rest = "C l", {"prompt_embeddings": (virtual_tokens, model.width)}
+            in_peft = model.family not in ("t5", "vit")
+        else:
+            formula, rest, in_peft = "L C l", {method: (len(blocks), model.width, virtual_tokens)}, False
+        return Plan(method, formula, head, rest=rest, virtual_tokens=virtual_tokens, in_peft=in_peft)
+    make, formula, _ = ADDED[method]
     chosen = choose(model, usual_targets(model, method) if targets is None else targets, method)
     if method in LORA_LIKE:
         for layer in chosen:
             check_rank(layer, r, limited=method != "vera")
-    elif type(r) is not int or r < 1:
+    elif not is_whole(r) or r < 1:
         raise ValueError(f"a width of {r!r} is not a whole number above 0")
     shared: dict[str, Shape] = {}
     if method == "vera":
@@ -240,8 +261,13 @@ def target_name(op: Linear | Table) -> str:
 def check_rank(layer: Linear | Table, r: int, limited: bool) -> None:
     """Raise ValueError for a rank that the layer cannot have; VeRA's shared A and B may have any."""
     most = min((layer.rows, layer.width) if isinstance(layer, Table) else (layer.n_in, layer.n_out))
-    if type(r) is not int or r < 1 or (limited and r > most):
+    if not is_whole(r) or r < 1 or (limited and r > most):
         raise ValueError(f"{layer.path}: rank {r!r} is not a whole number from 1 to {most}")
+
+
+def is_whole(x: Any) -> bool:
+    """An int, of NumPy too, and no bool."""
+    return isinstance(x, Integral) and not isinstance(x, bool)
 
 
 def last(path: str) -> str:

@@ -26,6 +26,20 @@ BUILDERS: dict[str, tuple[Builder, list[str]]] = {  # and the heads it knows, th
     "t5": (t5, ["lm", "none"]),
 }
 
+# What a config's numbers may be. Every layer is laid out by itself, so that a file cannot ask for any number of them;
+# the rest only multiply, and must stay within what floating point shows.
+LAYERS = ("n_layer", "num_hidden_layers", "num_layers", "num_decoder_layers")
+MOST_LAYERS, MOST = 10_000, 2**40
+SIZES = (
+    *LAYERS, "n_embd", "n_inner", "n_head", "n_positions", "vocab_size", "hidden_size", "intermediate_size",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "position_buckets",
+    "image_size", "patch_size", "num_channels", "num_labels", "d_model", "d_kv", "d_ff", "num_heads",
+    "relative_attention_num_buckets",
+)  # fmt: skip
+FROM_ZERO = ("type_vocab_size", "conv_kernel_size")
+MAY_LACK = ("n_inner", "num_key_value_heads", "head_dim", "num_decoder_layers", "num_labels")  # null is as if not there
+FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "qkv_bias", "fused")
+
 
 def gpt2_sizes(width: int, layers: int, heads: int, **rest: Any) -> dict[str, Any]:
     usual = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
@@ -100,7 +114,7 @@ def architecture(
     """
     name, config = read(source)
     family = config.get("model_type", "")
-    if family not in BUILDERS:
+    if not isinstance(family, str) or family not in BUILDERS:
         raise ValueError(f"{name}: family {family!r} is not known; there are {', '.join(BUILDERS)}")
     builder, heads = BUILDERS[family]
     head = head or heads[0]
@@ -108,13 +122,40 @@ def architecture(
         raise ValueError(f"{name}: a {family} has the heads {', '.join(heads)}, not {head!r}")
     if labels is not None and (head != "classify" or labels < 1):
         raise ValueError(f"labels = {labels} needs the head 'classify', and at least one")
-    labels = labels or config.get("num_labels") or len(config.get("id2label") or {}) or 2
     try:
-        return replace(builder(config, head, labels), name=name)
+        check_config(config)
+        return replace(builder(config, head, labels or labels_of(config)), name=name)
     except KeyError as error:
         raise ValueError(f"{name}: the config lacks {error}") from None
-    except (TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"{name}: the config holds something that is no number: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def labels_of(config: Mapping[str, Any]) -> int:
+    return config.get("num_labels") or len(config.get("id2label") or ()) or 2
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a value that no model can have, naming its key."""
+    for key, value in config.items():
+        if value is None and key in MAY_LACK:
+            continue
+        most = MOST_LAYERS if key in LAYERS else MOST
+        least = 0 if key in FROM_ZERO else 1
+        if key in (*SIZES, *FROM_ZERO) and (type(value) is not int or not least <= value <= most):
+            raise ValueError(f"{key} = {value!r} is not a whole number from {least} to {most:,}")
+        if key in FLAGS and type(value) is not bool:
+            raise ValueError(f"{key} = {value!r} is not true or false")
+    if not isinstance(config.get("id2label") or {}, Mapping):
+        raise ValueError("id2label is not a table from numbers to names")
+    for width, heads in (("n_embd", "n_head"), ("hidden_size", "num_attention_heads")):
+        if not config.get("head_dim") and width in config and heads in config and config[width] % config[heads]:
+            raise ValueError(f"{width} = {config[width]} does not divide into {heads} = {config[heads]}")
+    groups, heads = config.get("num_key_value_heads"), "num_attention_heads"
+    if groups and heads in config and config[heads] % groups:
+        raise ValueError(f"{heads} = {config[heads]} does not divide into num_key_value_heads = {groups}")
+    if "image_size" in config and config["image_size"] < config.get("patch_size", 1):
+        raise ValueError(f"a patch of {config['patch_size']} is larger than the image of {config['image_size']}")
 
 
 def read(source: str | Path | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..tables import numbers_right, wide_console
-from .architecture import Linear, Shape
+from ..tables import fits, numbers_right, wide_console
+from .architecture import Attention, Linear, Shape, Table
 from .count import Account, count
 from .flops import association_orders, break_even_rank
-from .memory import Entry, size
+from .memory import Entry, lowest_stage, size
+from .methods import ADDED
 from .named import PRINTED
 
 # ---- many layers of one kind, as one row ----
@@ -43,10 +44,12 @@ def grouped(entries: Iterable[Entry]) -> list[Grouped]:
 
 
 def kinds(tensors: Mapping[str, Shape]) -> dict[tuple[str, Shape], int]:
-    """{(kind of path, shape): how many}"""
+    """{(kind of path, shape): how many}; of PEFT's long names the last parts are the kind."""
     counts: dict[tuple[str, Shape], int] = {}
     for path, shape in tensors.items():
-        key = kind(path), shape
+        parts = path.split(".")
+        ending = ".".join(parts[-3 if parts[-1] in ("weight", "bias") else -2 :])
+        key = (ending if parts[0] == "base_model" else kind(path)), shape
         counts[key] = counts.get(key, 0) + 1
     return counts
 
@@ -112,41 +115,59 @@ def to_dict(account: Account) -> dict[str, Any]:
 
 def show(account: Account) -> None:
     """The account as tables: each number, and beside it the formula that gives it."""
+    console = wide_console()
+    for table in (parameters_table(account), trained_table(account), memory_table(account)):
+        console.print(table)
+    console.print(flops_table(account))
+    console.print(letters(account), soft_wrap=True)
+
+
+def formula_table(title: str) -> Any:
+    """A rich Table of names, formulas and numbers; where it is narrow the formulas are folded, never the numbers."""
     from rich.table import Table
 
-    console, model, laid_out = wide_console(), account.model, account.plan
+    made = Table("", "formula", "", title=title, title_justify="left", min_width=78)
+    made.columns[0].overflow = made.columns[1].overflow = "fold"
+    made.columns[2].justify, made.columns[2].no_wrap = "right", True
+    return made
 
-    def table(title: str) -> Table:
-        made = Table("", "formula", "", title=title, title_justify="left", min_width=78)
-        made.columns[2].justify = "right"
-        return made
 
-    rows = table(f"Parameters of {model.name}")
-    for (path, shape), n in kinds(model.tensors()).items():
+def add_tensors(rows: Any, tensors: Mapping[str, Shape]) -> None:
+    for (path, shape), n in kinds(tensors).items():
         rows.add_row(path, product(n, shape), f"{n * size(shape):,}")
     rows.add_section()
+
+
+def parameters_table(account: Account) -> Any:
+    name = account.model.name
+    rows = formula_table(f"Parameters of {name}")
+    add_tensors(rows, account.model.tensors())
     rows.add_row("total", "", f"{account.total:,}")
-    if model.name in PRINTED:
-        printed, where = PRINTED[model.name]
+    if name in PRINTED:
+        printed, where = PRINTED[name]
         rows.add_row("printed", where, printed)
-    console.print(rows)
+    return rows
 
-    rows = table(f"Trained by {laid_out.method}: {laid_out.formula}")
-    for (path, shape), n in kinds_by_end(account.trained).items():
-        rows.add_row(path, product(n, shape), f"{n * size(shape):,}")
-    rows.add_section()
+
+def trained_table(account: Account) -> Any:
+    rows = formula_table(f"Trained by {account.plan.method}: {account.plan.formula}")
+    add_tensors(rows, account.trained)
     rows.add_row("trained", "", f"{account.trainable:,}")
     rows.add_row("share", "trained / total", f"{account.share:.4%}")
     name, formula = ("adapter_model.safetensors", "a header, and the numbers")
-    if not laid_out.in_peft:
-        name, formula = "a file of it", "the numbers: PEFT has no format for this method"
+    if not account.plan.in_peft:
+        name, formula = "a file of it", "the numbers: PEFT writes no such file"
     rows.add_row(name, formula, f"{account.adapter_bytes:,} B")
-    console.print(rows)
+    return rows
 
-    memory, forward_backward = account.memory(), account.flops()
-    N = account.batch * account.tokens
-    about = f"batch {account.batch} × {account.tokens} tokens, {account.dtype}"
-    rows = table(f"Memory of one training step, {about}{', recomputing blocks' * account.recompute}")
+
+def about(account: Account) -> str:
+    return f"batch {account.batch} × {account.tokens} tokens, {account.dtype}"
+
+
+def memory_table(account: Account) -> Any:
+    memory = account.memory()
+    rows = formula_table(f"Memory of one training step, {about(account)}{', recomputing blocks' * account.recompute}")
     for name, formula in (
         ("weights", f"base in {account.dtype} + added × {account.added_itemsize} B"),
         ("gradients", "trained × its bytes"),
@@ -161,57 +182,85 @@ def show(account: Account) -> None:
     rows.add_section()
     rows.add_row("activations", "the rows above", readable(memory["activations"]))
     rows.add_row("in all", "", readable(sum(memory.values())))
-    console.print(rows)
+    return rows
 
-    rows = table(f"FLOPs of one training step, {about}")
-    for name, part in zip(("forward", "backward"), forward_backward, strict=True):
-        rows.add_row(f"{name}: linear", LINEAR[name], f"{part.linear:.4g}")
-        rows.add_row(
-            f"{name}: added", ADDED[name] if laid_out.method in ("lora", "qlora") else "", f"{part.adapter:.4g}"
-        )
-        rows.add_row(f"{name}: attention", "4 H D T N" if name == "forward" else "8 H D T N", f"{part.attention:.4g}")
-        rows.add_row(f"{name}", f"{part.products / N:.4g} a token", f"{part.products:.4g}")
+
+def flops_table(account: Account) -> Any:
+    """letters() says what the letters of its formulas are."""
+    model, plan = account.model, account.plan
+    rows, N = formula_table(f"FLOPs of one training step, {about(account)}"), account.batch * account.tokens
+    passes = dict(zip(("forward", "backward"), account.flops(), strict=True))
+    for name, part in passes.items():
+        linear, added, attention = formulas(account, name)
+        rows.add_row(f"{name}: linear", linear, f"{part.linear:.4g}")
+        rows.add_row(f"{name}: added", added, f"{part.adapter:.4g}")
+        rows.add_row(f"{name}: attention", attention, f"{part.attention:.4g}")
+        rows.add_row(name, f"{part.products / N:.4g} a token", f"{part.products:.4g}")
         rows.add_section()
-    whole = sum(part.products for part in forward_backward)
+    whole = sum(part.products for part in passes.values())
     full = sum(part.products for part in count(model, "full", batch=account.batch, tokens=account.tokens).flops())
     rows.add_row("step", f"{whole / full:.3f} of full fine-tuning's", f"{whole:.4g}")
-    adapted = [i.layer for i in laid_out.inserts if isinstance(i.layer, Linear)]
-    if laid_out.method == "lora" and adapted:
-        ranks = sorted({break_even_rank(layer.n_in, layer.n_out) for layer in adapted})
+    adapted = [(i.layer, i.trained["lora_A.weight"][0]) for i in plan.inserts if "lora_A.weight" in i.trained]
+    if plan.method == "lora" and adapted:
+        layers = [layer for layer, _ in adapted if isinstance(layer, Linear)]
+        ranks = sorted({break_even_rank(layer.n_in, layer.n_out) for layer in layers})
         words = " to ".join(f"{rank:,.0f}" for rank in dict.fromkeys((ranks[0], ranks[-1])))
-        r = laid_out.inserts[0].trained["lora_A.weight"][0]
-        formed = sum(
-            association_orders(i.n_in, i.n_out, r, (i.rows or account.tokens) * account.batch)["y"]["x (B A)ᵀ"]
-            for i in adapted
+        orders = (
+            association_orders(layer.n_in, layer.n_out, r, (layer.rows or account.tokens) * account.batch)
+            for layer, r in adapted
+            if isinstance(layer, Linear)
         )
-        rows.add_row("were B A formed", "2 (r + N) in·out, in place of 2 r (in + out) N forward", f"{formed:.4g}")
+        formed = sum(order["y"]["x (B A)ᵀ"] for order in orders)
+        rows.add_row("were B A formed", "2 Σ (r + n) in·out   forward", f"{formed:.4g}")
         rows.add_row("break-even rank", "in·out / 3 (in + out): above it LoRA's layer costs more", words)
-    console.print(rows)
+    return rows
 
 
-ADDED = {
-    "forward": "2 r (in + out) N   as (x Aᵀ) Bᵀ",
-    "backward": "4 r (in + out) N   as dh = dy B, dh A, dhᵀ x, dyᵀ h",
-}
-LINEAR = {"forward": "2 N Σ in·out", "backward": "2 N Σ in·out for dx, and again for every trained matrix"}
+def formulas(account: Account, which: str) -> tuple[str, str, str]:
+    """Of a pass, "forward" or "backward": what the base's matrices cost, what is added, and attention."""
+    plan, forward = account.plan, which == "forward"
+    stages = list(account.model.stages.values())
+    ops = [op for stage in (stages if forward else stages[lowest_stage(account.model, plan) :]) for op in stage]
+    linears, attentions = [op for op in ops if isinstance(op, Linear)], [op for op in ops if isinstance(op, Attention)]
+    dx, dW = sum(op.x != "pixels" for op in linears), sum(op.weight in plan.trained for op in linears)
+    over = f"y = x Wᵀ of {len(linears)}" if forward else f"dx = dy W of {dx}, dW = dyᵀ x of {dW}"
+    squares = "(T N + P (N + H D))" if any(op.relative for op in attentions) else "T N"
+    again = " + the blocks' forward" * (account.recompute and not forward)
+    added = ADDED[plan.method].products[not forward] if plan.method in ADDED else ""
+    return (
+        f"2 Σ n in·out{again}   {over}",
+        added and f"{added}{again}",
+        f"{4 if forward else 8} H D {squares} × {len(attentions)}{again}" if attentions else "",
+    )
 
 
-def kinds_by_end(tensors: Mapping[str, Shape]) -> dict[tuple[str, Shape], int]:
-    """As kinds(), PEFT's long names by their last two parts."""
-    counts: dict[tuple[str, Shape], int] = {}
-    for path, shape in tensors.items():
-        parts = path.split(".")
-        name = ".".join(parts[-3 if parts[-1] in ("weight", "bias") else -2 :]) if "base_model" in path else kind(path)
-        counts[name, shape] = counts.get((name, shape), 0) + 1
-    return counts
+def letters(account: Account) -> str:
+    """What the letters of the formulas of FLOPs stand for."""
+    attention = next((op for op in account.model.ops() if isinstance(op, Attention)), None)
+    T = account.tokens + account.plan.virtual_tokens
+    said = [f"N = {account.batch * T:,} tokens in sequences of T = {T:,}", "n: the rows of a layer's x, mostly N"]
+    if attention:
+        said += [f"H = {attention.heads} heads of width D = {attention.head_dim}"]
+        said += [f"P = {attention.relative} distances"] if attention.relative else []
+    if any(isinstance(insert.layer, Table) for insert in account.plan.inserts):
+        said += ["in of an embedding, which is looked up: 0"]
+    return "; ".join(said)
 
 
 def show_side_by_side(accounts: Mapping[str, Account]) -> None:
-    """Several methods on one model, a column each."""
-    facts = list(accounts.values())
-    model, memories, steps = facts[0].model, [a.memory() for a in facts], [a.flops() for a in facts]
-    about = f"batch {facts[0].batch} × {facts[0].tokens} tokens"
-    rows = numbers_right(f"{model.name}, one training step, {about}", "", *accounts)
+    """Several methods on one model, a column each; where they do not all fit, in several tables."""
+    console, names = wide_console(), list(accounts)
+    while names:
+        fitting = max(n for n in range(1, len(names) + 1) if n == 1 or fits(console, beside(accounts, names[:n])))
+        console.print(beside(accounts, names[:fitting]))
+        names = names[fitting:]
+
+
+def beside(accounts: Mapping[str, Account], names: list[str]) -> Any:
+    facts = [accounts[name] for name in names]
+    first, memories, steps = facts[0], [a.memory() for a in facts], [a.flops() for a in facts]
+    title = f"{first.model.name}, one training step, batch {first.batch} × {first.tokens} tokens"
+    rows = numbers_right(title, "", *names)
     rows.add_row("parameters of the base", *(f"{a.total:,}" for a in facts))
     rows.add_row("held in", *(a.dtype for a in facts))
     rows.add_row("trained parameters", *(f"{a.trainable:,}" for a in facts))
@@ -224,4 +273,4 @@ def show_side_by_side(accounts: Mapping[str, Account]) -> None:
     rows.add_section()
     for i, name in enumerate(("forward FLOPs", "backward FLOPs")):
         rows.add_row(name, *(f"{step[i].products:.4g}" for step in steps))
-    wide_console().print(rows)
+    return rows

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..peft import pairs_of, read_adapter
-from ..pretrained import CONV1D, base_hash, load_pretrained, read_checkpoint
+from ..peft import PREFIX, pairs_of, read_adapter
+from ..peft.format import PAIR, is_saved
+from ..pretrained import CONV1D, base_hash, load_pretrained, read_checkpoint, read_values, their_name, with_head
+from ..pretrained.configs import FORMATS
+from ..pretrained.gguf import read_gguf
+from ..pretrained.sources import locate
 from ..spectrum import SVD, lora_svd, numerical_rank, svd
 
 
@@ -36,11 +43,22 @@ class Change(NamedTuple):
         return min(n_out, n_in, len(self.lora[0])) if self.lora else min(n_out, n_in)
 
     def update(self) -> SVD:
-        """U Σ Vᵀ of ΔW; of an adapter, without forming ΔW."""
-        if self.lora:
-            A, B, s = self.lora
-            return lora_svd(A.astype(float), B.astype(float), s)
-        return svd(self.delta())
+        """U Σ Vᵀ of ΔW; of an adapter, without forming ΔW. Raises ValueError where float64 cannot hold ‖ΔW‖²."""
+        too_large = ValueError(
+            "ΔW is beyond what float64 can square: its numbers, or alpha, are too large or too small"
+        )
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.lora:
+                A, B, s = self.lora
+                core = s * np.linalg.norm(B.astype(float)) * np.linalg.norm(A.astype(float))  # ‖ΔW‖ is no more
+                if not 0 < core**2 < math.inf:
+                    raise too_large
+                found = lora_svd(A.astype(float), B.astype(float), s)
+            else:
+                found = svd(self.delta())
+            if not 0 < np.sum(found.sigma**2) < math.inf:
+                raise too_large
+        return found
 
     def delta(self) -> np.ndarray:
         """ΔW (out, in) of two checkpoints."""
@@ -61,7 +79,7 @@ class Change(NamedTuple):
         """By the ε of the dtype in which the weights are stored, float32 at least: half precision would drown all."""
         stored = self.lora[0] if self.lora else self.after
         assert stored is not None
-        return numerical_rank(sigma.astype(np.promote_types(stored.dtype, np.float32)), self.shape)
+        return numerical_rank(sigma, self.shape, np.promote_types(stored.dtype, np.float32))
 
 
 class Changes(NamedTuple):
@@ -70,28 +88,53 @@ class Changes(NamedTuple):
     others: dict[str, str]  # {a tensor that is not a matrix in both: what happened to it}
 
 
+def read_weights(source: str | Path) -> tuple[str, dict[str, np.ndarray]]:
+    """(family, every tensor) of a checkpoint, a folder or a .gguf file; the family is "" where no config.json says it.
+
+    Of a family that is known the names are those in a model with a head, and GPT-2's Conv1D weights, which its files
+    hold as (in, out), are (out, in). Raises as load_pretrained does for what is missing or damaged.
+    """
+    path = locate(source)
+    values: Mapping[str, Any] = {}
+    tensors: Mapping[str, np.ndarray]
+    if path.is_file():
+        values, tensors, _ = read_gguf(path)
+    else:
+        tensors = read_checkpoint(path)
+        values = read_values(path) if (path / "config.json").is_file() else {}
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in FORMATS:
+        return "", dict(tensors)
+    family, found = FORMATS[kind].family, {}
+    for name, x in tensors.items():
+        whole = with_head(family, name)
+        found[whole] = x.T if family == "gpt2" and CONV1D.fullmatch(whole) else x
+    return family, found
+
+
 def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Changes:
     """ΔW = s B A of every layer of an adapter, with W before and after where `base`, a checkpoint, has it.
 
-    Raises FileNotFoundError for a missing file; ValueError for a feature that read_adapter does not know, for tensors
-    that do not fit each other, the config or the base, and for an adapter whose ΔW is 0 everywhere.
+    What it holds whole (modules_to_save) is among the others. Raises FileNotFoundError for a missing file; ValueError
+    for a feature that read_adapter does not know, for tensors that do not fit each other, the config or the base, and
+    for an adapter whose ΔW is 0 everywhere.
     """
     folder = Path(folder)
     config, tensors, metadata = read_adapter(folder)
-    pairs = pairs_of(folder, config, tensors)
-    weights = {} if base is None else read_checkpoint(base)
+    whole = whole_copies(config, tensors)
+    pairs = pairs_of(folder, config, {name: x for name, x in tensors.items() if name not in whole})
+    family, weights = ("", {}) if base is None else read_weights(base)
     expected = metadata.get("base_sha256")
-    if base is not None and expected and expected != base_hash(load_pretrained(base)):
+    if base is not None and expected and expected != hash_below(config, tensors, base):
         raise ValueError(f"{folder} was made for another base: the weights of {base} are not those it names")
     layers, unchanged = {}, []
     for name in sorted(pairs, key=natural):
         A, B, s = pairs[name]
-        before = weights.get(f"{name}.weight")
-        if before is not None and config.get("fan_in_fan_out") and CONV1D.fullmatch(f"{name}.weight"):
-            before = before.T
+        before = weights.get(f"{with_head(family, name) if family else name}.weight")
         if before is not None and before.shape != (len(B), A.shape[1]):
             raise ValueError(f"{name} is {before.shape} in {base}, and the adapter is for {(len(B), A.shape[1])}")
-        after = None if before is None else before + s * B.astype(float) @ A
+        with np.errstate(over="ignore", invalid="ignore"):  # update() says it
+            after = None if before is None else before + s * (B.astype(float) @ A)
         if s and A.any() and B.any():
             layers[name] = Change(before, after, (A, B, s))
         else:
@@ -100,7 +143,22 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
         raise ValueError(f"ΔW = 0 in every layer of {folder}: an adapter that was not trained has no spectrum")
     if base is not None and all(change.before is None for change in layers.values()):
         raise ValueError(f"{base} has none of the layers of {folder}: it is not its base")
-    return Changes(layers, unchanged, {})
+    return Changes(layers, unchanged, {name.removeprefix(PREFIX): "held whole" for name in whole})
+
+
+def hash_below(config: dict[str, Any], tensors: Mapping[str, np.ndarray], base: str | Path) -> str:
+    """base_hash() of `base` with the head that the adapter is for, but for what the adapter holds copies of."""
+    head = {"SEQ_CLS": "classify", "FEATURE_EXTRACTION": "none"}.get(config.get("task_type") or "")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a head that it has no need of, or lacks
+        model = load_pretrained(base, head=head)
+    names = {path: f"{PREFIX}{their_name(model, path)}" for path in model.named_parameters()}
+    return base_hash(model, [path for path, name in names.items() if name in tensors])
+
+
+def whole_copies(config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those of an adapter's tensors that are no A or B, but copies of what modules_to_save names."""
+    return {n: x for n, x in tensors.items() if not PAIR.fullmatch(n) and is_saved(config, n.removeprefix(PREFIX))}
 
 
 def checkpoint_changes(base: str | Path, tuned: str | Path) -> Changes:
@@ -109,7 +167,7 @@ def checkpoint_changes(base: str | Path, tuned: str | Path) -> Changes:
     Raises FileNotFoundError for a missing file; ValueError for numbers that are not finite, for checkpoints without
     such a matrix, and for those whose matrices are all equal.
     """
-    old, new = read_checkpoint(base), read_checkpoint(tuned)
+    old, new = read_weights(base)[1], read_weights(tuned)[1]
     layers, unchanged, others = {}, [], {}
     for name in sorted(old.keys() | new.keys(), key=natural):
         before, after = old.get(name), new.get(name)

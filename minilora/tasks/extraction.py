@@ -11,11 +11,11 @@ import numpy as np
 from ..checkpoint import tensors_to_bytes, to_json
 from ..lora import LoRALinear
 from ..modules import Linear
+from ..names import hub_name
 from ..peft import CONFIG, PREFIX, WEIGHTS, adapter_files, read_adapter
-from ..pretrained import their_name
 from ..spectrum import SVD, rank_for, truncate, truncation_error
 from ..transformer import Transformer
-from .changes import Change
+from .changes import Change, whole_copies
 
 
 class Kept(NamedTuple):
@@ -38,7 +38,10 @@ def keep(name: str, change: Change, update: SVD, rank: int | None, share: float 
         rank = rank_for(update.sigma, share)
     r = min(rank, len(update.sigma))
     dtype = change.lora[0].dtype if change.lora else np.dtype(np.float32)
-    B, A = (factor.astype(dtype) for factor in truncate(update, r))
+    with np.errstate(over="ignore"):
+        B, A = (factor.astype(dtype) for factor in truncate(update, r))
+    if not np.isfinite(A).all() or not np.isfinite(B).all():
+        raise ValueError(f"{name}: ΔW is too large for an adapter in {dtype}")
     error, bound = change.error(A, B), truncation_error(update.sigma, r)[0]
     rounding = 8 * float(np.finfo(dtype).eps) * math.sqrt(np.sum(update.sigma**2))
     if not error <= bound + rounding:
@@ -60,17 +63,12 @@ def check_rank(rank: int, layers: dict[str, Change]) -> None:
 def adaptable(model: Transformer, layers: dict[str, Change]) -> dict[str, str]:
     """{Hugging Face's name: ours} of those of `layers`, changes of the weights of `model`, that are linear layers.
 
-    Raises ValueError when there is none, and for a weight that its checkpoint stores otherwise than we hold it.
+    Raises ValueError when there is none.
     """
-    linear = {their_name(model, path): path for path, module in model.named_modules() if isinstance(module, Linear)}
-    found = {name: path for name, path in linear.items() if name in layers}
+    linear = (path for path, module in model.named_modules() if isinstance(module, Linear))
+    found = {name: path for path in linear if (name := hub_name(model.family, path)) in layers}
     if not found:
         raise ValueError(f"an adapter goes on a linear layer, and none has changed, only {', '.join(layers)}")
-    for name, path in found.items():
-        layer, before = model[path], layers[name].before
-        assert isinstance(layer, Linear)
-        if before is None or not np.array_equal(layer.weight.data, before.astype(layer.weight.data.dtype)):
-            raise ValueError(f"{name}: this family stores its weights transposed, and extraction cannot do that yet")
     return found
 
 
@@ -86,14 +84,17 @@ def extracted_files(model: Transformer, paths: dict[str, str], kept: dict[str, K
 
 
 def shrunk_files(folder: str | Path, kept: dict[str, Kept]) -> dict[str, bytes]:
-    """The adapter in `folder`, whatever its base, with what is kept of its layers in the place of A and B; s = 1."""
-    config, _, metadata = read_adapter(Path(folder))
+    """The adapter in `folder`, whatever its base, with what is kept of its layers in the place of A and B; s = 1.
+
+    What it holds whole stays.
+    """
+    config, before, metadata = read_adapter(Path(folder))
     ranks = {name: len(layer.A) for name, layer in kept.items()}
     most = max(ranks.values())
     others = {name: r for name, r in ranks.items() if r != most}
     config |= {"r": most, "lora_alpha": most, "rank_pattern": others, "alpha_pattern": others}
     config |= {"use_rslora": False, "target_modules": sorted(kept)}
-    tensors = {
+    tensors = whole_copies(config, before) | {
         f"{PREFIX}{name}.{side}.weight": x
         for name, layer in kept.items()
         for side, x in (("lora_A", layer.A), ("lora_B", layer.B))

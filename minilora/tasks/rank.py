@@ -16,7 +16,7 @@ from ..peft import CONFIG
 from ..plots import check_png, rank_figures
 from ..pretrained import load_pretrained
 from ..spectrum import SVD
-from ..tables import wide_console
+from ..tables import fits, wide_console
 from .changes import Change, Changes, adapter_changes, checkpoint_changes
 from .extraction import Kept, adaptable, check_rank, extracted_files, keep, shrunk_files
 
@@ -58,7 +58,10 @@ def study(
 
     rows, grids, kept = [], [], {}
     for name, change in tqdm(changes.layers.items(), desc="decomposing", leave=False, disable=None):
-        update = change.update()
+        try:
+            update = change.update()
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
         rows.append({"name": name, **measure(change, update)})
         if name in others:
             grids.append(similarity(change, update, others[name]))
@@ -193,41 +196,49 @@ def held(rows: list[dict[str, Any]], kept: dict[str, Kept], changes: Changes) ->
         "parameters": sum(layer.A.size + layer.B.size for layer in kept.values()),
         "relative_error": math.hypot(*(layer.error for layer in kept.values()))
         / math.hypot(*(norms[name] for name in kept)),
-        "not_held": left_out | changes.others,
+        "not_held": left_out | {name: what for name, what in changes.others.items() if what != "held whole"},
     }
 
 
 def show(result: dict[str, Any]) -> None:
     """The table of the layers, and what follows from it in words."""
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    beside = any("intruders" in row for row in result["layers"])
-    table = Table(title="The update ΔW: its size and its rank, by four measures", title_justify="left")
-    table.box, table.collapse_padding = SIMPLE, True  # or a name would not fit beside so many columns
-    table.add_column("layer", overflow="fold")
-    size = ["of ‖W‖"] if beside else ["‖ΔW‖"]
-    ranks = ["stable", "effective", "numerical", "90 %"]
-    for column in ["shape", "σ₁", *size, *ranks, *(["amplified", "intruders"] if beside else [])]:
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in result["layers"]:
-        sides, part, factor = (row.get(key) for key in ("intruders", "relative_norm", "amplification"))
-        cells = ["{}x{}".format(*row["shape"]), f"{row['singular_values']['update'][0]:.3g}"]
-        cells += [("-" if part is None else f"{part:.1%}") if beside else f"{row['norm']:.3g}"]
-        cells += [f"{row['stable_rank']:.1f}", f"{row['effective_rank']:.1f}"]
-        cells += [str(row["numerical_rank"]), str(row["rank_90"])]
-        if sides:
-            cells += ["-" if factor is None else f"{factor:.2g}", f"{len(sides['left'])}, {len(sides['right'])}"]
-        table.add_row(row["name"], *cells)
     console = wide_console()
-    console.print(table)
-    if beside:
+    table = layers_table(result)
+    console.print(table if fits(console, table) else layers_table(result, narrow=True))
+    if any("intruders" in row for row in result["layers"]):
         said = f"""\
 amplified: ‖ΔW‖ over what W has in the directions that carry 90 % of ΔW
 intruders: how many of the first {TOP} singular vectors of W after, left and right, are like none of W before"""
         console.print(said, soft_wrap=True)
     for line in conclusions(result):
         console.print(line, soft_wrap=True)
+
+
+def layers_table(result: dict[str, Any], narrow: bool = False) -> Any:
+    """A rich Table with a row for each layer; a narrow one has its shape below its name, and headers in two lines."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    beside = any("intruders" in row for row in result["layers"])
+    table = Table(title="The update ΔW: its size and its rank, by four measures", title_justify="left")
+    table.box, table.collapse_padding = SIMPLE, True  # or a name would not fit beside so many columns
+    table.padding = (0, 0) if narrow else (0, 1)
+    table.add_column("layer", overflow="fold")
+    columns = ["σ₁", "of ‖W‖" if beside else "‖ΔW‖", "stable", "effec-tive", "numer-ical", "90 %"]
+    for column in ([] if narrow else ["shape"]) + columns + (["ampli-fied", "intru-ders"] if beside else []):
+        header = column.replace("-", "-\n" if narrow else "")
+        table.add_column(header, justify="right", no_wrap=True)
+    for row in result["layers"]:
+        sides, part, factor = (row.get(key) for key in ("intruders", "relative_norm", "amplification"))
+        cells = [f"{row['singular_values']['update'][0]:.3g}"]
+        cells += [("-" if part is None else f"{part:.1%}") if beside else f"{row['norm']:.3g}"]
+        cells += [f"{row['stable_rank']:.1f}", f"{row['effective_rank']:.1f}"]
+        cells += [str(row["numerical_rank"]), str(row["rank_90"])]
+        if sides:
+            cells += ["-" if factor is None else f"{factor:.2g}", f"{len(sides['left'])}, {len(sides['right'])}"]
+        shape = "{}x{}".format(*row["shape"])
+        table.add_row(*([f"{row['name']}\n  {shape}"] if narrow else [row["name"], shape]), *cells)
+    return table
 
 
 def conclusions(result: dict[str, Any]) -> list[str]:

@@ -218,6 +218,8 @@ def show(result: dict[str, Any]) -> None:
         "checks": Table("check", "tensor", *METHODS, "", title=about, title_justify="left"),
         "laws": Table("law", "broken by", "", title="Laws, and by how much they are broken", title_justify="left"),
     }
+    for column in tables["checks"].columns:
+        column.overflow = "fold"  # a name that is cut says nothing
     tensors: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for entry in result["checks"]:
         tensors.setdefault((entry["name"], entry["tensor"]), {})[entry["method"]] = entry
