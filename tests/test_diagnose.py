@@ -373,3 +373,27 @@ def test_a_gradient_that_rounding_hides_is_not_diagnosed():
     assert diagnose(lambda dy, x: 2 * x * dy, lambda x: x * x + 1e12, product_cases((3, 4))).ok
     with pytest.raises(ValueError, match="can be measured to"):
         diagnose(lambda dy, x: 0 * x, lambda x: x * x + 1e15, product_cases((3, 4)))
+
+
+def test_a_gradient_whose_slope_jumps_is_diagnosed():
+    cases = [case._replace(inputs={"x": np.round(2 * case.inputs["x"])}) for case in product_cases((3, 4), (4, 5))]
+
+    def squared_relu(x):
+        return np.maximum(x, 0) ** 2
+
+    assert diagnose(lambda dy, x: 2 * dy * np.maximum(x, 0), squared_relu, cases).ok
+    wrong = diagnose(lambda dy, x: 2 * dy * np.maximum(x, 0) + np.sin(x), squared_relu, cases)
+    assert [found.kind for found in wrong.findings] == ["unknown"]
+
+
+def test_a_sample_that_cannot_be_measured_alone_leaves_the_rest_of_the_diagnosis():
+    def f(x):
+        last = np.arange(len(x))[:, None] == len(x) - 1
+        return np.where(last, 1e-6 * np.real(x) + 1e4, np.real(x) ** 2)
+
+    def grad(dy, x):
+        last = np.arange(len(x))[:, None] == len(x) - 1
+        return dy * np.where(last, 1e-6, 2 * x) + np.sin(x)
+
+    wrong = diagnose(grad, f, product_cases((3, 4), (4, 5)))
+    assert [found.kind for found in wrong.findings] == ["unknown"]
