@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 import time
 
 import numpy as np
@@ -91,6 +92,19 @@ def test_the_bank_is_as_large_as_it_must_be_and_speaks_two_languages():
     for problem in BANK.values():
         sentences = [fault.says.en for fault in problem.faults.values()]
         assert len(set(sentences)) == len(sentences)
+
+
+@pytest.mark.parametrize("problem", BANK.values(), ids=BANK)
+def test_a_finding_speaks_of_its_own_tensor_alone(problem):
+    case = problem.cases()[0]
+    for name, fault in problem.faults.items():
+        touched = apply(fault.wrong, case)
+        for finding in diagnose(learner(problem, name), problem).findings:
+            if finding.kind == "fault":
+                others = "|".join(other for other in touched if other != finding.tensor) or "no other"
+                for words in finding.says:
+                    assert "{it}" not in words
+                    assert not re.search(rf"\b({others})( and | 和 |, |、| or | 或 )", words), words
 
 
 def test_one_op_is_checked_and_diagnosed_in_a_fraction_of_a_second():
@@ -201,9 +215,10 @@ def test_a_diagnosis_speaks_both_languages_and_refuses_what_it_does_not_know():
     name, problem = next(iter(BANK.items()))
     fault = next(iter(problem.faults.values()))
     found = diagnose(learner(problem, fault.name), name)
-    assert fault.says.en in str(found)
+    tensor = next(finding.tensor for finding in found.findings if finding.name)
+    assert fault.says.about(tensor).en in str(found)
     assert fault.asks.en in str(found)
-    assert fault.says.zh in found.text("zh")
+    assert fault.says.about(tensor).zh in found.text("zh")
     with pytest.raises(ValueError, match=f"no problem is called 'soup': .*{name}"):
         diagnose(learner(problem), "soup")
     with pytest.raises(ValueError, match="needs cases"):

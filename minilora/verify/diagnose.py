@@ -268,7 +268,7 @@ def fault(tensor: str, mine: list[Array], problem: Problem, cases: list[Case]) -
         if tensor in wrong and same([wrong[tensor]], mine[:1]):
             rest = [apply(candidate.wrong, case)[tensor] for case in cases[1:]]
             if same(rest, mine[1:]):
-                return Finding(tensor, "fault", candidate.says, candidate.asks, candidate.name)
+                return Finding(tensor, "fault", candidate.says.about(tensor), candidate.asks, candidate.name)
     return None
 
 

@@ -28,6 +28,10 @@ class Words(NamedTuple):
     en: str
     zh: str
 
+    def about(self, tensor: str) -> Words:
+        """The sentence about this tensor: its name is written where {it} stands."""
+        return Words(*(words.replace("{it}", tensor) for words in self))
+
 
 Law: TypeAlias = Callable[[Tensors, Case], float]  # the relative violation of what must hold of the tensors
 
@@ -38,7 +42,7 @@ class Fault:
 
     name: str
     wrong: Callable[..., Tensors]
-    says: Words  # what is wrong: names the tensor and the term, never the line of code
+    says: Words  # what is wrong: names the tensor, {it} if there are several, and the term, never the line of code
     asks: Words  # a question to ask back
 
 
