@@ -566,3 +566,11 @@ def test_inputs_far_from_zero_are_allowed_the_digits_that_they_have_lost():
     for seed in range(100):
         rng = np.random.default_rng(seed)
         check_gradient(layer_norm, grad, {"x": 1e4 + rng.standard_normal((4, 5))}, rng=rng).raise_if_wrong()
+
+
+def test_an_alpha_that_is_an_array_is_compared_whole():
+    def f(x, alpha, r):
+        return alpha * x / r
+
+    constants = {"alpha": np.array([1.0, 4.0]), "r": 4}
+    assert check_gradient(f, lambda dy, x, alpha, r: dy * alpha / r, {"x": X[:2]}, constants=constants).ok

@@ -10,7 +10,7 @@ import pytest
 
 from minilora.verify import Case, check_gradient, diagnose
 from minilora.verify.problem import Problem, apply, relative_error
-from minilora.verify.problems import problems
+from minilora.verify.problems import problems, signatures
 
 BANK = problems()
 FAULTS = [(problem, name) for problem in BANK.values() for name in problem.faults]
@@ -320,6 +320,7 @@ REFUSED = {
     "dy of another shape": (GOOD._replace(dy=GOOD.dy[0]), r"dy has shape \(4,\)"),
     "x in float32": (GOOD._replace(inputs={"x": GOOD.dy.astype("f4")}), "x is float32"),
     "another input": (GOOD._replace(inputs={"z": GOOD.dy}), "one case has the inputs x, another z"),
+    "a size that is a word": (GOOD._replace(sizes={"N": "x"}), "positive and named"),
     "a size of zero": (GOOD._replace(sizes={"N": 0}), "positive and named"),
     "alpha = r": (GOOD._replace(constants={"alpha": 2, "r": 2}), "alpha = r"),
     "no case": ({"x": GOOD.dy}, r"a case is Case\(dy, inputs, constants, sizes\), and not dict"),
@@ -412,3 +413,32 @@ def test_a_sample_that_cannot_be_measured_alone_leaves_the_rest_of_the_diagnosis
 
     wrong = diagnose(grad, f, product_cases((3, 4), (4, 5)))
     assert [found.kind for found in wrong.findings] == ["unknown"]
+
+
+@pytest.mark.parametrize("problem", BANK.values(), ids=BANK)
+def test_the_signature_of_a_problem_is_that_of_its_gradient(problem):
+    line = problem.signature()
+    assert line in signatures()
+    case = problem.cases()[1]
+    for name in [*case.inputs, *case.constants]:
+        assert f" {name} " in line
+    shapes = dict(re.findall(r"(\w+) \(([^)]*)\)", line.removeprefix(f"{problem.name}: grad(")))
+    for name, x in {"dy": np.asarray(case.dy), **case.inputs}.items():
+        told = [case.sizes.get(size) or int(size) for size in filter(None, shapes[name].split(", "))]
+        assert tuple(told) == x.shape
+
+
+def test_a_boolean_mask_is_refused_where_a_mask_is_added():
+    problem = BANK["causal_attention"]
+    case = problem.cases()[0]
+    boolean = case._replace(constants={"mask": case.constants["mask"] == 0})
+    with pytest.raises(ValueError, match=r"mask is bool, and must be float64: .* mask \(tokens, tokens\) -1e\+09 or 0"):
+        diagnose(learner(problem), problem, boolean)
+    assert diagnose(learner(problem), problem, case).ok
+
+
+def test_a_gradient_that_raises_is_told_the_shapes_that_it_is_given():
+    with pytest.raises(
+        ValueError, match=r"grad raises ValueError: .*; low_rank calls it with dy \(5, 3, 6\), x \(5, 3, 8\)"
+    ):
+        diagnose(lambda dy, x, A, B, **_: (dy @ B @ A, (B.T @ dy.T) @ x, dy.T @ (x @ A.T)), "low_rank")

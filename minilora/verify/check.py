@@ -493,7 +493,7 @@ def refuse_blind_spots(inputs: Mapping[str, np.ndarray], constants: Mapping[str,
     B = everything.get("B", everything.get("lora_B"))
     if B is not None and not np.any(B):
         raise ValueError("B = 0: the gradient of A is then zero, right or wrong; check with a trained B")
-    if "alpha" in everything and everything["alpha"] == everything.get("r"):
+    if "alpha" in everything and np.array_equal(everything["alpha"], everything.get("r", np.nan)):
         raise ValueError(
             "alpha = r: the scale alpha/r is then 1, and one that is forgotten is not seen; choose them apart"
         )

@@ -68,6 +68,29 @@ class Problem:
         # The 1 keeps these numbers apart from those of default_rng(0), which a checker is likely to draw.
         return [self.draw(np.random.default_rng([seed, i, 1]), i) for i in range(n)]
 
+    def signature(self) -> str:
+        """What a gradient of this problem is called with, in a line: shapes, and the constants of the first case."""
+        cases = self.cases()
+
+        def shape(arrays: list[Any]) -> str:
+            return f"({', '.join(map(name, zip(*(array.shape for array in arrays), strict=True)))})"
+
+        def name(lengths: tuple[int, ...]) -> str:
+            named = (size for size in cases[0].sizes if lengths == tuple(case.sizes[size] for case in cases))
+            return next(named, str(lengths[0]) if len(set(lengths)) == 1 else "n")
+
+        def constant(key: str) -> str:
+            values = [case.constants[key] for case in cases]
+            if not isinstance(values[0], np.ndarray):
+                return f"{key} = {values[0]:g}"
+            few = np.unique(values[0])
+            held = " or ".join(f"{value:g}" for value in few) if len(few) == 2 else ""
+            return f"{key} {shape(values)} {held or 'of ' + str(values[0].dtype)}"
+
+        words = [f"{key} {shape([case.inputs[key] for case in cases])}" for key in cases[0].inputs]
+        words += [constant(key) for key in cases[0].constants]
+        return f"{self.name}: grad(dy, {', '.join(words)}), dy {shape([case.dy for case in cases])}"
+
     def fault(
         self, en: str, zh: str, ask_en: str, ask_zh: str
     ) -> Callable[[Callable[..., Tensors]], Callable[..., Tensors]]:
