@@ -459,3 +459,118 @@ def test_a_model_is_refused_a_misspelt_zero_float32_and_a_loss_that_is_no_number
     layer.weight.data = layer.weight.data.astype(np.float32)
     with pytest.raises(ValueError, match="weight is float32"):
         checked()
+
+
+def squared_relu(x):
+    return np.maximum(x, 0) ** 2
+
+
+def huber(x):
+    return np.where(np.abs(np.real(x)) <= 1, x * x / 2, np.sign(np.real(x)) * x - 0.5)
+
+
+def elu(x):
+    return np.where(np.real(x) > 0, x, np.exp(np.where(np.real(x) > 0, 0, x)) - 1)
+
+
+# f, f': the second derivative of f jumps, at 0 or at ±1
+JUMPS = {
+    "squared ReLU": (squared_relu, lambda x: 2 * np.maximum(x, 0)),
+    "Huber": (huber, lambda x: np.clip(x, -1, 1)),
+    "ELU": (elu, lambda x: np.where(x > 0, 1, np.exp(np.minimum(x, 0)))),
+}
+
+
+@pytest.mark.parametrize("name", JUMPS)
+def test_a_right_gradient_passes_where_the_second_derivative_jumps(name):
+    f, slope = JUMPS[name]
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        whole = rng.integers(-2, 3, (3, 4)) + 0.0
+        whole[0, :2] = 1, -1
+        for x in (whole, np.where(rng.random((3, 4)) < 0.5, 0.0, whole + 0.3), rng.standard_normal((64, 64))):
+            for function in (f, real_only(f)):
+                report = check_gradient(function, lambda dy, x: dy * slope(x), {"x": x}, rng=rng)
+                report.raise_if_wrong()
+                assert "not analytic" not in str(report)
+                assert not passes(function, lambda x: 1.001 * slope(x), x)
+
+
+SATURATED = {
+    "by the complex step": (lambda x: np.tanh(5 * x), np.array([0.1, 2, -0.2])),
+    "by differences": (lambda x: np.tanh(5 * np.real(x)), np.array([0.1, 2, -0.2])),
+}
+
+
+@pytest.mark.parametrize("name", SATURATED)
+@pytest.mark.parametrize("factor", [0.0, 0.5, 3.0])
+def test_a_small_entry_among_large_ones_is_checked_by_its_own_size(name, factor):
+    f, x = SATURATED[name]
+    check_gradient(f, lambda dy, x: 5 * dy / np.cosh(5 * x) ** 2, {"x": x}).raise_if_wrong()
+    report = check_gradient(f, lambda dy, x: [1, factor, 1] * (5 * dy / np.cosh(5 * x) ** 2), {"x": x})
+    assert not report.ok
+    assert report.rows[0].where == (1,)
+
+
+def test_entries_that_rounding_hides_are_counted():
+    report = check_gradient(np.tanh, lambda dy, x: dy / np.cosh(x) ** 2, {"x": np.array([0.1, 25, -0.2, -22])})
+    assert "2 of 4 entries too small to be seen" in str(report)
+    report = check_gradient(relu, relu_gradient, {"x": np.array([0.1, -25, -0.2])})
+    assert "too small" not in str(report)  # an entry that is zero is seen
+
+
+def test_inputs_of_any_size_are_told_no_gradient_that_they_have_is_zero(rng):
+    w = rng.standard_normal((3, 2))
+
+    def product(factor):
+        inputs = {"x": 1e18 * rng.standard_normal((3, 2)), "w": w}
+        return check_gradient(lambda x, w: x * w, lambda dy, x, w: (factor * dy * w, dy * x), inputs)
+
+    product(1.0).raise_if_wrong()
+    assert [row.ok for row in product(2.0).rows] == [False, True]
+    check_gradient(square, square_gradient, {"x": 1e150 * w}).raise_if_wrong()
+
+
+def verdict_of(*arguments, **words):
+    try:
+        return check_gradient(*arguments, **words).ok
+    except ValueError as refused:
+        return "hidden" if "rounding hides the gradient of x" in str(refused) else str(refused)
+
+
+@pytest.mark.parametrize("constant", [1e12, 1e15])
+def test_a_gradient_that_rounding_hides_is_never_said_to_be_zero(constant):
+    for f in (lambda x: np.abs(x) + constant, lambda x: x * np.sign(np.real(x)) + constant):
+        for seed in range(100):
+            x = {"x": np.random.default_rng(seed).standard_normal((2, 2))}
+            for zero in ([], ["x"]):
+                found = verdict_of(f, lambda dy, x: dy * np.sign(x), x, zero=zero, rng=seed)
+                assert found in (not zero, "hidden")
+
+
+@pytest.mark.parametrize("distance", [1e-9, -1e-10, 1e-12])
+def test_a_kink_too_near_to_be_stepped_between_is_refused(distance):
+    with pytest.raises(ValueError, match="kink"):
+        check_gradient(relu, relu_gradient, {"x": np.array([1, -1, 0.5, distance])})
+
+
+def test_inputs_far_from_zero_are_allowed_the_digits_that_they_have_lost():
+    def layer_norm(x):
+        centred = x - x.mean(axis=-1, keepdims=True)
+        return centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + 1e-5)
+
+    def grad(dy, x):
+        xhat, sigma = layer_norm(x), np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)
+        return (dy - dy.mean(-1, keepdims=True) - xhat * (dy * xhat).mean(-1, keepdims=True)) / sigma
+
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        check_gradient(layer_norm, grad, {"x": 1e4 + rng.standard_normal((4, 5))}, rng=rng).raise_if_wrong()
+
+
+def test_an_alpha_that_is_an_array_is_compared_whole():
+    def f(x, alpha, r):
+        return alpha * x / r
+
+    constants = {"alpha": np.array([1.0, 4.0]), "r": 4}
+    assert check_gradient(f, lambda dy, x, alpha, r: dy * alpha / r, {"x": X[:2]}, constants=constants).ok

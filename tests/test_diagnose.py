@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 import time
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from minilora.verify import Case, check_gradient, diagnose
 from minilora.verify.problem import Problem, apply, relative_error
-from minilora.verify.problems import problems
+from minilora.verify.problems import problems, signatures
 
 BANK = problems()
 FAULTS = [(problem, name) for problem in BANK.values() for name in problem.faults]
@@ -91,6 +92,19 @@ def test_the_bank_is_as_large_as_it_must_be_and_speaks_two_languages():
     for problem in BANK.values():
         sentences = [fault.says.en for fault in problem.faults.values()]
         assert len(set(sentences)) == len(sentences)
+
+
+@pytest.mark.parametrize("problem", BANK.values(), ids=BANK)
+def test_a_finding_speaks_of_its_own_tensor_alone(problem):
+    case = problem.cases()[0]
+    for name, fault in problem.faults.items():
+        touched = apply(fault.wrong, case)
+        for finding in diagnose(learner(problem, name), problem).findings:
+            if finding.kind == "fault":
+                others = "|".join(other for other in touched if other != finding.tensor) or "no other"
+                for words in finding.says:
+                    assert "{it}" not in words
+                    assert not re.search(rf"\b({others})( and | 和 |, |、| or | 或 )", words), words
 
 
 def test_one_op_is_checked_and_diagnosed_in_a_fraction_of_a_second():
@@ -201,9 +215,10 @@ def test_a_diagnosis_speaks_both_languages_and_refuses_what_it_does_not_know():
     name, problem = next(iter(BANK.items()))
     fault = next(iter(problem.faults.values()))
     found = diagnose(learner(problem, fault.name), name)
-    assert fault.says.en in str(found)
+    tensor = next(finding.tensor for finding in found.findings if finding.name)
+    assert fault.says.about(tensor).en in str(found)
     assert fault.asks.en in str(found)
-    assert fault.says.zh in found.text("zh")
+    assert fault.says.about(tensor).zh in found.text("zh")
     with pytest.raises(ValueError, match=f"no problem is called 'soup': .*{name}"):
         diagnose(learner(problem), "soup")
     with pytest.raises(ValueError, match="needs cases"):
@@ -305,6 +320,7 @@ REFUSED = {
     "dy of another shape": (GOOD._replace(dy=GOOD.dy[0]), r"dy has shape \(4,\)"),
     "x in float32": (GOOD._replace(inputs={"x": GOOD.dy.astype("f4")}), "x is float32"),
     "another input": (GOOD._replace(inputs={"z": GOOD.dy}), "one case has the inputs x, another z"),
+    "a size that is a word": (GOOD._replace(sizes={"N": "x"}), "positive and named"),
     "a size of zero": (GOOD._replace(sizes={"N": 0}), "positive and named"),
     "alpha = r": (GOOD._replace(constants={"alpha": 2, "r": 2}), "alpha = r"),
     "no case": ({"x": GOOD.dy}, r"a case is Case\(dy, inputs, constants, sizes\), and not dict"),
@@ -373,3 +389,56 @@ def test_a_gradient_that_rounding_hides_is_not_diagnosed():
     assert diagnose(lambda dy, x: 2 * x * dy, lambda x: x * x + 1e12, product_cases((3, 4))).ok
     with pytest.raises(ValueError, match="can be measured to"):
         diagnose(lambda dy, x: 0 * x, lambda x: x * x + 1e15, product_cases((3, 4)))
+
+
+def test_a_gradient_whose_slope_jumps_is_diagnosed():
+    cases = [case._replace(inputs={"x": np.round(2 * case.inputs["x"])}) for case in product_cases((3, 4), (4, 5))]
+
+    def squared_relu(x):
+        return np.maximum(x, 0) ** 2
+
+    assert diagnose(lambda dy, x: 2 * dy * np.maximum(x, 0), squared_relu, cases).ok
+    wrong = diagnose(lambda dy, x: 2 * dy * np.maximum(x, 0) + np.sin(x), squared_relu, cases)
+    assert [found.kind for found in wrong.findings] == ["unknown"]
+
+
+def test_a_sample_that_cannot_be_measured_alone_leaves_the_rest_of_the_diagnosis():
+    def f(x):
+        last = np.arange(len(x))[:, None] == len(x) - 1
+        return np.where(last, 1e-6 * np.real(x) + 1e4, np.real(x) ** 2)
+
+    def grad(dy, x):
+        last = np.arange(len(x))[:, None] == len(x) - 1
+        return dy * np.where(last, 1e-6, 2 * x) + np.sin(x)
+
+    wrong = diagnose(grad, f, product_cases((3, 4), (4, 5)))
+    assert [found.kind for found in wrong.findings] == ["unknown"]
+
+
+@pytest.mark.parametrize("problem", BANK.values(), ids=BANK)
+def test_the_signature_of_a_problem_is_that_of_its_gradient(problem):
+    line = problem.signature()
+    assert line in signatures()
+    case = problem.cases()[1]
+    for name in [*case.inputs, *case.constants]:
+        assert f" {name} " in line
+    shapes = dict(re.findall(r"(\w+) \(([^)]*)\)", line.removeprefix(f"{problem.name}: grad(")))
+    for name, x in {"dy": np.asarray(case.dy), **case.inputs}.items():
+        told = [case.sizes.get(size) or int(size) for size in filter(None, shapes[name].split(", "))]
+        assert tuple(told) == x.shape
+
+
+def test_a_boolean_mask_is_refused_where_a_mask_is_added():
+    problem = BANK["causal_attention"]
+    case = problem.cases()[0]
+    boolean = case._replace(constants={"mask": case.constants["mask"] == 0})
+    with pytest.raises(ValueError, match=r"mask is bool, and must be float64: .* mask \(tokens, tokens\) -1e\+09 or 0"):
+        diagnose(learner(problem), problem, boolean)
+    assert diagnose(learner(problem), problem, case).ok
+
+
+def test_a_gradient_that_raises_is_told_the_shapes_that_it_is_given():
+    with pytest.raises(
+        ValueError, match=r"grad raises ValueError: .*; low_rank calls it with dy \(5, 3, 6\), x \(5, 3, 8\)"
+    ):
+        diagnose(lambda dy, x, A, B, **_: (dy @ B @ A, (B.T @ dy.T) @ x, dy.T @ (x @ A.T)), "low_rank")

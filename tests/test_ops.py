@@ -14,7 +14,7 @@ from minilora import ops
 from minilora.backend import Array, get_array_module, to_numpy
 from minilora.ops.attention import merge_heads, split_heads
 from minilora.verify import Report, check_gradient
-from minilora.verify.cases import EPS, OPS, THETA, Case, S, attention_mask, fixed, pad, rope_tables
+from minilora.verify.cases import EPS, OPS, THETA, OpCase, S, attention_mask, fixed, pad, rope_tables
 
 few = settings(max_examples=20, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
@@ -82,16 +82,16 @@ each_op = pytest.mark.parametrize("op", OPS)
 on_a_gpu = pytest.mark.parametrize("xp", ["fakecupy", pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True)
 
 
-def drawn(op: str, data: st.DataObject) -> tuple[Case, np.random.Generator]:
+def drawn(op: str, data: st.DataObject) -> tuple[OpCase, np.random.Generator]:
     rng = np.random.default_rng(data.draw(seeds))
     return OPS[op](lambda low=1, high=4: data.draw(st.integers(low, high)), rng), rng
 
 
-def some(op: str, rng: np.random.Generator) -> Case:
+def some(op: str, rng: np.random.Generator) -> OpCase:
     return OPS[op](lambda low=1, high=4: int(rng.integers(low, high + 1)), rng)
 
 
-def cubes(op: str, rng: np.random.Generator) -> Case:
+def cubes(op: str, rng: np.random.Generator) -> OpCase:
     """Every size the same: a gradient that is transposed by mistake still has the right shape."""
     return OPS[op](lambda low=1, high=4: max(low, min(high, 3)), rng)
 

@@ -30,7 +30,7 @@ EPS = 0.03  # of the norms: large enough for its place in the formula to show
 THETA = 50.0  # of the rotary positions
 
 
-class Case(NamedTuple):
+class OpCase(NamedTuple):
     inputs: dict[str, np.ndarray]  # what has a gradient
     forward: Callable[..., Any]  # (*inputs) -> y, cache
     backward: Callable[..., Any]  # (dy, cache, *inputs) -> one gradient for each input
@@ -47,7 +47,7 @@ class Size(Protocol):
     def __call__(self, low: int = 1, high: int = 4) -> int: ...
 
 
-Maker: TypeAlias = Callable[[Size, Rng], Case]
+Maker: TypeAlias = Callable[[Size, Rng], OpCase]
 
 
 def on(x: Array, constant: np.ndarray) -> Array:
@@ -60,9 +60,9 @@ def fixed(constant: np.ndarray) -> np.ndarray:
     return constant
 
 
-def linear(size: Size, rng: Rng) -> Case:
+def linear(size: Size, rng: Rng) -> OpCase:
     B, T, n_in, n_out = (size() for _ in range(4))
-    return Case(
+    return OpCase(
         {"x": rng.standard_normal((B, T, n_in)), "W": rng.standard_normal((n_out, n_in))},
         ops.linear_forward,
         lambda dy, x, _, W: (ops.linear_backward(dy, W), ops.linear_gradients(dy, x)),
@@ -70,10 +70,10 @@ def linear(size: Size, rng: Rng) -> Case:
     )
 
 
-def bias(size: Size, rng: Rng) -> Case:
+def bias(size: Size, rng: Rng) -> OpCase:
     B, T, n_in, n_out = (size() for _ in range(4))
     x, W = rng.standard_normal((B, T, n_in)), rng.standard_normal((n_out, n_in))
-    return Case(
+    return OpCase(
         {"b": rng.standard_normal(n_out)},
         lambda b: ops.linear_forward(on(b, x), on(b, W), b),
         lambda dy, _, b: (ops.bias_gradients(dy),),
@@ -81,7 +81,7 @@ def bias(size: Size, rng: Rng) -> Case:
     )
 
 
-def low_rank(size: Size, rng: Rng) -> Case:
+def low_rank(size: Size, rng: Rng) -> OpCase:
     B, T, n_in, n_out, r = (size() for _ in range(5))
     inputs = {"x": rng.standard_normal((B, T, n_in)), "A": rng.standard_normal((r, n_in))}
 
@@ -89,12 +89,12 @@ def low_rank(size: Size, rng: Rng) -> Case:
         dx, dh = ops.lora_backward(dy, A, B, S)
         return dx, ops.lora_A_gradients(dh, cache.x), ops.lora_B_gradients(dy, cache.h, S)
 
-    return Case(
+    return OpCase(
         {**inputs, "B": rng.standard_normal((n_out, r))}, lambda x, A, B: ops.lora_forward(x, A, B, S), backward, {}
     )
 
 
-def low_rank_embedding(size: Size, rng: Rng) -> Case:
+def low_rank_embedding(size: Size, rng: Rng) -> OpCase:
     ids, V = rng.integers(0, 3, (size(), size(2, 4))), size(3, 5)
     ids[:, 0] = ids[:, -1]  # the same column of A twice, at least
     fixed(ids)
@@ -103,7 +103,7 @@ def low_rank_embedding(size: Size, rng: Rng) -> Case:
     def backward(dy: Array, cache: Any, A: Array, B: Array) -> tuple[Array, ...]:
         return ops.lora_embedding_A_gradients(dy, cache.x, B, S, V), ops.lora_B_gradients(dy, cache.h, S)
 
-    return Case(
+    return OpCase(
         {"A": rng.standard_normal((r, V)), "B": rng.standard_normal((C, r))},
         lambda A, B: ops.lora_embedding_forward(on(A, ids), A, B, S),
         backward,
@@ -111,9 +111,9 @@ def low_rank_embedding(size: Size, rng: Rng) -> Case:
     )
 
 
-def layer_norm(size: Size, rng: Rng) -> Case:
+def layer_norm(size: Size, rng: Rng) -> OpCase:
     B, T, C = size(), size(), size(3, 5)
-    return Case(
+    return OpCase(
         {"x": rng.standard_normal((B, T, C)), "g": rng.standard_normal(C), "b": rng.standard_normal(C)},
         lambda x, g, b: ops.layer_norm_forward(x, g, b, EPS),
         lambda dy, cache, _, g, b: (
@@ -123,9 +123,9 @@ def layer_norm(size: Size, rng: Rng) -> Case:
     )  # fmt: skip
 
 
-def rms_norm(size: Size, rng: Rng) -> Case:
+def rms_norm(size: Size, rng: Rng) -> OpCase:
     B, T, C = size(), size(), size(2, 5)
-    return Case(
+    return OpCase(
         {"x": rng.standard_normal((B, T, C)), "g": rng.standard_normal(C)},
         lambda x, g: ops.rms_norm_forward(x, g, EPS),
         lambda dy, cache, _, g: (ops.rms_norm_backward(dy, cache, g), ops.gain_gradients(dy, cache)),
@@ -134,22 +134,22 @@ def rms_norm(size: Size, rng: Rng) -> Case:
 
 
 def gelu(forward: Callable[[Array], tuple[Array, Array]]) -> Maker:
-    def case(size: Size, rng: Rng) -> Case:
+    def case(size: Size, rng: Rng) -> OpCase:
         x = 2 * rng.standard_normal((size(), size(), size(2, 4)))
-        return Case({"x": x}, forward, lambda dy, cache, x: (ops.gelu_backward(dy, cache),), {})
+        return OpCase({"x": x}, forward, lambda dy, cache, x: (ops.gelu_backward(dy, cache),), {})
 
     return case
 
 
-def tanh(size: Size, rng: Rng) -> Case:
+def tanh(size: Size, rng: Rng) -> OpCase:
     x = rng.standard_normal((size(), size(2, 4)))
-    return Case({"x": x}, ops.tanh_forward, lambda dy, cache, x: (ops.tanh_backward(dy, cache),), {})
+    return OpCase({"x": x}, ops.tanh_forward, lambda dy, cache, x: (ops.tanh_backward(dy, cache),), {})
 
 
-def select(size: Size, rng: Rng) -> Case:
+def select(size: Size, rng: Rng) -> OpCase:
     B, T, C = size(), size(2, 4), size()
     t = fixed(rng.integers(0, T, B))
-    return Case(
+    return OpCase(
         {"x": rng.standard_normal((B, T, C))},
         lambda x: ops.select_forward(x, on(x, t)),
         lambda dy, cache, x: (ops.select_backward(dy, cache),),
@@ -157,9 +157,9 @@ def select(size: Size, rng: Rng) -> Case:
     )
 
 
-def swiglu(size: Size, rng: Rng) -> Case:
+def swiglu(size: Size, rng: Rng) -> OpCase:
     B, T, F = size(), size(), size()
-    return Case(
+    return OpCase(
         {"gate": 2 * rng.standard_normal((B, T, F)), "up": rng.standard_normal((B, T, F))},
         ops.swiglu_forward,
         lambda dy, cache, *_: ops.swiglu_backward(dy, cache),
@@ -167,9 +167,9 @@ def swiglu(size: Size, rng: Rng) -> Case:
     )
 
 
-def rope(size: Size, rng: Rng) -> Case:
+def rope(size: Size, rng: Rng) -> OpCase:
     B, T, H, D = size(), size(), size(), 2 * size(1, 3)
-    return Case(
+    return OpCase(
         {"x": rng.standard_normal((B, T, H * D))},
         lambda x: (ops.rope_forward(x, *rope_tables(x, D)), None),
         lambda dy, _, x: (ops.rope_backward(dy, *rope_tables(x, D)),),
@@ -185,7 +185,7 @@ def rope_tables(x: Array, D: int) -> tuple[Array, Array]:
 def attention(causal: bool, side: str, R: int) -> Maker:
     """R query heads for each key/value head. The outputs of padding are no part of y."""
 
-    def case(size: Size, rng: Rng) -> Case:
+    def case(size: Size, rng: Rng) -> OpCase:
         B, T, G, D = size(), size(3, 5), size(1, 2), size(1, 3)
         padding = None if side == "none" else fixed(pad(side, T, [T - 1, *rng.integers(1, T + 1, B - 1)]))
         real = np.ones((B, T, 1)) if padding is None else 1.0 * padding[..., None]
@@ -194,7 +194,7 @@ def attention(causal: bool, side: str, R: int) -> Maker:
             y, cache = ops.attention_forward(q, k, v, attention_mask(q, causal, padding), D)
             return y * on(q, real), cache
 
-        return Case(
+        return OpCase(
             {name: rng.standard_normal((B, T, n * D)) for name, n in (("q", G * R), ("k", G), ("v", G))},
             forward,
             lambda dy, cache, *_: ops.attention_backward(dy * on(dy, real), cache),
@@ -204,13 +204,13 @@ def attention(causal: bool, side: str, R: int) -> Maker:
     return case
 
 
-def cross_attention(size: Size, rng: Rng) -> Case:
+def cross_attention(size: Size, rng: Rng) -> OpCase:
     """As many queries as there are keys, or more, or fewer."""
     B, Tq, Tk, G, R, D = size(), size(1, 5), size(2, 4), size(1, 2), size(1, 3), size(1, 3)
     mask = np.where(rng.random((Tq, Tk)) < 0.7, 0.0, -1e9)
     mask[:, :2] = 0  # every query sees two keys, at least
     fixed(mask)
-    return Case(
+    return OpCase(
         {name: rng.standard_normal((B, T, n * D)) for name, T, n in (("q", Tq, G * R), ("k", Tk, G), ("v", Tk, G))},
         lambda q, k, v: ops.attention_forward(q, k, v, on(q, mask), D),
         lambda dy, cache, *_: ops.attention_backward(dy, cache),
@@ -229,11 +229,11 @@ def pad(side: str, T: int, lengths: list[int]) -> np.ndarray:
     return real[:, ::-1].copy() if side == "left" else real
 
 
-def embedding(size: Size, rng: Rng) -> Case:
+def embedding(size: Size, rng: Rng) -> OpCase:
     ids, V = rng.integers(0, 3, (size(), size(2, 4))), size(3, 5)
     ids[:, 0] = ids[:, -1]  # the same row twice, at least
     fixed(ids)
-    return Case(
+    return OpCase(
         {"W": rng.standard_normal((V, size()))},
         lambda W: ops.embedding_forward(on(W, ids), W),
         lambda dy, cache, W: (ops.embedding_gradients(dy, cache, V),),
@@ -242,12 +242,12 @@ def embedding(size: Size, rng: Rng) -> Case:
 
 
 def cross_entropy(count: int | None) -> Maker:
-    def case(size: Size, rng: Rng) -> Case:
+    def case(size: Size, rng: Rng) -> OpCase:
         B, T, V = size(), size(2, 4), size(2, 5)
         targets = rng.integers(0, V, (B, T))
         targets[:, 1] = ops.IGNORE
         fixed(targets)
-        return Case(
+        return OpCase(
             {"logits": rng.standard_normal((B, T, V))},
             lambda z: ops.cross_entropy_forward(z, on(z, targets), count),
             lambda dL, cache, z: (ops.cross_entropy_backward(dL, cache),),
@@ -257,10 +257,10 @@ def cross_entropy(count: int | None) -> Maker:
     return case
 
 
-def mean_squared_error(size: Size, rng: Rng) -> Case:
+def mean_squared_error(size: Size, rng: Rng) -> OpCase:
     B, T = size(), size()
     target = fixed(rng.standard_normal((B, T)))
-    return Case(
+    return OpCase(
         {"y": rng.standard_normal((B, T))},
         lambda y: ops.mean_squared_error_forward(y, on(y, target)),
         lambda dL, cache, y: (ops.mean_squared_error_backward(dL, cache),),
@@ -268,12 +268,12 @@ def mean_squared_error(size: Size, rng: Rng) -> Case:
     )
 
 
-def dropout(size: Size, rng: Rng) -> Case:
+def dropout(size: Size, rng: Rng) -> OpCase:
     shape = size(), size(), size(2, 4)
     keep = (rng.random(shape) < 0.6) / 0.6
     keep[0, 0, :2] = 0, 1 / 0.6
     fixed(keep)
-    return Case(
+    return OpCase(
         {"x": rng.standard_normal(shape)},
         lambda x: ops.dropout_forward(x, on(x, keep)),
         lambda dy, cache, x: (ops.dropout_backward(dy, cache),),
@@ -324,7 +324,7 @@ def sizes(*wanted: int) -> Size:
     return size
 
 
-def at_every_size(op: str, rng: Rng) -> Iterator[Case]:
+def at_every_size(op: str, rng: Rng) -> Iterator[OpCase]:
     return (OPS[op](sizes(*wanted), rng) for wanted in SIZES)
 
 

@@ -10,7 +10,8 @@ for random directions u,
 (Squire, Trapp, 1998, for the second, which needs an f that is analytic and takes complex arrays.) For a small tensor
 the directions are its entries, each by itself. dy is random because upstream gradients of all ones make the gradients
 of softmax and of the norms vanish, right or wrong. As u is standard normal, g·u has the deviation ‖g‖: errors are
-given relative to ‖g‖, or for an entry to the root mean square of g.
+given relative to ‖g‖. That of an entry is relative to the entry itself, or to a thousandth of the root mean square of
+g if it is smaller than that.
 
 The step t. How far D may be off is measured at the same four points, with β(t) = L(x + tu) - 2 L(x) + L(x - tu):
 
@@ -18,14 +19,18 @@ The step t. How far D may be off is measured at the same four points, with β(t)
     bend        (δ(2t) - 2 δ(t)) / 12t      the error of the plain δ(t) / 2t, which D takes away
     rounding    100 η (size of L + |D| · size of x) / t         η = 2e-16
 
-    uncertainty = |jump| + 10 bend²/|D| + rounding              each at its largest over the directions
+    uncertainty = |jump| + 4 |bend| + rounding                  of each entry, or the largest over random directions
 
-Where L is smooth the jump is O(t³), and more than the O(t⁴) of D; it misses only odd terms, for which there is the
-square of the bend. At a kink the jump is the same at every t, and under rounding it grows with 1/t. So t is divided by
-4 until D is sure to 1e-7, or as long as rounding allows; if that was no use, it is multiplied by 4. (After Ridders,
-1982, who extrapolates over many steps.) The uncertainty that is left is part of the tolerance. The complex step is
-believed unless it is further from D than that. Where D is less sure than 1e-4, as beside a constant of 1e12, it says
-nothing: the complex step decides alone.
+Where L is smooth the jump is O(t³), the bend O(t²), and D better than both. Where the second derivative jumps, as in
+squared ReLU, Huber and ELU, D is off by O(t): for L = as + c max(s - s₀, 0)² along u, by c (4t² - 12 s₀t + 7 s₀²) / 12t
+if 0 ≤ s₀ ≤ t. The jump misses that at s₀ = 0, but 2 bend = c (4t² - 2 s₀²) / 12t is never less. At a kink the jump is
+the same at every t, and under rounding it grows with 1/t. So t is divided by 4 until D is sure to 1e-7, or as long as
+rounding allows; if that was no use, it is multiplied by 4, and the bend is D(t) - D(t/4) where that is less: O(t⁴)
+where L is smooth, and three quarters of the error where f'' jumps. (After Ridders, 1982, who extrapolates over many.)
+The uncertainty that is left is part of the tolerance. The complex step is believed unless it is further from D than
+that. Where D is less sure than 1e-4, as beside a constant of 1e12, it says nothing: the complex step decides alone.
+An entry that could be left out without being noticed is counted in the row. For the other two methods rounding leaves
+100 η (size of L / size of x + size of g · size of x): what cancels in g, and what x itself has lost.
 
 A check can be worthless: at B = 0 the gradient of A is zero whatever is written, at alpha = r a forgotten alpha/r is
 not seen, and where rounding drowns D, without a complex step, nothing is. What makes it so is refused with a
@@ -42,6 +47,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,12 +55,13 @@ import numpy as np
 from ..backend import Array
 from ..modules import Gradients, Module, Parameter
 
-STEP = 1e-4  # the first t, for inputs of size 1: rounding and truncation both stay near 1e-12
+STEP = 2e-5  # the first t, for inputs of size 1: the bend is then near 1e-10, and rounding mostly below 1e-7
 ROUNDING = 100 * sys.float_info.epsilon  # of a scalar L, relative to the size of its terms, with room to spare
 TOLERANCE = {"central": 1e-7, "complex": 1e-11, "torch": 1e-11}
 HIDES = 1e-4  # a central difference that is less sure than this, relatively, is no check
 EXACT = 1e-6  # what rounding may be held responsible for in the other two
-NOTHING = 1e-14  # of the size of L: what rounding leaves of a gradient that is zero
+NOTHING = 1e-14  # of the size of L / x: what rounding leaves of a gradient that is zero
+FAINT = 1e-3  # of the rms of a gradient: errors of smaller entries are relative to this
 SMALL = 24  # a tensor of at most so many numbers is checked entry by entry
 
 
@@ -72,6 +79,14 @@ class Row:
     def limit(self, method: str) -> float:
         """The largest error that rounding and truncation explain."""
         return TOLERANCE[method] + self.uncertainty.get(method, 0.0)
+
+    def add(self, method: str, off: np.ndarray, scales: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
+        """Keep the number that is worst for its limit, of those that are `off`; return the limits, absolute."""
+        limits = TOLERANCE[method] * scales + uncertainty
+        worst = int((off / limits).argmax())
+        self.errors[method] = float(off[worst] / scales[worst])
+        self.uncertainty[method] = float(uncertainty[worst] / scales[worst])
+        return limits
 
     @property
     def ok(self) -> bool:
@@ -197,12 +212,12 @@ def check_gradient(
         others = [a.astype(x.dtype) for a in arrays]
         return (dy * f(*others[:i], x, *others[i + 1 :], **named)).sum()
 
-    size = float(np.abs(dy * y).sum())
     expected = torch_gradients(partial(torch, **named), dy, arrays) if torch else [None] * len(arrays)
     why_not = why_not_complex(lambda: f(*(a.astype(complex) for a in arrays), **named))
+    how = How(rng, directions, why_not, float(np.abs(dy * y).sum()), float(np.abs(dy).sum()))
     return Report(
         [
-            check_tensor(name, partial(at, i), x, g, rng, directions, name in zero, e, why_not, size)
+            check_tensor(name, partial(at, i), x, g, how, name in zero, e)
             for i, (name, x, g, e) in enumerate(zip(inputs, arrays, gradients, expected, strict=True))
         ]
     )
@@ -240,85 +255,99 @@ def check_model(
     value = np.asarray(loss())
     if value.shape:
         raise ValueError(f"loss() has shape {value.shape}: it must be one number")
-    why_not, size = None if complex_step else "", abs(float(value))
+    how = How(rng, directions, None if complex_step else "", abs(float(value)), 1.0, small=0)
     rows = []
     try:
         for name, parameter in parameters.items():
             L, x, g = partial(at, parameter), before[parameter], grads[parameter]
-            rows.append(check_tensor(name, L, x, g, rng, directions, name in zero, None, why_not, size, small=0))
+            rows.append(check_tensor(name, L, x, g, how, name in zero))
     finally:
         for parameter, data in before.items():
             parameter.data = data
     return Report(rows)
 
 
+class How(NamedTuple):
+    """How the tensors of one check are looked at, and what is known of L, a sum of terms dy ∘ y."""
+
+    rng: np.random.Generator
+    directions: int
+    why_not: str | None  # no complex step is taken; None if one is
+    size: float  # Σ |dy ∘ y|
+    unit: float  # Σ |dy|: the size of a gradient where y changes as much as x
+    small: int = SMALL
+
+
 def check_tensor(
-    name: str,
-    L: Callable[[Array], Array],
-    x: np.ndarray,
-    g: np.ndarray,
-    rng: np.random.Generator,
-    directions: int,
-    zero: bool,
-    torch: np.ndarray | None,
-    why_not: str | None,
-    size: float,
-    small: int = SMALL,
+    name: str, L: Callable[[Array], Array], x: np.ndarray, g: np.ndarray, how: How, zero: bool, torch: Any = None
 ) -> Row:
-    """One tensor: L(x) is the scalar, a sum of terms that together have this size; g is the gradient under test,
-    `why_not` why no complex step is taken, None if one is."""
-    row = Row(name, x.shape, {})
+    """One tensor: L(x) is the scalar, g the gradient under test, `torch` that of PyTorch."""
+    row, size = Row(name, x.shape, {}), how.size
     if g.shape != x.shape:
         row.note = f"wrong shape {g.shape}"
         return row
     if not np.all(np.isfinite(g)):
         row.note = "wrong: not a finite number"
         return row
-    entries = x.size <= small
-    us = np.eye(x.size).reshape(-1, *x.shape) if entries else rng.standard_normal((directions, *x.shape))
+    entries = x.size <= how.small
+    us = np.eye(x.size).reshape(-1, *x.shape) if entries else how.rng.standard_normal((how.directions, *x.shape))
     along = np.array([float((g * u).sum()) for u in us])
     central = central_differences(name, L, x, us, size)
-    steps = complex_steps(L, x, us, central) if why_not is None else None
-    if why_not is None and steps is None:
-        why_not = "f is not analytic"
-    true, zeros = (central.values, central.uncertainty) if steps is None else (steps, NOTHING * size)
+    steps = complex_steps(L, x, us, central) if how.why_not is None else None
+    why_not = "f is not analytic" if how.why_not is None and steps is None else how.why_not
+    width = max(1.0, rms(x))
+    terms = size / width  # of a gradient: the size that they may have before they cancel
+    nothing = NOTHING * terms
+    true, hidden = (central.values, central.worst) if steps is None else (steps, nothing)
     row.note = f"no complex step: {why_not}" if why_not else ""
 
     norm, slope = rms(g) * math.sqrt(g.size), float(np.abs(true).max())
-    scale = rms(g) if entries else norm
-    nothing = norm <= max(NOTHING * size, central.uncertainty) and slope <= zeros
-    if zero:
-        row.note, scale = "zero, as it must be", size / max(1.0, rms(x)) or 1.0
-        if not nothing:
-            row.note = f"wrong: named in zero, but its norm is {norm:.1e}, and f has a slope of {slope:.1e}"
-            return row
-    elif nothing:
+    vanishes = norm <= max(nothing, central.worst) and slope <= hidden
+    if hidden > HIDES * how.unit if vanishes else central.blind and steps is None and torch is None and not zero:
+        raise ValueError(
+            f"rounding hides the gradient of {name}: f is of size {size:.0e} here, and its slope {slope:.0e} "
+            f"± {hidden:.0e}; take the constant out of f, or make it accept complex arrays"
+        )
+    if zero and not vanishes:
+        row.note = f"wrong: named in zero, but its norm is {norm:.1e}, and f has a slope of {slope:.1e}"
+        return row
+    if vanishes and not zero:
         raise ValueError(
             f"the gradient of {name} is zero by every method, so any would pass: if it must be, say zero=[{name!r}]"
         )
-    elif central.blind and steps is None and torch is None:
-        raise ValueError(
-            f"rounding hides the gradient of {name}: f is of size {size:.0e} here, and its slope {slope:.0e} "
-            f"± {central.uncertainty:.0e}; take the constant out of f, or make it accept complex arrays"
-        )
-    elif norm == 0:
+    if norm == 0 and not zero:
         row.note = "wrong: zero everywhere"
         return row
 
-    rounding = ROUNDING * size / scale
-    row.uncertainty = dict.fromkeys(TOLERANCE, min(rounding, EXACT)) | {"central": central.uncertainty / scale}
+    scale = rms(g) if entries else norm
+    if zero:
+        row.note, scale = "zero, as it must be", terms or 1.0
+    exact = np.full(
+        len(us), min(ROUNDING * (terms + scale * width), EXACT * scale)
+    )  # what rounding leaves of the other two methods
+    scales = np.maximum(np.abs(true), FAINT * scale) if entries and not zero else np.full(len(us), scale)
+    seen = np.full(len(us), np.inf)  # the least mistake that is
     if central.blind and not zero:
         row.note = "; ".join(filter(None, [row.note, "no central difference: rounding hides it"]))
     else:
-        row.errors["central"] = float(np.abs(central.values - along).max()) / scale
-    if steps is not None:
-        row.errors["complex"] = float(np.abs(steps - along).max()) / scale
+        uncertainty = central.uncertainty if entries else np.full(len(us), central.worst)
+        seen = row.add("central", np.abs(central.values - along), scales, uncertainty)
     off = np.abs(true - along)
+    if steps is not None:
+        seen = np.minimum(seen, row.add("complex", off, scales, exact))
     if torch is not None:
-        off = np.abs(g - torch)
-        row.errors["torch"] = float(off.max()) / (scale if zero else rms(g))
+        off = np.abs(g - torch).reshape(-1)
+        each = scales if entries else np.full(g.size, scale if zero else rms(g))
+        found = row.add("torch", off, each, np.full(g.size, exact[0] * each.max() / scale))
+        seen = np.minimum(seen, found) if entries else seen
     if entries or torch is not None:
-        row.where = tuple(int(i) for i in np.unravel_index(off.argmax(), x.shape))
+        worst = (off / scales).argmax() if entries else off.argmax()
+        row.where = tuple(int(i) for i in np.unravel_index(worst, x.shape))
+    if entries and not zero:
+        faint = int(((along != 0) & (np.abs(true) <= seen)).sum())
+        if faint:
+            row.note = "; ".join(filter(None, [row.note, f"{faint} of {x.size} entries too small to be seen"]))
+    rounding = ROUNDING * terms / scale
     if any(row.limit(method) < (row.errors.get(method) or 0) <= rounding for method in ("complex", "torch")):
         raise ValueError(
             f"rounding may be all that is wrong with the gradient of {name}, and may hide a mistake: it is of size "
@@ -329,14 +358,23 @@ def check_tensor(
 
 class Slopes(NamedTuple):
     values: np.ndarray  # D, one for each direction
-    uncertainty: float  # how far any of them may be off
+    uncertainty: np.ndarray  # how far each of them may be off
     rounding: float  # the part of it that is due to rounding
     t: float
 
     @property
+    def worst(self) -> float:
+        return float(self.uncertainty.max())
+
+    @property
+    def unexplained(self) -> float:
+        """What is not due to rounding."""
+        return self.worst - self.rounding
+
+    @property
     def relative(self) -> float:
         size = rms(self.values)
-        return self.uncertainty / size if size > 0 else math.inf
+        return self.worst / size if size > 0 else math.inf
 
     @property
     def sure(self) -> bool:
@@ -347,7 +385,11 @@ class Slopes(NamedTuple):
         return self.relative > HIDES
 
     def contradicts(self, other: Slopes) -> bool:
-        return bool(np.abs(self.values - other.values).max() > self.uncertainty + other.uncertainty)
+        return bool(np.abs(self.values - other.values).max() > self.worst + other.worst)
+
+    def jumps(self) -> bool:
+        """Is there more than rounding explains, and enough to make it no check?"""
+        return self.unexplained > 10 * self.rounding and self.unexplained > HIDES * rms(self.values)
 
 
 def central_differences(name: str, L: Callable[[Array], Array], x: np.ndarray, us: np.ndarray, size: float) -> Slopes:
@@ -363,32 +405,35 @@ def central_differences(name: str, L: Callable[[Array], Array], x: np.ndarray, u
         except (ArithmeticError, ValueError):  # outside of its domain, as math.log says it
             return math.nan
 
-    def measured(t: float) -> Slopes:
+    def measured(t: float, quarter: Slopes | None = None) -> Slopes:
         with np.errstate(all="ignore"):
             back2, back, forward, forward2 = points = np.array([[at(s * t, u) for u in us] for s in (-2, -1, 1, 2)])
             near, far = forward - back, forward2 - back2
             D, bend = (8 * near - far) / (12 * t), (far - 2 * near) / (12 * t)
             jump = (4 * (forward + back - 2 * here) - (forward2 + back2 - 2 * here)) / (2 * t)
             rounding = ROUNDING * (max(size, np.abs(points).max()) + rms(D) * rms(x)) / t
-            unsure = np.abs(jump).max() + 10 * (bend**2).max() / max(rms(D), sys.float_info.min) + rounding
-        return Slopes(D, float(unsure) if np.isfinite(unsure) else math.inf, float(rounding), t)
+            odd = np.abs(bend) if quarter is None else np.minimum(np.abs(bend), np.abs(D - quarter.values))
+            unsure = np.abs(jump) + 4 * odd + rounding
+        return Slopes(D, np.where(np.isfinite(unsure), unsure, math.inf), float(rounding), t)
 
-    first = best = measured(STEP * width)
+    tried = [measured(STEP * width)]
+    first = best = tried[0]
     t = first.t / 4
-    while not best.sure and t > 1e-12 * first.t and ROUNDING * size / t < best.uncertainty:
-        found = measured(t)
-        if found.relative < best.relative or found.contradicts(best):
-            best = found
+    while not best.sure and t > 1e-12 * first.t and ROUNDING * size / t < best.worst:
+        tried.append(measured(t))
+        if tried[-1].relative < best.relative or tried[-1].contradicts(best):
+            best = tried[-1]
         t /= 4
     while not best.sure and first.t <= best.t < width:
-        found = measured(4 * best.t)
-        if found.relative >= best.relative or found.uncertainty >= best.uncertainty:
+        found = measured(4 * best.t, best)
+        if found.relative >= best.relative or found.worst >= best.worst:
             break
         best = found
-    if math.isinf(best.uncertainty):
+    if math.isinf(best.worst):
         raise ValueError(f"f is not finite on both sides of these inputs, in {name}: move them into its domain")
-    unexplained = best.uncertainty - best.rounding
-    if not best.sure and unexplained > 10 * best.rounding and measured(best.t / 4).uncertainty < 2 * best.uncertainty:
+    if best.blind and any(
+        a.jumps() and b.jumps() and 0.5 < b.unexplained / a.unexplained < 2 for a, b in pairwise(tried)
+    ):
         raise ValueError(f"f has a kink (ReLU, max, |x|) at these inputs, in {name}: move them a little")
     return best
 
@@ -397,8 +442,9 @@ def complex_steps(L: Callable[[Array], Array], x: np.ndarray, us: np.ndarray, ce
     """dL/ds along x + s u for each u; None where f is not analytic, as it contradicts the central difference."""
     with np.errstate(all="ignore"):
         steps = np.array([float((L(x + 1e-30j * u) / 1e-30).imag) for u in us])
-    off = np.abs(steps - central.values).max()
-    return steps if central.blind or off <= central.uncertainty + TOLERANCE["central"] * rms(steps) else None
+    off = np.abs(steps - central.values)
+    believed = central.blind or np.all(off <= central.uncertainty + TOLERANCE["central"] * rms(steps))
+    return steps if believed else None
 
 
 def rms(a: np.ndarray) -> float:
@@ -447,7 +493,7 @@ def refuse_blind_spots(inputs: Mapping[str, np.ndarray], constants: Mapping[str,
     B = everything.get("B", everything.get("lora_B"))
     if B is not None and not np.any(B):
         raise ValueError("B = 0: the gradient of A is then zero, right or wrong; check with a trained B")
-    if "alpha" in everything and everything["alpha"] == everything.get("r"):
+    if "alpha" in everything and np.array_equal(everything["alpha"], everything.get("r", np.nan)):
         raise ValueError(
             "alpha = r: the scale alpha/r is then 1, and one that is forgotten is not seen; choose them apart"
         )

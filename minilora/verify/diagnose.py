@@ -104,7 +104,9 @@ def diagnose(
 
     `problem` is one of the library's (a Problem, or its name), whose own cases are used, or any function f: then its
     numeric gradient on `cases` is the truth, there is no bank, and `laws` may say what must hold of the gradients.
-    Raises ValueError for a name that is not there, an f without cases, and whatever check_gradient refuses in a case.
+    minilora.verify.problems.signatures() lists the library's problems with their arguments and shapes.
+    Raises ValueError for a name that is not there, an f without cases, a grad that raises, a constant
+    of another kind than the problem's, and whatever check_gradient refuses in a case.
     """
     if isinstance(problem, str):
         from .problems import problems
@@ -118,9 +120,11 @@ def diagnose(
             raise ValueError("a function of your own needs cases=[Case(dy, inputs, constants, sizes), ...]")
         name, numeric = getattr(problem, "__name__", "f"), numeric_gradient(problem, list(own[0].inputs))
         problem = Problem(name, problem, numeric, lambda _, i: own[i], laws=laws or {})
+    elif own:
+        refuse_constants(own, problem)
     drawn = [checked(case, problem, list(own[0].inputs)) for case in own] or problem.cases()
     truth = [apply(problem.backward, case) for case in drawn]
-    given = [graded(grad, problem.name, case) for case in drawn]
+    given = [graded(grad, problem, case) for case in drawn]
     return Diagnosis([found for tensor in truth[0] for found in explain(tensor, given, truth, problem, drawn)])
 
 
@@ -129,7 +133,9 @@ def as_case(case: Any) -> Case:
     if not isinstance(case, tuple) or len(case) != len(Case._fields):
         raise ValueError(f"a case is Case(dy, inputs, constants, sizes), and not {type(case).__name__}")
     dy, inputs, constants, sizes = case
-    if not isinstance(sizes, Mapping) or not all(value > 0 for value in sizes.values()):
+    if not isinstance(sizes, Mapping) or not all(
+        isinstance(value, int | float | np.number) and value > 0 for value in sizes.values()
+    ):
         raise ValueError(f"the sizes of a case are positive and named, as {{'batch': 4, ...}}, and not {sizes}")
     return Case(dy, as_inputs(inputs), as_constants(constants), dict(sizes))
 
@@ -144,12 +150,28 @@ def checked(case: Case, problem: Problem, names: list[str]) -> Case:
     return case._replace(dy=as_upstream(case.dy, y))
 
 
-def graded(grad: Callable[..., Any], name: str, case: Case) -> Tensors:
+def refuse_constants(cases: list[Case], problem: Problem) -> None:
+    """Raise ValueError for an array of another kind than the problem's: booleans for a mask of 0 and -1e9."""
+    for name, usual in problem.cases()[0].constants.items():
+        for case in cases:
+            kind, wanted = np.asarray(case.constants.get(name, usual)).dtype, np.asarray(usual).dtype
+            if np.ndim(usual) and kind.kind != wanted.kind:
+                raise ValueError(f"{name} is {kind}, and must be {wanted}: {problem.signature()}")
+
+
+def graded(grad: Callable[..., Any], problem: Problem, case: Case) -> Tensors:
     """A learner's gradients in one case. Raises ValueError where they cannot be asked for, or are not replayable."""
-    refuse_call(name, "grad", grad, ["dy", *case.inputs], case.constants)
+    refuse_call(problem.name, "grad", grad, ["dy", *case.inputs], case.constants)
 
     def run(dy: Array, *arrays: Array) -> list[Array]:
-        return as_gradients(grad(dy, *arrays, **case.constants), list(case.inputs))
+        try:
+            result = grad(dy, *arrays, **case.constants)
+        except Exception as error:  # whatever a person's function does
+            given = ", ".join(f"{name} {x.shape}" for name, x in zip(["dy", *case.inputs], [dy, *arrays], strict=True))
+            raise ValueError(
+                f"grad raises {type(error).__name__}: {error}; {problem.name} calls it with {given}"
+            ) from error
+        return as_gradients(result, list(case.inputs))
 
     gradients = twice("grad", run, [np.asarray(case.dy), *case.inputs.values()])
     return {f"d{name}": g for name, g in zip(case.inputs, gradients, strict=True)}
@@ -268,7 +290,7 @@ def fault(tensor: str, mine: list[Array], problem: Problem, cases: list[Case]) -
         if tensor in wrong and same([wrong[tensor]], mine[:1]):
             rest = [apply(candidate.wrong, case)[tensor] for case in cases[1:]]
             if same(rest, mine[1:]):
-                return Finding(tensor, "fault", candidate.says, candidate.asks, candidate.name)
+                return Finding(tensor, "fault", candidate.says.about(tensor), candidate.asks, candidate.name)
     return None
 
 
@@ -396,7 +418,10 @@ def last_sample(tensor: str, mine: list[Array], problem: Problem, cases: list[Ca
                 return None
             dy = np.zeros_like(case.dy)
             dy[index] = case.dy[index]
-            alone.append(apply(problem.backward, case._replace(dy=dy))[tensor])
+            try:
+                alone.append(apply(problem.backward, case._replace(dy=dy))[tensor])
+            except ValueError:  # a gradient that is measured may not be measurable from one sample
+                return None
         if same(mine, alone):
             return Finding(
                 tensor,
@@ -486,7 +511,7 @@ def numeric_gradient(f: Callable[..., Array], names: Sequence[str]) -> Callable[
             us = np.eye(x.size).reshape(-1, *x.shape)
             central = central_differences(name, L, x, us, size)
             steps = complex_steps(L, x, us, central) if analytic else None
-            g, zero = (central.values, central.uncertainty) if steps is None else (steps, NOTHING * size)
+            g, zero = (central.values, central.worst) if steps is None else (steps, NOTHING * size / max(1.0, rms(x)))
             seen = rms(g) > zero
             if zero > 1e-8 * np.abs(dy).sum() if not seen else steps is None and zero > 10 * SAME * rms(g):
                 raise ValueError(

@@ -28,6 +28,10 @@ class Words(NamedTuple):
     en: str
     zh: str
 
+    def about(self, tensor: str) -> Words:
+        """The sentence about this tensor: its name is written where {it} stands."""
+        return Words(*(words.replace("{it}", tensor) for words in self))
+
 
 Law: TypeAlias = Callable[[Tensors, Case], float]  # the relative violation of what must hold of the tensors
 
@@ -38,7 +42,7 @@ class Fault:
 
     name: str
     wrong: Callable[..., Tensors]
-    says: Words  # what is wrong: names the tensor and the term, never the line of code
+    says: Words  # what is wrong: names the tensor, {it} if there are several, and the term, never the line of code
     asks: Words  # a question to ask back
 
 
@@ -63,6 +67,29 @@ class Problem:
     def cases(self, seed: int = 0, n: int = 6) -> list[Case]:
         # The 1 keeps these numbers apart from those of default_rng(0), which a checker is likely to draw.
         return [self.draw(np.random.default_rng([seed, i, 1]), i) for i in range(n)]
+
+    def signature(self) -> str:
+        """What a gradient of this problem is called with, in a line: shapes, and the constants of the first case."""
+        cases = self.cases()
+
+        def shape(arrays: list[Any]) -> str:
+            return f"({', '.join(map(name, zip(*(array.shape for array in arrays), strict=True)))})"
+
+        def name(lengths: tuple[int, ...]) -> str:
+            named = (size for size in cases[0].sizes if lengths == tuple(case.sizes[size] for case in cases))
+            return next(named, str(lengths[0]) if len(set(lengths)) == 1 else "n")
+
+        def constant(key: str) -> str:
+            values = [case.constants[key] for case in cases]
+            if not isinstance(values[0], np.ndarray):
+                return f"{key} = {values[0]:g}"
+            few = np.unique(values[0])
+            held = " or ".join(f"{value:g}" for value in few) if len(few) == 2 else ""
+            return f"{key} {shape(values)} {held or 'of ' + str(values[0].dtype)}"
+
+        words = [f"{key} {shape([case.inputs[key] for case in cases])}" for key in cases[0].inputs]
+        words += [constant(key) for key in cases[0].constants]
+        return f"{self.name}: grad(dy, {', '.join(words)}), dy {shape([case.dy for case in cases])}"
 
     def fault(
         self, en: str, zh: str, ask_en: str, ask_zh: str

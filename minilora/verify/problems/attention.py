@@ -198,8 +198,8 @@ def fault(*words, of=ALL):
 
 
 @fault(
-    "dq and dk lack the row-sum term of the softmax: its Jacobian is taken to be diagonal",
-    "dq 和 dk 缺少 softmax 的行和项：雅可比矩阵被当成了对角阵",
+    "{it} lacks the row-sum term of the softmax: its Jacobian is taken to be diagonal",
+    "{it} 缺少 softmax 的行和项：雅可比矩阵被当成了对角阵",
     "If one score of a row rises, what happens to the weights of the other keys?",
     "一行中某个得分升高时，其他键的权重会怎样？",
 )
@@ -208,8 +208,8 @@ def no_row_sum_term(dy, q, k, v, mask):
 
 
 @fault(
-    "dq and dk take the sum of P ∘ dP over the queries, where it runs over the keys",
-    "dq 和 dk 中 P ∘ dP 沿查询方向求和，而应当沿键方向求和",
+    "{it} takes the sum of P ∘ dP over the queries, where it runs over the keys",
+    "{it} 中 P ∘ dP 沿查询方向求和，而应当沿键方向求和",
     "Along which axis did forward make the weights sum to 1?",
     "前向传播让权重沿哪个轴的和为 1？",
 )
@@ -219,8 +219,8 @@ def row_sum_over_queries(dy, q, k, v, mask):
 
 
 @fault(
-    "the row sum in dq and dk is that of dP, without the weights P",
-    "dq 和 dk 中的行和是对 dP 求的，没有乘权重 P",
+    "the row sum in {it} is that of dP, without the weights P",
+    "{it} 中的行和是对 dP 求的，没有乘权重 P",
     "dS says how far each dP lies above an average of its row: with which weights is that average taken?",
     "dS 衡量每个 dP 比所在行的平均高出多少：这个平均用的是什么权重？",
 )
@@ -230,8 +230,8 @@ def row_sum_without_P(dy, q, k, v, mask):
 
 
 @fault(
-    "the row-sum term of dq and dk lacks its own factor P: only the direct term has one",
-    "dq 和 dk 的行和项缺少它自己的因子 P：只有直接项乘了 P",
+    "the row-sum term of {it} lacks its own factor P: only the direct term has one",
+    "{it} 的行和项缺少它自己的因子 P：只有直接项乘了 P",
     "Can a key that is masked, with P = 0, have a dS other than 0?",
     "一个被屏蔽、P = 0 的键，它的 dS 能不为 0 吗？",
 )
@@ -241,8 +241,8 @@ def row_sum_outside(dy, q, k, v, mask):
 
 
 @fault(
-    "the row-sum term of dq and dk has the wrong sign",
-    "dq 和 dk 的行和项符号错误",
+    "the row-sum term of {it} has the wrong sign",
+    "{it} 的行和项符号错误",
     "What must a row of dS sum to, when a shift of the row changes no weight?",
     "整行平移不改变任何权重，那么 dS 的每一行之和应是多少？",
 )
@@ -252,8 +252,8 @@ def row_sum_added(dy, q, k, v, mask):
 
 
 @fault(
-    "the row-sum term of dq and dk is divided by the number of keys: a mean in the place of a sum",
-    "dq 和 dk 的行和项除以了键的个数：用平均代替了求和",
+    "the row-sum term of {it} is divided by the number of keys: a mean in the place of a sum",
+    "{it} 的行和项除以了键的个数：用平均代替了求和",
     "P already sums to 1 over the keys: what further average is there to take?",
     "P 对键的和已经是 1：还需要再取什么平均？",
 )
@@ -263,8 +263,8 @@ def mean_for_row_sum(dy, q, k, v, mask):
 
 
 @fault(
-    "dq and dk use P(1 - P), the slope of a sigmoid, as if each weight had only its own score",
-    "dq 和 dk 用了 sigmoid 的导数 P(1 - P)，仿佛每个权重只取决于自己的得分",
+    "{it} uses P(1 - P), the slope of a sigmoid, as if each weight had only its own score",
+    "{it} 用了 sigmoid 的导数 P(1 - P)，仿佛每个权重只取决于自己的得分",
     "On which scores does one weight depend: on its own, or on all of its row?",
     "一个权重取决于哪些得分：只有它自己的，还是整行的？",
 )
@@ -274,8 +274,8 @@ def elementwise_jacobian(dy, q, k, v, mask):
 
 
 @fault(
-    "dS lacks the factor P, and with it dq and dk",
-    "dS 缺少因子 P，dq 和 dk 因此也错",
+    "dS lacks the factor P, and with it {it}",
+    "dS 缺少因子 P，{it} 因此也错",
     "A key with a weight of almost 0: how strongly can a small change of its score be felt?",
     "一个权重几乎为 0 的键：它的得分稍有变化，影响能有多大？",
 )
@@ -285,8 +285,8 @@ def no_P_factor(dy, q, k, v, mask):
 
 
 @fault(
-    "the row-sum term of dq and dk multiplies dy by v, where it is dy by the output",
-    "dq 和 dk 的行和项用 dy 乘了 v，而应当用 dy 乘输出",
+    "the row-sum term of {it} multiplies dy by v, where it is dy by the output",
+    "{it} 的行和项用 dy 乘了 v，而应当用 dy 乘输出",
     "Σ P dP is dy times a mixture of the values: under which name did forward compute that mixture?",
     "Σ P dP 是 dy 与各个 v 的加权和的乘积：前向传播中这个加权和叫什么？",
 )
@@ -296,8 +296,8 @@ def row_sum_with_v(dy, q, k, v, mask):
 
 
 @fault(
-    "dP, and with it dq and dk, is computed from the keys, where it comes from the values",
-    "dP 由 k 算出，而应当由 v 算出，dq 和 dk 因此也错",
+    "dP, and with it {it}, is computed from the keys, where it comes from the values",
+    "dP 由 k 算出，而应当由 v 算出，{it} 因此也错",
     "What did forward multiply by P?",
     "前向传播中与 P 相乘的是什么？",
 )
@@ -309,8 +309,8 @@ def keys_for_values(dy, q, k, v, mask):
 
 
 @fault(
-    "dq and dk lack the factor 1/√D",
-    "dq 和 dk 缺少因子 1/√D",
+    "{it} lacks the factor 1/√D",
+    "{it} 缺少因子 1/√D",
     "What stands between the product q kᵀ and the scores S?",
     "从乘积 q kᵀ 到得分 S 之间还有什么？",
 )
@@ -319,8 +319,8 @@ def scale_forgotten(dy, q, k, v, mask):
 
 
 @fault(
-    "dq and dk have the factor 1/√D twice: they are divided by D",
-    "dq 和 dk 中的因子 1/√D 用了两次：实际除以了 D",
+    "{it} has the factor 1/√D twice: it is divided by D",
+    "{it} 中的因子 1/√D 用了两次：实际除以了 D",
     "How often did forward divide the scores, and has one of your tensors been divided before?",
     "前向传播对得分做了几次这样的除法？你用到的张量里是否有一个早已除过？",
 )
@@ -329,8 +329,8 @@ def scale_twice(dy, q, k, v, mask):
 
 
 @fault(
-    "dq and dk are scaled by the width of all heads together, where D is the width of one head",
-    "dq 和 dk 的缩放用了所有头的总宽度，而 D 应是单个头的宽度",
+    "{it} is scaled by the width of all heads together, where D is the width of one head",
+    "{it} 的缩放用了所有头的总宽度，而 D 应是单个头的宽度",
     "Over how many numbers does the product of one query and one key sum?",
     "一个查询与一个键的内积对多少个数求和？",
 )
@@ -339,8 +339,8 @@ def scale_of_all_heads(dy, q, k, v, mask):
 
 
 @fault(
-    "P is recomputed without the factor 1/√D, so that dq, dk and dv rest on other weights than forward's",
-    "重新计算 P 时漏掉了因子 1/√D，dq、dk 和 dv 用的权重与前向传播不同",
+    "P is recomputed without the factor 1/√D, so that {it} rests on other weights than forward's",
+    "重新计算 P 时漏掉了因子 1/√D，{it} 用的权重与前向传播不同",
     "Are your rows of P as even as those of forward, or sharper?",
     "你的 P 的各行与前向传播一样平缓，还是更尖锐？",
 )
@@ -352,8 +352,8 @@ def scale_forgotten_in_P(dy, q, k, v, mask):
 
 
 @fault(
-    "P is not divided by the sums of its rows: dq, dk and dv use the exponentials themselves",
-    "P 没有除以行和：dq、dk 和 dv 直接用了指数值",
+    "P is not divided by the sums of its rows: {it} uses the exponentials themselves",
+    "P 没有除以行和：{it} 直接用了指数值",
     "What do the rows of your P sum to?",
     "你的 P 每一行之和是多少？",
 )
@@ -363,8 +363,8 @@ def not_normalised(dy, q, k, v, mask):
 
 
 @fault(
-    "P is normalised over the queries, where softmax runs over the keys: dq, dk and dv are wrong",
-    "P 沿查询方向归一化，而 softmax 应沿键方向：dq、dk 和 dv 都不正确",
+    "P is normalised over the queries, where softmax runs over the keys: {it} is wrong",
+    "P 沿查询方向归一化，而 softmax 应沿键方向：{it} 不正确",
     "Who shares out its attention, a query among the keys, or a key among the queries?",
     "是谁在分配注意力：查询在各个键之间，还是键在各个查询之间？",
     of=CAUSAL,
@@ -374,8 +374,8 @@ def softmax_over_queries(dy, q, k, v, mask):
 
 
 @fault(
-    "the mask is forgotten when P is recomputed: dq, dk and dv flow through forbidden keys",
-    "重新计算 P 时忘了掩码：梯度流过了被屏蔽的键，dq、dk 和 dv 都不正确",
+    "the mask is forgotten when P is recomputed: {it} flows through forbidden keys",
+    "重新计算 P 时忘了掩码：梯度流过了被屏蔽的键，{it} 不正确",
     "Which keys had the weight 0 in forward, and have they in your backward?",
     "前向传播中哪些键的权重为 0？在你的反向传播中也是吗？",
 )
@@ -384,8 +384,8 @@ def mask_forgotten(dy, q, k, v, mask):
 
 
 @fault(
-    "the mask is applied after the softmax: the rows of P behind dq, dk and dv no longer sum to 1",
-    "掩码用在了 softmax 之后：dq、dk 和 dv 所用的 P 各行之和不再为 1",
+    "the mask is applied after the softmax: the rows of P behind {it} no longer sum to 1",
+    "掩码用在了 softmax 之后：{it} 所用的 P 各行之和不再为 1",
     "When a key is forbidden, who receives the weight that it would have had?",
     "一个键被屏蔽后，它本来的权重归谁？",
 )
@@ -394,8 +394,8 @@ def masked_after_softmax(dy, q, k, v, mask):
 
 
 @fault(
-    "forbidden scores are set to 0, where they must be far below all others: dq, dk and dv see those keys",
-    "被屏蔽的得分被置为 0，而应当远低于其他得分：dq、dk 和 dv 仍看得见那些键",
+    "forbidden scores are set to 0, where they must be far below all others: {it} sees those keys",
+    "被屏蔽的得分被置为 0，而应当远低于其他得分：{it} 仍看得见那些键",
     "What is exp(0)?",
     "exp(0) 等于多少？",
 )
@@ -404,8 +404,8 @@ def masked_to_zero(dy, q, k, v, mask):
 
 
 @fault(
-    "the mask of the backward lets each query see the next token too: dq, dk and dv are off by one diagonal",
-    "反向传播的掩码让每个查询多看到下一个词元：掩码差了一条对角线，dq、dk 和 dv 因此都不正确",
+    "the mask of the backward lets each query see the next token too: {it} is off by one diagonal",
+    "反向传播的掩码让每个查询多看到下一个词元：掩码差了一条对角线，{it} 因此不正确",
     "Which is the last key that the first query may see?",
     "第一个查询能看到的最后一个键是哪一个？",
     of=CAUSAL,
@@ -415,8 +415,8 @@ def sees_the_next_token(dy, q, k, v, mask):
 
 
 @fault(
-    "the mask is transposed when P is recomputed: in dq, dk and dv queries see the future, not the past",
-    "重新计算 P 时掩码被转置：dq、dk 和 dv 中查询看到的是未来而不是过去",
+    "the mask is transposed when P is recomputed: in {it} queries see the future, not the past",
+    "重新计算 P 时掩码被转置：{it} 中查询看到的是未来而不是过去",
     "Which of the mask's two axes is the query, and which the key?",
     "掩码的两个轴中，哪个是查询，哪个是键？",
     of=CAUSAL,
@@ -426,8 +426,8 @@ def mask_transposed(dy, q, k, v, mask):
 
 
 @fault(
-    "P is recomputed with a causal mask beside the padding, which forward does not have: dq, dk and dv are wrong",
-    "重新计算 P 时除填充掩码外还加了因果掩码，而前向传播没有：dq、dk 和 dv 都不正确",
+    "P is recomputed with a causal mask beside the padding, which forward does not have: {it} is wrong",
+    "重新计算 P 时除填充掩码外还加了因果掩码，而前向传播没有：{it} 不正确",
     "May a token of this forward look at a later one?",
     "在这个前向传播中，一个词元可以看后面的词元吗？",
     of=(masked_attention,),
@@ -437,8 +437,8 @@ def causal_by_habit(dy, q, k, v, mask):
 
 
 @fault(
-    "the padding of the first sample is used for all samples: dq, dk and dv of the others are wrong",
-    "第一个样本的填充掩码被用于所有样本：其余样本的 dq、dk 和 dv 都不正确",
+    "the padding of the first sample is used for all samples: {it} of the others is wrong",
+    "第一个样本的填充掩码被用于所有样本：其余样本的 {it} 不正确",
     "Are the samples of a batch all of one length?",
     "一个批次中的样本长度都相同吗？",
     of=(masked_attention,),
@@ -448,8 +448,8 @@ def padding_of_the_first_sample(dy, q, k, v, mask):
 
 
 @fault(
-    "the queries at padded positions are left out of dq, dk and dv, where only keys are masked",
-    "填充位置上的查询在 dq、dk 和 dv 中被略去，而掩码只作用于键",
+    "the queries at padded positions are left out of {it}, where only keys are masked",
+    "填充位置上的查询在 {it} 中被略去，而掩码只作用于键",
     "Did forward give an output at padded positions, and did an upstream gradient arrive there?",
     "前向传播在填充位置有输出吗？那里有上游梯度传来吗？",
     of=(masked_attention,),
@@ -516,8 +516,8 @@ def dk_from_keys(dy, q, k, v, mask):
 
 
 @fault(
-    "dq and dk are exchanged",
-    "dq 和 dk 互换了",
+    "{it} has the other's place",
+    "{it} 占了对方的位置",
     "In which order does your function return its gradients?",
     "你的函数按什么顺序返回各个梯度？",
     of=(causal_attention, masked_attention),
@@ -555,8 +555,8 @@ def reduced(reduce, dy, q, k, v, mask):
 
 
 @fault(
-    "dk and dv hold the last query head of each group alone: the others were overwritten, not added",
-    "dk 和 dv 只保留了每组最后一个查询头：其余的被覆盖，而不是累加",
+    "{it} holds the last query head of each group alone: the others were overwritten, not added",
+    "{it} 只保留了每组最后一个查询头：其余的被覆盖，而不是累加",
     "What does your loop over the query heads do with what the head before has left?",
     "在查询头的循环里，前一个头留下的结果被怎样处理？",
     of=GROUPS,
@@ -566,8 +566,8 @@ def last_head_of_the_group(dy, q, k, v, mask):
 
 
 @fault(
-    "dk and dv hold the first query head of each group alone",
-    "dk 和 dv 只含每组的第一个查询头",
+    "{it} holds the first query head of each group alone",
+    "{it} 只含每组的第一个查询头",
     "How many query heads have read one key head in forward?",
     "前向传播中一个键头被几个查询头读取？",
     of=GROUPS,
@@ -577,8 +577,8 @@ def first_head_of_the_group(dy, q, k, v, mask):
 
 
 @fault(
-    "dk and dv are means over the query heads of a group, where they are sums",
-    "dk 和 dv 对组内的查询头取了平均，而应当求和",
+    "{it} is a mean over the query heads of a group, where it is a sum",
+    "{it} 对组内的查询头取了平均，而应当求和",
     "Several query heads use the same key: do their gradients add up or average?",
     "多个查询头用同一个键：它们的梯度是相加还是平均？",
     of=GROUPS,
@@ -588,8 +588,8 @@ def mean_over_the_group(dy, q, k, v, mask):
 
 
 @fault(
-    "dk and dv are summed over all query heads, of every group, and are the same for all key/value heads",
-    "dk 和 dv 对所有组的全部查询头求和，因而每个键/值头都相同",
+    "{it} is summed over all query heads, of every group, and is the same for all key/value heads",
+    "{it} 对所有组的全部查询头求和，因而每个键/值头都相同",
     "Which query heads have never read this key head?",
     "哪些查询头从未读取过这个键头？",
     of=GROUPS,
@@ -599,8 +599,8 @@ def summed_over_all_heads(dy, q, k, v, mask):
 
 
 @fault(
-    "dk and dv are summed over every G-th query head, where the heads of a group stand side by side",
-    "dk 和 dv 以步长 G 选取查询头求和，而同一组的查询头应当是相邻的",
+    "{it} is summed over every G-th query head, where the heads of a group stand side by side",
+    "{it} 以步长 G 选取查询头求和，而同一组的查询头应当是相邻的",
     "When you split the axis of the heads in two, which part comes first: the group, or the head in it?",
     "把头的轴拆成两个轴时，哪个在前：组，还是组内的头？",
     of=GROUPS,
@@ -611,8 +611,8 @@ def heads_summed_across_groups(dy, q, k, v, mask):
 
 
 @fault(
-    "query heads read the wrong group throughout, head h that of h mod G: dq, dk and dv are wrong",
-    "查询头自始至终用错了组，第 h 个头用了第 h mod G 组：dq、dk 和 dv 都不正确",
+    "query heads read the wrong group throughout, head h that of h mod G: {it} is wrong",
+    "查询头自始至终用错了组，第 h 个头用了第 h mod G 组：{it} 不正确",
     "With two groups of three heads, which key head belongs to query head 1, counting from 0?",
     "若有两组、每组三个头，下标为 1 的查询头（下标从 0 开始）对应哪个键/值头？",
     of=GROUPS,
@@ -625,8 +625,8 @@ def heads_of_the_wrong_group(dy, q, k, v, mask):
 
 
 @fault(
-    "all query heads read the first key/value head, as in multi-query attention: dq, dk and dv are wrong",
-    "所有查询头都读取第一个键/值头，如同多查询注意力（MQA）：dq、dk 和 dv 都不正确",
+    "all query heads read the first key/value head, as in multi-query attention: {it} is wrong",
+    "所有查询头都读取第一个键/值头，如同多查询注意力（MQA）：{it} 不正确",
     "How many key heads are there, and does broadcasting hide all but one of them?",
     "一共有几个键头？广播是否只用到了其中一个？",
     of=GROUPS,
@@ -637,8 +637,8 @@ def first_group_for_all(dy, q, k, v, mask):
 
 
 @fault(
-    "dk and dv sum dS or P, and the queries or dy, over the group before they multiply: products of sums",
-    "dk 和 dv 先在组内把 dS 或 P 以及 q 或 dy 分别求和再相乘：成了和的乘积",
+    "{it} sums dS or P, and the queries or dy, over the group before they multiply: products of sums",
+    "{it} 先在组内把 dS 或 P 以及 q 或 dy 分别求和再相乘：成了和的乘积",
     "Does the dS of one query head ever meet the query of another?",
     "一个查询头的 dS 会与另一个头的查询相乘吗？",
     of=GROUPS,

@@ -397,8 +397,8 @@ def with_slope(slope, dz, W, H, ids):
 
 
 @fault(
-    "dH and the input path of dW lack the derivative of tanh, 1 - h²",
-    "dH 以及 dW 的输入路径缺少 tanh 的导数 1 - h²",
+    "the derivative of tanh, 1 - h², is missing in {it}",
+    "{it} 缺少 tanh 的导数 1 - h²",
     "What stands between x H and h, and what is its derivative?",
     "x H 与 h 之间是什么函数？它的导数是什么？",
 )
@@ -407,8 +407,8 @@ def tanh_slope_missing(dz, W, H, ids):
 
 
 @fault(
-    "dH and the input path of dW take 1 - h for the derivative of tanh, where it is 1 - h²",
-    "dH 以及 dW 的输入路径把 1 - h 当作 tanh 的导数，而应当是 1 - h²",
+    "{it} takes 1 - h for the derivative of tanh, where it is 1 - h²",
+    "{it} 把 1 - h 当作 tanh 的导数，而应当是 1 - h²",
     "tanh is odd, so its slope is the same on both sides of 0: is yours?",
     "tanh 是奇函数，它在 0 两侧的斜率相同：你的也是吗？",
 )
@@ -418,8 +418,8 @@ def tanh_not_squared(dz, W, H, ids):
 
 
 @fault(
-    "dH and the input path of dW take h(1 - h) for the derivative of tanh: that is the one of the sigmoid",
-    "dH 以及 dW 的输入路径把 h(1 - h) 当作 tanh 的导数：那是 sigmoid 的导数",
+    "{it} takes h(1 - h) for the derivative of tanh: that is the one of the sigmoid",
+    "{it} 把 h(1 - h) 当作 tanh 的导数：那是 sigmoid 的导数",
     "What is the slope of tanh at 0, and what is yours?",
     "tanh 在 0 处的斜率是多少？你的是多少？",
 )
@@ -429,8 +429,8 @@ def slope_of_sigmoid(dz, W, H, ids):
 
 
 @fault(
-    "dH and the input path of dW take the derivative of tanh from x H, where 1 - h² needs h",
-    "dH 以及 dW 的输入路径用 x H 计算 tanh 的导数，而 1 - h² 需要的是 h",
+    "{it} takes the derivative of tanh from x H, where 1 - h² needs h",
+    "{it} 用 x H 计算 tanh 的导数，而 1 - h² 需要的是 h",
     "Can the slope of tanh be negative?",
     "tanh 的斜率可能为负吗？",
 )
@@ -451,8 +451,8 @@ def dH_from_h(dz, W, H, ids):
 
 
 @fault(
-    "dW and dH are means over the positions, where they are sums",
-    "dW 和 dH 对各位置取了平均，而应当求和",
+    "{it} is a mean over the positions, where it is a sum",
+    "{it} 对各位置取了平均，而应当求和",
     "Every position uses the same W and H: do their contributions add up or average?",
     "每个位置都用同样的 W 和 H：它们的贡献是相加还是平均？",
 )
@@ -461,8 +461,8 @@ def positions_averaged(dz, W, H, ids):
 
 
 @fault(
-    "dW and dH hold the last sample alone: the others were overwritten, not added",
-    "dW 和 dH 只保留了最后一个样本：其余的被覆盖，而不是累加",
+    "{it} holds the last sample alone: the others were overwritten, not added",
+    "{it} 只保留了最后一个样本：其余的被覆盖，而不是累加",
     "What does your loop over the samples do with what the sample before has left?",
     "在样本循环里，前一个样本留下的结果被怎样处理？",
 )

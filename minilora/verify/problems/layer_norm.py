@@ -209,8 +209,8 @@ def gain_from_x(dy, x, g, b, eps):
 
 
 @fault(
-    "dg and db are means over the rows, where they are sums",
-    "dg 和 db 对各行取了平均，而应当求和",
+    "{it} is a mean over the rows, where it is a sum",
+    "{it} 对各行取了平均，而应当求和",
     "Every row uses the same g and b: do their contributions add up or average?",
     "每一行都用同一个 g 和 b：它们的贡献是相加还是平均？",
 )

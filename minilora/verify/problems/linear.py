@@ -63,8 +63,8 @@ fault = linear.fault
 
 
 @fault(
-    "dW and db are means over the rows, where they are sums",
-    "dW 和 db 对各行取了平均，而应当求和",
+    "{it} is a mean over the rows, where it is a sum",
+    "{it} 对各行取了平均，而应当求和",
     "Every row uses the same W and b: do their contributions add up or average? Who has divided already, if anyone?",
     "每一行都用同一个 W 和 b：它们的贡献是相加还是平均？如果需要除，是谁已经除过了？",
 )
@@ -73,8 +73,8 @@ def averaged_over_rows(dy, x, W, b):
 
 
 @fault(
-    "dW and db hold the last sample alone: the others were overwritten, not added",
-    "dW 和 db 只保留了最后一个样本：其余的被覆盖，而不是累加",
+    "{it} holds the last sample alone: the others were overwritten, not added",
+    "{it} 只保留了最后一个样本：其余的被覆盖，而不是累加",
     "What does your loop over the samples do with what the sample before has left?",
     "在样本循环里，前一个样本留下的结果被怎样处理？",
 )
@@ -93,8 +93,8 @@ def product_of_sums(dy, x, W, b):
 
 
 @fault(
-    "the gradient, dx, dW or db, has the wrong sign",
-    "梯度（dx、dW 或 db）的符号反了",
+    "{it} has the wrong sign",
+    "{it} 的符号反了",
     "Is it the gradient that carries the minus of gradient descent, or the update?",
     "梯度下降中的负号属于梯度本身，还是属于参数更新？",
 )
@@ -103,8 +103,8 @@ def sign_flipped(dy, x, W, b):
 
 
 @fault(
-    "the gradient, dx, dW or db, is counted twice",
-    "梯度（dx、dW 或 db）被计算了两次",
+    "{it} is counted twice",
+    "{it} 被计算了两次",
     "What was in the array before you added to it?",
     "在累加之前，数组里原来是什么？",
 )
@@ -113,8 +113,8 @@ def counted_twice(dy, x, W, b):
 
 
 @fault(
-    "the gradient, dx, dW or db, leaves out the upstream gradient dy, as though it were 1 everywhere",
-    "梯度（dx、dW 或 db）漏掉了上游梯度 dy，好像它处处为 1",
+    "{it} leaves out the upstream gradient dy, as though it were 1 everywhere",
+    "{it} 漏掉了上游梯度 dy，好像它处处为 1",
     "Of what is this the derivative: of the sum of all y, or of the loss?",
     "这是谁的导数：所有 y 之和的，还是损失的？",
 )
@@ -123,8 +123,8 @@ def dy_forgotten(dy, x, W, b):
 
 
 @fault(
-    "the gradient, dx, dW or db, is computed from the output y in the place of its gradient dy",
-    "梯度（dx、dW 或 db）用的是输出 y，而不是它的梯度 dy",
+    "{it} is computed from the output y in the place of its gradient dy",
+    "{it} 用的是输出 y，而不是它的梯度 dy",
     "What travels backward through the layer: a value or a sensitivity of the loss?",
     "反向穿过这一层的是什么：数值本身，还是损失对它的敏感度？",
 )

@@ -123,8 +123,8 @@ def no_scale_in_x(dy, x, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "the scale s = α/r is applied twice, in dA, dB or the low-rank path of dx",
-    "缩放因子 s = α/r 乘了两次（在 dA、dB 或 dx 的低秩路径中）",
+    "the scale s = α/r is applied twice, in {it}",
+    "缩放因子 s = α/r 乘了两次（在 {it} 中）",
     "Which of the quantities that you multiply contains the scale already?",
     "你相乘的几个量中，哪一个已经含有缩放因子？",
 )
@@ -133,8 +133,8 @@ def scale_twice(dy, x, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "the scale is α, not divided by the rank r, in dA, dB or the low-rank path of dx",
-    "缩放因子只有 α，没有除以秩 r（在 dA、dB 或 dx 的低秩路径中）",
+    "the scale is α, not divided by the rank r, in {it}",
+    "缩放因子只有 α，没有除以秩 r（在 {it} 中）",
     "By what does forward divide, so that a larger rank does not give a larger update?",
     "前向传播除以了什么，使更大的秩不会带来更大的更新？",
 )
@@ -143,8 +143,8 @@ def not_divided_by_r(dy, x, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "the scale is α/√r, that of rank-stabilised LoRA, in dA, dB or the low-rank path of dx; forward has α/r",
-    "缩放因子是 rsLoRA 的 α/√r（在 dA、dB 或 dx 的低秩路径中），而前向传播用的是 α/r",
+    "the scale is α/√r, that of rank-stabilised LoRA, in {it}; forward has α/r",
+    "缩放因子是 rsLoRA 的 α/√r（在 {it} 中），而前向传播用的是 α/r",
     "Which of the two scales did forward use: that of LoRA, or that of rsLoRA?",
     "前向传播用的是哪一种缩放：LoRA 的，还是 rsLoRA 的？",
 )
@@ -153,8 +153,8 @@ def divided_by_root_r(dy, x, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "the scale is upside down, r/α, in dA, dB or the low-rank path of dx",
-    "缩放因子写反了，成了 r/α（在 dA、dB 或 dx 的低秩路径中）",
+    "the scale is upside down, r/α, in {it}",
+    "缩放因子写反了，成了 r/α（在 {it} 中）",
     "If a factor makes y larger, does it make the gradient larger or smaller?",
     "一个使 y 变大的因子，会使梯度变大还是变小？",
 )
@@ -259,8 +259,8 @@ def mask_on_base_path(dy, x, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "the dropout mask lacks its factor 1/(1-p), in dA, dB or the low-rank path of dx",
-    "dropout 掩码缺少因子 1/(1-p)（在 dA、dB 或 dx 的低秩路径中）",
+    "the dropout mask lacks its factor 1/(1-p), in {it}",
+    "dropout 掩码缺少因子 1/(1-p)（在 {it} 中）",
     "What else does dropout do to the entries that survive, so that their mean stays the same?",
     "为了保持期望不变，dropout 对保留下来的元素还做了什么？",
 )
@@ -269,8 +269,8 @@ def mask_not_rescaled(dy, x, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "the dropout mask is applied twice, in dA, dB or the low-rank path of dx",
-    "dropout 掩码乘了两次（在 dA、dB 或 dx 的低秩路径中）",
+    "the dropout mask is applied twice, in {it}",
+    "dropout 掩码乘了两次（在 {it} 中）",
     "Was the x that you masked still without its mask?",
     "你乘掩码时，那个 x 是否已经乘过掩码？",
 )
@@ -279,8 +279,8 @@ def mask_twice(dy, x, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "the dropout mask is used the wrong way round, in dA, dB or the low-rank path of dx",
-    "dropout 掩码用反了（在 dA、dB 或 dx 的低秩路径中）",
+    "the dropout mask is used the wrong way round, in {it}",
+    "dropout 掩码用反了（在 {it} 中）",
     "Does a 0 in the mask mean kept or dropped?",
     "掩码中的 0 表示保留还是丢弃？",
 )
@@ -292,8 +292,8 @@ def mask_inverted(dy, x, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "dA and dB are means over the rows, where they are sums",
-    "dA 和 dB 对各行取了平均，而应当求和",
+    "{it} is a mean over the rows, where it is a sum",
+    "{it} 对各行取了平均，而应当求和",
     "Every row uses the same A and B: do their contributions add up or average? Who has divided already, if anyone?",
     "每一行都用同一个 A 和 B：它们的贡献是相加还是平均？如果需要除，是谁已经除过了？",
 )
@@ -302,8 +302,8 @@ def averaged_over_rows(dy, x, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "dA and dB hold the last sample alone: the others were overwritten, not added",
-    "dA 和 dB 只保留了最后一个样本：其余的被覆盖，而不是累加",
+    "{it} holds the last sample alone: the others were overwritten, not added",
+    "{it} 只保留了最后一个样本：其余的被覆盖，而不是累加",
     "What does your loop over the samples do with what the sample before has left?",
     "在样本循环里，前一个样本留下的结果被怎样处理？",
 )
@@ -312,8 +312,8 @@ def last_sample_only(dy, x, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "dA and dB are products of two sums over the rows, where they are sums of the products of each row",
-    "dA 和 dB 是先对各行求和、再相乘，而应当先逐行相乘、再求和",
+    "{it} is a product of two sums over the rows, where it is a sum of the products of each row",
+    "{it} 是先对各行求和、再相乘，而应当先逐行相乘、再求和",
     "Can the dy of one row meet the x of another row on its way to A or B?",
     "某一行的 dy 会在通往 A 或 B 的路上遇到另一行的 x 吗？",
 )
@@ -369,8 +369,8 @@ def as_if_B_were_zero(dy, x, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "the gradient, dx, dA or dB, has the wrong sign",
-    "梯度（dx、dA 或 dB）的符号反了",
+    "{it} has the wrong sign",
+    "{it} 的符号反了",
     "Is it the gradient that carries the minus of gradient descent, or the update?",
     "梯度下降中的负号属于梯度本身，还是属于参数更新？",
 )
@@ -379,8 +379,8 @@ def sign_flipped(dy, x, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "the gradient, dx, dA or dB, is counted twice",
-    "梯度（dx、dA 或 dB）被计算了两次",
+    "{it} is counted twice",
+    "{it} 被计算了两次",
     "What was in the array before you added to it?",
     "在累加之前，数组里原来是什么？",
 )

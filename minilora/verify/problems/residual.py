@@ -162,8 +162,8 @@ def paths_multiplied(dy, x, U, V):
 
 
 @fault(
-    "the gradient, dx, dU or dV, has only half of dy: it was shared out between the two paths",
-    "梯度（dx、dU 或 dV）只得到了一半的 dy：dy 被平分给了两条路径",
+    "{it} has only half of dy: it was shared out between the two paths",
+    "{it} 只得到了一半的 dy：dy 被平分给了两条路径",
     "If one addend of a sum grows by a little, does the sum grow by as much or by half?",
     "加法中的一个加数增大一点，和会增大同样多，还是只增大一半？",
 )
@@ -172,8 +172,8 @@ def gradient_shared_out(dy, x, U, V):
 
 
 @fault(
-    "the gradient of the branch, in dx or dU, lacks the derivative of tanh",
-    "分支的梯度（在 dx 或 dU 中）缺少 tanh 的导数",
+    "the gradient of the branch, in {it}, lacks the derivative of tanh",
+    "分支的梯度（在 {it} 中）缺少 tanh 的导数",
     "Where tanh is saturated, how much of the gradient can still come through?",
     "在 tanh 饱和的地方，还能有多少梯度通过？",
 )
@@ -182,8 +182,8 @@ def no_tanh_derivative(dy, x, U, V):
 
 
 @fault(
-    "the derivative of tanh, in dx or dU, is made of a = x Uᵀ in the place of h = tanh a",
-    "tanh 的导数（在 dx 或 dU 中）用了 a = x Uᵀ，而应当用 h = tanh a",
+    "the derivative of tanh, in {it}, is made of a = x Uᵀ in the place of h = tanh a",
+    "tanh 的导数（在 {it} 中）用了 a = x Uᵀ，而应当用 h = tanh a",
     "Can the derivative of tanh be negative?",
     "tanh 的导数会是负数吗？",
 )
@@ -193,8 +193,8 @@ def tanh_derivative_of_a(dy, x, U, V):
 
 
 @fault(
-    "the derivative of tanh, in dx or dU, is taken at h in the place of a: tanh is applied once too often",
-    "tanh 的导数（在 dx 或 dU 中）取在 h 处，而应当取在 a 处：tanh 多作用了一次",
+    "the derivative of tanh, in {it}, is taken at h in the place of a: tanh is applied once too often",
+    "tanh 的导数（在 {it} 中）取在 h 处，而应当取在 a 处：tanh 多作用了一次",
     "At which point does forward pass through tanh, and which of the two did you keep?",
     "前向传播在哪一点经过 tanh？你保存的是它的输入还是输出？",
 )
@@ -204,8 +204,8 @@ def tanh_applied_twice(dy, x, U, V):
 
 
 @fault(
-    "the derivative of tanh, in dx or dU, has h in the place of h²",
-    "tanh 的导数（在 dx 或 dU 中）用了 h，而应当是 h²",
+    "the derivative of tanh, in {it}, has h in the place of h²",
+    "tanh 的导数（在 {it} 中）用了 h，而应当是 h²",
     "tanh is odd: is its derivative the same at a and at -a, and is yours?",
     "tanh 是奇函数：它的导数在 a 和 -a 处相同吗？你的呢？",
 )
@@ -214,8 +214,8 @@ def h_not_squared(dy, x, U, V):
 
 
 @fault(
-    "the derivative of tanh, in dx or dU, is that of the sigmoid",
-    "tanh 的导数（在 dx 或 dU 中）用成了 sigmoid 的导数",
+    "the derivative of tanh, in {it}, is that of the sigmoid",
+    "tanh 的导数（在 {it} 中）用成了 sigmoid 的导数",
     "How steep is tanh at 0, and how steep is the function that you differentiated?",
     "tanh 在 0 处的斜率是多少？你求导的那个函数呢？",
 )
@@ -235,8 +235,8 @@ def weight_from_a(dy, x, U, V):
 
 
 @fault(
-    "dU and dV are computed from dx in the place of dy: the paths were added up before the branch was done",
-    "dU 和 dV 用的是 dx，而不是 dy：分支还没算完，两条路径就已经相加",
+    "{it} is computed from dx in the place of dy: the paths were added up before the branch was done",
+    "{it} 用的是 dx，而不是 dy：分支还没算完，两条路径就已经相加",
     "The branch ends at y: whose gradient enters it there? Does your dy still hold that?",
     "分支的终点是 y：在那里进入分支的是谁的梯度？你的 dy 此时还是它吗？",
 )
@@ -257,8 +257,8 @@ def y_for_x(dy, x, U, V):
 
 
 @fault(
-    "dU and dV are means over the rows, where they are sums",
-    "dU 和 dV 对各行取了平均，而应当求和",
+    "{it} is a mean over the rows, where it is a sum",
+    "{it} 对各行取了平均，而应当求和",
     "Every row uses the same U and V: do their contributions add up or average?",
     "每一行都用同一个 U 和 V：它们的贡献是相加还是平均？",
 )
@@ -268,8 +268,8 @@ def averaged_over_rows(dy, x, U, V):
 
 
 @fault(
-    "dU and dV hold the last sample alone: the others were overwritten, not added",
-    "dU 和 dV 只保留了最后一个样本：其余的被覆盖，而不是累加",
+    "{it} holds the last sample alone: the others were overwritten, not added",
+    "{it} 只保留了最后一个样本：其余的被覆盖，而不是累加",
     "What does your loop over the samples do with what the sample before has left?",
     "在样本循环里，前一个样本留下的结果被怎样处理？",
 )

@@ -72,8 +72,8 @@ fault = swiglu.fault
 
 
 @fault(
-    "gate and up are swapped: dgate and dup are those of gate ∘ silu(up)",
-    "gate 与 up 弄反了：dgate 和 dup 是 gate ∘ silu(up) 的梯度",
+    "gate and up are swapped: {it} is that of gate ∘ silu(up)",
+    "gate 与 up 弄反了：{it} 是 gate ∘ silu(up) 的梯度",
     "Which of the two does forward pass through SiLU?",
     "前向传播让两者中的哪一个经过 SiLU？",
 )
@@ -93,8 +93,8 @@ def gradients_swapped(dy, gate, up):
 
 
 @fault(
-    "dgate and dup are those of a sigmoid gate, σ(gate) ∘ up: the factor z of silu(z) = z σ(z) is missing",
-    "dgate 和 dup 是 sigmoid 门 σ(gate) ∘ up 的梯度：缺少 silu(z) = z σ(z) 中的因子 z",
+    "{it} is that of a sigmoid gate, σ(gate) ∘ up: the factor z of silu(z) = z σ(z) is missing",
+    "{it} 是 sigmoid 门 σ(gate) ∘ up 的梯度：缺少 silu(z) = z σ(z) 中的因子 z",
     "What tells SwiGLU from the first gated linear unit, GLU?",
     "SwiGLU 与最早的门控线性单元 GLU 有什么区别？",
 )
@@ -104,8 +104,8 @@ def sigmoid_for_silu(dy, gate, up):
 
 
 @fault(
-    "dgate and dup are those of a ReLU gate, max(gate, 0) ∘ up",
-    "dgate 和 dup 是 ReLU 门 max(gate, 0) ∘ up 的梯度",
+    "{it} is that of a ReLU gate, max(gate, 0) ∘ up",
+    "{it} 是 ReLU 门 max(gate, 0) ∘ up 的梯度",
     "Is silu(z) zero for a negative z?",
     "z 为负时 silu(z) 等于零吗？",
 )
@@ -268,8 +268,8 @@ def output_for_silu(dy, gate, up):
 
 
 @fault(
-    "dgate and dup are without the upstream gradient dy",
-    "dgate 和 dup 中没有上游梯度 dy",
+    "{it} is without the upstream gradient dy",
+    "{it} 中没有上游梯度 dy",
     "If the loss does not depend on y at all, what must both gradients be?",
     "如果损失完全不依赖 y，这两个梯度应是多少？",
 )
