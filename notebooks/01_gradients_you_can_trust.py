@@ -163,8 +163,8 @@ for error, color, width, words, where in [
     axes.text(*where, words, color="#1f7a99" if error is exact else color, fontsize=11, weight="bold")
 for error, color in [(float32, "#d99a00"), (five, "#7a3fa0"), (float64, "#d9621d")]:
     axes.plot(steps[error.argmin()], error.min(), "o", color=color, ms=9, mec="white", zorder=3)
-axes.axvline(1e-4, color="#666666", ls=":", lw=1.2, zorder=0)
-axes.text(8e-5, 3e-17, "the library begins here: five points, ε = 1e-4", color="#666666", ha="right")
+axes.axvline(2e-5, color="#666666", ls=":", lw=1.2, zorder=0)
+axes.text(1.6e-5, 3e-17, "the library begins here: five points, ε = 2e-5", color="#666666", ha="right")
 for *at, words, side in [
     (6e-9, 7e-7, "rounding ∝ 1/ε", "left"),
     (3e-5, 3e-8, "truncation ∝ ε²", "right"),
@@ -211,12 +211,13 @@ assert np.allclose(float32[steps < 1e-9], 1, atol=0.1)  # the step is lost
 assert np.allclose(wrong[steps < 1e-3], wrong[-1], rtol=1e-3)
 
 # %% [markdown]
-# **Why five points at $\varepsilon = 10^{-4}$?** For this $x$ the dot is at $2 \cdot 10^{-4}$. A step too small by 10
-# costs one digit, a step too large by 10 costs four: one stays on the left. And the dot moves: when $x$ is 10 times
+# **Why five points at $\varepsilon = 2 \cdot 10^{-5}$?** For this $x$ the dot is at $2 \cdot 10^{-4}$. A step too small
+# by 10 costs one digit, a step too large by 10 costs four: one stays on the left. And the dot moves: when $x$ is 10 times
 # smaller, so is $\sigma$, and $L$ bends 10 times as sharply. The library lets an error of $10^{-7}$ pass, so it must
 # measure better than that: for $x / 10$ it still does at $10^{-4}$, and no longer at $10^{-3}$. No step is right for
-# every $L$ (think of $\log x$ at $x = 10^{-5}$). So $10^{-4}$ is where the library begins: it measures how far off it
-# may be, and divides the step by 4 until that is less than $10^{-7}$. If rounding does not let it, it says so.
+# every $L$ (think of $\log x$ at $x = 10^{-5}$). So $2 \cdot 10^{-5}$ is where the library begins, with room to spare:
+# it measures how far off it may be, and divides the step by 4 until that is less than $10^{-7}$. If rounding does not
+# let it, it says so.
 
 # %%
 sharp = errors(five_points, layer_norm_gradients(dy, x / 10, g, b)[0], x=x / 10)
