@@ -93,5 +93,6 @@ def test_importing_minilora_loads_numpy_at_most_and_nothing_else_from_outside():
 
 
 def test_every_folder_with_code_is_a_package_which_is_what_gets_installed():
-    assert 'include = ["minilora*"]' in (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
-    assert all((path.parent / "__init__.py").is_file() for path in PACKAGE.rglob("*.py"))
+    root = Path(__file__).parent.parent
+    assert 'include = ["minilora*"]' in (root / "pyproject.toml").read_text(encoding="utf-8")
+    assert all((path.parent / "__init__.py").is_file() for path in (root / "minilora").rglob("*.py"))
