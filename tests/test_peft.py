@@ -2,11 +2,13 @@
 
 import copy
 import json
+import re
 import warnings
 from typing import Any
 
 import numpy as np
 import pytest
+from damage import bounded, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,8 +19,9 @@ from minilora.families import FAMILIES
 from minilora.lora import Adapter
 from minilora.modules import Gradients
 from minilora.optim import SGD, AdamW
-from minilora.peft.format import INFORMATION, OFF, READ
+from minilora.peft.format import INFORMATION, OFF, READ, REGULAR, WHOLE
 from minilora.peft.reading import read_modules
+from minilora.peft.regular import check_regular
 from minilora.tasks.changes import adapter_changes
 from minilora.transformer import Config, Context, Transformer
 
@@ -349,6 +352,56 @@ def test_what_peft_would_only_warn_of_or_ignore_is_refused_and_the_model_stays_a
         peft.load_adapter(model, folder)
     assert "\n" not in str(caught.value)
     assert snapshot(model) == before
+
+
+HOSTILE = [
+    "(.*)*(.*)*(.*)*(.*)*x$", "(.|..)*x", ".*.*.*.*.*x", "(|)" * 30 + "x", ".?" * 40 + "x", "(?:){1000000000}x",
+    "(x{1000}){1000}", "(?=(.*)*x)", "(.)?(?(1)(.*)*|x)y", "((((((a?)*)*)*)*)*)*", "(" * 5000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", HOSTILE)
+@pytest.mark.parametrize("key", [*REGULAR, *WHOLE])
+def test_a_pattern_that_could_run_for_minutes_is_refused_by_its_key(tmp_path, key, pattern):
+    value = {pattern: 3} if key in ("rank_pattern", "alpha_pattern") else pattern if key in REGULAR else [pattern]
+    folder = plain(tmp_path)
+    damaged(folder, **{key: value, **({"layers_to_transform": [1]} if key == "layers_pattern" else {})})
+    line = refusal(lambda folder: peft.load_adapter(base("llama"), folder), folder)
+    assert line
+    assert f"{key}: " in line
+    assert "so many ways" in line or "no regular expression" in line
+
+
+PARTS = "self_attn|attention|attn|mlp|feed_forward|ffn|dense"
+LINEAR = "|".join(rf"\b{name}\b" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r".*\.(q|v)_proj",
+        r"model\.layers\.[0-9]+\..*(query|value|q_proj|v_proj)",
+        r"^(?!.*visual).*(?:q_proj|v_proj)",
+        r".*\.layers\.(1[0-9]|2[0-7]|[0-9])\..*\.(q_proj|v_proj)",
+        rf"(?:.*?(?:vision|language|text).*?(?:{PARTS}).*?(?:{LINEAR}).*?)|(?:\bmodel\.layers\.[\d]{{1,}}\.(?:{PARTS})\.(?:[qv]_proj))",
+    ],
+)
+def test_the_patterns_that_people_write_are_read(tmp_path, pattern):
+    folder, model = plain(tmp_path), base("llama")
+    damaged(folder, target_modules=pattern)
+    peft.load_adapter(model, folder)
+    assert sum(isinstance(module, Adapter) for _, module in model.named_modules()) == 4
+
+
+@given(st.text(r".*+?()|ax{2}", max_size=14))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_what_is_left_of_all_patterns_is_quick_on_the_longest_of_names(pattern):
+    try:
+        check_regular("target_modules", pattern, pattern)
+    except ValueError:
+        return
+    with bounded(0.5):
+        re.fullmatch(pattern, "bert.encoder.layer.11.attention.output.LayerNormaaaa")
 
 
 def test_numbers_that_a_narrower_model_cannot_hold_are_refused(tmp_path):

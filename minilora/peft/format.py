@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +19,11 @@ from ..lora import Adapter
 from ..modules import Embedding, LayerNorm, Linear, Module, RMSNorm
 from ..pretrained import their_name
 from ..transformer import Transformer
+from .regular import check_regular
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PAIR = re.compile(
-    r"base_model\.model\.(?P<name>.+)\.(lora_(?P<side>A|B)\.weight|lora_embedding_(?P<embedding>A|B))"
+    r"base_model\.model\.(?P<name>.{1,200})\.(lora_(?P<side>A|B)\.weight|lora_embedding_(?P<embedding>A|B))"
 )  # the name of a tensor of a layer's A or B
 PREFIX = "base_model.model."  # of every tensor; after it the path in Hugging Face's model
 
@@ -58,6 +59,13 @@ INFORMATION = {
 KEEP_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 BIAS = "none", "all", "lora_only"
 REGULAR = "target_modules", "exclude_modules"  # keys that are lists of names, or one regular expression
+# Keys whose every name is a regular expression, and what PEFT puts around it.
+WHOLE = {
+    "modules_to_save": r"(^|.*\.)PATTERN($|\..*)",
+    "layers_pattern": r"(?:^|.*?\.)PATTERN\.(?P<i>\d+)\.",
+    "rank_pattern": r"(.*\.)?(PATTERN)$",
+    "alpha_pattern": r"(.*\.)?(PATTERN)$",
+}
 
 TIED_NAMES = "embed_tokens", "lm_head"  # the names by which PEFT knows an embedding and a head that may be tied
 CLASSIFIERS = "classifier", "score"  # what PEFT adds to modules_to_save for the task SEQ_CLS
@@ -116,12 +124,13 @@ def check_config(config: dict[str, Any]) -> None:
     for key in ("rank_pattern", "alpha_pattern"):
         if config.get(key) is not None and not isinstance(config[key], dict):
             raise ValueError(f"{key} maps regular expressions to numbers, and is {config[key]!r}")
-    for key in ("rank_pattern", "alpha_pattern", "modules_to_save", "layers_pattern"):
+    for key in WHOLE:
         value = config.get(key) or []
-        check_regular(key, [value] if isinstance(value, str) else value)
+        for pattern in [value] if isinstance(value, str) else value:
+            check_regular(key, pattern, whole(key, pattern))
     for key in REGULAR:
         if isinstance(config.get(key), str):
-            check_regular(key, [config[key]])
+            check_regular(key, config[key], config[key])
     if config.get("init_lora_weights") not in KEEP_THE_BASE:
         raise ValueError(
             f"init_lora_weights = {config['init_lora_weights']!r} is not known to leave the base as it is, so the "
@@ -134,12 +143,9 @@ def is_list_of(value: Any, kind: type) -> bool:
     return isinstance(value, list) and all(type(item) is kind and item != "" for item in value)
 
 
-def check_regular(key: str, patterns: Iterable[str]) -> None:
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError):
-            raise ValueError(f"{key}: {pattern!r} is no regular expression") from None
+def whole(key: str, pattern: str) -> str:
+    """The regular expression that PEFT makes of one pattern, to match a whole name or its beginning."""
+    return WHOLE[key].replace("PATTERN", pattern)
 
 
 # ---- which layers are meant; `name` is a module's in Hugging Face's model ----
@@ -153,7 +159,7 @@ def is_target(config: dict[str, Any], name: str) -> bool:
             return False
     elif excluded and ends_with(name, excluded):
         return False
-    if any(re.match(rf"(^|.*\.){saved}($|\..*)", name) for saved in config.get("modules_to_save") or []):
+    if any(re.match(whole("modules_to_save", saved), name) for saved in config.get("modules_to_save") or []):
         return False
     if isinstance(targets, str):
         return bool(re.fullmatch(targets, name))
@@ -173,7 +179,7 @@ def is_layer_to_transform(config: dict[str, Any], name: str) -> bool:
         return True
     if patterns:
         patterns = [patterns] if isinstance(patterns, str) else patterns
-        found = (re.match(rf"(?:^|.*?\.){pattern}\.(?P<i>\d+)\.", name) for pattern in patterns)
+        found = (re.match(whole("layers_pattern", pattern), name) for pattern in patterns)
         match = next(filter(None, found), None)
     else:
         match = re.match(r".*?\.[^.]*\.(?P<i>\d+)\.", name)
@@ -187,9 +193,10 @@ def is_saved(config: dict[str, Any], name: str) -> bool:
     return any(whole.endswith(saved) for whole in wholes for saved in config.get("modules_to_save") or [])
 
 
-def pattern(patterns: dict[str, Any] | None, name: str, default: Any) -> Any:
-    """PEFT's rule for rank_pattern and alpha_pattern: the first key that matches the end of `name`, as a regex."""
-    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name)), default)
+def first_match(config: dict[str, Any], key: str, name: str, default: Any) -> Any:
+    """PEFT's rule for rank_pattern and alpha_pattern: the first regex that matches the end of `name`."""
+    patterns = config.get(key) or {}
+    return next((value for regex, value in patterns.items() if re.match(whole(key, regex), name)), default)
 
 
 class Pair(NamedTuple):
@@ -220,8 +227,8 @@ def pairs_of(
     pairs = {}
     for name, pair in sides.items():
         A, B = pair.get("A"), pair.get("B")
-        r = pattern(config.get("rank_pattern"), name, config["r"])
-        alpha = pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
+        r = first_match(config, "rank_pattern", name, config["r"])
+        alpha = first_match(config, "alpha_pattern", name, config["lora_alpha"])
         if A is None or B is None or A.ndim != 2 or B.ndim != 2 or not 0 < len(A) == B.shape[1] == r:
             found = " and ".join(str(x.shape) for x in (A, B) if x is not None)
             raise ValueError(f"{folder / WEIGHTS}: {name} needs lora_A ({r}, in) and lora_B (out, {r}), not {found}")

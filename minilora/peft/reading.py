@@ -25,11 +25,11 @@ from .format import (
     WEIGHTS,
     adapter_tensors,
     carried,
+    first_match,
     has_pooler_apart,
     is_saved,
     is_target,
     layers_of,
-    pattern,
     read_adapter,
     tied_head,
 )
@@ -103,8 +103,8 @@ def what_to_adapt(model: Transformer, config: dict[str, Any], tensors: dict[str,
                     f"target_modules = {config['target_modules']!r} do not name {theirs}, which has tensors"
                 )
             continue
-        r = pattern(config.get("rank_pattern"), theirs, config["r"])
-        alpha = pattern(config.get("alpha_pattern"), theirs, config["lora_alpha"])
+        r = first_match(config, "rank_pattern", theirs, config["r"])
+        alpha = first_match(config, "alpha_pattern", theirs, config["lora_alpha"])
         try:
             check_adaptable(layer, r, alpha, config.get("lora_dropout") or 0.0, "uniform", np.random.default_rng(0))
         except ValueError as error:
