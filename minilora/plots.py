@@ -112,9 +112,9 @@ def sweep_figure(report: dict[str, Any], title: str) -> bytes:
                       label="within one standard error of the best")  # fmt: skip
     for row in rows:
         weight = "bold" if row["rank"] == report["chosen"] else "normal"
-        side, ha = (-12, "right") if row is rows[-1] and len(rows) > 1 else (12, "left")  # the frame is to its right
-        close.annotate(f"r = {row['rank']}", (row["trainable"], row["mean"]), (side, 10), fontsize=18, weight=weight,
-                       textcoords="offset points", ha=ha)  # fmt: skip
+        close.annotate(f"r = {row['rank']}", (row["trainable"], row["mean"]), (12, 10), fontsize=18, weight=weight,
+                       textcoords="offset points")  # fmt: skip
+    close.margins(x=0.3)  # room for the last of these names
     handles = [line, *close.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, frameon=False, fontsize=TYPE - 1, loc="outside lower center", ncols=3)
     figure.suptitle(title, fontsize=TYPE + 5)

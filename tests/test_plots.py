@@ -77,6 +77,24 @@ def test_no_title_label_or_legend_is_cut_at_the_edge(figures):
             assert inside or not box.width, artist
 
 
+@pytest.mark.parametrize("ranks", [[1, 2, 4, 8], [1, 16], [64, 128]])
+def test_the_name_of_every_rank_of_a_sweep_is_inside_its_frame(ranks, monkeypatch):
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: drawn.append(figure))
+    report = sweep_report([2.70, 2.65, 2.61, 2.59][: len(ranks)], 0.01)
+    for row, rank in zip(report["ranks"], ranks, strict=True):
+        row["rank"] = rank
+    plots.sweep_figure(report | {"best": ranks[-1], "chosen": ranks[-1], "pareto": ranks}, "a title")
+    drawn[0].draw_without_rendering()
+    close = drawn[0].axes[1]
+    named = {text.get_text(): text.get_window_extent() for text in close.texts}
+    assert list(named) == [f"r = {rank}" for rank in ranks]
+    for box in named.values():
+        assert close.bbox.x0 < box.x0
+        assert box.x1 < close.bbox.x1
+        assert box.y1 < close.bbox.y1
+
+
 def test_no_line_runs_through_a_legend(figures):
     for figure in figures:
         for line in (line for ax in figure.axes for line in (*ax.lines, *ax.collections)):
