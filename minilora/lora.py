@@ -1,7 +1,7 @@
 """LoRA: a frozen Linear or Embedding with a low-rank path beside it; attaching, merging, unmerging.
 
 The adapter knows its base; no layer, model, optimizer or training loop knows the adapter. What saves, counts,
-checks or looks into adapters does (peft, pretrained, accounting, verify, spectrum.py, tasks). Attaching is
+checks or looks into adapters does (peft/, pretrained/, accounting.py, verify/, spectrum.py, tasks/). Attaching is
 visible assignment:
 
     model.freeze()
@@ -13,10 +13,11 @@ and attach_lora() is the first line, then the second in a loop.
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Collection, Mapping
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -35,14 +36,22 @@ class Adapter(Module):
     lora_B: Parameter
     dropout = 0.0
 
-    def __init__(self, base: Linear | Embedding, r: int, alpha: float, rslora: bool, A: Array, B: Array) -> None:
+    def __init__(self, base: Linear | Embedding, alpha: float, rslora: bool, A: Array, B: Array) -> None:
         base.freeze()
         W = base.weight.data
         xp = get_array_module(W)
         self.base = base
         self.lora_A, self.lora_B = Parameter(xp.asarray(A, dtype=W.dtype)), Parameter(xp.asarray(B, dtype=W.dtype))
         # Python numbers: a NumPy float64 would turn float32 products into float64.
-        self.r, self.alpha, self.rslora = int(r), float(alpha), rslora
+        self.r, self.alpha, self.rslora = len(A), float(alpha), rslora
+
+    @classmethod
+    def of(cls, base: Linear | Embedding, A: Array, B: Array, alpha: float, *, rslora: bool = False) -> Self:
+        """The adapter with these numbers, without a random start and without dropout. Their rank may be more than the
+        base's shape can use, as PEFT allows it."""
+        adapter = cls.__new__(cls)
+        Adapter.__init__(adapter, base, alpha, rslora, A, B)
+        return adapter
 
     @property
     def scaling(self) -> float:
@@ -95,7 +104,7 @@ class LoRALinear(Adapter):
         assert isinstance(base, Linear)
         n_out, n_in = base.weight.data.shape
         A = rng.uniform(-1, 1, (r, n_in)) / math.sqrt(n_in) if init == "uniform" else rng.standard_normal((r, n_in)) / r
-        super().__init__(base, r, alpha, rslora, A, np.zeros((n_out, r)))
+        super().__init__(base, alpha, rslora, A, np.zeros((n_out, r)))
         self.dropout = float(dropout)
 
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, LoRALinearCache]:
@@ -141,7 +150,7 @@ class LoRAEmbedding(Adapter):
         check_adaptable(base, r, alpha, 0.0, "uniform", rng, kind=Embedding)
         assert isinstance(base, Embedding)
         V, C = base.weight.data.shape
-        super().__init__(base, r, alpha, rslora, np.zeros((r, V)), rng.standard_normal((C, r)))
+        super().__init__(base, alpha, rslora, np.zeros((r, V)), rng.standard_normal((C, r)))
 
     def forward(self, ids: Array, context: Context = Context()) -> tuple[Array, LoRAEmbeddingCache]:
         y, cb = self.base.forward(ids, context)
@@ -223,24 +232,38 @@ def check_adaptable(
     kind: Any = Linear | Embedding,
 ) -> None:
     """Raise ValueError, saying what to change, unless an adapter for a `kind` of base can be made of these."""
-    if isinstance(base, Adapter | MergedLinear | MergedEmbedding):
-        raise ValueError("this layer is adapted already: an adapter goes on a plain one")
-    if not isinstance(base, kind):
-        what = {Linear: "Linear", Embedding: "Embedding"}.get(kind, "Linear or an Embedding")
-        raise ValueError(f"this adapter is for a {what}, and this is of type {type(base).__name__}")
+    check_base(base, alpha, dropout, kind)
     assert isinstance(base, Linear | Embedding)
     n_out, n_in = base.weight.data.shape
     if isinstance(r, bool) or not isinstance(r, int | np.integer) or not 1 <= r <= min(n_in, n_out):
         raise ValueError(f"rank {r!r} is not a whole number from 1 to {min(n_in, n_out)}, the most a {n_out} x {n_in} "
                          "weight can have")  # fmt: skip
-    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha):
-        raise ValueError(f"alpha {alpha!r} is not a number")
-    if not isinstance(dropout, Real) or not 0 <= dropout < 1:
-        raise ValueError(f"dropout {dropout!r} is not a probability below 1")
     if init not in ("uniform", "gaussian"):
         raise ValueError(f"init {init!r} is neither 'uniform' nor 'gaussian'")
     if not isinstance(rng, np.random.Generator):
         raise ValueError(f"rng {rng!r} is no generator: rng=numpy.random.default_rng(seed)")
+
+
+def check_base(base: Module, alpha: float, dropout: float, kind: Any = Linear | Embedding) -> None:
+    """The part of check_adaptable that holds for given A and B too."""
+    if isinstance(base, Adapter | MergedLinear | MergedEmbedding):
+        raise ValueError("this layer is adapted already: an adapter goes on a plain one")
+    if not isinstance(base, kind):
+        what = {Linear: "Linear", Embedding: "Embedding"}.get(kind, "Linear or an Embedding")
+        raise ValueError(f"this adapter is for a {what}, and this is of type {type(base).__name__}")
+    if not is_number(alpha):
+        raise ValueError(f"alpha {alpha!r} is not a number")
+    if not isinstance(dropout, Real) or not 0 <= dropout < 1:
+        raise ValueError(f"dropout {dropout!r} is not a probability below 1")
+
+
+def is_number(x: Any) -> bool:
+    """Is it a finite one, which a float can hold?"""
+    return (
+        isinstance(x, int | float | np.integer | np.floating)
+        and not isinstance(x, bool)
+        and bool(-sys.float_info.max <= x <= sys.float_info.max)
+    )
 
 
 def adapt(

@@ -214,6 +214,7 @@ CONFIGS: dict[str, Any] = {
     "a norm whole": lambda f: {"modules_to_save": [{"gpt2": "ln_f", "llama": "norm"}.get(f, "LayerNorm")]},
     "the embedding whole": lambda f: {"modules_to_save": [TABLE[f]]},
 }
+MASKED_HEAD = {"bert": "cls", "roberta": "lm_head"}
 
 
 def their_adapter(folder: Any, family: str, head: str, words: dict[str, Any]) -> Any:
@@ -310,7 +311,9 @@ DAMAGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "excluded, and there": ({}, {"exclude_modules": ["v_proj"]}, "do not name model.layers.0.self_attn.v_proj"),
     "saved, and adapted": ({}, {"modules_to_save": ["q_proj"]}, "do not name .*q_proj, which has tensors"),
     "rank_pattern": ({}, {"rank_pattern": ["q_proj"]}, "rank_pattern maps regular expressions to numbers"),
-    "a rank": ({}, {"rank_pattern": {"q_proj": 99}}, "rank 99 is not a whole number from 1 to 12"),
+    "a rank": ({}, {"rank_pattern": {"q_proj": 99}}, "has shape"),
+    "no rank": ({}, {"rank_pattern": {"q_proj": 0}}, "rank 0 is not a whole number from 1 up"),
+    "an alpha without end": ({}, {"lora_alpha": 10**400}, "alpha 10+ is not a number"),
     "an alpha": ({}, {"alpha_pattern": {"q_proj": "x"}}, "alpha 'x' is not a number"),
     "dropout": ({}, {"lora_dropout": 2}, "dropout 2 is not a probability"),
     "a target that is a norm": ({}, {"target_modules": ["q_proj", "v_proj", "norm"]}, "this is of type RMSNorm"),
@@ -409,6 +412,39 @@ def test_numbers_that_a_narrower_model_cannot_hold_are_refused(tmp_path):
     damaged(plain(tmp_path), to_tensors=lambda t: t | {name: np.full((3, 12), 1e300)})
     with pytest.raises(ValueError, match=r"q_proj\.lora_A\.weight holds numbers that are too large for float32"):
         peft.load_adapter(base("llama", dtype="float32"), tmp_path / "a")
+
+
+def test_an_alpha_that_a_narrower_model_cannot_hold_is_refused_though_B_is_zero(tmp_path):
+    damaged(plain(tmp_path), lora_alpha=1e300, to_tensors=lambda t: {n: x * ("lora_B" not in n) for n, x in t.items()})
+    with pytest.raises(ValueError, match=r"lora_alpha = 1e\+300 of .*q_proj makes s B A too large for float32"):
+        peft.load_adapter(base("llama", dtype="float32"), tmp_path / "a")
+
+
+@pytest.mark.oracle
+@pinned
+@pytest.mark.parametrize("family", MASKED_HEAD)
+def test_a_masked_head_that_peft_saves_whole_has_its_bias_twice_and_loads(tmp_path, family):
+    theirs = their_adapter(tmp_path, family, "lm", {"modules_to_save": [MASKED_HEAD[family]]})
+    model = base(family)
+    peft.load_adapter(model, tmp_path / "theirs")
+    assert agree(model, theirs)
+    peft.save_adapter(model, tmp_path / "ours")
+    hf = pytest.importorskip("peft")
+    again = hf.PeftModel.from_pretrained(their_base(base(family), tmp_path / "m"), tmp_path / "ours")
+    assert agree(model, again)
+
+
+@pytest.mark.oracle
+@pinned
+def test_a_rank_above_what_the_layer_can_use_loads_as_peft_lets_it(tmp_path):
+    theirs = their_adapter(tmp_path, "llama", "lm", {"r": 32, "target_modules": ["k_proj", "embed_tokens"]})
+    model = base("llama")
+    peft.load_adapter(model, tmp_path / "theirs")
+    assert agree(model, theirs)
+    peft.save_adapter(model, tmp_path / "ours")
+    assert config(tmp_path / "ours")["r"] == 32
+    with pytest.raises(ValueError, match="rank 32 is not a whole number from 1 to 6"):
+        minilora.attach_lora(base("llama"), ["k_proj"], r=32, rng=np.random.default_rng(0))
 
 
 def test_a_pickle_is_refused_with_the_reason_and_not_read(tmp_path):

@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection
-from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..checkpoint import load_tensors, read_json
-from ..lora import Adapter
+from ..lora import Adapter, is_number
 from ..modules import Embedding, LayerNorm, Linear, Module, RMSNorm
 from ..pretrained import their_name
 from ..transformer import Transformer
@@ -232,7 +231,7 @@ def pairs_of(
         if A is None or B is None or A.ndim != 2 or B.ndim != 2 or not 0 < len(A) == B.shape[1] == r:
             found = " and ".join(str(x.shape) for x in (A, B) if x is not None)
             raise ValueError(f"{folder / WEIGHTS}: {name} needs lora_A ({r}, in) and lora_B (out, {r}), not {found}")
-        if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha):
+        if not is_number(alpha):
             raise ValueError(f"{folder / CONFIG}: the alpha of {name}, {alpha!r}, is not a number")
         pairs[name] = Pair(A, B, float(alpha) / (math.sqrt(r) if config.get("use_rslora") else r))
     return pairs

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import load_tensors, read_json, save_tensors, tensors_to_bytes, to_json, write_folder
+from ..lora import is_number
 from .format import CONFIG, OFF, PREFIX, WEIGHTS, Pair, pairs_of, read_adapter
 
 MLX_WEIGHTS = "adapters.safetensors"
@@ -265,7 +266,3 @@ def is_table(name: str) -> bool:
 
 def last(name: str) -> str:
     return name.rpartition(".")[2]
-
-
-def is_number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and np.isfinite(x)

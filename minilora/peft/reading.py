@@ -8,6 +8,7 @@ place, and the base's own back, moves no number.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import get_array_module, to_numpy
-from ..lora import HEADS, Adapter, LoRAEmbedding, MergedEmbedding, MergedLinear, TiedLoRALinear, adapt, check_adaptable
+from ..lora import HEADS, Adapter, LoRAEmbedding, LoRALinear, MergedEmbedding, MergedLinear, TiedLoRALinear, check_base
 from ..modules import Embedding, Linear, Module, Parameter, check_fit
 from ..pretrained import CONSTANT, base_hash, their_name
 from ..transformer import Transformer
@@ -71,7 +72,7 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], s
         plan = what_to_adapt(model, config, tensors)
         names = tensor_names(model, plan)
         tensors = only_these(model, config, plan, tensors)
-        check_tensors(model, plan, names, tensors)
+        check_tensors(model, config, plan, names, tensors)
     except ValueError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit this model and its config: {error}") from None
     expected = metadata.get("base_sha256")
@@ -106,7 +107,9 @@ def what_to_adapt(model: Transformer, config: dict[str, Any], tensors: dict[str,
         r = first_match(config, "rank_pattern", theirs, config["r"])
         alpha = first_match(config, "alpha_pattern", theirs, config["lora_alpha"])
         try:
-            check_adaptable(layer, r, alpha, config.get("lora_dropout") or 0.0, "uniform", np.random.default_rng(0))
+            check_base(layer, alpha, config.get("lora_dropout") or 0.0)
+            if type(r) is not int or r < 1:
+                raise ValueError(f"rank {r!r} is not a whole number from 1 up")
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         adapted[path] = (r, alpha)
@@ -196,7 +199,7 @@ def only_these(
     """`tensors` without what PEFT writes beside them. Raises ValueError where a copy is no copy."""
     rest = {name: x for name, x in tensors.items() if not CONSTANT.fullmatch(name)}
     drop_base_weights(model, plan, rest)
-    if config.get("bias") == "all":
+    if config.get("bias") == "all" or "lm_head" in plan.saved:
         drop_bias_copies(model, plan, rest)
     if has_pooler_apart(model):
         pooler = [name for name in rest if name.startswith(f"{PREFIX}pooler.")]
@@ -212,14 +215,17 @@ def drop_base_weights(model: Transformer, plan: Plan, tensors: dict[str, np.ndar
     layers = layers_of(model)
     for path in [*plan.adapted, *([plan.head] if plan.head else [])]:
         name = f"{PREFIX}{their_name(model, path)}.base_layer.weight"
-        W = to_numpy(base_of(layers[path]).weight.data)
-        if name in tensors and not np.array_equal(W.astype(tensors[name].dtype), tensors.pop(name)):
+        if name not in tensors:
+            continue
+        theirs, W = tensors.pop(name), to_numpy(base_of(layers[path]).weight.data)
+        if not np.array_equal(W.astype(theirs.dtype), theirs):
             raise ValueError(f"{name} is not the weight of this base: it was made for another, or trained or resized")
 
 
 def drop_bias_copies(model: Transformer, plan: Plan, tensors: dict[str, np.ndarray]) -> None:
-    """With bias "all", that of a masked head is there under its two names, and those of a saved module in three states,
-    of which original_module is not used any more. Raises ValueError where a copy is no copy."""
+    """The bias of a masked head that is saved, or with bias "all", is there under its two names; those of a saved
+    module, with bias "all", in three states, of which original_module is not used any more. Raises ValueError where a
+    copy is no copy."""
     copies = {}
     if model.config.head == "lm":
         inside = ".base_layer" if "lm_head" in plan.adapted else ""
@@ -233,11 +239,14 @@ def drop_bias_copies(model: Transformer, plan: Plan, tensors: dict[str, np.ndarr
     for name, original in copies.items():
         if name == original or name not in tensors or original not in tensors:
             continue
-        if not np.array_equal(tensors.pop(name), tensors[original]):
+        copied = tensors.pop(name)
+        if not np.array_equal(copied, tensors[original]):
             raise ValueError(f"{name} is not {original}, of which it must be a copy")
 
 
-def check_tensors(model: Transformer, plan: Plan, names: dict[Place, str], tensors: dict[str, np.ndarray]) -> None:
+def check_tensors(
+    model: Transformer, config: dict[str, Any], plan: Plan, names: dict[Place, str], tensors: dict[str, np.ndarray]
+) -> None:
     """Raise ValueError unless the tensors are just those that are needed, of the right shapes, and can be converted."""
     if not tensors:
         raise ValueError("it holds no tensor")
@@ -261,6 +270,14 @@ def check_tensors(model: Transformer, plan: Plan, names: dict[Place, str], tenso
         with np.errstate(over="ignore"):
             if not np.isfinite(x.astype(dtype)).all():
                 raise ValueError(f"{name} holds numbers that are too large for {dtype}")
+    for path, (r, alpha) in plan.adapted.items():
+        A, B = (float(np.abs(tensors[names[path, side]]).max()) for side in ("lora_A", "lora_B"))
+        s = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
+        if not abs(s) * max(1.0, r * A * B) <= float(np.finfo(dtype).max):
+            raise ValueError(
+                f"lora_alpha = {alpha!r} of {their_name(model, path)} makes s B A too large for {dtype} (A is up to "
+                f"{A:.3g}, B up to {B:.3g})"
+            )
     if plan.head and "embed.token" in plan.adapted:
         for side, other in (("lora_A", "lora_B"), ("lora_B", "lora_A")):
             one, two = names[plan.head, side], names["embed.token", other]
@@ -307,11 +324,14 @@ def build(model: Transformer, config: dict[str, Any], plan: Plan, arrays: dict[P
         modules[path] = with_own(layers[path], {what: parameter(path, what) for p, what in arrays if p == path})
     for path in plan.biases:
         modules[path] = with_own(layers[path], {"bias": parameter(path, "bias")})
-    rng, dropout = np.random.default_rng(0), config.get("lora_dropout") or 0.0  # A and B are replaced
-    for path, (r, alpha) in plan.adapted.items():
-        base = modules.get(path, layers[path])
-        adapter = adapt(base, r, alpha, rng=rng, dropout=dropout, rslora=bool(config.get("use_rslora")))
-        adapter.lora_A, adapter.lora_B = parameter(path, "lora_A"), parameter(path, "lora_B")
+    dropout, rslora = float(config.get("lora_dropout") or 0.0), bool(config.get("use_rslora"))
+    for path, (_, alpha) in plan.adapted.items():
+        base, A, B = modules.get(path, layers[path]), arrays[path, "lora_A"], arrays[path, "lora_B"]
+        if isinstance(base, Embedding):
+            adapter: Adapter = LoRAEmbedding.of(base, A, B, alpha, rslora=rslora)
+        else:
+            adapter = LoRALinear.of(base, A, B, alpha, rslora=rslora)
+            adapter.dropout = dropout
         modules[path] = adapter
         if path in plan.biases:
             adapter.base.bias.trainable = True
