@@ -166,7 +166,8 @@ def encoder(family: str, transform: str, config: Config, rng: np.random.Generato
         head = {"first": Select(last=False), transform: new.linear(C, C, True), f"{transform}_tanh": Tanh()}
         head["classifier"] = new.classifier(bias=True)
     elif config.head == "lm":
-        head = {"head_transform": new.linear(C, C, True), "head_gelu": new.gelu(), "head_norm": new.layer_norm()}
+        gelu = new.gelu() if family == "bert" else Gelu(approximate=False)  # RoBERTa's head has one of its own
+        head = {"head_transform": new.linear(C, C, True), "head_gelu": gelu, "head_norm": new.layer_norm()}
         head["lm_head"] = new.lm_head(token, bias=True)
     return Transformer(family, config, chain(embed, blocks, **head))
 

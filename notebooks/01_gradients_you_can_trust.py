@@ -214,10 +214,10 @@ assert np.allclose(wrong[steps < 1e-3], wrong[-1], rtol=1e-3)
 # **Why five points at $\varepsilon = 2 \cdot 10^{-5}$?** For this $x$ the dot is at $2 \cdot 10^{-4}$. A step too small
 # by 10 costs one digit, a step too large by 10 costs four: one stays on the left. And the dot moves: when $x$ is 10
 # times smaller, so is $\sigma$, and $L$ bends 10 times as sharply. The library lets an error of $10^{-7}$ pass, so it
-# must measure better than that: for $x / 10$ it still does at $10^{-4}$, and no longer at $10^{-3}$. No step is right for
-# every $L$ (think of $\log x$ at $x = 10^{-5}$). So $2 \cdot 10^{-5}$ is where the library begins, with room to spare:
-# it measures how far off it may be, and divides the step by 4 until that is less than $10^{-7}$. If rounding does not
-# let it, it says so.
+# must measure better than that: for $x / 10$ it still does at $10^{-4}$, and no longer at $10^{-3}$. No step is right
+# for every $L$ (think of $\log x$ at $x = 10^{-5}$). So $2 \cdot 10^{-5}$ is where the library begins, with room to
+# spare: it measures how far off it may be, and divides the step by 4 until that is less than $10^{-7}$. If rounding
+# does not let it, it says so.
 
 # %%
 sharp = errors(five_points, layer_norm_gradients(dy, x / 10, g, b)[0], x=x / 10)

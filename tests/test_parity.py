@@ -69,6 +69,10 @@ KINDS = {
     "bert, headless": Kind("BertConfig", "BertModel", {**SIZES, **QUIET}),
     "bert, classifier": Kind("BertConfig", "BertForSequenceClassification", {**SIZES, **QUIET, "num_labels": 3}),
     "roberta": Kind("RobertaConfig", "RobertaForMaskedLM", {**SIZES, **QUIET, "max_position_embeddings": 23}),
+    "roberta, tanh GELU": Kind(
+        "RobertaConfig", "RobertaForMaskedLM",
+        {**SIZES, **QUIET, "max_position_embeddings": 23, "hidden_act": "gelu_new"},
+    ),
     "roberta, classifier": Kind("RobertaConfig", "RobertaForSequenceClassification",
                                 {**SIZES, **QUIET, "num_labels": 3, "max_position_embeddings": 23}),
 }  # fmt: skip
