@@ -112,7 +112,7 @@ def read_config(
         if values.get(key, only) != only:
             raise ValueError(f"{source}: {key} = {values[key]!r} is not supported, only {only!r}")
     values = {**form.defaults, **values}
-    found: dict[str, Any] = {"dtype": dtype, **form.fixed, **head_of(values, head, labels)}
+    found: dict[str, Any] = {"dtype": dtype, **form.fixed}
     for ours, theirs in form.keys.items():
         if theirs not in values or (values[theirs] is None and ours not in DERIVED):
             raise ValueError(f"{source} lacks {theirs!r}")
@@ -125,6 +125,7 @@ def read_config(
             raise ValueError(f"{source}: {key} = {values[key]!r} is not supported, only {', '.join(ACTIVATIONS)}")
         found["activation"] = ACTIVATIONS[found["activation"]]
     try:
+        found |= head_of(values, head, labels)
         if form.family == "llama":
             found |= rotary(values)
             found["context"] = within_window(values, found["context"], source)
