@@ -681,3 +681,16 @@ def test_smollm2s_tokens_and_chat_are_those_of_transformers():
     ids = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     assert tokenizer.encode(text, special=False).tolist() == ids
     assert tokenizer.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_what_changed_between_two_files_is_found_and_in_the_orientation_of_the_layer(tmp_path):
+    from minilora.tasks.changes import checkpoint_changes
+
+    before, after = random_tensors("gpt2"), random_tensors("gpt2")
+    after["blk.1.ffn_up.weight"] = after["blk.1.ffn_up.weight"] + np.float32(0.5)
+    paths = [write(tmp_path / f"{i}.gguf", "gpt2", tensors) for i, tensors in enumerate((before, after))]
+    changes = checkpoint_changes(*paths)
+    assert list(changes.layers) == ["transformer.h.1.mlp.c_fc"]
+    (change,) = changes.layers.values()
+    assert change.shape == (F, C)
+    np.testing.assert_allclose(change.update().sigma[:2], [0.5 * np.sqrt(F * C), 0], atol=1e-4)

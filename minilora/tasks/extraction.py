@@ -76,10 +76,9 @@ def extracted_files(model: Transformer, paths: dict[str, str], kept: dict[str, K
     """An adapter in PEFT's format for `model`, on which it is put: what is kept of the layers in `paths`; s = 1."""
     model.freeze()
     for name, path in paths.items():
-        A, B = kept[name].A, kept[name].B
-        adapter = LoRALinear(model[path], len(A), alpha=len(A), rng=np.random.default_rng(0))
-        adapter.lora_A.data, adapter.lora_B.data = A, B
-        model[path] = adapter
+        layer, base = kept[name], model[path]
+        assert isinstance(base, Linear)
+        model[path] = LoRALinear.of(base, layer.A, layer.B, alpha=len(layer.A))
     return adapter_files(model)
 
 
