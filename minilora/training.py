@@ -22,21 +22,30 @@ from .checkpoint import load_tensors, save_tensors
 from .modules import Context, Gradients, Module, check_fit, shapes_of
 from .optim import AdamW, Optimizer, Schedule, clip_by_global_norm
 from .text import Batch
-from .transformer import Transformer, check_ids
+from .transformer import Transformer
 
 
 def loss_of(
     model: Transformer, batch: Batch, rng: np.random.Generator | None = None, count: int | None = None
 ) -> tuple[Array, tuple[Any, Any]]:
-    """Mean cross-entropy over the labelled positions (a 0-d array, on the device), and the caches of model and loss.
+    """Mean cross-entropy over what has a label (a 0-d array, on the device), and the caches of model and loss.
 
     `count` replaces their number where the batch is a part of a larger one; losses and gradients then add up.
-    Raises ValueError for targets that are neither in the vocabulary nor IGNORE, or of another shape than the ids.
+    Raises ValueError for targets that are neither one of the head's outputs nor IGNORE, or do not fit its shape.
     """
-    check_ids(np.where(batch.targets == ops.IGNORE, 0, batch.targets), model.config)
     logits, cache = model.forward(batch.ids, Context(batch.padding, batch.segments, rng))
+    check_targets(batch.targets, logits.shape[-1])
     loss, ce_cache = ops.cross_entropy_forward(logits, get_array_module(logits).asarray(batch.targets), count)
     return loss, (cache, ce_cache)
+
+
+def check_targets(targets: np.ndarray, outputs: int) -> None:
+    """Raise ValueError unless every label is one of the head's outputs, or IGNORE."""
+    if targets.dtype.kind not in "iu":
+        raise ValueError(f"labels are integers, not {targets.dtype}")
+    wrong = targets[((targets < 0) | (targets >= outputs)) & (targets != ops.IGNORE)]
+    if wrong.size:
+        raise ValueError(f"label {wrong[0]} is outside the head's outputs 0..{outputs - 1}")
 
 
 def loss_and_gradients(
