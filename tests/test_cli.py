@@ -23,7 +23,7 @@ import pytest
 
 from minilora import __version__, accounting, checkpoint, lora, pretrained, text, training
 from minilora.checkpoint import load_tensors, save_tensors
-from minilora.cli import main, parser
+from minilora.cli import commands, main, parser
 from minilora.families import llama
 from minilora.pretrained import save_pretrained
 from minilora.tasks import language_model, rank
@@ -348,6 +348,19 @@ def test_finetune_refuses_bad_options_in_one_line_and_makes_nothing(name, here, 
     words, says = BAD_OPTIONS[name]
     (here / "odd" / "settings.json").mkdir(parents=True)
     assert_refused(here, capfd, [*FINETUNE, *words], says)
+
+
+def test_an_option_that_a_task_does_not_read_is_refused_by_its_name(here, capfd, monkeypatch):
+    def finetune(base, data, out, *, rank, seed, shards, resume, backend, steps=1):
+        raise AssertionError("it was not refused")
+
+    monkeypatch.setitem(commands.TASKS, "other", "other")
+    monkeypatch.setitem(sys.modules, "minilora.tasks.other", SimpleNamespace(finetune=finetune, show=print))
+    words = ["finetune", "--task", "other", "--data", "words.txt", "--out", "out", "--steps", "3"]
+    says = "--task other does not read --evaluate-every: leave it out"
+    assert_refused(here, capfd, [*words, "--evaluate-every", "3"], says)
+    with pytest.raises(AssertionError, match="it was not refused"):
+        main(words)
 
 
 BAD_TEXTS = {

@@ -6,13 +6,17 @@ The functions import as they run: NumPy is loaded once --threads has been read.
 from __future__ import annotations
 
 import argparse
+import inspect
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+TASKS = {"text": "language_model"}  # what finetune learns from -> the file in tasks/ that knows how
 
 
 def backend(options: argparse.Namespace) -> ModuleType:
@@ -51,16 +55,15 @@ def pretrain(options: argparse.Namespace) -> None:
 def finetune(options: argparse.Namespace) -> None:
     """Fine-tune a model with LoRA on a text."""
     keep_freed_memory()
-    from ..tasks import language_model
-
-    words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads")}
-    done = language_model.finetune(backend=backend(options), **words)
-    print(f"{done['adapted']} layers adapted, {done['trainable']:,} parameters trained for {done['steps']} steps")
-    for step, value in done["bits_per_byte"].items():
-        print(f"step {step:>5}: {value:.3f} bits per byte of validation text")
-    print(f"written to {options.out}; now try")
+    task = import_module(f"..tasks.{TASKS[options.task]}", __package__)
+    words = {key: value for key, value in vars(options).items() if key not in ("run", "task", "device", "threads")}
+    unread = next((key for key in words if key not in inspect.signature(task.finetune).parameters), None)
+    if unread:
+        raise ValueError(f"--task {options.task} does not read --{unread.replace('_', '-')}: leave it out")
+    task.show(task.finetune(backend=backend(options), **words))
     base, adapter = shlex.quote(options.base), shlex.quote(options.out)
-    print(f"  minilora generate --base {base} --adapter {adapter} --prompt 'The '")
+    print(f"written to {options.out}; now try")
+    print(f"  minilora {task.NEXT} --base {base} --adapter {adapter}")
 
 
 def sweep(options: argparse.Namespace) -> None:

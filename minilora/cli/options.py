@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from .. import __doc__ as minilora_doc
 from .. import __version__
-from .commands import audit, chat, count, demo, finetune, generate, info, merge, pretrain, rank, sweep, verify
+from .commands import TASKS, audit, chat, count, demo, finetune, generate, info, merge, pretrain, rank, sweep, verify
 
 # accounting.METHODS, which cannot be imported here: NumPy is, once --threads has been read
 COUNTED = """full, top2, bitfit, prefix-embed, prefix-layer, lora, qlora, lora-fa, dora, vera, lora-xs, ia3,
@@ -56,20 +57,22 @@ def parser() -> Parser:
         return sub.add_argument
 
     def tuning(add: Callable[..., Any]) -> None:
-        """How to fine-tune: what finetune and the runs of a sweep are told alike."""
+        """How to fine-tune: what finetune and the runs of a sweep are told alike. What is not said has
+        the default of the function that does it."""
+        add = partial(add, default=argparse.SUPPRESS)
         add("--data", required=True, metavar="FILE", help="a text file, or 'builtin': Python's own source")
-        add("--targets", type=names, default="all-linear", metavar="A,B", help="layers to adapt (default all-linear)")
-        add("--alpha", type=float, default=16.0, metavar="X", help="the adapter is scaled by alpha/rank (default 16)")
+        add("--targets", type=names, metavar="A,B", help="layers to adapt (default all-linear)")
+        add("--alpha", type=float, metavar="X", help="the adapter is scaled by alpha/rank (default 16)")
         add("--rslora", action="store_true", help="scale by alpha/sqrt(rank) instead")
-        add("--dropout", type=float, default=0.0, metavar="P", help="on the adapter's input (default 0)")
-        add("--lr", type=above_zero, default=8e-3, metavar="X", help="peak learning rate (default 8e-3)")
-        add("--steps", type=positive, default=100, metavar="N", help="(default 100)")
-        add("--batch", type=positive, default=16, metavar="N", help="windows in a batch (default 16)")
-        add("--length", type=positive, default=128, metavar="N", help="bytes in a window (default 128)")
-        add("--accumulate", type=positive, default=1, metavar="N", help="batches in a step (default 1)")
-        add("--evaluate-every", type=positive, default=50, metavar="N", help="steps (default 50)")
-        add("--patience", type=from_zero, default=0, metavar="N", help="stop after N evaluations in vain; 0: never")
-        add("--checkpoint-every", type=positive, default=50, metavar="N", help="steps (default 50)")
+        add("--dropout", type=float, metavar="P", help="on the adapter's input (default 0)")
+        add("--lr", type=above_zero, metavar="X", help="peak learning rate (default 8e-3)")
+        add("--steps", type=positive, metavar="N", help="(default 100)")
+        add("--batch", type=positive, metavar="N", help="windows in a batch (default 16)")
+        add("--length", type=positive, metavar="N", help="bytes in a window (default 128)")
+        add("--accumulate", type=positive, metavar="N", help="batches in a step (default 1)")
+        add("--evaluate-every", type=positive, metavar="N", help="steps (default 50)")
+        add("--patience", type=from_zero, metavar="N", help="stop after N evaluations in vain; 0: never")
+        add("--checkpoint-every", type=positive, metavar="N", help="steps (default 50)")
 
     def drawing(add: Callable[..., Any]) -> None:
         """How to continue a text: what generate and chat are told alike."""
@@ -102,6 +105,7 @@ def parser() -> Parser:
         "adapter_config.json, adapter_model.safetensors, settings.json, history.json, checkpoint.safetensors",
         *("--base", "--out", "--resume", "--device", "--seed", "--shards"),
     )
+    add("--task", choices=[*TASKS], default="text", help="what --data is: text (default)")
     add("--rank", type=int, default=8, metavar="N", help="(default 8)")
     tuning(add)
 

@@ -25,6 +25,7 @@ from ..transformer import Config, Transformer
 from .runs import CHECKPOINT, HISTORY, SETTINGS, how_to_go_on, training_folder
 
 PRETRAINING = "pretraining.json"
+NEXT = "generate --prompt 'The '"  # what to do with an adapter
 
 # The built-in base: a llama over bytes, and the recipe that made it.
 SHAPE = Config(vocab=256, layers=5, width=128, heads=4, kv_heads=2, hidden=344, context=128)
@@ -105,7 +106,7 @@ def finetune(
     *,
     targets: str | list[str] = "all-linear",
     rank: int = 8,
-    alpha: float = 16,
+    alpha: float = 16.0,
     dropout: float = 0.0,
     rslora: bool = False,
     lr: float = 8e-3,
@@ -174,6 +175,13 @@ def finetune(
         "steps": len(history.loss),
         "bits_per_byte": {step: text.bits(loss) for step, loss in history.evaluations},
     }
+
+
+def show(done: dict[str, Any]) -> None:
+    """The summary of finetune() for a person."""
+    print(f"{done['adapted']} layers adapted, {done['trainable']:,} parameters trained for {done['steps']} steps")
+    for step, value in done["bits_per_byte"].items():
+        print(f"step {step:>5}: {value:.3f} bits per byte of validation text")
 
 
 def text_hash(split: text.Split) -> str:
