@@ -67,7 +67,7 @@ WHOLE = {
 }
 
 TIED_NAMES = "embed_tokens", "lm_head"  # the names by which PEFT knows an embedding and a head that may be tied
-CLASSIFIERS = "classifier", "score"  # what PEFT adds to modules_to_save for the task SEQ_CLS
+CLASSIFIERS = "classifier", "score"  # what PEFT adds to modules_to_save for the tasks SEQ_CLS and TOKEN_CLS
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]]:
