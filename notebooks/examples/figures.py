@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from minilora.plots import BASE, LORA, TYPE, png_bytes
 
 GOOD, BAD = "#2a7f4f", "#b3261e"
+KINDS = {"PER": ("#f6c177", "people"), "LOC": ("#9ccfa3", "places"), "ORG": ("#9fc5e8", "organisations")}
 
 
 def save(out, figure):
@@ -16,7 +18,7 @@ def save(out, figure):
 
 
 def digits(out, images, labels, guesses, right):
-    """Held-out images, six of the old digits above six of the new, and what is read in them; of all, the share right."""
+    """Held-out images, six of the old digits above six of the new, and how they are read; below, the share right."""
     figure = Figure(figsize=(16, 11), layout="constrained", dpi=100)
     top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.2])
     for i, ax in enumerate(top.subplots(2, 6).flat):
@@ -37,4 +39,34 @@ def digits(out, images, labels, guesses, right):
     ax.set_yticks(range(0, 101, 20))
     ax.set(ylabel="% of held-out images right", ylim=(0, 125))
     ax.legend(frameon=False, ncols=2, fontsize=TYPE, loc="upper center")
+    save(out, figure)
+
+
+def named_entities(out, sentences, truth, guesses, scores, spans):
+    """Held-out sentences, the first with each two kinds of name, and the names found there; below, F1 of each kind."""
+    figure = Figure(figsize=(16, 11), layout="constrained", dpi=100)
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1])
+    ax = top.subplots()
+    ax.set(xlim=(0, 84), ylim=(10.6, -0.6))  # a letter of the words is one unit wide
+    ax.axis("off")
+    kinds = [{kind for _, _, kind in spans(tags)} for tags in truth]
+    for block, pair in enumerate(({"PER", "LOC"}, {"PER", "ORG"}, {"LOC", "ORG"})):
+        i = kinds.index(pair)
+        words = [word for word, _ in sentences[i]]
+        x = 10 + np.cumsum([0, *(len(word) + 1 for word in words)])
+        for line, way in enumerate(("truth", "new head", "LoRA")):
+            tags, y = truth[i] if way == "truth" else guesses[way][i], 4 * block + line
+            color = "black" if way == "truth" else GOOD if tags == truth[i] else BAD
+            ax.text(0, y, way, fontsize=TYPE, color=color, va="center", weight="bold")
+            ax.text(x[0], y, " ".join(words), fontsize=22, family="monospace", va="center")
+            for first, last, kind in spans(tags):
+                box = (x[first] - 0.3, y - 0.4), x[last + 1] - x[first] - 0.4, 0.8
+                ax.add_patch(Rectangle(*box, color=KINDS[kind][0], zorder=0))
+    ax, x = bottom.subplots(), np.arange(len(scores))
+    for k, (kind, (color, name)) in enumerate({**KINDS, "PER LOC ORG": (BASE, "all")}.items()):
+        bars = ax.bar(x + 0.2 * (k - 1.5), [row[kind] for row in scores.values()], 0.19, color=color, label=name)
+        ax.bar_label(bars, fmt="%.2f", fontsize=TYPE - 3)
+    ax.set_xticks(x, list(scores))
+    ax.set(ylabel="F1 on held-out names\nin held-out sentences", ylim=(0, 1.12))
+    ax.legend(frameon=False, fontsize=TYPE, loc="upper left")
     save(out, figure)
