@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -156,7 +156,8 @@ def take(texts: Batch, rows: np.ndarray) -> Batch:
     T = len(texts.ids[0])
     if texts.padding is not None:
         T = int(texts.padding[rows].any(axis=0).nonzero()[0].max()) + 1
-    return Batch(*(x if x is None else x[rows, :T] if x.ndim == 2 else x[rows] for x in texts))
+    fields: Any = (x if x is None else x[rows, :T] if x.ndim == 2 else x[rows] for x in texts)
+    return Batch(*fields)
 
 
 def shuffled(texts: Batch, batch: int, seed: int) -> Callable[[int], Batch]:

@@ -20,7 +20,7 @@ from . import ops
 from .backend import Array, get_array_module, to_numpy
 from .checkpoint import load_tensors, save_tensors
 from .modules import Context, Gradients, Module, check_fit, shapes_of
-from .optim import AdamW, Optimizer, Schedule, clip_by_global_norm
+from .optim import AdamW, Optimizer, Penalty, Schedule, clip_by_global_norm
 from .text import Batch
 from .transformer import Transformer
 
@@ -133,6 +133,7 @@ def fit(
     lr: float = 1e-3,
     optimizer: Optimizer | None = None,
     schedule: Schedule = lambda step: 1.0,
+    penalty: Penalty | None = None,
     accumulate: int = 1,
     clip: float = 1.0,
     shards: int = 1,
@@ -148,7 +149,8 @@ def fit(
     """Train what is trainable in `model` for `steps` steps of AdamW at `lr` (or `optimizer`); return the history.
 
     `batches(i)` is the i-th batch; a step takes `accumulate` of them, each cut in `shards` for as many threads.
-    An `optimizer` brings its own rates: `lr` is then ignored. The gradient is clipped to the norm `clip`.
+    An `optimizer` brings its own rates: `lr` is then ignored. A `penalty` (optim.penalty) is added to the loss that is
+    trained on, and noted; held-out data is judged without it. The gradient is clipped to the norm `clip`.
     `held_out()` is evaluated before the first step, every `evaluate_every` steps, and after the last; after `patience`
     times without a new best, training stops. Then, or after the last step, the best parameters are put back; without
     `patience` the last ones stay. `checkpoint` names a file written every `checkpoint_every` steps, at the end, and
@@ -195,6 +197,9 @@ def fit(
             if run.history.stopped_early:
                 break
             loss, grads = sharded_loss_and_gradients(pool, shards, model, at(step), [seed, step])
+            if penalty:
+                more, more_grads = penalty()
+                loss, grads = loss + more, grads + more_grads
             run.step(loss, *clip_by_global_norm(grads, clip), schedule(step))
             bar.update()
             stop, last = interrupted.is_set(), step + 1 == steps

@@ -10,7 +10,22 @@ from typing import Any, NoReturn
 
 from .. import __doc__ as minilora_doc
 from .. import __version__
-from .commands import TASKS, audit, chat, count, demo, finetune, generate, info, merge, pretrain, rank, sweep, verify
+from .commands import (
+    TASKS,
+    audit,
+    chat,
+    count,
+    demo,
+    finetune,
+    generate,
+    info,
+    merge,
+    predict,
+    pretrain,
+    rank,
+    sweep,
+    verify,
+)
 
 # accounting.METHODS, which cannot be imported here: NumPy is, once --threads has been read
 COUNTED = """full, top2, bitfit, prefix-embed, prefix-layer, lora, qlora, lora-fa, dora, vera, lora-xs, ia3,
@@ -74,6 +89,16 @@ def parser() -> Parser:
         add("--patience", type=from_zero, metavar="N", help="stop after N evaluations in vain; 0: never")
         add("--checkpoint-every", type=positive, metavar="N", help="steps (default 50)")
 
+    def classifying(add: Callable[..., Any]) -> None:
+        """What a classifier is told beside."""
+        add = partial(add, default=argparse.SUPPRESS)
+        add("--text", metavar="NAME", help="classify: the column of the text (default text)")
+        add("--label", metavar="NAME", help="classify: that of the label (default label)")
+        add("--held-out", metavar="FILE", help="classify: rows to judge by (default: a tenth of --data)")
+        add("--epochs", type=positive, metavar="N", help="classify: how often each row is seen (default 3)")
+        add("--l1", type=from_zero_up, metavar="X", help="classify: penalty on |A| and |B| (default 0)")
+        add("--l2", type=from_zero_up, metavar="X", help="classify: penalty on A²/2 and B²/2 (default 0)")
+
     def drawing(add: Callable[..., Any]) -> None:
         """How to continue a text: what generate and chat are told alike."""
         add("--adapter", metavar="DIR", help="an adapter folder")
@@ -105,9 +130,18 @@ def parser() -> Parser:
         "adapter_config.json, adapter_model.safetensors, settings.json, history.json, checkpoint.safetensors",
         *("--base", "--out", "--resume", "--device", "--seed", "--shards"),
     )
-    add("--task", choices=[*TASKS], default="text", help="what --data is: text (default)")
+    add("--task", choices=[*TASKS], default="text", help="what --data is: text (default), or labelled rows")
     add("--rank", type=int, default=8, metavar="N", help="(default 8)")
     tuning(add)
+    classifying(add)
+
+    add = command(predict, "minilora predict --adapter runs/reviews --data new.csv --text review", "", "--device")
+    add("--adapter", required=True, metavar="DIR", help="an adapter that finetune --task classify made, or PEFT")
+    add("--base", metavar="MODEL", help="its base (default: what the adapter's settings.json says)")
+    add("--data", metavar="FILE", help="a .csv, .tsv or .jsonl; without it, lines of standard input")
+    add("--text", default="text", metavar="NAME", help="the column of the text (default text)")
+    add("--label", metavar="NAME", help="a column of labels, to judge by")
+    add("--json", action="store_true", help="print a line of JSON for each text, with all probabilities")
 
     add = command(
         sweep,
@@ -224,6 +258,10 @@ def above_zero(word: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{word!r} is not a number above 0")
     return number
+
+
+def from_zero_up(word: str) -> float:
+    return 0.0 if word in ("0", "0.0") else above_zero(word)
 
 
 def share(word: str) -> float:
