@@ -19,7 +19,7 @@ from minilora.families import FAMILIES
 from minilora.lora import Adapter
 from minilora.modules import Gradients
 from minilora.optim import SGD, AdamW
-from minilora.peft.format import INFORMATION, OFF, READ, REGULAR, WHOLE
+from minilora.peft.config import INFORMATION, OFF, READ, REGULAR, WHOLE
 from minilora.peft.reading import read_modules
 from minilora.peft.regular import check_regular
 from minilora.tasks.changes import adapter_changes
@@ -312,8 +312,8 @@ DAMAGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "saved, and adapted": ({}, {"modules_to_save": ["q_proj"]}, "do not name .*q_proj, which has tensors"),
     "rank_pattern": ({}, {"rank_pattern": ["q_proj"]}, "rank_pattern maps regular expressions to numbers"),
     "a rank": ({}, {"rank_pattern": {"q_proj": 99}}, "has shape"),
-    "no rank": ({}, {"rank_pattern": {"q_proj": 0}}, "rank 0 is not a whole number from 1 up"),
-    "an alpha without end": ({}, {"lora_alpha": 10**400}, "alpha 10+ is not a number"),
+    "no rank": ({}, {"rank_pattern": {"q_proj": 0}}, "rank_pattern: rank 0 is not a whole number from 1"),
+    "an alpha without end": ({}, {"lora_alpha": 10**400}, r"lora_alpha: alpha 10{79}\.\.\. is not a number"),
     "an alpha": ({}, {"alpha_pattern": {"q_proj": "x"}}, "alpha 'x' is not a number"),
     "dropout": ({}, {"lora_dropout": 2}, "dropout 2 is not a probability"),
     "a target that is a norm": ({}, {"target_modules": ["q_proj", "v_proj", "norm"]}, "this is of type RMSNorm"),
