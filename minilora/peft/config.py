@@ -175,6 +175,15 @@ def is_target(config: dict[str, Any], name: str) -> bool:
     return ends_with(name, targets) and is_layer_to_transform(config, name)
 
 
+def matches(config: dict[str, Any], key: str, entry: str, name: str) -> bool:
+    """Does one of the entries of a key match this module?"""
+    if key == "modules_to_save":
+        return is_saved({key: [entry]}, name)
+    if key in WHOLE:
+        return bool(re.match(whole(key, entry), name))
+    return bool(re.fullmatch(entry, name)) if isinstance(config[key], str) else ends_with(name, [entry])
+
+
 def ends_with(name: str, endings: Collection[str]) -> bool:
     return any(f".{name}".endswith(f".{ending}") for ending in endings)
 

@@ -100,12 +100,15 @@ def has_pooler_apart(model: Transformer) -> bool:
     return model.config.head == "none" and model.family in ("bert", "roberta")
 
 
+def every_layer(model: Transformer) -> list[str]:
+    """The name in Hugging Face's model of every layer with parameters, a pooler's that we lack too."""
+    return [their_name(model, path) for path in layers_of(model)] + ["pooler.dense"] * has_pooler_apart(model)
+
+
 def every_name(model: Transformer) -> list[str]:
-    """Every module's name in Hugging Face's model, those that hold others too."""
-    leaves = [their_name(model, path) for path in layers_of(model)] + ["pooler.dense"] * has_pooler_apart(model)
-    return list(
-        dict.fromkeys(".".join(name.split(".")[: i + 1]) for name in leaves for i in range(name.count(".") + 1))
-    )
+    """Those, and the names of what holds them."""
+    ways = (name.split(".") for name in every_layer(model))
+    return list(dict.fromkeys(".".join(parts[: i + 1]) for parts in ways for i in range(len(parts))))
 
 
 def adapter_tensors(model: Transformer, path: str, base: Module) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +11,8 @@ from ..lora import HEADS, Adapter, MergedEmbedding, MergedLinear, check_base
 from ..modules import Linear, Module
 from ..pretrained import their_name
 from ..transformer import Transformer
-from .config import TIED_NAMES, first_match, is_saved, is_target, short
-from .format import PREFIX, adapter_tensors, layers_of, tied_head
+from .config import ADDED, TIED_NAMES, entries, first_match, is_saved, is_target, matches, short
+from .format import CONFIG, PREFIX, adapter_tensors, every_layer, every_name, layers_of, tied_head
 
 
 class Plan(NamedTuple):
@@ -24,7 +25,8 @@ class Plan(NamedTuple):
 
 
 def what_to_adapt(model: Transformer, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Plan:
-    """Raises ValueError where a layer cannot be adapted so, or has tensors and is not named."""
+    """Raises ValueError as check_names does, and where a layer cannot be adapted so, or has tensors and no name."""
+    check_names(model, config)
     if config.get("fan_in_fan_out") and model.family != "gpt2":
         raise ValueError(f"fan_in_fan_out = True is for layers stored as (in, out), and a {model.family} has none")
     layers, ties = layers_of(model), tie_of(model, config, tensors)
@@ -61,6 +63,44 @@ def what_to_adapt(model: Transformer, config: dict[str, Any], tensors: dict[str,
     if both:
         raise ValueError(f"{their_name(model, both)} is among modules_to_save and among target_modules")
     return Plan(adapted, ties, saved, biases)
+
+
+def check_names(model: Transformer, config: dict[str, Any]) -> None:
+    """Raise ValueError for a name, a layer's number or a tie that is not the model's.
+
+    PEFT passes over what matches nothing. But what was made for this base would hardly name what it has not.
+    """
+    mend = f"the adapter is for another base, or this must come out of {CONFIG}"
+    every, layers = every_name(model), every_layer(model)
+    added = ADDED.get(str(config.get("task_type")), ())
+    for key in (
+        "target_modules",
+        "exclude_modules",
+        "modules_to_save",
+        "layers_pattern",
+        "rank_pattern",
+        "alpha_pattern",
+    ):
+        if key == "target_modules" and isinstance(config.get(key), str):
+            continue  # what it does not match has no tensor either
+        known = layers if key == "target_modules" else every
+        nothing = (
+            entry
+            for entry in entries(config, key)
+            if not any(matches(config, key, entry, name) for name in known)
+            and not (key == "modules_to_save" and entry in added)
+        )
+        first = [short(entry) for entry in itertools.islice(nothing, 4)]
+        if first:
+            names = f"{', '.join(first[:3])}{', ...' * (len(first) > 3)}"
+            raise ValueError(f"{key}: nothing in this {model.family} matches {names}; {mend}")
+    wanted = config.get("layers_to_transform")
+    beyond = [i for i in ([wanted] if type(wanted) is int else wanted or []) if not 0 <= i < model.config.layers]
+    if beyond:
+        raise ValueError(f"layers_to_transform: this {model.family} has layers 0 to {model.config.layers - 1}, and not "
+                         f"{short(beyond[0])}; {mend}")  # fmt: skip
+    if config.get("ensure_weight_tying") and not tied_head(model):
+        raise ValueError(f"ensure_weight_tying = True, and this {model.family} ties no head to its embedding; {mend}")
 
 
 def base_of(layer: Module) -> Any:
