@@ -322,7 +322,7 @@ DAMAGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "a target of another family": (
         {}, {"target_modules": ["q_proj", "c_attn", "v_proj"]},
-        r"target_modules: nothing in this llama matches 'c_attn'; .* another base, or .* out of adapter_config\.json",
+        r"adapter_config\.json does not fit .* target_modules: nothing in this llama matches 'c_attn'; .* another base",
     ),
     "a target that holds others": ({}, {"target_modules": ["q_proj", "v_proj", "mlp"]}, "matches 'mlp'"),
     "five names": ({}, {"target_modules": [*"abcde", "q_proj"]}, r"matches 'a', 'b', 'c', \.\.\.; "),

@@ -12,7 +12,7 @@ from ..modules import Linear, Module
 from ..pretrained import their_name
 from ..transformer import Transformer
 from .config import ADDED, TIED_NAMES, entries, first_match, is_saved, is_target, matches, short
-from .format import CONFIG, PREFIX, adapter_tensors, every_layer, every_name, layers_of, tied_head
+from .format import PREFIX, adapter_tensors, every_layer, every_name, layers_of, tied_head
 
 
 class Plan(NamedTuple):
@@ -70,7 +70,7 @@ def check_names(model: Transformer, config: dict[str, Any]) -> None:
 
     PEFT passes over what matches nothing. But what was made for this base would hardly name what it has not.
     """
-    mend = f"the adapter is for another base, or this must come out of {CONFIG}"
+    mend = "the adapter is for another base, or this must come out of its config"
     every, layers = every_name(model), every_layer(model)
     added = ADDED.get(str(config.get("task_type")), ())
     for key in (

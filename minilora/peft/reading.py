@@ -18,7 +18,7 @@ from ..lora import Adapter, LoRAEmbedding, LoRALinear, MergedEmbedding, MergedLi
 from ..modules import Embedding, Module, Parameter
 from ..pretrained import base_hash
 from ..transformer import Transformer
-from .format import carried, layers_of, read_adapter
+from .format import CONFIG, WEIGHTS, carried, layers_of, read_adapter
 from .plan import Plan, base_of, what_to_adapt
 from .tensors import Place, check_tensors, of_pooler, only_these, tensor_names
 
@@ -49,10 +49,13 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], s
     config, tensors, metadata = read_adapter(folder)
     try:
         plan = what_to_adapt(model, config, tensors)
-        names = tensor_names(model, plan)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG} does not fit this model: {error}") from None
+    names = tensor_names(model, plan)
+    try:
         check_tensors(model, config, plan, names, only_these(model, config, plan, tensors))
     except ValueError as error:
-        raise ValueError(f"{folder} does not fit this model: {error}") from None
+        raise ValueError(f"{folder / WEIGHTS} does not fit this model and its config: {error}") from None
     expected = metadata.get("base_sha256")
     if expected and expected != base_hash(model, carried(plan.saved, plan.biases)):
         raise ValueError(f"{folder} was made for another base: the weights of this model are not those it names")
