@@ -11,7 +11,7 @@ from ..lora import HEADS, Adapter, MergedEmbedding, MergedLinear, check_base
 from ..modules import Linear, Module
 from ..pretrained import their_name
 from ..transformer import Transformer
-from .config import ADDED, TIED_NAMES, entries, first_match, is_saved, is_target, matches, short
+from .config import ADDED, REGULAR, TIED_NAMES, WHOLE, entries, first_match, is_saved, is_target, matches, short
 from .format import PREFIX, adapter_tensors, every_layer, every_name, layers_of, tied_head
 
 
@@ -73,22 +73,15 @@ def check_names(model: Transformer, config: dict[str, Any]) -> None:
     mend = "the adapter is for another base, or this must come out of its config"
     every, layers = every_name(model), every_layer(model)
     added = ADDED.get(str(config.get("task_type")), ())
-    for key in (
-        "target_modules",
-        "exclude_modules",
-        "modules_to_save",
-        "layers_pattern",
-        "rank_pattern",
-        "alpha_pattern",
-    ):
+    for key in (*REGULAR, *WHOLE):
         if key == "target_modules" and isinstance(config.get(key), str):
             continue  # what it does not match has no tensor either
         known = layers if key == "target_modules" else every
         nothing = (
             entry
             for entry in entries(config, key)
-            if not any(matches(config, key, entry, name) for name in known)
-            and not (key == "modules_to_save" and entry in added)
+            if not (key == "modules_to_save" and entry in added)
+            and not any(matches(config, key, entry, name) for name in known)
         )
         first = [short(entry) for entry in itertools.islice(nothing, 4)]
         if first:

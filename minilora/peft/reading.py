@@ -30,8 +30,9 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
     frozen, adapters of other layers too. An adapter that does not say its base (PEFT's own do not) is checked by names
     and shapes, and the note says so; it says too what is passed over, tensors for a pooler that a model without a head
     lacks; otherwise it is empty. To switch between several: Adapters.
-    Raises FileNotFoundError for a missing file, ValueError for another base, a feature that is not supported, layers
-    that are adapted already, or missing, unexpected and misshapen tensors; the model is then as it was.
+    Raises FileNotFoundError for a missing file, ValueError for another base, a feature that is not supported, a name in
+    the config that nothing in the model has, layers that are adapted already, or missing, unexpected and misshapen
+    tensors; the model is then as it was.
     """
     modules, note = read_modules(model, Path(folder))
     shared = set(model.named_parameters().values())
