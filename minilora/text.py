@@ -181,3 +181,8 @@ def bigram_bits_per_byte(data: bytes, given: bytes) -> float:
 
 def bits(nats: float) -> float:
     return nats / math.log(2)
+
+
+def perplexity(nats: float) -> float:
+    """e^nats: among how many tokens a model seems to guess. From e^700 up it is infinite."""
+    return math.exp(nats) if nats < 700 else math.inf

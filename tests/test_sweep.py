@@ -343,7 +343,7 @@ BAD = {
     "no text": (["--data", "nowhere.txt"], "No such file or directory: nowhere.txt"),
     "no base": (["--base", "nowhere"], "no folder or file 'nowhere'"),
     "no such target": (["--targets", "q_prox"], "no layer is called 'q_prox'"),
-    "windows too long": (["--length", "33"], "windows of 33 bytes are longer than the model's 32 positions"),
+    "windows too long": (["--length", "33"], "windows of 33 tokens are longer than the model's 32 positions"),
     "out is taken": (["--out", "base"], r"base already holds config\.json: choose another folder"),
     "out is a file": (["--out", "words.txt"], r"words\.txt is a file: choose another folder"),
     "out is below a file": (["--out", "words.txt/out"], r"words\.txt"),

@@ -67,9 +67,10 @@ def parser() -> Parser:
         add("--dropout", type=float, metavar="P", help="on the adapter's input (default 0)")
         add("--lr", type=above_zero, metavar="X", help="peak learning rate (default 8e-3)")
         add("--steps", type=positive, metavar="N", help="(default 100)")
-        add("--batch", type=positive, metavar="N", help="windows in a batch (default 16)")
-        add("--length", type=positive, metavar="N", help="bytes in a window (default 128)")
+        add("--batch", type=positive, metavar="N", help="windows, or examples, in a batch (default 16)")
+        add("--length", type=positive, metavar="N", help="tokens in a window, at most (default 128)")
         add("--accumulate", type=positive, metavar="N", help="batches in a step (default 1)")
+        add("--recompute", action="store_true", help="blocks run again for backward: less memory, the same bytes")
         add("--evaluate-every", type=positive, metavar="N", help="steps (default 50)")
         add("--patience", type=from_zero, metavar="N", help="stop after N evaluations in vain; 0: never")
         add("--checkpoint-every", type=positive, metavar="N", help="steps (default 50)")
@@ -102,7 +103,8 @@ def parser() -> Parser:
     add = command(
         finetune,
         "minilora finetune --base builtin --data notes.txt --targets q_proj,v_proj --rank 8 --out runs/notes",
-        "adapter_config.json, adapter_model.safetensors, settings.json, history.json, checkpoint.safetensors",
+        """adapter_config.json, adapter_model.safetensors, settings.json, history.json, samples.json (before and after),
+  checkpoint.safetensors""",
         *("--base", "--out", "--resume", "--device", "--seed", "--shards"),
     )
     add("--task", choices=[*TASKS], default="text", help="what --data is: text (default)")
