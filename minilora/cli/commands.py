@@ -16,7 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-TASKS = {"text": "language_model"}  # what finetune learns from -> the file in tasks/ that knows how
+TASKS = {  # what finetune learns from -> the file in tasks/ that knows how
+    "text": "language_model",
+    "instruct": "instruction",
+}
 
 
 def backend(options: argparse.Namespace) -> ModuleType:
@@ -53,7 +56,7 @@ def pretrain(options: argparse.Namespace) -> None:
 
 
 def finetune(options: argparse.Namespace) -> None:
-    """Fine-tune a model with LoRA on a text."""
+    """Fine-tune a model with LoRA: on a text, or on the answers to prompts."""
     keep_freed_memory()
     task = import_module(f"..tasks.{TASKS[options.task]}", __package__)
     words = {key: value for key, value in vars(options).items() if key not in ("run", "task", "device", "threads")}

@@ -60,7 +60,7 @@ def parser() -> Parser:
         """How to fine-tune: what finetune and the runs of a sweep are told alike. What is not said has
         the default of the function that does it."""
         add = partial(add, default=argparse.SUPPRESS)
-        add("--data", required=True, metavar="FILE", help="a text file, or 'builtin': Python's own source")
+        add("--data", required=True, metavar="FILE", help="a file, or 'builtin': Python's own source")
         add("--targets", type=names, metavar="A,B", help="layers to adapt (default all-linear)")
         add("--alpha", type=float, metavar="X", help="the adapter is scaled by alpha/rank (default 16)")
         add("--rslora", action="store_true", help="scale by alpha/sqrt(rank) instead")
@@ -107,7 +107,8 @@ def parser() -> Parser:
   checkpoint.safetensors""",
         *("--base", "--out", "--resume", "--device", "--seed", "--shards"),
     )
-    add("--task", choices=[*TASKS], default="text", help="what --data is: text (default)")
+    what = """text (default): --data is a text; instruct: lines of {"prompt": "...", "answer": "..."}"""
+    add("--task", choices=[*TASKS], default="text", help=what)
     add("--rank", type=int, default=8, metavar="N", help="(default 8)")
     tuning(add)
 
