@@ -49,6 +49,8 @@ def paired_test(differences: Sequence[float], train: int, test: int) -> dict[str
     if k < 2:
         raise ValueError(f"{k} differences: a test needs two folds or more")
     mean, variance = float(np.mean(differences)), float(np.var(differences, ddof=1))
+    if min(differences) == max(differences):
+        mean, variance = float(differences[0]), 0.0  # the mean of equal numbers can be rounded
     error = math.sqrt((1 / k + test / train) * variance)
     t = mean / error if error else math.copysign(math.inf, mean) if mean else 0.0
     reach = error * float(stats.t.ppf(0.975, k - 1))

@@ -16,10 +16,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-TASKS = {
+TASKS = {  # what finetune learns from -> the file in tasks/ that knows how
     "text": "language_model",
+    "instruct": "instruction",
     "classify": "classification",
-}  # what finetune learns from -> the file in tasks/ that knows how
+}
 
 
 def backend(options: argparse.Namespace) -> ModuleType:
@@ -56,11 +57,11 @@ def pretrain(options: argparse.Namespace) -> None:
 
 
 def finetune(options: argparse.Namespace) -> None:
-    """Fine-tune a model with LoRA on a text."""
+    """Fine-tune a model with LoRA: on a text, on answers to prompts, or to classify."""
     keep_freed_memory()
     task = import_module(f"..tasks.{TASKS[options.task]}", __package__)
     words = {key: value for key, value in vars(options).items() if key not in ("run", "task", "device", "threads")}
-    reads = [*inspect.signature(task.finetune).parameters, *inspect.signature(getattr(task, "Recipe", str)).parameters]
+    reads = {*inspect.signature(task.finetune).parameters, *getattr(task, "OPTIONS", ())}
     unread = next((key for key in words if key not in reads), None)
     if unread:
         raise ValueError(f"--task {options.task} does not read --{unread.replace('_', '-')}: leave it out")
@@ -68,6 +69,21 @@ def finetune(options: argparse.Namespace) -> None:
     base, adapter = shlex.quote(options.base), shlex.quote(options.out)
     print(f"written to {options.out}; now try")
     print(f"  minilora {task.NEXT} --base {base} --adapter {adapter}")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Compare two settings of a classifier on the same folds, by a test that knows how folds overlap."""
+    keep_freed_memory()
+    import json
+
+    from ..tasks.crossvalidation import cross_validate, show
+
+    words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads", "json")}
+    report = cross_validate(backend=backend(options), **words)
+    if options.json:
+        print(json.dumps(report, indent=1))
+    else:
+        show(report)
 
 
 def predict(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,7 +29,7 @@ from ..tables import numbers_right, wide_console
 from ..text import Batch
 from ..tokenizer import Tokenizer
 from ..training import History, fit
-from ..transformer import Transformer
+from ..transformer import Transformer, recompute
 from .runs import CHECKPOINT, HISTORY, SETTINGS, how_to_go_on, read_settings, training_folder
 
 SCORES, FIGURE = "scores.json", "curves.png"
@@ -52,6 +52,7 @@ class Recipe:
     epochs: int = 3
     batch: int = 32
     accumulate: int = 1
+    recompute: bool = False
     length: int = 128  # tokens of a text that are read
     patience: int = 0
     evaluate_every: int = 50
@@ -60,6 +61,9 @@ class Recipe:
 
     def steps(self, texts: int) -> int:
         return -(-self.epochs * -(-texts // self.batch) // self.accumulate)
+
+
+OPTIONS = [field.name for field in fields(Recipe)]  # what finetune() passes on
 
 
 def finetune(
@@ -154,9 +158,12 @@ def encode(
 def prepare(model: Transformer, how: Recipe) -> list[str]:
     """Attach the adapters, and let the classifier learn whole; the paths adapted."""
     rng = np.random.default_rng(how.seed)
-    return attach_lora(
+    adapted = attach_lora(
         model, how.targets, how.rank, how.alpha, rng=rng, dropout=how.dropout, rslora=how.rslora, train=["classifier"]
     )
+    if how.recompute:
+        recompute(model)
+    return adapted
 
 
 def tune(model: Transformer, train: Batch, held_out: Batch | None, how: Recipe, **options: Any) -> History:
@@ -217,8 +224,8 @@ class Classifier:
         base = base or settings.get("base")
         if base is None:
             raise ValueError(f"{folder} does not say what its base is: give --base")
-        self.length: int = settings.get("length", Recipe.length)
         self.tokenizer, self.model = load_tokenizer(base), classifier(base, self.labels)
+        self.length: int = settings.get("length", min(Recipe.length, self.model.config.context))
         load_adapter(self.model, folder)
         self.model.to(backend)
 
@@ -240,8 +247,8 @@ def show(report: dict[str, Any]) -> None:
 def show_scores(report: dict[str, Any]) -> None:
     """Accuracy, the confusion matrix, and precision, recall and F1 of each label."""
     names = report["labels"]
-    title = f"accuracy {report['accuracy']:.4f}, macro F1 {report['macro_f1']:.4f}"
-    table = numbers_right(f"{title} (rows: what it is; columns: called)", "", *names, "precision", "recall", "F1")
+    print(f"accuracy {report['accuracy']:.4f}, macro F1 {report['macro_f1']:.4f}; rows: what it is, columns: called")
+    table = numbers_right("", "", *names, "precision", "recall", "F1")
     for i, name in enumerate(names):
         rates = (report[key][i] for key in ("precision", "recall", "f1"))
         table.add_row(name, *map(str, report["confusion"][i]), *(f"{rate:.4f}" for rate in rates))
