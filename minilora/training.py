@@ -34,8 +34,12 @@ def loss_of(
     Raises ValueError for targets that are neither in the vocabulary nor IGNORE, or of another shape than the ids.
     """
     check_ids(np.where(batch.targets == ops.IGNORE, 0, batch.targets), model.config)
-    logits, cache = model.forward(batch.ids, Context(batch.padding, batch.segments, rng))
-    loss, ce_cache = ops.cross_entropy_forward(logits, get_array_module(logits).asarray(batch.targets), count)
+    targets, where = batch.targets, None
+    if model.config.head == "lm" and targets.shape == batch.ids.shape and 0 < labelled(batch) < targets.size:
+        b, t = np.nonzero(targets != ops.IGNORE)  # the logits of the others, V numbers each, would go unread
+        targets, where = targets[b, t], (b, t)
+    logits, cache = model.forward(batch.ids, Context(batch.padding, batch.segments, rng, where))
+    loss, ce_cache = ops.cross_entropy_forward(logits, get_array_module(logits).asarray(targets), count)
     return loss, (cache, ce_cache)
 
 

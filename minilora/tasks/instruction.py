@@ -52,8 +52,8 @@ def read_answers(data: str, tokenizer: Tokenizer, batch: int, length: int, seed:
     answered = [i for i, example in enumerate(examples) if (example.targets != IGNORE).any()]
     if len(answered) < 2:
         raise ValueError(
-            f"{data} holds {len(pairs)} examples, and {len(answered)} have an answer within {length} tokens: 2 are needed, "
-            "one to learn from and one to hold out; give more, or a larger --length"
+            f"{data} holds {len(pairs)} examples, and {len(answered)} have an answer within {length} tokens: 2 are "
+            "needed, one to learn from and one to hold out; give more, or a larger --length"
         )
     order = np.random.default_rng(seed).permutation(answered).tolist()
     n = min(HELD_OUT, -(-len(order) // 10))
