@@ -3,8 +3,8 @@
     python notebooks/examples/tune_smollm2.py --length 128 --rounds 3
 
 Both start from the same weights, the same A and B, and step over the same batches with AdamW; both tell malloc to keep
-what is freed, as `minilora finetune` does. Each round is a fresh process of one side and then of the other, so that what
-else the machine does meets both; seconds of the CPU are disturbed less by it. Needs `pip install '.[models,oracle]'`.
+what is freed, as `minilora finetune` does. Each round is a fresh process of one side and then of the other, so that
+what else the machine does meets both; it disturbs the seconds of the CPU less. Needs `pip install '.[models,oracle]'`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import json
 import os
 import pathlib
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ import numpy as np
 import minilora
 from minilora.cli.commands import keep_freed_memory
 from minilora.optim import clip_by_global_norm
+from minilora.training import loss_and_gradients
 
 LR, CLIP = 2e-3, 1.0
 
@@ -48,8 +49,6 @@ def prepare(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def minilora_step(options: argparse.Namespace, folder: pathlib.Path) -> Callable[[Any], float]:
-    from minilora.training import loss_and_gradients
-
     model = minilora.load_pretrained(folder / "base")
     minilora.peft.load_adapter(model, folder / "adapter")
     if options.recompute:
@@ -97,6 +96,8 @@ def peak() -> float:
 
 def run(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     """One side, in a process of its own: the losses and seconds of its steps, and its memory."""
+    if options.side == "prepare":
+        return prepare(folder)
     keep_freed_memory()
     step = {"minilora": minilora_step, "peft": peft_step}[options.side](options, folder)
     loaded, losses, seconds, cpu = peak(), [], [], []
@@ -105,10 +106,7 @@ def run(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
         losses.append(step(batch))
         seconds.append(time.perf_counter() - start)
         cpu.append(time.process_time() - busy)
-    times = {
-        "seconds": statistics.median(seconds[1:]),
-        "cpu": statistics.median(cpu[1:]),
-    }  # the first step also finds its memory
+    times = {"seconds": median(seconds[1:]), "cpu": median(cpu[1:])}  # the first step also looks for memory
     return {"losses": losses, **times, "loaded": loaded, "peak": peak()}
 
 
@@ -121,9 +119,7 @@ def main() -> None:
     options.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     options = options.parse_args()
     if options.side:
-        done = prepare(options.folder) if options.side == "prepare" else run(options, options.folder)
-        print(json.dumps(done))
-        return
+        return print(json.dumps(run(options, options.folder)))
     number = str(options.threads)
     env = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), number)
     found: dict[str, list[dict[str, Any]]] = {"minilora": [], "peft": []}
@@ -141,14 +137,12 @@ def main() -> None:
     for i, (ours, theirs) in enumerate(zip(*(results[0]["losses"] for results in found.values()), strict=True), 1):
         print(f"loss of step {i}: minilora {ours:.6f}, PEFT {theirs:.6f}, difference {abs(ours - theirs):.1e}")
     for side, results in found.items():
-        wall, cpu, loaded, most = (statistics.median(r[key] for r in results) for key in list(results[0])[1:])
-        print(
-            f"{side:>8}: {wall:.3f} s a step, {cpu:.3f} s of CPU, {most:,.0f} MiB at most ({loaded:,.0f} once loaded)"
-        )
+        wall, cpu, loaded, most = (median(r[key] for r in results) for key in ("seconds", "cpu", "loaded", "peak"))
+        print(f"{side}: {wall:.3f} s a step, {cpu:.3f} s of CPU, {most:,.0f} MiB at most ({loaded:,.0f} once loaded)")
     for key in ("seconds", "cpu"):
         ratios = [ours[key] / theirs[key] for ours, theirs in zip(*found.values(), strict=True)]
         rounds = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        print(f"minilora / PEFT, {key}: {statistics.median(ratios):.2f} (by round: {rounds})")
+        print(f"minilora / PEFT, {key}: {median(ratios):.2f} (by round: {rounds})")
 
 
 if __name__ == "__main__":
