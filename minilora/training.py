@@ -33,9 +33,13 @@ def loss_of(
     `count` replaces their number where the batch is a part of a larger one; losses and gradients then add up.
     Raises ValueError for targets that are neither one of the head's outputs nor IGNORE, or do not fit its shape.
     """
-    logits, cache = model.forward(batch.ids, Context(batch.padding, batch.segments, rng))
-    check_targets(batch.targets, logits.shape[-1])
-    loss, ce_cache = ops.cross_entropy_forward(logits, get_array_module(logits).asarray(batch.targets), count)
+    targets, where = batch.targets, None
+    if model.config.head == "lm" and targets.shape == batch.ids.shape and 0 < labelled(batch) < targets.size:
+        b, t = np.nonzero(targets != ops.IGNORE)  # the logits of the others, V numbers each, would go unread
+        targets, where = targets[b, t], (b, t)
+    logits, cache = model.forward(batch.ids, Context(batch.padding, batch.segments, rng, where))
+    check_targets(targets, logits.shape[-1])
+    loss, ce_cache = ops.cross_entropy_forward(logits, get_array_module(logits).asarray(targets), count)
     return loss, (cache, ce_cache)
 
 
