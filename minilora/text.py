@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,7 +73,14 @@ def deal(documents: dict[str, bytes], by_paragraph: bool = False) -> Split:
 
 
 def read_text(path: str | Path) -> Split:
-    """A text file, cut in order: 8 parts in 10 to train on, one to validate, one to test.
+    """A text file, cut in order: 8 parts in 10 to train on, one to validate, one to test. Raises as read_whole does."""
+    data = read_whole(path)
+    first, second = len(data) * 8 // 10, len(data) * 9 // 10
+    return Split(data[:first], data[first:second], data[second:])
+
+
+def read_whole(path: str | Path) -> bytes:
+    """A text file, its lines ended by a line feed.
 
     Raises ValueError for a file that is empty or no UTF-8 text, OSError for one that cannot be read.
     """
@@ -86,8 +93,7 @@ def read_text(path: str | Path) -> Split:
         binary = True
     if binary:
         raise ValueError(f"{path} is not UTF-8 text")
-    first, second = len(data) * 8 // 10, len(data) * 9 // 10
-    return Split(data[:first], data[first:second], data[second:])
+    return data
 
 
 def encode(text: str | bytes | np.ndarray) -> np.ndarray:
@@ -156,7 +162,8 @@ def take(texts: Batch, rows: np.ndarray) -> Batch:
     T = len(texts.ids[0])
     if texts.padding is not None:
         T = int(texts.padding[rows].any(axis=0).nonzero()[0].max()) + 1
-    return Batch(*(x if x is None else x[rows, :T] if x.ndim == 2 else x[rows] for x in texts))
+    fields: Any = (x if x is None else x[rows, :T] if x.ndim == 2 else x[rows] for x in texts)
+    return Batch(*fields)
 
 
 def shuffled(texts: Batch, batch: int, seed: int) -> Callable[[int], Batch]:
@@ -224,3 +231,8 @@ def bigram_bits_per_byte(data: bytes, given: bytes) -> float:
 
 def bits(nats: float) -> float:
     return nats / math.log(2)
+
+
+def perplexity(nats: float) -> float:
+    """e^nats: among how many tokens a model seems to guess. From e^700 up it is infinite."""
+    return math.exp(nats) if nats < 700 else math.inf

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -230,11 +230,21 @@ def render(template: str, **values: Any) -> str:
     Raises ImportError where jinja2 is missing, ValueError where the template is wrong or refuses the messages.
     """
     try:
-        from jinja2 import TemplateError, nodes
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from jinja2 import TemplateError
     except ImportError:
         raise ImportError("a chat template is written in Jinja: pip install 'jinja2>=3.1.6'") from None
+    try:
+        return str(compiled(template).render(tools=None, documents=None, **values))
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError,
+            MemoryError, SyntaxError) as error:  # fmt: skip
+        raise ValueError(f"the chat template does not accept these messages: {error}") from None
+
+
+@cache  # a file of answers renders one for each of its lines
+def compiled(template: str) -> Any:
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
         """{% generation %}: which part of a text the model wrote. It adds nothing to the text."""
@@ -257,11 +267,7 @@ def render(template: str, **values: Any) -> str:
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return environment.from_string(template).render(tools=None, documents=None, **values)
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError,
-            MemoryError, SyntaxError) as error:  # fmt: skip
-        raise ValueError(f"the chat template does not accept these messages: {error}") from None
+    return environment.from_string(template)
 
 
 def read_tokenizer(folder: str | Path) -> Tokenizer:

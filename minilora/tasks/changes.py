@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..peft import PREFIX, pairs_of, read_adapter
-from ..peft.format import PAIR, is_saved
+from ..peft.config import is_saved
+from ..peft.format import PAIR
 from ..pretrained import CONV1D, base_hash, load_pretrained, read_checkpoint, read_values, their_name, with_head
 from ..pretrained.configs import FORMATS
 from ..pretrained.gguf import read_gguf

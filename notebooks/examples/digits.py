@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 import minilora
+from minilora.accounting import count_parameters
 from minilora.checkpoint import save_tensors
 from minilora.families import New, chain
 from minilora.modules import Chain, Context, Module, Parameter
@@ -81,7 +82,7 @@ def main(small=False, out="runs/digits.png"):
     guesses["nearest image"] = y[few][((x[:, None] - x[few]) ** 2).sum(axis=(2, 3)).argmin(axis=1)]  # by pixels
     right = {way: [float((g == y)[test & which].mean()) for which in (old, ~old)] for way, g in guesses.items()}
     for way, (on_old, on_new) in right.items():
-        learned = sum(p.data.size for p in models[way].trainable_parameters().values()) if way in models else 0
+        learned = count_parameters(models[way])["trainable"] if way in models else 0
         print(f"{way:<14}{learned:>7,} parameters learned    0..6: {on_old:6.1%}    7, 8, 9: {on_new:6.1%}")
     shown = [np.flatnonzero(test & (y == d))[k // 9] for k, d in enumerate((0, 1, 2, 3, 4, 5, 7, 8, 9, 7, 8, 9))]
     figures.digits(out, x[shown], y[shown], {way: g[shown] for way, g in guesses.items()}, right)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from minilora.plots import BASE, LORA, TYPE, png_bytes
+from minilora.plots import BASE, FULL, LORA, TYPE, png_bytes
 
 GOOD, BAD = "#2a7f4f", "#b3261e"
 KINDS = {"PER": ("#f6c177", "people"), "LOC": ("#9ccfa3", "places"), "ORG": ("#9fc5e8", "organisations")}
@@ -69,4 +69,28 @@ def named_entities(out, sentences, truth, guesses, scores, spans):
     ax.set_xticks(x, list(scores))
     ax.set(ylabel="F1 on held-out names\nin held-out sentences", ylim=(0, 1.12))
     ax.legend(frameon=False, fontsize=TYPE, loc="upper left")
+    save(out, figure)
+
+
+STYLES = {
+    "the world itself": ("black", "--"), "LoRA": (LORA, "-"), "full": (FULL, "-"), "from nothing": ("#7a9e9f", "-"),
+    "base": (BASE, "-"), "most popular": (BASE, ":"),
+}  # fmt: skip
+
+
+def recommender(out, curves):
+    """Hit rates on the new market: over the length of the list, and over the sessions there were to learn from."""
+    figure = Figure(figsize=(17, 8.5), layout="constrained", dpi=100)
+    left, right = figure.subplots(1, 2, sharey=True)
+    few = min(curves, key=lambda n: abs(n - 30))
+    for way, (color, line) in STYLES.items():
+        left.plot(range(1, 21), curves[few][way], line, color=color, lw=3, label=way)
+        right.plot(list(curves), [row[way][9] for row in curves.values()], line, color=color, lw=3, marker="o", ms=8)
+    left.set(title=f"Learned from {few} sessions", xlabel="items shown, of 200", ylim=(0, 1), xticks=[1, 5, 10, 15, 20])
+    left.set_ylabel("share of visits whose next item is shown")
+    right.set(title="Ten items shown", xlabel="sessions of the new market to learn from (log scale)", xscale="log")
+    right.set_xticks(list(curves), [f"{n:,}" for n in curves])
+    right.minorticks_off()
+    figure.legend(frameon=False, fontsize=TYPE, loc="outside lower center", ncols=6)
+    figure.suptitle("A new market, whose visitors choose otherwise by a shift of rank 1 (simulated)", fontsize=TYPE + 4)
     save(out, figure)

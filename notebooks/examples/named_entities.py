@@ -16,6 +16,7 @@ import numpy as np
 from sentences import FRAMES, NAMES
 
 import minilora
+from minilora.accounting import count_parameters
 from minilora.modules import Context
 from minilora.ops import IGNORE
 from minilora.text import Batch, shuffled
@@ -79,7 +80,7 @@ def main(small=False, out="runs/named_entities.png"):
         minilora.fit(model, batches, 20 if small else 60, lr=lr, description=way)
         tags = model.forward(asked.ids, Context(asked.padding))[0].argmax(axis=-1)
         guesses[way] = [[TAGS[t] for t in row[of]] for row, of in zip(tags, asked.targets != IGNORE, strict=True)]
-        learned[way] = sum(p.data.size for p in model.trainable_parameters().values())
+        learned[way] = count_parameters(model)["trainable"]
     truth = [[tag for _, tag in sentence] for sentence in test]
     scores = {way: {kind: f1(truth, guess, kind) for kind in KINDS} for way, guess in guesses.items()}
     for way, row in scores.items():
