@@ -2,7 +2,7 @@
 
     OPENBLAS_NUM_THREADS=1 python notebooks/examples/digits.py [--small] [FIGURE.png]
 
-The images are scikit-learn's, 8 x 8 pixels: so few that the nearest image does as well. What is new beside
+The images are scikit-learn's, 8 x 8 pixels: so few that the nearest image does better. What is new beside
 a language model is one layer, Patches, in the place of the token embedding; its backward stands below its forward.
 """
 
