@@ -28,7 +28,8 @@ from .lora import attach_lora
 from .plots import sweep_figure
 from .pretrained import base_hash, load_pretrained
 from .tables import numbers_right, wide_console
-from .tasks.language_model import CHECKPOINT, SETTINGS, check_settings, finetune, text_hash
+from .tasks.language_model import finetune, text_hash
+from .tasks.runs import CHECKPOINT, SETTINGS, check_settings
 
 JSON, PNG = "sweep.json", "sweep.png"
 Row = dict[str, Any]  # of sweep.json: what is known of a rank

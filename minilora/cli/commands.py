@@ -1,0 +1,281 @@
+"""What each command does with its words: one function of the library, then what a person reads.
+
+The functions import as they run: NumPy is loaded once --threads has been read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def backend(options: argparse.Namespace) -> ModuleType:
+    from ..backend import load_backend
+
+    return load_backend({"cpu": "numpy", "cuda": "cupy"}[options.device])
+
+
+def demo(options: argparse.Namespace) -> None:
+    """Adapt the built-in model to Python source, by LoRA and by full fine-tuning, and show what was learned."""
+    keep_freed_memory()
+    from .. import demo as job
+
+    out = options.out or ("runs/grid" if options.grid else "runs/demo")
+    words: dict[str, Any] = {"seed": options.seed, "shards": options.shards, "backend": backend(options)}
+    if options.grid:
+        job.search(out, **words)
+    else:
+        job.show(job.demo(out, **words), out)
+
+
+def pretrain(options: argparse.Namespace) -> None:
+    """Pretrain the built-in base model on English prose, from nothing."""
+    keep_freed_memory()
+    from ..tasks import language_model
+
+    changes: dict[str, Any] = {"seed": options.seed, "shards": options.shards}
+    if options.steps:
+        changes["steps"] = options.steps
+    note = language_model.pretrain(options.out, resume=options.resume, backend=backend(options), **changes)
+    for name, value in note["bits_per_byte"].items():
+        print(f"{name:<8} {value:.3f} bits per byte of test text")
+    print(f"written to {options.out}")
+
+
+def finetune(options: argparse.Namespace) -> None:
+    """Fine-tune a model with LoRA on a text."""
+    keep_freed_memory()
+    from ..tasks import language_model
+
+    words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads")}
+    done = language_model.finetune(backend=backend(options), **words)
+    print(f"{done['adapted']} layers adapted, {done['trainable']:,} parameters trained for {done['steps']} steps")
+    for step, value in done["bits_per_byte"].items():
+        print(f"step {step:>5}: {value:.3f} bits per byte of validation text")
+    print(f"written to {options.out}; now try")
+    base, adapter = shlex.quote(options.base), shlex.quote(options.out)
+    print(f"  minilora generate --base {base} --adapter {adapter} --prompt 'The '")
+
+
+def sweep(options: argparse.Namespace) -> None:
+    """Fine-tune at each of several ranks, with several seeds, and say which rank is enough."""
+    keep_freed_memory()
+    from .. import sweep as job
+
+    words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads")}
+    job.show(job.sweep(backend=backend(options), **words), options.out)
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Continue a prompt."""
+    answer = answerer(options)
+    pieces = answer(options.prompt, True)
+    print(options.prompt.encode(errors="surrogateescape").decode(errors="replace"), end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def chat(options: argparse.Namespace) -> None:
+    """Talk with an instruct model, a line at a time, until the input ends."""
+    from ..pretrained import load_tokenizer
+
+    tokenizer = load_tokenizer(options.base)
+    tokenizer.chat([{"role": "user", "content": "?"}])  # a model that does not chat says so here
+    answer, messages = answerer(options), []
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            messages.append({"role": "user", "content": input(prompt)})
+        except EOFError:
+            return
+        said = []
+        for piece in answer(tokenizer.chat(messages), False):
+            said.append(piece)
+            print(piece, end="", flush=True)
+        print()
+        messages.append({"role": "assistant", "content": "".join(said)})
+
+
+def answerer(options: argparse.Namespace) -> Callable[[str, bool], Iterator[str]]:
+    """What streams a continuation of a text, by the options of generate and chat."""
+    import numpy as np
+
+    from ..generation import stream
+    from ..pretrained import load_tokenizer
+
+    model, tokenizer, rng = adapted(options), load_tokenizer(options.base), np.random.default_rng(options.seed)
+
+    def answer(text: str, special: bool) -> Iterator[str]:
+        return stream(
+            model, text, options.tokens, tokenizer=tokenizer, temperature=options.temperature, top_k=options.top_k,
+            top_p=options.top_p, rng=rng, special=special,
+        )  # fmt: skip
+
+    return answer
+
+
+def merge(options: argparse.Namespace) -> None:
+    """Write base and adapter as one model."""
+    from ..checkpoint import check_free
+    from ..lora import merge as merge_model
+    from ..pretrained import load_tokenizer, save_pretrained
+
+    check_free(options.out)
+    model, tokenizer = adapted(options), None
+    with suppress(FileNotFoundError):  # a base without one has none to take along
+        tokenizer = load_tokenizer(options.base)
+    paths = merge_model(model)
+    save_pretrained(model, options.out, tokenizer)
+    print(f"{len(paths)} adapters merged; written to {options.out}")
+
+
+def info(options: argparse.Namespace) -> None:
+    """What a folder holds: family, shapes, adapter, hash of the base, a run and how far it is."""
+    from ..peft import CONFIG, describe_adapter
+    from ..pretrained import describe_model, locate
+    from ..tasks.runs import SETTINGS, describe_run
+
+    folder = locate(options.folder)
+    found: dict[str, str] = {}
+    if folder.is_file() or (folder / "config.json").is_file():
+        found |= describe_model(options.folder)
+    if (folder / CONFIG).is_file():
+        found |= describe_adapter(folder)
+    if (folder / SETTINGS).is_file():
+        found |= describe_run(folder)
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no model (config.json), adapter ({CONFIG}) or run ({SETTINGS})")
+    for name, value in found.items():
+        print(f"{name:<12} {value}")
+
+
+def rank(options: argparse.Namespace) -> None:
+    """What rank is enough: the singular values of an adapter, or of the difference of two checkpoints."""
+    import json
+
+    from ..tasks.rank import show, study
+
+    words = {key: value for key, value in vars(options).items() if key not in ("run", "json", "threads")}
+    result = study(**words)
+    if options.json:
+        print(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        show(result)
+        if options.out:
+            print(f"written to {options.out}")
+
+
+def count(options: argparse.Namespace) -> None:
+    """What a method costs on a model: parameters, bytes and FLOPs, each with its formula."""
+    import json
+
+    from ..accounting import architecture, to_dict
+    from ..accounting import count as count_one
+    from ..accounting.memory import QUANTISED
+    from ..accounting.methods import TARGETED
+    from ..accounting.report import show, show_side_by_side
+    from ..checkpoint import write_whole
+    from ..plots import check_png, cost_figure
+
+    if options.compare and options.method:
+        raise ValueError("--compare names the methods: leave --method out")
+    if options.plot and not options.compare:
+        raise ValueError("--plot draws several methods: say --compare full,lora,qlora")
+    if options.plot:
+        check_png(options.plot)
+    methods = options.compare or [options.method or "lora"]
+    model = architecture(options.model, options.head, options.labels)
+    words = {"r": options.rank, "virtual_tokens": options.virtual_tokens, "batch": options.batch}
+    words |= {"tokens": options.tokens, "recompute": options.recompute}
+    accounts = {}
+    for name in methods:  # of several, those that choose their layers get the targets; one alone must take them
+        targets = options.targets if name in TARGETED or not options.compare else None
+        dtype = options.dtype  # of several, that of a base that is not in 4 bits
+        if name == "qlora" and options.compare and dtype not in QUANTISED:
+            dtype = None
+        accounts[name] = count_one(model, name, targets=targets, dtype=dtype, **words)
+    results = {name: to_dict(account) for name, account in accounts.items()}
+    if options.plot:
+        write_whole(Path(options.plot), cost_figure(results))
+    if options.json:
+        said = results if options.compare else results[methods[0]]
+        print(json.dumps(said, indent=1, ensure_ascii=False, allow_nan=False))
+    elif options.compare:
+        show_side_by_side(accounts)
+    else:
+        show(accounts[methods[0]])
+
+
+def audit(options: argparse.Namespace) -> None:
+    """Papers' printed numbers against their own formulas: which follow, and why the others may not."""
+    import json
+
+    from ..accounting.audit import rows, show
+
+    found = list(rows())
+    if options.json:
+        print(json.dumps([row.to_dict() for row in found], indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        show(found)
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Check every gradient and every law of the library. The exit code is 1 if one is wrong."""
+    import json
+
+    from ..verify.mutation import mutation_run, show_mutants, unexplained
+    from ..verify.suite import show, wrong
+    from ..verify.suite import verify as run
+
+    if options.sample and not options.mutants:
+        raise ValueError("--sample is a number of mutants: say --mutants too")
+    if options.mutants:
+        outcomes = mutation_run(options.sample, options.seed, options.only)
+        if options.json:
+            print(json.dumps([outcome._asdict() for outcome in outcomes], indent=1))
+        else:
+            show_mutants(outcomes)
+        return int(bool(unexplained(outcomes)))
+    result = run(options.only, options.seed)
+    if options.json:
+        print(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        show(result)
+    return int(bool(wrong(result)))
+
+
+def adapted(options: argparse.Namespace) -> Any:
+    """The model of --base, with --adapter if one is given, on --device."""
+    from ..peft import load_adapter
+    from ..pretrained import load_pretrained
+
+    model = load_pretrained(options.base)
+    if options.adapter:
+        note = load_adapter(model, options.adapter)
+        if note:
+            print(f"note: {note}", file=sys.stderr)
+    model.to(backend(options))
+    return model
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what is freed, for training: ops allocate their results, and fresh pages cost time.
+
+    A setting of the whole process, so a command makes it and the library never does. Only glibc has it.
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+    mallopt(M_MMAP_THRESHOLD, 2**30)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

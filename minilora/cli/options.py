@@ -1,0 +1,228 @@
+"""The words that each command takes, and what they may be."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from .. import __doc__ as minilora_doc
+from .. import __version__
+from .commands import audit, chat, count, demo, finetune, generate, info, merge, pretrain, rank, sweep, verify
+
+# accounting.METHODS, which cannot be imported here: NumPy is, once --threads has been read
+COUNTED = """full, top2, bitfit, prefix-embed, prefix-layer, lora, qlora, lora-fa, dora, vera, lora-xs, ia3,
+adapter-houlsby, adapter-pfeiffer or adapter-lin"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> Parser:
+    top = Parser(prog="minilora", description=minilora_doc)
+    top.add_argument("--version", action="version", version=f"minilora {__version__}")
+    commands = top.add_subparsers(required=True, metavar="command")
+    shared: dict[str, dict[str, Any]] = {
+        "--base": {
+            "default": "builtin",
+            "metavar": "MODEL",
+            "help": "a folder, a .gguf file, builtin, minilm, smollm2",
+        },
+        "--out": {"required": True, "metavar": "DIR", "help": "a new folder"},
+        "--resume": {"action": "store_true", "help": "go on from the checkpoint in --out"},
+        "--device": {"choices": ["cpu", "cuda"], "default": "cpu", "help": "where to compute (cuda needs CuPy)"},
+        "--seed": {"type": from_zero, "default": 0, "metavar": "N", "help": "same seed, same bytes (default 0)"},
+        "--shards": {"type": positive, "default": 2, "metavar": "N", "help": "cut batches for N threads (default 2)"},
+        "--threads": {"type": positive, "default": 1, "metavar": "N", "help": "BLAS threads (default 1)"},
+    }
+
+    def command(run: Any, example: str, holds: str, *options: str) -> Callable[..., Any]:
+        holds = f"\n\n--out will contain\n  {holds}" if holds else ""
+        sub = commands.add_parser(
+            run.__name__,
+            help=run.__doc__.splitlines()[0],
+            description=run.__doc__,
+            epilog=f"example\n  {example}{holds}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        for option in (*options, "--threads"):
+            sub.add_argument(option, **shared[option])
+        return sub.add_argument
+
+    def tuning(add: Callable[..., Any]) -> None:
+        """How to fine-tune: what finetune and the runs of a sweep are told alike."""
+        add("--data", required=True, metavar="FILE", help="a text file, or 'builtin': Python's own source")
+        add("--targets", type=names, default="all-linear", metavar="A,B", help="layers to adapt (default all-linear)")
+        add("--alpha", type=float, default=16.0, metavar="X", help="the adapter is scaled by alpha/rank (default 16)")
+        add("--rslora", action="store_true", help="scale by alpha/sqrt(rank) instead")
+        add("--dropout", type=float, default=0.0, metavar="P", help="on the adapter's input (default 0)")
+        add("--lr", type=above_zero, default=8e-3, metavar="X", help="peak learning rate (default 8e-3)")
+        add("--steps", type=positive, default=100, metavar="N", help="(default 100)")
+        add("--batch", type=positive, default=16, metavar="N", help="windows in a batch (default 16)")
+        add("--length", type=positive, default=128, metavar="N", help="bytes in a window (default 128)")
+        add("--accumulate", type=positive, default=1, metavar="N", help="batches in a step (default 1)")
+        add("--evaluate-every", type=positive, default=50, metavar="N", help="steps (default 50)")
+        add("--patience", type=from_zero, default=0, metavar="N", help="stop after N evaluations in vain; 0: never")
+        add("--checkpoint-every", type=positive, default=50, metavar="N", help="steps (default 50)")
+
+    def drawing(add: Callable[..., Any]) -> None:
+        """How to continue a text: what generate and chat are told alike."""
+        add("--adapter", metavar="DIR", help="an adapter folder")
+        add("--tokens", type=positive, default=200, metavar="N", help="add up to N, bytes or pieces (default 200)")
+        add("--temperature", type=float, default=0.0, metavar="X", help="0: the most probable (default)")
+        add("--top-k", type=from_zero, default=0, metavar="N", help="draw from the N most probable; 0: from all")
+        add("--top-p", type=share, default=1.0, metavar="P", help="draw from the fewest of probability P (default 1)")
+
+    add = command(
+        demo,
+        "minilora demo",
+        "report.json, report.png, adapter_config.json, adapter_model.safetensors",
+        *("--device", "--seed", "--shards"),
+    )
+    add("--out", metavar="DIR", help="(default runs/demo; runs/grid with --grid)")
+    add("--grid", action="store_true", help="search the learning rates again, in minutes; --out gets grid.json")
+
+    add = command(
+        pretrain,
+        "minilora pretrain --out runs/base",
+        "config.json, model.safetensors, pretraining.json (recipe, losses)",
+        *("--out", "--resume", "--device", "--seed", "--shards"),
+    )
+    add("--steps", type=positive, metavar="N", help="(default 1600)")
+
+    add = command(
+        finetune,
+        "minilora finetune --base builtin --data notes.txt --targets q_proj,v_proj --rank 8 --out runs/notes",
+        "adapter_config.json, adapter_model.safetensors, settings.json, history.json, checkpoint.safetensors",
+        *("--base", "--out", "--resume", "--device", "--seed", "--shards"),
+    )
+    add("--rank", type=int, default=8, metavar="N", help="(default 8)")
+    tuning(add)
+
+    add = command(
+        sweep,
+        "minilora sweep --ranks 1,2,4,8,16 --seeds 3 --jobs 2 --data builtin --out runs/sweep",
+        "sweep.json, sweep.png, and of each rank R and seed S, in rank-R/seed-S, what finetune makes",
+        *("--base", "--out", "--resume", "--device"),
+    )
+    same = "ranks to try, at the same alpha: each has the scale alpha/rank (with --rslora alpha/sqrt(rank))"
+    add("--ranks", type=ranks, required=True, metavar="N,N", help=same)
+    add("--seeds", type=positive, default=3, metavar="N", help="runs of each rank, seeds 0 to N-1 (default 3)")
+    add("--jobs", type=positive, default=2, metavar="N", help="runs at a time; changes no byte (default 2)")
+    add("--shards", type=positive, default=1, metavar="N", help="cut batches for N threads in each run (default 1)")
+    tuning(add)
+
+    add = command(
+        generate,
+        "minilora generate --adapter runs/demo --prompt 'def main(' --temperature 0.7",
+        "",
+        *("--base", "--device", "--seed"),
+    )
+    drawing(add)
+    add("--prompt", required=True, metavar="TEXT")
+
+    add = command(chat, "minilora chat --base smollm2 --temperature 0.7", "", *("--base", "--device", "--seed"))
+    drawing(add)
+
+    example = "minilora merge --adapter runs/demo --out runs/merged"
+    add = command(
+        merge, example, "config.json, model.safetensors, the tokenizer's files", "--base", "--out", "--device"
+    )
+    add("--adapter", required=True, metavar="DIR", help="an adapter folder")
+
+    add = command(info, "minilora info runs/demo", "")
+    add("folder", metavar="DIR", help="a folder with a model, an adapter or a run; or a model as --base")
+
+    add = command(
+        rank,
+        "minilora rank builtin runs/merged --energy 0.9 --out runs/small --plot runs/small.png",
+        "adapter_config.json, adapter_model.safetensors",
+    )
+    add("folder", metavar="DIR", help="an adapter folder; or, with TUNED_DIR, the checkpoint before ('builtin')")
+    add("tuned", metavar="TUNED_DIR", nargs="?", help="the checkpoint after: any family, matrices are matched by name")
+    add("--base", metavar="DIR", help="the base of an adapter ('builtin'): to look at W too")
+    add("--compare", metavar="DIR", help="another adapter: how much of its directions is shared")
+    add("--rank", type=positive, metavar="N", help="write the best adapter of this rank to --out")
+    add("--energy", type=share, metavar="X", help="or of the least ranks that keep this share of ‖ΔW‖², such as 0.9")
+    add("--out", metavar="DIR", help="a new folder for that adapter")
+    add("--plot", metavar="FILE", help="NAME.png: figures NAME-energy.png, NAME-layers.png, ...")
+    add("--json", action="store_true", help="print the result as JSON")
+
+    add = command(count, "minilora count --model gpt3-175b --method lora --targets q_proj,v_proj --rank 4", "")
+    add("--model", default="builtin", metavar="NAME", help="a name, a config.json or its folder (default builtin)")
+    add("--method", metavar="NAME", help=f"{COUNTED} (default lora)")
+    add("--compare", type=methods, metavar="A,B", help="several methods side by side: full,lora,qlora")
+    add("--targets", type=names, metavar="A,B", help="layers to adapt, lm_head and embed too (default: the method's)")
+    add("--rank", type=positive, default=8, metavar="N", help="or the width of a bottleneck (default 8)")
+    add("--virtual-tokens", type=positive, default=8, metavar="N", help="of prefix methods (default 8)")
+    add("--head", metavar="NAME", help="lm, classify or none (default: the family's usual one)")
+    add("--labels", type=positive, metavar="N", help="outputs of the head classify (default: the config's, or 2)")
+    add("--batch", type=positive, default=1, metavar="N", help="sequences (default 1)")
+    add("--tokens", type=positive, metavar="N", help="in a sequence (default 512, or what the model can)")
+    add("--dtype", metavar="NAME", help="of the base: float32 (default), float16, bfloat16, nf4, nf4-dq, float64")
+    add("--recompute", action="store_true", help="blocks keep their input alone, and run again for backward")
+    add("--json", action="store_true", help="print the result as JSON")
+    add("--plot", metavar="FILE", help="a bar chart of --compare: NAME.png")
+
+    add = command(audit, "minilora audit", "")
+    add("--json", action="store_true", help="print the rows as JSON")
+
+    add = command(verify, "minilora verify --only attention", "", "--seed")
+    add("--only", default="", metavar="NAME", help="what has NAME in its name")
+    add("--json", action="store_true", help="print the result as JSON")
+    add("--mutants", action="store_true", help="instead, break each gradient and see the checks fail")
+    add("--sample", type=positive, metavar="N", help="with --mutants: N of them (default all)")
+    return top
+
+
+def names(text: str) -> str | list[str]:
+    return text if text == "all-linear" else words(text)
+
+
+def words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def methods(text: str) -> list[str]:
+    found = [word.strip() for word in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} lacks a name, as in full,lora,qlora")
+    return found
+
+
+def ranks(words: str) -> list[int]:
+    return [positive(word.strip()) for word in words.split(",")]
+
+
+def positive(word: str) -> int:
+    if not word.isdecimal() or len(word) > 9 or int(word) == 0:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number above 0, of 9 digits at most")
+    return int(word)
+
+
+def from_zero(word: str) -> int:
+    if not word.isdecimal() or len(word) > 18:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 0 up, of 18 digits at most")
+    return int(word)
+
+
+def above_zero(word: str) -> float:
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number above 0")
+    return number
+
+
+def share(word: str) -> float:
+    if above_zero(word) > 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a share above 0 and up to 1")
+    return float(word)

@@ -1,0 +1,109 @@
+"""The folder of a run: its settings, how far it is, and how to go on with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import check_writable, load_tensors, read_json, to_json, write_files, write_folder
+from ..peft import CONFIG, WEIGHTS
+
+SETTINGS, CHECKPOINT, HISTORY = "settings.json", "checkpoint.safetensors", "history.json"
+FILES = (SETTINGS, CHECKPOINT, HISTORY, CONFIG, WEIGHTS)  # what fine-tuning writes
+
+
+def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> Path:
+    """The folder of a run, with its settings. A folder with settings and no checkpoint is of a run not yet begun.
+
+    Resumed, a run may go on at another learning rate, such as a lower one after numbers that blew up; settings.json
+    then says until which step the old one held. Raises ValueError if the folder is taken, or the run had
+    other settings; OSError if nothing can be written there.
+    """
+    folder = Path(out)
+    before = read_settings(folder) if (folder / SETTINGS).is_file() else {}
+    begun = bool(before) and (folder / CHECKPOINT).is_file()
+    if not resume:
+        if begun:
+            raise ValueError(f"{folder} already holds a run: --resume goes on with it, or choose another folder")
+        write_folder(folder, {SETTINGS: to_json(settings)}, replaces=[SETTINGS] if before else [])
+        return folder
+    if not before:
+        raise FileNotFoundError(f"{folder} holds no run to resume: start one without --resume")
+    check_writable(folder, FILES)
+    if not begun:
+        write_files(folder, {SETTINGS: to_json(settings)})
+        return folder
+    lr, (done, stopped_early) = before.get("lr"), progress(folder)
+    if settings["lr"] != lr and done < settings["steps"] and not stopped_early:
+        check_settings(folder, settings | {"lr": lr})
+        settings = {f"lr_until_step_{done}": lr} | before | {"lr": settings["lr"]}
+        write_files(folder, {SETTINGS: to_json(settings)})
+    else:
+        check_settings(folder, settings)
+    return folder
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run in `folder`. Raises ValueError for a settings.json of something else."""
+    settings = read_json(folder / SETTINGS)
+    lacking = next((key for key in ("steps", "seed", "batch", "length") if key not in settings), None)
+    if lacking:
+        raise ValueError(f"{folder / SETTINGS} is not of a run, it lacks {lacking!r}: choose another folder")
+    return settings
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise ValueError if the run in `folder` had other settings. Base and text are told by their hashes: a file may
+    go by several names."""
+    before = read_settings(folder)
+    key = next((key for key in settings if key not in ("base", "data") and before.get(key) != settings[key]), None)
+    if key:
+        changed = f"{folder} was run with {key} = {before.get(key)!r}, not {settings[key]!r}"
+        if key.endswith("_sha256"):
+            changed = f"the {key.removesuffix('_sha256')} is not the one that {folder} was run with"
+        raise ValueError(f"{changed}: resume with the same settings, or choose another folder")
+
+
+@contextmanager
+def how_to_go_on(folder: Path) -> Iterator[None]:
+    """When a run is stopped or blows up, say what a person can do then."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        words = stop.args[0] if stop.args else "stopped"
+        advice = " before the first checkpoint: start again"
+        if (folder / CHECKPOINT).is_file():
+            advice = "; the same command with --resume goes on"
+        raise KeyboardInterrupt(words + advice) from None
+    except FloatingPointError as error:
+        advice = "no step is kept: start again, in the same folder"
+        if (folder / CHECKPOINT).is_file():  # a rate far too high may have spoilt what it holds, finite as it is
+            advice = "--resume goes on from there, or start in another folder"
+        raise FloatingPointError(f"{error}; {advice}") from None
+
+
+def progress(folder: Path) -> tuple[int, bool]:
+    """How many steps the checkpoint in `folder` holds, 0 without one, and whether the last of them was an early stop.
+
+    Raises ValueError for a file that is no checkpoint.
+    """
+    if not (folder / CHECKPOINT).is_file():
+        return 0, False
+    _, metadata = load_tensors(folder / CHECKPOINT)
+    try:
+        history = json.loads(metadata["minilora"])["history"]
+        return len(history["loss"]), bool(history["stopped_early"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{folder / CHECKPOINT} is not a checkpoint of minilora: it does not say its steps") from None
+
+
+def describe_run(folder: Path) -> dict[str, str]:
+    """What `minilora info` says of the folder of a run."""
+    settings, (done, stopped_early) = read_settings(folder), progress(folder)
+    return {
+        "run": f"{done} of {settings['steps']} steps{', stopped early' * stopped_early}, seed {settings['seed']}",
+        "on": f"{settings.get('data', 'English prose')}, batches of {settings['batch']} x {settings['length']} bytes",
+    }
