@@ -219,6 +219,15 @@ def test_any_family_will_do_and_shards_are_read_as_one(tmp_path, rng):
     assert sharded["layers"] == result["layers"]
 
 
+def test_a_weight_that_is_there_under_two_names_is_refused_as_by_who_loads_it(here):
+    tensors, _ = load_tensors(here / "full" / "model.safetensors")
+    twice = {"norm.weight": 2 * tensors["model.norm.weight"]}  # as a model without a head has it
+    save_tensors(here / "full" / "model.safetensors", tensors | twice, {})
+    for read in (lambda: study("base", "full"), lambda: minilora.load_pretrained("full")):
+        with pytest.raises(ValueError, match=r"model\.norm\.weight is there twice, under two names"):
+            read()
+
+
 def test_the_directions_of_two_adapters_are_compared_layer_by_layer(made):
     found = study(str(made / "adapter"), compare=str(made / "other"))["summary"]["similarity"]
     one, two = adapted(), adapted(seed=5, r=4, alpha=3)
