@@ -29,3 +29,8 @@ def numbers_right(title: str, *columns: str, **options: Any) -> Any:
 def fits(console: Any, table: Any) -> bool:
     """Does the table need no more than the console's width?"""
     return bool(console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width)
+
+
+def counted(n: int, what: str) -> str:
+    """1 layer, 2 layers."""
+    return f"{n:,} {what}{'s' * (n != 1)}"

@@ -219,6 +219,23 @@ def test_any_family_will_do_and_shards_are_read_as_one(tmp_path, rng):
     assert sharded["layers"] == result["layers"]
 
 
+@pytest.mark.parametrize(
+    "words", [{"rank": -1}, {"rank": 0}, {"energy": -1.0}, {"energy": 0.0}, {"energy": math.nan}], ids=str
+)
+def test_a_rank_or_a_share_that_there_cannot_be_is_a_line(here, words):
+    with pytest.raises(ValueError, match=r"(rank|energy) = \S+ is not a (whole number|share above 0)"):
+        study("adapter", out="out", **words)
+    assert not (here / "out").exists()
+
+
+def test_one_layer_is_not_called_layers(tmp_path, capfd):
+    peft.save_adapter(adapted(targets=["block_0.attention.q_proj"]), tmp_path / "a")
+    assert main(["rank", str(tmp_path / "a"), "--rank", "1", "--out", str(tmp_path / "out")]) == 0
+    said = capfd.readouterr().out
+    assert "in the mean over 1 layer;" in said
+    assert "The adapter has 1 layer of rank 1," in said
+
+
 def test_a_weight_that_is_there_under_two_names_is_refused_as_by_who_loads_it(here):
     tensors, _ = load_tensors(here / "full" / "model.safetensors")
     twice = {"norm.weight": 2 * tensors["model.norm.weight"]}  # as a model without a head has it

@@ -160,9 +160,10 @@ def merge(options: argparse.Namespace) -> None:
 
 
 def info(options: argparse.Namespace) -> None:
-    """What a folder holds: family, shapes, adapter, hash of the base, a run and how far it is."""
+    """What a folder holds: family, shapes, adapter, hash of the base, a run or a sweep and how far it is."""
     from ..peft import CONFIG, describe_adapter
     from ..pretrained import describe_model, locate
+    from ..sweep import JSON, describe_sweep
     from ..tasks.runs import SETTINGS, describe_run
 
     folder = locate(options.folder)
@@ -173,8 +174,12 @@ def info(options: argparse.Namespace) -> None:
         found |= describe_adapter(folder)
     if (folder / SETTINGS).is_file():
         found |= describe_run(folder)
+    if (folder / JSON).is_file() or any(folder.glob(f"rank-*/seed-*/{SETTINGS}")):
+        found |= describe_sweep(folder)
     if not found:
-        raise FileNotFoundError(f"{folder} holds no model (config.json), adapter ({CONFIG}) or run ({SETTINGS})")
+        raise FileNotFoundError(
+            f"{folder} holds no model (config.json), adapter ({CONFIG}), run ({SETTINGS}) or sweep ({JSON})"
+        )
     for name, value in found.items():
         print(f"{name:<12} {value}")
 
