@@ -16,7 +16,7 @@ from ..peft import CONFIG
 from ..plots import check_png, rank_figures
 from ..pretrained import load_pretrained
 from ..spectrum import SVD
-from ..tables import counted, fits, wide_console
+from ..tables import Dotted, counted, fits, wide_console
 from .changes import Change, Changes, adapter_changes, checkpoint_changes
 from .extraction import Kept, adaptable, check_rank, extracted_files, keep, shrunk_files
 
@@ -216,7 +216,7 @@ intruders: how many of the first {TOP} singular vectors of W after, left and rig
 
 
 def layers_table(result: dict[str, Any], narrow: bool = False) -> Any:
-    """A rich Table with a row for each layer; a narrow one has its shape below its name, and headers in two lines."""
+    """A rich Table with a row for each layer; a narrow one has the shape beside the name, and headers in lines."""
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -238,7 +238,7 @@ def layers_table(result: dict[str, Any], narrow: bool = False) -> Any:
         if sides:
             cells += ["-" if factor is None else f"{factor:.2g}", f"{len(sides['left'])}, {len(sides['right'])}"]
         shape = "{}x{}".format(*row["shape"])
-        table.add_row(*([f"{row['name']}\n  {shape}"] if narrow else [row["name"], shape]), *cells)
+        table.add_row(*([Dotted(f"{row['name']} {shape}")] if narrow else [row["name"], shape]), *cells)
     return table
 
 
