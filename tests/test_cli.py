@@ -572,7 +572,7 @@ def test_a_prompt_whose_bytes_are_no_utf8_is_continued(here, capfd):
 def test_info_refuses_a_folder_that_holds_neither_model_nor_adapter(here, capfd):
     assert_refused(here, capfd, ["info", "nowhere"], "no folder or file 'nowhere'")
     Path("empty").mkdir()
-    assert_refused(here, capfd, ["info", "empty"], r"empty holds no model \(config\.json\), adapter .* or run")
+    assert_refused(here, capfd, ["info", "empty"], r"empty holds no model \(config\.json\), adapter .*, run .* or sweep")
 
 
 @pytest.mark.parametrize(
