@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -572,7 +573,9 @@ def test_a_prompt_whose_bytes_are_no_utf8_is_continued(here, capfd):
 def test_info_refuses_a_folder_that_holds_neither_model_nor_adapter(here, capfd):
     assert_refused(here, capfd, ["info", "nowhere"], "no folder or file 'nowhere'")
     Path("empty").mkdir()
-    assert_refused(here, capfd, ["info", "empty"], r"empty holds no model \(config\.json\), adapter .*, run .* or sweep")
+    assert_refused(
+        here, capfd, ["info", "empty"], r"empty holds no model \(config\.json\), adapter .*, run .* or sweep"
+    )
 
 
 @pytest.mark.parametrize(
@@ -832,7 +835,9 @@ def test_ctrl_c_ends_an_answer_and_then_the_chat(instruct):
         def shown(until: str) -> str:
             text = ""
             while not re.search(until, text):
-                assert select.select([ours], [], [], 30)[0], text
+                if not select.select([ours], [], [], 30)[0]:
+                    process.kill()
+                    pytest.fail(f"no {until!r} after {text!r}")
                 text += os.read(ours, 1024).decode()
             return text
 
@@ -841,6 +846,7 @@ def test_ctrl_c_ends_an_answer_and_then_the_chat(instruct):
         shown(".{30}")
         os.write(ours, b"\x03")
         shown("\n> $")
+        time.sleep(0.5)  # Python has shown its prompt, and does not yet read: it would not hear of a signal now
         os.write(ours, b"\x03")
         said = shown("minilora: .*\n")
         assert process.wait(10) == 130
