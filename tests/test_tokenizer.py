@@ -1,5 +1,10 @@
 import json
+import os
+import signal
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -330,9 +335,38 @@ def test_a_hostile_template_ends_in_one_line_within_its_bounds(name):
 
 def test_a_process_that_breaks_is_a_refused_template(monkeypatch, tmp_path):
     (tmp_path / "breaks.py").write_text("import os; os.abort()")
+    chat_template.end()
     monkeypatch.setattr(chat_template, "__file__", str(tmp_path / "breaks.py"))
     with pytest.raises(ValueError, match=r"the chat template takes more than .*, and is not rendered"):
         render("x")
+
+
+def test_after_a_template_that_breaks_its_bounds_another_is_rendered_and_many_by_one_process():
+    with pytest.raises(ValueError, match="takes more than"):
+        render("{{ 'a' * 3_000_000_000 }}")
+    assert render("one") == "one"
+    (process,) = chat_template.RUNNING.values()
+    start = time.perf_counter()
+    assert [render("{{ i }}", i=i) for i in range(100)] == [str(i) for i in range(100)]
+    assert time.perf_counter() - start < 1  # and not the 6 s that 100 processes take to start
+    assert list(chat_template.RUNNING.values()) == [process]
+    process.kill()
+    process.wait()
+    assert render("two") == "two"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals of Unix")
+def test_an_answer_that_ctrl_c_did_not_wait_for_is_not_the_next_ones():
+    slow = "{% for i in range(2000) %}{% for j in range(1000) %}{% endfor %}{% endfor %}slow"
+    threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        [render(slow) for _ in range(99)]
+    assert render("fast") == "fast"
+
+
+def test_threads_have_their_own_texts():
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda i: render("{{ i }}", i=i), range(200))) == [str(i) for i in range(200)]
 
 
 def test_messages_that_are_not_json_are_refused():
