@@ -19,6 +19,7 @@ from .transformer import (
     FusedAttention,
     GatedMLP,
     Gelu,
+    Labelled,
     PostNormBlock,
     PreNormBlock,
     Rope,
@@ -133,7 +134,7 @@ def llama(config: Config, rng: np.random.Generator | None) -> Transformer:
 def decoder_head(new: New, token: Embedding) -> dict[str, Module]:
     if new.config.head == "classify":
         return {"last": Select(last=True), "classifier": new.classifier(bias=False)}
-    return {"lm_head": new.lm_head(token)} if new.config.head == "lm" else {}
+    return {"labelled": Labelled(), "lm_head": new.lm_head(token)} if new.config.head == "lm" else {}
 
 
 # ---- encoders: every token sees every other; the head judges every token, or the first ----
@@ -167,7 +168,8 @@ def encoder(family: str, transform: str, config: Config, rng: np.random.Generato
         head["classifier"] = new.classifier(bias=True)
     elif config.head == "lm":
         gelu = new.gelu() if family == "bert" else Gelu(approximate=False)  # RoBERTa's head has one of its own
-        head = {"head_transform": new.linear(C, C, True), "head_gelu": gelu, "head_norm": new.layer_norm()}
+        head = {"labelled": Labelled(), "head_transform": new.linear(C, C, True), "head_gelu": gelu}
+        head["head_norm"] = new.layer_norm()
         head["lm_head"] = new.lm_head(token, bias=True)
     return Transformer(family, config, chain(embed, blocks, **head))
 

@@ -53,10 +53,14 @@ def stream(
     top_k: int = 0,
     top_p: float = 1.0,
     rng: np.random.Generator | None = None,
+    special: bool = True,
 ) -> Iterator[str]:
-    """What `generate` adds to the prompt, piece by piece as it comes."""
+    """What `generate` adds to the prompt, piece by piece as it comes.
+
+    `special`: whether the tokenizer puts its special tokens around the prompt; a chat has them already.
+    """
     tokenizer = tokenizer or ByteTokenizer()
-    ids = tokenizer.encode(prompt)
+    ids = tokenizer.encode(prompt, special)
     return tokenizer.pieces(continuation(model, ids, tokens, tokenizer, temperature, top_k, top_p, rng))
 
 
@@ -97,11 +101,7 @@ def continuation(
     rng: np.random.Generator | None,
 ) -> Iterator[int]:
     """next_ids, once all that can be wrong has been looked for. Raises as generate does."""
-    if isinstance(tokenizer, ByteTokenizer):
-        check_vocabulary(model.config)
-    check_matches(tokenizer, model.config.vocab)
-    if model.family in ("bert", "roberta") or model.config.head != "lm":
-        raise ValueError(f"a {model.family} with the head {model.config.head!r} does not continue texts")
+    check_continues(model, tokenizer)
     if not len(ids):
         raise ValueError("the prompt is empty: give at least one character")
     if not 0 <= temperature < math.inf:
@@ -113,6 +113,15 @@ def continuation(
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p = {top_p} is not a probability above 0")
     return next_ids(model, ids, tokens, tokenizer.stop, temperature, top_k, top_p, rng)
+
+
+def check_continues(model: Transformer, tokenizer: Tokenizer) -> None:
+    """Raise ValueError for a model that does not continue texts, or not those of this tokenizer."""
+    if isinstance(tokenizer, ByteTokenizer):
+        check_vocabulary(model.config)
+    check_matches(tokenizer, model.config.vocab)
+    if model.family in ("bert", "roberta") or model.config.head != "lm":
+        raise ValueError(f"a {model.family} with the head {model.config.head!r} does not continue texts")
 
 
 def next_ids(

@@ -51,6 +51,7 @@ class Context(NamedTuple):
     padding: Array | None = None  # (B, T) bool, True for a real token; None: all are real
     segments: Array | None = None  # (B, T) int, the segment of each token (BERT)
     rng: np.random.Generator | None = None  # for dropout; None: no dropout
+    labelled: tuple[Array, Array] | None = None  # b and t of the positions whose logits are wanted; None: all
     past: Any = None  # transformer.Past: the keys and values of earlier tokens, when generating
 
 

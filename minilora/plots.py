@@ -140,6 +140,30 @@ def rank_losses(ax: Any, rows: list[dict[str, Any]], pareto: list[int]) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
+def classification_figure(losses: list[float], report: dict[str, Any]) -> bytes:
+    """A PNG of a classifier: its learning curves, and what it takes for what."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 6.6), layout="constrained", dpi=110)
+    curves, matrix = figure.subplots(1, 2)
+    curves.plot(range(1, len(losses) + 1), losses, color=LORA, alpha=0.3, lw=1, label="training batches")
+    steps, held_out = zip(*report["losses"], strict=True)
+    curves.plot(steps, held_out, "o-", color=LORA, lw=2.5, ms=7, label="held out")
+    curves.set(title="Learning curves", xlabel="step", ylabel="nats per text", ylim=(0, None))
+    curves.legend(frameon=False, fontsize=TYPE - 1)
+    counts, names = np.array(report["confusion"]), report["labels"]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    matrix.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (i, j), count in np.ndenumerate(counts):
+        matrix.text(j, i, f"{count}", ha="center", va="center", fontsize=TYPE, color="wk"[int(shares[i, j] < 0.5)])
+    matrix.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 8 else 0)
+    matrix.set_yticks(range(len(names)), names)
+    matrix.set(title="Confusion matrix, held out", xlabel="called", ylabel="is")
+    accuracy, trained = report["accuracy"], report["trainable"]
+    figure.suptitle(f"Accuracy {accuracy:.1%} with {trained:,} trained parameters", fontsize=TYPE + 5)
+    return png_bytes(figure)
+
+
 def rank_figures(result: dict[str, Any]) -> dict[str, bytes]:
     """{question: PNG} of what `minilora rank` found: which questions depends on what it knows."""
     figures = {"energy": energy_figure(result), "layers": layers_figure(result)}

@@ -121,7 +121,8 @@ def check(out: Path, grid: list[dict[str, int]], options: dict[str, Any], resume
         model = load_pretrained(options["base"])
         attach_lora(model, r=rank, rng=np.random.default_rng(0), **shape)
         trainable[rank] = count_parameters(model)["trainable"]
-    settings = {key: value for key, value in options.items() if key not in ("backend", "checkpoint_every", "resume")}
+    others = "read", "backend", "checkpoint_every", "recompute", "resume"  # they change no byte, or are no option
+    settings = {key: value for key, value in options.items() if key not in others}
     settings |= {"base_sha256": base_hash(model), "data_sha256": text_hash(split)}
     for cell in begun:
         if (folder_of(out, cell) / CHECKPOINT).is_file():  # or it starts again

@@ -21,7 +21,7 @@ def numbers_right(title: str, *columns: str, **options: Any) -> Any:
     """A rich Table whose columns after the first are numbers, which stay whole where it is narrow."""
     from rich.table import Table
 
-    table = Table(*columns, title=title, title_justify="left", **options)
+    table = Table(*columns, title=title or None, title_justify="left", **options)
     table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True

@@ -11,8 +11,9 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class Batch(NamedTuple):
     """What a step learns from; arrays on the host."""
 
     ids: np.ndarray  # (B, T) int64
-    targets: np.ndarray  # (B, T) int64, the label of each position; IGNORE: none
+    targets: np.ndarray  # int64, (B, T) the label of each position, or (B,) of each text; IGNORE: none
     padding: np.ndarray | None = None  # (B, T) bool, True for a real token
     segments: np.ndarray | None = None  # (B, T) int64, BERT
 
@@ -72,7 +73,14 @@ def deal(documents: dict[str, bytes], by_paragraph: bool = False) -> Split:
 
 
 def read_text(path: str | Path) -> Split:
-    """A text file, cut in order: 8 parts in 10 to train on, one to validate, one to test.
+    """A text file, cut in order: 8 parts in 10 to train on, one to validate, one to test. Raises as read_whole does."""
+    data = read_whole(path)
+    first, second = len(data) * 8 // 10, len(data) * 9 // 10
+    return Split(data[:first], data[first:second], data[second:])
+
+
+def read_whole(path: str | Path) -> bytes:
+    """A text file, its lines ended by a line feed.
 
     Raises ValueError for a file that is empty or no UTF-8 text, OSError for one that cannot be read.
     """
@@ -85,8 +93,7 @@ def read_text(path: str | Path) -> Split:
         binary = True
     if binary:
         raise ValueError(f"{path} is not UTF-8 text")
-    first, second = len(data) * 8 // 10, len(data) * 9 // 10
-    return Split(data[:first], data[first:second], data[second:])
+    return data
 
 
 def encode(text: str | bytes | np.ndarray) -> np.ndarray:
@@ -150,6 +157,49 @@ def all_windows(data: bytes | np.ndarray, batch: int, length: int) -> Iterator[B
         yield Batch(np.stack(ids[i : i + batch]), np.stack(targets[i : i + batch]))
 
 
+def take(texts: Batch, rows: np.ndarray) -> Batch:
+    """These rows, cut to the longest of them."""
+    T = len(texts.ids[0])
+    if texts.padding is not None:
+        T = int(texts.padding[rows].any(axis=0).nonzero()[0].max()) + 1
+    fields: Any = (x if x is None else x[rows, :T] if x.ndim == 2 else x[rows] for x in texts)
+    return Batch(*fields)
+
+
+def shuffled(texts: Batch, batch: int, seed: int) -> Callable[[int], Batch]:
+    """step -> a Batch of `batch` texts of like length, in another order each time that all have been seen.
+
+    A pool of 16 batches is sorted by length and cut, so that little of a batch is padding, and chance still decides
+    who meets whom. A batch depends on seed and step alone: a run that is resumed sees what it would have seen.
+    """
+    N, lengths = len(texts.ids), lengths_of(texts)
+    per_epoch = -(-N // batch)
+
+    @lru_cache(maxsize=2)
+    def order(epoch: int) -> list[np.ndarray]:
+        rng = np.random.default_rng([seed, epoch])
+        rows, pool = rng.permutation(N), 16 * batch
+        pools = (rows[i : i + pool] for i in range(0, N, pool))
+        cut = [part for rows in pools for part in by_length(rows, lengths, batch)]
+        return [cut[i] for i in rng.permutation(per_epoch)]
+
+    return lambda step: take(texts, order(step // per_epoch)[step % per_epoch])
+
+
+def in_order(texts: Batch, batch: int) -> list[np.ndarray]:
+    """All rows, in groups of `batch` of like length, for evaluation."""
+    return by_length(np.arange(len(texts.ids)), lengths_of(texts), batch)
+
+
+def by_length(rows: np.ndarray, lengths: np.ndarray, batch: int) -> list[np.ndarray]:
+    rows = rows[np.argsort(lengths[rows], kind="stable")]
+    return [rows[i : i + batch] for i in range(0, len(rows), batch)]
+
+
+def lengths_of(texts: Batch) -> np.ndarray:
+    return np.full(len(texts.ids), texts.ids.shape[1]) if texts.padding is None else texts.padding.sum(axis=1)
+
+
 def excerpts(data: bytes, size: int, pieces: int = 16) -> bytes:
     """`size` bytes of `data`, from `pieces` places spread evenly over it; all of it where it is shorter."""
     each = size // pieces
@@ -181,3 +231,8 @@ def bigram_bits_per_byte(data: bytes, given: bytes) -> float:
 
 def bits(nats: float) -> float:
     return nats / math.log(2)
+
+
+def perplexity(nats: float) -> float:
+    """e^nats: among how many tokens a model seems to guess. From e^700 up it is infinite."""
+    return math.exp(nats) if nats < 700 else math.inf

@@ -20,23 +20,36 @@ from . import ops
 from .backend import Array, get_array_module, to_numpy
 from .checkpoint import load_tensors, save_tensors
 from .modules import Context, Gradients, Module, check_fit, shapes_of
-from .optim import AdamW, Optimizer, Schedule, clip_by_global_norm
+from .optim import AdamW, Optimizer, Penalty, Schedule, clip_by_global_norm
 from .text import Batch
-from .transformer import Transformer, check_ids
+from .transformer import Transformer
 
 
 def loss_of(
     model: Transformer, batch: Batch, rng: np.random.Generator | None = None, count: int | None = None
 ) -> tuple[Array, tuple[Any, Any]]:
-    """Mean cross-entropy over the labelled positions (a 0-d array, on the device), and the caches of model and loss.
+    """Mean cross-entropy over what has a label (a 0-d array, on the device), and the caches of model and loss.
 
     `count` replaces their number where the batch is a part of a larger one; losses and gradients then add up.
-    Raises ValueError for targets that are neither in the vocabulary nor IGNORE, or of another shape than the ids.
+    Raises ValueError for targets that are neither one of the head's outputs nor IGNORE, or do not fit its shape.
     """
-    check_ids(np.where(batch.targets == ops.IGNORE, 0, batch.targets), model.config)
-    logits, cache = model.forward(batch.ids, Context(batch.padding, batch.segments, rng))
-    loss, ce_cache = ops.cross_entropy_forward(logits, get_array_module(logits).asarray(batch.targets), count)
+    targets, where = batch.targets, None
+    if model.config.head == "lm" and targets.shape == batch.ids.shape and 0 < labelled(batch) < targets.size:
+        b, t = np.nonzero(targets != ops.IGNORE)  # the logits of the others, V numbers each, would go unread
+        targets, where = targets[b, t], (b, t)
+    logits, cache = model.forward(batch.ids, Context(batch.padding, batch.segments, rng, where))
+    check_targets(targets, logits.shape[-1])
+    loss, ce_cache = ops.cross_entropy_forward(logits, get_array_module(logits).asarray(targets), count)
     return loss, (cache, ce_cache)
+
+
+def check_targets(targets: np.ndarray, outputs: int) -> None:
+    """Raise ValueError unless every label is one of the head's outputs, or IGNORE."""
+    if targets.dtype.kind not in "iu":
+        raise ValueError(f"labels are integers, not {targets.dtype}")
+    wrong = targets[((targets < 0) | (targets >= outputs)) & (targets != ops.IGNORE)]
+    if wrong.size:
+        raise ValueError(f"label {wrong[0]} is outside the head's outputs 0..{outputs - 1}")
 
 
 def loss_and_gradients(
@@ -124,6 +137,7 @@ def fit(
     lr: float = 1e-3,
     optimizer: Optimizer | None = None,
     schedule: Schedule = lambda step: 1.0,
+    penalty: Penalty | None = None,
     accumulate: int = 1,
     clip: float = 1.0,
     shards: int = 1,
@@ -139,7 +153,8 @@ def fit(
     """Train what is trainable in `model` for `steps` steps of AdamW at `lr` (or `optimizer`); return the history.
 
     `batches(i)` is the i-th batch; a step takes `accumulate` of them, each cut in `shards` for as many threads.
-    An `optimizer` brings its own rates: `lr` is then ignored. The gradient is clipped to the norm `clip`.
+    An `optimizer` brings its own rates: `lr` is then ignored. A `penalty` (optim.penalty) is added to the loss that is
+    trained on, and noted; held-out data is judged without it. The gradient is clipped to the norm `clip`.
     `held_out()` is evaluated before the first step, every `evaluate_every` steps, and after the last; after `patience`
     times without a new best, training stops. Then, or after the last step, the best parameters are put back; without
     `patience` the last ones stay. `checkpoint` names a file written every `checkpoint_every` steps, at the end, and
@@ -186,6 +201,9 @@ def fit(
             if run.history.stopped_early:
                 break
             loss, grads = sharded_loss_and_gradients(pool, shards, model, at(step), [seed, step])
+            if penalty:
+                more, more_grads = penalty()
+                loss, grads = loss + more, grads + more_grads
             run.step(loss, *clip_by_global_norm(grads, clip), schedule(step))
             bar.update()
             stop, last = interrupted.is_set(), step + 1 == steps

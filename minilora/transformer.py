@@ -341,10 +341,20 @@ class Select(Module):
         xp, (B, T, _) = get_array_module(x), x.shape
         real = xp.ones((B, T), dtype=bool) if context.padding is None else context.padding
         t = T - 1 - xp.argmax(real[:, ::-1], axis=1) if self.last else xp.argmax(real, axis=1)
-        return ops.select_forward(x, t)
+        return ops.select_forward(x, xp.arange(B), t)
 
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
         return ops.select_backward(dy, cache)
+
+
+class Labelled(Module):
+    """y = x at the positions context.labelled, which alone need logits: (B, T, C) -> (N, C); or x itself, all of it"""
+
+    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, Any]:
+        return (x, None) if context.labelled is None else ops.select_forward(x, *context.labelled)
+
+    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
+        return dy.copy() if cache is None else ops.select_backward(dy, cache)
 
 
 class Tanh(Module):
@@ -379,8 +389,8 @@ class Past:
 
 
 class Transformer(Chain):
-    """embed, block_0, ..., norm, and a head: token ids (B, T) in, logits (B, T, V) out; of a classifier (B, labels),
-    and without a head the hidden states (B, T, C)."""
+    """embed, block_0, ..., norm, and a head: token ids (B, T) in, logits (B, T, V) out, or those of the N positions
+    context.labelled, (N, V); of a classifier (B, labels), and without a head the hidden states (B, T, C)."""
 
     def __init__(self, family: str, config: Config, layers: dict[str, Module]) -> None:
         super().__init__(layers)
@@ -404,6 +414,9 @@ class Transformer(Chain):
             context = context._replace(padding=xp.asarray(context.padding))
         if context.segments is not None:
             context = context._replace(segments=xp.asarray(context.segments))
+        if context.labelled is not None:
+            b, t = context.labelled
+            context = context._replace(labelled=(xp.asarray(b), xp.asarray(t)))
         y, caches = super().forward(xp.asarray(ids), context)
         if past:
             past.length += ids.shape[1]

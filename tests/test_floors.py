@@ -13,12 +13,24 @@ FLOORS = [
     {"ops"},
     {"modules"},
     {"transformer", "families", "lora", "optim"},
-    {"checkpoint", "text", "tokenizer", "chat_template", "plots", "accounting", "spectrum", "verify", "names",
-     "tables"},
+    {
+        "checkpoint",
+        "text",
+        "tokenizer",
+        "chat_template",
+        "plots",
+        "accounting",
+        "spectrum",
+        "verify",
+        "names",
+        "tables",
+        "records",
+        "metrics",
+    },
     {"training", "generation", "peft", "pretrained"},
     {"demo", "sweep", "tasks"},
     {"cli", "__main__"},
-]  # fmt: skip
+]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "data" and path != PACKAGE / "__init__.py")
 

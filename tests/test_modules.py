@@ -258,7 +258,7 @@ def test_every_path_leads_to_its_module_and_every_module_can_be_replaced(name):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("block_7", "no module 'block_7': 'block_7' is not one of embed, block_0, block_1, norm, lm_head"),
+        ("block_7", "no module 'block_7': 'block_7' is not one of embed, block_0, block_1, norm, labelled, lm_head"),
         ("block_0.attention.query", "'query' is not one of q_proj, k_proj, v_proj, o_proj"),
         ("norm.weight", "'weight' is not one of"),
     ],

@@ -615,7 +615,7 @@ def test_a_damaged_adapter_is_refused_in_one_line(name, here, capfd):
 @pytest.mark.parametrize("value", [None, True, "x", [], math.inf])
 def test_an_alpha_that_is_no_number_is_refused_in_one_line(value, here, capfd):
     edit_json(here / "adapter" / peft.CONFIG, lora_alpha=value)
-    assert_refused(here, capfd, ["rank", "adapter"], "the alpha of model.layers.0.mlp.down_proj, .* is not a number")
+    assert_refused(here, capfd, ["rank", "adapter"], "lora_alpha: alpha .* is not a number")
 
 
 def test_a_config_of_another_rank_than_the_tensors_is_refused_in_one_line(here, capfd):

@@ -89,15 +89,22 @@ def test_a_cell_is_a_run_of_finetune_on_one_thread(whole, here):
         assert whole[0][os.path.join("out", "rank-2", "seed-1", name)] == content
 
 
+CLASSIFYING = {"text", "label", "held_out", "epochs", "l1", "l2"}
+
+
 def test_finetune_and_sweep_take_the_same_options_with_the_same_defaults():
     finetune, grid = (
-        {action.dest: action.default for action in subparsers()[command]._actions} for command in ("finetune", "sweep")
+        {action.dest: action for action in subparsers()[command]._actions} for command in ("finetune", "sweep")
     )
-    assert finetune.keys() - grid.keys() == {"rank", "seed"}
+    assert finetune.keys() - grid.keys() == {"task", "rank", "seed", *CLASSIFYING}
     assert grid.keys() - finetune.keys() == {"ranks", "seeds", "jobs"}
-    assert {name for name in finetune.keys() & grid.keys() if finetune[name] != grid[name]} == {"shards"}
+    both = finetune.keys() & grid.keys()
+    assert {name for name in both if finetune[name].default != grid[name].default} == {"shards"}
     for name in ("jobs", "shards"):
-        assert grid[name] == sweep.sweep.__kwdefaults__[name]
+        assert grid[name].default == sweep.sweep.__kwdefaults__[name]
+    for name, value in language_model.finetune.__kwdefaults__.items():
+        if name in both and (said := re.search(r"\(default ([^)]*)\)", finetune[name].help)):
+            assert str(value) == said[1] or value == float(said[1])
 
 
 def test_the_report_says_what_the_cells_hold(finished):
@@ -339,7 +346,7 @@ BAD = {
     "no text": (["--data", "nowhere.txt"], "No such file or directory: nowhere.txt"),
     "no base": (["--base", "nowhere"], "no folder or file 'nowhere'"),
     "no such target": (["--targets", "q_prox"], "no layer is called 'q_prox'"),
-    "windows too long": (["--length", "33"], "windows of 33 bytes are longer than the model's 32 positions"),
+    "windows too long": (["--length", "33"], "windows of 33 tokens are longer than the model's 32 positions"),
     "out is taken": (["--out", "base"], r"base already holds config\.json: choose another folder"),
     "out is a file": (["--out", "words.txt"], r"words\.txt is a file: choose another folder"),
     "out is below a file": (["--out", "words.txt/out"], r"words\.txt"),

@@ -211,7 +211,7 @@ def op_keeps(op: Op, plan: Plan, insert: Insert | None, B: int, T: int, each: in
         if op.relative:
             yield f"{op.path}.relative", entry("k, q of distances", (2, op.relative, H * D), "dq, dk")
     elif isinstance(op, Select):
-        yield f"{op.path}.t", entry("t", (B,), "dx is dy at t, and 0 elsewhere", 8)
+        yield f"{op.path}.b, t", entry("b, t", (2, B), "dx is dy at b and t, and 0 elsewhere", 8)
     elif isinstance(op, Activation) and op.kind == "tanh":
         yield f"{op.path}.y", entry("y", (B, op.rows or T, op.width), "dx = dy ∘ (1 - y²)")
     elif isinstance(op, Activation):

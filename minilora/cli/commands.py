@@ -6,14 +6,22 @@ The functions import as they run: NumPy is loaded once --threads has been read.
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+TASKS = {  # what finetune learns from -> the file in tasks/ that knows how
+    "text": "language_model",
+    "instruct": "instruction",
+    "classify": "classification",
+}
 
 
 def backend(options: argparse.Namespace) -> ModuleType:
@@ -50,18 +58,67 @@ def pretrain(options: argparse.Namespace) -> None:
 
 
 def finetune(options: argparse.Namespace) -> None:
-    """Fine-tune a model with LoRA on a text."""
+    """Fine-tune a model with LoRA: on a text, on answers to prompts, or to classify."""
     keep_freed_memory()
-    from ..tasks import language_model
-
-    words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads")}
-    done = language_model.finetune(backend=backend(options), **words)
-    print(f"{done['adapted']} layers adapted, {done['trainable']:,} parameters trained for {done['steps']} steps")
-    for step, value in done["bits_per_byte"].items():
-        print(f"step {step:>5}: {value:.3f} bits per byte of validation text")
-    print(f"written to {options.out}; now try")
+    task = import_module(f"..tasks.{TASKS[options.task]}", __package__)
+    words = {key: value for key, value in vars(options).items() if key not in ("run", "task", "device", "threads")}
+    reads = {*inspect.signature(task.finetune).parameters, *getattr(task, "OPTIONS", ())}
+    unread = next((key for key in words if key not in reads), None)
+    if unread:
+        raise ValueError(f"--task {options.task} does not read --{unread.replace('_', '-')}: leave it out")
+    task.show(task.finetune(backend=backend(options), **words))
     base, adapter = shlex.quote(options.base), shlex.quote(options.out)
-    print(f"  minilora generate --base {base} --adapter {adapter} --prompt 'The '")
+    print(f"written to {options.out}; now try")
+    print(f"  minilora {task.NEXT} --base {base} --adapter {adapter}")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Compare two settings of a classifier on the same folds, by a test that knows how folds overlap."""
+    keep_freed_memory()
+    import json
+
+    from ..tasks.crossvalidation import cross_validate, show
+
+    words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads", "json")}
+    report = cross_validate(backend=backend(options), **words)
+    if options.json:
+        print(json.dumps(report, indent=1))
+    else:
+        show(report)
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Classify the lines of a file, or of standard input: label, probability and text of each, parted by tabs."""
+    import json
+
+    from ..records import label_ids, read_records
+    from ..tasks.classification import Classifier, confusion_matrix, scores, show_scores
+
+    rows = read_records(options.data, options.text, options.label) if options.data else None
+    if rows is None and options.label:
+        raise ValueError("--label names a column of --data: give both")
+    classify = Classifier(options.adapter, options.base, backend(options))
+
+    def tell(texts: list[str], description: str | None = None) -> Any:
+        p = classify(texts, description)
+        for line, row in zip(texts, p, strict=True):
+            if options.json:
+                found = dict(zip(classify.labels, row.tolist(), strict=True))
+                print(json.dumps({"text": line, "label": classify.labels[row.argmax()], "probabilities": found}))
+            else:
+                print(classify.labels[row.argmax()], f"{row.max():.4f}", " ".join(line.split()), sep="\t", flush=True)
+        return p
+
+    if rows is None:
+        lines = (line.strip() for line in sys.stdin if line.strip())
+        for texts in ([line] for line in lines) if sys.stdin.isatty() else filter(None, [list(lines)]):
+            tell(texts)
+        return
+    p = tell(rows.texts, "classifying")
+    if options.label:
+        truth = label_ids(rows.labels, classify.labels, options.data)
+        matrix = confusion_matrix(truth, p.argmax(axis=1), len(classify.labels))
+        show_scores({"labels": classify.labels, "confusion": matrix.tolist(), **scores(matrix)})
 
 
 def sweep(options: argparse.Namespace) -> None:

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from .. import __doc__ as minilora_doc
 from .. import __version__
-from .commands import audit, chat, count, demo, finetune, generate, info, merge, pretrain, rank, sweep, verify
+from .commands import (
+    TASKS,
+    audit,
+    chat,
+    compare,
+    count,
+    demo,
+    finetune,
+    generate,
+    info,
+    merge,
+    predict,
+    pretrain,
+    rank,
+    sweep,
+    verify,
+)
 
 # accounting.METHODS, which cannot be imported here: NumPy is, once --threads has been read
 COUNTED = """full, top2, bitfit, prefix-embed, prefix-layer, lora, qlora, lora-fa, dora, vera, lora-xs, ia3,
@@ -55,30 +73,6 @@ def parser() -> Parser:
             sub.add_argument(option, **shared[option])
         return sub.add_argument
 
-    def tuning(add: Callable[..., Any]) -> None:
-        """How to fine-tune: what finetune and the runs of a sweep are told alike."""
-        add("--data", required=True, metavar="FILE", help="a text file, or 'builtin': Python's own source")
-        add("--targets", type=names, default="all-linear", metavar="A,B", help="layers to adapt (default all-linear)")
-        add("--alpha", type=float, default=16.0, metavar="X", help="the adapter is scaled by alpha/rank (default 16)")
-        add("--rslora", action="store_true", help="scale by alpha/sqrt(rank) instead")
-        add("--dropout", type=float, default=0.0, metavar="P", help="on the adapter's input (default 0)")
-        add("--lr", type=above_zero, default=8e-3, metavar="X", help="peak learning rate (default 8e-3)")
-        add("--steps", type=positive, default=100, metavar="N", help="(default 100)")
-        add("--batch", type=positive, default=16, metavar="N", help="windows in a batch (default 16)")
-        add("--length", type=positive, default=128, metavar="N", help="bytes in a window (default 128)")
-        add("--accumulate", type=positive, default=1, metavar="N", help="batches in a step (default 1)")
-        add("--evaluate-every", type=positive, default=50, metavar="N", help="steps (default 50)")
-        add("--patience", type=from_zero, default=0, metavar="N", help="stop after N evaluations in vain; 0: never")
-        add("--checkpoint-every", type=positive, default=50, metavar="N", help="steps (default 50)")
-
-    def drawing(add: Callable[..., Any]) -> None:
-        """How to continue a text: what generate and chat are told alike."""
-        add("--adapter", metavar="DIR", help="an adapter folder")
-        add("--tokens", type=positive, default=200, metavar="N", help="add up to N, bytes or pieces (default 200)")
-        add("--temperature", type=float, default=0.0, metavar="X", help="0: the most probable (default)")
-        add("--top-k", type=from_zero, default=0, metavar="N", help="draw from the N most probable; 0: from all")
-        add("--top-p", type=share, default=1.0, metavar="P", help="draw from the fewest of probability P (default 1)")
-
     add = command(
         demo,
         "minilora demo",
@@ -99,11 +93,42 @@ def parser() -> Parser:
     add = command(
         finetune,
         "minilora finetune --base builtin --data notes.txt --targets q_proj,v_proj --rank 8 --out runs/notes",
-        "adapter_config.json, adapter_model.safetensors, settings.json, history.json, checkpoint.safetensors",
+        """adapter_config.json, adapter_model.safetensors, settings.json, history.json, checkpoint.safetensors;
+  samples.json (before and after), or to classify scores.json and curves.png""",
         *("--base", "--out", "--resume", "--device", "--seed", "--shards"),
     )
+    what = """text (default): --data is a text; instruct: lines of {"prompt": "...", "answer": "..."}; classify:
+    rows of a table, or JSON lines, with a text and its label"""
+    add("--task", choices=[*TASKS], default="text", help=what)
     add("--rank", type=int, default=8, metavar="N", help="(default 8)")
     tuning(add)
+    classifying(add)
+    columns(add)
+    held_out = "to classify: rows to judge by (default: a tenth of --data)"
+    add("--held-out", default=argparse.SUPPRESS, metavar="FILE", help=held_out)
+
+    add = command(predict, "minilora predict --adapter runs/reviews --data new.csv --text review", "", "--device")
+    add("--adapter", required=True, metavar="DIR", help="an adapter that finetune --task classify made, or PEFT")
+    add("--base", metavar="MODEL", help="its base (default: what the adapter's settings.json says)")
+    add("--data", metavar="FILE", help="a .csv, .tsv or .jsonl; without it, lines of standard input")
+    add("--text", default="text", metavar="NAME", help="the column of the text (default text)")
+    add("--label", metavar="NAME", help="a column of labels, to judge by")
+    add("--json", action="store_true", help="print a line of JSON for each text, with all probabilities")
+
+    add = command(
+        compare,
+        "minilora compare --base minilm --data reviews.csv --rank 8 --against '--rank 2'",
+        "",
+        *("--base", "--device", "--seed", "--shards"),
+    )
+    add("--data", required=True, metavar="FILE", help="a .csv, .tsv or .jsonl")
+    add("--against", type=changes, required=True, metavar="OPTIONS", help="what is other in the second setting")
+    add("--folds", type=positive, default=5, metavar="N", help="(default 5)")
+    add("--rank", type=positive, default=8, metavar="N", help="(default 8)")
+    learning(add)
+    classifying(add)
+    columns(add)
+    add("--json", action="store_true", help="print the result as JSON")
 
     add = command(
         sweep,
@@ -181,6 +206,69 @@ def parser() -> Parser:
     return top
 
 
+def learning(add: Callable[..., Any]) -> None:
+    """How an adapter learns: what finetune, sweep and compare are told alike. What is not said has the default
+    of the function that does it."""
+    add = partial(add, default=argparse.SUPPRESS)
+    add("--targets", type=names, metavar="A,B", help="layers to adapt (default all-linear)")
+    add("--alpha", type=float, metavar="X", help="the adapter is scaled by alpha/rank (default 16)")
+    add("--rslora", action="store_true", help="scale by alpha/sqrt(rank) instead")
+    add("--dropout", type=float, metavar="P", help="on the adapter's input (default 0)")
+    add("--lr", type=above_zero, metavar="X", help="peak learning rate; to classify 2e-3 (default 8e-3)")
+    add("--batch", type=positive, metavar="N", help="windows, or examples, in a batch; to classify 32 (default 16)")
+    add("--length", type=positive, metavar="N", help="tokens in a window or example, at most (default 128)")
+    add("--accumulate", type=positive, metavar="N", help="batches in a step (default 1)")
+    add("--recompute", action="store_true", help="blocks run again for backward: less memory, the same bytes")
+
+
+def tuning(add: Callable[..., Any]) -> None:
+    """What finetune and the runs of a sweep are told alike."""
+    add("--data", required=True, metavar="FILE", help="a file, or 'builtin': Python's own source")
+    learning(add)
+    add = partial(add, default=argparse.SUPPRESS)
+    add("--steps", type=positive, metavar="N", help="(default 100)")
+    add("--evaluate-every", type=positive, metavar="N", help="steps (default 50)")
+    add("--patience", type=from_zero, metavar="N", help="stop after N evaluations in vain; 0: never")
+    add("--checkpoint-every", type=positive, metavar="N", help="steps (default 50)")
+
+
+def classifying(add: Callable[..., Any]) -> None:
+    """How a classifier learns, beside."""
+    add = partial(add, default=argparse.SUPPRESS)
+    add("--epochs", type=positive, metavar="N", help="to classify: how often each row is seen (default 3)")
+    add("--l1", type=from_zero_up, metavar="X", help="to classify: penalty on |A| and |B| (default 0)")
+    add("--l2", type=from_zero_up, metavar="X", help="to classify: penalty on A²/2 and B²/2 (default 0)")
+
+
+def columns(add: Callable[..., Any]) -> None:
+    add = partial(add, default=argparse.SUPPRESS)
+    add("--text", metavar="NAME", help="to classify: the column of the text (default text)")
+    add("--label", metavar="NAME", help="to classify: that of the label (default label)")
+
+
+def drawing(add: Callable[..., Any]) -> None:
+    """How to continue a text: what generate and chat are told alike."""
+    add("--adapter", metavar="DIR", help="an adapter folder")
+    add("--tokens", type=positive, default=200, metavar="N", help="add up to N, bytes or pieces (default 200)")
+    add("--temperature", type=float, default=0.0, metavar="X", help="0: the most probable (default)")
+    add("--top-k", type=from_zero, default=0, metavar="N", help="draw from the N most probable; 0: from all")
+    add("--top-p", type=share, default=1.0, metavar="P", help="draw from the fewest of probability P (default 1)")
+
+
+class Changes(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise argparse.ArgumentTypeError(message)
+
+
+def changes(text: str) -> dict[str, Any]:
+    """'--rank 2 --lr 1e-3' as {"rank": 2, "lr": 0.001}."""
+    given = Changes(add_help=False)
+    given.add_argument("--rank", type=positive, default=argparse.SUPPRESS)
+    learning(given.add_argument)
+    classifying(given.add_argument)
+    return vars(given.parse_args(shlex.split(text)))
+
+
 def names(text: str) -> str | list[str]:
     return text if text == "all-linear" else words(text)
 
@@ -220,6 +308,10 @@ def above_zero(word: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{word!r} is not a number above 0")
     return number
+
+
+def from_zero_up(word: str) -> float:
+    return 0.0 if word in ("0", "0.0") else above_zero(word)
 
 
 def share(word: str) -> float:

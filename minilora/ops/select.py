@@ -1,22 +1,21 @@
-"""Selection: one token of each sequence, for a head that judges the whole.
+"""Selection: some of the tokens, for a head that judges no others: one of each sequence, or those with a label.
 
-    y_b = x_{b, t_b}            x (B, T, C)   t (B,) integers   y (B, C)
+    y_n = x_{b_n, t_n}          x (B, T, C)   b, t (N,) integers, no pair twice   y (N, C)
 
-What is not selected has no influence: dx_{b, t_b} = dy_b, and 0 elsewhere.
+What is not selected has no influence: dx_{b_n, t_n} = dy_n, and 0 elsewhere.
 """
 
 from ..backend import Array, get_array_module
 
 
-def select_forward(x: Array, t: Array) -> tuple[Array, tuple[Array, int]]:
-    """y_b = x_{b, t_b}.  The cache is t and T."""
-    return x[get_array_module(x).arange(len(x)), t], (t, x.shape[1])
+def select_forward(x: Array, b: Array, t: Array) -> tuple[Array, tuple[Array, Array, tuple[int, ...]]]:
+    """y_n = x_{b_n, t_n}.  The cache is b, t and the shape of x."""
+    return x[b, t], (b, t, x.shape)
 
 
-def select_backward(dy: Array, cache: tuple[Array, int]) -> Array:
-    """dx_{b, t_b} = dy_b"""
-    (t, T), (B, C) = cache, dy.shape
-    xp = get_array_module(dy)
-    dx = xp.zeros((B, T, C), dtype=dy.dtype)
-    dx[xp.arange(B), t] = dy
+def select_backward(dy: Array, cache: tuple[Array, Array, tuple[int, ...]]) -> Array:
+    """dx_{b_n, t_n} = dy_n"""
+    b, t, shape = cache
+    dx = get_array_module(dy).zeros(shape, dtype=dy.dtype)
+    dx[b, t] = dy
     return dx

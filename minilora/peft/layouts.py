@@ -28,7 +28,8 @@ import numpy as np
 
 from ..checkpoint import load_tensors, read_json, save_tensors, tensors_to_bytes, to_json, write_folder
 from ..lora import is_number
-from .format import CONFIG, OFF, PREFIX, WEIGHTS, Pair, pairs_of, read_adapter
+from .config import OFF
+from .format import CONFIG, PREFIX, WEIGHTS, Pair, pairs_of, read_adapter
 
 MLX_WEIGHTS = "adapters.safetensors"
 TABLES = "embed_tokens", "wte", "word_embeddings"  # last names of token embeddings

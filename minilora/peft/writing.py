@@ -11,17 +11,14 @@ from ..checkpoint import tensors_to_bytes, to_json, write_folder
 from ..lora import Adapter, LoRALinear, MergedEmbedding, MergedLinear, TiedLoRALinear
 from ..pretrained import base_hash, their_name
 from ..transformer import Transformer
+from .config import CLASSIFIERS, OFF, TIED_NAMES, ends_with
 from .format import (
-    CLASSIFIERS,
     CONFIG,
-    OFF,
     PREFIX,
-    TIED_NAMES,
     WEIGHTS,
     adapter_tensors,
     carried,
-    ends_with,
-    has_pooler_apart,
+    every_name,
     layers_of,
     own_tensor,
     tied_head,
@@ -198,14 +195,6 @@ def tensors_of(
 
 
 # ---- names as short as they can be ----
-
-
-def every_name(model: Transformer) -> list[str]:
-    """Every module's name in Hugging Face's model, those that hold others too."""
-    leaves = [their_name(model, path) for path in layers_of(model)] + ["pooler.dense"] * has_pooler_apart(model)
-    return list(
-        dict.fromkeys(".".join(name.split(".")[: i + 1]) for name in leaves for i in range(name.count(".") + 1))
-    )
 
 
 def ends_with_part(name: str, ending: str) -> bool:

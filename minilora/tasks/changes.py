@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..peft import PREFIX, pairs_of, read_adapter
-from ..peft.format import PAIR, is_saved
+from ..peft.config import is_saved
+from ..peft.format import PAIR
 from ..pretrained import base_hash, in_full, load_pretrained, read_source, their_name, with_head
 from ..pretrained.configs import FORMATS
 from ..pretrained.sources import locate

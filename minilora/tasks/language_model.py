@@ -1,13 +1,14 @@
-"""Language modelling over bytes: pretraining the built-in base, and fine-tuning with LoRA."""
+"""Language modelling: pretraining the built-in base over bytes, and fine-tuning any with LoRA."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,16 +16,22 @@ from .. import text
 from ..accounting import count_parameters
 from ..checkpoint import to_json, write_files
 from ..families import llama
+from ..generation import check_continues, stream
 from ..lora import attach_lora
 from ..modules import Module
 from ..optim import AdamW, Schedule, cosine_schedule
 from ..peft import adapter_files
-from ..pretrained import base_hash, load_pretrained, model_files
+from ..pretrained import base_hash, load_pretrained, load_tokenizer, model_files
+from ..text import Batch
+from ..tokenizer import ByteTokenizer, Tokenizer
 from ..training import evaluate, fit
 from ..transformer import Config, Transformer
-from .runs import CHECKPOINT, HISTORY, SETTINGS, how_to_go_on, training_folder
+from ..transformer import recompute as recompute_blocks
+from .runs import CHECKPOINT, HISTORY, SAMPLES, SETTINGS, how_to_go_on, training_folder
 
 PRETRAINING = "pretraining.json"
+NEXT = "generate --prompt 'The '"  # what to do with an adapter
+SAMPLE = 48  # tokens of a sample
 
 # The built-in base: a llama over bytes, and the recipe that made it.
 SHAPE = Config(vocab=256, layers=5, width=128, heads=4, kv_heads=2, hidden=344, context=128)
@@ -98,14 +105,53 @@ def bits_per_byte(model: Transformer, data: bytes, shards: int, description: str
     return text.bits(evaluate(model, windows, shards=shards, description=description))
 
 
+class Lesson(NamedTuple):
+    """What a file teaches."""
+
+    batches: Callable[[int], Batch]  # the i-th of them
+    held_out: Callable[[], Iterable[Batch]]  # what the loss is judged on
+    tokens_per_byte: float  # of what is held out: nats per token -> nats per byte
+    prompt: str  # held out too, for the samples
+    special: bool  # whether the tokenizer puts its special tokens around the prompt, or it has them already
+    sha256: str  # of all that the file holds
+    said: str  # how much there is, for a person
+
+
+def read_text(data: str, tokenizer: Tokenizer, batch: int, length: int, seed: int) -> Lesson:
+    """Windows of `length` tokens of a text file, or of Python source ("builtin"), anywhere in the text."""
+    split = text.python_source() if data == "builtin" else text.read_text(data)
+    validation = text.excerpts(split.validation, 8192)
+    train, held_out = tokens_of(split.train, tokenizer), tokens_of(validation, tokenizer)
+    batches = text.random_windows(train, batch, length, seed)
+    if len(held_out) < 2:
+        raise ValueError(f"{data} leaves {len(held_out)} tokens to hold out: give more text")
+    return Lesson(
+        batches,
+        lambda: text.all_windows(held_out, batch, length),
+        tokens_per_byte=len(held_out) / len(validation),
+        prompt=(validation.partition(b"\n")[2] or validation)[:100].decode(errors="replace"),  # the first line is cut
+        special=True,
+        sha256=text_hash(split),
+        said=f"{len(train):,} tokens to learn from, {len(held_out):,} held out",
+    )
+
+
+def tokens_of(data: bytes, tokenizer: Tokenizer) -> np.ndarray:
+    """(N,) int64. A letter that was cut at an end of `data` is left out, unless the tokens are the bytes themselves."""
+    if isinstance(tokenizer, ByteTokenizer):
+        return text.encode(data)
+    return tokenizer.encode(data.decode(errors="ignore"), special=False)
+
+
 def finetune(
     base: str,
     data: str,
     out: str | Path,
     *,
+    read: Callable[[str, Tokenizer, int, int, int], Lesson] = read_text,
     targets: str | list[str] = "all-linear",
     rank: int = 8,
-    alpha: float = 16,
+    alpha: float = 16.0,
     dropout: float = 0.0,
     rslora: bool = False,
     lr: float = 8e-3,
@@ -113,6 +159,7 @@ def finetune(
     batch: int = 16,
     length: int = 128,
     accumulate: int = 1,
+    recompute: bool = False,
     patience: int = 0,
     evaluate_every: int = 50,
     checkpoint_every: int = 50,
@@ -121,29 +168,27 @@ def finetune(
     resume: bool = False,
     backend: ModuleType = np,
 ) -> dict[str, Any]:
-    """Fine-tune `base` with LoRA on a text file, or on Python source ("builtin"), into the folder `out`.
+    """Fine-tune `base` with LoRA on what `read` finds in a file, into the folder `out`.
 
-    `out` then holds the adapter in PEFT's format, settings.json, history.json and checkpoint.safetensors. All that
-    can be wrong with the input is found before the folder is made. With `resume`, the run in `out` goes on from its
-    checkpoint, with the same settings or at another `lr`. Returns a summary.
+    `out` then holds the adapter in PEFT's format, settings.json, history.json (losses in nats per token), samples.json
+    and checkpoint.safetensors. All that can be wrong with the input is found before the folder is made. With
+    `recompute`, blocks keep their input alone and run again for the backward: less memory, more time, the same bytes.
+    With `resume`, the run in `out` goes on from its checkpoint, with the same settings or at another `lr`. Returns a
+    summary.
     """
-    model = load_pretrained(base)
-    text.check_vocabulary(model.config)
+    model, tokenizer = load_pretrained(base), load_tokenizer(base)
+    check_continues(model, tokenizer)
     if length > model.config.context:
-        raise ValueError(f"windows of {length} bytes are longer than the model's {model.config.context} positions")
+        raise ValueError(f"windows of {length} tokens are longer than the model's {model.config.context} positions")
     model.to(backend)
-    split = text.python_source() if data == "builtin" else text.read_text(data)
-    batches = text.random_windows(split.train, batch, length, seed)
-    held_out = text.excerpts(split.validation, 8192)
-    if len(held_out) < 2:
-        raise ValueError(f"{data} leaves {len(held_out)} bytes to hold out: give more text")
+    lesson = read(data, tokenizer, batch, length, seed)
     rng = np.random.default_rng(seed)
     adapted = attach_lora(model, targets, rank, alpha, rng=rng, dropout=dropout, rslora=rslora)
     settings = {
         "base": base,
         "base_sha256": base_hash(model),
         "data": data,
-        "data_sha256": text_hash(split),
+        "data_sha256": lesson.sha256,
         "targets": targets,
         "rank": rank,
         "alpha": alpha,
@@ -161,19 +206,44 @@ def finetune(
     }
     folder = training_folder(out, settings, resume)
     with how_to_go_on(folder):
+        samples = {"prompt": lesson.prompt, "before": sample(model, tokenizer, lesson)}
+        if recompute:
+            recompute_blocks(model)
         history = fit(
-            model, batches, steps, lr=lr, schedule=cosine_schedule(steps, min(10, steps // 10)), accumulate=accumulate,
-            shards=shards, seed=seed, held_out=lambda: text.all_windows(held_out, batch, length),
-            evaluate_every=evaluate_every, patience=patience, checkpoint=folder / CHECKPOINT,
-            checkpoint_every=checkpoint_every, resume=resume, description="fine-tuning",
+            model, lesson.batches, steps, lr=lr, schedule=cosine_schedule(steps, min(10, steps // 10)),
+            accumulate=accumulate, shards=shards, seed=seed, held_out=lesson.held_out, evaluate_every=evaluate_every,
+            patience=patience, checkpoint=folder / CHECKPOINT, checkpoint_every=checkpoint_every, resume=resume,
+            description="fine-tuning",
         )  # fmt: skip
-    write_files(folder, adapter_files(model) | {HISTORY: to_json(asdict(history))})
+        samples["after"] = sample(model, tokenizer, lesson)
+    files = adapter_files(model) | {HISTORY: to_json(asdict(history)), SAMPLES: to_json(samples)}
+    write_files(folder, files)
     return {
         "adapted": len(adapted),
         "trainable": count_parameters(model)["trainable"],
+        "said": lesson.said,
         "steps": len(history.loss),
-        "bits_per_byte": {step: text.bits(loss) for step, loss in history.evaluations},
+        "perplexity": {step: text.perplexity(loss) for step, loss in history.evaluations},
+        "bits_per_byte": {step: text.bits(loss * lesson.tokens_per_byte) for step, loss in history.evaluations},
+        "samples": samples,
     }
+
+
+@np.errstate(all="ignore")  # a loss that blew up has been told
+def sample(model: Transformer, tokenizer: Tokenizer, lesson: Lesson) -> str:
+    """What the model adds to the held-out prompt, the most probable token each time."""
+    return "".join(stream(model, lesson.prompt, SAMPLE, tokenizer=tokenizer, special=lesson.special))
+
+
+def show(done: dict[str, Any]) -> None:
+    """The summary of finetune() for a person."""
+    print(done["said"])
+    print(f"{done['adapted']} layers adapted, {done['trainable']:,} parameters trained for {done['steps']} steps")
+    for step, bits in done["bits_per_byte"].items():
+        print(f"step {step:>5}: {bits:.3f} bits per byte held out, perplexity {done['perplexity'][step]:.4g} per token")
+    for name in ("before", "after"):
+        print(f"\n{name}: {done['samples']['prompt']}{done['samples'][name]}")
+    print()
 
 
 def text_hash(split: text.Split) -> str:

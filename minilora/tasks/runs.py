@@ -11,8 +11,8 @@ from typing import Any
 from ..checkpoint import check_writable, load_tensors, read_json, to_json, write_files, write_folder
 from ..peft import CONFIG, WEIGHTS
 
-SETTINGS, CHECKPOINT, HISTORY = "settings.json", "checkpoint.safetensors", "history.json"
-FILES = (SETTINGS, CHECKPOINT, HISTORY, CONFIG, WEIGHTS)  # what fine-tuning writes
+SETTINGS, CHECKPOINT, HISTORY, SAMPLES = "settings.json", "checkpoint.safetensors", "history.json", "samples.json"
+FILES = (SETTINGS, CHECKPOINT, HISTORY, SAMPLES, CONFIG, WEIGHTS)  # what fine-tuning writes
 
 
 def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> Path:
@@ -105,5 +105,5 @@ def describe_run(folder: Path) -> dict[str, str]:
     settings, (done, stopped_early) = read_settings(folder), progress(folder)
     return {
         "run": f"{done} of {settings['steps']} steps{', stopped early' * stopped_early}, seed {settings['seed']}",
-        "on": f"{settings.get('data', 'English prose')}, batches of {settings['batch']} x {settings['length']} bytes",
+        "on": f"{settings.get('data', 'English prose')}, batches of {settings['batch']} x {settings['length']} tokens",
     }

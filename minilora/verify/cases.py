@@ -20,7 +20,7 @@ from ..backend import Array, get_array_module
 from ..families import FAMILIES, New, bert, gpt2, llama
 from ..lora import Adapter, LoRAEmbedding, LoRALinear, MergedEmbedding, MergedLinear, attach_lora
 from ..modules import Context, Gradients, Module, Parameter
-from ..transformer import Config, Recomputed, Rope, Select, Tanh, Transformer
+from ..transformer import Config, Labelled, Recomputed, Rope, Select, Tanh, Transformer
 from .check import Report, check_gradient, check_model
 
 Rng = np.random.Generator
@@ -148,12 +148,14 @@ def tanh(size: Size, rng: Rng) -> OpCase:
 
 def select(size: Size, rng: Rng) -> OpCase:
     B, T, C = size(), size(2, 4), size()
-    t = fixed(rng.integers(0, T, B))
+    chosen = rng.random((B, T)) < 0.5
+    chosen[-1, -1] = True
+    b, t = map(fixed, np.nonzero(chosen))
     return OpCase(
         {"x": rng.standard_normal((B, T, C))},
-        lambda x: ops.select_forward(x, on(x, t)),
+        lambda x: ops.select_forward(x, on(x, b), on(x, t)),
         lambda dy, cache, x: (ops.select_backward(dy, cache),),
-        {"t": t},
+        {"b": b, "t": t},
     )
 
 
@@ -412,6 +414,7 @@ MODULES: dict[str, Callable[[New], Module]] = {
     "FusedAttention": New.fused_attention,
     "Select, first": lambda new: Select(last=False),
     "Select, last": lambda new: Select(last=True),
+    "Labelled": lambda new: Labelled(),
     "Tanh": lambda new: Tanh(),
     "PreNormBlock of gpt2": block(gpt2),
     "PreNormBlock of llama": block(llama),

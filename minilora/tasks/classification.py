@@ -1,0 +1,255 @@
+"""Classifying texts: a head and LoRA on a pretrained model, learned from labelled rows; and what it then says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .. import text as texts_of
+from ..accounting import count_parameters
+from ..backend import to_numpy
+from ..checkpoint import to_json, write_files
+from ..lora import Adapter, attach_lora
+from ..metrics import confusion_matrix, scores
+from ..modules import Context
+from ..optim import linear_schedule, penalty
+from ..peft import adapter_files, load_adapter, read_adapter
+from ..plots import classification_figure
+from ..pretrained import base_hash, load_pretrained, load_tokenizer
+from ..records import Records, label_ids, label_names, read_records, stratified_split
+from ..tables import numbers_right, wide_console
+from ..text import Batch
+from ..tokenizer import Tokenizer
+from ..training import History, fit
+from ..transformer import Transformer, recompute
+from .runs import CHECKPOINT, HISTORY, SETTINGS, how_to_go_on, read_settings, training_folder
+
+SCORES, FIGURE = "scores.json", "curves.png"
+JUDGED = 64  # texts at a time, where nothing is learned
+NEXT = "predict"  # what to do with an adapter
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier is trained."""
+
+    targets: str | Sequence[str] = "all-linear"
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    rslora: bool = False
+    lr: float = 2e-3
+    l1: float = 0.0  # λ₁ and λ₂ of optim.penalty, on A and B
+    l2: float = 0.0
+    epochs: int = 3
+    batch: int = 32
+    accumulate: int = 1
+    recompute: bool = False
+    length: int = 128  # tokens of a text that are read
+    patience: int = 0
+    evaluate_every: int = 50
+    seed: int = 0
+    shards: int = 2
+
+    def steps(self, texts: int) -> int:
+        return -(-self.epochs * -(-texts // self.batch) // self.accumulate)
+
+
+OPTIONS = [field.name for field in fields(Recipe)]  # what finetune() passes on
+
+
+def finetune(
+    base: str,
+    data: str,
+    out: str | Path,
+    *,
+    text: str = "text",
+    label: str = "label",
+    held_out: str | None = None,
+    checkpoint_every: int = 50,
+    resume: bool = False,
+    backend: ModuleType = np,
+    **recipe: Any,
+) -> dict[str, Any]:
+    """Fine-tune a classifier on `base` with LoRA, as Recipe(**recipe) says, on the rows of `data`, into folder `out`.
+
+    Every tenth row of a label is held out and judged, or those of the file `held_out` are. `out` then holds the adapter
+    in PEFT's format (task SEQ_CLS), settings.json, with the labels' names, history.json, scores.json, curves.png and
+    checkpoint.safetensors. All that can be wrong with the input is found before the folder is made. With `resume`, the
+    run in `out` goes on from its checkpoint. Returns scores.json.
+    """
+    how = Recipe(**recipe)
+    records = read_records(data, text, label)
+    names = label_names(records.labels)
+    targets = label_ids(records.labels, names, data)
+    tokenizer = load_tokenizer(base)
+    model = classifier(base, names, how.seed)
+    examples, cut = encode(tokenizer, records.texts, targets, how.length, model)
+    if held_out is None:
+        train, held = (texts_of.take(examples, rows) for rows in stratified_split(targets, 0.1, how.seed))
+    else:
+        others = read_records(held_out, text, label)
+        train = examples
+        held, cut_too = encode(tokenizer, others.texts, label_ids(others.labels, names, held_out), how.length, model)
+        records, cut = Records(*(a + b for a, b in zip(records, others, strict=True))), cut + cut_too
+    model.to(backend)
+    adapted = prepare(model, how)
+    settings = {
+        "task": "classify",
+        "base": base,
+        "base_sha256": base_hash(model, [path for path in model.state_dict() if path.startswith("classifier")]),
+        "data": data,
+        "data_sha256": hashlib.sha256(json.dumps(records).encode()).hexdigest(),
+        "text": text,
+        "label": label,
+        "labels": names,
+        **asdict(how),
+        "steps": how.steps(len(train.ids)),
+    }
+    folder = training_folder(out, settings, resume)
+    with how_to_go_on(folder):
+        history = tune(
+            model, train, held, how, checkpoint=folder / CHECKPOINT, checkpoint_every=checkpoint_every, resume=resume
+        )
+    matrix = judge(model, held, len(names))
+    report = {
+        "labels": names,
+        "confusion": matrix.tolist(),
+        **scores(matrix),
+        "losses": history.evaluations,
+        "steps": len(history.loss),
+        "stopped_early": history.stopped_early,
+        "texts": {"train": len(train.ids), "held_out": len(held.ids), "cut": cut},
+        "adapted": len(adapted),
+        "trainable": count_parameters(model)["trainable"],
+    }
+    files = adapter_files(model) | {HISTORY: to_json(asdict(history)), SCORES: to_json(report)}
+    write_files(folder, files | {FIGURE: classification_figure(history.loss, report)})
+    return report
+
+
+def classifier(base: str, names: Sequence[str], seed: int = 0) -> Transformer:
+    """`base` with an output for each label, drawn from `seed` where it has no classifier yet."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*(drawn anew|are for another head)")  # as is to be expected here
+        return load_pretrained(base, head="classify", labels=len(names), rng=np.random.default_rng(seed))
+
+
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[str], targets: np.ndarray | None, length: int, model: Transformer
+) -> tuple[Batch, int]:
+    """All texts as one Batch, cut to `length` tokens, and how many were cut. Raises ValueError for a length that is
+    longer than the model's context."""
+    if length > model.config.context:
+        raise ValueError(f"length = {length} is more than the model's {model.config.context} positions: give less")
+    found = tokenizer.batch(list(texts), length)
+    targets = np.zeros(len(texts), np.int64) if targets is None else targets
+    return Batch(found.ids, targets, found.padding), int(found.cut.sum())
+
+
+def prepare(model: Transformer, how: Recipe) -> list[str]:
+    """Attach the adapters, and let the classifier learn whole; the paths adapted."""
+    rng = np.random.default_rng(how.seed)
+    adapted = attach_lora(
+        model, how.targets, how.rank, how.alpha, rng=rng, dropout=how.dropout, rslora=how.rslora, train=["classifier"]
+    )
+    if how.recompute:
+        recompute(model)
+    return adapted
+
+
+def tune(model: Transformer, train: Batch, held_out: Batch | None, how: Recipe, **options: Any) -> History:
+    """Train what is trainable in `model`, whether adapters or all of it; `options` are those of fit()."""
+    steps = how.steps(len(train.ids))
+    pairs = {
+        f"{path}.{name}": parameter
+        for path, module in model.named_modules()
+        if isinstance(module, Adapter)
+        for name, parameter in (("lora_A", module.lora_A), ("lora_B", module.lora_B))
+    }
+    extra = penalty(pairs, how.l1, how.l2) if how.l1 or how.l2 else None
+    return fit(
+        model, texts_of.shuffled(train, how.batch, how.seed), steps, lr=how.lr,
+        schedule=linear_schedule(steps, steps // 20), penalty=extra,
+        accumulate=how.accumulate, shards=how.shards, seed=how.seed,
+        held_out=None if held_out is None else lambda: in_groups(held_out),
+        evaluate_every=how.evaluate_every, patience=how.patience, **options,
+    )  # fmt: skip
+
+
+def in_groups(texts: Batch) -> Iterator[Batch]:
+    return (texts_of.take(texts, rows) for rows in texts_of.in_order(texts, JUDGED))
+
+
+def probabilities(model: Transformer, texts: Batch, description: str | None = None) -> np.ndarray:
+    """(N, labels): softmax of the logits, in the order of `texts`. `description` labels a progress bar."""
+    from tqdm import tqdm
+
+    p = np.empty((len(texts.ids), model.config.labels))
+    groups = texts_of.in_order(texts, JUDGED)
+    for rows in tqdm(groups, description, disable=None if description else True, leave=False):
+        batch = texts_of.take(texts, rows)
+        logits = to_numpy(model.forward(batch.ids, Context(batch.padding))[0]).astype(np.float64)
+        p[rows] = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True)
+
+
+def judge(model: Transformer, texts: Batch, labels: int, description: str | None = "judging") -> np.ndarray:
+    """The confusion matrix of the model on labelled texts."""
+    return confusion_matrix(texts.targets, probabilities(model, texts, description).argmax(axis=1), labels)
+
+
+class Classifier:
+    """What `finetune` made, or PEFT: the adapter in `folder` on its base. `labels` names the outputs.
+
+    Raises ValueError for an adapter that brings no classifier, and what load_pretrained and load_adapter raise.
+    """
+
+    def __init__(self, folder: str | Path, base: str | None = None, backend: ModuleType = np) -> None:
+        folder = Path(folder)
+        _, tensors, _ = read_adapter(folder)
+        heads = [x for name, x in tensors.items() if name.endswith(("classifier.weight", "score.weight"))]
+        if not heads:
+            raise ValueError(f"{folder} holds no classifier: make one with minilora finetune --task classify")
+        settings = read_settings(folder) if (folder / SETTINGS).is_file() else {}
+        self.labels: list[str] = settings.get("labels") or [str(i) for i in range(len(heads[0]))]
+        base = base or settings.get("base")
+        if base is None:
+            raise ValueError(f"{folder} does not say what its base is: give --base")
+        self.tokenizer, self.model = load_tokenizer(base), classifier(base, self.labels)
+        self.length: int = settings.get("length", min(Recipe.length, self.model.config.context))
+        load_adapter(self.model, folder)
+        self.model.to(backend)
+
+    def __call__(self, texts: Sequence[str], description: str | None = None) -> np.ndarray:
+        """(N, labels) probabilities of `texts`."""
+        return probabilities(self.model, encode(self.tokenizer, texts, None, self.length, self.model)[0], description)
+
+
+def show(report: dict[str, Any]) -> None:
+    """The report of finetune() for a person."""
+    texts = report["texts"]
+    print(f"{report['adapted']} layers adapted, {report['trainable']:,} parameters trained for {report['steps']} steps")
+    print(f"{texts['train']} texts to train on, {texts['held_out']} held out; {texts['cut']} were longer and are cut")
+    for step, loss in report["losses"]:
+        print(f"step {step:>5}: {loss:.4f} nats on what is held out")
+    show_scores(report)
+
+
+def show_scores(report: dict[str, Any]) -> None:
+    """Accuracy, the confusion matrix, and precision, recall and F1 of each label."""
+    names = report["labels"]
+    print(f"accuracy {report['accuracy']:.4f}, macro F1 {report['macro_f1']:.4f}; rows: what it is, columns: called")
+    table = numbers_right("", "", *names, "precision", "recall", "F1")
+    for i, name in enumerate(names):
+        rates = (report[key][i] for key in ("precision", "recall", "f1"))
+        table.add_row(name, *map(str, report["confusion"][i]), *(f"{rate:.4f}" for rate in rates))
+    wide_console().print(table)

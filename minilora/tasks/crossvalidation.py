@@ -1,0 +1,79 @@
+"""Is one setting better than another? Both on the same folds, and a test that knows how folds overlap."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .. import text as texts_of
+from ..metrics import paired_test
+from ..pretrained import load_tokenizer
+from ..records import label_ids, label_names, read_records, stratified_folds
+from ..tables import numbers_right, wide_console
+from .classification import Recipe, classifier, encode, judge, prepare, tune
+
+
+def cross_validate(
+    base: str,
+    data: str,
+    against: dict[str, Any],
+    *,
+    folds: int = 5,
+    text: str = "text",
+    label: str = "label",
+    backend: ModuleType = np,
+    **recipe: Any,
+) -> dict[str, Any]:
+    """Accuracy of Recipe(**recipe), and of the same but for `against`, on each of `folds` stratified folds.
+
+    Each is trained on the other folds, in the same order and from the same seed. Returns for each fold (first, second)
+    accuracies, and metrics.paired_test of first - second. Raises ValueError for bad input, before anything is trained.
+    """
+    hows = Recipe(**recipe), Recipe(**recipe | against)
+    if hows[0] == hows[1]:
+        raise ValueError("the two settings are the same: say in --against what is to differ, as '--rank 2'")
+    records = read_records(data, text, label)
+    names = label_names(records.labels)
+    targets, tokenizer = label_ids(records.labels, names, data), load_tokenizer(base)
+    split = stratified_folds(targets, folds, hows[0].seed)
+    for how in hows:  # what is wrong with either is to be found at once
+        prepare(classifier(base, names), how)
+    accuracies = []
+    for fold, (train, test) in enumerate(split, 1):
+        pair = []
+        for which, how in zip(("first", "second"), hows, strict=True):
+            model = classifier(base, names, how.seed)
+            examples, _ = encode(tokenizer, records.texts, targets, how.length, model)
+            prepare(model, how)
+            model.to(backend)
+            tune(
+                model, texts_of.take(examples, train), None, how, description=f"fold {fold} of {folds}, {which} setting"
+            )
+            matrix = judge(model, texts_of.take(examples, test), len(names))
+            pair.append(float(matrix.trace() / matrix.sum()))
+        accuracies.append(pair)
+    sizes = len(split[0][0]), len(split[0][1])
+    return {
+        "folds": accuracies,
+        "against": against,
+        "texts": {"train": sizes[0], "test": sizes[1]},
+        **paired_test([a - b for a, b in accuracies], *sizes),
+    }
+
+
+def show(report: dict[str, Any]) -> None:
+    """The report of cross_validate() for a person."""
+    told = ", ".join(f"{name} = {value}" for name, value in report["against"].items())
+    print(f"accuracy on each fold; the second setting has {told}")
+    table = numbers_right("", "fold", "first", "second", "difference")
+    for fold, (a, b) in enumerate(report["folds"], 1):
+        table.add_row(str(fold), f"{a:.4f}", f"{b:.4f}", f"{a - b:+.4f}")
+    a, b = np.mean(report["folds"], axis=0)
+    table.add_section()
+    table.add_row("mean", f"{a:.4f}", f"{b:.4f}", f"{report['mean']:+.4f}")
+    wide_console().print(table)
+    print(f"95% interval of the difference: {report['low']:+.4f} to {report['high']:+.4f}")
+    verdict = "a difference beyond chance" if report["p"] < 0.05 else "no difference that chance would not make"
+    print(f"t = {report['t']:.2f}, p = {report['p']:.3f}, corrected for training sets that overlap: {verdict}")

@@ -1,0 +1,330 @@
+"""Classifying texts: what a run writes, what it then says, and that a table of nonsense costs nothing."""
+
+import csv
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cli import THREADS, assert_refused, code_of, lines, make_base, promised, tree
+
+from minilora import peft
+from minilora.cli import main
+from minilora.optim import penalty
+from minilora.pretrained import save_pretrained
+from minilora.tasks import classification, crossvalidation
+from minilora.tasks.classification import Classifier, Recipe
+from minilora.training import Run
+from minilora.verify import check_gradient
+
+RUN = ["--epochs", "6", "--batch", "4", "--length", "16", "--rank", "2", "--evaluate-every", "20", "--seed", "3"]
+FINETUNE = ["finetune", "--task", "classify", "--base", "base", "--data", "rows.csv", "--out", "out", *RUN]
+PREDICT = ["predict", "--adapter", "adapter"]
+
+
+def rows(n: int = 40) -> list[tuple[str, str]]:
+    """Short words that say their label by a letter."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcd"), 3 + i % 9)) for i in range(n)]
+    return [(word + "xy"[i % 2], ("yes", "no")[i % 2]) for i, word in enumerate(words)]
+
+
+def write(path: Path, table: list[tuple[str, str]], header: tuple[str, ...] = ("text", "label")) -> Path:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *table])
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    for variable in THREADS:
+        monkeypatch.setenv(variable, "1")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    make_base(folder / "base")
+    write(folder / "rows.csv", rows())
+    words = [*FINETUNE, "--lr", "0.05"]
+    for name in ("base", "rows.csv"):
+        words[words.index(name)] = str(folder / name)
+    words[words.index("out")] = str(folder / "adapter")
+    assert main(words) == 0
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch, capfd):
+    shutil.copytree(made, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    capfd.readouterr()
+    return tmp_path / "here"
+
+
+# ---- a run ----
+
+
+def test_what_is_made_is_what_help_promised(here):
+    assert {path.name for path in (here / "adapter").iterdir()} == promised("finetune") - {"samples.json"}
+    assert (here / "adapter" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scores_are_those_of_the_rows_held_out(here):
+    report = json.loads((here / "adapter" / "scores.json").read_text())
+    matrix = np.array(report["confusion"])
+    assert matrix.sum(axis=1).tolist() == report["support"] == [2, 2]  # a tenth of each label
+    assert report["accuracy"] == matrix.trace() / 4
+    assert report["texts"] == {"train": 36, "held_out": 4, "cut": 0}
+    assert report["steps"] == 6 * 9 == json.loads((here / "adapter" / "settings.json").read_text())["steps"]
+
+
+def test_what_it_learned_it_says_of_new_texts(here, capfd, monkeypatch):
+    turned = [word[:-1][::-1] + word[-1] for word, _ in rows()]
+    write(here / "new.csv", [(word, label) for word, (_, label) in zip(turned, rows(), strict=True)])
+    assert main([*PREDICT, "--data", "new.csv", "--label", "label", "--json"]) == 0
+    (*told,) = capfd.readouterr().out.splitlines()
+    found = [json.loads(line) for line in told if line.startswith("{")]
+    assert [row["text"] for row in found] == turned
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1) for row in found)
+    assert all(row["label"] == max(row["probabilities"], key=row["probabilities"].get) for row in found)
+    right = np.mean([row["label"] == label for row, (_, label) in zip(found, rows(), strict=True)])
+    assert right > 0.8  # the letter decides, and it has learned which
+    assert f"accuracy {right:.4f}" in "\n".join(told)
+
+
+def test_lines_of_standard_input_are_classified_in_their_order(here, capfd, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("abcx\n\n  dddddddddd y\nby\n"))
+    assert main(PREDICT) == 0
+    told = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
+    assert [text for _, _, text in told] == ["abcx", "dddddddddd y", "by"]
+    p = Classifier("adapter")(["abcx", "dddddddddd y", "by"])
+    assert [(label, float(share)) for label, share, _ in told] == [
+        (("no", "yes")[row.argmax()], pytest.approx(row.max(), abs=1e-4)) for row in p
+    ]
+
+
+def test_a_text_has_the_same_probabilities_alone_and_among_longer_ones(here):
+    classify = Classifier("adapter")
+    texts = ["abx", "dcbadcbadcbay", "a"]
+    together = classify(texts)
+    assert all(np.allclose(classify([text]), row, atol=1e-6) for text, row in zip(texts, together, strict=True))
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_gives_others(here, capfd):
+    for seed, out in (("3", "again"), ("4", "other")):
+        words = [*FINETUNE, "--lr", "0.05"]
+        words[words.index("out")], words[words.index("3")] = out, seed
+        assert main(words) == 0
+    first, again, other = (tree(here / name) for name in ("adapter", "again", "other"))
+    same = [name for name in first if name != "settings.json"]  # which says where the base lay
+    assert all(first[name] == again[name] for name in same)
+    assert first["adapter_model.safetensors"] != other["adapter_model.safetensors"]
+
+
+def test_stopped_and_resumed_it_ends_with_the_same_bytes(here, capfd, monkeypatch):
+    words = [*FINETUNE, "--lr", "0.05", "--checkpoint-every", "5", "--epochs", "2"]
+    words[words.index("out")] = "whole"
+    assert main(words) == 0
+    step, steps = Run.step, []
+
+    def stopping(self, *given):
+        steps.append(1)
+        if len(steps) == 8:
+            raise KeyboardInterrupt
+        step(self, *given)
+
+    words[words.index("whole")] = "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "step", stopping)
+        assert main(words) == 130
+    assert not (here / "out" / "scores.json").exists()
+    assert main([*words, "--resume"]) == 0
+    assert tree(here / "out") == tree(here / "whole")
+
+
+def test_rows_to_judge_by_can_be_a_file_and_all_others_are_learned_from(here, capfd):
+    write(here / "test.csv", rows()[:6])
+    assert main([*FINETUNE, "--held-out", "test.csv"]) == 0
+    report = json.loads((here / "out" / "scores.json").read_text())
+    assert report["texts"] == {"train": 40, "held_out": 6, "cut": 0}
+
+
+def test_texts_that_are_cut_are_counted(here, capfd):
+    assert main([*FINETUNE, "--length", "8"]) == 0
+    longer = sum(len(text) > 8 for text, _ in rows())
+    assert 0 < longer < 40
+    assert f"{longer} were longer and are cut" in capfd.readouterr().out
+
+
+@pytest.mark.oracle
+def test_peft_gives_the_probabilities_that_predict_gives(here):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    PeftModel = pytest.importorskip("peft").PeftModel
+    base = transformers.AutoModelForSequenceClassification.from_pretrained("base", num_labels=2, pad_token_id=0)
+    model = PeftModel.from_pretrained(base, "adapter").eval()
+    texts = ["abcx", "ddy", "bcbcbcx"]
+    for text, row in zip(texts, Classifier("adapter")(texts), strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([list(text.encode())])).logits
+        assert torch.softmax(logits, -1)[0].tolist() == pytest.approx(row.tolist(), abs=1e-5)
+
+
+def test_an_adapter_without_settings_needs_a_base_and_counts_its_labels(here, capfd, monkeypatch):
+    (here / "adapter" / "settings.json").unlink()
+    assert_refused(here, capfd, PREDICT, "does not say what its base is: give --base")
+    monkeypatch.setattr("sys.stdin", io.StringIO("abcx\n"))
+    assert main([*PREDICT, "--base", "base"]) == 0
+    assert capfd.readouterr().out.split("\t")[0] in ("0", "1")
+
+
+# ---- penalties ----
+
+
+@pytest.mark.parametrize(("l1", "l2"), [(0.3, 0.0), (0.0, 0.7), (0.3, 0.7)])
+def test_the_gradient_of_a_penalty_is_that_of_its_value(l1, l2):
+    from minilora.modules import Parameter
+
+    def value(A, B):
+        return penalty({"A": Parameter(A), "B": Parameter(B)}, l1, l2)()[0]
+
+    def gradient(dy, A, B):
+        parameters = {"A": Parameter(A), "B": Parameter(B)}
+        grads = penalty(parameters, l1, l2)()[1]
+        return tuple(dy * grads[p] for p in parameters.values())
+
+    rng = np.random.default_rng(0)
+    inputs = {"A": rng.choice([-1, 1], (2, 3)) * rng.uniform(0.5, 2, (2, 3)), "B": rng.uniform(0.5, 2, (4, 2))}
+    assert check_gradient(value, gradient, inputs).ok
+    assert not check_gradient(value, lambda dy, A, B: (2 * gradient(dy, A, B)[0], gradient(dy, A, B)[1]), inputs).ok
+
+
+def test_a_penalty_makes_A_and_B_small_and_touches_no_classifier(here, capfd):
+    norms = {}
+    for name, words in (("none", []), ("l1", ["--l1", "0.1"]), ("l2", ["--l2", "1"])):
+        run = [*FINETUNE, "--lr", "0.05", *words]
+        run[run.index("out")] = name
+        assert main(run) == 0
+        tensors = peft.read_adapter(here / name)[1]
+        norms[name] = sum(float(abs(x).sum()) for key, x in tensors.items() if "lora_" in key)
+    assert norms["l1"] < norms["none"] / 2
+    assert norms["l2"] < norms["none"] / 2
+
+
+# ---- two settings ----
+
+
+def test_cross_validation_trains_both_settings_on_the_same_folds(here, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        crossvalidation, "tune", lambda model, train, held, how, **_: seen.append((how.rank, train.targets.tolist()))
+    )
+    report = crossvalidation.cross_validate("base", "rows.csv", {"rank": 1}, folds=4, rank=2, length=16)
+    assert [rank for rank, _ in seen] == [2, 1] * 4
+    assert all(seen[2 * i][1] == seen[2 * i + 1][1] for i in range(4))
+    assert report["texts"] == {"train": 30, "test": 10}
+    assert report["mean"] == pytest.approx(np.mean([a - b for a, b in report["folds"]]))
+
+
+def test_cross_validation_finds_a_setting_that_cannot_learn(here, capfd):
+    words = ["compare", "--base", "base", "--data", "rows.csv", "--folds", "3", "--epochs", "6", "--batch", "4",
+             "--length", "16", "--lr", "0.05", "--seed", "3", "--json"]  # fmt: skip
+    assert main([*words, "--against", "--lr 1e-9"]) == 0
+    report = json.loads(capfd.readouterr().out)
+    assert report["against"] == {"lr": 1e-9}
+    assert report["mean"] > 0.2
+    assert report["p"] < 0.05
+    words.remove("--json")
+    assert main([*words, "--against", "--rank 4"]) == 0
+    assert re.search(r"95% interval .*\nt = .*, p = .*, corrected for training sets", capfd.readouterr().out)
+
+
+# ---- bad input ----
+
+TABLES = {
+    "a column that is not there": (rows(), ("words", "label"), "line 2 has no 'text': there are 'words', 'label'"),
+    "a missing label": ([*rows(), ("abcx", "")], ("text", "label"), "line 42: 'label' is empty: fill it in"),
+    "an empty text": ([("", "yes"), *rows()], ("text", "label"), "line 2: 'text' is empty"),
+    "one label": ([(text, "yes") for text, _ in rows()], ("text", "label"), "the only label is 'yes': .*two or more"),
+    "a label with one row": ([*rows(), ("abcx", "odd")], ("text", "label"), "a label has one row alone"),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_table_that_cannot_be_learned_is_refused_in_one_line(kind, here, capfd):
+    table, header, says = TABLES[kind]
+    write(here / "rows.csv", table, header)
+    assert_refused(here, capfd, FINETUNE, says)
+
+
+WORDS = {
+    "a label that training never saw": (
+        ["--held-out", "odd.csv"],
+        "odd.csv has the label 'odd', which training never saw",
+    ),
+    "more tokens than positions": (["--length", "4096"], "length = 4096 is more than the model's 32 positions"),
+    "a text's option": (["--steps", "3"], "--task classify does not read --steps: leave it out"),
+    "no such file": (["--data", "none.csv"], "No such file or directory: none.csv"),
+    "no such base": (["--base", "nowhere"], "no folder or file 'nowhere'"),
+    "a penalty below 0": (["--l2", "-1"], "--l2: '-1' is not a number above 0"),
+    "a folder that is taken": (["--out", "adapter"], "already holds a run: --resume goes on with it"),
+}
+
+
+@pytest.mark.parametrize("kind", WORDS)
+def test_words_that_make_no_sense_are_refused_in_one_line(kind, here, capfd):
+    write(here / "odd.csv", [("abcx", "odd")])
+    words, says = WORDS[kind]
+    assert_refused(here, capfd, [*FINETUNE, *words], says)
+
+
+def test_a_base_with_another_classifier_is_refused(here, capfd):
+    save_pretrained(classification.classifier("base", ["a", "b", "c"]), here / "three")
+    assert_refused(here, capfd, [*FINETUNE, "--base", "three"], r"classifier.weight has shape \(3, 16\).*\(2, 16\)")
+
+
+def test_an_adapter_that_does_not_classify_is_refused(here, capfd):
+    (here / "words.txt").write_text("def f(x):\n    return x\n" * 99)
+    run = ["--steps", "1", "--batch", "2", "--length", "8", "--rank", "1"]
+    assert main(["finetune", "--base", "base", "--data", "words.txt", "--out", "lm", *run]) == 0
+    capfd.readouterr()
+    assert_refused(here, capfd, ["predict", "--adapter", "lm"], "lm holds no classifier: make one with")
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["--label", "label"], "--label names a column of --data: give both"),
+    (["--data", "rows.csv", "--text", "words"], "has no 'words': there are 'text', 'label'"),
+    (["--data", "odd.csv", "--label", "label"], "odd.csv has the label 'odd', which training never saw: no, yes"),
+    (["--adapter", "nowhere"], "nowhere"),
+])  # fmt: skip
+def test_what_cannot_be_predicted_is_refused(words, says, here, capfd):
+    write(here / "odd.csv", [("abcx", "odd")])
+    before = tree(here)
+    assert code_of([*PREDICT, *words]) == 2
+    shown = lines(capfd.readouterr().err)
+    assert len(shown) == 1
+    assert re.search(says, shown[0])
+    assert tree(here) == before
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["--against", "--rank 8"], "the two settings are the same"),
+    (["--against", "--speed 3"], "argument --against: unrecognized arguments: --speed 3"),
+    (["--against", "--rank 2", "--folds", "1"], "1 folds: at least 2"),
+    (["--against", "--rank 2", "--folds", "30"], "a label has 20 rows, fewer than the 30 folds"),
+    (["--against", "--targets nothing"], "no layer is called 'nothing'"),
+])  # fmt: skip
+def test_settings_that_cannot_be_compared_are_refused_before_any_training(words, says, here, capfd, monkeypatch):
+    monkeypatch.setattr(classification, "fit", None)
+    assert_refused(here, capfd, ["compare", "--base", "base", "--data", "rows.csv", "--length", "16", *words], says)
+
+
+def test_every_option_of_a_recipe_is_one_of_the_command():
+    from test_cli import subparsers
+
+    offered = {action.dest for action in subparsers()["finetune"]._actions}
+    assert set(classification.OPTIONS) <= offered
+    assert Recipe(epochs=2, batch=4, accumulate=3).steps(33) == 6  # 9 batches an epoch, three to a step
