@@ -15,9 +15,7 @@ from ..ops import IGNORE
 from ..text import Batch
 from ..tokenizer import Tokenizer
 from . import language_model
-from .language_model import Lesson, show
-
-__all__ = ["NEXT", "finetune", "show"]
+from .language_model import Lesson
 
 NEXT = "chat"  # what to do with an adapter
 HELD_OUT = 64  # examples, at most
@@ -141,4 +139,5 @@ def side_by_side(examples: Sequence[Example]) -> Batch:
     return Batch(ids, targets, padding)
 
 
-finetune = partial(language_model.finetune, read=read_answers)
+finetune = partial(language_model.finetune, read=read_answers)  # all else is as for a text
+show = language_model.show
