@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,32 @@ def stream(
     tokenizer = tokenizer or ByteTokenizer()
     ids = tokenizer.encode(prompt, special)
     return tokenizer.pieces(continuation(model, ids, tokens, tokenizer, temperature, top_k, top_p, rng))
+
+
+def answer(
+    model: Transformer,
+    messages: Sequence[Mapping[str, Any]],
+    tokens: int = 200,
+    *,
+    tokenizer: Tokenizer,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    rng: np.random.Generator | None = None,
+) -> Iterator[str]:
+    """What an instruct model says to a conversation (Tokenizer.chat), piece by piece as it comes; the rest as generate.
+
+    The conversation and the answer have config.context tokens at most: one whose beginning is gone reads as another.
+    Raises ValueError, besides, for a conversation that leaves no room for an answer.
+    """
+    ids = tokenizer.encode(tokenizer.chat(messages), special=False)
+    room = model.config.context - len(ids)
+    if room < 1:
+        raise ValueError(
+            f"the conversation is {len(ids)} tokens long, and the model reads {model.config.context}: "
+            "say it in fewer words, or start a new one"
+        )
+    return tokenizer.pieces(continuation(model, ids, min(tokens, room), tokenizer, temperature, top_k, top_p, rng))
 
 
 def continuation(

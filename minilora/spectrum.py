@@ -73,10 +73,12 @@ def rank_for(sigma: np.ndarray, share: float) -> int:
     """The least r ≥ 1 that keeps `share` of the energy: Σ_{i>r} σᵢ² ≤ (1 - share) Σ σᵢ²; 0 without an update.
 
     It is judged by what is left out, so that share = 1 asks for every σᵢ > 0: a sum of shares may end just below 1.
-    Raises ValueError for a share outside (0, 1].
+    Raises ValueError for a share outside (0, 1], and for singular values that are not finite.
     """
     if not 0 < share <= 1:
         raise ValueError(f"energy {share!r} is not a share above 0 and up to 1")
+    if not np.isfinite(sigma).all():
+        raise ValueError("a singular value is not a finite number: an update of such numbers has no rank")
     left_out = squares_after(sigma)
     return max(int(np.argmax(left_out <= (1 - share) * left_out[0])), int(sigma.any()))
 

@@ -27,9 +27,9 @@ from .checkpoint import check_free, check_writable, read_json, to_json, write_wh
 from .lora import attach_lora
 from .plots import sweep_figure
 from .pretrained import base_hash, load_pretrained
-from .tables import numbers_right, wide_console
+from .tables import counted, numbers_right, wide_console
 from .tasks.language_model import finetune, text_hash
-from .tasks.runs import CHECKPOINT, SETTINGS, check_settings
+from .tasks.runs import CHECKPOINT, SETTINGS, check_settings, progress, read_settings
 
 JSON, PNG = "sweep.json", "sweep.png"
 Row = dict[str, Any]  # of sweep.json: what is known of a rank
@@ -250,6 +250,25 @@ def conclusion(report: dict[str, Any]) -> str:
     elif best["rank"] == report["settings"]["ranks"][-1]:
         said.append("The best is the largest that was tried: a larger one may do better.")
     return "\n".join(said)
+
+
+def describe_sweep(folder: Path) -> dict[str, str]:
+    """What `minilora info` says of the folder of a sweep; of one that was stopped, how far its cells are.
+
+    Raises ValueError for a sweep.json of something else.
+    """
+    if not (folder / JSON).is_file():
+        cells = [path.parent for path in folder.glob(f"rank-*/seed-*/{SETTINGS}")]
+        done = sum(progress(cell)[0] >= read_settings(cell)["steps"] or progress(cell)[1] for cell in cells)
+        return {"sweep": f"stopped, {done} of {counted(len(cells), 'cell')} that were begun are done"}
+    report = read_json(folder / JSON)
+    try:
+        settings, found = report["settings"], headline(report) if report["best"] else "no rank finished"
+        words = ", ".join(str(rank) for rank in settings["ranks"])
+        said = {"sweep": f"ranks {words}, {counted(settings['seeds'], 'seed')} of each", "found": found}
+        return said | {"on": f"{settings['data']}, {counted(settings['steps'], 'step')} in a run"}
+    except (KeyError, TypeError, IndexError):
+        raise ValueError(f"{folder / JSON} is not of a sweep: choose another folder") from None
 
 
 def show(report: dict[str, Any], out: str | Path) -> None:

@@ -6,17 +6,16 @@ it: special tokens, batches, chat templates, and text that comes out while its i
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import text as bytes_of
+from .chat_template import render
 from .checkpoint import read_json, to_json
 
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a byte, in the vocabularies that fall back on bytes
@@ -184,7 +183,8 @@ class SubwordTokenizer(Tokenizer):
     def chat(self, messages: Sequence[Mapping[str, Any]], reply: bool = True) -> str:
         if self.template is None:
             return super().chat(messages, reply)
-        return render(self.template, messages=list(messages), add_generation_prompt=reply, **self.names)
+        said = [dict(message) for message in messages]
+        return render(self.template, messages=said, add_generation_prompt=reply, **self.names)
 
     def files(self) -> dict[str, bytes]:
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.names}
@@ -222,52 +222,6 @@ def checked(text: str) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"character {error.start} of the text, {text[error.start]!r}, is half a letter") from None
     return text
-
-
-def render(template: str, **values: Any) -> str:
-    """A chat template, in the sandbox and with the names that `transformers` gives it.
-
-    Raises ImportError where jinja2 is missing, ValueError where the template is wrong or refuses the messages.
-    """
-    try:
-        from jinja2 import TemplateError
-    except ImportError:
-        raise ImportError("a chat template is written in Jinja: pip install 'jinja2>=3.1.6'") from None
-    try:
-        return str(compiled(template).render(tools=None, documents=None, **values))
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError,
-            MemoryError, SyntaxError) as error:  # fmt: skip
-        raise ValueError(f"the chat template does not accept these messages: {error}") from None
-
-
-@cache  # a file of answers renders one for each of its lines
-def compiled(template: str) -> Any:
-    from jinja2 import TemplateError, nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """{% generation %}: which part of a text the model wrote. It adds nothing to the text."""
-
-        tags = {"generation"}  # noqa: RUF012, as the base class has it
-
-        def parse(self, parser: Any) -> list[nodes.Node]:
-            next(parser.stream)
-            return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # Jinja's own escapes HTML
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(template)
 
 
 def read_tokenizer(folder: str | Path) -> Tokenizer:

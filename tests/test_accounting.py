@@ -773,3 +773,8 @@ def test_nf4_has_the_bytes_of_what_bitsandbytes_stores(n):
         if double:
             parts += [state.state2.absmax, state.offset.reshape(1)]
         assert accounting.nf4_bits(n, double) == 8 * sum(part.numel() * part.element_size() for part in parts)
+
+
+def test_in_a_narrow_terminal_the_names_of_tensors_are_broken_at_their_dots(narrow):
+    _, said = narrow(["count", "--model", "gpt3-175b", "--method", "full"])
+    assert re.search(r"│ block_\*\.attention\.q_proj\. +│ 96 × 12,288 × 12,288 .*\n│ weight +│ +│ +│\n", said)

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -587,7 +588,9 @@ def test_a_prompt_whose_bytes_are_no_utf8_is_continued(here, capfd):
 def test_info_refuses_a_folder_that_holds_neither_model_nor_adapter(here, capfd):
     assert_refused(here, capfd, ["info", "nowhere"], "no folder or file 'nowhere'")
     Path("empty").mkdir()
-    assert_refused(here, capfd, ["info", "empty"], r"empty holds no model \(config\.json\), adapter .* or run")
+    assert_refused(
+        here, capfd, ["info", "empty"], r"empty holds no model \(config\.json\), adapter .*, run .* or sweep"
+    )
 
 
 @pytest.mark.parametrize(
@@ -785,9 +788,100 @@ def test_chat_answers_each_line_until_the_input_ends(instruct, capfd, monkeypatc
     assert all(len(line) <= 5 and "<end>" not in line for line in shown)
 
 
+class Terminal(io.StringIO):
+    """Lines that a person types, in front of a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def talk(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], typed: str, *words: str
+) -> tuple[Any, ...]:
+    """The exit status of a chat at a terminal, its answers, and what stands on stderr."""
+    capfd.readouterr()
+    monkeypatch.setattr("sys.stdin", Terminal(typed))
+    code = main(["chat", "--base", "instruct", "--temperature", "1", "--seed", "3", *words])
+    shown = capfd.readouterr()
+    return code, [line for line in re.split("\n|> ", shown.out) if line], shown.err.splitlines()
+
+
+def test_chat_at_a_terminal_says_how_to_leave_and_does_not_answer_an_empty_line(instruct, capfd, monkeypatch):
+    code, answers, said = talk(monkeypatch, capfd, "\n  \nhello\n\n")
+    assert (code, len(answers), len(said)) == (0, 1, 1)
+    assert re.fullmatch("minilora: Ctrl-.* the chat, Ctrl-C an answer", said[0])
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    assert main(["chat", "--base", "instruct", "--temperature", "1", "--seed", "3"]) == 0
+    assert capfd.readouterr() == (answers[0] + "\n", "")
+
+
+def test_a_conversation_beyond_the_context_is_a_line_and_a_shorter_message_is_answered(instruct, capfd, monkeypatch):
+    code, answers, said = talk(monkeypatch, capfd, "a" * 70 + "\nhello\n" + "b" * 60 + "\nso\n", "--tokens", "5")
+    assert (code, len(answers)) == (0, 2)
+    assert len(said) == 3
+    assert re.search("conversation is 73 tokens long, and the model reads 64: say it in fewer words", said[1])
+    code, answers, said = talk(monkeypatch, capfd, "a" * 58 + "\nb\n", "--tokens", "50")
+    assert len(answers[0]) <= 3  # all the room that there was
+    assert re.search("conversation is 6. tokens long", said[1])
+    monkeypatch.setattr("sys.stdin", io.StringIO("a" * 70 + "\n"))
+    assert_refused(instruct.parent, capfd, ["chat", "--base", "instruct"], "say it in fewer words, or start a new one")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of Unix")
+def test_ctrl_c_ends_an_answer_and_then_the_chat(instruct):
+    import fcntl
+    import pty
+    import select
+    import termios
+
+    config = instruct / "config.json"
+    edit_json(config, max_position_embeddings=10**5)  # for an answer without end
+    settings = {"chat_template": "{{ messages[-1].content }}"}
+    (instruct / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "minilora", "chat", "--base", str(instruct), "--tokens", "90000"]
+    command += ["--temperature", "1"]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=outside(), start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as process:  # fmt: skip
+        os.close(theirs)
+
+        def shown(until: str) -> str:
+            text = ""
+            while not re.search(until, text):
+                if not select.select([ours], [], [], 30)[0]:
+                    process.kill()
+                    pytest.fail(f"no {until!r} after {text!r}")
+                text += os.read(ours, 1024).decode()
+            return text
+
+        assert "Ctrl-D ends the chat" in shown("> $")
+        os.write(ours, b"hello\n")
+        shown(".{30}")
+        os.write(ours, b"\x03")
+        shown("\n> $")
+        time.sleep(0.5)  # Python has shown its prompt, and does not yet read: it would not hear of a signal now
+        os.write(ours, b"\x03")
+        said = shown("minilora: .*\n")
+        assert process.wait(10) == 130
+    assert said.splitlines()[-1] == "minilora: stopped"
+    os.close(ours)
+
+
 def test_generate_streams_what_a_tokenizer_says(instruct, capfd):
     assert main(["generate", "--base", "instruct", "--prompt", "abc", "--tokens", "4"]) == 0
     assert capfd.readouterr().out.startswith("abc")
+
+
+def test_a_text_that_is_stopped_has_its_line_to_itself(instruct, capfd, monkeypatch):
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        yield "de"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minilora.generation.stream", stopped)
+    assert main(["generate", "--base", "instruct", "--prompt", "abc"]) == 130
+    assert capfd.readouterr() == ("abcde\n", "minilora: stopped\n")
 
 
 def test_a_model_that_does_not_chat_says_so_before_the_first_line(here, capfd, monkeypatch):

@@ -17,6 +17,7 @@ FLOORS = [
         "checkpoint",
         "text",
         "tokenizer",
+        "chat_template",
         "plots",
         "accounting",
         "spectrum",

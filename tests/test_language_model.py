@@ -25,7 +25,7 @@ from minilora.modules import Context, Gradients
 from minilora.ops import IGNORE
 from minilora.pretrained import load_tokenizer, locate, save_pretrained
 from minilora.tasks import instruction, language_model
-from minilora.tasks.instruction import Example, batches_of, encode, read_answers, side_by_side
+from minilora.tasks.instruction import encode, read_answers, side_by_side
 from minilora.tokenizer import SubwordTokenizer
 from minilora.training import evaluate, loss_and_gradients
 from minilora.transformer import Config
@@ -144,7 +144,7 @@ def templated(template: str) -> SubwordTokenizer:
 )
 def test_a_template_under_which_the_labels_would_be_wrong_is_refused_with_the_line(template, says, tmp_path):
     write_pairs(tmp_path / "pairs.jsonl", [{"prompt": "a", "answer": "n b"}] * 2)
-    with pytest.raises(ValueError, match=rf"pairs\.jsonl, line 1: .*{says}"):
+    with pytest.raises(ValueError, match=rf"pairs\.jsonl line 1: .*{says}"):
         read_answers(str(tmp_path / "pairs.jsonl"), templated(template), 1, 99, 0)
 
 
@@ -168,34 +168,7 @@ def test_beside_others_in_a_padded_batch_an_answer_has_the_loss_and_gradients_th
     assert evaluate(model, [side_by_side(examples[:1])]) == pytest.approx(np.mean(by_hand), rel=1e-12)
 
 
-# ---- batches ----
-
-
-@few
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 6), st.integers(0, 9))
-def test_a_round_takes_each_example_once_but_for_less_than_a_batch_and_step_and_seed_fix_it(lengths, batch, seed):
-    examples = [Example(np.full(n, i), np.full(n, i)) for i, n in enumerate(lengths)]
-    if batch > len(examples):
-        with pytest.raises(ValueError, match=f"are less than a batch of {batch}"):
-            batches_of(examples, batch, seed)
-        return
-    at, again, rounds = batches_of(examples, batch, seed), batches_of(examples, batch, seed), len(examples) // batch
-    for start in (0, rounds):
-        taken = [at(start + i) for i in range(rounds)]
-        seen = [int(row[0]) for one in taken for row in one.ids]
-        assert len(set(seen)) == len(seen) == rounds * batch
-        for i, one in enumerate(taken):
-            assert all(np.array_equal(x, y) for x, y in zip(one[:3], again(start + i)[:3], strict=True))
-            assert np.array_equal(one.padding, one.targets != IGNORE)
-            assert [n.sum() for n in one.padding] == [lengths[int(row[0])] for row in one.ids]
-
-
-def test_a_batch_is_of_about_one_length_and_another_round_has_other_neighbours():
-    lengths = np.random.default_rng(0).integers(10, 200, 64)
-    at = batches_of([Example(np.full(n, i), np.full(n, i)) for i, n in enumerate(lengths)], 8, 0)
-    padding = np.concatenate([at(step).padding.ravel() for step in range(8)])
-    assert padding.mean() > 0.85  # in random order about 0.6 of a batch is no padding
-    assert {frozenset(at(i).ids[:, 0]) for i in range(8)} != {frozenset(at(i).ids[:, 0]) for i in range(8, 16)}
+# ---- what is cut ----
 
 
 def test_what_is_cut_is_counted_and_an_example_without_an_answer_left_is_dropped(here):
@@ -240,15 +213,15 @@ def test_the_same_command_gives_the_same_bytes_and_recomputing_blocks_changes_no
 
 def test_stopped_and_resumed_a_run_on_answers_ends_with_the_bytes_of_one_that_never_was(here, monkeypatch, capfd):
     assert main([*INSTRUCT, "--out", "whole"]) == 0
-    calls = iter(range(100))
+    calls, take = iter(range(100)), text.take
 
-    def interrupted(examples: Any) -> text.Batch:
+    def interrupted(texts: text.Batch, rows: np.ndarray) -> text.Batch:
         if next(calls) == 5:
             signal.raise_signal(signal.SIGINT)
-        return side_by_side(examples)
+        return take(texts, rows)
 
     with monkeypatch.context() as patched:
-        patched.setattr(instruction, "side_by_side", interrupted)
+        patched.setattr(text, "take", interrupted)
         assert main(INSTRUCT) == 130
     assert "the same command with --resume goes on" in lines(capfd.readouterr().err)[-1]
     assert main([*INSTRUCT, "--resume"]) == 0
@@ -273,22 +246,18 @@ def test_answers_are_learned_and_what_comes_next_can_be_pasted(here, capfd, monk
 
 GOOD = json.dumps(PAIRS[0])
 BAD_PAIRS: dict[str, tuple[str | bytes, str]] = {
-    "empty": ("", r"pairs\.jsonl is empty"),
+    "empty": ("", "holds 0 examples, and 0 have an answer"),
     "only blank lines": ("\n\n", "holds 0 examples, and 0 have an answer within 128 tokens: 2 are needed"),
-    "another encoding": ("naïve".encode("latin-1"), r"pairs\.jsonl is not UTF-8 text"),
-    "no JSON": (f"{GOOD}\n\nx\n", r"pairs\.jsonl, line 3: this is not JSON: "),
-    "nested too deep": (f"{GOOD}\n{'[' * 100_000}\n", r"pairs\.jsonl, line 2: this is not JSON: "),
-    "a list": (f"{GOOD}\n[1]\n", "line 2: there is no 'prompt': write {\"prompt\""),
+    "another encoding": ("naïve".encode("latin-1"), r"pairs\.jsonl line 1 is not UTF-8: save"),
+    "no JSON": (f"{GOOD}\n\nx\n", r"pairs\.jsonl line 3 is not JSON: "),
+    "nested too deep": (f"{GOOD}\n{'[' * 100_000}\n", r"pairs\.jsonl line 2 is not JSON: "),
+    "a list": (f"{GOOD}\n[1]\n", r"line 2 is not a JSON object, \{"),
     "no answer": (f'{GOOD}\n{{"prompt": "x"}}\n', "line 2: there is no 'answer': write {\"prompt\""),
     "an empty prompt": ('{"prompt": " ", "answer": "x"}', "line 1: 'prompt' is ' ', and not a text"),
     "an empty answer": ('{"prompt": "x", "answer": ""}', "line 1: 'answer' is '', and not a text"),
     "a number": ('{"prompt": "x", "answer": 3}', "line 1: 'answer' is 3, and not a text"),
     "half a letter": ('{"prompt": "x", "answer": "\\ud83d"}', "line 1: character .* is half a letter"),
     "one example": (GOOD, "holds 1 examples, and 1 have an answer within 128 tokens: 2 are needed"),
-    "less than a batch": (
-        f"{GOOD}\n{GOOD}\n",
-        "1 examples to learn from are less than a batch of 2: a smaller --batch",
-    ),
 }
 
 

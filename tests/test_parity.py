@@ -146,8 +146,8 @@ def llama3(omega: Any, rope: dict[str, Any]) -> Any:
     return torch.tensor(scaled, dtype=torch.float64)
 
 
-def logits_of(model: Any, batch: Batch) -> Any:
-    words: dict[str, Any] = {"input_ids": torch.tensor(batch.ids), "attention_mask": torch.tensor(batch.real).long()}
+def logits_of(model: Any, batch: Batch, **words: Any) -> Any:
+    words |= {"input_ids": torch.tensor(batch.ids), "attention_mask": torch.tensor(batch.real).long()}
     if model.config.model_type == "bert":
         words["token_type_ids"] = torch.tensor(batch.segments)
     out = model(**words)
@@ -158,7 +158,7 @@ def logits_of(model: Any, batch: Batch) -> Any:
 
 
 class Batch(NamedTuple):
-    """Three sequences, padded on the right with the id that a padding has."""
+    """Three sequences, padded on one side with the id that a padding has."""
 
     ids: np.ndarray
     real: np.ndarray
@@ -169,9 +169,9 @@ class Batch(NamedTuple):
         return Context(self.real, self.segments)
 
 
-def batch_for(model: Transformer, rng: np.random.Generator) -> Batch:
+def batch_for(model: Transformer, rng: np.random.Generator, left: bool = False) -> Batch:
     T, lengths = 9, np.array([9, 7, 2])
-    real = np.arange(T) < lengths[:, None]
+    real = np.arange(T)[:: -1 if left else 1] < lengths[:, None]
     pad = 1 if model.family == "roberta" else 0
     ids = np.where(real, rng.integers(2, 43, (3, T)), pad)
     few = model.config.segments if model.family == "bert" else 1
@@ -209,6 +209,31 @@ def test_logits_are_those_of_transformers_to_1e_12(kind, tmp_path, rng):
     batch = batch_for(model, rng)
     expected = logits_of(other, batch).detach().numpy()
     assert close(real(model.forward(batch.ids, batch.context)[0], batch), real(expected, batch), 1e-12)
+
+
+# Their encoders' classifiers read token 0, which is padding then; ours read the first real one.
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("bert, classifier", "roberta, classifier")])
+def test_logits_of_texts_padded_on_the_left_are_those_of_transformers_where_positions_count_real_tokens(
+    kind, tmp_path, rng
+):
+    other = in_float64(theirs(kind))
+    model = load(other, tmp_path / "m")
+    batch = batch_for(model, rng, left=True)
+    words = {}
+    if model.family in ("gpt2", "bert"):  # what their generate() says; unsaid, their forward counts the padding too
+        words["position_ids"] = torch.tensor(np.maximum(np.cumsum(batch.real, axis=1) - 1, 0))
+    expected = logits_of(other, batch, **words).detach().numpy()
+    assert close(real(model.forward(batch.ids, batch.context)[0], batch), real(expected, batch), 1e-12)
+
+
+@pytest.mark.parametrize(("kind", "same"), [("gpt2", False), ("bert", False), ("roberta", True), ("llama", True)])
+def test_padding_on_the_left_changes_what_transformers_says_of_a_text_in_two_families(kind, same, tmp_path, rng):
+    """Why `positions` in transformer.py counts real tokens in all four: there it changes nothing."""
+    other = in_float64(theirs(kind))
+    batch = batch_for(load(other, tmp_path / "m"), rng, left=True)
+    padded = logits_of(other, batch).detach().numpy()[1, batch.real[1]]
+    row = Batch(*(array[1:2, batch.real[1]] for array in batch))
+    assert close(padded, logits_of(other, row).detach().numpy()[0], 1e-12) == same
 
 
 @each_kind

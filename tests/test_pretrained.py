@@ -532,6 +532,51 @@ def test_a_sliding_window_ends_the_sequences_with_a_warning(tmp_path, rng):
         assert minilora.load_pretrained(tmp_path / "m").config.context == 9
 
 
+WINDOWED = {
+    "Mistral": {"head_dim": 6, "sliding_window": 5},
+    "Qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+}
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", WINDOWED)
+def test_a_mistral_and_a_qwen2_are_written_back_as_what_they_were(tmp_path, name, ids):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    words = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    words |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
+    rope = {"rope_type": "default", "rope_theta": 500.0}
+    config = getattr(transformers, f"{name}Config")(**words, **WINDOWED[name], rope_parameters=rope)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape)
+    theirs.save_pretrained(tmp_path / "theirs")
+    with pytest.warns(UserWarning, match="its sliding window of 5 tokens"):
+        ours = minilora.load_pretrained(tmp_path / "theirs")
+    minilora.save_pretrained(ours, tmp_path / "ours")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    assert type(again) is type(theirs)
+    expected = theirs.config.to_dict()
+    assert {key: again.config.to_dict()[key] for key in expected if key != "_name_or_path"} == {
+        key: value for key, value in expected.items() if key != "_name_or_path"
+    }
+    assert again.state_dict().keys() == theirs.state_dict().keys()
+    assert all(torch.equal(again.state_dict()[key], x) for key, x in theirs.state_dict().items())
+    logits = theirs(torch.tensor(ids)).logits  # 9 tokens, more than ours takes: the window is there again
+    assert torch.equal(again(torch.tensor(ids)).logits, logits)
+    assert np.abs(ours.forward(ids[:, :5])[0] - logits[:, :5].detach().numpy()).max() < 1e-5 * logits.abs().max()
+
+
+@pytest.mark.parametrize(("kind", "context"), [("mistral", 4096), ("qwen2", 9000), ("llama", 9000)])
+def test_a_window_that_is_not_said_is_the_one_that_transformers_takes(tmp_path, rng, kind, context):
+    minilora.save_pretrained(small(rng, qkv_bias=kind == "qwen2", context=9000), tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": kind}))
+    with warnings.catch_warnings(action="ignore"):
+        assert minilora.load_pretrained(tmp_path / "m").config.context == context
+
+
 def sharded(folder, rng, weight_map, **files):
     """The model of small() in shards a and b, as its index says."""
     minilora.save_pretrained(small(rng), folder)

@@ -221,6 +221,39 @@ def test_any_family_will_do_and_shards_are_read_as_one(tmp_path, rng):
     assert sharded["layers"] == result["layers"]
 
 
+@pytest.mark.parametrize(
+    "words", [{"rank": -1}, {"rank": 0}, {"energy": -1.0}, {"energy": 0.0}, {"energy": math.nan}], ids=str
+)
+def test_a_rank_or_a_share_that_there_cannot_be_is_a_line(here, words):
+    with pytest.raises(ValueError, match=r"(rank|energy) = \S+ is not a (whole number|share above 0)"):
+        study("adapter", out="out", **words)
+    assert not (here / "out").exists()
+
+
+def test_in_a_narrow_terminal_the_names_of_layers_are_broken_at_their_dots(made, narrow):
+    _, said = narrow(["rank", str(made / "adapter"), "--base", str(made / "base")])
+    for line in said.splitlines():
+        assert not re.search(r"self_attn\.[kqvo]|mlp\.(down|gate)_", line)
+    assert re.search(r"^ model\.layers\.1\.self_attn\. .*%.*\n q_proj 16x16 +$", said, re.MULTILINE)
+
+
+def test_one_layer_is_not_called_layers(tmp_path, capfd):
+    peft.save_adapter(adapted(targets=["block_0.attention.q_proj"]), tmp_path / "a")
+    assert main(["rank", str(tmp_path / "a"), "--rank", "1", "--out", str(tmp_path / "out")]) == 0
+    said = capfd.readouterr().out
+    assert "in the mean over 1 layer;" in said
+    assert "The adapter has 1 layer of rank 1," in said
+
+
+def test_a_weight_that_is_there_under_two_names_is_refused_as_by_who_loads_it(here):
+    tensors, _ = load_tensors(here / "full" / "model.safetensors")
+    twice = {"norm.weight": 2 * tensors["model.norm.weight"]}  # as a model without a head has it
+    save_tensors(here / "full" / "model.safetensors", tensors | twice, {})
+    for read in (lambda: study("base", "full"), lambda: minilora.load_pretrained("full")):
+        with pytest.raises(ValueError, match=r"model\.norm\.weight is there twice, under two names"):
+            read()
+
+
 def test_the_directions_of_two_adapters_are_compared_layer_by_layer(made):
     found = study(str(made / "adapter"), compare=str(made / "other"))["summary"]["similarity"]
     one, two = adapted(), adapted(seed=5, r=4, alpha=3)
@@ -416,12 +449,14 @@ def test_the_table_has_a_line_for_each_layer_and_the_conclusion_its_numbers(here
 @pytest.mark.parametrize("words", [["adapter"], ["adapter", "--base", "base"], ["base", "full"]])
 def test_every_layer_has_its_name_and_numbers_in_a_terminal_of_80_columns(words, here, narrow):
     wide, slim = narrow(["rank", *words])
-    folded = "".join(line.split()[0] for line in slim.splitlines() if line.startswith(" ") and line.split())
+    folded = "".join(re.findall(r"^ (\S+(?: \d+x\d+)?)", slim, re.MULTILINE)).replace(" ", "")
     rows = [line.split() for line in wide.splitlines() if re.search(r" \d+x\d+ ", line)]
     assert len(rows) >= 14
     for name, shape, *cells in rows:
         assert name + shape in folded
-        assert any(line.split()[1:] == cells and name.startswith(line.split()[0]) for line in slim.splitlines())
+        assert any(
+            line.split()[-len(cells) :] == cells and name.startswith(line.split()[0]) for line in slim.splitlines()
+        )
 
 
 def test_json_is_the_result_and_the_same_bytes_every_time(here, capfd):

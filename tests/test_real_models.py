@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import minilora
-from minilora.generation import next_ids
+from minilora.generation import answer, next_ids
 from minilora.modules import Context
 from minilora.pretrained import locate
 
@@ -86,8 +86,8 @@ def test_a_chat_is_answered_and_ended():
     except ImportError as error:
         pytest.skip(str(error))
     tokenizer = minilora.load_tokenizer("smollm2")
-    text = tokenizer.chat([{"role": "user", "content": "Say hello."}])
-    pieces = list(minilora.stream(minilora.load_pretrained("smollm2"), text, 60, tokenizer=tokenizer, special=False))
+    messages = [{"role": "user", "content": "Say hello."}]
+    pieces = list(answer(minilora.load_pretrained("smollm2"), messages, 60, tokenizer=tokenizer))
     assert "ello" in "".join(pieces)
     assert "<|im_end|>" not in "".join(pieces)
     assert len(pieces) < 60

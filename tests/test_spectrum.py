@@ -284,3 +284,9 @@ def test_decompositions_on_a_device_equal_those_on_the_host(xp, rng):
 def test_spectra_on_a_device_equal_those_on_the_host(xp, rng):
     W = rng.standard_normal((6, 4))
     np.testing.assert_allclose(spectrum.singular_values(xp.asarray(W)), np.linalg.svd(W)[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_an_update_of_numbers_that_are_not_finite_has_no_rank(wrong):
+    with pytest.raises(ValueError, match="a singular value is not a finite number"):
+        spectrum.rank_for(np.array([2.0, wrong]), 0.9)

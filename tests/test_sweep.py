@@ -484,6 +484,27 @@ def made_up(means: list[float | None], error: float | None, seeds: int = 2) -> d
     return {"settings": settings, "base_bits_per_byte": 3.0, "ranks": rows, **sweep.choose(rows)}
 
 
+# ---- what `minilora info` says of it ----
+
+
+def test_info_says_of_a_sweep_what_was_tried_and_found_and_of_one_that_was_stopped_how_far_it_is(here, capfd):
+    words = ["--base", "base", "--data", "words.txt", "--out", "out", "--ranks", "1,2", "--seeds", "1", "--jobs", "1"]
+    assert main(["sweep", *words, "--steps", "2", "--batch", "2", "--length", "8"]) == 0
+    capfd.readouterr()
+    assert main(["info", "out"]) == 0
+    said = capfd.readouterr().out
+    assert re.search("sweep +ranks 1, 2, 1 seed of each\n", said)
+    assert re.search(r"found +Rank \d did best", said)
+    assert re.search(r"on +words\.txt, 2 steps in a run", said)
+    (here / "out" / "sweep.json").unlink()
+    (here / "out" / "rank-2" / "seed-0" / "checkpoint.safetensors").unlink()
+    assert main(["info", "out"]) == 0
+    assert re.search("sweep +stopped, 1 of 2 cells that were begun are done", capfd.readouterr().out)
+    (here / "out" / "sweep.json").write_text('{"ranks": 3}')
+    assert main(["info", "out"]) == 2
+    assert "sweep.json is not of a sweep" in capfd.readouterr().err
+
+
 # ---- the figure ----
 
 

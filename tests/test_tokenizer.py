@@ -1,14 +1,27 @@
 import json
+import os
+import signal
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import bounded
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minilora import chat_template
+from minilora.chat_template import render
 from minilora.text import english
-from minilora.tokenizer import ByteTokenizer, SubwordTokenizer, check_matches, read_tokenizer, render
+from minilora.tokenizer import ByteTokenizer, SubwordTokenizer, check_matches, read_tokenizer
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -281,6 +294,96 @@ def test_a_template_that_is_wrong_hostile_or_refuses_is_one_line(template, messa
         tokenizer.chat([{"role": "user", "content": "x"}])
 
 
+HOSTILE = {
+    "product": "{{ 'a' * 3_000_000_000 }}",
+    "power": "{{ 10 ** (10 ** 10) }}",
+    "factorial": "{% set n = namespace(x=7) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}{{ n.x }}",
+    "width": "{{ '%3000000000d' % 1 }}",
+    "format": "{{ '{:>3000000000}'.format(1) }}",
+    "method": "{{ 'a'.ljust(3000000000) }}",
+    "bytes": "{{ (1).to_bytes(3000000000, 'big') }}",
+    "filter": "{{ 'a' | center(3000000000) }}",
+    "indent": "{{ [1] | tojson(indent=3000000000) }}",
+    "lorem": "{{ lipsum(n=100000000) }}",
+    "batches": "{{ [1] | batch(3000000000, 0) | list }}",
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "long": "{% for a in range(99999) %}{% for b in range(999) %}some text{% endfor %}{% endfor %}",
+    "tree": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "recursive loop": "{% for x in [1] recursive %}{{ loop(range(99999)) }}{% endfor %}",
+    "doubling": "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "capture": "{% set x = 'a' %}" + "{% set x %}{{ x }}{{ x }}{% endset %}" * 40 + "{{ x | length }}",
+    "replacing": "{% set x = 'a' * 100000 %}{{ x.replace('a', x) }}",
+    "shared": "{% set x = [1] %}" + "{% set x = [x, x] %}" * 60 + "{{ x }}",
+    "equal": "{% set x = [1] %}{% set y = [1] %}" + "{% set x, y = [x, x], [y, y] %}" * 60 + "{{ x == y }}",
+    "long texts": "{% set x = 'a' * 9999999 %}{% for i in range(99999) %}{{ x.find('b') }}{% endfor %}",
+    "deep": "{{ " + "(" * 9999 + "1" + ")" * 9999 + " }}",
+    "said": "{{ raise_exception('a ' * 9999999) }}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_template_ends_in_one_line_within_its_bounds(name):
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if resource else 0
+    with bounded(), pytest.raises(ValueError, match=r"the chat template (does not accept|takes more than)") as caught:
+        render(HOSTILE[name], messages=[])
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
+    if sys.platform == "linux":
+        assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(children, 512 * 2**10)
+
+
+def test_a_process_that_breaks_is_a_refused_template(monkeypatch, tmp_path):
+    (tmp_path / "breaks.py").write_text("import os; os.abort()")
+    chat_template.end()
+    monkeypatch.setattr(chat_template, "__file__", str(tmp_path / "breaks.py"))
+    with pytest.raises(ValueError, match=r"the chat template takes more than .*, and is not rendered"):
+        render("x")
+
+
+def test_after_a_template_that_breaks_its_bounds_another_is_rendered_and_many_by_one_process():
+    with pytest.raises(ValueError, match="takes more than"):
+        render("{{ 'a' * 3_000_000_000 }}")
+    assert render("one") == "one"
+    (process,) = chat_template.RUNNING.values()
+    start = time.perf_counter()
+    assert [render("{{ i }}", i=i) for i in range(100)] == [str(i) for i in range(100)]
+    assert time.perf_counter() - start < 1  # and not the 6 s that 100 processes take to start
+    assert list(chat_template.RUNNING.values()) == [process]
+    process.kill()
+    process.wait()
+    assert render("two") == "two"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals of Unix")
+def test_an_answer_that_ctrl_c_did_not_wait_for_is_not_the_next_ones():
+    slow = "{% for i in range(2000) %}{% for j in range(1000) %}{% endfor %}{% endfor %}slow"
+    threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        [render(slow) for _ in range(99)]
+    assert render("fast") == "fast"
+
+
+def test_threads_have_their_own_texts():
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda i: render("{{ i }}", i=i), range(200))) == [str(i) for i in range(200)]
+
+
+def test_messages_that_are_not_json_are_refused():
+    with pytest.raises(ValueError, match=r"not JSON.*int64"):
+        MADE["byte_level"].chat([{"role": "user", "content": np.int64(3)}])
+
+
+def test_what_comes_out_of_a_template_is_what_went_in_to_the_letter():
+    said = "\r\n\x00 \ud83d 👩‍🚀 é \u2028\n"
+    assert render("{{ said }}", said=said) == said
+
+
+def test_a_long_conversation_is_within_the_bounds():
+    messages = [{"role": role, "content": "é日x " * 2000} for role in ("user", "assistant")] * 200
+    assert len(MADE["byte_level"].chat(messages)) > 3_000_000
+
+
 def test_a_model_without_a_template_does_not_chat():
     for tokenizer in (ByteTokenizer(), MADE["word_piece"]):
         with pytest.raises(ValueError, match="no chat template"):
@@ -334,25 +437,174 @@ def test_minilm_batches_are_those_of_transformers(both, rows, others, length):
     assert np.array_equal(batch.segments, expected["token_type_ids"])
 
 
+# Written as the templates of well-known models are: what they ask of Jinja, and no more of their words than that takes.
+LLAMA_3 = """{{- bos_token }}
+{%- if custom_tools is defined %}
+    {%- set tools = custom_tools %}
+{%- endif %}
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}
+        {%- set date_string = strftime_now("%d %b %Y") %}
+    {%- else %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- endif %}
+{%- endif %}
+{%- if not tools is defined %}
+    {%- set tools = none %}
+{%- endif %}
+
+{#- The system message is taken out, so that it can stand at the start. #}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
+{%- if tools is not none %}
+    {%- for t in tools %}
+        {{- t | tojson(indent=4) }}
+        {{- "\\n\\n" }}
+    {%- endfor %}
+{%- endif %}
+{{- "Today Date: " + date_string + "\\n\\n" }}
+{{- system_message }}
+{{- "<|eot_id|>" }}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+        {{- message['content'] | trim + '<|eot_id|>' }}
+    {%- elif 'tool_calls' in message %}
+        {%- if not message.tool_calls|length == 1 %}
+            {{- raise_exception("This model only supports single tool-calls at once!") }}
+        {%- endif %}
+        {%- set tool_call = message.tool_calls[0].function %}
+        {%- for arg_name, arg_val in tool_call.arguments | items %}
+            {{- arg_name + '="' + arg_val + '"' }}
+            {%- if not loop.last %}
+                {{- ", " }}
+            {%- endif %}
+        {%- endfor %}
+        {{- '{"name": "' + tool_call.name + '", "parameters": ' + (tool_call.arguments | tojson) + "}<|eom_id|>" }}
+    {%- elif message.content is mapping or message.content is iterable %}
+        {{- message.content | tojson }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+MISTRAL = """{%- if messages[0]["role"] == "system" %}
+    {%- set system_message = messages[0]["content"] %}
+    {%- set loop_messages = messages[1:] %}
+{%- else %}
+    {%- set loop_messages = messages %}
+{%- endif %}
+{%- set user_messages = loop_messages | selectattr("role", "equalto", "user") | list %}
+{%- set ns = namespace() %}
+{%- set ns.index = 0 %}
+{%- for message in loop_messages %}
+    {%- if not (message.role == "tool" or (message.tool_calls is defined and message.tool_calls is not none)) %}
+        {%- if (message["role"] == "user") != (ns.index % 2 == 0) %}
+            {{- raise_exception("roles must alternate user/assistant") }}
+        {%- endif %}
+        {%- set ns.index = ns.index + 1 %}
+    {%- endif %}
+{%- endfor %}
+{{- bos_token }}
+{%- for message in loop_messages %}
+    {%- if message["role"] == "user" %}
+        {%- if loop.last and system_message is defined %}
+            {{- "[INST] " + system_message + "\\n\\n" + message["content"] + "[/INST]" }}
+        {%- else %}
+            {{- "[INST] " + message["content"] + "[/INST]" }}
+        {%- endif %}
+    {%- elif message.tool_calls is defined and message.tool_calls is not none %}
+        {{- "[TOOL_CALLS] [" }}
+        {%- for tool_call in message.tool_calls %}
+            {%- set out = tool_call.function|tojson %}
+            {{- out[:-1] ~ ', "id": "' ~ tool_call.id ~ '"}' }}
+            {{- ", " if not loop.last else "]" + eos_token }}
+        {%- endfor %}
+    {%- elif message["role"] == "assistant" %}
+        {{- " " + message["content"]|trim + eos_token}}
+    {%- elif message["role"] == "tool" %}
+        {{- '[TOOL_RESULTS] {"content": ' + message.content|string + "}[/TOOL_RESULTS]" }}
+    {%- else %}
+        {{- raise_exception("Only user and assistant roles are supported!") }}
+    {%- endif %}
+{%- endfor %}
+"""
+QWEN_2 = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
+{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}\
+{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+QWEN_3 = """{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step_tool and message.role == "user" and message.content is string
+        and not(message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
+        {%- set ns.multi_step_tool = false %}
+        {%- set ns.last_query_index = index %}
+    {%- endif %}
+{%- endfor %}
+{%- macro think(text) %}{{- '<think>\\n' + text.strip('\\n') + '\\n</think>\\n\\n' }}{% endmacro %}
+{%- for message in messages %}
+    {%- set content = message.content if message.content is string else '' %}
+    {%- set reasoning_content = '' %}
+    {%- if '</think>' in content %}
+        {%- set reasoning_content = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
+        {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+    {%- endif %}
+    {%- if loop.last or (not loop.last and reasoning_content) and loop.index0 > ns.last_query_index %}
+        {{- '<|im_start|>' + message.role + '\\n' + think(reasoning_content) + content.lstrip('\\n') }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + content }}
+    {%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- think('') }}
+    {%- endif %}
+{%- endif %}"""
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize("reply", [True, False])
 @pytest.mark.parametrize(
     "template",
     [
+        LLAMA_3,
+        MISTRAL,
+        QWEN_2,
+        QWEN_3,
         CHATML,
         "{% for m in messages %}\n    {% if loop.index0 > 1 %}{% break %}{% endif %}\n{{ m | tojson }}\n{% endfor %}",
         "{%- set ns = namespace(n=0) -%}\n{% for m in messages %}\n {%- set ns.n = ns.n + 1 %}{{ ns.n }}{% endfor %}",
         "{% for m in messages %}{% generation %}{{ m.content | trim }}{% endgeneration %}{% endfor %}{{ unk_token }}",
         "{{ strftime_now('%Y') }}{% if tools is none %} no tools{% endif %}{{ dict(a=1)['a'] }}{{ documents }}",
     ],
-    ids=["chatml", "tojson", "namespace", "generation", "globals"],
+    ids=["llama 3", "mistral", "qwen 2", "qwen 3", "chatml", "tojson", "namespace", "generation", "globals"],
 )
 def test_a_chat_is_rendered_as_transformers_renders_it(template, reply):
     transformers = pytest.importorskip("transformers")
-    messages = [{"role": "user", "content": " <b>é</b> "}, {"role": "assistant", "content": "x\n"}] * 2
+    turns = [{"role": "user", "content": " <b>é</b> "}, {"role": "assistant", "content": "x\n"}] * 2
+    call = {"id": "123456789", "function": {"name": "f", "arguments": {"x": "é", "y": "<"}}}
+    with_tools = [
+        {"role": "system", "content": " Be brief. "},
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nYes"},
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "3 < 4"},
+    ]
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_level(), **NAMES["byte_level"])
-    expected = theirs.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=reply)
-    assert SubwordTokenizer(byte_level(), NAMES["byte_level"], template).chat(messages, reply) == expected
+    ours = SubwordTokenizer(byte_level(), NAMES["byte_level"], template)
+    for messages in (turns, with_tools):
+        words = {"chat_template": template, "tokenize": False, "add_generation_prompt": reply}
+        assert ours.chat(messages, reply) == theirs.apply_chat_template(messages, **words)
 
 
 def test_what_a_tokenizer_writes_is_read_as_the_same_again(folder, tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..tables import fits, numbers_right, wide_console
+from ..tables import Dotted, fits, numbers_right, wide_console
 from .architecture import Attention, Linear, Shape, Table
 from .count import Account, count
 from .flops import association_orders, break_even_rank
@@ -134,7 +134,7 @@ def formula_table(title: str) -> Any:
 
 def add_tensors(rows: Any, tensors: Mapping[str, Shape]) -> None:
     for (path, shape), n in kinds(tensors).items():
-        rows.add_row(path, product(n, shape), f"{n * size(shape):,}")
+        rows.add_row(Dotted(path), product(n, shape), f"{n * size(shape):,}")
     rows.add_section()
 
 

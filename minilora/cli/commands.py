@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -131,51 +132,73 @@ def sweep(options: argparse.Namespace) -> None:
 
 def generate(options: argparse.Namespace) -> None:
     """Continue a prompt."""
-    answer = answerer(options)
-    pieces = answer(options.prompt, True)
+    from ..generation import stream
+    from ..pretrained import load_tokenizer
+
+    model, tokenizer = adapted(options), load_tokenizer(options.base)
+    pieces = stream(model, options.prompt, options.tokens, tokenizer=tokenizer, **drawing(options))
     print(options.prompt.encode(errors="surrogateescape").decode(errors="replace"), end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    finally:
+        print()
 
 
 def chat(options: argparse.Namespace) -> None:
-    """Talk with an instruct model, a line at a time, until the input ends."""
+    """Talk with an instruct model, a line at a time, until the input ends.
+
+    At a terminal, Ctrl-C ends an answer, and at the prompt the chat.
+    """
+    from ..generation import answer
     from ..pretrained import load_tokenizer
 
     tokenizer = load_tokenizer(options.base)
     tokenizer.chat([{"role": "user", "content": "?"}])  # a model that does not chat says so here
-    answer, messages = answerer(options), []
-    prompt = "> " if sys.stdin.isatty() else ""
+    model, how, terminal = adapted(options), drawing(options), sys.stdin.isatty()
+    if terminal:
+        leave = "Ctrl-Z and Enter end" if os.name == "nt" else "Ctrl-D ends"
+        print(f"minilora: {leave} the chat, Ctrl-C an answer", file=sys.stderr)
+    messages: list[dict[str, str]] = []
+    for line in lines(terminal):
+        asked, said = [*messages, {"role": "user", "content": line}], ""
+        try:
+            for piece in answer(model, asked, options.tokens, tokenizer=tokenizer, **how):
+                said += piece
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            if not terminal:
+                raise
+        except ValueError as error:  # this message is too much: another may do
+            if not terminal:
+                raise
+            print(f"minilora: {error}", file=sys.stderr)
+            continue
+        print()
+        messages = [*asked, {"role": "assistant", "content": said}]
+
+
+def lines(terminal: bool) -> Iterator[str]:
+    """What a person types, or a file holds, but for empty lines."""
     while True:
         try:
-            messages.append({"role": "user", "content": input(prompt)})
-        except EOFError:
+            line = input("> " if terminal else "")
+        except (EOFError, KeyboardInterrupt) as end:
+            if terminal:
+                print()
+            if isinstance(end, KeyboardInterrupt):
+                raise
             return
-        said = []
-        for piece in answer(tokenizer.chat(messages), False):
-            said.append(piece)
-            print(piece, end="", flush=True)
-        print()
-        messages.append({"role": "assistant", "content": "".join(said)})
+        if line.strip():
+            yield line
 
 
-def answerer(options: argparse.Namespace) -> Callable[[str, bool], Iterator[str]]:
-    """What streams a continuation of a text, by the options of generate and chat."""
+def drawing(options: argparse.Namespace) -> dict[str, Any]:
+    """How the next token is chosen, as stream() takes it."""
     import numpy as np
 
-    from ..generation import stream
-    from ..pretrained import load_tokenizer
-
-    model, tokenizer, rng = adapted(options), load_tokenizer(options.base), np.random.default_rng(options.seed)
-
-    def answer(text: str, special: bool) -> Iterator[str]:
-        return stream(
-            model, text, options.tokens, tokenizer=tokenizer, temperature=options.temperature, top_k=options.top_k,
-            top_p=options.top_p, rng=rng, special=special,
-        )  # fmt: skip
-
-    return answer
+    how = {key: getattr(options, key) for key in ("temperature", "top_k", "top_p")}
+    return how | {"rng": np.random.default_rng(options.seed)}
 
 
 def merge(options: argparse.Namespace) -> None:
@@ -194,9 +217,10 @@ def merge(options: argparse.Namespace) -> None:
 
 
 def info(options: argparse.Namespace) -> None:
-    """What a folder holds: family, shapes, adapter, hash of the base, a run and how far it is."""
+    """What a folder holds: family, shapes, adapter, hash of the base, a run or a sweep and how far it is."""
     from ..peft import CONFIG, describe_adapter
     from ..pretrained import describe_model, locate
+    from ..sweep import JSON, describe_sweep
     from ..tasks.runs import SETTINGS, describe_run
 
     folder = locate(options.folder)
@@ -207,8 +231,12 @@ def info(options: argparse.Namespace) -> None:
         found |= describe_adapter(folder)
     if (folder / SETTINGS).is_file():
         found |= describe_run(folder)
+    if (folder / JSON).is_file() or any(folder.glob(f"rank-*/seed-*/{SETTINGS}")):
+        found |= describe_sweep(folder)
     if not found:
-        raise FileNotFoundError(f"{folder} holds no model (config.json), adapter ({CONFIG}) or run ({SETTINGS})")
+        raise FileNotFoundError(
+            f"{folder} holds no model (config.json), adapter ({CONFIG}), run ({SETTINGS}) or sweep ({JSON})"
+        )
     for name, value in found.items():
         print(f"{name:<12} {value}")
 

@@ -57,15 +57,11 @@ def load_pretrained(
     for weights that are damaged, not finite, or do not fit the config.
     """
     path = locate(source)
-    values: Mapping[str, Any]
-    tensors: Mapping[str, np.ndarray]
-    if path.is_file():
-        (values, tensors, _), said = read_gguf(path), path
-    else:
-        values, tensors, said = read_values(path), read_checkpoint(path), path / "config.json"
+    said = says(path)
+    values, tensors = read_source(path)
     family, config = read_config(values, str(said), dtype, head, labels)
     try:
-        model = assemble(family, config, tensors, str(source), rng or np.random.default_rng(0))
+        model = assemble(family, config, in_full(family, tensors), str(source), rng or np.random.default_rng(0))
     except ValueError as error:
         what = "header" if path.is_file() else "config.json"
         raise ValueError(f"the tensors of {source} do not fit its {what}: {error}") from None
@@ -82,26 +78,34 @@ def load_tokenizer(source: str | Path = "builtin") -> Tokenizer:
     path = locate(source)
     if path.is_file():
         return gguf_tokenizer(path)
-    over_bytes = not (path / "tokenizer.json").is_file() and read_values(path).get("vocab_size") == 256
+    over_bytes = not (path / "tokenizer.json").is_file() and read_json(says(path)).get("vocab_size") == 256
     return ByteTokenizer() if over_bytes else read_tokenizer(path)
 
 
-def read_values(path: Path) -> dict[str, Any]:
-    """What config.json says. Raises FileNotFoundError where there is none, ValueError where it is damaged."""
-    if not (path / "config.json").is_file():
+def says(path: Path) -> Path:
+    """The file that says what model is in `path`: config.json, or a .gguf file itself. Raises FileNotFoundError."""
+    if path.is_dir() and not (path / "config.json").is_file():
         raise FileNotFoundError(f"{path} holds no config.json: it is not a model folder")
-    return read_json(path / "config.json")
+    return path / "config.json" if path.is_dir() else path
 
 
-def read_checkpoint(source: str | Path) -> dict[str, np.ndarray]:
-    """Every tensor of a model folder or .gguf file: from one file, or from the shards that its index names.
+def read_source(path: Path) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
+    """(what config.json says, every tensor) of a folder or a .gguf file. Where nothing says what weights are, it is {}.
+
+    Raises FileNotFoundError and ValueError as load_pretrained does.
+    """
+    if path.is_file():
+        values, tensors, _ = read_gguf(path)
+        return values, tensors
+    return read_json(says(path)) if (path / "config.json").is_file() else {}, read_checkpoint(path)
+
+
+def read_checkpoint(folder: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a model folder: from one file, or from the shards that its index names.
 
     Raises FileNotFoundError for a missing file, ValueError for one that is damaged (load_tensors), and for shards that
     do not hold just what their index says.
     """
-    folder = locate(source)
-    if folder.is_file():
-        return dict(read_gguf(folder)[1])
     if (folder / TENSORS).is_file():
         return load_tensors(folder / TENSORS)[0]
     if not (folder / INDEX).is_file():
@@ -137,24 +141,35 @@ def with_head(family: str, name: str) -> str:
     return name if name.startswith(f"{BASE[family]}.") or HEAD.match(name) else f"{BASE[family]}.{name}"
 
 
+def turned(family: str, name: str, x: Array) -> Array:
+    """A weight as a Linear has it, (out, in), or back: GPT-2's files hold those of Conv1D as (in, out)."""
+    return x.T if family == "gpt2" and CONV1D.fullmatch(name) else x
+
+
+def in_full(family: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`tensors` of a file by their names in a model with a head, matrices as (out, in).
+
+    Raises ValueError for a tensor that is there under two names.
+    """
+    found: dict[str, np.ndarray] = {}
+    for name, x in tensors.items():
+        whole = with_head(family, name)
+        if whole in found:
+            raise ValueError(f"{whole} is there twice, under two names")
+        found[whole] = turned(family, whole, x)
+    return found
+
+
 def assemble(
     family: str, config: Config, tensors: Mapping[str, np.ndarray], source: str, rng: np.random.Generator
 ) -> Transformer:
-    """A model of `config` with these tensors, which Hugging Face names. Raises and warns as load_pretrained does."""
+    """A model of `config` with these tensors, in_full(). Raises and warns as load_pretrained does."""
     if config.layers > len(tensors):  # before so many layers are made
         raise ValueError(f"{config.layers} layers are asked for, and there are {len(tensors)} tensors")
     model = FAMILIES[family](config, None)
     ours = {hub_name(family, path, config.head): path for path in model.named_parameters()}
-    state: dict[str, Array] = {}
-    rest: dict[str, Array] = {}
-    for name, data in tensors.items():
-        whole = with_head(family, name)
-        if whole in ours:
-            if ours[whole] in state:
-                raise ValueError(f"{whole} is there twice, under two names")
-            state[ours[whole]] = data.T if family == "gpt2" and CONV1D.fullmatch(whole) else data
-        elif not CONSTANT.fullmatch(whole):
-            rest[whole] = data
+    state = {ours[name]: x for name, x in tensors.items() if name in ours}
+    rest = {name: x for name, x in tensors.items() if name not in ours and not CONSTANT.fullmatch(name)}
     if config.head == "lm":
         drop_copies(family, config.tied, state, rest)
     unused = sorted(filter(HEAD.match, rest))
@@ -220,9 +235,8 @@ def model_files(model: Transformer) -> dict[str, bytes]:
     if adapted:
         raise ValueError(f"{adapted} layers are adapted: merge(model) first, or save the adapter by itself")
     state = model.state_dict()
-    tensors = {their_name(model, path): data for path, data in state.items()}
-    if model.family == "gpt2":
-        tensors = {name: data.T if CONV1D.fullmatch(name) else data for name, data in tensors.items()}
+    names = {path: their_name(model, path) for path in state}
+    tensors = {name: turned(model.family, name, state[path]) for path, name in names.items()}
     values = write_config(model) | {"dtype": str(next(iter(tensors.values())).dtype)}
     if model.config.head == "lm":
         values["tie_word_embeddings"] = "lm_head.weight" not in state

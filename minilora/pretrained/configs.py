@@ -70,8 +70,15 @@ def encoder(name: str) -> dict[str, str]:
 
 FORMATS = {
     "llama": Format("llama", decoder("Llama"), LLAMA_KEYS, LLAMA_ONLY, LLAMA_DEFAULTS),
-    "mistral": Format("llama", decoder("Mistral"), LLAMA_KEYS, LLAMA_ONLY, LLAMA_DEFAULTS),
-    "qwen2": Format("llama", decoder("Qwen2"), LLAMA_KEYS, LLAMA_ONLY, LLAMA_DEFAULTS, {"qkv_bias": True}),
+    "mistral": Format("llama", decoder("Mistral"), LLAMA_KEYS, LLAMA_ONLY, LLAMA_DEFAULTS | {"sliding_window": 4096}),
+    "qwen2": Format(
+        "llama",
+        decoder("Qwen2"),
+        LLAMA_KEYS,
+        LLAMA_ONLY,
+        LLAMA_DEFAULTS | {"use_sliding_window": False, "sliding_window": 4096},
+        {"qkv_bias": True},
+    ),
     "gpt2": Format(
         "gpt2",
         decoder("GPT2") | {"lm": "GPT2LMHeadModel"},
@@ -95,7 +102,10 @@ ENDINGS = {  # of the class that wrote a config -> its head
     "Model": "none",
 }
 MOST_LABELS = 100_000
-KEPT = "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id"  # what save_pretrained gives back
+KEPT = (  # what save_pretrained gives back as it was
+    "model_type", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id",
+    "max_position_embeddings", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
+)  # fmt: skip
 DERIVED = "kv_heads", "head_dim", "hidden"  # null says what 0 says here
 
 
@@ -190,7 +200,7 @@ def rotary(values: Mapping[str, Any]) -> dict[str, Any]:
 def within_window(values: Mapping[str, Any], context: int, source: str) -> int:
     """The positions of which each sees all before it. A sliding window hides nothing from fewer tokens than it has."""
     window = values.get("sliding_window")
-    if window is None or (values["model_type"] == "qwen2" and not values.get("use_sliding_window", False)):
+    if window is None or (values["model_type"] == "qwen2" and not values["use_sliding_window"]):
         return context
     if type(window) is not int or window < 1:
         raise ValueError(f"sliding_window = {window!r} is not a whole number from 1 up")
@@ -202,7 +212,7 @@ def within_window(values: Mapping[str, Any], context: int, source: str) -> int:
 def write_config(model: Transformer) -> dict[str, Any]:
     """What config.json says of `model`, as `transformers` 4 and 5 read it."""
     config = model.config
-    kind = "qwen2" if config.qkv_bias else model.family
+    kind = model.said.get("model_type", "qwen2" if config.qkv_bias else model.family)
     form = FORMATS[kind]
     values: dict[str, Any] = {
         **form.only,

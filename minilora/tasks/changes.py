@@ -13,9 +13,8 @@ import numpy as np
 from ..peft import PREFIX, pairs_of, read_adapter
 from ..peft.config import is_saved
 from ..peft.format import PAIR
-from ..pretrained import CONV1D, base_hash, load_pretrained, read_checkpoint, read_values, their_name, with_head
+from ..pretrained import base_hash, in_full, load_pretrained, read_source, their_name, with_head
 from ..pretrained.configs import FORMATS
-from ..pretrained.gguf import read_gguf
 from ..pretrained.sources import locate
 from ..spectrum import SVD, lora_svd, numerical_rank, svd
 
@@ -95,22 +94,11 @@ def read_weights(source: str | Path) -> tuple[str, dict[str, np.ndarray]]:
     Of a family that is known the names are those in a model with a head, and GPT-2's Conv1D weights, which its files
     hold as (in, out), are (out, in). Raises as load_pretrained does for what is missing or damaged.
     """
-    path = locate(source)
-    values: Mapping[str, Any] = {}
-    tensors: Mapping[str, np.ndarray]
-    if path.is_file():
-        values, tensors, _ = read_gguf(path)
-    else:
-        tensors = read_checkpoint(path)
-        values = read_values(path) if (path / "config.json").is_file() else {}
+    values, tensors = read_source(locate(source))
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in FORMATS:
         return "", dict(tensors)
-    family, found = FORMATS[kind].family, {}
-    for name, x in tensors.items():
-        whole = with_head(family, name)
-        found[whole] = x.T if family == "gpt2" and CONV1D.fullmatch(whole) else x
-    return family, found
+    return FORMATS[kind].family, in_full(FORMATS[kind].family, tensors)
 
 
 def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Changes:

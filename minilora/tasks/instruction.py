@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import text
 from ..ops import IGNORE
+from ..records import json_rows
 from ..text import Batch
 from ..tokenizer import Tokenizer
 from . import language_model
-from .language_model import Lesson, show
-
-__all__ = ["NEXT", "finetune", "show"]
+from .language_model import Lesson
 
 NEXT = "chat"  # what to do with an adapter
 HELD_OUT = 64  # examples, at most
@@ -38,17 +38,15 @@ def read_answers(data: str, tokenizer: Tokenizer, batch: int, length: int, seed:
         tokenizer.chat([{"role": "user", "content": "?"}])
     except ValueError as error:
         raise ValueError(f"{error}: take an instruct model such as smollm2, or --task text") from None
-    content = text.read_whole(data)
     pairs, examples, cut = [], [], 0
-    for number, line in enumerate(content.decode().split("\n"), 1):  # splitlines() knows more ends than JSON does
-        if line.strip():
-            try:
-                pairs.append(read_pair(line))
-                ids, targets = encode(tokenizer, *pairs[-1])
-            except ValueError as error:
-                raise ValueError(f"{data}, line {number}: {error}") from None
-            examples.append(Example(ids[:length], targets[:length]))
-            cut += len(ids) > length
+    for line, row in json_rows(Path(data)):
+        try:
+            pairs.append(read_pair(row))
+            ids, targets = encode(tokenizer, *pairs[-1])
+        except ValueError as error:
+            raise ValueError(f"{data} line {line}: {error}") from None
+        examples.append(Example(ids[:length], targets[:length]))
+        cut += len(ids) > length
     answered = [i for i, example in enumerate(examples) if (example.targets != IGNORE).any()]
     if len(answered) < 2:
         raise ValueError(
@@ -57,29 +55,24 @@ def read_answers(data: str, tokenizer: Tokenizer, batch: int, length: int, seed:
         )
     order = np.random.default_rng(seed).permutation(answered).tolist()
     n = min(HELD_OUT, -(-len(order) // 10))
-    held_out = sorted((examples[i] for i in order[:n]), key=lambda example: len(example.ids))
-    labels = np.concatenate([example.targets for example in held_out])
-    labels = labels[labels != IGNORE]
+    train, held_out = (side_by_side([examples[i] for i in part]) for part in (order[n:], order[:n]))
+    labels = held_out.targets[held_out.targets != IGNORE]
     return Lesson(
-        batches_of([examples[i] for i in order[n:]], batch, seed),
-        lambda: (side_by_side(held_out[i : i + batch]) for i in range(0, n, batch)),
+        text.shuffled(train, batch, seed),
+        lambda: (text.take(held_out, rows) for rows in text.in_order(held_out, batch)),
         tokens_per_byte=len(labels) / max(1, len(tokenizer.decode(labels).encode())),
         prompt=tokenizer.chat(asked(pairs[order[0]][0])),
         special=False,
-        sha256=hashlib.sha256(content).hexdigest(),
+        sha256=hashlib.sha256(json.dumps(pairs).encode()).hexdigest(),
         said=f"{len(order) - n:,} examples to learn from, {n} held out; of all {len(pairs):,}, {cut:,} were cut to "
         f"{length} tokens, and {len(pairs) - len(order):,} of these, with no answer left, dropped",
     )
 
 
-def read_pair(line: str) -> tuple[str, str]:
-    """Prompt and answer. Raises ValueError for a line that holds no such pair."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"this is not JSON: {error}") from None
+def read_pair(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Prompt and answer. Raises ValueError for a row that holds no such pair."""
     for key in ("prompt", "answer"):
-        if not isinstance(row, dict) or key not in row:
+        if key not in row:
             raise ValueError(f'there is no {key!r}: write {{"prompt": "...", "answer": "..."}}')
         if not isinstance(row[key], str) or not row[key].strip():
             raise ValueError(f"{key!r} is {row[key]!r}, and not a text")
@@ -111,26 +104,6 @@ def encode(tokenizer: Tokenizer, prompt: str, answer: str) -> Example:
     return Example(ids[:-1], targets)
 
 
-def batches_of(examples: Sequence[Example], batch: int, seed: int) -> Callable[[int], Batch]:
-    """step -> a Batch of `batch` examples of about the same length; each example once in a round through all, but for
-    a rest smaller than a batch, another each time.
-
-    A batch depends on seed and step alone. Raises ValueError for fewer examples than a batch.
-    """
-    if len(examples) < batch:
-        raise ValueError(f"{len(examples)} examples to learn from are less than a batch of {batch}: a smaller --batch")
-    lengths, in_a_round = np.array([len(example.ids) for example in examples]), len(examples) // batch
-
-    def at(step: int) -> Batch:
-        rng = np.random.default_rng([seed, step // in_a_round])
-        drawn = rng.permutation(len(examples))[: in_a_round * batch]
-        by_length = drawn[np.argsort(lengths[drawn] * rng.uniform(0.9, 1.1, len(drawn)))]  # other neighbours each time
-        i = rng.permutation(in_a_round)[step % in_a_round]
-        return side_by_side([examples[j] for j in by_length[i * batch : (i + 1) * batch]])
-
-    return at
-
-
 def side_by_side(examples: Sequence[Example]) -> Batch:
     """Examples as rows, padded on the right: no real token looks there, and no label stands there."""
     shape = len(examples), max(len(example.ids) for example in examples)
@@ -141,4 +114,5 @@ def side_by_side(examples: Sequence[Example]) -> Batch:
     return Batch(ids, targets, padding)
 
 
-finetune = partial(language_model.finetune, read=read_answers)
+finetune = partial(language_model.finetune, read=read_answers)  # all else is as for a text
+show = language_model.show

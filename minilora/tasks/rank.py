@@ -16,7 +16,7 @@ from ..peft import CONFIG
 from ..plots import check_png, rank_figures
 from ..pretrained import load_pretrained
 from ..spectrum import SVD
-from ..tables import fits, wide_console
+from ..tables import Dotted, counted, fits, wide_console
 from .changes import Change, Changes, adapter_changes, checkpoint_changes
 from .extraction import Kept, adaptable, check_rank, extracted_files, keep, shrunk_files
 
@@ -45,7 +45,10 @@ def study(
     """
     from tqdm import tqdm
 
-    check_request(folder, tuned, base, rank, energy, out, plot)
+    check_sources(folder, tuned, base)
+    check_wishes(rank, energy, out)
+    if plot:
+        check_png(plot)
     changes = adapter_changes(folder, base) if tuned is None else checkpoint_changes(folder, tuned)
     others = adapter_changes(compare).layers if compare else {}
     if compare and not others.keys() & changes.layers.keys():
@@ -78,28 +81,26 @@ def study(
     return result
 
 
-def check_request(
-    folder: str,
-    tuned: str | None,
-    base: str | None,
-    rank: int | None,
-    energy: float | None,
-    out: str | None,
-    plot: str | None,
-) -> None:
-    """Raise what study() does for words that do not go together."""
+def check_sources(folder: str, tuned: str | None, base: str | None) -> None:
+    """Raise FileNotFoundError where there is no adapter, ValueError for a base that has none."""
     if not tuned and not (Path(folder) / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} is no adapter folder, it holds no {CONFIG}; of two checkpoints, give both")
     if tuned and base:
         raise ValueError("a base goes with an adapter; of two checkpoints, the first is the base")
-    if rank and energy:
+
+
+def check_wishes(rank: int | None, energy: float | None, out: str | None) -> None:
+    """Raise ValueError for an adapter to write that is not said in full, and OSError where it cannot be written."""
+    if rank is not None and energy is not None:
         raise ValueError("a rank and a share of the energy both say how much to keep: give one of them")
-    if bool(rank or energy) != bool(out):
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank = {rank!r} is not a whole number from 1 up")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy = {energy!r} is not a share above 0 and up to 1")
+    if (rank is None and energy is None) != (not out):
         raise ValueError("to write an adapter takes a folder for it, and a rank or a share of the energy to keep")
     if out:
         check_free(out)
-    if plot:
-        check_png(plot)
 
 
 def figure_path(plot: str, question: str) -> Path:
@@ -215,7 +216,7 @@ intruders: how many of the first {TOP} singular vectors of W after, left and rig
 
 
 def layers_table(result: dict[str, Any], narrow: bool = False) -> Any:
-    """A rich Table with a row for each layer; a narrow one has its shape below its name, and headers in two lines."""
+    """A rich Table with a row for each layer; a narrow one has the shape beside the name, and headers in lines."""
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -237,7 +238,7 @@ def layers_table(result: dict[str, Any], narrow: bool = False) -> Any:
         if sides:
             cells += ["-" if factor is None else f"{factor:.2g}", f"{len(sides['left'])}, {len(sides['right'])}"]
         shape = "{}x{}".format(*row["shape"])
-        table.add_row(*([f"{row['name']}\n  {shape}"] if narrow else [row["name"], shape]), *cells)
+        table.add_row(*([Dotted(f"{row['name']} {shape}")] if narrow else [row["name"], shape]), *cells)
     return table
 
 
@@ -245,7 +246,7 @@ def conclusions(result: dict[str, Any]) -> list[str]:
     total, adapter = result["summary"], result.get("adapter")
     said = [
         f"Rank {total['rank_90']} keeps 90 % of the energy of ΔW and rank {total['rank_99']} keeps 99 %, in the mean "
-        f"over {total['layers']} layers; their effective rank is {total['effective_rank']:.1f}."
+        f"over {counted(total['layers'], 'layer')}; their effective rank is {total['effective_rank']:.1f}."
     ]
     if total["unchanged"]:
         said += [f"Not changed: {some(total['unchanged'])}."]
@@ -255,12 +256,13 @@ def conclusions(result: dict[str, Any]) -> list[str]:
     if "similarity" in total:
         grids = total["similarity"]
         first = ", ".join(f"{s} {grids[s][0][0]:.3f} (at random {grids['random_' + s][0][0]:.3f})" for s in SIDES)
-        said += [f"φ of the first singular vectors of both updates, in the mean of {grids['layers']} layers: {first}."]
+        layers = counted(grids["layers"], "layer")
+        said += [f"φ of the first singular vectors of both updates, in the mean of {layers}: {first}."]
     if adapter:
         ranks = [layer["rank"] for layer in adapter["layers"]]
         of_rank = f"{min(ranks)} to {max(ranks)}" if len(set(ranks)) > 1 else str(ranks[0])
         said += [
-            f"The adapter has {len(ranks)} layers of rank {of_rank}, {adapter['parameters']:,} parameters; "
+            f"The adapter has {counted(len(ranks), 'layer')} of rank {of_rank}, {adapter['parameters']:,} parameters; "
             f"it misses {adapter['relative_error']:.1%} of ‖ΔW‖, the least that these ranks allow."
         ]
         if adapter["not_held"]:
