@@ -18,7 +18,7 @@ def save(out, figure):
 
 
 def digits(out, images, labels, guesses, right):
-    """Held-out images, six of the old digits above six of the new, and how they are read; below, the share right."""
+    """Held-out images, six of the old digits above six of the new, and how they are read; below, the shares right."""
     figure = Figure(figsize=(16, 11), layout="constrained", dpi=100)
     top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.2])
     for i, ax in enumerate(top.subplots(2, 6).flat):
@@ -33,11 +33,14 @@ def digits(out, images, labels, guesses, right):
     ax, x = bottom.subplots(), np.arange(len(right))
     kinds = (-0.2, 0, BASE, "0 .. 6, which the base has learned"), (0.2, 1, LORA, "7, 8, 9, which are new to it")
     for offset, k, color, name in kinds:
-        bars = ax.bar(x + offset, [100 * pair[k] for pair in right.values()], 0.38, color=color, label=name)
-        ax.bar_label(bars, fmt="%.0f", fontsize=TYPE - 1)
+        shares = 100 * np.array([shares[:, k] for shares in right.values()])  # (ways, splits)
+        mean = shares.mean(axis=1)
+        bars = ax.bar(x + offset, mean, 0.38, color=color, label=name)
+        ax.bar_label(bars, [f"{share:.0f}" for share in mean], fontsize=TYPE - 1, label_type="center", color="white")
+        ax.plot(np.repeat(x + offset, shares.shape[1]), shares.ravel(), "o", color="black", ms=5)
     ax.set_xticks(x, list(right))
     ax.set_yticks(range(0, 101, 20))
-    ax.set(ylabel="% of held-out images right", ylim=(0, 125))
+    ax.set(ylabel="% of held-out images right:\nmean, and each split (dots)", ylim=(0, 125))
     ax.legend(frameon=False, ncols=2, fontsize=TYPE, loc="upper center")
     save(out, figure)
 
