@@ -132,6 +132,8 @@ def llama(config: Config, rng: np.random.Generator | None) -> Transformer:
 
 
 def decoder_head(new: New, token: Embedding) -> dict[str, Module]:
+    if new.config.head == "tokens":
+        raise ValueError("head 'tokens' is for bert and roberta, whose tokens see what comes after them too")
     if new.config.head == "classify":
         return {"last": Select(last=True), "classifier": new.classifier(bias=False)}
     return {"labelled": Labelled(), "lm_head": new.lm_head(token)} if new.config.head == "lm" else {}
@@ -151,7 +153,8 @@ def roberta(config: Config, rng: np.random.Generator | None) -> Transformer:
 
 
 def encoder(family: str, transform: str, config: Config, rng: np.random.Generator | None) -> Transformer:
-    """A classifier reads tanh of a transform of the first token, a language model's head guesses masked tokens:
+    """A classifier reads tanh of a transform of the first token, or every token as it is (head "tokens"); a language
+    model's head guesses masked tokens:
 
     logits = E norm(gelu(W h + b)) + c          E the token embedding
     """
@@ -165,6 +168,8 @@ def encoder(family: str, transform: str, config: Config, rng: np.random.Generato
     head: dict[str, Module] = {}
     if config.head == "classify":
         head = {"first": Select(last=False), transform: new.linear(C, C, True), f"{transform}_tanh": Tanh()}
+        head["classifier"] = new.classifier(bias=True)
+    elif config.head == "tokens":
         head["classifier"] = new.classifier(bias=True)
     elif config.head == "lm":
         gelu = new.gelu() if family == "bert" else Gelu(approximate=False)  # RoBERTa's head has one of its own

@@ -122,8 +122,9 @@ FAMILIES = {
 }
 
 
-def hub_name(family: str, path: str) -> str:
-    """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj, in a model with a head.
+def hub_name(family: str, path: str, head: str = "lm") -> str:
+    """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj, in a model with a head: which one is asked for the
+    sake of RoBERTa, whose classifier is two layers for sequences, and one for tokens.
 
     Raises ValueError for a family without a table, and a path that is not in it.
     """
@@ -132,6 +133,7 @@ def hub_name(family: str, path: str) -> str:
     for pattern, theirs in patterns(family):
         match = pattern.fullmatch(path)
         if match:
+            theirs = "classifier" if head == "tokens" and path.startswith("classifier") else theirs
             return theirs.format(match.groupdict().get("block")) + (match["rest"] or "")
     raise ValueError(f"{path} has no name in a Hugging Face {family} model")
 

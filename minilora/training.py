@@ -19,22 +19,22 @@ import numpy as np
 from . import ops
 from .backend import Array, get_array_module, to_numpy
 from .checkpoint import load_tensors, save_tensors
-from .modules import Context, Gradients, Module, check_fit, shapes_of
+from .modules import Chain, Context, Gradients, Module, check_fit, shapes_of
 from .optim import AdamW, Optimizer, Penalty, Schedule, clip_by_global_norm
 from .text import Batch
-from .transformer import Transformer
 
 
 def loss_of(
-    model: Transformer, batch: Batch, rng: np.random.Generator | None = None, count: int | None = None
+    model: Chain, batch: Batch, rng: np.random.Generator | None = None, count: int | None = None
 ) -> tuple[Array, tuple[Any, Any]]:
     """Mean cross-entropy over what has a label (a 0-d array, on the device), and the caches of model and loss.
 
+    `model` is a Transformer, or a chain of your own parts, whose first layer takes batch.ids, whatever they are.
     `count` replaces their number where the batch is a part of a larger one; losses and gradients then add up.
     Raises ValueError for targets that are neither one of the head's outputs nor IGNORE, or do not fit its shape.
     """
     targets, where = batch.targets, None
-    if model.config.head == "lm" and targets.shape == batch.ids.shape and 0 < labelled(batch) < targets.size:
+    if "labelled" in model.layers and targets.shape == batch.ids.shape and 0 < labelled(batch) < targets.size:
         b, t = np.nonzero(targets != ops.IGNORE)  # the logits of the others, V numbers each, would go unread
         targets, where = targets[b, t], (b, t)
     logits, cache = model.forward(batch.ids, Context(batch.padding, batch.segments, rng, where))
@@ -53,7 +53,7 @@ def check_targets(targets: np.ndarray, outputs: int) -> None:
 
 
 def loss_and_gradients(
-    model: Transformer, batch: Batch, rng: np.random.Generator | None = None, count: int | None = None
+    model: Chain, batch: Batch, rng: np.random.Generator | None = None, count: int | None = None
 ) -> tuple[Array, Gradients]:
     """The loss of a batch, as loss_of() says, and its gradients."""
     loss, (cache, ce_cache) = loss_of(model, batch, rng, count)
@@ -63,7 +63,7 @@ def loss_and_gradients(
 
 
 def sharded_loss_and_gradients(
-    pool: ThreadPoolExecutor, shards: int, model: Transformer, batches: list[Batch], seed: list[int]
+    pool: ThreadPoolExecutor, shards: int, model: Chain, batches: list[Batch], seed: list[int]
 ) -> tuple[Array, Gradients]:
     """The same for several batches as if they were one, each cut along B in `shards` that run on threads.
 
@@ -90,7 +90,7 @@ def labelled(batch: Batch) -> int:
     return int((batch.targets != ops.IGNORE).sum())
 
 
-def evaluate(model: Transformer, batches: Iterable[Batch], *, shards: int = 1, description: str | None = None) -> float:
+def evaluate(model: Chain, batches: Iterable[Batch], *, shards: int = 1, description: str | None = None) -> float:
     """Mean cross-entropy in nats per labelled position, without dropout; `shards` batches at a time.
 
     `description` labels a progress bar; None shows none. Raises ValueError when no position has a label, or one is
@@ -130,7 +130,7 @@ class History:
 
 
 def fit(
-    model: Transformer,
+    model: Chain,
     batches: Callable[[int], Batch],
     steps: int,
     *,
@@ -225,7 +225,7 @@ def fit(
 class Run:
     """What a checkpoint holds: parameters, optimizer state, history, and the best parameters so far."""
 
-    def __init__(self, model: Transformer, optimizer: Optimizer, path: Path | None) -> None:
+    def __init__(self, model: Chain, optimizer: Optimizer, path: Path | None) -> None:
         self.model, self.optimizer, self.path = model, optimizer, path
         self.history = History()
         self.unread: list[tuple[Array, Array]] = []  # losses and norms of the gradient, still on the device
@@ -340,7 +340,7 @@ def interruption() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def first_not_finite(model: Transformer, batch: Batch) -> str:
+def first_not_finite(model: Chain, batch: Batch) -> str:
     """The path of the first module, in the order of computation, whose output on `batch` is not finite; "" if none."""
     found: list[str] = []
 

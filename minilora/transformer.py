@@ -16,7 +16,8 @@ from . import ops
 from .backend import Array, get_array_module
 from .modules import Chain, Context, Embedding, Gradients, Module
 
-HEADS = "lm", "classify", "none"
+HEADS = "lm", "classify", "tokens", "none"
+LABELLED = "classify", "tokens"  # the heads whose outputs are labels: of a sequence, or of each token (encoders)
 HUGE = 1e300  # no number of a config is so large; Python's whole numbers have no end
 ACTIVATIONS = "gelu", "gelu_tanh"
 
@@ -38,7 +39,7 @@ class Config:
     tied: bool = True  # the head shares the token embedding's weight
     dtype: str = "float32"
     head: str = "lm"  # one of HEADS
-    labels: int = 2  # of a classifier
+    labels: int = 2  # of a classifier, of sequences or of tokens
     head_dim: int = 0  # D; 0: C/H
     activation: str = "gelu_tanh"  # GPT-2, BERT: one of ACTIVATIONS
     qkv_bias: bool = False  # Llama: Qwen2 has biases on q, k and v
@@ -390,7 +391,8 @@ class Past:
 
 class Transformer(Chain):
     """embed, block_0, ..., norm, and a head: token ids (B, T) in, logits (B, T, V) out, or those of the N positions
-    context.labelled, (N, V); of a classifier (B, labels), and without a head the hidden states (B, T, C)."""
+    context.labelled, (N, V); of a classifier (B, labels), or of tokens (B, T, labels); without a head the hidden states
+    (B, T, C)."""
 
     def __init__(self, family: str, config: Config, layers: dict[str, Module]) -> None:
         super().__init__(layers)

@@ -27,7 +27,7 @@ from minilora.modules import Context, Gradients
 from minilora.optim import SGD, AdamW
 from minilora.text import Batch
 from minilora.training import loss_and_gradients
-from minilora.transformer import ACTIVATIONS, Config, recompute
+from minilora.transformer import ACTIVATIONS, LABELLED, Config, recompute
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -42,14 +42,14 @@ LLAMA = {
 def setups(draw) -> dict[str, Any]:
     """A small model of any family, what of it learns, and a batch."""
     family = draw(st.sampled_from(list(FAMILIES)))
-    head = draw(st.sampled_from(["lm", "lm", "classify", "none"]))
+    head = draw(st.sampled_from(["lm", "lm", "classify", "none"] + ["tokens"] * (family in ("bert", "roberta"))))
     heads, kv_heads = draw(st.sampled_from([(1, 1), (4, 4), (4, 2)] if family == "llama" else [(1, 1), (4, 4)]))
     fused, gated = family == "gpt2", family == "llama"
     targets = draw(
         st.sampled_from(
             [None, "all-linear", ["down_proj"], ["qkv_proj"] if fused else ["q_proj", "v_proj"]]
             + [["embed"], ["embed", "up_proj"]]
-            + {"lm": [["up_proj", "lm_head"]], "classify": [["up_proj", "classifier"]], "none": []}[head]
+            + ([] if head == "none" else [["up_proj", "lm_head" if head == "lm" else "classifier"]])
         )
     )
     tied = draw(st.booleans())
@@ -362,7 +362,7 @@ def test_attention_is_quadratic_in_the_tokens_and_all_else_linear():
         (["--model", "vit-base", "--tokens", "5"], "vit-base looks at 197 tokens"),
         (["--method", "full", "--dtype", "nf4"], "full trains the weights themselves"),
         (["--head", "tail"], "a llama has the heads lm, classify, none, not 'tail'"),
-        (["--labels", "3"], "labels = 3 needs the head 'classify'"),
+        (["--labels", "3"], "labels = 3 needs the head 'classify' or 'tokens'"),
         (["--plot", "x.png"], "say --compare"),
         (["--compare", "full,lora", "--method", "lora"], "leave --method out"),
         (["--compare", "full,lora", "--plot", "nowhere/x.png"], "not the name of a .png file in a folder"),
@@ -634,6 +634,7 @@ def their_model(config: dict[str, Any], head: str, labels: int, device: str = "c
     auto = {
         "lm": transformers.AutoModelForMaskedLM if "bert" in family else transformers.AutoModelForCausalLM,
         "classify": transformers.AutoModelForSequenceClassification,
+        "tokens": transformers.AutoModelForTokenClassification,
         "none": transformers.AutoModel,
     }[head]
     with torch.device(device):
@@ -663,7 +664,7 @@ def test_totals_are_those_of_the_models_that_transformers_builds(name):
 @pytest.mark.parametrize("family", TINY)
 def test_paths_are_called_as_in_transformers_and_have_its_shapes(family):
     for head in heads_of(TINY[family]):
-        model = architecture(TINY[family], head, 3 if head == "classify" else None)
+        model = architecture(TINY[family], head, 3 if head in LABELLED else None)
         ours = {
             peft_name(model, path).removeprefix("base_model.model."): shape for path, shape in model.tensors().items()
         }
@@ -717,15 +718,16 @@ def test_adapter_files_have_the_bytes_that_peft_writes(family, dtype, tmp_path):
         ways += [("lora", ["embed", "down_proj"])]
     for head in heads_of(config):
         for method, targets in ways + ([("lora", ["lm_head"])] if family == "llama" and head == "lm" else []):
-            labels = 3 if head == "classify" else None
+            labels = 3 if head in LABELLED else None
             account = count(config, method, targets=targets, r=3, head=head, labels=labels, tokens=5, dtype=dtype)
             model = their_model(config, head, 3).to(getattr(torch, dtype))
             layers = [insert.layer for insert in account.plan.inserts]
             their = [peft_name(account.model, layer.path).removeprefix("base_model.model.") for layer in layers]
             their = [name.removeprefix("model.") if "embed_tokens" in name else name for name in their]
             words: dict[str, Any] = {"target_modules": their, "fan_in_fan_out": family == "gpt2"}
-            if head == "classify":
-                words |= {"modules_to_save": ["classifier"]} if family == "vit" else {"task_type": "SEQ_CLS"}
+            if head in LABELLED:
+                task = {"task_type": {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS"}[head]}
+                words |= {"modules_to_save": ["classifier"]} if family == "vit" else task
             scaled = [name for name, layer in zip(their, layers, strict=True) if layer.path.endswith("down_proj")]
             made = {
                 "lora": lambda: peft.LoraConfig(r=3, **words),  # noqa: B023
@@ -742,15 +744,16 @@ def test_adapter_files_have_the_bytes_that_peft_writes(family, dtype, tmp_path):
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("head", ["lm", "classify", "none"])
+@pytest.mark.parametrize("head", ["lm", "classify", "tokens", "none"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "roberta", "deberta-v2"])
 def test_the_embeddings_of_virtual_tokens_have_the_bytes_that_pefts_prompt_tuning_writes(family, head, tmp_path):
     peft = pytest.importorskip("peft")
     if head not in BUILDERS[family][1] or (head == "lm" and "bert" in family):  # PEFT has no task for a masked head
         pytest.skip("there is no such prompt tuning")
-    labels = 3 if head == "classify" else None
+    labels = 3 if head in LABELLED else None
     account = count(TINY[family], "prefix-embed", virtual_tokens=5, head=head, labels=labels, tokens=4)
-    task = {"lm": "CAUSAL_LM", "classify": "SEQ_CLS", "none": "FEATURE_EXTRACTION"}[head]
+    tasks = {"lm": "CAUSAL_LM", "classify": "SEQ_CLS", "tokens": "TOKEN_CLS", "none": "FEATURE_EXTRACTION"}
+    task = tasks[head]
     config = peft.PromptTuningConfig(task_type=task, num_virtual_tokens=5)
     adapted = peft.get_peft_model(their_model(TINY[family], head, 3), config)
     adapted.save_pretrained(tmp_path)

@@ -68,6 +68,7 @@ KINDS = {
     "bert, untied": Kind("BertConfig", "BertForMaskedLM", {**SIZES, **QUIET, "tie_word_embeddings": False}),
     "bert, headless": Kind("BertConfig", "BertModel", {**SIZES, **QUIET}),
     "bert, classifier": Kind("BertConfig", "BertForSequenceClassification", {**SIZES, **QUIET, "num_labels": 3}),
+    "bert, tokens": Kind("BertConfig", "BertForTokenClassification", {**SIZES, **QUIET, "num_labels": 3}),
     "roberta": Kind("RobertaConfig", "RobertaForMaskedLM", {**SIZES, **QUIET, "max_position_embeddings": 23}),
     "roberta, tanh GELU": Kind(
         "RobertaConfig", "RobertaForMaskedLM",
@@ -75,6 +76,8 @@ KINDS = {
     ),
     "roberta, classifier": Kind("RobertaConfig", "RobertaForSequenceClassification",
                                 {**SIZES, **QUIET, "num_labels": 3, "max_position_embeddings": 23}),
+    "roberta, tokens": Kind("RobertaConfig", "RobertaForTokenClassification",
+                            {**SIZES, **QUIET, "num_labels": 3, "max_position_embeddings": 23}),
 }  # fmt: skip
 each_kind = pytest.mark.parametrize("kind", KINDS)
 ADAPTED = {"gpt2": ["c_attn", "c_proj"], "llama": ["q_proj", "down_proj"], "bert": ["query", "dense"],
@@ -295,14 +298,18 @@ def test_weights_in_sixteen_bits_and_in_shards_are_read_exactly(kind, dtype, tmp
         assert np.array_equal(data, expected.T if kind == "gpt2" and CONV1D.fullmatch(name) else expected), path
 
 
-@pytest.mark.parametrize(("kind", "drawn"), [("gpt2", 1), ("llama", 1), ("bert", 4), ("roberta", 4)])
-def test_a_classifier_on_a_language_model_is_drawn_and_said_to_be_new(kind, drawn, tmp_path, rng):
+DRAWN = [("gpt2", "classify", 1), ("llama", "classify", 1), ("bert", "classify", 4), ("roberta", "classify", 4),
+         ("bert", "tokens", 2), ("roberta", "tokens", 2)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "head", "drawn"), DRAWN)
+def test_a_classifier_on_a_language_model_is_drawn_and_said_to_be_new(kind, head, drawn, tmp_path, rng):
     theirs(kind).save_pretrained(tmp_path / "m")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        model = minilora.load_pretrained(tmp_path / "m", "float64", head="classify", labels=5)
+        model = minilora.load_pretrained(tmp_path / "m", "float64", head=head, labels=5)
     batch = batch_for(model, rng)
-    assert model.forward(batch.ids, batch.context)[0].shape == (3, 5)
+    assert model.forward(batch.ids, batch.context)[0].shape == ((3, 5) if head == "classify" else (3, 9, 5))
     lines = [str(warning.message) for warning in said]
     (new,) = [line for line in lines if "drawn anew, to be trained" in line]
     assert new.count(".weight") + new.count(".bias") == drawn
@@ -335,7 +342,7 @@ def pairs(wrapped: Any, model: Transformer) -> Iterator[tuple[str, Any, Any]]:
         yield path, parameter, parameters[f"base_model.model.{their_name(model, layer)}.{side}.default.weight"]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "llama 3", "qwen2", "bert", "roberta"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "llama 3", "qwen2", "bert", "bert, tokens", "roberta"])
 def test_the_gradients_of_an_adapter_are_those_of_peft_to_1e_10(kind, tmp_path, rng):
     wrapped, model = adapted(kind, tmp_path)
     batch, grads = batch_for(model, rng), Gradients()

@@ -22,10 +22,12 @@ from minilora.optim import SGD, AdamW
 from minilora.peft.config import INFORMATION, OFF, READ, REGULAR, WHOLE
 from minilora.peft.reading import read_modules
 from minilora.peft.regular import check_regular
+from minilora.pretrained.configs import FORMATS
 from minilora.tasks.changes import adapter_changes
-from minilora.transformer import Config, Context, Transformer
+from minilora.transformer import LABELLED, Config, Context, Transformer
 
 V, T = 31, 7
+FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FORMATS[family].classes]
 IDS = np.random.default_rng(9).integers(2, V, (2, T))
 PADDING = np.arange(T) < np.array([[T], [4]])
 ATTENTION = {"gpt2": ["qkv_proj"], "llama": ["q_proj", "v_proj"]}
@@ -116,7 +118,7 @@ OURS: dict[str, dict[str, Any]] = {
 def cases() -> list[Any]:
     found = []
     for family in FAMILIES:
-        for head in ("lm", "classify", "none"):
+        for head in FORMATS[family].classes:
             for name, words in OURS.items():
                 lacks_bias = family == "llama" and name in ("every bias", "positions whole")
                 if not lacks_bias and not (name == "the head" and head != "lm"):
@@ -132,7 +134,7 @@ def test_an_adapter_comes_back_to_the_bit_with_what_learns_and_saves_to_the_same
     assert peft.load_adapter(loaded, tmp_path / "a") == ""
     assert np.array_equal(logits(loaded), logits(model))
     learns = (
-        {name for name in loaded.named_parameters() if name.startswith("classifier")} if head == "classify" else set()
+        {name for name in loaded.named_parameters() if name.startswith("classifier")} if head in LABELLED else set()
     )
     assert set(loaded.trainable_parameters()) == set(model.trainable_parameters()) | learns
     peft.save_adapter(loaded, tmp_path / "b")
@@ -154,9 +156,10 @@ def their_base(model: Transformer, folder: Any) -> Any:
     auto = {
         "lm": transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM,
         "classify": transformers.AutoModelForSequenceClassification,
+        "tokens": transformers.AutoModelForTokenClassification,
         "none": transformers.AutoModel,
     }[model.config.head]
-    words = {"num_labels": 3} if model.config.head == "classify" else {}
+    words = {"num_labels": 3} if model.config.head in LABELLED else {}
     theirs = auto.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager", **words)
     theirs.config.pad_token_id = 0 if model.family != "roberta" else 1
     return theirs.eval()
@@ -221,7 +224,8 @@ MASKED_HEAD = {"bert": "cls", "roberta": "lm_head"}
 def their_adapter(folder: Any, family: str, head: str, words: dict[str, Any]) -> Any:
     """A PEFT model with other numbers than 0 in all that learns, and its files in folder/theirs."""
     hf, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
-    task = {"classify": "SEQ_CLS", "none": "FEATURE_EXTRACTION"}.get(head, "CAUSAL_LM" if family in ATTENTION else None)
+    tasks = {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS", "none": "FEATURE_EXTRACTION"}
+    task = tasks.get(head, "CAUSAL_LM" if family in ATTENTION else None)
     words = {"r": 3, "lora_alpha": 7, "target_modules": THEIRS[family], "task_type": task, **words}
     theirs = hf.get_peft_model(their_base(base(family, head), folder / "m"), hf.LoraConfig(**words)).double().eval()
     generator = torch.Generator().manual_seed(0)
@@ -241,13 +245,14 @@ NO_NUMBER = ("gpt2", "one layer"), ("llama", "one layer"), ("llama", "layers_to_
 @pytest.mark.oracle
 @pinned
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("head", ["lm", "classify", "none"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "head"), FAMILY_HEADS)
 def test_what_peft_wrote_loads_with_the_same_logits_and_is_written_back_to_the_bit(tmp_path, family, head, name):
     if family == "llama" and name.startswith("bias"):
         pytest.skip("a llama has no bias")
     if head == "none" and (family, name) in NO_NUMBER:
         pytest.skip("PEFT finds the number of a layer only after a dot, and adapts nothing")
+    if (head, name) == ("tokens", "all-linear"):
+        pytest.skip("PEFT leaves a classifier out of its all-linear for SEQ_CLS alone, then refuses to save it as well")
     theirs = their_adapter(tmp_path, family, head, CONFIGS[name](family))
     model = base(family, head)
     assert "does not say which base" in peft.load_adapter(model, tmp_path / "theirs")
@@ -868,7 +873,7 @@ def test_a_step_of_adam_moves_a_tied_adapter_by_the_rate_and_peft_moves_it_by_tw
 
 @st.composite
 def their_configs(draw: Any) -> tuple[str, str, dict[str, Any]]:
-    family, head = draw(st.sampled_from(list(FAMILIES))), draw(st.sampled_from(["lm", "classify", "none"]))
+    family, head = draw(st.sampled_from(FAMILY_HEADS))
     names = {
         "gpt2": ["c_attn", "c_proj", "c_fc", "mlp.c_proj"],
         "llama": ["q_proj", "o_proj", "gate_proj", "mlp.up_proj"],

@@ -18,14 +18,14 @@ from minilora import text
 from minilora.backend import to_numpy
 from minilora.families import llama
 from minilora.lora import attach_lora
-from minilora.modules import Context, Gradients
+from minilora.modules import Chain, Context, Gradients, Linear
 from minilora.ops import IGNORE, cross_entropy_backward, cross_entropy_forward
 from minilora.optim import SGD, clip_by_global_norm
 from minilora.pretrained import BUILTIN, load_pretrained
 from minilora.tasks.language_model import RECIPE, SHAPE, recipe_optimizer
 from minilora.text import Batch
 from minilora.training import cut, evaluate, fit, loss_and_gradients, sharded_loss_and_gradients
-from minilora.transformer import Transformer
+from minilora.transformer import Tanh, Transformer
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
 each_family = pytest.mark.parametrize("family", FAMILIES)
@@ -165,6 +165,15 @@ def test_logits_are_made_where_there_is_a_label_and_the_gradients_are_those_of_a
     monkeypatch.setattr(head, "forward", lambda x, context: shapes.append(x.shape) or forward(x, context))
     assert_close(loss_and_gradients(model, batch._replace(targets=targets)), (loss, grads), 1e-13)
     assert shapes == [((targets != IGNORE).sum(), model.config.width)]
+
+
+def test_a_chain_of_ones_own_parts_learns_from_inputs_that_are_no_ids(rng):
+    x = rng.standard_normal((64, 3, 5))
+    targets = np.where(rng.random((64, 3)) < 0.2, IGNORE, x.argmax(axis=-1))  # some without a label, as of a text
+    model = Chain({"up": Linear(np.eye(5)), "tanh": Tanh(), "down": Linear(np.zeros((5, 5)))})
+    history = fit(model, lambda step: Batch(x, targets), 100, lr=0.1, description=None, shards=2)
+    assert history.loss[0] == pytest.approx(np.log(5))
+    assert evaluate(model, [Batch(x, targets)]) < 0.5
 
 
 def test_an_evaluation_knows_no_dropout():

@@ -302,6 +302,12 @@ def test_rotary_positions_need_heads_of_an_even_width():
         FAMILIES["llama"](config, np.random.default_rng(1))
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_classifier_of_tokens_is_for_those_that_see_both_sides(family):
+    with pytest.raises(ValueError, match="head 'tokens' is for bert and roberta"):
+        fresh(family, head="tokens")
+
+
 @each_family
 def test_ids_may_be_nested_lists(family):
     model, ids = build(family), [[3, 1, 4], [1, 5, 9]]

@@ -56,8 +56,8 @@ def pooled(which: str, transform: str, C: int) -> dict[str, list[Op]]:
     return stages
 
 
-def classifier(C: int, labels: int, bias: bool, x: str) -> list[Op]:
-    return [Linear("classifier", C, labels, bias, x, rows=1)]
+def classifier(C: int, labels: int, bias: bool, x: str, rows: int | None = 1) -> list[Op]:
+    return [Linear("classifier", C, labels, bias, x, rows=rows)]
 
 
 # ---- the families: `c` is what config.json holds ----
@@ -118,6 +118,8 @@ def bert(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
             "head_norm": [Norm("head_norm", C, True)],
             "lm_head": [Linear("lm_head", C, V, True, "head_norm", tied)],
         }
+    elif head == "tokens":
+        stages["classifier"] = classifier(C, labels, True, x, rows=None)
     else:  # without a head, Hugging Face's has BERT's pooler all the same
         transform = "classifier_transform" if roberta and head == "classify" else "pooler"
         stages |= pooled("first", transform, C)

@@ -12,7 +12,7 @@ from ..backend import Array
 from ..lora import Adapter, LoRAEmbedding, TiedLoRALinear
 from ..modules import Gradients, Module
 from ..optim import Optimizer
-from ..transformer import Transformer
+from ..transformer import LABELLED, Transformer
 from .architecture import Architecture, Linear, Table
 from .methods import Insert, Kept, Plan, lora
 from .named import architecture
@@ -101,7 +101,7 @@ def laid_out(model: Transformer) -> Architecture:
         "max_position_embeddings": c.context,
         "tie_word_embeddings": c.tied,
     }
-    head: dict[str, Any] = {"head": c.head, "labels": c.labels if c.head == "classify" else None}
+    head: dict[str, Any] = {"head": c.head, "labels": c.labels if c.head in LABELLED else None}
     if model.family == "gpt2":
         sizes = {"n_embd": c.width, "n_layer": c.layers, "n_head": c.heads, "n_inner": c.hidden}
         return architecture({"model_type": "gpt2", **shared, **sizes, "n_positions": c.context}, **head)

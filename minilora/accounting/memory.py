@@ -71,7 +71,7 @@ def added_tensors(model: Architecture, plan: Plan, trained: bool) -> dict[str, S
 
 def peft_name(model: Architecture, path: str) -> str:
     """base_model.model.<path in Hugging Face's model>, which in a model without a head lacks the name of its body."""
-    name = hub_name(model.family, path)
+    name = hub_name(model.family, path, model.head)
     body = {"gpt2": "transformer.", "llama": "model.", "deberta-v2": "deberta."}.get(model.family, f"{model.family}.")
     return f"base_model.model.{name.removeprefix(body) if model.head == 'none' else name}"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..checkpoint import read_json
+from ..transformer import LABELLED
 from .architecture import Architecture
 from .families import bert, deberta, gpt2, llama, t5, vit
 
@@ -19,8 +20,8 @@ BUILDERS: dict[str, tuple[Builder, list[str]]] = {  # and the heads it knows, th
     "llama": (llama, ["lm", "classify", "none"]),
     "mistral": (llama, ["lm", "classify", "none"]),
     "qwen2": (llama, ["lm", "classify", "none"]),
-    "bert": (bert, ["none", "classify", "lm", "plain"]),
-    "roberta": (bert, ["none", "classify", "lm"]),
+    "bert": (bert, ["none", "classify", "tokens", "lm", "plain"]),
+    "roberta": (bert, ["none", "classify", "tokens", "lm"]),
     "deberta-v2": (deberta, ["none", "classify"]),
     "vit": (vit, ["classify", "none"]),
     "t5": (t5, ["lm", "none"]),
@@ -108,9 +109,9 @@ def architecture(
 ) -> Architecture:
     """A name in NAMED, a config.json or the folder that holds one, or what such a file says.
 
-    `head`: "lm", "classify" (with `labels` outputs, or as many as the config says, or 2) or "none"; a family has its
-    own usual one. Raises FileNotFoundError for a name or file that is not there; ValueError for a family, a head or a
-    feature that is not known, and for a config that lacks something.
+    `head`: "lm", "classify" (with `labels` outputs, or as many as the config says, or 2), "tokens" (so many for each
+    token) or "none"; a family has its own usual one. Raises FileNotFoundError for a name or file that is not there;
+    ValueError for a family, a head or a feature that is not known, and for a config that lacks something.
     """
     name, config = read(source)
     family = config.get("model_type", "")
@@ -120,8 +121,8 @@ def architecture(
     head = head or heads[0]
     if head not in heads:
         raise ValueError(f"{name}: a {family} has the heads {', '.join(heads)}, not {head!r}")
-    if labels is not None and (head != "classify" or labels < 1):
-        raise ValueError(f"labels = {labels} needs the head 'classify', and at least one")
+    if labels is not None and (head not in LABELLED or labels < 1):
+        raise ValueError(f"labels = {labels} needs the head 'classify' or 'tokens', and at least one")
     try:
         check_config(config)
         return replace(builder(config, head, labels or labels_of(config)), name=name)

@@ -10,7 +10,7 @@ from ..backend import Array
 from ..checkpoint import tensors_to_bytes, to_json, write_folder
 from ..lora import Adapter, LoRALinear, MergedEmbedding, MergedLinear, TiedLoRALinear
 from ..pretrained import base_hash, their_name
-from ..transformer import Transformer
+from ..transformer import LABELLED, Transformer
 from .config import CLASSIFIERS, OFF, TIED_NAMES, ends_with
 from .format import (
     CONFIG,
@@ -98,8 +98,8 @@ def is_of_embedding(adapter: Adapter) -> bool:
 
 def task_type(model: Transformer, classifies: bool) -> str | None:
     """What PEFT calls it; it has no name for guessing masked words."""
-    if model.config.head == "classify":
-        return "SEQ_CLS" if classifies else None
+    if model.config.head in LABELLED:
+        return {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS"}[model.config.head] if classifies else None
     if model.config.head == "none":
         return "FEATURE_EXTRACTION"
     return "CAUSAL_LM" if model.family in ("gpt2", "llama") else None
@@ -132,8 +132,9 @@ def trained_beside(model: Transformer, adapters: dict[str, Adapter]) -> tuple[li
 
 
 def saves_classifier(model: Transformer, adapters: dict[str, Adapter]) -> bool:
-    """PEFT saves a classifier whole, whatever trains, where the task says SEQ_CLS: unless an adapter is on it."""
-    return model.config.head == "classify" and not any(map(is_of_classifier, adapters))
+    """PEFT saves a classifier whole, whatever trains, where the task says SEQ_CLS or TOKEN_CLS: unless an adapter is on
+    it."""
+    return model.config.head in LABELLED and not any(map(is_of_classifier, adapters))
 
 
 def is_of_classifier(path: str) -> bool:

@@ -49,7 +49,8 @@ def load_pretrained(
     "builtin" is a llama over bytes that has read Python's documentation; "minilm" is all-MiniLM-L6-v2, "smollm2"
     SmolLM2-135M-Instruct, from their packages. Folders hold a gpt2, llama, mistral, qwen2, bert or roberta, its weights
     in float16, bfloat16, float32 or float64, in one file or in shards. `head` is "lm", "classify" (with `labels`
-    outputs) or "none"; without it the file's own. A classifier that the file does not hold is drawn from `rng`.
+    outputs), "tokens" (so many for each token; of encoders) or "none"; without it the file's own. A classifier that the
+    file does not hold is drawn from `rng`.
 
     What of the file is not used, and what is new, is said in a warning. Raises FileNotFoundError for what is not there,
     ImportError with the line to run for a missing package, ValueError for a family or feature that is not supported and
@@ -129,7 +130,7 @@ def read_checkpoint(folder: Path) -> dict[str, np.ndarray]:
 
 def their_name(model: Transformer, path: str) -> str:
     """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj; a model without a head has no "model." before it."""
-    name = hub_name(model.family, path)
+    name = hub_name(model.family, path, model.config.head)
     return name.removeprefix(f"{BASE[model.family]}.") if model.config.head == "none" else name
 
 
@@ -166,7 +167,7 @@ def assemble(
     if config.layers > len(tensors):  # before so many layers are made
         raise ValueError(f"{config.layers} layers are asked for, and there are {len(tensors)} tensors")
     model = FAMILIES[family](config, None)
-    ours = {hub_name(family, path): path for path in model.named_parameters()}
+    ours = {hub_name(family, path, config.head): path for path in model.named_parameters()}
     state = {ours[name]: x for name, x in tensors.items() if name in ours}
     rest = {name: x for name, x in tensors.items() if name not in ours and not CONSTANT.fullmatch(name)}
     if config.head == "lm":
@@ -253,7 +254,9 @@ def describe_model(source: str | Path) -> dict[str, str]:
     config = model.config
     turned = model.family == "llama"
     positions = f"rotary with theta {config.rope_theta:g}{', scaled as in Llama 3' * bool(config.rope_scaling)}"
-    heads = {"lm": f"{'tied' if config.tied else 'untied'} head", "classify": f"a classifier of {config.labels} labels"}
+    classifier = f"a classifier of {config.labels} labels"
+    heads = {"lm": f"{'tied' if config.tied else 'untied'} head", "classify": classifier}
+    heads["tokens"] = f"{classifier} for each token"
     return {
         "model": f"{model.family}, {count_parameters(model)['total']:,} parameters",
         "layers": f"{config.layers} of width {config.width}, hidden {config.hidden}",

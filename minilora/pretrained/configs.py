@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..ops import RopeScaling
-from ..transformer import HEADS, HUGE, Config, Transformer
+from ..transformer import HEADS, HUGE, LABELLED, Config, Transformer
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def decoder(name: str) -> dict[str, str]:
 
 
 def encoder(name: str) -> dict[str, str]:
-    return {"lm": f"{name}ForMaskedLM", "classify": f"{name}ForSequenceClassification", "none": f"{name}Model"}
+    return {"lm": f"{name}ForMaskedLM", "classify": f"{name}ForSequenceClassification",
+            "tokens": f"{name}ForTokenClassification", "none": f"{name}Model"}  # fmt: skip
 
 
 FORMATS = {
@@ -97,6 +98,7 @@ ENDINGS = {  # of the class that wrote a config -> its head
     "ForMaskedLM": "lm",
     "ForPreTraining": "lm",
     "ForSequenceClassification": "classify",
+    "ForTokenClassification": "tokens",
     "Model": "none",
 }
 MOST_LABELS = 100_000
@@ -136,6 +138,8 @@ def read_config(
         found["activation"] = ACTIVATIONS[found["activation"]]
     try:
         found |= head_of(values, head, labels)
+        if found["head"] not in form.classes:
+            raise ValueError(f"head {found['head']!r} is not one that a {kind} has: {', '.join(form.classes)}")
         if form.family == "llama":
             found |= rotary(values)
             found["context"] = within_window(values, found["context"], source)
@@ -161,9 +165,9 @@ def head_of(values: Mapping[str, Any], head: str | None, labels: int | None) -> 
         head = ENDINGS.get(next(endings, ""))
     if head is None:
         raise ValueError(f"architectures = {written!r} is not supported: say head='none' for its body, or another head")
-    if head != "classify":
+    if head not in LABELLED:
         if labels is not None:
-            raise ValueError(f"labels = {labels} needs head='classify'")
+            raise ValueError(f"labels = {labels} needs head='classify' or head='tokens'")
         return {"head": head}
     if labels is None:
         named = values.get("id2label")
@@ -231,9 +235,9 @@ def write_config(model: Transformer) -> dict[str, Any]:
         values |= {"rope_theta": config.rope_theta, "rope_parameters": rope}
     if form.family == "roberta":
         values["max_position_embeddings"] = config.context + config.offset
-    if config.head == "classify":
+    if config.head in LABELLED:
         values["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.labels)}
-    kept = {key: value for key, value in model.said.items() if config.head == "classify" or "label" not in key}
+    kept = {key: value for key, value in model.said.items() if config.head in LABELLED or "label" not in key}
     if len(kept.get("id2label") or values.get("id2label", ())) != config.labels:
         kept = {key: value for key, value in kept.items() if "label" not in key}
     return {key: value for key, value in (values | kept).items() if key != "quantization_config"}

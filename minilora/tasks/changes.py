@@ -137,10 +137,10 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
 
 def hash_below(config: dict[str, Any], tensors: Mapping[str, np.ndarray], base: str | Path) -> str:
     """base_hash() of `base` with the head that the adapter is for, but for what the adapter holds copies of."""
-    head = {"SEQ_CLS": "classify", "FEATURE_EXTRACTION": "none"}.get(config.get("task_type") or "")
+    heads = {"SEQ_CLS": "classify", "TOKEN_CLS": "tokens", "FEATURE_EXTRACTION": "none"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a head that it has no need of, or lacks
-        model = load_pretrained(base, head=head)
+        model = load_pretrained(base, head=heads.get(config.get("task_type") or ""))
     names = {path: f"{PREFIX}{their_name(model, path)}" for path in model.named_parameters()}
     return base_hash(model, [path for path, name in names.items() if name in tensors])
 

@@ -66,7 +66,7 @@ def adaptable(model: Transformer, layers: dict[str, Change]) -> dict[str, str]:
     Raises ValueError when there is none.
     """
     linear = (path for path, module in model.named_modules() if isinstance(module, Linear))
-    found = {name: path for path in linear if (name := hub_name(model.family, path)) in layers}
+    found = {name: path for path in linear if (name := hub_name(model.family, path, model.config.head)) in layers}
     if not found:
         raise ValueError(f"an adapter goes on a linear layer, and none has changed, only {', '.join(layers)}")
     return found

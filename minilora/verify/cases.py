@@ -458,6 +458,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
               "rope_scaling": ops.RopeScaling(factor=4.0, low=0.2, high=1.5, trained=9)},
     "roberta": {"offset": 2, "activation": "gelu"},
 }  # fmt: skip
+ENCODERS = "bert", "roberta"
 
 
 def of_tied(rng: Rng) -> Iterator[Report]:
@@ -494,4 +495,5 @@ CHECKS: dict[str, Callable[[Rng], Iterable[Report]]] = {
     **{f"family {name}": partial(of_family, name, False, "lm") for name in FAMILIES},
     **{f"family {name} with adapters": partial(of_family, name, True, "lm") for name in FAMILIES},
     **{f"family {name}, classifier with adapters": partial(of_family, name, True, "classify") for name in FAMILIES},
+    **{f"family {name}, tokens with adapters": partial(of_family, name, True, "tokens") for name in ENCODERS},
 }

@@ -1,0 +1,99 @@
+"""A vision transformer reads digits: trained on 0..6, then taught 7, 8 and 9 from ten images of each of the ten digits.
+
+    OPENBLAS_NUM_THREADS=1 python notebooks/examples/digits.py [--small] [FIGURE.png]
+
+The images are scikit-learn's, 8 x 8 pixels. What is new beside a language model is one layer, Patches, in the place of
+the token embedding: its backward stands below its forward. The adapter is kept beside the figure, as .safetensors.
+"""
+
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import figures
+import numpy as np
+from sklearn.datasets import load_digits
+
+import minilora
+from minilora.accounting import count_parameters
+from minilora.checkpoint import save_tensors
+from minilora.families import New, chain
+from minilora.modules import Chain, Context, Module, Parameter
+from minilora.optim import cosine_schedule
+from minilora.text import Batch, shuffled
+from minilora.transformer import PreNormBlock, Select
+
+
+class Patches(Module):
+    """y = [c; E p_1; ...; E p_4] + P        p a patch of 4 x 4 pixels, c the class token, P positions
+
+    Dosovitskiy et al. (2020), equation 1. The classifier reads what attention brings to the class token.
+    """
+
+    def __init__(self, new, C):
+        self.patch_proj = new.linear(16, C, bias=True)
+        self.class_token, self.position = Parameter(new.normal(C)), Parameter(new.normal(5, C))
+
+    def forward(self, images, context=Context()):
+        p = images.reshape(-1, 2, 4, 2, 4).swapaxes(2, 3).reshape(-1, 4, 16)  # (B, patches, pixels)
+        h, cache = self.patch_proj.forward(p, context)
+        c = np.broadcast_to(self.class_token.data, (len(h), 1, h.shape[2]))
+        return np.concatenate([c, h], axis=1) + self.position.data, cache
+
+    def backward(self, dy, cache, grads):
+        grads.add(self.position, dy.sum(axis=0))  # one P and one c, for every image of the batch
+        grads.add(self.class_token, dy[:, 0].sum(axis=0))
+        self.patch_proj.backward(dy[:, 1:], cache, grads)  # its dx would be the pixels': nobody asks for it
+
+
+def vit(C=32):
+    new = New(minilora.Config(vocab=1, layers=2, width=C, heads=4, labels=10), np.random.default_rng(0))  # no words
+    norm, attention = new.layer_norm, lambda: new.attention(causal=False, bias=True)
+    blocks = [PreNormBlock(norm(), attention(), norm(), new.mlp()) for _ in range(new.config.layers)]
+    head = {"norm": norm(), "first": Select(last=False), "classifier": new.classifier(bias=True)}
+    return Chain(chain(Patches(new, C), blocks, **head))
+
+
+def main(small=False, out="runs/digits.png"):
+    data, rng = load_digits(), np.random.default_rng(0)
+    order = rng.permutation(len(data.target))
+    x, y = (data.images[order] / 16).astype("float32"), data.target[order]
+    test, old = np.arange(len(y)) < 600, y < 7
+    rows = [np.flatnonzero(~test & (y == digit)) for digit in range(10)]
+    few, choose = (np.concatenate([r[i : i + 10] for r in rows]) for i in (0, 10))  # to learn; to choose a rate
+
+    def train(model, rows, steps, lr):
+        batches, schedule = shuffled(Batch(x[rows], y[rows]), 32, seed=0), cosine_schedule(steps)
+        minilora.fit(model, batches, steps, lr=lr, schedule=schedule, description=None)
+        return model
+
+    base = train(vit(), np.flatnonzero(~test & old), 100 if small else 300, 3e-3)
+    models = {"base": base, "from nothing": vit(), "new head": deepcopy(base), "LoRA": deepcopy(base), "full": base}
+    models["new head"].freeze()
+    models["new head"]["classifier"].weight.trainable = True
+    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    minilora.attach_lora(models["LoRA"], attention, r=4, alpha=8, rng=rng, train=["classifier"])
+    for way in ("from nothing", "new head", "LoRA", "full"):
+        rates = (1e-2,) if small else (1e-3, 3e-3, 1e-2, 3e-2)
+        tried = [train(deepcopy(models[way]), few, 60 if small else 200, lr) for lr in rates]
+        models[way] = min(tried, key=lambda model: minilora.evaluate(model, [Batch(x[choose], y[choose])]))
+
+    guesses = {way: model.forward(x)[0].argmax(axis=-1) for way, model in models.items()}
+    guesses["nearest image"] = y[few][((x[:, None] - x[few]) ** 2).sum(axis=(2, 3)).argmin(axis=1)]  # by pixels
+    right = {way: [float((g == y)[test & which].mean()) for which in (old, ~old)] for way, g in guesses.items()}
+    for way, (on_old, on_new) in right.items():
+        learned = count_parameters(models[way])["trainable"] if way in models else 0
+        print(f"{way:<14}{learned:>7,} parameters learned    0..6: {on_old:6.1%}    7, 8, 9: {on_new:6.1%}")
+    shown = [np.flatnonzero(test & (y == d))[k // 9] for k, d in enumerate((0, 1, 2, 3, 4, 5, 7, 8, 9, 7, 8, 9))]
+    figures.digits(out, x[shown], y[shown], {way: g[shown] for way, g in guesses.items()}, right)
+
+    # What is kept is what has learned: A, B and the head. All else is the base, to the bit.
+    adapter = {path: p.data for path, p in models["LoRA"].trainable_parameters().items()}
+    save_tensors(Path(out).with_suffix(".safetensors"), adapter, {})
+    after = models["LoRA"].state_dict()
+    assert all(np.array_equal(after[path], W) for path, W in base.state_dict().items() if path not in adapter)
+    return right
+
+
+if __name__ == "__main__":
+    main("--small" in sys.argv, next((word for word in sys.argv if word.endswith(".png")), "runs/digits.png"))
