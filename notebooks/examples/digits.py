@@ -2,8 +2,8 @@
 
     OPENBLAS_NUM_THREADS=1 python notebooks/examples/digits.py [--small] [FIGURE.png]
 
-The images are scikit-learn's, 8 x 8 pixels. What is new beside a language model is one layer, Patches, in the place of
-the token embedding: its backward stands below its forward. The adapter is kept beside the figure, as .safetensors.
+The images are scikit-learn's, 8 x 8 pixels: so few that the nearest image does better. What is new beside
+a language model is one layer, Patches, in the place of the token embedding; its backward stands below its forward.
 """
 
 import sys
@@ -87,7 +87,7 @@ def main(small=False, out="runs/digits.png"):
     shown = [np.flatnonzero(test & (y == d))[k // 9] for k, d in enumerate((0, 1, 2, 3, 4, 5, 7, 8, 9, 7, 8, 9))]
     figures.digits(out, x[shown], y[shown], {way: g[shown] for way, g in guesses.items()}, right)
 
-    # What is kept is what has learned: A, B and the head. All else is the base, to the bit.
+    # What is kept, beside the figure, is what has learned: A, B and the head. All else is the base, to the bit.
     adapter = {path: p.data for path, p in models["LoRA"].trainable_parameters().items()}
     save_tensors(Path(out).with_suffix(".safetensors"), adapter, {})
     after = models["LoRA"].state_dict()
