@@ -149,7 +149,8 @@ def classification_figure(losses: list[float], report: dict[str, Any]) -> bytes:
     curves.plot(range(1, len(losses) + 1), losses, color=LORA, alpha=0.3, lw=1, label="training batches")
     steps, held_out = zip(*report["losses"], strict=True)
     curves.plot(steps, held_out, "o-", color=LORA, lw=2.5, ms=7, label="held out")
-    curves.set(title="Learning curves", xlabel="step", ylabel="nats per text", ylim=(0, None))
+    curves.set(title="Learning curves", xlabel="step", ylabel="nats per text")
+    curves.set_ylim(0, 1.05 * max([*losses, *held_out]))
     curves.legend(frameon=False, fontsize=TYPE - 1)
     counts, names = np.array(report["confusion"]), report["labels"]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

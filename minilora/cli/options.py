@@ -110,7 +110,7 @@ def parser() -> Parser:
     add = command(predict, "minilora predict --adapter runs/reviews --data new.csv --text review", "", "--device")
     add("--adapter", required=True, metavar="DIR", help="an adapter that finetune --task classify made, or PEFT")
     add("--base", metavar="MODEL", help="its base (default: what the adapter's settings.json says)")
-    add("--data", metavar="FILE", help="a .csv, .tsv or .jsonl; without it, lines of standard input")
+    add("--data", metavar="FILE", help="a .csv, .tsv or .jsonl (default: lines of standard input)")
     add("--text", default="text", metavar="NAME", help="the column of the text (default text)")
     add("--label", metavar="NAME", help="a column of labels, to judge by")
     add("--json", action="store_true", help="print a line of JSON for each text, with all probabilities")
@@ -121,7 +121,7 @@ def parser() -> Parser:
         "",
         *("--base", "--device", "--seed", "--shards"),
     )
-    add("--data", required=True, metavar="FILE", help="a .csv, .tsv or .jsonl")
+    add("--data", required=True, metavar="FILE", help="a .csv, .tsv or .jsonl, rotten_tomatoes or imdb")
     add("--against", type=changes, required=True, metavar="OPTIONS", help="what is other in the second setting")
     add("--folds", type=positive, default=5, metavar="N", help="(default 5)")
     add("--rank", type=positive, default=8, metavar="N", help="(default 8)")
@@ -223,7 +223,8 @@ def learning(add: Callable[..., Any]) -> None:
 
 def tuning(add: Callable[..., Any]) -> None:
     """What finetune and the runs of a sweep are told alike."""
-    add("--data", required=True, metavar="FILE", help="a file, or 'builtin': Python's own source")
+    what = "a file; or 'builtin', Python's own source; to classify also 'rotten_tomatoes' and 'imdb'"
+    add("--data", required=True, metavar="FILE", help=what)
     learning(add)
     add = partial(add, default=argparse.SUPPRESS)
     add("--steps", type=positive, metavar="N", help="(default 100)")

