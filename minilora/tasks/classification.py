@@ -33,7 +33,7 @@ from ..transformer import Transformer, recompute
 from .runs import CHECKPOINT, HISTORY, SETTINGS, how_to_go_on, read_settings, training_folder
 
 SCORES, FIGURE = "scores.json", "curves.png"
-JUDGED = 64  # texts at a time, where nothing is learned
+JUDGED = 16  # texts at a time that are judged: a forward keeps what a backward would need
 NEXT = "predict"  # what to do with an adapter
 
 
