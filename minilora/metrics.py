@@ -43,9 +43,7 @@ def paired_test(differences: Sequence[float], train: int, test: int) -> dict[str
     that of the plain t-test, calls far too many differences real. Returns mean, 95% interval (low, high), t and p
     (two-sided; 1 where all differences are 0). Raises ValueError for fewer than two differences.
     """
-    from scipy import stats
-
-    k = len(differences)
+    t_distribution, k = student_t(), len(differences)
     if k < 2:
         raise ValueError(f"{k} differences: a test needs two folds or more")
     mean, variance = float(np.mean(differences)), float(np.var(differences, ddof=1))
@@ -53,5 +51,14 @@ def paired_test(differences: Sequence[float], train: int, test: int) -> dict[str
         mean, variance = float(differences[0]), 0.0  # the mean of equal numbers can be rounded
     error = math.sqrt((1 / k + test / train) * variance)
     t = mean / error if error else math.copysign(math.inf, mean) if mean else 0.0
-    reach = error * float(stats.t.ppf(0.975, k - 1))
-    return {"mean": mean, "low": mean - reach, "high": mean + reach, "t": t, "p": 2 * float(stats.t.sf(abs(t), k - 1))}
+    reach, p = error * float(t_distribution.ppf(0.975, k - 1)), 2 * float(t_distribution.sf(abs(t), k - 1))
+    return {"mean": mean, "low": mean - reach, "high": mean + reach, "t": t, "p": p}
+
+
+def student_t() -> Any:
+    """Student's t distribution. Raises ImportError with the line to run where SciPy is missing."""
+    try:
+        from scipy.stats import t
+    except ImportError:
+        raise ImportError("a t-test needs SciPy: pip install '.[models]' in the clone") from None
+    return t

@@ -113,7 +113,7 @@ class AdamW(Optimizer):
 Penalty = Callable[[], tuple[Array, Gradients]]  # what a loss is raised by, and its gradients
 
 
-def penalty(parameters: Mapping[str, Parameter], l1: float = 0.0, l2: float = 0.0) -> Penalty:
+def penalty(parameters: Sequence[Parameter], l1: float = 0.0, l2: float = 0.0) -> Penalty:
     """R(p) = λ₁ Σ|pᵢ| + λ₂/2 Σ pᵢ²         dR/dp = λ₁ sign(p) + λ₂ p           (sign 0 = 0)
 
     A part of the loss, unlike AdamW's weight decay, which its denominator does not scale. On A and B it makes ΔW = s BA
@@ -122,7 +122,7 @@ def penalty(parameters: Mapping[str, Parameter], l1: float = 0.0, l2: float = 0.
 
     def at_present() -> tuple[Array, Gradients]:
         loss, grads = 0.0, Gradients()
-        for parameter in parameters.values():
+        for parameter in parameters:
             p = parameter.data
             loss = loss + l1 * abs(p).sum() + l2 / 2 * (p * p).sum()
             grads.add(parameter, l1 * get_array_module(p).sign(p) + l2 * p)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -150,16 +151,17 @@ def classification_figure(losses: list[float], report: dict[str, Any]) -> bytes:
     steps, held_out = zip(*report["losses"], strict=True)
     curves.plot(steps, held_out, "o-", color=LORA, lw=2.5, ms=7, label="held out")
     curves.set(title="Learning curves", xlabel="step", ylabel="nats per text")
-    curves.set_ylim(0, 1.05 * max([*losses, *held_out]))
+    curves.set_ylim(0, 1.05 * max(filter(math.isfinite, [*losses, *held_out]), default=1.0))
     curves.legend(frameon=False, fontsize=TYPE - 1)
     counts, names = np.array(report["confusion"]), report["labels"]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     matrix.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):
         matrix.text(j, i, f"{count}", ha="center", va="center", fontsize=TYPE, color="wk"[int(shares[i, j] < 0.5)])
-    matrix.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 8 else 0)
-    matrix.set_yticks(range(len(names)), names)
-    matrix.set(title="Confusion matrix, held out", xlabel="called", ylabel="is")
+    turned = 45 if max(map(len, names)) > 8 else 0
+    matrix.set_xticks(range(len(names)), names, rotation=turned, parse_math=False)
+    matrix.set_yticks(range(len(names)), names, parse_math=False)
+    matrix.set(title="Confusion matrix, held out", xlabel="predicted", ylabel="true")
     accuracy, trained = report["accuracy"], report["trainable"]
     figure.suptitle(f"Accuracy {accuracy:.1%} with {trained:,} trained parameters", fontsize=TYPE + 5)
     return png_bytes(figure)

@@ -51,6 +51,10 @@ def read_records(path: str | Path, text: str = "text", label: str | None = "labe
             if not isinstance(value, str) or not value.strip():
                 what = "is empty" if value is None or isinstance(value, str) else f"is {value!r:.40}, and no text"
                 raise ValueError(f"{path} line {line}: {column!r} {what}: fill it in, or take the row out")
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"{path} line {line}: {column!r} holds half a letter, a lone surrogate") from None
             values.append(value if column == text else value.strip())
     if not records.texts:
         raise ValueError(f"{path} holds no rows")
@@ -126,35 +130,38 @@ def label_ids(labels: Iterable[str], names: Sequence[str], source: str | Path) -
     return np.array([ids[label] for label in labels], np.int64)
 
 
-def stratified_split(ids: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(labels: Sequence[Any], share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and rows to hold out, `share` of each label, and at least one of it on each side.
 
     Raises ValueError for a label that has one row alone.
     """
-    rng = np.random.default_rng(seed)
+    of, rng = np.asarray(labels), np.random.default_rng(seed)
     train, held_out = [], []
-    for label in np.unique(ids):
-        rows = rng.permutation(np.flatnonzero(ids == label))
+    for label in np.unique(of):
+        rows = rng.permutation(np.flatnonzero(of == label))
         if len(rows) < 2:
-            raise ValueError("a label has one row alone: one to train on and one to hold out are needed")
+            raise ValueError(f"the label '{label}' has one row alone: one to train on and one to hold out are needed")
         n = min(max(1, round(share * len(rows))), len(rows) - 1)
         held_out.append(rows[:n])
         train.append(rows[n:])
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(held_out))
 
 
-def stratified_folds(ids: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def stratified_folds(labels: Sequence[Any], folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """`folds` pairs (rows to train on, rows to test on): each row is tested once, each label spread evenly.
 
     Raises ValueError for fewer than two folds, and for a label with fewer rows than folds.
     """
     if folds < 2:
         raise ValueError(f"{folds} folds: at least 2 are needed")
-    rng, fold, dealt = np.random.default_rng(seed), np.empty(len(ids), np.int64), 0
-    for label in np.unique(ids):
-        rows = rng.permutation(np.flatnonzero(ids == label))
+    of, rng = np.asarray(labels), np.random.default_rng(seed)
+    fold, dealt = np.empty(len(of), np.int64), 0
+    for label in np.unique(of):
+        rows = rng.permutation(np.flatnonzero(of == label))
         if len(rows) < folds:
-            raise ValueError(f"a label has {len(rows)} rows, fewer than the {folds} folds: give fewer folds")
+            raise ValueError(
+                f"the label '{label}' has {len(rows)} rows, fewer than the {folds} folds: give fewer folds"
+            )
         fold[rows] = (dealt + np.arange(len(rows))) % folds
         dealt += len(rows)
     return [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(folds)]

@@ -191,6 +191,11 @@ def in_order(texts: Batch, batch: int) -> list[np.ndarray]:
     return by_length(np.arange(len(texts.ids)), lengths_of(texts), batch)
 
 
+def in_batches(texts: Batch, batch: int) -> Iterator[Batch]:
+    """The same groups, as batches."""
+    return (take(texts, rows) for rows in in_order(texts, batch))
+
+
 def by_length(rows: np.ndarray, lengths: np.ndarray, batch: int) -> list[np.ndarray]:
     rows = rows[np.argsort(lengths[rows], kind="stable")]
     return [rows[i : i + batch] for i in range(0, len(rows), batch)]

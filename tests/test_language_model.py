@@ -257,6 +257,10 @@ BAD_PAIRS: dict[str, tuple[str | bytes, str]] = {
     "an empty answer": ('{"prompt": "x", "answer": ""}', "line 1: 'answer' is '', and not a text"),
     "a number": ('{"prompt": "x", "answer": 3}', "line 1: 'answer' is 3, and not a text"),
     "half a letter": ('{"prompt": "x", "answer": "\\ud83d"}', "line 1: character .* is half a letter"),
+    "an answer that ends itself": (
+        json.dumps({"prompt": "x", "answer": "a" + CHAT.names["eos_token"]}),
+        "line 1: the answer holds a token",
+    ),
     "one example": (GOOD, "holds 1 examples, and 1 have an answer within 128 tokens: 2 are needed"),
 }
 

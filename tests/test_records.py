@@ -66,6 +66,7 @@ BAD = [
     ("rows.jsonl", b'{"text": "a", "label": "b"}\n{"text"', "line 2 is not JSON"),
     ("rows.jsonl", b'["a", "b"]', "line 1 is not a JSON object"),
     ("rows.jsonl", b'{"text": ["a"], "label": "b"}', r"line 1: 'text' is \['a'\], and no text"),
+    ("rows.jsonl", b'{"text": "\\ud83d", "label": "b"}', "line 1: 'text' holds half a letter"),
     ("rows.jsonl", b'{"text": "a", "label": null}', "line 1: 'label' is empty"),
     ("rows.xlsx", b"PK", "the name of a data file ends in .csv, .tsv"),
 ]

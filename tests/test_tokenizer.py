@@ -330,7 +330,8 @@ def test_a_hostile_template_ends_in_one_line_within_its_bounds(name):
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 700
     if sys.platform == "linux":
-        assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(children, 512 * 2**10)
+        ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # a child begins as a copy of this process
+        assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(children, ours, 512 * 2**10)
 
 
 def test_a_process_that_breaks_is_a_refused_template(monkeypatch, tmp_path):

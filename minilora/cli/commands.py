@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 import os
 import shlex
 import sys
@@ -82,7 +83,8 @@ def compare(options: argparse.Namespace) -> None:
     words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads", "json")}
     report = cross_validate(backend=backend(options), **words)
     if options.json:
-        print(json.dumps(report, indent=1))
+        finite = report["t"] if math.isfinite(report["t"]) else None  # JSON knows no infinity
+        print(json.dumps(report | {"t": finite}, indent=1, allow_nan=False))
     else:
         show(report)
 
@@ -91,13 +93,15 @@ def predict(options: argparse.Namespace) -> None:
     """Classify the lines of a file, or of standard input: label, probability and text of each, parted by tabs."""
     import json
 
+    from ..metrics import confusion_matrix, scores
     from ..records import label_ids, read_records
-    from ..tasks.classification import Classifier, confusion_matrix, scores, show_scores
+    from ..tasks.classification import Classifier, show_scores
 
     rows = read_records(options.data, options.text, options.label) if options.data else None
     if rows is None and options.label:
         raise ValueError("--label names a column of --data: give both")
     classify = Classifier(options.adapter, options.base, backend(options))
+    true = label_ids(rows.labels, classify.labels, options.data) if rows and options.label else None
 
     def tell(texts: list[str], description: str | None = None) -> Any:
         p = classify(texts, description)
@@ -115,10 +119,13 @@ def predict(options: argparse.Namespace) -> None:
             tell(texts)
         return
     p = tell(rows.texts, "classifying")
-    if options.label:
-        truth = label_ids(rows.labels, classify.labels, options.data)
-        matrix = confusion_matrix(truth, p.argmax(axis=1), len(classify.labels))
-        show_scores({"labels": classify.labels, "confusion": matrix.tolist(), **scores(matrix)})
+    if true is not None:
+        matrix = confusion_matrix(true, p.argmax(axis=1), len(classify.labels))
+        report = {"labels": classify.labels, "confusion": matrix.tolist(), **scores(matrix)}
+        if options.json:
+            print(json.dumps(report))
+        else:
+            show_scores(report)
 
 
 def sweep(options: argparse.Namespace) -> None:

@@ -223,7 +223,7 @@ def learning(add: Callable[..., Any]) -> None:
 
 def tuning(add: Callable[..., Any]) -> None:
     """What finetune and the runs of a sweep are told alike."""
-    what = "a file; or 'builtin', Python's own source; to classify also 'rotten_tomatoes' and 'imdb'"
+    what = "a file; or 'builtin', Python's own source; to classify, rotten_tomatoes or imdb"
     add("--data", required=True, metavar="FILE", help=what)
     learning(add)
     add = partial(add, default=argparse.SUPPRESS)
@@ -312,7 +312,13 @@ def above_zero(word: str) -> float:
 
 
 def from_zero_up(word: str) -> float:
-    return 0.0 if word in ("0", "0.0") else above_zero(word)
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number from 0 up")
+    return number
 
 
 def share(word: str) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -24,8 +23,8 @@ from ..optim import linear_schedule, penalty
 from ..peft import adapter_files, load_adapter, read_adapter
 from ..plots import classification_figure
 from ..pretrained import base_hash, load_pretrained, load_tokenizer
-from ..records import Records, label_ids, label_names, read_records, stratified_split
-from ..tables import numbers_right, wide_console
+from ..records import label_ids, label_names, read_records, stratified_split
+from ..tables import fits, numbers_right, wide_console
 from ..text import Batch
 from ..tokenizer import Tokenizer
 from ..training import History, fit
@@ -35,6 +34,7 @@ from .runs import CHECKPOINT, HISTORY, SETTINGS, how_to_go_on, read_settings, tr
 SCORES, FIGURE = "scores.json", "curves.png"
 JUDGED = 16  # texts at a time that are judged: a forward keeps what a backward would need
 NEXT = "predict"  # what to do with an adapter
+CLASSIFIER = "classifier", "classifier_transform"  # what learns whole, as in PEFT: RoBERTa's is two layers
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,11 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune a classifier on `base` with LoRA, as Recipe(**recipe) says, on the rows of `data`, into folder `out`.
 
-    Every tenth row of a label is held out and judged, or those of the file `held_out` are. `out` then holds the adapter
-    in PEFT's format (task SEQ_CLS), settings.json, with the labels' names, history.json, scores.json, curves.png and
-    checkpoint.safetensors. All that can be wrong with the input is found before the folder is made. With `resume`, the
-    run in `out` goes on from its checkpoint. Returns scores.json.
+    A tenth of each label's rows is held out and judged, or the rows of the file `held_out` are. With `patience` they
+    also choose the step: a file that the run has not seen is then the better judge, by `predict`. `out` then holds the
+    adapter in PEFT's format (task SEQ_CLS), settings.json, with the labels' names, history.json, scores.json,
+    curves.png and checkpoint.safetensors. All that can be wrong with the input is found before the folder is made. With
+    `resume`, the run in `out` goes on from its checkpoint. Returns scores.json.
     """
     how = Recipe(**recipe)
     records = read_records(data, text, label)
@@ -92,14 +93,14 @@ def finetune(
     targets = label_ids(records.labels, names, data)
     tokenizer = load_tokenizer(base)
     model = classifier(base, names, how.seed)
-    examples, cut = encode(tokenizer, records.texts, targets, how.length, model)
+    examples, truncated = encode(tokenizer, records.texts, targets, how.length, model)
     if held_out is None:
-        train, held = (texts_of.take(examples, rows) for rows in stratified_split(targets, 0.1, how.seed))
+        train, held = (texts_of.take(examples, rows) for rows in stratified_split(records.labels, 0.1, how.seed))
     else:
         others = read_records(held_out, text, label)
         train = examples
-        held, cut_too = encode(tokenizer, others.texts, label_ids(others.labels, names, held_out), how.length, model)
-        records, cut = Records(*(a + b for a, b in zip(records, others, strict=True))), cut + cut_too
+        held, more = encode(tokenizer, others.texts, label_ids(others.labels, names, held_out), how.length, model)
+        truncated += more
     model.to(backend)
     adapted = prepare(model, how)
     settings = {
@@ -107,11 +108,11 @@ def finetune(
         "base": base,
         "base_sha256": base_hash(model, [path for path in model.state_dict() if path.startswith("classifier")]),
         "data": data,
-        "data_sha256": hashlib.sha256(json.dumps(records).encode()).hexdigest(),
+        "data_sha256": hashlib.sha256(b"".join(x.tobytes() for x in (*train[:2], *held[:2]))).hexdigest(),
         "text": text,
         "label": label,
         "labels": names,
-        **asdict(how),
+        **{key: value for key, value in asdict(how).items() if key != "recompute"},  # which changes no byte
         "steps": how.steps(len(train.ids)),
     }
     folder = training_folder(out, settings, resume)
@@ -127,19 +128,19 @@ def finetune(
         "losses": history.evaluations,
         "steps": len(history.loss),
         "stopped_early": history.stopped_early,
-        "texts": {"train": len(train.ids), "held_out": len(held.ids), "cut": cut},
+        "texts": {"train": len(train.ids), "held_out": len(held.ids), "truncated": truncated},
         "adapted": len(adapted),
         "trainable": count_parameters(model)["trainable"],
     }
-    files = adapter_files(model) | {HISTORY: to_json(asdict(history)), SCORES: to_json(report)}
-    write_files(folder, files | {FIGURE: classification_figure(history.loss, report)})
+    write_files(folder, adapter_files(model) | {HISTORY: to_json(asdict(history)), SCORES: to_json(report)})
+    write_files(folder, {FIGURE: classification_figure(history.loss, report)})
     return report
 
 
 def classifier(base: str, names: Sequence[str], seed: int = 0) -> Transformer:
     """`base` with an output for each label, drawn from `seed` where it has no classifier yet."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*(drawn anew|are for another head)")  # as is to be expected here
+    with warnings.catch_warnings():  # as is to be expected here; but a pooler that is missing stays as it is drawn
+        warnings.filterwarnings("ignore", "(?!.*pooler).*(drawn anew|are for another head)")
         return load_pretrained(base, head="classify", labels=len(names), rng=np.random.default_rng(seed))
 
 
@@ -157,9 +158,9 @@ def encode(
 
 def prepare(model: Transformer, how: Recipe) -> list[str]:
     """Attach the adapters, and let the classifier learn whole; the paths adapted."""
-    rng = np.random.default_rng(how.seed)
+    rng, head = np.random.default_rng(how.seed), [name for name in CLASSIFIER if name in model.layers]
     adapted = attach_lora(
-        model, how.targets, how.rank, how.alpha, rng=rng, dropout=how.dropout, rslora=how.rslora, train=["classifier"]
+        model, how.targets, how.rank, how.alpha, rng=rng, dropout=how.dropout, rslora=how.rslora, train=head
     )
     if how.recompute:
         recompute(model)
@@ -169,12 +170,8 @@ def prepare(model: Transformer, how: Recipe) -> list[str]:
 def tune(model: Transformer, train: Batch, held_out: Batch | None, how: Recipe, **options: Any) -> History:
     """Train what is trainable in `model`, whether adapters or all of it; `options` are those of fit()."""
     steps = how.steps(len(train.ids))
-    pairs = {
-        f"{path}.{name}": parameter
-        for path, module in model.named_modules()
-        if isinstance(module, Adapter)
-        for name, parameter in (("lora_A", module.lora_A), ("lora_B", module.lora_B))
-    }
+    adapters = (module for _, module in model.named_modules() if isinstance(module, Adapter))
+    pairs = [parameter for adapter in adapters for parameter in (adapter.lora_A, adapter.lora_B)]
     extra = penalty(pairs, how.l1, how.l2) if how.l1 or how.l2 else None
     return fit(
         model, texts_of.shuffled(train, how.batch, how.seed), steps, lr=how.lr,
@@ -186,7 +183,7 @@ def tune(model: Transformer, train: Batch, held_out: Batch | None, how: Recipe, 
 
 
 def in_groups(texts: Batch) -> Iterator[Batch]:
-    return (texts_of.take(texts, rows) for rows in texts_of.in_order(texts, JUDGED))
+    return texts_of.in_batches(texts, JUDGED)
 
 
 def probabilities(model: Transformer, texts: Batch, description: str | None = None) -> np.ndarray:
@@ -215,18 +212,21 @@ class Classifier:
 
     def __init__(self, folder: str | Path, base: str | None = None, backend: ModuleType = np) -> None:
         folder = Path(folder)
-        _, tensors, _ = read_adapter(folder)
-        heads = [x for name, x in tensors.items() if name.endswith(("classifier.weight", "score.weight"))]
-        if not heads:
-            raise ValueError(f"{folder} holds no classifier: make one with minilora finetune --task classify")
+        config, tensors, _ = read_adapter(folder)
+        ends = "classifier.weight", "classifier.out_proj.weight", "score.weight"
+        heads = [x for name, x in tensors.items() if name.endswith(ends)]
+        if not heads or config.get("task_type") == "TOKEN_CLS":
+            raise ValueError(f"{folder} holds no classifier of texts: make one with minilora finetune --task classify")
         settings = read_settings(folder) if (folder / SETTINGS).is_file() else {}
         self.labels: list[str] = settings.get("labels") or [str(i) for i in range(len(heads[0]))]
         base = base or settings.get("base")
         if base is None:
             raise ValueError(f"{folder} does not say what its base is: give --base")
-        self.tokenizer, self.model = load_tokenizer(base), classifier(base, self.labels)
+        self.tokenizer, self.model = load_tokenizer(base), classifier(base, self.labels, settings.get("seed", 0))
         self.length: int = settings.get("length", min(Recipe.length, self.model.config.context))
-        load_adapter(self.model, folder)
+        note = load_adapter(self.model, folder)
+        if note:
+            warnings.warn(note, stacklevel=2)
         self.model.to(backend)
 
     def __call__(self, texts: Sequence[str], description: str | None = None) -> np.ndarray:
@@ -238,7 +238,7 @@ def show(report: dict[str, Any]) -> None:
     """The report of finetune() for a person."""
     texts = report["texts"]
     print(f"{report['adapted']} layers adapted, {report['trainable']:,} parameters trained for {report['steps']} steps")
-    print(f"{texts['train']} texts to train on, {texts['held_out']} held out; {texts['cut']} were longer and are cut")
+    print(f"{texts['train']} texts to train on, {texts['held_out']} held out; {texts['truncated']} truncated")
     for step, loss in report["losses"]:
         print(f"step {step:>5}: {loss:.4f} nats on what is held out")
     show_scores(report)
@@ -247,9 +247,14 @@ def show(report: dict[str, Any]) -> None:
 def show_scores(report: dict[str, Any]) -> None:
     """Accuracy, the confusion matrix, and precision, recall and F1 of each label."""
     names = report["labels"]
-    print(f"accuracy {report['accuracy']:.4f}, macro F1 {report['macro_f1']:.4f}; rows: what it is, columns: called")
-    table = numbers_right("", "", *names, "precision", "recall", "F1")
+    print(f"accuracy {report['accuracy']:.4f}, macro F1 {report['macro_f1']:.4f}")
+    rates = numbers_right("", "", "texts", "precision", "recall", "F1")
+    matrix = numbers_right("", "true \\ predicted", *names)
     for i, name in enumerate(names):
-        rates = (report[key][i] for key in ("precision", "recall", "f1"))
-        table.add_row(name, *map(str, report["confusion"][i]), *(f"{rate:.4f}" for rate in rates))
-    wide_console().print(table)
+        row = (f"{report[key][i]:.4f}" for key in ("precision", "recall", "f1"))
+        rates.add_row(name, str(report["support"][i]), *row)
+        matrix.add_row(name, *map(str, report["confusion"][i]))
+    console = wide_console()
+    console.print(rates)
+    if fits(console, matrix):  # of many labels, scores.json has it
+        console.print(matrix)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import text as texts_of
-from ..metrics import paired_test
+from ..metrics import paired_test, scores, student_t
 from ..pretrained import load_tokenizer
 from ..records import label_ids, label_names, read_records, stratified_folds
 from ..tables import numbers_right, wide_console
@@ -31,28 +31,30 @@ def cross_validate(
     Each is trained on the other folds, in the same order and from the same seed. Returns for each fold (first, second)
     accuracies, and metrics.paired_test of first - second. Raises ValueError for bad input, before anything is trained.
     """
+    student_t()  # whether it is there is to be known before the work
     hows = Recipe(**recipe), Recipe(**recipe | against)
     if hows[0] == hows[1]:
         raise ValueError("the two settings are the same: say in --against what is to differ, as '--rank 2'")
     records = read_records(data, text, label)
     names = label_names(records.labels)
     targets, tokenizer = label_ids(records.labels, names, data), load_tokenizer(base)
-    split = stratified_folds(targets, folds, hows[0].seed)
+    split, encoded = stratified_folds(records.labels, folds, hows[0].seed), []
     for how in hows:  # what is wrong with either is to be found at once
-        prepare(classifier(base, names), how)
+        model = classifier(base, names, how.seed)
+        encoded.append(encode(tokenizer, records.texts, targets, how.length, model)[0])
+        prepare(model, how)
     accuracies = []
     for fold, (train, test) in enumerate(split, 1):
         pair = []
-        for which, how in zip(("first", "second"), hows, strict=True):
+        for which, how, examples in zip(("first", "second"), hows, encoded, strict=True):
             model = classifier(base, names, how.seed)
-            examples, _ = encode(tokenizer, records.texts, targets, how.length, model)
             prepare(model, how)
             model.to(backend)
             tune(
                 model, texts_of.take(examples, train), None, how, description=f"fold {fold} of {folds}, {which} setting"
             )
             matrix = judge(model, texts_of.take(examples, test), len(names))
-            pair.append(float(matrix.trace() / matrix.sum()))
+            pair.append(scores(matrix)["accuracy"])
         accuracies.append(pair)
     sizes = len(split[0][0]), len(split[0][1])
     return {
@@ -75,5 +77,8 @@ def show(report: dict[str, Any]) -> None:
     table.add_row("mean", f"{a:.4f}", f"{b:.4f}", f"{report['mean']:+.4f}")
     wide_console().print(table)
     print(f"95% interval of the difference: {report['low']:+.4f} to {report['high']:+.4f}")
+    if len({a - b for a, b in report["folds"]}) == 1:
+        print("all folds have the same difference: they are too few, or too small, to say more")
+        return
     verdict = "a difference beyond chance" if report["p"] < 0.05 else "no difference that chance would not make"
     print(f"t = {report['t']:.2f}, p = {report['p']:.3f}, corrected for training sets that overlap: {verdict}")

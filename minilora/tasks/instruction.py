@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -59,11 +58,11 @@ def read_answers(data: str, tokenizer: Tokenizer, batch: int, length: int, seed:
     labels = held_out.targets[held_out.targets != IGNORE]
     return Lesson(
         text.shuffled(train, batch, seed),
-        lambda: (text.take(held_out, rows) for rows in text.in_order(held_out, batch)),
+        lambda: text.in_batches(held_out, batch),
         tokens_per_byte=len(labels) / max(1, len(tokenizer.decode(labels).encode())),
         prompt=tokenizer.chat(asked(pairs[order[0]][0])),
         special=False,
-        sha256=hashlib.sha256(json.dumps(pairs).encode()).hexdigest(),
+        sha256=hashlib.sha256(b"".join(x.tobytes() for x in (*train[:2], *held_out[:2]))).hexdigest(),
         said=f"{len(order) - n:,} examples to learn from, {n} held out; of all {len(pairs):,}, {cut:,} were cut to "
         f"{length} tokens, and {len(pairs) - len(order):,} of these, with no answer left, dropped",
     )
@@ -90,6 +89,8 @@ def encode(tokenizer: Tokenizer, prompt: str, answer: str) -> Example:
     other tokens when another follows it, and the labels would then not be what the model is to say. Raises ValueError
     where that is so, and where nothing ends the answer.
     """
+    if np.isin(tokenizer.encode(answer, special=False), list(tokenizer.stop)).any():
+        raise ValueError("the answer holds a token that ends an answer: take it out")
     start = tokenizer.encode(tokenizer.chat(asked(prompt)), special=False)
     chat = [*asked(prompt), {"role": "assistant", "content": answer}]
     ids = tokenizer.encode(tokenizer.chat(chat, reply=False), special=False)

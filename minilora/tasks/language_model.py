@@ -129,7 +129,7 @@ def read_text(data: str, tokenizer: Tokenizer, batch: int, length: int, seed: in
         batches,
         lambda: text.all_windows(held_out, batch, length),
         tokens_per_byte=len(held_out) / len(validation),
-        prompt=(validation.partition(b"\n")[2] or validation)[:100].decode(errors="replace"),  # the first line is cut
+        prompt=(validation.partition(b"\n")[2] or validation)[:100].decode(errors="ignore"),  # the first line is cut
         special=True,
         sha256=text_hash(split),
         said=f"{len(train):,} tokens to learn from, {len(held_out):,} held out",
