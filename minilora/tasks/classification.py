@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -177,13 +177,9 @@ def tune(model: Transformer, train: Batch, held_out: Batch | None, how: Recipe, 
         model, texts_of.shuffled(train, how.batch, how.seed), steps, lr=how.lr,
         schedule=linear_schedule(steps, steps // 20), penalty=extra,
         accumulate=how.accumulate, shards=how.shards, seed=how.seed,
-        held_out=None if held_out is None else lambda: in_groups(held_out),
+        held_out=None if held_out is None else lambda: texts_of.in_batches(held_out, JUDGED),
         evaluate_every=how.evaluate_every, patience=how.patience, **options,
     )  # fmt: skip
-
-
-def in_groups(texts: Batch) -> Iterator[Batch]:
-    return texts_of.in_batches(texts, JUDGED)
 
 
 def probabilities(model: Transformer, texts: Batch, description: str | None = None) -> np.ndarray:
