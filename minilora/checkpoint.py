@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -122,6 +121,8 @@ def read_bfloat16(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
 
 def weights_hash(weights: Mapping[str, Array]) -> str:
     """sha256 over the names, shapes and bytes of `weights`, by name; in float32, so that a float64 copy is the same."""
+    import hashlib  # OpenSSL comes with it
+
     digest = hashlib.sha256()
     for name, data in sorted(weights.items()):
         array = np.ascontiguousarray(to_numpy(data), dtype=np.float32)

@@ -6,7 +6,6 @@ can be set beside zlib's.
 
 from __future__ import annotations
 
-import lzma
 import math
 import os
 import zlib
@@ -221,6 +220,8 @@ def zlib_bits_per_byte(data: bytes, given: bytes) -> float:
 
 def lzma_bits_per_byte(data: bytes, given: bytes) -> float:
     """What lzma needs for `data` after all of `given`: the difference of two archives."""
+    import lzma
+
     alone, both = (len(lzma.compress(text, preset=9)) for text in (given, given + data))
     return 8 * (both - alone) / len(data)
 

@@ -9,7 +9,7 @@ import minilora
 
 PACKAGE = Path(minilora.__file__).parent
 FLOORS = [
-    {"backend"},
+    {"backend", "process"},
     {"ops"},
     {"modules"},
     {"transformer", "families", "lora", "optim"},
@@ -28,7 +28,7 @@ FLOORS = [
         "metrics",
     },
     {"training", "generation", "peft", "pretrained"},
-    {"demo", "sweep", "tasks"},
+    {"demo", "sweep", "tasks", "bench"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..process import keep_freed_memory
+
 TASKS = {  # what finetune learns from -> the file in tasks/ that knows how
     "text": "language_model",
     "instruct": "instruction",
@@ -343,6 +345,32 @@ def verify(options: argparse.Namespace) -> int:
     return int(bool(wrong(result)))
 
 
+def bench(options: argparse.Namespace) -> None:
+    """How fast is this next to PyTorch, on this machine? Side by side, and each op beside its bound."""
+    import json
+
+    from ..bench import bench as run
+    from ..bench import figure, lengths, show
+    from ..checkpoint import write_whole
+    from ..plots import check_png
+
+    if options.plot:
+        check_png(options.plot)
+    words = {key: getattr(options, key) for key in ("cores", "ranks", "targets", "rounds", "seconds", "device")}
+    if options.long:
+        words |= {"sizes": lengths(), "measures": ["lora"]}
+    for key in ("sizes", "measures"):
+        if getattr(options, key) is not None:
+            words[key] = getattr(options, key)
+    report = run(**words)
+    if options.plot:
+        write_whole(Path(options.plot), figure(report))
+    if options.json:
+        print(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        show(report)
+
+
 def adapted(options: argparse.Namespace) -> Any:
     """The model of --base, with --adapter if one is given, on --device."""
     from ..peft import load_adapter
@@ -355,19 +383,3 @@ def adapted(options: argparse.Namespace) -> Any:
             print(f"note: {note}", file=sys.stderr)
     model.to(backend(options))
     return model
-
-
-def keep_freed_memory() -> None:
-    """Have malloc keep what is freed, for training: ops allocate their results, and fresh pages cost time.
-
-    A setting of the whole process, so a command makes it and the library never does. Only glibc has it.
-    """
-    import ctypes
-
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-    mallopt(M_MMAP_THRESHOLD, 2**30)
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ..accounting import count_parameters
 from ..backend import Array
 from ..checkpoint import load_tensors, read_json, tensors_to_bytes, to_json, weights_hash, write_folder
 from ..families import FAMILIES
@@ -250,6 +249,8 @@ def model_files(model: Transformer) -> dict[str, bytes]:
 
 def describe_model(source: str | Path) -> dict[str, str]:
     """What `minilora info` says of a model."""
+    from ..accounting import count_parameters  # a third of the time that importing this file would take
+
     model = load_pretrained(source)
     config = model.config
     turned = model.family == "llama"

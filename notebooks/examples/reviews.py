@@ -17,7 +17,6 @@ import argparse
 import itertools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -48,8 +47,8 @@ def run(method: str, name: str, size: int, seed: int, steps: int, lr: float, cho
     """One run; what it found."""
     from minilora import text
     from minilora.backend import load_backend
-    from minilora.cli.commands import keep_freed_memory
     from minilora.pretrained import load_tokenizer
+    from minilora.process import keep_freed_memory, peak_memory
     from minilora.records import stratified_split
     from minilora.tasks import classification as task
 
@@ -75,8 +74,8 @@ def run(method: str, name: str, size: int, seed: int, steps: int, lr: float, cho
         keep_freed_memory()
         model.to(load_backend("cupy" if device == "cuda" else "numpy"))
         found = by_minilora(model, train, judged, how, steps)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return found | {"set": name, "method": method, "seed": seed, "lr": lr, "steps": steps, "peak": peak}
+    about = {"set": name, "method": method, "seed": seed, "lr": lr, "steps": steps}
+    return found | about | {"peak": peak_memory()}
 
 
 def by_minilora(model: Any, train: Any, judged: Any, how: Any, steps: int) -> dict:

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,8 +24,8 @@ from typing import Any
 import numpy as np
 
 import minilora
-from minilora.cli.commands import keep_freed_memory
 from minilora.optim import clip_by_global_norm
+from minilora.process import keep_freed_memory, peak_memory
 from minilora.training import loss_and_gradients
 
 LR, CLIP = 2e-3, 1.0
@@ -89,25 +88,20 @@ def peft_step(options: argparse.Namespace, folder: pathlib.Path) -> Callable[[An
     return step
 
 
-def peak() -> float:
-    """The most memory that this process has held, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def run(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     """One side, in a process of its own: the losses and seconds of its steps, and its memory."""
     if options.side == "prepare":
         return prepare(folder)
     keep_freed_memory()
     step = {"minilora": minilora_step, "peft": peft_step}[options.side](options, folder)
-    loaded, losses, seconds, cpu = peak(), [], [], []
+    loaded, losses, seconds, cpu = peak_memory() / 2**20, [], [], []
     for batch in batches(options):
         start, busy = time.perf_counter(), time.process_time()
         losses.append(step(batch))
         seconds.append(time.perf_counter() - start)
         cpu.append(time.process_time() - busy)
     times = {"seconds": median(seconds[1:]), "cpu": median(cpu[1:])}  # the first step also looks for memory
-    return {"losses": losses, **times, "loaded": loaded, "peak": peak()}
+    return {"losses": losses, **times, "loaded": loaded, "peak": peak_memory() / 2**20}
 
 
 def main() -> None:
@@ -124,7 +118,7 @@ def main() -> None:
     env = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), number)
     found: dict[str, list[dict[str, Any]]] = {"minilora": [], "peft": []}
 
-    def process(side: str) -> dict[str, Any]:  # this one stays small: a new process starts with its parent's peak
+    def process(side: str) -> dict[str, Any]:
         command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", folder]
         return json.loads(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
 

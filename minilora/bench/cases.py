@@ -1,0 +1,141 @@
+"""What is measured: the sizes, and the cases, each a piece of work that several contestants do alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from ..process import peak_memory
+
+MEASURES = {
+    "forward": "the logits of a batch",
+    "lora": "a step of LoRA: loss, gradients, AdamW",
+    "full": "a step of full fine-tuning",
+    "generate": "tokens after a prompt, one at a time, with a cache of keys and values",
+}
+PROMPT, NEW = 16, 48  # tokens read and generated
+SEED = 0
+LONG = 256  # tokens from which attention in blocks stands beside the plain op
+
+
+class Size(NamedTuple):
+    """A model and its batches. A model without `shape` is a real one, known to load_pretrained by its name."""
+
+    batch: int
+    tokens: int
+    shape: dict[str, int] | None = None  # of a GPT-2 with random weights
+
+
+def gpt2_shape(layers: int, width: int, heads: int, vocab: int) -> dict[str, int]:
+    return {"layers": layers, "width": width, "heads": heads, "vocab": vocab}
+
+
+SIZES = {
+    "tiny": Size(16, 64, gpt2_shape(2, 64, 4, 96)),
+    "small": Size(8, 128, gpt2_shape(4, 256, 4, 256)),
+    "gpt2": Size(2, 128, gpt2_shape(12, 768, 12, 50257)),
+    "minilm": Size(32, 64),
+    "smollm2": Size(1, 128),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`measure` of a model, on batch × tokens, with as many cores for each contestant."""
+
+    size: str
+    batch: int
+    tokens: int
+    measure: str
+    cores: int = 1
+    rank: int = 8
+    targets: str = "q_proj,v_proj"
+    device: str = "cpu"
+
+    @property
+    def real(self) -> bool:
+        return SIZES[self.size].shape is None
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """As transformer.Config takes it."""
+        shape = SIZES[self.size].shape
+        assert shape is not None
+        return {**shape, "context": max(self.tokens, PROMPT + NEW)}
+
+    @property
+    def shards(self) -> int:
+        """Of minilora: a training step and a forward use the cores by halving the batch, where it can be halved."""
+        divides = self.measure != "generate" and self.batch >= self.cores and self.device == "cpu"
+        return self.cores if divides else 1
+
+    def __str__(self) -> str:
+        what = f" r = {self.rank} on {self.targets}" if self.measure == "lora" else ""
+        return f"{self.size} {self.batch} × {self.tokens}, {self.measure}{what}"
+
+
+class Job(NamedTuple):
+    """What a contestant has ready."""
+
+    run: Callable[[], Any]  # the work, once
+    wait: Callable[[], Any]  # until it is done, on a GPU too; what came out
+    peak: Callable[[], int] = peak_memory  # bytes; on a GPU those of the device
+    event: Callable[[], Callable[[], bool]] | None = None  # on a GPU: is all that it was given so far done?
+
+
+class Contestant(NamedTuple):
+    library: str  # minilora, torch, or hugging face's transformers with peft
+    targets: str = ""  # of the adapter, where it is not what the case says
+    plain: bool = False  # attention holds all T × T scores, whatever T is
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.library, self.targets, "plain attention" * self.plain)))
+
+
+def pairs(case: Case) -> list[tuple[Contestant, Contestant]]:
+    """Ours and theirs, doing the same work. GPT-2 in transformers has one matrix for q, k and v: beside PEFT, what goes
+    on q and v elsewhere goes on all three, on both sides."""
+    ours, torch, peft = Contestant("minilora"), Contestant("torch"), Contestant("peft")
+    if case.real:
+        return [(ours, peft)]
+    if case.measure == "generate":
+        return [(ours, torch), (ours, Contestant("transformers"))]
+    if case.measure != "lora":
+        return [(ours, torch)]
+    if case.tokens >= LONG:
+        return [(ours, torch), (ours, Contestant("minilora", plain=True))]
+    if case.targets == "q_proj,v_proj":
+        fused = "qkv_proj"
+        return [(ours, torch), (Contestant("minilora", fused), Contestant("peft", fused))]
+    return [(ours, torch), (ours, peft)]
+
+
+def read_size(word: str) -> tuple[str, int, int]:
+    """ "small" or "small:1x128" as name, batch and tokens. Raises ValueError for what is neither."""
+    name, _, shape = word.partition(":")
+    if name not in SIZES:
+        raise ValueError(f"no size {name!r}: choose from {', '.join(SIZES)}")
+    batch, tokens, _ = SIZES[name]
+    if shape:
+        numbers = shape.split("x")
+        if len(numbers) != 2 or not all(n.isdecimal() and 0 < len(n) < 8 and int(n) for n in numbers):
+            raise ValueError(f"{word!r} is no size such as {name} or {name}:{batch}x{tokens}")
+        batch, tokens = map(int, numbers)
+    return name, batch, tokens
+
+
+def cases(
+    sizes: list[str], measures: list[str], cores: list[int], ranks: list[int], targets: list[str], device: str
+) -> list[Case]:
+    """Every case of these; ranks and targets are for LoRA, and real models for LoRA alone."""
+    found = []
+    for each in cores:
+        for name, batch, tokens in map(read_size, sizes):
+            for measure in measures:
+                case = Case(name, batch, tokens, measure, each, device=device)
+                if measure == "lora":
+                    found += [replace(case, rank=r, targets=target) for r in ranks for target in targets]
+                elif not case.real:
+                    found.append(replace(case, batch=1) if measure == "generate" else case)
+    return list(dict.fromkeys(found))

@@ -1,0 +1,151 @@
+"""The work of a case, by minilora."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..backend import load_backend, to_numpy
+from ..checkpoint import load_tensors, save_tensors
+from ..families import gpt2
+from ..generation import next_ids
+from ..lora import attach_lora
+from ..modules import Linear
+from ..optim import AdamW
+from ..peft import load_adapter, save_adapter
+from ..pretrained import load_pretrained, load_tokenizer, save_pretrained
+from ..text import Batch, english, random_windows
+from ..training import cut, loss_and_gradients, sharded_loss_and_gradients
+from ..transformer import Attention, Config, FusedAttention, PreNormBlock, Transformer
+from .cases import NEW, PROMPT, SEED, Case, Job
+
+LR = 1e-3  # of AdamW, on every side
+BATCH = "batch.safetensors"
+FUSED = {"all-linear", "qkv_proj"}
+
+
+def prepare(case: Case, folder: Path) -> None:
+    """What every contestant starts from: the base as a Hugging Face folder, an adapter that PEFT reads too, a batch."""
+    if case.size == "minilm":
+        model = load_pretrained(case.size, head="classify", labels=2)
+    elif case.real:
+        model = load_pretrained(case.size)
+    else:
+        model = gpt2(Config(**case.shape), np.random.default_rng(SEED))
+    save_pretrained(model, folder / "base")
+    if case.measure == "lora":
+        targets = "qkv_proj" if case.targets == "q_proj,v_proj" and not case.real else case.targets
+        adapt(model, targets, case.rank)
+        save_adapter(model, folder / "adapter")
+    batch = batch_of(case, model)
+    save_tensors(folder / BATCH, {"ids": batch.ids, "targets": batch.targets}, {})
+
+
+def batch_of(case: Case, model: Transformer) -> Batch:
+    """Random ids, or of a real model a text that every Python carries."""
+    rng = np.random.default_rng(SEED)
+    if not case.real:
+        ids = rng.integers(0, model.config.vocab, (case.batch, case.tokens + 1))
+        return Batch(ids[:, :-1], ids[:, 1:])
+    ids = load_tokenizer(case.size).encode(english().train[:200_000].decode(errors="ignore"))
+    batch = random_windows(ids, case.batch, case.tokens, SEED)(0)
+    return batch._replace(targets=rng.integers(0, 2, case.batch)) if model.config.head == "classify" else batch
+
+
+def adapt(model: Transformer, targets: str, rank: int) -> None:
+    names: Any = targets if targets == "all-linear" else targets.split(",")
+    attach_lora(model, names, rank, 16, rng=np.random.default_rng(SEED))
+
+
+def split(model: Transformer) -> None:
+    """GPT-2 with a matrix each for q, k and v, as most models have: the rows of the fused one."""
+    for block in model.layers.values():
+        if isinstance(block, PreNormBlock) and isinstance(block.attention, FusedAttention):
+            old = block.attention
+            assert isinstance(old.qkv_proj, Linear)
+            assert old.qkv_proj.bias is not None
+            W, b = np.split(old.qkv_proj.weight.data, 3), np.split(old.qkv_proj.bias.data, 3)
+            q, k, v = (Linear(rows.copy(), bias.copy()) for rows, bias in zip(W, b, strict=True))
+            block.attention = Attention(q, k, v, old.o_proj, old.head_dim, causal=True)
+
+
+def job(case: Case, targets: str, plain: bool, folder: Path) -> Job:
+    if plain:
+        Attention.blockwise_from = math.inf
+    xp = load_backend("cupy" if case.device == "cuda" else "numpy")
+    model = load_pretrained(folder / "base")
+    if case.measure == "lora" and (case.real or targets in FUSED):
+        load_adapter(model, folder / "adapter")
+    elif case.measure == "lora":
+        split(model)
+        adapt(model, targets, case.rank)
+    if case.measure in ("forward", "generate"):
+        model.freeze()  # or it would keep what a backward needs
+    model.to(xp)
+    batch = Batch(**load_tensors(folder / BATCH)[0])
+    pool = ThreadPoolExecutor(case.shards)
+    if case.measure == "generate":
+        made = generation(model, batch.ids[0, :PROMPT])
+    elif case.measure == "forward":
+        made = forward(model, batch, pool, case.shards)
+    else:
+        made = step(model, batch, pool, case.shards, xp)
+    return made if xp is np else on_device(made, xp)
+
+
+def on_device(made: Job, xp: ModuleType) -> Job:
+    def event() -> Callable[[], bool]:
+        large, end = xp.ones((8192, 8192), "float32"), xp.cuda.Event()
+        for _ in range(20):
+            large @ large
+        end.record()
+        return lambda: bool(end.done)
+
+    return made._replace(peak=xp.get_default_memory_pool().total_bytes, event=event)
+
+
+def forward(model: Transformer, batch: Batch, pool: ThreadPoolExecutor, shards: int) -> Job:
+    parts = [part.ids for part in cut(batch, shards)]
+    last = None
+
+    def run() -> None:
+        nonlocal last
+        last = [y for y, _ in pool.map(model.forward, parts)]
+
+    def wait() -> float:
+        return float(sum(y[:, -1].sum() for y in last or ()))
+
+    return Job(run, wait)
+
+
+def step(model: Transformer, batch: Batch, pool: ThreadPoolExecutor, shards: int, xp: ModuleType) -> Job:
+    optimizer, loss = AdamW(model.trainable_parameters(), LR), xp.zeros(())
+
+    def run() -> None:
+        nonlocal loss
+        if shards == 1:
+            loss, grads = loss_and_gradients(model, batch)
+        else:
+            loss, grads = sharded_loss_and_gradients(pool, shards, model, [batch], [SEED])
+        optimizer.step(grads)
+
+    def wait() -> float:
+        to_numpy(next(iter(model.trainable_parameters().values())).data)
+        return float(loss)
+
+    return Job(run, wait)
+
+
+def generation(model: Transformer, prompt: np.ndarray) -> Job:
+    ids: list[int] = []
+
+    def run() -> None:
+        ids[:] = next_ids(model, prompt, NEW)
+
+    return Job(run, lambda: list(ids))

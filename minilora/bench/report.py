@@ -1,0 +1,201 @@
+"""All of it in one report, and the report in tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ..tables import numbers_right, wide_console
+from .cases import MEASURES, NEW, SIZES, Case, cases, read_size
+from .rounds import THREADS, measure
+
+ALL = *MEASURES, "import", "ops"
+IMPORTS = {
+    "numpy": "import numpy",
+    "minilora": "from minilora import attach_lora, fit, generate, load_pretrained",
+    "torch": "import torch",
+    "peft": "import peft",
+}
+DEFAULT = "tiny", "tiny:1x64", "small", "small:1x128", "gpt2", "gpt2:1x128"
+LENGTHS = 256, 512, 1024, 2048, 4096
+
+
+def lengths() -> list[str]:
+    """Sizes that differ in the number of tokens alone, for what grows with it."""
+    return [f"small:1x{T}" for T in LENGTHS]
+
+
+def bench(
+    sizes: Sequence[str] = DEFAULT,
+    measures: Sequence[str] = ALL,
+    *,
+    cores: Sequence[int] = (1,),
+    ranks: Sequence[int] = (8,),
+    targets: Sequence[str] = ("q_proj,v_proj",),
+    rounds: int = 7,
+    seconds: float = 0.2,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """{"machine", "cases", "imports", "ops"}: each measure of each size, in `rounds` rounds of bursts of `seconds`.
+
+    `sizes` are names of SIZES, or with another batch and number of tokens "small:1x128"; `measures` are of ALL;
+    `targets` are those of attach_lora, with commas. PyTorch, Transformers and PEFT are contestants where they are
+    installed. Raises ValueError for a name that is not known, RuntimeError for contestants that do not do the same.
+    """
+    from tqdm import tqdm
+
+    for name in measures:
+        if name not in ALL:
+            raise ValueError(f"no measure {name!r}: choose from {', '.join(ALL)}")
+    wanted = cases(list(sizes), [m for m in measures if m in MEASURES], list(cores), list(ranks), list(targets), device)
+    report: dict[str, Any] = {"machine": machine(), "device": device, "cases": [], "imports": [], "ops": []}
+    bar = tqdm(wanted, "measuring", disable=None, leave=False)
+    for case in bar:
+        bar.set_postfix_str(str(case))
+        report["cases"].append(measure(case, rounds, seconds))
+    if "import" in measures:
+        report["imports"] = imports(rounds)
+    if "ops" in measures:
+        for name, batch, tokens in dict.fromkeys(map(read_size, sizes)):
+            if SIZES[name].shape is not None and batch == SIZES[name].batch:
+                report["ops"].append(ops_of(Case(name, batch, tokens, "ops", device=device)))
+    return report
+
+
+def machine() -> dict[str, Any]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor() or platform.machine()
+    about = {"processor": processor, "cores": os.cpu_count(), "system": platform.system()}
+    return about | {"python": platform.python_version()}
+
+
+def imports(rounds: int) -> list[dict[str, Any]]:
+    """Seconds and memory of imports, each in a process of its own, in turn."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in IMPORTS if find_spec(name)}
+    for _ in range(rounds):
+        for name, each in found.items():
+            code = f"import time; t = time.perf_counter(); {IMPORTS[name]}; t = time.perf_counter() - t"
+            code += "; from minilora.process import peak_memory; print(t, peak_memory())"
+            done = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+            )
+            took, peak = done.stdout.split()
+            each.append({"seconds": float(took), "peak": int(peak)})
+    return [
+        {"name": name, "code": IMPORTS[name], "rounds": each, "seconds": median(r["seconds"] for r in each),
+         "ratio": median(a["seconds"] / b["seconds"] for a, b in zip(each, found["numpy"], strict=True)),
+         "peak": median(r["peak"] for r in each)}
+        for name, each in found.items()
+    ]  # fmt: skip
+
+
+def ops_of(case: Case) -> dict[str, Any]:
+    command = [sys.executable, "-m", "minilora.bench.roofline", json.dumps(asdict(case))]
+    done = subprocess.run(command, env=os.environ | dict.fromkeys(THREADS, "1"), stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+# ---- for people ----
+
+
+def show(report: dict[str, Any]) -> None:
+    console, about = wide_console(), report["machine"]
+    console.print(
+        f"{about['processor']}, {about['cores']} cores, {about['system']}, Python {about['python']}", soft_wrap=True
+    )
+    for line in libraries(report):
+        console.print(line, soft_wrap=True)
+    for table in (*case_tables(report), *import_table(report), *op_tables(report)):
+        console.print(table)
+
+
+def libraries(report: dict[str, Any]) -> list[str]:
+    """What each contestant is, as it said itself: versions, BLAS, threads."""
+    versions: dict[str, str] = {}
+    threads: dict[str, dict[int, str]] = {}
+    for result in report["cases"]:
+        for contestant in result["contestants"]:
+            about, library = dict(contestant["about"]), contestant["library"]
+            threads.setdefault(library, {})[result["case"]["cores"]] = about.pop("threads")
+            versions[library] = ", ".join(f"{name} {version}" for name, version in about.items())
+    return [
+        f"{library}: {said}; threads {', '.join(f'{n} on {cores} cores' for cores, n in threads[library].items())}"
+        for library, said in versions.items()
+    ]
+
+
+def case_tables(report: dict[str, Any]) -> list[Any]:
+    tables: dict[tuple[int, str], Any] = {}
+    for result in report["cases"]:
+        case = Case(**result["case"])
+        where = f"{case.cores} core{'s' * (case.cores > 1)} each" if case.device == "cpu" else "on the GPU"
+        key = (case.cores, where)
+        if key not in tables:
+            title = f"{where}; ratio: median of {len(result['contestants'][0]['rounds'])} rounds, and their range"
+            tables[key] = numbers_right(title, "work", "minilora", "the other", "ratio", "rounds", "memory")
+        for row in rows_of(case, result):
+            tables[key].add_row(*row)
+    return list(tables.values())
+
+
+def rows_of(case: Case, result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Seconds, and ours / theirs; of generation tokens per second, and again ours / theirs."""
+    by_name = {contestant["name"]: contestant for contestant in result["contestants"]}
+    generates = case.measure == "generate"
+
+    def said(contestant: dict[str, Any]) -> str:
+        return f"{NEW / contestant['wall']:,.0f} tok/s" if generates else milliseconds(contestant["wall"])
+
+    if not result["ratios"]:
+        return [(str(case), said(by_name["minilora"]), "", "", "", "")]
+    rows: list[tuple[str, ...]] = []
+    for pair in result["ratios"]:
+        each = [1 / r if generates else r for r in pair["rounds"]]
+        rows.append((
+            f"{case}, beside {pair['theirs']}", said(by_name[pair["ours"]]), said(by_name[pair["theirs"]]),
+            f"{median(each):.2f}", f"{min(each):.2f}–{max(each):.2f}", f"{pair['peak']:.2f}" if pair["peak"] else "",
+        ))  # fmt: skip
+    return rows
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.{2 if seconds < 0.01 else 1 if seconds < 0.1 else 0}f} ms"
+
+
+def import_table(report: dict[str, Any]) -> list[Any]:
+    if not report["imports"]:
+        return []
+    table = numbers_right("", "import", "time", "of numpy's", "memory")
+    for row in report["imports"]:
+        table.add_row(
+            row["name"], milliseconds(row["seconds"]), f"{row['ratio']:.2f}", f"{row['peak'] / 2**20:,.0f} MiB"
+        )
+    return [table]
+
+
+def op_tables(report: dict[str, Any]) -> list[Any]:
+    tables = []
+    for found in report["ops"]:
+        top = found["ceilings"]
+        speeds = f"{top['flops'] / 1e9:,.0f} GFLOP/s, {top['bytes'] / 1e9:,.1f} GB/s"
+        title = f"{found['case']} beside their bound, at {speeds}"
+        table = numbers_right(title, "op", "time", "bound", "of it", "MFLOP", "MiB")
+        for row in found["ops"]:
+            table.add_row(
+                row["op"], f"{1e6 * row['seconds']:,.0f} µs", f"{1e6 * row['bound']:,.0f} µs",
+                f"{row['bound'] / row['seconds']:.0%}", f"{row['flops'] / 1e6:,.1f}", f"{row['bytes'] / 2**20:,.1f}",
+            )  # fmt: skip
+        tables.append(table)
+    return tables

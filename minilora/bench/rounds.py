@@ -1,0 +1,118 @@
+"""Rounds: the contestants of a case, each in a process of its own, work in short bursts, one after another, again and
+again. What else the machine does meets them all alike, and a ratio is the median of the rounds' ratios."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .cases import Case, Contestant, pairs
+
+NEEDS = {"minilora": [], "torch": ["torch"], "transformers": ["torch", "transformers"],
+         "peft": ["torch", "transformers", "peft"]}  # fmt: skip
+AGREE = 1e-4  # by how much the losses of the same first steps may differ, in float32
+THREADS = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
+
+
+def missing(library: str) -> list[str]:
+    """The packages that a contestant lacks."""
+    return [package for package in NEEDS[library] if find_spec(package) is None]
+
+
+class Process:
+    """A contestant at work (worker.py)."""
+
+    def __init__(self, case: Case, contestant: Contestant, folder: Path) -> None:
+        self.name, self.peak = str(contestant), 0
+        self.rounds: list[dict[str, float]] = []
+        threads = case.cores // case.shards if contestant.library == "minilora" else case.cores
+        said = json.dumps({"case": asdict(case), "contestant": contestant, "folder": str(folder)})
+        self.process = start(said, threads)
+        first = self.read()
+        self.results, self.about, self.waits = first["results"], first["about"], first["waits"]
+        self.about["threads"] = f"{case.shards} × {threads}" if contestant.library == "minilora" else str(threads)
+
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended with {self.process.wait()}: what it said is above")
+        return json.loads(line)
+
+    def burst(self, seconds: float) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{seconds}\n")
+        self.process.stdin.flush()
+        self.rounds.append(self.read())
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.peak = self.read()["peak"]
+        self.process.wait()
+
+
+def start(said: str, threads: int) -> subprocess.Popen[str]:
+    env = os.environ | dict.fromkeys(THREADS, str(threads)) | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "minilora.bench.worker", said]
+    return subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
+    """One case: {"case", "contestants", "ratios"}, every round of each. Raises RuntimeError for contestants whose first
+    losses, or tokens, show that they do not do the same."""
+    wanted = [pair for pair in pairs(case) if not missing(pair[1].library)] or [(Contestant("minilora"),) * 2]
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        prepared = start(json.dumps({"case": asdict(case), "contestant": None, "folder": name}), 1)
+        prepared.communicate()
+        if prepared.returncode:
+            raise RuntimeError(f"{case} could not be prepared: what went wrong is above")
+        processes: dict[Contestant, Process] = {}
+        for contestant in dict.fromkeys(c for pair in wanted for c in pair):
+            processes[contestant] = Process(case, contestant, folder)
+            stack.callback(processes[contestant].process.kill)
+        for ours, theirs in wanted:
+            check_same(case, processes[ours], processes[theirs])
+        for _ in range(rounds):
+            for process in processes.values():
+                process.burst(seconds)
+        for process in processes.values():
+            process.end()
+    return {
+        "case": asdict(case),
+        "contestants": [
+            {"name": p.name, "library": c.library, "about": p.about, "peak": p.peak, "rounds": p.rounds,
+             "results": p.results, "waits": p.waits, "wall": median(r["wall"] for r in p.rounds)}
+            for c, p in processes.items()
+        ],
+        "ratios": [ratio(processes[ours], processes[theirs]) for ours, theirs in wanted if ours != theirs],
+    }  # fmt: skip
+
+
+def check_same(case: Case, ours: Process, theirs: Process) -> None:
+    """Did they do the same, up to rounding? Greedy tokens of random weights may part where two are as good as equal."""
+    if case.measure == "generate":
+        return
+    for a, b in zip(ours.results, theirs.results, strict=True):
+        if not math.isclose(a, b, rel_tol=AGREE, abs_tol=AGREE if case.measure != "forward" else 1.0):
+            raise RuntimeError(f"{case}: {ours.name} finds {a}, and {theirs.name} {b}: they do not do the same")
+
+
+def ratio(ours: Process, theirs: Process) -> dict[str, Any]:
+    each = [a["wall"] / b["wall"] for a, b in zip(ours.rounds, theirs.rounds, strict=True)]
+    cpu = [a["cpu"] / b["cpu"] for a, b in zip(ours.rounds, theirs.rounds, strict=True)]
+    return {
+        "ours": ours.name, "theirs": theirs.name, "wall": median(each), "cpu": median(cpu), "rounds": each,
+        "peak": ours.peak / theirs.peak if theirs.peak else None,
+    }  # fmt: skip

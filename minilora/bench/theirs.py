@@ -1,0 +1,223 @@
+"""The work of a case, by PyTorch: eager, with plain modules; and by Hugging Face's Transformers with PEFT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .cases import NEW, PROMPT, SEED, Case, Job
+from .ours import BATCH, FUSED, LR
+
+GPT2_DROPOUTS = "attn_pdrop", "embd_pdrop", "resid_pdrop"  # 0.1 unless a config says otherwise, and ours does not
+BERT_DROPOUTS = "attention_probs_dropout_prob", "hidden_dropout_prob"
+DROPOUTS = {"tiny": GPT2_DROPOUTS, "small": GPT2_DROPOUTS, "gpt2": GPT2_DROPOUTS, "minilm": BERT_DROPOUTS}
+
+
+class LoRA(nn.Module):
+    def __init__(self, base: nn.Linear, r: int, rng: np.random.Generator) -> None:
+        super().__init__()
+        n_in, n_out = base.in_features, base.out_features
+        A = rng.uniform(-1, 1, (r, n_in)) / np.sqrt(n_in)  # the very numbers that attach_lora draws
+        self.base, self.s = base, 16 / r
+        self.A = nn.Parameter(torch.tensor(A, dtype=torch.float32))
+        self.B = nn.Parameter(torch.zeros(n_out, r))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.s * F.linear(F.linear(x, self.A), self.B)
+
+
+class Cache:
+    """Keys and values of the tokens so far, in place."""
+
+    def __init__(self, heads: int, D: int, capacity: int) -> None:
+        self.k, self.v = torch.empty(1, heads, capacity, D), torch.empty(1, heads, capacity, D)
+        self.length = 0
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        end = self.length + k.shape[2]
+        self.k[:, :, self.length : end], self.v[:, :, self.length : end] = k, v
+        self.length = end
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+
+class Block(nn.Module):
+    """Pre-norm, GELU in the tanh form; one matrix for q, k and v, or three."""
+
+    def __init__(self, C: int, heads: int, split: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.ln_1, self.ln_2 = nn.LayerNorm(C), nn.LayerNorm(C)
+        self.qkv = nn.ModuleList(nn.Linear(C, C) for _ in "qkv") if split else nn.Linear(C, 3 * C)
+        self.o, self.up, self.down = nn.Linear(C, C), nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        B, T, C = x.shape
+        h = self.ln_1(x)
+        parts = [p(h) for p in self.qkv] if isinstance(self.qkv, nn.ModuleList) else self.qkv(h).chunk(3, dim=-1)
+        q, k, v = (part.view(B, T, self.heads, -1).transpose(1, 2) for part in parts)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
+        x = x + self.o(o.transpose(1, 2).reshape(B, T, C))
+        return x + self.down(F.gelu(self.up(self.ln_2(x)), approximate="tanh"))
+
+
+class GPT2(nn.Module):
+    def __init__(self, case: Case, split: bool) -> None:
+        super().__init__()
+        shape = case.shape
+        C, self.heads = shape["width"], shape["heads"]
+        self.wte, self.wpe = nn.Embedding(shape["vocab"], C), nn.Embedding(shape["context"], C)
+        self.blocks = nn.ModuleList(Block(C, self.heads, split) for _ in range(shape["layers"]))
+        self.ln_f = nn.LayerNorm(C)
+
+    def forward(self, ids: Tensor, caches: list[Cache] | None = None) -> Tensor:
+        start = caches[0].length if caches else 0
+        x = self.wte(ids) + self.wpe.weight[start : start + ids.shape[1]]
+        for i, block in enumerate(self.blocks):
+            x = block(x, caches[i] if caches else None)
+        return F.linear(self.ln_f(x), self.wte.weight)
+
+
+def load_gpt2(case: Case, split: bool, folder: Path) -> GPT2:
+    """From the names and shapes of a Hugging Face folder: Conv1D keeps its matrices as (in, out)."""
+    tensors = {name.removeprefix("transformer."): x for name, x in load_file(folder / "model.safetensors").items()}
+    with torch.device("meta"):
+        model = GPT2(case, split)
+    state: dict[str, Tensor] = {}
+    for name, x in tensors.items():
+        name = name.removeprefix("h.")
+        if name[0].isdecimal():
+            name = "blocks." + name
+            for old, new in (("attn.c_attn", "qkv"), ("attn.c_proj", "o"), ("mlp.c_fc", "up"), ("mlp.c_proj", "down")):
+                if old in name:
+                    name, x = name.replace(old, new), x.T.contiguous() if x.ndim == 2 else x
+        if split and ".qkv." in name:
+            state |= {name.replace("qkv", f"qkv.{i}"): part.clone() for i, part in enumerate(x.chunk(3))}
+        else:
+            state[name] = x
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def attach(model: GPT2, case: Case, targets: str) -> None:
+    model.requires_grad_(False)
+    rng = np.random.default_rng(SEED)
+    block: Any
+    for block in model.blocks:
+        if targets == "q_proj,v_proj":
+            for i in (0, 2):
+                block.qkv[i] = LoRA(block.qkv[i], case.rank, rng)
+        else:  # all-linear, in the order in which attach_lora comes to them
+            for name in ("qkv", "o", "up", "down"):
+                setattr(block, name, LoRA(getattr(block, name), case.rank, rng))
+
+
+def torch_model(case: Case, targets: str, folder: Path) -> Any:
+    model = load_gpt2(case, case.measure == "lora" and targets not in FUSED, folder / "base")
+    if case.measure == "lora":
+        attach(model, case, targets)
+    return model
+
+
+def peft_model(case: Case, folder: Path) -> Any:
+    import transformers
+    from peft import PeftModel
+
+    transformers.logging.set_verbosity_error()
+    kind = "SequenceClassification" if case.size == "minilm" else "CausalLM"
+    load = getattr(transformers, f"AutoModelFor{kind}").from_pretrained
+    model = load(folder / "base", dtype=torch.float32, **dict.fromkeys(DROPOUTS.get(case.size, ()), 0.0))
+    if case.measure == "lora":
+        model = PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
+    return model
+
+
+def job(case: Case, library: str, targets: str, folder: Path) -> Job:
+    torch.set_num_threads(case.cores)
+    plain = library == "torch"
+    model = torch_model(case, targets, folder) if plain else peft_model(case, folder)
+    model = model.train(case.measure in ("lora", "full")).to(case.device)
+    batch = {name: x.to(case.device) for name, x in load_file(folder / BATCH).items()}
+    if case.measure == "generate":
+        return on_device(case, (generation if plain else hub_generation)(model, batch["ids"][:1, :PROMPT]))
+    logits = (lambda ids: model(ids)) if plain else (lambda ids: model(input_ids=ids, use_cache=False).logits)
+    if case.size == "minilm":
+        logits = lambda ids: model(input_ids=ids).logits  # noqa: E731
+    return on_device(case, forward(logits, batch["ids"]) if case.measure == "forward" else step(model, logits, batch))
+
+
+def on_device(case: Case, made: Job) -> Job:
+    def event() -> Callable[[], bool]:
+        large, end = torch.ones(8192, 8192, device="cuda"), torch.cuda.Event()
+        for _ in range(20):
+            large @ large
+        end.record()
+        return end.query
+
+    return made if case.device == "cpu" else made._replace(peak=torch.cuda.max_memory_reserved, event=event)
+
+
+def forward(logits: Callable[[Tensor], Tensor], ids: Tensor) -> Job:
+    last: Tensor | None = None
+
+    @torch.inference_mode()
+    def run() -> None:
+        nonlocal last
+        last = logits(ids)
+
+    return Job(run, lambda: 0.0 if last is None else float(last[:, -1].sum()))
+
+
+def step(model: nn.Module, logits: Callable[[Tensor], Tensor], batch: dict[str, Tensor]) -> Job:
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=LR, weight_decay=0.0)
+    loss = torch.zeros(())
+
+    def run() -> None:
+        nonlocal loss
+        loss = F.cross_entropy(logits(batch["ids"]).flatten(0, -2), batch["targets"].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def wait() -> float:
+        learned[0].detach().cpu()
+        return float(loss.detach())
+
+    return Job(run, wait)
+
+
+def generation(model: GPT2, prompt: Tensor) -> Job:
+    found: list[int] = []
+
+    @torch.inference_mode()
+    def run() -> None:
+        found.clear()
+        D = model.wte.weight.shape[1] // model.heads
+        with torch.device(prompt.device):
+            caches = [Cache(model.heads, D, PROMPT + NEW) for _ in model.blocks]
+        ids = prompt
+        for _ in range(NEW):
+            ids = model(ids, caches)[:, -1].argmax(dim=-1, keepdim=True)
+            found.append(int(ids))
+
+    return Job(run, lambda: list(found))
+
+
+def hub_generation(model: Any, prompt: Tensor) -> Job:
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    found: list[int] = []
+
+    def run() -> None:
+        ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW, do_sample=False)
+        found[:] = ids[0, PROMPT:].tolist()
+
+    return Job(run, lambda: list(found))

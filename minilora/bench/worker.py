@@ -1,0 +1,87 @@
+"""One contestant, in a process of its own: it gets ready, works in bursts when told to, and says how long it took.
+
+    python -m minilora.bench.worker '{"case": {...}, "contestant": [...], "folder": "..."}'
+
+A line of JSON when it is ready, a line for each burst (a line of input says how many seconds), and a line at the end
+of the input.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ..process import keep_freed_memory
+from .cases import Case, Contestant, Job
+
+WARM = 3  # times before the first burst
+
+
+def main() -> None:
+    said = json.loads(sys.argv[1])
+    case, contestant, folder = Case(**said["case"]), said["contestant"], Path(said["folder"])
+    if contestant is None:
+        from .ours import prepare
+
+        return prepare(case, folder)
+    keep_freed_memory()
+    job, about = ready(case, Contestant(*contestant), folder)
+    results = []
+    for _ in range(WARM):
+        job.run()
+        results.append(job.wait())
+    tell({"results": results, "about": about, "waits": waits(job)})
+    for line in sys.stdin:
+        tell(burst(job, float(line)))
+    tell({"peak": job.peak()})
+
+
+def waits(job: Job) -> bool | None:
+    """Does the host wait for the GPU? It is given half a second of work first: if that is done once the work of a case
+    has been asked for too, then someone has waited."""
+    if job.event is None:
+        return None
+    done = job.event()
+    job.run()
+    waited = done()
+    job.wait()
+    return waited
+
+
+def ready(case: Case, contestant: Contestant, folder: Path) -> tuple[Job, dict[str, str]]:
+    targets = contestant.targets or case.targets
+    if contestant.library == "minilora":
+        import numpy as np
+
+        from . import ours
+
+        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        about = {"numpy": np.__version__, "blas": f"{blas['name']} {blas['version']}"}
+        return ours.job(case, targets, contestant.plain, folder), about
+    import torch
+
+    from . import theirs
+
+    about = {"torch": torch.__version__, "threads": str(torch.get_num_threads())}
+    return theirs.job(case, contestant.library, targets, folder), about
+
+
+def burst(job: Job, seconds: float) -> dict[str, float]:
+    """Seconds for one time, of the wall clock and of the CPU, over as many as begin within `seconds`."""
+    start, busy, n = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - start < seconds:
+        job.run()
+        n += 1
+    job.wait()
+    return {"n": n, "wall": (time.perf_counter() - start) / n, "cpu": (time.process_time() - busy) / n}
+
+
+def tell(what: dict[str, Any]) -> None:
+    print(json.dumps(what), flush=True)
+
+
+if __name__ == "__main__":
+    main()
