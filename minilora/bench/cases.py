@@ -113,11 +113,11 @@ def pairs(case: Case) -> list[tuple[Contestant, Contestant]]:
 
 def read_size(word: str) -> tuple[str, int, int]:
     """ "small" or "small:1x128" as name, batch and tokens. Raises ValueError for what is neither."""
-    name, _, shape = word.partition(":")
+    name, given, shape = word.partition(":")
     if name not in SIZES:
         raise ValueError(f"no size {name!r}: choose from {', '.join(SIZES)}")
     batch, tokens, _ = SIZES[name]
-    if shape:
+    if given:
         numbers = shape.split("x")
         if len(numbers) != 2 or not all(n.isdecimal() and 0 < len(n) < 8 and int(n) for n in numbers):
             raise ValueError(f"{word!r} is no size such as {name} or {name}:{batch}x{tokens}")

@@ -109,7 +109,7 @@ def ceilings(xp: ModuleType) -> dict[str, float]:
     """FLOPs a second of a large product, bytes a second of a large copy (those read and those written)."""
     rng, wait = np.random.default_rng(SEED), waiter(xp)
     W = xp.asarray(rng.standard_normal((LARGE, LARGE), dtype="float32"))
-    source = xp.asarray(rng.standard_normal(2**26, dtype="float32"))
+    source = xp.asarray(rng.standard_normal(2**24, dtype="float32"))
     target = xp.empty_like(source)
 
     def copy() -> None:

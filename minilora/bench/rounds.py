@@ -12,7 +12,6 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.util import find_spec
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -32,39 +31,43 @@ def missing(library: str) -> list[str]:
 class Process:
     """A contestant at work (worker.py)."""
 
-    def __init__(self, case: Case, contestant: Contestant, folder: Path) -> None:
-        self.name, self.peak = str(contestant), 0
+    def __init__(self, case: Case, contestant: Contestant, process: subprocess.Popen[str]) -> None:
+        self.name, self.process, self.peak = str(contestant), process, 0
         self.rounds: list[dict[str, float]] = []
-        threads = case.cores // case.shards if contestant.library == "minilora" else case.cores
-        said = json.dumps({"case": asdict(case), "contestant": contestant, "folder": str(folder)})
-        self.process = start(said, threads)
         first = self.read()
         self.results, self.about, self.waits = first["results"], first["about"], first["waits"]
-        self.about["threads"] = f"{case.shards} × {threads}" if contestant.library == "minilora" else str(threads)
+        self.about["threads"] = " × ".join(map(str, threads(case, contestant)))
 
     def read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self.name} ended with {self.process.wait()}: what it said is above")
-        return json.loads(line)
+        said: dict[str, Any] = json.loads(line)
+        return said
 
     def burst(self, seconds: float) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{seconds}\n")
-        self.process.stdin.flush()
+        self.tell(f"{seconds}")
         self.rounds.append(self.read())
 
     def end(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
+        self.tell("end")
         self.peak = self.read()["peak"]
-        self.process.wait()
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
 
 
-def start(said: str, threads: int) -> subprocess.Popen[str]:
+def threads(case: Case, contestant: Contestant) -> tuple[int, ...]:
+    """Of BLAS; minilora's shards, and those of each."""
+    return (case.shards, case.cores // case.shards) if contestant.library == "minilora" else (case.cores,)
+
+
+def start(said: dict[str, Any], threads: int) -> subprocess.Popen[str]:
     env = os.environ | dict.fromkeys(THREADS, str(threads)) | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "minilora.bench.worker", said]
+    command = [sys.executable, "-W", "ignore", "-m", "minilora.bench.worker", json.dumps(said)]
     return subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
@@ -73,22 +76,22 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
     losses, or tokens, show that they do not do the same."""
     wanted = [pair for pair in pairs(case) if not missing(pair[1].library)] or [(Contestant("minilora"),) * 2]
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        folder = Path(name)
-        prepared = start(json.dumps({"case": asdict(case), "contestant": None, "folder": name}), 1)
-        prepared.communicate()
-        if prepared.returncode:
-            raise RuntimeError(f"{case} could not be prepared: what went wrong is above")
+        said = {"case": asdict(case), "folder": name}
+        with start(said | {"contestant": None}, 1) as prepared:
+            if prepared.wait():
+                raise RuntimeError(f"{case} could not be prepared: what went wrong is above")
         processes: dict[Contestant, Process] = {}
         for contestant in dict.fromkeys(c for pair in wanted for c in pair):
-            processes[contestant] = Process(case, contestant, folder)
-            stack.callback(processes[contestant].process.kill)
+            process = stack.enter_context(start(said | {"contestant": contestant}, threads(case, contestant)[-1]))
+            stack.callback(process.kill)  # and then the pipes are closed
+            processes[contestant] = Process(case, contestant, process)
         for ours, theirs in wanted:
             check_same(case, processes[ours], processes[theirs])
         for _ in range(rounds):
-            for process in processes.values():
-                process.burst(seconds)
-        for process in processes.values():
-            process.end()
+            for each in processes.values():
+                each.burst(seconds)
+        for each in processes.values():
+            each.end()
     return {
         "case": asdict(case),
         "contestants": [

@@ -2,8 +2,7 @@
 
     python -m minilora.bench.worker '{"case": {...}, "contestant": [...], "folder": "..."}'
 
-A line of JSON when it is ready, a line for each burst (a line of input says how many seconds), and a line at the end
-of the input.
+A line of JSON when it is ready, a line for each burst (a line of input says how many seconds), and a line at "end".
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ def main() -> None:
         from .ours import prepare
 
         return prepare(case, folder)
-    keep_freed_memory()
+    keep_freed_memory()  # PyTorch's too: what minilora's training commands do is not to be an advantage
     job, about = ready(case, Contestant(*contestant), folder)
     results = []
     for _ in range(WARM):
         job.run()
         results.append(job.wait())
     tell({"results": results, "about": about, "waits": waits(job)})
-    for line in sys.stdin:
+    for line in iter(sys.stdin.readline, "end\n"):
         tell(burst(job, float(line)))
     tell({"peak": job.peak()})
 

@@ -1,0 +1,310 @@
+"""minilora bench: everyone does the same work, and what is said of it follows from the rounds."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from minilora import gpt2
+from minilora.bench import bench, figure, lengths, ours, rounds, worker
+from minilora.bench.cases import NEW, SIZES, Case, Contestant, Job, cases, pairs, read_size
+from minilora.bench.report import rows_of
+from minilora.bench.roofline import roofline
+from minilora.cli import main
+from minilora.transformer import Config
+
+TINY = Case("tiny", 2, 8, "lora")
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """As where PyTorch is not installed."""
+    monkeypatch.setattr(rounds, "missing", lambda library: ["torch"])
+
+
+def made(walls, theirs=None, measure="lora", **changes):
+    """A result of these rounds."""
+    case = replace(TINY, measure=measure, **changes)
+    sides = [("minilora", walls)] + ([("torch", theirs)] if theirs else [])
+    processes = [
+        SimpleNamespace(name=name, peak=2**20, rounds=[{"n": 1, "wall": w, "cpu": w} for w in side])
+        for name, side in sides
+    ]
+    contestants = [
+        {"name": p.name, "library": p.name, "peak": p.peak, "rounds": p.rounds, "wall": float(np.median(side)),
+         "about": {"numpy": "2", "threads": "1 × 1"}, "results": [1.0], "waits": None}
+        for p, (_, side) in zip(processes, sides, strict=True)
+    ]  # fmt: skip
+    ratios = [rounds.ratio(*processes)] if theirs else []
+    return {"case": asdict(case), "contestants": contestants, "ratios": ratios}
+
+
+# ---- what is measured ----
+
+
+def test_a_size_has_its_own_batch_and_tokens_or_those_it_is_given():
+    assert read_size("small") == ("small", *SIZES["small"][:2])
+    assert read_size("small:1x32") == ("small", 1, 32)
+
+
+@pytest.mark.parametrize(
+    "word", ["large", "small:", "small:1", "small:1x", "small:0x8", "small:1x2x3", "small:axb", ""]
+)
+def test_a_word_that_is_no_size_is_refused_with_what_could_be_said(word):
+    with pytest.raises(ValueError, match=r"choose from|is no size such as"):
+        read_size(word)
+
+
+def test_every_case_is_measured_once_and_ranks_and_targets_belong_to_lora():
+    found = cases(
+        ["tiny", "tiny:1x64", "minilm"],
+        ["forward", "lora", "generate"],
+        [1, 2],
+        [4, 8],
+        ["q_proj", "all-linear"],
+        "cpu",
+    )
+    assert len(found) == len(set(found))
+    by_measure = {m: [case for case in found if case.measure == m] for m in ("forward", "lora", "generate")}
+    assert len(by_measure["lora"]) == 2 * 3 * 2 * 2
+    assert len(by_measure["forward"]) == 2 * 2  # not of a real model
+    assert [case.batch for case in by_measure["generate"]] == [1, 1]  # of each number of cores: one sequence
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("measure", ["forward", "lora", "full", "generate"])
+@pytest.mark.parametrize("targets", ["q_proj,v_proj", "all-linear"])
+def test_a_pair_adapts_the_same_layers(size, measure, targets):
+    for mine, other in pairs(Case(size, 1, 8, measure, targets=targets)):
+        assert mine.library == "minilora"
+        assert mine.targets == other.targets
+
+
+def test_a_batch_is_halved_where_it_can_be_and_generation_is_not():
+    assert replace(TINY, cores=2).shards == 2
+    assert replace(TINY, cores=2, batch=1).shards == 1
+    assert replace(TINY, cores=2, measure="generate").shards == 1
+    assert replace(TINY, cores=2, device="cuda").shards == 1
+
+
+# ---- everyone does the same ----
+
+
+def test_three_matrices_for_q_k_and_v_are_the_fused_one(rng):
+    model = gpt2(Config(vocab=32, layers=2, width=16, heads=2, context=8), rng)
+    ids = rng.integers(0, 32, (2, 8))
+    before = model.forward(ids)[0]
+    ours.split(model)
+    assert "block_0.attention.q_proj" in dict(model.named_modules())
+    np.testing.assert_allclose(model.forward(ids)[0], before, atol=1e-6)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("measure", "targets", "library"),
+    [
+        ("forward", "", "torch"),
+        ("lora", "q_proj,v_proj", "torch"),
+        ("lora", "all-linear", "torch"),
+        ("full", "", "torch"),
+        ("lora", "qkv_proj", "peft"),
+        ("lora", "all-linear", "peft"),
+    ],
+)
+def test_pytorch_and_peft_find_the_same_losses(measure, targets, library, tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("peft")
+    from minilora.bench import theirs
+
+    case = replace(TINY, measure=measure, targets=targets)
+    ours.prepare(case, tmp_path)
+    sides = ours.job(case, targets, False, tmp_path), theirs.job(case, library, targets, tmp_path)
+    for _ in range(4):
+        for side in sides:
+            side.run()
+        assert sides[0].wait() == pytest.approx(sides[1].wait(), rel=1e-5)
+
+
+@pytest.mark.oracle
+def test_pytorch_and_transformers_generate_the_same_tokens(tmp_path):
+    pytest.importorskip("transformers")
+    from minilora.bench import theirs
+
+    case = Case("small", 1, 64, "generate")
+    ours.prepare(case, tmp_path)
+    found = []
+    for side in (ours.job(case, "", False, tmp_path), *(theirs.job(case, n, "", tmp_path) for n in ("torch", "hub"))):
+        side.run()
+        found.append(side.wait())
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == NEW
+
+
+def test_the_work_of_a_shard_is_the_work_of_the_whole(tmp_path):
+    ours.prepare(TINY, tmp_path)
+    whole, halves = (ours.job(replace(TINY, cores=n), TINY.targets, False, tmp_path) for n in (1, 2))
+    for _ in range(3):
+        whole.run()
+        halves.run()
+        assert whole.wait() == pytest.approx(halves.wait(), rel=1e-5)
+
+
+def test_contestants_that_do_not_do_the_same_are_not_compared():
+    mine, other = (SimpleNamespace(name=name, results=results) for name, results in
+                   (("minilora", [4.5, 4.4]), ("peft", [4.5, 4.41])))  # fmt: skip
+    with pytest.raises(RuntimeError, match=r"minilora finds 4.4, and peft 4.41"):
+        rounds.check_same(TINY, mine, other)
+    other.results[1] = 4.4 + 1e-6
+    rounds.check_same(TINY, mine, other)
+
+
+# ---- what is said follows from the rounds ----
+
+
+def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds():
+    result = made([1.0, 8.0, 3.0], [2.0, 2.0, 2.0])
+    assert result["ratios"][0]["wall"] == 1.5
+    assert result["ratios"][0]["rounds"] == [0.5, 4.0, 1.5]
+
+
+def test_of_generation_more_is_better():
+    result = made([1.0, 1.0], [2.0, 4.0], "generate")
+    ((_, mine, other, ratio, spread, _),) = rows_of(Case(**result["case"]), result)
+    assert (mine, other) == (f"{NEW} tok/s", f"{NEW / 3:.0f} tok/s")
+    assert (ratio, spread) == ("3.00", "2.00–4.00")
+
+
+def test_a_burst_lasts_as_long_as_it_was_told_and_counts_what_was_done():
+    done = []
+    job = Job(lambda: done.append("run"), lambda: done.append("wait"))
+    burst = worker.burst(job, 0.01)
+    assert burst["n"] == done.count("run") >= 1
+    assert done[-1] == "wait"
+    assert 0.01 <= burst["n"] * burst["wall"] < 0.1
+
+
+def test_who_waits_for_the_device_is_found_out():
+    busy = [True]
+    job = Job(lambda: None, lambda: None, event=lambda: lambda: not busy[0])
+    assert worker.waits(job) is False
+    assert worker.waits(job._replace(run=lambda: busy.__setitem__(0, False))) is True
+    assert worker.waits(job._replace(event=None)) is None
+
+
+def test_the_products_of_an_op_are_counted_as_it_runs():
+    found = roofline(replace(TINY, measure="ops"))
+    rows = {row["op"]: row for row in found["ops"]}
+    N, C = 2 * 8, SIZES["tiny"].shape["width"]
+    assert rows["linear C → C"]["flops"] == 2 * N * C * C
+    assert rows["linear C → C"]["bytes"] == 4 * (N * C + C * C + C + N * C)
+    assert rows["lora"]["flops"] == 2 * N * 8 * 2 * C
+    assert rows["  dq, dk, dv"]["flops"] == 2 * rows["attention"]["flops"]
+    for row in found["ops"]:
+        assert row["seconds"] > 0
+        assert row["bound"] == max(row["flops"] / found["ceilings"]["flops"], row["bytes"] / found["ceilings"]["bytes"])
+
+
+# ---- the command ----
+
+
+def test_without_pytorch_minilora_is_measured_alone(alone, narrow):
+    said = narrow(["bench", "--sizes", "tiny:2x8", "--measures", "lora,import", "--rounds", "1", "--seconds", "0.01"])
+    assert "tiny 2 × 8, lora" in said[0]
+    assert "numpy" in said[0]
+
+
+def test_the_json_holds_every_round(alone, capsys):
+    words = ["bench", "--sizes", "tiny:2x8", "--measures", "forward", "--rounds", "2", "--seconds", "0.01", "--json"]
+    assert main(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    (case,) = report["cases"]
+    assert len(case["contestants"][0]["rounds"]) == 2
+    assert report["machine"]["cores"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--sizes", "huge"], "no size 'huge'"), (["--measures", "speed"], "no measure 'speed'"),
+     (["--plot", "a.jpg"], "not the name of a .png")],
+)  # fmt: skip
+def test_a_word_that_is_not_known_is_said_before_anything_is_measured(words, message, capsys):
+    assert main(["bench", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_contestant_that_cannot_start_is_named(monkeypatch):
+    monkeypatch.setattr(rounds, "start", lambda said, threads: subprocess.Popen(
+        [sys.executable, "-c", "raise SystemExit(3)" if said["contestant"] else ""], text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE))  # fmt: skip
+    with pytest.raises(RuntimeError, match="minilora ended with 3"):
+        rounds.measure(TINY, 1, 0.01)
+
+
+@pytest.mark.oracle
+@pytest.mark.slow
+def test_the_whole_command_compares_with_pytorch_and_peft(tmp_path, capsys):
+    pytest.importorskip("peft")
+    plot = tmp_path / "bench.png"
+    words = ["bench", "--sizes", "tiny:2x8", "--rounds", "2", "--seconds", "0.01", "--plot", str(plot)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    for name in ("torch", "peft", "transformers", "AdamW", "layer norm"):
+        assert name in said
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+# ---- figures ----
+
+
+@pytest.mark.parametrize("kind", ["ratios", "tokens"])
+def test_a_figure_is_a_png_and_the_same_report_gives_the_same_bytes(kind):
+    results = [made([1.0, 2.0], [2.0, 2.0]), made([1.0, 2.0], [2.0, 2.0], "generate")]
+    if kind == "tokens":
+        results = [made([T / 1e3] * 2, [T / 2e3] * 2, tokens=T) for T in (256, 512)]
+        for result in results:
+            result["contestants"].append(result["contestants"][0] | {"name": str(Contestant("minilora", plain=True))})
+    report = {"cases": results}
+    assert figure(report).startswith(b"\x89PNG")
+    assert figure(report) == figure(report)
+
+
+def test_a_figure_of_no_comparison_is_refused():
+    with pytest.raises(ValueError, match="nothing to compare with"):
+        figure({"cases": [made([1.0])]})
+
+
+def test_lengths_are_sizes():
+    assert [read_size(word)[2] for word in lengths()] == [256, 512, 1024, 2048, 4096]
+
+
+def test_bench_refuses_a_measure_it_does_not_know():
+    with pytest.raises(ValueError, match="no measure 'loar'"):
+        bench(["tiny"], ["loar"])
+
+
+# ---- the process ----
+
+
+def test_peak_memory_sees_what_was_held_and_let_go():
+    code = "from minilora.process import peak_memory as p; a = p(); b = b'x' * 2**26; print(p() - a)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 2**25 or sys.platform == "win32"
+
+
+def test_importing_the_library_leaves_malloc_alone():
+    code = (
+        "import ctypes, pkgutil, importlib; ctypes.CDLL = lambda *a: (_ for _ in ()).throw(SystemExit('asked'));"
+        "import minilora, minilora.training, minilora.cli, minilora.demo, minilora.process; print('quiet')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "quiet", done.stderr
+
+
+def test_freed_memory_is_kept_without_harm():
+    code = "from minilora.process import keep_freed_memory as k; k(); import numpy; print(numpy.ones(9**7).sum())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) == 9**7
