@@ -14,6 +14,11 @@ import numpy as np
 
 from .backend import Array, to_numpy
 
+DTYPES = {  # of a .safetensors file -> NumPy's; BF16, which it lacks, by its bits
+    "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2", "BOOL": "?",
+    "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8",
+}  # fmt: skip
+
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write to a name beside `path`, then rename: at every moment `path` is the old file or the new one.
@@ -91,31 +96,37 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             metadata = file.metadata() or {}
             dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
             for name, dtype in dtypes.items():
-                if dtype[0] == "F" and dtype not in ("F16", "F32", "F64"):
+                if dtype not in DTYPES:
                     raise ValueError(f"{path}: {name} is of dtype {dtype}, which is not read: save it as bfloat16")
-            tensors = {name: file.get_tensor(name) for name, dtype in dtypes.items() if dtype != "BF16"}
     except (safetensors.SafetensorError, TypeError) as error:
         pickled = start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")
         why = "it is a pickle, which can run code and is never read" if pickled else error
         why = "it is a pointer of git-lfs: fetch the file itself, git lfs pull" if start == b"version" else why
         raise ValueError(f"{path} cannot be read as safetensors: {why}") from None
-    tensors |= read_bfloat16(path, [name for name, dtype in dtypes.items() if dtype == "BF16"])
+    tensors = read_tensors(path, dtypes)
     for name, data in tensors.items():
         if not np.isfinite(data).all():
             raise ValueError(f"{path}: {name} holds numbers that are not finite: get the file again, or an earlier one")
     return tensors, metadata
 
 
-def read_bfloat16(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
-    """The tensors of these names, as float32: a bfloat16 is the upper half of its bits, so nothing is rounded."""
+def read_tensors(path: Path, dtypes: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The tensors of a file that safetensors has found to be whole, each from its place: safetensors' own reader maps
+    the file into memory and copies out of it, so that all is there twice.
+
+    A bfloat16 is the upper half of a float32's bits, so nothing is rounded.
+    """
     with path.open("rb") as file:
         end = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(end - 8))
     tensors = {}
-    for name in names:
+    for name, dtype in dtypes.items():
         start, stop = header[name]["data_offsets"]
-        bits = np.fromfile(path, "<u2", (stop - start) // 2, offset=end + start).astype("<u4") << 16
-        tensors[name] = bits.view("<f4").reshape(header[name]["shape"])
+        stored = np.dtype(DTYPES[dtype])
+        x = np.fromfile(path, stored, (stop - start) // stored.itemsize, offset=end + start)
+        if dtype == "BF16":
+            x = (x.astype("<u4") << 16).view("<f4")
+        tensors[name] = x.reshape(header[name]["shape"])
     return tensors
 
 
@@ -127,7 +138,7 @@ def weights_hash(weights: Mapping[str, Array]) -> str:
     for name, data in sorted(weights.items()):
         array = np.ascontiguousarray(to_numpy(data), dtype=np.float32)
         digest.update(f"{name} {array.shape}\n".encode())
-        digest.update(array.tobytes())
+        digest.update(array)
     return digest.hexdigest()
 
 
