@@ -57,8 +57,9 @@ def loss_and_gradients(
 ) -> tuple[Array, Gradients]:
     """The loss of a batch, as loss_of() says, and its gradients."""
     loss, (cache, ce_cache) = loss_of(model, batch, rng, count)
-    grads = Gradients()
-    model.backward(ops.cross_entropy_backward(1.0, ce_cache), cache, grads)
+    dlogits, grads = ops.cross_entropy_backward(1.0, ce_cache), Gradients()
+    del ce_cache  # as many numbers as there are logits, on top of the most memory that a step needs
+    model.backward(dlogits, cache, grads)
     return loss, grads
 
 
