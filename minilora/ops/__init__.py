@@ -12,6 +12,11 @@ or to a cache. Every op is analytic and uses only what NumPy and CuPy share.
 """
 
 from .attention import attention_backward, attention_forward, attention_mask
+from .blockwise_attention import (
+    BlockwiseAttentionCache,
+    blockwise_attention_backward,
+    blockwise_attention_forward,
+)
 from .cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_forward, embedding_gradients
