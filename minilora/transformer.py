@@ -130,7 +130,7 @@ class Attention(Module):
         if past:
             k, v = past.extend(self, k, v)
         attention: Any
-        if T >= self.blockwise_from and not past:
+        if self.blockwise_from <= T and not past:
             o, attention = ops.blockwise_attention_forward(q, k, v, self.head_dim, self.causal, context.padding)
         else:
             mask = ops.attention_mask(xp, T, self.causal, context.padding, x.dtype, start)
