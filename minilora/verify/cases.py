@@ -189,7 +189,7 @@ def attention(causal: bool, side: str, R: int, block: int = 0) -> Maker:
     backward = "blockwise_attention_backward" if block else "attention_backward"
 
     def case(size: Size, rng: Rng) -> OpCase:
-        B, T, G, D = size(), size(3, 5), size(1, 2), size(1, 3)
+        B, T, G, D = size(), size(6, 9) if block else size(3, 5), size(1, 2), size(1, 3)
         padding = None if side == "none" else fixed(pad(side, T, [T - 1, *rng.integers(1, T + 1, B - 1)]))
         real = np.ones((B, T, 1)) if padding is None else 1.0 * padding[..., None]
 
@@ -311,10 +311,10 @@ OPS: dict[str, Maker] = {
     "attention, causal, padded left": attention(True, "left", 1),
     "attention, causal, padded right": attention(True, "right", 3),
     "attention, another number of keys": cross_attention,
-    "attention in blocks, grouped": attention(False, "none", 3, block=2),
-    "attention in blocks, padded right": attention(False, "right", 1, block=3),
-    "attention in blocks, causal": attention(True, "none", 1, block=3),
-    "attention in blocks, causal, padded left": attention(True, "left", 2, block=2),
+    "attention in blocks, grouped": attention(False, "none", 3, block=1),
+    "attention in blocks, padded right": attention(False, "right", 1, block=1),
+    "attention in blocks, causal": attention(True, "none", 1, block=2),
+    "attention in blocks, causal, padded left": attention(True, "left", 2, block=1),
     "embedding": embedding,
     "cross-entropy": cross_entropy(None),
     "cross-entropy, a part of a batch": cross_entropy(17),
