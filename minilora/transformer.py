@@ -78,7 +78,7 @@ class Rope(NamedTuple):
 class AttentionCache(NamedTuple):
     projections: Any  # of q_proj, k_proj, v_proj
     rope: tuple[Array, Array] | None  # cos and sin
-    attention: Any  # ops.attention.AttentionCache
+    attention: Any  # ops.attention.AttentionCache, or ops.BlockwiseAttentionCache
     o_proj: Any
 
 
@@ -87,6 +87,11 @@ class Attention(Module):
 
     With context.past, the keys and values of earlier tokens come before those of x.
     """
+
+    # From so many tokens on, without a past, S is made block by block, and nothing is T times T. Under a causal mask
+    # that is faster on a CPU too, by a fifth at 512 tokens and a third at 1024; at 256 not always. Without a mask it
+    # may take a fifth longer.
+    blockwise_from = 512
 
     def __init__(
         self,
@@ -125,14 +130,20 @@ class Attention(Module):
             q, k = ops.rope_forward(q, *rope), ops.rope_forward(k, *rope)
         if past:
             k, v = past.extend(self, k, v)
-        mask = ops.attention_mask(xp, T, self.causal, context.padding, x.dtype, start)
-        o, attention = ops.attention_forward(q, k, v, mask, self.head_dim)
+        attention: Any
+        if self.blockwise_from <= T and not past:
+            o, attention = ops.blockwise_attention_forward(q, k, v, self.head_dim, self.causal, context.padding)
+        else:
+            mask = ops.attention_mask(xp, T, self.causal, context.padding, x.dtype, start)
+            o, attention = ops.attention_forward(q, k, v, mask, self.head_dim)
         y, o_proj = self.o_proj.forward(o, context)
         return y, AttentionCache(projections, rope, attention, o_proj)
 
     def backward(self, dy: Array, cache: AttentionCache, grads: Gradients) -> Array:
         do = self.o_proj.backward(dy, cache.o_proj, grads)
-        dq, dk, dv = ops.attention_backward(do, cache.attention)
+        blockwise = isinstance(cache.attention, ops.BlockwiseAttentionCache)
+        backward = ops.blockwise_attention_backward if blockwise else ops.attention_backward
+        dq, dk, dv = backward(do, cache.attention)
         if cache.rope is not None:
             dq, dk = ops.rope_backward(dq, *cache.rope), ops.rope_backward(dk, *cache.rope)
         return self.project_backward(dq, dk, dv, cache.projections, grads)

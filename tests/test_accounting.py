@@ -143,6 +143,47 @@ def test_recomputed_blocks_give_the_same_gradients_for_the_bytes_and_flops_that_
     assert max(sizes) == sum(entry.nbytes for entry in entries) < sum(e.nbytes for e in ledger(*laid_out, 2, 5))
 
 
+@pytest.mark.parametrize("T", [127, 128, 129, 300])
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    ("family", "heads"),
+    [(family, (4, 4)) for family in ("gpt2", "llama", "bert")]
+    + [("llama", (4, 2)), ("llama", (4, 1)), ("gpt2", (1, 1))],
+)
+def test_attention_in_blocks_keeps_and_executes_what_is_predicted_and_nothing_is_tokens_squared(
+    family, heads, again, T, rng, monkeypatch
+):
+    monkeypatch.setattr(minilora.transformer.Attention, "blockwise_from", 128)
+    config = Config(vocab=31, layers=2, width=8, heads=heads[0], kv_heads=heads[1], hidden=5, context=300)
+    model = build({"family": family, "config": config, "lora": {"targets": "all-linear", "r": 1}, "frozen": ""})
+    laid_out = describe(model)
+    if again:
+        recompute(model)
+    held: dict[str, Any] = {}
+    forward = executed_flops(model, lambda: held.update(y=model.forward(rng.integers(0, 31, (2, T)))))
+    logits, cache = held["y"]
+    backward = executed_flops(model, lambda: model.backward(counted(np.ones_like(logits)), cache, Gradients()))
+    predicted = accounting.flops(*laid_out, 2, T, recompute=again)
+    assert [forward, backward] == [{"products": p.products, "sums": p.sums} for p in predicted]
+    entries = ledger(*laid_out, 2, T, loss=False)
+    assert any(entry.shape[-2:] == (T, T) for entry in entries) == (T < 128)
+    if not again:
+        assert accounting.nbytes(cache) == sum(entry.nbytes for entry in entries)
+
+
+def test_a_causal_mask_saves_nearly_half_of_a_long_sequence_and_nothing_of_a_short_one():
+    def attention(model: str, T: int) -> list[int]:
+        return [part.attention for part in count(model, "full", tokens=T).flops()]
+
+    once, long = attention("gpt2", 500), attention("gpt2", 1000)
+    assert long[0] / once[0] == pytest.approx(4 * (1 + 128 / 1000) / 2, rel=0.01)
+    assert long[1] == 2.5 * long[0]
+    once, long = attention("bert-base", 500), attention("bert-base", 512)
+    assert long[0] / once[0] == (512 / 500) ** 2
+    once, long = attention("t5-base", 500), attention("t5-base", 512)
+    assert [b / a for a, b in zip(once, long, strict=True)] == [(512 / 500) ** 2] * 2
+
+
 def test_the_ledger_has_the_bytes_of_what_the_loss_keeps(rng):
     model = build({"family": "llama", "config": Config(vocab=31, layers=1, width=8, heads=2, context=9), "lora": None})
     ids = rng.integers(0, 31, (3, 4))
@@ -477,6 +518,9 @@ COSTS: list[tuple[Any, str, dict[str, Any]]] = [
     (LLAMA, "lora", {"targets": ["embed", "q_proj", "lm_head"], "r": 2}),
     (LLAMA, "dora", {"recompute": True}),
     (LLAMA, "top2", {"recompute": True, "batch": 3}),
+    ("gpt2", "lora", {"tokens": 700}),
+    ("gpt2", "prefix-embed", {"tokens": 510, "virtual_tokens": 8, "recompute": True}),
+    ("bert-base", "lora", {"tokens": 512}),
 ]  # fmt: skip
 
 
@@ -487,7 +531,7 @@ def test_each_formula_of_flops_gives_the_number_beside_it(model, method, words, 
     heads = next(op for op in made.ops() if isinstance(op, Attention))
     T = account.tokens + plan.virtual_tokens
     letters = {"B": account.batch, "T": T, "N": account.batch * T, "H": heads.heads, "D": heads.head_dim}
-    letters |= {"P": heads.relative, "r": words.get("r", 8)}
+    letters |= {"P": heads.relative, "r": words.get("r", 8), "M": account.batch * heads.scores(T)}
     again = count(made, method, **{"batch": 2, "tokens": account.tokens} | words | {"recompute": False}).flops()[1]
     below = list(made.stages.values())[: lowest_stage(made, plan)]
     reached = [op for op in made.linears() if not any(op in stage for stage in below)]

@@ -258,6 +258,7 @@ BROKEN: dict[str, tuple[Any, str, Broken]] = {
     "dA = 0 at B = 0": (ops, "lora_A_gradients", plus(1e-200)),
     "the first step of SGD is ΔW = -η s² G AᵀA": (ops, "lora_B_gradients", scaled(1 + 1e-9)),
     "rows of dS sum to 0": (ops, "attention_backward", plus(1e-9)),
+    "attention in blocks is attention": (ops, "blockwise_attention_backward", plus(1e-9)),
     "rows of layer norm's dx sum to 0": (ops, "layer_norm_backward", plus(1e-9)),
     "rows of dlogits sum to 0": (ops, "cross_entropy_backward", plus(1e-9)),
     "a rotation keeps lengths": (ops, "rope_backward", scaled(1 + 1e-9)),

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from .. import transformer
+from ..ops.blockwise_attention import BLOCK
+
 Shape: TypeAlias = tuple[int, ...]
 
 
@@ -78,7 +81,11 @@ class Norm:
 
 @dataclass(frozen=True)
 class Attention:
-    """softmax(q kᵀ/√D + mask) v.  `relative` > 0: DeBERTa's two products with so many embeddings of distances."""
+    """softmax(q kᵀ/√D + mask) v.  `relative` > 0: DeBERTa's two products with so many embeddings of distances.
+
+    `causal`: a query sees no later key, whose blocks can be skipped. `whole`: never in blocks, however long; the scores
+    of DeBERTa and T5 have a term for each distance.
+    """
 
     path: str
     heads: int
@@ -87,9 +94,21 @@ class Attention:
     rope: bool = False
     fused: bool = False
     relative: int = 0
+    causal: bool = False
+    whole: bool = False
 
     def tensors(self) -> dict[str, Shape]:
         return {}
+
+    def blockwise(self, T: int) -> bool:
+        """Whether T tokens are so many that ops/blockwise_attention.py computes it."""
+        return transformer.Attention.blockwise_from <= T and not self.whole
+
+    def scores(self, T: int) -> int:
+        """How many a head computes for a sequence: T², or those of the blocks that a causal mask does not hide."""
+        if not (self.causal and self.blockwise(T)):
+            return T * T
+        return sum(min(BLOCK, T - t) * min(t + BLOCK, T) for t in range(0, T, BLOCK))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ layer never computes. The low-rank path costs 2 r (in + out) forward, and for dh
 so LoRA's step costs 2/3 of full fine-tuning's and a little more, and breaks even at r = in·out / 3 (in + out), which
 for in = out = N is N/6 (Schulman et al., 2025, "LoRA Without Regret"). Attention's two products a head, S = q kᵀ and
 o = E v, cost 4 T D a token forward and twice that backward, whatever is trained; all T keys are counted, those
-that a causal mask hides too, since they are computed. Sums written as products (row sums, means) are counted apart.
+that a causal mask hides too, since they are computed. In blocks (long sequences) backward makes S again, and costs 2.5
+times forward; and where a causal mask hides a block, nothing of it is computed. Sums written as products (row sums,
+means) are counted apart.
 """
 
 from __future__ import annotations
@@ -51,12 +53,13 @@ def flops(model: Architecture, plan: Plan, batch: int, tokens: int, *, recompute
                 there = there.plus(Flops(linear=y))
                 back = back.plus(Flops(linear=y * (dW + (op.x != "pixels"))))
             elif isinstance(op, Attention):
-                H, D = op.heads, op.head_dim
-                quadratic = 4 * N * T * H * D
+                H, D, M = op.heads, op.head_dim, batch * op.scores(T)
+                quadratic = 4 * M * H * D
                 # the distances pass through q_proj and k_proj, and multiply q and k: no batch in the first
                 quadratic += 2 * op.relative * (2 * (H * D) ** 2 + 2 * N * H * D) if op.relative else 0
-                there = there.plus(Flops(attention=quadratic, sums=2 * N * H * T))
-                back = back.plus(Flops(attention=2 * quadratic, sums=2 * N * H * D))
+                S_again = 2 * M * H * D if op.blockwise(T) else 0
+                there = there.plus(Flops(attention=quadratic, sums=2 * M * H))
+                back = back.plus(Flops(attention=2 * quadratic + S_again, sums=2 * N * H * D))
             elif isinstance(op, Norm):
                 sums = 2 * N * op.width * (2 if op.bias else 1)  # the mean of squares, and of a layer norm the mean
                 there, back = there.plus(Flops(sums=sums)), back.plus(Flops(sums=sums))

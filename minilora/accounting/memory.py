@@ -203,10 +203,14 @@ def op_keeps(op: Op, plan: Plan, insert: Insert | None, B: int, T: int, each: in
         else:
             yield f"{op.path}.k", entry("k", (B, T, G * D), "dq = dS k/√D")
             yield f"{op.path}.v", entry("v", (B, T, G * D), "dP = do vᵀ")
-        yield f"{op.path}.E", entry("E", (B, H, T, T), "dS = E ∘ (...), dv = Eᵀ do/Z")
-        yield f"{op.path}.Z", entry("Z", (B, H, T, 1), "do_Z = do / Z")
         # o_proj reads a copy of o with the heads side by side, unless one head or one token makes them the same
         same = H == 1 or T == 1
+        if op.blockwise(T):
+            yield f"{op.path}.L", entry("L", (B, H, T, 1), "P = exp(S - L), S made again")
+            same = same or G in (1, H)  # the heads of a group are side by side already
+        else:
+            yield f"{op.path}.E", entry("E", (B, H, T, T), "dS = E ∘ (...), dv = Eᵀ do/Z")
+            yield f"{op.path}.Z", entry("Z", (B, H, T, 1), "do_Z = do / Z")
         yield f"{op.path}.o" if same else f"{op.path}.o, by heads", entry("o", (B, H, T, D), "rowsum(do ∘ o)")
         if op.relative:
             yield f"{op.path}.relative", entry("k, q of distances", (2, op.relative, H * D), "dq, dk")

@@ -224,13 +224,16 @@ def formulas(account: Account, which: str) -> tuple[str, str, str]:
     linears, attentions = [op for op in ops if isinstance(op, Linear)], [op for op in ops if isinstance(op, Attention)]
     dx, dW = sum(op.x != "pixels" for op in linears), sum(op.weight in plan.trained for op in linears)
     over = f"y = x Wᵀ of {len(linears)}" if forward else f"dx = dy W of {dx}, dW = dyᵀ x of {dW}"
-    squares = "(T N + P (N + H D))" if any(op.relative for op in attentions) else "T N"
+    T = account.tokens + plan.virtual_tokens
+    blockwise = any(op.blockwise(T) for op in attentions)
+    squares = "(T N + P (N + H D))" if any(op.relative for op in attentions) else "M" if blockwise else "T N"
+    products = 4 if forward else 10 if blockwise else 8
     again = " + the blocks' forward" * (account.recompute and not forward)
     added = ADDED[plan.method].products[not forward] if plan.method in ADDED else ""
     return (
         f"2 Σ n in·out{again}   {over}",
         added and f"{added}{again}",
-        f"{4 if forward else 8} H D {squares} × {len(attentions)}{again}" if attentions else "",
+        f"{products} H D {squares} × {len(attentions)}{again}" if attentions else "",
     )
 
 
@@ -242,6 +245,7 @@ def letters(account: Account) -> str:
     if attention:
         said += [f"H = {attention.heads} heads of width D = {attention.head_dim}"]
         said += [f"P = {attention.relative} distances"] if attention.relative else []
+        said += [f"M = {account.batch * attention.scores(T):,} scores of a head"] if attention.blockwise(T) else []
     if any(isinstance(insert.layer, Table) for insert in account.plan.inserts):
         said += ["in of an embedding, which is looked up: 0"]
     return "; ".join(said)

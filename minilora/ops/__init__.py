@@ -9,9 +9,16 @@ keeps nothing returns y alone (rope). dy, and every gradient, has the shape of w
 
 A frozen layer calls `backward` and never `gradients`: that is LoRA's saving. No op writes to its arguments
 or to a cache. Every op is analytic and uses only what NumPy and CuPy share.
+
+One function is here twice: attention, and blockwise_attention for long sequences, in memory that is linear in T.
 """
 
 from .attention import attention_backward, attention_forward, attention_mask
+from .blockwise_attention import (
+    BlockwiseAttentionCache,
+    blockwise_attention_backward,
+    blockwise_attention_forward,
+)
 from .cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_forward, embedding_gradients

@@ -184,22 +184,29 @@ def rope_tables(x: Array, D: int) -> tuple[Array, Array]:
     return ops.rope_tables(xp, x.shape[1], ops.rope_frequencies(xp, D, THETA), x.dtype)
 
 
-def attention(causal: bool, side: str, R: int) -> Maker:
-    """R query heads for each key/value head. The outputs of padding are no part of y."""
+def attention(causal: bool, side: str, R: int, block: int = 0) -> Maker:
+    """R query heads for each key/value head; in blocks, or whole. The outputs of padding are no part of y."""
+    backward = "blockwise_attention_backward" if block else "attention_backward"
 
     def case(size: Size, rng: Rng) -> OpCase:
-        B, T, G, D = size(), size(3, 5), size(1, 2), size(1, 3)
+        B, T, G, D = size(), size(6, 9) if block else size(3, 5), size(1, 2), size(1, 3)
         padding = None if side == "none" else fixed(pad(side, T, [T - 1, *rng.integers(1, T + 1, B - 1)]))
         real = np.ones((B, T, 1)) if padding is None else 1.0 * padding[..., None]
 
         def forward(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
-            y, cache = ops.attention_forward(q, k, v, attention_mask(q, causal, padding), D)
+            y: Array
+            cache: Any
+            if block:
+                seen = None if padding is None else on(q, padding)
+                y, cache = ops.blockwise_attention_forward(q, k, v, D, causal, seen, block)
+            else:
+                y, cache = ops.attention_forward(q, k, v, attention_mask(q, causal, padding), D)
             return y * on(q, real), cache
 
         return OpCase(
             {name: rng.standard_normal((B, T, n * D)) for name, n in (("q", G * R), ("k", G), ("v", G))},
             forward,
-            lambda dy, cache, *_: ops.attention_backward(dy * on(dy, real), cache),
+            lambda dy, cache, *_: getattr(ops, backward)(dy * on(dy, real), cache),
             {"D": D, "causal": causal, "padding": padding},
         )
 
@@ -304,6 +311,10 @@ OPS: dict[str, Maker] = {
     "attention, causal, padded left": attention(True, "left", 1),
     "attention, causal, padded right": attention(True, "right", 3),
     "attention, another number of keys": cross_attention,
+    "attention in blocks, grouped": attention(False, "none", 3, block=1),
+    "attention in blocks, padded right": attention(False, "right", 1, block=1),
+    "attention in blocks, causal": attention(True, "none", 1, block=2),
+    "attention in blocks, causal, padded left": attention(True, "left", 2, block=1),
     "embedding": embedding,
     "cross-entropy": cross_entropy(None),
     "cross-entropy, a part of a batch": cross_entropy(17),

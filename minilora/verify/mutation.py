@@ -80,9 +80,9 @@ class Spelled(ast.NodeTransformer):
 
 
 def statements(tree: ast.Module) -> list[str]:
-    function = tree.body[0]
-    assert isinstance(function, ast.FunctionDef)
-    return [ast.unparse(statement) for statement in function.body]
+    """Those inside a loop come before the loop."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and not isinstance(node, ast.FunctionDef)]
+    return [ast.unparse(statement) for statement in reversed(nodes)]
 
 
 @contextmanager

@@ -76,6 +76,14 @@ def rows_of_scores(rng: Rng) -> float:
     return apart(sums, 0, scale=ops.attention_backward(dy, cache)[0])
 
 
+def in_blocks(rng: Rng) -> float:
+    q, k, v, dy = (rng.standard_normal((2, 8, n)) for n in (12, 6, 6, 12))
+    whole, cache = ops.attention_forward(q, k, v, ops.attention_mask(np, 8, True, None, "float64"), 3)
+    parts, blocks = ops.blockwise_attention_forward(q, k, v, 3, True, block=1)
+    gradients = zip(ops.attention_backward(dy, cache), ops.blockwise_attention_backward(dy, blocks), strict=True)
+    return worst(apart(*pair) for pair in [(whole, parts), *gradients])
+
+
 def rows_of_layer_norm(rng: Rng) -> float:
     x, dy, (g, b) = rng.standard_normal((4, 7)), rng.standard_normal((4, 7)), rng.standard_normal((2, 7))
     dx = ops.layer_norm_backward(dy, ops.layer_norm_forward(x, g, b)[1], g)
@@ -129,6 +137,7 @@ LAWS: dict[str, tuple[Callable[[Rng], float], float]] = {  # the law, and how mu
     "dA = 0 at B = 0": (gradient_at_the_start, 0),
     "the first step of SGD is ΔW = -η s² G AᵀA": (first_step, EXACT),
     "rows of dS sum to 0": (rows_of_scores, EXACT),
+    "attention in blocks is attention": (in_blocks, EXACT),
     "rows of layer norm's dx sum to 0": (rows_of_layer_norm, EXACT),
     "rows of dlogits sum to 0": (rows_of_logits, EXACT),
     "a rotation keeps lengths": (rotation, EXACT),
