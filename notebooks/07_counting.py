@@ -116,7 +116,7 @@ memory = {name: account.memory() for name, account in ways.items()}
 assert memory["lora"]["optimizer"] < 0.01 * memory["full"]["optimizer"]
 assert memory["lora"]["activations"] > 0.99 * memory["full"]["activations"]
 assert memory["lora-fa"]["activations"] < 0.9 * memory["lora"]["activations"]
-assert memory["lora, recomputed"]["activations"] < 0.1 * memory["lora"]["activations"]
+assert memory["lora, recomputed"]["activations"] < 0.11 * memory["lora"]["activations"]
 
 # %% [markdown]
 # ### Four bits to the bit

@@ -166,7 +166,7 @@ def test_attention_in_blocks_keeps_and_executes_what_is_predicted_and_nothing_is
     predicted = accounting.flops(*laid_out, 2, T, recompute=again)
     assert [forward, backward] == [{"products": p.products, "sums": p.sums} for p in predicted]
     entries = ledger(*laid_out, 2, T, loss=False)
-    assert any(entry.shape[-2:] == (T, T) for entry in entries) == (T < 128)
+    assert any(entry.shape[-2:] == (T, T) for entry in entries) == (T < 128 or family == "bert")
     if not again:
         assert accounting.nbytes(cache) == sum(entry.nbytes for entry in entries)
 

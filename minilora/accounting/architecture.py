@@ -83,8 +83,7 @@ class Norm:
 class Attention:
     """softmax(q kᵀ/√D + mask) v.  `relative` > 0: DeBERTa's two products with so many embeddings of distances.
 
-    `causal`: a query sees no later key, whose blocks can be skipped. `whole`: never in blocks, however long; the scores
-    of DeBERTa and T5 have a term for each distance.
+    `causal`: a query sees no later key, and a long sequence is taken in blocks.
     """
 
     path: str
@@ -95,18 +94,17 @@ class Attention:
     fused: bool = False
     relative: int = 0
     causal: bool = False
-    whole: bool = False
 
     def tensors(self) -> dict[str, Shape]:
         return {}
 
     def blockwise(self, T: int) -> bool:
         """Whether T tokens are so many that ops/blockwise_attention.py computes it."""
-        return transformer.Attention.blockwise_from <= T and not self.whole
+        return self.causal and transformer.Attention.blockwise_from <= T
 
     def scores(self, T: int) -> int:
         """How many a head computes for a sequence: T², or those of the blocks that a causal mask does not hide."""
-        if not (self.causal and self.blockwise(T)):
+        if not self.blockwise(T):
             return T * T
         return sum(min(BLOCK, T - t) * min(t + BLOCK, T) for t in range(0, T, BLOCK))
 

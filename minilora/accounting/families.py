@@ -16,7 +16,6 @@ from .architecture import Activation, Architecture, Attention, Linear, Norm, Op,
 def attention(
     p: str, x: str, C: int, H: int, G: int, D: int, *, bias: bool, o_bias: bool | None = None, keys: str = "",
     fused: bool = False, rope: bool = False, relative: int = 0, causal: bool = False,
-    whole: bool = False,
 ) -> list[Op]:  # fmt: skip
     """q, k, v and o around a softmax; keys and values are made from the array `keys` where it is another than x."""
     projections: list[Op] = (
@@ -29,7 +28,7 @@ def attention(
         ]
     )
     o_proj = Linear(f"{p}.o_proj", H * D, C, bias if o_bias is None else o_bias, f"{p}.o")
-    return [*projections, Attention(p, H, G, D, rope, fused, relative, causal, whole), o_proj]
+    return [*projections, Attention(p, H, G, D, rope, fused, relative, causal), o_proj]
 
 
 def mlp(p: str, x: str, C: int, F: int, kind: str, *, bias: bool) -> list[Op]:
@@ -146,7 +145,7 @@ def deberta(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
     x, kernel = "embed.norm", c.get("conv_kernel_size", 0)
     for i in range(c["num_hidden_layers"]):
         b = f"block_{i}"
-        attends = attention(f"{b}.attention", x, C, H, H, C // H, bias=True, relative=distances, whole=True)
+        attends = attention(f"{b}.attention", x, C, H, H, C // H, bias=True, relative=distances)
         stages[b] = post_norm(b, C, attends, mlp(f"{b}.mlp", f"{b}.norm_1", C, F, "gelu", bias=True))
         x = f"{b}.norm_2"
         if i == 0 and kernel:  # a convolution of the embeddings is added to the first block's output
@@ -184,13 +183,11 @@ def t5(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
 
     def block(stack: str, i: int) -> list[Op]:
         b = f"{stack}.block_{i}"
-        attends = attention(f"{b}.attention", f"{b}.norm_1", C, H, H, D, bias=False, whole=True)
+        attends = attention(f"{b}.attention", f"{b}.norm_1", C, H, H, D, bias=False)
         if i == 0:
             attends.append(Table(f"{b}.attention.relative_bias", c["relative_attention_num_buckets"], H, ""))
         if stack == "decoder":
-            cross = attention(
-                f"{b}.cross_attention", f"{b}.norm_cross", C, H, H, D, bias=False, keys="encoder.norm", whole=True
-            )
+            cross = attention(f"{b}.cross_attention", f"{b}.norm_cross", C, H, H, D, bias=False, keys="encoder.norm")
             attends += [Norm(f"{b}.norm_cross", C, False), *cross]
         return pre_norm(b, C, False, attends, mlp(f"{b}.mlp", f"{b}.norm_2", C, F, "relu", bias=False))
 
