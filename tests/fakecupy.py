@@ -29,11 +29,38 @@ _SYNCING = {"argwhere", "flatnonzero", "nonzero", "unique"}  # the shape of the 
 _SYNCING |= {"dump", "dumps", "item", "save", "savetxt", "savez", "savez_compressed", "tobytes", "tofile", "tolist"}
 
 syncs = 0  # how often the host has waited for the device
+launches = 0  # how often it has been given work: calls that make arrays, or write into one. A view is no work
+arrays = nbytes = 0  # how many arrays those calls have made, and of how many bytes
 
 
 def _count_sync() -> None:
     global syncs
     syncs += 1
+
+
+def _count_launch(result: Any = None, inputs: Any = ()) -> None:
+    """Of `result`, a NumPy array or several, what looks into no input is new. None: work that writes into one."""
+    global launches, arrays, nbytes
+    owners = {id(owner): owner for owner in map(_owner, _arrays(result))}
+    for array in _arrays(inputs):
+        owners.pop(id(_owner(array)), None)
+    launches += bool(owners) or result is None
+    arrays += len(owners)
+    nbytes += sum(owner.nbytes for owner in owners.values())
+
+
+def _arrays(value: Any) -> list[Any]:
+    """The arrays and NumPy scalars in `value`, also within lists and tuples."""
+    if isinstance(value, (list, tuple)):
+        return [array for item in value for array in _arrays(item)]
+    return [value] if isinstance(value, (np.ndarray, np.generic)) else []
+
+
+def _owner(array: Any) -> Any:
+    """The array whose memory `array` looks into; itself, if that is its own."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
 
 
 def _to_host(value: Any, upload: bool = False) -> Any:
@@ -66,11 +93,14 @@ class _Function:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._check(args, kwargs)
-        result = self._function(*_to_host(args), **{name: _to_host(value) for name, value in kwargs.items()})
+        operands = _to_host(args)
+        result = self._function(*operands, **{name: _to_host(value) for name, value in kwargs.items()})
         if self._path.rpartition(".")[2] in _SYNCING:
             _count_sync()
         if kwargs.get("out") is not None:
+            _count_launch()
             return kwargs["out"]
+        _count_launch(result, (*operands, getattr(self._function, "__self__", None)))
         if self._path in _PYTHON_BOOLS or self._path.startswith("random."):  # NumPy draws one number as a float
             result = np.asarray(result)
         return _to_device(result)
@@ -89,6 +119,7 @@ class _Function:
         if self._function is not np.add:
             raise NotImplementedError(f"cupy.{self._path}.at is not modelled")
         np.add.at(_to_host(a), _to_host(indices), _to_host(b))
+        _count_launch()
 
 
 class ndarray(NDArrayOperatorsMixin):
@@ -128,6 +159,7 @@ class ndarray(NDArrayOperatorsMixin):
         result = self._array[parts]
         if isinstance(result, np.generic):
             result = self._array[(*parts, ...)]  # x[0, 0] is a scalar in NumPy, a view in CuPy
+        _count_launch(result, self._array)
         return _to_device(result)
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -140,6 +172,7 @@ class ndarray(NDArrayOperatorsMixin):
             if (writes > 1).any():
                 raise ValueError("repeated indices in an assignment: on CuPy any of the values may win")
         self._array[parts] = _to_host(value)
+        _count_launch()
 
     def __len__(self) -> int:
         return len(self._array)
@@ -223,7 +256,10 @@ random = SimpleNamespace(default_rng=_Generator, Generator=_Generator)
 def array(obj: Any, dtype: Any = None, copy: bool = True, order: Any = "K") -> ndarray:
     """Upload, or copy on the device. The host's memory is never shared."""
     keep = isinstance(obj, ndarray) and not copy
-    return _to_device(np.array(_to_host(obj, upload=True), dtype=dtype, copy=None if keep else True, order=order))
+    source = _to_host(obj, upload=True)
+    result = np.array(source, dtype=dtype, copy=None if keep else True, order=order)
+    _count_launch(result, source)
+    return _to_device(result)
 
 
 def asarray(a: Any, dtype: Any = None, order: Any = "K") -> ndarray:
@@ -235,4 +271,6 @@ class special:
 
     @staticmethod
     def erf(x: ndarray) -> ndarray:
-        return _to_device(scipy.special.erf(_to_host(x)))
+        y = scipy.special.erf(_to_host(x))
+        _count_launch(y)
+        return _to_device(y)

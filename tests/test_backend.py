@@ -114,6 +114,26 @@ SYNCS = [
     ("list(x)", 0),
 ]
 
+# x is (3, 4) in float32: 48 bytes.
+COUNTS = "launches", "arrays", "nbytes"
+LAUNCHES = [
+    ("x * 2.0 + 1", 2, 2, 96),
+    ("x.__iadd__(1.0)", 1, 0, 0),
+    ("cp.sqrt(x, out=x)", 1, 0, 0),
+    ("x.sum(axis=0)", 1, 1, 16),
+    ("x.sum()", 1, 1, 4),
+    ("x.T, x.swapaxes(0, 1), x.reshape(2, 6), x[1:], x[0, 0], cp.split(x, 2, axis=1), cp.broadcast_to(x, (2, 3, 4))",
+     0, 0, 0),
+    ("x.T.reshape(-1)", 1, 1, 48),
+    ("x[cp.arange(3)[::-1]]", 2, 2, 24 + 48),
+    ("x.__setitem__(0, 1.0)", 1, 0, 0),
+    ("cp.asarray(x)", 0, 0, 0),
+    ("cp.asarray(n)", 1, 1, 48),
+    ("cp.add.at(table, ids, x)", 1, 0, 0),
+    ("cp.concatenate([x, x])", 1, 1, 96),
+    ("x.shape, x.dtype, len(x)", 0, 0, 0),
+]  # fmt: skip
+
 
 def evaluate(expression: str, module: ModuleType) -> object:
     return eval(expression, operands(module))
@@ -255,6 +275,15 @@ def test_each_wait_for_the_device_is_counted(expression, count):
     before = fakecupy.syncs
     eval(expression, names)
     assert fakecupy.syncs == before + count
+
+
+@pytest.mark.parametrize(("expression", *COUNTS), LAUNCHES, ids=[expression for expression, *_ in LAUNCHES])
+def test_work_that_the_device_is_given_is_counted_and_a_view_is_none(expression, launches, arrays, nbytes):
+    names = operands(fakecupy)
+    before = [getattr(fakecupy, count) for count in COUNTS]
+    eval(expression, names)
+    counted = [getattr(fakecupy, count) - start for count, start in zip(COUNTS, before, strict=True)]
+    assert counted == [launches, arrays, nbytes]
 
 
 @pytest.mark.parametrize("expression", ["x.sum()", "x[0, 0]", "cp.max(x)", "cp.argmax(x)", "rng.random()"])

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import fakecupy
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -339,21 +338,6 @@ def test_on_a_device_the_losses_are_those_on_the_host(xp):
     model.to(xp)
     history = quietly(model, shards=2, accumulate=2)
     np.testing.assert_allclose(history.loss, quietly(learner(), shards=2, accumulate=2).loss, rtol=1e-5)
-
-
-@pytest.mark.parametrize("xp", ["fakecupy"], indirect=True)
-def test_a_step_waits_for_the_device_only_where_losses_are_read(xp):
-    model, waits = learner(dropout=0.1), []
-    model.to(xp)
-    start = fakecupy.syncs
-
-    def batches(step: int) -> Batch:
-        waits.append(fakecupy.syncs - start)
-        return some(step, padded=True)
-
-    quietly(model, batches, steps=20, shards=2)
-    assert waits == [0] * 10 + [1] * 10
-    assert fakecupy.syncs - start == 2
 
 
 # ---- what is not finite ----
