@@ -1,6 +1,7 @@
 """Every op against numbers, against PyTorch and against its own laws; and the check itself against known mistakes."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from minilora import ops
 from minilora.backend import Array, get_array_module, to_numpy
 from minilora.ops.attention import merge_heads, split_heads
+from minilora.ops.gelu import normal_distribution
 from minilora.verify import Report, check_gradient
 from minilora.verify.cases import EPS, OPS, THETA, OpCase, S, attention_mask, fixed, pad, rope_tables
 
@@ -253,6 +255,26 @@ def test_large_numbers_overflow_nothing(op, scale, rng):
     y = case.forward(*inputs)[0]
     grads = case.grad(np.asarray(rng.standard_normal(y.shape), dtype=np.float32), *inputs)
     assert all(np.isfinite(result).all() for result in [y, *grads])
+
+
+@few
+@given(x=st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_in_float32_the_normal_distribution_is_exact_to_two_roundings_at_every_magnitude(x):
+    near = np.float32([x, x / 2**20, np.tanh(x), 8 * np.tanh(x)])
+    x = np.unique(np.concatenate([near, np.linspace(-8, 8, 20001), np.geomspace(1e-45, 1e19, 200)]).astype(np.float32))
+    with np.errstate(over="ignore"):  # of x²
+        Phi = normal_distribution(x)
+    exact = np.vectorize(math.erfc)(-x.astype(np.float64) * math.sqrt(0.5)) / 2
+    assert Phi.dtype == np.float32
+    assert np.abs(Phi - exact).max() < np.finfo(np.float32).eps
+    assert np.array_equal(Phi[np.abs(x) > 6.5], np.float32(x > 0)[np.abs(x) > 6.5])
+
+
+def test_in_float32_gelu_needs_no_scipy_and_in_float64_says_that_it_does(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.special", None)  # makes the import fail
+    ops.gelu_forward(np.ones(3, np.float32))
+    with pytest.raises(ImportError, match="needs SciPy in float64: pip install scipy"):
+        ops.gelu_forward(np.ones(3))
 
 
 @few
