@@ -75,7 +75,8 @@ def sharded_loss_and_gradients(
         return loss_and_gradients(model, shard, np.random.default_rng([*seed, i]), count)
 
     parts = [shard for batch in batches for shard in cut(batch, shards)]
-    losses, grads = zip(*pool.map(one, range(len(parts)), parts), strict=True)
+    run = pool.map if len(parts) > 1 else map  # a thread for one part alone would only be waited for
+    losses, grads = zip(*run(one, range(len(parts)), parts), strict=True)
     return sum(losses), sum(grads, Gradients())
 
 

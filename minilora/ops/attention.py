@@ -35,6 +35,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ..backend import Array, get_array_module
+from .linear import row_products
 
 
 def attention_mask(xp: ModuleType, T: int, causal: bool, padding: Array | None, dtype: Any, start: int = 0) -> Array:
@@ -82,9 +83,9 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array, D: int) -> tupl
     R = q.shape[2] // k.shape[2]
     q, k, v = split_heads(q / math.sqrt(D), groups, D), split_heads(k, groups, D), split_heads(v, groups, D)
     S = q @ k.swapaxes(-1, -2)
-    S += xp.tile(mask, (R, 1))
+    S += mask if R == 1 else xp.tile(mask, (R, 1))
     S -= S.max(axis=-1, keepdims=True)  # softmax ignores shifts; exp must not overflow
-    E = xp.exp(S)
+    E = xp.exp(S, out=S)
     Z = E @ xp.ones((Tk, 1), dtype=E.dtype)  # row sums as a product: BLAS adds faster
     o = E @ v
     o /= Z
@@ -97,7 +98,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     Tq, (_, groups, Tk, D) = dy.shape[1], k.shape
     do_Z = split_heads(dy, groups, D) / Z
     dS = do_Z @ v.swapaxes(-1, -2)
-    dS -= get_array_module(dy).einsum("...d,...d->...", do_Z, o)[..., None]
+    dS -= row_products(do_Z, o)
     dS *= E
     dq = dS @ k
     dq /= math.sqrt(D)

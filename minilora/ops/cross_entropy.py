@@ -42,9 +42,11 @@ def cross_entropy_forward(logits: Array, targets: Array, count: int | None = Non
     targets = xp.where(labelled, targets, 0)
     weight = (labelled / (count or xp.maximum(labelled.sum(), 1))).astype(z.dtype)
     z = z - z.max(axis=-1, keepdims=True)  # softmax ignores shifts; exp must not overflow
-    log_P = z - xp.log(xp.exp(z).sum(axis=-1, keepdims=True))
-    L = -(weight * log_P[xp.arange(len(z)), targets]).sum()
-    return L, CrossEntropyCache(xp.exp(log_P), targets, weight[:, None], logits.shape)
+    P = xp.exp(z)
+    Z = P.sum(axis=-1, keepdims=True)
+    P /= Z
+    L = (weight * (xp.log(Z[:, 0]) - z[xp.arange(len(z)), targets])).sum()
+    return L, CrossEntropyCache(P, targets, weight[:, None], logits.shape)
 
 
 def cross_entropy_backward(dL: Array | float, cache: CrossEntropyCache) -> Array:
