@@ -52,7 +52,9 @@ class Context(NamedTuple):
     segments: Array | None = None  # (B, T) int, the segment of each token (BERT)
     rng: np.random.Generator | None = None  # for dropout; None: no dropout
     labelled: tuple[Array, Array] | None = None  # b and t of the positions whose logits are wanted; None: all
-    past: Any = None  # transformer.Past: the keys and values of earlier tokens, when generating
+    past: Any = (
+        None  # transformer.Past: keys and values of earlier tokens, when generating; a Chain then keeps no cache
+    )
     made: dict[Any, Any] | None = None  # by a layer, for all that need the same; a Chain begins it
 
     def once(self, key: Any, make: Callable[..., Any], *arguments: Any) -> Any:
@@ -193,7 +195,8 @@ class Chain(Module):
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, list[Any]]:
         context = context._replace(made={})
         layers = list(self.layers.values())
-        lowest = next((i for i, layer in enumerate(layers) if layer.trainable), len(layers))
+        learns = enumerate(layers) if context.past is None else ()
+        lowest = next((i for i, layer in learns if layer.trainable), len(layers))
         caches = []
         for i, layer in enumerate(layers):
             x, cache = layer.forward(x, context)

@@ -151,7 +151,8 @@ class FusedAttention(Attention):
 
     def project(self, x: Array, context: Context) -> tuple[Sequence[Array], Any]:
         qkv, cache = self.qkv_proj.forward(x, context)
-        return get_array_module(x).split(qkv, 3, axis=-1), cache
+        C = qkv.shape[-1] // 3
+        return (qkv[..., :C], qkv[..., C : 2 * C], qkv[..., 2 * C :]), cache
 
     def project_backward(self, dq: Array, dk: Array, dv: Array, cache: Any, grads: Gradients) -> Array:
         return self.qkv_proj.backward(get_array_module(dq).concatenate([dq, dk, dv], axis=-1), cache, grads)

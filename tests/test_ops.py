@@ -353,6 +353,14 @@ def test_padding_changes_no_real_token_of_attention(causal, side, rng):
     assert np.isfinite(padded).all()
 
 
+def test_there_is_no_mask_where_every_query_may_look_at_every_key():
+    padding = np.array([[True, True]])
+    assert ops.attention_mask(np, 2, False, None, "float64") is None
+    assert ops.attention_mask(np, 1, True, None, "float64", start=4) is None
+    assert ops.attention_mask(np, 2, True, None, "float64") is not None
+    assert ops.attention_mask(np, 2, False, padding, "float64") is not None
+
+
 def test_a_causal_query_looks_at_no_later_key(rng):
     q, k, v = (rng.standard_normal((2, 5, 6)) for _ in "qkv")
     mask = attention_mask(q, True, None)
@@ -424,7 +432,7 @@ MISTAKES: list[tuple[str, str, Callable[..., Any]]] = [
 
 def norm_dx(dy, cache, x, g, b=None, *, mean=1, project=1):
     dx, xhat = dy * g, cache.xhat
-    return (dx - mean * dx.mean(-1, keepdims=True) - project * xhat * (dx * xhat).mean(-1, keepdims=True)) * cache.scale
+    return (dx - mean * dx.mean(-1, keepdims=True) - project * xhat * (dx * xhat).mean(-1, keepdims=True)) / cache.sigma
 
 
 def attention_dq_dk(dy, cache, *_, row_sum=True, D=3):
