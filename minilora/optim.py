@@ -70,7 +70,7 @@ class Optimizer:
                 new = self.update(g, *old, lr=lr, weight_decay=weight_decay)
                 if not known:
                     new = [get_array_module(g).where(finite, *pair) for pair in zip(new, old, strict=True)]
-                data, *slots = (cut(array, bundle) for array in new)
+                data, *slots = (views(array, bundle) for array in new)
                 for parameter, array in zip(bundle, data, strict=True):
                     parameter.data = array
                 for row, arrays in zip(keys, slots, strict=True):
@@ -110,8 +110,8 @@ def flat(arrays: Sequence[Array]) -> Array:
     return get_array_module(arrays[0]).concatenate(arrays, axis=None) if len(arrays) > 1 else arrays[0].reshape(-1)
 
 
-def cut(array: Array, bundle: Sequence[Parameter]) -> list[Array]:
-    """Views of an (n,), in the shapes of the bundle's parameters."""
+def views(array: Array, bundle: Sequence[Parameter]) -> list[Array]:
+    """Parts of an (n,), in the shapes of the bundle's parameters."""
     ends = accumulate(parameter.data.size for parameter in bundle)
     return [array[end - p.data.size : end].reshape(p.data.shape) for end, p in zip(ends, bundle, strict=True)]
 
@@ -225,5 +225,5 @@ def clip_by_global_norm(grads: Gradients, limit: float) -> tuple[Gradients, Arra
     scale = xp.minimum(float(limit) / (norm + 1e-6), 1.0)
     clipped = Gradients(grads)  # in their order
     for bundle, g in all_of_it:
-        clipped.update(zip(bundle, cut(scale * g, bundle), strict=True))
+        clipped.update(zip(bundle, views(scale * g, bundle), strict=True))
     return clipped, norm
