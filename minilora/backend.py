@@ -53,4 +53,4 @@ def erf(x: Array) -> Array:
     try:
         return importlib.import_module("scipy.special" if on_host else "cupyx.scipy.special").erf(x)
     except ImportError as error:
-        raise ImportError("GELU in the form of BERT needs SciPy: pip install scipy") from error
+        raise ImportError("GELU in the form of BERT needs SciPy in float64: pip install scipy") from error

@@ -138,7 +138,7 @@ def weights_hash(weights: Mapping[str, Array]) -> str:
     for name, data in sorted(weights.items()):
         array = np.ascontiguousarray(to_numpy(data), dtype=np.float32)
         digest.update(f"{name} {array.shape}\n".encode())
-        digest.update(array)
+        digest.update(array.data)
     return digest.hexdigest()
 
 

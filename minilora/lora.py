@@ -364,17 +364,13 @@ def trained_too(model: Module, names: Collection[str]) -> list[Parameter]:
         if name == "bias":
             matched = [p for path, p in model.named_parameters().items() if last(path) == "bias"]
         elif name == "norm":
-            matched = [p for _, m in modules if isinstance(m, LayerNorm | RMSNorm) for p in parameters(m)]
+            matched = [p for _, m in modules if isinstance(m, LayerNorm | RMSNorm) for p in m.parameters()]
         else:
-            matched = [p for path, m in modules if last(path) == name for p in parameters(m)]
+            matched = [p for path, m in modules if last(path) == name for p in m.parameters()]
         if not matched:
             raise ValueError(f"train={name!r} matches nothing: 'bias', 'norm', or the last name of a module")
         found += matched
     return found
-
-
-def parameters(module: Module) -> list[Parameter]:
-    return list(module.named_parameters().values())
 
 
 def last(path: str) -> str:

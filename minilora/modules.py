@@ -13,7 +13,7 @@ Parameters, cache and gradients are three separate values. The contract of every
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -52,7 +52,16 @@ class Context(NamedTuple):
     segments: Array | None = None  # (B, T) int, the segment of each token (BERT)
     rng: np.random.Generator | None = None  # for dropout; None: no dropout
     labelled: tuple[Array, Array] | None = None  # b and t of the positions whose logits are wanted; None: all
-    past: Any = None  # transformer.Past: the keys and values of earlier tokens, when generating
+    past: Any = None  # transformer.Past: keys and values of earlier tokens; a Chain then keeps no cache
+    made: dict[Any, Any] | None = None  # by a layer, for all that need the same; a Chain begins it
+
+    def once(self, key: Any, make: Callable[..., Any], *arguments: Any) -> Any:
+        """make(*arguments), or what a layer before it made under the same key, in the same forward of a Chain."""
+        if self.made is None:
+            return make(*arguments)
+        if key not in self.made:
+            self.made[key] = make(*arguments)
+        return self.made[key]
 
 
 class Module:
@@ -85,15 +94,21 @@ class Module:
                     found.setdefault(value, path)
         return {path: parameter for parameter, path in found.items()}
 
+    def parameters(self) -> Iterator[Parameter]:
+        """Those of named_parameters(), without the names: much faster. A tied one comes each time it is met."""
+        yield from (value for value in vars(self).values() if isinstance(value, Parameter))
+        for child in self.children().values():
+            yield from child.parameters()
+
     def trainable_parameters(self) -> dict[str, Parameter]:
         return {path: parameter for path, parameter in self.named_parameters().items() if parameter.trainable}
 
     @property
     def trainable(self) -> bool:
-        return bool(self.trainable_parameters())
+        return any(parameter.trainable for parameter in self.parameters())
 
     def freeze(self) -> None:
-        for parameter in self.named_parameters().values():
+        for parameter in self.parameters():
             parameter.trainable = False
 
     def __getitem__(self, path: str) -> Module:
@@ -176,8 +191,10 @@ class Chain(Module):
         self.layers[name] = module
 
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, list[Any]]:
+        context = context._replace(made={})
         layers = list(self.layers.values())
-        lowest = next((i for i, layer in enumerate(layers) if layer.trainable), len(layers))
+        learns = enumerate(layers) if context.past is None else ()
+        lowest = next((i for i, layer in learns if layer.trainable), len(layers))
         caches = []
         for i, layer in enumerate(layers):
             x, cache = layer.forward(x, context)

@@ -6,9 +6,12 @@ State exists for the trainable parameters alone: this is where LoRA's memory sav
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeAlias
+
+import numpy as np
 
 from .backend import Array, get_array_module
 from .modules import Gradients, Parameter, check_fit, shapes_of
@@ -29,7 +32,9 @@ Groups: TypeAlias = Mapping[str, Parameter] | Sequence[Group]
 class Optimizer:
     """`groups` is a list of Group, or named parameters for a single one with `lr` and `weight_decay`.
 
-    step(grads, factor) changes every parameter that has a gradient; `factor`, from a schedule, multiplies lr.
+    step(grads, factor) changes every parameter that has a gradient; `factor`, from a schedule, multiplies lr. If
+    `finite` is False it changes nothing: a bool, or a 0-d array on a device, for which no one waits.
+    update(g, p, *slots) is what makes it this optimizer: p and the slots after a step, all (n,), for a bundle at once.
     `state` maps "m.<parameter>" and the like to arrays, `t` counts the steps.
     Raises ValueError when there is nothing to train, or a parameter is in two groups.
     """
@@ -41,6 +46,7 @@ class Optimizer:
             raise ValueError("nothing to train: every parameter is frozen")
         if len(set(everything)) < len(everything):
             raise ValueError("a parameter is in two groups, and would take two steps at once")
+        self.slots = slots
         self.state: dict[str, Array] = {
             f"{slot}.{name}": get_array_module(parameter.data).zeros_like(parameter.data)
             for group in self.groups
@@ -49,15 +55,28 @@ class Optimizer:
         }
         self.t = 0
 
-    def step(self, grads: Gradients, factor: float = 1.0) -> None:
+    def step(self, grads: Gradients, factor: float = 1.0, finite: Array | bool = True) -> None:
         self.t += 1
+        known = get_array_module(finite) is np
+        if known and not finite:
+            return
         for group in self.groups:
-            for name, parameter in group.parameters.items():
-                if parameter in grads:
-                    lr, weight_decay = float(factor * group.lr), float(group.weight_decay)
-                    self.update(name, parameter, grads[parameter], lr, weight_decay)
+            lr, weight_decay = float(factor * group.lr), float(group.weight_decay)
+            names = {parameter: name for name, parameter in group.parameters.items() if parameter in grads}
+            for bundle in bundles(names):
+                keys = [[f"{slot}.{names[parameter]}" for parameter in bundle] for slot in self.slots]
+                g, p = flat([grads[parameter] for parameter in bundle]), flat([q.data for q in bundle])
+                old = p, *(flat([self.state[key] for key in row]) for row in keys)
+                new = self.update(g, *old, lr=lr, weight_decay=weight_decay)
+                if not known:
+                    new = [get_array_module(g).where(finite, *pair) for pair in zip(new, old, strict=True)]
+                data, *slots = (views(array, bundle) for array in new)
+                for parameter, array in zip(bundle, data, strict=True):
+                    parameter.data = array
+                for row, arrays in zip(keys, slots, strict=True):
+                    self.state.update(zip(row, arrays, strict=True))
 
-    def update(self, name: str, parameter: Parameter, g: Array, lr: float, weight_decay: float) -> None:
+    def update(self, g: Array, p: Array, *slots: Array, lr: float, weight_decay: float) -> Sequence[Array]:
         raise NotImplementedError
 
     def load_state(self, state: Mapping[str, Array], t: int) -> None:
@@ -67,6 +86,36 @@ class Optimizer:
         self.t = t
 
 
+BUNDLE = 2**18  # numbers
+
+
+def bundles(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:
+    """Small ones together, up to BUNDLE numbers of one dtype: a call costs more than the arithmetic of a few numbers.
+    A large one is alone, so that it need not be copied to lie beside others."""
+    bundle: list[Parameter] = []
+    size = 0
+    for parameter in sorted(parameters, key=lambda parameter: parameter.data.size):
+        p = parameter.data
+        size += p.size
+        if bundle and (size > BUNDLE or p.dtype != bundle[0].data.dtype):
+            yield bundle
+            bundle, size = [], p.size
+        bundle.append(parameter)
+    if bundle:
+        yield bundle
+
+
+def flat(arrays: Sequence[Array]) -> Array:
+    """(n,): all their numbers, one array after another."""
+    return get_array_module(arrays[0]).concatenate(arrays, axis=None) if len(arrays) > 1 else arrays[0].reshape(-1)
+
+
+def views(array: Array, bundle: Sequence[Parameter]) -> list[Array]:
+    """Parts of an (n,), in the shapes of the bundle's parameters."""
+    ends = accumulate(parameter.data.size for parameter in bundle)
+    return [array[end - p.data.size : end].reshape(p.data.shape) for end, p in zip(ends, bundle, strict=True)]
+
+
 class SGD(Optimizer):
     """g ← g + λ p       u ← μ u + g       p ← p - η u                (Sutskever et al., 2013, as in PyTorch)"""
 
@@ -74,12 +123,14 @@ class SGD(Optimizer):
         super().__init__(groups, lr, weight_decay, ["u"] if momentum else [])
         self.momentum = momentum
 
-    def update(self, name: str, parameter: Parameter, g: Array, lr: float, weight_decay: float) -> None:
+    def update(self, g: Array, p: Array, *slots: Array, lr: float, weight_decay: float) -> Sequence[Array]:
         if weight_decay:
-            g = g + weight_decay * parameter.data
+            g = g + weight_decay * p
         if self.momentum:
-            g = self.state[f"u.{name}"] = self.momentum * self.state[f"u.{name}"] + g
-        parameter.data = parameter.data - lr * g
+            (u,) = slots
+            g = self.momentum * u + g
+            return p - lr * g, g
+        return (p - lr * g,)
 
 
 class AdamW(Optimizer):
@@ -100,14 +151,18 @@ class AdamW(Optimizer):
         super().__init__(groups, lr, weight_decay, ["m", "v"])
         self.betas, self.eps = betas, eps
 
-    def update(self, name: str, parameter: Parameter, g: Array, lr: float, weight_decay: float) -> None:
-        b1, b2 = self.betas
-        m = b1 * self.state[f"m.{name}"] + (1 - b1) * g
-        v = b2 * self.state[f"v.{name}"] + (1 - b2) * (g * g)
-        self.state[f"m.{name}"], self.state[f"v.{name}"] = m, v
-        m_hat, v_hat = m / (1 - b1**self.t), v / (1 - b2**self.t)
-        step = m_hat / (get_array_module(g).sqrt(v_hat) + self.eps)
-        parameter.data = (1 - lr * weight_decay) * parameter.data - lr * step
+    def update(self, g: Array, p: Array, *slots: Array, lr: float, weight_decay: float) -> Sequence[Array]:
+        (m, v), (b1, b2) = slots, self.betas
+        m = b1 * m
+        m += (1 - b1) * g
+        v = b2 * v
+        v += (1 - b2) * (g * g)
+        step = m / (1 - b1**self.t)
+        step /= get_array_module(g).sqrt(v / (1 - b2**self.t)) + self.eps  # m̂ / (√v̂ + ε)
+        step *= lr
+        p = (1 - lr * weight_decay) * p
+        p -= step
+        return p, m, v
 
 
 Penalty = Callable[[], tuple[Array, Gradients]]  # what a loss is raised by, and its gradients
@@ -165,6 +220,10 @@ def clip_by_global_norm(grads: Gradients, limit: float) -> tuple[Gradients, Arra
     if not grads:
         return grads, 0.0
     xp = get_array_module(next(iter(grads.values())))
-    norm = xp.sqrt(sum((g * g).sum() for g in grads.values()))
+    all_of_it = [(bundle, flat([grads[parameter] for parameter in bundle])) for bundle in bundles(grads)]
+    norm = xp.sqrt(sum(g @ g for _, g in all_of_it))
     scale = xp.minimum(float(limit) / (norm + 1e-6), 1.0)
-    return Gradients({parameter: scale * g for parameter, g in grads.items()}), norm
+    clipped = Gradients(grads)  # in their order
+    for bundle, g in all_of_it:
+        clipped.update(zip(bundle, views(scale * g, bundle), strict=True))
+    return clipped, norm

@@ -76,7 +76,8 @@ def sharded_loss_and_gradients(
         return loss_and_gradients(model, shard, np.random.default_rng([*seed, i]), count)
 
     parts = [shard for batch in batches for shard in cut(batch, shards)]
-    losses, grads = zip(*pool.map(one, range(len(parts)), parts), strict=True)
+    run = pool.map if len(parts) > 1 else map  # a thread for one part alone would only be waited for
+    losses, grads = zip(*run(one, range(len(parts)), parts), strict=True)
     return sum(losses), sum(grads, Gradients())
 
 
@@ -243,14 +244,9 @@ class Run:
     def step(self, loss: Array, grads: Gradients, norm: Array, factor: float) -> None:
         """One step of the optimizer, which changes nothing once a loss or gradient was not finite: no one waits for
         the device, and what made it so can still be found when the losses are read."""
-        xp, state = get_array_module(loss), self.optimizer.state
-        before, state_before = self.state(), dict(state)
-        self.optimizer.step(grads, factor)
+        xp = get_array_module(loss)
         self.finite = self.finite & xp.isfinite(loss) & xp.isfinite(norm)
-        for name, parameter in self.model.trainable_parameters().items():
-            parameter.data = xp.where(self.finite, parameter.data, before[name])
-        for name, old in state_before.items():
-            state[name] = xp.where(self.finite, state[name], old)
+        self.optimizer.step(grads, factor, self.finite)
         self.unread.append((loss, norm))
 
     def read(self, at: Callable[[int], list[Batch]]) -> None:

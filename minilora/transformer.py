@@ -74,6 +74,11 @@ class Rope(NamedTuple):
     theta: float
     scaling: ops.RopeScaling | None = None
 
+    def tables(self, x: Array, D: int, start: int) -> tuple[Array, Array]:
+        """cos and sin for the positions of x, the first of them `start`."""
+        xp = get_array_module(x)
+        return ops.rope_tables(xp, x.shape[1], ops.rope_frequencies(xp, D, *self), x.dtype, start)
+
 
 class AttentionCache(NamedTuple):
     projections: Any  # of q_proj, k_proj, v_proj
@@ -91,7 +96,7 @@ class Attention(Module):
     # Under a causal mask, from so many tokens on and without a past, S is made block by block: nothing is T times T.
     # On a CPU that is faster too, by a fifth at 512 tokens, a third at 1024; at 256 not always. Without a mask, where
     # no block can be skipped, it would take up to a fifth longer.
-    blockwise_from = 512
+    blockwise_from: float = 512
 
     def __init__(
         self,
@@ -125,8 +130,7 @@ class Attention(Module):
         start = past.length if past else 0
         (q, k, v), projections = self.project(x, context)
         if self.rope:
-            omega = ops.rope_frequencies(xp, self.head_dim, *self.rope)
-            rope = ops.rope_tables(xp, T, omega, x.dtype, start)
+            rope = context.once((self.rope, self.head_dim, T), self.rope.tables, x, self.head_dim, start)
             q, k = ops.rope_forward(q, *rope), ops.rope_forward(k, *rope)
         if past:
             k, v = past.extend(self, k, v)
@@ -134,7 +138,8 @@ class Attention(Module):
         if self.causal and self.blockwise_from <= T and not past:
             o, attention = ops.blockwise_attention_forward(q, k, v, self.head_dim, True, context.padding)
         else:
-            mask = ops.attention_mask(xp, T, self.causal, context.padding, x.dtype, start)
+            shape = T, self.causal, context.padding, x.dtype, start
+            mask = context.once((self.causal, T), ops.attention_mask, xp, *shape)
             o, attention = ops.attention_forward(q, k, v, mask, self.head_dim)
         y, o_proj = self.o_proj.forward(o, context)
         return y, AttentionCache(projections, rope, attention, o_proj)
@@ -158,7 +163,8 @@ class FusedAttention(Attention):
 
     def project(self, x: Array, context: Context) -> tuple[Sequence[Array], Any]:
         qkv, cache = self.qkv_proj.forward(x, context)
-        return get_array_module(x).split(qkv, 3, axis=-1), cache
+        C = qkv.shape[-1] // 3
+        return (qkv[..., :C], qkv[..., C : 2 * C], qkv[..., 2 * C :]), cache
 
     def project_backward(self, dq: Array, dk: Array, dv: Array, cache: Any, grads: Gradients) -> Array:
         return self.qkv_proj.backward(get_array_module(dq).concatenate([dq, dk, dv], axis=-1), cache, grads)
@@ -280,7 +286,7 @@ class Recomputed(Module):
         self.block.replace(name, module)
 
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, tuple[Array, Context]]:
-        replayed = context._replace(rng=copy.deepcopy(context.rng))  # dropout is to draw the same again
+        replayed = context._replace(rng=copy.deepcopy(context.rng), made=None)  # dropout is to draw the same again
         return self.block.forward(x, context)[0], (x, replayed)
 
     def backward(self, dy: Array, cache: tuple[Array, Context], grads: Gradients) -> Any:
@@ -417,7 +423,7 @@ class Transformer(Chain):
         included) than config.context, for a past with padding, and for a padding or segments that are not (B, T) too,
         of the dtype and in the range that Context says.
         """
-        xp = get_array_module(next(iter(self.named_parameters().values())).data)
+        xp = get_array_module(next(self.parameters()).data)
         past = context.past
         if get_array_module(ids) is np:
             check_ids(ids, self.config, past.length if past else 0)

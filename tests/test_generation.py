@@ -49,6 +49,12 @@ def test_tokens_that_come_in_parts_have_the_logits_of_the_whole(data):
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=1e-12 * np.abs(whole).max())
 
 
+def test_with_a_past_nothing_is_kept_for_a_backward(model, rng):
+    ids = rng.integers(0, 13, (1, 3))
+    assert model.forward(ids)[1]
+    assert model.forward(ids, Context(past=Past(3)))[1] == []
+
+
 @pytest.mark.parametrize("prompt", [1, 4, 9, 14])  # the context is 9
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_with_a_cache_and_without_the_tokens_are_the_same_also_past_the_context(model, prompt, temperature, rng):

@@ -234,6 +234,12 @@ def test_parameters_with_equal_numbers_are_two():
 # ---- names ----
 
 
+@each_model
+def test_the_parameters_are_those_that_have_a_name(name):
+    model = model_of(name)
+    assert set(model.parameters()) == set(model.named_parameters().values())
+
+
 def test_a_tied_parameter_has_one_name_and_an_untied_one_its_own():
     tied, untied = build("gpt2"), build("gpt2", tied=False)
     assert set(untied.named_parameters()) - set(tied.named_parameters()) == {"lm_head.weight"}

@@ -1,6 +1,7 @@
 """Every op against numbers, against PyTorch and against its own laws; and the check itself against known mistakes."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from minilora import ops
 from minilora.backend import Array, get_array_module, to_numpy
 from minilora.ops.attention import merge_heads, split_heads
+from minilora.ops.gelu import normal_distribution
 from minilora.verify import Report, check_gradient
 from minilora.verify.cases import EPS, OPS, THETA, OpCase, S, attention_mask, fixed, pad, rope_tables
 
@@ -256,6 +258,26 @@ def test_large_numbers_overflow_nothing(op, scale, rng):
 
 
 @few
+@given(x=st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_in_float32_the_normal_distribution_is_exact_to_two_roundings_at_every_magnitude(x):
+    near = np.float32([x, x / 2**20, np.tanh(x), 8 * np.tanh(x)])
+    x = np.unique(np.concatenate([near, np.linspace(-8, 8, 20001), np.geomspace(1e-45, 1e19, 200)]).astype(np.float32))
+    with np.errstate(over="ignore"):  # of x²
+        Phi = normal_distribution(x)
+    exact = np.vectorize(math.erfc)(-x.astype(np.float64) * math.sqrt(0.5)) / 2
+    assert Phi.dtype == np.float32
+    assert np.abs(Phi - exact).max() < np.finfo(np.float32).eps
+    assert np.array_equal(Phi[np.abs(x) > 6.5], np.float32(x > 0)[np.abs(x) > 6.5])
+
+
+def test_in_float32_gelu_needs_no_scipy_and_in_float64_says_that_it_does(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.special", None)  # makes the import fail
+    ops.gelu_forward(np.ones(3, np.float32))
+    with pytest.raises(ImportError, match="needs SciPy in float64: pip install scipy"):
+        ops.gelu_forward(np.ones(3))
+
+
+@few
 @given(seed=seeds, C=st.integers(3, 6))
 def test_layer_norm_ignores_shift_and_scale_so_dx_is_orthogonal_to_ones_and_to_xhat(seed, C):
     rng = np.random.default_rng(seed)
@@ -331,6 +353,14 @@ def test_padding_changes_no_real_token_of_attention(causal, side, rng):
     assert np.isfinite(padded).all()
 
 
+def test_there_is_no_mask_where_every_query_may_look_at_every_key():
+    padding = np.array([[True, True]])
+    assert ops.attention_mask(np, 2, False, None, "float64") is None
+    assert ops.attention_mask(np, 1, True, None, "float64", start=4) is None
+    assert ops.attention_mask(np, 2, True, None, "float64") is not None
+    assert ops.attention_mask(np, 2, False, padding, "float64") is not None
+
+
 def test_a_causal_query_looks_at_no_later_key(rng):
     q, k, v = (rng.standard_normal((2, 5, 6)) for _ in "qkv")
     mask = attention_mask(q, True, None)
@@ -402,7 +432,7 @@ MISTAKES: list[tuple[str, str, Callable[..., Any]]] = [
 
 def norm_dx(dy, cache, x, g, b=None, *, mean=1, project=1):
     dx, xhat = dy * g, cache.xhat
-    return (dx - mean * dx.mean(-1, keepdims=True) - project * xhat * (dx * xhat).mean(-1, keepdims=True)) * cache.scale
+    return (dx - mean * dx.mean(-1, keepdims=True) - project * xhat * (dx * xhat).mean(-1, keepdims=True)) / cache.sigma
 
 
 def attention_dq_dk(dy, cache, *_, row_sum=True, D=3):

@@ -1,6 +1,7 @@
 """Optimizers, schedules and clipping, against PyTorch and their own laws."""
 
 import math
+import sys
 from typing import Any
 
 import fakecupy
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_lora import adapted, lora_names
 
+from minilora import optim
 from minilora.backend import get_array_module, to_numpy
 from minilora.modules import Gradients, Parameter
 from minilora.optim import SGD, AdamW, Group, Optimizer, clip_by_global_norm, cosine_schedule, linear_schedule
@@ -159,6 +161,64 @@ def test_on_a_gpu_steps_give_the_same_numbers_and_nothing_waits_for_the_host(nam
         tolerance = 1e-5 if xp.__name__ == "cupy" else 0
         assert get_array_module(there[n].data) is xp
         np.testing.assert_allclose(to_numpy(there[n].data), here[n].data, rtol=tolerance)
+
+
+@each_optimizer
+@pytest.mark.parametrize("most", [0, 7, 10])  # the parameters have 4, 6 and 10 numbers
+def test_bundled_or_one_by_one_the_numbers_are_the_same_to_the_bit(name, most, monkeypatch, rng):
+    ends = []
+    for bundle in (most, optim.BUNDLE):
+        monkeypatch.setattr(optim, "BUNDLE", bundle)
+        parameters, rng = some_parameters(np.float32), np.random.default_rng(3)
+        parameters["d"] = Parameter(rng.standard_normal(3))  # of another dtype
+        optimizer = make(name, parameters)
+        for _ in range(3):
+            optimizer.step(some_gradients(parameters, rng))
+        ends.append((bits(parameters), {key: array.tobytes() for key, array in optimizer.state.items()}))
+    assert ends[0] == ends[1]
+
+
+@each_optimizer
+def test_a_step_and_its_clipping_take_as_many_calls_for_a_hundred_small_parameters_as_for_two(name, monkeypatch):
+    calls, call = [], fakecupy._Function.__call__
+    monkeypatch.setattr(fakecupy._Function, "__call__", lambda f, *a, **k: calls.append(f._path) or call(f, *a, **k))
+    monkeypatch.setitem(sys.modules, "cupy", fakecupy)
+    counts = []
+    for n in (2, 100):
+        parameters = {str(i): Parameter(fakecupy.ones((i % 3 + 1, 2))) for i in range(n)}
+        optimizer, grads = make(name, parameters), Gradients({p: p.data for p in parameters.values()})
+        calls.clear()
+        optimizer.step(clip_by_global_norm(grads, 0.5)[0], 0.7, fakecupy.asarray(True))
+        counts.append(len([path for path in calls if path != "ndarray.reshape"]))  # a view
+    assert counts[0] == counts[1] > 0
+
+
+@each_optimizer
+def test_a_large_parameter_is_not_copied_to_be_stepped(name, monkeypatch):
+    parameters = some_parameters()
+    optimizer, seen = make(name, parameters), []
+    monkeypatch.setattr(optim, "BUNDLE", 9)
+    monkeypatch.setattr(optimizer, "update", lambda g, *old, **_: seen.extend([g, *old]) or old)
+    grads = some_gradients(parameters, np.random.default_rng(0))
+    large = [grads[parameters["c"]], parameters["c"].data, *(optimizer.state[f"{s}.c"] for s in optimizer.slots)]
+    optimizer.step(grads)
+    for array in large:
+        assert any(np.shares_memory(array, other) for other in seen)
+
+
+@each_optimizer
+def test_a_step_of_what_is_not_finite_changes_nothing_on_a_device_either(name, xp, rng):
+    parameters = some_parameters(np.float32)
+    for parameter in parameters.values():
+        parameter.data = xp.asarray(parameter.data)
+    optimizer = make(name, parameters)
+    optimizer.step(some_gradients(parameters, rng), finite=xp.isfinite(xp.ones(())))
+    before, state = bits(parameters), {key: to_numpy(array).tobytes() for key, array in optimizer.state.items()}
+    grads = some_gradients(parameters, rng)
+    grads[parameters["a"]] = grads[parameters["a"]] * xp.nan
+    optimizer.step(grads, finite=xp.isfinite(grads[parameters["a"]].sum()))
+    assert bits(parameters) == before != bits(some_parameters(np.float32))
+    assert {key: to_numpy(array).tobytes() for key, array in optimizer.state.items()} == state
 
 
 # ---- state ----

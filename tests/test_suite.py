@@ -44,7 +44,7 @@ def changed(change: Callable[[Any], Any]) -> Broken:
 
 
 def scaled(factor: float) -> Broken:
-    return changed(lambda result: factor * result)
+    return changed(lambda result: result if result is None else factor * result)  # no mask has no numbers
 
 
 def plus(number: float) -> Broken:

@@ -216,6 +216,18 @@ def test_a_token_is_seen_by_earlier_ones_in_encoders_alone(family, rng):
 
 
 @each_family
+def test_what_all_layers_need_is_made_once_in_a_forward_and_anew_in_the_next(family, monkeypatch, rng):
+    model, batch, made = build(family), some(rng, "left"), []
+    for name in ("attention_mask", "rope_tables", "rope_frequencies"):
+        make = getattr(ops, name)
+        monkeypatch.setattr(ops, name, lambda *words, name=name, make=make: made.append(name) or make(*words))
+    needed = ["attention_mask", *(["rope_frequencies", "rope_tables"] if family == "llama" else [])]
+    for times in (1, 2):
+        model.forward(batch.ids, batch.context)
+        assert sorted(made) == sorted(times * needed)
+
+
+@each_family
 def test_the_order_of_the_tokens_matters(family, rng):
     model, ids = build(family), np.array([[3, 7, 5, 1]])
     last, _ = model.forward(ids)

@@ -154,16 +154,14 @@ class CountedArray(np.ndarray):
             options["out"] = tuple(map(plain, out))
         y = getattr(ufunc, method)(*map(plain, inputs), **options)
         if ufunc is np.matmul:
-            # the only products with a plain array are those with a vector of constants, which an op makes to add rows
-            kind = "products" if all(isinstance(x, CountedArray) for x in inputs) else "sums"
+            # an op adds rows by a product with a vector of constants, a plain array, or of each row with a column
+            sums = y.shape[1:] == (1, 1) or not all(isinstance(x, CountedArray) for x in inputs)
+            kind = "sums" if sums else "products"
             setattr(CountedArray, kind, getattr(CountedArray, kind) + 2 * inputs[0].shape[-1] * y.size)
         return out[0] if out else counted(y)
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
-        y = super().__array_function__(function, types, arguments, options)
-        if function is np.einsum:
-            CountedArray.sums += 2 * arguments[1].size  # "...c,...c->...": a product and an addition for each number
-        return counted(y)
+        return counted(super().__array_function__(function, types, arguments, options))
 
 
 def plain(x: Any) -> Any:

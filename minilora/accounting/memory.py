@@ -192,11 +192,11 @@ def op_keeps(op: Op, plan: Plan, insert: Insert | None, B: int, T: int, each: in
         yield op.x, entry("x", (B, op.rows or T, op.n_in), "dW = dyᵀ x")
     elif isinstance(op, Norm):
         yield f"{op.path}.xhat", entry("x̂", (B, T, op.width), "dx through the norm, and dg")
-        yield f"{op.path}.scale", entry("1/σ", (B, T, 1), "dx through the norm")
+        yield f"{op.path}.sigma", entry("σ", (B, T, 1), "dx through the norm")
     elif isinstance(op, Attention):
         H, G, D = op.heads, op.kv_heads, op.head_dim
         if op.rope:
-            yield f"{op.path}.rope", entry("cos, sin", (2, T, 1, D // 2), "turning dq and dk back")
+            yield "rope", entry("cos, sin", (2, T, 1, D), "turning dq and dk back")
         yield f"{op.path}.q", entry("q/√D", (B, T, H * D), "dk = dSᵀ q/√D")
         if op.fused:
             yield f"{op.path}.qkv", entry("q, k, v", (B, T, 3 * H * D), "dq = dS k/√D, dP = do vᵀ: k and v are views")

@@ -125,7 +125,7 @@ def bottleneck(layer: Linear, r: int) -> Insert:
 def bottleneck_with_norm(layer: Linear, r: int) -> Insert:
     plain, C = bottleneck(layer, r), layer.n_out
     trained: dict[str, Shape] = {**plain.trained, "norm.weight": (C,), "norm.bias": (C,)}
-    kept = [*plain.kept, Kept("x̂", C, "through the norm, and dg"), Kept("1/σ", 1, "through the norm")]
+    kept = [*plain.kept, Kept("x̂", C, "through the norm, and dg"), Kept("σ", 1, "through the norm")]
     return Insert(layer, trained, kept, plain.forward, plain.backward)
 
 

@@ -35,17 +35,22 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ..backend import Array, get_array_module
+from .linear import row_products
 
 
-def attention_mask(xp: ModuleType, T: int, causal: bool, padding: Array | None, dtype: Any, start: int = 0) -> Array:
+def attention_mask(
+    xp: ModuleType, T: int, causal: bool, padding: Array | None, dtype: Any, start: int = 0
+) -> Array | None:
     """0 where query i may look at key j, -1e9 where it may not: (T, T), or (B, 1, T, T) with padding.
 
-    With `start` keys from earlier on before them, (T, start + T).
+    With `start` keys from earlier on before them, (T, start + T). None where every query may look at every key.
 
     `padding` (B, T) is True for a real token. -1e9 and not -inf: a row with nothing to look at (padding on the left)
     stays finite. Every key is then masked alike, and softmax ignores the shift: it looks at all of them, as if there
     were no mask (in float32 as much at one as at another, for -1e9 swallows the scores). No real token looks at it.
     """
+    if padding is None and (T == 1 or not causal):
+        return None
     see = xp.ones((T, start + T), dtype=bool)
     if causal:
         see = xp.tril(see, start)
@@ -75,16 +80,17 @@ class AttentionCache(NamedTuple):
     o: Array  # (B, G, R·Tq, D)
 
 
-def attention_forward(q: Array, k: Array, v: Array, mask: Array, D: int) -> tuple[Array, AttentionCache]:
+def attention_forward(q: Array, k: Array, v: Array, mask: Array | None, D: int) -> tuple[Array, AttentionCache]:
     """S = q kᵀ/√D + mask       E = exp(S - max)       Z = rowsum(E)       o = (E v) / Z"""
     xp = get_array_module(q)
     Tq, Tk, groups = q.shape[1], k.shape[1], k.shape[2] // D
     R = q.shape[2] // k.shape[2]
     q, k, v = split_heads(q / math.sqrt(D), groups, D), split_heads(k, groups, D), split_heads(v, groups, D)
     S = q @ k.swapaxes(-1, -2)
-    S += xp.tile(mask, (R, 1))
+    if mask is not None:
+        S += mask if R == 1 else xp.tile(mask, (R, 1))
     S -= S.max(axis=-1, keepdims=True)  # softmax ignores shifts; exp must not overflow
-    E = xp.exp(S)
+    E = xp.exp(S, out=S)
     Z = E @ xp.ones((Tk, 1), dtype=E.dtype)  # row sums as a product: BLAS adds faster
     o = E @ v
     o /= Z
@@ -97,7 +103,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     Tq, (_, groups, Tk, D) = dy.shape[1], k.shape
     do_Z = split_heads(dy, groups, D) / Z
     dS = do_Z @ v.swapaxes(-1, -2)
-    dS -= get_array_module(dy).einsum("...d,...d->...", do_Z, o)[..., None]
+    dS -= row_products(do_Z, o)
     dS *= E
     dq = dS @ k
     dq /= math.sqrt(D)

@@ -24,12 +24,12 @@ Source: Ba, Kiros, Hinton (2016), "Layer Normalization", equations 3 and 4.
 from typing import NamedTuple
 
 from ..backend import Array, get_array_module
-from .linear import rows
+from .linear import row_products, rows
 
 
 class NormCache(NamedTuple):
     xhat: Array  # (..., C)   x̂
-    scale: Array  # (..., 1)  1 / σ, or 1 / rms
+    sigma: Array  # (..., 1)  σ, or rms
 
 
 def row_mean(x: Array) -> Array:
@@ -38,29 +38,24 @@ def row_mean(x: Array) -> Array:
     return (x @ get_array_module(x).full(C, 1 / C, dtype=x.dtype))[..., None]
 
 
-def row_mean_product(x: Array, y: Array) -> Array:
-    """mean(x ∘ y) over the last axis, without an array for x ∘ y."""
-    return get_array_module(x).einsum("...c,...c->...", x, y)[..., None] / x.shape[-1]
-
-
 def layer_norm_forward(x: Array, g: Array, b: Array, eps: float = 1e-5) -> tuple[Array, NormCache]:
     """x̂ = (x - μ) / σ      y = g ∘ x̂ + b"""
     xhat = x - row_mean(x)
-    scale = 1 / get_array_module(x).sqrt(row_mean_product(xhat, xhat) + eps)
-    xhat *= scale
+    sigma = get_array_module(x).sqrt(row_products(xhat, xhat) / x.shape[-1] + eps)
+    xhat /= sigma
     y = xhat * g
     y += b
-    return y, NormCache(xhat, scale)
+    return y, NormCache(xhat, sigma)
 
 
 def layer_norm_backward(dy: Array, cache: NormCache, g: Array) -> Array:
     """dx̂ = dy ∘ g          dx = (dx̂ - mean(dx̂) - x̂ mean(dx̂ ∘ x̂)) / σ"""
-    xhat, scale = cache
+    xhat, sigma = cache
     dx = dy * g
-    mean_dxhat, mean_product = row_mean(dx), row_mean_product(dx, xhat)
+    mean_dxhat, mean_product = row_mean(dx), row_products(dx, xhat) / dx.shape[-1]
     dx -= mean_dxhat
     dx -= mean_product * xhat
-    dx *= scale
+    dx /= sigma
     return dx
 
 

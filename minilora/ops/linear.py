@@ -26,6 +26,11 @@ def like(y: Array, x: Array) -> Array:
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
+def row_products(x: Array, y: Array) -> Array:
+    """Σ_c x_nc y_nc, a number for each row: (..., C) -> (..., 1). A row times a column each: BLAS adds faster."""
+    return like((rows(x)[:, None, :] @ rows(y)[:, :, None])[:, 0], x)
+
+
 def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, Array]:
     """y = x Wᵀ + b.  The cache is x, which only dW needs."""
     y = rows(x) @ W.T

@@ -15,20 +15,21 @@ Source: Zhang, Sennrich (2019), "Root Mean Square Layer Normalization", equation
 """
 
 from ..backend import Array, get_array_module
-from .layer_norm import NormCache, row_mean_product
+from .layer_norm import NormCache
+from .linear import row_products
 
 
 def rms_norm_forward(x: Array, g: Array, eps: float = 1e-5) -> tuple[Array, NormCache]:
     """x̂ = x / rms          y = g ∘ x̂"""
-    scale = 1 / get_array_module(x).sqrt(row_mean_product(x, x) + eps)
-    xhat = x * scale
-    return xhat * g, NormCache(xhat, scale)
+    rms = get_array_module(x).sqrt(row_products(x, x) / x.shape[-1] + eps)
+    xhat = x / rms
+    return xhat * g, NormCache(xhat, rms)
 
 
 def rms_norm_backward(dy: Array, cache: NormCache, g: Array) -> Array:
     """dx̂ = dy ∘ g          dx = (dx̂ - x̂ mean(dx̂ ∘ x̂)) / rms"""
-    xhat, scale = cache
+    xhat, rms = cache
     dx = dy * g
-    dx -= row_mean_product(dx, xhat) * xhat
-    dx *= scale
+    dx -= row_products(dx, xhat) / dx.shape[-1] * xhat
+    dx /= rms
     return dx

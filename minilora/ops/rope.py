@@ -1,6 +1,7 @@
 """Rotary positions: each pair of a head's numbers is turned by an angle that grows with the position.
 
     (a, b) -> (a cos φ - b sin φ,  b cos φ + a sin φ)           φ = t ω_i at position t, for pair i,  ω_i = θ^(-2i/D)
+            = (a, b) ∘ cos φ + (b, a) ∘ (-sin φ, sin φ)
 
 Pair i is (x_i, x_{i+D/2}) of each head, as in Hugging Face's Llama (the paper pairs neighbours, which is the
 same up to a fixed permutation of the rows of W). A rotation R_t keeps lengths, and R_sᵀ R_t = R_{t-s}: the
@@ -14,7 +15,7 @@ turn less than `low` times turn `factor` times slower, and between them the freq
 
     ω' = m ω + (1 - m) ω / factor       m = (L ω/2π - low) / (high - low), within 0 and 1
 
-    x, y (B, T, H·D)    cos, sin (T, 1, D/2)
+    x, y (B, T, H·D)    cos, sin (T, 1, D): each for a and for b, of -φ and φ, which gives the sine its two signs
 
 Source: Su et al. (2021), "RoFormer", equation 15; Grattafiori et al. (2024), "The Llama 3 Herd of Models", and the
 released code for the scaling.
@@ -45,17 +46,19 @@ def rope_frequencies(xp: ModuleType, D: int, theta: float, scaling: RopeScaling 
 
 
 def rope_tables(xp: ModuleType, T: int, omega: Array, dtype: Any, start: int = 0) -> tuple[Array, Array]:
-    """cos φ and sin φ for the positions start..start+T-1, two arrays (T, 1, D/2). The angles are float64."""
-    phi = xp.arange(start, start + T)[:, None, None] * omega
+    """cos and sin of -φ and φ for the positions start..start+T-1, two arrays (T, 1, D). The angles are float64."""
+    phi = xp.arange(start, start + T)[:, None, None] * xp.concatenate([-omega, omega])
     return xp.cos(phi).astype(dtype), xp.sin(phi).astype(dtype)
 
 
 def rope_forward(x: Array, cos: Array, sin: Array) -> Array:
     """y = R x"""
-    half = cos.shape[-1]
-    heads = x.reshape(*x.shape[:-1], -1, 2 * half)  # (B, T, H, D)
-    a, b = heads[..., :half], heads[..., half:]
-    y = get_array_module(x).concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    D = cos.shape[-1]
+    ab = x.reshape(*x.shape[:-1], -1, D)  # (B, T, H, D)
+    ba = get_array_module(x).concatenate([ab[..., D // 2 :], ab[..., : D // 2]], axis=-1)
+    ba *= sin
+    y = ab * cos
+    y += ba
     return y.reshape(x.shape)
 
 

@@ -227,7 +227,7 @@ def cross_attention(size: Size, rng: Rng) -> OpCase:
     )
 
 
-def attention_mask(x: Array, causal: bool, padding: np.ndarray | None) -> Array:
+def attention_mask(x: Array, causal: bool, padding: np.ndarray | None) -> Array | None:
     xp = get_array_module(x)
     return ops.attention_mask(xp, x.shape[1], causal, None if padding is None else xp.asarray(padding), x.dtype)
 
