@@ -173,7 +173,8 @@ def test_on_a_gpu_the_same_model_gives_the_same_numbers_and_nothing_waits_for_th
     moved, _ = model.forward(batch.ids, batch.context)
     grads = gradients(model, batch)
     assert fakecupy.syncs == syncs
-    tolerance = 1e-4 if xp.__name__ == "cupy" else 0
+    rounds_alike = xp.__name__ != "cupy" and family != "roberta"  # whose erf is the library's own there
+    tolerance = 0 if rounds_alike else 1e-4
     assert close(to_numpy(moved), logits, tolerance)
     for name, gradient in named(model, grads).items():
         assert gradient.dtype == np.float32, name
