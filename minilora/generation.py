@@ -135,19 +135,19 @@ def next_ids(
     rng: np.random.Generator | None = None,
 ) -> Iterator[int]:
     """Up to `tokens` ids after `ids` (N,), as they are found. One of `stop` ends them, and is not given."""
-    context = model.config.context
+    context, seen = model.config.context, ids.tolist()
     new, past = ids[-context:], Past(min(context, len(ids) + tokens))
     for _ in range(tokens):
         if past.length + len(new) > context:  # from here on the window moves, and with it every position
-            new, past = ids[-context:], Past(context)
+            new, past = np.array(seen[-context:]), Past(context)
         for start in range(0, len(new), CHUNK):  # of a long prompt, or all its logits would be there at once
             logits, _ = model.forward(new[None, start : start + CHUNK], Context(past=past))
         i = choose(to_numpy(logits[0, -1]), temperature, top_k, top_p, rng)
         if i in stop:
             return
         yield i
-        ids = np.append(ids, i)
-        new = ids[-1:]
+        seen.append(i)
+        new = np.array([i])
 
 
 def choose(logits: np.ndarray, temperature: float, top_k: int, top_p: float, rng: np.random.Generator | None) -> int:

@@ -65,9 +65,9 @@ def bench(
     if "import" in measures:
         report["imports"] = imports(rounds)
     if "ops" in measures:
-        for name, batch, tokens in dict.fromkeys(map(read_size, sizes)):
-            if SIZES[name].shape is not None and batch == SIZES[name].batch:
-                report["ops"].append(ops_of(Case(name, batch, tokens, "ops", device=device)))
+        for name, shape in {size[0]: size[1:] for size in map(read_size, reversed(sizes))}.items():  # the first of each
+            if SIZES[name].shape is not None:
+                report["ops"].append(ops_of(Case(name, *shape, "ops", device=device)))
     return report
 
 

@@ -28,7 +28,8 @@ def like(y: Array, x: Array) -> Array:
 
 def row_products(x: Array, y: Array) -> Array:
     """Σ_c x_nc y_nc, a number for each row: (..., C) -> (..., 1). A row times a column each: BLAS adds faster."""
-    return like((rows(x)[:, None, :] @ rows(y)[:, :, None])[:, 0], x)
+    n = x.shape[-1]
+    return (x.reshape(-1, 1, n) @ y.reshape(-1, n, 1)).reshape(*x.shape[:-1], 1)
 
 
 def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, Array]:
