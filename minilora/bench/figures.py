@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from ..plots import BASE, FULL, LORA, TYPE, png_bytes
+from ..transformer import Attention
 from .cases import Case
 
 COLORS = {"torch": FULL, "peft": LORA, "transformers": BASE, "minilora": BASE}
@@ -60,7 +61,7 @@ def tokens_figure(cases: list[dict[str, Any]]) -> bytes:
 
     figure = Figure(figsize=(15, 7), layout="constrained", dpi=100)
     styles = {
-        "minilora": (LORA, "o-", "minilora, in blocks from 1,024 tokens on"),
+        "minilora": (LORA, "o-", f"minilora, in blocks from {Attention.blockwise_from} tokens on"),
         "minilora plain attention": (BASE, "s--", "minilora, all T × T scores"),
         "torch": (FULL, "^-", "PyTorch"),
     }
@@ -83,9 +84,9 @@ def tokens_figure(cases: list[dict[str, Any]]) -> bytes:
             if line:
                 ax.plot(*zip(*line, strict=True), style, color=color, lw=2.5, ms=9, label=words)
         tokens = [result["case"]["tokens"] for result in cases]
-        ax.set_xscale("log", base=2)
-        ax.set_yscale("log")
-        ax.set_xticks(tokens, [f"{T:,}" for T in tokens])
+        ticks = [T for T in tokens if T >= max(tokens) / 8]  # those below would lie on one another
+        ax.set_xticks(ticks, [f"{T:,}" for T in ticks])
+        ax.set_ylim(bottom=0)  # on straight axes: what grows linearly is a line
         ax.set(xlabel="tokens T of one sequence", ylabel=label)
         ax.legend(frameon=False, fontsize=TYPE - 2)
     case = Case(**cases[0]["case"])
