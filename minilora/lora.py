@@ -121,7 +121,8 @@ class LoRALinear(Adapter):
             grads.add(self.lora_A, ops.lora_A_gradients(dh, cache.x))
         if cache.h is not None:
             grads.add(self.lora_B, ops.lora_B_gradients(dy, cache.h, self.scaling))
-        dx += dx_lora if cache.keep is None else ops.dropout_backward(dx_lora, cache.keep)
+        if dx is not None:
+            dx += dx_lora if cache.keep is None else ops.dropout_backward(dx_lora, cache.keep)
         return dx
 
     def delta(self) -> Array:
@@ -204,7 +205,8 @@ class TiedLoRALinear(Adapter):
             grads.add(self.lora_B, ops.lora_A_gradients(dh, cache.x).T)
         if cache.h is not None:
             grads.add(self.lora_A, ops.lora_B_gradients(dy, cache.h, self.scaling).T)
-        dx += dx_lora if cache.keep is None else ops.dropout_backward(dx_lora, cache.keep)
+        if dx is not None:
+            dx += dx_lora if cache.keep is None else ops.dropout_backward(dx_lora, cache.keep)
         return dx
 
     def delta(self) -> Array:

@@ -9,6 +9,7 @@ Parameters, cache and gradients are three separate values. The contract of every
   freezing or thawing in between changes nothing. A cache holds no parameter.
 - `backward` may be called again with the same cache, and writes neither to `dy` nor to the cache.
 - The dx it returns is a new array, and the receiver's own: the caller may add to it in place. So is a Linear's y.
+- Nobody reads the dx of the first layers that learn (context.below): they make none, and return None.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Context(NamedTuple):
     labelled: tuple[Array, Array] | None = None  # b and t of the positions whose logits are wanted; None: all
     past: Any = None  # transformer.Past: keys and values of earlier tokens; a Chain then keeps no cache
     made: dict[Any, Any] | None = None  # by a layer, for all that need the same; a Chain begins it
+    below: bool = True  # does anything below learn, so that the gradient goes on down? a Chain knows
 
     def once(self, key: Any, make: Callable[..., Any], *arguments: Any) -> Any:
         """make(*arguments), or what a layer before it made under the same key, in the same forward of a Chain."""
@@ -62,6 +64,10 @@ class Context(NamedTuple):
         if key not in self.made:
             self.made[key] = make(*arguments)
         return self.made[key]
+
+    def above(self) -> Context:
+        """The same for what stands on something that learns."""
+        return self if self.below else self._replace(below=True)
 
 
 class Module:
@@ -197,7 +203,7 @@ class Chain(Module):
         lowest = next((i for i, layer in learns if layer.trainable), len(layers))
         caches = []
         for i, layer in enumerate(layers):
-            x, cache = layer.forward(x, context)
+            x, cache = layer.forward(x, context._replace(below=False) if i == lowest else context)
             if i >= lowest:
                 caches.append(cache)
         return x, caches
@@ -210,6 +216,7 @@ class Chain(Module):
 class LinearCache(NamedTuple):
     x: Array | None  # (..., in); None where W is frozen
     learn_b: bool
+    below: bool
 
 
 class Linear(Module):
@@ -222,14 +229,14 @@ class Linear(Module):
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, LinearCache]:
         b = self.bias
         y, x = ops.linear_forward(x, self.weight.data, None if b is None else b.data)
-        return y, LinearCache(x if self.weight.trainable else None, b is not None and b.trainable)
+        return y, LinearCache(x if self.weight.trainable else None, b is not None and b.trainable, context.below)
 
     def backward(self, dy: Array, cache: LinearCache, grads: Gradients) -> Array:
         if cache.x is not None:
             grads.add(self.weight, ops.linear_gradients(dy, cache.x))
         if cache.learn_b and self.bias is not None:
             grads.add(self.bias, ops.bias_gradients(dy))
-        return ops.linear_backward(dy, self.weight.data)
+        return ops.linear_backward(dy, self.weight.data) if cache.below else None
 
 
 class NormModuleCache(NamedTuple):

@@ -121,8 +121,10 @@ class Attention(Module):
     def project_backward(self, dq: Array, dk: Array, dv: Array, cache: Any, grads: Gradients) -> Array:
         cq, ck, cv = cache
         dx = self.q_proj.backward(dq, cq, grads)
-        dx += self.k_proj.backward(dk, ck, grads)
-        dx += self.v_proj.backward(dv, cv, grads)
+        dx_k, dx_v = self.k_proj.backward(dk, ck, grads), self.v_proj.backward(dv, cv, grads)
+        if dx is not None:
+            dx += dx_k
+            dx += dx_v
         return dx
 
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, AttentionCache]:
@@ -141,7 +143,7 @@ class Attention(Module):
             shape = T, self.causal, context.padding, x.dtype, start
             mask = context.once((self.causal, T), ops.attention_mask, xp, *shape)
             o, attention = ops.attention_forward(q, k, v, mask, self.head_dim)
-        y, o_proj = self.o_proj.forward(o, context)
+        y, o_proj = self.o_proj.forward(o, context.above())
         return y, AttentionCache(projections, rope, attention, o_proj)
 
     def backward(self, dy: Array, cache: AttentionCache, grads: Gradients) -> Array:
@@ -241,8 +243,8 @@ class PreNormBlock(Block):
 
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, BlockCache]:
         h, c1 = self.norm_1.forward(x, context)
-        h, c2 = self.attention.forward(h, context)
-        x = x + h
+        h, c2 = self.attention.forward(h, context.above() if self.norm_1.trainable else context)
+        x, context = x + h, context.above()
         h, c3 = self.norm_2.forward(x, context)
         h, c4 = self.mlp.forward(h, context)
         return x + h, BlockCache(c1, c2, c3, c4)
@@ -251,7 +253,7 @@ class PreNormBlock(Block):
         dh = self.mlp.backward(dy, cache.mlp, grads)
         dx = dy + self.norm_2.backward(dh, cache.norm_2, grads)
         dh = self.attention.backward(dx, cache.attention, grads)
-        return dx + self.norm_1.backward(dh, cache.norm_1, grads)
+        return None if dh is None else dx + self.norm_1.backward(dh, cache.norm_1, grads)
 
 
 class PostNormBlock(Block):
@@ -259,6 +261,7 @@ class PostNormBlock(Block):
 
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, BlockCache]:
         h, c1 = self.attention.forward(x, context)
+        context = context.above()
         x, c2 = self.norm_1.forward(x + h, context)
         h, c3 = self.mlp.forward(x, context)
         y, c4 = self.norm_2.forward(x + h, context)
@@ -268,7 +271,8 @@ class PostNormBlock(Block):
         dh = self.norm_2.backward(dy, cache.norm_2, grads)
         dx = dh + self.mlp.backward(dh, cache.mlp, grads)
         dh = self.norm_1.backward(dx, cache.norm_1, grads)
-        return dh + self.attention.backward(dh, cache.attention, grads)
+        dx = self.attention.backward(dh, cache.attention, grads)
+        return None if dx is None else dh + dx
 
 
 class Recomputed(Module):

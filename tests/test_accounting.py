@@ -18,6 +18,7 @@ from minilora.accounting import METHODS, Account, architecture, count, describe,
 from minilora.accounting.architecture import Attention, Linear, Table
 from minilora.accounting.audit import Row, rows
 from minilora.accounting.count import GROUPS
+from minilora.accounting.flops import unread
 from minilora.accounting.live import counted
 from minilora.accounting.memory import DTYPES, lowest_stage, peft_name
 from minilora.accounting.named import BUILDERS, NAMED, PRINTED, read
@@ -535,10 +536,8 @@ def test_each_formula_of_flops_gives_the_number_beside_it(model, method, words, 
     again = count(made, method, **{"batch": 2, "tokens": account.tokens} | words | {"recompute": False}).flops()[1]
     below = list(made.stages.values())[: lowest_stage(made, plan)]
     reached = [op for op in made.linears() if not any(op in stage for stage in below)]
-    products = {
-        "forward": made.linears(),
-        "backward": [op for op in reached if op.x != "pixels"] + [op for op in reached if op.weight in plan.trained],
-    }
+    dx, dW = (op for op in reached if op.x != unread(made, plan)), (op for op in reached if op.weight in plan.trained)
+    products = {"forward": made.linears(), "backward": [*dx, *dW]}
     accounting.report.show(account)
     said = " ".join(capsys.readouterr().out.split())
     for which, part in zip(("forward", "backward"), account.flops(), strict=True):

@@ -14,7 +14,7 @@ from test_transformer import some as some_batch
 from minilora import ops
 from minilora.backend import get_array_module, to_numpy
 from minilora.modules import Context, Embedding, Gradients, Linear, Module, Parameter
-from minilora.transformer import Transformer
+from minilora.transformer import PreNormBlock, Transformer
 
 MODELS = {"gpt2": build, "llama": build, "bert": build, "gpt2 adapted": adapted, "llama adapted": adapted}
 MODELS |= {"bert adapted": lambda family: adapted(family, dropout=0.4)}
@@ -98,6 +98,28 @@ def test_dx_flows_through_a_frozen_module_unchanged(name, path, rng):
     assert frozen[0].tobytes() == y.tobytes()
     assert module.backward(dy, frozen[1], grads).tobytes() == learned.tobytes()
     assert not grads
+
+
+@each_model
+@pytest.mark.parametrize("train", ["attention", "norm_1"])
+def test_where_nothing_below_learns_no_dx_is_made_and_the_gradients_are_the_same_bits(name, train, rng):
+    model = model_of(name)
+    block = model["block_0"]
+    block.freeze()
+    for parameter in block[train].parameters():
+        parameter.trainable = True
+    x = rng.standard_normal((2, 5, model.config.width))
+    found = []
+    for below in (True, False):
+        grads = Gradients()
+        y, cache = block.forward(x, Context(below=below))
+        found.append((block.backward(np.ones_like(y), cache, grads), grads))
+    (dx, grads), (none, same_grads) = found
+    assert dx.shape == x.shape
+    assert grads
+    assert same(grads, same_grads)
+    first_learns = train == "norm_1" and isinstance(block, PreNormBlock)
+    assert (none is None) == (not first_learns)  # a norm before all else has a gain to learn from it
 
 
 @each_model

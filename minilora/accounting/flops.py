@@ -11,6 +11,8 @@ o = E v, cost 4 T D a token forward and twice that backward, whatever is trained
 that a causal mask hides too, since they are computed. In blocks (long sequences) backward makes S again, and costs 2.5
 times forward; and where a causal mask hides a block, nothing of it is computed. Sums written as products (row sums,
 means) are counted apart.
+
+Backward stops at the lowest layer that learns: what lies below is not entered, and the first layers in it make no dx.
 """
 
 from __future__ import annotations
@@ -38,11 +40,23 @@ class Flops(NamedTuple):
         return Flops(*(a + b for a, b in zip(self, other, strict=True)))
 
 
+def unread(model: Architecture, plan: Plan) -> str:
+    """The array that the first layers which can learn read: nothing below it learns, so its gradient is never made.
+
+    "" where a norm comes first that learns itself.
+    """
+    lowest = list(model.stages.values())[lowest_stage(model, plan) :]
+    first, *rest = lowest[0] if lowest else [None]
+    if isinstance(first, Linear):
+        return first.x
+    return first.path if isinstance(first, Norm) and rest and not plan.trained.intersection(first.tensors()) else ""
+
+
 def flops(model: Architecture, plan: Plan, batch: int, tokens: int, *, recompute: bool = False) -> tuple[Flops, Flops]:
     """Forward and backward of one step over `batch` sequences of `tokens`."""
     T = (model.tokens or tokens) + plan.virtual_tokens
     inserts = {insert.layer.path: insert for insert in plan.inserts}
-    lowest, forward, backward = lowest_stage(model, plan), Flops(), Flops()
+    lowest, forward, backward, no_dx = lowest_stage(model, plan), Flops(), Flops(), unread(model, plan)
     for i, (name, ops) in enumerate(model.stages.items()):
         there = back = Flops()
         for op in ops:
@@ -51,7 +65,7 @@ def flops(model: Architecture, plan: Plan, batch: int, tokens: int, *, recompute
                 N = batch * (op.rows or T)
                 y, dW = 2 * N * op.n_in * op.n_out, op.weight in plan.trained
                 there = there.plus(Flops(linear=y))
-                back = back.plus(Flops(linear=y * (dW + (op.x != "pixels"))))
+                back = back.plus(Flops(linear=y * (dW + (op.x != no_dx))))
             elif isinstance(op, Attention):
                 H, D, M = op.heads, op.head_dim, batch * op.scores(T)
                 quadratic = 4 * M * H * D
@@ -62,7 +76,8 @@ def flops(model: Architecture, plan: Plan, batch: int, tokens: int, *, recompute
                 back = back.plus(Flops(attention=2 * quadratic + S_again, sums=2 * N * H * D))
             elif isinstance(op, Norm):
                 sums = 2 * N * op.width * (2 if op.bias else 1)  # the mean of squares, and of a layer norm the mean
-                there, back = there.plus(Flops(sums=sums)), back.plus(Flops(sums=sums))
+                there = there.plus(Flops(sums=sums))
+                back = back.plus(Flops(sums=sums * (op.path != no_dx)))
             if insert := inserts.get(op.path):
                 there = there.plus(Flops(adapter=N * insert.forward + insert.once))
                 back = back.plus(Flops(adapter=N * insert.backward))

@@ -9,7 +9,7 @@ from typing import Any
 from ..tables import Dotted, fits, numbers_right, wide_console
 from .architecture import Attention, Linear, Shape, Table
 from .count import Account, count
-from .flops import association_orders, break_even_rank
+from .flops import association_orders, break_even_rank, unread
 from .memory import Entry, lowest_stage, size
 from .methods import ADDED
 from .named import PRINTED
@@ -222,7 +222,8 @@ def formulas(account: Account, which: str) -> tuple[str, str, str]:
     stages = list(account.model.stages.values())
     ops = [op for stage in (stages if forward else stages[lowest_stage(account.model, plan) :]) for op in stage]
     linears, attentions = [op for op in ops if isinstance(op, Linear)], [op for op in ops if isinstance(op, Attention)]
-    dx, dW = sum(op.x != "pixels" for op in linears), sum(op.weight in plan.trained for op in linears)
+    no_dx = unread(account.model, plan)
+    dx, dW = sum(op.x != no_dx for op in linears), sum(op.weight in plan.trained for op in linears)
     over = f"y = x Wᵀ of {len(linears)}" if forward else f"dx = dy W of {dx}, dW = dyᵀ x of {dW}"
     T = account.tokens + plan.virtual_tokens
     blockwise = any(op.blockwise(T) for op in attentions)

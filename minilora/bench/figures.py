@@ -84,7 +84,7 @@ def tokens_figure(cases: list[dict[str, Any]]) -> bytes:
             if line:
                 ax.plot(*zip(*line, strict=True), style, color=color, lw=2.5, ms=9, label=words)
         tokens = [result["case"]["tokens"] for result in cases]
-        ticks = [T for T in tokens if T >= max(tokens) / 8]  # those below would lie on one another
+        ticks = [T for T in tokens if max(tokens) / 8 <= T]  # those below would lie on one another
         ax.set_xticks(ticks, [f"{T:,}" for T in ticks])
         ax.set_ylim(bottom=0)  # on straight axes: what grows linearly is a line
         ax.set(xlabel="tokens T of one sequence", ylabel=label)
