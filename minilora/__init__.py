@@ -44,7 +44,7 @@ HOMES = {
     "transformer": ["Config"],
 }
 NAMES = {name: home for home, names in HOMES.items() for name in names}
-MODULES = ["accounting", "backend", "ops", "peft", "plots", "spectrum", "text", "verify", *HOMES]
+MODULES = ["accounting", "backend", "ops", "peft", "plots", "process", "spectrum", "text", "verify", *HOMES]
 __all__ = ["__version__", *NAMES]
 
 

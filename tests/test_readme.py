@@ -1,4 +1,5 @@
 import doctest
+import json
 import re
 import shlex
 from pathlib import Path
@@ -50,3 +51,40 @@ def test_the_readme_counts_what_there_is():
         r"^def test_", (ROOT / "tests" / "test_theorems.py").read_text(encoding="utf-8"), re.MULTILINE
     )
     assert f"{len(theorems)} statements" in README
+
+
+def speed_rows(report):
+    """The README's table of speeds, from a run of `minilora bench`: a column for each of these cases."""
+    columns = [("tiny", 16, 64), ("tiny", 1, 64), ("small", 8, 128), ("gpt2", 2, 128), ("minilm", 32, 64),
+               ("smollm2", 1, 128)]  # fmt: skip
+
+    def find(size, batch, tokens, measure, cores, theirs):
+        for result in report["cases"]:
+            case = result["case"]
+            if [case[key] for key in ("size", "batch", "tokens", "measure", "cores")] == [
+                size, batch, tokens, measure, cores,
+            ]:  # fmt: skip
+                return next((r for r in result["ratios"] if r["theirs"].split()[0] == theirs), None)
+        return None
+
+    def row(name, value, measure, cores, theirs, batch_of=lambda column: column[1]):
+        found = [find(c[0], batch_of(c), c[2], measure, cores, theirs) for c in columns]
+        return f"| {name} | " + " | ".join(f"{value(ratio):.2f}" if ratio else "" for ratio in found) + " |"
+
+    wall, peak = (lambda ratio: ratio["wall"]), (lambda ratio: ratio["peak"])
+    for cores in (1, 2):
+        for theirs, name in (("torch", "PyTorch"), ("peft", "PEFT")):
+            yield row(f"a LoRA step, beside {name}, {cores} core{'s' * (cores > 1)}", wall, "lora", cores, theirs)
+    yield row("most memory, beside PEFT", peak, "lora", 1, "peft")
+    once = {("tiny", 16, 64), ("small", 8, 128), ("gpt2", 2, 128)}  # generation is of one sequence
+    more = row("tokens a second, of PyTorch's (more is better)", lambda r: 1 / r["wall"], "generate", 1, "torch",
+               lambda column: 1 if column in once else -1)  # fmt: skip
+    yield more
+
+
+def test_the_speeds_of_the_readme_are_those_of_the_run_beside_it():
+    report = json.loads((ROOT / "notebooks" / "bench" / "bench.json").read_text(encoding="utf-8"))
+    for row in speed_rows(report):
+        assert re.sub(r"  +", " ", row) in README
+    assert all(len(c["rounds"]) == 7 for result in report["cases"] for c in result["contestants"])
+    assert report["machine"]["processor"] in README

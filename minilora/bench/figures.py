@@ -24,34 +24,43 @@ def figure(report: dict[str, Any]) -> bytes:
 
 
 def ratio_figure(cases: list[dict[str, Any]]) -> bytes:
-    """A row for each pair, its rounds as dots around their median: left of 1, minilora is faster."""
+    """A row for each pair and a column for each number of cores; the rounds are dots around their median."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    rows = [(Case(**result["case"]), ratio) for result in cases for ratio in result["ratios"]]
-    height = 3 + 0.42 * len(rows)
-    figure = Figure(figsize=(17, height), layout="constrained", dpi=100)
-    time, memory = figure.subplots(1, 2, sharey=True, width_ratios=[5, 2])
-    for y, (_, ratio) in enumerate(rows):
-        color = COLORS[ratio["theirs"].split()[0]]
-        time.plot(ratio["rounds"], [y] * len(ratio["rounds"]), ".", color=color, alpha=0.35, ms=9)
-        time.plot(median(ratio["rounds"]), y, "o", color=color, ms=13)
-        if ratio["peak"]:
-            memory.barh(y, ratio["peak"], 0.6, color=color, alpha=0.8)
-            memory.text(ratio["peak"], y, f" {ratio['peak']:.2f}", va="center", fontsize=TYPE - 3)
-    labels = [f"{case}{f', {case.cores} cores' * (case.cores > 1)}" for case, _ in rows]
-    time.set_yticks(range(len(rows)), labels)
-    time.invert_yaxis()
-    time.set_xscale("log", base=2)
-    time.xaxis.set_major_formatter("{x:g}")
-    for ax, title in ((time, "time: minilora / the other (below 1: faster)"), (memory, "memory")):
+    found: dict[tuple[str, str], dict[int, Any]] = {}
+    for result in cases:
+        case = Case(**result["case"])
+        for ratio in result["ratios"]:
+            found.setdefault((str(case), ratio["theirs"].split()[0]), {})[case.cores] = ratio
+    cores = list(dict.fromkeys(result["case"]["cores"] for result in cases))
+    figure = Figure(figsize=(9 + 5 * len(cores), 2.5 + 0.42 * len(found)), layout="constrained", dpi=80)
+    *times, memory = figure.subplots(1, len(cores) + 1, sharey=True, width_ratios=[*[3] * len(cores), 2])
+    for y, ((_, theirs), ratios) in enumerate(found.items()):
+        color = COLORS[theirs]
+        for ax, n in zip(times, cores, strict=True):
+            if n in ratios:
+                ax.plot(ratios[n]["rounds"], [y] * len(ratios[n]["rounds"]), ".", color=color, alpha=0.35, ms=9)
+                ax.plot(median(ratios[n]["rounds"]), y, "o", color=color, ms=13)
+        peak = ratios[min(ratios)]["peak"]
+        if peak:
+            memory.barh(y, peak, 0.6, color=color, alpha=0.8)
+            memory.text(peak, y, f" {peak:.2f}", va="center", fontsize=TYPE - 3)
+    memory.set_yticks(range(len(found)), [name for name, _ in found])
+    memory.set_ylim(len(found) - 0.4, -0.6)
+    memory.margins(x=0.2)
+    for ax, n in zip(times, cores, strict=True):
+        ax.set_title(f"time, {n} core{'s' * (n > 1)}")
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:g}")
+    memory.set_title("most memory")
+    for ax in (*times, memory):
         ax.axvline(1, color="black", lw=1.5)
-        ax.set_title(title)
         ax.grid(axis="y", alpha=0.3)
-    memory.set_xlim(0, 1.1)
-    met = dict.fromkeys(ratio["theirs"].split()[0] for _, ratio in rows)
+    met = dict.fromkeys(theirs for _, theirs in found)
     handles = [Line2D([], [], marker="o", ls="", ms=12, color=COLORS[n], label=f"beside {NAMES[n]}") for n in met]
-    figure.legend(handles=handles, frameon=False, fontsize=TYPE - 1, loc="outside upper center", ncols=len(handles))
+    figure.legend(handles=handles, frameon=False, fontsize=TYPE - 1, loc="outside lower center", ncols=len(handles))
+    figure.suptitle("minilora / the other: left of 1, minilora takes less", fontsize=TYPE + 4)
     return png_bytes(figure)
 
 

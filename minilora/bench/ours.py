@@ -119,7 +119,7 @@ def forward(model: Transformer, batch: Batch, pool: ThreadPoolExecutor, shards: 
         last = [y for y, _ in pool.map(model.forward, parts)]
 
     def wait() -> float:
-        return float(sum(y[:, -1].sum() for y in last or ()))
+        return float(sum((y[:, -1] ** 2).sum() for y in last or ()))
 
     return Job(run, wait)
 

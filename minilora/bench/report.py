@@ -14,14 +14,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..tables import numbers_right, wide_console
+from ..tables import counted, numbers_right, wide_console
 from .cases import MEASURES, NEW, SIZES, Case, cases, read_size
 from .rounds import THREADS, measure
 
 ALL = *MEASURES, "import", "ops"
 IMPORTS = {
     "numpy": "import numpy",
-    "minilora": "from minilora import attach_lora, fit, generate, load_pretrained",
+    "minilora": "import minilora",
+    "minilora, used": "from minilora import attach_lora, fit, generate, load_pretrained",
     "torch": "import torch",
     "peft": "import peft",
 }
@@ -83,7 +84,9 @@ def machine() -> dict[str, Any]:
 
 def imports(rounds: int) -> list[dict[str, Any]]:
     """Seconds and memory of imports, each in a process of its own, in turn."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in IMPORTS if find_spec(name)}
+    found: dict[str, list[dict[str, float]]] = {
+        name: [] for name, code in IMPORTS.items() if find_spec(code.split()[1])
+    }
     for _ in range(rounds):
         for name, each in found.items():
             code = f"import time; t = time.perf_counter(); {IMPORTS[name]}; t = time.perf_counter() - t"
@@ -122,25 +125,23 @@ def show(report: dict[str, Any]) -> None:
 
 
 def libraries(report: dict[str, Any]) -> list[str]:
-    """What each contestant is, as it said itself: versions, BLAS, threads."""
+    """What each contestant is, as it said itself: versions, BLAS, threads; of minilora its shards × those of BLAS."""
     versions: dict[str, str] = {}
-    threads: dict[str, dict[int, str]] = {}
+    threads: dict[str, dict[str, None]] = {}
     for result in report["cases"]:
         for contestant in result["contestants"]:
             about, library = dict(contestant["about"]), contestant["library"]
-            threads.setdefault(library, {})[result["case"]["cores"]] = about.pop("threads")
+            said = f"{about.pop('threads')} on {counted(result['case']['cores'], 'core')}"
+            threads.setdefault(library, {})[said] = None  # in their order
             versions[library] = ", ".join(f"{name} {version}" for name, version in about.items())
-    return [
-        f"{library}: {said}; threads {', '.join(f'{n} on {cores} cores' for cores, n in threads[library].items())}"
-        for library, said in versions.items()
-    ]
+    return [f"{library}: {said}; threads {', '.join(threads[library])}" for library, said in versions.items()]
 
 
 def case_tables(report: dict[str, Any]) -> list[Any]:
     tables: dict[tuple[int, str], Any] = {}
     for result in report["cases"]:
         case = Case(**result["case"])
-        where = f"{case.cores} core{'s' * (case.cores > 1)} each" if case.device == "cpu" else "on the GPU"
+        where = f"{counted(case.cores, 'core')} each" if case.device == "cpu" else "on the GPU"
         key = (case.cores, where)
         if key not in tables:
             title = f"{where}; ratio: median of {len(result['contestants'][0]['rounds'])} rounds, and their range"

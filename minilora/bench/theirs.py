@@ -173,7 +173,7 @@ def forward(logits: Callable[[Tensor], Tensor], ids: Tensor) -> Job:
         nonlocal last
         last = logits(ids)
 
-    return Job(run, lambda: 0.0 if last is None else float(last[:, -1].sum()))
+    return Job(run, lambda: 0.0 if last is None else float((last[:, -1] ** 2).sum()))
 
 
 def step(model: nn.Module, logits: Callable[[Tensor], Tensor], batch: dict[str, Tensor]) -> Job:
