@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minilora import gpt2
-from minilora.bench import bench, figure, lengths, ours, rounds, worker
+from minilora.bench import bench, figure, lengths, ours, report, rounds, worker
 from minilora.bench.cases import NEW, SIZES, Case, Contestant, Job, cases, pairs, read_size
 from minilora.bench.report import rows_of
 from minilora.bench.roofline import roofline
@@ -24,6 +24,7 @@ TINY = Case("tiny", 2, 8, "lora")
 def alone(monkeypatch):
     """As where PyTorch is not installed."""
     monkeypatch.setattr(rounds, "missing", lambda library: ["torch"])
+    monkeypatch.setattr(report, "IMPORTS", {name: report.IMPORTS[name] for name in ("numpy", "minilora")})
 
 
 def made(walls, theirs=None, measure="lora", **changes):
@@ -249,7 +250,8 @@ def test_a_contestant_that_cannot_start_is_named(monkeypatch):
 def test_the_whole_command_compares_with_pytorch_and_peft(tmp_path, capsys):
     pytest.importorskip("peft")
     plot = tmp_path / "bench.png"
-    words = ["bench", "--sizes", "tiny:2x8", "--rounds", "2", "--seconds", "0.01", "--plot", str(plot)]
+    words = ["bench", "--sizes", "tiny:2x8", "--measures", "lora,generate,ops", "--rounds", "2", "--seconds", "0.01"]
+    words += ["--plot", str(plot)]
     assert main(words) == 0
     said = capsys.readouterr().out
     for name in ("torch", "peft", "transformers", "AdamW", "layer norm"):
