@@ -163,7 +163,8 @@ def test_attention_in_blocks_keeps_and_executes_what_is_predicted_and_nothing_is
     held: dict[str, Any] = {}
     forward = executed_flops(model, lambda: held.update(y=model.forward(rng.integers(0, 31, (2, T)))))
     logits, cache = held["y"]
-    backward = executed_flops(model, lambda: model.backward(counted(np.ones_like(logits)), cache, Gradients()))
+    dlogits = counted(rng.standard_normal(logits.shape, dtype="float32"))
+    backward = executed_flops(model, lambda: model.backward(dlogits, cache, Gradients()))
     predicted = accounting.flops(*laid_out, 2, T, recompute=again)
     assert [forward, backward] == [{"products": p.products, "sums": p.sums} for p in predicted]
     entries = ledger(*laid_out, 2, T, loss=False)

@@ -66,7 +66,7 @@ def test_every_case_is_measured_once_and_ranks_and_targets_belong_to_lora():
         ["forward", "lora", "generate"],
         [1, 2],
         [4, 8],
-        ["q_proj", "all-linear"],
+        ["q_proj,v_proj", "all-linear"],
         "cpu",
     )
     assert len(found) == len(set(found))
@@ -230,7 +230,7 @@ def test_the_json_holds_every_round(alone, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [(["--sizes", "huge"], "no size 'huge'"), (["--measures", "speed"], "no measure 'speed'"),
-     (["--plot", "a.jpg"], "not the name of a .png")],
+     (["--plot", "a.jpg"], "not the name of a .png"), (["--targets", "o_proj"], "targets 'o_proj' are not compared")],
 )  # fmt: skip
 def test_a_word_that_is_not_known_is_said_before_anything_is_measured(words, message, capsys):
     assert main(["bench", *words]) == 2
@@ -243,6 +243,21 @@ def test_a_contestant_that_cannot_start_is_named(monkeypatch):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE))  # fmt: skip
     with pytest.raises(RuntimeError, match="minilora ended with 3"):
         rounds.measure(TINY, 1, 0.01)
+
+
+def test_a_rank_that_no_layer_has_is_said_in_a_line(alone, capfd):
+    assert main(["bench", "--sizes", "tiny:2x8", "--measures", "lora", "--ranks", "999"]) == 2
+    first, second = capfd.readouterr().err.strip().splitlines()[-2:]
+    assert "rank 999 is not a whole number from 1 to 64" in first
+    assert "could not be prepared" in second
+
+
+def test_a_plot_of_nothing_to_compare_loses_no_number(alone, tmp_path, capfd):
+    words = ["bench", "--sizes", "tiny:2x8", "--measures", "forward", "--rounds", "1", "--seconds", "0.01"]
+    assert main([*words, "--plot", str(tmp_path / "a.png")]) == 2
+    out, err = capfd.readouterr()
+    assert "tiny 2 × 8, forward" in out
+    assert "nothing to draw" in err
 
 
 @pytest.mark.oracle

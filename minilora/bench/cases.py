@@ -14,6 +14,7 @@ MEASURES = {
     "full": "a step of full fine-tuning",
     "generate": "tokens after a prompt, one at a time, with a cache of keys and values",
 }
+TARGETS = "q_proj,v_proj", "all-linear"
 PROMPT, NEW = 16, 48  # tokens read and generated
 SEED = 0
 LONG = 256  # tokens from which attention in blocks stands beside the plain op
@@ -128,7 +129,13 @@ def read_size(word: str) -> tuple[str, int, int]:
 def cases(
     sizes: list[str], measures: list[str], cores: list[int], ranks: list[int], targets: list[str], device: str
 ) -> list[Case]:
-    """Every case of these; ranks and targets are for LoRA, and real models for LoRA alone."""
+    """Every case of these; ranks and targets are for LoRA, and real models for LoRA alone.
+
+    Raises ValueError for targets that not every contestant can adapt.
+    """
+    for target in targets:
+        if target not in TARGETS:
+            raise ValueError(f"targets {target!r} are not compared: choose from {' and '.join(TARGETS)}")
     found = []
     for each in cores:
         for name, batch, tokens in map(read_size, sizes):

@@ -85,4 +85,7 @@ def tell(what: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, ImportError, OSError) as error:  # what a person can mend, in a line
+        raise SystemExit(f"minilora: {error}") from None

@@ -363,12 +363,12 @@ def bench(options: argparse.Namespace) -> None:
         if getattr(options, key) is not None:
             words[key] = getattr(options, key)
     report = run(**words)
-    if options.plot:
-        write_whole(Path(options.plot), figure(report))
     if options.json:
         print(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
     else:
         show(report)
+    if options.plot:  # last: a report that has nothing to draw is not lost
+        write_whole(Path(options.plot), figure(report))
 
 
 def adapted(options: argparse.Namespace) -> Any:

@@ -213,7 +213,7 @@ def parser() -> Parser:
     add("--measures", type=words, metavar="A,B", help="forward, lora, full, generate, import, ops (default: all)")
     add("--cores", type=ranks, default=[1], metavar="N,N", help="cores for each contestant (default 1)")
     add("--ranks", type=ranks, default=[8], metavar="N,N", help="of LoRA (default 8)")
-    what = "layers to adapt; several sets are measured one after another (default q_proj,v_proj)"
+    what = "q_proj,v_proj (default), all-linear, or both, parted by a space"
     add("--targets", nargs="+", default=["q_proj,v_proj"], metavar="A,B", help=what)
     add("--rounds", type=positive, default=7, metavar="N", help="(default 7)")
     add("--seconds", type=above_zero, default=0.2, metavar="X", help="of work in a round, at least (default 0.2)")
