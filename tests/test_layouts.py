@@ -150,7 +150,7 @@ def test_an_mlx_adapter_that_is_no_plain_lora_is_refused(tmp_path, rng, words, c
 def test_a_folder_of_peft_is_not_taken_for_one_of_mlx_nor_the_other_way_round(tmp_path, rng):
     with pytest.raises(FileNotFoundError, match=r"adapters\.safetensors is missing"):
         from_mlx(saved(tmp_path / "peft"), tmp_path / "out")
-    with pytest.raises(ValueError, match="it lacks 'r'"):
+    with pytest.raises(ValueError, match="it lacks 'peft_type'"):
         to_mlx(mlx_folder(tmp_path / "mlx", mlx_tensors(rng, LINEAR)), tmp_path / "out")
 
 

@@ -13,6 +13,7 @@ from minilora import peft, plots, spectrum
 from minilora.checkpoint import load_tensors, save_tensors, to_json
 from minilora.cli import main
 from minilora.families import FAMILIES
+from minilora.lora import Adapter
 from minilora.names import hub_name
 from minilora.plots import blocks_and_kinds
 from minilora.pretrained import their_name
@@ -405,6 +406,57 @@ def test_a_layer_that_was_never_trained_is_left_out_of_the_smaller_adapter(tmp_p
     left = updates(model).keys() - {"model.layers.1.self_attn.v_proj"}
     assert updates(loaded(tmp_path / "out")).keys() == left
     assert json.loads((tmp_path / "out" / peft.CONFIG).read_text())["target_modules"] == sorted(left)
+
+
+def test_a_layer_whose_factors_are_not_zero_but_their_product_is_has_not_changed(tmp_path):
+    model = adapted(targets=["q_proj", "up_proj"])
+    zero, whole = model["block_0.attention.q_proj"], model["block_1.mlp.up_proj"]
+    A, B = zero.lora_A.data, zero.lora_B.data
+    zero.lora_A.data = np.stack([A[0], A[0], -2 * A[0]])
+    zero.lora_B.data = np.stack([B[:, 0], B[:, 0], B[:, 0]], axis=1)
+    peft.save_adapter(model, tmp_path / "a")
+    found = study(str(tmp_path / "a"), rank=1, out=str(tmp_path / "small"))
+    assert found["summary"]["unchanged"] == ["model.layers.0.self_attn.q_proj"]
+    assert found["summary"]["layers"] == 3
+    small = base_model()
+    peft.load_adapter(small, tmp_path / "small")
+    sigma = np.linalg.svd(small["block_1.mlp.up_proj"].delta(), compute_uv=False)
+    np.testing.assert_allclose(sigma[0], np.linalg.svd(whole.delta(), compute_uv=False)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("words", [{"targets": ["embed", "q_proj"]}, {"targets": ["lm_head", "q_proj"]}])
+def test_adapters_of_embeddings_and_heads_are_measured_as_they_are_applied_and_shrink(tmp_path, words):
+    model = adapted(**words)
+    peft.save_adapter(model, tmp_path / "a")
+    minilora.save_pretrained(base_model(), tmp_path / "base")
+    rows = {row["name"]: row for row in study(str(tmp_path / "a"), base=str(tmp_path / "base"))["layers"]}
+    for path, module in model.named_modules():
+        if isinstance(module, Adapter):
+            sigma = np.linalg.svd(module.delta().astype(float), compute_uv=False)
+            row = rows.pop(their_name(model, path))
+            np.testing.assert_allclose(row["singular_values"]["update"], sigma[:3], rtol=1e-5)
+            assert row["shape"] == list(module.delta().shape)
+    assert not rows
+    study(str(tmp_path / "a"), energy=1.0, out=str(tmp_path / "same"))
+    again = base_model()
+    peft.load_adapter(again, tmp_path / "same")
+    np.testing.assert_allclose(again.forward(IDS)[0], model.forward(IDS)[0], atol=1e-4)
+
+
+def test_biases_that_an_adapter_trains_are_kept_in_a_smaller_one(tmp_path, rng):
+    model = minilora.gpt2(minilora.Config(**SHAPE | {"kv_heads": 4}, activation="gelu_tanh"), rng)
+    minilora.save_pretrained(model, tmp_path / "base")
+    minilora.attach_lora(model, ["o_proj"], 3, rng=rng)
+    for path, parameter in model.named_parameters().items():
+        parameter.trainable |= path.endswith("o_proj.bias")
+        if parameter.trainable:
+            parameter.data = 0.3 * rng.standard_normal(parameter.data.shape, dtype="f4")
+    peft.save_adapter(model, tmp_path / "a")
+    found = study(str(tmp_path / "a"), base=str(tmp_path / "base"), energy=1.0, out=str(tmp_path / "same"))
+    assert len(found["summary"]["other_tensors"]) == 2
+    again = minilora.load_pretrained(tmp_path / "base")
+    peft.load_adapter(again, tmp_path / "same")
+    np.testing.assert_allclose(again.forward(IDS)[0], model.forward(IDS)[0], atol=1e-4)
 
 
 def test_an_adapter_in_half_precision_stays_so_and_its_rounding_is_no_error(here):

@@ -52,6 +52,34 @@ WHOLE = {
     "alpha_pattern": r"(.*\.)?(PATTERN)$",
 }
 
+# What else PEFT makes: peft_type -> what it is. Those of PROMPTS change no weight, so there is nothing to merge.
+OTHER_TYPES = {
+    "ADALORA": "AdaLoRA, which trains a singular value decomposition of each update and prunes its ranks",
+    "BOFT": "BOFT, which rotates weights by butterfly factors",
+    "FOURIERFT": "FourierFT, which trains Fourier coefficients of the update",
+    "HRA": "HRA, which reflects weights",
+    "IA3": "(IA)³, which trains a scale for each activation",
+    "LN_TUNING": "LN tuning, which trains the layer norms",
+    "LOHA": "LoHa, which trains a Hadamard product of two low-rank matrices",
+    "LOKR": "LoKr, which trains a Kronecker product",
+    "OFT": "OFT, which rotates weights",
+    "TRAINABLE_TOKENS": "trainable tokens, which are rows of the embedding",
+    "VBLORA": "VB-LoRA, which composes A and B from a shared bank of vectors",
+    "VERA": "VeRA, which trains two scales around random matrices that all layers share",
+    "XLORA": "X-LoRA, which mixes several LoRA adapters",
+    "ADAPTION_PROMPT": "an adaption prompt, which is learned tokens inside the attention of the upper layers",
+    "CARTRIDGE": "a cartridge, which is learned keys and values before the text",
+    "CPT": "context-aware prompt tuning, which is learned embeddings before the text",
+    "MULTITASK_PROMPT_TUNING": "multitask prompt tuning, which is learned embeddings before the text",
+    "P_TUNING": "P-tuning, which is learned embeddings before the text",
+    "PREFIX_TUNING": "prefix tuning, which is learned keys and values before the text",
+    "PROMPT_TUNING": "prompt tuning, which is learned embeddings before the text",
+}
+PROMPTS = (
+    *("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING"),
+    *("P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"),
+)
+
 TIED_NAMES = "embed_tokens", "lm_head"  # the names by which PEFT knows an embedding and a head that may be tied
 CLASSIFIERS = "classifier", "score"
 # What PEFT adds to modules_to_save for a task_type, whatever the model has (peft_model.py).
@@ -63,13 +91,10 @@ def check_config(config: dict[str, Any]) -> None:
 
     What depends on the model, the names and the numbers of layers, is checked with it (plan.py).
     """
-    for key in ("r", "lora_alpha", "peft_type"):
+    check_type(config)
+    for key in ("r", "lora_alpha"):
         if key not in config:
-            raise ValueError(
-                f"it lacks {key!r}, which PEFT always writes: save it again in PEFT, or convert it (peft.layouts)"
-            )
-    if config["peft_type"] != "LORA":
-        raise ValueError(f"peft_type = {short(config['peft_type'])} is not supported, only 'LORA'")
+            raise ValueError(f"it lacks {key!r}, which PEFT always writes for LoRA: save it again in PEFT")
     for key, value in config.items():
         if key in OFF and value not in (OFF[key], None):
             raise ValueError(f"{key} = {short(value)} is not supported, only {OFF[key]!r}")
@@ -100,6 +125,23 @@ def check_config(config: dict[str, Any]) -> None:
             f"layers_to_transform = {short(layers)} does nothing beside target_modules = {short(targets)}, which is no "
             "list: say the layers in the regular expression, or take it out"
         )
+
+
+def check_type(config: dict[str, Any]) -> None:
+    """Raise ValueError, saying what it is, for an adapter that is not LoRA."""
+    if "peft_type" not in config:
+        raise ValueError(
+            "it lacks 'peft_type', which PEFT always writes: it is no adapter of PEFT; peft.layouts converts those of "
+            "mlx-lm and loralib"
+        )
+    kind = config["peft_type"]
+    if kind == "LORA":
+        return
+    what = OTHER_TYPES.get(kind, "not a kind that is known here") if isinstance(kind, str) else "no name"
+    instead = "merge it into its base (merge_and_unload) and save that model"
+    if kind in PROMPTS:
+        instead = "no weight can hold it, so generate with it there"
+    raise ValueError(f"peft_type = {short(kind)} is {what}; only 'LORA' is read here: in PEFT, {instead}")
 
 
 def check_kinds(config: dict[str, Any]) -> None:

@@ -57,22 +57,20 @@ class Pair(NamedTuple):
     s: float
 
 
-def pairs_of(
-    folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray], embeddings: bool = False
-) -> dict[str, Pair]:
+def pairs_of(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, Pair]:
     """{Hugging Face's name of a layer: its pair} of an adapter that no model is there for.
 
-    Raises ValueError for a tensor that is no part of a pair of a linear layer (or with `embeddings` of one), and for
-    one that does not fit its partner and the config.
+    Raises ValueError for a tensor that is no part of a pair, and for one that does not fit its partner and the config.
     """
     sides: dict[str, dict[str, np.ndarray]] = {}
     for tensor, x in tensors.items():
         if tensor.endswith(".base_layer.weight"):
             continue  # the frozen weight of an adapted embed_tokens or lm_head
         match = PAIR.fullmatch(tensor)
-        if not match or (match["embedding"] and not embeddings):
-            what = "layer or an embedding" if embeddings else "layer"
-            raise ValueError(f"{folder / WEIGHTS} holds {tensor}, which is no lora_A or lora_B of a linear {what}")
+        if not match:
+            raise ValueError(
+                f"{folder / WEIGHTS} holds {tensor}, which is no lora_A or lora_B of a linear layer or an embedding"
+            )
         sides.setdefault(match["name"], {})[match["side"] or match["embedding"]] = x
     pairs = {}
     for name, pair in sides.items():

@@ -220,7 +220,7 @@ def read_pairs(folder: Path) -> tuple[dict[str, Any], dict[str, Pair]]:
     config, tensors, _ = read_adapter(folder)
     if config.get("bias") not in ("none", None) or config.get("modules_to_save"):
         raise ValueError(f"{folder} trains whole modules or biases of the base, which this layout has no place for")
-    pairs = pairs_of(folder, config, tensors, embeddings=True)
+    pairs = pairs_of(folder, config, tensors)
     if not pairs:
         raise ValueError(f"{folder / WEIGHTS} holds no tensor")
     return config, pairs

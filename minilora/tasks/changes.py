@@ -12,7 +12,7 @@ import numpy as np
 
 from ..peft import PREFIX, pairs_of, read_adapter
 from ..peft.config import is_saved
-from ..peft.format import PAIR
+from ..peft.format import PAIR, layers_of
 from ..pretrained import base_hash, in_full, load_pretrained, read_source, their_name, with_head
 from ..pretrained.configs import FORMATS
 from ..pretrained.sources import locate
@@ -104,13 +104,13 @@ def read_weights(source: str | Path) -> tuple[str, dict[str, np.ndarray]]:
 def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Changes:
     """ΔW = s B A of every layer of an adapter, with W before and after where `base`, a checkpoint, has it.
 
-    What it holds whole (modules_to_save) is among the others. Raises FileNotFoundError for a missing file; ValueError
-    for a feature that read_adapter does not know, for tensors that do not fit each other, the config or the base, and
-    for an adapter whose ΔW is 0 everywhere.
+    What it trains whole (modules_to_save, biases) is among the others. Raises FileNotFoundError for a missing file;
+    ValueError for a feature that read_adapter does not know, for tensors that do not fit each other, the config or the
+    base, and for an adapter whose ΔW is 0 everywhere.
     """
     folder = Path(folder)
     config, tensors, metadata = read_adapter(folder)
-    whole = whole_copies(config, tensors)
+    whole = trained_whole(config, tensors)
     pairs = pairs_of(folder, config, {name: x for name, x in tensors.items() if name not in whole})
     family, weights = ("", {}) if base is None else read_weights(base)
     expected = metadata.get("base_sha256")
@@ -119,20 +119,33 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
     layers, unchanged = {}, []
     for name in sorted(pairs, key=natural):
         A, B, s = pairs[name]
+        if f"{PREFIX}{name}.lora_embedding_A" in tensors:  # an embedding's weight is (V, C), and s B A is (C, V)
+            A, B = B.T, A.T
         before = weights.get(f"{with_head(family, name) if family else name}.weight")
         if before is not None and before.shape != (len(B), A.shape[1]):
             raise ValueError(f"{name} is {before.shape} in {base}, and the adapter is for {(len(B), A.shape[1])}")
+        if s == 0 or is_zero(A, B):
+            unchanged.append(name)
+            continue
         with np.errstate(over="ignore", invalid="ignore"):  # update() says it
             after = None if before is None else before + s * (B.astype(float) @ A)
-        if s and A.any() and B.any():
-            layers[name] = Change(before, after, (A, B, s))
-        else:
-            unchanged.append(name)
+        layers[name] = Change(before, after, (A, B, s))
     if not layers:
         raise ValueError(f"ΔW = 0 in every layer of {folder}: an adapter that was not trained has no spectrum")
     if base is not None and all(change.before is None for change in layers.values()):
         raise ValueError(f"{base} has none of the layers of {folder}: it is not its base")
-    return Changes(layers, unchanged, {name.removeprefix(PREFIX): "held whole" for name in whole})
+    return Changes(layers, unchanged, {name.removeprefix(PREFIX): "trained whole" for name in whole})
+
+
+def is_zero(A: np.ndarray, B: np.ndarray) -> bool:
+    """Is B A zero, but for rounding? It can be where neither is: B's columns that are not 0 may meet rows of A that
+    are."""
+    largest = [float(abs(x).max()) for x in (A, B)]
+    if not all(largest):
+        return True
+    A, B = A / largest[0], B / largest[1]  # so that no square overflows
+    rounding = max(len(B), A.shape[1]) * np.finfo(float).eps * np.linalg.norm(A) * np.linalg.norm(B)
+    return bool(lora_svd(A.astype(float), B.astype(float), 1).sigma[0] <= rounding)
 
 
 def hash_below(config: dict[str, Any], tensors: Mapping[str, np.ndarray], base: str | Path) -> str:
@@ -141,13 +154,23 @@ def hash_below(config: dict[str, Any], tensors: Mapping[str, np.ndarray], base: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a head that it has no need of, or lacks
         model = load_pretrained(base, head=heads.get(config.get("task_type") or ""))
-    names = {path: f"{PREFIX}{their_name(model, path)}" for path in model.named_parameters()}
-    return base_hash(model, [path for path, name in names.items() if name in tensors])
+    copies = {name.replace(".base_layer.bias", ".bias") for name in tensors}
+    paths = [f"{path}.{what}" for path in layers_of(model) for what in ("weight", "bias")]  # a tied weight's are two
+    return base_hash(model, [path for path in paths if f"{PREFIX}{their_name(model, path)}" in copies])
 
 
-def whole_copies(config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Those of an adapter's tensors that are no A or B, but copies of what modules_to_save names."""
-    return {n: x for n, x in tensors.items() if not PAIR.fullmatch(n) and is_saved(config, n.removeprefix(PREFIX))}
+def trained_whole(config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """The names of those of an adapter's tensors that are no A or B, but whole parameters: what modules_to_save names,
+    what is tied to it, and biases."""
+    biases, tied = config.get("bias") not in (None, "none"), bool(config.get("ensure_weight_tying"))
+
+    def is_whole(name: str) -> bool:
+        if PAIR.fullmatch(name) or name.endswith(".base_layer.weight"):
+            return False
+        by_config = (biases and name.endswith(".bias")) or (tied and name.endswith(".weight"))
+        return by_config or is_saved(config, name.removeprefix(PREFIX))
+
+    return list(filter(is_whole, tensors))
 
 
 def checkpoint_changes(base: str | Path, tuned: str | Path) -> Changes:

@@ -13,9 +13,10 @@ from ..lora import LoRALinear
 from ..modules import Linear
 from ..names import hub_name
 from ..peft import CONFIG, PREFIX, WEIGHTS, adapter_files, read_adapter
+from ..peft.format import PAIR
 from ..spectrum import SVD, rank_for, truncate, truncation_error
 from ..transformer import Transformer
-from .changes import Change, whole_copies
+from .changes import Change
 
 
 class Kept(NamedTuple):
@@ -85,17 +86,28 @@ def extracted_files(model: Transformer, paths: dict[str, str], kept: dict[str, K
 def shrunk_files(folder: str | Path, kept: dict[str, Kept]) -> dict[str, bytes]:
     """The adapter in `folder`, whatever its base, with what is kept of its layers in the place of A and B; s = 1.
 
-    What it holds whole stays.
+    What it trains whole stays, and layers whose ΔW is 0 go. Raises ValueError for an adapter of a tied embedding, and
+    where the bias of a layer that goes is trained.
     """
     config, before, metadata = read_adapter(Path(folder))
+    tensors = {name: x for name, x in before.items() if not PAIR.fullmatch(name)}
+    adapted = {match["name"]: bool(match["embedding"]) for match in map(PAIR.fullmatch, before) if match}
+    if config.get("ensure_weight_tying") and any(adapted.values()):
+        raise ValueError(
+            f"{folder} adapts an embedding and the head that is tied to it: no smaller one is written of it"
+        )
+    for name in adapted.keys() - kept.keys():
+        tensors.pop(f"{PREFIX}{name}.base_layer.weight", None)
+        if f"{PREFIX}{name}.base_layer.bias" in tensors:
+            raise ValueError(f"{folder} trains the bias of {name}, whose ΔW is 0: no smaller adapter is written of it")
     ranks = {name: len(layer.A) for name, layer in kept.items()}
     most = max(ranks.values())
     others = {name: r for name, r in ranks.items() if r != most}
     config |= {"r": most, "lora_alpha": most, "rank_pattern": others, "alpha_pattern": others}
     config |= {"use_rslora": False, "target_modules": sorted(kept)}
-    tensors = whole_copies(config, before) | {
-        f"{PREFIX}{name}.{side}.weight": x
-        for name, layer in kept.items()
-        for side, x in (("lora_A", layer.A), ("lora_B", layer.B))
-    }
+    for name, (A, B, *_) in kept.items():
+        if adapted[name]:
+            tensors |= {f"{PREFIX}{name}.lora_embedding_A": B.T, f"{PREFIX}{name}.lora_embedding_B": A.T}
+        else:
+            tensors |= {f"{PREFIX}{name}.lora_A.weight": A, f"{PREFIX}{name}.lora_B.weight": B}
     return {WEIGHTS: tensors_to_bytes(tensors, metadata), CONFIG: to_json(config)}

@@ -197,7 +197,7 @@ def held(rows: list[dict[str, Any]], kept: dict[str, Kept], changes: Changes) ->
         "parameters": sum(layer.A.size + layer.B.size for layer in kept.values()),
         "relative_error": math.hypot(*(layer.error for layer in kept.values()))
         / math.hypot(*(norms[name] for name in kept)),
-        "not_held": left_out | {name: what for name, what in changes.others.items() if what != "held whole"},
+        "not_held": left_out | {name: what for name, what in changes.others.items() if what != "trained whole"},
     }
 
 
