@@ -1,30 +1,39 @@
+"""README.md and docs/: their examples run, their links lead somewhere, their numbers are those of a run."""
+
 import doctest
 import json
 import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from minilora.accounting import METHODS, NAMED
 from minilora.cli import main
 from minilora.verify.problems import problems
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
+README = DOCUMENTS["README.md"]
 
 
-def test_the_lines_of_the_readme_print_the_numbers_it_gives(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [name for name, text in DOCUMENTS.items() if ">>> " in text])
+def test_the_lines_of_a_document_print_what_it_shows(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    test = doctest.DocTestParser().get_doctest(README, {}, "README.md", None, 0)
-    assert len(test.examples) >= 10
+    test = doctest.DocTestParser().get_doctest(DOCUMENTS[name], {}, name, None, 0)
+    assert test.examples
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
-    said: list[str] = []
-    runner.run(test, out=said.append)
-    assert runner.failures == 0, "".join(said)
-    assert (tmp_path / "runs" / "loops" / "adapter_model.safetensors").is_file()
+    output: list[str] = []
+    runner.run(test, out=output.append)
+    assert runner.failures == 0, "".join(output)
 
 
-def test_the_commands_of_the_readme_print_what_it_shows(capsys):
-    shown = re.findall(r"^```\n\$ minilora (.+)\n((?:.+\n)+)```$", README, re.MULTILINE)
+def test_the_commands_of_the_documents_print_what_they_show(capsys):
+    shown = [
+        found
+        for text in DOCUMENTS.values()
+        for found in re.findall(r"^```\n\$ minilora (.+)\n((?:.+\n)+)```$", text, re.MULTILINE)
+    ]
     assert shown
     for words, expected in shown:
         assert main(shlex.split(words)) == 0
@@ -35,26 +44,34 @@ def test_the_first_screen_is_the_two_commands():
     first_screen = README.splitlines()[:20]
     assert any(line.endswith(".venv/bin/minilora demo") for line in first_screen)
     assert any(line.endswith('".[test]" && .venv/bin/pytest') for line in first_screen)
+    assert len(README.splitlines()) <= 130
 
 
-def test_what_the_readme_points_to_is_there():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_what_a_document_links_to_is_there():
+    for name, text in DOCUMENTS.items():
+        folder = ROOT if name == "README.md" else ROOT / "docs"
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (folder / target).exists(), f"{name}: {target}"
 
 
-def test_the_readme_counts_what_there_is():
+def test_every_page_of_docs_is_linked_from_the_readme():
+    assert {name for name in DOCUMENTS if f"(docs/{name})" in README} == DOCUMENTS.keys() - {"README.md"}
+
+
+def test_the_documents_count_what_there_is():
     faults = sum(len(problem.faults) for problem in problems().values())
-    assert f"It knows {faults} mistakes in {len(problems())} problems" in README
-    assert f"knows {len(NAMED)} models by name" in README
-    assert f"and {len(METHODS)} methods" in README
+    assert f"It knows {faults} mistakes in {len(problems())} problems" in DOCUMENTS["gradients.md"]
+    assert f"{len(METHODS)} methods on {len(NAMED)} models" in README
+    assert f"{len(NAMED)} models by name" in DOCUMENTS["counting.md"]
+    assert f"and {len(METHODS)} methods" in DOCUMENTS["counting.md"]
     theorems = re.findall(
         r"^def test_", (ROOT / "tests" / "test_theorems.py").read_text(encoding="utf-8"), re.MULTILINE
     )
-    assert f"{len(theorems)} statements" in README
+    assert f"{len(theorems)} statements" in DOCUMENTS["rank.md"]
 
 
 def speed_rows(report):
-    """The README's table of speeds, from a run of `minilora bench`: a column for each of these cases."""
+    """The table of docs/speed.md of speeds, from a run of `minilora bench`: a column for each of these cases."""
     columns = [("tiny", 16, 64), ("tiny", 1, 64), ("small", 8, 128), ("gpt2", 2, 128), ("minilm", 32, 64),
                ("smollm2", 1, 128)]  # fmt: skip
 
@@ -82,9 +99,9 @@ def speed_rows(report):
     yield more
 
 
-def test_the_speeds_of_the_readme_are_those_of_the_run_beside_it():
+def test_the_speeds_of_the_documents_are_those_of_the_run_beside_it():
     report = json.loads((ROOT / "notebooks" / "bench" / "bench.json").read_text(encoding="utf-8"))
     for row in speed_rows(report):
-        assert re.sub(r"  +", " ", row) in README
+        assert re.sub(r"  +", " ", row) in DOCUMENTS["speed.md"]
     assert all(len(c["rounds"]) == 7 for result in report["cases"] for c in result["contestants"])
-    assert report["machine"]["processor"] in README
+    assert report["machine"]["processor"] in DOCUMENTS["speed.md"]
