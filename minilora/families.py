@@ -60,12 +60,15 @@ class New:
     def rms_norm(self) -> RMSNorm:
         return RMSNorm(self.full(1, self.config.width), self.config.eps)
 
-    def attention(self, *, causal: bool, bias: bool, o_bias: bool | None = None, rope: Rope | None = None) -> Attention:
+    def attention(
+        self, *, causal: bool, bias: bool, o_bias: bool | None = None, rope: Rope | None = None,
+        window: int | None = None,
+    ) -> Attention:  # fmt: skip
         C, D = self.config.width, self.config.head_dim
         HD, GD = self.config.heads * D, self.config.kv_heads * D
         q_proj, k_proj, v_proj = (self.linear(C, n_out, bias) for n_out in (HD, GD, GD))
         o_proj = self.linear(HD, C, bias if o_bias is None else o_bias)
-        return Attention(q_proj, k_proj, v_proj, o_proj, D, causal=causal, rope=rope)
+        return Attention(q_proj, k_proj, v_proj, o_proj, D, causal=causal, rope=rope, window=window)
 
     def fused_attention(self) -> FusedAttention:
         C = self.config.width
@@ -112,7 +115,8 @@ def gpt2(config: Config, rng: np.random.Generator | None) -> Transformer:
 def llama(config: Config, rng: np.random.Generator | None) -> Transformer:
     """Touvron et al. (2023), "Llama 2": pre-norm with RMS norm, rotary positions, SwiGLU, grouped queries, no biases.
 
-    Mistral is the same, and Qwen2 has qkv_bias. Raises ValueError for an odd width of a head.
+    Mistral (Jiang et al., 2023) has a sliding_window, and Qwen2 qkv_bias, and a window perhaps in some of the layers.
+    Raises ValueError for an odd width of a head.
     """
     if config.head_dim % 2:
         raise ValueError(f"rotary positions turn pairs: a head's width must be even, and {config.head_dim} is not")
@@ -121,11 +125,11 @@ def llama(config: Config, rng: np.random.Generator | None) -> Transformer:
     blocks = [
         PreNormBlock(
             new.rms_norm(),
-            new.attention(causal=True, bias=config.qkv_bias, o_bias=False, rope=rope),
+            new.attention(causal=True, bias=config.qkv_bias, o_bias=False, rope=rope, window=config.window(i)),
             new.rms_norm(),
             new.gated_mlp(),
         )
-        for _ in range(config.layers)
+        for i in range(config.layers)
     ]
     layers = chain(Embeddings(token), blocks, norm=new.rms_norm(), **decoder_head(new, token))
     return Transformer("llama", config, layers)

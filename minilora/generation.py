@@ -138,7 +138,7 @@ def next_ids(
     context, seen = model.config.context, ids.tolist()
     new, past = ids[-context:], Past(min(context, len(ids) + tokens))
     for _ in range(tokens):
-        if past.length + len(new) > context:  # from here on the window moves, and with it every position
+        if past.length + len(new) > context:  # from here on the first ids are left out, and all positions move
             new, past = np.array(seen[-context:]), Past(context)
         for start in range(0, len(new), CHUNK):  # of a long prompt, or all its logits would be there at once
             logits, _ = model.forward(new[None, start : start + CHUNK], Context(past=past))

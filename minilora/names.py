@@ -1,9 +1,12 @@
-"""What our dotted paths are called in Hugging Face's models: one table per family, {} is the number of a block."""
+"""What our dotted paths are called in Hugging Face's models: one table per family, {} is the number of a block; and
+what a config.json says of a sliding window."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 LLAMA = [
     ("embed.token", "model.embed_tokens"),
@@ -136,6 +139,30 @@ def hub_name(family: str, path: str, head: str = "lm") -> str:
             theirs = "classifier" if head == "tokens" and path.startswith("classifier") else theirs
             return theirs.format(match.groupdict().get("block")) + (match["rest"] or "")
     raise ValueError(f"{path} has no name in a Hugging Face {family} model")
+
+
+def window_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of Config that say which queries see how far back: {} where a config.json says nothing of it.
+
+    A Mistral has its window in every layer. A Qwen2 has one if use_sliding_window, in the layers from max_window_layers
+    on or in those that layer_types says. What is missing is as in `transformers`; a Llama has no window whatever its
+    config says. Raises ValueError for a use_sliding_window or layer_types of another type.
+    """
+    window = values.get("sliding_window", 4096)
+    if values["model_type"] == "mistral":
+        return {"sliding_window": window}
+    if values["model_type"] != "qwen2":
+        return {}
+    used, types = values.get("use_sliding_window", False), values.get("layer_types")
+    if type(used) is not bool:
+        raise ValueError(f"use_sliding_window = {used!r} is not true or false")
+    if not isinstance(types, list | None) or not all(isinstance(name, str) for name in types or ()):
+        raise ValueError(f"layer_types = {types!r:.80} is not a list of names")
+    return {
+        "sliding_window": window if used else None,
+        "max_window_layers": values.get("max_window_layers", 28),
+        "layer_types": tuple(types or ()),
+    }
 
 
 @cache

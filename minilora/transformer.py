@@ -20,6 +20,7 @@ HEADS = "lm", "classify", "tokens", "none"
 LABELLED = "classify", "tokens"  # the heads whose outputs are labels: of a sequence, or of each token (encoders)
 HUGE = 1e300  # no number of a config is so large; Python's whole numbers have no end
 ACTIVATIONS = "gelu", "gelu_tanh"
+LAYER_TYPES = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,12 @@ class Config:
     qkv_bias: bool = False  # Llama: Qwen2 has biases on q, k and v
     rope_scaling: ops.RopeScaling | None = None  # Llama 3.1
     offset: int = 0  # rows of the position table before the first position (RoBERTa: 2)
+    sliding_window: int | None = None  # Llama: the keys that a query sees, its own the last; None: all before it
+    max_window_layers: int = 0  # Qwen2: layers before the first that has the window
+    layer_types: tuple[str, ...] = ()  # Qwen2: for each layer one of LAYER_TYPES, in the place of max_window_layers
 
     def __post_init__(self) -> None:
-        derived = "kv_heads", "hidden", "head_dim", "offset"
+        derived = "kv_heads", "hidden", "head_dim", "offset", "max_window_layers"
         for name in (*derived, "vocab", "layers", "width", "heads", "context", "segments", "labels"):
             least, value = int(name not in derived), getattr(self, name)
             if type(value) is not int or value < least:
@@ -61,6 +65,15 @@ class Config:
         for name, known in (("head", HEADS), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} = {getattr(self, name)!r} is not one of {', '.join(known)}")
+        window, types = self.sliding_window, self.layer_types
+        if window is not None and (type(window) is not int or window < 1):
+            raise ValueError(f"sliding_window = {window!r} is not a whole number from 1 up")
+        if types and (len(types) != self.layers or not set(types) <= set(LAYER_TYPES)):
+            raise ValueError(f"layer_types = {types!r:.80} is not {' or '.join(LAYER_TYPES)} for each layer")
+        if "sliding_attention" in types and window is None:
+            raise ValueError(f"layer_types = {types!r:.80} needs a sliding_window")
+        if (types or self.max_window_layers) and not self.qkv_bias:
+            raise ValueError("max_window_layers and layer_types are for qkv_bias=True: only Qwen2's files have them")
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
         object.__setattr__(self, "hidden", self.hidden or 4 * self.width)
         if self.heads % self.kv_heads or (self.width % self.heads and not self.head_dim):
@@ -68,6 +81,12 @@ class Config:
                 f"width {self.width} does not divide into {self.heads} heads, or those into {self.kv_heads} for keys"
             )
         object.__setattr__(self, "head_dim", self.head_dim or self.width // self.heads)
+
+    def window(self, layer: int) -> int | None:
+        """The sliding window of the attention in block `layer`; None where it has none."""
+        if self.layer_types:
+            return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
+        return self.sliding_window if layer >= self.max_window_layers else None
 
 
 class Rope(NamedTuple):
@@ -90,7 +109,8 @@ class AttentionCache(NamedTuple):
 class Attention(Module):
     """y = o_proj(softmax(q kᵀ/√D + mask) v),  q, k, v = q_proj(x), k_proj(x), v_proj(x), q and k rotated if rope
 
-    With context.past, the keys and values of earlier tokens come before those of x.
+    With context.past, the keys and values of earlier tokens come before those of x. With a `window`, a query sees the
+    last `window` keys alone, its own among them.
     """
 
     # Under a causal mask, from so many tokens on and without a past, S is made block by block: nothing is T times T.
@@ -108,9 +128,10 @@ class Attention(Module):
         *,
         causal: bool,
         rope: Rope | None = None,
+        window: int | None = None,
     ) -> None:
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
-        self.head_dim, self.causal, self.rope = head_dim, causal, rope
+        self.head_dim, self.causal, self.rope, self.window = head_dim, causal, rope, window
 
     def project(self, x: Array, context: Context) -> tuple[Sequence[Array], Any]:
         q, cq = self.q_proj.forward(x, context)
@@ -135,13 +156,16 @@ class Attention(Module):
             rope = context.once((self.rope, self.head_dim, T), self.rope.tables, x, self.head_dim, start)
             q, k = ops.rope_forward(q, *rope), ops.rope_forward(k, *rope)
         if past:
-            k, v = past.extend(self, k, v)
+            k, v = past.extend(self, k, v, self.window)
         attention: Any
         if self.causal and self.blockwise_from <= T and not past:
-            o, attention = ops.blockwise_attention_forward(q, k, v, self.head_dim, True, context.padding)
+            o, attention = ops.blockwise_attention_forward(
+                q, k, v, self.head_dim, True, context.padding, window=self.window
+            )
         else:
-            shape = T, self.causal, context.padding, x.dtype, start
-            mask = context.once((self.causal, T), ops.attention_mask, xp, *shape)
+            earlier = k.shape[1] - T
+            shape = T, self.causal, context.padding, x.dtype, earlier, self.window
+            mask = context.once((self.causal, T, self.window), ops.attention_mask, xp, *shape)
             o, attention = ops.attention_forward(q, k, v, mask, self.head_dim)
         y, o_proj = self.o_proj.forward(o, context.above())
         return y, AttentionCache(projections, rope, attention, o_proj)
@@ -161,7 +185,7 @@ class FusedAttention(Attention):
 
     def __init__(self, qkv_proj: Module, o_proj: Module, head_dim: int, *, causal: bool) -> None:
         self.qkv_proj, self.o_proj = qkv_proj, o_proj
-        self.head_dim, self.causal, self.rope = head_dim, causal, None
+        self.head_dim, self.causal, self.rope, self.window = head_dim, causal, None, None
 
     def project(self, x: Array, context: Context) -> tuple[Sequence[Array], Any]:
         qkv, cache = self.qkv_proj.forward(x, context)
@@ -391,20 +415,27 @@ class Tanh(Module):
 
 class Past:
     """Keys and values of the tokens so far, for generation: a forward with context.past = past looks at them too,
-    and adds those of its own tokens. It holds up to `capacity` tokens.
+    and adds those of its own tokens. It holds up to `capacity` tokens, of a layer with a window the last of them.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.length = capacity, 0
         self.arrays: dict[Module, tuple[Array, Array]] = {}
 
-    def extend(self, layer: Module, k: Array, v: Array) -> tuple[Array, Array]:
-        """All keys and values of a layer, (B, length + T, G·D), `k` and `v` at their end."""
-        end = self.length + k.shape[1]
+    def extend(self, layer: Module, k: Array, v: Array, window: int | None = None) -> tuple[Array, Array]:
+        """All keys and values of a layer, (B, length + T, G·D), `k` and `v` at their end; with a window those that one
+        of the T queries sees, window - 1 + T at most.
+        """
+        xp, end = get_array_module(k), self.length + k.shape[1]
+        if window is not None:
+            last = self.arrays.get(layer, (k[:, :0], v[:, :0]))
+            K, V = (xp.concatenate(pair, axis=1) for pair in zip(last, (k, v), strict=True))
+            unseen = max(0, K.shape[1] - (window - 1))  # by the next query
+            self.arrays[layer] = K[:, unseen:], V[:, unseen:]
+            return K, V
         if layer not in self.arrays:
             shape = k.shape[0], self.capacity, k.shape[2]
-            empty = get_array_module(k).empty
-            self.arrays[layer] = empty(shape, dtype=k.dtype), empty(shape, dtype=v.dtype)
+            self.arrays[layer] = xp.empty(shape, dtype=k.dtype), xp.empty(shape, dtype=v.dtype)
         K, V = self.arrays[layer]
         K[:, self.length : end], V[:, self.length : end] = k, v
         return K[:, :end], V[:, :end]

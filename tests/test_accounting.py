@@ -61,7 +61,8 @@ def setups(draw) -> dict[str, Any]:
                          context=16, tied=tied, dtype=draw(st.sampled_from(["float32", "float64"])),
                          head=head, labels=5, offset=2 if family == "roberta" else 0,
                          activation=draw(st.sampled_from(ACTIVATIONS)),
-                         **(draw(st.sampled_from([{}, {"qkv_bias": True, "head_dim": 4}])) if gated else {})),
+                         **(draw(st.sampled_from([{}, {"qkv_bias": True, "head_dim": 4}, {"sliding_window": 3}]))
+                            if gated else {})),
         "lora": targets and {"targets": targets, "r": draw(st.integers(1, 4)), "train": train,
                              "dropout": draw(st.sampled_from([0.0, 0.3])),
                              "ensure_weight_tying": tied and head == "lm" and "embed" in targets and draw(st.booleans())
@@ -147,15 +148,18 @@ def test_recomputed_blocks_give_the_same_gradients_for_the_bytes_and_flops_that_
 @pytest.mark.parametrize("T", [127, 128, 129, 300])
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize(
-    ("family", "heads"),
-    [(family, (4, 4)) for family in ("gpt2", "llama", "bert")]
-    + [("llama", (4, 2)), ("llama", (4, 1)), ("gpt2", (1, 1))],
+    ("family", "heads", "options"),
+    [(family, (4, 4), {}) for family in ("gpt2", "llama", "bert")]
+    + [("llama", (4, 2), {}), ("llama", (4, 1), {}), ("gpt2", (1, 1), {})]
+    + [("llama", (4, 2), {"sliding_window": window}) for window in (1, 130, 171, 299)]
+    + [("llama", (4, 4), {"sliding_window": 40, "qkv_bias": True, "max_window_layers": 1})],
 )
 def test_attention_in_blocks_keeps_and_executes_what_is_predicted_and_nothing_is_tokens_squared(
-    family, heads, again, T, rng, monkeypatch
+    family, heads, options, again, T, rng, monkeypatch
 ):
     monkeypatch.setattr(minilora.transformer.Attention, "blockwise_from", 128)
-    config = Config(vocab=31, layers=2, width=8, heads=heads[0], kv_heads=heads[1], hidden=5, context=300)
+    sizes = {"vocab": 31, "layers": 2, "width": 8, "heads": heads[0], "kv_heads": heads[1], "hidden": 5}
+    config = Config(**sizes, context=300, **options)
     model = build({"family": family, "config": config, "lora": {"targets": "all-linear", "r": 1}, "frozen": ""})
     laid_out = describe(model)
     if again:
@@ -184,6 +188,19 @@ def test_a_causal_mask_saves_nearly_half_of_a_long_sequence_and_nothing_of_a_sho
     assert long[0] / once[0] == (512 / 500) ** 2
     once, long = attention("t5-base", 500), attention("t5-base", 512)
     assert [b / a for a, b in zip(once, long, strict=True)] == [(512 / 500) ** 2] * 2
+
+
+def test_past_a_window_attention_grows_as_the_tokens_and_up_to_it_as_without_one():
+    def forward(T: int, **said: Any) -> int:
+        return count(NAMED["mistral-7b"] | said, "full", tokens=T).flops()[0].attention
+
+    free = {"sliding_window": None}
+    for T in (100, 512, 4096):
+        assert forward(T) == forward(T, **free)
+    assert forward(32768) - forward(24576) == forward(24576) - forward(16384) == 8192 * (4096 + 128) * 32 * 4 * 4096
+    assert forward(32768) < 0.25 * forward(32768, **free)
+    half = {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 16}
+    assert 2 * forward(32768, **half) == forward(32768) + forward(32768, **free)
 
 
 def test_the_ledger_has_the_bytes_of_what_the_loss_keeps(rng):
@@ -512,6 +529,8 @@ def evaluated(formula: str, layers: list[Linear | Table], letters: dict[str, int
     return product(outside, {}) * total
 
 
+WINDOWED = LLAMA | {"model_type": "qwen2", "num_hidden_layers": 5, "max_position_embeddings": 700,
+                    "use_sliding_window": True, "sliding_window": 200, "max_window_layers": 1}  # fmt: skip
 COSTS: list[tuple[Any, str, dict[str, Any]]] = [
     *((LLAMA, method, {"r": 3}) for method in METHODS if method != "bitfit"),
     *((name, "lora", {"r": 3}) for name in ("bert-base", "deberta-v2-xxlarge", "t5-base")),
@@ -523,6 +542,9 @@ COSTS: list[tuple[Any, str, dict[str, Any]]] = [
     ("gpt2", "lora", {"tokens": 700}),
     ("gpt2", "prefix-embed", {"tokens": 510, "virtual_tokens": 8, "recompute": True}),
     ("bert-base", "lora", {"tokens": 512}),
+    ("mistral-7b", "lora", {"tokens": 5000}),
+    (WINDOWED, "full", {"tokens": 700}),
+    (WINDOWED, "top2", {"tokens": 700, "recompute": True}),
 ]  # fmt: skip
 
 
@@ -530,10 +552,11 @@ COSTS: list[tuple[Any, str, dict[str, Any]]] = [
 def test_each_formula_of_flops_gives_the_number_beside_it(model, method, words, capsys):
     account = count(model, method, **{"batch": 2, "tokens": None if model == "vit-base" else 7} | words)
     made, plan = account.model, account.plan
-    heads = next(op for op in made.ops() if isinstance(op, Attention))
-    T = account.tokens + plan.virtual_tokens
+    attentions = [op for op in made.ops() if isinstance(op, Attention)]
+    heads, T = attentions[0], account.tokens + plan.virtual_tokens
     letters = {"B": account.batch, "T": T, "N": account.batch * T, "H": heads.heads, "D": heads.head_dim}
     letters |= {"P": heads.relative, "r": words.get("r", 8), "M": account.batch * heads.scores(T)}
+    letters |= {"W": account.batch * attentions[-1].scores(T)}
     again = count(made, method, **{"batch": 2, "tokens": account.tokens} | words | {"recompute": False}).flops()[1]
     below = list(made.stages.values())[: lowest_stage(made, plan)]
     reached = [op for op in made.linears() if not any(op in stage for stage in below)]
@@ -541,6 +564,7 @@ def test_each_formula_of_flops_gives_the_number_beside_it(model, method, words, 
     products = {"forward": made.linears(), "backward": [*dx, *dW]}
     accounting.report.show(account)
     said = " ".join(capsys.readouterr().out.split())
+    assert (f"W = {letters['W']:,} scores of a head in a layer with a window" in said) == (made.name == "qwen2")
     for which, part in zip(("forward", "backward"), account.flops(), strict=True):
         linear, added, attention = accounting.report.formulas(account, which)
         expected = again if which == "backward" else part  # without what runs again

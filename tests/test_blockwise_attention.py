@@ -27,13 +27,13 @@ def close(a: np.ndarray, b: np.ndarray, tolerance: float = EXACT) -> bool:
     return a.shape == b.shape and bool(np.abs(a - b).max() <= tolerance * np.abs(b).max())
 
 
-def plain(q, k, v, dy, D, causal, padding=None) -> list[np.ndarray]:
-    o, cache = ops.attention_forward(q, k, v, attention_mask(q, causal, padding), D)
+def plain(q, k, v, dy, D, causal, padding=None, window=None) -> list[np.ndarray]:
+    o, cache = ops.attention_forward(q, k, v, attention_mask(q, causal, padding, window), D)
     return [o, *ops.attention_backward(dy, cache)]
 
 
-def blockwise(q, k, v, dy, D, causal, padding=None, block=BLOCK) -> list[np.ndarray]:
-    o, cache = ops.blockwise_attention_forward(q, k, v, D, causal, padding, block)
+def blockwise(q, k, v, dy, D, causal, padding=None, block=BLOCK, window=None) -> list[np.ndarray]:
+    o, cache = ops.blockwise_attention_forward(q, k, v, D, causal, padding, block, window)
     return [o, *ops.blockwise_attention_backward(dy, cache)]
 
 
@@ -45,23 +45,24 @@ def drawn(rng: np.random.Generator, B: int, T: int, G: int, R: int, D: int, dtyp
 # ---- the op ----
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     *[st.integers(1, high) for high in (3, 12, 3, 3, 4)],
     st.integers(1, 13),
     st.booleans(),
     st.sampled_from(["none", "left", "right"]),
+    st.none() | st.integers(1, 14),
     st.sampled_from([("float64", EXACT), ("float32", 1e-5)]),
 )
-def test_output_and_gradients_are_those_of_plain_attention(seed, B, T, G, R, D, block, causal, side, precision):
+def test_output_and_gradients_are_those_of_plain_attention(seed, B, T, G, R, D, block, causal, side, window, precision):
     (dtype, tolerance), rng = precision, np.random.default_rng(seed)
     q, k, v, dy = drawn(rng, B, T, G, R, D, dtype)
     padding = None if side == "none" else pad(side, T, [T, *rng.integers(0, T + 1, B - 1)])
     real = np.ones((B, T, 1), dtype) if padding is None else padding[..., None].astype(dtype)
     (o, *expected), (ours, *gradients) = (
-        plain(q, k, v, dy * real, D, causal, padding),
-        blockwise(q, k, v, dy * real, D, causal, padding, block),
+        plain(q, k, v, dy * real, D, causal, padding, window),
+        blockwise(q, k, v, dy * real, D, causal, padding, block, window),
     )
     assert ours.dtype == dtype
     assert close(ours * real, o * real, tolerance)
@@ -99,6 +100,21 @@ def test_blocks_above_the_diagonal_of_a_causal_mask_are_not_computed(causal, com
     assert sum(S_ij.size for *_, S_ij in found) == (2 * (2 + 4 + 6 + 8 + 10) + 11 if causal else 121)
 
 
+@pytest.mark.parametrize(
+    ("window", "keys"),  # of each block of two queries, in whole blocks
+    [(1, [2, 2, 2, 2, 2, 1]), (2, [2, 4, 4, 4, 4, 3]), (3, [2, 4, 4, 4, 4, 3]), (4, [2, 4, 6, 6, 6, 5]),
+     (11, [2, 4, 6, 8, 10, 11])],
+)  # fmt: skip
+def test_blocks_of_keys_before_the_window_are_not_computed(window, keys, rng):
+    q, k, *_ = (x.reshape(1, 1, 11, 2) for x in drawn(rng, 1, 11, 1, 1, 2))
+    found = list(blocks(q, k, True, None, 2, window))
+    S, see = q @ k.swapaxes(-1, -2), (np.tri(11) - np.tri(11, k=-window)) > 0
+    for i, j, S_ij in found:
+        expected = np.where(see[i[-1], j[-1]], S[0, :, i[-1], j[-1]], -np.inf)
+        assert close(np.exp(S_ij), np.exp(expected))
+    assert sum(S_ij.size for *_, S_ij in found) == 2 * sum(keys[:-1]) + keys[-1]
+
+
 def peak(run: Any) -> int:
     tracemalloc.start()
     try:
@@ -129,9 +145,9 @@ def test_what_is_kept_is_linear_in_the_tokens(rng):
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("side", ["none", "left", "right"])
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("causal", "window"), [(True, None), (False, None), (True, 200)])
 @pytest.mark.parametrize(("G", "R"), [(4, 1), (2, 3)])
-def test_more_than_one_block_agrees_with_pytorch(G, R, causal, side, rng):
+def test_more_than_one_block_agrees_with_pytorch(G, R, causal, window, side, rng):
     torch = pytest.importorskip("torch")
     B, T, D = 2, 5 * BLOCK + 9, 8
     inputs = drawn(rng, B, T, G, R, D)
@@ -139,12 +155,12 @@ def test_more_than_one_block_agrees_with_pytorch(G, R, causal, side, rng):
     inputs[-1] *= padding[..., None]
     q, k, v, dy = (torch.tensor(x, requires_grad=True) for x in inputs)
     heads = (x.unflatten(-1, (-1, D)).transpose(1, 2) for x in (q, k, v))
-    see = (
-        torch.tensor(np.tri(T, dtype=bool) if causal else np.ones((T, T), bool)) & torch.tensor(padding)[:, None, None]
-    )
+    seen = np.tri(T, dtype=bool) if causal else np.ones((T, T), bool)
+    seen &= ~np.tri(T, k=-window, dtype=bool) if window else True
+    see = torch.tensor(seen) & torch.tensor(padding)[:, None, None]
     y = torch.nn.functional.scaled_dot_product_attention(*heads, see, enable_gqa=R > 1).transpose(1, 2).flatten(2)
     y.backward(dy)
-    o, *gradients = blockwise(*inputs, D, causal, None if side == "none" else padding)
+    o, *gradients = blockwise(*inputs, D, causal, None if side == "none" else padding, window=window)
     assert close(o[padding], y.detach().numpy()[padding])
     for gradient, x in zip(gradients, (q, k, v), strict=True):
         assert close(gradient, x.grad.numpy())
@@ -157,6 +173,8 @@ HEADS: dict[str, dict[str, Any]] = {"llama": {"heads": 4, "kv_heads": 2}}
 
 
 def build(family: str, **options: Any) -> Transformer:
+    family, _, windowed = family.partition(", ")
+    options |= {"sliding_window": 2 * BLOCK + 5} if windowed else {}
     config = {"vocab": 13, "layers": 2, "width": 8, "hidden": 6, "heads": 2, "context": 2 * T, "dtype": "float64"}
     config |= HEADS.get(family, {})
     return FAMILIES[family](Config(**{**config, **options}), np.random.default_rng(1))
@@ -174,7 +192,7 @@ def step(model: Transformer, side: str = "none", rng: np.random.Generator | None
     return [L, *(grads[parameter] for parameter in model.named_parameters().values())]
 
 
-each_family = pytest.mark.parametrize("family", ["gpt2", "llama"])  # those with a causal mask
+each_family = pytest.mark.parametrize("family", ["gpt2", "llama", "llama, windowed"])  # those with a causal mask
 
 
 @pytest.fixture
@@ -183,8 +201,8 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
     original = ops.blockwise_attention_forward
 
-    def watched(*arguments: Any) -> Any:
-        o, cache = original(*arguments)
+    def watched(*arguments: Any, **options: Any) -> Any:
+        o, cache = original(*arguments, **options)
         found.append(cache)
         return o, cache
 
@@ -227,7 +245,7 @@ def test_recomputed_blocks_give_the_same_bits(family, monkeypatch, computed):
     assert len(computed) == 4  # both layers, twice
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@each_family
 def test_with_a_past_every_earlier_key_is_seen(family, monkeypatch, rng):
     model, ids = build(family), rng.integers(0, 13, (1, 12))
     whole, _ = model.forward(ids)

@@ -17,7 +17,7 @@ import minilora
 from minilora.families import FAMILIES
 from minilora.pretrained import load_pretrained, save_pretrained
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(for another head|drawn anew|sliding window)")
+pytestmark = pytest.mark.filterwarnings("ignore:.*(for another head|drawn anew)")
 SHAPE: dict[str, Any] = {"vocab": 24, "layers": 2, "width": 8, "heads": 2, "hidden": 12, "context": 16}
 
 

@@ -20,10 +20,22 @@ SCALING = {"rope_scaling": RopeScaling(factor=4.0, low=0.2, high=1.5, trained=9)
 few = settings(max_examples=25, deadline=None, derandomize=True)
 
 
-@pytest.fixture(params=["gpt2", "llama", "llama, scaled"])
+SPECIAL = {
+    "gpt2": {},
+    "llama": {},
+    "llama, scaled": SCALING,
+    "llama, windowed": {"sliding_window": 3},
+    "llama, windowed above": {"sliding_window": 1, "qkv_bias": True, "max_window_layers": 1},
+}
+
+
+@pytest.fixture(params=SPECIAL)
 def model(request) -> Transformer:
-    family, _, scaled = request.param.partition(", ")
-    return build(family, **(SCALING if scaled else {}))
+    return special(request.param)
+
+
+def special(kind: str) -> Transformer:
+    return build(kind.partition(", ")[0], **SPECIAL[kind])
 
 
 def uncached(model: Transformer, ids: np.ndarray, tokens: int, *options: Any) -> list[int]:
@@ -37,7 +49,7 @@ def uncached(model: Transformer, ids: np.ndarray, tokens: int, *options: Any) ->
 @few
 @given(data=st.data())
 def test_tokens_that_come_in_parts_have_the_logits_of_the_whole(data):
-    model = build(data.draw(st.sampled_from(["gpt2", "llama"])))
+    model = special(data.draw(st.sampled_from(list(SPECIAL))))
     ids = np.array([data.draw(st.lists(st.integers(0, 12), min_size=1, max_size=9))])
     whole, _ = model.forward(ids)
     ends = sorted({data.draw(st.integers(1, ids.shape[1])) for _ in range(3)} | {ids.shape[1]})
@@ -63,10 +75,20 @@ def test_with_a_cache_and_without_the_tokens_are_the_same_also_past_the_context(
     assert list(cached) == uncached(model, ids, 15, temperature, 5, 0.9, np.random.default_rng(3))
 
 
-def test_a_long_prompt_is_read_in_parts_to_the_same_end(rng):
-    model = build("llama", context=3 * CHUNK)
+@pytest.mark.parametrize("window", [None, 5, CHUNK, CHUNK + 9])
+def test_a_long_prompt_is_read_in_parts_to_the_same_end(window, rng):
+    model = build("llama", context=3 * CHUNK, sliding_window=window)
     ids = rng.integers(0, 13, 2 * CHUNK + 3)
     assert list(next_ids(model, ids, 6)) == uncached(model, ids, 6, 0.0, 0, 1.0, None)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 40])
+def test_of_a_layer_with_a_window_no_more_keys_are_kept_than_the_next_token_sees(window, rng):
+    model, past = build("llama", context=30, sliding_window=window), Past(30)
+    for T in (7, 1, 1, 9, 2):
+        model.forward(rng.integers(0, 13, (1, T)), Context(past=past))
+    assert past.length == 20
+    assert [k.shape[1] for k, _ in past.arrays.values()] == [min(20, window - 1)] * 2
 
 
 def test_an_adapter_takes_part(model, rng):

@@ -250,7 +250,6 @@ def test_a_scaling_of_the_rotation_is_handed_on_by_name(tmp_path):
     [
         ({"expert_count": 8}, r"llama\.expert_count = 8 is not supported, only 0"),
         ({"expert_count": [0, 0]}, r"llama\.expert_count = .* is not supported, only 0"),
-        ({"attention.sliding_window": 512}, r"'llama\.attention\.sliding_window' = 512 is not supported"),
         ({"new\nline": 1}, r"'llama\.new\\nline' = 1 is not supported"),
         ({"rope.scaling.type": "yarn"}, r"rope\.scaling\.factor = None is no positive number"),
         ({"rope.dimension_count": 4}, r"rope\.dimension_count = 4 is not supported"),
@@ -270,6 +269,14 @@ def test_a_scaling_of_the_rotation_is_handed_on_by_name(tmp_path):
 def test_values_that_are_not_supported_or_do_not_fit_the_tensors_are_refused(tmp_path, values, message):
     with pytest.raises(ValueError, match=rf"m\.gguf cannot be read as GGUF: .*{message}"):
         read_gguf(write(tmp_path / "m.gguf", values=values))
+
+
+@pytest.mark.parametrize("key", ["attention.sliding_window", "attention.sliding_window_pattern"])
+def test_a_sliding_window_is_not_used_as_in_llama_cpp_and_that_is_said(tmp_path, key):
+    plain = read_gguf(write(tmp_path / "plain.gguf"))[0]
+    with pytest.warns(UserWarning, match=rf"m\.gguf: llama\.{key} is not used, as llama\.cpp does not use it"):
+        values, _, _ = read_gguf(write(tmp_path / "m.gguf", values={key: 2}))
+    assert values == plain
 
 
 def test_tensors_without_a_place_and_types_without_a_decoder_are_named(tmp_path):

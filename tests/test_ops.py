@@ -35,10 +35,12 @@ def torch_rope(torch, x, D):  # as a product of complex numbers
     return torch.stack([turned.real, turned.imag], -2).reshape(x.shape)
 
 
-def torch_attention(torch, *qkv, D, causal, padding):
+def torch_attention(torch, *qkv, D, causal, padding, window):
     B, T, _ = qkv[0].shape
     real = np.ones((B, T), bool) if padding is None else padding
     see = np.tri(T, dtype=bool) if causal else np.ones((T, T), bool)
+    if window:
+        see &= ~np.tri(T, k=-window, dtype=bool)
     y = torch_softmax_attention(torch, *qkv, D=D, mask=see & real[:, None, None, :])
     return y * torch.tensor(real)[..., None]
 
@@ -358,6 +360,8 @@ def test_there_is_no_mask_where_every_query_may_look_at_every_key():
     padding = np.array([[True, True]])
     assert ops.attention_mask(np, 2, False, None, "float64") is None
     assert ops.attention_mask(np, 1, True, None, "float64", start=4) is None
+    assert ops.attention_mask(np, 1, True, None, "float64", start=4, window=5) is None
+    assert ops.attention_mask(np, 1, True, None, "float64", start=4, window=4) is not None
     assert ops.attention_mask(np, 2, True, None, "float64") is not None
     assert ops.attention_mask(np, 2, False, padding, "float64") is not None
 
@@ -370,6 +374,32 @@ def test_a_causal_query_looks_at_no_later_key(rng):
     changed, _ = ops.attention_forward(q, k, v, mask, 3)
     assert np.array_equal(y[:, :3], changed[:, :3])
     assert (y[:, 3:] != changed[:, 3:]).all()
+
+
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("window", [1, 2, 5, 7])
+def test_a_query_sees_its_own_key_and_those_before_it_up_to_the_window(window, start):
+    mask = ops.attention_mask(np, 6, True, None, "float64", start, window)
+    for i, j in np.ndindex(mask.shape):
+        assert (mask[i, j] == 0) == (start + i - window < j <= start + i)
+
+
+def test_a_window_of_all_the_tokens_changes_no_bit_and_one_of_fewer_does(rng):
+    q, k, v, dy = (rng.standard_normal((2, 5, 6)) for _ in "qkvy")
+
+    def plain(window):
+        y, cache = ops.attention_forward(q, k, v, attention_mask(q, True, None, window), 3)
+        return [y, *ops.attention_backward(dy, cache)]
+
+    def blockwise(window):
+        y, cache = ops.blockwise_attention_forward(q, k, v, 3, True, None, 2, window)
+        return [y, *ops.blockwise_attention_backward(dy, cache)]
+
+    for run in (plain, blockwise):
+        free = run(None)
+        for window in (5, 6, 10**9):
+            assert all(a.tobytes() == b.tobytes() for a, b in zip(run(window), free, strict=True))
+        assert not any(np.allclose(a, b) for a, b in zip(run(4), free, strict=True))
 
 
 # ---- the check is checked ----
@@ -408,6 +438,18 @@ MISTAKES: list[tuple[str, str, Callable[..., Any]]] = [
     ("attention", "dv from E and not from P", lambda g, dy, c, *_: (*g[:2], merge_heads(unscaled_dv(dy, c), 3))),
     ("attention", "dq and dk exchanged", lambda g, *_: (g[1], g[0], g[2])),
     ("attention, grouped", "dk of one head of each group", lambda g, *a: (g[0], first_head_dk(*a), g[2])),
+    ("attention, sliding window", "the window of the backward is a key wider", lambda g, *a: another_window(*a, 3)),
+    ("attention, sliding window", "the window of the backward is a key narrower", lambda g, *a: another_window(*a, 1)),
+    (
+        "attention in blocks, sliding window",
+        "the window of the backward is a key wider",
+        lambda g, dy, c, *_: ops.blockwise_attention_backward(dy, c._replace(window=c.window + 1)),
+    ),
+    (
+        "attention in blocks, sliding window",
+        "the window of the backward is a key narrower",
+        lambda g, dy, c, *_: ops.blockwise_attention_backward(dy, c._replace(window=c.window - 1)),
+    ),
     ("cross-entropy", "the sum and not the mean", lambda g, *_: (6 * g[0],)),
     ("cross-entropy", "the mean over ignored positions too", lambda g, *_: (g[0] * 6 / 9,)),
     ("cross-entropy", "softmax without the label", lambda g, dL, c, z: ((dL * c.weight * c.P).reshape(z.shape),)),
@@ -451,6 +493,12 @@ def first_head_dk(dy, cache, *_):
     dy = dy.reshape(3, 3, -1, 3, 3).copy()  # B, T, G, R, D
     dy[:, :, :, 1:] = 0
     return ops.attention_backward(dy.reshape(3, 3, -1), cache)[1]
+
+
+def another_window(dy, cache, q, k, v, window):
+    T, D = q.shape[1], cache.k.shape[-1]
+    mask = ops.attention_mask(np, T, True, None, q.dtype, window=window)
+    return ops.attention_backward(dy, ops.attention_forward(q, k, v, mask, D)[1])
 
 
 def overwritten(dy, ids, W):

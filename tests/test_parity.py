@@ -33,6 +33,7 @@ SIZES = {"vocab_size": 43, "hidden_size": 24, "num_hidden_layers": 2, "num_atten
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 0.5, "high_freq_factor": 2.0,
           "original_max_position_embeddings": 16}  # fmt: skip
 ROPE = {"rope_type": "default", "rope_theta": 50.0}
+GROUPED = {**SIZES, "rope_parameters": ROPE, "num_key_value_heads": 2}
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 GPT2 = {"vocab_size": 43, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 21, "resid_pdrop": 0.0,
         "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # fmt: skip
@@ -60,9 +61,21 @@ KINDS = {
     "llama, classifier": Kind(
         "LlamaConfig", "LlamaForSequenceClassification", {**SIZES, "rope_parameters": ROPE, "num_labels": 3}
     ),
-    "mistral": Kind("MistralConfig", "MistralForCausalLM",
-                    {**SIZES, "rope_parameters": ROPE, "num_key_value_heads": 2, "sliding_window": None}),
-    "qwen2": Kind("Qwen2Config", "Qwen2ForCausalLM", {**SIZES, "rope_parameters": ROPE, "num_key_value_heads": 2}),
+    "mistral": Kind("MistralConfig", "MistralForCausalLM", {**GROUPED, "sliding_window": None}),
+    "mistral, window": Kind("MistralConfig", "MistralForCausalLM", {**GROUPED, "sliding_window": 3}),
+    "mistral, window, classifier": Kind(
+        "MistralConfig", "MistralForSequenceClassification", {**GROUPED, "sliding_window": 2, "num_labels": 3}
+    ),
+    "qwen2": Kind("Qwen2Config", "Qwen2ForCausalLM", GROUPED),
+    "qwen2, window above": Kind(
+        "Qwen2Config", "Qwen2ForCausalLM",
+        {**GROUPED, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
+    "qwen2, window below": Kind(
+        "Qwen2Config", "Qwen2ForCausalLM",
+        {**GROUPED, "use_sliding_window": True, "sliding_window": 1,
+         "layer_types": ["sliding_attention", "full_attention"]},
+    ),
     "bert": Kind("BertConfig", "BertForMaskedLM", {**SIZES, **QUIET, "type_vocab_size": 3}),
     "bert, tanh GELU": Kind("BertConfig", "BertForMaskedLM", {**SIZES, **QUIET, "hidden_act": "gelu_new"}),
     "bert, untied": Kind("BertConfig", "BertForMaskedLM", {**SIZES, **QUIET, "tie_word_embeddings": False}),
@@ -317,6 +330,26 @@ def test_a_classifier_on_a_language_model_is_drawn_and_said_to_be_new(kind, head
     assert all("for another head" in line for line in lines if line != new)
 
 
+@pytest.mark.parametrize("kind", ["mistral", "mistral, window", "qwen2, window above"])
+def test_in_blocks_too_a_model_with_a_window_has_the_logits_and_gradients_of_transformers(kind, tmp_path, rng):
+    changes = {} if kind == "mistral" else {"sliding_window": 150}
+    other = in_float64(theirs(kind, **changes, max_position_embeddings=600))
+    model = load(other, tmp_path / "m")
+    ids, real = rng.integers(2, 43, (2, 600)), np.arange(600) >= [[0], [170]]
+    batch, grads = Batch(ids, real, 0 * ids), Gradients()
+    y, cache = model.forward(ids, batch.context)
+    expected = logits_of(other, batch)
+    assert close(y[real], expected.detach().numpy()[real], 1e-12)
+    dy = upstream(y, batch, rng)
+    model.backward(dy, cache, grads)
+    (torch.tensor(dy) * expected).sum().backward()
+    parameters = dict(other.named_parameters())
+    largest = max(float(p.grad.abs().max()) for p in parameters.values())
+    for path, parameter in model.named_parameters().items():
+        gradient = parameters[their_name(model, path)].grad.numpy()
+        np.testing.assert_allclose(grads[parameter], gradient, rtol=0, atol=1e-10 * largest, err_msg=path)
+
+
 # ---- PEFT on it ----
 
 
@@ -342,7 +375,8 @@ def pairs(wrapped: Any, model: Transformer) -> Iterator[tuple[str, Any, Any]]:
         yield path, parameter, parameters[f"base_model.model.{their_name(model, layer)}.{side}.default.weight"]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "llama 3", "qwen2", "bert", "bert, tokens", "roberta"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "llama 3", "qwen2", "bert", "bert, tokens", "roberta",
+                                  "mistral, window", "qwen2, window above"])  # fmt: skip
 def test_the_gradients_of_an_adapter_are_those_of_peft_to_1e_10(kind, tmp_path, rng):
     wrapped, model = adapted(kind, tmp_path)
     batch, grads = batch_for(model, rng), Gradients()

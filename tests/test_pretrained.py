@@ -2,6 +2,7 @@ import json
 import math
 import tracemalloc
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import minilora
 from minilora import peft, pretrained
 from minilora.checkpoint import load_tensors, save_tensors, tensors_to_bytes, write_folder
 from minilora.families import FAMILIES
+from minilora.generation import next_ids
 from minilora.pretrained.configs import FORMATS
 
 FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FORMATS[family].classes]
@@ -63,7 +65,13 @@ def test_every_parameter_has_a_name_of_its_own_in_hugging_face(family, head, rng
         ({"rope_parameters": {"type": "linear", "factor": 2.0}}, "rope_parameters = .*linear.* is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4} is not supported"),
         ({"is_causal": False}, "is_causal = False is not supported, only True"),
-        ({"sliding_window": 0}, "sliding_window = 0 is not a whole number"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window = 0 is not a whole number from 1 up"),
+        ({"model_type": "mistral", "sliding_window": 4.0}, r"sliding_window = 4\.0 is not a whole number from 1 up"),
+        ({"model_type": "qwen2", "use_sliding_window": "no"}, "use_sliding_window = 'no' is not true or false"),
+        ({"model_type": "qwen2", "max_window_layers": "2"}, "max_window_layers = '2' is not a whole number from 0 up"),
+        ({"model_type": "qwen2", "layer_types": 3}, "layer_types = 3 is not a list of names"),
+        ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "layer_types = .* for each layer"),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, "layer_types = .* needs a sliding_window"),
         ({"attention_dropout": 0.1}, "attention_dropout = 0.1 is not supported, only 0.0"),
         ({"rms_norm_eps": math.nan}, "rms_norm_eps = nan is not a positive number"),
         ({"rms_norm_eps": -1e-5}, "rms_norm_eps = -1e-05 is not a positive number"),
@@ -527,36 +535,32 @@ def test_peft_loads_what_we_save_with_the_same_logits_and_back(tmp_path, rng, id
     assert np.array_equal(again.forward(ids)[0], ours)
 
 
-def test_a_sliding_window_ends_the_sequences_with_a_warning(tmp_path, rng):
-    minilora.save_pretrained(small(rng), tmp_path / "m")
-    config = tmp_path / "m" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mistral", "sliding_window": 9}))
-    with pytest.warns(UserWarning, match="sequences end at its sliding window of 9 tokens"):
-        assert minilora.load_pretrained(tmp_path / "m").config.context == 9
-
-
 WINDOWED = {
     "Mistral": {"head_dim": 6, "sliding_window": 5},
+    "Mistral, no window": {"sliding_window": None},
     "Qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
-}
+    "Qwen2, no window": {"use_sliding_window": False, "sliding_window": 5},
+    "Qwen2, window below": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0,
+                            "layer_types": ["sliding_attention", "full_attention"]},
+}  # fmt: skip
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("name", WINDOWED)
-def test_a_mistral_and_a_qwen2_are_written_back_as_what_they_were(tmp_path, name, ids):
+@pytest.mark.parametrize("case", WINDOWED)
+def test_a_mistral_and_a_qwen2_are_written_back_as_what_they_were(tmp_path, case, ids):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(0)
     words = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     words |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
     rope = {"rope_type": "default", "rope_theta": 500.0}
-    config = getattr(transformers, f"{name}Config")(**words, **WINDOWED[name], rope_parameters=rope)
+    config = getattr(transformers, f"{case.partition(',')[0]}Config")(**words, **WINDOWED[case], rope_parameters=rope)
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter += 0.2 * torch.randn(parameter.shape)
     theirs.save_pretrained(tmp_path / "theirs")
-    with pytest.warns(UserWarning, match="its sliding window of 5 tokens"):
-        ours = minilora.load_pretrained(tmp_path / "theirs")
+    ours = minilora.load_pretrained(tmp_path / "theirs")
+    assert ours.config.context == 32
     minilora.save_pretrained(ours, tmp_path / "ours")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
     assert type(again) is type(theirs)
@@ -566,18 +570,91 @@ def test_a_mistral_and_a_qwen2_are_written_back_as_what_they_were(tmp_path, name
     }
     assert again.state_dict().keys() == theirs.state_dict().keys()
     assert all(torch.equal(again.state_dict()[key], x) for key, x in theirs.state_dict().items())
-    logits = theirs(torch.tensor(ids)).logits  # 9 tokens, more than ours takes: the window is there again
+    logits = theirs(torch.tensor(ids)).logits  # 9 tokens, more than the window
     assert torch.equal(again(torch.tensor(ids)).logits, logits)
-    assert np.abs(ours.forward(ids[:, :5])[0] - logits[:, :5].detach().numpy()).max() < 1e-5 * logits.abs().max()
+    assert np.abs(ours.forward(ids)[0] - logits.detach().numpy()).max() < 1e-5 * logits.abs().max()
 
 
-@pytest.mark.parametrize(("kind", "context"), [("mistral", 4096), ("qwen2", 9000), ("llama", 9000)])
-def test_a_window_that_is_not_said_is_the_one_that_transformers_takes(tmp_path, rng, kind, context):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sliding_window": 3},
+        {"sliding_window": 3, "qkv_bias": True},
+        {"sliding_window": 3, "qkv_bias": True, "max_window_layers": 1},
+        {"sliding_window": 3, "qkv_bias": True, "layer_types": ("sliding_attention", "full_attention")},
+        {"qkv_bias": True},
+    ],
+)
+def test_a_window_is_saved_and_loaded_and_shown(options, tmp_path, rng, ids):
+    model = small(rng, **options)
+    minilora.save_pretrained(model, tmp_path / "m")
+    loaded = minilora.load_pretrained(tmp_path / "m")
+    assert loaded.config == model.config
+    assert np.array_equal(loaded.forward(ids)[0], model.forward(ids)[0])
+    windows = [model.config.window(i) for i in range(2)]
+    shown = pretrained.describe_model(tmp_path / "m")["positions"]
+    assert shown.endswith(f"a window of 3 in {2 - windows.count(None)} layers") == ("sliding_window" in options)
+    free = small(rng, qkv_bias="qkv_bias" in options)
+    free.load_state_dict(model.state_dict())
+    assert np.array_equal(free.forward(ids)[0], model.forward(ids)[0]) == (windows == [None, None])
+
+
+SAID = {"use_sliding_window": True, "max_window_layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "windows"),
+    [
+        ("mistral", {}, [4096, 4096]),
+        ("mistral", {"sliding_window": None}, [None, None]),
+        ("mistral", {"sliding_window": 7, "layer_types": ["full_attention"] * 2}, [7, 7]),
+        ("qwen2", {}, [None, None]),
+        ("qwen2", {"use_sliding_window": True}, [None, None]),
+        ("qwen2", {"sliding_window": 0, "layer_types": None}, [None, None]),
+        ("qwen2", SAID, [None, 4096]),
+        ("qwen2", SAID | {"sliding_window": 7}, [None, 7]),
+        ("qwen2", SAID | {"sliding_window": None}, [None, None]),
+        ("qwen2", SAID | {"layer_types": ["sliding_attention", "full_attention"]}, [4096, None]),
+        ("llama", {"sliding_window": 7, "use_sliding_window": True}, [None, None]),
+    ],
+)
+def test_each_layer_has_the_window_that_transformers_takes(tmp_path, rng, kind, said, windows):
     minilora.save_pretrained(small(rng, qkv_bias=kind == "qwen2", context=9000), tmp_path / "m")
     path = tmp_path / "m" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": kind}))
-    with warnings.catch_warnings(action="ignore"):
-        assert minilora.load_pretrained(tmp_path / "m").config.context == context
+    ours = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
+    values = {key: value for key, value in json.loads(path.read_text()).items() if key not in ours}
+    path.write_text(json.dumps(values | {"model_type": kind} | said))
+    model = minilora.load_pretrained(tmp_path / "m")
+    assert model.config.context == 9000
+    assert [model[f"block_{i}.attention"].window for i in range(2)] == windows
+    laid_out = minilora.accounting.architecture(tmp_path / "m")
+    assert [op.window for op in laid_out.ops() if hasattr(op, "window")] == windows
+    again = minilora.accounting.describe(model)[0]
+    assert [op.window for op in again.ops() if hasattr(op, "window")] == windows
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("case", WINDOWED)
+def test_generation_far_past_the_window_is_that_of_transformers(tmp_path, case):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    words = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    words |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    words |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    config = getattr(transformers, f"{case.partition(',')[0]}Config")(**words, **WINDOWED[case])
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape)
+    theirs.save_pretrained(tmp_path / "m")
+    ours = minilora.load_pretrained(tmp_path / "m")
+    for prompt in (3, 77):  # less than the window, and more than is read at once
+        ids = np.arange(prompt) * 7 % 64
+        expected = theirs.generate(torch.tensor(ids[None]), max_new_tokens=50, do_sample=False)[0, prompt:].tolist()
+        assert list(next_ids(ours, ids, 50)) == expected
+    free = minilora.llama(replace(ours.config, sliding_window=None, layer_types=()), np.random.default_rng(0))
+    free.load_state_dict(ours.state_dict())
+    assert (list(next_ids(free, ids, 50)) == expected) == case.endswith("no window")
 
 
 def sharded(folder, rng, weight_map, **files):

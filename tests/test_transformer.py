@@ -13,7 +13,7 @@ from minilora.backend import Array, get_array_module, to_numpy
 from minilora.families import FAMILIES
 from minilora.modules import Context, Gradients
 from minilora.names import hub_name
-from minilora.transformer import Config, Transformer
+from minilora.transformer import Attention, Config, Transformer
 from minilora.verify import check_model
 
 SHAPE: dict[str, Any] = {"vocab": 13, "layers": 2, "width": 12, "hidden": 10, "context": 9, "eps": 0.01}
@@ -216,6 +216,41 @@ def test_a_token_is_seen_by_earlier_ones_in_encoders_alone(family, rng):
     assert changed[:4].all() if "bert" in family else not changed[:4].any()
 
 
+@pytest.mark.parametrize("blockwise", [False, True], ids=["whole", "in blocks"])
+def test_with_a_window_a_token_is_seen_by_those_up_to_the_window_and_through_two_layers_by_twice_as_many(
+    blockwise, monkeypatch, rng
+):
+    monkeypatch.setattr(Attention, "blockwise_from", 1 if blockwise else math.inf)
+    ids = rng.integers(0, 13, (2, 9))
+    other = ids.copy()
+    other[:, 1] = (ids[:, 1] + 5) % 13
+
+    def changed(**options: Any) -> list[int]:
+        model = build("llama", qkv_bias=True, sliding_window=3, **options)
+        return np.flatnonzero((model.forward(ids)[0] != model.forward(other)[0]).any(axis=(0, 2))).tolist()
+
+    assert changed(layers=1) == [1, 2, 3]
+    assert changed() == [1, 2, 3, 4, 5]
+    assert changed(max_window_layers=1) == changed(max_window_layers=2) == list(range(1, 9))
+    assert changed(layers=1, layer_types=("sliding_attention",), max_window_layers=1) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+def test_every_gradient_of_a_model_with_a_window_in_one_layer_is_right(side, rng):
+    model, batch = build("llama", qkv_bias=True, sliding_window=2, max_window_layers=1), some(rng, side)
+    report = check_model(model, lambda: loss(model, batch), gradients(model, batch), rng=rng, directions=1)
+    report.raise_if_wrong()
+
+
+@each_side
+def test_with_a_window_padding_on_either_side_changes_no_real_token(side, rng):
+    model, batch = build("llama", sliding_window=2), some(rng, side)
+    padded, _ = model.forward(batch.ids, batch.context)
+    for i, real in enumerate(batch.real):
+        alone, _ = model.forward(batch.ids[i : i + 1, real])
+        np.testing.assert_allclose(padded[i, real], alone[0], rtol=1e-12, atol=1e-12)
+
+
 @each_family
 def test_what_all_layers_need_is_made_once_in_a_forward_and_anew_in_the_next(family, monkeypatch, rng):
     model, batch, made = build(family), some(rng, "left"), []
@@ -302,9 +337,16 @@ def test_ids_that_no_model_can_read_are_refused(family, ids, message):
     [
         ({"width": 10, "heads": 3}, "width 10 .* 3 heads"),
         ({"width": 12, "heads": 6, "kv_heads": 4}, "6 heads, .* into 4"),
+        ({"heads": 3, "sliding_window": 0}, "sliding_window = 0 is not a whole number from 1 up"),
+        ({"heads": 3, "sliding_window": True}, "sliding_window = True is not a whole number from 1 up"),
+        ({"heads": 3, "max_window_layers": -1}, "max_window_layers = -1 is not a whole number from 0 up"),
+        ({"heads": 3, "layer_types": ("full_attention",)}, "layer_types = .* is not .* for each layer"),
+        ({"heads": 3, "layer_types": ("full_attention", "chunked_attention")}, "is not full_attention or sliding_att"),
+        ({"heads": 3, "layer_types": ("sliding_attention",) * 2}, "layer_types = .* needs a sliding_window"),
+        ({"heads": 3, "sliding_window": 3, "max_window_layers": 1}, "layer_types are for qkv_bias=True"),
     ],
 )
-def test_widths_that_do_not_divide_are_refused(wrong, message):
+def test_widths_that_do_not_divide_and_windows_that_no_layer_can_have_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Config(**{**SHAPE, **wrong})
 

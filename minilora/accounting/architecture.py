@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from .. import transformer
-from ..ops.blockwise_attention import BLOCK
+from ..ops.blockwise_attention import BLOCK, first_key
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -83,7 +83,7 @@ class Norm:
 class Attention:
     """softmax(q kᵀ/√D + mask) v.  `relative` > 0: DeBERTa's two products with so many embeddings of distances.
 
-    `causal`: a query sees no later key, and a long sequence is taken in blocks.
+    `causal`: a query sees no later key, and a long sequence is taken in blocks. `window`: nor one so many keys back.
     """
 
     path: str
@@ -94,6 +94,7 @@ class Attention:
     fused: bool = False
     relative: int = 0
     causal: bool = False
+    window: int | None = None
 
     def tensors(self) -> dict[str, Shape]:
         return {}
@@ -103,10 +104,12 @@ class Attention:
         return self.causal and transformer.Attention.blockwise_from <= T
 
     def scores(self, T: int) -> int:
-        """How many a head computes for a sequence: T², or those of the blocks that a causal mask does not hide."""
+        """How many a head computes for a sequence: T², or those of the blocks that the mask does not hide."""
         if not self.blockwise(T):
             return T * T
-        return sum(min(BLOCK, T - t) * min(t + BLOCK, T) for t in range(0, T, BLOCK))
+        return sum(
+            min(BLOCK, T - t) * (min(t + BLOCK, T) - first_key(t, BLOCK, self.window)) for t in range(0, T, BLOCK)
+        )
 
 
 @dataclass(frozen=True)

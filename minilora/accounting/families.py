@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..names import window_fields
+from ..transformer import Config
 from .architecture import Activation, Architecture, Attention, Linear, Norm, Op, Select, Table, Vector
 
 # ---- the parts ----
@@ -15,7 +17,7 @@ from .architecture import Activation, Architecture, Attention, Linear, Norm, Op,
 
 def attention(
     p: str, x: str, C: int, H: int, G: int, D: int, *, bias: bool, o_bias: bool | None = None, keys: str = "",
-    fused: bool = False, rope: bool = False, relative: int = 0, causal: bool = False,
+    fused: bool = False, rope: bool = False, relative: int = 0, causal: bool = False, window: int | None = None,
 ) -> list[Op]:  # fmt: skip
     """q, k, v and o around a softmax; keys and values are made from the array `keys` where it is another than x."""
     projections: list[Op] = (
@@ -28,7 +30,7 @@ def attention(
         ]
     )
     o_proj = Linear(f"{p}.o_proj", H * D, C, bias if o_bias is None else o_bias, f"{p}.o")
-    return [*projections, Attention(p, H, G, D, rope, fused, relative, causal), o_proj]
+    return [*projections, Attention(p, H, G, D, rope, fused, relative, causal, window), o_proj]
 
 
 def mlp(p: str, x: str, C: int, F: int, kind: str, *, bias: bool) -> list[Op]:
@@ -76,15 +78,17 @@ def gpt2(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
 
 
 def llama(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
-    """Llama, Mistral, Qwen2 (which has biases on q, k and v)."""
+    """Llama, Mistral (which has a sliding window), Qwen2 (which has biases on q, k and v, and may have a window)."""
     C, V, F, H = c["hidden_size"], c["vocab_size"], c["intermediate_size"], c["num_attention_heads"]
     G, D = c.get("num_key_value_heads") or H, c.get("head_dim") or C // H
     o_bias = c.get("attention_bias", False)
     bias, mlp_bias = o_bias or c["model_type"] == "qwen2", c.get("mlp_bias", False)
     stages: dict[str, list[Op]] = {"embed": [Table("embed.token", V, C)]}
-    for b in (f"block_{i}" for i in range(c["num_hidden_layers"])):
+    config = Config(V, c["num_hidden_layers"], C, H, G, F, head_dim=D, qkv_bias=bias, **window_fields(c))
+    for i in range(config.layers):
+        b, window = f"block_{i}", config.window(i)
         attends = attention(
-            f"{b}.attention", f"{b}.norm_1", C, H, G, D, bias=bias, o_bias=o_bias, rope=True, causal=True
+            f"{b}.attention", f"{b}.norm_1", C, H, G, D, bias=bias, o_bias=o_bias, rope=True, causal=True, window=window
         )
         stages[b] = pre_norm(b, C, False, attends, mlp(f"{b}.mlp", f"{b}.norm_2", C, F, "swiglu", bias=mlp_bias))
     stages["norm"] = [Norm("norm", C, False)]

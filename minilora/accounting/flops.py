@@ -8,9 +8,9 @@ layer never computes. The low-rank path costs 2 r (in + out) forward, and for dh
 so LoRA's step costs 2/3 of full fine-tuning's and a little more, and breaks even at r = in·out / 3 (in + out), which
 for in = out = N is N/6 (Schulman et al., 2025, "LoRA Without Regret"). Attention's two products a head, S = q kᵀ and
 o = E v, cost 4 T D a token forward and twice that backward, whatever is trained; all T keys are counted, those
-that a causal mask hides too, since they are computed. In blocks (long sequences) backward makes S again, and costs 2.5
-times forward; and where a causal mask hides a block, nothing of it is computed. Sums written as products (row sums,
-means) are counted apart.
+that a mask hides too, since they are computed. In blocks (long sequences) backward makes S again, and costs 2.5 times
+forward; and where a causal mask or a sliding window hides a block, nothing of it is computed. Sums written as products
+(row sums, means) are counted apart.
 
 Backward stops at the lowest layer that learns: what lies below is not entered, and the first layers in it make no dx.
 """

@@ -91,7 +91,7 @@ def describe(model: Transformer, *, dropout: bool = False) -> tuple[Architecture
 
 def laid_out(model: Transformer) -> Architecture:
     c = model.config
-    shared = {
+    shared: dict[str, Any] = {
         "vocab_size": c.vocab,
         "hidden_size": c.width,
         "num_hidden_layers": c.layers,
@@ -112,8 +112,10 @@ def laid_out(model: Transformer) -> Architecture:
             unread = "first", "pooler", "pooler_tanh"
             made = replace(made, stages={name: ops for name, ops in made.stages.items() if name not in unread})
         return made
-    kind = {"model_type": "qwen2" if c.qkv_bias else "llama", "head_dim": c.head_dim}
-    return architecture({**kind, **shared}, **head)
+    kind = "qwen2" if c.qkv_bias else "mistral" if c.sliding_window else "llama"
+    shared |= {"model_type": kind, "head_dim": c.head_dim, "sliding_window": c.sliding_window}
+    shared |= {"use_sliding_window": c.sliding_window is not None, "max_window_layers": c.max_window_layers}
+    return architecture({**shared, "layer_types": list(c.layer_types) or None}, **head)
 
 
 def insert_of(adapter: Adapter, layer: Linear | Table, dropout: bool) -> Insert:

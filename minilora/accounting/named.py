@@ -90,7 +90,9 @@ NAMED: dict[str, dict[str, Any]] = {
     "llama-2-70b": llama_sizes(8192, 80, 64, 8, 28672),
     "llama-3.1-8b": llama_sizes(4096, 32, 32, 8, 14336, **LLAMA_3),
     "llama-3.1-70b": llama_sizes(8192, 80, 64, 8, 28672, **LLAMA_3),
-    "mistral-7b": llama_sizes(4096, 32, 32, 8, 14336, model_type="mistral", max_position_embeddings=32768),
+    "mistral-7b": llama_sizes(
+        4096, 32, 32, 8, 14336, model_type="mistral", max_position_embeddings=32768, sliding_window=4096
+    ),
     "smollm2-135m": llama_sizes(
         576, 30, 9, 3, 1536, vocab_size=49152, max_position_embeddings=8192, tie_word_embeddings=True
     ),

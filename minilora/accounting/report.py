@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -227,15 +228,27 @@ def formulas(account: Account, which: str) -> tuple[str, str, str]:
     over = f"y = x Wᵀ of {len(linears)}" if forward else f"dx = dy W of {dx}, dW = dyᵀ x of {dW}"
     T = account.tokens + plan.virtual_tokens
     blockwise = any(op.blockwise(T) for op in attentions)
-    squares = "(T N + P (N + H D))" if any(op.relative for op in attentions) else "M" if blockwise else "T N"
+    squares = "(T N + P (N + H D))" if any(op.relative for op in attentions) else "T N"
+    layers = f"{squares} × {len(attentions)}"
+    if blockwise:
+        names = score_letters(account)
+        terms = [f"{names[n]} × {times}" for n, times in Counter(op.scores(T) for op in attentions).items()]
+        layers = " + ".join(terms) if len(terms) == 1 else f"({' + '.join(terms)})"
     products = 4 if forward else 10 if blockwise else 8
     again = " + the blocks' forward" * (account.recompute and not forward)
     added = ADDED[plan.method].products[not forward] if plan.method in ADDED else ""
     return (
         f"2 Σ n in·out{again}   {over}",
         added and f"{added}{again}",
-        f"{products} H D {squares} × {len(attentions)}{again}" if attentions else "",
+        f"{products} H D {layers}{again}" if attentions else "",
     )
+
+
+def score_letters(account: Account) -> dict[int, str]:
+    """{how many scores a head computes for a sequence: its letter}: with a window in some layers there are two."""
+    T = account.tokens + account.plan.virtual_tokens
+    found = {op.scores(T) for op in account.model.ops() if isinstance(op, Attention)}
+    return dict(zip(sorted(found, reverse=True), "MW", strict=False))
 
 
 def letters(account: Account) -> str:
@@ -246,7 +259,10 @@ def letters(account: Account) -> str:
     if attention:
         said += [f"H = {attention.heads} heads of width D = {attention.head_dim}"]
         said += [f"P = {attention.relative} distances"] if attention.relative else []
-        said += [f"M = {account.batch * attention.scores(T):,} scores of a head"] if attention.blockwise(T) else []
+        if attention.blockwise(T):
+            where = {"M": "", "W": " in a layer with a window"}
+            scores = {name: f"{account.batch * n:,}" for n, name in score_letters(account).items()}
+            said += [f"{name} = {n} scores of a head{where[name]}" for name, n in scores.items()]
     if any(isinstance(insert.layer, Table) for insert in account.plan.inserts):
         said += ["in of an embedding, which is looked up: 0"]
     return "; ".join(said)

@@ -10,6 +10,11 @@ queries, so their rows are stacked, and no key or value is copied; for plain mul
     (B, Tq, G·R·D)         position t:   [ group 0: head 0, head 1 | group 1: head 2, head 3 ]
       -> (B, G, R·Tq, D)   group g:      head 0 at t = 0..Tq-1, then head 1 at t = 0..Tq-1
 
+The mask is 0 where query i sees key j, and -1e9 where it does not. Under a causal mask no later key is seen, and with a
+sliding window of W keys (Mistral, Qwen2) none from W positions back either, so that a band of the matrix is left:
+
+    query i sees key j      i - W < j ≤ i           itself, and the W - 1 keys before it
+
 With E = exp(S - max) and its row sums Z, P = E / Z. The division is done on the (T, D) result and never on
 the (T, T) matrix: o = (E v) / Z.
 
@@ -23,10 +28,13 @@ and with do_Z = do / Z, which takes the 1/Z of every P, so that no (T, T) matrix
 
     dS = E ∘ (do_Z vᵀ - rowsum(do_Z ∘ o))       dv = Eᵀ do_Z
 
+A pair that is masked has E = 0, so that dS = 0 there, and nothing of the mask is needed again.
+
 The rows of dS sum to 0: adding a constant to a row of scores changes nothing. dk and dv add up over the
 stacked heads of a group by themselves.
 
 Source: Vaswani et al. (2017), "Attention Is All You Need", equation 1; Ainslie et al. (2023), "GQA";
+Jiang et al. (2023), "Mistral 7B", section 2, for the window, where W counts the query's own key as in `transformers`;
 rowsum(do ∘ o) as in Dao et al. (2022), "FlashAttention", appendix B.
 """
 
@@ -39,21 +47,34 @@ from .linear import row_products
 
 
 def attention_mask(
-    xp: ModuleType, T: int, causal: bool, padding: Array | None, dtype: Any, start: int = 0
+    xp: ModuleType,
+    T: int,
+    causal: bool,
+    padding: Array | None,
+    dtype: Any,
+    start: int = 0,
+    window: int | None = None,
 ) -> Array | None:
     """0 where query i may look at key j, -1e9 where it may not: (T, T), or (B, 1, T, T) with padding.
 
     With `start` keys from earlier on before them, (T, start + T). None where every query may look at every key.
 
-    `padding` (B, T) is True for a real token. -1e9 and not -inf: a row with nothing to look at (padding on the left)
-    stays finite. Every key is then masked alike, and softmax ignores the shift: it looks at all of them, as if there
-    were no mask (in float32 as much at one as at another, for -1e9 swallows the scores). No real token looks at it.
+    `padding` (B, T) is True for a real token. With a `window`, key j is hidden from query i unless i - window < j; both
+    are counted along the array, padding included.
+
+    -1e9 and not -inf: a row with nothing to look at (padding on the left, with a window on the right too) stays finite.
+    Every key is then masked alike, and softmax ignores the shift: it looks at all of them, as if there were no mask (in
+    float32 as much at one as at another, for -1e9 swallows the scores). No real token looks at it.
     """
-    if padding is None and (T == 1 or not causal):
+    if window is not None and window >= start + T:
+        window = None
+    if padding is None and window is None and (T == 1 or not causal):
         return None
     see = xp.ones((T, start + T), dtype=bool)
     if causal:
         see = xp.tril(see, start)
+    if window is not None:
+        see = xp.triu(see, start - window + 1)
     if padding is not None:
         see = see & padding[:, None, None, :]
     return xp.where(see, 0.0, -1e9).astype(dtype)

@@ -25,15 +25,16 @@ is do·o (see attention.py), a sum over D. So each pair of blocks adds its own p
 
 Making S again is a fifth product beside the four of attention.py. Under a causal mask the keys after a block of
 queries are skipped, forward and backward: nearly half of all, which saves more than the product costs.
+With a sliding window (attention.py) so are the blocks of keys that end before it, and the cost is linear in T.
 
 The layout. The R = H/G query heads of a group stay side by side, as they are in a row of q (attention.py stacks them
 head by head), so that a block of positions is a block of rows:
 
     (B, T, G·R·D) -> (B, G, T·R, D)      group g:      t = 0: head 0..R-1, then t = 1: head 0..R-1, ...
 
-A query that may look at no key (padding on the left, under a causal mask) gets o = 0, and no gradient passes through
-it. attention.py lets it look at every key, which would take the blocks that are skipped here. To real tokens it makes
-no difference: none looks at such a row.
+A query that may look at no key (padding on the left, under a causal mask; with a window on the right too) gets o = 0,
+and no gradient passes through it. attention.py lets it look at every key, which would take the blocks that are skipped
+here. To real tokens it makes no difference: none looks at such a row.
 
 Source: Milakov & Gimelshein (2018), "Online normalizer calculation for softmax", algorithm 3; Dao et al. (2022),
 "FlashAttention", algorithms 1 and 4; L alone in the place of m and Z as in Dao (2023), "FlashAttention-2",
@@ -66,6 +67,7 @@ class BlockwiseAttentionCache(NamedTuple):
     causal: bool
     padding: Array | None  # (B, T)
     block: int
+    window: int | None
 
 
 def split_positions(x: Array, groups: int, D: int) -> Array:
@@ -81,12 +83,13 @@ def merge_positions(x: Array, T: int) -> Array:
 
 
 def blocks(
-    q: Array, k: Array, causal: bool, padding: Array | None, block: int
+    q: Array, k: Array, causal: bool, padding: Array | None, block: int, window: int | None = None
 ) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...], Array]]:
     """(i, j, S): what q[i] and k[j] are the blocks of, and their scores q_i k_jᵀ/√D, -∞ where a key is not to be seen.
 
     S is a new array. Under a causal mask the keys of a block of queries end with it: what comes after is left out, and
-    only the square on the diagonal needs a mask.
+    only the square on the diagonal needs a mask. With a window they begin with the block that the first query's window
+    begins in, and only those need a mask that are before the last query's.
     """
     xp, T = get_array_module(q), k.shape[2]
     R, n = q.shape[2] // T, min(block, T)
@@ -95,30 +98,47 @@ def blocks(
         hidden = xp.where(padding, 0.0, -xp.inf).astype(q.dtype)
     for b, t in itertools.product(range(len(q)), range(0, T, n)):
         i = b, slice(None), slice(R * t, R * (t + n))
-        end = min(t + n, T) if causal else T
-        for s in range(0, end, KEYS * n):
+        rows = min(n, T - t)
+        begin, end = first_key(t, n, window), t + rows if causal else T
+        for s in range(begin, end, KEYS * n):
             keys = slice(s, min(s + KEYS * n, end))
             j = b, slice(None), keys
             S = q[i] @ k[j].swapaxes(-1, -2)
             if causal and keys.stop == end:
-                S[..., t - s :] += later[: R * (end - t), : end - t]
+                S[..., t - s :] += later[: R * rows, :rows]
+            if window is not None and s <= (gone := t + rows - 1 - window):  # the last key that any query misses
+                earlier = xp.tril(xp.full((rows, gone + 1 - s), -xp.inf, dtype=q.dtype), t - window - s)
+                S[..., : gone + 1 - s] += xp.repeat(earlier, R, axis=0)
             if padding is not None:  # in every block: to ask which of them need it would wait for a GPU
                 S += hidden[b, keys]
             yield i, j, S
 
 
+def first_key(t: int, block: int, window: int | None) -> int:
+    """Where the keys begin that the queries from t on need: a whole number of blocks."""
+    return 0 if window is None else max(0, t - window + 1) // block * block
+
+
 def blockwise_attention_forward(
-    q: Array, k: Array, v: Array, D: int, causal: bool, padding: Array | None = None, block: int = BLOCK
+    q: Array,
+    k: Array,
+    v: Array,
+    D: int,
+    causal: bool,
+    padding: Array | None = None,
+    block: int = BLOCK,
+    window: int | None = None,
 ) -> tuple[Array, BlockwiseAttentionCache]:
     """m' = max(m, rowmax(S))     c = exp(m - m')     E = exp(S - m')     Z' = c Z + rowsum(E)     o' = c o + E v_j
 
-    q (B, T, H·D), k and v (B, T, G·D); `padding` (B, T) is True for a real token. What is kept is linear in T.
+    q (B, T, H·D), k and v (B, T, G·D); `padding` (B, T) is True for a real token. With a `window`, key j is hidden from
+    query i unless i - window < j. What is kept is linear in T.
     """
     xp, T, groups = get_array_module(q), q.shape[1], k.shape[2] // D
     q, k, v = split_positions(q / math.sqrt(D), groups, D), split_heads(k, groups, D), split_heads(v, groups, D)
     m = xp.full((*q.shape[:-1], 1), -1e30, dtype=q.dtype)  # less than any score, and finite: -∞ - m is to be -∞
     Z, o = xp.zeros_like(m), xp.zeros_like(q)
-    for i, j, S in blocks(q, k, causal, padding, block):
+    for i, j, S in blocks(q, k, causal, padding, block, window):
         higher = xp.maximum(m[i], S.max(axis=-1, keepdims=True))
         c = xp.exp(m[i] - higher)
         S -= higher
@@ -130,19 +150,19 @@ def blockwise_attention_forward(
         m[i] = higher
     Z += Z == 0  # a row with nothing to look at: o = 0 / 1, and P = exp(-∞ - L) = 0
     o /= Z
-    cache = BlockwiseAttentionCache(q, k, v, o, m + xp.log(Z), causal, padding, block)
+    cache = BlockwiseAttentionCache(q, k, v, o, m + xp.log(Z), causal, padding, block, window)
     return merge_positions(o, T), cache
 
 
 def blockwise_attention_backward(dy: Array, cache: BlockwiseAttentionCache) -> tuple[Array, Array, Array]:
     """P = exp(S - L_i)   dS = P ∘ (do_i v_jᵀ - rowsum(do_i ∘ o_i))   dq_i += dS k_j/√D   dk_j += dSᵀ q_i/√D
     dv_j += Pᵀ do_i"""
-    q, k, v, o, L, causal, padding, block = cache
+    q, k, v, o, L, causal, padding, block, window = cache
     xp, (_, groups, T, D) = get_array_module(dy), k.shape
     do = split_positions(dy, groups, D)
     do_o = row_products(do, o)
     dq, dk, dv = xp.zeros_like(q), xp.zeros_like(k), xp.zeros_like(v)
-    for i, j, S in blocks(q, k, causal, padding, block):
+    for i, j, S in blocks(q, k, causal, padding, block, window):
         S -= L[i]
         P = xp.exp(S, out=S)
         dS = do[i] @ v[j].swapaxes(-1, -2)

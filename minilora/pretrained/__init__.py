@@ -258,11 +258,13 @@ def describe_model(source: str | Path) -> dict[str, str]:
     classifier = f"a classifier of {config.labels} labels"
     heads = {"lm": f"{'tied' if config.tied else 'untied'} head", "classify": classifier}
     heads["tokens"] = f"{classifier} for each token"
+    windowed = sum(config.window(i) is not None for i in range(config.layers))
+    window = f", a window of {config.sliding_window} in {windowed} layers" if windowed else ""
     return {
         "model": f"{model.family}, {count_parameters(model)['total']:,} parameters",
         "layers": f"{config.layers} of width {config.width}, hidden {config.hidden}",
         "heads": f"{config.heads} of width {config.head_dim}, {config.kv_heads} for keys and values",
         "vocabulary": f"{config.vocab}, {heads.get(config.head, 'no head')}",
-        "positions": f"{config.context}, {positions if turned else 'learned'}",
+        "positions": f"{config.context}, {positions if turned else 'learned'}{window}",
         "base sha256": base_hash(model),
     }

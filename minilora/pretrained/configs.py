@@ -5,11 +5,11 @@ Dropout rates of a base are not used: a frozen base has none here, and full fine
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..names import window_fields
 from ..ops import RopeScaling
 from ..transformer import HEADS, HUGE, LABELLED, Config, Transformer
 
@@ -70,15 +70,8 @@ def encoder(name: str) -> dict[str, str]:
 
 FORMATS = {
     "llama": Format("llama", decoder("Llama"), LLAMA_KEYS, LLAMA_ONLY, LLAMA_DEFAULTS),
-    "mistral": Format("llama", decoder("Mistral"), LLAMA_KEYS, LLAMA_ONLY, LLAMA_DEFAULTS | {"sliding_window": 4096}),
-    "qwen2": Format(
-        "llama",
-        decoder("Qwen2"),
-        LLAMA_KEYS,
-        LLAMA_ONLY,
-        LLAMA_DEFAULTS | {"use_sliding_window": False, "sliding_window": 4096},
-        {"qkv_bias": True},
-    ),
+    "mistral": Format("llama", decoder("Mistral"), LLAMA_KEYS, LLAMA_ONLY, LLAMA_DEFAULTS),
+    "qwen2": Format("llama", decoder("Qwen2"), LLAMA_KEYS, LLAMA_ONLY, LLAMA_DEFAULTS, {"qkv_bias": True}),
     "gpt2": Format(
         "gpt2",
         decoder("GPT2") | {"lm": "GPT2LMHeadModel"},
@@ -104,7 +97,7 @@ ENDINGS = {  # of the class that wrote a config -> its head
 MOST_LABELS = 100_000
 KEPT = (  # what save_pretrained gives back as it was
     "model_type", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id",
-    "max_position_embeddings", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
+    "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
 )  # fmt: skip
 DERIVED = "kv_heads", "head_dim", "hidden"  # null says what 0 says here
 
@@ -141,8 +134,7 @@ def read_config(
         if found["head"] not in form.classes:
             raise ValueError(f"head {found['head']!r} is not one that a {kind} has: {', '.join(form.classes)}")
         if form.family == "llama":
-            found |= rotary(values)
-            found["context"] = within_window(values, found["context"], source)
+            found |= rotary(values) | window_fields(values)
         if form.family == "roberta":  # the rows of the table up to the padding's are no positions
             pad = values.get("pad_token_id", 1)
             if type(pad) is not int or pad < 0:
@@ -197,22 +189,11 @@ def rotary(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
-def within_window(values: Mapping[str, Any], context: int, source: str) -> int:
-    """The positions of which each sees all before it. A sliding window hides nothing from fewer tokens than it has."""
-    window = values.get("sliding_window")
-    if window is None or (values["model_type"] == "qwen2" and not values["use_sliding_window"]):
-        return context
-    if type(window) is not int or window < 1:
-        raise ValueError(f"sliding_window = {window!r} is not a whole number from 1 up")
-    if window < context:
-        warnings.warn(f"{source}: sequences end at its sliding window of {window} tokens", stacklevel=2)
-    return min(context, window)
-
-
 def write_config(model: Transformer) -> dict[str, Any]:
     """What config.json says of `model`, as `transformers` 4 and 5 read it."""
     config = model.config
-    kind = model.said.get("model_type", "qwen2" if config.qkv_bias else model.family)
+    usual = "qwen2" if config.qkv_bias else "mistral" if config.sliding_window else model.family
+    kind = model.said.get("model_type", usual)
     form = FORMATS[kind]
     values: dict[str, Any] = {
         **form.only,
@@ -233,6 +214,11 @@ def write_config(model: Transformer) -> dict[str, Any]:
             rope |= {"original_max_position_embeddings": trained}
             values["rope_scaling"] = rope
         values |= {"rope_theta": config.rope_theta, "rope_parameters": rope}
+    if kind in ("mistral", "qwen2"):
+        values["sliding_window"] = config.sliding_window
+    if kind == "qwen2":
+        values |= {"use_sliding_window": config.sliding_window is not None}
+        values |= {"max_window_layers": config.max_window_layers, "layer_types": list(config.layer_types) or None}
     if form.family == "roberta":
         values["max_position_embeddings"] = config.context + config.offset
     if config.head in LABELLED:

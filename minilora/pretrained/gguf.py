@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -63,6 +64,8 @@ UNDERSTOOD = {
     "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.dimension_count", "rope.freq_base",
     "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned",
 }  # fmt: skip
+# Keys that llama.cpp reads for other architectures alone: in these every token sees all before it. So it does here.
+UNUSED = ("attention.sliding_window", "attention.sliding_window_pattern")
 
 
 class Entry(NamedTuple):
@@ -87,7 +90,8 @@ def read_gguf(path: str | Path) -> tuple[dict[str, Any], Tensors, dict[str, Any]
     names, float32 arrays that are decoded when they are asked for, and what the file says of its tokens.
 
     The architectures are llama (with which llama.cpp writes Mistral and SmolLM2 too), qwen2 and gpt2. Every tensor of
-    the file has its place, with the shape that the values give it.
+    the file has its place, with the shape that the values give it. A sliding window that the file says is not used, as
+    in llama.cpp, and a warning says so.
     Raises FileNotFoundError, ImportError where the `gguf` package is missing, and ValueError for a file that is
     damaged or truncated, and for an architecture, a feature or a type of weights that is not supported.
     """
@@ -98,6 +102,9 @@ def read_gguf(path: str | Path) -> tuple[dict[str, Any], Tensors, dict[str, Any]
         if not isinstance(architecture, str) or architecture not in LAYOUTS:
             raise ValueError(f"architecture {architecture!r:.80} is not supported, only {', '.join(LAYOUTS)}")
         settings = Settings(architecture, header)
+        for key in UNUSED:
+            if key in settings.values:
+                warnings.warn(f"{path}: {architecture}.{key} is not used, as llama.cpp does not use it", stacklevel=4)
         values = gpt2_values(settings) if architecture == "gpt2" else llama_values(settings, path)
         tensors = Tensors(path, header.entries, names_in(settings, values), architecture, values)
     except ValueError as error:
@@ -234,7 +241,7 @@ class Settings:
         for key, value in self.values.items():
             if key in ONLY and not (np.isscalar(value) and value == ONLY[key]):
                 raise ValueError(f"{architecture}.{key} = {value!r:.80} is not supported, only {ONLY[key]!r}")
-            if key not in ONLY and key not in UNDERSTOOD:
+            if key not in ONLY and key not in UNDERSTOOD and key not in UNUSED:
                 raise ValueError(f"the key {f'{architecture}.{key}'!r:.80} = {value!r:.80} is not supported")
 
     def integer(self, key: str, default: int | None = None) -> int:

@@ -184,7 +184,7 @@ def rope_tables(x: Array, D: int) -> tuple[Array, Array]:
     return ops.rope_tables(xp, x.shape[1], ops.rope_frequencies(xp, D, THETA), x.dtype)
 
 
-def attention(causal: bool, side: str, R: int, block: int = 0) -> Maker:
+def attention(causal: bool, side: str, R: int, block: int = 0, window: int | None = None) -> Maker:
     """R query heads for each key/value head; in blocks, or whole. The outputs of padding are no part of y."""
     backward = "blockwise_attention_backward" if block else "attention_backward"
 
@@ -198,16 +198,16 @@ def attention(causal: bool, side: str, R: int, block: int = 0) -> Maker:
             cache: Any
             if block:
                 seen = None if padding is None else on(q, padding)
-                y, cache = ops.blockwise_attention_forward(q, k, v, D, causal, seen, block)
+                y, cache = ops.blockwise_attention_forward(q, k, v, D, causal, seen, block, window)
             else:
-                y, cache = ops.attention_forward(q, k, v, attention_mask(q, causal, padding), D)
+                y, cache = ops.attention_forward(q, k, v, attention_mask(q, causal, padding, window), D)
             return y * on(q, real), cache
 
         return OpCase(
             {name: rng.standard_normal((B, T, n * D)) for name, n in (("q", G * R), ("k", G), ("v", G))},
             forward,
             lambda dy, cache, *_: getattr(ops, backward)(dy * on(dy, real), cache),
-            {"D": D, "causal": causal, "padding": padding},
+            {"D": D, "causal": causal, "padding": padding, "window": window},
         )
 
     return case
@@ -227,9 +227,10 @@ def cross_attention(size: Size, rng: Rng) -> OpCase:
     )
 
 
-def attention_mask(x: Array, causal: bool, padding: np.ndarray | None) -> Array | None:
+def attention_mask(x: Array, causal: bool, padding: np.ndarray | None, window: int | None = None) -> Array | None:
     xp = get_array_module(x)
-    return ops.attention_mask(xp, x.shape[1], causal, None if padding is None else xp.asarray(padding), x.dtype)
+    padding = None if padding is None else xp.asarray(padding)
+    return ops.attention_mask(xp, x.shape[1], causal, padding, x.dtype, window=window)
 
 
 def pad(side: str, T: int, lengths: list[int]) -> np.ndarray:
@@ -310,11 +311,14 @@ OPS: dict[str, Maker] = {
     "attention, causal": attention(True, "none", 2),
     "attention, causal, padded left": attention(True, "left", 1),
     "attention, causal, padded right": attention(True, "right", 3),
+    "attention, sliding window": attention(True, "left", 2, window=2),
     "attention, another number of keys": cross_attention,
     "attention in blocks, grouped": attention(False, "none", 3, block=1),
     "attention in blocks, padded right": attention(False, "right", 1, block=1),
     "attention in blocks, causal": attention(True, "none", 1, block=2),
     "attention in blocks, causal, padded left": attention(True, "left", 2, block=1),
+    "attention in blocks, sliding window": attention(True, "none", 2, block=2, window=4),
+    "attention in blocks, sliding window, padded right": attention(True, "right", 1, block=2, window=3),
     "embedding": embedding,
     "cross-entropy": cross_entropy(None),
     "cross-entropy, a part of a batch": cross_entropy(17),
@@ -421,6 +425,7 @@ MODULES: dict[str, Callable[[New], Module]] = {
     "GatedMLP": New.gated_mlp,
     "Attention": partial(attention_part, bias=True, causal=False),
     "Attention, causal, rotary": partial(attention_part, bias=False, causal=True, rope=Rope(THETA)),
+    "Attention, sliding window": partial(attention_part, bias=False, causal=True, rope=Rope(THETA), window=2),
     "Attention, grouped": partial(attention_part, bias=False, causal=True, kv_heads=1),
     "FusedAttention": New.fused_attention,
     "Select, first": lambda new: Select(last=False),
@@ -466,6 +471,7 @@ def of_part(make: Callable[[New], Module], rng: Rng, merged: bool = False) -> It
 
 SPECIAL: dict[str, dict[str, Any]] = {
     "llama": {"kv_heads": 1, "head_dim": 6, "rope_theta": THETA, "qkv_bias": True,
+              "sliding_window": 3, "max_window_layers": 1,
               "rope_scaling": ops.RopeScaling(factor=4.0, low=0.2, high=1.5, trained=9)},
     "roberta": {"offset": 2, "activation": "gelu"},
 }  # fmt: skip

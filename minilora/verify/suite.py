@@ -78,10 +78,14 @@ def rows_of_scores(rng: Rng) -> float:
 
 def in_blocks(rng: Rng) -> float:
     q, k, v, dy = (rng.standard_normal((2, 8, n)) for n in (12, 6, 6, 12))
-    whole, cache = ops.attention_forward(q, k, v, ops.attention_mask(np, 8, True, None, "float64"), 3)
-    parts, blocks = ops.blockwise_attention_forward(q, k, v, 3, True, block=1)
-    gradients = zip(ops.attention_backward(dy, cache), ops.blockwise_attention_backward(dy, blocks), strict=True)
-    return worst(apart(*pair) for pair in [(whole, parts), *gradients])
+    off = []
+    for window in (None, 3):
+        mask = ops.attention_mask(np, 8, True, None, "float64", window=window)
+        whole, cache = ops.attention_forward(q, k, v, mask, 3)
+        parts, blocks = ops.blockwise_attention_forward(q, k, v, 3, True, block=1, window=window)
+        gradients = zip(ops.attention_backward(dy, cache), ops.blockwise_attention_backward(dy, blocks), strict=True)
+        off += [apart(*pair) for pair in [(whole, parts), *gradients]]
+    return worst(off)
 
 
 def rows_of_layer_norm(rng: Rng) -> float:
