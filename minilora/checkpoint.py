@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, to_numpy
+from .process import LOCK
 
 DTYPES = {  # of a .safetensors file -> NumPy's; BF16, which it lacks, by its bits
     "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2", "BOOL": "?",
@@ -200,7 +201,7 @@ def check_names(path: Path, replaces: Collection[str]) -> None:
     """Raise ValueError when `path` is a file, or holds anything but the names in `replaces` and what a process that
     was killed had not finished writing."""
     names = {file.name for file in path.iterdir() if file.suffix != ".partial"} if path.is_dir() else set()
-    others = sorted(names - set(replaces))
+    others = sorted(names - {LOCK, *replaces})
     if others or (os.path.lexists(path) and not path.is_dir()):
         what = f"already holds {others[0]}" if others else "is a file"
         raise ValueError(f"{path} {what}: choose another folder")

@@ -25,6 +25,7 @@ from .optim import AdamW, cosine_schedule
 from .peft import CONFIG, WEIGHTS, adapter_files
 from .plots import report_figure
 from .pretrained import BUILTIN, load_pretrained
+from .process import folder_lock
 from .spectrum import effective_rank, energy, lora_singular_values, singular_values
 from .tables import numbers_right
 from .tasks.language_model import bits_per_byte, judge_english
@@ -43,7 +44,15 @@ PROMPT = "    def __init__(self"
 
 def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType = np) -> dict[str, Any]:
     """Run it all, write report.json, report.png and the adapter to the folder `out`, and return the report."""
-    check_free(out, FILES if (Path(out) / "report.json").is_file() else ())
+    with folder_lock(out):
+        check_free(out, FILES if (Path(out) / "report.json").is_file() else ())
+        files, report = measure(seed, shards, backend)
+        write_files(out, files | {"report.json": to_json(report)})
+    return report
+
+
+def measure(seed: int, shards: int, backend: ModuleType) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """(the other files, report.json)."""
     start = time.perf_counter()
     source = text.python_source()
     test = text.excerpts(source.test, EXCERPT)
@@ -95,8 +104,7 @@ def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType
     }
     files = adapter_files(lora) | {"report.png": report_figure(report)}
     report["seconds"] = time.perf_counter() - start
-    write_files(out, files | {"report.json": to_json(report)})
-    return report
+    return files, report
 
 
 def adapt(model: Transformer, source: text.Split, lr: float, seed: int, shards: int, name: str) -> History:
@@ -221,7 +229,15 @@ def kind_of(path: str) -> str:
 
 def search(out: str | Path, *, seed: int = 1, shards: int = 2, backend: ModuleType = np) -> dict[str, Any]:
     """Choose the demo's learning rates: every rate of RATES, judged on validation text; written to out/grid.json."""
-    check_free(out)
+    with folder_lock(out):
+        check_free(out)
+        grid = measure_rates(seed, shards, backend)
+        write_files(out, {"grid.json": to_json(grid)})
+    return grid
+
+
+def measure_rates(seed: int, shards: int, backend: ModuleType) -> dict[str, Any]:
+    """grid.json."""
     source = text.python_source()
     grid: dict[str, Any] = {"bits_per_byte": {}, "best": {}, "steps": STEPS, "seed": seed, "rank": RANK}
     for name, rates in RATES.items():
@@ -236,7 +252,6 @@ def search(out: str | Path, *, seed: int = 1, shards: int = 2, backend: ModuleTy
             print(f"{name} at {lr:g}: {tried[lr]:.4f} bits per byte on validation text")
         grid["bits_per_byte"][name] = {f"{lr:g}": value for lr, value in tried.items()}
         grid["best"][name] = min(tried, key=lambda lr: tried[lr])
-    write_files(out, {"grid.json": to_json(grid)})
     return grid
 
 

@@ -6,15 +6,14 @@ Hu et al., 2021, section 4.1), or α/√r with rslora. A seed draws the same bat
 
 from __future__ import annotations
 
-import functools
 import io
 import math
 import os
 import statistics
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +26,7 @@ from .checkpoint import check_free, check_writable, read_json, to_json, write_wh
 from .lora import attach_lora
 from .plots import sweep_figure
 from .pretrained import base_hash, load_pretrained
+from .process import end_with, folder_lock
 from .tables import counted, numbers_right, wide_console
 from .tasks.language_model import finetune, text_hash
 from .tasks.runs import CHECKPOINT, SETTINGS, check_settings, progress, read_settings
@@ -68,27 +68,30 @@ def sweep(
     defaults = finetune.__kwdefaults__ or {}  # what finetune does when it is not told
     options = defaults | options | {"base": base, "data": data, "shards": shards, "backend": backend}
     grid = [{"rank": rank, "seed": seed} for rank in ranks for seed in range(seeds)]
-    trainable = check(out, grid, options, resume)
-    try:
-        outcomes = run(out, grid, options, jobs)
-    except KeyboardInterrupt:
-        kept = f"stopped; what is done is kept in {out}; the same command with --resume goes on"
-        raise KeyboardInterrupt(*[kept] if out.exists() else []) from None
-    settings = read_json(folder_of(out, grid[0]) / SETTINGS) | {"ranks": ranks, "seeds": seeds}
-    rows = [
-        {"rank": rank, "trainable": trainable[rank], **summary(outcomes[i * seeds : (i + 1) * seeds])}
-        for i, rank in enumerate(ranks)
-    ]
-    report = {
-        "settings": {key: value for key, value in settings.items() if key not in ("rank", "seed")},
-        "base_bits_per_byte": next((losses[0] for losses in outcomes if not isinstance(losses, str)), None),
-        "ranks": rows,
-        **choose(rows),
-    }
-    write_whole(out / JSON, to_json(report))
-    if report["best"] is None:
-        raise FloatingPointError(f"no rank finished with every seed; {failures(report)[0]}: lower the learning rate")
-    write_whole(out / PNG, sweep_figure(report, headline(report)))
+    with folder_lock(out) as killed:
+        trainable = check(out, grid, options, resume, killed)
+        try:
+            outcomes = run(out, grid, options, jobs)
+        except KeyboardInterrupt:
+            kept = f"stopped; what is done is kept in {out}; the same command with --resume goes on"
+            raise KeyboardInterrupt(*[kept] if begun(out, grid) else []) from None
+        settings = read_json(folder_of(out, grid[0]) / SETTINGS) | {"ranks": ranks, "seeds": seeds}
+        rows = [
+            {"rank": rank, "trainable": trainable[rank], **summary(outcomes[i * seeds : (i + 1) * seeds])}
+            for i, rank in enumerate(ranks)
+        ]
+        report = {
+            "settings": {key: value for key, value in settings.items() if key not in ("rank", "seed")},
+            "base_bits_per_byte": next((losses[0] for losses in outcomes if not isinstance(losses, str)), None),
+            "ranks": rows,
+            **choose(rows),
+        }
+        write_whole(out / JSON, to_json(report))
+        if report["best"] is None:
+            raise FloatingPointError(
+                f"no rank finished with every seed; {failures(report)[0]}: lower the learning rate"
+            )
+        write_whole(out / PNG, sweep_figure(report, headline(report)))
     return report
 
 
@@ -96,8 +99,13 @@ def folder_of(out: Path, cell: dict[str, int]) -> Path:
     return out / f"rank-{cell['rank']}" / f"seed-{cell['seed']}"
 
 
-def check(out: Path, grid: list[dict[str, int]], options: dict[str, Any], resume: bool) -> dict[int, int]:
+def begun(out: Path, grid: list[dict[str, int]]) -> list[dict[str, int]]:
+    return [cell for cell in grid if (folder_of(out, cell) / SETTINGS).is_file()]
+
+
+def check(out: Path, grid: list[dict[str, int]], options: dict[str, Any], resume: bool, killed: bool) -> dict[int, int]:
     """Find what is wrong with the input while nothing is made; return the trainable parameters of each rank.
+    A sweep that was `killed` before its first cell began can be resumed too.
 
     The rest, such as a text too short for a batch, finetune finds in the first cell, before it makes a folder.
     """
@@ -105,12 +113,12 @@ def check(out: Path, grid: list[dict[str, int]], options: dict[str, Any], resume
         import joblib  # noqa: F401
     except ImportError:
         raise ImportError("a sweep needs joblib: pip install '.[sweep]' in the clone") from None
-    begun = [cell for cell in grid if (folder_of(out, cell) / SETTINGS).is_file()]
+    cells = begun(out, grid)
     if not resume:
-        if begun:
+        if cells:
             raise ValueError(f"{out} already holds a sweep: --resume goes on with it, or choose another folder")
         check_free(out)
-    elif begun:
+    elif cells or killed:
         check_writable(out, (JSON, PNG))
     else:
         raise FileNotFoundError(f"{out} holds no cell of this sweep to resume: start it without --resume")
@@ -124,7 +132,7 @@ def check(out: Path, grid: list[dict[str, int]], options: dict[str, Any], resume
     others = "read", "backend", "checkpoint_every", "recompute", "resume"  # they change no byte, or are no option
     settings = {key: value for key, value in options.items() if key not in others}
     settings |= {"base_sha256": base_hash(model), "data_sha256": text_hash(split)}
-    for cell in begun:
+    for cell in cells:
         if (folder_of(out, cell) / CHECKPOINT).is_file():  # or it starts again
             check_settings(folder_of(out, cell), settings | cell)
     return trainable
@@ -139,39 +147,37 @@ def run(out: Path, grid: list[dict[str, int]], options: dict[str, Any], jobs: in
         def print_progress(self) -> None:  # called after each cell, by every backend: not all can return a generator
             bar.update(self.n_completed_tasks - bar.n)
 
+    backend, _ = joblib.parallel.get_active_backend()
+    children = type(backend) in (joblib.parallel.BACKENDS[name] for name in ("loky", "multiprocessing"))
+    ours = {"initializer": end_with, "initargs": (os.getpid(),)} if children else {}
+    options = options | {"backend": options["backend"].__name__}  # a module cannot be pickled
     call = joblib.delayed(run_cell)
     with tqdm(total=len(grid), desc="sweeping", unit="cell", disable=None, leave=False) as bar:
-        return Parallel(n_jobs=jobs)(call(folder_of(out, cell), options | cell, os.getpid()) for cell in grid)
+        return Parallel(n_jobs=jobs, **ours)(
+            call(folder_of(out, cell), options | cell, os.getpid() if children else None) for cell in grid
+        )
 
 
-def run_cell(folder: Path, options: dict[str, Any], parent: int) -> dict[int, float] | str:
-    """Begin or go on with one cell: {step: bits per byte of validation text}, or how it failed, in words."""
-    apart = os.getppid() == parent
-    if apart:
-        belong_to(parent)
+def run_cell(folder: Path, options: dict[str, Any], parent: int | None) -> dict[int, float] | str:
+    """Begin or go on with one cell: {step: bits per byte of validation text}, or how it failed, in words.
+
+    `parent` is the process of the sweep where its backend starts processes for the cells.
+    """
+    from tqdm import tqdm
+
+    apart = parent not in (None, os.getpid())
+    if apart:  # the default lock is a semaphore, and Python warns of one that Ctrl-C left behind
+        tqdm.set_lock(threading.RLock())
+    options = options | {"backend": import_module(options["backend"]), "resume": (folder / SETTINGS).is_file()}
     try:
         # The bars of several processes would fight for one line of the terminal.
         with redirect_stderr(io.StringIO()) if apart else nullcontext():
-            done = finetune(out=folder, **options | {"resume": (folder / SETTINGS).is_file()})
+            done = finetune(out=folder, **options)
     except FloatingPointError as error:
         return str(error).partition(":")[0]  # what happened; the rest is advice, and a path
     losses = done["bits_per_byte"]
     bad = [f"the validation loss of step {step} is {loss}" for step, loss in losses.items() if not math.isfinite(loss)]
     return bad[0] if bad else losses
-
-
-@functools.cache  # once in a process
-def belong_to(parent: int) -> None:
-    """Make this process end when its parent is gone: a sweep killed and resumed would have two writers to a cell."""
-    from tqdm import tqdm
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    tqdm.set_lock(threading.RLock())  # the default lock is a semaphore, and Python warns of one that Ctrl-C left behind
 
 
 def summary(outcomes: list[dict[int, float] | str]) -> Row:

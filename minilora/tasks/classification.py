@@ -29,7 +29,7 @@ from ..text import Batch
 from ..tokenizer import Tokenizer
 from ..training import History, fit
 from ..transformer import Transformer, recompute
-from .runs import CHECKPOINT, HISTORY, SETTINGS, how_to_go_on, read_settings, training_folder
+from .runs import CHECKPOINT, HISTORY, SETTINGS, read_settings, training_folder
 
 SCORES, FIGURE = "scores.json", "curves.png"
 JUDGED = 16  # texts at a time that are judged: a forward keeps what a backward would need
@@ -115,25 +115,24 @@ def finetune(
         **{key: value for key, value in asdict(how).items() if key != "recompute"},  # which changes no byte
         "steps": how.steps(len(train.ids)),
     }
-    folder = training_folder(out, settings, resume)
-    with how_to_go_on(folder):
+    with training_folder(out, settings, resume) as folder:
         history = tune(
             model, train, held, how, checkpoint=folder / CHECKPOINT, checkpoint_every=checkpoint_every, resume=resume
         )
-    matrix = judge(model, held, len(names))
-    report = {
-        "labels": names,
-        "confusion": matrix.tolist(),
-        **scores(matrix),
-        "losses": history.evaluations,
-        "steps": len(history.loss),
-        "stopped_early": history.stopped_early,
-        "texts": {"train": len(train.ids), "held_out": len(held.ids), "truncated": truncated},
-        "adapted": len(adapted),
-        "trainable": count_parameters(model)["trainable"],
-    }
-    write_files(folder, adapter_files(model) | {HISTORY: to_json(asdict(history)), SCORES: to_json(report)})
-    write_files(folder, {FIGURE: classification_figure(history.loss, report)})
+        matrix = judge(model, held, len(names))
+        report = {
+            "labels": names,
+            "confusion": matrix.tolist(),
+            **scores(matrix),
+            "losses": history.evaluations,
+            "steps": len(history.loss),
+            "stopped_early": history.stopped_early,
+            "texts": {"train": len(train.ids), "held_out": len(held.ids), "truncated": truncated},
+            "adapted": len(adapted),
+            "trainable": count_parameters(model)["trainable"],
+        }
+        write_files(folder, adapter_files(model) | {HISTORY: to_json(asdict(history)), SCORES: to_json(report)})
+        write_files(folder, {FIGURE: classification_figure(history.loss, report)})
     return report
 
 

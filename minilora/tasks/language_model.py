@@ -27,7 +27,7 @@ from ..tokenizer import ByteTokenizer, Tokenizer
 from ..training import evaluate, fit
 from ..transformer import Config, Transformer
 from ..transformer import recompute as recompute_blocks
-from .runs import CHECKPOINT, HISTORY, SAMPLES, SETTINGS, how_to_go_on, training_folder
+from .runs import CHECKPOINT, HISTORY, SAMPLES, SETTINGS, training_folder
 
 PRETRAINING = "pretraining.json"
 NEXT = "generate --prompt 'The '"  # what to do with an adapter
@@ -66,25 +66,24 @@ def pretrain(out: str | Path, *, resume: bool = False, backend: ModuleType = np,
     model = llama(SHAPE, np.random.default_rng(recipe["seed"]))
     model.to(backend)
     settings = recipe | {"corpus_sha256": hashlib.sha256(english.train).hexdigest()}
-    folder = training_folder(out, settings, resume)
     optimizer, schedule = recipe_optimizer(model, recipe)
-    with how_to_go_on(folder):
+    with training_folder(out, settings, resume) as folder:
         history = fit(
             model, batches, recipe["steps"], optimizer=optimizer, schedule=schedule, shards=recipe["shards"],
             seed=recipe["seed"], checkpoint=folder / CHECKPOINT, resume=resume, description="pretraining",
         )  # fmt: skip
         judged = judge_english(model, recipe["shards"])
-    note = {
-        "recipe": recipe,
-        "corpus": {"name": "pydoc_data.topics", "bytes": len(english.train), "sha256": settings["corpus_sha256"]},
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "loss": [round(loss, 6) for loss in history.loss],
-        "bits_per_byte": judged,
-    }
-    write_files(folder, model_files(model) | {PRETRAINING: to_json(note)})
-    (folder / CHECKPOINT).unlink()
-    (folder / SETTINGS).unlink()
+        note = {
+            "recipe": recipe,
+            "corpus": {"name": "pydoc_data.topics", "bytes": len(english.train), "sha256": settings["corpus_sha256"]},
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "loss": [round(loss, 6) for loss in history.loss],
+            "bits_per_byte": judged,
+        }
+        write_files(folder, model_files(model) | {PRETRAINING: to_json(note)})
+        (folder / CHECKPOINT).unlink()
+        (folder / SETTINGS).unlink()
     return note
 
 
@@ -204,8 +203,7 @@ def finetune(
         "seed": seed,
         "shards": shards,
     }
-    folder = training_folder(out, settings, resume)
-    with how_to_go_on(folder):
+    with training_folder(out, settings, resume) as folder:
         samples = {"prompt": lesson.prompt, "before": sample(model, tokenizer, lesson)}
         if recompute:
             recompute_blocks(model)
@@ -216,8 +214,8 @@ def finetune(
             description="fine-tuning",
         )  # fmt: skip
         samples["after"] = sample(model, tokenizer, lesson)
-    files = adapter_files(model) | {HISTORY: to_json(asdict(history)), SAMPLES: to_json(samples)}
-    write_files(folder, files)
+        files = adapter_files(model) | {HISTORY: to_json(asdict(history)), SAMPLES: to_json(samples)}
+        write_files(folder, files)
     return {
         "adapted": len(adapted),
         "trainable": count_parameters(model)["trainable"],

@@ -10,32 +10,44 @@ from typing import Any
 
 from ..checkpoint import check_writable, load_tensors, read_json, to_json, write_files, write_folder
 from ..peft import CONFIG, WEIGHTS
+from ..process import folder_lock
 
 SETTINGS, CHECKPOINT, HISTORY, SAMPLES = "settings.json", "checkpoint.safetensors", "history.json", "samples.json"
 FILES = (SETTINGS, CHECKPOINT, HISTORY, SAMPLES, CONFIG, WEIGHTS)  # what fine-tuning writes
 
 
-def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> Path:
-    """The folder of a run, with its settings. A folder with settings and no checkpoint is of a run not yet begun.
+@contextmanager
+def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> Iterator[Path]:
+    """The folder of a run, with its settings; no other process writes there in the meantime. A folder with settings and
+    no checkpoint is of a run not yet begun.
 
     Resumed, a run may go on at another learning rate, such as a lower one after numbers that blew up; settings.json
-    then says until which step the old one held. Raises ValueError if the folder is taken, or the run had
-    other settings; OSError if nothing can be written there.
+    then says until which step the old one held. A run that is stopped or blows up says what a person can do then.
+    Raises ValueError if the folder is taken, another process writes there, or the run had other settings; OSError if
+    nothing can be written there.
     """
     folder = Path(out)
+    with folder_lock(folder) as killed:
+        begin(folder, settings, resume, killed)
+        with how_to_go_on(folder):
+            yield folder
+
+
+def begin(folder: Path, settings: dict[str, Any], resume: bool, killed: bool) -> None:
+    """Put the settings into the folder of a run; `killed` says that the last one there was."""
     before = read_settings(folder) if (folder / SETTINGS).is_file() else {}
     begun = bool(before) and (folder / CHECKPOINT).is_file()
     if not resume:
         if begun:
             raise ValueError(f"{folder} already holds a run: --resume goes on with it, or choose another folder")
         write_folder(folder, {SETTINGS: to_json(settings)}, replaces=[SETTINGS] if before else [])
-        return folder
-    if not before:
+        return
+    if not before and not killed:
         raise FileNotFoundError(f"{folder} holds no run to resume: start one without --resume")
     check_writable(folder, FILES)
     if not begun:
         write_files(folder, {SETTINGS: to_json(settings)})
-        return folder
+        return
     lr, (done, stopped_early) = before.get("lr"), progress(folder)
     if settings["lr"] != lr and done < settings["steps"] and not stopped_early:
         check_settings(folder, settings | {"lr": lr})
@@ -43,7 +55,6 @@ def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> 
         write_files(folder, {SETTINGS: to_json(settings)})
     else:
         check_settings(folder, settings)
-    return folder
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
