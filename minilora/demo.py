@@ -27,7 +27,7 @@ from .plots import report_figure
 from .pretrained import BUILTIN, load_pretrained
 from .process import folder_lock
 from .spectrum import effective_rank, energy, lora_singular_values, singular_values
-from .tables import numbers_right
+from .tables import numbers_right, wide_console
 from .tasks.language_model import bits_per_byte, judge_english
 from .training import History, fit, loss_and_gradients
 from .transformer import Transformer
@@ -257,9 +257,7 @@ def measure_rates(seed: int, shards: int, backend: ModuleType) -> dict[str, Any]
 
 def show(report: dict[str, Any], out: str | Path) -> None:
     """The report as tables, and what follows from it in words."""
-    from rich.console import Console
-
-    console, table = Console(highlight=False), partial(numbers_right, min_width=78)
+    console, table = wide_console(80), partial(numbers_right, min_width=78)
     base, lora, full, rank = report["base"], report["lora"], report["full"], report["rank"]
     target, english = report["target"]["bits_per_byte"], base["english"]
 

@@ -24,6 +24,7 @@ import numpy as np
 from . import ops
 from .backend import Array, get_array_module
 from .modules import Context, Embedding, Gradients, LayerNorm, Linear, Module, Parameter, RMSNorm
+from .spelling import choose_from
 
 HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out, as in PEFT
 
@@ -352,9 +353,8 @@ def choose(model: Module, targets: str | Collection[str] | Mapping[str, int], r:
     called = {path: last(path.removesuffix(".token")) for path in layers}  # the token embedding: embed
     unmatched = [name for name in ranks if name not in called and name not in called.values()]
     if unmatched or not ranks:
-        names = ", ".join(dict.fromkeys(called.values()))
         what = f"no layer is called {', '.join(map(repr, unmatched))}" if unmatched else "no target is named"
-        raise ValueError(f"{what}; this model has: {names}")
+        raise ValueError(f"{what}: {choose_from(''.join(unmatched[:1]), called.values())}")
     return {path: ranks.get(path, ranks.get(name, r)) for path, name in called.items() if {path, name} & ranks.keys()}
 
 

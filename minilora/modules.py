@@ -23,6 +23,7 @@ import numpy as np
 
 from . import ops
 from .backend import Array, get_array_module, to_numpy
+from .spelling import choose_from
 
 
 @dataclass(eq=False)  # compared and hashed by identity, so a tied weight is one key
@@ -122,7 +123,9 @@ class Module:
         module = self
         for name in filter(None, path.split(".")):
             if name not in module.children():
-                raise KeyError(f"no module {path!r}: {name!r} is not one of {', '.join(module.children())}")
+                raise KeyError(
+                    f"no module {path!r}: nothing is called {name!r}, {choose_from(name, module.children())}"
+                )
             module = module.children()[name]
         return module
 

@@ -129,8 +129,9 @@ def end_with(parent: int) -> None:
         while os.getppid() == parent:
             time.sleep(0.1)
         starter = multiprocessing.parent_process()  # with a fork server between, not the parent that the system knows
-        with suppress(TypeError, ValueError):  # loky's workers have none to wait for
-            starter and starter.join()
+        with suppress(TypeError, ValueError):  # loky's workers cannot wait for it
+            if starter is not None:
+                starter.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

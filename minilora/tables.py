@@ -6,10 +6,31 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    r"""`text` with control characters as escapes, such as \x1b, but for tab and the end of a line: names and texts come
+    from files, and a terminal obeys what it is sent."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def printable(text: str, longest: int = 600) -> str:
+    """A message as one line that a terminal can show: its middle is left out where it is longer."""
+    line = visible(" ".join(text.split()))
+    return line if len(line) <= longest else f"{line[: longest - 200]} ... {line[-200:]}"
+
 
 def wide_console(width: int = 120) -> Any:
     """A rich Console that takes text as it is. Into a file it writes lines of `width`, not of a narrow terminal."""
-    from rich.console import Console
+    from rich.console import Console as RichConsole
+
+    class Console(RichConsole):
+        def render_str(self, text: str, **options: Any) -> Any:
+            return super().render_str(visible(text), **options)
+
+        def on_broken_pipe(self) -> None:
+            raise  # rich would exit with 1, the code of a gradient that is wrong
 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
@@ -37,6 +58,7 @@ class Dotted:
     """A dotted name as a cell of a rich Table: where the column is narrow it is broken after a dot, not in a word."""
 
     def __init__(self, name: str) -> None:
+        name = visible(name)
         self.name, self.parts = name, re.findall(r"[^.]+\.?", name)
 
     def __rich_measure__(self, console: Any, options: Any) -> Any:

@@ -361,7 +361,7 @@ def test_what_cannot_be_predicted_is_refused(words, says, here, capfd):
 
 @pytest.mark.parametrize(("words", "says"), [
     (["--against", "--rank 8"], "the two settings are the same"),
-    (["--against", "--speed 3"], "argument --against: unrecognized arguments: --speed 3"),
+    (["--against", "--speed 3"], "argument --against: no option is called --speed: choose from --rank"),
     (["--against", "--rank 2", "--folds", "1"], "1 folds: at least 2"),
     (["--against", "--rank 2", "--folds", "30"], "the label 'no' has 20 rows, fewer than the 30 folds"),
     (["--against", "--targets nothing"], "no layer is called 'nothing'"),

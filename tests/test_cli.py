@@ -323,9 +323,9 @@ BAD_OPTIONS = {
     "rank 999": (["--rank", "999"], "rank 999 is not a whole number from 1 to"),
     "no such target": (
         ["--targets", "q_proj,q_prox"],
-        "no layer is called 'q_prox'; this model has: embed, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj",
+        "no layer is called 'q_prox': did you mean 'q_proj'\\? choose from embed, q_proj, k_proj, v_proj, o_proj",
     ),
-    "an empty target": (["--targets", ""], "this model has: embed, q_proj"),
+    "an empty target": (["--targets", ""], "no target is named: choose from embed, q_proj"),
     "dropout 1": (["--dropout", "1"], "dropout 1.0 is not a probability below 1"),
     "a negative rate": (["--lr", "-1"], "lr: '-1'"),
     "a rate that is no number": (["--lr", "nan"], "lr: 'nan'"),
@@ -335,7 +335,10 @@ BAD_OPTIONS = {
     "data missing": (["--data", "nowhere.txt"], "No such file or directory: nowhere.txt"),
     "data a folder": (["--data", "base"], "Is a directory: base|Permission denied: base"),
     "data shorter than a batch": (["--batch", "999"], "tokens are less than one batch of 999 windows of 8: more text"),
-    "base missing": (["--base", "nowhere"], "no folder or file 'nowhere': give one with a model in it"),
+    "base missing": (
+        ["--base", "nowhere"],
+        "no folder or file 'nowhere': choose from .* or give one with a model in it",
+    ),
     "base without config": (["--base", "."], r"holds no config\.json: it is not a model folder"),
     "windows too long": (["--length", "33"], "windows of 33 tokens are longer than the model's 32 positions"),
     "nothing to resume": (["--resume"], "out holds no run to resume: start one without --resume"),

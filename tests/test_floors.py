@@ -9,7 +9,7 @@ import minilora
 
 PACKAGE = Path(minilora.__file__).parent
 FLOORS = [
-    {"backend", "process"},
+    {"backend", "process", "spelling"},
     {"ops"},
     {"modules"},
     {"transformer", "families", "lora", "optim"},

@@ -401,9 +401,9 @@ REFUSED = [
     ({"targets": {"q_proj": 2, "v_proj": 5}}, "block_0.attention.v_proj: rank 5 is not a whole number from 1 to 4"),
     (
         {"targets": "proj"},
-        "no layer is called 'proj'; this model has: embed, q_proj, k_proj, v_proj, o_proj, gate_pro",
+        "no layer is called 'proj': did you mean 'v_proj'\\? choose from embed, q_proj, k_proj, v_proj, o_proj",
     ),
-    ({"targets": ["q_proj", "query"]}, "no layer is called 'query'; this model has: embed, q_proj"),
+    ({"targets": ["q_proj", "query"]}, "no layer is called 'query': choose from embed, q_proj"),
     ({"targets": {"block_2.attention.q_proj": 2}}, "no layer is called 'block_2.attention.q_proj'"),
     ({"targets": "token"}, "no layer is called 'token'"),
     ({"targets": []}, "no target is named"),

@@ -285,9 +285,12 @@ def test_every_path_leads_to_its_module_and_every_module_can_be_replaced(name):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("block_7", "no module 'block_7': 'block_7' is not one of embed, block_0, block_1, norm, labelled, lm_head"),
-        ("block_0.attention.query", "'query' is not one of q_proj, k_proj, v_proj, o_proj"),
-        ("norm.weight", "'weight' is not one of"),
+        (
+            "block_7",
+            "no module 'block_7': nothing is called 'block_7', did you mean 'block_1'\\? choose from embed, block_0",
+        ),
+        ("block_0.attention.query", "'query', choose from q_proj, k_proj, v_proj, o_proj"),
+        ("norm.weight", "nothing is called 'weight', choose from none"),
     ],
 )
 def test_a_path_that_leads_nowhere_is_an_error_that_says_where_it_ends(path, message):

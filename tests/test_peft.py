@@ -813,7 +813,7 @@ def test_an_adapter_that_cannot_be_loaded_leaves_the_active_one_and_the_base(tmp
         with pytest.raises(ValueError, match=message):
             adapters.load(name, tmp_path / folder)
         assert snapshot(model) == before
-    with pytest.raises(KeyError, match="no adapter is called 'b'; there are: a"):
+    with pytest.raises(KeyError, match="no adapter is called 'b': choose from a"):
         adapters.activate("b")
     assert snapshot(model) == before
     adapters.load("b", tmp_path / "a")

@@ -1,16 +1,21 @@
 """One process writes a folder at a time, no worker outlives its sweep, and a command ends well whatever its streams."""
 
+import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
 from minilora.cli import main
 from minilora.process import LOCK, folder_lock
+from minilora.tables import numbers_right, wide_console
 
 RUN = ["--data", "words.txt", "--batch", "2", "--length", "8", "--out", "out"]
 SWEEP = ["sweep", *RUN, "--ranks", "1,2", "--seeds", "1", "--jobs", "2"]
@@ -145,3 +150,131 @@ def test_workers_of_a_sweep_that_is_killed_end_and_write_no_more_and_it_can_be_r
             assert again.poll() is None
             time.sleep(0.01)
         os.killpg(again.pid, signal.SIGKILL)
+
+
+# ---- standard streams ----
+
+
+def closed(*words: str, which: str) -> tuple[int, str, str]:
+    """A command whose streams a shell has closed: exit code, and what reached the others."""
+    shell = f"import os, sys; os.execv('/bin/sh', ['sh', '-c', 'exec \"$@\" {which}', 'sh', *sys.argv[1:]])"
+    with start("-c", shell, sys.executable, "-m", "minilora", *words) as process:
+        out, err = process.communicate()
+    return process.returncode, out, err
+
+
+@posix
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["finetune", "--help"], ["audit"], ["audit", "--json"],
+                                   ["verify", "--only", "gelu"], ["count"], ["info", "builtin"]])  # fmt: skip
+def test_a_command_whose_reader_is_gone_ends_with_141_and_no_word(words):
+    read, write = os.pipe()
+    os.close(read)
+    with start("-m", "minilora", *words, stdout=write) as process:
+        os.close(write)
+        assert process.communicate() == (None, "")
+    assert process.returncode == 141
+
+
+@posix
+def test_a_full_disk_behind_standard_output_is_one_line():
+    with open("/dev/full", "w") as full, start("-m", "minilora", "--version", stdout=full) as process:
+        assert process.communicate() == (None, "minilora: No space left on device\n")
+    assert process.returncode == 2
+
+
+@posix
+def test_with_streams_closed_a_run_is_made_and_errors_go_nowhere_else(here):
+    words = ["finetune", *RUN, "--steps", "1"]
+    assert closed(*words, which="2>&-")[::2] == (0, "")
+    assert closed(*words, which="2>&-") == (2, "", "")  # the folder is taken
+    assert closed(*words[:-4], *words[-2:], "--out", "other", which="<&- >&- 2>&-") == (0, "", "")
+    for folder in ("out", "other"):
+        assert {path.name for path in (here / folder).iterdir()} == {
+            "settings.json", "checkpoint.safetensors", "history.json", "samples.json", "adapter_config.json",
+            "adapter_model.safetensors",
+        }  # fmt: skip
+        assert b"minilora:" not in b"".join(path.read_bytes() for path in (here / folder).iterdir())
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("words", [["finetune", "--help"], ["count", "--help"], ["audit"], ["count"], ["fintune"]])
+def test_in_a_locale_without_letters_of_ours_a_command_says_all_it_has_to(words):
+    with start("-m", "minilora", *words, env=ASCII) as process:
+        out, err = process.communicate()
+    assert process.returncode == 2 * (words == ["fintune"])
+    assert (out + err).isascii()
+    assert "Traceback" not in err
+
+
+def test_json_stays_json_in_a_locale_without_letters_of_ours():
+    with start("-m", "minilora", "count", "--json", env=ASCII) as process:
+        out, err = process.communicate()
+    assert json.loads(out)
+    assert out.isascii()
+    assert err == ""
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_a_terminal_would_obey_is_escaped_in_errors_notes_and_tables(monkeypatch, capsys):
+    evil = "\x1b]0;owned\x07\x9b31m\u202e\r\x7f"
+
+    def fail(*arguments: object) -> None:
+        warnings.warn(evil, stacklevel=1)
+        raise ValueError(evil)
+
+    monkeypatch.setattr("minilora.cli.commands.backend", fail)
+    assert main(["pretrain", "--out", "x"]) == 2
+    assert main(["info", evil]) == 2
+    wide_console().print(numbers_right(evil, evil, evil))
+    out, err = capsys.readouterr()
+    assert err.count("\\x1b]0;owned\\x07\\x9b31m\\u202e") == 3
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", out + err)
+
+
+def test_an_error_that_quotes_a_file_is_bounded_and_keeps_its_advice(monkeypatch, capsys):
+    def fail(*arguments: object) -> None:
+        raise ValueError(f"what is {'long ' * 1000}: do this")
+
+    monkeypatch.setattr("minilora.cli.commands.backend", fail)
+    assert main(["pretrain", "--out", "x"]) == 2
+    said = capsys.readouterr().err
+    assert len(said) < 640
+    assert said.startswith("minilora: what is long")
+    assert said.endswith(": do this\n")
+
+
+# ---- near misses ----
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("fintune", "finetune"),
+        ("finetune --task clasify --data x --out y", "classify"),
+        ("finetune --dta x --out y", "--data"),
+        ("finetune --data words.txt --targets q_porj --out out", "q_proj"),
+        ("compare --data x --against '--rnk 2'", "--rank"),
+        ("demo --device cud", "cuda"),
+        ("generate --base smolm2 --prompt x", "smollm2"),
+        ("count --method lorra", "lora"),
+        ("count --compare full,Qlora2", "qlora"),
+        ("count --model gpt3-175", "gpt3-175b"),
+        ("count --targets q_prj", "q_proj"),
+        ("count --dtype flaot16", "float16"),
+        ("count --head clasify", "classify"),
+        ("bench --sizes smal", "small"),
+        ("bench --measures genrate", "generate"),
+        ("bench --targets all-liner", "all-linear"),
+        ("verify --only op_atention", "op attention"),
+        ("verify --mutants --only lora_bakward", "lora_backward"),
+    ],
+)
+def test_a_near_miss_is_answered_with_what_was_meant(words, meant, here, capsys):
+    try:
+        code = main(shlex.split(words))
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert f"did you mean {meant!r}?" in capsys.readouterr().err

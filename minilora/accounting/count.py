@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..spelling import choose_from
 from .architecture import Architecture, Shape
 from .flops import Flops, flops
 from .memory import (
@@ -128,7 +129,7 @@ def count(
     laid_out = plan(model, method, targets, r, virtual_tokens)
     dtype = dtype or ("nf4-dq" if method == "qlora" else "float32")
     if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        raise ValueError(f"no dtype is called {dtype!r}: {choose_from(dtype, DTYPES)}")
     if dtype in QUANTISED and method in ("full", "top2"):
         raise ValueError(f"{method} trains the weights themselves, which 4 bits cannot hold: choose another dtype")
     if method == "qlora" and dtype not in QUANTISED:

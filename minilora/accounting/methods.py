@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, NamedTuple
 
+from ..spelling import choose_from
 from .architecture import Architecture, Linear, Shape, Table
 
 LORA_LIKE = ("lora", "lora-fa", "dora", "vera", "lora-xs", "qlora")
@@ -176,7 +177,7 @@ def plan(
     rank outside 1..min(in, out).
     """
     if method not in METHODS:
-        raise ValueError(f"no method is called {method!r}: {', '.join(METHODS)}")
+        raise ValueError(f"no method is called {method!r}: {choose_from(method, METHODS)}")
     if targets is not None and method not in TARGETED:
         raise ValueError(f"{method} has no targets to choose")
     if not is_whole(virtual_tokens) or virtual_tokens < 1:
@@ -245,7 +246,7 @@ def choose(model: Architecture, targets: str | Collection[str], method: str) -> 
         what = (
             f"no layer of {model.name} is called {', '.join(map(repr, unknown))}" if unknown else "no target is named"
         )
-        raise ValueError(f"{what}; it has: {', '.join(names)}")
+        raise ValueError(f"{what}: {choose_from(''.join(unknown[:1]), names)}")
     if "embed" in wanted and method not in ("lora", "qlora"):
         raise ValueError(f"{method} of an embedding is not counted, only lora")
     return [op for name, op in layers if name in wanted]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..checkpoint import read_json
+from ..spelling import choose_from
 from ..transformer import LABELLED
 from .architecture import Architecture
 from .families import bert, deberta, gpt2, llama, t5, vit
@@ -118,11 +119,11 @@ def architecture(
     name, config = read(source)
     family = config.get("model_type", "")
     if not isinstance(family, str) or family not in BUILDERS:
-        raise ValueError(f"{name}: family {family!r} is not known; there are {', '.join(BUILDERS)}")
+        raise ValueError(f"{name}: family {family!r} is not known: {choose_from(str(family), BUILDERS)}")
     builder, heads = BUILDERS[family]
     head = head or heads[0]
     if head not in heads:
-        raise ValueError(f"{name}: a {family} has the heads {', '.join(heads)}, not {head!r}")
+        raise ValueError(f"{name}: a {family} has no head {head!r}: {choose_from(head, heads)}")
     if labels is not None and (head not in LABELLED or labels < 1):
         raise ValueError(f"labels = {labels} needs the head 'classify' or 'tokens', and at least one")
     try:
@@ -173,6 +174,6 @@ def read(source: str | Path | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(
-            f"no model is called {str(source)!r} and no such file is there; names: {', '.join(NAMED)}"
+            f"no model is called {str(source)!r} and no such file is there: {choose_from(str(source), NAMED)}"
         )
     return str(source), read_json(path)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ..process import peak_memory
+from ..spelling import choose_from
 
 MEASURES = {
     "forward": "the logits of a batch",
@@ -116,7 +117,7 @@ def read_size(word: str) -> tuple[str, int, int]:
     """ "small" or "small:1x128" as name, batch and tokens. Raises ValueError for what is neither."""
     name, given, shape = word.partition(":")
     if name not in SIZES:
-        raise ValueError(f"no size {name!r}: choose from {', '.join(SIZES)}")
+        raise ValueError(f"no size {name!r}: {choose_from(name, SIZES)}")
     batch, tokens, _ = SIZES[name]
     if given:
         numbers = shape.split("x")
@@ -135,7 +136,7 @@ def cases(
     """
     for target in targets:
         if target not in TARGETS:
-            raise ValueError(f"targets {target!r} are not compared: choose from {' and '.join(TARGETS)}")
+            raise ValueError(f"targets {target!r} are not compared: {choose_from(target, TARGETS)}")
     found = []
     for each in cores:
         for name, batch, tokens in map(read_size, sizes):

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ..spelling import choose_from
 from ..tables import counted, numbers_right, wide_console
 from .cases import MEASURES, NEW, SIZES, Case, cases, read_size
 from .rounds import THREADS, measure
@@ -56,7 +57,7 @@ def bench(
 
     for name in measures:
         if name not in ALL:
-            raise ValueError(f"no measure {name!r}: choose from {', '.join(ALL)}")
+            raise ValueError(f"no measure {name!r}: {choose_from(name, ALL)}")
     wanted = cases(list(sizes), [m for m in measures if m in MEASURES], list(cores), list(ranks), list(targets), device)
     report: dict[str, Any] = {"machine": machine(), "device": device, "cases": [], "imports": [], "ops": []}
     bar = tqdm(wanted, "measuring", disable=None, leave=False)

@@ -3,43 +3,84 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import json
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+from ..tables import printable
 from .options import COUNTED, parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0 when it is done, 1 when `verify` finds something wrong, 2 (and one line on stderr) for what a
-    person can mend, 130 after Ctrl-C."""
-    options = parser().parse_args(arguments)
-    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(options.threads)  # BLAS reads these when NumPy is loaded, and never again
-    with warnings.catch_warnings():
-        warnings.showwarning = note
-        return run(options)
+    person can mend, 130 after Ctrl-C, 141 when who reads the output has closed it."""
+    open_streams()
+    try:
+        try:
+            options = parser().parse_args(arguments)
+            for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+                os.environ[variable] = str(options.threads)  # BLAS reads these when NumPy is loaded, and never again
+            with warnings.catch_warnings():
+                warnings.showwarning = note
+                return run(options)
+        finally:  # not at exit, where Python would report an error of its own
+            sys.stdout.flush()
+    except OSError as error:
+        for stream in (sys.stdout, sys.stderr):  # what they still hold has nowhere to go
+            with suppress(OSError):
+                stream.flush()
+                continue
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, BrokenPipeError):  # whoever reads has seen enough: minilora audit | head
+            return 141
+        say(one_line(error))
+        return 2
+
+
+def open_streams() -> None:
+    """Make standard input, output and error usable, whatever they are.
+
+    One that is closed becomes the null device: its descriptor would go to the next file that is opened, which would
+    then get what is printed. What an encoding lacks is written as JSON escapes it, so that JSON stays JSON.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it takes the lowest that is free, this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w", closefd=False))  # noqa: SIM115
+    codecs.register_error("json", lambda error: (json.dumps(error.object[error.start : error.end])[1:-1], error.end))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="json")
 
 
 def run(options: argparse.Namespace) -> int:
     try:
         return options.run(options) or 0
-    except BrokenPipeError:  # whoever reads has seen enough: minilora audit | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
-        print(f"minilora: {one_line(error)}", file=sys.stderr)
+        say(one_line(error))
         return 2
     except KeyboardInterrupt as stop:
-        print(f"minilora: {one_line(stop) if stop.args else 'stopped'}", file=sys.stderr)
+        say(one_line(stop) if stop.args else "stopped")
         return 130
+
+
+def say(line: str) -> None:
+    print(f"minilora: {line}", file=sys.stderr)
 
 
 def note(message: Any, *_: Any, **__: Any) -> None:
     """A warning, as a line for people."""
-    print(f"minilora: note: {message}", file=sys.stderr)
+    say(f"note: {printable(str(message))}")
 
 
 def one_line(error: BaseException) -> str:
@@ -47,5 +88,5 @@ def one_line(error: BaseException) -> str:
         wanted = f" ({error})" if error.args else ""
         return f"out of memory{wanted}: give smaller numbers, such as --batch, or a smaller model"
     if isinstance(error, OSError) and error.strerror:
-        return ": ".join(map(str, filter(None, (error.strerror, error.filename))))
-    return " ".join(str(error).split()) or type(error).__name__
+        return printable(": ".join(map(str, filter(None, (error.strerror, error.filename)))))
+    return printable(str(error)) or type(error).__name__

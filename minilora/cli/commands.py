@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from ..process import keep_freed_memory
+from ..tables import visible
 
 TASKS = {  # what finetune learns from -> the file in tasks/ that knows how
     "text": "language_model",
@@ -112,7 +113,8 @@ def predict(options: argparse.Namespace) -> None:
                 found = dict(zip(classify.labels, row.tolist(), strict=True))
                 print(json.dumps({"text": line, "label": classify.labels[row.argmax()], "probabilities": found}))
             else:
-                print(classify.labels[row.argmax()], f"{row.max():.4f}", " ".join(line.split()), sep="\t", flush=True)
+                label = shown(classify.labels[row.argmax()])
+                print(label, f"{row.max():.4f}", shown(" ".join(line.split())), sep="\t", flush=True)
         return p
 
     if rows is None:
@@ -146,10 +148,10 @@ def generate(options: argparse.Namespace) -> None:
 
     model, tokenizer = adapted(options), load_tokenizer(options.base)
     pieces = stream(model, options.prompt, options.tokens, tokenizer=tokenizer, **drawing(options))
-    print(options.prompt.encode(errors="surrogateescape").decode(errors="replace"), end="", flush=True)
+    print(shown(options.prompt.encode(errors="surrogateescape").decode(errors="replace")), end="", flush=True)
     try:
         for piece in pieces:
-            print(piece, end="", flush=True)
+            print(shown(piece), end="", flush=True)
     finally:
         print()
 
@@ -174,14 +176,14 @@ def chat(options: argparse.Namespace) -> None:
         try:
             for piece in answer(model, asked, options.tokens, tokenizer=tokenizer, **how):
                 said += piece
-                print(piece, end="", flush=True)
+                print(shown(piece), end="", flush=True)
         except KeyboardInterrupt:
             if not terminal:
                 raise
         except ValueError as error:  # this message is too much: another may do
             if not terminal:
                 raise
-            print(f"minilora: {error}", file=sys.stderr)
+            print(f"minilora: {visible(str(error))}", file=sys.stderr)
             continue
         print()
         messages = [*asked, {"role": "assistant", "content": said}]
@@ -200,6 +202,11 @@ def lines(terminal: bool) -> Iterator[str]:
             return
         if line.strip():
             yield line
+
+
+def shown(text: str) -> str:
+    """A text of a model or a file for standard output: as it is, but for what a terminal would obey."""
+    return visible(text) if sys.stdout.isatty() else text
 
 
 def drawing(options: argparse.Namespace) -> dict[str, Any]:
@@ -247,7 +254,7 @@ def info(options: argparse.Namespace) -> None:
             f"{folder} holds no model (config.json), adapter ({CONFIG}), run ({SETTINGS}) or sweep ({JSON})"
         )
     for name, value in found.items():
-        print(f"{name:<12} {value}")
+        print(f"{name:<12} {visible(value)}")
 
 
 def rank(options: argparse.Namespace) -> None:
@@ -380,6 +387,6 @@ def adapted(options: argparse.Namespace) -> Any:
     if options.adapter:
         note = load_adapter(model, options.adapter)
         if note:
-            print(f"note: {note}", file=sys.stderr)
+            print(f"note: {visible(note)}", file=sys.stderr)
     model.to(backend(options))
     return model

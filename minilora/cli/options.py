@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import shlex
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
 from .. import __doc__ as minilora_doc
 from .. import __version__
+from ..spelling import choose_from
+from ..tables import printable
 from .commands import (
     TASKS,
     audit,
@@ -36,10 +40,28 @@ adapter-houlsby, adapter-pfeiffer or adapter-lin"""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line, and what may have been meant."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Before a word that is not known is taken for the reason that another is missing."""
+        known = self._option_string_actions
+        for word in args or () if self._subparsers is None else ():
+            option = word.partition("=")[0]
+            if word == "--":
+                break
+            if re.fullmatch(r"--\w[\w-]*", option) and not any(name.startswith(option) for name in known):
+                self.error(f"no option is called {option}: {choose_from(option, known)}")
+        return super().parse_known_args(args, namespace)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse would hide that no one reads it
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, f"{value!r} is not known: {choose_from(value, action.choices)}")
 
 
 def parser() -> Parser:
@@ -273,7 +295,7 @@ def drawing(add: Callable[..., Any]) -> None:
     add("--top-p", type=share, default=1.0, metavar="P", help="draw from the fewest of probability P (default 1)")
 
 
-class Changes(argparse.ArgumentParser):
+class Changes(Parser):
     def error(self, message: str) -> NoReturn:
         raise argparse.ArgumentTypeError(message)
 

@@ -17,6 +17,7 @@ from ..backend import get_array_module
 from ..lora import Adapter, LoRAEmbedding, LoRALinear, MergedEmbedding, MergedLinear, TiedLoRALinear
 from ..modules import Embedding, Module, Parameter
 from ..pretrained import base_hash
+from ..spelling import choose_from
 from ..transformer import Transformer
 from .format import CONFIG, WEIGHTS, carried, layers_of, read_adapter
 from .plan import Plan, base_of, what_to_adapt
@@ -154,7 +155,7 @@ class Adapters:
     def activate(self, name: str | None) -> None:
         """Put the adapter of that name in place, or with None the base alone. Raises KeyError for a name not loaded."""
         if name is not None and name not in self.loaded:
-            raise KeyError(f"no adapter is called {name!r}; there are: {', '.join(self.loaded) or 'none'}")
+            raise KeyError(f"no adapter is called {name!r}: {choose_from(name, self.loaded)}")
         for path, module in self.base.items():
             self.model[path] = module
         self.base, self.active = {}, name or ""

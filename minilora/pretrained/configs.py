@@ -11,6 +11,7 @@ from typing import Any
 
 from ..names import window_fields
 from ..ops import RopeScaling
+from ..spelling import choose_from
 from ..transformer import HEADS, HUGE, LABELLED, Config, Transformer
 
 
@@ -111,7 +112,7 @@ def read_config(
     """
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in FORMATS:
-        raise ValueError(f"{source}: family {kind!r} is not supported; there are {', '.join(FORMATS)}")
+        raise ValueError(f"{source}: family {kind!r} is not supported: {choose_from(str(kind), FORMATS)}")
     form = FORMATS[kind]
     for key, only in form.only.items():
         if values.get(key, only) != only:
@@ -150,7 +151,7 @@ def read_config(
 def head_of(values: Mapping[str, Any], head: str | None, labels: int | None) -> dict[str, Any]:
     """The head that is asked for, or that of the class that wrote the config, or a language model's."""
     if head not in (None, *HEADS):
-        raise ValueError(f"head {head!r} is not one of {', '.join(HEADS)}")
+        raise ValueError(f"no head is called {head!r}: {choose_from(head, HEADS)}")
     written = values.get("architectures") or ["ForCausalLM"]
     if head is None:
         endings = (end for end in ENDINGS if isinstance(written, list) and str(written[0]).endswith(end))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..spelling import choose_from
+
 BUILTIN = Path(__file__).parent.parent / "data" / "builtin"
 
 PACKAGES = {  # name -> module, file or folder in it, what to install
@@ -28,6 +30,6 @@ def locate(source: str | Path) -> Path:
         return Path(found.submodule_search_locations[0]) / name
     path = Path(source)
     if not path.exists():
-        names = ", ".join(["builtin", *PACKAGES])
-        raise FileNotFoundError(f"no folder or file {str(source)!r}: give one with a model in it, or one of {names}")
+        names = choose_from(str(source), ["builtin", *PACKAGES])
+        raise FileNotFoundError(f"no folder or file {str(source)!r}: {names}, or give one with a model in it")
     return path

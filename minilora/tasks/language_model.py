@@ -22,6 +22,7 @@ from ..modules import Module
 from ..optim import AdamW, Schedule, cosine_schedule
 from ..peft import adapter_files
 from ..pretrained import base_hash, load_pretrained, load_tokenizer, model_files
+from ..tables import visible
 from ..text import Batch
 from ..tokenizer import ByteTokenizer, Tokenizer
 from ..training import evaluate, fit
@@ -240,7 +241,7 @@ def show(done: dict[str, Any]) -> None:
     for step, bits in done["bits_per_byte"].items():
         print(f"step {step:>5}: {bits:.3f} bits per byte held out, perplexity {done['perplexity'][step]:.4g} per token")
     for name in ("before", "after"):
-        print(f"\n{name}: {done['samples']['prompt']}{done['samples'][name]}")
+        print(f"\n{name}: {visible(done['samples']['prompt'] + done['samples'][name])}")
     print()
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import ops
+from ..spelling import choose_from
 from ..tables import wide_console
 from .cases import OPS, at_every_size
 from .mutants import edits
@@ -141,7 +142,7 @@ def mutation_run(sample: int | None = None, seed: int = 0, only: str = "") -> li
 
     names = [name for name in functions() if only.casefold() in name.casefold()]
     if not names:
-        raise ValueError(f"no function has {only!r} in its name; there are: {', '.join(functions())}")
+        raise ValueError(f"no function has {only!r} in its name: {choose_from(only, functions())}")
     made = [mutant for name in names for mutant in mutants(name)]
     if sample is not None and sample < len(made):
         chosen = np.random.default_rng(seed).choice(len(made), sample, replace=False)

@@ -17,6 +17,7 @@ from ..families import New
 from ..lora import LoRALinear, attach_lora, merge
 from ..modules import Context, Gradients
 from ..optim import SGD
+from ..spelling import choose_from
 from ..tables import wide_console
 from ..transformer import Config
 from .cases import CHECKS, FAMILIES, THETA, Rng, adapter, model, pad, shaken
@@ -167,7 +168,7 @@ def verify(only: str = "", seed: int = 0) -> dict[str, Any]:
     wanted = only.casefold().replace("_", " ")
     chosen = [name for name in [*CHECKS, *LAWS] if wanted in name.casefold()]
     if not chosen:
-        raise ValueError(f"no check and no law has {only!r} in its name; there are: {'; '.join([*CHECKS, *LAWS])}")
+        raise ValueError(f"no check and no law has {only!r} in its name: {choose_from(wanted, [*CHECKS, *LAWS])}")
     checks: list[dict[str, Any]] = []
     laws: list[dict[str, Any]] = []
     for name in tqdm(chosen, desc="verifying", leave=False, disable=None):

@@ -1,0 +1,17 @@
+"""What may have been meant by a name that is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+LISTED = 20  # names, before the rest is a number
+
+
+def choose_from(word: object, names: Iterable[str]) -> str:
+    """The end of an error, such as "did you mean 'lora'? choose from full, lora, qlora"."""
+    known = {name.casefold(): name for name in names}
+    near = get_close_matches(str(word)[:100].casefold(), known, 1)
+    listed = ("; " if any("," in name for name in known) else ", ").join(list(known.values())[:LISTED])
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return (f"did you mean {known[near[0]]!r}? " if near else "") + f"choose from {listed or 'none'}{more}"
