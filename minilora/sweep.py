@@ -273,7 +273,7 @@ def describe_sweep(folder: Path) -> dict[str, str]:
         words = ", ".join(str(rank) for rank in settings["ranks"])
         said = {"sweep": f"ranks {words}, {counted(settings['seeds'], 'seed')} of each", "found": found}
         return said | {"on": f"{settings['data']}, {counted(settings['steps'], 'step')} in a run"}
-    except (KeyError, TypeError, IndexError):
+    except (KeyError, TypeError, IndexError, ValueError):
         raise ValueError(f"{folder / JSON} is not of a sweep: choose another folder") from None
 
 
@@ -281,8 +281,7 @@ def show(report: dict[str, Any], out: str | Path) -> None:
     """The report as a table, and what follows from it in words."""
     console = wide_console()
     title = f"Bits per byte of validation text, seeds: {report['settings']['seeds']}"
-    table = numbers_right(title, "rank", "trained", "mean", "std. deviation", "std. error", "")
-    table.columns[-1].justify = "left"
+    table = numbers_right(title, "rank", "trained", "mean", "std.\ndeviation", "std.\nerror", "", words=(0, -1))
     table.add_row("base", "0", f"{report['base_bits_per_byte']:.4f}", "", "", "")
     for row in report["ranks"]:
         found = [row[name] for name in ("mean", "standard_deviation", "standard_error")]

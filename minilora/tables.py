@@ -38,14 +38,20 @@ def wide_console(width: int = 120) -> Any:
     return console
 
 
-def numbers_right(title: str, *columns: str, **options: Any) -> Any:
-    """A rich Table whose columns after the first are numbers, which stay whole where it is narrow."""
-    from rich.table import Table
+def numbers_right(title: str, *columns: str, words: tuple[int, ...] = (0,), **options: Any) -> Any:
+    """A rich Table of numbers but for the columns `words`. Where it is narrow, numbers stay whole, and words too: they
+    are broken at spaces and dots."""
+    from rich.table import Table as RichTable
+
+    class Table(RichTable):
+        def add_row(self, *cells: Any, **options: Any) -> None:
+            names = (isinstance(x, str) and not column.no_wrap for x, column in zip(cells, self.columns, strict=True))
+            super().add_row(*(Dotted(x) if is_name else x for x, is_name in zip(cells, names, strict=True)), **options)
 
     table = Table(*columns, title=title or None, title_justify="left", **options)
-    table.columns[0].overflow = "fold"
-    for column in table.columns[1:]:
-        column.justify, column.no_wrap = "right", True
+    for i, column in enumerate(table.columns):
+        if i not in (each % len(columns) for each in words):
+            column.justify, column.no_wrap = "right", True
     return table
 
 
@@ -55,25 +61,31 @@ def fits(console: Any, table: Any) -> bool:
 
 
 class Dotted:
-    """A dotted name as a cell of a rich Table: where the column is narrow it is broken after a dot, not in a word."""
+    """A name as a cell of a rich Table: where the column is narrow it is broken after a dot or a space, not in a word."""
 
     def __init__(self, name: str) -> None:
         name = visible(name)
-        self.name, self.parts = name, re.findall(r"[^.]+\.?", name)
+        part = r"(?:[^. ]|\.(?=\d))*+[. ]*"  # a number stays whole
+        self.lines = [[*filter(None, re.findall(part, line))] or [""] for line in name.split("\n")]
 
     def __rich_measure__(self, console: Any, options: Any) -> Any:
+        from rich.cells import cell_len
         from rich.measure import Measurement
 
-        return Measurement(max(map(len, self.parts)), len(self.name))
+        widest = max(cell_len(part.rstrip()) for line in self.lines for part in line)
+        return Measurement(widest, max(cell_len("".join(line)) for line in self.lines))
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.cells import cell_len
         from rich.text import Text
 
-        lines = [""]
-        for part in self.parts:
-            if lines[-1] and len(lines[-1] + part) > options.max_width:
-                lines.append("")
-            lines[-1] += part
+        lines = []
+        for parts in self.lines:
+            lines.append("")
+            for part in parts:
+                if lines[-1] and cell_len((lines[-1] + part).rstrip()) > options.max_width:
+                    lines.append("")
+                lines[-1] += part
         yield Text("\n".join(lines), overflow="fold")
 
 

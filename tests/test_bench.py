@@ -23,7 +23,8 @@ TINY = Case("tiny", 2, 8, "lora")
 @pytest.fixture
 def alone(monkeypatch):
     """As where PyTorch is not installed."""
-    monkeypatch.setattr(rounds, "missing", lambda library: ["torch"])
+    for module in (rounds, report):
+        monkeypatch.setattr(module, "missing", lambda library: ["torch"])
     monkeypatch.setattr(report, "IMPORTS", {name: report.IMPORTS[name] for name in ("numpy", "minilora")})
 
 
@@ -252,11 +253,23 @@ def test_a_rank_that_no_layer_has_is_said_in_a_line(alone, capfd):
     assert "could not be prepared" in second
 
 
-def test_a_plot_of_nothing_to_compare_loses_no_number(alone, tmp_path, capfd):
-    words = ["bench", "--sizes", "tiny:2x8", "--measures", "forward", "--rounds", "1", "--seconds", "0.01"]
-    assert main([*words, "--plot", str(tmp_path / "a.png")]) == 2
+def test_without_pytorch_minilora_is_measured_and_drawn_alone_and_what_is_missing_is_said(alone, tmp_path, capfd):
+    measures = "forward,lora,full,generate,import,ops"
+    words = ["bench", "--sizes", "tiny:2x8", "--measures", measures, "--rounds", "1", "--seconds", "0.01"]
+    assert main([*words, "--plot", str(tmp_path / "a.png")]) == 0
     out, err = capfd.readouterr()
-    assert "tiny 2 × 8, forward" in out
+    for name in ("forward", "lora r = 8 on q_proj,v_proj", "full", "generate", "minilora", "AdamW"):
+        assert name in out
+    assert "not installed, and so not beside minilora: torch (pip install torch)\n" in out
+    assert "the other" not in out
+    assert "Traceback" not in err
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_without_a_case_loses_no_number(alone, tmp_path, capfd):
+    assert main(["bench", "--measures", "import", "--rounds", "1", "--plot", str(tmp_path / "a.png")]) == 2
+    out, err = capfd.readouterr()
+    assert "of numpy's" in out
     assert "nothing to draw" in err
 
 
@@ -289,9 +302,10 @@ def test_a_figure_is_a_png_and_the_same_report_gives_the_same_bytes(kind):
     assert figure(report) == figure(report)
 
 
-def test_a_figure_of_no_comparison_is_refused():
-    with pytest.raises(ValueError, match="nothing to compare with"):
-        figure({"cases": [made([1.0])]})
+def test_a_figure_of_minilora_alone_names_the_cores_where_they_differ():
+    assert figure({"cases": [made([1.0, 2.0])]}) != figure({"cases": [made([1.0, 2.0]), made([1.0], cores=2)]})
+    with pytest.raises(ValueError, match="nothing to draw"):
+        figure({"cases": []})
 
 
 def test_lengths_are_sizes():

@@ -12,10 +12,12 @@ import warnings
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from minilora.cli import main
 from minilora.process import LOCK, folder_lock
 from minilora.tables import numbers_right, wide_console
+from minilora.tasks.runs import read_settings
 
 RUN = ["--data", "words.txt", "--batch", "2", "--length", "8", "--out", "out"]
 SWEEP = ["sweep", *RUN, "--ranks", "1,2", "--seeds", "1", "--jobs", "2"]
@@ -278,3 +280,42 @@ def test_a_near_miss_is_answered_with_what_was_meant(words, meant, here, capsys)
         code = stop.code
     assert code == 2
     assert f"did you mean {meant!r}?" in capsys.readouterr().err
+
+
+# ---- settings.json ----
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, value) for key in ("steps", "batch", "length", "seed") for value in ("3", 1.5, True, -1, None, [8])),
+        *((key, value) for key in ("base", "data") for value in (7, ["x"], {})),
+        *(("labels", value) for value in ("ab", ["a"], ["a", 1], ["a", "a"], {"a": 0}, [])),
+    ],
+    ids=repr,
+)
+def test_settings_of_wrong_types_are_one_line_to_every_reader(key, value, here):
+    settings = {"steps": 3, "batch": 2, "length": 8, "seed": 0, "labels": ["a", "b"], "base": "x", "data": "y"}
+    (here / "settings.json").write_text(json.dumps(settings))
+    assert read_settings(here) == settings
+    (here / "settings.json").write_text(json.dumps(settings | {key: value}))
+    with pytest.raises(ValueError, match=rf"settings\.json: {key} is .*, not a"):
+        read_settings(here)
+
+
+# ---- tables ----
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_no_word_and_no_number_of_a_table_is_broken_in_a_narrow_terminal(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    cell = "block_0.attention.q_proj.lora_A business 0.39M 体育新闻 3.5"
+    rows = numbers_right("title", "name", "count", "of it", "note", words=(0, -1))
+    rows.add_row(cell, "1,234,567,890", "99.9999%", "another.name of a thing")
+    wide_console().print(rows)
+    table = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert max(map(cell_len, table.splitlines())) <= width
+    for word in ("block_0.", "attention.", "q_proj.", "lora_A", "business", "0.39M", "体育新闻", "3.5", "another.", "thing",
+                 "1,234,567,890", "99.9999%"):  # fmt: skip
+        assert word in table

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..tables import wide_console
+from ..tables import numbers_right, wide_console
 from .architecture import Architecture
 from .count import count
 from .memory import nf4_bits, size
@@ -220,15 +220,11 @@ def others() -> Iterator[Row]:
 
 def show(found: Collection[Row]) -> None:
     """The audit as a table, and the verdict in a line."""
-    from rich.table import Table
-
     console = wide_console()
     for paper in dict.fromkeys(row.paper for row in found):
-        table = Table(title=paper, title_justify="left", show_lines=True)
-        table.add_column("what, where, by which formula", ratio=1)
-        table.add_column("printed", justify="right", no_wrap=True)
-        table.add_column("by formula", justify="right", no_wrap=True)
-        table.add_column("verdict", ratio=1)
+        columns = "what, where, by which formula", "printed", "by formula", "verdict"
+        table = numbers_right(paper, *columns, words=(0, 3), show_lines=True)
+        table.columns[0].ratio = table.columns[3].ratio = 1
         for row in (row for row in found if row.paper == paper):
             verdict = f"{row.verdict}: {row.reason}" if row.reason else row.verdict
             value = f"{row.value:,.0f}" if row.value > 1000 else f"{row.value:.4g}"

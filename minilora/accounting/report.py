@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..tables import Dotted, fits, numbers_right, wide_console
+from ..tables import fits, numbers_right, wide_console
 from .architecture import Attention, Linear, Shape, Table
 from .count import Account, count
 from .flops import association_orders, break_even_rank, unread
@@ -125,17 +125,12 @@ def show(account: Account) -> None:
 
 def formula_table(title: str) -> Any:
     """A rich Table of names, formulas and numbers; where it is narrow the formulas are folded, never the numbers."""
-    from rich.table import Table
-
-    made = Table("", "formula", "", title=title, title_justify="left", min_width=78)
-    made.columns[0].overflow = made.columns[1].overflow = "fold"
-    made.columns[2].justify, made.columns[2].no_wrap = "right", True
-    return made
+    return numbers_right(title, "", "formula", "", words=(0, 1), min_width=78)
 
 
 def add_tensors(rows: Any, tensors: Mapping[str, Shape]) -> None:
     for (path, shape), n in kinds(tensors).items():
-        rows.add_row(Dotted(path), product(n, shape), f"{n * size(shape):,}")
+        rows.add_row(path, product(n, shape), f"{n * size(shape):,}")
     rows.add_section()
 
 

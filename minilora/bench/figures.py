@@ -15,12 +15,45 @@ NAMES = {"torch": "PyTorch", "peft": "PEFT", "transformers": "Transformers"}
 
 
 def figure(report: dict[str, Any]) -> bytes:
-    """A PNG. Raises ValueError for a report without a comparison."""
+    """A PNG. Raises ValueError for a report without a case."""
+    if not report["cases"]:
+        raise ValueError("nothing to draw: a figure shows forward, lora, full and generate, and none was measured")
     cases = [result for result in report["cases"] if result["ratios"]]
     if not cases:
-        raise ValueError("nothing to draw: a figure compares, and there was nothing to compare with")
+        return alone_figure(report["cases"])
     plain = any("plain" in contestant["name"] for result in cases for contestant in result["contestants"])
     return tokens_figure(cases) if plain else ratio_figure(cases)
+
+
+def alone_figure(cases: list[dict[str, Any]]) -> bytes:
+    """Time and memory of minilora, where there is nothing to compare it with."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure = Figure(figsize=(14, 2.5 + 0.42 * len(cases)), layout="constrained", dpi=80)
+    time, memory = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
+    for y, result in enumerate(cases):
+        ours = result["contestants"][0]
+        time.plot(
+            [1e3 * r["wall"] for r in ours["rounds"]], [y] * len(ours["rounds"]), ".", color=LORA, alpha=0.35, ms=9
+        )
+        time.plot(1e3 * ours["wall"], y, "o", color=LORA, ms=13)
+        memory.barh(y, ours["peak"] / 2**20, 0.6, color=LORA, alpha=0.8)
+    names = [str(Case(**result["case"])) for result in cases]
+    cores = {result["case"]["cores"] for result in cases}
+    if len(cores) > 1:
+        names = [f"{name}, {result['case']['cores']} cores" for name, result in zip(names, cases, strict=True)]
+    time.set_yticks(range(len(cases)), names)
+    time.set_ylim(len(cases) - 0.4, -0.6)
+    time.set_xscale("log")
+    time.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    time.xaxis.set_major_formatter("{x:g}")
+    time.xaxis.set_minor_formatter(NullFormatter())
+    time.set(title="time (ms, log scale)")
+    time.grid(axis="y", alpha=0.3)
+    memory.set(title="most memory (MiB)")
+    figure.suptitle("minilora alone: nothing to compare it with is installed", fontsize=TYPE + 4)
+    return png_bytes(figure)
 
 
 def ratio_figure(cases: list[dict[str, Any]]) -> bytes:

@@ -16,8 +16,8 @@ from typing import Any
 
 from ..spelling import choose_from
 from ..tables import counted, numbers_right, wide_console
-from .cases import MEASURES, NEW, SIZES, Case, cases, read_size
-from .rounds import THREADS, measure
+from .cases import MEASURES, NEW, SIZES, Case, cases, pairs, read_size
+from .rounds import THREADS, measure, missing
 
 ALL = *MEASURES, "import", "ops"
 IMPORTS = {
@@ -47,7 +47,8 @@ def bench(
     seconds: float = 0.2,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """{"machine", "cases", "imports", "ops"}: each measure of each size, in `rounds` rounds of bursts of `seconds`.
+    """{"machine", "device", "missing", "cases", "imports", "ops"}: each measure of each size, in `rounds` rounds of
+    bursts of `seconds`. "missing" are the packages that a comparison lacks; without any, minilora is measured alone.
 
     `sizes` are names of SIZES, or with another batch and number of tokens "small:1x128"; `measures` are of ALL;
     `targets` are those of attach_lora, with commas. PyTorch, Transformers and PEFT are contestants where they are
@@ -59,7 +60,11 @@ def bench(
         if name not in ALL:
             raise ValueError(f"no measure {name!r}: {choose_from(name, ALL)}")
     wanted = cases(list(sizes), [m for m in measures if m in MEASURES], list(cores), list(ranks), list(targets), device)
-    report: dict[str, Any] = {"machine": machine(), "device": device, "cases": [], "imports": [], "ops": []}
+    lacking = {package for case in wanted for _, theirs in pairs(case) for package in missing(theirs.library)}
+    if "import" in measures:
+        lacking |= {*missing("torch"), *missing("peft")}
+    report: dict[str, Any] = {"machine": machine(), "device": device, "missing": sorted(lacking)}
+    report |= {"cases": [], "imports": [], "ops": []}
     bar = tqdm(wanted, "measuring", disable=None, leave=False)
     for case in bar:
         bar.set_postfix_str(str(case))
@@ -119,6 +124,9 @@ def show(report: dict[str, Any]) -> None:
     console.print(
         f"{about['processor']}, {about['cores']} cores, {about['system']}, Python {about['python']}", soft_wrap=True
     )
+    if report["missing"]:
+        names = " ".join(report["missing"])
+        console.print(f"not installed, and so not beside minilora: {names} (pip install {names})", soft_wrap=True)
     for line in libraries(report):
         console.print(line, soft_wrap=True)
     for table in (*case_tables(report), *import_table(report), *op_tables(report)):
@@ -146,9 +154,10 @@ def case_tables(report: dict[str, Any]) -> list[Any]:
         key = (case.cores, where)
         if key not in tables:
             title = f"{where}; ratio: median of {len(result['contestants'][0]['rounds'])} rounds, and their range"
-            tables[key] = numbers_right(title, "work", "minilora", "the other", "ratio", "rounds", "memory")
+            compares = ["the other", "ratio", "rounds", "memory"] if any(r["ratios"] for r in report["cases"]) else []
+            tables[key] = numbers_right(title if compares else where, "work", "minilora", *compares)
         for row in rows_of(case, result):
-            tables[key].add_row(*row)
+            tables[key].add_row(*row[: len(tables[key].columns)])
     return list(tables.values())
 
 

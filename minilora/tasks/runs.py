@@ -13,6 +13,7 @@ from ..peft import CONFIG, WEIGHTS
 from ..process import folder_lock
 
 SETTINGS, CHECKPOINT, HISTORY, SAMPLES = "settings.json", "checkpoint.safetensors", "history.json", "samples.json"
+NUMBERS = {"steps": 1, "batch": 1, "length": 1, "seed": 0}  # of settings.json, and the least that each may be
 FILES = (SETTINGS, CHECKPOINT, HISTORY, SAMPLES, CONFIG, WEIGHTS)  # what fine-tuning writes
 
 
@@ -58,11 +59,23 @@ def begin(folder: Path, settings: dict[str, Any], resume: bool, killed: bool) ->
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of the run in `folder`. Raises ValueError for a settings.json of something else."""
-    settings = read_json(folder / SETTINGS)
-    lacking = next((key for key in ("steps", "seed", "batch", "length") if key not in settings), None)
+    """The settings of the run in `folder`. Raises ValueError for a settings.json of something else, or with a value that
+    is not of its type."""
+    path = folder / SETTINGS
+    settings = read_json(path)
+    lacking = next((key for key in NUMBERS if key not in settings), None)
     if lacking:
-        raise ValueError(f"{folder / SETTINGS} is not of a run, it lacks {lacking!r}: choose another folder")
+        raise ValueError(f"{path} is not of a run, it lacks {lacking!r}: choose another folder")
+    for key, least in NUMBERS.items():
+        if type(settings[key]) is not int or settings[key] < least:
+            raise ValueError(f"{path}: {key} is {settings[key]!r:.60}, not a whole number from {least} up")
+    for key in ("base", "data"):
+        if not isinstance(settings.get(key, ""), str):
+            raise ValueError(f"{path}: {key} is {settings[key]!r:.60}, not a name")
+    labels = settings.get("labels", ["0", "1"])
+    names = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not names or len(set(labels)) < max(2, len(labels)):
+        raise ValueError(f"{path}: labels is {labels!r:.60}, not a list of two or more names")
     return settings
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import ops
 from ..spelling import choose_from
-from ..tables import wide_console
+from ..tables import numbers_right, wide_console
 from .cases import OPS, at_every_size
 from .mutants import edits
 
@@ -161,11 +161,9 @@ def unexplained(outcomes: list[Outcome]) -> list[Outcome]:
 
 def show_mutants(outcomes: list[Outcome]) -> None:
     """The survivors, each with its reason, and the count."""
-    from rich.table import Table
-
     console = wide_console()
     survivors = [outcome for outcome in outcomes if not outcome.killed]
-    table = Table("function", "survives if", "in", "because", title="Survivors", title_justify="left")
+    table = numbers_right("Survivors", "function", "survives if", "in", "because", words=(0, 1, 2, 3))
     for function, edit, line, _, reason in survivors:
         table.add_row(function, edit, line, reason or "NO REASON: a case is missing")
     if survivors:

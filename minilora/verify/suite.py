@@ -18,7 +18,7 @@ from ..lora import LoRALinear, attach_lora, merge
 from ..modules import Context, Gradients
 from ..optim import SGD
 from ..spelling import choose_from
-from ..tables import wide_console
+from ..tables import numbers_right, wide_console
 from ..transformer import Config
 from .cases import CHECKS, FAMILIES, THETA, Rng, adapter, model, pad, shaken
 
@@ -224,16 +224,12 @@ def wrong(result: dict[str, Any]) -> list[str]:
 
 def show(result: dict[str, Any]) -> None:
     """Both tables, and the verdict in one line."""
-    from rich.table import Table
-
     console = wide_console()
     about = "Relative errors in float64, the worst of all shapes"
     tables = {
-        "checks": Table("check", "tensor", *METHODS, "", title=about, title_justify="left"),
-        "laws": Table("law", "broken by", "", title="Laws, and by how much they are broken", title_justify="left"),
+        "checks": numbers_right(about, "check", "tensor", *METHODS, "", words=(0, 1, -1)),
+        "laws": numbers_right("Laws, and by how much they are broken", "law", "broken by", "", words=(0, -1)),
     }
-    for column in tables["checks"].columns:
-        column.overflow = "fold"  # a name that is cut says nothing
     tensors: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for entry in result["checks"]:
         tensors.setdefault((entry["name"], entry["tensor"]), {})[entry["method"]] = entry
