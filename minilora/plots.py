@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,57 @@ def png_bytes(figure: Any) -> bytes:
         ax.tick_params(labelsize=TYPE - 2)
         for label in (ax.title, ax.xaxis.label, ax.yaxis.label):
             label.set_fontsize(TYPE)
+    from matplotlib.text import Text
+
+    texts = figure.findobj(Text)
+    families = fonts_for("".join(text.get_text() for text in texts))
+    for text in texts:
+        text.set_fontfamily(families)
     png = io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # fonts_for has said so, in one line
+        figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
+
+
+def fonts_for(text: str) -> list[str]:
+    """The families of fonts to draw `text` with: Matplotlib's own, and for letters that it lacks, such as Chinese ones,
+    installed ones that have them. Warns of letters that none has."""
+    from matplotlib import font_manager, rcParams
+
+    def letters(path: str) -> set[str]:
+        return set(map(chr, font_manager.get_font(path).get_charmap()))
+
+    families, fonts = list(rcParams["font.family"]), font_manager.fontManager
+    missing = {letter for letter in text if not letter.isspace()}
+    missing -= letters(font_manager.findfont(font_manager.FontProperties()))
+    if missing:
+        for path in {*font_manager.findSystemFonts()} - {font.fname for font in fonts.ttflist}:
+            with suppress(OSError, RuntimeError):  # Matplotlib's list is of the day on which it first ran
+                fonts.addfont(path)
+        regular = [
+            font for font in fonts.ttflist if font.style == "normal" and font.weight in (400, "normal", "regular")
+        ]
+        has = {font.name: letters(font.fname) for font in regular if "Last Resort" not in font.name}  # that has boxes
+        while missing:
+            best = max(has, key=lambda family: len(missing & has[family]))
+            if not missing & has[best]:
+                warnings.warn(
+                    f"no installed font has {''.join(sorted(missing)):.20}, drawn as boxes: install one, such as Noto "
+                    "Sans CJK (apt install fonts-noto-cjk)",
+                    stacklevel=2,
+                )
+                break
+            families.append(best)
+            missing -= has[best]
+    return families
+
+
+def whole_numbers(axis: Any) -> None:
+    """Ticks of steps and ranks, which have no fractions."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def report_figure(report: dict[str, Any]) -> bytes:
@@ -70,6 +120,7 @@ def learning_curves(ax: Any, report: dict[str, Any]) -> None:
     bottom, top = ax.get_ylim()
     ax.set_ylim(bottom, max(top, base + 0.1 * (base - bottom)))
     ax.set(title="Learning Python source: validation text", xlabel="step", ylabel="bits per byte")
+    whole_numbers(ax.xaxis)
 
 
 def memory_bars(ax: Any, report: dict[str, Any]) -> None:
@@ -94,6 +145,7 @@ def spectrum_curves(ax: Any, report: dict[str, Any]) -> None:
     ax.set_yscale("log")
     ax.set_ylim(0.03, 3)
     ax.set(title="Singular values of ΔW, mean of the layers", xlabel="index i", ylabel="σᵢ / σ₁ (log scale)")
+    whole_numbers(ax.xaxis)
 
 
 def sweep_figure(report: dict[str, Any], title: str) -> bytes:
@@ -151,6 +203,7 @@ def classification_figure(losses: list[float], report: dict[str, Any]) -> bytes:
     steps, held_out = zip(*report["losses"], strict=True)
     curves.plot(steps, held_out, "o-", color=LORA, lw=2.5, ms=7, label="held out")
     curves.set(title="Learning curves", xlabel="step", ylabel="nats per text")
+    whole_numbers(curves.xaxis)
     curves.set_ylim(0, 1.05 * max(filter(math.isfinite, [*losses, *held_out]), default=1.0))
     curves.legend(frameon=False, fontsize=TYPE - 1)
     counts, names = np.array(report["confusion"]), report["labels"]
@@ -279,14 +332,13 @@ def spectra_figure(result: dict[str, Any]) -> bytes:
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_ylim(bottom=0.7 * min(update[-1], max(sigma["before"][-1], 1e-3 * sigma["before"][0])))
     ax.set(xlabel="index i", ylabel="singular value σᵢ")
+    whole_numbers(ax.xaxis)
     ax.legend(frameon=False, fontsize=TYPE)
     return png_bytes(figure)
 
 
 def subspaces_figure(result: dict[str, Any]) -> bytes:
     """φ(i, j) of two updates, mean over the layers, for the directions of the input and for those of the output."""
-    from matplotlib.ticker import MaxNLocator
-
     grids = result["summary"]["similarity"]
     figure = large_figure(
         f"Two updates share their first input direction to φ = {grids['right'][0][0]:.2f}\n"
@@ -301,7 +353,7 @@ def subspaces_figure(result: dict[str, Any]) -> bytes:
         ax.set_title(f"{name}: mean {grid.mean():.2f}, at random {random.mean():.2f}")
         ax.set(xlabel="first j directions of the other", ylabel="first i directions of this one")
         for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True))
+            whole_numbers(axis)
     figure.colorbar(image, ax=axes).set_label("φ(i, j): 1 contained, 0 orthogonal", labelpad=12)
     return png_bytes(figure)
 

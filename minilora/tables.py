@@ -61,7 +61,7 @@ def fits(console: Any, table: Any) -> bool:
 
 
 class Dotted:
-    """A name as a cell of a rich Table: where the column is narrow it is broken after a dot or a space, not in a word."""
+    """A name as a cell of a rich Table: where the column is narrow it is broken at a dot or a space, not in a word."""
 
     def __init__(self, name: str) -> None:
         name = visible(name)

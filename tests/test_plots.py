@@ -105,3 +105,44 @@ def test_no_line_runs_through_a_legend(figures):
                     box = legend.get_window_extent()
                     through = (box.x0 < x) & (x < box.x1) & (box.y0 < y) & (y < box.y1)
                     assert not through.any(), (line, legend)
+
+
+def classifier(labels: list[str], steps: int) -> bytes:
+    n = len(labels)
+    report = {"labels": labels, "confusion": np.eye(n, dtype=int).tolist(), "accuracy": 1.0, "trainable": 8}
+    return plots.classification_figure([1.0] * steps, report | {"losses": [[0, 1.0], [steps, 0.5]]})
+
+
+def test_letters_that_the_usual_font_lacks_are_drawn_with_an_installed_one_that_has_them():
+    from matplotlib import font_manager, rcParams
+
+    usual, other = (
+        set(font_manager.get_font(font_manager.findfont(font_manager.FontProperties(name))).get_charmap())
+        for name in (None, "STIXGeneral")
+    )
+    letter = chr(max(code for code in other - usual if code < 0xE000))
+    assert plots.fonts_for("abc") == rcParams["font.family"]
+    assert len(plots.fonts_for("abc" + letter)) == 2
+    assert classifier(["a", letter], 2) != classifier(["a", "b"], 2)  # and no warning is an error here
+
+
+def test_letters_that_no_font_has_are_one_line_that_says_what_to_install(monkeypatch):
+    from matplotlib import font_manager
+
+    bundled = [font for font in font_manager.fontManager.ttflist if font.name in ("DejaVu Sans", "DejaVu Serif")]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", bundled)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
+    with pytest.warns(UserWarning, match="no installed font has 体学科育, .*: install one, such as") as told:
+        classifier(["科学", "体育"], 2)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_steps_have_no_fractions(steps, monkeypatch):
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: drawn.append(figure))
+    classifier(["a", "b"], steps)
+    drawn[0].draw_without_rendering()
+    ticks = drawn[0].axes[0].get_xticks()
+    assert len(ticks) >= 1
+    assert all(tick == round(tick) for tick in ticks)

@@ -59,8 +59,8 @@ def begin(folder: Path, settings: dict[str, Any], resume: bool, killed: bool) ->
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of the run in `folder`. Raises ValueError for a settings.json of something else, or with a value that
-    is not of its type."""
+    """The settings of the run in `folder`. Raises ValueError for a settings.json of something else, or with a value of
+    another type."""
     path = folder / SETTINGS
     settings = read_json(path)
     lacking = next((key for key in NUMBERS if key not in settings), None)
