@@ -40,13 +40,33 @@ def wide_console(width: int = 120) -> Any:
 
 def numbers_right(title: str, *columns: str, words: tuple[int, ...] = (0,), **options: Any) -> Any:
     """A rich Table of numbers but for the columns `words`. Where it is narrow, numbers stay whole, and words too: they
-    are broken at spaces and dots."""
+    are broken at spaces and dots; and where it is too narrow even for that, each cell has a line."""
+    from rich.cells import cell_len
+    from rich.measure import Measurement
     from rich.table import Table as RichTable
+    from rich.text import Text
 
     class Table(RichTable):
         def add_row(self, *cells: Any, **options: Any) -> None:
             names = (isinstance(x, str) and not column.no_wrap for x, column in zip(cells, self.columns, strict=True))
             super().add_row(*(Dotted(x) if is_name else x for x, is_name in zip(cells, names, strict=True)), **options)
+
+        def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+            least = (1 + self.padding[1] + self.padding[3]) * len(self.columns) + 1
+            for column in self.columns:
+                cells = [Measurement.get(console, options.update(max_width=1000), cell) for cell in column.cells]
+                header = max(map(cell_len, re.split(r"\n" if column.no_wrap else r"\s", str(column.header))))
+                least += max([header, *(cell.maximum if column.no_wrap else cell.minimum for cell in cells)])
+            if least <= options.max_width:
+                yield from super().__rich_console__(console, options)
+                return
+            yield Text(str(self.title or ""))
+            for name, *others in zip(*(column.cells for column in self.columns), strict=True):
+                yield Text(str(name))
+                for column, cell in zip(self.columns[1:], others, strict=True):
+                    header = " ".join(str(column.header).replace("-\n", "").split())
+                    if str(cell):
+                        yield Text(f"  {header}: {cell}" if header else f"  {cell}")
 
     table = Table(*columns, title=title or None, title_justify="left", **options)
     for i, column in enumerate(table.columns):
@@ -64,9 +84,12 @@ class Dotted:
     """A name as a cell of a rich Table: where the column is narrow it is broken at a dot or a space, not in a word."""
 
     def __init__(self, name: str) -> None:
-        name = visible(name)
+        self.name = name = visible(name)
         part = r"(?:[^. ]|\.(?=\d))*+[. ]*"  # a number stays whole
         self.lines = [[*filter(None, re.findall(part, line))] or [""] for line in name.split("\n")]
+
+    def __str__(self) -> str:
+        return self.name
 
     def __rich_measure__(self, console: Any, options: Any) -> Any:
         from rich.cells import cell_len

@@ -55,19 +55,19 @@ class Config:
         for name in (*derived, "vocab", "layers", "width", "heads", "context", "segments", "labels"):
             least, value = int(name not in derived), getattr(self, name)
             if type(value) is not int or value < least:
-                raise ValueError(f"{name} = {value!r} is not a whole number from {least} up")
+                raise ValueError(f"{name} = {value!r:.80} is not a whole number from {least} up")
         for name in ("rope_theta", "eps"):
             if type(getattr(self, name)) not in (int, float) or not 0 < getattr(self, name) < HUGE:
-                raise ValueError(f"{name} = {getattr(self, name)!r} is not a positive number")
+                raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not a positive number")
         for name in ("tied", "qkv_bias"):
             if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} = {getattr(self, name)!r} is not True or False")
+                raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not True or False")
         for name, known in (("head", HEADS), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} = {getattr(self, name)!r} is not one of {', '.join(known)}")
+                raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not one of {', '.join(known)}")
         window, types = self.sliding_window, self.layer_types
         if window is not None and (type(window) is not int or window < 1):
-            raise ValueError(f"sliding_window = {window!r} is not a whole number from 1 up")
+            raise ValueError(f"sliding_window = {window!r:.80} is not a whole number from 1 up")
         if types and (len(types) != self.layers or not set(types) <= set(LAYER_TYPES)):
             raise ValueError(f"layer_types = {types!r:.80} is not {' or '.join(LAYER_TYPES)} for each layer")
         if "sliding_attention" in types and window is None:

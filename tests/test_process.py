@@ -306,7 +306,7 @@ def test_settings_of_wrong_types_are_one_line_to_every_reader(key, value, here):
 # ---- tables ----
 
 
-@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("width", [40, 60, 80])
 def test_no_word_and_no_number_of_a_table_is_broken_in_a_narrow_terminal(width, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("FORCE_COLOR", "1")

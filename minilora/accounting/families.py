@@ -139,7 +139,7 @@ def deberta(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
     for key, only in {"share_att_key": True, "position_biased_input": False, "type_vocab_size": 0,
                       "norm_rel_ebd": "layer_norm", "relative_attention": True}.items():  # fmt: skip
         if c.get(key) != only:
-            raise ValueError(f"a deberta-v2 with {key} = {c.get(key)!r} is not known, only {only!r}")
+            raise ValueError(f"a deberta-v2 with {key} = {c.get(key)!r:.80} is not known, only {only!r}")
     distances = 2 * c["position_buckets"]
     stages: dict[str, list[Op]] = {}
     stages["embed"] = [
@@ -181,7 +181,7 @@ def t5(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
     """Encoder and decoder, each over T tokens; the first block of each learns a bias for every distance."""
     C, V, F, H, D = c["d_model"], c["vocab_size"], c["d_ff"], c["num_heads"], c["d_kv"]
     if c.get("feed_forward_proj", "relu") != "relu":
-        raise ValueError(f"a t5 with feed_forward_proj = {c['feed_forward_proj']!r} is not known, only 'relu'")
+        raise ValueError(f"a t5 with feed_forward_proj = {c['feed_forward_proj']!r:.80} is not known, only 'relu'")
     layers = c["num_layers"]
     stages: dict[str, list[Op]] = {"embed": [Table("embed.token", V, C)]}
 

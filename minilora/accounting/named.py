@@ -119,7 +119,7 @@ def architecture(
     name, config = read(source)
     family = config.get("model_type", "")
     if not isinstance(family, str) or family not in BUILDERS:
-        raise ValueError(f"{name}: family {family!r} is not known: {choose_from(str(family), BUILDERS)}")
+        raise ValueError(f"{name}: family {family!r:.80} is not known: {choose_from(str(family), BUILDERS)}")
     builder, heads = BUILDERS[family]
     head = head or heads[0]
     if head not in heads:
@@ -147,9 +147,9 @@ def check_config(config: Mapping[str, Any]) -> None:
         most = MOST_LAYERS if key in LAYERS else MOST
         least = 0 if key in FROM_ZERO else 1
         if key in (*SIZES, *FROM_ZERO) and (type(value) is not int or not least <= value <= most):
-            raise ValueError(f"{key} = {value!r} is not a whole number from {least} to {most:,}")
+            raise ValueError(f"{key} = {value!r:.80} is not a whole number from {least} to {most:,}")
         if key in FLAGS and type(value) is not bool:
-            raise ValueError(f"{key} = {value!r} is not true or false")
+            raise ValueError(f"{key} = {value!r:.80} is not true or false")
     if not isinstance(config.get("id2label") or {}, Mapping):
         raise ValueError("id2label is not a table from numbers to names")
     for width, heads in (("n_embd", "n_head"), ("hidden_size", "num_attention_heads")):

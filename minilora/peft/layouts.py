@@ -51,7 +51,7 @@ def from_mlx(source: str | Path, folder: str | Path, *, tied: bool | None = None
     config, (tensors, _) = read_json(source / CONFIG), load_tensors(source / MLX_WEIGHTS)
     kind, words = config.get("fine_tune_type", "lora"), config.get("lora_parameters")
     if kind != "lora":
-        raise ValueError(f"{source / CONFIG}: fine_tune_type = {kind!r} has no exact conversion, only 'lora'")
+        raise ValueError(f"{source / CONFIG}: fine_tune_type = {kind!r:.80} has no exact conversion, only 'lora'")
     if not isinstance(words, dict) or type(words.get("rank")) is not int or not is_number(words.get("scale")):
         raise ValueError(f"{source / CONFIG} lacks lora_parameters with a rank and a scale: it is not mlx-lm's")
     r, s = words["rank"], float(words["scale"])
@@ -148,7 +148,7 @@ def from_loralib(
     source, fused = Path(source), fused or {}
     tensors, _ = load_tensors(source)
     if not isinstance(r, int) or r < 1 or not is_number(alpha):
-        raise ValueError(f"r = {r!r} and alpha = {alpha!r} must be a whole number from 1 up, and a number")
+        raise ValueError(f"r = {r!r:.80} and alpha = {alpha!r:.80} must be a whole number from 1 up, and a number")
     extra = sorted(name for name in tensors if not name.endswith((".lora_A", ".lora_B")))
     if extra:
         raise ValueError(f"{source} holds {extra[0]}, which is no lora_A or lora_B: only those are converted")
@@ -188,7 +188,7 @@ def to_loralib(
     for name, (A, B, s) in pairs.items():
         parts = fused.get(last(name), 1)
         if type(parts) is not int or parts < 1 or len(B) % parts:
-            raise ValueError(f"{name} gives {len(B)} numbers, which do not divide into {parts!r} equal parts")
+            raise ValueError(f"{name} gives {len(B)} numbers, which do not divide into {parts!r:.80} equal parts")
         blocks = np.split(B, parts)
         uses = [np.flatnonzero(block.any(axis=0)) for block in blocks]  # the rows of A that each part reads
         enabled = [len(rows) > 0 for rows in uses]
@@ -208,7 +208,7 @@ def to_loralib(
 
 def check_enabled(enabled: Sequence[bool], path: str) -> list[bool]:
     if not len(enabled) or not all(isinstance(on, bool) for on in enabled) or not any(enabled):
-        raise ValueError(f"{path}: enable_lora = {enabled!r} is one True or False for each part, and one is True")
+        raise ValueError(f"{path}: enable_lora = {enabled!r:.80} is one True or False for each part, and one is True")
     return list(enabled)
 
 

@@ -115,7 +115,7 @@ def read_checkpoint(folder: Path) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for file in sorted(set(weight_map.values())):
         if Path(file).name != file:
-            raise ValueError(f"{folder / INDEX} names {file!r}, which is no file of this folder")
+            raise ValueError(f"{folder / INDEX} names {file!r:.80}, which is no file of this folder")
         shard, named = load_tensors(folder / file)[0], {name for name, home in weight_map.items() if home == file}
         if set(shard) != named:
             name = min(set(shard) ^ named)

@@ -112,11 +112,11 @@ def read_config(
     """
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in FORMATS:
-        raise ValueError(f"{source}: family {kind!r} is not supported: {choose_from(str(kind), FORMATS)}")
+        raise ValueError(f"{source}: family {kind!r:.80} is not supported: {choose_from(str(kind), FORMATS)}")
     form = FORMATS[kind]
     for key, only in form.only.items():
         if values.get(key, only) != only:
-            raise ValueError(f"{source}: {key} = {values[key]!r} is not supported, only {only!r}")
+            raise ValueError(f"{source}: {key} = {values[key]!r:.80} is not supported, only {only!r}")
     values = {**form.defaults, **values}
     found: dict[str, Any] = {"dtype": dtype, **form.fixed}
     for ours, theirs in form.keys.items():
@@ -128,18 +128,18 @@ def read_config(
     if "activation" in form.keys:
         key = form.keys["activation"]
         if found["activation"] not in ACTIVATIONS:
-            raise ValueError(f"{source}: {key} = {values[key]!r} is not supported, only {', '.join(ACTIVATIONS)}")
+            raise ValueError(f"{source}: {key} = {values[key]!r:.80} is not supported, only {', '.join(ACTIVATIONS)}")
         found["activation"] = ACTIVATIONS[found["activation"]]
     try:
         found |= head_of(values, head, labels)
         if found["head"] not in form.classes:
-            raise ValueError(f"head {found['head']!r} is not one that a {kind} has: {', '.join(form.classes)}")
+            raise ValueError(f"head {found['head']!r:.80} is not one that a {kind} has: {', '.join(form.classes)}")
         if form.family == "llama":
             found |= rotary(values) | window_fields(values)
         if form.family == "roberta":  # the rows of the table up to the padding's are no positions
             pad = values.get("pad_token_id", 1)
             if type(pad) is not int or pad < 0:
-                raise ValueError(f"pad_token_id = {pad!r} is not a whole number from 0 up")
+                raise ValueError(f"pad_token_id = {pad!r:.80} is not a whole number from 0 up")
             found["offset"] = pad + 1
             found["context"] -= pad + 1
         return form.family, Config(**found)
@@ -157,7 +157,9 @@ def head_of(values: Mapping[str, Any], head: str | None, labels: int | None) -> 
         endings = (end for end in ENDINGS if isinstance(written, list) and str(written[0]).endswith(end))
         head = ENDINGS.get(next(endings, ""))
     if head is None:
-        raise ValueError(f"architectures = {written!r} is not supported: say head='none' for its body, or another head")
+        raise ValueError(
+            f"architectures = {written!r:.80} is not supported: say head='none' for its body, or another head"
+        )
     if head not in LABELLED:
         if labels is not None:
             raise ValueError(f"labels = {labels} needs head='classify' or head='tokens'")
@@ -166,7 +168,7 @@ def head_of(values: Mapping[str, Any], head: str | None, labels: int | None) -> 
         named = values.get("id2label")
         labels = values.get("num_labels") or (len(named) if isinstance(named, dict) else 0) or 2
     if type(labels) is not int or not 1 <= labels <= MOST_LABELS:
-        raise ValueError(f"labels = {labels!r} is not a whole number from 1 to {MOST_LABELS}")
+        raise ValueError(f"labels = {labels!r:.80} is not a whole number from 1 to {MOST_LABELS}")
     return {"head": head, "labels": labels}
 
 
@@ -175,7 +177,7 @@ def rotary(values: Mapping[str, Any]) -> dict[str, Any]:
     key = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
     rope = values.get(key) or {}
     if not isinstance(rope, Mapping):
-        raise ValueError(f"{key} = {rope!r} is not supported")
+        raise ValueError(f"{key} = {rope!r:.80} is not supported")
     theta = rope.get("rope_theta", values.get("rope_theta", 10000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
@@ -183,10 +185,10 @@ def rotary(values: Mapping[str, Any]) -> dict[str, Any]:
     names = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
     given: list[Any] = [rope.get(name) for name in names]
     if kind != "llama3" or not all(type(number) in (int, float) and 0 < number < HUGE for number in given):
-        raise ValueError(f"{key} = {dict(rope)!r} is not supported, only 'default' and a whole 'llama3'")
+        raise ValueError(f"{key} = {dict(rope)!r:.80} is not supported, only 'default' and a whole 'llama3'")
     scaling = RopeScaling(*given)
     if scaling.high <= scaling.low:
-        raise ValueError(f"{key} = {dict(rope)!r} is not supported: high_freq_factor must be above low_freq_factor")
+        raise ValueError(f"{key} = {dict(rope)!r:.80} is not supported: high_freq_factor must be above low_freq_factor")
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 

@@ -74,7 +74,7 @@ def read_pair(row: Mapping[str, Any]) -> tuple[str, str]:
         if key not in row:
             raise ValueError(f'there is no {key!r}: write {{"prompt": "...", "answer": "..."}}')
         if not isinstance(row[key], str) or not row[key].strip():
-            raise ValueError(f"{key!r} is {row[key]!r}, and not a text")
+            raise ValueError(f"{key!r} is {row[key]!r:.80}, and not a text")
     return row["prompt"], row["answer"]
 
 

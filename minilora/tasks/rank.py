@@ -16,7 +16,7 @@ from ..peft import CONFIG
 from ..plots import check_png, rank_figures
 from ..pretrained import load_pretrained
 from ..spectrum import SVD
-from ..tables import Dotted, counted, fits, wide_console
+from ..tables import counted, fits, numbers_right, wide_console
 from .changes import Change, Changes, adapter_changes, checkpoint_changes
 from .extraction import Kept, adaptable, check_rank, extracted_files, keep, shrunk_files
 
@@ -218,17 +218,14 @@ intruders: how many of the first {TOP} singular vectors of W after, left and rig
 def layers_table(result: dict[str, Any], narrow: bool = False) -> Any:
     """A rich Table with a row for each layer; a narrow one has the shape beside the name, and headers in lines."""
     from rich.box import SIMPLE
-    from rich.table import Table
 
     beside = any("intruders" in row for row in result["layers"])
-    table = Table(title="The update ΔW: its size and its rank, by four measures", title_justify="left")
-    table.box, table.collapse_padding = SIMPLE, True  # or a name would not fit beside so many columns
-    table.padding = (0, 0) if narrow else (0, 1)
-    table.add_column("layer", overflow="fold")
     columns = ["σ₁", "of ‖W‖" if beside else "‖ΔW‖", "stable", "effec-tive", "numer-ical", "90 %"]
-    for column in ([] if narrow else ["shape"]) + columns + (["ampli-fied", "intru-ders"] if beside else []):
-        header = column.replace("-", "-\n" if narrow else "")
-        table.add_column(header, justify="right", no_wrap=True)
+    columns = ["layer", *([] if narrow else ["shape"]), *columns, *(["ampli-fied", "intru-ders"] if beside else [])]
+    headers = (column.replace("-", "-\n" if narrow else "") for column in columns)
+    title = "The update ΔW: its size and its rank, by four measures"
+    # without lines and padding, or a name would not fit beside so many columns
+    table = numbers_right(title, *headers, box=SIMPLE, collapse_padding=True, padding=(0, 0 if narrow else 1))
     for row in result["layers"]:
         sides, part, factor = (row.get(key) for key in ("intruders", "relative_norm", "amplification"))
         cells = [f"{row['singular_values']['update'][0]:.3g}"]
@@ -238,7 +235,7 @@ def layers_table(result: dict[str, Any], narrow: bool = False) -> Any:
         if sides:
             cells += ["-" if factor is None else f"{factor:.2g}", f"{len(sides['left'])}, {len(sides['right'])}"]
         shape = "{}x{}".format(*row["shape"])
-        table.add_row(*([Dotted(f"{row['name']} {shape}")] if narrow else [row["name"], shape]), *cells)
+        table.add_row(*([f"{row['name']} {shape}"] if narrow else [row["name"], shape]), *cells)
     return table
 
 

@@ -85,7 +85,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     before = read_settings(folder)
     key = next((key for key in settings if key not in ("base", "data") and before.get(key) != settings[key]), None)
     if key:
-        changed = f"{folder} was run with {key} = {before.get(key)!r}, not {settings[key]!r}"
+        changed = f"{folder} was run with {key} = {before.get(key)!r:.80}, not {settings[key]!r:.80}"
         if key.endswith("_sha256"):
             changed = f"the {key.removesuffix('_sha256')} is not the one that {folder} was run with"
         raise ValueError(f"{changed}: resume with the same settings, or choose another folder")
