@@ -64,9 +64,9 @@ def numbers_right(title: str, *columns: str, words: tuple[int, ...] = (0,), **op
             for name, *others in zip(*(column.cells for column in self.columns), strict=True):
                 yield Text(str(name))
                 for column, cell in zip(self.columns[1:], others, strict=True):
-                    header = " ".join(str(column.header).replace("-\n", "").split())
+                    called = " ".join(str(column.header).replace("-\n", "").split())
                     if str(cell):
-                        yield Text(f"  {header}: {cell}" if header else f"  {cell}")
+                        yield Text(f"  {called}: {cell}" if called else f"  {cell}")
 
     table = Table(*columns, title=title or None, title_justify="left", **options)
     for i, column in enumerate(table.columns):
