@@ -280,7 +280,7 @@ def test_what_is_no_prompt_and_answer_is_refused_in_one_line_and_leaves_nothing(
         (["--base", "builtin"], "no chat template: .*: take an instruct model such as smollm2, or --task text"),
         (["--base", "plain"], "no chat template: .*: take an instruct model such as smollm2, or --task text"),
         (["--data", "builtin"], "No such file or directory: builtin"),
-        (["--task", "other"], "invalid choice: 'other'"),
+        (["--task", "other"], "'other' is not known: choose from text"),
     ],
     ids=str,
 )
