@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..names import window_fields
+from ..names import ENDINGS, window_fields
 from ..ops import RopeScaling
 from ..transformer import HEADS, HUGE, LABELLED, Config, Transformer
 
@@ -85,15 +85,6 @@ FORMATS = {
     "bert": Format("bert", encoder("Bert"), BERT_KEYS, BERT_ONLY, {"tie_word_embeddings": True}),
     "roberta": Format("roberta", encoder("Roberta"), BERT_KEYS, BERT_ONLY, {"tie_word_embeddings": True}),
 }  # fmt: skip
-ENDINGS = {  # of the class that wrote a config -> its head
-    "ForCausalLM": "lm",
-    "LMHeadModel": "lm",
-    "ForMaskedLM": "lm",
-    "ForPreTraining": "lm",
-    "ForSequenceClassification": "classify",
-    "ForTokenClassification": "tokens",
-    "Model": "none",
-}
 MOST_LABELS = 100_000
 KEPT = (  # what save_pretrained gives back as it was
     "model_type", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id",
