@@ -415,7 +415,7 @@ def test_attention_is_quadratic_in_the_tokens_and_all_else_linear():
         (["--model", "gpt2", "--targets", "q_proj"], "it has: embed, qkv_proj"),
         (["--method", "full", "--targets", "q_proj"], "full has no targets to choose"),
         (["--method", "dora", "--targets", "embed"], "dora of an embedding is not counted"),
-        (["--rank", "129"], "rank 129 is not a whole number from 1 to 128"),
+        (["--rank", "129", "--method", "lora-xs"], "rank 129 of block_0.attention.q_proj (and of 9 more)"),
         (["--method", "bitfit"], "has no bias"),
         (["--tokens", "129"], "129 tokens are not from 1 to builtin's 128 positions"),
         (["--dtype", "int3"], "dtype 'int3' is not one of float64"),

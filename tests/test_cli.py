@@ -318,9 +318,8 @@ def outside() -> dict[str, str]:
 # ---- bad input ----
 
 BAD_OPTIONS = {
-    "rank 0": (["--rank", "0"], "rank 0 is not a whole number from 1 to"),
-    "rank -1": (["--rank", "-1"], "rank -1 is not a whole number from 1 to"),
-    "rank 999": (["--rank", "999"], "rank 999 is not a whole number from 1 to"),
+    "rank 0": (["--rank", "0"], "rank 0 is not a whole number from 1 up"),
+    "rank -1": (["--rank", "-1"], "rank -1 is not a whole number from 1 up"),
     "no such target": (
         ["--targets", "q_proj,q_prox"],
         "no layer is called 'q_prox'; this model has: embed, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj",

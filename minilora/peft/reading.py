@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..backend import get_array_module
-from ..lora import Adapter, LoRAEmbedding, LoRALinear, MergedEmbedding, MergedLinear, TiedLoRALinear
+from ..lora import Adapter, LoRAEmbedding, LoRALinear, MergedEmbedding, MergedLinear, TiedLoRALinear, wasted_rank
 from ..modules import Embedding, Module, Parameter
-from ..pretrained import base_hash
+from ..pretrained import base_hash, their_name
 from ..transformer import Transformer
 from .format import CONFIG, WEIGHTS, carried, layers_of, read_adapter
 from .plan import Plan, base_of, what_to_adapt
@@ -29,7 +29,7 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
     What the adapter trains learns on: A and B, the copies of modules_to_save, the biases. All else in the model is
     frozen, adapters of other layers too. An adapter that does not say its base (PEFT's own do not) is checked by names
     and shapes, and the note says so; it says too what is passed over, tensors for a pooler that a model without a head
-    lacks; otherwise it is empty. To switch between several: Adapters.
+    lacks, and which ranks are above min(in, out); otherwise it is empty. To switch between several: Adapters.
     Raises FileNotFoundError for a missing file, ValueError for another base, a feature that is not supported, a name in
     the config that nothing in the model has, layers that are adapted already, or missing, unexpected and misshapen
     tensors; the model is then as it was.
@@ -64,6 +64,9 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], s
     pooler = of_pooler(model, tensors)
     if pooler:
         notes.append(f"{len(pooler)} of its tensors are for a pooler, which a model without a head lacks")
+    layers = layers_of(model)
+    ranks = {their_name(model, path): (r, min(layers[path].weight.data.shape)) for path, (r, _) in plan.adapted.items()}
+    notes += filter(None, [wasted_rank(ranks)])
     arrays = {place: tensors[name] for place, name in names.items()}
     return build(model, config, plan, arrays), "; ".join(notes)
 
