@@ -16,8 +16,14 @@ import numpy as np
 
 from . import text as bytes_of
 from .chat_template import render
-from .checkpoint import read_json, to_json
+from .checkpoint import read_bytes, read_json, to_json
 
+FILES = (  # of a model folder: what transformers makes its tokenizer of, and where a text ends
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
+    "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+    "chat_template.json", "generation_config.json",
+)  # fmt: skip
+TEMPLATES = "additional_chat_templates"  # a folder of more, by name
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a byte, in the vocabularies that fall back on bytes
 
 
@@ -64,7 +70,8 @@ class Tokenizer:
         raise ValueError("this model has no chat template: it continues a text, it does not answer messages")
 
     def files(self) -> dict[str, bytes]:
-        """{file name: content} of a folder out of which read_tokenizer makes the same again; none for bytes."""
+        """{file name: content} of a folder out of which read_tokenizer makes the same again; none for bytes. Those that
+        it was read from, if it was, byte for byte."""
         return {}
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
@@ -118,12 +125,18 @@ class ByteTokenizer(Tokenizer):
 class SubwordTokenizer(Tokenizer):
     """A tokenizer of the `tokenizers` package, its ids and its chat template by name.
 
-    `names` holds the special tokens, {"bos_token": "<s>", ...}; `ends` more ids that end a text.
+    `names` holds the special tokens, {"bos_token": "<s>", ...}; `ends` more ids that end a text; `folder` is where it
+    was read from.
     Raises ValueError for a special token that is not in the vocabulary.
     """
 
     def __init__(
-        self, splitter: Any, names: Mapping[str, str], template: str | None = None, ends: Iterable[int] = ()
+        self,
+        splitter: Any,
+        names: Mapping[str, str],
+        template: str | None = None,
+        ends: Iterable[int] = (),
+        folder: Path | None = None,
     ) -> None:
         splitter.no_truncation()  # a file may carry what its author last used
         splitter.no_padding()
@@ -131,7 +144,7 @@ class SubwordTokenizer(Tokenizer):
         self.vocab = 1 + max(splitter.get_vocab().values(), default=-1)
         self.special = frozenset(i for i, token in splitter.get_added_tokens_decoder().items() if token.special)
         self.bos, self.eos, self.pad = (self._id(f"{name}_token") for name in ("bos", "eos", "pad"))
-        self.ends = frozenset(ends)
+        self.ends, self.folder = frozenset(ends), folder
         self.encode("a")  # some damaged files are found only now
 
     def _id(self, name: str) -> int | None:
@@ -187,6 +200,8 @@ class SubwordTokenizer(Tokenizer):
         return render(self.template, messages=said, add_generation_prompt=reply, **self.names)
 
     def files(self) -> dict[str, bytes]:
+        if self.folder is not None:
+            return tokenizer_files(self.folder)
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.names}
         if self.template is not None:
             settings["chat_template"] = self.template
@@ -249,9 +264,16 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
             {key: text for key, text in texts.items() if isinstance(text, str)},
             chat_template(folder, settings.get("chat_template")),
             [i for i in (ends if isinstance(ends, list) else [ends]) if isinstance(i, int)],
+            folder,
         )
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """{file name: content} of those of FILES, and the named templates, that are in a folder."""
+    paths = [*(folder / name for name in FILES), *sorted((folder / TEMPLATES).glob("*.jinja"))]
+    return {path.relative_to(folder).as_posix(): read_bytes(path) for path in paths if path.is_file()}
 
 
 def chat_template(folder: Path, setting: Any) -> str | None:

@@ -12,7 +12,6 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -212,16 +211,14 @@ def drawing(options: argparse.Namespace) -> dict[str, Any]:
 
 def merge(options: argparse.Namespace) -> None:
     """Write base and adapter as one model."""
-    from ..checkpoint import check_free
+    from ..checkpoint import check_free, write_folder
     from ..lora import merge as merge_model
-    from ..pretrained import load_tokenizer, save_pretrained
+    from ..pretrained import model_files, tokenizer_files
 
     check_free(options.out)
-    model, tokenizer = adapted(options), None
-    with suppress(FileNotFoundError):  # a base without one has none to take along
-        tokenizer = load_tokenizer(options.base)
+    model = adapted(options)
     paths = merge_model(model)
-    save_pretrained(model, options.out, tokenizer)
+    write_folder(options.out, model_files(model) | tokenizer_files(options.base))
     print(f"{len(paths)} adapters merged; written to {options.out}")
 
 

@@ -20,6 +20,7 @@ from ..lora import Adapter, MergedEmbedding, MergedLinear
 from ..modules import shapes_of
 from ..names import hub_name
 from ..tokenizer import ByteTokenizer, Tokenizer, read_tokenizer
+from ..tokenizer import tokenizer_files as read_files
 from ..transformer import Config, Transformer
 from .configs import KEPT, read_config, write_config
 from .gguf import read_gguf
@@ -79,6 +80,13 @@ def load_tokenizer(source: str | Path = "builtin") -> Tokenizer:
         return gguf_tokenizer(path)
     over_bytes = not (path / "tokenizer.json").is_file() and read_json(says(path)).get("vocab_size") == 256
     return ByteTokenizer() if over_bytes else read_tokenizer(path)
+
+
+def tokenizer_files(source: str | Path) -> dict[str, bytes]:
+    """{file name: content} of the tokenizer of the model in `source`: a folder's own files, byte for byte; those of a
+    .gguf file are made. Empty where there is none. Raises as load_tokenizer does for a .gguf file."""
+    path = locate(source)
+    return load_tokenizer(path).files() if path.is_file() else read_files(path)
 
 
 def says(path: Path) -> Path:
