@@ -19,8 +19,8 @@ from .chat_template import render
 from .checkpoint import read_bytes, read_json, to_json
 
 FILES = (  # of a model folder: what transformers makes its tokenizer of, and where a text ends
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
-    "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
     "chat_template.json", "generation_config.json",
 )  # fmt: skip
 TEMPLATES = "additional_chat_templates"  # a folder of more, by name
@@ -107,6 +107,7 @@ class ByteTokenizer(Tokenizer):
     """The ids are the bytes, 0..255: nothing to load, and no special tokens."""
 
     vocab = 256
+    pad = 0  # a byte that no text has
 
     def encode(self, text: str, special: bool = True) -> np.ndarray:
         return bytes_of.encode(text)

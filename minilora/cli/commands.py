@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -213,12 +214,15 @@ def merge(options: argparse.Namespace) -> None:
     """Write base and adapter as one model."""
     from ..checkpoint import check_free, write_folder
     from ..lora import merge as merge_model
-    from ..pretrained import model_files, tokenizer_files
+    from ..pretrained import load_tokenizer, model_files, reads_last_token, tokenizer_files
 
     check_free(options.out)
-    model = adapted(options)
+    model, tokenizer = adapted(options), None
+    if reads_last_token(model):
+        with suppress(FileNotFoundError):  # a base without one
+            tokenizer = load_tokenizer(options.base)
     paths = merge_model(model)
-    write_folder(options.out, model_files(model) | tokenizer_files(options.base))
+    write_folder(options.out, model_files(model, tokenizer) | tokenizer_files(options.base))
     print(f"{len(paths)} adapters merged; written to {options.out}")
 
 
@@ -370,12 +374,13 @@ def bench(options: argparse.Namespace) -> None:
 
 def adapted(options: argparse.Namespace) -> Any:
     """The model of --base, with --adapter if one is given, on --device."""
-    from ..peft import load_adapter
     from ..pretrained import load_pretrained
+    from ..tasks.runs import load_adapted
 
-    model = load_pretrained(options.base)
-    if options.adapter:
-        note = load_adapter(model, options.adapter)
+    if not options.adapter:
+        model = load_pretrained(options.base)
+    else:
+        model, note = load_adapted(options.base, Path(options.adapter))
         if note:
             print(f"note: {note}", file=sys.stderr)
     model.to(backend(options))

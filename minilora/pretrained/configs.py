@@ -5,7 +5,7 @@ Dropout rates of a base are not used: a frozen base has none here, and full fine
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -178,6 +178,21 @@ def rotary(values: Mapping[str, Any]) -> dict[str, Any]:
     if scaling.high <= scaling.low:
         raise ValueError(f"{key} = {dict(rope)!r} is not supported: high_freq_factor must be above low_freq_factor")
     return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def label_maps(names: Sequence[str]) -> dict[str, Any]:
+    """id2label and label2id, as config.json has them, of the outputs of a classifier in order."""
+    return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {x: i for i, x in enumerate(names)}}
+
+
+def names_of(id2label: Any, labels: int) -> list[str]:
+    """The names of so many labels, in order; [] unless each has one of its own and not LABEL_0, LABEL_1, ..., which
+    stand for none."""
+    found = id2label if isinstance(id2label, dict) else {}
+    names = [found.get(str(i)) for i in range(len(found))]
+    named = [name for name in names if isinstance(name, str)]
+    unnamed = named == [f"LABEL_{i}" for i in range(labels)]
+    return [] if unnamed or not len(set(named)) == len(names) == labels else named
 
 
 def write_config(model: Transformer) -> dict[str, Any]:

@@ -8,8 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..checkpoint import check_writable, load_tensors, read_json, to_json, write_files, write_folder
-from ..peft import CONFIG, WEIGHTS
+from ..peft import CONFIG, WEIGHTS, classifier_weight, load_adapter, load_base, read_adapter
+from ..pretrained import name_labels
+from ..transformer import Transformer
 
 SETTINGS, CHECKPOINT, HISTORY, SAMPLES = "settings.json", "checkpoint.safetensors", "history.json", "samples.json"
 FILES = (SETTINGS, CHECKPOINT, HISTORY, SAMPLES, CONFIG, WEIGHTS)  # what fine-tuning writes
@@ -44,6 +48,25 @@ def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> 
     else:
         check_settings(folder, settings)
     return folder
+
+
+def load_adapted(base: str | Path, folder: Path) -> tuple[Transformer, str]:
+    """The model in `base` with the head that the adapter in `folder` is for, and the adapter on it; and load_adapter's
+    note. Raises as load_base and load_adapter do."""
+    config, tensors, _ = read_adapter(folder)
+    model = base_of_run(base, folder, config, tensors)
+    return model, load_adapter(model, folder)
+
+
+def base_of_run(base: str | Path, folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Transformer:
+    """load_base(), and what a run's settings.json says of a classifier: the seed of what the base lacked, and the names
+    of the labels, which adapters did not always hold."""
+    classifies = classifier_weight(tensors) is not None
+    settings = read_settings(folder) if classifies and (folder / SETTINGS).is_file() else {}
+    model = load_base(base, config, tensors, np.random.default_rng(settings.get("seed", 0)))
+    if len(settings.get("labels", ())) == model.config.labels:
+        name_labels(model, settings["labels"])
+    return model
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
