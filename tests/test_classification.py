@@ -97,15 +97,30 @@ def test_what_it_learned_it_says_of_new_texts(here, capfd, monkeypatch):
     assert judged["accuracy"] == right
 
 
-def test_lines_of_standard_input_are_classified_in_their_order(here, capfd, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("abcx\n\n  dddddddddd y\nby\n"))
+def test_each_line_of_standard_input_is_answered_in_its_place_an_empty_one_with_nothing(here, capfd, monkeypatch):
+    lines_in = "\nabcx\n \t\n  dddddddddd y\nby\n\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines_in))
     assert main(PREDICT) == 0
     told = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
-    assert [text for _, _, text in told] == ["abcx", "dddddddddd y", "by"]
-    p = Classifier("adapter")(["abcx", "dddddddddd y", "by"])
-    assert [(label, float(share)) for label, share, _ in told] == [
-        (("no", "yes")[row.argmax()], pytest.approx(row.max(), abs=1e-4)) for row in p
-    ]
+    assert [text for _, _, text in told] == ["", "abcx", "", "dddddddddd y", "by", ""]
+    p = iter(Classifier("adapter")(["abcx", "dddddddddd y", "by"]))
+    for label, share, text in told:
+        row = next(p) if text else None
+        assert label == ("" if row is None else ("no", "yes")[row.argmax()])
+        assert share == ("" if row is None else f"{row.max():.4f}")
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines_in))
+    assert main([*PREDICT, "--json"]) == 0
+    found = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [(row["text"], row["label"]) for row in found] == [(text, label or None) for label, _, text in told]
+
+
+@pytest.mark.parametrize(("lines_in", "lines_out"), [("", []), ("\n\n", ["\t\t"] * 2), ("abx", ["yes"])])
+def test_as_many_lines_come_out_as_went_in_whatever_is_in_them(lines_in, lines_out, here, capfd, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines_in))
+    assert main(PREDICT) == 0
+    found = capfd.readouterr().out.splitlines()
+    assert len(found) == len(lines_out)
+    assert all(line.startswith(start) for line, start in zip(found, lines_out, strict=True))
 
 
 def test_a_text_has_the_same_probabilities_alone_and_among_longer_ones(here):

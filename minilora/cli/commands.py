@@ -92,7 +92,11 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Classify the lines of a file, or of standard input: label, probability and text of each, parted by tabs."""
+    """Classify the rows of a file, or the lines of standard input: label, probability and text, separated by tabs.
+
+    There is a line of output for each line of input, as `paste` needs it: for an empty one, with nothing between the
+    tabs. (At a terminal an empty line is passed over.)
+    """
     import json
 
     from ..metrics import confusion_matrix, scores
@@ -106,18 +110,23 @@ def predict(options: argparse.Namespace) -> None:
     true = label_ids(rows.labels, classify.labels, options.data) if rows and options.label else None
 
     def tell(texts: list[str], description: str | None = None) -> Any:
-        p = classify(texts, description)
-        for line, row in zip(texts, p, strict=True):
+        some = list(filter(None, texts))
+        p = classify(some, description) if some else []
+        rows = iter(p)
+        for line in texts:
+            row = next(rows) if line else None
+            label = None if row is None else classify.labels[row.argmax()]
             if options.json:
-                found = dict(zip(classify.labels, row.tolist(), strict=True))
-                print(json.dumps({"text": line, "label": classify.labels[row.argmax()], "probabilities": found}))
+                found = None if row is None else dict(zip(classify.labels, row.tolist(), strict=True))
+                print(json.dumps({"text": line, "label": label, "probabilities": found}))
             else:
-                print(classify.labels[row.argmax()], f"{row.max():.4f}", " ".join(line.split()), sep="\t", flush=True)
+                share = "" if row is None else f"{row.max():.4f}"
+                print(*(" ".join(cell.split()) for cell in (label or "", share, line)), sep="\t", flush=True)
         return p
 
     if rows is None:
-        lines = (line.strip() for line in sys.stdin if line.strip())
-        for texts in ([line] for line in lines) if sys.stdin.isatty() else filter(None, [list(lines)]):
+        lines = (line.strip() for line in sys.stdin)
+        for texts in ([line] for line in lines if line) if sys.stdin.isatty() else [list(lines)]:
             tell(texts)
         return
     p = tell(rows.texts, "classifying")
