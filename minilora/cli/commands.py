@@ -111,7 +111,7 @@ def predict(options: argparse.Namespace) -> None:
 
     def tell(texts: list[str], description: str | None = None) -> Any:
         some = list(filter(None, texts))
-        p = classify(some, description) if some else []
+        p: Any = classify(some, description) if some else []
         rows = iter(p)
         for line in texts:
             row = next(rows) if line else None

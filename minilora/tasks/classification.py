@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -29,7 +28,17 @@ from ..text import Batch
 from ..tokenizer import Tokenizer
 from ..training import History, fit
 from ..transformer import Transformer, recompute
-from .runs import CHECKPOINT, HISTORY, SETTINGS, how_to_go_on, load_adapted, read_settings, training_folder
+from .runs import (
+    CHECKPOINT,
+    HISTORY,
+    SETTINGS,
+    data_hash,
+    how_to_go_on,
+    load_adapted,
+    read_settings,
+    tokenizer_hash,
+    training_folder,
+)
 
 SCORES, FIGURE = "scores.json", "curves.png"
 JUDGED = 16  # texts at a time that are judged: a forward keeps what a backward would need
@@ -94,10 +103,12 @@ def finetune(
     tokenizer = load_tokenizer(base)
     model = classifier(base, names, how.seed)
     examples, truncated = encode(tokenizer, records.texts, targets, how.length, model)
+    data_read = [records.texts, records.labels]
     if held_out is None:
         train, held = (texts_of.take(examples, rows) for rows in stratified_split(records.labels, 0.1, how.seed))
     else:
         others = read_records(held_out, text, label)
+        data_read += [others.texts, others.labels]
         train = examples
         held, more = encode(tokenizer, others.texts, label_ids(others.labels, names, held_out), how.length, model)
         truncated += more
@@ -107,8 +118,9 @@ def finetune(
         "task": "classify",
         "base": base,
         "base_sha256": base_hash(model, [path for path in model.state_dict() if path.startswith("classifier")]),
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
         "data": data,
-        "data_sha256": hashlib.sha256(b"".join(x.tobytes() for x in (*train[:2], *held[:2]))).hexdigest(),
+        "data_sha256": data_hash(*data_read),
         "text": text,
         "label": label,
         "labels": names,

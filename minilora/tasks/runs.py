@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from ..checkpoint import check_writable, load_tensors, read_json, to_json, write_files, write_folder
 from ..peft import CONFIG, WEIGHTS, classifier_weight, load_adapter, load_base, read_adapter
 from ..pretrained import name_labels
+from ..tokenizer import Tokenizer
 from ..transformer import Transformer
 
 SETTINGS, CHECKPOINT, HISTORY, SAMPLES = "settings.json", "checkpoint.safetensors", "history.json", "samples.json"
@@ -79,8 +81,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise ValueError if the run in `folder` had other settings. Base and text are told by their hashes: a file may
-    go by several names."""
+    """Raise ValueError if the run in `folder` had other settings. Base, tokenizer and data are known by their hashes: a
+    file may have several names."""
     before = read_settings(folder)
     key = next((key for key in settings if key not in ("base", "data") and before.get(key) != settings[key]), None)
     if key:
@@ -88,6 +90,25 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
         if key.endswith("_sha256"):
             changed = f"the {key.removesuffix('_sha256')} is not the one that {folder} was run with"
         raise ValueError(f"{changed}: resume with the same settings, or choose another folder")
+
+
+def data_hash(*columns: Collection[str]) -> str:
+    """sha256 over what data files hold, column by column, before a tokenizer or a template has touched it."""
+    digest = hashlib.sha256()
+    for column in columns:
+        digest.update(f"{len(column)} texts\n".encode())
+        for text in column:
+            data = text.encode()
+            digest.update(f"{len(data)} bytes\n".encode() + data)
+    return digest.hexdigest()
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """sha256 over a tokenizer's files, the chat template as it is written, not as it is rendered, among them."""
+    digest = hashlib.sha256()
+    for name, content in sorted(tokenizer.files().items()):
+        digest.update(f"{name} {len(content)} bytes\n".encode() + content)
+    return digest.hexdigest()
 
 
 @contextmanager
