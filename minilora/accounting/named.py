@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -123,8 +124,8 @@ def architecture(
     family = config.get("model_type", "")
     if not isinstance(family, str) or family not in BUILDERS:
         raise ValueError(f"{name}: family {family!r} is not known; there are {', '.join(BUILDERS)}")
-    builder, stem, heads = BUILDERS[family]
-    head = head or head_of(config, name, stem) or heads[0]
+    builder, _, heads = BUILDERS[family]
+    head = head or head_of(config, name) or heads[0]
     if head not in heads:
         raise ValueError(f"{name}: a {family} has the heads {', '.join(heads)}, not {head!r}")
     if labels is not None and (head not in LABELLED or labels < 1):
@@ -138,12 +139,13 @@ def architecture(
         raise ValueError(f"{name}: {error}") from None
 
 
-def head_of(config: Mapping[str, Any], name: str, stem: str) -> str | None:
+def head_of(config: Mapping[str, Any], name: str) -> str | None:
     """The head of the class that wrote the config, if it names one. Raises ValueError for one that is not counted."""
     written = config.get("architectures")
     if not written:
         return None
-    ending = str(written[0]).removeprefix(stem) if isinstance(written, list) else ""
+    stems = "|".join(stem for _, stem, _ in BUILDERS.values())
+    ending = re.sub(f"^({stems})", "", str(written[0])) if isinstance(written, list) else ""
     if ending not in CLASSES:
         raise ValueError(f"{name}: architectures = {written!r:.80} is not counted: say the head")
     return CLASSES[ending]

@@ -190,7 +190,7 @@ def names_of(id2label: Any, labels: int) -> list[str]:
     stand for none."""
     found = id2label if isinstance(id2label, dict) else {}
     names = [found.get(str(i)) for i in range(len(found))]
-    named = [name for name in names if isinstance(name, str)]
+    named = [str(name) for name in names if isinstance(name, str | int)]
     unnamed = named == [f"LABEL_{i}" for i in range(labels)]
     return [] if unnamed or not len(set(named)) == len(names) == labels else named
 
