@@ -59,11 +59,13 @@ def logits(model: Any, batch: Any) -> np.ndarray:
         return model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.numpy()
 
 
-def peft_adapter(base: Path, folder: Path, auto: Any, task: str) -> Any:
+def peft_adapter(base: Path, folder: Path, auto: Any, task: str | None, **options: Any) -> Any:
     """An adapter of PEFT with a classifier, saved; its model."""
     theirs = auto.from_pretrained(base, num_labels=3, pad_token_id=1)
     targets = "all-linear" if task == "SEQ_CLS" else ["query", "value"]  # PEFT fails on all linear layers of the other
-    how = peft.LoraConfig(task_type=task, target_modules=targets, r=2, init_lora_weights=False)
+    how = peft.LoraConfig(
+        **{"task_type": task, "target_modules": targets, "r": 2, "init_lora_weights": False, **options}
+    )
     adapted = peft.get_peft_model(theirs, how)
     adapted.save_pretrained(folder)
     return adapted
@@ -92,6 +94,18 @@ def test_what_peft_made_is_merged_to_a_classifier_of_transformers(family, tmp_pa
     monkeypatch.chdir(tmp_path)
     base, auto = make_base(tmp_path / "base", family, pad=True), transformers.AutoModelForSequenceClassification
     theirs = peft_adapter(base, tmp_path / "adapter", auto, "SEQ_CLS")
+    assert main(["merge", "--base", "base", "--adapter", "adapter", "--out", "merged"]) == 0
+    batch = ids_of(base, 1)
+    assert np.allclose(logits(auto.from_pretrained("merged"), batch), logits(theirs, batch), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_a_classifier_is_merged_as_one_also_where_peft_was_not_told_the_task(family, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base, auto = make_base(tmp_path / "base", family, pad=True), transformers.AutoModelForSequenceClassification
+    names = {"llama": {"target_modules": ["q_proj"], "modules_to_save": ["score"]}}
+    names["bert"] = {"target_modules": ["query"], "modules_to_save": ["classifier"]}
+    theirs = peft_adapter(base, tmp_path / "adapter", auto, None, **names[family])
     assert main(["merge", "--base", "base", "--adapter", "adapter", "--out", "merged"]) == 0
     batch = ids_of(base, 1)
     assert np.allclose(logits(auto.from_pretrained("merged"), batch), logits(theirs, batch), atol=1e-5)

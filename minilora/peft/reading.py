@@ -182,7 +182,7 @@ class Adapters:
             raise ValueError(f"{path} is adapted already: Adapters takes a model without an adapter")
         model.freeze()
         self.model, self.loaded, self.active = model, dict[str, dict[str, Module]](), ""
-        self.labels = {"": model.said}  # with the names of the labels of each adapter, or the base's
+        self.said = {"": model.said}  # with the names that each adapter gives to a classifier's labels
         self.base: dict[str, Module] = {}  # what the active one is in the place of
 
     def load(self, name: str, folder: str | Path) -> str:
@@ -199,7 +199,7 @@ class Adapters:
         finally:
             self.activate(active or None)
         self.loaded[name] = modules
-        self.labels[name] = self.labels[""] | (label_maps(names) if names else {})
+        self.said[name] = self.said[""] | (label_maps(names) if names else {})
         return note
 
     def activate(self, name: str | None) -> None:
@@ -209,7 +209,7 @@ class Adapters:
         for path, module in self.base.items():
             self.model[path] = module
         self.base, self.active = {}, name or ""
-        self.model.said = self.labels[self.active]
+        self.model.said = self.said[self.active]
         for path, module in self.loaded[name].items() if name else ():
             self.base[path] = self.model[path]
             self.model[path] = module

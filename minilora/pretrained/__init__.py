@@ -275,10 +275,13 @@ def reads_last_token(model: Transformer) -> bool:
 
 
 def padding_id(tokenizer: Tokenizer, said: int | None) -> int | None:
-    """An id to pad texts with, `said` or one of the tokenizer's own. It must not be the one that every text ends with:
-    the last token that is another would be taken for the text's last. None, with a warning, where there is none."""
+    """The id that texts are padded with: the tokenizer's own; of one that has none `said`, or another special token.
+
+    `transformers` takes the last token that is another for the text's last, so it must not be what every text ends
+    with. None, with a warning, where there is no such id.
+    """
     last = next(reversed(tokenizer.encode("a").tolist()), None)
-    known = (said, tokenizer.pad, tokenizer.eos, tokenizer.bos)
+    known = (said, tokenizer.eos, tokenizer.bos) if tokenizer.pad is None else (tokenizer.pad,)
     found = next((i for i in known if i is not None and i != last), None)
     if found is None:
         warnings.warn(
