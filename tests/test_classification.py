@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import THREADS, assert_refused, code_of, lines, make_base, promised, tree
+from test_cli import THREADS, assert_refused, code_of, edit_json, lines, make_base, promised, tree
 
 from minilora import peft
 from minilora.checkpoint import load_tensors, save_tensors
 from minilora.cli import main
 from minilora.optim import penalty
-from minilora.pretrained import labels_of, save_pretrained
+from minilora.pretrained import labels_of, load_pretrained, save_pretrained
+from minilora.pretrained.configs import unnamed
 from minilora.tasks import classification, crossvalidation
 from minilora.tasks.classification import Classifier, Recipe
 from minilora.training import Run
@@ -213,8 +214,9 @@ def test_the_two_files_of_an_adapter_hold_the_names_of_its_labels(here, capfd, m
 
 @pytest.mark.filterwarnings("default")  # the command shows them
 def test_names_that_an_adapter_lacks_are_those_of_its_run_or_its_base_or_said_not_to_be_known(here, capfd, monkeypatch):
-    for name, names in (("named", ["bad", "fine"]), ("unnamed", ["LABEL_0", "LABEL_1"])):
-        save_pretrained(classification.classifier("base", names), here / name)
+    save_pretrained(classification.classifier("base", ["bad", "fine"]), here / "named")
+    save_pretrained(load_pretrained("named"), here / "unnamed")
+    edit_json(here / "unnamed" / "config.json", **unnamed(2))
     settings = (here / "adapter" / "settings.json").read_text()
     (here / "adapter" / "settings.json").unlink()
     assert predicted(capfd, monkeypatch, "named") == ({"yes", "no"}, [])  # the adapter's own come first
@@ -243,6 +245,17 @@ def test_labels_that_are_numbers_come_back_from_the_adapter_alone_and_from_what_
     config = json.loads((here / "merged" / "config.json").read_text())
     assert config["id2label"] == {str(i): str(i) for i in range(12)}
     assert config["architectures"] == ["LlamaForSequenceClassification"]
+
+
+def test_labels_that_are_called_as_those_without_names_keep_their_names(here, capfd, monkeypatch):
+    write(here / "rows.csv", [(text, {"yes": "LABEL_1", "no": "LABEL_0"}[label]) for text, label in rows()])
+    assert main([*FINETUNE, "--out", "other"]) == 0
+    (here / "other" / "settings.json").unlink()
+    shutil.rmtree(here / "adapter")
+    (here / "other").rename(here / "adapter")
+    capfd.readouterr()
+    found, said = predicted(capfd, monkeypatch, "base")
+    assert (found <= {"LABEL_0", "LABEL_1"}, said) == (True, [])
 
 
 def test_each_of_several_adapters_brings_the_names_of_its_labels(here):

@@ -22,7 +22,7 @@ from ..names import hub_name
 from ..tokenizer import ByteTokenizer, Tokenizer, read_tokenizer
 from ..tokenizer import tokenizer_files as read_files
 from ..transformer import LABELLED, Config, Transformer
-from .configs import KEPT, label_maps, names_of, read_config, write_config
+from .configs import KEPT, label_maps, names_of, read_config, unnamed, write_config
 from .gguf import read_gguf
 from .gguf_tokens import gguf_tokenizer
 from .sources import BUILTIN, locate
@@ -66,7 +66,8 @@ def load_pretrained(
     except ValueError as error:
         what = "header" if path.is_file() else "config.json"
         raise ValueError(f"the tensors of {source} do not fit its {what}: {error}") from None
-    model.said = {key: values[key] for key in KEPT if key in values}
+    nameless = unnamed(config.labels).items()
+    model.said = {key: values[key] for key in KEPT if key in values and (key, values[key]) not in nameless}
     return model
 
 

@@ -186,13 +186,15 @@ def label_maps(names: Sequence[str]) -> dict[str, Any]:
 
 
 def names_of(id2label: Any, labels: int) -> list[str]:
-    """The names of so many labels, in order; [] unless each has one of its own and not LABEL_0, LABEL_1, ..., which
-    stand for none."""
+    """The names of so many labels, in order; [] unless each has one of its own."""
     found = id2label if isinstance(id2label, dict) else {}
-    names = [found.get(str(i)) for i in range(len(found))]
-    named = [str(name) for name in names if isinstance(name, str | int)]
-    unnamed = named == [f"LABEL_{i}" for i in range(labels)]
-    return [] if unnamed or not len(set(named)) == len(names) == labels else named
+    names = [str(found[str(i)]) for i in range(len(found)) if isinstance(found.get(str(i)), str | int)]
+    return names if len(set(names)) == len(found) == labels else []
+
+
+def unnamed(labels: int) -> dict[str, Any]:
+    """What a config.json says of labels without names, as `transformers` writes it."""
+    return label_maps([f"LABEL_{i}" for i in range(labels)])
 
 
 def write_config(model: Transformer) -> dict[str, Any]:
@@ -228,7 +230,7 @@ def write_config(model: Transformer) -> dict[str, Any]:
     if form.family == "roberta":
         values["max_position_embeddings"] = config.context + config.offset
     if config.head in LABELLED:
-        values["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.labels)}
+        values |= unnamed(config.labels)
     kept = {key: value for key, value in model.said.items() if config.head in LABELLED or "label" not in key}
     if len(kept.get("id2label") or values.get("id2label", ())) != config.labels:
         kept = {key: value for key, value in kept.items() if "label" not in key}

@@ -14,6 +14,7 @@ import numpy as np
 from ..checkpoint import check_writable, load_tensors, read_json, to_json, write_files, write_folder
 from ..peft import CONFIG, WEIGHTS, classifier_weight, load_adapter, load_base, read_adapter
 from ..pretrained import name_labels
+from ..pretrained.configs import names_of
 from ..tokenizer import Tokenizer
 from ..transformer import Transformer
 
@@ -66,8 +67,9 @@ def base_of_run(base: str | Path, folder: Path, config: dict[str, Any], tensors:
     classifies = classifier_weight(tensors) is not None
     settings = read_settings(folder) if classifies and (folder / SETTINGS).is_file() else {}
     model = load_base(base, config, tensors, np.random.default_rng(settings.get("seed", 0)))
-    if len(settings.get("labels", ())) == model.config.labels:
-        name_labels(model, settings["labels"])
+    names = names_of({str(i): x for i, x in enumerate(settings.get("labels") or [])}, model.config.labels)
+    if names:
+        name_labels(model, names)
     return model
 
 
