@@ -17,7 +17,9 @@ import numpy as np
 from . import text as bytes_of
 from .chat_template import render
 from .checkpoint import read_json, to_json
+from .tokenizer_classes import build
 
+KEPT = ("add_prefix_space", "split_special_tokens", "truncation_side")  # settings that a tokenizer.json cannot hold
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a byte, in the vocabularies that fall back on bytes
 
 
@@ -118,13 +120,22 @@ class ByteTokenizer(Tokenizer):
 class SubwordTokenizer(Tokenizer):
     """A tokenizer of the `tokenizers` package, its ids and its chat template by name.
 
-    `names` holds the special tokens, {"bos_token": "<s>", ...}; `ends` more ids that end a text.
+    `names` holds the special tokens, {"bos_token": "<s>", ...}; `ends` more ids that end a text; `settings` what a
+    tokenizer_config.json says of truncation and special tokens.
     Raises ValueError for a special token that is not in the vocabulary.
     """
 
     def __init__(
-        self, splitter: Any, names: Mapping[str, str], template: str | None = None, ends: Iterable[int] = ()
+        self,
+        splitter: Any,
+        names: Mapping[str, str],
+        template: str | None = None,
+        ends: Iterable[int] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
+        self.settings = {key: settings[key] for key in KEPT if key in settings} if settings else {}
+        cut = splitter.truncation or {}
+        self.truncation_side = self.settings.setdefault("truncation_side", cut.get("direction", "right"))
         splitter.no_truncation()  # a file may carry what its author last used
         splitter.no_padding()
         self.splitter, self.names, self.template = splitter, dict(names), template
@@ -158,7 +169,7 @@ class SubwordTokenizer(Tokenizer):
             around = self.splitter.num_special_tokens_to_add(is_pair=any(isinstance(row, tuple) for row in rows))
             if length <= around:
                 raise ValueError(f"length = {length} has no room for a text: {around} special tokens stand around it")
-            self.splitter.enable_truncation(length)
+            self.splitter.enable_truncation(length, direction=self.truncation_side)
         try:
             found = refusing(self.splitter.encode_batch, rows)
         finally:
@@ -187,7 +198,7 @@ class SubwordTokenizer(Tokenizer):
         return render(self.template, messages=said, add_generation_prompt=reply, **self.names)
 
     def files(self) -> dict[str, bytes]:
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.names}
+        settings = {**self.settings, "tokenizer_class": "PreTrainedTokenizerFast", **self.names}
         if self.template is not None:
             settings["chat_template"] = self.template
         ends = {"eos_token_id": sorted(self.stop)} if self.stop else {}
@@ -234,21 +245,24 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the text cannot be turned into the ids of this model")
-    settings, older, config, generation = (
+    settings, special_tokens_map, added_tokens, config, generation = (
         read_json(folder / name) if (folder / name).is_file() else {}
-        for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json", "generation_config.json")
-    )
-    named = {key: value for key, value in (older | settings).items() if re.fullmatch("[a-z]+_token", key)}
-    texts = {key: token.get("content") if isinstance(token, dict) else token for key, token in named.items()}
+        for name in (
+            "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
+            "generation_config.json",
+        )
+    )  # fmt: skip
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     package = tokenizers()
     try:
-        splitter = refusing(package.Tokenizer.from_str, path.read_text(encoding="utf-8"))
+        content = path.read_text(encoding="utf-8")
+        splitter, names = refusing(build, package, content, settings, special_tokens_map, added_tokens, config)
         return SubwordTokenizer(
             splitter,
-            {key: text for key, text in texts.items() if isinstance(text, str)},
+            names,
             chat_template(folder, settings.get("chat_template")),
             [i for i in (ends if isinstance(ends, list) else [ends]) if isinstance(i, int)],
+            settings,
         )
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
