@@ -30,15 +30,19 @@ class TextBatch(NamedTuple):
     padding: np.ndarray  # (B, T) bool, True for a real token
     segments: np.ndarray  # (B, T) int64, 1 in the second text of a pair
     cut: np.ndarray  # (B,) bool, True for a text that was too long
+    lengths: np.ndarray  # (B,) int64, the tokens of each before it was cut
 
 
 class Tokenizer:
-    """Text to ids and back. `bos`, `eos` and `pad` are ids, or None; `vocab` is the number of ids."""
+    """Text to ids and back. `bos`, `eos`, `pad` and `unknown`, which stands for what the vocabulary does not
+    have, are ids, or None; `special` are the ids that are no text, `vocab` is the number of ids."""
 
     vocab: int
     bos: int | None = None
     eos: int | None = None
     pad: int | None = None
+    unknown: int | None = None
+    special: frozenset[int] = frozenset()
 
     def encode(self, text: str, special: bool = True) -> np.ndarray:
         """(N,) int64. `special` adds what the model expects around a text ([CLS] ... [SEP], <s> ...)."""
@@ -113,8 +117,8 @@ class ByteTokenizer(Tokenizer):
         if any(not isinstance(text, str) for text in texts):
             raise ValueError("bytes have no token that parts a pair of texts: give one text for each row")
         rows = [self.encode(text) for text in texts if isinstance(text, str)]
-        cut = [length is not None and len(row) > length for row in rows]
-        return padded([row[:length] for row in rows], [np.zeros(len(row[:length])) for row in rows], cut, 0)
+        lengths = [len(row) for row in rows]
+        return padded([row[:length] for row in rows], [np.zeros(len(row[:length])) for row in rows], lengths, 0)
 
 
 class SubwordTokenizer(Tokenizer):
@@ -143,6 +147,8 @@ class SubwordTokenizer(Tokenizer):
         self.special = frozenset(i for i, token in splitter.get_added_tokens_decoder().items() if token.special)
         self.bos, self.eos, self.pad = (self._id(f"{name}_token") for name in ("bos", "eos", "pad"))
         self.ends = frozenset(ends)
+        named = getattr(splitter.model, "unk_token", self.names.get("unk_token"))  # a unigram model has no such name
+        self.unknown = None if named is None else splitter.token_to_id(named)
         self.encode("a")  # some damaged files are found only now
 
     def _id(self, name: str) -> int | None:
@@ -174,8 +180,9 @@ class SubwordTokenizer(Tokenizer):
             found = refusing(self.splitter.encode_batch, rows)
         finally:
             self.splitter.no_truncation()
-        cut = [bool(one.overflowing) for one in found]
-        return padded([one.ids for one in found], [one.type_ids for one in found], cut, self.pad or 0)
+        rests = ((rest.special_tokens_mask for rest in one.overflowing) for one in found)
+        lengths = [len(one.ids) + sum(mask.count(0) for mask in masks) for one, masks in zip(found, rests, strict=True)]
+        return padded([one.ids for one in found], [one.type_ids for one in found], lengths, self.pad or 0)
 
     @cached_property
     def stop(self) -> frozenset[int]:
@@ -215,10 +222,11 @@ class SubwordTokenizer(Tokenizer):
         return BYTE_TOKEN.fullmatch(self.splitter.id_to_token(int(i))) is not None
 
 
-def padded(ids: Sequence[Any], segments: Sequence[Any], cut: Sequence[bool], pad: int) -> TextBatch:
-    """Rows of different lengths as one TextBatch."""
-    shape = len(ids), max(map(len, ids), default=0)
-    batch = TextBatch(np.full(shape, pad), np.zeros(shape, bool), np.zeros(shape, np.int64), np.array(cut, bool))
+def padded(ids: Sequence[Any], segments: Sequence[Any], lengths: Sequence[int], pad: int) -> TextBatch:
+    """Rows of different lengths as one TextBatch; `lengths` before they were cut."""
+    shape, before = (len(ids), max(map(len, ids), default=0)), np.array(lengths, np.int64)
+    cut = before > np.array([len(row) for row in ids], np.int64)
+    batch = TextBatch(np.full(shape, pad), np.zeros(shape, bool), np.zeros(shape, np.int64), cut, before)
     for row, (row_ids, row_segments) in enumerate(zip(ids, segments, strict=True)):
         batch.ids[row, : len(row_ids)] = row_ids
         batch.padding[row, : len(row_ids)] = True
