@@ -278,11 +278,17 @@ def lengths_of(texts: Batch) -> np.ndarray:
 
 
 def lines_of(stream: TextIO) -> Iterator[str]:
-    """The lines of a stream. Raises ValueError for one of more than PIECE letters: a stream need not have an end."""
-    while line := stream.readline(PIECE + 1):
-        if len(line) > PIECE:
-            raise ValueError(f"a line has more than {PIECE:,} letters: put one text on each line")
-        yield line
+    """The lines of a stream, without a byte order mark. Raises ValueError for one in another encoding, and for a line
+    of more than PIECE letters: a stream need not have an end."""
+    mark = "\ufeff"
+    try:
+        while line := stream.readline(PIECE + 1):
+            if len(line) > PIECE:
+                raise ValueError(f"a line has more than {PIECE:,} letters: put one text on each line")
+            yield line.removeprefix(mark)
+            mark = ""
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not {error.encoding.upper()}: {advice(error.object)}") from None
 
 
 def excerpts(data: bytes, size: int, pieces: int = 16) -> bytes:

@@ -19,6 +19,7 @@ from .chat_template import render
 from .checkpoint import read_json, to_json
 from .tokenizer_classes import build
 
+AT_ONCE = 4096  # texts: beside each token, the package keeps a hundred bytes for as long as it encodes
 KEPT = ("add_prefix_space", "split_special_tokens", "truncation_side")  # settings that a tokenizer.json cannot hold
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a byte, in the vocabularies that fall back on bytes
 
@@ -176,13 +177,16 @@ class SubwordTokenizer(Tokenizer):
             if length <= around:
                 raise ValueError(f"length = {length} has no room for a text: {around} special tokens stand around it")
             self.splitter.enable_truncation(length, direction=self.truncation_side)
+        ids, segments, lengths = [], [], []
         try:
-            found = refusing(self.splitter.encode_batch, rows)
+            for start in range(0, len(rows), AT_ONCE):
+                for one in refusing(self.splitter.encode_batch, rows[start : start + AT_ONCE]):
+                    ids.append(np.array(one.ids, np.int32))
+                    segments.append(np.array(one.type_ids, np.int8))
+                    lengths.append(len(one.ids) + sum(rest.special_tokens_mask.count(0) for rest in one.overflowing))
         finally:
             self.splitter.no_truncation()
-        rests = ((rest.special_tokens_mask for rest in one.overflowing) for one in found)
-        lengths = [len(one.ids) + sum(mask.count(0) for mask in masks) for one, masks in zip(found, rests, strict=True)]
-        return padded([one.ids for one in found], [one.type_ids for one in found], lengths, self.pad or 0)
+        return padded(ids, segments, lengths, self.pad or 0)
 
     @cached_property
     def stop(self) -> frozenset[int]:

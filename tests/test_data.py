@@ -142,11 +142,22 @@ def test_predict_warns_of_what_it_cannot_read_on_stderr_alone(here, capfd, monke
         assert out.count("\n") == 1
         assert out.endswith(f"\t{text}\n")
         assert ("of the tokens are unknown" in err) == warned
+    monkeypatch.setattr("sys.stdin", io.StringIO("good\n" + "a " * 9))
+    assert main(["predict", "--adapter", "out"]) == 0
+    assert "50.0% of 2 texts are longer than the 8 tokens that are read, and cut" in capfd.readouterr().err
     write("new.csv", [*ENGLISH, ("", "")])
     assert main(["predict", "--adapter", "out", "--data", "new.csv", "--label", "label", "--skip-empty"]) == 0
     out, err = capfd.readouterr()
     assert "accuracy of always saying 'neg': 0.5000" in out
     assert "left out, 1 in all" in err
+
+
+def test_a_token_that_the_model_has_no_row_for_is_refused(here):
+    Path("base", "added_tokens.json").write_text('{"<new>": 56}')
+    write("rows.csv", [*many(ENGLISH), ("a <new>", "pos")])
+    with pytest.raises(ValueError, match="the tokenizer has 57 ids, the model's embedding 56 rows"):
+        classification.finetune("base", "rows.csv", "out", epochs=1, length=8)
+    assert not Path("out").exists()
 
 
 def test_a_classifier_that_is_no_better_than_the_commonest_label_says_so(capfd):

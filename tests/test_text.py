@@ -117,8 +117,10 @@ def test_a_text_is_held_once_as_bytes_and_becomes_ids_as_windows_are_drawn(tmp_p
     assert at(0).ids.dtype == at(0).targets.dtype == windows.ids.dtype == windows.targets.dtype == np.int64
 
 
-def test_a_line_without_an_end_is_refused():
-    assert list(text.lines_of(io.StringIO("a\nb"))) == ["a\n", "b"]
+def test_a_line_without_an_end_or_in_another_encoding_is_refused():
+    assert list(text.lines_of(io.StringIO("\ufeffa\nb"))) == ["a\n", "b"]
+    with pytest.raises(ValueError, match="standard input is not UTF-8: it looks like cp1252"):
+        list(text.lines_of(io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8")))
     with pytest.raises(ValueError, match="a line has more than 1,048,576 letters"):
         list(text.lines_of(io.StringIO("a" * (2**20 + 1))))
 

@@ -126,8 +126,9 @@ def predict(options: argparse.Namespace) -> None:
         return p
 
     if rows is None:
-        if options.encoding != "utf-8" and isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(encoding=options.encoding)
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            given = None if options.encoding == "utf-8" else options.encoding
+            sys.stdin.reconfigure(encoding=given, errors="strict")
         lines = (line.strip() for line in lines_of(sys.stdin) if line.strip())
         while texts := list(islice(lines, 1 if sys.stdin.isatty() else AT_ONCE)):
             tell(texts)

@@ -25,12 +25,12 @@ from ..peft import adapter_files, load_adapter, read_adapter
 from ..plots import classification_figure
 from ..pretrained import base_hash, load_pretrained, load_tokenizer
 from ..records import label_ids, label_names, read_records, stratified_split
-from ..tables import fits, numbers_right, wide_console
+from ..tables import counted, fits, numbers_right, wide_console
 from ..text import Batch
-from ..tokenizer import Tokenizer
+from ..tokenizer import Tokenizer, check_matches
 from ..training import History, fit
 from ..transformer import Transformer, recompute
-from .data import Numbers, of_texts, shared, warn
+from .data import MOST, Numbers, of_texts, shared, warn
 from .runs import CHECKPOINT, HISTORY, SETTINGS, how_to_go_on, read_settings, training_folder
 
 SCORES, FIGURE = "scores.json", "curves.png"
@@ -168,9 +168,10 @@ def encode(
     tokenizer: Tokenizer, texts: Sequence[str], targets: np.ndarray | None, length: int, model: Transformer
 ) -> tuple[Batch, np.ndarray]:
     """All texts as one Batch, cut to `length` tokens, and (N,) their tokens before they were cut. Raises ValueError for
-    a length that is longer than the model's context."""
+    a length that is longer than the model's context, and for a tokenizer with more ids than the model's embedding."""
     if length > model.config.context:
         raise ValueError(f"length = {length} is more than the model's {model.config.context} positions: give less")
+    check_matches(tokenizer, model.config.vocab)
     found = tokenizer.batch(list(texts), length)
     targets = np.zeros(len(texts), np.int64) if targets is None else targets
     return Batch(found.ids, targets, found.padding), found.lengths
@@ -248,7 +249,11 @@ class Classifier:
     def __call__(self, texts: Sequence[str], description: str | None = None) -> np.ndarray:
         """(N, labels) probabilities of `texts`. Warns of texts that the tokenizer cannot read."""
         examples, lengths = encode(self.tokenizer, texts, None, self.length, self.model)
-        warn({"texts": of_texts(examples, lengths, self.tokenizer, self.length)})
+        numbers = of_texts(examples, lengths, self.tokenizer, self.length)
+        warn({"texts": numbers})
+        if numbers["truncated"] > MOST:
+            cut = f"{numbers['truncated']:.1%} of {counted(len(texts), 'text')}"
+            warnings.warn(f"{cut} are longer than the {self.length} tokens that are read, and cut", stacklevel=2)
         return probabilities(self.model, examples, description)
 
 

@@ -13,7 +13,7 @@ from ..tables import counted, numbers_right, wide_console
 from ..text import Batch
 from ..tokenizer import Tokenizer
 
-MOST_UNKNOWN = 0.05  # the share of tokens from which on a person is warned
+MOST = 0.05  # the share, of unknown tokens or of cut texts, above which a person is warned
 LISTED = 8  # labels, at most, of a table
 
 Numbers = dict[str, Any]
@@ -54,7 +54,7 @@ def unknown(ids: Any, tokenizer: Tokenizer) -> float:
 def warn(parts: dict[str, Numbers]) -> None:
     """Warn of a text that the tokenizer cannot read."""
     worst = max(part["unknown"] for part in parts.values())
-    if worst > MOST_UNKNOWN:
+    if worst > MOST:
         warnings.warn(
             f"{worst:.1%} of the tokens are unknown to this tokenizer, and all look alike to the model: take a base "
             "whose tokenizer knows this script",
