@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minilora import sweep
 from minilora.cli import main
 from minilora.families import bert
 from minilora.pretrained import load_tokenizer, save_pretrained
@@ -258,3 +259,17 @@ def test_many_lines_of_standard_input_are_answered_a_few_at_a_time(here, capfd, 
     assert main(["predict", "--adapter", "out"]) == 0
     assert sizes == [4, 4, 2]
     assert capfd.readouterr().out.count("\n") == 10
+
+
+def test_a_sweep_shows_the_table_once_before_its_cells(tmp_path, monkeypatch):
+    pytest.importorskip("joblib")
+    (tmp_path / "words.txt").write_text("words and words\n" * 99)
+    monkeypatch.setattr(sweep, "run", lambda *_: told.append("cells") or (_ for _ in ()).throw(KeyboardInterrupt))
+    told: list = []
+    with pytest.raises(KeyboardInterrupt):
+        sweep.sweep(
+            "builtin", str(tmp_path / "words.txt"), tmp_path / "out", [1, 2], batch=2, length=8, tell=told.append
+        )
+    numbers, cells = told
+    assert cells == "cells"
+    assert {part["unknown"] for part in numbers["parts"].values()} == {0.0}

@@ -34,7 +34,7 @@ from .commands import (
 COUNTED = """full, top2, bitfit, prefix-embed, prefix-layer, lora, qlora, lora-fa, dora, vera, lora-xs, ia3,
 adapter-houlsby, adapter-pfeiffer or adapter-lin"""
 
-ENCODING = "of --data: cp1252, utf-16, ... (default utf-8, or what a byte order mark says)"
+ENCODING = "of --data: cp1252, utf-16, ... (default utf-8); a byte order mark says it by itself"
 SKIP = "leave out the rows whose text or label is empty"
 
 
