@@ -62,40 +62,59 @@ def build(
             )
     file = json.loads(content)
     kind = class_of(settings.get("tokenizer_class") or model.get("tokenizer_class"), model.get("model_type"), content)
-    extra = list_of(package, settings, "extra_special_tokens") or list_of(
-        package, settings, "additional_special_tokens"
-    )
-    named = tokens_of(package, settings) | tokens_of(package, dictionary(settings.get("extra_special_tokens")))
-    if "added_tokens_decoder" in settings:
-        found = settings["added_tokens_decoder"]
-        numbered = [(int(i), token_of(package, "added_tokens_decoder", found[i])) for i in found]
-    else:  # files of older versions
-        older = tokens_of(package, special_tokens_map, special=True)
-        listed = list_of(package, special_tokens_map, "extra_special_tokens")
-        found = ((named | older).get(key) for key in STANDARD)
-        special = {str(x) for x in (*found, *extra, *listed) if isinstance(x, str) or x in (*older.values(), *listed)}
-        named |= older | tokens_of(package, dictionary(special_tokens_map.get("extra_special_tokens")))
-        extra += listed
-        one_list = all(isinstance(x.get("extra_special_tokens", {}), dict) for x in (settings, special_tokens_map))
-        if one_list and (settings.get("extra_special_tokens") or "additional_special_tokens" not in settings):
-            extra = list_of(package, special_tokens_map, "additional_special_tokens") or extra
-        numbered = [
-            (i, package.AddedToken(text, normalized=text not in special, special=text in special))
-            for text, i in added_tokens.items()
-        ]
-        for token in file["added_tokens"]:
-            numbered.append((token["id"], token_of(package, "added_tokens", token)))
-    if file.get("padding"):
-        named = {"pad_token": file["padding"]["pad_token"]} | named
-    added, known = dict(numbered), {str(token): token for _, token in numbered}
-    named |= {key: known.get(str(named[key]), named[key]) for key in STANDARD if named.get(key) is not None}
+    named, extra, added = tokens_in_files(package, file, settings, special_tokens_map, added_tokens)
     named = TOKENS.get(kind, {}) | named
     named = {key: named[key] for key in (*STANDARD, *named) if named.get(key) is not None}
     lacking = next((key for key in NEEDED.get(kind, ()) if key not in named), None)
     if lacking:
         raise ValueError(f"{lacking} is null, and a {kind} needs one")
-
     splitter = package.Tokenizer.from_str(json.dumps(rebuilt(kind, file, settings, named)) if kind else content)
+    add(package, splitter, named, extra, added)
+    if kind == "Qwen2Tokenizer":
+        every = dict.fromkeys(str(token) for token in (*named.values(), *extra))
+        splitter.add_tokens([package.AddedToken(token, special=True) for token in every])
+    surround(package, splitter, kind, settings, named)
+    splitter.encode_special_tokens = bool(settings.get("split_special_tokens"))
+    return splitter, {key: str(token) for key, token in named.items()}
+
+
+def tokens_in_files(
+    package: Any, file: Settings, settings: Settings, special_tokens_map: Settings, added_tokens: Settings
+) -> tuple[dict[str, Any], list[Any], dict[int, Any]]:
+    """Special tokens by name, other special tokens, and added tokens by the ids that the files give them. Where
+    tokenizer_config.json lists the added tokens, the files of older versions are not read.
+    """
+    listed, more = (list_of(package, settings, f"{kind}_special_tokens") for kind in ("extra", "additional"))
+    extra = listed or more
+    named = tokens_of(package, settings) | tokens_of(package, dictionary(settings.get("extra_special_tokens")))
+    if "added_tokens_decoder" in settings:
+        found = settings["added_tokens_decoder"]
+        numbered = [(int(i), token_of(package, "added_tokens_decoder", found[i])) for i in found]
+    else:
+        older = tokens_of(package, special_tokens_map, special=True)
+        listed = list_of(package, special_tokens_map, "extra_special_tokens")
+        here = ((named | older).get(key) for key in STANDARD)
+        special = {str(x) for x in (*here, *extra, *listed) if isinstance(x, str) or x in (*older.values(), *listed)}
+        named |= older | tokens_of(package, dictionary(special_tokens_map.get("extra_special_tokens")))
+        extra += listed
+        no_list = all(isinstance(x.get("extra_special_tokens", {}), dict) for x in (settings, special_tokens_map))
+        if no_list and (settings.get("extra_special_tokens") or "additional_special_tokens" not in settings):
+            extra = list_of(package, special_tokens_map, "additional_special_tokens") or extra
+        numbered = [
+            (i, package.AddedToken(text, normalized=text not in special, special=text in special))
+            for text, i in added_tokens.items()
+        ]
+        numbered += [(token["id"], token_of(package, "added_tokens", token)) for token in file["added_tokens"]]
+    if file.get("padding"):
+        named = {"pad_token": file["padding"]["pad_token"]} | named
+    known = {str(token): token for _, token in numbered}
+    named |= {key: known.get(str(named[key]), named[key]) for key in STANDARD if named.get(key) is not None}
+    return named, extra, dict(numbered)
+
+
+def add(package: Any, splitter: Any, named: Mapping[str, Any], extra: list[Any], added: Mapping[int, Any]) -> None:
+    """Add the tokens that `splitter` does not have. One that is no piece of the vocabulary gets the next free id, not
+    the one that its file names."""
     new: list[Any] = [added[i] for i in sorted(added)]
     texts = {token.content for token in (*splitter.get_added_tokens_decoder().values(), *new)}
     for token in (*named.values(), *extra):
@@ -108,12 +127,6 @@ def build(
         elif str(token) in names:
             token.special = True
     splitter.add_tokens(new)
-    if kind == "Qwen2Tokenizer":
-        every = dict.fromkeys(str(token) for token in (*named.values(), *extra))
-        splitter.add_tokens([package.AddedToken(token, special=True) for token in every])
-    surround(package, splitter, kind, settings, named)
-    splitter.encode_special_tokens = bool(settings.get("split_special_tokens"))
-    return splitter, {key: str(token) for key, token in named.items()}
 
 
 def class_of(declared: Any, model_type: Any, content: str) -> str:
