@@ -51,7 +51,7 @@ def read_records(
         return reviews(str(path))
     path = Path(path)
     wanted = [text] if label is None else [text, label]
-    rows = json_rows(path, encoding) if path.suffix in LINES else table_rows(path, wanted, encoding)
+    rows = json_rows(path, encoding) if path.suffix.lower() in LINES else table_rows(path, wanted, encoding)
     records, empty = Records([], []), dict[str, list[int]]()
     for line, row in rows:
         cells = [cell(path, line, row, column, column == label) for column in wanted]
@@ -128,7 +128,7 @@ def reviews(name: str) -> Records:
 def table_rows(path: Path, wanted: Sequence[str] = (), encoding: str = "utf-8") -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, {column: value}) of a .csv or .tsv file; the columns `wanted` decide what separates it, if they are found
     by another separator than the one of its name."""
-    if path.suffix not in SEPARATORS:
+    if path.suffix.lower() not in SEPARATORS:
         raise ValueError(f"{path}: the name of a data file ends in {', '.join([*SEPARATORS, *LINES])}")
     csv.field_size_limit(2**31 - 1)
     stream = decoded(path, encoding, newline="")
@@ -159,7 +159,7 @@ def separator_of(path: Path, first: str, wanted: Sequence[str]) -> str:
     """What separates the columns of a table whose first line is `first`."""
     if first.startswith("sep=") and first[4:5].strip("\r\n"):
         return first[4]
-    usual = SEPARATORS[path.suffix]
+    usual = SEPARATORS[path.suffix.lower()]
     columns = {mark: next(csv.reader([first], delimiter=mark), []) for mark in (usual, *OTHERS)}
     found = next((mark for mark in columns if set(wanted) <= set(columns[mark])), None)
     if found is None and len(columns[usual]) == 1:  # a column may be misspelt

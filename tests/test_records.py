@@ -34,7 +34,7 @@ def write(path, rows, columns=("text", "label")):
 # ---- reading ----
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl"])
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl", "ROWS.CSV"])
 @given(rows=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=8))
 @settings(max_examples=40)
 def test_what_was_written_is_read_again_whatever_letters_it_has(name, rows, tmp_path_factory):

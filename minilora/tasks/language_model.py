@@ -130,7 +130,7 @@ def read_text(data: str, tokenizer: Tokenizer, batch: int, length: int, seed: in
     """Windows of `length` tokens of a text file, or of Python source ("builtin"), anywhere in the text."""
     split = text.python_source() if data == "builtin" else text.read_text(data, encoding)
     columns = [] if data == "builtin" else columns_of(split.train[: text.PIECE].decode(errors="ignore"))
-    if columns or data.endswith((*SEPARATORS, *LINES)):
+    if columns or data.lower().endswith((*SEPARATORS, *LINES)):
         task = "instruct" if {"prompt", "answer"} <= set(columns) else "classify"
         of = f" of the columns {shortened(', '.join(map(repr, columns)))}" if columns else ""
         warnings.warn(
