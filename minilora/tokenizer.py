@@ -17,7 +17,6 @@ import numpy as np
 from . import text as bytes_of
 from .chat_template import render
 from .checkpoint import read_json, to_json
-from .tokenizer_classes import build
 
 AT_ONCE = 4096  # texts: beside each token, the package keeps a hundred bytes for as long as it encodes
 KEPT = ("add_prefix_space", "split_special_tokens", "truncation_side")  # settings that a tokenizer.json cannot hold
@@ -248,10 +247,11 @@ def checked(text: str) -> str:
 
 
 def read_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder: tokenizer.json, and what the files beside it say of its tokens.
+    """The tokenizer of a Hugging Face folder: tokenizer.json, and what the files beside it say, as transformers reads
+    them (tokenizer_classes).
 
     Raises ImportError where a package is missing, FileNotFoundError for a folder without a tokenizer.json, ValueError
-    for files that are damaged or name a token that is not there.
+    for files that are damaged, and for settings that are not followed.
     """
     folder = Path(folder)
     path = folder / "tokenizer.json"
@@ -264,6 +264,8 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
             "generation_config.json",
         )
     )  # fmt: skip
+    from .tokenizer_classes import build  # which no model over bytes needs
+
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     package = tokenizers()
     try:
