@@ -128,7 +128,7 @@ def reviews(name: str) -> Records:
 def table_rows(path: Path, wanted: Sequence[str] = (), encoding: str = "utf-8") -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, {column: value}) of a .csv or .tsv file; the columns `wanted` decide what separates it, if they are found
     by another separator than the one of its name."""
-    if path.suffix.lower() not in SEPARATORS:
+    if path.suffix.lower() not in SEPARATORS and not path.is_dir():
         raise ValueError(f"{path}: the name of a data file ends in {', '.join([*SEPARATORS, *LINES])}")
     csv.field_size_limit(2**31 - 1)
     stream = decoded(path, encoding, newline="")

@@ -12,7 +12,6 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
-from encodings.aliases import aliases
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -31,6 +30,20 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+ENCODINGS = [
+    "utf-16",
+    "utf-8",
+    "utf-32",
+    "latin-1",
+    "cp1252",
+    "gb18030",
+    "gbk",
+    "shift-jis",
+    "big5",
+    "euc-kr",
+    "euc-jp",
+]
+ENCODINGS += ["cp1250", "cp1251", "cp1253", "cp1254", "koi8-r", "iso-8859-1", "iso-8859-15", "mac-roman", "ascii"]
 ASIAN = ["gb18030", "shift_jis", "big5", "euc_kr"]
 
 
@@ -130,9 +143,9 @@ def check_encoding(name: str) -> None:
     try:
         b"ab".decode(name, "replace")
     except (LookupError, ValueError):
-        near = get_close_matches(name.lower().replace("-", "_"), [*aliases, *aliases.values()], 1)
-        meant = f": did you mean {codecs.lookup(near[0]).name}?" if near else ": give one such as cp1252 or utf-16"
-        raise ValueError(f"the encoding {name!r:.40} is not known{meant}") from None
+        near = get_close_matches(name.lower().replace("_", "-"), ENCODINGS, 1)
+        meant = f"did you mean {near[0]}?" if near else f"give one such as {', '.join(ENCODINGS[:5])}"
+        raise ValueError(f"the encoding {name!r:.40} is not known: {meant}") from None
 
 
 def advice(data: bytes) -> str:

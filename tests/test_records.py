@@ -44,11 +44,12 @@ def test_what_was_written_is_read_again_whatever_letters_it_has(name, rows, tmp_
     assert list(records.labels) == [label.strip() for _, label in rows]
 
 
-def test_a_folder_in_the_place_of_a_file_is_told_with_the_files_in_it(tmp_path):
-    (tmp_path / "folder.csv").mkdir()
-    (tmp_path / "folder.csv" / "train.csv").touch()
-    with pytest.raises(OSError, match=r"folder\.csv, and a file is meant: it holds train.csv"):
-        read_records(tmp_path / "folder.csv")
+@pytest.mark.parametrize("name", ["folder", "folder.csv", "folder.jsonl"])
+def test_a_folder_in_the_place_of_a_file_is_told_with_the_files_in_it(name, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "train.csv").touch()
+    with pytest.raises(OSError, match=rf"{name}, and a file is meant: it holds train\.csv"):
+        read_records(tmp_path / name)
 
 
 def test_labels_of_json_may_be_numbers_and_nan_is_an_empty_one(tmp_path):
