@@ -491,7 +491,7 @@ CONFIG = r"adapter_config\.json"
 BAD_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (shutil.rmtree, f"adapter holds no {CONFIG}: it is not an adapter folder"),
     "no config": (lambda a: (a / "adapter_config.json").unlink(), f"adapter holds no {CONFIG}"),
-    "no rank": (lambda a: (a / "adapter_config.json").write_text("{}"), f"{CONFIG}: it lacks 'r'"),
+    "no rank": (lambda a: (a / "adapter_config.json").write_text("{}"), f"{CONFIG}: it lacks 'peft_type'"),
     "no weights": (lambda a: (a / "adapter_model.safetensors").unlink(), f"{ADAPTER} is missing"),
     "truncated": (lambda a: cut_short(a / "adapter_model.safetensors"), f"{ADAPTER} cannot be read as safetensors"),
     "pickled": (lambda a: (a / "adapter_model.safetensors").write_bytes(pickled()), "it is a pickle"),
