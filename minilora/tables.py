@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 
-def wide_console(width: int = 120) -> Any:
+def wide_console(width: int = 120, file: TextIO | None = None) -> Any:
     """A rich Console that takes text as it is. Into a file it writes lines of `width`, not of a narrow terminal."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, file=file)
     if not console.is_terminal:
         console.width = width
     return console

@@ -387,9 +387,9 @@ def test_cross_validation_finds_a_setting_that_cannot_learn(here, capfd):
 # ---- bad input ----
 
 TABLES = {
-    "a column that is not there": (rows(), ("words", "label"), "line 2 has no 'text': there are 'words', 'label'"),
-    "a missing label": ([*rows(), ("abcx", "")], ("text", "label"), "line 42: 'label' is empty: fill it in"),
-    "an empty text": ([("", "yes"), *rows()], ("text", "label"), "line 2: 'text' is empty"),
+    "a column that is not there": (rows(), ("words", "label"), "rows.csv has no 'text': there are 'words', 'label'"),
+    "a missing label": ([*rows(), ("abcx", "")], ("text", "label"), "'label' is empty in 1 row, on line 42: fill"),
+    "an empty text": ([("", "yes"), *rows()], ("text", "label"), "'text' is empty in 1 row, on line 2"),
     "one label": ([(text, "yes") for text, _ in rows()], ("text", "label"), "the only label is 'yes': .*two or more"),
     "a label with one row": ([*rows(), ("abcx", "odd")], ("text", "label"), "the label 'odd' has one row alone"),
 }

@@ -27,10 +27,10 @@ def make_base(folder: Path, family: str, pad: bool = False) -> Path:
     made.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[START, end])
     named = {"bos_token": "<s>", "eos_token": "</s>", **({"pad_token": "<pad>"} if pad else {})}
     transformers.PreTrainedTokenizerFast(tokenizer_object=made, **named).save_pretrained(folder)
-    sizes: dict[str, Any] = {"vocab_size": len(ALPHABET), "hidden_size": 16, "num_hidden_layers": 2}
+    sizes: dict[str, Any] = {"vocab_size": ROWS, "hidden_size": 16, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 80}
     if family == "gpt2":
-        sizes = {"vocab_size": len(ALPHABET), "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 80}
+        sizes = {"vocab_size": ROWS, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 80}
     if family in ("mistral", "qwen2", "llama"):
         sizes["num_key_value_heads"] = 1
     if family in DECODERS:
@@ -45,12 +45,13 @@ def make_base(folder: Path, family: str, pad: bool = False) -> Path:
 SPECIAL = ["<s>", "<pad>", "</s>"]
 ALPHABET = [*SPECIAL, *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())]
 START = ("<s>", 0)
+ROWS = len(ALPHABET) + 1  # of the embedding: transformers adds <|endoftext|> to any tokenizer of a Qwen2
 
 
 def ids_of(folder: Path, pad: int) -> Any:
     """The texts as a batch, padded with `pad`."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    tokenizer.pad_token = ALPHABET[pad]
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     return tokenizer(TEXTS, padding=True, return_tensors="pt")
 
 

@@ -257,7 +257,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_only_what_the_last_checkpoint_l
 def test_ctrl_c_before_anything_is_written_leaves_nothing(here, monkeypatch, capfd):
     before = tree(here)
     with monkeypatch.context() as patched:
-        patched.setattr(text, "read_text", lambda path: signal.raise_signal(signal.SIGINT))
+        patched.setattr(text, "read_text", lambda *_: signal.raise_signal(signal.SIGINT))
         assert main(RUN) == 130
     assert lines(capfd.readouterr().err) == ["minilora: stopped"]
     assert tree(here) == before

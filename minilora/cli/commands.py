@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import io
 import math
 import os
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ..process import keep_freed_memory
 
+AT_ONCE = 4096  # lines of standard input that are read before the first is answered
 TASKS = {  # what finetune learns from -> the file in tasks/ that knows how
     "text": "language_model",
     "instruct": "instruction",
@@ -69,7 +73,9 @@ def finetune(options: argparse.Namespace) -> None:
     unread = next((key for key in words if key not in reads), None)
     if unread:
         raise ValueError(f"--task {options.task} does not read --{unread.replace('_', '-')}: leave it out")
-    task.show(task.finetune(backend=backend(options), **words))
+    from ..tasks.data import show as tell
+
+    task.show(task.finetune(backend=backend(options), tell=tell, **words))
     base, adapter = shlex.quote(options.base), shlex.quote(options.out)
     print(f"written to {options.out}; now try")
     print(f"  minilora {task.NEXT} --base {base} --adapter {adapter}")
@@ -81,9 +87,10 @@ def compare(options: argparse.Namespace) -> None:
     import json
 
     from ..tasks.crossvalidation import cross_validate, show
+    from ..tasks.data import show as tell
 
     words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads", "json")}
-    report = cross_validate(backend=backend(options), **words)
+    report = cross_validate(backend=backend(options), tell=partial(tell, file=sys.stderr), **words)
     if options.json:
         finite = report["t"] if math.isfinite(report["t"]) else None  # JSON knows no infinity
         print(json.dumps(report | {"t": finite}, indent=1, allow_nan=False))
@@ -102,8 +109,11 @@ def predict(options: argparse.Namespace) -> None:
     from ..metrics import confusion_matrix, scores
     from ..records import label_ids, read_records
     from ..tasks.classification import Classifier, show_scores
+    from ..text import check_encoding, lines_of
 
-    rows = read_records(options.data, options.text, options.label) if options.data else None
+    check_encoding(options.encoding)
+    words = options.text, options.label, options.encoding, options.skip_empty
+    rows = read_records(options.data, *words) if options.data else None
     if rows is None and options.label:
         raise ValueError("--label names a column of --data: give both")
     classify = Classifier(options.adapter, options.base, backend(options))
@@ -125,8 +135,12 @@ def predict(options: argparse.Namespace) -> None:
         return p
 
     if rows is None:
-        lines = (line.strip() for line in sys.stdin)
-        for texts in ([line] for line in lines if line) if sys.stdin.isatty() else [list(lines)]:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            given = None if options.encoding == "utf-8" else options.encoding
+            sys.stdin.reconfigure(encoding=given, errors="strict")
+        terminal = sys.stdin.isatty()
+        lines = (line for line in map(str.strip, lines_of(sys.stdin)) if line or not terminal)
+        while texts := list(islice(lines, 1 if terminal else AT_ONCE)):
             tell(texts)
         return
     p = tell(rows.texts, "classifying")
@@ -143,9 +157,10 @@ def sweep(options: argparse.Namespace) -> None:
     """Fine-tune at each of several ranks, with several seeds, and say which rank is enough."""
     keep_freed_memory()
     from .. import sweep as job
+    from ..tasks.data import show as tell
 
     words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads")}
-    job.show(job.sweep(backend=backend(options), **words), options.out)
+    job.show(job.sweep(backend=backend(options), tell=tell, **words), options.out)
 
 
 def generate(options: argparse.Namespace) -> None:
