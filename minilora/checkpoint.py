@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from .backend import Array, to_numpy
 from .process import LOCK
 
+LARGEST = 2**31  # bytes of a file that is read whole
 DTYPES = {  # of a .safetensors file -> NumPy's; BF16, which it lacks, by its bits
     "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2", "BOOL": "?",
     "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8",
@@ -45,11 +47,36 @@ def to_json(value: Any) -> bytes:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file. Raises OSError with its name, which a read that fails half-way does not give."""
+    """The content of a file, or of a pipe that something writes into.
+
+    Raises OSError with the name of the file, which a read that fails half-way does not give, and for a folder with the
+    names of files in it; ValueError for a device, which may have no end, and for more than LARGEST bytes.
+    """
+    named = str(path)
     try:
-        return path.read_bytes()
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            holds = ", ".join(sorted(x.name for x in path.iterdir() if x.is_file())[:3]) or "no file"
+            named = f"{path}, and a file is meant: it holds {holds}"
+        if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+            raise ValueError(f"{path} is a device, which may have no end: give a file")
+        data = read_pipe(path) if stat.S_ISFIFO(status.st_mode) else None
+        if (status.st_size if data is None else len(data)) > LARGEST:
+            raise ValueError(f"{path} is larger than the {LARGEST >> 30} GiB that are read: give a part of it")
+        return path.read_bytes() if data is None else data
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise OSError(error.errno, error.strerror, named) from error
+
+
+def read_pipe(path: Path) -> bytes:
+    """What is written into a pipe, up to a little more than LARGEST bytes; nothing, if nobody writes into it."""
+    parts, size = [], 0
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # not waiting for a writer
+        os.set_blocking(file.fileno(), True)
+        while size <= LARGEST and (part := file.read(2**20)):
+            parts.append(part)
+            size += len(part)
+    return b"".join(parts)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -154,16 +181,22 @@ def write_folder(path: str | Path, files: Mapping[str, bytes], replaces: Collect
 
 
 def write_files(path: str | Path, files: Mapping[str, bytes]) -> None:
-    """Put `files`, {name: content}, into the folder `path`, whatever else it holds. A new folder appears with all of
-    them, or not at all; in one that is there, each file is replaced whole, and none before all have been written.
+    """Put `files`, {name: content}, into the folder `path`, whatever else it holds; a name may be "folder/file". A new
+    folder appears with all of them, or not at all; in one that is there, each file is replaced whole, and none before
+    all have been written.
 
     Raises OSError for a disk that is full or read-only.
     """
     path = Path(path).absolute()
     with scratch(path) as folder:
+        inner = {Path(name).parent for name in files} - {Path()}
+        for parent in inner:
+            (folder / parent).mkdir()
         for name, content in files.items():
             write_whole(folder / name, content)
         if path.is_dir():
+            for parent in inner:
+                (path / parent).mkdir(exist_ok=True)
             for name in files:
                 os.replace(folder / name, path / name)
         else:

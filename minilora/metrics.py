@@ -22,11 +22,13 @@ def scores(matrix: np.ndarray) -> dict[str, Any]:
     accuracy = Σ Mᵢᵢ / Σ M      precisionᵢ = Mᵢᵢ / Σⱼ Mⱼᵢ      recallᵢ = Mᵢᵢ / Σⱼ Mᵢⱼ      F1ᵢ = 2 Mᵢᵢ / Σⱼ (Mᵢⱼ + Mⱼᵢ)
 
     0/0 is 0, as in scikit-learn: of a label that no one has or gets, nothing was found. macro_f1 is the mean of F1ᵢ.
+    majority is the accuracy of always giving the label that most texts have.
     """
     right, truth, guess = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     f1 = 2 * right / np.maximum(truth + guess, 1)
     return {
         "accuracy": float(right.sum() / max(1, matrix.sum())),
+        "majority": float(truth.max() / max(1, matrix.sum())),
         "precision": (right / np.maximum(guess, 1)).tolist(),
         "recall": (right / np.maximum(truth, 1)).tolist(),
         "f1": f1.tolist(),

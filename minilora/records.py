@@ -5,18 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .checkpoint import read_bytes
+from .tables import counted
+from .text import read_utf8
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+OTHERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}  # that a file may be separated by
 LINES = (".jsonl", ".ndjson")
+SHOWN = 5  # line numbers of an error
 REVIEWS = ("rotten_tomatoes", "imdb")  # Pang, Lee (2005); Maas et al. (2011)
 
 
@@ -25,38 +31,89 @@ class Records(NamedTuple):
     labels: list[str]  # of each text; empty where none was asked for
 
 
-def read_records(path: str | Path, text: str = "text", label: str | None = "label") -> Records:
+def read_records(
+    path: str | Path,
+    text: str = "text",
+    label: str | None = "label",
+    encoding: str = "utf-8",
+    skip_empty: bool = False,
+) -> Records:
     """The columns `text` and `label` (None: texts alone) of a .csv or .tsv file with a header, or the keys of a .jsonl.
 
-    "rotten_tomatoes" (8,530 sentences) and "imdb" (25,000 reviews) come in a package. Raises ImportError with the line
-    to run where it is missing, OSError for a file that cannot be read; ValueError, with the line, for one that is not
-    UTF-8 or is malformed, for a column that is not there, and for a row whose text or label is empty.
+    Labels in JSON may be numbers, true and false. A table separated by something else than its name says is read, and
+    warned of, if both columns are then found. `skip_empty` leaves out the rows whose text or label is empty, and says
+    how many. "rotten_tomatoes" (8,530 sentences) and "imdb" (25,000 reviews) come in a package.
+
+    Raises ImportError with the line to run where it is missing, OSError for a file that cannot be read; ValueError,
+    with the line, for one that is not in `encoding` or is malformed, for a column that is not there, and for rows whose
+    text or label is empty, all at once.
     """
     if path in REVIEWS:
         return reviews(str(path))
     path = Path(path)
-    rows = json_rows(path) if path.suffix in LINES else table_rows(path)
-    records = Records([], [])
+    wanted = [text] if label is None else [text, label]
+    rows = json_rows(path, encoding) if path.suffix.lower() in LINES else table_rows(path, wanted, encoding)
+    records, empty = Records([], []), dict[str, list[int]]()
     for line, row in rows:
-        for column, values in ((text, records.texts), (label, records.labels)):
-            if column is None:
-                continue
-            if column not in row:
-                raise ValueError(f"{path} line {line} has no {column!r}: there are {', '.join(map(repr, row))}")
-            value = row[column]
-            if isinstance(value, bool | int) and column == label:
-                value = str(value)
-            if not isinstance(value, str) or not value.strip():
-                what = "is empty" if value is None or isinstance(value, str) else f"is {value!r:.40}, and no text"
-                raise ValueError(f"{path} line {line}: {column!r} {what}: fill it in, or take the row out")
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise ValueError(f"{path} line {line}: {column!r} holds half a letter, a lone surrogate") from None
-            values.append(value if column == text else value.strip())
+        cells = [cell(path, line, row, column, column == label) for column in wanted]
+        if all(cells):
+            records.texts.append(cells[0])
+            records.labels.extend(value.strip() for value in cells[1:])
+        for column, value in zip(wanted, cells, strict=True):
+            if not value:
+                empty.setdefault(column, []).append(line)
+    left_out = len(set().union(*empty.values()))
+    if empty and not skip_empty:
+        raise ValueError(f"{path}: {where_empty(empty)}: fill them in, or leave these rows out with --skip-empty")
     if not records.texts:
-        raise ValueError(f"{path} holds no rows")
+        raise ValueError(f"{path} holds no rows{' but empty ones' if empty else ''}")
+    if empty:
+        warnings.warn(f"{path}: rows with an empty cell are left out, {left_out} in all", stacklevel=2)
     return records
+
+
+def cell(path: Path, line: int, row: dict[str, Any], column: str, is_label: bool) -> str:
+    """The text in a column of a row, "" for an empty one. Raises ValueError for what is no text."""
+    if column not in row:
+        raise ValueError(f"{path} line {line} {no_column(column, row)}")
+    value = row[column]
+    if is_label and isinstance(value, bool | int | float):
+        value = str(value) if value == value else ""  # NaN is how pandas writes nothing
+    if is_empty(value):
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{path} line {line}: {column!r} is {value!r:.40}, and no text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{path} line {line}: {column!r} holds half a letter, a lone surrogate") from None
+    return value
+
+
+def no_column(column: str, columns: Iterable[str]) -> str:
+    """That a column is not there, which are, and which may be meant."""
+    there = {name.strip().casefold(): name for name in columns}
+    near = get_close_matches(column.strip().casefold(), there, 1)
+    meant = f"; did you mean {there[near[0]]!r}?" if near else ""
+    return f"has no {column!r}: there are {shortened(', '.join(map(repr, columns)))}{meant}"
+
+
+def shortened(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def where_empty(empty: Mapping[str, Sequence[int]]) -> str:
+    """'text' is empty in 3 rows, on lines 2, 5, 9: of {column: the lines where it is}."""
+    found = []
+    for column, lines in empty.items():
+        some = ", ".join(map(str, lines[:SHOWN])) + (", ..." if len(lines) > SHOWN else "")
+        if lines:
+            found.append(f"{column!r} is empty in {counted(len(lines), 'row')}, on line{'s' * (len(lines) > 1)} {some}")
+    return "; ".join(found)
 
 
 def reviews(name: str) -> Records:
@@ -69,29 +126,70 @@ def reviews(name: str) -> Records:
     return Records([row["text"] for row in rows], [("negative", "positive")[int(row["label"])] for row in rows])
 
 
-def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, {column: value}) of a .csv or .tsv file."""
-    if path.suffix not in SEPARATORS:
+def table_rows(path: Path, wanted: Sequence[str] = (), encoding: str = "utf-8") -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, {column: value}) of a .csv or .tsv file; the columns `wanted` decide what separates it, if they are found
+    by another separator than the one of its name."""
+    if path.suffix.lower() not in SEPARATORS and not path.is_dir():
         raise ValueError(f"{path}: the name of a data file ends in {', '.join([*SEPARATORS, *LINES])}")
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(decoded(path), newline=""), delimiter=SEPARATORS[path.suffix], strict=True)
+    stream = decoded(path, encoding, newline="")
+    first = stream.readline()
+    separator, told = separator_of(path, first, wanted), first.startswith("sep=")  # which Excel writes, and reads
+    if not told:
+        stream.seek(0)
+    reader = csv.reader(stream, delimiter=separator, strict=True)
     try:
         header = next(reader, [])
         twice = next((name for name, n in Counter(header).items() if n > 1), None)
         if twice is not None:
             raise ValueError(f"{path} has two columns called {twice!r}: rename one")
+        missing = next((column for column in wanted if column not in header), None)
+        if missing is not None and header:
+            raise ValueError(f"{path} {no_column(missing, header)}")
         for row in reader:
+            line = reader.line_num + told
             if row and len(row) != len(header):
-                raise ValueError(f"{path} line {reader.line_num}: {len(row)} fields, and the header has {len(header)}")
+                raise ValueError(f"{path} line {line}: {len(row)} fields, and the header has {len(header)}")
             if row:
-                yield reader.line_num, dict(zip(header, row, strict=True))
+                yield line, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise ValueError(f"{path} line {reader.line_num} is malformed: {error}") from None
 
 
-def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def separator_of(path: Path, first: str, wanted: Sequence[str]) -> str:
+    """What separates the columns of a table whose first line is `first`."""
+    if first.startswith("sep=") and first[4:5].strip("\r\n"):
+        return first[4]
+    usual = SEPARATORS[path.suffix.lower()]
+    columns = {mark: next(csv.reader([first], delimiter=mark), []) for mark in (usual, *OTHERS)}
+    found = next((mark for mark in columns if set(wanted) <= set(columns[mark])), None)
+    if found is None and len(columns[usual]) == 1:  # a column may be misspelt
+        found = max(columns, key=lambda mark: len(columns[mark]))
+    if found in (None, usual):
+        return usual
+    warnings.warn(f"{path} is separated by {OTHERS[found]}, and read so", stacklevel=2)
+    return found
+
+
+def columns_of(text: str) -> list[str]:
+    """The columns of a text that seems to be a table, or JSON lines; none of prose."""
+    lines = text.splitlines()[:5] or [""]
+    try:
+        first = json.loads(lines[0])
+        return list(first) if isinstance(first, dict) else []
+    except (ValueError, RecursionError):
+        pass
+    for mark in OTHERS:
+        header, *rows = csv.reader(lines, delimiter=mark)
+        named = len(set(header)) == len(header) > 1 and all(0 < len(name.split()) < 4 for name in header)
+        if named and len(rows) > 1 and all(len(row) == len(header) for row in rows):
+            return header
+    return []
+
+
+def json_rows(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, object) of a file of JSON lines."""
-    for number, line in enumerate(decoded(path).split("\n"), 1):
+    for number, line in enumerate(decoded(path, encoding, newline="\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)
@@ -102,21 +200,31 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
-def decoded(path: Path) -> str:
-    data = read_bytes(path)
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path} line {line} is not UTF-8: save the file in that encoding") from None
+def decoded(path: Path, encoding: str, newline: str) -> io.TextIOWrapper:
+    """The lines of a text file, ends of lines as they are: of all of it there are the bytes alone."""
+    return io.TextIOWrapper(io.BytesIO(read_utf8(path, encoding)), "utf-8", newline=newline)
 
 
 def label_names(labels: Iterable[str]) -> list[str]:
-    """The labels in order, as the outputs of a head. Raises ValueError when there are fewer than two."""
+    """The labels as the outputs of a head: in the order of their numbers where all are numbers, else of their letters.
+
+    Raises ValueError when there are fewer than two.
+    """
     names = sorted(set(labels))
     if len(names) < 2:
         raise ValueError(f"the only label is {', '.join(map(repr, names))}: a classifier needs two or more")
-    return names
+    try:
+        return sorted(names, key=as_number)
+    except ValueError:
+        return names
+
+
+def as_number(label: str) -> float:
+    """Raises ValueError for a label that is no finite number."""
+    number = float(label)
+    if not math.isfinite(number):
+        raise ValueError(f"{label!r} is not a finite number")
+    return number
 
 
 def label_ids(labels: Iterable[str], names: Sequence[str], source: str | Path) -> np.ndarray:

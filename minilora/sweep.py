@@ -11,7 +11,7 @@ import math
 import os
 import statistics
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stderr
 from importlib import import_module
 from pathlib import Path
@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from . import text
 from .accounting import count_parameters
 from .checkpoint import check_free, check_writable, read_json, to_json, write_whole
 from .lora import attach_lora
 from .plots import sweep_figure
-from .pretrained import base_hash, load_pretrained
+from .pretrained import base_hash, load_pretrained, load_tokenizer
 from .process import end_with, folder_lock
 from .tables import counted, numbers_right, wide_console
-from .tasks.language_model import finetune, text_hash
+from .tasks.data import Numbers, warn
+from .tasks.language_model import check_windows, finetune, read_text
 from .tasks.runs import CHECKPOINT, SETTINGS, check_settings, progress, read_settings
 
 JSON, PNG = "sweep.json", "sweep.png"
@@ -45,6 +45,7 @@ def sweep(
     jobs: int = 2,
     shards: int = 1,
     resume: bool = False,
+    tell: Callable[[Numbers], None] | None = None,
     backend: ModuleType = np,
     **options: Any,
 ) -> dict[str, Any]:
@@ -59,7 +60,8 @@ def sweep(
     text once training began, in bits per byte. A cell whose numbers blow up has failed and the others go on; its rank
     has no mean, which would be one over the lucky seeds.
 
-    Raises ValueError, OSError or ImportError for bad input, before anything is made; FloatingPointError, after
+    `tell` is called before the first cell with the numbers of the data, which data.show prints. Raises ValueError,
+    OSError or ImportError for bad input, before anything is made; FloatingPointError, after
     sweep.json is written, when no rank finished with every seed.
     """
     out, ranks = Path(out), sorted(ranks)
@@ -69,7 +71,7 @@ def sweep(
     options = defaults | options | {"base": base, "data": data, "shards": shards, "backend": backend}
     grid = [{"rank": rank, "seed": seed} for rank in ranks for seed in range(seeds)]
     with folder_lock(out) as killed:
-        trainable = check(out, grid, options, resume, killed)
+        trainable = check(out, grid, options, resume, killed, tell)
         try:
             outcomes = run(out, grid, options, jobs)
         except KeyboardInterrupt:
@@ -103,11 +105,18 @@ def begun(out: Path, grid: list[dict[str, int]]) -> list[dict[str, int]]:
     return [cell for cell in grid if (folder_of(out, cell) / SETTINGS).is_file()]
 
 
-def check(out: Path, grid: list[dict[str, int]], options: dict[str, Any], resume: bool, killed: bool) -> dict[int, int]:
+def check(
+    out: Path,
+    grid: list[dict[str, int]],
+    options: dict[str, Any],
+    resume: bool,
+    killed: bool,
+    tell: Callable[[Numbers], None] | None = None,
+) -> dict[int, int]:
     """Find what is wrong with the input while nothing is made; return the trainable parameters of each rank.
     A sweep that was `killed` before its first cell began can be resumed too.
 
-    The rest, such as a text too short for a batch, finetune finds in the first cell, before it makes a folder.
+    `tell` is called with the numbers of the data. What is left, finetune finds before it makes a folder.
     """
     try:
         import joblib  # noqa: F401
@@ -122,19 +131,34 @@ def check(out: Path, grid: list[dict[str, int]], options: dict[str, Any], resume
         check_writable(out, (JSON, PNG))
     else:
         raise FileNotFoundError(f"{out} holds no cell of this sweep to resume: start it without --resume")
-    split = text.python_source() if options["data"] == "builtin" else text.read_text(options["data"])
+    length = options["length"]
+    lesson = read_text(
+        options["data"], load_tokenizer(options["base"]), options["batch"], length, 0, options["encoding"]
+    )
+    warn(lesson.parts)
     shape = {key: options[key] for key in ("targets", "alpha", "dropout", "rslora")}
     trainable = {}
     for rank in sorted({cell["rank"] for cell in grid}):
         model = load_pretrained(options["base"])
+        check_windows(model, length)
         attach_lora(model, r=rank, rng=np.random.default_rng(0), **shape)
         trainable[rank] = count_parameters(model)["trainable"]
-    others = "read", "backend", "checkpoint_every", "recompute", "resume"  # they change no byte, or are no option
+    others = (
+        "read",
+        "encoding",
+        "tell",
+        "backend",
+        "checkpoint_every",
+        "recompute",
+        "resume",
+    )  # they change no byte, or are no option
     settings = {key: value for key, value in options.items() if key not in others}
-    settings |= {"base_sha256": base_hash(model), "data_sha256": text_hash(split)}
+    settings |= {"base_sha256": base_hash(model), "data_sha256": lesson.sha256}
     for cell in cells:
         if (folder_of(out, cell) / CHECKPOINT).is_file():  # or it starts again
             check_settings(folder_of(out, cell), settings | cell)
+    if tell:
+        tell({"length": length, "parts": lesson.parts})
     return trainable
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -21,7 +21,7 @@ def printable(text: str, longest: int = 600) -> str:
     return line if len(line) <= longest else f"{line[: longest - 200]} ... {line[-200:]}"
 
 
-def wide_console(width: int = 120) -> Any:
+def wide_console(width: int = 120, file: TextIO | None = None) -> Any:
     """A rich Console that takes text as it is. Into a file it writes lines of `width`, not of a narrow terminal."""
     from rich.console import Console as RichConsole
 
@@ -32,7 +32,7 @@ def wide_console(width: int = 120) -> Any:
         def on_broken_pipe(self) -> None:
             raise  # rich would exit with 1, the code of a gradient that is wrong
 
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, file=file)
     if not console.is_terminal:
         console.width = width
     return console

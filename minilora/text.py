@@ -6,19 +6,45 @@ can be set beside zlib's.
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
 from .checkpoint import read_bytes
 from .ops import IGNORE
 from .transformer import Config
+
+PIECE = 2**20  # bytes that are decoded at a time
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # which begins with UTF-16's
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+ENCODINGS = [
+    "utf-16",
+    "utf-8",
+    "utf-32",
+    "latin-1",
+    "cp1252",
+    "gb18030",
+    "gbk",
+    "shift-jis",
+    "big5",
+    "euc-kr",
+    "euc-jp",
+]
+ENCODINGS += ["cp1250", "cp1251", "cp1253", "cp1254", "koi8-r", "iso-8859-1", "iso-8859-15", "mac-roman", "ascii"]
+ASIAN = ["gb18030", "shift_jis", "big5", "euc_kr"]
 
 
 class Batch(NamedTuple):
@@ -71,28 +97,81 @@ def deal(documents: dict[str, bytes], by_paragraph: bool = False) -> Split:
     return Split(train_text, *held_out)
 
 
-def read_text(path: str | Path) -> Split:
+def read_text(path: str | Path, encoding: str = "utf-8") -> Split:
     """A text file, cut in order: 8 parts in 10 to train on, one to validate, one to test. Raises as read_whole does."""
-    data = read_whole(path)
+    data = read_whole(path, encoding)
     first, second = len(data) * 8 // 10, len(data) * 9 // 10
     return Split(data[:first], data[first:second], data[second:])
 
 
-def read_whole(path: str | Path) -> bytes:
-    """A text file, its lines ended by a line feed.
-
-    Raises ValueError for a file that is empty or no UTF-8 text, OSError for one that cannot be read.
-    """
-    data = read_bytes(Path(path)).replace(b"\r\n", b"\n")
+def read_whole(path: str | Path, encoding: str = "utf-8") -> bytes:
+    """A text file in UTF-8, its lines ended by a line feed. Raises ValueError for an empty file, and as read_utf8."""
+    data = read_utf8(Path(path), encoding).replace(b"\r\n", b"\n")
     if not data:
         raise ValueError(f"{path} is empty")
-    try:
-        binary = "\0" in data.decode()
-    except UnicodeDecodeError:
-        binary = True
-    if binary:
-        raise ValueError(f"{path} is not UTF-8 text")
     return data
+
+
+def read_utf8(path: Path, encoding: str = "utf-8") -> bytes:
+    """A text file in UTF-8, without a byte order mark. The file is in `encoding`, unless such a mark says another.
+
+    Raises ValueError for an unknown encoding; with the line and the encodings that fit, for a file in another one; for
+    a file that is no text; and OSError and ValueError as read_bytes does.
+    """
+    check_encoding(encoding)
+    data = read_bytes(path)
+    mark, encoding = next(((mark, name) for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), (b"", encoding))
+    data = data[len(mark) :] if mark else data
+    decoder, parts, keep = codecs.getincrementaldecoder(encoding)(), [], codecs.lookup(encoding).name == "utf-8"
+    for start in range(0, len(data) + 1, PIECE):  # never all of it as a str, of up to four bytes a letter
+        waiting = len(decoder.getstate()[0])
+        try:
+            part = decoder.decode(data[start : start + PIECE], final=start + PIECE > len(data))
+            encoded = b"" if keep else part.encode()
+        except UnicodeError as error:
+            place = start - waiting + (error.start if isinstance(error, UnicodeDecodeError) else 0)
+            line = data.count(b"\n", 0, place) + 1
+            raise ValueError(f"{path} line {line} is not {encoding.upper()}: {advice(data)}") from None
+        if "\0" in part:
+            raise ValueError(f"{path} is not {encoding.upper()} text: {advice(data)}")
+        parts.append(encoded)
+    return data if keep else b"".join(parts)
+
+
+def check_encoding(name: str) -> None:
+    """Raise ValueError unless Python knows a text encoding of this name."""
+    try:
+        b"ab".decode(name, "replace")
+    except (LookupError, ValueError):
+        near = get_close_matches(name.lower().replace("_", "-"), ENCODINGS, 1)
+        meant = f"did you mean {near[0]}?" if near else f"give one such as {', '.join(ENCODINGS[:5])}"
+        raise ValueError(f"the encoding {name!r:.40} is not known: {meant}") from None
+
+
+def advice(data: bytes) -> str:
+    """In which encodings `data` may be, likeliest first, and what to do."""
+    sample = np.frombuffer(data[:PIECE], np.uint8)
+    if not sample.all():
+        first, second = np.count_nonzero(sample[: len(sample) & ~1].reshape(-1, 2) == 0, axis=0)
+        found = ["utf-16-be" if first else "utf-16-le"]
+        if first and second:
+            return "it holds bytes of 0, as no text does"
+    else:
+        many = np.mean(sample >= 128) > 0.2  # letters of a script that is not Latin
+        likely = [*ASIAN, "cp1251", "cp1252"] if many else ["cp1252", *ASIAN, "latin-1"]
+        found = [name for name in likely if is_in(sample.tobytes(), name)][:2]
+    if not found:
+        return "save it as UTF-8"
+    looks = " or ".join(f"{name} (Windows' Latin-1)" if name == "cp1252" else name for name in found)
+    return f"it looks like {looks}; say which, as --encoding {found[0]}, or save it as UTF-8"
+
+
+def is_in(data: bytes, encoding: str) -> bool:
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(data)  # the end may be cut
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def encode(text: str | bytes | np.ndarray) -> np.ndarray:
@@ -102,8 +181,12 @@ def encode(text: str | bytes | np.ndarray) -> np.ndarray:
     """
     if isinstance(text, np.ndarray):
         return text
-    data = text.encode(errors="surrogateescape") if isinstance(text, str) else text
-    return np.frombuffer(data, dtype=np.uint8).astype(np.int64)
+    return as_array(text.encode(errors="surrogateescape") if isinstance(text, str) else text).astype(np.int64)
+
+
+def as_array(data: bytes | np.ndarray) -> np.ndarray:
+    """Bytes as the uint8 that they are, in place; ids of a tokenizer as they are."""
+    return data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
 
 
 def check_vocabulary(config: Config) -> None:
@@ -126,11 +209,11 @@ def random_windows(data: bytes | np.ndarray, batch: int, length: int, seed: int)
         raise ValueError(
             f"{len(data)} tokens are less than one batch of {batch} windows of {length}: more text, or smaller batches"
         )
-    tokens = encode(data)
+    tokens = as_array(data)
 
     def at(step: int) -> Batch:
         starts = np.random.default_rng([seed, step]).integers(0, len(tokens) - length, batch)
-        windows = tokens[starts[:, None] + np.arange(length + 1)]
+        windows = tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
         return Batch(windows[:, :-1], windows[:, 1:])
 
     return at
@@ -141,19 +224,22 @@ def all_windows(data: bytes | np.ndarray, batch: int, length: int) -> Iterator[B
 
     Windows overlap by half, and what a window shares with the one before it counts for nothing.
     """
-    tokens, stride = encode(data), max(1, length // 2)
+    tokens, stride = as_array(data), max(1, length // 2)
     overlap = length - stride
     ids, targets = [], []
     for start in range(0, max(1, len(tokens) - 1 - overlap), stride):
-        window = tokens[start : start + length + 1]
+        window = tokens[start : start + length + 1].astype(np.int64)
         label = window[1:].copy()
         if start:
             label[:overlap] = IGNORE
         rest = length - len(label)
         ids.append(np.pad(window[:-1], (0, rest)))
         targets.append(np.pad(label, (0, rest), constant_values=IGNORE))
-    for i in range(0, len(ids), batch):
-        yield Batch(np.stack(ids[i : i + batch]), np.stack(targets[i : i + batch]))
+        if len(ids) == batch:
+            yield Batch(np.stack(ids), np.stack(targets))
+            ids, targets = [], []
+    if ids:
+        yield Batch(np.stack(ids), np.stack(targets))
 
 
 def take(texts: Batch, rows: np.ndarray) -> Batch:
@@ -202,6 +288,20 @@ def by_length(rows: np.ndarray, lengths: np.ndarray, batch: int) -> list[np.ndar
 
 def lengths_of(texts: Batch) -> np.ndarray:
     return np.full(len(texts.ids), texts.ids.shape[1]) if texts.padding is None else texts.padding.sum(axis=1)
+
+
+def lines_of(stream: TextIO) -> Iterator[str]:
+    """The lines of a stream, without a byte order mark. Raises ValueError for one in another encoding, and for a line
+    of more than PIECE letters: a stream need not have an end."""
+    mark = "\ufeff"
+    try:
+        while line := stream.readline(PIECE + 1):
+            if len(line) > PIECE:
+                raise ValueError(f"a line has more than {PIECE:,} letters: put one text on each line")
+            yield line.removeprefix(mark)
+            mark = ""
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not {error.encoding.upper()}: {advice(error.object)}") from None
 
 
 def excerpts(data: bytes, size: int, pieces: int = 16) -> bytes:

@@ -16,8 +16,16 @@ import numpy as np
 
 from . import text as bytes_of
 from .chat_template import render
-from .checkpoint import read_json, to_json
+from .checkpoint import read_bytes, read_json, to_json
 
+AT_ONCE = 4096  # texts: beside each token, the package keeps a hundred bytes for as long as it encodes
+KEPT = ("add_prefix_space", "split_special_tokens", "truncation_side")  # settings that a tokenizer.json cannot hold
+FILES = (  # of a model folder: what transformers makes its tokenizer of, and where a text ends
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+    "chat_template.json", "generation_config.json",
+)  # fmt: skip
+TEMPLATES = "additional_chat_templates"  # a folder of more, by name
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a byte, in the vocabularies that fall back on bytes
 
 
@@ -28,15 +36,19 @@ class TextBatch(NamedTuple):
     padding: np.ndarray  # (B, T) bool, True for a real token
     segments: np.ndarray  # (B, T) int64, 1 in the second text of a pair
     cut: np.ndarray  # (B,) bool, True for a text that was too long
+    lengths: np.ndarray  # (B,) int64, the tokens of each before it was cut
 
 
 class Tokenizer:
-    """Text to ids and back. `bos`, `eos` and `pad` are ids, or None; `vocab` is the number of ids."""
+    """Text to ids and back. `bos`, `eos`, `pad` and `unknown`, which stands for what the vocabulary does not
+    have, are ids, or None; `special` are the ids that are no text, `vocab` is the number of ids."""
 
     vocab: int
     bos: int | None = None
     eos: int | None = None
     pad: int | None = None
+    unknown: int | None = None
+    special: frozenset[int] = frozenset()
 
     def encode(self, text: str, special: bool = True) -> np.ndarray:
         """(N,) int64. `special` adds what the model expects around a text ([CLS] ... [SEP], <s> ...)."""
@@ -64,7 +76,8 @@ class Tokenizer:
         raise ValueError("this model has no chat template: it continues a text, it does not answer messages")
 
     def files(self) -> dict[str, bytes]:
-        """{file name: content} of a folder out of which read_tokenizer makes the same again; none for bytes."""
+        """{file name: content} of a folder out of which read_tokenizer makes the same again; none for bytes. Those that
+        it was read from, if it was, byte for byte."""
         return {}
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
@@ -100,6 +113,7 @@ class ByteTokenizer(Tokenizer):
     """The ids are the bytes, 0..255: nothing to load, and no special tokens."""
 
     vocab = 256
+    pad = 0  # a byte that no text has
 
     def encode(self, text: str, special: bool = True) -> np.ndarray:
         return bytes_of.encode(text)
@@ -111,27 +125,39 @@ class ByteTokenizer(Tokenizer):
         if any(not isinstance(text, str) for text in texts):
             raise ValueError("bytes have no token that parts a pair of texts: give one text for each row")
         rows = [self.encode(text) for text in texts if isinstance(text, str)]
-        cut = [length is not None and len(row) > length for row in rows]
-        return padded([row[:length] for row in rows], [np.zeros(len(row[:length])) for row in rows], cut, 0)
+        lengths = [len(row) for row in rows]
+        return padded([row[:length] for row in rows], [np.zeros(len(row[:length])) for row in rows], lengths, 0)
 
 
 class SubwordTokenizer(Tokenizer):
     """A tokenizer of the `tokenizers` package, its ids and its chat template by name.
 
-    `names` holds the special tokens, {"bos_token": "<s>", ...}; `ends` more ids that end a text.
+    `names` holds the special tokens, {"bos_token": "<s>", ...}; `ends` more ids that end a text; `settings` what a
+    tokenizer_config.json says of truncation and special tokens; `folder` is where it was read from.
     Raises ValueError for a special token that is not in the vocabulary.
     """
 
     def __init__(
-        self, splitter: Any, names: Mapping[str, str], template: str | None = None, ends: Iterable[int] = ()
+        self,
+        splitter: Any,
+        names: Mapping[str, str],
+        template: str | None = None,
+        ends: Iterable[int] = (),
+        folder: Path | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
+        self.settings = {key: settings[key] for key in KEPT if key in settings} if settings else {}
+        cut = splitter.truncation or {}
+        self.truncation_side = self.settings.setdefault("truncation_side", cut.get("direction", "right"))
         splitter.no_truncation()  # a file may carry what its author last used
         splitter.no_padding()
         self.splitter, self.names, self.template = splitter, dict(names), template
         self.vocab = 1 + max(splitter.get_vocab().values(), default=-1)
         self.special = frozenset(i for i, token in splitter.get_added_tokens_decoder().items() if token.special)
         self.bos, self.eos, self.pad = (self._id(f"{name}_token") for name in ("bos", "eos", "pad"))
-        self.ends = frozenset(ends)
+        self.ends, self.folder = frozenset(ends), folder
+        named = getattr(splitter.model, "unk_token", self.names.get("unk_token"))  # a unigram model has no such name
+        self.unknown = None if named is None else splitter.token_to_id(named)
         self.encode("a")  # some damaged files are found only now
 
     def _id(self, name: str) -> int | None:
@@ -158,13 +184,17 @@ class SubwordTokenizer(Tokenizer):
             around = self.splitter.num_special_tokens_to_add(is_pair=any(isinstance(row, tuple) for row in rows))
             if length <= around:
                 raise ValueError(f"length = {length} has no room for a text: {around} special tokens stand around it")
-            self.splitter.enable_truncation(length)
+            self.splitter.enable_truncation(length, direction=self.truncation_side)
+        ids, segments, lengths = [], [], []
         try:
-            found = refusing(self.splitter.encode_batch, rows)
+            for start in range(0, len(rows), AT_ONCE):
+                for one in refusing(self.splitter.encode_batch, rows[start : start + AT_ONCE]):
+                    ids.append(np.array(one.ids, np.int32))
+                    segments.append(np.array(one.type_ids, np.int8))
+                    lengths.append(len(one.ids) + sum(rest.special_tokens_mask.count(0) for rest in one.overflowing))
         finally:
             self.splitter.no_truncation()
-        cut = [bool(one.overflowing) for one in found]
-        return padded([one.ids for one in found], [one.type_ids for one in found], cut, self.pad or 0)
+        return padded(ids, segments, lengths, self.pad or 0)
 
     @cached_property
     def stop(self) -> frozenset[int]:
@@ -187,7 +217,9 @@ class SubwordTokenizer(Tokenizer):
         return render(self.template, messages=said, add_generation_prompt=reply, **self.names)
 
     def files(self) -> dict[str, bytes]:
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.names}
+        if self.folder is not None:
+            return tokenizer_files(self.folder)
+        settings = {**self.settings, "tokenizer_class": "PreTrainedTokenizerFast", **self.names}
         if self.template is not None:
             settings["chat_template"] = self.template
         ends = {"eos_token_id": sorted(self.stop)} if self.stop else {}
@@ -204,10 +236,11 @@ class SubwordTokenizer(Tokenizer):
         return BYTE_TOKEN.fullmatch(self.splitter.id_to_token(int(i))) is not None
 
 
-def padded(ids: Sequence[Any], segments: Sequence[Any], cut: Sequence[bool], pad: int) -> TextBatch:
-    """Rows of different lengths as one TextBatch."""
-    shape = len(ids), max(map(len, ids), default=0)
-    batch = TextBatch(np.full(shape, pad), np.zeros(shape, bool), np.zeros(shape, np.int64), np.array(cut, bool))
+def padded(ids: Sequence[Any], segments: Sequence[Any], lengths: Sequence[int], pad: int) -> TextBatch:
+    """Rows of different lengths as one TextBatch; `lengths` before they were cut."""
+    shape, before = (len(ids), max(map(len, ids), default=0)), np.array(lengths, np.int64)
+    cut = before > np.array([len(row) for row in ids], np.int64)
+    batch = TextBatch(np.full(shape, pad), np.zeros(shape, bool), np.zeros(shape, np.int64), cut, before)
     for row, (row_ids, row_segments) in enumerate(zip(ids, segments, strict=True)):
         batch.ids[row, : len(row_ids)] = row_ids
         batch.padding[row, : len(row_ids)] = True
@@ -225,33 +258,46 @@ def checked(text: str) -> str:
 
 
 def read_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder: tokenizer.json, and what the files beside it say of its tokens.
+    """The tokenizer of a Hugging Face folder: tokenizer.json, and what the files beside it say, as transformers reads
+    them (tokenizer_classes).
 
     Raises ImportError where a package is missing, FileNotFoundError for a folder without a tokenizer.json, ValueError
-    for files that are damaged or name a token that is not there.
+    for files that are damaged, and for settings that are not followed.
     """
     folder = Path(folder)
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the text cannot be turned into the ids of this model")
-    settings, older, config, generation = (
+    settings, special_tokens_map, added_tokens, config, generation = (
         read_json(folder / name) if (folder / name).is_file() else {}
-        for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json", "generation_config.json")
-    )
-    named = {key: value for key, value in (older | settings).items() if re.fullmatch("[a-z]+_token", key)}
-    texts = {key: token.get("content") if isinstance(token, dict) else token for key, token in named.items()}
+        for name in (
+            "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
+            "generation_config.json",
+        )
+    )  # fmt: skip
+    from .tokenizer_classes import build  # which no model over bytes needs
+
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     package = tokenizers()
     try:
-        splitter = refusing(package.Tokenizer.from_str, path.read_text(encoding="utf-8"))
+        content = path.read_text(encoding="utf-8")
+        splitter, names = refusing(build, package, content, settings, special_tokens_map, added_tokens, config)
         return SubwordTokenizer(
             splitter,
-            {key: text for key, text in texts.items() if isinstance(text, str)},
+            names,
             chat_template(folder, settings.get("chat_template")),
             [i for i in (ends if isinstance(ends, list) else [ends]) if isinstance(i, int)],
+            folder,
+            settings,
         )
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """{file name: content} of those of FILES, and the named templates, that are in a folder."""
+    paths = [*(folder / name for name in FILES), *sorted((folder / TEMPLATES).glob("*.jinja"))]
+    return {path.relative_to(folder).as_posix(): read_bytes(path) for path in paths if path.is_file()}
 
 
 def chat_template(folder: Path, setting: Any) -> str | None:

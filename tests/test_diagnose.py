@@ -442,3 +442,9 @@ def test_a_gradient_that_raises_is_told_the_shapes_that_it_is_given():
         ValueError, match=r"grad raises ValueError: .*; low_rank calls it with dy \(5, 3, 6\), x \(5, 3, 8\)"
     ):
         diagnose(lambda dy, x, A, B, **_: (dy @ B @ A, (B.T @ dy.T) @ x, dy.T @ (x @ A.T)), "low_rank")
+
+
+def test_a_language_without_words_is_refused_and_the_others_named():
+    found = diagnose(learner(BANK["linear"]), BANK["linear"])
+    with pytest.raises(ValueError, match="no words in 'fr', only in 'en' and 'zh'"):
+        found.text("fr")

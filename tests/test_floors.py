@@ -17,6 +17,7 @@ FLOORS = [
         "checkpoint",
         "text",
         "tokenizer",
+        "tokenizer_classes",
         "chat_template",
         "plots",
         "accounting",

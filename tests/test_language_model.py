@@ -86,7 +86,7 @@ def test_a_text_is_told_in_the_tokens_of_the_base_and_judged_by_the_byte(here, c
 def test_tokens_of_a_text_that_was_cut_anywhere_are_those_of_its_whole_letters(written, start, stop):
     cut = written.encode()[start:stop]
     assert CHAT.decode(language_model.tokens_of(cut, CHAT)) == cut.decode(errors="ignore")
-    assert bytes(language_model.tokens_of(cut, MADE["bytes"]).tolist()) == cut
+    assert language_model.tokens_of(cut, MADE["bytes"]) == cut
 
 
 def test_samples_are_what_the_base_and_the_adapted_model_add_to_a_held_out_text(here, capfd):
@@ -168,6 +168,21 @@ def test_beside_others_in_a_padded_batch_an_answer_has_the_loss_and_gradients_th
     assert evaluate(model, [side_by_side(examples[:1])]) == pytest.approx(np.mean(by_hand), rel=1e-12)
 
 
+@pytest.mark.parametrize("name", ["byte_level", "word_piece", "byte_fallback"])
+def test_a_long_text_has_the_same_tokens_encoded_in_pieces(name, monkeypatch):
+    words = (text.english().test[:6000].decode(errors="ignore") + " 2024's  end\n\n好的 — é. a b ab " * 9).encode()
+    whole = MADE[name].encode(words.decode(), special=False)
+    encoded, encode = [], MADE[name].encode
+    monkeypatch.setattr(language_model, "PIECE", 500)
+    monkeypatch.setattr(
+        MADE[name], "encode", lambda part, special=True: encoded.append(len(part)) or encode(part, special)
+    )
+    found = language_model.tokens_of(words, MADE[name])
+    assert np.array_equal(found, whole)
+    assert max(encoded) < 1000
+    assert found.dtype.itemsize == 2
+
+
 # ---- what is cut ----
 
 
@@ -242,19 +257,41 @@ def test_answers_are_learned_and_what_comes_next_can_be_pasted(here, capfd, monk
     assert capfd.readouterr().out == "yes\n"
 
 
+def test_a_template_that_prints_the_date_is_resumed_on_another_day_and_another_template_or_file_is_not(
+    here, capfd, monkeypatch
+):
+    chat = SubwordTokenizer.chat
+
+    def on(day: str) -> None:
+        monkeypatch.setattr(SubwordTokenizer, "chat", lambda *given, **more: f"Today is {day}. {chat(*given, **more)}")
+
+    on("Monday")
+    assert main(INSTRUCT) == 0
+    on("Tuesday")
+    assert main([*INSTRUCT, "--resume"]) == 0
+    capfd.readouterr()
+    pairs = (here / "pairs.jsonl").read_bytes()
+    write_pairs(here / "pairs.jsonl", [*PAIRS[:-1], {**PAIRS[-1], "answer": "It is not."}])
+    assert_refused(here, capfd, [*INSTRUCT, "--resume"], "the data is not the one that out was run with")
+    (here / "pairs.jsonl").write_bytes(pairs)
+    path = here / "base" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": f"Hello. {CHATML}"}))
+    assert_refused(here, capfd, [*INSTRUCT, "--resume"], "the tokenizer is not the one that out was run with")
+
+
 # ---- bad input ----
 
 GOOD = json.dumps(PAIRS[0])
 BAD_PAIRS: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "holds 0 examples, and 0 have an answer"),
     "only blank lines": ("\n\n", "holds 0 examples, and 0 have an answer within 128 tokens: 2 are needed"),
-    "another encoding": ("naïve".encode("latin-1"), r"pairs\.jsonl line 1 is not UTF-8: save"),
+    "another encoding": ("naïve".encode("latin-1"), r"pairs\.jsonl line 1 is not UTF-8: it looks like"),
     "no JSON": (f"{GOOD}\n\nx\n", r"pairs\.jsonl line 3 is not JSON: "),
     "nested too deep": (f"{GOOD}\n{'[' * 100_000}\n", r"pairs\.jsonl line 2 is not JSON: "),
     "a list": (f"{GOOD}\n[1]\n", r"line 2 is not a JSON object, \{"),
     "no answer": (f'{GOOD}\n{{"prompt": "x"}}\n', "line 2: there is no 'answer': write {\"prompt\""),
-    "an empty prompt": ('{"prompt": " ", "answer": "x"}', "line 1: 'prompt' is ' ', and not a text"),
-    "an empty answer": ('{"prompt": "x", "answer": ""}', "line 1: 'answer' is '', and not a text"),
+    "an empty prompt": ('{"prompt": " ", "answer": "x"}', "'prompt' is empty in 1 row, on line 1: fill them in"),
+    "an empty answer": ('{"prompt": "x", "answer": ""}\n' * 2, "'answer' is empty in 2 rows, on lines 1, 2: fill"),
     "a number": ('{"prompt": "x", "answer": 3}', "line 1: 'answer' is 3, and not a text"),
     "half a letter": ('{"prompt": "x", "answer": "\\ud83d"}', "line 1: character .* is half a letter"),
     "an answer that ends itself": (
@@ -297,7 +334,7 @@ def test_what_does_not_go_with_answers_is_refused_in_one_line(words, says, here,
     [
         (b"few words", "tokens are less than one batch of 2 windows of 8: more text, or smaller batches"),
         (b"qzxjvwkfy", "leaves 1 tokens to hold out: give more text"),
-        ("naïve ".encode("latin-1") * 99, "is not UTF-8 text"),
+        ("naïve ".encode("latin-1") * 99, "line 1 is not UTF-8: it looks like cp1252"),
     ],
 )
 def test_a_text_too_short_in_tokens_or_in_another_encoding_is_refused(content, says, here, capfd):

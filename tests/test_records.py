@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from minilora import text
 from minilora.metrics import confusion_matrix, paired_test, scores
-from minilora.records import label_ids, label_names, read_records, stratified_folds, stratified_split
+from minilora.records import columns_of, label_ids, label_names, read_records, stratified_folds, stratified_split
 from minilora.text import Batch
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip)
@@ -33,7 +34,7 @@ def write(path, rows, columns=("text", "label")):
 # ---- reading ----
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl"])
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl", "ROWS.CSV"])
 @given(rows=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=8))
 @settings(max_examples=40)
 def test_what_was_written_is_read_again_whatever_letters_it_has(name, rows, tmp_path_factory):
@@ -43,9 +44,57 @@ def test_what_was_written_is_read_again_whatever_letters_it_has(name, rows, tmp_
     assert list(records.labels) == [label.strip() for _, label in rows]
 
 
-def test_labels_of_json_may_be_whole_numbers(tmp_path):
-    path = write(tmp_path / "rows.jsonl", [("good", 1), ("bad", 0), ("fair", True)])
-    assert read_records(path).labels == ["1", "0", "True"]
+@pytest.mark.parametrize("name", ["folder", "folder.csv", "folder.jsonl"])
+def test_a_folder_in_the_place_of_a_file_is_told_with_the_files_in_it(name, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "train.csv").touch()
+    with pytest.raises(OSError, match=rf"{name}, and a file is meant: it holds train\.csv"):
+        read_records(tmp_path / name)
+
+
+def test_labels_of_json_may_be_numbers_and_nan_is_an_empty_one(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [("good", 1), ("bad", 0.5), ("fair", True)])
+    assert read_records(path).labels == ["1", "0.5", "True"]
+    with pytest.raises(ValueError, match="'label' is empty in 1 row, on line 1"):
+        read_records(write(tmp_path / "rows.jsonl", [("good", math.nan)]))
+
+
+@pytest.mark.filterwarnings("ignore:.*separated by")
+@pytest.mark.parametrize(
+    ("name", "start", "mark", "says"),
+    [
+        ("a.csv", "", ";", "semicolons"),
+        ("a.csv", "", "\t", "tabs"),
+        ("a.tsv", "", ",", "commas"),
+        ("a.csv", "sep=;\n", ";", None),
+    ],
+)
+def test_a_table_separated_by_something_else_is_read_and_said(name, start, mark, says, tmp_path):
+    path = tmp_path / name
+    path.write_text(f'{start}stars{mark}text{mark}label\n5{mark}"so, so{mark} good"{mark}yes\n1{mark}bad\n')
+    with pytest.raises(ValueError, match=f"line {4 if start else 3}: 2 fields, and the header has 3"):
+        read_records(path)
+    path.write_text(path.read_text().replace("1" + mark, f"1{mark}not{mark}"))
+    said = pytest.warns(UserWarning, match=f"{name} is separated by {says}, and read so") if says else nullcontext()
+    with said:
+        assert read_records(path) == ([f"so, so{mark} good", "not"], ["yes", "bad"])
+
+
+def test_empty_rows_are_left_out_when_asked_for_and_counted(tmp_path):
+    path = write(tmp_path / "rows.csv", [("good", "yes"), ("", "no"), ("bad", " "), ("", "")])
+    with pytest.warns(UserWarning, match="rows with an empty cell are left out, 3 in all"):
+        assert read_records(path, skip_empty=True) == (["good"], ["yes"])
+    with pytest.raises(ValueError, match="holds no rows but empty ones"):
+        read_records(write(tmp_path / "rows.csv", [("", "")]), skip_empty=True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "cp1252", "utf-16-be", "gb18030"])
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_a_byte_order_mark_or_encoding_says_how_a_file_is_read(name, encoding, tmp_path):
+    path = write(tmp_path / name, [("né\r\n, à", "oui"), ("bad", "non")])
+    path.write_bytes(path.read_bytes().decode().encode(encoding))
+    marked = encoding in ("utf-8-sig", "utf-16", "utf-32")
+    assert read_records(path, encoding="utf-8" if marked else encoding) == (["né\r\n, à", "bad"], ["oui", "non"])
 
 
 def test_texts_can_be_read_without_labels(tmp_path):
@@ -56,32 +105,55 @@ def test_texts_can_be_read_without_labels(tmp_path):
 BAD = [
     ("rows.csv", b"", "holds no rows"),
     ("rows.csv", b"text,label\n", "holds no rows"),
-    ("rows.csv", b"text,stars\ngood,5\n", "line 2 has no 'label': there are 'text', 'stars'"),
-    ("rows.csv", b"text,label\ngood,yes\nbad,\n", "line 3: 'label' is empty"),
-    ("rows.csv", b"text,label\n  ,yes\n", "line 2: 'text' is empty"),
+    ("rows.csv", b"text,stars\ngood,5\n", "rows.csv has no 'label': there are 'text', 'stars'$"),
+    ("rows.csv", b"Text;Label\ngood;yes\n", "has no 'text': there are 'Text', 'Label'; did you mean 'Text'?"),
+    ("rows.csv", b"text,labels\ngood,yes\n", "did you mean 'labels'?"),
+    (
+        "rows.csv",
+        b"text,label\ngood,yes\nbad,\n",
+        "'label' is empty in 1 row, on line 3: fill them in, or .*--skip-empty",
+    ),
+    ("rows.csv", b"text,label\n  ,yes\n", "'text' is empty in 1 row, on line 2"),
+    (
+        "rows.csv",
+        b"text,label\n" + b",yes\nx,\n" * 7,
+        "'text' is empty in 7 rows, on lines 2, 4, 6, 8, 10, ...; 'label' is",
+    ),
+    ("rows.csv", b"c" * 999 + b",b\n1,2\n", "has no 'text': there are 'c{199}\\.\\.\\.$"),
     ("rows.csv", b"text,label\ngood,yes,very\n", "line 2: 3 fields, and the header has 2"),
     ("rows.csv", b'text,label\n"good,yes\n', "line 2 is malformed"),
     ("rows.csv", b"text,text\na,b\n", "two columns called 'text'"),
-    ("rows.csv", "text,label\ngood,yes\ncaf\xe9,no\n".encode("latin-1"), "line 3 is not UTF-8: save"),
+    (
+        "rows.csv",
+        "text,label\ngood,yes\ncaf\xe9,no\n".encode("latin-1"),
+        "line 3 is not UTF-8: .*cp1252 .* --encoding cp1252",
+    ),
+    (
+        "rows.csv",
+        "text,label\ngood,yes\n".encode("utf-16-le"),
+        "not UTF-8 text: it looks like utf-16-le; say which, as",
+    ),
+    ("rows.csv", "text,label\n好看的电影,是\n".encode("gb18030"), "not UTF-8: it looks like gb18030"),
     ("rows.jsonl", b'{"text": "a", "label": "b"}\n{"text"', "line 2 is not JSON"),
     ("rows.jsonl", b'["a", "b"]', "line 1 is not a JSON object"),
     ("rows.jsonl", b'{"text": ["a"], "label": "b"}', r"line 1: 'text' is \['a'\], and no text"),
     ("rows.jsonl", b'{"text": "\\ud83d", "label": "b"}', "line 1: 'text' holds half a letter"),
-    ("rows.jsonl", b'{"text": "a", "label": null}', "line 1: 'label' is empty"),
+    ("rows.jsonl", b'{"text": "a", "label": null}', "'label' is empty in 1 row, on line 1"),
+    (
+        "rows.jsonl",
+        b'{"Text": "a", "label": "b"}',
+        "line 1 has no 'text': there are 'Text', 'label'; did you mean 'Text'?",
+    ),
     ("rows.xlsx", b"PK", "the name of a data file ends in .csv, .tsv"),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*separated by")
 @pytest.mark.parametrize(("name", "content", "says"), BAD)
 def test_a_file_that_cannot_be_used_is_refused_with_the_line_and_what_to_do(name, content, says, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=says):
         read_records(tmp_path / name)
-
-
-def test_a_mark_of_the_byte_order_is_no_part_of_the_first_column(tmp_path):
-    (tmp_path / "rows.csv").write_bytes("text,label\na,b\n".encode("utf-8-sig"))
-    assert read_records(tmp_path / "rows.csv") == (["a"], ["b"])
 
 
 def test_a_classifier_needs_two_labels_and_no_label_that_training_never_saw():
@@ -91,6 +163,36 @@ def test_a_classifier_needs_two_labels_and_no_label_that_training_never_saw():
     assert label_ids(["good", "bad"], names, "test.csv").tolist() == [1, 0]
     with pytest.raises(ValueError, match=r"test\.csv has the label 'fair', which training never saw: bad, good"):
         label_ids(["good", "fair"], names, "test.csv")
+
+
+@pytest.mark.parametrize(
+    "ordered",
+    [
+        [str(i) for i in range(12)],
+        ["-1", "-0.5", "0", "1e1", "10.5", "2e2"],
+        ["1", "10", "2", "two"],
+        ["1", "10", "2", "nan"],
+        ["-inf", "1", "10", "2"],
+    ],
+)
+def test_labels_that_are_all_numbers_are_in_their_order_and_others_in_that_of_their_letters(ordered, rng):
+    assert label_names(rng.permutation(ordered).tolist() * 2) == ordered
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("text,label\ngood,yes\nbad,no\n", ["text", "label"]),
+        ('Review;Stars\n"so; so";3\nbad;1\n', ["Review", "Stars"]),
+        ('{"prompt": "a", "answer": "b"}\n', ["prompt", "answer"]),
+        ("Once upon a time, there was\na king, who had\nthree sons, and\n", []),
+        ("one line, alone\n", []),
+        ("", []),
+        ("{\n", []),
+    ],
+)
+def test_a_table_is_known_by_its_columns_and_prose_has_none(text, columns):
+    assert columns_of(text) == columns
 
 
 # ---- dealing ----

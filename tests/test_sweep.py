@@ -89,7 +89,7 @@ def test_a_cell_is_a_run_of_finetune_on_one_thread(whole, here):
         assert whole[0][os.path.join("out", "rank-2", "seed-1", name)] == content
 
 
-CLASSIFYING = {"text", "label", "held_out", "epochs", "l1", "l2"}
+CLASSIFYING = {"text", "label", "skip_empty", "held_out", "epochs", "l1", "l2"}
 
 
 def test_finetune_and_sweep_take_the_same_options_with_the_same_defaults():
@@ -320,7 +320,9 @@ def test_a_cell_that_fails_is_reported_its_rank_not_compared_and_the_others_go_o
 def test_when_no_rank_finishes_it_is_one_line_and_a_report_of_the_failures(steps, failed, here, capfd):
     assert main([*SWEEP, "--lr", "1e30", "--steps", steps, "--evaluate-every", "9"]) == 2
     out, err = capfd.readouterr()
-    assert out == ""
+    assert [
+        line for line in out.splitlines() if "to learn from" in line or line[:1] not in "┏┃┡│└"
+    ] == out.splitlines()[3:4]
     (line,) = lines(err)
     assert re.fullmatch(
         f"minilora: no rank finished with every seed; rank 1, seed 0, failed: {failed}: lower the learning rate", line
@@ -339,7 +341,6 @@ BAD = {
     "rank 0": (["--ranks", "0,1"], "ranks: '0' is not a whole number above 0"),
     "no rank": (["--ranks", ""], "ranks: '' is not a whole number above 0"),
     "a rank twice": (["--ranks", "1,2,1"], r"ranks \[1, 1, 2\], .* give each rank once"),
-    "a rank above the smaller side": (["--ranks", "1,17"], "rank 17 is not a whole number from 1 to 16"),
     "no seed": (["--seeds", "0"], "seeds: '0' is not a whole number above 0"),
     "no job": (["--jobs", "0"], "jobs: '0' is not a whole number above 0"),
     "a text too short": (["--batch", "999"], "tokens are less than one batch of 999 windows of 16"),

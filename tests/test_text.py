@@ -1,9 +1,15 @@
+import io
+import os
+import tempfile
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora import text
+from minilora import checkpoint, text
 from minilora.ops import IGNORE
 
 
@@ -37,12 +43,86 @@ def test_less_text_than_a_batch_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "is empty"), (b"a\0b", "not UTF-8 text"), (b"\xff\xfe", "not UTF-8 text")]
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\xff\xfe", "is empty"),  # a byte order mark
+        (b"a\0b" * 2, "not UTF-8 text: it holds bytes of 0, as no text does"),
+        (b"\xff\xff", "line 1 is not UTF-8"),
+        (b"a\n" * 2**20 + b"\xe9\n", "line 1048577 is not UTF-8: it looks like cp1252 "),
+        ("Привет, мир! ".encode("cp1251"), "it looks like .*cp1251"),
+        (b"a" * 2**20 + b"\xc3", "line 1 is not UTF-8"),  # cut within its last letter
+    ],
 )
 def test_a_file_that_is_no_text_is_refused(tmp_path, content, message):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         text.read_text(tmp_path / "file")
+
+
+@given(
+    st.text(max_size=30), st.sampled_from(["utf-8", "utf-16", "utf-32", "utf-8-sig", "utf-16-le"]), st.integers(1, 5)
+)
+def test_a_text_in_any_encoding_is_read_as_its_letters_wherever_it_is_cut(words, encoding, piece):
+    words = words.replace("\0", "").replace("\r\n", "\n").lstrip("\ufeff") + "."
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
+        path = Path(folder, "file")
+        path.write_bytes(words.encode(encoding))
+        patched.setattr(text, "PIECE", piece)
+        assert text.read_whole(path, encoding).decode() == words
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("latin-99", "did you mean latin-1?"),
+        ("UTF_17", "did you mean utf-16?"),
+        ("hex", "'hex' is not known: give one such as utf-16, utf-8"),
+        ("?", "give one such"),
+    ],
+)
+def test_an_unknown_encoding_is_refused_and_a_near_one_named(name, says, tmp_path):
+    (tmp_path / "file").write_bytes(b"words")
+    with pytest.raises(ValueError, match=says):
+        text.read_whole(tmp_path / "file", name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs the pipes of Unix")
+def test_what_has_no_end_is_refused_and_a_pipe_is_read_to_its_end(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="/dev/zero is a device, which may have no end"):
+        text.read_whole("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is empty"):  # and no one waits for a writer
+        text.read_whole(tmp_path / "pipe")
+    read, write = os.pipe()
+    os.write(write, b"words")
+    os.close(write)
+    assert text.read_whole(f"/dev/fd/{read}") == b"words"
+    os.close(read)
+    monkeypatch.setattr(checkpoint, "LARGEST", 9)
+    (tmp_path / "file").write_bytes(b"ten bytes.")
+    with pytest.raises(ValueError, match="file is larger than the"):
+        text.read_whole(tmp_path / "file")
+
+
+def test_a_text_is_held_once_as_bytes_and_becomes_ids_as_windows_are_drawn(tmp_path):
+    (tmp_path / "file").write_bytes(b"some words\r\n" * 10**6)
+    tracemalloc.start()
+    split = text.read_text(tmp_path / "file")
+    at = text.random_windows(split.train, 2, 8, 0)
+    windows = next(text.all_windows(split.train, 2, 8))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * 12 * 10**6
+    assert at(0).ids.dtype == at(0).targets.dtype == windows.ids.dtype == windows.targets.dtype == np.int64
+
+
+def test_a_line_without_an_end_or_in_another_encoding_is_refused():
+    assert list(text.lines_of(io.StringIO("\ufeffa\nb"))) == ["a\n", "b"]
+    with pytest.raises(ValueError, match="standard input is not UTF-8: it looks like cp1252"):
+        list(text.lines_of(io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8")))
+    with pytest.raises(ValueError, match="a line has more than 1,048,576 letters"):
+        list(text.lines_of(io.StringIO("a" * (2**20 + 1))))
 
 
 @pytest.mark.parametrize("corpus", [text.english, text.python_source])

@@ -13,6 +13,7 @@ from damage import bounded
 from hypothesis import given
 from hypothesis import strategies as st
 
+import minilora
 from minilora import chat_template
 from minilora.chat_template import render
 from minilora.text import english
@@ -194,16 +195,115 @@ def test_bytes_in_a_batch_are_padded_too():
         ByteTokenizer().batch([("a", "b")])
 
 
-def test_special_tokens_may_be_texts_or_objects_and_the_newer_file_wins(folder):
-    tokenizer = read_tokenizer(
-        folder(
-            byte_level(),
-            tokenizer_config={"eos_token": {"content": "<|done|>"}, "bos_token": None, "sep_token": 3},
-            special_tokens_map={"eos_token": "<|end|>", "pad_token": "<|end|>", "additional_special_tokens": []},
-            generation_config={"eos_token_id": [2, 1]},
-        )
-    )
-    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.stop) == (None, 2, 0, frozenset({1, 2}))
+def test_special_tokens_may_be_texts_or_objects_and_the_older_file_wins_where_transformers_reads_it(folder):
+    files = {
+        "tokenizer_config": {"eos_token": {"content": "<|done|>"}, "bos_token": None},
+        "special_tokens_map": {"eos_token": "<|end|>", "pad_token": "<|end|>", "additional_special_tokens": []},
+        "generation_config": {"eos_token_id": [2, 1]},
+    }
+    tokenizer = read_tokenizer(folder(byte_level(), **files))
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.stop) == (None, 0, 0, frozenset({0, 1, 2}))
+    files["tokenizer_config"]["added_tokens_decoder"] = {}
+    tokenizer = read_tokenizer(folder(byte_level(), **files))
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.stop) == (None, 2, None, frozenset({1, 2}))
+
+
+SAYS_MORE = {  # what stands beside a tokenizer.json and says more than it -> a text whose ids that changes
+    "cased": ("word_piece", {"tokenizer_config": {"tokenizer_class": "BertTokenizer", "do_lower_case": False}}, "The"),
+    "accents": (
+        "word_piece",
+        {"tokenizer_config": {"tokenizer_class": "BertTokenizer", "strip_accents": False}},
+        "thé",
+    ),
+    "cjk": (
+        "word_piece",
+        {"tokenizer_config": {"tokenizer_class": "BertTokenizer", "tokenize_chinese_chars": False}},
+        "好好",
+    ),
+    "prefix": (
+        "byte_level",
+        {"tokenizer_config": {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}},
+        "list",
+    ),
+    "roberta": (
+        "byte_level",
+        {"tokenizer_config": {"tokenizer_class": "RobertaTokenizer", "cls_token": "<|turn|>", "sep_token": "<|done|>"}},
+        "the list",
+    ),
+    "qwen": ("byte_level", {"config": {"model_type": "qwen2"}}, "cafe\u0301"),
+    "no prefix": (
+        "byte_fallback",
+        {"tokenizer_config": {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False}},
+        "a b",
+    ),
+    "legacy": ("byte_fallback", {"tokenizer_config": {"tokenizer_class": "LlamaTokenizer", "legacy": True}}, "b</s>a"),
+    "added_tokens.json": ("byte_level", {"added_tokens": {"<new>": 400}}, "a <new> b"),
+    "added_tokens_decoder": (
+        "byte_level",
+        {"tokenizer_config": {"added_tokens_decoder": {"2": {"content": "<|done|>", "lstrip": True, "rstrip": True}}}},
+        "a <|done|> b",
+    ),
+    "named": ("byte_level", {"special_tokens_map": {"unk_token": {"content": "<new>", "rstrip": True}}}, "a<new> b"),
+    "extra": ("byte_level", {"tokenizer_config": {"extra_special_tokens": ["<new>"]}}, "a<new>b"),
+    "model's own": ("byte_level", {"tokenizer_config": {"extra_special_tokens": {"image_token": "<new>"}}}, "a<new>b"),
+    "split": ("byte_level", {"tokenizer_config": {"split_special_tokens": True}}, "a<|end|>b"),
+    "left": ("byte_level", {"tokenizer_config": {"truncation_side": "left"}}, "abcdefgh ijklmnop qrstuvw"),
+}
+MAKE = {"word_piece": word_piece, "byte_level": byte_level, "byte_fallback": byte_fallback}
+
+
+def ids_of(tokenizer, text):
+    cut = tokenizer.batch([text], 4)
+    return [tokenizer.encode(text).tolist(), tokenizer.encode(text, special=False).tolist(), cut.ids[0].tolist()]
+
+
+@pytest.mark.parametrize("name", SAYS_MORE)
+def test_what_stands_beside_a_tokenizer_json_changes_its_ids(name, folder):
+    kind, files, text = SAYS_MORE[name]
+    alone = ids_of(MADE[kind], text)
+    assert ids_of(read_tokenizer(folder(MAKE[kind](), **files)), text) != alone
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", SAYS_MORE)
+def test_a_folder_is_read_as_transformers_reads_it(name, folder):
+    transformers = pytest.importorskip("transformers")
+    kind, files, text = SAYS_MORE[name]
+    made = MAKE[kind]()
+    made.no_padding()
+    path = folder(made, **{"config": {"model_type": "llama"}} | files)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(path), read_tokenizer(path)
+    for words in (text, TEXT, "<new> x </s><|end|>"):
+        expected = [theirs(words)["input_ids"], theirs(words, add_special_tokens=False)["input_ids"]]
+        assert ids_of(ours, words) == [*expected, theirs(words, truncation=True, max_length=4)["input_ids"]]
+        pair = ours.batch([(words, "a b")])
+        assert pair.ids[0].tolist() == theirs(words, "a b")["input_ids"]
+    assert ours.names == theirs.special_tokens_map
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"tokenizer_config": {"tokenizer_class": "T5Tokenizer"}}, "tokenizer_class 'T5Tokenizer' is not read, only"),
+        ({"tokenizer_config": {"tokenizer_class": "BertTokenizer"}}, "BertTokenizer is made of WordPiece, and .*'BPE'"),
+        (
+            {"tokenizer_config": {"auto_map": {"AutoTokenizer": ["x", None]}}},
+            "auto_map in tokenizer_config.json is not",
+        ),
+        ({"tokenizer_config": {"fix_mistral_regex": True}}, "fix_mistral_regex in tokenizer_config.json is not read"),
+        ({"tokenizer_config": {"sep_token": 3}}, "sep_token 3 is no token"),
+        (
+            {"tokenizer_config": {"tokenizer_class": "RobertaTokenizer", "cls_token": None}},
+            "cls_token is null, and a Rob",
+        ),
+        ({"added_tokens": {"x": "y"}}, "cannot be read"),
+        ({"tokenizer_config": {"added_tokens_decoder": [1]}}, "cannot be read"),
+    ],
+)
+def test_settings_that_are_not_followed_are_refused_by_name(files, says, folder):
+    with pytest.raises(ValueError, match=says) as caught:
+        read_tokenizer(folder(byte_level(), **files))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -232,11 +332,7 @@ def test_the_special_token_that_ends_a_turn_of_the_chat_template_ends_a_text():
 def test_what_cannot_be_read_is_one_line_that_names_the_file(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):
         read_tokenizer(tmp_path)
-    path = folder(byte_level(), tokenizer_config={"eos_token": "<eos>"}) / "tokenizer.json"
-    with pytest.raises(
-        ValueError, match=r"tokenizer\.json cannot be read: eos_token '<eos>' is not in the .*vocabulary"
-    ):
-        read_tokenizer(tmp_path)
+    path = folder(byte_level()) / "tokenizer.json"
     whole = path.read_bytes()
     for damaged in (
         b"",
@@ -245,7 +341,7 @@ def test_what_cannot_be_read_is_one_line_that_names_the_file(folder, tmp_path):
         b"\xff",
         whole[:-9],
         whole.replace(b'"BPE"', b'"X"'),
-        whole.replace(b":5", b":-5"),
+        whole.replace(b'": 5', b'": -5'),
     ):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read") as caught:
@@ -608,13 +704,33 @@ def test_a_chat_is_rendered_as_transformers_renders_it(template, reply):
         assert ours.chat(messages, reply) == theirs.apply_chat_template(messages, **words)
 
 
-def test_what_a_tokenizer_writes_is_read_as_the_same_again(folder, tmp_path):
+def test_saving_a_model_copies_the_files_of_its_tokenizer_byte_for_byte(folder, tmp_path):
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("{{ documents }}")
+    settings = {"eos_token": "</s>", "model_max_length": 77, "padding_side": "left", "of the future": [1]}
+    read = folder(
+        byte_fallback(), **{"tokenizer_config": settings, "generation_config": {"top_k": 3}, "vocab.txt": "a"}
+    )
+    copied = {path.relative_to(read).as_posix(): path.read_bytes() for path in read.rglob("*") if path.is_file()}
+    model = minilora.llama(minilora.Config(vocab=300, layers=1, width=4, heads=1), np.random.default_rng(0))
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "new", tmp_path / "empty"):
+        minilora.save_pretrained(model, out, read_tokenizer(read))
+        made = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        assert set(made) - set(copied) == {"config.json", "model.safetensors"}
+        assert {name: made[name] for name in copied} == copied
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["copied from its folder", "made, as of a .gguf file"])
+def test_what_a_tokenizer_writes_is_read_as_the_same_again(made, folder, tmp_path):
     settings = {
         "eos_token": "</s>",
         "pad_token": {"content": "<unk>"},
         "chat_template": "{{ messages[0].content }}</s>",
     }
     first = read_tokenizer(folder(byte_fallback(), tokenizer_config=settings))
+    if made:
+        first.folder = None
     (tmp_path / "b").mkdir()
     for name, content in first.files().items():
         (tmp_path / "b" / name).write_bytes(content)

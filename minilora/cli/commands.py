@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import io
 import math
 import os
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +24,7 @@ from typing import Any
 from ..process import keep_freed_memory
 from ..tables import visible
 
+AT_ONCE = 4096  # lines of standard input that are read before the first is answered
 TASKS = {  # what finetune learns from -> the file in tasks/ that knows how
     "text": "language_model",
     "instruct": "instruction",
@@ -70,7 +74,9 @@ def finetune(options: argparse.Namespace) -> None:
     unread = next((key for key in words if key not in reads), None)
     if unread:
         raise ValueError(f"--task {options.task} does not read --{unread.replace('_', '-')}: leave it out")
-    task.show(task.finetune(backend=backend(options), **words))
+    from ..tasks.data import show as tell
+
+    task.show(task.finetune(backend=backend(options), tell=tell, **words))
     base, adapter = shlex.quote(options.base), shlex.quote(options.out)
     print(f"written to {options.out}; now try")
     print(f"  minilora {task.NEXT} --base {base} --adapter {adapter}")
@@ -82,9 +88,10 @@ def compare(options: argparse.Namespace) -> None:
     import json
 
     from ..tasks.crossvalidation import cross_validate, show
+    from ..tasks.data import show as tell
 
     words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads", "json")}
-    report = cross_validate(backend=backend(options), **words)
+    report = cross_validate(backend=backend(options), tell=partial(tell, file=sys.stderr), **words)
     if options.json:
         finite = report["t"] if math.isfinite(report["t"]) else None  # JSON knows no infinity
         print(json.dumps(report | {"t": finite}, indent=1, allow_nan=False))
@@ -93,33 +100,49 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Classify the lines of a file, or of standard input: label, probability and text of each, parted by tabs."""
+    """Classify the rows of a file, or the lines of standard input: label, probability and text, separated by tabs.
+
+    There is a line of output for each line of input, as `paste` needs it: for an empty one, with nothing between the
+    tabs. (At a terminal an empty line is passed over.)
+    """
     import json
 
     from ..metrics import confusion_matrix, scores
     from ..records import label_ids, read_records
     from ..tasks.classification import Classifier, show_scores
+    from ..text import check_encoding, lines_of
 
-    rows = read_records(options.data, options.text, options.label) if options.data else None
+    check_encoding(options.encoding)
+    words = options.text, options.label, options.encoding, options.skip_empty
+    rows = read_records(options.data, *words) if options.data else None
     if rows is None and options.label:
         raise ValueError("--label names a column of --data: give both")
     classify = Classifier(options.adapter, options.base, backend(options))
     true = label_ids(rows.labels, classify.labels, options.data) if rows and options.label else None
 
     def tell(texts: list[str], description: str | None = None) -> Any:
-        p = classify(texts, description)
-        for line, row in zip(texts, p, strict=True):
+        some = list(filter(None, texts))
+        p: Any = classify(some, description) if some else []
+        rows = iter(p)
+        for line in texts:
+            row = next(rows) if line else None
+            label = None if row is None else classify.labels[row.argmax()]
             if options.json:
-                found = dict(zip(classify.labels, row.tolist(), strict=True))
-                print(json.dumps({"text": line, "label": classify.labels[row.argmax()], "probabilities": found}))
+                found = None if row is None else dict(zip(classify.labels, row.tolist(), strict=True))
+                print(json.dumps({"text": line, "label": label, "probabilities": found}))
             else:
-                label = shown(classify.labels[row.argmax()])
-                print(label, f"{row.max():.4f}", shown(" ".join(line.split())), sep="\t", flush=True)
+                share = "" if row is None else f"{row.max():.4f}"
+                cells = (" ".join(cell.split()) for cell in (label or "", share, line))
+                print(*map(shown, cells), sep="\t", flush=True)
         return p
 
     if rows is None:
-        lines = (line.strip() for line in sys.stdin if line.strip())
-        for texts in ([line] for line in lines) if sys.stdin.isatty() else filter(None, [list(lines)]):
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            given = None if options.encoding == "utf-8" else options.encoding
+            sys.stdin.reconfigure(encoding=given, errors="strict")
+        terminal = sys.stdin.isatty()
+        lines = (line for line in map(str.strip, lines_of(sys.stdin)) if line or not terminal)
+        while texts := list(islice(lines, 1 if terminal else AT_ONCE)):
             tell(texts)
         return
     p = tell(rows.texts, "classifying")
@@ -136,9 +159,10 @@ def sweep(options: argparse.Namespace) -> None:
     """Fine-tune at each of several ranks, with several seeds, and say which rank is enough."""
     keep_freed_memory()
     from .. import sweep as job
+    from ..tasks.data import show as tell
 
     words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads")}
-    job.show(job.sweep(backend=backend(options), **words), options.out)
+    job.show(job.sweep(backend=backend(options), tell=tell, **words), options.out)
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -219,16 +243,17 @@ def drawing(options: argparse.Namespace) -> dict[str, Any]:
 
 def merge(options: argparse.Namespace) -> None:
     """Write base and adapter as one model."""
-    from ..checkpoint import check_free
+    from ..checkpoint import check_free, write_folder
     from ..lora import merge as merge_model
-    from ..pretrained import load_tokenizer, save_pretrained
+    from ..pretrained import load_tokenizer, model_files, reads_last_token, tokenizer_files
 
     check_free(options.out)
     model, tokenizer = adapted(options), None
-    with suppress(FileNotFoundError):  # a base without one has none to take along
-        tokenizer = load_tokenizer(options.base)
+    if reads_last_token(model):
+        with suppress(FileNotFoundError):  # a base without one
+            tokenizer = load_tokenizer(options.base)
     paths = merge_model(model)
-    save_pretrained(model, options.out, tokenizer)
+    write_folder(options.out, model_files(model, tokenizer) | tokenizer_files(options.base))
     print(f"{len(paths)} adapters merged; written to {options.out}")
 
 
@@ -380,12 +405,13 @@ def bench(options: argparse.Namespace) -> None:
 
 def adapted(options: argparse.Namespace) -> Any:
     """The model of --base, with --adapter if one is given, on --device."""
-    from ..peft import load_adapter
     from ..pretrained import load_pretrained
+    from ..tasks.runs import load_adapted
 
-    model = load_pretrained(options.base)
-    if options.adapter:
-        note = load_adapter(model, options.adapter)
+    if not options.adapter:
+        model = load_pretrained(options.base)
+    else:
+        model, note = load_adapted(options.base, Path(options.adapter))
         if note:
             print(f"note: {visible(note)}", file=sys.stderr)
     model.to(backend(options))

@@ -38,6 +38,9 @@ from .commands import (
 COUNTED = """full, top2, bitfit, prefix-embed, prefix-layer, lora, qlora, lora-fa, dora, vera, lora-xs, ia3,
 adapter-houlsby, adapter-pfeiffer or adapter-lin"""
 
+ENCODING = "of --data: cp1252, utf-16, ... (default utf-8); a byte order mark says it by itself"
+SKIP = "leave out the rows whose text or label is empty"
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and what may have been meant."""
@@ -136,6 +139,8 @@ def parser() -> Parser:
     add("--data", metavar="FILE", help="a .csv, .tsv or .jsonl (default: lines of standard input)")
     add("--text", default="text", metavar="NAME", help="the column of the text (default text)")
     add("--label", metavar="NAME", help="a column of labels, to judge by")
+    add("--encoding", default="utf-8", metavar="NAME", help=ENCODING)
+    add("--skip-empty", action="store_true", help=SKIP)
     add("--json", action="store_true", help="print a line of JSON for each text, with all probabilities")
 
     add = command(
@@ -148,6 +153,7 @@ def parser() -> Parser:
     add("--against", type=changes, required=True, metavar="OPTIONS", help="what is other in the second setting")
     add("--folds", type=positive, default=5, metavar="N", help="(default 5)")
     add("--rank", type=positive, default=8, metavar="N", help="(default 8)")
+    reading(add)
     learning(add)
     classifying(add)
     columns(add)
@@ -209,7 +215,7 @@ def parser() -> Parser:
     add("--targets", type=names, metavar="A,B", help="layers to adapt, lm_head and embed too (default: the method's)")
     add("--rank", type=positive, default=8, metavar="N", help="or the width of a bottleneck (default 8)")
     add("--virtual-tokens", type=positive, default=8, metavar="N", help="of prefix methods (default 8)")
-    add("--head", metavar="NAME", help="lm, classify, tokens or none (default: the family's usual one)")
+    add("--head", metavar="NAME", help="lm, classify, tokens or none (default: the config's, or the family's)")
     add("--labels", type=positive, metavar="N", help="outputs of classify and tokens (default: the config's, or 2)")
     add("--batch", type=positive, default=1, metavar="N", help="sequences (default 1)")
     add("--tokens", type=positive, metavar="N", help="in a sequence (default 512, or what the model can)")
@@ -260,10 +266,16 @@ def learning(add: Callable[..., Any]) -> None:
     add("--recompute", action="store_true", help="blocks run again for backward: less memory, the same bytes")
 
 
+def reading(add: Callable[..., Any]) -> None:
+    """How a file is read: what finetune, sweep and compare are told alike."""
+    add("--encoding", default=argparse.SUPPRESS, metavar="NAME", help=ENCODING)
+
+
 def tuning(add: Callable[..., Any]) -> None:
     """What finetune and the runs of a sweep are told alike."""
     what = "a file; or 'builtin', Python's own source; to classify, rotten_tomatoes or imdb"
     add("--data", required=True, metavar="FILE", help=what)
+    reading(add)
     learning(add)
     add = partial(add, default=argparse.SUPPRESS)
     add("--steps", type=positive, metavar="N", help="(default 100)")
@@ -284,6 +296,7 @@ def columns(add: Callable[..., Any]) -> None:
     add = partial(add, default=argparse.SUPPRESS)
     add("--text", metavar="NAME", help="to classify: the column of the text (default text)")
     add("--label", metavar="NAME", help="to classify: that of the label (default label)")
+    add("--skip-empty", action="store_true", help=f"to classify: {SKIP}")
 
 
 def drawing(add: Callable[..., Any]) -> None:

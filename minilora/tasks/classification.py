@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -20,16 +20,26 @@ from ..lora import Adapter, attach_lora
 from ..metrics import confusion_matrix, scores
 from ..modules import Context
 from ..optim import linear_schedule, penalty
-from ..peft import adapter_files, load_adapter, read_adapter
+from ..peft import adapter_files
 from ..plots import classification_figure
-from ..pretrained import base_hash, load_pretrained, load_tokenizer
+from ..pretrained import CLASSIFIER_DRAWN, base_hash, labels_of, load_pretrained, load_tokenizer, name_labels
 from ..records import label_ids, label_names, read_records, stratified_split
-from ..tables import fits, numbers_right, wide_console
+from ..tables import counted, fits, numbers_right, wide_console
 from ..text import Batch
-from ..tokenizer import Tokenizer
+from ..tokenizer import Tokenizer, check_matches
 from ..training import History, fit
 from ..transformer import Transformer, recompute
-from .runs import CHECKPOINT, HISTORY, SETTINGS, read_settings, training_folder
+from .data import MOST, Numbers, of_texts, shared, warn
+from .runs import (
+    CHECKPOINT,
+    HISTORY,
+    SETTINGS,
+    data_hash,
+    load_adapted,
+    read_settings,
+    tokenizer_hash,
+    training_folder,
+)
 
 SCORES, FIGURE = "scores.json", "curves.png"
 JUDGED = 16  # texts at a time that are judged: a forward keeps what a backward would need
@@ -74,8 +84,11 @@ def finetune(
     text: str = "text",
     label: str = "label",
     held_out: str | None = None,
+    encoding: str = "utf-8",
+    skip_empty: bool = False,
     checkpoint_every: int = 50,
     resume: bool = False,
+    tell: Callable[[Numbers], None] | None = None,
     backend: ModuleType = np,
     **recipe: Any,
 ) -> dict[str, Any]:
@@ -85,30 +98,45 @@ def finetune(
     also choose the step: a file that the run has not seen is then the better judge, by `predict`. `out` then holds the
     adapter in PEFT's format (task SEQ_CLS), settings.json, with the labels' names, history.json, scores.json,
     curves.png and checkpoint.safetensors. All that can be wrong with the input is found before the folder is made. With
-    `resume`, the run in `out` goes on from its checkpoint. Returns scores.json.
+    `resume`, the run in `out` goes on from its checkpoint. `tell` is called before the training with the numbers of the
+    data, which data.show prints. Returns scores.json.
     """
     how = Recipe(**recipe)
-    records = read_records(data, text, label)
+    records = read_records(data, text, label, encoding, skip_empty)
     names = label_names(records.labels)
     targets = label_ids(records.labels, names, data)
     tokenizer = load_tokenizer(base)
     model = classifier(base, names, how.seed)
-    examples, truncated = encode(tokenizer, records.texts, targets, how.length, model)
+    examples, lengths = encode(tokenizer, records.texts, targets, how.length, model)
+    data_read = [records.texts, records.labels]
     if held_out is None:
-        train, held = (texts_of.take(examples, rows) for rows in stratified_split(records.labels, 0.1, how.seed))
+        rows, others = stratified_split(records.labels, 0.1, how.seed)
+        train, held = texts_of.take(examples, rows), texts_of.take(examples, others)
+        read = [records.texts[i] for i in rows], [records.texts[i] for i in others]
+        counts = lengths[rows], lengths[others]
     else:
-        others = read_records(held_out, text, label)
-        train = examples
-        held, more = encode(tokenizer, others.texts, label_ids(others.labels, names, held_out), how.length, model)
-        truncated += more
+        more = read_records(held_out, text, label, encoding, skip_empty)
+        data_read += [more.texts, more.labels]
+        train, read = examples, (records.texts, more.texts)
+        held, others = encode(tokenizer, more.texts, label_ids(more.labels, names, held_out), how.length, model)
+        counts = lengths, others
+    parts = {
+        name: of_texts(texts, n, tokenizer, how.length)
+        for name, texts, n in zip(("to learn from", "held out"), (train, held), counts, strict=True)
+    }
+    warn(parts)
+    labels = dict(Counter(names[i] for i in train.targets))
+    numbers = {"length": how.length, "parts": parts, "labels": labels, "shared": shared(*read)}
+    truncated = sum(int((n > how.length).sum()) for n in counts)
     model.to(backend)
     adapted = prepare(model, how)
     settings = {
         "task": "classify",
         "base": base,
         "base_sha256": base_hash(model, [path for path in model.state_dict() if path.startswith("classifier")]),
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
         "data": data,
-        "data_sha256": hashlib.sha256(b"".join(x.tobytes() for x in (*train[:2], *held[:2]))).hexdigest(),
+        "data_sha256": data_hash(*data_read),
         "text": text,
         "label": label,
         "labels": names,
@@ -116,6 +144,8 @@ def finetune(
         "steps": how.steps(len(train.ids)),
     }
     with training_folder(out, settings, resume) as folder:
+        if tell:
+            tell(numbers)
         history = tune(
             model, train, held, how, checkpoint=folder / CHECKPOINT, checkpoint_every=checkpoint_every, resume=resume
         )
@@ -128,6 +158,7 @@ def finetune(
             "steps": len(history.loss),
             "stopped_early": history.stopped_early,
             "texts": {"train": len(train.ids), "held_out": len(held.ids), "truncated": truncated},
+            "data": numbers,
             "adapted": len(adapted),
             "trainable": count_parameters(model)["trainable"],
         }
@@ -139,20 +170,23 @@ def finetune(
 def classifier(base: str, names: Sequence[str], seed: int = 0) -> Transformer:
     """`base` with an output for each label, drawn from `seed` where it has no classifier yet."""
     with warnings.catch_warnings():  # as is to be expected here; but a pooler that is missing stays as it is drawn
-        warnings.filterwarnings("ignore", "(?!.*pooler).*(drawn anew|are for another head)")
-        return load_pretrained(base, head="classify", labels=len(names), rng=np.random.default_rng(seed))
+        warnings.filterwarnings("ignore", CLASSIFIER_DRAWN)
+        model = load_pretrained(base, head="classify", labels=len(names), rng=np.random.default_rng(seed))
+    name_labels(model, names)
+    return model
 
 
 def encode(
     tokenizer: Tokenizer, texts: Sequence[str], targets: np.ndarray | None, length: int, model: Transformer
-) -> tuple[Batch, int]:
-    """All texts as one Batch, cut to `length` tokens, and how many were cut. Raises ValueError for a length that is
-    longer than the model's context."""
+) -> tuple[Batch, np.ndarray]:
+    """All texts as one Batch, cut to `length` tokens, and (N,) their tokens before they were cut. Raises ValueError for
+    a length that is longer than the model's context, and for a tokenizer with more ids than the model's embedding."""
     if length > model.config.context:
         raise ValueError(f"length = {length} is more than the model's {model.config.context} positions: give less")
+    check_matches(tokenizer, model.config.vocab)
     found = tokenizer.batch(list(texts), length)
     targets = np.zeros(len(texts), np.int64) if targets is None else targets
-    return Batch(found.ids, targets, found.padding), int(found.cut.sum())
+    return Batch(found.ids, targets, found.padding), found.lengths
 
 
 def prepare(model: Transformer, how: Recipe) -> list[str]:
@@ -200,33 +234,39 @@ def judge(model: Transformer, texts: Batch, labels: int, description: str | None
 
 
 class Classifier:
-    """What `finetune` made, or PEFT: the adapter in `folder` on its base. `labels` names the outputs.
+    """What `finetune` made, or PEFT: the adapter in `folder` on its base. `labels` names the outputs, as the adapter
+    does, or else its run or its base; where no one does they are "0", "1", ..., and a warning says so.
 
     Raises ValueError for an adapter that brings no classifier, and what load_pretrained and load_adapter raise.
     """
 
     def __init__(self, folder: str | Path, base: str | None = None, backend: ModuleType = np) -> None:
         folder = Path(folder)
-        config, tensors, _ = read_adapter(folder)
-        ends = "classifier.weight", "classifier.out_proj.weight", "score.weight"
-        heads = [x for name, x in tensors.items() if name.endswith(ends)]
-        if not heads or config.get("task_type") == "TOKEN_CLS":
-            raise ValueError(f"{folder} holds no classifier of texts: make one with minilora finetune --task classify")
         settings = read_settings(folder) if (folder / SETTINGS).is_file() else {}
-        self.labels: list[str] = settings.get("labels") or [str(i) for i in range(len(heads[0]))]
         base = base or settings.get("base")
         if base is None:
             raise ValueError(f"{folder} does not say what its base is: give --base")
-        self.tokenizer, self.model = load_tokenizer(base), classifier(base, self.labels, settings.get("seed", 0))
+        self.model, note = load_adapted(base, folder)
+        if self.model.config.head != "classify":
+            raise ValueError(f"{folder} holds no classifier of texts: make one with minilora finetune --task classify")
+        self.tokenizer = load_tokenizer(base)
         self.length: int = settings.get("length", min(Recipe.length, self.model.config.context))
-        note = load_adapter(self.model, folder)
-        if note:
-            warnings.warn(note, stacklevel=2)
+        names = labels_of(self.model)
+        self.labels = names or [str(i) for i in range(self.model.config.labels)]
+        unnamed = "" if names else f"label names are not known: {folder} has only their numbers"
+        for said in filter(None, (note, unnamed)):
+            warnings.warn(said, stacklevel=2)
         self.model.to(backend)
 
     def __call__(self, texts: Sequence[str], description: str | None = None) -> np.ndarray:
-        """(N, labels) probabilities of `texts`."""
-        return probabilities(self.model, encode(self.tokenizer, texts, None, self.length, self.model)[0], description)
+        """(N, labels) probabilities of `texts`. Warns of texts that the tokenizer cannot read."""
+        examples, lengths = encode(self.tokenizer, texts, None, self.length, self.model)
+        numbers = of_texts(examples, lengths, self.tokenizer, self.length)
+        warn({"texts": numbers})
+        if numbers["truncated"] > MOST:
+            cut = f"{numbers['truncated']:.1%} of {counted(len(texts), 'text')}"
+            warnings.warn(f"{cut} are longer than the {self.length} tokens that are read, and cut", stacklevel=2)
+        return probabilities(self.model, examples, description)
 
 
 def show(report: dict[str, Any]) -> None:
@@ -240,9 +280,13 @@ def show(report: dict[str, Any]) -> None:
 
 
 def show_scores(report: dict[str, Any]) -> None:
-    """Accuracy, the confusion matrix, and precision, recall and F1 of each label."""
+    """Accuracy beside that of the commonest label, the confusion matrix, and precision, recall and F1 of each label."""
     names = report["labels"]
+    most = repr(names[int(np.argmax(report["support"]))])
     print(f"accuracy {report['accuracy']:.4f}, macro F1 {report['macro_f1']:.4f}")
+    print(f"accuracy of always saying {most}: {report['majority']:.4f}")
+    if report["accuracy"] <= report["majority"]:
+        print(f"the classifier is no better than always saying {most}")
     rates = numbers_right("", "", "texts", "precision", "recall", "F1")
     matrix = numbers_right("", "true \\ predicted", *names)
     for i, name in enumerate(names):

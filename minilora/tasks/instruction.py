@@ -1,8 +1,13 @@
-"""Instruction tuning: prompts and their answers in the model's chat template, with the loss on the answers alone."""
+"""Instruction tuning: prompts and their answers in the model's chat template, with the loss on the answers alone.
+
+The template is rendered anew each time that a run is begun or resumed. One that prints the date (strftime_now, as those
+of Llama 3.1) therefore gives other tokens on another day: two runs of one seed on two days end with different adapters,
+and a run resumed on another day goes on with that day's prompts. Which examples are held out, and the order of the
+others, stay the same, unless a longer date leaves an answer no room within the length.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,11 +17,13 @@ import numpy as np
 
 from .. import text
 from ..ops import IGNORE
-from ..records import json_rows
+from ..records import is_empty, json_rows, where_empty
 from ..text import Batch
 from ..tokenizer import Tokenizer
 from . import language_model
+from .data import of_texts, shared
 from .language_model import Lesson
+from .runs import data_hash
 
 NEXT = "chat"  # what to do with an adapter
 HELD_OUT = 64  # examples, at most
@@ -27,25 +34,32 @@ class Example(NamedTuple):
     targets: np.ndarray  # (T,) int64: the token after each, where it is of the answer or ends it; else IGNORE
 
 
-def read_answers(data: str, tokenizer: Tokenizer, batch: int, length: int, seed: int) -> Lesson:
+def read_answers(
+    data: str, tokenizer: Tokenizer, batch: int, length: int, seed: int, encoding: str = "utf-8"
+) -> Lesson:
     """Lines of {"prompt": ..., "answer": ...}, cut to at most `length` tokens each.
 
     `seed` chooses the tenth of them, 64 at most, that is held out. Raises ValueError, with the number of the line, for
-    what is no such line, and for a tokenizer whose chat template does not say where an answer begins and ends.
+    what is no such line, for empty ones, all at once, and for a tokenizer whose chat template does not say where an
+    answer begins and ends.
     """
     try:
         tokenizer.chat([{"role": "user", "content": "?"}])
     except ValueError as error:
         raise ValueError(f"{error}: take an instruct model such as smollm2, or --task text") from None
-    pairs, examples, cut = [], [], 0
-    for line, row in json_rows(Path(data)):
+    rows = list(json_rows(Path(data), encoding))
+    empty = {key: [line for line, row in rows if key in row and is_empty(row[key])] for key in ("prompt", "answer")}
+    if any(empty.values()):
+        raise ValueError(f"{data}: {where_empty(empty)}: fill them in, or take these lines out")
+    pairs, examples, lengths = [], [], []
+    for line, row in rows:
         try:
             pairs.append(read_pair(row))
             ids, targets = encode(tokenizer, *pairs[-1])
         except ValueError as error:
             raise ValueError(f"{data} line {line}: {error}") from None
         examples.append(Example(ids[:length], targets[:length]))
-        cut += len(ids) > length
+        lengths.append(len(ids))
     answered = [i for i, example in enumerate(examples) if (example.targets != IGNORE).any()]
     if len(answered) < 2:
         raise ValueError(
@@ -54,7 +68,9 @@ def read_answers(data: str, tokenizer: Tokenizer, batch: int, length: int, seed:
         )
     order = np.random.default_rng(seed).permutation(answered).tolist()
     n = min(HELD_OUT, -(-len(order) // 10))
-    train, held_out = (side_by_side([examples[i] for i in part]) for part in (order[n:], order[:n]))
+    split = {"to learn from": order[n:], "held out": order[:n]}
+    train, held_out = (side_by_side([examples[i] for i in part]) for part in split.values())
+    counts, cut = np.array(lengths), sum(n > length for n in lengths)
     labels = held_out.targets[held_out.targets != IGNORE]
     return Lesson(
         text.shuffled(train, batch, seed),
@@ -62,9 +78,14 @@ def read_answers(data: str, tokenizer: Tokenizer, batch: int, length: int, seed:
         tokens_per_byte=len(labels) / max(1, len(tokenizer.decode(labels).encode())),
         prompt=tokenizer.chat(asked(pairs[order[0]][0])),
         special=False,
-        sha256=hashlib.sha256(b"".join(x.tobytes() for x in (*train[:2], *held_out[:2]))).hexdigest(),
+        sha256=data_hash(*zip(*pairs, strict=True)),
         said=f"{len(order) - n:,} examples to learn from, {n} held out; of all {len(pairs):,}, {cut:,} were cut to "
         f"{length} tokens, and {len(pairs) - len(order):,} of these, with no answer left, dropped",
+        parts={
+            name: of_texts(texts, counts[part], tokenizer, length)
+            for (name, part), texts in zip(split.items(), (train, held_out), strict=True)
+        },
+        shared=shared(*([pairs[i] for i in part] for part in split.values())),
     )
 
 
@@ -73,7 +94,7 @@ def read_pair(row: Mapping[str, Any]) -> tuple[str, str]:
     for key in ("prompt", "answer"):
         if key not in row:
             raise ValueError(f'there is no {key!r}: write {{"prompt": "...", "answer": "..."}}')
-        if not isinstance(row[key], str) or not row[key].strip():
+        if not isinstance(row[key], str):
             raise ValueError(f"{key!r} is {row[key]!r:.80}, and not a text")
     return row["prompt"], row["answer"]
 

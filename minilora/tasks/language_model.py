@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
+import warnings
+from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,17 +25,21 @@ from ..modules import Module
 from ..optim import AdamW, Schedule, cosine_schedule
 from ..peft import adapter_files
 from ..pretrained import base_hash, load_pretrained, load_tokenizer, model_files
+from ..records import LINES, SEPARATORS, columns_of, shortened
 from ..tables import visible
 from ..text import Batch
 from ..tokenizer import ByteTokenizer, Tokenizer
 from ..training import evaluate, fit
 from ..transformer import Config, Transformer
 from ..transformer import recompute as recompute_blocks
-from .runs import CHECKPOINT, HISTORY, SAMPLES, SETTINGS, training_folder
+from .data import Numbers, of_tokens, warn
+from .runs import CHECKPOINT, HISTORY, SAMPLES, SETTINGS, tokenizer_hash, training_folder
 
 PRETRAINING = "pretraining.json"
 NEXT = "generate --prompt 'The '"  # what to do with an adapter
 SAMPLE = 48  # tokens of a sample
+PIECE, NEAR = 2**18, 256  # bytes of a text: encoded at a time, and looked at where it is cut
+SEAM = re.compile(rb"(?<=\S) (?=\S)")
 
 # The built-in base: a llama over bytes, and the recipe that made it.
 SHAPE = Config(vocab=256, layers=5, width=128, heads=4, kv_heads=2, hidden=344, context=128)
@@ -113,13 +120,23 @@ class Lesson(NamedTuple):
     tokens_per_byte: float  # of what is held out: nats per token -> nats per byte
     prompt: str  # held out too, for the samples
     special: bool  # whether the tokenizer puts its special tokens around the prompt, or it has them already
-    sha256: str  # of all that the file holds
+    sha256: str  # of what the file holds
     said: str  # how much there is, for a person
+    parts: dict[str, Numbers]  # how much, in numbers, of what is learned from and of what is held out
+    shared: int = 0  # rows that are in both
 
 
-def read_text(data: str, tokenizer: Tokenizer, batch: int, length: int, seed: int) -> Lesson:
+def read_text(data: str, tokenizer: Tokenizer, batch: int, length: int, seed: int, encoding: str = "utf-8") -> Lesson:
     """Windows of `length` tokens of a text file, or of Python source ("builtin"), anywhere in the text."""
-    split = text.python_source() if data == "builtin" else text.read_text(data)
+    split = text.python_source() if data == "builtin" else text.read_text(data, encoding)
+    columns = [] if data == "builtin" else columns_of(split.train[: text.PIECE].decode(errors="ignore"))
+    if columns or data.lower().endswith((*SEPARATORS, *LINES)):
+        task = "instruct" if {"prompt", "answer"} <= set(columns) else "classify"
+        of = f" of the columns {shortened(', '.join(map(repr, columns)))}" if columns else ""
+        warnings.warn(
+            f"{data} looks like a table{of}: was --task {task} meant? As a text, the model learns to write such a file",
+            stacklevel=2,
+        )
     validation = text.excerpts(split.validation, 8192)
     train, held_out = tokens_of(split.train, tokenizer), tokens_of(validation, tokenizer)
     batches = text.random_windows(train, batch, length, seed)
@@ -133,14 +150,40 @@ def read_text(data: str, tokenizer: Tokenizer, batch: int, length: int, seed: in
         special=True,
         sha256=text_hash(split),
         said=f"{len(train):,} tokens to learn from, {len(held_out):,} held out",
+        parts={"to learn from": of_tokens(train, tokenizer), "held out": of_tokens(held_out, tokenizer)},
     )
 
 
-def tokens_of(data: bytes, tokenizer: Tokenizer) -> np.ndarray:
-    """(N,) int64. A letter that was cut at an end of `data` is left out, unless the tokens are the bytes themselves."""
+def tokens_of(data: bytes, tokenizer: Tokenizer) -> bytes | np.ndarray:
+    """(N,) uint16 or int32; or `data`, where the tokens are its bytes. A letter cut at an end of it is left out.
+
+    A long text is encoded in pieces: beside each token, the package keeps a hundred bytes for as long as it encodes.
+    """
     if isinstance(tokenizer, ByteTokenizer):
-        return text.encode(data)
-    return tokenizer.encode(data.decode(errors="ignore"), special=False)
+        return data
+    ids, start = array("H" if tokenizer.vocab <= 2**16 else "i"), 0  # it grows in place
+    while start < len(data):
+        stop, following = seam(data, start + PIECE, tokenizer)
+        piece = data[start:stop].decode(errors="ignore")
+        ids.frombytes(tokenizer.encode(piece, special=False).astype(ids.typecode).tobytes())
+        start = following
+    return np.frombuffer(ids, ids.typecode)
+
+
+def seam(data: bytes, start: int, tokenizer: Tokenizer) -> tuple[int, int]:
+    """The first place from `start` on, between two words, where `data` can be cut without a change of its tokens: where
+    one piece ends, and where the next begins, before the space or after it (some tokenizers put one before a text)."""
+
+    def ids(part: bytes) -> list[int]:
+        return tokenizer.encode(part.decode(errors="ignore"), special=False).tolist()
+
+    for found in SEAM.finditer(data, start):
+        i = found.start()
+        before, whole = data[max(0, i - NEAR) : i], ids(data[max(0, i - NEAR) : i + NEAR])
+        for following in (i, i + 1):
+            if ids(before) + ids(data[following : i + NEAR]) == whole:
+                return i, following
+    return len(data), len(data)
 
 
 def finetune(
@@ -148,7 +191,8 @@ def finetune(
     data: str,
     out: str | Path,
     *,
-    read: Callable[[str, Tokenizer, int, int, int], Lesson] = read_text,
+    read: Callable[[str, Tokenizer, int, int, int, str], Lesson] = read_text,
+    encoding: str = "utf-8",
     targets: str | list[str] = "all-linear",
     rank: int = 8,
     alpha: float = 16.0,
@@ -166,9 +210,12 @@ def finetune(
     seed: int = 0,
     shards: int = 2,
     resume: bool = False,
+    tell: Callable[[Numbers], None] | None = None,
     backend: ModuleType = np,
 ) -> dict[str, Any]:
     """Fine-tune `base` with LoRA on what `read` finds in a file, into the folder `out`.
+
+    `tell` is called before the training with the numbers of the data, which data.show prints.
 
     `out` then holds the adapter in PEFT's format, settings.json, history.json (losses in nats per token), samples.json
     and checkpoint.safetensors. All that can be wrong with the input is found before the folder is made. With
@@ -178,15 +225,16 @@ def finetune(
     """
     model, tokenizer = load_pretrained(base), load_tokenizer(base)
     check_continues(model, tokenizer)
-    if length > model.config.context:
-        raise ValueError(f"windows of {length} tokens are longer than the model's {model.config.context} positions")
+    check_windows(model, length)
     model.to(backend)
-    lesson = read(data, tokenizer, batch, length, seed)
+    lesson = read(data, tokenizer, batch, length, seed, encoding)
+    warn(lesson.parts)
     rng = np.random.default_rng(seed)
     adapted = attach_lora(model, targets, rank, alpha, rng=rng, dropout=dropout, rslora=rslora)
     settings = {
         "base": base,
         "base_sha256": base_hash(model),
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
         "data": data,
         "data_sha256": lesson.sha256,
         "targets": targets,
@@ -204,7 +252,10 @@ def finetune(
         "seed": seed,
         "shards": shards,
     }
+    numbers = {"length": length, "parts": lesson.parts, "shared": lesson.shared}
     with training_folder(out, settings, resume) as folder:
+        if tell:
+            tell(numbers)
         samples = {"prompt": lesson.prompt, "before": sample(model, tokenizer, lesson)}
         if recompute:
             recompute_blocks(model)
@@ -221,11 +272,18 @@ def finetune(
         "adapted": len(adapted),
         "trainable": count_parameters(model)["trainable"],
         "said": lesson.said,
+        "data": numbers,
         "steps": len(history.loss),
         "perplexity": {step: text.perplexity(loss) for step, loss in history.evaluations},
         "bits_per_byte": {step: text.bits(loss * lesson.tokens_per_byte) for step, loss in history.evaluations},
         "samples": samples,
     }
+
+
+def check_windows(model: Transformer, length: int) -> None:
+    """Raise ValueError for windows of `length` tokens that are longer than the model's context."""
+    if length > model.config.context:
+        raise ValueError(f"windows of {length} tokens are longer than the model's {model.config.context} positions")
 
 
 @np.errstate(all="ignore")  # a loss that blew up has been told
@@ -247,4 +305,7 @@ def show(done: dict[str, Any]) -> None:
 
 def text_hash(split: text.Split) -> str:
     """sha256 over all of a text, what is held out too."""
-    return hashlib.sha256(b"".join(split)).hexdigest()
+    digest = hashlib.sha256()
+    for part in split:
+        digest.update(part)
+    return digest.hexdigest()

@@ -58,9 +58,9 @@ class Finding:
     name: str = ""  # of the fault
 
     def text(self, language: str = "en") -> str:
-        words = [getattr(self.says, language)]
+        words = [self.says.in_language(language)]
         if self.asks:
-            words.append(getattr(self.asks, language))
+            words.append(self.asks.in_language(language))
         return "\n    ".join(words)
 
 
@@ -75,7 +75,8 @@ class Diagnosis:
         return all(finding.kind == "right" for finding in self.findings)
 
     def text(self, language: str = "en") -> str:
-        """A line or two for each finding; tensors with the same finding share it."""
+        """A line or two for each finding; tensors with the same finding share it. Raises ValueError for a language that
+        is neither "en" nor "zh"."""
         tensors: dict[str, list[str]] = {}
         for finding in self.findings:
             tensors.setdefault(finding.text(language), []).append(finding.tensor)

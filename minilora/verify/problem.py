@@ -28,6 +28,12 @@ class Words(NamedTuple):
     en: str
     zh: str
 
+    def in_language(self, language: str) -> str:
+        """The sentence in one language, by its code. Raises ValueError for any but those two."""
+        if language not in self._fields:
+            raise ValueError(f"no words in {language!r}, only in {' and '.join(map(repr, self._fields))}")
+        return str(getattr(self, language))
+
     def about(self, tensor: str) -> Words:
         """The sentence about this tensor: its name is written where {it} stands."""
         return Words(*(words.replace("{it}", tensor) for words in self))
