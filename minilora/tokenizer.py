@@ -18,6 +18,10 @@ from . import text as bytes_of
 from .chat_template import render
 from .checkpoint import read_json, to_json
 
+FILES = (  # of a model's folder, that are read here
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+    "chat_template.jinja",
+)  # fmt: skip
 AT_ONCE = 4096  # texts: beside each token, the package keeps a hundred bytes for as long as it encodes
 KEPT = ("add_prefix_space", "split_special_tokens", "truncation_side")  # settings that a tokenizer.json cannot hold
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a byte, in the vocabularies that fall back on bytes

@@ -76,9 +76,8 @@ def finetune(options: argparse.Namespace) -> None:
     from ..tasks.data import show as tell
 
     task.show(task.finetune(backend=backend(options), tell=tell, **words))
-    base, adapter = shlex.quote(options.base), shlex.quote(options.out)
     print(f"written to {options.out}; now try")
-    print(f"  minilora {task.NEXT} --base {base} --adapter {adapter}")
+    print(f"  minilora {task.NEXT} --adapter {shlex.quote(options.out)}")
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -158,7 +157,8 @@ def generate(options: argparse.Namespace) -> None:
     from ..generation import stream
     from ..pretrained import load_tokenizer
 
-    model, tokenizer = adapted(options), load_tokenizer(options.base)
+    base, adapter = chosen(options)
+    model, tokenizer = adapted(base, adapter, options), load_tokenizer(base)
     pieces = stream(model, options.prompt, options.tokens, tokenizer=tokenizer, **drawing(options))
     print(options.prompt.encode(errors="surrogateescape").decode(errors="replace"), end="", flush=True)
     try:
@@ -176,9 +176,10 @@ def chat(options: argparse.Namespace) -> None:
     from ..generation import answer
     from ..pretrained import load_tokenizer
 
-    tokenizer = load_tokenizer(options.base)
+    base, adapter = chosen(options)
+    tokenizer = load_tokenizer(base)
     tokenizer.chat([{"role": "user", "content": "?"}])  # a model that does not chat says so here
-    model, how, terminal = adapted(options), drawing(options), sys.stdin.isatty()
+    model, how, terminal = adapted(base, adapter, options), drawing(options), sys.stdin.isatty()
     if terminal:
         leave = "Ctrl-Z and Enter end" if os.name == "nt" else "Ctrl-D ends"
         print(f"minilora: {leave} the chat, Ctrl-C an answer", file=sys.stderr)
@@ -228,12 +229,13 @@ def merge(options: argparse.Namespace) -> None:
     """Write base and adapter as one model."""
     from ..checkpoint import check_free
     from ..lora import merge as merge_model
-    from ..pretrained import load_tokenizer, save_pretrained
+    from ..pretrained import TOKENIZER_FILES, load_tokenizer, locate, save_pretrained
 
     check_free(options.out)
-    model, tokenizer = adapted(options), None
+    base, adapter = chosen(options)
+    model, folder, tokenizer = adapted(base, adapter, options), locate(base, also=TOKENIZER_FILES), None
     with suppress(FileNotFoundError):  # a base without one has none to take along
-        tokenizer = load_tokenizer(options.base)
+        tokenizer = load_tokenizer(folder)
     paths = merge_model(model)
     save_pretrained(model, options.out, tokenizer)
     print(f"{len(paths)} adapters merged; written to {options.out}")
@@ -241,17 +243,17 @@ def merge(options: argparse.Namespace) -> None:
 
 def info(options: argparse.Namespace) -> None:
     """What a folder holds: family, shapes, adapter, hash of the base, a run or a sweep and how far it is."""
-    from ..peft import CONFIG, describe_adapter
+    from ..peft import CONFIG, describe_adapter, locate_adapter
     from ..pretrained import describe_model, locate
     from ..sweep import JSON, describe_sweep
     from ..tasks.runs import SETTINGS, describe_run
 
-    folder = locate(options.folder)
+    folder = locate(options.folder, (), ("config.json", CONFIG))
     found: dict[str, str] = {}
     if folder.is_file() or (folder / "config.json").is_file():
         found |= describe_model(options.folder)
     if (folder / CONFIG).is_file():
-        found |= describe_adapter(folder)
+        found |= describe_adapter(locate_adapter(options.folder))
     if (folder / SETTINGS).is_file():
         found |= describe_run(folder)
     if (folder / JSON).is_file() or any(folder.glob(f"rank-*/seed-*/{SETTINGS}")):
@@ -385,14 +387,23 @@ def bench(options: argparse.Namespace) -> None:
         write_whole(Path(options.plot), figure(report))
 
 
-def adapted(options: argparse.Namespace) -> Any:
-    """The model of --base, with --adapter if one is given, on --device."""
+def chosen(options: argparse.Namespace) -> tuple[Any, Path | None]:
+    """(--base, or without it the base that the adapter names, or builtin; the folder of --adapter, if one is given)."""
+    from ..peft import locate_adapter
+    from ..tasks.runs import base_for
+
+    adapter = locate_adapter(options.adapter) if options.adapter else None
+    return base_for(adapter, options.base) or "builtin", adapter
+
+
+def adapted(base: str | Path, adapter: Path | None, options: argparse.Namespace) -> Any:
+    """The model of `base`, with the adapter in a folder if one is given, on --device."""
     from ..peft import load_adapter
     from ..pretrained import load_pretrained
 
-    model = load_pretrained(options.base)
-    if options.adapter:
-        note = load_adapter(model, options.adapter)
+    model = load_pretrained(base)
+    if adapter:
+        note = load_adapter(model, adapter)
         if note:
             print(f"note: {note}", file=sys.stderr)
     model.to(backend(options))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import layouts
-from .format import CONFIG, PREFIX, WEIGHTS, pairs_of, read_adapter
+from .format import CONFIG, PREFIX, WEIGHTS, locate_adapter, pairs_of, read_adapter
 from .reading import Adapters, load_adapter
 from .writing import adapter_files, adapters_of, save_adapter
 
@@ -24,6 +24,7 @@ __all__ = [
     "describe_adapter",
     "layouts",
     "load_adapter",
+    "locate_adapter",
     "pairs_of",
     "read_adapter",
     "save_adapter",

@@ -21,7 +21,7 @@ from ..lora import Adapter, attach_lora
 from ..metrics import confusion_matrix, scores
 from ..modules import Context
 from ..optim import linear_schedule, penalty
-from ..peft import adapter_files, load_adapter, read_adapter
+from ..peft import adapter_files, load_adapter, locate_adapter, read_adapter
 from ..plots import classification_figure
 from ..pretrained import base_hash, load_pretrained, load_tokenizer
 from ..records import label_ids, label_names, read_records, stratified_split
@@ -31,7 +31,16 @@ from ..tokenizer import Tokenizer, check_matches
 from ..training import History, fit
 from ..transformer import Transformer, recompute
 from .data import MOST, Numbers, of_texts, shared, warn
-from .runs import CHECKPOINT, HISTORY, SETTINGS, how_to_go_on, read_settings, training_folder
+from .runs import (
+    CHECKPOINT,
+    HISTORY,
+    SETTINGS,
+    base_for,
+    base_settings,
+    how_to_go_on,
+    read_settings,
+    training_folder,
+)
 
 SCORES, FIGURE = "scores.json", "curves.png"
 JUDGED = 16  # texts at a time that are judged: a forward keeps what a backward would need
@@ -97,8 +106,9 @@ def finetune(
     records = read_records(data, text, label, encoding, skip_empty)
     names = label_names(records.labels)
     targets = label_ids(records.labels, names, data)
-    tokenizer = load_tokenizer(base)
-    model = classifier(base, names, how.seed)
+    source = base_for(Path(out), base) or base
+    tokenizer = load_tokenizer(source)
+    model = classifier(source, names, how.seed)
     examples, lengths = encode(tokenizer, records.texts, targets, how.length, model)
     if held_out is None:
         rows, others = stratified_split(records.labels, 0.1, how.seed)
@@ -122,7 +132,7 @@ def finetune(
     adapted = prepare(model, how)
     settings = {
         "task": "classify",
-        "base": base,
+        **base_settings(model, base),
         "base_sha256": base_hash(model, [path for path in model.state_dict() if path.startswith("classifier")]),
         "data": data,
         "data_sha256": hashlib.sha256(b"".join(x.tobytes() for x in (*train[:2], *held[:2]))).hexdigest(),
@@ -157,7 +167,7 @@ def finetune(
     return report
 
 
-def classifier(base: str, names: Sequence[str], seed: int = 0) -> Transformer:
+def classifier(base: str | Path, names: Sequence[str], seed: int = 0) -> Transformer:
     """`base` with an output for each label, drawn from `seed` where it has no classifier yet."""
     with warnings.catch_warnings():  # as is to be expected here; but a pooler that is missing stays as it is drawn
         warnings.filterwarnings("ignore", "(?!.*pooler).*(drawn anew|are for another head)")
@@ -224,11 +234,12 @@ def judge(model: Transformer, texts: Batch, labels: int, description: str | None
 class Classifier:
     """What `finetune` made, or PEFT: the adapter in `folder` on its base. `labels` names the outputs.
 
-    Raises ValueError for an adapter that brings no classifier, and what load_pretrained and load_adapter raise.
+    `folder` and `base` may be names on the Hub. Raises ValueError for an adapter that brings no classifier, and what
+    load_pretrained and load_adapter raise.
     """
 
     def __init__(self, folder: str | Path, base: str | None = None, backend: ModuleType = np) -> None:
-        folder = Path(folder)
+        folder = locate_adapter(folder)
         config, tensors, _ = read_adapter(folder)
         ends = "classifier.weight", "classifier.out_proj.weight", "score.weight"
         heads = [x for name, x in tensors.items() if name.endswith(ends)]
@@ -236,10 +247,10 @@ class Classifier:
             raise ValueError(f"{folder} holds no classifier of texts: make one with minilora finetune --task classify")
         settings = read_settings(folder) if (folder / SETTINGS).is_file() else {}
         self.labels: list[str] = settings.get("labels") or [str(i) for i in range(len(heads[0]))]
-        base = base or settings.get("base")
-        if base is None:
+        source = base_for(folder, base)
+        if source is None:
             raise ValueError(f"{folder} does not say what its base is: give --base")
-        self.tokenizer, self.model = load_tokenizer(base), classifier(base, self.labels, settings.get("seed", 0))
+        self.tokenizer, self.model = load_tokenizer(source), classifier(source, self.labels, settings.get("seed", 0))
         self.length: int = settings.get("length", min(Recipe.length, self.model.config.context))
         note = load_adapter(self.model, folder)
         if note:
