@@ -10,10 +10,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-NAME = re.compile(r"((?:\w[\w.-]*/)?\w[\w.-]*)(?:@(\S+))?", re.ASCII)
+NAME = re.compile(r"((?:\w[\w.-]*/)?\w[\w.-]*)(?:@((?!.*\.\.)\w[\w./+-]*))?", re.ASCII)
 FILES = (".gguf", ".json", ".safetensors")  # a name that ends so is a file's
+COMMIT = re.compile("[0-9a-f]{40}")
 PICKLE = re.compile(r"(pytorch_model|adapter_model|model|consolidated)\b.*\.(bin|pt|pth|ckpt)")  # weights
-PACKAGE = "huggingface_hub>=0.34"
+PACKAGE = "huggingface_hub>=1.31"
 SHOWN = 12  # files of a repository that an error lists
 
 
@@ -43,7 +44,7 @@ def fetch(hub: HubName, needs: Collection[str], also: Collection[str] = (), know
     weights that are only there as a pickle.
     """
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import constants, snapshot_download
         from huggingface_hub.utils import tqdm
     except ImportError:
         raise ImportError(
@@ -54,17 +55,42 @@ def fetch(hub: HubName, needs: Collection[str], also: Collection[str] = (), know
         def __init__(self, *values: Any, **options: Any) -> None:
             super().__init__(*values, **options | {"disable": None, "leave": False})
 
-    files = [*needs, *also]
     try:
-        folder = Path(snapshot_download(hub.name, revision=hub.revision, allow_patterns=files, tqdm_class=Bar))
+        found = snapshot_download(
+            hub.name,
+            revision=hub.revision,
+            allow_patterns=[*needs, *also],
+            local_files_only=constants.HF_HUB_OFFLINE or is_down(hub),
+            tqdm_class=Bar,
+        )
     except Exception as error:  # the client has no class for all that it raises
         if isinstance(error, OSError) and error.errno:  # of the disk
             raise
         raise explained(error, hub, known) from None
+    folder = Path(found)
     for file in needs:
         if not (folder / file).is_file():
             raise missing(hub, folder, file)
     return folder
+
+
+def is_down(hub: HubName) -> bool:
+    """Whether the Hub does not answer, for a commit whose files are not listed in the cache: the client tries to list
+    them for half a minute, and to resolve a branch but once."""
+    from huggingface_hub import HfApi, errors, get_cached_repo_tree
+
+    if not COMMIT.fullmatch(hub.revision or ""):
+        return False
+    try:
+        get_cached_repo_tree(hub.name, revision=hub.revision)
+    except errors.CachedRepoTreeNotFoundError:
+        try:
+            HfApi().model_info(hub.name, revision=hub.revision)
+        except errors.HfHubHTTPError as error:
+            return error.response.status_code >= 500
+        except Exception:
+            return True
+    return False
 
 
 def explained(error: Exception, hub: HubName, known: Collection[str]) -> OSError:
@@ -76,6 +102,17 @@ def explained(error: Exception, hub: HubName, known: Collection[str]) -> OSError
     if isinstance(error, errors.GatedRepoError):
         page = f"{constants.ENDPOINT}/{hub.name}"
         return PermissionError(f"{hub.name} is gated: accept its conditions at {page}, then log in with: hf auth login")
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        revision = f" --revision {hub.revision}" if hub.revision else ""
+        command = f'hf download {hub.name}{revision} --include "*.json" --include "*.safetensors" --include "*.jinja"'
+        why = (
+            f"the Hub cannot be reached ({short(error.__cause__)})" if error.__cause__ else "the Hub cannot be reached"
+        )
+        if constants.HF_HUB_OFFLINE:
+            why = "HF_HUB_OFFLINE is set: unset it, or"
+        return FileNotFoundError(
+            f"{nowhere}, and the Hub's cache lacks it or a part of it; {why}, where there is a network, run: {command}"
+        )
     refused = isinstance(error, errors.HfHubHTTPError) and error.response.status_code == 401
     if refused or isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
         return FileNotFoundError(
@@ -83,15 +120,6 @@ def explained(error: Exception, hub: HubName, known: Collection[str]) -> OSError
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return FileNotFoundError(f"{hub.name} on the Hub has no branch, tag or commit {hub.revision!r}")
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        revision = f" --revision {hub.revision}" if hub.revision else ""
-        command = f'hf download {hub.name}{revision} --include "*.json" --include "*.safetensors" --include "*.jinja"'
-        why = f"the Hub cannot be reached ({short(error.__cause__ or error)})"
-        if constants.HF_HUB_OFFLINE:
-            why = "HF_HUB_OFFLINE is set: unset it, or"
-        return FileNotFoundError(
-            f"{nowhere}, and the Hub's cache lacks it or a part of it; {why}, where there is a network, run: {command}"
-        )
     return ConnectionError(f"{hub.name} cannot be fetched from the Hub: {short(error)}")
 
 
@@ -100,7 +128,8 @@ def missing(hub: HubName, folder: Path, file: str) -> Exception:
     from huggingface_hub import HfApi, errors
 
     try:
-        there = HfApi().list_repo_files(hub.name, revision=folder.name)
+        found = HfApi().model_info(hub.name, revision=folder.name).siblings or []
+        there = [sibling.rfilename for sibling in found]
     except Exception as error:  # without a network, what the cache knows
         there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         if not any(map(PICKLE.fullmatch, there)):

@@ -18,6 +18,7 @@ import minilora
 from minilora import peft, pretrained
 from minilora.accounting import architecture
 from minilora.cli import main
+from minilora.families import FAMILIES
 from minilora.lora import attach_lora
 from minilora.pretrained import base_hash, load_pretrained, load_tokenizer
 from minilora.tokenizer import FILES as TOKENIZER_FILES
@@ -128,6 +129,37 @@ def test_a_name_is_the_model_of_its_branch_tag_or_commit(hub):
 def test_old_models_have_a_name_without_an_organisation_and_a_branch_may_have_slashes(hub):
     commit = hub.push("gpt2", contents(Path("first")), "refs/pr/1")
     assert load_pretrained("gpt2@refs/pr/1").hub == ("gpt2", commit)
+
+
+GPT2 = {  # config.json of gpt2 on the Hub, but for the sizes
+    "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": 256,
+    "embd_pdrop": 0.1, "eos_token_id": 256, "initializer_range": 0.02, "layer_norm_epsilon": 1e-05,
+    "model_type": "gpt2", "n_ctx": 32, "n_embd": 16, "n_head": 2, "n_layer": 1, "n_positions": 32, "resid_pdrop": 0.1,
+    "summary_activation": None, "summary_first_dropout": 0.1, "summary_proj_to_labels": True,
+    "summary_type": "cls_index", "summary_use_proj": True, "vocab_size": 257,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+}  # fmt: skip
+
+
+def test_gpt2_as_it_lies_on_the_hub_continues_a_text(hub, capfd):
+    tokenizers = pytest.importorskip("tokenizers")
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    splitter = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    splitter.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    splitter.decoder = tokenizers.decoders.ByteLevel()
+    splitter.add_special_tokens(["<|endoftext|>"])
+    model = FAMILIES["gpt2"](minilora.Config(257, 1, 16, 2, context=32), np.random.default_rng(0))
+    pretrained.save_pretrained(model, "ours")
+    tensors = pretrained.read_checkpoint(Path("ours"))
+    tensors = {name.removeprefix("transformer."): x for name, x in tensors.items()}  # and the mask beside them
+    weights = shard(tensors | {"h.0.attn.bias": np.tril(np.ones((1, 1, 32, 32), np.float32))})
+    files = {"config.json": json.dumps(GPT2).encode(), "model.safetensors": weights}
+    files |= {"tokenizer.json": splitter.to_str().encode(), "tokenizer_config.json": b'{"model_max_length": 1024}'}
+    commit = hub.push("gpt2", files | dict.fromkeys(["vocab.json", "merges.txt", "tf_model.h5"], b"") | UNREAD)
+    assert load_pretrained("gpt2").hub == ("gpt2", commit)
+    assert base_hash(load_pretrained("gpt2")) == base_hash(model)
+    assert said(capfd, "generate", "--base", "gpt2", "--prompt", "To be", "--tokens", "3").startswith("To be")
+    assert hub.fetched() == sorted(files)
 
 
 def test_only_what_is_read_is_fetched(hub):
@@ -302,7 +334,7 @@ def test_without_the_package_a_line_says_what_to_install(hub, capfd, monkeypatch
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for words in (["--base", "org/tiny"], ["--adapter", "org/lora"]):
         line = refusal(capfd, "generate", *words, "--prompt", "x")
-        assert line.endswith(f"'{words[1]}'; a name on the Hub takes a package: pip install 'huggingface_hub>=0.34'")
+        assert line.endswith(f"'{words[1]}'; a name on the Hub takes a package: pip install 'huggingface_hub>=1.31'")
     assert load_pretrained("first").config.vocab == 256
 
 
@@ -317,11 +349,30 @@ def test_what_was_fetched_once_is_there_without_a_network(hub, offline):
     load_tokenizer("org/tiny@v1")
 
 
-def test_a_cache_that_transformers_filled_is_read(hub, offline):
+@pytest.mark.parametrize("network", ["off", "down", "none"])
+def test_a_cache_that_transformers_filled_is_read(hub, offline, monkeypatch, network):
     for file in ("config.json", "model.safetensors"):
         client.hf_hub_download("org/tiny", file)
-    offline()
+    if network == "off":
+        offline()
+    elif network == "down":
+        hub.broken = True
+    else:
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert load_pretrained("org/tiny").hub == ("org/tiny", hub.second)
+    assert load_tokenizer("org/tiny").vocab == 256
+
+
+@pytest.mark.oracle
+def test_peft_finds_the_base_of_an_adapter_by_the_name_and_commit_that_it_keeps(hub, tmp_path):
+    torch, theirs = pytest.importorskip("torch"), pytest.importorskip("peft")
+    model = load_pretrained("org/tiny@v1")
+    adapter_of(model, Path("adapter"))
+    found = theirs.AutoPeftModelForCausalLM.from_pretrained("adapter", cache_dir=str(tmp_path / "cache"))
+    ids = np.arange(12)[None]
+    logits = found(torch.tensor(ids)).logits.detach().numpy()
+    assert np.abs(logits - model.forward(ids)[0]).max() < 1e-5 * np.abs(logits).max()
+    assert "pytorch_model.bin" not in hub.fetched()
 
 
 def test_a_cache_that_lacks_the_model_or_a_part_of_it_says_which_command_fetches_it(hub, offline, capfd):
@@ -337,6 +388,14 @@ def test_a_cache_that_lacks_the_model_or_a_part_of_it_says_which_command_fetches
         )
         assert f"run: hf download {name} " in line
         assert (f"--revision {hub.first}" in line) == bool(revision)
+
+
+def test_a_cache_of_the_config_alone_is_no_model_of_no_weights(hub, capfd, monkeypatch):
+    client.hf_hub_download("org/tiny", "config.json")  # which lists no files in the cache
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    line = refusal(capfd, "generate", "--base", "org/tiny", "--prompt", "x")
+    assert "the Hub cannot be reached" in line
+    assert f"run: hf download org/tiny --revision {hub.second} --include" in line
 
 
 def test_the_command_that_is_named_fetches_what_is_lacking(hub, offline, capfd, tmp_path):
@@ -399,9 +458,19 @@ def test_generate_and_merge_take_the_base_that_the_adapter_names(hub, capfd, rev
     assert base_hash(load_pretrained("org/tiny")) != base_hash(load_pretrained("org/tiny@v1"))
 
 
-def test_a_base_that_an_adapter_names_and_that_is_not_there_is_named(hub, capfd):
-    adapter_of(load_pretrained("first"), Path("adapter"), base_model_name_or_path="/home/someone/base")
-    assert "no folder or file '/home/someone/base'" in refusal(capfd, *GENERATE, "--adapter", "adapter")
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        ({"base_model_name_or_path": "/home/someone/base"}, "no folder or file '/home/someone/base'"),
+        ({"base_model_name_or_path": "org/none", "revision": "v1"}, "no folder or file 'org/none', none of builtin"),
+        ({"base_model_name_or_path": "org/tiny", "revision": "v9"}, "org/tiny on the Hub has no branch, tag or commit"),
+        ({"base_model_name_or_path": "org/tiny", "revision": "../../v1"}, "no folder or file 'org/tiny@../../v1'"),
+    ],
+)
+def test_a_base_that_an_adapter_names_and_that_is_not_there_is_named(hub, capfd, named, says):
+    adapter_of(load_pretrained("first"), Path("adapter"), **named)
+    Path("adapter/settings.json").write_text("{}")  # of another program
+    assert says in refusal(capfd, *GENERATE, "--adapter", "adapter")
 
 
 def test_a_run_keeps_its_commit_and_all_that_follows_takes_it(hub, capfd):

@@ -66,12 +66,14 @@ def base_settings(model: Transformer, base: str) -> dict[str, Any]:
 def named_base(folder: Path) -> str | Path | None:
     """The base of the run or adapter in `folder`, as settings.json or else the adapter's config names it, a name on the
     Hub with the commit; None where neither does."""
-    ran = (folder / SETTINGS).is_file()
-    found = read_settings(folder) if ran else read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    name, revision = found.get("base" if ran else "base_model_name_or_path"), found.get("revision")
-    if not name or not isinstance(name, str) or name in NAMES:
-        return name if name in NAMES else None
-    if not name_on_hub(name) or (ran and not revision):  # a run on a base of the Hub names its commit
+    settings, config = (read_json(folder / file) if (folder / file).is_file() else {} for file in (SETTINGS, CONFIG))
+    found, key = (settings, "base") if "base" in settings else (config, "base_model_name_or_path")
+    name, revision = found.get(key), found.get("revision")
+    if not name or not isinstance(name, str):
+        return None
+    if name in NAMES:
+        return name
+    if not name_on_hub(name) or (found is settings and not revision):  # a run on a base of the Hub names its commit
         return Path(name)
     return str(HubName(name, revision)) if isinstance(revision, str) else name
 
