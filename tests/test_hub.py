@@ -493,7 +493,7 @@ def test_a_run_keeps_its_commit_and_all_that_follows_takes_it(hub, capfd):
 
 
 def test_a_classifier_keeps_its_commit_and_predict_takes_it(hub, capfd):
-    Path("rows.csv").write_text("text,label\n" + "good fun,yes\ndull mess,no\n" * 10)
+    Path("rows.csv").write_text("text,label\n" + "good,yes\ndull,no\n" * 10)
     words = ["--epochs", "1", "--batch", "4", "--length", "8", "--rank", "2"]
     said(capfd, "finetune", "--task", "classify", "--base", "org/tiny", "--data", "rows.csv", "--out", "run", *words)
     predict = ["predict", "--adapter", "run", "--data", "rows.csv"]
