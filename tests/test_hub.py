@@ -21,7 +21,7 @@ from minilora.cli import main
 from minilora.families import FAMILIES
 from minilora.lora import attach_lora
 from minilora.pretrained import base_hash, load_pretrained, load_tokenizer
-from minilora.tokenizer import FILES as TOKENIZER_FILES
+from minilora.tokenizer import READ as TOKENIZER_FILES
 
 client, file_download = (pytest.importorskip(f"huggingface_hub{name}") for name in ("", ".file_download"))
 constants = file_download.constants  # what the client reads of the environment, as it is imported
