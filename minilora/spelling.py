@@ -10,8 +10,14 @@ LISTED = 20  # names, before the rest is a number
 
 def choose_from(word: object, names: Iterable[str]) -> str:
     """The end of an error, such as "did you mean 'lora'? choose from full, lora, qlora"."""
+    known = list(dict.fromkeys(names))
+    listed = ("; " if any("," in name for name in known) else ", ").join(known[:LISTED])
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return f"{did_you_mean(word, known)}choose from {listed or 'none'}{more}"
+
+
+def did_you_mean(word: object, names: Iterable[str]) -> str:
+    """Such as "did you mean 'lora'? ", or nothing where no name is near."""
     known = {name.casefold(): name for name in names}
     near = get_close_matches(str(word)[:100].casefold(), known, 1)
-    listed = ("; " if any("," in name for name in known) else ", ").join(list(known.values())[:LISTED])
-    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
-    return (f"did you mean {known[near[0]]!r}? " if near else "") + f"choose from {listed or 'none'}{more}"
+    return f"did you mean {known[near[0]]!r}? " if near else ""

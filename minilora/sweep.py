@@ -29,7 +29,7 @@ from .process import end_with, folder_lock
 from .tables import counted, numbers_right, wide_console
 from .tasks.data import Numbers, warn
 from .tasks.language_model import check_windows, finetune, read_text
-from .tasks.runs import CHECKPOINT, SETTINGS, check_settings, progress, read_settings
+from .tasks.runs import CHECKPOINT, SETTINGS, base_for, check_settings, progress, read_settings
 
 JSON, PNG = "sweep.json", "sweep.png"
 Row = dict[str, Any]  # of sweep.json: what is known of a rank
@@ -68,9 +68,11 @@ def sweep(
     if seeds < 1 or jobs < 1 or not ranks or len(set(ranks)) < len(ranks):
         raise ValueError(f"ranks {ranks}, {seeds} seeds, {jobs} jobs: give each rank once, and at least one of each")
     defaults = finetune.__kwdefaults__ or {}  # what finetune does when it is not told
-    options = defaults | options | {"base": base, "data": data, "shards": shards, "backend": backend}
+    options = defaults | options | {"data": data, "shards": shards, "backend": backend}
     grid = [{"rank": rank, "seed": seed} for rank in ranks for seed in range(seeds)]
     with folder_lock(out) as killed:
+        first = next(iter(begun(out, grid)), None)
+        options["base"] = base_for(folder_of(out, first) if first else out, base)  # one commit for all cells
         trainable = check(out, grid, options, resume, killed, tell)
         try:
             outcomes = run(out, grid, options, jobs)
