@@ -42,6 +42,9 @@ dropout = Problem(
             "在 x 被丢弃的位置 dx 为 0，因为那里的 x 不影响输出",
         ): at_dropped
     },
+    formula="y = x ∘ keep; keep is 0 where x is dropped, else 1/(1-p)",
+    rows=True,
+    pairs=False,
 )
 fault = dropout.fault
 

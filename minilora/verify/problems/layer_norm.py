@@ -63,6 +63,10 @@ def row_sums(tensors, case):
     return float(np.abs(dx.sum(axis=-1)).max() / np.abs(dx).max())
 
 
+def without_gain(case):
+    return case._replace(inputs=case.inputs | {"g": np.ones_like(case.inputs["g"])})
+
+
 layer_norm = Problem(
     "layer_norm",
     forward,
@@ -74,6 +78,13 @@ layer_norm = Problem(
             "each row of dx sums to 0, because shifting x changes no output",
             "dx 的每一行之和为 0，因为平移 x 不改变输出",
         ): row_sums
+    },
+    formula="y = x̂ ∘ g + b, x̂ = (x - μ)/σ, σ = √(mean((x - μ)²) + ε), over the features of each row",
+    aliases=("ln",),
+    rows=True,
+    simpler={
+        Words("with almost no ε (1e-12)", "ε 几乎为 0（1e-12）"): lambda case: case._replace(constants={"eps": 1e-12}),
+        Words("with the gain g = 1", "增益 g = 1 "): without_gain,
     },
 )
 fault = layer_norm.fault

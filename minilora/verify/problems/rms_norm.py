@@ -66,6 +66,10 @@ def along_g(tensors, case):
     return relative_error(g * tensors["dg"], total(case.dy * forward(**case.inputs, **case.constants)))
 
 
+def without_gain(case):
+    return case._replace(inputs=case.inputs | {"g": np.ones_like(case.inputs["g"])})
+
+
 rms_norm = Problem(
     "rms_norm",
     forward,
@@ -81,6 +85,12 @@ rms_norm = Problem(
             "g ∘ dg is dy ∘ y summed over the rows, because y is linear in g",
             "g ∘ dg 等于 dy ∘ y 对所有行求和，因为 y 对 g 是线性的",
         ): along_g,
+    },
+    formula="y = x̂ ∘ g, x̂ = x/rms, rms = √(mean(x²) + ε), over the features of each row",
+    rows=True,
+    simpler={
+        Words("with almost no ε (1e-12)", "ε 几乎为 0（1e-12）"): lambda case: case._replace(constants={"eps": 1e-12}),
+        Words("with the gain g = 1", "增益 g = 1 "): without_gain,
     },
 )
 fault = rms_norm.fault
