@@ -53,12 +53,14 @@ from .explanations import (
     mutant,
     named,
     one_of_many,
+    other_mask,
     other_tensor,
     pair,
     rearranged,
     scaled,
     shape,
     sizes_of,
+    unread,
 )
 from .forms import Form, forms_of
 from .problem import Case, Law, Problem, Tensors, Words, apply
@@ -68,10 +70,14 @@ from .unexplained import must_be_zero, not_finite, unknown
 
 @dataclass(repr=False)
 class Diagnosis:
-    """The findings about every tensor, and the cases on which they were made. Print it, or take text("zh")."""
+    """The findings about every tensor, and the cases on which they were made. Print it, or take text("zh").
+
+    `without` names the constants of the problem that the gradient does not take.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     cases: list[Case] = field(default_factory=list)
+    without: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -83,9 +89,14 @@ class Diagnosis:
         tensors: dict[str, list[str]] = {}
         for finding in self.findings:
             tensors.setdefault(finding.text(language), []).append(finding.tensor)
+        names = ", ".join(self.without)
+        note = {"en": f"(compared without {names})", "zh": f"（按不含 {names} 的形式比较）"}[language]
         return "\n".join(
-            words if words.startswith(f"{names[0]} ") and len(names) == 1 else f"{', '.join(names)}: {words}"
-            for words, names in tensors.items()
+            [note] * bool(self.without)
+            + [
+                words if words.startswith(f"{names[0]} ") and len(names) == 1 else f"{', '.join(names)}: {words}"
+                for words, names in tensors.items()
+            ]
         )
 
     def __str__(self) -> str:
@@ -124,12 +135,13 @@ def diagnose(
             raise ValueError("a function of your own needs cases=[Case(dy, inputs, constants, sizes), ...]")
         name, numeric = getattr(problem, "__name__", "f"), numeric_gradient(problem, list(own[0].inputs))
         forms = [Form(Problem(name, problem, numeric, lambda _, i: own[i], laws=laws or {}))]
-    for i, form in enumerate(forms):
+    raised = []
+    for form in forms:
         try:
             return diagnosed(grad, form, own, in_bank=isinstance(problem, Problem))
         except Raises as error:
-            first = error if i == 0 else first
-    raise first
+            raised.append(error)
+    raise raised[0]
 
 
 class Raises(ValueError):
@@ -173,7 +185,14 @@ def diagnosed(grad: Callable[..., Any], form: Form, own: list[Case], in_bank: bo
     for tensor in truth[0]:
         w = Wrong(tensor, given, truth, problem, cases, sizes, exact, known)
         findings += explain(w) or unknown(w, lambda case: graded(grad, form, case))
-    return Diagnosis(findings, cases)
+    textbook = problem.textbook.cases()[0] if problem.textbook else cases[0]
+    return Diagnosis(findings, cases, tuple(set_aside(textbook, cases[0])))
+
+
+def set_aside(textbook: Case, case: Case) -> list[str]:
+    """The constants that the gradient does not take."""
+    made = {"alpha", "r"} if "s" in case.constants else set()
+    return [name for name in textbook.constants if name not in case.constants.keys() | made]
 
 
 def as_case(case: Any) -> Case:
@@ -227,7 +246,7 @@ def graded(grad: Callable[..., Any], form: Form, case: Case) -> Tensors:
 
 def explain(w: Wrong) -> list[Finding]:
     """What explains the tensor in every case: all that do so equally simply, or nothing."""
-    tensor, mine, true = w.tensor, w.mine, w.true
+    mine, true = w.mine, w.true
     if all(map(agree, mine, true, w.cases)):
         return [w.finding("right", "is right", "正确")]
     if not all(np.all(np.isfinite(x)) for x in mine):
@@ -237,11 +256,11 @@ def explain(w: Wrong) -> list[Finding]:
     w = w.where([np.any(t) or not agree(a, t, case) for a, t, case in zip(mine, true, w.cases, strict=True)])
     if found := named(w):
         return either(found)
-    values = [step(w) for step in (rearranged, other_tensor, scaled, added)]
+    values = [step(w) for step in (rearranged, other_tensor, scaled, added, clipped)]
     if found := [*filter(None, values), *one_of_many(w)]:
         return either(found)
-    once = next(filter(None, (step(w) for step in (shape, clipped, combination, mutant))), None)
-    return [once] if once else pair(w)
+    once = next(filter(None, (step(w) for step in (shape, other_mask, combination, mutant))), None)
+    return [once] if once else pair(w) or [*filter(None, [unread(w)])]
 
 
 # ---- a person's own function ----

@@ -76,7 +76,7 @@ class Wrong:
         if key not in self.known:
             try:
                 with np.errstate(all="ignore"):
-                    self.known[key] = fault.tensors(self.cases[i], self.given[i])
+                    self.known[key] = apply(fault.wrong, self.cases[i])
             except (ValueError, IndexError, TypeError, ZeroDivisionError):
                 self.known[key] = {}
         return self.known[key]
@@ -110,8 +110,8 @@ def same(a: Sequence[Array], b: Sequence[Array]) -> bool:
 def sizes_of(cases: Sequence[Case]) -> list[dict[str, float]]:
     """Of each case, all numbers that a wrong scale may be made of.
 
-    Those that the case names, then its constants, the lengths of its axes and what can be counted in its masks and
-    labels, where none of those before has the same values.
+    Those that the case names, then its constants, n - 1 for each length n that it names, the lengths of its axes, and
+    what can be counted in its masks and labels, where none of those before has the same values.
     """
     found: list[dict[str, float]] = [{} for _ in cases]
     columns = set()
@@ -128,6 +128,8 @@ def numbers_of(case: Case) -> dict[str, float]:
     numbers = dict(case.sizes)
     arrays = {name: np.asarray(value) for name, value in case.constants.items()}
     numbers |= {name: float(a) for name, a in arrays.items() if a.ndim == 0 and a.dtype.kind in "iuf"}
+    lengths = {length for a in (case.dy, *case.inputs.values()) for length in np.shape(a)}
+    numbers |= {f"{name}-1": size - 1 for name, size in case.sizes.items() if size in lengths}
     everything = {"dy": np.asarray(case.dy), **case.inputs, **{name: a for name, a in arrays.items() if a.ndim}}
     for name, a in everything.items():
         numbers |= {f"{name}.shape[{axis}]": float(length) for axis, length in enumerate(a.shape)}
@@ -175,7 +177,13 @@ def other_tensor(w: Wrong) -> Finding | None:
     """The gradient of another input in its place."""
     for other in w.truth[0]:
         if other != w.tensor and same(w.mine, [t[other] for t in w.truth]):
-            return w.finding("terms", f"holds the gradient {other}", f"的位置上放的是 {other}")
+            return w.finding(
+                "terms",
+                f"holds the gradient {other}",
+                f"的位置上放的是 {other}",
+                "Which name did you write twice, or in which order do you return the gradients?",
+                "是哪个名字写了两次？或者，你按什么顺序返回这些梯度？",
+            )
     return None
 
 
@@ -202,20 +210,24 @@ def shape(w: Wrong) -> Finding | None:
         "shape",
         f"has shape {a}, it must have {b}",
         f"的形状是 {a}，应为 {b}",
-        f"A gradient has the shape of what it belongs to, {w.tensor[1:]}: which axes are summed over, and in which order "
-        "do the factors stand?",
+        f"A gradient has the shape of what it belongs to, {w.tensor[1:]}: which axes are summed over, and in which "
+        "order do the factors stand?",
         f"梯度的形状与它所属的 {w.tensor[1:]} 相同：应对哪些轴求和？各因子的先后次序是什么？",
     )
 
 
 def scaled(w: Wrong) -> Finding | None:
-    """The true gradient times a number, which is written with the problem's constants if it can be."""
+    """The true gradient times a number that is written with the problem's constants."""
     factors = [proportion(a, b) for a, b in zip(w.mine, w.true, strict=True)]
-    if any(c is None for c in factors) or all(x.size == 1 for x in w.true) and len(w.true) < 3:
+    words = readings([c for c in factors if c is not None], w.sizes) if None not in factors else []
+    return multiple(w, words) if words else None
+
+
+def unread(w: Wrong) -> Finding | None:
+    """The true gradient times numbers that no product of constants makes."""
+    factors = [proportion(a, b) for a, b in zip(w.mine, w.true, strict=True)]
+    if any(c is None for c in factors):
         return None
-    words = readings([c for c in factors if c is not None], w.sizes)
-    if words:
-        return multiple(w, words)
     numbers = ", ".join(f"{c:.4g}" for c in factors)
     en, zh = f"is the true gradient times {numbers}", f"是正确梯度的 {numbers} 倍"
     if len(w.cases) < 3:
@@ -224,7 +236,13 @@ def scaled(w: Wrong) -> Finding | None:
     else:
         en += " in the cases, which no product of up to three constants explains, or more than one does"
         zh += "（逐个案例），没有哪三个以内常数的乘积能解释它，或者不止一个"
-    return w.finding("scale", en, zh)
+    return w.finding(
+        "scale",
+        en,
+        zh,
+        "Print what you multiply and divide by in each case: which of it takes these values?",
+        "打印每个案例中你乘以和除以的各个量：哪一个取到了这些值？",
+    )
 
 
 SCALES = {
@@ -279,7 +297,7 @@ def added(w: Wrong) -> Finding | None:
                 "terms",
                 f"{en}: weight decay inside the gradient",
                 f"{zh}：梯度中混入了权重衰减",
-                f"Does the loss hold a penalty on ‖{own}‖²? If not, who applies weight decay: the gradient or the optimizer?",
+                f"Does the loss hold a penalty on ‖{own}‖²? If not, who applies weight decay: gradient or optimizer?",
                 f"损失里有 ‖{own}‖² 的惩罚项吗？如果没有，权重衰减由谁来做：梯度，还是优化器？",
             )
         return w.finding("terms", en, zh, f"What was in the array before the gradient was added to it, and why {name}?",
@@ -288,7 +306,7 @@ def added(w: Wrong) -> Finding | None:
 
 
 def fitted(mine: Sequence[Array], parts: Sequence[Sequence[Array]]) -> Array | None:
-    """The coefficients, a row for each case, with which the parts add up to `mine`; None if they do not, or not so only."""
+    """The coefficients, a row for each case, with which the parts add up to `mine`; None unless there are just one."""
     rows = []
     for i, target in enumerate(mine):
         if any(part[i].shape != target.shape for part in parts):
@@ -336,12 +354,13 @@ def clipped(w: Wrong) -> Finding | None:
         if np.ptp(shortened) > 1e-5 * max(shortened):  # as PyTorch divides by the norm + 1e-6
             continue
         norm, whose = f"{shortened[0]:.4g}", "" if len(names) == 1 else " of all gradients together"
+        zh = f"{'所有梯度合起来的' if whose else ''}范数"
         if all(c is not None and c < 1 + SAME for c in factors):
             return w.finding("scale", f"is clipped: shortened to the norm{whose} {norm}",
-                             f"被裁剪了：{'所有梯度合起来的' if whose else ''}范数缩短到 {norm}", *ask)  # fmt: skip
+                             f"被裁剪了：{zh}缩短到 {norm}", *ask)  # fmt: skip
         if all(off):
             return w.finding("scale", f"is normalised: the norm{whose} is {norm} in every case",
-                             f"被归一化了：每个案例中{'所有梯度合起来的' if whose else ''}范数都是 {norm}", *ask)  # fmt: skip
+                             f"被归一化了：每个案例中{zh}都是 {norm}", *ask)  # fmt: skip
     return None
 
 
@@ -379,7 +398,8 @@ def one_of_many(w: Wrong) -> list[Finding]:
             else:
                 which = f"axis {axis} of dy" + (f", {name}," if name else "")
                 where = f" dy 第 {axis} 轴" + (f"（{name}）" if name else "") + "的"
-                found.append(w.finding("terms", f"holds what comes from the {en} entry along {which} alone: all must add up",
+                found.append(w.finding("terms", f"holds what comes from the {en} entry along {which} alone: "
+                                       "all must add up",
                                        f"只包含来自{where}{zh}分量的部分：各分量应当累加"))  # fmt: skip
     return found
 
@@ -429,9 +449,33 @@ def fits(w: Wrong, fault: Fault) -> bool:
 def usual_readings(w: Wrong, fault: Fault) -> list[str]:
     """As what multiple of the true gradient the fault reads where no constant hides another."""
     cases = w.problem.cases()
-    usual = [fault.tensors(case)[w.tensor] for case in cases] if not fault.fitted else []
-    factors = [proportion(a, apply(w.problem.backward, case)[w.tensor]) for a, case in zip(usual, cases, strict=False)]
-    return readings([c for c in factors if c is not None], sizes_of(cases)) if factors and None not in factors else []
+    factors = [proportion(*(apply(f, case)[w.tensor] for f in (fault.wrong, w.problem.backward))) for case in cases]
+    return readings([c for c in factors if c is not None], sizes_of(cases)) if None not in factors else []
+
+
+def other_mask(w: Wrong) -> Finding | None:
+    """Right, but for a dropout mask that keeps other entries than that of forward."""
+    if w.problem.masked is None:
+        return None
+    other = False
+    for mine, case in zip(w.mine, w.cases, strict=True):
+        found = apply(w.problem.masked, case).get(w.tensor)
+        if found is None or mine.shape != found[1].shape:
+            return None
+        rest, path = found
+        kept = np.abs(mine - rest) > np.abs(path) / 2
+        if kept.all() or not kept.any() or relative_error(rest + path * kept, mine) >= SAME:
+            return None
+        other |= bool(np.any(kept != (np.asarray(case.constants["keep"]) != 0)))
+    if not other:
+        return None
+    return w.finding(
+        "terms",
+        "is right but for its dropout mask, which keeps other entries than that of forward",
+        "除 dropout 掩码外都正确：这个掩码保留的元素与前向传播不同",
+        "Was a mask drawn anew in backward, or is it that of another sample? Which one did forward keep for you?",
+        "反向传播是否重新抽取了掩码，或者用了另一个样本的掩码？前向传播为你保存的是哪一个？",
+    )
 
 
 def combination(w: Wrong) -> Finding | None:
@@ -455,7 +499,9 @@ def combination(w: Wrong) -> Finding | None:
     return Finding(
         w.tensor,
         "terms",
-        Words(f"in {w.tensor}, " + " and ".join(s.en for s in says), f"{w.tensor} 中，" + "，".join(s.zh for s in says)),
+        Words(
+            f"in {w.tensor}, " + " and ".join(s.en for s in says), f"{w.tensor} 中，" + "，".join(s.zh for s in says)
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""The forms in which people write the gradient of one op: other names, fewer constants, rows in the place of a batch."""
+"""The forms in which people write a gradient: other names, fewer constants, rows in the place of a batch."""
 
 from __future__ import annotations
 
@@ -50,14 +50,16 @@ def forms_of(problem: Problem, grad: Callable[..., Any], own: Sequence[Case]) ->
     if form is None:
         raise ValueError(
             f"the parameters of grad, {inspect.signature(grad)}, fit no form of {problem.name}; "
-            f"it is called as {problem.signature()}"
+            f"it is called as {problem.signature()}" + (f"; {problem.also}" if problem.also else "")
         )
     if not problem.rows:
         return [form]
     flat = replace(form, problem=of_rows(form.problem))
     if own:
         usual = form.problem.cases()[0].inputs
-        return [flat] if any(x.ndim < usual[name].ndim for name, x in own[0].inputs.items() if name in usual) else [form]
+        return (
+            [flat] if any(x.ndim < usual[name].ndim for name, x in own[0].inputs.items() if name in usual) else [form]
+        )
     return [form, flat]
 
 
@@ -143,7 +145,8 @@ def of_rows(problem: Problem) -> Problem:
 
     def leading(arrays: Sequence[Any]) -> bool:
         return all(
-            np.shape(a)[:2] == (case.sizes["batch"], case.sizes["tokens"]) for a, case in zip(arrays, cases, strict=True)
+            np.shape(a)[:2] == (case.sizes["batch"], case.sizes["tokens"])
+            for a, case in zip(arrays, cases, strict=True)
         )
 
     names = [*cases[0].inputs, *cases[0].constants]
@@ -184,12 +187,9 @@ def rewritten(
         dy, *arrays = arguments
         return show(Case(dy, dict(zip(first.inputs, arrays, strict=True)), constants, {}))
 
-    def outer(function: Callable[..., Tensors], fitted: bool = False) -> Callable[..., Tensors]:
-        def run(*arguments: Any, given: Tensors | None = None, **constants: Any) -> Tensors:
-            case, more = case_of(arguments, constants), {}
-            if fitted:
-                more = {"given": {name: inward(name[1:], g) for name, g in (given or {}).items()}}
-            tensors = function(case.dy, *case.inputs.values(), **case.constants, **more)
+    def outer(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
+        def run(*arguments: Any, **constants: Any) -> Tensors:
+            tensors = apply(function, case_of(arguments, constants))
             return {name: outward(name[1:], g) for name, g in tensors.items()}
 
         return run
@@ -211,11 +211,16 @@ def rewritten(
             found[name] = {words: outward(name[1:], part) for words, part in present.items()}
         return found
 
+    def masked(*arguments: Any, **constants: Any) -> dict[str, tuple[Array, Array]]:
+        assert problem.masked is not None
+        found = apply(problem.masked, case_of(arguments, constants))
+        return {name: tuple(outward(name[1:], part) for part in parts) for name, parts in found.items()}
+
     def within(law: Law) -> Law:
         return lambda tensors, case: law({name: inward(name[1:], g) for name, g in tensors.items()}, show(case))
 
     def faults(fault: Fault) -> Fault:
-        return replace(fault, wrong=outer(fault.wrong, fault.fitted))
+        return replace(fault, wrong=outer(fault.wrong))
 
     return replace(
         problem,
@@ -226,6 +231,7 @@ def rewritten(
         laws={words: within(law) for words, law in problem.laws.items()},
         faults={name: faults(fault) for name, fault in problem.faults.items()},
         simpler={},
+        masked=masked if problem.masked else None,
         textbook=problem.textbook or problem,
         around=lambda function: outer(problem.around(function)),
     )

@@ -73,9 +73,7 @@ def scope_with(inner: Callable[..., Any], backward: Callable[..., Any]) -> dict[
 
 
 def bound(function: Callable[..., Any], scope: dict[str, Any]) -> Callable[..., Any]:
-    return FunctionType(
-        function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
-    )
+    return FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
 
 
 def edits(tree: ast.Module) -> Iterator[tuple[Words, ast.Module]]:

@@ -61,14 +61,13 @@ def constant_of(logs: Array) -> float | None:
 
 
 def same_products(sign: float, logs: Array, names: list[str], columns: Array) -> list[str]:
-    """The products of one or two sizes that have these logarithms, those of the fewest sizes."""
-    for used in (1, 2):
-        exponents = exponents_of(len(names), used)
-        fits = np.all(np.abs(exponents @ columns - logs) < EQUAL, axis=1)
-        if np.any(fits):
-            simplest = sorted(exponents[fits], key=lambda row: np.abs(row).sum())
-            return [written(sign, dict(zip(names, row, strict=True))) for row in simplest][:3]
-    return []
+    """The sizes and powers of one, and the products and ratios of two, that have these logarithms."""
+    exponents = np.concatenate([exponents_of(len(names), 1), exponents_of(len(names), 2)])
+    plain = (np.abs(exponents).sum(axis=1) <= 2) & np.all((np.count_nonzero(exponents, axis=1) < 2)[:, None]
+                                                          | np.isin(exponents, (-1, 0, 1)), axis=1)  # fmt: skip
+    fits = plain & np.all(np.abs(exponents @ columns - logs) < EQUAL, axis=1)
+    simplest = sorted(exponents[fits], key=lambda row: np.abs(row).sum())
+    return [written(sign, dict(zip(names, row, strict=True))) for row in simplest][:4]
 
 
 @functools.cache

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..backend import Array
 from .explanations import Finding, Wrong, agree
 from .problem import Case, Tensors, Words, apply
 from .scale import SAME
@@ -41,7 +40,8 @@ def must_be_zero(w: Wrong) -> Finding:
 
 def unknown(w: Wrong, run: Run) -> list[Finding]:
     """The laws it breaks, facts, and what to look at next."""
-    return [*broken_laws(w), Finding(w.tensor, "unknown", facts(w), next_step(w, run))]
+    with np.errstate(all="ignore"):
+        return [*broken_laws(w), Finding(w.tensor, "unknown", facts(w), next_step(w, run))]
 
 
 def broken_laws(w: Wrong) -> list[Finding]:
@@ -105,19 +105,22 @@ def smallest(w: Wrong) -> int:
 def next_step(w: Wrong, run: Run) -> Words:
     """What a learner can try: a part of the op switched off, then one entry of dy in the smallest case."""
     steps = [*linear_in_dy(w, run), *switched_off(w, run), one_entry(w, run)]
-    right = [name for name in w.truth[0] if all(agree(g[name], t[name], case) for g, t, case in zip(w.given, w.truth, w.cases, strict=True))]  # fmt: skip
+    together = list(zip(w.given, w.truth, w.cases, strict=True))
+    right = [name for name in w.truth[0] if all(agree(g[name], t[name], case) for g, t, case in together)]
     if right:
         are = f"{' and '.join(right)} {'is' if len(right) == 1 else 'are'}"
         steps.append(Words(f"{are} right, and so is what {w.tensor} shares with {'it' if len(right) == 1 else 'them'}.",
                            f"{'、'.join(right)} 正确，{w.tensor} 与之共用的部分也就正确。"))  # fmt: skip
     steps += in_the_library(w)
-    return Words("Next: " + " ".join(s.en for s in steps), "下一步：" + "".join(s.zh for s in steps))
+    return Words("What next? " + " ".join(s.en for s in steps), "下一步：" + "".join(s.zh for s in steps))
 
 
 def linear_in_dy(w: Wrong, run: Run) -> Iterator[Words]:
     """Every gradient is linear in dy, and this one may not be."""
     case = w.cases[smallest(w)]
     mine = w.mine[smallest(w)]
+    if np.ndim(case.dy) == 0 and case.dy == 1:  # it may not be handed in
+        return
     try:
         zero = run(case._replace(dy=0 * case.dy))[w.tensor]
         double = run(case._replace(dy=2 * case.dy))[w.tensor]
@@ -127,12 +130,12 @@ def linear_in_dy(w: Wrong, run: Run) -> Iterator[Words]:
         return
     if np.linalg.norm(zero) > SAME * np.linalg.norm(mine):
         yield Words(
-            f"set dy = 0: the loss does not depend on y then, so that {w.tensor} must be 0, and it is not.",
+            f"Set dy = 0: the loss does not depend on y then, so that {w.tensor} must be 0, and it is not.",
             f"令 dy = 0：此时损失不依赖 y，{w.tensor} 应为 0，而它不是。",
         )
     elif np.linalg.norm(double - 2 * mine) > SAME * np.linalg.norm(double):
         yield Words(
-            f"double dy: every gradient is linear in dy, so that {w.tensor} must double, and it does not.",
+            f"Double dy: every gradient is linear in dy, so that {w.tensor} must double, and it does not.",
             f"令 dy 加倍：梯度对 dy 是线性的，{w.tensor} 应当加倍，而它没有。",
         )
 
@@ -173,13 +176,13 @@ def one_entry(w: Wrong, run: Run) -> Words:
             dy_en = f", with dy = 0 but for a 1 at {place}" if at else " with dy = 1"
             dy_zh = f"，令 dy 只在 {place} 处为 1、其余为 0" if at else "，令 dy = 1"
             return Words(
-                f"take the smallest case, {where} ({shapes}){dy_en}: {entry} must be {true[i]:.4g}, "
+                f"Take the smallest case, {where} ({shapes}){dy_en}: {entry} must be {true[i]:.4g}, "
                 f"and is {mine[i]:.4g}; work that entry out by hand.",
                 f"取最小的案例 {where}（{shapes}）{dy_zh}：{entry} 应为 {true[i]:.4g}，而你的是 {mine[i]:.4g}；"
                 "请手算这一个元素。",
             )
     return Words(
-        f"in the smallest case, {where} ({shapes}), {w.tensor} is right as long as one entry of dy is not 0: "
+        f"In the smallest case, {where} ({shapes}), {w.tensor} is right as long as one entry of dy is not 0: "
         "look at how the entries come together.",
         f"在最小的案例 {where}（{shapes}）中，dy 只有一个元素不为 0 时 {w.tensor} 正确：看看各元素是怎样合在一起的。",
     )

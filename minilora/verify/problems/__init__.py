@@ -7,6 +7,7 @@ from ..problem import Problem
 FILES = [
     "linear",
     "low_rank",
+    "dora",
     "attention",
     "rope",
     "layer_norm",

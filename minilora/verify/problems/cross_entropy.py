@@ -107,8 +107,9 @@ cross_entropy = Problem(
     also="also without count: then a mean over all positions, and all have labels; and without dL, which is then 1",
     rows=True,
     simpler={
-        Words("where every position has a label, and count is their number",
-              "每个位置都有标签、count 为位置总数"): without_ignored,
+        Words(
+            "where every position has a label, and count is their number", "每个位置都有标签、count 为位置总数"
+        ): without_ignored,
     },
 )
 fault = cross_entropy.fault

@@ -26,6 +26,10 @@ def backward(dy, x, keep, p):
     return {"dx": dy * keep}
 
 
+def masked(dy, x, keep, p):
+    return {"dx": (0 * dy, dy / (1 - p))}
+
+
 def at_dropped(tensors, case):
     dx, kept = tensors["dx"], case.constants["keep"] != 0
     return relative_error(dx, dx * kept)
@@ -45,6 +49,7 @@ dropout = Problem(
     formula="y = x ∘ keep; keep is 0 where x is dropped, else 1/(1-p)",
     rows=True,
     pairs=False,
+    masked=masked,
 )
 fault = dropout.fault
 

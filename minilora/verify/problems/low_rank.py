@@ -55,6 +55,10 @@ def terms(dy, x, A, B, W, keep, alpha, r, p):
     }
 
 
+def masked(dy, x, A, B, W, keep, alpha, r, p):
+    return {"dx": (dy @ W, alpha / r * dy @ B @ A / (1 - p))}
+
+
 def complete(x, A, B, W=None, keep=None, alpha=None, r=None, p=None, s=None):
     """W is 0, there is no dropout, r is that of A, and α = r, or s r, where they are not given."""
     r = len(A) if r is None else r
@@ -110,6 +114,7 @@ low_rank = Problem(
     formula="y = x Wᵀ + s (x ∘ keep) Aᵀ Bᵀ, s = α/r; keep is 0 where x is dropped, else 1/(1-p)",
     aliases=("lora",),
     complete=complete,
+    masked=masked,
     also="also without W (y = s x Aᵀ Bᵀ), keep and p, or r (that of A), and with s for alpha/r",
     rows=True,
     simpler={
@@ -167,8 +172,8 @@ def scale_twice(dy, x, A, B, W, keep, alpha, r, p):
 @fault(
     "the scale is α, not divided by the rank r, in {it}",
     "缩放因子只有 α，没有除以秩 r（在 {it} 中）",
-    "By what does forward divide, so that a larger rank does not give a larger update?",
-    "前向传播除以了什么，使更大的秩不会带来更大的更新？",
+    "Which two numbers make up the scale in forward?",
+    "前向传播的缩放因子由哪两个数构成？",
 )
 def not_divided_by_r(dy, x, A, B, W, keep, alpha, r, p):
     return gradients(dy, x, A, B, W, keep, alpha)
