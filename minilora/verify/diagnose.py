@@ -181,7 +181,8 @@ def diagnosed(grad: Callable[..., Any], form: Form, own: list[Case], in_bank: bo
                 raise
             exact = False
     truth = [apply(problem.backward, case) for case in cases]
-    findings, sizes, known = [], sizes_of(cases), {}
+    findings: list[Finding] = []
+    sizes, known = sizes_of(cases), dict[tuple[str, int], Tensors]()
     for tensor in truth[0]:
         w = Wrong(tensor, given, truth, problem, cases, sizes, exact, known)
         findings += explain(w) or unknown(w, lambda case: graded(grad, form, case))
@@ -253,7 +254,7 @@ def explain(w: Wrong) -> list[Finding]:
         return [not_finite(w)]
     if not any(np.any(t) for t in true):
         return [must_be_zero(w)]
-    w = w.where([np.any(t) or not agree(a, t, case) for a, t, case in zip(mine, true, w.cases, strict=True)])
+    w = w.where([bool(np.any(t)) or not agree(a, t, case) for a, t, case in zip(mine, true, w.cases, strict=True)])
     if found := named(w):
         return either(found)
     values = [step(w) for step in (rearranged, other_tensor, scaled, added, clipped)]

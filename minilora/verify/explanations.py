@@ -108,20 +108,24 @@ def same(a: Sequence[Array], b: Sequence[Array]) -> bool:
 
 
 def sizes_of(cases: Sequence[Case]) -> list[dict[str, float]]:
-    """Of each case, all numbers that a wrong scale may be made of.
+    """Of each case, all numbers that a wrong scale may be made of; those that are always equal share a name.
 
     Those that the case names, then its constants, n - 1 for each length n that it names, the lengths of its axes, and
-    what can be counted in its masks and labels, where none of those before has the same values.
+    what can be counted in its masks and labels.
     """
-    found: list[dict[str, float]] = [{} for _ in cases]
-    columns = set()
+    names: dict[tuple[float, ...], list[str]] = {}
     for name in dict.fromkeys(name for case in cases for name in numbers_of(case)):
-        values = [numbers_of(case).get(name, 0) for case in cases]
-        if min(values) > 0 and tuple(values) not in columns and set(values) != {1}:
-            columns.add(tuple(values))
-            for size, value in zip(found, values, strict=True):
-                size[name] = value
-    return [dict(itertools.islice(size.items(), 12)) for size in found]
+        values = tuple(numbers_of(case).get(name, 0) for case in cases)
+        if min(values) > 0 and set(values) != {1}:
+            names.setdefault(values, []).append(name)
+    named = [(values, alike(found)) for values, found in names.items()][:12]
+    return [{name: values[i] for values, name in named} for i in range(len(cases))]
+
+
+def alike(names: Sequence[str]) -> str:
+    """One name for what has the same values in every case: "batch or tokens"."""
+    given = [name for name in names if "shape[" not in name and not name.endswith("-1")] or list(names)
+    return " or ".join(given)
 
 
 def numbers_of(case: Case) -> dict[str, float]:
@@ -355,12 +359,17 @@ def clipped(w: Wrong) -> Finding | None:
             continue
         norm, whose = f"{shortened[0]:.4g}", "" if len(names) == 1 else " of all gradients together"
         zh = f"{'所有梯度合起来的' if whose else ''}范数"
-        if all(c is not None and c < 1 + SAME for c in factors):
-            return w.finding("scale", f"is clipped: shortened to the norm{whose} {norm}",
-                             f"被裁剪了：{zh}缩短到 {norm}", *ask)  # fmt: skip
-        if all(off):
-            return w.finding("scale", f"is normalised: the norm{whose} is {norm} in every case",
-                             f"被归一化了：每个案例中{zh}都是 {norm}", *ask)  # fmt: skip
+        shorter = all(c is not None and c < 1 + SAME for c in factors)
+        if shorter and not all(off):
+            en, zh = f"is clipped: shortened to the norm{whose} {norm}", f"被裁剪了：{zh}缩短到 {norm}"
+        elif shorter:
+            en = f"is shortened to the norm{whose} {norm} in every case: clipped, or normalised"
+            zh = f"在每个案例中{zh}都缩短到 {norm}：被裁剪，或者被归一化了"
+        elif all(off):
+            en, zh = f"is normalised: the norm{whose} is {norm} in every case", f"被归一化了：每个案例中{zh}都是 {norm}"
+        else:
+            continue
+        return w.finding("scale", en, zh, *ask)
     return None
 
 
@@ -382,39 +391,41 @@ def name_of_axis(axis: int, cases: Sequence[Case]) -> str:
 
 
 def one_of_many(w: Wrong) -> list[Finding]:
-    """A sum over an axis of dy of which the last, or the first, entry alone is left: the gradient is linear in dy."""
+    """A sum over an axis of dy of which the last, or the first, entry alone is left, or missing."""
     found = []
     for axis in range(np.ndim(w.cases[0].dy)):
+        name = name_of_axis(axis, w.cases)
+        noun = ENTRIES.get(name, Words("entry", "分量"))
+        also = f" ({name})" if name else ""
+        of = Words("", "") if name in ENTRIES else Words(f" of dy along axis {axis}{also}", f" dy 第 {axis} 轴{also}上")
         for index, en, zh in ((-1, "last", "最后一个"), (0, "first", "第一个")):
-            if not all(axis < np.ndim(case.dy) and np.shape(case.dy)[axis] > 1 for case in w.cases):
-                continue
-            if not alone(w, axis, index):
-                continue
-            name = name_of_axis(axis, w.cases)
-            if name in ENTRIES:
-                entry = ENTRIES[name]
-                found.append(w.finding("terms", f"holds the {en} {entry.en} alone: the {entry.en}s must add up",
-                                       f"只包含{zh}{entry.zh}：各{entry.zh}应当累加"))  # fmt: skip
-            else:
-                which = f"axis {axis} of dy" + (f", {name}," if name else "")
-                where = f" dy 第 {axis} 轴" + (f"（{name}）" if name else "") + "的"
-                found.append(w.finding("terms", f"holds what comes from the {en} entry along {which} alone: "
-                                       "all must add up",
-                                       f"只包含来自{where}{zh}分量的部分：各分量应当累加"))  # fmt: skip
+            kept, lacked = entries(w, axis, index)
+            which = Words(f"the {en} {noun.en}{of.en}", f"{of.zh}{zh}{noun.zh}")
+            must = Words(f"the {noun.en.replace('entry', 'entrie')}s must add up", f"各{noun.zh}应当累加")
+            if kept:
+                found.append(w.finding("terms", f"holds {which.en} alone: {must.en}", f"只包含{which.zh}：{must.zh}"))
+            if lacked:
+                found.append(w.finding("terms", f"lacks {which.en}: {must.en}", f"缺少{which.zh}：{must.zh}"))
     return found
 
 
-def alone(w: Wrong, axis: int, index: int) -> bool:
-    for mine, case in zip(w.mine, w.cases, strict=True):
+def entries(w: Wrong, axis: int, index: int) -> tuple[bool, bool]:
+    """Is the tensor in every case what this entry of dy makes, or is that missing? A gradient is linear in dy."""
+    kept = lacked = True
+    for mine, true, case in zip(w.mine, w.true, w.cases, strict=True):
+        if axis >= np.ndim(case.dy) or np.shape(case.dy)[axis] < 2:
+            return False, False
         dy = np.zeros_like(case.dy)
         at = tuple(index if i == axis else slice(None) for i in range(dy.ndim))
         dy[at] = case.dy[at]
         try:
-            if not same([mine], [apply(w.problem.backward, case._replace(dy=dy))[w.tensor]]):
-                return False
+            part = apply(w.problem.backward, case._replace(dy=dy))[w.tensor]
         except ValueError:  # a gradient that is measured may not be measurable from one entry
-            return False
-    return True
+            return False, False
+        kept, lacked = kept and same([mine], [part]), lacked and same([mine], [true - part])
+        if not kept and not lacked:
+            break
+    return kept, lacked
 
 
 # ---- from the problem ----
@@ -426,9 +437,11 @@ def named(w: Wrong) -> list[Finding]:
     findings = [of_fault(w.tensor, f) for f in found]
     if not found or w.exact:
         return findings
+    words = w.times(w.mine, w.true)
     known = {word for f in found for word in usual_readings(w, f)}
-    left = [word for word in w.times(w.mine, w.true) if word not in known]
-    return [*findings, *([multiple(w, left)] if left else [])]
+    left = [word for word in words if word not in known]
+    other = multiple(w, left) if left else None if words else unread(w)
+    return [*findings, *([other] if other else [])]
 
 
 def of_fault(tensor: str, fault: Fault) -> Finding:
@@ -517,6 +530,8 @@ def coefficient_words(term: Words, words: Sequence[str]) -> Words:
 
 def mutant(w: Wrong) -> Finding | None:
     """An edit of the textbook gradient that gives just this tensor on every case."""
+    if not w.exact:
+        return None
     textbook = w.problem.textbook or w.problem
     for says, edited in mutants_of(textbook.backward):
         function = w.problem.around(edited)
@@ -537,7 +552,7 @@ def mutant(w: Wrong) -> Finding | None:
 
 def pair(w: Wrong) -> list[Finding]:
     """Two mistakes of which each is known: a fault and a scale, or two faults; nothing where two such pairs fit."""
-    if not w.problem.pairs:
+    if not w.problem.pairs or not w.exact:
         return []
     shapes = [t.shape for t in w.true]
     faults = [
@@ -555,8 +570,9 @@ def pair(w: Wrong) -> list[Finding]:
 def fault_and_scale(w: Wrong, faults: Sequence[str]) -> Iterator[tuple[Finding, Finding]]:
     for name in faults:
         fault = w.problem.faults[name]
-        if proportion(w.mine[0], w.wrong(fault, 0)[w.tensor]) is None:
-            continue
+        first = w.wrong(fault, 0)[w.tensor]
+        if proportion(w.mine[0], first) is None or proportion(first, w.true[0]) is not None:
+            continue  # it is no multiple, or any scale is
         wrong = [w.wrong(fault, i).get(w.tensor, np.zeros(0)) for i in range(len(w.cases))]
         words = w.times(w.mine, wrong)
         if words and words[0] not in ("0", "1"):

@@ -219,8 +219,10 @@ def rewritten(
     def within(law: Law) -> Law:
         return lambda tensors, case: law({name: inward(name[1:], g) for name, g in tensors.items()}, show(case))
 
-    def faults(fault: Fault) -> Fault:
-        return replace(fault, wrong=outer(fault.wrong))
+    def meant(fault: Fault) -> bool:
+        """Is it not zero only because what it is about is 0 in this form?"""
+        wrong, usual = apply(outer(fault.wrong), first), apply(fault.wrong, problem.cases()[0])
+        return all(np.any(wrong[name]) or not np.any(usual[name]) for name in wrong)
 
     return replace(
         problem,
@@ -229,7 +231,7 @@ def rewritten(
         draw=lambda rng, i: hide(problem.draw(rng, i)),
         terms=terms if problem.terms else None,
         laws={words: within(law) for words, law in problem.laws.items()},
-        faults={name: faults(fault) for name, fault in problem.faults.items()},
+        faults={n: replace(fault, wrong=outer(fault.wrong)) for n, fault in problem.faults.items() if meant(fault)},
         simpler={},
         masked=masked if problem.masked else None,
         textbook=problem.textbook or problem,

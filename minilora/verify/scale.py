@@ -29,8 +29,8 @@ def proportion(mine: Array, true: Array) -> float | None:
 def readings(factors: Sequence[float], sizes: Sequence[Mapping[str, float]]) -> list[str]:
     """`factors`, one for each case, as a constant times powers of at most three sizes: ["alpha/r"].
 
-    A constant that the sizes make as well, in every case, has both readings: ["2", "alpha/r"]. Otherwise [] if
-    nothing fits, or if two products of as many sizes do; from fewer than three cases no product of sizes is read.
+    What simpler products make as well, in every case, has all these readings: ["2", "alpha/r"]. Otherwise [] if nothing
+    fits, if two products of as many sizes do, or too many; from fewer than three cases no product of sizes is read.
     """
     if all(abs(c) < 1e-12 for c in factors):
         return ["0"]
@@ -40,18 +40,18 @@ def readings(factors: Sequence[float], sizes: Sequence[Mapping[str, float]]) -> 
     names = list(dict.fromkeys(name for size in sizes for name in size if all(name in other for other in sizes)))
     logs = np.log(np.abs(factors))
     columns = np.array([[math.log(size[name]) for size in sizes] for name in names]).reshape(len(names), len(sizes))
-    if (constant := constant_of(logs)) is not None:
-        return [written(sign * constant, {}), *(constant != 1) * same_products(sign, logs, names, columns)]
-    for used in range(1, min(3, len(names)) + 1 if len(sizes) > 2 else 1):
+    for used in range(min(3, len(names)) + 1 if len(sizes) > 2 else 1):
         exponents = exponents_of(len(names), used)
         rests = logs - exponents @ columns
-        fits = {
-            written(sign * constant, dict(zip(names, exponents[i], strict=True)))
+        found = {
+            written(sign * constant, dict(zip(names, exponents[i], strict=True))): constant
             for i in np.flatnonzero(np.ptp(rests, axis=1) < EQUAL)
             if (constant := constant_of(rests[i])) is not None
         }
-        if fits:
-            return list(fits) if len(fits) == 1 else []
+        if found:
+            plain = [word for word, constant in found.items() if constant == 1] or list(found)
+            others = [] if plain in (["1"], ["-1"]) else same_products(sign, logs, names, columns, used)
+            return [] if len(plain) > 1 or len(others) > 3 else [*plain, *others]
     return []
 
 
@@ -60,19 +60,22 @@ def constant_of(logs: Array) -> float | None:
     return next((c for c in CONSTANTS if np.all(np.abs(logs - math.log(c)) < EQUAL)), None)
 
 
-def same_products(sign: float, logs: Array, names: list[str], columns: Array) -> list[str]:
-    """The sizes and powers of one, and the products and ratios of two, that have these logarithms."""
-    exponents = np.concatenate([exponents_of(len(names), 1), exponents_of(len(names), 2)])
-    plain = (np.abs(exponents).sum(axis=1) <= 2) & np.all((np.count_nonzero(exponents, axis=1) < 2)[:, None]
-                                                          | np.isin(exponents, (-1, 0, 1)), axis=1)  # fmt: skip
-    fits = plain & np.all(np.abs(exponents @ columns - logs) < EQUAL, axis=1)
-    simplest = sorted(exponents[fits], key=lambda row: np.abs(row).sum())
-    return [written(sign, dict(zip(names, row, strict=True))) for row in simplest][:4]
+def same_products(sign: float, logs: Array, names: list[str], columns: Array, above: int) -> list[str]:
+    """The powers of one size, products and ratios of two that have these logarithms, of more than `above` sizes."""
+    found = []
+    for used in range(above + 1, 3):
+        exponents = exponents_of(len(names), used)
+        plain = np.all(np.isin(exponents, (-1, 0, 1)), axis=1) if used == 2 else True
+        fits = plain & np.all(np.abs(exponents @ columns - logs) < EQUAL, axis=1)
+        found += [written(sign, dict(zip(names, row, strict=True))) for row in exponents[fits]]
+    return sorted(found, key=lambda word: "shape[" in word)  # what has a name first
 
 
 @functools.cache
 def exponents_of(names: int, used: int) -> Array:
     """Every choice of `used` sizes and their powers, a row each."""
+    if used == 0:
+        return np.zeros((1, names))
     rows = []
     for chosen in itertools.combinations(range(names), used):
         powers = np.array(list(itertools.product(POWERS, repeat=used)))
