@@ -434,9 +434,10 @@ assert "√d times" in diagnosis.text()
 assert "transposed" in diagnosis.text()
 
 # %% [markdown]
-# **A fault without a name.** Here $dq$ is squashed by a tanh inside the backward. That is no scale and no transpose: the
-# answer is "unknown", with facts and no guess, which could send you the wrong way. The facts are a start: no ratio to the
-# true gradient is above 1. So is the next step: every gradient is linear in $dy$, and this one does not double with it.
+# **A fault without a name.** Here $dq$ is squashed by a tanh inside the backward. That is no scale and no transpose:
+# the answer is "unknown", with facts and no guess, which could send you the wrong way. The facts are a start: no ratio
+# to the true gradient is above 1. So is the next step: every gradient is linear in $dy$, and this one does not double
+# with it.
 
 
 # %%

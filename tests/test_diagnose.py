@@ -587,8 +587,12 @@ def test_a_mean_that_is_missing_beside_another_mistake_is_read():
         return count * problem.faults["softmax_at_ignored"].wrong(dL, logits, targets, count)["dlogits"]
 
     found = diagnose(summed, problem)
-    assert found.names() == ["softmax_at_ignored"]
-    assert "and: dlogits is count times what that makes of it" in str(found)
+    assert found.names() == ["softmax_at_ignored", "not_averaged"]
+
+    def shared_out(dL, logits, targets, count):
+        return summed(dL, logits, targets, count) / len(logits)
+
+    assert "and: dlogits is count/batch times what that makes of it" in str(diagnose(shared_out, problem))
 
 
 def test_a_ratio_that_the_data_make_is_counted_in_the_data():

@@ -81,6 +81,11 @@ class Wrong:
                 self.known[key] = {}
         return self.known[key]
 
+    def all_wrong(self, name: str) -> list[Array]:
+        """What the fault of this name makes of the tensor in every case."""
+        fault = self.problem.faults[name]
+        return [self.wrong(fault, i).get(self.tensor, np.zeros(0)) for i in range(len(self.cases))]
+
     def times(self, mine: Sequence[Array], other: Sequence[Array]) -> list[str]:
         """As what product of constants `mine` is a multiple of the other tensors, if it is one."""
         factors = []
@@ -266,33 +271,27 @@ def multiple(w: Wrong, words: Sequence[str]) -> Finding:
 
 
 def added(w: Wrong) -> Finding | None:
-    """The true gradient, or a multiple of it, plus a multiple of dy or of an input: weight decay, a path too many."""
+    """The true gradient plus a multiple of dy, of an input, or of what it belongs to: weight decay, a path too many."""
     if not all(x.shape == t.shape for x, t in zip(w.mine, w.true, strict=True)):
         return None
     own = w.tensor[1:]
     for name in dict.fromkeys(["dy", own, *w.cases[0].inputs]):
         extra = [np.asarray(case.dy if name == "dy" else case.inputs[name]) for case in w.cases]
         fits = fitted(w.mine, [w.true, extra])
-        if fits is None:
+        if fits is None or max(x.size for x in extra) < 4:  # of a few numbers, any two tensors make any other
             continue
-        whole, part = readings(fits[:, 0], w.sizes), fits[:, 1]
-        if whole not in (["1"], ["-1"]) and not (whole and np.ptp(part) < 1e-6 * np.abs(part).max()):
+        whole, parts = readings(fits[:, 0], w.sizes), fits[:, 1]
+        if (whole != ["1"] and name != own) or not whole or whole == ["0"]:
             continue
-        if np.all(np.abs(part) < 1e-9) or (max(x.size for x in extra) < 4 and len(w.cases) < 3):
+        if len({*np.sign(parts)}) > 1 or not np.any(parts):
             continue
-        sign = 1 if np.all(part > 0) else -1 if np.all(part < 0) else 0
-        if not sign:
-            continue
-        size = readings(np.abs(part), w.sizes) or [f"{c:.4g}" for c in dict.fromkeys(np.abs(part).round(12))]
-        if len(size) > 1 and np.ptp(part) > 0:
-            continue
-        times = "" if size[0] == "1" else f"{size[0]} "
-        start = SCALES["-1"] if whole == ["-1"] else None
-        first = Words("is the true gradient", "等于正确梯度") if whole == ["1"] else (
-            Words("is minus the true gradient", "等于负的正确梯度") if start else
-            Words(f"is {whole[0]} times the true gradient", f"等于正确梯度的 {whole[0]} 倍"))  # fmt: skip
-        en = f"{first.en} {'plus' if sign > 0 else 'minus'} {times}{name}"
-        zh = f"{first.zh}{'加上' if sign > 0 else '减去'} {times}{name}"
+        sizes = readings(np.abs(parts), w.sizes) if np.ptp(parts) > 1e-6 * np.abs(parts).max() else []
+        sizes = sizes or [f"{c:.4g}" for c in dict.fromkeys(np.abs(parts).round(9))]
+        times = "" if sizes == ["1"] else f"{', '.join(sizes)} "
+        en = f"is {'' if whole == ['1'] else ' or '.join(whole) + ' times '}the true gradient"
+        zh = f"等于正确梯度{'' if whole == ['1'] else '的 ' + ' 或 '.join(whole) + ' 倍'}"
+        en, zh = (f"{en} plus {times}{name}", f"{zh}加上 {times}{name}") if parts[0] > 0 else (
+            f"{en} minus {times}{name}", f"{zh}减去 {times}{name}")  # fmt: skip
         if name == "dy":
             return w.finding("terms", en, zh, "Is there a path that passes dy on unchanged, and how often?",
                              "有没有一条原样传递 dy 的路径？有几条？")  # fmt: skip
@@ -573,14 +572,13 @@ def fault_and_scale(w: Wrong, faults: Sequence[str]) -> Iterator[tuple[Finding, 
         first = w.wrong(fault, 0)[w.tensor]
         if proportion(w.mine[0], first) is None or proportion(first, w.true[0]) is not None:
             continue  # it is no multiple, or any scale is
-        wrong = [w.wrong(fault, i).get(w.tensor, np.zeros(0)) for i in range(len(w.cases))]
-        words = w.times(w.mine, wrong)
+        words = w.times(w.mine, w.all_wrong(name))
         if words and words[0] not in ("0", "1"):
             en, zh = " or ".join(f"{word} times" for word in words), " 或 ".join(words)
-            yield (
-                of_fault(w.tensor, fault),
-                w.finding("scale", f"is {en} what that makes of it", f"又是由此得到的结果的 {zh} 倍"),
-            )
+            scale = w.finding("scale", f"is {en} what that makes of it", f"又是由此得到的结果的 {zh} 倍")
+            known = (other for other in faults if w.times(w.all_wrong(other), w.true) == words)
+            other = next(known, None)
+            yield of_fault(w.tensor, fault), of_fault(w.tensor, w.problem.faults[other]) if other else scale
 
 
 def two_faults(w: Wrong, faults: Sequence[str]) -> Iterator[tuple[Finding, Finding]]:

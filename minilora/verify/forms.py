@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array
-from .problem import Case, Fault, Law, Problem, Tensors, Words, apply
+from .problem import Case, Law, Problem, Tensors, Words, apply, relative_error
+from .scale import SAME
 
 ALIASES = {
     "lora_alpha": "alpha", "lora_A": "A", "lora_B": "B", "rank": "r", "lora_r": "r", "scaling": "s", "scale": "s",
@@ -125,7 +126,7 @@ def with_constants(problem: Problem, shown: Sequence[str], unit: bool) -> Proble
         given = {name: known[name] for name in shown}
         made = complete(case.inputs, given)
         given = {name: made.get(name, value) for name, value in given.items()}  # targets without ignored ones
-        gone = set(case.constants) - set(shown) | {"labelled", *(() if "keep" in shown else ("1-p",))}
+        gone = set(case.constants) - set(shown) | (set() if "keep" in shown else {"1-p"})
         sizes = {name: size for name, size in case.sizes.items() if name not in gone or name == "r"}
         sizes |= {"s": given["s"]} if "s" in shown else {}
         return Case(np.asarray(1.0) if unit else case.dy, case.inputs, given, sizes)
@@ -219,10 +220,16 @@ def rewritten(
     def within(law: Law) -> Law:
         return lambda tensors, case: law({name: inward(name[1:], g) for name, g in tensors.items()}, show(case))
 
-    def meant(fault: Fault) -> bool:
-        """Is it not zero only because what it is about is 0 in this form?"""
+    made = {}
+    for name, fault in problem.faults.items():
         wrong, usual = apply(outer(fault.wrong), first), apply(fault.wrong, problem.cases()[0])
-        return all(np.any(wrong[name]) or not np.any(usual[name]) for name in wrong)
+        if all(np.any(g) or not np.any(usual[tensor]) for tensor, g in wrong.items()):
+            made[name] = wrong  # else it is zero only because what it is about is 0 in this form
+
+    def narrower(fault: str) -> bool:
+        """Does another fault say the same of more tensors, now that a part of the op is missing?"""
+        wider = [other for other in made.values() if made[fault].keys() < other.keys()]
+        return any(all(relative_error(o[tensor], g) < SAME for tensor, g in made[fault].items()) for o in wider)
 
     return replace(
         problem,
@@ -231,7 +238,11 @@ def rewritten(
         draw=lambda rng, i: hide(problem.draw(rng, i)),
         terms=terms if problem.terms else None,
         laws={words: within(law) for words, law in problem.laws.items()},
-        faults={n: replace(fault, wrong=outer(fault.wrong)) for n, fault in problem.faults.items() if meant(fault)},
+        faults={
+            name: replace(problem.faults[name], wrong=outer(problem.faults[name].wrong))
+            for name in made
+            if not narrower(name)
+        },
         simpler={},
         masked=masked if problem.masked else None,
         textbook=problem.textbook or problem,

@@ -19,7 +19,7 @@ def draw(rng, i):
     targets = rng.integers(V, size=(batch, tokens))
     targets.flat[rng.choice(targets.size, ignored, replace=False)] = IGNORE
     inputs = {"logits": 2 * rng.standard_normal((batch, tokens, V))}
-    sizes = {"batch": batch, "tokens": tokens, "V": V, "count": count, "labelled": targets.size - ignored}
+    sizes = {"batch": batch, "tokens": tokens, "V": V, "count": count}
     return Case(np.asarray(rng.standard_normal()), inputs, {"targets": targets, "count": count}, sizes)
 
 
