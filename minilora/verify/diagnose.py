@@ -19,7 +19,7 @@ tensor.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,7 +129,7 @@ def diagnose(
     if isinstance(problem, str):
         problem = problem_called(problem)
     if isinstance(problem, Problem):
-        forms = forms_of(problem, grad, own)
+        forms: Iterable[Form] = forms_of(problem, grad, own)
     else:
         if not own:
             raise ValueError("a function of your own needs cases=[Case(dy, inputs, constants, sizes), ...]")
@@ -186,7 +186,7 @@ def diagnosed(grad: Callable[..., Any], form: Form, own: list[Case], in_bank: bo
     for tensor in truth[0]:
         w = Wrong(tensor, given, truth, problem, cases, sizes, exact, known)
         findings += explain(w) or unknown(w, lambda case: graded(grad, form, case))
-    textbook = problem.textbook.cases()[0] if problem.textbook else cases[0]
+    textbook = problem.textbook.cases(n=1)[0] if problem.textbook else cases[0]
     return Diagnosis(findings, cases, tuple(set_aside(textbook, cases[0])))
 
 
@@ -220,7 +220,7 @@ def checked(case: Case, problem: Problem, names: list[str]) -> Case:
 
 def refuse_constants(cases: list[Case], problem: Problem) -> None:
     """Raise ValueError for an array of another kind than the problem's: booleans for a mask of 0 and -1e9."""
-    for name, usual in problem.cases()[0].constants.items():
+    for name, usual in problem.cases(n=1)[0].constants.items():
         for case in cases:
             kind, wanted = np.asarray(case.constants.get(name, usual)).dtype, np.asarray(usual).dtype
             if np.ndim(usual) and kind.kind != wanted.kind:

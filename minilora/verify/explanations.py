@@ -119,8 +119,9 @@ def sizes_of(cases: Sequence[Case]) -> list[dict[str, float]]:
     what can be counted in its masks and labels.
     """
     names: dict[tuple[float, ...], list[str]] = {}
-    for name in dict.fromkeys(name for case in cases for name in numbers_of(case)):
-        values = tuple(numbers_of(case).get(name, 0) for case in cases)
+    numbers = [numbers_of(case) for case in cases]
+    for name in numbers[0]:
+        values = tuple(of.get(name, 0) for of in numbers)
         if min(values) > 0 and set(values) != {1}:
             names.setdefault(values, []).append(name)
     named = [(values, alike(found)) for values, found in names.items()][:12]
@@ -281,11 +282,12 @@ def added(w: Wrong) -> Finding | None:
         if fits is None or max(x.size for x in extra) < 4:  # of a few numbers, any two tensors make any other
             continue
         whole, parts = readings(fits[:, 0], w.sizes), fits[:, 1]
-        if (whole != ["1"] and name != own) or not whole or whole == ["0"]:
+        steady = np.ptp(parts) < 1e-6 * np.abs(parts).max()
+        if whole != ["1"] and (name != own or not steady or whole in ([], ["0"])):
             continue
         if len({*np.sign(parts)}) > 1 or not np.any(parts):
             continue
-        sizes = readings(np.abs(parts), w.sizes) if np.ptp(parts) > 1e-6 * np.abs(parts).max() else []
+        sizes = readings(np.abs(parts), w.sizes) if not steady else []
         sizes = sizes or [f"{c:.4g}" for c in dict.fromkeys(np.abs(parts).round(9))]
         times = "" if sizes == ["1"] else f"{', '.join(sizes)} "
         en = f"is {'' if whole == ['1'] else ' or '.join(whole) + ' times '}the true gradient"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +45,7 @@ class Form:
         return set(self.parameters)
 
 
-def forms_of(problem: Problem, grad: Callable[..., Any], own: Sequence[Case]) -> list[Form]:
+def forms_of(problem: Problem, grad: Callable[..., Any], own: Sequence[Case]) -> Iterator[Form]:
     """The forms that the parameters of `grad` fit, the first to try first. Raises ValueError where there is none."""
     form = by_name(problem, grad) or in_order(problem, grad)
     if form is None:
@@ -53,20 +53,17 @@ def forms_of(problem: Problem, grad: Callable[..., Any], own: Sequence[Case]) ->
             f"the parameters of grad, {inspect.signature(grad)}, fit no form of {problem.name}; "
             f"it is called as {problem.signature()}" + (f"; {problem.also}" if problem.also else "")
         )
-    if not problem.rows:
-        return [form]
-    flat = replace(form, problem=of_rows(form.problem))
-    if own:
-        usual = form.problem.cases()[0].inputs
-        return (
-            [flat] if any(x.ndim < usual[name].ndim for name, x in own[0].inputs.items() if name in usual) else [form]
-        )
-    return [form, flat]
+    usual = form.problem.cases(n=1)[0].inputs
+    flat = any(x.ndim < usual[name].ndim for case in own[:1] for name, x in case.inputs.items() if name in usual)
+    if not flat or not problem.rows:
+        yield form
+    if problem.rows and (flat or not own):
+        yield replace(form, problem=of_rows(form.problem))
 
 
 def in_order(problem: Problem, grad: Callable[..., Any]) -> Form | None:
     """grad(dy, *inputs, **constants)"""
-    case = problem.cases()[0]
+    case = problem.cases(n=1)[0]
     try:
         inspect.signature(grad).bind(case.dy, *case.inputs.values(), **case.constants)
     except TypeError:
@@ -82,7 +79,7 @@ def by_name(problem: Problem, grad: Callable[..., Any]) -> Form | None:
         declared = inspect.signature(grad).parameters.values()
     except (TypeError, ValueError):
         return None
-    case = problem.cases()[0]
+    case = problem.cases(n=1)[0]
     known = [*case.inputs, *case.constants, *(["s"] if problem.complete and "alpha" in case.constants else [])]
     named, left = {}, []
     for position, parameter in enumerate(declared):
@@ -181,7 +178,7 @@ def rewritten(
     inward: Callable[[str, Any], Any],
 ) -> Problem:
     """The problem over the cases that `hide` makes of its own; `show` undoes it, `outward` does it to one array."""
-    first = hide(problem.cases()[0])
+    first = hide(problem.cases(n=1)[0])
     blank = first.dy  # forward needs none
 
     def case_of(arguments: Sequence[Any], constants: dict[str, Any]) -> Case:
@@ -222,7 +219,7 @@ def rewritten(
 
     made = {}
     for name, fault in problem.faults.items():
-        wrong, usual = apply(outer(fault.wrong), first), apply(fault.wrong, problem.cases()[0])
+        wrong, usual = apply(outer(fault.wrong), first), apply(fault.wrong, problem.cases(n=1)[0])
         if all(np.any(g) or not np.any(usual[tensor]) for tensor, g in wrong.items()):
             made[name] = wrong  # else it is zero only because what it is about is 0 in this form
 
