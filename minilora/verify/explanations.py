@@ -236,7 +236,7 @@ def scaled(w: Wrong) -> Finding | None:
 def unread(w: Wrong) -> Finding | None:
     """The true gradient times numbers that no product of constants makes."""
     factors = [proportion(a, b) for a, b in zip(w.mine, w.true, strict=True)]
-    if any(c is None for c in factors):
+    if any(c is None for c in factors) or max(t.size for t in w.true) == 1:  # one number is a multiple of any other
         return None
     numbers = ", ".join(f"{c:.4g}" for c in factors)
     en, zh = f"is the true gradient times {numbers}", f"是正确梯度的 {numbers} 倍"
@@ -330,7 +330,7 @@ def fitted(mine: Sequence[Array], parts: Sequence[Sequence[Array]]) -> Array | N
 
 def clipped(w: Wrong) -> Finding | None:
     """Cut off at a number, entry by entry, or shortened to a norm."""
-    if not all(x.shape == t.shape for x, t in zip(w.mine, w.true, strict=True)):
+    if not all(x.shape == t.shape and x.size > 1 for x, t in zip(w.mine, w.true, strict=True)):
         return None
     ask = Words(
         "Is clipping a part of forward, or of the step that comes after backward?",
@@ -356,7 +356,7 @@ def clipped(w: Wrong) -> Finding | None:
         if any(g[name].shape != t[name].shape for g, t in zip(w.given, w.truth, strict=True) for name in names):
             continue
         shortened = norms(w.given, names)
-        if np.ptp(shortened) > 1e-5 * max(shortened):  # as PyTorch divides by the norm + 1e-6
+        if not np.ptp(shortened) < 1e-5 * max(shortened):  # as PyTorch divides by the norm + 1e-6
             continue
         norm, whose = f"{shortened[0]:.4g}", "" if len(names) == 1 else " of all gradients together"
         zh = f"{'所有梯度合起来的' if whose else ''}范数"
