@@ -89,15 +89,13 @@ class Diagnosis:
         tensors: dict[str, list[str]] = {}
         for finding in self.findings:
             tensors.setdefault(finding.text(language), []).append(finding.tensor)
-        names = ", ".join(self.without)
-        note = {"en": f"(compared without {names})", "zh": f"（按不含 {names} 的形式比较）"}[language]
-        return "\n".join(
-            [note] * bool(self.without)
-            + [
-                words if words.startswith(f"{names[0]} ") and len(names) == 1 else f"{', '.join(names)}: {words}"
-                for words, names in tensors.items()
-            ]
-        )
+        left_out = ", ".join(self.without)
+        note = Words(f"(compared without {left_out})", f"（按不含 {left_out} 的形式比较）").in_language(language)
+        lines = [
+            words if words.startswith(f"{names[0]} ") and len(names) == 1 else f"{', '.join(names)}: {words}"
+            for words, names in tensors.items()
+        ]
+        return "\n".join([note, *lines] if left_out else lines)
 
     def __str__(self) -> str:
         return self.text()
