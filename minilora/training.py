@@ -21,6 +21,7 @@ from .backend import Array, get_array_module, to_numpy
 from .checkpoint import load_tensors, save_tensors
 from .modules import Chain, Context, Gradients, Module, check_fit, shapes_of
 from .optim import AdamW, Optimizer, Penalty, Schedule, clip_by_global_norm
+from .process import blas_threads
 from .text import Batch
 
 
@@ -92,6 +93,7 @@ def labelled(batch: Batch) -> int:
     return int((batch.targets != ops.IGNORE).sum())
 
 
+@blas_threads()
 def evaluate(model: Chain, batches: Iterable[Batch], *, shards: int = 1, description: str | None = None) -> float:
     """Mean cross-entropy in nats per labelled position, without dropout; `shards` batches at a time.
 
@@ -131,6 +133,7 @@ class History:
         return min((loss for _, loss in self.evaluations), default=math.inf)
 
 
+@blas_threads()
 def fit(
     model: Chain,
     batches: Callable[[int], Batch],

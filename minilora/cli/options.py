@@ -30,7 +30,7 @@ from .commands import (
     verify,
 )
 
-# accounting.METHODS, which cannot be imported here: NumPy is, once --threads has been read
+# accounting.METHODS, which is not imported here: --help need not wait for NumPy
 COUNTED = """full, top2, bitfit, prefix-embed, prefix-layer, lora, qlora, lora-fa, dora, vera, lora-xs, ia3,
 adapter-houlsby, adapter-pfeiffer or adapter-lin"""
 
