@@ -1,4 +1,4 @@
-"""The process that runs: the threads of BLAS, what malloc does with freed memory, and the most memory there has been."""
+"""The process: the threads of BLAS, what malloc does with freed memory, and the most memory there has been."""
 
 from __future__ import annotations
 
