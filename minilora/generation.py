@@ -10,7 +10,6 @@ import numpy as np
 
 from .backend import to_numpy
 from .modules import Context
-from .process import blas_threads
 from .text import check_vocabulary
 from .tokenizer import ByteTokenizer, Tokenizer, check_matches
 from .transformer import Past, Transformer
@@ -142,8 +141,7 @@ def next_ids(
         if past.length + len(new) > context:  # from here on the first ids are left out, and all positions move
             new, past = np.array(seen[-context:]), Past(context)
         for start in range(0, len(new), CHUNK):  # of a long prompt, or all its logits would be there at once
-            with blas_threads():  # for the forward alone: whoever takes the ids may do anything between two of them
-                logits, _ = model.forward(new[None, start : start + CHUNK], Context(past=past))
+            logits, _ = model.forward(new[None, start : start + CHUNK], Context(past=past))
         i = choose(to_numpy(logits[0, -1]), temperature, top_k, top_p, rng)
         if i in stop:
             return

@@ -166,6 +166,9 @@ def fit(
     on Ctrl-C; with `resume`, training goes on from it, to the very bytes of a run never stopped, or starts from the
     beginning if there is none yet. `description` labels the progress bar; None shows none.
 
+    BLAS computes on one thread, whatever the environment says, unless process.blas_threads(n) is open: the same seed
+    gives the same bytes here and on the command line, where --threads opens it.
+
     Raises FloatingPointError when the loss is no longer finite, with the last good checkpoint kept; ValueError for
     a number that makes no sense, and for a checkpoint that is there without `resume`, or is of other parameters;
     FileNotFoundError for a folder of `checkpoint` that is not there; KeyboardInterrupt after Ctrl-C.

@@ -49,13 +49,13 @@ def made(walls, theirs=None, measure="lora", **changes):
 
 def test_the_default_environment_is_measured_beside_one_blas_thread_quiet_and_busy(monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # not passed on to the default
-    monkeypatch.setattr(threads, "WORK", {"generate": threads.WORK["generate"]})
+    monkeypatch.setattr(threads, "WORK", {"check": threads.WORK["check"]})
     started, python = [], threads.python
     monkeypatch.setattr(threads, "python", lambda said, module, env: started.append(env) or python(said, module, env))
     assert main(["bench", "--measures", "threads", "--rounds", "2", "--seconds", "0.01"]) == 0
     assert [[env.get(name) for name in rounds.THREADS] for env in started] == [[None] * 3, ["1"] * 3]
     said = capsys.readouterr().out
-    assert "generate, 48 tokens" in said
+    assert "check_gradient" in said
     assert "0 busy" in said
     assert "2 busy" in said
 

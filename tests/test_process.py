@@ -12,8 +12,9 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import minilora
-from minilora import ops
+from minilora import ops, spectrum
 from minilora.generation import stream
+from minilora.lora import LoRALinear
 from minilora.process import blas_threads
 from minilora.tasks.classification import probabilities
 from minilora.text import Batch
@@ -94,6 +95,8 @@ def classified(model: Transformer) -> None:
 
 
 WORK: dict[str, Callable[[Transformer], Any]] = {
+    "a forward": lambda model: model.forward(IDS),
+    "a step of one's own": lambda model: loss_and_gradients(model, BATCH),
     "fit": train,
     "fit in shards": lambda model: train(model, shards=2),
     "evaluate": lambda model: evaluate(model, [BATCH]),
@@ -128,6 +131,25 @@ def test_check_model_limits_the_losses_that_it_asks_for(model, seen):
     weight.trainable, weight.data = True, weight.data.astype(np.float64)
     grads = minilora.Gradients({weight: 2 * weight.data})
     assert check_model(model, loss, grads, rng=np.random.default_rng(0)).ok
+    assert seen == {1}
+    assert set(blas()) == {BEFORE}
+
+
+def test_svds_and_merging_have_one_thread(model, seen, monkeypatch):
+    def watched(*arguments: Any, call: Callable[..., Any] = np.linalg.svd, **words: Any) -> Any:
+        seen.update(blas())
+        return call(*arguments, **words)
+
+    monkeypatch.setattr(np.linalg, "svd", watched)
+    spectrum.svd(W)
+    spectrum.singular_values(W)
+    spectrum.lora_svd(W.T, W, 1.0)
+    assert seen == {1}
+    minilora.attach_lora(model, "all-linear", 2, rng=np.random.default_rng(0))
+    monkeypatch.setattr(
+        LoRALinear, "delta", lambda self: [seen.update(blas()), np.zeros_like(self.base.weight.data)][1]
+    )
+    minilora.merge(model)
     assert seen == {1}
     assert set(blas()) == {BEFORE}
 

@@ -24,7 +24,6 @@ from ..optim import linear_schedule, penalty
 from ..peft import adapter_files, load_adapter, read_adapter
 from ..plots import classification_figure
 from ..pretrained import base_hash, load_pretrained, load_tokenizer
-from ..process import blas_threads
 from ..records import label_ids, label_names, read_records, stratified_split
 from ..tables import counted, fits, numbers_right, wide_console
 from ..text import Batch
@@ -204,7 +203,6 @@ def tune(model: Transformer, train: Batch, held_out: Batch | None, how: Recipe, 
     )  # fmt: skip
 
 
-@blas_threads()
 def probabilities(model: Transformer, texts: Batch, description: str | None = None) -> np.ndarray:
     """(N, labels): softmax of the logits, in the order of `texts`. `description` labels a progress bar."""
     from tqdm import tqdm
