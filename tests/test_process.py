@@ -75,16 +75,6 @@ def train(model: Transformer, **words: Any) -> None:
     fit(model, lambda i: BATCH, 2, held_out=lambda: [BATCH], evaluate_every=1, description=None, **words)
 
 
-def whole_model(model: Transformer) -> None:
-    model.astype(np.float64)
-    _, grads = loss_and_gradients(model, BATCH)
-
-    def loss() -> Any:
-        return ops.cross_entropy_forward(model.forward(BATCH.ids)[0], BATCH.targets)[0]
-
-    check_model(model, loss, grads, rng=np.random.default_rng(0), directions=1)
-
-
 def named(model: Transformer) -> None:
     diagnose(lambda dy, x, W, b: (linear(dy, W.T), 0 * W, 0 * b), "linear")
 
