@@ -34,7 +34,8 @@ def blas_threads(n: int = 1) -> Iterator[None]:
     opens a block: large products then take half the time on two threads. `shards` use more cores without waiting.
 
     Entering and leaving takes 9 µs, 1 µs inside another block. Raises ValueError for n below 1. Nothing happens where
-    threadpoolctl knows no BLAS (Apple's Accelerate).
+    threadpoolctl knows no BLAS (Apple's Accelerate). An OpenBLAS built on OpenMP, which NumPy's wheels are not, counts
+    for each thread of Python, and the block limits its own thread alone.
     """
     global _blocks
     if n < 1:
