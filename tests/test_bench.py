@@ -201,6 +201,10 @@ def test_a_burst_lasts_as_long_as_it_was_told_and_counts_what_was_done():
     assert 0.01 <= burst["n"] * burst["wall"] < 0.1
 
 
+def test_a_burst_that_gets_no_core_in_time_still_does_its_work_once():
+    assert worker.burst(Job(lambda: None, lambda: None), 0.0)["n"] == 1
+
+
 def test_who_waits_for_the_device_is_found_out():
     busy = [True]
     job = Job(lambda: None, lambda: None, event=lambda: lambda: not busy[0])

@@ -76,9 +76,9 @@ def ready(case: Case, contestant: Contestant, folder: Path) -> tuple[Job, dict[s
 
 
 def burst(job: Job, seconds: float) -> dict[str, float]:
-    """Seconds for one time, of the wall clock and of the CPU, over as many as begin within `seconds`."""
+    """Seconds for one time, of the wall clock and of the CPU, over as many as begin within `seconds`, at least one."""
     start, busy, n = time.perf_counter(), time.process_time(), 0
-    while time.perf_counter() - start < seconds:
+    while not n or time.perf_counter() - start < seconds:
         job.run()
         n += 1
     job.wait()
