@@ -341,7 +341,6 @@ BAD = {
     "rank 0": (["--ranks", "0,1"], "ranks: '0' is not a whole number above 0"),
     "no rank": (["--ranks", ""], "ranks: '' is not a whole number above 0"),
     "a rank twice": (["--ranks", "1,2,1"], r"ranks \[1, 1, 2\], .* give each rank once"),
-    "a rank above the smaller side": (["--ranks", "1,17"], "rank 17 is not a whole number from 1 to 16"),
     "no seed": (["--seeds", "0"], "seeds: '0' is not a whole number above 0"),
     "no job": (["--jobs", "0"], "jobs: '0' is not a whole number above 0"),
     "a text too short": (["--batch", "999"], "tokens are less than one batch of 999 windows of 16"),

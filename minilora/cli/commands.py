@@ -99,7 +99,11 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Classify the lines of a file, or of standard input: label, probability and text of each, parted by tabs."""
+    """Classify the rows of a file, or the lines of standard input: label, probability and text, separated by tabs.
+
+    There is a line of output for each line of input, as `paste` needs it: for an empty one, with nothing between the
+    tabs. (At a terminal an empty line is passed over.)
+    """
     import json
 
     from ..metrics import confusion_matrix, scores
@@ -116,21 +120,27 @@ def predict(options: argparse.Namespace) -> None:
     true = label_ids(rows.labels, classify.labels, options.data) if rows and options.label else None
 
     def tell(texts: list[str], description: str | None = None) -> Any:
-        p = classify(texts, description)
-        for line, row in zip(texts, p, strict=True):
+        some = list(filter(None, texts))
+        p: Any = classify(some, description) if some else []
+        rows = iter(p)
+        for line in texts:
+            row = next(rows) if line else None
+            label = None if row is None else classify.labels[row.argmax()]
             if options.json:
-                found = dict(zip(classify.labels, row.tolist(), strict=True))
-                print(json.dumps({"text": line, "label": classify.labels[row.argmax()], "probabilities": found}))
+                found = None if row is None else dict(zip(classify.labels, row.tolist(), strict=True))
+                print(json.dumps({"text": line, "label": label, "probabilities": found}))
             else:
-                print(classify.labels[row.argmax()], f"{row.max():.4f}", " ".join(line.split()), sep="\t", flush=True)
+                share = "" if row is None else f"{row.max():.4f}"
+                print(*(" ".join(cell.split()) for cell in (label or "", share, line)), sep="\t", flush=True)
         return p
 
     if rows is None:
         if isinstance(sys.stdin, io.TextIOWrapper):
             given = None if options.encoding == "utf-8" else options.encoding
             sys.stdin.reconfigure(encoding=given, errors="strict")
-        lines = (line.strip() for line in lines_of(sys.stdin) if line.strip())
-        while texts := list(islice(lines, 1 if sys.stdin.isatty() else AT_ONCE)):
+        terminal = sys.stdin.isatty()
+        lines = (line for line in map(str.strip, lines_of(sys.stdin)) if line or not terminal)
+        while texts := list(islice(lines, 1 if terminal else AT_ONCE)):
             tell(texts)
         return
     p = tell(rows.texts, "classifying")
@@ -226,16 +236,17 @@ def drawing(options: argparse.Namespace) -> dict[str, Any]:
 
 def merge(options: argparse.Namespace) -> None:
     """Write base and adapter as one model."""
-    from ..checkpoint import check_free
+    from ..checkpoint import check_free, write_folder
     from ..lora import merge as merge_model
-    from ..pretrained import load_tokenizer, save_pretrained
+    from ..pretrained import load_tokenizer, model_files, reads_last_token, tokenizer_files
 
     check_free(options.out)
     model, tokenizer = adapted(options), None
-    with suppress(FileNotFoundError):  # a base without one has none to take along
-        tokenizer = load_tokenizer(options.base)
+    if reads_last_token(model):
+        with suppress(FileNotFoundError):  # a base without one
+            tokenizer = load_tokenizer(options.base)
     paths = merge_model(model)
-    save_pretrained(model, options.out, tokenizer)
+    write_folder(options.out, model_files(model, tokenizer) | tokenizer_files(options.base))
     print(f"{len(paths)} adapters merged; written to {options.out}")
 
 
@@ -387,12 +398,13 @@ def bench(options: argparse.Namespace) -> None:
 
 def adapted(options: argparse.Namespace) -> Any:
     """The model of --base, with --adapter if one is given, on --device."""
-    from ..peft import load_adapter
     from ..pretrained import load_pretrained
+    from ..tasks.runs import load_adapted
 
-    model = load_pretrained(options.base)
-    if options.adapter:
-        note = load_adapter(model, options.adapter)
+    if not options.adapter:
+        model = load_pretrained(options.base)
+    else:
+        model, note = load_adapted(options.base, Path(options.adapter))
         if note:
             print(f"note: {note}", file=sys.stderr)
     model.to(backend(options))

@@ -193,7 +193,7 @@ def parser() -> Parser:
     add("--targets", type=names, metavar="A,B", help="layers to adapt, lm_head and embed too (default: the method's)")
     add("--rank", type=positive, default=8, metavar="N", help="or the width of a bottleneck (default 8)")
     add("--virtual-tokens", type=positive, default=8, metavar="N", help="of prefix methods (default 8)")
-    add("--head", metavar="NAME", help="lm, classify, tokens or none (default: the family's usual one)")
+    add("--head", metavar="NAME", help="lm, classify, tokens or none (default: the config's, or the family's)")
     add("--labels", type=positive, metavar="N", help="outputs of classify and tokens (default: the config's, or 2)")
     add("--batch", type=positive, default=1, metavar="N", help="sequences (default 1)")
     add("--tokens", type=positive, metavar="N", help="in a sequence (default 512, or what the model can)")

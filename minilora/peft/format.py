@@ -24,6 +24,7 @@ CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "a
 PAIR = re.compile(
     r"base_model\.model\.(?P<name>.{1,200})\.(lora_(?P<side>A|B)\.weight|lora_embedding_(?P<embedding>A|B))"
 )  # the name of a tensor of a layer's A or B
+LABELS = "id2label"  # in the metadata of the tensors, as in config.json: PEFT warns of a key that its config lacks
 PREFIX = "base_model.model."  # of every tensor; after it the path in Hugging Face's model
 
 

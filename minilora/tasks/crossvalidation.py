@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from types import ModuleType
@@ -66,8 +67,10 @@ def cross_validate(
     for fold, (train, test) in enumerate(split, 1):
         pair = []
         for which, how, examples in zip(("first", "second"), hows, encoded, strict=True):
-            model = classifier(base, names, how.seed)
-            prepare(model, how)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they were shown above
+                model = classifier(base, names, how.seed)
+                prepare(model, how)
             model.to(backend)
             tune(
                 model, texts_of.take(examples, train), None, how, description=f"fold {fold} of {folds}, {which} setting"

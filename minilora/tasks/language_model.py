@@ -32,7 +32,7 @@ from ..training import evaluate, fit
 from ..transformer import Config, Transformer
 from ..transformer import recompute as recompute_blocks
 from .data import Numbers, of_tokens, warn
-from .runs import CHECKPOINT, HISTORY, SAMPLES, SETTINGS, how_to_go_on, training_folder
+from .runs import CHECKPOINT, HISTORY, SAMPLES, SETTINGS, how_to_go_on, tokenizer_hash, training_folder
 
 PRETRAINING = "pretraining.json"
 NEXT = "generate --prompt 'The '"  # what to do with an adapter
@@ -120,7 +120,7 @@ class Lesson(NamedTuple):
     tokens_per_byte: float  # of what is held out: nats per token -> nats per byte
     prompt: str  # held out too, for the samples
     special: bool  # whether the tokenizer puts its special tokens around the prompt, or it has them already
-    sha256: str  # of all that the file holds
+    sha256: str  # of what the file holds
     said: str  # how much there is, for a person
     parts: dict[str, Numbers]  # how much, in numbers, of what is learned from and of what is held out
     shared: int = 0  # rows that are in both
@@ -234,6 +234,7 @@ def finetune(
     settings = {
         "base": base,
         "base_sha256": base_hash(model),
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
         "data": data,
         "data_sha256": lesson.sha256,
         "targets": targets,
