@@ -30,7 +30,7 @@ from .process import blas_threads
 from .tables import counted, numbers_right, wide_console
 from .tasks.data import Numbers, warn
 from .tasks.language_model import check_windows, finetune, read_text
-from .tasks.runs import CHECKPOINT, SETTINGS, check_settings, progress, read_settings
+from .tasks.runs import CHECKPOINT, SETTINGS, base_for, check_settings, progress, read_settings
 
 JSON, PNG = "sweep.json", "sweep.png"
 Row = dict[str, Any]  # of sweep.json: what is known of a rank
@@ -71,8 +71,10 @@ def sweep(
         said = f"ranks {ranks}, {seeds} seeds, {jobs} jobs, {threads} threads"
         raise ValueError(f"{said}: give each rank once, and at least one of each")
     defaults = finetune.__kwdefaults__ or {}  # what finetune does when it is not told
-    options = defaults | options | {"base": base, "data": data, "shards": shards, "backend": backend}
+    options = defaults | options | {"data": data, "shards": shards, "backend": backend}
     grid = [{"rank": rank, "seed": seed} for rank in ranks for seed in range(seeds)]
+    begun = (folder for cell in grid if ((folder := folder_of(out, cell)) / SETTINGS).is_file())
+    options["base"] = base_for(next(begun, out), base)  # one commit for all cells
     trainable = check(out, grid, options, resume, tell)
     try:
         outcomes = run(out, grid, options, jobs, threads)

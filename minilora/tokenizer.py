@@ -18,6 +18,10 @@ from . import text as bytes_of
 from .chat_template import render
 from .checkpoint import read_bytes, read_json, to_json
 
+READ = (  # the files of a model's folder that are read here
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+    "chat_template.jinja",
+)  # fmt: skip
 AT_ONCE = 4096  # texts: beside each token, the package keeps a hundred bytes for as long as it encodes
 KEPT = ("add_prefix_space", "split_special_tokens", "truncation_side")  # settings that a tokenizer.json cannot hold
 FILES = (  # of a model folder: what transformers makes its tokenizer of, and where a text ends

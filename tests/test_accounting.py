@@ -409,7 +409,7 @@ def test_attention_is_quadratic_in_the_tokens_and_all_else_linear():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--model", "nothing"], "no model is called 'nothing'"),
+        (["--model", "nothing"], "no folder or file 'nothing', none of gpt2, gpt2-medium,"),
         (["--method", "lor"], "no method is called 'lor': full, top2"),
         (["--targets", "query"], "no layer of builtin is called 'query'; it has: embed, q_proj"),
         (["--model", "gpt2", "--targets", "q_proj"], "it has: embed, qkv_proj"),

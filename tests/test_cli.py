@@ -360,7 +360,10 @@ BAD_OPTIONS = {
     "data missing": (["--data", "nowhere.txt"], "No such file or directory: nowhere.txt"),
     "data a folder": (["--data", "base"], "Is a directory: base, and a file is meant: it holds config.json, model"),
     "data shorter than a batch": (["--batch", "999"], "tokens are less than one batch of 999 windows of 8: more text"),
-    "base missing": (["--base", "nowhere"], "no folder or file 'nowhere': give one with a model in it"),
+    "base missing": (
+        ["--base", "nowhere"],
+        "no folder or file 'nowhere', none of builtin, minilm, smollm2, and the Hub",
+    ),
     "base without config": (["--base", "."], r"holds no config\.json: it is not a model folder"),
     "windows too long": (["--length", "33"], "windows of 33 tokens are longer than the model's 32 positions"),
     "nothing to resume": (["--resume"], "out holds no run to resume: start one without --resume"),
@@ -514,7 +517,8 @@ def test_a_vocabulary_of_more_than_bytes_is_told_so(here, capfd):
 ADAPTER = r"adapter_model\.safetensors"
 CONFIG = r"adapter_config\.json"
 BAD_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no folder": (shutil.rmtree, f"adapter holds no {CONFIG}: it is not an adapter folder"),
+    "no folder": (shutil.rmtree, "no folder or file 'adapter', and the Hub's cache lacks it"),
+    "not an adapter": (lambda a: [file.unlink() for file in a.iterdir()], f"holds no {CONFIG}: it is not an adapter f"),
     "no config": (lambda a: (a / "adapter_config.json").unlink(), f"adapter holds no {CONFIG}"),
     "no rank": (lambda a: (a / "adapter_config.json").write_text("{}"), f"{CONFIG}: it lacks 'peft_type'"),
     "no weights": (lambda a: (a / "adapter_model.safetensors").unlink(), f"{ADAPTER} is missing"),

@@ -679,7 +679,7 @@ TABLE = "model.embed_tokens.weight"
         (lambda t: {n: "b.safetensors" if n == TABLE else "a.safetensors" for n in t}, None),
         (lambda t: dict.fromkeys(t, "a.safetensors"), "do not agree on model.embed_tokens.weight"),
         (lambda t: {**dict.fromkeys(t, "a.safetensors"), TABLE: "b.safetensors", "x": "b.safetensors"}, "agree on x"),
-        (lambda t: dict.fromkeys(t, "../m/b.safetensors"), "no file of this folder"),
+        (lambda t: dict.fromkeys(t, "../m/b.safetensors"), "no .safetensors file of this"),
         (lambda t: dict.fromkeys(t, 3), "no weight_map"),
     ],
 )

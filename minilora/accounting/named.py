@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..checkpoint import read_json
+from ..hub import fetch, name_on_hub
 from ..names import ENDINGS
 from ..transformer import LABELLED
 from .architecture import Architecture
@@ -113,7 +114,8 @@ PRINTED = {  # another total than ours, or a rounder one, and where it stands
 def architecture(
     source: str | Path | Mapping[str, Any], head: str | None = None, labels: int | None = None
 ) -> Architecture:
-    """A name in NAMED, a config.json or the folder that holds one, or what such a file says.
+    """A name in NAMED, a config.json or the folder that holds one, a name on the Hugging Face Hub, or what such a file
+    says.
 
     `head`: "lm", "classify" (with `labels` outputs, or as many as the config says, or 2), "tokens" (so many for each
     token) or "none"; without it that of the config's `architectures`, or the family's usual one. Raises
@@ -186,7 +188,8 @@ def read(source: str | Path | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]
         return "builtin", read_json(BUILTIN / "config.json")
     if str(source) in NAMED:
         return str(source), NAMED[str(source)]
-    path = Path(source)
+    hub = name_on_hub(source)
+    path = fetch(hub, ["config.json"], known=NAMED) if hub else Path(source)
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(

@@ -76,9 +76,8 @@ def finetune(options: argparse.Namespace) -> None:
     from ..tasks.data import show as tell
 
     task.show(task.finetune(backend=backend(options), tell=tell, **words))
-    base, adapter = shlex.quote(options.base), shlex.quote(options.out)
     print(f"written to {options.out}; now try")
-    print(f"  minilora {task.NEXT} --base {base} --adapter {adapter}")
+    print(f"  minilora {task.NEXT} --adapter {shlex.quote(options.out)}")
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -168,7 +167,8 @@ def generate(options: argparse.Namespace) -> None:
     from ..generation import stream
     from ..pretrained import load_tokenizer
 
-    model, tokenizer = adapted(options), load_tokenizer(options.base)
+    base, adapter = chosen(options)
+    model, tokenizer = adapted(base, adapter, options), load_tokenizer(base)
     pieces = stream(model, options.prompt, options.tokens, tokenizer=tokenizer, **drawing(options))
     print(options.prompt.encode(errors="surrogateescape").decode(errors="replace"), end="", flush=True)
     try:
@@ -186,9 +186,10 @@ def chat(options: argparse.Namespace) -> None:
     from ..generation import answer
     from ..pretrained import load_tokenizer
 
-    tokenizer = load_tokenizer(options.base)
+    base, adapter = chosen(options)
+    tokenizer = load_tokenizer(base)
     tokenizer.chat([{"role": "user", "content": "?"}])  # a model that does not chat says so here
-    model, how, terminal = adapted(options), drawing(options), sys.stdin.isatty()
+    model, how, terminal = adapted(base, adapter, options), drawing(options), sys.stdin.isatty()
     if terminal:
         leave = "Ctrl-Z and Enter end" if os.name == "nt" else "Ctrl-D ends"
         print(f"minilora: {leave} the chat, Ctrl-C an answer", file=sys.stderr)
@@ -241,28 +242,29 @@ def merge(options: argparse.Namespace) -> None:
     from ..pretrained import load_tokenizer, model_files, reads_last_token, tokenizer_files
 
     check_free(options.out)
-    model, tokenizer = adapted(options), None
+    base, adapter = chosen(options)
+    model, tokenizer = adapted(base, adapter, options), None
     if reads_last_token(model):
         with suppress(FileNotFoundError):  # a base without one
-            tokenizer = load_tokenizer(options.base)
+            tokenizer = load_tokenizer(base)
     paths = merge_model(model)
-    write_folder(options.out, model_files(model, tokenizer) | tokenizer_files(options.base))
+    write_folder(options.out, model_files(model, tokenizer) | tokenizer_files(base))
     print(f"{len(paths)} adapters merged; written to {options.out}")
 
 
 def info(options: argparse.Namespace) -> None:
     """What a folder holds: family, shapes, adapter, hash of the base, a run or a sweep and how far it is."""
-    from ..peft import CONFIG, describe_adapter
+    from ..peft import CONFIG, describe_adapter, locate_adapter
     from ..pretrained import describe_model, locate
     from ..sweep import JSON, describe_sweep
     from ..tasks.runs import SETTINGS, describe_run
 
-    folder = locate(options.folder)
+    folder = locate(options.folder, (), ("config.json", CONFIG))
     found: dict[str, str] = {}
     if folder.is_file() or (folder / "config.json").is_file():
         found |= describe_model(options.folder)
     if (folder / CONFIG).is_file():
-        found |= describe_adapter(folder)
+        found |= describe_adapter(locate_adapter(options.folder))
     if (folder / SETTINGS).is_file():
         found |= describe_run(folder)
     if (folder / JSON).is_file() or any(folder.glob(f"rank-*/seed-*/{SETTINGS}")):
@@ -396,15 +398,24 @@ def bench(options: argparse.Namespace) -> None:
         write_whole(Path(options.plot), figure(report))
 
 
-def adapted(options: argparse.Namespace) -> Any:
-    """The model of --base, with --adapter if one is given, on --device."""
+def chosen(options: argparse.Namespace) -> tuple[Any, Path | None]:
+    """(--base, or without it the base that the adapter names, or builtin; the folder of --adapter, if one is given)."""
+    from ..peft import locate_adapter
+    from ..tasks.runs import base_for
+
+    adapter = locate_adapter(options.adapter) if options.adapter else None
+    return base_for(adapter, options.base) or "builtin", adapter
+
+
+def adapted(base: str | Path, adapter: Path | None, options: argparse.Namespace) -> Any:
+    """The model of `base`, with the adapter in a folder if one is given, on --device."""
     from ..pretrained import load_pretrained
     from ..tasks.runs import load_adapted
 
-    if not options.adapter:
-        model = load_pretrained(options.base)
+    if adapter is None:
+        model = load_pretrained(base)
     else:
-        model, note = load_adapted(options.base, Path(options.adapter))
+        model, note = load_adapted(base, adapter)
         if note:
             print(f"note: {note}", file=sys.stderr)
     model.to(backend(options))

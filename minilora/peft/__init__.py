@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..pretrained import listed
 from . import layouts
-from .format import CONFIG, PREFIX, WEIGHTS, pairs_of, read_adapter
+from .format import CONFIG, PREFIX, WEIGHTS, locate_adapter, pairs_of, read_adapter
 from .reading import Adapters, classifier_weight, label_names, load_adapter, load_base
 from .writing import adapter_files, adapters_of, save_adapter
 
@@ -27,6 +27,7 @@ __all__ = [
     "layouts",
     "load_adapter",
     "load_base",
+    "locate_adapter",
     "pairs_of",
     "read_adapter",
     "save_adapter",

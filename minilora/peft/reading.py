@@ -21,7 +21,7 @@ from ..modules import Embedding, Module, Parameter
 from ..pretrained import BASE, CLASSIFIER_DRAWN, base_hash, load_pretrained, name_labels, their_name
 from ..pretrained.configs import label_maps, names_of
 from ..transformer import LABELLED, Transformer
-from .format import CONFIG, LABELS, PREFIX, WEIGHTS, carried, layers_of, read_adapter
+from .format import CONFIG, LABELS, PREFIX, WEIGHTS, carried, layers_of, locate_adapter, read_adapter
 from .plan import Plan, base_of, what_to_adapt
 from .tensors import Place, check_tensors, of_pooler, only_these, tensor_names
 
@@ -29,7 +29,8 @@ HEADS_OF_TASKS = {"SEQ_CLS": "classify", "TOKEN_CLS": "tokens", "FEATURE_EXTRACT
 
 
 def load_adapter(model: Transformer, folder: str | Path) -> str:
-    """Put the adapter in `folder` on `model`, whose base must be the one it was made for; return a note.
+    """Put the adapter in `folder`, or of that name on the Hugging Face Hub ("ORG/NAME", "ORG/NAME@REVISION"), on
+    `model`, whose base must be the one it was made for; return a note.
 
     What the adapter trains learns on: A and B, the copies of modules_to_save, the biases. All else in the model is
     frozen, adapters of other layers too. An adapter that does not say its base (PEFT's own do not) is checked by names
@@ -38,9 +39,9 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
     The names of a classifier's labels that the adapter brings become the model's.
     Raises FileNotFoundError for a missing file, ValueError for another base, a feature that is not supported, a name in
     the config that nothing in the model has, layers that are adapted already, or missing, unexpected and misshapen
-    tensors; the model is then as it was.
+    tensors, and what hub.fetch raises; the model is then as it was.
     """
-    modules, names, note = read_modules(model, Path(folder))
+    modules, names, note = read_modules(model, locate_adapter(folder))
     shared = set(model.named_parameters().values())
     trained = [p for module in modules.values() for p in module.trainable_parameters().values() if p not in shared]
     model.freeze()
@@ -195,7 +196,7 @@ class Adapters:
         active = self.active
         self.activate(None)
         try:
-            modules, names, note = read_modules(self.model, Path(folder))
+            modules, names, note = read_modules(self.model, locate_adapter(folder))
         finally:
             self.activate(active or None)
         self.loaded[name] = modules

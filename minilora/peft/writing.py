@@ -33,7 +33,8 @@ def save_adapter(model: Transformer, folder: str | Path) -> None:
 
     Layers whose weight trains are written whole (modules_to_save), a classifier always, as PEFT does; biases as bias
     "all" or "lora_only". The metadata holds the hash of the rest, the base, so that load_adapter can tell another, and
-    the names of a classifier's labels, where they are known.
+    the names of a classifier's labels, where they are known. For a base from the Hub the config holds its name and
+    commit.
     Raises ValueError when there is no adapter, when it is merged, and for what PEFT's format cannot say: some of the
     biases, a trained weight below an adapter, adapters of different dropout or scaling, and a tied pair that PEFT does
     not tie.
@@ -64,7 +65,7 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
         **OFF,
         "peft_type": "LORA",
         "task_type": task_type(model, classifies),
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": model.hub and model.hub[0],
         "inference_mode": True,
         "target_modules": targets,
         "modules_to_save": whole or None,
@@ -79,6 +80,8 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
         "use_rslora": first.rslora,
         "init_lora_weights": True,
     }
+    if model.hub:
+        config["revision"] = model.hub[1]
     metadata = {"format": "pt", "base_sha256": base_hash(model, carried(saved, biases))}
     labels = labels_of(model)
     if labels:

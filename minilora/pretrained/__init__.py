@@ -16,18 +16,17 @@ import numpy as np
 from ..backend import Array
 from ..checkpoint import load_tensors, read_json, tensors_to_bytes, to_json, weights_hash, write_folder
 from ..families import FAMILIES
+from ..hub import PICKLE, pickled
 from ..lora import Adapter, MergedEmbedding, MergedLinear
 from ..modules import shapes_of
 from ..names import hub_name
-from ..tokenizer import ByteTokenizer, Tokenizer, read_tokenizer
+from ..tokenizer import FILES, READ, TEMPLATES, ByteTokenizer, Tokenizer, read_tokenizer
 from ..tokenizer import tokenizer_files as read_files
 from ..transformer import LABELLED, Config, Transformer
 from .configs import KEPT, label_maps, names_of, read_config, unnamed, write_config
 from .gguf import read_gguf
 from .gguf_tokens import gguf_tokenizer
-from .sources import BUILTIN, locate
-
-TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
+from .sources import BUILTIN, INDEX, NAMES, TENSORS, locate, pinned, weight_map
 
 BASE = {"gpt2": "transformer", "llama": "model", "bert": "bert", "roberta": "roberta"}  # what a head stands on
 HEAD = re.compile(r"(lm_head|score|classifier|cls|qa_outputs|(bert|roberta)\.pooler)\.")  # what stands on it
@@ -48,16 +47,19 @@ def load_pretrained(
     """The model in a Hugging Face folder or a .gguf file, or one by name.
 
     "builtin" is a llama over bytes that has read Python's documentation; "minilm" is all-MiniLM-L6-v2, "smollm2"
-    SmolLM2-135M-Instruct, from their packages. Folders hold a gpt2, llama, mistral, qwen2, bert or roberta, its weights
-    in float16, bfloat16, float32 or float64, in one file or in shards. `head` is "lm", "classify" (with `labels`
-    outputs), "tokens" (so many for each token; of encoders) or "none"; without it the file's own. A classifier that the
-    file does not hold is drawn from `rng`.
+    SmolLM2-135M-Instruct, from their packages. Any other name, where no such path exists, is looked up on the Hugging
+    Face Hub: "gpt2", "ORG/NAME", "ORG/NAME@REVISION"; `model.hub` is then the name and the commit. Folders hold a gpt2,
+    llama, mistral, qwen2, bert or roberta, its weights in float16, bfloat16, float32 or float64, in one file or in
+    shards. `head` is "lm", "classify" (with `labels` outputs), "tokens" (so many for each token; of encoders) or
+    "none"; without it the file's own. A classifier that the file does not hold is drawn from `rng`.
 
     What of the file is not used, and what is new, is said in a warning. Raises FileNotFoundError for what is not there,
     ImportError with the line to run for a missing package, ValueError for a family or feature that is not supported and
-    for weights that are damaged, not finite, or do not fit the config.
+    for weights that are a pickle, damaged, not finite, or do not fit the config, and of the Hub PermissionError and
+    ConnectionError.
     """
-    path = locate(source)
+    hub = pinned(source)
+    path = locate(str(hub) if hub else source)
     said = says(path)
     values, tensors = read_source(path)
     family, config = read_config(values, str(said), dtype, head, labels)
@@ -68,6 +70,7 @@ def load_pretrained(
         raise ValueError(f"the tensors of {source} do not fit its {what}: {error}") from None
     nameless = unnamed(config.labels).items()
     model.said = {key: values[key] for key in KEPT if key in values and (key, values[key]) not in nameless}
+    model.hub = hub
     return model
 
 
@@ -77,7 +80,7 @@ def load_tokenizer(source: str | Path = "builtin") -> Tokenizer:
 
     Raises FileNotFoundError and ImportError as load_pretrained does, ValueError for files that are damaged.
     """
-    path = locate(source)
+    path = locate(source, also=READ)
     if path.is_file():
         return gguf_tokenizer(path)
     over_bytes = not (path / "tokenizer.json").is_file() and read_json(says(path)).get("vocab_size") == 256
@@ -87,7 +90,7 @@ def load_tokenizer(source: str | Path = "builtin") -> Tokenizer:
 def tokenizer_files(source: str | Path) -> dict[str, bytes]:
     """{file name: content} of the tokenizer of the model in `source`: a folder's own files, byte for byte; those of a
     .gguf file are made. Empty where there is none. Raises as load_tokenizer does for a .gguf file."""
-    path = locate(source)
+    path = locate(source, also=(*FILES, f"{TEMPLATES}/*.jinja"))
     return load_tokenizer(path).files() if path.is_file() else read_files(path)
 
 
@@ -112,21 +115,20 @@ def read_source(path: Path) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]
 def read_checkpoint(folder: Path) -> dict[str, np.ndarray]:
     """Every tensor of a model folder: from one file, or from the shards that its index names.
 
-    Raises FileNotFoundError for a missing file, ValueError for one that is damaged (load_tensors), and for shards that
-    do not hold just what their index says.
+    Raises FileNotFoundError for a missing file, ValueError for one that is damaged (load_tensors), for weights that are
+    only there as a pickle, and for shards that do not hold just what their index says.
     """
     if (folder / TENSORS).is_file():
         return load_tensors(folder / TENSORS)[0]
     if not (folder / INDEX).is_file():
+        pickle = next(filter(PICKLE.fullmatch, sorted(path.name for path in folder.iterdir())), None)
+        if pickle:
+            raise pickled(folder / pickle, TENSORS)
         raise FileNotFoundError(f"{folder} holds no {TENSORS} and no {INDEX}: it is not a checkpoint in safetensors")
-    weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files")
+    homes = weight_map(folder / INDEX)
     tensors: dict[str, np.ndarray] = {}
-    for file in sorted(set(weight_map.values())):
-        if Path(file).name != file:
-            raise ValueError(f"{folder / INDEX} names {file!r}, which is no file of this folder")
-        shard, named = load_tensors(folder / file)[0], {name for name, home in weight_map.items() if home == file}
+    for file in sorted(set(homes.values())):
+        shard, named = load_tensors(folder / file)[0], {name for name, home in homes.items() if home == file}
         if set(shard) != named:
             name = min(set(shard) ^ named)
             raise ValueError(f"{folder / INDEX} and {file} do not agree on {name}")

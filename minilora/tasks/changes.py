@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..peft import PREFIX, pairs_of, read_adapter
+from ..peft import PREFIX, locate_adapter, pairs_of, read_adapter
 from ..peft.config import is_saved
 from ..peft.format import PAIR, layers_of
 from ..pretrained import base_hash, in_full, read_source, their_name, with_head
@@ -109,7 +109,7 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
     ValueError for a feature that read_adapter does not know, for tensors that do not fit each other, the config or the
     base, and for an adapter whose ΔW is 0 everywhere.
     """
-    folder = Path(folder)
+    folder = locate_adapter(folder)
     config, tensors, metadata = read_adapter(folder)
     whole = trained_whole(config, tensors)
     pairs = pairs_of(folder, config, {name: x for name, x in tensors.items() if name not in whole})

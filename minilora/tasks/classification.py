@@ -20,7 +20,7 @@ from ..lora import Adapter, attach_lora
 from ..metrics import confusion_matrix, scores
 from ..modules import Context
 from ..optim import linear_schedule, penalty
-from ..peft import adapter_files
+from ..peft import adapter_files, locate_adapter
 from ..plots import classification_figure
 from ..pretrained import CLASSIFIER_DRAWN, base_hash, labels_of, load_pretrained, load_tokenizer, name_labels
 from ..records import label_ids, label_names, read_records, stratified_split
@@ -34,6 +34,8 @@ from .runs import (
     CHECKPOINT,
     HISTORY,
     SETTINGS,
+    base_for,
+    base_settings,
     data_hash,
     how_to_go_on,
     load_adapted,
@@ -106,8 +108,9 @@ def finetune(
     records = read_records(data, text, label, encoding, skip_empty)
     names = label_names(records.labels)
     targets = label_ids(records.labels, names, data)
-    tokenizer = load_tokenizer(base)
-    model = classifier(base, names, how.seed)
+    source = base_for(Path(out), base) or base
+    tokenizer = load_tokenizer(source)
+    model = classifier(source, names, how.seed)
     examples, lengths = encode(tokenizer, records.texts, targets, how.length, model)
     data_read = [records.texts, records.labels]
     if held_out is None:
@@ -133,7 +136,7 @@ def finetune(
     adapted = prepare(model, how)
     settings = {
         "task": "classify",
-        "base": base,
+        **base_settings(model, base),
         "base_sha256": base_hash(model, [path for path in model.state_dict() if path.startswith("classifier")]),
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "data": data,
@@ -169,7 +172,7 @@ def finetune(
     return report
 
 
-def classifier(base: str, names: Sequence[str], seed: int = 0) -> Transformer:
+def classifier(base: str | Path, names: Sequence[str], seed: int = 0) -> Transformer:
     """`base` with an output for each label, drawn from `seed` where it has no classifier yet."""
     with warnings.catch_warnings():  # as is to be expected here; but a pooler that is missing stays as it is drawn
         warnings.filterwarnings("ignore", CLASSIFIER_DRAWN)
@@ -239,19 +242,20 @@ class Classifier:
     """What `finetune` made, or PEFT: the adapter in `folder` on its base. `labels` names the outputs, as the adapter
     does, or else its run or its base; where no one does they are "0", "1", ..., and a warning says so.
 
-    Raises ValueError for an adapter that brings no classifier, and what load_pretrained and load_adapter raise.
+    `folder` and `base` may be names on the Hub. Raises ValueError for an adapter that brings no classifier, and what
+    load_pretrained and load_adapter raise.
     """
 
     def __init__(self, folder: str | Path, base: str | None = None, backend: ModuleType = np) -> None:
-        folder = Path(folder)
+        folder = locate_adapter(folder)
         settings = read_settings(folder) if (folder / SETTINGS).is_file() else {}
-        base = base or settings.get("base")
-        if base is None:
+        source = base_for(folder, base)
+        if source is None:
             raise ValueError(f"{folder} does not say what its base is: give --base")
-        self.model, note = load_adapted(base, folder)
+        self.model, note = load_adapted(source, folder)
         if self.model.config.head != "classify":
             raise ValueError(f"{folder} holds no classifier of texts: make one with minilora finetune --task classify")
-        self.tokenizer = load_tokenizer(base)
+        self.tokenizer = load_tokenizer(source)
         self.length: int = settings.get("length", min(Recipe.length, self.model.config.context))
         names = labels_of(self.model)
         self.labels = names or [str(i) for i in range(self.model.config.labels)]

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import check_writable, load_tensors, read_json, to_json, write_files, write_folder
+from ..hub import HubName, name_on_hub
 from ..peft import CONFIG, WEIGHTS, classifier_weight, load_adapter, load_base, read_adapter
-from ..pretrained import name_labels
+from ..pretrained import NAMES, name_labels, pinned
 from ..pretrained.configs import names_of
 from ..tokenizer import Tokenizer
 from ..transformer import Transformer
@@ -82,11 +83,40 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def base_settings(model: Transformer, base: str) -> dict[str, Any]:
+    """What settings.json says of where `model` is from: `base`, or its name on the Hub and the commit."""
+    return {"base": model.hub[0], "revision": model.hub[1]} if model.hub else {"base": base}
+
+
+def named_base(folder: Path) -> str | Path | None:
+    """The base of the run or adapter in `folder`, as settings.json or else the adapter's config names it, a name on the
+    Hub with the commit; None where neither does."""
+    settings, config = (read_json(folder / file) if (folder / file).is_file() else {} for file in (SETTINGS, CONFIG))
+    found, key = (settings, "base") if "base" in settings else (config, "base_model_name_or_path")
+    name, revision = found.get(key), found.get("revision")
+    if not name or not isinstance(name, str):
+        return None
+    if name in NAMES:
+        return name
+    if not name_on_hub(name) or (found is settings and not revision):  # a run on a base of the Hub names its commit
+        return Path(name)
+    return str(HubName(name, revision)) if isinstance(revision, str) else name
+
+
+def base_for(folder: Path | None, base: str | None) -> str | Path | None:
+    """`base`, or without one named_base(folder); a name on the Hub with its commit, that of named_base(folder) if it is
+    the same name and `base` has no revision. Raises what load_pretrained does for a name that is not there."""
+    named = named_base(folder) if folder else None
+    source = named if base is None or str(named).startswith(f"{base}@") else base
+    hub = source and pinned(source)
+    return str(hub) if hub else source
+
+
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Raise ValueError if the run in `folder` had other settings. Base, tokenizer and data are known by their hashes: a
     file may have several names."""
-    before = read_settings(folder)
-    key = next((key for key in settings if key not in ("base", "data") and before.get(key) != settings[key]), None)
+    before, names = read_settings(folder), ("base", "revision", "data")
+    key = next((key for key in settings if key not in names and before.get(key) != settings[key]), None)
     if key:
         changed = f"{folder} was run with {key} = {before.get(key)!r}, not {settings[key]!r}"
         if key.endswith("_sha256"):
