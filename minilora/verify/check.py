@@ -54,6 +54,7 @@ import numpy as np
 
 from ..backend import Array
 from ..modules import Gradients, Module, Parameter
+from ..process import blas_threads
 
 STEP = 2e-5  # the first t, for inputs of size 1: the bend is then near 1e-10, and rounding mostly below 1e-7
 ROUNDING = 100 * sys.float_info.epsilon  # of a scalar L, relative to the size of its terms, with room to spare
@@ -172,6 +173,7 @@ def check_backward(
     return check_gradient(f, grad, inputs, constants=constants, **words)
 
 
+@blas_threads()
 def check_gradient(
     f: Callable[..., Array],
     grad: Callable[..., Sequence[Array]],
@@ -223,6 +225,7 @@ def check_gradient(
     )
 
 
+@blas_threads()
 def check_model(
     model: Module,
     loss: Callable[[], Array],
