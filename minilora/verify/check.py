@@ -46,13 +46,16 @@ from .differences import (
     scatter,
 )
 from .refusals import (
+    Failed,
     as_constants,
     as_gradients,
     as_inputs,
     as_list,
     as_output,
     as_upstream,
+    called,
     refuse_array,
+    refuse_batch_of_one,
     refuse_blind_spots,
     refuse_call,
     refuse_names,
@@ -88,18 +91,19 @@ def check_backward(
         if function is not None:
             refuse_call("the check", what, function, ["dy", "cache"], {})
 
-    def run(*arrays: Array, **named: Any) -> tuple[Array, Any]:
-        result = forward(*arrays, **named)
+    def run(arrays: Sequence[Array], named: Mapping[str, Any]) -> tuple[Array, Any]:
+        result = called("forward", forward, dict(zip(inputs, arrays, strict=True)), named)
         if not isinstance(result, tuple) or len(result) != 2:
-            raise ValueError("forward must return (y, cache); a function that returns y alone goes to check_gradient")
+            raise Failed("forward must return (y, cache); a function that returns y alone goes to check_gradient")
         return result
 
     def f(*arrays: Array, **named: Any) -> Array:
-        return run(*arrays, **named)[0]
+        return run(arrays, named)[0]
 
     def grad(dy: Array, *arrays: Array, **named: Any) -> list[Array]:
-        _, cache = run(*arrays, **named)
-        return [*as_list(backward(dy, cache)), *(as_list(gradients(dy, cache)) if gradients else [])]
+        given = {"dy": dy, "cache": run(arrays, named)[1]}
+        found = as_list(called("backward", backward, given, {}))
+        return [*found, *as_list(called("gradients", gradients, given, {}))] if gradients else found
 
     return check_gradient(f, grad, inputs, constants=constants, **words)
 
@@ -115,17 +119,19 @@ def check_gradient(
     dy: Array | None = None,
     rng: np.random.Generator | None = None,
     directions: int = 3,
+    one_row: bool = False,
 ) -> Report:
     """Check `grad(dy, *inputs, **constants)`, one gradient per input, against `f(*inputs, **constants)`.
 
     `constants` are what has no gradient: ids, masks, alpha, r. `torch` is f again over PyTorch tensors. The inputs
-    named in `zero` must have a gradient of zero, and others must not. `dy` and `rng` have good defaults.
+    named in `zero` must have a gradient of zero, and others must not. `dy` and `rng` have good defaults. `one_row` lets
+    a batch of one pass.
 
     Raises ValueError where the check would be worthless: inputs or a dy that are not float64; a constant dy for an f
-    that is no scalar; B = 0, or alpha = r (by those names); an f or a grad that writes to its inputs or gives another
-    answer the second time; a kink (ReLU, max) or the edge of f's domain at the inputs; an f so much larger than its
-    gradient that rounding hides a mistake; a gradient that is zero by every method and not named in `zero`; another
-    number of gradients than inputs.
+    that is no scalar; B = 0, or alpha = r (by those names, or PEFT's lora_B and lora_alpha); a batch of one that hides
+    a mean over the rows; an f or a grad that raises, writes to its inputs or gives another answer the second time; a
+    kink (ReLU, max) or the edge of f's domain at the inputs; an f so much larger than its gradient that rounding hides
+    a mistake; a gradient that is zero by every method and not named in `zero`; another number of gradients than inputs.
     """
     rng = np.random.default_rng(0 if rng is None else rng)
     inputs, named = as_inputs(inputs), as_constants(constants)
@@ -136,9 +142,12 @@ def check_gradient(
     refuse_call("the check", "f", f, list(inputs), named)
     refuse_call("the check", "grad", grad, ["dy", *inputs], named)
     arrays = list(inputs.values())
-    y = twice("f", lambda *a: [as_output(f(*a, **named))], arrays)[0]
+    y = twice("f", lambda *_: [as_output(called("f", f, inputs, named))], arrays)[0]
+    if not one_row:
+        refuse_batch_of_one(f, inputs, named, y)
     dy = as_upstream(rng.standard_normal(y.shape) if dy is None else dy, y)
-    gradients = twice("grad", lambda d, *a: as_gradients(grad(d, *a, **named), list(inputs)), [dy, *arrays])
+    given = {"dy": dy, **inputs}
+    gradients = twice("grad", lambda *_: as_gradients(called("grad", grad, given, named), list(inputs)), [dy, *arrays])
 
     def at(i: int, arrays: Sequence[np.ndarray], x: Array) -> Array:
         others = [a.astype(x.dtype) for a in arrays]
@@ -149,12 +158,15 @@ def check_gradient(
         for x in nearby(arrays[i], shifts):
             moved = [a * (1 + 1e-9 * last_bits.uniform(-1, 1, a.shape)) for a in arrays]
             moved[i] = x
-            with np.errstate(all="ignore"):
-                g = as_gradients(grad(dy, *moved, **named), list(inputs))[i]
+            try:
+                with np.errstate(all="ignore"):
+                    g = as_gradients(grad(dy, *moved, **named), list(inputs))[i]
+            except (ArithmeticError, ValueError):  # outside of its domain
+                g = np.full_like(x, np.nan)
             yield Point(partial(at, i, moved), x, g)
 
-    expected = torch_gradients(partial(torch, **named), dy, arrays) if torch else [None] * len(arrays)
-    why_not = why_not_complex(lambda: f(*(a.astype(complex) for a in arrays), **named))
+    expected = torch_gradients(torch, dy, inputs, named) if torch else [None] * len(arrays)
+    why_not = why_not_complex(lambda: f(*(a + 1e-30j for a in arrays), **named))
     how = How(rng, directions, why_not, float(np.abs(dy * y).sum()), float(np.abs(dy).sum()))
     return Report(
         [
@@ -302,12 +314,12 @@ def check_tensor(
         methods["complex"] = Method(steps, exact, shifts, lambda p, _: imaginary(p.L, p.x, us))
 
     seen = np.full(len(us), math.inf)  # the least mistake that is
-    for called, method in methods.items():
+    for kind, method in methods.items():
         off, unsure = np.abs(method.values - along), method.uncertainty
-        if np.any(off > TOLERANCE[called] * scales + unsure):
-            most = MOST[called] * max(how.unit, scale)
+        if np.any(off > TOLERANCE[kind] * scales + unsure):
+            most = MOST[kind] * max(how.unit, scale)
             unsure = unsure + np.minimum(rounding_between(method, here, near(method.shifts), us, how.unit), most)
-        seen = np.minimum(seen, row.add(called, off, scales, unsure))
+        seen = np.minimum(seen, row.add(kind, off, scales, unsure))
     off = np.abs(true - along)
     if torch is not None:
         each = scales if entries else np.full(g.size, scale if zero else rms(g))
@@ -318,10 +330,11 @@ def check_tensor(
         worst = (off / scales).argmax() if entries else off.argmax()
         row.where = tuple(int(i) for i in np.unravel_index(worst, x.shape))
     if entries and not zero:
-        size = np.maximum(np.abs(true), np.abs(along))
-        unseen, faint = seen > HIDES * size, size < FAINT * scale
+        size, least = np.maximum(np.abs(true), np.abs(along)), FAINT * scale
         agree = (np.abs(true - along) <= HIDES * size) & (steps is not None)
-        row.hide(int((unseen & ~faint & ~agree).sum()), int((unseen & faint & (size > 0)).sum()), x.size)
+        hidden = (seen > HIDES * size) & (size >= least) & ~agree
+        small = (seen > HIDES * np.abs(true)) & (np.abs(true) < least) & (size > 0) & ~hidden
+        row.hide(int(hidden.sum()), int(small.sum()), x.size)
     elif methods and how.small and not zero:
         faint = (g != 0) & np.all([HIDES * np.abs(u * g) <= least for u, least in zip(us, seen, strict=True)], axis=0)
         row.hide(x.size if np.all(seen > HIDES * scale) else 0, int(faint.sum()), x.size)
@@ -349,10 +362,14 @@ def rounding_between(
     return changes + ROUNDING * unit * stuck
 
 
-def torch_gradients(f: Callable[..., Any], dy: np.ndarray, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+def torch_gradients(
+    f: Callable[..., Any], dy: np.ndarray, inputs: Mapping[str, np.ndarray], constants: Mapping[str, Any]
+) -> list[np.ndarray]:
     import torch
 
-    inputs = [torch.tensor(x, requires_grad=True) for x in arrays]
-    return [
-        g.numpy() for g in torch.autograd.grad((torch.tensor(dy) * f(*inputs)).sum(), inputs, materialize_grads=True)
-    ]
+    tensors = {name: torch.tensor(x, requires_grad=True) for name, x in inputs.items()}
+    y = called("torch", f, tensors, constants)
+    if tuple(y.shape) != dy.shape:
+        raise ValueError(f"torch returns shape {tuple(y.shape)}, and f {dy.shape}")
+    gradients = torch.autograd.grad((torch.tensor(dy) * y).sum(), list(tensors.values()), materialize_grads=True)
+    return [g.numpy() for g in gradients]

@@ -51,6 +51,7 @@ class Slopes(NamedTuple):
     values: np.ndarray  # D, one for each direction
     uncertainty: np.ndarray  # how far each of them may be off
     rounding: float  # the part of it that is due to rounding
+    jump: np.ndarray
     t: float
 
     @property
@@ -78,9 +79,13 @@ class Slopes(NamedTuple):
     def contradicts(self, other: Slopes) -> bool:
         return bool(np.abs(self.values - other.values).max() > self.worst + other.worst)
 
-    def jumps(self) -> bool:
-        """Is there more than rounding explains, and enough to make it no check?"""
-        return self.unexplained > 10 * self.rounding and self.unexplained > HIDES * rms(self.values)
+    def jumps_as(self, other: Slopes) -> bool:
+        """Do both jump alike, by more than rounding explains, and by enough to make it no check?"""
+        i = np.abs(self.jump).argmax()
+        if not all(s.unexplained > max(10 * s.rounding, HIDES * rms(s.values)) for s in (self, other)):
+            return False
+        with np.errstate(invalid="ignore"):
+            return bool(np.abs(self.jump - other.jump)[i] < 0.3 * np.abs(self.jump)[i])
 
 
 def central_differences(
@@ -103,7 +108,7 @@ def central_differences(
             odd = np.abs(bend) if quarter is None else np.minimum(np.abs(bend), np.abs(D - quarter.values))
             flat = np.all(points == here, axis=0) * ROUNDING * unit / t
             unsure = np.abs(jump) + 4 * odd + rounding + flat
-        return Slopes(D, np.where(np.isfinite(unsure), unsure, math.inf), float(rounding), t)
+        return Slopes(D, np.where(np.isfinite(unsure), unsure, math.inf), float(rounding), jump, t)
 
     tried = [measured(STEP * width)]
     first = best = tried[0]
@@ -120,9 +125,8 @@ def central_differences(
         best = found
     if math.isinf(best.worst):
         raise ValueError(f"f is not finite on both sides of these inputs, in {name}: move them into its domain")
-    if best.blind and any(
-        a.jumps() and b.jumps() and 0.5 < b.unexplained / a.unexplained < 2 for a, b in pairwise(tried)
-    ):
+    alike = [a.jumps_as(b) for a, b in pairwise(tried)]
+    if best.blind and any(map(all, pairwise(alike))):  # three steps: under rounding two may agree
         raise ValueError(f"f has a kink (ReLU, max, |x|) at these inputs, in {name}: move them a little")
     return best
 
@@ -145,14 +149,7 @@ def complex_steps(L: Callable[[Array], Array], x: np.ndarray, us: np.ndarray, ce
 
 def stencil(L: Callable[[Array], Array], x: np.ndarray, us: np.ndarray, t: float) -> np.ndarray:
     """L at x - 2tu, x - tu, x + tu and x + 2tu, for each u; NaN outside of its domain."""
-
-    def at(s: float, u: np.ndarray) -> float:
-        try:
-            return float(L(x + s * u))
-        except (ArithmeticError, ValueError):  # as math.log says it
-            return math.nan
-
-    return np.array([[at(s * t, u) for u in us] for s in (-2, -1, 1, 2)])
+    return np.array([[value(L, x + s * t * u) for u in us] for s in (-2, -1, 1, 2)]).real
 
 
 def difference(L: Callable[[Array], Array], x: np.ndarray, us: np.ndarray, t: float) -> np.ndarray:
@@ -165,7 +162,14 @@ def difference(L: Callable[[Array], Array], x: np.ndarray, us: np.ndarray, t: fl
 def imaginary(L: Callable[[Array], Array], x: np.ndarray, us: np.ndarray) -> np.ndarray:
     """The complex step for each u."""
     with np.errstate(all="ignore"):
-        return np.array([float((L(x + 1e-30j * u) / 1e-30).imag) for u in us])
+        return np.array([value(L, x + 1e-30j * u) / 1e-30 for u in us]).imag
+
+
+def value(L: Callable[[Array], Array], x: np.ndarray) -> complex:
+    try:
+        return complex(L(x))
+    except (ArithmeticError, ValueError):  # outside of its domain, as math.log says it
+        return complex(math.nan, math.nan)
 
 
 def nearby(x: np.ndarray, shifts: Iterable[Any]) -> Iterator[np.ndarray]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -52,10 +54,68 @@ def refuse_blind_spots(inputs: Mapping[str, np.ndarray], constants: Mapping[str,
     B = everything.get("B", everything.get("lora_B"))
     if B is not None and not np.any(B):
         raise ValueError("B = 0: the gradient of A is then zero, right or wrong; check with a trained B")
-    if "alpha" in everything and np.array_equal(everything["alpha"], everything.get("r", np.nan)):
+    alpha = everything.get("alpha", everything.get("lora_alpha"))
+    if alpha is not None and np.array_equal(alpha, everything.get("r", np.nan)):
         raise ValueError(
             "alpha = r: the scale alpha/r is then 1, and one that is forgotten is not seen; choose them apart"
         )
+
+
+def refuse_batch_of_one(
+    f: Callable[..., Array], inputs: Mapping[str, np.ndarray], constants: Mapping[str, Any], y: np.ndarray
+) -> None:
+    """Raise ValueError where a batch of one hides whether the gradient is a sum or a mean over the rows.
+
+    What is a row is tried out: what begins with an axis of length 1 is repeated along it. If y is then that row twice,
+    any input without the axis is shared by the rows, and its gradient is summed over them. If y is a number that stays
+    or doubles, but not when the columns are repeated, f is a mean or a sum over the rows alone.
+    """
+    everything = {**inputs, **constants}
+    single = [name for name, a in everything.items() if np.shape(a)[:1] == (1,)]
+    shared = [name for name, x in inputs.items() if x.ndim and name not in single]
+    if math.prod(y.shape[:-1]) > 1 or y.ndim == 1 or (y.ndim and not shared):
+        return
+
+    def repeated(names: Collection[str], axis: int) -> np.ndarray | None:
+        arrays = {name: np.repeat(a, 2, axis) if name in names else a for name, a in everything.items()}
+        try:
+            return np.asarray(f(*(arrays[name] for name in inputs), **{name: arrays[name] for name in constants}))
+        except Exception:  # whatever a person's function does with other shapes
+            return None
+
+    def scaled(total: np.ndarray | None) -> bool:
+        return total is not None and bool(np.any(np.isclose(total, [y, 2 * y], rtol=1e-6, atol=0)))
+
+    for names in chain.from_iterable(combinations(single[:6], n) for n in range(1, 7)):
+        rows = repeated(names, 0)
+        if y.ndim and rows is not None and rows.shape == (2, *y.shape[1:]) and np.allclose(rows, y):
+            raise ValueError(
+                f"a batch of one: the gradient of {' and '.join(shared)} is a sum over the rows, and one row does not "
+                "show a mean in its place; take two or more, or say one_row=True"
+            )
+        wide = [name for name in names if np.ndim(everything[name]) > 1]
+        if not y.ndim and wide and all(math.prod(np.shape(everything[name])[:-1]) == 1 for name in wide):
+            columns = repeated(wide, -1)
+            if scaled(rows) and columns is not None and not scaled(columns):
+                raise ValueError(
+                    "a batch of one: f is a sum or a mean over its rows, and one row does not show which; "
+                    "take two or more, or say one_row=True"
+                )
+
+
+class Failed(ValueError):
+    """A person's function raised: whose, and what it was given."""
+
+
+def called(what: str, function: Callable[..., Any], arguments: Mapping[str, Any], constants: Mapping[str, Any]) -> Any:
+    """function(*arguments, **constants). Raises Failed, from what the function raised."""
+    try:
+        return function(*arguments.values(), **constants)
+    except Failed:
+        raise
+    except Exception as error:  # whatever a person's function does
+        given = ", ".join(f"{name} {tuple(x.shape)}" if hasattr(x, "shape") else name for name, x in arguments.items())
+        raise Failed(f"{what} failed on {given}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def refuse_call(caller: str, what: str, function: Any, arguments: Sequence[str], constants: Mapping[str, Any]) -> None:
@@ -98,7 +158,10 @@ def why_not_complex(run: Callable[[], Array]) -> str | None:
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("error", np.exceptions.ComplexWarning)
-            return None if np.iscomplexobj(run()) else "f drops the imaginary part"
+            y = run()
+        if not np.iscomplexobj(y):
+            return "f drops the imaginary part"
+        return None if np.all(np.isfinite(y)) else "f is not finite on complex arrays"
     except np.exceptions.ComplexWarning:
         return "f drops the imaginary part"
     except Exception as error:  # whatever a person's function does
