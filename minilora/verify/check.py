@@ -288,7 +288,7 @@ def check_tensor(
         raise ValueError(
             f"the gradient of {name} is zero by every method, so any would pass: if it must be, say zero=[{name!r}]"
         )
-    if norm == 0 and slope > ROUNDING * how.unit:
+    if norm == 0 and not zero and slope > ROUNDING * how.unit:
         row.note = "wrong: zero everywhere"
         return row
 
@@ -337,7 +337,7 @@ def check_tensor(
         row.hide(int(hidden.sum()), int(small.sum()), x.size)
     elif methods and how.small and not zero:
         faint = (g != 0) & np.all([HIDES * np.abs(u * g) <= least for u, least in zip(us, seen, strict=True)], axis=0)
-        row.hide(x.size if np.all(seen > HIDES * scale) else 0, int(faint.sum()), x.size)
+        row.hide(x.size if np.any(seen > HIDES * scale) else 0, int(faint.sum()), x.size)
     return row
 
 
