@@ -568,7 +568,7 @@ def test_inputs_far_from_zero_are_allowed_the_digits_that_they_have_lost(offset)
         xhat, sigma = layer_norm(x), np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)
         return (dy - dy.mean(-1, keepdims=True) - xhat * (dy * xhat).mean(-1, keepdims=True)) / sigma
 
-    for seed in range(30):
+    for seed in range(10):
         rng = np.random.default_rng(seed)
         x = {"x": offset + rng.standard_normal((4, 5))}
         assert check_gradient(layer_norm, grad, x, rng=rng).ok
@@ -594,7 +594,7 @@ def textbook(dy, z, targets):
 @pytest.mark.parametrize("margin", [12, 15, 18, 20, 25])
 def test_what_cancels_in_a_confident_softmax_is_no_mistake(margin):
     targets = {"targets": np.arange(3)}
-    for seed in range(20):
+    for seed in range(8):
         z = {"z": margin * np.eye(4)[:3] + np.random.default_rng(seed).standard_normal((3, 4))}
         assert check_gradient(cross_entropy, textbook, z, constants=targets).ok
         assert not check_gradient(cross_entropy, lambda *a, **c: 1.001 * textbook(*a, **c), z, constants=targets).ok

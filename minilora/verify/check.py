@@ -316,8 +316,8 @@ def check_tensor(
     seen = np.full(len(us), math.inf)  # the least mistake that is
     for kind, method in methods.items():
         off, unsure = np.abs(method.values - along), method.uncertainty
-        if np.any(off > TOLERANCE[kind] * scales + unsure):
-            most = MOST[kind] * max(how.unit, scale)
+        beyond, most = float((off - TOLERANCE[kind] * scales - unsure).max()), MOST[kind] * max(how.unit, scale)
+        if 0 < beyond <= most:
             unsure = unsure + np.minimum(rounding_between(method, here, near(method.shifts), us, how.unit), most)
         seen = np.minimum(seen, row.add(kind, off, scales, unsure))
     off = np.abs(true - along)
@@ -337,7 +337,8 @@ def check_tensor(
         row.hide(int(hidden.sum()), int(small.sum()), x.size)
     elif methods and how.small and not zero:
         faint = (g != 0) & np.all([HIDES * np.abs(u * g) <= least for u, least in zip(us, seen, strict=True)], axis=0)
-        row.hide(x.size if np.any(seen > HIDES * scale) else 0, int(faint.sum()), x.size)
+        blind = bool(np.any(seen > HIDES * scale))
+        row.hide(x.size * blind, int(faint.sum()) * (not blind), x.size)
     return row
 
 
