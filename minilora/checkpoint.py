@@ -180,16 +180,22 @@ def write_folder(path: str | Path, files: Mapping[str, bytes], replaces: Collect
 
 
 def write_files(path: str | Path, files: Mapping[str, bytes]) -> None:
-    """Put `files`, {name: content}, into the folder `path`, whatever else it holds. A new folder appears with all of
-    them, or not at all; in one that is there, each file is replaced whole, and none before all have been written.
+    """Put `files`, {name: content}, into the folder `path`, whatever else it holds; a name may be "folder/file". A new
+    folder appears with all of them, or not at all; in one that is there, each file is replaced whole, and none before
+    all have been written.
 
     Raises OSError for a disk that is full or read-only.
     """
     path = Path(path).absolute()
     with scratch(path) as folder:
+        inner = {Path(name).parent for name in files} - {Path()}
+        for parent in inner:
+            (folder / parent).mkdir()
         for name, content in files.items():
             write_whole(folder / name, content)
         if path.is_dir():
+            for parent in inner:
+                (path / parent).mkdir(exist_ok=True)
             for name in files:
                 os.replace(folder / name, path / name)
         else:

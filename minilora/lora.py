@@ -24,6 +24,7 @@ import numpy as np
 from . import ops
 from .backend import Array, get_array_module
 from .modules import Context, Embedding, Gradients, LayerNorm, Linear, Module, Parameter, RMSNorm
+from .process import blas_threads
 
 HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out, as in PEFT
 
@@ -47,8 +48,7 @@ class Adapter(Module):
 
     @classmethod
     def of(cls, base: Linear | Embedding, A: Array, B: Array, alpha: float, *, rslora: bool = False) -> Self:
-        """The adapter with these numbers, without a random start and without dropout. Their rank may be more than the
-        base's shape can use, as PEFT allows it."""
+        """The adapter with these numbers, without a random start and without dropout."""
         adapter = cls.__new__(cls)
         Adapter.__init__(adapter, base, alpha, rslora, A, B)
         return adapter
@@ -85,8 +85,9 @@ class LoRALinear(Adapter):
     Hu et al. (2021), equation 3. At the start B = 0, so y is the base's; A is uniform within ±1/√in, as
     PEFT's, or normal with deviation 1/r (init="gaussian"). Dropout acts on the adapter's input alone. `base`, a
     Linear, is frozen and kept.
-    Raises ValueError for a base that is no plain Linear, a rank outside 1..min(in, out), and an rng that is no
-    generator; the base is then as it was.
+    A rank above min(in, out) is allowed, as in PEFT, though B A can be of no higher rank than that.
+    Raises ValueError for a base that is no plain Linear, a rank below 1, and an rng that is no generator; the base is
+    then as it was.
     """
 
     def __init__(
@@ -235,11 +236,8 @@ def check_adaptable(
 ) -> None:
     """Raise ValueError, saying what to change, unless an adapter for a `kind` of base can be made of these."""
     check_base(base, alpha, dropout, kind)
-    assert isinstance(base, Linear | Embedding)
-    n_out, n_in = base.weight.data.shape
-    if isinstance(r, bool) or not isinstance(r, int | np.integer) or not 1 <= r <= min(n_in, n_out):
-        raise ValueError(f"rank {r!r} is not a whole number from 1 to {min(n_in, n_out)}, the most a {n_out} x {n_in} "
-                         "weight can have")  # fmt: skip
+    if isinstance(r, bool) or not isinstance(r, int | np.integer) or r < 1:
+        raise ValueError(f"rank {r!r} is not a whole number from 1 up")
     if init not in ("uniform", "gaussian"):
         raise ValueError(f"init {init!r} is neither 'uniform' nor 'gaussian'")
     if not isinstance(rng, np.random.Generator):
@@ -257,6 +255,16 @@ def check_base(base: Module, alpha: float, dropout: float, kind: Any = Linear | 
         raise ValueError(f"alpha {alpha!r} is not a number")
     if not isinstance(dropout, Real) or not 0 <= dropout < 1:
         raise ValueError(f"dropout {dropout!r} is not a probability below 1")
+
+
+def wasted_rank(ranks: Mapping[str, tuple[int, int]]) -> str:
+    """A note on the layers whose rank is more than they can use, of {layer: (rank, min(in, out))}; "" if none is."""
+    above = {name: pair for name, pair in ranks.items() if pair[0] > pair[1]}
+    if not above:
+        return ""
+    name, (r, most) = next(iter(above.items()))
+    others = f" (and of {len(above) - 1} more)" if len(above) > 1 else ""
+    return f"rank {r} of {name}{others} is above {most}, the smaller side of its weight: the rest is wasted"
 
 
 def is_number(x: Any) -> bool:
@@ -299,8 +307,9 @@ def attach_lora(
     (PEFT's name for it) such a head is adapted too, by the same A and B: TiedLoRALinear.
     Called again, it adapts further layers: every adapter learns then, one that was frozen meanwhile too, and of the
     rest only what this call's `train` names.
-    Raises ValueError, and leaves the model as it was, when a target matches nothing, is adapted already, or
-    cannot have the rank, when there is nothing tied, and for an `rng` that is no generator.
+    One warning names the layers whose rank is above min(in, out), which adds numbers to train and nothing to learn.
+    Raises ValueError, and leaves the model as it was, when a target matches nothing or is adapted already, when a rank
+    is below 1, when there is nothing tied, and for an `rng` that is no generator.
     """
     chosen = choose(model, targets, r)
     extra = trained_too(model, train)
@@ -310,6 +319,10 @@ def attach_lora(
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     heads = tied_heads(model, chosen) if ensure_weight_tying else {}
+    layers: dict[str, Any] = {path: model[path] for path in chosen}
+    note = wasted_rank({path: (rank, min(layers[path].weight.data.shape)) for path, rank in chosen.items()})
+    if note:
+        warnings.warn(note, stacklevel=2)
     adapters = [module for _, module in model.named_modules() if isinstance(module, Adapter)]
     model.freeze()
     for path, rank in chosen.items():
@@ -411,10 +424,11 @@ def merge(model: Module) -> list[str]:
     """
     adapters = {path: module for path, module in model.named_modules() if isinstance(module, Adapter)}
     sums: dict[tuple[Parameter, Parameter], Parameter] = {}
-    for path, adapter in adapters.items():
-        merged = MergedEmbedding(adapter) if isinstance(adapter, LoRAEmbedding) else MergedLinear(adapter)
-        merged.weight = sums.setdefault((adapter.weight, adapter.lora_A), merged.weight)  # tied before, tied after
-        model[path] = merged
+    with blas_threads():
+        for path, adapter in adapters.items():
+            merged = MergedEmbedding(adapter) if isinstance(adapter, LoRAEmbedding) else MergedLinear(adapter)
+            merged.weight = sums.setdefault((adapter.weight, adapter.lora_A), merged.weight)  # tied before, tied after
+            model[path] = merged
     left = set(model.named_parameters().values())
     untied = [path for path, adapter in adapters.items() if adapter.weight in left]
     if untied:

@@ -52,6 +52,7 @@ BERT = [
     ("head_transform", "cls.predictions.transform.dense"),
     ("head_norm", "cls.predictions.transform.LayerNorm"),
     ("lm_head.bias", "cls.predictions.bias"),
+    ("lm_head.unused", "cls.predictions.decoder"),  # of an untied head, which has two biases and adds one
     ("lm_head", "cls.predictions.decoder"),
     ("classifier", "classifier"),
 ]
@@ -60,6 +61,7 @@ ROBERTA = [
     ("head_transform", "lm_head.dense"),
     ("head_norm", "lm_head.layer_norm"),
     ("lm_head.bias", "lm_head.bias"),
+    ("lm_head.unused", "lm_head.decoder"),
     ("lm_head", "lm_head.decoder"),
     ("classifier_transform", "classifier.dense"),
     ("classifier", "classifier.out_proj"),
@@ -86,6 +88,7 @@ VIT = [
     ("block_{}.mlp.up_proj", "vit.layers.{}.mlp.fc1"),
     ("block_{}.mlp.down_proj", "vit.layers.{}.mlp.fc2"),
     ("norm", "vit.layernorm"),
+    ("pooler", "vit.pooler.dense"),
     ("classifier", "classifier"),
 ]
 T5 = [
@@ -114,6 +117,15 @@ T5 = [
     ("decoder.norm", "decoder.final_layer_norm"),
     ("lm_head", "lm_head"),
 ]
+ENDINGS = {  # of the name of a class -> its head
+    "ForCausalLM": "lm",
+    "LMHeadModel": "lm",
+    "ForMaskedLM": "lm",
+    "ForPreTraining": "lm",
+    "ForSequenceClassification": "classify",
+    "ForTokenClassification": "tokens",
+    "Model": "none",
+}
 FAMILIES = {
     "llama": LLAMA,
     "gpt2": GPT2,
@@ -126,8 +138,8 @@ FAMILIES = {
 
 
 def hub_name(family: str, path: str, head: str = "lm") -> str:
-    """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj, in a model with a head: which one is asked for the
-    sake of RoBERTa, whose classifier is two layers for sequences, and one for tokens.
+    """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj, in a model with a head. Which one matters to a
+    classifier: of tokens it is called "classifier", except in a llama, and in RoBERTa it is one layer instead of two.
 
     Raises ValueError for a family without a table, and a path that is not in it.
     """
@@ -136,7 +148,8 @@ def hub_name(family: str, path: str, head: str = "lm") -> str:
     for pattern, theirs in patterns(family):
         match = pattern.fullmatch(path)
         if match:
-            theirs = "classifier" if head == "tokens" and path.startswith("classifier") else theirs
+            if head == "tokens" and path.startswith("classifier") and family != "llama":
+                theirs = "classifier"
             return theirs.format(match.groupdict().get("block")) + (match["rest"] or "")
     raise ValueError(f"{path} has no name in a Hugging Face {family} model")
 

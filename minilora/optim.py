@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -38,6 +38,8 @@ class Optimizer:
     `state` maps "m.<parameter>" and the like to arrays, `t` counts the steps.
     Raises ValueError when there is nothing to train, or a parameter is in two groups.
     """
+
+    numbers: tuple[str, ...] = ()  # the attributes that decide a step, for settings()
 
     def __init__(self, groups: Groups, lr: float, weight_decay: float, slots: Sequence[str]) -> None:
         self.groups = [Group(groups, lr, weight_decay)] if isinstance(groups, Mapping) else list(groups)
@@ -79,6 +81,12 @@ class Optimizer:
     def update(self, g: Array, p: Array, *slots: Array, lr: float, weight_decay: float) -> Sequence[Array]:
         raise NotImplementedError
 
+    def settings(self) -> dict[str, Any]:
+        """What decides a step beside the gradients, the state and the rates, as JSON."""
+        own = {name: np.asarray(getattr(self, name)).tolist() for name in self.numbers}
+        decay = [float(group.weight_decay) for group in self.groups]
+        return {"optimizer": type(self).__name__, **own, "weight_decay": decay}
+
     def load_state(self, state: Mapping[str, Array], t: int) -> None:
         """Go back to a `state` and `t` of before. Raises ValueError on a missing, unexpected or misshapen array."""
         check_fit(state, shapes_of(self.state))
@@ -119,6 +127,8 @@ def views(array: Array, bundle: Sequence[Parameter]) -> list[Array]:
 class SGD(Optimizer):
     """g ← g + λ p       u ← μ u + g       p ← p - η u                (Sutskever et al., 2013, as in PyTorch)"""
 
+    numbers = ("momentum",)
+
     def __init__(self, groups: Groups, lr: float = 1e-2, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         super().__init__(groups, lr, weight_decay, ["u"] if momentum else [])
         self.momentum = momentum
@@ -139,6 +149,8 @@ class AdamW(Optimizer):
 
     Loshchilov, Hutter (2019), "Decoupled Weight Decay Regularization", algorithm 2, as PyTorch scales η λ.
     """
+
+    numbers = ("betas", "eps")
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -205,11 +206,25 @@ def decoded(path: Path, encoding: str, newline: str) -> io.TextIOWrapper:
 
 
 def label_names(labels: Iterable[str]) -> list[str]:
-    """The labels in order, as the outputs of a head. Raises ValueError when there are fewer than two."""
+    """The labels as the outputs of a head: in the order of their numbers where all are numbers, else of their letters.
+
+    Raises ValueError when there are fewer than two.
+    """
     names = sorted(set(labels))
     if len(names) < 2:
         raise ValueError(f"the only label is {', '.join(map(repr, names))}: a classifier needs two or more")
-    return names
+    try:
+        return sorted(names, key=as_number)
+    except ValueError:
+        return names
+
+
+def as_number(label: str) -> float:
+    """Raises ValueError for a label that is no finite number."""
+    number = float(label)
+    if not math.isfinite(number):
+        raise ValueError(f"{label!r} is not a finite number")
+    return number
 
 
 def label_ids(labels: Iterable[str], names: Sequence[str], source: str | Path) -> np.ndarray:

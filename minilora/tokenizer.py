@@ -16,10 +16,20 @@ import numpy as np
 
 from . import text as bytes_of
 from .chat_template import render
-from .checkpoint import read_json, to_json
+from .checkpoint import read_bytes, read_json, to_json
 
+READ = (  # the files of a model's folder that are read here
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+    "chat_template.jinja",
+)  # fmt: skip
 AT_ONCE = 4096  # texts: beside each token, the package keeps a hundred bytes for as long as it encodes
 KEPT = ("add_prefix_space", "split_special_tokens", "truncation_side")  # settings that a tokenizer.json cannot hold
+FILES = (  # of a model folder: what transformers makes its tokenizer of, and where a text ends
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+    "chat_template.json", "generation_config.json",
+)  # fmt: skip
+TEMPLATES = "additional_chat_templates"  # a folder of more, by name
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a byte, in the vocabularies that fall back on bytes
 
 
@@ -70,7 +80,8 @@ class Tokenizer:
         raise ValueError("this model has no chat template: it continues a text, it does not answer messages")
 
     def files(self) -> dict[str, bytes]:
-        """{file name: content} of a folder out of which read_tokenizer makes the same again; none for bytes."""
+        """{file name: content} of a folder out of which read_tokenizer makes the same again; none for bytes. Those that
+        it was read from, if it was, byte for byte."""
         return {}
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
@@ -106,6 +117,7 @@ class ByteTokenizer(Tokenizer):
     """The ids are the bytes, 0..255: nothing to load, and no special tokens."""
 
     vocab = 256
+    pad = 0  # a byte that no text has
 
     def encode(self, text: str, special: bool = True) -> np.ndarray:
         return bytes_of.encode(text)
@@ -125,7 +137,7 @@ class SubwordTokenizer(Tokenizer):
     """A tokenizer of the `tokenizers` package, its ids and its chat template by name.
 
     `names` holds the special tokens, {"bos_token": "<s>", ...}; `ends` more ids that end a text; `settings` what a
-    tokenizer_config.json says of truncation and special tokens.
+    tokenizer_config.json says of truncation and special tokens; `folder` is where it was read from.
     Raises ValueError for a special token that is not in the vocabulary.
     """
 
@@ -135,6 +147,7 @@ class SubwordTokenizer(Tokenizer):
         names: Mapping[str, str],
         template: str | None = None,
         ends: Iterable[int] = (),
+        folder: Path | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings = {key: settings[key] for key in KEPT if key in settings} if settings else {}
@@ -146,7 +159,7 @@ class SubwordTokenizer(Tokenizer):
         self.vocab = 1 + max(splitter.get_vocab().values(), default=-1)
         self.special = frozenset(i for i, token in splitter.get_added_tokens_decoder().items() if token.special)
         self.bos, self.eos, self.pad = (self._id(f"{name}_token") for name in ("bos", "eos", "pad"))
-        self.ends = frozenset(ends)
+        self.ends, self.folder = frozenset(ends), folder
         named = getattr(splitter.model, "unk_token", self.names.get("unk_token"))  # a unigram model has no such name
         self.unknown = None if named is None else splitter.token_to_id(named)
         self.encode("a")  # some damaged files are found only now
@@ -208,6 +221,8 @@ class SubwordTokenizer(Tokenizer):
         return render(self.template, messages=said, add_generation_prompt=reply, **self.names)
 
     def files(self) -> dict[str, bytes]:
+        if self.folder is not None:
+            return tokenizer_files(self.folder)
         settings = {**self.settings, "tokenizer_class": "PreTrainedTokenizerFast", **self.names}
         if self.template is not None:
             settings["chat_template"] = self.template
@@ -276,10 +291,17 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
             names,
             chat_template(folder, settings.get("chat_template")),
             [i for i in (ends if isinstance(ends, list) else [ends]) if isinstance(i, int)],
+            folder,
             settings,
         )
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """{file name: content} of those of FILES, and the named templates, that are in a folder."""
+    paths = [*(folder / name for name in FILES), *sorted((folder / TEMPLATES).glob("*.jinja"))]
+    return {path.relative_to(folder).as_posix(): read_bytes(path) for path in paths if path.is_file()}
 
 
 def chat_template(folder: Path, setting: Any) -> str | None:

@@ -21,6 +21,7 @@ from .backend import Array, get_array_module, to_numpy
 from .checkpoint import load_tensors, save_tensors
 from .modules import Chain, Context, Gradients, Module, check_fit, shapes_of
 from .optim import AdamW, Optimizer, Penalty, Schedule, clip_by_global_norm
+from .process import blas_threads
 from .text import Batch
 
 
@@ -92,6 +93,7 @@ def labelled(batch: Batch) -> int:
     return int((batch.targets != ops.IGNORE).sum())
 
 
+@blas_threads()
 def evaluate(model: Chain, batches: Iterable[Batch], *, shards: int = 1, description: str | None = None) -> float:
     """Mean cross-entropy in nats per labelled position, without dropout; `shards` batches at a time.
 
@@ -131,6 +133,7 @@ class History:
         return min((loss for _, loss in self.evaluations), default=math.inf)
 
 
+@blas_threads()
 def fit(
     model: Chain,
     batches: Callable[[int], Batch],
@@ -161,11 +164,16 @@ def fit(
     times without a new best, training stops. Then, or after the last step, the best parameters are put back; without
     `patience` the last ones stay. `checkpoint` names a file written every `checkpoint_every` steps, at the end, and
     on Ctrl-C; with `resume`, training goes on from it, to the very bytes of a run never stopped, or starts from the
-    beginning if there is none yet. `description` labels the progress bar; None shows none.
+    beginning if there is none yet. It must be of the same `seed`, `steps` (on which schedules depend), `accumulate`,
+    `clip` and `shards`, and of the same optimizer but for its rates. `description` labels the progress bar; None shows
+    none.
+
+    BLAS computes on one thread, whatever the environment says, unless process.blas_threads(n) is open: the same seed
+    gives the same bytes here and on the command line, where --threads opens it.
 
     Raises FloatingPointError when the loss is no longer finite, with the last good checkpoint kept; ValueError for
-    a number that makes no sense, and for a checkpoint that is there without `resume`, or is of other parameters;
-    FileNotFoundError for a folder of `checkpoint` that is not there; KeyboardInterrupt after Ctrl-C.
+    a number that makes no sense, and for a checkpoint that is there without `resume`, or is of other parameters or of
+    another run; FileNotFoundError for a folder of `checkpoint` that is not there; KeyboardInterrupt after Ctrl-C.
     """
     from tqdm import tqdm
 
@@ -185,9 +193,10 @@ def fit(
         raise ValueError(f"patience = {patience} waits for evaluations: give held_out")
     if checkpoint is not None and not Path(checkpoint).parent.is_dir():
         raise FileNotFoundError(f"no folder {Path(checkpoint).parent} for the checkpoint: make it first")
-    run = Run(
-        model, optimizer or AdamW(model.trainable_parameters(), lr), None if checkpoint is None else Path(checkpoint)
-    )
+    optimizer = optimizer or AdamW(model.trainable_parameters(), lr)
+    settings = {"seed": int(seed), "steps": int(steps), "accumulate": int(accumulate), "clip": float(clip)}
+    settings |= {"shards": int(shards), **optimizer.settings()}
+    run = Run(model, optimizer, None if checkpoint is None else Path(checkpoint), settings)
     if run.path and run.path.exists():
         if not resume:
             raise ValueError(f"{run.path} is there already: resume, or choose another place")
@@ -225,10 +234,11 @@ def fit(
 
 
 class Run:
-    """What a checkpoint holds: parameters, optimizer state, history, and the best parameters so far."""
+    """What a checkpoint holds: parameters, optimizer state, history, the best parameters so far, and the settings by
+    which another run is told from this one."""
 
-    def __init__(self, model: Chain, optimizer: Optimizer, path: Path | None) -> None:
-        self.model, self.optimizer, self.path = model, optimizer, path
+    def __init__(self, model: Chain, optimizer: Optimizer, path: Path | None, settings: dict[str, Any]) -> None:
+        self.model, self.optimizer, self.path, self.settings = model, optimizer, path, settings
         self.history = History()
         self.unread: list[tuple[Array, Array]] = []  # losses and norms of the gradient, still on the device
         self.finite: Array | bool = True  # were they all? on the device, too
@@ -290,7 +300,7 @@ class Run:
             raise FloatingPointError(f"{bad} is not finite after step {self.optimizer.t}: lower the learning rate")
         tensors |= {f"optimizer.{name}": data for name, data in self.optimizer.state.items()}
         tensors |= {f"best.{name}": data for name, data in self.best.items()}
-        note = {"t": self.optimizer.t, "history": asdict(self.history)}
+        note = {"t": self.optimizer.t, "history": asdict(self.history), "settings": self.settings}
         save_tensors(self.path, tensors, {"minilora": json.dumps(note, sort_keys=True)})
 
     def load(self) -> None:
@@ -308,6 +318,7 @@ class Run:
             check_fit(kinds["best"], shapes_of(self.state() if kinds["best"] else {}))
             note = json.loads(metadata["minilora"])
             t, history = int(note["t"]), History(**note["history"])
+            check_settings(note.get("settings"), self.settings)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.path} is not a checkpoint of this run: {error}") from None
         for name, parameter in parameters.items():
@@ -315,6 +326,15 @@ class Run:
         self.optimizer.load_state(kinds["optimizer"], t)
         self.best = {name: get_array_module(parameters[name].data).asarray(x) for name, x in kinds["best"].items()}
         self.history = history
+
+
+def check_settings(before: dict[str, Any] | None, now: dict[str, Any]) -> None:
+    """Raise ValueError where a run was begun with other settings than it is resumed with, or does not say them."""
+    if before is None:
+        raise ValueError("it does not say its seed and steps, as those of older versions: start again")
+    for key, value in now.items():
+        if before.get(key) != value:
+            raise ValueError(f"it was begun with {key} = {before.get(key)!r}, not {value!r}: resume with the same")
 
 
 @contextmanager

@@ -450,6 +450,7 @@ class Transformer(Chain):
         super().__init__(layers)
         self.family, self.config = family, config
         self.said: dict[str, Any] = {}  # what else the config.json said that is worth keeping, for save_pretrained
+        self.hub: tuple[str, str | None] | None = None  # its name on the Hugging Face Hub, and the commit
 
     def forward(self, ids: Array, context: Context = Context()) -> tuple[Array, list[Any]]:
         """Host ids are checked, then moved to where the weights are; ids on a GPU were checked before they moved.

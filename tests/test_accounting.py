@@ -21,7 +21,7 @@ from minilora.accounting.count import GROUPS
 from minilora.accounting.flops import unread
 from minilora.accounting.live import counted
 from minilora.accounting.memory import DTYPES, lowest_stage, peft_name
-from minilora.accounting.named import BUILDERS, NAMED, PRINTED, read
+from minilora.accounting.named import BUILDERS, CLASSES, NAMED, PRINTED, read
 from minilora.cli import COUNTED, main
 from minilora.families import FAMILIES
 from minilora.modules import Context, Gradients
@@ -409,19 +409,20 @@ def test_attention_is_quadratic_in_the_tokens_and_all_else_linear():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--model", "nothing"], "no model is called 'nothing'"),
+        (["--model", "nothing"], "no folder or file 'nothing', none of gpt2, gpt2-medium,"),
         (["--method", "lor"], "no method is called 'lor': full, top2"),
         (["--targets", "query"], "no layer of builtin is called 'query'; it has: embed, q_proj"),
         (["--model", "gpt2", "--targets", "q_proj"], "it has: embed, qkv_proj"),
         (["--method", "full", "--targets", "q_proj"], "full has no targets to choose"),
         (["--method", "dora", "--targets", "embed"], "dora of an embedding is not counted"),
-        (["--rank", "129"], "rank 129 is not a whole number from 1 to 128"),
+        (["--rank", "129", "--method", "lora-xs"], "rank 129 of block_0.attention.q_proj (and of 9 more)"),
         (["--method", "bitfit"], "has no bias"),
         (["--tokens", "129"], "129 tokens are not from 1 to builtin's 128 positions"),
         (["--dtype", "int3"], "dtype 'int3' is not one of float64"),
         (["--model", "vit-base", "--tokens", "5"], "vit-base looks at 197 tokens"),
         (["--method", "full", "--dtype", "nf4"], "full trains the weights themselves"),
-        (["--head", "tail"], "a llama has the heads lm, classify, none, not 'tail'"),
+        (["--head", "tail"], "a llama has the heads lm, classify, tokens, none, not 'tail'"),
+        (["--model", "answers.json"], "architectures = ['BertForQuestionAnswering'] is not counted: say the head"),
         (["--labels", "3"], "labels = 3 needs the head 'classify' or 'tokens'"),
         (["--plot", "x.png"], "say --compare"),
         (["--compare", "full,lora", "--method", "lora"], "leave --method out"),
@@ -443,6 +444,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(words, said, tmp_path, monke
     Path("empty.json").write_text("{}")
     Path("lacking.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 8}))
     Path("words.json").write_text(json.dumps({**LLAMA, "hidden_size": "wide"}))
+    Path("answers.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertForQuestionAnswering"]}))
     assert main(["count", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
@@ -707,15 +709,14 @@ def their_model(config: dict[str, Any], head: str, labels: int, device: str = "c
     }[head]
     with torch.device(device):
         if family == "vit":
-            kinds = {"classify": transformers.ViTForImageClassification, "none": transformers.ViTModel}
-            return kinds[head](made, **({} if head == "classify" else {"add_pooling_layer": False}))
+            return (transformers.ViTForImageClassification if head == "classify" else transformers.ViTModel)(made)
         if family == "t5":
             return (transformers.T5ForConditionalGeneration if head == "lm" else transformers.T5Model)(made)
         return auto.from_config(made)
 
 
 def heads_of(config: dict[str, Any]) -> list[str]:
-    return [head for head in BUILDERS[config["model_type"]][1] if head != "plain"]
+    return BUILDERS[config["model_type"]][2]
 
 
 @pytest.mark.oracle
@@ -726,6 +727,26 @@ def test_totals_are_those_of_the_models_that_transformers_builds(name):
         labels = config.get("num_labels", 2)
         theirs = sum(p.numel() for p in their_model(config, head, labels, "meta").parameters())
         assert count(name, "full", head=head).total == theirs, head
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", [*TINY, "mistral", "qwen2"])
+def test_a_config_is_counted_as_the_class_that_wrote_it(family, tied):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    sizes = dict(TINY.get(family, LLAMA)) | {"tie_word_embeddings": tied}
+    del sizes["model_type"]
+    config = transformers.AutoConfig.for_model(family, **sizes, num_labels=5)
+    stem, seen = BUILDERS[family][1], 0
+    for ending, head in CLASSES.items():
+        made = getattr(transformers, stem + ending, None)
+        if made is None or head not in BUILDERS[family][2]:
+            continue
+        with torch.device("meta"):
+            total = sum(parameter.numel() for parameter in made(config).parameters())
+        assert count(config.to_dict() | {"architectures": [stem + ending]}, "full").total == total, ending
+        seen += 1
+    assert seen >= 2
 
 
 @pytest.mark.oracle
@@ -816,7 +837,7 @@ def test_adapter_files_have_the_bytes_that_peft_writes(family, dtype, tmp_path):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "roberta", "deberta-v2"])
 def test_the_embeddings_of_virtual_tokens_have_the_bytes_that_pefts_prompt_tuning_writes(family, head, tmp_path):
     peft = pytest.importorskip("peft")
-    if head not in BUILDERS[family][1] or (head == "lm" and "bert" in family):  # PEFT has no task for a masked head
+    if head not in BUILDERS[family][2] or (head == "lm" and "bert" in family):  # PEFT has no task for a masked head
         pytest.skip("there is no such prompt tuning")
     labels = 3 if head in LABELLED else None
     account = count(TINY[family], "prefix-embed", virtual_tokens=5, head=head, labels=labels, tokens=4)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minilora import gpt2
-from minilora.bench import bench, figure, lengths, ours, report, rounds, worker
+from minilora.bench import bench, figure, lengths, ours, report, rounds, threads, worker
 from minilora.bench.cases import NEW, SIZES, Case, Contestant, Job, cases, pairs, read_size
 from minilora.bench.report import rows_of
 from minilora.bench.roofline import roofline
@@ -45,6 +45,19 @@ def made(walls, theirs=None, measure="lora", **changes):
 
 
 # ---- what is measured ----
+
+
+def test_the_default_environment_is_measured_beside_one_blas_thread_quiet_and_busy(monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # not passed on to the default
+    monkeypatch.setattr(threads, "WORK", {"check": threads.WORK["check"]})
+    started, python = [], threads.python
+    monkeypatch.setattr(threads, "python", lambda said, module, env: started.append(env) or python(said, module, env))
+    assert main(["bench", "--measures", "threads", "--rounds", "2", "--seconds", "0.01"]) == 0
+    assert [[env.get(name) for name in rounds.THREADS] for env in started] == [[None] * 3, ["1"] * 3]
+    said = capsys.readouterr().out
+    assert "check_gradient" in said
+    assert "0 busy" in said
+    assert "2 busy" in said
 
 
 def test_a_size_has_its_own_batch_and_tokens_or_those_it_is_given():
@@ -186,6 +199,10 @@ def test_a_burst_lasts_as_long_as_it_was_told_and_counts_what_was_done():
     assert burst["n"] == done.count("run") >= 1
     assert done[-1] == "wait"
     assert 0.01 <= burst["n"] * burst["wall"] < 0.1
+
+
+def test_a_burst_that_gets_no_core_in_time_still_does_its_work_once():
+    assert worker.burst(Job(lambda: None, lambda: None), 0.0)["n"] == 1
 
 
 def test_who_waits_for_the_device_is_found_out():

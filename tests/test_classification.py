@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import THREADS, assert_refused, code_of, lines, make_base, promised, tree
+from test_cli import assert_refused, code_of, edit_json, lines, make_base, promised, tree
 
 from minilora import peft
+from minilora.checkpoint import load_tensors, save_tensors
 from minilora.cli import main
 from minilora.optim import penalty
-from minilora.pretrained import save_pretrained
+from minilora.pretrained import labels_of, load_pretrained, save_pretrained
+from minilora.pretrained.configs import unnamed
 from minilora.tasks import classification, crossvalidation
 from minilora.tasks.classification import Classifier, Recipe
 from minilora.training import Run
@@ -36,12 +38,6 @@ def write(path: Path, table: list[tuple[str, str]], header: tuple[str, ...] = ("
     with open(path, "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([header, *table])
     return path
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch):
-    for variable in THREADS:
-        monkeypatch.setenv(variable, "1")
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +92,30 @@ def test_what_it_learned_it_says_of_new_texts(here, capfd, monkeypatch):
     assert judged["accuracy"] == right
 
 
-def test_lines_of_standard_input_are_classified_in_their_order(here, capfd, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("abcx\n\n  dddddddddd y\nby\n"))
+def test_each_line_of_standard_input_is_answered_in_its_place_an_empty_one_with_nothing(here, capfd, monkeypatch):
+    lines_in = "\nabcx\n \t\n  dddddddddd y\nby\n\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines_in))
     assert main(PREDICT) == 0
     told = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
-    assert [text for _, _, text in told] == ["abcx", "dddddddddd y", "by"]
-    p = Classifier("adapter")(["abcx", "dddddddddd y", "by"])
-    assert [(label, float(share)) for label, share, _ in told] == [
-        (("no", "yes")[row.argmax()], pytest.approx(row.max(), abs=1e-4)) for row in p
-    ]
+    assert [text for _, _, text in told] == ["", "abcx", "", "dddddddddd y", "by", ""]
+    p = iter(Classifier("adapter")(["abcx", "dddddddddd y", "by"]))
+    for label, share, text in told:
+        row = next(p) if text else None
+        assert label == ("" if row is None else ("no", "yes")[row.argmax()])
+        assert share == ("" if row is None else f"{row.max():.4f}")
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines_in))
+    assert main([*PREDICT, "--json"]) == 0
+    found = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [(row["text"], row["label"]) for row in found] == [(text, label or None) for label, _, text in told]
+
+
+@pytest.mark.parametrize(("lines_in", "lines_out"), [("", []), ("\n\n", ["\t\t"] * 2), ("abx", ["yes"])])
+def test_as_many_lines_come_out_as_went_in_whatever_is_in_them(lines_in, lines_out, here, capfd, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines_in))
+    assert main(PREDICT) == 0
+    found = capfd.readouterr().out.splitlines()
+    assert len(found) == len(lines_out)
+    assert all(line.startswith(start) for line, start in zip(found, lines_out, strict=True))
 
 
 def test_a_text_has_the_same_probabilities_alone_and_among_longer_ones(here):
@@ -173,12 +184,88 @@ def test_peft_gives_the_probabilities_that_predict_gives(here):
         assert torch.softmax(logits, -1)[0].tolist() == pytest.approx(row.tolist(), abs=1e-5)
 
 
-def test_an_adapter_without_settings_needs_a_base_and_counts_its_labels(here, capfd, monkeypatch):
+def predicted(capfd, monkeypatch, base: str) -> tuple[set[str], list[str]]:
+    """The labels that predict prints, and what it says beside."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("abcx\nabcy\n"))
+    assert main([*PREDICT, "--base", base]) == 0
+    said = capfd.readouterr()
+    return {line.split("\t")[0] for line in said.out.splitlines()}, lines(said.err)
+
+
+def without_names(adapter: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    tensors, metadata = load_tensors(path)
+    save_tensors(path, tensors, {"base_sha256": metadata["base_sha256"]})
+
+
+def test_the_two_files_of_an_adapter_hold_the_names_of_its_labels(here, capfd, monkeypatch):
     (here / "adapter" / "settings.json").unlink()
     assert_refused(here, capfd, PREDICT, "does not say what its base is: give --base")
-    monkeypatch.setattr("sys.stdin", io.StringIO("abcx\n"))
-    assert main([*PREDICT, "--base", "base"]) == 0
-    assert capfd.readouterr().out.split("\t")[0] in ("0", "1")
+    assert predicted(capfd, monkeypatch, "base") == ({"yes", "no"}, [])
+    assert main(["info", "adapter"]) == 0
+    assert re.search(r"labels +2 \(no, yes\)", capfd.readouterr().out)
+
+
+@pytest.mark.filterwarnings("default")  # the command shows them
+def test_names_that_an_adapter_lacks_are_those_of_its_run_or_its_base_or_said_not_to_be_known(here, capfd, monkeypatch):
+    save_pretrained(classification.classifier("base", ["bad", "fine"]), here / "named")
+    save_pretrained(load_pretrained("named"), here / "unnamed")
+    edit_json(here / "unnamed" / "config.json", **unnamed(2))
+    settings = (here / "adapter" / "settings.json").read_text()
+    (here / "adapter" / "settings.json").unlink()
+    assert predicted(capfd, monkeypatch, "named") == ({"yes", "no"}, [])  # the adapter's own come first
+    without_names(here / "adapter")
+    assert predicted(capfd, monkeypatch, "named") == ({"bad", "fine"}, [])
+    for base in ("base", "unnamed"):
+        found, said = predicted(capfd, monkeypatch, base)
+        assert found == {"0", "1"}
+        assert said == ["minilora: note: label names are not known: adapter has only their numbers"]
+    (here / "adapter" / "settings.json").write_text(settings)
+    assert predicted(capfd, monkeypatch, "named") == ({"yes", "no"}, [])
+
+
+def test_labels_that_are_numbers_come_back_from_the_adapter_alone_and_from_what_is_merged(here, capfd, monkeypatch):
+    write(here / "rows.csv", [(4 * "abcdefghijkl"[i % 12], str(i % 12)) for i in range(48)])
+    words = ["--out", "out", "--lr", "0.05", "--batch", "12", "--epochs", "30", "--rank", "8"]
+    assert main([*FINETUNE, *words]) == 0
+    (here / "alone").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(here / "out" / name, here / "alone" / name)
+    capfd.readouterr()
+    assert main(["predict", "--adapter", "alone", "--base", "base", "--data", "rows.csv"]) == 0
+    found = [line.split("\t")[0] for line in capfd.readouterr().out.splitlines()]
+    assert found == [str(i % 12) for i in range(48)]
+    assert main(["merge", "--base", "base", "--adapter", "alone", "--out", "merged"]) == 0
+    config = json.loads((here / "merged" / "config.json").read_text())
+    assert config["id2label"] == {str(i): str(i) for i in range(12)}
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+
+
+def test_labels_that_are_called_as_those_without_names_keep_their_names(here, capfd, monkeypatch):
+    write(here / "rows.csv", [(text, {"yes": "LABEL_1", "no": "LABEL_0"}[label]) for text, label in rows()])
+    assert main([*FINETUNE, "--out", "other"]) == 0
+    (here / "other" / "settings.json").unlink()
+    shutil.rmtree(here / "adapter")
+    (here / "other").rename(here / "adapter")
+    capfd.readouterr()
+    found, said = predicted(capfd, monkeypatch, "base")
+    assert (found <= {"LABEL_0", "LABEL_1"}, said) == (True, [])
+
+
+def test_each_of_several_adapters_brings_the_names_of_its_labels(here):
+    model = classification.classifier("base", ["bad", "fine"])
+    adapters = peft.Adapters(model)
+    adapters.load("one", "adapter")
+    without_names(here / "adapter")
+    adapters.load("two", "adapter")
+    for name, names in (
+        ("one", ["no", "yes"]),
+        ("two", ["bad", "fine"]),
+        ("one", ["no", "yes"]),
+        (None, ["bad", "fine"]),
+    ):
+        adapters.activate(name)
+        assert labels_of(model) == names
 
 
 @pytest.mark.filterwarnings("default")  # the command shows them

@@ -15,6 +15,7 @@ FLOORS = [
     {"transformer", "families", "lora", "optim"},
     {
         "checkpoint",
+        "hub",
         "text",
         "tokenizer",
         "tokenizer_classes",

@@ -257,6 +257,28 @@ def test_answers_are_learned_and_what_comes_next_can_be_pasted(here, capfd, monk
     assert capfd.readouterr().out == "yes\n"
 
 
+def test_a_template_that_prints_the_date_is_resumed_on_another_day_and_another_template_or_file_is_not(
+    here, capfd, monkeypatch
+):
+    chat = SubwordTokenizer.chat
+
+    def on(day: str) -> None:
+        monkeypatch.setattr(SubwordTokenizer, "chat", lambda *given, **more: f"Today is {day}. {chat(*given, **more)}")
+
+    on("Monday")
+    assert main(INSTRUCT) == 0
+    on("Tuesday")
+    assert main([*INSTRUCT, "--resume"]) == 0
+    capfd.readouterr()
+    pairs = (here / "pairs.jsonl").read_bytes()
+    write_pairs(here / "pairs.jsonl", [*PAIRS[:-1], {**PAIRS[-1], "answer": "It is not."}])
+    assert_refused(here, capfd, [*INSTRUCT, "--resume"], "the data is not the one that out was run with")
+    (here / "pairs.jsonl").write_bytes(pairs)
+    path = here / "base" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": f"Hello. {CHATML}"}))
+    assert_refused(here, capfd, [*INSTRUCT, "--resume"], "the tokenizer is not the one that out was run with")
+
+
 # ---- bad input ----
 
 GOOD = json.dumps(PAIRS[0])

@@ -20,6 +20,7 @@ from minilora.lora import (
 )
 from minilora.modules import Context, Embedding, Gradients, LayerNorm, Linear, Module
 from minilora.optim import SGD, AdamW
+from minilora.spectrum import lora_singular_values
 from minilora.transformer import Transformer
 from minilora.verify import check_model
 
@@ -393,12 +394,11 @@ def test_a_second_attach_thaws_the_first_and_freezes_what_its_train_does_not_nam
 
 
 REFUSED = [
-    ({"r": 0}, "rank 0 is not a whole number from 1 to 12"),
+    ({"r": 0}, "block_0.attention.q_proj: rank 0 is not a whole number from 1 up"),
     ({"r": -2}, "rank -2 is not"),
-    ({"r": 13}, "block_0.attention.q_proj: rank 13 is not a whole number from 1 to 12, the most a 12 x 12 weight"),
     ({"r": True}, "rank True is not"),
     ({"r": 2.0}, "rank 2.0 is not"),
-    ({"targets": {"q_proj": 2, "v_proj": 5}}, "block_0.attention.v_proj: rank 5 is not a whole number from 1 to 4"),
+    ({"targets": {"q_proj": 2, "v_proj": -5}}, "block_0.attention.v_proj: rank -5 is not a whole number from 1 up"),
     (
         {"targets": "proj"},
         "no layer is called 'proj'; this model has: embed, q_proj, k_proj, v_proj, o_proj, gate_pro",
@@ -416,7 +416,6 @@ REFUSED = [
     ({"rng": 3}, "rng 3 is no generator"),
     ({"alpha": True}, "alpha True is not a number"),
     ({"targets": ["q_proj", "o_proj"]}, "block_0.attention.o_proj: this layer is adapted already"),
-    ({"targets": ["embed"], "r": 13}, "embed.token: rank 13 is not a whole number from 1 to 12, the most a 13 x 12"),
     ({"ensure_weight_tying": True}, "ensure_weight_tying: no target is an embedding that a head is tied to"),
     ({"targets": ["embed", "lm_head"], "ensure_weight_tying": True}, "lm_head has the embedding's adapter"),
 ]
@@ -430,6 +429,23 @@ def test_an_attach_that_fails_says_why_and_leaves_the_model_as_it_was(options, m
     with pytest.raises(ValueError, match=message):
         attach_lora(model, **{"targets": ["q_proj"], "r": 2, "rng": rng, **options})
     assert snapshot(model) == before
+
+
+def test_ranks_above_the_smaller_side_are_one_warning_and_work_as_others_do(rng):
+    model, batch = build("llama"), some_batch(rng)
+    with pytest.warns(UserWarning, match="wasted") as told:
+        attach_lora(model, ["q_proj", "k_proj", "embed"], r=13, rng=rng)
+    assert [str(warning.message) for warning in told] == [
+        "rank 13 of embed.token (and of 4 more) is above 12, the smaller side of its weight: the rest is wasted"
+    ]
+    train(model, batch)
+    adapter = model["block_0.attention.k_proj"]
+    assert np.linalg.matrix_rank(adapter.delta()) == min(adapter.delta().shape) < adapter.r
+    assert len(lora_singular_values(adapter)) == min(adapter.delta().shape)
+    before = model.forward(batch.ids)[0]
+    with pytest.warns(UserWarning, match="no longer tied"):
+        merge(model)
+    assert close(model.forward(batch.ids)[0], before, 1e-12)
 
 
 def test_an_adapter_that_cannot_be_drawn_leaves_its_base_as_it_was(rng):

@@ -2,6 +2,7 @@ import json
 import math
 import tracemalloc
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from minilora.checkpoint import load_tensors, save_tensors, tensors_to_bytes, wr
 from minilora.families import FAMILIES
 from minilora.generation import next_ids
 from minilora.pretrained.configs import FORMATS
+from minilora.tokenizer import ByteTokenizer
 
 FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FORMATS[family].classes]
 
@@ -677,7 +679,7 @@ TABLE = "model.embed_tokens.weight"
         (lambda t: {n: "b.safetensors" if n == TABLE else "a.safetensors" for n in t}, None),
         (lambda t: dict.fromkeys(t, "a.safetensors"), "do not agree on model.embed_tokens.weight"),
         (lambda t: {**dict.fromkeys(t, "a.safetensors"), TABLE: "b.safetensors", "x": "b.safetensors"}, "agree on x"),
-        (lambda t: dict.fromkeys(t, "../m/b.safetensors"), "no file of this folder"),
+        (lambda t: dict.fromkeys(t, "../m/b.safetensors"), "no .safetensors file of this"),
         (lambda t: dict.fromkeys(t, 3), "no weight_map"),
     ],
 )
@@ -704,6 +706,29 @@ def test_ids_of_special_tokens_and_names_of_labels_are_given_back(tmp_path, rng)
         other = minilora.load_pretrained(lm(tmp_path / "lm", rng), head="classify", labels=5)
     minilora.save_pretrained(other, tmp_path / "five")
     assert len(json.loads((tmp_path / "five" / "config.json").read_text())["id2label"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("ids", "padding"),
+    [
+        ({"pad": 5, "eos": 9}, 5),
+        ({"pad": None, "eos": 9}, 3),  # the config's
+        ({"pad": 9, "eos": 9}, None),  # every text ends with it
+        ({"pad": None, "eos": 9, "said": 9, "bos": 8}, 8),
+        ({"pad": None, "eos": None, "said": None}, None),
+    ],
+)
+def test_a_classifier_of_a_decoder_is_padded_with_what_no_text_ends_with(ids, padding, tmp_path, rng):
+    class EndsWith9(ByteTokenizer):
+        def encode(self, text, special=True):
+            return np.array([1, 9])
+
+    tokenizer, model = EndsWith9(), FAMILIES["llama"](minilora.Config(16, 1, 4, 1, head="classify"), rng)
+    model.said = {"pad_token_id": ids.get("said", 3)}
+    tokenizer.pad, tokenizer.eos, tokenizer.bos = ids["pad"], ids["eos"], ids.get("bos")
+    with pytest.warns(UserWarning, match="one text at a time") if padding is None else nullcontext():
+        minilora.save_pretrained(model, tmp_path / "m", tokenizer)
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["pad_token_id"] == padding
 
 
 def lm(folder, rng):

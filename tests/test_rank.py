@@ -579,8 +579,11 @@ def test_a_layer_has_a_block_and_a_kind_in_any_family():
 
 
 REFUSED = {
-    "neither": (["nowhere"], "nowhere is no adapter folder, it holds no adapter_config.json; of two checkpoints, give"),
-    "one checkpoint": (["base"], "base is no adapter folder"),
+    "neither": (["nowhere"], "no folder or file 'nowhere'"),
+    "one checkpoint": (
+        ["base"],
+        "base is no adapter folder, it holds no adapter_config.json; of two checkpoints, give",
+    ),
     "not a checkpoint": (
         ["base", "adapter"],
         "adapter holds no model.safetensors and no .*: it is not a checkpoint in safetensors",

@@ -166,6 +166,20 @@ def test_a_classifier_needs_two_labels_and_no_label_that_training_never_saw():
 
 
 @pytest.mark.parametrize(
+    "ordered",
+    [
+        [str(i) for i in range(12)],
+        ["-1", "-0.5", "0", "1e1", "10.5", "2e2"],
+        ["1", "10", "2", "two"],
+        ["1", "10", "2", "nan"],
+        ["-inf", "1", "10", "2"],
+    ],
+)
+def test_labels_that_are_all_numbers_are_in_their_order_and_others_in_that_of_their_letters(ordered, rng):
+    assert label_names(rng.permutation(ordered).tolist() * 2) == ordered
+
+
+@pytest.mark.parametrize(
     ("text", "columns"),
     [
         ("text,label\ngood,yes\nbad,no\n", ["text", "label"]),

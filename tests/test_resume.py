@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from test_training import bits, learner, quietly
 from minilora import checkpoint, text, training
 from minilora.checkpoint import load_tensors, save_tensors
 from minilora.cli import main
-from minilora.optim import SGD
+from minilora.optim import SGD, AdamW
 
 STEPS = 8
 RUN = [
@@ -508,6 +509,45 @@ def test_a_checkpoint_of_other_parameters_or_another_optimizer_is_refused_and_th
             quietly(model, checkpoint=path, resume=True, optimizer=optimizer)
         assert bits(model) == before
     assert path.read_bytes() == good
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "seed": ({"seed": 1}, "seed = 0, not 1"),
+    "more steps": ({"steps": 9}, "steps = 6, not 9"),
+    "fewer steps": ({"steps": 3}, "steps = 6, not 3"),
+    "accumulate": ({"accumulate": 2}, "accumulate = 1, not 2"),
+    "clip": ({"clip": 2}, "clip = 1.0, not 2.0"),
+    "shards": ({"shards": 2}, "shards = 1, not 2"),
+    "betas": ({"optimizer": partial(AdamW, betas=(0.9, 0.99))}, r"betas = \[0.9, 0.999\], not \[0.9, 0.99\]"),
+    "eps": ({"optimizer": partial(AdamW, eps=1e-6)}, "eps = 1e-08, not 1e-06"),
+    "weight decay": ({"optimizer": partial(AdamW, weight_decay=0.1)}, r"weight_decay = \[0.0\], not \[0.1\]"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs_and_the_model_left_as_it_was(name, tmp_path):
+    (changed, says), model, path = OTHERS[name], learner(), tmp_path / "checkpoint.safetensors"
+    quietly(learner(), checkpoint=path, steps=6, seed=0)
+    before, good = bits(model), path.read_bytes()
+    options = {"steps": 6, "seed": 0, **changed}
+    if "optimizer" in options:
+        options["optimizer"] = options["optimizer"](model.trainable_parameters())
+    with pytest.raises(ValueError, match=f"is not a checkpoint of this run: it was begun with {says}"):
+        quietly(model, checkpoint=path, resume=True, **options)
+    assert bits(model) == before
+    assert path.read_bytes() == good
+
+
+def test_a_run_may_go_on_at_another_rate_but_not_from_a_checkpoint_that_does_not_say_its_run(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    quietly(learner(), checkpoint=path, lr=0.1)
+    quietly(learner(), checkpoint=path, lr=0.01, resume=True)
+    tensors, metadata = load_tensors(path)
+    note = json.loads(metadata["minilora"])
+    del note["settings"]
+    save_tensors(path, tensors, {"minilora": json.dumps(note)})
+    with pytest.raises(ValueError, match="does not say its seed and steps"):
+        quietly(learner(), checkpoint=path, resume=True)
 
 
 def test_a_checkpoint_is_never_overwritten_by_a_run_that_did_not_ask_to_resume(tmp_path):

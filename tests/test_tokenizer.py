@@ -13,6 +13,7 @@ from damage import bounded
 from hypothesis import given
 from hypothesis import strategies as st
 
+import minilora
 from minilora import chat_template
 from minilora.chat_template import render
 from minilora.text import english
@@ -703,13 +704,33 @@ def test_a_chat_is_rendered_as_transformers_renders_it(template, reply):
         assert ours.chat(messages, reply) == theirs.apply_chat_template(messages, **words)
 
 
-def test_what_a_tokenizer_writes_is_read_as_the_same_again(folder, tmp_path):
+def test_saving_a_model_copies_the_files_of_its_tokenizer_byte_for_byte(folder, tmp_path):
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("{{ documents }}")
+    settings = {"eos_token": "</s>", "model_max_length": 77, "padding_side": "left", "of the future": [1]}
+    read = folder(
+        byte_fallback(), **{"tokenizer_config": settings, "generation_config": {"top_k": 3}, "vocab.txt": "a"}
+    )
+    copied = {path.relative_to(read).as_posix(): path.read_bytes() for path in read.rglob("*") if path.is_file()}
+    model = minilora.llama(minilora.Config(vocab=300, layers=1, width=4, heads=1), np.random.default_rng(0))
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "new", tmp_path / "empty"):
+        minilora.save_pretrained(model, out, read_tokenizer(read))
+        made = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        assert set(made) - set(copied) == {"config.json", "model.safetensors"}
+        assert {name: made[name] for name in copied} == copied
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["copied from its folder", "made, as of a .gguf file"])
+def test_what_a_tokenizer_writes_is_read_as_the_same_again(made, folder, tmp_path):
     settings = {
         "eos_token": "</s>",
         "pad_token": {"content": "<unk>"},
         "chat_template": "{{ messages[0].content }}</s>",
     }
     first = read_tokenizer(folder(byte_fallback(), tokenizer_config=settings))
+    if made:
+        first.folder = None
     (tmp_path / "b").mkdir()
     for name, content in first.files().items():
         (tmp_path / "b" / name).write_bytes(content)

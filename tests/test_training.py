@@ -355,9 +355,21 @@ def test_a_loss_that_is_not_finite_names_the_first_module_that_made_it_so(place,
         quietly(model, steps=steps)
 
 
+def stopped(model: Transformer, after: int, steps: int, checkpoint: Path) -> None:
+    """A run of `steps` that ended after some of them, with a checkpoint."""
+
+    def batches(i: int) -> Batch:
+        if i == after:
+            raise RuntimeError("no more")
+        return some(i)
+
+    with pytest.raises(RuntimeError, match="no more"):
+        quietly(model, batches, steps, checkpoint=checkpoint, checkpoint_every=after)
+
+
 def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(tmp_path):
     path, model = tmp_path / "checkpoint.safetensors", learner()
-    quietly(model, steps=4, checkpoint=path)
+    stopped(model, after=4, steps=8, checkpoint=path)
     good = path.read_bytes()
     weight = model["block_1.mlp.gate_proj"].base.weight
     weight.data = np.full_like(weight.data, np.inf)
@@ -377,7 +389,7 @@ def test_a_rate_that_blows_up_is_told_within_ten_steps_and_nothing_is_saved(tmp_
 
 def test_parameters_that_are_not_finite_never_reach_a_checkpoint(tmp_path):
     path, model = tmp_path / "checkpoint.safetensors", learner()
-    quietly(model, steps=2, checkpoint=path)
+    stopped(model, after=2, steps=3, checkpoint=path)
     good = path.read_bytes()
     with pytest.raises(FloatingPointError, match="is not finite after step 3: lower the learning rate"):
         quietly(model, steps=3, checkpoint=path, resume=True, schedule=lambda step: float("inf"))

@@ -101,6 +101,8 @@ def decoder_head(C: int, V: int, tied: bool, head: str, labels: int) -> dict[str
         return {"lm_head": [Linear("lm_head", C, V, False, "norm", "embed.token" if tied else "")]}
     if head == "none":
         return {}
+    if head == "tokens":
+        return {"classifier": classifier(C, labels, True, "norm", rows=None)}
     return pooled("last", "", C) | {"classifier": classifier(C, labels, False, "last.y")}
 
 
@@ -124,6 +126,8 @@ def bert(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
             "head_norm": [Norm("head_norm", C, True)],
             "lm_head": [Linear("lm_head", C, V, True, "head_norm", tied)],
         }
+        if not tied:  # transformers then has two biases, and adds one of them
+            stages["unused"] = [Vector("lm_head.unused.bias", (V,))]
     elif head == "tokens":
         stages["classifier"] = classifier(C, labels, True, x, rows=None)
     else:  # without a head, Hugging Face's has BERT's pooler all the same
@@ -156,6 +160,8 @@ def deberta(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
             conv = Linear("conv", kernel * C, C, True, "conv.x", shape=(C, C, kernel))
             stages[b] += [conv, Activation("conv", "gelu", C), Norm("conv_norm", C, True)]
             x = "conv_norm"
+    if head == "tokens":
+        stages["classifier"] = classifier(C, labels, True, x, rows=None)
     if head == "classify":
         stages["classifier"] = [Linear("pooler", C, C, True, x, rows=1), *classifier(C, labels, True, "pooler.y")]
     return Architecture("", "deberta-v2", head, C, stages, c["max_position_embeddings"])
@@ -173,7 +179,10 @@ def vit(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
         attends = attention(f"{b}.attention", f"{b}.norm_1", C, H, H, C // H, bias=c.get("qkv_bias", True), o_bias=True)
         stages[b] = pre_norm(b, C, True, attends, mlp(f"{b}.mlp", f"{b}.norm_2", C, F, "gelu", bias=True))
     stages["norm"] = [Norm("norm", C, True)]
-    stages |= {"classifier": classifier(C, labels, True, "norm")} if head == "classify" else {}
+    if head == "classify":
+        stages["classifier"] = classifier(C, labels, True, "norm")
+    else:  # without a head, Hugging Face's has a pooler all the same
+        stages |= pooled("first", "pooler", C)
     return Architecture("", "vit", head, C, stages, patches + 1, tokens=patches + 1)
 
 

@@ -108,10 +108,8 @@ def laid_out(model: Transformer) -> Architecture:
     if model.family in ("bert", "roberta"):
         sizes = {"type_vocab_size": c.segments, "max_position_embeddings": c.context + c.offset}
         made = architecture({"model_type": model.family, **shared, **sizes}, **head)
-        if c.head == "none":
-            unread = "first", "pooler", "pooler_tanh"
-            made = replace(made, stages={name: ops for name, ops in made.stages.items() if name not in unread})
-        return made
+        absent = {"none": ("first", "pooler", "pooler_tanh"), "lm": ("unused",)}.get(c.head, ())
+        return replace(made, stages={name: ops for name, ops in made.stages.items() if name not in absent})
     kind = "qwen2" if c.qkv_bias else "mistral" if c.sliding_window else "llama"
     shared |= {"model_type": kind, "head_dim": c.head_dim, "sliding_window": c.sliding_window}
     shared |= {"use_sliding_window": c.sliding_window is not None, "max_window_layers": c.max_window_layers}

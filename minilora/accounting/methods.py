@@ -21,11 +21,13 @@ a matrix needs its input, of a scale what it scales, of anything frozen nothing.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, NamedTuple
 
+from ..lora import wasted_rank
 from .architecture import Architecture, Linear, Shape, Table
 
 LORA_LIKE = ("lora", "lora-fa", "dora", "vera", "lora-xs", "qlora")
@@ -172,8 +174,8 @@ def plan(
     the blocks; None, the method's own usual ones. r is the rank, or a bottleneck's width. A new classification head is
     trained whatever the method.
 
-    Raises ValueError for a method that is not known, targets that match nothing or that the method has none of, and a
-    rank outside 1..min(in, out).
+    Raises ValueError for a method that is not known, targets that match nothing or that the method has none of, a rank
+    below 1, and for lora-xs one above min(in, out); of others a warning says that.
     """
     if method not in METHODS:
         raise ValueError(f"no method is called {method!r}: {', '.join(METHODS)}")
@@ -203,11 +205,14 @@ def plan(
         return Plan(method, formula, head, rest=rest, virtual_tokens=virtual_tokens, in_peft=in_peft)
     make, formula, _ = ADDED[method]
     chosen = choose(model, usual_targets(model, method) if targets is None else targets, method)
-    if method in LORA_LIKE:
-        for layer in chosen:
-            check_rank(layer, r, limited=method != "vera")
-    elif not is_whole(r) or r < 1:
-        raise ValueError(f"a width of {r!r} is not a whole number above 0")
+    if not is_whole(r) or r < 1:
+        raise ValueError(f"rank {r!r} is not a whole number from 1 up")
+    most = {layer.path: (r, smaller_side(layer)) for layer in chosen if method in LORA_LIKE and method != "vera"}
+    note = wasted_rank(most)  # VeRA's shared A and B have one rank for all layers
+    if note and method == "lora-xs":
+        raise ValueError(f"{note}, and the SVD of W has no more")
+    if note:
+        warnings.warn(note, stacklevel=2)
     shared: dict[str, Shape] = {}
     if method == "vera":
         linears = [layer for layer in chosen if isinstance(layer, Linear)]
@@ -258,11 +263,8 @@ def target_name(op: Linear | Table) -> str:
     return last(op.path) if "block_" in op.path or op.path == "lm_head" else ""
 
 
-def check_rank(layer: Linear | Table, r: int, limited: bool) -> None:
-    """Raise ValueError for a rank that the layer cannot have; VeRA's shared A and B may have any."""
-    most = min((layer.rows, layer.width) if isinstance(layer, Table) else (layer.n_in, layer.n_out))
-    if not is_whole(r) or r < 1 or (limited and r > most):
-        raise ValueError(f"{layer.path}: rank {r!r} is not a whole number from 1 to {most}")
+def smaller_side(layer: Linear | Table) -> int:
+    return min((layer.rows, layer.width) if isinstance(layer, Table) else (layer.n_in, layer.n_out))
 
 
 def is_whole(x: Any) -> bool:

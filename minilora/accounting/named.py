@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..checkpoint import read_json
+from ..hub import fetch, name_on_hub
+from ..names import ENDINGS
 from ..transformer import LABELLED
 from .architecture import Architecture
 from .families import bert, deberta, gpt2, llama, t5, vit
@@ -15,17 +18,19 @@ from .families import bert, deberta, gpt2, llama, t5, vit
 BUILTIN = Path(__file__).parent.parent / "data" / "builtin"
 
 Builder: TypeAlias = Callable[[Mapping[str, Any], str, int], Architecture]
-BUILDERS: dict[str, tuple[Builder, list[str]]] = {  # and the heads it knows, the usual one first
-    "gpt2": (gpt2, ["lm", "classify", "none"]),
-    "llama": (llama, ["lm", "classify", "none"]),
-    "mistral": (llama, ["lm", "classify", "none"]),
-    "qwen2": (llama, ["lm", "classify", "none"]),
-    "bert": (bert, ["none", "classify", "tokens", "lm", "plain"]),
-    "roberta": (bert, ["none", "classify", "tokens", "lm"]),
-    "deberta-v2": (deberta, ["none", "classify"]),
-    "vit": (vit, ["classify", "none"]),
-    "t5": (t5, ["lm", "none"]),
+BUILDERS: dict[str, tuple[Builder, str, list[str]]] = {  # and the stem of its class names; its heads, the usual first
+    "gpt2": (gpt2, "GPT2", ["lm", "classify", "tokens", "none"]),
+    "llama": (llama, "Llama", ["lm", "classify", "tokens", "none"]),
+    "mistral": (llama, "Mistral", ["lm", "classify", "tokens", "none"]),
+    "qwen2": (llama, "Qwen2", ["lm", "classify", "tokens", "none"]),
+    "bert": (bert, "Bert", ["none", "classify", "tokens", "lm"]),
+    "roberta": (bert, "Roberta", ["none", "classify", "tokens", "lm"]),
+    "deberta-v2": (deberta, "DebertaV2", ["none", "classify", "tokens"]),
+    "vit": (vit, "ViT", ["classify", "none"]),
+    "t5": (t5, "T5", ["lm", "none"]),
 }
+CLASSES = ENDINGS | {"ForImageClassification": "classify", "ForConditionalGeneration": "lm"}
+del CLASSES["ForPreTraining"]  # BERT's has a second head
 
 # What a config's numbers may be. Every layer is laid out by itself, so that a file cannot ask for any number of them;
 # the rest only multiply, and must stay within what floating point shows.
@@ -109,18 +114,20 @@ PRINTED = {  # another total than ours, or a rounder one, and where it stands
 def architecture(
     source: str | Path | Mapping[str, Any], head: str | None = None, labels: int | None = None
 ) -> Architecture:
-    """A name in NAMED, a config.json or the folder that holds one, or what such a file says.
+    """A name in NAMED, a config.json or the folder that holds one, a name on the Hugging Face Hub, or what such a file
+    says.
 
     `head`: "lm", "classify" (with `labels` outputs, or as many as the config says, or 2), "tokens" (so many for each
-    token) or "none"; a family has its own usual one. Raises FileNotFoundError for a name or file that is not there;
-    ValueError for a family, a head or a feature that is not known, and for a config that lacks something.
+    token) or "none"; without it that of the config's `architectures`, or the family's usual one. Raises
+    FileNotFoundError for a name or file that is not there; ValueError for a family, a class, a head or a feature that
+    is not known, and for a config that lacks something.
     """
     name, config = read(source)
     family = config.get("model_type", "")
     if not isinstance(family, str) or family not in BUILDERS:
         raise ValueError(f"{name}: family {family!r} is not known; there are {', '.join(BUILDERS)}")
-    builder, heads = BUILDERS[family]
-    head = head or heads[0]
+    builder, _, heads = BUILDERS[family]
+    head = head or head_of(config, name) or heads[0]
     if head not in heads:
         raise ValueError(f"{name}: a {family} has the heads {', '.join(heads)}, not {head!r}")
     if labels is not None and (head not in LABELLED or labels < 1):
@@ -132,6 +139,18 @@ def architecture(
         raise ValueError(f"{name}: the config lacks {error}") from None
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def head_of(config: Mapping[str, Any], name: str) -> str | None:
+    """The head of the class that wrote the config, if it names one. Raises ValueError for one that is not counted."""
+    written = config.get("architectures")
+    if not written:
+        return None
+    stems = "|".join(stem for _, stem, _ in BUILDERS.values())
+    ending = re.sub(f"^({stems})", "", str(written[0])) if isinstance(written, list) else ""
+    if ending not in CLASSES:
+        raise ValueError(f"{name}: architectures = {written!r:.80} is not counted: say the head")
+    return CLASSES[ending]
 
 
 def labels_of(config: Mapping[str, Any]) -> int:
@@ -169,7 +188,8 @@ def read(source: str | Path | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]
         return "builtin", read_json(BUILTIN / "config.json")
     if str(source) in NAMED:
         return str(source), NAMED[str(source)]
-    path = Path(source)
+    hub = name_on_hub(source)
+    path = fetch(hub, ["config.json"], known=NAMED) if hub else Path(source)
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""The commands. Each parses its words, calls one function, and prints; NumPy is loaded only after parsing."""
+"""The commands. Each parses its words, calls one function, and prints."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from ..process import blas_threads
 from .options import COUNTED, parser
 
 
@@ -16,9 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0 when it is done, 1 when `verify` finds something wrong, 2 (and one line on stderr) for what a
     person can mend, 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
-    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(options.threads)  # BLAS reads these when NumPy is loaded, and never again
-    with warnings.catch_warnings():
+    with blas_threads(options.threads), warnings.catch_warnings():
         warnings.showwarning = note
         return run(options)
 

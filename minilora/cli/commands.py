@@ -1,6 +1,6 @@
 """What each command does with its words: one function of the library, then what a person reads.
 
-The functions import as they run: NumPy is loaded once --threads has been read.
+The functions import as they run: --help need not wait for NumPy.
 """
 
 from __future__ import annotations
@@ -76,9 +76,8 @@ def finetune(options: argparse.Namespace) -> None:
     from ..tasks.data import show as tell
 
     task.show(task.finetune(backend=backend(options), tell=tell, **words))
-    base, adapter = shlex.quote(options.base), shlex.quote(options.out)
     print(f"written to {options.out}; now try")
-    print(f"  minilora {task.NEXT} --base {base} --adapter {adapter}")
+    print(f"  minilora {task.NEXT} --adapter {shlex.quote(options.out)}")
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -99,7 +98,11 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Classify the lines of a file, or of standard input: label, probability and text of each, parted by tabs."""
+    """Classify the rows of a file, or the lines of standard input: label, probability and text, separated by tabs.
+
+    There is a line of output for each line of input, as `paste` needs it: for an empty one, with nothing between the
+    tabs. (At a terminal an empty line is passed over.)
+    """
     import json
 
     from ..metrics import confusion_matrix, scores
@@ -116,21 +119,27 @@ def predict(options: argparse.Namespace) -> None:
     true = label_ids(rows.labels, classify.labels, options.data) if rows and options.label else None
 
     def tell(texts: list[str], description: str | None = None) -> Any:
-        p = classify(texts, description)
-        for line, row in zip(texts, p, strict=True):
+        some = list(filter(None, texts))
+        p: Any = classify(some, description) if some else []
+        rows = iter(p)
+        for line in texts:
+            row = next(rows) if line else None
+            label = None if row is None else classify.labels[row.argmax()]
             if options.json:
-                found = dict(zip(classify.labels, row.tolist(), strict=True))
-                print(json.dumps({"text": line, "label": classify.labels[row.argmax()], "probabilities": found}))
+                found = None if row is None else dict(zip(classify.labels, row.tolist(), strict=True))
+                print(json.dumps({"text": line, "label": label, "probabilities": found}))
             else:
-                print(classify.labels[row.argmax()], f"{row.max():.4f}", " ".join(line.split()), sep="\t", flush=True)
+                share = "" if row is None else f"{row.max():.4f}"
+                print(*(" ".join(cell.split()) for cell in (label or "", share, line)), sep="\t", flush=True)
         return p
 
     if rows is None:
         if isinstance(sys.stdin, io.TextIOWrapper):
             given = None if options.encoding == "utf-8" else options.encoding
             sys.stdin.reconfigure(encoding=given, errors="strict")
-        lines = (line.strip() for line in lines_of(sys.stdin) if line.strip())
-        while texts := list(islice(lines, 1 if sys.stdin.isatty() else AT_ONCE)):
+        terminal = sys.stdin.isatty()
+        lines = (line for line in map(str.strip, lines_of(sys.stdin)) if line or not terminal)
+        while texts := list(islice(lines, 1 if terminal else AT_ONCE)):
             tell(texts)
         return
     p = tell(rows.texts, "classifying")
@@ -149,7 +158,7 @@ def sweep(options: argparse.Namespace) -> None:
     from .. import sweep as job
     from ..tasks.data import show as tell
 
-    words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads")}
+    words = {key: value for key, value in vars(options).items() if key not in ("run", "device")}
     job.show(job.sweep(backend=backend(options), tell=tell, **words), options.out)
 
 
@@ -158,7 +167,8 @@ def generate(options: argparse.Namespace) -> None:
     from ..generation import stream
     from ..pretrained import load_tokenizer
 
-    model, tokenizer = adapted(options), load_tokenizer(options.base)
+    base, adapter = chosen(options)
+    model, tokenizer = adapted(base, adapter, options), load_tokenizer(base)
     pieces = stream(model, options.prompt, options.tokens, tokenizer=tokenizer, **drawing(options))
     print(options.prompt.encode(errors="surrogateescape").decode(errors="replace"), end="", flush=True)
     try:
@@ -176,9 +186,10 @@ def chat(options: argparse.Namespace) -> None:
     from ..generation import answer
     from ..pretrained import load_tokenizer
 
-    tokenizer = load_tokenizer(options.base)
+    base, adapter = chosen(options)
+    tokenizer = load_tokenizer(base)
     tokenizer.chat([{"role": "user", "content": "?"}])  # a model that does not chat says so here
-    model, how, terminal = adapted(options), drawing(options), sys.stdin.isatty()
+    model, how, terminal = adapted(base, adapter, options), drawing(options), sys.stdin.isatty()
     if terminal:
         leave = "Ctrl-Z and Enter end" if os.name == "nt" else "Ctrl-D ends"
         print(f"minilora: {leave} the chat, Ctrl-C an answer", file=sys.stderr)
@@ -226,32 +237,34 @@ def drawing(options: argparse.Namespace) -> dict[str, Any]:
 
 def merge(options: argparse.Namespace) -> None:
     """Write base and adapter as one model."""
-    from ..checkpoint import check_free
+    from ..checkpoint import check_free, write_folder
     from ..lora import merge as merge_model
-    from ..pretrained import load_tokenizer, save_pretrained
+    from ..pretrained import load_tokenizer, model_files, reads_last_token, tokenizer_files
 
     check_free(options.out)
-    model, tokenizer = adapted(options), None
-    with suppress(FileNotFoundError):  # a base without one has none to take along
-        tokenizer = load_tokenizer(options.base)
+    base, adapter = chosen(options)
+    model, tokenizer = adapted(base, adapter, options), None
+    if reads_last_token(model):
+        with suppress(FileNotFoundError):  # a base without one
+            tokenizer = load_tokenizer(base)
     paths = merge_model(model)
-    save_pretrained(model, options.out, tokenizer)
+    write_folder(options.out, model_files(model, tokenizer) | tokenizer_files(base))
     print(f"{len(paths)} adapters merged; written to {options.out}")
 
 
 def info(options: argparse.Namespace) -> None:
     """What a folder holds: family, shapes, adapter, hash of the base, a run or a sweep and how far it is."""
-    from ..peft import CONFIG, describe_adapter
+    from ..peft import CONFIG, describe_adapter, locate_adapter
     from ..pretrained import describe_model, locate
     from ..sweep import JSON, describe_sweep
     from ..tasks.runs import SETTINGS, describe_run
 
-    folder = locate(options.folder)
+    folder = locate(options.folder, (), ("config.json", CONFIG))
     found: dict[str, str] = {}
     if folder.is_file() or (folder / "config.json").is_file():
         found |= describe_model(options.folder)
     if (folder / CONFIG).is_file():
-        found |= describe_adapter(folder)
+        found |= describe_adapter(locate_adapter(options.folder))
     if (folder / SETTINGS).is_file():
         found |= describe_run(folder)
     if (folder / JSON).is_file() or any(folder.glob(f"rank-*/seed-*/{SETTINGS}")):
@@ -385,14 +398,24 @@ def bench(options: argparse.Namespace) -> None:
         write_whole(Path(options.plot), figure(report))
 
 
-def adapted(options: argparse.Namespace) -> Any:
-    """The model of --base, with --adapter if one is given, on --device."""
-    from ..peft import load_adapter
-    from ..pretrained import load_pretrained
+def chosen(options: argparse.Namespace) -> tuple[Any, Path | None]:
+    """(--base, or without it the base that the adapter names, or builtin; the folder of --adapter, if one is given)."""
+    from ..peft import locate_adapter
+    from ..tasks.runs import base_for
 
-    model = load_pretrained(options.base)
-    if options.adapter:
-        note = load_adapter(model, options.adapter)
+    adapter = locate_adapter(options.adapter) if options.adapter else None
+    return base_for(adapter, options.base) or "builtin", adapter
+
+
+def adapted(base: str | Path, adapter: Path | None, options: argparse.Namespace) -> Any:
+    """The model of `base`, with the adapter in a folder if one is given, on --device."""
+    from ..pretrained import load_pretrained
+    from ..tasks.runs import load_adapted
+
+    if adapter is None:
+        model = load_pretrained(base)
+    else:
+        model, note = load_adapted(base, adapter)
         if note:
             print(f"note: {note}", file=sys.stderr)
     model.to(backend(options))

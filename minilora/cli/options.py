@@ -30,12 +30,16 @@ from .commands import (
     verify,
 )
 
-# accounting.METHODS, which cannot be imported here: NumPy is, once --threads has been read
+# accounting.METHODS, which is not imported here: --help need not wait for NumPy
 COUNTED = """full, top2, bitfit, prefix-embed, prefix-layer, lora, qlora, lora-fa, dora, vera, lora-xs, ia3,
 adapter-houlsby, adapter-pfeiffer or adapter-lin"""
 
 ENCODING = "of --data: cp1252, utf-16, ... (default utf-8); a byte order mark says it by itself"
 SKIP = "leave out the rows whose text or label is empty"
+
+
+MODEL = "a folder, a .gguf file, builtin, minilm, smollm2, or a name on the Hugging Face Hub: ORG/NAME[@REVISION]"
+ADAPTER = "an adapter folder, or ORG/NAME[@REVISION] on the Hugging Face Hub"
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,7 +57,7 @@ def parser() -> Parser:
         "--base": {
             "default": "builtin",
             "metavar": "MODEL",
-            "help": "a folder, a .gguf file, builtin, minilm, smollm2",
+            "help": f"{MODEL} (default builtin)",
         },
         "--out": {"required": True, "metavar": "DIR", "help": "a new folder"},
         "--resume": {"action": "store_true", "help": "go on from the checkpoint in --out"},
@@ -112,8 +116,8 @@ def parser() -> Parser:
     add("--held-out", default=argparse.SUPPRESS, metavar="FILE", help=held_out)
 
     add = command(predict, "minilora predict --adapter runs/reviews --data new.csv --text review", "", "--device")
-    add("--adapter", required=True, metavar="DIR", help="an adapter that finetune --task classify made, or PEFT")
-    add("--base", metavar="MODEL", help="its base (default: what the adapter's settings.json says)")
+    add("--adapter", required=True, metavar="ADAPTER", help=f"{ADAPTER}, that finetune --task classify made, or PEFT")
+    add("--base", metavar="MODEL", help=f"{MODEL} (default: what the adapter says that it was made for)")
     add("--data", metavar="FILE", help="a .csv, .tsv or .jsonl (default: lines of standard input)")
     add("--text", default="text", metavar="NAME", help="the column of the text (default text)")
     add("--label", metavar="NAME", help="a column of labels, to judge by")
@@ -154,32 +158,31 @@ def parser() -> Parser:
         generate,
         "minilora generate --adapter runs/demo --prompt 'def main(' --temperature 0.7",
         "",
-        *("--base", "--device", "--seed"),
+        *("--device", "--seed"),
     )
     drawing(add)
     add("--prompt", required=True, metavar="TEXT")
 
-    add = command(chat, "minilora chat --base smollm2 --temperature 0.7", "", *("--base", "--device", "--seed"))
+    add = command(chat, "minilora chat --base smollm2 --temperature 0.7", "", *("--device", "--seed"))
     drawing(add)
 
     example = "minilora merge --adapter runs/demo --out runs/merged"
-    add = command(
-        merge, example, "config.json, model.safetensors, the tokenizer's files", "--base", "--out", "--device"
-    )
-    add("--adapter", required=True, metavar="DIR", help="an adapter folder")
+    add = command(merge, example, "config.json, model.safetensors, the tokenizer's files", "--out", "--device")
+    add("--adapter", required=True, metavar="ADAPTER", help=ADAPTER)
+    based(add)
 
     add = command(info, "minilora info runs/demo", "")
-    add("folder", metavar="DIR", help="a folder with a model, an adapter or a run; or a model as --base")
+    add("folder", metavar="DIR", help=f"a folder with a model, an adapter or a run; or {MODEL}")
 
     add = command(
         rank,
         "minilora rank builtin runs/merged --energy 0.9 --out runs/small --plot runs/small.png",
         "adapter_config.json, adapter_model.safetensors",
     )
-    add("folder", metavar="DIR", help="an adapter folder; or, with TUNED_DIR, the checkpoint before ('builtin')")
+    add("folder", metavar="DIR", help=f"{ADAPTER}; or, with TUNED_DIR, the checkpoint before: {MODEL}")
     add("tuned", metavar="TUNED_DIR", nargs="?", help="the checkpoint after: any family, matrices are matched by name")
-    add("--base", metavar="DIR", help="the base of an adapter ('builtin'): to look at W too")
-    add("--compare", metavar="DIR", help="another adapter: how much of its directions is shared")
+    add("--base", metavar="MODEL", help=f"the base of an adapter, to look at W too: {MODEL}")
+    add("--compare", metavar="ADAPTER", help="another adapter: how much of its directions is shared")
     add("--rank", type=positive, metavar="N", help="write the best adapter of this rank to --out")
     add("--energy", type=share, metavar="X", help="or of the least ranks that keep this share of ‖ΔW‖², such as 0.9")
     add("--out", metavar="DIR", help="a new folder for that adapter")
@@ -187,13 +190,14 @@ def parser() -> Parser:
     add("--json", action="store_true", help="print the result as JSON")
 
     add = command(count, "minilora count --model gpt3-175b --method lora --targets q_proj,v_proj --rank 4", "")
-    add("--model", default="builtin", metavar="NAME", help="a name, a config.json or its folder (default builtin)")
+    what = "a name, a config.json or its folder, or ORG/NAME[@REVISION] on the Hugging Face Hub (default builtin)"
+    add("--model", default="builtin", metavar="NAME", help=what)
     add("--method", metavar="NAME", help=f"{COUNTED} (default lora)")
     add("--compare", type=methods, metavar="A,B", help="several methods side by side: full,lora,qlora")
     add("--targets", type=names, metavar="A,B", help="layers to adapt, lm_head and embed too (default: the method's)")
     add("--rank", type=positive, default=8, metavar="N", help="or the width of a bottleneck (default 8)")
     add("--virtual-tokens", type=positive, default=8, metavar="N", help="of prefix methods (default 8)")
-    add("--head", metavar="NAME", help="lm, classify, tokens or none (default: the family's usual one)")
+    add("--head", metavar="NAME", help="lm, classify, tokens or none (default: the config's, or the family's)")
     add("--labels", type=positive, metavar="N", help="outputs of classify and tokens (default: the config's, or 2)")
     add("--batch", type=positive, default=1, metavar="N", help="sequences (default 1)")
     add("--tokens", type=positive, metavar="N", help="in a sequence (default 512, or what the model can)")
@@ -216,7 +220,8 @@ def parser() -> Parser:
         "tiny, small, gpt2, minilm, smollm2; or with batch and tokens, as small:1x128 (default: the first three, both)"
     )
     add("--sizes", type=words, metavar="A,B", help=what)
-    add("--measures", type=words, metavar="A,B", help="forward, lora, full, generate, import, ops (default: all)")
+    what = "forward, lora, full, generate, threads, import, ops (default: all)"
+    add("--measures", type=words, metavar="A,B", help=what)
     add("--cores", type=ranks, default=[1], metavar="N,N", help="cores for each contestant (default 1)")
     add("--ranks", type=ranks, default=[8], metavar="N,N", help="of LoRA (default 8)")
     what = "q_proj,v_proj (default), all-linear, or both, parted by a space"
@@ -277,9 +282,15 @@ def columns(add: Callable[..., Any]) -> None:
     add("--skip-empty", action="store_true", help=f"to classify: {SKIP}")
 
 
+def based(add: Callable[..., Any]) -> None:
+    """The base of an adapter, where it need not be given."""
+    add("--base", metavar="MODEL", help=f"{MODEL} (default: what the adapter says that it was made for, or builtin)")
+
+
 def drawing(add: Callable[..., Any]) -> None:
     """How to continue a text: what generate and chat are told alike."""
-    add("--adapter", metavar="DIR", help="an adapter folder")
+    based(add)
+    add("--adapter", metavar="ADAPTER", help=ADAPTER)
     add("--tokens", type=positive, default=200, metavar="N", help="add up to N, bytes or pieces (default 200)")
     add("--temperature", type=float, default=0.0, metavar="X", help="0: the most probable (default)")
     add("--top-k", type=from_zero, default=0, metavar="N", help="draw from the N most probable; 0: from all")

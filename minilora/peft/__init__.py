@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..pretrained import listed
 from . import layouts
-from .format import CONFIG, PREFIX, WEIGHTS, pairs_of, read_adapter
-from .reading import Adapters, load_adapter
+from .format import CONFIG, PREFIX, WEIGHTS, locate_adapter, pairs_of, read_adapter
+from .reading import Adapters, classifier_weight, label_names, load_adapter, load_base
 from .writing import adapter_files, adapters_of, save_adapter
 
 __all__ = [
@@ -21,9 +22,12 @@ __all__ = [
     "Adapters",
     "adapter_files",
     "adapters_of",
+    "classifier_weight",
     "describe_adapter",
     "layouts",
     "load_adapter",
+    "load_base",
+    "locate_adapter",
     "pairs_of",
     "read_adapter",
     "save_adapter",
@@ -36,10 +40,13 @@ def describe_adapter(folder: Path) -> dict[str, str]:
     scaling = "alpha/sqrt(r)" if config.get("use_rslora") else "alpha/r"
     lora = {name: array for name, array in tensors.items() if ".lora_" in name}
     beside = sum(x.size for name, x in tensors.items() if name not in lora and ".base_layer.weight" not in name)
+    head = classifier_weight(tensors)
+    names = listed(label_names(metadata, len(head))) if head is not None else ""
     return {
         "adapter": f"LoRA, r = {config['r']}, alpha = {config['lora_alpha']}, scaled by {scaling}",
         "targets": str(config.get("target_modules")),
         "layers": f"{len(lora) // 2} adapted, {sum(array.size for array in lora.values()):,} parameters",
+        **({"labels": f"{len(head)}{names or ', whose names are not said'}"} if head is not None else {}),
         **({"beside them": f"{beside:,} parameters of the base, trained whole"} if beside else {}),
         "for base": metadata.get("base_sha256", "not said"),
     }

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..checkpoint import load_tensors, read_json
+from ..hub import fetch, name_on_hub, pickled
 from ..lora import Adapter
 from ..modules import Embedding, LayerNorm, Linear, Module, RMSNorm
 from ..pretrained import their_name
@@ -24,7 +25,17 @@ CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "a
 PAIR = re.compile(
     r"base_model\.model\.(?P<name>.{1,200})\.(lora_(?P<side>A|B)\.weight|lora_embedding_(?P<embedding>A|B))"
 )  # the name of a tensor of a layer's A or B
+LABELS = "id2label"  # in the metadata of the tensors, as in config.json: PEFT warns of a key that its config lacks
 PREFIX = "base_model.model."  # of every tensor; after it the path in Hugging Face's model
+
+
+def locate_adapter(source: str | Path) -> Path:
+    """The folder of an adapter: a path, or where no such path exists that of a name on the Hub, "ORG/NAME@REVISION".
+
+    Raises what hub.fetch does.
+    """
+    hub = name_on_hub(source)
+    return fetch(hub, (CONFIG, WEIGHTS)) if hub else Path(source)
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]]:
@@ -42,10 +53,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], d
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if (folder / PICKLE).is_file() and not (folder / WEIGHTS).is_file():
-        raise ValueError(
-            f"{folder / PICKLE} is a pickle, which can run code and is never read: load it in PEFT and save it again, "
-            f"as {WEIGHTS}"
-        )
+        raise pickled(folder / PICKLE, WEIGHTS)
     return config, *load_tensors(folder / WEIGHTS)
 
 

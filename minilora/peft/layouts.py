@@ -29,7 +29,7 @@ import numpy as np
 from ..checkpoint import load_tensors, read_json, save_tensors, tensors_to_bytes, to_json, write_folder
 from ..lora import is_number
 from .config import OFF
-from .format import CONFIG, PREFIX, WEIGHTS, Pair, pairs_of, read_adapter
+from .format import CONFIG, PREFIX, WEIGHTS, Pair, locate_adapter, pairs_of, read_adapter
 
 MLX_WEIGHTS = "adapters.safetensors"
 TABLES = "embed_tokens", "wte", "word_embeddings"  # last names of token embeddings
@@ -79,13 +79,14 @@ def from_mlx(source: str | Path, folder: str | Path, *, tied: bool | None = None
 
 
 def to_mlx(source: str | Path, folder: str | Path, *, tied: bool | None = None) -> None:
-    """Write the adapter in `source`, of PEFT, to `folder` as mlx-lm reads it. `tied` as in from_mlx.
+    """Write the adapter in `source`, of PEFT, a folder or a name on the Hub, to `folder` as mlx-lm reads it. `tied` as
+    in from_mlx.
 
     Layers of a lower rank than the highest get columns of zeros, which add nothing and are never moved.
     Raises FileNotFoundError for a missing file; ValueError for what mlx-lm's layout does not have: layers of another
     scale than others, biases and whole modules, an encoder, and an adapted embedding whose tied head is not adapted.
     """
-    source = Path(source)
+    source = locate_adapter(source)
     config, pairs = read_pairs(source)
     scales = {pair.s for pair in pairs.values()}
     if len(scales) > 1:
@@ -171,7 +172,8 @@ def from_loralib(
 def to_loralib(
     source: str | Path, file: str | Path, *, fused: Mapping[str, int] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Write the adapter in `source`, of PEFT, to `file` as a state dict of loralib (safetensors).
+    """Write the adapter in `source`, of PEFT, a folder or a name on the Hub, to `file` as a state dict of loralib
+    (safetensors).
 
     fused: {last name: number of parts} of those that are to be a MergedLinear, such as {"c_attn": 3}. Returns what each
     layer is to be made with, which no file of loralib says: {name: {"r", "lora_alpha", and of a MergedLinear
@@ -180,7 +182,7 @@ def to_loralib(
     Raises FileNotFoundError for a missing file; ValueError for biases and whole modules, for both uses of a tied
     embedding, and for a layer that does not divide into its parts.
     """
-    source, fused = Path(source), fused or {}
+    source, fused = locate_adapter(source), fused or {}
     config, pairs = read_pairs(source)
     if config.get("ensure_weight_tying"):
         raise ValueError(f"{source} has one A and B for two layers (ensure_weight_tying), and loralib none such")

@@ -8,33 +8,40 @@ place, and the base's own back, moves no number.
 from __future__ import annotations
 
 import copy
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..backend import get_array_module
-from ..lora import Adapter, LoRAEmbedding, LoRALinear, MergedEmbedding, MergedLinear, TiedLoRALinear
+from ..lora import Adapter, LoRAEmbedding, LoRALinear, MergedEmbedding, MergedLinear, TiedLoRALinear, wasted_rank
 from ..modules import Embedding, Module, Parameter
-from ..pretrained import base_hash
-from ..transformer import Transformer
-from .format import CONFIG, WEIGHTS, carried, layers_of, read_adapter
+from ..pretrained import BASE, CLASSIFIER_DRAWN, base_hash, load_pretrained, name_labels, their_name
+from ..pretrained.configs import label_maps, names_of
+from ..transformer import LABELLED, Transformer
+from .format import CONFIG, LABELS, PREFIX, WEIGHTS, carried, layers_of, locate_adapter, read_adapter
 from .plan import Plan, base_of, what_to_adapt
 from .tensors import Place, check_tensors, of_pooler, only_these, tensor_names
 
+HEADS_OF_TASKS = {"SEQ_CLS": "classify", "TOKEN_CLS": "tokens", "FEATURE_EXTRACTION": "none"}  # of PEFT's task_type
+
 
 def load_adapter(model: Transformer, folder: str | Path) -> str:
-    """Put the adapter in `folder` on `model`, whose base must be the one it was made for; return a note.
+    """Put the adapter in `folder`, or of that name on the Hugging Face Hub ("ORG/NAME", "ORG/NAME@REVISION"), on
+    `model`, whose base must be the one it was made for; return a note.
 
     What the adapter trains learns on: A and B, the copies of modules_to_save, the biases. All else in the model is
     frozen, adapters of other layers too. An adapter that does not say its base (PEFT's own do not) is checked by names
     and shapes, and the note says so; it says too what is passed over, tensors for a pooler that a model without a head
-    lacks; otherwise it is empty. To switch between several: Adapters.
+    lacks, and which ranks are above min(in, out); otherwise it is empty. To switch between several: Adapters.
+    The names of a classifier's labels that the adapter brings become the model's.
     Raises FileNotFoundError for a missing file, ValueError for another base, a feature that is not supported, a name in
     the config that nothing in the model has, layers that are adapted already, or missing, unexpected and misshapen
-    tensors; the model is then as it was.
+    tensors, and what hub.fetch raises; the model is then as it was.
     """
-    modules, note = read_modules(model, Path(folder))
+    modules, names, note = read_modules(model, locate_adapter(folder))
     shared = set(model.named_parameters().values())
     trained = [p for module in modules.values() for p in module.trainable_parameters().values() if p not in shared]
     model.freeze()
@@ -42,11 +49,42 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
         model[path] = module
     for parameter in trained:
         parameter.trainable = True
+    if names:
+        name_labels(model, names)
     return note
 
 
-def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], str]:
-    """({path: module}, note) of the adapter in `folder`; `model` is as it was. Raises as load_adapter does."""
+def load_base(
+    source: str | Path, config: dict[str, Any], tensors: dict[str, np.ndarray], rng: np.random.Generator | None = None
+) -> Transformer:
+    """The model in `source` with the head that an adapter is for: a classifier of as many labels as the adapter's.
+
+    What the base lacks is drawn from `rng`. Raises and warns as load_pretrained does, but for a classifier that is
+    drawn: the adapter brings its own.
+    """
+    head = HEADS_OF_TASKS.get(str(config.get("task_type")))
+    bodies = tuple(f"{PREFIX}{body}." for body in BASE.values())
+    if head == "none" and any(name.startswith(bodies) for name in tensors):  # it was trained below a head
+        head = None
+    weight = classifier_weight(tensors)
+    labels = None if weight is None else len(weight)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", CLASSIFIER_DRAWN)
+        model = load_pretrained(source, head=head, labels=labels if head in LABELLED else None, rng=rng)
+        if labels and model.config.head not in LABELLED:  # and PEFT was not told the task
+            model = load_pretrained(source, head="classify", labels=labels, rng=rng)
+    return model
+
+
+def classifier_weight(tensors: dict[str, np.ndarray]) -> np.ndarray | None:
+    """W (labels, in) of the last layer of an adapter's classifier, if it brings one."""
+    ends = tuple(f".{name}.weight" for name in ("classifier", "classifier.out_proj", "score"))
+    return next((W for name, W in tensors.items() if name.endswith(ends)), None)
+
+
+def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], list[str], str]:
+    """({path: module}, names of labels, note) of the adapter in `folder`; `model` is as it was. Raises as load_adapter
+    does."""
     config, tensors, metadata = read_adapter(folder)
     try:
         plan = what_to_adapt(model, config, tensors)
@@ -64,8 +102,20 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], s
     pooler = of_pooler(model, tensors)
     if pooler:
         notes.append(f"{len(pooler)} of its tensors are for a pooler, which a model without a head lacks")
+    layers = layers_of(model)
+    ranks = {their_name(model, path): (r, min(layers[path].weight.data.shape)) for path, (r, _) in plan.adapted.items()}
+    notes += filter(None, [wasted_rank(ranks)])
     arrays = {place: tensors[name] for place, name in names.items()}
-    return build(model, config, plan, arrays), "; ".join(notes)
+    labels = label_names(metadata, model.config.labels) if model.config.head in LABELLED else []
+    return build(model, config, plan, arrays), labels, "; ".join(notes)
+
+
+def label_names(metadata: dict[str, str], labels: int) -> list[str]:
+    """The names of so many labels, in order, that an adapter's metadata holds; [] if it holds none."""
+    try:
+        return names_of(json.loads(metadata.get(LABELS, "null")), labels)
+    except (ValueError, RecursionError):
+        return []
 
 
 def build(model: Transformer, config: dict[str, Any], plan: Plan, arrays: dict[Place, np.ndarray]) -> dict[str, Module]:
@@ -133,6 +183,7 @@ class Adapters:
             raise ValueError(f"{path} is adapted already: Adapters takes a model without an adapter")
         model.freeze()
         self.model, self.loaded, self.active = model, dict[str, dict[str, Module]](), ""
+        self.said = {"": model.said}  # with the names that each adapter gives to a classifier's labels
         self.base: dict[str, Module] = {}  # what the active one is in the place of
 
     def load(self, name: str, folder: str | Path) -> str:
@@ -145,10 +196,11 @@ class Adapters:
         active = self.active
         self.activate(None)
         try:
-            modules, note = read_modules(self.model, Path(folder))
+            modules, names, note = read_modules(self.model, locate_adapter(folder))
         finally:
             self.activate(active or None)
         self.loaded[name] = modules
+        self.said[name] = self.said[""] | (label_maps(names) if names else {})
         return note
 
     def activate(self, name: str | None) -> None:
@@ -158,6 +210,7 @@ class Adapters:
         for path, module in self.base.items():
             self.model[path] = module
         self.base, self.active = {}, name or ""
+        self.model.said = self.said[self.active]
         for path, module in self.loaded[name].items() if name else ():
             self.base[path] = self.model[path]
             self.model[path] = module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 from ..backend import Array
 from ..checkpoint import tensors_to_bytes, to_json, write_folder
 from ..lora import Adapter, LoRALinear, MergedEmbedding, MergedLinear, TiedLoRALinear
-from ..pretrained import base_hash, their_name
+from ..pretrained import base_hash, labels_of, their_name
+from ..pretrained.configs import label_maps
 from ..transformer import LABELLED, Transformer
 from .config import CLASSIFIERS, OFF, TIED_NAMES, ends_with
 from .format import (
     CONFIG,
+    LABELS,
     PREFIX,
     WEIGHTS,
     adapter_tensors,
@@ -29,7 +32,9 @@ def save_adapter(model: Transformer, folder: str | Path) -> None:
     """Write the adapters of `model`, and what trains beside them, to `folder`, which is made, or must be empty.
 
     Layers whose weight trains are written whole (modules_to_save), a classifier always, as PEFT does; biases as bias
-    "all" or "lora_only". The metadata holds the hash of the rest, the base, so that load_adapter can tell another.
+    "all" or "lora_only". The metadata holds the hash of the rest, the base, so that load_adapter can tell another, and
+    the names of a classifier's labels, where they are known. For a base from the Hub the config holds its name and
+    commit.
     Raises ValueError when there is no adapter, when it is merged, and for what PEFT's format cannot say: some of the
     biases, a trained weight below an adapter, adapters of different dropout or scaling, and a tied pair that PEFT does
     not tie.
@@ -60,7 +65,7 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
         **OFF,
         "peft_type": "LORA",
         "task_type": task_type(model, classifies),
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": model.hub and model.hub[0],
         "inference_mode": True,
         "target_modules": targets,
         "modules_to_save": whole or None,
@@ -75,7 +80,12 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
         "use_rslora": first.rslora,
         "init_lora_weights": True,
     }
+    if model.hub:
+        config["revision"] = model.hub[1]
     metadata = {"format": "pt", "base_sha256": base_hash(model, carried(saved, biases))}
+    labels = labels_of(model)
+    if labels:
+        metadata[LABELS] = json.dumps(label_maps(labels)["id2label"])
     return {
         WEIGHTS: tensors_to_bytes(tensors_of(model, adapters, saved, biases, config), metadata),
         CONFIG: to_json(config),

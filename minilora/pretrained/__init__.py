@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,22 @@ import numpy as np
 from ..backend import Array
 from ..checkpoint import load_tensors, read_json, tensors_to_bytes, to_json, weights_hash, write_folder
 from ..families import FAMILIES
+from ..hub import PICKLE, pickled
 from ..lora import Adapter, MergedEmbedding, MergedLinear
 from ..modules import shapes_of
 from ..names import hub_name
-from ..tokenizer import ByteTokenizer, Tokenizer, read_tokenizer
-from ..transformer import Config, Transformer
-from .configs import KEPT, read_config, write_config
+from ..tokenizer import FILES, READ, TEMPLATES, ByteTokenizer, Tokenizer, read_tokenizer
+from ..tokenizer import tokenizer_files as read_files
+from ..transformer import LABELLED, Config, Transformer
+from .configs import KEPT, label_maps, names_of, read_config, unnamed, write_config
 from .gguf import read_gguf
 from .gguf_tokens import gguf_tokenizer
-from .sources import BUILTIN, locate
-
-TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
+from .sources import BUILTIN, INDEX, NAMES, TENSORS, locate, pinned, weight_map
 
 BASE = {"gpt2": "transformer", "llama": "model", "bert": "bert", "roberta": "roberta"}  # what a head stands on
 HEAD = re.compile(r"(lm_head|score|classifier|cls|qa_outputs|(bert|roberta)\.pooler)\.")  # what stands on it
 NEW = re.compile(r"(classifier|classifier_transform|pooler)\.")  # what a classifier may have to start afresh
+CLASSIFIER_DRAWN = "(?!.*pooler).*(drawn anew|are for another head)"  # what is to be expected of a new classifier
 CONSTANT = re.compile(r".*(position_ids|rotary_emb\.inv_freq|\.attn\.(masked_)?bias)")  # what is no weight
 CONV1D = re.compile(r".*\.(c_attn|c_proj|c_fc)\.weight")  # GPT-2's, which are stored as (in, out)
 
@@ -46,16 +47,19 @@ def load_pretrained(
     """The model in a Hugging Face folder or a .gguf file, or one by name.
 
     "builtin" is a llama over bytes that has read Python's documentation; "minilm" is all-MiniLM-L6-v2, "smollm2"
-    SmolLM2-135M-Instruct, from their packages. Folders hold a gpt2, llama, mistral, qwen2, bert or roberta, its weights
-    in float16, bfloat16, float32 or float64, in one file or in shards. `head` is "lm", "classify" (with `labels`
-    outputs), "tokens" (so many for each token; of encoders) or "none"; without it the file's own. A classifier that the
-    file does not hold is drawn from `rng`.
+    SmolLM2-135M-Instruct, from their packages. Any other name, where no such path exists, is looked up on the Hugging
+    Face Hub: "gpt2", "ORG/NAME", "ORG/NAME@REVISION"; `model.hub` is then the name and the commit. Folders hold a gpt2,
+    llama, mistral, qwen2, bert or roberta, its weights in float16, bfloat16, float32 or float64, in one file or in
+    shards. `head` is "lm", "classify" (with `labels` outputs), "tokens" (so many for each token; of encoders) or
+    "none"; without it the file's own. A classifier that the file does not hold is drawn from `rng`.
 
     What of the file is not used, and what is new, is said in a warning. Raises FileNotFoundError for what is not there,
     ImportError with the line to run for a missing package, ValueError for a family or feature that is not supported and
-    for weights that are damaged, not finite, or do not fit the config.
+    for weights that are a pickle, damaged, not finite, or do not fit the config, and of the Hub PermissionError and
+    ConnectionError.
     """
-    path = locate(source)
+    hub = pinned(source)
+    path = locate(str(hub) if hub else source)
     said = says(path)
     values, tensors = read_source(path)
     family, config = read_config(values, str(said), dtype, head, labels)
@@ -64,7 +68,9 @@ def load_pretrained(
     except ValueError as error:
         what = "header" if path.is_file() else "config.json"
         raise ValueError(f"the tensors of {source} do not fit its {what}: {error}") from None
-    model.said = {key: values[key] for key in KEPT if key in values}
+    nameless = unnamed(config.labels).items()
+    model.said = {key: values[key] for key in KEPT if key in values and (key, values[key]) not in nameless}
+    model.hub = hub
     return model
 
 
@@ -74,11 +80,18 @@ def load_tokenizer(source: str | Path = "builtin") -> Tokenizer:
 
     Raises FileNotFoundError and ImportError as load_pretrained does, ValueError for files that are damaged.
     """
-    path = locate(source)
+    path = locate(source, also=READ)
     if path.is_file():
         return gguf_tokenizer(path)
     over_bytes = not (path / "tokenizer.json").is_file() and read_json(says(path)).get("vocab_size") == 256
     return ByteTokenizer() if over_bytes else read_tokenizer(path)
+
+
+def tokenizer_files(source: str | Path) -> dict[str, bytes]:
+    """{file name: content} of the tokenizer of the model in `source`: a folder's own files, byte for byte; those of a
+    .gguf file are made. Empty where there is none. Raises as load_tokenizer does for a .gguf file."""
+    path = locate(source, also=(*FILES, f"{TEMPLATES}/*.jinja"))
+    return load_tokenizer(path).files() if path.is_file() else read_files(path)
 
 
 def says(path: Path) -> Path:
@@ -102,21 +115,20 @@ def read_source(path: Path) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]
 def read_checkpoint(folder: Path) -> dict[str, np.ndarray]:
     """Every tensor of a model folder: from one file, or from the shards that its index names.
 
-    Raises FileNotFoundError for a missing file, ValueError for one that is damaged (load_tensors), and for shards that
-    do not hold just what their index says.
+    Raises FileNotFoundError for a missing file, ValueError for one that is damaged (load_tensors), for weights that are
+    only there as a pickle, and for shards that do not hold just what their index says.
     """
     if (folder / TENSORS).is_file():
         return load_tensors(folder / TENSORS)[0]
     if not (folder / INDEX).is_file():
+        pickle = next(filter(PICKLE.fullmatch, sorted(path.name for path in folder.iterdir())), None)
+        if pickle:
+            raise pickled(folder / pickle, TENSORS)
         raise FileNotFoundError(f"{folder} holds no {TENSORS} and no {INDEX}: it is not a checkpoint in safetensors")
-    weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files")
+    homes = weight_map(folder / INDEX)
     tensors: dict[str, np.ndarray] = {}
-    for file in sorted(set(weight_map.values())):
-        if Path(file).name != file:
-            raise ValueError(f"{folder / INDEX} names {file!r}, which is no file of this folder")
-        shard, named = load_tensors(folder / file)[0], {name for name, home in weight_map.items() if home == file}
+    for file in sorted(set(homes.values())):
+        shard, named = load_tensors(folder / file)[0], {name for name, home in homes.items() if home == file}
         if set(shard) != named:
             name = min(set(shard) ^ named)
             raise ValueError(f"{folder / INDEX} and {file} do not agree on {name}")
@@ -125,6 +137,16 @@ def read_checkpoint(folder: Path) -> dict[str, np.ndarray]:
 
 
 # ---- names ----
+
+
+def labels_of(model: Transformer) -> list[str]:
+    """The names of a classifier's outputs, in order; [] where they are not known."""
+    return names_of(model.said.get("id2label"), model.config.labels) if model.config.head in LABELLED else []
+
+
+def name_labels(model: Transformer, names: Sequence[str]) -> None:
+    """Name the outputs of a classifier, in order, for save_pretrained and save_adapter."""
+    model.said = model.said | label_maps(names)
 
 
 def their_name(model: Transformer, path: str) -> str:
@@ -220,14 +242,15 @@ def base_hash(model: Transformer, without: Collection[str] = ()) -> str:
 
 def save_pretrained(model: Transformer, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
     """Write config.json and model.safetensors, merged adapters merged, and the tokenizer's files if one is given;
-    `transformers` loads the folder.
+    `transformers` loads the folder. A decoder's classifier is given the pad_token_id by which `transformers` finds the
+    last token of each text in a batch.
 
     Raises ValueError while adapters are attached and not merged, or when the folder holds something already.
     """
-    write_folder(folder, model_files(model) | (tokenizer.files() if tokenizer else {}))
+    write_folder(folder, model_files(model, tokenizer) | (tokenizer.files() if tokenizer else {}))
 
 
-def model_files(model: Transformer) -> dict[str, bytes]:
+def model_files(model: Transformer, tokenizer: Tokenizer | None = None) -> dict[str, bytes]:
     """{file name: content} of `model`. Raises as save_pretrained does."""
     modules = [module for _, module in model.named_modules()]
     adapted, merged = (sum(isinstance(m, kind) for m in modules) for kind in (Adapter, MergedLinear | MergedEmbedding))
@@ -241,10 +264,39 @@ def model_files(model: Transformer) -> dict[str, bytes]:
         values["tie_word_embeddings"] = "lm_head.weight" not in state
         if "lm_head.weight" in state and "lm_head.bias" in state:  # untied, a masked head reads it under its other name
             tensors[f"{their_name(model, 'lm_head')}.bias"] = state["lm_head.bias"]
+    if tokenizer and reads_last_token(model):
+        values["pad_token_id"] = padding_id(tokenizer, values["pad_token_id"])
     return {
         "config.json": to_json(values),
         TENSORS: tensors_to_bytes(tensors, {"format": "pt", "adapters_merged": str(merged)}),
     }
+
+
+def reads_last_token(model: Transformer) -> bool:
+    """Is it a classifier of decoders, which looks at the last token of a text alone?"""
+    return "last" in model.layers
+
+
+def padding_id(tokenizer: Tokenizer, said: int | None) -> int | None:
+    """The id that texts are padded with: the tokenizer's own; of one that has none `said`, or another special token.
+
+    `transformers` takes the last token that is another for the text's last, so it must not be what every text ends
+    with. None, with a warning, where there is no such id.
+    """
+    last = next(reversed(tokenizer.encode("a").tolist()), None)
+    known = (said, tokenizer.eos, tokenizer.bos) if tokenizer.pad is None else (tokenizer.pad,)
+    found = next((i for i in known if i is not None and i != last), None)
+    if found is None:
+        warnings.warn(
+            "the tokenizer has no token to pad with, so transformers will classify one text at a time", stacklevel=3
+        )
+    return found
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names of labels in brackets, the first of many; "" where they are not known."""
+    more = [f"and {len(names) - 8} more"] if len(names) > 8 else []
+    return f" ({', '.join([*names[:8], *more])})" if names else ""
 
 
 def describe_model(source: str | Path) -> dict[str, str]:
@@ -255,7 +307,7 @@ def describe_model(source: str | Path) -> dict[str, str]:
     config = model.config
     turned = model.family == "llama"
     positions = f"rotary with theta {config.rope_theta:g}{', scaled as in Llama 3' * bool(config.rope_scaling)}"
-    classifier = f"a classifier of {config.labels} labels"
+    classifier = f"a classifier of {config.labels} labels{listed(labels_of(model))}"
     heads = {"lm": f"{'tied' if config.tied else 'untied'} head", "classify": classifier}
     heads["tokens"] = f"{classifier} for each token"
     windowed = sum(config.window(i) is not None for i in range(config.layers))

@@ -5,11 +5,11 @@ Dropout rates of a base are not used: a frozen base has none here, and full fine
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..names import window_fields
+from ..names import ENDINGS, window_fields
 from ..ops import RopeScaling
 from ..transformer import HEADS, HUGE, LABELLED, Config, Transformer
 
@@ -85,15 +85,6 @@ FORMATS = {
     "bert": Format("bert", encoder("Bert"), BERT_KEYS, BERT_ONLY, {"tie_word_embeddings": True}),
     "roberta": Format("roberta", encoder("Roberta"), BERT_KEYS, BERT_ONLY, {"tie_word_embeddings": True}),
 }  # fmt: skip
-ENDINGS = {  # of the class that wrote a config -> its head
-    "ForCausalLM": "lm",
-    "LMHeadModel": "lm",
-    "ForMaskedLM": "lm",
-    "ForPreTraining": "lm",
-    "ForSequenceClassification": "classify",
-    "ForTokenClassification": "tokens",
-    "Model": "none",
-}
 MOST_LABELS = 100_000
 KEPT = (  # what save_pretrained gives back as it was
     "model_type", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id",
@@ -189,6 +180,23 @@ def rotary(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
+def label_maps(names: Sequence[str]) -> dict[str, Any]:
+    """id2label and label2id, as config.json has them, of the outputs of a classifier in order."""
+    return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {x: i for i, x in enumerate(names)}}
+
+
+def names_of(id2label: Any, labels: int) -> list[str]:
+    """The names of so many labels, in order; [] unless each has one of its own."""
+    found = id2label if isinstance(id2label, dict) else {}
+    names = [str(found[str(i)]) for i in range(len(found)) if isinstance(found.get(str(i)), str | int)]
+    return names if len(set(names)) == len(found) == labels else []
+
+
+def unnamed(labels: int) -> dict[str, Any]:
+    """What a config.json says of labels without names, as `transformers` writes it."""
+    return label_maps([f"LABEL_{i}" for i in range(labels)])
+
+
 def write_config(model: Transformer) -> dict[str, Any]:
     """What config.json says of `model`, as `transformers` 4 and 5 read it."""
     config = model.config
@@ -222,7 +230,7 @@ def write_config(model: Transformer) -> dict[str, Any]:
     if form.family == "roberta":
         values["max_position_embeddings"] = config.context + config.offset
     if config.head in LABELLED:
-        values["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.labels)}
+        values |= unnamed(config.labels)
     kept = {key: value for key, value in model.said.items() if config.head in LABELLED or "label" not in key}
     if len(kept.get("id2label") or values.get("id2label", ())) != config.labels:
         kept = {key: value for key, value in kept.items() if "label" not in key}

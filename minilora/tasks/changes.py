@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..peft import PREFIX, pairs_of, read_adapter
+from ..peft import PREFIX, locate_adapter, pairs_of, read_adapter
 from ..peft.config import is_saved
 from ..peft.format import PAIR, layers_of
-from ..pretrained import base_hash, in_full, load_pretrained, read_source, their_name, with_head
+from ..pretrained import base_hash, in_full, read_source, their_name, with_head
 from ..pretrained.configs import FORMATS
 from ..pretrained.sources import locate
 from ..spectrum import SVD, lora_svd, numerical_rank, svd
+from .runs import base_of_run
 
 
 class Change(NamedTuple):
@@ -108,13 +109,13 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
     ValueError for a feature that read_adapter does not know, for tensors that do not fit each other, the config or the
     base, and for an adapter whose ΔW is 0 everywhere.
     """
-    folder = Path(folder)
+    folder = locate_adapter(folder)
     config, tensors, metadata = read_adapter(folder)
     whole = trained_whole(config, tensors)
     pairs = pairs_of(folder, config, {name: x for name, x in tensors.items() if name not in whole})
     family, weights = ("", {}) if base is None else read_weights(base)
     expected = metadata.get("base_sha256")
-    if base is not None and expected and expected != hash_below(config, tensors, base):
+    if base is not None and expected and expected != hash_below(folder, config, tensors, base):
         raise ValueError(f"{folder} was made for another base: the weights of {base} are not those it names")
     layers, unchanged = {}, []
     for name in sorted(pairs, key=natural):
@@ -148,12 +149,12 @@ def is_zero(A: np.ndarray, B: np.ndarray) -> bool:
     return bool(lora_svd(A.astype(float), B.astype(float), 1).sigma[0] <= rounding)
 
 
-def hash_below(config: dict[str, Any], tensors: Mapping[str, np.ndarray], base: str | Path) -> str:
-    """base_hash() of `base` with the head that the adapter is for, but for what the adapter holds copies of."""
-    heads = {"SEQ_CLS": "classify", "TOKEN_CLS": "tokens", "FEATURE_EXTRACTION": "none"}
+def hash_below(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray], base: str | Path) -> str:
+    """base_hash() of `base` with the head that the adapter in `folder` is for, but for what the adapter holds copies
+    of."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a head that it has no need of, or lacks
-        model = load_pretrained(base, head=heads.get(config.get("task_type") or ""))
+        model = base_of_run(base, folder, config, tensors)
     copies = {name.replace(".base_layer.bias", ".bias") for name in tensors}
     paths = [f"{path}.{what}" for path in layers_of(model) for what in ("weight", "bias")]  # a tied weight's are two
     return base_hash(model, [path for path in paths if f"{PREFIX}{their_name(model, path)}" in copies])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,9 +20,9 @@ from ..lora import Adapter, attach_lora
 from ..metrics import confusion_matrix, scores
 from ..modules import Context
 from ..optim import linear_schedule, penalty
-from ..peft import adapter_files, load_adapter, read_adapter
+from ..peft import adapter_files, locate_adapter
 from ..plots import classification_figure
-from ..pretrained import base_hash, load_pretrained, load_tokenizer
+from ..pretrained import CLASSIFIER_DRAWN, base_hash, labels_of, load_pretrained, load_tokenizer, name_labels
 from ..records import label_ids, label_names, read_records, stratified_split
 from ..tables import counted, fits, numbers_right, wide_console
 from ..text import Batch
@@ -31,7 +30,19 @@ from ..tokenizer import Tokenizer, check_matches
 from ..training import History, fit
 from ..transformer import Transformer, recompute
 from .data import MOST, Numbers, of_texts, shared, warn
-from .runs import CHECKPOINT, HISTORY, SETTINGS, how_to_go_on, read_settings, training_folder
+from .runs import (
+    CHECKPOINT,
+    HISTORY,
+    SETTINGS,
+    base_for,
+    base_settings,
+    data_hash,
+    how_to_go_on,
+    load_adapted,
+    read_settings,
+    tokenizer_hash,
+    training_folder,
+)
 
 SCORES, FIGURE = "scores.json", "curves.png"
 JUDGED = 16  # texts at a time that are judged: a forward keeps what a backward would need
@@ -97,9 +108,11 @@ def finetune(
     records = read_records(data, text, label, encoding, skip_empty)
     names = label_names(records.labels)
     targets = label_ids(records.labels, names, data)
-    tokenizer = load_tokenizer(base)
-    model = classifier(base, names, how.seed)
+    source = base_for(Path(out), base) or base
+    tokenizer = load_tokenizer(source)
+    model = classifier(source, names, how.seed)
     examples, lengths = encode(tokenizer, records.texts, targets, how.length, model)
+    data_read = [records.texts, records.labels]
     if held_out is None:
         rows, others = stratified_split(records.labels, 0.1, how.seed)
         train, held = texts_of.take(examples, rows), texts_of.take(examples, others)
@@ -107,6 +120,7 @@ def finetune(
         counts = lengths[rows], lengths[others]
     else:
         more = read_records(held_out, text, label, encoding, skip_empty)
+        data_read += [more.texts, more.labels]
         train, read = examples, (records.texts, more.texts)
         held, others = encode(tokenizer, more.texts, label_ids(more.labels, names, held_out), how.length, model)
         counts = lengths, others
@@ -122,10 +136,11 @@ def finetune(
     adapted = prepare(model, how)
     settings = {
         "task": "classify",
-        "base": base,
+        **base_settings(model, base),
         "base_sha256": base_hash(model, [path for path in model.state_dict() if path.startswith("classifier")]),
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
         "data": data,
-        "data_sha256": hashlib.sha256(b"".join(x.tobytes() for x in (*train[:2], *held[:2]))).hexdigest(),
+        "data_sha256": data_hash(*data_read),
         "text": text,
         "label": label,
         "labels": names,
@@ -157,11 +172,13 @@ def finetune(
     return report
 
 
-def classifier(base: str, names: Sequence[str], seed: int = 0) -> Transformer:
+def classifier(base: str | Path, names: Sequence[str], seed: int = 0) -> Transformer:
     """`base` with an output for each label, drawn from `seed` where it has no classifier yet."""
     with warnings.catch_warnings():  # as is to be expected here; but a pooler that is missing stays as it is drawn
-        warnings.filterwarnings("ignore", "(?!.*pooler).*(drawn anew|are for another head)")
-        return load_pretrained(base, head="classify", labels=len(names), rng=np.random.default_rng(seed))
+        warnings.filterwarnings("ignore", CLASSIFIER_DRAWN)
+        model = load_pretrained(base, head="classify", labels=len(names), rng=np.random.default_rng(seed))
+    name_labels(model, names)
+    return model
 
 
 def encode(
@@ -222,28 +239,29 @@ def judge(model: Transformer, texts: Batch, labels: int, description: str | None
 
 
 class Classifier:
-    """What `finetune` made, or PEFT: the adapter in `folder` on its base. `labels` names the outputs.
+    """What `finetune` made, or PEFT: the adapter in `folder` on its base. `labels` names the outputs, as the adapter
+    does, or else its run or its base; where no one does they are "0", "1", ..., and a warning says so.
 
-    Raises ValueError for an adapter that brings no classifier, and what load_pretrained and load_adapter raise.
+    `folder` and `base` may be names on the Hub. Raises ValueError for an adapter that brings no classifier, and what
+    load_pretrained and load_adapter raise.
     """
 
     def __init__(self, folder: str | Path, base: str | None = None, backend: ModuleType = np) -> None:
-        folder = Path(folder)
-        config, tensors, _ = read_adapter(folder)
-        ends = "classifier.weight", "classifier.out_proj.weight", "score.weight"
-        heads = [x for name, x in tensors.items() if name.endswith(ends)]
-        if not heads or config.get("task_type") == "TOKEN_CLS":
-            raise ValueError(f"{folder} holds no classifier of texts: make one with minilora finetune --task classify")
+        folder = locate_adapter(folder)
         settings = read_settings(folder) if (folder / SETTINGS).is_file() else {}
-        self.labels: list[str] = settings.get("labels") or [str(i) for i in range(len(heads[0]))]
-        base = base or settings.get("base")
-        if base is None:
+        source = base_for(folder, base)
+        if source is None:
             raise ValueError(f"{folder} does not say what its base is: give --base")
-        self.tokenizer, self.model = load_tokenizer(base), classifier(base, self.labels, settings.get("seed", 0))
+        self.model, note = load_adapted(source, folder)
+        if self.model.config.head != "classify":
+            raise ValueError(f"{folder} holds no classifier of texts: make one with minilora finetune --task classify")
+        self.tokenizer = load_tokenizer(source)
         self.length: int = settings.get("length", min(Recipe.length, self.model.config.context))
-        note = load_adapter(self.model, folder)
-        if note:
-            warnings.warn(note, stacklevel=2)
+        names = labels_of(self.model)
+        self.labels = names or [str(i) for i in range(self.model.config.labels)]
+        unnamed = "" if names else f"label names are not known: {folder} has only their numbers"
+        for said in filter(None, (note, unnamed)):
+            warnings.warn(said, stacklevel=2)
         self.model.to(backend)
 
     def __call__(self, texts: Sequence[str], description: str | None = None) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from types import ModuleType
@@ -17,6 +18,7 @@ from ..tables import numbers_right, wide_console
 from ..text import Batch
 from .classification import Recipe, classifier, encode, judge, prepare, tune
 from .data import Numbers, of_texts, warn
+from .runs import base_for
 
 
 def cross_validate(
@@ -46,13 +48,14 @@ def cross_validate(
         raise ValueError("the two settings are the same: say in --against what is to differ, as '--rank 2'")
     records = read_records(data, text, label, encoding, skip_empty)
     names = label_names(records.labels)
-    targets, tokenizer = label_ids(records.labels, names, data), load_tokenizer(base)
+    source = base_for(None, base) or base
+    targets, tokenizer = label_ids(records.labels, names, data), load_tokenizer(source)
     split = stratified_folds(records.labels, folds, hows[0].seed)
     encoded: list[Batch] = []
     numbers: list[Numbers] = []
     labels, again = dict(Counter(records.labels)), len(records.texts) - len(set(records.texts))
     for how in hows:  # what is wrong with either is to be found at once
-        model = classifier(base, names, how.seed)
+        model = classifier(source, names, how.seed)
         examples, lengths = encode(tokenizer, records.texts, targets, how.length, model)
         encoded.append(examples)
         prepare(model, how)
@@ -66,8 +69,10 @@ def cross_validate(
     for fold, (train, test) in enumerate(split, 1):
         pair = []
         for which, how, examples in zip(("first", "second"), hows, encoded, strict=True):
-            model = classifier(base, names, how.seed)
-            prepare(model, how)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they were shown above
+                model = classifier(source, names, how.seed)
+                prepare(model, how)
             model.to(backend)
             tune(
                 model, texts_of.take(examples, train), None, how, description=f"fold {fold} of {folds}, {which} setting"

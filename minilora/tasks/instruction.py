@@ -1,8 +1,13 @@
-"""Instruction tuning: prompts and their answers in the model's chat template, with the loss on the answers alone."""
+"""Instruction tuning: prompts and their answers in the model's chat template, with the loss on the answers alone.
+
+The template is rendered anew each time that a run is begun or resumed. One that prints the date (strftime_now, as those
+of Llama 3.1) therefore gives other tokens on another day: two runs of one seed on two days end with different adapters,
+and a run resumed on another day goes on with that day's prompts. Which examples are held out, and the order of the
+others, stay the same, unless a longer date leaves an answer no room within the length.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +23,7 @@ from ..tokenizer import Tokenizer
 from . import language_model
 from .data import of_texts, shared
 from .language_model import Lesson
+from .runs import data_hash
 
 NEXT = "chat"  # what to do with an adapter
 HELD_OUT = 64  # examples, at most
@@ -72,7 +78,7 @@ def read_answers(
         tokens_per_byte=len(labels) / max(1, len(tokenizer.decode(labels).encode())),
         prompt=tokenizer.chat(asked(pairs[order[0]][0])),
         special=False,
-        sha256=hashlib.sha256(b"".join(x.tobytes() for x in (*train[:2], *held_out[:2]))).hexdigest(),
+        sha256=data_hash(*zip(*pairs, strict=True)),
         said=f"{len(order) - n:,} examples to learn from, {n} held out; of all {len(pairs):,}, {cut:,} were cut to "
         f"{length} tokens, and {len(pairs) - len(order):,} of these, with no answer left, dropped",
         parts={

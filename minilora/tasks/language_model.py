@@ -32,7 +32,17 @@ from ..training import evaluate, fit
 from ..transformer import Config, Transformer
 from ..transformer import recompute as recompute_blocks
 from .data import Numbers, of_tokens, warn
-from .runs import CHECKPOINT, HISTORY, SAMPLES, SETTINGS, how_to_go_on, training_folder
+from .runs import (
+    CHECKPOINT,
+    HISTORY,
+    SAMPLES,
+    SETTINGS,
+    base_for,
+    base_settings,
+    how_to_go_on,
+    tokenizer_hash,
+    training_folder,
+)
 
 PRETRAINING = "pretraining.json"
 NEXT = "generate --prompt 'The '"  # what to do with an adapter
@@ -120,7 +130,7 @@ class Lesson(NamedTuple):
     tokens_per_byte: float  # of what is held out: nats per token -> nats per byte
     prompt: str  # held out too, for the samples
     special: bool  # whether the tokenizer puts its special tokens around the prompt, or it has them already
-    sha256: str  # of all that the file holds
+    sha256: str  # of what the file holds
     said: str  # how much there is, for a person
     parts: dict[str, Numbers]  # how much, in numbers, of what is learned from and of what is held out
     shared: int = 0  # rows that are in both
@@ -220,10 +230,11 @@ def finetune(
     `out` then holds the adapter in PEFT's format, settings.json, history.json (losses in nats per token), samples.json
     and checkpoint.safetensors. All that can be wrong with the input is found before the folder is made. With
     `recompute`, blocks keep their input alone and run again for the backward: less memory, more time, the same bytes.
-    With `resume`, the run in `out` goes on from its checkpoint, with the same settings or at another `lr`. Returns a
-    summary.
+    With `resume`, the run in `out` goes on from its checkpoint, with the same settings or at another `lr`; a base that
+    is a name on the Hub is then the commit that the run began with. Returns a summary.
     """
-    model, tokenizer = load_pretrained(base), load_tokenizer(base)
+    source = base_for(Path(out), base) or base
+    model, tokenizer = load_pretrained(source), load_tokenizer(source)
     check_continues(model, tokenizer)
     check_windows(model, length)
     model.to(backend)
@@ -232,8 +243,9 @@ def finetune(
     rng = np.random.default_rng(seed)
     adapted = attach_lora(model, targets, rank, alpha, rng=rng, dropout=dropout, rslora=rslora)
     settings = {
-        "base": base,
+        **base_settings(model, base),
         "base_sha256": base_hash(model),
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
         "data": data,
         "data_sha256": lesson.sha256,
         "targets": targets,

@@ -12,19 +12,22 @@ import numpy as np
 
 from .. import spectrum
 from ..checkpoint import check_free, write_files, write_whole
-from ..peft import CONFIG
+from ..peft import CONFIG, locate_adapter
 from ..plots import check_png, rank_figures
 from ..pretrained import load_pretrained
+from ..process import blas_threads
 from ..spectrum import SVD
 from ..tables import Dotted, counted, fits, wide_console
 from .changes import Change, Changes, adapter_changes, checkpoint_changes
 from .extraction import Kept, adaptable, check_rank, extracted_files, keep, shrunk_files
+from .runs import base_for
 
 TOP = 10  # how many singular vectors of the tuned W are looked at for intruders
 SIDES = ("right", "left")
 COMPARED = 64  # how many directions of two updates are compared, as in the figures of Hu et al. (2021)
 
 
+@blas_threads()
 def study(
     folder: str,
     tuned: str | None = None,
@@ -45,15 +48,22 @@ def study(
     """
     from tqdm import tqdm
 
-    check_sources(folder, tuned, base)
+    if tuned and base:
+        raise ValueError("a base goes with an adapter; of two checkpoints, the first is the base")
     check_wishes(rank, energy, out)
     if plot:
         check_png(plot)
-    changes = adapter_changes(folder, base) if tuned is None else checkpoint_changes(folder, tuned)
+    model, adapter = None, Path()
+    if tuned is None:
+        adapter = adapter_folder(folder)
+        changes = adapter_changes(adapter, base_for(adapter, base) if base else None)
+    else:
+        before = base_for(None, folder) or folder
+        changes = checkpoint_changes(before, tuned)
+        model = load_pretrained(before) if out else None
     others = adapter_changes(compare).layers if compare else {}
     if compare and not others.keys() & changes.layers.keys():
         raise ValueError(f"{compare} adapts none of these layers: there is nothing to compare")
-    model = load_pretrained(folder) if out and tuned else None
     paths = adaptable(model, changes.layers) if model else {}
     wanted = {name: c for name, c in changes.layers.items() if out and (name in paths or not model)}
     if rank and wanted:
@@ -75,18 +85,18 @@ def study(
         result["adapter"] = held(rows, kept, changes)
     figures = rank_figures(result) if plot else {}
     if out:
-        write_files(out, extracted_files(model, paths, kept) if model else shrunk_files(folder, kept))
+        write_files(out, extracted_files(model, paths, kept) if model else shrunk_files(adapter, kept))
     for question, png in figures.items():
         write_whole(figure_path(str(plot), question), png)
     return result
 
 
-def check_sources(folder: str, tuned: str | None, base: str | None) -> None:
-    """Raise FileNotFoundError where there is no adapter, ValueError for a base that has none."""
-    if not tuned and not (Path(folder) / CONFIG).is_file():
+def adapter_folder(source: str) -> Path:
+    """The folder of an adapter. Raises FileNotFoundError where there is none."""
+    folder = locate_adapter(source)
+    if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} is no adapter folder, it holds no {CONFIG}; of two checkpoints, give both")
-    if tuned and base:
-        raise ValueError("a base goes with an adapter; of two checkpoints, the first is the base")
+    return folder
 
 
 def check_wishes(rank: int | None, energy: float | None, out: str | None) -> None:

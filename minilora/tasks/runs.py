@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..checkpoint import check_writable, load_tensors, read_json, to_json, write_files, write_folder
-from ..peft import CONFIG, WEIGHTS
+from ..hub import HubName, name_on_hub
+from ..peft import CONFIG, WEIGHTS, classifier_weight, load_adapter, load_base, read_adapter
+from ..pretrained import NAMES, name_labels, pinned
+from ..pretrained.configs import names_of
+from ..tokenizer import Tokenizer
+from ..transformer import Transformer
 
 SETTINGS, CHECKPOINT, HISTORY, SAMPLES = "settings.json", "checkpoint.safetensors", "history.json", "samples.json"
 FILES = (SETTINGS, CHECKPOINT, HISTORY, SAMPLES, CONFIG, WEIGHTS)  # what fine-tuning writes
@@ -46,6 +54,26 @@ def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> 
     return folder
 
 
+def load_adapted(base: str | Path, folder: Path) -> tuple[Transformer, str]:
+    """The model in `base` with the head that the adapter in `folder` is for, and the adapter on it; and load_adapter's
+    note. Raises as load_base and load_adapter do."""
+    config, tensors, _ = read_adapter(folder)
+    model = base_of_run(base, folder, config, tensors)
+    return model, load_adapter(model, folder)
+
+
+def base_of_run(base: str | Path, folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Transformer:
+    """load_base(), and what a run's settings.json says of a classifier: the seed of what the base lacked, and the names
+    of the labels, which adapters did not always hold."""
+    classifies = classifier_weight(tensors) is not None
+    settings = read_settings(folder) if classifies and (folder / SETTINGS).is_file() else {}
+    model = load_base(base, config, tensors, np.random.default_rng(settings.get("seed", 0)))
+    names = names_of({str(i): x for i, x in enumerate(settings.get("labels") or [])}, model.config.labels)
+    if names:
+        name_labels(model, names)
+    return model
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings of the run in `folder`. Raises ValueError for a settings.json of something else."""
     settings = read_json(folder / SETTINGS)
@@ -55,16 +83,64 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def base_settings(model: Transformer, base: str) -> dict[str, Any]:
+    """What settings.json says of where `model` is from: `base`, or its name on the Hub and the commit."""
+    return {"base": model.hub[0], "revision": model.hub[1]} if model.hub else {"base": base}
+
+
+def named_base(folder: Path) -> str | Path | None:
+    """The base of the run or adapter in `folder`, as settings.json or else the adapter's config names it, a name on the
+    Hub with the commit; None where neither does."""
+    settings, config = (read_json(folder / file) if (folder / file).is_file() else {} for file in (SETTINGS, CONFIG))
+    found, key = (settings, "base") if "base" in settings else (config, "base_model_name_or_path")
+    name, revision = found.get(key), found.get("revision")
+    if not name or not isinstance(name, str):
+        return None
+    if name in NAMES:
+        return name
+    if not name_on_hub(name) or (found is settings and not revision):  # a run on a base of the Hub names its commit
+        return Path(name)
+    return str(HubName(name, revision)) if isinstance(revision, str) else name
+
+
+def base_for(folder: Path | None, base: str | None) -> str | Path | None:
+    """`base`, or without one named_base(folder); a name on the Hub with its commit, that of named_base(folder) if it is
+    the same name and `base` has no revision. Raises what load_pretrained does for a name that is not there."""
+    named = named_base(folder) if folder else None
+    source = named if base is None or str(named).startswith(f"{base}@") else base
+    hub = source and pinned(source)
+    return str(hub) if hub else source
+
+
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise ValueError if the run in `folder` had other settings. Base and text are told by their hashes: a file may
-    go by several names."""
-    before = read_settings(folder)
-    key = next((key for key in settings if key not in ("base", "data") and before.get(key) != settings[key]), None)
+    """Raise ValueError if the run in `folder` had other settings. Base, tokenizer and data are known by their hashes: a
+    file may have several names."""
+    before, names = read_settings(folder), ("base", "revision", "data")
+    key = next((key for key in settings if key not in names and before.get(key) != settings[key]), None)
     if key:
         changed = f"{folder} was run with {key} = {before.get(key)!r}, not {settings[key]!r}"
         if key.endswith("_sha256"):
             changed = f"the {key.removesuffix('_sha256')} is not the one that {folder} was run with"
         raise ValueError(f"{changed}: resume with the same settings, or choose another folder")
+
+
+def data_hash(*columns: Collection[str]) -> str:
+    """sha256 over what data files hold, column by column, before a tokenizer or a template has touched it."""
+    digest = hashlib.sha256()
+    for column in columns:
+        digest.update(f"{len(column)} texts\n".encode())
+        for text in column:
+            data = text.encode()
+            digest.update(f"{len(data)} bytes\n".encode() + data)
+    return digest.hexdigest()
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """sha256 over a tokenizer's files, the chat template as it is written, not as it is rendered, among them."""
+    digest = hashlib.sha256()
+    for name, content in sorted(tokenizer.files().items()):
+        digest.update(f"{name} {len(content)} bytes\n".encode() + content)
+    return digest.hexdigest()
 
 
 @contextmanager

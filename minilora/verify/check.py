@@ -31,6 +31,7 @@ import numpy as np
 
 from ..backend import Array
 from ..modules import Gradients, Module, Parameter
+from ..process import blas_threads
 from .differences import (
     HIDES,
     NEAR,
@@ -108,6 +109,7 @@ def check_backward(
     return check_gradient(f, grad, inputs, constants=constants, **words)
 
 
+@blas_threads()
 def check_gradient(
     f: Callable[..., Array],
     grad: Callable[..., Sequence[Array]],
@@ -176,6 +178,7 @@ def check_gradient(
     )
 
 
+@blas_threads()
 def check_model(
     model: Module,
     loss: Callable[[], Array],

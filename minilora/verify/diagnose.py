@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array
+from ..process import blas_threads
 from .check import (
     NOTHING,
     as_constants,
@@ -94,6 +95,7 @@ class Diagnosis:
         return [finding.name for finding in self.findings if finding.name]
 
 
+@blas_threads()
 def diagnose(
     grad: Callable[..., Any],
     problem: Problem | str | Callable[..., Array],

@@ -17,6 +17,7 @@ from ..families import New
 from ..lora import LoRALinear, attach_lora, merge
 from ..modules import Context, Gradients
 from ..optim import SGD
+from ..process import blas_threads
 from ..tables import wide_console
 from ..transformer import Config
 from .cases import CHECKS, FAMILIES, THETA, Rng, adapter, model, pad, shaken
@@ -154,6 +155,7 @@ LAWS: dict[str, tuple[Callable[[Rng], float], float]] = {  # the law, and how mu
 # ---- all of it ----
 
 
+@blas_threads()
 def verify(only: str = "", seed: int = 0) -> dict[str, Any]:
     """Run every check and law whose name contains `only`, in upper case or lower; seconds for all.
 
