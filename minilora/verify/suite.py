@@ -193,6 +193,7 @@ def checked(name: str, rng: Rng) -> list[dict[str, Any]]:
         for report in CHECKS[name](rng):
             for row in report.rows:
                 for method, error in (row.errors or {"central": None}).items():
+                    error = None if row.verdict == "cannot tell" else error
                     add(row.tensor.removeprefix("module."), method, error, row.limit(method), row.note)
     except Exception as error:  # whatever a broken op does
         add("-", "central", None, 0, f"{type(error).__name__}: {error}")
