@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -262,11 +263,12 @@ def test_a_contestant_that_cannot_start_is_named(monkeypatch):
         rounds.measure(TINY, 1, 0.01)
 
 
-def test_a_rank_that_no_layer_has_is_said_in_a_line(alone, capfd):
-    assert main(["bench", "--sizes", "tiny:2x8", "--measures", "lora", "--ranks", "999"]) == 2
+@pytest.mark.skipif(find_spec("cupy") is not None, reason="there is a GPU, perhaps")
+def test_what_a_process_cannot_prepare_is_said_in_a_line(alone, capfd):
+    assert main(["bench", "--sizes", "tiny:2x8", "--measures", "lora", "--device", "cuda"]) == 2
     first, second = capfd.readouterr().err.strip().splitlines()[-2:]
-    assert "rank 999 is not a whole number from 1 to 64" in first
-    assert "could not be prepared" in second
+    assert "needs CuPy" in first
+    assert "what it said is above" in second
 
 
 def test_a_plot_of_nothing_to_compare_loses_no_number(alone, tmp_path, capfd):

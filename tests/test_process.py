@@ -155,7 +155,7 @@ def fail(*_: Any) -> Any:
     ids=["fit", "evaluate", "check_gradient"],
 )  # fmt: skip
 def test_what_raises_leaves_as_many_threads_as_before(work, model):
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises((ZeroDivisionError, ValueError)):  # the check says whose function it was
         work(model)
     assert set(blas()) == {BEFORE}
 
