@@ -25,7 +25,7 @@ from .optim import AdamW, cosine_schedule
 from .peft import CONFIG, WEIGHTS, adapter_files
 from .plots import report_figure
 from .pretrained import BUILTIN, load_pretrained
-from .process import folder_lock
+from .process import blas_threads, folder_lock
 from .spectrum import effective_rank, energy, lora_singular_values, singular_values
 from .tables import numbers_right, wide_console
 from .tasks.language_model import bits_per_byte, judge_english
@@ -42,6 +42,7 @@ FILES = ("report.json", "report.png", CONFIG, WEIGHTS)
 PROMPT = "    def __init__(self"
 
 
+@blas_threads()
 def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType = np) -> dict[str, Any]:
     """Run it all, write report.json, report.png and the adapter to the folder `out`, and return the report."""
     with folder_lock(out):

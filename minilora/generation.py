@@ -10,6 +10,7 @@ import numpy as np
 
 from .backend import to_numpy
 from .modules import Context
+from .process import blas_threads
 from .text import check_vocabulary
 from .tokenizer import ByteTokenizer, Tokenizer, check_matches
 from .transformer import Past, Transformer
@@ -17,6 +18,7 @@ from .transformer import Past, Transformer
 CHUNK = 64  # tokens of a prompt that are read at a time
 
 
+@blas_threads()
 def generate(
     model: Transformer,
     prompt: str,

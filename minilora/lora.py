@@ -24,6 +24,7 @@ import numpy as np
 from . import ops
 from .backend import Array, get_array_module
 from .modules import Context, Embedding, Gradients, LayerNorm, Linear, Module, Parameter, RMSNorm
+from .process import blas_threads
 from .spelling import choose_from
 
 HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out, as in PEFT
@@ -423,10 +424,11 @@ def merge(model: Module) -> list[str]:
     """
     adapters = {path: module for path, module in model.named_modules() if isinstance(module, Adapter)}
     sums: dict[tuple[Parameter, Parameter], Parameter] = {}
-    for path, adapter in adapters.items():
-        merged = MergedEmbedding(adapter) if isinstance(adapter, LoRAEmbedding) else MergedLinear(adapter)
-        merged.weight = sums.setdefault((adapter.weight, adapter.lora_A), merged.weight)  # tied before, tied after
-        model[path] = merged
+    with blas_threads():
+        for path, adapter in adapters.items():
+            merged = MergedEmbedding(adapter) if isinstance(adapter, LoRAEmbedding) else MergedLinear(adapter)
+            merged.weight = sums.setdefault((adapter.weight, adapter.lora_A), merged.weight)  # tied before, tied after
+            model[path] = merged
     left = set(model.named_parameters().values())
     untied = [path for path, adapter in adapters.items() if adapter.weight in left]
     if untied:

@@ -23,6 +23,7 @@ import numpy as np
 
 from . import ops
 from .backend import Array, get_array_module, to_numpy
+from .process import blas_threads
 from .spelling import choose_from
 
 
@@ -199,6 +200,7 @@ class Chain(Module):
     def replace(self, name: str, module: Module) -> None:
         self.layers[name] = module
 
+    @blas_threads()
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, list[Any]]:
         context = context._replace(made={})
         layers = list(self.layers.values())
@@ -211,6 +213,7 @@ class Chain(Module):
                 caches.append(cache)
         return x, caches
 
+    @blas_threads()
     def backward(self, dy: Array, caches: list[Any], grads: Gradients) -> None:
         for layer, cache in zip(reversed(self.layers.values()), reversed(caches), strict=False):
             dy = layer.backward(dy, cache, grads)

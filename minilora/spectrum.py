@@ -15,6 +15,7 @@ import numpy as np
 
 from .backend import Array, get_array_module, to_numpy
 from .lora import LoRALinear
+from .process import blas_threads
 
 
 class SVD(NamedTuple):
@@ -23,11 +24,13 @@ class SVD(NamedTuple):
     Vt: Array  # (k, in)   orthonormal rows vᵢᵀ: directions of the input
 
 
+@blas_threads()
 def svd(W: Array) -> SVD:
     """U Σ Vᵀ of a dense matrix (out, in), with k = min(out, in)."""
     return SVD(*get_array_module(W).linalg.svd(W, full_matrices=False))
 
 
+@blas_threads()
 def lora_svd(A: Array, B: Array, s: float) -> SVD:
     """U Σ Vᵀ of ΔW = s B A, k = min(r, out, in), by about (in + out) r² operations instead of in · out · min(in, out).
 
@@ -42,6 +45,7 @@ def lora_svd(A: Array, B: Array, s: float) -> SVD:
     return SVD(Q_B @ core.U, core.sigma, core.Vt @ Q_A.T)
 
 
+@blas_threads()
 def singular_values(delta: Array) -> np.ndarray:
     """σ₁ ≥ σ₂ ≥ ... of a matrix (out, in)."""
     return to_numpy(get_array_module(delta).linalg.svd(delta, compute_uv=False))

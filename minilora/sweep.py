@@ -25,7 +25,7 @@ from .checkpoint import check_free, check_writable, read_json, to_json, write_wh
 from .lora import attach_lora
 from .plots import sweep_figure
 from .pretrained import base_hash, load_pretrained, load_tokenizer
-from .process import end_with, folder_lock
+from .process import blas_threads, end_with, folder_lock
 from .tables import counted, numbers_right, wide_console
 from .tasks.data import Numbers, warn
 from .tasks.language_model import check_windows, finetune, read_text
@@ -44,6 +44,7 @@ def sweep(
     *,
     jobs: int = 2,
     shards: int = 1,
+    threads: int = 1,
     resume: bool = False,
     tell: Callable[[Numbers], None] | None = None,
     backend: ModuleType = np,
@@ -53,8 +54,8 @@ def sweep(
 
     A cell is one rank and one seed: a run of `finetune` with `options`, in out/rank-R/seed-S. joblib runs `jobs` cells
     at a time, in processes, or where joblib.parallel_config says (Dask, Ray): their number changes no byte. That of
-    the threads in a cell, `shards`, does; it is a setting, and never taken from the machine. With `resume` the cells
-    that are done are kept, those that were begun go on, and ranks and seeds may be added.
+    the threads in a cell, `shards`, does; it is a setting, and never taken from the machine, as is `threads`, those of
+    BLAS. With `resume` the cells that are done are kept, those that were begun go on, and ranks and seeds may be added.
 
     `out` then holds sweep.json, which is also returned, and sweep.png. The loss of a cell is its lowest on validation
     text once training began, in bits per byte. A cell whose numbers blow up has failed and the others go on; its rank
@@ -65,8 +66,9 @@ def sweep(
     sweep.json is written, when no rank finished with every seed.
     """
     out, ranks = Path(out), sorted(ranks)
-    if seeds < 1 or jobs < 1 or not ranks or len(set(ranks)) < len(ranks):
-        raise ValueError(f"ranks {ranks}, {seeds} seeds, {jobs} jobs: give each rank once, and at least one of each")
+    if min(seeds, jobs, threads) < 1 or not ranks or len(set(ranks)) < len(ranks):
+        said = f"ranks {ranks}, {seeds} seeds, {jobs} jobs, {threads} threads"
+        raise ValueError(f"{said}: give each rank once, and at least one of each")
     defaults = finetune.__kwdefaults__ or {}  # what finetune does when it is not told
     options = defaults | options | {"data": data, "shards": shards, "backend": backend}
     grid = [{"rank": rank, "seed": seed} for rank in ranks for seed in range(seeds)]
@@ -75,7 +77,7 @@ def sweep(
         options["base"] = base_for(folder_of(out, first) if first else out, base)  # one commit for all cells
         trainable = check(out, grid, options, resume, killed, tell)
         try:
-            outcomes = run(out, grid, options, jobs)
+            outcomes = run(out, grid, options, jobs, threads)
         except KeyboardInterrupt:
             kept = f"stopped; what is done is kept in {out}; the same command with --resume goes on"
             raise KeyboardInterrupt(*[kept] if begun(out, grid) else []) from None
@@ -164,7 +166,9 @@ def check(
     return trainable
 
 
-def run(out: Path, grid: list[dict[str, int]], options: dict[str, Any], jobs: int) -> list[dict[int, float] | str]:
+def run(
+    out: Path, grid: list[dict[str, int]], options: dict[str, Any], jobs: int, threads: int
+) -> list[dict[int, float] | str]:
     """What run_cell returns for each cell of the grid, `jobs` of them at a time."""
     import joblib
     from tqdm import tqdm
@@ -180,11 +184,11 @@ def run(out: Path, grid: list[dict[str, int]], options: dict[str, Any], jobs: in
     call = joblib.delayed(run_cell)
     with tqdm(total=len(grid), desc="sweeping", unit="cell", disable=None, leave=False) as bar:
         return Parallel(n_jobs=jobs, **ours)(
-            call(folder_of(out, cell), options | cell, os.getpid() if children else None) for cell in grid
+            call(folder_of(out, cell), options | cell, os.getpid() if children else None, threads) for cell in grid
         )
 
 
-def run_cell(folder: Path, options: dict[str, Any], parent: int | None) -> dict[int, float] | str:
+def run_cell(folder: Path, options: dict[str, Any], parent: int | None, threads: int) -> dict[int, float] | str:
     """Begin or go on with one cell: {step: bits per byte of validation text}, or how it failed, in words.
 
     `parent` is the process of the sweep where its backend starts processes for the cells.
@@ -197,7 +201,7 @@ def run_cell(folder: Path, options: dict[str, Any], parent: int | None) -> dict[
     options = options | {"backend": import_module(options["backend"]), "resume": (folder / SETTINGS).is_file()}
     try:
         # The bars of several processes would fight for one line of the terminal.
-        with redirect_stderr(io.StringIO()) if apart else nullcontext():
+        with redirect_stderr(io.StringIO()) if apart else nullcontext(), blas_threads(threads):
             done = finetune(out=folder, **options)
     except FloatingPointError as error:
         return str(error).partition(":")[0]  # what happened; the rest is advice, and a path

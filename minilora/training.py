@@ -21,6 +21,7 @@ from .backend import Array, get_array_module, to_numpy
 from .checkpoint import load_tensors, save_tensors
 from .modules import Chain, Context, Gradients, Module, check_fit, shapes_of
 from .optim import AdamW, Optimizer, Penalty, Schedule, clip_by_global_norm
+from .process import blas_threads
 from .text import Batch
 
 
@@ -92,6 +93,7 @@ def labelled(batch: Batch) -> int:
     return int((batch.targets != ops.IGNORE).sum())
 
 
+@blas_threads()
 def evaluate(model: Chain, batches: Iterable[Batch], *, shards: int = 1, description: str | None = None) -> float:
     """Mean cross-entropy in nats per labelled position, without dropout; `shards` batches at a time.
 
@@ -131,6 +133,7 @@ class History:
         return min((loss for _, loss in self.evaluations), default=math.inf)
 
 
+@blas_threads()
 def fit(
     model: Chain,
     batches: Callable[[int], Batch],
@@ -164,6 +167,9 @@ def fit(
     beginning if there is none yet. It must be of the same `seed`, `steps` (on which schedules depend), `accumulate`,
     `clip` and `shards`, and of the same optimizer but for its rates. `description` labels the progress bar; None shows
     none.
+
+    BLAS computes on one thread, whatever the environment says, unless process.blas_threads(n) is open: the same seed
+    gives the same bytes here and on the command line, where --threads opens it.
 
     Raises FloatingPointError when the loss is no longer finite, with the last good checkpoint kept; ValueError for
     a number that makes no sense, and for a checkpoint that is there without `resume`, or is of other parameters or of

@@ -386,9 +386,10 @@ print(report)
 # ## 5. A diagnosis
 #
 # *That* a gradient is wrong is half the answer. `diagnose` compares a wrong tensor, on several cases in which all
-# constants differ, with mistakes people make, with the true gradient times a product of constants, with its terms, with
-# small edits of the textbook. A name is given only if it explains the tensor **on every case, to 1e-7**. Then it says
-# what is wrong and asks a question back, in English or Chinese.
+# constants differ, with mistakes people make, with the true gradient times a product of constants, clipped or with
+# weight decay, with its terms, with small edits of the textbook. A name is given only if it explains the tensor **on
+# every case, to 1e-7**; what the cases cannot tell apart is all given. Then it says what is wrong and asks a question
+# back, in English or Chinese.
 
 # %%
 from minilora.verify import Case, diagnose
@@ -433,22 +434,24 @@ assert "√d times" in diagnosis.text()
 assert "transposed" in diagnosis.text()
 
 # %% [markdown]
-# **A fault without a name.** Here $dq$ is clipped to $\pm 0.5$ inside the backward. That is no scale and no transpose:
+# **A fault without a name.** Here $dq$ is squashed by a tanh inside the backward. That is no scale and no transpose:
 # the answer is "unknown", with facts and no guess, which could send you the wrong way. The facts are a start: no ratio
-# to the true gradient is above 1, and some entries are right.
+# to the true gradient is above 1. So is the next step: every gradient is linear in $dy$, and this one does not double
+# with it.
 
 
 # %%
-def clipped(dS, q, k):
+def squashed(dS, q, k):
     d = q.shape[-1]
-    return np.clip(dS @ k / np.sqrt(d), -0.5, 0.5), dS.T @ q / np.sqrt(d)
+    return np.tanh(dS @ k / np.sqrt(d)), dS.T @ q / np.sqrt(d)
 
 
-diagnosis = diagnose(clipped, scores, cases)
+diagnosis = diagnose(squashed, scores, cases)
 print(diagnosis.text("en"), diagnosis.text("zh"), sep="\n\n")
 assert [finding.kind for finding in diagnosis.findings] == ["unknown", "right"]
 assert diagnosis.names() == []
-assert "to 1;" in diagnosis.text()
+assert "ratios from" in diagnosis.text()
+assert "Double dy" in diagnosis.text()
 
 # %% [markdown]
 # ## Try it

@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from minilora import gpt2
-from minilora.bench import bench, figure, lengths, ours, report, rounds, worker
+from minilora.bench import bench, figure, lengths, ours, report, rounds, threads, worker
 from minilora.bench.cases import NEW, SIZES, Case, Contestant, Job, cases, pairs, read_size
 from minilora.bench.report import rows_of
 from minilora.bench.roofline import roofline
@@ -46,6 +47,19 @@ def made(walls, theirs=None, measure="lora", **changes):
 
 
 # ---- what is measured ----
+
+
+def test_the_default_environment_is_measured_beside_one_blas_thread_quiet_and_busy(monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # not passed on to the default
+    monkeypatch.setattr(threads, "WORK", {"check": threads.WORK["check"]})
+    started, python = [], threads.python
+    monkeypatch.setattr(threads, "python", lambda said, module, env: started.append(env) or python(said, module, env))
+    assert main(["bench", "--measures", "threads", "--rounds", "2", "--seconds", "0.01"]) == 0
+    assert [[env.get(name) for name in rounds.THREADS] for env in started] == [[None] * 3, ["1"] * 3]
+    said = capsys.readouterr().out
+    assert "check_gradient" in said
+    assert "0 busy" in said
+    assert "2 busy" in said
 
 
 def test_a_size_has_its_own_batch_and_tokens_or_those_it_is_given():
@@ -189,6 +203,10 @@ def test_a_burst_lasts_as_long_as_it_was_told_and_counts_what_was_done():
     assert 0.01 <= burst["n"] * burst["wall"] < 0.1
 
 
+def test_a_burst_that_gets_no_core_in_time_still_does_its_work_once():
+    assert worker.burst(Job(lambda: None, lambda: None), 0.0)["n"] == 1
+
+
 def test_who_waits_for_the_device_is_found_out():
     busy = [True]
     job = Job(lambda: None, lambda: None, event=lambda: lambda: not busy[0])
@@ -246,11 +264,12 @@ def test_a_contestant_that_cannot_start_is_named(monkeypatch):
         rounds.measure(TINY, 1, 0.01)
 
 
-def test_a_rank_that_no_layer_has_is_said_in_a_line(alone, capfd):
-    assert main(["bench", "--sizes", "tiny:2x8", "--measures", "lora", "--ranks", "999"]) == 2
+@pytest.mark.skipif(find_spec("cupy") is not None, reason="there is a GPU, perhaps")
+def test_what_a_process_cannot_prepare_is_said_in_a_line(alone, capfd):
+    assert main(["bench", "--sizes", "tiny:2x8", "--measures", "lora", "--device", "cuda"]) == 2
     first, second = capfd.readouterr().err.strip().splitlines()[-2:]
-    assert "rank 999 is not a whole number from 1 to 64" in first
-    assert "could not be prepared" in second
+    assert "needs CuPy" in first
+    assert "what it said is above" in second
 
 
 def test_without_pytorch_minilora_is_measured_and_drawn_alone_and_what_is_missing_is_said(alone, tmp_path, capfd):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import THREADS, assert_refused, code_of, edit_json, lines, make_base, promised, tree
+from test_cli import assert_refused, code_of, edit_json, lines, make_base, promised, tree
 
 from minilora import peft
 from minilora.checkpoint import load_tensors, save_tensors
@@ -38,12 +38,6 @@ def write(path: Path, table: list[tuple[str, str]], header: tuple[str, ...] = ("
     with open(path, "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([header, *table])
     return path
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch):
-    for variable in THREADS:
-        monkeypatch.setenv(variable, "1")
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,9 @@ from typing import Any
 import fakecupy
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from minilora import __version__, accounting, checkpoint, lora, pretrained, text, training
+from minilora import __version__, accounting, checkpoint, lora, ops, pretrained, text, training
 from minilora.checkpoint import load_tensors, save_tensors
 from minilora.cli import commands, main, parser
 from minilora.families import llama
@@ -52,7 +53,6 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 WORDS = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(120)).encode()
 RUN = ["--steps", "3", "--batch", "2", "--length", "8", "--rank", "2", "--evaluate-every", "2"]
-THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def make_base(folder: Path, seed: int = 1, **changes: Any) -> Path:
@@ -63,13 +63,6 @@ def make_base(folder: Path, seed: int = 1, **changes: Any) -> Path:
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Every file below `folder` with its bytes, every folder with None."""
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every command sets these; they are put back after a test."""
-    for variable in THREADS:
-        monkeypatch.setenv(variable, "1")
 
 
 @pytest.fixture(scope="module")
@@ -310,20 +303,37 @@ def test_a_window_of_any_length_will_do(here, length):
 # ---- threads ----
 
 
-def test_numpy_is_loaded_after_threads_has_set_the_number_of_blas_threads(here):
+@pytest.mark.parametrize(("words", "n"), [([], 1), (["--threads", "2", "--shards", "2"], 2)])
+def test_threads_is_the_number_of_blas_threads_of_a_command_and_of_nothing_after_it(words, n, here, monkeypatch):
+    seen, forward = set(), ops.linear_forward
+
+    def watched(*arguments):
+        seen.update(blas())
+        return forward(*arguments)
+
+    monkeypatch.setattr(ops, "linear_forward", watched)
+    with threadpool_limits(3, user_api="blas"):
+        before = blas()
+        assert main([*FINETUNE, *words]) == 0
+        assert blas() == before
+    assert seen == {n for _ in before}
+
+
+def blas() -> list[int]:
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+@pytest.mark.parametrize("words", [[], ["count"]])
+def test_help_does_not_wait_for_numpy(words):
     code = f"""if True:
-        import os, sys
+        import sys
         import minilora.cli
-        assert "numpy" not in sys.modules, "too early"
-        class Spy:
-            def find_spec(self, name, *rest):
-                if name == "numpy":
-                    print(*(os.environ[variable] for variable in {THREADS}))
-        sys.meta_path.insert(0, Spy())
-        minilora.cli.main(["info", "base", "--threads", "3"])
+        try:
+            minilora.cli.main([*{words}, "--help"])
+        finally:
+            assert not {{"numpy", "threadpoolctl"}} & set(sys.modules)
     """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=outside())
-    assert done.stdout.splitlines()[0] == "3 3 3"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=outside())
 
 
 def outside() -> dict[str, str]:

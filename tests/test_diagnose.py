@@ -1,6 +1,7 @@
 """Every fault is named as itself, never as another; what has no name is a correct generic finding, or unknown."""
 
 import dataclasses
+import functools
 import itertools
 import re
 import time
@@ -441,10 +442,381 @@ def test_a_gradient_that_raises_is_told_the_shapes_that_it_is_given():
     with pytest.raises(
         ValueError, match=r"grad raises ValueError: .*; low_rank calls it with dy \(5, 3, 6\), x \(5, 3, 8\)"
     ):
-        diagnose(lambda dy, x, A, B, **_: (dy @ B @ A, (B.T @ dy.T) @ x, dy.T @ (x @ A.T)), "low_rank")
+        diagnose(lambda dy, x, A, B, **_: (dy @ A, dy @ B, x @ B), "low_rank")
 
 
 def test_a_language_without_words_is_refused_and_the_others_named():
     found = diagnose(learner(BANK["linear"]), BANK["linear"])
     with pytest.raises(ValueError, match="no words in 'fr', only in 'en' and 'zh'"):
         found.text("fr")
+
+
+# ---- a name that is wrong is worse than none ----
+
+
+def test_a_copy_is_no_swap_and_a_swap_is_one():
+    def copied(dy, gate, up):
+        _dgate, dup = BANK["swiglu"].backward(dy, gate, up).values()
+        return dup, dup
+
+    found = diagnose(copied, "swiglu")
+    assert [f.kind for f in found.findings] == ["terms", "right"]
+    assert str(found).startswith("dgate holds the gradient dup")
+    swapped = diagnose(lambda *inputs: list(BANK["swiglu"].backward(*inputs).values())[::-1], "swiglu")
+    assert swapped.names() == ["gradients_swapped"] * 2
+    dq, dk, _dv = (f"d{name}" for name in "qkv")
+    once = diagnose(
+        lambda *a, **c: {**(g := BANK["causal_attention"].backward(*a, **c)), dk: g[dq]}, "causal_attention"
+    )
+    assert once.names() == []
+    assert f"{dk} holds the gradient {dq}" in str(once)
+
+
+def test_an_axis_of_dy_has_the_name_that_the_sizes_give_it_and_otherwise_a_number():
+    def product(W, x):
+        return W @ x
+
+    def last_row(dy, W, x):
+        return dy @ x.T, np.outer(W[-1], dy[-1])
+
+    rng = np.random.default_rng(0)
+
+    def cases(shapes, names):
+        return [
+            Case(rng.standard_normal((m, n)), {"W": rng.standard_normal((m, k)), "x": rng.standard_normal((k, n))}, {},
+                 dict(zip(names, (m, k, n), strict=True)))
+            for m, k, n in shapes
+        ]  # fmt: skip
+
+    apart, square = ((3, 4, 5), (4, 5, 6), (5, 6, 7)), ((3, 3, 3), (4, 4, 4), (5, 5, 5))
+    for shapes, names, axis in (
+        (apart, ("out", "in", "samples"), "the last entry of dy along axis 0 (out)"),
+        (apart, ("channels", "in", "samples"), "the last channel"),
+        (apart, ("samples", "in", "out"), "the last sample"),
+        (square, ("samples", "in", "out"), "the last entry of dy along axis 0"),
+    ):
+        found = diagnose(last_row, product, cases(shapes, names)).findings[1]
+        assert found.says.en.startswith(f"dx holds {axis} alone: ")
+
+    def last_column(dy, W, x):
+        return np.outer(dy[:, -1], x[:, -1]), W.T @ dy
+
+    found = diagnose(last_column, product, cases(apart, ("out", "in", "samples"))).findings[0]
+    assert found.says.en == "dW holds the last sample alone: the samples must add up"
+    two = diagnose(last_column, product, cases(((3, 4, 2), (4, 5, 2), (5, 6, 2)), ("out", "in", "samples")))
+    assert "or: dW lacks the first sample" in str(two)
+
+
+def low_rank_path(x, A, B, alpha, r):
+    return alpha / r * x @ A.T @ B.T
+
+
+def scaled_twice(dy, x, A, B, alpha, r):
+    s = alpha / r
+    return s * dy @ B @ A, s * (dy @ B).T @ x, s * s * dy.T @ (x @ A.T)
+
+
+def low_rank_cases(alpha_of_r):
+    rng = np.random.default_rng(0)
+    cases = []
+    for n, width, r, out in ((3, 4, 2, 5), (4, 6, 3, 7), (5, 3, 4, 6)):
+        inputs = {"x": (n, width), "A": (r, width), "B": (out, r)}
+        inputs = {name: rng.standard_normal(shape) for name, shape in inputs.items()}
+        constants = {"alpha": alpha_of_r(r), "r": r}
+        cases.append(Case(rng.standard_normal((n, out)), inputs, constants, {"batch": n, **constants}))
+    return cases
+
+
+def test_a_scale_that_the_cases_cannot_tell_from_counting_twice_has_both_names():
+    found = diagnose(scaled_twice, low_rank_path, low_rank_cases(lambda r: 2 * r)).findings[2]
+    assert "is counted twice or is alpha/r times the true gradient" in found.says.en
+    assert "被算了两次，或者是正确梯度的 alpha/r 倍" in found.says.zh
+    apart = diagnose(scaled_twice, low_rank_path, low_rank_cases(lambda r: 2 * r + 1)).findings[2]
+    assert apart.says.en == "dB is alpha/r times the true gradient"
+    twice = diagnose(lambda *a, **c: [*[2 * g for g in scaled_twice(*a, **c)][:1], a[2], a[3]], low_rank_path,
+                     low_rank_cases(lambda r: 2 * r + 1))  # fmt: skip
+    assert twice.findings[0].says.en == "dx is counted twice"
+
+
+def test_a_constant_with_no_name_among_the_sizes_is_still_seen():
+    cases = [case._replace(sizes={}) for case in low_rank_cases(lambda r: 2 * r)]
+    assert "or is alpha/r times" in diagnose(scaled_twice, low_rank_path, cases).findings[2].says.en
+
+
+def test_the_library_tells_apart_what_the_cases_of_a_person_cannot():
+    problem = BANK["low_rank"]
+    case = problem.cases()[0]
+    twice_r = case._replace(constants=case.constants | {"alpha": 2.0 * case.constants["r"]})
+    assert set(diagnose(learner(problem, "scale_twice"), problem, twice_r).names()) == {"scale_twice"}
+
+    def only_mine(dy, x, *inputs, **constants):
+        if not np.array_equal(x, case.inputs["x"]):
+            raise ValueError("another shape")
+        return learner(problem, "scale_twice")(dy, x, *inputs, **constants)
+
+    found = diagnose(only_mine, problem, twice_r)
+    assert {"scale_twice", "counted_twice"} <= {f.name for f in found.findings if f.tensor == "dB"}
+    assert "\ndB: or: " in str(found)
+    assert "或者：" in found.text("zh")
+
+
+# ---- what a reader would know ----
+
+
+def test_two_mistakes_in_one_tensor_are_both_named():
+    problem = BANK["low_rank"]
+
+    def neither(dy, x, A, B, W, keep, alpha, r, p):
+        return problem.backward(dy, x, A, B, W, keep, alpha, r, p) | {"dx": alpha / r * dy @ B @ A}
+
+    found = diagnose(neither, problem)
+    assert found.names() == ["no_base_path", "no_mask_in_x"]
+    assert "\ndx: and: the low-rank path of dx lacks the dropout mask" in str(found)
+    assert "并且：" in found.text("zh")
+
+    def unscaled(dy, x, A, B, W, keep, alpha, r, p):
+        return problem.backward(dy, x, A, B, W, keep, alpha, r, p) | {"dx": dy @ W + dy @ B @ A}
+
+    assert set(diagnose(unscaled, problem).names()) == {"no_scale_in_x", "no_mask_in_x"}
+
+
+def test_a_mean_that_is_missing_beside_another_mistake_is_read():
+    problem = BANK["cross_entropy"]
+
+    def summed(dL, logits, targets, count):
+        return count * problem.faults["softmax_at_ignored"].wrong(dL, logits, targets, count)["dlogits"]
+
+    found = diagnose(summed, problem)
+    assert found.names() == ["softmax_at_ignored", "not_averaged"]
+
+    def shared_out(dL, logits, targets, count):
+        return summed(dL, logits, targets, count) / len(logits)
+
+    assert "and: dlogits is count/batch times what that makes of it" in str(diagnose(shared_out, problem))
+
+
+def test_a_ratio_that_the_data_make_is_counted_in_the_data():
+    def loss(z, targets):
+        P = np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
+        seen = targets >= 0
+        return -np.log(P[seen, targets[seen]]).mean()
+
+    def summed(dL, z, targets):
+        P = np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
+        return dL * (P - np.eye(z.shape[-1])[targets]) * (targets >= 0)[:, None]
+
+    rng = np.random.default_rng(0)
+    cases = []
+    for n, V, ignored in ((7, 4, 2), (9, 5, 3), (8, 6, 1)):
+        targets = rng.integers(V, size=n)
+        targets[:ignored] = -100
+        cases.append(Case(np.array(1.7), {"z": rng.standard_normal((n, V))}, {"targets": targets}, {}))
+    found = diagnose(lambda dL, z, targets: summed(dL, z, np.where(targets < 0, -1, targets)), loss, cases)
+    assert found.findings[0].says.en == "dz is (the number of targets ≥ 0) times the true gradient"
+
+
+def test_weight_decay_inside_a_gradient_is_named():
+    problem = BANK["low_rank"]
+    for decay in (0.01, -0.3):
+
+        def decayed(*arguments, decay=decay, **constants):
+            g = problem.backward(*arguments, **constants)
+            return g | {"dA": g["dA"] + decay * arguments[2]}
+
+        found = diagnose(decayed, problem).findings[1]
+        sign = "plus" if decay > 0 else "minus"
+        assert found.says.en == f"dA is the true gradient {sign} {abs(decay)} A: weight decay inside the gradient"
+        assert "权重衰减" in found.says.zh
+
+
+def norm(*arrays):
+    return sum(float((a * a).sum()) for a in arrays) ** 0.5
+
+
+CLIPPED = {
+    "is clipped to ±0.5, entry by entry": lambda g, all: np.clip(g, -0.5, 0.5),
+    "is clipped: shortened to the norm 10": lambda g, all: g * min(1, 10 / norm(g)),
+    "is clipped: shortened to the norm of all gradients together 25": lambda g, all: g * min(1, 25 / (all + 1e-6)),
+    "is shortened to the norm 1 in every case: clipped, or normalised": lambda g, all: g / norm(g),
+    "is normalised: the norm of all gradients together is 30 in every case": lambda g, all: 30 * g / all,
+}
+
+
+@pytest.mark.parametrize("says", CLIPPED)
+def test_a_clipped_gradient_is_called_clipped(says):
+    def grad(dy, x, W, b):
+        right = BANK["linear"].backward(dy, x, W, b)
+        return {"dx": CLIPPED[says](right["dx"], norm(*right.values())), **{k: right[k] for k in ("dW", "db")}}
+
+    def all_of_them(dy, x, W, b):
+        right = BANK["linear"].backward(dy, x, W, b)
+        return {name: CLIPPED[says](g, norm(*right.values())) for name, g in right.items()}
+
+    found = diagnose(all_of_them if "all" in says else grad, "linear")
+    assert found.findings[0].says.en == f"dx {says}"
+
+
+def test_a_mask_that_is_not_that_of_forward_is_found():
+    def drawn_anew(dy, x, keep, p):
+        return dy * (np.random.default_rng(7).random(x.shape) >= p) / (1 - p)
+
+    assert "its dropout mask, which keeps other entries" in str(diagnose(drawn_anew, "dropout"))
+
+    def in_the_path(dy, x, A, B, W, keep, alpha, r, p):
+        g = BANK["low_rank"].backward(dy, x, A, B, W, keep, alpha, r, p)
+        return g | {"dx": dy @ W + drawn_anew(alpha / r * dy @ B @ A, x, keep, p)}
+
+    assert "dx is right but for its dropout mask" in str(diagnose(in_the_path, "low_rank"))
+
+
+def test_a_norm_held_constant_is_said_to_be_the_convention_of_peft():
+    found = diagnose(learner(BANK["dora"], "norm_held_constant"), "dora")
+    assert str(found).count("the convention of PEFT") == 2
+
+
+def test_after_unknown_there_is_a_next_step():
+    problem = BANK["low_rank"]
+
+    def with_odd_mask(dy, x, A, B, W, keep, alpha, r, p):
+        g = problem.backward(dy, x, A, B, W, keep, alpha, r, p)
+        return g | {"dx": dy @ W + alpha / r * dy @ B @ A * keep**3.5}
+
+    (found,) = [f for f in diagnose(with_odd_mask, problem).findings if f.kind == "unknown"]
+    assert "dx is right without dropout" in found.asks.en
+    assert "Take the smallest case, diagnosis.cases[3]" in found.asks.en
+    assert "dA and dB are right" in found.asks.en
+    assert "下一步：没有 dropout" in found.asks.zh
+    place, entry, right, wrong = re.search(
+        r"a 1 at (\[.*?\]): dx(\[.*?\]) must be (\S+), and is (\S+);", found.asks.en
+    ).groups()
+    case = problem.cases()[3]
+    dy = np.zeros_like(case.dy)
+    dy[tuple(eval(place))] = 1
+    truth = apply(problem.backward, case._replace(dy=dy))["dx"]
+    assert f"{truth[tuple(eval(entry))]:.4g}" == right != wrong
+
+    def square(dy, x):
+        return cubic(dy, x) + np.sin(dy) ** 2
+
+    (found,) = diagnose(square, cube, GOOD).findings
+    assert "Double dy: every gradient is linear in dy" in found.asks.en
+    (found,) = diagnose(lambda dy, x: cubic(dy, x) + np.sin(x), cube, GOOD).findings
+    assert "Set dy = 0" in found.asks.en
+    (found,) = diagnose(lambda dy, x: cubic(dy, x) + np.where(x > 0.5, np.inf, 0), cube, GOOD).findings
+    assert "diagnosis.cases[0]: is there a division by 0" in found.asks.en
+
+
+def test_a_function_with_the_arguments_of_a_problem_is_pointed_to_it():
+    found = diagnose(lambda dy, x, A, B, alpha, r: (np.sin(x), A, B), low_rank_path, low_rank_cases(lambda r: 3 * r))
+    assert 'diagnose(grad, "low_rank")' in str(found)
+
+
+# ---- the forms in which people write an op ----
+
+
+def textbook(dy, x, A, B, alpha, r):
+    s = alpha / r
+    return s * dy @ B @ A, s * (dy @ B).T @ x, s * dy.T @ (x @ A.T)
+
+
+def of_a_batch(dy, x, A, B, lora_alpha, r):
+    s, each = lora_alpha / r, "bti,btj->ij"
+    return s * dy @ B @ A, s * np.einsum(each, dy @ B, x), s * np.einsum(each, dy, x @ A.T)
+
+
+def with_frozen_W(dy, x, W, A, B, alpha, r):
+    dx, dA, dB = textbook(dy, x, A, B, alpha, r)
+    return dy @ W + dx, dA, dB
+
+
+def with_one_scale(dout, x, lora_A, lora_B, scaling):
+    return textbook(dout, x, lora_A, lora_B, scaling, 1)
+
+
+def with_the_rank_of_A(dy, x, keep, W, A, B, alpha, p):
+    dx, dA, dB = textbook(dy, x * keep, A, B, alpha, len(A))
+    return dy @ W + dx * keep, dA, dB
+
+
+FORMS = {
+    "no W and no dropout": textbook,
+    "lora_alpha": of_a_batch,
+    "no dropout": with_frozen_W,
+    "one scale": with_one_scale,
+    "no rank": with_the_rank_of_A,
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_low_rank_is_diagnosed_in_every_form_in_which_people_write_it(name):
+    grad = FORMS[name]
+    assert diagnose(grad, "low_rank").ok
+
+    @functools.wraps(grad)
+    def twice(*arguments, **constants):
+        dx, dA, dB = grad(*arguments, **constants)
+        return dx, 0 * dA, 2 * dB
+
+    assert diagnose(twice, "lora").names() == ["as_if_B_were_zero", "counted_twice"]
+
+
+def test_a_form_says_what_it_leaves_out():
+    assert str(diagnose(textbook, "low_rank")).startswith("(compared without W, keep, p)\n")
+    assert diagnose(textbook, "low_rank").text("zh").startswith("（按不含 W, keep, p 的形式比较）\n")
+    assert str(diagnose(learner(BANK["low_rank"]), "low_rank")).startswith("dx is right")
+
+
+def softmax(z):
+    return np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
+
+
+def mean_of_rows(logits, targets):
+    P = softmax(logits)
+    P[np.arange(len(targets)), targets] -= 1
+    return P / len(targets)
+
+
+def mean_of_tokens(dL, logits, targets):
+    B, T, V = logits.shape
+    return dL * (softmax(logits) - np.eye(V)[targets]) / (B * T)
+
+
+@pytest.mark.parametrize("grad", [mean_of_rows, mean_of_tokens])
+def test_cross_entropy_is_diagnosed_as_a_mean_over_all_tokens(grad):
+    assert diagnose(grad, "cross_entropy").ok
+    wrong = functools.wraps(grad)(lambda *a, **c: grad(*a, **c) * (a[-1] if a else c["targets"]).size)
+    assert diagnose(wrong, "cross_entropy").names() == ["not_averaged"]
+
+
+def test_the_named_faults_of_a_form_are_those_that_it_can_have():
+    problem = BANK["low_rank"]
+    for name in ("scale_twice", "no_scale_in_B", "product_of_sums", "h_for_dh"):
+
+        def grad(dy, x, A, B, alpha, r, name=name):
+            W, keep = np.zeros((len(B), x.shape[-1])), np.ones_like(x)
+            rest = {"W": W, "keep": keep, "alpha": alpha, "r": r, "p": 0.0}
+            return problem.backward(dy, x, A, B, **rest) | problem.faults[name].wrong(dy, x, A, B, **rest)
+
+        assert set(diagnose(grad, problem).names()) == {name}
+
+
+def test_parameters_that_fit_no_form_are_told_which_there_are():
+    with pytest.raises(ValueError, match=r"\(dy, x, A, C\), fit no form of low_rank; .* also without W"):
+        diagnose(lambda dy, x, A, C: None, "low_rank")
+
+
+def test_a_problem_is_found_by_other_names_and_a_near_miss_is_answered():
+    for name, found in {"LoRA": "low_rank", "Layer Norm": "layer_norm", "gqa": "grouped_query_attention"}.items():
+        assert diagnose(learner(BANK[found]), name).ok
+    with pytest.raises(ValueError, match=r"no problem is called 'layer_nrom': did you mean 'layer_norm'\?"):
+        diagnose(cubic, "layer_nrom")
+
+
+def test_the_signatures_print_each_forward_as_a_formula():
+    for problem in BANK.values():
+        assert "=" in problem.formula or "→" in problem.formula
+        assert problem.formula in signatures()
+    assert signatures("lora").startswith("low_rank: grad(")
+    assert "y = x Wᵀ + s (x ∘ keep) Aᵀ Bᵀ" in signatures("lora")
+    with pytest.raises(ValueError, match="no problem has 'soup' in its name"):
+        signatures("soup")

@@ -25,12 +25,6 @@ from minilora.verify.mutation import (
 SAMPLE = 40
 
 
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch):
-    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        monkeypatch.setenv(variable, "1")  # the command sets them; this puts them back
-
-
 def said(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
     return [(outcome.function, outcome.edit, outcome.line) for outcome in outcomes]
 

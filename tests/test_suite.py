@@ -19,12 +19,6 @@ from minilora.verify.suite import CHECKS, LAWS, METHODS, show, verify, wrong
 KINDS = ["op", "module", "adapter", "family"]
 
 
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch):
-    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        monkeypatch.setenv(variable, "1")  # the command sets them; this puts them back
-
-
 Broken = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 

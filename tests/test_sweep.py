@@ -100,7 +100,7 @@ def test_finetune_and_sweep_take_the_same_options_with_the_same_defaults():
     assert grid.keys() - finetune.keys() == {"ranks", "seeds", "jobs"}
     both = finetune.keys() & grid.keys()
     assert {name for name in both if finetune[name].default != grid[name].default} == {"shards"}
-    for name in ("jobs", "shards"):
+    for name in ("jobs", "shards", "threads"):
         assert grid[name].default == sweep.sweep.__kwdefaults__[name]
     for name, value in language_model.finetune.__kwdefaults__.items():
         if name in both and (said := re.search(r"\(default ([^)]*)\)", finetune[name].help)):
@@ -368,8 +368,8 @@ def test_a_missing_joblib_is_one_line_that_says_what_to_install(here, capfd, mon
     assert_refused(here, capfd, SWEEP, r"a sweep needs joblib: pip install '\.\[sweep\]' in the clone$")
 
 
-@pytest.mark.parametrize("numbers", [{"ranks": []}, {"seeds": 0}, {"jobs": 0}])
-def test_from_python_too_there_is_at_least_one_rank_seed_and_job(numbers, here):
+@pytest.mark.parametrize("numbers", [{"ranks": []}, {"seeds": 0}, {"jobs": 0}, {"threads": 0}])
+def test_from_python_too_there_is_at_least_one_rank_seed_job_and_thread(numbers, here):
     with pytest.raises(ValueError, match="at least one of each"):
         sweep.sweep("base", "words.txt", "out", **{"ranks": [1], "seeds": 1, **numbers})
 

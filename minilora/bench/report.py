@@ -18,8 +18,9 @@ from ..spelling import choose_from
 from ..tables import counted, numbers_right, wide_console
 from .cases import MEASURES, NEW, SIZES, Case, cases, pairs, read_size
 from .rounds import THREADS, measure, missing
+from .threads import default_and_pinned
 
-ALL = *MEASURES, "import", "ops"
+ALL = *MEASURES, "threads", "import", "ops"
 IMPORTS = {
     "numpy": "import numpy",
     "minilora": "import minilora",
@@ -47,8 +48,8 @@ def bench(
     seconds: float = 0.2,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """{"machine", "device", "missing", "cases", "imports", "ops"}: each measure of each size, in `rounds` rounds of
-    bursts of `seconds`. "missing" are the packages that a comparison lacks; without any, minilora is measured alone.
+    """{"machine", "device", "missing", "cases", "threads", "imports", "ops"}: each measure of each size, in `rounds`
+    rounds of bursts of `seconds`. "missing" are the packages that a comparison lacks; minilora is then measured alone.
 
     `sizes` are names of SIZES, or with another batch and number of tokens "small:1x128"; `measures` are of ALL;
     `targets` are those of attach_lora, with commas. PyTorch, Transformers and PEFT are contestants where they are
@@ -64,11 +65,13 @@ def bench(
     if "import" in measures:
         lacking |= {*missing("torch"), *missing("peft")}
     report: dict[str, Any] = {"machine": machine(), "device": device, "missing": sorted(lacking)}
-    report |= {"cases": [], "imports": [], "ops": []}
+    report |= {"cases": [], "threads": [], "imports": [], "ops": []}
     bar = tqdm(wanted, "measuring", disable=None, leave=False)
     for case in bar:
         bar.set_postfix_str(str(case))
         report["cases"].append(measure(case, rounds, seconds))
+    if "threads" in measures:
+        report["threads"] = default_and_pinned(rounds, seconds)
     if "import" in measures:
         report["imports"] = imports(rounds)
     if "ops" in measures:
@@ -129,7 +132,7 @@ def show(report: dict[str, Any]) -> None:
         console.print(f"not installed, and so not beside minilora: {names} (pip install {names})", soft_wrap=True)
     for line in libraries(report):
         console.print(line, soft_wrap=True)
-    for table in (*case_tables(report), *import_table(report), *op_tables(report)):
+    for table in (*case_tables(report), *threads_table(report), *import_table(report), *op_tables(report)):
         console.print(table)
 
 
@@ -183,6 +186,21 @@ def rows_of(case: Case, result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:,.{2 if seconds < 0.01 else 1 if seconds < 0.1 else 0}f} ms"
+
+
+def threads_table(report: dict[str, Any]) -> list[Any]:
+    if not report["threads"]:
+        return []
+    title = (
+        f"BLAS threads as the machine sets them, and 1; ratio: median of {len(report['threads'][0]['rounds'])} rounds"
+    )
+    table = numbers_right(title, "work", "shards", "beside", "default", "1 thread", "ratio", "rounds")
+    for row in report["threads"]:
+        table.add_row(
+            row["work"], str(row["shards"]), f"{row['busy']} busy", milliseconds(row["default"]),
+            milliseconds(row["pinned"]), f"{row['ratio']:.2f}", f"{min(row['rounds']):.2f}–{max(row['rounds']):.2f}",
+        )  # fmt: skip
+    return [table]
 
 
 def import_table(report: dict[str, Any]) -> list[Any]:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -29,14 +30,13 @@ def missing(library: str) -> list[str]:
 
 
 class Process:
-    """A contestant at work (worker.py)."""
+    """One at work: a contestant (worker.py), or minilora as people start it (threads.py)."""
 
-    def __init__(self, case: Case, contestant: Contestant, process: subprocess.Popen[str]) -> None:
-        self.name, self.process, self.peak = str(contestant), process, 0
+    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
+        self.name, self.process, self.peak = name, process, 0
         self.rounds: list[dict[str, float]] = []
         first = self.read()
         self.results, self.about, self.waits = first["results"], first["about"], first["waits"]
-        self.about["threads"] = " × ".join(map(str, threads(case, contestant)))
 
     def read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -66,8 +66,13 @@ def threads(case: Case, contestant: Contestant) -> tuple[int, ...]:
 
 
 def start(said: dict[str, Any], threads: int) -> subprocess.Popen[str]:
-    env = os.environ | dict.fromkeys(THREADS, str(threads)) | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "minilora.bench.worker", json.dumps(said)]
+    """worker.py, on so many BLAS threads."""
+    env = dict.fromkeys(THREADS, str(threads)) | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    return python(said | {"threads": threads}, "worker", os.environ | env)
+
+
+def python(said: dict[str, Any], module: str, env: Mapping[str, str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "ignore", "-m", f"minilora.bench.{module}", json.dumps(said)]
     return subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
@@ -84,7 +89,8 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
         for contestant in dict.fromkeys(c for pair in wanted for c in pair):
             process = stack.enter_context(start(said | {"contestant": contestant}, threads(case, contestant)[-1]))
             stack.callback(process.kill)  # and then the pipes are closed
-            processes[contestant] = Process(case, contestant, process)
+            processes[contestant] = Process(str(contestant), process)
+            processes[contestant].about["threads"] = " × ".join(map(str, threads(case, contestant)))
         for ours, theirs in wanted:
             check_same(case, processes[ours], processes[theirs])
         for _ in range(rounds):

@@ -1,6 +1,6 @@
 """One contestant, in a process of its own: it gets ready, works in bursts when told to, and says how long it took.
 
-    python -m minilora.bench.worker '{"case": {...}, "contestant": [...], "folder": "..."}'
+    python -m minilora.bench.worker '{"case": {...}, "contestant": [...], "folder": "...", "threads": 1}'
 
 A line of JSON when it is ready, a line for each burst (a line of input says how many seconds), and a line at "end".
 """
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..process import keep_freed_memory
+from ..process import blas_threads, keep_freed_memory
 from .cases import Case, Contestant, Job
 
 WARM = 3  # times before the first burst
@@ -27,13 +27,18 @@ def main() -> None:
         from .ours import prepare
 
         return prepare(case, folder)
+    with blas_threads(said["threads"]):
+        job, about = ready(case, Contestant(*contestant), folder)
+        serve(job, about, shallow=not case.real and case.shape["layers"] <= SHALLOW)
+
+
+def serve(job: Job, about: dict[str, str], shallow: bool = False) -> None:
+    """Get ready, and then work as standard input says."""
     keep_freed_memory()  # PyTorch's too: what minilora's training commands do is not to be an advantage
-    job, about = ready(case, Contestant(*contestant), folder)
     results = []
     for _ in range(WARM):
         job.run()
         results.append(job.wait())
-    shallow = not case.real and case.shape["layers"] <= SHALLOW
     tell({"results": results, "about": about, "waits": waits(job) if shallow else None})
     for line in iter(sys.stdin.readline, "end\n"):
         tell(burst(job, float(line)))
@@ -71,9 +76,9 @@ def ready(case: Case, contestant: Contestant, folder: Path) -> tuple[Job, dict[s
 
 
 def burst(job: Job, seconds: float) -> dict[str, float]:
-    """Seconds for one time, of the wall clock and of the CPU, over as many as begin within `seconds`."""
+    """Seconds for one time, of the wall clock and of the CPU, over as many as begin within `seconds`, at least one."""
     start, busy, n = time.perf_counter(), time.process_time(), 0
-    while time.perf_counter() - start < seconds:
+    while not n or time.perf_counter() - start < seconds:
         job.run()
         n += 1
     job.wait()

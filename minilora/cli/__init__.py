@@ -1,4 +1,4 @@
-"""The commands. Each parses its words, calls one function, and prints; NumPy is loaded only after parsing."""
+"""The commands. Each parses its words, calls one function, and prints."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from ..process import blas_threads
 from ..tables import printable
 from .options import COUNTED, parser
 
@@ -23,9 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         try:
             options = parser().parse_args(arguments)
-            for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-                os.environ[variable] = str(options.threads)  # BLAS reads these when NumPy is loaded, and never again
-            with warnings.catch_warnings():
+            with blas_threads(options.threads), warnings.catch_warnings():
                 warnings.showwarning = note
                 return run(options)
         finally:  # not at exit, where Python would report an error of its own

@@ -1,6 +1,6 @@
 """What each command does with its words: one function of the library, then what a person reads.
 
-The functions import as they run: NumPy is loaded once --threads has been read.
+The functions import as they run: --help need not wait for NumPy.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def sweep(options: argparse.Namespace) -> None:
     from .. import sweep as job
     from ..tasks.data import show as tell
 
-    words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads")}
+    words = {key: value for key, value in vars(options).items() if key not in ("run", "device")}
     job.show(job.sweep(backend=backend(options), tell=tell, **words), options.out)
 
 

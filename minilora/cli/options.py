@@ -34,7 +34,7 @@ from .commands import (
     verify,
 )
 
-# accounting.METHODS, which cannot be imported here: NumPy is, once --threads has been read
+# accounting.METHODS, which is not imported here: --help need not wait for NumPy
 COUNTED = """full, top2, bitfit, prefix-embed, prefix-layer, lora, qlora, lora-fa, dora, vera, lora-xs, ia3,
 adapter-houlsby, adapter-pfeiffer or adapter-lin"""
 
@@ -242,7 +242,8 @@ def parser() -> Parser:
         "tiny, small, gpt2, minilm, smollm2; or with batch and tokens, as small:1x128 (default: the first three, both)"
     )
     add("--sizes", type=words, metavar="A,B", help=what)
-    add("--measures", type=words, metavar="A,B", help="forward, lora, full, generate, import, ops (default: all)")
+    what = "forward, lora, full, generate, threads, import, ops (default: all)"
+    add("--measures", type=words, metavar="A,B", help=what)
     add("--cores", type=ranks, default=[1], metavar="N,N", help="cores for each contestant (default 1)")
     add("--ranks", type=ranks, default=[8], metavar="N,N", help="of LoRA (default 8)")
     what = "q_proj,v_proj (default), all-linear, or both, parted by a space"

@@ -15,6 +15,7 @@ from ..checkpoint import check_free, write_files, write_whole
 from ..peft import CONFIG, locate_adapter
 from ..plots import check_png, rank_figures
 from ..pretrained import load_pretrained
+from ..process import blas_threads
 from ..spectrum import SVD
 from ..tables import counted, fits, numbers_right, wide_console
 from .changes import Change, Changes, adapter_changes, checkpoint_changes
@@ -26,6 +27,7 @@ SIDES = ("right", "left")
 COMPARED = 64  # how many directions of two updates are compared, as in the figures of Hu et al. (2021)
 
 
+@blas_threads()
 def study(
     folder: str,
     tuned: str | None = None,

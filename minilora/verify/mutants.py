@@ -8,6 +8,7 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any
 
 from .problem import Words
@@ -36,6 +37,43 @@ def compiled(function: Callable[..., Any]) -> list[tuple[Words, Callable[..., An
         exec(compile(ast.fix_missing_locations(mutated), "<mutant>", "exec"), scope)
         made.append((says, scope[tree.body[0].name]))
     return made
+
+
+def fault_within(
+    outer: Callable[..., Any], inner: Callable[..., Any], backward: Callable[..., Any]
+) -> Callable[..., Any]:
+    """`outer`, which calls `backward`, with that replaced by `inner` where `inner` knows better."""
+    return bound(outer, scope_with(inner, backward))
+
+
+def calls(function: Callable[..., Any], name: str) -> bool:
+    """Does the function, or one of its file that it calls, call what has this name?"""
+    named = getattr(getattr(function, "__code__", None), "co_names", ())
+    inner = (function.__globals__.get(other) for other in named) if named else ()
+    return name in named or any(
+        isinstance(other, FunctionType) and other is not function and other.__globals__ is function.__globals__
+        and calls(other, name) for other in inner
+    )  # fmt: skip
+
+
+@functools.cache
+def scope_with(inner: Callable[..., Any], backward: Callable[..., Any]) -> dict[str, Any]:
+    """The file of `backward`, every function of which calls the replacement."""
+    home = backward.__globals__
+    scope = dict(home)
+    for name, value in home.items():
+        if isinstance(value, FunctionType) and value.__globals__ is home:
+            scope[name] = bound(value, scope)
+
+    def replacement(*arguments: Any, **constants: Any) -> Any:
+        return {**backward(*arguments, **constants), **inner(*arguments, **constants)}
+
+    scope[backward.__name__] = replacement
+    return scope
+
+
+def bound(function: Callable[..., Any], scope: dict[str, Any]) -> Callable[..., Any]:
+    return FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
 
 
 def edits(tree: ast.Module) -> Iterator[tuple[Words, ast.Module]]:

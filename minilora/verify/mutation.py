@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import ops
+from ..process import blas_threads
 from ..spelling import choose_from
 from ..tables import numbers_right, wide_console
 from .cases import OPS, at_every_size
@@ -133,6 +134,7 @@ def killed(mutant: Mutant, cases: list[str], seed: int) -> bool:
     return False
 
 
+@blas_threads()
 def mutation_run(sample: int | None = None, seed: int = 0, only: str = "") -> list[Outcome]:
     """Every mutant of the functions with `only` in their names, or a sample of them; seconds for all.
 

@@ -50,6 +50,7 @@ class Fault:
     wrong: Callable[..., Tensors]
     says: Words  # what is wrong: names the tensor, {it} if there are several, and the term, never the line of code
     asks: Words  # a question to ask back
+    whole: bool = False  # it speaks of all its tensors together: named only where all of them come out so
 
 
 @dataclass
@@ -59,6 +60,11 @@ class Problem:
     `draw(rng, i)` makes case i. `terms(dy, *inputs, **constants)` writes true gradients as sums of named terms:
     {"dx": {Words("the base path", "基础路径"): ..., ...}}. `laws` say, without a reference, what must hold of the
     tensors: law(tensors, case) is the relative violation. `zero` names the inputs whose gradient is always 0.
+    `formula` is the forward as people write it, and `aliases` are other names. `complete(*inputs, **constants)` returns
+    all constants where people write the op without some of them; `rows` says that the op knows no batch and tokens,
+    only rows. `pairs` is False where the gradient is one product, in which two mistakes look like a third.
+    `masked(dy, *inputs, **constants)` are gradients with dropout: what it does not touch, and what it masks if all is
+    kept. `simpler` are changes of a case that switch one part of the op off.
     """
 
     name: str
@@ -69,6 +75,16 @@ class Problem:
     laws: Mapping[Words, Law] = field(default_factory=dict)
     zero: tuple[str, ...] = ()
     faults: dict[str, Fault] = field(default_factory=dict)
+    formula: str = ""
+    aliases: tuple[str, ...] = ()
+    complete: Callable[..., dict[str, Any]] | None = None
+    also: str = ""  # what `complete` allows, in words
+    rows: bool = False
+    pairs: bool = True
+    simpler: Mapping[Words, Callable[[Case], Case]] = field(default_factory=dict)
+    masked: Callable[..., dict[str, tuple[Array, Array]]] | None = None
+    textbook: Problem | None = None  # of which this is another form,
+    around: Callable[[Callable[..., Tensors]], Callable[..., Tensors]] = lambda function: function  # a function of it
 
     def cases(self, seed: int = 0, n: int = 6) -> list[Case]:
         # The 1 keeps these numbers apart from those of default_rng(0), which a checker is likely to draw.
@@ -98,7 +114,7 @@ class Problem:
         return f"{self.name}: grad(dy, {', '.join(words)}), dy {shape([case.dy for case in cases])}"
 
     def fault(
-        self, en: str, zh: str, ask_en: str, ask_zh: str
+        self, en: str, zh: str, ask_en: str, ask_zh: str, *, whole: bool = False
     ) -> Callable[[Callable[..., Tensors]], Callable[..., Tensors]]:
         """Add the decorated function, under its own name, to the faults."""
 
@@ -106,7 +122,7 @@ class Problem:
             name = wrong.__name__
             if name in self.faults:
                 raise ValueError(f"{self.name} has a fault {name} already")
-            self.faults[name] = Fault(name, wrong, Words(en, zh), Words(ask_en, ask_zh))
+            self.faults[name] = Fault(name, wrong, Words(en, zh), Words(ask_en, ask_zh), whole)
             return wrong
 
         return add

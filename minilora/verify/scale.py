@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from ..backend import Array
 SAME = 1e-7  # two tensors closer than this, relatively and on every case, are the same
 POWERS = (-2, -1, -0.5, 0.5, 1, 2)
 CONSTANTS = (1, 2, 0.5, 3, 4, 0.25)
+EQUAL = 1e-8  # two logarithms of factors
 
 
 def proportion(mine: Array, true: Array) -> float | None:
@@ -24,36 +26,68 @@ def proportion(mine: Array, true: Array) -> float | None:
     return c if off <= SAME * max(float(np.linalg.norm(mine)), 1e-12 * float(np.linalg.norm(true))) else None
 
 
-def product(factors: Sequence[float], sizes: Sequence[dict[str, float]]) -> str:
-    """`factors`, one for each case, as a constant times powers of at most three sizes: "alpha/r".
+def readings(factors: Sequence[float], sizes: Sequence[Mapping[str, float]]) -> list[str]:
+    """`factors`, one for each case, as a constant times powers of at most three sizes: ["alpha/r"].
 
-    "" if nothing fits, or if two products of as many sizes do; from fewer than three cases no size is read.
+    What simpler products make as well, in every case, has all these readings: ["2", "alpha/r"]. Otherwise [] if nothing
+    fits, if two products of as many sizes do, or too many; from fewer than three cases no product of sizes is read.
     """
     if all(abs(c) < 1e-12 for c in factors):
-        return "0"
+        return ["0"]
     if any(c == 0 for c in factors) or len({math.copysign(1, c) for c in factors}) > 1:
-        return ""
-    names = sorted(set.intersection(*(set(size) for size in sizes)))
+        return []
+    sign = math.copysign(1, factors[0])
+    names = list(dict.fromkeys(name for size in sizes for name in size if all(name in other for other in sizes)))
     logs = np.log(np.abs(factors))
     columns = np.array([[math.log(size[name]) for size in sizes] for name in names]).reshape(len(names), len(sizes))
     for used in range(min(3, len(names)) + 1 if len(sizes) > 2 else 1):
-        fits = set()
-        for chosen in itertools.combinations(range(len(names)), used):
-            for powers in itertools.product(POWERS, repeat=used):
-                rest = logs - np.array(powers) @ columns[list(chosen)] if used else logs
-                if np.ptp(rest) < 1e-8:
-                    constant = next((k for k in CONSTANTS if abs(rest[0] - math.log(k)) < 1e-8), None)
-                    if constant is not None:
-                        fits.add(written(math.copysign(constant, factors[0]), [names[i] for i in chosen], powers))
-        if fits:
-            return fits.pop() if len(fits) == 1 else ""
-    return ""
+        exponents = exponents_of(len(names), used)
+        rests = logs - exponents @ columns
+        found = {
+            written(sign * constant, dict(zip(names, exponents[i], strict=True))): constant
+            for i in np.flatnonzero(np.ptp(rests, axis=1) < EQUAL)
+            if (constant := constant_of(rests[i])) is not None
+        }
+        if found:
+            plain = [word for word, constant in found.items() if constant == 1] or list(found)
+            others = [] if plain in (["1"], ["-1"]) else same_products(sign, logs, names, columns, used)
+            return [] if len(plain) > 1 or len(others) > 3 else [*plain, *others]
+    return []
 
 
-def written(constant: float, names: Sequence[str], powers: Sequence[float]) -> str:
-    """2, ["alpha", "r"], [1, -1] -> "2 alpha/r" """
-    above = [power_of(name, power) for name, power in zip(names, powers, strict=True) if power > 0]
-    below = [power_of(name, -power) for name, power in zip(names, powers, strict=True) if power < 0]
+def constant_of(logs: Array) -> float | None:
+    """The one of CONSTANTS that all these logarithms are of."""
+    return next((c for c in CONSTANTS if np.all(np.abs(logs - math.log(c)) < EQUAL)), None)
+
+
+def same_products(sign: float, logs: Array, names: list[str], columns: Array, above: int) -> list[str]:
+    """The powers of one size, products and ratios of two that have these logarithms, of more than `above` sizes."""
+    found = []
+    for used in range(above + 1, 3):
+        exponents = exponents_of(len(names), used)
+        plain = np.all(np.isin(exponents, (-1, 0, 1)), axis=1) if used == 2 else True
+        fits = plain & np.all(np.abs(exponents @ columns - logs) < EQUAL, axis=1)
+        found += [written(sign, dict(zip(names, row, strict=True))) for row in exponents[fits]]
+    return sorted(found, key=lambda word: "shape[" in word)  # what has a name first
+
+
+@functools.cache
+def exponents_of(names: int, used: int) -> Array:
+    """Every choice of `used` sizes and their powers, a row each."""
+    if used == 0:
+        return np.zeros((1, names))
+    rows = []
+    for chosen in itertools.combinations(range(names), used):
+        powers = np.array(list(itertools.product(POWERS, repeat=used)))
+        rows.append(np.zeros((len(powers), names)))
+        rows[-1][:, chosen] = powers
+    return np.concatenate(rows) if rows else np.zeros((0, names))
+
+
+def written(constant: float, powers: Mapping[str, float]) -> str:
+    """2, {"alpha": 1, "r": -1} -> "2 alpha/r" """
+    above = [power_of(name, power) for name, power in powers.items() if power > 0]
+    below = [power_of(name, -power) for name, power in powers.items() if power < 0]
     sign, size = "-" if constant < 0 else "", abs(constant)
     if size != 1 or not above:
         above.insert(0, f"{size:g}")
@@ -61,5 +95,5 @@ def written(constant: float, names: Sequence[str], powers: Sequence[float]) -> s
 
 
 def power_of(name: str, power: float) -> str:
-    name = f"({name})" if "-" in name else name
+    name = f"({name})" if "-" in name or " " in name else name
     return {1: name, 2: f"{name}²", 0.5: f"√{name}"}[power]

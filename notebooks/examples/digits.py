@@ -1,6 +1,6 @@
 """A vision transformer reads digits: trained on 0..6, then taught 7, 8 and 9 from ten images of each of the ten digits.
 
-    OPENBLAS_NUM_THREADS=1 python notebooks/examples/digits.py [--small] [FIGURE.png]
+    python notebooks/examples/digits.py [--small] [FIGURE.png]
 
 What is new beside a language model is one layer, Patches, in the place of the token embedding; its backward stands
 below its forward. The images are scikit-learn's, of so few pixels that the nearest one does better than the models.

@@ -1,6 +1,6 @@
 """What will a visitor look at next? A causal transformer over items that are features, not words; a new market by LoRA.
 
-    OPENBLAS_NUM_THREADS=1 python notebooks/examples/recommender.py [--small] [FIGURE.png]
+    python notebooks/examples/recommender.py [--small] [FIGURE.png]
 
 The world is simulated (market.py). The new market differs from the old by a shift of rank 1: just what LoRA can say,
 and no real market need be so kind. The model is SASRec (Kang and McAuley, 2018), with features in the place of a table.

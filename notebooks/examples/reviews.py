@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -157,9 +156,8 @@ def by_peft(ours: Any, train: Any, judged: Any, how: Any, steps: int, device: st
 
 def apart(cell: dict[str, Any]) -> dict[str, Any]:
     """run(**cell) in a process of its own: its memory is its own, and nothing of PyTorch is in ours."""
-    threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "2"}  # ours runs two shards, PyTorch two threads
     command = [sys.executable, __file__, "--cell", json.dumps(cell)]
-    done = subprocess.run(command, env=os.environ | threads, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

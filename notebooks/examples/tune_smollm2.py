@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import numpy as np
 
 import minilora
 from minilora.optim import clip_by_global_norm
-from minilora.process import keep_freed_memory, peak_memory
+from minilora.process import blas_threads, keep_freed_memory, peak_memory
 from minilora.training import loss_and_gradients
 
 LR, CLIP = 2e-3, 1.0
@@ -95,11 +94,12 @@ def run(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     keep_freed_memory()
     step = {"minilora": minilora_step, "peft": peft_step}[options.side](options, folder)
     loaded, losses, seconds, cpu = peak_memory() / 2**20, [], [], []
-    for batch in batches(options):
-        start, busy = time.perf_counter(), time.process_time()
-        losses.append(step(batch))
-        seconds.append(time.perf_counter() - start)
-        cpu.append(time.process_time() - busy)
+    with blas_threads(options.threads):
+        for batch in batches(options):
+            start, busy = time.perf_counter(), time.process_time()
+            losses.append(step(batch))
+            seconds.append(time.perf_counter() - start)
+            cpu.append(time.process_time() - busy)
     times = {"seconds": median(seconds[1:]), "cpu": median(cpu[1:])}  # the first step also looks for memory
     return {"losses": losses, **times, "loaded": loaded, "peak": peak_memory() / 2**20}
 
@@ -114,20 +114,19 @@ def main() -> None:
     options = options.parse_args()
     if options.side:
         return print(json.dumps(run(options, options.folder)))
-    number = str(options.threads)
-    env = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), number)
     found: dict[str, list[dict[str, Any]]] = {"minilora": [], "peft": []}
 
     def process(side: str) -> dict[str, Any]:
         command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", folder]
-        return json.loads(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
+        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
 
     with tempfile.TemporaryDirectory() as folder:
         process("prepare")
         for _ in range(options.rounds):
             for side, results in found.items():
                 results.append(process(side))
-    print(f"SmolLM2-135M, r = 8 on q and v, {options.batch} x {options.length} tokens, {number} thread(s) each")
+    batch, length, threads = options.batch, options.length, options.threads
+    print(f"SmolLM2-135M, r = 8 on q and v, {batch} x {length} tokens, {threads} thread(s) each")
     for i, (ours, theirs) in enumerate(zip(*(results[0]["losses"] for results in found.values()), strict=True), 1):
         print(f"loss of step {i}: minilora {ours:.6f}, PEFT {theirs:.6f}, difference {abs(ours - theirs):.1e}")
     for side, results in found.items():

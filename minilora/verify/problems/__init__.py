@@ -7,6 +7,7 @@ from ..problem import Problem
 FILES = [
     "linear",
     "low_rank",
+    "dora",
     "attention",
     "rope",
     "layer_norm",
@@ -27,6 +28,18 @@ def problems() -> dict[str, Problem]:
     return {problem.name: problem for problem in found if isinstance(problem, Problem)}
 
 
-def signatures() -> str:
-    """What a gradient of each problem is called with, a line for each: print(signatures())."""
-    return "\n".join(problem.signature() for problem in problems().values())
+def signatures(only: str = "") -> str:
+    """Each problem whose name or alias contains `only`: print(signatures("lora")).
+
+    What its gradient is called with, its forward as a formula, and in which other forms the gradient may come. Raises
+    ValueError when nothing is called so.
+    """
+    wanted = only.casefold()
+    found = [
+        "\n    ".join(filter(None, [problem.signature(), problem.formula, problem.also]))
+        for problem in problems().values()
+        if any(wanted in name for name in (problem.name, *problem.aliases))
+    ]
+    if not found:
+        raise ValueError(f"no problem has {only!r} in its name; there are: {', '.join(problems())}")
+    return "\n".join(found)

@@ -175,20 +175,38 @@ CAUSAL_LAWS = LAWS | {
     ): first_query
 }
 
-causal_attention = Problem("causal_attention", forward, backward, draw_causal, terms, CAUSAL_LAWS)
-masked_attention = Problem("masked_attention", forward, backward, draw_masked, terms, LAWS)
-grouped_query_attention = Problem("grouped_query_attention", forward, backward, draw_grouped, terms, CAUSAL_LAWS)
+FORMULA = "y = P v, P = softmax(S) over the keys, S = q kᵀ/√D + mask"
+
+
+def without_mask(case):
+    return case._replace(constants={"mask": 0 * case.constants["mask"]})
+
+
+SIMPLER = {Words("without the mask (mask = 0)", "没有掩码（mask = 0）"): without_mask}
+
+causal_attention = Problem(
+    "causal_attention", forward, backward, draw_causal, terms, CAUSAL_LAWS,
+    formula=FORMULA, aliases=("attention", "self_attention", "scaled_dot_product_attention"), simpler=SIMPLER,
+)  # fmt: skip
+masked_attention = Problem(
+    "masked_attention", forward, backward, draw_masked, terms, LAWS,
+    formula=FORMULA, aliases=("padded_attention",), simpler=SIMPLER,
+)  # fmt: skip
+grouped_query_attention = Problem(
+    "grouped_query_attention", forward, backward, draw_grouped, terms, CAUSAL_LAWS,
+    formula=f"{FORMULA}; heads/groups query heads share a key/value head", aliases=("gqa",), simpler=SIMPLER,
+)  # fmt: skip
 
 ALL = (causal_attention, masked_attention, grouped_query_attention)
 CAUSAL = (causal_attention, grouped_query_attention)
 
 
-def fault(*words, of=ALL):
+def fault(*words, of=ALL, whole=False):
     """Problem.fault, for several problems."""
 
     def add(wrong):
         for problem in of:
-            problem.fault(*words)(wrong)
+            problem.fault(*words, whole=whole)(wrong)
         return wrong
 
     return add
@@ -521,6 +539,7 @@ def dk_from_keys(dy, q, k, v, mask):
     "In which order does your function return its gradients?",
     "你的函数按什么顺序返回各个梯度？",
     of=(causal_attention, masked_attention),
+    whole=True,
 )
 def dq_and_dk_exchanged(dy, q, k, v, mask):
     true = backward(dy, q, k, v, mask)
@@ -611,8 +630,8 @@ def heads_summed_across_groups(dy, q, k, v, mask):
 
 
 @fault(
-    "query heads read the wrong group throughout, head h that of h mod G: {it} is wrong",
-    "查询头自始至终用错了组，第 h 个头用了第 h mod G 组：{it} 不正确",
+    "query heads read the wrong group, head h that of h mod G: {it} is wrong",
+    "查询头用错了组，第 h 个头用了第 h mod G 组：{it} 不正确",
     "With two groups of three heads, which key head belongs to query head 1, counting from 0?",
     "若有两组、每组三个头，下标为 1 的查询头（下标从 0 开始）对应哪个键/值头？",
     of=GROUPS,

@@ -19,7 +19,7 @@ def draw(rng, i):
     targets = rng.integers(V, size=(batch, tokens))
     targets.flat[rng.choice(targets.size, ignored, replace=False)] = IGNORE
     inputs = {"logits": 2 * rng.standard_normal((batch, tokens, V))}
-    sizes = {"batch": batch, "tokens": tokens, "V": V, "count": count, "labelled": targets.size - ignored}
+    sizes = {"batch": batch, "tokens": tokens, "V": V, "count": count}
     return Case(np.asarray(rng.standard_normal()), inputs, {"targets": targets, "count": count}, sizes)
 
 
@@ -48,6 +48,18 @@ def difference(logits, targets):
 
 def backward(dL, logits, targets, count):
     return {"dlogits": dL / count * difference(logits, targets)}
+
+
+def complete(logits, targets, count=None):
+    """Without a count: a mean over all positions, each of which has a label."""
+    if count is None:
+        labels = np.arange(targets.size).reshape(targets.shape) % logits.shape[-1]
+        targets, count = np.where(targets == IGNORE, labels, targets), targets.size
+    return {"targets": targets, "count": count}
+
+
+def without_ignored(case):
+    return case._replace(constants=complete(case.inputs["logits"], case.constants["targets"]))
 
 
 SOFTMAX = Words("the softmax term", "softmax 项")
@@ -88,6 +100,16 @@ cross_entropy = Problem(
             "dlogits is 0 at ignored positions, because they are not in the loss",
             "dlogits 在被忽略的位置为 0，因为它们不计入损失",
         ): ignored_rows,
+    },
+    formula="L = -1/count Σ log softmax(z)[target], over the positions with a label; dy is dL; -100 is no label",
+    aliases=("ce", "cross_entropy_loss", "softmax_cross_entropy", "nll"),
+    complete=complete,
+    also="also without count: then a mean over all positions, and all have labels; and without dL, which is then 1",
+    rows=True,
+    simpler={
+        Words(
+            "where every position has a label, and count is their number", "每个位置都有标签、count 为位置总数"
+        ): without_ignored,
     },
 )
 fault = cross_entropy.fault

@@ -26,6 +26,10 @@ def backward(dy, x, keep, p):
     return {"dx": dy * keep}
 
 
+def masked(dy, x, keep, p):
+    return {"dx": (0 * dy, dy / (1 - p))}
+
+
 def at_dropped(tensors, case):
     dx, kept = tensors["dx"], case.constants["keep"] != 0
     return relative_error(dx, dx * kept)
@@ -42,6 +46,10 @@ dropout = Problem(
             "在 x 被丢弃的位置 dx 为 0，因为那里的 x 不影响输出",
         ): at_dropped
     },
+    formula="y = x ∘ keep; keep is 0 where x is dropped, else 1/(1-p)",
+    rows=True,
+    pairs=False,
+    masked=masked,
 )
 fault = dropout.fault
 

@@ -83,6 +83,8 @@ embedding = Problem(
             "从未被查到的行，其梯度为 0",
         ): unused_rows,
     },
+    formula="y = W[ids]",
+    rows=True,
 )
 fault = embedding.fault
 
@@ -261,7 +263,16 @@ def tied_terms(dz, W, H, ids):
     return {"dW": {Words("the output path", "输出路径"): output_path, Words("the input path", "输入路径"): input_path}}
 
 
-tied_embedding = Problem("tied_embedding", tied_forward, tied_backward, draw_tied, tied_terms)
+tied_embedding = Problem(
+    "tied_embedding",
+    tied_forward,
+    tied_backward,
+    draw_tied,
+    tied_terms,
+    formula="z = tanh(W[ids] H) Wᵀ",
+    aliases=("tied",),
+    rows=True,
+)
 fault = tied_embedding.fault
 
 

@@ -53,7 +53,17 @@ def terms(dy, x):
     }
 
 
-gelu = Problem("gelu", forward, backward, draw, terms)
+gelu = Problem(
+    "gelu",
+    forward,
+    backward,
+    draw,
+    terms,
+    formula="y = x (1 + tanh u)/2, u = √(2/π) (x + 0.044715 x³)",
+    aliases=("gelu_tanh", "gelu_new"),
+    rows=True,
+    pairs=False,
+)
 fault = gelu.fault
 
 

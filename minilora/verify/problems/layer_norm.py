@@ -5,7 +5,7 @@ import numpy as np
 from ..problem import Case, Problem, Words
 
 # batch, tokens, width of each case
-SHAPES = [(5, 3, 6), (4, 5, 7), (3, 4, 9), (6, 2, 5), (2, 7, 8), (7, 1, 4)]
+SHAPES = [(5, 3, 6), (4, 5, 7), (3, 4, 9), (6, 2, 5), (2, 7, 8), (7, 6, 4)]
 
 
 def draw(rng, i):
@@ -63,6 +63,10 @@ def row_sums(tensors, case):
     return float(np.abs(dx.sum(axis=-1)).max() / np.abs(dx).max())
 
 
+def without_gain(case):
+    return case._replace(inputs=case.inputs | {"g": np.ones_like(case.inputs["g"])})
+
+
 layer_norm = Problem(
     "layer_norm",
     forward,
@@ -75,8 +79,30 @@ layer_norm = Problem(
             "dx 的每一行之和为 0，因为平移 x 不改变输出",
         ): row_sums
     },
+    formula="y = x̂ ∘ g + b, x̂ = (x - μ)/σ, σ = √(mean((x - μ)²) + ε), over the features of each row",
+    aliases=("ln",),
+    rows=True,
+    simpler={
+        Words("with almost no ε (1e-12)", "ε 几乎为 0（1e-12）"): lambda case: case._replace(constants={"eps": 1e-12}),
+        Words("with the gain g = 1", "增益 g = 1 "): without_gain,
+    },
 )
 fault = layer_norm.fault
+
+
+def with_sigma(sigma, dy, x, g):
+    """dx and dg with another σ"""
+    xhat, dxhat = (x - mean(x)) / sigma, dy * g
+    return {"dx": (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sigma, "dg": total(dy * xhat)}
+
+
+def over_axes(axes, dy, x, g, eps):
+    """dx and dg with the statistics of other axes"""
+    over = lambda a: a.mean(axis=axes, keepdims=True)  # noqa: E731
+    centred, dxhat = x - over(x), dy * g
+    sigma = np.sqrt(over(centred * centred) + eps)
+    xhat = centred / sigma
+    return {"dx": (dxhat - over(dxhat) - xhat * over(dxhat * xhat)) / sigma, "dg": total(dy * xhat)}
 
 
 @fault(
@@ -138,15 +164,25 @@ def gain_forgotten(dy, x, g, b, eps):
 
 
 @fault(
-    "dx uses the unbiased variance, divided by C - 1, where forward divides by C",
-    "dx 使用了除以 C - 1 的无偏方差，而前向传播除以 C",
+    "{it} uses the unbiased variance, divided by C - 1, where forward divides by C",
+    "{it} 使用了除以 C - 1 的无偏方差，而前向传播除以 C",
     "Is σ in the backward the same number as σ in the forward?",
     "反向传播中的 σ 与前向传播中的 σ 是同一个数吗？",
 )
 def unbiased_variance(dy, x, g, b, eps):
-    sigma = np.sqrt(x.var(axis=-1, keepdims=True, ddof=1) + eps)
+    return with_sigma(np.sqrt(x.var(axis=-1, keepdims=True, ddof=1) + eps), dy, x, g)
+
+
+@fault(
+    "dx is the gradient of another layer norm, with the unbiased variance: forward divides it by C, not C - 1",
+    "dx 是用无偏方差的另一种层归一化的梯度：前向传播的方差除以 C，而不是 C - 1",
+    "What are the defaults of the variance in NumPy and in PyTorch, and which of them did forward use?",
+    "NumPy 与 PyTorch 的方差默认除以什么？前向传播用的是哪一种？",
+)
+def gradient_of_unbiased_variance(dy, x, g, b, eps):
+    sigma, width = np.sqrt(x.var(axis=-1, keepdims=True, ddof=1) + eps), x.shape[-1]
     xhat, dxhat = (x - mean(x)) / sigma, dy * g
-    return {"dx": (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sigma}
+    return {"dx": (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat) * width / (width - 1)) / sigma}
 
 
 @fault(
@@ -163,15 +199,68 @@ def means_over_the_batch(dy, x, g, b, eps):
 
 
 @fault(
-    "dx leaves ε out of σ, where forward has it",
-    "dx 中的 σ 漏掉了 ε，而前向传播中有它",
+    "{it} leaves ε out of σ, where forward has it",
+    "{it} 中的 σ 漏掉了 ε，而前向传播中有它",
     "Which σ did forward divide by?",
     "前向传播除以的是哪个 σ？",
 )
 def eps_forgotten(dy, x, g, b, eps):
-    xhat, sigma = standardise(x, 0)
+    return with_sigma(x.std(axis=-1, keepdims=True), dy, x, g)
+
+
+@fault(
+    "{it} adds ε outside the root, √var + ε, where forward adds it inside, √(var + ε)",
+    "{it} 把 ε 加在根号外，即 √var + ε，而前向传播加在根号内，即 √(var + ε)",
+    "Is ε added to the variance or to the standard deviation?",
+    "ε 是加在方差上，还是加在标准差上？",
+)
+def eps_outside_root(dy, x, g, b, eps):
+    return with_sigma(x.std(axis=-1, keepdims=True) + eps, dy, x, g)
+
+
+@fault(
+    "dx is the gradient of another layer norm, with σ = √var + ε: forward has √(var + ε)",
+    "dx 是 σ = √var + ε 的另一种层归一化的梯度：前向传播用的是 √(var + ε)",
+    "Is ε added to the variance or to the standard deviation?",
+    "ε 是加在方差上，还是加在标准差上？",
+)
+def gradient_of_eps_outside_root(dy, x, g, b, eps):
+    deviation = x.std(axis=-1, keepdims=True)
+    sigma, dxhat, centred = deviation + eps, dy * g, x - mean(x)
+    return {"dx": (dxhat - mean(dxhat) - centred / deviation * mean(dxhat * centred / sigma)) / sigma}
+
+
+@fault(
+    "{it} takes the statistics over tokens and features together, where each token has its own",
+    "{it} 的统计量取自词元与特征两个轴，而每个词元应有自己的统计量",
+    "Does another token of the sample change what layer norm does to this one?",
+    "同一样本中的另一个词元，会改变层归一化对这个词元的作用吗？",
+)
+def statistics_over_tokens(dy, x, g, b, eps):
+    return over_axes((1, 2), dy, x, g, eps)
+
+
+@fault(
+    "{it} takes the statistics of each feature over the batch, as batch norm does",
+    "{it} 的统计量是每个特征在整个批次上的，那是批归一化的做法",
+    "Which axis does forward normalise: the features of one row, or one feature of all rows?",
+    "前向传播对哪个轴归一化：一行的各个特征，还是一个特征的所有行？",
+)
+def statistics_over_the_batch(dy, x, g, b, eps):
+    return over_axes((0, 1), dy, x, g, eps)
+
+
+@fault(
+    "the means in dx are taken over tokens and features together, where each token has its own",
+    "dx 中的均值取自词元与特征两个轴，而每个词元应有自己的均值",
+    "Over which axis did forward take μ, and over which do you take the mean of dx̂?",
+    "前向传播沿哪个轴求 μ？你对 dx̂ 求均值时又沿哪些轴？",
+)
+def means_over_tokens(dy, x, g, b, eps):
+    xhat, sigma = standardise(x, eps)
     dxhat = dy * g
-    return {"dx": (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sigma}
+    over = lambda a: a.mean(axis=(1, 2), keepdims=True)  # noqa: E731
+    return {"dx": (dxhat - over(dxhat) - xhat * over(dxhat * xhat)) / sigma}
 
 
 @fault(

@@ -58,6 +58,8 @@ linear = Problem(
             "xᵀ dx = dWᵀ W，因为对 x 换基并由 W 抵消，不改变输出",
         ): exchange
     },
+    formula="y = x Wᵀ + b",
+    rows=True,
 )
 fault = linear.fault
 

@@ -55,6 +55,32 @@ def terms(dy, x, A, B, W, keep, alpha, r, p):
     }
 
 
+def masked(dy, x, A, B, W, keep, alpha, r, p):
+    return {"dx": (dy @ W, alpha / r * dy @ B @ A / (1 - p))}
+
+
+def complete(x, A, B, W=None, keep=None, alpha=None, r=None, p=None, s=None):
+    """W is 0, there is no dropout, r is that of A, and α = r, or s r, where they are not given."""
+    r = len(A) if r is None else r
+    if alpha is None:
+        alpha = r if s is None else s * r
+    keep = np.ones(x.shape) if keep is None else keep
+    W = np.zeros((len(B), x.shape[-1])) if W is None else W
+    return {"W": W, "keep": keep, "alpha": alpha, "r": r, "p": 1 - 1 / keep.max() if p is None else p}
+
+
+def without_dropout(case):
+    return case._replace(constants=case.constants | {"keep": np.ones(case.inputs["x"].shape), "p": 0.0})
+
+
+def without_W(case):
+    return case._replace(constants=case.constants | {"W": 0 * case.constants["W"]})
+
+
+def with_scale_1(case):
+    return case._replace(constants=case.constants | {"alpha": float(case.constants["r"])})
+
+
 def only(tensors, *names):
     return {name: tensors[name] for name in names}
 
@@ -84,6 +110,17 @@ low_rank = Problem(
             "where x was dropped, dx is dy W alone, because only the base path sees such an x",
             "在 x 被丢弃的位置，dx 只有 dy W，因为被丢弃的 x 只经过基础路径",
         ): at_dropped,
+    },
+    formula="y = x Wᵀ + s (x ∘ keep) Aᵀ Bᵀ, s = α/r; keep is 0 where x is dropped, else 1/(1-p)",
+    aliases=("lora",),
+    complete=complete,
+    masked=masked,
+    also="also without W (y = s x Aᵀ Bᵀ), keep and p, or r (that of A), and with s for alpha/r",
+    rows=True,
+    simpler={
+        Words("without dropout (keep = 1, p = 0)", "没有 dropout（keep = 1，p = 0）"): without_dropout,
+        Words("without the frozen W (W = 0)", "没有冻结的 W（W = 0）"): without_W,
+        Words("with the scale α/r = 1", "缩放因子 α/r = 1 "): with_scale_1,
     },
 )
 fault = low_rank.fault
@@ -135,8 +172,8 @@ def scale_twice(dy, x, A, B, W, keep, alpha, r, p):
 @fault(
     "the scale is α, not divided by the rank r, in {it}",
     "缩放因子只有 α，没有除以秩 r（在 {it} 中）",
-    "By what does forward divide, so that a larger rank does not give a larger update?",
-    "前向传播除以了什么，使更大的秩不会带来更大的更新？",
+    "Which two numbers make up the scale in forward?",
+    "前向传播的缩放因子由哪两个数构成？",
 )
 def not_divided_by_r(dy, x, A, B, W, keep, alpha, r, p):
     return gradients(dy, x, A, B, W, keep, alpha)

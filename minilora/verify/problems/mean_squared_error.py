@@ -51,6 +51,9 @@ mean_squared_error = Problem(
             "dy · (y - t) 等于 2 dL L，因为残差放大 c 倍时 L 放大 c² 倍",
         ): along_residual
     },
+    formula="L = mean((y - target)²); dy, as an argument, is dL",
+    aliases=("mse", "mse_loss"),
+    rows=True,
 )
 fault = mean_squared_error.fault
 

@@ -76,6 +76,8 @@ residual = Problem(
             "Σ dV ∘ V = Σ dy ∘ (y - x)，因为分支关于 V 是线性的",
         ): growth,
     },
+    formula="y = x + tanh(x Uᵀ) Vᵀ",
+    rows=True,
 )
 fault = residual.fault
 

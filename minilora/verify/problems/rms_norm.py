@@ -66,6 +66,10 @@ def along_g(tensors, case):
     return relative_error(g * tensors["dg"], total(case.dy * forward(**case.inputs, **case.constants)))
 
 
+def without_gain(case):
+    return case._replace(inputs=case.inputs | {"g": np.ones_like(case.inputs["g"])})
+
+
 rms_norm = Problem(
     "rms_norm",
     forward,
@@ -82,8 +86,20 @@ rms_norm = Problem(
             "g ∘ dg 等于 dy ∘ y 对所有行求和，因为 y 对 g 是线性的",
         ): along_g,
     },
+    formula="y = x̂ ∘ g, x̂ = x/rms, rms = √(mean(x²) + ε), over the features of each row",
+    rows=True,
+    simpler={
+        Words("with almost no ε (1e-12)", "ε 几乎为 0（1e-12）"): lambda case: case._replace(constants={"eps": 1e-12}),
+        Words("with the gain g = 1", "增益 g = 1 "): without_gain,
+    },
 )
 fault = rms_norm.fault
+
+
+def with_rms(rms, dy, x, g):
+    """dx and dg with another rms"""
+    xhat, dxhat = x / rms, dy * g
+    return {"dx": (dxhat - xhat * mean(dxhat * xhat)) / rms, "dg": total(dy * xhat)}
 
 
 @fault(
@@ -274,13 +290,70 @@ def gain_out_of_the_mean(dy, x, g, eps):
 
 
 @fault(
-    "dx leaves ε out of the rms, where forward has it",
-    "dx 中的 rms 漏掉了 ε，而前向传播中有它",
+    "{it} leaves ε out of the rms, where forward has it",
+    "{it} 中的 rms 漏掉了 ε，而前向传播中有它",
     "Which rms did forward divide by?",
     "前向传播除以的是哪个 rms？",
 )
 def eps_forgotten(dy, x, g, eps):
-    return {"dx": backward(dy, x, g, 0)["dx"]}
+    return backward(dy, x, g, 0)
+
+
+@fault(
+    "{it} adds ε outside the root, √mean(x²) + ε, where forward adds it inside",
+    "{it} 把 ε 加在根号外，即 √mean(x²) + ε，而前向传播加在根号内",
+    "Is ε added to the mean of the squares or to its root?",
+    "ε 是加在均方值上，还是加在它的平方根上？",
+)
+def eps_outside_root(dy, x, g, eps):
+    return with_rms(np.sqrt(mean(x * x)) + eps, dy, x, g)
+
+
+@fault(
+    "dx is the gradient of another RMS norm, with √mean(x²) + ε: forward has ε inside the root",
+    "dx 是用 √mean(x²) + ε 的另一种 RMS 归一化的梯度：前向传播的 ε 在根号内",
+    "Is ε added to the mean of the squares or to its root?",
+    "ε 是加在均方值上，还是加在它的平方根上？",
+)
+def gradient_of_eps_outside_root(dy, x, g, eps):
+    root = np.sqrt(mean(x * x))
+    rms, dxhat = root + eps, dy * g
+    return {"dx": (dxhat - x / root * mean(dxhat * x / rms)) / rms}
+
+
+@fault(
+    "{it} divides the squares by C - 1, where forward takes their mean, over C",
+    "{it} 的均方值除以了 C - 1，而前向传播除以 C",
+    "Is a mean taken off the squares, so that one degree of freedom is lost?",
+    "这里减去过均值、因而少了一个自由度吗？",
+)
+def divided_by_C_minus_1(dy, x, g, eps):
+    return with_rms(np.sqrt(mean(x * x) * x.shape[-1] / (x.shape[-1] - 1) + eps), dy, x, g)
+
+
+@fault(
+    "{it} takes the rms over tokens and features together, where each token has its own",
+    "{it} 的 rms 取自词元与特征两个轴，而每个词元应有自己的 rms",
+    "Does another token of the sample change what RMS norm does to this one?",
+    "同一样本中的另一个词元，会改变 RMS 归一化对这个词元的作用吗？",
+)
+def rms_over_tokens(dy, x, g, eps):
+    over = lambda a: a.mean(axis=(1, 2), keepdims=True)  # noqa: E731
+    rms, dxhat = np.sqrt(over(x * x) + eps), dy * g
+    xhat = x / rms
+    return {"dx": (dxhat - xhat * over(dxhat * xhat)) / rms, "dg": total(dy * xhat)}
+
+
+@fault(
+    "the mean in dx is taken over tokens and features together, where each token has its own",
+    "dx 中的均值取自词元与特征两个轴，而每个词元应有自己的均值",
+    "Over which axis did forward take the rms, and over which do you take the mean of dx̂ ∘ x̂?",
+    "前向传播沿哪个轴求 rms？你对 dx̂ ∘ x̂ 求均值时又沿哪些轴？",
+)
+def mean_over_tokens(dy, x, g, eps):
+    xhat, rms = normalise(x, eps)
+    dxhat = dy * g
+    return {"dx": (dxhat - xhat * (dxhat * xhat).mean(axis=(1, 2), keepdims=True)) / rms}
 
 
 @fault(

@@ -88,6 +88,8 @@ rope = Problem(
             "在位置 0 处 dx = dy，因为那里的角度为 0",
         ): first_position,
     },
+    formula="(a, b) → (a cos φ - b sin φ, b cos φ + a sin φ), the halves of each head, φ = t θ^(-2i/D), t = 0, 1, ...",
+    aliases=("rotary",),
 )
 fault = rope.fault
 

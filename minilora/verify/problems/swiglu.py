@@ -67,6 +67,9 @@ swiglu = Problem(
             "up ∘ dup 等于 dy ∘ y，因为 y 对 up 是线性的",
         ): along_up
     },
+    formula="y = silu(gate) ∘ up, silu(z) = z σ(z)",
+    rows=True,
+    pairs=False,
 )
 fault = swiglu.fault
 
@@ -86,6 +89,7 @@ def roles_swapped(dy, gate, up):
     "两个梯度放反了：dgate 中是 up 的梯度，dup 中是 gate 的梯度",
     "In which order do you return the gradients?",
     "你按什么顺序返回这些梯度？",
+    whole=True,
 )
 def gradients_swapped(dy, gate, up):
     right = backward(dy, gate, up)
