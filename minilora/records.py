@@ -9,13 +9,13 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .spelling import did_you_mean
 from .tables import counted
 from .text import read_utf8
 
@@ -92,10 +92,7 @@ def cell(path: Path, line: int, row: dict[str, Any], column: str, is_label: bool
 
 def no_column(column: str, columns: Iterable[str]) -> str:
     """That a column is not there, which are, and which may be meant."""
-    there = {name.strip().casefold(): name for name in columns}
-    near = get_close_matches(column.strip().casefold(), there, 1)
-    meant = f"; did you mean {there[near[0]]!r}?" if near else ""
-    return f"has no {column!r}: there are {shortened(', '.join(map(repr, columns)))}{meant}"
+    return f"has no {column!r}: {did_you_mean(column, columns)}there are {shortened(', '.join(map(repr, columns)))}"
 
 
 def shortened(text: str, most: int = 200) -> str:

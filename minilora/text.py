@@ -11,7 +11,6 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -20,6 +19,7 @@ import numpy as np
 
 from .checkpoint import read_bytes
 from .ops import IGNORE
+from .spelling import did_you_mean
 from .transformer import Config
 
 PIECE = 2**20  # bytes that are decoded at a time
@@ -143,9 +143,8 @@ def check_encoding(name: str) -> None:
     try:
         b"ab".decode(name, "replace")
     except (LookupError, ValueError):
-        near = get_close_matches(name.lower().replace("_", "-"), ENCODINGS, 1)
-        meant = f"did you mean {near[0]}?" if near else f"give one such as {', '.join(ENCODINGS[:5])}"
-        raise ValueError(f"the encoding {name!r:.40} is not known: {meant}") from None
+        meant = did_you_mean(name, ENCODINGS) or f"give one such as {', '.join(ENCODINGS[:5])}"
+        raise ValueError(f"the encoding {name!r:.40} is not known: {meant.strip()}") from None
 
 
 def advice(data: bytes) -> str:

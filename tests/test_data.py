@@ -242,7 +242,7 @@ def test_a_file_in_another_encoding_is_read_by_every_job(here, capfd):
     assert main(["predict", "--adapter", "out", "--data", "rows.csv", "--encoding", "cp1252"]) == 0
     assert "gut à a\n" in capfd.readouterr().out
     assert main(["predict", "--adapter", "out", "--data", "rows.csv", "--encoding", "cp1225"]) == 2
-    assert "the encoding 'cp1225' is not known: did you mean cp125" in capfd.readouterr().err
+    assert "the encoding 'cp1225' is not known: did you mean 'cp125" in capfd.readouterr().err
 
 
 def test_many_lines_of_standard_input_are_answered_a_few_at_a_time(here, capfd, monkeypatch):

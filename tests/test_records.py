@@ -106,7 +106,7 @@ BAD = [
     ("rows.csv", b"", "holds no rows"),
     ("rows.csv", b"text,label\n", "holds no rows"),
     ("rows.csv", b"text,stars\ngood,5\n", "rows.csv has no 'label': there are 'text', 'stars'$"),
-    ("rows.csv", b"Text;Label\ngood;yes\n", "has no 'text': there are 'Text', 'Label'; did you mean 'Text'?"),
+    ("rows.csv", b"Text;Label\ngood;yes\n", "has no 'text': did you mean 'Text'\\? there are 'Text', 'Label'"),
     ("rows.csv", b"text,labels\ngood,yes\n", "did you mean 'labels'?"),
     (
         "rows.csv",
@@ -142,7 +142,7 @@ BAD = [
     (
         "rows.jsonl",
         b'{"Text": "a", "label": "b"}',
-        "line 1 has no 'text': there are 'Text', 'label'; did you mean 'Text'?",
+        "line 1 has no 'text': did you mean 'Text'\\? there are 'Text', 'label'",
     ),
     ("rows.xlsx", b"PK", "the name of a data file ends in .csv, .tsv"),
 ]

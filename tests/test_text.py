@@ -75,8 +75,8 @@ def test_a_text_in_any_encoding_is_read_as_its_letters_wherever_it_is_cut(words,
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("latin-99", "did you mean latin-1?"),
-        ("UTF_17", "did you mean utf-16?"),
+        ("latin-99", "did you mean 'latin-1'?"),
+        ("UTF_17", "did you mean 'utf-16'?"),
         ("hex", "'hex' is not known: give one such as utf-16, utf-8"),
         ("?", "give one such"),
     ],

@@ -18,7 +18,6 @@ tensor.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +26,7 @@ import numpy as np
 
 from ..backend import Array
 from ..process import blas_threads
+from ..spelling import did_you_mean
 from .check import (
     NOTHING,
     as_constants,
@@ -155,12 +155,11 @@ def problem_called(name: str) -> Problem:
     def plain(word: str) -> str:
         return "".join(letter for letter in word.casefold() if letter.isalnum())
 
-    spellings = {plain(word): found for found in problems().values() for word in (found.name, *found.aliases)}
-    if plain(name) in spellings:
-        return spellings[plain(name)]
-    near = difflib.get_close_matches(plain(name), spellings, n=1)
-    hint = f"did you mean {spellings[near[0]].name!r}? There are: " if near else ""
-    raise ValueError(f"no problem is called {name!r}: {hint}{', '.join(problems())}")
+    names = {word: found for found in problems().values() for word in (found.name, *found.aliases)}
+    for word, found in names.items():
+        if plain(word) == plain(name):
+            return found
+    raise ValueError(f"no problem is called {name!r}: {did_you_mean(name, names)}there are {', '.join(problems())}")
 
 
 def diagnosed(grad: Callable[..., Any], form: Form, own: list[Case], in_bank: bool) -> Diagnosis:
