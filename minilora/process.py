@@ -27,14 +27,17 @@ def blas_threads(n: int = 1) -> Iterator[None]:
     block inside another changes nothing: `with blas_threads(4): fit(...)` trains on four. The number is the whole
     process's: "inside" includes other threads of Python, and the old number is back when the last block has ended.
 
-    Why one: a step has many products that take less than a millisecond (heads of attention, rank r), and each waits
-    until its slowest thread gets a core. Time on two threads / on one, OpenBLAS 0.3.31, 2 cores, beside busy processes:
+    Why one, whatever the shape: no rule by shape is right on a busy machine, where each product waits until its slowest
+    thread gets a core. Time of a LoRA step on two threads over one, OpenBLAS 0.3.31, medians of 7 on 2 cores, free and
+    beside two busy processes:
 
-        LoRA steps    built-in 16 x 128: 10    MiniLM 32 x 64: 2.7    SmolLM2 1 x 128: 9.3    GPT-2 2 x 128: 3.4
-        evaluate 11    check_gradient of a 344 x 128 layer 18    SVD of 344 x 128 107
+        built-in 16 x 128     0.78    1.9 (at most 3.2)
+        tiny GPT-2 16 x 64    0.89    0.84 (at most 3.6)
+        GPT-2 2 x 128         0.62    2.2 (at most 6.5)
+        width 1024 4 x 512    0.56    1.4 (at most 3.6)
 
-    There a product gains from about 7 GFLOP on, and none but a head's is so large. Who knows that the cores are free
-    opens a block: large products then take half the time on two threads. `shards` use more cores without waiting.
+    `shards` use more cores without waiting inside a product, and one thread gives the same bytes everywhere.
+    blas_threads(2) is for a large model on a batch of one, where cores are free.
 
     Entering and leaving takes 9 µs, 1 µs inside another block. Raises ValueError for n below 1. Nothing happens where
     threadpoolctl knows no BLAS (Apple's Accelerate). An OpenBLAS built on OpenMP, which NumPy's wheels are not, counts
