@@ -9,12 +9,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the Hub: a name that is missp
 import re  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
 from types import ModuleType  # noqa: E402
 
 import fakecupy  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from rich.cells import cell_len  # noqa: E402
+
+sys.path.append(str(Path(__file__).parent.parent))  # for benchmarks/; what is installed comes first
 
 from minilora.backend import load_backend  # noqa: E402
 from minilora.cli import main  # noqa: E402
@@ -43,7 +46,7 @@ def xp(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Modul
 def narrow(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[[list[str]], list[str]]:
     """What a command prints into a file, and into a terminal of 80 columns, of which no line may be longer."""
 
-    def run(words: list[str]) -> list[str]:
+    def run(words: list[str], main: Callable[[list[str]], int] = main) -> list[str]:
         said = []
         for terminal in (False, True):
             if terminal:

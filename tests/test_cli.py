@@ -46,7 +46,6 @@ COMMANDS = [
     "count",
     "audit",
     "verify",
-    "bench",
 ]
 SMALL: dict[str, Any] = {
     "vocab": 256, "layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "hidden": 24, "context": 32,

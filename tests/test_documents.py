@@ -71,7 +71,7 @@ def test_the_documents_count_what_there_is():
 
 
 def speed_rows(report):
-    """The table of docs/speed.md of speeds, from a run of `minilora bench`: a column for each of these cases."""
+    """The table of docs/speed.md of speeds, from a run of `python -m benchmarks`: a column for each of these cases."""
     columns = [("tiny", 16, 64), ("tiny", 1, 64), ("small", 8, 128), ("gpt2", 2, 128), ("minilm", 32, 64),
                ("smollm2", 1, 128)]  # fmt: skip
 
@@ -100,7 +100,7 @@ def speed_rows(report):
 
 
 def test_the_speeds_of_the_documents_are_those_of_the_run_beside_it():
-    report = json.loads((ROOT / "notebooks" / "bench" / "bench.json").read_text(encoding="utf-8"))
+    report = json.loads((ROOT / "benchmarks" / "results" / "bench.json").read_text(encoding="utf-8"))
     for row in speed_rows(report):
         assert re.sub(r"  +", " ", row) in DOCUMENTS["speed.md"]
     assert all(len(c["rounds"]) == 7 for result in report["cases"] for c in result["contestants"])

@@ -30,7 +30,7 @@ FLOORS = [
         "metrics",
     },
     {"training", "generation", "peft", "pretrained"},
-    {"demo", "sweep", "tasks", "bench"},
+    {"demo", "sweep", "tasks"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

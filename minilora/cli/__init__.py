@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +20,11 @@ from .options import COUNTED, parser
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0 when it is done, 1 when `verify` finds something wrong, 2 (and one line on stderr) for what a
     person can mend, 130 after Ctrl-C, 141 when who reads the output has closed it."""
+    return execute(parser, arguments)
+
+
+def execute(parser: Callable[[], argparse.ArgumentParser], arguments: Sequence[str] | None) -> int:
+    """Parse the arguments, call the function that they set as `run`, and return the exit code that main() describes."""
     open_streams()
     try:
         try:

@@ -379,32 +379,6 @@ def verify(options: argparse.Namespace) -> int:
     return int(bool(wrong(result)))
 
 
-def bench(options: argparse.Namespace) -> None:
-    """How fast is this next to PyTorch, on this machine? Side by side, and each op beside its bound."""
-    import json
-
-    from ..bench import bench as run
-    from ..bench import figure, lengths, show
-    from ..checkpoint import write_whole
-    from ..plots import check_png
-
-    if options.plot:
-        check_png(options.plot)
-    words = {key: getattr(options, key) for key in ("cores", "ranks", "targets", "rounds", "seconds", "device")}
-    if options.long:
-        words |= {"sizes": lengths(), "measures": ["lora"]}
-    for key in ("sizes", "measures"):
-        if getattr(options, key) is not None:
-            words[key] = getattr(options, key)
-    report = run(**words)
-    if options.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
-    else:
-        show(report)
-    if options.plot:  # last: a report that has nothing to draw is not lost
-        write_whole(Path(options.plot), figure(report))
-
-
 def chosen(options: argparse.Namespace) -> tuple[Any, Path | None]:
     """(--base, or without it the base that the adapter names, or builtin; the folder of --adapter, if one is given)."""
     from ..peft import locate_adapter

@@ -18,7 +18,6 @@ from ..tables import printable
 from .commands import (
     TASKS,
     audit,
-    bench,
     chat,
     compare,
     count,
@@ -236,23 +235,6 @@ def parser() -> Parser:
     add("--json", action="store_true", help="print the result as JSON")
     add("--mutants", action="store_true", help="instead, break each gradient and see the checks fail")
     add("--sample", type=positive, metavar="N", help="with --mutants: N of them (default all)")
-
-    add = command(bench, "minilora bench --sizes tiny,small:1x128 --measures lora,generate --cores 1,2", "", "--device")
-    what = (
-        "tiny, small, gpt2, minilm, smollm2; or with batch and tokens, as small:1x128 (default: the first three, both)"
-    )
-    add("--sizes", type=words, metavar="A,B", help=what)
-    what = "forward, lora, full, generate, threads, import, ops (default: all)"
-    add("--measures", type=words, metavar="A,B", help=what)
-    add("--cores", type=ranks, default=[1], metavar="N,N", help="cores for each contestant (default 1)")
-    add("--ranks", type=ranks, default=[8], metavar="N,N", help="of LoRA (default 8)")
-    what = "q_proj,v_proj (default), all-linear, or both, parted by a space"
-    add("--targets", nargs="+", default=["q_proj,v_proj"], metavar="A,B", help=what)
-    add("--rounds", type=positive, default=7, metavar="N", help="(default 7)")
-    add("--seconds", type=above_zero, default=0.2, metavar="X", help="of work in a round, at least (default 0.2)")
-    add("--long", action="store_true", help="small on one sequence of 256 to 4096 tokens, with and without blocks")
-    add("--json", action="store_true", help="print the result as JSON, with every round")
-    add("--plot", metavar="FILE", help="a figure of the ratios, or with --long of time and memory: NAME.png")
     return top
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from ..process import peak_memory
-from ..spelling import choose_from
+from minilora.process import peak_memory
+from minilora.spelling import choose_from
 
 MEASURES = {
     "forward": "the logits of a batch",

@@ -1,7 +1,7 @@
 """What BLAS threads cost people who never set their number: the same work in a process with the environment as it is,
 and in one with OPENBLAS_NUM_THREADS=1, in rounds; on the machine as it is, and beside two busy processes.
 
-    python -m minilora.bench.threads '{"work": "fit", "shards": 2}'
+    python -m benchmarks.threads '{"work": "fit", "shards": 2}'
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from ..generation import generate
-from ..lora import attach_lora
-from ..pretrained import load_pretrained
-from ..text import english, random_windows
-from ..training import evaluate, fit
-from ..transformer import Transformer
-from ..verify import check_gradient
+from minilora.generation import generate
+from minilora.lora import attach_lora
+from minilora.pretrained import load_pretrained
+from minilora.text import english, random_windows
+from minilora.training import evaluate, fit
+from minilora.transformer import Transformer
+from minilora.verify import check_gradient
+
 from .cases import NEW, SEED, Job
 from .rounds import THREADS, Process, python
 from .worker import serve

@@ -1,4 +1,4 @@
-"""minilora bench: everyone does the same work, and what is said of it follows from the rounds."""
+"""benchmarks/: everyone does the same work, and what is said of it follows from the rounds."""
 
 import json
 import subprocess
@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from benchmarks import bench, figure, lengths, ours, report, rounds, threads, worker
+from benchmarks.__main__ import main
+from benchmarks.cases import NEW, SIZES, Case, Contestant, Job, cases, pairs, read_size
+from benchmarks.report import rows_of
+from benchmarks.roofline import roofline
 from minilora import gpt2
-from minilora.bench import bench, figure, lengths, ours, report, rounds, threads, worker
-from minilora.bench.cases import NEW, SIZES, Case, Contestant, Job, cases, pairs, read_size
-from minilora.bench.report import rows_of
-from minilora.bench.roofline import roofline
-from minilora.cli import main
 from minilora.transformer import Config
 
 TINY = Case("tiny", 2, 8, "lora")
@@ -54,7 +54,7 @@ def test_the_default_environment_is_measured_beside_one_blas_thread_quiet_and_bu
     monkeypatch.setattr(threads, "WORK", {"check": threads.WORK["check"]})
     started, python = [], threads.python
     monkeypatch.setattr(threads, "python", lambda said, module, env: started.append(env) or python(said, module, env))
-    assert main(["bench", "--measures", "threads", "--rounds", "2", "--seconds", "0.01"]) == 0
+    assert main(["--measures", "threads", "--rounds", "2", "--seconds", "0.01"]) == 0
     assert [[env.get(name) for name in rounds.THREADS] for env in started] == [[None] * 3, ["1"] * 3]
     said = capsys.readouterr().out
     assert "check_gradient" in said
@@ -134,7 +134,7 @@ def test_three_matrices_for_q_k_and_v_are_the_fused_one(rng):
 def test_pytorch_and_peft_find_the_same_losses(measure, targets, library, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("peft")
-    from minilora.bench import theirs
+    from benchmarks import theirs
 
     case = replace(TINY, measure=measure, targets=targets)
     ours.prepare(case, tmp_path)
@@ -148,7 +148,7 @@ def test_pytorch_and_peft_find_the_same_losses(measure, targets, library, tmp_pa
 @pytest.mark.oracle
 def test_pytorch_and_transformers_generate_the_same_tokens(tmp_path):
     pytest.importorskip("transformers")
-    from minilora.bench import theirs
+    from benchmarks import theirs
 
     case = Case("small", 1, 64, "generate")
     ours.prepare(case, tmp_path)
@@ -232,13 +232,13 @@ def test_the_products_of_an_op_are_counted_as_it_runs():
 
 
 def test_without_pytorch_minilora_is_measured_alone(alone, narrow):
-    said = narrow(["bench", "--sizes", "tiny:2x8", "--measures", "lora,import", "--rounds", "1", "--seconds", "0.01"])
+    said = narrow(["--sizes", "tiny:2x8", "--measures", "lora,import", "--rounds", "1", "--seconds", "0.01"], main)
     assert "tiny 2 × 8, lora" in said[0]
     assert "numpy" in said[0]
 
 
 def test_the_json_holds_every_round(alone, capsys):
-    words = ["bench", "--sizes", "tiny:2x8", "--measures", "forward", "--rounds", "2", "--seconds", "0.01", "--json"]
+    words = ["--sizes", "tiny:2x8", "--measures", "forward", "--rounds", "2", "--seconds", "0.01", "--json"]
     assert main(words) == 0
     report = json.loads(capsys.readouterr().out)
     (case,) = report["cases"]
@@ -252,7 +252,7 @@ def test_the_json_holds_every_round(alone, capsys):
      (["--plot", "a.jpg"], "not the name of a .png"), (["--targets", "o_proj"], "targets 'o_proj' are not compared")],
 )  # fmt: skip
 def test_a_word_that_is_not_known_is_said_before_anything_is_measured(words, message, capsys):
-    assert main(["bench", *words]) == 2
+    assert main(words) == 2
     assert message in capsys.readouterr().err
 
 
@@ -266,7 +266,7 @@ def test_a_contestant_that_cannot_start_is_named(monkeypatch):
 
 @pytest.mark.skipif(find_spec("cupy") is not None, reason="there is a GPU, perhaps")
 def test_what_a_process_cannot_prepare_is_said_in_a_line(alone, capfd):
-    assert main(["bench", "--sizes", "tiny:2x8", "--measures", "lora", "--device", "cuda"]) == 2
+    assert main(["--sizes", "tiny:2x8", "--measures", "lora", "--device", "cuda"]) == 2
     first, second = capfd.readouterr().err.strip().splitlines()[-2:]
     assert "needs CuPy" in first
     assert "what it said is above" in second
@@ -274,7 +274,7 @@ def test_what_a_process_cannot_prepare_is_said_in_a_line(alone, capfd):
 
 def test_without_pytorch_minilora_is_measured_and_drawn_alone_and_what_is_missing_is_said(alone, tmp_path, capfd):
     measures = "forward,lora,full,generate,import,ops"
-    words = ["bench", "--sizes", "tiny:2x8", "--measures", measures, "--rounds", "1", "--seconds", "0.01"]
+    words = ["--sizes", "tiny:2x8", "--measures", measures, "--rounds", "1", "--seconds", "0.01"]
     assert main([*words, "--plot", str(tmp_path / "a.png")]) == 0
     out, err = capfd.readouterr()
     for name in ("forward", "lora r = 8 on q_proj,v_proj", "full", "generate", "minilora", "AdamW"):
@@ -286,7 +286,7 @@ def test_without_pytorch_minilora_is_measured_and_drawn_alone_and_what_is_missin
 
 
 def test_a_plot_without_a_case_loses_no_number(alone, tmp_path, capfd):
-    assert main(["bench", "--measures", "import", "--rounds", "1", "--plot", str(tmp_path / "a.png")]) == 2
+    assert main(["--measures", "import", "--rounds", "1", "--plot", str(tmp_path / "a.png")]) == 2
     out, err = capfd.readouterr()
     assert "of numpy's" in out
     assert "nothing to draw" in err
@@ -297,7 +297,7 @@ def test_a_plot_without_a_case_loses_no_number(alone, tmp_path, capfd):
 def test_the_whole_command_compares_with_pytorch_and_peft(tmp_path, capsys):
     pytest.importorskip("peft")
     plot = tmp_path / "bench.png"
-    words = ["bench", "--sizes", "tiny:2x8", "--measures", "lora,generate,ops", "--rounds", "2", "--seconds", "0.01"]
+    words = ["--sizes", "tiny:2x8", "--measures", "lora,generate,ops", "--rounds", "2", "--seconds", "0.01"]
     words += ["--plot", str(plot)]
     assert main(words) == 0
     said = capsys.readouterr().out

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from ..plots import BASE, FULL, LORA, TYPE, png_bytes
-from ..transformer import Attention
+from minilora.plots import BASE, FULL, LORA, TYPE, png_bytes
+from minilora.transformer import Attention
+
 from .cases import Case
 
 COLORS = {"torch": FULL, "peft": LORA, "transformers": BASE, "minilora": BASE}

@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import load_backend, to_numpy
-from ..checkpoint import load_tensors, save_tensors
-from ..families import gpt2
-from ..generation import next_ids
-from ..lora import attach_lora
-from ..modules import Linear
-from ..optim import AdamW
-from ..peft import load_adapter, save_adapter
-from ..pretrained import load_pretrained, load_tokenizer, save_pretrained
-from ..text import Batch, english, random_windows
-from ..training import cut, loss_and_gradients, sharded_loss_and_gradients
-from ..transformer import Attention, Config, FusedAttention, PreNormBlock, Transformer
+from minilora.backend import load_backend, to_numpy
+from minilora.checkpoint import load_tensors, save_tensors
+from minilora.families import gpt2
+from minilora.generation import next_ids
+from minilora.lora import attach_lora
+from minilora.modules import Linear
+from minilora.optim import AdamW
+from minilora.peft import load_adapter, save_adapter
+from minilora.pretrained import load_pretrained, load_tokenizer, save_pretrained
+from minilora.text import Batch, english, random_windows
+from minilora.training import cut, loss_and_gradients, sharded_loss_and_gradients
+from minilora.transformer import Attention, Config, FusedAttention, PreNormBlock, Transformer
+
 from .cases import NEW, PROMPT, SEED, Case, Job
 
 LR = 1e-3  # of AdamW, on every side
@@ -76,8 +77,6 @@ def split(model: Transformer) -> None:
 
 
 def job(case: Case, targets: str, plain: bool, folder: Path) -> Job:
-    if plain:
-        Attention.blockwise_from = math.inf
     xp = load_backend("cupy" if case.device == "cuda" else "numpy")
     model = load_pretrained(folder / "base")
     if case.measure == "lora" and (case.real or targets in FUSED):
@@ -87,6 +86,9 @@ def job(case: Case, targets: str, plain: bool, folder: Path) -> Job:
         adapt(model, targets, case.rank)
     if case.measure in ("forward", "generate"):
         model.freeze()  # or it would keep what a backward needs
+    for _, module in model.named_modules():
+        if plain and isinstance(module, Attention):
+            module.blockwise_from = math.inf
     model.to(xp)
     batch = Batch(**load_tensors(folder / BATCH)[0])
     pool = ThreadPoolExecutor(case.shards)

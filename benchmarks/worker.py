@@ -1,6 +1,6 @@
 """One contestant, in a process of its own: it gets ready, works in bursts when told to, and says how long it took.
 
-    python -m minilora.bench.worker '{"case": {...}, "contestant": [...], "folder": "...", "threads": 1}'
+    python -m benchmarks.worker '{"case": {...}, "contestant": [...], "folder": "...", "threads": 1}'
 
 A line of JSON when it is ready, a line for each burst (a line of input says how many seconds), and a line at "end".
 """
@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..process import blas_threads, keep_freed_memory
+from minilora.process import blas_threads, keep_freed_memory
+
 from .cases import Case, Contestant, Job
 
 WARM = 3  # times before the first burst

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import ops
-from ..accounting.live import CountedArray, arrays, owner_of
-from ..backend import Array, load_backend
-from ..modules import Gradients, Parameter
-from ..optim import AdamW
-from ..process import keep_freed_memory
+from minilora import ops
+from minilora.accounting.live import CountedArray, arrays, owner_of
+from minilora.backend import Array, load_backend
+from minilora.modules import Gradients, Parameter
+from minilora.optim import AdamW
+from minilora.process import keep_freed_memory
+
 from .cases import SEED, Case
 
 SECONDS = 0.15  # for each op

@@ -14,8 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..spelling import choose_from
-from ..tables import counted, numbers_right, wide_console
+from minilora.spelling import choose_from
+from minilora.tables import counted, numbers_right, wide_console
+
 from .cases import MEASURES, NEW, SIZES, Case, cases, pairs, read_size
 from .rounds import THREADS, measure, missing
 from .threads import default_and_pinned
@@ -114,7 +115,7 @@ def imports(rounds: int) -> list[dict[str, Any]]:
 
 
 def ops_of(case: Case) -> dict[str, Any]:
-    command = [sys.executable, "-m", "minilora.bench.roofline", json.dumps(asdict(case))]
+    command = [sys.executable, "-m", "benchmarks.roofline", json.dumps(asdict(case))]
     done = subprocess.run(command, env=os.environ | dict.fromkeys(THREADS, "1"), stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.util import find_spec
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -21,6 +22,7 @@ from .cases import Case, Contestant, pairs
 NEEDS = {"minilora": [], "torch": ["torch"], "transformers": ["torch", "transformers"],
          "peft": ["torch", "transformers", "peft"]}  # fmt: skip
 AGREE = 1e-4  # by how much the losses of the same first steps may differ, in float32
+CLONE = Path(__file__).parent.parent  # where `python -m benchmarks` is found
 THREADS = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
 
 
@@ -72,8 +74,8 @@ def start(said: dict[str, Any], threads: int) -> subprocess.Popen[str]:
 
 
 def python(said: dict[str, Any], module: str, env: Mapping[str, str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "ignore", "-m", f"minilora.bench.{module}", json.dumps(said)]
-    return subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{module}", json.dumps(said)]
+    return subprocess.Popen(command, cwd=CLONE, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""python -m benchmarks: how fast is minilora beside PyTorch and PEFT, on this machine?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from minilora.checkpoint import write_whole
+from minilora.cli import execute
+from minilora.cli.options import Parser, above_zero, positive, ranks, words
+from minilora.plots import check_png
+
+from . import bench, figure, lengths, show
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print. The exit code is 2 for what a person can mend, as of every command of minilora."""
+    return execute(parser, arguments)
+
+
+def parser() -> Parser:
+    top = Parser(
+        prog="python -m benchmarks",
+        description="Speed and memory beside PyTorch and PEFT, and each op beside its bound.",
+        epilog="example\n  python -m benchmarks --sizes tiny,small:1x128 --measures lora,generate --cores 1,2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.set_defaults(run=run, threads=1)
+    add = top.add_argument
+    what = (
+        "tiny, small, gpt2, minilm, smollm2; or with batch and tokens, as small:1x128 (default: the first three, both)"
+    )
+    add("--sizes", type=words, metavar="A,B", help=what)
+    what = "forward, lora, full, generate, threads, import, ops (default: all)"
+    add("--measures", type=words, metavar="A,B", help=what)
+    add("--cores", type=ranks, default=[1], metavar="N,N", help="cores for each contestant (default 1)")
+    add("--ranks", type=ranks, default=[8], metavar="N,N", help="of LoRA (default 8)")
+    what = "q_proj,v_proj (default), all-linear, or both, separated by a space"
+    add("--targets", nargs="+", default=["q_proj,v_proj"], metavar="A,B", help=what)
+    add("--rounds", type=positive, default=7, metavar="N", help="(default 7)")
+    add("--seconds", type=above_zero, default=0.2, metavar="X", help="of work in a round, at least (default 0.2)")
+    add("--long", action="store_true", help="small on one sequence of 256 to 4096 tokens, with and without blocks")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute (cuda needs CuPy)")
+    add("--json", action="store_true", help="print the result as JSON, with every round")
+    add("--plot", metavar="FILE", help="a figure of the ratios, or with --long of time and memory: NAME.png")
+    return top
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.plot:
+        check_png(options.plot)
+    names = "cores", "ranks", "targets", "rounds", "seconds", "device", "sizes", "measures"
+    given = {key: value for key in names if (value := getattr(options, key)) is not None}
+    if options.long:
+        given = {"sizes": lengths(), "measures": ["lora"]} | given
+    report = bench(**given)
+    if options.json:
+        print(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        show(report)
+    if options.plot:  # last: a report that has nothing to draw is not lost
+        write_whole(Path(options.plot), figure(report))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
