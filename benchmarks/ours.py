@@ -21,7 +21,8 @@ from minilora.optim import AdamW
 from minilora.peft import load_adapter, save_adapter
 from minilora.pretrained import load_pretrained, load_tokenizer, save_pretrained
 from minilora.text import Batch, english, random_windows
-from minilora.training import cut, loss_and_gradients, sharded_loss_and_gradients
+from minilora.training import loss_and_gradients, sharded_loss_and_gradients
+from minilora.training.gradients import split_batch
 from minilora.transformer import Attention, Config, FusedAttention, PreNormBlock, Transformer
 
 from .cases import NEW, PROMPT, SEED, Case, Job
@@ -113,7 +114,7 @@ def on_device(made: Job, xp: ModuleType) -> Job:
 
 
 def forward(model: Transformer, batch: Batch, pool: ThreadPoolExecutor, shards: int) -> Job:
-    parts = [part.ids for part in cut(batch, shards)]
+    parts = [part.ids for part in split_batch(batch, shards)]
     last = None
 
     def run() -> None:

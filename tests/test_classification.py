@@ -19,7 +19,7 @@ from minilora.pretrained import labels_of, load_pretrained, save_pretrained
 from minilora.pretrained.configs import unnamed
 from minilora.tasks import classification, crossvalidation
 from minilora.tasks.classification import Classifier, Recipe
-from minilora.training import Run
+from minilora.training.run import Run
 from minilora.verify import check_gradient
 
 RUN = ["--epochs", "6", "--batch", "4", "--length", "16", "--rank", "2", "--evaluate-every", "20", "--seed", "3"]

@@ -23,12 +23,13 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from minilora import __version__, accounting, checkpoint, lora, ops, pretrained, text, training
+from minilora import __version__, accounting, checkpoint, lora, ops, pretrained, text
 from minilora.checkpoint import load_tensors, save_tensors
 from minilora.cli import commands, main, parser
 from minilora.families import llama
 from minilora.pretrained import save_pretrained
 from minilora.tasks import language_model, rank
+from minilora.training import loop
 from minilora.transformer import Config
 
 COMMANDS = [
@@ -708,7 +709,7 @@ def test_that_nothing_can_be_written_is_found_before_the_work(name, here, capfd,
         raise AssertionError("the work has begun")
 
     for module, function in (
-        (training, "sharded_loss_and_gradients"), (lora, "merge"), (rank, "measure"), (accounting, "architecture"),
+        (loop, "sharded_loss_and_gradients"), (lora, "merge"), (rank, "measure"), (accounting, "architecture"),
     ):  # fmt: skip
         monkeypatch.setattr(module, function, work)
     with monkeypatch.context() as patched:

@@ -18,10 +18,11 @@ import pytest
 from test_cli import FINETUNE, WORDS, edit_tensors, lines, make_base, outside, refusing, tree
 from test_training import bits, learner, quietly
 
-from minilora import checkpoint, text, training
+from minilora import checkpoint, text
 from minilora.checkpoint import load_tensors, save_tensors
 from minilora.cli import main
 from minilora.optim import SGD, AdamW
+from minilora.training import loop
 
 STEPS = 8
 RUN = [
@@ -349,7 +350,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*arguments: Any) -> Any:
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr(training, "sharded_loss_and_gradients", work)
+    monkeypatch.setattr(loop, "sharded_loss_and_gradients", work)
 
 
 @pytest.fixture

@@ -37,7 +37,8 @@ from minilora.lora import attach_lora
 from minilora.modules import Gradients, Linear
 from minilora.optim import AdamW, penalty
 from minilora.text import Batch
-from minilora.training import fit, labelled, loss_and_gradients, loss_of
+from minilora.training import fit, loss_and_gradients, loss_of
+from minilora.training.gradients import count_labels
 from minilora.transformer import Config, Transformer, recompute
 
 RECORD = Path(__file__).with_name("speed.json")
@@ -175,7 +176,7 @@ def on_the_double(case: Case, lora: bool, dropout: float = 0.0) -> Iterator[Tran
 
 def made_by_a_step(case: Case, lora: bool) -> dict[str, int]:
     batch = batch_of(case)
-    count = labelled(batch)
+    count = count_labels(batch)
     with on_the_double(case, lora) as model:
         _, one, two = steps_seen(model, batch, made, 3)  # the first step may do what is done once
         start = made()

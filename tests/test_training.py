@@ -23,7 +23,8 @@ from minilora.optim import SGD, clip_by_global_norm
 from minilora.pretrained import BUILTIN, load_pretrained
 from minilora.tasks.language_model import RECIPE, SHAPE, recipe_optimizer
 from minilora.text import Batch
-from minilora.training import cut, evaluate, fit, loss_and_gradients, sharded_loss_and_gradients
+from minilora.training import evaluate, fit, loss_and_gradients, sharded_loss_and_gradients
+from minilora.training.gradients import split_batch
 from minilora.transformer import Tanh, Transformer
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
@@ -104,7 +105,7 @@ def test_in_float32_they_sum_to_it_within_rounding(family):
 @given(B=st.integers(1, 6), shards=st.integers(1, 8), padded=st.booleans())
 def test_a_cut_batch_holds_every_row_once_with_its_labels_padding_and_segments(B, shards, padded):
     batch = some(0, B, padded=padded)
-    parts = cut(batch, shards)
+    parts = split_batch(batch, shards)
     assert len(parts) == min(shards, B)
     for whole, again in zip(batch, together(parts), strict=True):
         assert np.array_equal(whole, again) if whole is not None else again is None
@@ -200,6 +201,21 @@ def test_labels_that_do_not_fit_are_refused_in_training_and_in_evaluation(judge,
 
 def quietly(model: Transformer, batches: Callable[[int], Batch] = some, steps: int = 6, **options: Any) -> Any:
     return fit(model, batches, steps, description=None, **options)
+
+
+def test_after_step_is_called_once_a_step_with_the_clipped_gradients_and_may_change_the_parameters():
+    model, seen = learner(), []
+
+    def after_step(step: int, grads: Gradients) -> None:
+        norm = np.sqrt(sum(float((g.astype(float) ** 2).sum()) for g in grads.values()))
+        seen.append((step, norm))
+        for parameter in model.trainable_parameters().values():
+            parameter.data = np.zeros_like(parameter.data)
+
+    quietly(model, steps=3, clip=1e-3, after_step=after_step)
+    assert [step for step, _ in seen] == [0, 1, 2]
+    assert seen[0][1] == pytest.approx(1e-3, rel=1e-4)
+    assert all(not parameter.data.any() for parameter in model.trainable_parameters().values())
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others():

@@ -1,0 +1,33 @@
+"""The mean loss on held-out data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..modules import Chain
+from ..process import blas_threads
+from ..text import Batch
+from .gradients import count_labels, loss_of, thread_pool
+
+
+@blas_threads()
+def evaluate(model: Chain, batches: Iterable[Batch], *, shards: int = 1, description: str | None = None) -> float:
+    """Mean cross-entropy in nats per labelled position, without dropout; `shards` batches at a time.
+
+    `description` labels a progress bar; None shows none. Raises ValueError when no position has a label, or one is
+    outside the vocabulary.
+    """
+    from tqdm import tqdm
+
+    def one(batch: Batch) -> tuple[float, int]:
+        n = count_labels(batch)
+        return n * float(loss_of(model, batch, count=n)[0]), n
+
+    batches = list(batches)
+    with thread_pool(shards) as pool:
+        losses = pool.map(one, batches)
+        bar = tqdm(losses, description, len(batches), disable=None if description else True, leave=False)
+        total, count = map(sum, zip(*bar, strict=True)) if batches else (0.0, 0)
+    if not count:
+        raise ValueError("nothing to evaluate: no position has a label")
+    return total / count

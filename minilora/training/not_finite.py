@@ -1,0 +1,36 @@
+"""Where NaN or infinity first appears."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array, to_numpy
+from ..modules import Chain, Context, Module
+from ..text import Batch
+
+
+def first_not_finite(model: Chain, batch: Batch) -> str:
+    """The path of the first module, in the order of computation, whose output on `batch` is not finite; "" if none."""
+    found: list[str] = []
+
+    def watched(path: str, forward: Callable[..., tuple[Array, Any]]) -> Callable[..., tuple[Array, Any]]:
+        def run(*arguments: Any) -> tuple[Array, Any]:
+            y, cache = forward(*arguments)
+            if not found and not np.isfinite(to_numpy(y)).all():
+                found.append(path)
+            return y, cache
+
+        return run
+
+    modules: list[tuple[str, Module]] = list(model.named_modules())
+    try:
+        for path, module in modules:
+            vars(module)["forward"] = watched(path, module.forward)
+        model.forward(batch.ids, Context(batch.padding, batch.segments))
+    finally:
+        for _, module in modules:
+            vars(module).pop("forward", None)
+    return found[0] if found else ""
