@@ -30,7 +30,7 @@ class Size(NamedTuple):
 
 
 def gpt2_shape(layers: int, width: int, heads: int, vocab: int) -> dict[str, int]:
-    return {"layers": layers, "width": width, "heads": heads, "vocab": vocab}
+    return {"n_layers": layers, "d_model": width, "n_heads": heads, "vocab_size": vocab}
 
 
 SIZES = {
@@ -64,7 +64,7 @@ class Case:
         """As transformer.Config takes it."""
         shape = SIZES[self.size].shape
         assert shape is not None
-        return {**shape, "context": max(self.tokens, PROMPT + NEW)}
+        return {**shape, "max_length": max(self.tokens, PROMPT + NEW)}
 
     @property
     def shards(self) -> int:

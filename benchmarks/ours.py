@@ -53,7 +53,7 @@ def batch_of(case: Case, model: Transformer) -> Batch:
     """Random ids, or of a real model a text that every Python carries."""
     rng = np.random.default_rng(SEED)
     if not case.real:
-        ids = rng.integers(0, model.config.vocab, (case.batch, case.tokens + 1))
+        ids = rng.integers(0, model.config.vocab_size, (case.batch, case.tokens + 1))
         return Batch(ids[:, :-1], ids[:, 1:])
     ids = load_tokenizer(case.size).encode(english().train[:200_000].decode(errors="ignore"))
     batch = random_windows(ids, case.batch, case.tokens, SEED)(0)

@@ -39,7 +39,7 @@ def op_calls(case: Case, xp: ModuleType) -> Iterator[tuple[str, Callable[..., An
         return xp.asarray(rng.standard_normal(shape, dtype="float32"))
 
     B, T, r, shape = case.batch, case.tokens, case.rank, case.shape
-    C, V, D = shape["width"], shape["vocab"], shape["width"] // shape["heads"]
+    C, V, D = shape["d_model"], shape["vocab_size"], shape["d_model"] // shape["n_heads"]
     h, F, W, up = x(B, T, C), x(B, T, 4 * C), x(C, C), x(4 * C, C)
     g, A, lora_B, E = x(C), x(r, C), x(C, r), x(V, C)
     ids = xp.asarray(rng.integers(0, V, (B, T)))
@@ -73,7 +73,7 @@ def op_calls(case: Case, xp: ModuleType) -> Iterator[tuple[str, Callable[..., An
     logits = x(B, T, V)
     yield "cross-entropy", ops.cross_entropy_forward, (logits, ids)
     yield "  dlogits", ops.cross_entropy_backward, (1.0, ops.cross_entropy_forward(logits, ids)[1])
-    optimizer = AdamW({f"{i}": Parameter(x(*s)) for i, s in enumerate([(r, C), (C, r)] * 2 * shape["layers"])})
+    optimizer = AdamW({f"{i}": Parameter(x(*s)) for i, s in enumerate([(r, C), (C, r)] * 2 * shape["n_layers"])})
     learned = list(optimizer.groups[0].parameters.values())
     grads = Gradients({parameter: parameter.data for parameter in learned})
 

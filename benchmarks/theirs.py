@@ -73,9 +73,9 @@ class GPT2(nn.Module):
     def __init__(self, case: Case, split: bool) -> None:
         super().__init__()
         shape = case.shape
-        C, self.heads = shape["width"], shape["heads"]
-        self.wte, self.wpe = nn.Embedding(shape["vocab"], C), nn.Embedding(shape["context"], C)
-        self.blocks = nn.ModuleList(Block(C, self.heads, split) for _ in range(shape["layers"]))
+        C, self.heads = shape["d_model"], shape["n_heads"]
+        self.wte, self.wpe = nn.Embedding(shape["vocab_size"], C), nn.Embedding(shape["max_length"], C)
+        self.blocks = nn.ModuleList(Block(C, self.heads, split) for _ in range(shape["n_layers"]))
         self.ln_f = nn.LayerNorm(C)
 
     def forward(self, ids: Tensor, caches: list[Cache] | None = None) -> Tensor:

@@ -30,7 +30,7 @@ def main() -> None:
         return prepare(case, folder)
     with blas_threads(said["threads"]):
         job, about = ready(case, Contestant(*contestant), folder)
-        serve(job, about, shallow=not case.real and case.shape["layers"] <= SHALLOW)
+        serve(job, about, shallow=not case.real and case.shape["n_layers"] <= SHALLOW)
 
 
 def serve(job: Job, about: dict[str, str], shallow: bool = False) -> None:

@@ -51,47 +51,47 @@ class New:
         return Linear(self.normal(n_out, n_in), self.full(0, n_out) if bias else None)
 
     def embedding(self, rows: int) -> Embedding:
-        return Embedding(self.normal(rows, self.config.width))
+        return Embedding(self.normal(rows, self.config.d_model))
 
     def layer_norm(self) -> LayerNorm:
-        C = self.config.width
+        C = self.config.d_model
         return LayerNorm(self.full(1, C), self.full(0, C), self.config.eps)
 
     def rms_norm(self) -> RMSNorm:
-        return RMSNorm(self.full(1, self.config.width), self.config.eps)
+        return RMSNorm(self.full(1, self.config.d_model), self.config.eps)
 
     def attention(
         self, *, causal: bool, bias: bool, o_bias: bool | None = None, rope: Rope | None = None,
         window: int | None = None,
     ) -> Attention:  # fmt: skip
-        C, D = self.config.width, self.config.head_dim
-        HD, GD = self.config.heads * D, self.config.kv_heads * D
+        C, D = self.config.d_model, self.config.head_dim
+        HD, GD = self.config.n_heads * D, self.config.n_kv_heads * D
         q_proj, k_proj, v_proj = (self.linear(C, n_out, bias) for n_out in (HD, GD, GD))
         o_proj = self.linear(HD, C, bias if o_bias is None else o_bias)
         return Attention(q_proj, k_proj, v_proj, o_proj, D, causal=causal, rope=rope, window=window)
 
     def fused_attention(self) -> FusedAttention:
-        C = self.config.width
+        C = self.config.d_model
         return FusedAttention(self.linear(C, 3 * C, True), self.linear(C, C, True), self.config.head_dim, causal=True)
 
     def gelu(self) -> Gelu:
         return Gelu(approximate=self.config.activation == "gelu_tanh")
 
     def mlp(self) -> MLP:
-        C, F = self.config.width, self.config.hidden
+        C, F = self.config.d_model, self.config.d_ff
         return MLP(self.linear(C, F, True), self.gelu(), self.linear(F, C, True))
 
     def gated_mlp(self) -> GatedMLP:
-        C, F = self.config.width, self.config.hidden
+        C, F = self.config.d_model, self.config.d_ff
         return GatedMLP(self.linear(C, F, False), self.linear(C, F, False), self.linear(F, C, False))
 
     def lm_head(self, token: Embedding, bias: bool = False) -> Linear:
         """A tied head holds the embedding's own Parameter: one key in the gradients, two contributions."""
-        C, V = self.config.width, self.config.vocab
+        C, V = self.config.d_model, self.config.vocab_size
         return Linear(token.weight, self.full(0, V) if bias else None) if self.config.tied else self.linear(C, V, bias)
 
     def classifier(self, bias: bool) -> Linear:
-        return self.linear(self.config.width, self.config.labels, bias)
+        return self.linear(self.config.d_model, self.config.labels, bias)
 
 
 def chain(embed: Module, blocks: Sequence[Module], **rest: Module) -> dict[str, Module]:
@@ -104,9 +104,10 @@ def chain(embed: Module, blocks: Sequence[Module], **rest: Module) -> dict[str, 
 def gpt2(config: Config, rng: np.random.Generator | None) -> Transformer:
     """Radford et al. (2019): pre-norm, learned positions, GELU, one fused projection for q, k and v."""
     new = New(config, rng)
-    token, position = new.embedding(config.vocab), new.embedding(config.context)
+    token, position = new.embedding(config.vocab_size), new.embedding(config.max_length)
     blocks = [
-        PreNormBlock(new.layer_norm(), new.fused_attention(), new.layer_norm(), new.mlp()) for _ in range(config.layers)
+        PreNormBlock(new.layer_norm(), new.fused_attention(), new.layer_norm(), new.mlp())
+        for _ in range(config.n_layers)
     ]
     layers = chain(Embeddings(token, position), blocks, norm=new.layer_norm(), **decoder_head(new, token))
     return Transformer("gpt2", config, layers)
@@ -121,7 +122,7 @@ def llama(config: Config, rng: np.random.Generator | None) -> Transformer:
     if config.head_dim % 2:
         raise ValueError(f"rotary positions turn pairs: a head's width must be even, and {config.head_dim} is not")
     new, rope = New(config, rng), Rope(config.rope_theta, config.rope_scaling)
-    token = new.embedding(config.vocab)
+    token = new.embedding(config.vocab_size)
     blocks = [
         PreNormBlock(
             new.rms_norm(),
@@ -129,7 +130,7 @@ def llama(config: Config, rng: np.random.Generator | None) -> Transformer:
             new.rms_norm(),
             new.gated_mlp(),
         )
-        for i in range(config.layers)
+        for i in range(config.n_layers)
     ]
     layers = chain(Embeddings(token), blocks, norm=new.rms_norm(), **decoder_head(new, token))
     return Transformer("llama", config, layers)
@@ -162,12 +163,12 @@ def encoder(family: str, transform: str, config: Config, rng: np.random.Generato
 
     logits = E norm(gelu(W h + b)) + c          E the token embedding
     """
-    new, C = New(config, rng), config.width
-    token, position = new.embedding(config.vocab), new.embedding(config.offset + config.context)
+    new, C = New(config, rng), config.d_model
+    token, position = new.embedding(config.vocab_size), new.embedding(config.offset + config.max_length)
     embed = Embeddings(token, position, new.embedding(config.segments), new.layer_norm(), config.offset)
     blocks = [
         PostNormBlock(new.layer_norm(), new.attention(causal=False, bias=True), new.layer_norm(), new.mlp())
-        for _ in range(config.layers)
+        for _ in range(config.n_layers)
     ]
     head: dict[str, Module] = {}
     if config.head == "classify":

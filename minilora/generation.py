@@ -34,7 +34,7 @@ def generate(
 
     Temperature 0 takes the most probable id each time. Otherwise ids are drawn with `rng` from
     softmax(logits / temperature), of the `top_k` most probable if given, and of the fewest that together have the
-    probability `top_p` (Holtzman et al., 2019). Without a tokenizer the ids are bytes. Only the last config.context
+    probability `top_p` (Holtzman et al., 2019). Without a tokenizer the ids are bytes. Only the last config.max_length
     ids are looked at.
     Raises ValueError for an empty prompt, a missing rng, a tokenizer of another vocabulary, and a model that does not
     continue texts.
@@ -79,14 +79,14 @@ def answer(
 ) -> Iterator[str]:
     """What an instruct model says to a conversation (Tokenizer.chat), piece by piece as it comes; the rest as generate.
 
-    The conversation and the answer have config.context tokens at most: one whose beginning is gone reads as another.
+    The conversation and the answer have config.max_length tokens at most: one whose beginning is gone reads as another.
     Raises ValueError, besides, for a conversation that leaves no room for an answer.
     """
     ids = tokenizer.encode(tokenizer.chat(messages), special=False)
-    room = model.config.context - len(ids)
+    room = model.config.max_length - len(ids)
     if room < 1:
         raise ValueError(
-            f"the conversation is {len(ids)} tokens long, and the model reads {model.config.context}: "
+            f"the conversation is {len(ids)} tokens long, and the model reads {model.config.max_length}: "
             "say it in fewer words, or start a new one"
         )
     return tokenizer.pieces(continuation(model, ids, min(tokens, room), tokenizer, temperature, top_k, top_p, rng))
@@ -121,7 +121,7 @@ def check_continues(model: Transformer, tokenizer: Tokenizer) -> None:
     """Raise ValueError for a model that does not continue texts, or not those of this tokenizer."""
     if isinstance(tokenizer, ByteTokenizer):
         check_vocabulary(model.config)
-    check_matches(tokenizer, model.config.vocab)
+    check_matches(tokenizer, model.config.vocab_size)
     if model.family in ("bert", "roberta") or model.config.head != "lm":
         raise ValueError(f"a {model.family} with the head {model.config.head!r} does not continue texts")
 
@@ -137,7 +137,7 @@ def next_ids(
     rng: np.random.Generator | None = None,
 ) -> Iterator[int]:
     """Up to `tokens` ids after `ids` (N,), as they are found. One of `stop` ends them, and is not given."""
-    context, seen = model.config.context, ids.tolist()
+    context, seen = model.config.max_length, ids.tolist()
     new, past = ids[-context:], Past(min(context, len(ids) + tokens))
     for _ in range(tokens):
         if past.length + len(new) > context:  # from here on the first ids are left out, and all positions move

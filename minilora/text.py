@@ -190,8 +190,8 @@ def as_array(data: bytes | np.ndarray) -> np.ndarray:
 
 def check_vocabulary(config: Config) -> None:
     """Raise ValueError unless a model of this config reads and writes bytes."""
-    if config.vocab != 256:
-        raise ValueError(f"text is read as bytes, which need a vocabulary of 256: this model's is {config.vocab}")
+    if config.vocab_size != 256:
+        raise ValueError(f"text is read as bytes, which need a vocabulary of 256: this model's is {config.vocab_size}")
 
 
 def decode(ids: np.ndarray) -> str:

@@ -27,13 +27,13 @@ LAYER_TYPES = "full_attention", "sliding_attention"
 class Config:
     """The shape of a model. 0 means: derive it from the others."""
 
-    vocab: int  # V
-    layers: int
-    width: int  # C
-    heads: int  # H
-    kv_heads: int = 0  # G; 0: one per query head
-    hidden: int = 0  # F; 0: 4 C
-    context: int = 1024  # the longest sequence, in tokens
+    vocab_size: int  # V
+    n_layers: int
+    d_model: int  # C
+    n_heads: int  # H
+    n_kv_heads: int = 0  # G, of keys and values; 0: H
+    d_ff: int = 0  # F; 0: 4 C
+    max_length: int = 1024  # the longest sequence, in tokens
     segments: int = 2  # BERT
     rope_theta: float = 10000.0  # Llama
     eps: float = 1e-5  # of the norms
@@ -51,8 +51,8 @@ class Config:
     layer_types: tuple[str, ...] = ()  # Qwen2: for each layer one of LAYER_TYPES, in the place of max_window_layers
 
     def __post_init__(self) -> None:
-        derived = "kv_heads", "hidden", "head_dim", "offset", "max_window_layers"
-        for name in (*derived, "vocab", "layers", "width", "heads", "context", "segments", "labels"):
+        derived = "n_kv_heads", "d_ff", "head_dim", "offset", "max_window_layers"
+        for name in (*derived, "vocab_size", "n_layers", "d_model", "n_heads", "max_length", "segments", "labels"):
             least, value = int(name not in derived), getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} = {value!r:.80} is not a whole number from {least} up")
@@ -68,19 +68,19 @@ class Config:
         window, types = self.sliding_window, self.layer_types
         if window is not None and (type(window) is not int or window < 1):
             raise ValueError(f"sliding_window = {window!r:.80} is not a whole number from 1 up")
-        if types and (len(types) != self.layers or not set(types) <= set(LAYER_TYPES)):
+        if types and (len(types) != self.n_layers or not set(types) <= set(LAYER_TYPES)):
             raise ValueError(f"layer_types = {types!r:.80} is not {' or '.join(LAYER_TYPES)} for each layer")
         if "sliding_attention" in types and window is None:
             raise ValueError(f"layer_types = {types!r:.80} needs a sliding_window")
         if (types or self.max_window_layers) and not self.qkv_bias:
             raise ValueError("max_window_layers and layer_types are for qkv_bias=True: only Qwen2's files have them")
-        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
-        object.__setattr__(self, "hidden", self.hidden or 4 * self.width)
-        if self.heads % self.kv_heads or (self.width % self.heads and not self.head_dim):
+        object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
+        object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
+        if self.n_heads % self.n_kv_heads or (self.d_model % self.n_heads and not self.head_dim):
             raise ValueError(
-                f"width {self.width} does not divide into {self.heads} heads, or those into {self.kv_heads} for keys"
+                f"d_model {self.d_model} does not divide into {self.n_heads} heads, or those into {self.n_kv_heads} for keys"
             )
-        object.__setattr__(self, "head_dim", self.head_dim or self.width // self.heads)
+        object.__setattr__(self, "head_dim", self.head_dim or self.d_model // self.n_heads)
 
     def window(self, layer: int) -> int | None:
         """The sliding window of the attention in block `layer`; None where it has none."""
@@ -456,7 +456,7 @@ class Transformer(Chain):
         """Host ids are checked, then moved to where the weights are; ids on a GPU were checked before they moved.
 
         Raises ValueError for ids that are not (B, T) integers in 0..V-1, for more tokens (those of context.past
-        included) than config.context, for a past with padding, and for a padding or segments that are not (B, T) too,
+        included) than config.max_length, for a past with padding, and for a padding or segments that are not (B, T) too,
         of the dtype and in the range that Context says.
         """
         xp = get_array_module(next(self.parameters()).data)
@@ -491,11 +491,11 @@ def check_ids(ids: Any, config: Config, start: int = 0) -> None:
     ids = np.asarray(ids)
     if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
         raise ValueError(f"token ids are integers of shape (batch, tokens), not {ids.dtype} of shape {ids.shape}")
-    if start + ids.shape[1] > config.context:
-        raise ValueError(f"{start + ids.shape[1]} tokens are more than the model's {config.context} positions")
-    if ids.min() < 0 or ids.max() >= config.vocab:
-        wrong = ids[(ids < 0) | (ids >= config.vocab)][0]
-        raise ValueError(f"token id {wrong} is outside the vocabulary 0..{config.vocab - 1}")
+    if start + ids.shape[1] > config.max_length:
+        raise ValueError(f"{start + ids.shape[1]} tokens are more than the model's {config.max_length} positions")
+    if ids.min() < 0 or ids.max() >= config.vocab_size:
+        wrong = ids[(ids < 0) | (ids >= config.vocab_size)][0]
+        raise ValueError(f"token id {wrong} is outside the vocabulary 0..{config.vocab_size - 1}")
 
 
 def check_context(context: Context, shape: tuple[int, ...], segments: int | None) -> None:

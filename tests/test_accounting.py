@@ -57,8 +57,8 @@ def setups(draw) -> dict[str, Any]:
     train = draw(st.sampled_from([(), ("norm",), ("embed",)] + ([] if family == "llama" else [("bias",)])))
     return {
         "family": family,
-        "config": Config(vocab=31, layers=2, width=24, heads=heads, kv_heads=kv_heads, hidden=draw(st.integers(5, 9)),
-                         context=16, tied=tied, dtype=draw(st.sampled_from(["float32", "float64"])),
+        "config": Config(vocab_size=31, n_layers=2, d_model=24, n_heads=heads, n_kv_heads=kv_heads, d_ff=draw(st.integers(5, 9)),
+                         max_length=16, tied=tied, dtype=draw(st.sampled_from(["float32", "float64"])),
                          head=head, labels=5, offset=2 if family == "roberta" else 0,
                          activation=draw(st.sampled_from(ACTIVATIONS)),
                          **(draw(st.sampled_from([{}, {"qkv_bias": True, "head_dim": 4}, {"sliding_window": 3}]))
@@ -117,7 +117,7 @@ def test_the_ledger_has_the_bytes_of_the_cache_and_the_formulas_the_flops_of_a_s
 @pytest.mark.parametrize("lora", [None, {"targets": "all-linear", "r": 3}, {"targets": ["down_proj"], "r": 2}])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
 def test_recomputed_blocks_give_the_same_gradients_for_the_bytes_and_flops_that_are_predicted(family, lora, rng):
-    config = Config(vocab=31, layers=3, width=24, heads=4, hidden=20, context=16)
+    config = Config(vocab_size=31, n_layers=3, d_model=24, n_heads=4, d_ff=20, max_length=16)
     model = build({"family": family, "config": config, "lora": lora and {**lora, "dropout": 0.2}, "frozen": ""})
     ids, context = rng.integers(0, 31, (2, 5)), Context(rng=np.random.default_rng(7))
     logits, cache = model.forward(ids, copy.deepcopy(context))
@@ -158,8 +158,8 @@ def test_attention_in_blocks_keeps_and_executes_what_is_predicted_and_nothing_is
     family, heads, options, again, T, rng, monkeypatch
 ):
     monkeypatch.setattr(minilora.transformer.Attention, "blockwise_from", 128)
-    sizes = {"vocab": 31, "layers": 2, "width": 8, "heads": heads[0], "kv_heads": heads[1], "hidden": 5}
-    config = Config(**sizes, context=300, **options)
+    sizes = {"vocab_size": 31, "n_layers": 2, "d_model": 8, "n_heads": heads[0], "n_kv_heads": heads[1], "d_ff": 5}
+    config = Config(**sizes, max_length=300, **options)
     model = build({"family": family, "config": config, "lora": {"targets": "all-linear", "r": 1}, "frozen": ""})
     laid_out = describe(model)
     if again:
@@ -204,7 +204,13 @@ def test_past_a_window_attention_grows_as_the_tokens_and_up_to_it_as_without_one
 
 
 def test_the_ledger_has_the_bytes_of_what_the_loss_keeps(rng):
-    model = build({"family": "llama", "config": Config(vocab=31, layers=1, width=8, heads=2, context=9), "lora": None})
+    model = build(
+        {
+            "family": "llama",
+            "config": Config(vocab_size=31, n_layers=1, d_model=8, n_heads=2, max_length=9),
+            "lora": None,
+        }
+    )
     ids = rng.integers(0, 31, (3, 4))
     _, cache = ops.cross_entropy_forward(model.forward(ids)[0], ids)
     kept = [entry.nbytes for entry in ledger(*describe(model), 3, 4) if entry.layer == "loss"]
@@ -219,7 +225,7 @@ def test_what_is_frozen_keeps_nothing_and_a_frozen_A_keeps_no_input():
     assert "x" in what("full") & what("lora")
     assert "x" not in what("lora-fa")
     assert "h" in what("lora") & what("lora-fa")
-    model = build({"family": "bert", "config": Config(vocab=31, layers=1, width=8, heads=2), "lora": None})
+    model = build({"family": "bert", "config": Config(vocab_size=31, n_layers=1, d_model=8, n_heads=2), "lora": None})
     model.freeze()
     assert ledger(*describe(model), 3, 4) == []
 
@@ -229,7 +235,7 @@ def test_what_is_frozen_keeps_nothing_and_a_frozen_A_keeps_no_input():
 
 def small(rng, **words):
     made = minilora.llama(
-        minilora.Config(vocab=32, layers=2, width=16, heads=4, kv_heads=2, hidden=24, context=16), rng
+        minilora.Config(vocab_size=32, n_layers=2, d_model=16, n_heads=4, n_kv_heads=2, d_ff=24, max_length=16), rng
     )
     if words:
         minilora.attach_lora(made, rng=rng, **words)

@@ -111,7 +111,7 @@ def test_a_batch_is_halved_where_it_can_be_and_generation_is_not():
 
 
 def test_three_matrices_for_q_k_and_v_are_the_fused_one(rng):
-    model = gpt2(Config(vocab=32, layers=2, width=16, heads=2, context=8), rng)
+    model = gpt2(Config(vocab_size=32, n_layers=2, d_model=16, n_heads=2, max_length=8), rng)
     ids = rng.integers(0, 32, (2, 8))
     before = model.forward(ids)[0]
     ours.split(model)
@@ -218,7 +218,7 @@ def test_who_waits_for_the_device_is_found_out():
 def test_the_products_of_an_op_are_counted_as_it_runs():
     found = roofline(replace(TINY, measure="ops"))
     rows = {row["op"]: row for row in found["ops"]}
-    N, C = 2 * 8, SIZES["tiny"].shape["width"]
+    N, C = 2 * 8, SIZES["tiny"].shape["d_model"]
     assert rows["linear C → C"]["flops"] == 2 * N * C * C
     assert rows["linear C → C"]["bytes"] == 4 * (N * C + C * C + C + N * C)
     assert rows["lora"]["flops"] == 2 * N * 8 * 2 * C

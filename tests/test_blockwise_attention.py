@@ -169,13 +169,21 @@ def test_more_than_one_block_agrees_with_pytorch(G, R, causal, window, side, rng
 # ---- a model ----
 
 T = 4 * BLOCK + 22
-HEADS: dict[str, dict[str, Any]] = {"llama": {"heads": 4, "kv_heads": 2}}
+HEADS: dict[str, dict[str, Any]] = {"llama": {"n_heads": 4, "n_kv_heads": 2}}
 
 
 def build(family: str, **options: Any) -> Transformer:
     family, _, windowed = family.partition(", ")
     options |= {"sliding_window": 2 * BLOCK + 5} if windowed else {}
-    config = {"vocab": 13, "layers": 2, "width": 8, "hidden": 6, "heads": 2, "context": 2 * T, "dtype": "float64"}
+    config = {
+        "vocab_size": 13,
+        "n_layers": 2,
+        "d_model": 8,
+        "d_ff": 6,
+        "n_heads": 2,
+        "max_length": 2 * T,
+        "dtype": "float64",
+    }
     config |= HEADS.get(family, {})
     return FAMILIES[family](Config(**{**config, **options}), np.random.default_rng(1))
 

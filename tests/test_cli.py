@@ -49,7 +49,7 @@ COMMANDS = [
     "verify",
 ]
 SMALL: dict[str, Any] = {
-    "vocab": 256, "layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "hidden": 24, "context": 32,
+    "vocab_size": 256, "n_layers": 1, "d_model": 16, "n_heads": 2, "n_kv_heads": 1, "d_ff": 24, "max_length": 32,
 }  # fmt: skip
 WORDS = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(120)).encode()
 RUN = ["--steps", "3", "--batch", "2", "--length", "8", "--rank", "2", "--evaluate-every", "2"]
@@ -277,7 +277,7 @@ def test_info_names_the_base_that_an_adapter_was_made_for(here, capfd):
 
 
 def test_pretraining_writes_what_help_promises_and_a_model_that_can_be_used(here, monkeypatch, capfd):
-    monkeypatch.setattr(language_model, "SHAPE", Config(**SMALL | {"context": 128}))
+    monkeypatch.setattr(language_model, "SHAPE", Config(**SMALL | {"max_length": 128}))
     monkeypatch.setattr(text, "english", lambda: text.Split(WORDS, WORDS[:500], WORDS[:700]))
     assert main(["pretrain", "--out", "out", "--steps", "2"]) == 0
     assert "bits per byte of test text" in capfd.readouterr().out
@@ -504,13 +504,13 @@ def test_a_base_that_cannot_be_used_is_refused_in_one_line(name, here, capfd):
 
 
 def test_a_vocabulary_too_small_for_bytes_is_refused(here, capfd):
-    make_base(here / "small", vocab=100)
+    make_base(here / "small", vocab_size=100)
     assert_refused(here, capfd, [*FINETUNE, "--base", "small"], "tokenizer.json is missing")
     assert_refused(here, capfd, ["generate", "--base", "small", "--prompt", "x"], "tokenizer.json is missing")
 
 
 def test_a_vocabulary_of_more_than_bytes_is_told_so(here, capfd):
-    make_base(here / "large", vocab=5000)
+    make_base(here / "large", vocab_size=5000)
     assert_refused(here, capfd, ["generate", "--base", "large", "--prompt", "x"], "tokenizer.json is missing")
 
 
@@ -799,7 +799,9 @@ def instruct(here, rng) -> Path:
     splitter = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     splitter.add_special_tokens(["<end>", "<turn>"])
     splitter.decoder = tokenizers.decoders.Fuse()
-    save_pretrained(llama(Config(vocab=100, layers=1, width=16, heads=2, context=64), rng), here / "instruct")
+    save_pretrained(
+        llama(Config(vocab_size=100, n_layers=1, d_model=16, n_heads=2, max_length=64), rng), here / "instruct"
+    )
     splitter.save(str(here / "instruct" / "tokenizer.json"))
     template = (
         "{% for m in messages %}<turn>{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<turn>{% endif %}"

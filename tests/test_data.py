@@ -39,7 +39,7 @@ def here(tmp_path, monkeypatch):
     made.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    config = Config(vocab=len(vocab), layers=1, width=8, heads=2, hidden=8, context=32)
+    config = Config(vocab_size=len(vocab), n_layers=1, d_model=8, n_heads=2, d_ff=8, max_length=32)
     named = {f"{name.strip('[]').lower()}_token": name for name in names}
     base = tmp_path / "base"
     save_pretrained(bert(config, np.random.default_rng(0)), base, SubwordTokenizer(made, named))

@@ -95,7 +95,7 @@ def test_each_rate_is_the_best_of_its_grid_and_inside_it():
 
 
 def small(source: Any = "builtin") -> Transformer:
-    return llama(Config(**SMALL | {"width": 32, "hidden": 64}), np.random.default_rng(1))
+    return llama(Config(**SMALL | {"d_model": 32, "d_ff": 64}), np.random.default_rng(1))
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_the_demo_shows_in_a_minute_what_lora_can_do(tmp_path):
     held_out = text.excerpts(text.python_source().test, demo.EXCERPT)
     assert bits_per_byte(model, held_out, 1, "") == pytest.approx(target["base"], rel=1e-6)
     assert load_adapter(model, tmp_path / "out") == ""
-    assert sum(isinstance(module, LoRALinear) for _, module in model.named_modules()) == 7 * model.config.layers
+    assert sum(isinstance(module, LoRALinear) for _, module in model.named_modules()) == 7 * model.config.n_layers
     assert bits_per_byte(model, held_out, 1, "") == pytest.approx(target["lora"], rel=1e-6)
 
     more_seconds, done = timed(command)

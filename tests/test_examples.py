@@ -123,7 +123,7 @@ def checked(layer, x, rng):
 
 
 def new(rng):
-    return New(Config(vocab=1, layers=1, width=6, heads=2, dtype="float64"), rng)
+    return New(Config(vocab_size=1, n_layers=1, d_model=6, n_heads=2, dtype="float64"), rng)
 
 
 def test_the_gradients_of_patches_are_right(rng):

@@ -18,7 +18,7 @@ from minilora.families import FAMILIES
 from minilora.pretrained import load_pretrained, save_pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(for another head|drawn anew)")
-SHAPE: dict[str, Any] = {"vocab": 24, "layers": 2, "width": 8, "heads": 2, "hidden": 12, "context": 16}
+SHAPE: dict[str, Any] = {"vocab_size": 24, "n_layers": 2, "d_model": 8, "n_heads": 2, "d_ff": 12, "max_length": 16}
 
 
 def test_the_bounds_of_these_tests_hold():

@@ -41,7 +41,7 @@ def special(kind: str) -> Transformer:
 def uncached(model: Transformer, ids: np.ndarray, tokens: int, *options: Any) -> list[int]:
     """The plain way: everything again for each token."""
     for _ in range(tokens):
-        logits, _ = model.forward(ids[None, -model.config.context :])
+        logits, _ = model.forward(ids[None, -model.config.max_length :])
         ids = np.append(ids, choose(logits[0, -1], *options))
     return ids[-tokens:].tolist()
 
@@ -77,14 +77,14 @@ def test_with_a_cache_and_without_the_tokens_are_the_same_also_past_the_context(
 
 @pytest.mark.parametrize("window", [None, 5, CHUNK, CHUNK + 9])
 def test_a_long_prompt_is_read_in_parts_to_the_same_end(window, rng):
-    model = build("llama", context=3 * CHUNK, sliding_window=window)
+    model = build("llama", max_length=3 * CHUNK, sliding_window=window)
     ids = rng.integers(0, 13, 2 * CHUNK + 3)
     assert list(next_ids(model, ids, 6)) == uncached(model, ids, 6, 0.0, 0, 1.0, None)
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 40])
 def test_of_a_layer_with_a_window_no_more_keys_are_kept_than_the_next_token_sees(window, rng):
-    model, past = build("llama", context=30, sliding_window=window), Past(30)
+    model, past = build("llama", max_length=30, sliding_window=window), Past(30)
     for T in (7, 1, 1, 9, 2):
         model.forward(rng.integers(0, 13, (1, T)), Context(past=past))
     assert past.length == 20
@@ -170,13 +170,13 @@ def test_what_cannot_be_drawn_from_is_refused_before_the_first_piece(options, sa
 
 
 def test_an_encoder_a_classifier_and_another_vocabulary_are_refused(rng):
-    shape: dict[str, Any] = {"layers": 1, "width": 8, "heads": 2}
+    shape: dict[str, Any] = {"n_layers": 1, "d_model": 8, "n_heads": 2}
     for family, words in (("bert", {}), ("roberta", {"offset": 2}), ("gpt2", {"head": "classify"})):
-        model = getattr(minilora, family)(minilora.Config(vocab=256, **shape, **words), rng)
+        model = getattr(minilora, family)(minilora.Config(vocab_size=256, **shape, **words), rng)
         with pytest.raises(ValueError, match="does not continue texts"):
             generate(model, "x")
     with pytest.raises(ValueError, match="a vocabulary of 256: this model's is 300"):
-        generate(minilora.gpt2(minilora.Config(vocab=300, **shape), rng), "x")
+        generate(minilora.gpt2(minilora.Config(vocab_size=300, **shape), rng), "x")
 
     class Large(Tokenizer):
         vocab = 300
@@ -185,7 +185,7 @@ def test_an_encoder_a_classifier_and_another_vocabulary_are_refused(rng):
             return np.zeros(1, np.int64)
 
     with pytest.raises(ValueError, match="the tokenizer has 300 ids"):
-        generate(minilora.gpt2(minilora.Config(vocab=299, **shape), rng), "x", tokenizer=Large())
+        generate(minilora.gpt2(minilora.Config(vocab_size=299, **shape), rng), "x", tokenizer=Large())
 
 
 def test_a_past_and_padding_do_not_go_together(rng):

@@ -45,7 +45,7 @@ THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def tiny(seed=0, vocab=256):
-    return minilora.llama(minilora.Config(vocab, 1, 16, 2, context=32), np.random.default_rng(seed))
+    return minilora.llama(minilora.Config(vocab, 1, 16, 2, max_length=32), np.random.default_rng(seed))
 
 
 def contents(folder):
@@ -148,7 +148,7 @@ def test_gpt2_as_it_lies_on_the_hub_continues_a_text(hub, capfd):
     splitter.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     splitter.decoder = tokenizers.decoders.ByteLevel()
     splitter.add_special_tokens(["<|endoftext|>"])
-    model = FAMILIES["gpt2"](minilora.Config(257, 1, 16, 2, context=32), np.random.default_rng(0))
+    model = FAMILIES["gpt2"](minilora.Config(257, 1, 16, 2, max_length=32), np.random.default_rng(0))
     pretrained.save_pretrained(model, "ours")
     tensors = pretrained.read_checkpoint(Path("ours"))
     tensors = {name.removeprefix("transformer."): x for name, x in tensors.items()}  # and the mask beside them
@@ -335,7 +335,7 @@ def test_without_the_package_a_line_says_what_to_install(hub, capfd, monkeypatch
     for words in (["--base", "org/tiny"], ["--adapter", "org/lora"]):
         line = refusal(capfd, "generate", *words, "--prompt", "x")
         assert line.endswith(f"'{words[1]}'; a name on the Hub takes a package: pip install 'huggingface_hub>=1.31'")
-    assert load_pretrained("first").config.vocab == 256
+    assert load_pretrained("first").config.vocab_size == 256
 
 
 # ---- without a network ----

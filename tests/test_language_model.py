@@ -60,7 +60,7 @@ def write_pairs(path: Path, pairs: list[dict[str, Any]]) -> None:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small base with a tokenizer and a chat template, a text and answers, in the working directory."""
     folder = tmp_path / "here"
-    config = Config(vocab=CHAT.vocab, layers=2, width=16, heads=2, kv_heads=1, hidden=24, context=128)
+    config = Config(vocab_size=CHAT.vocab, n_layers=2, d_model=16, n_heads=2, n_kv_heads=1, d_ff=24, max_length=128)
     save_pretrained(llama(config, np.random.default_rng(1)), folder / "base", CHAT)
     (folder / "words.txt").write_bytes(WORDS)
     write_pairs(folder / "pairs.jsonl", PAIRS)
@@ -149,7 +149,7 @@ def test_a_template_under_which_the_labels_would_be_wrong_is_refused_with_the_li
 
 
 def test_beside_others_in_a_padded_batch_an_answer_has_the_loss_and_gradients_that_it_has_alone(rng):
-    config = Config(vocab=CHAT.vocab, layers=2, width=8, heads=2, context=99, dtype="float64")
+    config = Config(vocab_size=CHAT.vocab, n_layers=2, d_model=8, n_heads=2, max_length=99, dtype="float64")
     model = llama(config, rng)
     examples = [encode(CHAT, pair["prompt"], pair["answer"]) for pair in PAIRS[:4]]
     assert len({len(example.ids) for example in examples}) > 2

@@ -108,7 +108,7 @@ def test_where_nothing_below_learns_no_dx_is_made_and_the_gradients_are_the_same
     block.freeze()
     for parameter in block[train].parameters():
         parameter.trainable = True
-    x, dy, found = *rng.standard_normal((2, 2, 5, model.config.width)), []
+    x, dy, found = *rng.standard_normal((2, 2, 5, model.config.d_model)), []
     for below in (True, False):
         grads = Gradients()
         found.append((block.backward(dy, block.forward(x, Context(below=below))[1], grads), grads))

@@ -43,12 +43,21 @@ def base(
     """A small model no parameter of which is 0 or 1."""
     rng = np.random.default_rng(seed)
     special: dict[str, Any] = {
-        "llama": {"kv_heads": 1},
+        "llama": {"n_kv_heads": 1},
         "bert": {"activation": "gelu"},
         "roberta": {"offset": 2, "segments": 1, "activation": "gelu"},
         "gpt2": {},
     }[family]
-    shape = {"vocab": V, "layers": 2, "width": 12, "heads": 2, "hidden": 20, "context": 16, "labels": 3, **special}
+    shape = {
+        "vocab_size": V,
+        "n_layers": 2,
+        "d_model": 12,
+        "n_heads": 2,
+        "d_ff": 20,
+        "max_length": 16,
+        "labels": 3,
+        **special,
+    }
     model = FAMILIES[family](Config(**shape, head=head, tied=tied, dtype=dtype), rng)
     for parameter in model.named_parameters().values():
         parameter.data = (parameter.data + 0.2 * rng.standard_normal(parameter.data.shape)).astype(dtype)

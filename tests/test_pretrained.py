@@ -20,7 +20,15 @@ FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FORMATS[family
 
 
 def small(rng, **changes):
-    shape = {"vocab": 64, "layers": 2, "width": 16, "heads": 4, "kv_heads": 2, "hidden": 24, "context": 32} | changes
+    shape = {
+        "vocab_size": 64,
+        "n_layers": 2,
+        "d_model": 16,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "d_ff": 24,
+        "max_length": 32,
+    } | changes
     model = minilora.llama(minilora.Config(**shape), rng)
     for parameter in model.named_parameters().values():
         parameter.data = (parameter.data + 0.2 * rng.standard_normal(parameter.data.shape)).astype(
@@ -99,7 +107,7 @@ def test_a_config_that_is_not_implemented_or_does_not_fit_is_refused_by_name(tmp
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"])
 @pytest.mark.parametrize("size", [10**6, 10**9, 10**18, 10**30])
 def test_a_config_of_an_absurd_size_is_refused_before_it_costs_memory(tmp_path, rng, key, size):
-    minilora.save_pretrained(small(rng, width=8, heads=1, kv_heads=1), tmp_path / "m")
+    minilora.save_pretrained(small(rng, d_model=8, n_heads=1, n_kv_heads=1), tmp_path / "m")
     path = tmp_path / "m" / "config.json"
     values = json.loads(path.read_text()) | {key: size}
     del values["head_dim"]
@@ -562,7 +570,7 @@ def test_a_mistral_and_a_qwen2_are_written_back_as_what_they_were(tmp_path, case
             parameter += 0.2 * torch.randn(parameter.shape)
     theirs.save_pretrained(tmp_path / "theirs")
     ours = minilora.load_pretrained(tmp_path / "theirs")
-    assert ours.config.context == 32
+    assert ours.config.max_length == 32
     minilora.save_pretrained(ours, tmp_path / "ours")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
     assert type(again) is type(theirs)
@@ -621,13 +629,13 @@ SAID = {"use_sliding_window": True, "max_window_layers": 1}
     ],
 )
 def test_each_layer_has_the_window_that_transformers_takes(tmp_path, rng, kind, said, windows):
-    minilora.save_pretrained(small(rng, qkv_bias=kind == "qwen2", context=9000), tmp_path / "m")
+    minilora.save_pretrained(small(rng, qkv_bias=kind == "qwen2", max_length=9000), tmp_path / "m")
     path = tmp_path / "m" / "config.json"
     ours = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
     values = {key: value for key, value in json.loads(path.read_text()).items() if key not in ours}
     path.write_text(json.dumps(values | {"model_type": kind} | said))
     model = minilora.load_pretrained(tmp_path / "m")
-    assert model.config.context == 9000
+    assert model.config.max_length == 9000
     assert [model[f"block_{i}.attention"].window for i in range(2)] == windows
     laid_out = minilora.accounting.architecture(tmp_path / "m")
     assert [op.window for op in laid_out.ops() if hasattr(op, "window")] == windows
@@ -687,7 +695,7 @@ def test_shards_hold_just_what_their_index_says(weight_map, says, tmp_path, rng)
     rest = lambda tensors: {n: x for n, x in tensors.items() if n != TABLE}  # noqa: E731
     sharded(tmp_path / "m", rng, weight_map, a=rest, b=lambda tensors: {TABLE: tensors[TABLE]})
     if says is None:
-        assert minilora.load_pretrained(tmp_path / "m").config.vocab == 64
+        assert minilora.load_pretrained(tmp_path / "m").config.vocab_size == 64
     else:
         with pytest.raises(ValueError, match=says):
             minilora.load_pretrained(tmp_path / "m")

@@ -55,7 +55,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> set[int]:
 
 @pytest.fixture
 def model() -> Transformer:
-    return minilora.llama(Config(vocab=256, layers=1, width=8, heads=2, context=16), np.random.default_rng(0))
+    return minilora.llama(
+        Config(vocab_size=256, n_layers=1, d_model=8, n_heads=2, max_length=16), np.random.default_rng(0)
+    )
 
 
 IDS = np.arange(40).reshape(4, 10)
@@ -80,7 +82,7 @@ def named(model: Transformer) -> None:
 
 
 def classified(model: Transformer) -> None:
-    config = Config(vocab=256, layers=1, width=8, heads=2, context=16, head="classify")
+    config = Config(vocab_size=256, n_layers=1, d_model=8, n_heads=2, max_length=16, head="classify")
     probabilities(minilora.llama(config, np.random.default_rng(0)), BATCH)
 
 

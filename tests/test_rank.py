@@ -21,8 +21,8 @@ from minilora.pretrained.configs import FORMATS
 from minilora.tasks import extraction
 from minilora.tasks.rank import study
 
-SHAPE = {"vocab": 40, "layers": 2, "width": 16, "heads": 4, "kv_heads": 2, "hidden": 24, "context": 32}
-IDS = np.random.default_rng(9).integers(0, SHAPE["vocab"], (2, 9))
+SHAPE = {"vocab_size": 40, "n_layers": 2, "d_model": 16, "n_heads": 4, "n_kv_heads": 2, "d_ff": 24, "max_length": 32}
+IDS = np.random.default_rng(9).integers(0, SHAPE["vocab_size"], (2, 9))
 FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FORMATS[family].classes]
 
 
@@ -84,7 +84,7 @@ def make_useless(here):
     save_tensors(here / "norms" / "model.safetensors", tensors | norm, {})
     (here / "shards" / "model.safetensors.index.json").write_text("{}")
     (here / "lost" / "model.safetensors.index.json").write_text('{"weight_map": {"x": "part.safetensors"}}')
-    idle, wide = base_model(), minilora.llama(minilora.Config(**SHAPE | {"hidden": 32}), np.random.default_rng(0))
+    idle, wide = base_model(), minilora.llama(minilora.Config(**SHAPE | {"d_ff": 32}), np.random.default_rng(0))
     minilora.attach_lora(idle, rng=np.random.default_rng(0))
     peft.save_adapter(idle, here / "idle")
     minilora.attach_lora(wide, ["up_proj"], 2, rng=np.random.default_rng(0))
@@ -444,7 +444,7 @@ def test_adapters_of_embeddings_and_heads_are_measured_as_they_are_applied_and_s
 
 
 def test_biases_that_an_adapter_trains_are_kept_in_a_smaller_one(tmp_path, rng):
-    model = minilora.gpt2(minilora.Config(**SHAPE | {"kv_heads": 4}, activation="gelu_tanh"), rng)
+    model = minilora.gpt2(minilora.Config(**SHAPE | {"n_kv_heads": 4}, activation="gelu_tanh"), rng)
     minilora.save_pretrained(model, tmp_path / "base")
     minilora.attach_lora(model, ["o_proj"], 3, rng=rng)
     for path, parameter in model.named_parameters().items():
@@ -684,9 +684,7 @@ def test_a_config_of_another_rank_than_the_tensors_is_refused_in_one_line(here, 
 
 def test_a_base_of_other_shapes_or_without_the_layers_is_refused(here, capfd):
     edit_tensors(here / "adapter" / peft.WEIGHTS, lambda tensors: tensors)  # the hash of the base is gone
-    minilora.save_pretrained(
-        minilora.llama(minilora.Config(**SHAPE | {"hidden": 32}), np.random.default_rng(0)), "wider"
-    )
+    minilora.save_pretrained(minilora.llama(minilora.Config(**SHAPE | {"d_ff": 32}), np.random.default_rng(0)), "wider")
     assert_refused(
         here, capfd, ["rank", "adapter", "--base", "wider"], r"is \(16, 32\) in wider, and the adapter is for"
     )
@@ -717,12 +715,12 @@ def tiny(family, head="lm"):
     """A small model of any family whose weights are not as small as those of a new one."""
     rng = np.random.default_rng(1)
     sizes = {
-        "vocab": 40,
-        "layers": 2,
-        "width": 16,
-        "heads": 4,
-        "hidden": 24,
-        "context": 32,
+        "vocab_size": 40,
+        "n_layers": 2,
+        "d_model": 16,
+        "n_heads": 4,
+        "d_ff": 24,
+        "max_length": 32,
         "head": head,
         "labels": 3,
         "activation": "gelu",

@@ -58,13 +58,13 @@ class Case(NamedTuple):
     learned: tuple[str, ...] = ("LoRA", "full")
 
 
-ENCODER = {"vocab": 256, "layers": 2, "width": 64, "heads": 4, "context": 64, "activation": "gelu"}
+ENCODER = {"vocab_size": 256, "n_layers": 2, "d_model": 64, "n_heads": 4, "max_length": 64, "activation": "gelu"}
 CASES = {
-    "gpt2 tiny": Case("gpt2", Config(96, 2, 64, 4, context=64), (16, 64), ("qkv_proj",)),
-    "gpt2 small": Case("gpt2", Config(256, 4, 256, 4, context=128), (8, 128), ("qkv_proj",)),
+    "gpt2 tiny": Case("gpt2", Config(96, 2, 64, 4, max_length=64), (16, 64), ("qkv_proj",)),
+    "gpt2 small": Case("gpt2", Config(256, 4, 256, 4, max_length=128), (8, 128), ("qkv_proj",)),
     # GPT-2 small, but 2 layers and 5,000 words. Full steps of it would take longest, and are tiny's but for the sizes.
-    "gpt2 cut": Case("gpt2", Config(5000, 2, 768, 12, context=128), (2, 128), ("qkv_proj",), ("LoRA",)),
-    "llama": Case("llama", Config(256, 2, 64, 4, kv_heads=2, hidden=160, context=64), (16, 64)),
+    "gpt2 cut": Case("gpt2", Config(5000, 2, 768, 12, max_length=128), (2, 128), ("qkv_proj",), ("LoRA",)),
+    "llama": Case("llama", Config(256, 2, 64, 4, n_kv_heads=2, d_ff=160, max_length=64), (16, 64)),
     "bert classify": Case("bert", Config(**ENCODER, head="classify", labels=3), (16, 64)),
     "bert tokens": Case("bert", Config(**ENCODER, head="tokens", labels=7), (16, 64)),
 }
@@ -83,9 +83,9 @@ def build(case: Case, lora: bool, dropout: float = 0.0) -> Transformer:
 def batch_of(case: Case) -> Batch:
     """Every token has a label, or every text. What is classified is padded, as texts of unequal length are."""
     (B, T), c, rng = case.shape, case.config, np.random.default_rng(1)
-    ids = rng.integers(0, c.vocab, (B, T))
+    ids = rng.integers(0, c.vocab_size, (B, T))
     if c.head == "lm":
-        return Batch(ids, rng.integers(0, c.vocab, (B, T)))
+        return Batch(ids, rng.integers(0, c.vocab_size, (B, T)))
     padding = np.arange(T) < rng.integers(T // 2, T + 1, (B, 1))
     return Batch(ids, rng.integers(0, c.labels, (B, T) if c.head == "tokens" else B), padding)
 

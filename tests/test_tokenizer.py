@@ -712,7 +712,7 @@ def test_saving_a_model_copies_the_files_of_its_tokenizer_byte_for_byte(folder, 
         byte_fallback(), **{"tokenizer_config": settings, "generation_config": {"top_k": 3}, "vocab.txt": "a"}
     )
     copied = {path.relative_to(read).as_posix(): path.read_bytes() for path in read.rglob("*") if path.is_file()}
-    model = minilora.llama(minilora.Config(vocab=300, layers=1, width=4, heads=1), np.random.default_rng(0))
+    model = minilora.llama(minilora.Config(vocab_size=300, n_layers=1, d_model=4, n_heads=1), np.random.default_rng(0))
     (tmp_path / "empty").mkdir()
     for out in (tmp_path / "new", tmp_path / "empty"):
         minilora.save_pretrained(model, out, read_tokenizer(read))

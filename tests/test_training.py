@@ -164,7 +164,7 @@ def test_logits_are_made_where_there_is_a_label_and_the_gradients_are_those_of_a
     head, forward = model["lm_head"], model["lm_head"].forward
     monkeypatch.setattr(head, "forward", lambda x, context: shapes.append(x.shape) or forward(x, context))
     assert_close(loss_and_gradients(model, batch._replace(targets=targets)), (loss, grads), 1e-13)
-    assert shapes == [((targets != IGNORE).sum(), model.config.width)]
+    assert shapes == [((targets != IGNORE).sum(), model.config.d_model)]
 
 
 def test_a_chain_of_ones_own_parts_learns_from_inputs_that_are_no_ids(rng):
@@ -434,6 +434,6 @@ def test_the_built_in_base_knows_held_out_english_better_than_zlib_and_pair_coun
     assert recorded["model"] < min(recorded["zlib"], recorded["bigram"])
     english = text.english()
     sample = text.excerpts(english.test, 4096)
-    measured = text.bits(evaluate(load_pretrained(), text.all_windows(sample, 16, SHAPE.context)))
+    measured = text.bits(evaluate(load_pretrained(), text.all_windows(sample, 16, SHAPE.max_length)))
     rivals = [judge(sample, english.train) for judge in (text.zlib_bits_per_byte, text.bigram_bits_per_byte)]
     assert measured < min(rivals)

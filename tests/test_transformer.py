@@ -16,12 +16,12 @@ from minilora.names import hub_name
 from minilora.transformer import Attention, Config, Transformer
 from minilora.verify import check_model
 
-SHAPE: dict[str, Any] = {"vocab": 13, "layers": 2, "width": 12, "hidden": 10, "context": 9, "eps": 0.01}
+SHAPE: dict[str, Any] = {"vocab_size": 13, "n_layers": 2, "d_model": 12, "d_ff": 10, "max_length": 9, "eps": 0.01}
 HEADS: dict[str, dict[str, Any]] = {
-    "gpt2": {"heads": 3},
-    "llama": {"heads": 6, "kv_heads": 2, "rope_theta": 50.0},
-    "bert": {"heads": 4, "segments": 3},
-    "roberta": {"heads": 3, "segments": 3, "offset": 2, "activation": "gelu"},
+    "gpt2": {"n_heads": 3},
+    "llama": {"n_heads": 6, "n_kv_heads": 2, "rope_theta": 50.0},
+    "bert": {"n_heads": 4, "segments": 3},
+    "roberta": {"n_heads": 3, "segments": 3, "offset": 2, "activation": "gelu"},
 }
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
@@ -229,10 +229,10 @@ def test_with_a_window_a_token_is_seen_by_those_up_to_the_window_and_through_two
         model = build("llama", qkv_bias=True, sliding_window=3, **options)
         return np.flatnonzero((model.forward(ids)[0] != model.forward(other)[0]).any(axis=(0, 2))).tolist()
 
-    assert changed(layers=1) == [1, 2, 3]
+    assert changed(n_layers=1) == [1, 2, 3]
     assert changed() == [1, 2, 3, 4, 5]
     assert changed(max_window_layers=1) == changed(max_window_layers=2) == list(range(1, 9))
-    assert changed(layers=1, layer_types=("sliding_attention",), max_window_layers=1) == [1, 2, 3]
+    assert changed(n_layers=1, layer_types=("sliding_attention",), max_window_layers=1) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("side", ["none", "left", "right"])
@@ -335,15 +335,18 @@ def test_ids_that_no_model_can_read_are_refused(family, ids, message):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"width": 10, "heads": 3}, "width 10 .* 3 heads"),
-        ({"width": 12, "heads": 6, "kv_heads": 4}, "6 heads, .* into 4"),
-        ({"heads": 3, "sliding_window": 0}, "sliding_window = 0 is not a whole number from 1 up"),
-        ({"heads": 3, "sliding_window": True}, "sliding_window = True is not a whole number from 1 up"),
-        ({"heads": 3, "max_window_layers": -1}, "max_window_layers = -1 is not a whole number from 0 up"),
-        ({"heads": 3, "layer_types": ("full_attention",)}, "layer_types = .* is not .* for each layer"),
-        ({"heads": 3, "layer_types": ("full_attention", "chunked_attention")}, "is not full_attention or sliding_att"),
-        ({"heads": 3, "layer_types": ("sliding_attention",) * 2}, "layer_types = .* needs a sliding_window"),
-        ({"heads": 3, "sliding_window": 3, "max_window_layers": 1}, "layer_types are for qkv_bias=True"),
+        ({"d_model": 10, "n_heads": 3}, "d_model 10 .* 3 heads"),
+        ({"d_model": 12, "n_heads": 6, "n_kv_heads": 4}, "6 heads, .* into 4"),
+        ({"n_heads": 3, "sliding_window": 0}, "sliding_window = 0 is not a whole number from 1 up"),
+        ({"n_heads": 3, "sliding_window": True}, "sliding_window = True is not a whole number from 1 up"),
+        ({"n_heads": 3, "max_window_layers": -1}, "max_window_layers = -1 is not a whole number from 0 up"),
+        ({"n_heads": 3, "layer_types": ("full_attention",)}, "layer_types = .* is not .* for each layer"),
+        (
+            {"n_heads": 3, "layer_types": ("full_attention", "chunked_attention")},
+            "is not full_attention or sliding_att",
+        ),
+        ({"n_heads": 3, "layer_types": ("sliding_attention",) * 2}, "layer_types = .* needs a sliding_window"),
+        ({"n_heads": 3, "sliding_window": 3, "max_window_layers": 1}, "layer_types are for qkv_bias=True"),
     ],
 )
 def test_widths_that_do_not_divide_and_windows_that_no_layer_can_have_are_refused(wrong, message):
@@ -352,7 +355,7 @@ def test_widths_that_do_not_divide_and_windows_that_no_layer_can_have_are_refuse
 
 
 def test_rotary_positions_need_heads_of_an_even_width():
-    config = Config(**{**SHAPE, "heads": 4})  # heads of 3 numbers, which do not pair up
+    config = Config(**{**SHAPE, "n_heads": 4})  # heads of 3 numbers, which do not pair up
     with pytest.raises(ValueError, match="even"):
         FAMILIES["llama"](config, np.random.default_rng(1))
 
@@ -384,21 +387,21 @@ def hugging_face(model: Transformer) -> Any:
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     c, family = model.config, model.family
     # not "eager": it takes the softmax in float32, where a token of padding that sees nothing is not a number
-    common = {"vocab_size": c.vocab, "attn_implementation": "sdpa", "tie_word_embeddings": c.tied}
+    common = {"vocab_size": c.vocab_size, "attn_implementation": "sdpa", "tie_word_embeddings": c.tied}
     common |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    sizes = {"hidden_size": c.width, "intermediate_size": c.hidden, "num_hidden_layers": c.layers}
-    sizes |= {"num_attention_heads": c.heads, "max_position_embeddings": c.context}
+    sizes = {"hidden_size": c.d_model, "intermediate_size": c.d_ff, "num_hidden_layers": c.n_layers}
+    sizes |= {"num_attention_heads": c.n_heads, "max_position_embeddings": c.max_length}
     if family == "gpt2":
         other = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-            n_positions=c.context, n_embd=c.width, n_layer=c.layers, n_head=c.heads, n_inner=c.hidden,
+            n_positions=c.max_length, n_embd=c.d_model, n_layer=c.n_layers, n_head=c.n_heads, n_inner=c.d_ff,
             layer_norm_epsilon=c.eps, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **common))  # fmt: skip
     elif family == "llama":
         rope = {"rope_type": "default", "rope_theta": c.rope_theta}
         other = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-            num_key_value_heads=c.kv_heads, rms_norm_eps=c.eps, rope_parameters=rope, **sizes, **common))  # fmt: skip
+            num_key_value_heads=c.n_kv_heads, rms_norm_eps=c.eps, rope_parameters=rope, **sizes, **common))  # fmt: skip
     else:
         kind = {"bert": "Bert", "roberta": "Roberta"}[family]
-        sizes |= {"max_position_embeddings": c.offset + c.context}
+        sizes |= {"max_position_embeddings": c.offset + c.max_length}
         other = getattr(transformers, f"{kind}ForMaskedLM")(getattr(transformers, f"{kind}Config")(
             hidden_act="gelu" if c.activation == "gelu" else "gelu_new", layer_norm_eps=c.eps,
             type_vocab_size=c.segments, hidden_dropout_prob=0, attention_probs_dropout_prob=0,

@@ -85,7 +85,7 @@ def llama(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
     bias, mlp_bias = o_bias or c["model_type"] == "qwen2", c.get("mlp_bias", False)
     stages: dict[str, list[Op]] = {"embed": [Table("embed.token", V, C)]}
     config = Config(V, c["num_hidden_layers"], C, H, G, F, head_dim=D, qkv_bias=bias, **window_fields(c))
-    for i in range(config.layers):
+    for i in range(config.n_layers):
         b, window = f"block_{i}", config.window(i)
         attends = attention(
             f"{b}.attention", f"{b}.norm_1", C, H, G, D, bias=bias, o_bias=o_bias, rope=True, causal=True, window=window

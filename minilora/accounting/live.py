@@ -92,21 +92,21 @@ def describe(model: Transformer, *, dropout: bool = False) -> tuple[Architecture
 def laid_out(model: Transformer) -> Architecture:
     c = model.config
     shared: dict[str, Any] = {
-        "vocab_size": c.vocab,
-        "hidden_size": c.width,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads,
-        "intermediate_size": c.hidden,
-        "max_position_embeddings": c.context,
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.d_model,
+        "num_hidden_layers": c.n_layers,
+        "num_attention_heads": c.n_heads,
+        "num_key_value_heads": c.n_kv_heads,
+        "intermediate_size": c.d_ff,
+        "max_position_embeddings": c.max_length,
         "tie_word_embeddings": c.tied,
     }
     head: dict[str, Any] = {"head": c.head, "labels": c.labels if c.head in LABELLED else None}
     if model.family == "gpt2":
-        sizes = {"n_embd": c.width, "n_layer": c.layers, "n_head": c.heads, "n_inner": c.hidden}
-        return architecture({"model_type": "gpt2", **shared, **sizes, "n_positions": c.context}, **head)
+        sizes = {"n_embd": c.d_model, "n_layer": c.n_layers, "n_head": c.n_heads, "n_inner": c.d_ff}
+        return architecture({"model_type": "gpt2", **shared, **sizes, "n_positions": c.max_length}, **head)
     if model.family in ("bert", "roberta"):
-        sizes = {"type_vocab_size": c.segments, "max_position_embeddings": c.context + c.offset}
+        sizes = {"type_vocab_size": c.segments, "max_position_embeddings": c.max_length + c.offset}
         made = architecture({"model_type": model.family, **shared, **sizes}, **head)
         absent = {"none": ("first", "pooler", "pooler_tanh"), "lm": ("unused",)}.get(c.head, ())
         return replace(made, stages={name: ops for name, ops in made.stages.items() if name not in absent})

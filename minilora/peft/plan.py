@@ -88,9 +88,9 @@ def check_names(model: Transformer, config: dict[str, Any]) -> None:
             names = f"{', '.join(first[:3])}{', ...' * (len(first) > 3)}"
             raise ValueError(f"{key}: nothing in this {model.family} matches {names}; {mend}")
     wanted = config.get("layers_to_transform")
-    beyond = [i for i in ([wanted] if type(wanted) is int else wanted or []) if not 0 <= i < model.config.layers]
+    beyond = [i for i in ([wanted] if type(wanted) is int else wanted or []) if not 0 <= i < model.config.n_layers]
     if beyond:
-        raise ValueError(f"layers_to_transform: this {model.family} has layers 0 to {model.config.layers - 1}, and not "
+        raise ValueError(f"layers_to_transform: this {model.family} has layers 0 to {model.config.n_layers - 1}, and not "
                          f"{short(beyond[0])}; {mend}")  # fmt: skip
     if config.get("ensure_weight_tying") and not tied_head(model):
         raise ValueError(f"ensure_weight_tying = True, and this {model.family} ties no head to its embedding; {mend}")

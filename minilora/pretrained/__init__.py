@@ -185,8 +185,8 @@ def assemble(
     family: str, config: Config, tensors: Mapping[str, np.ndarray], source: str, rng: np.random.Generator
 ) -> Transformer:
     """A model of `config` with these tensors, in_full(). Raises and warns as load_pretrained does."""
-    if config.layers > len(tensors):  # before so many layers are made
-        raise ValueError(f"{config.layers} layers are asked for, and there are {len(tensors)} tensors")
+    if config.n_layers > len(tensors):  # before so many layers are made
+        raise ValueError(f"{config.n_layers} layers are asked for, and there are {len(tensors)} tensors")
     model = FAMILIES[family](config, None)
     ours = {hub_name(family, path, config.head): path for path in model.named_parameters()}
     state = {ours[name]: x for name, x in tensors.items() if name in ours}
@@ -310,13 +310,13 @@ def describe_model(source: str | Path) -> dict[str, str]:
     classifier = f"a classifier of {config.labels} labels{listed(labels_of(model))}"
     heads = {"lm": f"{'tied' if config.tied else 'untied'} head", "classify": classifier}
     heads["tokens"] = f"{classifier} for each token"
-    windowed = sum(config.window(i) is not None for i in range(config.layers))
+    windowed = sum(config.window(i) is not None for i in range(config.n_layers))
     window = f", a window of {config.sliding_window} in {windowed} layers" if windowed else ""
     return {
         "model": f"{model.family}, {count_parameters(model)['total']:,} parameters",
-        "layers": f"{config.layers} of width {config.width}, hidden {config.hidden}",
-        "heads": f"{config.heads} of width {config.head_dim}, {config.kv_heads} for keys and values",
-        "vocabulary": f"{config.vocab}, {heads.get(config.head, 'no head')}",
-        "positions": f"{config.context}, {positions if turned else 'learned'}{window}",
+        "layers": f"{config.n_layers} of width {config.d_model}, hidden {config.d_ff}",
+        "heads": f"{config.n_heads} of width {config.head_dim}, {config.n_kv_heads} for keys and values",
+        "vocabulary": f"{config.vocab_size}, {heads.get(config.head, 'no head')}",
+        "positions": f"{config.max_length}, {positions if turned else 'learned'}{window}",
         "base sha256": base_hash(model),
     }

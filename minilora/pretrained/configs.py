@@ -28,15 +28,15 @@ class Format:
 
 
 SHAPE = {
-    "vocab": "vocab_size",
-    "layers": "num_hidden_layers",
-    "width": "hidden_size",
-    "heads": "num_attention_heads",
-    "hidden": "intermediate_size",
-    "context": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+    "n_layers": "num_hidden_layers",
+    "d_model": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "d_ff": "intermediate_size",
+    "max_length": "max_position_embeddings",
     "tied": "tie_word_embeddings",
 }
-LLAMA_KEYS = {**SHAPE, "kv_heads": "num_key_value_heads", "head_dim": "head_dim", "eps": "rms_norm_eps"}
+LLAMA_KEYS = {**SHAPE, "n_kv_heads": "num_key_value_heads", "head_dim": "head_dim", "eps": "rms_norm_eps"}
 LLAMA_ONLY = {
     "hidden_act": "silu",
     "attention_dropout": 0.0,
@@ -76,8 +76,8 @@ FORMATS = {
     "gpt2": Format(
         "gpt2",
         decoder("GPT2") | {"lm": "GPT2LMHeadModel"},
-        {"vocab": "vocab_size", "layers": "n_layer", "width": "n_embd", "heads": "n_head", "hidden": "n_inner",
-         "context": "n_positions", "eps": "layer_norm_epsilon", "activation": "activation_function",
+        {"vocab_size": "vocab_size", "n_layers": "n_layer", "d_model": "n_embd", "n_heads": "n_head", "d_ff": "n_inner",
+         "max_length": "n_positions", "eps": "layer_norm_epsilon", "activation": "activation_function",
          "tied": "tie_word_embeddings"},
         {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False,
          "add_cross_attention": False, "quantization_config": None},
@@ -91,7 +91,7 @@ KEPT = (  # what save_pretrained gives back as it was
     "model_type", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id",
     "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
 )  # fmt: skip
-DERIVED = "kv_heads", "head_dim", "hidden"  # null says what 0 says here
+DERIVED = "n_kv_heads", "head_dim", "d_ff"  # null says what 0 says here
 
 
 def read_config(
@@ -132,7 +132,7 @@ def read_config(
             if type(pad) is not int or pad < 0:
                 raise ValueError(f"pad_token_id = {pad!r:.80} is not a whole number from 0 up")
             found["offset"] = pad + 1
-            found["context"] -= pad + 1
+            found["max_length"] -= pad + 1
         return form.family, Config(**found)
     except ValueError as error:
         name, _, says = str(error).partition(" ")
@@ -231,7 +231,7 @@ def write_config(model: Transformer) -> dict[str, Any]:
         values |= {"use_sliding_window": config.sliding_window is not None}
         values |= {"max_window_layers": config.max_window_layers, "layer_types": list(config.layer_types) or None}
     if form.family == "roberta":
-        values["max_position_embeddings"] = config.context + config.offset
+        values["max_position_embeddings"] = config.max_length + config.offset
     if config.head in LABELLED:
         values |= unnamed(config.labels)
     kept = {key: value for key, value in model.said.items() if config.head in LABELLED or "label" not in key}

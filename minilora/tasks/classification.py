@@ -184,9 +184,9 @@ def encode(
 ) -> tuple[Batch, np.ndarray]:
     """All texts as one Batch, cut to `length` tokens, and (N,) their tokens before they were cut. Raises ValueError for
     a length that is longer than the model's context, and for a tokenizer with more ids than the model's embedding."""
-    if length > model.config.context:
-        raise ValueError(f"length = {length} is more than the model's {model.config.context} positions: give less")
-    check_matches(tokenizer, model.config.vocab)
+    if length > model.config.max_length:
+        raise ValueError(f"length = {length} is more than the model's {model.config.max_length} positions: give less")
+    check_matches(tokenizer, model.config.vocab_size)
     found = tokenizer.batch(list(texts), length)
     targets = np.zeros(len(texts), np.int64) if targets is None else targets
     return Batch(found.ids, targets, found.padding), found.lengths
@@ -254,7 +254,7 @@ class Classifier:
         if self.model.config.head != "classify":
             raise ValueError(f"{folder} holds no classifier of texts: make one with minilora finetune --task classify")
         self.tokenizer = load_tokenizer(source)
-        self.length: int = settings.get("length", min(Recipe.length, self.model.config.context))
+        self.length: int = settings.get("length", min(Recipe.length, self.model.config.max_length))
         names = labels_of(self.model)
         self.labels = names or [str(i) for i in range(self.model.config.labels)]
         unnamed = "" if names else f"label names are not known: {folder} has only their numbers"

@@ -51,7 +51,7 @@ PIECE, NEAR = 2**18, 256  # bytes of a text: encoded at a time, and looked at wh
 SEAM = re.compile(rb"(?<=\S) (?=\S)")
 
 # The built-in base: a llama over bytes, and the recipe that made it.
-SHAPE = Config(vocab=256, layers=5, width=128, heads=4, kv_heads=2, hidden=344, context=128)
+SHAPE = Config(vocab_size=256, n_layers=5, d_model=128, n_heads=4, n_kv_heads=2, d_ff=344, max_length=128)
 RECIPE = {
     "steps": 1600,
     "batch": 16,
@@ -117,7 +117,7 @@ def judge_english(model: Transformer, shards: int) -> dict[str, float]:
 
 def bits_per_byte(model: Transformer, data: bytes, shards: int, description: str) -> float:
     """What `model` needs for `data`, every byte seen with at least half a window of others before it."""
-    windows = text.all_windows(data, 16, model.config.context)
+    windows = text.all_windows(data, 16, model.config.max_length)
     return text.bits(evaluate(model, windows, shards=shards, description=description))
 
 
@@ -292,8 +292,8 @@ def finetune(
 
 def check_windows(model: Transformer, length: int) -> None:
     """Raise ValueError for windows of `length` tokens that are longer than the model's context."""
-    if length > model.config.context:
-        raise ValueError(f"windows of {length} tokens are longer than the model's {model.config.context} positions")
+    if length > model.config.max_length:
+        raise ValueError(f"windows of {length} tokens are longer than the model's {model.config.max_length} positions")
 
 
 @np.errstate(all="ignore")  # a loss that blew up has been told

@@ -395,7 +395,7 @@ def shaken(module: Any, rng: Rng) -> Any:
 
 
 def attention_part(new: New, **options: Any) -> Module:
-    return New(replace(new.config, kv_heads=options.pop("kv_heads", 3)), new.rng).attention(**options)
+    return New(replace(new.config, n_kv_heads=options.pop("n_kv_heads", 3)), new.rng).attention(**options)
 
 
 def block(family: Callable[[Config, Rng | None], Transformer]) -> Callable[[New], Module]:
@@ -404,22 +404,22 @@ def block(family: Callable[[Config, Rng | None], Transformer]) -> Callable[[New]
 
 def adapter(**options: Any) -> Callable[[New], LoRALinear]:
     def make(new: New) -> LoRALinear:
-        base = new.linear(new.config.width, new.config.width + new.config.hidden, True)
+        base = new.linear(new.config.d_model, new.config.d_model + new.config.d_ff, True)
         return LoRALinear(base, **{"r": 3, "alpha": 5, "rng": new.rng, **options})
 
     return make
 
 
 def embedding_adapter(new: New, **options: Any) -> LoRAEmbedding:
-    return LoRAEmbedding(new.embedding(new.config.vocab), **{"r": 3, "alpha": 5, "rng": new.rng, **options})
+    return LoRAEmbedding(new.embedding(new.config.vocab_size), **{"r": 3, "alpha": 5, "rng": new.rng, **options})
 
 
 MODULES: dict[str, Callable[[New], Module]] = {
-    "Linear": lambda new: new.linear(new.config.width, new.config.hidden, True),
-    "Linear without bias": lambda new: new.linear(new.config.width, new.config.hidden, False),
+    "Linear": lambda new: new.linear(new.config.d_model, new.config.d_ff, True),
+    "Linear without bias": lambda new: new.linear(new.config.d_model, new.config.d_ff, False),
     "LayerNorm": New.layer_norm,
     "RMSNorm": New.rms_norm,
-    "Embedding": lambda new: new.embedding(new.config.vocab),
+    "Embedding": lambda new: new.embedding(new.config.vocab_size),
     "Embeddings": lambda new: bert(new.config, new.rng)["embed"],
     "MLP": New.mlp,
     "MLP, exact GELU": lambda new: New(replace(new.config, activation="gelu"), new.rng).mlp(),
@@ -427,7 +427,7 @@ MODULES: dict[str, Callable[[New], Module]] = {
     "Attention": partial(attention_part, bias=True, causal=False),
     "Attention, causal, rotary": partial(attention_part, bias=False, causal=True, rope=Rope(THETA)),
     "Attention, sliding window": partial(attention_part, bias=False, causal=True, rope=Rope(THETA), window=2),
-    "Attention, grouped": partial(attention_part, bias=False, causal=True, kv_heads=1),
+    "Attention, grouped": partial(attention_part, bias=False, causal=True, n_kv_heads=1),
     "FusedAttention": New.fused_attention,
     "Select, first": lambda new: Select(last=False),
     "Select, last": lambda new: Select(last=True),
@@ -463,7 +463,7 @@ def merged_embedding(new: New) -> Module:
 
 def of_part(make: Callable[[New], Module], rng: Rng, merged: bool = False) -> Iterator[Report]:
     for (B, T, C, F), side in zip(SHAPES, SIDES, strict=True):
-        config = Config(vocab=5, layers=1, width=C, heads=3, hidden=F, context=T, eps=EPS, dtype="float64")
+        config = Config(vocab_size=5, n_layers=1, d_model=C, n_heads=3, d_ff=F, max_length=T, eps=EPS, dtype="float64")
         module = shaken(make(New(config, rng)), rng)
         named = [type(part).__name__ for _, part in module.named_modules()]
         x = rng.integers(0, 5, (B, T)) if "Embedding" in named else rng.standard_normal((B, T, C))
@@ -471,7 +471,7 @@ def of_part(make: Callable[[New], Module], rng: Rng, merged: bool = False) -> It
 
 
 SPECIAL: dict[str, dict[str, Any]] = {
-    "llama": {"kv_heads": 1, "head_dim": 6, "rope_theta": THETA, "qkv_bias": True,
+    "llama": {"n_kv_heads": 1, "head_dim": 6, "rope_theta": THETA, "qkv_bias": True,
               "sliding_window": 3, "max_window_layers": 1,
               "rope_scaling": ops.RopeScaling(factor=4.0, low=0.2, high=1.5, trained=9)},
     "roberta": {"offset": 2, "activation": "gelu"},
@@ -495,7 +495,16 @@ def of_family(family: str, adapted: bool, head: str, rng: Rng) -> Iterator[Repor
 def model(family: str, rng: Rng, adapted: bool = True, head: str = "lm") -> Transformer:
     """Two layers, and with `adapted` an adapter whose B is not 0 on every linear layer."""
     config = Config(
-        vocab=11, layers=2, width=12, heads=3, hidden=7, context=9, eps=EPS, dtype="float64", head=head, labels=4
+        vocab_size=11,
+        n_layers=2,
+        d_model=12,
+        n_heads=3,
+        d_ff=7,
+        max_length=9,
+        eps=EPS,
+        dtype="float64",
+        head=head,
+        labels=4,
     )
     made = FAMILIES[family](replace(config, **SPECIAL.get(family, {})), rng)
     if adapted:

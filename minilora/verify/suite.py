@@ -39,7 +39,9 @@ def worst(values: Iterable[float]) -> float:
 
 def adapted_layer(rng: Rng) -> tuple[LoRALinear, Array, Array]:
     """A layer, x and dy."""
-    layer = shaken(adapter()(New(Config(vocab=1, layers=1, width=6, heads=1, hidden=5, dtype="float64"), rng)), rng)
+    layer = shaken(
+        adapter()(New(Config(vocab_size=1, n_layers=1, d_model=6, n_heads=1, d_ff=5, dtype="float64"), rng)), rng
+    )
     return layer, rng.standard_normal((3, 4, 6)), rng.standard_normal((3, 4, 11))
 
 

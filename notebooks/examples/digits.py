@@ -44,9 +44,10 @@ class Patches(Module):
 
 
 def vit(C=32):
-    new = New(minilora.Config(vocab=1, layers=2, width=C, heads=4, labels=10), np.random.default_rng(0))  # no words
+    config = minilora.Config(vocab_size=1, n_layers=2, d_model=C, n_heads=4, labels=10)  # no words
+    new = New(config, np.random.default_rng(0))
     norm, attention = new.layer_norm, lambda: new.attention(causal=False, bias=True)
-    blocks = [PreNormBlock(norm(), attention(), norm(), new.mlp()) for _ in range(new.config.layers)]
+    blocks = [PreNormBlock(norm(), attention(), norm(), new.mlp()) for _ in range(new.config.n_layers)]
     return Chain(chain(Patches(new, C), blocks, norm=norm(), first=Select(last=False), classifier=new.classifier(True)))
 
 

@@ -39,9 +39,9 @@ class Items(Module):
 
 def recommender(features, C=64):
     """The last layer, frozen, compares what is wished for with every item: logits = wish(h) fᵀ."""
-    new = New(minilora.Config(vocab=N, layers=2, width=C, heads=4), np.random.default_rng(0))
+    new = New(minilora.Config(vocab_size=N, n_layers=2, d_model=C, n_heads=4), np.random.default_rng(0))
     norm, attention = new.layer_norm, lambda: new.attention(causal=True, bias=True)
-    blocks = [PreNormBlock(norm(), attention(), norm(), new.mlp()) for _ in range(new.config.layers)]
+    blocks = [PreNormBlock(norm(), attention(), norm(), new.mlp()) for _ in range(new.config.n_layers)]
     score = Linear(features)
     score.freeze()
     return Chain(chain(Items(features, new, C), blocks, norm=norm(), wish=new.linear(C, F, bias=False), score=score))
