@@ -688,6 +688,45 @@ def test_a_loss_of_one_row_is_refused_as_its_mean_is_its_sum(rng):
             check_gradient(f, textbook, {"z": rng.standard_normal((1, 4))}, constants={"targets": np.array([2])})
 
 
+def test_a_loss_of_one_row_is_refused_as_its_mean_over_rows_is_its_sum_though_it_adds_up_columns(rng):
+    inputs = {"x": rng.standard_normal((1, 4)), "t": rng.standard_normal((1, 4))}
+
+    def grad(dy, x, t):
+        return 2 * dy * (x - t), -2 * dy * (x - t)
+
+    with pytest.raises(ValueError, match="a batch of one: f is a sum or a mean over its rows"):
+        check_gradient(lambda x, t: ((x - t) ** 2).sum(axis=-1).mean(), grad, inputs)
+    assert check_gradient(lambda x, t: ((x - t) ** 2).sum(), grad, inputs).ok
+
+
+@pytest.mark.parametrize(
+    "constants",
+    [{"alpha": 2, "rank": 2}, {"lora_alpha": 2, "lora_r": 2}, {"alpha": 2}, {"scaling": 1}, {"scale": 1.0}, {"s": 1}],
+    ids=str,
+)
+def test_a_scale_of_one_is_refused_by_any_of_its_usual_names(constants, rng):
+    inputs = {name: rng.standard_normal(shape) for name, shape in {"x": (3, 4), "A": (2, 4), "B": (5, 2)}.items()}
+
+    def f(x, A, B, **constants):
+        return x @ A.T @ B.T
+
+    def scale_forgotten(dy, x, A, B, **constants):
+        return dy @ B @ A, (dy @ B).T @ x, dy.T @ (x @ A.T)
+
+    with pytest.raises(ValueError, match="one that is forgotten is not seen"):
+        check_gradient(f, scale_forgotten, inputs, constants=constants)
+    other = {name: value * 3 if name not in ("rank", "lora_r") else value for name, value in constants.items()}
+    assert check_gradient(f, scale_forgotten, inputs, constants=other).ok
+
+
+def test_a_gradient_that_saturation_makes_zero_is_answered_with_what_to_do():
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    with pytest.raises(ValueError, match="choose other inputs"):
+        check_gradient(sigmoid, lambda dy, x: dy * sigmoid(x) * (1 - sigmoid(x)), {"x": np.array([50.0, 60.0])})
+
+
 def test_a_function_that_fails_is_named_with_the_shapes_it_was_given(inputs):
     fails = r"f failed on x \(5, 4\), W \(4, 3\): ValueError: matmul"
     with pytest.raises(ValueError, match=fails) as caught:

@@ -289,7 +289,8 @@ def check_tensor(
         return row
     if vanishes and not zero:
         raise ValueError(
-            f"the gradient of {name} is zero by every method, so any would pass: if it must be, say zero=[{name!r}]"
+            f"the gradient of {name} is zero by every method, so any would pass: if it must be, say zero=[{name!r}]; "
+            "if not, choose other inputs (a saturated sigmoid or softmax has none)"
         )
     if norm == 0 and not zero and slope > ROUNDING * how.unit:
         row.note = "wrong: zero everywhere"

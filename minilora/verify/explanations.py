@@ -239,13 +239,13 @@ def unread(w: Wrong) -> Finding | None:
     if any(c is None for c in factors) or max(t.size for t in w.true) == 1:  # one number is a multiple of any other
         return None
     numbers = ", ".join(f"{c:.4g}" for c in factors)
-    en, zh = f"is the true gradient times {numbers}", f"是正确梯度的 {numbers} 倍"
+    en, zh = f"is the true gradient times {numbers}, a number for each case", f"在各案例中分别是正确梯度的 {numbers} 倍"
     if len(w.cases) < 3:
-        en += ": to say of which constants that is made takes three cases or more"
-        zh += "：要说出它由哪些常数构成，至少需要三个案例"
+        en += "; to say of which constants that is made takes three cases or more"
+        zh += "；要说出它由哪些常数构成，至少需要三个案例"
     else:
-        en += " in the cases, which no product of up to three constants explains, or more than one does"
-        zh += "（逐个案例），没有哪三个以内常数的乘积能解释它，或者不止一个"
+        en += "; no product of up to three constants explains them, or more than one does"
+        zh += "；至多三个常数的乘积都无法解释，或者能解释的不止一种"
     return w.finding(
         "scale",
         en,
@@ -288,7 +288,9 @@ def added(w: Wrong) -> Finding | None:
         if len({*np.sign(parts)}) > 1 or not np.any(parts):
             continue
         sizes = readings(np.abs(parts), w.sizes) if not steady else []
-        sizes = sizes or [f"{c:.4g}" for c in dict.fromkeys(np.abs(parts).round(9))]
+        if not steady and not sizes:
+            continue
+        sizes = sizes or [f"{abs(parts[0]):.4g}"]
         times = "" if sizes == ["1"] else f"{', '.join(sizes)} "
         en = f"is {'' if whole == ['1'] else ' or '.join(whole) + ' times '}the true gradient"
         zh = f"等于正确梯度{'' if whole == ['1'] else '的 ' + ' 或 '.join(whole) + ' 倍'}"
@@ -297,7 +299,7 @@ def added(w: Wrong) -> Finding | None:
         if name == "dy":
             return w.finding("terms", en, zh, "Is there a path that passes dy on unchanged, and how often?",
                              "有没有一条原样传递 dy 的路径？有几条？")  # fmt: skip
-        if name == own and times:
+        if name == own and times and steady:
             return w.finding(
                 "terms",
                 f"{en}: weight decay inside the gradient",
@@ -423,7 +425,7 @@ def entries(w: Wrong, axis: int, index: int) -> tuple[bool, bool]:
             part = apply(w.problem.backward, case._replace(dy=dy))[w.tensor]
         except ValueError:  # a gradient that is measured may not be measurable from one entry
             return False, False
-        kept, lacked = kept and same([mine], [part]), lacked and same([mine], [true - part])
+        kept, lacked = kept and bool(np.any(part)) and same([mine], [part]), lacked and same([mine], [true - part])
         if not kept and not lacked:
             break
     return kept, lacked
@@ -576,8 +578,8 @@ def fault_and_scale(w: Wrong, faults: Sequence[str]) -> Iterator[tuple[Finding, 
             continue  # it is no multiple, or any scale is
         words = w.times(w.mine, w.all_wrong(name))
         if words and words[0] not in ("0", "1"):
-            en, zh = " or ".join(f"{word} times" for word in words), " 或 ".join(words)
-            scale = w.finding("scale", f"is {en} what that makes of it", f"又是由此得到的结果的 {zh} 倍")
+            en, zh = " or ".join(words), " 或 ".join(words)
+            scale = w.finding("scale", f"is then multiplied by {en}", f"在此基础上又乘以 {zh}")
             known = (other for other in faults if w.times(w.all_wrong(other), w.true) == words)
             other = next(known, None)
             yield of_fault(w.tensor, fault), of_fault(w.tensor, w.problem.faults[other]) if other else scale

@@ -51,14 +51,23 @@ def refuse_blind_spots(inputs: Mapping[str, np.ndarray], constants: Mapping[str,
     for name, x in inputs.items():
         refuse_array(name, x)
     everything = {**inputs, **constants}
-    B = everything.get("B", everything.get("lora_B"))
+
+    def given(*names: str) -> Any:
+        return next((everything[name] for name in names if name in everything), None)
+
+    A, B = given("A", "lora_A"), given("B", "lora_B")
     if B is not None and not np.any(B):
         raise ValueError("B = 0: the gradient of A is then zero, right or wrong; check with a trained B")
-    alpha = everything.get("alpha", everything.get("lora_alpha"))
-    if alpha is not None and np.array_equal(alpha, everything.get("r", np.nan)):
+    alpha, r = given("alpha", "lora_alpha"), given("r", "rank", "lora_r")
+    if r is None and np.ndim(A) == np.ndim(B) == 2 and len(A) == np.shape(B)[1]:
+        r = len(A)
+    if alpha is not None and r is not None and np.array_equal(alpha, r):
         raise ValueError(
             "alpha = r: the scale alpha/r is then 1, and one that is forgotten is not seen; choose them apart"
         )
+    s = given("s", "scale", "scaling")
+    if A is not None and B is not None and s is not None and np.array_equal(s, 1):
+        raise ValueError("the scale is 1: one that is forgotten is not seen; choose another")
 
 
 def refuse_batch_of_one(
@@ -68,7 +77,7 @@ def refuse_batch_of_one(
 
     What is a row is tried out: what begins with an axis of length 1 is repeated along it. If y is then that row twice,
     any input without the axis is shared by the rows, and its gradient is summed over them. If y is a number that stays
-    or doubles, but not when the columns are repeated, f is a mean or a sum over the rows alone.
+    or doubles, but does otherwise when the columns are repeated, f is a mean or a sum over the rows alone.
     """
     everything = {**inputs, **constants}
     single = [name for name, a in everything.items() if np.shape(a)[:1] == (1,)]
@@ -83,8 +92,9 @@ def refuse_batch_of_one(
         except Exception:  # whatever a person's function does with other shapes
             return None
 
-    def scaled(total: np.ndarray | None) -> bool:
-        return total is not None and bool(np.any(np.isclose(total, [y, 2 * y], rtol=1e-6, atol=0)))
+    def as_many(total: np.ndarray | None) -> int:
+        """1 or 2, if the repetition has made that many y of it, or 0."""
+        return 0 if total is None else next((n for n in (1, 2) if np.allclose(total, n * y, rtol=1e-6, atol=0)), 0)
 
     for names in chain.from_iterable(combinations(single[:6], n) for n in range(1, 7)):
         rows = repeated(names, 0)
@@ -96,7 +106,7 @@ def refuse_batch_of_one(
         wide = [name for name in names if np.ndim(everything[name]) > 1]
         if not y.ndim and wide and all(math.prod(np.shape(everything[name])[:-1]) == 1 for name in wide):
             columns = repeated(wide, -1)
-            if scaled(rows) and columns is not None and not scaled(columns):
+            if as_many(rows) and columns is not None and as_many(columns) != as_many(rows):
                 raise ValueError(
                     "a batch of one: f is a sum or a mean over its rows, and one row does not show which; "
                     "take two or more, or say one_row=True"
