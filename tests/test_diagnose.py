@@ -284,7 +284,7 @@ MISUSED = {
     "draws": (lambda dy, x: dy * np.random.default_rng().random(dy.shape), "another answer the second time"),
     "returns nothing": (lambda dy, x: None, "returned None: it must return dx"),
     "names": (lambda dy, x: {"dW": dy}, "the gradients are called dW; they must be dx"),
-    "signature": (lambda x: x, r"cube calls grad\(dy, x\)"),
+    "signature": (lambda x: x, r"diagnose calls grad\(dy, x\)"),
 }
 
 
@@ -850,6 +850,32 @@ def test_a_tensor_of_zeros_is_not_called_one_entry_of_many():
     problem = BANK["causal_attention"]
     found = diagnose(lambda *a, **c: [0 * g for g in problem.backward(*a, **c).values()], problem)
     assert [finding.says.en for finding in found.findings] == ["dq is zero", "dk is zero", "dv is zero"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_gradient_that_nothing_explains_is_unknown_in_every_form(form):
+    @functools.wraps(FORMS[form])
+    def grad(*arguments, **constants):
+        return [np.maximum(g, 0) for g in FORMS[form](*arguments, **constants)]
+
+    assert {finding.kind for finding in diagnose(grad, "lora").findings} == {"law", "unknown"}
+
+
+def test_one_sample_of_a_tensor_that_has_samples_of_its_own_need_not_add_up():
+    def last(dy, x, A, B, alpha, r):
+        dx, dA, dB = textbook(dy, x, A, B, alpha, r)
+        return np.where(np.arange(len(x)) == len(x) - 1, dx.T, 0).T, dA, dB
+
+    assert "dx holds the last row alone, and is zero elsewhere" in str(
+        diagnose(functools.wraps(textbook)(last), "lora")
+    )
+
+
+def test_what_is_no_function_is_refused_by_name():
+    with pytest.raises(ValueError, match="grad is no function, but str"):
+        diagnose("x", "lora")
+    with pytest.raises(ValueError, match="a problem is a name, a Problem or a function f, and not int"):
+        diagnose(lambda dy, x: dy, 42)
 
 
 def test_weight_decay_has_one_coefficient_in_all_cases():

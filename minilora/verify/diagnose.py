@@ -134,14 +134,19 @@ def diagnose(
     of another kind than the problem's, and whatever check_gradient refuses in a case.
     """
     own = [as_case(case) for case in ([cases] if isinstance(cases, Case) else as_list(cases or []))]
+    if not callable(grad):
+        raise ValueError(f"diagnose(grad, problem): grad is no function, but {type(grad).__name__}")
     if isinstance(problem, str):
         problem = problem_called(problem)
     if isinstance(problem, Problem):
         forms: Iterable[Form] = forms_of(problem, grad, own)
     else:
+        if not callable(problem):
+            raise ValueError(f"a problem is a name, a Problem or a function f, and not {type(problem).__name__}")
         if not own:
             raise ValueError("a function of your own needs cases=[Case(dy, inputs, constants, sizes), ...]")
         name, numeric = getattr(problem, "__name__", "f"), numeric_gradient(problem, list(own[0].inputs))
+        name = "f" if name == "<lambda>" else name
         forms = [Form(Problem(name, problem, numeric, lambda _, i: own[i], laws=laws or {}))]
     raised = []
     forms = iter(forms)
@@ -254,7 +259,7 @@ def graded(grad: Callable[..., Any], form: Form, case: Case) -> Tensors:
     """A learner's gradients in one case. Raises ValueError where they cannot be asked for, or are not replayable."""
     name = form.problem.name
     if form.parameters is None:
-        refuse_call(name, "grad", grad, ["dy", *case.inputs], case.constants)
+        refuse_call("diagnose", "grad", grad, ["dy", *case.inputs], case.constants)
 
     def run(dy: Array, *arrays: Array) -> list[Array]:
         try:

@@ -404,12 +404,25 @@ def one_of_many(w: Wrong) -> list[Finding]:
         for index, en, zh in ((-1, "last", "最后一个"), (0, "first", "第一个")):
             kept, lacked = entries(w, axis, index)
             which = Words(f"the {en} {noun.en}{of.en}", f"{of.zh}{zh}{noun.zh}")
-            must = Words(f"the {noun.en.replace('entry', 'entrie')}s must add up", f"各{noun.zh}应当累加")
+            must = Words(f": the {noun.en.replace('entry', 'entrie')}s must add up", f"：各{noun.zh}应当累加")
+            lengths = [np.shape(case.dy)[axis] for case in w.cases]
+            lost = [np.delete(np.arange(n), index) if kept else np.arange(n)[[index]] for n in lengths]
+            if all(zero_at(mine, axis, n, at) for mine, n, at in zip(w.mine, lengths, lost, strict=True)):
+                must = (
+                    Words(", and is zero elsewhere", "，其余为零")
+                    if kept
+                    else Words(", and is zero there", "，那里为零")
+                )
             if kept:
-                found.append(w.finding("terms", f"holds {which.en} alone: {must.en}", f"只包含{which.zh}：{must.zh}"))
+                found.append(w.finding("terms", f"holds {which.en} alone{must.en}", f"只包含{which.zh}{must.zh}"))
             if lacked:
-                found.append(w.finding("terms", f"lacks {which.en}: {must.en}", f"缺少{which.zh}：{must.zh}"))
+                found.append(w.finding("terms", f"lacks {which.en}{must.en}", f"缺少{which.zh}{must.zh}"))
     return found
+
+
+def zero_at(mine: Array, axis: int, length: int, indices: Array) -> bool:
+    """Has it this axis of dy too, and is it zero at these indices?"""
+    return mine.shape[axis : axis + 1] == (length,) and not np.any(np.take(mine, indices, axis))
 
 
 def entries(w: Wrong, axis: int, index: int) -> tuple[bool, bool]:
@@ -471,7 +484,7 @@ def usual_readings(w: Wrong, fault: Fault) -> list[str]:
 
 def other_mask(w: Wrong) -> Finding | None:
     """Right, but for a dropout mask that keeps other entries than that of forward."""
-    if w.problem.masked is None:
+    if w.problem.masked is None or "keep" not in w.cases[0].constants:
         return None
     other = False
     for mine, case in zip(w.mine, w.cases, strict=True):

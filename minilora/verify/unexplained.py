@@ -70,7 +70,7 @@ def facts(w: Wrong) -> Words:
     if np.any(b):
         cosine = float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b) or 1))
         more = np.abs(b) > SAME * np.abs(b).max()  # than rounding
-        ratio = a[more] / b[more]
+        ratio = a[more] / b[more] + 0.0  # not -0
         en.append(f"{w.tensor} has a cosine of {cosine:.3f} with the true gradient")
         en.append(f"ratios from {ratio.min():.3g} to {ratio.max():.3g}")
         zh.append(f"{w.tensor} 与正确梯度的余弦相似度为 {cosine:.3f}")
