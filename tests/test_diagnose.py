@@ -224,7 +224,7 @@ def test_a_diagnosis_speaks_both_languages_and_refuses_what_it_does_not_know():
         diagnose(learner(problem), "soup")
     with pytest.raises(ValueError, match="needs cases"):
         diagnose(score_gradient, attention_score)
-    with pytest.raises(ValueError, match="1 gradients were returned; 2 are needed: dq, dk"):
+    with pytest.raises(ValueError, match="grad returns 1 array; it must return 2: dq, dk"):
         diagnose(lambda dy, q, k, alpha: [dy @ k], attention_score, own_cases())
 
 
@@ -280,8 +280,8 @@ def test_an_input_whose_true_gradient_is_zero_is_right_at_zero_and_told_otherwis
 
 
 MISUSED = {
-    "writes": (lambda dy, x: dy.__imul__(3 * x * x), "written to its argument 0"),
-    "draws": (lambda dy, x: dy * np.random.default_rng().random(dy.shape), "another answer the second time"),
+    "writes": (lambda dy, x: dy.__imul__(3 * x * x), "writes to its argument dy"),
+    "draws": (lambda dy, x: dy * np.random.default_rng().random(dy.shape), "something else when it is called again"),
     "returns nothing": (lambda dy, x: None, "returned None: it must return dx"),
     "names": (lambda dy, x: {"dW": dy}, "the gradients are called dW; they must be dx"),
     "signature": (lambda x: x, r"diagnose calls grad\(dy, x\)"),
@@ -872,7 +872,7 @@ def test_one_sample_of_a_tensor_that_has_samples_of_its_own_need_not_add_up():
 
 
 def test_what_is_no_function_is_refused_by_name():
-    with pytest.raises(ValueError, match="grad is no function, but str"):
+    with pytest.raises(ValueError, match="grad is not a function, but str"):
         diagnose("x", "lora")
     with pytest.raises(ValueError, match="a problem is a name, a Problem or a function f, and not int"):
         diagnose(lambda dy, x: dy, 42)

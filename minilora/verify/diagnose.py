@@ -135,7 +135,7 @@ def diagnose(
     """
     own = [as_case(case) for case in ([cases] if isinstance(cases, Case) else as_list(cases or []))]
     if not callable(grad):
-        raise ValueError(f"diagnose(grad, problem): grad is no function, but {type(grad).__name__}")
+        raise ValueError(f"diagnose(grad, problem): grad is not a function, but {type(grad).__name__}")
     if isinstance(problem, str):
         problem = problem_called(problem)
     if isinstance(problem, Problem):
@@ -242,7 +242,7 @@ def checked(case: Case, problem: Problem, names: list[str]) -> Case:
         raise ValueError(f"one case has the inputs {', '.join(names)}, another {', '.join(case.inputs)}")
     refuse_blind_spots(case.inputs, case.constants)
     refuse_call("a case", problem.name, problem.forward, names, case.constants)
-    (y,) = twice("f", lambda *a: [as_output(problem.forward(*a, **case.constants))], list(case.inputs.values()))
+    (y,) = twice("f", lambda *a: [as_output(problem.forward(*a, **case.constants))], case.inputs)
     return case._replace(dy=as_upstream(case.dy, y))
 
 
@@ -270,7 +270,7 @@ def graded(grad: Callable[..., Any], form: Form, case: Case) -> Tensors:
             raise Raises(f"grad raises {type(error).__name__}: {error}; {name} calls it with {given}{of}") from error
         return as_gradients(result, list(case.inputs))
 
-    gradients = twice("grad", run, [np.asarray(case.dy), *case.inputs.values()])
+    gradients = twice("grad", run, {"dy": np.asarray(case.dy), **case.inputs})
     return {f"d{key}": g for key, g in zip(case.inputs, gradients, strict=True)}
 
 

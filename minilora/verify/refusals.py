@@ -16,13 +16,13 @@ from ..backend import Array
 
 def as_inputs(inputs: Any) -> dict[str, np.ndarray]:
     if not isinstance(inputs, Mapping) or not inputs:
-        raise ValueError("inputs are named: {'x': array, ...}")
+        raise ValueError("inputs must be a dict of arrays by name: {'x': array, ...}")
     return {name: as_array(name, x) for name, x in inputs.items()}
 
 
 def as_constants(constants: Any) -> dict[str, Any]:
     if not isinstance(constants, Mapping | None):
-        raise ValueError("constants are named: {'alpha': 16, ...}")
+        raise ValueError("constants must be a dict by name: {'alpha': 16, ...}")
     return dict(constants or {})
 
 
@@ -30,7 +30,7 @@ def as_array(name: str, x: Any) -> np.ndarray:
     try:
         return np.asarray(x)
     except ValueError:
-        raise ValueError(f"{name} is no array: its rows are not equally long") from None
+        raise ValueError(f"{name} is not an array: its rows differ in length") from None
 
 
 def refuse_array(name: str, x: np.ndarray) -> None:
@@ -63,7 +63,7 @@ def refuse_blind_spots(inputs: Mapping[str, np.ndarray], constants: Mapping[str,
         r = len(A)
     if alpha is not None and r is not None and np.array_equal(alpha, r):
         raise ValueError(
-            "alpha = r: the scale alpha/r is then 1, and one that is forgotten is not seen; choose them apart"
+            "alpha = r: the scale alpha/r is then 1, and one that is forgotten is not seen; choose different numbers"
         )
     s = given("s", "scale", "scaling")
     if A is not None and B is not None and s is not None and np.array_equal(s, 1):
@@ -132,7 +132,7 @@ def refuse_call(caller: str, what: str, function: Any, arguments: Sequence[str],
     """Raise ValueError unless function(*arguments, **constants) can be called."""
     words = ", ".join([*arguments, *(f"{constant}=..." for constant in constants)])
     if not callable(function):
-        raise ValueError(f"{caller} calls {what}({words}), but {what} is no function: {type(function).__name__}")
+        raise ValueError(f"{caller} calls {what}({words}), but {what} is not a function: {type(function).__name__}")
     try:
         signature = inspect.signature(function)
     except ValueError:  # some functions of C do not tell theirs
@@ -145,21 +145,23 @@ def refuse_call(caller: str, what: str, function: Any, arguments: Sequence[str],
 
 def refuse_names(zero: Collection[str], inputs: Collection[str]) -> None:
     if not set(zero) <= set(inputs):
-        raise ValueError(f"zero={list(zero)} names what is no input; the inputs are {', '.join(inputs)}")
+        raise ValueError(f"zero={list(zero)} is not an input; the inputs are {', '.join(inputs)}")
 
 
-def twice(what: str, run: Callable[..., list[np.ndarray]], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """run(*arrays). Raises ValueError when it writes to an array, or says something else the second time."""
-    before = [a.copy() for a in arrays]
-    first = [y.copy() for y in run(*arrays)]
-    second = run(*arrays)
-    for i, (a, b) in enumerate(zip(arrays, before, strict=True)):
+def twice(what: str, run: Callable[..., list[np.ndarray]], arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """run(*arrays). Raises ValueError where it writes to one of them, or returns something else the second time."""
+    before = [a.copy() for a in arrays.values()]
+    first = [y.copy() for y in run(*arrays.values())]
+    second = run(*arrays.values())
+    for (name, a), b in zip(arrays.items(), before, strict=True):
         if not np.array_equal(a, b):
-            raise ValueError(f"{what} has written to its argument {i}: work on a copy")
+            raise ValueError(f"{what} writes to its argument {name}: let it work on a copy")
     if len(first) != len(second) or any(
         not np.array_equal(a, b, equal_nan=True) for a, b in zip(first, second, strict=True)
     ):
-        raise ValueError(f"{what} gives another answer the second time: pass masks in, and draw nothing inside")
+        raise ValueError(
+            f"{what} returns something else when it is called again: pass masks in, and draw nothing inside"
+        )
     return first
 
 
@@ -202,7 +204,7 @@ def as_upstream(dy: Any, y: np.ndarray) -> np.ndarray:
     refuse_array("dy", dy)
     if y.size > 1 and np.ptp(dy) == 0:
         raise ValueError(
-            "dy is the same number everywhere: the gradients of softmax and of norms vanish under it; draw it"
+            "dy is the same number everywhere: the gradients of softmax and of norms vanish under it; draw it at random"
         )
     return dy
 
@@ -220,7 +222,9 @@ def as_gradients(result: Any, inputs: Sequence[str]) -> list[np.ndarray]:
     else:
         values = list(result) if isinstance(result, Sequence | Iterator) else [result]
     if len(values) != len(inputs):
-        raise ValueError(f"{len(values)} gradients were returned; {len(inputs)} are needed: {wanted}")
+        raise ValueError(
+            f"grad returns {len(values)} array{'s' * (len(values) != 1)}; it must return {len(inputs)}: {wanted}"
+        )
     return [as_gradient(f"d{name}", g) for name, g in zip(inputs, values, strict=True)]
 
 
