@@ -370,7 +370,7 @@ MISTAKEN = {
     "a constant misspelt": (
         lambda x, eps: x, lambda dy, x, eps: dy, {"x": X}, {"constants": {"epz": 1.0}}, "missing .* 'eps'"
     ),
-    "constants without names": (square, square_gradient, {"x": X}, {"constants": [1]}, "constants must be a dict by name"),
+    "constants without names": (square, square_gradient, {"x": X}, {"constants": [1]}, "constants must be a dict"),
     "dy of another shape": (square, square_gradient, {"x": X}, {"dy": X[:2]}, r"dy has shape \(2,\)"),
     "dy in float32": (square, square_gradient, {"x": X}, {"dy": X.astype("f4")}, "dy is float32"),
     "dy is NaN": (square, square_gradient, {"x": X}, {"dy": X * np.nan}, "dy holds NaN"),
