@@ -727,6 +727,12 @@ def test_a_gradient_that_saturation_makes_zero_is_answered_with_what_to_do():
         check_gradient(sigmoid, lambda dy, x: dy * sigmoid(x) * (1 - sigmoid(x)), {"x": np.array([50.0, 60.0])})
 
 
+def test_the_worst_error_of_a_method_that_was_not_used_is_nan(inputs):
+    report = check_gradient(linear, linear_gradient, inputs)
+    assert report.worst() < 1e-7
+    assert np.isnan(report.worst("torch"))
+
+
 def test_a_function_that_fails_is_named_with_the_shapes_it_was_given(inputs):
     fails = r"f failed on x \(5, 4\), W \(4, 3\): ValueError: matmul"
     with pytest.raises(ValueError, match=fails) as caught:

@@ -1,7 +1,7 @@
-"""What may be wrong with one tensor: each explanation holds on every case to 1e-7, or is not given.
+"""What may be wrong with one tensor. An explanation is given only if it holds on every case to 1e-7.
 
-The first half needs nothing but values, and so serves a person's own function; the second needs a problem's faults,
-terms and source.
+The first half compares values alone, and so works for any function; the second needs a problem's faults, terms and
+source.
 """
 
 from __future__ import annotations
