@@ -120,15 +120,15 @@ def draws(rng):
 
 def test_what_writes_to_its_inputs_or_draws_inside_is_refused(rng, inputs):
     x = {"x": rng.standard_normal(3)}
-    with pytest.raises(ValueError, match="f has written to its argument 0"):
+    with pytest.raises(ValueError, match="f writes to its argument x"):
         check_gradient(writes_to_x, lambda dy, x: [2 * dy], x)
-    with pytest.raises(ValueError, match="grad has written to its argument 0"):
+    with pytest.raises(ValueError, match="grad writes to its argument dy"):
         check_gradient(lambda x: 2 * x, lambda dy, x: [writes_to_x(dy)], x)
-    with pytest.raises(ValueError, match="f gives another answer the second time"):
+    with pytest.raises(ValueError, match="f returns something else when it is called again"):
         check_gradient(draws(rng), lambda dy, x: [dy], x)
-    with pytest.raises(ValueError, match="grad gives another answer the second time"):
+    with pytest.raises(ValueError, match="grad returns something else when it is called again"):
         check_gradient(lambda x: x, lambda dy, x: [draws(rng)(dy)], x)
-    with pytest.raises(ValueError, match="1 gradients were returned; 2 are needed: dx, dW"):
+    with pytest.raises(ValueError, match="grad returns 1 array; it must return 2: dx, dW"):
         check_gradient(linear, lambda dy, x, W: [dy @ W], inputs)
 
 
@@ -356,26 +356,26 @@ MISTAKEN = {
     "nothing": (lambda x: None, square_gradient, {"x": X}, {}, "f returned None"),
     "float32 inside": (lambda x: x.astype("f4"), square_gradient, {"x": X}, {}, "f returns float32, and must"),
     "an empty output": (lambda x: x[:0], square_gradient, {"x": X}, {}, "f returns an empty array"),
-    "a value for f": (X, square_gradient, {"x": X}, {}, r"calls f\(x\), but f is no function: ndarray"),
-    "a value for grad": (square, (X,), {"x": X}, {}, r"calls grad\(dy, x\), but grad is no function: tuple"),
+    "a value for f": (X, square_gradient, {"x": X}, {}, r"calls f\(x\), but f is not a function: ndarray"),
+    "a value for grad": (square, (X,), {"x": X}, {}, r"calls grad\(dy, x\), but grad is not a function: tuple"),
     "f of two": (lambda x, W: x, square_gradient, {"x": X}, {}, r"calls f\(x\): missing .* 'W'"),
     "grad without inputs": (square, lambda dy: dy, {"x": X}, {}, r"calls grad\(dy, x\): too many"),
-    "no names": (square, square_gradient, X, {}, "inputs are named"),
-    "no inputs": (square, square_gradient, {}, {}, "inputs are named"),
+    "no names": (square, square_gradient, X, {}, "inputs must be a dict of arrays by name"),
+    "no inputs": (square, square_gradient, {}, {}, "inputs must be a dict of arrays by name"),
     "integers": (square, square_gradient, {"x": [1, 2]}, {}, r"x is int64: .* pass x.astype\(np.float64\)"),
     "complex inputs": (square, square_gradient, {"x": X + 0j}, {}, "x is complex128"),
-    "ragged rows": (square, square_gradient, {"x": [[1.0], [1.0, 2.0]]}, {}, "its rows are not equally long"),
+    "ragged rows": (square, square_gradient, {"x": [[1.0], [1.0, 2.0]]}, {}, "its rows differ in length"),
     "NaN": (square, square_gradient, {"x": X * np.nan}, {}, "x holds NaN or infinity"),
     "an empty input": (square, square_gradient, {"x": np.zeros((0, 3))}, {}, r"x is empty, of shape \(0, 3\)"),
     "a constant misspelt": (
         lambda x, eps: x, lambda dy, x, eps: dy, {"x": X}, {"constants": {"epz": 1.0}}, "missing .* 'eps'"
     ),
-    "constants without names": (square, square_gradient, {"x": X}, {"constants": [1]}, "constants are named"),
+    "constants without names": (square, square_gradient, {"x": X}, {"constants": [1]}, "constants must be a dict"),
     "dy of another shape": (square, square_gradient, {"x": X}, {"dy": X[:2]}, r"dy has shape \(2,\)"),
     "dy in float32": (square, square_gradient, {"x": X}, {"dy": X.astype("f4")}, "dy is float32"),
     "dy is NaN": (square, square_gradient, {"x": X}, {"dy": X * np.nan}, "dy holds NaN"),
     "no directions": (square, square_gradient, {"x": X}, {"directions": 0}, "directions=0"),
-    "zero misspelt": (square, square_gradient, {"x": X}, {"zero": ["y"]}, "names what is no input; the inputs are x"),
+    "zero misspelt": (square, square_gradient, {"x": X}, {"zero": ["y"]}, "is not an input; the inputs are x"),
     "a gradient of None": (
         lambda x, b: x + b, lambda dy, x, b: (dy, None), {"x": X, "b": X}, {}, "grad returned None for db"
     ),
@@ -383,7 +383,7 @@ MISTAKEN = {
         lambda x, b: x + b, lambda dy, x, b: {"x": dy, "b": None}, {"x": X, "b": X}, {}, "grad returned None for db"
     ),
     "a gradient in float32": (square, lambda dy, x: (2 * x * dy).astype("f4"), {"x": X}, {}, "dx is float32"),
-    "a list of numbers": (square, lambda dy, x: list(2 * x * dy), {"x": X}, {}, "3 gradients were returned"),
+    "a list of numbers": (square, lambda dy, x: list(2 * x * dy), {"x": X}, {}, "grad returns 3 arrays"),
     "the edge of the domain": (np.sqrt, lambda dy, x: dy / 2, {"x": X[:2] - 1}, {}, "not finite on both sides .* x"),
 }  # fmt: skip
 
@@ -456,7 +456,7 @@ def test_a_model_is_refused_a_misspelt_zero_float32_and_a_loss_that_is_no_number
         return check_model(layer, loss, grads, rng=rng, **words)
 
     checked().raise_if_wrong()
-    with pytest.raises(ValueError, match="names what is no input; the inputs are weight"):
+    with pytest.raises(ValueError, match="is not an input; the inputs are weight"):
         checked(zero=["wieght"])
     with pytest.raises(ValueError, match=r"loss\(\) has shape \(5, 3\)"):
         checked(lambda: layer.forward(x)[0])
@@ -686,6 +686,51 @@ def test_a_loss_of_one_row_is_refused_as_its_mean_is_its_sum(rng):
     for f in (cross_entropy, lambda z, targets: len(z) * cross_entropy(z, targets)):
         with pytest.raises(ValueError, match="a batch of one: f is a sum or a mean over its rows"):
             check_gradient(f, textbook, {"z": rng.standard_normal((1, 4))}, constants={"targets": np.array([2])})
+
+
+def test_a_loss_of_one_row_is_refused_as_its_mean_over_rows_is_its_sum_though_it_adds_up_columns(rng):
+    inputs = {"x": rng.standard_normal((1, 4)), "t": rng.standard_normal((1, 4))}
+
+    def grad(dy, x, t):
+        return 2 * dy * (x - t), -2 * dy * (x - t)
+
+    with pytest.raises(ValueError, match="a batch of one: f is a sum or a mean over its rows"):
+        check_gradient(lambda x, t: ((x - t) ** 2).sum(axis=-1).mean(), grad, inputs)
+    assert check_gradient(lambda x, t: ((x - t) ** 2).sum(), grad, inputs).ok
+
+
+@pytest.mark.parametrize(
+    "constants",
+    [{"alpha": 2, "rank": 2}, {"lora_alpha": 2, "lora_r": 2}, {"alpha": 2}, {"scaling": 1}, {"scale": 1.0}, {"s": 1}],
+    ids=str,
+)
+def test_a_scale_of_one_is_refused_by_any_of_its_usual_names(constants, rng):
+    inputs = {name: rng.standard_normal(shape) for name, shape in {"x": (3, 4), "A": (2, 4), "B": (5, 2)}.items()}
+
+    def f(x, A, B, **constants):
+        return x @ A.T @ B.T
+
+    def scale_forgotten(dy, x, A, B, **constants):
+        return dy @ B @ A, (dy @ B).T @ x, dy.T @ (x @ A.T)
+
+    with pytest.raises(ValueError, match="one that is forgotten is not seen"):
+        check_gradient(f, scale_forgotten, inputs, constants=constants)
+    other = {name: value * 3 if name not in ("rank", "lora_r") else value for name, value in constants.items()}
+    assert check_gradient(f, scale_forgotten, inputs, constants=other).ok
+
+
+def test_a_gradient_that_saturation_makes_zero_is_answered_with_what_to_do():
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    with pytest.raises(ValueError, match="choose other inputs"):
+        check_gradient(sigmoid, lambda dy, x: dy * sigmoid(x) * (1 - sigmoid(x)), {"x": np.array([50.0, 60.0])})
+
+
+def test_the_worst_error_of_a_method_that_was_not_used_is_nan(inputs):
+    report = check_gradient(linear, linear_gradient, inputs)
+    assert report.worst() < 1e-7
+    assert np.isnan(report.worst("torch"))
 
 
 def test_a_function_that_fails_is_named_with_the_shapes_it_was_given(inputs):

@@ -224,7 +224,7 @@ def test_a_diagnosis_speaks_both_languages_and_refuses_what_it_does_not_know():
         diagnose(learner(problem), "soup")
     with pytest.raises(ValueError, match="needs cases"):
         diagnose(score_gradient, attention_score)
-    with pytest.raises(ValueError, match="1 gradients were returned; 2 are needed: dq, dk"):
+    with pytest.raises(ValueError, match="grad returns 1 array; it must return 2: dq, dk"):
         diagnose(lambda dy, q, k, alpha: [dy @ k], attention_score, own_cases())
 
 
@@ -280,11 +280,11 @@ def test_an_input_whose_true_gradient_is_zero_is_right_at_zero_and_told_otherwis
 
 
 MISUSED = {
-    "writes": (lambda dy, x: dy.__imul__(3 * x * x), "written to its argument 0"),
-    "draws": (lambda dy, x: dy * np.random.default_rng().random(dy.shape), "another answer the second time"),
+    "writes": (lambda dy, x: dy.__imul__(3 * x * x), "writes to its argument dy"),
+    "draws": (lambda dy, x: dy * np.random.default_rng().random(dy.shape), "something else when it is called again"),
     "returns nothing": (lambda dy, x: None, "returned None: it must return dx"),
     "names": (lambda dy, x: {"dW": dy}, "the gradients are called dW; they must be dx"),
-    "signature": (lambda x: x, r"cube calls grad\(dy, x\)"),
+    "signature": (lambda x: x, r"diagnose calls grad\(dy, x\)"),
 }
 
 
@@ -351,11 +351,16 @@ def test_from_fewer_than_three_cases_no_constant_is_read_and_both_languages_say_
         return 0.37 * cubic(dy, x)
 
     (few,) = diagnose(odd, cube, product_cases((3, 4), (2, 5))).findings
-    assert few.says.en.endswith("times 0.37, 0.37: to say of which constants that is made takes three cases or more")
-    assert few.says.zh.endswith("0.37, 0.37 倍：要说出它由哪些常数构成，至少需要三个案例")
-    (many,) = diagnose(odd, cube, product_cases((3, 4), (2, 5), (4, 3))).findings
+    assert few.says.en.endswith(
+        "times 0.37, 0.37, a number for each case; to say of which constants that is made takes three cases or more"
+    )
+    assert few.says.zh.endswith("0.37, 0.37 倍；要说出它由哪些常数构成，至少需要三个案例")
+    three = product_cases((3, 4), (2, 5), (4, 3))
+    (same,) = diagnose(odd, cube, three).findings
+    assert same.says.en == "dx is 0.37 times the true gradient"
+    (many,) = diagnose(lambda dy, x: np.linalg.norm(x) * cubic(dy, x), cube, three).findings
     assert "no product of up to three constants explains" in many.says.en
-    assert "三个以内常数" in many.says.zh
+    assert "至多三个常数的乘积" in many.says.zh
 
 
 def test_the_facts_are_those_of_a_case_that_is_wrong_and_say_which_it_is():
@@ -592,7 +597,7 @@ def test_a_mean_that_is_missing_beside_another_mistake_is_read():
     def shared_out(dL, logits, targets, count):
         return summed(dL, logits, targets, count) / len(logits)
 
-    assert "and: dlogits is count/batch times what that makes of it" in str(diagnose(shared_out, problem))
+    assert "and: dlogits is then multiplied by count/batch" in str(diagnose(shared_out, problem))
 
 
 def test_a_ratio_that_the_data_make_is_counted_in_the_data():
@@ -762,7 +767,7 @@ def test_low_rank_is_diagnosed_in_every_form_in_which_people_write_it(name):
 
 def test_a_form_says_what_it_leaves_out():
     assert str(diagnose(textbook, "low_rank")).startswith("(compared without W, keep, p)\n")
-    assert diagnose(textbook, "low_rank").text("zh").startswith("（按不含 W, keep, p 的形式比较）\n")
+    assert diagnose(textbook, "low_rank").text("zh").startswith("（按不含 W、keep、p 的形式比较）\n")
     assert str(diagnose(learner(BANK["low_rank"]), "low_rank")).startswith("dx is right")
 
 
@@ -801,8 +806,99 @@ def test_the_named_faults_of_a_form_are_those_that_it_can_have():
 
 
 def test_parameters_that_fit_no_form_are_told_which_there_are():
-    with pytest.raises(ValueError, match=r"\(dy, x, A, C\), fit no form of low_rank; .* also without W"):
+    with pytest.raises(ValueError, match=r"\(dy, x, A, C\), fit no form of low_rank: B is missing; .* also without W"):
         diagnose(lambda dy, x, A, C: None, "low_rank")
+    with pytest.raises(ValueError, match=r"no form of layer_norm: b, eps are missing; "):
+        diagnose(lambda dy, x, gamma: None, "layer_norm")
+
+
+@pytest.mark.parametrize("names", [("z", "y"), ("x", "y"), ("logits", "y_true"), ("scores", "t"), ("logits", "label")])
+def test_logits_and_labels_go_by_any_of_their_usual_names(names):
+    grad = {}
+    exec(f"def f(dy, {', '.join(names)}): return dy * mean_of_tokens(1, {', '.join(names)})", globals(), grad)
+    assert diagnose(grad["f"], "cross_entropy").ok
+    assert diagnose(lambda pred, labels: 2 * (pred - labels) / pred.size, "mse").ok
+
+
+def test_gradients_may_be_called_after_the_parameters_of_the_function():
+    def named(dy, x, lora_A, lora_B, scaling):
+        return dict(zip(["dx", "dlora_A", "lora_B"], with_one_scale(dy, x, lora_A, lora_B, scaling), strict=True))
+
+    assert diagnose(named, "lora").ok
+
+
+def test_what_is_right_for_rows_is_said_beside_what_is_wrong_for_a_batch_of_tokens():
+    found = diagnose(lambda z, y: (softmax(z) - np.eye(z.shape[-1])[y]) / len(y), "cross_entropy")
+    assert str(found) == (
+        "(compared without count)\ndlogits is tokens times the true gradient\n"
+        "With one axis of rows in the place of batch and tokens, every gradient is right."
+    )
+    wrong = diagnose(lambda z, y: 2 * (softmax(z) - np.eye(z.shape[-1])[y]) / len(y), "cross_entropy")
+    assert "rows" not in str(wrong)
+
+
+@pytest.mark.parametrize("problem", BANK.values(), ids=BANK)
+def test_a_number_that_is_the_same_in_every_case_is_said_and_never_made_of_sizes(problem):
+    for number in ("1.1", "6", "-0.3"):
+        factor = float(number)
+        found = diagnose(lambda *a, f=factor, **c: [f * g for g in problem.backward(*a, **c).values()], problem)
+        says = {finding.says.en.split(" ", 1)[1] for finding in found.findings if finding.kind != "right"}
+        assert says == {f"is {number} times the true gradient"}
+
+
+def test_a_tensor_of_zeros_is_not_called_one_entry_of_many():
+    problem = BANK["causal_attention"]
+    found = diagnose(lambda *a, **c: [0 * g for g in problem.backward(*a, **c).values()], problem)
+    assert [finding.says.en for finding in found.findings] == ["dq is zero", "dk is zero", "dv is zero"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_gradient_that_nothing_explains_is_unknown_in_every_form(form):
+    @functools.wraps(FORMS[form])
+    def grad(*arguments, **constants):
+        return [np.maximum(g, 0) for g in FORMS[form](*arguments, **constants)]
+
+    assert {finding.kind for finding in diagnose(grad, "lora").findings} == {"law", "unknown"}
+
+
+def test_one_sample_of_a_tensor_that_has_samples_of_its_own_need_not_add_up():
+    def last(dy, x, A, B, alpha, r):
+        dx, dA, dB = textbook(dy, x, A, B, alpha, r)
+        return np.where(np.arange(len(x)) == len(x) - 1, dx.T, 0).T, dA, dB
+
+    assert "dx holds the last row alone, and is zero elsewhere" in str(
+        diagnose(functools.wraps(textbook)(last), "lora")
+    )
+
+
+def test_what_is_no_function_is_refused_by_name():
+    with pytest.raises(ValueError, match="grad is not a function, but str"):
+        diagnose("x", "lora")
+    with pytest.raises(ValueError, match="a problem is a name, a Problem or a function f, and not int"):
+        diagnose(lambda dy, x: dy, 42)
+
+
+def test_weight_decay_has_one_coefficient_in_all_cases():
+    def without_target(dL, y, target):
+        return dL * 2 * y / y.size
+
+    found = diagnose(without_target, "mean_squared_error")
+    assert "decay" not in str(found)
+
+
+def test_a_law_that_divides_by_a_tensor_of_zeros_is_left_out():
+    problem = BANK["grouped_query_attention"]
+
+    def grad(dy, q, k, v, mask):
+        dq, dk, dv = problem.backward(dy, q, k, v, mask).values()
+        return dq, np.tanh(dk) * (q.shape[1] % 2), dv
+
+    assert "dk: unknown" in str(diagnose(grad, problem))
+
+
+def test_chinese_lines_have_chinese_punctuation():
+    found = diagnose(lambda dy, x, A, B, alpha, r: [2 * np.tanh(g) for g in textbook(dy, x, A, B, alpha, r)], "lora")
+    assert "\ndx：原因未知；" in found.text("zh")
 
 
 def test_a_problem_is_found_by_other_names_and_a_near_miss_is_answered():

@@ -7,12 +7,15 @@ dy is random because upstream gradients of all ones make the gradients of softma
 wrong. As u is standard normal, g·u has the standard deviation ‖g‖: errors are given relative to ‖g‖. That of an entry
 is relative to the entry itself, or to a thousandth of the root mean square of g if it is smaller than that.
 
-What each method may be off is part of its tolerance. The complex step is believed unless it is further from the central
-difference D than that; where it is believed, the error of D is known. Where D is less sure than 1e-4, as beside a
-constant of 1e12, it says nothing. For the other two methods rounding leaves 100 η (size of L / size of x + size of g ·
-size of x), at most 1e-6 of g: what cancels in g, and what x itself has lost. What is further off is compared again at
-a few points near x, where a mistake stays and rounding does not; a gradient that is the very same number there, as
-1 - p is 0 beside a confident p, is no more exact than 100 η Σ|dy|.
+The tolerance of each method holds an estimate of its own error:
+
+    central difference D    its uncertainty; it is left out where that is above 1e-4 of g, as beside a constant of 1e12
+    complex step            rounding: 100 η (size of L / size of x + size of g · size of x), at most 1e-6 of g. It is
+                            left out where it contradicts D; elsewhere twice its distance from D is an error of D
+    PyTorch                 the same rounding
+
+A larger difference is measured again at a few points near x: there a mistake stays the same, and rounding does not. A
+gradient that is exactly the same number at all of them, as 1 - p is 0 beside a confident p, is known to 100 η Σ|dy|.
 
 A mistake of 1e-3 that would still not show makes the verdict "cannot tell"; entries below a thousandth of the root mean
 square are only counted. A check can be worthless as a whole: at B = 0 the gradient of A is zero whatever is written, at
@@ -65,9 +68,9 @@ from .refusals import (
 )
 from .report import Report, Row
 
-EXACT = 1e-6  # what rounding may be held responsible for in the complex step and PyTorch, unless it is measured
-MOST = {"central": 1e-3, "complex": 1e-6}  # of a gradient: no more than this is put down to rounding near x
-FAR = (0.003, 0.01, 0.03, 0.1)  # how far off the complex step is compared again, relative to x
+EXACT = 1e-6  # of a gradient: the most that rounding explains in the complex step and PyTorch, unless it is measured
+MOST = {"central": 1e-3, "complex": 1e-6}  # of a gradient: the most that rounding measured near x explains
+FAR = (0.003, 0.01, 0.03, 0.1)  # how far from x the complex step is compared again, relative to x
 NOTHING = 1e-14  # of the size of L / x: what rounding leaves of a gradient that is zero
 FAINT = 1e-3  # of the rms of a gradient: errors of smaller entries are relative to this
 SMALL = 24  # a tensor of at most so many numbers is checked entry by entry
@@ -130,10 +133,10 @@ def check_gradient(
     a batch of one pass.
 
     Raises ValueError where the check would be worthless: inputs or a dy that are not float64; a constant dy for an f
-    that is no scalar; B = 0, or alpha = r (by those names, or PEFT's lora_B and lora_alpha); a batch of one that hides
-    a mean over the rows; an f or a grad that raises, writes to its inputs or gives another answer the second time; a
-    kink (ReLU, max) or the edge of f's domain at the inputs; an f so much larger than its gradient that rounding hides
-    a mistake; a gradient that is zero by every method and not named in `zero`; another number of gradients than inputs.
+    that is not a scalar; B = 0, alpha = r or a scale of 1 (by those names, or PEFT's); a batch of one that hides a mean
+    over the rows; an f or a grad that raises, writes to its inputs or returns something else when called again; a kink
+    (ReLU, max) or the edge of f's domain at the inputs; an f so much larger than its gradient that rounding hides a
+    mistake; a gradient that is zero by every method and not named in `zero`; another number of gradients than inputs.
     """
     rng = np.random.default_rng(0 if rng is None else rng)
     inputs, named = as_inputs(inputs), as_constants(constants)
@@ -144,12 +147,12 @@ def check_gradient(
     refuse_call("the check", "f", f, list(inputs), named)
     refuse_call("the check", "grad", grad, ["dy", *inputs], named)
     arrays = list(inputs.values())
-    y = twice("f", lambda *_: [as_output(called("f", f, inputs, named))], arrays)[0]
+    y = twice("f", lambda *_: [as_output(called("f", f, inputs, named))], inputs)[0]
     if not one_row:
         refuse_batch_of_one(f, inputs, named, y)
     dy = as_upstream(rng.standard_normal(y.shape) if dy is None else dy, y)
     given = {"dy": dy, **inputs}
-    gradients = twice("grad", lambda *_: as_gradients(called("grad", grad, given, named), list(inputs)), [dy, *arrays])
+    gradients = twice("grad", lambda *_: as_gradients(called("grad", grad, given, named), list(inputs)), given)
 
     def at(i: int, arrays: Sequence[np.ndarray], x: Array) -> Array:
         others = [a.astype(x.dtype) for a in arrays]
@@ -224,11 +227,11 @@ def check_model(
 
 
 class How(NamedTuple):
-    """How the tensors of one check are looked at, and what is known of L, a sum of terms dy ∘ y."""
+    """The settings of one check, and the size of its scalar L, a sum of terms dy ∘ y."""
 
     rng: np.random.Generator
     directions: int
-    why_not: str | None  # no complex step is taken; None if one is
+    why_not: str | None  # why no complex step is taken; None if one is
     size: float  # Σ |dy ∘ y|
     unit: float  # Σ |dy|: the size of a gradient where y changes as much as x
     small: int = SMALL
@@ -245,8 +248,8 @@ class Point(NamedTuple):
 class Method(NamedTuple):
     values: np.ndarray  # the slope of L along each direction
     uncertainty: np.ndarray
-    shifts: list[Any]  # how far off it is compared again
-    again: Callable[[Point, float], np.ndarray]  # the slopes there, by a step that much shorter
+    shifts: list[Any]  # how far from x it is compared again
+    again: Callable[[Point, float], np.ndarray]  # the slopes at another point, with the step times a number
 
 
 def check_tensor(
@@ -289,7 +292,8 @@ def check_tensor(
         return row
     if vanishes and not zero:
         raise ValueError(
-            f"the gradient of {name} is zero by every method, so any would pass: if it must be, say zero=[{name!r}]"
+            f"the gradient of {name} is zero by every method, so any would pass: if it must be, say zero=[{name!r}]; "
+            "if not, choose other inputs (a saturated sigmoid or softmax has none)"
         )
     if norm == 0 and not zero and slope > ROUNDING * how.unit:
         row.note = "wrong: zero everywhere"

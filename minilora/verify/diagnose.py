@@ -68,17 +68,24 @@ from .problem import Case, Law, Problem, Tensors, Words, apply
 from .scale import SAME
 from .unexplained import must_be_zero, not_finite, unknown
 
+ON_ROWS = Words(
+    "With one axis of rows in the place of batch and tokens, every gradient is right.",
+    "如果把 batch 和 tokens 两个轴合并为一个行轴，所有梯度都正确。",
+)
+
 
 @dataclass(repr=False)
 class Diagnosis:
     """The findings about every tensor, and the cases on which they were made. Print it, or take text("zh").
 
-    `without` names the constants of the problem that the gradient does not take.
+    `without` names the constants of the problem that the gradient does not take; `rows` says that all would be right
+    with one axis of rows in the place of batch and tokens.
     """
 
     findings: list[Finding] = field(default_factory=list)
     cases: list[Case] = field(default_factory=list)
     without: tuple[str, ...] = ()
+    rows: bool = False
 
     @property
     def ok(self) -> bool:
@@ -90,13 +97,14 @@ class Diagnosis:
         tensors: dict[str, list[str]] = {}
         for finding in self.findings:
             tensors.setdefault(finding.text(language), []).append(finding.tensor)
-        left_out = ", ".join(self.without)
+        comma, colon = Words(", ", "、").in_language(language), Words(": ", "：").in_language(language)
+        left_out = comma.join(self.without)
         note = Words(f"(compared without {left_out})", f"（按不含 {left_out} 的形式比较）").in_language(language)
-        lines = [
-            words if words.startswith(f"{names[0]} ") and len(names) == 1 else f"{', '.join(names)}: {words}"
-            for words, names in tensors.items()
-        ]
-        return "\n".join([note, *lines] if left_out else lines)
+        lines = [note] if left_out else []
+        for words, names in tensors.items():
+            alone = words.startswith(f"{names[0]} ") and len(names) == 1
+            lines.append(words if alone else f"{comma.join(names)}{colon}{words}")
+        return "\n".join([*lines, *([ON_ROWS.in_language(language)] if self.rows else [])])
 
     def __str__(self) -> str:
         return self.text()
@@ -126,22 +134,43 @@ def diagnose(
     of another kind than the problem's, and whatever check_gradient refuses in a case.
     """
     own = [as_case(case) for case in ([cases] if isinstance(cases, Case) else as_list(cases or []))]
+    if not callable(grad):
+        raise ValueError(f"diagnose(grad, problem): grad is not a function, but {type(grad).__name__}")
     if isinstance(problem, str):
         problem = problem_called(problem)
     if isinstance(problem, Problem):
         forms: Iterable[Form] = forms_of(problem, grad, own)
     else:
+        if not callable(problem):
+            raise ValueError(f"a problem is a name, a Problem or a function f, and not {type(problem).__name__}")
         if not own:
             raise ValueError("a function of your own needs cases=[Case(dy, inputs, constants, sizes), ...]")
         name, numeric = getattr(problem, "__name__", "f"), numeric_gradient(problem, list(own[0].inputs))
+        name = "f" if name == "<lambda>" else name
         forms = [Form(Problem(name, problem, numeric, lambda _, i: own[i], laws=laws or {}))]
     raised = []
+    forms = iter(forms)
     for form in forms:
         try:
-            return diagnosed(grad, form, own, in_bank=isinstance(problem, Problem))
+            found = diagnosed(grad, form, own, in_bank=isinstance(problem, Problem))
         except Raises as error:
             raised.append(error)
+            continue
+        found.rows = not found.ok and any(right(grad, other) for other in forms)
+        return found
     raise raised[0]
+
+
+def right(grad: Callable[..., Any], form: Form) -> bool:
+    """Is the gradient right in this form, in every case of the problem?"""
+    for case in form.problem.cases():
+        try:
+            given, truth = graded(grad, form, case), apply(form.problem.backward, case)
+        except ValueError:
+            return False
+        if not all(agree(given[name], truth[name], case) for name in truth):
+            return False
+    return True
 
 
 class Raises(ValueError):
@@ -213,7 +242,7 @@ def checked(case: Case, problem: Problem, names: list[str]) -> Case:
         raise ValueError(f"one case has the inputs {', '.join(names)}, another {', '.join(case.inputs)}")
     refuse_blind_spots(case.inputs, case.constants)
     refuse_call("a case", problem.name, problem.forward, names, case.constants)
-    (y,) = twice("f", lambda *a: [as_output(problem.forward(*a, **case.constants))], list(case.inputs.values()))
+    (y,) = twice("f", lambda *a: [as_output(problem.forward(*a, **case.constants))], case.inputs)
     return case._replace(dy=as_upstream(case.dy, y))
 
 
@@ -230,17 +259,18 @@ def graded(grad: Callable[..., Any], form: Form, case: Case) -> Tensors:
     """A learner's gradients in one case. Raises ValueError where they cannot be asked for, or are not replayable."""
     name = form.problem.name
     if form.parameters is None:
-        refuse_call(name, "grad", grad, ["dy", *case.inputs], case.constants)
+        refuse_call("diagnose", "grad", grad, ["dy", *case.inputs], case.constants)
 
     def run(dy: Array, *arrays: Array) -> list[Array]:
         try:
             result = form.call(grad, case, dy, arrays)
         except Exception as error:  # whatever a person's function does
             given = ", ".join(f"{key} {x.shape}" for key, x in zip(["dy", *case.inputs], [dy, *arrays], strict=True))
-            raise Raises(f"grad raises {type(error).__name__}: {error}; {name} calls it with {given}") from error
+            of = f", for {form.problem.formula}" if form.problem.formula else ""
+            raise Raises(f"grad raises {type(error).__name__}: {error}; {name} calls it with {given}{of}") from error
         return as_gradients(result, list(case.inputs))
 
-    gradients = twice("grad", run, [np.asarray(case.dy), *case.inputs.values()])
+    gradients = twice("grad", run, {"dy": np.asarray(case.dy), **case.inputs})
     return {f"d{key}": g for key, g in zip(case.inputs, gradients, strict=True)}
 
 

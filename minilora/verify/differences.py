@@ -20,10 +20,10 @@ the same at every t, and under rounding it grows with 1/t. So t is divided by 4 
 rounding allows; if that was no use, it is multiplied by 4, and the bend is D(t) - D(t/4) where that is less: O(t⁴)
 where L is smooth, and three quarters of the error where f'' jumps. (After Ridders, 1982, who extrapolates over many.)
 
-f may round off more than the size of L tells: 1 - p of a confident softmax, x - mean beside an offset. Two methods that
-disagree are therefore compared again at a few points near x. A mistake is nearly the same there; rounding is not, and
-three times the range of what is found counts as uncertainty. (The same idea as in Moré, Wild, Estimating computational
-noise, 2011.)
+Inside f more may be rounded off than the size of L shows: 1 - p of a confident softmax, x - mean beside an offset. Two
+methods that disagree are therefore compared again at a few points near x. A mistake is nearly the same there; rounding
+is not, and three times the range of the differences counts as uncertainty. (The same idea as in Moré, Wild, Estimating
+computational noise, 2011.)
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ STEP = 2e-5  # the first t, for inputs of size 1: the bend is then near 1e-10, a
 ROUNDING = 100 * sys.float_info.epsilon  # of a scalar L, relative to the size of its terms, with room to spare
 SURE = 1e-7  # a central difference that is as sure as this, relatively, is sure enough
 TOLERANCE = {"central": 1e-8, "complex": 1e-11, "torch": 1e-11}
-NEAR = 0.1  # how far off D is measured again, in steps t: few kinks come within 2t that were not
-SHORTER = (0.9, 0.8, 0.7, 0.6)  # by these steps: where L has few digits left, one step is always rounded alike
-HIDES = 1e-4  # a number that is less sure than this, relatively, does not show a mistake of 1e-3
+NEAR = 0.1  # how far from x D is measured again, in steps t: so near that hardly a new kink comes within 2t
+SHORTER = (0.9, 0.8, 0.7, 0.6)  # times t: the steps there; with one step an L of few digits is rounded alike
+HIDES = 1e-4  # a relative uncertainty above this hides a mistake of 1e-3
 
 
 class Slopes(NamedTuple):

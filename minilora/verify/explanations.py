@@ -1,7 +1,7 @@
-"""What may be wrong with one tensor: each explanation holds on every case to 1e-7, or is not given.
+"""What may be wrong with one tensor. An explanation is given only if it holds on every case to 1e-7.
 
-The first half needs nothing but values, and so serves a person's own function; the second needs a problem's faults,
-terms and source.
+The first half compares values alone, and so works for any function; the second needs a problem's faults, terms and
+source.
 """
 
 from __future__ import annotations
@@ -239,13 +239,13 @@ def unread(w: Wrong) -> Finding | None:
     if any(c is None for c in factors) or max(t.size for t in w.true) == 1:  # one number is a multiple of any other
         return None
     numbers = ", ".join(f"{c:.4g}" for c in factors)
-    en, zh = f"is the true gradient times {numbers}", f"是正确梯度的 {numbers} 倍"
+    en, zh = f"is the true gradient times {numbers}, a number for each case", f"在各案例中分别是正确梯度的 {numbers} 倍"
     if len(w.cases) < 3:
-        en += ": to say of which constants that is made takes three cases or more"
-        zh += "：要说出它由哪些常数构成，至少需要三个案例"
+        en += "; to say of which constants that is made takes three cases or more"
+        zh += "；要说出它由哪些常数构成，至少需要三个案例"
     else:
-        en += " in the cases, which no product of up to three constants explains, or more than one does"
-        zh += "（逐个案例），没有哪三个以内常数的乘积能解释它，或者不止一个"
+        en += "; no product of up to three constants explains them, or more than one does"
+        zh += "；至多三个常数的乘积都无法解释，或者能解释的不止一种"
     return w.finding(
         "scale",
         en,
@@ -288,7 +288,9 @@ def added(w: Wrong) -> Finding | None:
         if len({*np.sign(parts)}) > 1 or not np.any(parts):
             continue
         sizes = readings(np.abs(parts), w.sizes) if not steady else []
-        sizes = sizes or [f"{c:.4g}" for c in dict.fromkeys(np.abs(parts).round(9))]
+        if not steady and not sizes:
+            continue
+        sizes = sizes or [f"{abs(parts[0]):.4g}"]
         times = "" if sizes == ["1"] else f"{', '.join(sizes)} "
         en = f"is {'' if whole == ['1'] else ' or '.join(whole) + ' times '}the true gradient"
         zh = f"等于正确梯度{'' if whole == ['1'] else '的 ' + ' 或 '.join(whole) + ' 倍'}"
@@ -297,7 +299,7 @@ def added(w: Wrong) -> Finding | None:
         if name == "dy":
             return w.finding("terms", en, zh, "Is there a path that passes dy on unchanged, and how often?",
                              "有没有一条原样传递 dy 的路径？有几条？")  # fmt: skip
-        if name == own and times:
+        if name == own and times and steady:
             return w.finding(
                 "terms",
                 f"{en}: weight decay inside the gradient",
@@ -402,12 +404,25 @@ def one_of_many(w: Wrong) -> list[Finding]:
         for index, en, zh in ((-1, "last", "最后一个"), (0, "first", "第一个")):
             kept, lacked = entries(w, axis, index)
             which = Words(f"the {en} {noun.en}{of.en}", f"{of.zh}{zh}{noun.zh}")
-            must = Words(f"the {noun.en.replace('entry', 'entrie')}s must add up", f"各{noun.zh}应当累加")
+            must = Words(f": the {noun.en.replace('entry', 'entrie')}s must add up", f"：各{noun.zh}应当累加")
+            lengths = [np.shape(case.dy)[axis] for case in w.cases]
+            lost = [np.delete(np.arange(n), index) if kept else np.arange(n)[[index]] for n in lengths]
+            if all(zero_at(mine, axis, n, at) for mine, n, at in zip(w.mine, lengths, lost, strict=True)):
+                must = (
+                    Words(", and is zero elsewhere", "，其余为零")
+                    if kept
+                    else Words(", and is zero there", "，那里为零")
+                )
             if kept:
-                found.append(w.finding("terms", f"holds {which.en} alone: {must.en}", f"只包含{which.zh}：{must.zh}"))
+                found.append(w.finding("terms", f"holds {which.en} alone{must.en}", f"只包含{which.zh}{must.zh}"))
             if lacked:
-                found.append(w.finding("terms", f"lacks {which.en}: {must.en}", f"缺少{which.zh}：{must.zh}"))
+                found.append(w.finding("terms", f"lacks {which.en}{must.en}", f"缺少{which.zh}{must.zh}"))
     return found
+
+
+def zero_at(mine: Array, axis: int, length: int, indices: Array) -> bool:
+    """Has it this axis of dy too, and is it zero at these indices?"""
+    return mine.shape[axis : axis + 1] == (length,) and not np.any(np.take(mine, indices, axis))
 
 
 def entries(w: Wrong, axis: int, index: int) -> tuple[bool, bool]:
@@ -423,7 +438,7 @@ def entries(w: Wrong, axis: int, index: int) -> tuple[bool, bool]:
             part = apply(w.problem.backward, case._replace(dy=dy))[w.tensor]
         except ValueError:  # a gradient that is measured may not be measurable from one entry
             return False, False
-        kept, lacked = kept and same([mine], [part]), lacked and same([mine], [true - part])
+        kept, lacked = kept and bool(np.any(part)) and same([mine], [part]), lacked and same([mine], [true - part])
         if not kept and not lacked:
             break
     return kept, lacked
@@ -469,7 +484,7 @@ def usual_readings(w: Wrong, fault: Fault) -> list[str]:
 
 def other_mask(w: Wrong) -> Finding | None:
     """Right, but for a dropout mask that keeps other entries than that of forward."""
-    if w.problem.masked is None:
+    if w.problem.masked is None or "keep" not in w.cases[0].constants:
         return None
     other = False
     for mine, case in zip(w.mine, w.cases, strict=True):
@@ -576,8 +591,8 @@ def fault_and_scale(w: Wrong, faults: Sequence[str]) -> Iterator[tuple[Finding, 
             continue  # it is no multiple, or any scale is
         words = w.times(w.mine, w.all_wrong(name))
         if words and words[0] not in ("0", "1"):
-            en, zh = " or ".join(f"{word} times" for word in words), " 或 ".join(words)
-            scale = w.finding("scale", f"is {en} what that makes of it", f"又是由此得到的结果的 {zh} 倍")
+            en, zh = " or ".join(words), " 或 ".join(words)
+            scale = w.finding("scale", f"is then multiplied by {en}", f"在此基础上又乘以 {zh}")
             known = (other for other in faults if w.times(w.all_wrong(other), w.true) == words)
             other = next(known, None)
             yield of_fault(w.tensor, fault), of_fault(w.tensor, w.problem.faults[other]) if other else scale

@@ -16,7 +16,10 @@ from .scale import SAME
 ALIASES = {
     "lora_alpha": "alpha", "lora_A": "A", "lora_B": "B", "rank": "r", "lora_r": "r", "scaling": "s", "scale": "s",
     "weight": "W", "W0": "W", "bias": "b", "beta": "b", "gamma": "g", "gain": "g", "epsilon": "eps", "mask": "keep",
-    "dropout": "p", "labels": "targets", "target": "targets", "query": "q", "key": "k", "value": "v",
+    "dropout": "p", "query": "q", "key": "k", "value": "v",
+    "target": "targets", "labels": "targets target", "label": "targets", "t": "targets target", "y": "targets",
+    "y_true": "targets target", "targets": "target", "z": "logits", "x": "logits", "scores": "logits",
+    "pred": "y", "preds": "y", "prediction": "y", "y_pred": "y", "y_hat": "y",
 }  # fmt: skip
 UPSTREAM = {"dy", "dY", "dout", "dL", "dl", "dz", "upstream", "grad_output", "grad_out", "grad_y", "g", "grad"}
 
@@ -34,6 +37,10 @@ class Form:
             return grad(dy, *arrays, **case.constants)
         values = {"dy": dy, **dict(zip(case.inputs, arrays, strict=True)), **case.constants}
         result = grad(**{self.parameters.get(name, name): v for name, v in values.items() if name in self.taken})
+        if isinstance(result, Mapping):  # {"dlora_A": ...} for a parameter lora_A
+            called = {f"d{mine}": f"d{name}" for name, mine in self.parameters.items() if name in case.inputs}
+            called |= {key[1:]: name for key, name in called.items()}
+            return {called.get(key, key): g for key, g in result.items()}
         order = [name for name in self.parameters if name in case.inputs]
         if isinstance(result, tuple | list) and len(result) == len(order):
             return [result[order.index(name)] for name in case.inputs]
@@ -49,8 +56,9 @@ def forms_of(problem: Problem, grad: Callable[..., Any], own: Sequence[Case]) ->
     """The forms that the parameters of `grad` fit, the first to try first. Raises ValueError where there is none."""
     form = by_name(problem, grad) or in_order(problem, grad)
     if form is None:
+        lacks = lacking(problem, grad)
         raise ValueError(
-            f"the parameters of grad, {inspect.signature(grad)}, fit no form of {problem.name}; "
+            f"the parameters of grad, {inspect.signature(grad)}, fit no form of {problem.name}{lacks}; "
             f"it is called as {problem.signature()}" + (f"; {problem.also}" if problem.also else "")
         )
     usual = form.problem.cases(n=1)[0].inputs
@@ -59,6 +67,15 @@ def forms_of(problem: Problem, grad: Callable[..., Any], own: Sequence[Case]) ->
         yield form
     if problem.rows and (flat or not own):
         yield replace(form, problem=of_rows(form.problem))
+
+
+def lacking(problem: Problem, grad: Callable[..., Any]) -> str:
+    """ ": mask is missing" """
+    case = problem.cases(n=1)[0]
+    needed = [*case.inputs, *([] if problem.complete else case.constants)]
+    found = {canonical(name, [*case.inputs, *case.constants]) for name in inspect.signature(grad).parameters}
+    missing = [name for name in needed if name not in found]
+    return f": {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing" if missing else ""
 
 
 def in_order(problem: Problem, grad: Callable[..., Any]) -> Form | None:
@@ -109,8 +126,9 @@ def canonical(name: str, known: Sequence[str]) -> str | None:
     """What the problem calls the parameter."""
     if name in known:
         return name
-    if ALIASES.get(name) in known:
-        return ALIASES[name]
+    for other in ALIASES.get(name, "").split():
+        if other in known:
+            return other
     alike = [other for other in known if other.casefold() == name.casefold()]
     return alike[0] if len(alike) == 1 and name not in UPSTREAM else None
 

@@ -16,13 +16,13 @@ from ..backend import Array
 
 def as_inputs(inputs: Any) -> dict[str, np.ndarray]:
     if not isinstance(inputs, Mapping) or not inputs:
-        raise ValueError("inputs are named: {'x': array, ...}")
+        raise ValueError("inputs must be a dict of arrays by name: {'x': array, ...}")
     return {name: as_array(name, x) for name, x in inputs.items()}
 
 
 def as_constants(constants: Any) -> dict[str, Any]:
     if not isinstance(constants, Mapping | None):
-        raise ValueError("constants are named: {'alpha': 16, ...}")
+        raise ValueError("constants must be a dict by name: {'alpha': 16, ...}")
     return dict(constants or {})
 
 
@@ -30,7 +30,7 @@ def as_array(name: str, x: Any) -> np.ndarray:
     try:
         return np.asarray(x)
     except ValueError:
-        raise ValueError(f"{name} is no array: its rows are not equally long") from None
+        raise ValueError(f"{name} is not an array: its rows differ in length") from None
 
 
 def refuse_array(name: str, x: np.ndarray) -> None:
@@ -51,14 +51,23 @@ def refuse_blind_spots(inputs: Mapping[str, np.ndarray], constants: Mapping[str,
     for name, x in inputs.items():
         refuse_array(name, x)
     everything = {**inputs, **constants}
-    B = everything.get("B", everything.get("lora_B"))
+
+    def given(*names: str) -> Any:
+        return next((everything[name] for name in names if name in everything), None)
+
+    A, B = given("A", "lora_A"), given("B", "lora_B")
     if B is not None and not np.any(B):
         raise ValueError("B = 0: the gradient of A is then zero, right or wrong; check with a trained B")
-    alpha = everything.get("alpha", everything.get("lora_alpha"))
-    if alpha is not None and np.array_equal(alpha, everything.get("r", np.nan)):
+    alpha, r = given("alpha", "lora_alpha"), given("r", "rank", "lora_r")
+    if r is None and np.ndim(A) == np.ndim(B) == 2 and len(A) == np.shape(B)[1]:
+        r = len(A)
+    if alpha is not None and r is not None and np.array_equal(alpha, r):
         raise ValueError(
-            "alpha = r: the scale alpha/r is then 1, and one that is forgotten is not seen; choose them apart"
+            "alpha = r: the scale alpha/r is then 1, and one that is forgotten is not seen; choose different numbers"
         )
+    s = given("s", "scale", "scaling")
+    if A is not None and B is not None and s is not None and np.array_equal(s, 1):
+        raise ValueError("the scale is 1: one that is forgotten is not seen; choose another")
 
 
 def refuse_batch_of_one(
@@ -68,7 +77,7 @@ def refuse_batch_of_one(
 
     What is a row is tried out: what begins with an axis of length 1 is repeated along it. If y is then that row twice,
     any input without the axis is shared by the rows, and its gradient is summed over them. If y is a number that stays
-    or doubles, but not when the columns are repeated, f is a mean or a sum over the rows alone.
+    or doubles, but does otherwise when the columns are repeated, f is a mean or a sum over the rows alone.
     """
     everything = {**inputs, **constants}
     single = [name for name, a in everything.items() if np.shape(a)[:1] == (1,)]
@@ -83,8 +92,9 @@ def refuse_batch_of_one(
         except Exception:  # whatever a person's function does with other shapes
             return None
 
-    def scaled(total: np.ndarray | None) -> bool:
-        return total is not None and bool(np.any(np.isclose(total, [y, 2 * y], rtol=1e-6, atol=0)))
+    def as_many(total: np.ndarray | None) -> int:
+        """1 or 2, if the repetition has made that many y of it, or 0."""
+        return 0 if total is None else next((n for n in (1, 2) if np.allclose(total, n * y, rtol=1e-6, atol=0)), 0)
 
     for names in chain.from_iterable(combinations(single[:6], n) for n in range(1, 7)):
         rows = repeated(names, 0)
@@ -96,7 +106,7 @@ def refuse_batch_of_one(
         wide = [name for name in names if np.ndim(everything[name]) > 1]
         if not y.ndim and wide and all(math.prod(np.shape(everything[name])[:-1]) == 1 for name in wide):
             columns = repeated(wide, -1)
-            if scaled(rows) and columns is not None and not scaled(columns):
+            if as_many(rows) and columns is not None and as_many(columns) != as_many(rows):
                 raise ValueError(
                     "a batch of one: f is a sum or a mean over its rows, and one row does not show which; "
                     "take two or more, or say one_row=True"
@@ -122,7 +132,7 @@ def refuse_call(caller: str, what: str, function: Any, arguments: Sequence[str],
     """Raise ValueError unless function(*arguments, **constants) can be called."""
     words = ", ".join([*arguments, *(f"{constant}=..." for constant in constants)])
     if not callable(function):
-        raise ValueError(f"{caller} calls {what}({words}), but {what} is no function: {type(function).__name__}")
+        raise ValueError(f"{caller} calls {what}({words}), but {what} is not a function: {type(function).__name__}")
     try:
         signature = inspect.signature(function)
     except ValueError:  # some functions of C do not tell theirs
@@ -135,21 +145,23 @@ def refuse_call(caller: str, what: str, function: Any, arguments: Sequence[str],
 
 def refuse_names(zero: Collection[str], inputs: Collection[str]) -> None:
     if not set(zero) <= set(inputs):
-        raise ValueError(f"zero={list(zero)} names what is no input; the inputs are {', '.join(inputs)}")
+        raise ValueError(f"zero={list(zero)} is not an input; the inputs are {', '.join(inputs)}")
 
 
-def twice(what: str, run: Callable[..., list[np.ndarray]], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """run(*arrays). Raises ValueError when it writes to an array, or says something else the second time."""
-    before = [a.copy() for a in arrays]
-    first = [y.copy() for y in run(*arrays)]
-    second = run(*arrays)
-    for i, (a, b) in enumerate(zip(arrays, before, strict=True)):
+def twice(what: str, run: Callable[..., list[np.ndarray]], arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """run(*arrays). Raises ValueError where it writes to one of them, or returns something else the second time."""
+    before = [a.copy() for a in arrays.values()]
+    first = [y.copy() for y in run(*arrays.values())]
+    second = run(*arrays.values())
+    for (name, a), b in zip(arrays.items(), before, strict=True):
         if not np.array_equal(a, b):
-            raise ValueError(f"{what} has written to its argument {i}: work on a copy")
+            raise ValueError(f"{what} writes to its argument {name}: let it work on a copy")
     if len(first) != len(second) or any(
         not np.array_equal(a, b, equal_nan=True) for a, b in zip(first, second, strict=True)
     ):
-        raise ValueError(f"{what} gives another answer the second time: pass masks in, and draw nothing inside")
+        raise ValueError(
+            f"{what} returns something else when it is called again: pass masks in, and draw nothing inside"
+        )
     return first
 
 
@@ -192,7 +204,7 @@ def as_upstream(dy: Any, y: np.ndarray) -> np.ndarray:
     refuse_array("dy", dy)
     if y.size > 1 and np.ptp(dy) == 0:
         raise ValueError(
-            "dy is the same number everywhere: the gradients of softmax and of norms vanish under it; draw it"
+            "dy is the same number everywhere: the gradients of softmax and of norms vanish under it; draw it at random"
         )
     return dy
 
@@ -210,7 +222,9 @@ def as_gradients(result: Any, inputs: Sequence[str]) -> list[np.ndarray]:
     else:
         values = list(result) if isinstance(result, Sequence | Iterator) else [result]
     if len(values) != len(inputs):
-        raise ValueError(f"{len(values)} gradients were returned; {len(inputs)} are needed: {wanted}")
+        raise ValueError(
+            f"grad returns {len(values)} array{'s' * (len(values) != 1)}; it must return {len(inputs)}: {wanted}"
+        )
     return [as_gradient(f"d{name}", g) for name, g in zip(inputs, values, strict=True)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -80,7 +81,8 @@ class Report:
         return bool(self.rows) and all(row.ok for row in self.rows)
 
     def worst(self, method: str = "central") -> float:
-        return max(e for row in self.rows if (e := row.errors.get(method)) is not None)
+        """The largest relative error by this method; NaN where it was not used."""
+        return max((e for row in self.rows if (e := row.errors.get(method)) is not None), default=math.nan)
 
     def __str__(self) -> str:
         table = [HEAD, *(row.cells() for row in self.rows)]

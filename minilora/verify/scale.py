@@ -30,7 +30,7 @@ def readings(factors: Sequence[float], sizes: Sequence[Mapping[str, float]]) -> 
     """`factors`, one for each case, as a constant times powers of at most three sizes: ["alpha/r"].
 
     What simpler products make as well, in every case, has all these readings: ["2", "alpha/r"]. Otherwise [] if nothing
-    fits, if two products of as many sizes do, or too many; from fewer than three cases no product of sizes is read.
+    fits, if two products of as many sizes do, or too many. From fewer than three cases only CONSTANTS are read.
     """
     if all(abs(c) < 1e-12 for c in factors):
         return ["0"]
@@ -40,6 +40,9 @@ def readings(factors: Sequence[float], sizes: Sequence[Mapping[str, float]]) -> 
     names = list(dict.fromkeys(name for size in sizes for name in size if all(name in other for other in sizes)))
     logs = np.log(np.abs(factors))
     columns = np.array([[math.log(size[name]) for size in sizes] for name in names]).reshape(len(names), len(sizes))
+    if len(sizes) > 2 and np.ptp(logs) < EQUAL and constant_of(logs) is None:  # 1.1 in every case
+        others = same_products(sign, logs, names, columns, 0)
+        return [] if len(others) > 3 else [written(factors[0], {}), *others]
     for used in range(min(3, len(names)) + 1 if len(sizes) > 2 else 1):
         exponents = exponents_of(len(names), used)
         rests = logs - exponents @ columns
@@ -90,7 +93,7 @@ def written(constant: float, powers: Mapping[str, float]) -> str:
     below = [power_of(name, -power) for name, power in powers.items() if power < 0]
     sign, size = "-" if constant < 0 else "", abs(constant)
     if size != 1 or not above:
-        above.insert(0, f"{size:g}")
+        above.insert(0, f"{size:.7g}")
     return sign + " ".join(above) + (f"/{below[0]}" if len(below) == 1 else f"/({' '.join(below)})" if below else "")
 
 

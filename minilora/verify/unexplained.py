@@ -51,7 +51,7 @@ def broken_laws(w: Wrong) -> list[Finding]:
     for words, law in w.problem.laws.items():
         try:
             violated = max(law(tensors, case) for tensors, case in zip(mixed, w.cases, strict=True)) > 1e-6
-        except (ValueError, FloatingPointError):
+        except (ValueError, ArithmeticError):  # it divides by the norm of a tensor that is 0
             continue
         if violated:
             broken.append(words)
@@ -70,11 +70,11 @@ def facts(w: Wrong) -> Words:
     if np.any(b):
         cosine = float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b) or 1))
         more = np.abs(b) > SAME * np.abs(b).max()  # than rounding
-        ratio = a[more] / b[more]
+        ratio = a[more] / b[more] + 0.0  # not -0
         en.append(f"{w.tensor} has a cosine of {cosine:.3f} with the true gradient")
         en.append(f"ratios from {ratio.min():.3g} to {ratio.max():.3g}")
-        zh.append(f"{w.tensor} 与正确梯度的余弦为 {cosine:.3f}")
-        zh.append(f"比值从 {ratio.min():.3g} 到 {ratio.max():.3g}")
+        zh.append(f"{w.tensor} 与正确梯度的余弦相似度为 {cosine:.3f}")
+        zh.append(f"逐元素的比值在 {ratio.min():.3g} 到 {ratio.max():.3g} 之间")
     else:
         en.append(f"{w.tensor} must be zero there, and its norm is {np.linalg.norm(a):.1e}")
         zh.append(f"{w.tensor} 在那里应为零，而它的范数是 {np.linalg.norm(a):.1e}")
@@ -90,7 +90,7 @@ def facts(w: Wrong) -> Words:
                 if set(wrong) <= set(ids[counts > 1]):
                     en.append("these are repeated ids")
                     zh.append("这些正是重复出现的 id")
-    return Words("unknown: " + "; ".join(en), "未知：" + "；".join(zh))
+    return Words("unknown: " + "; ".join(en), "原因未知；" + "；".join(zh))
 
 
 def wrong_cases(w: Wrong) -> list[int]:
@@ -108,9 +108,13 @@ def next_step(w: Wrong, run: Run) -> Words:
     together = list(zip(w.given, w.truth, w.cases, strict=True))
     right = [name for name in w.truth[0] if all(agree(g[name], t[name], case) for g, t, case in together)]
     if right:
-        are = f"{' and '.join(right)} {'is' if len(right) == 1 else 'are'}"
-        steps.append(Words(f"{are} right, and so is what {w.tensor} shares with {'it' if len(right) == 1 else 'them'}.",
-                           f"{'、'.join(right)} 正确，{w.tensor} 与之共用的部分也就正确。"))  # fmt: skip
+        are, them, zh = ("is", "it", "它") if len(right) == 1 else ("are", "them", "它们")
+        steps.append(
+            Words(
+                f"{' and '.join(right)} {are} right, and so is what {w.tensor} shares with {them}.",
+                f"{'、'.join(right)} 正确，因此 {w.tensor} 与{zh}共用的部分也正确。",
+            )
+        )
     steps += in_the_library(w)
     return Words("What next? " + " ".join(s.en for s in steps), "下一步：" + "".join(s.zh for s in steps))
 
@@ -151,7 +155,7 @@ def switched_off(w: Wrong, run: Run) -> Iterator[Words]:
             continue
         if agree(mine, true, simpler):
             yield Words(f"{w.tensor} is right {words.en}: the mistake lies in what that switches off.",
-                        f"{words.zh}时 {w.tensor} 正确：错误就在由此关闭的那一部分。")  # fmt: skip
+                        f"{words.zh}时 {w.tensor} 正确：错误就在这样关掉的那一部分里。")  # fmt: skip
             return
 
 
@@ -183,8 +187,9 @@ def one_entry(w: Wrong, run: Run) -> Words:
             )
     return Words(
         f"In the smallest case, {where} ({shapes}), {w.tensor} is right as long as one entry of dy is not 0: "
-        "look at how the entries come together.",
-        f"在最小的案例 {where}（{shapes}）中，dy 只有一个元素不为 0 时 {w.tensor} 正确：看看各元素是怎样合在一起的。",
+        "look at how the contributions of several entries are put together.",
+        f"在最小的案例 {where}（{shapes}）中，dy 只有一个元素不为 0 时 {w.tensor} 正确："
+        "请检查多个元素的贡献是怎样合并的。",
     )
 
 
@@ -200,5 +205,5 @@ def in_the_library(w: Wrong) -> list[Words]:
     if not alike:
         return []
     calls = ", ".join(f'diagnose(grad, "{name}")' for name in alike)
-    return [Words(f"{calls} knows mistakes that people make there, if it is your function.",
-                  f"如果你的函数就是它，{calls} 认识人们在那里常犯的错误。")]  # fmt: skip
+    return [Words(f"If this is your function, {calls} names the usual mistakes in it.",
+                  f"如果你的函数就是它，{calls} 能指出其中的常见错误。")]  # fmt: skip

@@ -577,7 +577,7 @@ def reduced(reduce, dy, q, k, v, mask):
     "{it} holds the last query head of each group alone: the others were overwritten, not added",
     "{it} 只保留了每组最后一个查询头：其余的被覆盖，而不是累加",
     "What does your loop over the query heads do with what the head before has left?",
-    "在查询头的循环里，前一个头留下的结果被怎样处理？",
+    "在查询头的循环里，前一个头的结果是被累加还是被覆盖？",
     of=GROUPS,
 )
 def last_head_of_the_group(dy, q, k, v, mask):

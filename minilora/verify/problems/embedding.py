@@ -183,7 +183,7 @@ def positions_in_another_order(dy, W, ids):
     "dW holds the last sample alone: the others were overwritten, not added",
     "dW 只保留了最后一个样本：其余的被覆盖，而不是累加",
     "What does your loop over the samples do with what the sample before has left?",
-    "在样本循环里，前一个样本留下的结果被怎样处理？",
+    "循环处理各个样本时，前一个样本的结果是被累加还是被覆盖？",
 )
 def last_sample_only(dy, W, ids):
     return {"dW": add_rows(ids[-1], dy[-1], len(W))}
@@ -475,7 +475,7 @@ def positions_averaged(dz, W, H, ids):
     "{it} holds the last sample alone: the others were overwritten, not added",
     "{it} 只保留了最后一个样本：其余的被覆盖，而不是累加",
     "What does your loop over the samples do with what the sample before has left?",
-    "在样本循环里，前一个样本留下的结果被怎样处理？",
+    "循环处理各个样本时，前一个样本的结果是被累加还是被覆盖？",
 )
 def last_of_the_samples(dz, W, H, ids):
     return tied_backward(dz[-1:], W, H, ids[-1:])

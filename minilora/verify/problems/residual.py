@@ -273,7 +273,7 @@ def averaged_over_rows(dy, x, U, V):
     "{it} holds the last sample alone: the others were overwritten, not added",
     "{it} 只保留了最后一个样本：其余的被覆盖，而不是累加",
     "What does your loop over the samples do with what the sample before has left?",
-    "在样本循环里，前一个样本留下的结果被怎样处理？",
+    "循环处理各个样本时，前一个样本的结果是被累加还是被覆盖？",
 )
 def last_sample_only(dy, x, U, V):
     da, h = branch(dy, x, U, V)
