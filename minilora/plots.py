@@ -14,6 +14,7 @@ import numpy as np
 
 from .checkpoint import check_writable
 from .spectrum import mean_energy
+from .tables import visible
 
 BASE, FULL, LORA = "#8a8a8a", "#1f5fa8", "#d9621d"
 TYPE = 17  # points: to be read from the back of a room
@@ -206,7 +207,7 @@ def classification_figure(losses: list[float], report: dict[str, Any]) -> bytes:
     whole_numbers(curves.xaxis)
     curves.set_ylim(0, 1.05 * max(filter(math.isfinite, [*losses, *held_out]), default=1.0))
     curves.legend(frameon=False, fontsize=TYPE - 1)
-    counts, names = np.array(report["confusion"]), report["labels"]
+    counts, names = np.array(report["confusion"]), [visible(" ".join(name.split())) for name in report["labels"]]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     matrix.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):
