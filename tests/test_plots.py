@@ -165,3 +165,14 @@ def test_a_label_of_a_classifier_is_drawn_in_one_line_without_control_characters
     plots.classification_figure([1.0], report)
     figures[0].draw_without_rendering()
     assert [tick.get_text() for tick in figures[0].axes[1].get_xticklabels()] == [drawn, "b"]
+
+
+def test_a_confusion_matrix_of_many_labels_has_colors_and_numbers_alone(monkeypatch):
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: figures.append(figure))
+    n = 200
+    report = {"labels": [f"a long name, {i}" for i in range(n)], "confusion": np.eye(n, dtype=int).tolist()}
+    plots.classification_figure([1.0], report | {"losses": [(0, 1.0)], "accuracy": 1, "trainable": 1})
+    figures[0].draw_without_rendering()
+    assert not figures[0].axes[1].texts
+    assert len(figures[0].axes[1].get_xticklabels()) < 20
