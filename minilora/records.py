@@ -194,7 +194,7 @@ def json_rows(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, dict[s
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 hint = "; each line is one object, {...}" if number == 1 else ""
-                found = f"{error.msg} at column {error.pos + 1}"
+                found = f"{error.msg} (column {error.pos + 1})"
                 raise ValueError(f"{path} line {number} is not JSON: {found}{hint}") from None
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path} line {number} is not JSON: {error}") from None

@@ -136,7 +136,11 @@ BAD = [
     ("rows.csv", "text,label\n好看的电影,是\n".encode("gb18030"), "not UTF-8: it looks like gb18030"),
     ("rows.jsonl", b'{"text": "a", "label": "b"}\n{"text"', "line 2 is not JSON"),
     ("rows.jsonl", b'["a", "b"]', "line 1 is not a JSON object, .*: each line is one"),
-    ("rows.jsonl", b'[\n{"text": "a"}\n]', "line 1 is not JSON: Expecting value at column 3; each line is one object"),
+    (
+        "rows.jsonl",
+        b'[\n{"text": "a"}\n]',
+        "line 1 is not JSON: Expecting value \\(column 3\\); each line is one object",
+    ),
     ("rows.csv", b"text,label\ngo\0od,yes\n", "not UTF-8 text: it holds bytes of 0"),
     ("rows.jsonl", b'{"text": ["a"], "label": "b"}', r"line 1: 'text' is \['a'\], and no text"),
     ("rows.jsonl", b'{"text": "\\ud83d", "label": "b"}', "line 1: 'text' holds half a letter"),
