@@ -14,8 +14,10 @@ import numpy as np
 
 from .checkpoint import check_writable
 from .spectrum import mean_energy
+from .tables import visible
 
 BASE, FULL, LORA = "#8a8a8a", "#1f5fa8", "#d9621d"
+MOST_NAMED = 15  # labels of a confusion matrix that are drawn with their names and counts
 TYPE = 17  # points: to be read from the back of a room
 
 
@@ -206,14 +208,20 @@ def classification_figure(losses: list[float], report: dict[str, Any]) -> bytes:
     whole_numbers(curves.xaxis)
     curves.set_ylim(0, 1.05 * max(filter(math.isfinite, [*losses, *held_out]), default=1.0))
     curves.legend(frameon=False, fontsize=TYPE - 1)
-    counts, names = np.array(report["confusion"]), report["labels"]
+    counts, names = np.array(report["confusion"]), [visible(" ".join(name.split())) for name in report["labels"]]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     matrix.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (i, j), count in np.ndenumerate(counts):
+    drawn = counts if len(names) <= MOST_NAMED else np.empty((0, 0))
+    for (i, j), count in np.ndenumerate(drawn):
         matrix.text(j, i, f"{count}", ha="center", va="center", fontsize=TYPE, color="wk"[int(shares[i, j] < 0.5)])
-    turned = 45 if max(map(len, names)) > 8 else 0
-    matrix.set_xticks(range(len(names)), names, rotation=turned, parse_math=False)
-    matrix.set_yticks(range(len(names)), names, parse_math=False)
+    if len(names) <= MOST_NAMED:
+        names = [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
+        turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 8 else {}
+        matrix.set_xticks(range(len(names)), names, parse_math=False, **turned)
+        matrix.set_yticks(range(len(names)), names, parse_math=False)
+    else:  # the ticks are their numbers
+        whole_numbers(matrix.xaxis)
+        whole_numbers(matrix.yaxis)
     matrix.set(title="Confusion matrix, held out", xlabel="predicted", ylabel="true")
     accuracy, trained = report["accuracy"], report["trainable"]
     figure.suptitle(f"Accuracy {accuracy:.1%} with {trained:,} trained parameters", fontsize=TYPE + 5)

@@ -127,7 +127,8 @@ def table_rows(path: Path, wanted: Sequence[str] = (), encoding: str = "utf-8") 
     """(line, {column: value}) of a .csv or .tsv file; the columns `wanted` decide what separates it, if they are found
     by another separator than the one of its name."""
     if path.suffix.lower() not in SEPARATORS and not path.is_dir():
-        raise ValueError(f"{path}: the name of a data file ends in {', '.join([*SEPARATORS, *LINES])}")
+        meant = did_you_mean(path.name, REVIEWS)
+        raise ValueError(f"{path}: {meant}the name of a data file ends in {', '.join([*SEPARATORS, *LINES])}")
     csv.field_size_limit(2**31 - 1)
     stream = decoded(path, encoding, newline="")
     first = stream.readline()
@@ -136,8 +137,8 @@ def table_rows(path: Path, wanted: Sequence[str] = (), encoding: str = "utf-8") 
         stream.seek(0)
     reader = csv.reader(stream, delimiter=separator, strict=True)
     try:
-        header = next(reader, [])
-        twice = next((name for name, n in Counter(header).items() if n > 1), None)
+        header = next(filter(None, reader), [])
+        twice = next((name for name, n in Counter(header).items() if n > 1 and (name in wanted or not wanted)), None)
         if twice is not None:
             raise ValueError(f"{path} has two columns called {twice!r}: rename one")
         missing = next((column for column in wanted if column not in header), None)
@@ -145,10 +146,11 @@ def table_rows(path: Path, wanted: Sequence[str] = (), encoding: str = "utf-8") 
             raise ValueError(f"{path} {no_column(missing, header)}")
         for row in reader:
             line = reader.line_num + told
-            if row and len(row) != len(header):
+            if len(row) != len(header) and not any(map(str.strip, row)):
+                continue  # an empty line, of spaces or of another number of separators
+            if len(row) != len(header):
                 raise ValueError(f"{path} line {line}: {len(row)} fields, and the header has {len(header)}")
-            if row:
-                yield line, dict(zip(header, row, strict=True))
+            yield line, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise ValueError(f"{path} line {reader.line_num} is malformed: {error}") from None
 
@@ -190,10 +192,14 @@ def json_rows(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, dict[s
         if line.strip():
             try:
                 row = json.loads(line)
+            except json.JSONDecodeError as error:
+                hint = "; each line is one object, {...}" if number == 1 else ""
+                found = f"{error.msg} (column {error.pos + 1})"
+                raise ValueError(f"{path} line {number} is not JSON: {found}{hint}") from None
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path} line {number} is not JSON: {error}") from None
             if not isinstance(row, dict):
-                raise ValueError(f"{path} line {number} is not a JSON object, {{...}}")
+                raise ValueError(f"{path} line {number} is not a JSON object, {{...}}: each line is one")
             yield number, row
 
 
@@ -210,10 +216,27 @@ def label_names(labels: Iterable[str]) -> list[str]:
     names = sorted(set(labels))
     if len(names) < 2:
         raise ValueError(f"the only label is {', '.join(map(repr, names))}: a classifier needs two or more")
+    alike: dict[Any, str] = {}
+    for name in names:
+        other = alike.setdefault(same_label(name), name)
+        if other != name:
+            warnings.warn(
+                f"{other!r:.60} and {name!r:.60} are learned as two labels: write them alike if they are one",
+                stacklevel=2,
+            )
+            break
     try:
         return sorted(names, key=as_number)
     except ValueError:
         return names
+
+
+def same_label(label: str) -> Any:
+    """What labels have in common that are perhaps the same: 1 and 1.0, pos and Pos."""
+    try:
+        return as_number(label)
+    except ValueError:
+        return label.casefold()
 
 
 def as_number(label: str) -> float:
@@ -229,7 +252,11 @@ def label_ids(labels: Iterable[str], names: Sequence[str], source: str | Path) -
     ids = {name: i for i, name in enumerate(names)}
     unknown = sorted(set(labels) - set(ids))
     if unknown:
-        raise ValueError(f"{source} has the label {unknown[0]!r}, which training never saw: {', '.join(names)}")
+        known = shortened(", ".join(names))
+        meant = did_you_mean(unknown[0], names).strip()
+        raise ValueError(
+            f"{source} has the label {unknown[0]!r:.80}, which training never saw: {known}{meant and '; '}{meant}"
+        )
     return np.array([ids[label] for label in labels], np.int64)
 
 

@@ -131,9 +131,9 @@ def read_utf8(path: Path, encoding: str = "utf-8") -> bytes:
         except UnicodeError as error:
             place = start - waiting + (error.start if isinstance(error, UnicodeDecodeError) else 0)
             line = data.count(b"\n", 0, place) + 1
-            raise ValueError(f"{path} line {line} is not {encoding.upper()}: {advice(data)}") from None
+            raise ValueError(f"{path} line {line} is not {encoding.upper()}: {advice(data, encoding)}") from None
         if "\0" in part:
-            raise ValueError(f"{path} is not {encoding.upper()} text: {advice(data)}")
+            raise ValueError(f"{path} is not {encoding.upper()} text: {advice(data, encoding)}")
         parts.append(encoded)
     return data if keep else b"".join(parts)
 
@@ -147,14 +147,17 @@ def check_encoding(name: str) -> None:
         raise ValueError(f"the encoding {name!r:.40} is not known: {meant.strip()}") from None
 
 
-def advice(data: bytes) -> str:
-    """In which encodings `data` may be, likeliest first, and what to do."""
+def advice(data: bytes, tried: str) -> str:
+    """In which encodings `data` may be, likeliest first, and what to do; it is not in the one that was `tried`."""
     sample = np.frombuffer(data[:PIECE], np.uint8)
+    as_utf8 = is_in(sample.tobytes(), "utf-8")
     if not sample.all():
         first, second = np.count_nonzero(sample[: len(sample) & ~1].reshape(-1, 2) == 0, axis=0)
         found = ["utf-16-be" if first else "utf-16-le"]
-        if first and second:
+        if (first and second) or (as_utf8 and first + second < len(sample) / 4):  # one by accident
             return "it holds bytes of 0, as no text does"
+    elif as_utf8 and codecs.lookup(tried).name != "utf-8":
+        return "it is UTF-8: leave --encoding out"
     else:
         many = np.mean(sample >= 128) > 0.2  # letters of a script that is not Latin
         likely = [*ASIAN, "cp1251", "cp1252"] if many else ["cp1252", *ASIAN, "latin-1"]
@@ -300,7 +303,9 @@ def lines_of(stream: TextIO) -> Iterator[str]:
             yield line.removeprefix(mark)
             mark = ""
     except UnicodeDecodeError as error:
-        raise ValueError(f"standard input is not {error.encoding.upper()}: {advice(error.object)}") from None
+        raise ValueError(
+            f"standard input is not {error.encoding.upper()}: {advice(error.object, error.encoding)}"
+        ) from None
 
 
 def excerpts(data: bytes, size: int, pieces: int = 16) -> bytes:

@@ -118,6 +118,12 @@ def test_as_many_lines_come_out_as_went_in_whatever_is_in_them(lines_in, lines_o
     assert all(line.startswith(start) for line, start in zip(found, lines_out, strict=True))
 
 
+@pytest.mark.parametrize("folder", ["./nowhere", "."])
+def test_predict_says_that_a_folder_is_no_adapter_before_it_asks_for_a_base(folder, here, capfd):
+    assert main(["predict", "--adapter", folder]) == 2
+    assert "it is not an adapter folder" in capfd.readouterr().err
+
+
 def test_a_text_has_the_same_probabilities_alone_and_among_longer_ones(here):
     classify = Classifier("adapter")
     texts = ["abx", "dcbadcbadcbay", "a"]

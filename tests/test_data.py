@@ -105,7 +105,7 @@ def test_the_table_has_a_column_for_what_is_known_and_the_commonest_labels(capfd
         False
     ] * 2
     assert "labels: label 3 100 (90.9%), " in said
-    assert "and 3 rarer labels\n2 rows to judge by stand among those to learn from too" in said
+    assert "and 3 rarer labels\nheld-out rows that are among those to learn from too: 2" in said
 
 
 # ---- the jobs ----
@@ -202,7 +202,7 @@ def test_compare_shows_the_data_on_stderr_and_the_majority_beside_the_accuracies
     assert main([*words, "--json"]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["majority"] == pytest.approx(10 / 14)
-    assert "labels: pos 10 (71.4%), neg 4 (28.6%)\n5 rows repeat the text of another" in err
+    assert "labels: pos 10 (71.4%), neg 4 (28.6%)\nrows that repeat the text of another: 5" in err
     crossvalidation.show(json.loads(out))
     assert "always giving the commonest label of a fold: 0.7143\nneither setting is better" in capfd.readouterr().out
 

@@ -289,6 +289,7 @@ BAD_PAIRS: dict[str, tuple[str | bytes, str]] = {
     "no JSON": (f"{GOOD}\n\nx\n", r"pairs\.jsonl line 3 is not JSON: "),
     "nested too deep": (f"{GOOD}\n{'[' * 100_000}\n", r"pairs\.jsonl line 2 is not JSON: "),
     "a list": (f"{GOOD}\n[1]\n", r"line 2 is not a JSON object, \{"),
+    "another case": ('{"Prompt": "x", "answer": "y"}', "line 1: there is no 'prompt': did you mean 'Prompt'\\? write"),
     "no answer": (f'{GOOD}\n{{"prompt": "x"}}\n', "line 2: there is no 'answer': write {\"prompt\""),
     "an empty prompt": ('{"prompt": " ", "answer": "x"}', "'prompt' is empty in 1 row, on line 1: fill them in"),
     "an empty answer": ('{"prompt": "x", "answer": ""}\n' * 2, "'answer' is empty in 2 rows, on lines 1, 2: fill"),

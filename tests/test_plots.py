@@ -146,3 +146,33 @@ def test_steps_have_no_fractions(steps, monkeypatch):
     ticks = drawn[0].axes[0].get_xticks()
     assert len(ticks) >= 1
     assert all(tick == round(tick) for tick in ticks)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("label", "drawn"), [("\x1b[31mred", "\\x1b[31mred"), ("two\nlines", "two lines"), ("$5 to $\\x", "$5 to $\\x")]
+)
+def test_a_label_of_a_classifier_is_drawn_in_one_line_without_control_characters(label, drawn, monkeypatch):
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: figures.append(figure))
+    report = {
+        "labels": [label, "b"],
+        "confusion": [[1, 0], [0, 1]],
+        "losses": [(0, 1.0)],
+        "accuracy": 1,
+        "trainable": 1,
+    }
+    plots.classification_figure([1.0], report)
+    figures[0].draw_without_rendering()
+    assert [tick.get_text() for tick in figures[0].axes[1].get_xticklabels()] == [drawn, "b"]
+
+
+def test_a_confusion_matrix_of_many_labels_has_colors_and_numbers_alone(monkeypatch):
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: figures.append(figure))
+    n = 200
+    report = {"labels": [f"a long name, {i}" for i in range(n)], "confusion": np.eye(n, dtype=int).tolist()}
+    plots.classification_figure([1.0], report | {"losses": [(0, 1.0)], "accuracy": 1, "trainable": 1})
+    figures[0].draw_without_rendering()
+    assert not figures[0].axes[1].texts
+    assert len(figures[0].axes[1].get_xticklabels()) < 20

@@ -9,7 +9,7 @@ import pytest
 from test_cli import assert_refused, edit_json, edit_tensors
 
 import minilora
-from minilora import peft, plots, spectrum
+from minilora import peft, plots, pretrained, spectrum
 from minilora.checkpoint import load_tensors, save_tensors, to_json
 from minilora.cli import main
 from minilora.families import FAMILIES
@@ -819,3 +819,10 @@ def test_peft_loads_what_is_extracted_in_the_other_families(family, tmp_path):
     found = theirs.eval()(torch.tensor(ids)).logits.detach().numpy()
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
     assert np.abs(tiny(family).forward(ids)[0] - expected).max() > 1e-2 * np.abs(expected).max()
+
+
+def test_a_layer_that_the_base_does_not_have_is_a_row_of_the_table_too(tmp_path, capfd):
+    pretrained.save_pretrained(base_model(), tmp_path / "base")  # its head is tied, so that the file lacks it
+    peft.save_adapter(adapted(targets=["q_proj", "lm_head"]), tmp_path / "adapter")
+    assert main(["rank", str(tmp_path / "adapter"), "--base", str(tmp_path / "base")]) == 0
+    assert "lm_head" in capfd.readouterr().out

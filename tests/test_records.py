@@ -135,7 +135,13 @@ BAD = [
     ),
     ("rows.csv", "text,label\n好看的电影,是\n".encode("gb18030"), "not UTF-8: it looks like gb18030"),
     ("rows.jsonl", b'{"text": "a", "label": "b"}\n{"text"', "line 2 is not JSON"),
-    ("rows.jsonl", b'["a", "b"]', "line 1 is not a JSON object"),
+    ("rows.jsonl", b'["a", "b"]', "line 1 is not a JSON object, .*: each line is one"),
+    (
+        "rows.jsonl",
+        b'[\n{"text": "a"}\n]',
+        "line 1 is not JSON: Expecting value \\(column 3\\); each line is one object",
+    ),
+    ("rows.csv", b"text,label\ngo\0od,yes\n", "not UTF-8 text: it holds bytes of 0"),
     ("rows.jsonl", b'{"text": ["a"], "label": "b"}', r"line 1: 'text' is \['a'\], and no text"),
     ("rows.jsonl", b'{"text": "\\ud83d", "label": "b"}', "line 1: 'text' holds half a letter"),
     ("rows.jsonl", b'{"text": "a", "label": null}', "'label' is empty in 1 row, on line 1"),
@@ -145,6 +151,7 @@ BAD = [
         "line 1 has no 'text': did you mean 'Text'\\? there are 'Text', 'label'",
     ),
     ("rows.xlsx", b"PK", "the name of a data file ends in .csv, .tsv"),
+    ("rotten_tomatos", b"", "did you mean 'rotten_tomatoes'"),
 ]
 
 
@@ -156,6 +163,32 @@ def test_a_file_that_cannot_be_used_is_refused_with_the_line_and_what_to_do(name
         read_records(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "text;label;;\ngood;yes;;\nbad;no;;\n",  # as Excel saves a sheet with columns that were cleared
+        ",text,label,note,note\n0,good,yes,,\n1,bad,no,,\n",
+        "\ntext,label\ngood,yes\n\nbad,no\n  \n,,,\n\n",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*separated by")
+def test_columns_that_are_not_asked_for_and_empty_lines_hinder_no_one(content, tmp_path):
+    (tmp_path / "rows.csv").write_text(content)
+    assert read_records(tmp_path / "rows.csv") == (["good", "bad"], ["yes", "no"])
+
+
+def test_utf8_under_another_encoding_is_known_as_utf8(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\ngood,yes\nbad,no\ncafé,no\n")
+    with pytest.raises(ValueError, match="line 4 is not ASCII: it is UTF-8: leave --encoding out"):
+        read_records(tmp_path / "rows.csv", encoding="ascii")
+
+
+@pytest.mark.parametrize("labels", [["1", "1.0"], ["pos", "Pos"], ["True", "true"], ["01", "1"]])
+def test_labels_that_may_be_one_are_warned_of(labels):
+    with pytest.warns(UserWarning, match="are learned as two labels"):
+        assert label_names([*labels, "other"])
+
+
 def test_a_classifier_needs_two_labels_and_no_label_that_training_never_saw():
     with pytest.raises(ValueError, match="the only label is 'good'"):
         label_names(["good", "good"])
@@ -163,6 +196,8 @@ def test_a_classifier_needs_two_labels_and_no_label_that_training_never_saw():
     assert label_ids(["good", "bad"], names, "test.csv").tolist() == [1, 0]
     with pytest.raises(ValueError, match=r"test\.csv has the label 'fair', which training never saw: bad, good"):
         label_ids(["good", "fair"], names, "test.csv")
+    with pytest.raises(ValueError, match=r"never saw: bad, good; did you mean 'good'\?"):
+        label_ids(["Good"], names, "test.csv")
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,8 @@ def test_an_error_that_quotes_a_file_is_bounded_and_keeps_its_advice(monkeypatch
         ("count --targets q_prj", "q_proj"),
         ("count --dtype flaot16", "float16"),
         ("count --head clasify", "classify"),
+        ("--verison", "--version"),
+        ("finetune --data biultin --out x", "builtin"),
         ("verify --only op_atention", "op attention"),
         ("verify --mutants --only lora_bakward", "lora_backward"),
     ],

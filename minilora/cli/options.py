@@ -54,9 +54,9 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Before a word that is not known is taken for the reason that another is missing."""
         known = self._option_string_actions
-        for word in args or () if self._subparsers is None else ():
+        for word in sys.argv[1:] if args is None else args:
             option = word.partition("=")[0]
-            if word == "--":
+            if word == "--" or (self._subparsers and not word.startswith("-")):  # a command reads the rest
                 break
             if re.fullmatch(r"--\w[\w-]*", option) and not any(name.startswith(option) for name in known):
                 self.error(f"no option is called {option}: {choose_from(option, known)}")

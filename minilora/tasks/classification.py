@@ -20,7 +20,7 @@ from ..lora import Adapter, attach_lora
 from ..metrics import confusion_matrix, scores
 from ..modules import Context
 from ..optim import linear_schedule, penalty
-from ..peft import adapter_files, locate_adapter
+from ..peft import adapter_files, locate_adapter, read_adapter
 from ..plots import classification_figure
 from ..pretrained import CLASSIFIER_DRAWN, base_hash, labels_of, load_pretrained, load_tokenizer, name_labels
 from ..records import label_ids, label_names, read_records, stratified_split
@@ -246,6 +246,7 @@ class Classifier:
 
     def __init__(self, folder: str | Path, base: str | None = None, backend: ModuleType = np) -> None:
         folder = locate_adapter(folder)
+        read_adapter(folder)  # so that what is no adapter is refused as such
         settings = read_settings(folder) if (folder / SETTINGS).is_file() else {}
         source = base_for(folder, base)
         if source is None:

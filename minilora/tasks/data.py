@@ -98,7 +98,7 @@ def show(report: Numbers, file: TextIO | None = None) -> None:
         more = f", and {counted(len(labels) - LISTED, 'rarer label')}" if len(labels) > LISTED else ""
         console.print(f"labels: {listed}{more}", soft_wrap=True)
     if report.get("repeated"):
-        console.print(f"{counted(report['repeated'], 'row')} repeat the text of another", soft_wrap=True)
+        console.print(f"rows that repeat the text of another: {report['repeated']:,}", soft_wrap=True)
     if report.get("shared"):
-        same = f"{counted(report['shared'], 'row')} to judge by stand among those to learn from too"
-        console.print(f"{same}: scores on them say nothing of new texts", soft_wrap=True)
+        same = f"held-out rows that are among those to learn from too: {report['shared']:,}"
+        console.print(f"{same}; scores on them say nothing of new texts", soft_wrap=True)

@@ -18,6 +18,7 @@ import numpy as np
 from .. import text
 from ..ops import IGNORE
 from ..records import is_empty, json_rows, where_empty
+from ..spelling import did_you_mean
 from ..text import Batch
 from ..tokenizer import Tokenizer
 from . import language_model
@@ -93,7 +94,8 @@ def read_pair(row: Mapping[str, Any]) -> tuple[str, str]:
     """Prompt and answer. Raises ValueError for a row that holds no such pair."""
     for key in ("prompt", "answer"):
         if key not in row:
-            raise ValueError(f'there is no {key!r}: write {{"prompt": "...", "answer": "..."}}')
+            meant = did_you_mean(key, row)
+            raise ValueError(f'there is no {key!r}: {meant}write {{"prompt": "...", "answer": "..."}}')
         if not isinstance(row[key], str):
             raise ValueError(f"{key!r} is {row[key]!r:.80}, and not a text")
     return row["prompt"], row["answer"]

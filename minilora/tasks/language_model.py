@@ -26,6 +26,7 @@ from ..optim import AdamW, Schedule, cosine_schedule
 from ..peft import adapter_files
 from ..pretrained import base_hash, load_pretrained, load_tokenizer, model_files
 from ..records import LINES, SEPARATORS, columns_of, shortened
+from ..spelling import did_you_mean
 from ..tables import visible
 from ..text import Batch
 from ..tokenizer import ByteTokenizer, Tokenizer
@@ -137,6 +138,9 @@ class Lesson(NamedTuple):
 
 def read_text(data: str, tokenizer: Tokenizer, batch: int, length: int, seed: int, encoding: str = "utf-8") -> Lesson:
     """Windows of `length` tokens of a text file, or of Python source ("builtin"), anywhere in the text."""
+    meant = did_you_mean(data, ["builtin"])
+    if meant and data != "builtin" and not Path(data).exists():
+        raise FileNotFoundError(f"{meant}there is no file {data!r}")
     split = text.python_source() if data == "builtin" else text.read_text(data, encoding)
     columns = [] if data == "builtin" else columns_of(split.train[: text.PIECE].decode(errors="ignore"))
     if columns or data.lower().endswith((*SEPARATORS, *LINES)):

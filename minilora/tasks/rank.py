@@ -242,8 +242,9 @@ def layers_table(result: dict[str, Any], narrow: bool = False) -> Any:
         cells += [("-" if part is None else f"{part:.1%}") if beside else f"{row['norm']:.3g}"]
         cells += [f"{row['stable_rank']:.1f}", f"{row['effective_rank']:.1f}"]
         cells += [str(row["numerical_rank"]), str(row["rank_90"])]
-        if sides:
-            cells += ["-" if factor is None else f"{factor:.2g}", f"{len(sides['left'])}, {len(sides['right'])}"]
+        if beside:  # a base may lack one of the layers, such as a head that is tied
+            cells += ["-" if factor is None else f"{factor:.2g}"]
+            cells += [f"{len(sides['left'])}, {len(sides['right'])}" if sides else "-"]
         shape = "{}x{}".format(*row["shape"])
         table.add_row(*([f"{row['name']} {shape}"] if narrow else [row["name"], shape]), *cells)
     return table
