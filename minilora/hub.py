@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from .spelling import did_you_mean
 
-NAME = re.compile(r"((?:\w[\w.-]*/)?\w[\w.-]*)(?:@((?!.*\.\.)\w[\w./+-]*))?", re.ASCII)
+NAME = re.compile(r"(?:https://huggingface\.co/)?((?:\w[\w.-]*/)?\w[\w.-]*)(?:@((?!.*\.\.)\w[\w./+-]*))?", re.ASCII)
 FILES = (".gguf", ".json", ".safetensors")  # a name that ends so is a file's
 COMMIT = re.compile("[0-9a-f]{40}")
 PICKLE = re.compile(r"(pytorch_model|adapter_model|model|consolidated)\b.*\.(bin|pt|pth|ckpt)")  # weights
@@ -58,6 +59,9 @@ def fetch(hub: HubName, needs: Collection[str], also: Collection[str] = (), know
         def __init__(self, *values: Any, **options: Any) -> None:
             super().__init__(*values, **options | {"disable": None, "leave": False})
 
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)  # its warnings would stand above the one line of an error
     try:
         found = snapshot_download(
             hub.name,
@@ -70,6 +74,8 @@ def fetch(hub: HubName, needs: Collection[str], also: Collection[str] = (), know
         if isinstance(error, OSError) and error.errno:  # of the disk
             raise
         raise explained(error, hub, known) from None
+    finally:
+        log.setLevel(level)
     folder = Path(found)
     for file in needs:
         if not (folder / file).is_file():
@@ -122,7 +128,7 @@ def explained(error: Exception, hub: HubName, known: Collection[str]) -> OSError
             f"{nowhere}, and no such name on the Hub, or it is private and the token does not open it: hf auth login"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return FileNotFoundError(f"{hub.name} on the Hub has no branch, tag or commit {hub.revision!r}")
+        return FileNotFoundError(f"{hub.name} on the Hub has no branch, tag or commit {hub.revision or 'main'!r}")
     return ConnectionError(f"{hub.name} cannot be fetched from the Hub: {short(error)}")
 
 

@@ -434,6 +434,7 @@ def test_attention_is_quadratic_in_the_tokens_and_all_else_linear():
         (["--compare", "full,lora", "--method", "lora"], "leave --method out"),
         (["--compare", "full,lora", "--plot", "nowhere/x.png"], "not the name of a .png file in a folder"),
         (["--model", "broken.json"], "broken.json is not valid JSON"),
+        (["--model", "folder"], "folder holds no config.json: it is not a model folder"),
         (["--model", "empty.json"], "family '' is not known"),
         (["--model", "lacking.json"], "the config lacks 'vocab_size'"),
         (["--model", "words.json"], "words.json: hidden_size = 'wide' is not a whole number from 1"),
@@ -447,6 +448,7 @@ def test_attention_is_quadratic_in_the_tokens_and_all_else_linear():
 def test_bad_input_is_one_line_that_says_what_to_do(words, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("broken.json").write_text("{")
+    Path("folder").mkdir()
     Path("empty.json").write_text("{}")
     Path("lacking.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 8}))
     Path("words.json").write_text(json.dumps({**LLAMA, "hidden_size": "wide"}))

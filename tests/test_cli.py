@@ -641,6 +641,27 @@ def test_words_that_do_not_parse_are_answered_in_one_line_too(words, says, capfd
     assert re.search(says, said[0])
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "--adapter", "", "--prompt", "x"],
+        ["generate", "--base=", "--prompt", "x"],
+        ["merge", "--adapter", "", "--out", "out"],
+        ["finetune", "--data", "words.txt", "--out", ""],
+        ["info", ""],
+        ["rank", ""],
+        ["count", "--model", ""],
+    ],
+    ids=" ".join,
+)
+def test_a_variable_of_the_shell_that_is_not_set_is_not_the_default(words, here, capfd):
+    before = sorted(here.iterdir())
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert "is empty (see minilora" in capfd.readouterr().err
+    assert sorted(here.iterdir()) == before
+
+
 # ---- a disk that is full, read-only, or fails in the middle ----
 
 

@@ -1,6 +1,7 @@
 """Models and adapters by their names on the Hub: the real client, a Hub on the loopback address, and a cache."""
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -126,6 +127,12 @@ def test_a_name_is_the_model_of_its_branch_tag_or_commit(hub):
     assert load_pretrained("first").hub is None
 
 
+def test_the_address_of_a_model_is_its_name(hub):
+    assert load_pretrained("https://huggingface.co/org/tiny").hub == ("org/tiny", hub.second)
+    with pytest.raises(FileNotFoundError, match=r"^no folder or file 'https://"):
+        load_pretrained("https://huggingface.co/org/tiny/blob/main/config.json")
+
+
 def test_old_models_have_a_name_without_an_organisation_and_a_branch_may_have_slashes(hub):
     commit = hub.push("gpt2", contents(Path("first")), "refs/pr/1")
     assert load_pretrained("gpt2@refs/pr/1").hub == ("gpt2", commit)
@@ -182,6 +189,7 @@ def test_a_tokenizer_fetches_no_weights(hub):
 
 def test_counting_fetches_the_config_alone(hub, capfd):
     assert main(["count", "--model", "org/tiny@v1", "--rank", "2"]) == 0
+    assert main(["count", "--base", "org/tiny@v1", "--rank", "2"]) == 0
     assert hub.fetched() == ["config.json"]
     assert architecture("org/tiny").stages == architecture("second").stages
 
@@ -289,6 +297,22 @@ def test_a_gated_model_says_where_its_conditions_are(hub, capfd):
 def test_a_revision_that_is_not_there_is_named(hub, capfd):
     line = refusal(capfd, "generate", "--base", "org/tiny@v9", "--prompt", "x")
     assert line == "minilora: org/tiny on the Hub has no branch, tag or commit 'v9'"
+    hub.push("org/versions", contents(Path("first")), "v1")
+    with pytest.raises(FileNotFoundError, match="org/versions on the Hub has no branch, tag or commit 'main'"):
+        load_pretrained("org/versions")
+
+
+def test_warnings_of_the_client_do_not_stand_above_the_one_line(hub):
+    log, lines = client.utils.logging.get_logger("huggingface_hub"), []
+    handler = logging.Handler()
+    handler.emit = lines.append
+    log.addHandler(handler)
+    level = log.level
+    with pytest.raises(FileNotFoundError):
+        peft.load_adapter(tiny(), "org/tiny")
+    log.removeHandler(handler)
+    assert lines == []
+    assert log.level == level
 
 
 def test_what_is_only_there_as_a_pickle_is_refused_by_name(hub, capfd):

@@ -191,6 +191,8 @@ def read(source: str | Path | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]
         return str(source), NAMED[str(source)]
     hub = name_on_hub(source)
     path = fetch(hub, ["config.json"], known=NAMED) if hub else Path(source)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{path} holds no config.json: it is not a model folder")
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(

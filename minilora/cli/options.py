@@ -66,6 +66,8 @@ class Parser(argparse.ArgumentParser):
         (file or sys.stderr).write(message)  # argparse would hide that no one reads it
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if value == "" and action.dest not in ("prompt", "only"):  # a variable of the shell that is not set
+            raise argparse.ArgumentError(action, "is empty")
         if action.choices is not None and value not in action.choices:
             raise argparse.ArgumentError(action, f"{value!r} is not known: {choose_from(value, action.choices)}")
 
@@ -212,7 +214,7 @@ def parser() -> Parser:
 
     add = command(count, "minilora count --model gpt3-175b --method lora --targets q_proj,v_proj --rank 4", "")
     what = "a name, a config.json or its folder, or ORG/NAME[@REVISION] on the Hugging Face Hub (default builtin)"
-    add("--model", default="builtin", metavar="NAME", help=what)
+    add("--model", "--base", default="builtin", metavar="NAME", help=what)
     add("--method", metavar="NAME", help=f"{COUNTED} (default lora)")
     add("--compare", type=methods, metavar="A,B", help="several methods side by side: full,lora,qlora")
     add("--targets", type=names, metavar="A,B", help="layers to adapt, lm_head and embed too (default: the method's)")
