@@ -1,4 +1,4 @@
-"""Text from a language model, an id at a time; what was computed for earlier ids is kept (transformer.Past)."""
+"""Text from a language model, an id at a time; what was computed for earlier ids is kept (transformer.KVCache)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .modules import Context
 from .process import blas_threads
 from .text import check_vocabulary
 from .tokenizer import ByteTokenizer, Tokenizer, check_matches
-from .transformer import Past, Transformer
+from .transformer import KVCache, Transformer
 
 CHUNK = 64  # tokens of a prompt that are read at a time
 
@@ -138,12 +138,12 @@ def next_ids(
 ) -> Iterator[int]:
     """Up to `tokens` ids after `ids` (N,), as they are found. One of `stop` ends them, and is not given."""
     context, seen = model.config.max_length, ids.tolist()
-    new, past = ids[-context:], Past(min(context, len(ids) + tokens))
+    new, kv_cache = ids[-context:], KVCache(min(context, len(ids) + tokens))
     for _ in range(tokens):
-        if past.length + len(new) > context:  # from here on the first ids are left out, and all positions move
-            new, past = np.array(seen[-context:]), Past(context)
+        if kv_cache.length + len(new) > context:  # from here on the first ids are left out, and all positions move
+            new, kv_cache = np.array(seen[-context:]), KVCache(context)
         for start in range(0, len(new), CHUNK):  # of a long prompt, or all its logits would be there at once
-            logits, _ = model.forward(new[None, start : start + CHUNK], Context(past=past))
+            logits, _ = model.forward(new[None, start : start + CHUNK], Context(kv_cache=kv_cache))
         i = choose(to_numpy(logits[0, -1]), temperature, top_k, top_p, rng)
         if i in stop:
             return

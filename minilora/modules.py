@@ -55,12 +55,12 @@ class Context(NamedTuple):
     segments: Array | None = None  # (B, T) int, the segment of each token (BERT)
     rng: np.random.Generator | None = None  # for dropout; None: no dropout
     labelled: tuple[Array, Array] | None = None  # b and t of the positions whose logits are wanted; None: all
-    past: Any = None  # transformer.Past: keys and values of earlier tokens; a Chain then keeps no cache
-    made: dict[Any, Any] | None = None  # by a layer, for all that need the same; a Chain begins it
-    below: bool = True  # does anything below learn, so that the gradient goes on down? a Chain knows
+    kv_cache: Any = None  # transformer.KVCache: keys and values of earlier tokens; a Sequential then keeps no cache
+    made: dict[Any, Any] | None = None  # by a layer, for all that need the same; a Sequential begins it
+    below: bool = True  # does anything below learn, so that the gradient goes on down? a Sequential knows
 
     def once(self, key: Any, make: Callable[..., Any], *arguments: Any) -> Any:
-        """make(*arguments), or what a layer before it made under the same key, in the same forward of a Chain."""
+        """make(*arguments), or what a layer before it made under the same key, in the same forward of a Sequential."""
         if self.made is None:
             return make(*arguments)
         if key not in self.made:
@@ -184,7 +184,7 @@ def shapes_of(arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in arrays.items()}
 
 
-class Chain(Module):
+class Sequential(Module):
     """Layers one after another, for the root of a model: its backward ends, it returns no dx.
 
     Layers below the lowest trainable one leave no cache, so the backward, which pairs layers with caches from the
@@ -204,7 +204,7 @@ class Chain(Module):
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, list[Any]]:
         context = context._replace(made={})
         layers = list(self.layers.values())
-        learns = enumerate(layers) if context.past is None else ()
+        learns = enumerate(layers) if context.kv_cache is None else ()
         lowest = next((i for i, layer in learns if layer.trainable), len(layers))
         caches = []
         for i, layer in enumerate(layers):

@@ -18,7 +18,7 @@ from .modules import Gradients, Parameter, check_fit, shapes_of
 
 
 @dataclass
-class Group:
+class ParamGroup:
     """Parameters that share a rate, such as every lora_B under LoRA+ (Hayou et al., 2024)."""
 
     parameters: Mapping[str, Parameter]
@@ -26,11 +26,11 @@ class Group:
     weight_decay: float = 0.0
 
 
-Groups: TypeAlias = Mapping[str, Parameter] | Sequence[Group]
+Groups: TypeAlias = Mapping[str, Parameter] | Sequence[ParamGroup]
 
 
 class Optimizer:
-    """`groups` is a list of Group, or named parameters for a single one with `lr` and `weight_decay`.
+    """`groups` is a list of ParamGroup, or named parameters for a single one with `lr` and `weight_decay`.
 
     step(grads, factor) changes every parameter that has a gradient; `factor`, from a schedule, multiplies lr. If
     `finite` is False it changes nothing: a bool, or a 0-d array on a device, for which no one waits.
@@ -42,7 +42,7 @@ class Optimizer:
     numbers: tuple[str, ...] = ()  # the attributes that decide a step, for settings()
 
     def __init__(self, groups: Groups, lr: float, weight_decay: float, slots: Sequence[str]) -> None:
-        self.groups = [Group(groups, lr, weight_decay)] if isinstance(groups, Mapping) else list(groups)
+        self.groups = [ParamGroup(groups, lr, weight_decay)] if isinstance(groups, Mapping) else list(groups)
         everything = [parameter for group in self.groups for parameter in group.parameters.values()]
         if not everything:
             raise ValueError("nothing to train: every parameter is frozen")

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import ops
 from .backend import Array, get_array_module
-from .modules import Chain, Context, Embedding, Gradients, Module
+from .modules import Context, Embedding, Gradients, Module, Sequential
 
 HEADS = "lm", "classify", "tokens", "none"
 LABELLED = "classify", "tokens"  # the heads whose outputs are labels: of a sequence, or of each token (encoders)
@@ -78,7 +78,8 @@ class Config:
         object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
         if self.n_heads % self.n_kv_heads or (self.d_model % self.n_heads and not self.head_dim):
             raise ValueError(
-                f"d_model {self.d_model} does not divide into {self.n_heads} heads, or those into {self.n_kv_heads} for keys"
+                f"d_model {self.d_model} does not divide into {self.n_heads} heads, or those into "
+                f"{self.n_kv_heads} for keys"
             )
         object.__setattr__(self, "head_dim", self.head_dim or self.d_model // self.n_heads)
 
@@ -109,13 +110,13 @@ class AttentionCache(NamedTuple):
 class Attention(Module):
     """y = o_proj(softmax(q kᵀ/√D + mask) v),  q, k, v = q_proj(x), k_proj(x), v_proj(x), q and k rotated if rope
 
-    With context.past, the keys and values of earlier tokens come before those of x. With a `window`, a query sees the
-    last `window` keys alone, its own among them.
+    With context.kv_cache, the keys and values of earlier tokens come before those of x. With a `window`, a query sees
+    only the last `window` keys, its own among them.
     """
 
-    # Under a causal mask, from so many tokens on and without a past, S is made block by block: nothing is T times T.
-    # On a CPU that is faster too, by a fifth at 512 tokens, a third at 1024; at 256 not always. Without a mask, where
-    # no block can be skipped, it would take up to a fifth longer.
+    # With a causal mask and without a KV cache, from so many tokens on, attention is computed in blocks: no array is
+    # T x T. On a CPU that is faster too, by a fifth at 512 tokens, a third at 1024; at 256 not always. Without a mask,
+    # where no block can be skipped, it would take up to a fifth longer.
     blockwise_from: float = 512
 
     def __init__(
@@ -149,16 +150,16 @@ class Attention(Module):
         return dx
 
     def forward(self, x: Array, context: Context = Context()) -> tuple[Array, AttentionCache]:
-        xp, T, rope, past = get_array_module(x), x.shape[1], None, context.past
-        start = past.length if past else 0
+        xp, T, rope, kv_cache = get_array_module(x), x.shape[1], None, context.kv_cache
+        start = kv_cache.length if kv_cache else 0
         (q, k, v), projections = self.project(x, context)
         if self.rope:
             rope = context.once((self.rope, self.head_dim, T), self.rope.tables, x, self.head_dim, start)
             q, k = ops.rope_forward(q, *rope), ops.rope_forward(k, *rope)
-        if past:
-            k, v = past.extend(self, k, v, self.window)
+        if kv_cache:
+            k, v = kv_cache.extend(self, k, v, self.window)
         attention: Any
-        if self.causal and self.blockwise_from <= T and not past:
+        if self.causal and self.blockwise_from <= T and not kv_cache:
             o, attention = ops.blockwise_attention_forward(
                 q, k, v, self.head_dim, True, context.padding, window=self.window
             )
@@ -299,7 +300,7 @@ class PostNormBlock(Block):
         return None if dx is None else dh + dx
 
 
-class Recomputed(Module):
+class Checkpointed(Module):
     """A block that keeps its input alone, and runs again when its backward comes: the cache of one block at a time,
     for one more forward (Chen et al., 2016). What is trainable then decides what is learned.
     """
@@ -344,7 +345,7 @@ class Embeddings(Module):
         x, ct = self.token.forward(ids)
         cp = cs = cn = None
         if self.position is not None:
-            start = self.offset + (context.past.length if context.past else 0)
+            start = self.offset + (context.kv_cache.length if context.kv_cache else 0)
             p, cp = self.position.forward(positions(ids, context.padding, start))
             x = x + p
         if self.segment is not None:
@@ -413,9 +414,9 @@ class Tanh(Module):
         return ops.tanh_backward(dy, y)
 
 
-class Past:
-    """Keys and values of the tokens so far, for generation: a forward with context.past = past looks at them too,
-    and adds those of its own tokens. It holds up to `capacity` tokens, of a layer with a window the last of them.
+class KVCache:
+    """Keys and values of the tokens so far, for generation. A forward with context.kv_cache reads them, and adds those
+    of its own tokens. It holds up to `capacity` tokens; of a layer with a window only the last ones.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -441,7 +442,7 @@ class Past:
         return K[:, :end], V[:, :end]
 
 
-class Transformer(Chain):
+class Transformer(Sequential):
     """embed, block_0, ..., norm, and a head: token ids (B, T) in, logits (B, T, V) out, or those of the N positions
     context.labelled, (N, V); of a classifier (B, labels), or of tokens (B, T, labels); without a head the hidden states
     (B, T, C)."""
@@ -455,14 +456,14 @@ class Transformer(Chain):
     def forward(self, ids: Array, context: Context = Context()) -> tuple[Array, list[Any]]:
         """Host ids are checked, then moved to where the weights are; ids on a GPU were checked before they moved.
 
-        Raises ValueError for ids that are not (B, T) integers in 0..V-1, for more tokens (those of context.past
-        included) than config.max_length, for a past with padding, and for a padding or segments that are not (B, T) too,
-        of the dtype and in the range that Context says.
+        Raises ValueError for ids that are not (B, T) integers in 0..V-1, for more tokens (those of context.kv_cache
+        included) than config.max_length, for a KV cache with padding, and for a padding or segments that are not (B, T)
+        too, of the dtype and in the range that Context says.
         """
         xp = get_array_module(next(self.parameters()).data)
-        past = context.past
+        kv_cache = context.kv_cache
         if get_array_module(ids) is np:
-            check_ids(ids, self.config, past.length if past else 0)
+            check_ids(ids, self.config, kv_cache.length if kv_cache else 0)
         segment = getattr(self.layers["embed"], "segment", None)
         check_context(context, np.shape(ids), None if segment is None else len(segment.weight.data))
         if context.padding is not None:
@@ -473,8 +474,8 @@ class Transformer(Chain):
             b, t = context.labelled
             context = context._replace(labelled=(xp.asarray(b), xp.asarray(t)))
         y, caches = super().forward(xp.asarray(ids), context)
-        if past:
-            past.length += ids.shape[1]
+        if kv_cache:
+            kv_cache.length += ids.shape[1]
         return y, caches
 
 
@@ -482,7 +483,7 @@ def recompute(model: Transformer) -> None:
     """Have every block keep its input alone, and compute the rest again for its backward."""
     for name, layer in model.layers.items():
         if isinstance(layer, Block):
-            model.layers[name] = Recomputed(layer)
+            model.layers[name] = Checkpointed(layer)
 
 
 def check_ids(ids: Any, config: Config, start: int = 0) -> None:
@@ -504,8 +505,8 @@ def check_context(context: Context, shape: tuple[int, ...], segments: int | None
     Values on a GPU are not looked at.
     """
     padding, s = context.padding, context.segments
-    if context.past and padding is not None:
-        raise ValueError("a past and padding do not go together: generate one sequence at a time")
+    if context.kv_cache and padding is not None:
+        raise ValueError("a KV cache and padding do not go together: generate one sequence at a time")
     for name, x, kind, kinds in (("padding", padding, "bool", "b"), ("segments", s, "integers", "iu")):
         if x is not None and (x.shape != shape or x.dtype.kind not in kinds):
             raise ValueError(f"{name} is {kind} of the ids' shape {shape}, not {x.dtype} of shape {x.shape}")

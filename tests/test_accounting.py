@@ -57,8 +57,9 @@ def setups(draw) -> dict[str, Any]:
     train = draw(st.sampled_from([(), ("norm",), ("embed",)] + ([] if family == "llama" else [("bias",)])))
     return {
         "family": family,
-        "config": Config(vocab_size=31, n_layers=2, d_model=24, n_heads=heads, n_kv_heads=kv_heads, d_ff=draw(st.integers(5, 9)),
-                         max_length=16, tied=tied, dtype=draw(st.sampled_from(["float32", "float64"])),
+        "config": Config(vocab_size=31, n_layers=2, d_model=24, n_heads=heads, n_kv_heads=kv_heads,
+                         d_ff=draw(st.integers(5, 9)), max_length=16, tied=tied,
+                         dtype=draw(st.sampled_from(["float32", "float64"])),
                          head=head, labels=5, offset=2 if family == "roberta" else 0,
                          activation=draw(st.sampled_from(ACTIVATIONS)),
                          **(draw(st.sampled_from([{}, {"qkv_bias": True, "head_dim": 4}, {"sliding_window": 3}]))
@@ -139,7 +140,7 @@ def test_recomputed_blocks_give_the_same_gradients_for_the_bytes_and_flops_that_
     sizes = [
         accounting.nbytes([cache, layer.block.forward(*kept)[1]])
         for layer, kept in zip(layers, cache, strict=True)
-        if isinstance(layer, minilora.transformer.Recomputed)
+        if isinstance(layer, minilora.transformer.Checkpointed)
     ]
     entries = ledger(*laid_out, 2, 5, recompute=True, loss=False)
     assert max(sizes) == sum(entry.nbytes for entry in entries) < sum(e.nbytes for e in ledger(*laid_out, 2, 5))

@@ -16,7 +16,7 @@ from minilora.backend import get_array_module, to_numpy
 from minilora.families import FAMILIES
 from minilora.modules import Context, Gradients
 from minilora.ops.blockwise_attention import BLOCK, blocks
-from minilora.transformer import Attention, Config, Past, Transformer, recompute
+from minilora.transformer import Attention, Config, KVCache, Transformer, recompute
 from minilora.verify.cases import attention_mask, pad
 
 EXACT = 1e-12
@@ -258,8 +258,8 @@ def test_with_a_past_every_earlier_key_is_seen(family, monkeypatch, rng):
     model, ids = build(family), rng.integers(0, 13, (1, 12))
     whole, _ = model.forward(ids)
     monkeypatch.setattr(Attention, "blockwise_from", 2)
-    past = Past(12)
-    parts = [model.forward(part, Context(past=past))[0] for part in np.split(ids, 3, axis=1)]
+    kv_cache = KVCache(12)
+    parts = [model.forward(part, Context(kv_cache=kv_cache))[0] for part in np.split(ids, 3, axis=1)]
     assert close(np.concatenate(parts, axis=1), whole)
 
 

@@ -280,8 +280,8 @@ def test_an_encoder_learns_its_classifier_whole_and_predict_takes_what_was_made(
     from minilora.families import FAMILIES
     from minilora.transformer import Config
 
-    config = Config(vocab_size=256, n_layers=1, d_model=16, n_heads=2, max_length=32, head="none", activation="gelu", offset=2 * (
-        family == "roberta"))  # fmt: skip
+    config = Config(vocab_size=256, n_layers=1, d_model=16, n_heads=2, max_length=32, head="none", activation="gelu",
+                    offset=2 * (family == "roberta"))  # fmt: skip
     save_pretrained(FAMILIES[family](config, np.random.default_rng(0)), here / "encoder")
     assert main([*FINETUNE, "--base", "encoder"]) == 0  # seed 3
     said = capfd.readouterr().err

@@ -14,7 +14,7 @@ from minilora.generation import CHUNK, choose, generate, next_ids, stream
 from minilora.modules import Context
 from minilora.ops import RopeScaling
 from minilora.tokenizer import Tokenizer
-from minilora.transformer import Past, Transformer
+from minilora.transformer import KVCache, Transformer
 
 SCALING = {"rope_scaling": RopeScaling(factor=4.0, low=0.2, high=1.5, trained=9), "qkv_bias": True, "head_dim": 6}
 few = settings(max_examples=25, deadline=None, derandomize=True)
@@ -53,18 +53,18 @@ def test_tokens_that_come_in_parts_have_the_logits_of_the_whole(data):
     ids = np.array([data.draw(st.lists(st.integers(0, 12), min_size=1, max_size=9))])
     whole, _ = model.forward(ids)
     ends = sorted({data.draw(st.integers(1, ids.shape[1])) for _ in range(3)} | {ids.shape[1]})
-    past, start, parts = Past(ids.shape[1]), 0, []
+    kv_cache, start, parts = KVCache(ids.shape[1]), 0, []
     for end in ends:
-        parts.append(model.forward(ids[:, start:end], Context(past=past))[0])
+        parts.append(model.forward(ids[:, start:end], Context(kv_cache=kv_cache))[0])
         start = end
-    assert past.length == ids.shape[1]
+    assert kv_cache.length == ids.shape[1]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=1e-12 * np.abs(whole).max())
 
 
 def test_with_a_past_nothing_is_kept_for_a_backward(model, rng):
     ids = rng.integers(0, 13, (1, 3))
     assert model.forward(ids)[1]
-    assert model.forward(ids, Context(past=Past(3)))[1] == []
+    assert model.forward(ids, Context(kv_cache=KVCache(3)))[1] == []
 
 
 @pytest.mark.parametrize("prompt", [1, 4, 9, 14])  # the context is 9
@@ -84,11 +84,11 @@ def test_a_long_prompt_is_read_in_parts_to_the_same_end(window, rng):
 
 @pytest.mark.parametrize("window", [1, 2, 5, 40])
 def test_of_a_layer_with_a_window_no_more_keys_are_kept_than_the_next_token_sees(window, rng):
-    model, past = build("llama", max_length=30, sliding_window=window), Past(30)
+    model, kv_cache = build("llama", max_length=30, sliding_window=window), KVCache(30)
     for T in (7, 1, 1, 9, 2):
-        model.forward(rng.integers(0, 13, (1, T)), Context(past=past))
-    assert past.length == 20
-    assert [k.shape[1] for k, _ in past.arrays.values()] == [min(20, window - 1)] * 2
+        model.forward(rng.integers(0, 13, (1, T)), Context(kv_cache=kv_cache))
+    assert kv_cache.length == 20
+    assert [k.shape[1] for k, _ in kv_cache.arrays.values()] == [min(20, window - 1)] * 2
 
 
 def test_an_adapter_takes_part(model, rng):
@@ -191,8 +191,8 @@ def test_an_encoder_a_classifier_and_another_vocabulary_are_refused(rng):
 def test_a_past_and_padding_do_not_go_together(rng):
     ids = rng.integers(0, 13, (1, 3))
     with pytest.raises(ValueError, match="do not go together"):
-        build("llama").forward(ids, Context(padding=np.ones((1, 3), bool), past=Past(5)))
-    past = Past(20)
-    past.length = 7
+        build("llama").forward(ids, Context(padding=np.ones((1, 3), bool), kv_cache=KVCache(5)))
+    kv_cache = KVCache(20)
+    kv_cache.length = 7
     with pytest.raises(ValueError, match="10 tokens are more than the model's 9 positions"):
-        build("llama").forward(ids, Context(past=past))
+        build("llama").forward(ids, Context(kv_cache=kv_cache))

@@ -14,7 +14,7 @@ from test_lora import adapted, lora_names
 from minilora import optim
 from minilora.backend import get_array_module, to_numpy
 from minilora.modules import Gradients, Parameter
-from minilora.optim import SGD, AdamW, Group, Optimizer, clip_by_global_norm, cosine_schedule, linear_schedule
+from minilora.optim import SGD, AdamW, Optimizer, ParamGroup, clip_by_global_norm, cosine_schedule, linear_schedule
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
 SHAPES = {"a": (3, 2), "b": (4,), "c": (2, 1, 5)}
@@ -90,7 +90,7 @@ def test_a_hundred_steps_of_two_groups_with_rates_of_their_own_are_those_of_pyto
     parameters = some_parameters()
     tensors = {n: torch.tensor(p.data, requires_grad=True) for n, p in parameters.items()}
     groups = ["ab", {"lr": 0.03, "weight_decay": 0.1}], ["c", {"lr": 0.005, "weight_decay": 0.4}]
-    ours = cls([Group({n: parameters[n] for n in names}, **rates) for names, rates in groups])
+    ours = cls([ParamGroup({n: parameters[n] for n in names}, **rates) for names, rates in groups])
     other = getattr(torch.optim, cls.__name__)([{"params": [tensors[n] for n in ns], **rates} for ns, rates in groups])
     follow(ours, other, parameters, tensors)
 
@@ -281,7 +281,7 @@ def test_a_state_that_does_not_fit_is_refused_by_name_and_changes_nothing(change
     assert all(array is before[name] for name, array in optimizer.state.items())
 
 
-@pytest.mark.parametrize("nothing", [{}, [], [Group({}, 0.1)]])
+@pytest.mark.parametrize("nothing", [{}, [], [ParamGroup({}, 0.1)]])
 @pytest.mark.parametrize("cls", [SGD, AdamW])
 def test_an_optimizer_with_nothing_to_train_is_refused(cls, nothing):
     with pytest.raises(ValueError, match="nothing to train"):

@@ -20,7 +20,7 @@ from minilora import ops
 from minilora.backend import Array
 from minilora.lora import LoRALinear
 from minilora.modules import Gradients, Linear, Module
-from minilora.optim import SGD, AdamW, Group, Optimizer
+from minilora.optim import SGD, AdamW, Optimizer, ParamGroup
 
 few = settings(max_examples=20, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
@@ -286,7 +286,7 @@ def test_alpha_the_sizes_of_A_and_B_and_their_rates_can_be_exchanged(optimizer, 
         layer = trained(new(np.random.default_rng(seed), 7, 7), np.random.default_rng(seed + 1))
         layer.alpha /= p * q
         layer.lora_A.data, layer.lora_B.data = p * layer.lora_A.data, q * layer.lora_B.data
-        rates = [Group({"A": layer.lora_A}, 4e-3 * p**power), Group({"B": layer.lora_B}, 3e-3 * q**power)]
+        rates = [ParamGroup({"A": layer.lora_A}, 4e-3 * p**power), ParamGroup({"B": layer.lora_B}, 3e-3 * q**power)]
         train(layer, optimizer(rates), x, target, 20)
         return layer.delta()
 

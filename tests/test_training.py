@@ -17,7 +17,7 @@ from minilora import text
 from minilora.backend import to_numpy
 from minilora.families import llama
 from minilora.lora import attach_lora
-from minilora.modules import Chain, Context, Gradients, Linear
+from minilora.modules import Context, Gradients, Linear, Sequential
 from minilora.ops import IGNORE, cross_entropy_backward, cross_entropy_forward
 from minilora.optim import SGD, clip_by_global_norm
 from minilora.pretrained import BUILTIN, load_pretrained
@@ -170,7 +170,7 @@ def test_logits_are_made_where_there_is_a_label_and_the_gradients_are_those_of_a
 def test_a_chain_of_ones_own_parts_learns_from_inputs_that_are_no_ids(rng):
     x = rng.standard_normal((64, 3, 5))
     targets = np.where(rng.random((64, 3)) < 0.2, IGNORE, x.argmax(axis=-1))  # some without a label, as of a text
-    model = Chain({"up": Linear(np.eye(5)), "tanh": Tanh(), "down": Linear(np.zeros((5, 5)))})
+    model = Sequential({"up": Linear(np.eye(5)), "tanh": Tanh(), "down": Linear(np.zeros((5, 5)))})
     history = fit(model, lambda step: Batch(x, targets), 100, lr=0.1, description=None, shards=2)
     assert history.loss[0] == pytest.approx(np.log(5))
     assert evaluate(model, [Batch(x, targets)]) < 0.5

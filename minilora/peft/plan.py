@@ -90,8 +90,10 @@ def check_names(model: Transformer, config: dict[str, Any]) -> None:
     wanted = config.get("layers_to_transform")
     beyond = [i for i in ([wanted] if type(wanted) is int else wanted or []) if not 0 <= i < model.config.n_layers]
     if beyond:
-        raise ValueError(f"layers_to_transform: this {model.family} has layers 0 to {model.config.n_layers - 1}, and not "
-                         f"{short(beyond[0])}; {mend}")  # fmt: skip
+        last = model.config.n_layers - 1
+        raise ValueError(
+            f"layers_to_transform: this {model.family} has layers 0 to {last}, and not {short(beyond[0])}; {mend}"
+        )
     if config.get("ensure_weight_tying") and not tied_head(model):
         raise ValueError(f"ensure_weight_tying = True, and this {model.family} ties no head to its embedding; {mend}")
 

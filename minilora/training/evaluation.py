@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..modules import Chain
+from ..modules import Sequential
 from ..process import blas_threads
 from ..text import Batch
 from .gradients import count_labels, loss_of, thread_pool
 
 
 @blas_threads()
-def evaluate(model: Chain, batches: Iterable[Batch], *, shards: int = 1, description: str | None = None) -> float:
+def evaluate(model: Sequential, batches: Iterable[Batch], *, shards: int = 1, description: str | None = None) -> float:
     """Mean cross-entropy in nats per labelled position, without dropout; `shards` batches at a time.
 
     `description` labels a progress bar; None shows none. Raises ValueError when no position has a label, or one is

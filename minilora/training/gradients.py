@@ -10,12 +10,12 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, get_array_module
-from ..modules import Chain, Context, Gradients
+from ..modules import Context, Gradients, Sequential
 from ..text import Batch
 
 
 def loss_of(
-    model: Chain, batch: Batch, rng: np.random.Generator | None = None, count: int | None = None
+    model: Sequential, batch: Batch, rng: np.random.Generator | None = None, count: int | None = None
 ) -> tuple[Array, tuple[Any, Any]]:
     """Mean cross-entropy over what has a label (a 0-d array, on the device), and the caches of model and loss.
 
@@ -43,7 +43,7 @@ def check_targets(targets: np.ndarray, outputs: int) -> None:
 
 
 def loss_and_gradients(
-    model: Chain, batch: Batch, rng: np.random.Generator | None = None, count: int | None = None
+    model: Sequential, batch: Batch, rng: np.random.Generator | None = None, count: int | None = None
 ) -> tuple[Array, Gradients]:
     """The loss of a batch, as loss_of() says, and its gradients."""
     loss, (cache, ce_cache) = loss_of(model, batch, rng, count)
@@ -54,7 +54,7 @@ def loss_and_gradients(
 
 
 def sharded_loss_and_gradients(
-    pool: ThreadPoolExecutor, shards: int, model: Chain, batches: list[Batch], seed: list[int]
+    pool: ThreadPoolExecutor, shards: int, model: Sequential, batches: list[Batch], seed: list[int]
 ) -> tuple[Array, Gradients]:
     """The same for several batches as if they were one, each split along Bto `shards` that run on threads.
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ..modules import Chain, Gradients
+from ..modules import Gradients, Sequential
 from ..optim import AdamW, Optimizer, Penalty, Schedule, clip_by_global_norm
 from ..process import blas_threads
 from ..text import Batch
@@ -22,7 +22,7 @@ AfterStep: TypeAlias = Callable[[int, Gradients], None]
 
 @blas_threads()
 def fit(
-    model: Chain,
+    model: Sequential,
     batches: Callable[[int], Batch],
     steps: int,
     *,

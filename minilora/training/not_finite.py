@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, to_numpy
-from ..modules import Chain, Context, Module
+from ..modules import Context, Module, Sequential
 from ..text import Batch
 
 
-def first_not_finite(model: Chain, batch: Batch) -> str:
+def first_not_finite(model: Sequential, batch: Batch) -> str:
     """The path of the first module, in the order of computation, whose output on `batch` is not finite; "" if none."""
     found: list[str] = []
 

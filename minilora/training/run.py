@@ -13,7 +13,7 @@ import numpy as np
 
 from ..backend import Array, get_array_module, to_numpy
 from ..checkpoint import load_tensors, save_tensors
-from ..modules import Chain, Gradients, check_fit, shapes_of
+from ..modules import Gradients, Sequential, check_fit, shapes_of
 from ..optim import Optimizer
 from ..text import Batch
 from .not_finite import first_not_finite
@@ -35,7 +35,7 @@ class Run:
     """What a checkpoint holds: parameters, optimizer state, history, the best parameters so far, and the settings that
     tell this run from another."""
 
-    def __init__(self, model: Chain, optimizer: Optimizer, path: Path | None, settings: dict[str, Any]) -> None:
+    def __init__(self, model: Sequential, optimizer: Optimizer, path: Path | None, settings: dict[str, Any]) -> None:
         self.model, self.optimizer, self.path, self.settings = model, optimizer, path, settings
         self.history = History()
         self.unread: list[tuple[Array, Array]] = []  # losses and norms of the gradient, still on the device

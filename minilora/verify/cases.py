@@ -20,7 +20,7 @@ from ..backend import Array, get_array_module
 from ..families import FAMILIES, New, bert, gpt2, llama
 from ..lora import Adapter, LoRAEmbedding, LoRALinear, MergedEmbedding, MergedLinear, attach_lora
 from ..modules import Context, Gradients, Module, Parameter
-from ..transformer import Config, Labelled, Recomputed, Rope, Select, Tanh, Transformer
+from ..transformer import Checkpointed, Config, Labelled, Rope, Select, Tanh, Transformer
 from .check import Report, check_gradient, check_model
 
 Rng = np.random.Generator
@@ -436,7 +436,7 @@ MODULES: dict[str, Callable[[New], Module]] = {
     "PreNormBlock of gpt2": block(gpt2),
     "PreNormBlock of llama": block(llama),
     "PostNormBlock of bert": block(bert),
-    "Recomputed block of llama": lambda new: Recomputed(block(llama)(new)),
+    "Checkpointed block of llama": lambda new: Checkpointed(block(llama)(new)),
 }
 ADAPTERS: dict[str, Callable[[New], Adapter]] = {
     "LoRALinear": adapter(),

@@ -18,7 +18,7 @@ import minilora
 from minilora.accounting import count_parameters
 from minilora.checkpoint import save_tensors
 from minilora.families import New, chain
-from minilora.modules import Chain, Context, Module, Parameter
+from minilora.modules import Context, Module, Parameter, Sequential
 from minilora.optim import cosine_schedule
 from minilora.text import Batch, shuffled
 from minilora.transformer import PreNormBlock, Select
@@ -44,11 +44,11 @@ class Patches(Module):
 
 
 def vit(C=32):
-    config = minilora.Config(vocab_size=1, n_layers=2, d_model=C, n_heads=4, labels=10)  # no words
-    new = New(config, np.random.default_rng(0))
+    new = New(minilora.Config(1, n_layers=2, d_model=C, n_heads=4, labels=10), np.random.default_rng(0))  # no words
     norm, attention = new.layer_norm, lambda: new.attention(causal=False, bias=True)
     blocks = [PreNormBlock(norm(), attention(), norm(), new.mlp()) for _ in range(new.config.n_layers)]
-    return Chain(chain(Patches(new, C), blocks, norm=norm(), first=Select(last=False), classifier=new.classifier(True)))
+    head = {"first": Select(last=False), "classifier": new.classifier(True)}
+    return Sequential(chain(Patches(new, C), blocks, norm=norm(), **head))
 
 
 def one_split(seed, small):
@@ -70,8 +70,7 @@ def one_split(seed, small):
     models = {"base": base, "from nothing": vit(), "new head": deepcopy(base), "LoRA": deepcopy(base), "full": base}
     models["new head"].freeze()
     models["new head"]["classifier"].weight.trainable = True
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    minilora.attach_lora(models["LoRA"], targets, r=4, alpha=8, rng=rng, train=["classifier"])
+    minilora.attach_lora(models["LoRA"], [f"{x}_proj" for x in "qkvo"], r=4, alpha=8, rng=rng, train=["classifier"])
     for way in ("from nothing", "new head", "LoRA", "full"):
         tried = [train(deepcopy(models[way]), few, steps, lr) for lr in rates]
         models[way] = min(tried, key=lambda model: minilora.evaluate(model, [Batch(x[choose], y[choose])]))

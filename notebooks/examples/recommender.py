@@ -16,7 +16,7 @@ from market import F, N, T, sessions
 import minilora
 from minilora.accounting import count_parameters
 from minilora.families import New, chain
-from minilora.modules import Chain, Context, Linear, Module, Parameter
+from minilora.modules import Context, Linear, Module, Parameter, Sequential
 from minilora.optim import cosine_schedule
 from minilora.text import Batch, shuffled
 from minilora.transformer import PreNormBlock
@@ -38,13 +38,14 @@ class Items(Module):
 
 
 def recommender(features, C=64):
-    """The last layer, frozen, compares what is wished for with every item: logits = wish(h) fᵀ."""
+    """The last layer, frozen, compares a query with every item: logits = query(h) fᵀ."""
     new = New(minilora.Config(vocab_size=N, n_layers=2, d_model=C, n_heads=4), np.random.default_rng(0))
     norm, attention = new.layer_norm, lambda: new.attention(causal=True, bias=True)
     blocks = [PreNormBlock(norm(), attention(), norm(), new.mlp()) for _ in range(new.config.n_layers)]
     score = Linear(features)
     score.freeze()
-    return Chain(chain(Items(features, new, C), blocks, norm=norm(), wish=new.linear(C, F, bias=False), score=score))
+    head = {"query": new.linear(C, F, bias=False), "score": score}
+    return Sequential(chain(Items(features, new, C), blocks, norm=norm(), **head))
 
 
 def hits(scores, targets, most=20):
@@ -68,7 +69,7 @@ def main(small=False, out="runs/recommender.png"):
     f = f.astype("float32")
     base = train(recommender(f), old, 200 if small else 800, 3e-3)
     start = {"LoRA": deepcopy(base), "full": base, "from nothing": recommender(f)}
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "wish"]
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "query"]
     minilora.attach_lora(start["LoRA"], targets, r=2, alpha=4, rng=rng)
     counts = (f"{way} {count_parameters(model)['trainable']:,}" for way, model in start.items())
     print("parameters that learn:", ", ".join(counts))
