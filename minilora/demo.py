@@ -28,7 +28,7 @@ from .pretrained import BUILTIN, load_pretrained
 from .process import blas_threads, folder_lock
 from .spectrum import effective_rank, energy, lora_singular_values, singular_values
 from .tables import numbers_right, wide_console
-from .tasks.language_model import bits_per_byte, judge_english
+from .tasks.language_model import bits_per_byte, evaluate_english
 from .training import History, fit, loss_and_gradients
 from .transformer import Transformer
 from .verify import check_model
@@ -60,7 +60,7 @@ def measure(seed: int, shards: int, backend: ModuleType) -> tuple[dict[str, byte
     rates = read_json(GRID)["best"]
 
     base, full, lora = (load_pretrained() for _ in range(3))
-    english = judge_english(base, shards)
+    english = evaluate_english(base, shards)
     adapted = attach_lora(lora, TARGETS, RANK, ALPHA, rng=np.random.default_rng(seed))
     for model in (base, full, lora):
         model.to(backend)
@@ -229,7 +229,7 @@ def kind_of(path: str) -> str:
 
 
 def search(out: str | Path, *, seed: int = 1, shards: int = 2, backend: ModuleType = np) -> dict[str, Any]:
-    """Choose the demo's learning rates: every rate of RATES, judged on validation text; written to out/grid.json."""
+    """Choose the demo's learning rates: every rate of RATES, evaluated on validation text; written to out/grid.json."""
     with folder_lock(out):
         check_free(out)
         grid = measure_rates(seed, shards, backend)

@@ -98,7 +98,7 @@ def chain(embed: Module, blocks: Sequence[Module], **rest: Module) -> dict[str, 
     return {"embed": embed, **{f"block_{i}": block for i, block in enumerate(blocks)}, **rest}
 
 
-# ---- decoders: the head judges every token, or the last ----
+# ---- decoders: the head reads every token, or the last ----
 
 
 def gpt2(config: Config, rng: np.random.Generator | None) -> Transformer:
@@ -144,7 +144,7 @@ def decoder_head(new: New, token: Embedding) -> dict[str, Module]:
     return {"labelled": Labelled(), "lm_head": new.lm_head(token)} if new.config.head == "lm" else {}
 
 
-# ---- encoders: every token sees every other; the head judges every token, or the first ----
+# ---- encoders: every token sees every other; the head reads every token, or the first ----
 
 
 def bert(config: Config, rng: np.random.Generator | None) -> Transformer:

@@ -313,7 +313,7 @@ def attach_lora(
     is below 1, when there is nothing tied, and for an `rng` that is no generator.
     """
     chosen = choose(model, targets, r)
-    extra = trained_too(model, train)
+    extra = trained_beside_adapters(model, train)
     for path, rank in chosen.items():
         try:
             check_adaptable(model[path], rank, alpha, dropout, init, rng)
@@ -371,7 +371,7 @@ def choose(model: Module, targets: str | Collection[str] | Mapping[str, int], r:
     return {path: ranks.get(path, ranks.get(name, r)) for path, name in called.items() if {path, name} & ranks.keys()}
 
 
-def trained_too(model: Module, names: Collection[str]) -> list[Parameter]:
+def trained_beside_adapters(model: Module, names: Collection[str]) -> list[Parameter]:
     """The parameters that `names` names, as attach_lora's `train` says."""
     found: list[Parameter] = []
     for name in [names] if isinstance(names, str) else names:

@@ -76,7 +76,7 @@ def mean_energy(sigmas: Sequence[np.ndarray]) -> np.ndarray:
 def rank_for(sigma: np.ndarray, share: float) -> int:
     """The least r ≥ 1 that keeps `share` of the energy: Σ_{i>r} σᵢ² ≤ (1 - share) Σ σᵢ²; 0 without an update.
 
-    It is judged by what is left out, so that share = 1 asks for every σᵢ > 0: a sum of shares may end just below 1.
+    It is decided by what is left out, so that share = 1 asks for every σᵢ > 0: a sum of shares may end just below 1.
     Raises ValueError for a share outside (0, 1], and for singular values that are not finite.
     """
     if not 0 < share <= 1:

@@ -136,10 +136,10 @@ def check(
     else:
         raise FileNotFoundError(f"{out} holds no cell of this sweep to resume: start it without --resume")
     length = options["length"]
-    lesson = read_text(
+    dataset = read_text(
         options["data"], load_tokenizer(options["base"]), options["batch"], length, 0, options["encoding"]
     )
-    warn(lesson.parts)
+    warn(dataset.parts)
     shape = {key: options[key] for key in ("targets", "alpha", "dropout", "rslora")}
     trainable = {}
     for rank in sorted({cell["rank"] for cell in grid}):
@@ -157,12 +157,12 @@ def check(
         "resume",
     )  # they change no byte, or are no option
     settings = {key: value for key, value in options.items() if key not in others}
-    settings |= {"base_sha256": base_hash(model), "data_sha256": lesson.sha256}
+    settings |= {"base_sha256": base_hash(model), "data_sha256": dataset.sha256}
     for cell in cells:
         if (folder_of(out, cell) / CHECKPOINT).is_file():  # or it starts again
             check_settings(folder_of(out, cell), settings | cell)
     if tell:
-        tell({"length": length, "parts": lesson.parts})
+        tell({"length": length, "parts": dataset.parts})
     return trainable
 
 

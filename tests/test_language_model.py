@@ -25,7 +25,7 @@ from minilora.modules import Context, Gradients
 from minilora.ops import IGNORE
 from minilora.pretrained import load_tokenizer, locate, save_pretrained
 from minilora.tasks import instruction, language_model
-from minilora.tasks.instruction import encode, read_answers, side_by_side
+from minilora.tasks.instruction import encode, padded_batch, read_answers
 from minilora.tokenizer import SubwordTokenizer
 from minilora.training import evaluate, loss_and_gradients
 from minilora.transformer import Config
@@ -71,7 +71,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---- a text ----
 
 
-def test_a_text_is_told_in_the_tokens_of_the_base_and_judged_by_the_byte(here, capfd):
+def test_a_text_is_read_in_the_tokens_of_the_base_and_evaluated_per_byte(here, capfd):
     done = language_model.finetune("base", "words.txt", "out", rank=2, steps=2, batch=2, length=8, lr=0.05)
     held_out = text.excerpts(text.read_text("words.txt").validation, 8192)
     ids = load_tokenizer("base").encode(held_out.decode(), special=False)
@@ -158,14 +158,14 @@ def test_beside_others_in_a_padded_batch_an_answer_has_the_loss_and_gradients_th
     for ids, targets in examples:
         loss, part = loss_and_gradients(model, text.Batch(ids[None], targets[None]), count=count)
         total, grads = total + loss, grads + part
-    loss, together = loss_and_gradients(model, side_by_side(examples))
+    loss, together = loss_and_gradients(model, padded_batch(examples))
     assert loss == pytest.approx(total, rel=1e-12)
     for name, parameter in model.named_parameters().items():
         np.testing.assert_allclose(together[parameter], grads[parameter], rtol=1e-9, atol=1e-14, err_msg=name)
     logits, _ = model.forward(examples[0].ids[None], Context())
     P = np.exp(logits[0]) / np.exp(logits[0]).sum(-1, keepdims=True)
     by_hand = [-np.log(P[i, label]) for i, label in enumerate(examples[0].targets) if label != IGNORE]
-    assert evaluate(model, [side_by_side(examples[:1])]) == pytest.approx(np.mean(by_hand), rel=1e-12)
+    assert evaluate(model, [padded_batch(examples[:1])]) == pytest.approx(np.mean(by_hand), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["byte_level", "word_piece", "byte_fallback"])
@@ -193,12 +193,12 @@ def test_what_is_cut_is_counted_and_an_example_without_an_answer_left_is_dropped
     length = int(np.median([len(ids) for ids, _ in whole]))
     cut = sum(len(ids) > length for ids, _ in whole) + 1
     assert 1 < cut < len(PAIRS)
-    lesson = read_answers("pairs.jsonl", CHAT, 1, length, 0)
-    assert lesson.said == (
+    dataset = read_answers("pairs.jsonl", CHAT, 1, length, 0)
+    assert dataset.said == (
         f"21 examples to learn from, 3 held out; of all 25, {cut} were cut to {length} tokens, and 1 of these, with no "
         "answer left, dropped"
     )
-    taken = [*(lesson.batches(i) for i in range(21)), *lesson.held_out()]
+    taken = [*(dataset.batches(i) for i in range(21)), *dataset.held_out()]
     assert len(taken) == 24
     assert all(batch.ids.shape[1] <= length and (batch.targets != IGNORE).any(axis=1).all() for batch in taken)
 
@@ -208,7 +208,7 @@ def test_the_held_out_examples_are_a_tenth_that_the_seed_chooses_and_are_never_l
         path = Path(folder, "pairs.jsonl")
         write_pairs(path, PAIRS)
         one, again, other = (read_answers(str(path), CHAT, 1, 99, seed) for seed in (0, 0, 1))
-    held_out, twice, others = ({batch.ids.tobytes() for batch in lesson.held_out()} for lesson in (one, again, other))
+    held_out, twice, others = ({batch.ids.tobytes() for batch in dataset.held_out()} for dataset in (one, again, other))
     assert held_out == twice != others
     assert len(held_out) == 3
     learned = {one.batches(i).ids.tobytes() for i in range(21 * 3)}
@@ -355,7 +355,7 @@ def test_peft_loads_the_adapter_with_the_same_logits_and_transformers_asks_the_s
     model = minilora.load_pretrained("base")
     minilora.peft.load_adapter(model, "out")
     theirs = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained("base"), "out").eval()
-    batch = side_by_side([encode(CHAT, pair["prompt"], pair["answer"]) for pair in PAIRS[:3]])
+    batch = padded_batch([encode(CHAT, pair["prompt"], pair["answer"]) for pair in PAIRS[:3]])
     logits, _ = model.forward(batch.ids, Context(batch.padding))
     mask, targets = torch.tensor(batch.padding), torch.tensor(batch.targets)
     with torch.no_grad():

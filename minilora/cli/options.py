@@ -135,7 +135,7 @@ def parser() -> Parser:
     tuning(add)
     classifying(add)
     columns(add)
-    held_out = "to classify: rows to judge by (default: a tenth of --data)"
+    held_out = "to classify: rows for evaluation (default: a tenth of --data)"
     add("--held-out", default=argparse.SUPPRESS, metavar="FILE", help=held_out)
 
     add = command(predict, "minilora predict --adapter runs/reviews --data new.csv --text review", "", "--device")
@@ -143,7 +143,7 @@ def parser() -> Parser:
     add("--base", metavar="MODEL", help=f"{MODEL} (default: what the adapter says that it was made for)")
     add("--data", metavar="FILE", help="a .csv, .tsv or .jsonl (default: lines of standard input)")
     add("--text", default="text", metavar="NAME", help="the column of the text (default text)")
-    add("--label", metavar="NAME", help="a column of labels, to judge by")
+    add("--label", metavar="NAME", help="a column of labels, for evaluation")
     add("--encoding", default="utf-8", metavar="NAME", help=ENCODING)
     add("--skip-empty", action="store_true", help=SKIP)
     add("--json", action="store_true", help="print a line of JSON for each text, with all probabilities")

@@ -1,4 +1,4 @@
-"""Selection: some of the tokens, for a head that judges no others: one of each sequence, or those with a label.
+"""Selection: some of the tokens, for a head that reads no others: one of each sequence, or those with a label.
 
     y_n = x_{b_n, t_n}          x (B, T, C)   b, t (N,) integers, no pair twice   y (N, C)
 

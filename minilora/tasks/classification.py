@@ -44,7 +44,7 @@ from .runs import (
 )
 
 SCORES, FIGURE = "scores.json", "curves.png"
-JUDGED = 16  # texts at a time that are judged: a forward keeps what a backward would need
+EVALUATION_BATCH = 16  # texts; small, because a forward keeps what a backward would need
 NEXT = "predict"  # what to do with an adapter
 CLASSIFIER = "classifier", "classifier_transform"  # what learns whole, as in PEFT: RoBERTa's is two layers
 
@@ -96,8 +96,8 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune a classifier on `base` with LoRA, as Recipe(**recipe) says, on the rows of `data`, into folder `out`.
 
-    A tenth of each label's rows is held out and judged, or the rows of the file `held_out` are. With `patience` they
-    also choose the step: a file that the run has not seen is then the better judge, by `predict`. `out` then holds the
+    A tenth of each label's rows is held out for evaluation, or the rows of the file `held_out` are. With `patience`
+    they also choose the step: evaluate then on a file that the run has not seen, with `predict`. `out` then holds the
     adapter in PEFT's format (task SEQ_CLS), settings.json, with the labels' names, history.json, scores.json,
     curves.png and checkpoint.safetensors. All that can be wrong with the input is found before the folder is made. With
     `resume`, the run in `out` goes on from its checkpoint. `tell` is called before the training with the numbers of the
@@ -152,7 +152,7 @@ def finetune(
         history = tune(
             model, train, held, how, checkpoint=folder / CHECKPOINT, checkpoint_every=checkpoint_every, resume=resume
         )
-        matrix = judge(model, held, len(names))
+        matrix = confusion(model, held, len(names))
         report = {
             "labels": names,
             "confusion": matrix.tolist(),
@@ -213,7 +213,7 @@ def tune(model: Transformer, train: Batch, held_out: Batch | None, how: Recipe, 
         model, texts_of.shuffled(train, how.batch, how.seed), steps, lr=how.lr,
         schedule=linear_schedule(steps, steps // 20), penalty=extra,
         accumulate=how.accumulate, shards=how.shards, seed=how.seed,
-        held_out=None if held_out is None else lambda: texts_of.in_batches(held_out, JUDGED),
+        held_out=None if held_out is None else lambda: texts_of.in_batches(held_out, EVALUATION_BATCH),
         evaluate_every=how.evaluate_every, patience=how.patience, **options,
     )  # fmt: skip
 
@@ -223,7 +223,7 @@ def probabilities(model: Transformer, texts: Batch, description: str | None = No
     from tqdm import tqdm
 
     p = np.empty((len(texts.ids), model.config.labels))
-    groups = texts_of.in_order(texts, JUDGED)
+    groups = texts_of.in_order(texts, EVALUATION_BATCH)
     for rows in tqdm(groups, description, disable=None if description else True, leave=False):
         batch = texts_of.take(texts, rows)
         logits = to_numpy(model.forward(batch.ids, Context(batch.padding))[0]).astype(np.float64)
@@ -231,7 +231,7 @@ def probabilities(model: Transformer, texts: Batch, description: str | None = No
     return p / p.sum(axis=1, keepdims=True)
 
 
-def judge(model: Transformer, texts: Batch, labels: int, description: str | None = "judging") -> np.ndarray:
+def confusion(model: Transformer, texts: Batch, labels: int, description: str | None = "evaluating") -> np.ndarray:
     """The confusion matrix of the model on labelled texts."""
     return confusion_matrix(texts.targets, probabilities(model, texts, description).argmax(axis=1), labels)
 

@@ -16,7 +16,7 @@ from ..pretrained import load_tokenizer
 from ..records import label_ids, label_names, read_records, stratified_folds
 from ..tables import numbers_right, wide_console
 from ..text import Batch
-from .classification import Recipe, classifier, encode, judge, prepare, tune
+from .classification import Recipe, classifier, confusion, encode, prepare, tune
 from .data import Numbers, of_texts, warn
 from .runs import base_for
 
@@ -77,7 +77,7 @@ def cross_validate(
             tune(
                 model, texts_of.take(examples, train), None, how, description=f"fold {fold} of {folds}, {which} setting"
             )
-            matrix = judge(model, texts_of.take(examples, test), len(names))
+            matrix = confusion(model, texts_of.take(examples, test), len(names))
             pair.append(scores(matrix)["accuracy"])
         majority.append(scores(matrix)["majority"])
         accuracies.append(pair)

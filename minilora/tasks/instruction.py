@@ -23,7 +23,7 @@ from ..text import Batch
 from ..tokenizer import Tokenizer
 from . import language_model
 from .data import of_texts, shared
-from .language_model import Lesson
+from .language_model import TextData
 from .runs import data_hash
 
 NEXT = "chat"  # what to do with an adapter
@@ -37,7 +37,7 @@ class Example(NamedTuple):
 
 def read_answers(
     data: str, tokenizer: Tokenizer, batch: int, length: int, seed: int, encoding: str = "utf-8"
-) -> Lesson:
+) -> TextData:
     """Lines of {"prompt": ..., "answer": ...}, cut to at most `length` tokens each.
 
     `seed` chooses the tenth of them, 64 at most, that is held out. Raises ValueError, with the number of the line, for
@@ -70,10 +70,10 @@ def read_answers(
     order = np.random.default_rng(seed).permutation(answered).tolist()
     n = min(HELD_OUT, -(-len(order) // 10))
     split = {"to learn from": order[n:], "held out": order[:n]}
-    train, held_out = (side_by_side([examples[i] for i in part]) for part in split.values())
+    train, held_out = (padded_batch([examples[i] for i in part]) for part in split.values())
     counts, cut = np.array(lengths), sum(n > length for n in lengths)
     labels = held_out.targets[held_out.targets != IGNORE]
-    return Lesson(
+    return TextData(
         text.shuffled(train, batch, seed),
         lambda: text.in_batches(held_out, batch),
         tokens_per_byte=len(labels) / max(1, len(tokenizer.decode(labels).encode())),
@@ -128,7 +128,7 @@ def encode(tokenizer: Tokenizer, prompt: str, answer: str) -> Example:
     return Example(ids[:-1], targets)
 
 
-def side_by_side(examples: Sequence[Example]) -> Batch:
+def padded_batch(examples: Sequence[Example]) -> Batch:
     """Examples as rows, padded on the right: no real token looks there, and no label stands there."""
     shape = len(examples), max(len(example.ids) for example in examples)
     ids, targets, padding = np.zeros(shape, np.int64), np.full(shape, IGNORE), np.zeros(shape, bool)

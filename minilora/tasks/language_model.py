@@ -90,14 +90,14 @@ def pretrain(out: str | Path, *, resume: bool = False, backend: ModuleType = np,
             model, batches, recipe["steps"], optimizer=optimizer, schedule=schedule, shards=recipe["shards"],
             seed=recipe["seed"], checkpoint=folder / CHECKPOINT, resume=resume, description="pretraining",
         )  # fmt: skip
-        judged = judge_english(model, recipe["shards"])
+        held_out = evaluate_english(model, recipe["shards"])
         note = {
             "recipe": recipe,
             "corpus": {"name": "pydoc_data.topics", "bytes": len(english.train), "sha256": settings["corpus_sha256"]},
             "python": platform.python_version(),
             "numpy": np.__version__,
             "loss": [round(loss, 6) for loss in history.loss],
-            "bits_per_byte": judged,
+            "bits_per_byte": held_out,
         }
         write_files(folder, model_files(model) | {PRETRAINING: to_json(note)})
         (folder / CHECKPOINT).unlink()
@@ -105,7 +105,7 @@ def pretrain(out: str | Path, *, resume: bool = False, backend: ModuleType = np,
     return note
 
 
-def judge_english(model: Transformer, shards: int) -> dict[str, float]:
+def evaluate_english(model: Transformer, shards: int) -> dict[str, float]:
     """Bits per byte of the held-out English: the model's, and what knows the training text makes of it."""
     english = text.english()
     return {
@@ -122,11 +122,11 @@ def bits_per_byte(model: Transformer, data: bytes, shards: int, description: str
     return text.bits(evaluate(model, windows, shards=shards, description=description))
 
 
-class Lesson(NamedTuple):
+class TextData(NamedTuple):
     """What a file teaches."""
 
     batches: Callable[[int], Batch]  # the i-th of them
-    held_out: Callable[[], Iterable[Batch]]  # what the loss is judged on
+    held_out: Callable[[], Iterable[Batch]]  # what is evaluated
     tokens_per_byte: float  # of what is held out: nats per token -> nats per byte
     prompt: str  # held out too, for the samples
     special: bool  # whether the tokenizer puts its special tokens around the prompt, or it has them already
@@ -136,7 +136,7 @@ class Lesson(NamedTuple):
     shared: int = 0  # rows that are in both
 
 
-def read_text(data: str, tokenizer: Tokenizer, batch: int, length: int, seed: int, encoding: str = "utf-8") -> Lesson:
+def read_text(data: str, tokenizer: Tokenizer, batch: int, length: int, seed: int, encoding: str = "utf-8") -> TextData:
     """Windows of `length` tokens of a text file, or of Python source ("builtin"), anywhere in the text."""
     meant = did_you_mean(data, ["builtin"])
     if meant and data != "builtin" and not Path(data).exists():
@@ -155,7 +155,7 @@ def read_text(data: str, tokenizer: Tokenizer, batch: int, length: int, seed: in
     batches = text.random_windows(train, batch, length, seed)
     if len(held_out) < 2:
         raise ValueError(f"{data} leaves {len(held_out)} tokens to hold out: give more text")
-    return Lesson(
+    return TextData(
         batches,
         lambda: text.all_windows(held_out, batch, length),
         tokens_per_byte=len(held_out) / len(validation),
@@ -204,7 +204,7 @@ def finetune(
     data: str,
     out: str | Path,
     *,
-    read: Callable[[str, Tokenizer, int, int, int, str], Lesson] = read_text,
+    read: Callable[[str, Tokenizer, int, int, int, str], TextData] = read_text,
     encoding: str = "utf-8",
     targets: str | list[str] = "all-linear",
     rank: int = 8,
@@ -241,8 +241,8 @@ def finetune(
     check_continues(model, tokenizer)
     check_windows(model, length)
     model.to(backend)
-    lesson = read(data, tokenizer, batch, length, seed, encoding)
-    warn(lesson.parts)
+    dataset = read(data, tokenizer, batch, length, seed, encoding)
+    warn(dataset.parts)
     rng = np.random.default_rng(seed)
     adapted = attach_lora(model, targets, rank, alpha, rng=rng, dropout=dropout, rslora=rslora)
     settings = {
@@ -250,7 +250,7 @@ def finetune(
         "base_sha256": base_hash(model),
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "data": data,
-        "data_sha256": lesson.sha256,
+        "data_sha256": dataset.sha256,
         "targets": targets,
         "rank": rank,
         "alpha": alpha,
@@ -266,30 +266,30 @@ def finetune(
         "seed": seed,
         "shards": shards,
     }
-    numbers = {"length": length, "parts": lesson.parts, "shared": lesson.shared}
+    numbers = {"length": length, "parts": dataset.parts, "shared": dataset.shared}
     with training_folder(out, settings, resume) as folder:
         if tell:
             tell(numbers)
-        samples = {"prompt": lesson.prompt, "before": sample(model, tokenizer, lesson)}
+        samples = {"prompt": dataset.prompt, "before": sample(model, tokenizer, dataset)}
         if recompute:
             recompute_blocks(model)
         history = fit(
-            model, lesson.batches, steps, lr=lr, schedule=cosine_schedule(steps, min(10, steps // 10)),
-            accumulate=accumulate, shards=shards, seed=seed, held_out=lesson.held_out, evaluate_every=evaluate_every,
+            model, dataset.batches, steps, lr=lr, schedule=cosine_schedule(steps, min(10, steps // 10)),
+            accumulate=accumulate, shards=shards, seed=seed, held_out=dataset.held_out, evaluate_every=evaluate_every,
             patience=patience, checkpoint=folder / CHECKPOINT, checkpoint_every=checkpoint_every, resume=resume,
             description="fine-tuning",
         )  # fmt: skip
-        samples["after"] = sample(model, tokenizer, lesson)
+        samples["after"] = sample(model, tokenizer, dataset)
         files = adapter_files(model) | {HISTORY: to_json(asdict(history)), SAMPLES: to_json(samples)}
         write_files(folder, files)
     return {
         "adapted": len(adapted),
         "trainable": count_parameters(model)["trainable"],
-        "said": lesson.said,
+        "said": dataset.said,
         "data": numbers,
         "steps": len(history.loss),
         "perplexity": {step: text.perplexity(loss) for step, loss in history.evaluations},
-        "bits_per_byte": {step: text.bits(loss * lesson.tokens_per_byte) for step, loss in history.evaluations},
+        "bits_per_byte": {step: text.bits(loss * dataset.tokens_per_byte) for step, loss in history.evaluations},
         "samples": samples,
     }
 
@@ -301,9 +301,9 @@ def check_windows(model: Transformer, length: int) -> None:
 
 
 @np.errstate(all="ignore")  # a loss that blew up has been told
-def sample(model: Transformer, tokenizer: Tokenizer, lesson: Lesson) -> str:
+def sample(model: Transformer, tokenizer: Tokenizer, dataset: TextData) -> str:
     """What the model adds to the held-out prompt, the most probable token each time."""
-    return "".join(stream(model, lesson.prompt, SAMPLE, tokenizer=tokenizer, special=lesson.special))
+    return "".join(stream(model, dataset.prompt, SAMPLE, tokenizer=tokenizer, special=dataset.special))
 
 
 def show(done: dict[str, Any]) -> None:

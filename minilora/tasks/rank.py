@@ -50,7 +50,7 @@ def study(
 
     if tuned and base:
         raise ValueError("a base goes with an adapter; of two checkpoints, the first is the base")
-    check_wishes(rank, energy, out)
+    check_output(rank, energy, out)
     if plot:
         check_png(plot)
     model, adapter = None, Path()
@@ -99,7 +99,7 @@ def adapter_folder(source: str) -> Path:
     return folder
 
 
-def check_wishes(rank: int | None, energy: float | None, out: str | None) -> None:
+def check_output(rank: int | None, energy: float | None, out: str | None) -> None:
     """Raise ValueError for an adapter to write that is not said in full, and OSError where it cannot be written."""
     if rank is not None and energy is not None:
         raise ValueError("a rank and a share of the energy both say how much to keep: give one of them")

@@ -38,7 +38,7 @@ def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> 
     folder = Path(out)
     with folder_lock(folder) as killed:
         begin(folder, settings, resume, killed)
-        with how_to_go_on(folder):
+        with resume_advice(folder):
             yield folder
 
 
@@ -168,7 +168,7 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
 
 
 @contextmanager
-def how_to_go_on(folder: Path) -> Iterator[None]:
+def resume_advice(folder: Path) -> Iterator[None]:
     """When a run is stopped or blows up, say what a person can do then."""
     try:
         yield

@@ -189,7 +189,7 @@ def checked(name: str, rng: Rng) -> list[dict[str, Any]]:
 
     def add(tensor: str, method: str, error: float | None, limit: float, note: str) -> None:
         entry = {"name": name, "tensor": tensor, "method": method}
-        entry |= judged("worst_relative_error", error, limit, note)
+        entry |= measured("worst_relative_error", error, limit, note)
         found[tensor, method] = max(found.get((tensor, method), entry), entry, key=badness)
 
     try:
@@ -210,12 +210,12 @@ def badness(entry: dict[str, Any]) -> tuple[bool, float]:
 def held(name: str, rng: Rng) -> dict[str, Any]:
     law, tolerance = LAWS[name]
     try:
-        return {"law": name} | judged("value", law(rng), tolerance)
+        return {"law": name} | measured("value", law(rng), tolerance)
     except Exception as error:
-        return {"law": name} | judged("value", None, 0, f"{type(error).__name__}: {error}")
+        return {"law": name} | measured("value", None, 0, f"{type(error).__name__}: {error}")
 
 
-def judged(key: str, value: float | None, tolerance: float, note: str = "") -> dict[str, Any]:
+def measured(key: str, value: float | None, tolerance: float, note: str = "") -> dict[str, Any]:
     """JSON has no NaN and no infinity: they are None, and a note."""
     if value is None or not math.isfinite(value):
         return {key: None, "ok": False, "note": note or "not a finite number"}

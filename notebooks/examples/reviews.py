@@ -7,7 +7,7 @@
     python notebooks/examples/reviews.py --steps 30 --seeds 0   # speed and memory alone
 
 Every run is a process of its own. All see the same rows, batches and learning-rate schedule; the two LoRAs start from
-the same A, B and classifier. A tenth of the rows chose the learning rates (--choose), a fifth is judged at the end.
+the same A, B and classifier. A tenth of the rows chose the learning rates (--choose), a fifth is evaluated at the end.
 Seconds and memory are the host's: they say little of a GPU.
 """
 
@@ -59,7 +59,7 @@ def run(method: str, name: str, size: int, seed: int, steps: int, lr: float, cho
     examples, _ = task.encode(load_tokenizer("minilm"), texts, labels, how.length, model)
     rest, test = stratified_split(labels, 0.2, seed=0)
     train, validation = stratified_split(labels[rest], 0.125, seed=0)
-    train, judged = text.take(examples, rest[train]), text.take(examples, rest[validation] if choosing else test)
+    train, held_out = text.take(examples, rest[train]), text.take(examples, rest[validation] if choosing else test)
     steps = steps or how.steps(len(train.ids))
     if method in ("lora", "peft"):
         task.prepare(model, how)
@@ -68,20 +68,20 @@ def run(method: str, name: str, size: int, seed: int, steps: int, lr: float, cho
         for parameter in model["classifier"].named_parameters().values():
             parameter.trainable = True
     if method == "peft":
-        found = by_peft(model, train, judged, how, steps, device)
+        found = by_peft(model, train, held_out, how, steps, device)
     else:
         keep_freed_memory()
         model.to(load_backend("cupy" if device == "cuda" else "numpy"))
-        found = by_minilora(model, train, judged, how, steps)
+        found = by_minilora(model, train, held_out, how, steps)
     about = {"set": name, "method": method, "seed": seed, "lr": lr, "steps": steps}
     return found | about | {"peak": peak_memory()}
 
 
-def by_minilora(model: Any, train: Any, judged: Any, how: Any, steps: int) -> dict:
+def by_minilora(model: Any, train: Any, held_out: Any, how: Any, steps: int) -> dict:
     from minilora import text
     from minilora.metrics import scores
     from minilora.optim import linear_schedule
-    from minilora.tasks.classification import judge
+    from minilora.tasks.classification import confusion
     from minilora.training import fit
 
     times, batches = [], text.shuffled(train, how.batch, how.seed)
@@ -95,14 +95,14 @@ def by_minilora(model: Any, train: Any, judged: Any, how: Any, steps: int) -> di
         seed=how.seed, description=None,
     )  # fmt: skip
     return {
-        "accuracy": scores(judge(model, judged, 2, None))["accuracy"],
+        "accuracy": scores(confusion(model, held_out, 2, None))["accuracy"],
         "losses": history.loss,
         "seconds": statistics.median(b - a for a, b in itertools.pairwise(times)),
         "trainable": sum(p.data.size for p in model.trainable_parameters().values()),
     }
 
 
-def by_peft(ours: Any, train: Any, judged: Any, how: Any, steps: int, device: str) -> dict:
+def by_peft(ours: Any, train: Any, held_out: Any, how: Any, steps: int, device: str) -> dict:
     """The same with PyTorch: its model, its gradients, its AdamW; our batches, and our adapter to begin with."""
     import torch
     from peft import PeftModel
@@ -144,10 +144,11 @@ def by_peft(ours: Any, train: Any, judged: Any, how: Any, steps: int, device: st
     model.eval()
     with torch.no_grad():
         right = sum(
-            int((logits(batch).argmax(1).cpu().numpy() == batch.targets).sum()) for batch in text.in_batches(judged, 64)
+            int((logits(batch).argmax(1).cpu().numpy() == batch.targets).sum())
+            for batch in text.in_batches(held_out, 64)
         )
     return {
-        "accuracy": right / len(judged.ids),
+        "accuracy": right / len(held_out.ids),
         "losses": torch.stack(losses).tolist(),
         "seconds": statistics.median(b - a for a, b in itertools.pairwise(times)),
         "trainable": sum(p.numel() for p in trainable),
