@@ -207,7 +207,7 @@ def write_files(path: str | Path, files: Mapping[str, bytes]) -> None:
 def scratch(path: Path) -> Iterator[Path]:
     """An empty folder on the disk of the folder `path`, inside it if it is there, for what will be moved to `path`.
 
-    In the end it is gone, and so are the parents that were made for nothing. An OSError is told of `path`.
+    In the end it is gone, and so are the parents that were made for nothing. An OSError names `path`.
     """
     partial = path / ".minilora.partial" if path.is_dir() else path.with_name(f".{path.name}.partial")
     new_parents = [parent for parent in path.parents if not parent.exists()]

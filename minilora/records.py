@@ -132,8 +132,9 @@ def table_rows(path: Path, wanted: Sequence[str] = (), encoding: str = "utf-8") 
     csv.field_size_limit(2**31 - 1)
     stream = decoded(path, encoding, newline="")
     first = stream.readline()
-    separator, told = separator_of(path, first, wanted), first.startswith("sep=")  # which Excel writes, and reads
-    if not told:
+    separator = separator_of(path, first, wanted)
+    has_sep_line = first.startswith("sep=")  # which Excel writes, and reads
+    if not has_sep_line:
         stream.seek(0)
     reader = csv.reader(stream, delimiter=separator, strict=True)
     try:
@@ -145,7 +146,7 @@ def table_rows(path: Path, wanted: Sequence[str] = (), encoding: str = "utf-8") 
         if missing is not None and header:
             raise ValueError(f"{path} {no_column(missing, header)}")
         for row in reader:
-            line = reader.line_num + told
+            line = reader.line_num + has_sep_line
             if len(row) != len(header) and not any(map(str.strip, row)):
                 continue  # an empty line, of spaces or of another number of separators
             if len(row) != len(header):

@@ -69,7 +69,7 @@ def sweep(
     if min(seeds, jobs, threads) < 1 or not ranks or len(set(ranks)) < len(ranks):
         said = f"ranks {ranks}, {seeds} seeds, {jobs} jobs, {threads} threads"
         raise ValueError(f"{said}: give each rank once, and at least one of each")
-    defaults = finetune.__kwdefaults__ or {}  # what finetune does when it is not told
+    defaults = finetune.__kwdefaults__ or {}  # finetune's own
     options = defaults | options | {"data": data, "shards": shards, "backend": backend}
     grid = [{"rank": rank, "seed": seed} for rank in ranks for seed in range(seeds)]
     with folder_lock(out) as killed:

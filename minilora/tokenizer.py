@@ -90,16 +90,16 @@ class Tokenizer:
         What a decoder says of an id depends on the ids next to it (a space between words, the bytes of one letter).
         So a few ids are decoded again each time, from the last place where the text was final.
         """
-        context: list[int] = []  # what was told last, ...
-        waiting: list[int] = []  # ... and what has not been told
+        context: list[int] = []  # the ids of the last piece, ...
+        waiting: list[int] = []  # ... and those after it
         for i in ids:
             if self.is_silent(i):
                 continue
             waiting.append(i)
-            told, known = self.decode(context), self.decode(context + waiting)
+            given, known = self.decode(context), self.decode(context + waiting)
             if not (known.endswith("\N{REPLACEMENT CHARACTER}") or self.is_byte(i)):
-                if len(known) > len(told):
-                    yield known[len(told) :]
+                if len(known) > len(given):
+                    yield known[len(given) :]
                 context, waiting = waiting, []
         if waiting:
             yield self.decode(context + waiting)[len(self.decode(context)) :]

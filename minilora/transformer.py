@@ -369,7 +369,7 @@ class Embeddings(Module):
 def positions(ids: Array, padding: Array | None, start: int) -> Array:
     """(B, T): real tokens count start, start + 1, ... on whichever side the padding is, so that it changes nothing.
 
-    Hugging Face's RoBERTa does the same. Its BERT, and its GPT-2 unless it is told the position_ids, as its generate()
+    Hugging Face's RoBERTa does the same. Its BERT, and its GPT-2 unless it is given position_ids, as its generate()
     does, count padding on the left too: a text that is padded so has other logits there than the text alone.
     """
     xp, T = get_array_module(ids), ids.shape[1]

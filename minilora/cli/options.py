@@ -241,7 +241,7 @@ def parser() -> Parser:
 
 
 def learning(add: Callable[..., Any]) -> None:
-    """How an adapter learns: what finetune, sweep and compare are told alike. What is not said has the default
+    """How an adapter learns: options of finetune, sweep and compare. What is not given has the default
     of the function that does it."""
     add = partial(add, default=argparse.SUPPRESS)
     add("--targets", type=names, metavar="A,B", help="layers to adapt (default all-linear)")
@@ -256,12 +256,12 @@ def learning(add: Callable[..., Any]) -> None:
 
 
 def reading(add: Callable[..., Any]) -> None:
-    """How a file is read: what finetune, sweep and compare are told alike."""
+    """How a file is read: options of finetune, sweep and compare."""
     add("--encoding", default=argparse.SUPPRESS, metavar="NAME", help=ENCODING)
 
 
 def tuning(add: Callable[..., Any]) -> None:
-    """What finetune and the runs of a sweep are told alike."""
+    """Options of finetune and of the runs of a sweep."""
     what = "a file; or 'builtin', Python's own source; to classify, rotten_tomatoes or imdb"
     add("--data", required=True, metavar="FILE", help=what)
     reading(add)
@@ -294,7 +294,7 @@ def based(add: Callable[..., Any]) -> None:
 
 
 def drawing(add: Callable[..., Any]) -> None:
-    """How to continue a text: what generate and chat are told alike."""
+    """How to continue a text: options of generate and chat."""
     based(add)
     add("--adapter", metavar="ADAPTER", help=ADAPTER)
     add("--tokens", type=positive, default=200, metavar="N", help="add up to N, bytes or pieces (default 200)")

@@ -72,7 +72,7 @@ def load_base(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", CLASSIFIER_DRAWN)
         model = load_pretrained(source, head=head, labels=labels if head in LABELLED else None, rng=rng)
-        if labels and model.config.head not in LABELLED:  # and PEFT was not told the task
+        if labels and model.config.head not in LABELLED:  # and the config has no task_type
             model = load_pretrained(source, head="classify", labels=labels, rng=rng)
     return model
 

@@ -20,6 +20,7 @@ from ..hub import PICKLE, pickled
 from ..lora import Adapter, MergedEmbedding, MergedLinear
 from ..modules import shapes_of
 from ..names import hub_name
+from ..tables import counted
 from ..tokenizer import FILES, READ, TEMPLATES, ByteTokenizer, Tokenizer, read_tokenizer
 from ..tokenizer import tokenizer_files as read_files
 from ..transformer import LABELLED, Config, Transformer
@@ -311,7 +312,7 @@ def describe_model(source: str | Path) -> dict[str, str]:
     heads = {"lm": f"{'tied' if config.tied else 'untied'} head", "classify": classifier}
     heads["tokens"] = f"{classifier} for each token"
     windowed = sum(config.window(i) is not None for i in range(config.n_layers))
-    window = f", a window of {config.sliding_window} in {windowed} layers" if windowed else ""
+    window = f", a window of {config.sliding_window} in {counted(windowed, 'layer')}" if windowed else ""
     return {
         "model": f"{model.family}, {count_parameters(model)['total']:,} parameters",
         "layers": f"{config.n_layers} of width {config.d_model}, hidden {config.d_ff}",

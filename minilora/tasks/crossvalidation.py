@@ -93,8 +93,8 @@ def cross_validate(
 
 def show(report: dict[str, Any]) -> None:
     """The report of cross_validate() for a person."""
-    told = ", ".join(f"{name} = {value}" for name, value in report["against"].items())
-    print(f"accuracy on each fold; the second setting has {told}")
+    changes = ", ".join(f"{name} = {value}" for name, value in report["against"].items())
+    print(f"accuracy on each fold; the second setting has {changes}")
     table = numbers_right("", "fold", "first", "second", "difference")
     for fold, (a, b) in enumerate(report["folds"], 1):
         table.add_row(str(fold), f"{a:.4f}", f"{b:.4f}", f"{a - b:+.4f}")

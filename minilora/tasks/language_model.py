@@ -300,7 +300,7 @@ def check_windows(model: Transformer, length: int) -> None:
         raise ValueError(f"windows of {length} tokens are longer than the model's {model.config.max_length} positions")
 
 
-@np.errstate(all="ignore")  # a loss that blew up has been told
+@np.errstate(all="ignore")  # a loss that blew up has been reported
 def sample(model: Transformer, tokenizer: Tokenizer, dataset: TextData) -> str:
     """What the model adds to the held-out prompt, the most probable token each time."""
     return "".join(stream(model, dataset.prompt, SAMPLE, tokenizer=tokenizer, special=dataset.special))
