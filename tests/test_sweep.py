@@ -266,7 +266,8 @@ def test_processes_killed_or_stopped_at_any_moment_and_resumed_end_with_the_same
         time.sleep(rng.uniform(0, 0.5))
         how(running)
         out, err = running.communicate(timeout=20)  # reads to the end of the pipe: the workers are gone, too
-        assert (running.returncode, out) == (code, "")
+        assert running.returncode == code
+        assert "Bits per byte" not in out  # the table of the data is there, and no result
         if how is ctrl_c:
             assert lines(err) == [
                 "minilora: stopped; what is done is kept in out; the same command with --resume goes on"
