@@ -28,8 +28,8 @@ def blas_threads(n: int = 1) -> Iterator[None]:
     process's: "inside" includes other threads of Python, and the old number is back when the last block has ended.
 
     Why one, whatever the shape: no rule by shape is right on a busy machine, where each product waits until its slowest
-    thread gets a core. Time of a LoRA step (loss_and_gradients) inside blas_threads(2) over that inside blas_threads(1),
-    taking turns, medians of 7, OpenBLAS 0.3.31 on 2 cores, free and beside two busy processes:
+    thread gets a core. Time of loss_and_gradients() of a LoRA model inside blas_threads(2) over that inside
+    blas_threads(1), taking turns, medians of 7, OpenBLAS 0.3.31 on 2 cores, free and beside two busy processes:
 
         built-in 16 x 128     0.78    1.9 (at most 3.2)
         tiny GPT-2 16 x 64    0.89    0.84 (at most 3.6)
