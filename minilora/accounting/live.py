@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ..adapters.lora import Adapter, LoRAEmbedding, TiedLoRALinear
 from ..backend import Array
-from ..lora import Adapter, LoRAEmbedding, TiedLoRALinear
-from ..modules import Gradients, Module
-from ..optim import Optimizer
-from ..transformer import LABELLED, Transformer
+from ..models.config import LABELLED
+from ..models.transformer import Transformer
+from ..nn import Gradients, Module
+from ..nn.optim import Optimizer
 from .architecture import Architecture, Linear, Table
 from .methods import Insert, Kept, Plan, lora
 from .named import architecture

@@ -10,8 +10,8 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, get_array_module
-from ..modules import Context, Gradients, Sequential
-from ..text import Batch
+from ..data import Batch
+from ..nn import Context, Gradients, Sequential
 
 
 def loss_of(

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, to_numpy
-from ..modules import Context, Module, Sequential
-from ..text import Batch
+from ..data import Batch
+from ..nn import Context, Module, Sequential
 
 
 def first_not_finite(model: Sequential, batch: Batch) -> str:

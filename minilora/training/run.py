@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, get_array_module, to_numpy
-from ..checkpoint import load_tensors, save_tensors
-from ..modules import Gradients, Sequential, check_fit, shapes_of
-from ..optim import Optimizer
-from ..text import Batch
+from ..data import Batch
+from ..files import load_tensors, save_tensors
+from ..nn import Gradients, Sequential, check_fit, shapes_of
+from ..nn.optim import Optimizer
 from .not_finite import first_not_finite
 
 

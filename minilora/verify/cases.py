@@ -16,11 +16,12 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from .. import ops
+from ..adapters.lora import Adapter, LoRAEmbedding, LoRALinear, MergedEmbedding, MergedLinear, attach_lora
 from ..backend import Array, get_array_module
-from ..families import FAMILIES, New, bert, gpt2, llama
-from ..lora import Adapter, LoRAEmbedding, LoRALinear, MergedEmbedding, MergedLinear, attach_lora
-from ..modules import Context, Gradients, Module, Parameter
-from ..transformer import Checkpointed, Config, Labelled, Rope, Select, Tanh, Transformer
+from ..models.config import Config
+from ..models.families import FAMILIES, New, bert, gpt2, llama
+from ..models.transformer import Transformer
+from ..nn import Checkpointed, Context, Gradients, Labelled, Module, Parameter, Rope, Select, Tanh
 from .check import Report, check_gradient, check_model
 
 Rng = np.random.Generator

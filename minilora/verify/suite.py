@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from .. import ops
+from ..adapters.lora import LoRALinear, attach_lora, merge
 from ..backend import Array
-from ..families import New
-from ..lora import LoRALinear, attach_lora, merge
-from ..modules import Context, Gradients
-from ..optim import SGD
+from ..display.tables import numbers_right, wide_console
+from ..models.config import Config
+from ..models.families import New
+from ..nn import Context, Gradients
+from ..nn.optim import SGD
 from ..process import blas_threads
 from ..spelling import choose_from
-from ..tables import numbers_right, wide_console
-from ..transformer import Config
 from .cases import CHECKS, FAMILIES, THETA, Rng, adapter, model, pad, shaken
 
 METHODS = ("central", "complex")

@@ -16,12 +16,11 @@ from sklearn.datasets import load_digits
 
 import minilora
 from minilora.accounting import count_parameters
-from minilora.checkpoint import save_tensors
-from minilora.families import New, chain
-from minilora.modules import Context, Module, Parameter, Sequential
-from minilora.optim import cosine_schedule
-from minilora.text import Batch, shuffled
-from minilora.transformer import PreNormBlock, Select
+from minilora.data import Batch, shuffled
+from minilora.files import save_tensors
+from minilora.models.families import New, chain
+from minilora.nn import Context, Module, Parameter, PreNormBlock, Select, Sequential
+from minilora.nn.optim import cosine_schedule
 
 
 class Patches(Module):

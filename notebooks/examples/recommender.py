@@ -15,11 +15,10 @@ from market import F, N, T, sessions
 
 import minilora
 from minilora.accounting import count_parameters
-from minilora.families import New, chain
-from minilora.modules import Context, Linear, Module, Parameter, Sequential
-from minilora.optim import cosine_schedule
-from minilora.text import Batch, shuffled
-from minilora.transformer import PreNormBlock
+from minilora.data import Batch, shuffled
+from minilora.models.families import New, chain
+from minilora.nn import Context, Linear, Module, Parameter, PreNormBlock, Sequential
+from minilora.nn.optim import cosine_schedule
 
 
 class Items(Module):
