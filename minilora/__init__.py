@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from .models.pretrained import load_tokenizer as load_tokenizer
     from .models.pretrained import save_pretrained as save_pretrained
     from .models.transformer import Transformer as Transformer
-    from .nn import Context as Context
     from .nn import Gradients as Gradients
+    from .nn import Inputs as Inputs
     from .nn import Linear as Linear
     from .nn import Parameter as Parameter
+    from .nn import Pass as Pass
     from .nn.optim import SGD as SGD
     from .nn.optim import AdamW as AdamW
     from .nn.optim import cosine_schedule as cosine_schedule
@@ -51,7 +52,7 @@ HOMES = {
     "models.generation": ["generate", "stream"],
     "models.pretrained": ["load_pretrained", "load_tokenizer", "save_pretrained"],
     "models.transformer": ["Transformer"],
-    "nn": ["Context", "Gradients", "Linear", "Parameter"],
+    "nn": ["Gradients", "Inputs", "Linear", "Parameter", "Pass"],
     "nn.optim": ["SGD", "AdamW", "cosine_schedule", "linear_schedule"],
     "training": ["evaluate", "fit"],
     "verify": ["check_gradient", "diagnose"],

@@ -66,7 +66,7 @@ def arrays(tree: Any) -> Iterator[Array]:
             yield from arrays(branch)
 
 
-def owner_of(array: Array) -> Array:
+def owner_of(array: Any) -> Any:
     while hasattr(array.base, "base"):  # bytes read from a file end the chain
         array = array.base
     return array

@@ -23,7 +23,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, get_array_module
-from ..nn import Context, Embedding, Gradients, LayerNorm, Linear, Module, Parameter, RMSNorm
+from ..nn import Embedding, Gradients, Inputs, LayerNorm, Linear, Module, Parameter, Pass, RMSNorm
 from ..process import blas_threads
 from ..spelling import choose_from
 
@@ -109,14 +109,14 @@ class LoRALinear(Adapter):
         super().__init__(base, alpha, rslora, A, np.zeros((n_out, r)))
         self.dropout = float(dropout)
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, LoRALinearCache]:
-        y, cb = self.base.forward(x, context)
-        x, keep = dropped(x, self.dropout, context.rng)
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoRALinearCache]:
+        y, cb = self.base.forward(x, inputs, run)
+        x, keep = dropped(x, self.dropout, run.rng)
         y_lora, (x, h) = ops.lora_forward(x, self.lora_A.data, self.lora_B.data, self.scaling)
         y += y_lora
         return y, LoRALinearCache(cb, x if self.lora_A.trainable else None, h if self.lora_B.trainable else None, keep)
 
-    def backward(self, dy: Array, cache: LoRALinearCache, grads: Gradients) -> Array:
+    def backward(self, dy: Array, cache: LoRALinearCache, grads: Gradients) -> Array | None:
         dx = self.base.backward(dy, cache.base, grads)
         dx_lora, dh = ops.lora_backward(dy, self.lora_A.data, self.lora_B.data, self.scaling)
         if cache.x is not None:
@@ -155,8 +155,8 @@ class LoRAEmbedding(Adapter):
         V, C = base.weight.data.shape
         super().__init__(base, alpha, rslora, np.zeros((r, V)), rng.standard_normal((C, r)))
 
-    def forward(self, ids: Array, context: Context = Context()) -> tuple[Array, LoRAEmbeddingCache]:
-        y, cb = self.base.forward(ids, context)
+    def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoRAEmbeddingCache]:
+        y, cb = self.base.forward(ids, inputs, run)
         y_lora, (ids, h) = ops.lora_embedding_forward(ids, self.lora_A.data, self.lora_B.data, self.scaling)
         y += y_lora  # W[ids] is a copy
         return y, LoRAEmbeddingCache(cb, ids if self.lora_A.trainable else None, h if self.lora_B.trainable else None)
@@ -193,14 +193,14 @@ class TiedLoRALinear(Adapter):
         self.base, self.lora_A, self.lora_B = base, embedding.lora_A, embedding.lora_B
         self.r, self.alpha, self.rslora, self.dropout = embedding.r, embedding.alpha, embedding.rslora, dropout
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, LoRALinearCache]:
-        y, cb = self.base.forward(x, context)
-        x, keep = dropped(x, self.dropout, context.rng)
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoRALinearCache]:
+        y, cb = self.base.forward(x, inputs, run)
+        x, keep = dropped(x, self.dropout, run.rng)
         y_lora, (x, h) = ops.lora_forward(x, self.lora_B.data.T, self.lora_A.data.T, self.scaling)
         y += y_lora
         return y, LoRALinearCache(cb, x if self.lora_B.trainable else None, h if self.lora_A.trainable else None, keep)
 
-    def backward(self, dy: Array, cache: LoRALinearCache, grads: Gradients) -> Array:
+    def backward(self, dy: Array, cache: LoRALinearCache, grads: Gradients) -> Array | None:
         dx = self.base.backward(dy, cache.base, grads)
         dx_lora, dh = ops.lora_backward(dy, self.lora_B.data.T, self.lora_A.data.T, self.scaling)
         if cache.x is not None:

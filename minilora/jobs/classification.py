@@ -24,7 +24,7 @@ from ..files import to_json, write_files
 from ..models.pretrained import CLASSIFIER_DRAWN, base_hash, labels_of, load_pretrained, load_tokenizer, name_labels
 from ..models.tokenizer import Tokenizer, check_matches
 from ..models.transformer import Transformer
-from ..nn import Context, recompute
+from ..nn import Inputs, recompute
 from ..nn.optim import linear_schedule, penalty
 from ..spelling import counted
 from ..training import History, fit
@@ -226,7 +226,7 @@ def probabilities(model: Transformer, texts: Batch, description: str | None = No
     groups = in_order(texts, EVALUATION_BATCH)
     for rows in tqdm(groups, description, disable=None if description else True, leave=False):
         batch = take(texts, rows)
-        logits = to_numpy(model.forward(batch.ids, Context(batch.padding))[0]).astype(np.float64)
+        logits = to_numpy(model.forward(batch.ids, Inputs(batch.padding))[0]).astype(np.float64)
         p[rows] = np.exp(logits - logits.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_numpy
-from ..nn import Context, KVCache
+from ..nn import KVCache, Pass
 from ..process import blas_threads
 from .tokenizer import ByteTokenizer, Tokenizer, check_matches
 from .transformer import Transformer
@@ -143,7 +143,7 @@ def next_ids(
         if kv_cache.length + len(new) > context:  # from here on the first ids are left out, and all positions move
             new, kv_cache = np.array(seen[-context:]), KVCache(context)
         for start in range(0, len(new), CHUNK):  # of a long prompt, or all its logits would be there at once
-            logits, _ = model.forward(new[None, start : start + CHUNK], Context(kv_cache=kv_cache))
+            logits, _ = model.forward(new[None, start : start + CHUNK], run=Pass(kv_cache=kv_cache))
         i = choose(to_numpy(logits[0, -1]), temperature, top_k, top_p, rng)
         if i in stop:
             return

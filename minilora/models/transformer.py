@@ -8,8 +8,9 @@ import numpy as np
 
 from ..backend import Array, get_array_module
 from ..nn import (
-    Context,
+    Inputs,
     Module,
+    Pass,
     Sequential,
 )
 from .config import Config
@@ -17,7 +18,7 @@ from .config import Config
 
 class Transformer(Sequential):
     """embed, block_0, ..., norm, and a head: token ids (B, T) in, logits (B, T, V) out, or those of the N positions
-    context.labelled, (N, V); of a classifier (B, labels), or of tokens (B, T, labels); without a head the hidden states
+    inputs.labelled, (N, V); of a classifier (B, labels), or of tokens (B, T, labels); without a head the hidden states
     (B, T, C)."""
 
     def __init__(self, family: str, config: Config, layers: dict[str, Module]) -> None:
@@ -26,27 +27,25 @@ class Transformer(Sequential):
         self.said: dict[str, Any] = {}  # what else the config.json said that is worth keeping, for save_pretrained
         self.hub: tuple[str, str | None] | None = None  # its name on the Hugging Face Hub, and the commit
 
-    def forward(self, ids: Array, context: Context = Context()) -> tuple[Array, list[Any]]:
+    def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, list[Any]]:
         """Host ids are checked, then moved to where the weights are; ids on a GPU were checked before they moved.
 
-        Raises ValueError for ids that are not (B, T) integers in 0..V-1, for more tokens (those of context.kv_cache
+        Raises ValueError for ids that are not (B, T) integers in 0..V-1, for more tokens (those of run.kv_cache
         included) than config.max_length, for a KV cache with padding, and for a padding or segments that are not (B, T)
-        too, of the dtype and in the range that Context says.
+        too, of the dtype and in the range that Inputs says.
         """
         xp = get_array_module(next(self.parameters()).data)
-        kv_cache = context.kv_cache
+        kv_cache, (padding, segments, labelled) = run.kv_cache, inputs
         if get_array_module(ids) is np:
             check_ids(ids, self.config, kv_cache.length if kv_cache else 0)
         segment = getattr(self.layers["embed"], "segment", None)
-        check_context(context, np.shape(ids), None if segment is None else len(segment.weight.data))
-        if context.padding is not None:
-            context = context._replace(padding=xp.asarray(context.padding))
-        if context.segments is not None:
-            context = context._replace(segments=xp.asarray(context.segments))
-        if context.labelled is not None:
-            b, t = context.labelled
-            context = context._replace(labelled=(xp.asarray(b), xp.asarray(t)))
-        y, caches = super().forward(xp.asarray(ids), context)
+        check_inputs(inputs, run, np.shape(ids), None if segment is None else len(segment.weight.data))
+        inputs = Inputs(
+            None if padding is None else xp.asarray(padding),
+            None if segments is None else xp.asarray(segments),
+            None if labelled is None else (xp.asarray(labelled[0]), xp.asarray(labelled[1])),
+        )
+        y, caches = super().forward(xp.asarray(ids), inputs, run)
         if kv_cache:
             kv_cache.length += ids.shape[1]
         return y, caches
@@ -65,13 +64,13 @@ def check_ids(ids: Any, config: Config, start: int = 0) -> None:
         raise ValueError(f"token id {wrong} is outside the vocabulary 0..{config.vocab_size - 1}")
 
 
-def check_context(context: Context, shape: tuple[int, ...], segments: int | None) -> None:
+def check_inputs(inputs: Inputs, run: Pass, shape: tuple[int, ...], segments: int | None) -> None:
     """Raise ValueError unless padding and segments fit ids of this shape, in a model of so many segments, or of none.
 
     Values on a GPU are not looked at.
     """
-    padding, s = context.padding, context.segments
-    if context.kv_cache and padding is not None:
+    padding, s = inputs.padding, inputs.segments
+    if run.kv_cache and padding is not None:
         raise ValueError("a KV cache and padding do not go together: generate one sequence at a time")
     for name, x, kind, kinds in (("padding", padding, "bool", "b"), ("segments", s, "integers", "iu")):
         if x is not None and (x.shape != shape or x.dtype.kind not in kinds):

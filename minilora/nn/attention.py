@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from .. import ops
 from ..backend import Array, get_array_module
-from .context import Context
+from .inputs import Inputs, Pass
 from .module import Gradients, Module
 
 
@@ -34,7 +34,7 @@ class AttentionCache(NamedTuple):
 class Attention(Module):
     """y = o_proj(softmax(q kᵀ/√D + mask) v),  q, k, v = q_proj(x), k_proj(x), v_proj(x), q and k rotated if rope
 
-    With context.kv_cache, the keys and values of earlier tokens come before those of x. With a `window`, a query sees
+    With run.kv_cache, the keys and values of earlier tokens come before those of x. With a `window`, a query sees
     only the last `window` keys, its own among them.
     """
 
@@ -58,13 +58,13 @@ class Attention(Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
         self.head_dim, self.causal, self.rope, self.window = head_dim, causal, rope, window
 
-    def project(self, x: Array, context: Context) -> tuple[Sequence[Array], Any]:
-        q, cq = self.q_proj.forward(x, context)
-        k, ck = self.k_proj.forward(x, context)
-        v, cv = self.v_proj.forward(x, context)
+    def project(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Sequence[Array], Any]:
+        q, cq = self.q_proj.forward(x, inputs, run)
+        k, ck = self.k_proj.forward(x, inputs, run)
+        v, cv = self.v_proj.forward(x, inputs, run)
         return (q, k, v), (cq, ck, cv)
 
-    def project_backward(self, dq: Array, dk: Array, dv: Array, cache: Any, grads: Gradients) -> Array:
+    def project_backward(self, dq: Array, dk: Array, dv: Array, cache: Any, grads: Gradients) -> Array | None:
         cq, ck, cv = cache
         dx = self.q_proj.backward(dq, cq, grads)
         dx_k, dx_v = self.k_proj.backward(dk, ck, grads), self.v_proj.backward(dv, cv, grads)
@@ -73,29 +73,29 @@ class Attention(Module):
             dx += dx_v
         return dx
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, AttentionCache]:
-        xp, T, rope, kv_cache = get_array_module(x), x.shape[1], None, context.kv_cache
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, AttentionCache]:
+        xp, T, rope, kv_cache = get_array_module(x), x.shape[1], None, run.kv_cache
         start = kv_cache.length if kv_cache else 0
-        (q, k, v), projections = self.project(x, context)
+        (q, k, v), projections = self.project(x, inputs, run)
         if self.rope:
-            rope = context.once((self.rope, self.head_dim, T), self.rope.tables, x, self.head_dim, start)
+            rope = run.once((self.rope, self.head_dim, T), self.rope.tables, x, self.head_dim, start)
             q, k = ops.rope_forward(q, *rope), ops.rope_forward(k, *rope)
         if kv_cache:
             k, v = kv_cache.extend(self, k, v, self.window)
         attention: Any
         if self.causal and self.blockwise_from <= T and not kv_cache:
             o, attention = ops.blockwise_attention_forward(
-                q, k, v, self.head_dim, True, context.padding, window=self.window
+                q, k, v, self.head_dim, True, inputs.padding, window=self.window
             )
         else:
             earlier = k.shape[1] - T
-            shape = T, self.causal, context.padding, x.dtype, earlier, self.window
-            mask = context.once((self.causal, T, self.window), ops.attention_mask, xp, *shape)
+            shape = T, self.causal, inputs.padding, x.dtype, earlier, self.window
+            mask = run.once((self.causal, T, self.window), ops.attention_mask, xp, *shape)
             o, attention = ops.attention_forward(q, k, v, mask, self.head_dim)
-        y, o_proj = self.o_proj.forward(o, context.above())
+        y, o_proj = self.o_proj.forward(o, inputs, run.with_dx())
         return y, AttentionCache(projections, rope, attention, o_proj)
 
-    def backward(self, dy: Array, cache: AttentionCache, grads: Gradients) -> Array:
+    def backward(self, dy: Array, cache: AttentionCache, grads: Gradients) -> Array | None:
         do = self.o_proj.backward(dy, cache.o_proj, grads)
         blockwise = isinstance(cache.attention, ops.BlockwiseAttentionCache)
         backward = ops.blockwise_attention_backward if blockwise else ops.attention_backward
@@ -112,38 +112,10 @@ class FusedAttention(Attention):
         self.qkv_proj, self.o_proj = qkv_proj, o_proj
         self.head_dim, self.causal, self.rope, self.window = head_dim, causal, None, None
 
-    def project(self, x: Array, context: Context) -> tuple[Sequence[Array], Any]:
-        qkv, cache = self.qkv_proj.forward(x, context)
+    def project(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Sequence[Array], Any]:
+        qkv, cache = self.qkv_proj.forward(x, inputs, run)
         C = qkv.shape[-1] // 3
         return (qkv[..., :C], qkv[..., C : 2 * C], qkv[..., 2 * C :]), cache
 
-    def project_backward(self, dq: Array, dk: Array, dv: Array, cache: Any, grads: Gradients) -> Array:
+    def project_backward(self, dq: Array, dk: Array, dv: Array, cache: Any, grads: Gradients) -> Array | None:
         return self.qkv_proj.backward(get_array_module(dq).concatenate([dq, dk, dv], axis=-1), cache, grads)
-
-
-class KVCache:
-    """Keys and values of the tokens so far, for generation. A forward with context.kv_cache reads them, and adds those
-    of its own tokens. It holds up to `capacity` tokens; of a layer with a window only the last ones.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity, self.length = capacity, 0
-        self.arrays: dict[Module, tuple[Array, Array]] = {}
-
-    def extend(self, layer: Module, k: Array, v: Array, window: int | None = None) -> tuple[Array, Array]:
-        """All keys and values of a layer, (B, length + T, G·D), `k` and `v` at their end; with a window those that one
-        of the T queries sees, window - 1 + T at most.
-        """
-        xp, end = get_array_module(k), self.length + k.shape[1]
-        if window is not None:
-            last = self.arrays.get(layer, (k[:, :0], v[:, :0]))
-            K, V = (xp.concatenate(pair, axis=1) for pair in zip(last, (k, v), strict=True))
-            unseen = max(0, K.shape[1] - (window - 1))  # by the next query
-            self.arrays[layer] = K[:, unseen:], V[:, unseen:]
-            return K, V
-        if layer not in self.arrays:
-            shape = k.shape[0], self.capacity, k.shape[2]
-            self.arrays[layer] = xp.empty(shape, dtype=k.dtype), xp.empty(shape, dtype=v.dtype)
-        K, V = self.arrays[layer]
-        K[:, self.length : end], V[:, self.length : end] = k, v
-        return K[:, :end], V[:, :end]

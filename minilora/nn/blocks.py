@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .. import ops
 from ..backend import Array
-from .context import Context
+from .inputs import Inputs, Pass
 from .module import Gradients, Module, Sequential
 
 
@@ -17,7 +17,7 @@ class Gelu(Module):
     def __init__(self, approximate: bool) -> None:
         self.approximate = approximate
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, Array]:
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Array]:
         return ops.gelu_tanh_forward(x) if self.approximate else ops.gelu_forward(x)
 
     def backward(self, dy: Array, slope: Array, grads: Gradients) -> Array:
@@ -30,10 +30,10 @@ class MLP(Module):
     def __init__(self, up_proj: Module, gelu: Gelu, down_proj: Module) -> None:
         self.up_proj, self.gelu, self.down_proj = up_proj, gelu, down_proj
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, Any]:
-        h, c1 = self.up_proj.forward(x, context)
-        h, c2 = self.gelu.forward(h, context)
-        y, c3 = self.down_proj.forward(h, context)
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+        h, c1 = self.up_proj.forward(x, inputs, run)
+        h, c2 = self.gelu.forward(h, inputs, run)
+        y, c3 = self.down_proj.forward(h, inputs, run)
         return y, (c1, c2, c3)
 
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
@@ -49,11 +49,11 @@ class GatedMLP(Module):
     def __init__(self, gate_proj: Module, up_proj: Module, down_proj: Module) -> None:
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, Any]:
-        gate, c1 = self.gate_proj.forward(x, context)
-        up, c2 = self.up_proj.forward(x, context)
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+        gate, c1 = self.gate_proj.forward(x, inputs, run)
+        up, c2 = self.up_proj.forward(x, inputs, run)
         h, c3 = ops.swiglu_forward(gate, up)
-        y, c4 = self.down_proj.forward(h, context)
+        y, c4 = self.down_proj.forward(h, inputs, run)
         return y, (c1, c2, c3, c4)
 
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
@@ -80,15 +80,15 @@ class Block(Module):
 class PreNormBlock(Block):
     """GPT-2, Llama:    x₁ = x + attention(norm_1(x))       y = x₁ + mlp(norm_2(x₁))"""
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, BlockCache]:
-        h, c1 = self.norm_1.forward(x, context)
-        h, c2 = self.attention.forward(h, context.above() if self.norm_1.trainable else context)
-        x, context = x + h, context.above()
-        h, c3 = self.norm_2.forward(x, context)
-        h, c4 = self.mlp.forward(h, context)
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, BlockCache]:
+        h, c1 = self.norm_1.forward(x, inputs, run)
+        h, c2 = self.attention.forward(h, inputs, run.with_dx() if self.norm_1.trainable else run)
+        x, run = x + h, run.with_dx()
+        h, c3 = self.norm_2.forward(x, inputs, run)
+        h, c4 = self.mlp.forward(h, inputs, run)
         return x + h, BlockCache(c1, c2, c3, c4)
 
-    def backward(self, dy: Array, cache: BlockCache, grads: Gradients) -> Array:
+    def backward(self, dy: Array, cache: BlockCache, grads: Gradients) -> Array | None:
         dh = self.mlp.backward(dy, cache.mlp, grads)
         dx = dy + self.norm_2.backward(dh, cache.norm_2, grads)
         dh = self.attention.backward(dx, cache.attention, grads)
@@ -98,20 +98,26 @@ class PreNormBlock(Block):
 class PostNormBlock(Block):
     """BERT:            x₁ = norm_1(x + attention(x))       y = norm_2(x₁ + mlp(x₁))"""
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, BlockCache]:
-        h, c1 = self.attention.forward(x, context)
-        context = context.above()
-        x, c2 = self.norm_1.forward(x + h, context)
-        h, c3 = self.mlp.forward(x, context)
-        y, c4 = self.norm_2.forward(x + h, context)
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, BlockCache]:
+        h, c1 = self.attention.forward(x, inputs, run)
+        run = run.with_dx()
+        x, c2 = self.norm_1.forward(x + h, inputs, run)
+        h, c3 = self.mlp.forward(x, inputs, run)
+        y, c4 = self.norm_2.forward(x + h, inputs, run)
         return y, BlockCache(norm_1=c2, attention=c1, norm_2=c4, mlp=c3)
 
-    def backward(self, dy: Array, cache: BlockCache, grads: Gradients) -> Array:
+    def backward(self, dy: Array, cache: BlockCache, grads: Gradients) -> Array | None:
         dh = self.norm_2.backward(dy, cache.norm_2, grads)
         dx = dh + self.mlp.backward(dh, cache.mlp, grads)
         dh = self.norm_1.backward(dx, cache.norm_1, grads)
         dx = self.attention.backward(dh, cache.attention, grads)
         return None if dx is None else dh + dx
+
+
+class CheckpointedCache(NamedTuple):
+    x: Array
+    inputs: Inputs
+    run: Pass
 
 
 class Checkpointed(Module):
@@ -128,14 +134,14 @@ class Checkpointed(Module):
     def replace(self, name: str, module: Module) -> None:
         self.block.replace(name, module)
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, tuple[Array, Context]]:
-        replayed = context._replace(rng=copy.deepcopy(context.rng), made=None)  # dropout is to draw the same again
-        return self.block.forward(x, context)[0], (x, replayed)
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, CheckpointedCache]:
+        again = run._replace(rng=copy.deepcopy(run.rng), memo=None)  # dropout is to draw the same again
+        return self.block.forward(x, inputs, run)[0], CheckpointedCache(x, inputs, again)
 
-    def backward(self, dy: Array, cache: tuple[Array, Context], grads: Gradients) -> Any:
-        x, context = cache
-        _, cache = self.block.forward(x, context._replace(rng=copy.deepcopy(context.rng)))
-        return self.block.backward(dy, cache, grads)
+    def backward(self, dy: Array, cache: CheckpointedCache, grads: Gradients) -> Any:
+        x, inputs, run = cache
+        _, block_cache = self.block.forward(x, inputs, run._replace(rng=copy.deepcopy(run.rng)))
+        return self.block.backward(dy, block_cache, grads)
 
 
 def recompute(model: Sequential) -> None:

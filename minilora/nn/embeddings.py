@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array, get_array_module
-from .context import Context
+from .inputs import Inputs, Pass
 from .layers import Embedding
 from .module import Gradients, Module
 
@@ -26,19 +26,19 @@ class Embeddings(Module):
     ) -> None:
         self.token, self.position, self.segment, self.norm, self.offset = token, position, segment, norm, offset
 
-    def forward(self, ids: Array, context: Context = Context()) -> tuple[Array, Any]:
+    def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
         xp = get_array_module(ids)
         x, ct = self.token.forward(ids)
         cp = cs = cn = None
         if self.position is not None:
-            start = self.offset + (context.kv_cache.length if context.kv_cache else 0)
-            p, cp = self.position.forward(positions(ids, context.padding, start))
+            start = self.offset + (run.kv_cache.length if run.kv_cache else 0)
+            p, cp = self.position.forward(positions(ids, inputs.padding, start))
             x = x + p
         if self.segment is not None:
-            s, cs = self.segment.forward(xp.zeros_like(ids) if context.segments is None else context.segments)
+            s, cs = self.segment.forward(xp.zeros_like(ids) if inputs.segments is None else inputs.segments)
             x = x + s
         if self.norm is not None:
-            x, cn = self.norm.forward(x, context)
+            x, cn = self.norm.forward(x, inputs, run)
         return x, (ct, cp, cs, cn)
 
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import ops
 from ..backend import Array, get_array_module
-from .context import Context
+from .inputs import Inputs, Pass
 from .module import Gradients, Module
 
 
@@ -16,9 +16,9 @@ class Select(Module):
     def __init__(self, last: bool) -> None:
         self.last = last
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, Any]:
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
         xp, (B, T, _) = get_array_module(x), x.shape
-        real = xp.ones((B, T), dtype=bool) if context.padding is None else context.padding
+        real = xp.ones((B, T), dtype=bool) if inputs.padding is None else inputs.padding
         t = T - 1 - xp.argmax(real[:, ::-1], axis=1) if self.last else xp.argmax(real, axis=1)
         return ops.select_forward(x, xp.arange(B), t)
 
@@ -27,10 +27,10 @@ class Select(Module):
 
 
 class Labelled(Module):
-    """y = x at the positions context.labelled, which alone need logits: (B, T, C) -> (N, C); or x itself, all of it"""
+    """y = x at the positions inputs.labelled, which alone need logits: (B, T, C) -> (N, C); or x itself, all of it"""
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, Any]:
-        return (x, None) if context.labelled is None else ops.select_forward(x, *context.labelled)
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+        return (x, None) if inputs.labelled is None else ops.select_forward(x, *inputs.labelled)
 
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
         return dy.copy() if cache is None else ops.select_backward(dy, cache)
@@ -39,7 +39,7 @@ class Labelled(Module):
 class Tanh(Module):
     """y = tanh(x)"""
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, Array]:
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Array]:
         return ops.tanh_forward(x)
 
     def backward(self, dy: Array, y: Array, grads: Gradients) -> Array:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from .. import ops
 from ..backend import Array
-from .context import Context
+from .inputs import Inputs, Pass
 from .module import Gradients, Module, Parameter
 
 
@@ -23,12 +23,12 @@ class Linear(Module):
         self.weight = weight if isinstance(weight, Parameter) else Parameter(weight)
         self.bias = bias if isinstance(bias, Parameter) or bias is None else Parameter(bias)
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, LinearCache]:
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LinearCache]:
         b = self.bias
         y, x = ops.linear_forward(x, self.weight.data, None if b is None else b.data)
-        return y, LinearCache(x if self.weight.trainable else None, b is not None and b.trainable, context.below)
+        return y, LinearCache(x if self.weight.trainable else None, b is not None and b.trainable, run.needs_dx)
 
-    def backward(self, dy: Array, cache: LinearCache, grads: Gradients) -> Array:
+    def backward(self, dy: Array, cache: LinearCache, grads: Gradients) -> Array | None:
         if cache.x is not None:
             grads.add(self.weight, ops.linear_gradients(dy, cache.x))
         if cache.learn_b and self.bias is not None:
@@ -48,7 +48,7 @@ class LayerNorm(Module):
     def __init__(self, weight: Array, bias: Array, eps: float = 1e-5) -> None:
         self.weight, self.bias, self.eps = Parameter(weight), Parameter(bias), eps
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, NormModuleCache]:
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, NormModuleCache]:
         y, cache = ops.layer_norm_forward(x, self.weight.data, self.bias.data, self.eps)
         return y, NormModuleCache(cache, self.weight.trainable, self.bias.trainable)
 
@@ -66,7 +66,7 @@ class RMSNorm(Module):
     def __init__(self, weight: Array, eps: float = 1e-5) -> None:
         self.weight, self.eps = Parameter(weight), eps
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, NormModuleCache]:
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, NormModuleCache]:
         y, cache = ops.rms_norm_forward(x, self.weight.data, self.eps)
         return y, NormModuleCache(cache, self.weight.trainable, False)
 
@@ -82,7 +82,7 @@ class Embedding(Module):
     def __init__(self, weight: Array) -> None:
         self.weight = Parameter(weight)
 
-    def forward(self, ids: Array, context: Context = Context()) -> tuple[Array, Array | None]:
+    def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Array | None]:
         y, ids = ops.embedding_forward(ids, self.weight.data)
         return y, ids if self.weight.trainable else None
 

@@ -1,6 +1,6 @@
 """The structure. A module holds parameters and calls `ops`; it never stores an activation.
 
-    y, cache = module.forward(x, context)
+    y, cache = module.forward(x, inputs, run)
     dx       = module.backward(dy, cache, grads)
 
 Parameters, cache and gradients are three separate values. The contract of every module:
@@ -9,7 +9,7 @@ Parameters, cache and gradients are three separate values. The contract of every
   freezing or thawing in between changes nothing. A cache holds no parameter.
 - `backward` may be called again with the same cache, and writes neither to `dy` nor to the cache.
 - The dx it returns is a new array, and the receiver's own: the caller may add to it in place. So is a Linear's y.
-- Nobody reads the dx of the first layers that learn (context.below): they make none, and return None.
+- Nobody reads the dx of the first layers that learn (run.needs_dx): they make none, and return None.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from ..backend import Array, get_array_module, to_numpy
 from ..process import blas_threads
 from ..spelling import choose_from
-from .context import Context
+from .inputs import Inputs, Pass
 
 
 @dataclass(eq=False)  # compared and hashed by identity, so a tied weight is one key
@@ -49,7 +49,7 @@ class Gradients(dict[Parameter, Array]):
 class Module:
     """Named parameters and named children: whatever is assigned to an attribute."""
 
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Any, Any]:
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Any, Any]:
         raise NotImplementedError
 
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> Any:
@@ -175,14 +175,14 @@ class Sequential(Module):
         self.layers[name] = module
 
     @blas_threads()
-    def forward(self, x: Array, context: Context = Context()) -> tuple[Array, list[Any]]:
-        context = context._replace(made={})
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, list[Any]]:
+        run = run._replace(memo={})
         layers = list(self.layers.values())
-        learns = enumerate(layers) if context.kv_cache is None else ()
+        learns = enumerate(layers) if run.kv_cache is None else ()
         lowest = next((i for i, layer in learns if layer.trainable), len(layers))
         caches = []
         for i, layer in enumerate(layers):
-            x, cache = layer.forward(x, context._replace(below=False) if i == lowest else context)
+            x, cache = layer.forward(x, inputs, run._replace(needs_dx=False) if i == lowest else run)
             if i >= lowest:
                 caches.append(cache)
         return x, caches

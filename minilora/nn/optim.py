@@ -59,7 +59,7 @@ class Optimizer:
 
     def step(self, grads: Gradients, factor: float = 1.0, finite: Array | bool = True) -> None:
         self.t += 1
-        known = get_array_module(finite) is np
+        known = isinstance(finite, bool | np.bool_) or get_array_module(finite) is np
         if known and not finite:
             return
         for group in self.groups:
@@ -188,7 +188,8 @@ def penalty(parameters: Sequence[Parameter], l1: float = 0.0, l2: float = 0.0) -
     """
 
     def at_present() -> tuple[Array, Gradients]:
-        loss, grads = 0.0, Gradients()
+        loss: Any = 0.0
+        grads = Gradients()
         for parameter in parameters:
             p = parameter.data
             loss = loss + l1 * abs(p).sum() + l2 / 2 * (p * p).sum()
@@ -224,7 +225,7 @@ def progress(step: int, steps: int, warmup: int) -> float:
     return min(1.0, (step - warmup) / max(1, steps - warmup))
 
 
-def clip_by_global_norm(grads: Gradients, limit: float) -> tuple[Gradients, Array]:
+def clip_by_global_norm(grads: Gradients, limit: float) -> tuple[Gradients, Array | float]:
     """Scale all gradients by min(1, limit / ‖g‖), ‖g‖ over all of them together (Pascanu et al., 2013).
 
     Returns them and ‖g‖, which stays on the device. 1e-6 is added to it, as in PyTorch.

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..backend import Array, to_numpy
 from ..data import Batch
-from ..nn import Context, Module, Sequential
+from ..nn import Inputs, Module, Sequential
 
 
 def first_not_finite(model: Sequential, batch: Batch) -> str:
@@ -29,7 +29,7 @@ def first_not_finite(model: Sequential, batch: Batch) -> str:
     try:
         for path, module in modules:
             vars(module)["forward"] = watched(path, module.forward)
-        model.forward(batch.ids, Context(batch.padding, batch.segments))
+        model.forward(batch.ids, Inputs(batch.padding, batch.segments))
     finally:
         for _, module in modules:
             vars(module).pop("forward", None)

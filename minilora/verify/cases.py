@@ -21,7 +21,7 @@ from ..backend import Array, get_array_module
 from ..models.config import Config
 from ..models.families import FAMILIES, New, bert, gpt2, llama
 from ..models.transformer import Transformer
-from ..nn import Checkpointed, Context, Gradients, Labelled, Module, Parameter, Rope, Select, Tanh
+from ..nn import Checkpointed, Gradients, Inputs, Labelled, Module, Parameter, Pass, Rope, Select, Tanh
 from .check import Report, check_gradient, check_model
 
 Rng = np.random.Generator
@@ -358,8 +358,8 @@ class Fed(Module):
         self.module, self.ids = module, x
         self.x = Parameter(x) if x.dtype.kind == "f" else None
 
-    def forward(self, _: Any = None, context: Context = Context()) -> tuple[Array, Any]:
-        return self.module.forward(self.ids if self.x is None else self.x.data, context)
+    def forward(self, _: Any = None, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+        return self.module.forward(self.ids if self.x is None else self.x.data, inputs, run)
 
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> None:
         dx = self.module.backward(dy, cache, grads)
@@ -375,7 +375,7 @@ def check(module: Module, x: np.ndarray, side: str, rng: Rng) -> Report:
     fed = Fed(module, x)
 
     def run() -> tuple[Array, Any]:
-        return fed.forward(context=Context(padding, segments, np.random.default_rng(0)))
+        return fed.forward(inputs=Inputs(padding, segments), run=Pass(np.random.default_rng(0)))
 
     y, cache = run()
     dy, grads = rng.standard_normal(y.shape) * (real[..., None] if y.ndim == 3 else 1), Gradients()

@@ -17,7 +17,7 @@ from ..backend import Array
 from ..display.tables import numbers_right, wide_console
 from ..models.config import Config
 from ..models.families import New
-from ..nn import Context, Gradients
+from ..nn import Gradients, Inputs
 from ..nn.optim import SGD
 from ..process import blas_threads
 from ..spelling import choose_from
@@ -129,7 +129,7 @@ def padded(family: str, rng: Rng) -> float:
     off = []
     for side in ("left", "right"):
         padding = pad(side, 6, [6, 4, 2])
-        logits = made.forward(ids, Context(padding))[0]
+        logits = made.forward(ids, Inputs(padding))[0]
         alone = (made.forward(ids[i : i + 1, real])[0][0] for i, real in enumerate(padding))
         off += [apart(logits[i, padding[i]], y) for i, y in enumerate(alone)]
     return worst(off)

@@ -19,7 +19,7 @@ from minilora.accounting import count_parameters
 from minilora.data import Batch, shuffled
 from minilora.files import save_tensors
 from minilora.models.families import New, chain
-from minilora.nn import Context, Module, Parameter, PreNormBlock, Select, Sequential
+from minilora.nn import Inputs, Module, Parameter, Pass, PreNormBlock, Select, Sequential
 from minilora.nn.optim import cosine_schedule
 
 
@@ -30,9 +30,9 @@ class Patches(Module):
         self.patch_proj = new.linear(16, C, bias=True)
         self.class_token, self.position = Parameter(new.normal(C)), Parameter(new.normal(5, C))
 
-    def forward(self, images, context=Context()):
+    def forward(self, images, inputs=Inputs(), run=Pass()):
         p = images.reshape(-1, 2, 4, 2, 4).swapaxes(2, 3).reshape(-1, 4, 16)  # (B, patches, pixels)
-        h, cache = self.patch_proj.forward(p, context)
+        h, cache = self.patch_proj.forward(p, inputs, run)
         c = np.broadcast_to(self.class_token.data, (len(h), 1, h.shape[2]))
         return np.concatenate([c, h], axis=1) + self.position.data, cache
 

@@ -26,7 +26,7 @@ from minilora.cli import COUNTED, main
 from minilora.data import Batch
 from minilora.models.config import ACTIVATIONS, LABELLED, Config
 from minilora.models.families import FAMILIES
-from minilora.nn import Context, Gradients, recompute
+from minilora.nn import Gradients, Pass, recompute
 from minilora.nn.optim import SGD, AdamW
 from minilora.training import loss_and_gradients
 
@@ -89,11 +89,11 @@ def build(setup: dict[str, Any]) -> minilora.Transformer:
 def test_the_ledger_has_the_bytes_of_the_cache_and_the_formulas_the_flops_of_a_step(setup):
     model, (B, T), dtype = build(setup), setup["shape"], setup["config"].dtype
     rng = np.random.default_rng(1)
-    context, ids = Context(rng=np.random.default_rng(2)), rng.integers(0, 31, setup["shape"])
+    run, ids = Pass(np.random.default_rng(2)), rng.integers(0, 31, setup["shape"])
     laid_out = describe(model, dropout=True)
     held: dict[str, Any] = {}
 
-    forward = executed_flops(model, lambda: held.update(y=model.forward(ids, context)))
+    forward = executed_flops(model, lambda: held.update(y=model.forward(ids, run=run)))
     logits, cache = held["y"]
     assert accounting.nbytes(cache) == sum(entry.nbytes for entry in ledger(*laid_out, B, T, dtype, loss=False))
 
@@ -120,15 +120,15 @@ def test_the_ledger_has_the_bytes_of_the_cache_and_the_formulas_the_flops_of_a_s
 def test_recomputed_blocks_give_the_same_gradients_for_the_bytes_and_flops_that_are_predicted(family, lora, rng):
     config = Config(vocab_size=31, n_layers=3, d_model=24, n_heads=4, d_ff=20, max_length=16)
     model = build({"family": family, "config": config, "lora": lora and {**lora, "dropout": 0.2}, "frozen": ""})
-    ids, context = rng.integers(0, 31, (2, 5)), Context(rng=np.random.default_rng(7))
-    logits, cache = model.forward(ids, copy.deepcopy(context))
+    ids, run = rng.integers(0, 31, (2, 5)), Pass(np.random.default_rng(7))
+    logits, cache = model.forward(ids, run=copy.deepcopy(run))
     dlogits, grads, again = rng.standard_normal(logits.shape).astype("f4"), Gradients(), Gradients()
     model.backward(dlogits, cache, grads)
 
     recompute(model)
     held: dict[str, Any] = {}
     laid_out = describe(model, dropout=True)
-    executed_flops(model, lambda: held.update(y=model.forward(ids, copy.deepcopy(context))))
+    executed_flops(model, lambda: held.update(y=model.forward(ids, run=copy.deepcopy(run))))
     cache = held["y"][1]
     backward = executed_flops(model, lambda: model.backward(counted(dlogits), cache, again))
     assert set(grads) == set(again)

@@ -20,7 +20,7 @@ from minilora.adapters.lora import (
 )
 from minilora.adapters.spectrum import lora_singular_values
 from minilora.models.transformer import Transformer
-from minilora.nn import Context, Embedding, Gradients, LayerNorm, Linear, Module
+from minilora.nn import Embedding, Gradients, LayerNorm, Linear, Module, Pass
 from minilora.nn.optim import SGD, AdamW
 from minilora.verify import check_model
 
@@ -71,7 +71,7 @@ def test_every_gradient_of_the_adapters_is_right(family, which, dropout, rng):
     model, batch = adapted(family, targets, dropout=dropout), some_batch(rng, "left")
 
     def replayed() -> Batch:  # the same masks every time
-        return batch._replace(context=batch.context._replace(rng=np.random.default_rng(7)))
+        return batch._replace(run=batch.run._replace(rng=np.random.default_rng(7)))
 
     grads = gradients(model, replayed())
     assert set(model.trainable_parameters()) == lora_names(model)
@@ -81,9 +81,9 @@ def test_every_gradient_of_the_adapters_is_right(family, which, dropout, rng):
 @each_family
 def test_at_the_start_the_logits_are_the_base_models_every_dA_is_zero_and_no_dB_is(family, rng):
     model, batch = build(family), some_batch(rng)
-    before, _ = model.forward(batch.ids, batch.context)
+    before, _ = model.forward(batch.ids, batch.inputs, batch.run)
     attach_lora(model, "all-linear", r=2, alpha=3, rng=rng)
-    assert model.forward(batch.ids, batch.context)[0].tobytes() == before.tobytes()
+    assert model.forward(batch.ids, batch.inputs, batch.run)[0].tobytes() == before.tobytes()
     grads = named(model, gradients(model, batch))
     assert set(grads) == lora_names(model)
     for name, gradient in grads.items():
@@ -180,9 +180,9 @@ def test_dropout_acts_on_the_adapters_input_alone_and_only_with_a_generator(rng)
     without, cache = adapter.forward(x)
     assert cache.keep is None
     np.testing.assert_allclose(without - adapter.base.forward(x)[0], 1.5 * low_rank(adapter, x), rtol=1e-10)
-    y, cache = adapter.forward(x, Context(rng=np.random.default_rng(8)))
-    again, _ = adapter.forward(x, Context(rng=np.random.default_rng(8)))
-    other, _ = adapter.forward(x, Context(rng=np.random.default_rng(9)))
+    y, cache = adapter.forward(x, run=Pass(rng=np.random.default_rng(8)))
+    again, _ = adapter.forward(x, run=Pass(rng=np.random.default_rng(8)))
+    other, _ = adapter.forward(x, run=Pass(rng=np.random.default_rng(9)))
     assert y.tobytes() == again.tobytes() != other.tobytes()
     np.testing.assert_allclose(np.unique(cache.keep), [0, 1 / (1 - p)])
     np.testing.assert_allclose(y - adapter.base.forward(x)[0], 1.5 * low_rank(adapter, x * cache.keep), rtol=1e-10)
@@ -194,7 +194,7 @@ def low_rank(adapter: LoRALinear, x: np.ndarray) -> np.ndarray:
 
 def test_dropout_keeps_the_mean(rng):
     adapter = layer(rng, n_in=2000, dropout=0.3)
-    _, cache = adapter.forward(np.ones((20, 2000)), Context(rng=rng))
+    _, cache = adapter.forward(np.ones((20, 2000)), run=Pass(rng=rng))
     assert cache.keep.mean() == pytest.approx(1, abs=0.01)
 
 
@@ -257,14 +257,14 @@ def test_what_is_frozen_of_an_embeddings_adapter_keeps_nothing(rng):
 def test_an_embeddings_adapter_leaves_a_tied_head_alone_and_merging_unties_it_with_a_warning(rng):
     model, batch = adapted("gpt2", ["embed"]), some_batch(rng)
     model["embed.token"].lora_A.data = rng.standard_normal(model["embed.token"].lora_A.data.shape)
-    W, logits = model["lm_head"].weight, model.forward(batch.ids, batch.context)[0]
+    W, logits = model["lm_head"].weight, model.forward(batch.ids, batch.inputs, batch.run)[0]
     assert W is model["embed.token"].weight
     before = snapshot(model)
     with pytest.warns(UserWarning, match=r"embed\.token is no longer tied"):
         merge(model)
     assert isinstance(model["embed.token"], MergedEmbedding)
     assert model["lm_head"].weight is W
-    assert close(model.forward(batch.ids, batch.context)[0], logits, 1e-12)
+    assert close(model.forward(batch.ids, batch.inputs, batch.run)[0], logits, 1e-12)
     assert unmerge(model) == ["embed.token"]
     assert snapshot(model) == before
 
@@ -287,19 +287,19 @@ def test_with_ensure_weight_tying_the_head_has_the_embeddings_A_and_B_and_their_
     ]
 
     def replayed() -> Batch:
-        return batch._replace(context=batch.context._replace(rng=np.random.default_rng(7)))
+        return batch._replace(run=batch.run._replace(rng=np.random.default_rng(7)))
 
     check_model(model, lambda: loss(model, replayed()), gradients(model, replayed()), rng=rng).raise_if_wrong()
 
 
 def test_a_tied_pair_is_merged_to_one_matrix_without_a_warning_and_comes_back_as_it_was(rng):
     model, batch = tied(), some_batch(rng)
-    before, logits = snapshot(model), model.forward(batch.ids, batch.context)[0]
+    before, logits = snapshot(model), model.forward(batch.ids, batch.inputs, batch.run)[0]
     x, W = rng.standard_normal((2, 12)), model["embed.token"].weight.data + model["embed.token"].delta()
     np.testing.assert_allclose(model["lm_head"].forward(x)[0], x @ W.T, rtol=1e-10, atol=1e-12)
     merge(model)
     assert model["lm_head"].weight is model["embed.token"].weight
-    assert close(model.forward(batch.ids, batch.context)[0], logits, 1e-12)
+    assert close(model.forward(batch.ids, batch.inputs, batch.run)[0], logits, 1e-12)
     unmerge(model)
     assert snapshot(model) == before
 
@@ -500,9 +500,9 @@ def test_steps_lower_the_loss_and_change_no_frozen_bit(family, rng):
 def test_a_merged_model_gives_the_logits_of_the_adapted_one_without_its_adapters(family, dtype, tolerance, rng):
     model, batch = adapted(family, dtype=dtype), some_batch(rng, "right")
     paths = [path for path, module in model.named_modules() if isinstance(module, LoRALinear)]
-    logits, _ = model.forward(batch.ids, batch.context)
+    logits, _ = model.forward(batch.ids, batch.inputs, batch.run)
     assert merge(model) == paths
-    merged, _ = model.forward(batch.ids, batch.context)
+    merged, _ = model.forward(batch.ids, batch.inputs, batch.run)
     assert merged.dtype == dtype
     assert close(merged, logits, tolerance)
     assert not lora_names(model)
@@ -533,11 +533,11 @@ def test_unmerge_gives_back_the_very_same_weights_and_adapters_whatever_was_trai
 
 def test_merge_and_unmerge_change_no_bit_of_the_adapted_model(rng):
     model, batch = adapted("llama"), some_batch(rng)
-    before, logits = snapshot(model), model.forward(batch.ids, batch.context)[0]
+    before, logits = snapshot(model), model.forward(batch.ids, batch.inputs, batch.run)[0]
     merge(model)
     unmerge(model)
     assert snapshot(model) == before
-    assert model.forward(batch.ids, batch.context)[0].tobytes() == logits.tobytes()
+    assert model.forward(batch.ids, batch.inputs, batch.run)[0].tobytes() == logits.tobytes()
 
 
 def test_merging_twice_or_unmerging_what_is_not_merged_does_nothing(rng):
@@ -552,13 +552,13 @@ def test_merging_twice_or_unmerging_what_is_not_merged_does_nothing(rng):
 def test_merging_an_adapter_of_a_tied_head_leaves_the_embedding_alone(rng):
     model, batch = adapted("gpt2", ["lm_head"]), some_batch(rng)
     token = model["embed.token"].weight
-    embedding, data, logits = token.data, token.data.copy(), model.forward(batch.ids, batch.context)[0]
+    embedding, data, logits = token.data, token.data.copy(), model.forward(batch.ids, batch.inputs, batch.run)[0]
     with pytest.warns(UserWarning, match="lm_head is no longer tied"):
         merge(model)
     assert token.data is embedding
     assert embedding.tobytes() == data.tobytes()
     assert model["lm_head"].weight is not token
-    assert close(model.forward(batch.ids, batch.context)[0], logits, 1e-12)
+    assert close(model.forward(batch.ids, batch.inputs, batch.run)[0], logits, 1e-12)
     unmerge(model)
     assert model["lm_head"].base.weight is token
 
@@ -587,7 +587,7 @@ def test_the_gradients_of_A_and_B_are_those_of_peft(rslora, rng):
             theirs(name).copy_(torch.tensor(data))
     logits = hugging_face_logits(other, "llama", batch)
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(batch.labels).flatten()).backward()
-    assert close(model.forward(batch.ids, batch.context)[0], logits.detach().numpy(), 1e-5)
+    assert close(model.forward(batch.ids, batch.inputs, batch.run)[0], logits.detach().numpy(), 1e-5)
     grads = named(model, gradients(model, batch))
     assert set(grads) == set(ours)
     assert sum(p.requires_grad for p in parameters.values()) == len(grads)

@@ -25,7 +25,7 @@ from minilora.models.configs import FORMATS
 from minilora.models.families import FAMILIES
 from minilora.models.pretrained import their_name
 from minilora.models.transformer import Transformer
-from minilora.nn import Context, Gradients
+from minilora.nn import Gradients, Inputs
 from minilora.nn.optim import SGD, AdamW
 
 V, T = 31, 7
@@ -80,7 +80,7 @@ def adapted(family: str, head: str, targets: Any, seed: int = 1, tied: bool = Tr
 
 
 def logits(model: Transformer) -> np.ndarray:
-    return model.forward(IDS, Context(padding=PADDING))[0]
+    return model.forward(IDS, Inputs(padding=PADDING))[0]
 
 
 def close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
@@ -801,7 +801,7 @@ def test_adapters_are_switched_without_reloading_and_the_base_comes_back_bit_for
 
 
 def train_one_step(model: Transformer) -> None:
-    y, cache = model.forward(IDS, Context(padding=PADDING))
+    y, cache = model.forward(IDS, Inputs(padding=PADDING))
     grads = Gradients()
     model.backward(np.ones_like(y), cache, grads)
     SGD(model.trainable_parameters(), lr=0.01).step(grads)

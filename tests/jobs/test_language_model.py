@@ -27,7 +27,7 @@ from minilora.models.families import llama
 from minilora.models.pretrained import load_tokenizer, save_pretrained
 from minilora.models.sources import locate
 from minilora.models.tokenizer import SubwordTokenizer
-from minilora.nn import Context, Gradients
+from minilora.nn import Gradients, Inputs
 from minilora.ops import IGNORE
 from minilora.training import evaluate, loss_and_gradients
 
@@ -163,7 +163,7 @@ def test_beside_others_in_a_padded_batch_an_answer_has_the_loss_and_gradients_th
     assert loss == pytest.approx(total, rel=1e-12)
     for name, parameter in model.named_parameters().items():
         np.testing.assert_allclose(together[parameter], grads[parameter], rtol=1e-9, atol=1e-14, err_msg=name)
-    logits, _ = model.forward(examples[0].ids[None], Context())
+    logits, _ = model.forward(examples[0].ids[None])
     P = np.exp(logits[0]) / np.exp(logits[0]).sum(-1, keepdims=True)
     by_hand = [-np.log(P[i, label]) for i, label in enumerate(examples[0].targets) if label != IGNORE]
     assert evaluate(model, [padded_batch(examples[:1])]) == pytest.approx(np.mean(by_hand), rel=1e-12)
@@ -357,7 +357,7 @@ def test_peft_loads_the_adapter_with_the_same_logits_and_transformers_asks_the_s
     minilora.load_adapter(model, "out")
     theirs = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained("base"), "out").eval()
     batch = padded_batch([encode(CHAT, pair["prompt"], pair["answer"]) for pair in PAIRS[:3]])
-    logits, _ = model.forward(batch.ids, Context(batch.padding))
+    logits, _ = model.forward(batch.ids, Inputs(batch.padding))
     mask, targets = torch.tensor(batch.padding), torch.tensor(batch.targets)
     with torch.no_grad():
         expected = theirs(torch.tensor(batch.ids), attention_mask=mask.long()).logits

@@ -13,7 +13,7 @@ import minilora
 from minilora.models.generation import CHUNK, choose, generate, next_ids, stream
 from minilora.models.tokenizer import Tokenizer
 from minilora.models.transformer import Transformer
-from minilora.nn import Context, KVCache
+from minilora.nn import Inputs, KVCache, Pass
 from minilora.ops import RopeScaling
 
 SCALING = {"rope_scaling": RopeScaling(factor=4.0, low=0.2, high=1.5, trained=9), "qkv_bias": True, "head_dim": 6}
@@ -55,7 +55,7 @@ def test_tokens_that_come_in_parts_have_the_logits_of_the_whole(data):
     ends = sorted({data.draw(st.integers(1, ids.shape[1])) for _ in range(3)} | {ids.shape[1]})
     kv_cache, start, parts = KVCache(ids.shape[1]), 0, []
     for end in ends:
-        parts.append(model.forward(ids[:, start:end], Context(kv_cache=kv_cache))[0])
+        parts.append(model.forward(ids[:, start:end], run=Pass(kv_cache=kv_cache))[0])
         start = end
     assert kv_cache.length == ids.shape[1]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=1e-12 * np.abs(whole).max())
@@ -64,7 +64,7 @@ def test_tokens_that_come_in_parts_have_the_logits_of_the_whole(data):
 def test_with_a_past_nothing_is_kept_for_a_backward(model, rng):
     ids = rng.integers(0, 13, (1, 3))
     assert model.forward(ids)[1]
-    assert model.forward(ids, Context(kv_cache=KVCache(3)))[1] == []
+    assert model.forward(ids, run=Pass(kv_cache=KVCache(3)))[1] == []
 
 
 @pytest.mark.parametrize("prompt", [1, 4, 9, 14])  # the context is 9
@@ -86,7 +86,7 @@ def test_a_long_prompt_is_read_in_parts_to_the_same_end(window, rng):
 def test_of_a_layer_with_a_window_no_more_keys_are_kept_than_the_next_token_sees(window, rng):
     model, kv_cache = build("llama", max_length=30, sliding_window=window), KVCache(30)
     for T in (7, 1, 1, 9, 2):
-        model.forward(rng.integers(0, 13, (1, T)), Context(kv_cache=kv_cache))
+        model.forward(rng.integers(0, 13, (1, T)), run=Pass(kv_cache=kv_cache))
     assert kv_cache.length == 20
     assert [k.shape[1] for k, _ in kv_cache.arrays.values()] == [min(20, window - 1)] * 2
 
@@ -191,8 +191,8 @@ def test_an_encoder_a_classifier_and_another_vocabulary_are_refused(rng):
 def test_a_past_and_padding_do_not_go_together(rng):
     ids = rng.integers(0, 13, (1, 3))
     with pytest.raises(ValueError, match="do not go together"):
-        build("llama").forward(ids, Context(padding=np.ones((1, 3), bool), kv_cache=KVCache(5)))
+        build("llama").forward(ids, Inputs(np.ones((1, 3), bool)), Pass(kv_cache=KVCache(5)))
     kv_cache = KVCache(20)
     kv_cache.length = 7
     with pytest.raises(ValueError, match="10 tokens are more than the model's 9 positions"):
-        build("llama").forward(ids, Context(kv_cache=kv_cache))
+        build("llama").forward(ids, run=Pass(kv_cache=kv_cache))

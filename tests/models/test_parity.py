@@ -21,7 +21,7 @@ import minilora
 from minilora import ops
 from minilora.models.pretrained import CONV1D, their_name
 from minilora.models.transformer import Transformer
-from minilora.nn import Context, Gradients
+from minilora.nn import Gradients, Inputs
 from minilora.nn.optim import AdamW
 
 pytestmark = pytest.mark.oracle
@@ -178,8 +178,8 @@ class Batch(NamedTuple):
     segments: np.ndarray
 
     @property
-    def context(self) -> Context:
-        return Context(self.real, self.segments)
+    def inputs(self) -> Inputs:
+        return Inputs(self.real, self.segments)
 
 
 def batch_for(model: Transformer, rng: np.random.Generator, left: bool = False) -> Batch:
@@ -221,7 +221,7 @@ def test_logits_are_those_of_transformers_to_1e_12(kind, tmp_path, rng):
     model = load(other, tmp_path / "m")
     batch = batch_for(model, rng)
     expected = logits_of(other, batch).detach().numpy()
-    assert close(real(model.forward(batch.ids, batch.context)[0], batch), real(expected, batch), 1e-12)
+    assert close(real(model.forward(batch.ids, batch.inputs)[0], batch), real(expected, batch), 1e-12)
 
 
 # Their encoders' classifiers read token 0, which is padding then; ours read the first real one.
@@ -236,7 +236,7 @@ def test_logits_of_texts_padded_on_the_left_are_those_of_transformers_where_posi
     if model.family in ("gpt2", "bert"):  # what their generate() says; unsaid, their forward counts the padding too
         words["position_ids"] = torch.tensor(np.maximum(np.cumsum(batch.real, axis=1) - 1, 0))
     expected = logits_of(other, batch, **words).detach().numpy()
-    assert close(real(model.forward(batch.ids, batch.context)[0], batch), real(expected, batch), 1e-12)
+    assert close(real(model.forward(batch.ids, batch.inputs)[0], batch), real(expected, batch), 1e-12)
 
 
 @pytest.mark.parametrize(("kind", "same"), [("gpt2", False), ("bert", False), ("roberta", True), ("llama", True)])
@@ -255,7 +255,7 @@ def test_logits_are_those_of_transformers_as_it_is(kind, tmp_path, rng):
     model = load(other, tmp_path / "m")
     batch = batch_for(model, rng)
     expected = logits_of(other, batch).detach().numpy()
-    assert close(real(model.forward(batch.ids, batch.context)[0], batch), real(expected, batch), 1e-5)
+    assert close(real(model.forward(batch.ids, batch.inputs)[0], batch), real(expected, batch), 1e-5)
 
 
 @each_kind
@@ -263,7 +263,7 @@ def test_every_gradient_of_the_base_is_theirs_to_1e_10(kind, tmp_path, rng):
     other = in_float64(theirs(kind))
     model = load(other, tmp_path / "m")
     batch, grads = batch_for(model, rng), Gradients()
-    y, cache = model.forward(batch.ids, batch.context)
+    y, cache = model.forward(batch.ids, batch.inputs)
     dy = upstream(y, batch, rng)
     model.backward(dy, cache, grads)
     (torch.tensor(dy) * logits_of(other, batch)).sum().backward()
@@ -289,11 +289,11 @@ def test_what_ours_writes_transformers_loads_and_computes_alike(kind, tmp_path, 
         other = getattr(transformers, name).from_pretrained(tmp_path / "again", dtype=torch.float64).eval()
     other.config.pad_token_id = 0  # where theirs looks for the last token; ours is told
     batch = batch_for(model, rng)
-    ours = real(model.forward(batch.ids, batch.context)[0], batch)
+    ours = real(model.forward(batch.ids, batch.inputs)[0], batch)
     assert close(ours, real(logits_of(other, batch).detach().numpy(), batch), 1e-5)
     again = minilora.load_pretrained(tmp_path / "again", "float64")
     assert again.config == model.config
-    assert np.array_equal(real(again.forward(batch.ids, batch.context)[0], batch), ours)
+    assert np.array_equal(real(again.forward(batch.ids, batch.inputs)[0], batch), ours)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "roberta", "llama"])
@@ -322,7 +322,7 @@ def test_a_classifier_on_a_language_model_is_drawn_and_said_to_be_new(kind, head
         warnings.simplefilter("always")
         model = minilora.load_pretrained(tmp_path / "m", "float64", head=head, labels=5)
     batch = batch_for(model, rng)
-    assert model.forward(batch.ids, batch.context)[0].shape == ((3, 5) if head == "classify" else (3, 9, 5))
+    assert model.forward(batch.ids, batch.inputs)[0].shape == ((3, 5) if head == "classify" else (3, 9, 5))
     lines = [str(warning.message) for warning in said]
     (new,) = [line for line in lines if "drawn anew, to be trained" in line]
     assert new.count(".weight") + new.count(".bias") == drawn
@@ -337,7 +337,7 @@ def test_in_blocks_too_a_model_with_a_window_has_the_logits_and_gradients_of_tra
     model = load(other, tmp_path / "m")
     ids, real = rng.integers(2, 43, (2, 600)), np.arange(600) >= [[0], [170]]
     batch, grads = Batch(ids, real, 0 * ids), Gradients()
-    y, cache = model.forward(ids, batch.context)
+    y, cache = model.forward(ids, batch.inputs)
     expected = logits_of(other, batch)
     assert close(y[real], expected.detach().numpy()[real], 1e-12)
     dy = upstream(y, batch, rng)
@@ -380,7 +380,7 @@ def pairs(wrapped: Any, model: Transformer) -> Iterator[tuple[str, Any, Any]]:
 def test_the_gradients_of_an_adapter_are_those_of_peft_to_1e_10(kind, tmp_path, rng):
     wrapped, model = adapted(kind, tmp_path)
     batch, grads = batch_for(model, rng), Gradients()
-    y, cache = model.forward(batch.ids, batch.context)
+    y, cache = model.forward(batch.ids, batch.inputs)
     assert close(real(y, batch), real(logits_of(wrapped, batch).detach().numpy(), batch), 1e-12)
     dy = upstream(y, batch, rng)
     model.backward(dy, cache, grads)
@@ -402,7 +402,7 @@ def test_ten_steps_of_adamw_end_where_those_of_peft_do_to_1e_9(kind, tmp_path, r
     for _ in range(10):
         batch, grads = batch_for(model, rng), Gradients()
         targets = np.where(batch.real, rng.integers(0, 43, batch.ids.shape), ops.IGNORE)
-        logits, cache = model.forward(batch.ids, batch.context)
+        logits, cache = model.forward(batch.ids, batch.inputs)
         _, ce = ops.cross_entropy_forward(logits, targets)
         model.backward(ops.cross_entropy_backward(1.0, ce), cache, grads)
         ours.step(grads)

@@ -11,7 +11,7 @@ import pytest
 import minilora
 from minilora.models.generation import answer, next_ids
 from minilora.models.sources import locate
-from minilora.nn import Context
+from minilora.nn import Inputs
 
 pytestmark = [pytest.mark.oracle, pytest.mark.slow]
 torch = pytest.importorskip("torch")
@@ -46,7 +46,7 @@ def test_the_sentence_embeddings_of_minilm_are_those_of_transformers():
     batch = tokenizer.batch(SENTENCES)
     theirs = transformers.AutoTokenizer.from_pretrained(folder)(SENTENCES, padding=True, return_tensors="pt")
     assert np.array_equal(batch.ids, theirs["input_ids"].numpy())
-    hidden, _ = model.forward(batch.ids, Context(batch.padding, batch.segments))
+    hidden, _ = model.forward(batch.ids, Inputs(batch.padding, batch.segments))
     with torch.no_grad():
         expected = other(**theirs).last_hidden_state.numpy()
 

@@ -14,7 +14,7 @@ from test_transformer import some as some_batch
 from minilora import ops
 from minilora.backend import get_array_module, to_numpy
 from minilora.models.transformer import Transformer
-from minilora.nn import Context, Embedding, Gradients, Linear, Module, Parameter, PreNormBlock
+from minilora.nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass, PreNormBlock
 
 MODELS = {"gpt2": build, "llama": build, "bert": build, "gpt2 adapted": adapted, "llama adapted": adapted}
 MODELS |= {"bert adapted": lambda family: adapted(family, dropout=0.4)}
@@ -34,10 +34,10 @@ def model_of(name: str) -> Transformer:
     return MODELS[name](name.split()[0])
 
 
-def part(name: str, path: str, rng: np.random.Generator) -> tuple[Module, np.ndarray, Context]:
-    """A module of a model, an input for it and a context."""
+def part(name: str, path: str, rng: np.random.Generator) -> tuple[Module, np.ndarray, Inputs, Pass]:
+    """A module of a model, an input for it, what goes with it, and how the forward runs."""
     padding = np.array([[True] * 6, [False, False] + [True] * 4])
-    return model_of(name)[path], rng.standard_normal((2, 6, 12)), Context(padding, rng=np.random.default_rng(5))
+    return model_of(name)[path], rng.standard_normal((2, 6, 12)), Inputs(padding), Pass(np.random.default_rng(5))
 
 
 def arrays_in(value: Any) -> Iterator[np.ndarray]:
@@ -67,11 +67,11 @@ def same(a: Gradients, b: Gradients) -> bool:
 @each_part
 @pytest.mark.parametrize("frozen", [False, True])
 def test_backward_writes_to_nothing_returns_its_own_dx_and_may_run_again(name, path, frozen, rng):
-    module, x, context = part(name, path, rng)
+    module, x, inputs, run = part(name, path, rng)
     if frozen:
         module.freeze()
     x.setflags(write=False)
-    y, cache = module.forward(x, context)
+    y, cache = module.forward(x, inputs, run)
     dy = rng.standard_normal(y.shape)
     held = [dy, x, *arrays_in(cache), *module.state_dict().values()]
     for array in held:
@@ -88,13 +88,13 @@ def test_backward_writes_to_nothing_returns_its_own_dx_and_may_run_again(name, p
 
 @each_part
 def test_dx_flows_through_a_frozen_module_unchanged(name, path, rng):
-    module, x, context = part(name, path, rng)
-    y, cache = module.forward(x, context)
+    module, x, inputs, run = part(name, path, rng)
+    y, cache = module.forward(x, inputs, run)
     dy = rng.standard_normal(y.shape)
     learned = module.backward(dy, cache, Gradients())
     module.freeze()
-    context = context._replace(rng=np.random.default_rng(5))
-    frozen, grads = module.forward(x, context), Gradients()
+    run = Pass(np.random.default_rng(5))
+    frozen, grads = module.forward(x, inputs, run), Gradients()
     assert frozen[0].tobytes() == y.tobytes()
     assert module.backward(dy, frozen[1], grads).tobytes() == learned.tobytes()
     assert not grads
@@ -111,7 +111,7 @@ def test_where_nothing_below_learns_no_dx_is_made_and_the_gradients_are_the_same
     x, dy, found = *rng.standard_normal((2, 2, 5, model.config.d_model)), []
     for below in (True, False):
         grads = Gradients()
-        found.append((block.backward(dy, block.forward(x, Context(below=below))[1], grads), grads))
+        found.append((block.backward(dy, block.forward(x, run=Pass(needs_dx=below))[1], grads), grads))
     (dx, grads), (none, same_grads) = found
     assert dx.shape == x.shape
     learned = [gradient for gradient in grads.values() if abs(gradient).max() > 1e-6]
@@ -218,7 +218,7 @@ def test_two_threads_share_a_model_and_their_gradients_add_up_to_those_of_the_ba
     model, batch = adapted(family), some_batch(rng)
 
     def work(shard: slice) -> Gradients:
-        logits, caches = model.forward(batch.ids[shard], Context(segments=batch.context.segments[shard]))
+        logits, caches = model.forward(batch.ids[shard], Inputs(segments=batch.inputs.segments[shard]))
         _, cache = ops.cross_entropy_forward(logits, batch.labels[shard], count=(batch.labels != ops.IGNORE).sum())
         grads = Gradients()
         model.backward(ops.cross_entropy_backward(1.0, cache), caches, grads)

@@ -14,7 +14,7 @@ from minilora.models.config import Config
 from minilora.models.families import FAMILIES
 from minilora.models.names import hub_name
 from minilora.models.transformer import Transformer
-from minilora.nn import Attention, Context, Gradients
+from minilora.nn import Attention, Gradients, Inputs, Pass
 from minilora.verify import check_model
 
 SHAPE: dict[str, Any] = {"vocab_size": 13, "n_layers": 2, "d_model": 12, "d_ff": 10, "max_length": 9, "eps": 0.01}
@@ -46,8 +46,9 @@ def build(family: str, **options: Any) -> Transformer:
 class Batch(NamedTuple):
     ids: np.ndarray
     labels: np.ndarray
-    context: Context
+    inputs: Inputs
     real: np.ndarray
+    run: Pass = Pass()
 
 
 def some(rng: np.random.Generator, side: str = "none") -> Batch:
@@ -58,7 +59,7 @@ def some(rng: np.random.Generator, side: str = "none") -> Batch:
     ids, segments = rng.integers(0, 13, (3, T)), rng.integers(0, 3, (3, T))
     labels = np.where(real, rng.integers(0, 13, (3, T)), ops.IGNORE)
     labels[0, 2:4] = ops.IGNORE
-    return Batch(ids, labels, Context(None if side == "none" else real, segments), real)
+    return Batch(ids, labels, Inputs(None if side == "none" else real, segments), real)
 
 
 def loss(model: Transformer, batch: Batch) -> Array:
@@ -66,7 +67,7 @@ def loss(model: Transformer, batch: Batch) -> Array:
 
 
 def forward_loss(model: Transformer, batch: Batch) -> tuple[Array, Any]:
-    logits, caches = model.forward(batch.ids, batch.context)
+    logits, caches = model.forward(batch.ids, batch.inputs, batch.run)
     L, cache = ops.cross_entropy_forward(logits, get_array_module(logits).asarray(batch.labels))
     return L, (caches, cache)
 
@@ -153,7 +154,7 @@ def test_float32_agrees_with_float64(family, rng):
     batch, single = some(rng, "right"), build(family, dtype="float32")
     double = copy.deepcopy(single)
     double.astype(np.float64)
-    logits, exact = single.forward(batch.ids, batch.context)[0], double.forward(batch.ids, batch.context)[0]
+    logits, exact = (model.forward(batch.ids, batch.inputs)[0] for model in (single, double))
     assert logits.dtype == np.float32
     assert close(logits, exact, 1e-5)
     exact_gradients = named(double, gradients(double, batch))
@@ -167,11 +168,11 @@ def test_float32_agrees_with_float64(family, rng):
 @pytest.mark.parametrize("xp", ["fakecupy", pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True)
 def test_on_a_gpu_the_same_model_gives_the_same_numbers_and_nothing_waits_for_the_host(family, xp, rng):
     model, batch = build(family, dtype="float32"), some(rng, "left")
-    logits, _ = model.forward(batch.ids, batch.context)
+    logits, _ = model.forward(batch.ids, batch.inputs, batch.run)
     expected = named(model, gradients(model, batch))
     model.to(xp)
     syncs = fakecupy.syncs
-    moved, _ = model.forward(batch.ids, batch.context)
+    moved, _ = model.forward(batch.ids, batch.inputs, batch.run)
     grads = gradients(model, batch)
     assert fakecupy.syncs == syncs
     rounds_alike = xp.__name__ != "cupy" and family != "roberta"  # whose erf is the library's own there
@@ -189,10 +190,10 @@ def test_on_a_gpu_the_same_model_gives_the_same_numbers_and_nothing_waits_for_th
 @each_side
 def test_padding_on_either_side_changes_no_real_token(family, side, rng):
     model, batch = build(family), some(rng, side)
-    padded, _ = model.forward(batch.ids, batch.context)
+    padded, _ = model.forward(batch.ids, batch.inputs, batch.run)
     for i, real in enumerate(batch.real):
-        segments = batch.context.segments[i : i + 1, real]
-        alone, _ = model.forward(batch.ids[i : i + 1, real], Context(segments=segments))
+        segments = batch.inputs.segments[i : i + 1, real]
+        alone, _ = model.forward(batch.ids[i : i + 1, real], Inputs(segments=segments))
         np.testing.assert_allclose(padded[i, real], alone[0], rtol=1e-12, atol=1e-12)
 
 
@@ -201,7 +202,7 @@ def test_padding_on_either_side_changes_no_real_token(family, side, rng):
 def test_what_the_padding_holds_changes_no_real_token(family, side, rng):
     model, batch = build(family), some(rng, side)
     other = np.where(batch.real, batch.ids, (batch.ids + 5) % 13)
-    before, after = (model.forward(ids, batch.context)[0] for ids in (batch.ids, other))
+    before, after = (model.forward(ids, batch.inputs, batch.run)[0] for ids in (batch.ids, other))
     assert before[batch.real].tobytes() == after[batch.real].tobytes()
     assert np.isfinite(before).all()
 
@@ -211,7 +212,7 @@ def test_a_token_is_seen_by_earlier_ones_in_encoders_alone(family, rng):
     model, batch = build(family), some(rng)
     later = batch.ids.copy()
     later[:, 4] = (later[:, 4] + 5) % 13
-    before, after = (model.forward(ids, batch.context)[0] for ids in (batch.ids, later))
+    before, after = (model.forward(ids, batch.inputs, batch.run)[0] for ids in (batch.ids, later))
     changed = (before != after).any(axis=(0, 2))
     assert changed[4:].all()
     assert changed[:4].all() if "bert" in family else not changed[:4].any()
@@ -246,7 +247,7 @@ def test_every_gradient_of_a_model_with_a_window_in_one_layer_is_right(side, rng
 @each_side
 def test_with_a_window_padding_on_either_side_changes_no_real_token(side, rng):
     model, batch = build("llama", sliding_window=2), some(rng, side)
-    padded, _ = model.forward(batch.ids, batch.context)
+    padded, _ = model.forward(batch.ids, batch.inputs, batch.run)
     for i, real in enumerate(batch.real):
         alone, _ = model.forward(batch.ids[i : i + 1, real])
         np.testing.assert_allclose(padded[i, real], alone[0], rtol=1e-12, atol=1e-12)
@@ -260,7 +261,7 @@ def test_what_all_layers_need_is_made_once_in_a_forward_and_anew_in_the_next(fam
         monkeypatch.setattr(ops, name, lambda *words, name=name, make=make: made.append(name) or make(*words))
     needed = ["attention_mask", *(["rope_frequencies", "rope_tables"] if family == "llama" else [])]
     for times in (1, 2):
-        model.forward(batch.ids, batch.context)
+        model.forward(batch.ids, batch.inputs, batch.run)
         assert sorted(made) == sorted(times * needed)
 
 
@@ -275,14 +276,14 @@ def test_the_order_of_the_tokens_matters(family, rng):
 def test_segments_change_the_logits_of_bert(rng):
     model, batch = build("bert"), some(rng)
     ones, zeros, default = (
-        model.forward(batch.ids, Context(segments=segments))[0]
+        model.forward(batch.ids, Inputs(segments=segments))[0]
         for segments in (np.ones_like(batch.ids), np.zeros_like(batch.ids), None)
     )
     assert np.array_equal(zeros, default)
     assert (ones != zeros).all()
 
 
-WRONG_CONTEXTS = [
+WRONG_INPUTS = [
     ({"padding": np.ones((3, 1), bool)}, r"padding is bool of the ids' shape \(3, 6\), not bool of shape \(3, 1\)"),
     ({"padding": np.ones((6, 3), bool)}, r"not bool of shape \(6, 3\)"),
     ({"padding": np.ones(6, bool)}, r"not bool of shape \(6,\)"),
@@ -293,10 +294,10 @@ WRONG_CONTEXTS = [
 
 
 @each_family
-@pytest.mark.parametrize(("context", "message"), WRONG_CONTEXTS)
-def test_padding_and_segments_that_do_not_fit_the_ids_are_refused(family, context, message, rng):
+@pytest.mark.parametrize(("wrong", "message"), WRONG_INPUTS)
+def test_padding_and_segments_that_do_not_fit_the_ids_are_refused(family, wrong, message, rng):
     with pytest.raises(ValueError, match=message):
-        build(family).forward(some(rng).ids, Context(**context))
+        build(family).forward(some(rng).ids, Inputs(**wrong))
 
 
 @pytest.mark.parametrize("wrong", [-1, 3])
@@ -304,7 +305,7 @@ def test_a_segment_that_bert_does_not_have_is_refused(wrong, xp, rng):
     model, batch = build("bert", dtype="float32"), some(rng)
     model.to(xp)
     with pytest.raises(ValueError, match=rf"segments from .*{wrong}.* are outside 0\.\.2"):
-        model.forward(batch.ids, Context(segments=np.where(batch.ids == batch.ids.max(), wrong, 1)))
+        model.forward(batch.ids, Inputs(segments=np.where(batch.ids == batch.ids.max(), wrong, 1)))
 
 
 @each_family
@@ -422,7 +423,7 @@ def hugging_face(model: Transformer) -> Any:
 
 def hugging_face_logits(other: Any, family: str, batch: Batch) -> Any:
     torch = pytest.importorskip("torch")
-    ids, real, segments = map(torch.tensor, (batch.ids, batch.real, batch.context.segments))
+    ids, real, segments = map(torch.tensor, (batch.ids, batch.real, batch.inputs.segments))
     positions = torch.clamp(torch.cumsum(real, 1) - 1, min=0)
     options = {"input_ids": ids, "attention_mask": real.long()}
     if family in ("bert", "roberta"):
@@ -440,7 +441,7 @@ def test_logits_and_gradients_are_those_of_hugging_face(family, side, rng):
     other = hugging_face(model)
     logits = hugging_face_logits(other, family, batch)
     assert close(
-        model.forward(batch.ids, batch.context)[0][batch.real], logits.detach().numpy()[batch.real], AGREEMENT[family]
+        model.forward(batch.ids, batch.inputs)[0][batch.real], logits.detach().numpy()[batch.real], AGREEMENT[family]
     )
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(batch.labels).flatten()).backward()
     ours, parameters = named(model, gradients(model, batch)), dict(other.named_parameters())

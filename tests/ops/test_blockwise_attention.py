@@ -16,7 +16,7 @@ from minilora.backend import get_array_module, to_numpy
 from minilora.models.config import Config
 from minilora.models.families import FAMILIES
 from minilora.models.transformer import Transformer
-from minilora.nn import Attention, Context, Gradients, KVCache, recompute
+from minilora.nn import Attention, Gradients, Inputs, KVCache, Pass, recompute
 from minilora.ops.blockwise_attention import BLOCK, blocks
 from minilora.verify.cases import attention_mask, pad
 
@@ -194,7 +194,7 @@ def step(model: Transformer, side: str = "none", rng: np.random.Generator | None
     drawn = np.random.default_rng(2)
     ids, real = drawn.integers(0, 13, (2, T)), pad(side, T, [T, 40])
     labels = np.where(real, ids, ops.IGNORE)
-    logits, caches = model.forward(ids, Context(None if side == "none" else real, rng=rng))
+    logits, caches = model.forward(ids, Inputs(None if side == "none" else real), Pass(rng))
     xp, grads = get_array_module(logits), Gradients()
     L, cache = ops.cross_entropy_forward(logits, xp.asarray(labels))
     model.backward(ops.cross_entropy_backward(1.0, cache), caches, grads)
@@ -260,7 +260,7 @@ def test_with_a_past_every_earlier_key_is_seen(family, monkeypatch, rng):
     whole, _ = model.forward(ids)
     monkeypatch.setattr(Attention, "blockwise_from", 2)
     kv_cache = KVCache(12)
-    parts = [model.forward(part, Context(kv_cache=kv_cache))[0] for part in np.split(ids, 3, axis=1)]
+    parts = [model.forward(part, run=Pass(kv_cache=kv_cache))[0] for part in np.split(ids, 3, axis=1)]
     assert close(np.concatenate(parts, axis=1), whole)
 
 

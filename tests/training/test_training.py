@@ -23,7 +23,7 @@ from minilora.models.families import llama
 from minilora.models.pretrained import load_pretrained
 from minilora.models.sources import BUILTIN
 from minilora.models.transformer import Transformer
-from minilora.nn import Context, Gradients, Linear, Sequential, Tanh
+from minilora.nn import Gradients, Inputs, Linear, Sequential, Tanh
 from minilora.nn.optim import SGD, clip_by_global_norm
 from minilora.ops import IGNORE, cross_entropy_backward, cross_entropy_forward
 from minilora.training import evaluate, fit, loss_and_gradients, sharded_loss_and_gradients
@@ -145,7 +145,7 @@ def test_an_evaluation_is_the_mean_over_all_labels_however_they_are_batched(rows
     model = build("llama")
     batches = [some(seed + i, B, padded=padded) for i, B in enumerate(rows)]
     whole = together(batches)
-    logits, _ = model.forward(whole.ids, Context(whole.padding, whole.segments))
+    logits, _ = model.forward(whole.ids, Inputs(whole.padding, whole.segments))
     P = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     by_hand = [-np.log(P[index][t]) for index, t in np.ndenumerate(whole.targets) if t != IGNORE]
     if by_hand:
@@ -159,12 +159,12 @@ def test_an_evaluation_is_the_mean_over_all_labels_however_they_are_batched(rows
 def test_logits_are_made_where_there_is_a_label_and_the_gradients_are_those_of_all(family, monkeypatch):
     model, batch = build(family), some(3, padded=True)
     targets = np.where(np.arange(6) % 3, IGNORE, batch.targets)
-    logits, cache = model.forward(batch.ids, Context(batch.padding, batch.segments))
+    logits, cache = model.forward(batch.ids, Inputs(batch.padding, batch.segments))
     loss, ce_cache = cross_entropy_forward(logits, targets)
     grads, shapes = Gradients(), []
     model.backward(cross_entropy_backward(1.0, ce_cache), cache, grads)
     head, forward = model["lm_head"], model["lm_head"].forward
-    monkeypatch.setattr(head, "forward", lambda x, context: shapes.append(x.shape) or forward(x, context))
+    monkeypatch.setattr(head, "forward", lambda x, *how: shapes.append(x.shape) or forward(x, *how))
     assert_close(loss_and_gradients(model, batch._replace(targets=targets)), (loss, grads), 1e-13)
     assert shapes == [((targets != IGNORE).sum(), model.config.d_model)]
 
