@@ -8,16 +8,9 @@ import pytest
 from test_transformer import Batch, build, close, each_family, gradients, hugging_face, hugging_face_logits, loss, named
 from test_transformer import some as some_batch
 
-from minilora.adapters.lora import (
-    LoRAEmbedding,
-    LoRALinear,
-    MergedEmbedding,
-    MergedLinear,
-    TiedLoRALinear,
-    attach_lora,
-    merge,
-    unmerge,
-)
+from minilora.adapters.attach import attach_lora
+from minilora.adapters.lora import LoRAEmbedding, LoRALinear, TiedLoRALinear
+from minilora.adapters.merge import MergedEmbedding, MergedLinear, merge, unmerge
 from minilora.adapters.spectrum import lora_singular_values
 from minilora.models.transformer import Transformer
 from minilora.nn import Embedding, Gradients, LayerNorm, Linear, Module, Pass

@@ -10,7 +10,7 @@ from test_cli import assert_refused, edit_json, edit_tensors
 
 import minilora
 from minilora.adapters import peft, spectrum
-from minilora.adapters.lora import Adapter
+from minilora.adapters.base import Adapter
 from minilora.cli import main
 from minilora.display import plots
 from minilora.display.plots import blocks_and_kinds

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_transformer import FAMILIES, build
 
-from minilora.adapters.lora import attach_lora
+from minilora.adapters.attach import attach_lora
 from minilora.backend import to_numpy
 from minilora.data import Batch, all_windows, bigram_bits_per_byte, excerpts, zlib_bits_per_byte
 from minilora.data import bits as bits_per_token
