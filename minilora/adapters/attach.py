@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..nn import Embedding, LayerNorm, Linear, Module, Parameter, RMSNorm
+from ..nn import Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
 from ..spelling import choose_from
 from .base import Adapter, variants
 from .lora import TiedLoRALinear
+from .parts import Parts
 
 HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out, as in PEFT
 
@@ -59,18 +60,20 @@ def attach_lora(
     chosen = choose(model, targets, r)
     extra = trained_beside_adapters(model, train)
     options: dict[str, Any] = {"alpha": alpha, "dropout": dropout, "rslora": rslora, "init": init, "rng": rng}
+    layers = {path: layer_at(model, path) for path in chosen}
     for path, rank in chosen.items():
         try:
-            adapter_for(model[path]).check(model[path], r=rank, **options)
+            adapter_for(layers[path]).check(layers[path], r=rank, **options)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     heads = tied_heads(model, chosen) if ensure_weight_tying else {}
-    layers: dict[str, Any] = {path: model[path] for path in chosen}
     note = wasted_rank({path: (rank, min(layers[path].weight.data.shape)) for path, rank in chosen.items()})
     if note:
         warnings.warn(note, stacklevel=2)
     adapters = [module for _, module in model.named_modules() if isinstance(module, Adapter)]
     model.freeze()
+    for path in fused_above(model, chosen):
+        model[path] = Parts(model[path])  # type: ignore[arg-type]
     for path, rank in chosen.items():
         adapter = adapter_for(model[path]).start(model[path], r=rank, **options)
         model[path] = adapter
@@ -80,6 +83,23 @@ def attach_lora(
     for parameter in [*extra, *(p for adapter in adapters for p in adapter.own_parameters().values())]:
         parameter.trainable = True
     return [*chosen, *heads]
+
+
+def fused_above(model: Module, chosen: Collection[str]) -> list[str]:
+    """The fused layers, not adapted yet, of which a part is chosen. Raises ValueError where the whole is too."""
+    found = dict.fromkeys(path.rpartition(".")[0] for path in chosen)
+    fused = [path for path in found if isinstance(model[path], FusedLinear)]
+    both = next((path for path in fused if path in chosen), None)
+    if both:
+        raise ValueError(f"{both} and a part of it are both targets: choose the whole or its parts")
+    return fused
+
+
+def layer_at(model: Module, path: str) -> Any:
+    """model[path], where the path may end in the name of a part of a fused layer."""
+    above, _, name = path.rpartition(".")
+    whole = model[above]
+    return whole.part(name) if isinstance(whole, FusedLinear) else model[path]
 
 
 def adapter_for(base: Module, variant: str = "lora") -> type[Adapter]:
@@ -111,9 +131,12 @@ def choose(model: Module, targets: str | Collection[str] | Mapping[str, int], r:
     """{path: rank} of the layers that `targets` names, in the model's order."""
     layers = {path: m for path, m in model.named_modules() if isinstance(m, Adapter | Linear | Embedding)}
     if targets == "all-linear":
-        targets = {path: r for path, m in layers.items() if isinstance(m, Linear) and last(path) not in HEADS}
+        whole = {path: m for path, m in layers.items() if isinstance(m, Linear) and not isinstance(m, Part)}
+        targets = {path: r for path in whole if last(path) not in HEADS}
     elif isinstance(targets, str):
         targets = [targets]
+    fused = {path: m for path, m in layers.items() if isinstance(m, FusedLinear) and not model[path].is_adapter}
+    layers |= {f"{path}.{name}": layer.part(name) for path, layer in fused.items() for name in layer.parts}
     ranks = targets if isinstance(targets, Mapping) else dict.fromkeys(targets, r)
     called = {path: last(path.removesuffix(".token")) for path in layers}  # the token embedding: embed
     unmatched = [name for name in ranks if name not in called and name not in called.values()]

@@ -137,6 +137,12 @@ class Adapter(Module):
         """n_in and n_out of the base, and r where the variant has a rank: what shapes and formulas are written in."""
         return sizes_of(self.base, vars(self))
 
+    @classmethod
+    def join_parts(cls, base: Module, parts: list[Any]) -> Adapter:
+        """One adapter on a fused layer, `base`, that computes what its `parts` do, some of them of this class. Raises
+        ValueError where there is none."""
+        raise ValueError(f"{cls.variant} on parts of a fused layer cannot be written as an adapter on the whole")
+
     def merged(self) -> tuple[Array, Array | None]:
         """W and b of a plain layer that computes the same, without dropout."""
         raise NotImplementedError
