@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from .. import ops
-from ..backend import Array, get_array_module
+from ..backend import Array, Rng, generator, get_array_module
 from ..nn import Embedding, Gradients, Inputs, LayerNorm, Linear, Module, Parameter, Pass, RMSNorm
 from ..process import blas_threads
 from ..spelling import choose_from
@@ -87,8 +87,8 @@ class LoRALinear(Adapter):
     PEFT's, or normal with deviation 1/r (init="gaussian"). Dropout acts on the adapter's input alone. `base`, a
     Linear, is frozen and kept.
     A rank above min(in, out) is allowed, as in PEFT, though B A can be of no higher rank than that.
-    Raises ValueError for a base that is no plain Linear, a rank below 1, and an rng that is no generator; the base is
-    then as it was.
+    Raises ValueError for a base that is no plain Linear, a rank below 1, and an `rng` that is neither a seed nor a
+    generator; the base is then as it was.
     """
 
     def __init__(
@@ -97,12 +97,13 @@ class LoRALinear(Adapter):
         r: int = 8,
         alpha: float = 16,
         *,
-        rng: np.random.Generator,
+        rng: Rng,
         dropout: float = 0.0,
         rslora: bool = False,
         init: str = "uniform",
     ) -> None:
-        check_adaptable(base, r, alpha, dropout, init, rng, kind=Linear)
+        rng = generator(rng)
+        check_adaptable(base, r, alpha, dropout, init, kind=Linear)
         assert isinstance(base, Linear)
         n_out, n_in = base.weight.data.shape
         A = rng.uniform(-1, 1, (r, n_in)) / math.sqrt(n_in) if init == "uniform" else rng.standard_normal((r, n_in)) / r
@@ -147,10 +148,9 @@ class LoRAEmbedding(Adapter):
     Raises ValueError as LoRALinear does, for a base that is no plain Embedding.
     """
 
-    def __init__(
-        self, base: Module, r: int = 8, alpha: float = 16, *, rng: np.random.Generator, rslora: bool = False
-    ) -> None:
-        check_adaptable(base, r, alpha, 0.0, "uniform", rng, kind=Embedding)
+    def __init__(self, base: Module, r: int = 8, alpha: float = 16, *, rng: Rng, rslora: bool = False) -> None:
+        rng = generator(rng)
+        check_adaptable(base, r, alpha, 0.0, "uniform", kind=Embedding)
         assert isinstance(base, Embedding)
         V, C = base.weight.data.shape
         super().__init__(base, alpha, rslora, np.zeros((r, V)), rng.standard_normal((C, r)))
@@ -227,13 +227,7 @@ def dropped(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array,
 
 
 def check_adaptable(
-    base: Module,
-    r: int,
-    alpha: float,
-    dropout: float,
-    init: str,
-    rng: np.random.Generator,
-    kind: Any = Linear | Embedding,
+    base: Module, r: int, alpha: float, dropout: float, init: str, kind: Any = Linear | Embedding
 ) -> None:
     """Raise ValueError, saying what to change, unless an adapter for a `kind` of base can be made of these."""
     check_base(base, alpha, dropout, kind)
@@ -241,8 +235,6 @@ def check_adaptable(
         raise ValueError(f"rank {r!r} is not a whole number from 1 up")
     if init not in ("uniform", "gaussian"):
         raise ValueError(f"init {init!r} is neither 'uniform' nor 'gaussian'")
-    if not isinstance(rng, np.random.Generator):
-        raise ValueError(f"rng {rng!r} is no generator: rng=numpy.random.default_rng(seed)")
 
 
 def check_base(base: Module, alpha: float, dropout: float, kind: Any = Linear | Embedding) -> None:
@@ -292,7 +284,7 @@ def attach_lora(
     r: int = 8,
     alpha: float = 16,
     *,
-    rng: np.random.Generator,
+    rng: Rng,
     dropout: float = 0.0,
     rslora: bool = False,
     init: str = "uniform",
@@ -310,13 +302,13 @@ def attach_lora(
     rest only what this call's `train` names.
     One warning names the layers whose rank is above min(in, out), which adds numbers to train and nothing to learn.
     Raises ValueError, and leaves the model as it was, when a target matches nothing or is adapted already, when a rank
-    is below 1, when there is nothing tied, and for an `rng` that is no generator.
+    is below 1, when there is nothing tied, and for an `rng` that is neither a seed nor a generator.
     """
-    chosen = choose(model, targets, r)
+    rng, chosen = generator(rng), choose(model, targets, r)
     extra = trained_beside_adapters(model, train)
     for path, rank in chosen.items():
         try:
-            check_adaptable(model[path], rank, alpha, dropout, init, rng)
+            check_adaptable(model[path], rank, alpha, dropout, init)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     heads = tied_heads(model, chosen) if ensure_weight_tying else {}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..adapters.lora import Adapter, MergedEmbedding, MergedLinear
-from ..backend import Array
+from ..backend import Array, Rng, generator
 from ..files import load_tensors, read_json, tensors_to_bytes, to_json, weights_hash, write_folder
 from ..nn import shapes_of
 from ..spelling import counted
@@ -44,7 +44,7 @@ def load_pretrained(
     *,
     head: str | None = None,
     labels: int | None = None,
-    rng: np.random.Generator | None = None,
+    rng: Rng = 0,
 ) -> Transformer:
     """The model in a Hugging Face folder or a .gguf file, or one by name.
 
@@ -66,7 +66,7 @@ def load_pretrained(
     values, tensors = read_source(path)
     family, config = read_config(values, str(said), dtype, head, labels)
     try:
-        model = assemble(family, config, in_full(family, tensors), str(source), rng or np.random.default_rng(0))
+        model = assemble(family, config, in_full(family, tensors), str(source), generator(rng))
     except ValueError as error:
         what = "header" if path.is_file() else "config.json"
         raise ValueError(f"the tensors of {source} do not fit its {what}: {error}") from None

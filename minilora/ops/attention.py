@@ -43,7 +43,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ..backend import Array, get_array_module
-from .linear import row_products
+from .rows import row_dot, row_sum
 
 
 def attention_mask(
@@ -104,7 +104,7 @@ class AttentionCache(NamedTuple):
 def attention_forward(q: Array, k: Array, v: Array, mask: Array | None, D: int) -> tuple[Array, AttentionCache]:
     """S = q kᵀ/√D + mask       E = exp(S - max)       Z = rowsum(E)       o = (E v) / Z"""
     xp = get_array_module(q)
-    Tq, Tk, groups = q.shape[1], k.shape[1], k.shape[2] // D
+    Tq, groups = q.shape[1], k.shape[2] // D
     R = q.shape[2] // k.shape[2]
     q, k, v = split_heads(q / math.sqrt(D), groups, D), split_heads(k, groups, D), split_heads(v, groups, D)
     S = q @ k.swapaxes(-1, -2)
@@ -112,7 +112,7 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None, D: int) 
         S += mask if R == 1 else xp.tile(mask, (R, 1))
     S -= S.max(axis=-1, keepdims=True)  # softmax ignores shifts; exp must not overflow
     E = xp.exp(S, out=S)
-    Z = E @ xp.ones((Tk, 1), dtype=E.dtype)  # row sums as a product: BLAS adds faster
+    Z = row_sum(E)
     o = E @ v
     o /= Z
     return merge_heads(o, Tq), AttentionCache(q, k, v, E, Z, o)
@@ -124,7 +124,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     Tq, (_, groups, Tk, D) = dy.shape[1], k.shape
     do_Z = split_heads(dy, groups, D) / Z
     dS = do_Z @ v.swapaxes(-1, -2)
-    dS -= row_products(do_Z, o)
+    dS -= row_dot(do_Z, o)
     dS *= E
     dq = dS @ k
     dq /= math.sqrt(D)

@@ -16,7 +16,7 @@ Source: Bridle (1990), "Probabilistic interpretation of feedforward classificati
 from typing import NamedTuple
 
 from ..backend import Array, get_array_module
-from .linear import rows
+from .rows import rows
 
 IGNORE = -100  # the label of a position that does not count, as in PyTorch
 

@@ -12,7 +12,7 @@ Source: Bengio et al. (2003), "A Neural Probabilistic Language Model", section 2
 """
 
 from ..backend import Array, get_array_module
-from .linear import rows
+from .rows import rows
 
 
 def embedding_forward(ids: Array, W: Array) -> tuple[Array, Array]:

@@ -24,7 +24,7 @@ Source: Ba, Kiros, Hinton (2016), "Layer Normalization", equations 3 and 4.
 from typing import NamedTuple
 
 from ..backend import Array, get_array_module
-from .linear import row_products, rows
+from .rows import row_dot, row_mean, rows
 
 
 class NormCache(NamedTuple):
@@ -32,16 +32,10 @@ class NormCache(NamedTuple):
     sigma: Array  # (..., 1)  σ, or rms
 
 
-def row_mean(x: Array) -> Array:
-    """mean(x) over the last axis, as a product with a vector of 1/C: BLAS adds faster than `mean`."""
-    C = x.shape[-1]
-    return x @ get_array_module(x).full((C, 1), 1 / C, dtype=x.dtype)
-
-
 def layer_norm_forward(x: Array, g: Array, b: Array, eps: float = 1e-5) -> tuple[Array, NormCache]:
     """x̂ = (x - μ) / σ      y = g ∘ x̂ + b"""
     xhat = x - row_mean(x)
-    sigma = get_array_module(x).sqrt(row_products(xhat, xhat) / x.shape[-1] + eps)
+    sigma = get_array_module(x).sqrt(row_dot(xhat, xhat) / x.shape[-1] + eps)
     xhat /= sigma
     y = xhat * g
     y += b
@@ -52,7 +46,7 @@ def layer_norm_backward(dy: Array, cache: NormCache, g: Array) -> Array:
     """dx̂ = dy ∘ g          dx = (dx̂ - mean(dx̂) - x̂ mean(dx̂ ∘ x̂)) / σ"""
     xhat, sigma = cache
     dx = dy * g
-    mean_dxhat, mean_product = row_mean(dx), row_products(dx, xhat) / dx.shape[-1]
+    mean_dxhat, mean_product = row_mean(dx), row_dot(dx, xhat) / dx.shape[-1]
     dx -= mean_dxhat
     dx -= mean_product * xhat
     dx /= sigma

@@ -14,22 +14,7 @@ Source: Rumelhart, Hinton, Williams (1986), "Learning representations by back-pr
 """
 
 from ..backend import Array
-
-
-def rows(x: Array) -> Array:
-    """(..., n) -> (N, n). One large product is faster than a stack of small ones."""
-    return x.reshape(-1, x.shape[-1])
-
-
-def like(y: Array, x: Array) -> Array:
-    """(N, n) -> (..., n), with the leading axes of x."""
-    return y.reshape(*x.shape[:-1], y.shape[-1])
-
-
-def row_products(x: Array, y: Array) -> Array:
-    """Σ_c x_nc y_nc, a number for each row: (..., C) -> (..., 1). A row times a column each: BLAS adds faster."""
-    n = x.shape[-1]
-    return (x.reshape(-1, 1, n) @ y.reshape(-1, n, 1)).reshape(*x.shape[:-1], 1)
+from .rows import like, rows
 
 
 def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, Array]:

@@ -22,7 +22,7 @@ whole layer's output, ours the bottleneck); Kalajdzievski (2023), "rsLoRA", for 
 from typing import NamedTuple
 
 from ..backend import Array
-from .linear import like, rows
+from .rows import like, rows
 
 
 class LoRACache(NamedTuple):

@@ -21,8 +21,8 @@ Source: Hu et al. (2021), "LoRA", equation 3, with x a one-hot vector; the start
 
 from ..backend import Array
 from .embedding import embedding_gradients
-from .linear import rows
 from .lora import LoRACache
+from .rows import rows
 
 
 def lora_embedding_forward(ids: Array, A: Array, B: Array, s: float) -> tuple[Array, LoRACache]:
