@@ -4,7 +4,7 @@
 
     x (..., C)   g, b (C,)   y (..., C)
 
-σ is the deviation of a row, but for the small ε, which keeps a constant row from dividing by 0.
+σ is the standard deviation of a row; the small ε avoids a division by 0 where the row is constant.
 
 Backward. With dx̂ = dy ∘ g, and for one row
 
@@ -15,8 +15,7 @@ Backward. With dx̂ = dy ∘ g, and for one row
     dx_j = (dx̂_j - mean(dx̂) - x̂_j mean(dx̂ ∘ x̂)) / σ
     dg   = Σ_n dy ∘ x̂           db = Σ_n dy
 
-A row of dx sums to 0 and is (for ε = 0) orthogonal to x̂: the output does not change when x is shifted
-or scaled.
+A row of dx sums to 0 and is (for ε = 0) orthogonal to x̂: shifting or scaling x does not change y.
 
 Source: Ba, Kiros, Hinton (2016), "Layer Normalization", equations 3 and 4.
 """

@@ -1,4 +1,4 @@
-"""SwiGLU: one projection, passed through SiLU, gates another.
+"""SwiGLU: the SiLU of one projection is multiplied by another, elementwise.
 
     y = silu(gate) ∘ up         silu(z) = z σ(z)         gate, up, y (..., F)
 
