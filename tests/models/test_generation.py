@@ -16,7 +16,7 @@ from minilora.models.transformer import Transformer
 from minilora.nn import Inputs, KVCache, Pass
 from minilora.ops import RopeScaling
 
-SCALING = {"rope_scaling": RopeScaling(factor=4.0, low=0.2, high=1.5, trained=9), "qkv_bias": True, "head_dim": 6}
+SCALING = {"rope_scaling": RopeScaling(4.0, 0.2, 1.5, 9), "qkv_bias": True, "head_dim": 6}
 few = settings(max_examples=25, deadline=None, derandomize=True)
 
 
