@@ -10,7 +10,7 @@ import numpy as np
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, n: int) -> np.ndarray:
-    """(n, n) int64: M_ij rows have label i and were predicted to have label j; labels and predictions (N,) in 0..n-1."""
+    """(n, n) int64: M_ij rows with label i were predicted to have label j. Labels and predictions are (N,)."""
     matrix = np.zeros((n, n), np.int64)
     np.add.at(matrix, (labels, predicted), 1)
     return matrix

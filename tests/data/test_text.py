@@ -168,17 +168,17 @@ def test_the_bytes_of_a_command_line_are_read_as_they_were_typed(typed):
 
 def test_compressors_and_counting_need_few_bits_for_what_they_were_given():
     given_text = b"the quick brown fox jumps over the lazy dog. " * 40
-    for judge in (zlib_bits_per_byte, lzma_bits_per_byte):
-        assert judge(given_text[:400], given_text) < 1 < 5 < judge(np.random.default_rng(0).bytes(400), given_text)
+    for bits_of in (zlib_bits_per_byte, lzma_bits_per_byte):
+        assert bits_of(given_text[:400], given_text) < 1 < 5 < bits_of(np.random.default_rng(0).bytes(400), given_text)
     uniform = np.random.default_rng(0).bytes(4000)
     assert bigram_bits_per_byte(given_text, given_text) < 4 < 7.9 < bigram_bits_per_byte(uniform, b"")
 
 
 def test_excerpts_are_evenly_spread_and_of_the_size_asked_for():
     data = bytes(i // 100 for i in range(20_000))
-    cut = excerpts(data, 1600, pieces=16)
-    assert len(cut) == 1600
-    assert len(set(cut)) >= 16
+    sample = excerpts(data, 1600, pieces=16)
+    assert len(sample) == 1600
+    assert len(set(sample)) >= 16
     assert excerpts(data[:100], 1600) == data[:100]
 
 
