@@ -179,7 +179,7 @@ def rotary(values: Mapping[str, Any]) -> dict[str, Any]:
     if kind != "llama3" or not all(type(number) in (int, float) and 0 < number < HUGE for number in given):
         raise ValueError(f"{key} = {dict(rope)!r:.80} is not supported, only 'default' and a whole 'llama3'")
     scaling = RopeScaling(*given)
-    if scaling.high <= scaling.low:
+    if scaling.high_freq_factor <= scaling.low_freq_factor:
         raise ValueError(f"{key} = {dict(rope)!r:.80} is not supported: high_freq_factor must be above low_freq_factor")
     return {"rope_theta": theta, "rope_scaling": scaling}
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..backend import Array
+from ..backend import Array, Rng, generator
 from ..nn import (
     MLP,
     Attention,
@@ -40,8 +40,8 @@ class New:
     Without a generator each is a single number, shown in its shape: a state dict takes its place.
     """
 
-    def __init__(self, config: Config, rng: np.random.Generator | None) -> None:
-        self.config, self.rng = config, rng
+    def __init__(self, config: Config, rng: Rng | None) -> None:
+        self.config, self.rng = config, None if rng is None else generator(rng)
 
     def normal(self, *shape: int) -> Array:
         if self.rng is None:
@@ -107,7 +107,7 @@ def chain(embed: Module, blocks: Sequence[Module], **rest: Module) -> dict[str, 
 # ---- decoders: the head reads every token, or the last ----
 
 
-def gpt2(config: Config, rng: np.random.Generator | None) -> Transformer:
+def gpt2(config: Config, rng: Rng | None) -> Transformer:
     """Radford et al. (2019): pre-norm, learned positions, GELU, one fused projection for q, k and v."""
     new = New(config, rng)
     token, position = new.embedding(config.vocab_size), new.embedding(config.max_length)
@@ -119,7 +119,7 @@ def gpt2(config: Config, rng: np.random.Generator | None) -> Transformer:
     return Transformer("gpt2", config, layers)
 
 
-def llama(config: Config, rng: np.random.Generator | None) -> Transformer:
+def llama(config: Config, rng: Rng | None) -> Transformer:
     """Touvron et al. (2023), "Llama 2": pre-norm with RMS norm, rotary positions, SwiGLU, grouped queries, no biases.
 
     Mistral (Jiang et al., 2023) has a sliding_window, and Qwen2 qkv_bias, and a window perhaps in some of the layers.
@@ -153,17 +153,17 @@ def decoder_head(new: New, token: Embedding) -> dict[str, Module]:
 # ---- encoders: every token sees every other; the head reads every token, or the first ----
 
 
-def bert(config: Config, rng: np.random.Generator | None) -> Transformer:
+def bert(config: Config, rng: Rng | None) -> Transformer:
     """Devlin et al. (2018): post-norm, learned positions and segments, GELU."""
     return encoder("bert", "pooler", config, rng)
 
 
-def roberta(config: Config, rng: np.random.Generator | None) -> Transformer:
+def roberta(config: Config, rng: Rng | None) -> Transformer:
     """Liu et al. (2019): BERT, whose first position is row config.offset of the table."""
     return encoder("roberta", "classifier_transform", config, rng)
 
 
-def encoder(family: str, transform: str, config: Config, rng: np.random.Generator | None) -> Transformer:
+def encoder(family: str, transform: str, config: Config, rng: Rng | None) -> Transformer:
     """A classifier reads tanh of a transform of the first token, or every token as it is (head "tokens"); a language
     model's head guesses masked tokens:
 
@@ -190,7 +190,7 @@ def encoder(family: str, transform: str, config: Config, rng: np.random.Generato
     return Transformer(family, config, chain(embed, blocks, **head))
 
 
-FAMILIES: dict[str, Callable[[Config, np.random.Generator | None], Transformer]] = {
+FAMILIES: dict[str, Callable[[Config, Rng | None], Transformer]] = {
     "gpt2": gpt2,
     "llama": llama,
     "bert": bert,

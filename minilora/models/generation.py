@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import to_numpy
+from ..backend import Rng, generator, to_numpy
 from ..nn import KVCache, Pass
 from ..process import blas_threads
 from .tokenizer import ByteTokenizer, Tokenizer, check_matches
@@ -27,7 +27,7 @@ def generate(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    rng: np.random.Generator | None = None,
+    rng: Rng | None = None,
 ) -> str:
     """`prompt` and what the model makes of it: up to `tokens` ids more, fewer when it ends the text itself.
 
@@ -53,7 +53,7 @@ def stream(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    rng: np.random.Generator | None = None,
+    rng: Rng | None = None,
     special: bool = True,
 ) -> Iterator[str]:
     """What `generate` adds to the prompt, piece by piece as it comes.
@@ -74,7 +74,7 @@ def answer(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    rng: np.random.Generator | None = None,
+    rng: Rng | None = None,
 ) -> Iterator[str]:
     """What an instruct model says to a conversation (Tokenizer.chat), piece by piece as it comes; the rest as generate.
 
@@ -99,7 +99,7 @@ def continuation(
     temperature: float,
     top_k: int,
     top_p: float,
-    rng: np.random.Generator | None,
+    rng: Rng | None,
 ) -> Iterator[int]:
     """next_ids, once all that can be wrong has been looked for. Raises as generate does."""
     check_continues(model, tokenizer)
@@ -107,13 +107,12 @@ def continuation(
         raise ValueError("the prompt is empty: give at least one character")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature {temperature} is below 0, or no number")
-    if temperature > 0 and rng is None:
-        raise ValueError(f"temperature {temperature} needs a generator: rng=numpy.random.default_rng(seed)")
+    drawn_with = generator(rng) if temperature > 0 else None
     if top_k < 0:
         raise ValueError(f"top_k = {top_k} is below 0")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p = {top_p} is not a probability above 0")
-    return next_ids(model, ids, tokens, tokenizer.stop, temperature, top_k, top_p, rng)
+    return next_ids(model, ids, tokens, tokenizer.stop, temperature, top_k, top_p, drawn_with)
 
 
 def check_continues(model: Transformer, tokenizer: Tokenizer) -> None:

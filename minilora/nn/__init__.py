@@ -1,4 +1,4 @@
-"""The structure: parameters, gradients, modules, layers, blocks, optimizers."""
+"""Neural-network modules: parameters, gradients, layers, attention, blocks, optimizers and schedules."""
 
 from .attention import Attention, AttentionCache, FusedAttention, Rope
 from .blocks import MLP, Block, BlockCache, Checkpointed, GatedMLP, Gelu, PostNormBlock, PreNormBlock, recompute

@@ -1,4 +1,4 @@
-"""Attention: projections, rotary positions, and the keys and values of earlier tokens.
+"""Multi-head attention: projections, rotary positions, KV cache.
 
 Dims: B batch, T tokens, C width, H heads, G key/value heads, D head width.
 """
@@ -15,17 +15,19 @@ from .module import Gradients, Module
 
 
 class Rope(NamedTuple):
+    """Rotary position embeddings (ops/rope.py)."""
+
     theta: float
     scaling: ops.RopeScaling | None = None
 
     def tables(self, x: Array, D: int, start: int) -> tuple[Array, Array]:
-        """cos and sin for the positions of x, the first of them `start`."""
+        """cos and sin, each (T, 1, D), for the tokens of x (B, T, ...) from position `start` on."""
         xp = get_array_module(x)
         return ops.rope_tables(xp, x.shape[1], ops.rope_frequencies(xp, D, *self), x.dtype, start)
 
 
 class AttentionCache(NamedTuple):
-    projections: Any  # of q_proj, k_proj, v_proj
+    projections: Any  # the caches of q_proj, k_proj, v_proj, or of qkv_proj
     rope: tuple[Array, Array] | None  # cos and sin
     attention: Any  # ops.attention.AttentionCache, or ops.BlockwiseAttentionCache
     o_proj: Any
@@ -34,13 +36,13 @@ class AttentionCache(NamedTuple):
 class Attention(Module):
     """y = o_proj(softmax(q kᵀ/√D + mask) v),  q, k, v = q_proj(x), k_proj(x), v_proj(x), q and k rotated if rope
 
-    With run.kv_cache, the keys and values of earlier tokens come before those of x. With a `window`, a query sees
-    only the last `window` keys, its own among them.
+    x and y (B, T, C). With run.kv_cache, the keys and values of earlier tokens come before those of x. With a `window`,
+    a query attends only to the last `window` keys, its own included. A `causal` mask hides later keys.
     """
 
-    # With a causal mask and without a KV cache, from so many tokens on, attention is computed in blocks: no array is
-    # T x T. On a CPU that is faster too, by a fifth at 512 tokens, a third at 1024; at 256 not always. Without a mask,
-    # where no block can be skipped, it would take up to a fifth longer.
+    # From this number of tokens on, causal attention without a KV cache is computed in blocks, without T x T arrays. On
+    # a CPU that is also faster, by a fifth at 512 tokens, a third at 1024; at 256 not always. Without a causal mask no
+    # block can be skipped, and it would take up to a fifth longer.
     blockwise_from: float = 512
 
     def __init__(
@@ -59,6 +61,7 @@ class Attention(Module):
         self.head_dim, self.causal, self.rope, self.window = head_dim, causal, rope, window
 
     def project(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Sequence[Array], Any]:
+        """(q, k, v) and the caches of their projections."""
         q, cq = self.q_proj.forward(x, inputs, run)
         k, ck = self.k_proj.forward(x, inputs, run)
         v, cv = self.v_proj.forward(x, inputs, run)
@@ -88,9 +91,8 @@ class Attention(Module):
                 q, k, v, self.head_dim, True, inputs.padding, window=self.window
             )
         else:
-            earlier = k.shape[1] - T
-            shape = T, self.causal, inputs.padding, x.dtype, earlier, self.window
-            mask = run.once((self.causal, T, self.window), ops.attention_mask, xp, *shape)
+            arguments = T, self.causal, inputs.padding, x.dtype, k.shape[1] - T, self.window
+            mask = run.once((self.causal, T, self.window), ops.attention_mask, xp, *arguments)
             o, attention = ops.attention_forward(q, k, v, mask, self.head_dim)
         y, o_proj = self.o_proj.forward(o, inputs, run.with_dx())
         return y, AttentionCache(projections, rope, attention, o_proj)
@@ -106,7 +108,7 @@ class Attention(Module):
 
 
 class FusedAttention(Attention):
-    """GPT-2: one layer makes q, k and v,        [q | k | v] = qkv_proj(x)"""
+    """GPT-2: one projection for q, k and v,      [q | k | v] = qkv_proj(x)"""
 
     def __init__(self, qkv_proj: Module, o_proj: Module, head_dim: int, *, causal: bool) -> None:
         self.qkv_proj, self.o_proj = qkv_proj, o_proj

@@ -1,4 +1,4 @@
-"""MLPs and the blocks of a transformer."""
+"""MLPs, transformer blocks, and blocks with activation checkpointing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .module import Gradients, Module, Sequential
 
 
 class Gelu(Module):
-    """y = gelu(x), in the form of BERT, or (approximate) in the tanh form of GPT-2"""
+    """y = gelu(x): exact, as in BERT, or, if `approximate`, in the tanh form of GPT-2."""
 
     def __init__(self, approximate: bool) -> None:
         self.approximate = approximate
@@ -73,6 +73,8 @@ class BlockCache(NamedTuple):
 
 
 class Block(Module):
+    """The parts that all transformer blocks have; x and y (B, T, C)."""
+
     def __init__(self, norm_1: Module, attention: Module, norm_2: Module, mlp: Module) -> None:
         self.norm_1, self.attention, self.norm_2, self.mlp = norm_1, attention, norm_2, mlp
 
@@ -121,22 +123,24 @@ class CheckpointedCache(NamedTuple):
 
 
 class Checkpointed(Module):
-    """A block that keeps its input alone, and runs again when its backward comes: the cache of one block at a time,
-    for one more forward (Chen et al., 2016). What is trainable then decides what is learned.
+    """A block with activation checkpointing: its cache is its input, and its backward runs the forward again.
+
+    So the activations of only one block are in memory at a time, for one more forward (Chen et al., 2016). Parameters
+    that are trainable at the backward get gradients.
     """
 
     def __init__(self, block: Module) -> None:
         self.block = block
 
     def children(self) -> dict[str, Module]:
-        return self.block.children()  # it adds nothing to a path
+        return self.block.children()  # paths are those of the block
 
     def replace(self, name: str, module: Module) -> None:
         self.block.replace(name, module)
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, CheckpointedCache]:
-        again = run._replace(rng=copy.deepcopy(run.rng), memo=None)  # dropout is to draw the same again
-        return self.block.forward(x, inputs, run)[0], CheckpointedCache(x, inputs, again)
+        rerun = run._replace(rng=copy.deepcopy(run.rng), memo=None)  # for the same dropout masks
+        return self.block.forward(x, inputs, run)[0], CheckpointedCache(x, inputs, rerun)
 
     def backward(self, dy: Array, cache: CheckpointedCache, grads: Gradients) -> Any:
         x, inputs, run = cache
@@ -145,7 +149,7 @@ class Checkpointed(Module):
 
 
 def recompute(model: Sequential) -> None:
-    """Have every block keep its input alone, and compute the rest again for its backward."""
+    """Turn on activation checkpointing for every block of the model."""
     for name, layer in model.layers.items():
         if isinstance(layer, Block):
             model.layers[name] = Checkpointed(layer)

@@ -1,4 +1,4 @@
-"""What a head is made of, beside Linear layers and norms."""
+"""Parts of heads: selection of tokens, and tanh."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .module import Gradients, Module
 
 
 class Select(Module):
-    """y = x at the first or the last real token of each sequence: (B, T, C) -> (B, C)"""
+    """y = x at the first real token of each sequence, or the `last`: (B, T, C) -> (B, C)"""
 
     def __init__(self, last: bool) -> None:
         self.last = last
@@ -27,7 +27,7 @@ class Select(Module):
 
 
 class Labelled(Module):
-    """y = x at the positions inputs.labelled, which alone need logits: (B, T, C) -> (N, C); or x itself, all of it"""
+    """y = x at the N positions inputs.labelled, so that no others get logits: (B, T, C) -> (N, C); x itself for None"""
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
         return (x, None) if inputs.labelled is None else ops.select_forward(x, *inputs.labelled)

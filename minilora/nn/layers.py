@@ -1,4 +1,4 @@
-"""Linear, the two norms and the embedding: parameters around the ops."""
+"""Linear, LayerNorm, RMSNorm and Embedding: the ops with their parameters."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .module import Gradients, Module, Parameter
 
 
 class LinearCache(NamedTuple):
-    x: Array | None  # (..., in); None where W is frozen
-    learn_b: bool
-    below: bool
+    x: Array | None  # (..., in)   for dW; None where W is frozen
+    needs_db: bool
+    needs_dx: bool
 
 
 class Linear(Module):
-    """y = x Wᵀ + b         W (out, in)   b (out,)"""
+    """y = x Wᵀ + b         x (..., in)   W (out, in)   b (out,), optional   y (..., out)"""
 
     def __init__(self, weight: Array | Parameter, bias: Array | Parameter | None = None) -> None:
         self.weight = weight if isinstance(weight, Parameter) else Parameter(weight)
@@ -31,15 +31,15 @@ class Linear(Module):
     def backward(self, dy: Array, cache: LinearCache, grads: Gradients) -> Array | None:
         if cache.x is not None:
             grads.add(self.weight, ops.linear_gradients(dy, cache.x))
-        if cache.learn_b and self.bias is not None:
+        if cache.needs_db and self.bias is not None:
             grads.add(self.bias, ops.bias_gradients(dy))
-        return ops.linear_backward(dy, self.weight.data) if cache.below else None
+        return ops.linear_backward(dy, self.weight.data) if cache.needs_dx else None
 
 
 class NormModuleCache(NamedTuple):
     norm: Any  # ops.layer_norm.NormCache
-    learn_g: bool
-    learn_b: bool
+    needs_dg: bool
+    needs_db: bool
 
 
 class LayerNorm(Module):
@@ -53,9 +53,9 @@ class LayerNorm(Module):
         return y, NormModuleCache(cache, self.weight.trainable, self.bias.trainable)
 
     def backward(self, dy: Array, cache: NormModuleCache, grads: Gradients) -> Array:
-        if cache.learn_g:
+        if cache.needs_dg:
             grads.add(self.weight, ops.gain_gradients(dy, cache.norm))
-        if cache.learn_b:
+        if cache.needs_db:
             grads.add(self.bias, ops.bias_gradients(dy))
         return ops.layer_norm_backward(dy, cache.norm, self.weight.data)
 
@@ -71,7 +71,7 @@ class RMSNorm(Module):
         return y, NormModuleCache(cache, self.weight.trainable, False)
 
     def backward(self, dy: Array, cache: NormModuleCache, grads: Gradients) -> Array:
-        if cache.learn_g:
+        if cache.needs_dg:
             grads.add(self.weight, ops.gain_gradients(dy, cache.norm))
         return ops.rms_norm_backward(dy, cache.norm, self.weight.data)
 

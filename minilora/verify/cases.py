@@ -477,7 +477,7 @@ def of_part(make: Callable[[New], Module], rng: Rng, merged: bool = False) -> It
 SPECIAL: dict[str, dict[str, Any]] = {
     "llama": {"n_kv_heads": 1, "head_dim": 6, "rope_theta": THETA, "qkv_bias": True,
               "sliding_window": 3, "max_window_layers": 1,
-              "rope_scaling": ops.RopeScaling(factor=4.0, low=0.2, high=1.5, trained=9)},
+              "rope_scaling": ops.RopeScaling(4.0, 0.2, 1.5, 9)},
     "roberta": {"offset": 2, "activation": "gelu"},
 }  # fmt: skip
 ENCODERS = "bert", "roberta"

@@ -363,7 +363,7 @@ def test_an_option_that_a_task_does_not_read_is_refused_by_its_name(here, capfd,
 BAD_TEXTS = {
     "empty": (b"", "words.txt is empty"),
     "binary": (b"text\0text" * 99, "words.txt is not UTF-8 text: it holds bytes of 0"),
-    "another encoding": ("naïve ".encode("latin-1") * 99, "words.txt line 1 is not UTF-8: it looks like cp1252"),
+    "another encoding": ("naïve ".encode("latin-1") * 99, "words.txt line 1 is not UTF-8: say its encoding"),
     "short": (b"x" * 20, "16 tokens are less than one batch of 2 windows of 8"),
     "nothing left to hold out": (b"x" * 9, "leaves 1 tokens to hold out", "--batch", "1", "--length", "4"),
 }

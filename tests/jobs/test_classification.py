@@ -18,8 +18,7 @@ from minilora.jobs import classification, crossvalidation
 from minilora.jobs.classification import Classifier, Recipe
 from minilora.models.configs import unnamed
 from minilora.models.pretrained import labels_of, load_pretrained, save_pretrained
-from minilora.nn.optim import penalty
-from minilora.training.run import Run
+from minilora.nn.optim import Optimizer, penalty
 from minilora.verify import check_gradient
 
 RUN = ["--epochs", "6", "--batch", "4", "--length", "16", "--rank", "2", "--evaluate-every", "20", "--seed", "3"]
@@ -146,17 +145,17 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(here, capfd, monkeypatc
     words = [*FINETUNE, "--lr", "0.05", "--checkpoint-every", "5", "--epochs", "2"]
     words[words.index("out")] = "whole"
     assert main(words) == 0
-    step, steps = Run.step, []
+    step, steps = Optimizer.step, []
 
-    def stopping(self, *given):
+    def stopping(self, *given, **options):
         steps.append(1)
         if len(steps) == 8:
             raise KeyboardInterrupt
-        step(self, *given)
+        step(self, *given, **options)
 
     words[words.index("whole")] = "out"
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "step", stopping)
+        patched.setattr(Optimizer, "step", stopping)
         assert main(words) == 130
     assert not (here / "out" / "scores.json").exists()
     assert main([*words, "--resume"]) == 0

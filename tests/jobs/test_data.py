@@ -235,7 +235,7 @@ def test_a_file_in_another_encoding_is_read_by_every_job(here, capfd):
         ["compare", "--folds", "2", "--epochs", "1", "--length", "8", "--against", "--rank 1"],
     ):
         assert main([*command, *words]) == 2
-        assert "not UTF-8: it looks like cp1252" in capfd.readouterr().err
+        assert "not UTF-8: say its encoding" in capfd.readouterr().err
         assert main([*command, *words, "--encoding", "cp1252"]) == 0
     capfd.readouterr()
     assert main(["predict", "--adapter", "out", "--data", "rows.csv", "--encoding", "cp1252"]) == 0

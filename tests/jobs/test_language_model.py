@@ -286,7 +286,7 @@ GOOD = json.dumps(PAIRS[0])
 BAD_PAIRS: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "holds 0 examples, and 0 have an answer"),
     "only blank lines": ("\n\n", "holds 0 examples, and 0 have an answer within 128 tokens: 2 are needed"),
-    "another encoding": ("naïve".encode("latin-1"), r"pairs\.jsonl line 1 is not UTF-8: it looks like"),
+    "another encoding": ("naïve".encode("latin-1"), r"pairs\.jsonl line 1 is not UTF-8: say its encoding"),
     "no JSON": (f"{GOOD}\n\nx\n", r"pairs\.jsonl line 3 is not JSON: "),
     "nested too deep": (f"{GOOD}\n{'[' * 100_000}\n", r"pairs\.jsonl line 2 is not JSON: "),
     "a list": (f"{GOOD}\n[1]\n", r"line 2 is not a JSON object, \{"),
@@ -336,7 +336,7 @@ def test_what_does_not_go_with_answers_is_refused_in_one_line(words, says, here,
     [
         (b"few words", "tokens are less than one batch of 2 windows of 8: more text, or smaller batches"),
         (b"qzxjvwkfy", "leaves 1 tokens to hold out: give more text"),
-        ("naïve ".encode("latin-1") * 99, "line 1 is not UTF-8: it looks like cp1252"),
+        ("naïve ".encode("latin-1") * 99, "line 1 is not UTF-8: say its encoding"),
     ],
 )
 def test_a_text_too_short_in_tokens_or_in_another_encoding_is_refused(content, says, here, capfd):

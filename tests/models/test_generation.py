@@ -16,7 +16,7 @@ from minilora.models.transformer import Transformer
 from minilora.nn import Inputs, KVCache, Pass
 from minilora.ops import RopeScaling
 
-SCALING = {"rope_scaling": RopeScaling(factor=4.0, low=0.2, high=1.5, trained=9), "qkv_bias": True, "head_dim": 6}
+SCALING = {"rope_scaling": RopeScaling(4.0, 0.2, 1.5, 9), "qkv_bias": True, "head_dim": 6}
 few = settings(max_examples=25, deadline=None, derandomize=True)
 
 
@@ -158,7 +158,7 @@ def test_a_stream_is_the_text_piece_by_piece():
         ({"prompt": ""}, "the prompt is empty"),
         ({"temperature": -1.0}, "temperature -1.0 is below 0"),
         ({"temperature": float("nan")}, "temperature nan"),
-        ({"temperature": 1.0}, "needs a generator"),
+        ({"temperature": 1.0}, "rng None is neither a seed nor a generator"),
         ({"top_k": -1}, "top_k = -1 is below 0"),
         ({"top_p": 0.0}, "top_p = 0.0 is not a probability"),
         ({"top_p": 1.1}, "top_p = 1.1 is not a probability"),

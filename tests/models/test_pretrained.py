@@ -425,7 +425,7 @@ def test_bfloat16_is_read_to_the_bit_and_what_is_smaller_is_refused_by_name(tmp_
         assert ours[name].shape == theirs.shape
         assert ours[name].tobytes() == theirs.numpy().tobytes()
     safetensors_torch.save_file({"tiny": torch.ones(3).to(torch.float8_e4m3fn)}, tmp_path / "t")
-    with pytest.raises(ValueError, match="tiny is of dtype F8_E4M3, which is not read"):
+    with pytest.raises(ValueError, match="tiny is of dtype F8_E4M3, which is not supported"):
         load_tensors(tmp_path / "t")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...backend import get_array_module
+from ...backend import Rng, get_array_module
 from ...models.config import LABELLED
 from ...models.configs import label_maps, names_of
 from ...models.pretrained import BASE, CLASSIFIER_DRAWN, base_hash, load_pretrained, name_labels, their_name
@@ -59,9 +59,7 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
     return note
 
 
-def load_base(
-    source: str | Path, config: dict[str, Any], tensors: dict[str, np.ndarray], rng: np.random.Generator | None = None
-) -> Transformer:
+def load_base(source: str | Path, config: dict[str, Any], tensors: dict[str, np.ndarray], rng: Rng = 0) -> Transformer:
     """The model in `source` with the head that an adapter is for: a classifier of as many labels as the adapter's.
 
     What the base lacks is drawn from `rng`. Raises and warns as load_pretrained does, but for a classifier that is
