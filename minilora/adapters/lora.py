@@ -33,6 +33,7 @@ HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" lea
 class Adapter(Module):
     """A frozen layer, `base`, and s B A beside it:         A (r, in)   B (out, r)   s = α/r, or α/√r (rsLoRA)"""
 
+    is_adapter = True
     base: Any
     lora_A: Parameter
     lora_B: Parameter
@@ -67,6 +68,9 @@ class Adapter(Module):
         """The base keeps its own path, so that adapting a layer renames nothing: q_proj.weight, q_proj.lora_A."""
         yield prefix, self
         yield from self.base.named_modules(prefix)
+
+    def base_parameters(self, prefix: str = "") -> dict[str, Parameter]:
+        return self.base.base_parameters(prefix)
 
     def delta(self) -> Array:
         """ΔW, in the shape of W, formed here for merging and looking only."""
@@ -395,6 +399,8 @@ def last(path: str) -> str:
 class MergedLinear(Linear):
     """y = x (W₀ + ΔW)ᵀ + b: as fast as the base. The adapter waits inside, its W₀ untouched, for unmerge()."""
 
+    is_merged = True
+
     def __init__(self, adapter: Adapter) -> None:
         super().__init__(Parameter(adapter.weight.data + adapter.delta(), trainable=False), adapter.base.bias)
         self.adapter = adapter
@@ -405,6 +411,8 @@ class MergedLinear(Linear):
 
 class MergedEmbedding(Embedding):
     """y = (W₀ + ΔW)[ids], as MergedLinear."""
+
+    is_merged = True
 
     def __init__(self, adapter: Adapter) -> None:
         super().__init__(adapter.weight.data + adapter.delta())

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from ..backend import Array, get_array_module, to_numpy
 from ..process import blas_threads
@@ -49,6 +49,9 @@ class Gradients(dict[Parameter, Array]):
 class Module:
     """Named parameters and named children: whatever is assigned to an attribute."""
 
+    is_adapter: ClassVar[bool] = False
+    is_merged: ClassVar[bool] = False
+
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Any, Any]:
         raise NotImplementedError
 
@@ -75,6 +78,13 @@ class Module:
                 if isinstance(value, Parameter) and (path := join(prefix, name)) not in without:
                     found.setdefault(value, path)
         return {path: parameter for parameter, path in found.items()}
+
+    def base_parameters(self, prefix: str = "") -> dict[str, Parameter]:
+        """{dotted path: Parameter} of all but what adapters add. A tied parameter appears under each of its paths."""
+        own = {join(prefix, name): value for name, value in vars(self).items() if isinstance(value, Parameter)}
+        for name, child in self.children().items():
+            own |= child.base_parameters(join(prefix, name))
+        return own
 
     def parameters(self) -> Iterator[Parameter]:
         """Those of named_parameters(), without the names: much faster. A tied one comes each time it is met."""

@@ -32,7 +32,7 @@ each_side = pytest.mark.parametrize("side", ["left", "right"])
 def fresh(family: str, **options: Any) -> Transformer:
     """A small model at its initialization, in float64 unless told otherwise."""
     config = Config(**{**SHAPE, **HEADS[family], "dtype": "float64", **options})
-    return FAMILIES[family](config, np.random.default_rng(1))
+    return FAMILIES[family].build(config, np.random.default_rng(1))
 
 
 def build(family: str, **options: Any) -> Transformer:
@@ -359,7 +359,7 @@ def test_widths_that_do_not_divide_and_windows_that_no_layer_can_have_are_refuse
 def test_rotary_positions_need_heads_of_an_even_width():
     config = Config(**{**SHAPE, "n_heads": 4})  # heads of 3 numbers, which do not pair up
     with pytest.raises(ValueError, match="even"):
-        FAMILIES["llama"](config, np.random.default_rng(1))
+        FAMILIES["llama"].build(config, np.random.default_rng(1))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
