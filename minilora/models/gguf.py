@@ -92,7 +92,7 @@ def read_values(path: Path, name: str, header: Header) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in entries,
         **{keys[field]: given.get(key) for field, key in KEYS.items() if field in keys},
         keys["eps"]: given.get(EPS[keys["eps"]]),
-        "rope_theta": given.get("rope.freq_base", 10000.0),
+        **({"rope_theta": given["rope.freq_base"]} if "rope.freq_base" in given else {}),
         "rope_scaling": read_rope_scaling(path, given, entries),
         **{key: header.values.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id")},
     }

@@ -369,7 +369,8 @@ def adapted(kind: str, folder: Path) -> tuple[Any, Transformer]:
     words = {"r": 3, "lora_alpha": 5, "init_lora_weights": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Conv1D, which stores W as (in, out)
-        wrapped = peft.get_peft_model(other, peft.LoraConfig(target_modules=ADAPTED.get(model.family, ["q_proj", "down_proj"]), **words)).double()
+        targets = ADAPTED.get(model.family, ["q_proj", "down_proj"])
+        wrapped = peft.get_peft_model(other, peft.LoraConfig(target_modules=targets, **words)).double()
         wrapped.save_pretrained(folder / "adapter")
     minilora.load_adapter(model, folder / "adapter")
     return wrapped, model

@@ -12,6 +12,7 @@ import minilora
 from minilora.adapters import peft
 from minilora.files import load_tensors, save_tensors, tensors_to_bytes, write_folder
 from minilora.models import saving
+from minilora.models.describe import describe_model
 from minilora.models.families import FAMILIES
 from minilora.models.generation import next_ids
 from minilora.models.names import hf_name
