@@ -75,7 +75,7 @@ each_decoder = pytest.mark.parametrize("name", [name for name in CASES if CASES[
 
 def build(case: Case, lora: bool, dropout: float = 0.0) -> Transformer:
     rng = np.random.default_rng(0)
-    model = FAMILIES[case.family](case.config, rng)
+    model = FAMILIES[case.family].build(case.config, rng)
     if lora:
         attach_lora(model, case.targets, r=8, dropout=dropout, rng=rng)
     return model

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..models.config import Config
-from ..models.names import window_fields
+from ..models.families import FAMILIES
 from .architecture import Activation, Architecture, Attention, Linear, Norm, Op, Select, Table, Vector
 
 # ---- the parts ----
@@ -84,7 +84,7 @@ def llama(c: Mapping[str, Any], head: str, labels: int) -> Architecture:
     o_bias = c.get("attention_bias", False)
     bias, mlp_bias = o_bias or c["model_type"] == "qwen2", c.get("mlp_bias", False)
     stages: dict[str, list[Op]] = {"embed": [Table("embed.token", V, C)]}
-    config = Config(V, c["num_hidden_layers"], C, H, G, F, head_dim=D, qkv_bias=bias, **window_fields(c))
+    config = Config(V, c["num_hidden_layers"], C, H, G, F, head_dim=D, **FAMILIES[c["model_type"]].read(c))
     for i in range(config.n_layers):
         b, window = f"block_{i}", config.window(i)
         attends = attention(

@@ -11,6 +11,7 @@ import numpy as np
 from ..adapters.lora import LoRA, LoRAEmbedding, TiedLoRALinear
 from ..backend import Array
 from ..models.config import LABELLED
+from ..models.config_json import write_config
 from ..models.transformer import Transformer
 from ..nn import Gradients, Module
 from ..nn.optim import Optimizer
@@ -90,29 +91,9 @@ def describe(model: Transformer, *, dropout: bool = False) -> tuple[Architecture
 
 def laid_out(model: Transformer) -> Architecture:
     c = model.config
-    shared: dict[str, Any] = {
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.d_model,
-        "num_hidden_layers": c.n_layers,
-        "num_attention_heads": c.n_heads,
-        "num_key_value_heads": c.n_kv_heads,
-        "intermediate_size": c.d_ff,
-        "max_position_embeddings": c.max_length,
-        "tie_word_embeddings": c.tied,
-    }
-    head: dict[str, Any] = {"head": c.head, "labels": c.labels if c.head in LABELLED else None}
-    if model.family == "gpt2":
-        sizes = {"n_embd": c.d_model, "n_layer": c.n_layers, "n_head": c.n_heads, "n_inner": c.d_ff}
-        return architecture({"model_type": "gpt2", **shared, **sizes, "n_positions": c.max_length}, **head)
-    if model.family in ("bert", "roberta"):
-        sizes = {"type_vocab_size": c.segments, "max_position_embeddings": c.max_length + c.offset}
-        made = architecture({"model_type": model.family, **shared, **sizes}, **head)
-        absent = {"none": ("first", "pooler", "pooler_tanh"), "lm": ("unused",)}.get(c.head, ())
-        return replace(made, stages={name: ops for name, ops in made.stages.items() if name not in absent})
-    kind = "qwen2" if c.qkv_bias else "mistral" if c.sliding_window else "llama"
-    shared |= {"model_type": kind, "head_dim": c.head_dim, "sliding_window": c.sliding_window}
-    shared |= {"use_sliding_window": c.sliding_window is not None, "max_window_layers": c.max_window_layers}
-    return architecture({**shared, "layer_types": list(c.layer_types) or None}, **head)
+    made = architecture(write_config(model), head=c.head, labels=c.labels if c.head in LABELLED else None)
+    absent = {"none": ("first", "pooler", "pooler_tanh"), "lm": ("unused",)}.get(c.head, ()) if not model.causal else ()
+    return replace(made, stages={name: ops for name, ops in made.stages.items() if name not in absent})
 
 
 def insert_of(adapter: LoRA, layer: Linear | Table, dropout: bool) -> Insert:

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 
 from ..files import read_json
 from ..models.config import LABELLED
+from ..models.config_json import ENDINGS
 from ..models.hub import fetch, name_on_hub
-from ..models.names import ENDINGS
 from ..spelling import choose_from
 from .architecture import Architecture
 from .families import bert, deberta, gpt2, llama, t5, vit

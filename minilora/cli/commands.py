@@ -246,7 +246,8 @@ def merge(options: argparse.Namespace) -> None:
     """Write base and adapter as one model."""
     from ..adapters.merge import merge as merge_model
     from ..files import check_free, write_folder
-    from ..models.pretrained import load_tokenizer, model_files, reads_last_token, tokenizer_files
+    from ..models.pretrained import load_tokenizer, tokenizer_files
+    from ..models.saving import model_files, reads_last_token
 
     check_free(options.out)
     base, adapter = chosen(options)
@@ -264,7 +265,7 @@ def info(options: argparse.Namespace) -> None:
     from ..adapters.peft import CONFIG, describe_adapter, locate_adapter
     from ..jobs.runs import SETTINGS, describe_run
     from ..jobs.sweep import JSON, describe_sweep
-    from ..models.pretrained import describe_model
+    from ..models.describe import describe_model
     from ..models.sources import locate
 
     folder = locate(options.folder, (), ("config.json", CONFIG))

@@ -14,8 +14,10 @@ from ..adapters.peft import PREFIX, locate_adapter, pairs_of, read_adapter
 from ..adapters.peft.config import is_saved
 from ..adapters.peft.format import PAIR, layers_of
 from ..adapters.spectrum import SVD, lora_svd, numerical_rank, svd
-from ..models.configs import FORMATS
-from ..models.pretrained import base_hash, in_full, read_source, their_name, with_head
+from ..models.families import FAMILIES
+from ..models.names import add_body, hf_name
+from ..models.pretrained import read_source
+from ..models.saving import base_hash
 from ..models.sources import locate
 from .runs import base_of_run
 
@@ -96,10 +98,8 @@ def read_weights(source: str | Path) -> tuple[str, dict[str, np.ndarray]]:
     hold as (in, out), are (out, in). Raises as load_pretrained does for what is missing or damaged.
     """
     values, tensors = read_source(locate(source))
-    kind = values.get("model_type")
-    if not isinstance(kind, str) or kind not in FORMATS:
-        return "", dict(tensors)
-    return FORMATS[kind].family, in_full(FORMATS[kind].family, tensors)
+    family = values.get("model_type")
+    return family if isinstance(family, str) and family in FAMILIES else "", dict(tensors)
 
 
 def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Changes:
@@ -122,7 +122,7 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
         A, B, s = pairs[name]
         if f"{PREFIX}{name}.lora_embedding_A" in tensors:  # an embedding's weight is (V, C), and s B A is (C, V)
             A, B = B.T, A.T
-        before = weights.get(f"{with_head(family, name) if family else name}.weight")
+        before = weights.get(f"{add_body(family, name) if family else name}.weight")
         if before is not None and before.shape != (len(B), A.shape[1]):
             raise ValueError(f"{name} is {before.shape} in {base}, and the adapter is for {(len(B), A.shape[1])}")
         if s == 0 or is_zero(A, B):
@@ -157,7 +157,7 @@ def hash_below(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarr
         model = base_of_run(base, folder, config, tensors)
     copies = {name.replace(".base_layer.bias", ".bias") for name in tensors}
     paths = [f"{path}.{what}" for path in layers_of(model) for what in ("weight", "bias")]  # a tied weight's are two
-    return base_hash(model, [path for path in paths if f"{PREFIX}{their_name(model, path)}" in copies])
+    return base_hash(model, [path for path in paths if f"{PREFIX}{hf_name(model, path)}" in copies])
 
 
 def trained_whole(config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> list[str]:

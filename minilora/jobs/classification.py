@@ -22,7 +22,9 @@ from ..data.records import label_ids, label_names, read_records, stratified_spli
 from ..display.plots import classification_figure
 from ..display.tables import fits, numbers_right, wide_console
 from ..files import to_json, write_files
-from ..models.pretrained import CLASSIFIER_DRAWN, base_hash, labels_of, load_pretrained, load_tokenizer, name_labels
+from ..models.labels import labels_of, name_labels
+from ..models.pretrained import CLASSIFIER_DRAWN, load_pretrained, load_tokenizer
+from ..models.saving import base_hash
 from ..models.tokenizer import Tokenizer, check_matches
 from ..models.transformer import Transformer
 from ..nn import Inputs, recompute

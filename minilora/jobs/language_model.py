@@ -40,9 +40,10 @@ from ..data.records import LINES, SEPARATORS, columns_of, shortened
 from ..display.tables import visible
 from ..files import to_json, write_files
 from ..models.config import Config
-from ..models.families import llama
+from ..models.families.llama import llama
 from ..models.generation import check_continues, stream
-from ..models.pretrained import base_hash, load_pretrained, load_tokenizer, model_files
+from ..models.pretrained import load_pretrained, load_tokenizer
+from ..models.saving import base_hash, model_files
 from ..models.tokenizer import ByteTokenizer, Tokenizer
 from ..models.transformer import Transformer
 from ..nn import Module

@@ -13,9 +13,8 @@ import numpy as np
 
 from ..adapters.peft import CONFIG, WEIGHTS, classifier_weight, load_adapter, load_base, read_adapter
 from ..files import check_writable, load_tensors, read_json, to_json, write_files, write_folder
-from ..models.configs import names_of
 from ..models.hub import HubName, name_on_hub
-from ..models.pretrained import name_labels
+from ..models.labels import name_labels, names_from
 from ..models.sources import NAMES, pinned
 from ..models.tokenizer import Tokenizer
 from ..models.transformer import Transformer
@@ -81,7 +80,7 @@ def base_of_run(base: str | Path, folder: Path, config: dict[str, Any], tensors:
     classifies = classifier_weight(tensors) is not None
     settings = read_settings(folder) if classifies and (folder / SETTINGS).is_file() else {}
     model = load_base(base, config, tensors, np.random.default_rng(settings.get("seed", 0)))
-    names = names_of({str(i): x for i, x in enumerate(settings.get("labels") or [])}, model.config.labels)
+    names = names_from({str(i): x for i, x in enumerate(settings.get("labels") or [])}, model.config.labels)
     if names:
         name_labels(model, names)
     return model

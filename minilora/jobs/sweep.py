@@ -25,7 +25,8 @@ from ..adapters.attach import attach_lora
 from ..display.plots import sweep_figure
 from ..display.tables import numbers_right, wide_console
 from ..files import check_free, check_writable, read_json, to_json, write_whole
-from ..models.pretrained import base_hash, load_pretrained, load_tokenizer
+from ..models.pretrained import load_pretrained, load_tokenizer
+from ..models.saving import base_hash
 from ..process import blas_threads, end_with, folder_lock
 from ..spelling import counted
 from .data import Numbers, warn

@@ -121,7 +121,7 @@ def check_continues(model: Transformer, tokenizer: Tokenizer) -> None:
     if isinstance(tokenizer, ByteTokenizer) and vocab_size != 256:
         raise ValueError(f"text is read as bytes, which need a vocabulary of 256: this model's is {vocab_size}")
     check_matches(tokenizer, model.config.vocab_size)
-    if model.family in ("bert", "roberta") or model.config.head != "lm":
+    if not model.causal or model.config.head != "lm":
         raise ValueError(f"a {model.family} with the head {model.config.head!r} does not continue texts")
 
 

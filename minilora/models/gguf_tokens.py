@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .gguf import read_header
+from .gguf_file import read_header
 from .tokenizer import SubwordTokenizer, Tokenizer, refusing, tokenizers
 
 # Text is cut into words before it is cut into tokens; `tokenizer.ggml.pre` names the rule that the model learned with.

@@ -7,12 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, get_array_module
-from ..nn import (
-    Inputs,
-    Module,
-    Pass,
-    Sequential,
-)
+from ..nn import Attention, Inputs, Module, Pass, Sequential
 from .config import Config
 
 
@@ -24,8 +19,13 @@ class Transformer(Sequential):
     def __init__(self, family: str, config: Config, layers: dict[str, Module]) -> None:
         super().__init__(layers)
         self.family, self.config = family, config
-        self.said: dict[str, Any] = {}  # what else the config.json said that is worth keeping, for save_pretrained
+        self.hf_config: dict[str, Any] = {}  # further keys of the config.json, which save_pretrained writes again
         self.hub: tuple[str, str | None] | None = None  # its name on the Hugging Face Hub, and the commit
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees no later one, so that the model can continue a text."""
+        return all(module.causal for _, module in self.named_modules() if isinstance(module, Attention))
 
     def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, list[Any]]:
         """Host ids are checked, then moved to where the weights are; ids on a GPU were checked before they moved.

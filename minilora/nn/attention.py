@@ -28,6 +28,7 @@ class Rope(NamedTuple):
 
 class AttentionCache(NamedTuple):
     projections: Any  # the caches of q_proj, k_proj, v_proj, or of qkv_proj
+    norms: tuple[Any, Any]  # the caches of q_norm and k_norm; None where there is none
     rope: tuple[Array, Array] | None  # cos and sin
     attention: Any  # ops.attention.AttentionCache, or ops.BlockwiseAttentionCache
     o_proj: Any
@@ -36,8 +37,9 @@ class AttentionCache(NamedTuple):
 class Attention(Module):
     """y = o_proj(softmax(q kᵀ/√D + mask) v),  q, k, v = q_proj(x), k_proj(x), v_proj(x), q and k rotated if rope
 
-    x and y (B, T, C). With run.kv_cache, the keys and values of earlier tokens come before those of x. With a `window`,
-    a query attends only to the last `window` keys, its own included. A `causal` mask hides later keys.
+    x and y (B, T, C). With q_norm and k_norm (Qwen3) each head of q and k is normalised before the rotation. With
+    run.kv_cache, the keys and values of earlier tokens come before those of x. With a `window`, a query attends only
+    to the last `window` keys, its own included. A `causal` mask hides later keys.
     """
 
     # From this number of tokens on, causal attention without a KV cache is computed in blocks, without T x T arrays. On
@@ -56,9 +58,12 @@ class Attention(Module):
         causal: bool,
         rope: Rope | None = None,
         window: int | None = None,
+        q_norm: Module | None = None,
+        k_norm: Module | None = None,
     ) -> None:
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
         self.head_dim, self.causal, self.rope, self.window = head_dim, causal, rope, window
+        self.q_norm, self.k_norm = q_norm, k_norm
 
     def project(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Sequence[Array], Any]:
         """(q, k, v) and the caches of their projections."""
@@ -76,10 +81,25 @@ class Attention(Module):
             dx += dx_v
         return dx
 
+    def normalise(self, norm: Module | None, x: Array) -> tuple[Array, Any]:
+        """norm on the D numbers of each head of x (B, T, H·D)."""
+        if norm is None:
+            return x, None
+        y, cache = norm.forward(x.reshape(*x.shape[:-1], -1, self.head_dim))
+        return y.reshape(x.shape), cache
+
+    def normalise_backward(self, norm: Module | None, dy: Array, cache: Any, grads: Gradients) -> Array:
+        if norm is None:
+            return dy
+        dx: Array = norm.backward(dy.reshape(*dy.shape[:-1], -1, self.head_dim), cache, grads)
+        return dx.reshape(dy.shape)
+
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, AttentionCache]:
         xp, T, rope, kv_cache = get_array_module(x), x.shape[1], None, run.kv_cache
         start = kv_cache.length if kv_cache else 0
         (q, k, v), projections = self.project(x, inputs, run)
+        q, q_norm = self.normalise(self.q_norm, q)
+        k, k_norm = self.normalise(self.k_norm, k)
         if self.rope:
             rope = run.once((self.rope, self.head_dim, T), self.rope.tables, x, self.head_dim, start)
             q, k = ops.rope_forward(q, *rope), ops.rope_forward(k, *rope)
@@ -95,7 +115,7 @@ class Attention(Module):
             mask = run.once((self.causal, T, self.window), ops.attention_mask, xp, *arguments)
             o, attention = ops.attention_forward(q, k, v, mask, self.head_dim)
         y, o_proj = self.o_proj.forward(o, inputs, run.with_dx())
-        return y, AttentionCache(projections, rope, attention, o_proj)
+        return y, AttentionCache(projections, (q_norm, k_norm), rope, attention, o_proj)
 
     def backward(self, dy: Array, cache: AttentionCache, grads: Gradients) -> Array | None:
         do = self.o_proj.backward(dy, cache.o_proj, grads)
@@ -104,6 +124,8 @@ class Attention(Module):
         dq, dk, dv = backward(do, cache.attention)
         if cache.rope is not None:
             dq, dk = ops.rope_backward(dq, *cache.rope), ops.rope_backward(dk, *cache.rope)
+        dq = self.normalise_backward(self.q_norm, dq, cache.norms[0], grads)
+        dk = self.normalise_backward(self.k_norm, dk, cache.norms[1], grads)
         return self.project_backward(dq, dk, dv, cache.projections, grads)
 
 
@@ -113,6 +135,7 @@ class FusedAttention(Attention):
     def __init__(self, qkv_proj: Module, o_proj: Module, head_dim: int, *, causal: bool) -> None:
         self.qkv_proj, self.o_proj = qkv_proj, o_proj
         self.head_dim, self.causal, self.rope, self.window = head_dim, causal, None, None
+        self.q_norm = self.k_norm = None
 
     def project(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Sequence[Array], Any]:
         qkv, cache = self.qkv_proj.forward(x, inputs, run)

@@ -22,7 +22,11 @@ from ..adapters.lora import LoRAEmbedding, LoRALinear
 from ..adapters.merge import MergedEmbedding, MergedLinear
 from ..backend import Array, get_array_module
 from ..models.config import Config
-from ..models.families import FAMILIES, New, bert, gpt2, llama
+from ..models.families import FAMILIES
+from ..models.families.bert import bert
+from ..models.families.gpt2 import gpt2
+from ..models.families.llama import llama
+from ..models.parts import New
 from ..models.transformer import Transformer
 from ..nn import Checkpointed, Gradients, Inputs, Labelled, Module, Parameter, Pass, Rope, Select, Tanh
 from .check import Report, check_gradient, check_model
@@ -431,6 +435,7 @@ MODULES: dict[str, Callable[[New], Module]] = {
     "Attention": partial(attention_part, bias=True, causal=False),
     "Attention, causal, rotary": partial(attention_part, bias=False, causal=True, rope=Rope(THETA)),
     "Attention, sliding window": partial(attention_part, bias=False, causal=True, rope=Rope(THETA), window=2),
+    "Attention, norms on q and k": partial(attention_part, bias=False, causal=True, rope=Rope(THETA), qk_norm=True),
     "Attention, grouped": partial(attention_part, bias=False, causal=True, n_kv_heads=1),
     "FusedAttention": New.fused_attention,
     "Select, first": lambda new: Select(last=False),
@@ -475,12 +480,14 @@ def of_part(make: Callable[[New], Module], rng: Rng, merged: bool = False) -> It
 
 
 SPECIAL: dict[str, dict[str, Any]] = {
-    "llama": {"n_kv_heads": 1, "head_dim": 6, "rope_theta": THETA, "qkv_bias": True,
-              "sliding_window": 3, "max_window_layers": 1,
+    "mistral": {"n_kv_heads": 1, "rope_theta": THETA, "sliding_window": 3},
+    "qwen2": {"n_kv_heads": 1, "rope_theta": THETA, "sliding_window": 3, "max_window_layers": 1},
+    "qwen3": {"n_kv_heads": 1, "head_dim": 6, "rope_theta": THETA},
+    "llama": {"n_kv_heads": 1, "head_dim": 6, "rope_theta": THETA,
               "rope_scaling": ops.RopeScaling(4.0, 0.2, 1.5, 9)},
     "roberta": {"offset": 2, "activation": "gelu"},
 }  # fmt: skip
-ENCODERS = "bert", "roberta"
+ENCODERS = [name for name, family in FAMILIES.items() if "tokens" in family.classes]
 
 
 def of_tied(rng: Rng) -> Iterator[Report]:
@@ -510,7 +517,7 @@ def model(family: str, rng: Rng, adapted: bool = True, head: str = "lm") -> Tran
         head=head,
         labels=4,
     )
-    made = FAMILIES[family](replace(config, **SPECIAL.get(family, {})), rng)
+    made = FAMILIES[family].build(replace(config, **SPECIAL.get(family, {})), rng)
     if adapted:
         attach_lora(made, "all-linear", r=2, alpha=3, rng=rng)
     return shaken(made, rng)

@@ -18,7 +18,7 @@ from ..adapters.merge import merge
 from ..backend import Array
 from ..display.tables import numbers_right, wide_console
 from ..models.config import Config
-from ..models.families import New
+from ..models.parts import New
 from ..nn import Gradients, Inputs
 from ..nn.optim import SGD
 from ..process import blas_threads

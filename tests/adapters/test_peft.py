@@ -22,14 +22,13 @@ from minilora.adapters.peft.regular import check_regular
 from minilora.files import load_tensors, save_tensors
 from minilora.jobs.changes import adapter_changes
 from minilora.models.config import LABELLED
-from minilora.models.configs import FORMATS
 from minilora.models.families import FAMILIES
-from minilora.models.pretrained import their_name
+from minilora.models.names import hf_name
 from minilora.models.transformer import Transformer
 from minilora.nn import Gradients, Inputs
 from minilora.nn.optim import SGD, AdamW
 
-FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FORMATS[family].classes]
+FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FAMILIES[family].classes]
 ATTENTION = {"gpt2": ["qkv_proj"], "llama": ["q_proj", "v_proj"]}
 THEIRS = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "bert": ["query", "value"], "roberta": ["query", "value"]}
 NORM = {"gpt2": "ln_1", "llama": "norm", "bert": "LayerNorm", "roberta": "LayerNorm"}
@@ -82,7 +81,7 @@ OURS: dict[str, dict[str, Any]] = {
 def cases() -> list[Any]:
     found = []
     for family in FAMILIES:
-        for head in FORMATS[family].classes:
+        for head in FAMILIES[family].classes:
             for name, words in OURS.items():
                 lacks_bias = family == "llama" and name in ("every bias", "positions whole")
                 if not lacks_bias and not (name == "the head" and head != "lm"):
@@ -224,7 +223,7 @@ def test_what_peft_wrote_loads_with_the_same_logits_and_is_written_back_to_the_b
     peft.save_adapter(model, tmp_path / "ours")
     for folder in ("theirs", "ours"):  # `minilora rank` measures what loads
         measured = adapter_changes(tmp_path / folder, tmp_path / "m").layers
-        deltas = {their_name(model, path): m.delta() for path, m in model.named_modules() if isinstance(m, Adapter)}
+        deltas = {hf_name(model, path): m.delta() for path, m in model.named_modules() if isinstance(m, Adapter)}
         assert measured.keys() - {"pooler.dense"} == deltas.keys()  # an encoder without a head has no pooler here
         for name, delta in deltas.items():
             np.testing.assert_allclose(measured[name].after - measured[name].before, delta, rtol=1e-9, atol=1e-12)
@@ -668,7 +667,7 @@ def test_a_pair_with_one_adapter_comes_back_as_one(tmp_path, family):
     peft.save_adapter(loaded, tmp_path / "b")
     for name in (peft.CONFIG, peft.WEIGHTS):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    one, two = (adapter_changes(tmp_path / "a").layers[their_name(model, path)] for path in ("embed.token", "lm_head"))
+    one, two = (adapter_changes(tmp_path / "a").layers[hf_name(model, path)] for path in ("embed.token", "lm_head"))
     np.testing.assert_allclose(one.update().sigma, two.update().sigma, rtol=1e-9)
     damaged(tmp_path / "a", to_tensors=lambda t: {n: 2 * x if "lm_head.lora_A" in n else x for n, x in t.items()})
     with pytest.raises(ValueError, match=r"lm_head\.lora_A\.weight is not .*lora_embedding_B transposed"):
@@ -692,7 +691,7 @@ def test_a_pair_that_is_trained_whole_stays_one(tmp_path, family):
     assert set(loaded.trainable_parameters()) == set(model.trainable_parameters())
     minilora.save_pretrained(base(family), tmp_path / "m")
     whole = adapter_changes(tmp_path / "a", tmp_path / "m").others
-    assert set(whole) == {f"{their_name(model, path)}.weight" for path in ("embed.token", "lm_head")}
+    assert set(whole) == {f"{hf_name(model, path)}.weight" for path in ("embed.token", "lm_head")}
 
 
 @pytest.mark.oracle

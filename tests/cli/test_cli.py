@@ -45,10 +45,10 @@ from minilora.cli import commands, main, parser
 from minilora.data import Split
 from minilora.files import load_tensors, save_tensors
 from minilora.jobs import language_model, rank
-from minilora.models import pretrained
+from minilora.models import describe
 from minilora.models.config import Config
-from minilora.models.families import llama
-from minilora.models.pretrained import save_pretrained
+from minilora.models.families.llama import llama
+from minilora.models.saving import save_pretrained
 from minilora.training import loop
 
 COMMANDS = [
@@ -729,7 +729,7 @@ def test_an_error_is_one_line(error, said, here, capfd, monkeypatch):
     def fail(folder: Path) -> Any:
         raise error
 
-    monkeypatch.setattr(pretrained, "describe_model", fail)
+    monkeypatch.setattr(describe, "describe_model", fail)
     assert main(["info", "base"]) == (130 if isinstance(error, KeyboardInterrupt) else 2)
     (line,) = lines(capfd.readouterr().err)
     assert line.startswith(said)
@@ -741,7 +741,7 @@ def test_a_bug_is_a_traceback(error, here, monkeypatch):
     def fail(folder: Path) -> Any:
         raise error
 
-    monkeypatch.setattr(pretrained, "describe_model", fail)
+    monkeypatch.setattr(describe, "describe_model", fail)
     with pytest.raises(type(error)):
         main(["info", "base"])
 

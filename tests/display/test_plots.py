@@ -14,7 +14,7 @@ from minilora.adapters import peft
 from minilora.cli import main
 from minilora.display import plots
 from minilora.jobs.rank import study
-from minilora.models import pretrained
+from minilora.models import saving
 
 SMALLEST = 14  # points, in a figure that is 11 to 19 inches wide
 
@@ -37,7 +37,7 @@ def sweep(folder: Path) -> None:
 
 
 def rank(folder: Path) -> None:
-    pretrained.save_pretrained(base_model(), folder / "base")
+    saving.save_pretrained(base_model(), folder / "base")
     for seed in (1, 2):
         peft.save_adapter(adapted(seed=seed), folder / str(seed))
     plots.rank_figures(study(str(folder / "1"), base=str(folder / "base"), compare=str(folder / "2")))

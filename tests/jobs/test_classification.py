@@ -16,8 +16,9 @@ from minilora.cli import main
 from minilora.files import load_tensors, save_tensors
 from minilora.jobs import classification, crossvalidation
 from minilora.jobs.classification import Classifier, Recipe
-from minilora.models.configs import unnamed
-from minilora.models.pretrained import labels_of, load_pretrained, save_pretrained
+from minilora.models.labels import default_label_maps, labels_of
+from minilora.models.pretrained import load_pretrained
+from minilora.models.saving import save_pretrained
 from minilora.nn.optim import Optimizer, penalty
 from minilora.verify import check_gradient
 
@@ -215,7 +216,7 @@ def test_the_two_files_of_an_adapter_hold_the_names_of_its_labels(here, capfd, m
 def test_names_that_an_adapter_lacks_are_those_of_its_run_or_its_base_or_said_not_to_be_known(here, capfd, monkeypatch):
     save_pretrained(classification.classifier("base", ["bad", "fine"]), here / "named")
     save_pretrained(load_pretrained("named"), here / "unnamed")
-    edit_json(here / "unnamed" / "config.json", **unnamed(2))
+    edit_json(here / "unnamed" / "config.json", **default_label_maps(2))
     settings = (here / "adapter" / "settings.json").read_text()
     (here / "adapter" / "settings.json").unlink()
     assert predicted(capfd, monkeypatch, "named") == ({"yes", "no"}, [])  # the adapter's own come first
@@ -281,7 +282,7 @@ def test_an_encoder_learns_its_classifier_whole_and_predict_takes_what_was_made(
 
     config = Config(vocab_size=256, n_layers=1, d_model=16, n_heads=2, max_length=32, head="none", activation="gelu",
                     offset=2 * (family == "roberta"))  # fmt: skip
-    save_pretrained(FAMILIES[family](config, np.random.default_rng(0)), here / "encoder")
+    save_pretrained(FAMILIES[family].build(config, np.random.default_rng(0)), here / "encoder")
     assert main([*FINETUNE, "--base", "encoder"]) == 0  # seed 3
     said = capfd.readouterr().err
     assert ("pooler" in said) == (family == "bert")  # which stays as it was drawn: PEFT saves none

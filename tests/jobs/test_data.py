@@ -13,8 +13,9 @@ from minilora.cli import main
 from minilora.data import Batch
 from minilora.jobs import classification, crossvalidation, data, language_model, sweep
 from minilora.models.config import Config
-from minilora.models.families import bert
-from minilora.models.pretrained import load_tokenizer, save_pretrained
+from minilora.models.families.bert import bert
+from minilora.models.pretrained import load_tokenizer
+from minilora.models.saving import save_pretrained
 from minilora.models.tokenizer import ByteTokenizer, SubwordTokenizer
 
 tokenizers = pytest.importorskip("tokenizers")

@@ -23,7 +23,7 @@ from minilora.display.plots import report_figure
 from minilora.jobs import demo, language_model
 from minilora.jobs.language_model import bits_per_byte
 from minilora.models.config import Config
-from minilora.models.families import llama
+from minilora.models.families.llama import llama
 from minilora.models.pretrained import load_pretrained
 from minilora.models.transformer import Transformer
 

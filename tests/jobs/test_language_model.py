@@ -23,8 +23,9 @@ from minilora.data import Batch, all_windows, batches, english, excerpts, split_
 from minilora.jobs import instruction, language_model, sweep
 from minilora.jobs.instruction import encode, padded_batch, read_answers
 from minilora.models.config import Config
-from minilora.models.families import llama
-from minilora.models.pretrained import load_tokenizer, save_pretrained
+from minilora.models.families.llama import llama
+from minilora.models.pretrained import load_tokenizer
+from minilora.models.saving import save_pretrained
 from minilora.models.sources import locate
 from minilora.models.tokenizer import SubwordTokenizer
 from minilora.nn import Gradients, Inputs

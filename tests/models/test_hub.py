@@ -20,9 +20,10 @@ from minilora.accounting import architecture
 from minilora.adapters import peft
 from minilora.adapters.attach import attach_lora
 from minilora.cli import main
-from minilora.models import pretrained
+from minilora.models import pretrained, saving
 from minilora.models.families import FAMILIES
-from minilora.models.pretrained import base_hash, load_pretrained, load_tokenizer
+from minilora.models.pretrained import load_pretrained, load_tokenizer
+from minilora.models.saving import base_hash
 from minilora.models.tokenizer import READ as TOKENIZER_FILES
 
 client, file_download = (pytest.importorskip(f"huggingface_hub{name}") for name in ("", ".file_download"))
@@ -55,7 +56,7 @@ def contents(folder):
 
 
 def saved(model, folder):
-    pretrained.save_pretrained(model, folder)
+    saving.save_pretrained(model, folder)
     return contents(folder)
 
 
@@ -156,8 +157,8 @@ def test_gpt2_as_it_lies_on_the_hub_continues_a_text(hub, capfd):
     splitter.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     splitter.decoder = tokenizers.decoders.ByteLevel()
     splitter.add_special_tokens(["<|endoftext|>"])
-    model = FAMILIES["gpt2"](minilora.Config(257, 1, 16, 2, max_length=32), np.random.default_rng(0))
-    pretrained.save_pretrained(model, "ours")
+    model = FAMILIES["gpt2"].build(minilora.Config(257, 1, 16, 2, max_length=32), np.random.default_rng(0))
+    saving.save_pretrained(model, "ours")
     tensors = pretrained.read_checkpoint(Path("ours"))
     tensors = {name.removeprefix("transformer."): x for name, x in tensors.items()}  # and the mask beside them
     weights = shard(tensors | {"h.0.attn.bias": np.tril(np.ones((1, 1, 32, 32), np.float32))})

@@ -186,7 +186,7 @@ def build(family: str, **options: Any) -> Transformer:
         "dtype": "float64",
     }
     config |= HEADS.get(family, {})
-    return FAMILIES[family](Config(**{**config, **options}), np.random.default_rng(1))
+    return FAMILIES[family].build(Config(**{**config, **options}), np.random.default_rng(1))
 
 
 def step(model: Transformer, side: str = "none", rng: np.random.Generator | None = None) -> list[np.ndarray]:

@@ -37,7 +37,7 @@ def base(
         "labels": 3,
         **special,
     }
-    model = FAMILIES[family](Config(**shape, head=head, tied=tied, dtype=dtype), rng)
+    model = FAMILIES[family].build(Config(**shape, head=head, tied=tied, dtype=dtype), rng)
     for parameter in model.named_parameters().values():
         parameter.data = (parameter.data + 0.2 * rng.standard_normal(parameter.data.shape)).astype(dtype)
     return model

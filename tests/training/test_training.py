@@ -17,7 +17,8 @@ from minilora.data import Batch, all_windows, bigram_bits_per_byte, excerpts, zl
 from minilora.data import bits as bits_per_token
 from minilora.data import english as english_text
 from minilora.jobs.language_model import RECIPE, SHAPE, recipe_optimizer
-from minilora.models.families import FAMILIES, llama
+from minilora.models.families import FAMILIES
+from minilora.models.families.llama import llama
 from minilora.models.pretrained import load_pretrained
 from minilora.models.sources import BUILTIN
 from minilora.models.transformer import Transformer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...models.pretrained import listed
+from ...models.labels import list_labels
 from . import layouts
 from .format import CONFIG, PREFIX, WEIGHTS, locate_adapter, pairs_of, read_adapter
 from .reading import Adapters, classifier_weight, label_names, load_adapter, load_base
@@ -41,7 +41,7 @@ def describe_adapter(folder: Path) -> dict[str, str]:
     lora = {name: array for name, array in tensors.items() if ".lora_" in name}
     beside = sum(x.size for name, x in tensors.items() if name not in lora and ".base_layer.weight" not in name)
     head = classifier_weight(tensors)
-    names = listed(label_names(metadata, len(head))) if head is not None else ""
+    names = list_labels(label_names(metadata, len(head))) if head is not None else ""
     return {
         "adapter": f"LoRA, r = {config['r']}, alpha = {config['lora_alpha']}, scaled by {scaling}",
         "targets": str(config.get("target_modules")),

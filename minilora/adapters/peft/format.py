@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...files import load_tensors, read_json
+from ...models.families import FAMILIES
 from ...models.hub import fetch, name_on_hub, pickled
-from ...models.pretrained import their_name
+from ...models.names import hf_name
 from ...models.transformer import Transformer
 from ...nn import Embedding, LayerNorm, Linear, Module, RMSNorm
 from ..base import Adapter
@@ -101,14 +102,10 @@ def layers_of(model: Transformer) -> dict[str, Any]:
     return {path: model[path] for path, module in model.named_modules() if isinstance(module, kinds)}
 
 
-def has_pooler_apart(model: Transformer) -> bool:
-    """Has Hugging Face's class a pooler that we lack? An encoder's without a head has; it changes no hidden state."""
-    return model.config.head == "none" and model.family in ("bert", "roberta")
-
-
 def every_layer(model: Transformer) -> list[str]:
-    """The name in Hugging Face's model of every layer with parameters, a pooler's that we lack too."""
-    return [their_name(model, path) for path in layers_of(model)] + ["pooler.dense"] * has_pooler_apart(model)
+    """The name in Hugging Face's model of every layer with parameters, also of a pooler that we lack."""
+    unused = FAMILIES[model.family].unused.get(model.config.head, ())
+    return [*(hf_name(model, path) for path in layers_of(model)), *unused]
 
 
 def every_name(model: Transformer) -> list[str]:
@@ -119,7 +116,7 @@ def every_name(model: Transformer) -> list[str]:
 
 def adapter_tensors(model: Transformer, path: str, base: Module) -> dict[str, str]:
     """{"lora_A": its tensor's name, "lora_B": ...}"""
-    name = PREFIX + their_name(model, path)
+    name = PREFIX + hf_name(model, path)
     if isinstance(base, Embedding):
         return {side: f"{name}.{side.replace('lora', 'lora_embedding')}" for side in ("lora_A", "lora_B")}
     return {side: f"{name}.{side}.weight" for side in ("lora_A", "lora_B")}
@@ -128,7 +125,7 @@ def adapter_tensors(model: Transformer, path: str, base: Module) -> dict[str, st
 def own_tensor(model: Transformer, path: str, parameter: str) -> str:
     """The name of a layer's weight or bias, by the module that it is in; of an adapted layer's bias, below it."""
     inside = ".base_layer" if isinstance(model[path], Adapter) else ""
-    return f"{PREFIX}{their_name(model, path)}{inside}.{parameter}"
+    return f"{PREFIX}{hf_name(model, path)}{inside}.{parameter}"
 
 
 def tied_head(model: Transformer) -> str | None:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...models.pretrained import their_name
+from ...models.families import FAMILIES
+from ...models.names import hf_name
 from ...models.transformer import Transformer
 from ...nn import Linear, Module
 from ..attach import HEADS, adapter_for
@@ -29,16 +30,16 @@ class Plan(NamedTuple):
 def what_to_adapt(model: Transformer, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Plan:
     """Raises ValueError as check_names does, and where a layer cannot be adapted so, or has tensors and no name."""
     check_names(model, config)
-    if config.get("fan_in_fan_out") and model.family != "gpt2":
+    if config.get("fan_in_fan_out") and not FAMILIES[model.family].transposed:
         raise ValueError(f"fan_in_fan_out = True is for layers stored as (in, out), and a {model.family} has none")
     layers, ties = layers_of(model), tie_of(model, config, tensors)
     if ties and saves_the_pair(model, config, tensors):
-        pair = [their_name(model, path) for path in ("embed.token", ties)]
+        pair = [hf_name(model, path) for path in ("embed.token", ties)]
         config = config | {"modules_to_save": [*(config.get("modules_to_save") or []), *pair]}
     config = config | {"target_modules": targets_of(model, config, tensors, ties)}
     adapted: dict[str, tuple[int, float]] = {}
     for path, layer in layers.items():
-        theirs = their_name(model, path)
+        theirs = hf_name(model, path)
         if not is_target(config, theirs) or path == ties:
             if path != ties and any(name in tensors for name in adapter_tensors(model, path, layer).values()):
                 raise ValueError(
@@ -52,18 +53,16 @@ def what_to_adapt(model: Transformer, config: dict[str, Any], tensors: dict[str,
         except ValueError as error:
             raise ValueError(f"{theirs}: {error}") from None
         adapted[path] = (r, alpha)
-    saved = [path for path in layers if is_saved(config, their_name(model, path))]
+    saved = [path for path in layers if is_saved(config, hf_name(model, path))]
     bias = config.get("bias") or "none"
     those = {"none": [], "all": list(layers), "lora_only": list(adapted)}[bias]
     biases = [path for path in those if path not in saved and getattr(base_of(layers[path]), "bias", None) is not None]
     for path in [*saved, *biases]:
         if isinstance(layers[path], Adapter | MergedLinear | MergedEmbedding):
-            raise ValueError(
-                f"{their_name(model, path)}: this layer is adapted already, and the adapter has a copy of it"
-            )
+            raise ValueError(f"{hf_name(model, path)}: this layer is adapted already, and the adapter has a copy of it")
     both = next((path for path in saved if path in adapted), None)
     if both:
-        raise ValueError(f"{their_name(model, both)} is among modules_to_save and among target_modules")
+        raise ValueError(f"{hf_name(model, both)} is among modules_to_save and among target_modules")
     return Plan(adapted, ties, saved, biases)
 
 
@@ -109,15 +108,15 @@ def targets_of(model: Transformer, config: dict[str, Any], tensors: dict[str, np
     targets, layers = config.get("target_modules"), layers_of(model)
     if targets is None:
         named = {path for path, layer in layers.items() if adapter_tensors(model, path, layer)["lora_A"] in tensors}
-        targets = [their_name(model, path) for path in named if path != ties]
+        targets = [hf_name(model, path) for path in named if path != ties]
     elif isinstance(targets, str) and targets.lower() == "all-linear":
         linears = [path for path, layer in layers.items() if isinstance(base_of(layer), Linear)]
         # PEFT leaves out a head that gives words, and a classifier where the task says that it is one
         heads = ["lm_head"] if model.config.head == "lm" or config.get("task_type") != "SEQ_CLS" else HEADS
-        targets = [their_name(model, path) for path in linears if path not in heads]
+        targets = [hf_name(model, path) for path in linears if path not in heads]
     elif ties:
         targets = f"(?:{targets})" if isinstance(targets, str) else targets
-        embedding = their_name(model, "embed.token")
+        embedding = hf_name(model, "embed.token")
         targets = rf"{targets}|{embedding}" if isinstance(targets, str) else [*targets, embedding]
     return targets
 
@@ -133,7 +132,7 @@ def tie_of(model: Transformer, config: dict[str, Any], tensors: dict[str, np.nda
         return None
     targets, saved = config.get("target_modules"), config.get("modules_to_save") or []
     named = {name.rpartition(".")[2] for name in [*saved, *(targets if isinstance(targets, list) else [])]}
-    there = f"{PREFIX}{their_name(model, head)}"
+    there = f"{PREFIX}{hf_name(model, head)}"
     if {f"{there}.lora_A.weight", f"{there}.weight"} & tensors.keys():
         return head
     by_regex = isinstance(targets, str) and any(is_target({"target_modules": targets}, name) for name in TIED_NAMES)
@@ -143,4 +142,4 @@ def tie_of(model: Transformer, config: dict[str, Any], tensors: dict[str, np.nda
 def saves_the_pair(model: Transformer, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> bool:
     """Does a tie mean the copies of modules_to_save, rather than A and B?"""
     saved = {name.rpartition(".")[2] for name in config.get("modules_to_save") or []}
-    return bool(saved & set(TIED_NAMES)) or f"{PREFIX}{their_name(model, 'lm_head')}.weight" in tensors
+    return bool(saved & set(TIED_NAMES)) or f"{PREFIX}{hf_name(model, 'lm_head')}.weight" in tensors

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from ...backend import to_numpy
-from ...models.pretrained import CONSTANT, their_name
+from ...models.families import FAMILIES
+from ...models.names import CONSTANT, hf_name
 from ...models.transformer import Transformer
 from ...nn import Embedding, check_fit
 from .config import short
-from .format import PREFIX, adapter_tensors, has_pooler_apart, layers_of
+from .format import PREFIX, adapter_tensors, layers_of
 from .plan import Plan, base_of
 
 Place = tuple[str, str]  # the path of a layer, and lora_A, lora_B, weight or bias
@@ -28,10 +29,10 @@ def tensor_names(model: Transformer, plan: Plan) -> dict[Place, str]:
     for path in plan.saved:
         for parameter in ("weight", "bias"):
             if getattr(layers[path], parameter, None) is not None:
-                names[path, parameter] = f"{PREFIX}{their_name(model, path)}.{parameter}"
+                names[path, parameter] = f"{PREFIX}{hf_name(model, path)}.{parameter}"
     for path in plan.biases:
         inside = ".base_layer" if path in plan.adapted else ""
-        names[path, "bias"] = f"{PREFIX}{their_name(model, path)}{inside}.bias"
+        names[path, "bias"] = f"{PREFIX}{hf_name(model, path)}{inside}.bias"
     return names
 
 
@@ -48,14 +49,15 @@ def only_these(
 
 def of_pooler(model: Transformer, tensors: Collection[str]) -> set[str]:
     """The tensors for a pooler that our model without a head lacks."""
-    return {name for name in tensors if has_pooler_apart(model) and name.startswith(f"{PREFIX}pooler.")}
+    unused = FAMILIES[model.family].unused.get(model.config.head, ())
+    return {name for name in tensors if name.startswith(tuple(f"{PREFIX}{layer}." for layer in unused))}
 
 
 def base_weights(model: Transformer, plan: Plan, tensors: dict[str, np.ndarray]) -> set[str]:
     """An adapted embed_tokens or lm_head has its frozen weight there too. Raises ValueError unless it is the base's."""
     layers, found = layers_of(model), set()
     for path in [*plan.adapted, *([plan.head] if plan.head else [])]:
-        name = f"{PREFIX}{their_name(model, path)}.base_layer.weight"
+        name = f"{PREFIX}{hf_name(model, path)}.base_layer.weight"
         if name in tensors:
             theirs, W = tensors[name], to_numpy(base_of(layers[path]).weight.data)
             if not np.array_equal(W.astype(theirs.dtype), theirs):
@@ -74,7 +76,7 @@ def bias_copies(model: Transformer, plan: Plan, tensors: dict[str, np.ndarray]) 
     there, copies = tensors.keys() - unused, {}
     if model.config.head == "lm":
         inside = ".base_layer" if "lm_head" in plan.adapted else ""
-        copies[PREFIX + their_name(model, "lm_head.bias")] = f"{PREFIX}{their_name(model, 'lm_head')}{inside}.bias"
+        copies[PREFIX + hf_name(model, "lm_head.bias")] = f"{PREFIX}{hf_name(model, 'lm_head')}{inside}.bias"
     for name in there:
         module, state, end = name.partition(".modules_to_save.")
         if state:  # the name of the adapter comes next, where the module has modules of its own
@@ -117,7 +119,7 @@ def check_tensors(
         s = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
         if not abs(s) * max(1.0, r * A * B) <= float(np.finfo(dtype).max):
             raise ValueError(
-                f"lora_alpha = {short(alpha)} of {their_name(model, path)} makes s B A too large for {dtype} "
+                f"lora_alpha = {short(alpha)} of {hf_name(model, path)} makes s B A too large for {dtype} "
                 f"(A is up to {A:.3g}, B up to {B:.3g})"
             )
     if plan.head and "embed.token" in plan.adapted:

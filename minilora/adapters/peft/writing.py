@@ -10,8 +10,10 @@ from typing import Any
 from ...backend import Array
 from ...files import tensors_to_bytes, to_json, write_folder
 from ...models.config import LABELLED
-from ...models.configs import label_maps
-from ...models.pretrained import base_hash, labels_of, their_name
+from ...models.families import FAMILIES
+from ...models.labels import label_maps, labels_of
+from ...models.names import hf_name
+from ...models.saving import base_hash
 from ...models.transformer import Transformer
 from ..base import Adapter
 from ..lora import LoRA, LoRALinear, TiedLoRALinear
@@ -57,7 +59,7 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
         raise ValueError("some adapters have another dropout than others: PEFT's config has one lora_dropout")
     saved, biases, bias = trained_beside(model, adapters)
     pair = saved_pair(model, saved)
-    names = {path: their_name(model, path) for path in layers_of(model)}
+    names = {path: hf_name(model, path) for path in layers_of(model)}
     targets = endings(ends_with_part, [names[path] for path in adapters if path not in tied], every_name(model))
     classifies = saves_classifier(model, adapters)
     named = [names[path] for path in saved if path not in pair[1:] and not (classifies and is_of_classifier(path))]
@@ -73,7 +75,7 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
         "target_modules": targets,
         "modules_to_save": whole or None,
         "bias": bias,
-        "fan_in_fan_out": model.family == "gpt2" and any("block_" in path for path in adapters),
+        "fan_in_fan_out": bool(FAMILIES[model.family].transposed) and any("block_" in path for path in adapters),
         "ensure_weight_tying": bool(tied or pair),
         "r": first.r,
         "lora_alpha": first.alpha,
@@ -115,7 +117,7 @@ def task_type(model: Transformer, classifies: bool) -> str | None:
         return {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS"}[model.config.head] if classifies else None
     if model.config.head == "none":
         return "FEATURE_EXTRACTION"
-    return "CAUSAL_LM" if model.family in ("gpt2", "llama") else None
+    return "CAUSAL_LM" if model.causal else None
 
 
 def trained_beside(model: Transformer, adapters: dict[str, LoRA]) -> tuple[list[str], list[str], str]:
@@ -169,7 +171,7 @@ def names_of_a_tie(
 ) -> tuple[list[str], list[str]]:
     """target_modules and modules_to_save, with one of the two names by which PEFT sees that a tie is meant: it knows
     GPT-2's by its head alone. Raises ValueError for a family that it has no name for."""
-    names = [their_name(model, path).rpartition(".")[2] for path in ("embed.token", "lm_head")]
+    names = [hf_name(model, path).rpartition(".")[2] for path in ("embed.token", "lm_head")]
     known = next((name for name in names if name in TIED_NAMES), None)
     if known is None:
         raise ValueError(
@@ -198,13 +200,11 @@ def tensors_of(
     for path in biases:
         tensors[own_tensor(model, path, "bias")] = bias_of(layers[path]).data
     if config["bias"] == "all" and bias_of(layers.get("lm_head")) is not None and "lm_head" in biases:
-        tensors[PREFIX + their_name(model, "lm_head.bias")] = bias_of(
-            layers["lm_head"]
-        ).data  # PEFT's other name for it
+        tensors[PREFIX + hf_name(model, "lm_head.bias")] = bias_of(layers["lm_head"]).data  # PEFT's other name for it
     if set(config["target_modules"]) & set(TIED_NAMES):
         for path in ("embed.token", "lm_head"):
             if path in adapters:
-                tensors[f"{PREFIX}{their_name(model, path)}.base_layer.weight"] = adapters[path].weight.data
+                tensors[f"{PREFIX}{hf_name(model, path)}.base_layer.weight"] = adapters[path].weight.data
     return tensors
 
 
