@@ -10,10 +10,11 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
-from ..nn import Embedding, LayerNorm, Linear, Module, Parameter, RMSNorm
+from ..nn import Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
 from ..spelling import choose_from
 from .base import DEFAULT, Adapter, Rng, generator, sizes_of, variants
 from .lora import TiedLoRALinear
+from .parts import Parts
 
 Targets: TypeAlias = str | Collection[str] | Mapping[str, int]
 HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out, as in PEFT
@@ -110,7 +111,7 @@ def place(
     if isinstance(targets, Mapping) and not any(o.name == "r" and o.pattern for cls in classes for o in cls.options):
         raise ValueError(f"{variant} has no rank for each layer: name its targets in a list")
     ranks = choose(model, [name for cls in classes for name in cls.targets] if targets is None else targets)
-    layers: dict[str, Any] = {path: model[path] for path in ranks}
+    layers, fused = {path: layer_at(model, path) for path in ranks}, fused_above(model, ranks)
     for key in {cls.modules_key for cls in classes} & options.keys():
         if strange := set(listed(options[key])) - {*layers, *map(last, layers)}:
             raise ValueError(f"{key}: {min(strange)!r} is no target")
@@ -136,12 +137,14 @@ def place(
     if note:
         warnings.warn(note, stacklevel=4)
     model.freeze()
+    for path in fused:
+        model[path] = Parts(model[path])  # type: ignore[arg-type]
     shared = {
         cls: cls.draw_shared([layers[path] for path, other in made.items() if other is cls], **options)
         for cls in dict.fromkeys(made.values())
     }
     for path, cls in made.items():
-        model[path] = adapter = make(cls, layers[path], **given[path], **shared[cls])
+        model[path] = adapter = make(cls, model[path], **given[path], **shared[cls])
         adapters.append(adapter)
     for adapter in adapters:
         adapter.thaw()
@@ -171,6 +174,23 @@ def listed(names: str | Collection[str]) -> Collection[str]:
     return [names] if isinstance(names, str) else names
 
 
+def fused_above(model: Module, chosen: Collection[str]) -> list[str]:
+    """The fused layers, not adapted yet, of which a part is chosen. Raises ValueError where the whole is too."""
+    found = dict.fromkeys(path.rpartition(".")[0] for path in chosen)
+    fused = [path for path in found if isinstance(model[path], FusedLinear)]
+    both = next((path for path in fused if path in chosen), None)
+    if both:
+        raise ValueError(f"{both} and a part of it are both targets: choose the whole or its parts")
+    return fused
+
+
+def layer_at(model: Module, path: str) -> Any:
+    """model[path], where the path may end in the name of a part of a fused layer."""
+    above, _, name = path.rpartition(".")
+    whole = model[above]
+    return whole.part(name) if isinstance(whole, FusedLinear) else model[path]
+
+
 def tied_heads(model: Module, chosen: Collection[str]) -> dict[str, str]:
     """{path of a Linear: path of the chosen Embedding whose weight it shares}. Raises ValueError where there is none,
     or where it is to be adapted, or is, by itself."""
@@ -193,7 +213,10 @@ def choose(model: Module, targets: Targets) -> dict[str, int | None]:
     """{path: rank} of the layers that `targets` names, in the model's order; None where it gives no rank."""
     layers = {path: m for path, m in model.named_modules() if isinstance(m, Adapter | Linear | Embedding)}
     if targets == "all-linear":
-        targets = [path for path, m in layers.items() if isinstance(m, Linear) and last(path) not in HEADS]
+        plain = {path: m for path, m in layers.items() if isinstance(m, Linear) and not isinstance(m, Part)}
+        targets = [path for path in plain if last(path) not in HEADS]
+    fused = {path: m for path, m in layers.items() if isinstance(m, FusedLinear) and not model[path].is_adapter}
+    layers |= {f"{path}.{name}": layer.part(name) for path, layer in fused.items() for name in layer.parts}
     ranks = targets if isinstance(targets, Mapping) else dict.fromkeys(listed(targets))
     called = {path: last(path.removesuffix(".token")) for path in layers}  # the token embedding: embed
     unmatched = [name for name in ranks if name not in called and name not in called.values()]

@@ -71,7 +71,7 @@ class Adapter(Module):
     """A frozen layer, `base`, and the tensors of the class's slots beside it."""
 
     is_adapter = True
-    variant: ClassVar[str]  # its name, that of the file
+    variant: ClassVar[str] = ""  # its name, that of the file
     base_type: ClassVar[type[Linear] | type[Embedding]]  # the layers that it adapts
     targets: ClassVar[tuple[str, ...]] = ()  # last names of the layers that it adapts by default
     modules_key: ClassVar[str] = ""
@@ -179,6 +179,12 @@ class Adapter(Module):
     def sizes(self) -> dict[str, int]:
         """n_in and n_out of the base, and r where the variant has a rank: the letters of shapes and formulas."""
         return sizes_of(self.base, vars(self))
+
+    @classmethod
+    def join_parts(cls, base: Module, parts: list[Any]) -> Adapter:
+        """One adapter on a fused layer, `base`, that computes what its `parts` do, some of them of this class. Raises
+        ValueError where there is none."""
+        raise ValueError(f"{cls.variant} on parts of a fused layer cannot be written as an adapter on the whole")
 
     def merged(self) -> tuple[Array, Array | None]:
         """W and b of a plain layer that computes the same, without dropout."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from .. import ops
-from ..backend import Array
+from ..backend import Array, to_numpy
 from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass
 from .base import (
     Adapter,
@@ -140,6 +140,31 @@ class LoRALinear(LoRA):
         if dx is not None:
             dx += dx_lora if cache.keep is None else ops.dropout_backward(dx_lora, cache.keep)
         return dx
+
+    @classmethod
+    def join_parts(cls, base: Module, parts: list[Any]) -> LoRALinear:
+        """With two of three parts adapted
+
+            B₁ 0                    A₁
+        B =  0 0                A = A₂              ΔW = s B A, of rank r₁ + r₂ at most
+             0 B₂
+        """
+        adapted = [part for part in parts if part.is_adapter]
+        first, A = adapted[0], np.concatenate([to_numpy(part.lora_A.data) for part in adapted])
+        if {(part.scaling, part.dropout, part.rslora) for part in adapted} != {
+            (first.scaling, first.dropout, first.rslora)
+        }:
+            raise ValueError("the parts of a fused layer differ in scaling or dropout, and one adapter has one of each")
+        n, row, column = len(parts[0].weight.data), 0, 0
+        B = np.zeros((n * len(parts), len(A)), A.dtype)
+        for part in parts:
+            if part.is_adapter:
+                B[row : row + n, column : column + part.r] = to_numpy(part.lora_B.data)
+                column += part.r
+            row += n
+        alpha = first.scaling * (math.sqrt(len(A)) if first.rslora else len(A))
+        options = {"r": len(A), "alpha": alpha, "rslora": first.rslora, "dropout": first.dropout}
+        return cls.of(base, {"lora_A": A, "lora_B": B}, **options)
 
     def delta(self) -> Array:
         """ΔW = s B A (out, in)"""
