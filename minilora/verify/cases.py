@@ -529,10 +529,12 @@ def of_tied(rng: Rng) -> Iterator[Report]:
 
 
 def of_variant(variant: str, rng: Rng) -> Iterator[Report]:
-    """Every linear layer of a model is adapted: shared slots serve layers of several sizes."""
-    for (B, T, _, _), side in zip(SHAPES, SIDES, strict=True):
-        made = model("llama", rng, adapted=False)
-        for path in attach(made, variant, "all-linear", rng=rng, **variants()[variant][0].examples[""]):
+    """In a model shared slots serve layers of several sizes, and fused layers are adapted by parts."""
+    for family, targets, (B, T, _, _), side in zip(
+        ("llama", "gpt2"), ("all-linear", None), SHAPES, SIDES, strict=False
+    ):
+        made = model(family, rng, adapted=False)
+        for path in attach(made, variant, targets, rng=rng, **variants()[variant][0].examples[""]):
             for parameter in made[path].own_parameters().values():
                 parameter.data = parameter.data + 0.3 * rng.standard_normal(parameter.data.shape)
         yield check(made, rng.integers(0, 11, (B, T + 2)), side, rng)
