@@ -10,13 +10,47 @@ import numpy as np
 from .. import ops
 from ..backend import Array, to_numpy
 from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass
-from .base import Adapter, Kept, Law, Option, Products, Slot, dropped, is_number
+from ..nn.optim import SGD
+from .base import (
+    Adapter,
+    Kept,
+    Law,
+    Option,
+    Products,
+    Rng,
+    Slot,
+    apart,
+    check_dropout,
+    check_rank,
+    dropped,
+    generator,
+    is_number,
+)
 
 
 def exchange(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
     """Bᵀ dB = dA Aᵀ: an invertible factor that moves from B to A changes no output."""
-    A, B, dA, dB = adapter.lora_A.data, adapter.lora_B.data, grads[adapter.lora_A], grads[adapter.lora_B]
-    return float(np.abs(B.T @ dB - dA @ A.T).max() / np.abs(dA @ A.T).max())
+    A, B = adapter.lora_A, adapter.lora_B
+    return apart(B.data.T @ grads[B], grads[A] @ A.data.T)
+
+
+def gradient_at_the_start(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
+    grads = at_the_start(adapter, x, dy)
+    return float(abs(grads[adapter.lora_A]).max() / abs(grads[adapter.lora_B]).max())
+
+
+def first_step(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
+    grads = at_the_start(adapter, x, dy)
+    A, G, s, eta = adapter.lora_A.data, ops.linear_gradients(dy, x), adapter.scaling, 0.37
+    SGD(adapter.trainable_parameters(), lr=eta).step(grads)
+    return apart(adapter.delta(), -eta * s**2 * G @ A.T @ A)
+
+
+def at_the_start(adapter: LoRA, x: Array, dy: Array) -> Gradients:
+    adapter.lora_B.data = 0 * adapter.lora_B.data
+    grads = Gradients()
+    adapter.backward(dy, adapter.forward(x)[1], grads)
+    return grads
 
 
 class LoRA(Adapter):
@@ -31,7 +65,12 @@ class LoRA(Adapter):
         Option("dropout", "lora_dropout", 0.0),
         Option("rslora", "use_rslora", False),
     )
+    start_options = ("init",)
     laws: ClassVar[dict[str, Law]] = {"Bᵀ dB = dA Aᵀ": exchange}
+    examples: ClassVar[dict[str, dict[str, Any]]] = {
+        "": {"r": 3, "alpha": 5},
+        ", rsLoRA": {"r": 3, "alpha": 5, "rslora": True},
+    }
     lora_A: Parameter
     lora_B: Parameter
     r: int
@@ -46,7 +85,13 @@ class LoRA(Adapter):
     @classmethod
     def check(cls, base: Module, **options: Any) -> None:
         super().check(base)
-        check_options(options)
+        alpha, init = options.get("alpha", 8), options.get("init", "uniform")
+        if not is_number(alpha):
+            raise ValueError(f"alpha {alpha!r} is not a number")
+        check_dropout(options.get("dropout", 0.0))
+        check_rank(options.get("r", 8))
+        if init not in ("uniform", "gaussian"):
+            raise ValueError(f"init {init!r} is neither 'uniform' nor 'gaussian'")
 
     def merged(self) -> tuple[Array, Array | None]:
         bias = getattr(self.base, "bias", None)
@@ -66,22 +111,30 @@ class LoRALinear(LoRA):
     Hu et al. (2021), equation 3. At the start B = 0, so y is the base's; A is uniform within ±1/√in, as PEFT's, or
     normal with standard deviation 1/r (init="gaussian"). Dropout acts on the adapter's input alone. `base`, a Linear,
     is frozen and kept. A rank above min(in, out) is allowed, as in PEFT, though B A can be of no higher rank than that.
-    Raises ValueError for a base that is no plain Linear, a rank below 1, and an rng that is no generator; the base is
-    then as it was.
+    Raises ValueError for a base that is no plain Linear, a rank below 1, and an `rng` that is neither a seed nor a
+    generator; the base is then as it was.
     """
 
     base_type = Linear
-
-    @classmethod
-    def start(cls, base: Module, **options: Any) -> LoRALinear:
-        return cls(base, **options)
-
+    targets = "q_proj", "v_proj"
+    laws: ClassVar[dict[str, Law]] = {
+        **LoRA.laws,
+        "dA = 0 at B = 0": gradient_at_the_start,
+        "the first step of SGD is ΔW = -η s² G AᵀA": first_step,
+    }
+    examples: ClassVar[dict[str, dict[str, Any]]] = {
+        "": {"r": 3, "alpha": 5},
+        " of rank 1": {"r": 1, "alpha": 5},
+        " with dropout": {"r": 3, "alpha": 5, "dropout": 0.4},
+        ", rsLoRA": {"r": 3, "alpha": 5, "rslora": True},
+    }
     slots = Slot("lora_A", "lora_A.weight", ("r", "n_in")), Slot("lora_B", "lora_B.weight", ("n_out", "r"))
-    kept = Kept("x", "n_in", "dA = dhᵀ x", "lora_A"), Kept("h", "r", "dB = s dyᵀ h", "lora_B")
+    kept = Kept("x", "n_in", "dA = dhᵀ x", ("lora_A",)), Kept("h", "r", "dB = s dyᵀ h", ("lora_B",))
     products = Products(
         forward="2 * r * (n_in + n_out)",
         backward="2 * r * (n_in + n_out)",
-        gradients={"lora_A": "2 * r * n_in", "lora_B": "2 * r * n_out"},
+        without_dx="2 * r * (n_in + n_out)",
+        gradients={("lora_A",): "2 * r * n_in", ("lora_B",): "2 * r * n_out"},
     )
 
     def __init__(
@@ -90,17 +143,22 @@ class LoRALinear(LoRA):
         r: int = 8,
         alpha: float = 16,
         *,
-        rng: np.random.Generator,
+        rng: Rng,
         dropout: float = 0.0,
         rslora: bool = False,
         init: str = "uniform",
     ) -> None:
-        self.check(base, r=r, alpha=alpha, rng=rng, dropout=dropout, init=init)
+        rng = generator(rng)
+        self.check(base, r=r, alpha=alpha, dropout=dropout, init=init)
         assert isinstance(base, Linear)
         n_out, n_in = base.weight.data.shape
         A = rng.uniform(-1, 1, (r, n_in)) / math.sqrt(n_in) if init == "uniform" else rng.standard_normal((r, n_in)) / r
         tensors = {"lora_A": A, "lora_B": np.zeros((n_out, r))}
         self.hold(base, tensors, r=r, alpha=float(alpha), dropout=float(dropout), rslora=rslora)
+
+    @classmethod
+    def start(cls, base: Module, **options: Any) -> LoRALinear:
+        return cls(base, **options)
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoRALinearCache]:
         y, cb = self.base.forward(x, inputs, run)
@@ -149,6 +207,9 @@ class LoRALinear(LoRA):
         """ΔW = s B A (out, in)"""
         return self.scaling * (self.lora_B.data @ self.lora_A.data)
 
+    def factors(self) -> tuple[Array, Array, float]:
+        return self.lora_A.data, self.lora_B.data, self.scaling
+
 
 class LoRAEmbeddingCache(NamedTuple):
     base: Any
@@ -167,21 +228,20 @@ class LoRAEmbedding(LoRA):
 
     base_type = Embedding
     slots = Slot("lora_A", "lora_embedding_A", ("r", "n_in")), Slot("lora_B", "lora_embedding_B", ("n_out", "r"))
-    kept = Kept("ids", "0", "dA adds dh up by id", "lora_A"), Kept("h", "r", "dB = s dyᵀ h", "lora_B")
+    kept = Kept("ids", "0", "dA adds dh up by id", ("lora_A",)), Kept("h", "r", "dB = s dyᵀ h", ("lora_B",))
     products = Products(
         forward="2 * r * n_out",
         backward="0",
-        gradients={"lora_A": "2 * r * n_out", "lora_B": "2 * r * n_out"},
+        gradients={("lora_A",): "2 * r * n_out", ("lora_B",): "2 * r * n_out"},
     )
 
     @classmethod
     def start(cls, base: Module, *, dropout: float = 0.0, init: str = "uniform", **options: Any) -> LoRAEmbedding:
         return cls(base, **options)  # ids have no dropout, and A starts at 0
 
-    def __init__(
-        self, base: Module, r: int = 8, alpha: float = 16, *, rng: np.random.Generator, rslora: bool = False
-    ) -> None:
-        self.check(base, r=r, alpha=alpha, rng=rng)
+    def __init__(self, base: Module, r: int = 8, alpha: float = 16, *, rng: Rng, rslora: bool = False) -> None:
+        rng = generator(rng)
+        self.check(base, r=r, alpha=alpha)
         assert isinstance(base, Embedding)
         V, C = base.weight.data.shape
         tensors = {"lora_A": np.zeros((r, V)), "lora_B": rng.standard_normal((C, r))}
@@ -205,6 +265,9 @@ class LoRAEmbedding(LoRA):
         """ΔW = s (B A)ᵀ (V, C)"""
         return self.scaling * (self.lora_B.data @ self.lora_A.data).T
 
+    def factors(self) -> tuple[Array, Array, float]:
+        return self.lora_B.data.T, self.lora_A.data.T, self.scaling
+
 
 class TiedLoRALinear(LoRA):
     """The other use of an adapted embedding, by the head that is tied to it, with the same W₀, A and B:
@@ -221,11 +284,12 @@ class TiedLoRALinear(LoRA):
     """
 
     slots = LoRAEmbedding.slots
-    kept = Kept("x", "n_in", "dB = xᵀ dh", "lora_B"), Kept("h", "r", "dA = s hᵀ dy", "lora_A")
+    kept = Kept("x", "n_in", "dB = xᵀ dh", ("lora_B",)), Kept("h", "r", "dA = s hᵀ dy", ("lora_A",))
     products = Products(
         forward="2 * r * (n_in + n_out)",
         backward="2 * r * (n_in + n_out)",
-        gradients={"lora_B": "2 * r * n_in", "lora_A": "2 * r * n_out"},
+        without_dx="2 * r * (n_in + n_out)",
+        gradients={("lora_B",): "2 * r * n_in", ("lora_A",): "2 * r * n_out"},
     )
 
     def __init__(self, base: Linear, embedding: LoRAEmbedding, dropout: float = 0.0) -> None:
@@ -254,18 +318,5 @@ class TiedLoRALinear(LoRA):
         """ΔW = s (B A)ᵀ (V, C)"""
         return self.scaling * (self.lora_B.data @ self.lora_A.data).T
 
-
-def check_options(options: dict[str, Any]) -> None:
-    """Raise ValueError, saying what to change, for what no LoRA can have."""
-    r, alpha, dropout = options.get("r", 8), options.get("alpha", 8), options.get("dropout", 0.0)
-    init, rng = options.get("init", "uniform"), options.get("rng")
-    if not is_number(alpha):
-        raise ValueError(f"alpha {alpha!r} is not a number")
-    if not is_number(dropout) or not 0 <= dropout < 1:
-        raise ValueError(f"dropout {dropout!r} is not a probability below 1")
-    if isinstance(r, bool) or not isinstance(r, int | np.integer) or r < 1:
-        raise ValueError(f"rank {r!r} is not a whole number from 1 up")
-    if init not in ("uniform", "gaussian"):
-        raise ValueError(f"init {init!r} is neither 'uniform' nor 'gaussian'")
-    if "rng" in options and not isinstance(rng, np.random.Generator):
-        raise ValueError(f"rng {rng!r} is no generator: rng=numpy.random.default_rng(seed)")
+    def factors(self) -> tuple[Array, Array, float]:
+        return self.lora_B.data.T, self.lora_A.data.T, self.scaling
