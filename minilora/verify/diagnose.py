@@ -43,35 +43,15 @@ from .check import (
     twice,
     why_not_complex,
 )
-from .explanations import (
-    Finding,
-    Wrong,
-    added,
-    agree,
-    clipped,
-    combination,
-    either,
-    mutant,
-    named,
-    one_of_many,
-    other_mask,
-    other_tensor,
-    pair,
-    rearranged,
-    scaled,
-    shape,
-    sizes_of,
-    unread,
-)
+from .explanations import explain
+from .explanations.finding import Finding, Wrong, agree
+from .explanations.sizes import sizes_of
+from .explanations.unexplained import must_be_zero, not_finite, unknown
 from .forms import Form, forms_of
-from .problem import Case, Law, Problem, Tensors, Words, apply
+from .language import Words, words
+from .problem import Case, Law, Problem, Tensors, apply
+from .problems import problems
 from .scale import SAME
-from .unexplained import must_be_zero, not_finite, unknown
-
-ON_ROWS = Words(
-    "With one axis of rows in the place of batch and tokens, every gradient is right.",
-    "如果把 batch 和 tokens 两个轴合并为一个行轴，所有梯度都正确。",
-)
 
 
 @dataclass(repr=False)
@@ -94,17 +74,23 @@ class Diagnosis:
     def text(self, language: str = "en") -> str:
         """A line or two for each finding; tensors with the same finding share it. Raises ValueError for a language that
         is neither "en" nor "zh"."""
+
+        def line(sentence: Words) -> str:
+            return sentence.in_language(language)
+
         tensors: dict[str, list[str]] = {}
         for finding in self.findings:
             tensors.setdefault(finding.text(language), []).append(finding.tensor)
-        comma, colon = Words(", ", "、").in_language(language), Words(": ", "：").in_language(language)
-        left_out = comma.join(self.without)
-        note = Words(f"(compared without {left_out})", f"（按不含 {left_out} 的形式比较）").in_language(language)
-        lines = [note] if left_out else []
-        for words, names in tensors.items():
-            alone = words.startswith(f"{names[0]} ") and len(names) == 1
-            lines.append(words if alone else f"{comma.join(names)}{colon}{words}")
-        return "\n".join([*lines, *([ON_ROWS.in_language(language)] if self.rows else [])])
+        comma, colon = line(words(", ")), line(words(": "))
+        lines = [line(words("(compared without {names})", names=comma.join(self.without)))] if self.without else []
+        for text, names in tensors.items():
+            alone = text.startswith(f"{names[0]} ") and len(names) == 1
+            lines.append(text if alone else f"{comma.join(names)}{colon}{text}")
+        if self.rows:
+            lines.append(
+                line(words("With one axis of rows in the place of batch and tokens, every gradient is right."))
+            )
+        return "\n".join(lines)
 
     def __str__(self) -> str:
         return self.text()
@@ -121,7 +107,7 @@ def diagnose(
     problem: Problem | str | Callable[..., Array],
     cases: Sequence[Case] | Case | None = None,
     *,
-    laws: Mapping[Words, Law] | None = None,
+    laws: Mapping[str, Law] | None = None,
 ) -> Diagnosis:
     """Say what is wrong with `grad(dy, *inputs, **constants)`, which returns one gradient per input.
 
@@ -179,7 +165,6 @@ class Raises(ValueError):
 
 def problem_called(name: str) -> Problem:
     """The library's problem of this name or alias, in any spelling: "LayerNorm"."""
-    from .problems import problems
 
     def plain(word: str) -> str:
         return "".join(letter for letter in word.casefold() if letter.isalnum())
@@ -213,15 +198,15 @@ def diagnosed(grad: Callable[..., Any], form: Form, own: list[Case], in_bank: bo
     sizes, known = sizes_of(cases), dict[tuple[str, int], Tensors]()
     for tensor in truth[0]:
         w = Wrong(tensor, given, truth, problem, cases, sizes, exact, known)
-        findings += explain(w) or unknown(w, lambda case: graded(grad, form, case))
-    textbook = problem.textbook.cases(n=1)[0] if problem.textbook else cases[0]
-    return Diagnosis(findings, cases, tuple(set_aside(textbook, cases[0])))
+        findings += findings_of(w, lambda case: graded(grad, form, case))
+    usual_case = problem.original.cases(n=1)[0] if problem.original else cases[0]
+    return Diagnosis(findings, cases, tuple(left_out(usual_case, cases[0])))
 
 
-def set_aside(textbook: Case, case: Case) -> list[str]:
+def left_out(usual: Case, case: Case) -> list[str]:
     """The constants that the gradient does not take."""
     made = {"alpha", "r"} if "s" in case.constants else set()
-    return [name for name in textbook.constants if name not in case.constants.keys() | made]
+    return [name for name in usual.constants if name not in case.constants.keys() | made]
 
 
 def as_case(case: Any) -> Case:
@@ -274,23 +259,14 @@ def graded(grad: Callable[..., Any], form: Form, case: Case) -> Tensors:
     return {f"d{key}": g for key, g in zip(case.inputs, gradients, strict=True)}
 
 
-def explain(w: Wrong) -> list[Finding]:
-    """What explains the tensor in every case: all that do so equally simply, or nothing."""
-    mine, true = w.mine, w.true
-    if all(map(agree, mine, true, w.cases)):
-        return [w.finding("right", "is right", "正确")]
-    if not all(np.all(np.isfinite(x)) for x in mine):
+def findings_of(w: Wrong, run: Callable[[Case], Tensors]) -> list[Finding]:
+    if all(map(agree, w.mine, w.true, w.cases)):
+        return [w.finding("right", "{it} is right")]
+    if not all(np.all(np.isfinite(x)) for x in w.mine):
         return [not_finite(w)]
-    if not any(np.any(t) for t in true):
+    if not any(np.any(t) for t in w.true):
         return [must_be_zero(w)]
-    w = w.where([bool(np.any(t)) or not agree(a, t, case) for a, t, case in zip(mine, true, w.cases, strict=True)])
-    if found := named(w):
-        return either(found)
-    values = [step(w) for step in (rearranged, other_tensor, scaled, added, clipped)]
-    if found := [*filter(None, values), *one_of_many(w)]:
-        return either(found)
-    once = next(filter(None, (step(w) for step in (shape, other_mask, combination, mutant))), None)
-    return [once] if once else pair(w) or [*filter(None, [unread(w)])]
+    return explain(w) or unknown(w, run)
 
 
 # ---- a person's own function ----

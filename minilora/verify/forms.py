@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array
-from .problem import Case, Law, Problem, Tensors, Words, apply, relative_error
+from .problem import Case, Law, Problem, Tensors, apply, relative_error
 from .scale import SAME
 
 ALIASES = {
@@ -59,7 +59,7 @@ def forms_of(problem: Problem, grad: Callable[..., Any], own: Sequence[Case]) ->
         lacks = lacking(problem, grad)
         raise ValueError(
             f"the parameters of grad, {inspect.signature(grad)}, fit no form of {problem.name}{lacks}; "
-            f"it is called as {problem.signature()}" + (f"; {problem.also}" if problem.also else "")
+            f"it is called as {problem.signature()}" + (f"; {problem.optional}" if problem.optional else "")
         )
     usual = form.problem.cases(n=1)[0].inputs
     flat = any(x.ndim < usual[name].ndim for case in own[:1] for name, x in case.inputs.items() if name in usual)
@@ -218,13 +218,12 @@ def rewritten(
     parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in first.constants]
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
 
-    def terms(*arguments: Any, **constants: Any) -> dict[str, dict[Words, Array]]:
-        assert problem.terms is not None
+    def terms(*arguments: Any, **constants: Any) -> dict[str, dict[str, Array]]:
         case = case_of(arguments, constants)
         found = {}
         for name, parts in apply(problem.terms, case).items():
-            present = {words: part for words, part in parts.items() if np.any(part)}  # W may be missing
-            found[name] = {words: outward(name[1:], part) for words, part in present.items()}
+            present = {term: part for term, part in parts.items() if np.any(part)}  # W may be missing
+            found[name] = {term: outward(name[1:], part) for term, part in present.items()}
         return found
 
     def masked(*arguments: Any, **constants: Any) -> dict[str, tuple[Array, Array]]:
@@ -251,8 +250,8 @@ def rewritten(
         forward=forward,
         backward=outer(problem.backward),
         draw=lambda rng, i: hide(problem.draw(rng, i)),
-        terms=terms if problem.terms else None,
-        laws={words: within(law) for words, law in problem.laws.items()},
+        terms=terms,
+        laws={name: within(law) for name, law in problem.laws.items()},
         faults={
             name: replace(problem.faults[name], wrong=outer(problem.faults[name].wrong))
             for name in made
@@ -260,6 +259,6 @@ def rewritten(
         },
         simpler={},
         masked=masked if problem.masked else None,
-        textbook=problem.textbook or problem,
-        around=lambda function: outer(problem.around(function)),
+        original=problem.original or problem,
+        in_this_form=lambda backward: outer(problem.in_this_form(backward)),
     )

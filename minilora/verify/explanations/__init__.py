@@ -1,0 +1,23 @@
+"""What explains a wrong tensor. An explanation is given only if it holds in every case to 1e-7."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .bank import combination, mutant, named, other_mask
+from .entries import one_of_many
+from .finding import Finding, Wrong, agree, alternatives
+from .pairs import pair
+from .values import added, clipped, other_tensor, rearranged, scaled, shape, unread
+
+
+def explain(w: Wrong) -> list[Finding]:
+    """All explanations of the tensor that are equally simple; [] if there is none. A zero gradient is right or not."""
+    w = w.where([bool(np.any(t)) or not agree(a, t, case) for a, t, case in zip(w.mine, w.true, w.cases, strict=True)])
+    if found := named(w):
+        return alternatives(found)
+    values = [step(w) for step in (rearranged, other_tensor, scaled, added, clipped)]
+    if found := [*filter(None, values), *one_of_many(w)]:
+        return alternatives(found)
+    once = next(filter(None, (step(w) for step in (shape, other_mask, combination, mutant))), None)
+    return [once] if once else pair(w) or [*filter(None, [unread(w)])]
