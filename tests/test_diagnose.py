@@ -108,9 +108,8 @@ def english_of(problem: Problem) -> set[str]:
     """Every sentence that a problem adds to the common ones."""
     faults = [sentence.en for fault in problem.faults.values() for sentence in (fault.says, fault.asks)]
     terms = apply(problem.terms, problem.cases(n=1)[0]).values()
-    words = [sentence for pair in problem.words.values() for sentence in pair]
     factors = [factor.written for factor in problem.factors.values()]
-    return {*faults, *words, *factors, *problem.laws, *problem.simpler, *itertools.chain(*terms)} - set(COMMON)
+    return {*faults, *problem.says.values(), *problem.asks.values(), *factors, *problem.laws, *problem.simpler, *itertools.chain(*terms)} - set(COMMON)
 
 
 @pytest.mark.parametrize("name", [file.name for file in pkgutil.iter_modules([str(VERIFY / "problems")])])

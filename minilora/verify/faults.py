@@ -5,7 +5,7 @@
     term          missing; counted twice; with the wrong sign
     factor        missing; applied twice
 
-A problem has a mistake of its own only where none of these is it. `Problem.words` has better words for some of these.
+A problem has a fault of its own only where none of these is it, and may have better words for these (`says`, `asks`).
 """
 
 from __future__ import annotations
@@ -28,15 +28,12 @@ def common_faults(problem: Problem) -> dict[str, Fault]:
     """{name: fault}, in the words of the problem where it has some."""
     case = problem.cases(n=1)[0]
     made = [*of_the_whole(problem, case), *of_sums(problem, case), *of_terms(problem, case), *of_factors(problem)]
-    unknown = set(problem.words) - {fault.name for fault in made}
-    if unknown:
-        raise ValueError(f"{problem.name} has words for no fault: {', '.join(sorted(unknown))}")
-    return {fault.name: in_the_words_of(problem, fault) for fault in made}
-
-
-def in_the_words_of(problem: Problem, fault: Fault) -> Fault:
-    says, asks = map(words, problem.words.get(fault.name, ("", "")))
-    return replace(fault, says=says if says.en else fault.says, asks=asks if asks.en else fault.asks)
+    faults = {fault.name: fault for fault in made}
+    for name, says in problem.says.items():
+        faults[name] = replace(faults[name], says=words(says))
+    for name, asks in problem.asks.items():
+        faults[name] = replace(faults[name], asks=words(asks))
+    return faults
 
 
 # ---- the whole ----

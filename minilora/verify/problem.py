@@ -64,7 +64,8 @@ class Problem:
     zero: tuple[str, ...] = ()  # the inputs whose gradient is always 0
     faults: dict[str, Fault] = field(default_factory=dict)
     factors: Mapping[str, Factor] = field(default_factory=dict)
-    words: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # of common faults: what they say and ask here
+    says: Mapping[str, str] = field(default_factory=dict)  # better words for a common fault, by its name
+    asks: Mapping[str, str] = field(default_factory=dict)  # a better question
     formula: str = ""  # the forward as people write it
     aliases: tuple[str, ...] = ()  # other names
     complete: Callable[..., dict[str, Any]] | None = None  # all constants, where people leave some out

@@ -121,13 +121,7 @@ def backward(dy, q, k, v, mask):
 def terms(dy, q, k, v, mask):
     P, dP = weights(q, k, mask), pairs(dy, v)
     direct, row_sum = from_scores(P * dP, q, k), from_scores(-P * total(P * dP), q, k)
-    return {
-        name: {
-            "the direct term P ∘ dP": direct[name],
-            "the row-sum term": row_sum[name],
-        }
-        for name in ("dq", "dk")
-    }
+    return {name: {"the direct term P ∘ dP": direct[name], "the row-sum term": row_sum[name]} for name in ("dq", "dk")}
 
 
 def size(a):
@@ -178,16 +172,11 @@ attention = partial(
     backward=backward,
     terms=terms,
     factors={"scale": Factor("the factor 1/√D", lambda dy, q, k, v, mask: 1 / root(q), ("dq", "dk"))},
-    words={
-        "no_row_sum_term": (
-            "{it} lacks the row-sum term of the softmax: its Jacobian is taken to be diagonal",
-            "If one score of a row rises, what happens to the weights of the other keys?",
-        ),
-        "row_sum_term_with_wrong_sign": (
-            "the row-sum term of {it} has the wrong sign",
-            "What must a row of dS sum to, when a shift of the row changes no weight?",
-        ),
-        "no_scale": ("{it} lacks the factor 1/√D", "What stands between the product q kᵀ and the scores S?"),
+    says={"no_row_sum_term": "{it} lacks the row-sum term of the softmax: its Jacobian is taken to be diagonal"},
+    asks={
+        "no_row_sum_term": "If one score of a row rises, what happens to the weights of the other keys?",
+        "row_sum_term_with_wrong_sign": "What must a row of dS sum to, when a shift of the row changes no weight?",
+        "no_scale": "What stands between the product q kᵀ and the scores S?",
     },
     simpler={"without the mask (mask = 0)": without_mask},
 )

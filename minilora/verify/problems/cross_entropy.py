@@ -96,32 +96,24 @@ cross_entropy = Problem(
         "dlogits is 0 at ignored positions, because they are not in the loss": ignored_rows,
     },
     factors={"mean": Factor("the factor 1/count", lambda dL, logits, targets, count: 1 / count, ("dlogits",))},
-    words={
-        "no_one_hot_term": (
-            "dlogits lacks the one-hot term, the part that raises the target",
-            "How does the loss know which token was right?",
-        ),
-        "no_softmax_term": (
-            "dlogits lacks the softmax term, the gradient of log Σ exp z",
-            "What becomes of the loss when a logit other than the target's rises?",
-        ),
-        "sign_flipped": (
-            "dlogits has the wrong sign: the one-hot minus the softmax",
-            "Does the loss rise or fall when the logit of the target grows?",
-        ),
-        "no_mean": (
-            "dlogits is not divided by the count: it belongs to the sum of the losses, not to their mean",
-            "How much does one position weigh in the loss of forward?",
-        ),
+    says={
+        "no_one_hot_term": "dlogits lacks the one-hot term, the part that raises the target",
+        "no_softmax_term": "dlogits lacks the softmax term, the gradient of log Σ exp z",
+        "sign_flipped": "dlogits has the wrong sign: the one-hot minus the softmax",
+        "no_mean": "dlogits is not divided by the count: it belongs to the sum of the losses, not to their mean",
+    },
+    asks={
+        "no_one_hot_term": "How does the loss know which token was right?",
+        "no_softmax_term": "What becomes of the loss when a logit other than the target's rises?",
+        "sign_flipped": "Does the loss rise or fall when the logit of the target grows?",
+        "no_mean": "How much does one position weigh in the loss of forward?",
     },
     formula="L = -1/count Σ log softmax(z)[target], over the positions with a label; dy is dL; -100 is no label",
     aliases=("ce", "cross_entropy_loss", "softmax_cross_entropy", "nll"),
     complete=complete,
     optional="also without count: then a mean over all positions, and all have labels; and without dL, which is then 1",
     rows=True,
-    simpler={
-        "where every position has a label, and count is their number": without_ignored,
-    },
+    simpler={"where every position has a label, and count is their number": without_ignored},
 )
 fault = cross_entropy.fault
 

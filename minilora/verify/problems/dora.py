@@ -93,9 +93,7 @@ dora = Problem(
         "scale": Factor("the scale s = α/r", lambda dy, x, m, A, B, W, alpha, r: alpha / r, ("dA", "dB")),
         "norm": Factor("the factor 1/‖V‖", one_over_norm, ("dm",)),
     },
-    words={
-        "no_norm": ("dm lacks the factor 1/‖V‖", "What does m multiply in forward: V, or V divided by its length?"),
-    },
+    asks={"no_norm": "What does m multiply in forward: V, or V divided by its length?"},
     formula="y = x W'ᵀ, W' = m ∘ V/‖V‖ of each row, V = W + s B A, s = α/r",
     complete=complete,
     optional="also without r (that of A), and with s for alpha/r",

@@ -42,19 +42,14 @@ dropout = Problem(
     draw,
     laws={"dx is 0 where x was dropped, because such an x changes no output": at_dropped},
     factors={"rescaling": Factor("the factor 1/(1-p)", lambda dy, x, keep, p: 1 / (1 - p), ("dx",))},
-    words={
-        "no_rescaling": (
-            "dx lacks the factor 1/(1-p) at the entries that were kept",
-            "What else does forward do to the entries that survive, so that the mean of y is x?",
-        ),
-        "rescaling_twice": (
-            "dx applies the mask twice, and with it the factor 1/(1-p)",
-            "How often does x meet the mask on its way to y?",
-        ),
-        "upstream_forgotten": (
-            "dx is the mask alone, without the upstream gradient dy",
-            "Of what is this the derivative: of the sum of all y, or of the loss?",
-        ),
+    says={
+        "no_rescaling": "dx lacks the factor 1/(1-p) at the entries that were kept",
+        "rescaling_twice": "dx applies the mask twice, and with it the factor 1/(1-p)",
+        "upstream_forgotten": "dx is the mask alone, without the upstream gradient dy",
+    },
+    asks={
+        "no_rescaling": "What else does forward do to the entries that survive, so that the mean of y is x?",
+        "rescaling_twice": "How often does x meet the mask on its way to y?",
     },
     formula="y = x ∘ keep; keep is 0 where x is dropped, else 1/(1-p)",
     rows=True,

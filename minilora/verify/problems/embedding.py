@@ -77,12 +77,8 @@ embedding = Problem(
         "dW summed over the vocabulary is dy summed over the positions, because each position uses one row": columns,
         "a row that is never looked up has the gradient 0": unused_rows,
     },
-    words={
-        "averaged_over_rows": (
-            "dW is divided by the number of positions: it is a mean, where it is a sum",
-            "Is there a mean in this op, or would it belong to the loss?",
-        ),
-    },
+    says={"averaged_over_rows": "dW is divided by the number of positions: it is a mean, where it is a sum"},
+    asks={"averaged_over_rows": "Is there a mean in this op, or would it belong to the loss?"},
     formula="y = W[ids]",
     rows=True,
 )
@@ -226,19 +222,15 @@ tied_embedding = Problem(
     tied_backward,
     draw_tied,
     tied_terms,
-    words={
-        "no_input_path": (
-            "dW lacks the input path: the gradient through the looked-up rows x",
-            "In how many places does W stand in the forward?",
-        ),
-        "no_output_path": (
-            "dW lacks the output path: the gradient from the logits h Wᵀ",
-            "A row of W that no id looks up still makes a logit: what is its gradient?",
-        ),
-        "counted_twice": (
-            "dW is counted twice: both paths are added for each of the two uses of W",
-            "The table is one parameter under two names: how often was its gradient accumulated?",
-        ),
+    says={
+        "no_input_path": "dW lacks the input path: the gradient through the looked-up rows x",
+        "no_output_path": "dW lacks the output path: the gradient from the logits h Wᵀ",
+        "counted_twice": "dW is counted twice: both paths are added for each of the two uses of W",
+    },
+    asks={
+        "no_input_path": "In how many places does W stand in the forward?",
+        "no_output_path": "A row of W that no id looks up still makes a logit: what is its gradient?",
+        "counted_twice": "The table is one parameter under two names: how often was its gradient accumulated?",
     },
     formula="z = tanh(W[ids] H) Wᵀ",
     aliases=("tied",),

@@ -45,12 +45,7 @@ def backward(dy, x):
 
 def terms(dy, x):
     direct, through_tanh = product_rule(x, *inner(x))
-    return {
-        "dx": {
-            "the direct term (1 + tanh u)/2": dy * direct,
-            "the tanh term": dy * through_tanh,
-        }
-    }
+    return {"dx": {"the direct term (1 + tanh u)/2": dy * direct, "the tanh term": dy * through_tanh}}
 
 
 gelu = Problem(
@@ -59,27 +54,18 @@ gelu = Problem(
     backward,
     draw,
     terms,
-    words={
-        "no_tanh_term": (
-            "dx lacks the tanh term: x is differentiated, and what it is multiplied by is not",
-            "In how many places does x stand in y, and how many terms has the product rule?",
-        ),
-        "no_direct_term": (
-            "dx lacks the direct term (1 + tanh u)/2",
-            "For a large x the output is x itself: what must the slope be there, and what is yours?",
-        ),
-        "tanh_term_with_wrong_sign": (
-            "the tanh term of dx is subtracted, where it is added",
-            "With which signs do the two terms of the product rule come?",
-        ),
-        "counted_twice": (
-            "dx lacks the factor 1/2: it is twice as large",
-            "For a large x the output is x itself: what must the slope be there?",
-        ),
-        "tanh_term_twice": (
-            "the tanh term of dx lacks the factor 1/2, which the direct term has",
-            "The 1/2 stands in front of the whole product: how many of its terms does it reach?",
-        ),
+    says={
+        "no_tanh_term": "dx lacks the tanh term: x is differentiated, and what it is multiplied by is not",
+        "tanh_term_with_wrong_sign": "the tanh term of dx is subtracted, where it is added",
+        "counted_twice": "dx lacks the factor 1/2: it is twice as large",
+        "tanh_term_twice": "the tanh term of dx lacks the factor 1/2, which the direct term has",
+    },
+    asks={
+        "no_tanh_term": "In how many places does x stand in y, and how many terms has the product rule?",
+        "no_direct_term": "For a large x the output is x itself: what must the slope be there, and what is yours?",
+        "tanh_term_with_wrong_sign": "With which signs do the two terms of the product rule come?",
+        "counted_twice": "For a large x the output is x itself: what must the slope be there?",
+        "tanh_term_twice": "The 1/2 stands in front of the whole product: how many of its terms does it reach?",
     },
     formula="y = x (1 + tanh u)/2, u = √(2/π) (x + 0.044715 x³)",
     aliases=("gelu_tanh", "gelu_new"),

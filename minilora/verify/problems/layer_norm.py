@@ -79,20 +79,15 @@ layer_norm = Problem(
     terms,
     laws={"each row of dx sums to 0, because shifting x changes no output": row_sums},
     factors={"division": Factor("the factor 1/σ", one_over_sigma, ("dx",))},
-    words={
-        "no_mean_term": (
-            "dx lacks the mean term, the path of the gradient through the mean μ",
-            "If every x of a row grows by the same amount, how much does the output change, "
-            "and what must dx then sum to?",
-        ),
-        "no_variance_term": (
-            "dx lacks the variance term, the path of the gradient through σ",
-            "σ is computed from x as well: which term of dx comes from its change?",
-        ),
-        "no_division": (
-            "dx lacks the factor 1/σ",
-            "If x is scaled by 10, the output stays the same: what then happens to dx?",
-        ),
+    says={
+        "no_mean_term": "dx lacks the mean term, the path of the gradient through the mean μ",
+        "no_variance_term": "dx lacks the variance term, the path of the gradient through σ",
+    },
+    asks={
+        "no_mean_term": "If every x of a row grows by the same amount, how much does the output change, "
+        "and what must dx then sum to?",
+        "no_variance_term": "σ is computed from x as well: which term of dx comes from its change?",
+        "no_division": "If x is scaled by 10, the output stays the same: what then happens to dx?",
     },
     formula="y = x̂ ∘ g + b, x̂ = (x - μ)/σ, σ = √(mean((x - μ)²) + ε), over the features of each row",
     aliases=("ln",),

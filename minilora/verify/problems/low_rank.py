@@ -47,12 +47,7 @@ def gradients(dy, x, A, B, W, keep, s):
 
 
 def terms(dy, x, A, B, W, keep, alpha, r, p):
-    return {
-        "dx": {
-            "the base path": dy @ W,
-            "the low-rank path": alpha / r * dy @ B @ A * keep,
-        }
-    }
+    return {"dx": {"the base path": dy @ W, "the low-rank path": alpha / r * dy @ B @ A * keep}}
 
 
 def masked(dy, x, A, B, W, keep, alpha, r, p):
@@ -110,24 +105,16 @@ low_rank = Problem(
         "where x was dropped, dx is dy W alone, because only the base path sees such an x": at_dropped,
     },
     factors={"scale": Factor("the scale s = α/r", scale, ("dA", "dB"), {"dx": "the low-rank path"})},
-    words={
-        "no_scale_in_low_rank_path": (
-            "the low-rank path of dx lacks the scale s = α/r",
-            "At α = 0 the adapter is switched off: is it switched off in your dx too?",
-        ),
-        "no_base_path": (
-            "dx lacks the base path, through the frozen W",
-            "W gets no gradient: does that keep the gradient from passing through it to x?",
-        ),
-        "no_low_rank_path": ("dx lacks the low-rank path, through B and A", "By how many paths does x reach y?"),
-        "base_path_twice": (
-            "dx counts the base path twice",
-            "Both paths write to dx: which of them was in the array before the sum?",
-        ),
-        "low_rank_path_twice": (
-            "dx counts the low-rank path twice",
-            "If W already contained s B A, what would the second path still have to add?",
-        ),
+    says={
+        "no_base_path": "dx lacks the base path, through the frozen W",
+        "no_low_rank_path": "dx lacks the low-rank path, through B and A",
+    },
+    asks={
+        "no_scale_in_low_rank_path": "At α = 0 the adapter is switched off: is it switched off in your dx too?",
+        "no_base_path": "W gets no gradient: does that keep the gradient from passing through it to x?",
+        "no_low_rank_path": "By how many paths does x reach y?",
+        "base_path_twice": "Both paths write to dx: which of them was in the array before the sum?",
+        "low_rank_path_twice": "If W already contained s B A, what would the second path still have to add?",
     },
     formula="y = x Wᵀ + s (x ∘ keep) Aᵀ Bᵀ, s = α/r; keep is 0 where x is dropped, else 1/(1-p)",
     aliases=("lora",),

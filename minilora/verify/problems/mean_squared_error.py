@@ -26,12 +26,7 @@ def backward(dL, y, target):
 
 
 def terms(dL, y, target):
-    return {
-        "dy": {
-            "the term of y": dL * 2 * y / y.size,
-            "the term of the target": -dL * 2 * target / y.size,
-        }
-    }
+    return {"dy": {"the term of y": dL * 2 * y / y.size, "the term of the target": -dL * 2 * target / y.size}}
 
 
 def along_residual(tensors, case):
@@ -47,23 +42,17 @@ mean_squared_error = Problem(
     terms,
     laws={"dy · (y - t) is 2 dL L, because scaling the residual by c scales L by c²": along_residual},
     factors={"mean": Factor("the factor 1/n", lambda dL, y, target: 1 / y.size, ("dy",))},
-    words={
-        "no_mean": (
-            "dy is not divided by n: it is the gradient of a sum, where the loss is a mean",
-            "If every number came twice, the loss would stay the same: what would become of each entry of dy?",
-        ),
-        "sign_flipped": (
-            "dy has the wrong sign: the residual is taken as target minus y",
-            "If y lies above the target and grows, does the loss grow or fall?",
-        ),
-        "no_term_of_the_target": (
-            "dy lacks the target: it is the gradient of the mean of y²",
-            "At which y is the loss smallest, and is your gradient zero there?",
-        ),
-        "term_of_the_target_with_wrong_sign": (
-            "dy adds the target to y, where the residual is their difference",
-            "At which y is the loss smallest, and is your gradient zero there?",
-        ),
+    says={
+        "no_mean": "dy is not divided by n: it is the gradient of a sum, where the loss is a mean",
+        "sign_flipped": "dy has the wrong sign: the residual is taken as target minus y",
+        "no_term_of_the_target": "dy lacks the target: it is the gradient of the mean of y²",
+        "term_of_the_target_with_wrong_sign": "dy adds the target to y, where the residual is their difference",
+    },
+    asks={
+        "no_mean": "If every number came twice, the loss would stay the same: what would become of each entry of dy?",
+        "sign_flipped": "If y lies above the target and grows, does the loss grow or fall?",
+        "no_term_of_the_target": "At which y is the loss smallest, and is your gradient zero there?",
+        "term_of_the_target_with_wrong_sign": "At which y is the loss smallest, and is your gradient zero there?",
     },
     formula="L = mean((y - target)²); dy, as an argument, is dL",
     aliases=("mse", "mse_loss"),

@@ -70,24 +70,17 @@ residual = Problem(
         "xᵀ (dx - dy) = dUᵀ U, because the branch sees x through U alone": exchange,
         "Σ dV ∘ V = Σ dy ∘ (y - x), because the branch is linear in V": growth,
     },
-    words={
-        "no_skip_path": (
-            "dx lacks the skip path: what reaches x around the branch is missing",
-            "If the branch gave 0 for every x, what would y be, and what then dx?",
-        ),
-        "no_branch": ("dx lacks the branch: only the skip path has come back", "By how many paths does x reach y?"),
-        "skip_path_twice": (
-            "dx counts the skip path twice",
-            "Where in your backward is dy added to dx, and is it there only once?",
-        ),
-        "branch_twice": (
-            "dx counts the branch twice",
-            "Into which array does the branch write its gradient, and who adds that array to dx?",
-        ),
-        "branch_with_wrong_sign": (
-            "dx subtracts the branch from the skip path, where both are added",
-            "With which sign does the branch enter y?",
-        ),
+    says={
+        "no_skip_path": "dx lacks the skip path: what reaches x around the branch is missing",
+        "no_branch": "dx lacks the branch: only the skip path has come back",
+        "branch_with_wrong_sign": "dx subtracts the branch from the skip path, where both are added",
+    },
+    asks={
+        "no_skip_path": "If the branch gave 0 for every x, what would y be, and what then dx?",
+        "no_branch": "By how many paths does x reach y?",
+        "skip_path_twice": "Where in your backward is dy added to dx, and is it there only once?",
+        "branch_twice": "Into which array does the branch write its gradient, and who adds that array to dx?",
+        "branch_with_wrong_sign": "With which sign does the branch enter y?",
     },
     formula="y = x + tanh(x Uᵀ) Vᵀ",
     rows=True,

@@ -47,12 +47,7 @@ def backward(dy, x, g, eps):
 def terms(dy, x, g, eps):
     xhat, rms = normalise(x, eps)
     dxhat = dy * g
-    return {
-        "dx": {
-            "the direct term dx̂/rms": dxhat / rms,
-            "the rms term": -xhat * mean(dxhat * xhat) / rms,
-        }
-    }
+    return {"dx": {"the direct term dx̂/rms": dxhat / rms, "the rms term": -xhat * mean(dxhat * xhat) / rms}}
 
 
 def along_x(tensors, case):
@@ -85,31 +80,21 @@ rms_norm = Problem(
         "g ∘ dg is dy ∘ y summed over the rows, because y is linear in g": along_g,
     },
     factors={"division": Factor("the factor 1/rms", one_over_rms, ("dx",))},
-    words={
-        "no_rms_term": (
-            "dx treats the rms as a constant: the rms term is missing",
-            "By how many paths does one x reach the outputs of its row?",
-        ),
-        "no_direct_term": (
-            "dx lacks the direct term: only the path through the rms is left",
-            "If the rms did not change at all, would the output still feel a change of x?",
-        ),
-        "rms_term_with_wrong_sign": (
-            "the rms term of dx is added, where it is subtracted",
-            "When a positive x grows, does the rms grow or shrink, and what does that do to the outputs of the row?",
-        ),
-        "rms_term_twice": (
-            "the rms term of dx is twice as large: the 2 from the square meets no 1/2 from the root",
-            "What is the derivative of √s, and what of the 2 that the square brings is then left?",
-        ),
-        "no_division": (
-            "dx lacks the factor 1/rms",
-            "If x is scaled by 10, the output stays the same: what then happens to dx?",
-        ),
-        "division_twice": (
-            "dx is divided by the mean square, where it is divided by its root",
-            "If x is scaled by 10 and the output stays the same, by how much does dx shrink: 10 or 100?",
-        ),
+    says={
+        "no_rms_term": "dx treats the rms as a constant: the rms term is missing",
+        "no_direct_term": "dx lacks the direct term: only the path through the rms is left",
+        "rms_term_with_wrong_sign": "the rms term of dx is added, where it is subtracted",
+        "rms_term_twice": "the rms term of dx is twice as large: the 2 from the square meets no 1/2 from the root",
+        "division_twice": "dx is divided by the mean square, where it is divided by its root",
+    },
+    asks={
+        "no_rms_term": "By how many paths does one x reach the outputs of its row?",
+        "no_direct_term": "If the rms did not change at all, would the output still feel a change of x?",
+        "rms_term_with_wrong_sign": "When a positive x grows, does the rms grow or shrink, "
+        "and what does that do to the outputs of the row?",
+        "rms_term_twice": "What is the derivative of √s, and what of the 2 that the square brings is then left?",
+        "no_division": "If x is scaled by 10, the output stays the same: what then happens to dx?",
+        "division_twice": "If x is scaled by 10 and the output stays the same, by how much does dx shrink: 10 or 100?",
     },
     formula="y = x̂ ∘ g, x̂ = x/rms, rms = √(mean(x²) + ε), over the features of each row",
     rows=True,

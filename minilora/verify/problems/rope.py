@@ -82,19 +82,15 @@ rope = Problem(
         "each pair of dx is as long as that of dy, because a rotation keeps lengths": lengths_kept,
         "dx = dy at position 0, where the angle is 0": first_position,
     },
-    words={
-        "sin_term_with_wrong_sign": (
-            "dx is rotated by φ, as in forward, where the gradient is rotated back",
-            "What is the transpose of a rotation matrix?",
-        ),
-        "no_sin_term": (
-            "dx lacks the sin term, by which the two halves are mixed",
-            "How many outputs does one entry of x reach?",
-        ),
-        "no_cos_term": (
-            "dx lacks the cos term, by which each half keeps a part of itself",
-            "At position 0 nothing is turned: what is dx there?",
-        ),
+    says={
+        "sin_term_with_wrong_sign": "dx is rotated by φ, as in forward, where the gradient is rotated back",
+        "no_sin_term": "dx lacks the sin term, by which the two halves are mixed",
+        "no_cos_term": "dx lacks the cos term, by which each half keeps a part of itself",
+    },
+    asks={
+        "sin_term_with_wrong_sign": "What is the transpose of a rotation matrix?",
+        "no_sin_term": "How many outputs does one entry of x reach?",
+        "no_cos_term": "At position 0 nothing is turned: what is dx there?",
     },
     formula="(a, b) → (a cos φ - b sin φ, b cos φ + a sin φ), the halves of each head, φ = t θ^(-2i/D), t = 0, 1, ...",
     aliases=("rotary",),

@@ -43,12 +43,7 @@ def backward(dy, gate, up):
 
 def terms(dy, gate, up):
     direct, through_sigma = product_rule(gate)
-    return {
-        "dgate": {
-            "the direct term σ": dy * up * direct,
-            "the sigmoid term zσ(1 - σ)": dy * up * through_sigma,
-        }
-    }
+    return {"dgate": {"the direct term σ": dy * up * direct, "the sigmoid term zσ(1 - σ)": dy * up * through_sigma}}
 
 
 def along_up(tensors, case):
@@ -62,19 +57,15 @@ swiglu = Problem(
     draw,
     terms,
     laws={"up ∘ dup is dy ∘ y, because y is linear in up": along_up},
-    words={
-        "no_sigmoid_term": (
-            "dgate lacks the term zσ(1 - σ) of silu': σ is not differentiated",
-            "In how many places does z stand in z σ(z), and how many terms has the product rule?",
-        ),
-        "no_direct_term": (
-            "dgate lacks the direct term σ of silu'",
-            "For a large z, silu(z) is z itself: what must its slope be there, and what is yours?",
-        ),
-        "sigmoid_term_with_wrong_sign": (
-            "dgate subtracts the term zσ(1 - σ) of silu', where it is added",
-            "Does σ grow or fall with z?",
-        ),
+    says={
+        "no_sigmoid_term": "dgate lacks the term zσ(1 - σ) of silu': σ is not differentiated",
+        "no_direct_term": "dgate lacks the direct term σ of silu'",
+        "sigmoid_term_with_wrong_sign": "dgate subtracts the term zσ(1 - σ) of silu', where it is added",
+    },
+    asks={
+        "no_sigmoid_term": "In how many places does z stand in z σ(z), and how many terms has the product rule?",
+        "no_direct_term": "For a large z, silu(z) is z itself: what must its slope be there, and what is yours?",
+        "sigmoid_term_with_wrong_sign": "Does σ grow or fall with z?",
     },
     formula="y = silu(gate) ∘ up, silu(z) = z σ(z)",
     rows=True,
