@@ -17,7 +17,7 @@ from minilora.families import FAMILIES
 from minilora.modules import Context, Gradients
 from minilora.ops.blockwise_attention import BLOCK, blocks
 from minilora.transformer import Attention, Config, KVCache, Transformer, recompute
-from minilora.verify.cases import attention_mask, pad
+from minilora.verify.op_cases import attention_mask, pad
 
 EXACT = 1e-12
 

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from minilora.verify import Case, check_gradient, diagnose, language
+from minilora.verify.case import apply, relative_error
 from minilora.verify.explanations.entries import ENTRIES
-from minilora.verify.problem import Problem, apply, relative_error
+from minilora.verify.problem import Problem
 from minilora.verify.problems import problems, signatures
 
 BANK = problems()
@@ -106,10 +107,11 @@ COMMON = json.loads((VERIFY / "zh.json").read_text(encoding="utf-8"))
 
 def english_of(problem: Problem) -> set[str]:
     """Every sentence that a problem adds to the common ones."""
-    faults = [sentence.en for fault in problem.faults.values() for sentence in (fault.says, fault.asks)]
+    found = [sentence.en for fault in problem.faults.values() for sentence in (fault.says, fault.asks)]
+    found += [factor.written for factor in problem.factors.values()]
     terms = apply(problem.terms, problem.cases(n=1)[0]).values()
-    factors = [factor.written for factor in problem.factors.values()]
-    return {*faults, *problem.says.values(), *problem.asks.values(), *factors, *problem.laws, *problem.simpler, *itertools.chain(*terms)} - set(COMMON)
+    words = [problem.says.values(), problem.asks.values(), problem.laws, problem.simpler, *terms]
+    return set(found).union(*words) - set(COMMON)
 
 
 @pytest.mark.parametrize("name", [file.name for file in pkgutil.iter_modules([str(VERIFY / "problems")])])

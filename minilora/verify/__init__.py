@@ -1,9 +1,10 @@
 """Is a hand-written gradient right, and if not, what is wrong with it?"""
 
+from .case import Case
 from .check import Report, Row, check_backward, check_gradient, check_model
 from .diagnose import Diagnosis, diagnose
 from .explanations.finding import Finding
-from .problem import Case, Factor, Fault, Problem
+from .problem import Factor, Fault, Problem
 
 __all__ = [
     "Case",

@@ -27,6 +27,7 @@ import numpy as np
 from ..backend import Array
 from ..process import blas_threads
 from ..spelling import did_you_mean
+from .case import Case, Tensors, apply
 from .check import (
     NOTHING,
     as_constants,
@@ -49,7 +50,7 @@ from .explanations.sizes import sizes_of
 from .explanations.unexplained import must_be_zero, not_finite, unknown
 from .forms import Form, forms_of
 from .language import Words, words
-from .problem import Case, Law, Problem, Tensors, apply
+from .problem import Law, Problem
 from .problems import problems
 from .scale import SAME
 

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array
+from .case import Case, Tensors, apply
 from .language import Words, joined, words
-from .problem import Backward, Case, Factor, Fault, Problem, Tensors, Terms, apply
+from .problem import Backward, Factor, Fault, Problem, Terms
 
 
 def common_faults(problem: Problem) -> dict[str, Fault]:

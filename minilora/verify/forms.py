@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array
-from .problem import Case, Law, Problem, Tensors, apply, relative_error
+from .case import Case, Tensors, apply, relative_error
+from .problem import Law, Problem
 from .scale import SAME
 
 ALIASES = {

@@ -20,8 +20,9 @@ from .. import ops
 from ..process import blas_threads
 from ..spelling import choose_from
 from ..tables import numbers_right, wide_console
-from .cases import OPS, at_every_size
+from .case import apply
 from .mutants import edits
+from .op_cases import OPS, at_every_size
 
 # (the function, what is written where the edit is): why no check can tell the edit from the original
 EQUIVALENT = {
@@ -114,8 +115,7 @@ def callers(name: str, seed: int) -> list[str]:
     for op in OPS:
         calls.clear()
         with in_place_of(name, counted):
-            case = next(at_every_size(op, np.random.default_rng(seed)))
-            case.grad(np.ones_like(case.forward(*case.inputs.values())[0]), *case.inputs.values())
+            apply(OPS[op].grad, next(at_every_size(op, np.random.default_rng(seed))))
         if calls:
             found.append(op)
     return found
@@ -127,7 +127,7 @@ def killed(mutant: Mutant, cases: list[str], seed: int) -> bool:
         for op in cases:
             rng = np.random.default_rng([seed, len(op)])
             try:
-                if not all(case.check(rng).ok for case in at_every_size(op, rng)):
+                if not all(OPS[op].check(case, rng).ok for case in at_every_size(op, rng)):
                     return True
             except Exception:  # whatever a mistake leads to
                 return True

@@ -9,19 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from ..backend import Array
+from .case import Case, Tensors
 from .language import Words, words
-
-Tensors: TypeAlias = dict[str, Array]  # "dx" -> the gradient of the input x
-
-
-class Case(NamedTuple):
-    """One configuration. Over the cases of a problem all constants and sizes differ, so that none hides another."""
-
-    dy: Array
-    inputs: Tensors  # what has a gradient, in order
-    constants: dict[str, Any]  # what has none: ids, masks, alpha, r
-    sizes: dict[str, float]  # what a wrong scale may be made of: alpha, r, tokens, "1-p", ...
-
 
 Backward: TypeAlias = Callable[..., Tensors]  # (dy, *inputs, **constants) -> the gradients
 Terms: TypeAlias = Callable[..., dict[str, dict[str, Array]]]  # the same -> {"dx": {"the base path": array, ...}}
@@ -116,16 +105,3 @@ class Problem:
             return wrong
 
         return add
-
-
-def apply(function: Callable[..., Any], case: Case) -> Any:
-    """function(dy, *inputs, **constants)"""
-    return function(case.dy, *case.inputs.values(), **case.constants)
-
-
-def relative_error(a: Array, b: Array) -> float:
-    """‖a - b‖ / max(‖a‖, ‖b‖), infinite for different shapes or what is not finite."""
-    if np.shape(a) != np.shape(b) or not np.all(np.isfinite(a)):
-        return np.inf
-    size = max(float(np.linalg.norm(a)), float(np.linalg.norm(b)))
-    return float(np.linalg.norm(np.asarray(a) - b)) / size if size else 0.0

@@ -21,7 +21,8 @@ from ..process import blas_threads
 from ..spelling import choose_from
 from ..tables import numbers_right, wide_console
 from ..transformer import Config
-from .cases import CHECKS, FAMILIES, THETA, Rng, adapter, model, pad, shaken
+from .cases import CHECKS, FAMILIES, adapter, model, shaken
+from .op_cases import THETA, Rng, pad
 
 METHODS = ("central", "complex")
 

@@ -6,9 +6,10 @@ import functools
 
 import numpy as np
 
+from ..case import apply, relative_error
 from ..language import Words, either, words
 from ..mutants import mutants_of
-from ..problem import Fault, apply, relative_error
+from ..problem import Fault
 from ..scale import SAME, proportion, readings
 from .finding import Finding, Wrong, of_fault
 from .sizes import sizes_of

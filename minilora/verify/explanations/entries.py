@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...backend import Array
+from ..case import Case, apply
 from ..language import Words, words
-from ..problem import Case, apply
 from .finding import Finding, Wrong, same
 
 ENTRIES = {

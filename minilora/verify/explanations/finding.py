@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ...backend import Array
+from ..case import Case, Tensors, apply, relative_error
 from ..language import Words, words
-from ..problem import Case, Fault, Problem, Tensors, apply, relative_error
+from ..problem import Fault, Problem
 from ..scale import SAME, proportion, readings
 
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..case import apply, relative_error
 from ..language import words
 from ..mutants import calls, fault_within
-from ..problem import apply, relative_error
 from ..scale import SAME, proportion
 from .finding import Finding, Wrong, of_fault
 from .values import one_or_other

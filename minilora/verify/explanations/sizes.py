@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..problem import Case
+from ..case import Case
 
 
 def sizes_of(cases: Sequence[Case]) -> list[dict[str, float]]:

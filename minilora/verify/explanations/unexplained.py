@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from ..case import Case, Tensors, apply
 from ..language import Words, joined, words
-from ..problem import Case, Tensors, apply
 from ..problems import problems
 from ..scale import SAME
 from .finding import Finding, Wrong, agree

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...backend import Array
+from ..case import Tensors, relative_error
 from ..language import Words, either, joined, words
-from ..problem import Tensors, relative_error
 from ..scale import SAME, readings
 from .finding import Finding, Wrong, same
 

@@ -10,7 +10,8 @@ from functools import partial
 
 import numpy as np
 
-from ..problem import Case, Factor, Problem
+from ..case import Case
+from ..problem import Factor, Problem
 
 # batch, tokens, heads, groups, D of each case
 PLAIN = [(3, 5, 2, 2, 4), (2, 4, 3, 3, 7), (5, 3, 4, 4, 6), (4, 7, 5, 5, 3), (7, 6, 8, 8, 2), (6, 8, 7, 7, 5)]

@@ -6,7 +6,8 @@ nor that of the labelled ones.
 
 import numpy as np
 
-from ..problem import Case, Factor, Problem
+from ..case import Case
+from ..problem import Factor, Problem
 
 IGNORE = -100
 

@@ -11,7 +11,8 @@ which saves memory under autograd, and PEFT does so: there dV = g ∘ G, which i
 
 import numpy as np
 
-from ..problem import Case, Factor, Problem, relative_error
+from ..case import Case, relative_error
+from ..problem import Factor, Problem
 from .linear import outer_total
 
 # batch, tokens, in, out, r, alpha of each case: one is square

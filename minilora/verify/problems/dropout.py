@@ -1,6 +1,7 @@
 """Dropout, with the mask as an argument. The maths is in ops/dropout.py."""
 
-from ..problem import Case, Factor, Problem, relative_error
+from ..case import Case, relative_error
+from ..problem import Factor, Problem
 
 # batch, tokens, width and p of each case
 SHAPES = [(5, 3, 8, 0.2), (4, 7, 6, 0.1), (3, 5, 9, 0.3), (6, 2, 7, 0.4), (2, 8, 5, 0.15), (7, 4, 10, 0.25)]

@@ -11,7 +11,8 @@ Tied, one table W does both, and its gradient is the sum over both paths:
 
 import numpy as np
 
-from ..problem import Case, Problem, relative_error
+from ..case import Case, relative_error
+from ..problem import Problem
 
 # batch, tokens, width, V of each case
 SHAPES = [(3, 5, 4, 7), (4, 3, 6, 8), (2, 7, 5, 9), (5, 4, 3, 6), (6, 2, 7, 10), (7, 6, 8, 11)]

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from ..problem import Case, Problem
+from ..case import Case
+from ..problem import Problem
 
 K = math.sqrt(2 / math.pi)
 C = 0.044715

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ..problem import Case, Problem, relative_error
+from ..case import Case, relative_error
+from ..problem import Problem
 
 # batch, tokens, in, out of each case: one is square
 SHAPES = [(5, 3, 4, 6), (3, 4, 7, 5), (6, 2, 8, 3), (2, 6, 5, 9), (4, 3, 7, 7), (7, 5, 3, 2)]

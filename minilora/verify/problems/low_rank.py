@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ..problem import Case, Factor, Problem, relative_error
+from ..case import Case, relative_error
+from ..problem import Factor, Problem
 from .dropout import draw_mask
 from .linear import outer_total
 

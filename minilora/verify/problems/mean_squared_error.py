@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ..problem import Case, Factor, Problem, relative_error
+from ..case import Case, relative_error
+from ..problem import Factor, Problem
 
 # batch, tokens, width of each case
 SHAPES = [(3, 5, 4), (4, 2, 7), (2, 6, 5), (6, 3, 8), (7, 4, 3), (5, 7, 6)]

@@ -11,7 +11,8 @@ Source: He et al. (2016), "Deep residual learning for image recognition".
 
 import numpy as np
 
-from ..problem import Case, Problem, relative_error
+from ..case import Case, relative_error
+from ..problem import Problem
 from .linear import outer_total
 
 # batch, tokens, width, hidden of each case: one is square

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ..problem import Case, Factor, Problem, relative_error
+from ..case import Case, relative_error
+from ..problem import Factor, Problem
 
 # batch, tokens, width of each case
 SHAPES = [(5, 3, 6), (4, 6, 7), (3, 4, 9), (6, 2, 5), (2, 7, 8), (7, 5, 4)]

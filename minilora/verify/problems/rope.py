@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ..problem import Case, Problem
+from ..case import Case
+from ..problem import Problem
 
 # batch, tokens, heads, D of each case
 SHAPES = [(3, 5, 2, 4), (2, 7, 3, 8), (4, 3, 5, 6), (5, 4, 7, 10), (6, 8, 4, 12), (7, 6, 8, 14)]

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ..problem import Case, Problem, relative_error
+from ..case import Case, relative_error
+from ..problem import Problem
 
 # batch, tokens, hidden of each case
 SHAPES = [(3, 4, 7), (5, 2, 8), (4, 6, 5), (2, 7, 9), (7, 3, 4), (6, 5, 3)]
