@@ -2,7 +2,8 @@
 
 from .case import Case
 from .check import Report, Row, check_backward, check_gradient, check_model
-from .diagnose import Diagnosis, diagnose
+from .diagnose import diagnose
+from .diagnosis import Diagnosis
 from .explanations.finding import Finding
 from .problem import Factor, Fault, Problem
 

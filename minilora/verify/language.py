@@ -26,7 +26,7 @@ class Words(NamedTuple):
         return str(getattr(self, language))
 
     def filled(self, **values: str | Words) -> Words:
-        """With each value in the place of its name in braces: {it}."""
+        """The same with each name in braces, as {it}, replaced by its value."""
         texts = list(self)
         for name, value in values.items():
             each = value if isinstance(value, Words) else (value, value)
@@ -44,7 +44,7 @@ def catalogue() -> dict[str, str]:
 
 
 def words(english: str, **values: str | Words) -> Words:
-    """The sentence, filled with the values. What no catalogue has stays English, as a person's own laws do."""
+    """The sentence in both languages, filled with the values. One that is in no catalogue stays English."""
     return Words(english, catalogue().get(english, english)).filled(**values)
 
 

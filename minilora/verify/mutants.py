@@ -1,4 +1,4 @@
-"""Automatic mutants: a function's source with one small edit, as a person would make it by mistake."""
+"""Automatic mutants: a function with one small edit of its source, like a mistake that people make."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 
 from .language import Words, words
 
-Edit = tuple[Words, ast.expr]  # what it amounts to, and what stands in the place of an expression
+Edit = tuple[Words, ast.expr]  # its effect, and what replaces an expression
 
 
 def mutants_of(function: Callable[..., Any]) -> list[tuple[Words, Callable[..., Any]]]:
-    """(what the edit amounts to, the function with it) for every edit of the source of `function`."""
+    """(its effect, the function with it) for every edit of the source of `function`."""
     return compiled(function)
 
 
 @functools.cache
 def compiled(function: Callable[..., Any]) -> list[tuple[Words, Callable[..., Any]]]:
     if function.__closure__:
-        return []  # its source does not stand by itself
+        return []  # its source alone does not run
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError, IndentationError):
@@ -42,7 +42,7 @@ def compiled(function: Callable[..., Any]) -> list[tuple[Words, Callable[..., An
 def fault_within(
     outer: Callable[..., Any], inner: Callable[..., Any], backward: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """`outer`, which calls `backward`, with that replaced by `inner` where `inner` knows better."""
+    """`outer`, which calls `backward`, with the tensors that `inner` returns replaced in what it gets."""
     scope = scope_with(inner, backward)
     if isinstance(outer, functools.partial):
         return functools.partial(outer.func, scope[backward.__name__], *outer.args[1:])
@@ -106,7 +106,7 @@ class Replace(ast.NodeTransformer):
 
 
 def edits_of(node: ast.expr) -> Iterator[Edit]:
-    """What a person might have written in the place of `node`."""
+    """What people write by mistake where `node` is right."""
     if isinstance(node, ast.BinOp):
         left, right = node.left, node.right
         if isinstance(node.op, ast.Add | ast.Sub):

@@ -24,7 +24,7 @@ from .case import apply
 from .mutants import edits
 from .op_cases import OPS, at_every_size
 
-# (the function, what is written where the edit is): why no check can tell the edit from the original
+# (the function, its source at the edit): why the edit changes no result
 EQUIVALENT = {
     ("attention_backward", "swapaxes(-1, 2)"): "of four axes, axis 2 is axis -2",
     ("attention_backward", "swapaxes(-1, --2)"): "of four axes, axis 2 is axis -2",
@@ -129,7 +129,7 @@ def killed(mutant: Mutant, cases: list[str], seed: int) -> bool:
             try:
                 if not all(OPS[op].check(case, rng).ok for case in at_every_size(op, rng)):
                     return True
-            except Exception:  # whatever a mistake leads to
+            except Exception:  # a mistake may raise anything
                 return True
     return False
 

@@ -156,7 +156,7 @@ def draw_select(size: Size, rng: Rng) -> Case:
 
 
 def draw_ids(size: Size, rng: Rng) -> tuple[np.ndarray, int]:
-    """ids (B, T), in which an id stands twice, and V"""
+    """ids (B, T), one of them twice in a sequence, and V"""
     ids, V = rng.integers(0, 3, (size(), size(2, 4))), size(3, 5)
     ids[:, 0] = ids[:, -1]
     return ids, V

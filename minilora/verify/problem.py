@@ -1,4 +1,4 @@
-"""A problem: an op as a learner meets it, its textbook gradient, and the mistakes that people make in it."""
+"""A problem: an op, its textbook gradient, and the mistakes that people make in it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Factor(NamedTuple):
 class Problem:
     """`forward(*inputs, **constants)`, its textbook `backward(dy, *inputs, **constants) -> {"dx": ...}`, and faults.
 
-    Sentences are English; their Chinese stands in the catalogue beside the problem.
+    Sentences are in English; the catalogue beside the problem has them in Chinese.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Problem:
     aliases: tuple[str, ...] = ()  # other names
     complete: Callable[..., dict[str, Any]] | None = None  # all constants, where people leave some out
     optional: str = ""  # what may be left out, in words
-    rows: bool = False  # the op knows no batch and tokens, only rows
+    rows: bool = False  # each row by itself: batch and tokens may be one axis
     pairs: bool = True  # False where the gradient is one product: there two mistakes look like a third
     simpler: Mapping[str, Callable[[Case], Case]] = field(default_factory=dict)  # a case with a part of the op off
     # gradients with dropout: what it does not touch, and what it masks if all is kept
@@ -87,8 +87,8 @@ class Problem:
             if not isinstance(values[0], np.ndarray):
                 return f"{key} = {values[0]:g}"
             few = np.unique(values[0])
-            held = " or ".join(f"{value:g}" for value in few) if len(few) == 2 else ""
-            return f"{key} {shape(values)} {held or 'of ' + str(values[0].dtype)}"
+            values_of_two = " or ".join(f"{value:g}" for value in few) if len(few) == 2 else ""
+            return f"{key} {shape(values)} {values_of_two or 'of ' + str(values[0].dtype)}"
 
         words = [f"{key} {shape([case.inputs[key] for case in cases])}" for key in cases[0].inputs]
         words += [constant(key) for key in cases[0].constants]

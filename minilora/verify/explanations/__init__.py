@@ -12,8 +12,9 @@ from .values import added, clipped, other_tensor, rearranged, scaled, shape, unr
 
 
 def explain(w: Wrong) -> list[Finding]:
-    """All explanations of the tensor that are equally simple; [] if there is none. A zero gradient is right or not."""
-    w = w.where([bool(np.any(t)) or not agree(a, t, case) for a, t, case in zip(w.mine, w.true, w.cases, strict=True)])
+    """All explanations of the tensor that are equally simple; [] if there is none."""
+    together = zip(w.gradient, w.true, w.cases, strict=True)
+    w = w.where([bool(np.any(true)) or not agree(gradient, true, case) for gradient, true, case in together])
     if found := named(w):
         return alternatives(found)
     values = [step(w) for step in (rearranged, other_tensor, scaled, added, clipped)]

@@ -22,7 +22,7 @@ def named(w: Wrong) -> list[Finding]:
     findings = [of_fault(w.tensor, f) for f in found]
     if not found or w.exact:
         return findings
-    products = w.multiples(w.mine, w.true)
+    products = w.multiples(w.gradient, w.true)
     known = {product for f in found for product in usual_readings(w, f)}
     left = [product for product in products if product not in known]
     other = multiple(w, left) if left else None if products else unread(w)
@@ -35,7 +35,7 @@ def fits(w: Wrong, fault: Fault) -> bool:
         if w.tensor not in wrong:
             return False
         names = wrong if fault.whole else [w.tensor]
-        if not all(relative_error(wrong[name], w.given[i][name]) < SAME for name in names):
+        if not all(relative_error(wrong[name], w.actual[i][name]) < SAME for name in names):
             return False
     return True
 
@@ -52,13 +52,13 @@ def other_mask(w: Wrong) -> Finding | None:
     if w.problem.masked is None or "keep" not in w.cases[0].constants:
         return None
     other = False
-    for mine, case in zip(w.mine, w.cases, strict=True):
+    for gradient, case in zip(w.gradient, w.cases, strict=True):
         found = apply(w.problem.masked, case).get(w.tensor)
-        if found is None or mine.shape != found[1].shape:
+        if found is None or gradient.shape != found[1].shape:
             return None
         rest, path = found
-        kept = np.abs(mine - rest) > np.abs(path) / 2
-        if kept.all() or not kept.any() or relative_error(rest + path * kept, mine) >= SAME:
+        kept = np.abs(gradient - rest) > np.abs(path) / 2
+        if kept.all() or not kept.any() or relative_error(rest + path * kept, gradient) >= SAME:
             return None
         other |= bool(np.any(kept != (np.asarray(case.constants["keep"]) != 0)))
     if not other:
@@ -75,8 +75,8 @@ def combination(w: Wrong) -> Finding | None:
     terms = [apply(w.problem.terms, case).get(w.tensor, {}) for case in w.cases]
     if len(terms[0]) < 2 or not w.same_shapes:
         return None
-    parts = [[np.broadcast_to(t[name], x.shape) for t, x in zip(terms, w.mine, strict=True)] for name in terms[0]]
-    coefficients = fitted(w.mine, parts)
+    parts = [[np.broadcast_to(t[name], x.shape) for t, x in zip(terms, w.gradient, strict=True)] for name in terms[0]]
+    coefficients = fitted(w.gradient, parts)
     if coefficients is None:
         return None
     says = []
@@ -109,8 +109,8 @@ def mutant(w: Wrong) -> Finding | None:
         try:
             with np.errstate(all="ignore"):
                 if all(
-                    relative_error(apply(function, case)[w.tensor], mine) < SAME
-                    for case, mine in zip(w.cases, w.mine, strict=True)
+                    relative_error(apply(function, case)[w.tensor], gradient) < SAME
+                    for case, gradient in zip(w.cases, w.gradient, strict=True)
                 ):
                     return w.finding("mutant", "{it} comes out as if {edit}", edit=says)
         except Exception:  # an edit need not make sense

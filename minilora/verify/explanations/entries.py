@@ -41,7 +41,7 @@ def one_of_many(w: Wrong) -> list[Finding]:
             which = where.filled(entry=position.filled(noun=noun))
             lengths = [np.shape(case.dy)[axis] for case in w.cases]
             lost = [np.delete(np.arange(n), index) if kept else np.arange(n)[[index]] for n in lengths]
-            if all(zero_at(mine, axis, n, at) for mine, n, at in zip(w.mine, lengths, lost, strict=True)):
+            if all(zero_at(gradient, axis, n, at) for gradient, n, at in zip(w.gradient, lengths, lost, strict=True)):
                 must = words(", and is zero elsewhere") if kept else words(", and is zero there")
             else:
                 must = (
@@ -56,15 +56,15 @@ def one_of_many(w: Wrong) -> list[Finding]:
     return found
 
 
-def zero_at(mine: Array, axis: int, length: int, indices: Array) -> bool:
+def zero_at(gradient: Array, axis: int, length: int, indices: Array) -> bool:
     """Has the tensor this axis of dy too, and is it zero at these indices?"""
-    return mine.shape[axis : axis + 1] == (length,) and not np.any(np.take(mine, indices, axis))
+    return gradient.shape[axis : axis + 1] == (length,) and not np.any(np.take(gradient, indices, axis))
 
 
 def entries(w: Wrong, axis: int, index: int) -> tuple[bool, bool]:
     """Is the tensor in every case what this entry of dy makes, or is that missing? A gradient is linear in dy."""
     kept = lacked = True
-    for mine, true, case in zip(w.mine, w.true, w.cases, strict=True):
+    for gradient, true, case in zip(w.gradient, w.true, w.cases, strict=True):
         if axis >= np.ndim(case.dy) or np.shape(case.dy)[axis] < 2:
             return False, False
         dy = np.zeros_like(case.dy)
@@ -74,7 +74,8 @@ def entries(w: Wrong, axis: int, index: int) -> tuple[bool, bool]:
             part = apply(w.problem.backward, case._replace(dy=dy))[w.tensor]
         except ValueError:  # a gradient that is measured may not be measurable from one entry
             return False, False
-        kept, lacked = kept and bool(np.any(part)) and same([mine], [part]), lacked and same([mine], [true - part])
+        kept = kept and bool(np.any(part)) and same([gradient], [part])
+        lacked = lacked and same([gradient], [true - part])
         if not kept and not lacked:
             break
     return kept, lacked

@@ -35,11 +35,11 @@ class Finding:
 
 @dataclass
 class Wrong:
-    """One tensor of a learner's. `given` and `truth` hold all tensors of each case, the learner's and the true ones."""
+    """The gradient of one input. `actual` and `expected` hold the gradients of all inputs in each case."""
 
     tensor: str
-    given: Sequence[Tensors]
-    truth: Sequence[Tensors]
+    actual: Sequence[Tensors]
+    expected: Sequence[Tensors]
     problem: Problem
     cases: Sequence[Case]
     sizes: Sequence[Mapping[str, float]]  # the numbers that a wrong scale may be made of
@@ -47,21 +47,21 @@ class Wrong:
     known: dict[tuple[str, int], Tensors] = field(default_factory=dict)  # what faults return, shared by the tensors
 
     @cached_property
-    def mine(self) -> list[Array]:
-        return [tensors[self.tensor] for tensors in self.given]
+    def gradient(self) -> list[Array]:
+        return [tensors[self.tensor] for tensors in self.actual]
 
     @cached_property
     def true(self) -> list[Array]:
-        return [tensors[self.tensor] for tensors in self.truth]
+        return [tensors[self.tensor] for tensors in self.expected]
 
     @property
     def same_shapes(self) -> bool:
-        return all(x.shape == t.shape for x, t in zip(self.mine, self.true, strict=True))
+        return all(x.shape == t.shape for x, t in zip(self.gradient, self.true, strict=True))
 
     @property
     def factors(self) -> list[float | None]:
         """In each case, the number by which the true gradient is multiplied; None where it is not one number."""
-        return [proportion(a, b) for a, b in zip(self.mine, self.true, strict=True)]
+        return [proportion(a, b) for a, b in zip(self.gradient, self.true, strict=True)]
 
     def where(self, kept: Sequence[bool]) -> Wrong:
         """The same in some of the cases."""
@@ -70,7 +70,9 @@ class Wrong:
         def of(values: Sequence[Any]) -> list[Any]:
             return [values[i] for i in chosen]
 
-        return replace(self, given=of(self.given), truth=of(self.truth), cases=of(self.cases), sizes=of(self.sizes))
+        return replace(
+            self, actual=of(self.actual), expected=of(self.expected), cases=of(self.cases), sizes=of(self.sizes)
+        )
 
     def wrong(self, fault: Fault, i: int) -> Tensors:
         """What the fault returns in case i; {} where it works for the shapes of the problem's own cases alone."""
@@ -88,22 +90,22 @@ class Wrong:
         fault = self.problem.faults[name]
         return [self.wrong(fault, i).get(self.tensor, np.zeros(0)) for i in range(len(self.cases))]
 
-    def multiples(self, mine: Sequence[Array], other: Sequence[Array]) -> list[str]:
-        """The products of constants by which `other` is multiplied in `mine`; [] if it is no multiple."""
-        factors = [proportion(a, b) for a, b in zip(mine, other, strict=True)]
+    def multiples(self, gradient: Sequence[Array], other: Sequence[Array]) -> list[str]:
+        """The products of constants by which `other` is multiplied in `gradient`; [] if it is no multiple."""
+        factors = [proportion(a, b) for a, b in zip(gradient, other, strict=True)]
         return readings([c for c in factors if c is not None], self.sizes) if None not in factors else []
 
     def finding(self, kind: str, says: str, asks: str = "", **values: str | Words) -> Finding:
-        """`says` and `asks`, with the tensor in the place of {it} and each value in the place of its name."""
+        """`says` and `asks`, with {it} replaced by the tensor and each other name in braces by its value."""
         question = words(asks, **values) if asks else None
         return Finding(self.tensor, kind, words(says, it=self.tensor, **values), question)
 
 
-def agree(mine: Array, true: Array, case: Case) -> bool:
-    """Are they the same in this case? Where the true gradient is zero, what rounding leaves of it is zero too."""
-    if mine.shape == true.shape and not np.any(true):
-        return bool(np.linalg.norm(mine) <= 1e-10 * np.abs(case.dy).sum())
-    return relative_error(mine, true) < SAME
+def agree(gradient: Array, true: Array, case: Case) -> bool:
+    """True where the two are the same. Where the true gradient is zero, rounding errors count as zero."""
+    if gradient.shape == true.shape and not np.any(true):
+        return bool(np.linalg.norm(gradient) <= 1e-10 * np.abs(case.dy).sum())
+    return relative_error(gradient, true) < SAME
 
 
 def same(a: Sequence[Array], b: Sequence[Array]) -> bool:

@@ -37,9 +37,9 @@ def fault_and_scale(w: Wrong, faults: Sequence[str]) -> Iterator[tuple[Finding, 
     for name in faults:
         fault = w.problem.faults[name]
         first = w.wrong(fault, 0)[w.tensor]
-        if proportion(w.mine[0], first) is None or proportion(first, w.true[0]) is not None:
+        if proportion(w.gradient[0], first) is None or proportion(first, w.true[0]) is not None:
             continue  # it is no multiple, or any scale is
-        products = w.multiples(w.mine, w.all_wrong(name))
+        products = w.multiples(w.gradient, w.all_wrong(name))
         if products and products[0] not in ("0", "1"):
             scale = w.finding("scale", "{it} is then multiplied by {factor}", factor=one_or_other(products))
             known = (other for other in faults if w.multiples(w.all_wrong(other), w.true) == products)
@@ -63,9 +63,9 @@ def two_faults(w: Wrong, faults: Sequence[str]) -> Iterator[tuple[Finding, Findi
 
 def sum_of(w: Wrong, a: str, b: str) -> bool:
     """Do the two mistakes add up to it?"""
-    for i, (mine, true) in enumerate(zip(w.mine, w.true, strict=True)):
+    for i, (gradient, true) in enumerate(zip(w.gradient, w.true, strict=True)):
         x, y = (w.wrong(w.problem.faults[name], i).get(w.tensor, np.zeros(0)) for name in (a, b))
-        if x.shape != true.shape or y.shape != true.shape or relative_error(x + y - true, mine) >= SAME:
+        if x.shape != true.shape or y.shape != true.shape or relative_error(x + y - true, gradient) >= SAME:
             return False
     return True
 
@@ -78,8 +78,8 @@ def nested(w: Wrong, outer: str, inner: str) -> bool:
     try:
         with np.errstate(all="ignore"):
             return all(
-                relative_error(apply(function, case)[w.tensor], mine) < SAME
-                for case, mine in zip(w.cases, w.mine, strict=True)
+                relative_error(apply(function, case)[w.tensor], gradient) < SAME
+                for case, gradient in zip(w.cases, w.gradient, strict=True)
             )
     except Exception:  # one fault need not make sense within another
         return False

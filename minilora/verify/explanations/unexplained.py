@@ -1,4 +1,4 @@
-"""What can be said of a wrong tensor that nothing explains: the laws it breaks, facts, and a next step."""
+"""A wrong tensor that nothing explains: the laws it breaks, facts about it, and what to try next."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..scale import SAME
 from .finding import Finding, Wrong, agree
 from .values import listed
 
-Run = Callable[[Case], Tensors]  # the learner's gradients in a case
+Run = Callable[[Case], Tensors]  # the gradients under test, in a case
 
 
 def not_finite(w: Wrong) -> Finding:
-    case = next(i for i, x in enumerate(w.mine) if not np.all(np.isfinite(x)))
-    where = [int(i) for i in np.argwhere(~np.isfinite(w.mine[case]))[0]]
+    case = next(i for i, x in enumerate(w.gradient) if not np.all(np.isfinite(x)))
+    where = [int(i) for i in np.argwhere(~np.isfinite(w.gradient[case]))[0]]
     return w.finding(
         "unknown",
         "{it} is not finite",
@@ -35,7 +35,7 @@ def must_be_zero(w: Wrong) -> Finding:
         "unknown",
         "{it} must be zero, and its norm is {norm}",
         "Change {input} a little: does any output change?",
-        norm=f"{max(float(np.linalg.norm(x)) for x in w.mine):.1e}",
+        norm=f"{max(float(np.linalg.norm(x)) for x in w.gradient):.1e}",
         input=w.tensor[1:],
     )
 
@@ -48,7 +48,7 @@ def unknown(w: Wrong, run: Run) -> list[Finding]:
 
 def broken_laws(w: Wrong) -> list[Finding]:
     """The laws that this tensor breaks when every other tensor is right."""
-    mixed = [{**t, w.tensor: g[w.tensor]} for g, t in zip(w.given, w.truth, strict=True)]
+    mixed = [{**t, w.tensor: g[w.tensor]} for g, t in zip(w.actual, w.expected, strict=True)]
     broken = []
     for name, law in w.problem.laws.items():
         try:
@@ -63,7 +63,7 @@ def broken_laws(w: Wrong) -> list[Finding]:
 def facts(w: Wrong) -> Words:
     """From the first case in which the tensor is wrong."""
     wrong_in, it = wrong_cases(w), w.tensor
-    a, b, case = w.mine[wrong_in[0]], w.true[wrong_in[0]], w.cases[wrong_in[0]]
+    a, b, case = w.gradient[wrong_in[0]], w.true[wrong_in[0]], w.cases[wrong_in[0]]
     found = []
     if len(wrong_in) < len(w.cases):
         one = len(wrong_in) == 1
@@ -96,7 +96,7 @@ def facts(w: Wrong) -> Words:
 
 
 def wrong_cases(w: Wrong) -> list[int]:
-    return [i for i, case in enumerate(w.cases) if not agree(w.mine[i], w.true[i], case)]
+    return [i for i, case in enumerate(w.cases) if not agree(w.gradient[i], w.true[i], case)]
 
 
 def smallest(w: Wrong) -> int:
@@ -105,10 +105,10 @@ def smallest(w: Wrong) -> int:
 
 
 def next_step(w: Wrong, run: Run) -> Words:
-    """What a learner can try: a part of the op switched off, then one entry of dy in the smallest case."""
+    """What to try: a part of the op switched off, then one entry of dy in the smallest case."""
     steps = [*not_linear_in_dy(w, run), *switched_off(w, run), one_entry(w, run)]
-    together = list(zip(w.given, w.truth, w.cases, strict=True))
-    right = [name for name in w.truth[0] if all(agree(g[name], t[name], case) for g, t, case in together)]
+    together = list(zip(w.actual, w.expected, w.cases, strict=True))
+    right = [name for name in w.expected[0] if all(agree(g[name], t[name], case) for g, t, case in together)]
     if right:
         one = len(right) == 1
         says = words(
@@ -124,7 +124,7 @@ def next_step(w: Wrong, run: Run) -> Words:
 def not_linear_in_dy(w: Wrong, run: Run) -> Iterator[Words]:
     """Every gradient is linear in dy, and this one may not be."""
     case = w.cases[smallest(w)]
-    mine = w.mine[smallest(w)]
+    gradient = w.gradient[smallest(w)]
     if np.ndim(case.dy) == 0 and case.dy == 1:  # the gradient may not take it
         return
     try:
@@ -132,13 +132,13 @@ def not_linear_in_dy(w: Wrong, run: Run) -> Iterator[Words]:
         double = run(case._replace(dy=2 * case.dy))[w.tensor]
     except ValueError:
         return
-    if zero.shape != mine.shape or double.shape != mine.shape:
+    if zero.shape != gradient.shape or double.shape != gradient.shape:
         return
-    if np.linalg.norm(zero) > SAME * np.linalg.norm(mine):
+    if np.linalg.norm(zero) > SAME * np.linalg.norm(gradient):
         yield words(
             "Set dy = 0: the loss does not depend on y then, so that {it} must be 0, and it is not.", it=w.tensor
         )
-    elif np.linalg.norm(double - 2 * mine) > SAME * np.linalg.norm(double):
+    elif np.linalg.norm(double - 2 * gradient) > SAME * np.linalg.norm(double):
         yield words(
             "Double dy: every gradient is linear in dy, so that {it} must double, and it does not.", it=w.tensor
         )
@@ -150,10 +150,10 @@ def switched_off(w: Wrong, run: Run) -> Iterator[Words]:
     for name, change in w.problem.simpler.items():
         simpler = change(case)
         try:
-            mine, true = run(simpler)[w.tensor], apply(w.problem.backward, simpler)[w.tensor]
+            gradient, true = run(simpler)[w.tensor], apply(w.problem.backward, simpler)[w.tensor]
         except ValueError:
             continue
-        if agree(mine, true, simpler):
+        if agree(gradient, true, simpler):
             yield words("{it} is right {so}: the mistake lies in what that switches off.", it=w.tensor, so=words(name))
             return
 
@@ -170,23 +170,23 @@ def one_entry(w: Wrong, run: Run) -> Words:
         dy[at] = 1
         single = case._replace(dy=dy)
         try:
-            mine, true = run(single)[w.tensor], apply(w.problem.backward, single)[w.tensor]
+            gradient, true = run(single)[w.tensor], apply(w.problem.backward, single)[w.tensor]
         except ValueError:
             continue
-        if mine.shape == true.shape and not agree(mine, true, single):
-            i = tuple(int(n) for n in np.unravel_index(np.abs(mine - true).argmax(), true.shape))
+        if gradient.shape == true.shape and not agree(gradient, true, single):
+            i = tuple(int(n) for n in np.unravel_index(np.abs(gradient - true).argmax(), true.shape))
             with_dy = (
                 words(", with dy = 0 but for a 1 at {place}", place=str(list(at))) if at else words(" with dy = 1")
             )
             return words(
-                "Take the smallest case, {where} ({shapes}){with_dy}: {entry} must be {true}, and is {mine}; work that "
+                "Take the smallest case, {where} ({shapes}){with_dy}: {entry} must be {true}, and is {yours}; work that "
                 "entry out by hand.",
                 where=where,
                 shapes=shapes,
                 with_dy=with_dy,
                 entry=f"{w.tensor}{list(i)}" if i else w.tensor,
                 true=f"{true[i]:.4g}",
-                mine=f"{mine[i]:.4g}",
+                yours=f"{gradient[i]:.4g}",
             )
     return words(
         "In the smallest case, {where} ({shapes}), {it} is right as long as one entry of dy is not 0: look at how the "
@@ -198,7 +198,7 @@ def one_entry(w: Wrong, run: Run) -> Words:
 
 
 def in_the_library(w: Wrong) -> list[Words]:
-    """Where a person's own function has the arguments of a problem whose mistakes are known."""
+    """The problems of the library that take the arguments of the function f."""
     if w.problem.faults:
         return []
     names = set(w.cases[0].inputs) | set(w.cases[0].constants)

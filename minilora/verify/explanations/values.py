@@ -16,11 +16,11 @@ from .finding import Finding, Wrong, same
 
 def rearranged(w: Wrong) -> Finding | None:
     """The right numbers, or a multiple of them, with axes exchanged."""
-    axes = w.mine[0].ndim
-    if any(x.ndim != axes for x in w.mine) or axes > 4:
+    axes = w.gradient[0].ndim
+    if any(x.ndim != axes for x in w.gradient) or axes > 4:
         return None
     for order in itertools.islice(itertools.permutations(range(axes)), 1, None):
-        factors = w.multiples([x.transpose(order) for x in w.mine], w.true)
+        factors = w.multiples([x.transpose(order) for x in w.gradient], w.true)
         if factors and factors[0] != "0":
             if axes == 2 or order == (*range(axes - 2), axes - 1, axes - 2):
                 how = words("{it} is transposed")
@@ -47,8 +47,8 @@ def listed(numbers: Sequence[int] | Array) -> str:
 
 def other_tensor(w: Wrong) -> Finding | None:
     """The gradient of another input in its place."""
-    for other in w.truth[0]:
-        if other != w.tensor and same(w.mine, [t[other] for t in w.truth]):
+    for other in w.expected[0]:
+        if other != w.tensor and same(w.gradient, [t[other] for t in w.expected]):
             return w.finding(
                 "terms",
                 "{it} holds the gradient {other}",
@@ -60,15 +60,15 @@ def other_tensor(w: Wrong) -> Finding | None:
 
 def shape(w: Wrong) -> Finding | None:
     """A wrong shape: the right numbers in another one, or not yet summed."""
-    mine, true = w.mine, w.true
+    gradient, true = w.gradient, w.true
     if w.same_shapes:
         return None
-    a, b = next((str(x.shape), str(t.shape)) for x, t in zip(mine, true, strict=True) if x.shape != t.shape)
-    if same([x.reshape(-1) for x in mine], [t.reshape(-1) for t in true]):
+    a, b = next((str(x.shape), str(t.shape)) for x, t in zip(gradient, true, strict=True) if x.shape != t.shape)
+    if same([x.reshape(-1) for x in gradient], [t.reshape(-1) for t in true]):
         return w.finding("shape", "{it} has the right numbers in the shape {a}, it must be {b}", a=a, b=b)
-    for n in range(1, mine[0].ndim):
-        for axes in itertools.combinations(range(mine[0].ndim), n):
-            if same([x.sum(axis=axes) if x.ndim > max(axes) else x for x in mine], true):
+    for n in range(1, gradient[0].ndim):
+        for axes in itertools.combinations(range(gradient[0].ndim), n):
+            if same([x.sum(axis=axes) if x.ndim > max(axes) else x for x in gradient], true):
                 return w.finding("shape", "{it} is right once it is summed over axis {axes}", axes=listed(axes))
     return w.finding(
         "shape",
@@ -83,7 +83,7 @@ def shape(w: Wrong) -> Finding | None:
 
 def scaled(w: Wrong) -> Finding | None:
     """The true gradient times a number that is written with the problem's constants."""
-    products = w.multiples(w.mine, w.true)
+    products = w.multiples(w.gradient, w.true)
     return multiple(w, products) if products else None
 
 
@@ -120,7 +120,7 @@ def added(w: Wrong) -> Finding | None:
     own = w.tensor[1:]
     for name in dict.fromkeys(["dy", own, *w.cases[0].inputs]):
         extra = [np.asarray(case.dy if name == "dy" else case.inputs[name]) for case in w.cases]
-        fits = fitted(w.mine, [w.true, extra])
+        fits = fitted(w.gradient, [w.true, extra])
         if fits is None or max(x.size for x in extra) < 4:  # of a few numbers, any two tensors make any other
             continue
         whole, parts = readings(fits[:, 0], w.sizes), fits[:, 1]
@@ -157,10 +157,10 @@ def added(w: Wrong) -> Finding | None:
     return None
 
 
-def fitted(mine: Sequence[Array], parts: Sequence[Sequence[Array]]) -> Array | None:
-    """The coefficients, a row for each case, with which the parts add up to `mine`; None unless they are unique."""
+def fitted(gradient: Sequence[Array], parts: Sequence[Sequence[Array]]) -> Array | None:
+    """The coefficients, a row for each case, with which the parts add up to `gradient`; None unless they are unique."""
     rows = []
-    for i, target in enumerate(mine):
+    for i, target in enumerate(gradient):
         if any(part[i].shape != target.shape for part in parts):
             return None
         matrix = np.stack([part[i].reshape(-1) for part in parts], axis=1)
@@ -177,13 +177,13 @@ def fitted(mine: Sequence[Array], parts: Sequence[Sequence[Array]]) -> Array | N
 
 def clipped(w: Wrong) -> Finding | None:
     """Cut off at a number, entry by entry, or shortened to a norm."""
-    if not w.same_shapes or any(x.size == 1 for x in w.mine):
+    if not w.same_shapes or any(x.size == 1 for x in w.gradient):
         return None
     asks = "Is clipping a part of forward, or of the step that comes after backward?"
-    off = [not relative_error(a, b) < SAME for a, b in zip(w.mine, w.true, strict=True)]
-    bounds = [float(np.abs(a).max()) for a, wrong in zip(w.mine, off, strict=True) if wrong]
+    off = [not relative_error(a, b) < SAME for a, b in zip(w.gradient, w.true, strict=True)]
+    bounds = [float(np.abs(a).max()) for a, wrong in zip(w.gradient, off, strict=True) if wrong]
     bound = max(bounds)
-    cut = np.ptp(bounds) < 1e-6 * bound and same(w.mine, [np.clip(t, -bound, bound) for t in w.true])
+    cut = np.ptp(bounds) < 1e-6 * bound and same(w.gradient, [np.clip(t, -bound, bound) for t in w.true])
     if cut and sum(int((np.abs(t) > bound).sum()) for t in w.true) > 1:
         return w.finding("scale", "{it} is clipped to ±{bound}, entry by entry", asks, bound=f"{bound:.4g}")
     factors = w.factors
@@ -194,10 +194,10 @@ def clipped(w: Wrong) -> Finding | None:
         squares = [sum(float((t[name] ** 2).sum()) for name in names) for t in tensors]
         return [float(np.sqrt(s)) for s, wrong in zip(squares, off, strict=True) if wrong]
 
-    for names in ([w.tensor], list(w.truth[0])):
-        if any(g[name].shape != t[name].shape for g, t in zip(w.given, w.truth, strict=True) for name in names):
+    for names in ([w.tensor], list(w.expected[0])):
+        if any(g[name].shape != t[name].shape for g, t in zip(w.actual, w.expected, strict=True) for name in names):
             continue
-        shortened = norms(w.given, names)
+        shortened = norms(w.actual, names)
         if not np.ptp(shortened) < 1e-5 * max(shortened):  # as PyTorch divides by the norm + 1e-6
             continue
         norm = words("the norm") if len(names) == 1 else words("the norm of all gradients together")
