@@ -211,9 +211,9 @@ def graded(grad: Callable[..., Any], form: Form, case: Case) -> Tensors:
 
 
 def findings_of(w: Wrong, run: Callable[[Case], Tensors]) -> list[Finding]:
-    if all(map(agree, w.mine, w.true, w.cases)):
+    if all(map(agree, w.gradient, w.true, w.cases)):
         return [w.finding("right", "{it} is right")]
-    if not all(np.all(np.isfinite(x)) for x in w.mine):
+    if not all(np.all(np.isfinite(x)) for x in w.gradient):
         return [not_finite(w)]
     if not any(np.any(t) for t in w.true):
         return [must_be_zero(w)]

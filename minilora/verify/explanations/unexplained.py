@@ -179,8 +179,8 @@ def one_entry(w: Wrong, run: Run) -> Words:
                 words(", with dy = 0 but for a 1 at {place}", place=str(list(at))) if at else words(" with dy = 1")
             )
             return words(
-                "Take the smallest case, {where} ({shapes}){with_dy}: {entry} must be {true}, and is {yours}; work that "
-                "entry out by hand.",
+                "Take the smallest case, {where} ({shapes}){with_dy}: {entry} must be {true}, and is {yours}; work "
+                "that entry out by hand.",
                 where=where,
                 shapes=shapes,
                 with_dy=with_dy,
