@@ -12,9 +12,10 @@ from minilora import lora, modules, ops, transformer
 from minilora.cli import main
 from minilora.modules import Module
 from minilora.verify.check import Report
+from minilora.verify.laws import LAWS
 from minilora.verify.mutation import callers, functions
 from minilora.verify.op_cases import OPS
-from minilora.verify.suite import CHECKS, LAWS, METHODS, show, verify, wrong
+from minilora.verify.suite import CHECKS, METHODS, show_verification, verify, wrong
 
 KINDS = ["op", "module", "adapter", "family"]
 
@@ -170,7 +171,7 @@ def test_a_name_that_nothing_has_is_refused_with_the_names_there_are(capsys):
 
 def test_the_tables_show_every_tensor_every_law_and_the_count(capsys):
     result = verify("norm")
-    show(result)
+    show_verification(result)
     shown = capsys.readouterr().out
     for entry in result["checks"]:
         assert any(entry["name"] in line and entry["tensor"] in line for line in shown.splitlines())
@@ -249,7 +250,7 @@ def test_a_gradient_without_a_number_is_wrong_and_says_why(broken, says, monkeyp
     assert failed
     assert all(entry["worst_relative_error"] is None and says in entry["note"] for entry in failed)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    show(result)
+    show_verification(result)
     assert "WRONG: op rms norm" in capsys.readouterr().out
 
 

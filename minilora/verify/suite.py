@@ -5,158 +5,18 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .. import ops
-from ..backend import Array
-from ..families import New
-from ..lora import LoRALinear, attach_lora, merge
-from ..modules import Context, Gradients
-from ..optim import SGD
 from ..process import blas_threads
 from ..spelling import choose_from
 from ..tables import numbers_right, wide_console
-from ..transformer import Config
-from .cases import CHECKS, FAMILIES, adapter, model, shaken
-from .op_cases import THETA, Rng, pad
+from .cases import CHECKS
+from .laws import LAWS
+from .op_cases import Rng
 
 METHODS = ("central", "complex")
-
-
-# ---- the laws: each returns by how much it is broken, relative to the largest number ----
-
-
-def apart(a: Array, b: Any, scale: Array | None = None) -> float:
-    return float(np.abs(a - b).max() / np.abs(a if scale is None else scale).max())
-
-
-def worst(values: Iterable[float]) -> float:
-    return float(np.max(list(values)))  # unlike max(), it lets no NaN pass
-
-
-def adapted_layer(rng: Rng) -> tuple[LoRALinear, Array, Array]:
-    """A layer, x and dy."""
-    layer = shaken(
-        adapter()(New(Config(vocab_size=1, n_layers=1, d_model=6, n_heads=1, d_ff=5, dtype="float64"), rng)), rng
-    )
-    return layer, rng.standard_normal((3, 4, 6)), rng.standard_normal((3, 4, 11))
-
-
-def gradients(layer: LoRALinear, x: Array, dy: Array) -> Gradients:
-    grads = Gradients()
-    layer.backward(dy, layer.forward(x)[1], grads)
-    return grads
-
-
-def both_products(rng: Rng) -> float:
-    layer, x, dy = adapted_layer(rng)
-    grads, A, B = gradients(layer, x, dy), layer.lora_A, layer.lora_B
-    return apart(B.data.T @ grads[B], grads[A] @ A.data.T)
-
-
-def gradient_at_the_start(rng: Rng) -> float:
-    layer, x, dy = adapted_layer(rng)
-    layer.lora_B.data = np.zeros_like(layer.lora_B.data)
-    grads = gradients(layer, x, dy)
-    return apart(grads[layer.lora_A], 0, scale=grads[layer.lora_B])
-
-
-def first_step(rng: Rng) -> float:
-    layer, x, dy = adapted_layer(rng)
-    layer.lora_B.data = np.zeros_like(layer.lora_B.data)
-    A, G, eta = layer.lora_A.data, dy.reshape(-1, 11).T @ x.reshape(-1, 6), 0.37
-    SGD(layer.trainable_parameters(), lr=eta).step(gradients(layer, x, dy))
-    return apart(layer.delta(), -eta * layer.scaling**2 * G @ A.T @ A)
-
-
-def rows_of_scores(rng: Rng) -> float:
-    """dq = dS k / √D: with a key of ones in the place of each, that is the row's sum."""
-    q, k, v, dy = (rng.standard_normal((2, 5, 6)) for _ in "qkvy")
-    _, cache = ops.attention_forward(q, k, v, ops.attention_mask(np, 5, True, None, "float64"), 3)
-    sums, _, _ = ops.attention_backward(dy, cache._replace(k=np.ones_like(cache.k)))
-    return apart(sums, 0, scale=ops.attention_backward(dy, cache)[0])
-
-
-def in_blocks(rng: Rng) -> float:
-    q, k, v, dy = (rng.standard_normal((2, 8, n)) for n in (12, 6, 6, 12))
-    off = []
-    for window in (None, 3):
-        mask = ops.attention_mask(np, 8, True, None, "float64", window=window)
-        whole, cache = ops.attention_forward(q, k, v, mask, 3)
-        parts, blocks = ops.blockwise_attention_forward(q, k, v, 3, True, block=1, window=window)
-        gradients = zip(ops.attention_backward(dy, cache), ops.blockwise_attention_backward(dy, blocks), strict=True)
-        off += [apart(*pair) for pair in [(whole, parts), *gradients]]
-    return worst(off)
-
-
-def rows_of_layer_norm(rng: Rng) -> float:
-    x, dy, (g, b) = rng.standard_normal((4, 7)), rng.standard_normal((4, 7)), rng.standard_normal((2, 7))
-    dx = ops.layer_norm_backward(dy, ops.layer_norm_forward(x, g, b)[1], g)
-    return apart(dx.sum(axis=-1), 0, scale=dx)
-
-
-def rows_of_logits(rng: Rng) -> float:
-    _, cache = ops.cross_entropy_forward(rng.standard_normal((3, 4, 7)), rng.integers(0, 7, (3, 4)))
-    dlogits = ops.cross_entropy_backward(1.0, cache)
-    return apart(dlogits.sum(axis=-1), 0, scale=dlogits)
-
-
-def rotation(rng: Rng) -> float:
-    x, tables = rng.standard_normal((2, 9, 12)), ops.rope_tables(np, 9, ops.rope_frequencies(np, 6, THETA), "float64")
-    turned = ops.rope_forward(x, *tables), ops.rope_backward(x, *tables)
-    return worst(apart((x * x).sum(-1), (y * y).sum(-1)) for y in turned)
-
-
-def merged_model(family: str, rng: Rng) -> float:
-    made, ids = model(family, rng), rng.integers(0, 11, (2, 7))
-    before = made.forward(ids)[0]
-    merge(made)
-    return apart(before, made.forward(ids)[0])
-
-
-def step_0(family: str, rng: Rng) -> float:
-    made, ids = model(family, rng, adapted=False), rng.integers(0, 11, (2, 7))
-    before = made.forward(ids)[0]
-    attach_lora(made, "all-linear", r=2, alpha=3, rng=rng)
-    return apart(before, made.forward(ids)[0])
-
-
-def padded(family: str, rng: Rng) -> float:
-    made, ids = model(family, rng), rng.integers(0, 11, (3, 6))
-    off = []
-    for side in ("left", "right"):
-        padding = pad(side, 6, [6, 4, 2])
-        logits = made.forward(ids, Context(padding))[0]
-        alone = (made.forward(ids[i : i + 1, real])[0][0] for i, real in enumerate(padding))
-        off += [apart(logits[i, padding[i]], y) for i, y in enumerate(alone)]
-    return worst(off)
-
-
-def each_family(law: Callable[[str, Rng], float], rng: Rng) -> float:
-    return worst(law(family, rng) for family in FAMILIES)
-
-
-EXACT = 1e-12
-LAWS: dict[str, tuple[Callable[[Rng], float], float]] = {  # the law, and how much it may be broken
-    "Bᵀ dB = dA Aᵀ": (both_products, EXACT),
-    "dA = 0 at B = 0": (gradient_at_the_start, 0),
-    "the first step of SGD is ΔW = -η s² G AᵀA": (first_step, EXACT),
-    "rows of dS sum to 0": (rows_of_scores, EXACT),
-    "attention in blocks is attention": (in_blocks, EXACT),
-    "rows of layer norm's dx sum to 0": (rows_of_layer_norm, EXACT),
-    "rows of dlogits sum to 0": (rows_of_logits, EXACT),
-    "a rotation keeps lengths": (rotation, EXACT),
-    "a merged model gives the adapted one's logits": (partial(each_family, merged_model), EXACT),
-    "the logits of step 0 are the base's": (partial(each_family, step_0), 0),
-    "padding changes no real token": (partial(each_family, padded), EXACT),
-}
-
-
-# ---- all of it ----
 
 
 @blas_threads()
@@ -179,12 +39,12 @@ def verify(only: str = "", seed: int = 0) -> dict[str, Any]:
     for name in tqdm(chosen, desc="verifying", leave=False, disable=None):
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # the same numbers whatever else is chosen
         with np.errstate(all="ignore"):  # what is wrong may overflow: its row says so
-            checks += checked(name, rng) if name in CHECKS else []
-            laws += [held(name, rng)] if name in LAWS else []
+            checks += check_entries(name, rng) if name in CHECKS else []
+            laws += [law_entry(name, rng)] if name in LAWS else []
     return {"checks": checks, "laws": laws, "seconds": time.perf_counter() - start}
 
 
-def checked(name: str, rng: Rng) -> list[dict[str, Any]]:
+def check_entries(name: str, rng: Rng) -> list[dict[str, Any]]:
     """One entry for each tensor and method, the worst of all shapes. What raises is wrong: it has no number."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
 
@@ -208,7 +68,7 @@ def badness(entry: dict[str, Any]) -> tuple[bool, float]:
     return not entry["ok"], entry["worst_relative_error"] or 0.0
 
 
-def held(name: str, rng: Rng) -> dict[str, Any]:
+def law_entry(name: str, rng: Rng) -> dict[str, Any]:
     law, tolerance = LAWS[name]
     try:
         return {"law": name} | measured("value", law(rng), tolerance)
@@ -228,7 +88,7 @@ def wrong(result: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(e.get("law") or e["name"] for e in [*result["checks"], *result["laws"]] if not e["ok"]))
 
 
-def show(result: dict[str, Any]) -> None:
+def show_verification(result: dict[str, Any]) -> None:
     """Both tables, and the verdict in one line."""
     console = wide_console()
     about = "Relative errors in float64, the worst of all shapes"
