@@ -879,7 +879,7 @@ def test_what_is_right_for_rows_is_said_beside_what_is_wrong_for_a_batch_of_toke
     found = diagnose(lambda z, y: (softmax(z) - np.eye(z.shape[-1])[y]) / len(y), "cross_entropy")
     assert str(found) == (
         "(compared without count)\ndlogits is tokens times the true gradient\n"
-        "With one axis of rows in the place of batch and tokens, every gradient is right."
+        "With one axis of rows instead of batch and tokens, every gradient is right."
     )
     wrong = diagnose(lambda z, y: 2 * (softmax(z) - np.eye(z.shape[-1])[y]) / len(y), "cross_entropy")
     assert "rows" not in str(wrong)

@@ -38,9 +38,7 @@ class Diagnosis:
             alone = text.startswith(f"{names[0]} ") and len(names) == 1
             lines.append(text if alone else f"{comma.join(names)}{colon}{text}")
         if self.rows:
-            lines.append(
-                line(words("With one axis of rows in the place of batch and tokens, every gradient is right."))
-            )
+            lines.append(line(words("With one axis of rows instead of batch and tokens, every gradient is right.")))
         return "\n".join(lines)
 
     def __str__(self) -> str:

@@ -96,7 +96,7 @@ def of_sums(problem: Problem, case: Case) -> Iterator[Fault]:
     yield Fault(
         "averaged_over_rows",
         partial(averaged, problem.backward, tensors),
-        words("{it} is a mean over the rows, where it is a sum"),
+        words("{it} is a mean over the rows, but must be a sum"),
         words(
             "Every row uses the same {names}: do their contributions add up or average? "
             "Who has divided already, if anyone?",
@@ -135,7 +135,7 @@ def of_terms(problem: Problem, case: Case) -> Iterator[Fault]:
             f"no_{short}",
             partial(wrong, 0),
             words("{it} lacks {term}", term=term),
-            words("How many terms has this derivative, and which of them have you?"),
+            words("How many terms does this derivative have, and which of them are in yours?"),
         )
         yield Fault(
             f"{short}_twice",

@@ -218,7 +218,7 @@ def fault(*words, of=ALL, whole=False):
 
 
 @fault(
-    "{it} takes the sum of P ∘ dP over the queries, where it runs over the keys",
+    "{it} takes the sum of P ∘ dP over the queries, not over the keys",
     "Along which axis did forward make the weights sum to 1?",
 )
 def row_sum_over_queries(dy, q, k, v, mask):
@@ -245,7 +245,7 @@ def row_sum_outside(dy, q, k, v, mask):
 
 
 @fault(
-    "the row-sum term of {it} is divided by the number of keys: a mean in the place of a sum",
+    "the row-sum term of {it} is divided by the number of keys: a mean instead of a sum",
     "P already sums to 1 over the keys: what further average is there to take?",
 )
 def mean_for_row_sum(dy, q, k, v, mask):
@@ -272,7 +272,7 @@ def no_P_factor(dy, q, k, v, mask):
 
 
 @fault(
-    "the row-sum term of {it} multiplies dy by v, where it is dy by the output",
+    "the row-sum term of {it} multiplies dy by v, not by the output",
     "Σ P dP is dy times a mixture of the values: under which name did forward compute that mixture?",
 )
 def row_sum_with_v(dy, q, k, v, mask):
@@ -280,9 +280,7 @@ def row_sum_with_v(dy, q, k, v, mask):
     return from_scores(weights(q, k, mask) * (dP - along_v.swapaxes(1, 2)[..., None]), q, k)
 
 
-@fault(
-    "dP, and with it {it}, is computed from the keys, where it comes from the values", "What did forward multiply by P?"
-)
+@fault("dP, and with it {it}, is computed from the keys, not from the values", "What did forward multiply by P?")
 def keys_for_values(dy, q, k, v, mask):
     return from_scores(through_softmax(weights(q, k, mask), pairs(dy, k)), q, k)
 
@@ -291,7 +289,7 @@ def keys_for_values(dy, q, k, v, mask):
 
 
 @fault(
-    "{it} is scaled by the width of all heads together, where D is the width of one head",
+    "{it} is scaled by the width of all heads together, but D is the width of one head",
     "Over how many numbers does the product of one query and one key sum?",
 )
 def scale_of_all_heads(dy, q, k, v, mask):
@@ -319,7 +317,7 @@ def not_normalised(dy, q, k, v, mask):
 
 
 @fault(
-    "P is normalised over the queries, where softmax runs over the keys: {it} is wrong",
+    "P is normalised over the queries, not over the keys: {it} is wrong",
     "Who shares out its attention, a query among the keys, or a key among the queries?",
     of=CAUSAL,
 )
@@ -343,9 +341,7 @@ def masked_after_softmax(dy, q, k, v, mask):
     return from_weights(weights(q, k, 0) * (mask == 0), dy, q, k, v)
 
 
-@fault(
-    "forbidden scores are set to 0, where they must be far below all others: {it} sees those keys", "What is exp(0)?"
-)
+@fault("forbidden scores are set to 0, but must be far below all others: {it} sees those keys", "What is exp(0)?")
 def masked_to_zero(dy, q, k, v, mask):
     return from_weights(softmax(pairs(q, k) / root(q) * (mask == 0)), dy, q, k, v)
 
@@ -387,7 +383,7 @@ def padding_of_the_first_sample(dy, q, k, v, mask):
 
 
 @fault(
-    "the queries at padded positions are left out of {it}, where only keys are masked",
+    "the queries at padded positions are left out of {it}, but only keys are masked",
     "Did forward give an output at padded positions, and did an upstream gradient arrive there?",
     of=(masked_attention,),
 )
@@ -421,28 +417,19 @@ def dv_not_transposed(dy, q, k, v, mask):
     return {"dv": to_keys(transpose(weights(q, k, mask)), dy, k.shape[2]).sum(axis=3)}
 
 
-@fault(
-    "dq is computed from the queries, where it comes from the keys",
-    "What does q meet in the product that makes the scores?",
-)
+@fault("dq is computed from the queries, not from the keys", "What does q meet in the product that makes the scores?")
 def dq_from_queries(dy, q, k, v, mask):
     dS = through_softmax(weights(q, k, mask), pairs(dy, v))
     return {"dq": from_scores(dS, q, q)["dq"]}
 
 
-@fault(
-    "dk is computed from the keys, where it comes from the queries",
-    "What does k meet in the product that makes the scores?",
-)
+@fault("dk is computed from the keys, not from the queries", "What does k meet in the product that makes the scores?")
 def dk_from_keys(dy, q, k, v, mask):
     dS = through_softmax(weights(q, k, mask), pairs(dy, v))
     return {"dk": from_scores(dS, share(k, q.shape[2]), k)["dk"]}
 
 
-@fault(
-    "dv is computed from dS, where it comes from P",
-    "The values enter after the softmax: does their gradient pass through it?",
-)
+@fault("dv is computed from dS, not from P", "The values enter after the softmax: does their gradient pass through it?")
 def dv_from_dS(dy, q, k, v, mask):
     dS = through_softmax(weights(q, k, mask), pairs(dy, v))
     return {"dv": to_keys(dS, dy, k.shape[2]).sum(axis=3)}
@@ -483,7 +470,7 @@ def first_head_of_the_group(dy, q, k, v, mask):
 
 
 @fault(
-    "{it} is a mean over the query heads of a group, where it is a sum",
+    "{it} is a mean over the query heads of a group, but must be a sum",
     "Several query heads use the same key: do their gradients add up or average?",
     of=GROUPS,
 )
@@ -501,7 +488,7 @@ def summed_over_all_heads(dy, q, k, v, mask):
 
 
 @fault(
-    "{it} is summed over every G-th query head, where the heads of a group stand side by side",
+    "{it} is summed over every G-th query head, but the heads of a group stand side by side",
     "When you split the axis of the heads in two, which part comes first: the group, or the head in it?",
     of=GROUPS,
 )

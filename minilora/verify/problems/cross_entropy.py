@@ -128,7 +128,7 @@ def divided_by_all_positions(dL, logits, targets, count):
 
 
 @fault(
-    "dlogits is divided by the number of labels in this batch, where forward divides by the count it was given",
+    "dlogits is divided by the number of labels in this batch, but forward divides by the count it was given",
     "When a large batch is taken in parts, by which number must every part divide?",
 )
 def divided_by_labels_here(dL, logits, targets, count):
@@ -145,7 +145,7 @@ def divided_by_vocabulary(dL, logits, targets, count):
 
 @fault(
     "ignored positions have a gradient in dlogits, as if their label were token 0",
-    "Which label did you put in the place of the ignored one, and what undoes it?",
+    "Which label did you put for the ignored one, and what undoes it?",
 )
 def ignored_as_token_zero(dL, logits, targets, count):
     return backward(dL, logits, np.where(targets == IGNORE, 0, targets), count)
@@ -192,10 +192,7 @@ def logits_for_softmax(dL, logits, targets, count):
     return {"dlogits": dL / count * (labelled(targets) * logits - onehot(targets, logits.shape[-1]))}
 
 
-@fault(
-    "the softmax term of dlogits holds log-probabilities, where it holds probabilities",
-    "Can the softmax term be negative?",
-)
+@fault("the softmax term of dlogits holds log-probabilities, not probabilities", "Can the softmax term be negative?")
 def log_softmax_for_softmax(dL, logits, targets, count):
     log_P = np.log(softmax(logits))
     return {"dlogits": dL / count * (labelled(targets) * log_P - onehot(targets, logits.shape[-1]))}
@@ -219,7 +216,7 @@ def not_normalised(dL, logits, targets, count):
 
 
 @fault(
-    "the softmax term of dlogits is normalised over the tokens, where it runs over the vocabulary",
+    "the softmax term of dlogits is normalised over the tokens, not over the vocabulary",
     "Between which alternatives does a position choose?",
 )
 def softmax_over_tokens(dL, logits, targets, count):

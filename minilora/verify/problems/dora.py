@@ -113,8 +113,8 @@ def norm_held_constant(dy, x, m, A, B, W, alpha, r):
 
 
 @fault(
-    "{it} takes the norm of each column of V, where m is a length for each output, a row",
-    "How many entries has m: as many as W has rows, or columns?",
+    "{it} takes the norm of each column of V, but m is a length for each output, a row",
+    "How many entries does m have: as many as W has rows, or columns?",
 )
 def norm_of_columns(dy, x, m, A, B, W, alpha, r):
     V, _ = merged(A, B, W, alpha, r)
@@ -124,7 +124,7 @@ def norm_of_columns(dy, x, m, A, B, W, alpha, r):
 
 
 @fault(
-    "{it} takes the norm of the frozen W, where it is that of V = W + s B A",
+    "{it} takes the norm of the frozen W, not that of V = W + s B A",
     "Which matrix has rows of the length m in forward, at every step of training?",
 )
 def norm_of_W(dy, x, m, A, B, W, alpha, r):
@@ -152,7 +152,7 @@ def magnitude_frozen(dy, x, m, A, B, W, alpha, r):
     return {"dm": 0 * m}
 
 
-@fault("dx passes through W alone, where it passes through V = W + s B A", "By how many paths does x reach y?")
+@fault("dx passes through W alone, not through V = W + s B A", "By how many paths does x reach y?")
 def no_low_rank_path(dy, x, m, A, B, W, alpha, r):
     _, n = merged(A, B, W, alpha, r)
     return {"dx": dy * (m / n[:, 0]) @ W}

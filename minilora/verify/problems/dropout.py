@@ -84,7 +84,7 @@ def mask_inverted(dy, x, keep, p):
     return {"dx": dy * (1 / (1 - p) - keep)}
 
 
-@fault("dx is rescaled by 1/p, where forward rescales by 1/(1-p)", "Is p the probability to drop or to keep?")
+@fault("dx is rescaled by 1/p, not by 1/(1-p)", "Is p the probability to drop or to keep?")
 def divided_by_p(dy, x, keep, p):
     return {"dx": dy * keep * (1 - p) / p}
 

@@ -78,7 +78,7 @@ embedding = Problem(
         "dW summed over the vocabulary is dy summed over the positions, because each position uses one row": columns,
         "a row that is never looked up has the gradient 0": unused_rows,
     },
-    says={"averaged_over_rows": "dW is divided by the number of positions: it is a mean, where it is a sum"},
+    says={"averaged_over_rows": "dW is divided by the number of positions: it is a mean, but must be a sum"},
     asks={"averaged_over_rows": "Is there a mean in this op, or would it belong to the loss?"},
     formula="y = W[ids]",
     rows=True,
@@ -111,7 +111,7 @@ def repeats_lost_within_a_sample(dy, W, ids):
 
 
 @fault(
-    "each row of dW is a mean over the places of its id, where it is a sum",
+    "each row of dW is a mean over the places of its id, but must be a sum",
     "A row is used in three places: do their gradients add up or average?",
 )
 def averaged_over_repeats(dy, W, ids):
@@ -127,7 +127,7 @@ def multiplied_by_counts(dy, W, ids):
 
 
 @fault(
-    "the rows of dW are shifted by one: ids are counted from 1, where they count from 0",
+    "the rows of dW are shifted by one: ids are counted from 1, not from 0",
     "Which row does forward read for the id 0, and which row does its gradient go to?",
 )
 def ids_shifted(dy, W, ids):
@@ -168,7 +168,7 @@ def ids_ignored(dy, W, ids):
 
 
 @fault(
-    "dW still holds W itself: the sum starts from the table, where it starts from zero",
+    "dW still holds W itself: the sum starts from the table, not from zero",
     "What must the gradient of a row be that was never looked up?",
 )
 def started_from_W(dy, W, ids):
@@ -229,7 +229,7 @@ tied_embedding = Problem(
         "counted_twice": "dW is counted twice: both paths are added for each of the two uses of W",
     },
     asks={
-        "no_input_path": "In how many places does W stand in the forward?",
+        "no_input_path": "In how many places does W occur in forward?",
         "no_output_path": "A row of W that no id looks up still makes a logit: what is its gradient?",
         "counted_twice": "The table is one parameter under two names: how often was its gradient accumulated?",
     },
@@ -241,7 +241,7 @@ fault = tied_embedding.fault
 
 
 @fault(
-    "dW is the mean of the two paths, where it is their sum",
+    "dW is the mean of the two paths, but must be their sum",
     "If W moves a little, do the changes along both paths add up or average?",
 )
 def paths_averaged(dz, W, H, ids):
@@ -249,7 +249,7 @@ def paths_averaged(dz, W, H, ids):
 
 
 @fault(
-    "the input path overwrites the rows of dW that were looked up, where it adds to them",
+    "the input path overwrites the rows of dW that were looked up, but must add to them",
     "What did those rows of dW hold before the gradient of the lookup arrived?",
 )
 def output_path_overwritten(dz, W, H, ids):
@@ -270,7 +270,7 @@ def repeats_lost(dz, W, H, ids):
 
 
 @fault(
-    "the input path of dW is shifted by one row: ids are counted from 1, where they count from 0",
+    "the input path of dW is shifted by one row: ids are counted from 1, not from 0",
     "Which row does forward read for the id 0, and which row does its gradient go to?",
 )
 def input_ids_shifted(dz, W, H, ids):
@@ -279,7 +279,7 @@ def input_ids_shifted(dz, W, H, ids):
 
 
 @fault(
-    "the input path of dW goes through H, where it goes through its transpose",
+    "the input path of dW goes through H, not through its transpose",
     "H is square, so the shapes do not warn you: which index of H belongs to x?",
 )
 def H_not_transposed(dz, W, H, ids):
@@ -307,10 +307,7 @@ def layer_skipped(dz, W, H, ids):
     return {"dW": output_path + add_rows(ids, dz @ W, len(W))}
 
 
-@fault(
-    "the output path of dW multiplies dz by x, where it is h that meets W in the logits",
-    "What does Wᵀ multiply in the forward?",
-)
+@fault("the output path of dW multiplies dz by x, but W meets h in the logits", "What does Wᵀ multiply in the forward?")
 def output_path_from_x(dz, W, H, ids):
     _, input_path = paths(dz, W, H, ids)
     return {"dW": product(dz, W[ids]) + input_path}
@@ -331,7 +328,7 @@ def tanh_slope_missing(dz, W, H, ids):
 
 
 @fault(
-    "{it} takes 1 - h for the derivative of tanh, where it is 1 - h²",
+    "{it} takes 1 - h for the derivative of tanh, which is 1 - h²",
     "tanh is odd, so its slope is the same on both sides of 0: is yours?",
 )
 def tanh_not_squared(dz, W, H, ids):
@@ -348,13 +345,13 @@ def slope_of_sigmoid(dz, W, H, ids):
     return with_slope(h * (1 - h), dz, W, H, ids)
 
 
-@fault("{it} takes the derivative of tanh from x H, where 1 - h² needs h", "Can the slope of tanh be negative?")
+@fault("{it} takes the derivative of tanh from x H, but 1 - h² needs h", "Can the slope of tanh be negative?")
 def slope_before_tanh(dz, W, H, ids):
     a = W[ids] @ H
     return with_slope(1 - a * a, dz, W, H, ids)
 
 
-@fault("dH is built from h, where it is the input x of that layer", "What does H multiply in the forward?")
+@fault("dH is built from h, not from the input x of that layer", "What does H multiply in the forward?")
 def dH_from_h(dz, W, H, ids):
     _, h, da = tied_steps(dz, W, H, ids)
     return {"dH": product(h, da)}

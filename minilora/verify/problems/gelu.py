@@ -57,12 +57,12 @@ gelu = Problem(
     terms,
     says={
         "no_tanh_term": "dx lacks the tanh term: x is differentiated, and what it is multiplied by is not",
-        "tanh_term_with_wrong_sign": "the tanh term of dx is subtracted, where it is added",
+        "tanh_term_with_wrong_sign": "the tanh term of dx is subtracted, but must be added",
         "counted_twice": "dx lacks the factor 1/2: it is twice as large",
         "tanh_term_twice": "the tanh term of dx lacks the factor 1/2, which the direct term has",
     },
     asks={
-        "no_tanh_term": "In how many places does x stand in y, and how many terms has the product rule?",
+        "no_tanh_term": "In how many places does x occur in y, and how many terms does the product rule have?",
         "no_direct_term": "For a large x the output is x itself: what must the slope be there, and what is yours?",
         "tanh_term_with_wrong_sign": "With which signs do the two terms of the product rule come?",
         "counted_twice": "For a large x the output is x itself: what must the slope be there?",
@@ -86,7 +86,8 @@ def no_inner_derivative(dy, x):
 
 
 @fault(
-    "the inner derivative u' in dx lacks the term of the cube, 3Cx²", "How many terms has u, and how many has your u'?"
+    "the inner derivative u' in dx lacks the term of the cube, 3Cx²",
+    "How many terms does u have, and how many does your u' have?",
 )
 def no_cubic_term(dy, x):
     tanh, _ = inner(x)
@@ -100,7 +101,7 @@ def three_forgotten(dy, x):
 
 
 @fault(
-    "the inner derivative u' in dx keeps the cube x³, where its power falls to x²",
+    "the inner derivative u' in dx keeps the cube x³, but its power falls to x²",
     "u is an odd function of x: is your u' even?",
 )
 def power_not_lowered(dy, x):
@@ -136,7 +137,7 @@ def two_forgotten_in_sigmoid(dy, x):
 
 
 @fault(
-    "dx takes 1 - tanh u for the derivative of tanh, where it is 1 - tanh² u",
+    "dx takes 1 - tanh u for the derivative of tanh, which is 1 - tanh² u",
     "tanh is odd, so its slope is the same at u and at -u: is yours?",
 )
 def tanh_not_squared(dy, x):
@@ -163,7 +164,7 @@ def x_forgotten(dy, x):
 
 
 @fault(
-    "the tanh term of dx is multiplied by the output y, where it is multiplied by x",
+    "the tanh term of dx is multiplied by the output y, but must be multiplied by x",
     "Which of the two did forward keep for the backward: x or y?",
 )
 def output_for_input(dy, x):
@@ -180,7 +181,7 @@ def cube_missing_in_u(dy, x):
     return {"dx": dy * slope(x, np.tanh(K * x), du)}
 
 
-@fault("dx takes the tanh of x, where it is that of u", "What did forward take the tanh of?")
+@fault("dx takes the tanh of x, not that of u", "What did forward take the tanh of?")
 def tanh_of_x(dy, x):
     _, du = inner(x)
     return {"dx": dy * slope(x, np.tanh(x), du)}
@@ -205,7 +206,7 @@ def sigmoid_form(dy, x):
 
 
 @fault(
-    "dx multiplies dy by the output y, where it is the slope dy/dx",
+    "dx multiplies dy by the output y, not by the slope dy/dx",
     "What is the slope at x = 0, and what is the output there?",
 )
 def output_for_slope(dy, x):

@@ -135,7 +135,7 @@ def gain_forgotten(dy, x, g, b, eps):
 
 
 @fault(
-    "{it} uses the unbiased variance, divided by C - 1, where forward divides by C",
+    "{it} uses the unbiased variance, divided by C - 1, but forward divides by C",
     "Is σ in the backward the same number as σ in the forward?",
 )
 def unbiased_variance(dy, x, g, b, eps):
@@ -153,7 +153,7 @@ def gradient_of_unbiased_variance(dy, x, g, b, eps):
 
 
 @fault(
-    "dx takes its means over the rows of the batch, where the statistics belong to each row by itself",
+    "dx takes its means over the rows of the batch, but the statistics belong to each row by itself",
     "Whose mean and variance does layer norm use: a feature's over the batch, or a row's over its features?",
 )
 def means_over_the_batch(dy, x, g, b, eps):
@@ -163,13 +163,13 @@ def means_over_the_batch(dy, x, g, b, eps):
     return {"dx": (dxhat - over_rows(dxhat) - xhat * over_rows(dxhat * xhat)) / sigma}
 
 
-@fault("{it} leaves ε out of σ, where forward has it", "Which σ did forward divide by?")
+@fault("{it} leaves ε out of σ, but forward has it", "Which σ did forward divide by?")
 def eps_forgotten(dy, x, g, b, eps):
     return with_sigma(x.std(axis=-1, keepdims=True), dy, x, g)
 
 
 @fault(
-    "{it} adds ε outside the root, √var + ε, where forward adds it inside, √(var + ε)",
+    "{it} adds ε outside the root, √var + ε, but forward adds it inside, √(var + ε)",
     "Is ε added to the variance or to the standard deviation?",
 )
 def eps_outside_root(dy, x, g, b, eps):
@@ -187,7 +187,7 @@ def gradient_of_eps_outside_root(dy, x, g, b, eps):
 
 
 @fault(
-    "{it} takes the statistics over tokens and features together, where each token has its own",
+    "{it} takes the statistics over tokens and features together, but each token has its own",
     "Does another token of the sample change what layer norm does to this one?",
 )
 def statistics_over_tokens(dy, x, g, b, eps):
@@ -203,7 +203,7 @@ def statistics_over_the_batch(dy, x, g, b, eps):
 
 
 @fault(
-    "the means in dx are taken over tokens and features together, where each token has its own",
+    "the means in dx are taken over tokens and features together, but each token has its own",
     "Over which axis did forward take μ, and over which do you take the mean of dx̂?",
 )
 def means_over_tokens(dy, x, g, b, eps):
@@ -213,7 +213,7 @@ def means_over_tokens(dy, x, g, b, eps):
     return {"dx": (dxhat - over(dxhat) - xhat * over(dxhat * xhat)) / sigma}
 
 
-@fault("the variance term of dx uses x - μ in the place of x̂", "Is ∂σ/∂x equal to (x - μ)/C or to x̂/C?")
+@fault("the variance term of dx uses x - μ instead of x̂", "Is ∂σ/∂x equal to (x - μ)/C or to x̂/C?")
 def centred_for_normalised(dy, x, g, b, eps):
     _, sigma = standardise(x, eps)
     centred, dxhat = x - mean(x), dy * g
@@ -221,7 +221,7 @@ def centred_for_normalised(dy, x, g, b, eps):
 
 
 @fault(
-    "the mean and variance terms of dx are sums over the features, where they are means",
+    "the mean and variance terms of dx are sums over the features, but must be means",
     "Each x enters the mean with the weight 1/C: where has that gone?",
 )
 def sums_for_means(dy, x, g, b, eps):
@@ -230,6 +230,6 @@ def sums_for_means(dy, x, g, b, eps):
     return {"dx": (dxhat - width * mean(dxhat) - width * xhat * mean(dxhat * xhat)) / sigma}
 
 
-@fault("dg is summed with x in the place of x̂", "What does g multiply in the forward?")
+@fault("dg is summed with x instead of x̂", "What does g multiply in the forward?")
 def gain_from_x(dy, x, g, b, eps):
     return {"dg": total(dy * x)}

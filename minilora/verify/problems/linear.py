@@ -61,7 +61,7 @@ fault = linear.fault
 
 
 @fault(
-    "dW is the product of two sums over the rows, where it is the sum of the products of each row",
+    "dW is the product of two sums over the rows, but must be the sum of the products of each row",
     "Can the dy of one row meet the x of another row on its way to W?",
 )
 def product_of_sums(dy, x, W, b):
@@ -69,7 +69,7 @@ def product_of_sums(dy, x, W, b):
 
 
 @fault(
-    "{it} is computed from the output y in the place of its gradient dy",
+    "{it} is computed from the output y instead of its gradient dy",
     "What travels backward through the layer: a value or a sensitivity of the loss?",
 )
 def y_for_dy(dy, x, W, b):
@@ -77,7 +77,7 @@ def y_for_dy(dy, x, W, b):
 
 
 @fault(
-    "dx takes the bias b off dy before it goes back through W, where b has no part in dx",
+    "dx takes the bias b off dy before it goes back through W, but b has no part in dx",
     "If b were larger, would y react more strongly to x?",
 )
 def bias_in_dx(dy, x, W, b):
@@ -85,7 +85,7 @@ def bias_in_dx(dy, x, W, b):
 
 
 @fault(
-    "dx goes back through the (pseudo-)inverse of W, where it goes back through W itself",
+    "dx goes back through the (pseudo-)inverse of W, not through W itself",
     "Does backward look for the x that gives a y, or for how much each x weighs in the loss?",
 )
 def inverse_of_weight(dy, x, W, b):
@@ -93,7 +93,7 @@ def inverse_of_weight(dy, x, W, b):
 
 
 @fault(
-    "dx is a mean over the outputs, where it is a sum",
+    "dx is a mean over the outputs, but must be a sum",
     "One x feeds every output of its row: how do the effects of several paths on the loss combine?",
 )
 def averaged_over_outputs(dy, x, W, b):

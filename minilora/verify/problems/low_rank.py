@@ -156,7 +156,7 @@ def scale_inverted(dy, x, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "dx has the scale s on the base path too, where it belongs to the low-rank path alone",
+    "dx has the scale s on the base path too, but it belongs to the low-rank path alone",
     "Does α change what the frozen layer does?",
 )
 def scale_on_base_path(dy, x, A, B, W, keep, alpha, r, p):
@@ -169,7 +169,7 @@ def scale_on_base_path(dy, x, A, B, W, keep, alpha, r, p):
 # the dropout mask
 
 
-@fault("dA is summed with x in the place of the x that dropout left", "Which x did A see in the forward?")
+@fault("dA is summed with x instead of the x that dropout left", "Which x did A see in the forward?")
 def no_mask_in_A(dy, x, A, B, W, keep, alpha, r, p):
     return only(gradients(dy, x, A, B, W, 1, alpha / r), "dA")
 
@@ -191,7 +191,7 @@ def no_mask_in_x(dy, x, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "dx has the dropout mask on the base path too, where only the low-rank path has dropout",
+    "dx has the dropout mask on the base path too, but only the low-rank path has dropout",
     "Does the frozen layer see x before or after dropout?",
 )
 def mask_on_base_path(dy, x, A, B, W, keep, alpha, r, p):
@@ -220,7 +220,7 @@ def mask_inverted(dy, x, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "{it} is a product of two sums over the rows, where it is a sum of the products of each row",
+    "{it} is a product of two sums over the rows, but must be a sum of the products of each row",
     "Can the dy of one row meet the x of another row on its way to A or B?",
 )
 def product_of_sums(dy, x, A, B, W, keep, alpha, r, p):
@@ -231,21 +231,18 @@ def product_of_sums(dy, x, A, B, W, keep, alpha, r, p):
 # the wrong factor
 
 
-@fault(
-    "dA takes dy back through the frozen W and A, where it goes back through B",
-    "Which matrix lies between the output of A and y?",
-)
+@fault("dA takes dy back through the frozen W and A, not through B", "Which matrix lies between the output of A and y?")
 def back_through_W(dy, x, A, B, W, keep, alpha, r, p):
     return {"dA": alpha / r * outer_total(dy @ W @ A.T, x * keep)}
 
 
-@fault("dA is computed from h, the output of A, in the place of its gradient dh", "Where does the loss enter your dA?")
+@fault("dA is computed from h, the output of A, instead of its gradient dh", "Where does the loss enter your dA?")
 def h_for_dh(dy, x, A, B, W, keep, alpha, r, p):
     return {"dA": alpha / r * outer_total((x * keep) @ A.T, x * keep)}
 
 
 @fault(
-    "dB is computed from dh, the gradient of the input of B, in the place of that input h",
+    "dB is computed from dh, the gradient of the input of B, instead of that input h",
     "If dy is doubled, by what does dB grow, and by what does yours?",
 )
 def dh_for_h(dy, x, A, B, W, keep, alpha, r, p):

@@ -44,10 +44,10 @@ mean_squared_error = Problem(
     laws={"dy · (y - t) is 2 dL L, because scaling the residual by c scales L by c²": along_residual},
     factors={"mean": Factor("the factor 1/n", lambda dL, y, target: 1 / y.size, ("dy",))},
     says={
-        "no_mean": "dy is not divided by n: it is the gradient of a sum, where the loss is a mean",
+        "no_mean": "dy is not divided by n: it is the gradient of a sum, but the loss is a mean",
         "sign_flipped": "dy has the wrong sign: the residual is taken as target minus y",
         "no_term_of_the_target": "dy lacks the target: it is the gradient of the mean of y²",
-        "term_of_the_target_with_wrong_sign": "dy adds the target to y, where the residual is their difference",
+        "term_of_the_target_with_wrong_sign": "dy adds the target to y, but the residual is their difference",
     },
     asks={
         "no_mean": "If every number came twice, the loss would stay the same: what would become of each entry of dy?",
@@ -71,7 +71,7 @@ def two_forgotten(dL, y, target):
 
 
 @fault(
-    "dy is divided by the number of samples, where it is the number of all entries",
+    "dy is divided by the number of samples, not by the number of all entries",
     "Over how many numbers does forward take the mean?",
 )
 def divided_by_samples(dL, y, target):
@@ -79,7 +79,7 @@ def divided_by_samples(dL, y, target):
 
 
 @fault(
-    "dy keeps the square of the residual, where the power falls to 1",
+    "dy keeps the square of the residual, but the power falls to 1",
     "Can your dy be negative, and must it not be where y lies below the target?",
 )
 def power_not_lowered(dL, y, target):
@@ -100,7 +100,7 @@ def root_of_the_loss(dL, y, target):
 
 
 @fault(
-    "every entry of dy is the same: it holds the mean of the residuals, where each entry has its own",
+    "every entry of dy is the same: it holds the mean of the residuals, but each entry has its own",
     "Which terms of the sum contain one given y?",
 )
 def mean_of_the_residuals(dL, y, target):

@@ -74,7 +74,7 @@ residual = Problem(
     says={
         "no_skip_path": "dx lacks the skip path: what reaches x around the branch is missing",
         "no_branch": "dx lacks the branch: only the skip path has come back",
-        "branch_with_wrong_sign": "dx subtracts the branch from the skip path, where both are added",
+        "branch_with_wrong_sign": "dx subtracts the branch from the skip path, but both are added",
     },
     asks={
         "no_skip_path": "If the branch gave 0 for every x, what would y be, and what then dx?",
@@ -95,7 +95,7 @@ def through(da, dy, x, U):
 
 
 @fault(
-    "dx adds x itself on the skip path, where the gradient dy belongs",
+    "dx adds x itself on the skip path, not the gradient dy",
     "What travels back along the skip path: a value, or the gradient of one?",
 )
 def x_on_skip_path(dy, x, U, V):
@@ -104,7 +104,7 @@ def x_on_skip_path(dy, x, U, V):
 
 
 @fault(
-    "dx multiplies the gradients of the two paths, where they are added",
+    "dx multiplies the gradients of the two paths, but must add them",
     "The chain rule multiplies along one path: what does it do with paths that lie side by side?",
 )
 def paths_multiplied(dy, x, U, V):
@@ -129,7 +129,7 @@ def no_tanh_derivative(dy, x, U, V):
 
 
 @fault(
-    "the derivative of tanh, in {it}, is made of a = x Uᵀ in the place of h = tanh a",
+    "the derivative of tanh, in {it}, is made of a = x Uᵀ instead of h = tanh a",
     "Can the derivative of tanh be negative?",
 )
 def tanh_derivative_of_a(dy, x, U, V):
@@ -138,7 +138,7 @@ def tanh_derivative_of_a(dy, x, U, V):
 
 
 @fault(
-    "the derivative of tanh, in {it}, is taken at h in the place of a: tanh is applied once too often",
+    "the derivative of tanh, in {it}, is taken at h instead of a: tanh is applied once too often",
     "At which point does forward pass through tanh, and which of the two did you keep?",
 )
 def tanh_applied_twice(dy, x, U, V):
@@ -147,7 +147,7 @@ def tanh_applied_twice(dy, x, U, V):
 
 
 @fault(
-    "the derivative of tanh, in {it}, has h in the place of h²",
+    "the derivative of tanh, in {it}, has h instead of h²",
     "tanh is odd: is its derivative the same at a and at -a, and is yours?",
 )
 def h_not_squared(dy, x, U, V):
@@ -163,13 +163,13 @@ def sigmoid_derivative(dy, x, U, V):
     return through(dy @ V * h * (1 - h), dy, x, U)
 
 
-@fault("dV is summed with a, from before tanh, in the place of h", "What does V multiply in the forward?")
+@fault("dV is summed with a, from before tanh, instead of h", "What does V multiply in the forward?")
 def weight_from_a(dy, x, U, V):
     return {"dV": outer_total(dy, x @ U.T)}
 
 
 @fault(
-    "{it} is computed from dx in the place of dy: the paths were added up before the branch was done",
+    "{it} is computed from dx instead of dy: the paths were added up before the branch was done",
     "The branch ends at y: whose gradient enters it there? Does your dy still hold that?",
 )
 def dx_for_dy(dy, x, U, V):
@@ -178,7 +178,7 @@ def dx_for_dy(dy, x, U, V):
 
 
 @fault(
-    "dU is summed with y in the place of x, as if x had been overwritten by the sum",
+    "dU is summed with y instead of x, as if x had been overwritten by the sum",
     "Is the x that you kept for backward still the one that U has seen?",
 )
 def y_for_x(dy, x, U, V):

@@ -84,9 +84,9 @@ rms_norm = Problem(
     says={
         "no_rms_term": "dx treats the rms as a constant: the rms term is missing",
         "no_direct_term": "dx lacks the direct term: only the path through the rms is left",
-        "rms_term_with_wrong_sign": "the rms term of dx is added, where it is subtracted",
+        "rms_term_with_wrong_sign": "the rms term of dx is added, but must be subtracted",
         "rms_term_twice": "the rms term of dx is twice as large: the 2 from the square meets no 1/2 from the root",
-        "division_twice": "dx is divided by the mean square, where it is divided by its root",
+        "division_twice": "dx is divided by the mean square, but must be divided by its root",
     },
     asks={
         "no_rms_term": "By how many paths does one x reach the outputs of its row?",
@@ -123,7 +123,7 @@ def rms_term_not_divided(dy, x, g, eps):
     return {"dx": dxhat / rms - xhat * mean(dxhat * xhat)}
 
 
-@fault("the rms term of dx uses x in the place of x̂", "Is ∂rms/∂x equal to x/C or to x̂/C?")
+@fault("the rms term of dx uses x instead of x̂", "Is ∂rms/∂x equal to x/C or to x̂/C?")
 def input_for_normalised(dy, x, g, eps):
     _, rms = normalise(x, eps)
     dxhat = dy * g
@@ -131,7 +131,7 @@ def input_for_normalised(dy, x, g, eps):
 
 
 @fault(
-    "the rms term of dx is a sum over the features, where it is a mean",
+    "the rms term of dx is a sum over the features, but must be a mean",
     "Each x² enters the mean square with the weight 1/C: where has that gone?",
 )
 def sum_for_mean(dy, x, g, eps):
@@ -141,7 +141,7 @@ def sum_for_mean(dy, x, g, eps):
 
 
 @fault(
-    "the mean in the rms term of dx is that of dx̂ alone, where it is that of dx̂ ∘ x̂",
+    "the mean in the rms term of dx is that of dx̂ alone, but must be that of dx̂ ∘ x̂",
     "If the rms changes, how much does each output of the row change: all by the same amount?",
 )
 def mean_without_xhat(dy, x, g, eps):
@@ -161,7 +161,7 @@ def mean_alone(dy, x, g, eps):
 
 
 @fault(
-    "dx subtracts the mean of dx̂ as well: the mean term of layer norm, which RMS norm has not",
+    "dx subtracts the mean of dx̂ as well: the mean term of layer norm, which RMS norm does not have",
     "Does the forward subtract a mean from x?",
 )
 def mean_term_of_layer_norm(dy, x, g, eps):
@@ -171,7 +171,7 @@ def mean_term_of_layer_norm(dy, x, g, eps):
 
 
 @fault(
-    "dx takes its mean over the rows of the batch, where the rms belongs to each row by itself",
+    "dx takes its mean over the rows of the batch, but the rms belongs to each row by itself",
     "Over what does the forward take the mean of the squares: over rows, or over the features of one row?",
 )
 def mean_over_the_batch(dy, x, g, eps):
@@ -199,7 +199,7 @@ def gain_forgotten_in_the_mean(dy, x, g, eps):
 
 
 @fault(
-    "dx has the gain g in front of everything, where it belongs inside the mean",
+    "dx has the gain g in front of everything, but it belongs inside the mean",
     "g differs from feature to feature: can it be taken out of a mean over the features?",
 )
 def gain_out_of_the_mean(dy, x, g, eps):
@@ -207,13 +207,13 @@ def gain_out_of_the_mean(dy, x, g, eps):
     return {"dx": g * (dy - xhat * mean(dy * xhat)) / rms}
 
 
-@fault("{it} leaves ε out of the rms, where forward has it", "Which rms did forward divide by?")
+@fault("{it} leaves ε out of the rms, but forward has it", "Which rms did forward divide by?")
 def eps_forgotten(dy, x, g, eps):
     return backward(dy, x, g, 0)
 
 
 @fault(
-    "{it} adds ε outside the root, √mean(x²) + ε, where forward adds it inside",
+    "{it} adds ε outside the root, √mean(x²) + ε, but forward adds it inside",
     "Is ε added to the mean of the squares or to its root?",
 )
 def eps_outside_root(dy, x, g, eps):
@@ -231,7 +231,7 @@ def gradient_of_eps_outside_root(dy, x, g, eps):
 
 
 @fault(
-    "{it} divides the squares by C - 1, where forward takes their mean, over C",
+    "{it} divides the squares by C - 1, but forward takes their mean, over C",
     "Is a mean taken off the squares, so that one degree of freedom is lost?",
 )
 def divided_by_C_minus_1(dy, x, g, eps):
@@ -239,7 +239,7 @@ def divided_by_C_minus_1(dy, x, g, eps):
 
 
 @fault(
-    "{it} takes the rms over tokens and features together, where each token has its own",
+    "{it} takes the rms over tokens and features together, but each token has its own",
     "Does another token of the sample change what RMS norm does to this one?",
 )
 def rms_over_tokens(dy, x, g, eps):
@@ -250,7 +250,7 @@ def rms_over_tokens(dy, x, g, eps):
 
 
 @fault(
-    "the mean in dx is taken over tokens and features together, where each token has its own",
+    "the mean in dx is taken over tokens and features together, but each token has its own",
     "Over which axis did forward take the rms, and over which do you take the mean of dx̂ ∘ x̂?",
 )
 def mean_over_tokens(dy, x, g, eps):
@@ -259,13 +259,13 @@ def mean_over_tokens(dy, x, g, eps):
     return {"dx": (dxhat - xhat * (dxhat * xhat).mean(axis=(1, 2), keepdims=True)) / rms}
 
 
-@fault("dg is summed with x in the place of x̂", "What does g multiply in the forward?")
+@fault("dg is summed with x instead of x̂", "What does g multiply in the forward?")
 def gain_from_x(dy, x, g, eps):
     return {"dg": total(dy * x)}
 
 
 @fault(
-    "dg holds the factor g: it is summed with dx̂ in the place of dy",
+    "dg holds the factor g: it is summed with dx̂ instead of dy",
     "The output is linear in g: can its derivative with respect to g still contain g?",
 )
 def gain_in_its_own_gradient(dy, x, g, eps):

@@ -84,7 +84,7 @@ rope = Problem(
         "dx = dy at position 0, where the angle is 0": first_position,
     },
     says={
-        "sin_term_with_wrong_sign": "dx is rotated by φ, as in forward, where the gradient is rotated back",
+        "sin_term_with_wrong_sign": "dx is rotated by φ, as in forward, but the gradient is rotated back",
         "no_sin_term": "dx lacks the sin term, by which the two halves are mixed",
         "no_cos_term": "dx lacks the cos term, by which each half keeps a part of itself",
     },
@@ -105,7 +105,7 @@ def not_rotated(dy, x, theta):
 
 
 @fault(
-    "the positions in the angles of dx count from 1, where forward counts from 0",
+    "the positions in the angles of dx count from 1, but forward counts from 0",
     "By which angle does forward turn the first token?",
 )
 def positions_from_one(dy, x, theta):
@@ -113,7 +113,7 @@ def positions_from_one(dy, x, theta):
 
 
 @fault(
-    "the positions in the angles of dx run on from sample to sample, where each sample begins at 0",
+    "the positions in the angles of dx run on from sample to sample, but each sample begins at 0",
     "At which position does the second sample of a batch begin?",
 )
 def positions_run_on(dy, x, theta):
@@ -122,7 +122,7 @@ def positions_run_on(dy, x, theta):
     return {"dx": rotate(dy, -t * frequencies(D, theta))}
 
 
-@fault("the angles of dx grow with the head, where they grow with the token", "Which axis of x is the position?")
+@fault("the angles of dx grow with the head, not with the token", "Which axis of x is the position?")
 def heads_for_positions(dy, x, theta):
     return {"dx": rotate(dy, -np.arange(x.shape[2])[:, None] * frequencies(x.shape[-1], theta))}
 
@@ -143,7 +143,7 @@ def same_sign_in_both_halves(dy, x, theta):
 
 
 @fault(
-    "only the first half of dx is rotated: the second is that of dy",
+    "only the first half of dx is rotated: the second half is that of dy",
     "Which of the two numbers of a pair does forward change?",
 )
 def first_half_only(dy, x, theta):
@@ -152,7 +152,7 @@ def first_half_only(dy, x, theta):
 
 
 @fault(
-    "dx pairs neighbours, where forward pairs entry i of the first half with entry i of the second",
+    "dx pairs neighbours, but forward pairs entry i of the first half with entry i of the second",
     "With which entry does forward mix the first entry of a head?",
 )
 def neighbours_paired(dy, x, theta):
@@ -161,7 +161,7 @@ def neighbours_paired(dy, x, theta):
 
 
 @fault(
-    "all pairs of dx are turned by the same angle, where each pair has a frequency of its own",
+    "all pairs of dx are turned by the same angle, but each pair has a frequency of its own",
     "How far is the last pair turned from one token to the next, and how far the first?",
 )
 def one_frequency(dy, x, theta):
@@ -176,7 +176,7 @@ def exponent_halved(dy, x, theta):
 
 
 @fault(
-    "the exponent of θ in dx has the wrong sign: later pairs turn faster, where they turn slower",
+    "the exponent of θ in dx has the wrong sign: later pairs turn faster, but must turn slower",
     "Which pair turns fastest in forward?",
 )
 def exponent_inverted(dy, x, theta):
@@ -184,7 +184,7 @@ def exponent_inverted(dy, x, theta):
 
 
 @fault(
-    "the exponent of θ in dx divides by the width of all heads together, where D is the width of one head",
+    "the exponent of θ in dx divides by the width of all heads together, but D is the width of one head",
     "Do two heads of one token turn by the same angles?",
 )
 def exponent_over_all_heads(dy, x, theta):

@@ -61,10 +61,10 @@ swiglu = Problem(
     says={
         "no_sigmoid_term": "dgate lacks the term zσ(1 - σ) of silu': σ is not differentiated",
         "no_direct_term": "dgate lacks the direct term σ of silu'",
-        "sigmoid_term_with_wrong_sign": "dgate subtracts the term zσ(1 - σ) of silu', where it is added",
+        "sigmoid_term_with_wrong_sign": "dgate subtracts the term zσ(1 - σ) of silu', but must add it",
     },
     asks={
-        "no_sigmoid_term": "In how many places does z stand in z σ(z), and how many terms has the product rule?",
+        "no_sigmoid_term": "In how many places does z occur in z σ(z), and how many terms does the product rule have?",
         "no_direct_term": "For a large z, silu(z) is z itself: what must its slope be there, and what is yours?",
         "sigmoid_term_with_wrong_sign": "Does σ grow or fall with z?",
     },
@@ -121,7 +121,7 @@ def slope_of_tanh(dy, gate, up):
 
 
 @fault(
-    "the second term of silu' in dgate uses 1 - silu(z), where it is 1 - σ(z)",
+    "the second term of silu' in dgate uses 1 - silu(z), not 1 - σ(z)",
     "Whose derivative brings the factor 1 - σ: that of silu, or that of σ?",
 )
 def one_minus_silu(dy, gate, up):
@@ -129,7 +129,7 @@ def one_minus_silu(dy, gate, up):
 
 
 @fault(
-    "dgate multiplies by silu(gate), where it is the derivative silu'(gate)",
+    "dgate multiplies by silu(gate), not by the derivative silu'(gate)",
     "What is silu at 0, and what is its slope there?",
 )
 def silu_not_differentiated(dy, gate, up):
@@ -142,8 +142,7 @@ def silu_left_out_of_dgate(dy, gate, up):
 
 
 @fault(
-    "dgate takes silu' of up, where it is that of gate",
-    "At which point does the chain rule take the derivative of the activation?",
+    "dgate takes silu' of up, not of gate", "At which point does the chain rule take the derivative of the activation?"
 )
 def slope_at_up(dy, gate, up):
     return {"dgate": dy * up * silu_slope(up)}
@@ -155,7 +154,7 @@ def up_forgotten(dy, gate, up):
 
 
 @fault(
-    "dup multiplies by gate itself, where it is silu(gate)",
+    "dup multiplies by gate itself, not by silu(gate)",
     "What does up meet in the forward: gate, or what SiLU makes of it?",
 )
 def silu_left_out_of_dup(dy, gate, up):
@@ -163,14 +162,14 @@ def silu_left_out_of_dup(dy, gate, up):
 
 
 @fault(
-    "dup multiplies by the derivative silu'(gate), where it is silu(gate)",
+    "dup multiplies by the derivative silu'(gate), not by silu(gate)",
     "On the path of up, is there an activation to be differentiated?",
 )
 def slope_for_silu(dy, gate, up):
     return {"dup": dy * silu_slope(gate)}
 
 
-@fault("dup multiplies by silu(up), where it is silu(gate)", "The output is linear in up: can dup still depend on up?")
+@fault("dup multiplies by silu(up), not by silu(gate)", "The output is linear in up: can dup still depend on up?")
 def silu_of_up(dy, gate, up):
     return {"dup": dy * silu(up)}
 
