@@ -105,6 +105,11 @@ def through_softmax(P, dP):
     return P * (dP - total(P * dP))
 
 
+def scores_gradient(dy, q, k, v, mask):
+    """dS"""
+    return through_softmax(weights(q, k, mask), pairs(dy, v))
+
+
 def from_scores(dS, q, k):
     dk = to_keys(dS, q, k.shape[2]).sum(axis=3)
     return {"dq": to_queries(dS, k) / root(q), "dk": dk / root(q)}
@@ -399,14 +404,12 @@ def padded_queries_dropped(dy, q, k, v, mask):
     "Key j was read by many queries: does its gradient sum over a row of dS, or over a column?",
 )
 def dk_not_transposed(dy, q, k, v, mask):
-    dS = through_softmax(weights(q, k, mask), pairs(dy, v))
-    return {"dk": from_scores(transpose(dS), q, k)["dk"]}
+    return {"dk": from_scores(transpose(scores_gradient(dy, q, k, v, mask)), q, k)["dk"]}
 
 
 @fault("dq is computed with dS transposed", "Query i has one row of scores: where in dS does its gradient lie?")
 def dq_transposed(dy, q, k, v, mask):
-    dS = through_softmax(weights(q, k, mask), pairs(dy, v))
-    return {"dq": from_scores(transpose(dS), q, k)["dq"]}
+    return {"dq": from_scores(transpose(scores_gradient(dy, q, k, v, mask)), q, k)["dq"]}
 
 
 @fault(
@@ -419,20 +422,17 @@ def dv_not_transposed(dy, q, k, v, mask):
 
 @fault("dq is computed from the queries, not from the keys", "What does q meet in the product that makes the scores?")
 def dq_from_queries(dy, q, k, v, mask):
-    dS = through_softmax(weights(q, k, mask), pairs(dy, v))
-    return {"dq": from_scores(dS, q, q)["dq"]}
+    return {"dq": from_scores(scores_gradient(dy, q, k, v, mask), q, q)["dq"]}
 
 
 @fault("dk is computed from the keys, not from the queries", "What does k meet in the product that makes the scores?")
 def dk_from_keys(dy, q, k, v, mask):
-    dS = through_softmax(weights(q, k, mask), pairs(dy, v))
-    return {"dk": from_scores(dS, share(k, q.shape[2]), k)["dk"]}
+    return {"dk": from_scores(scores_gradient(dy, q, k, v, mask), share(k, q.shape[2]), k)["dk"]}
 
 
 @fault("dv is computed from dS, not from P", "The values enter after the softmax: does their gradient pass through it?")
 def dv_from_dS(dy, q, k, v, mask):
-    dS = through_softmax(weights(q, k, mask), pairs(dy, v))
-    return {"dv": to_keys(dS, dy, k.shape[2]).sum(axis=3)}
+    return {"dv": to_keys(scores_gradient(dy, q, k, v, mask), dy, k.shape[2]).sum(axis=3)}
 
 
 # The groups

@@ -4,6 +4,7 @@ import numpy as np
 
 from ..case import Case
 from ..problem import Factor, Problem
+from .linear import total
 
 # batch, tokens, width of each case
 SHAPES = [(5, 3, 6), (4, 5, 7), (3, 4, 9), (6, 2, 5), (2, 7, 8), (7, 6, 4)]
@@ -19,11 +20,6 @@ def draw(rng, i):
 
 def mean(a):
     return a.mean(axis=-1, keepdims=True)
-
-
-def total(a):
-    """Over every row."""
-    return a.sum(axis=(0, 1))
 
 
 def standardise(x, eps):
@@ -64,8 +60,10 @@ def row_sums(tensors, case):
     return float(np.abs(dx.sum(axis=-1)).max() / np.abs(dx).max())
 
 
-def without_gain(case):
-    return case._replace(inputs=case.inputs | {"g": np.ones_like(case.inputs["g"])})
+SIMPLER = {
+    "with almost no ε (1e-12)": lambda case: case._replace(constants={"eps": 1e-12}),
+    "with the gain g = 1": lambda case: case._replace(inputs=case.inputs | {"g": np.ones_like(case.inputs["g"])}),
+}
 
 
 def one_over_sigma(dy, x, g, b, eps):
@@ -93,27 +91,32 @@ layer_norm = Problem(
     formula="y = x̂ ∘ g + b, x̂ = (x - μ)/σ, σ = √(mean((x - μ)²) + ε), over the features of each row",
     aliases=("ln",),
     rows=True,
-    simpler={
-        "with almost no ε (1e-12)": lambda case: case._replace(constants={"eps": 1e-12}),
-        "with the gain g = 1": without_gain,
-    },
+    simpler=SIMPLER,
 )
 fault = layer_norm.fault
 
 
+def gradient(dxhat, xhat, sigma, mean=mean):
+    """dx from other values, or with other means"""
+    return (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sigma
+
+
 def with_sigma(sigma, dy, x, g):
     """dx and dg with another σ"""
-    xhat, dxhat = (x - mean(x)) / sigma, dy * g
-    return {"dx": (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sigma, "dg": total(dy * xhat)}
+    xhat = (x - mean(x)) / sigma
+    return {"dx": gradient(dy * g, xhat, sigma), "dg": total(dy * xhat)}
 
 
-def over_axes(axes, dy, x, g, eps):
+def over(*axes):
+    """The mean over these axes."""
+    return lambda a: a.mean(axis=axes, keepdims=True)
+
+
+def with_statistics(mean, dy, x, g, eps):
     """dx and dg with the statistics of other axes"""
-    over = lambda a: a.mean(axis=axes, keepdims=True)  # noqa: E731
-    centred, dxhat = x - over(x), dy * g
-    sigma = np.sqrt(over(centred * centred) + eps)
-    xhat = centred / sigma
-    return {"dx": (dxhat - over(dxhat) - xhat * over(dxhat * xhat)) / sigma, "dg": total(dy * xhat)}
+    centred = x - mean(x)
+    sigma = np.sqrt(mean(centred * centred) + eps)
+    return {"dx": gradient(dy * g, centred / sigma, sigma, mean), "dg": total(dy * centred / sigma)}
 
 
 @fault(
@@ -130,8 +133,7 @@ def statistics_as_constants(dy, x, g, b, eps):
     "Which quantity does x̂ meet first on its way to y, and what does that do to dy on the way back?",
 )
 def gain_forgotten(dy, x, g, b, eps):
-    xhat, sigma = standardise(x, eps)
-    return {"dx": (dy - mean(dy) - xhat * mean(dy * xhat)) / sigma}
+    return {"dx": gradient(dy, *standardise(x, eps))}
 
 
 @fault(
@@ -157,10 +159,7 @@ def gradient_of_unbiased_variance(dy, x, g, b, eps):
     "Whose mean and variance does layer norm use: a feature's over the batch, or a row's over its features?",
 )
 def means_over_the_batch(dy, x, g, b, eps):
-    xhat, sigma = standardise(x, eps)
-    dxhat = dy * g
-    over_rows = lambda a: a.mean(axis=(0, 1))  # noqa: E731
-    return {"dx": (dxhat - over_rows(dxhat) - xhat * over_rows(dxhat * xhat)) / sigma}
+    return {"dx": gradient(dy * g, *standardise(x, eps), over(0, 1))}
 
 
 @fault("{it} leaves ε out of σ, but forward has it", "Which σ did forward divide by?")
@@ -181,9 +180,9 @@ def eps_outside_root(dy, x, g, b, eps):
     "Is ε added to the variance or to the standard deviation?",
 )
 def gradient_of_eps_outside_root(dy, x, g, b, eps):
-    deviation = x.std(axis=-1, keepdims=True)
-    sigma, dxhat, centred = deviation + eps, dy * g, x - mean(x)
-    return {"dx": (dxhat - mean(dxhat) - centred / deviation * mean(dxhat * centred / sigma)) / sigma}
+    std = x.std(axis=-1, keepdims=True)
+    sigma, dxhat, centred = std + eps, dy * g, x - mean(x)
+    return {"dx": (dxhat - mean(dxhat) - centred / std * mean(dxhat * centred / sigma)) / sigma}
 
 
 @fault(
@@ -191,7 +190,7 @@ def gradient_of_eps_outside_root(dy, x, g, b, eps):
     "Does another token of the sample change what layer norm does to this one?",
 )
 def statistics_over_tokens(dy, x, g, b, eps):
-    return over_axes((1, 2), dy, x, g, eps)
+    return with_statistics(over(1, 2), dy, x, g, eps)
 
 
 @fault(
@@ -199,7 +198,7 @@ def statistics_over_tokens(dy, x, g, b, eps):
     "Which axis does forward normalise: the features of one row, or one feature of all rows?",
 )
 def statistics_over_the_batch(dy, x, g, b, eps):
-    return over_axes((0, 1), dy, x, g, eps)
+    return with_statistics(over(0, 1), dy, x, g, eps)
 
 
 @fault(
@@ -207,17 +206,12 @@ def statistics_over_the_batch(dy, x, g, b, eps):
     "Over which axis did forward take μ, and over which do you take the mean of dx̂?",
 )
 def means_over_tokens(dy, x, g, b, eps):
-    xhat, sigma = standardise(x, eps)
-    dxhat = dy * g
-    over = lambda a: a.mean(axis=(1, 2), keepdims=True)  # noqa: E731
-    return {"dx": (dxhat - over(dxhat) - xhat * over(dxhat * xhat)) / sigma}
+    return {"dx": gradient(dy * g, *standardise(x, eps), over(1, 2))}
 
 
 @fault("the variance term of dx uses x - μ instead of x̂", "Is ∂σ/∂x equal to (x - μ)/C or to x̂/C?")
 def centred_for_normalised(dy, x, g, b, eps):
-    _, sigma = standardise(x, eps)
-    centred, dxhat = x - mean(x), dy * g
-    return {"dx": (dxhat - mean(dxhat) - centred * mean(dxhat * centred)) / sigma}
+    return {"dx": gradient(dy * g, x - mean(x), standardise(x, eps)[1])}
 
 
 @fault(

@@ -4,6 +4,8 @@ import numpy as np
 
 from ..case import Case, relative_error
 from ..problem import Factor, Problem
+from .layer_norm import SIMPLER, mean, over
+from .linear import total
 
 # batch, tokens, width of each case
 SHAPES = [(5, 3, 6), (4, 6, 7), (3, 4, 9), (6, 2, 5), (2, 7, 8), (7, 5, 4)]
@@ -15,15 +17,6 @@ def draw(rng, i):
     sizes = {"batch": batch, "tokens": tokens, "width": width}
     inputs = {"x": x, "g": rng.standard_normal(width)}
     return Case(rng.standard_normal(x.shape), inputs, {"eps": 1e-2 * (1 + i)}, sizes)
-
-
-def mean(a):
-    return a.mean(axis=-1, keepdims=True)
-
-
-def total(a):
-    """Over every row."""
-    return a.sum(axis=(0, 1))
 
 
 def normalise(x, eps):
@@ -62,10 +55,6 @@ def along_g(tensors, case):
     return relative_error(g * tensors["dg"], total(case.dy * forward(**case.inputs, **case.constants)))
 
 
-def without_gain(case):
-    return case._replace(inputs=case.inputs | {"g": np.ones_like(case.inputs["g"])})
-
-
 def one_over_rms(dy, x, g, eps):
     return 1 / normalise(x, eps)[1]
 
@@ -99,18 +88,19 @@ rms_norm = Problem(
     },
     formula="y = x̂ ∘ g, x̂ = x/rms, rms = √(mean(x²) + ε), over the features of each row",
     rows=True,
-    simpler={
-        "with almost no ε (1e-12)": lambda case: case._replace(constants={"eps": 1e-12}),
-        "with the gain g = 1": without_gain,
-    },
+    simpler=SIMPLER,
 )
 fault = rms_norm.fault
 
 
-def with_rms(rms, dy, x, g):
+def gradient(dxhat, xhat, rms, mean=mean):
+    """dx from other values, or with another mean"""
+    return (dxhat - xhat * mean(dxhat * xhat)) / rms
+
+
+def with_rms(rms, dy, x, g, mean=mean):
     """dx and dg with another rms"""
-    xhat, dxhat = x / rms, dy * g
-    return {"dx": (dxhat - xhat * mean(dxhat * xhat)) / rms, "dg": total(dy * xhat)}
+    return {"dx": gradient(dy * g, x / rms, rms, mean), "dg": total(dy * x / rms)}
 
 
 @fault(
@@ -125,9 +115,7 @@ def rms_term_not_divided(dy, x, g, eps):
 
 @fault("the rms term of dx uses x instead of x̂", "Is ∂rms/∂x equal to x/C or to x̂/C?")
 def input_for_normalised(dy, x, g, eps):
-    _, rms = normalise(x, eps)
-    dxhat = dy * g
-    return {"dx": (dxhat - x * mean(dxhat * x)) / rms}
+    return {"dx": gradient(dy * g, x, normalise(x, eps)[1])}
 
 
 @fault(
@@ -175,9 +163,7 @@ def mean_term_of_layer_norm(dy, x, g, eps):
     "Over what does the forward take the mean of the squares: over rows, or over the features of one row?",
 )
 def mean_over_the_batch(dy, x, g, eps):
-    xhat, rms = normalise(x, eps)
-    dxhat = dy * g
-    return {"dx": (dxhat - xhat * (dxhat * xhat).mean(axis=(0, 1))) / rms}
+    return {"dx": gradient(dy * g, *normalise(x, eps), over(0, 1))}
 
 
 @fault(
@@ -185,8 +171,7 @@ def mean_over_the_batch(dy, x, g, eps):
     "Which quantity does x̂ meet first on its way to y, and what does that do to dy on the way back?",
 )
 def gain_forgotten(dy, x, g, eps):
-    xhat, rms = normalise(x, eps)
-    return {"dx": (dy - xhat * mean(dy * xhat)) / rms}
+    return {"dx": gradient(dy, *normalise(x, eps))}
 
 
 @fault(
@@ -203,8 +188,7 @@ def gain_forgotten_in_the_mean(dy, x, g, eps):
     "g differs from feature to feature: can it be taken out of a mean over the features?",
 )
 def gain_out_of_the_mean(dy, x, g, eps):
-    xhat, rms = normalise(x, eps)
-    return {"dx": g * (dy - xhat * mean(dy * xhat)) / rms}
+    return {"dx": g * gradient(dy, *normalise(x, eps))}
 
 
 @fault("{it} leaves ε out of the rms, but forward has it", "Which rms did forward divide by?")
@@ -243,10 +227,7 @@ def divided_by_C_minus_1(dy, x, g, eps):
     "Does another token of the sample change what RMS norm does to this one?",
 )
 def rms_over_tokens(dy, x, g, eps):
-    over = lambda a: a.mean(axis=(1, 2), keepdims=True)  # noqa: E731
-    rms, dxhat = np.sqrt(over(x * x) + eps), dy * g
-    xhat = x / rms
-    return {"dx": (dxhat - xhat * over(dxhat * xhat)) / rms, "dg": total(dy * xhat)}
+    return with_rms(np.sqrt(over(1, 2)(x * x) + eps), dy, x, g, over(1, 2))
 
 
 @fault(
@@ -254,9 +235,7 @@ def rms_over_tokens(dy, x, g, eps):
     "Over which axis did forward take the rms, and over which do you take the mean of dx̂ ∘ x̂?",
 )
 def mean_over_tokens(dy, x, g, eps):
-    xhat, rms = normalise(x, eps)
-    dxhat = dy * g
-    return {"dx": (dxhat - xhat * (dxhat * xhat).mean(axis=(1, 2), keepdims=True)) / rms}
+    return {"dx": gradient(dy * g, *normalise(x, eps), over(1, 2))}
 
 
 @fault("dg is summed with x instead of x̂", "What does g multiply in the forward?")
