@@ -17,6 +17,7 @@ import pytest
 from minilora.verify import Case, check_gradient, diagnose, language
 from minilora.verify.case import apply, relative_error
 from minilora.verify.explanations.entries import ENTRIES
+from minilora.verify.faults import identifier
 from minilora.verify.problem import Problem
 from minilora.verify.problems import problems, signatures
 
@@ -99,6 +100,39 @@ def test_the_bank_is_as_large_as_it_must_be_and_asks_questions():
         assert len(set(sentences)) == len(sentences)
 
 
+@pytest.mark.parametrize("problem", BANK.values(), ids=BANK)
+def test_a_problem_has_the_mistakes_that_its_terms_and_factors_allow(problem):
+    case = problem.cases(n=1)[0]
+    expected = {"sign_flipped", "counted_twice", "upstream_forgotten"}
+    for term in {identifier(name) for parts in apply(problem.terms, case).values() for name in parts}:
+        expected |= {f"no_{term}", f"{term}_twice", f"{term}_with_wrong_sign"}
+    for name in problem.factors:
+        expected |= {f"no_{name}", f"{name}_twice"}
+    assert expected <= set(problem.faults)
+
+
+def test_a_common_mistake_around_one_of_the_problem_is_named_beside_it():
+    problem = BANK["low_rank"]
+
+    def grad(dy, *inputs, **constants):
+        last = np.zeros_like(dy)
+        last[-1] = dy[-1]
+        wrong = problem.faults["no_mask_in_A"].wrong(last, *inputs, **constants)
+        return problem.backward(dy, *inputs, **constants) | wrong
+
+    assert set(diagnose(grad, problem).names()) == {"last_sample_only", "no_mask_in_A"}
+
+
+def test_a_right_gradient_plus_a_wrong_one_is_not_called_counted_twice():
+    problem = BANK["linear"]
+
+    def grad(*arguments):
+        true, wrong = problem.backward(*arguments), problem.faults["y_for_dy"].wrong(*arguments)
+        return [true[name] + wrong[name] for name in true]
+
+    assert diagnose(grad, problem).names() == []
+
+
 # ---- the catalogues of Chinese sentences ----
 
 VERIFY = Path(language.__file__).parent
@@ -136,6 +170,10 @@ def test_the_common_catalogue_has_the_sentences_of_the_code_and_no_other():
     looked_up |= {text for text in written if text.startswith("{it} ")} | set(ENTRIES.values())
     assert set(COMMON) <= written
     assert looked_up <= set(language.catalogue())
+
+
+def test_no_chinese_stands_in_the_code():
+    assert not [path.name for path in VERIFY.rglob("*.py") if re.search("[一-鿿]", path.read_text(encoding="utf-8"))]
 
 
 def test_a_sentence_and_its_chinese_have_the_same_slots():
