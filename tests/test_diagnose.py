@@ -16,7 +16,7 @@ import pytest
 
 from minilora.verify import Case, check_gradient, diagnose, language
 from minilora.verify.case import apply, relative_error
-from minilora.verify.explanations.entries import ENTRIES
+from minilora.verify.explanations.of_entries import ENTRIES
 from minilora.verify.faults import identifier
 from minilora.verify.problem import Problem
 from minilora.verify.problems import problems, signatures

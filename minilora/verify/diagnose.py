@@ -30,7 +30,7 @@ from ..spelling import did_you_mean
 from .case import Case, Tensors, apply
 from .diagnosis import Diagnosis
 from .explanations import explain
-from .explanations.finding import Finding, Wrong, agree
+from .explanations.finding import Finding, WrongTensor, agree
 from .explanations.sizes import sizes_of
 from .explanations.unexplained import must_be_zero, not_finite, unknown
 from .forms import Form, forms_of
@@ -147,7 +147,7 @@ def diagnosed(grad: Callable[..., Any], form: Form, own: list[Case], in_bank: bo
     findings: list[Finding] = []
     sizes, known = sizes_of(cases), dict[tuple[str, int], Tensors]()
     for tensor in expected[0]:
-        w = Wrong(tensor, given, expected, problem, cases, sizes, exact, known)
+        w = WrongTensor(tensor, given, expected, problem, cases, sizes, exact, known)
         findings += findings_of(w, lambda case: graded(grad, form, case))
     usual_case = problem.original.cases(n=1)[0] if problem.original else cases[0]
     return Diagnosis(findings, cases, tuple(left_out(usual_case, cases[0])))
@@ -210,7 +210,7 @@ def graded(grad: Callable[..., Any], form: Form, case: Case) -> Tensors:
     return {f"d{key}": g for key, g in zip(case.inputs, gradients, strict=True)}
 
 
-def findings_of(w: Wrong, run: Callable[[Case], Tensors]) -> list[Finding]:
+def findings_of(w: WrongTensor, run: Callable[[Case], Tensors]) -> list[Finding]:
     if all(map(agree, w.gradient, w.true, w.cases)):
         return [w.finding("right", "{it} is right")]
     if not all(np.all(np.isfinite(x)) for x in w.gradient):

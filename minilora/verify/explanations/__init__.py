@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from .bank import combination, mutant, named, other_mask
-from .entries import one_of_many
-from .finding import Finding, Wrong, agree, alternatives
-from .pairs import pair
-from .values import added, clipped, other_tensor, rearranged, scaled, shape, unread
+from .finding import Finding, WrongTensor, agree, alternatives
+from .of_entries import one_of_many
+from .of_pairs import pair
+from .of_problem import combination, mutant, named, other_mask
+from .of_values import added, clipped, other_tensor, rearranged, scaled, shape, unread
 
 
-def explain(w: Wrong) -> list[Finding]:
+def explain(w: WrongTensor) -> list[Finding]:
     """All explanations of the tensor that are equally simple; [] if there is none."""
     together = zip(w.gradient, w.true, w.cases, strict=True)
     w = w.where([bool(np.any(true)) or not agree(gradient, true, case) for gradient, true, case in together])

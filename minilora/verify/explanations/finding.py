@@ -34,7 +34,7 @@ class Finding:
 
 
 @dataclass
-class Wrong:
+class WrongTensor:
     """The gradient of one input. `actual` and `expected` hold the gradients of all inputs in each case."""
 
     tensor: str
@@ -63,7 +63,7 @@ class Wrong:
         """In each case, the number by which the true gradient is multiplied; None where it is not one number."""
         return [proportion(a, b) for a, b in zip(self.gradient, self.true, strict=True)]
 
-    def where(self, kept: Sequence[bool]) -> Wrong:
+    def where(self, kept: Sequence[bool]) -> WrongTensor:
         """The same in some of the cases."""
         chosen = [i for i, keep in enumerate(kept) if keep]
 

@@ -11,13 +11,13 @@ from ..case import Case, Tensors, apply
 from ..language import Words, joined, words
 from ..problems import problems
 from ..scale import SAME
-from .finding import Finding, Wrong, agree
-from .values import listed
+from .finding import Finding, WrongTensor, agree
+from .of_values import listed
 
 Run = Callable[[Case], Tensors]  # the gradients under test, in a case
 
 
-def not_finite(w: Wrong) -> Finding:
+def not_finite(w: WrongTensor) -> Finding:
     case = next(i for i, x in enumerate(w.gradient) if not np.all(np.isfinite(x)))
     where = [int(i) for i in np.argwhere(~np.isfinite(w.gradient[case]))[0]]
     return w.finding(
@@ -30,7 +30,7 @@ def not_finite(w: Wrong) -> Finding:
     )
 
 
-def must_be_zero(w: Wrong) -> Finding:
+def must_be_zero(w: WrongTensor) -> Finding:
     return w.finding(
         "unknown",
         "{it} must be zero, and its norm is {norm}",
@@ -40,13 +40,13 @@ def must_be_zero(w: Wrong) -> Finding:
     )
 
 
-def unknown(w: Wrong, run: Run) -> list[Finding]:
+def unknown(w: WrongTensor, run: Run) -> list[Finding]:
     """The laws it breaks, facts, and what to look at next."""
     with np.errstate(all="ignore"):
         return [*broken_laws(w), Finding(w.tensor, "unknown", facts(w), next_step(w, run))]
 
 
-def broken_laws(w: Wrong) -> list[Finding]:
+def broken_laws(w: WrongTensor) -> list[Finding]:
     """The laws that this tensor breaks when every other tensor is right."""
     mixed = [{**t, w.tensor: g[w.tensor]} for g, t in zip(w.actual, w.expected, strict=True)]
     broken = []
@@ -60,7 +60,7 @@ def broken_laws(w: Wrong) -> list[Finding]:
     return broken
 
 
-def facts(w: Wrong) -> Words:
+def facts(w: WrongTensor) -> Words:
     """From the first case in which the tensor is wrong."""
     wrong_in, it = wrong_cases(w), w.tensor
     a, b, case = w.gradient[wrong_in[0]], w.true[wrong_in[0]], w.cases[wrong_in[0]]
@@ -95,16 +95,16 @@ def facts(w: Wrong) -> Words:
     return words("unknown: {facts}", facts=joined("; ", found))
 
 
-def wrong_cases(w: Wrong) -> list[int]:
+def wrong_cases(w: WrongTensor) -> list[int]:
     return [i for i, case in enumerate(w.cases) if not agree(w.gradient[i], w.true[i], case)]
 
 
-def smallest(w: Wrong) -> int:
+def smallest(w: WrongTensor) -> int:
     """Of the cases in which the tensor is wrong, the one of the fewest numbers."""
     return min(wrong_cases(w), key=lambda i: sum(x.size for x in w.cases[i].inputs.values()))
 
 
-def next_step(w: Wrong, run: Run) -> Words:
+def next_step(w: WrongTensor, run: Run) -> Words:
     """What to try: a part of the op switched off, then one entry of dy in the smallest case."""
     steps = [*not_linear_in_dy(w, run), *switched_off(w, run), one_entry(w, run)]
     together = list(zip(w.actual, w.expected, w.cases, strict=True))
@@ -121,7 +121,7 @@ def next_step(w: Wrong, run: Run) -> Words:
     return words("What next? {steps}", steps=joined(" ", steps))
 
 
-def not_linear_in_dy(w: Wrong, run: Run) -> Iterator[Words]:
+def not_linear_in_dy(w: WrongTensor, run: Run) -> Iterator[Words]:
     """Every gradient is linear in dy, and this one may not be."""
     case = w.cases[smallest(w)]
     gradient = w.gradient[smallest(w)]
@@ -144,7 +144,7 @@ def not_linear_in_dy(w: Wrong, run: Run) -> Iterator[Words]:
         )
 
 
-def switched_off(w: Wrong, run: Run) -> Iterator[Words]:
+def switched_off(w: WrongTensor, run: Run) -> Iterator[Words]:
     """Of the parts of the op that can be switched off, the one without which the tensor is right."""
     case = w.cases[smallest(w)]
     for name, change in w.problem.simpler.items():
@@ -158,7 +158,7 @@ def switched_off(w: Wrong, run: Run) -> Iterator[Words]:
             return
 
 
-def one_entry(w: Wrong, run: Run) -> Words:
+def one_entry(w: WrongTensor, run: Run) -> Words:
     """Numbers to compare by hand: with a 1 in one place of dy, one entry of the tensor, as it is and must be."""
     chosen = smallest(w)
     case = w.cases[chosen]
@@ -197,7 +197,7 @@ def one_entry(w: Wrong, run: Run) -> Words:
     )
 
 
-def in_the_library(w: Wrong) -> list[Words]:
+def in_the_library(w: WrongTensor) -> list[Words]:
     """The problems of the library that take the arguments of the function f."""
     if w.problem.faults:
         return []

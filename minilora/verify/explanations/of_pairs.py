@@ -12,11 +12,11 @@ from ..case import apply, relative_error
 from ..language import words
 from ..mutants import calls, fault_within
 from ..scale import SAME, proportion
-from .finding import Finding, Wrong, of_fault
-from .values import one_or_other
+from .finding import Finding, WrongTensor, of_fault
+from .of_values import one_or_other
 
 
-def pair(w: Wrong) -> list[Finding]:
+def pair(w: WrongTensor) -> list[Finding]:
     """Two mistakes of which each is known: a fault and a scale, or two faults; nothing where two such pairs fit."""
     if not w.problem.pairs or not w.exact:
         return []
@@ -33,7 +33,7 @@ def pair(w: Wrong) -> list[Finding]:
     return [first, replace(second, says=words("and: {says}", says=second.says))]
 
 
-def fault_and_scale(w: Wrong, faults: Sequence[str]) -> Iterator[tuple[Finding, Finding]]:
+def fault_and_scale(w: WrongTensor, faults: Sequence[str]) -> Iterator[tuple[Finding, Finding]]:
     for name in faults:
         fault = w.problem.faults[name]
         first = w.wrong(fault, 0)[w.tensor]
@@ -47,7 +47,7 @@ def fault_and_scale(w: Wrong, faults: Sequence[str]) -> Iterator[tuple[Finding, 
             yield of_fault(w.tensor, fault), of_fault(w.tensor, w.problem.faults[other]) if other else scale
 
 
-def two_faults(w: Wrong, faults: Sequence[str]) -> Iterator[tuple[Finding, Finding]]:
+def two_faults(w: WrongTensor, faults: Sequence[str]) -> Iterator[tuple[Finding, Finding]]:
     """Two faults that add up, as in two terms, or one within the other, as in two factors."""
     if not w.same_shapes:
         return
@@ -61,7 +61,7 @@ def two_faults(w: Wrong, faults: Sequence[str]) -> Iterator[tuple[Finding, Findi
             yield of_fault(w.tensor, w.problem.faults[a]), of_fault(w.tensor, w.problem.faults[b])
 
 
-def sum_of(w: Wrong, a: str, b: str) -> bool:
+def sum_of(w: WrongTensor, a: str, b: str) -> bool:
     """Do the two mistakes add up to it?"""
     for i, (gradient, true) in enumerate(zip(w.gradient, w.true, strict=True)):
         x, y = (w.wrong(w.problem.faults[name], i).get(w.tensor, np.zeros(0)) for name in (a, b))
@@ -70,7 +70,7 @@ def sum_of(w: Wrong, a: str, b: str) -> bool:
     return True
 
 
-def nested(w: Wrong, outer: str, inner: str) -> bool:
+def nested(w: WrongTensor, outer: str, inner: str) -> bool:
     """Is it what the outer fault makes of a textbook gradient that has the inner one?"""
     original = w.problem.original or w.problem
     a, b = original.faults[outer].wrong, original.faults[inner].wrong

@@ -9,7 +9,7 @@ import numpy as np
 from ...backend import Array
 from ..case import Case, apply
 from ..language import Words, words
-from .finding import Finding, Wrong, same
+from .finding import Finding, WrongTensor, same
 
 ENTRIES = {
     "batch": "sample", "samples": "sample", "batch_size": "sample", "tokens": "token", "heads": "head",
@@ -27,7 +27,7 @@ def name_of_axis(axis: int, cases: Sequence[Case]) -> str:
     return names[0] if len(names) == 1 else ""
 
 
-def one_of_many(w: Wrong) -> list[Finding]:
+def one_of_many(w: WrongTensor) -> list[Finding]:
     found = []
     for axis in range(np.ndim(w.cases[0].dy)):
         name = name_of_axis(axis, w.cases)
@@ -61,7 +61,7 @@ def zero_at(gradient: Array, axis: int, length: int, indices: Array) -> bool:
     return gradient.shape[axis : axis + 1] == (length,) and not np.any(np.take(gradient, indices, axis))
 
 
-def entries(w: Wrong, axis: int, index: int) -> tuple[bool, bool]:
+def entries(w: WrongTensor, axis: int, index: int) -> tuple[bool, bool]:
     """Is the tensor in every case what this entry of dy makes, or is that missing? A gradient is linear in dy."""
     kept = lacked = True
     for gradient, true, case in zip(w.gradient, w.true, w.cases, strict=True):

@@ -1,4 +1,4 @@
-"""What explains a tensor from the problem: its named faults, its terms, and its textbook gradient's source."""
+"""What explains a tensor with the help of its problem: named faults, terms, and the source of the textbook gradient."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..language import Words, either, words
 from ..mutants import mutants_of
 from ..problem import Fault
 from ..scale import SAME, proportion, readings
-from .finding import Finding, Wrong, of_fault
+from .finding import Finding, WrongTensor, of_fault
+from .of_values import fitted, multiple, unread
 from .sizes import sizes_of
-from .values import fitted, multiple, unread
 
 
-def named(w: Wrong) -> list[Finding]:
-    """The named faults that give just this tensor on every case."""
+def named(w: WrongTensor) -> list[Finding]:
+    """The named faults that give exactly this tensor in every case."""
     found = [f for f in w.problem.faults.values() if fits(w, f)]
     findings = [of_fault(w.tensor, f) for f in found]
     if not found or w.exact:
@@ -29,7 +29,7 @@ def named(w: Wrong) -> list[Finding]:
     return [*findings, *([other] if other else [])]
 
 
-def fits(w: Wrong, fault: Fault) -> bool:
+def fits(w: WrongTensor, fault: Fault) -> bool:
     for i in range(len(w.cases)):
         wrong = w.wrong(fault, i)
         if w.tensor not in wrong:
@@ -40,15 +40,15 @@ def fits(w: Wrong, fault: Fault) -> bool:
     return True
 
 
-def usual_readings(w: Wrong, fault: Fault) -> list[str]:
-    """As what multiple of the true gradient the fault reads where no constant hides another."""
+def usual_readings(w: WrongTensor, fault: Fault) -> list[str]:
+    """The products of constants that the fault is times the true gradient, in the problem's own cases."""
     cases = w.problem.cases()
     factors = [proportion(*(apply(f, case)[w.tensor] for f in (fault.wrong, w.problem.backward))) for case in cases]
     return readings([c for c in factors if c is not None], sizes_of(cases)) if None not in factors else []
 
 
-def other_mask(w: Wrong) -> Finding | None:
-    """Right, but for a dropout mask that keeps other entries than that of forward."""
+def other_mask(w: WrongTensor) -> Finding | None:
+    """Right except for the dropout mask, which keeps other entries than that of forward."""
     if w.problem.masked is None or "keep" not in w.cases[0].constants:
         return None
     other = False
@@ -70,7 +70,7 @@ def other_mask(w: Wrong) -> Finding | None:
     )
 
 
-def combination(w: Wrong) -> Finding | None:
+def combination(w: WrongTensor) -> Finding | None:
     """The true gradient's terms, with other coefficients than 1."""
     terms = [apply(w.problem.terms, case).get(w.tensor, {}) for case in w.cases]
     if len(terms[0]) < 2 or not w.same_shapes:
@@ -100,8 +100,8 @@ def coefficient(term: Words, product: str) -> Words:
     return usual.get(product, words("{term} is {product} times what it must be", term=term, product=product))
 
 
-def mutant(w: Wrong) -> Finding | None:
-    """An edit of the textbook gradient that gives just this tensor on every case."""
+def mutant(w: WrongTensor) -> Finding | None:
+    """An edit of the textbook gradient that gives exactly this tensor in every case."""
     if not w.exact:
         return None
     for says, edited in mutants_of((w.problem.original or w.problem).backward):

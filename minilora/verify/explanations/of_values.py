@@ -11,10 +11,10 @@ from ...backend import Array
 from ..case import Tensors, relative_error
 from ..language import Words, either, joined, words
 from ..scale import SAME, readings
-from .finding import Finding, Wrong, same
+from .finding import Finding, WrongTensor, same
 
 
-def rearranged(w: Wrong) -> Finding | None:
+def rearranged(w: WrongTensor) -> Finding | None:
     """The right numbers, or a multiple of them, with axes exchanged."""
     axes = w.gradient[0].ndim
     if any(x.ndim != axes for x in w.gradient) or axes > 4:
@@ -45,7 +45,7 @@ def listed(numbers: Sequence[int] | Array) -> str:
     return ", ".join(map(str, numbers))
 
 
-def other_tensor(w: Wrong) -> Finding | None:
+def other_tensor(w: WrongTensor) -> Finding | None:
     """The gradient of another input in its place."""
     for other in w.expected[0]:
         if other != w.tensor and same(w.gradient, [t[other] for t in w.expected]):
@@ -58,7 +58,7 @@ def other_tensor(w: Wrong) -> Finding | None:
     return None
 
 
-def shape(w: Wrong) -> Finding | None:
+def shape(w: WrongTensor) -> Finding | None:
     """A wrong shape: the right numbers in another one, or not yet summed."""
     gradient, true = w.gradient, w.true
     if w.same_shapes:
@@ -81,13 +81,13 @@ def shape(w: Wrong) -> Finding | None:
     )
 
 
-def scaled(w: Wrong) -> Finding | None:
+def scaled(w: WrongTensor) -> Finding | None:
     """The true gradient times a number that is written with the problem's constants."""
     products = w.multiples(w.gradient, w.true)
     return multiple(w, products) if products else None
 
 
-def unread(w: Wrong) -> Finding | None:
+def unread(w: WrongTensor) -> Finding | None:
     """The true gradient times numbers that no product of constants makes."""
     factors = [c for c in w.factors if c is not None]
     if len(factors) < len(w.cases) or max(t.size for t in w.true) == 1:  # one number is a multiple of any other
@@ -104,7 +104,7 @@ def unread(w: Wrong) -> Finding | None:
     )
 
 
-def multiple(w: Wrong, products: Sequence[str]) -> Finding:
+def multiple(w: WrongTensor, products: Sequence[str]) -> Finding:
     """The true gradient times a number that is any of these products."""
     usual = {"-1": words("has the wrong sign"), "2": words("is counted twice"), "0": words("is zero")}
     what = [usual.get(c, words("is {product} times the true gradient", product=c)) for c in products]
@@ -113,7 +113,7 @@ def multiple(w: Wrong, products: Sequence[str]) -> Finding:
     return w.finding("scale", "{it} {what}: the same number in these cases", what=either(what))
 
 
-def added(w: Wrong) -> Finding | None:
+def added(w: WrongTensor) -> Finding | None:
     """The true gradient plus a multiple of dy, of an input, or of what it belongs to: weight decay, a path too many."""
     if not w.same_shapes:
         return None
@@ -175,7 +175,7 @@ def fitted(gradient: Sequence[Array], parts: Sequence[Sequence[Array]]) -> Array
     return np.array(rows)
 
 
-def clipped(w: Wrong) -> Finding | None:
+def clipped(w: WrongTensor) -> Finding | None:
     """Cut off at a number, entry by entry, or shortened to a norm."""
     if not w.same_shapes or any(x.size == 1 for x in w.gradient):
         return None
