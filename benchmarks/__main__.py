@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from minilora.checkpoint import write_whole
 from minilora.cli import execute
 from minilora.cli.options import Parser, above_zero, positive, ranks, words
-from minilora.plots import check_png
+from minilora.display.plots import check_png
+from minilora.files import write_whole
 
 from . import bench, figure, lengths, show
 

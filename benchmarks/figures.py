@@ -6,8 +6,8 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from minilora.plots import BASE, FULL, LORA, TYPE, png_bytes
-from minilora.transformer import Attention
+from minilora.display.plots import BASE, FULL, LORA, TYPE, png_bytes
+from minilora.nn import Attention
 
 from .cases import Case
 

@@ -11,19 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from minilora.adapters.attach import attach_lora
+from minilora.adapters.peft import load_adapter, save_adapter
 from minilora.backend import load_backend, to_numpy
-from minilora.checkpoint import load_tensors, save_tensors
-from minilora.families import gpt2
-from minilora.generation import next_ids
-from minilora.lora import attach_lora
-from minilora.modules import Linear
-from minilora.optim import AdamW
-from minilora.peft import load_adapter, save_adapter
-from minilora.pretrained import load_pretrained, load_tokenizer, save_pretrained
-from minilora.text import Batch, english, random_windows
+from minilora.data import Batch, english, random_windows
+from minilora.files import load_tensors, save_tensors
+from minilora.models.config import Config
+from minilora.models.families import gpt2
+from minilora.models.generation import next_ids
+from minilora.models.pretrained import load_pretrained, load_tokenizer, save_pretrained
+from minilora.models.transformer import Transformer
+from minilora.nn import Attention, FusedAttention, Linear, PreNormBlock
+from minilora.nn.optim import AdamW
 from minilora.training import loss_and_gradients, sharded_loss_and_gradients
 from minilora.training.gradients import split_batch
-from minilora.transformer import Attention, Config, FusedAttention, PreNormBlock, Transformer
 
 from .cases import NEW, PROMPT, SEED, Case, Job
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from minilora.spelling import choose_from
-from minilora.tables import counted, numbers_right, wide_console
+from minilora.display.tables import numbers_right, wide_console
+from minilora.spelling import choose_from, counted
 
 from .cases import MEASURES, NEW, SIZES, Case, cases, pairs, read_size
 from .rounds import THREADS, measure, missing

@@ -21,8 +21,8 @@ import numpy as np
 from minilora import ops
 from minilora.accounting.live import CountedArray, arrays, owner_of
 from minilora.backend import Array, load_backend
-from minilora.modules import Gradients, Parameter
-from minilora.optim import AdamW
+from minilora.nn import Gradients, Parameter
+from minilora.nn.optim import AdamW
 from minilora.process import keep_freed_memory
 
 from .cases import SEED, Case

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from minilora.generation import generate
-from minilora.lora import attach_lora
-from minilora.pretrained import load_pretrained
-from minilora.text import english, random_windows
+from minilora.adapters.attach import attach_lora
+from minilora.data import english, random_windows
+from minilora.models.generation import generate
+from minilora.models.pretrained import load_pretrained
+from minilora.models.transformer import Transformer
 from minilora.training import evaluate, fit
-from minilora.transformer import Transformer
 from minilora.verify import check_gradient
 
 from .cases import NEW, SEED, Job

@@ -8,53 +8,70 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .families import bert as bert
-    from .families import gpt2 as gpt2
-    from .families import llama as llama
-    from .families import roberta as roberta
-    from .generation import generate as generate
-    from .generation import stream as stream
-    from .lora import LoRAEmbedding as LoRAEmbedding
-    from .lora import LoRALinear as LoRALinear
-    from .lora import attach_lora as attach_lora
-    from .lora import merge as merge
-    from .lora import unmerge as unmerge
-    from .modules import Context as Context
-    from .modules import Gradients as Gradients
-    from .modules import Linear as Linear
-    from .modules import Parameter as Parameter
-    from .optim import SGD as SGD
-    from .optim import AdamW as AdamW
-    from .pretrained import load_pretrained as load_pretrained
-    from .pretrained import load_tokenizer as load_tokenizer
-    from .pretrained import save_pretrained as save_pretrained
+    from .accounting import count_parameters as count_parameters
+    from .adapters.attach import attach_lora as attach_lora
+    from .adapters.base import Adapter as Adapter
+    from .adapters.lora import LoRAEmbedding as LoRAEmbedding
+    from .adapters.lora import LoRALinear as LoRALinear
+    from .adapters.merge import merge as merge
+    from .adapters.merge import unmerge as unmerge
+    from .adapters.peft import load_adapter as load_adapter
+    from .adapters.peft import save_adapter as save_adapter
+    from .models.config import Config as Config
+    from .models.families import bert as bert
+    from .models.families import gpt2 as gpt2
+    from .models.families import llama as llama
+    from .models.families import roberta as roberta
+    from .models.generation import generate as generate
+    from .models.generation import stream as stream
+    from .models.pretrained import load_pretrained as load_pretrained
+    from .models.pretrained import load_tokenizer as load_tokenizer
+    from .models.pretrained import save_pretrained as save_pretrained
+    from .models.transformer import Transformer as Transformer
+    from .nn import Gradients as Gradients
+    from .nn import Inputs as Inputs
+    from .nn import Linear as Linear
+    from .nn import Parameter as Parameter
+    from .nn import Pass as Pass
+    from .nn.optim import SGD as SGD
+    from .nn.optim import AdamW as AdamW
+    from .nn.optim import cosine_schedule as cosine_schedule
+    from .nn.optim import linear_schedule as linear_schedule
     from .training import evaluate as evaluate
     from .training import fit as fit
-    from .transformer import Config as Config
+    from .verify import check_gradient as check_gradient
+    from .verify.diagnose import diagnose as diagnose
 
 # Names are loaded when first used: importing takes a hundredth of a second, and `minilora --help` needs no NumPy.
 HOMES = {
-    "families": ["bert", "gpt2", "llama", "roberta"],
-    "generation": ["generate", "stream"],
-    "lora": ["LoRAEmbedding", "LoRALinear", "attach_lora", "merge", "unmerge"],
-    "modules": ["Context", "Gradients", "Linear", "Parameter"],
-    "optim": ["SGD", "AdamW"],
-    "pretrained": ["load_pretrained", "load_tokenizer", "save_pretrained"],
+    "accounting": ["count_parameters"],
+    "adapters.attach": ["attach_lora"],
+    "adapters.base": ["Adapter"],
+    "adapters.lora": ["LoRAEmbedding", "LoRALinear"],
+    "adapters.merge": ["merge", "unmerge"],
+    "adapters.peft": ["load_adapter", "save_adapter"],
+    "models.config": ["Config"],
+    "models.families": ["bert", "gpt2", "llama", "roberta"],
+    "models.generation": ["generate", "stream"],
+    "models.pretrained": ["load_pretrained", "load_tokenizer", "save_pretrained"],
+    "models.transformer": ["Transformer"],
+    "nn": ["Gradients", "Inputs", "Linear", "Parameter", "Pass"],
+    "nn.optim": ["SGD", "AdamW", "cosine_schedule", "linear_schedule"],
     "training": ["evaluate", "fit"],
-    "transformer": ["Config"],
+    "verify": ["check_gradient", "diagnose"],
 }
 NAMES = {name: home for home, names in HOMES.items() for name in names}
-MODULES = ["accounting", "backend", "ops", "peft", "plots", "process", "spectrum", "text", "verify", *HOMES]
+ROOMS = ["accounting", "adapters", "backend", "data", "models", "nn", "ops", "training", "verify"]
 __all__ = ["__version__", *NAMES]
 
 
 def __getattr__(name: str) -> Any:
     if name in NAMES:
         return getattr(importlib.import_module(f"{__name__}.{NAMES[name]}"), name)
-    if name in MODULES:
+    if name in ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *MODULES]
+    return [*__all__, *ROOMS]

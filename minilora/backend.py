@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-Array: TypeAlias = Any  # a numpy.ndarray or a cupy.ndarray
+Array: TypeAlias = np.ndarray  # or a cupy.ndarray, which has the same methods
 
 
 def get_array_module(x: Array) -> ModuleType:
@@ -46,7 +46,7 @@ def load_backend(name: str = "numpy") -> ModuleType:
 
 def to_numpy(x: Array) -> np.ndarray:
     """A copy on the host of a CuPy array; a NumPy array itself."""
-    return np.asarray(x) if get_array_module(x) is np else x.get()
+    return np.asarray(x) if get_array_module(x) is np else x.get()  # type: ignore[attr-defined]
 
 
 def erf(x: Array) -> Array:

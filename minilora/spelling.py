@@ -21,3 +21,8 @@ def did_you_mean(word: object, names: Iterable[str]) -> str:
     known = {name.casefold(): name for name in names}
     near = get_close_matches(str(word)[:100].casefold(), known, 1)
     return f"did you mean {known[near[0]]!r}? " if near else ""
+
+
+def counted(n: int, what: str) -> str:
+    """1 layer, 2 layers."""
+    return f"{n:,} {what}{'s' * (n != 1)}"

@@ -15,17 +15,17 @@
 # | $\Delta W = U \Sigma V^\top$ | $(out, in)$ | the update, and its singular value decomposition |
 # | $\sigma_1 \ge \sigma_2 \ge \dots$ | | the singular values: $\Delta W = \sum_i \sigma_i u_i v_i^\top$ |
 # | $A$, $B$, $s$ | $(r, in)$, $(out, r)$ | an adapter: $\Delta W = s B A$ |
-
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora
-from minilora import spectrum, text
+from minilora.adapters import spectrum
+from minilora.data import all_windows, bits, excerpts, python_source, random_windows
 
 RATES = {"full": 4e-3, "lora": 1.6e-2}
-source = text.python_source()
-held_out = text.excerpts(source.validation, 4096)
+source = python_source()
+held_out = excerpts(source.validation, 4096)
 
 
 def adapt(rank=None, seed=0, steps=40):
@@ -33,8 +33,8 @@ def adapt(rank=None, seed=0, steps=40):
     model = minilora.load_pretrained("builtin")
     if rank:
         minilora.attach_lora(model, "all-linear", r=rank, alpha=16, rng=np.random.default_rng(seed))
-    batches = text.random_windows(source.train, batch=16, length=128, seed=seed)
-    schedule = minilora.optim.cosine_schedule(steps, warmup=5)
+    batches = random_windows(source.train, batch=16, length=128, seed=seed)
+    schedule = minilora.nn.cosine_schedule(steps, warmup=5)
     lr = RATES["lora" if rank else "full"]
     minilora.fit(model, batches, steps, lr=lr, schedule=schedule, shards=2, seed=seed, description=None)
     return model
@@ -42,7 +42,7 @@ def adapt(rank=None, seed=0, steps=40):
 
 def loss(model):
     """Bits per byte of Python source that it has not seen."""
-    return text.bits(minilora.evaluate(model, text.all_windows(held_out, 16, 128), shards=2))
+    return bits(minilora.evaluate(model, all_windows(held_out, 16, 128), shards=2))
 
 
 base = minilora.load_pretrained("builtin")

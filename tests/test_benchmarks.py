@@ -16,7 +16,7 @@ from benchmarks.cases import NEW, SIZES, Case, Contestant, Job, cases, pairs, re
 from benchmarks.report import rows_of
 from benchmarks.roofline import roofline
 from minilora import gpt2
-from minilora.transformer import Config
+from minilora.models.config import Config
 
 TINY = Case("tiny", 2, 8, "lora")
 
@@ -348,7 +348,7 @@ def test_peak_memory_sees_what_was_held_and_let_go():
 def test_importing_the_library_leaves_malloc_alone():
     code = (
         "import ctypes, pkgutil, importlib; ctypes.CDLL = lambda *a: (_ for _ in ()).throw(SystemExit('asked'));"
-        "import minilora, minilora.training, minilora.cli, minilora.demo, minilora.process; print('quiet')"
+        "import minilora, minilora.training, minilora.cli, minilora.jobs.demo, minilora.process; print('quiet')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "quiet", done.stderr

@@ -65,7 +65,7 @@ def test_the_documents_count_what_there_is():
     assert f"{len(NAMED)} models by name" in DOCUMENTS["counting.md"]
     assert f"and {len(METHODS)} methods" in DOCUMENTS["counting.md"]
     theorems = re.findall(
-        r"^def test_", (ROOT / "tests" / "test_theorems.py").read_text(encoding="utf-8"), re.MULTILINE
+        r"^def test_", (ROOT / "tests" / "verify" / "test_theorems.py").read_text(encoding="utf-8"), re.MULTILINE
     )
     assert f"{len(theorems)} statements" in DOCUMENTS["rank.md"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minilora.families import New
-from minilora.modules import Gradients
-from minilora.pretrained import locate
-from minilora.transformer import Config
+from minilora.models.config import Config
+from minilora.models.families import New
+from minilora.models.sources import locate
+from minilora.nn import Gradients
 from minilora.verify import check_model
 
 FOLDER = Path(__file__).parent.parent / "notebooks" / "examples"

@@ -14,8 +14,8 @@ import pytest
 from damage import bounded, mutate, refusal
 
 import minilora
-from minilora.families import FAMILIES
-from minilora.pretrained import load_pretrained, save_pretrained
+from minilora.models.families import FAMILIES
+from minilora.models.pretrained import load_pretrained, save_pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(for another head|drawn anew)")
 SHAPE: dict[str, Any] = {"vocab_size": 24, "n_layers": 2, "d_model": 8, "n_heads": 2, "d_ff": 12, "max_length": 16}
@@ -39,7 +39,7 @@ def files_of(folder: Path, family: str, adapted: bool) -> dict[str, bytes]:
     model = made(family)
     if adapted:
         minilora.attach_lora(model, "all-linear", r=2, alpha=3, rng=np.random.default_rng(1))
-        minilora.peft.save_adapter(model, folder)
+        minilora.save_adapter(model, folder)
     else:
         save_pretrained(model, folder)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -69,7 +69,7 @@ def fuzz(folder: Path, seed: int, count: int, adapted: bool) -> int:
             before = model.state_dict()
 
             def read(path: Path, model: Any = model) -> None:
-                minilora.peft.load_adapter(model, path)
+                minilora.load_adapter(model, path)
 
         line = refusal(read, damaged)
         refused += line is not None

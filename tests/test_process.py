@@ -12,14 +12,16 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import minilora
-from minilora import ops, spectrum
-from minilora.generation import stream
-from minilora.lora import LoRALinear
+from minilora import ops
+from minilora.adapters import spectrum
+from minilora.adapters.lora import LoRALinear
+from minilora.data import Batch
+from minilora.jobs.classification import probabilities
+from minilora.models.config import Config
+from minilora.models.generation import stream
+from minilora.models.transformer import Transformer
 from minilora.process import blas_threads
-from minilora.tasks.classification import probabilities
-from minilora.text import Batch
 from minilora.training import evaluate, fit, loss_and_gradients
-from minilora.transformer import Config, Transformer
 from minilora.verify import check_backward, check_gradient, check_model, diagnose
 from minilora.verify.mutation import mutation_run
 from minilora.verify.suite import verify
@@ -230,7 +232,7 @@ def test_importing_changes_no_number_of_threads():
         import numpy
         from threadpoolctl import threadpool_info
         before = threadpool_info()
-        import minilora.cli, minilora.demo, minilora.sweep, minilora.verify.suite
+        import minilora.cli, minilora.jobs.demo, minilora.jobs.sweep, minilora.verify.suite
         from minilora import fit, generate
         assert before and threadpool_info()[: len(before)] == before
     """

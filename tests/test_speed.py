@@ -31,15 +31,16 @@ import pytest
 
 from minilora import accounting, ops
 from minilora.accounting import Account, describe, executed_flops, ledger
-from minilora.families import FAMILIES
-from minilora.generation import next_ids
-from minilora.lora import attach_lora
-from minilora.modules import Gradients, Linear
-from minilora.optim import AdamW, penalty
-from minilora.text import Batch
+from minilora.adapters.attach import attach_lora
+from minilora.data import Batch
+from minilora.models.config import Config
+from minilora.models.families import FAMILIES
+from minilora.models.generation import next_ids
+from minilora.models.transformer import Transformer
+from minilora.nn import Gradients, Linear, recompute
+from minilora.nn.optim import AdamW, penalty
 from minilora.training import fit, loss_and_gradients, loss_of
 from minilora.training.gradients import count_labels
-from minilora.transformer import Config, Transformer, recompute
 
 RECORD = Path(__file__).with_name("speed.json")
 PEAK = "most KiB"  # by tracemalloc, which NumPy reports to
@@ -267,7 +268,7 @@ def test_a_token_waits_for_the_device_once_to_be_known(name):
 RUNS = {  # what is said, and the program
     "import minilora": "import minilora",
     "from minilora import attach_lora, fit": "from minilora import attach_lora, fit",
-    "from minilora import generate, peft": "from minilora import generate, peft",
+    "from minilora import generate, load_adapter": "from minilora import generate, load_adapter",
     "python -m minilora --help": "import runpy; sys.argv[1:] = ['-h']; runpy.run_module('minilora', {}, '__main__')",
 }
 
@@ -327,7 +328,7 @@ def test_a_gradient_of_a_frozen_weight_is_a_product_that_was_not_predicted(monke
 
 def test_an_import_that_is_not_needed_is_seen():
     assert "safetensors" in loaded("import minilora, safetensors")
-    assert "minilora.plots" in loaded("import minilora, minilora.plots")
+    assert "minilora.display.plots" in loaded("import minilora, minilora.display.plots")
 
 
 # ---- the record ----

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .. import transformer
+from .. import nn
 from ..ops.blockwise_attention import BLOCK, first_key
 
 Shape: TypeAlias = tuple[int, ...]
@@ -101,7 +101,7 @@ class Attention:
 
     def blockwise(self, T: int) -> bool:
         """Whether T tokens are so many that ops/blockwise_attention.py computes it."""
-        return self.causal and transformer.Attention.blockwise_from <= T
+        return self.causal and nn.Attention.blockwise_from <= T
 
     def scores(self, T: int) -> int:
         """How many a head computes for a sequence: T², or those of the blocks that the mask does not hide."""

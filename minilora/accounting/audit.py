@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..tables import numbers_right, wide_console
+from ..display.tables import numbers_right, wide_console
 from .architecture import Architecture
 from .count import count
 from .memory import nf4_bits, size

@@ -10,17 +10,7 @@ from typing import Any
 from ..spelling import choose_from
 from .architecture import Architecture, Shape
 from .flops import Flops, flops
-from .memory import (
-    DTYPES,
-    QUANTISED,
-    Entry,
-    adapter_bytes,
-    added_tensors,
-    itemsize,
-    ledger,
-    size,
-    weight_bytes,
-)
+from .memory import DTYPES, QUANTISED, Entry, adapter_bytes, added_tensors, itemsize, ledger, size, weight_bytes
 from .methods import Plan, is_whole, plan
 from .named import architecture
 

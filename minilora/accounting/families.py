@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..names import window_fields
-from ..transformer import Config
+from ..models.config import Config
+from ..models.names import window_fields
 from .architecture import Activation, Architecture, Attention, Linear, Norm, Op, Select, Table, Vector
 
 # ---- the parts ----

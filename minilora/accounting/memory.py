@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from ..names import hub_name
+from ..models.names import hub_name
 from .architecture import Activation, Architecture, Attention, Linear, Norm, Op, Select, Shape, Table
 from .methods import Insert, Plan
 

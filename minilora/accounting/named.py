@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..checkpoint import read_json
-from ..hub import fetch, name_on_hub
-from ..names import ENDINGS
+from ..files import read_json
+from ..models.config import LABELLED
+from ..models.hub import fetch, name_on_hub
+from ..models.names import ENDINGS
 from ..spelling import choose_from
-from ..transformer import LABELLED
 from .architecture import Architecture
 from .families import bert, deberta, gpt2, llama, t5, vit
 

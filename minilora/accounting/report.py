@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..tables import fits, numbers_right, wide_console
+from ..display.tables import fits, numbers_right, wide_console
 from .architecture import Attention, Linear, Shape, Table
 from .count import Account, count
 from .flops import association_orders, break_even_rank, unread

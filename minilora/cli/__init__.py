@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from ..display.tables import printable
 from ..process import blas_threads
-from ..tables import printable
 from .options import COUNTED, parser
 
 

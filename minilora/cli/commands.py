@@ -21,8 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..display.tables import visible
 from ..process import keep_freed_memory
-from ..tables import visible
 
 AT_ONCE = 4096  # lines of standard input that are read before the first is answered
 TASKS = {  # what finetune learns from -> the file in tasks/ that knows how
@@ -41,7 +41,7 @@ def backend(options: argparse.Namespace) -> ModuleType:
 def demo(options: argparse.Namespace) -> None:
     """Adapt the built-in model to Python source, by LoRA and by full fine-tuning, and show what was learned."""
     keep_freed_memory()
-    from .. import demo as job
+    from ..jobs import demo as job
 
     out = options.out or ("runs/grid" if options.grid else "runs/demo")
     words: dict[str, Any] = {"seed": options.seed, "shards": options.shards, "backend": backend(options)}
@@ -54,7 +54,7 @@ def demo(options: argparse.Namespace) -> None:
 def pretrain(options: argparse.Namespace) -> None:
     """Pretrain the built-in base model on English prose, from nothing."""
     keep_freed_memory()
-    from ..tasks import language_model
+    from ..jobs import language_model
 
     changes: dict[str, Any] = {"seed": options.seed, "shards": options.shards}
     if options.steps:
@@ -68,13 +68,13 @@ def pretrain(options: argparse.Namespace) -> None:
 def finetune(options: argparse.Namespace) -> None:
     """Fine-tune a model with LoRA: on a text, on answers to prompts, or to classify."""
     keep_freed_memory()
-    task = import_module(f"..tasks.{TASKS[options.task]}", __package__)
+    task = import_module(f"..jobs.{TASKS[options.task]}", __package__)
     words = {key: value for key, value in vars(options).items() if key not in ("run", "task", "device", "threads")}
     reads = {*inspect.signature(task.finetune).parameters, *getattr(task, "OPTIONS", ())}
     unread = next((key for key in words if key not in reads), None)
     if unread:
         raise ValueError(f"--task {options.task} does not read --{unread.replace('_', '-')}: leave it out")
-    from ..tasks.data import show as tell
+    from ..jobs.data import show as tell
 
     task.show(task.finetune(backend=backend(options), tell=tell, **words))
     print(f"written to {options.out}; now try")
@@ -86,8 +86,8 @@ def compare(options: argparse.Namespace) -> None:
     keep_freed_memory()
     import json
 
-    from ..tasks.crossvalidation import cross_validate, show
-    from ..tasks.data import show as tell
+    from ..jobs.crossvalidation import cross_validate, show
+    from ..jobs.data import show as tell
 
     words = {key: value for key, value in vars(options).items() if key not in ("run", "device", "threads", "json")}
     report = cross_validate(backend=backend(options), tell=partial(tell, file=sys.stderr), **words)
@@ -106,10 +106,10 @@ def predict(options: argparse.Namespace) -> None:
     """
     import json
 
-    from ..metrics import confusion_matrix, scores
-    from ..records import label_ids, read_records
-    from ..tasks.classification import Classifier, show_scores
-    from ..text import check_encoding, lines_of
+    from ..data import check_encoding, lines_of
+    from ..data.records import label_ids, read_records
+    from ..jobs.classification import Classifier, show_scores
+    from ..training.metrics import confusion_matrix, scores
 
     check_encoding(options.encoding)
     words = options.text, options.label, options.encoding, options.skip_empty
@@ -157,8 +157,8 @@ def predict(options: argparse.Namespace) -> None:
 def sweep(options: argparse.Namespace) -> None:
     """Fine-tune at each of several ranks, with several seeds, and say which rank is enough."""
     keep_freed_memory()
-    from .. import sweep as job
-    from ..tasks.data import show as tell
+    from ..jobs import sweep as job
+    from ..jobs.data import show as tell
 
     words = {key: value for key, value in vars(options).items() if key not in ("run", "device")}
     job.show(job.sweep(backend=backend(options), tell=tell, **words), options.out)
@@ -166,8 +166,8 @@ def sweep(options: argparse.Namespace) -> None:
 
 def generate(options: argparse.Namespace) -> None:
     """Continue a prompt."""
-    from ..generation import stream
-    from ..pretrained import load_tokenizer
+    from ..models.generation import stream
+    from ..models.pretrained import load_tokenizer
 
     base, adapter = chosen(options)
     model, tokenizer = adapted(base, adapter, options), load_tokenizer(base)
@@ -185,8 +185,8 @@ def chat(options: argparse.Namespace) -> None:
 
     At a terminal, Ctrl-C ends an answer, and at the prompt the chat.
     """
-    from ..generation import answer
-    from ..pretrained import load_tokenizer
+    from ..models.generation import answer
+    from ..models.pretrained import load_tokenizer
 
     base, adapter = chosen(options)
     tokenizer = load_tokenizer(base)
@@ -244,9 +244,9 @@ def drawing(options: argparse.Namespace) -> dict[str, Any]:
 
 def merge(options: argparse.Namespace) -> None:
     """Write base and adapter as one model."""
-    from ..checkpoint import check_free, write_folder
-    from ..lora import merge as merge_model
-    from ..pretrained import load_tokenizer, model_files, reads_last_token, tokenizer_files
+    from ..adapters.merge import merge as merge_model
+    from ..files import check_free, write_folder
+    from ..models.pretrained import load_tokenizer, model_files, reads_last_token, tokenizer_files
 
     check_free(options.out)
     base, adapter = chosen(options)
@@ -261,10 +261,11 @@ def merge(options: argparse.Namespace) -> None:
 
 def info(options: argparse.Namespace) -> None:
     """What a folder holds: family, shapes, adapter, hash of the base, a run or a sweep and how far it is."""
-    from ..peft import CONFIG, describe_adapter, locate_adapter
-    from ..pretrained import describe_model, locate
-    from ..sweep import JSON, describe_sweep
-    from ..tasks.runs import SETTINGS, describe_run
+    from ..adapters.peft import CONFIG, describe_adapter, locate_adapter
+    from ..jobs.runs import SETTINGS, describe_run
+    from ..jobs.sweep import JSON, describe_sweep
+    from ..models.pretrained import describe_model
+    from ..models.sources import locate
 
     folder = locate(options.folder, (), ("config.json", CONFIG))
     found: dict[str, str] = {}
@@ -288,7 +289,7 @@ def rank(options: argparse.Namespace) -> None:
     """What rank is enough: the singular values of an adapter, or of the difference of two checkpoints."""
     import json
 
-    from ..tasks.rank import show, study
+    from ..jobs.rank import show, study
 
     words = {key: value for key, value in vars(options).items() if key not in ("run", "json", "threads")}
     result = study(**words)
@@ -309,8 +310,8 @@ def count(options: argparse.Namespace) -> None:
     from ..accounting.memory import QUANTISED
     from ..accounting.methods import TARGETED
     from ..accounting.report import show, show_side_by_side
-    from ..checkpoint import write_whole
-    from ..plots import check_png, cost_figure
+    from ..display.plots import check_png, cost_figure
+    from ..files import write_whole
 
     if options.compare and options.method:
         raise ValueError("--compare names the methods: leave --method out")
@@ -381,8 +382,8 @@ def verify(options: argparse.Namespace) -> int:
 
 def chosen(options: argparse.Namespace) -> tuple[Any, Path | None]:
     """(--base, or without it the base that the adapter names, or builtin; the folder of --adapter, if one is given)."""
-    from ..peft import locate_adapter
-    from ..tasks.runs import base_for
+    from ..adapters.peft import locate_adapter
+    from ..jobs.runs import base_for
 
     adapter = locate_adapter(options.adapter) if options.adapter else None
     return base_for(adapter, options.base) or "builtin", adapter
@@ -390,8 +391,8 @@ def chosen(options: argparse.Namespace) -> tuple[Any, Path | None]:
 
 def adapted(base: str | Path, adapter: Path | None, options: argparse.Namespace) -> Any:
     """The model of `base`, with the adapter in a folder if one is given, on --device."""
-    from ..pretrained import load_pretrained
-    from ..tasks.runs import load_adapted
+    from ..jobs.runs import load_adapted
+    from ..models.pretrained import load_pretrained
 
     if adapter is None:
         model = load_pretrained(base)

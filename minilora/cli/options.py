@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 from .. import __doc__ as minilora_doc
 from .. import __version__
+from ..display.tables import printable
 from ..spelling import choose_from
-from ..tables import printable
 from .commands import (
     TASKS,
     audit,

@@ -14,11 +14,7 @@ One function is here twice: attention, and blockwise_attention for long sequence
 """
 
 from .attention import attention_backward, attention_forward, attention_mask
-from .blockwise_attention import (
-    BlockwiseAttentionCache,
-    blockwise_attention_backward,
-    blockwise_attention_forward,
-)
+from .blockwise_attention import BlockwiseAttentionCache, blockwise_attention_backward, blockwise_attention_forward
 from .cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_forward, embedding_gradients

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..modules import Sequential
+from ..data import Batch
+from ..nn import Sequential
 from ..process import blas_threads
-from ..text import Batch
 from .gradients import count_labels, loss_of, thread_pool
 
 

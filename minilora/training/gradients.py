@@ -10,8 +10,8 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, get_array_module
-from ..modules import Context, Gradients, Sequential
-from ..text import Batch
+from ..data import Batch
+from ..nn import Gradients, Inputs, Pass, Sequential
 
 
 def loss_of(
@@ -27,7 +27,7 @@ def loss_of(
     if "labelled" in model.layers and targets.shape == batch.ids.shape and 0 < count_labels(batch) < targets.size:
         b, t = np.nonzero(targets != ops.IGNORE)  # the logits of the others, V numbers each, would go unread
         targets, where = targets[b, t], (b, t)
-    logits, cache = model.forward(batch.ids, Context(batch.padding, batch.segments, rng, where))
+    logits, cache = model.forward(batch.ids, Inputs(batch.padding, batch.segments, where), Pass(rng))
     check_targets(targets, logits.shape[-1])
     loss, ce_cache = ops.cross_entropy_forward(logits, get_array_module(logits).asarray(targets), count)
     return loss, (cache, ce_cache)
@@ -68,7 +68,7 @@ def sharded_loss_and_gradients(
     parts = [shard for batch in batches for shard in split_batch(batch, shards)]
     run = pool.map if len(parts) > 1 else map  # a thread for one part alone would only be waited for
     losses, grads = zip(*run(one, range(len(parts)), parts), strict=True)
-    return sum(losses), sum(grads, Gradients())
+    return sum(losses[1:], losses[0]), sum(grads, Gradients())
 
 
 def split_batch(batch: Batch, shards: int) -> list[Batch]:

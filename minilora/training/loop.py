@@ -8,10 +8,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ..modules import Gradients, Sequential
-from ..optim import AdamW, Optimizer, Penalty, Schedule, clip_by_global_norm
+from ..data import Batch
+from ..nn import Gradients, Sequential
+from ..nn.optim import AdamW, Optimizer, Penalty, Schedule, clip_by_global_norm
 from ..process import blas_threads
-from ..text import Batch
 from .evaluation import evaluate
 from .gradients import sharded_loss_and_gradients, thread_pool
 from .interruption import interruption

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, to_numpy
-from ..modules import Context, Module, Sequential
-from ..text import Batch
+from ..data import Batch
+from ..nn import Inputs, Module, Sequential
 
 
 def first_not_finite(model: Sequential, batch: Batch) -> str:
@@ -29,7 +29,7 @@ def first_not_finite(model: Sequential, batch: Batch) -> str:
     try:
         for path, module in modules:
             vars(module)["forward"] = watched(path, module.forward)
-        model.forward(batch.ids, Context(batch.padding, batch.segments))
+        model.forward(batch.ids, Inputs(batch.padding, batch.segments))
     finally:
         for _, module in modules:
             vars(module).pop("forward", None)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, get_array_module, to_numpy
-from ..checkpoint import load_tensors, save_tensors
-from ..modules import Gradients, Sequential, check_fit, shapes_of
-from ..optim import Optimizer
-from ..text import Batch
+from ..data import Batch
+from ..files import load_tensors, save_tensors
+from ..nn import Gradients, Sequential, check_fit, shapes_of
+from ..nn.optim import Optimizer
 from .not_finite import first_not_finite
 
 
@@ -38,7 +38,7 @@ class Run:
     def __init__(self, model: Sequential, optimizer: Optimizer, path: Path | None, settings: dict[str, Any]) -> None:
         self.model, self.optimizer, self.path, self.settings = model, optimizer, path, settings
         self.history = History()
-        self.unread: list[tuple[Array, Array]] = []  # losses and norms of the gradient, still on the device
+        self.unread: list[tuple[Array, Array | float]] = []  # losses and norms of the gradient, still on the device
         self.finite: Array | bool = True  # were they all? on the device, too
         self.best: dict[str, Array] = {}
 
@@ -56,7 +56,7 @@ class Run:
         """`words` with the path of the checkpoint, if there is one; else nothing."""
         return words.format(self.path) if self.path and self.path.exists() else ""
 
-    def step(self, loss: Array, grads: Gradients, norm: Array, factor: float) -> None:
+    def step(self, loss: Array, grads: Gradients, norm: Array | float, factor: float) -> None:
         """One step of the optimizer, which changes nothing once a loss or gradient was not finite. Nothing is fetched
         from the device here; read_losses() finds out."""
         xp = get_array_module(loss)

@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 
 from .. import ops
+from ..adapters.attach import attach_lora
+from ..adapters.base import Adapter
+from ..adapters.lora import LoRAEmbedding, LoRALinear
+from ..adapters.merge import MergedEmbedding, MergedLinear
 from ..backend import Array
-from ..families import FAMILIES, New, bert, gpt2, llama
-from ..lora import Adapter, LoRAEmbedding, LoRALinear, MergedEmbedding, MergedLinear, attach_lora
-from ..modules import Context, Gradients, Module, Parameter
-from ..transformer import Checkpointed, Config, Labelled, Rope, Select, Tanh, Transformer
+from ..models.config import Config
+from ..models.families import FAMILIES, New, bert, gpt2, llama
+from ..models.transformer import Transformer
+from ..nn import Checkpointed, Gradients, Inputs, Labelled, Module, Parameter, Pass, Rope, Select, Tanh
 from .check import Report, check_model
 from .op_cases import EPS, OPS, THETA, Rng, at_every_size, pad
 
@@ -30,8 +34,8 @@ class Fed(Module):
         self.module, self.ids = module, x
         self.x = Parameter(x) if x.dtype.kind == "f" else None
 
-    def forward(self, _: Any = None, context: Context = Context()) -> tuple[Array, Any]:
-        return self.module.forward(self.ids if self.x is None else self.x.data, context)
+    def forward(self, _: Any = None, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+        return self.module.forward(self.ids if self.x is None else self.x.data, inputs, run)
 
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> None:
         dx = self.module.backward(dy, cache, grads)
@@ -47,7 +51,7 @@ def check(module: Module, x: np.ndarray, side: str, rng: Rng) -> Report:
     fed = Fed(module, x)
 
     def run() -> tuple[Array, Any]:
-        return fed.forward(context=Context(padding, segments, np.random.default_rng(0)))
+        return fed.forward(inputs=Inputs(padding, segments), run=Pass(np.random.default_rng(0)))
 
     y, cache = run()
     dy, grads = rng.standard_normal(y.shape) * (real[..., None] if y.ndim == 3 else 1), Gradients()

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import Array
-from ..modules import Gradients, Module, Parameter
+from ..nn import Gradients, Module, Parameter
 from ..process import blas_threads
 from .differences import (
     HIDES,

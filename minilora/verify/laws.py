@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from .. import ops
+from ..adapters.attach import attach_lora
+from ..adapters.lora import LoRALinear
+from ..adapters.merge import merge
 from ..backend import Array
-from ..families import New
-from ..lora import LoRALinear, attach_lora, merge
-from ..modules import Context, Gradients
-from ..optim import SGD
-from ..transformer import Config
+from ..models.config import Config
+from ..models.families import New
+from ..nn import Gradients, Inputs
+from ..nn.optim import SGD
 from .cases import FAMILIES, adapter, model, shaken
 from .op_cases import THETA, Rng, pad
 
@@ -119,7 +121,7 @@ def padded(family: str, rng: Rng) -> float:
     off = []
     for side in ("left", "right"):
         padding = pad(side, 6, [6, 4, 2])
-        logits = made.forward(ids, Context(padding))[0]
+        logits = made.forward(ids, Inputs(padding))[0]
         alone = (made.forward(ids[i : i + 1, real])[0][0] for i, real in enumerate(padding))
         off += [apart(logits[i, padding[i]], y) for i, y in enumerate(alone)]
     return worst(off)

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import ops
+from ..display.tables import numbers_right, wide_console
 from ..process import blas_threads
 from ..spelling import choose_from
-from ..tables import numbers_right, wide_console
 from .case import apply
 from .mutants import edits
 from .op_cases import OPS, at_every_size

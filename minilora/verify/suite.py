@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..display.tables import numbers_right, wide_console
 from ..process import blas_threads
 from ..spelling import choose_from
-from ..tables import numbers_right, wide_console
 from .cases import CHECKS
 from .laws import LAWS
 from .op_cases import Rng

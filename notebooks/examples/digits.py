@@ -16,12 +16,11 @@ from sklearn.datasets import load_digits
 
 import minilora
 from minilora.accounting import count_parameters
-from minilora.checkpoint import save_tensors
-from minilora.families import New, chain
-from minilora.modules import Context, Module, Parameter, Sequential
-from minilora.optim import cosine_schedule
-from minilora.text import Batch, shuffled
-from minilora.transformer import PreNormBlock, Select
+from minilora.data import Batch, shuffled
+from minilora.files import save_tensors
+from minilora.models.families import New, chain
+from minilora.nn import Inputs, Module, Parameter, Pass, PreNormBlock, Select, Sequential
+from minilora.nn.optim import cosine_schedule
 
 
 class Patches(Module):
@@ -31,9 +30,9 @@ class Patches(Module):
         self.patch_proj = new.linear(16, C, bias=True)
         self.class_token, self.position = Parameter(new.normal(C)), Parameter(new.normal(5, C))
 
-    def forward(self, images, context=Context()):
+    def forward(self, images, inputs=Inputs(), run=Pass()):
         p = images.reshape(-1, 2, 4, 2, 4).swapaxes(2, 3).reshape(-1, 4, 16)  # (B, patches, pixels)
-        h, cache = self.patch_proj.forward(p, context)
+        h, cache = self.patch_proj.forward(p, inputs, run)
         c = np.broadcast_to(self.class_token.data, (len(h), 1, h.shape[2]))
         return np.concatenate([c, h], axis=1) + self.position.data, cache
 

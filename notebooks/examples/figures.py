@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from minilora.plots import BASE, FULL, LORA, TYPE, png_bytes
+from minilora.display.plots import BASE, FULL, LORA, TYPE, png_bytes
 
 GOOD, BAD = "#2a7f4f", "#b3261e"
 KINDS = {"PER": ("#f6c177", "people"), "LOC": ("#9ccfa3", "places"), "ORG": ("#9fc5e8", "organisations")}

@@ -7,7 +7,7 @@ and to none twice. M is the market's; g belongs to one of two groups of visitors
 
 import numpy as np
 
-from minilora.text import Batch
+from minilora.data import Batch
 
 N, F, T = 200, 8, 10  # items, features, steps of a session
 

@@ -17,9 +17,9 @@ from sentences import FRAMES, NAMES
 
 import minilora
 from minilora.accounting import count_parameters
-from minilora.modules import Context
+from minilora.data import Batch, shuffled
+from minilora.nn import Inputs
 from minilora.ops import IGNORE
-from minilora.text import Batch, shuffled
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG"]  # B- begins a name, I- goes on with it
 KINDS = "PER", "LOC", "ORG", "PER LOC ORG"
@@ -75,10 +75,10 @@ def main(small=False, out="runs/named_entities.png"):
         if way == "new head":
             model.freeze()
             model["classifier"].weight.trainable = model["classifier"].bias.trainable = True
-        if way == "LoRA":  # minilora.peft.save_adapter(model, folder) would keep it, for PEFT too
+        if way == "LoRA":  # minilora.save_adapter(model, folder) would keep it, for PEFT too
             minilora.attach_lora(model, "all-linear", r=8, rng=np.random.default_rng(0), train=["classifier"])
         minilora.fit(model, batches, 20 if small else 60, lr=lr, description=way)
-        tags = model.forward(asked.ids, Context(asked.padding))[0].argmax(axis=-1)
+        tags = model.forward(asked.ids, Inputs(asked.padding))[0].argmax(axis=-1)
         guesses[way] = [[TAGS[t] for t in row[of]] for row, of in zip(tags, asked.targets != IGNORE, strict=True)]
         learned[way] = count_parameters(model)["trainable"]
     truth = [[tag for _, tag in sentence] for sentence in test]

@@ -15,11 +15,10 @@ from market import F, N, T, sessions
 
 import minilora
 from minilora.accounting import count_parameters
-from minilora.families import New, chain
-from minilora.modules import Context, Linear, Module, Parameter, Sequential
-from minilora.optim import cosine_schedule
-from minilora.text import Batch, shuffled
-from minilora.transformer import PreNormBlock
+from minilora.data import Batch, shuffled
+from minilora.models.families import New, chain
+from minilora.nn import Inputs, Linear, Module, Parameter, Pass, PreNormBlock, Sequential
+from minilora.nn.optim import cosine_schedule
 
 
 class Items(Module):
@@ -28,8 +27,8 @@ class Items(Module):
     def __init__(self, features, new, C):
         self.features, self.proj, self.position = features, new.linear(F, C, bias=False), Parameter(new.normal(T, C))
 
-    def forward(self, ids, context=Context()):
-        h, cache = self.proj.forward(self.features[ids], context)
+    def forward(self, ids, inputs=Inputs(), run=Pass()):
+        h, cache = self.proj.forward(self.features[ids], inputs, run)
         return h + self.position.data, cache
 
     def backward(self, dy, cache, grads):

@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from minilora.data import in_batches, shuffled, take
+
 METHODS = ("head", "lora", "full", "peft")
 RATES = {"head": 3e-2, "lora": 2e-3, "full": 2e-4, "peft": 2e-3}  # PEFT's is LoRA's
 GRID = {"head": (1e-2, 3e-2, 1e-1), "lora": (5e-4, 1e-3, 2e-3, 4e-3), "full": (5e-5, 1e-4, 2e-4, 4e-4)}
@@ -34,7 +36,7 @@ def read(name: str, size: int) -> tuple[list[str], Any]:
     """`size` reviews of a set, half of them positive, and their labels: 0 negative, 1 positive."""
     import numpy as np
 
-    from minilora.records import read_records
+    from minilora.data.records import read_records
 
     texts, names = read_records(name)
     labels, rng = np.array([int(label == "positive") for label in names]), np.random.default_rng(0)
@@ -44,12 +46,11 @@ def read(name: str, size: int) -> tuple[list[str], Any]:
 
 def run(method: str, name: str, size: int, seed: int, steps: int, lr: float, choosing: bool, device: str) -> dict:
     """One run; what it found."""
-    from minilora import text
     from minilora.backend import load_backend
-    from minilora.pretrained import load_tokenizer
+    from minilora.data.records import stratified_split
+    from minilora.jobs import classification as task
+    from minilora.models.pretrained import load_tokenizer
     from minilora.process import keep_freed_memory, peak_memory
-    from minilora.records import stratified_split
-    from minilora.tasks import classification as task
 
     how = task.Recipe(
         targets=["q_proj", "v_proj"], lr=lr, length=SETS[name][1], seed=seed, shards=1 if device == "cuda" else 2
@@ -59,7 +60,7 @@ def run(method: str, name: str, size: int, seed: int, steps: int, lr: float, cho
     examples, _ = task.encode(load_tokenizer("minilm"), texts, labels, how.length, model)
     rest, test = stratified_split(labels, 0.2, seed=0)
     train, validation = stratified_split(labels[rest], 0.125, seed=0)
-    train, held_out = text.take(examples, rest[train]), text.take(examples, rest[validation] if choosing else test)
+    train, held_out = take(examples, rest[train]), take(examples, rest[validation] if choosing else test)
     steps = steps or how.steps(len(train.ids))
     if method in ("lora", "peft"):
         task.prepare(model, how)
@@ -78,13 +79,12 @@ def run(method: str, name: str, size: int, seed: int, steps: int, lr: float, cho
 
 
 def by_minilora(model: Any, train: Any, held_out: Any, how: Any, steps: int) -> dict:
-    from minilora import text
-    from minilora.metrics import scores
-    from minilora.optim import linear_schedule
-    from minilora.tasks.classification import confusion
+    from minilora.jobs.classification import confusion
+    from minilora.nn.optim import linear_schedule
     from minilora.training import fit
+    from minilora.training.metrics import scores
 
-    times, batches = [], text.shuffled(train, how.batch, how.seed)
+    times, batches = [], shuffled(train, how.batch, how.seed)
 
     def timed(step: int) -> Any:
         times.append(time.perf_counter())
@@ -108,10 +108,9 @@ def by_peft(ours: Any, train: Any, held_out: Any, how: Any, steps: int, device: 
     from peft import PeftModel
     from transformers import BertForSequenceClassification
 
-    from minilora import text
-    from minilora.optim import linear_schedule
-    from minilora.peft import save_adapter
-    from minilora.pretrained import locate
+    from minilora.adapters.peft import save_adapter
+    from minilora.models.sources import locate
+    from minilora.nn.optim import linear_schedule
 
     torch.set_num_threads(2)
     base = BertForSequenceClassification.from_pretrained(
@@ -122,7 +121,7 @@ def by_peft(ours: Any, train: Any, held_out: Any, how: Any, steps: int, device: 
         model = PeftModel.from_pretrained(base, Path(folder) / "start", is_trainable=True).to(device)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, how.lr, weight_decay=0.0)
-    schedule, batches = linear_schedule(steps, steps // 20), text.shuffled(train, how.batch, how.seed)
+    schedule, batches = linear_schedule(steps, steps // 20), shuffled(train, how.batch, how.seed)
     losses, times = [], []
 
     def logits(batch: Any) -> Any:
@@ -144,8 +143,7 @@ def by_peft(ours: Any, train: Any, held_out: Any, how: Any, steps: int, device: 
     model.eval()
     with torch.no_grad():
         right = sum(
-            int((logits(batch).argmax(1).cpu().numpy() == batch.targets).sum())
-            for batch in text.in_batches(held_out, 64)
+            int((logits(batch).argmax(1).cpu().numpy() == batch.targets).sum()) for batch in in_batches(held_out, 64)
         )
     return {
         "accuracy": right / len(held_out.ids),

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 import minilora
-from minilora.optim import clip_by_global_norm
+from minilora.nn.optim import clip_by_global_norm
 from minilora.process import blas_threads, keep_freed_memory, peak_memory
 from minilora.training import loss_and_gradients
 
@@ -32,8 +32,8 @@ LR, CLIP = 2e-3, 1.0
 
 def batches(options: argparse.Namespace) -> Iterator[Any]:
     """The same for both sides: windows of a text that every Python carries."""
-    ids = minilora.load_tokenizer("smollm2").encode(minilora.text.english().train[:400_000].decode(errors="ignore"))
-    at = minilora.text.random_windows(ids, options.batch, options.length, seed=0)
+    ids = minilora.load_tokenizer("smollm2").encode(minilora.data.english().train[:400_000].decode(errors="ignore"))
+    at = minilora.data.random_windows(ids, options.batch, options.length, seed=0)
     return map(at, range(options.steps))
 
 
@@ -42,15 +42,15 @@ def prepare(folder: pathlib.Path) -> dict[str, Any]:
     model = minilora.load_pretrained("smollm2")
     minilora.save_pretrained(model, folder / "base", minilora.load_tokenizer("smollm2"))
     minilora.attach_lora(model, ["q_proj", "v_proj"], r=8, alpha=16, rng=np.random.default_rng(0))
-    minilora.peft.save_adapter(model, folder / "adapter")
+    minilora.save_adapter(model, folder / "adapter")
     return {}
 
 
 def minilora_step(options: argparse.Namespace, folder: pathlib.Path) -> Callable[[Any], float]:
     model = minilora.load_pretrained(folder / "base")
-    minilora.peft.load_adapter(model, folder / "adapter")
+    minilora.load_adapter(model, folder / "adapter")
     if options.recompute:
-        minilora.transformer.recompute(model)
+        minilora.nn.recompute(model)
     optimizer = minilora.AdamW(model.trainable_parameters(), lr=LR)
 
     def step(batch: Any) -> float:

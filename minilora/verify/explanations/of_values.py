@@ -123,7 +123,7 @@ def added(w: WrongTensor) -> Finding | None:
         fits = fitted(w.gradient, [w.true, extra])
         if fits is None or max(x.size for x in extra) < 4:  # of a few numbers, any two tensors make any other
             continue
-        whole, parts = readings(fits[:, 0], w.sizes), fits[:, 1]
+        whole, parts = readings(fits[:, 0].tolist(), w.sizes), fits[:, 1]
         steady = np.ptp(parts) < 1e-6 * np.abs(parts).max()
         if whole != ["1"] and (name != own or not steady or whole in ([], ["0"])):
             continue

@@ -1,0 +1,208 @@
+"""What training changed, weight by weight: from an adapter folder, or from two checkpoints of any family."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..adapters.peft import PREFIX, locate_adapter, pairs_of, read_adapter
+from ..adapters.peft.config import is_saved
+from ..adapters.peft.format import PAIR, layers_of
+from ..adapters.spectrum import SVD, lora_svd, numerical_rank, svd
+from ..models.configs import FORMATS
+from ..models.pretrained import base_hash, in_full, read_source, their_name, with_head
+from ..models.sources import locate
+from .runs import base_of_run
+
+
+class Change(NamedTuple):
+    """One weight's change: W (out, in) before and after, or A (r, in), B (out, r) and s of ΔW = s B A, or all five.
+
+    They are kept as they were stored; what is computed from them is float64.
+    """
+
+    before: np.ndarray | None
+    after: np.ndarray | None
+    lora: tuple[np.ndarray, np.ndarray, float] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        if self.lora:
+            A, B, _ = self.lora
+            return len(B), A.shape[1]
+        assert self.after is not None
+        return self.after.shape
+
+    def full_rank(self) -> int:
+        """The rank that ΔW can have at most."""
+        n_out, n_in = self.shape
+        return min(n_out, n_in, len(self.lora[0])) if self.lora else min(n_out, n_in)
+
+    def update(self) -> SVD:
+        """U Σ Vᵀ of ΔW; of an adapter, without forming ΔW. Raises ValueError where float64 cannot hold ‖ΔW‖²."""
+        too_large = ValueError(
+            "ΔW is beyond what float64 can square: its numbers, or alpha, are too large or too small"
+        )
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.lora:
+                A, B, s = self.lora
+                core = s * np.linalg.norm(B.astype(float)) * np.linalg.norm(A.astype(float))  # ‖ΔW‖ is no more
+                if not 0 < core**2 < math.inf:
+                    raise too_large
+                found = lora_svd(A.astype(float), B.astype(float), s)
+            else:
+                found = svd(self.delta())
+            if not 0 < np.sum(found.sigma**2) < math.inf:
+                raise too_large
+        return found
+
+    def delta(self) -> np.ndarray:
+        """ΔW (out, in) of two checkpoints."""
+        assert self.before is not None
+        assert self.after is not None
+        return self.after.astype(float) - self.before
+
+    def error(self, A: np.ndarray, B: np.ndarray) -> float:
+        """‖ΔW - B A‖. Two adapters differ by an adapter of both their ranks, so that ΔW is not formed here either."""
+        if self.lora:
+            A_0, B_0, s = self.lora
+            apart = lora_svd(np.vstack([A_0, A]).astype(float), np.hstack([s * B_0.astype(float), -B]), 1).sigma
+        else:
+            apart = self.delta() - B.astype(float) @ A
+        return float(np.linalg.norm(apart))
+
+    def numerical_rank(self, sigma: np.ndarray) -> int:
+        """By the ε of the dtype in which the weights are stored, float32 at least: half precision would drown all."""
+        stored = self.lora[0] if self.lora else self.after
+        assert stored is not None
+        return numerical_rank(sigma, self.shape, np.promote_types(stored.dtype, np.float32))
+
+
+class Changes(NamedTuple):
+    layers: dict[str, Change]  # whose ΔW is not 0, by the name of the module: model.layers.0.self_attn.q_proj
+    unchanged: list[str]  # whose ΔW is 0
+    others: dict[str, str]  # {a tensor that is not a matrix in both: what happened to it}
+
+
+def read_weights(source: str | Path) -> tuple[str, dict[str, np.ndarray]]:
+    """(family, every tensor) of a checkpoint, a folder or a .gguf file; the family is "" where no config.json says it.
+
+    Of a family that is known the names are those in a model with a head, and GPT-2's Conv1D weights, which its files
+    hold as (in, out), are (out, in). Raises as load_pretrained does for what is missing or damaged.
+    """
+    values, tensors = read_source(locate(source))
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in FORMATS:
+        return "", dict(tensors)
+    return FORMATS[kind].family, in_full(FORMATS[kind].family, tensors)
+
+
+def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Changes:
+    """ΔW = s B A of every layer of an adapter, with W before and after where `base`, a checkpoint, has it.
+
+    What it trains whole (modules_to_save, biases) is among the others. Raises FileNotFoundError for a missing file;
+    ValueError for a feature that read_adapter does not know, for tensors that do not fit each other, the config or the
+    base, and for an adapter whose ΔW is 0 everywhere.
+    """
+    folder = locate_adapter(folder)
+    config, tensors, metadata = read_adapter(folder)
+    whole = trained_whole(config, tensors)
+    pairs = pairs_of(folder, config, {name: x for name, x in tensors.items() if name not in whole})
+    family, weights = ("", {}) if base is None else read_weights(base)
+    expected = metadata.get("base_sha256")
+    if base is not None and expected and expected != hash_below(folder, config, tensors, base):
+        raise ValueError(f"{folder} was made for another base: the weights of {base} are not those it names")
+    layers, unchanged = {}, []
+    for name in sorted(pairs, key=natural):
+        A, B, s = pairs[name]
+        if f"{PREFIX}{name}.lora_embedding_A" in tensors:  # an embedding's weight is (V, C), and s B A is (C, V)
+            A, B = B.T, A.T
+        before = weights.get(f"{with_head(family, name) if family else name}.weight")
+        if before is not None and before.shape != (len(B), A.shape[1]):
+            raise ValueError(f"{name} is {before.shape} in {base}, and the adapter is for {(len(B), A.shape[1])}")
+        if s == 0 or is_zero(A, B):
+            unchanged.append(name)
+            continue
+        with np.errstate(over="ignore", invalid="ignore"):  # update() says it
+            after = None if before is None else before + s * (B.astype(float) @ A)
+        layers[name] = Change(before, after, (A, B, s))
+    if not layers:
+        raise ValueError(f"ΔW = 0 in every layer of {folder}: an adapter that was not trained has no spectrum")
+    if base is not None and all(change.before is None for change in layers.values()):
+        raise ValueError(f"{base} has none of the layers of {folder}: it is not its base")
+    return Changes(layers, unchanged, {name.removeprefix(PREFIX): "trained whole" for name in whole})
+
+
+def is_zero(A: np.ndarray, B: np.ndarray) -> bool:
+    """Is B A zero, but for rounding? It can be where neither is: B's columns that are not 0 may meet rows of A that
+    are."""
+    largest = [float(abs(x).max()) for x in (A, B)]
+    if not all(largest):
+        return True
+    A, B = A / largest[0], B / largest[1]  # so that no square overflows
+    rounding = max(len(B), A.shape[1]) * np.finfo(float).eps * np.linalg.norm(A) * np.linalg.norm(B)
+    return bool(lora_svd(A.astype(float), B.astype(float), 1).sigma[0] <= rounding)
+
+
+def hash_below(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray], base: str | Path) -> str:
+    """base_hash() of `base` with the head that the adapter in `folder` is for, but for what the adapter holds copies
+    of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a head that it has no need of, or lacks
+        model = base_of_run(base, folder, config, tensors)
+    copies = {name.replace(".base_layer.bias", ".bias") for name in tensors}
+    paths = [f"{path}.{what}" for path in layers_of(model) for what in ("weight", "bias")]  # a tied weight's are two
+    return base_hash(model, [path for path in paths if f"{PREFIX}{their_name(model, path)}" in copies])
+
+
+def trained_whole(config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """The names of those of an adapter's tensors that are no A or B, but whole parameters: what modules_to_save names,
+    what is tied to it, and biases."""
+    biases, tied = config.get("bias") not in (None, "none"), bool(config.get("ensure_weight_tying"))
+
+    def is_whole(name: str) -> bool:
+        if PAIR.fullmatch(name) or name.endswith(".base_layer.weight"):
+            return False
+        by_config = (biases and name.endswith(".bias")) or (tied and name.endswith(".weight"))
+        return by_config or is_saved(config, name.removeprefix(PREFIX))
+
+    return list(filter(is_whole, tensors))
+
+
+def checkpoint_changes(base: str | Path, tuned: str | Path) -> Changes:
+    """ΔW of every matrix (two dimensions, floating point) of the same name and shape in both, and what else differs.
+
+    Raises FileNotFoundError for a missing file; ValueError for numbers that are not finite, for checkpoints without
+    such a matrix, and for those whose matrices are all equal.
+    """
+    old, new = read_weights(base)[1], read_weights(tuned)[1]
+    layers, unchanged, others = {}, [], {}
+    for name in sorted(old.keys() | new.keys(), key=natural):
+        before, after = old.get(name), new.get(name)
+        if before is None or after is None:
+            others[name] = f"only in {tuned if before is None else base}"
+        elif before.shape != after.shape:
+            others[name] = f"{before.shape} became {after.shape}"
+        elif before.ndim != 2 or before.dtype.kind != "f":
+            if not np.array_equal(before, after):
+                others[name] = "changed"
+        elif np.array_equal(before, after):
+            unchanged.append(name.removesuffix(".weight"))
+        else:
+            layers[name.removesuffix(".weight")] = Change(before, after)
+    if not layers and not unchanged:
+        raise ValueError(f"{base} and {tuned} have no weight matrix of the same name and shape in common")
+    if not layers:
+        also = f"; what differs is no matrix: {', '.join(others)}" if others else ""
+        raise ValueError(f"ΔW = 0: the {len(unchanged)} matrices of {base} and {tuned} are equal{also}")
+    return Changes(layers, unchanged, others)
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts block 10 after block 9."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]

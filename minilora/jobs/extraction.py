@@ -1,0 +1,115 @@
+"""An adapter of a chosen rank: out of two checkpoints, or out of a larger adapter after its training."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..adapters.lora import LoRALinear
+from ..adapters.peft import CONFIG, PREFIX, WEIGHTS, adapter_files, read_adapter
+from ..adapters.peft.format import PAIR
+from ..adapters.spectrum import SVD, rank_for, truncate, truncation_error
+from ..files import tensors_to_bytes, to_json
+from ..models.names import hub_name
+from ..models.transformer import Transformer
+from ..nn import Linear
+from .changes import Change
+
+
+class Kept(NamedTuple):
+    """What is kept of one layer's ΔW: B A ≈ ΔW, so that s = 1."""
+
+    A: np.ndarray  # (r, in)
+    B: np.ndarray  # (out, r)
+    error: float  # ‖ΔW - B A‖, measured on A and B as they are stored
+    bound: float  # what it must be: Eckart, Young (1936)
+
+
+def keep(name: str, change: Change, update: SVD, rank: int | None, share: float | None) -> Kept:
+    """The best approximation of ΔW of rank `rank`, or else of the least rank that keeps `share` of the energy.
+
+    An adapter of a lower rank than `rank` keeps its own. Raises ArithmeticError if the error measured is above its
+    bound.
+    """
+    if rank is None:
+        assert share is not None
+        rank = rank_for(update.sigma, share)
+    r = min(rank, len(update.sigma))
+    dtype = change.lora[0].dtype if change.lora else np.dtype(np.float32)
+    with np.errstate(over="ignore"):
+        B, A = (factor.astype(dtype) for factor in truncate(update, r))
+    if not np.isfinite(A).all() or not np.isfinite(B).all():
+        raise ValueError(f"{name}: ΔW is too large for an adapter in {dtype}")
+    error, bound = change.error(A, B), truncation_error(update.sigma, r)[0]
+    rounding = 8 * float(np.finfo(dtype).eps) * math.sqrt(np.sum(update.sigma**2))
+    if not error <= bound + rounding:
+        raise ArithmeticError(f"{name}: the adapter is {error:.3g} from ΔW, and rank {r} allows {bound:.3g}")
+    return Kept(A, B, error, bound)
+
+
+def check_rank(rank: int, layers: dict[str, Change]) -> None:
+    """Raise ValueError if the adapter is of a lower rank already, or a matrix of two checkpoints cannot have it."""
+    most = {name: change.full_rank() for name, change in layers.items()}
+    name = min(most, key=lambda name: most[name])
+    if layers[name].lora and rank > max(most.values()):
+        raise ValueError(f"rank {rank} is above {max(most.values())}, which the adapter has already")
+    if not layers[name].lora and rank > most[name]:
+        n_out, n_in = layers[name].shape
+        raise ValueError(f"{name}: rank {rank} is above {most[name]}, the most a {n_out} x {n_in} weight can have")
+
+
+def adaptable(model: Transformer, layers: dict[str, Change]) -> dict[str, str]:
+    """{Hugging Face's name: ours} of those of `layers`, changes of the weights of `model`, that are linear layers.
+
+    Raises ValueError when there is none.
+    """
+    linear = (path for path, module in model.named_modules() if isinstance(module, Linear))
+    found = {name: path for path in linear if (name := hub_name(model.family, path, model.config.head)) in layers}
+    if not found:
+        raise ValueError(f"an adapter goes on a linear layer, and none has changed, only {', '.join(layers)}")
+    return found
+
+
+def extracted_files(model: Transformer, paths: dict[str, str], kept: dict[str, Kept]) -> dict[str, bytes]:
+    """An adapter in PEFT's format for `model`, on which it is put: what is kept of the layers in `paths`; s = 1."""
+    model.freeze()
+    for name, path in paths.items():
+        layer, base = kept[name], model[path]
+        assert isinstance(base, Linear)
+        model[path] = LoRALinear.of(
+            base, {"lora_A": layer.A, "lora_B": layer.B}, r=len(layer.A), alpha=float(len(layer.A))
+        )
+    return adapter_files(model)
+
+
+def shrunk_files(folder: str | Path, kept: dict[str, Kept]) -> dict[str, bytes]:
+    """The adapter in `folder`, whatever its base, with what is kept of its layers in the place of A and B; s = 1.
+
+    What it trains whole stays, and layers whose ΔW is 0 go. Raises ValueError for an adapter of a tied embedding, and
+    where the bias of a layer that goes is trained.
+    """
+    config, before, metadata = read_adapter(Path(folder))
+    tensors = {name: x for name, x in before.items() if not PAIR.fullmatch(name)}
+    adapted = {match["name"]: bool(match["embedding"]) for match in map(PAIR.fullmatch, before) if match}
+    if config.get("ensure_weight_tying") and any(adapted.values()):
+        raise ValueError(
+            f"{folder} adapts an embedding and the head that is tied to it: no smaller one is written of it"
+        )
+    for name in adapted.keys() - kept.keys():
+        tensors.pop(f"{PREFIX}{name}.base_layer.weight", None)
+        if f"{PREFIX}{name}.base_layer.bias" in tensors:
+            raise ValueError(f"{folder} trains the bias of {name}, whose ΔW is 0: no smaller adapter is written of it")
+    ranks = {name: len(layer.A) for name, layer in kept.items()}
+    most = max(ranks.values())
+    others = {name: r for name, r in ranks.items() if r != most}
+    config |= {"r": most, "lora_alpha": most, "rank_pattern": others, "alpha_pattern": others}
+    config |= {"use_rslora": False, "target_modules": sorted(kept)}
+    for name, (A, B, *_) in kept.items():
+        if adapted[name]:
+            tensors |= {f"{PREFIX}{name}.lora_embedding_A": B.T, f"{PREFIX}{name}.lora_embedding_B": A.T}
+        else:
+            tensors |= {f"{PREFIX}{name}.lora_A.weight": A, f"{PREFIX}{name}.lora_B.weight": B}
+    return {WEIGHTS: tensors_to_bytes(tensors, metadata), CONFIG: to_json(config)}

@@ -1,0 +1,287 @@
+"""What rank is enough, and where in W an update acts: the work of `minilora rank`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from ..adapters import spectrum
+from ..adapters.peft import CONFIG, locate_adapter
+from ..adapters.spectrum import SVD
+from ..display.plots import check_png, rank_figures
+from ..display.tables import fits, numbers_right, wide_console
+from ..files import check_free, write_files, write_whole
+from ..models.pretrained import load_pretrained
+from ..process import blas_threads
+from ..spelling import counted
+from .changes import Change, Changes, adapter_changes, checkpoint_changes
+from .extraction import Kept, adaptable, check_rank, extracted_files, keep, shrunk_files
+from .runs import base_for
+
+TOP = 10  # how many singular vectors of the tuned W are looked at for intruders
+SIDES = ("right", "left")
+COMPARED = 64  # how many directions of two updates are compared, as in the figures of Hu et al. (2021)
+
+
+@blas_threads()
+def study(
+    folder: str,
+    tuned: str | None = None,
+    *,
+    base: str | None = None,
+    compare: str | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    out: str | None = None,
+    plot: str | None = None,
+) -> dict[str, Any]:
+    """The spectra of the adapter in `folder`, and of its `base` if that is given; or of what became of the checkpoint
+    `folder` in the checkpoint `tuned`. `compare` is another adapter, whose directions are compared with these.
+
+    Returns {"layers": [...], "summary": {...}}, for JSON. `out` is a new folder for the best adapter of a `rank`, or
+    of the least ranks that keep a share of the `energy`, and then "adapter" says what it holds. A `plot` of NAME.png
+    writes NAME-energy.png, and so on. Raises ValueError and FileNotFoundError before anything is written.
+    """
+    from tqdm import tqdm
+
+    if tuned and base:
+        raise ValueError("a base goes with an adapter; of two checkpoints, the first is the base")
+    check_output(rank, energy, out)
+    if plot:
+        check_png(plot)
+    model, adapter = None, Path()
+    if tuned is None:
+        adapter = adapter_folder(folder)
+        changes = adapter_changes(adapter, base_for(adapter, base) if base else None)
+    else:
+        before = base_for(None, folder) or folder
+        changes = checkpoint_changes(before, tuned)
+        model = load_pretrained(before) if out else None
+    others = adapter_changes(compare).layers if compare else {}
+    if compare and not others.keys() & changes.layers.keys():
+        raise ValueError(f"{compare} adapts none of these layers: there is nothing to compare")
+    paths = adaptable(model, changes.layers) if model else {}
+    wanted = {name: c for name, c in changes.layers.items() if out and (name in paths or not model)}
+    if rank and wanted:
+        check_rank(rank, wanted)
+
+    rows, grids, kept = [], [], {}
+    for name, change in tqdm(changes.layers.items(), desc="decomposing", leave=False, disable=None):
+        try:
+            update = change.update()
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        rows.append({"name": name, **measure(change, update)})
+        if name in others:
+            grids.append(similarity(change, update, others[name]))
+        if name in wanted:
+            kept[name] = keep(name, change, update, rank, energy)
+    result: dict[str, Any] = {"layers": rows, "summary": summary(rows, changes, grids)}
+    if out:
+        result["adapter"] = held(rows, kept, changes)
+    figures = rank_figures(result) if plot else {}
+    if out:
+        write_files(out, extracted_files(model, paths, kept) if model else shrunk_files(adapter, kept))
+    for question, png in figures.items():
+        write_whole(figure_path(str(plot), question), png)
+    return result
+
+
+def adapter_folder(source: str) -> Path:
+    """The folder of an adapter. Raises FileNotFoundError where there is none."""
+    folder = locate_adapter(source)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} is no adapter folder, it holds no {CONFIG}; of two checkpoints, give both")
+    return folder
+
+
+def check_output(rank: int | None, energy: float | None, out: str | None) -> None:
+    """Raise ValueError for an adapter to write that is not said in full, and OSError where it cannot be written."""
+    if rank is not None and energy is not None:
+        raise ValueError("a rank and a share of the energy both say how much to keep: give one of them")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank = {rank!r} is not a whole number from 1 up")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy = {energy!r} is not a share above 0 and up to 1")
+    if (rank is None and energy is None) != (not out):
+        raise ValueError("to write an adapter takes a folder for it, and a rank or a share of the energy to keep")
+    if out:
+        check_free(out)
+
+
+def figure_path(plot: str, question: str) -> Path:
+    return Path(plot).with_name(f"{Path(plot).stem}-{question}.png")
+
+
+# ---- one layer ----
+
+
+def measure(change: Change, update: SVD) -> dict[str, Any]:
+    """What there is to say of one ΔW, and of its W if that is known."""
+    sigma = update.sigma
+    row: dict[str, Any] = {
+        "shape": list(change.shape),
+        "norm": float(np.linalg.norm(sigma)),
+        "stable_rank": spectrum.stable_rank(sigma),
+        "effective_rank": spectrum.effective_rank(sigma),
+        "numerical_rank": change.numerical_rank(sigma),
+        "rank_90": spectrum.rank_for(sigma, 0.9),
+        "rank_99": spectrum.rank_for(sigma, 0.99),
+        "singular_values": {"update": sigma.tolist()},
+    }
+    if change.before is None or change.after is None:
+        return row
+    W, r = change.before.astype(float), row["rank_90"]
+    before, after = spectrum.svd(W), spectrum.svd(change.after.astype(float))
+    left, right = spectrum.intruders(before, after, TOP)
+    factor, size = spectrum.amplification(W, update, r), float(np.linalg.norm(W))
+    row |= {
+        "relative_norm": row["norm"] / size if size else None,
+        "amplification": factor if math.isfinite(factor) else None,
+        "projected_norm": {  # table 7 of Hu et al. (2021): on the first r directions of each
+            "update": spectrum.projected_norm(W, update, r),
+            "weight": spectrum.projected_norm(W, before, r),
+            "random": spectrum.random_projected_norm(W, r),
+        },
+        "intruders": {"left": left.tolist(), "right": right.tolist()},
+    }
+    row["singular_values"] |= {"before": before.sigma.tolist(), "after": after.sigma.tolist()}
+    return row
+
+
+def similarity(change: Change, update: SVD, other: Change) -> dict[str, np.ndarray]:
+    """φ(i, j) of two updates of one layer, over the directions of each that are more than rounding."""
+    if other.shape != change.shape:
+        raise ValueError(f"the layers to compare are of another shape, {other.shape} and not {change.shape}")
+    other_update = other.update()
+    m = min(COMPARED, change.numerical_rank(update.sigma))
+    n = min(COMPARED, other.numerical_rank(other_update.sigma))
+    n_out, n_in = change.shape
+    return {
+        "right": spectrum.subspace_similarity(update.Vt[:m].T, other_update.Vt[:n].T),
+        "left": spectrum.subspace_similarity(update.U[:, :m], other_update.U[:, :n]),
+        "random_right": spectrum.random_similarity(m, n, n_in),
+        "random_left": spectrum.random_similarity(m, n, n_out),
+    }
+
+
+# ---- all layers ----
+
+
+def summary(rows: list[dict[str, Any]], changes: Changes, grids: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Means over the layers that changed, and what else did."""
+    kept = spectrum.mean_energy([np.array(row["singular_values"]["update"]) for row in rows])
+    found: dict[str, Any] = {
+        "layers": len(rows),
+        "unchanged": changes.unchanged,
+        "other_tensors": changes.others,
+        "energy_kept": kept.tolist(),  # by rank 1, 2, ...
+        "rank_90": int(np.argmax(kept >= 0.9)) + 1,
+        "rank_99": int(np.argmax(kept >= 0.99)) + 1,
+        "stable_rank": mean(row["stable_rank"] for row in rows),
+        "effective_rank": mean(row["effective_rank"] for row in rows),
+    }
+    beside = [row["intruders"] for row in rows if "intruders" in row]
+    if beside:
+        found["intruders"] = {side: mean(len(row[side]) for row in beside) for side in SIDES}
+    if grids:
+        m, n = (min(grid["right"].shape[axis] for grid in grids) for axis in (0, 1))
+        means = {key: np.mean([grid[key][:m, :n] for grid in grids], axis=0).tolist() for key in grids[0]}
+        found["similarity"] = {"layers": len(grids), **means}
+    return found
+
+
+def held(rows: list[dict[str, Any]], kept: dict[str, Kept], changes: Changes) -> dict[str, Any]:
+    """What the adapter holds, by how much it is off (relative to ‖ΔW‖ of its layers), and what it cannot hold."""
+    norms = {row["name"]: row["norm"] for row in rows}
+    left_out = {name: "changed" for name in norms if name not in kept}
+    return {
+        "layers": [
+            {"name": name, "rank": len(layer.A), "error": layer.error, "bound": layer.bound}
+            for name, layer in kept.items()
+        ],
+        "parameters": sum(layer.A.size + layer.B.size for layer in kept.values()),
+        "relative_error": math.hypot(*(layer.error for layer in kept.values()))
+        / math.hypot(*(norms[name] for name in kept)),
+        "not_held": left_out | {name: what for name, what in changes.others.items() if what != "trained whole"},
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table of the layers, and what follows from it in words."""
+    console = wide_console()
+    table = layers_table(result)
+    console.print(table if fits(console, table) else layers_table(result, narrow=True))
+    if any("intruders" in row for row in result["layers"]):
+        said = f"""\
+amplified: ‖ΔW‖ over what W has in the directions that carry 90 % of ΔW
+intruders: how many of the first {TOP} singular vectors of W after, left and right, are like none of W before"""
+        console.print(said, soft_wrap=True)
+    for line in conclusions(result):
+        console.print(line, soft_wrap=True)
+
+
+def layers_table(result: dict[str, Any], narrow: bool = False) -> Any:
+    """A rich Table with a row for each layer; a narrow one has the shape beside the name, and headers in lines."""
+    from rich.box import SIMPLE
+
+    beside = any("intruders" in row for row in result["layers"])
+    columns = ["σ₁", "of ‖W‖" if beside else "‖ΔW‖", "stable", "effec-tive", "numer-ical", "90 %"]
+    columns = ["layer", *([] if narrow else ["shape"]), *columns, *(["ampli-fied", "intru-ders"] if beside else [])]
+    headers = (column.replace("-", "-\n" if narrow else "") for column in columns)
+    title = "The update ΔW: its size and its rank, by four measures"
+    # without lines and padding, or a name would not fit beside so many columns
+    table = numbers_right(title, *headers, box=SIMPLE, collapse_padding=True, padding=(0, 0 if narrow else 1))
+    for row in result["layers"]:
+        sides, part, factor = (row.get(key) for key in ("intruders", "relative_norm", "amplification"))
+        cells = [f"{row['singular_values']['update'][0]:.3g}"]
+        cells += [("-" if part is None else f"{part:.1%}") if beside else f"{row['norm']:.3g}"]
+        cells += [f"{row['stable_rank']:.1f}", f"{row['effective_rank']:.1f}"]
+        cells += [str(row["numerical_rank"]), str(row["rank_90"])]
+        if beside:  # a base may lack one of the layers, such as a head that is tied
+            cells += ["-" if factor is None else f"{factor:.2g}"]
+            cells += [f"{len(sides['left'])}, {len(sides['right'])}" if sides else "-"]
+        shape = "{}x{}".format(*row["shape"])
+        table.add_row(*([f"{row['name']} {shape}"] if narrow else [row["name"], shape]), *cells)
+    return table
+
+
+def conclusions(result: dict[str, Any]) -> list[str]:
+    total, adapter = result["summary"], result.get("adapter")
+    said = [
+        f"Rank {total['rank_90']} keeps 90 % of the energy of ΔW and rank {total['rank_99']} keeps 99 %, in the mean "
+        f"over {counted(total['layers'], 'layer')}; their effective rank is {total['effective_rank']:.1f}."
+    ]
+    if total["unchanged"]:
+        said += [f"Not changed: {some(total['unchanged'])}."]
+    if "intruders" in total:
+        sides = total["intruders"]
+        said += [f"Intruders, in the mean of a layer: {sides['left']:.1f} left, {sides['right']:.1f} right, of {TOP}."]
+    if "similarity" in total:
+        grids = total["similarity"]
+        first = ", ".join(f"{s} {grids[s][0][0]:.3f} (at random {grids['random_' + s][0][0]:.3f})" for s in SIDES)
+        layers = counted(grids["layers"], "layer")
+        said += [f"φ of the first singular vectors of both updates, in the mean of {layers}: {first}."]
+    if adapter:
+        ranks = [layer["rank"] for layer in adapter["layers"]]
+        of_rank = f"{min(ranks)} to {max(ranks)}" if len(set(ranks)) > 1 else str(ranks[0])
+        said += [
+            f"The adapter has {counted(len(ranks), 'layer')} of rank {of_rank}, {adapter['parameters']:,} parameters; "
+            f"it misses {adapter['relative_error']:.1%} of ‖ΔW‖, the least that these ranks allow."
+        ]
+        if adapter["not_held"]:
+            said += [f"It cannot hold what else is different: {some(adapter['not_held'])}."]
+    elif total["other_tensors"]:
+        said += [f"Different too, and not a matrix of both: {some(total['other_tensors'])}."]
+    return said
+
+
+def some(names: Collection[str]) -> str:
+    """The first few names, and how many more."""
+    first = ", ".join(list(names)[:4])
+    return first if len(names) <= 4 else f"{first} and {len(names) - 4} more"

@@ -1,0 +1,326 @@
+"""Choosing a rank: a fine-tuning for each rank and seed of a grid, and the smallest rank that is good enough.
+
+Alpha and the learning rate are the same at every rank, so that the scale s = α/r falls as r grows (the convention of
+Hu et al., 2021, section 4.1), or α/√r with rslora. A seed draws the same batches at every rank.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import statistics
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stderr
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..accounting import count_parameters
+from ..adapters.attach import attach_lora
+from ..display.plots import sweep_figure
+from ..display.tables import numbers_right, wide_console
+from ..files import check_free, check_writable, read_json, to_json, write_whole
+from ..models.pretrained import base_hash, load_pretrained, load_tokenizer
+from ..process import blas_threads, end_with, folder_lock
+from ..spelling import counted
+from .data import Numbers, warn
+from .language_model import check_windows, finetune, read_text
+from .runs import CHECKPOINT, SETTINGS, base_for, check_settings, progress, read_settings
+
+JSON, PNG = "sweep.json", "sweep.png"
+Row = dict[str, Any]  # of sweep.json: what is known of a rank
+
+
+def sweep(
+    base: str,
+    data: str,
+    out: str | Path,
+    ranks: Sequence[int],
+    seeds: int = 3,
+    *,
+    jobs: int = 2,
+    shards: int = 1,
+    threads: int = 1,
+    resume: bool = False,
+    tell: Callable[[Numbers], None] | None = None,
+    backend: ModuleType = np,
+    **options: Any,
+) -> dict[str, Any]:
+    """Fine-tune at every rank with the seeds 0, 1, ..., seeds - 1, and compare the ranks by their validation loss.
+
+    A cell is one rank and one seed: a run of `finetune` with `options`, in out/rank-R/seed-S. joblib runs `jobs` cells
+    at a time, in processes, or where joblib.parallel_config says (Dask, Ray): their number changes no byte. That of
+    the threads in a cell, `shards`, does; it is a setting, and never taken from the machine, as is `threads`, those of
+    BLAS. With `resume` the cells that are done are kept, those that were begun go on, and ranks and seeds may be added.
+
+    `out` then holds sweep.json, which is also returned, and sweep.png. The loss of a cell is its lowest on validation
+    text once training began, in bits per byte. A cell whose numbers blow up has failed and the others go on; its rank
+    has no mean, which would be one over the lucky seeds.
+
+    `tell` is called before the first cell with the numbers of the data, which data.show prints. Raises ValueError,
+    OSError or ImportError for bad input, before anything is made; FloatingPointError, after
+    sweep.json is written, when no rank finished with every seed.
+    """
+    out, ranks = Path(out), sorted(ranks)
+    if min(seeds, jobs, threads) < 1 or not ranks or len(set(ranks)) < len(ranks):
+        said = f"ranks {ranks}, {seeds} seeds, {jobs} jobs, {threads} threads"
+        raise ValueError(f"{said}: give each rank once, and at least one of each")
+    defaults = finetune.__kwdefaults__ or {}  # finetune's own
+    options = defaults | options | {"data": data, "shards": shards, "backend": backend}
+    grid = [{"rank": rank, "seed": seed} for rank in ranks for seed in range(seeds)]
+    with folder_lock(out) as killed:
+        first = next(iter(begun(out, grid)), None)
+        options["base"] = base_for(folder_of(out, first) if first else out, base)  # one commit for all cells
+        trainable = check(out, grid, options, resume, killed, tell)
+        try:
+            outcomes = run(out, grid, options, jobs, threads)
+        except KeyboardInterrupt:
+            kept = f"stopped; what is done is kept in {out}; the same command with --resume goes on"
+            raise KeyboardInterrupt(*[kept] if begun(out, grid) else []) from None
+        settings = read_json(folder_of(out, grid[0]) / SETTINGS) | {"ranks": ranks, "seeds": seeds}
+        rows = [
+            {"rank": rank, "trainable": trainable[rank], **summary(outcomes[i * seeds : (i + 1) * seeds])}
+            for i, rank in enumerate(ranks)
+        ]
+        report = {
+            "settings": {key: value for key, value in settings.items() if key not in ("rank", "seed")},
+            "base_bits_per_byte": next((losses[0] for losses in outcomes if not isinstance(losses, str)), None),
+            "ranks": rows,
+            **choose(rows),
+        }
+        write_whole(out / JSON, to_json(report))
+        if report["best"] is None:
+            raise FloatingPointError(
+                f"no rank finished with every seed; {failures(report)[0]}: lower the learning rate"
+            )
+        write_whole(out / PNG, sweep_figure(report, headline(report)))
+    return report
+
+
+def folder_of(out: Path, cell: dict[str, int]) -> Path:
+    return out / f"rank-{cell['rank']}" / f"seed-{cell['seed']}"
+
+
+def begun(out: Path, grid: list[dict[str, int]]) -> list[dict[str, int]]:
+    return [cell for cell in grid if (folder_of(out, cell) / SETTINGS).is_file()]
+
+
+def check(
+    out: Path,
+    grid: list[dict[str, int]],
+    options: dict[str, Any],
+    resume: bool,
+    killed: bool,
+    tell: Callable[[Numbers], None] | None = None,
+) -> dict[int, int]:
+    """Find what is wrong with the input while nothing is made; return the trainable parameters of each rank.
+    A sweep that was `killed` before its first cell began can be resumed too.
+
+    `tell` is called with the numbers of the data. What is left, finetune finds before it makes a folder.
+    """
+    try:
+        import joblib  # noqa: F401
+    except ImportError:
+        raise ImportError("a sweep needs joblib: pip install '.[sweep]' in the clone") from None
+    cells = begun(out, grid)
+    if not resume:
+        if cells:
+            raise ValueError(f"{out} already holds a sweep: --resume goes on with it, or choose another folder")
+        check_free(out)
+    elif cells or killed:
+        check_writable(out, (JSON, PNG))
+    else:
+        raise FileNotFoundError(f"{out} holds no cell of this sweep to resume: start it without --resume")
+    length = options["length"]
+    dataset = read_text(
+        options["data"], load_tokenizer(options["base"]), options["batch"], length, 0, options["encoding"]
+    )
+    warn(dataset.parts)
+    shape = {key: options[key] for key in ("targets", "alpha", "dropout", "rslora")}
+    trainable = {}
+    for rank in sorted({cell["rank"] for cell in grid}):
+        model = load_pretrained(options["base"])
+        check_windows(model, length)
+        attach_lora(model, r=rank, rng=np.random.default_rng(0), **shape)
+        trainable[rank] = count_parameters(model)["trainable"]
+    others = (
+        "read",
+        "encoding",
+        "tell",
+        "backend",
+        "checkpoint_every",
+        "recompute",
+        "resume",
+    )  # they change no byte, or are no option
+    settings = {key: value for key, value in options.items() if key not in others}
+    settings |= {"base_sha256": base_hash(model), "data_sha256": dataset.sha256}
+    for cell in cells:
+        if (folder_of(out, cell) / CHECKPOINT).is_file():  # or it starts again
+            check_settings(folder_of(out, cell), settings | cell)
+    if tell:
+        tell({"length": length, "parts": dataset.parts})
+    return trainable
+
+
+def run(
+    out: Path, grid: list[dict[str, int]], options: dict[str, Any], jobs: int, threads: int
+) -> list[dict[int, float] | str]:
+    """What run_cell returns for each cell of the grid, `jobs` of them at a time."""
+    import joblib
+    from tqdm import tqdm
+
+    class Parallel(joblib.Parallel):
+        def print_progress(self) -> None:  # called after each cell, by every backend: not all can return a generator
+            bar.update(self.n_completed_tasks - bar.n)
+
+    backend, _ = joblib.parallel.get_active_backend()
+    children = type(backend) in (joblib.parallel.BACKENDS[name] for name in ("loky", "multiprocessing"))
+    ours = {"initializer": end_with, "initargs": (os.getpid(),)} if children else {}
+    options = options | {"backend": options["backend"].__name__}  # a module cannot be pickled
+    call = joblib.delayed(run_cell)
+    with tqdm(total=len(grid), desc="sweeping", unit="cell", disable=None, leave=False) as bar:
+        return Parallel(n_jobs=jobs, **ours)(
+            call(folder_of(out, cell), options | cell, os.getpid() if children else None, threads) for cell in grid
+        )
+
+
+def run_cell(folder: Path, options: dict[str, Any], parent: int | None, threads: int) -> dict[int, float] | str:
+    """Begin or go on with one cell: {step: bits per byte of validation text}, or how it failed, in words.
+
+    `parent` is the process of the sweep where its backend starts processes for the cells.
+    """
+    from tqdm import tqdm
+
+    apart = parent not in (None, os.getpid())
+    if apart:  # the default lock is a semaphore, and Python warns of one that Ctrl-C left behind
+        tqdm.set_lock(threading.RLock())
+    options = options | {"backend": import_module(options["backend"]), "resume": (folder / SETTINGS).is_file()}
+    try:
+        # The bars of several processes would fight for one line of the terminal.
+        with redirect_stderr(io.StringIO()) if apart else nullcontext(), blas_threads(threads):
+            done = finetune(out=folder, **options)
+    except FloatingPointError as error:
+        return str(error).partition(":")[0]  # what happened; the rest is advice, and a path
+    losses = done["bits_per_byte"]
+    bad = [f"the validation loss of step {step} is {loss}" for step, loss in losses.items() if not math.isfinite(loss)]
+    return bad[0] if bad else losses
+
+
+def summary(outcomes: list[dict[int, float] | str]) -> Row:
+    """The seeds of a rank, the mean of their losses, its standard error and their standard deviation (n - 1).
+
+    There is no mean when a seed failed, and no spread of one seed.
+    """
+    seeds: list[Row] = []
+    for outcome in outcomes:
+        if isinstance(outcome, str):
+            seeds.append({"failed": outcome})
+        else:
+            loss, step = min((loss, step) for step, loss in outcome.items() if step)
+            seeds.append({"bits_per_byte": loss, "at_step": step, "steps": max(outcome)})
+    row: Row = {"seeds": seeds, "mean": None, "standard_deviation": None, "standard_error": None}
+    losses = [seed["bits_per_byte"] for seed in seeds if "failed" not in seed]
+    if len(losses) == len(seeds):
+        row["mean"] = statistics.fmean(losses)
+        if len(losses) > 1:
+            row["standard_deviation"] = statistics.stdev(losses)
+            row["standard_error"] = row["standard_deviation"] / math.sqrt(len(losses))
+    return row
+
+
+def choose(rows: list[Row]) -> dict[str, Any]:
+    """The best rank, by its mean; the Pareto set, the ranks that do better than every smaller one; and the choice.
+
+    The choice is the smallest rank whose mean is within one standard error, the best one's, of the best: the 1 SE rule
+    (Breiman, Friedman, Olshen and Stone, Classification and Regression Trees, 1984, section 3.4.3). One seed has no
+    standard error: then there is no choice.
+    """
+    rows = [row for row in rows if row["mean"] is not None]
+    best = min(rows, key=lambda row: row["mean"], default=None)
+    pareto = [row["rank"] for i, row in enumerate(rows) if all(row["mean"] < other["mean"] for other in rows[:i])]
+    chosen = None
+    if best and best["standard_error"] is not None:
+        bound = best["mean"] + best["standard_error"]
+        chosen = next(row["rank"] for row in rows if row["mean"] <= bound)
+    return {"best": best and best["rank"], "pareto": pareto, "chosen": chosen}
+
+
+def failures(report: dict[str, Any]) -> list[str]:
+    return [
+        f"rank {row['rank']}, seed {i}, failed: {seed['failed']}"
+        for row in report["ranks"]
+        for i, seed in enumerate(row["seeds"])
+        if "failed" in seed
+    ]
+
+
+def headline(report: dict[str, Any]) -> str:
+    best, chosen = report["best"], report["chosen"]
+    if chosen is None:
+        return f"Rank {best} did best, with one seed and so without a spread"
+    if best == report["settings"]["ranks"][0]:
+        return f"Rank {best} did best, and is the smallest that was tried"
+    if chosen == best:
+        return f"Rank {best} did best, and no smaller one is within one standard error of it"
+    return f"Rank {chosen} is the smallest within one standard error of the best, rank {best}"
+
+
+def conclusion(report: dict[str, Any]) -> str:
+    """What follows from the report, in words."""
+    best = next(row for row in report["ranks"] if row["rank"] == report["best"])
+    said = [f"{failure}. A rank with a failed seed is not compared." for failure in failures(report)]
+    said.append(f"{headline(report)}.")
+    if report["chosen"] is None:
+        said.append("Nothing says that it is better than the others, or which rank is enough: give --seeds 3 or more.")
+    else:
+        said.append(
+            f"That error is {best['standard_error']:.4f} bits per byte, of {len(best['seeds'])} seeds; to choose by it "
+            "is the one standard error rule of Breiman et al. (1984)."
+        )
+    if best["mean"] >= report["base_bits_per_byte"]:
+        said.append("But no rank does better than the base: train longer, or at another learning rate.")
+    elif best["rank"] == report["settings"]["ranks"][-1]:
+        said.append("The best is the largest that was tried: a larger one may do better.")
+    return "\n".join(said)
+
+
+def describe_sweep(folder: Path) -> dict[str, str]:
+    """What `minilora info` says of the folder of a sweep; of one that was stopped, how far its cells are.
+
+    Raises ValueError for a sweep.json of something else.
+    """
+    if not (folder / JSON).is_file():
+        cells = [path.parent for path in folder.glob(f"rank-*/seed-*/{SETTINGS}")]
+        done = sum(progress(cell)[0] >= read_settings(cell)["steps"] or progress(cell)[1] for cell in cells)
+        return {"sweep": f"stopped, {done} of {counted(len(cells), 'cell')} that were begun are done"}
+    report = read_json(folder / JSON)
+    try:
+        settings, found = report["settings"], headline(report) if report["best"] else "no rank finished"
+        words = ", ".join(str(rank) for rank in settings["ranks"])
+        said = {"sweep": f"ranks {words}, {counted(settings['seeds'], 'seed')} of each", "found": found}
+        return said | {"on": f"{settings['data']}, {counted(settings['steps'], 'step')} in a run"}
+    except (KeyError, TypeError, IndexError, ValueError):
+        raise ValueError(f"{folder / JSON} is not of a sweep: choose another folder") from None
+
+
+def show(report: dict[str, Any], out: str | Path) -> None:
+    """The report as a table, and what follows from it in words."""
+    console = wide_console()
+    title = f"Bits per byte of validation text, seeds: {report['settings']['seeds']}"
+    table = numbers_right(title, "rank", "trained", "mean", "std.\ndeviation", "std.\nerror", "", words=(0, -1))
+    table.add_row("base", "0", f"{report['base_bits_per_byte']:.4f}", "", "", "")
+    for row in report["ranks"]:
+        found = [row[name] for name in ("mean", "standard_deviation", "standard_error")]
+        numbers = ("-" if number is None else f"{number:.4f}" for number in found)
+        notes = [name for name in ("chosen", "best") if row["rank"] == report[name]]
+        if not notes and (row["mean"] is None or row["rank"] in report["pareto"]):
+            notes = ["failed" if row["mean"] is None else "Pareto"]
+        table.add_row(str(row["rank"]), f"{row['trainable']:,}", *numbers, ", ".join(notes))
+    console.print(table)
+    console.print(conclusion(report), soft_wrap=True)
+    console.print(f"written to {out}; look at {Path(out) / PNG}", soft_wrap=True)

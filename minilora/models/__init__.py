@@ -1,0 +1,1 @@
+"""Models people use: one family a file, and what all of them share."""

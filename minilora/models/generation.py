@@ -1,0 +1,167 @@
+"""Text from a language model, an id at a time; what was computed for earlier ids is kept (transformer.KVCache)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backend import to_numpy
+from ..nn import KVCache, Pass
+from ..process import blas_threads
+from .tokenizer import ByteTokenizer, Tokenizer, check_matches
+from .transformer import Transformer
+
+CHUNK = 64  # tokens of a prompt that are read at a time
+
+
+@blas_threads()
+def generate(
+    model: Transformer,
+    prompt: str,
+    tokens: int = 200,
+    *,
+    tokenizer: Tokenizer | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    rng: np.random.Generator | None = None,
+) -> str:
+    """`prompt` and what the model makes of it: up to `tokens` ids more, fewer when it ends the text itself.
+
+    Temperature 0 takes the most probable id each time. Otherwise ids are drawn with `rng` from
+    softmax(logits / temperature), of the `top_k` most probable if given, and of the fewest that together have the
+    probability `top_p` (Holtzman et al., 2019). Without a tokenizer the ids are bytes. Only the last config.max_length
+    ids are looked at.
+    Raises ValueError for an empty prompt, a missing rng, a tokenizer of another vocabulary, and a model that does not
+    continue texts.
+    """
+    tokenizer = tokenizer or ByteTokenizer()
+    ids = tokenizer.encode(prompt)
+    new = continuation(model, ids, tokens, tokenizer, temperature, top_k, top_p, rng)
+    return tokenizer.decode([*ids.tolist(), *new])
+
+
+def stream(
+    model: Transformer,
+    prompt: str,
+    tokens: int = 200,
+    *,
+    tokenizer: Tokenizer | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    rng: np.random.Generator | None = None,
+    special: bool = True,
+) -> Iterator[str]:
+    """What `generate` adds to the prompt, piece by piece as it comes.
+
+    `special`: whether the tokenizer puts its special tokens around the prompt; a chat has them already.
+    """
+    tokenizer = tokenizer or ByteTokenizer()
+    ids = tokenizer.encode(prompt, special)
+    return tokenizer.pieces(continuation(model, ids, tokens, tokenizer, temperature, top_k, top_p, rng))
+
+
+def answer(
+    model: Transformer,
+    messages: Sequence[Mapping[str, Any]],
+    tokens: int = 200,
+    *,
+    tokenizer: Tokenizer,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    rng: np.random.Generator | None = None,
+) -> Iterator[str]:
+    """What an instruct model says to a conversation (Tokenizer.chat), piece by piece as it comes; the rest as generate.
+
+    The conversation and the answer have config.max_length tokens at most: one whose beginning is gone reads as another.
+    Raises ValueError, besides, for a conversation that leaves no room for an answer.
+    """
+    ids = tokenizer.encode(tokenizer.chat(messages), special=False)
+    room = model.config.max_length - len(ids)
+    if room < 1:
+        raise ValueError(
+            f"the conversation is {len(ids)} tokens long, and the model reads {model.config.max_length}: "
+            "say it in fewer words, or start a new one"
+        )
+    return tokenizer.pieces(continuation(model, ids, min(tokens, room), tokenizer, temperature, top_k, top_p, rng))
+
+
+def continuation(
+    model: Transformer,
+    ids: np.ndarray,
+    tokens: int,
+    tokenizer: Tokenizer,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    rng: np.random.Generator | None,
+) -> Iterator[int]:
+    """next_ids, once all that can be wrong has been looked for. Raises as generate does."""
+    check_continues(model, tokenizer)
+    if not len(ids):
+        raise ValueError("the prompt is empty: give at least one character")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature {temperature} is below 0, or no number")
+    if temperature > 0 and rng is None:
+        raise ValueError(f"temperature {temperature} needs a generator: rng=numpy.random.default_rng(seed)")
+    if top_k < 0:
+        raise ValueError(f"top_k = {top_k} is below 0")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p = {top_p} is not a probability above 0")
+    return next_ids(model, ids, tokens, tokenizer.stop, temperature, top_k, top_p, rng)
+
+
+def check_continues(model: Transformer, tokenizer: Tokenizer) -> None:
+    """Raise ValueError for a model that does not continue texts, or not those of this tokenizer."""
+    vocab_size = model.config.vocab_size
+    if isinstance(tokenizer, ByteTokenizer) and vocab_size != 256:
+        raise ValueError(f"text is read as bytes, which need a vocabulary of 256: this model's is {vocab_size}")
+    check_matches(tokenizer, model.config.vocab_size)
+    if model.family in ("bert", "roberta") or model.config.head != "lm":
+        raise ValueError(f"a {model.family} with the head {model.config.head!r} does not continue texts")
+
+
+def next_ids(
+    model: Transformer,
+    ids: np.ndarray,
+    tokens: int,
+    stop: Collection[int] = (),
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    rng: np.random.Generator | None = None,
+) -> Iterator[int]:
+    """Up to `tokens` ids after `ids` (N,), as they are found. One of `stop` ends them, and is not given."""
+    context, seen = model.config.max_length, ids.tolist()
+    new, kv_cache = ids[-context:], KVCache(min(context, len(ids) + tokens))
+    for _ in range(tokens):
+        if kv_cache.length + len(new) > context:  # from here on the first ids are left out, and all positions move
+            new, kv_cache = np.array(seen[-context:]), KVCache(context)
+        for start in range(0, len(new), CHUNK):  # of a long prompt, or all its logits would be there at once
+            logits, _ = model.forward(new[None, start : start + CHUNK], run=Pass(kv_cache=kv_cache))
+        i = choose(to_numpy(logits[0, -1]), temperature, top_k, top_p, rng)
+        if i in stop:
+            return
+        yield i
+        seen.append(i)
+        new = np.array([i])
+
+
+def choose(logits: np.ndarray, temperature: float, top_k: int, top_p: float, rng: np.random.Generator | None) -> int:
+    """One id: the most probable, or (by adding Gumbel noise) a draw from the softmax."""
+    if temperature == 0 or rng is None:
+        return int(logits.argmax())
+    with np.errstate(over="ignore"):  # by the least of temperatures, to -inf: the most probable is at 0
+        z = (logits.astype(np.float64) - logits.max()) / temperature
+    if 0 < top_k < len(z):
+        z[z < np.partition(z, -top_k)[-top_k]] = -np.inf
+    if top_p < 1:
+        order = np.argsort(-z, kind="stable")
+        P = np.exp(z[order]) / np.exp(z).sum()
+        z[order[np.cumsum(P) - P >= top_p]] = -np.inf  # what comes once the others have top_p already
+    return int((z + rng.gumbel(size=len(z))).argmax())

@@ -1,0 +1,168 @@
+"""The tokenizer that a GGUF file describes: the vocabulary, and the rules that its names stand for.
+
+Both kinds are BPE: a word starts as its letters (or bytes), and the best pair of neighbours is joined, again and again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .gguf import read_header
+from .tokenizer import SubwordTokenizer, Tokenizer, refusing, tokenizers
+
+# Text is cut into words before it is cut into tokens; `tokenizer.ggml.pre` names the rule that the model learned with.
+LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLITS = {"llama-bpe": rf"{LETTERS}|\p{{N}}{{1,3}}|{SIGNS}", "qwen2": rf"{LETTERS}|\p{{N}}|{SIGNS}"}
+PRE = ("gpt-2", "smollm", *SPLITS)
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
+NAMES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "eot": "eot"}
+
+
+def gguf_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a GGUF file: byte-level BPE with the word rules of GPT-2, SmolLM2, Llama 3 and Qwen2, or
+    SentencePiece's BPE, as Llama 2 and the first Mistral have it.
+
+    Raises FileNotFoundError, ImportError where a package is missing, and ValueError for a file that is damaged, and
+    for a tokenizer of another kind or with rules that the `tokenizers` package cannot follow exactly.
+    """
+    path = Path(path)
+    try:
+        return build(read_header(path).values)
+    except ValueError as error:
+        raise ValueError(f"{path} holds no tokenizer that can be read: {error}") from None
+
+
+def build(values: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that the keys of a file describe. Raises ValueError."""
+    given = {key.removeprefix("tokenizer.ggml."): value for key, value in values.items()}
+    tokens, kind = texts(given, "tokens"), str(given.get("model"))
+    types = np.asarray(given.get("token_type", [NORMAL] * len(tokens)))
+    if types.shape != (len(tokens),):
+        raise ValueError(f"tokenizer.ggml.token_type has shape {types.shape}: there are {len(tokens)} tokens")
+    if kind not in ("gpt2", "llama"):
+        raise ValueError(f"tokenizer.ggml.model = {kind!r:.80} is not supported, only gpt2 and llama")
+    names = {f"{name}_token": token_of(tokens, key, given) for name, key in NAMES.items() if f"{key}_token_id" in given}
+    make = byte_level if kind == "gpt2" else sentence_piece
+    splitter, bos = make(given, tokens, types, names)
+
+    package = tokenizers()
+    special = [*(tokens[i] for i in np.flatnonzero(types == CONTROL)), *names.values()]
+    splitter.add_special_tokens([package.AddedToken(token, normalized=False) for token in special if token])
+    defined = [tokens[i] for i in np.flatnonzero(types == USER_DEFINED) if tokens[i] not in special]
+    splitter.add_tokens([package.AddedToken(token, normalized=False) for token in defined if token])
+    before = [names["bos_token"]] if given.get("add_bos_token", bos) is True and "bos_token" in names else []
+    after = [names["eos_token"]] if given.get("add_eos_token") is True and "eos_token" in names else []
+    if before or after:
+        single = [*before, "$A", *after]
+        splitter.post_processor = refusing(
+            package.processors.TemplateProcessing,
+            single=single,
+            pair=[*single, *(f"{part}:1" for part in (*before, "$B", *after))],
+            special_tokens=[(token, splitter.token_to_id(token)) for token in (*before, *after)],
+        )
+    template = values.get("tokenizer.chat_template")
+    ends = [given["eot_token_id"]] if "eot_token" in names else []
+    return SubwordTokenizer(splitter, names, template if isinstance(template, str) else None, ends)
+
+
+def texts(given: Mapping[str, Any], key: str) -> list[str]:
+    found = given.get(key)
+    if not isinstance(found, list):
+        raise ValueError(f"tokenizer.ggml.{key} is missing, or holds no texts")
+    return found
+
+
+def token_of(tokens: list[str], key: str, given: Mapping[str, Any]) -> str:
+    i = given[f"{key}_token_id"]
+    if not isinstance(i, int) or not 0 <= i < len(tokens):
+        raise ValueError(f"tokenizer.ggml.{key}_token_id = {i!r:.80} is none of {len(tokens)} tokens")
+    return tokens[i]
+
+
+def numbered(tokens: list[str]) -> dict[str, int]:
+    ids = {token: i for i, token in enumerate(tokens)}
+    if len(ids) < len(tokens):
+        raise ValueError("a token stands twice in tokenizer.ggml.tokens")
+    return ids
+
+
+def byte_level(
+    given: Mapping[str, Any], tokens: list[str], types: np.ndarray, names: Mapping[str, str]
+) -> tuple[Any, bool]:
+    """GPT-2's: the words of a text, as bytes in a printable alphabet; the file lists the merges, the best first.
+
+    Returns the package's tokenizer, and whether bos comes first where the file does not say.
+    """
+    pre = str(given.get("pre"))
+    if pre not in PRE:
+        raise ValueError(f"tokenizer.ggml.pre = {pre!r:.80} is not supported, only {', '.join(PRE)}")
+    merges = [tuple(merge.split(" ")) for merge in texts(given, "merges")]
+    if any(len(merge) != 2 for merge in merges):
+        raise ValueError("an entry of tokenizer.ggml.merges does not join two tokens")
+    package = tokenizers()
+    rules, words = package.pre_tokenizers, []
+    # Llama 3 looks a whole word up before it joins its letters.
+    model = refusing(package.models.BPE, vocab=numbered(tokens), merges=merges, ignore_merges=pre == "llama-bpe")
+    splitter = package.Tokenizer(model)
+    if pre == "qwen2":
+        splitter.normalizer = package.normalizers.NFC()
+    if pre == "smollm":
+        words = [rules.Digits(individual_digits=True)]
+    if pre in SPLITS:
+        words = [rules.Split(package.Regex(SPLITS[pre]), "isolated")]
+    words.append(rules.ByteLevel(add_prefix_space=False, use_regex=pre not in SPLITS))
+    splitter.pre_tokenizer = rules.Sequence(words)
+    splitter.decoder = package.decoders.ByteLevel()
+    return splitter, pre == "llama-bpe"
+
+
+def sentence_piece(
+    given: Mapping[str, Any], tokens: list[str], types: np.ndarray, names: Mapping[str, str]
+) -> tuple[Any, bool]:
+    """SentencePiece's BPE: the whole text, ▁ for a space; of all pairs, the one is joined whose result scores best.
+
+    The file lists scores and no merges. A pair that gives the piece s is as good as the score of s, so the merges are
+    all cuts of all pieces in two, by falling score of the whole; equal scores would be joined from left to right
+    whatever they give, which no list of merges can say. Letters without a piece become their bytes.
+    Returns as byte_level does.
+    """
+    scores = np.asarray(given.get("scores"))
+    if scores.shape != types.shape or scores.dtype.kind != "f" or not np.isfinite(scores).all():
+        raise ValueError(f"tokenizer.ggml.scores does not hold a number for each of the {len(tokens)} tokens")
+    if np.isin(types, (USER_DEFINED, UNUSED)).any():
+        raise ValueError("tokens of type user-defined or unused beside scores are not supported")
+    ids = numbered(tokens)
+    pieces = {tokens[i]: scores[i] for i in np.flatnonzero(types == NORMAL)}
+    cuts = [
+        (score, piece[:i], piece[i:])
+        for piece, score in pieces.items()
+        for i in range(1, len(piece))
+        if piece[:i] in pieces and piece[i:] in pieces
+    ]
+    joined = Counter(pieces[piece] for piece in {left + right for _, left, right in cuts})
+    if joined and max(joined.values()) > 1:
+        raise ValueError("two pieces of tokenizer.ggml.scores have the same score: their order is not known")
+    lost = sorted({letter for piece in pieces for letter in piece} - set(pieces))
+    if lost:
+        raise ValueError(f"the letter {lost[0]!r} stands in tokenizer.ggml.tokens only within other tokens")
+    package = tokenizers()
+    merges = [(left, right) for _, left, right in sorted(cuts, key=lambda cut: (-cut[0], len(cut[1])))]
+    unknown = names.get("unk_token")
+    model = refusing(package.models.BPE, vocab=ids, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    splitter = package.Tokenizer(model)
+    spaces = [package.normalizers.Replace(" ", "▁")]
+    decoders = package.decoders
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if given.get("add_space_prefix", True):
+        spaces.insert(0, package.normalizers.Prepend("▁"))
+        parts.append(decoders.Strip(" ", 1, 0))
+    splitter.normalizer = package.normalizers.Sequence(spaces)
+    splitter.decoder = decoders.Sequence(parts)
+    return splitter, True

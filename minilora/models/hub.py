@@ -1,0 +1,165 @@
+"""Models and adapters by their names on the Hugging Face Hub: ORG/NAME or NAME, with a branch, tag or commit after @.
+
+`huggingface_hub` does the work: its cache, token, offline switch (HF_HUB_OFFLINE) and progress bar are used.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..spelling import did_you_mean
+
+NAME = re.compile(r"(?:https://huggingface\.co/)?((?:\w[\w.-]*/)?\w[\w.-]*)(?:@((?!.*\.\.)\w[\w./+-]*))?", re.ASCII)
+FILES = (".gguf", ".json", ".safetensors")  # a name that ends so is a file's
+COMMIT = re.compile("[0-9a-f]{40}")
+PICKLE = re.compile(r"(pytorch_model|adapter_model|model|consolidated)\b.*\.(bin|pt|pth|ckpt)")  # weights
+PACKAGE = "huggingface_hub>=1.31"
+SHOWN = 12  # files of a repository that an error lists
+
+
+class HubName(NamedTuple):
+    name: str  # "org/name", or "gpt2"
+    revision: str | None = None  # a branch, a tag or a commit
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+
+def name_on_hub(source: str | Path) -> HubName | None:
+    """`source` as a name on the Hub, or None for a path: what exists, a Path, and what cannot be a name.
+
+    A folder that is mistyped, as runs/ntoes, may be a name.
+    """
+    match = NAME.fullmatch(source) if isinstance(source, str) and not Path(source).exists() else None
+    return HubName(*match.groups()) if match and not match[1].endswith(FILES) else None
+
+
+def fetch(hub: HubName, needs: Collection[str], also: Collection[str] = (), known: Collection[str] = ()) -> Path:
+    """The folder in the Hub's cache with the files `needs`, and those of `also` that the repository has.
+
+    The folder is called like the commit. `known` are other names that an error for an unknown one suggests. Raises
+    ImportError without the package, FileNotFoundError for a name, revision or file that is not there or that the cache
+    lacks without a network, PermissionError for a gated repository, ConnectionError for other failures, ValueError for
+    weights that are only there as a pickle.
+    """
+    try:
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.utils import tqdm
+    except ImportError:
+        raise ImportError(
+            f"{did_you_mean(hub.name, known)}no folder or file {hub.name!r}; a name on the Hub takes a package: "
+            f"pip install '{PACKAGE}'"
+        ) from None
+
+    class Bar(tqdm):  # shown on a terminal alone, and gone when it is done
+        def __init__(self, *values: Any, **options: Any) -> None:
+            super().__init__(*values, **options | {"disable": None, "leave": False})
+
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)  # its warnings would stand above the one line of an error
+    try:
+        found = snapshot_download(
+            hub.name,
+            revision=hub.revision,
+            allow_patterns=[*needs, *also],
+            local_files_only=constants.HF_HUB_OFFLINE or is_down(hub),
+            tqdm_class=Bar,
+        )
+    except Exception as error:  # the client has no class for all that it raises
+        if isinstance(error, OSError) and error.errno:  # of the disk
+            raise
+        raise explained(error, hub, known) from None
+    finally:
+        log.setLevel(level)
+    folder = Path(found)
+    for file in needs:
+        if not (folder / file).is_file():
+            raise missing(hub, folder, file)
+    return folder
+
+
+def is_down(hub: HubName) -> bool:
+    """Whether the Hub does not answer, for a commit whose files are not listed in the cache: the client tries to list
+    them for half a minute, and to resolve a branch but once."""
+    from huggingface_hub import HfApi, errors, get_cached_repo_tree
+
+    if not COMMIT.fullmatch(hub.revision or ""):
+        return False
+    try:
+        get_cached_repo_tree(hub.name, revision=hub.revision)
+    except errors.CachedRepoTreeNotFoundError:
+        try:
+            HfApi().model_info(hub.name, revision=hub.revision)
+        except errors.HfHubHTTPError as error:
+            return error.response.status_code >= 500
+        except Exception:
+            return True
+    return False
+
+
+def explained(error: Exception, hub: HubName, known: Collection[str]) -> OSError:
+    """An error of the client as one line that says what to do."""
+    from huggingface_hub import constants, errors
+
+    others = f", none of {', '.join(known)}" if known else ""
+    nowhere = f"{did_you_mean(hub.name, known)}no folder or file {hub.name!r}{others}"
+    if isinstance(error, errors.GatedRepoError):
+        page = f"{constants.ENDPOINT}/{hub.name}"
+        return PermissionError(f"{hub.name} is gated: accept its conditions at {page}, then log in with: hf auth login")
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        revision = f" --revision {hub.revision}" if hub.revision else ""
+        command = f'hf download {hub.name}{revision} --include "*.json" --include "*.safetensors" --include "*.jinja"'
+        why = (
+            f"the Hub cannot be reached ({short(error.__cause__)})" if error.__cause__ else "the Hub cannot be reached"
+        )
+        if constants.HF_HUB_OFFLINE:
+            why = "HF_HUB_OFFLINE is set: unset it, or"
+        return FileNotFoundError(
+            f"{nowhere}, and the Hub's cache lacks it or a part of it; {why}, where there is a network, run: {command}"
+        )
+    refused = isinstance(error, errors.HfHubHTTPError) and error.response.status_code == 401
+    if refused or isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+        return FileNotFoundError(
+            f"{nowhere}, and no such name on the Hub, or it is private and the token does not open it: hf auth login"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return FileNotFoundError(f"{hub.name} on the Hub has no branch, tag or commit {hub.revision or 'main'!r}")
+    return ConnectionError(f"{hub.name} cannot be fetched from the Hub: {short(error)}")
+
+
+def missing(hub: HubName, folder: Path, file: str) -> Exception:
+    """Why `file` is not in the folder of fetch()."""
+    from huggingface_hub import HfApi, errors
+
+    try:
+        found = HfApi().model_info(hub.name, revision=folder.name).siblings or []
+        there = [sibling.rfilename for sibling in found]
+    except Exception as error:  # without a network, what the cache knows
+        there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        if not any(map(PICKLE.fullmatch, there)):
+            return explained(errors.LocalEntryNotFoundError(short(error)), hub, ())
+    pickles = [name for name in there if PICKLE.fullmatch(name)]
+    if file.endswith(".safetensors") and pickles:
+        return pickled(
+            f"{hub.name}: {pickles[0]}", file, f", or take a revision that holds one, as {hub.name}@refs/pr/1"
+        )
+    listed = ", ".join(there[:SHOWN]) + ", ..." * (len(there) > SHOWN)
+    return FileNotFoundError(f"{hub.name} on the Hub holds no {file}, only {listed or 'nothing'}")
+
+
+def pickled(what: str | Path, instead: str, otherwise: str = "") -> ValueError:
+    """The refusal of weights that are only there as a pickle."""
+    library = "PEFT" if instead.startswith("adapter") else "transformers"
+    return ValueError(
+        f"{what} is a pickle, which can run code and is never read: load it in {library} and save it again, as "
+        f"{instead}{otherwise}"
+    )
+
+
+def short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,343 @@
+"""What turns text into ids and back: the bytes themselves, or the pieces that a pretrained model has learned.
+
+The splitting is the work of the `tokenizers` package, which the models' own authors use. Here is what stands around
+it: special tokens, batches, chat templates, and text that comes out while its ids are still coming in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..data import decode_bytes, encode_bytes
+from ..files import read_bytes, read_json, to_json
+from .chat_template import render
+
+READ = (  # the files of a model's folder that are read here
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+    "chat_template.jinja",
+)  # fmt: skip
+AT_ONCE = 4096  # texts: beside each token, the package keeps a hundred bytes for as long as it encodes
+KEPT = ("add_prefix_space", "split_special_tokens", "truncation_side")  # settings that a tokenizer.json cannot hold
+FILES = (  # of a model folder: what transformers makes its tokenizer of, and where a text ends
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+    "chat_template.json", "generation_config.json",
+)  # fmt: skip
+TEMPLATES = "additional_chat_templates"  # a folder of more, by name
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a byte, in the vocabularies that fall back on bytes
+
+
+class TextBatch(NamedTuple):
+    """Texts side by side, padded on the right; arrays on the host."""
+
+    ids: np.ndarray  # (B, T) int64
+    padding: np.ndarray  # (B, T) bool, True for a real token
+    segments: np.ndarray  # (B, T) int64, 1 in the second text of a pair
+    cut: np.ndarray  # (B,) bool, True for a text that was too long
+    lengths: np.ndarray  # (B,) int64, the tokens of each before it was cut
+
+
+class Tokenizer:
+    """Text to ids and back. `bos`, `eos`, `pad` and `unknown`, which stands for what the vocabulary does not
+    have, are ids, or None; `special` are the ids that are no text, `vocab` is the number of ids."""
+
+    vocab: int
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
+    unknown: int | None = None
+    special: frozenset[int] = frozenset()
+
+    def encode(self, text: str, special: bool = True) -> np.ndarray:
+        """(N,) int64. `special` adds what the model expects around a text ([CLS] ... [SEP], <s> ...)."""
+        raise NotImplementedError
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, special tokens left out."""
+        raise NotImplementedError
+
+    def batch(self, texts: Sequence[str | tuple[str, str]], length: int | None = None) -> TextBatch:
+        """Texts or pairs of texts for an encoder, cut to at most `length` ids (None: not cut)."""
+        raise NotImplementedError
+
+    @cached_property
+    def stop(self) -> frozenset[int]:
+        """The ids that end a text."""
+        return frozenset()
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], reply: bool = True) -> str:
+        """The text of a conversation, [{"role": "user", "content": "Hi"}, ...], as the model was taught to read it.
+
+        `reply` opens the turn that the model is to fill. The text holds its special tokens already: encode it with
+        special=False. Raises ValueError for a model without a chat template, and for messages it does not accept.
+        """
+        raise ValueError("this model has no chat template: it continues a text, it does not answer messages")
+
+    def files(self) -> dict[str, bytes]:
+        """{file name: content} of a folder out of which read_tokenizer makes the same again; none for bytes. Those that
+        it was read from, if it was, byte for byte."""
+        return {}
+
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of `ids` as they come, each piece as soon as no later id can change it: "".join is decode(ids).
+
+        What a decoder says of an id depends on the ids next to it (a space between words, the bytes of one letter).
+        So a few ids are decoded again each time, from the last place where the text was final.
+        """
+        context: list[int] = []  # the ids of the last piece, ...
+        waiting: list[int] = []  # ... and those after it
+        for i in ids:
+            if self.is_silent(i):
+                continue
+            waiting.append(i)
+            given, known = self.decode(context), self.decode(context + waiting)
+            if not (known.endswith("\N{REPLACEMENT CHARACTER}") or self.is_byte(i)):
+                if len(known) > len(given):
+                    yield known[len(given) :]
+                context, waiting = waiting, []
+        if waiting:
+            yield self.decode(context + waiting)[len(self.decode(context)) :]
+
+    def is_silent(self, i: int) -> bool:
+        """Whether decode leaves this id out."""
+        return False
+
+    def is_byte(self, i: int) -> bool:
+        """Whether this id is a byte that the ids after it can still turn into another letter."""
+        return False
+
+
+class ByteTokenizer(Tokenizer):
+    """The ids are the bytes, 0..255: nothing to load, and no special tokens."""
+
+    vocab = 256
+    pad = 0  # a byte that no text has
+
+    def encode(self, text: str, special: bool = True) -> np.ndarray:
+        return encode_bytes(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return decode_bytes(np.fromiter(ids, np.int64))
+
+    def batch(self, texts: Sequence[str | tuple[str, str]], length: int | None = None) -> TextBatch:
+        if any(not isinstance(text, str) for text in texts):
+            raise ValueError("bytes have no token that parts a pair of texts: give one text for each row")
+        rows = [self.encode(text) for text in texts if isinstance(text, str)]
+        lengths = [len(row) for row in rows]
+        return padded([row[:length] for row in rows], [np.zeros(len(row[:length])) for row in rows], lengths, 0)
+
+
+class SubwordTokenizer(Tokenizer):
+    """A tokenizer of the `tokenizers` package, its ids and its chat template by name.
+
+    `names` holds the special tokens, {"bos_token": "<s>", ...}; `ends` more ids that end a text; `settings` what a
+    tokenizer_config.json says of truncation and special tokens; `folder` is where it was read from.
+    Raises ValueError for a special token that is not in the vocabulary.
+    """
+
+    def __init__(
+        self,
+        splitter: Any,
+        names: Mapping[str, str],
+        template: str | None = None,
+        ends: Iterable[int] = (),
+        folder: Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.settings = {key: settings[key] for key in KEPT if key in settings} if settings else {}
+        cut = splitter.truncation or {}
+        self.truncation_side = self.settings.setdefault("truncation_side", cut.get("direction", "right"))
+        splitter.no_truncation()  # a file may carry what its author last used
+        splitter.no_padding()
+        self.splitter, self.names, self.template = splitter, dict(names), template
+        self.vocab = 1 + max(splitter.get_vocab().values(), default=-1)
+        self.special = frozenset(i for i, token in splitter.get_added_tokens_decoder().items() if token.special)
+        self.bos, self.eos, self.pad = (self._id(f"{name}_token") for name in ("bos", "eos", "pad"))
+        self.ends, self.folder = frozenset(ends), folder
+        named = getattr(splitter.model, "unk_token", self.names.get("unk_token"))  # a unigram model has no such name
+        self.unknown = None if named is None else splitter.token_to_id(named)
+        self.encode("a")  # some damaged files are found only now
+
+    def _id(self, name: str) -> int | None:
+        if name not in self.names:
+            return None
+        found: int | None = self.splitter.token_to_id(self.names[name])
+        if found is None:
+            raise ValueError(f"{name} {self.names[name]!r} is not in the tokenizer's vocabulary")
+        return found
+
+    def encode(self, text: str, special: bool = True) -> np.ndarray:
+        return np.array(refusing(self.splitter.encode, checked(text), add_special_tokens=special).ids, np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self.splitter.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def batch(self, texts: Sequence[str | tuple[str, str]], length: int | None = None) -> TextBatch:
+        """As Tokenizer.batch; of a pair, the longer text is cut first. Not from two threads at once.
+
+        Raises ValueError for a length that has no room for a text between its special tokens.
+        """
+        rows = [checked(text) if isinstance(text, str) else tuple(map(checked, text)) for text in texts]
+        if length is not None:
+            around = self.splitter.num_special_tokens_to_add(is_pair=any(isinstance(row, tuple) for row in rows))
+            if length <= around:
+                raise ValueError(f"length = {length} has no room for a text: {around} special tokens stand around it")
+            self.splitter.enable_truncation(length, direction=self.truncation_side)
+        ids, segments, lengths = [], [], []
+        try:
+            for start in range(0, len(rows), AT_ONCE):
+                for one in refusing(self.splitter.encode_batch, rows[start : start + AT_ONCE]):
+                    ids.append(np.array(one.ids, np.int32))
+                    segments.append(np.array(one.type_ids, np.int8))
+                    lengths.append(len(one.ids) + sum(rest.special_tokens_mask.count(0) for rest in one.overflowing))
+        finally:
+            self.splitter.no_truncation()
+        return padded(ids, segments, lengths, self.pad or 0)
+
+    @cached_property
+    def stop(self) -> frozenset[int]:
+        """eos, what the model's files name, and the special token with which the chat template ends a turn."""
+        found = {*self.ends, self.eos}
+        if self.template is not None:
+            answer = "an answer"
+            try:
+                text = self.chat([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}], False)
+            except ValueError:  # a template that wants other messages
+                text = answer
+            after = self.encode(text.rpartition(answer)[2], special=False).tolist()
+            found.add(next((i for i in after if i in self.special), self.eos))
+        return frozenset(i for i in found if i is not None)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], reply: bool = True) -> str:
+        if self.template is None:
+            return super().chat(messages, reply)
+        said = [dict(message) for message in messages]
+        return render(self.template, messages=said, add_generation_prompt=reply, **self.names)
+
+    def files(self) -> dict[str, bytes]:
+        if self.folder is not None:
+            return tokenizer_files(self.folder)
+        settings = {**self.settings, "tokenizer_class": "PreTrainedTokenizerFast", **self.names}
+        if self.template is not None:
+            settings["chat_template"] = self.template
+        ends = {"eos_token_id": sorted(self.stop)} if self.stop else {}
+        return {
+            "tokenizer.json": self.splitter.to_str(pretty=True).encode(),
+            "tokenizer_config.json": to_json(settings),
+            "generation_config.json": to_json(ends),
+        }
+
+    def is_silent(self, i: int) -> bool:
+        return int(i) in self.special or self.splitter.id_to_token(int(i)) is None
+
+    def is_byte(self, i: int) -> bool:
+        return BYTE_TOKEN.fullmatch(self.splitter.id_to_token(int(i))) is not None
+
+
+def padded(ids: Sequence[Any], segments: Sequence[Any], lengths: Sequence[int], pad: int) -> TextBatch:
+    """Rows of different lengths as one TextBatch; `lengths` before they were cut."""
+    shape, before = (len(ids), max(map(len, ids), default=0)), np.array(lengths, np.int64)
+    cut = before > np.array([len(row) for row in ids], np.int64)
+    batch = TextBatch(np.full(shape, pad), np.zeros(shape, bool), np.zeros(shape, np.int64), cut, before)
+    for row, (row_ids, row_segments) in enumerate(zip(ids, segments, strict=True)):
+        batch.ids[row, : len(row_ids)] = row_ids
+        batch.padding[row, : len(row_ids)] = True
+        batch.segments[row, : len(row_ids)] = row_segments
+    return batch
+
+
+def checked(text: str) -> str:
+    """`text`. Raises ValueError for half a surrogate pair, which is no text (json.loads lets it through)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} of the text, {text[error.start]!r}, is half a letter") from None
+    return text
+
+
+def read_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder: tokenizer.json, and what the files beside it say, as transformers reads
+    them (tokenizer_classes).
+
+    Raises ImportError where a package is missing, FileNotFoundError for a folder without a tokenizer.json, ValueError
+    for files that are damaged, and for settings that are not followed.
+    """
+    folder = Path(folder)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the text cannot be turned into the ids of this model")
+    settings, special_tokens_map, added_tokens, config, generation = (
+        read_json(folder / name) if (folder / name).is_file() else {}
+        for name in (
+            "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
+            "generation_config.json",
+        )
+    )  # fmt: skip
+    from .tokenizer_classes import build  # which no model over bytes needs
+
+    ends = generation.get("eos_token_id", config.get("eos_token_id"))
+    package = tokenizers()
+    try:
+        content = path.read_text(encoding="utf-8")
+        splitter, names = refusing(build, package, content, settings, special_tokens_map, added_tokens, config)
+        return SubwordTokenizer(
+            splitter,
+            names,
+            chat_template(folder, settings.get("chat_template")),
+            [i for i in (ends if isinstance(ends, list) else [ends]) if isinstance(i, int)],
+            folder,
+            settings,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """{file name: content} of those of FILES, and the named templates, that are in a folder."""
+    paths = [*(folder / name for name in FILES), *sorted((folder / TEMPLATES).glob("*.jinja"))]
+    return {path.relative_to(folder).as_posix(): read_bytes(path) for path in paths if path.is_file()}
+
+
+def chat_template(folder: Path, setting: Any) -> str | None:
+    """The template in a file of its own, or the setting: a text, or several by name, of which "default" is meant."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if isinstance(setting, list):
+        found = [one.get("template") for one in setting if isinstance(one, dict) and one.get("name") == "default"]
+        setting = found[0] if found else None
+    return setting if isinstance(setting, str) else None
+
+
+def refusing(make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """make(...) of the `tokenizers` package. Raises ValueError for what it refuses: it has no narrower class than
+    Exception, and for some damaged files a panic, which is none.
+    """
+    try:
+        return make(*arguments, **options)
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # Ctrl-C
+        raise ValueError(" ".join(str(error).split())[:200]) from None
+
+
+def tokenizers() -> Any:
+    """The package. Raises ImportError with the line to run."""
+    try:
+        import tokenizers as package
+    except ImportError:
+        raise ImportError("this model reads text through a package: pip install 'tokenizers>=0.20'") from None
+    return package
+
+
+def check_matches(tokenizer: Tokenizer, vocab: int) -> None:
+    """Raise ValueError unless an embedding of `vocab` rows has one for each id. It may have more: many are padded."""
+    if tokenizer.vocab > vocab:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab} ids, the model's embedding {vocab} rows: they do not belong together"
+        )

@@ -1,0 +1,79 @@
+"""A whole model: embeddings, blocks and a head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array, get_array_module
+from ..nn import (
+    Inputs,
+    Module,
+    Pass,
+    Sequential,
+)
+from .config import Config
+
+
+class Transformer(Sequential):
+    """embed, block_0, ..., norm, and a head: token ids (B, T) in, logits (B, T, V) out, or those of the N positions
+    inputs.labelled, (N, V); of a classifier (B, labels), or of tokens (B, T, labels); without a head the hidden states
+    (B, T, C)."""
+
+    def __init__(self, family: str, config: Config, layers: dict[str, Module]) -> None:
+        super().__init__(layers)
+        self.family, self.config = family, config
+        self.said: dict[str, Any] = {}  # what else the config.json said that is worth keeping, for save_pretrained
+        self.hub: tuple[str, str | None] | None = None  # its name on the Hugging Face Hub, and the commit
+
+    def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, list[Any]]:
+        """Host ids are checked, then moved to where the weights are; ids on a GPU were checked before they moved.
+
+        Raises ValueError for ids that are not (B, T) integers in 0..V-1, for more tokens (those of run.kv_cache
+        included) than config.max_length, for a KV cache with padding, and for a padding or segments that are not (B, T)
+        too, of the dtype and in the range that Inputs says.
+        """
+        xp = get_array_module(next(self.parameters()).data)
+        kv_cache, (padding, segments, labelled) = run.kv_cache, inputs
+        if get_array_module(ids) is np:
+            check_ids(ids, self.config, kv_cache.length if kv_cache else 0)
+        segment = getattr(self.layers["embed"], "segment", None)
+        check_inputs(inputs, run, np.shape(ids), None if segment is None else len(segment.weight.data))
+        inputs = Inputs(
+            None if padding is None else xp.asarray(padding),
+            None if segments is None else xp.asarray(segments),
+            None if labelled is None else (xp.asarray(labelled[0]), xp.asarray(labelled[1])),
+        )
+        y, caches = super().forward(xp.asarray(ids), inputs, run)
+        if kv_cache:
+            kv_cache.length += ids.shape[1]
+        return y, caches
+
+
+def check_ids(ids: Any, config: Config, start: int = 0) -> None:
+    """Raise ValueError unless `ids` (a host array, or nested lists) can be fed to a model of this config, after
+    `start` others."""
+    ids = np.asarray(ids)
+    if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
+        raise ValueError(f"token ids are integers of shape (batch, tokens), not {ids.dtype} of shape {ids.shape}")
+    if start + ids.shape[1] > config.max_length:
+        raise ValueError(f"{start + ids.shape[1]} tokens are more than the model's {config.max_length} positions")
+    if ids.min() < 0 or ids.max() >= config.vocab_size:
+        wrong = ids[(ids < 0) | (ids >= config.vocab_size)][0]
+        raise ValueError(f"token id {wrong} is outside the vocabulary 0..{config.vocab_size - 1}")
+
+
+def check_inputs(inputs: Inputs, run: Pass, shape: tuple[int, ...], segments: int | None) -> None:
+    """Raise ValueError unless padding and segments fit ids of this shape, in a model of so many segments, or of none.
+
+    Values on a GPU are not looked at.
+    """
+    padding, s = inputs.padding, inputs.segments
+    if run.kv_cache and padding is not None:
+        raise ValueError("a KV cache and padding do not go together: generate one sequence at a time")
+    for name, x, kind, kinds in (("padding", padding, "bool", "b"), ("segments", s, "integers", "iu")):
+        if x is not None and (x.shape != shape or x.dtype.kind not in kinds):
+            raise ValueError(f"{name} is {kind} of the ids' shape {shape}, not {x.dtype} of shape {x.shape}")
+    if segments and s is not None and get_array_module(s) is np and not 0 <= s.min() <= s.max() < segments:
+        raise ValueError(f"segments from {s.min()} to {s.max()} are outside 0..{segments - 1}")

@@ -1,0 +1,11 @@
+"""The structure: parameters, gradients, modules, layers, blocks, optimizers."""
+
+from .attention import Attention, AttentionCache, FusedAttention, Rope
+from .blocks import MLP, Block, BlockCache, Checkpointed, GatedMLP, Gelu, PostNormBlock, PreNormBlock, recompute
+from .embeddings import Embeddings, positions
+from .fused import FusedLinear, Part
+from .heads import Labelled, Select, Tanh
+from .inputs import Inputs, Pass
+from .kv_cache import KVCache
+from .layers import Embedding, LayerNorm, Linear, LinearCache, NormModuleCache, RMSNorm
+from .module import Gradients, Module, Parameter, Sequential, check_fit, check_names, join, shapes_of

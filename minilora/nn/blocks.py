@@ -1,0 +1,151 @@
+"""MLPs and the blocks of a transformer."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+from .. import ops
+from ..backend import Array
+from .inputs import Inputs, Pass
+from .module import Gradients, Module, Sequential
+
+
+class Gelu(Module):
+    """y = gelu(x), in the form of BERT, or (approximate) in the tanh form of GPT-2"""
+
+    def __init__(self, approximate: bool) -> None:
+        self.approximate = approximate
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Array]:
+        return ops.gelu_tanh_forward(x) if self.approximate else ops.gelu_forward(x)
+
+    def backward(self, dy: Array, slope: Array, grads: Gradients) -> Array:
+        return ops.gelu_backward(dy, slope)
+
+
+class MLP(Module):
+    """GPT-2, BERT:     y = down_proj(gelu(up_proj(x)))"""
+
+    def __init__(self, up_proj: Module, gelu: Gelu, down_proj: Module) -> None:
+        self.up_proj, self.gelu, self.down_proj = up_proj, gelu, down_proj
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+        h, c1 = self.up_proj.forward(x, inputs, run)
+        h, c2 = self.gelu.forward(h, inputs, run)
+        y, c3 = self.down_proj.forward(h, inputs, run)
+        return y, (c1, c2, c3)
+
+    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
+        c1, c2, c3 = cache
+        dh = self.down_proj.backward(dy, c3, grads)
+        dh = self.gelu.backward(dh, c2, grads)
+        return self.up_proj.backward(dh, c1, grads)
+
+
+class GatedMLP(Module):
+    """Llama:           y = down_proj(silu(gate_proj(x)) ∘ up_proj(x))      (Shazeer, 2020, equation 6)"""
+
+    def __init__(self, gate_proj: Module, up_proj: Module, down_proj: Module) -> None:
+        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+        gate, c1 = self.gate_proj.forward(x, inputs, run)
+        up, c2 = self.up_proj.forward(x, inputs, run)
+        h, c3 = ops.swiglu_forward(gate, up)
+        y, c4 = self.down_proj.forward(h, inputs, run)
+        return y, (c1, c2, c3, c4)
+
+    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
+        c1, c2, c3, c4 = cache
+        dh = self.down_proj.backward(dy, c4, grads)
+        dgate, dup = ops.swiglu_backward(dh, c3)
+        dx = self.gate_proj.backward(dgate, c1, grads)
+        dx += self.up_proj.backward(dup, c2, grads)
+        return dx
+
+
+class BlockCache(NamedTuple):
+    norm_1: Any
+    attention: Any
+    norm_2: Any
+    mlp: Any
+
+
+class Block(Module):
+    def __init__(self, norm_1: Module, attention: Module, norm_2: Module, mlp: Module) -> None:
+        self.norm_1, self.attention, self.norm_2, self.mlp = norm_1, attention, norm_2, mlp
+
+
+class PreNormBlock(Block):
+    """GPT-2, Llama:    x₁ = x + attention(norm_1(x))       y = x₁ + mlp(norm_2(x₁))"""
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, BlockCache]:
+        h, c1 = self.norm_1.forward(x, inputs, run)
+        h, c2 = self.attention.forward(h, inputs, run.with_dx() if self.norm_1.trainable else run)
+        x, run = x + h, run.with_dx()
+        h, c3 = self.norm_2.forward(x, inputs, run)
+        h, c4 = self.mlp.forward(h, inputs, run)
+        return x + h, BlockCache(c1, c2, c3, c4)
+
+    def backward(self, dy: Array, cache: BlockCache, grads: Gradients) -> Array | None:
+        dh = self.mlp.backward(dy, cache.mlp, grads)
+        dx = dy + self.norm_2.backward(dh, cache.norm_2, grads)
+        dh = self.attention.backward(dx, cache.attention, grads)
+        return None if dh is None else dx + self.norm_1.backward(dh, cache.norm_1, grads)
+
+
+class PostNormBlock(Block):
+    """BERT:            x₁ = norm_1(x + attention(x))       y = norm_2(x₁ + mlp(x₁))"""
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, BlockCache]:
+        h, c1 = self.attention.forward(x, inputs, run)
+        run = run.with_dx()
+        x, c2 = self.norm_1.forward(x + h, inputs, run)
+        h, c3 = self.mlp.forward(x, inputs, run)
+        y, c4 = self.norm_2.forward(x + h, inputs, run)
+        return y, BlockCache(norm_1=c2, attention=c1, norm_2=c4, mlp=c3)
+
+    def backward(self, dy: Array, cache: BlockCache, grads: Gradients) -> Array | None:
+        dh = self.norm_2.backward(dy, cache.norm_2, grads)
+        dx = dh + self.mlp.backward(dh, cache.mlp, grads)
+        dh = self.norm_1.backward(dx, cache.norm_1, grads)
+        dx = self.attention.backward(dh, cache.attention, grads)
+        return None if dx is None else dh + dx
+
+
+class CheckpointedCache(NamedTuple):
+    x: Array
+    inputs: Inputs
+    run: Pass
+
+
+class Checkpointed(Module):
+    """A block that keeps its input alone, and runs again when its backward comes: the cache of one block at a time,
+    for one more forward (Chen et al., 2016). What is trainable then decides what is learned.
+    """
+
+    def __init__(self, block: Module) -> None:
+        self.block = block
+
+    def children(self) -> dict[str, Module]:
+        return self.block.children()  # it adds nothing to a path
+
+    def replace(self, name: str, module: Module) -> None:
+        self.block.replace(name, module)
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, CheckpointedCache]:
+        again = run._replace(rng=copy.deepcopy(run.rng), memo=None)  # dropout is to draw the same again
+        return self.block.forward(x, inputs, run)[0], CheckpointedCache(x, inputs, again)
+
+    def backward(self, dy: Array, cache: CheckpointedCache, grads: Gradients) -> Any:
+        x, inputs, run = cache
+        _, block_cache = self.block.forward(x, inputs, run._replace(rng=copy.deepcopy(run.rng)))
+        return self.block.backward(dy, block_cache, grads)
+
+
+def recompute(model: Sequential) -> None:
+    """Have every block keep its input alone, and compute the rest again for its backward."""
+    for name, layer in model.layers.items():
+        if isinstance(layer, Block):
+            model.layers[name] = Checkpointed(layer)

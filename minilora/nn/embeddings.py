@@ -1,0 +1,64 @@
+"""Token, position and segment embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backend import Array, get_array_module
+from .inputs import Inputs, Pass
+from .layers import Embedding
+from .module import Gradients, Module
+
+
+class Embeddings(Module):
+    """y = norm(token[ids] + position[0..T-1] + segment[segments]); a family may lack all but the first.
+
+    The rows of `position` before `offset` belong to no position (RoBERTa's first is row 2).
+    """
+
+    def __init__(
+        self,
+        token: Embedding,
+        position: Embedding | None = None,
+        segment: Embedding | None = None,
+        norm: Module | None = None,
+        offset: int = 0,
+    ) -> None:
+        self.token, self.position, self.segment, self.norm, self.offset = token, position, segment, norm, offset
+
+    def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+        xp = get_array_module(ids)
+        x, ct = self.token.forward(ids)
+        cp = cs = cn = None
+        if self.position is not None:
+            start = self.offset + (run.kv_cache.length if run.kv_cache else 0)
+            p, cp = self.position.forward(positions(ids, inputs.padding, start))
+            x = x + p
+        if self.segment is not None:
+            s, cs = self.segment.forward(xp.zeros_like(ids) if inputs.segments is None else inputs.segments)
+            x = x + s
+        if self.norm is not None:
+            x, cn = self.norm.forward(x, inputs, run)
+        return x, (ct, cp, cs, cn)
+
+    def backward(self, dy: Array, cache: Any, grads: Gradients) -> None:
+        ct, cp, cs, cn = cache
+        if self.norm is not None:
+            dy = self.norm.backward(dy, cn, grads)
+        if self.segment is not None:
+            self.segment.backward(dy, cs, grads)
+        if self.position is not None:
+            self.position.backward(dy, cp, grads)
+        self.token.backward(dy, ct, grads)
+
+
+def positions(ids: Array, padding: Array | None, start: int) -> Array:
+    """(B, T): real tokens count start, start + 1, ... on whichever side the padding is, so that it changes nothing.
+
+    Hugging Face's RoBERTa does the same. Its BERT, and its GPT-2 unless it is given position_ids, as its generate()
+    does, count padding on the left too: a text that is padded so has other logits there than the text alone.
+    """
+    xp, T = get_array_module(ids), ids.shape[1]
+    if padding is None:
+        return xp.broadcast_to(xp.arange(start, start + T), ids.shape)
+    return start + xp.maximum(xp.cumsum(padding, axis=1) - 1, 0)

@@ -1,0 +1,46 @@
+"""What a head is made of, beside Linear layers and norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import ops
+from ..backend import Array, get_array_module
+from .inputs import Inputs, Pass
+from .module import Gradients, Module
+
+
+class Select(Module):
+    """y = x at the first or the last real token of each sequence: (B, T, C) -> (B, C)"""
+
+    def __init__(self, last: bool) -> None:
+        self.last = last
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+        xp, (B, T, _) = get_array_module(x), x.shape
+        real = xp.ones((B, T), dtype=bool) if inputs.padding is None else inputs.padding
+        t = T - 1 - xp.argmax(real[:, ::-1], axis=1) if self.last else xp.argmax(real, axis=1)
+        return ops.select_forward(x, xp.arange(B), t)
+
+    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
+        return ops.select_backward(dy, cache)
+
+
+class Labelled(Module):
+    """y = x at the positions inputs.labelled, which alone need logits: (B, T, C) -> (N, C); or x itself, all of it"""
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+        return (x, None) if inputs.labelled is None else ops.select_forward(x, *inputs.labelled)
+
+    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
+        return dy.copy() if cache is None else ops.select_backward(dy, cache)
+
+
+class Tanh(Module):
+    """y = tanh(x)"""
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Array]:
+        return ops.tanh_forward(x)
+
+    def backward(self, dy: Array, y: Array, grads: Gradients) -> Array:
+        return ops.tanh_backward(dy, y)

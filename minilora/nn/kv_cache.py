@@ -1,0 +1,35 @@
+"""Keys and values of earlier tokens, for generation."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from ..backend import Array, get_array_module
+
+
+class KVCache:
+    """Keys and values of the tokens so far, for generation. A forward with run.kv_cache reads them, and adds those
+    of its own tokens. It holds up to `capacity` tokens; of a layer with a window only the last ones.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.length = capacity, 0
+        self.arrays: dict[Hashable, tuple[Array, Array]] = {}
+
+    def extend(self, layer: Hashable, k: Array, v: Array, window: int | None = None) -> tuple[Array, Array]:
+        """All keys and values of a layer, (B, length + T, G·D), `k` and `v` at their end; with a window those that one
+        of the T queries sees, window - 1 + T at most.
+        """
+        xp, end = get_array_module(k), self.length + k.shape[1]
+        if window is not None:
+            last = self.arrays.get(layer, (k[:, :0], v[:, :0]))
+            K, V = (xp.concatenate(pair, axis=1) for pair in zip(last, (k, v), strict=True))
+            unseen = max(0, K.shape[1] - (window - 1))  # by the next query
+            self.arrays[layer] = K[:, unseen:], V[:, unseen:]
+            return K, V
+        if layer not in self.arrays:
+            shape = k.shape[0], self.capacity, k.shape[2]
+            self.arrays[layer] = xp.empty(shape, dtype=k.dtype), xp.empty(shape, dtype=v.dtype)
+        K, V = self.arrays[layer]
+        K[:, self.length : end], V[:, self.length : end] = k, v
+        return K[:, :end], V[:, :end]

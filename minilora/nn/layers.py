@@ -1,0 +1,91 @@
+"""Linear, the two norms and the embedding: parameters around the ops."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from .. import ops
+from ..backend import Array
+from .inputs import Inputs, Pass
+from .module import Gradients, Module, Parameter
+
+
+class LinearCache(NamedTuple):
+    x: Array | None  # (..., in); None where W is frozen
+    learn_b: bool
+    below: bool
+
+
+class Linear(Module):
+    """y = x Wᵀ + b         W (out, in)   b (out,)"""
+
+    def __init__(self, weight: Array | Parameter, bias: Array | Parameter | None = None) -> None:
+        self.weight = weight if isinstance(weight, Parameter) else Parameter(weight)
+        self.bias = bias if isinstance(bias, Parameter) or bias is None else Parameter(bias)
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LinearCache]:
+        b = self.bias
+        y, x = ops.linear_forward(x, self.weight.data, None if b is None else b.data)
+        return y, LinearCache(x if self.weight.trainable else None, b is not None and b.trainable, run.needs_dx)
+
+    def backward(self, dy: Array, cache: LinearCache, grads: Gradients) -> Array | None:
+        if cache.x is not None:
+            grads.add(self.weight, ops.linear_gradients(dy, cache.x))
+        if cache.learn_b and self.bias is not None:
+            grads.add(self.bias, ops.bias_gradients(dy))
+        return ops.linear_backward(dy, self.weight.data) if cache.below else None
+
+
+class NormModuleCache(NamedTuple):
+    norm: Any  # ops.layer_norm.NormCache
+    learn_g: bool
+    learn_b: bool
+
+
+class LayerNorm(Module):
+    """y = g ∘ (x - μ) / σ + b          g, b (C,)"""
+
+    def __init__(self, weight: Array, bias: Array, eps: float = 1e-5) -> None:
+        self.weight, self.bias, self.eps = Parameter(weight), Parameter(bias), eps
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, NormModuleCache]:
+        y, cache = ops.layer_norm_forward(x, self.weight.data, self.bias.data, self.eps)
+        return y, NormModuleCache(cache, self.weight.trainable, self.bias.trainable)
+
+    def backward(self, dy: Array, cache: NormModuleCache, grads: Gradients) -> Array:
+        if cache.learn_g:
+            grads.add(self.weight, ops.gain_gradients(dy, cache.norm))
+        if cache.learn_b:
+            grads.add(self.bias, ops.bias_gradients(dy))
+        return ops.layer_norm_backward(dy, cache.norm, self.weight.data)
+
+
+class RMSNorm(Module):
+    """y = g ∘ x / rms(x)               g (C,)"""
+
+    def __init__(self, weight: Array, eps: float = 1e-5) -> None:
+        self.weight, self.eps = Parameter(weight), eps
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, NormModuleCache]:
+        y, cache = ops.rms_norm_forward(x, self.weight.data, self.eps)
+        return y, NormModuleCache(cache, self.weight.trainable, False)
+
+    def backward(self, dy: Array, cache: NormModuleCache, grads: Gradients) -> Array:
+        if cache.learn_g:
+            grads.add(self.weight, ops.gain_gradients(dy, cache.norm))
+        return ops.rms_norm_backward(dy, cache.norm, self.weight.data)
+
+
+class Embedding(Module):
+    """y = W[ids]                       W (V, C)"""
+
+    def __init__(self, weight: Array) -> None:
+        self.weight = Parameter(weight)
+
+    def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Array | None]:
+        y, ids = ops.embedding_forward(ids, self.weight.data)
+        return y, ids if self.weight.trainable else None
+
+    def backward(self, dy: Array, ids: Array | None, grads: Gradients) -> None:
+        if ids is not None:
+            grads.add(self.weight, ops.embedding_gradients(dy, ids, len(self.weight.data)))

@@ -1,0 +1,205 @@
+"""The structure. A module holds parameters and calls `ops`; it never stores an activation.
+
+    y, cache = module.forward(x, inputs, run)
+    dx       = module.backward(dy, cache, grads)
+
+Parameters, cache and gradients are three separate values. The contract of every module:
+
+- `forward` decides what will be needed: the cache says by itself which gradients `backward` computes, so
+  freezing or thawing in between changes nothing. A cache holds no parameter.
+- `backward` may be called again with the same cache, and writes neither to `dy` nor to the cache.
+- The dx it returns is a new array, and the receiver's own: the caller may add to it in place. So is a Linear's y.
+- Nobody reads the dx of the first layers that learn (run.needs_dx): they make none, and return None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar
+
+from ..backend import Array, get_array_module, to_numpy
+from ..process import blas_threads
+from ..spelling import choose_from
+from .inputs import Inputs, Pass
+
+
+@dataclass(eq=False)  # compared and hashed by identity, so a tied weight is one key
+class Parameter:
+    """An array that can be learned. An optimizer replaces `data`; nobody writes into it."""
+
+    data: Array
+    trainable: bool = True
+
+
+class Gradients(dict[Parameter, Array]):
+    """Parameter -> its gradient. What is added twice (a tied weight, a shard of the batch) is summed."""
+
+    def add(self, parameter: Parameter, gradient: Array) -> None:
+        self[parameter] = self[parameter] + gradient if parameter in self else gradient
+
+    def __add__(self, other: Gradients) -> Gradients:
+        total = Gradients(self)
+        for parameter, gradient in other.items():
+            total.add(parameter, gradient)
+        return total
+
+
+class Module:
+    """Named parameters and named children: whatever is assigned to an attribute."""
+
+    is_adapter: ClassVar[bool] = False  # its base is at base, and other parameters are its own
+    is_merged: ClassVar[bool] = False  # a plain layer that an adapter was merged into
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Any, Any]:
+        raise NotImplementedError
+
+    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Any:
+        raise NotImplementedError
+
+    def children(self) -> dict[str, Module]:
+        return {name: child for name, child in vars(self).items() if isinstance(child, Module)}
+
+    def replace(self, name: str, module: Module) -> None:
+        setattr(self, name, module)
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """(dotted path, module) for this module and everything below it."""
+        yield prefix, self
+        for name, child in self.children().items():
+            yield from child.named_modules(join(prefix, name))
+
+    def named_parameters(self, without: Collection[str] = ()) -> dict[str, Parameter]:
+        """{dotted path: Parameter}, but for the paths in `without`. A tied parameter appears once, under the first."""
+        found: dict[Parameter, str] = {}
+        for prefix, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter) and (path := join(prefix, name)) not in without:
+                    found.setdefault(value, path)
+        return {path: parameter for parameter, path in found.items()}
+
+    def own_parameters(self) -> dict[str, Parameter]:
+        """{name: Parameter} of what is no part of the model below: an adapter's; of other modules none."""
+        return {}
+
+    def base_parameters(self, without: Collection[str] = ()) -> dict[str, Parameter]:
+        """named_parameters(), but for those that adapters add."""
+        added = {p for _, module in self.named_modules() for p in module.own_parameters().values()}
+        return {path: p for path, p in self.named_parameters(without).items() if p not in added}
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Those of named_parameters(), without the names: much faster. A tied one comes each time it is met."""
+        yield from (value for value in vars(self).values() if isinstance(value, Parameter))
+        for child in self.children().values():
+            yield from child.parameters()
+
+    def trainable_parameters(self) -> dict[str, Parameter]:
+        return {path: parameter for path, parameter in self.named_parameters().items() if parameter.trainable}
+
+    @property
+    def trainable(self) -> bool:
+        return any(parameter.trainable for parameter in self.parameters())
+
+    def freeze(self) -> None:
+        for parameter in self.parameters():
+            parameter.trainable = False
+
+    def __getitem__(self, path: str) -> Module:
+        """The module at a dotted path: model["block_0.attention.q_proj"]."""
+        module = self
+        for name in filter(None, path.split(".")):
+            if name not in module.children():
+                raise KeyError(
+                    f"no module {path!r}: nothing is called {name!r}, {choose_from(name, module.children())}"
+                )
+            module = module.children()[name]
+        return module
+
+    def __setitem__(self, path: str, module: Module) -> None:
+        parent, _, name = path.rpartition(".")
+        if not name:
+            raise KeyError(f"{path!r} names no module to replace")
+        self[path]  # what is to be replaced must be there
+        self[parent].replace(name, module)
+
+    def state_dict(self) -> dict[str, Array]:
+        return {path: parameter.data for path, parameter in self.named_parameters().items()}
+
+    def load_state_dict(self, state: dict[str, Array]) -> None:
+        """Take every array, or none. Raises ValueError on a missing, unexpected or misshapen one."""
+        check_fit(state, shapes_of(self.state_dict()))
+        for path, parameter in self.named_parameters().items():
+            xp = get_array_module(parameter.data)
+            parameter.data = xp.asarray(to_numpy(state[path]), dtype=parameter.data.dtype)
+
+    def to(self, xp: ModuleType) -> None:
+        """Move every parameter to the library `xp` (see load_backend)."""
+        for parameter in self.named_parameters().values():
+            parameter.data = xp.asarray(to_numpy(parameter.data))
+
+    def astype(self, dtype: Any) -> None:
+        """Convert every parameter, for a gradient check to float64 or to complex128."""
+        for parameter in self.named_parameters().values():
+            parameter.data = parameter.data.astype(dtype)
+
+
+def join(*names: str) -> str:
+    """Join names to a dotted path; an empty name adds nothing."""
+    return ".".join(filter(None, names))
+
+
+def check_names(given: Iterable[str], wanted: Iterable[str]) -> None:
+    """Raise ValueError unless both hold the same names."""
+    missing, unexpected = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
+    if missing or unexpected:
+        lists = [f"{what}: {', '.join(n[:5])}{' ...' * (len(n) > 5)}" for what, n in
+                 (("missing", missing), ("unexpected", unexpected)) if n]  # fmt: skip
+        raise ValueError("the names of the tensors do not fit; " + "; ".join(lists))
+
+
+def check_fit(given: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError unless `given` holds arrays of just these names and shapes."""
+    check_names(given, shapes)
+    for name, shape in shapes.items():
+        if given[name].shape != shape:
+            raise ValueError(f"{name} has shape {given[name].shape}, and {shape} is needed")
+
+
+def shapes_of(arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays.items()}
+
+
+class Sequential(Module):
+    """Layers one after another, for the root of a model: its backward ends, it returns no dx.
+
+    Layers below the lowest trainable one leave no cache, so the backward, which pairs layers with caches from the
+    top, stops there by itself.
+    """
+
+    def __init__(self, layers: dict[str, Module]) -> None:
+        self.layers = layers
+
+    def children(self) -> dict[str, Module]:
+        return self.layers
+
+    def replace(self, name: str, module: Module) -> None:
+        self.layers[name] = module
+
+    @blas_threads()
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, list[Any]]:
+        run = run._replace(memo={})
+        layers = list(self.layers.values())
+        learns = enumerate(layers) if run.kv_cache is None else ()
+        lowest = next((i for i, layer in learns if layer.trainable), len(layers))
+        caches = []
+        for i, layer in enumerate(layers):
+            x, cache = layer.forward(x, inputs, run._replace(needs_dx=False) if i == lowest else run)
+            if i >= lowest:
+                caches.append(cache)
+        return x, caches
+
+    @blas_threads()
+    def backward(self, dy: Array, caches: list[Any], grads: Gradients) -> None:
+        for layer, cache in zip(reversed(self.layers.values()), reversed(caches), strict=False):
+            dy = layer.backward(dy, cache, grads)

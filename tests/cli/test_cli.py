@@ -1,0 +1,954 @@
+"""The commands: what they make, what they say, and what they leave behind when the input is bad."""
+
+import argparse
+import io
+import itertools
+import json
+import math
+import os
+import pickle
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fakecupy
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from minilora import __version__, accounting, ops
+from minilora import files as checkpoint
+from minilora.adapters import lora
+from minilora.cli import commands, main, parser
+from minilora.data import Split
+from minilora.files import load_tensors, save_tensors
+from minilora.jobs import language_model, rank
+from minilora.models import pretrained
+from minilora.models.config import Config
+from minilora.models.families import llama
+from minilora.models.pretrained import save_pretrained
+from minilora.training import loop
+
+COMMANDS = [
+    "demo",
+    "pretrain",
+    "finetune",
+    "predict",
+    "compare",
+    "sweep",
+    "generate",
+    "chat",
+    "merge",
+    "info",
+    "rank",
+    "count",
+    "audit",
+    "verify",
+]
+SMALL: dict[str, Any] = {
+    "vocab_size": 256, "n_layers": 1, "d_model": 16, "n_heads": 2, "n_kv_heads": 1, "d_ff": 24, "max_length": 32,
+}  # fmt: skip
+WORDS = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(120)).encode()
+RUN = ["--steps", "3", "--batch", "2", "--length", "8", "--rank", "2", "--evaluate-every", "2"]
+
+
+def make_base(folder: Path, seed: int = 1, **changes: Any) -> Path:
+    save_pretrained(llama(Config(**SMALL | changes), np.random.default_rng(seed)), folder)
+    return folder
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Every file below `folder` with its bytes, every folder with None."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small base, a text, and an adapter made from both."""
+    folder = tmp_path_factory.mktemp("made")
+    make_base(folder / "base")
+    (folder / "words.txt").write_bytes(WORDS)
+    words = ["--base", folder / "base", "--data", folder / "words.txt", "--out", folder / "adapter"]
+    assert main(["finetune", *map(str, words), *RUN, "--lr", "0.05"]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Path:
+    """The same as the working directory, to damage at will."""
+    shutil.copytree(made, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    capfd.readouterr()
+    return tmp_path / "here"
+
+
+FINETUNE = ["finetune", "--base", "base", "--data", "words.txt", "--out", "out", *RUN]
+GENERATE = [
+    "generate",
+    "--base",
+    "base",
+    "--adapter",
+    "adapter",
+    "--prompt",
+    "def ",
+    "--temperature",
+    "1",
+    "--tokens",
+    "20",
+]
+MERGE = ["merge", "--base", "base", "--adapter", "adapter", "--out", "out"]
+
+
+def lines(stderr: str) -> list[str]:
+    """What a terminal shows of it: a progress bar that was cleared is gone."""
+    return [line for line in (row.rpartition("\r")[2] for row in stderr.split("\n")) if line.strip()]
+
+
+def code_of(words: list[str]) -> Any:
+    """The exit code of a command, whether its words did not parse or it could not be done."""
+    try:
+        return main(words)
+    except SystemExit as stop:
+        return stop.code
+
+
+def assert_refused(here: Path, capfd: Any, words: list[str], says: str) -> None:
+    before = tree(here.parent)
+    assert code_of(words) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert len(lines(err)) == 1
+    assert lines(err)[0].startswith("minilora")
+    assert re.search(says, lines(err)[0]), lines(err)[0]
+    assert tree(here.parent) == before
+
+
+# ---- help ----
+
+
+def subparsers() -> dict[str, argparse.ArgumentParser]:
+    return next(a.choices for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+
+
+def promised(command: str) -> set[str]:
+    """The files that `minilora <command> --help` says --out will contain."""
+    return set(re.findall(r"\w+\.(?:json|png|safetensors)", subparsers()[command].format_help().split("--out will")[1]))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_that_parses_and_what_out_will_contain(command, capfd):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    shown = capfd.readouterr().out
+    assert stop.value.code == 0
+    example = shlex.split(re.search(r"^example\n  minilora (.*)$", shown, re.MULTILINE)[1])
+    assert example[0] == command
+    parser().parse_args(example)
+    assert ("--out will contain" in shown) == ("--out DIR" in shown)
+
+
+def test_help_lists_every_command_and_what_it_does(capfd):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capfd.readouterr().out
+    assert list(subparsers()) == COMMANDS
+    assert all(re.search(rf"^    {command} +[A-Z]", shown, re.MULTILINE) for command in COMMANDS)
+
+
+def test_version(capfd):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert (stop.value.code, capfd.readouterr().out) == (0, f"minilora {__version__}\n")
+
+
+# ---- good paths ----
+
+
+def test_what_is_made_is_what_help_promised_and_each_step_leads_to_the_next(here, capfd):
+    assert {path.name for path in (here / "adapter").iterdir()} == promised("finetune") - {"scores.json", "curves.png"}
+    assert main(["info", "adapter"]) == 0
+    assert re.search(r"LoRA, r = 2, alpha = 16(\.0)?, scaled by alpha/r", capfd.readouterr().out)
+    assert main(GENERATE) == 0
+    adapted = capfd.readouterr()
+    assert adapted.out.startswith("def ")
+    assert lines(adapted.err) == []
+    assert main(GENERATE[:3] + GENERATE[5:]) == 0
+    assert capfd.readouterr().out != adapted.out
+    assert main(MERGE) == 0
+    assert "7 adapters merged" in capfd.readouterr().out
+    assert {path.name for path in (here / "out").iterdir()} == promised("merge")
+    assert main(["generate", "--base", "out", *GENERATE[5:]]) == 0
+    assert capfd.readouterr().out == adapted.out
+
+
+def test_a_merged_model_has_the_files_of_its_bases_tokenizer_whatever_can_be_read_of_them(here):
+    files = {
+        "vocab.txt": b"\xff",
+        "tokenizer_config.json": b'{"model_max_length": 7',
+        "chat_template.jinja": b"{{ x }}",
+    }
+    for name, content in files.items():
+        (here / "base" / name).write_bytes(content)
+    (here / "base" / "additional_chat_templates").mkdir()
+    (here / "base" / "additional_chat_templates" / "rag.jinja").write_bytes(b"{{ y }}")
+    assert main(MERGE) == 0
+    beside = {"additional_chat_templates": None, os.path.join("additional_chat_templates", "rag.jinja"): b"{{ y }}"}
+    weights = ("config.json", "model.safetensors")
+    assert {name: x for name, x in tree(here / "out").items() if name not in weights} == files | beside
+
+
+def test_the_same_command_gives_the_same_bytes_and_another_seed_others(here):
+    words = [*FINETUNE, "--dropout", "0.2"]
+    for out, seed in (("one", "4"), ("two", "4"), ("three", "5")):
+        assert main([*words, "--out", out, "--seed", seed]) == 0
+    assert tree(here / "one") == tree(here / "two")
+    assert all(tree(here / "three")[name] != content for name, content in tree(here / "one").items()
+               if name not in ("adapter_config.json", "samples.json"))  # fmt: skip
+
+
+def test_a_draw_follows_its_seed(here, capfd):
+    def draw(seed: str) -> str:
+        assert main([*GENERATE, "--temperature", "1.5", "--top-k", "50", "--seed", seed]) == 0
+        return capfd.readouterr().out
+
+    assert draw("1") == draw("1") != draw("2")
+
+
+def test_the_same_commands_run_on_a_device_and_give_the_same_files(here, capfd, monkeypatch):
+    assert main([*FINETUNE]) == 0
+    assert main(["merge", "--base", "base", "--adapter", "out", "--out", "merged"]) == 0
+    monkeypatch.setitem(sys.modules, "cupy", fakecupy)
+    words = [word if word != "out" else "device" for word in FINETUNE]
+    assert main([*words, "--device", "cuda"]) == 0
+    assert main(["merge", "--base", "base", "--adapter", "device", "--out", "moved", "--device", "cuda"]) == 0
+    assert main(["generate", "--base", "moved", "--prompt", "def", "--tokens", "3", "--device", "cuda"]) == 0
+    assert tree(here / "device") == tree(here / "out")
+    assert tree(here / "moved") == tree(here / "merged")
+
+
+def test_info_says_how_far_a_run_has_come(here, capfd):
+    assert main([*FINETUNE]) == 0
+    capfd.readouterr()
+    assert main(["info", "out"]) == 0
+    said = capfd.readouterr().out
+    steps = json.loads((here / "out" / "settings.json").read_text())["steps"]
+    assert f"{steps} of {steps} steps" in said
+    assert "words.txt" in said
+
+
+@pytest.mark.parametrize("lacking", ["steps", "seed", "batch", "length"])
+def test_settings_that_are_not_of_a_run_are_refused_and_never_overwritten(lacking, here, capfd):
+    settings = json.loads((here / "adapter" / "settings.json").read_text())
+    del settings[lacking]
+    (here / "adapter" / "settings.json").write_text(json.dumps(settings))
+    assert_refused(here, capfd, ["info", "adapter"], rf"settings\.json is not of a run, it lacks '{lacking}'")
+    (here / "out").mkdir()
+    (here / "adapter" / "settings.json").rename(here / "out" / "settings.json")
+    for words in ([], ["--resume"]):
+        assert_refused(here, capfd, [*FINETUNE, *words], r"settings\.json is not of a run, .*: choose another folder")
+
+
+@pytest.mark.parametrize("note", [{}, {"minilora": "x"}, {"minilora": "{}"}, {"minilora": "[1]"}], ids=str)
+def test_info_refuses_a_checkpoint_of_something_else(note, here, capfd):
+    save_tensors(here / "adapter" / "checkpoint.safetensors", {"x": np.zeros(2)}, note)
+    assert_refused(here, capfd, ["info", "adapter"], r"checkpoint\.safetensors is not a checkpoint of minilora")
+
+
+def test_the_command_to_try_next_can_be_pasted(here, capfd):
+    (here / "base").rename(here / "my base")
+    assert main([*FINETUNE, "--base", "my base", "--out", "it's mine"]) == 0
+    program, *words = shlex.split(capfd.readouterr().out.splitlines()[-1])
+    assert program == "minilora"
+    assert main([*words, "--tokens", "2"]) == 0
+
+
+def test_info_names_the_base_that_an_adapter_was_made_for(here, capfd):
+    assert main(["info", "base"]) == 0
+    of_base = dict(re.split(r"  +", line, maxsplit=1) for line in capfd.readouterr().out.splitlines())
+    assert main(["info", "adapter"]) == 0
+    of_adapter = dict(re.split(r"  +", line, maxsplit=1) for line in capfd.readouterr().out.splitlines())
+    assert of_base["base sha256"] == of_adapter["for base"]
+    total = sum(x.size for x in load_tensors(here / "base" / "model.safetensors")[0].values())
+    assert of_base["model"] == f"llama, {total:,} parameters"
+    assert main(["info", "builtin"]) == 0
+
+
+def test_pretraining_writes_what_help_promises_and_a_model_that_can_be_used(here, monkeypatch, capfd):
+    monkeypatch.setattr(language_model, "SHAPE", Config(**SMALL | {"max_length": 128}))
+    monkeypatch.setattr(language_model, "english", lambda: Split(WORDS, WORDS[:500], WORDS[:700]))
+    assert main(["pretrain", "--out", "out", "--steps", "2"]) == 0
+    assert "bits per byte of test text" in capfd.readouterr().out
+    assert {path.name for path in (here / "out").iterdir()} == promised("pretrain")
+    assert main(["generate", "--base", "out", "--prompt", "x", "--tokens", "2"]) == 0
+
+
+def test_an_adapter_that_does_not_say_its_base_works_with_a_note(here, capfd):
+    assert main(GENERATE) == 0
+    expected = capfd.readouterr().out
+    edit_tensors(here / "adapter" / "adapter_model.safetensors", lambda tensors: tensors)  # and its metadata is gone
+    assert main(GENERATE) == 0
+    out, err = capfd.readouterr()
+    assert out == expected
+    assert [line for line in lines(err) if "note: adapter does not say which base it is for" in line] == lines(err)
+
+
+@pytest.mark.parametrize("length", ["1", "2", "3"])
+def test_a_window_of_any_length_will_do(here, length):
+    assert main([*FINETUNE, "--length", length]) == 0
+
+
+# ---- threads ----
+
+
+@pytest.mark.parametrize(("words", "n"), [([], 1), (["--threads", "2", "--shards", "2"], 2)])
+def test_threads_is_the_number_of_blas_threads_of_a_command_and_of_nothing_after_it(words, n, here, monkeypatch):
+    seen, forward = set(), ops.linear_forward
+
+    def watched(*arguments):
+        seen.update(blas())
+        return forward(*arguments)
+
+    monkeypatch.setattr(ops, "linear_forward", watched)
+    with threadpool_limits(3, user_api="blas"):
+        before = blas()
+        assert main([*FINETUNE, *words]) == 0
+        assert blas() == before
+    assert seen == {n for _ in before}
+
+
+def blas() -> list[int]:
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+@pytest.mark.parametrize("words", [[], ["count"]])
+def test_help_does_not_wait_for_numpy(words):
+    code = f"""if True:
+        import sys
+        import minilora.cli
+        try:
+            minilora.cli.main([*{words}, "--help"])
+        finally:
+            assert not {{"numpy", "threadpoolctl"}} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=outside())
+
+
+def outside() -> dict[str, str]:
+    """The environment for a command in a process of its own."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(checkpoint.__file__).parents[1]), *sys.path])}
+
+
+# ---- bad input ----
+
+BAD_OPTIONS = {
+    "rank 0": (["--rank", "0"], "rank 0 is not a whole number from 1 up"),
+    "rank -1": (["--rank", "-1"], "rank -1 is not a whole number from 1 up"),
+    "no such target": (
+        ["--targets", "q_proj,q_prox"],
+        "no layer is called 'q_prox': did you mean 'q_proj'\\? choose from embed, q_proj, k_proj, v_proj, o_proj",
+    ),
+    "an empty target": (["--targets", ""], "no target is named: choose from embed, q_proj"),
+    "dropout 1": (["--dropout", "1"], "dropout 1.0 is not a probability below 1"),
+    "a negative rate": (["--lr", "-1"], "lr: '-1'"),
+    "a rate that is no number": (["--lr", "nan"], "lr: 'nan'"),
+    "absurd steps": (["--steps", "9" * 20], "is not a whole number above 0, of 9 digits at most"),
+    "an absurd seed": (["--seed", "9" * 5000], "is not a whole number from 0 up, of 18 digits at most"),
+    "negative patience": (["--patience", "-1"], "patience: '-1'"),
+    "data missing": (["--data", "nowhere.txt"], "No such file or directory: nowhere.txt"),
+    "data a folder": (["--data", "base"], "Is a directory: base, and a file is meant: it holds config.json, model"),
+    "data shorter than a batch": (["--batch", "999"], "tokens are less than one batch of 999 windows of 8: more text"),
+    "base missing": (
+        ["--base", "nowhere"],
+        "no folder or file 'nowhere', none of builtin, minilm, smollm2, and the Hub",
+    ),
+    "base without config": (["--base", "."], r"holds no config\.json: it is not a model folder"),
+    "windows too long": (["--length", "33"], "windows of 33 tokens are longer than the model's 32 positions"),
+    "nothing to resume": (["--resume"], "out holds no run to resume: start one without --resume"),
+    "a negative seed": (["--seed", "-1"], "seed: '-1' is not a whole number"),
+    "out is a file": (["--out", "words.txt"], r"words\.txt is a file: choose another folder"),
+    "out is below a file": (["--out", "words.txt/out"], "words.txt"),
+    "out holds a folder called so": (["--out", "odd"], r"odd already holds settings\.json: choose another folder"),
+    "out holds something": (["--out", "base"], r"base already holds config\.json: choose another folder"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_finetune_refuses_bad_options_in_one_line_and_makes_nothing(name, here, capfd):
+    words, says = BAD_OPTIONS[name]
+    (here / "odd" / "settings.json").mkdir(parents=True)
+    assert_refused(here, capfd, [*FINETUNE, *words], says)
+
+
+def test_an_option_that_a_task_does_not_read_is_refused_by_its_name(here, capfd, monkeypatch):
+    def finetune(base, data, out, *, rank, seed, shards, resume, tell, backend, steps=1):
+        raise AssertionError("it was not refused")
+
+    monkeypatch.setitem(commands.TASKS, "other", "other")
+    monkeypatch.setitem(sys.modules, "minilora.jobs.other", SimpleNamespace(finetune=finetune, show=print))
+    words = ["finetune", "--task", "other", "--data", "words.txt", "--out", "out", "--steps", "3"]
+    says = "--task other does not read --evaluate-every: leave it out"
+    assert_refused(here, capfd, [*words, "--evaluate-every", "3"], says)
+    with pytest.raises(AssertionError, match="it was not refused"):
+        main(words)
+
+
+BAD_TEXTS = {
+    "empty": (b"", "words.txt is empty"),
+    "binary": (b"text\0text" * 99, "words.txt is not UTF-8 text: it holds bytes of 0"),
+    "another encoding": ("naïve ".encode("latin-1") * 99, "words.txt line 1 is not UTF-8: it looks like cp1252"),
+    "short": (b"x" * 20, "16 tokens are less than one batch of 2 windows of 8"),
+    "nothing left to hold out": (b"x" * 9, "leaves 1 tokens to hold out", "--batch", "1", "--length", "4"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TEXTS)
+def test_finetune_refuses_a_text_it_cannot_learn_from(name, here, capfd):
+    content, says, *words = BAD_TEXTS[name]
+    (here / "words.txt").write_bytes(content)
+    assert_refused(here, capfd, [*FINETUNE, *words], says)
+
+
+@pytest.mark.parametrize("named", [("words.txt",), ()])  # a read that fails half-way does not name the file
+def test_finetune_refuses_a_text_that_cannot_be_read_and_names_it(named, here, capfd, monkeypatch):
+    def read_bytes(path: Path) -> bytes:
+        if path.name == "words.txt":
+            raise OSError(5, "Input/output error", *named)
+        return original(path)
+
+    before, original = tree(here), Path.read_bytes
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", read_bytes)
+        assert main(FINETUNE) == 2
+    assert lines(capfd.readouterr().err) == ["minilora: Input/output error: words.txt"]
+    assert tree(here) == before
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_tensors(path: Path, edit: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
+    save_tensors(path, edit(load_tensors(path)[0]), {"format": "pt"})
+
+
+def pickled() -> bytes:
+    file = io.BytesIO()
+    pickle.dump({"weight": np.zeros(3)}, file)
+    return file.getvalue()
+
+
+def without_first(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return dict(sorted(tensors.items())[1:])
+
+
+def with_one_more(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return tensors | {"more": np.zeros(2, dtype=np.float32)}
+
+
+def with_a_nan(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.where(x == x.max(), np.float32(np.nan), x) for name, x in tensors.items()}
+
+
+def transposed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: x.T for name, x in tensors.items()}
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def oversized(path: Path) -> None:
+    path.write_bytes((2**60).to_bytes(8, "little") + path.read_bytes()[8:])
+
+
+UNREADABLE = r"model\.safetensors cannot be read as safetensors: "
+UNFIT = r"the tensors of base do not fit its config\.json: "
+BAD_BASES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "another family": (lambda base: edit_json(base / "config.json", model_type="t5"), "family 't5' is not supported"),
+    "a feature": (lambda base: edit_json(base / "config.json", mlp_bias=True), "mlp_bias = True is not supported"),
+    "no JSON": (lambda base: (base / "config.json").write_text("{"), r"config\.json is not valid JSON"),
+    "deep": (lambda base: (base / "config.json").write_text("[" * 10**5), r"config\.json is not valid JSON"),
+    "a list": (lambda base: (base / "config.json").write_text("[]"), r"config\.json does not hold a JSON object"),
+    "an empty config": (lambda base: (base / "config.json").write_text("{}"), "family None is not supported"),
+    "no width": (lambda base: (base / "config.json").write_text('{"model_type": "llama"}'), r"lacks 'vocab_size'"),
+    "odd heads": (lambda base: edit_json(base / "config.json", num_attention_heads=3), UNFIT + ".*shape"),
+    "no weights": (lambda base: (base / "model.safetensors").unlink(), r"base holds no model\.safetensors and no "),
+    "truncated weights": (lambda base: cut_short(base / "model.safetensors"), UNREADABLE),
+    "empty weights": (lambda base: (base / "model.safetensors").write_bytes(b""), UNREADABLE),
+    "an oversized header": (lambda base: oversized(base / "model.safetensors"), UNREADABLE),
+    "pickled weights": (
+        lambda base: (base / "model.safetensors").write_bytes(pickled()), UNREADABLE + "it is a pickle",
+    ),
+    "weights of another width": (lambda base: edit_json(base / "config.json", intermediate_size=32), UNFIT + ".*shape"),
+    "more layers": (lambda base: edit_json(base / "config.json", num_hidden_layers=2), UNFIT + ".*missing: block_1"),
+    "no layers": (lambda base: edit_json(base / "config.json", num_hidden_layers=0), r"config\.json: .*layers = 0"),
+    "one too many": (lambda base: edit_tensors(base / "model.safetensors", with_one_more), UNFIT + ".*unexpected: "),
+    "a missing tensor": (lambda base: edit_tensors(base / "model.safetensors", without_first), UNFIT + ".*missing: "),
+    "no number": (lambda base: edit_tensors(base / "model.safetensors", with_a_nan), r"not finite: get the file again"),
+    "an absurd width": (lambda base: edit_json(base / "config.json", hidden_size=10**9, head_dim=None), UNFIT),
+    "absurdly many layers": (lambda base: edit_json(base / "config.json", num_hidden_layers=10**9), "10{9} layers are"),
+    "no positive eps": (lambda base: edit_json(base / "config.json", rms_norm_eps=math.nan), "rms_norm_eps = nan is n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_BASES)
+def test_a_base_that_cannot_be_used_is_refused_in_one_line(name, here, capfd):
+    damage, says = BAD_BASES[name]
+    damage(here / "base")
+    assert_refused(here, capfd, FINETUNE, says)
+    assert_refused(here, capfd, GENERATE, says)
+    assert_refused(here, capfd, ["info", "base"], says)
+
+
+def test_a_vocabulary_too_small_for_bytes_is_refused(here, capfd):
+    make_base(here / "small", vocab_size=100)
+    assert_refused(here, capfd, [*FINETUNE, "--base", "small"], "tokenizer.json is missing")
+    assert_refused(here, capfd, ["generate", "--base", "small", "--prompt", "x"], "tokenizer.json is missing")
+
+
+def test_a_vocabulary_of_more_than_bytes_is_told_so(here, capfd):
+    make_base(here / "large", vocab_size=5000)
+    assert_refused(here, capfd, ["generate", "--base", "large", "--prompt", "x"], "tokenizer.json is missing")
+
+
+ADAPTER = r"adapter_model\.safetensors"
+CONFIG = r"adapter_config\.json"
+BAD_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no folder": (shutil.rmtree, "no folder or file 'adapter', and the Hub's cache lacks it"),
+    "not an adapter": (lambda a: [file.unlink() for file in a.iterdir()], f"holds no {CONFIG}: it is not an adapter f"),
+    "no config": (lambda a: (a / "adapter_config.json").unlink(), f"adapter holds no {CONFIG}"),
+    "no rank": (lambda a: (a / "adapter_config.json").write_text("{}"), f"{CONFIG}: it lacks 'peft_type'"),
+    "no weights": (lambda a: (a / "adapter_model.safetensors").unlink(), f"{ADAPTER} is missing"),
+    "truncated": (lambda a: cut_short(a / "adapter_model.safetensors"), f"{ADAPTER} cannot be read as safetensors"),
+    "pickled": (lambda a: (a / "adapter_model.safetensors").write_bytes(pickled()), "it is a pickle"),
+    "a missing tensor": (lambda a: edit_tensors(a / "adapter_model.safetensors", without_first), "missing: base_model"),
+    "misshapen": (lambda a: edit_tensors(a / "adapter_model.safetensors", transposed), "has shape .* is needed"),
+    "no tensors": (lambda a: edit_tensors(a / "adapter_model.safetensors", lambda tensors: {}), ADAPTER),
+    "DoRA": (lambda a: edit_json(a / "adapter_config.json", use_dora=True), f"{CONFIG}: use_dora = True is not supp"),
+    "another rank": (lambda a: edit_json(a / "adapter_config.json", r=3), "has shape .* is needed"),
+    "PiSSA": (lambda a: edit_json(a / "adapter_config.json", init_lora_weights="pissa"), "init_lora_weights = 'pissa'"),
+    "other targets": (lambda a: edit_json(a / "adapter_config.json", target_modules=["o_proj"]), "do not name .*q_pr"),
+    "no number": (lambda a: edit_tensors(a / "adapter_model.safetensors", with_a_nan), f"{ADAPTER}: .* not finite"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_ADAPTERS)
+def test_an_adapter_that_cannot_be_used_is_refused_in_one_line(name, here, capfd):
+    damage, says = BAD_ADAPTERS[name]
+    damage(here / "adapter")
+    assert_refused(here, capfd, GENERATE, says)
+    assert_refused(here, capfd, MERGE, says)
+
+
+def test_an_adapter_made_for_another_base_is_refused(here, capfd):
+    make_base(here / "other", seed=2)
+    for words in (GENERATE, MERGE):
+        assert_refused(here, capfd, [*words, "--base", "other"], "adapter was made for another base")
+
+
+@pytest.mark.parametrize("name", ["base/config.json", "adapter/adapter_config.json"])
+def test_whatever_a_config_says_the_answer_is_a_result_or_one_line(name, here, capfd):
+    wrong: list[Any] = [None, True, -1, 0, 1.5, "word", "(", [], {}, {"(": 1}]
+    before, failed = (here / name).read_text(), []
+    for key in json.loads(before):
+        for value in wrong:
+            edit_json(here / name, **{key: value})
+            for words in ([*GENERATE[:-1], "1"], ["info", name.partition("/")[0]]):
+                try:
+                    code, said = main(words), lines(capfd.readouterr().err)
+                except Exception as error:
+                    failed.append(f"{words[0]} with {key} = {value!r}: {type(error).__name__}: {error}")
+                else:
+                    if (code, len(said)) not in ((0, 0), (2, 1)):
+                        failed.append(f"{words[0]} with {key} = {value!r}: {code}, {said}")
+            (here / name).write_text(before)
+    assert not failed, "\n".join(failed)
+
+
+@pytest.mark.parametrize("words", [FINETUNE, MERGE, ["demo"], ["pretrain"]], ids=lambda words: words[0])
+def test_out_that_holds_something_else_is_left_as_it_was(words, here, capfd):
+    (here / "out").mkdir()
+    (here / "out" / "thesis.txt").write_text("years of work")
+    assert_refused(here, capfd, [*words, "--out", "out"], r"out already holds thesis\.txt: choose another folder")
+
+
+@pytest.mark.parametrize(
+    "words", [FINETUNE, GENERATE, MERGE, ["demo", "--out", "out"], ["pretrain", "--out", "out"]], ids=lambda w: w[0]
+)
+def test_without_cupy_or_without_a_gpu_cuda_is_refused(words, here, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert_refused(here, capfd, [*words, "--device", "cuda"], r"needs CuPy: pip install '\.\[cuda13\]' in the clone")
+
+    def no_device(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(ones=no_device, ndarray=type(None)))
+    assert_refused(here, capfd, [*words, "--device", "cuda"], "CuPy is installed but cannot use a GPU here: .*NoDevice")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--prompt", ""], "the prompt is empty: give at least one character"),
+        (["--temperature", "-0.1"], "temperature -0.1 is below 0"),
+        (["--temperature", "nan"], "temperature.* nan"),
+        (["--top-k", "-5"], "top-k: '-5'"),
+    ],
+)
+def test_generate_refuses_what_it_cannot_draw_from(words, says, here, capfd):
+    assert_refused(here, capfd, [*GENERATE, *words], says)
+
+
+def test_the_least_of_temperatures_takes_the_most_probable_without_a_word(here, capfd):
+    said = []
+    for temperature in ("0", "1e-320"):
+        assert main([*GENERATE, "--temperature", temperature]) == 0
+        said.append(capfd.readouterr())
+    assert said[0] == said[1]
+
+
+def test_a_prompt_whose_bytes_are_no_utf8_is_continued(here, capfd):
+    assert main([*GENERATE, "--prompt", b"caf\xe9".decode(errors="surrogateescape"), "--tokens", "3"]) == 0
+    assert capfd.readouterr().out.startswith("caf\N{REPLACEMENT CHARACTER}")
+
+
+def test_info_refuses_a_folder_that_holds_neither_model_nor_adapter(here, capfd):
+    assert_refused(here, capfd, ["info", "nowhere"], "no folder or file 'nowhere'")
+    Path("empty").mkdir()
+    assert_refused(
+        here, capfd, ["info", "empty"], r"empty holds no model \(config\.json\), adapter .*, run .* or sweep"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "required: command"),
+        (["finetune", "--data", "x", "--out", "y", "--steps", "0"], "--steps: '0' is not a whole number above 0"),
+        (["finetune", "--data", "x", "--out", "y", "--batch", "1.5"], "--batch: '1.5' is not a whole number above 0"),
+        (["generate"], "required: --prompt"),
+    ],
+)
+def test_words_that_do_not_parse_are_answered_in_one_line_too(words, says, capfd):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    said = lines(capfd.readouterr().err)
+    assert stop.value.code == 2
+    assert len(said) == 1
+    assert re.search(says, said[0])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "--adapter", "", "--prompt", "x"],
+        ["generate", "--base=", "--prompt", "x"],
+        ["merge", "--adapter", "", "--out", "out"],
+        ["finetune", "--data", "words.txt", "--out", ""],
+        ["info", ""],
+        ["rank", ""],
+        ["count", "--model", ""],
+    ],
+    ids=" ".join,
+)
+def test_a_variable_of_the_shell_that_is_not_set_is_not_the_default(words, here, capfd):
+    before = sorted(here.iterdir())
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert "is empty (see minilora" in capfd.readouterr().err
+    assert sorted(here.iterdir()) == before
+
+
+# ---- a disk that is full, read-only, or fails in the middle ----
+
+
+def failing(original: Callable[..., Any], at: int) -> Callable[..., Any]:
+    """`original`, but its call number `at` finds the disk full."""
+    calls = itertools.count(1)
+
+    def call(*arguments: Any) -> Any:
+        if next(calls) == at:
+            raise OSError(28, "No space left on device")  # as the system raises it: without a file name
+        return original(*arguments)
+
+    return call
+
+
+@pytest.mark.parametrize("out", ["out", "new/folder/out"])
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_a_disk_that_fails_at_any_moment_leaves_no_half_made_folder(out, name, here, capfd, monkeypatch):
+    original, calls = getattr(os, name), []
+    with monkeypatch.context() as patched:
+        patched.setattr(os, name, lambda *arguments: calls.append(arguments) or original(*arguments))
+        assert main([*MERGE, "--out", "elsewhere"]) == 0
+    assert len(calls) >= 2
+    capfd.readouterr()
+    for at in range(1, len(calls) + 1):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, name, failing(original, at))
+            assert_refused(here, capfd, [*MERGE, "--out", out], "No space left on device")
+
+
+@pytest.mark.parametrize("words", [FINETUNE, MERGE], ids=lambda words: words[0])
+def test_a_full_disk_is_told_with_the_name_of_the_file(words, here, capfd, monkeypatch):
+    monkeypatch.setattr(os, "fsync", failing(os.fsync, 1))
+    assert_refused(here, capfd, words, r"No space left on device: .*\bout\b")
+
+
+@pytest.mark.parametrize("words", [FINETUNE, MERGE], ids=lambda words: words[0])
+def test_a_read_only_disk_is_told_with_the_name_of_the_file(words, here, capfd, monkeypatch):
+    def refuse(name: Any, mode: str = "r", **options: Any) -> Any:
+        raise OSError(30, "Read-only file system", str(name))
+
+    monkeypatch.setattr(checkpoint, "open", refuse, raising=False)
+    assert_refused(here, capfd, words, r"Read-only file system: .*\bout\b")
+
+
+def refusing(path: Any, *arguments: Any) -> None:
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+WRITERS = {
+    "finetune": FINETUNE,
+    "sweep": ["sweep", *FINETUNE[1:7], "--ranks", "1", "--jobs", "1", "--batch", "2", "--length", "8"],
+    "demo": ["demo", "--out", "out"],
+    "demo --grid": ["demo", "--grid", "--out", "out"],
+    "pretrain": ["pretrain", "--out", "out"],
+    "merge": MERGE,
+    "rank --out": ["rank", "adapter", "--rank", "1", "--out", "out"],
+    "rank --plot": ["rank", "adapter", "--plot", "out.png"],
+    "count --plot": ["count", "--compare", "full,lora", "--plot", "out.png"],
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_that_nothing_can_be_written_is_found_before_the_work(name, here, capfd, monkeypatch):
+    def work(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("the work has begun")
+
+    for module, function in (
+        (loop, "sharded_loss_and_gradients"), (lora, "merge"), (rank, "measure"), (accounting, "architecture"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, function, work)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "mkdir", refusing)
+        assert_refused(here, capfd, WRITERS[name], "Permission denied: .*here")
+
+
+@pytest.mark.parametrize("out", ["out", "new/folder/out", "empty"])
+def test_to_find_out_whether_a_folder_can_be_written_leaves_nothing(out, here):
+    (here / "empty").mkdir()
+    before = tree(here)
+    checkpoint.check_free(out)
+    assert tree(here) == before
+    checkpoint.write_folder(out, {"one": b"1"})
+    assert tree(here / out) == {"one": b"1"}
+
+
+def test_what_a_killed_process_had_not_finished_is_not_in_the_way_and_a_folder_of_the_same_name_is(here):
+    for name in ("report.json.partial", ".minilora.partial"):
+        (here / "out" / name).mkdir(parents=True)
+    checkpoint.check_free("out", ["report.json"])
+    (here / "out" / "report.json").mkdir()
+    with pytest.raises(ValueError, match=r"report\.json is a folder, where a file must be written: move it away"):
+        checkpoint.check_free("out", ["report.json"])
+
+
+# ---- what main says of an error ----
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(5, "Input/output error"), "minilora: Input/output error"),
+        (OSError(5, "Input/output error", "x.txt"), "minilora: Input/output error: x.txt"),
+        (MemoryError("Unable to allocate 9 GiB"), "minilora: out of memory (Unable to allocate 9 GiB): give smaller"),
+        (MemoryError(), "minilora: out of memory: give smaller numbers"),
+        (KeyboardInterrupt("stopped after step 5"), "minilora: stopped after step 5"),
+        (KeyboardInterrupt(), "minilora: stopped"),
+    ],
+    ids=repr,
+)
+def test_an_error_is_one_line(error, said, here, capfd, monkeypatch):
+    def fail(folder: Path) -> Any:
+        raise error
+
+    monkeypatch.setattr(pretrained, "describe_model", fail)
+    assert main(["info", "base"]) == (130 if isinstance(error, KeyboardInterrupt) else 2)
+    (line,) = lines(capfd.readouterr().err)
+    assert line.startswith(said)
+    assert "None" not in line
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), AttributeError("x"), AssertionError("x")], ids=repr)
+def test_a_bug_is_a_traceback(error, here, monkeypatch):
+    def fail(folder: Path) -> Any:
+        raise error
+
+    monkeypatch.setattr(pretrained, "describe_model", fail)
+    with pytest.raises(type(error)):
+        main(["info", "base"])
+
+
+# ---- numbers that blow up ----
+
+
+def test_a_rate_that_blows_up_is_one_line_that_names_the_module_and_the_checkpoint(here):
+    words = [*FINETUNE, "--steps", "6", "--lr", "1e30", "--checkpoint-every", "1"]
+    done = subprocess.run([sys.executable, "-m", "minilora", *words], capture_output=True, env=outside())
+    said = lines(done.stderr.decode())
+    assert done.returncode == 2
+    assert len(said) == 1, said
+    path = re.escape(os.path.join("out", "checkpoint.safetensors"))
+    message = rf"minilora: the loss of step \d is nan, first in (\S+): lower the learning rate; {path} holds the last "
+    assert re.fullmatch(message + "good state; --resume goes on from there, or start in another folder", said[0])
+    assert {path.name for path in (here / "out").iterdir()} == {"settings.json", "checkpoint.safetensors"}
+    load_tensors(here / "out" / "checkpoint.safetensors")
+
+
+# ---- an instruct model, made small ----
+
+
+@pytest.fixture
+def instruct(here, rng) -> Path:
+    """A folder with a tiny llama, a tokenizer of single letters, and a chat template."""
+    tokenizers = pytest.importorskip("tokenizers")
+    letters = ["<end>", "<turn>", *map(chr, range(32, 127))]
+    splitter = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    splitter.add_special_tokens(["<end>", "<turn>"])
+    splitter.decoder = tokenizers.decoders.Fuse()
+    save_pretrained(
+        llama(Config(vocab_size=100, n_layers=1, d_model=16, n_heads=2, max_length=64), rng), here / "instruct"
+    )
+    splitter.save(str(here / "instruct" / "tokenizer.json"))
+    template = (
+        "{% for m in messages %}<turn>{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<turn>{% endif %}"
+    )
+    settings = {"eos_token": "<end>", "chat_template": template}
+    (here / "instruct" / "tokenizer_config.json").write_text(json.dumps(settings))
+    return here / "instruct"
+
+
+def test_chat_answers_each_line_until_the_input_ends(instruct, capfd, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\nand again\n"))
+    words = ["--tokens", "5", "--temperature", "1", "--seed", "3"]
+    assert main(["chat", "--base", "instruct", *words]) == 0
+    shown = capfd.readouterr().out.splitlines()
+    assert len(shown) == 2
+    assert all(len(line) <= 5 and "<end>" not in line for line in shown)
+
+
+class Terminal(io.StringIO):
+    """Lines that a person types, in front of a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def talk(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], typed: str, *words: str
+) -> tuple[Any, ...]:
+    """The exit status of a chat at a terminal, its answers, and what stands on stderr."""
+    capfd.readouterr()
+    monkeypatch.setattr("sys.stdin", Terminal(typed))
+    code = main(["chat", "--base", "instruct", "--temperature", "1", "--seed", "3", *words])
+    shown = capfd.readouterr()
+    return code, [line for line in re.split("\n|> ", shown.out) if line], shown.err.splitlines()
+
+
+def test_chat_at_a_terminal_says_how_to_leave_and_does_not_answer_an_empty_line(instruct, capfd, monkeypatch):
+    code, answers, said = talk(monkeypatch, capfd, "\n  \nhello\n\n")
+    assert (code, len(answers), len(said)) == (0, 1, 1)
+    assert re.fullmatch("minilora: Ctrl-.* the chat, Ctrl-C an answer", said[0])
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    assert main(["chat", "--base", "instruct", "--temperature", "1", "--seed", "3"]) == 0
+    assert capfd.readouterr() == (answers[0] + "\n", "")
+
+
+def test_a_conversation_beyond_the_context_is_a_line_and_a_shorter_message_is_answered(instruct, capfd, monkeypatch):
+    code, answers, said = talk(monkeypatch, capfd, "a" * 70 + "\nhello\n" + "b" * 60 + "\nso\n", "--tokens", "5")
+    assert (code, len(answers)) == (0, 2)
+    assert len(said) == 3
+    assert re.search("conversation is 73 tokens long, and the model reads 64: say it in fewer words", said[1])
+    code, answers, said = talk(monkeypatch, capfd, "a" * 58 + "\nb\n", "--tokens", "50")
+    assert len(answers[0]) <= 3  # all the room that there was
+    assert re.search("conversation is 6. tokens long", said[1])
+    monkeypatch.setattr("sys.stdin", io.StringIO("a" * 70 + "\n"))
+    assert_refused(instruct.parent, capfd, ["chat", "--base", "instruct"], "say it in fewer words, or start a new one")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of Unix")
+def test_ctrl_c_ends_an_answer_and_then_the_chat(instruct):
+    import fcntl
+    import pty
+    import select
+    import termios
+
+    config = instruct / "config.json"
+    edit_json(config, max_position_embeddings=10**5)  # for an answer without end
+    settings = {"chat_template": "{{ messages[-1].content }}"}
+    (instruct / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "minilora", "chat", "--base", str(instruct), "--tokens", "90000"]
+    command += ["--temperature", "1"]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=outside(), start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as process:  # fmt: skip
+        os.close(theirs)
+
+        def shown(until: str) -> str:
+            text = ""
+            while not re.search(until, text):
+                if not select.select([ours], [], [], 30)[0]:
+                    process.kill()
+                    pytest.fail(f"no {until!r} after {text!r}")
+                text += os.read(ours, 1024).decode()
+            return text
+
+        assert "Ctrl-D ends the chat" in shown("> $")
+        os.write(ours, b"hello\n")
+        shown(".{30}")
+        os.write(ours, b"\x03")
+        shown("\n> $")
+        time.sleep(0.5)  # Python has shown its prompt, and does not yet read: it would not hear of a signal now
+        os.write(ours, b"\x03")
+        said = shown("minilora: .*\n")
+        assert process.wait(10) == 130
+    assert said.splitlines()[-1] == "minilora: stopped"
+    os.close(ours)
+
+
+def test_generate_streams_what_a_tokenizer_says(instruct, capfd):
+    assert main(["generate", "--base", "instruct", "--prompt", "abc", "--tokens", "4"]) == 0
+    assert capfd.readouterr().out.startswith("abc")
+
+
+def test_a_text_that_is_stopped_has_its_line_to_itself(instruct, capfd, monkeypatch):
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        yield "de"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minilora.models.generation.stream", stopped)
+    assert main(["generate", "--base", "instruct", "--prompt", "abc"]) == 130
+    assert capfd.readouterr() == ("abcde\n", "minilora: stopped\n")
+
+
+def test_a_model_that_does_not_chat_says_so_before_the_first_line(here, capfd, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert_refused(here, capfd, ["chat"], "no chat template")
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word():
+    command = [sys.executable, "-m", "minilora", "audit"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() in (1, 141)  # rich ends by itself with 1

@@ -1,0 +1,452 @@
+"""Three families: their gradients, their masks, and Hugging Face's models with the same weights."""
+
+import copy
+import math
+from typing import Any, NamedTuple
+
+import fakecupy
+import numpy as np
+import pytest
+
+from minilora import ops
+from minilora.backend import Array, get_array_module, to_numpy
+from minilora.models.config import Config
+from minilora.models.families import FAMILIES
+from minilora.models.names import hub_name
+from minilora.models.transformer import Transformer
+from minilora.nn import Attention, Gradients, Inputs, Pass
+from minilora.verify import check_model
+
+SHAPE: dict[str, Any] = {"vocab_size": 13, "n_layers": 2, "d_model": 12, "d_ff": 10, "max_length": 9, "eps": 0.01}
+HEADS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_heads": 3},
+    "llama": {"n_heads": 6, "n_kv_heads": 2, "rope_theta": 50.0},
+    "bert": {"n_heads": 4, "segments": 3},
+    "roberta": {"n_heads": 3, "segments": 3, "offset": 2, "activation": "gelu"},
+}
+
+each_family = pytest.mark.parametrize("family", FAMILIES)
+each_side = pytest.mark.parametrize("side", ["left", "right"])
+
+
+def fresh(family: str, **options: Any) -> Transformer:
+    """A small model at its initialization, in float64 unless told otherwise."""
+    config = Config(**{**SHAPE, **HEADS[family], "dtype": "float64", **options})
+    return FAMILIES[family](config, np.random.default_rng(1))
+
+
+def build(family: str, **options: Any) -> Transformer:
+    """A small model in which no weight, gain or bias is where it started."""
+    model, rng = fresh(family, **options), np.random.default_rng(2)
+    for parameter in model.named_parameters().values():
+        parameter.data = (parameter.data + 0.3 * rng.standard_normal(parameter.data.shape)).astype(parameter.data.dtype)
+    return model
+
+
+class Batch(NamedTuple):
+    ids: np.ndarray
+    labels: np.ndarray
+    inputs: Inputs
+    real: np.ndarray
+    run: Pass = Pass()
+
+
+def some(rng: np.random.Generator, side: str = "none") -> Batch:
+    """Three sequences, two of which are padded on one side; padding and some real tokens carry no label."""
+    T, lengths = 6, np.array([6, 6, 6] if side == "none" else [6, 4, 2])
+    real = np.arange(T) < lengths[:, None]
+    real = real[:, ::-1].copy() if side == "left" else real
+    ids, segments = rng.integers(0, 13, (3, T)), rng.integers(0, 3, (3, T))
+    labels = np.where(real, rng.integers(0, 13, (3, T)), ops.IGNORE)
+    labels[0, 2:4] = ops.IGNORE
+    return Batch(ids, labels, Inputs(None if side == "none" else real, segments), real)
+
+
+def loss(model: Transformer, batch: Batch) -> Array:
+    return forward_loss(model, batch)[0]
+
+
+def forward_loss(model: Transformer, batch: Batch) -> tuple[Array, Any]:
+    logits, caches = model.forward(batch.ids, batch.inputs, batch.run)
+    L, cache = ops.cross_entropy_forward(logits, get_array_module(logits).asarray(batch.labels))
+    return L, (caches, cache)
+
+
+def gradients(model: Transformer, batch: Batch) -> Gradients:
+    _, (caches, cache) = forward_loss(model, batch)
+    grads = Gradients()
+    model.backward(ops.cross_entropy_backward(1.0, cache), caches, grads)
+    return grads
+
+
+def named(model: Transformer, grads: Gradients) -> dict[str, np.ndarray]:
+    return {name: to_numpy(grads[p]) for name, p in model.named_parameters().items() if p in grads}
+
+
+def close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
+    """Within `tolerance` of the largest number."""
+    return a.shape == b.shape and bool(np.abs(a - b).max() <= tolerance * np.abs(b).max())
+
+
+# ---- gradients ----
+
+
+def zeros(model: Transformer) -> list[str]:
+    """The softmax ignores what is added to all the scores of a query: a bias of the keys."""
+    return [name for name in model.named_parameters() if name.endswith("k_proj.bias")]
+
+
+@each_family
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+def test_every_gradient_of_the_model_is_right(family, tied, side, rng):
+    model, batch = build(family, tied=tied), some(rng, side)
+    zero = zeros(model)
+    report = check_model(model, lambda: loss(model, batch), gradients(model, batch), rng=rng, zero=zero, directions=1)
+    report.raise_if_wrong()
+    assert len(report.rows) == len(model.named_parameters())
+
+
+@each_family
+def test_the_check_of_a_model_fails_a_gradient_that_is_wrong_or_missing_or_one_too_many(family, rng):
+    model, batch = build(family), some(rng)
+    grads = gradients(model, batch)
+    parameter = model.named_parameters()["block_1.norm_1.weight"]
+    wrong = Gradients({**grads, parameter: grads[parameter][::-1]})
+    report = check_model(
+        model, lambda: loss(model, batch), wrong, rng=rng, zero=zeros(model), directions=1, complex_step=False
+    )
+    assert "block_1.norm_1.weight" in [row.tensor for row in report.rows if not row.ok]
+    del wrong[parameter]
+    with pytest.raises(ValueError, match="not those of the trainable"):
+        check_model(model, lambda: loss(model, batch), wrong, rng=rng)
+    parameter.trainable = False
+    with pytest.raises(ValueError, match="not those of the trainable"):
+        check_model(model, lambda: loss(model, batch), grads, rng=rng)
+
+
+@each_family
+def test_the_check_of_a_model_leaves_its_weights_as_they_were(family, rng):
+    model, batch = build(family), some(rng)
+    before = model.state_dict()
+    grads = gradients(model, batch)
+    check_model(model, lambda: loss(model, batch), grads, rng=rng, zero=zeros(model), directions=1)
+    assert all(array is before[name] for name, array in model.state_dict().items())
+
+
+@each_family
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_the_gradients_are_those_of_the_trainable_parameters_and_the_same_as_when_all_are(family, share, rng):
+    model, batch = build(family), some(rng, "left")
+    everything = gradients(model, batch)
+    for _ in range(5):
+        for parameter in everything:
+            parameter.trainable = bool(rng.random() < share)
+        grads = gradients(model, batch)
+        assert set(grads) == set(model.trainable_parameters().values())
+        for parameter, gradient in grads.items():
+            # the tied weight is one parameter: its lower contribution is there only if the backward went so far
+            assert gradient.tobytes() == everything[parameter].tobytes()
+
+
+@each_family
+def test_float32_agrees_with_float64(family, rng):
+    batch, single = some(rng, "right"), build(family, dtype="float32")
+    double = copy.deepcopy(single)
+    double.astype(np.float64)
+    logits, exact = (model.forward(batch.ids, batch.inputs)[0] for model in (single, double))
+    assert logits.dtype == np.float32
+    assert close(logits, exact, 1e-5)
+    exact_gradients = named(double, gradients(double, batch))
+    largest = max(np.abs(gradient).max() for gradient in exact_gradients.values())
+    for name, gradient in named(single, gradients(single, batch)).items():
+        assert gradient.dtype == np.float32, name
+        np.testing.assert_allclose(gradient, exact_gradients[name], rtol=0, atol=1e-5 * largest, err_msg=name)
+
+
+@each_family
+@pytest.mark.parametrize("xp", ["fakecupy", pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True)
+def test_on_a_gpu_the_same_model_gives_the_same_numbers_and_nothing_waits_for_the_host(family, xp, rng):
+    model, batch = build(family, dtype="float32"), some(rng, "left")
+    logits, _ = model.forward(batch.ids, batch.inputs, batch.run)
+    expected = named(model, gradients(model, batch))
+    model.to(xp)
+    syncs = fakecupy.syncs
+    moved, _ = model.forward(batch.ids, batch.inputs, batch.run)
+    grads = gradients(model, batch)
+    assert fakecupy.syncs == syncs
+    rounds_alike = xp.__name__ != "cupy" and family != "roberta"  # whose erf is the library's own there
+    tolerance = 0 if rounds_alike else 1e-4
+    assert close(to_numpy(moved), logits, tolerance)
+    for name, gradient in named(model, grads).items():
+        assert gradient.dtype == np.float32, name
+        np.testing.assert_allclose(gradient, expected[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+# ---- who sees whom ----
+
+
+@each_family
+@each_side
+def test_padding_on_either_side_changes_no_real_token(family, side, rng):
+    model, batch = build(family), some(rng, side)
+    padded, _ = model.forward(batch.ids, batch.inputs, batch.run)
+    for i, real in enumerate(batch.real):
+        segments = batch.inputs.segments[i : i + 1, real]
+        alone, _ = model.forward(batch.ids[i : i + 1, real], Inputs(segments=segments))
+        np.testing.assert_allclose(padded[i, real], alone[0], rtol=1e-12, atol=1e-12)
+
+
+@each_family
+@each_side
+def test_what_the_padding_holds_changes_no_real_token(family, side, rng):
+    model, batch = build(family), some(rng, side)
+    other = np.where(batch.real, batch.ids, (batch.ids + 5) % 13)
+    before, after = (model.forward(ids, batch.inputs, batch.run)[0] for ids in (batch.ids, other))
+    assert before[batch.real].tobytes() == after[batch.real].tobytes()
+    assert np.isfinite(before).all()
+
+
+@each_family
+def test_a_token_is_seen_by_earlier_ones_in_encoders_alone(family, rng):
+    model, batch = build(family), some(rng)
+    later = batch.ids.copy()
+    later[:, 4] = (later[:, 4] + 5) % 13
+    before, after = (model.forward(ids, batch.inputs, batch.run)[0] for ids in (batch.ids, later))
+    changed = (before != after).any(axis=(0, 2))
+    assert changed[4:].all()
+    assert changed[:4].all() if "bert" in family else not changed[:4].any()
+
+
+@pytest.mark.parametrize("blockwise", [False, True], ids=["whole", "in blocks"])
+def test_with_a_window_a_token_is_seen_by_those_up_to_the_window_and_through_two_layers_by_twice_as_many(
+    blockwise, monkeypatch, rng
+):
+    monkeypatch.setattr(Attention, "blockwise_from", 1 if blockwise else math.inf)
+    ids = rng.integers(0, 13, (2, 9))
+    other = ids.copy()
+    other[:, 1] = (ids[:, 1] + 5) % 13
+
+    def changed(**options: Any) -> list[int]:
+        model = build("llama", qkv_bias=True, sliding_window=3, **options)
+        return np.flatnonzero((model.forward(ids)[0] != model.forward(other)[0]).any(axis=(0, 2))).tolist()
+
+    assert changed(n_layers=1) == [1, 2, 3]
+    assert changed() == [1, 2, 3, 4, 5]
+    assert changed(max_window_layers=1) == changed(max_window_layers=2) == list(range(1, 9))
+    assert changed(n_layers=1, layer_types=("sliding_attention",), max_window_layers=1) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+def test_every_gradient_of_a_model_with_a_window_in_one_layer_is_right(side, rng):
+    model, batch = build("llama", qkv_bias=True, sliding_window=2, max_window_layers=1), some(rng, side)
+    report = check_model(model, lambda: loss(model, batch), gradients(model, batch), rng=rng, directions=1)
+    report.raise_if_wrong()
+
+
+@each_side
+def test_with_a_window_padding_on_either_side_changes_no_real_token(side, rng):
+    model, batch = build("llama", sliding_window=2), some(rng, side)
+    padded, _ = model.forward(batch.ids, batch.inputs, batch.run)
+    for i, real in enumerate(batch.real):
+        alone, _ = model.forward(batch.ids[i : i + 1, real])
+        np.testing.assert_allclose(padded[i, real], alone[0], rtol=1e-12, atol=1e-12)
+
+
+@each_family
+def test_what_all_layers_need_is_made_once_in_a_forward_and_anew_in_the_next(family, monkeypatch, rng):
+    model, batch, made = build(family), some(rng, "left"), []
+    for name in ("attention_mask", "rope_tables", "rope_frequencies"):
+        make = getattr(ops, name)
+        monkeypatch.setattr(ops, name, lambda *words, name=name, make=make: made.append(name) or make(*words))
+    needed = ["attention_mask", *(["rope_frequencies", "rope_tables"] if family == "llama" else [])]
+    for times in (1, 2):
+        model.forward(batch.ids, batch.inputs, batch.run)
+        assert sorted(made) == sorted(times * needed)
+
+
+@each_family
+def test_the_order_of_the_tokens_matters(family, rng):
+    model, ids = build(family), np.array([[3, 7, 5, 1]])
+    last, _ = model.forward(ids)
+    swapped, _ = model.forward(ids[:, [1, 0, 2, 3]])
+    assert np.abs(last[0, 3] - swapped[0, 3]).max() > 1e-3
+
+
+def test_segments_change_the_logits_of_bert(rng):
+    model, batch = build("bert"), some(rng)
+    ones, zeros, default = (
+        model.forward(batch.ids, Inputs(segments=segments))[0]
+        for segments in (np.ones_like(batch.ids), np.zeros_like(batch.ids), None)
+    )
+    assert np.array_equal(zeros, default)
+    assert (ones != zeros).all()
+
+
+WRONG_INPUTS = [
+    ({"padding": np.ones((3, 1), bool)}, r"padding is bool of the ids' shape \(3, 6\), not bool of shape \(3, 1\)"),
+    ({"padding": np.ones((6, 3), bool)}, r"not bool of shape \(6, 3\)"),
+    ({"padding": np.ones(6, bool)}, r"not bool of shape \(6,\)"),
+    ({"padding": np.full((3, 6), 2)}, "padding is bool .* not int64"),
+    ({"segments": np.zeros((3, 1), int)}, r"segments is integers of the ids' shape .* not int64 of shape \(3, 1\)"),
+    ({"segments": np.zeros((3, 6))}, "segments is integers .* not float64"),
+]
+
+
+@each_family
+@pytest.mark.parametrize(("wrong", "message"), WRONG_INPUTS)
+def test_padding_and_segments_that_do_not_fit_the_ids_are_refused(family, wrong, message, rng):
+    with pytest.raises(ValueError, match=message):
+        build(family).forward(some(rng).ids, Inputs(**wrong))
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_a_segment_that_bert_does_not_have_is_refused(wrong, xp, rng):
+    model, batch = build("bert", dtype="float32"), some(rng)
+    model.to(xp)
+    with pytest.raises(ValueError, match=rf"segments from .*{wrong}.* are outside 0\.\.2"):
+        model.forward(batch.ids, Inputs(segments=np.where(batch.ids == batch.ids.max(), wrong, 1)))
+
+
+@each_family
+def test_a_fresh_model_knows_nothing_its_loss_is_the_logarithm_of_the_vocabulary(family, rng):
+    assert loss(fresh(family, dtype="float32"), some(rng)) == pytest.approx(math.log(13), abs=0.1)
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[0, 13]], "token id 13 is outside the vocabulary 0..12"),
+        ([[0, -1]], "token id -1 is outside the vocabulary 0..12"),
+        ([[0.0, 1.0]], r"not float64 of shape \(1, 2\)"),
+        ([0, 1], r"not int64 of shape \(2,\)"),
+        ([[]], r"shape \(1, 0\)"),
+        ([[True, False]], "not bool"),
+        ([[0] * 10], "10 tokens are more than the model's 9 positions"),
+    ],
+)
+@each_family
+def test_ids_that_no_model_can_read_are_refused(family, ids, message):
+    with pytest.raises(ValueError, match=message):
+        fresh(family).forward(np.array(ids))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"d_model": 10, "n_heads": 3}, "d_model 10 .* 3 heads"),
+        ({"d_model": 12, "n_heads": 6, "n_kv_heads": 4}, "6 heads, .* into 4"),
+        ({"n_heads": 3, "sliding_window": 0}, "sliding_window = 0 is not a whole number from 1 up"),
+        ({"n_heads": 3, "sliding_window": True}, "sliding_window = True is not a whole number from 1 up"),
+        ({"n_heads": 3, "max_window_layers": -1}, "max_window_layers = -1 is not a whole number from 0 up"),
+        ({"n_heads": 3, "layer_types": ("full_attention",)}, "layer_types = .* is not .* for each layer"),
+        (
+            {"n_heads": 3, "layer_types": ("full_attention", "chunked_attention")},
+            "is not full_attention or sliding_att",
+        ),
+        ({"n_heads": 3, "layer_types": ("sliding_attention",) * 2}, "layer_types = .* needs a sliding_window"),
+        ({"n_heads": 3, "sliding_window": 3, "max_window_layers": 1}, "layer_types are for qkv_bias=True"),
+    ],
+)
+def test_widths_that_do_not_divide_and_windows_that_no_layer_can_have_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**{**SHAPE, **wrong})
+
+
+def test_rotary_positions_need_heads_of_an_even_width():
+    config = Config(**{**SHAPE, "n_heads": 4})  # heads of 3 numbers, which do not pair up
+    with pytest.raises(ValueError, match="even"):
+        FAMILIES["llama"](config, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_classifier_of_tokens_is_for_those_that_see_both_sides(family):
+    with pytest.raises(ValueError, match="head 'tokens' is for bert and roberta"):
+        fresh(family, head="tokens")
+
+
+@each_family
+def test_ids_may_be_nested_lists(family):
+    model, ids = build(family), [[3, 1, 4], [1, 5, 9]]
+    assert np.array_equal(model.forward(ids)[0], model.forward(np.array(ids))[0])
+
+
+# ---- Hugging Face's models with the same weights ----
+
+# Hugging Face's Llama computes its RMS norms and angles in float32, whatever the model is in
+AGREEMENT = {"gpt2": 1e-10, "llama": 1e-5, "bert": 1e-10, "roberta": 1e-10}
+
+
+def transposed(family: str, name: str) -> bool:
+    return family == "gpt2" and name.endswith("_proj.weight")  # their Conv1D holds W as (in, out)
+
+
+def hugging_face(model: Transformer) -> Any:
+    """Their model, in float64, of our model's shape and with its weights."""
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    c, family = model.config, model.family
+    # not "eager": it takes the softmax in float32, where a token of padding that sees nothing is not a number
+    common = {"vocab_size": c.vocab_size, "attn_implementation": "sdpa", "tie_word_embeddings": c.tied}
+    common |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    sizes = {"hidden_size": c.d_model, "intermediate_size": c.d_ff, "num_hidden_layers": c.n_layers}
+    sizes |= {"num_attention_heads": c.n_heads, "max_position_embeddings": c.max_length}
+    if family == "gpt2":
+        other = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+            n_positions=c.max_length, n_embd=c.d_model, n_layer=c.n_layers, n_head=c.n_heads, n_inner=c.d_ff,
+            layer_norm_epsilon=c.eps, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **common))  # fmt: skip
+    elif family == "llama":
+        rope = {"rope_type": "default", "rope_theta": c.rope_theta}
+        other = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+            num_key_value_heads=c.n_kv_heads, rms_norm_eps=c.eps, rope_parameters=rope, **sizes, **common))  # fmt: skip
+    else:
+        kind = {"bert": "Bert", "roberta": "Roberta"}[family]
+        sizes |= {"max_position_embeddings": c.offset + c.max_length}
+        other = getattr(transformers, f"{kind}ForMaskedLM")(getattr(transformers, f"{kind}Config")(
+            hidden_act="gelu" if c.activation == "gelu" else "gelu_new", layer_norm_eps=c.eps,
+            type_vocab_size=c.segments, hidden_dropout_prob=0, attention_probs_dropout_prob=0,
+            **sizes, **(common | {"pad_token_id": c.offset - 1 if c.offset else None})))  # fmt: skip
+    other = other.double()
+    for module in other.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.padding_idx = None  # theirs gives no gradient to the row of the padding's id, real or not
+    parameters = dict(other.named_parameters())
+    with torch.no_grad():
+        for name, data in model.state_dict().items():
+            data = data.T if transposed(family, name) else data
+            parameters.pop(hub_name(family, name)).copy_(torch.tensor(data))
+    assert not parameters, "what is theirs alone"
+    return other
+
+
+def hugging_face_logits(other: Any, family: str, batch: Batch) -> Any:
+    torch = pytest.importorskip("torch")
+    ids, real, segments = map(torch.tensor, (batch.ids, batch.real, batch.inputs.segments))
+    positions = torch.clamp(torch.cumsum(real, 1) - 1, min=0)
+    options = {"input_ids": ids, "attention_mask": real.long()}
+    if family in ("bert", "roberta"):
+        positions += {"bert": 0, "roberta": 2}[family]
+        return other(**options, position_ids=positions, token_type_ids=segments).logits
+    return other(**options, position_ids=positions).logits
+
+
+@pytest.mark.oracle
+@each_family
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+def test_logits_and_gradients_are_those_of_hugging_face(family, side, rng):
+    torch = pytest.importorskip("torch")
+    model, batch = build(family), some(rng, side)
+    other = hugging_face(model)
+    logits = hugging_face_logits(other, family, batch)
+    assert close(
+        model.forward(batch.ids, batch.inputs)[0][batch.real], logits.detach().numpy()[batch.real], AGREEMENT[family]
+    )
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(batch.labels).flatten()).backward()
+    ours, parameters = named(model, gradients(model, batch)), dict(other.named_parameters())
+    largest = max(np.abs(gradient).max() for gradient in ours.values())
+    for name, gradient in ours.items():
+        expected = parameters[hub_name(family, name)].grad.numpy()
+        expected = expected.T if transposed(family, name) else expected
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=AGREEMENT[family] * largest, err_msg=name)
