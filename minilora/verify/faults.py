@@ -162,7 +162,7 @@ def identifier(term: str) -> str:
 def with_coefficient(terms: Terms, term: str, number: float | Array, *arguments: Array, **constants: Any) -> Tensors:
     """The gradients that have this term, with a number in front of it."""
     return {
-        tensor: sum((number if name == term else 1) * part for name, part in parts.items())
+        tensor: sum(((number if name == term else 1) * part for name, part in parts.items()), start=np.zeros(()))
         for tensor, parts in terms(*arguments, **constants).items()
         if term in parts
     }
