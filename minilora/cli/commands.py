@@ -361,7 +361,7 @@ def verify(options: argparse.Namespace) -> int:
     import json
 
     from ..verify.mutation import mutation_run, show_mutants, unexplained
-    from ..verify.suite import show, wrong
+    from ..verify.suite import show_verification, wrong
     from ..verify.suite import verify as run
 
     if options.sample and not options.mutants:
@@ -377,7 +377,7 @@ def verify(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        show(result)
+        show_verification(result)
     return int(bool(wrong(result)))
 
 

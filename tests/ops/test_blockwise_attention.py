@@ -18,7 +18,7 @@ from minilora.models.families import FAMILIES
 from minilora.models.transformer import Transformer
 from minilora.nn import Attention, Gradients, Inputs, KVCache, Pass, recompute
 from minilora.ops.blockwise_attention import BLOCK, blocks
-from minilora.verify.cases import attention_mask, pad
+from minilora.verify.op_cases import attention_mask, pad
 
 EXACT = 1e-12
 
