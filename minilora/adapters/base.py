@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, get_array_module
-from ..nn import Embedding, Gradients, Linear, Module, Parameter
+from ..nn import Costs, Embedding, Gradients, Linear, MetaArray, Module, Parameter
 
 Law = Callable[[Any, Array, Array, Gradients], float]  # (adapter, x, dy, its gradients) -> relative error
 
@@ -137,6 +137,28 @@ class Adapter(Module):
         """n_in and n_out of the base, and r where the variant has a rank: what shapes and formulas are written in."""
         return sizes_of(self.base, vars(self))
 
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        """The base's, and what `kept` and `products` say beside it, but for what only frozen slots need."""
+        y = self.base.costs(x, costs)
+        sizes, learns = self.sizes, {name for name, p in self.own_parameters().items() if p.trainable}
+        dropped = costs.dropout and bool(getattr(self, "dropout", 0))
+        if dropped:
+            costs.keep(self, "keep", costs.array(*x.shape), "to drop the same of dx")
+        for what, width, why, slot in self.kept:
+            if slot and slot not in learns:
+                continue
+            if what in ("x", "ids") and not dropped:
+                costs.keep(self, what, x, why)
+            elif what == "x":
+                costs.keep(self, "x, dropped", costs.array(*x.shape), why)
+            else:
+                costs.keep(self, what, costs.array(*y.shape[:-1], number(width, sizes)), why)
+        forward = y.rows * number(self.products.forward, sizes) + number(self.products.once, sizes)
+        gradients = [n for slot, n in self.products.gradients.items() if slot in learns]
+        backward = sum(number(formula, sizes) for formula in (self.products.backward, *gradients))
+        costs.multiply(self, "adapter", {"y": forward}, {"dx and gradients": y.rows * backward})
+        return y
+
     def merged(self) -> tuple[Array, Array | None]:
         """W and b of a plain layer that computes the same, without dropout."""
         raise NotImplementedError
@@ -164,6 +186,11 @@ def sizes_of(base: Any, options: Mapping[str, Any]) -> dict[str, int]:
 def shape(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
     """("r", "n_in") -> (8, 64)"""
     return tuple(sizes[axis] if axis in sizes else int(axis) for axis in axes)
+
+
+def number(formula: str, sizes: Mapping[str, int]) -> int:
+    """("2 * r * n_in", its sizes) -> 1024"""
+    return eval(formula, {"__builtins__": {}}, dict(sizes))
 
 
 @cache
