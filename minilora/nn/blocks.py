@@ -176,7 +176,8 @@ class Checkpointed(Module):
         y = self.block.costs(x, again)
         costs.recomputed.append({array: kept for array, kept in again.kept.items() if array not in costs.kept})
         costs.forward += again.forward
-        costs.backward += again.backward + again.forward
+        costs.backward += again.backward
+        costs.again += again.forward
         return y
 
 

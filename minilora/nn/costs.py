@@ -74,11 +74,12 @@ class Costs:
         self.recomputed: list[dict[MetaArray, KeptArray]] = []  # of each block that is run again for its backward
         self.forward: list[Product] = []
         self.backward: list[Product] = []
+        self.again: list[Product] = []  # of a forward that backward runs again
 
     def part(self) -> Costs:
         """Empty, for a part of the model that counts in another way."""
         part = copy.copy(self)
-        part.kept, part.recomputed, part.forward, part.backward = {}, [], [], []
+        part.kept, part.recomputed, part.forward, part.backward, part.again = {}, [], [], [], []
         return part
 
     def array(self, *shape: int, itemsize: int = 0, needs_dx: bool = True) -> MetaArray:
