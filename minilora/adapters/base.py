@@ -11,8 +11,8 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
 from functools import cache
+from types import CodeType
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
@@ -184,7 +184,7 @@ class Adapter(Module):
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         """The base's, and what `kept` and `products` say beside it, but for what only frozen slots need."""
         learns = {name for name, p in self.own_parameters().items() if p.trainable}
-        y = self.base.costs(replace(x, needs_dx=True) if learns.intersection(self.products.base_dx) else x, costs)
+        y = self.base.costs(x, costs)
         sizes = self.sizes | {"n": y.rows}
         dropped = costs.dropout and bool(getattr(self, "dropout", 0))
         if dropped:
@@ -200,7 +200,8 @@ class Adapter(Module):
                 costs.keep(self, what, costs.array(*y.shape[:-1], number(width, sizes)), why)
         gradients = [formula for slots, formula in self.products.gradients.items() if learns.intersection(slots)]
         forward = f"n * ({self.products.forward})", self.products.once
-        backward = f"n * ({' + '.join((self.products.backward, *gradients))})"
+        dx = self.products.backward if x.needs_dx else self.products.without_dx
+        backward = f"n * ({' + '.join((dx, *gradients))})"
         costs.multiply(self, "adapter", {f: number(f, sizes) for f in forward}, {backward: number(backward, sizes)})
         return y
 
@@ -257,7 +258,12 @@ def shape(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 def number(formula: str, sizes: Mapping[str, int]) -> int:
     """("2 * r * n_in", its sizes) -> 1024"""
-    return eval(formula, {"__builtins__": {}}, dict(sizes))
+    return eval(compiled(formula), {"__builtins__": {}}, dict(sizes))
+
+
+@cache
+def compiled(formula: str) -> CodeType:
+    return compile(formula, formula, "eval")
 
 
 @cache
