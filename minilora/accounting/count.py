@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .. import nn
 from ..adapters.base import DEFAULT
 from ..models.transformer import Transformer
-from .. import nn
-from ..nn import Checkpointed, Costs, KeptArray
+from ..nn import Checkpointed, Costs, KeptArray, Parameter
 from ..nn.costs import Shape
 from ..spelling import choose_from
 from .flops import Flops, total
@@ -50,9 +50,14 @@ class Account:
     dtype: str
 
     @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        """{path: Parameter} of the base, a tied one once."""
+        return self.model.base_parameters()
+
+    @property
     def tensors(self) -> dict[str, Shape]:
-        """{path: shape} of the base's parameters, a tied one once."""
-        return {path: p.data.shape for path, p in self.model.base_parameters().items()}
+        """{path: shape} of them."""
+        return {path: p.data.shape for path, p in self.parameters.items()}
 
     @property
     def total(self) -> int:
@@ -64,10 +69,10 @@ class Account:
         """{name in PEFT's file: shape} of what is added and learns."""
         return added_tensors(self.model, trained=True)
 
-    @cached_property
+    @property
     def trained(self) -> dict[str, Shape]:
         """{name: shape} of all that learns: tensors of the base by our paths, added ones as in PEFT's file."""
-        return {path: p.data.shape for path, p in self.model.base_parameters().items() if p.trainable} | self.added
+        return {path: p.data.shape for path, p in self.parameters.items() if p.trainable} | self.added
 
     @property
     def trainable(self) -> int:

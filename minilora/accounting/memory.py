@@ -136,9 +136,7 @@ def safetensors_bytes(tensors: Mapping[str, tuple[str, Shape]]) -> int:
 # ---- what is kept for backward ----
 
 
-def step_costs(
-    model: Transformer, batch: int, tokens: int, dtype: str = "float32", *, dropout: bool = False
-) -> Costs:
+def step_costs(model: Transformer, batch: int, tokens: int, dtype: str = "float32", *, dropout: bool = False) -> Costs:
     """What a step keeps and multiplies over `batch` sequences of `tokens` without padding, of what is trainable now.
 
     `dropout`: forward is given a generator.

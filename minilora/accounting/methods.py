@@ -21,7 +21,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterator
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,12 +36,12 @@ from ..spelling import choose_from
 
 
 class LoRAFA(LoRALinear):
-    slots = tuple(slot._replace(trained=slot.name == "lora_B") for slot in LoRALinear.slots)
+    slots = LoRALinear.slots[0]._replace(trained=False), LoRALinear.slots[1]
 
 
 class DoRA(LoRALinear):
-    slots = (*LoRALinear.slots, Slot("magnitude", "lora_magnitude_vector", ("n_out",)))
-    kept = (*LoRALinear.kept, Kept("v", "n_out", "dm = Σ dy ∘ v, v = (W + s B A) x / ‖·‖"))
+    slots = (*LoRALinear.slots, Slot("magnitude", "lora_magnitude_vector", ("n_out",)))  # type: ignore[assignment]
+    kept = (*LoRALinear.kept, Kept("v", "n_out", "dm = Σ dy ∘ v, v = (W + s B A) x / ‖·‖"))  # type: ignore[assignment]
     products = LoRALinear.products._replace(once="2 * r * n_in * n_out")
 
 
@@ -62,22 +62,32 @@ class LoRAXS(Formula):
         Slot("B", "lora_B.weight", ("n_out", "r"), trained=False),
     )
     kept = (Kept("h", "r", "dR = (Bᵀ dy) hᵀ"),)
-    products = Products("2 * r * (n_in + n_out + r)", "2 * r * (n_in + n_out + r)", {("R",): "2 * r * r"})
+    products = Products(
+        forward="2 * r * (n_in + n_out + r)",
+        backward="2 * r * (n_in + n_out + r)",
+        without_dx="2 * r * (n_in + n_out + r)",
+        gradients={("R",): "2 * r * r"},
+    )
 
 
 class Bottleneck(Formula):
-    slots: tuple[Slot, ...] = (
+    slots: ClassVar[tuple[Slot, ...]] = (
         Slot("down", "down.weight", ("r", "n_out")),
         Slot("down_bias", "down.bias", ("r",)),
         Slot("up", "up.weight", ("n_out", "r")),
         Slot("up_bias", "up.bias", ("n_out",)),
     )
-    kept: tuple[Kept, ...] = (
+    kept: ClassVar[tuple[Kept, ...]] = (
         Kept("y", "n_out", "dW_down"),
         Kept("slope", "r", "through the nonlinearity"),
         Kept("z", "r", "dW_up"),
     )
-    products = Products("4 * r * n_out", "4 * r * n_out", {("down",): "2 * r * n_out", ("up",): "2 * r * n_out"})
+    products = Products(
+        forward="4 * r * n_out",
+        backward="4 * r * n_out",
+        without_dx="4 * r * n_out",
+        gradients={("down",): "2 * r * n_out", ("up",): "2 * r * n_out"},
+    )
 
 
 class BottleneckWithNorm(Bottleneck):
@@ -152,8 +162,8 @@ def apply(
     """Freeze a model without weights but for what `method` trains of it, and add what it adds.
 
     `targets`: as of attach(), "all-linear" being every Linear of the blocks; None, the method's own usual ones. r is
-    the rank, or a bottleneck's width; `prompt`, the number of virtual tokens. A new classification head is trained whatever the method. `name` is the model's,
-    for errors.
+    the rank, or a bottleneck's width; `prompt`, the number of virtual tokens. A new classification head is trained
+    whatever the method. `name` is the model's, for errors.
 
     Raises ValueError for a method that is not known, targets that match nothing or that the method has none of, a rank
     below 1, and for lora-xs one above min(in, out); of others a warning says that.
@@ -168,14 +178,13 @@ def apply(
         raise ValueError(f"rank {r!r} is not a whole number from 1 up")
     if method == "full":
         return
-    parameters = model.named_parameters()
-    blocks = [path for path, layer in model.layers.items() if isinstance(layer, Block)]
-    trained = [path for path in parameters if path.startswith("classifier")]
+    blocks = [layer for layer in model.layers.values() if isinstance(layer, Block)]
+    trained = [p for path, layer in model.layers.items() if path.startswith("classifier") for p in layer.parameters()]
     model.freeze()
     if method == "top2":
-        trained += [path for path in parameters if path.startswith(tuple(f"{block}." for block in blocks[-2:]))]
+        trained += [parameter for block in blocks[-2:] for parameter in block.parameters()]
     elif method == "bitfit":
-        biases = [path for path in parameters if path.endswith(".bias")]
+        biases = [parameter for path, parameter in model.named_parameters().items() if path.endswith(".bias")]
         if not biases:
             raise ValueError(f"{name} has no bias, so bitfit has nothing to train")
         trained += biases
@@ -188,8 +197,8 @@ def apply(
         model.layers["embed"] = Prompt(model.layers["embed"], prompt, method, shapes)
     else:
         add_adapters(method, model, targets, int(r))
-    for path in trained:
-        parameters[path].trainable = True
+    for parameter in trained:
+        parameter.trainable = True
 
 
 def add_adapters(method: str, model: Transformer, targets: str | Collection[str] | None, r: int) -> None:
@@ -199,7 +208,8 @@ def add_adapters(method: str, model: Transformer, targets: str | Collection[str]
     if method not in FORMULAS:
         variant = method if method in variants() else DEFAULT
         has_rank = any(option.name == "r" for cls in variants()[variant] for option in cls.options)
-        attach_without_weights(model, variant, wanted, **({"r": r} if has_rank else {}))
+        options: dict[str, Any] = {"r": r} if has_rank else {}
+        attach_without_weights(model, variant, wanted, **options)
         return
     cls, chosen = FORMULAS[method], choose(model, wanted)
     for path in chosen:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..adapters.base import Adapter
 from ..display.tables import fits, numbers_right, wide_console
-from ..nn import Attention, KeptArray, Linear
+from ..nn import Attention, KeptArray, Linear, Product
 from ..nn.costs import Shape
 from .count import Account, count
 from .flops import association_orders, break_even_rank
@@ -242,26 +242,26 @@ def formulas(account: Account, which: str) -> tuple[str, str, str]:
     """Of a pass, "forward" or "backward": what the base's matrices cost, what is added, and attention."""
     forward = which == "forward"
     products = account.costs.forward if forward else account.costs.backward
-    made = Counter(product.formula for product in products)
-    over = ", ".join(f"{y} of {made[y]}" for y in (["y = x Wᵀ"] if forward else ["dx = dy W", "dW = dyᵀ x"]))
-    again = " + the blocks' forward" * (account.recompute and not forward)
+    counts = Counter(product.formula for product in products)
+    over = ", ".join(f"{y} of {counts[y]}" for y in (["y = x Wᵀ"] if forward else ["dx = dy W", "dW = dyᵀ x"]))
     added = dict.fromkeys(product.formula for product in products if product.kind == "adapter")
-    added_formula = " + ".join(f"Σ {readable_formula(formula)}" for formula in added)
-    layers = [p.layer for p in products if p.formula in ("o = E v", "dq, dk")]
-    scores = Counter(attention(account, layer).scores(positions(account)) for layer in layers)
-    blockwise = any(attention(account, layer).blockwise(positions(account)) for layer in layers)
-    names = score_letters(account) if blockwise else dict.fromkeys(scores, "T N")
-    terms = " + ".join(f"{names[n]} × {times}" for n, times in scores.items())
-    factor = 4 if forward else 10 if blockwise else 8
-    return (
-        f"2 Σ n in·out{again}   {over}",
-        added_formula and f"{added_formula}{again}",
-        layers and f"{factor} H D {terms if len(scores) == 1 else f'({terms})'}{again}" or "",
-    )
+    sums = " + ".join(f"Σ {readable_formula(formula)}" for formula in added)
+    squares = attention_formula(account, products)
+    again = " + the blocks' forward" * (account.recompute and not forward)
+    return f"2 Σ n in·out{again}   {over}", sums and f"{sums}{again}", squares and f"{squares}{again}"
 
 
-def attention(account: Account, path: str) -> Any:
-    return account.model[path]
+def attention_formula(account: Account, products: list[Product]) -> str:
+    """4 H D T N × 12: the 12 layers of a pass, by how many scores a head of them computes."""
+    T, model = positions(account), account.model
+    layers: list[Any] = [model[p.layer] for p in products if p.formula in ("S = q kᵀ", "dP, dv")]
+    if not layers:
+        return ""
+    blockwise, forward = layers[0].blockwise(T), any(p.formula == "S = q kᵀ" for p in products)
+    names = score_letters(account) if blockwise else {T * T: "T N"}
+    terms = [f"{names[n]} × {times}" for n, times in Counter(layer.scores(T) for layer in layers).items()]
+    together = terms[0] if len(terms) == 1 else f"({' + '.join(terms)})"
+    return f"{4 if forward else 10 if blockwise else 8} H D {together}"
 
 
 def positions(account: Account) -> int:
