@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..adapters.attach import attach_without_weights, choose, last, wasted_rank
+from ..adapters.attach import attach_without_weights, choose, fused_above, last, wasted_rank
 from ..adapters.base import DEFAULT, Adapter, Kept, Option, Products, Slot, check_base, variants
 from ..adapters.lora import LoRALinear
 from ..models.transformer import Transformer
@@ -189,12 +189,10 @@ def apply(
             raise ValueError(f"{name} has no bias, so bitfit has nothing to train")
         trained += biases
     elif method == "prefix-embed":
-        shape = prompt, model.config.d_model
-        embed = Prompt(model.layers["embed"], prompt, "prompt_embeddings", shape, "PROMPT_TUNING")
-        model.layers["embed"] = embed
+        tensor = "prompt_embeddings", (prompt, model.config.d_model)
+        model.layers["embed"] = Prompt(model.layers["embed"], prompt, *tensor, peft_type="PROMPT_TUNING")
     elif method == "prefix-layer":
-        shapes = len(blocks), model.config.d_model, prompt
-        model.layers["embed"] = Prompt(model.layers["embed"], prompt, method, shapes)
+        model.layers["embed"] = Prompt(model.layers["embed"], prompt, method, (len(blocks), model.config.d_model, prompt))
     else:
         add_adapters(method, model, targets, int(r))
     for parameter in trained:
@@ -212,6 +210,8 @@ def add_adapters(method: str, model: Transformer, targets: str | Collection[str]
         attach_without_weights(model, variant, wanted, **options)
         return
     cls, chosen = FORMULAS[method], choose(model, wanted)
+    if fused_above(model, chosen):
+        raise ValueError(f"{method} of a part of a fused layer is not counted: choose the whole, such as qkv_proj")
     for path in chosen:
         try:
             cls.check(model[path], r=r)

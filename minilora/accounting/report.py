@@ -244,8 +244,9 @@ def formulas(account: Account, which: str) -> tuple[str, str, str]:
     products = account.costs.forward if forward else account.costs.backward
     counts = Counter(product.formula for product in products)
     over = ", ".join(f"{y} of {counts[y]}" for y in (["y = x Wᵀ"] if forward else ["dx = dy W", "dW = dyᵀ x"]))
-    added = dict.fromkeys(product.formula for product in products if product.kind == "adapter")
-    sums = " + ".join(f"Σ {readable_formula(formula)}" for formula in added)
+    added = Counter(product.formula for product in products if product.kind == "adapter")
+    each = (f"Σ {readable_formula(formula)}" + f" of {n}" * (len(added) > 1) for formula, n in added.items())
+    sums = " + ".join(each)
     squares = attention_formula(account, products)
     again = " + the blocks' forward" * (account.recompute and not forward)
     return f"2 Σ n in·out{again}   {over}", sums and f"{sums}{again}", squares and f"{squares}{again}"

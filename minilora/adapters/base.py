@@ -201,7 +201,7 @@ class Adapter(Module):
         gradients = [formula for slots, formula in self.products.gradients.items() if learns.intersection(slots)]
         forward = f"n * ({self.products.forward})", self.products.once
         dx = self.products.backward if x.needs_dx else self.products.without_dx
-        backward = f"n * ({' + '.join((dx, *gradients))})"
+        backward = f"n * ({' + '.join(formula for formula in (dx, *gradients) if formula != '0') or 0})"
         costs.multiply(self, "adapter", {f: number(f, sizes) for f in forward}, {backward: number(backward, sizes)})
         return y
 
