@@ -306,11 +306,12 @@ def count(options: argparse.Namespace) -> None:
     """What a method costs on a model: parameters, bytes and FLOPs, each with its formula."""
     import json
 
-    from ..accounting import architecture, to_dict
     from ..accounting import count as count_one
+    from ..accounting import to_dict
     from ..accounting.memory import QUANTISED
-    from ..accounting.methods import TARGETED
-    from ..accounting.report import show, show_side_by_side
+    from ..accounting.methods import OVER_4_BITS, TARGETED
+    from ..accounting.report import show_account, show_side_by_side
+    from ..adapters.base import DEFAULT
     from ..display.plots import check_png, cost_figure
     from ..files import write_whole
 
@@ -320,17 +321,16 @@ def count(options: argparse.Namespace) -> None:
         raise ValueError("--plot draws several methods: say --compare full,lora,qlora")
     if options.plot:
         check_png(options.plot)
-    methods = options.compare or [options.method or "lora"]
-    model = architecture(options.model, options.head, options.labels)
+    methods = options.compare or [options.method or DEFAULT]
     words = {"r": options.rank, "virtual_tokens": options.virtual_tokens, "batch": options.batch}
-    words |= {"tokens": options.tokens, "recompute": options.recompute}
+    words |= {"tokens": options.tokens, "recompute": options.recompute, "head": options.head, "labels": options.labels}
     accounts = {}
     for name in methods:  # of several, those that choose their layers get the targets; one alone must take them
         targets = options.targets if name in TARGETED or not options.compare else None
         dtype = options.dtype  # of several, that of a base that is not in 4 bits
-        if name == "qlora" and options.compare and dtype not in QUANTISED:
+        if name in OVER_4_BITS and options.compare and dtype not in QUANTISED:
             dtype = None
-        accounts[name] = count_one(model, name, targets=targets, dtype=dtype, **words)
+        accounts[name] = count_one(options.model, name, targets=targets, dtype=dtype, **words)
     results = {name: to_dict(account) for name, account in accounts.items()}
     if options.plot:
         write_whole(Path(options.plot), cost_figure(results))
@@ -340,20 +340,20 @@ def count(options: argparse.Namespace) -> None:
     elif options.compare:
         show_side_by_side(accounts)
     else:
-        show(accounts[methods[0]])
+        show_account(accounts[methods[0]])
 
 
 def audit(options: argparse.Namespace) -> None:
     """Papers' printed numbers against their own formulas: which follow, and why the others may not."""
     import json
 
-    from ..accounting.audit import rows, show
+    from ..accounting.audit import rows, show_audit
 
     found = list(rows())
     if options.json:
         print(json.dumps([row.to_dict() for row in found], indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        show(found)
+        show_audit(found)
 
 
 def verify(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from ..accounting import count_parameters, lora_parameters, memory
+from ..accounting import adapter_parameters, count_parameters, memory
 from ..adapters.attach import attach_lora
 from ..adapters.base import Adapter
 from ..adapters.merge import merge, unmerge
@@ -89,7 +89,7 @@ def measure(seed: int, shards: int, backend: ModuleType) -> tuple[dict[str, byte
         "lora": {
             **costs["lora"],
             "label": f"LoRA, r = {RANK}",
-            "by_formula": lora_parameters(lora),
+            "by_formula": adapter_parameters(lora),
             "rank": RANK,
             "alpha": ALPHA,
             "targets": sorted({path.rpartition(".")[2] for path in adapted}),

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from .. import ops
 from ..backend import Array, get_array_module
+from ..ops.blockwise_attention import BLOCK, first_key
+from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
 from .module import Gradients, Module
 
@@ -106,7 +108,7 @@ class Attention(Module):
         if kv_cache:
             k, v = kv_cache.extend(self, k, v, self.window)
         attention: Any
-        if self.causal and self.blockwise_from <= T and not kv_cache:
+        if self.blockwise(T) and not kv_cache:
             o, attention = ops.blockwise_attention_forward(
                 q, k, v, self.head_dim, True, inputs.padding, window=self.window
             )
@@ -128,6 +130,55 @@ class Attention(Module):
         dk = self.normalise_backward(self.k_norm, dk, cache.norms[1], grads)
         return self.project_backward(dq, dk, dv, cache.projections, grads)
 
+    @property
+    def heads(self) -> int:
+        return self.o_proj.weight.data.shape[1] // self.head_dim  # type: ignore[attr-defined]
+
+    @property
+    def kv_heads(self) -> int:
+        return self.k_proj.weight.data.shape[0] // self.head_dim  # type: ignore[attr-defined]
+
+    def blockwise(self, T: int) -> bool:
+        """Whether a forward over T tokens takes them in blocks."""
+        return self.causal and self.blockwise_from <= T
+
+    def scores(self, T: int) -> int:
+        """How many a head computes for T tokens: T², or those of the blocks that the mask does not hide."""
+        if not self.blockwise(T):
+            return T * T
+        starts = range(0, T, BLOCK)
+        return sum(min(BLOCK, T - t) * (min(t + BLOCK, T) - first_key(t, BLOCK, self.window)) for t in starts)
+
+    def project_costs(self, x: MetaArray, costs: Costs) -> list[tuple[str, MetaArray, str]]:
+        """The arrays that hold k and v, with the formulas that read them."""
+        _, k, v = (layer.costs(x, costs) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        return [("k", k, "dq = dS k/√D"), ("v", v, "dP = do vᵀ")]
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        (B, T, _), H, D = x.shape, self.heads, self.head_dim
+        keys_and_values = self.project_costs(x, costs)
+        if self.rope:
+            tables = costs.once((self.rope, D), 2, T, 1, D)
+            costs.keep(self, "cos, sin", tables, "turning dq and dk back")
+        costs.keep(self, "q/√D", costs.array(B, T, H * D), "dk = dSᵀ q/√D")
+        for what, array, why in keys_and_values:
+            costs.keep(self, what, array, why)
+        same = H == 1 or T == 1  # o_proj reads o itself; otherwise a copy with the heads side by side
+        if self.blockwise(T):
+            costs.keep(self, "L", costs.array(B, H, T, 1), "P = exp(S - L), S made again")
+            same = same or self.kv_heads in (1, H)  # the heads of a group are side by side already
+        else:
+            costs.keep(self, "E", costs.array(B, H, T, T), "dS = E ∘ (...), dv = Eᵀ do/Z")
+            costs.keep(self, "Z", costs.array(B, H, T, 1), "do_Z = do / Z")
+        o = costs.array(B, T, H * D)
+        costs.keep(self, "o", o if same else costs.array(B, T, H * D), "rowsum(do ∘ o)", shape=(B, H, T, D))
+        S = 2 * B * self.scores(T) * H * D
+        again = S * self.blockwise(T)
+        forward, backward = {"S = q kᵀ": S, "o = E v": S}, {"dP, dv": 2 * S, "dq, dk": 2 * S, "S again": again}
+        costs.multiply(self, "attention", forward, backward)
+        costs.multiply(self, "sums", {"Z": 2 * B * self.scores(T) * H}, {"rowsum(do ∘ o)": 2 * B * T * H * D})
+        return self.o_proj.costs(o, costs)
+
 
 class FusedAttention(Attention):
     """GPT-2: one projection for q, k and v,      [q | k | v] = qkv_proj(x)"""
@@ -144,3 +195,10 @@ class FusedAttention(Attention):
 
     def project_backward(self, dq: Array, dk: Array, dv: Array, cache: Any, grads: Gradients) -> Array | None:
         return self.qkv_proj.backward(get_array_module(dq).concatenate([dq, dk, dv], axis=-1), cache, grads)
+
+    @property
+    def kv_heads(self) -> int:
+        return self.heads
+
+    def project_costs(self, x: MetaArray, costs: Costs) -> list[tuple[str, MetaArray, str]]:
+        return [("q, k, v", self.qkv_proj.costs(x, costs), "dq = dS k/√D, dP = do vᵀ: k and v are views")]

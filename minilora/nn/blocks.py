@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from .. import ops
 from ..backend import Array
+from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
 from .module import Gradients, Module, Sequential
 
@@ -22,6 +23,10 @@ class Gelu(Module):
 
     def backward(self, dy: Array, slope: Array, grads: Gradients) -> Array:
         return ops.gelu_backward(dy, slope)
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        costs.keep(self, "dy/dx", costs.array(*x.shape), "dx = dy ∘ dy/dx")
+        return costs.array(*x.shape)
 
 
 class MLP(Module):
@@ -41,6 +46,10 @@ class MLP(Module):
         dh = self.down_proj.backward(dy, c3, grads)
         dh = self.gelu.backward(dh, c2, grads)
         return self.up_proj.backward(dh, c1, grads)
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        h = self.gelu.costs(self.up_proj.costs(x, costs), costs)
+        return self.down_proj.costs(h, costs)
 
 
 class GatedMLP(Module):
@@ -63,6 +72,13 @@ class GatedMLP(Module):
         dx = self.gate_proj.backward(dgate, c1, grads)
         dx += self.up_proj.backward(dup, c2, grads)
         return dx
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        self.gate_proj.costs(x, costs)
+        h = self.up_proj.costs(x, costs)
+        costs.keep(self, "dy/dx", costs.array(*h.shape), "dx = dy ∘ dy/dx")
+        costs.keep(self, "silu(gate)", costs.array(*h.shape), "dup = dy ∘ silu(gate)")
+        return self.down_proj.costs(costs.array(*h.shape), costs)
 
 
 class BlockCache(NamedTuple):
@@ -96,6 +112,11 @@ class PreNormBlock(Block):
         dh = self.attention.backward(dx, cache.attention, grads)
         return None if dh is None else dx + self.norm_1.backward(dh, cache.norm_1, grads)
 
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        h = self.attention.costs(self.norm_1.costs(x, costs), costs)
+        h = self.mlp.costs(self.norm_2.costs(costs.array(*h.shape), costs), costs)
+        return costs.array(*h.shape)
+
 
 class PostNormBlock(Block):
     """BERT:            x₁ = norm_1(x + attention(x))       y = norm_2(x₁ + mlp(x₁))"""
@@ -114,6 +135,12 @@ class PostNormBlock(Block):
         dh = self.norm_1.backward(dx, cache.norm_1, grads)
         dx = self.attention.backward(dh, cache.attention, grads)
         return None if dx is None else dh + dx
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        h = self.attention.costs(x, costs)
+        x = self.norm_1.costs(costs.array(*h.shape), costs)
+        h = self.mlp.costs(x, costs)
+        return self.norm_2.costs(costs.array(*h.shape), costs)
 
 
 class CheckpointedCache(NamedTuple):
@@ -146,6 +173,16 @@ class Checkpointed(Module):
         x, inputs, run = cache
         _, block_cache = self.block.forward(x, inputs, run._replace(rng=copy.deepcopy(run.rng)))
         return self.block.backward(dy, block_cache, grads)
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        costs.keep(self, "x", x, "computing the block again")
+        again = costs.part()
+        y = self.block.costs(x, again)
+        costs.recomputed.append({array: kept for array, kept in again.kept.items() if array not in costs.kept})
+        costs.forward += again.forward
+        costs.backward += again.backward
+        costs.again += again.forward
+        return y
 
 
 def recompute(model: Sequential) -> None:

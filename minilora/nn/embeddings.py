@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array, get_array_module
+from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
 from .layers import Embedding
 from .module import Gradients, Module
@@ -50,6 +51,14 @@ class Embeddings(Module):
         if self.position is not None:
             self.position.backward(dy, cp, grads)
         self.token.backward(dy, ct, grads)
+
+    def costs(self, ids: MetaArray, costs: Costs) -> MetaArray:
+        x = self.token.costs(ids, costs)
+        if self.position is not None:  # without padding every sequence has the same positions
+            self.position.costs(costs.array(ids.shape[1], itemsize=ids.itemsize), costs)
+        if self.segment is not None:
+            self.segment.costs(costs.array(*ids.shape, itemsize=ids.itemsize), costs)
+        return x if self.norm is None else self.norm.costs(x, costs)
 
 
 def positions(ids: Array, padding: Array | None, start: int) -> Array:

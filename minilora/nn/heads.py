@@ -6,6 +6,7 @@ from typing import Any
 
 from .. import ops
 from ..backend import Array, get_array_module
+from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
 from .module import Gradients, Module
 
@@ -25,6 +26,11 @@ class Select(Module):
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
         return ops.select_backward(dy, cache)
 
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        B, _, C = x.shape
+        costs.keep(self, "b, t", costs.array(2, B, itemsize=8), "dx is dy at b and t, and 0 elsewhere")
+        return costs.array(B, 1, C)
+
 
 class Labelled(Module):
     """y = x at the N positions inputs.labelled, so that no others get logits: (B, T, C) -> (N, C); x itself for None"""
@@ -35,6 +41,9 @@ class Labelled(Module):
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
         return dy.copy() if cache is None else ops.select_backward(dy, cache)
 
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        return x  # all of it
+
 
 class Tanh(Module):
     """y = tanh(x)"""
@@ -44,3 +53,8 @@ class Tanh(Module):
 
     def backward(self, dy: Array, y: Array, grads: Gradients) -> Array:
         return ops.tanh_backward(dy, y)
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        y = costs.array(*x.shape)
+        costs.keep(self, "y", y, "dx = dy ∘ (1 - y²)")
+        return y

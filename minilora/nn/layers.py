@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from .. import ops
 from ..backend import Array
+from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
 from .module import Gradients, Module, Parameter
 
@@ -35,6 +37,14 @@ class Linear(Module):
             grads.add(self.bias, ops.bias_gradients(dy))
         return ops.linear_backward(dy, self.weight.data) if cache.needs_dx else None
 
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        (n_out, n_in), learns = self.weight.data.shape, self.weight.trainable
+        if learns:
+            costs.keep(self, "x", x, "dW = dyᵀ x")
+        n = 2 * x.rows * n_in * n_out
+        costs.multiply(self, "linear", {"y = x Wᵀ": n}, {"dx = dy W": n * x.needs_dx, "dW = dyᵀ x": n * learns})
+        return costs.array(*x.shape[:-1], n_out)
+
 
 class NormModuleCache(NamedTuple):
     norm: Any  # ops.layer_norm.NormCache
@@ -59,6 +69,9 @@ class LayerNorm(Module):
             grads.add(self.bias, ops.bias_gradients(dy))
         return ops.layer_norm_backward(dy, cache.norm, self.weight.data)
 
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        return norm_costs(self, x, costs, {"μ": 2 * math.prod(x.shape), "σ²": 2 * math.prod(x.shape)})
+
 
 class RMSNorm(Module):
     """y = g ∘ x / rms(x)               g (C,)"""
@@ -75,6 +88,18 @@ class RMSNorm(Module):
             grads.add(self.weight, ops.gain_gradients(dy, cache.norm))
         return ops.rms_norm_backward(dy, cache.norm, self.weight.data)
 
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        return norm_costs(self, x, costs, {"rms²": 2 * math.prod(x.shape)})
+
+
+def norm_costs(norm: Module, x: MetaArray, costs: Costs, sums: dict[str, int]) -> MetaArray:
+    """Backward has as many row sums as forward; it is entered unless nothing below the norm, nor the norm, learns."""
+    needs_dx = x.needs_dx or norm.trainable
+    costs.keep(norm, "x̂", costs.array(*x.shape), "dx through the norm, and dg")
+    costs.keep(norm, "σ", costs.array(*x.shape[:-1], 1), "dx through the norm")
+    costs.multiply(norm, "sums", sums, sums if needs_dx else {})
+    return costs.array(*x.shape, needs_dx=needs_dx)
+
 
 class Embedding(Module):
     """y = W[ids]                       W (V, C)"""
@@ -89,3 +114,8 @@ class Embedding(Module):
     def backward(self, dy: Array, ids: Array | None, grads: Gradients) -> None:
         if ids is not None:
             grads.add(self.weight, ops.embedding_gradients(dy, ids, len(self.weight.data)))
+
+    def costs(self, ids: MetaArray, costs: Costs) -> MetaArray:
+        if self.weight.trainable:
+            costs.keep(self, "ids", ids, "dW adds dy up by id")
+        return costs.array(*ids.shape, self.weight.data.shape[1])

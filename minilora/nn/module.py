@@ -10,18 +10,20 @@ Parameters, cache and gradients are three separate values. The contract of every
 - `backward` may be called again with the same cache, and writes neither to `dy` nor to the cache.
 - The dx it returns is a new array that the caller may write to. So is the y of a Linear.
 - The first trainable layers return None for dx, since nobody reads it: run.needs_dx is False.
+- `costs` says what such a forward keeps and what both passes multiply, for arrays without numbers (costs.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, ClassVar
 
 from ..backend import Array, get_array_module, to_numpy
 from ..process import blas_threads
 from ..spelling import choose_from
+from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
 
 
@@ -56,6 +58,10 @@ class Module:
         raise NotImplementedError
 
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> Any:
+        raise NotImplementedError
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        """y for an x of this shape; `costs` is told what forward keeps, and what both passes multiply."""
         raise NotImplementedError
 
     def children(self) -> dict[str, Module]:
@@ -204,3 +210,15 @@ class Sequential(Module):
     def backward(self, dy: Array, caches: list[Any], grads: Gradients) -> None:
         for layer, cache in zip(reversed(self.layers.values()), reversed(caches), strict=False):
             dy = layer.backward(dy, cache, grads)
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        layers = list(self.layers.values())
+        lowest = next((i for i, layer in enumerate(layers) if layer.trainable), len(layers))
+        for i, layer in enumerate(layers):
+            if i < lowest:
+                below = costs.part()
+                x = layer.costs(x, below)
+                costs.forward += below.forward
+            else:
+                x = layer.costs(replace(x, needs_dx=False) if i == lowest else x, costs)
+        return x
