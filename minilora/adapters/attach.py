@@ -7,16 +7,16 @@ model["block_0.attention.q_proj"] = LoRALinear(model["block_0.attention.q_proj"]
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeAlias
 
-import numpy as np
-
-from ..nn import Embedding, LayerNorm, Linear, Module, Parameter, RMSNorm
+from ..nn import Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
 from ..spelling import choose_from
-from .base import Adapter, variants
+from .base import DEFAULT, Adapter, Rng, generator, sizes_of, variants
 from .lora import TiedLoRALinear
+from .parts import Parts
 
+Targets: TypeAlias = str | Collection[str] | Mapping[str, int]
 HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out, as in PEFT
 
 
@@ -30,63 +30,165 @@ def wasted_rank(ranks: Mapping[str, tuple[int, int]]) -> str:
     return f"rank {r} of {name}{others} is above {most}, the smaller side of its weight: the rest is wasted"
 
 
+def attach(
+    model: Module,
+    variant: str = DEFAULT,
+    targets: Targets | None = None,
+    *,
+    rng: Rng,
+    train: str | Collection[str] = (),
+    **options: Any,
+) -> list[str]:
+    """Freeze the model and put a new adapter of the variant in the place of every target; return the dotted paths.
+
+    `targets`: last names, exactly ("q_proj"; "embed" for the token embedding); or "all-linear", every Linear but those
+    of HEADS; or, where the variant has a rank, a dict from last names or dotted paths to ranks. By default those that
+    the variant's classes name. `train` names what else learns: "bias" (every bias), "norm" (every gain and bias of a
+    norm), or the last name of a module, such as "lm_head". `options` are those of the variant's classes. `rng` is a
+    generator, or a seed for one.
+    An adapter of an embedding acts on the input alone, also where a head is tied to it.
+    Called again, it adapts further layers: every adapter learns then, one that was frozen meanwhile too, and of the
+    rest only what this call's `train` names.
+    One warning names the layers whose rank is above min(in, out), where that adds numbers to train and nothing to
+    learn.
+    Raises ValueError, and leaves the model as it was, when a target matches nothing or is adapted already, for an
+    option that the variant does not have or that is out of range, and for an `rng` that is neither a seed nor a
+    generator.
+    """
+    rng = generator(rng)
+    return place(model, variant, targets, train, options, lambda cls, base, **given: cls.start(base, rng=rng, **given))
+
+
+def attach_without_weights(
+    model: Module, variant: str = DEFAULT, targets: Targets | None = None, train: Collection[str] = (), **options: Any
+) -> list[str]:
+    """attach() for counting: the adapters of a model built without weights have shapes, and take no memory."""
+    return place(model, variant, targets, train, options, lambda cls, base, **given: cls.without_weights(base, **given))
+
+
 def attach_lora(
     model: Module,
-    targets: str | Collection[str] | Mapping[str, int] = ("q_proj", "v_proj"),
+    targets: Targets = ("q_proj", "v_proj"),
     r: int = 8,
     alpha: float = 16,
     *,
-    rng: np.random.Generator,
+    rng: Rng,
     dropout: float = 0.0,
     rslora: bool = False,
     init: str = "uniform",
-    train: Collection[str] = (),
+    train: str | Collection[str] = (),
     ensure_weight_tying: bool = False,
 ) -> list[str]:
-    """Freeze the model and put an adapter in the place of every target; return the dotted paths replaced.
+    """attach() of LoRA, with its options and defaults written out.
 
-    `targets`: last names, exactly ("q_proj"; "embed" for the token embedding); or "all-linear", every Linear but those
-    of HEADS; or a dict from last names or dotted paths to ranks. `train` names what else learns: "bias" (every bias),
-    "norm" (every gain and bias of a norm), or the last name of a module, such as "lm_head".
-    An adapter of an embedding acts on the input alone, also where a head is tied to it. With `ensure_weight_tying`
-    (PEFT's name for it) such a head is adapted too, by the same A and B: TiedLoRALinear.
-    Called again, it adapts further layers: every adapter learns then, one that was frozen meanwhile too, and of the
-    rest only what this call's `train` names.
-    One warning names the layers whose rank is above min(in, out), which adds numbers to train and nothing to learn.
-    Raises ValueError, and leaves the model as it was, when a target matches nothing or is adapted already, when a rank
-    is below 1, when there is nothing tied, and for an `rng` that is no generator.
+    With `ensure_weight_tying` (PEFT's name for it) a head that is tied to an adapted embedding is adapted too, by the
+    same A and B: TiedLoRALinear. Raises ValueError where there is no such head, or where it is a target itself.
     """
-    chosen = choose(model, targets, r)
-    extra = trained_beside_adapters(model, train)
-    options: dict[str, Any] = {"alpha": alpha, "dropout": dropout, "rslora": rslora, "init": init, "rng": rng}
-    for path, rank in chosen.items():
-        try:
-            adapter_for(model[path]).check(model[path], r=rank, **options)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    heads = tied_heads(model, chosen) if ensure_weight_tying else {}
-    layers: dict[str, Any] = {path: model[path] for path in chosen}
-    note = wasted_rank({path: (rank, min(layers[path].weight.data.shape)) for path, rank in chosen.items()})
-    if note:
-        warnings.warn(note, stacklevel=2)
-    adapters = [module for _, module in model.named_modules() if isinstance(module, Adapter)]
-    model.freeze()
-    for path, rank in chosen.items():
-        adapter = adapter_for(model[path]).start(model[path], r=rank, **options)
-        model[path] = adapter
-        adapters.append(adapter)
+    heads = tied_heads(model, choose(model, targets)) if ensure_weight_tying else {}
+    paths = attach(
+        model, "lora", targets, rng=rng, train=train, r=r, alpha=alpha, dropout=dropout, rslora=rslora, init=init
+    )
     for head, embedding in heads.items():
         model[head] = TiedLoRALinear(model[head], model[embedding], dropout)  # type: ignore[arg-type]
-    for parameter in [*extra, *(p for adapter in adapters for p in adapter.own_parameters().values())]:
+    for parameter in trained_beside_adapters(model, train):
+        parameter.trainable = True  # of a head that its adapter has frozen
+    return [*paths, *heads]
+
+
+def place(
+    model: Module,
+    variant: str,
+    targets: Targets | None,
+    train: str | Collection[str],
+    options: dict[str, Any],
+    make: Callable[..., Adapter],
+) -> list[str]:
+    """Replace every target by make(class, base, **options), as attach() says."""
+    classes = classes_of(variant)
+    known = {name for cls in classes for name in (*cls.defaults(), *cls.start_options, cls.modules_key) if name}
+    if unknown := next((name for name in options if name not in known), None):
+        raise ValueError(f"{variant} has no option {unknown!r}: {choose_from(unknown, sorted(known))}")
+    if isinstance(targets, Mapping) and not any(o.name == "r" and o.pattern for cls in classes for o in cls.options):
+        raise ValueError(f"{variant} has no rank for each layer: name its targets in a list")
+    ranks = choose(model, [name for cls in classes for name in cls.targets] if targets is None else targets)
+    layers, fused = {path: layer_at(model, path) for path in ranks}, fused_above(model, ranks)
+    for key in {cls.modules_key for cls in classes} & options.keys():
+        if strange := set(listed(options[key])) - {*layers, *map(last, layers)}:
+            raise ValueError(f"{key}: {min(strange)!r} is no target")
+    made = {path: adapter_for(layer, variant, path, **options) for path, layer in layers.items()}
+    given = {path: options if r is None else options | {"r": r} for path, r in ranks.items()}
+    extra = trained_beside_adapters(model, train)
+    for path, cls in made.items():
+        try:
+            cls.check(layers[path], **given[path])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    adapters = [module for _, module in model.named_modules() if isinstance(module, Adapter)]
+    share = [slot.name for cls in classes for slot in cls.slots if slot.shared]
+    if share and any(adapter.variant == variant for adapter in adapters):
+        raise ValueError(f"{variant} is attached to all its layers at once, as they share {' and '.join(share)}")
+    note = wasted_rank(
+        {
+            path: (sizes_of(layers[path], cls.defaults() | given[path])["r"], min(layers[path].weight.data.shape))
+            for path, cls in made.items()
+            if cls.trains_a_matrix()
+        }
+    )
+    if note:
+        warnings.warn(note, stacklevel=4)
+    model.freeze()
+    for path in fused:
+        model[path] = Parts(model[path])  # type: ignore[arg-type]
+    shared = {
+        cls: cls.draw_shared([layers[path] for path, other in made.items() if other is cls], **options)
+        for cls in dict.fromkeys(made.values())
+    }
+    for path, cls in made.items():
+        model[path] = adapter = make(cls, model[path], **given[path], **shared[cls])
+        adapters.append(adapter)
+    for adapter in adapters:
+        adapter.thaw()
+    for parameter in extra:
         parameter.trainable = True
-    return [*chosen, *heads]
+    return list(made)
 
 
-def adapter_for(base: Module, variant: str = "lora") -> type[Adapter]:
-    """The class of a variant for a layer. Raises ValueError where it has none, or the layer is adapted already."""
-    classes = variants()[variant]
-    found = next((cls for cls in classes if isinstance(base, cls.base_type)), None)
-    return found or classes[0]  # whose check() says what is wrong
+def classes_of(variant: str) -> list[type[Adapter]]:
+    """The classes of a variant. Raises ValueError for one that has no file here."""
+    if variant not in variants():
+        raise ValueError(f"no variant is called {variant!r}: {choose_from(variant, variants())}")
+    return variants()[variant]
+
+
+def adapter_for(base: Module, variant: str = DEFAULT, path: str = "", **options: Any) -> type[Adapter]:
+    """The class of a variant for the layer at `path`: the one whose list of modules names it, else the one that has
+    no list. Where the variant has none for this type of layer, its first class, whose check() says so."""
+    classes = [cls for cls in classes_of(variant) if isinstance(base, cls.base_type)]
+    for cls in classes:
+        if cls.modules_key and {path, last(path)} & {*listed(options.get(cls.modules_key, cls.targets))}:
+            return cls
+    return next((cls for cls in classes if not cls.modules_key), classes_of(variant)[0])
+
+
+def listed(names: str | Collection[str]) -> Collection[str]:
+    return [names] if isinstance(names, str) else names
+
+
+def fused_above(model: Module, chosen: Collection[str]) -> list[str]:
+    """The fused layers, not adapted yet, of which a part is chosen. Raises ValueError where the whole is too."""
+    found = dict.fromkeys(path.rpartition(".")[0] for path in chosen)
+    fused = [path for path in found if isinstance(model[path], FusedLinear)]
+    both = next((path for path in fused if path in chosen), None)
+    if both:
+        raise ValueError(f"{both} and a part of it are both targets: choose the whole or its parts")
+    return fused
+
+
+def layer_at(model: Module, path: str) -> Any:
+    """model[path], where the path may end in the name of a part of a fused layer."""
+    above, _, name = path.rpartition(".")
+    whole = model[above]
+    return whole.part(name) if isinstance(whole, FusedLinear) else model[path]
 
 
 def tied_heads(model: Module, chosen: Collection[str]) -> dict[str, str]:
@@ -107,26 +209,27 @@ def tied_heads(model: Module, chosen: Collection[str]) -> dict[str, str]:
     return heads
 
 
-def choose(model: Module, targets: str | Collection[str] | Mapping[str, int], r: int) -> dict[str, int]:
-    """{path: rank} of the layers that `targets` names, in the model's order."""
+def choose(model: Module, targets: Targets) -> dict[str, int | None]:
+    """{path: rank} of the layers that `targets` names, in the model's order; None where it gives no rank."""
     layers = {path: m for path, m in model.named_modules() if isinstance(m, Adapter | Linear | Embedding)}
     if targets == "all-linear":
-        targets = {path: r for path, m in layers.items() if isinstance(m, Linear) and last(path) not in HEADS}
-    elif isinstance(targets, str):
-        targets = [targets]
-    ranks = targets if isinstance(targets, Mapping) else dict.fromkeys(targets, r)
+        plain = {path: m for path, m in layers.items() if isinstance(m, Linear) and not isinstance(m, Part)}
+        targets = [path for path in plain if last(path) not in HEADS]
+    fused = {path: m for path, m in layers.items() if isinstance(m, FusedLinear) and not model[path].is_adapter}
+    layers |= {f"{path}.{name}": layer.part(name) for path, layer in fused.items() for name in layer.parts}
+    ranks = targets if isinstance(targets, Mapping) else dict.fromkeys(listed(targets))
     called = {path: last(path.removesuffix(".token")) for path in layers}  # the token embedding: embed
     unmatched = [name for name in ranks if name not in called and name not in called.values()]
     if unmatched or not ranks:
         what = f"no layer is called {', '.join(map(repr, unmatched))}" if unmatched else "no target is named"
         raise ValueError(f"{what}: {choose_from(''.join(unmatched[:1]), called.values())}")
-    return {path: ranks.get(path, ranks.get(name, r)) for path, name in called.items() if {path, name} & ranks.keys()}
+    return {path: ranks.get(path, ranks.get(name)) for path, name in called.items() if {path, name} & ranks.keys()}
 
 
-def trained_beside_adapters(model: Module, names: Collection[str]) -> list[Parameter]:
-    """The parameters that `names` names, as attach_lora's `train` says."""
+def trained_beside_adapters(model: Module, names: str | Collection[str]) -> list[Parameter]:
+    """The parameters that attach()'s `train` names."""
     found: list[Parameter] = []
-    for name in [names] if isinstance(names, str) else names:
+    for name in listed(names):
         modules = [(path, m) for path, m in model.named_modules() if not isinstance(m, Adapter)]
         if name == "bias":
             matched = [p for path, p in model.named_parameters().items() if last(path) == "bias"]

@@ -1,7 +1,8 @@
-"""The protocol of adapters: what a variant says of itself. A variant is one file beside this one.
+"""The protocol of adapters: what a variant states about itself. A variant is one file beside this one.
 
-A class states its slots (the tensors it adds), how PEFT's config says it, what its forward keeps and multiplies, and
-its laws. Attaching, merging, PEFT's files, counting and verifying ask these questions of variants() and name none.
+A class states its slots (the tensors it adds), its options and their keys in PEFT's config, what its forward keeps,
+what it multiplies, and its laws. Attaching, merging, PEFT's files, counting and verifying read these from the
+registry, variants(), and name no variant.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
@@ -19,7 +20,9 @@ from .. import ops
 from ..backend import Array, get_array_module
 from ..nn import Embedding, Gradients, Linear, Module, Parameter
 
+DEFAULT = "lora"  # the variant, where none is named
 Law = Callable[[Any, Array, Array, Gradients], float]  # (adapter, x, dy, its gradients) -> relative error
+Rng: TypeAlias = "np.random.Generator | int"  # an argument `rng`: a generator, or a seed for one
 
 
 class Slot(NamedTuple):
@@ -27,9 +30,9 @@ class Slot(NamedTuple):
 
     name: str  # of the attribute
     file: str  # how the tensor's name ends in PEFT's file
-    shape: tuple[str, str] | tuple[str]  # in the sizes n_in, n_out and r
+    shape: tuple[str, ...]  # in the sizes n_in, n_out and r
     trained: bool = True
-    shared: bool = False  # one for all layers, as large as the largest needs; its name in the file has no layer
+    shared: bool = False  # one Parameter for all layers, as large as the largest; its name in the file has no layer
     file_shape: tuple[str, ...] = ()  # the shape in the file, where that has another axis, of "1"
 
 
@@ -38,37 +41,46 @@ class Option(NamedTuple):
 
     name: str
     key: str
-    default: Any  # of PEFT, where the config does not have the key
+    default: Any  # PEFT's, for a config without the key
     pattern: str = ""  # the key of {regular expression: value} for layers with another value
 
 
 class Kept(NamedTuple):
     """One array that forward keeps for backward."""
 
-    what: str  # "x" is the layer's own input, which others may keep too
-    width: str  # numbers in a row of it, in n_in, n_out and r
+    what: str  # "x" is the layer's own input, which other layers may keep too
+    width: str  # numbers for each row of x, in n_in, n_out and r
     why: str  # the formula that reads it
-    slot: str = ""  # the slot whose gradient needs it: not kept while that is frozen; "": always kept
+    slots: tuple[str, ...] = ()  # kept while one of these learns, whose gradients need it; (): always kept
 
 
 class Products(NamedTuple):
-    """FLOPs of matrix products, 2 for a multiplication and an addition, in n_in, n_out and r: for each row of x."""
+    """FLOPs of the matrix products beside the base's, 2 for a multiplication and an addition, for each row of x.
+
+    Formulas in n_in, n_out and r.
+    """
 
     forward: str
-    backward: str  # whatever is frozen
-    gradients: Mapping[str, str]  # {slot: for its gradient}
+    backward: str  # dx, whatever is frozen
+    gradients: Mapping[tuple[str, ...], str]  # {slots: the product that their gradients share, made while one learns}
     once: str = "0"  # in a forward, whatever the number of rows
+    base_dx: tuple[str, ...] = ()  # the slots whose gradients need the base's dx, also where nobody reads dx
 
 
 class Adapter(Module):
     """A frozen layer, `base`, and the tensors of the class's slots beside it."""
 
     is_adapter = True
-    variant: ClassVar[str]  # its name, that of the file
-    base_type: ClassVar[type[Linear] | type[Embedding]]  # what it adapts
+    variant: ClassVar[str] = ""  # its name, that of the file
+    base_type: ClassVar[type[Linear] | type[Embedding]]  # the layers that it adapts
+    targets: ClassVar[tuple[str, ...]] = ()  # last names of the layers that it adapts by default
+    modules_key: ClassVar[str] = ""
+    """Where two classes of a variant adapt one type of layer: the option of attach() and key of PEFT's config that
+    names the layers of this class, by default its `targets`. The class whose modules_key is "" adapts the others."""
     peft_type: ClassVar[str]
     flags: ClassVar[Mapping[str, Any]] = {}  # keys of PEFT's config that tell it from others of the same peft_type
     options: ClassVar[tuple[Option, ...]]
+    start_options: ClassVar[tuple[str, ...]] = ()  # what start() takes beside the options
     slots: ClassVar[tuple[Slot, ...]]
     kept: ClassVar[tuple[Kept, ...]]
     products: ClassVar[Products]
@@ -77,28 +89,42 @@ class Adapter(Module):
     base: Any
 
     @classmethod
-    def start(cls, base: Module, *, rng: np.random.Generator, **options: Any) -> Adapter:
-        """A fresh adapter, with which the layer computes what `base` does. Raises ValueError as check() does."""
-        raise NotImplementedError
-
-    @classmethod
     def check(cls, base: Module, **options: Any) -> None:
-        """Raise ValueError, saying what to change, unless start() can make an adapter of these."""
+        """Raise ValueError, saying what to change, unless start() can make an adapter with these."""
         check_base(base, cls.base_type)
 
     @classmethod
+    def start(cls, base: Module, *, rng: Rng, **options: Any) -> Adapter:
+        """A new adapter, with which the layer computes what `base` does. Raises ValueError as check() does.
+
+        The options may hold the shared slots, {name: Parameter}, as draw_shared() makes them.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def draw_shared(cls, bases: Collection[Any], **options: Any) -> dict[str, Parameter]:
+        """{name of a shared slot: its Parameter}, large enough for each of these layers."""
+        return {}
+
+    @classmethod
+    def file_slots(cls, **options: Any) -> tuple[Slot, ...]:
+        """The slots that PEFT's file holds under these options; draw_shared() makes the others."""
+        return cls.slots
+
+    @classmethod
     def of(cls, base: Module, tensors: Mapping[str, Array | Parameter], **options: Any) -> Self:
-        """The adapter with these tensors, {name of a slot: array}, and without a random start."""
+        """The adapter with these tensors, {name of a slot: array}; nothing is drawn."""
         adapter = cls.__new__(cls)
         adapter.hold(base, tensors, **options)
         return adapter
 
     @classmethod
     def without_weights(cls, base: Module, **options: Any) -> Self:
-        """The adapter for counting: its tensors have shapes, and take no memory."""
-        dtype, sizes = base.weight.data.dtype, sizes_of(base, options)  # type: ignore[attr-defined]
+        """The adapter for counting: its tensors have shapes, and take no memory. Shared slots are options, as in
+        start()."""
+        dtype, sizes = base.weight.data.dtype, sizes_of(base, cls.defaults() | options)  # type: ignore[attr-defined]
         zeros = {slot.name: np.broadcast_to(np.zeros((), dtype), shape(slot.shape, sizes)) for slot in cls.slots}
-        return cls.of(base, zeros, **options)
+        return cls.of(base, {name: options.get(name, x) for name, x in zeros.items()}, **options)
 
     def hold(self, base: Any, tensors: Mapping[str, Array | Parameter], **options: Any) -> None:
         """Freeze the base; keep the tensors, in its dtype and array library, and the options as attributes."""
@@ -108,15 +134,27 @@ class Adapter(Module):
         self.base = base
         for slot in self.slots:
             x = tensors[slot.name]
-            setattr(
-                self,
-                slot.name,
-                x if isinstance(x, Parameter) else Parameter(xp.asarray(x, dtype=W.dtype), slot.trained),
-            )
-        for option in self.options:
-            value = options.get(option.name, option.default)
+            x = x if isinstance(x, Parameter) else Parameter(xp.asarray(x, dtype=W.dtype), slot.trained)
+            setattr(self, slot.name, x)
+        for name, default in self.defaults().items():
+            value = options.get(name, default)
             # Python numbers: a NumPy float64 would turn float32 products into float64.
-            setattr(self, option.name, value.item() if isinstance(value, np.generic) else value)
+            setattr(self, name, value.item() if isinstance(value, np.generic) else value)
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """{name of an option: PEFT's default}"""
+        return {option.name: option.default for option in cls.options}
+
+    @classmethod
+    def trains_a_matrix(cls) -> bool:
+        """Whether it learns matrices of r rows or columns, so that a rank above min(in, out) is wasted."""
+        return any(slot.trained and "r" in slot.shape and len(slot.shape) == 2 for slot in cls.slots)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """{name of an option: its value}"""
+        return {option.name: getattr(self, option.name) for option in self.options}
 
     @property
     def weight(self) -> Parameter:
@@ -132,10 +170,21 @@ class Adapter(Module):
         """{name of a slot: its Parameter}"""
         return {slot.name: getattr(self, slot.name) for slot in self.slots}
 
+    def thaw(self) -> None:
+        """Let every slot learn that is trained."""
+        for slot in self.slots:
+            getattr(self, slot.name).trainable = slot.trained
+
     @property
     def sizes(self) -> dict[str, int]:
-        """n_in and n_out of the base, and r where the variant has a rank: what shapes and formulas are written in."""
+        """n_in and n_out of the base, and r where the variant has a rank: the letters of shapes and formulas."""
         return sizes_of(self.base, vars(self))
+
+    @classmethod
+    def join_parts(cls, base: Module, parts: list[Any]) -> Adapter:
+        """One adapter on a fused layer, `base`, that computes what its `parts` do, some of them of this class. Raises
+        ValueError where there is none."""
+        raise ValueError(f"{cls.variant} on parts of a fused layer cannot be written as an adapter on the whole")
 
     def merged(self) -> tuple[Array, Array | None]:
         """W and b of a plain layer that computes the same, without dropout."""
@@ -144,6 +193,22 @@ class Adapter(Module):
     def delta(self) -> Array:
         """ΔW, in the shape of W: merged W - W."""
         return self.merged()[0] - self.weight.data
+
+    def factors(self) -> tuple[Array, Array, float] | None:
+        """A (r, in), B (out, r) and s with ΔW = s B A, for a W (out, in); None where ΔW is no such product."""
+        return None
+
+
+def generator(rng: Rng | None) -> np.random.Generator:
+    """The generator for an argument `rng`: a generator itself, or a new one from a seed, a whole number from 0 up.
+
+    Raises ValueError for anything else, None included: no result depends on a seed that nobody chose.
+    """
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
+        raise ValueError(f"rng {rng!r} is neither a seed nor a generator: rng=0, or rng=numpy.random.default_rng(0)")
+    return np.random.default_rng(rng)
 
 
 def is_number(x: Any) -> bool:
@@ -181,12 +246,11 @@ def variants() -> dict[str, list[type[Adapter]]]:
             visit(child)
 
     visit(Adapter)
-    return found
+    return dict(sorted(found.items()))
 
 
 def dropped(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array, Array | None]:
-    """x after dropout, and the mask, drawn on the host and moved; without a generator x itself: randomness is an
-    argument."""
+    """x after dropout, and the mask, drawn on the host and moved. Without a generator: x itself, and None."""
     if rng is None or p == 0:
         return x, None
     keep = (rng.random(x.shape, dtype=np.float32) >= p) / (1 - p)
@@ -201,3 +265,13 @@ def check_base(base: Module, kind: type[Module]) -> None:
     if not isinstance(base, kind):
         article = "an" if kind is Embedding else "a"
         raise ValueError(f"this adapter is for {article} {kind.__name__}, and this is of type {type(base).__name__}")
+
+
+def check_rank(r: Any) -> None:
+    if isinstance(r, bool) or not isinstance(r, int | np.integer) or r < 1:
+        raise ValueError(f"rank {r!r} is not a whole number from 1 up")
+
+
+def check_dropout(p: Any) -> None:
+    if not is_number(p) or not 0 <= p < 1:
+        raise ValueError(f"dropout {p!r} is not a probability below 1")

@@ -8,9 +8,22 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from .. import ops
-from ..backend import Array
+from ..backend import Array, to_numpy
 from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass
-from .base import Adapter, Kept, Law, Option, Products, Slot, dropped, is_number
+from .base import (
+    Adapter,
+    Kept,
+    Law,
+    Option,
+    Products,
+    Rng,
+    Slot,
+    check_dropout,
+    check_rank,
+    dropped,
+    generator,
+    is_number,
+)
 
 
 def exchange(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
@@ -31,6 +44,7 @@ class LoRA(Adapter):
         Option("dropout", "lora_dropout", 0.0),
         Option("rslora", "use_rslora", False),
     )
+    start_options = ("init",)
     laws: ClassVar[dict[str, Law]] = {"Bᵀ dB = dA Aᵀ": exchange}
     lora_A: Parameter
     lora_B: Parameter
@@ -46,7 +60,13 @@ class LoRA(Adapter):
     @classmethod
     def check(cls, base: Module, **options: Any) -> None:
         super().check(base)
-        check_options(options)
+        alpha, init = options.get("alpha", 8), options.get("init", "uniform")
+        if not is_number(alpha):
+            raise ValueError(f"alpha {alpha!r} is not a number")
+        check_dropout(options.get("dropout", 0.0))
+        check_rank(options.get("r", 8))
+        if init not in ("uniform", "gaussian"):
+            raise ValueError(f"init {init!r} is neither 'uniform' nor 'gaussian'")
 
     def merged(self) -> tuple[Array, Array | None]:
         bias = getattr(self.base, "bias", None)
@@ -66,22 +86,18 @@ class LoRALinear(LoRA):
     Hu et al. (2021), equation 3. At the start B = 0, so y is the base's; A is uniform within ±1/√in, as PEFT's, or
     normal with standard deviation 1/r (init="gaussian"). Dropout acts on the adapter's input alone. `base`, a Linear,
     is frozen and kept. A rank above min(in, out) is allowed, as in PEFT, though B A can be of no higher rank than that.
-    Raises ValueError for a base that is no plain Linear, a rank below 1, and an rng that is no generator; the base is
-    then as it was.
+    Raises ValueError for a base that is no plain Linear, a rank below 1, and an `rng` that is neither a seed nor a
+    generator; the base is then as it was.
     """
 
     base_type = Linear
-
-    @classmethod
-    def start(cls, base: Module, **options: Any) -> LoRALinear:
-        return cls(base, **options)
-
+    targets = "q_proj", "v_proj"
     slots = Slot("lora_A", "lora_A.weight", ("r", "n_in")), Slot("lora_B", "lora_B.weight", ("n_out", "r"))
-    kept = Kept("x", "n_in", "dA = dhᵀ x", "lora_A"), Kept("h", "r", "dB = s dyᵀ h", "lora_B")
+    kept = Kept("x", "n_in", "dA = dhᵀ x", ("lora_A",)), Kept("h", "r", "dB = s dyᵀ h", ("lora_B",))
     products = Products(
         forward="2 * r * (n_in + n_out)",
         backward="2 * r * (n_in + n_out)",
-        gradients={"lora_A": "2 * r * n_in", "lora_B": "2 * r * n_out"},
+        gradients={("lora_A",): "2 * r * n_in", ("lora_B",): "2 * r * n_out"},
     )
 
     def __init__(
@@ -90,17 +106,22 @@ class LoRALinear(LoRA):
         r: int = 8,
         alpha: float = 16,
         *,
-        rng: np.random.Generator,
+        rng: Rng,
         dropout: float = 0.0,
         rslora: bool = False,
         init: str = "uniform",
     ) -> None:
-        self.check(base, r=r, alpha=alpha, rng=rng, dropout=dropout, init=init)
+        rng = generator(rng)
+        self.check(base, r=r, alpha=alpha, dropout=dropout, init=init)
         assert isinstance(base, Linear)
         n_out, n_in = base.weight.data.shape
         A = rng.uniform(-1, 1, (r, n_in)) / math.sqrt(n_in) if init == "uniform" else rng.standard_normal((r, n_in)) / r
         tensors = {"lora_A": A, "lora_B": np.zeros((n_out, r))}
         self.hold(base, tensors, r=r, alpha=float(alpha), dropout=float(dropout), rslora=rslora)
+
+    @classmethod
+    def start(cls, base: Module, **options: Any) -> LoRALinear:
+        return cls(base, **options)
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoRALinearCache]:
         y, cb = self.base.forward(x, inputs, run)
@@ -120,9 +141,37 @@ class LoRALinear(LoRA):
             dx += dx_lora if cache.keep is None else ops.dropout_backward(dx_lora, cache.keep)
         return dx
 
+    @classmethod
+    def join_parts(cls, base: Module, parts: list[Any]) -> LoRALinear:
+        """With two of three parts adapted
+
+            B₁ 0                    A₁
+        B =  0 0                A = A₂              ΔW = s B A, of rank r₁ + r₂ at most
+             0 B₂
+        """
+        adapted = [part for part in parts if part.is_adapter]
+        first, A = adapted[0], np.concatenate([to_numpy(part.lora_A.data) for part in adapted])
+        if {(part.scaling, part.dropout, part.rslora) for part in adapted} != {
+            (first.scaling, first.dropout, first.rslora)
+        }:
+            raise ValueError("the parts of a fused layer differ in scaling or dropout, and one adapter has one of each")
+        n, row, column = len(parts[0].weight.data), 0, 0
+        B = np.zeros((n * len(parts), len(A)), A.dtype)
+        for part in parts:
+            if part.is_adapter:
+                B[row : row + n, column : column + part.r] = to_numpy(part.lora_B.data)
+                column += part.r
+            row += n
+        alpha = first.scaling * (math.sqrt(len(A)) if first.rslora else len(A))
+        options = {"r": len(A), "alpha": alpha, "rslora": first.rslora, "dropout": first.dropout}
+        return cls.of(base, {"lora_A": A, "lora_B": B}, **options)
+
     def delta(self) -> Array:
         """ΔW = s B A (out, in)"""
         return self.scaling * (self.lora_B.data @ self.lora_A.data)
+
+    def factors(self) -> tuple[Array, Array, float]:
+        return self.lora_A.data, self.lora_B.data, self.scaling
 
 
 class LoRAEmbeddingCache(NamedTuple):
@@ -142,21 +191,20 @@ class LoRAEmbedding(LoRA):
 
     base_type = Embedding
     slots = Slot("lora_A", "lora_embedding_A", ("r", "n_in")), Slot("lora_B", "lora_embedding_B", ("n_out", "r"))
-    kept = Kept("ids", "0", "dA adds dh up by id", "lora_A"), Kept("h", "r", "dB = s dyᵀ h", "lora_B")
+    kept = Kept("ids", "0", "dA adds dh up by id", ("lora_A",)), Kept("h", "r", "dB = s dyᵀ h", ("lora_B",))
     products = Products(
         forward="2 * r * n_out",
         backward="0",
-        gradients={"lora_A": "2 * r * n_out", "lora_B": "2 * r * n_out"},
+        gradients={("lora_A",): "2 * r * n_out", ("lora_B",): "2 * r * n_out"},
     )
 
     @classmethod
     def start(cls, base: Module, *, dropout: float = 0.0, init: str = "uniform", **options: Any) -> LoRAEmbedding:
         return cls(base, **options)  # ids have no dropout, and A starts at 0
 
-    def __init__(
-        self, base: Module, r: int = 8, alpha: float = 16, *, rng: np.random.Generator, rslora: bool = False
-    ) -> None:
-        self.check(base, r=r, alpha=alpha, rng=rng)
+    def __init__(self, base: Module, r: int = 8, alpha: float = 16, *, rng: Rng, rslora: bool = False) -> None:
+        rng = generator(rng)
+        self.check(base, r=r, alpha=alpha)
         assert isinstance(base, Embedding)
         V, C = base.weight.data.shape
         tensors = {"lora_A": np.zeros((r, V)), "lora_B": rng.standard_normal((C, r))}
@@ -180,6 +228,9 @@ class LoRAEmbedding(LoRA):
         """ΔW = s (B A)ᵀ (V, C)"""
         return self.scaling * (self.lora_B.data @ self.lora_A.data).T
 
+    def factors(self) -> tuple[Array, Array, float]:
+        return self.lora_B.data.T, self.lora_A.data.T, self.scaling
+
 
 class TiedLoRALinear(LoRA):
     """The other use of an adapted embedding, by the head that is tied to it, with the same W₀, A and B:
@@ -196,11 +247,11 @@ class TiedLoRALinear(LoRA):
     """
 
     slots = LoRAEmbedding.slots
-    kept = Kept("x", "n_in", "dB = xᵀ dh", "lora_B"), Kept("h", "r", "dA = s hᵀ dy", "lora_A")
+    kept = Kept("x", "n_in", "dB = xᵀ dh", ("lora_B",)), Kept("h", "r", "dA = s hᵀ dy", ("lora_A",))
     products = Products(
         forward="2 * r * (n_in + n_out)",
         backward="2 * r * (n_in + n_out)",
-        gradients={"lora_B": "2 * r * n_in", "lora_A": "2 * r * n_out"},
+        gradients={("lora_B",): "2 * r * n_in", ("lora_A",): "2 * r * n_out"},
     )
 
     def __init__(self, base: Linear, embedding: LoRAEmbedding, dropout: float = 0.0) -> None:
@@ -229,18 +280,5 @@ class TiedLoRALinear(LoRA):
         """ΔW = s (B A)ᵀ (V, C)"""
         return self.scaling * (self.lora_B.data @ self.lora_A.data).T
 
-
-def check_options(options: dict[str, Any]) -> None:
-    """Raise ValueError, saying what to change, for what no LoRA can have."""
-    r, alpha, dropout = options.get("r", 8), options.get("alpha", 8), options.get("dropout", 0.0)
-    init, rng = options.get("init", "uniform"), options.get("rng")
-    if not is_number(alpha):
-        raise ValueError(f"alpha {alpha!r} is not a number")
-    if not is_number(dropout) or not 0 <= dropout < 1:
-        raise ValueError(f"dropout {dropout!r} is not a probability below 1")
-    if isinstance(r, bool) or not isinstance(r, int | np.integer) or r < 1:
-        raise ValueError(f"rank {r!r} is not a whole number from 1 up")
-    if init not in ("uniform", "gaussian"):
-        raise ValueError(f"init {init!r} is neither 'uniform' nor 'gaussian'")
-    if "rng" in options and not isinstance(rng, np.random.Generator):
-        raise ValueError(f"rng {rng!r} is no generator: rng=numpy.random.default_rng(seed)")
+    def factors(self) -> tuple[Array, Array, float]:
+        return self.lora_B.data.T, self.lora_A.data.T, self.scaling

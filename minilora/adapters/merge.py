@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 from ..backend import get_array_module
-from ..nn import Embedding, Linear, Module, Parameter
+from ..nn import Embedding, Linear, Module, Parameter, Part
 from ..process import blas_threads
 from .base import Adapter
 
@@ -48,7 +48,8 @@ def merge(model: Module) -> list[str]:
     (ensure_weight_tying), the head keeps W₀, and so the two are untied; likewise for an adapted head. A warning says
     so, as the model has one large matrix more then.
     """
-    adapters = {path: m for path, m in model.named_modules() if isinstance(m, Adapter)}
+    modules = model.named_modules()  # a part of a fused layer is merged with the whole
+    adapters = {path: m for path, m in modules if isinstance(m, Adapter) and not isinstance(m.base, Part)}
     sums: dict[tuple[Parameter, ...], Parameter] = {}
     with blas_threads():
         for path, adapter in adapters.items():

@@ -405,8 +405,8 @@ REFUSED = [
     ({"dropout": math.nan}, "dropout nan is not"),
     ({"init": "zeros"}, "init 'zeros' is neither"),
     ({"train": "biases"}, "train='biases' matches nothing"),
-    ({"rng": None}, "block_0.attention.q_proj: rng None is no generator: rng=numpy.random.default_rng"),
-    ({"rng": 3}, "rng 3 is no generator"),
+    ({"rng": None}, "rng None is neither a seed nor a generator: rng=0, or rng=numpy.random.default_rng"),
+    ({"rng": -1}, "rng -1 is neither a seed nor"),
     ({"alpha": True}, "alpha True is not a number"),
     ({"targets": ["q_proj", "o_proj"]}, "block_0.attention.o_proj: this layer is adapted already"),
     ({"ensure_weight_tying": True}, "ensure_weight_tying: no target is an embedding that a head is tied to"),
@@ -444,7 +444,7 @@ def test_ranks_above_the_smaller_side_are_one_warning_and_work_as_others_do(rng)
 def test_an_adapter_that_cannot_be_drawn_leaves_its_base_as_it_was(rng):
     base = Linear(rng.standard_normal((4, 5)))
     before = snapshot(base)
-    with pytest.raises(ValueError, match="rng None is no generator"):
+    with pytest.raises(ValueError, match="rng None is neither a seed nor a generator"):
         LoRALinear(base, r=2, rng=None)
     assert snapshot(base) == before
 
