@@ -62,7 +62,9 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
     Raises ValueError for a tensor that no adapter adds to a layer, for tensors that do not fit each other and the
     config, and for a variant whose files do not hold all of its tensors or the sizes of its layers.
     """
-    slots = {slot.file for cls in classes_of(config) for slot in cls.slots}
+    slots = {slot.file: slot for cls in classes_of(config) for slot in cls.slots}
+    if any(slot.shared for slot in slots.values()):
+        raise ValueError(f"{folder}: the layers of {config['peft_type']} share tensors, whose sizes are those of its base")
     held: dict[str, tuple[type[Adapter], dict[str, np.ndarray]]] = {}
     for tensor, x in tensors.items():
         if tensor.endswith(".base_layer.weight"):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ...models.pretrained import their_name
 from ...models.transformer import Transformer
-from ...nn import Embedding, LayerNorm, Linear, RMSNorm
+from ...nn import Embedding, LayerNorm, Linear, Part, RMSNorm
 
 PREFIX = "base_model.model."  # of a tensor of one layer; after it comes the name of the layer
 SHARED = "base_model."  # of a tensor that all layers share
@@ -17,7 +17,7 @@ class View(NamedTuple):
     """The layers with parameters, by our dotted paths."""
 
     model: Transformer
-    layers: dict[str, Any]  # an adapted layer's is the adapter
+    layers: dict[str, Any]  # an adapted layer's is the adapter, one for all parts of a fused layer
     bases: dict[str, Any]  # and here its base
     names: dict[str, str]  # in Hugging Face's model
     unused: tuple[str, ...]  # layers of Hugging Face's model that ours lacks, as they change no output of it
@@ -36,7 +36,8 @@ class View(NamedTuple):
 
 def view_of(model: Transformer) -> View:
     kinds = Linear | Embedding | LayerNorm | RMSNorm
-    layers: dict[str, Any] = {path: model[path] for path, m in model.named_modules() if isinstance(m, kinds)}
+    modules = {path: m for path, m in model.named_modules() if not isinstance(m, Part)}
+    layers: dict[str, Any] = {path: model[path] for path, m in modules.items() if isinstance(m, kinds)}
     names = {path: their_name(model, path) for path in layers}
     unused = ("pooler.dense",) if model.config.head == "none" and model.family in ("bert", "roberta") else ()
     ways = [name.split(".") for name in (*names.values(), *unused)]

@@ -14,6 +14,7 @@ from ...models.pretrained import base_hash, labels_of
 from ...models.transformer import Transformer
 from ...nn import Linear
 from ..base import Adapter, variants
+from ..parts import Parts
 from .config import CLASSIFIERS, biases_of, ends_with
 from .format import CONFIG, LABELS, WEIGHTS, reshaped
 from .plan import Plan, tensors_of
@@ -36,7 +37,8 @@ def save_adapter(model: Transformer, folder: str | Path) -> None:
 
 def adapter_files(model: Transformer) -> dict[str, bytes]:
     """{file name: content} of the adapters of `model`. Raises as save_adapter does."""
-    adapters, view = adapters_of(model), view_of(model)
+    view = view_of(model)
+    adapters = adapters_of(model)
     saved, biases, bias = trained_beside(view, adapters)
     tied = [path for path, a in adapters.items() if path == view.head and shares(a, adapters.get("embed.token"))]
     pair = bool(view.head) and {view.head, "embed.token"} <= {*saved}
@@ -56,14 +58,19 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
     if labels:
         metadata[LABELS] = json.dumps(label_maps(labels)["id2label"])
     config = {key: value for key, value in config.items() if key not in lacks}
-    return {WEIGHTS: tensors_to_bytes(tensors_in_file(view, plan, config), metadata), CONFIG: to_json(config)}
+    return {WEIGHTS: tensors_to_bytes(tensors_in_file(view, plan, adapters, config), metadata), CONFIG: to_json(config)}
 
 
 def adapters_of(model: Transformer) -> dict[str, Adapter]:
-    """{dotted path: adapter}. Raises ValueError when there is none, when they are merged, and for two variants."""
-    if any(module.is_merged for _, module in model.named_modules()):
+    """{dotted path: adapter}; of parts of a fused layer the one on the whole that computes the same.
+
+    Raises ValueError when there is none, when they are merged, for two variants, and for parts that differ in options.
+    """
+    layers = view_of(model).layers
+    if any(layer.is_merged for layer in layers.values()):
         raise ValueError("the adapters are merged: unmerge(model) first")
-    found = {path: module for path, module in model.named_modules() if isinstance(module, Adapter)}
+    adapted = {path: layer for path, layer in layers.items() if layer.is_adapter}
+    found = {path: layer.joined() if isinstance(layer, Parts) else layer for path, layer in adapted.items()}
     if not found:
         raise ValueError("the model has no adapter: attach_lora(model, ...) first")
     kinds = sorted({adapter.variant for adapter in found.values()})
@@ -174,25 +181,27 @@ def is_of_classifier(path: str) -> bool:
     return path.startswith("classifier")
 
 
-def tensors_in_file(view: View, plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
+def tensors_in_file(
+    view: View, plan: Plan, adapters: dict[str, Adapter], config: dict[str, Any]
+) -> dict[str, Any]:
     """Raises ValueError where a tensor that all layers share is not the same in all."""
     tensors: dict[str, Any] = {}
     for name, (path, what, slot, form) in tensors_of(view, plan).items():
         if slot is None:
             tensors[name] = getattr(view.bases[path], what).data
             continue
-        held = {getattr(view.layers[p], what) for p in ([path] if path else plan.adapters)}
+        held = {getattr(adapters[p], what) for p in ([path] if path else adapters)}
         if len(held) > 1:
             raise ValueError(f"the adapters have {len(held)} different {what}, and PEFT's file has one for all")
         x = held.pop().data
         if path:
-            tensors[name] = reshaped(slot, x, slot.file_shape, view.layers[path].sizes)
+            tensors[name] = reshaped(slot, x, slot.file_shape, adapters[path].sizes)
         else:  # as large as the largest of these layers needs
             tensors[name] = x[tuple(map(slice, form))]
     if config.get("bias") == "all" and view.head_bias and "lm_head" in plan.biases:
         tensors[view.head_bias] = view.bases["lm_head"].bias.data
     if set(config["target_modules"]) & set(TIED_NAMES):
-        for path in plan.adapters.keys() & {"embed.token", "lm_head"}:
+        for path in adapters.keys() & {"embed.token", "lm_head"}:
             tensors[view.tensor(path, "base_layer.weight")] = view.bases[path].weight.data
     return tensors
 
