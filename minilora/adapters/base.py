@@ -61,10 +61,10 @@ class Products(NamedTuple):
     """
 
     forward: str
-    backward: str  # dx, whatever is frozen
+    backward: str  # where dx is read
     gradients: Mapping[tuple[str, ...], str]  # {slots: the product that their gradients share, made while one learns}
+    without_dx: str = "0"  # the backward where nobody reads dx
     once: str = "0"  # in a forward, whatever the number of rows
-    base_dx: tuple[str, ...] = ()  # the slots whose gradients need the base's dx, also where nobody reads dx
 
 
 class Adapter(Module):

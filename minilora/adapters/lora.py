@@ -97,6 +97,7 @@ class LoRALinear(LoRA):
     products = Products(
         forward="2 * r * (n_in + n_out)",
         backward="2 * r * (n_in + n_out)",
+        without_dx="2 * r * (n_in + n_out)",
         gradients={("lora_A",): "2 * r * n_in", ("lora_B",): "2 * r * n_out"},
     )
 
@@ -251,6 +252,7 @@ class TiedLoRALinear(LoRA):
     products = Products(
         forward="2 * r * (n_in + n_out)",
         backward="2 * r * (n_in + n_out)",
+        without_dx="2 * r * (n_in + n_out)",
         gradients={("lora_B",): "2 * r * n_in", ("lora_A",): "2 * r * n_out"},
     )
 

@@ -19,6 +19,7 @@ from .cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_forward, embedding_gradients
 from .gelu import gelu_backward, gelu_forward, gelu_tanh_forward
+from .ia3 import ia3_backward, ia3_forward, ia3_gradients
 from .layer_norm import gain_gradients, layer_norm_backward, layer_norm_forward
 from .linear import bias_gradients, linear_backward, linear_forward, linear_gradients
 from .lora import LoRACache, lora_A_gradients, lora_B_gradients, lora_backward, lora_forward
@@ -29,3 +30,4 @@ from .rope import RopeScaling, rope_backward, rope_forward, rope_frequencies, ro
 from .select import select_backward, select_forward
 from .swiglu import swiglu_backward, swiglu_forward
 from .tanh import tanh_backward, tanh_forward
+from .vera import vera_backward, vera_forward, vera_gradients
