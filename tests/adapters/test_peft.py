@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 import minilora
 from minilora.adapters import peft
 from minilora.adapters.base import Adapter
-from minilora.adapters.peft.config import INFORMATION, OFF, OTHER_TYPES, READ, REGULAR, WHOLE, check_config
+from minilora.adapters.peft.config import PROMPTS, REGULAR, WHOLE, check_config, check_pattern, known_keys
 from minilora.adapters.peft.reading import read_modules
-from minilora.adapters.peft.regular import check_regular
 from minilora.files import load_tensors, save_tensors
 from minilora.jobs.changes import adapter_changes
 from minilora.models.config import LABELLED, Config

@@ -26,8 +26,8 @@ __all__ = [
     "adapters_of",
     "classifier_weight",
     "describe_adapter",
-    "layouts",
     "layers_in",
+    "layouts",
     "load_adapter",
     "load_base",
     "locate_adapter",
@@ -42,16 +42,17 @@ def describe_adapter(folder: Path) -> dict[str, str]:
     config, tensors, metadata = read_adapter(folder)
     cls = classes_of(config)[0]
     options = [f"{option.key} = {config.get(option.key, option.default)}" for option in cls.options]
-    added = {name: x for name, x in tensors.items() if slot_of(config, name)}
-    layers = {found[0] for found in map(lambda name: slot_of(config, name), added) if found}
-    shared = [x for name, x in tensors.items() if not name.startswith(PREFIX)]
-    whole = sum(x.size for name, x in tensors.items() if name not in added and ".base_layer.weight" not in name)
+    slots = {name: slot_of(config, name) for name in tensors}
+    layers = {found[0] for found in slots.values() if found}
+    added = sum(tensors[name].size for name, found in slots.items() if found)
+    rest = [name for name, found in slots.items() if not found and name.startswith(PREFIX)]
+    whole = sum(tensors[name].size for name in rest if ".base_layer.weight" not in name)
     head = classifier_weight(tensors)
     names = listed(label_names(metadata, len(head))) if head is not None else ""
     return {
         "adapter": ", ".join([cls.peft_type, *options]),
         "targets": str(config.get("target_modules")),
-        "layers": f"{len(layers)} adapted, {sum(x.size for x in added.values()):,} parameters",
+        "layers": f"{len(layers)} adapted, {added:,} parameters",
         **({"labels": f"{len(head)}{names or ', whose names are not known'}"} if head is not None else {}),
         **({"beside them": f"{whole:,} parameters of the base, trained whole"} if whole else {}),
         "for base": metadata.get("base_sha256", "not known"),

@@ -64,7 +64,9 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
     """
     slots = {slot.file: slot for cls in classes_of(config) for slot in cls.slots}
     if any(slot.shared for slot in slots.values()):
-        raise ValueError(f"{folder}: the layers of {config['peft_type']} share tensors, whose sizes are those of its base")
+        raise ValueError(
+            f"{folder}: the layers of {config['peft_type']} share tensors, whose sizes are those of its base"
+        )
     held: dict[str, tuple[type[Adapter], dict[str, np.ndarray]]] = {}
     for tensor, x in tensors.items():
         if tensor.endswith(".base_layer.weight"):
@@ -80,22 +82,17 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
         for slot in cls.slots:
             if slot.name in arrays:
                 sizes = dict(zip(slot.file_shape or slot.shape, arrays[slot.name].shape, strict=False)) | sizes
-        shapes = {slot.name: tuple(sizes.get(axis, 0) for axis in slot.file_shape or slot.shape) for slot in cls.slots}
         if {"n_in", "n_out"} - sizes.keys():
-            raise ValueError(f"{folder / WEIGHTS} does not say the sizes of {name}: they are those of its base")
-        if shapes != {slot: x.shape for slot, x in arrays.items()} or 0 in [n for x in arrays.values() for n in x.shape]:
-            needed = " and ".join(f"{s.file} ({', '.join(shape_words(s, sizes))})" for s in cls.slots)
+            raise ValueError(f"{folder / WEIGHTS} does not say the sizes of {name}, which are those of its base")
+        axes = {slot.name: slot.file_shape or slot.shape for slot in cls.slots}
+        if {slot: shape(axes[slot], sizes) for slot in axes} != {slot: x.shape for slot, x in arrays.items()}:
+            needed = " and ".join(f"{slot.file} {axes[slot.name]}".replace("'", "") for slot in cls.slots)
             there = " and ".join(str(x.shape) for x in arrays.values())
-            raise ValueError(f"{folder / WEIGHTS}: {name} needs {needed}, not {there}")
+            raise ValueError(f"{folder / WEIGHTS}: {name} needs {needed} with r = {sizes['r']}, not {there}")
         base = without_weights(cls, sizes["n_in"], sizes["n_out"], np.result_type(*arrays.values()))
         arrays = {slot.name: reshaped(slot, arrays[slot.name], slot.shape, sizes) for slot in cls.slots}
         layers[name] = cls.of(base, arrays, **options)
     return layers
-
-
-def shape_words(slot: Slot, sizes: Mapping[str, int]) -> list[str]:
-    """("r", "n_in") -> 3, n_in: the axes that the config gives are numbers."""
-    return [str(sizes["r"]) if axis == "r" else axis for axis in slot.file_shape or slot.shape]
 
 
 def without_weights(cls: type[Adapter], n_in: int, n_out: int, dtype: np.dtype[Any]) -> Linear | Embedding:

@@ -11,7 +11,6 @@ from ..attach import HEADS
 from ..base import Adapter, Slot, shape, sizes_of
 from .config import (
     ADDED,
-    VALUES,
     WHOLE,
     class_for,
     classes_of,

@@ -153,13 +153,12 @@ def check_tensors(
                 raise ValueError(f"{name} holds numbers that are too large for {dtype}")
     by_place = {(place.path, place.name): name for name, place in places.items()}
     for path, (cls, options) in plan.adapters.items():
-        own = {slot.name: by_place.get((path, slot.name)) for slot in cls.slots}
-        if cls not in classes_of(config) or None in own.values():
-            continue  # of another layer, or of all
-        sizes = sizes_of(view.bases[path], options)
+        sizes, given = sizes_of(view.bases[path], options), {slot.name for slot in cls.slots}
+        own = {p.name: reshaped(p.slot, tensors[n], p.slot.shape, sizes) for n, p in places.items() if p.path == path and p.slot}
+        if cls not in classes_of(config) or own.keys() != given:
+            continue  # it uses the tensors of another layer, or of all
         base = without_weights(cls, sizes["n_in"], sizes["n_out"], dtype)
-        arrays = {slot.name: reshaped(slot, tensors[own[slot.name]], slot.shape, sizes) for slot in cls.slots}
-        A, B, s = cls.of(base, arrays, **options).factors() or (np.zeros((1, 1)), np.zeros((1, 1)), 0.0)
+        A, B, s = cls.of(base, own, **options).factors() or (np.zeros((1, 1)), np.zeros((1, 1)), 0.0)
         a, b = (float(np.abs(x).max()) for x in (A, B))
         if not abs(s) * max(1.0, len(A) * a * b) <= float(np.finfo(dtype).max):
             raise ValueError(
@@ -184,7 +183,7 @@ def build(view: View, plan: Plan, places: dict[str, Place], tensors: dict[str, n
         held.setdefault(path, {})[what] = Parameter(get_array_module(W).asarray(x, dtype=W.dtype), learns)
     modules: dict[str, Any] = {}
     for path in [*plan.saved, *plan.biases]:
-        own = {what: held[path][what] for what in ("weight", "bias") if what in held[path]}
+        own = {what: x for what, x in held[path].items() if what in ("weight", "bias")}
         modules[path] = with_own(view.layers[path], own)
     if plan.tied and view.head in plan.saved:
         modules[view.head].weight = modules["embed.token"].weight

@@ -112,8 +112,8 @@ def config_of(view: View, adapters: dict[str, Adapter], tied: list[str]) -> dict
 
 
 def names_in_config(view: View, adapters: dict[str, Adapter], saved: list[str], tied: list[str]) -> dict[str, Any]:
-    """The keys that name layers. Of a tied pair the config has one name, by which PEFT sees the tie: it knows GPT-2's by
-    its head alone. Raises ValueError for a family that it has no name for."""
+    """The keys that name layers. Of a tied pair the config has one name, by which PEFT sees the tie: it knows GPT-2's
+    by its head alone. Raises ValueError for a family that it has no name for."""
     classes = variants()[next(iter(adapters.values())).variant]
     matches = str.endswith if any(cls.modules_key for cls in classes) else ends_with_part
     named: dict[str, list[str]] = {key: [] for key in {cls.modules_key for cls in classes}}
@@ -181,9 +181,7 @@ def is_of_classifier(path: str) -> bool:
     return path.startswith("classifier")
 
 
-def tensors_in_file(
-    view: View, plan: Plan, adapters: dict[str, Adapter], config: dict[str, Any]
-) -> dict[str, Any]:
+def tensors_in_file(view: View, plan: Plan, adapters: dict[str, Adapter], config: dict[str, Any]) -> dict[str, Any]:
     """Raises ValueError where a tensor that all layers share is not the same in all."""
     tensors: dict[str, Any] = {}
     for name, (path, what, slot, form) in tensors_of(view, plan).items():
