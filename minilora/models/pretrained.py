@@ -239,8 +239,7 @@ def base_hash(model: Transformer, without: Collection[str] = ()) -> str:
 
     It is the same with an adapter attached as without.
     """
-    parameters = model.named_parameters(without)
-    return weights_hash({path: p.data for path, p in parameters.items() if not path.endswith(("lora_A", "lora_B"))})
+    return weights_hash({path: p.data for path, p in model.base_parameters(without).items()})
 
 
 def save_pretrained(model: Transformer, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:

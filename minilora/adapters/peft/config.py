@@ -5,6 +5,7 @@ The rules are those of PEFT 0.21.2 (tuners/tuners_utils.py, utils/other.py).
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection
 from typing import Any
@@ -153,7 +154,7 @@ def check_pattern(key: str, pattern: str, whole: str = "PATTERN") -> None:
     repeats, choices = len(re.findall(r"[*+?{]\??", text)), 0
     for part in re.split(r"[()]", text):
         words = part.split("|")
-        exclusive = all(re.match(r"\w", a) and not b.startswith(a) for a in words for b in words if a is not b)
+        exclusive = all(re.match(r"\w", a) and not b.startswith(a) for a, b in itertools.permutations(words, 2))
         choices += 0 if exclusive else len(words) - 1
     if len(pattern) > 500 or re.search(r"\)[*+?{]|\(\?", text) or 20**repeats * 2**choices > 10**6:
         raise ValueError(f"{key}: {short(pattern)} could run for minutes on a name: it needs fewer repeats (* and +), "

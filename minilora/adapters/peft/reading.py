@@ -143,6 +143,10 @@ def check_tensors(
                                  "resized")  # fmt: skip
         if name in frozen or copy or name == head_bias or CONSTANT.fullmatch(name):
             tensors.pop(name)
+    if not places.keys() & tensors.keys():
+        raise ValueError(
+            f"its tensors have names of another model: {min(tensors)} is there, and {min(places)} is needed"
+        )
     check_fit(tensors, {name: place.shape for name, place in places.items()})
     dtype = next(iter(view.model.named_parameters().values())).data.dtype
     for name, x in tensors.items():
@@ -154,7 +158,11 @@ def check_tensors(
     by_place = {(place.path, place.name): name for name, place in places.items()}
     for path, (cls, options) in plan.adapters.items():
         sizes, given = sizes_of(view.bases[path], options), {slot.name for slot in cls.slots}
-        own = {p.name: reshaped(p.slot, tensors[n], p.slot.shape, sizes) for n, p in places.items() if p.path == path and p.slot}
+        own = {
+            p.name: reshaped(p.slot, tensors[n], p.slot.shape, sizes)
+            for n, p in places.items()
+            if p.path == path and p.slot
+        }
         if cls not in classes_of(config) or own.keys() != given:
             continue  # it uses the tensors of another layer, or of all
         base = without_weights(cls, sizes["n_in"], sizes["n_out"], dtype)
