@@ -5,34 +5,31 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_transformer import Batch, build, close, each_family, gradients, hugging_face, hugging_face_logits, loss, named
-from test_transformer import some as some_batch
+from adapters import adapted, lora_names, snapshot
+from models import (
+    Batch,
+    build,
+    close,
+    each_family,
+    gradients,
+    hugging_face,
+    hugging_face_logits,
+    loss,
+    named,
+    some_batch,
+)
 
 from minilora.adapters.attach import attach_lora
 from minilora.adapters.lora import LoRAEmbedding, LoRALinear, TiedLoRALinear
 from minilora.adapters.merge import MergedEmbedding, MergedLinear, merge, unmerge
-from minilora.adapters.spectrum import lora_singular_values
+from minilora.adapters.spectrum import adapter_singular_values
 from minilora.models.transformer import Transformer
-from minilora.nn import Embedding, Gradients, LayerNorm, Linear, Module, Pass
+from minilora.nn import Embedding, Gradients, LayerNorm, Linear, Pass
 from minilora.nn.optim import SGD, AdamW
 from minilora.verify import check_model
 
 QUERY_AND_VALUE = {"gpt2": ["qkv_proj"], "llama": ["q_proj", "v_proj"], "bert": ["q_proj", "v_proj"]}
 QUERY_AND_VALUE["roberta"] = QUERY_AND_VALUE["bert"]
-
-
-def adapted(family: str = "llama", targets: Any = "all-linear", **options: Any) -> Transformer:
-    """A small model with adapters whose B is not 0."""
-    model, rng = (
-        build(family, **{k: options.pop(k) for k in ("tied", "dtype") if k in options}),
-        np.random.default_rng(3),
-    )
-    attach_lora(model, targets, **{"r": 2, "alpha": 3, "rng": rng, **options})
-    for name, parameter in model.named_parameters().items():
-        if name.endswith("lora_B") and "embed" not in name:
-            B = 0.3 * rng.standard_normal(parameter.data.shape)
-            parameter.data = B.astype(parameter.data.dtype)
-    return model
 
 
 def layer(rng: np.random.Generator, n_in: int = 5, n_out: int = 4, **options: Any) -> LoRALinear:
@@ -41,16 +38,6 @@ def layer(rng: np.random.Generator, n_in: int = 5, n_out: int = 4, **options: An
     adapter = LoRALinear(base, **{"r": 2, "alpha": 3, "rng": rng, **options})
     adapter.lora_B.data = rng.standard_normal(adapter.lora_B.data.shape)
     return adapter
-
-
-def lora_names(model: Module) -> set[str]:
-    return {name for name in model.named_parameters() if name.endswith(("lora_A", "lora_B"))}
-
-
-def snapshot(model: Module) -> dict[str, Any]:
-    """All there is to know about a model: what its layers are, their numbers, and who learns."""
-    parameters = {name: (p, p.trainable, p.data.tobytes()) for name, p in model.named_parameters().items()}
-    return {"modules": dict(model.named_modules()), "parameters": parameters}
 
 
 # ---- gradients ----
@@ -434,7 +421,7 @@ def test_ranks_above_the_smaller_side_are_one_warning_and_work_as_others_do(rng)
     train(model, batch)
     adapter = model["block_0.attention.k_proj"]
     assert np.linalg.matrix_rank(adapter.delta()) == min(adapter.delta().shape) < adapter.r
-    assert len(lora_singular_values(adapter)) == min(adapter.delta().shape)
+    assert len(adapter_singular_values(adapter)) == min(adapter.delta().shape)
     before = model.forward(batch.ids)[0]
     with pytest.warns(UserWarning, match="no longer tied"):
         merge(model)
