@@ -80,6 +80,12 @@ class Adapter(Module):
     names the layers of this class, by default its `targets`. The class whose modules_key is "" adapts the others."""
     peft_type: ClassVar[str]
     flags: ClassVar[Mapping[str, Any]] = {}  # keys of PEFT's config that tell it from others of the same peft_type
+    lacks: ClassVar[tuple[str, ...]] = ()  # keys that PEFT's configs have in common, and this one does not
+    ignored: ClassVar[tuple[str, ...]] = ()  # keys of PEFT's config that say nothing of what the adapter computes
+    init_key: ClassVar[str]  # the key that says how it was started
+    inits: ClassVar[tuple[Any, ...]] = (True, False)  # the ways to start that leave the base as it is
+    tied_head: ClassVar[type[Adapter] | None] = None
+    """Of an adapter of the token embedding: the class by which a head that is tied to it uses the same Parameters."""
     options: ClassVar[tuple[Option, ...]]
     start_options: ClassVar[tuple[str, ...]] = ()  # what start() takes beside the options
     slots: ClassVar[tuple[Slot, ...]]

@@ -32,6 +32,8 @@ class IA3(Adapter):
 
     variant = "ia3"
     peft_type = "IA3"
+    lacks = "bias", "layers_to_transform", "layers_pattern", "ensure_weight_tying"
+    init_key = "init_ia3_weights"
     options = ()
     ia3_l: Parameter
 

@@ -58,7 +58,16 @@ class LoRA(Adapter):
 
     variant = "lora"
     peft_type = "LORA"
-    flags: ClassVar[dict[str, Any]] = {"use_dora": False}
+    flags: ClassVar[dict[str, Any]] = {
+        **{"use_dora": False, "lora_bias": False, "use_qalora": False, "use_bdlora": None, "layer_replication": None},
+        **{"target_parameters": None, "trainable_token_indices": None, "alora_invocation_tokens": None},
+        **{"kasa_config": None, "arrow_config": None, "monteclora_config": None, "velora_config": None},
+        **{"megatron_config": None},
+    }
+    ignored = "eva_config", "corda_config", "loftq_config", "lora_ga_config", "megatron_core", "qalora_group_size"
+    init_key = "init_lora_weights"
+    inits = (True, False, "gaussian", "eva", "orthogonal", "mica")  # PEFT 0.21.2, tuners/lora/layer.py: the others,
+    # "pissa", "olora", "corda", "loftq" and "lora_ga", take from W what they give to A and B
     options = (
         Option("r", "r", 8, "rank_pattern"),
         Option("alpha", "lora_alpha", 8.0, "alpha_pattern"),
@@ -296,6 +305,14 @@ class TiedLoRALinear(LoRA):
         options = {"r": embedding.r, "alpha": embedding.alpha, "rslora": embedding.rslora, "dropout": dropout}
         self.hold(base, embedding.own_parameters(), **options)
 
+    @classmethod
+    def file_slots(cls, **options: Any) -> tuple[Slot, ...]:
+        """PEFT's file holds them as the A and B of a Linear: transposed, under each other's name."""
+        return (
+            Slot("lora_A", "lora_B.weight", ("r", "n_out"), file_shape=("n_out", "r")),
+            Slot("lora_B", "lora_A.weight", ("n_in", "r"), file_shape=("r", "n_in")),
+        )
+
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoRALinearCache]:
         y, cb = self.base.forward(x, inputs, run)
         x, keep = dropped(x, self.dropout, run.rng)
@@ -320,3 +337,6 @@ class TiedLoRALinear(LoRA):
 
     def factors(self) -> tuple[Array, Array, float]:
         return self.lora_B.data.T, self.lora_A.data.T, self.scaling
+
+
+LoRAEmbedding.tied_head = TiedLoRALinear

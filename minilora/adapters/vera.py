@@ -54,6 +54,8 @@ class VeRALinear(Adapter):
 
     variant = "vera"
     peft_type = "VERA"
+    lacks = "exclude_modules", "ensure_weight_tying"
+    init_key = "init_weights"
     base_type = Linear
     targets = "q_proj", "v_proj"
     options = (

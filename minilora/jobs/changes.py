@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapters.peft import PREFIX, locate_adapter, pairs_of, read_adapter
+from ..adapters.peft import PREFIX, layers_in, locate_adapter, read_adapter, slot_of
 from ..adapters.peft.config import is_saved
-from ..adapters.peft.format import PAIR, layers_of
+from ..adapters.peft.view import view_of
 from ..adapters.spectrum import SVD, lora_svd, numerical_rank, svd
 from ..models.families import FAMILIES
-from ..models.names import add_body, hf_name
+from ..models.names import add_body
 from ..models.pretrained import read_source
 from ..models.saving import base_hash
 from ..models.sources import locate
@@ -112,16 +112,17 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
     folder = locate_adapter(folder)
     config, tensors, metadata = read_adapter(folder)
     whole = trained_whole(config, tensors)
-    pairs = pairs_of(folder, config, {name: x for name, x in tensors.items() if name not in whole})
+    adapters = layers_in(folder, config, {name: x for name, x in tensors.items() if name not in whole})
     family, weights = ("", {}) if base is None else read_weights(base)
     expected = metadata.get("base_sha256")
     if base is not None and expected and expected != hash_below(folder, config, tensors, base):
         raise ValueError(f"{folder} was made for another base: the weights of {base} are not those it names")
     layers, unchanged = {}, []
-    for name in sorted(pairs, key=natural):
-        A, B, s = pairs[name]
-        if f"{PREFIX}{name}.lora_embedding_A" in tensors:  # an embedding's weight is (V, C), and s B A is (C, V)
-            A, B = B.T, A.T
+    for name in sorted(adapters, key=natural):
+        factors = adapters[name].factors()
+        if factors is None:
+            raise ValueError(f"{folder}: ΔW of its layers is no product of two matrices: compare checkpoints")
+        A, B, s = factors
         before = weights.get(f"{add_body(family, name) if family else name}.weight")
         if before is not None and before.shape != (len(B), A.shape[1]):
             raise ValueError(f"{name} is {before.shape} in {base}, and the adapter is for {(len(B), A.shape[1])}")
@@ -156,8 +157,9 @@ def hash_below(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarr
         warnings.simplefilter("ignore")  # of a head that it has no need of, or lacks
         model = base_of_run(base, folder, config, tensors)
     copies = {name.replace(".base_layer.bias", ".bias") for name in tensors}
-    paths = [f"{path}.{what}" for path in layers_of(model) for what in ("weight", "bias")]  # a tied weight's are two
-    return base_hash(model, [path for path in paths if f"{PREFIX}{hf_name(model, path)}" in copies])
+    view = view_of(model)  # a tied weight has two paths
+    paths = [(path, x) for path in view.names for x in ("weight", "bias")]
+    return base_hash(model, [f"{path}.{x}" for path, x in paths if view.tensor(path, x) in copies])
 
 
 def trained_whole(config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> list[str]:
@@ -166,7 +168,7 @@ def trained_whole(config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> 
     biases, tied = config.get("bias") not in (None, "none"), bool(config.get("ensure_weight_tying"))
 
     def is_whole(name: str) -> bool:
-        if PAIR.fullmatch(name) or name.endswith(".base_layer.weight"):
+        if slot_of(config, name) or name.endswith(".base_layer.weight"):
             return False
         by_config = (biases and name.endswith(".bias")) or (tied and name.endswith(".weight"))
         return by_config or is_saved(config, name.removeprefix(PREFIX))

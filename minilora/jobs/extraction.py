@@ -9,13 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ..adapters.lora import LoRALinear
-from ..adapters.peft import CONFIG, PREFIX, WEIGHTS, adapter_files, read_adapter
-from ..adapters.peft.format import PAIR
+from ..adapters.peft import CONFIG, PREFIX, WEIGHTS, adapter_files, read_adapter, slot_of
 from ..adapters.spectrum import SVD, rank_for, truncate, truncation_error
 from ..files import tensors_to_bytes, to_json
 from ..models.names import hub_name
 from ..models.transformer import Transformer
-from ..nn import Linear
+from ..nn import Embedding, Linear
 from .changes import Change
 
 
@@ -92,8 +91,9 @@ def shrunk_files(folder: str | Path, kept: dict[str, Kept]) -> dict[str, bytes]:
     where the bias of a layer that goes is trained.
     """
     config, before, metadata = read_adapter(Path(folder))
-    tensors = {name: x for name, x in before.items() if not PAIR.fullmatch(name)}
-    adapted = {match["name"]: bool(match["embedding"]) for match in map(PAIR.fullmatch, before) if match}
+    slots = {tensor: slot_of(config, tensor) for tensor in before}
+    tensors = {tensor: x for tensor, x in before.items() if not slots[tensor]}
+    adapted = {found[0]: found[1].base_type is Embedding for found in slots.values() if found}
     if config.get("ensure_weight_tying") and any(adapted.values()):
         raise ValueError(
             f"{folder} adapts an embedding and the head that is tied to it: no smaller one is written of it"

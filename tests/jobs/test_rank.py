@@ -636,10 +636,16 @@ def test_an_alpha_that_float64_cannot_square_is_refused_in_one_line(alpha, words
 A_Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 DAMAGES = {
     "not finite": (lambda t: t | {A_Q: t[A_Q] * np.float32(np.nan)}, f"{A_Q} holds numbers that are not finite"),
-    "no partner": (lambda t: {n: x for n, x in t.items() if n != A_Q}, r"q_proj needs lora_A \(3, in\) and lora_B"),
-    "another rank": (lambda t: t | {A_Q: t[A_Q][:2]}, r"q_proj needs lora_A \(3, in\) .*, not \(2, 16\) and \(16, 3\)"),
-    "a vector": (lambda t: t | {A_Q: t[A_Q][0]}, r"q_proj needs lora_A \(3, in\)"),
-    "something else": (lambda t: t | {"lm_head.weight": t[A_Q]}, "lm_head.weight, which is no lora_A or lora_B of a"),
+    "no partner": (
+        lambda t: {n: x for n, x in t.items() if n != A_Q},
+        r"needs lora_A.weight \(r, n_in\) and lora_B.weight \(n_out, r\) with r = 3",
+    ),
+    "another rank": (lambda t: t | {A_Q: t[A_Q][:2]}, r"with r = 3, not \(2, 16\) and \(16, 3\)"),
+    "a vector": (lambda t: t | {A_Q: t[A_Q][0]}, r"q_proj needs lora_A.weight \(r, n_in\)"),
+    "something else": (
+        lambda t: t | {"lm_head.weight": t[A_Q]},
+        "lm_head.weight, which is no lora_A.weight or lora_B.weight or",
+    ),
     "nothing": (lambda t: {}, "ΔW = 0 in every layer"),
 }
 
@@ -659,9 +665,7 @@ def test_an_alpha_that_is_no_number_is_refused_in_one_line(value, here, capfd):
 
 def test_a_config_of_another_rank_than_the_tensors_is_refused_in_one_line(here, capfd):
     edit_json(here / "adapter" / peft.CONFIG, r=2)  # the scaling alpha / r would be another
-    assert_refused(
-        here, capfd, ["rank", "adapter"], r"down_proj needs lora_A \(2, in\) .*, not \(3, 24\) and \(16, 3\)"
-    )
+    assert_refused(here, capfd, ["rank", "adapter"], r"down_proj needs .* with r = 2, not \(3, 24\) and \(16, 3\)")
 
 
 def test_a_base_of_other_shapes_or_without_the_layers_is_refused(here, capfd):

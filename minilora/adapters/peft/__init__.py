@@ -1,8 +1,8 @@
 """Adapters in Hugging Face PEFT's format: adapter_config.json and adapter_model.safetensors.
 
-A tensor is called base_model.model.<path in the Hugging Face model>.lora_A.weight (r, in), or .lora_B.weight (out, r);
-of an embedding .lora_embedding_A (r, V) and .lora_embedding_B (C, r). What is trained whole has its own name. The
-scaling is in no tensor: it follows from lora_alpha, r and use_rslora in the config.
+A tensor is called base_model.model.<path in the Hugging Face model>.<the file name of a slot>: what its adapter says
+(Slot.file). One that all layers share has no path. What is trained whole has its own name. The names are those of PEFT
+0.21.2 (utils/save_and_load.py).
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from pathlib import Path
 
 from ...models.labels import list_labels
 from . import layouts
-from .format import CONFIG, PREFIX, WEIGHTS, locate_adapter, pairs_of, read_adapter
+from .config import classes_of
+from .format import CONFIG, WEIGHTS, layers_in, locate_adapter, read_adapter, slot_of
 from .reading import Adapters, classifier_weight, label_names, load_adapter, load_base
+from .view import PREFIX
 from .writing import adapter_files, adapters_of, save_adapter
 
 __all__ = [
@@ -24,29 +26,34 @@ __all__ = [
     "adapters_of",
     "classifier_weight",
     "describe_adapter",
+    "layers_in",
     "layouts",
     "load_adapter",
     "load_base",
     "locate_adapter",
-    "pairs_of",
     "read_adapter",
     "save_adapter",
+    "slot_of",
 ]
 
 
 def describe_adapter(folder: Path) -> dict[str, str]:
     """What `minilora info` says of an adapter folder."""
     config, tensors, metadata = read_adapter(folder)
-    scaling = "alpha/sqrt(r)" if config.get("use_rslora") else "alpha/r"
-    lora = {name: array for name, array in tensors.items() if ".lora_" in name}
-    beside = sum(x.size for name, x in tensors.items() if name not in lora and ".base_layer.weight" not in name)
+    cls = classes_of(config)[0]
+    options = [f"{option.key} = {config.get(option.key, option.default)}" for option in cls.options]
+    slots = {name: slot_of(config, name) for name in tensors}
+    layers = {found[0] for found in slots.values() if found}
+    added = sum(tensors[name].size for name, found in slots.items() if found)
+    rest = [name for name, found in slots.items() if not found and name.startswith(PREFIX)]
+    whole = sum(tensors[name].size for name in rest if ".base_layer.weight" not in name)
     head = classifier_weight(tensors)
     names = list_labels(label_names(metadata, len(head))) if head is not None else ""
     return {
-        "adapter": f"LoRA, r = {config['r']}, alpha = {config['lora_alpha']}, scaled by {scaling}",
+        "adapter": ", ".join([cls.peft_type, *options]),
         "targets": str(config.get("target_modules")),
-        "layers": f"{len(lora) // 2} adapted, {sum(array.size for array in lora.values()):,} parameters",
-        **({"labels": f"{len(head)}{names or ', whose names are not said'}"} if head is not None else {}),
-        **({"beside them": f"{beside:,} parameters of the base, trained whole"} if beside else {}),
-        "for base": metadata.get("base_sha256", "not said"),
+        "layers": f"{len(layers)} adapted, {added:,} parameters",
+        **({"labels": f"{len(head)}{names or ', whose names are not known'}"} if head is not None else {}),
+        **({"beside them": f"{whole:,} parameters of the base, trained whole"} if whole else {}),
+        "for base": metadata.get("base_sha256", "not known"),
     }

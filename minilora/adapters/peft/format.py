@@ -1,33 +1,22 @@
-"""PEFT's two files: how they are read, and what the modules of a model and their tensors are called in them.
-
-The names are those of PEFT 0.21.2 (utils/save_and_load.py).
-"""
+"""PEFT's two files, read without a model."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ...files import load_tensors, read_json
-from ...models.families import FAMILIES
 from ...models.hub import fetch, name_on_hub, pickled
-from ...models.names import hf_name
-from ...models.transformer import Transformer
-from ...nn import Embedding, LayerNorm, Linear, Module, RMSNorm
-from ..base import Adapter
-from .config import check_config, first_match
+from ...nn import Embedding, Linear
+from ..base import Adapter, Slot, shape
+from .config import check_config, classes_of, options_of
+from .view import PREFIX
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-PAIR = re.compile(
-    r"base_model\.model\.(?P<name>.{1,200})\.(lora_(?P<side>A|B)\.weight|lora_embedding_(?P<embedding>A|B))"
-)  # the name of a tensor of a layer's A or B
 LABELS = "id2label"  # in the metadata of the tensors, as in config.json: PEFT warns of a key that its config lacks
-PREFIX = "base_model.model."  # of every tensor; after it the path in Hugging Face's model
 
 
 def locate_adapter(source: str | Path) -> Path:
@@ -58,83 +47,65 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], d
     return config, *load_tensors(folder / WEIGHTS)
 
 
-class Pair(NamedTuple):
-    """A (r, in), B (out, r) and s of one layer, as they are stored: ΔW = s B A, of an embedding its transpose."""
+def slot_of(config: dict[str, Any], tensor: str) -> tuple[str, type[Adapter], Slot] | None:
+    """(Hugging Face's name of the layer, class, slot) of a tensor that an adapter adds to a layer; None for others."""
+    for cls in classes_of(config):
+        for slot in cls.slots:
+            if not slot.shared and tensor.startswith(PREFIX) and tensor.endswith(f".{slot.file}"):
+                return tensor.removeprefix(PREFIX).removesuffix(f".{slot.file}"), cls, slot
+    return None
 
-    A: np.ndarray
-    B: np.ndarray
-    s: float
 
+def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Adapter]:
+    """{Hugging Face's name of a layer: its adapter} of an adapter whose model is not there: the bases have no weights.
 
-def pairs_of(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, Pair]:
-    """{Hugging Face's name of a layer: its pair} of an adapter that no model is there for.
-
-    Raises ValueError for a tensor that is no part of a pair, and for one that does not fit its partner and the config.
+    Raises ValueError for a tensor that no adapter adds to a layer, for tensors that do not fit each other and the
+    config, and for a variant whose files do not hold all of its tensors or the sizes of its layers.
     """
-    sides: dict[str, dict[str, np.ndarray]] = {}
+    slots = {slot.file: slot for cls in classes_of(config) for slot in cls.slots}
+    if any(slot.shared for slot in slots.values()):
+        raise ValueError(
+            f"{folder}: the layers of {config['peft_type']} share tensors, whose sizes are those of its base"
+        )
+    held: dict[str, tuple[type[Adapter], dict[str, np.ndarray]]] = {}
     for tensor, x in tensors.items():
         if tensor.endswith(".base_layer.weight"):
-            continue  # the frozen weight of an adapted embed_tokens or lm_head
-        match = PAIR.fullmatch(tensor)
-        if not match:
-            raise ValueError(
-                f"{folder / WEIGHTS} holds {tensor}, which is no lora_A or lora_B of a linear layer or an embedding"
-            )
-        sides.setdefault(match["name"], {})[match["side"] or match["embedding"]] = x
-    pairs = {}
-    for name, pair in sides.items():
-        A, B = pair.get("A"), pair.get("B")
-        r = first_match(config, "rank_pattern", name, config["r"])
-        alpha = first_match(config, "alpha_pattern", name, config["lora_alpha"])
-        if A is None or B is None or A.ndim != 2 or B.ndim != 2 or not 0 < len(A) == B.shape[1] == r:
-            found = " and ".join(str(x.shape) for x in (A, B) if x is not None)
-            raise ValueError(f"{folder / WEIGHTS}: {name} needs lora_A ({r}, in) and lora_B (out, {r}), not {found}")
-        pairs[name] = Pair(A, B, float(alpha) / (math.sqrt(r) if config.get("use_rslora") else r))
-    return pairs
+            continue  # the frozen weight of an adapted embedding or head
+        found = slot_of(config, tensor)
+        if found is None:
+            raise ValueError(f"{folder / WEIGHTS} holds {tensor}, which is no {' or '.join(sorted(slots))} of a layer")
+        held.setdefault(found[0], (found[1], {}))[1][found[2].name] = x
+    layers = {}
+    for name, (cls, arrays) in held.items():
+        options = options_of(cls, config, name)
+        sizes = {"r": options.get("r", 0)}
+        for slot in cls.slots:
+            if slot.name in arrays:
+                sizes = dict(zip(slot.file_shape or slot.shape, arrays[slot.name].shape, strict=False)) | sizes
+        if {"n_in", "n_out"} - sizes.keys():
+            raise ValueError(f"{folder / WEIGHTS} does not say the sizes of {name}, which are those of its base")
+        axes = {slot.name: slot.file_shape or slot.shape for slot in cls.slots}
+        if {slot: shape(axes[slot], sizes) for slot in axes} != {slot: x.shape for slot, x in arrays.items()}:
+            needed = " and ".join(f"{slot.file} {axes[slot.name]}".replace("'", "") for slot in cls.slots)
+            there = " and ".join(str(x.shape) for x in arrays.values())
+            raise ValueError(f"{folder / WEIGHTS}: {name} needs {needed} with r = {sizes['r']}, not {there}")
+        base = without_weights(cls, sizes["n_in"], sizes["n_out"], np.result_type(*arrays.values()))
+        arrays = {slot.name: reshaped(slot, arrays[slot.name], slot.shape, sizes) for slot in cls.slots}
+        layers[name] = cls.of(base, arrays, **options)
+    return layers
 
 
-# ---- the model's layers, and what their tensors are called ----
+def without_weights(cls: type[Adapter], n_in: int, n_out: int, dtype: np.dtype[Any]) -> Linear | Embedding:
+    """A base of these sizes, for an adapter that is looked at and not run."""
+    zero = np.zeros((), dtype)
+    if cls.base_type is Embedding:
+        return Embedding(np.broadcast_to(zero, (n_in, n_out)))
+    return Linear(np.broadcast_to(zero, (n_out, n_in)))
 
 
-def layers_of(model: Transformer) -> dict[str, Any]:
-    """{path: module} of all that has parameters; an adapted layer's is the adapter."""
-    kinds = Linear | Embedding | LayerNorm | RMSNorm
-    return {path: model[path] for path, module in model.named_modules() if isinstance(module, kinds)}
-
-
-def every_layer(model: Transformer) -> list[str]:
-    """The name in Hugging Face's model of every layer with parameters, also of a pooler that we lack."""
-    unused = FAMILIES[model.family].unused.get(model.config.head, ())
-    return [*(hf_name(model, path) for path in layers_of(model)), *unused]
-
-
-def every_name(model: Transformer) -> list[str]:
-    """Those, and the names of what holds them."""
-    ways = (name.split(".") for name in every_layer(model))
-    return list(dict.fromkeys(".".join(parts[: i + 1]) for parts in ways for i in range(len(parts))))
-
-
-def adapter_tensors(model: Transformer, path: str, base: Module) -> dict[str, str]:
-    """{"lora_A": its tensor's name, "lora_B": ...}"""
-    name = PREFIX + hf_name(model, path)
-    if isinstance(base, Embedding):
-        return {side: f"{name}.{side.replace('lora', 'lora_embedding')}" for side in ("lora_A", "lora_B")}
-    return {side: f"{name}.{side}.weight" for side in ("lora_A", "lora_B")}
-
-
-def own_tensor(model: Transformer, path: str, parameter: str) -> str:
-    """The name of a layer's weight or bias, by the module that it is in; of an adapted layer's bias, below it."""
-    inside = ".base_layer" if isinstance(model[path], Adapter) else ""
-    return f"{PREFIX}{hf_name(model, path)}{inside}.{parameter}"
-
-
-def tied_head(model: Transformer) -> str | None:
-    """The path of the head, if it shares the token embedding's weight."""
-    layers = layers_of(model)
-    head = layers.get("lm_head")
-    return "lm_head" if head is not None and head.weight is layers["embed.token"].weight else None
-
-
-def carried(saved: Collection[str], biases: Collection[str]) -> list[str]:
-    """The paths of the base's parameters of which the adapter has its own: they are no part of what it stands on."""
-    return [f"{path}.{name}" for path in saved for name in ("weight", "bias")] + [f"{path}.bias" for path in biases]
+def reshaped(slot: Slot, x: Any, axes: tuple[str, ...], sizes: Mapping[str, int]) -> Any:
+    """A slot's array with the axes of the attribute, slot.shape, or of the file, slot.file_shape: which may have
+    another axis of 1, or be the transpose."""
+    if not slot.file_shape:
+        return x
+    return x.T if slot.file_shape == slot.shape[::-1] else x.reshape(shape(axes, sizes))

@@ -22,18 +22,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...files import load_tensors, read_json, save_tensors, tensors_to_bytes, to_json, write_folder
-from ..base import is_number
-from .config import OFF
-from .format import CONFIG, PREFIX, WEIGHTS, Pair, locate_adapter, pairs_of, read_adapter
+from ...nn import Embedding, Linear
+from ..base import DEFAULT, is_number, variants
+from .format import CONFIG, WEIGHTS, layers_in, locate_adapter, read_adapter
+from .view import PREFIX
 
 MLX_WEIGHTS = "adapters.safetensors"
 TABLES = "embed_tokens", "wte", "word_embeddings"  # last names of token embeddings
 CONV1D = "c_attn", "c_proj", "c_fc"
+
+
+class Pair(NamedTuple):
+    """A (r, in), B (out, r) and s of one layer: ΔW = s B A, of an embedding its transpose."""
+
+    A: np.ndarray
+    B: np.ndarray
+    s: float
 
 
 # ---- mlx-lm ----
@@ -56,22 +65,11 @@ def from_mlx(source: str | Path, folder: str | Path, *, tied: bool | None = None
         raise ValueError(f"{source / CONFIG} lacks lora_parameters with a rank and a scale: it is not mlx-lm's")
     r, s = words["rank"], float(words["scale"])
     pairs = {}
-    for path in sorted({name.rpartition(".")[0] for name in tensors}):
-        a, b = tensors.get(f"{path}.lora_a"), tensors.get(f"{path}.lora_b")
-        if a is None or b is None or a.ndim != 2 or b.ndim != 2 or not 0 < a.shape[1] == len(b) == r:
-            found = ", ".join(
-                f"{name} {x.shape}" for name, x in sorted(tensors.items()) if name.rpartition(".")[0] == path
-            )
-            raise ValueError(
-                f"{source / MLX_WEIGHTS}: {path} needs lora_a (in, {r}) and lora_b ({r}, out), not {found}"
-            )
+    for path, (a, b) in matrices(source / MLX_WEIGHTS, tensors, "lora_a", "lora_b").items():
+        if not 0 < a.shape[1] == len(b) == r:
+            raise misfit(source / MLX_WEIGHTS, path, f"lora_a (in, {r}) and lora_b ({r}, out)", a, b)
         pairs[from_mlx_name(path)] = Pair(a.T, b.T, s)
-    extra = set(tensors) - {f"{path.rpartition('.')[0]}.lora_{x}" for path in tensors for x in "ab"}
-    if extra:
-        raise ValueError(f"{source / MLX_WEIGHTS} holds {min(extra)}, which is no lora_a or lora_b")
-    table = next((name for name in pairs if is_table(name)), None)
-    if table and tied is None:
-        raise ValueError(f"{table} is adapted, which mlx-lm applies to a tied head too: say tied=True or tied=False")
+    table = table_of(pairs, tied)
     if table and tied:
         A, B, _ = pairs[table]
         pairs["lm_head"] = Pair(B.T, A.T, s)
@@ -87,32 +85,36 @@ def to_mlx(source: str | Path, folder: str | Path, *, tied: bool | None = None) 
     scale than others, biases and whole modules, an encoder, and an adapted embedding whose tied head is not adapted.
     """
     source = locate_adapter(source)
-    config, pairs = read_pairs(source)
+    config, pairs, dropout = read_pairs(source)
     scales = {pair.s for pair in pairs.values()}
     if len(scales) > 1:
         raise ValueError(f"{source} scales its layers by {sorted(scales)}, and mlx-lm has one scale for all")
-    table = next((name for name in pairs if is_table(name)), None)
+    table = table_of(pairs, tied)
     both = bool(config.get("ensure_weight_tying")) and "lm_head" in pairs
-    if table and tied is None:
-        raise ValueError(f"{table} is adapted, which mlx-lm applies to a tied head too: say tied=True or tied=False")
     if table and tied != both:
         raise ValueError(
             f"{source} adapts {'both uses of a tied embedding' if both else 'the embedding alone'}, and mlx-lm adapts "
             f"{'the head too where it is tied' if tied else 'one use where the head has a weight of its own'}"
         )
+    if both:
+        del pairs["lm_head"]
     r = max(len(pair.A) for pair in pairs.values())
     tensors = {}
     for name, (A, B, _) in pairs.items():
-        if both and name == "lm_head":
-            continue
-        missing = r - len(A)
-        path = to_mlx_name(name)
+        path, missing = to_mlx_name(name), r - len(A)
         tensors[f"{path}.lora_a"] = np.pad(A, ((0, missing), (0, 0))).T
         tensors[f"{path}.lora_b"] = np.pad(B, ((0, 0), (0, missing))).T
-    paths = sorted({name.rpartition(".")[0] for name in tensors})
-    words = {"rank": r, "scale": scales.pop(), "dropout": config.get("lora_dropout") or 0.0, "keys": paths}
+    words = {"rank": r, "scale": scales.pop(), "dropout": dropout, "keys": sorted(map(to_mlx_name, pairs))}
     written = {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": words}
     write_folder(folder, {MLX_WEIGHTS: tensors_to_bytes(tensors, {"format": "mlx"}), CONFIG: to_json(written)})
+
+
+def table_of(pairs: Mapping[str, Pair], tied: bool | None) -> str | None:
+    """The name of an adapted embedding. Raises ValueError if there is one, and `tied` does not say what it means."""
+    table = next((name for name in pairs if last(name) in TABLES), None)
+    if table and tied is None:
+        raise ValueError(f"{table} is adapted, which mlx-lm applies to a tied head too: say tied=True or tied=False")
+    return table
 
 
 def from_mlx_name(path: str) -> str:
@@ -150,17 +152,12 @@ def from_loralib(
     tensors, _ = load_tensors(source)
     if not isinstance(r, int) or r < 1 or not is_number(alpha):
         raise ValueError(f"r = {r!r:.80} and alpha = {alpha!r:.80} must be a whole number from 1 up, and a number")
-    extra = sorted(name for name in tensors if not name.endswith((".lora_A", ".lora_B")))
-    if extra:
-        raise ValueError(f"{source} holds {extra[0]}, which is no lora_A or lora_B: only those are converted")
     pairs = {}
-    for path in sorted({name.rpartition(".")[0] for name in tensors}):
-        A, B = tensors.get(f"{path}.lora_A"), tensors.get(f"{path}.lora_B")
+    for path, (A, B) in matrices(source, tensors, "lora_A", "lora_B").items():
         enabled = check_enabled(fused.get(last(path), (True,)), path)
         n = sum(enabled)
-        if A is None or B is None or A.ndim != 2 or B.ndim != 2 or len(A) != n * r or B.shape[1] != r or len(B) % n:
-            found = " and ".join(str(x.shape) for x in (A, B) if x is not None)
-            raise ValueError(f"{source}: {path} needs lora_A ({n * r}, in) and lora_B ({n} parts, {r}), not {found}")
+        if len(A) != n * r or B.shape[1] != r or len(B) % n:
+            raise misfit(source, path, f"lora_A ({n * r}, in) and lora_B ({n} parts, {r})", A, B)
         part = len(B) // n
         whole = np.zeros((len(enabled) * part, n * r), B.dtype)
         for i, p in enumerate(np.flatnonzero(enabled)):
@@ -183,7 +180,7 @@ def to_loralib(
     embedding, and for a layer that does not divide into its parts.
     """
     source, fused = locate_adapter(source), fused or {}
-    config, pairs = read_pairs(source)
+    config, pairs, _ = read_pairs(source)
     if config.get("ensure_weight_tying"):
         raise ValueError(f"{source} has one A and B for two layers (ensure_weight_tying), and loralib none such")
     tensors, made = {}, {}
@@ -214,46 +211,74 @@ def check_enabled(enabled: Sequence[bool], path: str) -> list[bool]:
     return list(enabled)
 
 
+def matrices(
+    file: Path, tensors: Mapping[str, np.ndarray], one: str, two: str
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{path: its two matrices, so called}. Raises ValueError for anything else in the file."""
+    extra = sorted(name for name in tensors if last(name) not in (one, two))
+    if extra:
+        raise ValueError(f"{file} holds {extra[0]}, which is no {one} or {two}: only those are converted")
+    found = {}
+    for path in sorted({name.rpartition(".")[0] for name in tensors}):
+        pair = [tensors[name] for name in (f"{path}.{one}", f"{path}.{two}") if name in tensors]
+        if [x.ndim for x in pair] != [2, 2]:
+            raise misfit(file, path, f"{one} and {two}, two matrices", *pair)
+        found[path] = pair[0], pair[1]
+    return found
+
+
+def misfit(file: Path, path: str, needed: str, *found: np.ndarray) -> ValueError:
+    return ValueError(f"{file}: {path} needs {needed}, not {' and '.join(str(x.shape) for x in found)}")
+
+
 # ---- PEFT's side ----
 
 
-def read_pairs(folder: Path) -> tuple[dict[str, Any], dict[str, Pair]]:
-    """The config and {name: pair}. Raises as read_adapter does, and ValueError where it holds more than pairs."""
+def read_pairs(folder: Path) -> tuple[dict[str, Any], dict[str, Pair], float]:
+    """The config, {name: pair} and dropout. Raises as read_adapter does, and ValueError where it holds more than
+    pairs."""
     config, tensors, _ = read_adapter(folder)
     if config.get("bias") not in ("none", None) or config.get("modules_to_save"):
         raise ValueError(f"{folder} trains whole modules or biases of the base, which this layout has no place for")
-    pairs = pairs_of(folder, config, tensors)
-    if not pairs:
+    layers = layers_in(folder, config, tensors)
+    if not layers:
         raise ValueError(f"{folder / WEIGHTS} holds no tensor")
-    return config, pairs
+    pairs = {}
+    for name, layer in layers.items():
+        factors = layer.factors()
+        if factors is None:
+            raise ValueError(f"{folder}: ΔW of {config['peft_type']} is no product of two matrices")
+        A, B, s = factors
+        pairs[name] = Pair(B.T, A.T, s) if isinstance(layer.base, Embedding) else Pair(A, B, s)
+    return config, pairs, float(layer.settings.get("dropout") or 0.0)
 
 
 def write_peft(folder: str | Path, pairs: Mapping[str, Pair], dropout: float, ties: bool) -> None:
     if not pairs:
         raise ValueError("there is no lora_A and lora_B to convert")
-    r, s = len(next(iter(pairs.values())).A), next(iter(pairs.values())).s
+    classes = {cls.base_type: cls for cls in variants()[DEFAULT]}
+    cls, first = variants()[DEFAULT][0], next(iter(pairs.values()))
+    r = len(first.A)
     ranks = {name: len(pair.A) for name, pair in pairs.items() if len(pair.A) != r}
+    values = {"r": r, "alpha": alpha_for(first.s, r), "dropout": dropout}
+    others = {"r": ranks, "alpha": {name: alpha_for(first.s, rank) for name, rank in ranks.items()}}
     config: dict[str, Any] = {
-        **OFF,
-        "peft_type": "LORA",
+        **cls.flags,
+        "peft_type": cls.peft_type,
         "task_type": None,
         "inference_mode": True,
         "target_modules": sorted(pairs),
         "bias": "none",
         "fan_in_fan_out": any(last(name) in CONV1D for name in pairs),
         "ensure_weight_tying": ties,
-        "r": r,
-        "lora_alpha": alpha_for(s, r),
-        "rank_pattern": ranks,
-        "alpha_pattern": {name: alpha_for(s, rank) for name, rank in ranks.items()},
-        "lora_dropout": dropout,
-        "use_rslora": False,
-        "init_lora_weights": True,
+        cls.init_key: True,
+        **{option.key: values.get(option.name, option.default) for option in cls.options},
+        **{option.pattern: others[option.name] for option in cls.options if option.pattern},
     }
     tensors = {}
     for name, (A, B, _) in pairs.items():
-        one, two = ("embedding_A", "embedding_B") if is_table(name) else ("A.weight", "B.weight")
-        tensors[f"{PREFIX}{name}.lora_{one}"], tensors[f"{PREFIX}{name}.lora_{two}"] = A, B
+        one, two = classes[Embedding if last(name) in TABLES else Linear].slots
+        tensors[f"{PREFIX}{name}.{one.file}"], tensors[f"{PREFIX}{name}.{two.file}"] = A, B
     write_folder(folder, {WEIGHTS: tensors_to_bytes(tensors, {"format": "pt"}), CONFIG: to_json(config)})
 
 
@@ -261,10 +286,6 @@ def alpha_for(s: float, r: int) -> float:
     """The α with α / r = s, to the last bit where there is one."""
     near = s * r
     return next((alpha for alpha in (near, *np.nextafter(near, (-np.inf, np.inf)).tolist()) if alpha / r == s), near)
-
-
-def is_table(name: str) -> bool:
-    return last(name) in TABLES
 
 
 def last(name: str) -> str:

@@ -1,145 +1,173 @@
-"""Which modules of a model an adapter's config means."""
+"""What the files of an adapter hold for one model: which layers, and which tensors."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from ...models.families import FAMILIES
-from ...models.names import hf_name
-from ...models.transformer import Transformer
-from ...nn import Linear, Module
-from ..attach import HEADS, adapter_for
-from ..base import Adapter
-from ..merge import MergedEmbedding, MergedLinear
-from .config import ADDED, REGULAR, TIED_NAMES, WHOLE, entries, first_match, is_saved, is_target, matches, short
-from .format import PREFIX, adapter_tensors, every_layer, every_name, layers_of, tied_head
+from ...nn import Linear
+from ..attach import HEADS
+from ..base import Adapter, Slot, shape, sizes_of
+from .config import (
+    ADDED,
+    WHOLE,
+    class_for,
+    classes_of,
+    entries,
+    is_saved,
+    is_target,
+    matches_whole,
+    names_it,
+    options_of,
+    regular_keys,
+    short,
+)
+from .view import SHARED, View
 
 
 class Plan(NamedTuple):
-    """What the files hold for one model, by our paths."""
+    """What is there, by our paths."""
 
-    adapted: dict[str, tuple[int, float]]  # {path: (r, alpha)}
-    head: str | None  # a tied head that has the embedding's adapter, or its saved copy
+    adapters: dict[str, tuple[type[Adapter], dict[str, Any]]]  # {path: (class, options)}
+    tied: bool  # do the token embedding and its head have one adapter, or one saved weight, between them?
     saved: list[str]  # layers that are there whole
     biases: list[str]  # other layers whose bias is there
 
+    def carried(self) -> list[str]:
+        """The paths of the base's parameters of which the adapter has its own: they are no part of its base."""
+        whole = [f"{path}.{name}" for path in self.saved for name in ("weight", "bias")]
+        return whole + [f"{path}.bias" for path in self.biases]
 
-def what_to_adapt(model: Transformer, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Plan:
+
+class Place(NamedTuple):
+    """Where a tensor of the file belongs."""
+
+    path: str  # of the layer; "" if it is shared by all
+    name: str  # of a slot, or weight or bias
+    slot: Slot | None
+    shape: tuple[int, ...]  # in the file
+
+
+def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
+    """{name of a tensor: its place} of all that the file holds."""
+    found: dict[str, Place] = {}
+    largest = {"n_in": 0, "n_out": 0}
+    for path, (cls, options) in plan.adapters.items():
+        sizes = sizes_of(view.bases[path], options)
+        largest = sizes | {axis: max(largest[axis], sizes[axis]) for axis in largest}
+        for slot in cls.file_slots(**options):
+            if not slot.shared:
+                axes = slot.file_shape or slot.shape
+                found[view.tensor(path, slot.file)] = Place(path, slot.name, slot, shape(axes, sizes))
+    for cls, options in plan.adapters.values():
+        shared = [slot for slot in cls.file_slots(**options) if slot.shared]
+        found |= {SHARED + slot.file: Place("", slot.name, slot, shape(slot.shape, largest)) for slot in shared}
+    for path in plan.saved:
+        for name in ("weight", "bias"):
+            parameter = getattr(view.layers[path], name, None)
+            if parameter is not None:
+                found[view.tensor(path, name)] = Place(path, name, None, parameter.data.shape)
+    for path in plan.biases:
+        end = "base_layer.bias" if path in plan.adapters else "bias"
+        found[view.tensor(path, end)] = Place(path, "bias", None, view.bases[path].bias.data.shape)
+    return found
+
+
+def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Plan:
     """Raises ValueError as check_names does, and where a layer cannot be adapted so, or has tensors and no name."""
-    check_names(model, config)
-    if config.get("fan_in_fan_out") and not FAMILIES[model.family].transposed:
-        raise ValueError(f"fan_in_fan_out = True is for layers stored as (in, out), and a {model.family} has none")
-    layers, ties = layers_of(model), tie_of(model, config, tensors)
-    if ties and saves_the_pair(model, config, tensors):
-        pair = [hf_name(model, path) for path in ("embed.token", ties)]
-        config = config | {"modules_to_save": [*(config.get("modules_to_save") or []), *pair]}
-    config = config | {"target_modules": targets_of(model, config, tensors, ties)}
-    adapted: dict[str, tuple[int, float]] = {}
-    for path, layer in layers.items():
-        theirs = hf_name(model, path)
-        if not is_target(config, theirs) or path == ties:
-            if path != ties and any(name in tensors for name in adapter_tensors(model, path, layer).values()):
-                raise ValueError(
-                    f"target_modules = {short(config['target_modules'])} do not name {theirs}, which has tensors"
-                )
+    check_names(view, config)
+    if config.get("fan_in_fan_out") and not view.transposed:
+        family = view.model.family
+        raise ValueError(f"fan_in_fan_out = True is for layers stored as (in, out), and a {family} has none")
+    classes, names = classes_of(config), view.names
+    config = config | {"target_modules": targets_of(view, config, tensors)}
+    targets = [path for path, name in names.items() if is_target(config, name)]
+    saved = [path for path, name in names.items() if is_saved(config, name)]
+    pair, twin = ("embed.token", view.head), None
+    if view.head and config.get("ensure_weight_tying"):
+        twin = next((cls.tied_head for cls in classes if cls.tied_head), None)
+        heads = {view.tensor(view.head, slot.file) for slot in twin.file_slots()} if twin else set()
+        if twin and (heads & set(tensors) or any(path in targets and view.ties_by_name(path) for path in pair)):
+            targets = [path for path in names if path in (*targets, pair[0]) and path != view.head]
+        else:
+            twin = None
+        if view.tensor(view.head, "weight") in tensors or any(
+            path in saved and view.ties_by_name(path) for path in pair
+        ):
+            saved = [path for path in names if path in (*saved, *pair)]
+    adapters: dict[str, tuple[type[Adapter], dict[str, Any]]] = {}
+    for path, layer in view.layers.items():
+        name = names[path]
+        cls = class_for(classes, config, view.bases[path], name)
+        if path not in targets:
+            if not (twin and path == view.head) and any(view.tensor(path, slot.file) in tensors for slot in cls.slots):
+                raise ValueError(f"target_modules = {short(config['target_modules'])} do not name {name}, which has "
+                                 "tensors")  # fmt: skip
             continue
-        r = first_match(config, "rank_pattern", theirs, config["r"])
-        alpha = first_match(config, "alpha_pattern", theirs, config["lora_alpha"])
+        options = options_of(cls, config, name)
         try:
-            adapter_for(layer).check(layer, alpha=alpha, dropout=config.get("lora_dropout") or 0.0)
+            cls.check(layer, **options)
         except ValueError as error:
-            raise ValueError(f"{theirs}: {error}") from None
-        adapted[path] = (r, alpha)
-    saved = [path for path in layers if is_saved(config, hf_name(model, path))]
-    bias = config.get("bias") or "none"
-    those = {"none": [], "all": list(layers), "lora_only": list(adapted)}[bias]
-    biases = [path for path in those if path not in saved and getattr(base_of(layers[path]), "bias", None) is not None]
+            raise ValueError(f"{name}: {error}") from None
+        adapters[path] = cls, options
+    if twin:
+        adapters[view.head] = twin, options_of(twin, config, names[pair[0]])
+    those = {"none": [], "all": list(names)}.get(config.get("bias") or "none", list(adapters))
+    biases = [path for path in those if path not in saved and getattr(view.bases[path], "bias", None) is not None]
     for path in [*saved, *biases]:
-        if isinstance(layers[path], Adapter | MergedLinear | MergedEmbedding):
-            raise ValueError(f"{hf_name(model, path)}: this layer is adapted already, and the adapter has a copy of it")
-    both = next((path for path in saved if path in adapted), None)
+        if view.layers[path].is_adapter or view.layers[path].is_merged:
+            raise ValueError(f"{names[path]}: this layer is adapted already, and the adapter has a copy of it")
+    both = next((path for path in saved if path in adapters), None)
     if both:
-        raise ValueError(f"{hf_name(model, both)} is among modules_to_save and among target_modules")
-    return Plan(adapted, ties, saved, biases)
+        raise ValueError(f"{names[both]} is among modules_to_save and among target_modules")
+    return Plan(adapters, bool(twin or {*pair} <= {*saved}), saved, biases)
 
 
-def check_names(model: Transformer, config: dict[str, Any]) -> None:
+def check_names(view: View, config: dict[str, Any]) -> None:
     """Raise ValueError for a name, a layer's number or a tie that is not the model's.
 
     PEFT passes over what matches nothing. But what was made for this base would hardly name what it has not.
     """
-    mend = "the adapter is for another base, or this must come out of its config"
-    every, layers = every_name(model), every_layer(model)
+    family, advice = view.model.family, "the adapter is for another base, or this must come out of its config"
+    cls = classes_of(config)[0]
     added = ADDED.get(str(config.get("task_type")), ())
-    for key in (*REGULAR, *WHOLE):
-        if key == "target_modules" and isinstance(config.get(key), str):
+    patterns = [option.pattern for option in cls.options if option.pattern]
+    for key in (*regular_keys(cls), *WHOLE, *patterns):
+        value = config.get(key)
+        if key == "target_modules" and isinstance(value, str):
             continue  # what it does not match has no tensor either
-        known = layers if key == "target_modules" else every
-        nothing = (
-            entry
-            for entry in entries(config, key)
-            if not (key == "modules_to_save" and entry in added)
-            and not any(matches(config, key, entry, name) for name in known)
-        )
+        known = [*view.names.values(), *view.unused] if key == "target_modules" else view.modules
+
+        def matches(entry: str, key: str = key, value: Any = value, known: list[str] = known) -> bool:
+            if key == "modules_to_save":
+                return entry in added or any(is_saved({key: [entry]}, name) for name in known)
+            if key in WHOLE or key in patterns:
+                return any(matches_whole(key, entry, name) for name in known)
+            return any(names_it(entry if isinstance(value, str) else [entry], name) for name in known)
+
+        nothing = (entry for entry in entries(config, key) if not matches(entry))
         first = [short(entry) for entry in itertools.islice(nothing, 4)]
         if first:
             names = f"{', '.join(first[:3])}{', ...' * (len(first) > 3)}"
-            raise ValueError(f"{key}: nothing in this {model.family} matches {names}; {mend}")
-    wanted = config.get("layers_to_transform")
-    beyond = [i for i in ([wanted] if type(wanted) is int else wanted or []) if not 0 <= i < model.config.n_layers]
+            raise ValueError(f"{key}: nothing in this {family} matches {names}; {advice}")
+    wanted, last = config.get("layers_to_transform"), view.model.config.n_layers - 1
+    beyond = [i for i in ([wanted] if type(wanted) is int else wanted or []) if not 0 <= i <= last]
     if beyond:
-        last = model.config.n_layers - 1
-        raise ValueError(
-            f"layers_to_transform: this {model.family} has layers 0 to {last}, and not {short(beyond[0])}; {mend}"
-        )
-    if config.get("ensure_weight_tying") and not tied_head(model):
-        raise ValueError(f"ensure_weight_tying = True, and this {model.family} ties no head to its embedding; {mend}")
+        raise ValueError(f"layers_to_transform: this {family} has layers 0 to {last}, and not {short(beyond[0])}; "
+                         f"{advice}")  # fmt: skip
+    if config.get("ensure_weight_tying") and not view.head:
+        raise ValueError(f"ensure_weight_tying = True, and this {family} ties no head to its embedding; {advice}")
 
 
-def base_of(layer: Module) -> Any:
-    return layer.base if isinstance(layer, Adapter) else layer
-
-
-def targets_of(model: Transformer, config: dict[str, Any], tensors: dict[str, np.ndarray], ties: str | None) -> Any:
+def targets_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Any:
     """target_modules, with what "all-linear" stands for, and a missing one by the tensors that are there."""
-    targets, layers = config.get("target_modules"), layers_of(model)
+    targets = config.get("target_modules")
     if targets is None:
-        named = {path for path, layer in layers.items() if adapter_tensors(model, path, layer)["lora_A"] in tensors}
-        targets = [hf_name(model, path) for path in named if path != ties]
-    elif isinstance(targets, str) and targets.lower() == "all-linear":
-        linears = [path for path, layer in layers.items() if isinstance(base_of(layer), Linear)]
+        ends = [slot.file for cls in classes_of(config) for slot in cls.slots if not slot.shared]
+        return [name for path, name in view.names.items() if any(view.tensor(path, end) in tensors for end in ends)]
+    if isinstance(targets, str) and targets.lower() == "all-linear":
         # PEFT leaves out a head that gives words, and a classifier where the task says that it is one
-        heads = ["lm_head"] if model.config.head == "lm" or config.get("task_type") != "SEQ_CLS" else HEADS
-        targets = [hf_name(model, path) for path in linears if path not in heads]
-    elif ties:
-        targets = f"(?:{targets})" if isinstance(targets, str) else targets
-        embedding = hf_name(model, "embed.token")
-        targets = rf"{targets}|{embedding}" if isinstance(targets, str) else [*targets, embedding]
+        heads = ["lm_head"] if view.model.config.head == "lm" or config.get("task_type") != "SEQ_CLS" else HEADS
+        return [view.names[path] for path, x in view.bases.items() if isinstance(x, Linear) and path not in heads]
     return targets
-
-
-def tie_of(model: Transformer, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> str | None:
-    """The path of the head that ensure_weight_tying gives the embedding's A and B, or its saved copy.
-
-    PEFT ties where the model does and one of the two is named "embed_tokens" or "lm_head"; of GPT-2's it then writes
-    the name "wte" alone, so the head's tensors say it too.
-    """
-    head = tied_head(model)
-    if not head or not config.get("ensure_weight_tying"):
-        return None
-    targets, saved = config.get("target_modules"), config.get("modules_to_save") or []
-    named = {name.rpartition(".")[2] for name in [*saved, *(targets if isinstance(targets, list) else [])]}
-    there = f"{PREFIX}{hf_name(model, head)}"
-    if {f"{there}.lora_A.weight", f"{there}.weight"} & tensors.keys():
-        return head
-    by_regex = isinstance(targets, str) and any(is_target({"target_modules": targets}, name) for name in TIED_NAMES)
-    return head if by_regex or named & set(TIED_NAMES) else None
-
-
-def saves_the_pair(model: Transformer, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> bool:
-    """Does a tie mean the copies of modules_to_save, rather than A and B?"""
-    saved = {name.rpartition(".")[2] for name in config.get("modules_to_save") or []}
-    return bool(saved & set(TIED_NAMES)) or f"{PREFIX}{hf_name(model, 'lm_head')}.weight" in tensors

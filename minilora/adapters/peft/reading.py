@@ -15,23 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from ...backend import Rng, get_array_module
+from ...backend import Rng, get_array_module, to_numpy
 from ...models.config import LABELLED
 from ...models.families import FAMILIES
 from ...models.labels import label_maps, name_labels, names_from
-from ...models.names import hf_name
+from ...models.names import CONSTANT
 from ...models.pretrained import CLASSIFIER_DRAWN, load_pretrained
 from ...models.saving import base_hash
 from ...models.transformer import Transformer
-from ...nn import Embedding, Module, Parameter
+from ...nn import Module, Parameter, check_fit
 from ...spelling import choose_from
 from ..attach import wasted_rank
-from ..base import Adapter
-from ..lora import LoRA, LoRAEmbedding, LoRALinear, TiedLoRALinear
-from ..merge import MergedEmbedding, MergedLinear
-from .format import CONFIG, LABELS, PREFIX, WEIGHTS, carried, layers_of, locate_adapter, read_adapter
-from .plan import Plan, base_of, what_to_adapt
-from .tensors import Place, check_tensors, of_pooler, only_these, tensor_names
+from ..base import sizes_of
+from .config import classes_of
+from .format import CONFIG, LABELS, WEIGHTS, locate_adapter, read_adapter, reshaped, without_weights
+from .plan import Place, Plan, plan_of, tensors_of
+from .view import PREFIX, View, view_of
 
 HEADS_OF_TASKS = {"SEQ_CLS": "classify", "TOKEN_CLS": "tokens", "FEATURE_EXTRACTION": "none"}  # of PEFT's task_type
 
@@ -92,28 +91,28 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     """({path: module}, names of labels, note) of the adapter in `folder`; `model` is as it was. Raises as load_adapter
     does."""
     config, tensors, metadata = read_adapter(folder)
+    view = view_of(model)
     try:
-        plan = what_to_adapt(model, config, tensors)
+        plan = plan_of(view, config, tensors)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG} does not fit this model: {error}") from None
-    names = tensor_names(model, plan)
+    places = tensors_of(view, plan)
+    beside = {name for name in tensors if name.startswith(tuple(f"{PREFIX}{layer}." for layer in view.unused))}
     try:
-        check_tensors(model, config, plan, names, only_these(model, config, plan, tensors))
+        check_tensors(view, config, plan, {name: tensors[name] for name in tensors if name not in beside}, places)
     except ValueError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit this model and its config: {error}") from None
     expected = metadata.get("base_sha256")
-    if expected and expected != base_hash(model, carried(plan.saved, plan.biases)):
+    if expected and expected != base_hash(model, plan.carried()):
         raise ValueError(f"{folder} was made for another base: the weights of this model are not those it names")
     notes = [] if expected else [f"{folder} does not say which base it is for; its names and shapes fit this one"]
-    pooler = of_pooler(model, tensors)
-    if pooler:
-        notes.append(f"{len(pooler)} of its tensors are for a pooler, which a model without a head lacks")
-    layers = layers_of(model)
-    ranks = {hf_name(model, path): (r, min(layers[path].weight.data.shape)) for path, (r, _) in plan.adapted.items()}
-    notes += filter(None, [wasted_rank(ranks)])
-    arrays = {place: tensors[name] for place, name in names.items()}
+    if beside:
+        notes.append(f"{len(beside)} of its tensors are for a pooler, which a model without a head lacks")
+    sides = {path: min(view.bases[path].weight.data.shape) for path in plan.adapters}
+    ranks = {path: options["r"] for path, (cls, options) in plan.adapters.items() if cls.trains_a_matrix()}
+    notes += filter(None, [wasted_rank({view.names[path]: (r, sides[path]) for path, r in ranks.items()})])
     labels = label_names(metadata, model.config.labels) if model.config.head in LABELLED else []
-    return build(model, config, plan, arrays), labels, "; ".join(notes)
+    return build(view, plan, places, tensors), labels, "; ".join(notes)
 
 
 def label_names(metadata: dict[str, str], labels: int) -> list[str]:
@@ -124,35 +123,88 @@ def label_names(metadata: dict[str, str], labels: int) -> list[str]:
         return []
 
 
-def build(model: Transformer, config: dict[str, Any], plan: Plan, arrays: dict[Place, np.ndarray]) -> dict[str, Module]:
+def check_tensors(
+    view: View, config: dict[str, Any], plan: Plan, tensors: dict[str, np.ndarray], places: dict[str, Place]
+) -> None:
+    """Raise ValueError unless the tensors are just those that are needed, of the right shapes, and can be converted.
+
+    PEFT writes some beside them: constants of old models, the frozen weight of an adapted embedding or head, and with
+    bias "all" what it knows by two names.
+    """
+    if not tensors:
+        raise ValueError("it holds no tensor")
+    frozen = {view.tensor(path, "base_layer.weight"): path for path in plan.adapters}
+    head_bias = view.head_bias if ("lm_head", "bias") in [(p.path, p.name) for p in places.values()] else ""
+    for name in list(tensors):
+        copy = config.get("bias") == "all" and (".original_module." in name or ".modules_to_save." in name)
+        if name in frozen:
+            theirs, W = tensors[name], to_numpy(view.bases[frozen[name]].weight.data)
+            if not np.array_equal(W.astype(theirs.dtype), theirs):
+                raise ValueError(f"{name} is not the weight of this base: it was made for another, or trained or "
+                                 "resized")  # fmt: skip
+        if name in frozen or copy or name == head_bias or CONSTANT.fullmatch(name):
+            tensors.pop(name)
+    if not places.keys() & tensors.keys():
+        raise ValueError(
+            f"its tensors have names of another model: {min(tensors)} is there, and {min(places)} is needed"
+        )
+    check_fit(tensors, {name: place.shape for name, place in places.items()})
+    dtype = next(iter(view.model.named_parameters().values())).data.dtype
+    for name, x in tensors.items():
+        if x.dtype.kind != "f":
+            raise ValueError(f"{name} is of {x.dtype}, and must be floating point")
+        with np.errstate(over="ignore"):
+            if not np.isfinite(x.astype(dtype)).all():
+                raise ValueError(f"{name} holds numbers that are too large for {dtype}")
+    by_place = {(place.path, place.name): name for name, place in places.items()}
+    for path, (cls, options) in plan.adapters.items():
+        sizes, given = sizes_of(view.bases[path], options), {slot.name for slot in cls.slots}
+        own = {
+            p.name: reshaped(p.slot, tensors[n], p.slot.shape, sizes)
+            for n, p in places.items()
+            if p.path == path and p.slot
+        }
+        if cls not in classes_of(config) or own.keys() != given:
+            continue  # it uses the tensors of another layer, or of all
+        base = without_weights(cls, sizes["n_in"], sizes["n_out"], dtype)
+        A, B, s = cls.of(base, own, **options).factors() or (np.zeros((1, 1)), np.zeros((1, 1)), 0.0)
+        a, b = (float(np.abs(x).max()) for x in (A, B))
+        if not abs(s) * max(1.0, len(A) * a * b) <= float(np.finfo(dtype).max):
+            raise ValueError(
+                f"s = {s:.3g} of {view.names[path]} makes s B A too large for {dtype} (A is up to {a:.3g}, B up to "
+                f"{b:.3g}): see its alpha"
+            )
+    for (path, what), name in by_place.items():
+        other = by_place.get(("embed.token", what)) if plan.tied and path == view.head else None
+        if other and not np.array_equal(tensors[name], tensors[other].T if places[name].slot else tensors[other]):
+            raise ValueError(f"ensure_weight_tying: {name} is not {other}{' transposed' * bool(places[name].slot)}")
+
+
+def build(view: View, plan: Plan, places: dict[str, Place], tensors: dict[str, np.ndarray]) -> dict[str, Module]:
     """{path: module} with these numbers. The base's Parameters are shared; what the adapter trains is its own."""
-    layers = layers_of(model)
-
-    def parameter(path: str, what: str) -> Parameter:
-        W = base_of(layers[path]).weight.data
-        return Parameter(get_array_module(W).asarray(arrays[path, what], dtype=W.dtype))
-
+    held: dict[str, dict[str, Parameter]] = {}
+    for name, (path, what, slot, _) in places.items():
+        W = view.bases[path or next(iter(plan.adapters))].weight.data
+        x = tensors[name]
+        if slot and path:
+            x = reshaped(slot, x, slot.shape, sizes_of(view.bases[path], plan.adapters[path][1]))
+        learns = slot is None or slot.trained
+        held.setdefault(path, {})[what] = Parameter(get_array_module(W).asarray(x, dtype=W.dtype), learns)
     modules: dict[str, Any] = {}
-    for path in plan.saved:
-        modules[path] = with_own(layers[path], {what: parameter(path, what) for p, what in arrays if p == path})
-    for path in plan.biases:
-        modules[path] = with_own(layers[path], {"bias": parameter(path, "bias")})
-    dropout, rslora = float(config.get("lora_dropout") or 0.0), bool(config.get("use_rslora"))
-    for path, (_, alpha) in plan.adapted.items():
-        base, A, B = modules.get(path, layers[path]), arrays[path, "lora_A"], arrays[path, "lora_B"]
-        if isinstance(base, Embedding):
-            adapter: LoRA = LoRAEmbedding.of(base, {"lora_A": A, "lora_B": B}, r=len(A), alpha=alpha, rslora=rslora)
-        else:
-            options = {"r": len(A), "alpha": alpha, "rslora": rslora, "dropout": dropout}
-            adapter = LoRALinear.of(base, {"lora_A": A, "lora_B": B}, **options)
-        modules[path] = adapter
+    for path in [*plan.saved, *plan.biases]:
+        own = {what: x for what, x in held[path].items() if what in ("weight", "bias")}
+        modules[path] = with_own(view.layers[path], own)
+    if plan.tied and view.head in plan.saved:
+        modules[view.head].weight = modules["embed.token"].weight
+    bases = [view.bases[path] for path in plan.adapters]
+    shared = held.get("", {})
+    for path, (cls, options) in plan.adapters.items():
+        shared = shared or cls.draw_shared(bases, **options)
+        twin = plan.tied and path == view.head
+        own = modules["embed.token"].own_parameters() if twin else held[path]
+        modules[path] = cls.of(modules.get(path, view.layers[path]), own | shared, **options)
         if path in plan.biases:
-            adapter.base.bias.trainable = True
-    embedding = modules.get("embed.token")
-    if plan.head and isinstance(embedding, LoRAEmbedding):
-        modules[plan.head] = TiedLoRALinear(layers[plan.head], embedding, dropout)
-    elif plan.head and embedding is not None:
-        modules[plan.head].weight = embedding.weight
+            modules[path].base.bias.trainable = True
     return modules
 
 
@@ -183,8 +235,7 @@ class Adapters:
 
     def __init__(self, model: Transformer) -> None:
         """Raises ValueError for a model that is adapted already."""
-        kinds = Adapter | MergedLinear | MergedEmbedding
-        path = next((path for path, module in model.named_modules() if isinstance(module, kinds)), None)
+        path = next((path for path, module in model.named_modules() if module.is_adapter or module.is_merged), None)
         if path:
             raise ValueError(f"{path} is adapted already: Adapters takes a model without an adapter")
         model.freeze()

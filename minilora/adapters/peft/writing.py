@@ -7,30 +7,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ...backend import Array
 from ...files import tensors_to_bytes, to_json, write_folder
 from ...models.config import LABELLED
-from ...models.families import FAMILIES
 from ...models.labels import label_maps, labels_of
-from ...models.names import hf_name
 from ...models.saving import base_hash
 from ...models.transformer import Transformer
-from ..base import Adapter
-from ..lora import LoRA, LoRALinear, TiedLoRALinear
-from ..merge import MergedEmbedding, MergedLinear
-from .config import CLASSIFIERS, OFF, TIED_NAMES, ends_with
-from .format import (
-    CONFIG,
-    LABELS,
-    PREFIX,
-    WEIGHTS,
-    adapter_tensors,
-    carried,
-    every_name,
-    layers_of,
-    own_tensor,
-    tied_head,
-)
+from ...nn import Linear
+from ..base import Adapter, variants
+from ..parts import Parts
+from .config import CLASSIFIERS, biases_of, ends_with
+from .format import CONFIG, LABELS, WEIGHTS, reshaped
+from .plan import Plan, tensors_of
+from .view import TIED_NAMES, View, view_of
 
 
 def save_adapter(model: Transformer, folder: str | Path) -> None:
@@ -49,162 +37,170 @@ def save_adapter(model: Transformer, folder: str | Path) -> None:
 
 def adapter_files(model: Transformer) -> dict[str, bytes]:
     """{file name: content} of the adapters of `model`. Raises as save_adapter does."""
+    view = view_of(model)
     adapters = adapters_of(model)
-    tied = [path for path, adapter in adapters.items() if isinstance(adapter, TiedLoRALinear)]
-    first = next(iter(adapters.values()))
-    linear = next((a for a in adapters.values() if not is_of_embedding(a)), first)
-    if any(adapter.rslora != first.rslora for adapter in adapters.values()):
-        raise ValueError("some adapters scale by alpha/r and some by alpha/sqrt(r): PEFT's config has one use_rslora")
-    if any(adapter.dropout != linear.dropout for adapter in adapters.values() if not is_of_embedding(adapter)):
-        raise ValueError("some adapters have another dropout than others: PEFT's config has one lora_dropout")
-    saved, biases, bias = trained_beside(model, adapters)
-    pair = saved_pair(model, saved)
-    names = {path: hf_name(model, path) for path in layers_of(model)}
-    targets = endings(ends_with_part, [names[path] for path in adapters if path not in tied], every_name(model))
-    classifies = saves_classifier(model, adapters)
-    named = [names[path] for path in saved if path not in pair[1:] and not (classifies and is_of_classifier(path))]
-    whole = [*(CLASSIFIERS if classifies else ()), *endings(str.endswith, named, every_name(model))]
-    if tied or pair:
-        targets, whole = names_of_a_tie(model, targets, whole, tied, pair)
-    config: dict[str, Any] = {
-        **OFF,
-        "peft_type": "LORA",
-        "task_type": task_type(model, classifies),
-        "base_model_name_or_path": model.hub and model.hub[0],
-        "inference_mode": True,
-        "target_modules": targets,
-        "modules_to_save": whole or None,
+    saved, biases, bias = trained_beside(view, adapters)
+    tied = [path for path, a in adapters.items() if path == view.head and shares(a, adapters.get("embed.token"))]
+    pair = bool(view.head) and {view.head, "embed.token"} <= {*saved}
+    plan = Plan({path: (type(a), a.settings) for path, a in adapters.items()}, bool(tied or pair), saved, biases)
+    config = {
+        **config_of(view, adapters, tied),
+        **names_in_config(view, adapters, saved, tied),
         "bias": bias,
-        "fan_in_fan_out": bool(FAMILIES[model.family].transposed) and any("block_" in path for path in adapters),
-        "ensure_weight_tying": bool(tied or pair),
-        "r": first.r,
-        "lora_alpha": first.alpha,
-        "rank_pattern": {names[path]: a.r for path, a in adapters.items() if a.r != first.r},
-        "alpha_pattern": {names[path]: a.alpha for path, a in adapters.items() if a.alpha != first.alpha},
-        "lora_dropout": linear.dropout,
-        "use_rslora": first.rslora,
-        "init_lora_weights": True,
+        "ensure_weight_tying": plan.tied,
     }
-    if model.hub:
-        config["revision"] = model.hub[1]
-    metadata = {"format": "pt", "base_sha256": base_hash(model, carried(saved, biases))}
+    lacks = {*next(iter(adapters.values())).lacks}
+    needed = next((key for key in sorted(lacks) if config.get(key) not in (None, False, "none")), None)
+    if needed:
+        raise ValueError(f"PEFT's config of {config['peft_type']} has no {needed}, and {config[needed]!r} is needed")
+    metadata = {"format": "pt", "base_sha256": base_hash(model, plan.carried())}
     labels = labels_of(model)
     if labels:
         metadata[LABELS] = json.dumps(label_maps(labels)["id2label"])
-    return {
-        WEIGHTS: tensors_to_bytes(tensors_of(model, adapters, saved, biases, config), metadata),
-        CONFIG: to_json(config),
-    }
+    config = {key: value for key, value in config.items() if key not in lacks}
+    return {WEIGHTS: tensors_to_bytes(tensors_in_file(view, plan, adapters, config), metadata), CONFIG: to_json(config)}
 
 
-def adapters_of(model: Transformer) -> dict[str, LoRA]:
-    """{dotted path: adapter}. Raises ValueError when there is none, or when they are merged."""
-    if any(isinstance(module, MergedLinear | MergedEmbedding) for _, module in model.named_modules()):
+def adapters_of(model: Transformer) -> dict[str, Adapter]:
+    """{dotted path: adapter}; of parts of a fused layer the one on the whole that computes the same.
+
+    Raises ValueError when there is none, when they are merged, for two variants, and for parts that differ in options.
+    """
+    layers = view_of(model).layers
+    if any(layer.is_merged for layer in layers.values()):
         raise ValueError("the adapters are merged: unmerge(model) first")
-    found = {path: module for path, module in model.named_modules() if isinstance(module, LoRA)}
+    adapted = {path: layer for path, layer in layers.items() if layer.is_adapter}
+    found = {path: layer.joined() if isinstance(layer, Parts) else layer for path, layer in adapted.items()}
     if not found:
         raise ValueError("the model has no adapter: attach_lora(model, ...) first")
+    kinds = sorted({adapter.variant for adapter in found.values()})
+    if len(kinds) > 1:
+        raise ValueError(f"the adapters are of {len(kinds)} variants, {', '.join(kinds)}, and PEFT's file holds one")
     return found
 
 
-def is_of_embedding(adapter: LoRA) -> bool:
-    return not isinstance(adapter, LoRALinear | TiedLoRALinear)
+def shares(adapter: Adapter, other: Adapter | None) -> bool:
+    return other is not None and adapter.own_parameters() == other.own_parameters()
 
 
-def task_type(model: Transformer, classifies: bool) -> str | None:
+def config_of(view: View, adapters: dict[str, Adapter], tied: list[str]) -> dict[str, Any]:
+    """The keys that say the variant, its options, and the base. Raises ValueError where PEFT has one value for all and
+    the adapters do not."""
+    first, model = next(iter(adapters.values())), view.model
+    linear = {path: a for path, a in adapters.items() if isinstance(a.base, Linear)} or adapters
+    config: dict[str, Any] = {
+        **first.flags,
+        "peft_type": first.peft_type,
+        "task_type": task_type(view, adapters),
+        "base_model_name_or_path": model.hub and model.hub[0],
+        "inference_mode": True,
+        "fan_in_fan_out": view.transposed and any("block_" in path for path in adapters),
+        first.init_key: True,
+    }
+    if model.hub:
+        config["revision"] = model.hub[1]
+    for option in first.options:
+        those = linear if option.name == "dropout" else adapters  # ids have no dropout
+        values = {view.names[path]: getattr(a, option.name) for path, a in those.items()}
+        config[option.key] = next(iter(values.values()))
+        others = {name: value for name, value in values.items() if value != config[option.key]}
+        if option.pattern:
+            config[option.pattern] = others
+        elif others:
+            raise ValueError(f"the adapters differ in {option.name}, and PEFT's config has one {option.key}")
+    return config
+
+
+def names_in_config(view: View, adapters: dict[str, Adapter], saved: list[str], tied: list[str]) -> dict[str, Any]:
+    """The keys that name layers. Of a tied pair the config has one name, by which PEFT sees the tie: it knows GPT-2's
+    by its head alone. Raises ValueError for a family that it has no name for."""
+    classes = variants()[next(iter(adapters.values())).variant]
+    matches = str.endswith if any(cls.modules_key for cls in classes) else ends_with_part
+    named: dict[str, list[str]] = {key: [] for key in {cls.modules_key for cls in classes}}
+    for path, adapter in adapters.items():
+        if path not in tied:
+            named[adapter.modules_key].append(view.names[path])
+    lists = {key: endings(matches, names, view.modules) for key, names in named.items()}
+    classifies = saves_classifier(view, adapters)
+    pair = [view.head] if view.head in saved and "embed.token" in saved else []
+    rest = [view.names[path] for path in saved if path not in pair and not (classifies and is_of_classifier(path))]
+    whole = [*(CLASSIFIERS if classifies else ()), *endings(str.endswith, rest, view.modules)]
+    targets = sorted({name for names in lists.values() for name in names})
+    if tied or pair:
+        last = [view.names[path].rpartition(".")[2] for path in ("embed.token", view.head)]
+        known = next((name for name in last if name in TIED_NAMES), None)
+        if known is None:
+            family = view.model.family
+            raise ValueError(f"PEFT ties only what is called {' or '.join(TIED_NAMES)}, and of {family} it is {last}")
+        if tied:
+            targets = sorted({known if name == last[0] else name for name in targets})
+        else:
+            whole = sorted({known if name == last[0] else name for name in whole})
+    lists.pop("", None)
+    return {"target_modules": targets, "modules_to_save": whole or None, **lists}
+
+
+def task_type(view: View, adapters: dict[str, Adapter]) -> str | None:
     """What PEFT calls it; it has no name for guessing masked words."""
-    if model.config.head in LABELLED:
-        return {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS"}[model.config.head] if classifies else None
-    if model.config.head == "none":
+    head = view.model.config.head
+    if head in LABELLED:
+        return {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS"}[head] if saves_classifier(view, adapters) else None
+    if head == "none":
         return "FEATURE_EXTRACTION"
-    return "CAUSAL_LM" if model.causal else None
+    return "CAUSAL_LM" if view.model.causal else None
 
 
-def trained_beside(model: Transformer, adapters: dict[str, LoRA]) -> tuple[list[str], list[str], str]:
+def trained_beside(view: View, adapters: dict[str, Adapter]) -> tuple[list[str], list[str], str]:
     """(layers to save whole, layers whose bias alone trains, PEFT's word for those). Raises as save_adapter does."""
-    layers, trains = layers_of(model), model.trainable_parameters()
-    weight = next((path for path in adapters if f"{path}.weight" in trains), None)
+    parameters = {p for p in view.model.parameters() if p.trainable}
+    weight = next((path for path, adapter in adapters.items() if adapter.weight in parameters), None)
     if weight:
         raise ValueError(
             f"{weight}.weight trains beside its own adapter, and PEFT's format has only the one or the other"
         )
-    parameters = set(trains.values())
-    saved = [path for path, x in layers.items() if path not in adapters and x.weight in parameters]
-    if saves_classifier(model, adapters):
-        saved += [path for path in layers if is_of_classifier(path) and path not in saved]
-    have = [path for path, x in layers.items() if path not in saved and bias_of(x) is not None]
-    biases = [path for path in have if bias_of(layers[path]) in parameters]
-    if not biases:
-        return saved, [], "none"
-    if biases == have:
-        return saved, biases, "all"
-    if biases == [path for path in have if path in adapters]:
-        return saved, biases, "lora_only"
-    raise ValueError(
-        f"{len(biases)} of {len(have)} biases train ({biases[0]}, ...), and PEFT's format has bias 'none', 'all', or "
-        "'lora_only', those of the adapted layers"
-    )
+    saved = [path for path, x in view.layers.items() if path not in adapters and x.weight in parameters]
+    if saves_classifier(view, adapters):
+        saved += [path for path in view.layers if is_of_classifier(path) and path not in saved]
+    words = biases_of(type(next(iter(adapters.values()))))
+    have = [path for path, x in view.bases.items() if path not in saved and getattr(x, "bias", None) is not None]
+    biases = [path for path in have if view.bases[path].bias in parameters]
+    for word, those in zip(words, ([], have, [path for path in have if path in adapters]), strict=False):
+        if biases == those:
+            return saved, biases, word
+    raise ValueError(f"{len(biases)} of {len(have)} biases train ({biases[0]}, ...), and PEFT's format has no word for "
+                     f"those, only {', '.join(words)}: the last is those of the adapted layers")  # fmt: skip
 
 
-def saves_classifier(model: Transformer, adapters: dict[str, LoRA]) -> bool:
+def saves_classifier(view: View, adapters: dict[str, Adapter]) -> bool:
     """PEFT saves a classifier whole, whatever trains, where the task says SEQ_CLS or TOKEN_CLS: unless an adapter is on
     it."""
-    return model.config.head in LABELLED and not any(map(is_of_classifier, adapters))
+    return view.model.config.head in LABELLED and not any(map(is_of_classifier, adapters))
 
 
 def is_of_classifier(path: str) -> bool:
     return path.startswith("classifier")
 
 
-def bias_of(layer: Any) -> Any:
-    return getattr(layer.base if isinstance(layer, Adapter) else layer, "bias", None)
-
-
-def saved_pair(model: Transformer, saved: list[str]) -> list[str]:
-    """The token embedding and the head, if they share one weight and are saved: PEFT must not make two of it."""
-    head = tied_head(model)
-    return ["embed.token", head] if head and head in saved and "embed.token" in saved else []
-
-
-def names_of_a_tie(
-    model: Transformer, targets: list[str], whole: list[str], tied: list[str], pair: list[str]
-) -> tuple[list[str], list[str]]:
-    """target_modules and modules_to_save, with one of the two names by which PEFT sees that a tie is meant: it knows
-    GPT-2's by its head alone. Raises ValueError for a family that it has no name for."""
-    names = [hf_name(model, path).rpartition(".")[2] for path in ("embed.token", "lm_head")]
-    known = next((name for name in names if name in TIED_NAMES), None)
-    if known is None:
-        raise ValueError(
-            f"PEFT ties only what is called {' or '.join(TIED_NAMES)}, and of {model.family} it is {names}"
-        )
-    if tied:
-        return sorted({known if name == names[0] else name for name in targets}), whole
-    return targets, sorted({known if name == names[0] else name for name in whole})
-
-
-def tensors_of(
-    model: Transformer, adapters: dict[str, LoRA], saved: list[str], biases: list[str], config: dict[str, Any]
-) -> dict[str, Array]:
-    layers, tensors = layers_of(model), {}
-    for path, adapter in adapters.items():
-        names = adapter_tensors(model, path, adapter.base)
-        A, B = adapter.lora_A.data, adapter.lora_B.data
-        tensors[names["lora_A"]], tensors[names["lora_B"]] = (
-            (B.T, A.T) if isinstance(adapter, TiedLoRALinear) else (A, B)
-        )
-    for path in saved:
-        for what in ("weight", "bias"):
-            parameter = getattr(layers[path], what, None)
-            if parameter is not None:
-                tensors[own_tensor(model, path, what)] = parameter.data
-    for path in biases:
-        tensors[own_tensor(model, path, "bias")] = bias_of(layers[path]).data
-    if config["bias"] == "all" and bias_of(layers.get("lm_head")) is not None and "lm_head" in biases:
-        tensors[PREFIX + hf_name(model, "lm_head.bias")] = bias_of(layers["lm_head"]).data  # PEFT's other name for it
+def tensors_in_file(view: View, plan: Plan, adapters: dict[str, Adapter], config: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError where a tensor that all layers share is not the same in all."""
+    tensors: dict[str, Any] = {}
+    for name, (path, what, slot, form) in tensors_of(view, plan).items():
+        if slot is None:
+            tensors[name] = getattr(view.bases[path], what).data
+            continue
+        held = {getattr(adapters[p], what) for p in ([path] if path else adapters)}
+        if len(held) > 1:
+            raise ValueError(f"the adapters have {len(held)} different {what}, and PEFT's file has one for all")
+        x = held.pop().data
+        if path:
+            tensors[name] = reshaped(slot, x, slot.file_shape, adapters[path].sizes)
+        else:  # as large as the largest of these layers needs
+            tensors[name] = x[tuple(map(slice, form))]
+    if config.get("bias") == "all" and view.head_bias and "lm_head" in plan.biases:
+        tensors[view.head_bias] = view.bases["lm_head"].bias.data
     if set(config["target_modules"]) & set(TIED_NAMES):
-        for path in ("embed.token", "lm_head"):
-            if path in adapters:
-                tensors[f"{PREFIX}{hf_name(model, path)}.base_layer.weight"] = adapters[path].weight.data
+        for path in adapters.keys() & {"embed.token", "lm_head"}:
+            tensors[view.tensor(path, "base_layer.weight")] = view.bases[path].weight.data
     return tensors
 
 
