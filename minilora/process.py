@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import multiprocessing
 import os
 import sys
 import threading
@@ -193,6 +192,7 @@ def end_with(parent: int) -> None:
 
     Windows keeps the id of a parent that has ended; there, nothing happens.
     """
+    import multiprocessing  # slow, and --help need not wait for it
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,4 +1,4 @@
-"""The commands. Each parses its words, calls one function, and prints."""
+"""The command line: standard streams, errors as one line, exit codes. Each command is a file in commands/."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 
 from ..display.tables import printable
 from ..process import blas_threads
-from .options import COUNTED, parser
+from .commands import parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command: 0 when it is done, 1 when `verify` finds something wrong, 2 (and one line on stderr) for what a
-    person can mend, 130 after Ctrl-C, 141 when who reads the output has closed it."""
+    """Run one command and return its exit code: 0 when it is done, 1 when `verify` finds something wrong, 2 (and one
+    line on stderr) for what a person can mend, 130 after Ctrl-C, 141 when the reader of the output has closed it."""
     return execute(parser, arguments)
 
 
@@ -40,7 +40,7 @@ def execute(parser: Callable[[], argparse.ArgumentParser], arguments: Sequence[s
                 stream.flush()
                 continue
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if isinstance(error, BrokenPipeError):  # whoever reads has seen enough: minilora audit | head
+        if isinstance(error, BrokenPipeError):  # minilora audit | head
             return 141
         say(one_line(error))
         return 2

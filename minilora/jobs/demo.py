@@ -21,7 +21,6 @@ from ..adapters.peft import CONFIG, WEIGHTS, adapter_files
 from ..adapters.spectrum import effective_rank, energy, lora_singular_values, singular_values
 from ..backend import Array, to_numpy
 from ..data import Split, all_windows, bits, excerpts, python_source, random_windows
-from ..display.plots import report_figure
 from ..display.tables import numbers_right, wide_console
 from ..files import check_free, read_json, to_json, write_files
 from ..models.generation import generate
@@ -33,7 +32,8 @@ from ..nn.optim import AdamW, cosine_schedule
 from ..process import blas_threads, folder_lock
 from ..training import History, fit, loss_and_gradients
 from ..verify import check_model
-from .language_model import bits_per_byte, evaluate_english
+from .demo_figure import report_figure
+from .pretraining import bits_per_byte, evaluate_english
 
 RANK, ALPHA, TARGETS = 8, 16, "all-linear"
 STEPS, BATCH, LENGTH = 80, 16, 128
@@ -258,7 +258,7 @@ def measure_rates(seed: int, shards: int, backend: ModuleType) -> dict[str, Any]
     return grid
 
 
-def show(report: dict[str, Any], out: str | Path) -> None:
+def print_report(report: dict[str, Any], out: str | Path) -> None:
     """The report as tables, and what follows from it in words."""
     console, table = wide_console(80), partial(numbers_right, min_width=78)
     base, lora, full, rank = report["base"], report["lora"], report["full"], report["rank"]

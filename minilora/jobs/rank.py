@@ -13,7 +13,7 @@ import numpy as np
 from ..adapters import spectrum
 from ..adapters.peft import CONFIG, locate_adapter
 from ..adapters.spectrum import SVD
-from ..display.plots import check_png, rank_figures
+from ..display.plots import check_png
 from ..display.tables import fits, numbers_right, wide_console
 from ..files import check_free, write_files, write_whole
 from ..models.pretrained import load_pretrained
@@ -21,6 +21,7 @@ from ..process import blas_threads
 from ..spelling import counted
 from .changes import Change, Changes, adapter_changes, checkpoint_changes
 from .extraction import Kept, adaptable, check_rank, extracted_files, keep, shrunk_files
+from .rank_figures import rank_figures
 from .runs import base_for
 
 TOP = 10  # how many singular vectors of the tuned W are looked at for intruders
@@ -212,7 +213,7 @@ def held(rows: list[dict[str, Any]], kept: dict[str, Kept], changes: Changes) ->
     }
 
 
-def show(result: dict[str, Any]) -> None:
+def print_study(result: dict[str, Any]) -> None:
     """The table of the layers, and what follows from it in words."""
     console = wide_console()
     table = layers_table(result)

@@ -1,0 +1,31 @@
+"""Continue a prompt."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..models import base_and_adapter, load_model, sampling, shown
+from ..options import Add, add_generation
+
+EXAMPLE = "minilora generate --adapter runs/demo --prompt 'def main(' --temperature 0.7"
+SHARED = "--device", "--seed"
+
+
+def arguments(add: Add) -> None:
+    add_generation(add)
+    add("--prompt", required=True, metavar="TEXT")
+
+
+def run(options: argparse.Namespace) -> None:
+    from ...models.generation import stream
+    from ...models.pretrained import load_tokenizer
+
+    base, adapter = base_and_adapter(options)
+    model, tokenizer = load_model(base, adapter, options), load_tokenizer(base)
+    pieces = stream(model, options.prompt, options.tokens, tokenizer=tokenizer, **sampling(options))
+    print(shown(options.prompt.encode(errors="surrogateescape").decode(errors="replace")), end="", flush=True)
+    try:
+        for piece in pieces:
+            print(shown(piece), end="", flush=True)
+    finally:
+        print()

@@ -1,0 +1,34 @@
+"""Write base and adapter as one model."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import suppress
+
+from ..models import base_and_adapter, load_model
+from ..options import ADAPTER, Add, add_base_of_adapter
+
+EXAMPLE = "minilora merge --adapter runs/demo --out runs/merged"
+HOLDS = "config.json, model.safetensors, the tokenizer's files"
+SHARED = "--out", "--device"
+
+
+def arguments(add: Add) -> None:
+    add("--adapter", required=True, metavar="ADAPTER", help=ADAPTER)
+    add_base_of_adapter(add)
+
+
+def run(options: argparse.Namespace) -> None:
+    from ...adapters.lora import merge
+    from ...files import check_free, write_folder
+    from ...models.pretrained import load_tokenizer, model_files, reads_last_token, tokenizer_files
+
+    check_free(options.out)
+    base, adapter = base_and_adapter(options)
+    model, tokenizer = load_model(base, adapter, options), None
+    if reads_last_token(model):
+        with suppress(FileNotFoundError):  # a base without one
+            tokenizer = load_tokenizer(base)
+    paths = merge(model)
+    write_folder(options.out, model_files(model, tokenizer) | tokenizer_files(base))
+    print(f"{len(paths)} adapters merged; written to {options.out}")

@@ -1,0 +1,60 @@
+"""What commands that use a model share: the device, the model of --base and --adapter, and texts on a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..display.tables import visible
+
+
+def backend(options: argparse.Namespace) -> ModuleType:
+    """The array library of --device."""
+    from ..backend import load_backend
+
+    return load_backend({"cpu": "numpy", "cuda": "cupy"}[options.device])
+
+
+def base_and_adapter(options: argparse.Namespace) -> tuple[Any, Path | None]:
+    """(--base, or without it the base that the adapter names, or builtin; the folder of --adapter, if one is given)."""
+    from ..adapters.peft import locate_adapter
+    from ..jobs.runs import base_for
+
+    adapter = locate_adapter(options.adapter) if options.adapter else None
+    return base_for(adapter, options.base) or "builtin", adapter
+
+
+def load_model(base: str | Path, adapter: Path | None, options: argparse.Namespace) -> Any:
+    """The model of `base`, with the adapter in a folder if one is given, on --device."""
+    from ..jobs.runs import load_adapted
+    from ..models.pretrained import load_pretrained
+
+    if adapter is None:
+        model = load_pretrained(base)
+    else:
+        model, note = load_adapted(base, adapter)
+        if note:
+            print(f"note: {visible(note)}", file=sys.stderr)
+    model.to(backend(options))
+    return model
+
+
+def sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """How the next token is chosen, as stream() takes it."""
+    import numpy as np
+
+    chosen = {key: getattr(options, key) for key in ("temperature", "top_k", "top_p")}
+    return chosen | {"rng": np.random.default_rng(options.seed)}
+
+
+def shown(text: str) -> str:
+    """A text of a model or a file for standard output: as it is, but for what a terminal would obey."""
+    return visible(text) if sys.stdout.isatty() else text
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
