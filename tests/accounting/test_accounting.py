@@ -22,7 +22,8 @@ from minilora.accounting.flops import unread
 from minilora.accounting.live import counted
 from minilora.accounting.memory import DTYPES, lowest_stage, peft_name
 from minilora.accounting.named import BUILDERS, CLASSES, NAMED, PRINTED, read
-from minilora.cli import COUNTED, main
+from minilora.cli import main
+from minilora.cli.commands.count import COUNTED
 from minilora.data import Batch
 from minilora.models.config import ACTIVATIONS, LABELLED, Config
 from minilora.models.families import FAMILIES

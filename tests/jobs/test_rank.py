@@ -12,11 +12,10 @@ import minilora
 from minilora.adapters import peft, spectrum
 from minilora.adapters.lora import Adapter
 from minilora.cli import main
-from minilora.display import plots
-from minilora.display.plots import blocks_and_kinds
 from minilora.files import load_tensors, save_tensors, to_json
-from minilora.jobs import extraction
+from minilora.jobs import extraction, rank_figures
 from minilora.jobs.rank import study
+from minilora.jobs.rank_figures import blocks_and_kinds
 from minilora.models import pretrained
 from minilora.models.configs import FORMATS
 from minilora.models.families import FAMILIES
@@ -544,7 +543,7 @@ ASKED = {
 @pytest.mark.parametrize("case", ASKED)
 def test_each_question_there_are_data_for_has_a_figure_whose_title_is_the_answer(case, here, capfd, monkeypatch):
     words, questions = ASKED[case]
-    monkeypatch.setattr(plots, "png_bytes", lambda figure: figure.get_suptitle().encode())
+    monkeypatch.setattr(rank_figures, "png_bytes", lambda figure: figure.get_suptitle().encode())
     result = json.loads(run(capfd, *words, "--json", "--plot", "figure.png"))
     rows, total = result["layers"], result["summary"]
     assert sorted(path.name for path in here.glob("*.png")) == [f"figure-{question}.png" for question in questions]

@@ -226,7 +226,7 @@ def test_what_a_terminal_would_obey_is_escaped_in_errors_notes_and_tables(monkey
         warnings.warn(evil, stacklevel=1)
         raise ValueError(evil)
 
-    monkeypatch.setattr("minilora.cli.commands.backend", fail)
+    monkeypatch.setattr("minilora.cli.commands.pretrain.backend", fail)
     assert main(["pretrain", "--out", "x"]) == 2
     assert main(["info", evil]) == 2
     wide_console().print(numbers_right(evil, evil, evil))
@@ -239,7 +239,7 @@ def test_an_error_that_quotes_a_file_is_bounded_and_keeps_its_advice(monkeypatch
     def fail(*arguments: object) -> None:
         raise ValueError(f"what is {'long ' * 1000}: do this")
 
-    monkeypatch.setattr("minilora.cli.commands.backend", fail)
+    monkeypatch.setattr("minilora.cli.commands.pretrain.backend", fail)
     assert main(["pretrain", "--out", "x"]) == 2
     said = capsys.readouterr().err
     assert len(said) < 640

@@ -22,7 +22,7 @@ from minilora import files as checkpoint
 from minilora.cli import main
 from minilora.data import Batch
 from minilora.files import load_tensors, save_tensors
-from minilora.jobs import language_model
+from minilora.jobs import text
 from minilora.nn.optim import SGD, AdamW
 from minilora.training import loop
 
@@ -63,8 +63,8 @@ def watch(monkeypatch: pytest.MonkeyPatch, hook: Callable[[str], None]) -> list[
     def windows(*arguments: Any) -> Callable[[int], Batch]:
         return watched("a batch", random_windows(*arguments))
 
-    random_windows = language_model.random_windows
-    monkeypatch.setattr(language_model, "random_windows", windows)
+    random_windows = text.random_windows
+    monkeypatch.setattr(text, "random_windows", windows)
     for name in ("fsync", "replace", "mkdir"):
         monkeypatch.setattr(os, name, watched(name, getattr(os, name)))
     monkeypatch.setattr(checkpoint, "open", opened, raising=False)
@@ -227,9 +227,9 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, *moments: tuple[str, int]) -> 
         hook("evaluation")
         return all_windows(*arguments)
 
-    all_windows = language_model.all_windows
+    all_windows = text.all_windows
     watch(monkeypatch, hook)
-    monkeypatch.setattr(language_model, "all_windows", reading)
+    monkeypatch.setattr(text, "all_windows", reading)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_only_what_the_last_checkpoint_l
 def test_ctrl_c_before_anything_is_written_leaves_nothing(here, monkeypatch, capfd):
     before = tree(here)
     with monkeypatch.context() as patched:
-        patched.setattr(language_model, "split_file", lambda *_: signal.raise_signal(signal.SIGINT))
+        patched.setattr(text, "split_file", lambda *_: signal.raise_signal(signal.SIGINT))
         assert main(RUN) == 130
     assert lines(capfd.readouterr().err) == ["minilora: stopped"]
     assert tree(here) == before
