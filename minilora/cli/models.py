@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -10,16 +9,17 @@ from types import ModuleType
 from typing import Any
 
 from ..display.tables import visible
+from .options import Options
 
 
-def backend(options: argparse.Namespace) -> ModuleType:
+def backend(options: Options) -> ModuleType:
     """The array library of --device."""
     from ..backend import load_backend
 
     return load_backend({"cpu": "numpy", "cuda": "cupy"}[options.device])
 
 
-def base_and_adapter(options: argparse.Namespace) -> tuple[Any, Path | None]:
+def base_and_adapter(options: Options) -> tuple[Any, Path | None]:
     """(--base, or without it the base that the adapter names, or builtin; the folder of --adapter, if one is given)."""
     from ..adapters.peft import locate_adapter
     from ..jobs.runs import base_for
@@ -28,7 +28,7 @@ def base_and_adapter(options: argparse.Namespace) -> tuple[Any, Path | None]:
     return base_for(adapter, options.base) or "builtin", adapter
 
 
-def load_model(base: str | Path, adapter: Path | None, options: argparse.Namespace) -> Any:
+def load_model(base: str | Path, adapter: Path | None, options: Options) -> Any:
     """The model of `base`, with the adapter in a folder if one is given, on --device."""
     from ..jobs.runs import load_adapted
     from ..models.pretrained import load_pretrained
@@ -43,7 +43,7 @@ def load_model(base: str | Path, adapter: Path | None, options: argparse.Namespa
     return model
 
 
-def sampling(options: argparse.Namespace) -> dict[str, Any]:
+def sampling(options: Options) -> dict[str, Any]:
     """How the next token is chosen, as stream() takes it."""
     import numpy as np
 

@@ -15,6 +15,7 @@ from ..jobs.settings import OPTIONS
 from ..spelling import choose_from
 
 Add = Callable[..., Any]  # argparse's add_argument, of the parser of a command
+Options = argparse.Namespace
 
 MODEL = "a folder, a .gguf file, builtin, minilm, smollm2, or a name on the Hugging Face Hub: ORG/NAME[@REVISION]"
 ADAPTER = "an adapter folder, or ORG/NAME[@REVISION] on the Hugging Face Hub"
@@ -97,6 +98,6 @@ def add_generation(add: Add) -> None:
     add("--top-p", type=share, default=1.0, metavar="P", help="draw from the fewest of probability P (default 1)")
 
 
-def job_options(options: argparse.Namespace, *without: str) -> dict[str, Any]:
+def job_options(options: Options, *without: str) -> dict[str, Any]:
     """The options as the keyword arguments of a function, but for those that are not its own."""
     return {key: value for key, value in vars(options).items() if key not in ("run", "threads", "device", *without)}

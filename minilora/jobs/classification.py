@@ -83,14 +83,8 @@ class Task(FineTuning):
     def report(self, history: History) -> dict[str, Any]:
         matrix = confusion(self.model, self.held_out, len(self.names))
         texts = {"train": len(self.train.ids), "held_out": len(self.held_out.ids), "truncated": self.truncated}
-        return {
-            "labels": self.names,
-            "confusion": matrix.tolist(),
-            **scores(matrix),
-            "losses": history.evaluations,
-            "stopped_early": history.stopped_early,
-            "texts": texts,
-        }
+        found = {"labels": self.names, "confusion": matrix.tolist(), **scores(matrix), "texts": texts}
+        return found | {"losses": history.evaluations, "stopped_early": history.stopped_early}
 
     def files(self, report: dict[str, Any], history: History) -> dict[str, bytes]:
         return {SCORES: to_json(report), FIGURE: classification_figure(history.loss, report)}
@@ -131,17 +125,12 @@ def fit_classifier(
     model: Transformer, train: Batch, held_out: Batch | None, settings: ClassifierSettings, **options: Any
 ) -> History:
     """Train what is trainable in `model`; `options` are those of training.fit."""
-    steps, l1, l2 = settings.steps_for(len(train.ids)), settings.l1, settings.l2
-    return fit_adapter(
-        model,
-        shuffled(train, settings.batch, settings.seed),
-        steps,
-        linear_schedule(steps, steps // 20),
-        settings,
-        penalty=penalty(adapter_parameters(model), l1, l2) if l1 or l2 else None,
-        held_out=None if held_out is None else lambda: in_batches(held_out, EVALUATION_BATCH),
-        **options,
-    )
+    steps, batches = settings.steps_for(len(train.ids)), shuffled(train, settings.batch, settings.seed)
+    if settings.l1 or settings.l2:
+        options["penalty"] = penalty(adapter_parameters(model), settings.l1, settings.l2)
+    if held_out is not None:
+        options["held_out"] = lambda: in_batches(held_out, EVALUATION_BATCH)
+    return fit_adapter(model, batches, steps, linear_schedule(steps, steps // 20), settings, **options)
 
 
 def probabilities(model: Transformer, texts: Batch, description: str | None = None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The main job: adapt the built-in model to another domain, by LoRA and by full fine-tuning, and look at both."""
+"""The demo: adapt the built-in model to another domain, by LoRA and by full fine-tuning, and compare the two."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import numpy as np
 
 from .. import ops
 from ..accounting import count_parameters, lora_parameters, memory
-from ..adapters.lora import LoRALinear, attach_lora, merge, unmerge
+from ..adapters.lora import Adapter, attach_lora, merge, unmerge
 from ..adapters.peft import CONFIG, WEIGHTS, adapter_files
-from ..adapters.spectrum import effective_rank, energy, lora_singular_values, singular_values
+from ..adapters.spectrum import effective_rank, energy, singular_values
 from ..backend import Array, to_numpy
 from ..data import Split, all_windows, bits, excerpts, python_source, random_windows
 from ..display.tables import numbers_right, wide_console
@@ -27,7 +27,6 @@ from ..models.generation import generate
 from ..models.pretrained import load_pretrained
 from ..models.sources import BUILTIN
 from ..models.transformer import Transformer
-from ..nn import Linear
 from ..nn.optim import AdamW, cosine_schedule
 from ..process import blas_threads, folder_lock
 from ..training import History, fit, loss_and_gradients
@@ -46,7 +45,7 @@ PROMPT = "    def __init__(self"
 
 @blas_threads()
 def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType = np) -> dict[str, Any]:
-    """Run it all, write report.json, report.png and the adapter to the folder `out`, and return the report."""
+    """Write report.json, report.png and the adapter to the folder `out`, and return the report."""
     with folder_lock(out):
         check_free(out, FILES if (Path(out) / "report.json").is_file() else ())
         files, report = measure(seed, shards, backend)
@@ -55,7 +54,7 @@ def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType
 
 
 def measure(seed: int, shards: int, backend: ModuleType) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """(the other files, report.json)."""
+    """({name: content} of figure and adapter, the report)."""
     start = time.perf_counter()
     source = python_source()
     test = excerpts(source.test, EXCERPT)
@@ -67,7 +66,7 @@ def measure(seed: int, shards: int, backend: ModuleType) -> tuple[dict[str, byte
     for model in (base, full, lora):
         model.to(backend)
     models = {"full": full, "lora": lora}
-    history = {name: adapt(model, source, rates[name], seed, shards, name) for name, model in models.items()}
+    history = {name: train(model, source, rates[name], seed, shards, name) for name, model in models.items()}
     target = {
         name: bits_per_byte(model, test, shards, "reading Python") for name, model in {"base": base, **models}.items()
     }
@@ -110,21 +109,15 @@ def measure(seed: int, shards: int, backend: ModuleType) -> tuple[dict[str, byte
     return files, report
 
 
-def adapt(model: Transformer, source: Split, lr: float, seed: int, shards: int, name: str) -> History:
-    """The fine-tuning that the demo compares and search() searches: all is alike but the model and its rate."""
+def train(model: Transformer, source: Split, lr: float, seed: int, shards: int, name: str) -> History:
+    """Fine-tune `model`: the same for both methods but for the model and its rate."""
     held_out = excerpts(source.validation, 4096)
+    description = {"full": "full fine-tuning", "lora": "LoRA fine-tuning"}[name]
     return fit(
-        model,
-        random_windows(source.train, BATCH, LENGTH, seed),
-        STEPS,
-        lr=lr,
-        schedule=cosine_schedule(STEPS, warmup=10),
-        shards=shards,
-        seed=seed,
-        held_out=lambda: all_windows(held_out, BATCH, LENGTH),
-        evaluate_every=STEPS // 4,
-        description={"full": "full fine-tuning", "lora": "LoRA fine-tuning"}[name],
-    )
+        model, random_windows(source.train, BATCH, LENGTH, seed), STEPS, lr=lr,
+        schedule=cosine_schedule(STEPS, warmup=10), held_out=lambda: all_windows(held_out, BATCH, LENGTH),
+        evaluate_every=STEPS // 4, shards=shards, seed=seed, description=description,
+    )  # fmt: skip
 
 
 def curve(history: History) -> dict[str, Any]:
@@ -158,18 +151,13 @@ def step_costs(models: dict[str, Transformer], source: Split, seed: int, rounds:
     return costs
 
 
-def layer_spectra(model: Transformer, base: Transformer, paths: Iterable[str]) -> dict[str, Any]:
-    """What the singular values of the layers' ΔW say, averaged over the layers."""
+def layer_spectra(model: Transformer, base: Any, paths: Iterable[str]) -> dict[str, Any]:
+    """Effective rank, spectrum and energy of ΔW, averaged over the layers."""
     spectra = []
     for path in paths:
-        layer, before = model[path], base[path]
-        if isinstance(layer, LoRALinear):
-            sigma = lora_singular_values(layer)
-        else:
-            assert isinstance(layer, Linear)
-            assert isinstance(before, Linear)
-            sigma = singular_values(layer.weight.data - before.weight.data)
-        spectra.append(sigma.astype(float))
+        layer: Any = model[path]
+        dW = layer.delta() if isinstance(layer, Adapter) else layer.weight.data - base[path].weight.data
+        spectra.append(singular_values(dW).astype(float))
     shortest = min(map(len, spectra))
     return {
         "effective_rank": statistics.mean(map(effective_rank, spectra)),
@@ -182,7 +170,7 @@ def layer_spectra(model: Transformer, base: Transformer, paths: Iterable[str]) -
 
 
 def merge_and_unmerge(model: Transformer, source: Split) -> dict[str, Any]:
-    """The largest difference that merging makes to a logit, and whether unmerging restores every bit."""
+    """The largest difference that merging makes to a logit, and whether unmerging restores every bit of the model."""
     ids = next(all_windows(source.test, BATCH, LENGTH)).ids
     before, W0 = to_numpy(model.forward(ids)[0]), model.state_dict()
     merge(model)
@@ -197,7 +185,7 @@ def merge_and_unmerge(model: Transformer, source: Split) -> dict[str, Any]:
 
 
 def check_gradients(model: Transformer, source: Split, seed: int) -> dict[str, Any]:
-    """Every gradient of the adapted model, frozen weights too, against central differences in float64."""
+    """Every gradient of the adapted model, also of frozen weights, against central differences in float64."""
     from tqdm import tqdm
 
     model = copy.deepcopy(model)
@@ -231,7 +219,7 @@ def kind_of(path: str) -> str:
 
 
 def search(out: str | Path, *, seed: int = 1, shards: int = 2, backend: ModuleType = np) -> dict[str, Any]:
-    """Choose the demo's learning rates: every rate of RATES, evaluated on validation text; written to out/grid.json."""
+    """Choose the demo's learning rates among RATES by their loss on validation text; write and return grid.json."""
     with folder_lock(out):
         check_free(out)
         grid = measure_rates(seed, shards, backend)
@@ -250,7 +238,7 @@ def measure_rates(seed: int, shards: int, backend: ModuleType) -> dict[str, Any]
             if name == "lora":
                 attach_lora(model, TARGETS, RANK, ALPHA, rng=np.random.default_rng(seed))
             model.to(backend)
-            adapt(model, source, lr, seed, shards, name)
+            train(model, source, lr, seed, shards, name)
             tried[lr] = bits_per_byte(model, excerpts(source.validation, 32768), shards, "reading Python")
             print(f"{name} at {lr:g}: {tried[lr]:.4f} bits per byte on validation text")
         grid["bits_per_byte"][name] = {f"{lr:g}": value for lr, value in tried.items()}
@@ -259,7 +247,7 @@ def measure_rates(seed: int, shards: int, backend: ModuleType) -> dict[str, Any]
 
 
 def print_report(report: dict[str, Any], out: str | Path) -> None:
-    """The report as tables, and what follows from it in words."""
+    """The report as tables, and what follows from it."""
     console, table = wide_console(80), partial(numbers_right, min_width=78)
     base, lora, full, rank = report["base"], report["lora"], report["full"], report["rank"]
     target, english = report["target"]["bits_per_byte"], base["english"]

@@ -159,15 +159,9 @@ def finetune(
 def attach(model: Transformer, settings: Settings) -> list[str]:
     """Put the adapters on `model`, whose classifier, if it has one, is trained whole; return the paths adapted."""
     adapted = attach_lora(
-        model,
-        settings.targets,
-        settings.rank,
-        settings.alpha,
-        rng=np.random.default_rng(settings.seed),
-        dropout=settings.dropout,
-        rslora=settings.rslora,
-        train=[name for name in CLASSIFIER if name in model.layers],
-    )
+        model, settings.targets, settings.rank, settings.alpha, rng=np.random.default_rng(settings.seed),
+        dropout=settings.dropout, rslora=settings.rslora, train=[name for name in CLASSIFIER if name in model.layers],
+    )  # fmt: skip
     if settings.recompute:
         recompute(model)
     return adapted
@@ -178,19 +172,10 @@ def fit_adapter(
 ) -> History:
     """training.fit with what `settings` say; `more` are further options of it."""
     return fit(
-        model,
-        batches,
-        steps,
-        lr=settings.lr,
-        schedule=schedule,
-        accumulate=settings.accumulate,
-        shards=settings.shards,
-        seed=settings.seed,
-        evaluate_every=settings.evaluate_every,
-        patience=settings.patience,
-        checkpoint_every=settings.checkpoint_every,
-        **more,
-    )
+        model, batches, steps, lr=settings.lr, schedule=schedule, accumulate=settings.accumulate,
+        evaluate_every=settings.evaluate_every, patience=settings.patience, checkpoint_every=settings.checkpoint_every,
+        shards=settings.shards, seed=settings.seed, **more,
+    )  # fmt: skip
 
 
 def adapter_parameters(model: Transformer) -> list[Parameter]:

@@ -61,16 +61,9 @@ class LanguageModelTask(FineTuning):
 
     def fit(self, **options: Any) -> History:
         self.before, steps = self.sample(), self.settings.steps
-        return fit_adapter(
-            self.model,
-            self.dataset.batches,
-            steps,
-            cosine_schedule(steps, min(10, steps // 10)),
-            self.settings,
-            held_out=self.dataset.held_out,
-            description="fine-tuning",
-            **options,
-        )
+        schedule = cosine_schedule(steps, min(10, steps // 10))
+        options |= {"held_out": self.dataset.held_out, "description": "fine-tuning"}
+        return fit_adapter(self.model, self.dataset.batches, steps, schedule, self.settings, **options)
 
     def report(self, history: History) -> dict[str, Any]:
         tokens_per_byte = self.dataset.tokens_per_byte

@@ -33,16 +33,8 @@ from .runs import CHECKPOINT, SETTINGS
 PRETRAINING = "pretraining.json"
 
 SHAPE = Config(vocab_size=256, n_layers=5, d_model=128, n_heads=4, n_kv_heads=2, d_ff=344, max_length=128)
-RECIPE = {
-    "steps": 1600,
-    "batch": 16,
-    "length": 128,
-    "lr": 4e-3,
-    "warmup": 50,
-    "weight_decay": 0.1,
-    "seed": 0,
-    "shards": 2,
-}
+RECIPE = {"steps": 1600, "batch": 16, "length": 128, "lr": 4e-3, "warmup": 50, "weight_decay": 0.1}
+RECIPE |= {"seed": 0, "shards": 2}
 
 
 def recipe_optimizer(model: Module, recipe: dict[str, Any]) -> tuple[AdamW, Schedule]:
@@ -66,16 +58,9 @@ class Pretraining(Job):
         batches = random_windows(text, how["batch"], how["length"], how["seed"])
         optimizer, schedule = recipe_optimizer(self.model, how)
         return fit(
-            self.model,
-            batches,
-            how["steps"],
-            optimizer=optimizer,
-            schedule=schedule,
-            shards=how["shards"],
-            seed=how["seed"],
-            description="pretraining",
-            **options,
-        )
+            self.model, batches, how["steps"], optimizer=optimizer, schedule=schedule, shards=how["shards"],
+            seed=how["seed"], description="pretraining", **options,
+        )  # fmt: skip
 
     def results(self, history: History) -> tuple[dict[str, Any], dict[str, bytes]]:
         text = self.corpus.train

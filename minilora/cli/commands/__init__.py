@@ -1,8 +1,8 @@
 """The commands of minilora, one file each: to add one is to add a file, and its name here.
 
-The docstring of a file is the command's help. It sets EXAMPLE, SHARED (those of options.SHARED that it takes), HOLDS
-(what --out will contain, if it has one), arguments(add), which adds its own options, and run(options), which returns an
-exit code or None. What is slow to import, such as NumPy, run() imports: --help need not wait for it.
+The docstring of a file is the command's help. It has EXAMPLE; arguments(add), which adds its options; run(options),
+which returns an exit code or None; SHARED, those of options.SHARED that it takes, if any; and HOLDS, what --out will
+contain, if it has one. run() itself imports what is slow, such as NumPy: --help need not wait for it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def parser() -> Parser:
             formatter_class=RawDescriptionHelpFormatter,
         )
         sub.set_defaults(run=command.run)
-        for option in (*command.SHARED, "--threads"):
+        for option in (*getattr(command, "SHARED", ()), "--threads"):
             sub.add_argument(option, **SHARED[option])
         command.arguments(sub.add_argument)
     return top

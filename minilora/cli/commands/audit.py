@@ -1,21 +1,16 @@
 """Papers' printed numbers against their own formulas: which follow, and why the others may not."""
 
-from __future__ import annotations
-
-import argparse
-
 from ..models import print_json
-from ..options import Add
+from ..options import Add, Options
 
 EXAMPLE = "minilora audit"
-SHARED = ()
 
 
 def arguments(add: Add) -> None:
     add("--json", action="store_true", help="print the rows as JSON")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     from ...accounting.audit import rows, show
 
     found = list(rows())

@@ -3,16 +3,13 @@
 At a terminal, Ctrl-C ends an answer, and at the prompt the chat.
 """
 
-from __future__ import annotations
-
-import argparse
 import os
 import sys
 from collections.abc import Iterator
 
 from ...display.tables import visible
 from ..models import base_and_adapter, load_model, sampling, shown
-from ..options import Add, add_generation
+from ..options import Add, Options, add_generation
 
 EXAMPLE = "minilora chat --base smollm2 --temperature 0.7"
 SHARED = "--device", "--seed"
@@ -22,7 +19,7 @@ def arguments(add: Add) -> None:
     add_generation(add)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     from ...models.generation import answer
     from ...models.pretrained import load_tokenizer
 

@@ -1,8 +1,5 @@
 """Compare two settings of a classifier on the same folds, by a test that knows how folds overlap."""
 
-from __future__ import annotations
-
-import argparse
 import math
 import sys
 from functools import partial
@@ -10,7 +7,7 @@ from functools import partial
 from ...jobs.arguments import positive_int
 from ...process import keep_freed_memory
 from ..models import backend, print_json
-from ..options import CLASSIFYING, COLUMNS, JSON, LEARNING, Add, add_settings, against, job_options
+from ..options import CLASSIFYING, COLUMNS, JSON, LEARNING, Add, Options, add_settings, against, job_options
 
 EXAMPLE = "minilora compare --base minilm --data reviews.csv --rank 8 --against '--rank 2'"
 SHARED = "--base", "--device", "--seed", "--shards"
@@ -24,7 +21,7 @@ def arguments(add: Add) -> None:
     add("--json", action="store_true", help=JSON)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     keep_freed_memory()
     from ...jobs.crossvalidation import cross_validate, print_comparison
     from ...jobs.data import print_data

@@ -1,16 +1,13 @@
 """What a method costs on a model: parameters, bytes and FLOPs, each with its formula."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
 from ...jobs.arguments import positive_int, targets, words
 from ..models import print_json
-from ..options import JSON, Add
+from ..options import JSON, Add, Options
 
 EXAMPLE = "minilora count --model gpt3-175b --method lora --targets q_proj,v_proj --rank 4"
-SHARED = ()
 
 # accounting.METHODS, which is not imported here: --help need not wait for NumPy
 COUNTED = """full, top2, bitfit, prefix-embed, prefix-layer, lora, qlora, lora-fa, dora, vera, lora-xs, ia3,
@@ -42,7 +39,7 @@ def methods(text: str) -> list[str]:
     return found
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     from ...accounting import architecture, to_dict
     from ...accounting import count as count_one
     from ...accounting.figure import cost_figure

@@ -1,13 +1,10 @@
 """Adapt the built-in model to Python source, by LoRA and by full fine-tuning, and show what was learned."""
 
-from __future__ import annotations
-
-import argparse
 from typing import Any
 
 from ...process import keep_freed_memory
 from ..models import backend
-from ..options import Add
+from ..options import Add, Options
 
 EXAMPLE = "minilora demo"
 HOLDS = "report.json, report.png, adapter_config.json, adapter_model.safetensors"
@@ -19,7 +16,7 @@ def arguments(add: Add) -> None:
     add("--grid", action="store_true", help="search the learning rates again, in minutes; --out gets grid.json")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     keep_freed_memory()
     from ...jobs.demo import demo, print_report, search
 

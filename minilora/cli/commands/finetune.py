@@ -1,15 +1,12 @@
 """Fine-tune a model with LoRA: on a text, on answers to prompts, or to classify."""
 
-from __future__ import annotations
-
-import argparse
 import shlex
 from dataclasses import fields
 
 from ...jobs.settings import TASKS
 from ...process import keep_freed_memory
 from ..models import backend
-from ..options import CLASSIFYING, COLUMNS, TUNING, Add, add_settings, job_options
+from ..options import CLASSIFYING, COLUMNS, TUNING, Add, Options, add_settings, job_options
 
 EXAMPLE = "minilora finetune --base builtin --data notes.txt --targets q_proj,v_proj --rank 8 --out runs/notes"
 HOLDS = """adapter_config.json, adapter_model.safetensors, settings.json, history.json, checkpoint.safetensors;
@@ -27,7 +24,7 @@ def arguments(add: Add) -> None:
     add_settings(add, *TUNING, *CLASSIFYING, *COLUMNS, "held_out")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     keep_freed_memory()
     from ...jobs.data import print_data
     from ...jobs.finetuning import finetune, task_named

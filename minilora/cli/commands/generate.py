@@ -1,11 +1,7 @@
 """Continue a prompt."""
 
-from __future__ import annotations
-
-import argparse
-
 from ..models import base_and_adapter, load_model, sampling, shown
-from ..options import Add, add_generation
+from ..options import Add, Options, add_generation
 
 EXAMPLE = "minilora generate --adapter runs/demo --prompt 'def main(' --temperature 0.7"
 SHARED = "--device", "--seed"
@@ -16,7 +12,7 @@ def arguments(add: Add) -> None:
     add("--prompt", required=True, metavar="TEXT")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     from ...models.generation import stream
     from ...models.pretrained import load_tokenizer
 

@@ -1,21 +1,16 @@
 """What a folder holds: family, shapes, adapter, hash of the base, a run or a sweep and how far it is."""
 
-from __future__ import annotations
-
-import argparse
-
 from ...display.tables import visible
-from ..options import MODEL, Add
+from ..options import MODEL, Add, Options
 
 EXAMPLE = "minilora info runs/demo"
-SHARED = ()
 
 
 def arguments(add: Add) -> None:
     add("folder", metavar="DIR", help=f"a folder with a model, an adapter or a run; or {MODEL}")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     from ...adapters.peft import CONFIG, describe_adapter, locate_adapter
     from ...jobs.runs import SETTINGS, describe_run
     from ...jobs.sweep import JSON, describe_sweep

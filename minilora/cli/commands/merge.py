@@ -1,12 +1,9 @@
 """Write base and adapter as one model."""
 
-from __future__ import annotations
-
-import argparse
 from contextlib import suppress
 
 from ..models import base_and_adapter, load_model
-from ..options import ADAPTER, Add, add_base_of_adapter
+from ..options import ADAPTER, Add, Options, add_base_of_adapter
 
 EXAMPLE = "minilora merge --adapter runs/demo --out runs/merged"
 HOLDS = "config.json, model.safetensors, the tokenizer's files"
@@ -18,7 +15,7 @@ def arguments(add: Add) -> None:
     add_base_of_adapter(add)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     from ...adapters.lora import merge
     from ...files import check_free, write_folder
     from ...models.pretrained import load_tokenizer, model_files, reads_last_token, tokenizer_files

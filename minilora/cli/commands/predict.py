@@ -4,9 +4,6 @@ There is a line of output for each line of input, as `paste` needs it: for an em
 tabs. (At a terminal an empty line is passed over.)
 """
 
-from __future__ import annotations
-
-import argparse
 import io
 import json
 import sys
@@ -15,7 +12,7 @@ from typing import Any
 
 from ...jobs.settings import ENCODING, SKIP_EMPTY
 from ..models import backend, shown
-from ..options import ADAPTER, MODEL, Add
+from ..options import ADAPTER, MODEL, Add, Options
 
 EXAMPLE = "minilora predict --adapter runs/reviews --data new.csv --text review"
 SHARED = ("--device",)
@@ -33,7 +30,7 @@ def arguments(add: Add) -> None:
     add("--json", action="store_true", help="print a line of JSON for each text, with all probabilities")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     from ...data import check_encoding
     from ...data.records import label_ids, read_records
     from ...jobs.classification import Classifier, print_scores
@@ -59,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
             print_scores(report)
 
 
-def answer_lines(classify: Any, options: argparse.Namespace) -> None:
+def answer_lines(classify: Any, options: Options) -> None:
     """Classify standard input: at a terminal line by line."""
     from ...data import lines_of
 

@@ -1,13 +1,9 @@
 """Pretrain the built-in base model on English prose, from nothing."""
 
-from __future__ import annotations
-
-import argparse
-
 from ...jobs.arguments import positive_int
 from ...process import keep_freed_memory
 from ..models import backend
-from ..options import Add
+from ..options import Add, Options
 
 EXAMPLE = "minilora pretrain --out runs/base"
 HOLDS = "config.json, model.safetensors, pretraining.json (recipe, losses)"
@@ -18,7 +14,7 @@ def arguments(add: Add) -> None:
     add("--steps", type=positive_int, metavar="N", help="(default 1600)")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     keep_freed_memory()
     from ...jobs.pretraining import pretrain
 

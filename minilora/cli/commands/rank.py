@@ -1,16 +1,11 @@
 """What rank is enough: the singular values of an adapter, or of the difference of two checkpoints."""
 
-from __future__ import annotations
-
-import argparse
-
 from ...jobs.arguments import positive_int, share
 from ..models import print_json
-from ..options import ADAPTER, JSON, MODEL, Add, job_options
+from ..options import ADAPTER, JSON, MODEL, Add, Options, job_options
 
 EXAMPLE = "minilora rank builtin runs/merged --energy 0.9 --out runs/small --plot runs/small.png"
 HOLDS = "adapter_config.json, adapter_model.safetensors"
-SHARED = ()
 
 
 def arguments(add: Add) -> None:
@@ -25,7 +20,7 @@ def arguments(add: Add) -> None:
     add("--json", action="store_true", help=JSON)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     from ...jobs.rank import print_study, study
 
     result = study(**job_options(options, "json"))

@@ -1,13 +1,9 @@
 """Fine-tune at each of several ranks, with several seeds, and say which rank is enough."""
 
-from __future__ import annotations
-
-import argparse
-
 from ...jobs.arguments import positive_int, positive_ints
 from ...process import keep_freed_memory
 from ..models import backend
-from ..options import TUNING, Add, add_settings, job_options
+from ..options import TUNING, Add, Options, add_settings, job_options
 from .finetune import DATA
 
 EXAMPLE = "minilora sweep --ranks 1,2,4,8,16 --seeds 3 --jobs 2 --data builtin --out runs/sweep"
@@ -26,7 +22,7 @@ def arguments(add: Add) -> None:
     add_settings(add, *TUNING)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     keep_freed_memory()
     from ...jobs.data import print_data
     from ...jobs.sweep import print_sweep, sweep

@@ -1,12 +1,8 @@
 """Check every gradient and every law of the library. The exit code is 1 if one is wrong."""
 
-from __future__ import annotations
-
-import argparse
-
 from ...jobs.arguments import positive_int
 from ..models import print_json
-from ..options import JSON, Add
+from ..options import JSON, Add, Options
 
 EXAMPLE = "minilora verify --only attention"
 SHARED = ("--seed",)
@@ -19,7 +15,7 @@ def arguments(add: Add) -> None:
     add("--sample", type=positive_int, metavar="N", help="with --mutants: N of them (default all)")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     from ...verify.mutation import mutation_run, show_mutants, unexplained
     from ...verify.suite import show, verify, wrong
 
