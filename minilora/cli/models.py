@@ -19,28 +19,19 @@ def backend(options: Options) -> ModuleType:
     return load_backend({"cpu": "numpy", "cuda": "cupy"}[options.device])
 
 
-def base_and_adapter(options: Options) -> tuple[Any, Path | None]:
-    """(--base, or without it the base that the adapter names, or builtin; the folder of --adapter, if one is given)."""
+def load_model(options: Options) -> tuple[Any, str | Path]:
+    """(the model, with --adapter if one is given, on --device; its base: --base, the adapter's, or builtin)."""
     from ..adapters.peft import locate_adapter
-    from ..jobs.runs import base_for
-
-    adapter = locate_adapter(options.adapter) if options.adapter else None
-    return base_for(adapter, options.base) or "builtin", adapter
-
-
-def load_model(base: str | Path, adapter: Path | None, options: Options) -> Any:
-    """The model of `base`, with the adapter in a folder if one is given, on --device."""
-    from ..jobs.runs import load_adapted
+    from ..jobs.runs import base_for, load_adapted
     from ..models.pretrained import load_pretrained
 
-    if adapter is None:
-        model = load_pretrained(base)
-    else:
-        model, note = load_adapted(base, adapter)
-        if note:
-            print(f"note: {visible(note)}", file=sys.stderr)
+    adapter = locate_adapter(options.adapter) if options.adapter else None
+    base = base_for(adapter, options.base) or "builtin"
+    model, note = load_adapted(base, adapter) if adapter else (load_pretrained(base), "")
+    if note:
+        print(f"note: {visible(note)}", file=sys.stderr)
     model.to(backend(options))
-    return model
+    return model, base
 
 
 def sampling(options: Options) -> dict[str, Any]:

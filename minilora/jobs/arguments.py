@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from argparse import ArgumentTypeError
+from collections.abc import Callable
 
 
 def words(text: str) -> list[str]:
@@ -30,28 +31,23 @@ def natural_int(text: str) -> int:
     return int(text)
 
 
-def finite(text: str) -> float:
-    """NaN for what is no finite number, which then fails every comparison."""
-    try:
-        number = float(text)
-    except ValueError:
-        return math.nan
-    return number if math.isfinite(number) else math.nan
-
-
 def positive_float(text: str) -> float:
-    if not finite(text) > 0:
-        raise ArgumentTypeError(f"{text!r} is not a number above 0")
-    return float(text)
+    return number(text, lambda x: x > 0, "a number above 0")
 
 
 def natural_float(text: str) -> float:
-    if not finite(text) >= 0:
-        raise ArgumentTypeError(f"{text!r} is not a number from 0 up")
-    return float(text)
+    return number(text, lambda x: x >= 0, "a number from 0 up")
 
 
 def share(text: str) -> float:
-    if positive_float(text) > 1:
-        raise ArgumentTypeError(f"{text!r} is not a share above 0 and up to 1")
-    return float(text)
+    return number(text, lambda x: 0 < x <= 1, "a share above 0 and up to 1")
+
+
+def number(text: str, is_one: Callable[[float], bool], what: str) -> float:
+    try:
+        x = float(text)
+    except ValueError:
+        x = math.nan
+    if not (math.isfinite(x) and is_one(x)):
+        raise ArgumentTypeError(f"{text!r} is not {what}")
+    return x

@@ -220,29 +220,23 @@ def kind_of(path: str) -> str:
 
 def search(out: str | Path, *, seed: int = 1, shards: int = 2, backend: ModuleType = np) -> dict[str, Any]:
     """Choose the demo's learning rates among RATES by their loss on validation text; write and return grid.json."""
-    with folder_lock(out):
-        check_free(out)
-        grid = measure_rates(seed, shards, backend)
-        write_files(out, {"grid.json": to_json(grid)})
-    return grid
-
-
-def measure_rates(seed: int, shards: int, backend: ModuleType) -> dict[str, Any]:
-    """grid.json."""
     source = python_source()
     grid: dict[str, Any] = {"bits_per_byte": {}, "best": {}, "steps": STEPS, "seed": seed, "rank": RANK}
-    for name, rates in RATES.items():
-        tried = {}
-        for lr in rates:
-            model = load_pretrained()
-            if name == "lora":
-                attach_lora(model, TARGETS, RANK, ALPHA, rng=np.random.default_rng(seed))
-            model.to(backend)
-            train(model, source, lr, seed, shards, name)
-            tried[lr] = bits_per_byte(model, excerpts(source.validation, 32768), shards, "reading Python")
-            print(f"{name} at {lr:g}: {tried[lr]:.4f} bits per byte on validation text")
-        grid["bits_per_byte"][name] = {f"{lr:g}": value for lr, value in tried.items()}
-        grid["best"][name] = min(tried, key=lambda lr: tried[lr])
+    with folder_lock(out):
+        check_free(out)
+        for name, rates in RATES.items():
+            tried = {}
+            for lr in rates:
+                model = load_pretrained()
+                if name == "lora":
+                    attach_lora(model, TARGETS, RANK, ALPHA, rng=np.random.default_rng(seed))
+                model.to(backend)
+                train(model, source, lr, seed, shards, name)
+                tried[lr] = bits_per_byte(model, excerpts(source.validation, 32768), shards, "reading Python")
+                print(f"{name} at {lr:g}: {tried[lr]:.4f} bits per byte on validation text")
+            grid["bits_per_byte"][name] = {f"{lr:g}": value for lr, value in tried.items()}
+            grid["best"][name] = min(tried, key=tried.__getitem__)
+        write_files(out, {"grid.json": to_json(grid)})
     return grid
 
 

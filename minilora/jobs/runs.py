@@ -113,7 +113,7 @@ def base_settings(model: Transformer, base: str) -> dict[str, Any]:
 
 
 def named_base(folder: Path) -> str | Path | None:
-    """The base that settings.json, or else the adapter's config, names in `folder`, with its commit on the Hub; or None."""
+    """The base that settings.json, or else the adapter's config, names in `folder`, on the Hub with its commit."""
     settings, config = (read_json(folder / file) if (folder / file).is_file() else {} for file in (SETTINGS, CONFIG))
     found, key = (settings, "base") if "base" in settings else (config, "base_model_name_or_path")
     name, revision = found.get(key), found.get("revision")
@@ -185,7 +185,7 @@ def resume_advice(folder: Path) -> Iterator[None]:
 
 
 def progress(folder: Path) -> tuple[int, bool]:
-    """(steps done by the checkpoint in `folder`, or 0; did the run stop early?). Raises ValueError for a file that is no
+    """(steps in the checkpoint in `folder`, or 0; did the run stop early?). Raises ValueError for what is no
     checkpoint."""
     if not (folder / CHECKPOINT).is_file():
         return 0, False

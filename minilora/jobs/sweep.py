@@ -99,9 +99,8 @@ def sweep(
         }
         write_whole(out / JSON, to_json(report))
         if report["best"] is None:
-            raise FloatingPointError(
-                f"no rank finished with every seed; {failures(report)[0]}: lower the learning rate"
-            )
+            first_failure = failures(report)[0]
+            raise FloatingPointError(f"no rank finished with every seed; {first_failure}: lower the learning rate")
         write_whole(out / PNG, sweep_figure(report, headline(report)))
     return report
 
@@ -257,22 +256,18 @@ def headline(report: dict[str, Any]) -> str:
 def conclusion(report: dict[str, Any]) -> str:
     """What follows from the report, in sentences."""
     best = next(row for row in report["ranks"] if row["rank"] == report["best"])
-    sentences = [f"{failure}. A rank with a failed seed is not compared." for failure in failures(report)]
-    sentences.append(f"{headline(report)}.")
+    lines = [f"{failure}. A rank with a failed seed is not compared." for failure in failures(report)]
+    lines += [f"{headline(report)}."]
     if report["chosen"] is None:
-        sentences.append(
-            "Nothing says that it is better than the others, or which rank is enough: give --seeds 3 or more."
-        )
+        lines += ["Nothing says that it is better than the others, or which rank is enough: give --seeds 3 or more."]
     else:
-        sentences.append(
-            f"That error is {best['standard_error']:.4f} bits per byte, of {len(best['seeds'])} seeds; to choose by it "
-            "is the one standard error rule of Breiman et al. (1984)."
-        )
+        error = f"{best['standard_error']:.4f} bits per byte, of {len(best['seeds'])} seeds"
+        lines += [f"That error is {error}; to choose by it is the one standard error rule of Breiman et al. (1984)."]
     if best["mean"] >= report["base_bits_per_byte"]:
-        sentences.append("But no rank does better than the base: train longer, or at another learning rate.")
+        lines += ["But no rank does better than the base: train longer, or at another learning rate."]
     elif best["rank"] == report["settings"]["ranks"][-1]:
-        sentences.append("The best is the largest that was tried: a larger one may do better.")
-    return "\n".join(sentences)
+        lines += ["The best is the largest that was tried: a larger one may do better."]
+    return "\n".join(lines)
 
 
 def describe_sweep(folder: Path) -> dict[str, str]:

@@ -598,7 +598,7 @@ REFUSED = {
     "a rank too high": (["base", "full", "--rank", "9", "--out", "out"], "_proj: rank 9 is above 8, the most a 8 x 16"),
     "a higher rank": (["adapter", "--rank", "4", "--out", "out"], "rank 4 is above 3, which the adapter has already"),
     "rank 0": (["adapter", "--rank", "0", "--out", "out"], "--rank: '0' is not a whole number above 0"),
-    "energy 0": (["adapter", "--energy", "0", "--out", "out"], "--energy: '0' is not a number above 0"),
+    "energy 0": (["adapter", "--energy", "0", "--out", "out"], "--energy: '0' is not a share above 0 and up to 1"),
     "energy 1.5": (["adapter", "--energy", "1.5", "--out", "out"], "'1.5' is not a share above 0 and up to 1"),
     "both": (["adapter", "--energy", "0.5", "--rank", "2", "--out", "out"], "give one of them"),
     "nowhere to write": (["adapter", "--rank", "2"], "takes a folder for it, and a rank or a share of the energy"),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from ...display.tables import visible
-from ..models import base_and_adapter, load_model, sampling, shown
+from ..models import load_model, sampling, shown
 from ..options import Add, Options, add_generation
 
 EXAMPLE = "minilora chat --base smollm2 --temperature 0.7"
@@ -23,10 +23,9 @@ def run(options: Options) -> None:
     from ...models.generation import answer
     from ...models.pretrained import load_tokenizer
 
-    base, adapter = base_and_adapter(options)
-    tokenizer = load_tokenizer(base)
-    tokenizer.chat([{"role": "user", "content": "?"}])  # raises, before the work, for a model without a chat template
-    model, how, terminal = load_model(base, adapter, options), sampling(options), sys.stdin.isatty()
+    model, base = load_model(options)
+    tokenizer, how, terminal = load_tokenizer(base), sampling(options), sys.stdin.isatty()
+    tokenizer.chat([{"role": "user", "content": "?"}])  # raises for a model without a chat template
     if terminal:
         leave = "Ctrl-Z and Enter end" if os.name == "nt" else "Ctrl-D ends"
         print(f"minilora: {leave} the chat, Ctrl-C an answer", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from ..models import base_and_adapter, load_model
+from ..models import load_model
 from ..options import ADAPTER, Add, Options, add_base_of_adapter
 
 EXAMPLE = "minilora merge --adapter runs/demo --out runs/merged"
@@ -21,8 +21,7 @@ def run(options: Options) -> None:
     from ...models.pretrained import load_tokenizer, model_files, reads_last_token, tokenizer_files
 
     check_free(options.out)
-    base, adapter = base_and_adapter(options)
-    model, tokenizer = load_model(base, adapter, options), None
+    (model, base), tokenizer = load_model(options), None
     if reads_last_token(model):
         with suppress(FileNotFoundError):  # a base without one
             tokenizer = load_tokenizer(base)
