@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import ops
 from ..accounting import count_parameters, lora_parameters, memory
-from ..adapters.lora import Adapter, attach_lora, merge, unmerge
+from ..adapters.lora import Adapter, merge, unmerge
 from ..adapters.peft import CONFIG, WEIGHTS, adapter_files
 from ..adapters.spectrum import effective_rank, energy, singular_values
 from ..backend import Array, to_numpy
@@ -32,9 +32,11 @@ from ..process import blas_threads, folder_lock
 from ..training import History, fit, loss_and_gradients
 from ..verify import check_model
 from .demo_figure import report_figure
+from .finetuning import attach
 from .pretraining import bits_per_byte, evaluate_english
+from .settings import Settings
 
-RANK, ALPHA, TARGETS = 8, 16, "all-linear"
+RANK, ALPHA = 8, 16
 STEPS, BATCH, LENGTH = 80, 16, 128
 EXCERPT = 16384  # bytes of held-out Python that the final figures are measured on
 GRID = BUILTIN.parent / "grid.json"  # what search() found
@@ -62,7 +64,7 @@ def measure(seed: int, shards: int, backend: ModuleType) -> tuple[dict[str, byte
 
     base, full, lora = (load_pretrained() for _ in range(3))
     english = evaluate_english(base, shards)
-    adapted = attach_lora(lora, TARGETS, RANK, ALPHA, rng=np.random.default_rng(seed))
+    adapted = attach(lora, Settings(rank=RANK, alpha=ALPHA, seed=seed))
     for model in (base, full, lora):
         model.to(backend)
     models = {"full": full, "lora": lora}
@@ -229,7 +231,7 @@ def search(out: str | Path, *, seed: int = 1, shards: int = 2, backend: ModuleTy
             for lr in rates:
                 model = load_pretrained()
                 if name == "lora":
-                    attach_lora(model, TARGETS, RANK, ALPHA, rng=np.random.default_rng(seed))
+                    attach(model, Settings(rank=RANK, alpha=ALPHA, seed=seed))
                 model.to(backend)
                 train(model, source, lr, seed, shards, name)
                 tried[lr] = bits_per_byte(model, excerpts(source.validation, 32768), shards, "reading Python")

@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from minilora import __version__, accounting, ops
 from minilora import files as checkpoint
 from minilora.adapters import lora
-from minilora.cli import main, parser
+from minilora.cli import commands, main, parser
 from minilora.data import Split
 from minilora.files import load_tensors, save_tensors
 from minilora.jobs import pretraining, rank
@@ -160,6 +160,11 @@ def test_help_lists_every_command_and_what_it_does(capfd):
     shown = capfd.readouterr().out
     assert list(subparsers()) == COMMANDS
     assert all(re.search(rf"^    {command} +[A-Z]", shown, re.MULTILINE) for command in COMMANDS)
+
+
+def test_every_file_in_commands_is_a_command():
+    files = {path.stem for path in Path(commands.__file__).parent.glob("*.py")}
+    assert files == {*commands.COMMANDS, "__init__"}
 
 
 def test_version(capfd):

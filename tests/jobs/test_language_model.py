@@ -222,8 +222,13 @@ def test_the_held_out_examples_are_a_tenth_that_the_seed_chooses_and_are_never_l
 
 
 @pytest.mark.parametrize("command", [TEXT, INSTRUCT], ids=["text", "instruct"])
-def test_the_same_command_gives_the_same_bytes_and_recomputing_blocks_changes_none(command, here):
-    for out, words in (("one", []), ("two", []), ("three", ["--recompute"]), ("other", ["--seed", "3"])):
+def test_the_same_command_gives_the_same_bytes_and_recomputing_blocks_or_more_checkpoints_change_none(command, here):
+    for out, words in (
+        ("one", []),
+        ("two", []),
+        ("three", ["--recompute", "--checkpoint-every", "5"]),
+        ("other", ["--seed", "3"]),
+    ):
         assert main([*command, *words, "--out", out]) == 0
     assert tree(here / "one") == tree(here / "two") == tree(here / "three") != tree(here / "other")
 

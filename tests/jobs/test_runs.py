@@ -302,6 +302,20 @@ def test_settings_of_wrong_types_are_one_line_to_every_reader(key, value, here):
         read_settings(here)
 
 
+SAVED = {"accumulate", "alpha", "base", "base_sha256", "batch", "data", "data_sha256", "dropout", "evaluate_every"}
+SAVED |= {"length", "lr", "patience", "rank", "rslora", "seed", "shards", "steps", "targets", "tokenizer_sha256"}
+
+
+@pytest.mark.parametrize(
+    ("task", "more"), [("text", set()), ("classify", {"task", "text", "label", "labels", "epochs", "l1", "l2"})]
+)
+def test_settings_json_has_the_keys_of_runs_that_earlier_versions_began(task, more, here):
+    (here / "rows.csv").write_text("text,label\n" + "abc,yes\ncba,no\n" * 4)
+    data = ["--data", "words.txt", "--steps", "1"] if task == "text" else ["--data", "rows.csv", "--epochs", "1"]
+    assert main(["finetune", "--task", task, *data, "--batch", "2", "--length", "8", "--out", "out"]) == 0
+    assert json.loads((here / "out" / "settings.json").read_text()).keys() == SAVED | more
+
+
 # ---- tables ----
 
 
