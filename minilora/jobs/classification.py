@@ -14,7 +14,7 @@ import numpy as np
 from ..adapters.peft import locate_adapter, read_adapter
 from ..backend import to_numpy
 from ..data import Batch, in_batches, in_order, shuffled, take
-from ..data.records import label_ids, label_names, read_records, stratified_split
+from ..data.records import Records, label_ids, label_names, read_records, stratified_split
 from ..display.tables import fits, numbers_right, wide_console
 from ..files import to_json
 from ..models.pretrained import CLASSIFIER_DRAWN, labels_of, load_pretrained, load_tokenizer, name_labels
@@ -47,47 +47,43 @@ class Task(FineTuning):
 
     def load(self, source: str | Path, data: str) -> None:
         how = self.settings
-        records = read_records(data, how.text, how.label, how.encoding, how.skip_empty)
+        columns = how.text, how.label, how.encoding, how.skip_empty
+        records = read_records(data, *columns)
         self.names = label_names(records.labels)
-        targets = label_ids(records.labels, self.names, data)
         self.tokenizer = load_tokenizer(source)
         self.model = classifier(source, self.names, how.seed)
-        examples, lengths = encode(self.tokenizer, records.texts, targets, how.length, self.model)
-        columns = [records.texts, records.labels]
         if how.held_out is None:
-            rows, others = stratified_split(records.labels, 0.1, how.seed)
-            self.train, self.held_out = take(examples, rows), take(examples, others)
-            texts = [records.texts[i] for i in rows], [records.texts[i] for i in others]
-            counts = lengths[rows], lengths[others]
+            split = stratified_split(records.labels, 0.1, how.seed)
+            train, held_out = (Records(*([column[i] for i in rows] for column in records)) for rows in split)
+            self.data_sha256 = data_hash(*records)
         else:
-            more = read_records(how.held_out, how.text, how.label, how.encoding, how.skip_empty)
-            columns += [more.texts, more.labels]
-            targets = label_ids(more.labels, self.names, how.held_out)
-            self.held_out, others = encode(self.tokenizer, more.texts, targets, how.length, self.model)
-            self.train, texts, counts = examples, (records.texts, more.texts), (lengths, others)
-        self.data_sha256 = data_hash(*columns)
-        steps = how.steps_for(len(self.train.ids))
-        self.also_saved = {"task": "classify", "labels": self.names, "steps": steps}
-        self.truncated = sum(int((n > how.length).sum()) for n in counts)
-        parts = zip(("to learn from", "held out"), (self.train, self.held_out), counts, strict=True)
+            train, held_out = records, read_records(how.held_out, *columns)
+            self.data_sha256 = data_hash(*train, *held_out)
+        encoded = [
+            encode(self.tokenizer, part.texts, label_ids(part.labels, self.names, file), how.length, self.model)
+            for part, file in ((train, data), (held_out, how.held_out or data))
+        ]
+        self.train, self.held_out = (batch for batch, _ in encoded)
+        self.saved |= {"task": "classify", "labels": self.names, "steps": how.steps_for(len(train.texts))}
+        self.truncated = sum(int((lengths > how.length).sum()) for _, lengths in encoded)
+        parts = [numbers_of_rows(*part, self.tokenizer, how.length) for part in encoded]
         self.numbers = {
             "length": how.length,
-            "parts": {name: numbers_of_rows(part, n, self.tokenizer, how.length) for name, part, n in parts},
-            "labels": dict(Counter(self.names[i] for i in self.train.targets)),
-            "shared": count_shared(*texts),
+            "parts": dict(zip(("to learn from", "held out"), parts, strict=True)),
+            "labels": dict(Counter(train.labels)),
+            "shared": count_shared(train.texts, held_out.texts),
         }
 
     def fit(self, **options: Any) -> History:
         return fit_classifier(self.model, self.train, self.held_out, self.settings, **options)
 
-    def report(self, history: History) -> dict[str, Any]:
+    def results(self, history: History) -> tuple[dict[str, Any], dict[str, bytes]]:
+        report, files = super().results(history)
         matrix = confusion(self.model, self.held_out, len(self.names))
         texts = {"train": len(self.train.ids), "held_out": len(self.held_out.ids), "truncated": self.truncated}
-        found = {"labels": self.names, "confusion": matrix.tolist(), **scores(matrix), "texts": texts}
-        return found | {"losses": history.evaluations, "stopped_early": history.stopped_early}
-
-    def files(self, report: dict[str, Any], history: History) -> dict[str, bytes]:
-        return {SCORES: to_json(report), FIGURE: classification_figure(history.loss, report)}
+        report |= {"labels": self.names, "confusion": matrix.tolist(), **scores(matrix), "texts": texts}
+        report |= {"losses": history.evaluations, "stopped_early": history.stopped_early}
+        return report, files | {SCORES: to_json(report), FIGURE: classification_figure(history.loss, report)}
 
     @classmethod
     def print_report(cls, report: dict[str, Any]) -> None:

@@ -4,11 +4,11 @@ is an adapter; what a task adds is a file of its own (settings.TASKS)."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -75,43 +75,23 @@ class FineTuning(Job):
     settings: Any  # of settings_type
     tokenizer: Tokenizer
     data_sha256: str
-    also_saved: Mapping[str, Any] = MappingProxyType({})  # in settings.json, beside the settings
 
     def __init__(
         self, base: str, data: str, settings: Settings, out: Path | None = None, backend: ModuleType = np
     ) -> None:
-        self.settings = settings
+        self.settings, self.saved = settings, settings.saved()
         self.load(base_for(out, base) or base, data)
         warn_of_unreadable(self.numbers["parts"])
         self.model.to(backend)
         self.adapted = attach(self.model, settings)
         classifier = [path for path in self.model.state_dict() if path.startswith("classifier")]
-        self.saved = {
-            **base_settings(self.model, base),
-            "base_sha256": base_hash(self.model, classifier),
-            "tokenizer_sha256": tokenizer_hash(self.tokenizer),
-            "data": data,
-            "data_sha256": self.data_sha256,
-            **settings.saved(),
-            **self.also_saved,
-        }
+        self.saved |= base_settings(self.model, base) | {"data": data, "data_sha256": self.data_sha256}
+        self.saved["base_sha256"] = base_hash(self.model, classifier)
+        self.saved["tokenizer_sha256"] = tokenizer_hash(self.tokenizer)
 
     @abstractmethod
     def load(self, source: str | Path, data: str) -> None:
         """Set model, tokenizer, numbers and data_sha256. Raises ValueError and OSError for what cannot be used."""
-
-    @abstractmethod
-    def report(self, history: History) -> dict[str, Any]:
-        """What the task measures on the trained model."""
-
-    @abstractmethod
-    def files(self, report: dict[str, Any], history: History) -> dict[str, bytes]:
-        """{name: content} of what the task writes beside the adapter and the history."""
-
-    @classmethod
-    def print_report(cls, report: dict[str, Any]) -> None:
-        trained = f"{report['trainable']:,} parameters trained for {report['steps']} steps"
-        print(f"{report['adapted']} layers adapted, {trained}")
 
     def results(self, history: History) -> tuple[dict[str, Any], dict[str, bytes]]:
         report = {
@@ -119,10 +99,13 @@ class FineTuning(Job):
             "trainable": count_parameters(self.model)["trainable"],
             "data": self.numbers,
             "steps": len(history.loss),
-            **self.report(history),
         }
-        files = adapter_files(self.model) | {HISTORY: to_json(asdict(history))}
-        return report, files | self.files(report, history)
+        return report, adapter_files(self.model) | {HISTORY: to_json(asdict(history))}
+
+    @classmethod
+    def print_report(cls, report: dict[str, Any]) -> None:
+        trained = f"{report['trainable']:,} parameters trained for {report['steps']} steps"
+        print(f"{report['adapted']} layers adapted, {trained}")
 
 
 def task_named(name: str) -> type[FineTuning]:

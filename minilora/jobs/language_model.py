@@ -65,17 +65,16 @@ class LanguageModelTask(FineTuning):
         options |= {"held_out": self.dataset.held_out, "description": "fine-tuning"}
         return fit_adapter(self.model, self.dataset.batches, steps, schedule, self.settings, **options)
 
-    def report(self, history: History) -> dict[str, Any]:
-        tokens_per_byte = self.dataset.tokens_per_byte
-        return {
+    def results(self, history: History) -> tuple[dict[str, Any], dict[str, bytes]]:
+        report, files = super().results(history)
+        samples = {"prompt": self.dataset.prompt, "before": self.before, "after": self.sample()}
+        report |= {
             "summary": self.dataset.summary,
             "perplexity": {step: perplexity(loss) for step, loss in history.evaluations},
-            "bits_per_byte": {step: bits(loss * tokens_per_byte) for step, loss in history.evaluations},
-            "samples": {"prompt": self.dataset.prompt, "before": self.before, "after": self.sample()},
+            "bits_per_byte": {step: bits(loss * self.dataset.tokens_per_byte) for step, loss in history.evaluations},
+            "samples": samples,
         }
-
-    def files(self, report: dict[str, Any], history: History) -> dict[str, bytes]:
-        return {SAMPLES: to_json(report["samples"])}
+        return report, files | {SAMPLES: to_json(samples)}
 
     @np.errstate(all="ignore")  # a loss that blew up has been reported
     def sample(self) -> str:
