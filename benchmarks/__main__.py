@@ -12,7 +12,7 @@ from minilora.cli import execute
 from minilora.cli.options import Parser
 from minilora.display.plots import check_png
 from minilora.files import write_whole
-from minilora.jobs.arguments import positive_float, positive_int, positive_ints, words
+from minilora.jobs.arguments import comma_separated, positive_float, positive_int, positive_ints
 
 from . import bench, figure, lengths, show
 
@@ -34,9 +34,9 @@ def parser() -> Parser:
     what = (
         "tiny, small, gpt2, minilm, smollm2; or with batch and tokens, as small:1x128 (default: the first three, both)"
     )
-    add("--sizes", type=words, metavar="A,B", help=what)
+    add("--sizes", type=comma_separated, metavar="A,B", help=what)
     what = "forward, lora, full, generate, threads, import, ops (default: all)"
-    add("--measures", type=words, metavar="A,B", help=what)
+    add("--measures", type=comma_separated, metavar="A,B", help=what)
     add("--cores", type=positive_ints, default=[1], metavar="N,N", help="cores for each contestant (default 1)")
     add("--ranks", type=positive_ints, default=[8], metavar="N,N", help="of LoRA (default 8)")
     what = "q_proj,v_proj (default), all-linear, or both, separated by a space"

@@ -30,7 +30,7 @@ def execute(parser: Callable[[], argparse.ArgumentParser], arguments: Sequence[s
         try:
             options = parser().parse_args(arguments)
             with blas_threads(options.threads), warnings.catch_warnings():
-                warnings.showwarning = note
+                warnings.showwarning = print_warning
                 return run(options)
         finally:  # not at exit, where Python would report an error of its own
             sys.stdout.flush()
@@ -42,7 +42,7 @@ def execute(parser: Callable[[], argparse.ArgumentParser], arguments: Sequence[s
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if isinstance(error, BrokenPipeError):  # minilora audit | head
             return 141
-        say(one_line(error))
+        print_error(one_line(error))
         return 2
 
 
@@ -78,20 +78,20 @@ def run(options: argparse.Namespace) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
-        say(one_line(error))
+        print_error(one_line(error))
         return 2
     except KeyboardInterrupt as stop:
-        say(one_line(stop) if stop.args else "stopped")
+        print_error(one_line(stop) if stop.args else "stopped")
         return 130
 
 
-def say(line: str) -> None:
+def print_error(line: str) -> None:
     print(f"minilora: {line}", file=sys.stderr)
 
 
-def note(message: Any, *_: Any, **__: Any) -> None:
+def print_warning(message: Any, *_: Any, **__: Any) -> None:
     """A warning, as a line for people."""
-    say(f"note: {printable(str(message))}")
+    print_error(f"note: {printable(str(message))}")
 
 
 def one_line(error: BaseException) -> str:

@@ -7,12 +7,12 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 
 
-def words(text: str) -> list[str]:
+def comma_separated(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def targets(text: str) -> str | list[str]:
-    return text if text == "all-linear" else words(text)
+    return text if text == "all-linear" else comma_separated(text)
 
 
 def positive_ints(text: str) -> list[int]:

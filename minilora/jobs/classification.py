@@ -46,29 +46,29 @@ class Task(FineTuning):
     next_command = "predict"
 
     def load(self, source: str | Path, data: str) -> None:
-        how = self.settings
-        columns = how.text, how.label, how.encoding, how.skip_empty
+        settings = self.settings
+        columns = settings.text, settings.label, settings.encoding, settings.skip_empty
         records = read_records(data, *columns)
         self.names = label_names(records.labels)
         self.tokenizer = load_tokenizer(source)
-        self.model = classifier(source, self.names, how.seed)
-        if how.held_out is None:
-            split = stratified_split(records.labels, 0.1, how.seed)
+        self.model = classifier(source, self.names, settings.seed)
+        if settings.held_out is None:
+            split = stratified_split(records.labels, 0.1, settings.seed)
             train, held_out = (Records(*([column[i] for i in rows] for column in records)) for rows in split)
             self.data_sha256 = data_hash(*records)
         else:
-            train, held_out = records, read_records(how.held_out, *columns)
+            train, held_out = records, read_records(settings.held_out, *columns)
             self.data_sha256 = data_hash(*train, *held_out)
         encoded = [
-            encode(self.tokenizer, part.texts, label_ids(part.labels, self.names, file), how.length, self.model)
-            for part, file in ((train, data), (held_out, how.held_out or data))
+            encode(self.tokenizer, part.texts, label_ids(part.labels, self.names, file), settings.length, self.model)
+            for part, file in ((train, data), (held_out, settings.held_out or data))
         ]
         self.train, self.held_out = (batch for batch, _ in encoded)
-        self.saved |= {"task": "classify", "labels": self.names, "steps": how.steps_for(len(train.texts))}
-        self.truncated = sum(int((lengths > how.length).sum()) for _, lengths in encoded)
-        parts = [numbers_of_rows(*part, self.tokenizer, how.length) for part in encoded]
+        self.saved |= {"task": "classify", "labels": self.names, "steps": settings.steps_for(len(train.texts))}
+        self.truncated = sum(int((lengths > settings.length).sum()) for _, lengths in encoded)
+        parts = [numbers_of_rows(*part, self.tokenizer, settings.length) for part in encoded]
         self.numbers = {
-            "length": how.length,
+            "length": settings.length,
             "parts": dict(zip(("to learn from", "held out"), parts, strict=True)),
             "labels": dict(Counter(train.labels)),
             "shared": count_shared(train.texts, held_out.texts),

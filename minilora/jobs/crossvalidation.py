@@ -50,27 +50,27 @@ def cross_validate(
     split = stratified_folds(records.labels, folds, first.seed)
     labels, repeated = dict(Counter(records.labels)), len(records.texts) - len(set(records.texts))
     encoded, numbers = {}, {}
-    for which, how in both.items():  # what is wrong with either is found before the training
-        model = classifier(source, names, how.seed)
-        encoded[which], lengths = encode(tokenizer, records.texts, targets, how.length, model)
-        attach(model, how)
-        parts = {"all rows": numbers_of_rows(encoded[which], lengths, tokenizer, how.length)}
+    for which, settings in both.items():  # what is wrong with either is found before the training
+        model = classifier(source, names, settings.seed)
+        encoded[which], lengths = encode(tokenizer, records.texts, targets, settings.length, model)
+        attach(model, settings)
+        parts = {"all rows": numbers_of_rows(encoded[which], lengths, tokenizer, settings.length)}
         warn_of_unreadable(parts)
-        numbers[how.length] = {"length": how.length, "parts": parts, "labels": labels, "repeated": repeated}
+        numbers[settings.length] = {"length": settings.length, "parts": parts, "labels": labels, "repeated": repeated}
     if show_data:
         for each in numbers.values():
             show_data(each)
     accuracies, majority = [], []
     for fold, (train, test) in enumerate(split, 1):
         pair = []
-        for which, how in both.items():
+        for which, settings in both.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they were shown above
-                model = classifier(source, names, how.seed)
-                attach(model, how)
+                model = classifier(source, names, settings.seed)
+                attach(model, settings)
             model.to(backend)
             description = f"fold {fold} of {folds}, {which} setting"
-            fit_classifier(model, take(encoded[which], train), None, how, description=description)
+            fit_classifier(model, take(encoded[which], train), None, settings, description=description)
             found = scores(confusion(model, take(encoded[which], test), len(names)))
             pair.append(found["accuracy"])
         majority.append(found["majority"])

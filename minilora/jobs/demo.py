@@ -280,14 +280,14 @@ def print_report(report: dict[str, Any], out: str | Path) -> None:
         console.print(sample, markup=False, style="dim", soft_wrap=True)
     share, part = lora["share_of_gain"], lora["trainable"] / base["params"]
     shrunk = full["memory"]["optimizer"] / lora["memory"]["optimizer"]
-    kept = "are bit for bit those of the file" if report["frozen_unchanged"] else "HAVE CHANGED"
+    frozen = "are bit for bit those of the file" if report["frozen_unchanged"] else "HAVE CHANGED"
     restored = "restored every bit" if report["unmerge"]["bit_exact"] else "DID NOT restore the base"
     moved, largest = report["merge"]["max_abs_diff"], report["merge"]["max_abs_logit"]
     console.print(
         f"""
 On test text, LoRA closed {share:.0%} of full fine-tuning's gain with {part:.1%} of the parameters.
 Gradients and optimizer state shrank {shrunk:.0f}-fold; the cache did not, because dA
-needs the input of every adapted layer. The frozen weights {kept}.
+needs the input of every adapted layer. The frozen weights {frozen}.
 Merging moved no logit by more than {moved:.1e} (the largest is {largest:.0f}), and
 unmerging {restored}.
 

@@ -51,13 +51,14 @@ class LanguageModelTask(FineTuning):
     def load(self, source: str | Path, data: str) -> None:
         self.model, self.tokenizer = load_pretrained(source), load_tokenizer(source)
         check_continues(self.model, self.tokenizer)
-        how = self.settings
-        length, most = how.length, self.model.config.max_length
-        if length > most:
-            raise ValueError(f"windows of {length} tokens are longer than the model's {most} positions")
-        self.dataset = self.read(data, self.tokenizer, how.batch, length, how.seed, how.encoding)
+        settings, most = self.settings, self.model.config.max_length
+        if settings.length > most:
+            raise ValueError(f"windows of {settings.length} tokens are longer than the model's {most} positions")
+        self.dataset = self.read(
+            data, self.tokenizer, settings.batch, settings.length, settings.seed, settings.encoding
+        )
         self.data_sha256 = self.dataset.sha256
-        self.numbers = {"length": length, "parts": self.dataset.parts, "shared": self.dataset.shared}
+        self.numbers = {"length": settings.length, "parts": self.dataset.parts, "shared": self.dataset.shared}
 
     def fit(self, **options: Any) -> History:
         self.before, steps = self.sample(), self.settings.steps

@@ -54,12 +54,12 @@ class Pretraining(Job):
         self.saved = recipe | {"corpus_sha256": hashlib.sha256(self.corpus.train).hexdigest()}
 
     def fit(self, **options: Any) -> History:
-        how, text = self.recipe, self.corpus.train
-        batches = random_windows(text, how["batch"], how["length"], how["seed"])
-        optimizer, schedule = recipe_optimizer(self.model, how)
+        recipe, text = self.recipe, self.corpus.train
+        batches = random_windows(text, recipe["batch"], recipe["length"], recipe["seed"])
+        optimizer, schedule = recipe_optimizer(self.model, recipe)
         return fit(
-            self.model, batches, how["steps"], optimizer=optimizer, schedule=schedule, shards=how["shards"],
-            seed=how["seed"], description="pretraining", **options,
+            self.model, batches, recipe["steps"], optimizer=optimizer, schedule=schedule, shards=recipe["shards"],
+            seed=recipe["seed"], description="pretraining", **options,
         )  # fmt: skip
 
     def results(self, history: History) -> tuple[dict[str, Any], dict[str, bytes]]:

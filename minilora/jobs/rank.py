@@ -67,9 +67,9 @@ def study(
     if compare and not others.keys() & changes.layers.keys():
         raise ValueError(f"{compare} adapts none of these layers: there is nothing to compare")
     paths = linear_layers(model, changes.layers) if model else {}
-    wanted = {name: c for name, c in changes.layers.items() if out and (name in paths or not model)}
-    if rank and wanted:
-        check_rank(rank, wanted)
+    approximated = {name: c for name, c in changes.layers.items() if out and (name in paths or not model)}
+    if rank and approximated:
+        check_rank(rank, approximated)
 
     rows, grids, low_rank = [], [], {}
     for name, change in tqdm(changes.layers.items(), desc="decomposing", leave=False, disable=None):
@@ -80,7 +80,7 @@ def study(
         rows.append({"name": name, **measure(change, update)})
         if name in others:
             grids.append(similarity(change, update, others[name]))
-        if name in wanted:
+        if name in approximated:
             low_rank[name] = approximate(name, change, update, rank, energy)
     result: dict[str, Any] = {"layers": rows, "summary": summary(rows, changes, grids)}
     if out:

@@ -84,8 +84,8 @@ def sweep(
         try:
             outcomes = run_cells(out, grid, options, jobs, threads)
         except KeyboardInterrupt:
-            kept = f"stopped; what is done is kept in {out}; the same command with --resume goes on"
-            raise KeyboardInterrupt(*[kept] if begun(out, grid) else []) from None
+            stopped = f"stopped; what is done is kept in {out}; the same command with --resume goes on"
+            raise KeyboardInterrupt(*[stopped] if begun(out, grid) else []) from None
         settings = read_json(folder_of(out, grid[0]) / SETTINGS) | {"ranks": ranks, "seeds": seeds}
         rows = [
             {"rank": rank, "trainable": trainable[rank], **summary(outcomes[i * seeds : (i + 1) * seeds])}
@@ -164,10 +164,10 @@ def run_cells(
 
     backend, _ = joblib.parallel.get_active_backend()
     children = type(backend) in (joblib.parallel.BACKENDS[name] for name in ("loky", "multiprocessing"))
-    ours = {"initializer": end_with, "initargs": (os.getpid(),)} if children else {}
+    workers = {"initializer": end_with, "initargs": (os.getpid(),)} if children else {}
     call = joblib.delayed(run_cell)
     with tqdm(total=len(grid), desc="sweeping", unit="cell", disable=None, leave=False) as bar:
-        return Parallel(n_jobs=jobs, **ours)(
+        return Parallel(n_jobs=jobs, **workers)(
             call(folder_of(out, cell), options | cell, os.getpid() if children else None, threads) for cell in grid
         )
 

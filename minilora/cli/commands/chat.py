@@ -24,7 +24,7 @@ def run(options: Options) -> None:
     from ...models.pretrained import load_tokenizer
 
     model, base = load_model(options)
-    tokenizer, how, terminal = load_tokenizer(base), sampling(options), sys.stdin.isatty()
+    tokenizer, choices, terminal = load_tokenizer(base), sampling(options), sys.stdin.isatty()
     tokenizer.chat([{"role": "user", "content": "?"}])  # raises for a model without a chat template
     if terminal:
         leave = "Ctrl-Z and Enter end" if os.name == "nt" else "Ctrl-D ends"
@@ -33,7 +33,7 @@ def run(options: Options) -> None:
     for line in lines(terminal):
         asked, reply = [*messages, {"role": "user", "content": line}], ""
         try:
-            for piece in answer(model, asked, options.tokens, tokenizer=tokenizer, **how):
+            for piece in answer(model, asked, options.tokens, tokenizer=tokenizer, **choices):
                 reply += piece
                 print(shown(piece), end="", flush=True)
         except KeyboardInterrupt:

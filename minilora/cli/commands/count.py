@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ...jobs.arguments import positive_int, targets, words
+from ...jobs.arguments import comma_separated, positive_int, targets
 from ..models import print_json
 from ..options import JSON, Add, Options
 
@@ -33,7 +33,7 @@ def arguments(add: Add) -> None:
 
 
 def methods(text: str) -> list[str]:
-    found = words(text)
+    found = comma_separated(text)
     if len(found) < text.count(",") + 1:
         raise argparse.ArgumentTypeError(f"{text!r} lacks a name, as in full,lora,qlora")
     return found
@@ -57,15 +57,15 @@ def run(options: Options) -> None:
         check_png(options.plot)
     names = options.compare or [options.method or "lora"]
     model = architecture(options.model, options.head, options.labels)
-    how = {"r": options.rank, "virtual_tokens": options.virtual_tokens, "batch": options.batch}
-    how |= {"tokens": options.tokens, "recompute": options.recompute}
+    shared = {"r": options.rank, "virtual_tokens": options.virtual_tokens, "batch": options.batch}
+    shared |= {"tokens": options.tokens, "recompute": options.recompute}
     accounts = {}
     for name in names:  # of several, those that choose their layers get the targets; one alone must take them
         chosen = options.targets if name in TARGETED or not options.compare else None
         dtype = options.dtype  # of several, that of a base that is not in 4 bits
         if name == "qlora" and options.compare and dtype not in QUANTISED:
             dtype = None
-        accounts[name] = count_one(model, name, targets=chosen, dtype=dtype, **how)
+        accounts[name] = count_one(model, name, targets=chosen, dtype=dtype, **shared)
     results = {name: to_dict(account) for name, account in accounts.items()}
     if options.plot:
         write_whole(Path(options.plot), cost_figure(results))

@@ -21,8 +21,8 @@ def run(options: Options) -> None:
     from ...jobs.demo import demo, print_report, search
 
     out = options.out or ("runs/grid" if options.grid else "runs/demo")
-    how: dict[str, Any] = {"seed": options.seed, "shards": options.shards, "backend": backend(options)}
+    settings: dict[str, Any] = {"seed": options.seed, "shards": options.shards, "backend": backend(options)}
     if options.grid:
-        search(out, **how)
+        search(out, **settings)
     else:
-        print_report(demo(out, **how), out)
+        print_report(demo(out, **settings), out)
