@@ -36,12 +36,11 @@ def read_answers(
 ) -> Dataset:
     """Lines of {"prompt": ..., "answer": ...}, cut to at most `length` tokens each.
 
-    `seed` chooses the tenth of them, 64 at most, that is held out. Raises ValueError, with the number of the line, for
-    what is no such line, for empty ones, all at once, and for a tokenizer whose chat template does not say where an
-    answer begins and ends.
+    `seed` chooses the tenth of them, 64 at most, that is held out. Raises ValueError for lines of another form, with
+    their numbers, and for a tokenizer whose chat template does not show where an answer begins and ends.
     """
     try:
-        tokenizer.chat([{"role": "user", "content": "?"}])
+        tokenizer.chat(user_turn("?"))
     except ValueError as error:
         raise ValueError(f"{error}: take an instruct model such as smollm2, or --task text") from None
     rows = list(json_rows(Path(data), encoding))
@@ -87,7 +86,7 @@ def read_answers(
 
 
 def read_pair(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Prompt and answer. Raises ValueError for a row that holds no such pair."""
+    """(prompt, answer). Raises ValueError for a row without such a pair."""
     for key in ("prompt", "answer"):
         if key not in row:
             meant = did_you_mean(key, row)

@@ -357,6 +357,15 @@ def test_a_penalty_makes_A_and_B_small_and_touches_no_classifier(here, capfd):
     assert norms["l2"] < norms["none"] / 2
 
 
+def test_a_penalty_is_on_the_trained_parameters_of_adapters_and_not_on_the_classifier(here):
+    model = classification.classifier("base", ["a", "b"])
+    finetuning.attach(model, ClassifierSettings(rank=2))
+    trained = model.trainable_parameters()
+    adapters = {parameter for path, parameter in trained.items() if not path.startswith("classifier")}
+    assert 0 < len(adapters) < len(trained)
+    assert set(finetuning.adapter_parameters(model)) == adapters
+
+
 # ---- two settings ----
 
 
