@@ -134,9 +134,8 @@ def finetune(
     input, FloatingPointError for a loss that is not finite, KeyboardInterrupt after Ctrl-C.
     """
     kind = task_named(task)
-    return kind(base, data, kind.settings_type(**options), Path(out), backend).run(
-        out, resume=resume, show_data=show_data
-    )
+    job = kind(base, data, kind.settings_type(**options), Path(out), backend)
+    return job.run(out, resume=resume, show_data=show_data)
 
 
 def attach(model: Transformer, settings: Settings) -> list[str]:
