@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import multiprocessing
 import os
 import sys
 import threading
@@ -191,6 +190,7 @@ def end_with(parent: int) -> None:
 
     Has no effect on Windows, where a process keeps the id of a parent that has ended.
     """
+    import multiprocessing  # slow, and --help need not wait for it
 
     def watch() -> None:
         while os.getppid() == parent:

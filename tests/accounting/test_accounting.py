@@ -23,11 +23,12 @@ from minilora.accounting.live import counted
 from minilora.accounting.memory import DTYPES, peft_name
 from minilora.accounting.named import NAMED, PRINTED, read
 from minilora.adapters.base import Adapter
-from minilora.cli import COUNTED, main
+from minilora.cli import main
+from minilora.cli.commands.count import COUNTED
 from minilora.data import Batch
 from minilora.models.config import ACTIVATIONS, LABELLED, Config
+from minilora.models.config_json import ENDINGS
 from minilora.models.families import FAMILIES
-from minilora.models.names import ENDINGS
 from minilora.nn import Attention, Gradients, Linear, Pass, recompute
 from minilora.nn.optim import SGD, AdamW
 from minilora.training import loss_and_gradients

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import assert_refused, code_of, edit_json, lines, make_base, promised, subparsers, tree
+from commands import assert_refused, code_of, edit_json, lines, make_base, promised, tree
 
 from minilora.adapters import peft
 from minilora.cli import main
 from minilora.files import load_tensors, save_tensors
-from minilora.jobs import classification, crossvalidation
-from minilora.jobs.classification import Classifier, Recipe
+from minilora.jobs import classification, crossvalidation, finetuning
+from minilora.jobs.classification import Classifier
+from minilora.jobs.settings import ClassifierSettings
 from minilora.models.labels import default_label_maps, labels_of
 from minilora.models.pretrained import load_pretrained
 from minilora.models.saving import save_pretrained
@@ -356,13 +357,24 @@ def test_a_penalty_makes_A_and_B_small_and_touches_no_classifier(here, capfd):
     assert norms["l2"] < norms["none"] / 2
 
 
+def test_a_penalty_is_on_the_trained_parameters_of_adapters_and_not_on_the_classifier(here):
+    model = classification.classifier("base", ["a", "b"])
+    finetuning.attach(model, ClassifierSettings(rank=2))
+    trained = model.trainable_parameters()
+    adapters = {parameter for path, parameter in trained.items() if not path.startswith("classifier")}
+    assert 0 < len(adapters) < len(trained)
+    assert set(finetuning.adapter_parameters(model)) == adapters
+
+
 # ---- two settings ----
 
 
 def test_cross_validation_trains_both_settings_on_the_same_folds(here, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        crossvalidation, "tune", lambda model, train, held, how, **_: seen.append((how.rank, train.targets.tolist()))
+        crossvalidation,
+        "fit_classifier",
+        lambda model, train, held, how, **_: seen.append((how.rank, train.targets.tolist())),
     )
     report = crossvalidation.cross_validate("base", "rows.csv", {"rank": 1}, folds=4, rank=2, length=16)
     assert [rank for rank, _ in seen] == [2, 1] * 4
@@ -461,11 +473,10 @@ def test_what_cannot_be_predicted_is_refused(words, says, here, capfd):
     (["--against", "--length 99"], "length = 99 is more than the model's 32 positions"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_compared_are_refused_before_any_training(words, says, here, capfd, monkeypatch):
-    monkeypatch.setattr(classification, "fit", None)
+    monkeypatch.setattr(finetuning, "fit", None)
     assert_refused(here, capfd, ["compare", "--base", "base", "--data", "rows.csv", "--length", "16", *words], says)
 
 
-def test_every_option_of_a_recipe_is_one_of_the_command():
-    offered = {action.dest for action in subparsers()["finetune"]._actions}
-    assert set(classification.OPTIONS) <= offered
-    assert Recipe(epochs=2, batch=4, accumulate=3).steps(33) == 6  # 9 batches an epoch, three to a step
+def test_the_steps_are_those_in_which_each_row_is_seen_as_often_as_there_are_epochs():
+    settings = ClassifierSettings(epochs=2, batch=4, accumulate=3)
+    assert settings.steps_for(33) == 6  # 9 batches an epoch, three to a step

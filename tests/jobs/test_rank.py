@@ -13,11 +13,10 @@ import minilora
 from minilora.adapters import peft, spectrum
 from minilora.adapters.base import Adapter
 from minilora.cli import main
-from minilora.display import plots
-from minilora.display.plots import blocks_and_kinds
 from minilora.files import load_tensors, save_tensors, to_json
-from minilora.jobs import extraction
+from minilora.jobs import extraction, rank_figures
 from minilora.jobs.rank import study
+from minilora.jobs.rank_figures import blocks_and_kinds
 from minilora.models import saving
 from minilora.models.families import FAMILIES
 from minilora.models.names import hf_name, hub_name
@@ -524,7 +523,7 @@ ASKED = {
 @pytest.mark.parametrize("case", ASKED)
 def test_each_question_there_are_data_for_has_a_figure_whose_title_is_the_answer(case, here, capfd, monkeypatch):
     words, questions = ASKED[case]
-    monkeypatch.setattr(plots, "png_bytes", lambda figure: figure.get_suptitle().encode())
+    monkeypatch.setattr(rank_figures, "png_bytes", lambda figure: figure.get_suptitle().encode())
     result = json.loads(run(capfd, *words, "--json", "--plot", "figure.png"))
     rows, total = result["layers"], result["summary"]
     assert sorted(path.name for path in here.glob("*.png")) == [f"figure-{question}.png" for question in questions]
@@ -579,7 +578,7 @@ REFUSED = {
     "a rank too high": (["base", "full", "--rank", "9", "--out", "out"], "_proj: rank 9 is above 8, the most a 8 x 16"),
     "a higher rank": (["adapter", "--rank", "4", "--out", "out"], "rank 4 is above 3, which the adapter has already"),
     "rank 0": (["adapter", "--rank", "0", "--out", "out"], "--rank: '0' is not a whole number above 0"),
-    "energy 0": (["adapter", "--energy", "0", "--out", "out"], "--energy: '0' is not a number above 0"),
+    "energy 0": (["adapter", "--energy", "0", "--out", "out"], "--energy: '0' is not a share above 0 and up to 1"),
     "energy 1.5": (["adapter", "--energy", "1.5", "--out", "out"], "'1.5' is not a share above 0 and up to 1"),
     "both": (["adapter", "--energy", "0.5", "--rank", "2", "--out", "out"], "give one of them"),
     "nowhere to write": (["adapter", "--rank", "2"], "takes a folder for it, and a rank or a share of the energy"),

@@ -16,7 +16,7 @@ from runs import bits, learner, quietly, some
 from minilora.data import Batch, all_windows, bigram_bits_per_byte, excerpts, zlib_bits_per_byte
 from minilora.data import bits as bits_per_token
 from minilora.data import english as english_text
-from minilora.jobs.language_model import RECIPE, SHAPE, recipe_optimizer
+from minilora.jobs.pretraining import RECIPE, SHAPE, recipe_optimizer
 from minilora.models.families import FAMILIES
 from minilora.models.families.llama import llama
 from minilora.models.pretrained import load_pretrained
