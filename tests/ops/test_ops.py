@@ -157,7 +157,7 @@ def test_a_gpu_array_gives_the_numbers_and_the_dtypes_of_numpy(op, rng, xp):
     moved = [xp.asarray(x) for x in inputs]
     results = [case.forward(*moved)[0], *case.grad(xp.asarray(dy), *moved)]
     assert all(get_array_module(result) is xp for result in results)
-    rounds_alike = xp.__name__ != "cupy" and op != "gelu"  # whose erf is the library's own there
+    rounds_alike = xp.__name__ != "cupy" and op != "gelu"  # CuPy has an erf of its own
     for result, expected in zip(map(to_numpy, results), [y, *case.grad(dy, *inputs)], strict=True):
         assert result.dtype == expected.dtype
         assert close(result, expected, 0 if rounds_alike else FLOAT32)
