@@ -124,7 +124,7 @@ def test_on_a_gpu_the_same_model_gives_the_same_numbers_and_nothing_waits_for_th
     moved, _ = model.forward(batch.ids, batch.inputs, batch.run)
     grads = gradients(model, batch)
     assert fakecupy.syncs == syncs
-    rounds_alike = xp.__name__ != "cupy" and family != "roberta"  # whose erf is the library's own there
+    rounds_alike = xp.__name__ != "cupy" and family != "roberta"  # CuPy has an erf of its own
     tolerance = 0 if rounds_alike else 1e-4
     assert close(to_numpy(moved), logits, tolerance)
     for name, gradient in named(model, grads).items():
@@ -132,7 +132,7 @@ def test_on_a_gpu_the_same_model_gives_the_same_numbers_and_nothing_waits_for_th
         np.testing.assert_allclose(gradient, expected[name], rtol=0, atol=tolerance, err_msg=name)
 
 
-# ---- who sees whom ----
+# ---- which tokens attend to which ----
 
 
 @each_family
