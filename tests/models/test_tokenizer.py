@@ -179,7 +179,7 @@ def test_bytes_in_a_batch_are_padded_too():
     assert batch.ids.tolist() == [[97, 98], [195, 169], [0, 0]]
     assert batch.padding.tolist() == [[True, True], [True, True], [False, False]]
     assert ByteTokenizer().batch(["abc"], length=2).cut.all()
-    with pytest.raises(ValueError, match="no token that parts a pair"):
+    with pytest.raises(ValueError, match="no token to separate a pair"):
         ByteTokenizer().batch([("a", "b")])
 
 
