@@ -154,7 +154,12 @@ def sentence_piece(
     package = tokenizers()
     merges = [(left, right) for _, left, right in sorted(cuts, key=lambda cut: (-cut[0], len(cut[1])))]
     model = convert_errors(
-        package.models.BPE, vocab=ids, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True
+        package.models.BPE,
+        vocab=ids,
+        merges=merges,
+        unk_token=names.get("unk_token"),
+        fuse_unk=True,
+        byte_fallback=True,
     )
     splitter = package.Tokenizer(model)
     spaces = [package.normalizers.Replace(" ", "▁")]
