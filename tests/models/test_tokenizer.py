@@ -218,7 +218,8 @@ SAYS_MORE = {  # what stands beside a tokenizer.json and says more than it -> a 
         {"tokenizer_config": {"tokenizer_class": "RobertaTokenizer", "cls_token": "<|turn|>", "sep_token": "<|done|>"}},
         "the list",
     ),
-    "qwen": ("byte_level", {"config": {"model_type": "qwen2"}}, "cafe\u0301"),
+    "qwen2": ("byte_level", {"config": {"model_type": "qwen2"}}, "cafe\u0301"),
+    "qwen3": ("byte_level", {"config": {"model_type": "qwen3"}}, "cafe\u0301"),
     "no prefix": (
         "byte_fallback",
         {"tokenizer_config": {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False}},
@@ -273,7 +274,7 @@ def test_a_folder_is_read_as_transformers_reads_it(name, folder):
     ("files", "says"),
     [
         ({"tokenizer_config": {"tokenizer_class": "T5Tokenizer"}}, "tokenizer_class 'T5Tokenizer' is not read, only"),
-        ({"tokenizer_config": {"tokenizer_class": "BertTokenizer"}}, "BertTokenizer is made of WordPiece, and .*'BPE'"),
+        ({"tokenizer_config": {"tokenizer_class": "BertTokenizer"}}, "BertTokenizer needs a WordPiece, and .*'BPE'"),
         (
             {"tokenizer_config": {"auto_map": {"AutoTokenizer": ["x", None]}}},
             "auto_map in tokenizer_config.json is not",
