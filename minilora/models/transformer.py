@@ -52,8 +52,8 @@ class Transformer(Sequential):
 
 
 def check_ids(ids: Any, config: Config, start: int = 0) -> None:
-    """Raise ValueError unless `ids` (a host array, or nested lists) can be fed to a model of this config, after
-    `start` others."""
+    """Raise ValueError unless a model of this config can read `ids` (a host array, or nested lists) after `start`
+    others."""
     ids = np.asarray(ids)
     if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
         raise ValueError(f"token ids are integers of shape (batch, tokens), not {ids.dtype} of shape {ids.shape}")
@@ -67,7 +67,7 @@ def check_ids(ids: Any, config: Config, start: int = 0) -> None:
 def check_inputs(inputs: Inputs, run: Pass, shape: tuple[int, ...], segments: int | None) -> None:
     """Raise ValueError unless padding and segments fit ids of this shape, in a model of so many segments, or of none.
 
-    Values on a GPU are not looked at.
+    Values on a GPU are not checked.
     """
     padding, s = inputs.padding, inputs.segments
     if run.kv_cache and padding is not None:

@@ -28,11 +28,16 @@ from minilora.models.transformer import Transformer
 from minilora.nn import Gradients, Inputs
 from minilora.nn.optim import SGD, AdamW
 
-FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FAMILIES[family].classes]
+TESTED = ("gpt2", "llama", "qwen3", "bert", "roberta")  # the names in Mistral and Qwen2 are Llama's
+FAMILY_HEADS = [(family, head) for family in TESTED for head in FAMILIES[family].classes]
 ATTENTION = {"gpt2": ["qkv_proj"], "llama": ["q_proj", "v_proj"]}
+ATTENTION["qwen3"] = ATTENTION["llama"]
 THEIRS = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "bert": ["query", "value"], "roberta": ["query", "value"]}
+THEIRS["qwen3"] = THEIRS["llama"]
 NORM = {"gpt2": "ln_1", "llama": "norm", "bert": "LayerNorm", "roberta": "LayerNorm"}
+NORM["qwen3"] = NORM["llama"]
 TABLE = {"gpt2": "wte", "llama": "embed_tokens", "bert": "word_embeddings", "roberta": "word_embeddings"}
+TABLE["qwen3"] = TABLE["llama"]
 
 
 def close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
@@ -80,10 +85,10 @@ OURS: dict[str, dict[str, Any]] = {
 
 def cases() -> list[Any]:
     found = []
-    for family in FAMILIES:
+    for family in TESTED:
         for head in FAMILIES[family].classes:
             for name, words in OURS.items():
-                lacks_bias = family == "llama" and name in ("every bias", "positions whole")
+                lacks_bias = family in ("llama", "qwen3") and name in ("every bias", "positions whole")
                 if not lacks_bias and not (name == "the head" and head != "lm"):
                     found.append(pytest.param(family, head, words, id=f"{family}, {head}, {name}"))
     return found
@@ -142,7 +147,7 @@ def agree(ours: Transformer, theirs: Any) -> bool:
     one, two = logits(ours), their_logits(theirs, ours.config.head)
     if one.ndim == 3:
         one, two = one[PADDING], two[PADDING]
-    return close(one, two, 1e-5 if ours.family == "llama" else 1e-12)
+    return close(one, two, 1e-5 if ours.family in ("llama", "qwen3") else 1e-12)
 
 
 @pytest.mark.oracle
@@ -551,7 +556,7 @@ def test_what_peft_wrote_with_names_that_match_nothing_is_refused_and_loads_when
         ("none", "QUESTION_ANS"),
     ],
 )
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TESTED)
 def test_the_names_that_peft_adds_for_a_task_are_read_whatever_the_model_has(tmp_path, family, head, task):
     if task == "CAUSAL_LM" and family not in ATTENTION:
         pytest.skip("PEFT needs a model that generates")
@@ -877,7 +882,7 @@ def test_an_adapter_that_cannot_be_loaded_leaves_the_active_one_and_the_base(tmp
 @pytest.mark.oracle
 @pinned
 @pytest.mark.parametrize("name", ["embedding", "all-linear", "bias all", "a norm whole", "the embedding whole"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TESTED)
 def test_a_merged_model_loads_in_transformers_with_the_logits_of_peft(tmp_path, family, name):
     if family == "llama" and name.startswith("bias"):
         pytest.skip("a llama has no bias")

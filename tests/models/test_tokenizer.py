@@ -113,7 +113,7 @@ def test_bytes_in_a_batch_are_padded_too():
     assert batch.ids.tolist() == [[97, 98], [195, 169], [0, 0]]
     assert batch.padding.tolist() == [[True, True], [True, True], [False, False]]
     assert ByteTokenizer().batch(["abc"], length=2).cut.all()
-    with pytest.raises(ValueError, match="no token that parts a pair"):
+    with pytest.raises(ValueError, match="no token to separate a pair"):
         ByteTokenizer().batch([("a", "b")])
 
 
@@ -152,7 +152,8 @@ SAYS_MORE = {  # what stands beside a tokenizer.json and says more than it -> a 
         {"tokenizer_config": {"tokenizer_class": "RobertaTokenizer", "cls_token": "<|turn|>", "sep_token": "<|done|>"}},
         "the list",
     ),
-    "qwen": ("byte_level", {"config": {"model_type": "qwen2"}}, "cafe\u0301"),
+    "qwen2": ("byte_level", {"config": {"model_type": "qwen2"}}, "cafe\u0301"),
+    "qwen3": ("byte_level", {"config": {"model_type": "qwen3"}}, "cafe\u0301"),
     "no prefix": (
         "byte_fallback",
         {"tokenizer_config": {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False}},
@@ -207,7 +208,7 @@ def test_a_folder_is_read_as_transformers_reads_it(name, folder):
     ("files", "says"),
     [
         ({"tokenizer_config": {"tokenizer_class": "T5Tokenizer"}}, "tokenizer_class 'T5Tokenizer' is not read, only"),
-        ({"tokenizer_config": {"tokenizer_class": "BertTokenizer"}}, "BertTokenizer is made of WordPiece, and .*'BPE'"),
+        ({"tokenizer_config": {"tokenizer_class": "BertTokenizer"}}, "BertTokenizer needs a WordPiece, and .*'BPE'"),
         (
             {"tokenizer_config": {"auto_map": {"AutoTokenizer": ["x", None]}}},
             "auto_map in tokenizer_config.json is not",

@@ -23,6 +23,7 @@ def base(
     rng = np.random.default_rng(seed)
     special: dict[str, Any] = {
         "llama": {"n_kv_heads": 1},
+        "qwen3": {"n_kv_heads": 1},
         "bert": {"activation": "gelu"},
         "roberta": {"offset": 2, "segments": 1, "activation": "gelu"},
         "gpt2": {},
