@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from adapters import snapshot
+from adapters import Counted, snapshot
 from models import build, close, gradients, loss, named, some_batch
 
 from minilora.adapters.attach import adapter_for, attach, attach_lora, attach_without_weights
@@ -111,6 +111,27 @@ def test_a_frozen_slot_keeps_nothing_and_gets_nothing_whoever_else_learns(cls, d
         held = [part for part in cache if isinstance(part, np.ndarray)]
         assert len(held) == sum(bool(set(kept.slots) & set(learns)) for kept in cls.kept)
         assert (returned is None) == (not dx or cls.base_type is Embedding)
+
+
+@each_class
+@pytest.mark.parametrize("dx", [True, False], ids=["dx is read", "nobody reads dx"])
+def test_the_products_that_a_class_states_are_those_that_run(cls, dx, rng):
+    adapter, N = layer(cls, rng, 50, 40), 6
+    for parameter in adapter.named_parameters().values():
+        parameter.data = parameter.data.view(Counted)
+    x = rng.integers(0, 5, (3, 2)) if cls.base_type is Embedding else rng.standard_normal((3, 2, 50)).view(Counted)
+    base = 0 if cls.base_type is Embedding else 2 * N * 50 * 40
+
+    def value(formula):
+        return eval(formula, {}, adapter.sizes)
+
+    Counted.flops = 0
+    y, cache = adapter.forward(x, run=Pass(needs_dx=dx))
+    assert Counted.flops == base + N * value(cls.products.forward) + value(cls.products.once)
+    Counted.flops = 0
+    adapter.backward(rng.standard_normal(y.shape).view(Counted), cache, Gradients())
+    backward = base + N * value(cls.products.backward) if dx else N * value(cls.products.without_dx)
+    assert Counted.flops == backward + N * sum(map(value, cls.products.gradients.values()))
 
 
 @each_class

@@ -1,0 +1,156 @@
+"""The VeRA layer, y = x Wᵀ + b ∘ ((d ∘ (x Aᵀ)) Bᵀ) with W, A and B frozen. The maths is in ops/vera.py."""
+
+import numpy as np
+
+from ..case import Case, relative_error
+from ..problem import Problem
+
+# batch, tokens, in, out, r of each case: one is square
+SHAPES = [(5, 3, 8, 6, 2), (4, 6, 7, 9, 3), (3, 2, 10, 9, 8), (2, 4, 6, 8, 5), (7, 2, 9, 9, 6), (6, 5, 11, 10, 7)]
+
+
+def draw(rng, i):
+    batch, tokens, width_in, width_out, r = SHAPES[i]
+    inputs = {
+        "x": rng.standard_normal((batch, tokens, width_in)),
+        "d": rng.standard_normal(r),
+        "b": rng.standard_normal(width_out),
+    }
+    shapes = {"W": (width_out, width_in), "A": (r, width_in), "B": (width_out, r)}
+    constants = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    sizes = {"r": r, "batch": batch, "tokens": tokens, "in": width_in, "out": width_out}
+    return Case(rng.standard_normal((batch, tokens, width_out)), inputs, constants, sizes)
+
+
+def total(a):
+    """Summed over the rows."""
+    return a.sum(axis=(0, 1))
+
+
+def forward(x, d, b, W, A, B):
+    return x @ W.T + b * (d * (x @ A.T) @ B.T)
+
+
+def backward(dy, x, d, b, W, A, B):
+    h = x @ A.T
+    dq = b * dy @ B
+    return {"dx": dy @ W + d * dq @ A, "dd": total(dq * h), "db": total(dy * (d * h @ B.T))}
+
+
+def terms(dy, x, d, b, W, A, B):
+    return {
+        "dx": {
+            "the base path": dy @ W,
+            "the low-rank path": d * (b * dy @ B) @ A,
+        }
+    }
+
+
+def same_share(tensors, case):
+    d, b = case.inputs["d"], case.inputs["b"]
+    return relative_error(np.sum(b * tensors["db"]), np.sum(d * tensors["dd"]))
+
+
+vera = Problem(
+    "vera",
+    forward,
+    backward,
+    draw,
+    terms,
+    laws={"⟨b, db⟩ = ⟨d, dd⟩, because a factor moved from d to b changes no output": same_share},
+    formula="y = x Wᵀ + b ∘ ((d ∘ (x Aᵀ)) Bᵀ)",
+    rows=True,
+    pairs=False,
+)
+fault = vera.fault
+
+
+@fault(
+    "the two vectors are exchanged: dd holds d where it holds b, and db holds b where it holds d",
+    "Which of the two vectors stands between h and y on the way back to d?",
+    whole=True,
+)
+def vectors_exchanged(dy, x, d, b, W, A, B):
+    h = x @ A.T
+    return {"dd": total(d * (dy @ B) * h), "db": total(b * dy * (h @ B.T))}
+
+
+@fault(
+    "dd lacks b: dy reaches d through b and B",
+    "If b is zero, does d change y?",
+)
+def no_b_in_d(dy, x, d, b, W, A, B):
+    return {"dd": total(dy @ B * (x @ A.T))}
+
+
+@fault(
+    "db lacks d: b multiplies (d ∘ h) Bᵀ, not h Bᵀ",
+    "What exactly does b multiply in forward?",
+)
+def no_d_in_b(dy, x, d, b, W, A, B):
+    return {"db": total(dy * (x @ A.T @ B.T))}
+
+
+@fault(
+    "the low-rank path of dx lacks b",
+    "At the start b is zero, and the adapter is switched off: is it switched off in your dx too?",
+)
+def no_b_in_x(dy, x, d, b, W, A, B):
+    return {"dx": dy @ W + d * (dy @ B) @ A}
+
+
+@fault(
+    "the low-rank path of dx lacks d",
+    "Through which four factors does x reach y beside W?",
+)
+def no_d_in_x(dy, x, d, b, W, A, B):
+    return {"dx": dy @ W + b * dy @ B @ A}
+
+
+@fault(
+    "dd holds the factor d: y is linear in d, and its derivative does not",
+    "If d is zero, is dd zero?",
+)
+def d_in_its_own_gradient(dy, x, d, b, W, A, B):
+    return {"dd": d * backward(dy, x, d, b, W, A, B)["dd"]}
+
+
+@fault(
+    "db holds the factor b: y is linear in b, and its derivative does not",
+    "If b is zero, as at the start, is db zero, so that nothing ever learns?",
+)
+def b_in_its_own_gradient(dy, x, d, b, W, A, B):
+    return {"db": b * backward(dy, x, d, b, W, A, B)["db"]}
+
+
+@fault(
+    "{it} is divided by the rank r, as LoRA's scale does: VeRA has no scale, d and b take its place",
+    "Does a number beside b, d, A and B stand in forward?",
+)
+def scale_of_lora(dy, x, d, b, W, A, B):
+    right = backward(dy, x, d, b, W, A, B)
+    return {"dx": dy @ W + d * (b * dy @ B) @ A / len(A), "dd": right["dd"] / len(A), "db": right["db"] / len(A)}
+
+
+@fault(
+    "dx lacks the base path, through the frozen W",
+    "W gets no gradient: does that keep the gradient from passing through it to x?",
+)
+def no_base_path(dy, x, d, b, W, A, B):
+    return {"dx": d * (b * dy @ B) @ A}
+
+
+@fault(
+    "dx lacks the low-rank path: A and B are frozen, and the gradient passes through them all the same",
+    "Does a frozen matrix stop the gradient, or only keep its own?",
+)
+def no_low_rank_path(dy, x, d, b, W, A, B):
+    return {"dx": dy @ W}
+
+
+@fault(
+    "dd is zero, which is so only as long as b is zero",
+    "At the start of training dd is indeed zero: which vector makes it so, and what happens to that vector?",
+)
+def as_if_b_were_zero(dy, x, d, b, W, A, B):
+    return {"dd": 0 * d}
