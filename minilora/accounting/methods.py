@@ -192,7 +192,9 @@ def apply(
         tensor = "prompt_embeddings", (prompt, model.config.d_model)
         model.layers["embed"] = Prompt(model.layers["embed"], prompt, *tensor, peft_type="PROMPT_TUNING")
     elif method == "prefix-layer":
-        model.layers["embed"] = Prompt(model.layers["embed"], prompt, method, (len(blocks), model.config.d_model, prompt))
+        model.layers["embed"] = Prompt(
+            model.layers["embed"], prompt, method, (len(blocks), model.config.d_model, prompt)
+        )
     else:
         add_adapters(method, model, targets, int(r))
     for parameter in trained:

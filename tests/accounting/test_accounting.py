@@ -96,7 +96,9 @@ def test_the_ledger_has_the_bytes_of_the_cache_and_the_formulas_the_flops_of_a_s
 
     forward = executed_flops(model, lambda: held.update(y=model.forward(ids, run=run)))
     logits, cache = held["y"]
-    assert accounting.nbytes(cache) == sum(entry.nbytes for entry in ledger(model, B, T, dtype, dropout=True, loss=False))
+    assert accounting.nbytes(cache) == sum(
+        entry.nbytes for entry in ledger(model, B, T, dtype, dropout=True, loss=False)
+    )
 
     grads = Gradients()
     dlogits = counted(rng.standard_normal(logits.shape).astype(dtype))
