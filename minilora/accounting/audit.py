@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from ..adapters.base import DEFAULT
@@ -79,6 +80,7 @@ class Row:
         }  # fmt: skip
 
 
+@cache
 def trained(model: str, method: str, *targets: str, **words: Any) -> int:
     return count(model, method, targets=targets or None, tokens=1, **words).trainable
 

@@ -180,6 +180,7 @@ def apply(
         return
     blocks = [layer for layer in model.layers.values() if isinstance(layer, Block)]
     trained = [p for path, layer in model.layers.items() if path.startswith("classifier") for p in layer.parameters()]
+    embed, C = model.layers["embed"], model.config.d_model
     model.freeze()
     if method == "top2":
         trained += [parameter for block in blocks[-2:] for parameter in block.parameters()]
@@ -189,12 +190,9 @@ def apply(
             raise ValueError(f"{name} has no bias, so bitfit has nothing to train")
         trained += biases
     elif method == "prefix-embed":
-        tensor = "prompt_embeddings", (prompt, model.config.d_model)
-        model.layers["embed"] = Prompt(model.layers["embed"], prompt, *tensor, peft_type="PROMPT_TUNING")
+        model.layers["embed"] = Prompt(embed, prompt, "prompt_embeddings", (prompt, C), peft_type="PROMPT_TUNING")
     elif method == "prefix-layer":
-        model.layers["embed"] = Prompt(
-            model.layers["embed"], prompt, method, (len(blocks), model.config.d_model, prompt)
-        )
+        model.layers["embed"] = Prompt(embed, prompt, method, (len(blocks), C, prompt))
     else:
         add_adapters(method, model, targets, int(r))
     for parameter in trained:

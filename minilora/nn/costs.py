@@ -15,10 +15,7 @@ import copy
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
-
-if TYPE_CHECKING:
-    from .module import Module
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 Shape: TypeAlias = tuple[int, ...]
 Kind: TypeAlias = Literal["linear", "adapter", "attention", "sums"]
@@ -63,7 +60,7 @@ class Product(NamedTuple):
 class Costs:
     """What one step over a model keeps and multiplies, array by array and layer by layer."""
 
-    def __init__(self, model: Module, itemsize: int, *, dropout: bool = False) -> None:
+    def __init__(self, model: Any, itemsize: int, *, dropout: bool = False) -> None:
         """`itemsize`: bytes of a number that is computed with. `dropout`: forward is given a generator."""
         # a layer without parameters, such as a GELU, is part of the module that it is in
         modules = model.named_modules()
@@ -90,11 +87,11 @@ class Costs:
         """An array that several layers share under a key, as those of Pass.once."""
         return self.shared.setdefault(key, self.array(*shape))
 
-    def keep(self, module: Module, what: str, x: MetaArray, why: str, shape: Shape = ()) -> None:
+    def keep(self, module: object, what: str, x: MetaArray, why: str, shape: Shape = ()) -> None:
         """Forward keeps x, perhaps seen in another shape."""
         self.kept.setdefault(x, KeptArray(self.paths[module], what, shape or x.shape, x.itemsize, why))
 
-    def multiply(self, module: Module, kind: Kind, forward: Mapping[str, int], backward: Mapping[str, int]) -> None:
+    def multiply(self, module: object, kind: Kind, forward: Mapping[str, int], backward: Mapping[str, int]) -> None:
         """{formula: FLOPs} of both passes; a product of 0 is not made."""
         for products, formulas in ((self.forward, forward), (self.backward, backward)):
             products += [Product(self.paths[module], kind, formula, n) for formula, n in formulas.items() if n]

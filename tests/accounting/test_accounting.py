@@ -386,6 +386,23 @@ def test_nf4_costs_half_a_bit_for_scales_and_an_eighth_when_they_are_quantised_t
         assert double - 32 == (4 + 8 / 64 + 32 / (64 * 256)) * n
 
 
+def test_a_model_without_weights_and_what_is_added_to_it_take_no_memory():
+    for method in METHODS:
+        if method not in ("bitfit", "vera"):  # VeRA's A and B are drawn, once for all layers
+            parameters = count("llama-3.1-70b", method, r=4).model.parameters()
+            assert max(sum(np.abs(p.data.strides)) for p in parameters) == 0, method
+
+
+def test_counting_a_live_model_copies_no_array_and_changes_nothing(rng):
+    model = small(rng, targets="all-linear", r=2)
+    before = {path: (parameter.data, parameter.trainable) for path, parameter in model.named_parameters().items()}
+    account = count(model, "full")
+    assert account.total == account.trainable == accounting.count_parameters(small(rng))["total"]
+    assert all(p.data is before[path][0] for path, p in account.model.named_parameters().items())
+    after = {path: (p.data, p.trainable) for path, p in model.named_parameters().items()}
+    assert all(after[path][0] is x and after[path][1] == learns for path, (x, learns) in before.items())
+
+
 def test_the_groups_add_up_to_the_total_and_every_parameter_is_in_one():
     for name in NAMED:
         account = count(name, "full")

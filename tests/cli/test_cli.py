@@ -676,7 +676,7 @@ def test_that_nothing_can_be_written_is_found_before_the_work(name, here, capfd,
         raise AssertionError("the work has begun")
 
     for module, function in (
-        (loop, "sharded_loss_and_gradients"), (lora, "merge"), (rank, "measure"), (accounting, "architecture"),
+        (loop, "sharded_loss_and_gradients"), (lora, "merge"), (rank, "measure"), (accounting, "count"),
     ):  # fmt: skip
         monkeypatch.setattr(module, function, work)
     with monkeypatch.context() as patched:

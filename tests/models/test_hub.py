@@ -16,7 +16,7 @@ import pytest
 from loopback_hub import Hub
 
 import minilora
-from minilora.accounting import architecture
+from minilora.accounting import count
 from minilora.adapters import peft
 from minilora.adapters.attach import attach_lora
 from minilora.cli import main
@@ -193,7 +193,7 @@ def test_counting_fetches_the_config_alone(hub, capfd):
     assert main(["count", "--model", "org/tiny@v1", "--rank", "2"]) == 0
     assert main(["count", "--base", "org/tiny@v1", "--rank", "2"]) == 0
     assert hub.fetched() == ["config.json"]
-    assert architecture("org/tiny").stages == architecture("second").stages
+    assert count("org/tiny", "full").tensors == count("second", "full").tensors
 
 
 def test_of_shards_those_are_fetched_that_the_index_names(hub):
