@@ -17,7 +17,7 @@ import minilora
 from minilora.adapters import peft
 from minilora.adapters.attach import attach
 from minilora.adapters.base import Adapter, variants
-from minilora.adapters.peft.config import PROMPTS, REGULAR, WHOLE, check_config, check_pattern, known_keys
+from minilora.adapters.peft.config import PROMPTS, REGULAR, WHOLE, check_config, check_pattern, classes_of, known_keys
 from minilora.adapters.peft.reading import read_modules
 from minilora.files import load_tensors, save_tensors
 from minilora.jobs.changes import adapter_changes
@@ -791,6 +791,17 @@ def test_a_pair_that_is_trained_whole_stays_one(tmp_path, family):
     assert set(whole) == {f"{their_name(model, path)}.weight" for path in ("embed.token", "lm_head")}
 
 
+def test_copies_of_a_tied_pair_that_are_not_tied_may_differ(tmp_path):
+    model = adapted("llama", "lm", ["q_proj"], train=["token"])
+    peft.save_adapter(model, tmp_path / "a")
+    names = ["embed_tokens", "lm_head"]
+    head = "base_model.model.lm_head.weight"
+    damaged(tmp_path / "a", lambda t: t | {head: 2 * t[head]}, modules_to_save=names, ensure_weight_tying=False)
+    loaded = base("llama")
+    peft.load_adapter(loaded, tmp_path / "a")
+    assert np.array_equal(loaded["lm_head"].weight.data, 2 * loaded["embed.token"].weight.data)
+
+
 @pytest.mark.oracle
 @pinned
 @pytest.mark.parametrize("what", ["adapted", "whole"])
@@ -1030,9 +1041,9 @@ STRANGE = [
 ]  # fmt: skip
 
 
-def damage(rng: np.random.Generator, says: dict[str, Any], held: dict[str, np.ndarray]) -> None:
+def damage(rng: np.random.Generator, says: dict[str, Any], held: dict[str, np.ndarray], known: list[str]) -> None:
     """Change some keys of the config, and some tensors."""
-    keys = [*sorted(known_keys(variants()["lora"][0])), "of_next_year"]
+    keys = [*known, "of_next_year"]
     for _ in range(rng.integers(0, 4)):
         says[keys[rng.integers(len(keys))]] = VALUES[rng.integers(len(VALUES))]
     for _ in range(rng.integers(0, 3)):
@@ -1063,12 +1074,15 @@ def test_a_damaged_adapter_is_refused_in_one_line_or_read_and_the_model_stays_as
     ]):  # fmt: skip
         peft.save_adapter(adapted(family, head, **words), tmp_path / f"{i}")
         whole.append((base(family, head), tmp_path / f"{i}"))
+    for variant in variants():
+        peft.save_adapter(of_variant("llama", variant, ""), tmp_path / variant)
+        whole.append((base("llama"), tmp_path / variant))
     rng, refused = np.random.default_rng(seed), 0
     for _ in range(100):
         model, folder = whole[rng.integers(len(whole))]
         model.freeze()
         says, held, before = config(folder), tensors(folder), snapshot(model)
-        damage(rng, says, held)
+        damage(rng, says, held, sorted(known_keys(classes_of(says)[0])))
         (tmp_path / "case").mkdir(exist_ok=True)
         (tmp_path / "case" / peft.CONFIG).write_text(json.dumps(says))
         save_tensors(tmp_path / "case" / peft.WEIGHTS, held, {})
