@@ -29,7 +29,7 @@ import numpy as np
 from ...files import load_tensors, read_json, save_tensors, tensors_to_bytes, to_json, write_folder
 from ...nn import Embedding, Linear
 from ..base import DEFAULT, is_number, variants
-from .format import CONFIG, WEIGHTS, layers_in, locate_adapter, read_adapter
+from .format import CONFIG, WEIGHTS, layers_in, locate_adapter, read_adapter, without_weights
 from .view import PREFIX
 
 MLX_WEIGHTS = "adapters.safetensors"
@@ -152,17 +152,21 @@ def from_loralib(
     tensors, _ = load_tensors(source)
     if not isinstance(r, int) or r < 1 or not is_number(alpha):
         raise ValueError(f"r = {r!r:.80} and alpha = {alpha!r:.80} must be a whole number from 1 up, and a number")
-    pairs = {}
+    cls, pairs = next(cls for cls in variants()[DEFAULT] if cls.base_type is Linear), {}
+    names = [slot.name for slot in cls.slots]
     for path, (A, B) in matrices(source, tensors, "lora_A", "lora_B").items():
         enabled = check_enabled(fused.get(last(path), (True,)), path)
         n = sum(enabled)
         if len(A) != n * r or B.shape[1] != r or len(B) % n:
             raise misfit(source, path, f"lora_A ({n * r}, in) and lora_B ({n} parts, {r})", A, B)
-        part = len(B) // n
-        whole = np.zeros((len(enabled) * part, n * r), B.dtype)
-        for i, p in enumerate(np.flatnonzero(enabled)):
-            whole[p * part : (p + 1) * part, i * r : (i + 1) * r] = B[i * part : (i + 1) * part]
-        pairs[path] = Pair(A, whole, alpha / r)
+        sides = zip(np.split(A, n), np.split(B, n), strict=True)
+        base = without_weights(cls, A.shape[1], len(B) // n, B.dtype)
+        given = {"r": r, "alpha": float(alpha)}
+        layers = [cls.of(base, dict(zip(names, next(sides), strict=True)), **given) if on else base for on in enabled]
+        whole = without_weights(cls, A.shape[1], len(B) // n * len(enabled), B.dtype)
+        joined = cls.join_parts(whole, layers).own_parameters()
+        A, B = (joined[name].data for name in names)
+        pairs[path] = Pair(A, B, alpha / r)
     write_peft(folder, pairs, 0.0, False)
 
 

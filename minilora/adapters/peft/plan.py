@@ -84,18 +84,14 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
     config = config | {"target_modules": targets_of(view, config, tensors)}
     targets = [path for path, name in names.items() if is_target(config, name)]
     saved = [path for path, name in names.items() if is_saved(config, name)]
-    pair, twin = ("embed.token", view.head), None
-    if view.head and config.get("ensure_weight_tying"):
-        twin = next((cls.tied_head for cls in classes if cls.tied_head), None)
-        heads = {view.tensor(view.head, slot.file) for slot in twin.file_slots()} if twin else set()
-        if twin and (heads & set(tensors) or any(path in targets and view.ties_by_name(path) for path in pair)):
-            targets = [path for path in names if path in (*targets, pair[0]) and path != view.head]
-        else:
-            twin = None
-        if view.tensor(view.head, "weight") in tensors or any(
-            path in saved and view.ties_by_name(path) for path in pair
-        ):
-            saved = [path for path in names if path in (*saved, *pair)]
+    twin = next((cls.tied_head for cls in classes if cls.tied_head), None)
+    if twin and is_tied(view, config, targets, tensors, [slot.file for slot in twin.file_slots()]):
+        targets = [path for path in names if path in (*targets, "embed.token") and path != view.head]
+    else:
+        twin = None
+    tied = is_tied(view, config, saved, tensors, ["weight"])
+    if tied:
+        saved = [path for path in names if path in (*saved, "embed.token", view.head)]
     adapters: dict[str, tuple[type[Adapter], dict[str, Any]]] = {}
     for path, layer in view.layers.items():
         name = names[path]
@@ -112,7 +108,7 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
             raise ValueError(f"{name}: {error}") from None
         adapters[path] = cls, options
     if twin:
-        adapters[view.head] = twin, options_of(twin, config, names[pair[0]])
+        adapters[view.head] = twin, options_of(twin, config, names["embed.token"])
     those = {"none": [], "all": list(names)}.get(config.get("bias") or "none", list(adapters))
     biases = [path for path in those if path not in saved and getattr(view.bases[path], "bias", None) is not None]
     for path in [*saved, *biases]:
@@ -121,7 +117,20 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
     both = next((path for path in saved if path in adapters), None)
     if both:
         raise ValueError(f"{names[both]} is among modules_to_save and among target_modules")
-    return Plan(adapters, bool(twin or {*pair} <= {*saved}), saved, biases)
+    return Plan(adapters, tied or twin is not None, saved, biases)
+
+
+def is_tied(
+    view: View, config: dict[str, Any], chosen: Collection[str], tensors: Collection[str], ends: Collection[str]
+) -> bool:
+    """Does ensure_weight_tying mean that the head has what the token embedding has, one of both being chosen?
+
+    PEFT ties where the model does and sees it by a name; of GPT-2's pair it writes a name by which it would not see
+    it, so the tensors of the head say it too.
+    """
+    by_name = any(path in chosen and view.ties_by_name(path) for path in ("embed.token", view.head) if path)
+    by_tensor = any(view.tensor(view.head, end) in tensors for end in ends) if view.head else False
+    return bool(config.get("ensure_weight_tying")) and (by_name or by_tensor)
 
 
 def check_names(view: View, config: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Putting an adapter on a model: modules that take the places of others.
 
-An adapter is {path: module}: LoRALinear and LoRAEmbedding around layers of the base, and whole copies of what
-modules_to_save and bias train. They share the base's other Parameters and never write to them, so that putting them in
+An adapter is {path: module}: adapters around layers of the base, and whole copies of what modules_to_save and bias
+train. They share the base's other Parameters and never write to them, so that putting them in
 place, and the base's own back, moves no number.
 """
 
@@ -156,28 +156,25 @@ def check_tensors(
         with np.errstate(over="ignore"):
             if not np.isfinite(x.astype(dtype)).all():
                 raise ValueError(f"{name} holds numbers that are too large for {dtype}")
-    by_place = {(place.path, place.name): name for name, place in places.items()}
     for path, (cls, options) in plan.adapters.items():
-        sizes, given = sizes_of(view.bases[path], options), {slot.name for slot in cls.slots}
-        own = {
-            p.name: reshaped(p.slot, tensors[n], p.slot.shape, sizes)
-            for n, p in places.items()
-            if p.path == path and p.slot
-        }
-        if cls not in classes_of(config) or own.keys() != given:
-            continue  # it uses the tensors of another layer, or of all
-        base = without_weights(cls, sizes["n_in"], sizes["n_out"], dtype)
-        A, B, s = cls.of(base, own, **options).factors() or (np.zeros((1, 1)), np.zeros((1, 1)), 0.0)
+        sizes = sizes_of(view.bases[path], options)
+        there = [(name, place.slot) for name, place in places.items() if place.path == path and place.slot]
+        own = {slot.name: reshaped(slot, tensors[name], slot.shape, sizes) for name, slot in there}
+        if cls not in classes_of(config) or len(own) < len(cls.slots):
+            continue  # it shares those of another layer, or of all
+        factors = cls.of(without_weights(cls, sizes["n_in"], sizes["n_out"], dtype), own, **options).factors()
+        A, B, s = factors or (np.zeros((1, 1)), np.zeros((1, 1)), 0.0)
         a, b = (float(np.abs(x).max()) for x in (A, B))
         if not abs(s) * max(1.0, len(A) * a * b) <= float(np.finfo(dtype).max):
             raise ValueError(
                 f"s = {s:.3g} of {view.names[path]} makes s B A too large for {dtype} (A is up to {a:.3g}, B up to "
                 f"{b:.3g}): see its alpha"
             )
-    for (path, what), name in by_place.items():
-        other = by_place.get(("embed.token", what)) if plan.tied and path == view.head else None
-        if other and not np.array_equal(tensors[name], tensors[other].T if places[name].slot else tensors[other]):
-            raise ValueError(f"ensure_weight_tying: {name} is not {other}{' transposed' * bool(places[name].slot)}")
+    heads = [(name, place) for name, place in places.items() if plan.tied and place.path == view.head]
+    for name, (_, what, slot, _) in heads:
+        other = next((n for n, place in places.items() if place[:2] == ("embed.token", what)), "")
+        if other and not np.array_equal(tensors[name], tensors[other].T if slot else tensors[other]):
+            raise ValueError(f"ensure_weight_tying: {name} is not {other}{' transposed' * bool(slot)}")
 
 
 def build(view: View, plan: Plan, places: dict[str, Place], tensors: dict[str, np.ndarray]) -> dict[str, Module]:

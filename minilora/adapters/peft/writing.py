@@ -24,40 +24,34 @@ from .view import TIED_NAMES, View, view_of
 def save_adapter(model: Transformer, folder: str | Path) -> None:
     """Write the adapters of `model`, and what trains beside them, to `folder`, which is made, or must be empty.
 
-    Layers whose weight trains are written whole (modules_to_save), a classifier always, as PEFT does; biases as bias
-    "all" or "lora_only". The metadata holds the hash of the rest, the base, so that load_adapter can tell another, and
-    the names of a classifier's labels, where they are known. For a base from the Hub the config holds its name and
-    commit.
+    Layers whose weight trains are written whole (modules_to_save), a classifier always, as PEFT does; biases all, or
+    those of the adapted layers. Adapters on parts of a fused layer are written as one on the whole. The metadata holds
+    the hash of the rest, the base, so that load_adapter can tell another, and the names of a classifier's labels, where
+    they are known. For a base from the Hub the config holds its name and commit.
     Raises ValueError when there is no adapter, when it is merged, and for what PEFT's format cannot say: some of the
-    biases, a trained weight below an adapter, adapters of different dropout or scaling, and a tied pair that PEFT does
-    not tie.
+    biases, a trained weight below an adapter, adapters of two variants or of different dropout or scaling, and a tied
+    pair that PEFT does not tie.
     """
     write_folder(folder, adapter_files(model))
 
 
 def adapter_files(model: Transformer) -> dict[str, bytes]:
     """{file name: content} of the adapters of `model`. Raises as save_adapter does."""
-    view = view_of(model)
-    adapters = adapters_of(model)
+    view, adapters = view_of(model), adapters_of(model)
     saved, biases, bias = trained_beside(view, adapters)
-    tied = [path for path, a in adapters.items() if path == view.head and shares(a, adapters.get("embed.token"))]
-    pair = bool(view.head) and {view.head, "embed.token"} <= {*saved}
-    plan = Plan({path: (type(a), a.settings) for path, a in adapters.items()}, bool(tied or pair), saved, biases)
-    config = {
-        **config_of(view, adapters, tied),
-        **names_in_config(view, adapters, saved, tied),
-        "bias": bias,
-        "ensure_weight_tying": plan.tied,
-    }
-    lacks = {*next(iter(adapters.values())).lacks}
-    needed = next((key for key in sorted(lacks) if config.get(key) not in (None, False, "none")), None)
-    if needed:
-        raise ValueError(f"PEFT's config of {config['peft_type']} has no {needed}, and {config[needed]!r} is needed")
+    both = [adapters[path].own_parameters() for path in ("embed.token", view.head) if path in adapters]
+    tied = bool(view.head) and ({"embed.token", view.head} <= {*saved} or (len(both) == 2 and both[0] == both[1]))
+    plan = Plan({path: (type(a), a.settings) for path, a in adapters.items()}, tied, saved, biases)
+    config = {**config_of(view, adapters), **names_in_config(view, adapters, plan)}
+    config |= {"bias": bias, "ensure_weight_tying": tied}
+    lacks = next(iter(adapters.values())).lacks
+    if tied and "ensure_weight_tying" in lacks:
+        raise ValueError(f"PEFT's {config['peft_type']} ties no head to its embedding (ensure_weight_tying)")
+    config = {key: value for key, value in config.items() if key not in lacks}
     metadata = {"format": "pt", "base_sha256": base_hash(model, plan.carried())}
     labels = labels_of(model)
     if labels:
         metadata[LABELS] = json.dumps(label_maps(labels)["id2label"])
-    config = {key: value for key, value in config.items() if key not in lacks}
     return {WEIGHTS: tensors_to_bytes(tensors_in_file(view, plan, adapters, config), metadata), CONFIG: to_json(config)}
 
 
@@ -72,18 +66,14 @@ def adapters_of(model: Transformer) -> dict[str, Adapter]:
     adapted = {path: layer for path, layer in layers.items() if layer.is_adapter}
     found = {path: layer.joined() if isinstance(layer, Parts) else layer for path, layer in adapted.items()}
     if not found:
-        raise ValueError("the model has no adapter: attach_lora(model, ...) first")
+        raise ValueError("the model has no adapter: attach(model, ...) first")
     kinds = sorted({adapter.variant for adapter in found.values()})
     if len(kinds) > 1:
         raise ValueError(f"the adapters are of {len(kinds)} variants, {', '.join(kinds)}, and PEFT's file holds one")
     return found
 
 
-def shares(adapter: Adapter, other: Adapter | None) -> bool:
-    return other is not None and adapter.own_parameters() == other.own_parameters()
-
-
-def config_of(view: View, adapters: dict[str, Adapter], tied: list[str]) -> dict[str, Any]:
+def config_of(view: View, adapters: dict[str, Adapter]) -> dict[str, Any]:
     """The keys that say the variant, its options, and the base. Raises ValueError where PEFT has one value for all and
     the adapters do not."""
     first, model = next(iter(adapters.values())), view.model
@@ -111,33 +101,30 @@ def config_of(view: View, adapters: dict[str, Adapter], tied: list[str]) -> dict
     return config
 
 
-def names_in_config(view: View, adapters: dict[str, Adapter], saved: list[str], tied: list[str]) -> dict[str, Any]:
+def names_in_config(view: View, adapters: dict[str, Adapter], plan: Plan) -> dict[str, Any]:
     """The keys that name layers. Of a tied pair the config has one name, by which PEFT sees the tie: it knows GPT-2's
     by its head alone. Raises ValueError for a family that it has no name for."""
     classes = variants()[next(iter(adapters.values())).variant]
     matches = str.endswith if any(cls.modules_key for cls in classes) else ends_with_part
-    named: dict[str, list[str]] = {key: [] for key in {cls.modules_key for cls in classes}}
-    for path, adapter in adapters.items():
-        if path not in tied:
-            named[adapter.modules_key].append(view.names[path])
-    lists = {key: endings(matches, names, view.modules) for key, names in named.items()}
+    names = {path: name for path, name in view.names.items() if not (plan.tied and path == view.head)}
+    lists: dict[str, Any] = {}
+    for key in {cls.modules_key for cls in classes}:
+        chosen = [name for path, name in names.items() if path in adapters and adapters[path].modules_key == key]
+        lists[key] = endings(matches, chosen, view.modules)
+    targets = sorted({ending for those in lists.values() for ending in those})
     classifies = saves_classifier(view, adapters)
-    pair = [view.head] if view.head in saved and "embed.token" in saved else []
-    rest = [view.names[path] for path in saved if path not in pair and not (classifies and is_of_classifier(path))]
-    whole = [*(CLASSIFIERS if classifies else ()), *endings(str.endswith, rest, view.modules)]
-    targets = sorted({name for names in lists.values() for name in names})
-    if tied or pair:
+    rest = [path for path in plan.saved if path in names and not (classifies and is_of_classifier(path))]
+    whole = endings(str.endswith, [names[path] for path in rest], view.modules)
+    if plan.tied:
         last = [view.names[path].rpartition(".")[2] for path in ("embed.token", view.head)]
         known = next((name for name in last if name in TIED_NAMES), None)
         if known is None:
             family = view.model.family
             raise ValueError(f"PEFT ties only what is called {' or '.join(TIED_NAMES)}, and of {family} it is {last}")
-        if tied:
-            targets = sorted({known if name == last[0] else name for name in targets})
-        else:
-            whole = sorted({known if name == last[0] else name for name in whole})
-    lists.pop("", None)
-    return {"target_modules": targets, "modules_to_save": whole or None, **lists}
+        targets, whole = (sorted({known if x == last[0] else x for x in found}) for found in (targets, whole))
+    whole = [*(CLASSIFIERS if classifies else ()), *whole]
+    lists |= {"target_modules": targets, "modules_to_save": whole or None}
+    return {key: value for key, value in lists.items() if key}
 
 
 def task_type(view: View, adapters: dict[str, Adapter]) -> str | None:
