@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minilora.models.configs import FORMATS
 
 import minilora
 from minilora import accounting, ops
@@ -726,7 +725,7 @@ def their_model(config: dict[str, Any], head: str, labels: int, device: str = "c
 
 
 def heads_of(config: dict[str, Any]) -> list[str]:
-    return list(FORMATS[config["model_type"]].classes)
+    return list(FAMILIES[config["model_type"]].classes)
 
 
 @pytest.mark.oracle
@@ -747,7 +746,7 @@ def test_a_config_is_counted_as_the_class_that_wrote_it(family, tied):
     sizes = dict(TINY.get(family, LLAMA)) | {"tie_word_embeddings": tied}
     del sizes["model_type"]
     config = transformers.AutoConfig.for_model(family, **sizes, num_labels=5)
-    classes, seen = FORMATS[family].classes, 0
+    classes, seen = FAMILIES[family].classes, 0
     stem = classes["none"].removesuffix("Model")
     for ending, head in ENDINGS.items():
         made = getattr(transformers, stem + ending, None)
@@ -838,7 +837,7 @@ def test_adapter_files_have_the_bytes_that_peft_writes(family, dtype, tmp_path):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "roberta"])
 def test_the_embeddings_of_virtual_tokens_have_the_bytes_that_pefts_prompt_tuning_writes(family, head, tmp_path):
     peft = pytest.importorskip("peft")
-    if head not in FORMATS[family].classes or (head == "lm" and "bert" in family):  # PEFT has no task for a masked head
+    if head not in FAMILIES[family].classes or (head == "lm" and "bert" in family):  # PEFT has no task for a masked head
         pytest.skip("there is no such prompt tuning")
     labels = 3 if head in LABELLED else None
     account = count(TINY[family], "prefix-embed", virtual_tokens=5, head=head, labels=labels, tokens=4)
