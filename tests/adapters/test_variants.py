@@ -12,6 +12,7 @@ from minilora.adapters.base import DEFAULT, Adapter, shape, variants
 from minilora.adapters.ia3 import IA3FeedForward, IA3Linear
 from minilora.adapters.merge import merge, unmerge
 from minilora.adapters.vera import VeRALinear
+from minilora.backend import to_numpy
 from minilora.nn import Embedding, Gradients, Linear, Pass
 from minilora.verify import check_model
 
@@ -144,6 +145,23 @@ def test_a_float32_layer_stays_float32(cls, rng):
     dx = adapter.backward(y, cache, grads)
     arrays = [y, dx, *grads.values(), *adapter.merged(), adapter.delta()]
     assert {array.dtype for array in arrays if array is not None} == {np.dtype(np.float32)}
+
+
+@each_class
+def test_a_class_computes_the_same_on_each_array_library(cls, xp, rng):
+    adapter, grads = layer(cls, rng), Gradients()
+    x = rng.integers(0, 5, (3, 2)) if cls.base_type is Embedding else rng.standard_normal((3, 2, 5))
+    y, cache = adapter.forward(x)
+    adapter.backward(y, cache, grads)
+    adapter.to(xp)
+    there, moved = Gradients(), xp.asarray(x)
+    y_there, cache = adapter.forward(moved)
+    adapter.backward(y_there, cache, there)
+    assert isinstance(y_there, xp.ndarray)
+    for ours, other in [(y, y_there), *((grads[p], there[p]) for p in grads)]:
+        np.testing.assert_allclose(to_numpy(other), to_numpy(ours), rtol=1e-10, atol=1e-12)
+    new = cls.start(adapter.base, rng=0, **cls.examples[""])
+    assert {type(p.data) for p in new.own_parameters().values()} == {xp.ndarray}
 
 
 # ---- in a model ----
