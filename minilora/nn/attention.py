@@ -33,11 +33,11 @@ class AttentionCache(NamedTuple):
 
 
 class Attention(Module):
-    """y = o_proj(softmax(q kᵀ/√D + mask) v),  q, k, v = q_proj(x), k_proj(x), v_proj(x), q and k rotated if rope
+    """y = o_proj(softmax(q kᵀ/√D + mask) v),  q, k, v = q_proj(x), k_proj(x), v_proj(x)
 
-    With q_norm and k_norm (Qwen3) each head of q and k is normalised first, before the rotation. With run.kv_cache,
-    the keys and values of earlier tokens come before those of x. With a `window`, a query sees only the last `window`
-    keys, its own among them.
+    With q_norm and k_norm (Qwen3) each head of q and of k is normalised; with `rope` it is then rotated. With
+    run.kv_cache, the keys and values of earlier tokens come before those of x. With a `window`, a query sees only the
+    last `window` keys, its own among them.
     """
 
     # With a causal mask and without a KV cache, from so many tokens on, attention is computed in blocks: no array is
@@ -79,7 +79,7 @@ class Attention(Module):
         return dx
 
     def normalise(self, norm: Module | None, x: Array) -> tuple[Array, Any]:
-        """norm on the D numbers of each head of x (B, T, H·D)."""
+        """`norm` of the D numbers of each head of x (B, T, H·D)."""
         if norm is None:
             return x, None
         y, cache = norm.forward(x.reshape(*x.shape[:-1], -1, self.head_dim))
