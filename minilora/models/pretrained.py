@@ -22,8 +22,7 @@ from .hub import PICKLE, pickled
 from .labels import default_label_maps
 from .names import CONSTANT, hub_name, is_of_head, standard_tensors
 from .sources import INDEX, TENSORS, locate, pinned, weight_map
-from .tokenizer import FILES, READ, TEMPLATES, ByteTokenizer, Tokenizer, read_tokenizer
-from .tokenizer import tokenizer_files as read_files
+from .tokenizer import FILES, READ, TEMPLATES, ByteTokenizer, Tokenizer, files_in, read_tokenizer
 from .transformer import Transformer
 
 CLASSIFIER_LAYERS = re.compile(r"(classifier|classifier_transform|pooler)\.")  # drawn where a file lacks them
@@ -82,10 +81,10 @@ def load_tokenizer(source: str | Path = "builtin") -> Tokenizer:
 
 
 def tokenizer_files(source: str | Path) -> dict[str, bytes]:
-    """{file name: content} of the tokenizer of the model in `source`: a folder's own files, byte for byte; those of a
-    .gguf file are made. Empty where there is none. Raises as load_tokenizer does for a .gguf file."""
+    """{file name: content} of the tokenizer of the model in `source`: a folder's own files, byte for byte, or new ones
+    for a .gguf file. Empty where there is none. Raises as load_tokenizer does for a .gguf file."""
     path = locate(source, also=(*FILES, f"{TEMPLATES}/*.jinja"))
-    return load_tokenizer(path).files() if path.is_file() else read_files(path)
+    return load_tokenizer(path).files() if path.is_file() else files_in(path)
 
 
 def config_file(path: Path) -> Path:

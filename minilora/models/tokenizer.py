@@ -222,7 +222,7 @@ class SubwordTokenizer(Tokenizer):
 
     def files(self) -> dict[str, bytes]:
         if self.folder is not None:
-            return tokenizer_files(self.folder)
+            return files_in(self.folder)
         settings = {**self.settings, "tokenizer_class": "PreTrainedTokenizerFast", **self.names}
         if self.template is not None:
             settings["chat_template"] = self.template
@@ -298,7 +298,7 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
-def tokenizer_files(folder: Path) -> dict[str, bytes]:
+def files_in(folder: Path) -> dict[str, bytes]:
     """{file name: content} of the FILES and named templates in a folder."""
     paths = [*(folder / name for name in FILES), *sorted((folder / TEMPLATES).glob("*.jinja"))]
     return {path.relative_to(folder).as_posix(): read_bytes(path) for path in paths if path.is_file()}

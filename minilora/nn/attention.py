@@ -37,11 +37,11 @@ class AttentionCache(NamedTuple):
 
 
 class Attention(Module):
-    """y = o_proj(softmax(q kᵀ/√D + mask) v),  q, k, v = q_proj(x), k_proj(x), v_proj(x), q and k rotated if rope
+    """y = o_proj(softmax(q kᵀ/√D + mask) v),  q, k, v = q_proj(x), k_proj(x), v_proj(x)
 
-    x and y (B, T, C). With q_norm and k_norm (Qwen3) each head of q and k is normalised before the rotation. With
-    run.kv_cache, the keys and values of earlier tokens come before those of x. With a `window`, a query attends only
-    to the last `window` keys, its own included. A `causal` mask hides later keys.
+    x and y (B, T, C). With q_norm and k_norm (Qwen3) each head of q and of k is normalised; with `rope` it is then
+    rotated. With run.kv_cache, the keys and values of earlier tokens come before those of x. With a `window`, a query
+    attends only to the last `window` keys, its own included. A `causal` mask hides later keys.
     """
 
     # From this number of tokens on, causal attention without a KV cache is computed in blocks, without T x T arrays. On
@@ -84,7 +84,7 @@ class Attention(Module):
         return dx
 
     def normalise(self, norm: Module | None, x: Array) -> tuple[Array, Any]:
-        """norm on the D numbers of each head of x (B, T, H·D)."""
+        """`norm` of the D numbers of each head of x (B, T, H·D)."""
         if norm is None:
             return x, None
         y, cache = norm.forward(x.reshape(*x.shape[:-1], -1, self.head_dim))

@@ -158,6 +158,18 @@ def test_the_scale_of_the_embedding_does_not_hide_in_the_hash(rng):
     assert saving.base_hash(wide) == narrow_hash
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_base_of_an_adapted_model_is_the_model_without_its_adapters(rng, tied):
+    model = small(rng, tied=tied)
+    before, parameters = saving.base_hash(model), set(model.named_parameters().values())
+    without = saving.base_hash(model, ["embed.token.weight"])
+    assert (without == before) is False
+    minilora.attach_lora(model, ["embed", "q_proj"], rng=rng, ensure_weight_tying=tied)
+    assert set(model.base_parameters().values()) == parameters
+    assert saving.base_hash(model) == before
+    assert saving.base_hash(model, ["embed.token.weight"]) == without
+
+
 def test_the_builtin_model_is_what_its_recipe_says():
     model = minilora.load_pretrained()
     size = (BUILTIN / "model.safetensors").stat().st_size
