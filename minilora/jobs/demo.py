@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import ops
 from ..accounting import count_parameters, lora_parameters, memory
-from ..adapters.lora import Adapter, merge, unmerge
+from ..adapters.merge import merge, unmerge
 from ..adapters.peft import CONFIG, WEIGHTS, adapter_files
 from ..adapters.spectrum import effective_rank, energy, singular_values
 from ..backend import Array, to_numpy
@@ -158,7 +158,7 @@ def layer_spectra(model: Transformer, base: Any, paths: Iterable[str]) -> dict[s
     spectra = []
     for path in paths:
         layer: Any = model[path]
-        dW = layer.delta() if isinstance(layer, Adapter) else layer.weight.data - base[path].weight.data
+        dW = layer.delta() if layer.is_adapter else layer.weight.data - base[path].weight.data
         spectra.append(singular_values(dW).astype(float))
     shortest = min(map(len, spectra))
     return {

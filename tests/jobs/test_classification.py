@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import assert_refused, code_of, edit_json, lines, make_base, promised, tree
+from commands import assert_refused, code_of, edit_json, lines, make_base, promised, tree
 
 from minilora.adapters import peft
 from minilora.cli import main

@@ -16,7 +16,7 @@ def arguments(add: Add) -> None:
 
 
 def run(options: Options) -> None:
-    from ...adapters.lora import merge
+    from ...adapters.merge import merge
     from ...files import check_free, write_folder
     from ...models.pretrained import load_tokenizer, model_files, reads_last_token, tokenizer_files
 
