@@ -837,7 +837,9 @@ def test_adapter_files_have_the_bytes_that_peft_writes(family, dtype, tmp_path):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "roberta"])
 def test_the_embeddings_of_virtual_tokens_have_the_bytes_that_pefts_prompt_tuning_writes(family, head, tmp_path):
     peft = pytest.importorskip("peft")
-    if head not in FAMILIES[family].classes or (head == "lm" and "bert" in family):  # PEFT has no task for a masked head
+    if head not in FAMILIES[family].classes or (
+        head == "lm" and "bert" in family
+    ):  # PEFT has no task for a masked head
         pytest.skip("there is no such prompt tuning")
     labels = 3 if head in LABELLED else None
     account = count(TINY[family], "prefix-embed", virtual_tokens=5, head=head, labels=labels, tokens=4)
