@@ -215,6 +215,7 @@ def test_who_waits_for_the_device_is_found_out():
     assert worker.waits(job._replace(event=None)) is None
 
 
+@pytest.mark.slow
 def test_the_products_of_an_op_are_counted_as_it_runs():
     found = roofline(replace(TINY, measure="ops"))
     rows = {row["op"]: row for row in found["ops"]}
@@ -272,6 +273,7 @@ def test_what_a_process_cannot_prepare_is_said_in_a_line(alone, capfd):
     assert "what it said is above" in second
 
 
+@pytest.mark.slow
 def test_without_pytorch_minilora_is_measured_and_drawn_alone_and_what_is_missing_is_said(alone, tmp_path, capfd):
     measures = "forward,lora,full,generate,import,ops"
     words = ["--sizes", "tiny:2x8", "--measures", measures, "--rounds", "1", "--seconds", "0.01"]

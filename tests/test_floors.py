@@ -1,6 +1,7 @@
 """The house: a file imports only from floors below its own, or from its own floor without a circle."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """The files of the package that `path` imports, as dotted names below minilora."""
     here = path.relative_to(PACKAGE).with_suffix("").parts

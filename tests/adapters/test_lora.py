@@ -57,8 +57,7 @@ def snapshot(model: Module) -> dict[str, Any]:
 
 
 @each_family
-@pytest.mark.parametrize("which", ["query and value", "all-linear"])
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize(("which", "dropout"), [("query and value", 0.0), ("all-linear", 0.4)])
 def test_every_gradient_of_the_adapters_is_right(family, which, dropout, rng):
     targets = QUERY_AND_VALUE[family] if which == "query and value" else which
     model, batch = adapted(family, targets, dropout=dropout), some_batch(rng, "left")

@@ -6,6 +6,7 @@ import re
 import warnings
 from typing import Any
 
+import examples
 import numpy as np
 import pytest
 from damage import bounded, refusal
@@ -525,7 +526,7 @@ def test_the_patterns_that_people_write_are_read(tmp_path, pattern):
 
 
 @given(st.text(r".*+?()|ax{2}", max_size=14))
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=examples.count(300), deadline=None, derandomize=True)
 def test_what_is_left_of_all_patterns_is_quick_on_the_longest_of_names(pattern):
     try:
         check_regular("target_modules", pattern, pattern)
@@ -895,7 +896,7 @@ def their_configs(draw: Any) -> tuple[str, str, dict[str, Any]]:
 
 @pytest.mark.oracle
 @pinned
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=examples.count(40), deadline=None, derandomize=True)
 @given(their_configs())
 def test_whatever_peft_writes_is_read_as_peft_reads_it(tmp_path_factory, case):
     hf = pytest.importorskip("peft")

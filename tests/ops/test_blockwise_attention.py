@@ -5,6 +5,7 @@ import tracemalloc
 from functools import partial
 from typing import Any
 
+import examples
 import fakecupy
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def drawn(rng: np.random.Generator, B: int, T: int, G: int, R: int, D: int, dtyp
 # ---- the op ----
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples.count(100), deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     *[st.integers(1, high) for high in (3, 12, 3, 3, 4)],
