@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minilora.adapters.lora import attach_lora
+from minilora.adapters.attach import attach_lora
 from minilora.adapters.peft import load_adapter, save_adapter
 from minilora.backend import load_backend, to_numpy
 from minilora.data import Batch, english, random_windows

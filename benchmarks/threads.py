@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minilora.adapters.lora import attach_lora
+from minilora.adapters.attach import attach_lora
 from minilora.data import english, random_windows
 from minilora.models.generation import generate
 from minilora.models.pretrained import load_pretrained

@@ -9,12 +9,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .accounting import count_parameters as count_parameters
-    from .adapters.lora import Adapter as Adapter
+    from .adapters.attach import attach_lora as attach_lora
+    from .adapters.base import Adapter as Adapter
     from .adapters.lora import LoRAEmbedding as LoRAEmbedding
     from .adapters.lora import LoRALinear as LoRALinear
-    from .adapters.lora import attach_lora as attach_lora
-    from .adapters.lora import merge as merge
-    from .adapters.lora import unmerge as unmerge
+    from .adapters.merge import merge as merge
+    from .adapters.merge import unmerge as unmerge
     from .adapters.peft import load_adapter as load_adapter
     from .adapters.peft import save_adapter as save_adapter
     from .models.config import Config as Config
@@ -45,7 +45,10 @@ if TYPE_CHECKING:
 # Names are loaded when first used: importing takes a hundredth of a second, and `minilora --help` needs no NumPy.
 HOMES = {
     "accounting": ["count_parameters"],
-    "adapters.lora": ["Adapter", "LoRAEmbedding", "LoRALinear", "attach_lora", "merge", "unmerge"],
+    "adapters.attach": ["attach_lora"],
+    "adapters.base": ["Adapter"],
+    "adapters.lora": ["LoRAEmbedding", "LoRALinear"],
+    "adapters.merge": ["merge", "unmerge"],
     "adapters.peft": ["load_adapter", "save_adapter"],
     "models.config": ["Config"],
     "models.families": ["bert", "gpt2", "llama", "roberta"],

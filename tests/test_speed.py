@@ -32,7 +32,7 @@ import pytest
 
 from minilora import accounting, ops
 from minilora.accounting import Account, describe, executed_flops, ledger
-from minilora.adapters.lora import attach_lora
+from minilora.adapters.attach import attach_lora
 from minilora.data import Batch
 from minilora.models.config import Config
 from minilora.models.families import FAMILIES

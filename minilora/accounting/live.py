@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adapters.lora import Adapter, LoRAEmbedding, TiedLoRALinear
+from ..adapters.lora import LoRA, LoRAEmbedding, TiedLoRALinear
 from ..backend import Array
 from ..models.config import LABELLED
 from ..models.transformer import Transformer
@@ -33,7 +33,7 @@ def lora_parameters(model: Module) -> int:
 
     A tied head that has its embedding's A and B adds nothing.
     """
-    adapters = (m for _, m in model.named_modules() if isinstance(m, Adapter) and not isinstance(m, TiedLoRALinear))
+    adapters = (m for _, m in model.named_modules() if isinstance(m, LoRA) and not isinstance(m, TiedLoRALinear))
     return sum(adapter.r * sum(adapter.weight.data.shape) for adapter in adapters)
 
 
@@ -83,9 +83,7 @@ def describe(model: Transformer, *, dropout: bool = False) -> tuple[Architecture
     trained = frozenset(path for path, parameter in model.named_parameters().items() if parameter.trainable)
     layers = {op.path: op for op in made.ops() if isinstance(op, Linear | Table)}
     inserts = [
-        insert_of(module, layers[path], dropout)
-        for path, module in model.named_modules()
-        if isinstance(module, Adapter)
+        insert_of(module, layers[path], dropout) for path, module in model.named_modules() if isinstance(module, LoRA)
     ]
     return made, Plan("this", "what is trainable", trained & set(made.tensors()), tuple(inserts))
 
@@ -117,7 +115,7 @@ def laid_out(model: Transformer) -> Architecture:
     return architecture({**shared, "layer_types": list(c.layer_types) or None}, **head)
 
 
-def insert_of(adapter: Adapter, layer: Linear | Table, dropout: bool) -> Insert:
+def insert_of(adapter: LoRA, layer: Linear | Table, dropout: bool) -> Insert:
     """What lora() says, less what a frozen A or B does not need; dropout keeps a mask, and an x of the layer's own.
 
     A tied head reads its embedding's B where others have A, and A where they have B, and adds no tensor.

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from ..adapters.lora import wasted_rank
+from ..adapters.attach import wasted_rank
 from ..spelling import choose_from
 from .architecture import Architecture, Linear, Shape, Table
 

@@ -244,7 +244,7 @@ def drawing(options: argparse.Namespace) -> dict[str, Any]:
 
 def merge(options: argparse.Namespace) -> None:
     """Write base and adapter as one model."""
-    from ..adapters.lora import merge as merge_model
+    from ..adapters.merge import merge as merge_model
     from ..files import check_free, write_folder
     from ..models.pretrained import load_tokenizer, model_files, reads_last_token, tokenizer_files
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..accounting import count_parameters
-from ..adapters.lora import Adapter, attach_lora
+from ..adapters.attach import attach_lora
+from ..adapters.base import Adapter
 from ..adapters.peft import adapter_files, locate_adapter, read_adapter
 from ..backend import to_numpy
 from ..data import Batch, in_batches, in_order, shuffled, take
@@ -207,7 +208,7 @@ def tune(model: Transformer, train: Batch, held_out: Batch | None, how: Recipe, 
     """Train what is trainable in `model`, whether adapters or all of it; `options` are those of fit()."""
     steps = how.steps(len(train.ids))
     adapters = (module for _, module in model.named_modules() if isinstance(module, Adapter))
-    pairs = [parameter for adapter in adapters for parameter in (adapter.lora_A, adapter.lora_B)]
+    pairs = [parameter for adapter in adapters for parameter in adapter.own_parameters().values()]
     extra = penalty(pairs, how.l1, how.l2) if how.l1 or how.l2 else None
     return fit(
         model, shuffled(train, how.batch, how.seed), steps, lr=how.lr,

@@ -16,7 +16,9 @@ import numpy as np
 
 from .. import ops
 from ..accounting import count_parameters, lora_parameters, memory
-from ..adapters.lora import LoRALinear, attach_lora, merge, unmerge
+from ..adapters.attach import attach_lora
+from ..adapters.lora import LoRALinear
+from ..adapters.merge import merge, unmerge
 from ..adapters.peft import CONFIG, WEIGHTS, adapter_files
 from ..adapters.spectrum import effective_rank, energy, lora_singular_values, singular_values
 from ..backend import Array, to_numpy

@@ -79,7 +79,9 @@ def extracted_files(model: Transformer, paths: dict[str, str], kept: dict[str, K
     for name, path in paths.items():
         layer, base = kept[name], model[path]
         assert isinstance(base, Linear)
-        model[path] = LoRALinear.of(base, layer.A, layer.B, alpha=len(layer.A))
+        model[path] = LoRALinear.of(
+            base, {"lora_A": layer.A, "lora_B": layer.B}, r=len(layer.A), alpha=float(len(layer.A))
+        )
     return adapter_files(model)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..accounting import count_parameters
-from ..adapters.lora import attach_lora
+from ..adapters.attach import attach_lora
 from ..adapters.peft import adapter_files
 from ..data import (
     PIECE as DECODED,

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..accounting import count_parameters
-from ..adapters.lora import attach_lora
+from ..adapters.attach import attach_lora
 from ..display.plots import sweep_figure
 from ..display.tables import numbers_right, wide_console
 from ..files import check_free, check_writable, read_json, to_json, write_whole

@@ -16,6 +16,7 @@ from ..nn import (
     Embedding,
     Embeddings,
     FusedAttention,
+    FusedLinear,
     GatedMLP,
     Gelu,
     Labelled,
@@ -76,7 +77,8 @@ class New:
 
     def fused_attention(self) -> FusedAttention:
         C = self.config.d_model
-        return FusedAttention(self.linear(C, 3 * C, True), self.linear(C, C, True), self.config.head_dim, causal=True)
+        qkv_proj = FusedLinear(self.normal(3 * C, C), self.full(0, 3 * C), ("q_proj", "k_proj", "v_proj"))
+        return FusedAttention(qkv_proj, self.linear(C, C, True), self.config.head_dim, causal=True)
 
     def gelu(self) -> Gelu:
         return Gelu(approximate=self.config.activation == "gelu_tanh")

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..adapters.lora import Adapter, MergedEmbedding, MergedLinear
+from ..adapters.base import Adapter
+from ..adapters.merge import MergedEmbedding, MergedLinear
 from ..backend import Array
 from ..files import load_tensors, read_json, tensors_to_bytes, to_json, weights_hash, write_folder
 from ..nn import shapes_of

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from ..backend import Array, get_array_module, to_numpy
 from ..process import blas_threads
@@ -49,6 +49,9 @@ class Gradients(dict[Parameter, Array]):
 class Module:
     """Named parameters and named children: whatever is assigned to an attribute."""
 
+    is_adapter: ClassVar[bool] = False  # its base is at base, and other parameters are its own
+    is_merged: ClassVar[bool] = False  # a plain layer that an adapter was merged into
+
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Any, Any]:
         raise NotImplementedError
 
@@ -75,6 +78,15 @@ class Module:
                 if isinstance(value, Parameter) and (path := join(prefix, name)) not in without:
                     found.setdefault(value, path)
         return {path: parameter for parameter, path in found.items()}
+
+    def own_parameters(self) -> dict[str, Parameter]:
+        """{name: Parameter} of what is no part of the model below: an adapter's; of other modules none."""
+        return {}
+
+    def base_parameters(self, without: Collection[str] = ()) -> dict[str, Parameter]:
+        """named_parameters(), but for those that adapters add."""
+        added = {p for _, module in self.named_modules() for p in module.own_parameters().values()}
+        return {path: p for path, p in self.named_parameters(without).items() if p not in added}
 
     def parameters(self) -> Iterator[Parameter]:
         """Those of named_parameters(), without the names: much faster. A tied one comes each time it is met."""

@@ -16,7 +16,10 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from .. import ops
-from ..adapters.lora import Adapter, LoRAEmbedding, LoRALinear, MergedEmbedding, MergedLinear, attach_lora
+from ..adapters.attach import attach_lora
+from ..adapters.base import Adapter
+from ..adapters.lora import LoRAEmbedding, LoRALinear
+from ..adapters.merge import MergedEmbedding, MergedLinear
 from ..backend import Array, get_array_module
 from ..models.config import Config
 from ..models.families import FAMILIES, New, bert, gpt2, llama

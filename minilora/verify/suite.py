@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from ..adapters.lora import LoRALinear, attach_lora, merge
+from ..adapters.attach import attach_lora
+from ..adapters.lora import LoRALinear
+from ..adapters.merge import merge
 from ..backend import Array
 from ..display.tables import numbers_right, wide_console
 from ..models.config import Config

@@ -19,16 +19,9 @@ from models import (
     some_batch,
 )
 
-from minilora.adapters.lora import (
-    LoRAEmbedding,
-    LoRALinear,
-    MergedEmbedding,
-    MergedLinear,
-    TiedLoRALinear,
-    attach_lora,
-    merge,
-    unmerge,
-)
+from minilora.adapters.attach import attach_lora
+from minilora.adapters.lora import LoRAEmbedding, LoRALinear, TiedLoRALinear
+from minilora.adapters.merge import MergedEmbedding, MergedLinear, merge, unmerge
 from minilora.adapters.spectrum import lora_singular_values
 from minilora.models.transformer import Transformer
 from minilora.nn import Embedding, Gradients, LayerNorm, Linear, Module, Pass

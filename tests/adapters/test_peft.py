@@ -16,7 +16,7 @@ from peft_models import IDS, PADDING, V, adapted, base, logits, trained
 
 import minilora
 from minilora.adapters import peft
-from minilora.adapters.lora import Adapter
+from minilora.adapters.base import Adapter
 from minilora.adapters.peft.config import INFORMATION, OFF, OTHER_TYPES, READ, REGULAR, WHOLE, check_config
 from minilora.adapters.peft.reading import read_modules
 from minilora.adapters.peft.regular import check_regular

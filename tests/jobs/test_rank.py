@@ -11,7 +11,7 @@ from reports import SHAPE, adapted, base_model
 
 import minilora
 from minilora.adapters import peft, spectrum
-from minilora.adapters.lora import Adapter
+from minilora.adapters.base import Adapter
 from minilora.cli import main
 from minilora.display import plots
 from minilora.display.plots import blocks_and_kinds

@@ -18,7 +18,7 @@ from loopback_hub import Hub
 import minilora
 from minilora.accounting import architecture
 from minilora.adapters import peft
-from minilora.adapters.lora import attach_lora
+from minilora.adapters.attach import attach_lora
 from minilora.cli import main
 from minilora.models import pretrained
 from minilora.models.families import FAMILIES

@@ -5,9 +5,7 @@ from typing import Any
 import numpy as np
 from models import build
 
-from minilora.adapters.lora import (
-    attach_lora,
-)
+from minilora.adapters.attach import attach_lora
 from minilora.models.transformer import Transformer
 from minilora.nn import Module
 

@@ -12,7 +12,7 @@ import pytest
 from models import build
 
 from minilora import files as checkpoint
-from minilora.adapters.lora import attach_lora
+from minilora.adapters.attach import attach_lora
 from minilora.backend import to_numpy
 from minilora.data import Batch
 from minilora.jobs import language_model

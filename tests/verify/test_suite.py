@@ -10,7 +10,7 @@ import pytest
 
 from minilora import ops
 from minilora.adapters import lora
-from minilora.adapters.lora import Adapter
+from minilora.adapters.base import Adapter
 from minilora.cli import main
 from minilora.nn import Block, Module, Sequential
 from minilora.verify.cases import OPS

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from ..lora import is_number
+from ..base import is_number
 from .regular import check_regular
 
 # Keys whose feature is not implemented, with the value that leaves it off.

@@ -18,7 +18,7 @@ from ...models.hub import fetch, name_on_hub, pickled
 from ...models.pretrained import their_name
 from ...models.transformer import Transformer
 from ...nn import Embedding, LayerNorm, Linear, Module, RMSNorm
-from ..lora import Adapter
+from ..base import Adapter
 from .config import check_config, first_match
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from ...files import load_tensors, read_json, save_tensors, tensors_to_bytes, to_json, write_folder
-from ..lora import is_number
+from ..base import is_number
 from .config import OFF
 from .format import CONFIG, PREFIX, WEIGHTS, Pair, locate_adapter, pairs_of, read_adapter
 

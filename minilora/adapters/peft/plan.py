@@ -10,7 +10,9 @@ import numpy as np
 from ...models.pretrained import their_name
 from ...models.transformer import Transformer
 from ...nn import Linear, Module
-from ..lora import HEADS, Adapter, MergedEmbedding, MergedLinear, check_base
+from ..attach import HEADS, adapter_for
+from ..base import Adapter
+from ..merge import MergedEmbedding, MergedLinear
 from .config import ADDED, REGULAR, TIED_NAMES, WHOLE, entries, first_match, is_saved, is_target, matches, short
 from .format import PREFIX, adapter_tensors, every_layer, every_name, layers_of, tied_head
 
@@ -46,7 +48,7 @@ def what_to_adapt(model: Transformer, config: dict[str, Any], tensors: dict[str,
         r = first_match(config, "rank_pattern", theirs, config["r"])
         alpha = first_match(config, "alpha_pattern", theirs, config["lora_alpha"])
         try:
-            check_base(layer, alpha, config.get("lora_dropout") or 0.0)
+            adapter_for(layer).check(layer, alpha=alpha, dropout=config.get("lora_dropout") or 0.0)
         except ValueError as error:
             raise ValueError(f"{theirs}: {error}") from None
         adapted[path] = (r, alpha)

@@ -22,7 +22,10 @@ from ...models.pretrained import BASE, CLASSIFIER_DRAWN, base_hash, load_pretrai
 from ...models.transformer import Transformer
 from ...nn import Embedding, Module, Parameter
 from ...spelling import choose_from
-from ..lora import Adapter, LoRAEmbedding, LoRALinear, MergedEmbedding, MergedLinear, TiedLoRALinear, wasted_rank
+from ..attach import wasted_rank
+from ..base import Adapter
+from ..lora import LoRA, LoRAEmbedding, LoRALinear, TiedLoRALinear
+from ..merge import MergedEmbedding, MergedLinear
 from .format import CONFIG, LABELS, PREFIX, WEIGHTS, carried, layers_of, locate_adapter, read_adapter
 from .plan import Plan, base_of, what_to_adapt
 from .tensors import Place, check_tensors, of_pooler, only_these, tensor_names
@@ -137,10 +140,10 @@ def build(model: Transformer, config: dict[str, Any], plan: Plan, arrays: dict[P
     for path, (_, alpha) in plan.adapted.items():
         base, A, B = modules.get(path, layers[path]), arrays[path, "lora_A"], arrays[path, "lora_B"]
         if isinstance(base, Embedding):
-            adapter: Adapter = LoRAEmbedding.of(base, A, B, alpha, rslora=rslora)
+            adapter: LoRA = LoRAEmbedding.of(base, {"lora_A": A, "lora_B": B}, r=len(A), alpha=alpha, rslora=rslora)
         else:
-            adapter = LoRALinear.of(base, A, B, alpha, rslora=rslora)
-            adapter.dropout = dropout
+            options = {"r": len(A), "alpha": alpha, "rslora": rslora, "dropout": dropout}
+            adapter = LoRALinear.of(base, {"lora_A": A, "lora_B": B}, **options)
         modules[path] = adapter
         if path in plan.biases:
             adapter.base.bias.trainable = True

@@ -13,7 +13,9 @@ from ...models.config import LABELLED
 from ...models.configs import label_maps
 from ...models.pretrained import base_hash, labels_of, their_name
 from ...models.transformer import Transformer
-from ..lora import Adapter, LoRALinear, MergedEmbedding, MergedLinear, TiedLoRALinear
+from ..base import Adapter
+from ..lora import LoRA, LoRALinear, TiedLoRALinear
+from ..merge import MergedEmbedding, MergedLinear
 from .config import CLASSIFIERS, OFF, TIED_NAMES, ends_with
 from .format import (
     CONFIG,
@@ -93,17 +95,17 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
     }
 
 
-def adapters_of(model: Transformer) -> dict[str, Adapter]:
+def adapters_of(model: Transformer) -> dict[str, LoRA]:
     """{dotted path: adapter}. Raises ValueError when there is none, or when they are merged."""
     if any(isinstance(module, MergedLinear | MergedEmbedding) for _, module in model.named_modules()):
         raise ValueError("the adapters are merged: unmerge(model) first")
-    found = {path: module for path, module in model.named_modules() if isinstance(module, Adapter)}
+    found = {path: module for path, module in model.named_modules() if isinstance(module, LoRA)}
     if not found:
         raise ValueError("the model has no adapter: attach_lora(model, ...) first")
     return found
 
 
-def is_of_embedding(adapter: Adapter) -> bool:
+def is_of_embedding(adapter: LoRA) -> bool:
     return not isinstance(adapter, LoRALinear | TiedLoRALinear)
 
 
@@ -116,7 +118,7 @@ def task_type(model: Transformer, classifies: bool) -> str | None:
     return "CAUSAL_LM" if model.family in ("gpt2", "llama") else None
 
 
-def trained_beside(model: Transformer, adapters: dict[str, Adapter]) -> tuple[list[str], list[str], str]:
+def trained_beside(model: Transformer, adapters: dict[str, LoRA]) -> tuple[list[str], list[str], str]:
     """(layers to save whole, layers whose bias alone trains, PEFT's word for those). Raises as save_adapter does."""
     layers, trains = layers_of(model), model.trainable_parameters()
     weight = next((path for path in adapters if f"{path}.weight" in trains), None)
@@ -142,7 +144,7 @@ def trained_beside(model: Transformer, adapters: dict[str, Adapter]) -> tuple[li
     )
 
 
-def saves_classifier(model: Transformer, adapters: dict[str, Adapter]) -> bool:
+def saves_classifier(model: Transformer, adapters: dict[str, LoRA]) -> bool:
     """PEFT saves a classifier whole, whatever trains, where the task says SEQ_CLS or TOKEN_CLS: unless an adapter is on
     it."""
     return model.config.head in LABELLED and not any(map(is_of_classifier, adapters))
@@ -179,7 +181,7 @@ def names_of_a_tie(
 
 
 def tensors_of(
-    model: Transformer, adapters: dict[str, Adapter], saved: list[str], biases: list[str], config: dict[str, Any]
+    model: Transformer, adapters: dict[str, LoRA], saved: list[str], biases: list[str], config: dict[str, Any]
 ) -> dict[str, Array]:
     layers, tensors = layers_of(model), {}
     for path, adapter in adapters.items():

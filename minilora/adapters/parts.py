@@ -1,0 +1,64 @@
+"""Adapters on parts of a fused layer: GPT-2's q_proj and v_proj are rows of its qkv_proj."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..backend import Array, get_array_module
+from ..nn import FusedLinear, Gradients, Inputs, Linear, Module, Parameter, Pass
+from ..nn.module import join
+from .base import Adapter
+
+
+class Parts(Adapter):
+    """y = [y₁ | y₂ | ...], each yᵢ of a part of the frozen fused `base`, adapted or not. The paths of the parts go
+    below the layer's: qkv_proj.q_proj."""
+
+    slots, options = (), ()
+
+    def __init__(self, base: FusedLinear) -> None:
+        base.freeze()
+        self.base = base
+        self.parts: dict[str, Any] = {name: base.part(name) for name in base.parts}
+
+    def children(self) -> dict[str, Module]:
+        return {"base": self.base, **self.parts}
+
+    def replace(self, name: str, module: Module) -> None:
+        self.parts[name] = module
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        yield from super().named_modules(prefix)
+        for name, part in self.parts.items():
+            yield from part.named_modules(join(prefix, name))
+
+    def own_parameters(self) -> dict[str, Parameter]:
+        return {f"{name}.{slot}": p for name, part in self.parts.items() for slot, p in part.own_parameters().items()}
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, list[Any]]:
+        ys, caches = zip(*(part.forward(x, inputs, run) for part in self.parts.values()), strict=True)
+        return get_array_module(x).concatenate(ys, axis=-1), list(caches)
+
+    def backward(self, dy: Array, cache: list[Any], grads: Gradients) -> Array | None:
+        dys = get_array_module(dy).split(dy, len(self.parts), axis=-1)
+        dx, *others = (part.backward(dy, c, grads) for part, dy, c in zip(self.parts.values(), dys, cache, strict=True))
+        for other in others:
+            if dx is not None:
+                dx += other
+        return dx
+
+    def merged(self) -> tuple[Array, Array | None]:
+        W, b = zip(*(part.merged() if part.is_adapter else plain(part) for part in self.parts.values()), strict=True)
+        xp = get_array_module(W[0])
+        return xp.concatenate(W), None if b[0] is None else xp.concatenate(b)
+
+    def joined(self) -> Adapter:
+        """One adapter on the whole fused layer that computes the same, for files that know no parts. Raises ValueError
+        where the parts have other options, or their variant has no such form."""
+        adapted = next(part for part in self.parts.values() if part.is_adapter)
+        return adapted.join_parts(self.base, list(self.parts.values()))
+
+
+def plain(layer: Linear) -> tuple[Array, Array | None]:
+    return layer.weight.data, None if layer.bias is None else layer.bias.data

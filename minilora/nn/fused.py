@@ -1,0 +1,47 @@
+"""One Linear in the place of several: [q | k | v] = qkv_proj(x), and its parts."""
+
+from __future__ import annotations
+
+from .. import ops
+from ..backend import Array, get_array_module
+from .layers import Linear, LinearCache
+from .module import Gradients, Module, Parameter
+
+
+class FusedLinear(Linear):
+    """A Linear whose rows are those of several, `parts`, of equal size: W (n out, in)   b (n out,)"""
+
+    def __init__(self, weight: Array | Parameter, bias: Array | Parameter | None, parts: tuple[str, ...]) -> None:
+        super().__init__(weight, bias)
+        self.parts = parts
+
+    def part(self, name: str) -> Part:
+        n = len(self.weight.data) // len(self.parts)
+        start = n * self.parts.index(name)
+        return Part(self, slice(start, start + n))
+
+
+class Part(Linear):
+    """Some rows of a fused Linear, whose W is frozen: y = x W[rows]ᵀ + b[rows]. W and b are the fused layer's."""
+
+    def __init__(self, fused: FusedLinear, rows: slice) -> None:
+        self.fused, self.rows = fused, rows
+
+    @property
+    def weight(self) -> Parameter:  # type: ignore[override]
+        return Parameter(self.fused.weight.data[self.rows], trainable=False)
+
+    @property
+    def bias(self) -> Parameter | None:  # type: ignore[override]
+        b = self.fused.bias
+        return None if b is None else Parameter(b.data[self.rows], b.trainable)
+
+    def children(self) -> dict[str, Module]:
+        return {}
+
+    def backward(self, dy: Array, cache: LinearCache, grads: Gradients) -> Array | None:
+        if cache.learn_b and self.fused.bias is not None:
+            db = get_array_module(dy).zeros_like(self.fused.bias.data)
+            db[self.rows] = ops.bias_gradients(dy)
+            grads.add(self.fused.bias, db)
+        return super().backward(dy, cache._replace(learn_b=False), grads)
