@@ -969,7 +969,8 @@ def test_a_damaged_adapter_is_refused_in_one_line_or_read_and_the_model_stays_as
         peft.save_adapter(adapted(family, head, **words), tmp_path / f"{i}")
         whole.append((base(family, head), tmp_path / f"{i}"))
     rng, refused = np.random.default_rng(seed), 0
-    for _ in range(100):
+    tries = examples.count(100)
+    for _ in range(tries):
         model, folder = whole[rng.integers(len(whole))]
         model.freeze()
         says, held, before = config(folder), tensors(folder), snapshot(model)
@@ -982,7 +983,7 @@ def test_a_damaged_adapter_is_refused_in_one_line_or_read_and_the_model_stays_as
         except ValueError as error:
             refused += "\n" not in str(error)
         assert snapshot(model) == before
-    assert 50 < refused < 100
+    assert tries / 3 < refused < tries
 
 
 def test_what_an_adapter_changes_in_a_gpt2_is_in_the_orientation_of_its_layers(tmp_path):

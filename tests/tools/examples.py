@@ -7,8 +7,8 @@ every = False  # conftest.py sets it
 
 
 def count(n: int) -> int:
-    """`n` examples, or a sixth of them."""
-    return n if every else max(3, n // 6)
+    """`n` examples, or a tenth of them."""
+    return n if every else max(3, n // 10)
 
 
 def some_of(items: Iterable[Any]) -> list[Any]:
