@@ -65,6 +65,7 @@ def test_every_fault_is_visible_fails_the_check_and_is_named_as_itself(problem):
             problem.forward, learner(problem, name), case.inputs, constants=case.constants, zero=problem.zero
         )
         assert not report.ok, name
+    for name in examples.some_of(problem.faults):
         assert set(diagnosis(problem.name, name).names()) == {name}
 
 
@@ -104,8 +105,8 @@ def test_the_bank_is_as_large_as_it_must_be_and_speaks_two_languages():
 @pytest.mark.parametrize("problem", BANK.values(), ids=BANK)
 def test_a_finding_speaks_of_its_own_tensor_alone(problem):
     case = problem.cases()[0]
-    for name, fault in problem.faults.items():
-        touched = apply(fault.wrong, case)
+    for name in examples.some_of(problem.faults):
+        touched = apply(problem.faults[name].wrong, case)
         for finding in diagnosis(problem.name, name).findings:
             if finding.kind == "fault":
                 others = "|".join(other for other in touched if other != finding.tensor) or "no other"
