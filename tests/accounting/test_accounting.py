@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import examples
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,6 +28,7 @@ from minilora.cli.commands.count import COUNTED
 from minilora.data import Batch
 from minilora.models.config import ACTIVATIONS, LABELLED, Config
 from minilora.models.config_json import ENDINGS
+from minilora.models.families import FAMILIES
 from minilora.nn import Attention, Gradients, Linear, Pass, recompute
 from minilora.nn.optim import SGD, AdamW
 from minilora.training import loss_and_gradients
@@ -85,7 +87,7 @@ def build(setup: dict[str, Any]) -> minilora.Transformer:
     return model
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples.count(60))
 @given(setups())
 def test_the_ledger_has_the_bytes_of_the_cache_and_the_formulas_the_flops_of_a_step(setup):
     model, (B, T), dtype = build(setup), setup["shape"], setup["config"].dtype
@@ -356,7 +358,7 @@ def test_lora_costs_two_thirds_of_a_full_step_and_breaks_even_at_its_rank(n_in, 
     assert accounting.break_even_rank(n_in, n_in) == pytest.approx(n_in / 6)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples.count(20))
 @given(*[st.integers(1, 9)] * 4)
 def test_an_association_order_costs_what_it_executes(n_in, n_out, r, N):
     rng = np.random.default_rng(0)
