@@ -25,6 +25,7 @@ from minilora.accounting.named import BUILDERS, CLASSES, NAMED, PRINTED, read
 from minilora.cli import COUNTED, main
 from minilora.data import Batch
 from minilora.models.config import ACTIVATIONS, LABELLED, Config
+from minilora.models.families import FAMILIES
 from minilora.nn import Gradients, Pass, recompute
 from minilora.nn.optim import SGD, AdamW
 from minilora.training import loss_and_gradients
@@ -74,7 +75,7 @@ def setups(draw) -> dict[str, Any]:
 
 def build(setup: dict[str, Any]) -> minilora.Transformer:
     rng = np.random.default_rng(0)
-    model = getattr(minilora, setup["family"])(setup["config"], rng)
+    model = FAMILIES[setup["family"]].build(setup["config"], rng)
     if setup["lora"]:
         minilora.attach_lora(model, rng=rng, alpha=5, **setup["lora"])
         for path, parameter in model.named_parameters().items():
