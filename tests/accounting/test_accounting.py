@@ -78,7 +78,7 @@ def setups(draw) -> dict[str, Any]:
 
 def build(setup: dict[str, Any]) -> minilora.Transformer:
     rng = np.random.default_rng(0)
-    model = getattr(minilora, setup["family"])(setup["config"], rng)
+    model = FAMILIES[setup["family"]].build(setup["config"], rng)
     if setup["lora"]:
         minilora.attach_lora(model, rng=rng, alpha=5, **setup["lora"])
         for path, parameter in model.named_parameters().items():
