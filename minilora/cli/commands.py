@@ -309,7 +309,7 @@ def count(options: argparse.Namespace) -> None:
     from ..accounting import to_dict
     from ..accounting.memory import QUANTISED
     from ..accounting.methods import OVER_4_BITS, TARGETED
-    from ..accounting.report import show_account, show_side_by_side
+    from ..accounting.report import show_account, show_comparison
     from ..adapters.base import DEFAULT
     from ..display.plots import check_png, cost_figure
     from ..files import write_whole
@@ -337,7 +337,7 @@ def count(options: argparse.Namespace) -> None:
         said = results if options.compare else results[methods[0]]
         print(json.dumps(said, indent=1, ensure_ascii=False, allow_nan=False))
     elif options.compare:
-        show_side_by_side(accounts)
+        show_comparison(accounts)
     else:
         show_account(accounts[methods[0]])
 
