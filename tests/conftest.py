@@ -17,6 +17,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from rich.cells import cell_len  # noqa: E402
 
+pytest.register_assert_rewrite("commands", "runs")
 sys.path.append(str(Path(__file__).parent.parent))  # for benchmarks/; what is installed comes first
 
 from minilora.backend import load_backend  # noqa: E402

@@ -83,3 +83,13 @@ def test_every_folder_with_code_is_a_package_which_is_what_gets_installed():
     root = Path(__file__).parent.parent
     assert 'include = ["minilora*"]' in (root / "pyproject.toml").read_text(encoding="utf-8")
     assert all((path.parent / "__init__.py").is_file() for path in (root / "minilora").rglob("*.py"))
+
+
+def test_tests_mirror_the_house_and_what_they_share_is_in_tools():
+    tests = Path(__file__).parent
+    assert {path.parent.name for path in tests.glob("*/*.py")} <= {*FLOOR, "tools"}
+    for path in tests.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.startswith(("test_", "conftest")) for name in names), f"{path} imports a test file"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_peft import IDS, adapted, base, logits
+from peft_models import IDS, adapted, base, logits
 
 from minilora.adapters import peft
 from minilora.adapters.lora import TiedLoRALinear

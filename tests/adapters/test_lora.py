@@ -5,8 +5,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_transformer import Batch, build, close, each_family, gradients, hugging_face, hugging_face_logits, loss, named
-from test_transformer import some as some_batch
+from adapters import adapted, lora_names
+from models import (
+    Batch,
+    build,
+    close,
+    each_family,
+    gradients,
+    hugging_face,
+    hugging_face_logits,
+    loss,
+    named,
+    some_batch,
+)
 
 from minilora.adapters.attach import attach_lora
 from minilora.adapters.lora import LoRAEmbedding, LoRALinear, TiedLoRALinear
@@ -21,30 +32,12 @@ QUERY_AND_VALUE = {"gpt2": ["qkv_proj"], "llama": ["q_proj", "v_proj"], "bert": 
 QUERY_AND_VALUE["roberta"] = QUERY_AND_VALUE["bert"]
 
 
-def adapted(family: str = "llama", targets: Any = "all-linear", **options: Any) -> Transformer:
-    """A small model with adapters whose B is not 0."""
-    model, rng = (
-        build(family, **{k: options.pop(k) for k in ("tied", "dtype") if k in options}),
-        np.random.default_rng(3),
-    )
-    attach_lora(model, targets, **{"r": 2, "alpha": 3, "rng": rng, **options})
-    for name, parameter in model.named_parameters().items():
-        if name.endswith("lora_B") and "embed" not in name:
-            B = 0.3 * rng.standard_normal(parameter.data.shape)
-            parameter.data = B.astype(parameter.data.dtype)
-    return model
-
-
 def layer(rng: np.random.Generator, n_in: int = 5, n_out: int = 4, **options: Any) -> LoRALinear:
     """One adapted layer whose B is not 0."""
     base = Linear(rng.standard_normal((n_out, n_in)), rng.standard_normal(n_out))
     adapter = LoRALinear(base, **{"r": 2, "alpha": 3, "rng": rng, **options})
     adapter.lora_B.data = rng.standard_normal(adapter.lora_B.data.shape)
     return adapter
-
-
-def lora_names(model: Module) -> set[str]:
-    return {name for name in model.named_parameters() if name.endswith(("lora_A", "lora_B"))}
 
 
 def snapshot(model: Module) -> dict[str, Any]:

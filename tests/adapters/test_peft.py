@@ -11,6 +11,7 @@ import pytest
 from damage import bounded, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft_models import IDS, PADDING, V, adapted, base, logits, trained
 
 import minilora
 from minilora.adapters import peft
@@ -20,7 +21,7 @@ from minilora.adapters.peft.reading import read_modules
 from minilora.adapters.peft.regular import check_regular
 from minilora.files import load_tensors, save_tensors
 from minilora.jobs.changes import adapter_changes
-from minilora.models.config import LABELLED, Config
+from minilora.models.config import LABELLED
 from minilora.models.configs import FORMATS
 from minilora.models.families import FAMILIES
 from minilora.models.pretrained import their_name
@@ -28,59 +29,11 @@ from minilora.models.transformer import Transformer
 from minilora.nn import Gradients, Inputs
 from minilora.nn.optim import SGD, AdamW
 
-V, T = 31, 7
 FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FORMATS[family].classes]
-IDS = np.random.default_rng(9).integers(2, V, (2, T))
-PADDING = np.arange(T) < np.array([[T], [4]])
 ATTENTION = {"gpt2": ["qkv_proj"], "llama": ["q_proj", "v_proj"]}
 THEIRS = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "bert": ["query", "value"], "roberta": ["query", "value"]}
 NORM = {"gpt2": "ln_1", "llama": "norm", "bert": "LayerNorm", "roberta": "LayerNorm"}
 TABLE = {"gpt2": "wte", "llama": "embed_tokens", "bert": "word_embeddings", "roberta": "word_embeddings"}
-
-
-def base(
-    family: str = "llama", head: str = "lm", seed: int = 1, tied: bool = True, dtype: str = "float64"
-) -> Transformer:
-    """A small model no parameter of which is 0 or 1."""
-    rng = np.random.default_rng(seed)
-    special: dict[str, Any] = {
-        "llama": {"n_kv_heads": 1},
-        "bert": {"activation": "gelu"},
-        "roberta": {"offset": 2, "segments": 1, "activation": "gelu"},
-        "gpt2": {},
-    }[family]
-    shape = {
-        "vocab_size": V,
-        "n_layers": 2,
-        "d_model": 12,
-        "n_heads": 2,
-        "d_ff": 20,
-        "max_length": 16,
-        "labels": 3,
-        **special,
-    }
-    model = FAMILIES[family](Config(**shape, head=head, tied=tied, dtype=dtype), rng)
-    for parameter in model.named_parameters().values():
-        parameter.data = (parameter.data + 0.2 * rng.standard_normal(parameter.data.shape)).astype(dtype)
-    return model
-
-
-def trained(model: Transformer, seed: int = 3) -> Transformer:
-    """With other numbers in all that learns."""
-    rng = np.random.default_rng(seed)
-    for parameter in model.trainable_parameters().values():
-        parameter.data = parameter.data + 0.3 * rng.standard_normal(parameter.data.shape).astype(parameter.data.dtype)
-    return model
-
-
-def adapted(family: str, head: str, targets: Any, seed: int = 1, tied: bool = True, **words: Any) -> Transformer:
-    model = base(family, head, seed, tied)
-    minilora.attach_lora(model, targets, rng=np.random.default_rng(2), **{"r": 3, "alpha": 5, **words})
-    return trained(model)
-
-
-def logits(model: Transformer) -> np.ndarray:
-    return model.forward(IDS, Inputs(padding=PADDING))[0]
 
 
 def close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:

@@ -1,6 +1,5 @@
 """The commands: what they make, what they say, and what they leave behind when the input is bad."""
 
-import argparse
 import io
 import itertools
 import json
@@ -21,6 +20,22 @@ from typing import Any
 import fakecupy
 import numpy as np
 import pytest
+from commands import (
+    FINETUNE,
+    RUN,
+    SMALL,
+    WORDS,
+    assert_refused,
+    edit_json,
+    edit_tensors,
+    lines,
+    make_base,
+    outside,
+    promised,
+    refusing,
+    subparsers,
+    tree,
+)
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from minilora import __version__, accounting, ops
@@ -52,21 +67,6 @@ COMMANDS = [
     "audit",
     "verify",
 ]
-SMALL: dict[str, Any] = {
-    "vocab_size": 256, "n_layers": 1, "d_model": 16, "n_heads": 2, "n_kv_heads": 1, "d_ff": 24, "max_length": 32,
-}  # fmt: skip
-WORDS = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(120)).encode()
-RUN = ["--steps", "3", "--batch", "2", "--length", "8", "--rank", "2", "--evaluate-every", "2"]
-
-
-def make_base(folder: Path, seed: int = 1, **changes: Any) -> Path:
-    save_pretrained(llama(Config(**SMALL | changes), np.random.default_rng(seed)), folder)
-    return folder
-
-
-def tree(folder: Path) -> dict[str, bytes | None]:
-    """Every file below `folder` with its bytes, every folder with None."""
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,6 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
     return tmp_path / "here"
 
 
-FINETUNE = ["finetune", "--base", "base", "--data", "words.txt", "--out", "out", *RUN]
 GENERATE = [
     "generate",
     "--base",
@@ -106,40 +105,7 @@ GENERATE = [
 MERGE = ["merge", "--base", "base", "--adapter", "adapter", "--out", "out"]
 
 
-def lines(stderr: str) -> list[str]:
-    """What a terminal shows of it: a progress bar that was cleared is gone."""
-    return [line for line in (row.rpartition("\r")[2] for row in stderr.split("\n")) if line.strip()]
-
-
-def code_of(words: list[str]) -> Any:
-    """The exit code of a command, whether its words did not parse or it could not be done."""
-    try:
-        return main(words)
-    except SystemExit as stop:
-        return stop.code
-
-
-def assert_refused(here: Path, capfd: Any, words: list[str], says: str) -> None:
-    before = tree(here.parent)
-    assert code_of(words) == 2
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert len(lines(err)) == 1
-    assert lines(err)[0].startswith("minilora")
-    assert re.search(says, lines(err)[0]), lines(err)[0]
-    assert tree(here.parent) == before
-
-
 # ---- help ----
-
-
-def subparsers() -> dict[str, argparse.ArgumentParser]:
-    return next(a.choices for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
-
-
-def promised(command: str) -> set[str]:
-    """The files that `minilora <command> --help` says --out will contain."""
-    return set(re.findall(r"\w+\.(?:json|png|safetensors)", subparsers()[command].format_help().split("--out will")[1]))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -340,11 +306,6 @@ def test_help_does_not_wait_for_numpy(words):
     subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=outside())
 
 
-def outside() -> dict[str, str]:
-    """The environment for a command in a process of its own."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(checkpoint.__file__).parents[1]), *sys.path])}
-
-
 # ---- bad input ----
 
 BAD_OPTIONS = {
@@ -428,14 +389,6 @@ def test_finetune_refuses_a_text_that_cannot_be_read_and_names_it(named, here, c
         assert main(FINETUNE) == 2
     assert lines(capfd.readouterr().err) == ["minilora: Input/output error: words.txt"]
     assert tree(here) == before
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def edit_tensors(path: Path, edit: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
-    save_tensors(path, edit(load_tensors(path)[0]), {"format": "pt"})
 
 
 def pickled() -> bytes:
@@ -709,10 +662,6 @@ def test_a_read_only_disk_is_told_with_the_name_of_the_file(words, here, capfd, 
 
     monkeypatch.setattr(checkpoint, "open", refuse, raising=False)
     assert_refused(here, capfd, words, r"Read-only file system: .*\bout\b")
-
-
-def refusing(path: Any, *arguments: Any) -> None:
-    raise PermissionError(13, "Permission denied", str(path))
 
 
 WRITERS = {

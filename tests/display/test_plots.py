@@ -8,9 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Text
-from test_demo import made_up as demo_report
-from test_rank import adapted, base_model
-from test_sweep import made_up as sweep_report
+from reports import adapted, base_model, demo_report, sweep_report
 
 from minilora.adapters import peft
 from minilora.cli import main

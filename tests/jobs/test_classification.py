@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import assert_refused, code_of, edit_json, lines, make_base, promised, tree
+from commands import assert_refused, code_of, edit_json, lines, make_base, promised, subparsers, tree
 
 from minilora.adapters import peft
 from minilora.cli import main
@@ -466,8 +466,6 @@ def test_settings_that_cannot_be_compared_are_refused_before_any_training(words,
 
 
 def test_every_option_of_a_recipe_is_one_of_the_command():
-    from test_cli import subparsers
-
     offered = {action.dest for action in subparsers()["finetune"]._actions}
     assert set(classification.OPTIONS) <= offered
     assert Recipe(epochs=2, batch=4, accumulate=3).steps(33) == 6  # 9 batches an epoch, three to a step

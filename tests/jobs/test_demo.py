@@ -12,7 +12,8 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
-from test_cli import SMALL, WORDS, outside, promised, tree
+from commands import SMALL, WORDS, outside, promised, tree
+from reports import demo_report as made_up
 
 from minilora.adapters.lora import LoRALinear
 from minilora.adapters.peft import load_adapter
@@ -27,34 +28,6 @@ from minilora.models.pretrained import load_pretrained
 from minilora.models.transformer import Transformer
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def made_up() -> dict[str, Any]:
-    """A report with the shape of a real one and round numbers."""
-
-    def method(label: str, trainable: int, size: int) -> dict[str, Any]:
-        return {
-            "label": label,
-            "trainable": trainable,
-            "step_seconds": 0.1,
-            "memory": {"weights": 4_000_000, "cache": 50_000_000, "gradients": size, "optimizer": 2 * size},
-            "curve": {"train": [4.0, 3.0, 2.5], "held_out": [(0, 4.0), (3, 2.4)]},
-        }
-
-    spectrum = {"effective_rank": 5.0, "mean_spectrum": [1.0, 0.5, 0.2], "energy_kept": {1: 0.5, 2: 0.9}}
-    return {
-        "base": {"params": 1000, "english": {"model": 1.7, "zlib": 2.6, "lzma": 1.9, "bigram": 3.7}},
-        "target": {"bits_per_byte": {"base": 4.0, "lora": 2.4, "full": 2.0}},
-        "lora": method("LoRA, r = 8", 80, 1000) | {"rank": 8, "by_formula": 80, "share_of_gain": 0.8},
-        "full": method("full fine-tuning", 1000, 12_500),
-        "rank": {"lora": spectrum, "full": spectrum},
-        "gradcheck": {"tensors": 4, "groups": {"lora_A": 1e-10}},
-        "samples": {"before": "x [1]", "after": "y"},
-        "merge": {"max_abs_diff": 1e-6, "max_abs_logit": 20.0},
-        "unmerge": {"bit_exact": True},
-        "frozen_unchanged": True,
-        "seconds": 30.0,
-    }
 
 
 def test_the_figure_of_a_report_is_a_png_with_three_colours_on_it_and_each_time_the_same():

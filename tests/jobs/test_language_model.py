@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import WORDS, assert_refused, lines, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli import WORDS, assert_refused, lines, tree
-from test_tokenizer import CHATML, MADE, NAMES, byte_level
+from made_tokenizers import CHATML, MADE, NAMES, byte_level
 
 import minilora
 from minilora.cli import main

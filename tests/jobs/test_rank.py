@@ -6,7 +6,8 @@ import re
 
 import numpy as np
 import pytest
-from test_cli import assert_refused, edit_json, edit_tensors
+from commands import assert_refused, edit_json, edit_tensors
+from reports import SHAPE, adapted, base_model
 
 import minilora
 from minilora.adapters import peft, spectrum
@@ -23,27 +24,8 @@ from minilora.models.families import FAMILIES
 from minilora.models.names import hub_name
 from minilora.models.pretrained import their_name
 
-SHAPE = {"vocab_size": 40, "n_layers": 2, "d_model": 16, "n_heads": 4, "n_kv_heads": 2, "d_ff": 24, "max_length": 32}
 IDS = np.random.default_rng(9).integers(0, SHAPE["vocab_size"], (2, 9))
 FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FORMATS[family].classes]
-
-
-def base_model(tied=True):
-    """A small llama whose weights are not as small as those of a new one."""
-    rng = np.random.default_rng(1)
-    model = minilora.llama(minilora.Config(**SHAPE, tied=tied), rng)
-    for parameter in model.named_parameters().values():
-        parameter.data = (parameter.data + 0.2 * rng.standard_normal(parameter.data.shape)).astype("f4")
-    return model
-
-
-def adapted(seed=3, targets="all-linear", **words):
-    """The same with an adapter whose B is not 0."""
-    model, rng = base_model(), np.random.default_rng(seed)
-    minilora.attach_lora(model, targets, rng=rng, **({"r": 3, "alpha": 5} | words))
-    for parameter in model.trainable_parameters().values():
-        parameter.data = 0.3 * rng.standard_normal(parameter.data.shape, dtype="f4")
-    return model
 
 
 def merged(model):

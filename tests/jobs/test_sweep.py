@@ -21,11 +21,13 @@ import joblib
 import matplotlib.image
 import numpy as np
 import pytest
+from commands import WORDS, assert_refused, lines, make_base, outside, promised, subparsers, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
-from test_cli import WORDS, assert_refused, lines, make_base, outside, promised, subparsers, tree
-from test_resume import Killed, interrupting, tear, watch
+from reports import rows_of
+from reports import sweep_report as made_up
+from runs import Killed, interrupting, tear, watch
 
 from minilora.cli import main
 from minilora.display import plots
@@ -422,21 +424,6 @@ def test_a_rank_has_the_mean_and_spread_of_the_lowest_losses_after_training_bega
         assert row["standard_error"] == pytest.approx(statistics.stdev(best) / len(best) ** 0.5, abs=1e-12)
 
 
-def rows_of(means: list[float | None], errors: list[float | None]) -> list[dict[str, Any]]:
-    """The rows of ranks 1, 2, 4, ..., of two seeds each; where the mean is None, the second has failed."""
-    return [
-        {
-            "rank": 2**i,
-            "trainable": 100 * 2**i,
-            "mean": mean,
-            "standard_error": None if mean is None else error,
-            "standard_deviation": None,
-            "seeds": [{"bits_per_byte": mean}, {"failed": "x"} if mean is None else {"bits_per_byte": mean}],
-        }
-        for i, (mean, error) in enumerate(zip(means, errors, strict=True))
-    ]
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.none() | st.sampled_from([2.0, 2.1, 2.3, 2.35, 3.0]), min_size=1, max_size=7), st.data())
 def test_the_choice_is_within_one_standard_error_of_the_best_and_no_smaller_rank_matches_one_of_the_pareto_set(
@@ -476,14 +463,6 @@ def test_the_words_follow_the_numbers(means, error, seeds, said, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert re.search(said, shown), shown
     assert ("standard error of" in shown) == (seeds > 1 and report["best"] != 1)
-
-
-def made_up(means: list[float | None], error: float | None, seeds: int = 2) -> dict[str, Any]:
-    rows = rows_of(means, [error] * len(means))
-    for row in rows:
-        del row["seeds"][seeds:]
-    settings = {"ranks": [row["rank"] for row in rows], "seeds": seeds}
-    return {"settings": settings, "base_bits_per_byte": 3.0, "ranks": rows, **sweep.choose(rows)}
 
 
 # ---- what `minilora info` says of it ----

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_transformer import build
+from models import build
 
 import minilora
 from minilora.models.generation import CHUNK, choose, generate, next_ids, stream

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_lora import adapted
-from test_transformer import build, each_family, forward_loss, gradients, named
-from test_transformer import some as some_batch
+from adapters import adapted
+from models import build, each_family, forward_loss, gradients, named, some_batch
 
 from minilora import ops
 from minilora.backend import get_array_module, to_numpy

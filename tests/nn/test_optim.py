@@ -7,9 +7,9 @@ from typing import Any
 import fakecupy
 import numpy as np
 import pytest
+from adapters import adapted, lora_names
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_lora import adapted, lora_names
 
 from minilora.backend import get_array_module, to_numpy
 from minilora.nn import Gradients, Parameter, optim

@@ -2,90 +2,37 @@
 
 import copy
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import fakecupy
 import numpy as np
 import pytest
+from models import (
+    AGREEMENT,
+    SHAPE,
+    build,
+    close,
+    each_family,
+    fresh,
+    gradients,
+    hugging_face,
+    hugging_face_logits,
+    loss,
+    named,
+    transposed,
+)
+from models import some_batch as some
 
 from minilora import ops
-from minilora.backend import Array, get_array_module, to_numpy
+from minilora.backend import to_numpy
 from minilora.models.config import Config
 from minilora.models.families import FAMILIES
 from minilora.models.names import hub_name
 from minilora.models.transformer import Transformer
-from minilora.nn import Attention, Gradients, Inputs, Pass
+from minilora.nn import Attention, Gradients, Inputs
 from minilora.verify import check_model
 
-SHAPE: dict[str, Any] = {"vocab_size": 13, "n_layers": 2, "d_model": 12, "d_ff": 10, "max_length": 9, "eps": 0.01}
-HEADS: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_heads": 3},
-    "llama": {"n_heads": 6, "n_kv_heads": 2, "rope_theta": 50.0},
-    "bert": {"n_heads": 4, "segments": 3},
-    "roberta": {"n_heads": 3, "segments": 3, "offset": 2, "activation": "gelu"},
-}
-
-each_family = pytest.mark.parametrize("family", FAMILIES)
 each_side = pytest.mark.parametrize("side", ["left", "right"])
-
-
-def fresh(family: str, **options: Any) -> Transformer:
-    """A small model at its initialization, in float64 unless told otherwise."""
-    config = Config(**{**SHAPE, **HEADS[family], "dtype": "float64", **options})
-    return FAMILIES[family](config, np.random.default_rng(1))
-
-
-def build(family: str, **options: Any) -> Transformer:
-    """A small model in which no weight, gain or bias is where it started."""
-    model, rng = fresh(family, **options), np.random.default_rng(2)
-    for parameter in model.named_parameters().values():
-        parameter.data = (parameter.data + 0.3 * rng.standard_normal(parameter.data.shape)).astype(parameter.data.dtype)
-    return model
-
-
-class Batch(NamedTuple):
-    ids: np.ndarray
-    labels: np.ndarray
-    inputs: Inputs
-    real: np.ndarray
-    run: Pass = Pass()
-
-
-def some(rng: np.random.Generator, side: str = "none") -> Batch:
-    """Three sequences, two of which are padded on one side; padding and some real tokens carry no label."""
-    T, lengths = 6, np.array([6, 6, 6] if side == "none" else [6, 4, 2])
-    real = np.arange(T) < lengths[:, None]
-    real = real[:, ::-1].copy() if side == "left" else real
-    ids, segments = rng.integers(0, 13, (3, T)), rng.integers(0, 3, (3, T))
-    labels = np.where(real, rng.integers(0, 13, (3, T)), ops.IGNORE)
-    labels[0, 2:4] = ops.IGNORE
-    return Batch(ids, labels, Inputs(None if side == "none" else real, segments), real)
-
-
-def loss(model: Transformer, batch: Batch) -> Array:
-    return forward_loss(model, batch)[0]
-
-
-def forward_loss(model: Transformer, batch: Batch) -> tuple[Array, Any]:
-    logits, caches = model.forward(batch.ids, batch.inputs, batch.run)
-    L, cache = ops.cross_entropy_forward(logits, get_array_module(logits).asarray(batch.labels))
-    return L, (caches, cache)
-
-
-def gradients(model: Transformer, batch: Batch) -> Gradients:
-    _, (caches, cache) = forward_loss(model, batch)
-    grads = Gradients()
-    model.backward(ops.cross_entropy_backward(1.0, cache), caches, grads)
-    return grads
-
-
-def named(model: Transformer, grads: Gradients) -> dict[str, np.ndarray]:
-    return {name: to_numpy(grads[p]) for name, p in model.named_parameters().items() if p in grads}
-
-
-def close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
-    """Within `tolerance` of the largest number."""
-    return a.shape == b.shape and bool(np.abs(a - b).max() <= tolerance * np.abs(b).max())
 
 
 # ---- gradients ----
@@ -375,61 +322,6 @@ def test_ids_may_be_nested_lists(family):
 
 
 # ---- Hugging Face's models with the same weights ----
-
-# Hugging Face's Llama computes its RMS norms and angles in float32, whatever the model is in
-AGREEMENT = {"gpt2": 1e-10, "llama": 1e-5, "bert": 1e-10, "roberta": 1e-10}
-
-
-def transposed(family: str, name: str) -> bool:
-    return family == "gpt2" and name.endswith("_proj.weight")  # their Conv1D holds W as (in, out)
-
-
-def hugging_face(model: Transformer) -> Any:
-    """Their model, in float64, of our model's shape and with its weights."""
-    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
-    c, family = model.config, model.family
-    # not "eager": it takes the softmax in float32, where a token of padding that sees nothing is not a number
-    common = {"vocab_size": c.vocab_size, "attn_implementation": "sdpa", "tie_word_embeddings": c.tied}
-    common |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    sizes = {"hidden_size": c.d_model, "intermediate_size": c.d_ff, "num_hidden_layers": c.n_layers}
-    sizes |= {"num_attention_heads": c.n_heads, "max_position_embeddings": c.max_length}
-    if family == "gpt2":
-        other = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-            n_positions=c.max_length, n_embd=c.d_model, n_layer=c.n_layers, n_head=c.n_heads, n_inner=c.d_ff,
-            layer_norm_epsilon=c.eps, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **common))  # fmt: skip
-    elif family == "llama":
-        rope = {"rope_type": "default", "rope_theta": c.rope_theta}
-        other = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-            num_key_value_heads=c.n_kv_heads, rms_norm_eps=c.eps, rope_parameters=rope, **sizes, **common))  # fmt: skip
-    else:
-        kind = {"bert": "Bert", "roberta": "Roberta"}[family]
-        sizes |= {"max_position_embeddings": c.offset + c.max_length}
-        other = getattr(transformers, f"{kind}ForMaskedLM")(getattr(transformers, f"{kind}Config")(
-            hidden_act="gelu" if c.activation == "gelu" else "gelu_new", layer_norm_eps=c.eps,
-            type_vocab_size=c.segments, hidden_dropout_prob=0, attention_probs_dropout_prob=0,
-            **sizes, **(common | {"pad_token_id": c.offset - 1 if c.offset else None})))  # fmt: skip
-    other = other.double()
-    for module in other.modules():
-        if isinstance(module, torch.nn.Embedding):
-            module.padding_idx = None  # theirs gives no gradient to the row of the padding's id, real or not
-    parameters = dict(other.named_parameters())
-    with torch.no_grad():
-        for name, data in model.state_dict().items():
-            data = data.T if transposed(family, name) else data
-            parameters.pop(hub_name(family, name)).copy_(torch.tensor(data))
-    assert not parameters, "what is theirs alone"
-    return other
-
-
-def hugging_face_logits(other: Any, family: str, batch: Batch) -> Any:
-    torch = pytest.importorskip("torch")
-    ids, real, segments = map(torch.tensor, (batch.ids, batch.real, batch.inputs.segments))
-    positions = torch.clamp(torch.cumsum(real, 1) - 1, min=0)
-    options = {"input_ids": ids, "attention_mask": real.long()}
-    if family in ("bert", "roberta"):
-        positions += {"bert": 0, "roberta": 2}[family]
-        return other(**options, position_ids=positions, token_type_ids=segments).logits
-    return other(**options, position_ids=positions).logits
 
 
 @pytest.mark.oracle

@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_cli import FINETUNE, WORDS, edit_tensors, lines, make_base, outside, refusing, tree
-from test_training import bits, learner, quietly
+from commands import FINETUNE, WORDS, edit_tensors, lines, make_base, outside, refusing, tree
+from runs import Killed, bits, interrupting, learner, quietly, tear, watch
 
-from minilora import files as checkpoint
 from minilora.cli import main
-from minilora.data import Batch
 from minilora.files import load_tensors, save_tensors
 from minilora.jobs import language_model
 from minilora.nn.optim import SGD, AdamW
@@ -31,53 +29,6 @@ RUN = [
     *FINETUNE, "--steps", str(STEPS), "--dropout", "0.1", "--accumulate", "2", "--lr", "0.1",
     "--evaluate-every", "3", "--patience", "9", "--checkpoint-every", "2",
 ]  # fmt: skip
-
-
-class Killed(BaseException):
-    """Nobody catches this."""
-
-
-def watch(monkeypatch: pytest.MonkeyPatch, hook: Callable[[str], None]) -> list[Path]:
-    """Call `hook` before and after each batch and each moment at which something reaches the disk.
-
-    Returns the files that were opened for writing and may not have reached it yet, a list that follows the run.
-    """
-    unsynced: list[Path] = []
-
-    def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            hook(f"before {name}")
-            result = original(*arguments, **options)
-            if name == "fsync":
-                unsynced.clear()
-            hook(f"after {name}")
-            return result
-
-        return call
-
-    def opened(path: Path, mode: str) -> Any:
-        unsynced.append(path.absolute())
-        hook("before open")
-        return open(path, mode)
-
-    def windows(*arguments: Any) -> Callable[[int], Batch]:
-        return watched("a batch", random_windows(*arguments))
-
-    random_windows = language_model.random_windows
-    monkeypatch.setattr(language_model, "random_windows", windows)
-    for name in ("fsync", "replace", "mkdir"):
-        monkeypatch.setattr(os, name, watched(name, getattr(os, name)))
-    monkeypatch.setattr(checkpoint, "open", opened, raising=False)
-    return unsynced
-
-
-def tear(folder: Path, copy: Path, unsynced: list[Path], rng: np.random.Generator) -> None:
-    """What a killed process leaves: all as it is now, but files that have not reached the disk cut at any byte."""
-    shutil.copytree(folder, copy)
-    for path in unsynced:
-        torn = copy / path.relative_to(folder)
-        content = torn.read_bytes() if torn.exists() else b""
-        torn.write_bytes(content[: rng.integers(0, len(content) + 1)])
 
 
 def go_on(words: list[str] = RUN) -> int:
@@ -212,24 +163,6 @@ def process(words: list[str], out: str, stderr: int = subprocess.DEVNULL) -> sub
 
 
 # ---- Ctrl-C ----
-
-
-def interrupting(monkeypatch: pytest.MonkeyPatch, *moments: tuple[str, int]) -> None:
-    """Ctrl-C at the n-th event of a name, for each (name, n)."""
-    seen: list[str] = []
-
-    def hook(event: str) -> None:
-        seen.append(event)
-        if (event, seen.count(event)) in moments:
-            signal.raise_signal(signal.SIGINT)
-
-    def reading(*arguments: Any) -> Any:
-        hook("evaluation")
-        return all_windows(*arguments)
-
-    all_windows = language_model.all_windows
-    watch(monkeypatch, hook)
-    monkeypatch.setattr(language_model, "all_windows", reading)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import signal
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_transformer import FAMILIES, build
+from models import build
+from runs import bits, learner, quietly, some
 
-from minilora.adapters.attach import attach_lora
-from minilora.backend import to_numpy
 from minilora.data import Batch, all_windows, bigram_bits_per_byte, excerpts, zlib_bits_per_byte
 from minilora.data import bits as bits_per_token
 from minilora.data import english as english_text
 from minilora.jobs.language_model import RECIPE, SHAPE, recipe_optimizer
-from minilora.models.families import llama
+from minilora.models.families import FAMILIES, llama
 from minilora.models.pretrained import load_pretrained
 from minilora.models.sources import BUILTIN
 from minilora.models.transformer import Transformer
@@ -33,26 +31,6 @@ few = settings(max_examples=25, deadline=None, derandomize=True)
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-def learner(dtype: str = "float32", dropout: float = 0.0) -> Transformer:
-    """A small adapted model, its lora_B no longer 0."""
-    model, rng = build("llama", dtype=dtype), np.random.default_rng(3)
-    attach_lora(model, "all-linear", 2, rng=rng, dropout=dropout)
-    for path, parameter in model.trainable_parameters().items():
-        if path.endswith("lora_B"):
-            parameter.data = (0.1 * rng.standard_normal(parameter.data.shape)).astype(dtype)
-    return model
-
-
-def some(seed: int, B: int = 4, T: int = 6, padded: bool = False) -> Batch:
-    """Rows with unequal numbers of labels; with padding, of unequal length too."""
-    rng = np.random.default_rng([5, seed])
-    ids = rng.integers(0, 13, (B, T))
-    real = np.arange(T) < rng.integers(1, T + 1, (B, 1))
-    labelled = (rng.random((B, T)) < rng.random((B, 1))) & (real | (not padded))
-    targets = np.where(labelled, rng.integers(0, 13, (B, T)), IGNORE)
-    return Batch(ids, targets, *((real, rng.integers(0, 3, (B, T))) if padded else ()))
-
-
 def together(batches: list[Batch]) -> Batch:
     return Batch(*(None if parts[0] is None else np.concatenate(parts) for parts in zip(*batches, strict=True)))
 
@@ -60,10 +38,6 @@ def together(batches: list[Batch]) -> Batch:
 def sharded(model: Transformer, batches: list[Batch], shards: int, seed: int = 0) -> tuple[Any, Gradients]:
     with ThreadPoolExecutor(shards) as pool:
         return sharded_loss_and_gradients(pool, shards, model, batches, [seed])
-
-
-def bits(model: Transformer) -> dict[str, bytes]:
-    return {path: to_numpy(data).tobytes() for path, data in model.state_dict().items()}
 
 
 def assert_close(one: tuple[Any, Gradients], other: tuple[Any, Gradients], tolerance: float) -> None:
@@ -199,10 +173,6 @@ def test_labels_that_do_not_fit_are_refused_in_training_and_in_evaluation(judge,
 
 
 # ---- fit ----
-
-
-def quietly(model: Transformer, batches: Callable[[int], Batch] = some, steps: int = 6, **options: Any) -> Any:
-    return fit(model, batches, steps, description=None, **options)
 
 
 def test_after_step_is_called_once_a_step_with_the_clipped_gradients_and_may_change_the_parameters():

@@ -1,0 +1,28 @@
+"""Small models with adapters."""
+
+from typing import Any
+
+import numpy as np
+from models import build
+
+from minilora.adapters.attach import attach_lora
+from minilora.models.transformer import Transformer
+from minilora.nn import Module
+
+
+def adapted(family: str = "llama", targets: Any = "all-linear", **options: Any) -> Transformer:
+    """A small model with adapters whose B is not 0."""
+    model, rng = (
+        build(family, **{k: options.pop(k) for k in ("tied", "dtype") if k in options}),
+        np.random.default_rng(3),
+    )
+    attach_lora(model, targets, **{"r": 2, "alpha": 3, "rng": rng, **options})
+    for name, parameter in model.named_parameters().items():
+        if name.endswith("lora_B") and "embed" not in name:
+            B = 0.3 * rng.standard_normal(parameter.data.shape)
+            parameter.data = B.astype(parameter.data.dtype)
+    return model
+
+
+def lora_names(model: Module) -> set[str]:
+    return {name for name in model.named_parameters() if name.endswith(("lora_A", "lora_B"))}

@@ -1,0 +1,114 @@
+"""Small training runs, and what interrupts a run: a kill, or Ctrl-C."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from models import build
+
+from minilora import files as checkpoint
+from minilora.adapters.attach import attach_lora
+from minilora.backend import to_numpy
+from minilora.data import Batch
+from minilora.jobs import language_model
+from minilora.models.transformer import Transformer
+from minilora.ops import IGNORE
+from minilora.training import fit
+
+
+def learner(dtype: str = "float32", dropout: float = 0.0) -> Transformer:
+    """A small adapted model, its lora_B no longer 0."""
+    model, rng = build("llama", dtype=dtype), np.random.default_rng(3)
+    attach_lora(model, "all-linear", 2, rng=rng, dropout=dropout)
+    for path, parameter in model.trainable_parameters().items():
+        if path.endswith("lora_B"):
+            parameter.data = (0.1 * rng.standard_normal(parameter.data.shape)).astype(dtype)
+    return model
+
+
+def some(seed: int, B: int = 4, T: int = 6, padded: bool = False) -> Batch:
+    """Rows with unequal numbers of labels; with padding, of unequal length too."""
+    rng = np.random.default_rng([5, seed])
+    ids = rng.integers(0, 13, (B, T))
+    real = np.arange(T) < rng.integers(1, T + 1, (B, 1))
+    labelled = (rng.random((B, T)) < rng.random((B, 1))) & (real | (not padded))
+    targets = np.where(labelled, rng.integers(0, 13, (B, T)), IGNORE)
+    return Batch(ids, targets, *((real, rng.integers(0, 3, (B, T))) if padded else ()))
+
+
+def bits(model: Transformer) -> dict[str, bytes]:
+    return {path: to_numpy(data).tobytes() for path, data in model.state_dict().items()}
+
+
+def quietly(model: Transformer, batches: Callable[[int], Batch] = some, steps: int = 6, **options: Any) -> Any:
+    return fit(model, batches, steps, description=None, **options)
+
+
+class Killed(BaseException):
+    """Nobody catches this."""
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, hook: Callable[[str], None]) -> list[Path]:
+    """Call `hook` before and after each batch and each moment at which something reaches the disk.
+
+    Returns the files that were opened for writing and may not have reached it yet, a list that follows the run.
+    """
+    unsynced: list[Path] = []
+
+    def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            hook(f"before {name}")
+            result = original(*arguments, **options)
+            if name == "fsync":
+                unsynced.clear()
+            hook(f"after {name}")
+            return result
+
+        return call
+
+    def opened(path: Path, mode: str) -> Any:
+        unsynced.append(path.absolute())
+        hook("before open")
+        return open(path, mode)
+
+    def windows(*arguments: Any) -> Callable[[int], Batch]:
+        return watched("a batch", random_windows(*arguments))
+
+    random_windows = language_model.random_windows
+    monkeypatch.setattr(language_model, "random_windows", windows)
+    for name in ("fsync", "replace", "mkdir"):
+        monkeypatch.setattr(os, name, watched(name, getattr(os, name)))
+    monkeypatch.setattr(checkpoint, "open", opened, raising=False)
+    return unsynced
+
+
+def tear(folder: Path, copy: Path, unsynced: list[Path], rng: np.random.Generator) -> None:
+    """What a killed process leaves: all as it is now, but files that have not reached the disk cut at any byte."""
+    shutil.copytree(folder, copy)
+    for path in unsynced:
+        torn = copy / path.relative_to(folder)
+        content = torn.read_bytes() if torn.exists() else b""
+        torn.write_bytes(content[: rng.integers(0, len(content) + 1)])
+
+
+def interrupting(monkeypatch: pytest.MonkeyPatch, *moments: tuple[str, int]) -> None:
+    """Ctrl-C at the n-th event of a name, for each (name, n)."""
+    seen: list[str] = []
+
+    def hook(event: str) -> None:
+        seen.append(event)
+        if (event, seen.count(event)) in moments:
+            signal.raise_signal(signal.SIGINT)
+
+    def reading(*arguments: Any) -> Any:
+        hook("evaluation")
+        return all_windows(*arguments)
+
+    all_windows = language_model.all_windows
+    watch(monkeypatch, hook)
+    monkeypatch.setattr(language_model, "all_windows", reading)
