@@ -85,7 +85,8 @@ class Adapter(Module):
     slots: ClassVar[tuple[Slot, ...]]
     kept: ClassVar[tuple[Kept, ...]]
     products: ClassVar[Products]
-    laws: ClassVar[Mapping[str, Law]] = {}
+    laws: ClassVar[Mapping[str, Law]] = {}  # what must hold of an adapter whose slots are off their start
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {}}  # {what is special: options} that verify checks
 
     base: Any
 
@@ -282,6 +283,11 @@ def variants() -> dict[str, list[type[Adapter]]]:
 
     visit(Adapter)
     return dict(sorted(found.items()))
+
+
+def apart(a: Array, b: Array) -> float:
+    """The largest difference, relative to the largest number of a."""
+    return float(abs(a - b).max() / abs(a).max())
 
 
 def dropped(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array, Array | None]:

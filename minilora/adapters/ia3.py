@@ -13,7 +13,7 @@ from .. import ops
 from ..backend import Array, get_array_module
 from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
 from ..ops.linear import rows
-from .base import Adapter, Kept, Law, Products, Rng, Slot, shape, sizes_of
+from .base import Adapter, Kept, Law, Products, Rng, Slot, apart, shape, sizes_of
 
 
 def rescales_y(adapter: IA3, x: Array, dy: Array, grads: Gradients) -> float:
@@ -25,10 +25,6 @@ def rescales_x(adapter: IA3, x: Array, dy: Array, grads: Gradients) -> float:
     """l ∘ dl = Σ dx ∘ x: y depends on l ∘ x alone."""
     dx = adapter.backward(dy, adapter.forward(x)[1], Gradients())
     return apart(adapter.ia3_l.data * grads[adapter.ia3_l], rows(dx * x).sum(axis=0))
-
-
-def apart(a: Array, b: Array) -> float:
-    return float(abs(a - b).max() / abs(b).max())
 
 
 class IA3(Adapter):

@@ -10,6 +10,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array, to_numpy
 from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass
+from ..nn.optim import SGD
 from .base import (
     Adapter,
     Kept,
@@ -18,6 +19,7 @@ from .base import (
     Products,
     Rng,
     Slot,
+    apart,
     check_dropout,
     check_rank,
     dropped,
@@ -28,8 +30,27 @@ from .base import (
 
 def exchange(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
     """Bᵀ dB = dA Aᵀ: an invertible factor that moves from B to A changes no output."""
-    A, B, dA, dB = adapter.lora_A.data, adapter.lora_B.data, grads[adapter.lora_A], grads[adapter.lora_B]
-    return float(np.abs(B.T @ dB - dA @ A.T).max() / np.abs(dA @ A.T).max())
+    A, B = adapter.lora_A, adapter.lora_B
+    return apart(B.data.T @ grads[B], grads[A] @ A.data.T)
+
+
+def gradient_at_the_start(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
+    grads = at_the_start(adapter, x, dy)
+    return float(abs(grads[adapter.lora_A]).max() / abs(grads[adapter.lora_B]).max())
+
+
+def first_step(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
+    grads = at_the_start(adapter, x, dy)
+    A, G, s, eta = adapter.lora_A.data, ops.linear_gradients(dy, x), adapter.scaling, 0.37
+    SGD(adapter.trainable_parameters(), lr=eta).step(grads)
+    return apart(adapter.delta(), -eta * s**2 * G @ A.T @ A)
+
+
+def at_the_start(adapter: LoRA, x: Array, dy: Array) -> Gradients:
+    adapter.lora_B.data = 0 * adapter.lora_B.data
+    grads = Gradients()
+    adapter.backward(dy, adapter.forward(x)[1], grads)
+    return grads
 
 
 class LoRA(Adapter):
@@ -46,6 +67,10 @@ class LoRA(Adapter):
     )
     start_options = ("init",)
     laws: ClassVar[dict[str, Law]] = {"Bᵀ dB = dA Aᵀ": exchange}
+    examples: ClassVar[dict[str, dict[str, Any]]] = {
+        "": {"r": 3, "alpha": 5},
+        ", rsLoRA": {"r": 3, "alpha": 5, "rslora": True},
+    }
     lora_A: Parameter
     lora_B: Parameter
     r: int
@@ -92,6 +117,17 @@ class LoRALinear(LoRA):
 
     base_type = Linear
     targets = "q_proj", "v_proj"
+    laws: ClassVar[dict[str, Law]] = {
+        **LoRA.laws,
+        "dA = 0 at B = 0": gradient_at_the_start,
+        "the first step of SGD is ΔW = -η s² G AᵀA": first_step,
+    }
+    examples: ClassVar[dict[str, dict[str, Any]]] = {
+        "": {"r": 3, "alpha": 5},
+        " of rank 1": {"r": 1, "alpha": 5},
+        " with dropout": {"r": 3, "alpha": 5, "dropout": 0.4},
+        ", rsLoRA": {"r": 3, "alpha": 5, "rslora": True},
+    }
     slots = Slot("lora_A", "lora_A.weight", ("r", "n_in")), Slot("lora_B", "lora_B.weight", ("n_out", "r"))
     kept = Kept("x", "n_in", "dA = dhᵀ x", ("lora_A",)), Kept("h", "r", "dB = s dyᵀ h", ("lora_B",))
     products = Products(

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..backend import Array, get_array_module, to_numpy
 from ..process import blas_threads
-from .lora import LoRALinear
+from .base import Adapter
 
 
 class SVD(NamedTuple):
@@ -51,9 +51,10 @@ def singular_values(delta: Array) -> np.ndarray:
     return to_numpy(get_array_module(delta).linalg.svd(delta, compute_uv=False))
 
 
-def lora_singular_values(adapter: LoRALinear) -> np.ndarray:
-    """The r singular values of ΔW = s B A that can differ from 0, by lora_svd()."""
-    return to_numpy(lora_svd(adapter.lora_A.data, adapter.lora_B.data, adapter.scaling).sigma)
+def adapter_singular_values(adapter: Adapter) -> np.ndarray:
+    """The singular values of an adapter's ΔW: r of them, by lora_svd(), where ΔW is a product s B A."""
+    factors = adapter.factors()
+    return singular_values(adapter.delta()) if factors is None else to_numpy(lora_svd(*factors).sigma)
 
 
 # ---- how many directions: functions of σ alone ----

@@ -76,6 +76,7 @@ class VeRALinear(Adapter):
         gradients={("vera_lambda_d", "vera_lambda_b"): "2 * r * n_out"},
     )
     laws: ClassVar[dict[str, Law]] = {"⟨b, db⟩ = ⟨d, dd⟩": same_share}
+    examples: ClassVar[dict[str, dict[str, Any]]] = {"": {"r": 3}, " with dropout": {"r": 3, "dropout": 0.4}}
     vera_A: Parameter
     vera_B: Parameter
     vera_lambda_d: Parameter
@@ -102,11 +103,11 @@ class VeRALinear(Adapter):
         """A and B come from options["seed"], or are options themselves; nothing is drawn from `rng`."""
         cls.check(base, **options)
         given = cls.defaults() | options
-        shared = {name: given[name] for name in ("vera_A", "vera_B") if name in given}
-        n_out = sizes_of(base, given)["n_out"]
-        d, b = np.full(given["r"], given["d_initial"]), np.zeros(n_out)
-        tensors = {"vera_lambda_d": d, "vera_lambda_b": b, **(shared or cls.draw_shared([base], **options))}
-        return cls.of(base, tensors, **options)
+        if "vera_A" not in given:
+            given |= cls.draw_shared([base], **options)
+        given["vera_lambda_d"] = np.full(given["r"], given["d_initial"])
+        given["vera_lambda_b"] = np.zeros(sizes_of(base, given)["n_out"])
+        return cls.of(base, given, **options)
 
     @classmethod
     def draw_shared(cls, bases: Collection[Any], **options: Any) -> dict[str, Parameter]:

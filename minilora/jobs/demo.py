@@ -17,10 +17,10 @@ import numpy as np
 from .. import ops
 from ..accounting import adapter_parameters, count_parameters, memory
 from ..adapters.attach import attach_lora
-from ..adapters.lora import LoRALinear
+from ..adapters.base import Adapter
 from ..adapters.merge import merge, unmerge
 from ..adapters.peft import CONFIG, WEIGHTS, adapter_files
-from ..adapters.spectrum import effective_rank, energy, lora_singular_values, singular_values
+from ..adapters.spectrum import adapter_singular_values, effective_rank, energy, singular_values
 from ..backend import Array, to_numpy
 from ..data import Split, all_windows, bits, excerpts, python_source, random_windows
 from ..display.plots import report_figure
@@ -165,8 +165,8 @@ def layer_spectra(model: Transformer, base: Transformer, paths: Iterable[str]) -
     spectra = []
     for path in paths:
         layer, before = model[path], base[path]
-        if isinstance(layer, LoRALinear):
-            sigma = lora_singular_values(layer)
+        if isinstance(layer, Adapter):
+            sigma = adapter_singular_values(layer)
         else:
             assert isinstance(layer, Linear)
             assert isinstance(before, Linear)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -16,15 +16,27 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from .. import ops
-from ..adapters.attach import attach_lora
-from ..adapters.base import Adapter
-from ..adapters.lora import LoRAEmbedding, LoRALinear
+from ..adapters.attach import attach, attach_lora
+from ..adapters.base import DEFAULT, Adapter, variants
 from ..adapters.merge import MergedEmbedding, MergedLinear
 from ..backend import Array, get_array_module
 from ..models.config import Config
 from ..models.families import FAMILIES, New, bert, gpt2, llama
 from ..models.transformer import Transformer
-from ..nn import Checkpointed, Gradients, Inputs, Labelled, Module, Parameter, Pass, Rope, Select, Tanh
+from ..nn import (
+    Checkpointed,
+    Embedding,
+    Gradients,
+    Inputs,
+    Labelled,
+    Linear,
+    Module,
+    Parameter,
+    Pass,
+    Rope,
+    Select,
+    Tanh,
+)
 from .check import Report, check_gradient, check_model
 
 Rng = np.random.Generator
@@ -113,6 +125,27 @@ def low_rank_embedding(size: Size, rng: Rng) -> OpCase:
         lambda A, B: ops.lora_embedding_forward(on(A, ids), A, B, S),
         backward,
         {"ids": ids},
+    )
+
+
+def low_rank_vera(size: Size, rng: Rng) -> OpCase:
+    B, T, n_in, n_out, r = (size() for _ in range(5))
+    inputs = {"x": rng.standard_normal((B, T, n_in)), "d": rng.standard_normal(r), "b": rng.standard_normal(n_out)}
+    A, B_ = fixed(rng.standard_normal((r, n_in))), fixed(rng.standard_normal((n_out, r)))
+
+    def backward(dy: Array, h: Array, x: Array, d: Array, b: Array) -> tuple[Array, ...]:
+        return ops.vera_backward(dy, on(x, A), on(x, B_), d, b), *ops.vera_gradients(dy, h, on(x, B_), d, b)
+
+    return OpCase(inputs, lambda x, d, b: ops.vera_forward(x, on(x, A), on(x, B_), d, b), backward, {"A": A, "B": B_})
+
+
+def rescaling(size: Size, rng: Rng) -> OpCase:
+    B, T, C = size(), size(), size()
+    return OpCase(
+        {"x": rng.standard_normal((B, T, C)), "l": rng.standard_normal(C)},
+        ops.ia3_forward,
+        lambda dy, x, _, vector: (ops.ia3_backward(dy, vector), ops.ia3_gradients(dy, x)),
+        {},
     )
 
 
@@ -301,6 +334,8 @@ OPS: dict[str, Maker] = {
     "bias": bias,
     "low rank": low_rank,
     "low rank, embedding": low_rank_embedding,
+    "low rank, VeRA": low_rank_vera,
+    "rescaling": rescaling,
     "layer norm": layer_norm,
     "rms norm": rms_norm,
     "gelu": gelu(ops.gelu_forward),
@@ -406,16 +441,16 @@ def block(family: Callable[[Config, Rng | None], Transformer]) -> Callable[[New]
     return lambda new: family(new.config, new.rng)["block_0"]
 
 
-def adapter(**options: Any) -> Callable[[New], LoRALinear]:
-    def make(new: New) -> LoRALinear:
-        base = new.linear(new.config.d_model, new.config.d_model + new.config.d_ff, True)
-        return LoRALinear(base, **{"r": 3, "alpha": 5, "rng": new.rng, **options})
-
-    return make
-
-
-def embedding_adapter(new: New, **options: Any) -> LoRAEmbedding:
-    return LoRAEmbedding(new.embedding(new.config.vocab_size), **{"r": 3, "alpha": 5, "rng": new.rng, **options})
+def adapter(cls: type[Adapter], options: Mapping[str, Any], new: New) -> Adapter:
+    """A new adapter on a layer of the class's base type."""
+    assert new.rng is not None
+    wide = new.config.d_model + new.config.d_ff
+    base = (
+        new.embedding(new.config.vocab_size)
+        if cls.base_type is Embedding
+        else new.linear(new.config.d_model, wide, True)
+    )
+    return cls.start(base, rng=new.rng, **options)
 
 
 MODULES: dict[str, Callable[[New], Module]] = {
@@ -442,13 +477,9 @@ MODULES: dict[str, Callable[[New], Module]] = {
     "PostNormBlock of bert": block(bert),
     "Checkpointed block of llama": lambda new: Checkpointed(block(llama)(new)),
 }
+CLASSES = [cls for classes in variants().values() for cls in classes]  # of every variant of adapters
 ADAPTERS: dict[str, Callable[[New], Adapter]] = {
-    "LoRALinear": adapter(),
-    "LoRALinear of rank 1": adapter(r=1),
-    "LoRALinear with dropout": adapter(dropout=0.4),
-    "LoRALinear, rsLoRA": adapter(rslora=True),
-    "LoRAEmbedding": embedding_adapter,
-    "LoRAEmbedding, rsLoRA": partial(embedding_adapter, rslora=True),
+    f"{cls.__name__}{what}": partial(adapter, cls, options) for cls in CLASSES for what, options in cls.examples.items()
 }
 
 
@@ -456,12 +487,18 @@ def of_op(op: str, rng: Rng) -> Iterator[Report]:
     return (case.check(rng) for case in at_every_size(op, rng))
 
 
+def of_default(base_type: type[Module]) -> Callable[[New], Adapter]:
+    """A maker of the default variant's adapter for this type of layer."""
+    return next(ADAPTERS[cls.__name__] for cls in variants()[DEFAULT] if cls.base_type is base_type)
+
+
 def merged_embedding(new: New) -> Module:
     """In the place of a token embedding, as it has no gradient of its own."""
     embeddings = bert(new.config, new.rng)["embed"]
-    adapter = embedding_adapter(new)
-    adapter.lora_A.data = adapter.lora_A.data + 0.3
-    embeddings.replace("token", MergedEmbedding(adapter))
+    made = of_default(Embedding)(new)
+    for parameter in made.own_parameters().values():
+        parameter.data = parameter.data if parameter.data.any() else parameter.data + 0.3
+    embeddings.replace("token", MergedEmbedding(made))
     return embeddings
 
 
@@ -489,6 +526,18 @@ def of_tied(rng: Rng) -> Iterator[Report]:
         made = model("bert", rng, adapted=False)
         attach_lora(made, ["embed", "q_proj"], r=2, alpha=3, dropout=0.4, rng=rng, ensure_weight_tying=True)
         yield check(shaken(made, rng), rng.integers(0, 11, (B, T + 2)), side, rng)
+
+
+def of_variant(variant: str, rng: Rng) -> Iterator[Report]:
+    """In a model shared slots serve layers of several sizes, and fused layers are adapted by parts."""
+    for family, targets, (B, T, _, _), side in zip(
+        ("llama", "gpt2"), ("all-linear", None), SHAPES, SIDES, strict=False
+    ):
+        made = model(family, rng, adapted=False)
+        for path in attach(made, variant, targets, rng=rng, **variants()[variant][0].examples[""]):
+            for parameter in made[path].own_parameters().values():
+                parameter.data = parameter.data + 0.3 * rng.standard_normal(parameter.data.shape)
+        yield check(made, rng.integers(0, 11, (B, T + 2)), side, rng)
 
 
 def of_family(family: str, adapted: bool, head: str, rng: Rng) -> Iterator[Report]:
@@ -520,9 +569,10 @@ CHECKS: dict[str, Callable[[Rng], Iterable[Report]]] = {
     **{f"op {name}": partial(of_op, name) for name in OPS},
     **{f"module {name}": partial(of_part, make) for name, make in MODULES.items()},
     **{f"adapter {name}": partial(of_part, make) for name, make in ADAPTERS.items()},
-    "adapter MergedLinear": partial(of_part, adapter(), merged=True),
+    "adapter MergedLinear": partial(of_part, of_default(Linear), merged=True),
     "adapter MergedEmbedding": partial(of_part, merged_embedding),
     "adapter TiedLoRALinear": of_tied,
+    **{f"adapter {variant} in a model": partial(of_variant, variant) for variant in variants()},
     **{f"family {name}": partial(of_family, name, False, "lm") for name in FAMILIES},
     **{f"family {name} with adapters": partial(of_family, name, True, "lm") for name in FAMILIES},
     **{f"family {name}, classifier with adapters": partial(of_family, name, True, "classify") for name in FAMILIES},

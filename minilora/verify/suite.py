@@ -13,17 +13,16 @@ import numpy as np
 
 from .. import ops
 from ..adapters.attach import attach_lora
-from ..adapters.lora import LoRALinear
+from ..adapters.base import Adapter, Law
 from ..adapters.merge import merge
 from ..backend import Array
 from ..display.tables import numbers_right, wide_console
 from ..models.config import Config
 from ..models.families import New
-from ..nn import Gradients, Inputs
-from ..nn.optim import SGD
+from ..nn import Embedding, Gradients, Inputs
 from ..process import blas_threads
 from ..spelling import choose_from
-from .cases import CHECKS, FAMILIES, THETA, Rng, adapter, model, pad, shaken
+from .cases import ADAPTERS, CHECKS, CLASSES, FAMILIES, THETA, Rng, model, pad, shaken
 
 METHODS = ("central", "complex")
 
@@ -39,39 +38,37 @@ def worst(values: Iterable[float]) -> float:
     return float(np.max(list(values)))  # unlike max(), it lets no NaN pass
 
 
-def adapted_layer(rng: Rng) -> tuple[LoRALinear, Array, Array]:
-    """A layer, x and dy."""
-    layer = shaken(
-        adapter()(New(Config(vocab_size=1, n_layers=1, d_model=6, n_heads=1, d_ff=5, dtype="float64"), rng)), rng
-    )
-    return layer, rng.standard_normal((3, 4, 6)), rng.standard_normal((3, 4, 11))
+def adapted_layer(cls: type[Adapter], rng: Rng) -> tuple[Adapter, Array, Array]:
+    """A layer of an adapter's class, off its start, x and dy."""
+    config = Config(vocab_size=5, n_layers=1, d_model=6, n_heads=1, d_ff=5, dtype="float64")
+    layer = shaken(ADAPTERS[cls.__name__](New(config, rng)), rng)
+    x = rng.integers(0, 5, (3, 4)) if cls.base_type is Embedding else rng.standard_normal((3, 4, 6))
+    return layer, x, rng.standard_normal(layer.forward(x)[0].shape)
 
 
-def gradients(layer: LoRALinear, x: Array, dy: Array) -> Gradients:
+def law_of_adapters(name: str, rng: Rng) -> float:
+    """The law `name` of every class that states it."""
+    return worst(held_by(cls, cls.laws[name], rng) for cls in CLASSES if name in cls.laws)
+
+
+def held_by(cls: type[Adapter], law: Law, rng: Rng) -> float:
+    layer, x, dy = adapted_layer(cls, rng)
     grads = Gradients()
     layer.backward(dy, layer.forward(x)[1], grads)
-    return grads
+    return law(layer, x, dy, grads)
 
 
-def both_products(rng: Rng) -> float:
-    layer, x, dy = adapted_layer(rng)
-    grads, A, B = gradients(layer, x, dy), layer.lora_A, layer.lora_B
-    return apart(B.data.T @ grads[B], grads[A] @ A.data.T)
+def merged_adapter(cls: type[Adapter], rng: Rng) -> float:
+    layer, x, _ = adapted_layer(cls, rng)
+    W, b = layer.merged()
+    plain = W[x] if cls.base_type is Embedding else ops.linear_forward(x, W, b)[0]
+    return apart(layer.forward(x)[0], plain)
 
 
-def gradient_at_the_start(rng: Rng) -> float:
-    layer, x, dy = adapted_layer(rng)
-    layer.lora_B.data = np.zeros_like(layer.lora_B.data)
-    grads = gradients(layer, x, dy)
-    return apart(grads[layer.lora_A], 0, scale=grads[layer.lora_B])
-
-
-def first_step(rng: Rng) -> float:
-    layer, x, dy = adapted_layer(rng)
-    layer.lora_B.data = np.zeros_like(layer.lora_B.data)
-    A, G, eta = layer.lora_A.data, dy.reshape(-1, 11).T @ x.reshape(-1, 6), 0.37
-    SGD(layer.trainable_parameters(), lr=eta).step(gradients(layer, x, dy))
-    return apart(layer.delta(), -eta * layer.scaling**2 * G @ A.T @ A)
+def new_adapter(cls: type[Adapter], rng: Rng) -> float:
+    layer, x, _ = adapted_layer(cls, rng)
+    new = cls.start(layer.base, rng=rng, **cls.examples[""])
+    return apart(layer.base.forward(x)[0], new.forward(x)[0])
 
 
 def rows_of_scores(rng: Rng) -> float:
@@ -137,15 +134,19 @@ def padded(family: str, rng: Rng) -> float:
     return worst(off)
 
 
+def each_class(law: Callable[[type[Adapter], Rng], float], rng: Rng) -> float:
+    return worst(law(cls, rng) for cls in CLASSES)
+
+
 def each_family(law: Callable[[str, Rng], float], rng: Rng) -> float:
     return worst(law(family, rng) for family in FAMILIES)
 
 
 EXACT = 1e-12
 LAWS: dict[str, tuple[Callable[[Rng], float], float]] = {  # the law, and how much it may be broken
-    "Bᵀ dB = dA Aᵀ": (both_products, EXACT),
-    "dA = 0 at B = 0": (gradient_at_the_start, 0),
-    "the first step of SGD is ΔW = -η s² G AᵀA": (first_step, EXACT),
+    **{name: (partial(law_of_adapters, name), EXACT) for cls in CLASSES for name in cls.laws},
+    "the merged W and b of an adapter give its outputs": (partial(each_class, merged_adapter), EXACT),
+    "a new adapter gives the outputs of its base": (partial(each_class, new_adapter), 0),
     "rows of dS sum to 0": (rows_of_scores, EXACT),
     "attention in blocks is attention": (in_blocks, EXACT),
     "rows of layer norm's dx sum to 0": (rows_of_layer_norm, EXACT),

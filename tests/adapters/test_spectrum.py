@@ -20,7 +20,7 @@ def test_the_small_core_has_the_singular_values_of_the_dense_update(n_in, n_out,
     r = min(r, n_in, n_out)
     layer = minilora.LoRALinear(minilora.Linear(rng.standard_normal((n_out, n_in))), r, 3, rng=rng)
     layer.lora_B.data = rng.standard_normal((n_out, r))
-    small, dense = spectrum.lora_singular_values(layer), spectrum.singular_values(layer.delta())
+    small, dense = spectrum.adapter_singular_values(layer), spectrum.singular_values(layer.delta())
     assert small.shape == (r,)
     np.testing.assert_allclose(small, dense[:r], rtol=0, atol=1e-12 * dense[0])
     np.testing.assert_allclose(dense[r:], 0, atol=1e-12 * dense[0])
