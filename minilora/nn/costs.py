@@ -4,9 +4,8 @@
 
 is a module's forward once more, on arrays that have a shape and no numbers. On the way the module records in `costs`
 which arrays its forward keeps for backward, and what the matrix products of both passes cost. Two rules decide what is
-kept:
-the gradient of a matrix needs the matrix's input (dW = dyᵀ x, dA = dhᵀ x), so a frozen matrix keeps nothing; and a
-function that is not linear keeps what its slope depends on, whatever is trained. An array is kept once, however many
+kept: the gradient of a matrix needs the matrix's input (dW = dyᵀ x, dA = dhᵀ x), so a frozen matrix keeps nothing; and
+a function that is not linear keeps what its slope depends on, whatever is trained. An array is kept once, however many
 layers read it.
 """
 
