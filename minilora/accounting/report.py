@@ -64,7 +64,7 @@ def product(n: int, shape: Shape) -> str:
     return " × ".join(f"{factor:,}" for factor in ([n] if n > 1 else []) + list(shape)) or "1"
 
 
-def readable(nbytes: float) -> str:
+def readable_bytes(nbytes: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if nbytes < 1024:
             return f"{nbytes:,.0f} B" if unit == "B" else f"{nbytes:,.2f} {unit}"
@@ -173,15 +173,15 @@ def memory_table(account: Account) -> Any:
         ("gradients", "trained × its bytes"),
         ("optimizer", "2 × trained × its bytes: Adam's m and v"),
     ):
-        rows.add_row(name, formula, readable(memory[name]))
+        rows.add_row(name, formula, readable_bytes(memory[name]))
     rows.add_section()
     for row in grouped(account.ledger()):
         rows.add_row(
-            f"{row.layer}: {row.what}", f"{product(row.count, row.shape)}   for {row.why}", readable(row.nbytes)
+            f"{row.layer}: {row.what}", f"{product(row.count, row.shape)}   for {row.why}", readable_bytes(row.nbytes)
         )
     rows.add_section()
-    rows.add_row("activations", "the rows above", readable(memory["activations"]))
-    rows.add_row("in all", "", readable(sum(memory.values())))
+    rows.add_row("activations", "the rows above", readable_bytes(memory["activations"]))
+    rows.add_row("in all", "", readable_bytes(sum(memory.values())))
     return rows
 
 
@@ -292,16 +292,18 @@ def letters(account: Account) -> str:
     return "; ".join(words)
 
 
-def show_side_by_side(accounts: Mapping[str, Account]) -> None:
+def show_comparison(accounts: Mapping[str, Account]) -> None:
     """Several methods on one model, a column each; where they do not all fit, in several tables."""
     console, names = wide_console(), list(accounts)
     while names:
-        fitting = max(n for n in range(1, len(names) + 1) if n == 1 or fits(console, beside(accounts, names[:n])))
-        console.print(beside(accounts, names[:fitting]))
+        fitting = max(
+            n for n in range(1, len(names) + 1) if n == 1 or fits(console, comparison_table(accounts, names[:n]))
+        )
+        console.print(comparison_table(accounts, names[:fitting]))
         names = names[fitting:]
 
 
-def beside(accounts: Mapping[str, Account], names: list[str]) -> Any:
+def comparison_table(accounts: Mapping[str, Account], names: list[str]) -> Any:
     facts = [accounts[name] for name in names]
     first, memories, steps = facts[0], [a.memory() for a in facts], [a.flops() for a in facts]
     title = f"{first.name}, one training step, batch {first.batch} × {first.tokens} tokens"
@@ -310,11 +312,11 @@ def beside(accounts: Mapping[str, Account], names: list[str]) -> Any:
     rows.add_row("held in", *(a.dtype for a in facts))
     rows.add_row("trained parameters", *(f"{a.trainable:,}" for a in facts))
     rows.add_row("share", *(f"{a.share:.4%}" for a in facts))
-    rows.add_row("file of what is trained", *(readable(a.adapter_bytes) for a in facts))
+    rows.add_row("file of what is trained", *(readable_bytes(a.adapter_bytes) for a in facts))
     rows.add_section()
     for name in memories[0]:
-        rows.add_row(name, *(readable(memory[name]) for memory in memories))
-    rows.add_row("memory in all", *(readable(sum(memory.values())) for memory in memories))
+        rows.add_row(name, *(readable_bytes(memory[name]) for memory in memories))
+    rows.add_row("memory in all", *(readable_bytes(sum(memory.values())) for memory in memories))
     rows.add_section()
     for i, name in enumerate(("forward FLOPs", "backward FLOPs")):
         rows.add_row(name, *(f"{step[i].products:.4g}" for step in steps))

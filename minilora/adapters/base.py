@@ -189,7 +189,7 @@ class Adapter(Module):
         return sizes_of(self.base, vars(self))
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
-        """The base's, and what `kept` and `products` say beside it, but for what only frozen slots need."""
+        """Those of the base, and `kept` and `products`, without what only frozen slots need."""
         learns = {name for name, p in self.own_parameters().items() if p.trainable}
         y = self.base.costs(x, costs)
         sizes = self.sizes | {"n": y.rows}

@@ -176,7 +176,7 @@ class Checkpointed(Module):
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         costs.keep(self, "x", x, "computing the block again")
-        again = costs.part()
+        again = costs.empty()
         y = self.block.costs(x, again)
         costs.recomputed.append({array: kept for array, kept in again.kept.items() if array not in costs.kept})
         costs.forward += again.forward

@@ -2,10 +2,10 @@
 
     y = module.costs(x, costs)
 
-is a module's forward once more, on arrays that have a shape and no numbers. On the way the module tells `costs` which
-arrays its forward keeps for backward, and what the matrix products of both passes cost. Two rules decide what is kept:
-the gradient of a matrix needs the matrix's input (dW = dyᵀ x, dA = dhᵀ x), so a frozen matrix keeps nothing; and a
-function that is not linear keeps what its slope depends on, whatever is trained. An array is kept once, however many
+is a module's forward once more, on arrays that have a shape and no numbers. On the way the module records in `costs`
+which arrays its forward keeps for backward, and what the matrix products of both passes cost. Two rules decide what is
+kept: the gradient of a matrix needs the matrix's input (dW = dyᵀ x, dA = dhᵀ x), so a frozen matrix keeps nothing; and
+a function that is not linear keeps what its slope depends on, whatever is trained. An array is kept once, however many
 layers read it.
 """
 
@@ -73,11 +73,11 @@ class Costs:
         self.backward: list[Product] = []
         self.again: list[Product] = []  # of a forward that backward runs again
 
-    def part(self) -> Costs:
-        """Empty, for a part of the model that counts in another way."""
-        part = copy.copy(self)
-        part.kept, part.recomputed, part.forward, part.backward, part.again = {}, [], [], [], []
-        return part
+    def empty(self) -> Costs:
+        """Costs of the same model with nothing in them yet, for layers that count in another way."""
+        empty = copy.copy(self)
+        empty.kept, empty.recomputed, empty.forward, empty.backward, empty.again = {}, [], [], [], []
+        return empty
 
     def array(self, *shape: int, itemsize: int = 0, needs_dx: bool = True) -> MetaArray:
         """A new array, of floats unless it has an `itemsize` of its own."""

@@ -10,7 +10,7 @@ Parameters, cache and gradients are three separate values. The contract of every
 - `backward` may be called again with the same cache, and writes neither to `dy` nor to the cache.
 - The dx it returns is a new array that the caller may write to. So is the y of a Linear.
 - The first trainable layers return None for dx, since nobody reads it: run.needs_dx is False.
-- `costs` says what such a forward keeps and what both passes multiply, for arrays without numbers (costs.py).
+- `costs` records what such a forward keeps and what both passes multiply, for arrays without numbers (costs.py).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Module:
         raise NotImplementedError
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
-        """y for an x of this shape; `costs` is told what forward keeps, and what both passes multiply."""
+        """y for an x of this shape. Records in `costs` what forward keeps, and what both passes multiply."""
         raise NotImplementedError
 
     def children(self) -> dict[str, Module]:
@@ -216,7 +216,7 @@ class Sequential(Module):
         lowest = next((i for i, layer in enumerate(layers) if layer.trainable), len(layers))
         for i, layer in enumerate(layers):
             if i < lowest:
-                below = costs.part()
+                below = costs.empty()
                 x = layer.costs(x, below)
                 costs.forward += below.forward
             else:

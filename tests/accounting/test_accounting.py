@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minilora
-from minilora import accounting, ops
+from minilora import accounting, nn, ops
 from minilora.accounting import METHODS, Account, count, executed_flops, ledger, without_weights
 from minilora.accounting.audit import Row, rows
 from minilora.accounting.count import GROUPS
@@ -385,6 +385,13 @@ def test_nf4_costs_half_a_bit_for_scales_and_an_eighth_when_they_are_quantised_t
     if n % 2**14 == 0:
         assert single == 4.5 * n
         assert double - 32 == (4 + 8 / 64 + 32 / (64 * 256)) * n
+
+
+def test_every_layer_with_a_forward_has_costs():
+    layers = [cls for cls in vars(nn).values() if isinstance(cls, type) and issubclass(cls, nn.Module)]
+    assert len(layers) > 15
+    for cls in layers:
+        assert (cls.costs is nn.Module.costs) == (cls.forward is nn.Module.forward), cls
 
 
 def test_a_model_without_weights_and_what_is_added_to_it_take_no_memory():

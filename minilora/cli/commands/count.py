@@ -45,7 +45,7 @@ def run(options: Options) -> None:
     from ...accounting.figure import cost_figure
     from ...accounting.memory import QUANTISED
     from ...accounting.methods import OVER_4_BITS, TARGETED
-    from ...accounting.report import show_account, show_side_by_side
+    from ...accounting.report import show_account, show_comparison
     from ...adapters.base import DEFAULT
     from ...display.plots import check_png
     from ...files import write_whole
@@ -72,6 +72,6 @@ def run(options: Options) -> None:
     if options.json:
         print_json(results if options.compare else results[names[0]])
     elif options.compare:
-        show_side_by_side(accounts)
+        show_comparison(accounts)
     else:
         show_account(accounts[names[0]])
