@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .accounting import count_parameters as count_parameters
+    from .adapters.attach import attach as attach
     from .adapters.attach import attach_lora as attach_lora
     from .adapters.base import Adapter as Adapter
     from .adapters.lora import LoRAEmbedding as LoRAEmbedding
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 # Names are loaded when first used: importing takes a hundredth of a second, and `minilora --help` needs no NumPy.
 HOMES = {
     "accounting": ["count_parameters"],
-    "adapters.attach": ["attach_lora"],
+    "adapters.attach": ["attach", "attach_lora"],
     "adapters.base": ["Adapter"],
     "adapters.lora": ["LoRAEmbedding", "LoRALinear"],
     "adapters.merge": ["merge", "unmerge"],

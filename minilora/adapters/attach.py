@@ -105,37 +105,31 @@ def place(
 ) -> list[str]:
     """Replace every target by make(class, base, **options), as attach() says."""
     classes = classes_of(variant)
-    known = {name for cls in classes for name in (*cls.defaults(), *cls.start_options, cls.modules_key) if name}
-    if unknown := next((name for name in options if name not in known), None):
-        raise ValueError(f"{variant} has no option {unknown!r}: {choose_from(unknown, sorted(known))}")
-    if isinstance(targets, Mapping) and not any(o.name == "r" and o.pattern for cls in classes for o in cls.options):
-        raise ValueError(f"{variant} has no rank for each layer: name its targets in a list")
+    check_options(variant, targets, options)
     ranks = choose(model, [name for cls in classes for name in cls.targets] if targets is None else targets)
     layers, fused = {path: layer_at(model, path) for path in ranks}, fused_above(model, ranks)
     for key in {cls.modules_key for cls in classes} & options.keys():
         if strange := set(listed(options[key])) - {*layers, *map(last, layers)}:
             raise ValueError(f"{key}: {min(strange)!r} is no target")
+    extra = trained_beside_adapters(model, train)
+    adapters = [module for _, module in model.named_modules() if isinstance(module, Adapter)]
+    share = [slot.name for cls in classes for slot in cls.slots if slot.shared]
+    if share and any(adapter.variant == variant for adapter in adapters):
+        raise ValueError(f"{variant} is attached to all its layers at once, as they share {' and '.join(share)}")
     made = {path: adapter_for(layer, variant, path, **options) for path, layer in layers.items()}
     given = {path: options if r is None else options | {"r": r} for path, r in ranks.items()}
-    extra = trained_beside_adapters(model, train)
+    used: dict[str, tuple[int, int]] = {}  # the ranks that can be wasted
     for path, cls in made.items():
         try:
             cls.check(layers[path], **given[path])
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-    adapters = [module for _, module in model.named_modules() if isinstance(module, Adapter)]
-    share = [slot.name for cls in classes for slot in cls.slots if slot.shared]
-    if share and any(adapter.variant == variant for adapter in adapters):
-        raise ValueError(f"{variant} is attached to all its layers at once, as they share {' and '.join(share)}")
-    note = wasted_rank(
-        {
-            path: (sizes_of(layers[path], cls.defaults() | given[path])["r"], min(layers[path].weight.data.shape))
-            for path, cls in made.items()
-            if cls.trains_a_matrix()
-        }
-    )
-    if note:
+        if cls.trains_a_matrix():
+            sizes = sizes_of(layers[path], cls.defaults() | given[path])
+            used[path] = sizes["r"], min(sizes["n_in"], sizes["n_out"])
+    if note := wasted_rank(used):
         warnings.warn(note, stacklevel=4)
+
     model.freeze()
     for path in fused:
         model[path] = Parts(model[path])  # type: ignore[arg-type]
@@ -151,6 +145,16 @@ def place(
     for parameter in extra:
         parameter.trainable = True
     return list(made)
+
+
+def check_options(variant: str, targets: Targets | None, options: Collection[str]) -> None:
+    """Raise ValueError for an option that the variant does not have, or a rank for each target where it has none."""
+    classes = classes_of(variant)
+    known = {name for cls in classes for name in (*cls.defaults(), *cls.start_options, cls.modules_key) if name}
+    if unknown := next((name for name in options if name not in known), None):
+        raise ValueError(f"{variant} has no option {unknown!r}: {choose_from(unknown, sorted(known))}")
+    if isinstance(targets, Mapping) and not any(o.name == "r" and o.pattern for cls in classes for o in cls.options):
+        raise ValueError(f"{variant} has no rank for each layer: name its targets in a list")
 
 
 def classes_of(variant: str) -> list[type[Adapter]]:

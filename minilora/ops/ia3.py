@@ -35,4 +35,4 @@ def ia3_backward(dy: Array, l: Array) -> Array:
 
 def ia3_gradients(dy: Array, x: Array) -> Array:
     """dl = Σ_n dy ∘ x"""
-    return (rows(dy) * rows(x)).sum(axis=0)
+    return rows(dy * x).sum(axis=0)

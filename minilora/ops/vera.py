@@ -45,4 +45,4 @@ def vera_gradients(dy: Array, h: Array, B: Array, d: Array, b: Array) -> tuple[A
     """M = dyᵀ h        dd = Σ_o b_o B_o ∘ M_o      db = Σ_k d_k B_k ∘ M_k      returns dd and db"""
     BM = rows(dy).T @ h
     BM *= B
-    return b @ BM, BM @ d
+    return (b[:, None] * BM).sum(axis=0), (d * BM).sum(axis=1)

@@ -29,6 +29,9 @@ EQUIVALENT = {
     ("attention_backward", "swapaxes(-1, --2)"): "of four axes, axis 2 is axis -2",
     ("bias_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
     ("gain_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
+    ("ia3_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
+    ("vera_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
+    ("vera_gradients", "sum(axis=-1)"): "of two axes, axis 1 is axis -1",
     ("embedding_gradients", "reshape(-2)"): "to NumPy, any negative size means: what is left over",
 }
 

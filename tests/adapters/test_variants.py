@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from adapters import snapshot
+from adapters import Counted, snapshot
 from models import build, close, gradients, loss, named, some_batch
 
 from minilora.adapters.attach import adapter_for, attach, attach_lora, attach_without_weights
@@ -12,6 +12,7 @@ from minilora.adapters.base import DEFAULT, Adapter, shape, variants
 from minilora.adapters.ia3 import IA3FeedForward, IA3Linear
 from minilora.adapters.merge import merge, unmerge
 from minilora.adapters.vera import VeRALinear
+from minilora.backend import to_numpy
 from minilora.nn import Embedding, Gradients, Linear, Pass
 from minilora.verify import check_model
 
@@ -114,6 +115,27 @@ def test_a_frozen_slot_keeps_nothing_and_gets_nothing_whoever_else_learns(cls, d
 
 
 @each_class
+@pytest.mark.parametrize("dx", [True, False], ids=["dx is read", "nobody reads dx"])
+def test_the_products_that_a_class_states_are_those_that_run(cls, dx, rng):
+    adapter, N = layer(cls, rng, 50, 40), 6
+    for parameter in adapter.named_parameters().values():
+        parameter.data = parameter.data.view(Counted)
+    x = rng.integers(0, 5, (3, 2)) if cls.base_type is Embedding else rng.standard_normal((3, 2, 50)).view(Counted)
+    base = 0 if cls.base_type is Embedding else 2 * N * 50 * 40
+
+    def value(formula):
+        return eval(formula, {}, adapter.sizes)
+
+    Counted.flops = 0
+    y, cache = adapter.forward(x, run=Pass(needs_dx=dx))
+    assert Counted.flops == base + N * value(cls.products.forward) + value(cls.products.once)
+    Counted.flops = 0
+    adapter.backward(rng.standard_normal(y.shape).view(Counted), cache, Gradients())
+    backward = base + N * value(cls.products.backward) if dx else N * value(cls.products.without_dx)
+    assert Counted.flops == backward + N * sum(map(value, cls.products.gradients.values()))
+
+
+@each_class
 def test_a_float32_layer_stays_float32(cls, rng):
     adapter = layer(cls, rng)
     adapter.astype(np.float32)
@@ -123,6 +145,23 @@ def test_a_float32_layer_stays_float32(cls, rng):
     dx = adapter.backward(y, cache, grads)
     arrays = [y, dx, *grads.values(), *adapter.merged(), adapter.delta()]
     assert {array.dtype for array in arrays if array is not None} == {np.dtype(np.float32)}
+
+
+@each_class
+def test_a_class_computes_the_same_on_each_array_library(cls, xp, rng):
+    adapter, grads = layer(cls, rng), Gradients()
+    x = rng.integers(0, 5, (3, 2)) if cls.base_type is Embedding else rng.standard_normal((3, 2, 5))
+    y, cache = adapter.forward(x)
+    adapter.backward(y, cache, grads)
+    adapter.to(xp)
+    there, moved = Gradients(), xp.asarray(x)
+    y_there, cache = adapter.forward(moved)
+    adapter.backward(y_there, cache, there)
+    assert isinstance(y_there, xp.ndarray)
+    for ours, other in [(y, y_there), *((grads[p], there[p]) for p in grads)]:
+        np.testing.assert_allclose(to_numpy(other), to_numpy(ours), rtol=1e-10, atol=1e-12)
+    new = cls.start(adapter.base, rng=0, **cls.examples[""])
+    assert {type(p.data) for p in new.own_parameters().values()} == {xp.ndarray}
 
 
 # ---- in a model ----

@@ -32,3 +32,13 @@ def snapshot(model: Module) -> dict[str, Any]:
     """All there is to know about a model: what its layers are, their numbers, and who learns."""
     parameters = {name: (p, p.trainable, p.data.tobytes()) for name, p in model.named_parameters().items()}
     return {"modules": dict(model.named_modules()), "parameters": parameters}
+
+
+class Counted(np.ndarray):
+    """An array that counts the floating-point operations of its matrix products."""
+
+    flops = 0
+
+    def __matmul__(self, other):
+        Counted.flops += 2 * self.size * other.shape[-1]
+        return super().__matmul__(other)

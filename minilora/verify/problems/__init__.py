@@ -8,6 +8,8 @@ FILES = [
     "linear",
     "low_rank",
     "dora",
+    "vera",
+    "ia3",
     "attention",
     "rope",
     "layer_norm",

@@ -1,0 +1,59 @@
+"""A variant of adapters is one file: nobody who reads, writes, counts or verifies adapters names one."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import minilora
+from minilora.adapters.base import Adapter, variants
+
+PACKAGE = Path(minilora.__file__).parent
+ROOMS = "adapters/peft", "accounting", "verify", "jobs", "cli"
+FILES = [path for room in ROOMS for path in sorted((PACKAGE / room).rglob("*.py")) if path.parent.name != "problems"]
+# What still names one, until it asks the registry:
+LEFT = {
+    "adapters/peft/format.py", "adapters/peft/layouts.py", "adapters/peft/reading.py", "adapters/peft/writing.py",
+    "accounting/audit.py", "accounting/count.py", "accounting/live.py", "accounting/methods.py", "accounting/report.py",
+    "jobs/demo.py", "jobs/demo_figure.py", "jobs/extraction.py", "cli/commands.py", "cli/commands/count.py",
+}  # fmt: skip
+
+
+def subclasses(cls: type) -> set[type]:
+    return {cls}.union(*map(subclasses, cls.__subclasses__()))
+
+
+def classes_of_variants() -> set[str]:
+    files = {f"minilora.adapters.{name}" for name in variants()}
+    return {cls.__name__ for cls in subclasses(Adapter) if cls.__module__ in files}
+
+
+def names_of_variants(path: Path) -> list[str]:
+    """The lines of a file that name a variant, its file or one of its classes."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant):
+            named = node.value if isinstance(node.value, str) and node.value in variants() else ""
+        elif isinstance(node, ast.ImportFrom):
+            named = next((part for part in (node.module or "").split(".") if part in variants()), "")
+        elif isinstance(node, ast.Name | ast.Attribute):
+            named = node.id if isinstance(node, ast.Name) else node.attr
+            named = named if named in classes_of_variants() else ""
+        else:
+            named = ""
+        if named:
+            found.append(f"line {getattr(node, 'lineno', 0)}: {named}")
+    return found
+
+
+def test_there_are_variants_and_rooms_to_look_into():
+    assert {"LoRALinear", "TiedLoRALinear"} < classes_of_variants()
+    assert {path.relative_to(PACKAGE).parts[0] for path in FILES} == {"adapters", "accounting", "verify", "jobs", "cli"}
+    assert names_of_variants(PACKAGE / "adapters" / "attach.py")  # attach_lora is the LoRA case
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_no_room_but_adapters_names_a_variant_or_asks_for_its_class(path, request):
+    if path.relative_to(PACKAGE).as_posix() in LEFT:
+        request.applymarker(pytest.mark.xfail(strict=False, reason="names a variant still"))
+    assert names_of_variants(path) == []
