@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minilora.cli import execute
-from minilora.cli.options import Parser, above_zero, positive, ranks, words
+from minilora.cli.options import Parser
 from minilora.display.plots import check_png
 from minilora.files import write_whole
+from minilora.jobs.arguments import comma_separated, positive_float, positive_int, positive_ints
 
 from . import bench, figure, lengths, show
 
@@ -33,15 +34,15 @@ def parser() -> Parser:
     what = (
         "tiny, small, gpt2, minilm, smollm2; or with batch and tokens, as small:1x128 (default: the first three, both)"
     )
-    add("--sizes", type=words, metavar="A,B", help=what)
+    add("--sizes", type=comma_separated, metavar="A,B", help=what)
     what = "forward, lora, full, generate, threads, import, ops (default: all)"
-    add("--measures", type=words, metavar="A,B", help=what)
-    add("--cores", type=ranks, default=[1], metavar="N,N", help="cores for each contestant (default 1)")
-    add("--ranks", type=ranks, default=[8], metavar="N,N", help="of LoRA (default 8)")
+    add("--measures", type=comma_separated, metavar="A,B", help=what)
+    add("--cores", type=positive_ints, default=[1], metavar="N,N", help="cores for each contestant (default 1)")
+    add("--ranks", type=positive_ints, default=[8], metavar="N,N", help="of LoRA (default 8)")
     what = "q_proj,v_proj (default), all-linear, or both, separated by a space"
     add("--targets", nargs="+", default=["q_proj,v_proj"], metavar="A,B", help=what)
-    add("--rounds", type=positive, default=7, metavar="N", help="(default 7)")
-    add("--seconds", type=above_zero, default=0.2, metavar="X", help="of work in a round, at least (default 0.2)")
+    add("--rounds", type=positive_int, default=7, metavar="N", help="(default 7)")
+    add("--seconds", type=positive_float, default=0.2, metavar="X", help="of work in a round, at least (default 0.2)")
     add("--long", action="store_true", help="small on one sequence of 256 to 4096 tokens, with and without blocks")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute (cuda needs CuPy)")
     add("--json", action="store_true", help="print the result as JSON, with every round")

@@ -17,9 +17,10 @@ from minilora.backend import load_backend, to_numpy
 from minilora.data import Batch, english, random_windows
 from minilora.files import load_tensors, save_tensors
 from minilora.models.config import Config
-from minilora.models.families import gpt2
+from minilora.models.families.gpt2 import gpt2
 from minilora.models.generation import next_ids
-from minilora.models.pretrained import load_pretrained, load_tokenizer, save_pretrained
+from minilora.models.pretrained import load_pretrained, load_tokenizer
+from minilora.models.saving import save_pretrained
 from minilora.models.transformer import Transformer
 from minilora.nn import Attention, FusedAttention, Linear, PreNormBlock
 from minilora.nn.optim import AdamW

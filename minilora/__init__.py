@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from .adapters.peft import load_adapter as load_adapter
     from .adapters.peft import save_adapter as save_adapter
     from .models.config import Config as Config
-    from .models.families import bert as bert
-    from .models.families import gpt2 as gpt2
-    from .models.families import llama as llama
-    from .models.families import roberta as roberta
+    from .models.families.bert import bert as bert
+    from .models.families.gpt2 import gpt2 as gpt2
+    from .models.families.llama import llama as llama
+    from .models.families.roberta import roberta as roberta
     from .models.generation import generate as generate
     from .models.generation import stream as stream
     from .models.pretrained import load_pretrained as load_pretrained
     from .models.pretrained import load_tokenizer as load_tokenizer
-    from .models.pretrained import save_pretrained as save_pretrained
+    from .models.saving import save_pretrained as save_pretrained
     from .models.transformer import Transformer as Transformer
     from .nn import Gradients as Gradients
     from .nn import Inputs as Inputs
@@ -52,9 +52,13 @@ HOMES = {
     "adapters.merge": ["merge", "unmerge"],
     "adapters.peft": ["load_adapter", "save_adapter"],
     "models.config": ["Config"],
-    "models.families": ["bert", "gpt2", "llama", "roberta"],
+    "models.families.bert": ["bert"],
+    "models.families.gpt2": ["gpt2"],
+    "models.families.llama": ["llama"],
+    "models.families.roberta": ["roberta"],
     "models.generation": ["generate", "stream"],
-    "models.pretrained": ["load_pretrained", "load_tokenizer", "save_pretrained"],
+    "models.pretrained": ["load_pretrained", "load_tokenizer"],
+    "models.saving": ["save_pretrained"],
     "models.transformer": ["Transformer"],
     "nn": ["Gradients", "Inputs", "Linear", "Parameter", "Pass"],
     "nn.optim": ["SGD", "AdamW", "cosine_schedule", "linear_schedule"],

@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors, written whole or not at all, and read with errors a person can use."""
+"""Files: safetensors and JSON, written atomically, and read with one-line errors."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import numpy as np
 from .backend import Array, to_numpy
 from .process import LOCK
 
-LARGEST = 2**31  # bytes of a file that is read whole
-DTYPES = {  # of a .safetensors file -> NumPy's; BF16, which it lacks, by its bits
+LARGEST = 2**31  # bytes that are read of a file
+DTYPES = {  # of safetensors -> of NumPy; BF16, which NumPy lacks, as its bits
     "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2", "BOOL": "?",
     "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8",
 }  # fmt: skip
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write to a name beside `path`, then rename: at every moment `path` is the old file or the new one.
+    """Write a file atomically, under another name that is then renamed: `path` is always the old file or the new one.
 
-    Raises OSError (a full or read-only disk) with the old file untouched.
+    Raises OSError (a full or read-only disk) and leaves the old file as it was.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -43,14 +43,15 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def to_json(value: Any) -> bytes:
+    """Indented JSON with sorted keys: equal values give equal bytes."""
     return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file, or of a pipe that something writes into.
+    """The content of a file or a pipe.
 
-    Raises OSError with the name of the file, which a read that fails half-way does not give, and for a folder with the
-    names of files in it; ValueError for a device, which may have no end, and for more than LARGEST bytes.
+    Raises OSError, always with the file's name, and for a folder with names of files in it; ValueError for a device,
+    which may have no end, and for more than LARGEST bytes.
     """
     named = str(path)
     try:
@@ -69,9 +70,9 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_pipe(path: Path) -> bytes:
-    """What is written into a pipe, up to a little more than LARGEST bytes; nothing, if nobody writes into it."""
+    """The content of a pipe, at most a little more than LARGEST bytes; b"" if no process writes to it."""
     parts, size = [], 0
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # not waiting for a writer
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # does not wait for a writer
         os.set_blocking(file.fileno(), True)
         while size <= LARGEST and (part := file.read(2**20)):
             parts.append(part)
@@ -80,6 +81,7 @@ def read_pipe(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for other content, and as read_bytes does."""
     try:
         value = json.loads(read_bytes(path).decode())
     except (ValueError, RecursionError) as error:
@@ -90,16 +92,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
-    """Write a .safetensors file."""
+    """Write a .safetensors file atomically (write_whole)."""
     write_whole(path, tensors_to_bytes(tensors, metadata))
 
 
 def tensors_to_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
-    """The content of a .safetensors file: the same tensors and metadata give the same bytes."""
+    """The content of a .safetensors file. Equal tensors and metadata give equal bytes."""
     import safetensors.numpy
 
     blob = safetensors.numpy.save({name: np.ascontiguousarray(to_numpy(x)) for name, x in tensors.items()})
-    # The library writes metadata in an order that changes from run to run, so it is put into the header here.
+    # The library writes metadata in an order that changes from run to run: put it into the header here.
     end = 8 + int.from_bytes(blob[:8], "little")
     header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **json.loads(blob[8:end])}).encode()
     header += b" " * (-len(header) % 8)
@@ -107,17 +109,17 @@ def tensors_to_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str]) 
 
 
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and metadata of a .safetensors file; bfloat16, which NumPy does not have, as the float32 it stands for.
+    """Tensors and metadata of a .safetensors file; bfloat16, which NumPy lacks, becomes float32, unrounded.
 
-    Raises FileNotFoundError, PermissionError, and ValueError for a file that is truncated, damaged, or something else,
-    for a dtype that is not read (float8 and smaller), and for a tensor with NaN or an infinity.
+    Raises FileNotFoundError, PermissionError, and ValueError for a file that is damaged or of another format, for an
+    unsupported dtype (float8 and smaller), and for a tensor with NaN or infinity.
     """
     import safetensors
 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
-    with path.open("rb") as file:  # for safetensors, a file that may not be read is not there
+    with path.open("rb") as file:  # raises PermissionError, where safetensors finds no file
         start = file.read(7)
     try:
         with safetensors.safe_open(path, "np") as file:
@@ -125,7 +127,7 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
             for name, dtype in dtypes.items():
                 if dtype not in DTYPES:
-                    raise ValueError(f"{path}: {name} is of dtype {dtype}, which is not read: save it as bfloat16")
+                    raise ValueError(f"{path}: {name} is of dtype {dtype}, which is not supported: save it as bfloat16")
     except (safetensors.SafetensorError, TypeError) as error:
         pickled = start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")
         why = "it is a pickle, which can run code and is never read" if pickled else error
@@ -133,16 +135,16 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         raise ValueError(f"{path} cannot be read as safetensors: {why}") from None
     tensors = read_tensors(path, dtypes)
     for name, data in tensors.items():
-        if data.size and not np.isfinite([data.min(), data.max()]).all():  # NaN is both; and no array is made of it
+        if data.size and not np.isfinite([data.min(), data.max()]).all():  # min and max are NaN if any is
             raise ValueError(f"{path}: {name} holds numbers that are not finite: get the file again, or an earlier one")
     return tensors, metadata
 
 
 def read_tensors(path: Path, dtypes: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """The tensors of a file that safetensors has found to be whole, each from its place: safetensors' own reader maps
-    the file into memory and copies out of it, so that all is there twice.
+    """The tensors of a file that safetensors has validated.
 
-    A bfloat16 is the upper half of a float32's bits, so nothing is rounded.
+    NumPy reads them, since safetensors maps the file into memory and copies out of it, which takes twice the memory. A
+    bfloat16 is the upper half of a float32's bits.
     """
     with path.open("rb") as file:
         end = 8 + int.from_bytes(file.read(8), "little")
@@ -159,8 +161,8 @@ def read_tensors(path: Path, dtypes: Mapping[str, str]) -> dict[str, np.ndarray]
 
 
 def weights_hash(weights: Mapping[str, Array]) -> str:
-    """sha256 over the names, shapes and bytes of `weights`, by name; in float32, so that a float64 copy is the same."""
-    import hashlib  # OpenSSL comes with it
+    """sha256 of the names, shapes and bytes of `weights`, sorted by name; as float32, equal for a float64 copy."""
+    import hashlib  # here, as it loads OpenSSL
 
     digest = hashlib.sha256()
     for name, data in sorted(weights.items()):
@@ -171,21 +173,19 @@ def weights_hash(weights: Mapping[str, Array]) -> str:
 
 
 def write_folder(path: str | Path, files: Mapping[str, bytes], replaces: Collection[str] = ()) -> None:
-    """Put `files`, {name: content}, into the folder `path`, as write_files does, if it is free for them.
+    """Write `files`, {name: content}, to the folder `path`, as write_files does, if it is new or holds only `replaces`.
 
-    Raises ValueError when `path` is a file, or holds anything but the names in `replaces`; OSError for a disk that
-    is full or read-only.
+    Raises ValueError when `path` is a file or holds anything else; OSError for a full or read-only disk.
     """
-    check_names(Path(path), replaces)
+    check_contents(Path(path), replaces)
     write_files(path, files)
 
 
 def write_files(path: str | Path, files: Mapping[str, bytes]) -> None:
-    """Put `files`, {name: content}, into the folder `path`, whatever else it holds; a name may be "folder/file". A new
-    folder appears with all of them, or not at all; in one that is there, each file is replaced whole, and none before
-    all have been written.
+    """Write `files`, {name: content}, to the folder `path`; a name may be "folder/file".
 
-    Raises OSError for a disk that is full or read-only.
+    A new folder appears with all files or not at all. In an existing one, other files stay, and each file is replaced
+    atomically, once all have been written. Raises OSError for a full or read-only disk.
     """
     path = Path(path).absolute()
     with scratch(path) as folder:
@@ -205,13 +205,13 @@ def write_files(path: str | Path, files: Mapping[str, bytes]) -> None:
 
 @contextmanager
 def scratch(path: Path) -> Iterator[Path]:
-    """An empty folder on the disk of the folder `path`, inside it if it is there, for what will be moved to `path`.
+    """A temporary folder on the disk of the folder `path`, inside it if it exists, for files that will be moved there.
 
-    In the end it is gone, and so are the parents that were made for nothing. An OSError names `path`.
+    At the end it is removed, and so are parents that were created and stayed empty. An OSError names `path`.
     """
     partial = path / ".minilora.partial" if path.is_dir() else path.with_name(f".{path.name}.partial")
     new_parents = [parent for parent in path.parents if not parent.exists()]
-    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left behind by a killed process
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -220,19 +220,19 @@ def scratch(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in new_parents:
-            with suppress(OSError):  # it is not empty
+            with suppress(OSError):  # not empty
                 parent.rmdir()
 
 
 def check_free(path: str | Path, replaces: Collection[str] = ()) -> None:
-    """Find out before the work whether write_folder can do its own: raise what it would. Nothing is left behind."""
-    check_names(Path(path), replaces)
+    """Raise what write_folder would raise, before the work that its files take. Writes nothing."""
+    check_contents(Path(path), replaces)
     check_writable(path, replaces)
 
 
-def check_names(path: Path, replaces: Collection[str]) -> None:
-    """Raise ValueError when `path` is a file, or holds anything but the names in `replaces` and what a process that
-    was killed had not finished writing."""
+def check_contents(path: Path, replaces: Collection[str]) -> None:
+    """Raise ValueError when `path` is a file, or holds anything but `replaces` and the partial files of a killed
+    process."""
     names = {file.name for file in path.iterdir() if file.suffix != ".partial"} if path.is_dir() else set()
     others = sorted(names - {LOCK, *replaces})
     if others or (os.path.lexists(path) and not path.is_dir()):
@@ -241,8 +241,8 @@ def check_names(path: Path, replaces: Collection[str]) -> None:
 
 
 def check_writable(path: str | Path, names: Collection[str]) -> None:
-    """Raise OSError when nothing can be written to the folder `path`, made for it if it is not there; ValueError when
-    one of the `names` of the files to come is a folder. Nothing is left behind."""
+    """Raise OSError when the folder `path` cannot be created or written to, ValueError when one of the files `names` in
+    it is a folder. Writes nothing."""
     path = Path(path).absolute()
     folder = next((path / name for name in names if (path / name).is_dir()), None)
     if folder:

@@ -1,10 +1,9 @@
-"""The process: threads of BLAS, memory, the folder that it alone writes, and the parent that it does not outlive."""
+"""The process: BLAS threads, memory, a lock on the folder it writes, ending with its parent."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import multiprocessing
 import os
 import sys
 import threading
@@ -15,33 +14,33 @@ from pathlib import Path
 from typing import Any
 
 _lock = threading.Lock()
-_blocks = 0  # of blas_threads(), open now, in all threads of Python
-_before: list[int] = []  # the threads of each BLAS library before the first of them began
+_blocks = 0  # the number of open blas_threads() blocks, in all threads of Python
+_before: list[int] = []  # the number of threads of each BLAS library outside these blocks
 
 
 @contextmanager
 def blas_threads(n: int = 1) -> Iterator[None]:
-    """Have BLAS compute on `n` threads in this block, and afterwards on as many as before. Also a decorator.
+    """Run BLAS on `n` threads inside this block, and afterwards on as many as before. Also a decorator.
 
-    A model's forward and backward, `fit`, `evaluate`, merging, SVDs and the checks are such blocks, of one thread. A
-    block inside another changes nothing: `with blas_threads(4): fit(...)` trains on four. The number is the whole
-    process's: "inside" includes other threads of Python, and the old number is back when the last block has ended.
+    A model's forward and backward, `fit`, `evaluate`, merging, SVDs and the checks are such blocks, with one thread. A
+    block inside another has no effect: `with blas_threads(4): fit(...)` trains on four. The number applies to the whole
+    process, other threads of Python included, and is restored when the last open block ends.
 
-    Why one, whatever the shape: no rule by shape is right on a busy machine, where each product waits until its slowest
-    thread gets a core. Time of loss_and_gradients() of a LoRA model inside blas_threads(2) over that inside
-    blas_threads(1), taking turns, medians of 7, OpenBLAS 0.3.31 on 2 cores, free and beside two busy processes:
+    Why one thread for every shape: on a busy machine each product waits until its slowest thread gets a core. The table
+    gives the time of loss_and_gradients() of a LoRA model with two threads, divided by that with one; alternating runs,
+    medians of 7, OpenBLAS 0.3.31 on 2 cores, idle and beside two busy processes:
 
         built-in 16 x 128     0.78    1.9 (at most 3.2)
         tiny GPT-2 16 x 64    0.89    0.84 (at most 3.6)
         GPT-2 2 x 128         0.62    2.2 (at most 6.5)
         width 1024 4 x 512    0.56    1.4 (at most 3.6)
 
-    `shards` use more cores without waiting inside a product, and one thread gives the same bytes everywhere.
-    blas_threads(2) is for a large model on a batch of one, where cores are free.
+    `shards` use more cores without waiting inside a product, and one thread gives the same bytes everywhere. Use more
+    threads for a large model and a batch of one, on idle cores.
 
-    Entering and leaving takes 9 µs, 1 µs inside another block. Raises ValueError for n below 1. Nothing happens where
-    threadpoolctl knows no BLAS (Apple's Accelerate). An OpenBLAS built on OpenMP, which NumPy's wheels are not, counts
-    for each thread of Python, and the block limits its own thread alone.
+    A block costs 9 µs, inside another 1 µs. Raises ValueError for n below 1. Has no effect on a BLAS that threadpoolctl
+    does not know (Apple's Accelerate). An OpenBLAS built on OpenMP, unlike that of NumPy's wheels, has a number for
+    each thread of Python, and a block sets only that of its own.
     """
     global _blocks
     if n < 1:
@@ -63,33 +62,32 @@ def blas_threads(n: int = 1) -> Iterator[None]:
 
 @functools.cache
 def blas_libraries() -> list[Any]:
-    """threadpoolctl's controllers of the BLAS libraries in this process. Looking takes a millisecond: once will do, as
-    NumPy's is loaded first."""
-    import numpy  # noqa: F401
+    """threadpoolctl's controllers of the BLAS libraries in this process, looked up once: it takes a millisecond."""
+    import numpy  # noqa: F401  its BLAS must be loaded
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
 def set_threads(numbers: list[int]) -> None:
+    """Set the number of threads of each BLAS library."""
     for library, n in zip(blas_libraries(), numbers, strict=True):
-        # From 3.8 on threadpoolctl ignores all threads but the first that set the number, until it clears this.
-        # Here the last block to end may be another thread's.
+        # Since 3.8, threadpoolctl ignores all threads but the first that set the number. Here the last block to end may
+        # be in another thread, so it has to be cleared.
         clear = getattr(library, "clear_controlling_thread", lambda force: None)
         clear(force=True)
         library.set_num_threads(n)
         clear(force=True)
 
 
-LOCK = ".minilora.lock"  # in a folder that is being written; a process that was killed leaves it behind
-PATIENCE = 1.0  # seconds that a process which was just killed may take to be gone
+LOCK = ".minilora.lock"  # in a folder that is being written; a killed process leaves it behind
+LOCK_TIMEOUT = 1.0  # seconds: a process that was just killed may hold its lock a little longer
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep what is freed, for training: ops allocate their results, and fresh pages cost time.
+    """Tell malloc to keep freed memory, for training: ops allocate their results, and fresh pages cost time.
 
-    A setting of the whole process, so the commands that train make it, and importing the library never does. Only
-    glibc has it; elsewhere nothing happens.
+    It applies to the whole process, so only the commands that train call it. Has no effect without glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -101,9 +99,9 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory() -> int:
-    """The most memory that the process has held, in bytes; 0 where the system does not say (Windows)."""
+    """The peak resident memory of the process in bytes; 0 on Windows."""
     status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would count what the parent held when it started this process
+    if status.is_file():  # getrusage would include the parent's at the start of this process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     if sys.platform == "win32":
@@ -115,18 +113,17 @@ def peak_memory() -> int:
 
 @contextmanager
 def folder_lock(path: str | Path) -> Iterator[bool]:
-    """Be the only one that writes the folder `path`, which is made if it is not there, and removed if nothing was put
-    into it. Yields whether the last one that wrote there was killed.
+    """Lock the folder `path` for writing. It is created if needed, and removed at the end if it is empty.
 
-    The system holds the lock for as long as the process lives, so none is left of a dead one: flock, or on Windows
-    msvcrt.locking. Other machines that write to the same network disk are kept out where it passes locks on (NFS, SMB);
-    where a file system has no locks, no one is. Raises ValueError when another process writes there, or `path` is a
-    file; OSError when nothing can be written there.
+    Yields whether the last process that wrote there was killed. The lock is the system's (flock, or msvcrt.locking on
+    Windows) and ends with the process. It holds for other machines on a network disk that supports locks (NFS, SMB); a
+    file system without locks excludes nobody. Raises ValueError when another process writes there or `path` is a file,
+    OSError when the folder cannot be written.
     """
     path = Path(path).absolute()
     if os.path.lexists(path) and not path.is_dir():
         raise ValueError(f"{path} is a file: choose another folder")
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    created = [folder for folder in (path, *path.parents) if not folder.exists()]
     descriptor = None
     try:
         try:
@@ -137,22 +134,22 @@ def folder_lock(path: str | Path) -> Iterator[bool]:
         yield killed
     finally:
         if descriptor is not None:
-            with suppress(PermissionError):  # Windows keeps a file that is open
+            with suppress(PermissionError):  # Windows cannot remove an open file
                 (path / LOCK).unlink(missing_ok=True)
             os.close(descriptor)
-        for folder in made:
-            with suppress(OSError):  # it is not empty
+        for folder in created:
+            with suppress(OSError):  # not empty
                 folder.rmdir()
 
 
 def acquire(file: Path) -> tuple[int, bool]:
-    """(descriptor of the locked file, whether its last owner was killed)."""
-    deadline = time.monotonic() + PATIENCE
+    """(descriptor of the locked file, whether its last owner was killed). Raises ValueError for a locked one."""
+    deadline = time.monotonic() + LOCK_TIMEOUT
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         if locked(descriptor):
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(file)):  # else its owner has just removed it
+                if os.path.samestat(os.fstat(descriptor), os.stat(file)):  # else its owner just removed it
                     killed = bool(os.read(descriptor, 1))
                     os.ftruncate(descriptor, 0)
                     os.lseek(descriptor, 0, os.SEEK_SET)
@@ -169,12 +166,12 @@ def acquire(file: Path) -> tuple[int, bool]:
 
 
 def locked(descriptor: int) -> bool:
-    """Lock a file, unless another has locked it. A file system without locks locks nothing."""
+    """Lock a file; False if another process has locked it. True, without a lock, where the file system has none."""
     try:
         if sys.platform == "win32":
             import msvcrt
 
-            os.lseek(descriptor, 2**30, os.SEEK_SET)  # a byte beyond those that others read
+            os.lseek(descriptor, 2**30, os.SEEK_SET)  # a byte that nobody reads
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
             os.lseek(descriptor, 0, os.SEEK_SET)
         else:
@@ -189,15 +186,16 @@ def locked(descriptor: int) -> bool:
 
 
 def end_with(parent: int) -> None:
-    """Make this process end when the process `parent`, which started it, does: at once if it has ended already.
+    """End this process when its `parent` process ends, at once if it already has.
 
-    Windows keeps the id of a parent that has ended; there, nothing happens.
+    Has no effect on Windows, where a process keeps the id of a parent that has ended.
     """
+    import multiprocessing  # slow, and --help need not wait for it
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.1)
-        starter = multiprocessing.parent_process()  # with a fork server between, not the parent that the system knows
+        starter = multiprocessing.parent_process()  # with a fork server, not the system's parent
         with suppress(TypeError, ValueError):  # loky's workers cannot wait for it
             if starter is not None:
                 starter.join()

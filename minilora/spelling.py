@@ -1,11 +1,11 @@
-"""What may have been meant by a name that is not known."""
+"""Suggestions for misspelt names, and plurals."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-LISTED = 20  # names, before the rest is a number
+LISTED = 20  # names; the rest are only counted
 
 
 def choose_from(word: object, names: Iterable[str]) -> str:
@@ -17,12 +17,12 @@ def choose_from(word: object, names: Iterable[str]) -> str:
 
 
 def did_you_mean(word: object, names: Iterable[str]) -> str:
-    """Such as "did you mean 'lora'? ", or nothing where no name is near."""
+    """Such as "did you mean 'lora'? "; "" if no name is similar."""
     known = {name.casefold(): name for name in names}
     near = get_close_matches(str(word)[:100].casefold(), known, 1)
     return f"did you mean {known[near[0]]!r}? " if near else ""
 
 
 def counted(n: int, what: str) -> str:
-    """1 layer, 2 layers."""
+    """Such as "1 layer", "2 layers"."""
     return f"{n:,} {what}{'s' * (n != 1)}"

@@ -27,7 +27,7 @@ import numpy as np
 
 import minilora
 from minilora import accounting
-from minilora.accounting import count, describe, ledger
+from minilora.accounting import count, ledger
 
 rng = np.random.default_rng(0)
 model = minilora.load_pretrained("builtin")
@@ -74,10 +74,10 @@ assert 9_000 < gpt3.total / gpt3.trainable < 10_000
 # %%
 ids = rng.integers(0, 256, (4, 64))
 logits, cache = model.forward(ids)
-entries = ledger(*describe(model), batch=4, tokens=64, loss=False)
-for row in accounting.report.grouped(entries)[:8]:
+kept = ledger(model, batch=4, tokens=64, loss=False)
+for row in accounting.report.grouped(kept)[:8]:
     print(f"{row.layer:<26} {row.what:<11} {row.count} x {row.shape!s:<18} {row.nbytes / 1024:>7,.0f} KiB   {row.why}")
-assert accounting.nbytes(cache) == sum(entry.nbytes for entry in entries)
+assert accounting.nbytes(cache) == sum(array.nbytes for array in kept)
 
 # %% [markdown]
 # The sum of the ledger is the size of the cache, to the byte: the assert above compared them. So the formula can be
@@ -151,7 +151,7 @@ forward = accounting.executed_flops(model, lambda: held.update(y=model.forward(i
 backward = accounting.executed_flops(
     model, lambda: model.backward(0.1 * held["y"][0], held["y"][1], minilora.Gradients())
 )
-predicted = accounting.flops(*describe(model), batch=4, tokens=64)
+predicted = accounting.flops(model, batch=4, tokens=64)
 for name, executed, formula in zip(("forward", "backward"), (forward, backward), predicted, strict=True):
     print(f"{name:<9} executed {executed['products']:>13,}   by the formula {formula.products:>13,}")
     assert executed["products"] == formula.products
@@ -160,8 +160,10 @@ for name, executed, formula in zip(("forward", "backward"), (forward, backward),
 ranks = np.unique(np.geomspace(1, 1024, 40).astype(int))
 figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
 for name, color in (("gpt2", "#8a8a8a"), ("llama-2-7b", "#1f5fa8"), ("llama-2-70b", "#d9621d")):
-    full = sum(part.linear for part in count(name, "full", tokens=64).flops())
-    most = min(min(layer.n_in, layer.n_out) for layer in accounting.architecture(name).linears())
+    account = count(name, "full", tokens=64)
+    full = sum(part.linear for part in account.flops())
+    linears = (layer for _, layer in account.model.named_modules() if isinstance(layer, minilora.Linear))
+    most = min(min(layer.weight.data.shape) for layer in linears)
     shown = [r for r in map(int, ranks) if r <= most]
     steps = (count(name, "lora", targets="all-linear", r=r, tokens=64).flops() for r in shown)
     ratio = [sum(part.linear + part.adapter for part in step) / full for step in steps]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cupy_fidelity import EXPRESSIONS, STRICTER, operands, outcome
 
-from minilora.backend import get_array_module, load_backend, to_numpy
+from minilora.backend import generator, get_array_module, load_backend, to_numpy
 
 # Valid with NumPy, mistakes with CuPy.
 REFUSED = [
@@ -234,6 +234,17 @@ def test_no_memory_is_shared_between_host_and_device(device):
     back = to_numpy(x)
     back += 2
     assert to_numpy(x).tolist() == [0.0, 0.0, 0.0]
+
+
+# generator
+
+
+def test_a_seed_stands_for_a_generator_and_nothing_else_does(rng):
+    assert generator(rng) is rng
+    assert generator(7).random() == generator(np.int64(7)).random() == np.random.default_rng(7).random()
+    for wrong in (None, -1, 7.0, True, "7"):
+        with pytest.raises(ValueError, match=f"rng {wrong!r} is neither a seed nor a generator: rng=0, or"):
+            generator(wrong)
 
 
 # What the double refuses and what it lets through

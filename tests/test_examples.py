@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minilora.models.config import Config
-from minilora.models.families import New
+from minilora.models.parts import New
 from minilora.models.sources import locate
 from minilora.nn import Gradients
 from minilora.verify import check_model

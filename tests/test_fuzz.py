@@ -15,7 +15,8 @@ from damage import bounded, mutate, refusal
 
 import minilora
 from minilora.models.families import FAMILIES
-from minilora.models.pretrained import load_pretrained, save_pretrained
+from minilora.models.pretrained import load_pretrained
+from minilora.models.saving import save_pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(for another head|drawn anew)")
 SHAPE: dict[str, Any] = {"vocab_size": 24, "n_layers": 2, "d_model": 8, "n_heads": 2, "d_ff": 12, "max_length": 16}
@@ -30,7 +31,7 @@ def test_the_bounds_of_these_tests_hold():
 
 
 def made(family: str) -> Any:
-    model = FAMILIES[family](minilora.Config(**SHAPE), np.random.default_rng(0))
+    model = FAMILIES[family].build(minilora.Config(**SHAPE), np.random.default_rng(0))
     return model
 
 

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .. import nn
+from ..adapters.base import DEFAULT
+from ..models.transformer import Transformer
+from ..nn import Checkpointed, Costs, KeptArray, Parameter
+from ..nn.costs import Shape
 from ..spelling import choose_from
-from .architecture import Architecture, Shape
-from .flops import Flops, flops
-from .memory import DTYPES, QUANTISED, Entry, adapter_bytes, added_tensors, itemsize, ledger, size, weight_bytes
-from .methods import Plan, is_whole, plan
-from .named import architecture
+from .flops import Flops, total
+from .memory import (
+    DTYPES,
+    QUANTISED,
+    adapter_bytes,
+    added_tensors,
+    in_peft,
+    itemsize,
+    loss_keeps,
+    step_costs,
+    weight_bytes,
+)
+from .methods import OVER_4_BITS, TRAINS_WEIGHTS, apply, is_whole, virtual_tokens
+from .named import without_weights
 
 GROUPS = ("embedding", "attention", "mlp", "norm", "head")
 
@@ -25,30 +42,41 @@ class Account:
     numbers of optimizer state (Adam's m and v) go with each trained parameter, in its own dtype.
     """
 
-    model: Architecture
-    plan: Plan
+    name: str
+    model: Transformer  # what is trainable in it is what the method trains
+    method: str
     batch: int
     tokens: int
     dtype: str
-    recompute: bool
+
+    @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        """{path: Parameter} of the base, a tied one once."""
+        return self.model.base_parameters()
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """{path: shape} of them."""
+        return {path: p.data.shape for path, p in self.parameters.items()}
 
     @property
     def total(self) -> int:
         """Parameters of the base, without what is added."""
-        return sum(map(size, self.model.tensors().values()))
+        return sum(map(math.prod, self.tensors.values()))
+
+    @cached_property
+    def added(self) -> dict[str, Shape]:
+        """{name in PEFT's file: shape} of what is added and learns."""
+        return added_tensors(self.model, trained=True)
 
     @property
     def trained(self) -> dict[str, Shape]:
         """{name: shape} of all that learns: tensors of the base by our paths, added ones as in PEFT's file."""
-        shapes = self.model.tensors()
-        return {path: shapes[path] for path in shapes if path in self.plan.trained} | self.added()
-
-    def added(self) -> dict[str, Shape]:
-        return added_tensors(self.model, self.plan, trained=True)
+        return {path: p.data.shape for path, p in self.parameters.items() if p.trainable} | self.added
 
     @property
     def trainable(self) -> int:
-        return sum(map(size, self.trained.values()))
+        return sum(map(math.prod, self.trained.values()))
 
     @property
     def share(self) -> float:
@@ -56,18 +84,38 @@ class Account:
         return self.trainable / self.total
 
     @property
+    def in_peft(self) -> bool:
+        return in_peft(self.model)
+
+    @property
     def adapter_bytes(self) -> int:
-        return adapter_bytes(self.model, self.plan, self.dtype)
+        return adapter_bytes(self.model, self.dtype)
 
     def groups(self) -> dict[str, int]:
         """Parameters of the base by what they belong to."""
         counts = dict.fromkeys(GROUPS, 0)
-        for path, shape in self.model.tensors().items():
-            counts[group_of(path)] += size(shape)
+        for path, shape in self.tensors.items():
+            counts[group_of(path)] += math.prod(shape)
         return counts
 
-    def ledger(self) -> list[Entry]:
-        return ledger(self.model, self.plan, self.batch, self.tokens, self.dtype, recompute=self.recompute)
+    @property
+    def virtual_tokens(self) -> int:
+        return virtual_tokens(self.model)
+
+    @property
+    def recompute(self) -> bool:
+        """Whether blocks are run again for their backward."""
+        return any(isinstance(layer, Checkpointed) for layer in self.model.layers.values())
+
+    @cached_property
+    def costs(self) -> Costs:
+        """Of the step, layer by layer."""
+        return step_costs(self.model, self.batch, self.tokens, self.dtype)
+
+    def ledger(self) -> list[KeptArray]:
+        """What is alive when forward and loss end."""
+        kept = self.costs.alive()
+        return kept and kept + loss_keeps(self.model, self.batch, self.tokens, self.dtype)
 
     @property
     def added_itemsize(self) -> int:
@@ -75,28 +123,28 @@ class Account:
 
     def trained_bytes(self) -> int:
         """Of everything that learns, once."""
-        added = sum(map(size, self.added().values()))
+        added = sum(map(math.prod, self.added.values()))
         return (self.trainable - added) * itemsize(self.dtype) + added * self.added_itemsize
 
     def memory(self) -> dict[str, int]:
         """Bytes: weights (with what is added), gradients, optimizer, activations."""
-        added = self.added() | added_tensors(self.model, self.plan, trained=False)
+        added = [*self.added.values(), *added_tensors(self.model, trained=False).values()]
         trained = self.trained_bytes()
         return {
-            "weights": weight_bytes(self.model, self.dtype) + sum(map(size, added.values())) * self.added_itemsize,
+            "weights": weight_bytes(self.model, self.dtype) + sum(map(math.prod, added)) * self.added_itemsize,
             "gradients": trained,
             "optimizer": 2 * trained,
-            "activations": sum(entry.nbytes for entry in self.ledger()),
+            "activations": sum(array.nbytes for array in self.ledger()),
         }
 
     def flops(self) -> tuple[Flops, Flops]:
         """Forward and backward of the step."""
-        return flops(self.model, self.plan, self.batch, self.tokens, recompute=self.recompute)
+        return total(self.costs.forward), total(self.costs.backward + self.costs.again)
 
 
 def count(
-    source: str | Path | Mapping[str, Any] | Architecture,
-    method: str = "lora",
+    source: str | Path | Mapping[str, Any] | Transformer,
+    method: str = DEFAULT,
     *,
     targets: str | Collection[str] | None = None,
     r: int = 8,
@@ -108,35 +156,53 @@ def count(
     dtype: str | None = None,
     recompute: bool = False,
 ) -> Account:
-    """Lay `method` out (see `plan`) over a model: a name in NAMED, a config.json (see `architecture`), an Architecture.
+    """`method` (see `apply`) on a model: a live one as it was before anything was added or frozen, or what
+    `without_weights` builds.
 
-    dtype: float64, float32, float16, bfloat16, "nf4" or "nf4-dq" (qlora's own). tokens: 512, where the model has as
-    many positions; a vision model has its own number. Virtual tokens take positions too. Raises what those two raise,
-    and ValueError for a batch below 1, for another number of tokens than the model can, for a method that trains
-    weights in 4 bits, and for qlora in more than 4.
+    dtype: float64, float32, float16, bfloat16, "nf4" or "nf4-dq" (of methods over a base in 4 bits). tokens: 512, where
+    the model has as many positions. Virtual tokens take positions too. Raises what those two raise, and ValueError for
+    a batch below 1, for more tokens than positions, for a method that trains weights in 4 bits, and for one over 4 bits
+    in more.
     """
-    model = source if isinstance(source, Architecture) else architecture(source, head, labels)
-    laid_out = plan(model, method, targets, r, virtual_tokens)
-    dtype = dtype or ("nf4-dq" if method == "qlora" else "float32")
+    if isinstance(source, Transformer):
+        name, model = f"this {source.family}", plain_copy(source)
+    else:
+        name, model = without_weights(source, head, labels)
+    apply(method, model, name, targets, r, virtual_tokens)
+    if recompute:
+        nn.recompute(model)
+    dtype = dtype or ("nf4-dq" if method in OVER_4_BITS else "float32")
     if dtype not in DTYPES:
         raise ValueError(f"no dtype is called {dtype!r}: {choose_from(dtype, DTYPES)}")
-    if dtype in QUANTISED and method in ("full", "top2"):
+    if dtype in QUANTISED and method in TRAINS_WEIGHTS:
         raise ValueError(f"{method} trains the weights themselves, which 4 bits cannot hold: choose another dtype")
-    if method == "qlora" and dtype not in QUANTISED:
-        raise ValueError(
-            f"qlora is over a base in 4 bits, {' or '.join(QUANTISED)}, not in {dtype}: lora is what that is"
-        )
+    if method in OVER_4_BITS and dtype not in QUANTISED:
+        raise ValueError(f"{method} is over a base in 4 bits, {' or '.join(QUANTISED)}, not in {dtype}")
     if not is_whole(batch) or batch < 1:
         raise ValueError(f"a batch of {batch!r} sequences is not a whole number above 0")
-    room = model.context - (0 if model.tokens else laid_out.virtual_tokens)
+    return Account(name, model, method, batch, check_tokens(tokens, name, model), dtype)
+
+
+def check_tokens(tokens: int | None, name: str, model: Transformer) -> int:
+    positions, prompt = model.config.max_length, virtual_tokens(model)
     if tokens is None:
-        tokens = model.tokens or max(1, min(512, room))
-    if model.tokens and tokens != model.tokens:
-        raise ValueError(f"{model.name} looks at {model.tokens} tokens, its patches and what it adds, not at {tokens}")
-    if not model.tokens and not (is_whole(tokens) and 1 <= tokens <= room):
-        beside = f", less {laid_out.virtual_tokens} virtual tokens" if laid_out.virtual_tokens else ""
-        raise ValueError(f"{tokens!r} tokens are not from 1 to {model.name}'s {model.context} positions{beside}")
-    return Account(model, laid_out, batch, tokens, dtype, recompute)
+        return max(1, min(512, positions - prompt))
+    if not (is_whole(tokens) and 1 <= tokens <= positions - prompt):
+        beside = f", less {prompt} virtual tokens" if prompt else ""
+        raise ValueError(f"{tokens!r} tokens are not from 1 to {name}'s {positions} positions{beside}")
+    return tokens
+
+
+def plain_copy(model: Transformer) -> Transformer:
+    """The model without what was added to it, everything trainable. The arrays are the model's own."""
+    made = copy.deepcopy(model, {id(p.data): p.data for p in model.parameters()})
+    made.layers = {name: m.block if isinstance(m, Checkpointed) else m for name, m in made.layers.items()}
+    for path, module in reversed(list(made.named_modules())):
+        if module.is_adapter:
+            made[path] = module.base  # type: ignore[attr-defined]
+    for parameter in made.parameters():
+        parameter.trainable = True
+    return made
 
 
 def group_of(path: str) -> str:
@@ -145,6 +211,6 @@ def group_of(path: str) -> str:
         return "norm"
     if "attention." in name:
         return "attention"
-    if ".mlp." in name or name == "conv":
+    if ".mlp." in name:
         return "mlp"
     return "embedding" if name.startswith("embed") else "head"

@@ -17,11 +17,12 @@ Backward stops at the lowest layer that learns: what lies below is not entered, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from .architecture import Architecture, Attention, Linear, Norm
-from .memory import lowest_stage
-from .methods import Plan
+from ..models.transformer import Transformer
+from ..nn import Product
+from .memory import step_costs
 
 
 class Flops(NamedTuple):
@@ -36,56 +37,18 @@ class Flops(NamedTuple):
     def products(self) -> int:
         return self.linear + self.adapter + self.attention
 
-    def plus(self, other: Flops) -> Flops:
-        return Flops(*(a + b for a, b in zip(self, other, strict=True)))
+
+def total(products: Iterable[Product]) -> Flops:
+    sums = dict.fromkeys(Flops._fields, 0)
+    for product in products:
+        sums[product.kind] += product.flops
+    return Flops(**sums)
 
 
-def unread(model: Architecture, plan: Plan) -> str:
-    """The array that the first layers which can learn read: nothing below it learns, so its gradient is never made.
-
-    "" where a norm comes first that learns itself.
-    """
-    lowest = list(model.stages.values())[lowest_stage(model, plan) :]
-    first, *rest = lowest[0] if lowest else [None]
-    if isinstance(first, Linear):
-        return first.x
-    return first.path if isinstance(first, Norm) and rest and not plan.trained.intersection(first.tensors()) else ""
-
-
-def flops(model: Architecture, plan: Plan, batch: int, tokens: int, *, recompute: bool = False) -> tuple[Flops, Flops]:
-    """Forward and backward of one step over `batch` sequences of `tokens`."""
-    T = (model.tokens or tokens) + plan.virtual_tokens
-    inserts = {insert.layer.path: insert for insert in plan.inserts}
-    lowest, forward, backward, no_dx = lowest_stage(model, plan), Flops(), Flops(), unread(model, plan)
-    for i, (name, ops) in enumerate(model.stages.items()):
-        there = back = Flops()
-        for op in ops:
-            N = batch * T
-            if isinstance(op, Linear):
-                N = batch * (op.rows or T)
-                y, dW = 2 * N * op.n_in * op.n_out, op.weight in plan.trained
-                there = there.plus(Flops(linear=y))
-                back = back.plus(Flops(linear=y * (dW + (op.x != no_dx))))
-            elif isinstance(op, Attention):
-                H, D, M = op.heads, op.head_dim, batch * op.scores(T)
-                quadratic = 4 * M * H * D
-                # the distances pass through q_proj and k_proj, and multiply q and k: no batch in the first
-                quadratic += 2 * op.relative * (2 * (H * D) ** 2 + 2 * N * H * D) if op.relative else 0
-                S_again = 2 * M * H * D if op.blockwise(T) else 0
-                there = there.plus(Flops(attention=quadratic, sums=2 * M * H))
-                back = back.plus(Flops(attention=2 * quadratic + S_again, sums=2 * N * H * D))
-            elif isinstance(op, Norm):
-                sums = 2 * N * op.width * (2 if op.bias else 1)  # the mean of squares, and of a layer norm the mean
-                there = there.plus(Flops(sums=sums))
-                back = back.plus(Flops(sums=sums * (op.path != no_dx)))
-            if insert := inserts.get(op.path):
-                there = there.plus(Flops(adapter=N * insert.forward + insert.once))
-                back = back.plus(Flops(adapter=N * insert.backward))
-        forward = forward.plus(there)
-        if i >= lowest:
-            again = there if recompute and name in model.blocks() else Flops()
-            backward = backward.plus(back).plus(again)
-    return forward, backward
+def flops(model: Transformer, batch: int, tokens: int) -> tuple[Flops, Flops]:
+    """Forward and backward of one step over `batch` sequences of `tokens`, of what is trainable now."""
+    costs = step_costs(model, batch, tokens)
+    return total(costs.forward), total(costs.backward + costs.again)
 
 
 def break_even_rank(n_in: int, n_out: int) -> float:

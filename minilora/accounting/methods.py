@@ -1,4 +1,4 @@
-"""What each method of fine-tuning trains, adds, keeps and computes: a Plan.
+"""What each method of fine-tuning trains of a model, and adds to it.
 
     full            everything
     top2            the last two blocks                               (Li, Liang, 2021)
@@ -7,173 +7,163 @@
     prefix-layer    L C l              the activations of l virtual tokens after each of L blocks
     adapter-…       Σ (2 C r + r + C)  C -> r -> C, with biases: houlsby after attention and MLP, pfeiffer after the
                                        MLP, lin after the MLP with a layer norm of its own, + 2 C
-    lora            Σ r (in + out)     y += s (x Aᵀ) Bᵀ                                 (Hu et al., 2021)
+    qlora           Σ r (in + out)     LoRA over a base in 4 bits                       (Dettmers et al., 2023)
     lora-fa         Σ r out            A stays as it was drawn                          (Zhang et al., 2023)
     dora            Σ r (in + out) + out    and the length of every row of W + ΔW       (Liu et al., 2024)
-    vera            Σ (out + r)        y += b ∘ (B (d ∘ (A x))), A and B random and shared   (Kopiczko et al., 2023)
     lora-xs         Σ r²               y += B R (A x), A and B from the SVD of W        (Bałazy et al., 2024)
-    ia3             Σ out, or Σ in     scales keys, values and the input of down_proj   (Liu et al., 2022)
-    qlora           as lora            over a base in 4 bits                            (Dettmers et al., 2023)
 
-Σ runs over the adapted layers. An insert keeps what its own gradients need, by the same rule as ops/: the gradient of
-a matrix needs its input, of a scale what it scales, of anything frozen nothing.
+and every variant that has a file in adapters/. Σ runs over the adapted layers. The classes below have no forward: they
+say of variants that have no file yet what they add, keep and multiply.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
-from ..adapters.attach import wasted_rank
+import numpy as np
+
+from ..adapters.attach import attach_without_weights, choose, fused_above, last, wasted_rank
+from ..adapters.base import DEFAULT, Adapter, Kept, Option, Products, Slot, check_base, variants
+from ..adapters.lora import LoRALinear
+from ..models.transformer import Transformer
+from ..nn import Block, Costs, Linear, MetaArray, Module, Parameter
 from ..spelling import choose_from
-from .architecture import Architecture, Linear, Shape, Table
 
-LORA_LIKE = ("lora", "lora-fa", "dora", "vera", "lora-xs", "qlora")
-TARGETED = (*LORA_LIKE, "ia3")  # what adapts layers of one's choice
+# ---- variants without a file ----
 
 
-class Kept(NamedTuple):
-    """One array that forward leaves for backward, of `width` numbers a token. "x" is the layer's own input."""
-
-    what: str
-    width: int
-    why: str
+class LoRAFA(LoRALinear):
+    slots = LoRALinear.slots[0]._replace(trained=False), LoRALinear.slots[1]
 
 
-@dataclass(frozen=True)
-class Insert:
-    """What is added to one layer. FLOPs are those of matrix products, a multiplication and an addition each: for a
-    token, and `once` for a step."""
-
-    layer: Linear | Table
-    trained: Mapping[str, Shape]  # by the end of their names in PEFT's file
-    kept: list[Kept]
-    forward: int = 0
-    backward: int = 0
-    once: int = 0
-    frozen: Mapping[str, Shape] = field(default_factory=dict)
+class DoRA(LoRALinear):
+    slots = (*LoRALinear.slots, Slot("magnitude", "lora_magnitude_vector", ("n_out",)))  # type: ignore[assignment]
+    kept = (*LoRALinear.kept, Kept("v", "n_out", "dm = Σ dy ∘ v, v = (W + s B A) x / ‖·‖"))  # type: ignore[assignment]
+    products = LoRALinear.products._replace(once="2 * r * n_in * n_out")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A method, laid out over one architecture."""
+class Formula(Adapter):
+    """Of a Linear; PEFT has no file format for it."""
 
-    method: str
-    formula: str
-    trained: frozenset[str] = frozenset()  # paths of the base's tensors
-    inserts: tuple[Insert, ...] = ()
-    rest: Mapping[str, Shape] = field(default_factory=dict)  # trained, and part of no layer
-    shared: Mapping[str, Shape] = field(default_factory=dict)  # frozen, one for all layers
-    virtual_tokens: int = 0
-    in_peft: bool = True  # PEFT knows it, and has a file format for it
+    options = (Option("r", "r", 8),)
+
+    @classmethod
+    def check(cls, base: Module, **options: Any) -> None:
+        check_base(base, Linear)
 
 
-def lora(layer: Linear | Table, r: int) -> Insert:
-    """Linear: ops/lora.py. Embedding: h = A[:, ids], a look-up, and y += s h Bᵀ."""
-    if isinstance(layer, Table):
-        shapes = {"lora_embedding_A": (r, layer.rows), "lora_embedding_B": (layer.width, r)}
-        kept = [Kept("ids", 0, "dA adds dh up by id"), Kept("h", r, "dB = s dyᵀ h")]
-        return Insert(layer, shapes, kept, 2 * r * layer.width, 4 * r * layer.width)
-    n_in, n_out = layer.n_in, layer.n_out
-    shapes = {"lora_A.weight": (r, n_in), "lora_B.weight": (n_out, r)}
-    kept = [Kept("x", n_in, "dA = dhᵀ x"), Kept("h", r, "dB = s dyᵀ h")]
-    return Insert(layer, shapes, kept, 2 * r * (n_in + n_out), 4 * r * (n_in + n_out))
+class LoRAXS(Formula):
+    slots = (
+        Slot("R", "lora_R.weight", ("r", "r")),
+        Slot("A", "lora_A.weight", ("r", "n_in"), trained=False),
+        Slot("B", "lora_B.weight", ("n_out", "r"), trained=False),
+    )
+    kept = (Kept("h", "r", "dR = (Bᵀ dy) hᵀ"),)
+    products = Products(
+        forward="2 * r * (n_in + n_out + r)",
+        backward="2 * r * (n_in + n_out + r)",
+        without_dx="2 * r * (n_in + n_out + r)",
+        gradients={("R",): "2 * r * r"},
+    )
 
 
-def lora_fa(layer: Linear, r: int) -> Insert:
-    n_in, n_out = layer.n_in, layer.n_out
-    A, B = {"lora_A.weight": (r, n_in)}, {"lora_B.weight": (n_out, r)}
-    kept = [Kept("h", r, "dB = s dyᵀ h")]
-    return Insert(layer, B, kept, 2 * r * (n_in + n_out), 2 * r * (n_in + 2 * n_out), frozen=A)
+class Bottleneck(Formula):
+    slots: ClassVar[tuple[Slot, ...]] = (
+        Slot("down", "down.weight", ("r", "n_out")),
+        Slot("down_bias", "down.bias", ("r",)),
+        Slot("up", "up.weight", ("n_out", "r")),
+        Slot("up_bias", "up.bias", ("n_out",)),
+    )
+    kept: ClassVar[tuple[Kept, ...]] = (
+        Kept("y", "n_out", "dW_down"),
+        Kept("slope", "r", "through the nonlinearity"),
+        Kept("z", "r", "dW_up"),
+    )
+    products = Products(
+        forward="4 * r * n_out",
+        backward="4 * r * n_out",
+        without_dx="4 * r * n_out",
+        gradients={("down",): "2 * r * n_out", ("up",): "2 * r * n_out"},
+    )
 
 
-def dora(layer: Linear, r: int) -> Insert:
-    plain = lora(layer, r)
-    kept = [*plain.kept, Kept("v", layer.n_out, "dm = Σ dy ∘ v, v = (W + s B A) x / ‖·‖")]
-    trained = {**plain.trained, "lora_magnitude_vector": (layer.n_out,)}
-    return Insert(layer, trained, kept, plain.forward, plain.backward, once=2 * r * layer.n_in * layer.n_out)
+class BottleneckWithNorm(Bottleneck):
+    slots = (*Bottleneck.slots, Slot("gain", "norm.weight", ("n_out",)), Slot("shift", "norm.bias", ("n_out",)))
+    kept = (
+        *Bottleneck.kept,
+        Kept("x̂", "n_out", "through the norm, and dg"),
+        Kept("σ", "1", "through the norm"),
+    )
 
 
-def vera(layer: Linear, r: int) -> Insert:
-    """The products with A and B are LoRA's; neither has a gradient."""
-    n_in, n_out = layer.n_in, layer.n_out
-    kept = [Kept("h", r, "dd = Σ dh ∘ h"), Kept("u", n_out, "db = Σ dy ∘ u, u = B (d ∘ h)")]
-    trained: dict[str, Shape] = {"vera_lambda_b": (n_out,), "vera_lambda_d": (r,)}
-    return Insert(layer, trained, kept, 2 * r * (n_in + n_out), 2 * r * (n_in + n_out))
-
-
-def lora_xs(layer: Linear, r: int) -> Insert:
-    n_in, n_out = layer.n_in, layer.n_out
-    forward, frozen = 2 * r * (n_in + n_out + r), {"lora_A.weight": (r, n_in), "lora_B.weight": (n_out, r)}
-    kept = [Kept("h", r, "dR = (Bᵀ dy) hᵀ")]
-    return Insert(layer, {"lora_R.weight": (r, r)}, kept, forward, forward + 2 * r * r, frozen=frozen)
-
-
-def ia3(layer: Linear, r: int) -> Insert:
-    if layer.path.endswith("down_proj"):
-        return Insert(layer, {"ia3_l": (1, layer.n_in)}, [Kept("unscaled", layer.n_in, "dl = Σ dx ∘ x")])
-    return Insert(layer, {"ia3_l": (layer.n_out, 1)}, [Kept("y", layer.n_out, "dl = Σ dy ∘ y")])
-
-
-def bottleneck(layer: Linear, r: int) -> Insert:
-    C = layer.n_out
-    trained: dict[str, Shape] = {"down.weight": (r, C), "down.bias": (r,), "up.weight": (C, r), "up.bias": (C,)}
-    kept = [Kept("y", C, "dW_down"), Kept("slope", r, "through the nonlinearity"), Kept("z", r, "dW_up")]
-    return Insert(layer, trained, kept, 4 * r * C, 8 * r * C)
-
-
-def bottleneck_with_norm(layer: Linear, r: int) -> Insert:
-    plain, C = bottleneck(layer, r), layer.n_out
-    trained: dict[str, Shape] = {**plain.trained, "norm.weight": (C,), "norm.bias": (C,)}
-    kept = [*plain.kept, Kept("x̂", C, "through the norm, and dg"), Kept("σ", 1, "through the norm")]
-    return Insert(layer, trained, kept, plain.forward, plain.backward)
-
-
-class Added(NamedTuple):
-    """A method that adds to layers: how to one of them, and the formulas of what it trains and of its products."""
-
-    make: Callable[..., Insert]
-    trained: str
-    products: tuple[str, str]  # forward and backward; n rows of x
-
-
-LORA_PRODUCTS = "2 Σ n r (in + out)   (x Aᵀ) Bᵀ", "4 Σ n r (in + out)   dh = dy B, dh A, dhᵀ x, dyᵀ h"
-ADAPTER_PRODUCTS = "4 Σ n r out   down, up", "8 Σ n r out   dx and dW of down, up"
-NO_PRODUCTS = "0   it multiplies number by number", "0"
-ADDED: dict[str, Added] = {
-    "lora": Added(lora, "Σ r (in + out)", LORA_PRODUCTS),
-    "qlora": Added(lora, "Σ r (in + out)", LORA_PRODUCTS),
-    "lora-fa": Added(lora_fa, "Σ r out", (LORA_PRODUCTS[0], "2 Σ n r (in + 2 out)   dh = dy B, dh A, dyᵀ h")),
-    "dora": Added(
-        dora, "Σ r (in + out) + out", ("2 Σ r (n (in + out) + in·out)   (x Aᵀ) Bᵀ, B A once", LORA_PRODUCTS[1])
-    ),
-    "vera": Added(vera, "Σ (out + r)", (LORA_PRODUCTS[0], "2 Σ n r (in + out)   dh = dy B, dh A")),
-    "lora-xs": Added(
-        lora_xs,
-        "Σ r²",
-        ("2 Σ n r (in + out + r)   ((x Aᵀ) Rᵀ) Bᵀ", "2 Σ n r (in + out + 2 r)   dy B, its R and A, dR"),
-    ),
-    "ia3": Added(ia3, "Σ out, or Σ in of down_proj", NO_PRODUCTS),
-    "adapter-houlsby": Added(bottleneck, "Σ (2 C r + r + C)", ADAPTER_PRODUCTS),
-    "adapter-pfeiffer": Added(bottleneck, "Σ (2 C r + r + C)", ADAPTER_PRODUCTS),
-    "adapter-lin": Added(bottleneck_with_norm, "Σ (2 C r + r + C + 2 C)", ADAPTER_PRODUCTS),
+FORMULAS: dict[str, type[Adapter]] = {
+    "lora-fa": LoRAFA,
+    "dora": DoRA,
+    "lora-xs": LoRAXS,
+    "adapter-houlsby": Bottleneck,
+    "adapter-pfeiffer": Bottleneck,
+    "adapter-lin": BottleneckWithNorm,
 }
-METHODS = ("full", "top2", "bitfit", "prefix-embed", "prefix-layer", *ADDED)
 
 
-def plan(
-    model: Architecture,
-    method: str,
-    targets: str | Collection[str] | None = None,
-    r: int = 8,
-    virtual_tokens: int = 8,
-) -> Plan:
-    """`method` over `model`. `targets`: last names such as q_proj, lm_head, or "embed"; "all-linear", every Linear of
-    the blocks; None, the method's own usual ones. r is the rank, or a bottleneck's width. A new classification head is
-    trained whatever the method.
+class Prompt(Module):
+    """Virtual tokens before those of a sequence; what is learned of them is `weight`."""
+
+    is_adapter = True
+
+    def __init__(self, base: Module, tokens: int, name: str, shape: tuple[int, ...], peft_type: str = "") -> None:
+        self.base, self.tokens, self.name, self.peft_type = base, tokens, name, peft_type
+        self.weight = Parameter(np.broadcast_to(np.zeros((), np.float32), shape))
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        yield prefix, self
+        yield from self.base.named_modules(prefix)
+
+    def own_parameters(self) -> dict[str, Parameter]:
+        return {self.name: self.weight}
+
+    def costs(self, ids: MetaArray, costs: Costs) -> MetaArray:
+        B, T = ids.shape
+        return self.base.costs(costs.array(B, self.tokens + T, itemsize=ids.itemsize), costs)
+
+
+def virtual_tokens(model: Transformer) -> int:
+    embed = model.layers["embed"]
+    return embed.tokens if isinstance(embed, Prompt) else 0
+
+
+# ---- methods ----
+
+TRAINED = {  # what of the base or of the prompt
+    "full": "every parameter",
+    "top2": "the last two blocks",
+    "bitfit": "every bias",
+    "prefix-embed": "C l",
+    "prefix-layer": "L C l",
+}
+USUAL_TARGETS = {
+    "qlora": "all-linear",
+    "adapter-houlsby": ("o_proj", "down_proj"),
+    "adapter-pfeiffer": ("down_proj",),
+    "adapter-lin": ("down_proj",),
+}
+OVER_4_BITS = ("qlora",)
+TRAINS_WEIGHTS = ("full", "top2")  # which 4 bits cannot hold
+TARGETED = (*variants(), "qlora", "lora-fa", "dora", "lora-xs")  # what adapts layers of one's choice
+METHODS = (*TRAINED, *dict.fromkeys((*TARGETED, *FORMULAS)))
+
+
+def apply(
+    method: str, model: Transformer, name: str, targets: str | Collection[str] | None, r: int, prompt: int
+) -> None:
+    """Freeze a model without weights but for what `method` trains of it, and add what it adds.
+
+    `targets`: as of attach(), "all-linear" being every Linear of the blocks; None, the method's own usual ones. r is
+    the rank, or a bottleneck's width; `prompt`, the number of virtual tokens. A new classification head is trained
+    whatever the method. `name` is the model's, for errors.
 
     Raises ValueError for a method that is not known, targets that match nothing or that the method has none of, a rank
     below 1, and for lora-xs one above min(in, out); of others a warning says that.
@@ -182,96 +172,71 @@ def plan(
         raise ValueError(f"no method is called {method!r}: {choose_from(method, METHODS)}")
     if targets is not None and method not in TARGETED:
         raise ValueError(f"{method} has no targets to choose")
-    if not is_whole(virtual_tokens) or virtual_tokens < 1:
-        raise ValueError(f"{virtual_tokens!r} virtual tokens are not a whole number above 0")
-    tensors, blocks = model.tensors(), model.blocks()
-    head = frozenset(path for path in tensors if path.startswith("classifier"))
-    if method == "full":
-        return Plan(method, "every parameter", frozenset(tensors), in_peft=False)
-    if method == "top2":
-        last = tuple(f"{block}." for block in blocks[-2:])
-        return Plan(method, "the last two blocks", head | {p for p in tensors if p.startswith(last)}, in_peft=False)
-    if method == "bitfit":
-        biases = frozenset(path for path in tensors if path.endswith(".bias"))
-        if not biases:
-            raise ValueError(f"{model.name} has no bias, so bitfit has nothing to train")
-        return Plan(method, "every bias", head | biases, in_peft=False)
-    if method.startswith("prefix"):
-        rest: dict[str, Shape]
-        if method == "prefix-embed":  # PEFT's prompt tuning, which has prompts for both stacks of a t5, and no vit
-            formula, rest = "C l", {"prompt_embeddings": (virtual_tokens, model.width)}
-            in_peft = model.family not in ("t5", "vit")
-        else:
-            formula, rest, in_peft = "L C l", {method: (len(blocks), model.width, virtual_tokens)}, False
-        return Plan(method, formula, head, rest=rest, virtual_tokens=virtual_tokens, in_peft=in_peft)
-    make, formula, _ = ADDED[method]
-    chosen = choose(model, usual_targets(model, method) if targets is None else targets, method)
+    if not is_whole(prompt) or prompt < 1:
+        raise ValueError(f"{prompt!r} virtual tokens are not a whole number above 0")
     if not is_whole(r) or r < 1:
         raise ValueError(f"rank {r!r} is not a whole number from 1 up")
-    most = {layer.path: (r, smaller_side(layer)) for layer in chosen if method in LORA_LIKE and method != "vera"}
-    note = wasted_rank(most)  # VeRA's shared A and B have one rank for all layers
-    if note and method == "lora-xs":
-        raise ValueError(f"{note}, and the SVD of W has no more")
-    if note:
-        warnings.warn(note, stacklevel=2)
-    shared: dict[str, Shape] = {}
-    if method == "vera":
-        linears = [layer for layer in chosen if isinstance(layer, Linear)]
-        shared = {"vera_A": (r, max(x.n_in for x in linears)), "vera_B": (max(x.n_out for x in linears), r)}
-    in_peft = not method.startswith("adapter") and method != "lora-xs"
-    return Plan(method, formula, head, tuple(make(layer, r) for layer in chosen), shared=shared, in_peft=in_peft)
+    if method == "full":
+        return
+    blocks = [layer for layer in model.layers.values() if isinstance(layer, Block)]
+    trained = [p for path, layer in model.layers.items() if path.startswith("classifier") for p in layer.parameters()]
+    embed, C = model.layers["embed"], model.config.d_model
+    model.freeze()
+    if method == "top2":
+        trained += [parameter for block in blocks[-2:] for parameter in block.parameters()]
+    elif method == "bitfit":
+        biases = [parameter for path, parameter in model.named_parameters().items() if path.endswith(".bias")]
+        if not biases:
+            raise ValueError(f"{name} has no bias, so bitfit has nothing to train")
+        trained += biases
+    elif method == "prefix-embed":
+        model.layers["embed"] = Prompt(embed, prompt, "prompt_embeddings", (prompt, C), peft_type="PROMPT_TUNING")
+    elif method == "prefix-layer":
+        model.layers["embed"] = Prompt(embed, prompt, method, (len(blocks), C, prompt))
+    else:
+        add_adapters(method, model, targets, int(r))
+    for parameter in trained:
+        parameter.trainable = True
 
 
-def usual_targets(model: Architecture, method: str) -> str | list[str]:
-    names = {last(layer.path) for layer in model.linears()}
-    if method == "qlora":
-        return "all-linear"
-    if method == "adapter-houlsby":
-        return ["o_proj", "down_proj"]
-    if method.startswith("adapter"):
-        return ["down_proj"]
-    if method == "ia3":
-        return [
-            "qkv_proj" if "qkv_proj" in names else "k_proj",
-            *(["v_proj"] if "v_proj" in names else []),
-            "down_proj",
-        ]
-    return ["qkv_proj"] if "qkv_proj" in names else ["q_proj", "v_proj"]
+def add_adapters(method: str, model: Transformer, targets: str | Collection[str] | None, r: int) -> None:
+    wanted = usual_targets(model, method) if targets is None else targets
+    if wanted == "all-linear":
+        wanted = [path for path, m in model.named_modules() if isinstance(m, Linear) and "block_" in path]
+    if method not in FORMULAS:
+        variant = method if method in variants() else DEFAULT
+        has_rank = any(option.name == "r" for cls in variants()[variant] for option in cls.options)
+        options: dict[str, Any] = {"r": r} if has_rank else {}
+        attach_without_weights(model, variant, wanted, **options)
+        return
+    cls, chosen = FORMULAS[method], choose(model, wanted)
+    if fused_above(model, chosen):
+        raise ValueError(f"{method} of a part of a fused layer is not counted: choose the whole, such as qkv_proj")
+    for path in chosen:
+        try:
+            cls.check(model[path], r=r)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    if not issubclass(cls, Bottleneck):
+        note = wasted_rank({path: (r, min(model[path].weight.data.shape)) for path in chosen})  # type: ignore[attr-defined]
+        if note and cls is LoRAXS:
+            raise ValueError(f"{note}, and the SVD of W has no more")
+        if note:
+            warnings.warn(note, stacklevel=4)
+    for path in chosen:
+        model[path] = cls.without_weights(model[path], r=r)
 
 
-def choose(model: Architecture, targets: str | Collection[str], method: str) -> list[Linear | Table]:
-    """The layers that `targets` names, in the model's order."""
-    layers = [(name, op) for op in model.ops() if isinstance(op, Linear | Table) and (name := target_name(op))]
-    if targets == "all-linear":
-        return [op for name, op in layers if name not in ("embed", "lm_head")]
-    wanted = {targets} if isinstance(targets, str) else set(targets)
-    names = dict.fromkeys(name for name, _ in layers)
-    unknown = sorted(wanted - set(names))
-    if unknown or not wanted:
-        what = (
-            f"no layer of {model.name} is called {', '.join(map(repr, unknown))}" if unknown else "no target is named"
-        )
-        raise ValueError(f"{what}: {choose_from(''.join(unknown[:1]), names)}")
-    if "embed" in wanted and method not in ("lora", "qlora"):
-        raise ValueError(f"{method} of an embedding is not counted, only lora")
-    return [op for name, op in layers if name in wanted]
-
-
-def target_name(op: Linear | Table) -> str:
-    """What a target calls it; "" for what is not adapted: positions, a new head, a convolution."""
-    if isinstance(op, Table):
-        return "embed" if op.path == "embed.token" else ""
-    return last(op.path) if "block_" in op.path or op.path == "lm_head" else ""
-
-
-def smaller_side(layer: Linear | Table) -> int:
-    return min((layer.rows, layer.width) if isinstance(layer, Table) else (layer.n_in, layer.n_out))
+def usual_targets(model: Transformer, method: str) -> str | Collection[str]:
+    """The method's own, or its classes', or q_proj and v_proj; of a fused projection the whole."""
+    classes = variants().get(method, [])
+    usual = USUAL_TARGETS.get(method) or [t for cls in classes for t in cls.targets] or ["q_proj", "v_proj"]
+    names = {last(path) for path, _ in model.named_modules()}
+    if isinstance(usual, str) or "qkv_proj" not in names:
+        return usual
+    return list(dict.fromkeys("qkv_proj" if t in ("q_proj", "k_proj", "v_proj") else t for t in usual))
 
 
 def is_whole(x: Any) -> bool:
     """An int, of NumPy too, and no bool."""
     return isinstance(x, Integral) and not isinstance(x, bool)
-
-
-def last(path: str) -> str:
-    return path.rpartition(".")[2]

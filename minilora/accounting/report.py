@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..adapters.base import Adapter
 from ..display.tables import fits, numbers_right, wide_console
-from .architecture import Attention, Linear, Shape, Table
+from ..nn import Attention, KeptArray, Linear, Product
+from ..nn.costs import Shape
 from .count import Account, count
-from .flops import association_orders, break_even_rank, unread
-from .memory import Entry, lowest_stage, size
-from .methods import ADDED
+from .flops import association_orders, break_even_rank
+from .methods import TRAINED
 from .named import PRINTED
 
 # ---- many layers of one kind, as one row ----
 
 
 @dataclass(frozen=True)
-class Grouped:
+class KeptArrays:
+    """Arrays of one kind and shape, as of all the blocks."""
+
     layer: str
     what: str
     shape: Shape
@@ -33,14 +37,14 @@ def kind(path: str) -> str:
     return ".".join("block_*" if part.startswith("block_") else part for part in path.split("."))
 
 
-def grouped(entries: Iterable[Entry]) -> list[Grouped]:
+def grouped(arrays: Iterable[KeptArray]) -> list[KeptArrays]:
     """The ledger, a row for all the blocks' arrays of one kind, the largest first."""
-    rows: dict[tuple[str, str, Shape], Grouped] = {}
-    for e in entries:
-        key = kind(e.layer), e.what, e.shape
+    rows: dict[tuple[str, str, Shape], KeptArrays] = {}
+    for array in arrays:
+        key = kind(array.layer), array.what, array.shape
         before = rows.get(key)
         n, nbytes = (before.count, before.nbytes) if before else (0, 0)
-        rows[key] = Grouped(key[0], e.what, e.shape, n + 1, nbytes + e.nbytes, e.why)
+        rows[key] = KeptArrays(*key, n + 1, nbytes + array.nbytes, array.why)
     return sorted(rows.values(), key=lambda row: -row.nbytes)
 
 
@@ -76,16 +80,16 @@ def to_dict(account: Account) -> dict[str, Any]:
     forward, backward = account.flops()
     N = account.batch * account.tokens
     return {
-        "model": account.model.name,
+        "model": account.name,
         "family": account.model.family,
-        "head": account.model.head,
-        "method": account.plan.method,
+        "head": account.model.config.head,
+        "method": account.method,
         "batch": account.batch,
         "tokens": account.tokens,
         "dtype": account.dtype,
         "recompute": account.recompute,
         "total": account.total,
-        "total_printed": PRINTED.get(account.model.name),
+        "total_printed": PRINTED.get(account.name),
         "groups": account.groups(),
         "trainable": account.trainable,
         "share": account.share,
@@ -114,7 +118,7 @@ def to_dict(account: Account) -> dict[str, Any]:
 # ---- for people ----
 
 
-def show(account: Account) -> None:
+def show_account(account: Account) -> None:
     """The account as tables: each number, and beside it the formula that gives it."""
     console = wide_console()
     for table in (parameters_table(account), trained_table(account), memory_table(account)):
@@ -130,14 +134,14 @@ def formula_table(title: str) -> Any:
 
 def add_tensors(rows: Any, tensors: Mapping[str, Shape]) -> None:
     for (path, shape), n in kinds(tensors).items():
-        rows.add_row(path, product(n, shape), f"{n * size(shape):,}")
+        rows.add_row(path, product(n, shape), f"{n * math.prod(shape):,}")
     rows.add_section()
 
 
 def parameters_table(account: Account) -> Any:
-    name = account.model.name
+    name = account.name
     rows = formula_table(f"Parameters of {name}")
-    add_tensors(rows, account.model.tensors())
+    add_tensors(rows, account.tensors)
     rows.add_row("total", "", f"{account.total:,}")
     if name in PRINTED:
         printed, where = PRINTED[name]
@@ -146,12 +150,12 @@ def parameters_table(account: Account) -> Any:
 
 
 def trained_table(account: Account) -> Any:
-    rows = formula_table(f"Trained by {account.plan.method}: {account.plan.formula}")
+    rows = formula_table(f"Trained by {account.method}: {trained_formula(account)}")
     add_tensors(rows, account.trained)
     rows.add_row("trained", "", f"{account.trainable:,}")
     rows.add_row("share", "trained / total", f"{account.share:.4%}")
     name, formula = ("adapter_model.safetensors", "a header, and the numbers")
-    if not account.plan.in_peft:
+    if not account.in_peft:
         name, formula = "a file of it", "the numbers: PEFT writes no such file"
     rows.add_row(name, formula, f"{account.adapter_bytes:,} B")
     return rows
@@ -183,7 +187,6 @@ def memory_table(account: Account) -> Any:
 
 def flops_table(account: Account) -> Any:
     """letters() says what the letters of its formulas are."""
-    model, plan = account.model, account.plan
     rows, N = formula_table(f"FLOPs of one training step, {about(account)}"), account.batch * account.tokens
     passes = dict(zip(("forward", "backward"), account.flops(), strict=True))
     for name, part in passes.items():
@@ -194,73 +197,99 @@ def flops_table(account: Account) -> Any:
         rows.add_row(name, f"{part.products / N:.4g} a token", f"{part.products:.4g}")
         rows.add_section()
     whole = sum(part.products for part in passes.values())
-    full = sum(part.products for part in count(model, "full", batch=account.batch, tokens=account.tokens).flops())
-    rows.add_row("step", f"{whole / full:.3f} of full fine-tuning's", f"{whole:.4g}")
-    adapted = [(i.layer, i.trained["lora_A.weight"][0]) for i in plan.inserts if "lora_A.weight" in i.trained]
-    if plan.method == "lora" and adapted:
-        layers = [layer for layer, _ in adapted if isinstance(layer, Linear)]
-        ranks = sorted({break_even_rank(layer.n_in, layer.n_out) for layer in layers})
+    full = count(account.model, "full", batch=account.batch, tokens=account.tokens)
+    share = whole / sum(part.products for part in full.flops())
+    rows.add_row("step", f"{share:.3f} of full fine-tuning's", f"{whole:.4g}")
+    layers = low_rank_layers(account)
+    if layers:
+        ranks = sorted({break_even_rank(n_in, n_out) for n_in, n_out, _ in layers})
         words = " to ".join(f"{rank:,.0f}" for rank in dict.fromkeys((ranks[0], ranks[-1])))
-        orders = (
-            association_orders(layer.n_in, layer.n_out, r, (layer.rows or account.tokens) * account.batch)
-            for layer, r in adapted
-            if isinstance(layer, Linear)
-        )
-        formed = sum(order["y"]["x (B A)ᵀ"] for order in orders)
+        formed = sum(association_orders(n_in, n_out, r, N)["y"]["x (B A)ᵀ"] for n_in, n_out, r in layers)
         rows.add_row("were B A formed", "2 Σ (r + n) in·out   forward", f"{formed:.4g}")
-        rows.add_row("break-even rank", "in·out / 3 (in + out): above it LoRA's layer costs more", words)
+        rows.add_row("break-even rank", "in·out / 3 (in + out): above it an adapted layer costs more", words)
     return rows
+
+
+def low_rank_layers(account: Account) -> list[tuple[int, int, int]]:
+    """in, out and r of the layers that learn just y += s (x Aᵀ) Bᵀ; [] where others learn."""
+    found = []
+    for adapter in adapters(account):
+        if isinstance(adapter.base, Linear):
+            trained = {slot.shape for slot in adapter.slots if slot.trained}
+            if trained != {("r", "n_in"), ("n_out", "r")}:
+                return []
+            found.append((adapter.sizes["n_in"], adapter.sizes["n_out"], adapter.sizes["r"]))
+    return found
+
+
+def adapters(account: Account) -> list[Adapter]:
+    return [m for _, m in account.model.named_modules() if isinstance(m, Adapter) and m.slots]
+
+
+def trained_formula(account: Account) -> str:
+    """What the method trains; of adapters, the shapes of their slots, summed over the layers."""
+    shapes = [[" ".join(slot.shape) for slot in m.slots if slot.trained] for m in adapters(account)]
+    sums = dict.fromkeys(f"Σ ({' + '.join(named)})" for named in shapes)
+    return TRAINED.get(account.method) or readable_formula(" + ".join(sums))
+
+
+def readable_formula(formula: str) -> str:
+    """2 * r * (n_in + n_out) -> 2 r (in + out)"""
+    return formula.replace("n_in", "in").replace("n_out", "out").replace(" * ", " ")
 
 
 def formulas(account: Account, which: str) -> tuple[str, str, str]:
     """Of a pass, "forward" or "backward": what the base's matrices cost, what is added, and attention."""
-    plan, forward = account.plan, which == "forward"
-    stages = list(account.model.stages.values())
-    ops = [op for stage in (stages if forward else stages[lowest_stage(account.model, plan) :]) for op in stage]
-    linears, attentions = [op for op in ops if isinstance(op, Linear)], [op for op in ops if isinstance(op, Attention)]
-    no_dx = unread(account.model, plan)
-    dx, dW = sum(op.x != no_dx for op in linears), sum(op.weight in plan.trained for op in linears)
-    over = f"y = x Wᵀ of {len(linears)}" if forward else f"dx = dy W of {dx}, dW = dyᵀ x of {dW}"
-    T = account.tokens + plan.virtual_tokens
-    blockwise = any(op.blockwise(T) for op in attentions)
-    squares = "(T N + P (N + H D))" if any(op.relative for op in attentions) else "T N"
-    layers = f"{squares} × {len(attentions)}"
-    if blockwise:
-        names = score_letters(account)
-        terms = [f"{names[n]} × {times}" for n, times in Counter(op.scores(T) for op in attentions).items()]
-        layers = " + ".join(terms) if len(terms) == 1 else f"({' + '.join(terms)})"
-    products = 4 if forward else 10 if blockwise else 8
+    forward = which == "forward"
+    products = account.costs.forward if forward else account.costs.backward
+    counts = Counter(product.formula for product in products)
+    over = ", ".join(f"{y} of {counts[y]}" for y in (["y = x Wᵀ"] if forward else ["dx = dy W", "dW = dyᵀ x"]))
+    added = Counter(product.formula for product in products if product.kind == "adapter")
+    each = (f"Σ {readable_formula(formula)}" + f" of {n}" * (len(added) > 1) for formula, n in added.items())
+    sums = " + ".join(each)
+    squares = attention_formula(account, products)
     again = " + the blocks' forward" * (account.recompute and not forward)
-    added = ADDED[plan.method].products[not forward] if plan.method in ADDED else ""
-    return (
-        f"2 Σ n in·out{again}   {over}",
-        added and f"{added}{again}",
-        f"{products} H D {layers}{again}" if attentions else "",
-    )
+    return f"2 Σ n in·out{again}   {over}", sums and f"{sums}{again}", squares and f"{squares}{again}"
+
+
+def attention_formula(account: Account, products: list[Product]) -> str:
+    """4 H D T N × 12: the 12 layers of a pass, by how many scores a head of them computes."""
+    T, model = positions(account), account.model
+    layers: list[Any] = [model[p.layer] for p in products if p.formula in ("S = q kᵀ", "dP, dv")]
+    if not layers:
+        return ""
+    blockwise, forward = layers[0].blockwise(T), any(p.formula == "S = q kᵀ" for p in products)
+    names = score_letters(account) if blockwise else {T * T: "T N"}
+    terms = [f"{names[n]} × {times}" for n, times in Counter(layer.scores(T) for layer in layers).items()]
+    together = terms[0] if len(terms) == 1 else f"({' + '.join(terms)})"
+    return f"{4 if forward else 10 if blockwise else 8} H D {together}"
+
+
+def positions(account: Account) -> int:
+    """T, virtual tokens among them."""
+    return account.tokens + account.virtual_tokens
+
+
+def attentions(account: Account) -> list[Attention]:
+    return [m for _, m in account.model.named_modules() if isinstance(m, Attention)]
 
 
 def score_letters(account: Account) -> dict[int, str]:
     """{how many scores a head computes for a sequence: its letter}: with a window in some layers there are two."""
-    T = account.tokens + account.plan.virtual_tokens
-    found = {op.scores(T) for op in account.model.ops() if isinstance(op, Attention)}
+    found = {layer.scores(positions(account)) for layer in attentions(account)}
     return dict(zip(sorted(found, reverse=True), "MW", strict=False))
 
 
 def letters(account: Account) -> str:
     """What the letters of the formulas of FLOPs stand for."""
-    attention = next((op for op in account.model.ops() if isinstance(op, Attention)), None)
-    T = account.tokens + account.plan.virtual_tokens
-    said = [f"N = {account.batch * T:,} tokens in sequences of T = {T:,}", "n: the rows of a layer's x, mostly N"]
-    if attention:
-        said += [f"H = {attention.heads} heads of width D = {attention.head_dim}"]
-        said += [f"P = {attention.relative} distances"] if attention.relative else []
-        if attention.blockwise(T):
-            where = {"M": "", "W": " in a layer with a window"}
-            scores = {name: f"{account.batch * n:,}" for n, name in score_letters(account).items()}
-            said += [f"{name} = {n} scores of a head{where[name]}" for name, n in scores.items()]
-    if any(isinstance(insert.layer, Table) for insert in account.plan.inserts):
-        said += ["in of an embedding, which is looked up: 0"]
-    return "; ".join(said)
+    T, layer = positions(account), attentions(account)[0]
+    words = [f"N = {account.batch * T:,} tokens in sequences of T = {T:,}", "n: the rows of a layer's x, mostly N"]
+    words += [f"H = {layer.heads} heads of width D = {layer.head_dim}"]
+    if layer.blockwise(T):
+        where = {"M": "", "W": " in a layer with a window"}
+        scores = {name: f"{account.batch * n:,}" for n, name in score_letters(account).items()}
+        words += [f"{name} = {n} scores of a head{where[name]}" for name, n in scores.items()]
+    return "; ".join(words)
 
 
 def show_side_by_side(accounts: Mapping[str, Account]) -> None:
@@ -275,7 +304,7 @@ def show_side_by_side(accounts: Mapping[str, Account]) -> None:
 def beside(accounts: Mapping[str, Account], names: list[str]) -> Any:
     facts = [accounts[name] for name in names]
     first, memories, steps = facts[0], [a.memory() for a in facts], [a.flops() for a in facts]
-    title = f"{first.model.name}, one training step, batch {first.batch} × {first.tokens} tokens"
+    title = f"{first.name}, one training step, batch {first.batch} × {first.tokens} tokens"
     rows = numbers_right(title, "", *names)
     rows.add_row("parameters of the base", *(f"{a.total:,}" for a in facts))
     rows.add_row("held in", *(a.dtype for a in facts))

@@ -12,13 +12,14 @@ import pkgutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
+from types import CodeType
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
 from .. import ops
 from ..backend import Array, get_array_module
-from ..nn import Embedding, Gradients, Linear, Module, Parameter
+from ..nn import Costs, Embedding, Gradients, Linear, MetaArray, Module, Parameter
 
 DEFAULT = "lora"  # the variant, where none is named
 Law = Callable[[Any, Array, Array, Gradients], float]  # (adapter, x, dy, its gradients) -> relative error
@@ -187,6 +188,30 @@ class Adapter(Module):
         """n_in and n_out of the base, and r where the variant has a rank: the letters of shapes and formulas."""
         return sizes_of(self.base, vars(self))
 
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        """The base's, and what `kept` and `products` say beside it, but for what only frozen slots need."""
+        learns = {name for name, p in self.own_parameters().items() if p.trainable}
+        y = self.base.costs(x, costs)
+        sizes = self.sizes | {"n": y.rows}
+        dropped = costs.dropout and bool(getattr(self, "dropout", 0))
+        if dropped:
+            costs.keep(self, "keep", costs.array(*x.shape), "to drop the same of dx")
+        for what, width, why, slots in self.kept:
+            if slots and learns.isdisjoint(slots):
+                continue
+            if what == "x" and dropped:
+                costs.keep(self, "x, dropped", costs.array(*x.shape), why)
+            elif what in ("x", "ids"):
+                costs.keep(self, what, x, why)
+            else:
+                costs.keep(self, what, costs.array(*y.shape[:-1], number(width, sizes)), why)
+        gradients = [formula for slots, formula in self.products.gradients.items() if learns.intersection(slots)]
+        forward = f"n * ({self.products.forward})", self.products.once
+        dx = self.products.backward if x.needs_dx else self.products.without_dx
+        backward = f"n * ({' + '.join(formula for formula in (dx, *gradients) if formula != '0') or 0})"
+        costs.multiply(self, "adapter", {f: number(f, sizes) for f in forward}, {backward: number(backward, sizes)})
+        return y
+
     @classmethod
     def join_parts(cls, base: Module, parts: list[Any]) -> Adapter:
         """One adapter on a fused layer, `base`, that computes what its `parts` do, some of them of this class. Raises
@@ -236,6 +261,16 @@ def sizes_of(base: Any, options: Mapping[str, Any]) -> dict[str, int]:
 def shape(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
     """("r", "n_in") -> (8, 64)"""
     return tuple(sizes[axis] if axis in sizes else int(axis) for axis in axes)
+
+
+def number(formula: str, sizes: Mapping[str, int]) -> int:
+    """("2 * r * n_in", its sizes) -> 1024"""
+    return eval(compiled(formula), {"__builtins__": {}}, dict(sizes))
+
+
+@cache
+def compiled(formula: str) -> CodeType:
+    return compile(formula, formula, "eval")
 
 
 @cache

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..backend import Array, get_array_module
-from ..nn import FusedLinear, Gradients, Inputs, Linear, Module, Parameter, Pass
+from ..nn import Costs, FusedLinear, Gradients, Inputs, Linear, MetaArray, Module, Parameter, Pass
 from ..nn.module import join
 from .base import Adapter
 
@@ -47,6 +47,10 @@ class Parts(Adapter):
             if dx is not None:
                 dx += other
         return dx
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        widths = [part.costs(x, costs).shape[-1] for part in self.parts.values()]
+        return costs.array(*x.shape[:-1], sum(widths))
 
     def merged(self) -> tuple[Array, Array | None]:
         W, b = zip(*(part.merged() if part.is_adapter else plain(part) for part in self.parts.values()), strict=True)

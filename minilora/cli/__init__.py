@@ -1,4 +1,4 @@
-"""The commands. Each parses its words, calls one function, and prints."""
+"""The command line: standard streams, errors as one line, exit codes. Each command is a file in commands/."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 
 from ..display.tables import printable
 from ..process import blas_threads
-from .options import COUNTED, parser
+from .commands import parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command: 0 when it is done, 1 when `verify` finds something wrong, 2 (and one line on stderr) for what a
-    person can mend, 130 after Ctrl-C, 141 when who reads the output has closed it."""
+    """Run one command and return its exit code: 0 when it is done, 1 when `verify` finds something wrong, 2 (and one
+    line on stderr) for what a person can mend, 130 after Ctrl-C, 141 when the reader of the output has closed it."""
     return execute(parser, arguments)
 
 
@@ -30,7 +30,7 @@ def execute(parser: Callable[[], argparse.ArgumentParser], arguments: Sequence[s
         try:
             options = parser().parse_args(arguments)
             with blas_threads(options.threads), warnings.catch_warnings():
-                warnings.showwarning = note
+                warnings.showwarning = print_warning
                 return run(options)
         finally:  # not at exit, where Python would report an error of its own
             sys.stdout.flush()
@@ -40,9 +40,9 @@ def execute(parser: Callable[[], argparse.ArgumentParser], arguments: Sequence[s
                 stream.flush()
                 continue
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if isinstance(error, BrokenPipeError):  # whoever reads has seen enough: minilora audit | head
+        if isinstance(error, BrokenPipeError):  # minilora audit | head
             return 141
-        say(one_line(error))
+        print_error(one_line(error))
         return 2
 
 
@@ -78,20 +78,20 @@ def run(options: argparse.Namespace) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
-        say(one_line(error))
+        print_error(one_line(error))
         return 2
     except KeyboardInterrupt as stop:
-        say(one_line(stop) if stop.args else "stopped")
+        print_error(one_line(stop) if stop.args else "stopped")
         return 130
 
 
-def say(line: str) -> None:
+def print_error(line: str) -> None:
     print(f"minilora: {line}", file=sys.stderr)
 
 
-def note(message: Any, *_: Any, **__: Any) -> None:
+def print_warning(message: Any, *_: Any, **__: Any) -> None:
     """A warning, as a line for people."""
-    say(f"note: {printable(str(message))}")
+    print_error(f"note: {printable(str(message))}")
 
 
 def one_line(error: BaseException) -> str:

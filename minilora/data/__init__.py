@@ -1,4 +1,4 @@
-"""Batches, text files, tables of records and corpora."""
+"""Batches, text files, labelled records and corpora."""
 
 from .batches import (
     Batch,
@@ -15,16 +15,11 @@ from .batches import (
     take,
 )
 from .bits import bigram_bits_per_byte, bits, lzma_bits_per_byte, perplexity, zlib_bits_per_byte
-from .corpora import Split, deal, english, python_source, split_file
+from .corpora import Split, english, python_source, split_documents, split_file
 from .text import (
-    ASIAN,
-    BYTE_ORDER_MARKS,
-    ENCODINGS,
     PIECE,
-    advice,
     check_encoding,
     excerpts,
-    is_in,
     lines_of,
     read_utf8,
     read_whole,

@@ -1,4 +1,4 @@
-"""Batches: windows of a long text, and texts of like length."""
+"""Batches: windows of a long text, and texts of similar length."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..ops import IGNORE
 
 
 class Batch(NamedTuple):
-    """What a step learns from; arrays on the host."""
+    """Token ids and their labels; NumPy arrays."""
 
     ids: np.ndarray  # (B, T) int64
-    targets: np.ndarray  # int64, (B, T) the label of each position, or (B,) of each text; IGNORE: none
+    targets: np.ndarray  # int64, (B, T) a label for each token, or (B,) for each text; IGNORE where there is none
     padding: np.ndarray | None = None  # (B, T) bool, True for a real token
     segments: np.ndarray | None = None  # (B, T) int64, BERT
 
 
 def encode_bytes(text: str | bytes | np.ndarray) -> np.ndarray:
-    """(N,) int64: the bytes of `text`; those of a command line that are no UTF-8 come back out of their surrogates.
+    """(N,) int64: the bytes of `text` in UTF-8; an array of ids as it is.
 
-    An array stays as it is: the ids that a tokenizer gave.
+    Bytes of a command line that are not UTF-8, which Python passes as surrogates, are restored.
     """
     if isinstance(text, np.ndarray):
         return text
@@ -31,19 +31,20 @@ def encode_bytes(text: str | bytes | np.ndarray) -> np.ndarray:
 
 
 def as_array(data: bytes | np.ndarray) -> np.ndarray:
-    """Bytes as the uint8 that they are, in place; ids of a tokenizer as they are."""
+    """Bytes as a uint8 array that shares their memory; an array of ids as it is."""
     return data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
 
 
 def decode_bytes(ids: np.ndarray) -> str:
+    """The text of bytes (N,) in UTF-8; bytes that are not UTF-8 become U+FFFD."""
     return bytes(ids.tolist()).decode(errors="replace")
 
 
 def random_windows(data: bytes | np.ndarray, batch: int, length: int, seed: int) -> Callable[[int], Batch]:
-    """step -> a Batch of `batch` windows of `length` bytes (or ids) of `data`, the next of each as its label.
+    """step -> a Batch of `batch` random windows of `length` bytes (or ids) of `data`, each labelled with the next one.
 
-    A batch depends on seed and step alone: a run that is resumed sees what it would have seen.
-    Raises ValueError for data shorter than one batch.
+    A batch depends only on seed and step, so that a resumed run sees the same batches. Raises ValueError for data
+    shorter than one batch.
     """
     if len(data) <= batch * length:
         raise ValueError(
@@ -51,18 +52,19 @@ def random_windows(data: bytes | np.ndarray, batch: int, length: int, seed: int)
         )
     tokens = as_array(data)
 
-    def at(step: int) -> Batch:
+    def batch_at(step: int) -> Batch:
         starts = np.random.default_rng([seed, step]).integers(0, len(tokens) - length, batch)
         windows = tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
         return Batch(windows[:, :-1], windows[:, 1:])
 
-    return at
+    return batch_at
 
 
 def all_windows(data: bytes | np.ndarray, batch: int, length: int) -> Iterator[Batch]:
-    """Every byte (or id) of `data` but the first, once as a label, with at least length/2 before it if there are.
+    """Batches in which every byte (or id) of `data` but the first is a label once, for evaluation.
 
-    Windows overlap by half, and what a window shares with the one before it counts for nothing.
+    Windows overlap by half, and only the second half has labels (of the first window, all), so that at least length/2
+    tokens precede a label wherever there are so many.
     """
     tokens, stride = as_array(data), max(1, length // 2)
     overlap = length - stride
@@ -83,7 +85,7 @@ def all_windows(data: bytes | np.ndarray, batch: int, length: int) -> Iterator[B
 
 
 def take(texts: Batch, rows: np.ndarray) -> Batch:
-    """These rows, cut to the longest of them."""
+    """A Batch of these rows, without the columns that are padding in all of them."""
     T = len(texts.ids[0])
     if texts.padding is not None:
         T = int(texts.padding[rows].any(axis=0).nonzero()[0].max()) + 1
@@ -92,10 +94,10 @@ def take(texts: Batch, rows: np.ndarray) -> Batch:
 
 
 def shuffled(texts: Batch, batch: int, seed: int) -> Callable[[int], Batch]:
-    """step -> a Batch of `batch` texts of like length, in another order each time that all have been seen.
+    """step -> a Batch of `batch` texts of similar length; every text once in an epoch, in a new order in each.
 
-    A pool of 16 batches is sorted by length and cut, so that little of a batch is padding, and chance still decides
-    who meets whom. A batch depends on seed and step alone: a run that is resumed sees what it would have seen.
+    Random pools of 16 batches are sorted by length and split into batches, so that little of a batch is padding. A
+    batch depends only on seed and step, so that a resumed run sees the same batches.
     """
     N, lengths = len(texts.ids), lengths_of(texts)
     per_epoch = -(-N // batch)
@@ -105,26 +107,28 @@ def shuffled(texts: Batch, batch: int, seed: int) -> Callable[[int], Batch]:
         rng = np.random.default_rng([seed, epoch])
         rows, pool = rng.permutation(N), 16 * batch
         pools = (rows[i : i + pool] for i in range(0, N, pool))
-        cut = [part for rows in pools for part in by_length(rows, lengths, batch)]
-        return [cut[i] for i in rng.permutation(per_epoch)]
+        groups = [group for rows in pools for group in by_length(rows, lengths, batch)]
+        return [groups[i] for i in rng.permutation(per_epoch)]
 
     return lambda step: take(texts, order(step // per_epoch)[step % per_epoch])
 
 
 def in_order(texts: Batch, batch: int) -> list[np.ndarray]:
-    """All rows, in groups of `batch` of like length, for evaluation."""
+    """The indices of all rows, sorted by length, in groups of `batch`, for evaluation."""
     return by_length(np.arange(len(texts.ids)), lengths_of(texts), batch)
 
 
 def in_batches(texts: Batch, batch: int) -> Iterator[Batch]:
-    """The same groups, as batches."""
+    """The groups of in_order, as batches."""
     return (take(texts, rows) for rows in in_order(texts, batch))
 
 
 def by_length(rows: np.ndarray, lengths: np.ndarray, batch: int) -> list[np.ndarray]:
+    """`rows` sorted by their lengths, in groups of `batch`."""
     rows = rows[np.argsort(lengths[rows], kind="stable")]
     return [rows[i : i + batch] for i in range(0, len(rows), batch)]
 
 
 def lengths_of(texts: Batch) -> np.ndarray:
+    """(B,): the number of real tokens of each row."""
     return np.full(len(texts.ids), texts.ids.shape[1]) if texts.padding is None else texts.padding.sum(axis=1)

@@ -1,4 +1,4 @@
-"""Bits per byte: of a loss, and of compressors beside it."""
+"""Bits per byte: of a loss, and of compressors to compare it with."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .batches import encode_bytes
 
 
 def zlib_bits_per_byte(data: bytes, given: bytes) -> float:
-    """What zlib needs for `data` when it has the end of `given` as its dictionary (its window is 32 KiB)."""
+    """Of zlib, with the end of `given` as its dictionary (its window is 32 KiB)."""
     compressor = zlib.compressobj(9, zdict=given[-32768:])
     return 8 * len(compressor.compress(data) + compressor.flush()) / len(data)
 
 
 def lzma_bits_per_byte(data: bytes, given: bytes) -> float:
-    """What lzma needs for `data` after all of `given`: the difference of two archives."""
+    """Of lzma after all of `given`: the difference in size of two archives."""
     import lzma
 
     alone, both = (len(lzma.compress(text, preset=9)) for text in (given, given + data))
@@ -25,7 +25,7 @@ def lzma_bits_per_byte(data: bytes, given: bytes) -> float:
 
 
 def bigram_bits_per_byte(data: bytes, given: bytes) -> float:
-    """P(byte | the byte before) by counting pairs in `given`, half a count added to each (Krichevsky, Trofimov)."""
+    """Of a bigram model, P(byte | previous byte) from the pairs in `given`, plus 1/2 each (Krichevsky, Trofimov)."""
     counts = np.full((256, 256), 0.5)
     tokens, held_out = encode_bytes(given), encode_bytes(data)
     np.add.at(counts, (tokens[:-1], tokens[1:]), 1)
@@ -34,9 +34,10 @@ def bigram_bits_per_byte(data: bytes, given: bytes) -> float:
 
 
 def bits(nats: float) -> float:
+    """A loss in nats as bits."""
     return nats / math.log(2)
 
 
 def perplexity(nats: float) -> float:
-    """e^nats: among how many tokens a model seems to guess. From e^700 up it is infinite."""
+    """e^nats of a mean loss per token; infinity for more than e^700, which a float cannot hold."""
     return math.exp(nats) if nats < 700 else math.inf

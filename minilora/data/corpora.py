@@ -1,4 +1,4 @@
-"""Two corpora that every Python carries, and splits of a text."""
+"""Two corpora that come with Python, and splits of texts into training, validation and test data."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from .text import (
-    read_whole,
-)
+from .text import read_whole
 
 
 class Split(NamedTuple):
+    """A text in UTF-8, in three parts."""
+
     train: bytes
     validation: bytes
     test: bytes
@@ -21,31 +21,36 @@ class Split(NamedTuple):
 def english() -> Split:
     """The documentation of the Python language, from pydoc_data.topics (about half a million characters).
 
-    Topics are dealt by a checksum of their name, so that another Python version deals them alike; paragraphs of
-    the held-out topics that stand in a training topic too are left out of them.
+    A checksum of its name decides to which part a topic belongs, so that it is the same for every version of Python.
+    Paragraphs that are also in a training topic are left out of validation and test.
     """
     from pydoc_data.topics import topics
 
-    return deal({name: text.replace("\r\n", "\n").encode() for name, text in topics.items()}, by_paragraph=True)
+    return split_documents(
+        {name: text.replace("\r\n", "\n").encode() for name, text in topics.items()}, by_paragraph=True
+    )
 
 
 def python_source() -> Split:
-    """The top-level modules of the standard library, dealt by file."""
+    """The top-level modules of the standard library, split by file. Raises ValueError for a Python without them."""
     folder = Path(os.__file__).parent
     files = {path.name: path.read_bytes().replace(b"\r\n", b"\n") for path in folder.glob("*.py")}
     if not files:
         raise ValueError(f"this Python keeps no source files in {folder}: choose a text with --data FILE")
-    return deal(files)
+    return split_documents(files)
 
 
-def deal(documents: dict[str, bytes], by_paragraph: bool = False) -> Split:
-    """Join documents to training (8 of 10), validation and test text, by a checksum of their names."""
+def split_documents(documents: dict[str, bytes], by_paragraph: bool = False) -> Split:
+    """Training (about 8 of 10 documents), validation and test text, by a checksum of the documents' names.
+
+    `by_paragraph` leaves training paragraphs out of the others.
+    """
     train: list[bytes] = []
     validation: list[bytes] = []
     test: list[bytes] = []
     for name in sorted(documents):
-        dealt = zlib.crc32(name.encode()) % 10
-        (validation if dealt == 0 else test if dealt == 1 else train).append(documents[name])
+        part = zlib.crc32(name.encode()) % 10
+        (validation if part == 0 else test if part == 1 else train).append(documents[name])
     train_text, *held_out = (b"\n\n".join(part) for part in (train, validation, test))
     if by_paragraph:
         seen = set(train_text.split(b"\n\n"))
@@ -54,7 +59,7 @@ def deal(documents: dict[str, bytes], by_paragraph: bool = False) -> Split:
 
 
 def split_file(path: str | Path, encoding: str = "utf-8") -> Split:
-    """A text file, cut in order: 8 parts in 10 to train on, one to validate, one to test. Raises as read_whole does."""
+    """A text file: the first 8/10 are training, 1/10 validation, 1/10 test text. Raises as read_whole does."""
     data = read_whole(path, encoding)
     first, second = len(data) * 8 // 10, len(data) * 9 // 10
     return Split(data[:first], data[first:second], data[second:])

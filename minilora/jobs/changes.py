@@ -1,4 +1,4 @@
-"""What training changed, weight by weight: from an adapter folder, or from two checkpoints of any family."""
+"""The change ΔW of every weight: from an adapter folder, or from two checkpoints of any family."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from ..adapters.peft import PREFIX, layers_in, locate_adapter, read_adapter, slo
 from ..adapters.peft.config import is_saved
 from ..adapters.peft.view import view_of
 from ..adapters.spectrum import SVD, lora_svd, numerical_rank, svd
-from ..models.configs import FORMATS
-from ..models.pretrained import base_hash, in_full, read_source, with_head
+from ..models.families import FAMILIES
+from ..models.names import add_body
+from ..models.pretrained import read_source
+from ..models.saving import base_hash
 from ..models.sources import locate
 from .runs import base_of_run
 
@@ -23,7 +25,7 @@ from .runs import base_of_run
 class Change(NamedTuple):
     """One weight's change: W (out, in) before and after, or A (r, in), B (out, r) and s of ΔW = s B A, or all five.
 
-    They are kept as they were stored; what is computed from them is float64.
+    They have the dtype in which they were stored; what is computed from them is float64.
     """
 
     before: np.ndarray | None
@@ -92,22 +94,20 @@ class Changes(NamedTuple):
 def read_weights(source: str | Path) -> tuple[str, dict[str, np.ndarray]]:
     """(family, every tensor) of a checkpoint, a folder or a .gguf file; the family is "" where no config.json says it.
 
-    Of a family that is known the names are those in a model with a head, and GPT-2's Conv1D weights, which its files
-    hold as (in, out), are (out, in). Raises as load_pretrained does for what is missing or damaged.
+    Of a known family the names are those in a model with a head, and GPT-2's Conv1D weights, (in, out) in its files,
+    are (out, in). Raises as load_pretrained does for what is missing or damaged.
     """
     values, tensors = read_source(locate(source))
-    kind = values.get("model_type")
-    if not isinstance(kind, str) or kind not in FORMATS:
-        return "", dict(tensors)
-    return FORMATS[kind].family, in_full(FORMATS[kind].family, tensors)
+    family = values.get("model_type")
+    return family if isinstance(family, str) and family in FAMILIES else "", dict(tensors)
 
 
 def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Changes:
     """ΔW = s B A of every layer of an adapter, with W before and after where `base`, a checkpoint, has it.
 
-    What it trains whole (modules_to_save, biases) is among the others. Raises FileNotFoundError for a missing file;
-    ValueError for a feature that read_adapter does not know, for tensors that do not fit each other, the config or the
-    base, and for an adapter whose ΔW is 0 everywhere.
+    What it trains whole (modules_to_save, biases) is in `others`. Raises FileNotFoundError for a missing file;
+    ValueError for what read_adapter does not support, for tensors that do not fit each other, the config or the base,
+    and for an adapter whose ΔW is 0 everywhere.
     """
     folder = locate_adapter(folder)
     config, tensors, metadata = read_adapter(folder)
@@ -118,18 +118,18 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
     if base is not None and expected and expected != hash_below(folder, config, tensors, base):
         raise ValueError(f"{folder} was made for another base: the weights of {base} are not those it names")
     layers, unchanged = {}, []
-    for name in sorted(adapters, key=natural):
+    for name in sorted(adapters, key=natural_order):
         factors = adapters[name].factors()
         if factors is None:
             raise ValueError(f"{folder}: ΔW of its layers is no product of two matrices: compare checkpoints")
         A, B, s = factors
-        before = weights.get(f"{with_head(family, name) if family else name}.weight")
+        before = weights.get(f"{add_body(family, name) if family else name}.weight")
         if before is not None and before.shape != (len(B), A.shape[1]):
             raise ValueError(f"{name} is {before.shape} in {base}, and the adapter is for {(len(B), A.shape[1])}")
         if s == 0 or is_zero(A, B):
             unchanged.append(name)
             continue
-        with np.errstate(over="ignore", invalid="ignore"):  # update() says it
+        with np.errstate(over="ignore", invalid="ignore"):  # update() refuses it
             after = None if before is None else before + s * (B.astype(float) @ A)
         layers[name] = Change(before, after, (A, B, s))
     if not layers:
@@ -140,8 +140,7 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
 
 
 def is_zero(A: np.ndarray, B: np.ndarray) -> bool:
-    """Is B A zero, but for rounding? It can be where neither is: B's columns that are not 0 may meet rows of A that
-    are."""
+    """Is B A zero up to rounding? It can be where neither A nor B is: nonzero columns of B may meet zero rows of A."""
     largest = [float(abs(x).max()) for x in (A, B)]
     if not all(largest):
         return True
@@ -151,10 +150,9 @@ def is_zero(A: np.ndarray, B: np.ndarray) -> bool:
 
 
 def hash_below(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray], base: str | Path) -> str:
-    """base_hash() of `base` with the head that the adapter in `folder` is for, but for what the adapter holds copies
-    of."""
+    """base_hash() of `base` with the head that the adapter in `folder` is for, without the tensors that it replaces."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a head that it has no need of, or lacks
+        warnings.simplefilter("ignore")  # that a head is missing or unused
         model = base_of_run(base, folder, config, tensors)
     copies = {name.replace(".base_layer.bias", ".bias") for name in tensors}
     view = view_of(model)  # a tied weight has two paths
@@ -163,8 +161,7 @@ def hash_below(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarr
 
 
 def trained_whole(config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> list[str]:
-    """The names of those of an adapter's tensors that are no A or B, but whole parameters: what modules_to_save names,
-    what is tied to it, and biases."""
+    """The names of those of an adapter's tensors that are neither A nor B: modules_to_save, tied weights, biases."""
     biases, tied = config.get("bias") not in (None, "none"), bool(config.get("ensure_weight_tying"))
 
     def is_whole(name: str) -> bool:
@@ -184,7 +181,7 @@ def checkpoint_changes(base: str | Path, tuned: str | Path) -> Changes:
     """
     old, new = read_weights(base)[1], read_weights(tuned)[1]
     layers, unchanged, others = {}, [], {}
-    for name in sorted(old.keys() | new.keys(), key=natural):
+    for name in sorted(old.keys() | new.keys(), key=natural_order):
         before, after = old.get(name), new.get(name)
         if before is None or after is None:
             others[name] = f"only in {tuned if before is None else base}"
@@ -205,6 +202,6 @@ def checkpoint_changes(base: str | Path, tuned: str | Path) -> Changes:
     return Changes(layers, unchanged, others)
 
 
-def natural(name: str) -> list[tuple[int, str]]:
+def natural_order(name: str) -> list[tuple[int, str]]:
     """A key that sorts block 10 after block 9."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from ..data import Batch, take
+from ..data import take
 from ..data.records import label_ids, label_names, read_records, stratified_folds
 from ..display.tables import numbers_right, wide_console
 from ..models.pretrained import load_tokenizer
 from ..training.metrics import paired_test, scores, student_t
-from .classification import Recipe, classifier, confusion, encode, prepare, tune
-from .data import Numbers, of_texts, warn
+from .classification import classifier, confusion, encode, fit_classifier
+from .data import numbers_of_rows, warn_of_unreadable
+from .finetuning import ShowData, attach
 from .runs import base_for
+from .settings import ClassifierSettings
 
 
 def cross_validate(
@@ -26,57 +28,52 @@ def cross_validate(
     against: dict[str, Any],
     *,
     folds: int = 5,
-    text: str = "text",
-    label: str = "label",
-    encoding: str = "utf-8",
-    skip_empty: bool = False,
-    tell: Callable[[Numbers], None] | None = None,
+    show_data: ShowData | None = None,
     backend: ModuleType = np,
-    **recipe: Any,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Accuracy of Recipe(**recipe), and of the same but for `against`, on each of `folds` stratified folds.
+    """Accuracy of ClassifierSettings(**options), and of the same but for `against`, on each of stratified `folds`.
 
-    Each is trained on the other folds, in the same order and from the same seed. `tell` is called before with the
-    numbers of the data, which data.show prints. Returns for each fold (first, second) accuracies, the mean accuracy of
-    its commonest label, and metrics.paired_test of first - second. Raises ValueError for bad input, before anything is
-    trained.
+    Each is trained on the other folds, in the same order and from the same seed. `show_data` is called before with the
+    numbers of the data, which data.print_data prints. Returns for each fold (first, second) accuracies, the mean
+    accuracy of its commonest label, and metrics.paired_test of first - second. Raises ValueError for bad input, before
+    anything is trained.
     """
-    student_t()  # whether it is there is to be known before the work
-    hows = Recipe(**recipe), Recipe(**recipe | against)
-    if hows[0] == hows[1]:
+    student_t()  # raises where SciPy is missing
+    first = ClassifierSettings(**options)
+    both = {"first": first, "second": replace(first, **against)}
+    if first == both["second"]:
         raise ValueError("the two settings are the same: say in --against what is to differ, as '--rank 2'")
-    records = read_records(data, text, label, encoding, skip_empty)
-    names = label_names(records.labels)
-    source = base_for(None, base) or base
+    records = read_records(data, first.text, first.label, first.encoding, first.skip_empty)
+    names, source = label_names(records.labels), base_for(None, base) or base
     targets, tokenizer = label_ids(records.labels, names, data), load_tokenizer(source)
-    split = stratified_folds(records.labels, folds, hows[0].seed)
-    encoded: list[Batch] = []
-    numbers: list[Numbers] = []
-    labels, again = dict(Counter(records.labels)), len(records.texts) - len(set(records.texts))
-    for how in hows:  # what is wrong with either is to be found at once
-        model = classifier(source, names, how.seed)
-        examples, lengths = encode(tokenizer, records.texts, targets, how.length, model)
-        encoded.append(examples)
-        prepare(model, how)
-        parts = {"all rows": of_texts(examples, lengths, tokenizer, how.length)}
-        numbers.append({"length": how.length, "parts": parts, "labels": labels, "repeated": again})
-        warn(parts)
-    if tell:
-        for number in numbers if hows[0].length != hows[1].length else numbers[:1]:
-            tell(number)
+    split = stratified_folds(records.labels, folds, first.seed)
+    labels, repeated = dict(Counter(records.labels)), len(records.texts) - len(set(records.texts))
+    encoded, numbers = {}, {}
+    for which, settings in both.items():  # what is wrong with either is found before the training
+        model = classifier(source, names, settings.seed)
+        encoded[which], lengths = encode(tokenizer, records.texts, targets, settings.length, model)
+        attach(model, settings)
+        parts = {"all rows": numbers_of_rows(encoded[which], lengths, tokenizer, settings.length)}
+        warn_of_unreadable(parts)
+        numbers[settings.length] = {"length": settings.length, "parts": parts, "labels": labels, "repeated": repeated}
+    if show_data:
+        for each in numbers.values():
+            show_data(each)
     accuracies, majority = [], []
     for fold, (train, test) in enumerate(split, 1):
         pair = []
-        for which, how, examples in zip(("first", "second"), hows, encoded, strict=True):
+        for which, settings in both.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they were shown above
-                model = classifier(source, names, how.seed)
-                prepare(model, how)
+                model = classifier(source, names, settings.seed)
+                attach(model, settings)
             model.to(backend)
-            tune(model, take(examples, train), None, how, description=f"fold {fold} of {folds}, {which} setting")
-            matrix = confusion(model, take(examples, test), len(names))
-            pair.append(scores(matrix)["accuracy"])
-        majority.append(scores(matrix)["majority"])
+            description = f"fold {fold} of {folds}, {which} setting"
+            fit_classifier(model, take(encoded[which], train), None, settings, description=description)
+            found = scores(confusion(model, take(encoded[which], test), len(names)))
+            pair.append(found["accuracy"])
+        majority.append(found["majority"])
         accuracies.append(pair)
     sizes = len(split[0][0]), len(split[0][1])
     return {
@@ -88,7 +85,7 @@ def cross_validate(
     }
 
 
-def show(report: dict[str, Any]) -> None:
+def print_comparison(report: dict[str, Any]) -> None:
     """The report of cross_validate() for a person."""
     changes = ", ".join(f"{name} = {value}" for name, value in report["against"].items())
     print(f"accuracy on each fold; the second setting has {changes}")

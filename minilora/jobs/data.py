@@ -1,4 +1,4 @@
-"""What a job learns from, in numbers: rows, tokens, what is cut, and what the tokenizer cannot read."""
+"""The data of a job in numbers: rows, tokens, how many are cut, and how many the tokenizer does not know."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ..display.tables import numbers_right, wide_console
 from ..models.tokenizer import Tokenizer
 from ..spelling import counted
 
-MOST = 0.05  # the share, of unknown tokens or of cut texts, above which a person is warned
-LISTED = 8  # labels, at most, of a table
+WARN_ABOVE = 0.05  # the share of unknown tokens, or of cut texts
+MOST_LABELS = 8  # that are listed
 
 Numbers = dict[str, Any]
 
 
-def of_texts(texts: Batch, lengths: np.ndarray, tokenizer: Tokenizer, length: int) -> Numbers:
-    """The numbers of rows that are read up to `length` tokens; `lengths` (N,) is what they have before they are cut.
+def numbers_of_rows(texts: Batch, lengths: np.ndarray, tokenizer: Tokenizer, length: int) -> Numbers:
+    """The numbers of rows that are read up to `length` tokens; `lengths` (N,) are their tokens before they are cut.
 
-    rows, tokens, median and longest (tokens of a row), truncated (the share of rows), unknown (of the tokens that are
-    read), and empty (the rows of which the tokenizer makes no token).
+    rows, tokens, median and longest (tokens in a row), truncated (share of the rows), unknown (share of the tokens that
+    are read), and empty (rows without a token).
     """
     special = len(tokenizer.encode(""))
     return {
@@ -33,18 +33,18 @@ def of_texts(texts: Batch, lengths: np.ndarray, tokenizer: Tokenizer, length: in
         "median": float(np.median(lengths)),
         "longest": int(lengths.max()),
         "truncated": float(np.mean(lengths > length)),
-        "unknown": unknown(texts.ids if texts.padding is None else texts.ids[texts.padding], tokenizer),
+        "unknown": unknown_share(texts.ids if texts.padding is None else texts.ids[texts.padding], tokenizer),
         "empty": int((lengths <= special).sum()),
     }
 
 
-def of_tokens(ids: Any, tokenizer: Tokenizer) -> Numbers:
+def numbers_of_tokens(ids: Any, tokenizer: Tokenizer) -> Numbers:
     """The numbers of one long text: tokens, and the share of unknown ones."""
-    return {"tokens": len(ids), "unknown": unknown(ids, tokenizer)}
+    return {"tokens": len(ids), "unknown": unknown_share(ids, tokenizer)}
 
 
-def unknown(ids: Any, tokenizer: Tokenizer) -> float:
-    """The share of unknown ones among the tokens, but for the special ones around a text."""
+def unknown_share(ids: Any, tokenizer: Tokenizer) -> float:
+    """The share of unknown ones among the tokens, without the special ones around a text."""
     if tokenizer.unknown is None:
         return 0.0
     ids = np.asarray(ids)
@@ -52,10 +52,10 @@ def unknown(ids: Any, tokenizer: Tokenizer) -> float:
     return float((ids == tokenizer.unknown).sum() / max(1, ids.size - around))
 
 
-def warn(parts: dict[str, Numbers]) -> None:
+def warn_of_unreadable(parts: dict[str, Numbers]) -> None:
     """Warn of a text that the tokenizer cannot read."""
     worst = max(part["unknown"] for part in parts.values())
-    if worst > MOST:
+    if worst > WARN_ABOVE:
         warnings.warn(
             f"{worst:.1%} of the tokens are unknown to this tokenizer, and all look alike to the model: take a base "
             "whose tokenizer knows this script",
@@ -68,17 +68,17 @@ def warn(parts: dict[str, Numbers]) -> None:
         )
 
 
-def shared(train: Sequence[Any], held_out: Sequence[Any]) -> int:
+def count_shared(train: Sequence[Any], held_out: Sequence[Any]) -> int:
     """The number of held-out texts that are among those to learn from too."""
     seen = set(train)
     return sum(text in seen for text in held_out)
 
 
-def show(report: Numbers, file: TextIO | None = None) -> None:
-    """The numbers of a job as a table: {"length": ..., "parts": {name: numbers}}, and where they are known "labels",
-    {label: rows}, and how many rows are "shared" by the parts or "repeated"."""
+def print_data(report: Numbers, file: TextIO | None = None) -> None:
+    """Print {"length": ..., "parts": {name: numbers}} as a table. There may also be "labels", {label: rows}, and how
+    many rows are "shared" by the parts or "repeated"."""
     parts = report["parts"]
-    words = {
+    columns = {
         "rows": ("rows", "{:,}"),
         "tokens": ("tokens", "{:,}"),
         "median": ("median", "{:g}"),
@@ -86,17 +86,17 @@ def show(report: Numbers, file: TextIO | None = None) -> None:
         "truncated": (f"cut at {report['length']}", "{:.1%}"),
         "unknown": ("unknown", "{:.1%}"),
     }
-    there = [key for key in words if any(key in part for part in parts.values())]
-    table = numbers_right("", "", *(words[key][0] for key in there))
+    present = [key for key in columns if any(key in part for part in parts.values())]
+    table = numbers_right("", "", *(columns[key][0] for key in present))
     for name, part in parts.items():
-        table.add_row(name, *(words[key][1].format(part[key]) for key in there))
+        table.add_row(name, *(columns[key][1].format(part[key]) for key in present))
     console = wide_console(file=file)
     console.print(table)
     labels: Counter[str] = Counter(report.get("labels", {}))
     if labels:
-        total, common = labels.total(), labels.most_common(LISTED)
+        total, common = labels.total(), labels.most_common(MOST_LABELS)
         listed = ", ".join(f"{name} {n:,} ({n / total:.1%})" for name, n in common)
-        more = f", and {counted(len(labels) - LISTED, 'rarer label')}" if len(labels) > LISTED else ""
+        more = f", and {counted(len(labels) - MOST_LABELS, 'rarer label')}" if len(labels) > MOST_LABELS else ""
         console.print(f"labels: {listed}{more}", soft_wrap=True)
     if report.get("repeated"):
         console.print(f"rows that repeat the text of another: {report['repeated']:,}", soft_wrap=True)

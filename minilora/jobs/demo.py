@@ -1,4 +1,4 @@
-"""The main job: adapt the built-in model to another domain, by LoRA and by full fine-tuning, and look at both."""
+"""The demo: adapt the built-in model to another domain, by LoRA and by full fine-tuning, and compare the two."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from ..accounting import count_parameters, lora_parameters, memory
-from ..adapters.attach import attach_lora
+from ..accounting import adapter_parameters, count_parameters, memory
 from ..adapters.base import Adapter
 from ..adapters.merge import merge, unmerge
 from ..adapters.peft import CONFIG, WEIGHTS, adapter_files
 from ..adapters.spectrum import adapter_singular_values, effective_rank, energy, singular_values
 from ..backend import Array, to_numpy
 from ..data import Split, all_windows, bits, excerpts, python_source, random_windows
-from ..display.plots import report_figure
 from ..display.tables import numbers_right, wide_console
 from ..files import check_free, read_json, to_json, write_files
 from ..models.generation import generate
 from ..models.pretrained import load_pretrained
 from ..models.sources import BUILTIN
 from ..models.transformer import Transformer
-from ..nn import Linear
 from ..nn.optim import AdamW, cosine_schedule
 from ..process import blas_threads, folder_lock
 from ..training import History, fit, loss_and_gradients
 from ..verify import check_model
-from .language_model import bits_per_byte, evaluate_english
+from .demo_figure import report_figure
+from .finetuning import attach
+from .pretraining import bits_per_byte, evaluate_english
+from .settings import Settings
 
-RANK, ALPHA, TARGETS = 8, 16, "all-linear"
+RANK, ALPHA = 8, 16
 STEPS, BATCH, LENGTH = 80, 16, 128
 EXCERPT = 16384  # bytes of held-out Python that the final figures are measured on
 GRID = BUILTIN.parent / "grid.json"  # what search() found
@@ -48,7 +48,7 @@ PROMPT = "    def __init__(self"
 
 @blas_threads()
 def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType = np) -> dict[str, Any]:
-    """Run it all, write report.json, report.png and the adapter to the folder `out`, and return the report."""
+    """Write report.json, report.png and the adapter to the folder `out`, and return the report."""
     with folder_lock(out):
         check_free(out, FILES if (Path(out) / "report.json").is_file() else ())
         files, report = measure(seed, shards, backend)
@@ -57,7 +57,7 @@ def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType
 
 
 def measure(seed: int, shards: int, backend: ModuleType) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """(the other files, report.json)."""
+    """({name: content} of figure and adapter, the report)."""
     start = time.perf_counter()
     source = python_source()
     test = excerpts(source.test, EXCERPT)
@@ -65,11 +65,11 @@ def measure(seed: int, shards: int, backend: ModuleType) -> tuple[dict[str, byte
 
     base, full, lora = (load_pretrained() for _ in range(3))
     english = evaluate_english(base, shards)
-    adapted = attach_lora(lora, TARGETS, RANK, ALPHA, rng=np.random.default_rng(seed))
+    adapted = attach(lora, Settings(rank=RANK, alpha=ALPHA, seed=seed))
     for model in (base, full, lora):
         model.to(backend)
     models = {"full": full, "lora": lora}
-    history = {name: adapt(model, source, rates[name], seed, shards, name) for name, model in models.items()}
+    history = {name: train(model, source, rates[name], seed, shards, name) for name, model in models.items()}
     target = {
         name: bits_per_byte(model, test, shards, "reading Python") for name, model in {"base": base, **models}.items()
     }
@@ -89,7 +89,7 @@ def measure(seed: int, shards: int, backend: ModuleType) -> tuple[dict[str, byte
         "lora": {
             **costs["lora"],
             "label": f"LoRA, r = {RANK}",
-            "by_formula": lora_parameters(lora),
+            "by_formula": adapter_parameters(lora),
             "rank": RANK,
             "alpha": ALPHA,
             "targets": sorted({path.rpartition(".")[2] for path in adapted}),
@@ -112,21 +112,15 @@ def measure(seed: int, shards: int, backend: ModuleType) -> tuple[dict[str, byte
     return files, report
 
 
-def adapt(model: Transformer, source: Split, lr: float, seed: int, shards: int, name: str) -> History:
-    """The fine-tuning that the demo compares and search() searches: all is alike but the model and its rate."""
+def train(model: Transformer, source: Split, lr: float, seed: int, shards: int, name: str) -> History:
+    """Fine-tune `model`: the same for both methods but for the model and its rate."""
     held_out = excerpts(source.validation, 4096)
+    description = {"full": "full fine-tuning", "lora": "LoRA fine-tuning"}[name]
     return fit(
-        model,
-        random_windows(source.train, BATCH, LENGTH, seed),
-        STEPS,
-        lr=lr,
-        schedule=cosine_schedule(STEPS, warmup=10),
-        shards=shards,
-        seed=seed,
-        held_out=lambda: all_windows(held_out, BATCH, LENGTH),
-        evaluate_every=STEPS // 4,
-        description={"full": "full fine-tuning", "lora": "LoRA fine-tuning"}[name],
-    )
+        model, random_windows(source.train, BATCH, LENGTH, seed), STEPS, lr=lr,
+        schedule=cosine_schedule(STEPS, warmup=10), held_out=lambda: all_windows(held_out, BATCH, LENGTH),
+        evaluate_every=STEPS // 4, shards=shards, seed=seed, description=description,
+    )  # fmt: skip
 
 
 def curve(history: History) -> dict[str, Any]:
@@ -160,17 +154,15 @@ def step_costs(models: dict[str, Transformer], source: Split, seed: int, rounds:
     return costs
 
 
-def layer_spectra(model: Transformer, base: Transformer, paths: Iterable[str]) -> dict[str, Any]:
-    """What the singular values of the layers' ΔW say, averaged over the layers."""
+def layer_spectra(model: Transformer, base: Any, paths: Iterable[str]) -> dict[str, Any]:
+    """Effective rank, spectrum and energy of ΔW, averaged over the layers."""
     spectra = []
     for path in paths:
-        layer, before = model[path], base[path]
+        layer: Any = model[path]
         if isinstance(layer, Adapter):
             sigma = adapter_singular_values(layer)
         else:
-            assert isinstance(layer, Linear)
-            assert isinstance(before, Linear)
-            sigma = singular_values(layer.weight.data - before.weight.data)
+            sigma = singular_values(layer.weight.data - base[path].weight.data)
         spectra.append(sigma.astype(float))
     shortest = min(map(len, spectra))
     return {
@@ -184,7 +176,7 @@ def layer_spectra(model: Transformer, base: Transformer, paths: Iterable[str]) -
 
 
 def merge_and_unmerge(model: Transformer, source: Split) -> dict[str, Any]:
-    """The largest difference that merging makes to a logit, and whether unmerging restores every bit."""
+    """The largest difference that merging makes to a logit, and whether unmerging restores every bit of the model."""
     ids = next(all_windows(source.test, BATCH, LENGTH)).ids
     before, W0 = to_numpy(model.forward(ids)[0]), model.state_dict()
     merge(model)
@@ -199,7 +191,7 @@ def merge_and_unmerge(model: Transformer, source: Split) -> dict[str, Any]:
 
 
 def check_gradients(model: Transformer, source: Split, seed: int) -> dict[str, Any]:
-    """Every gradient of the adapted model, frozen weights too, against central differences in float64."""
+    """Every gradient of the adapted model, also of frozen weights, against central differences in float64."""
     from tqdm import tqdm
 
     model = copy.deepcopy(model)
@@ -233,35 +225,29 @@ def kind_of(path: str) -> str:
 
 
 def search(out: str | Path, *, seed: int = 1, shards: int = 2, backend: ModuleType = np) -> dict[str, Any]:
-    """Choose the demo's learning rates: every rate of RATES, evaluated on validation text; written to out/grid.json."""
+    """Choose the demo's learning rates among RATES by their loss on validation text; write and return grid.json."""
+    source = python_source()
+    grid: dict[str, Any] = {"bits_per_byte": {}, "best": {}, "steps": STEPS, "seed": seed, "rank": RANK}
     with folder_lock(out):
         check_free(out)
-        grid = measure_rates(seed, shards, backend)
+        for name, rates in RATES.items():
+            tried = {}
+            for lr in rates:
+                model = load_pretrained()
+                if name == "lora":
+                    attach(model, Settings(rank=RANK, alpha=ALPHA, seed=seed))
+                model.to(backend)
+                train(model, source, lr, seed, shards, name)
+                tried[lr] = bits_per_byte(model, excerpts(source.validation, 32768), shards, "reading Python")
+                print(f"{name} at {lr:g}: {tried[lr]:.4f} bits per byte on validation text")
+            grid["bits_per_byte"][name] = {f"{lr:g}": value for lr, value in tried.items()}
+            grid["best"][name] = min(tried, key=tried.__getitem__)
         write_files(out, {"grid.json": to_json(grid)})
     return grid
 
 
-def measure_rates(seed: int, shards: int, backend: ModuleType) -> dict[str, Any]:
-    """grid.json."""
-    source = python_source()
-    grid: dict[str, Any] = {"bits_per_byte": {}, "best": {}, "steps": STEPS, "seed": seed, "rank": RANK}
-    for name, rates in RATES.items():
-        tried = {}
-        for lr in rates:
-            model = load_pretrained()
-            if name == "lora":
-                attach_lora(model, TARGETS, RANK, ALPHA, rng=np.random.default_rng(seed))
-            model.to(backend)
-            adapt(model, source, lr, seed, shards, name)
-            tried[lr] = bits_per_byte(model, excerpts(source.validation, 32768), shards, "reading Python")
-            print(f"{name} at {lr:g}: {tried[lr]:.4f} bits per byte on validation text")
-        grid["bits_per_byte"][name] = {f"{lr:g}": value for lr, value in tried.items()}
-        grid["best"][name] = min(tried, key=lambda lr: tried[lr])
-    return grid
-
-
-def show(report: dict[str, Any], out: str | Path) -> None:
-    """The report as tables, and what follows from it in words."""
+def print_report(report: dict[str, Any], out: str | Path) -> None:
+    """The report as tables, and what follows from it."""
     console, table = wide_console(80), partial(numbers_right, min_width=78)
     base, lora, full, rank = report["base"], report["lora"], report["full"], report["rank"]
     target, english = report["target"]["bits_per_byte"], base["english"]
@@ -298,14 +284,14 @@ def show(report: dict[str, Any], out: str | Path) -> None:
         console.print(sample, markup=False, style="dim", soft_wrap=True)
     share, part = lora["share_of_gain"], lora["trainable"] / base["params"]
     shrunk = full["memory"]["optimizer"] / lora["memory"]["optimizer"]
-    kept = "are bit for bit those of the file" if report["frozen_unchanged"] else "HAVE CHANGED"
+    frozen = "are bit for bit those of the file" if report["frozen_unchanged"] else "HAVE CHANGED"
     restored = "restored every bit" if report["unmerge"]["bit_exact"] else "DID NOT restore the base"
     moved, largest = report["merge"]["max_abs_diff"], report["merge"]["max_abs_logit"]
     console.print(
         f"""
 On test text, LoRA closed {share:.0%} of full fine-tuning's gain with {part:.1%} of the parameters.
 Gradients and optimizer state shrank {shrunk:.0f}-fold; the cache did not, because dA
-needs the input of every adapted layer. The frozen weights {kept}.
+needs the input of every adapted layer. The frozen weights {frozen}.
 Merging moved no logit by more than {moved:.1e} (the largest is {largest:.0f}), and
 unmerging {restored}.
 

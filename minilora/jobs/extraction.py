@@ -18,20 +18,20 @@ from ..nn import Embedding, Linear
 from .changes import Change
 
 
-class Kept(NamedTuple):
-    """What is kept of one layer's ΔW: B A ≈ ΔW, so that s = 1."""
+class LowRank(NamedTuple):
+    """B A ≈ ΔW of one layer, so that s = 1."""
 
     A: np.ndarray  # (r, in)
     B: np.ndarray  # (out, r)
     error: float  # ‖ΔW - B A‖, measured on A and B as they are stored
-    bound: float  # what it must be: Eckart, Young (1936)
+    bound: float  # what it must be, by the theorem of Eckart and Young (1936)
 
 
-def keep(name: str, change: Change, update: SVD, rank: int | None, share: float | None) -> Kept:
+def approximate(name: str, change: Change, update: SVD, rank: int | None, share: float | None) -> LowRank:
     """The best approximation of ΔW of rank `rank`, or else of the least rank that keeps `share` of the energy.
 
-    An adapter of a lower rank than `rank` keeps its own. Raises ArithmeticError if the error measured is above its
-    bound.
+    An adapter of a lower rank than `rank` keeps its own. Raises ValueError for numbers that the dtype cannot hold, and
+    ArithmeticError if the measured error is above its bound.
     """
     if rank is None:
         assert share is not None
@@ -46,11 +46,11 @@ def keep(name: str, change: Change, update: SVD, rank: int | None, share: float 
     rounding = 8 * float(np.finfo(dtype).eps) * math.sqrt(np.sum(update.sigma**2))
     if not error <= bound + rounding:
         raise ArithmeticError(f"{name}: the adapter is {error:.3g} from ΔW, and rank {r} allows {bound:.3g}")
-    return Kept(A, B, error, bound)
+    return LowRank(A, B, error, bound)
 
 
 def check_rank(rank: int, layers: dict[str, Change]) -> None:
-    """Raise ValueError if the adapter is of a lower rank already, or a matrix of two checkpoints cannot have it."""
+    """Raise ValueError for an adapter that has no higher rank than `rank`, and for a matrix that cannot have it."""
     most = {name: change.full_rank() for name, change in layers.items()}
     name = min(most, key=lambda name: most[name])
     if layers[name].lora and rank > max(most.values()):
@@ -60,8 +60,8 @@ def check_rank(rank: int, layers: dict[str, Change]) -> None:
         raise ValueError(f"{name}: rank {rank} is above {most[name]}, the most a {n_out} x {n_in} weight can have")
 
 
-def adaptable(model: Transformer, layers: dict[str, Change]) -> dict[str, str]:
-    """{Hugging Face's name: ours} of those of `layers`, changes of the weights of `model`, that are linear layers.
+def linear_layers(model: Transformer, layers: dict[str, Change]) -> dict[str, str]:
+    """{Hugging Face's name: our path} of those of `layers` that are linear layers of `model`.
 
     Raises ValueError when there is none.
     """
@@ -72,11 +72,11 @@ def adaptable(model: Transformer, layers: dict[str, Change]) -> dict[str, str]:
     return found
 
 
-def extracted_files(model: Transformer, paths: dict[str, str], kept: dict[str, Kept]) -> dict[str, bytes]:
-    """An adapter in PEFT's format for `model`, on which it is put: what is kept of the layers in `paths`; s = 1."""
+def extracted_files(model: Transformer, paths: dict[str, str], low_rank: dict[str, LowRank]) -> dict[str, bytes]:
+    """{name: content} of an adapter in PEFT's format; it is attached to `model` at `paths`."""
     model.freeze()
     for name, path in paths.items():
-        layer, base = kept[name], model[path]
+        layer, base = low_rank[name], model[path]
         assert isinstance(base, Linear)
         model[path] = LoRALinear.of(
             base, {"lora_A": layer.A, "lora_B": layer.B}, r=len(layer.A), alpha=float(len(layer.A))
@@ -84,11 +84,11 @@ def extracted_files(model: Transformer, paths: dict[str, str], kept: dict[str, K
     return adapter_files(model)
 
 
-def shrunk_files(folder: str | Path, kept: dict[str, Kept]) -> dict[str, bytes]:
-    """The adapter in `folder`, whatever its base, with what is kept of its layers in the place of A and B; s = 1.
+def shrunk_files(folder: str | Path, low_rank: dict[str, LowRank]) -> dict[str, bytes]:
+    """{name: content} of the adapter in `folder`, whatever its base, with other A and B.
 
-    What it trains whole stays, and layers whose ΔW is 0 go. Raises ValueError for an adapter of a tied embedding, and
-    where the bias of a layer that goes is trained.
+    Tensors that it trains whole stay, and layers whose ΔW is 0 are left out. Raises ValueError for an adapter of a tied
+    embedding, and for a trained bias of a layer that is left out.
     """
     config, before, metadata = read_adapter(Path(folder))
     slots = {tensor: slot_of(config, tensor) for tensor in before}
@@ -98,16 +98,16 @@ def shrunk_files(folder: str | Path, kept: dict[str, Kept]) -> dict[str, bytes]:
         raise ValueError(
             f"{folder} adapts an embedding and the head that is tied to it: no smaller one is written of it"
         )
-    for name in adapted.keys() - kept.keys():
+    for name in adapted.keys() - low_rank.keys():
         tensors.pop(f"{PREFIX}{name}.base_layer.weight", None)
         if f"{PREFIX}{name}.base_layer.bias" in tensors:
             raise ValueError(f"{folder} trains the bias of {name}, whose ΔW is 0: no smaller adapter is written of it")
-    ranks = {name: len(layer.A) for name, layer in kept.items()}
+    ranks = {name: len(layer.A) for name, layer in low_rank.items()}
     most = max(ranks.values())
     others = {name: r for name, r in ranks.items() if r != most}
     config |= {"r": most, "lora_alpha": most, "rank_pattern": others, "alpha_pattern": others}
-    config |= {"use_rslora": False, "target_modules": sorted(kept)}
-    for name, (A, B, *_) in kept.items():
+    config |= {"use_rslora": False, "target_modules": sorted(low_rank)}
+    for name, (A, B, *_) in low_rank.items():
         if adapted[name]:
             tensors |= {f"{PREFIX}{name}.lora_embedding_A": B.T, f"{PREFIX}{name}.lora_embedding_B": A.T}
         else:

@@ -1,15 +1,14 @@
-"""Instruction tuning: prompts and their answers in the model's chat template, with the loss on the answers alone.
+"""The task "instruct": prompts and answers in the model's chat template, with the loss on the answers alone.
 
 The template is rendered anew each time that a run is begun or resumed. One that prints the date (strftime_now, as those
-of Llama 3.1) therefore gives other tokens on another day: two runs of one seed on two days end with different adapters,
-and a run resumed on another day goes on with that day's prompts. Which examples are held out, and the order of the
-others, stay the same, unless a longer date leaves an answer no room within the length.
+of Llama 3.1) gives other tokens on another day: two runs of one seed on two days end with different adapters, and a run
+resumed on another day goes on with that day's prompts. Which examples are held out, and the order of the others, stay
+the same, unless a longer date leaves an answer no room within the length.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +19,10 @@ from ..data.records import is_empty, json_rows, where_empty
 from ..models.tokenizer import Tokenizer
 from ..ops import IGNORE
 from ..spelling import did_you_mean
-from . import language_model
-from .data import of_texts, shared
-from .language_model import TextData
+from .data import count_shared, numbers_of_rows
+from .language_model import Dataset, LanguageModelTask
 from .runs import data_hash
 
-NEXT = "chat"  # what to do with an adapter
 HELD_OUT = 64  # examples, at most
 
 
@@ -36,15 +33,14 @@ class Example(NamedTuple):
 
 def read_answers(
     data: str, tokenizer: Tokenizer, batch: int, length: int, seed: int, encoding: str = "utf-8"
-) -> TextData:
+) -> Dataset:
     """Lines of {"prompt": ..., "answer": ...}, cut to at most `length` tokens each.
 
-    `seed` chooses the tenth of them, 64 at most, that is held out. Raises ValueError, with the number of the line, for
-    what is no such line, for empty ones, all at once, and for a tokenizer whose chat template does not say where an
-    answer begins and ends.
+    `seed` chooses the tenth of them, 64 at most, that is held out. Raises ValueError for lines of another form, with
+    their numbers, and for a tokenizer whose chat template does not show where an answer begins and ends.
     """
     try:
-        tokenizer.chat([{"role": "user", "content": "?"}])
+        tokenizer.chat(user_turn("?"))
     except ValueError as error:
         raise ValueError(f"{error}: take an instruct model such as smollm2, or --task text") from None
     rows = list(json_rows(Path(data), encoding))
@@ -72,25 +68,25 @@ def read_answers(
     train, held_out = (padded_batch([examples[i] for i in part]) for part in split.values())
     counts, cut = np.array(lengths), sum(n > length for n in lengths)
     labels = held_out.targets[held_out.targets != IGNORE]
-    return TextData(
+    return Dataset(
         shuffled(train, batch, seed),
         lambda: in_batches(held_out, batch),
         tokens_per_byte=len(labels) / max(1, len(tokenizer.decode(labels).encode())),
-        prompt=tokenizer.chat(asked(pairs[order[0]][0])),
+        prompt=tokenizer.chat(user_turn(pairs[order[0]][0])),
         special=False,
         sha256=data_hash(*zip(*pairs, strict=True)),
-        said=f"{len(order) - n:,} examples to learn from, {n} held out; of all {len(pairs):,}, {cut:,} were cut to "
+        summary=f"{len(order) - n:,} examples to learn from, {n} held out; of all {len(pairs):,}, {cut:,} were cut to "
         f"{length} tokens, and {len(pairs) - len(order):,} of these, with no answer left, dropped",
         parts={
-            name: of_texts(texts, counts[part], tokenizer, length)
+            name: numbers_of_rows(texts, counts[part], tokenizer, length)
             for (name, part), texts in zip(split.items(), (train, held_out), strict=True)
         },
-        shared=shared(*([pairs[i] for i in part] for part in split.values())),
+        shared=count_shared(*([pairs[i] for i in part] for part in split.values())),
     )
 
 
 def read_pair(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Prompt and answer. Raises ValueError for a row that holds no such pair."""
+    """(prompt, answer). Raises ValueError for a row without such a pair."""
     for key in ("prompt", "answer"):
         if key not in row:
             meant = did_you_mean(key, row)
@@ -100,21 +96,20 @@ def read_pair(row: Mapping[str, Any]) -> tuple[str, str]:
     return row["prompt"], row["answer"]
 
 
-def asked(prompt: str) -> list[dict[str, str]]:
+def user_turn(prompt: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}]
 
 
 def encode(tokenizer: Tokenizer, prompt: str, answer: str) -> Example:
     """A prompt and its answer, up to the token that ends the turn.
 
-    The tokens of the chat up to the answer are those that the model will see when it is asked: a text may fall into
-    other tokens when another follows it, and the labels would then not be what the model is to say. Raises ValueError
-    where that is so, and where nothing ends the answer.
+    The tokens before the answer must be those of the prompt alone, which is what the model will see in a chat. Raises
+    ValueError where an answer that follows changes them, and where no token ends the answer.
     """
     if np.isin(tokenizer.encode(answer, special=False), list(tokenizer.stop)).any():
         raise ValueError("the answer holds a token that ends an answer: take it out")
-    start = tokenizer.encode(tokenizer.chat(asked(prompt)), special=False)
-    chat = [*asked(prompt), {"role": "assistant", "content": answer}]
+    start = tokenizer.encode(tokenizer.chat(user_turn(prompt)), special=False)
+    chat = [*user_turn(prompt), {"role": "assistant", "content": answer}]
     ids = tokenizer.encode(tokenizer.chat(chat, reply=False), special=False)
     if not np.array_equal(ids[: len(start)], start):
         raise ValueError("in the chat template the prompt's tokens are others when an answer follows")
@@ -128,7 +123,7 @@ def encode(tokenizer: Tokenizer, prompt: str, answer: str) -> Example:
 
 
 def padded_batch(examples: Sequence[Example]) -> Batch:
-    """Examples as rows, padded on the right: no real token looks there, and no label stands there."""
+    """Examples as rows, padded on the right, without labels there."""
     shape = len(examples), max(len(example.ids) for example in examples)
     ids, targets, padding = np.zeros(shape, np.int64), np.full(shape, IGNORE), np.zeros(shape, bool)
     for row, example in enumerate(examples):
@@ -137,5 +132,6 @@ def padded_batch(examples: Sequence[Example]) -> Batch:
     return Batch(ids, targets, padding)
 
 
-finetune = partial(language_model.finetune, read=read_answers)  # all else is as for a text
-show = language_model.show
+class Task(LanguageModelTask):
+    read = staticmethod(read_answers)
+    next_command = "chat"

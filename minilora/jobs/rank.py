@@ -1,4 +1,4 @@
-"""What rank is enough, and where in W an update acts: the work of `minilora rank`."""
+"""What rank is enough for an update, and where in W it acts: `minilora rank`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import numpy as np
 from ..adapters import spectrum
 from ..adapters.peft import CONFIG, locate_adapter
 from ..adapters.spectrum import SVD
-from ..display.plots import check_png, rank_figures
+from ..display.plots import check_png
 from ..display.tables import fits, numbers_right, wide_console
 from ..files import check_free, write_files, write_whole
 from ..models.pretrained import load_pretrained
 from ..process import blas_threads
 from ..spelling import counted
 from .changes import Change, Changes, adapter_changes, checkpoint_changes
-from .extraction import Kept, adaptable, check_rank, extracted_files, keep, shrunk_files
+from .extraction import LowRank, approximate, check_rank, extracted_files, linear_layers, shrunk_files
+from .rank_figures import rank_figures
 from .runs import base_for
 
 TOP = 10  # how many singular vectors of the tuned W are looked at for intruders
@@ -65,12 +66,12 @@ def study(
     others = adapter_changes(compare).layers if compare else {}
     if compare and not others.keys() & changes.layers.keys():
         raise ValueError(f"{compare} adapts none of these layers: there is nothing to compare")
-    paths = adaptable(model, changes.layers) if model else {}
-    wanted = {name: c for name, c in changes.layers.items() if out and (name in paths or not model)}
-    if rank and wanted:
-        check_rank(rank, wanted)
+    paths = linear_layers(model, changes.layers) if model else {}
+    approximated = {name: c for name, c in changes.layers.items() if out and (name in paths or not model)}
+    if rank and approximated:
+        check_rank(rank, approximated)
 
-    rows, grids, kept = [], [], {}
+    rows, grids, low_rank = [], [], {}
     for name, change in tqdm(changes.layers.items(), desc="decomposing", leave=False, disable=None):
         try:
             update = change.update()
@@ -79,14 +80,14 @@ def study(
         rows.append({"name": name, **measure(change, update)})
         if name in others:
             grids.append(similarity(change, update, others[name]))
-        if name in wanted:
-            kept[name] = keep(name, change, update, rank, energy)
+        if name in approximated:
+            low_rank[name] = approximate(name, change, update, rank, energy)
     result: dict[str, Any] = {"layers": rows, "summary": summary(rows, changes, grids)}
     if out:
-        result["adapter"] = held(rows, kept, changes)
+        result["adapter"] = adapter_report(rows, low_rank, changes)
     figures = rank_figures(result) if plot else {}
     if out:
-        write_files(out, extracted_files(model, paths, kept) if model else shrunk_files(adapter, kept))
+        write_files(out, extracted_files(model, paths, low_rank) if model else shrunk_files(adapter, low_rank))
     for question, png in figures.items():
         write_whole(figure_path(str(plot), question), png)
     return result
@@ -101,7 +102,7 @@ def adapter_folder(source: str) -> Path:
 
 
 def check_output(rank: int | None, energy: float | None, out: str | None) -> None:
-    """Raise ValueError for an adapter to write that is not said in full, and OSError where it cannot be written."""
+    """Raise ValueError for options that do not go together, and OSError for a folder that cannot be written."""
     if rank is not None and energy is not None:
         raise ValueError("a rank and a share of the energy both say how much to keep: give one of them")
     if rank is not None and rank < 1:
@@ -122,7 +123,7 @@ def figure_path(plot: str, question: str) -> Path:
 
 
 def measure(change: Change, update: SVD) -> dict[str, Any]:
-    """What there is to say of one ΔW, and of its W if that is known."""
+    """The size and ranks of one ΔW, and how it lies in its W if that is known."""
     sigma = update.sigma
     row: dict[str, Any] = {
         "shape": list(change.shape),
@@ -155,7 +156,7 @@ def measure(change: Change, update: SVD) -> dict[str, Any]:
 
 
 def similarity(change: Change, update: SVD, other: Change) -> dict[str, np.ndarray]:
-    """φ(i, j) of two updates of one layer, over the directions of each that are more than rounding."""
+    """φ(i, j) of two updates of one layer, over the directions of each that are above rounding."""
     if other.shape != change.shape:
         raise ValueError(f"the layers to compare are of another shape, {other.shape} and not {change.shape}")
     other_update = other.update()
@@ -196,32 +197,31 @@ def summary(rows: list[dict[str, Any]], changes: Changes, grids: list[dict[str, 
     return found
 
 
-def held(rows: list[dict[str, Any]], kept: dict[str, Kept], changes: Changes) -> dict[str, Any]:
-    """What the adapter holds, by how much it is off (relative to ‖ΔW‖ of its layers), and what it cannot hold."""
+def adapter_report(rows: list[dict[str, Any]], low_rank: dict[str, LowRank], changes: Changes) -> dict[str, Any]:
+    """The layers of the adapter, its error (relative to ‖ΔW‖ of its layers), and the changes that it cannot hold."""
     norms = {row["name"]: row["norm"] for row in rows}
-    left_out = {name: "changed" for name in norms if name not in kept}
+    left_out = {name: "changed" for name in norms if name not in low_rank}
     return {
         "layers": [
             {"name": name, "rank": len(layer.A), "error": layer.error, "bound": layer.bound}
-            for name, layer in kept.items()
+            for name, layer in low_rank.items()
         ],
-        "parameters": sum(layer.A.size + layer.B.size for layer in kept.values()),
-        "relative_error": math.hypot(*(layer.error for layer in kept.values()))
-        / math.hypot(*(norms[name] for name in kept)),
+        "parameters": sum(layer.A.size + layer.B.size for layer in low_rank.values()),
+        "relative_error": math.hypot(*(layer.error for layer in low_rank.values()))
+        / math.hypot(*(norms[name] for name in low_rank)),
         "not_held": left_out | {name: what for name, what in changes.others.items() if what != "trained whole"},
     }
 
 
-def show(result: dict[str, Any]) -> None:
-    """The table of the layers, and what follows from it in words."""
+def print_study(result: dict[str, Any]) -> None:
+    """The table of the layers, and what follows from it."""
     console = wide_console()
     table = layers_table(result)
     console.print(table if fits(console, table) else layers_table(result, narrow=True))
     if any("intruders" in row for row in result["layers"]):
-        said = f"""\
-amplified: ‖ΔW‖ over what W has in the directions that carry 90 % of ΔW
-intruders: how many of the first {TOP} singular vectors of W after, left and right, are like none of W before"""
-        console.print(said, soft_wrap=True)
+        console.print("amplified: ‖ΔW‖ over what W has in the directions that carry 90 % of ΔW", soft_wrap=True)
+        vectors = f"the first {TOP} singular vectors of W after, left and right"
+        console.print(f"intruders: how many of {vectors}, are like none of W before", soft_wrap=True)
     for line in conclusions(result):
         console.print(line, soft_wrap=True)
 
@@ -253,35 +253,37 @@ def layers_table(result: dict[str, Any], narrow: bool = False) -> Any:
 
 def conclusions(result: dict[str, Any]) -> list[str]:
     total, adapter = result["summary"], result.get("adapter")
-    said = [
+    sentences = [
         f"Rank {total['rank_90']} keeps 90 % of the energy of ΔW and rank {total['rank_99']} keeps 99 %, in the mean "
         f"over {counted(total['layers'], 'layer')}; their effective rank is {total['effective_rank']:.1f}."
     ]
     if total["unchanged"]:
-        said += [f"Not changed: {some(total['unchanged'])}."]
+        sentences += [f"Not changed: {first_few(total['unchanged'])}."]
     if "intruders" in total:
         sides = total["intruders"]
-        said += [f"Intruders, in the mean of a layer: {sides['left']:.1f} left, {sides['right']:.1f} right, of {TOP}."]
+        sentences += [
+            f"Intruders, in the mean of a layer: {sides['left']:.1f} left, {sides['right']:.1f} right, of {TOP}."
+        ]
     if "similarity" in total:
         grids = total["similarity"]
         first = ", ".join(f"{s} {grids[s][0][0]:.3f} (at random {grids['random_' + s][0][0]:.3f})" for s in SIDES)
         layers = counted(grids["layers"], "layer")
-        said += [f"φ of the first singular vectors of both updates, in the mean of {layers}: {first}."]
+        sentences += [f"φ of the first singular vectors of both updates, in the mean of {layers}: {first}."]
     if adapter:
         ranks = [layer["rank"] for layer in adapter["layers"]]
         of_rank = f"{min(ranks)} to {max(ranks)}" if len(set(ranks)) > 1 else str(ranks[0])
-        said += [
+        sentences += [
             f"The adapter has {counted(len(ranks), 'layer')} of rank {of_rank}, {adapter['parameters']:,} parameters; "
             f"it misses {adapter['relative_error']:.1%} of ‖ΔW‖, the least that these ranks allow."
         ]
         if adapter["not_held"]:
-            said += [f"It cannot hold what else is different: {some(adapter['not_held'])}."]
+            sentences += [f"It cannot hold what else is different: {first_few(adapter['not_held'])}."]
     elif total["other_tensors"]:
-        said += [f"Different too, and not a matrix of both: {some(total['other_tensors'])}."]
-    return said
+        sentences += [f"Different too, and not a matrix of both: {first_few(total['other_tensors'])}."]
+    return sentences
 
 
-def some(names: Collection[str]) -> str:
-    """The first few names, and how many more."""
+def first_few(names: Collection[str]) -> str:
+    """The first of the names, and how many more there are."""
     first = ", ".join(list(names)[:4])
     return first if len(names) <= 4 else f"{first} and {len(names) - 4} more"

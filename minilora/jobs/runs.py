@@ -1,4 +1,4 @@
-"""The folder of a run: its settings, how far it is, and how to go on with it."""
+"""The folder of a run: its settings, its progress, and how it is resumed."""
 
 from __future__ import annotations
 
@@ -13,28 +13,26 @@ import numpy as np
 
 from ..adapters.peft import CONFIG, WEIGHTS, classifier_weight, load_adapter, load_base, read_adapter
 from ..files import check_writable, load_tensors, read_json, to_json, write_files, write_folder
-from ..models.configs import names_of
 from ..models.hub import HubName, name_on_hub
-from ..models.pretrained import name_labels
+from ..models.labels import name_labels, names_from
 from ..models.sources import NAMES, pinned
 from ..models.tokenizer import Tokenizer
 from ..models.transformer import Transformer
 from ..process import folder_lock
 
 SETTINGS, CHECKPOINT, HISTORY, SAMPLES = "settings.json", "checkpoint.safetensors", "history.json", "samples.json"
-NUMBERS = {"steps": 1, "batch": 1, "length": 1, "seed": 0}  # of settings.json, and the least that each may be
+LEAST = {"steps": 1, "batch": 1, "length": 1, "seed": 0}  # whole numbers of settings.json
 FILES = (SETTINGS, CHECKPOINT, HISTORY, SAMPLES, CONFIG, WEIGHTS)  # what fine-tuning writes
 
 
 @contextmanager
 def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> Iterator[Path]:
-    """The folder of a run, with its settings; no other process writes there in the meantime. A folder with settings and
-    no checkpoint is of a run not yet begun.
+    """Yield the folder of a run, with settings.json written, and locked against other processes.
 
-    Resumed, a run may go on at another learning rate, such as a lower one after numbers that blew up; settings.json
-    then says until which step the old one held. A run that is stopped or blows up says what a person can do then.
-    Raises ValueError if the folder is taken, another process writes there, or the run had other settings; OSError if
-    nothing can be written there.
+    A folder with settings and no checkpoint is of a run not yet begun. A resumed run may go on at another learning
+    rate, such as a lower one after numbers that blew up; settings.json then says until which step the old one held. The
+    message of a run that is stopped or blows up is completed with what to do then. Raises ValueError if the folder is
+    taken, another process writes there, or the run had other settings; OSError if nothing can be written there.
     """
     folder = Path(out)
     with folder_lock(folder) as killed:
@@ -44,7 +42,7 @@ def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> 
 
 
 def begin(folder: Path, settings: dict[str, Any], resume: bool, killed: bool) -> None:
-    """Put the settings into the folder of a run; `killed` says that the last one there was."""
+    """Write settings.json, or check it for a run that is resumed; `killed`: was the process that last wrote there?"""
     before = read_settings(folder) if (folder / SETTINGS).is_file() else {}
     begun = bool(before) and (folder / CHECKPOINT).is_file()
     if not resume:
@@ -68,34 +66,34 @@ def begin(folder: Path, settings: dict[str, Any], resume: bool, killed: bool) ->
 
 
 def load_adapted(base: str | Path, folder: Path) -> tuple[Transformer, str]:
-    """The model in `base` with the head that the adapter in `folder` is for, and the adapter on it; and load_adapter's
-    note. Raises as load_base and load_adapter do."""
+    """The model in `base` with the adapter in `folder` on it, and load_adapter's note. Raises as load_base and
+    load_adapter do."""
     config, tensors, _ = read_adapter(folder)
     model = base_of_run(base, folder, config, tensors)
     return model, load_adapter(model, folder)
 
 
 def base_of_run(base: str | Path, folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Transformer:
-    """load_base(), and what a run's settings.json says of a classifier: the seed of what the base lacked, and the names
-    of the labels, which adapters did not always hold."""
+    """load_base() with what settings.json says of a classifier: the seed of the weights that the base lacks, and the
+    names of the labels, which older adapters do not hold."""
     classifies = classifier_weight(tensors) is not None
     settings = read_settings(folder) if classifies and (folder / SETTINGS).is_file() else {}
     model = load_base(base, config, tensors, np.random.default_rng(settings.get("seed", 0)))
-    names = names_of({str(i): x for i, x in enumerate(settings.get("labels") or [])}, model.config.labels)
+    names = names_from({str(i): x for i, x in enumerate(settings.get("labels") or [])}, model.config.labels)
     if names:
         name_labels(model, names)
     return model
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of the run in `folder`. Raises ValueError for a settings.json of something else, or with a value of
-    another type."""
+    """The settings of the run in `folder`. Raises ValueError for a file of something else, and for a value of a wrong
+    type."""
     path = folder / SETTINGS
     settings = read_json(path)
-    lacking = next((key for key in NUMBERS if key not in settings), None)
+    lacking = next((key for key in LEAST if key not in settings), None)
     if lacking:
         raise ValueError(f"{path} is not of a run, it lacks {lacking!r}: choose another folder")
-    for key, least in NUMBERS.items():
+    for key, least in LEAST.items():
         if type(settings[key]) is not int or settings[key] < least:
             raise ValueError(f"{path}: {key} is {settings[key]!r:.60}, not a whole number from {least} up")
     for key in ("base", "data"):
@@ -109,13 +107,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def base_settings(model: Transformer, base: str) -> dict[str, Any]:
-    """What settings.json says of where `model` is from: `base`, or its name on the Hub and the commit."""
+    """The base in settings.json: `base`, or the name of `model` on the Hub and the commit."""
     return {"base": model.hub[0], "revision": model.hub[1]} if model.hub else {"base": base}
 
 
 def named_base(folder: Path) -> str | Path | None:
-    """The base of the run or adapter in `folder`, as settings.json or else the adapter's config names it, a name on the
-    Hub with the commit; None where neither does."""
+    """The base that settings.json, or else the adapter's config, names in `folder`, on the Hub with its commit."""
     settings, config = (read_json(folder / file) if (folder / file).is_file() else {} for file in (SETTINGS, CONFIG))
     found, key = (settings, "base") if "base" in settings else (config, "base_model_name_or_path")
     name, revision = found.get(key), found.get("revision")
@@ -129,8 +126,8 @@ def named_base(folder: Path) -> str | Path | None:
 
 
 def base_for(folder: Path | None, base: str | None) -> str | Path | None:
-    """`base`, or without one named_base(folder); a name on the Hub with its commit, that of named_base(folder) if it is
-    the same name and `base` has no revision. Raises what load_pretrained does for a name that is not there."""
+    """`base`, or without one the base that `folder` names. A name on the Hub gets a commit: the one in `folder`, if it
+    names the same base. Raises as load_pretrained does for a name that is not there."""
     named = named_base(folder) if folder else None
     source = named if base is None or str(named).startswith(f"{base}@") else base
     hub = source and pinned(source)
@@ -138,8 +135,8 @@ def base_for(folder: Path | None, base: str | None) -> str | Path | None:
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise ValueError if the run in `folder` had other settings. Base, tokenizer and data are known by their hashes: a
-    file may have several names."""
+    """Raise ValueError if the run in `folder` had other settings. Base, tokenizer and data are compared by hash: a file
+    may have several names."""
     before, names = read_settings(folder), ("base", "revision", "data")
     key = next((key for key in settings if key not in names and before.get(key) != settings[key]), None)
     if key:
@@ -150,7 +147,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def data_hash(*columns: Collection[str]) -> str:
-    """sha256 over what data files hold, column by column, before a tokenizer or a template has touched it."""
+    """sha256 over the texts of data files, column by column, before a template or tokenizer is applied."""
     digest = hashlib.sha256()
     for column in columns:
         digest.update(f"{len(column)} texts\n".encode())
@@ -161,7 +158,7 @@ def data_hash(*columns: Collection[str]) -> str:
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """sha256 over a tokenizer's files, the chat template as it is written, not as it is rendered, among them."""
+    """sha256 over a tokenizer's files, with the chat template as it is written, not as it is rendered."""
     digest = hashlib.sha256()
     for name, content in sorted(tokenizer.files().items()):
         digest.update(f"{name} {len(content)} bytes\n".encode() + content)
@@ -170,15 +167,15 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
 
 @contextmanager
 def resume_advice(folder: Path) -> Iterator[None]:
-    """When a run is stopped or blows up, say what a person can do then."""
+    """Add to the error of a run that is stopped or blows up what a person can do then."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        words = stop.args[0] if stop.args else "stopped"
+        stopped = stop.args[0] if stop.args else "stopped"
         advice = " before the first checkpoint: start again"
         if (folder / CHECKPOINT).is_file():
             advice = "; the same command with --resume goes on"
-        raise KeyboardInterrupt(words + advice) from None
+        raise KeyboardInterrupt(stopped + advice) from None
     except FloatingPointError as error:
         advice = "no step is kept: start again, in the same folder"
         if (folder / CHECKPOINT).is_file():  # a rate far too high may have spoilt what it holds, finite as it is
@@ -187,10 +184,8 @@ def resume_advice(folder: Path) -> Iterator[None]:
 
 
 def progress(folder: Path) -> tuple[int, bool]:
-    """How many steps the checkpoint in `folder` holds, 0 without one, and whether the last of them was an early stop.
-
-    Raises ValueError for a file that is no checkpoint.
-    """
+    """(steps in the checkpoint in `folder`, or 0; did the run stop early?). Raises ValueError for what is no
+    checkpoint."""
     if not (folder / CHECKPOINT).is_file():
         return 0, False
     _, metadata = load_tensors(folder / CHECKPOINT)
@@ -202,7 +197,7 @@ def progress(folder: Path) -> tuple[int, bool]:
 
 
 def describe_run(folder: Path) -> dict[str, str]:
-    """What `minilora info` says of the folder of a run."""
+    """What `minilora info` prints of the folder of a run."""
     settings, (done, stopped_early) = read_settings(folder), progress(folder)
     return {
         "run": f"{done} of {settings['steps']} steps{', stopped early' * stopped_early}, seed {settings['seed']}",

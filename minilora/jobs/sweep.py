@@ -11,8 +11,9 @@ import math
 import os
 import statistics
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -21,19 +22,20 @@ from typing import Any
 import numpy as np
 
 from ..accounting import count_parameters
-from ..adapters.attach import attach_lora
-from ..display.plots import sweep_figure
 from ..display.tables import numbers_right, wide_console
 from ..files import check_free, check_writable, read_json, to_json, write_whole
-from ..models.pretrained import base_hash, load_pretrained, load_tokenizer
+from ..models.pretrained import load_pretrained
 from ..process import blas_threads, end_with, folder_lock
 from ..spelling import counted
-from .data import Numbers, warn
-from .language_model import check_windows, finetune, read_text
+from .finetuning import ShowData, attach, finetune
 from .runs import CHECKPOINT, SETTINGS, base_for, check_settings, progress, read_settings
+from .settings import LanguageModelSettings
+from .sweep_figure import sweep_figure
+from .text import Task
 
 JSON, PNG = "sweep.json", "sweep.png"
-Row = dict[str, Any]  # of sweep.json: what is known of a rank
+Cell = dict[str, int]  # {"rank": ..., "seed": ...}
+Row = dict[str, Any]  # of sweep.json: the results of a rank
 
 
 def sweep(
@@ -47,41 +49,43 @@ def sweep(
     shards: int = 1,
     threads: int = 1,
     resume: bool = False,
-    tell: Callable[[Numbers], None] | None = None,
+    show_data: ShowData | None = None,
     backend: ModuleType = np,
     **options: Any,
 ) -> dict[str, Any]:
     """Fine-tune at every rank with the seeds 0, 1, ..., seeds - 1, and compare the ranks by their validation loss.
 
-    A cell is one rank and one seed: a run of `finetune` with `options`, in out/rank-R/seed-S. joblib runs `jobs` cells
-    at a time, in processes, or where joblib.parallel_config says (Dask, Ray): their number changes no byte. That of
-    the threads in a cell, `shards`, does; it is a setting, and never taken from the machine, as is `threads`, those of
-    BLAS. With `resume` the cells that are done are kept, those that were begun go on, and ranks and seeds may be added.
+    A cell is one rank and one seed: a run of `finetune` on a text with `options`, in out/rank-R/seed-S. joblib runs
+    `jobs` cells at a time, in processes, or where joblib.parallel_config says (Dask, Ray): their number changes no
+    byte. That of the threads in a cell, `shards`, does; it is a setting, and never taken from the machine, as is
+    `threads`, those of BLAS. With `resume` the cells that are done are kept, those that were begun go on, and ranks and
+    seeds may be added.
 
     `out` then holds sweep.json, which is also returned, and sweep.png. The loss of a cell is its lowest on validation
     text once training began, in bits per byte. A cell whose numbers blow up has failed and the others go on; its rank
     has no mean, which would be one over the lucky seeds.
 
-    `tell` is called before the first cell with the numbers of the data, which data.show prints. Raises ValueError,
-    OSError or ImportError for bad input, before anything is made; FloatingPointError, after
-    sweep.json is written, when no rank finished with every seed.
+    `show_data` is called before the first cell with the numbers of the data, which data.print_data prints. Raises
+    ValueError, OSError or ImportError for bad input, before anything is made; FloatingPointError, after sweep.json is
+    written, when no rank finished with every seed.
     """
     out, ranks = Path(out), sorted(ranks)
     if min(seeds, jobs, threads) < 1 or not ranks or len(set(ranks)) < len(ranks):
-        said = f"ranks {ranks}, {seeds} seeds, {jobs} jobs, {threads} threads"
-        raise ValueError(f"{said}: give each rank once, and at least one of each")
-    defaults = finetune.__kwdefaults__ or {}  # finetune's own
-    options = defaults | options | {"data": data, "shards": shards, "backend": backend}
+        given = f"ranks {ranks}, {seeds} seeds, {jobs} jobs, {threads} threads"
+        raise ValueError(f"{given}: give each rank once, and at least one of each")
+    options |= {"shards": shards}
     grid = [{"rank": rank, "seed": seed} for rank in ranks for seed in range(seeds)]
     with folder_lock(out) as killed:
+        check_folder(out, grid, resume, killed)
         first = next(iter(begun(out, grid)), None)
-        options["base"] = base_for(folder_of(out, first) if first else out, base)  # one commit for all cells
-        trainable = check(out, grid, options, resume, killed, tell)
+        base = str(base_for(folder_of(out, first) if first else out, base))  # one commit for all cells
+        trainable = check_input(out, grid, base, data, LanguageModelSettings(**options), show_data)
+        options |= {"base": base, "data": data, "backend": backend.__name__}  # a module cannot be pickled
         try:
-            outcomes = run(out, grid, options, jobs, threads)
+            outcomes = run_cells(out, grid, options, jobs, threads)
         except KeyboardInterrupt:
-            kept = f"stopped; what is done is kept in {out}; the same command with --resume goes on"
-            raise KeyboardInterrupt(*[kept] if begun(out, grid) else []) from None
+            stopped = f"stopped; what is done is kept in {out}; the same command with --resume goes on"
+            raise KeyboardInterrupt(*[stopped] if begun(out, grid) else []) from None
         settings = read_json(folder_of(out, grid[0]) / SETTINGS) | {"ranks": ranks, "seeds": seeds}
         rows = [
             {"rank": rank, "trainable": trainable[rank], **summary(outcomes[i * seeds : (i + 1) * seeds])}
@@ -95,34 +99,23 @@ def sweep(
         }
         write_whole(out / JSON, to_json(report))
         if report["best"] is None:
-            raise FloatingPointError(
-                f"no rank finished with every seed; {failures(report)[0]}: lower the learning rate"
-            )
+            first_failure = failures(report)[0]
+            raise FloatingPointError(f"no rank finished with every seed; {first_failure}: lower the learning rate")
         write_whole(out / PNG, sweep_figure(report, headline(report)))
     return report
 
 
-def folder_of(out: Path, cell: dict[str, int]) -> Path:
+def folder_of(out: Path, cell: Cell) -> Path:
     return out / f"rank-{cell['rank']}" / f"seed-{cell['seed']}"
 
 
-def begun(out: Path, grid: list[dict[str, int]]) -> list[dict[str, int]]:
+def begun(out: Path, grid: list[Cell]) -> list[Cell]:
     return [cell for cell in grid if (folder_of(out, cell) / SETTINGS).is_file()]
 
 
-def check(
-    out: Path,
-    grid: list[dict[str, int]],
-    options: dict[str, Any],
-    resume: bool,
-    killed: bool,
-    tell: Callable[[Numbers], None] | None = None,
-) -> dict[int, int]:
-    """Find what is wrong with the input while nothing is made; return the trainable parameters of each rank.
-    A sweep that was `killed` before its first cell began can be resumed too.
-
-    `tell` is called with the numbers of the data. What is left, finetune finds before it makes a folder.
-    """
+def check_folder(out: Path, grid: list[Cell], resume: bool, killed: bool) -> None:
+    """Raise ValueError or OSError unless the sweep can begin in `out`, or go on there. One that was `killed` before its
+    first cell began can be resumed too."""
     try:
         import joblib  # noqa: F401
     except ImportError:
@@ -136,39 +129,30 @@ def check(
         check_writable(out, (JSON, PNG))
     else:
         raise FileNotFoundError(f"{out} holds no cell of this sweep to resume: start it without --resume")
-    length = options["length"]
-    dataset = read_text(
-        options["data"], load_tokenizer(options["base"]), options["batch"], length, 0, options["encoding"]
-    )
-    warn(dataset.parts)
-    shape = {key: options[key] for key in ("targets", "alpha", "dropout", "rslora")}
-    trainable = {}
-    for rank in sorted({cell["rank"] for cell in grid}):
-        model = load_pretrained(options["base"])
-        check_windows(model, length)
-        attach_lora(model, r=rank, rng=np.random.default_rng(0), **shape)
+
+
+def check_input(
+    out: Path, grid: list[Cell], base: str, data: str, settings: LanguageModelSettings, show_data: ShowData | None
+) -> dict[int, int]:
+    """{rank: its trainable parameters}. Raises what a cell would for its input, and ValueError for one that was begun
+    with other settings. `show_data` is called with the numbers of the data."""
+    first, *others = sorted({cell["rank"] for cell in grid})
+    job = Task(base, data, replace(settings, rank=first))
+    trainable = {first: count_parameters(job.model)["trainable"]}
+    for rank in others:
+        model = load_pretrained(base)
+        attach(model, replace(settings, rank=rank))
         trainable[rank] = count_parameters(model)["trainable"]
-    others = (
-        "read",
-        "encoding",
-        "tell",
-        "backend",
-        "checkpoint_every",
-        "recompute",
-        "resume",
-    )  # they change no byte, or are no option
-    settings = {key: value for key, value in options.items() if key not in others}
-    settings |= {"base_sha256": base_hash(model), "data_sha256": dataset.sha256}
-    for cell in cells:
+    for cell in grid:
         if (folder_of(out, cell) / CHECKPOINT).is_file():  # or it starts again
-            check_settings(folder_of(out, cell), settings | cell)
-    if tell:
-        tell({"length": length, "parts": dataset.parts})
+            check_settings(folder_of(out, cell), job.saved | cell)
+    if show_data:
+        show_data(job.numbers)
     return trainable
 
 
-def run(
-    out: Path, grid: list[dict[str, int]], options: dict[str, Any], jobs: int, threads: int
+def run_cells(
+    out: Path, grid: list[Cell], options: dict[str, Any], jobs: int, threads: int
 ) -> list[dict[int, float] | str]:
     """What run_cell returns for each cell of the grid, `jobs` of them at a time."""
     import joblib
@@ -180,11 +164,10 @@ def run(
 
     backend, _ = joblib.parallel.get_active_backend()
     children = type(backend) in (joblib.parallel.BACKENDS[name] for name in ("loky", "multiprocessing"))
-    ours = {"initializer": end_with, "initargs": (os.getpid(),)} if children else {}
-    options = options | {"backend": options["backend"].__name__}  # a module cannot be pickled
+    workers = {"initializer": end_with, "initargs": (os.getpid(),)} if children else {}
     call = joblib.delayed(run_cell)
     with tqdm(total=len(grid), desc="sweeping", unit="cell", disable=None, leave=False) as bar:
-        return Parallel(n_jobs=jobs, **ours)(
+        return Parallel(n_jobs=jobs, **workers)(
             call(folder_of(out, cell), options | cell, os.getpid() if children else None, threads) for cell in grid
         )
 
@@ -196,17 +179,17 @@ def run_cell(folder: Path, options: dict[str, Any], parent: int | None, threads:
     """
     from tqdm import tqdm
 
-    apart = parent not in (None, os.getpid())
-    if apart:  # the default lock is a semaphore, and Python warns of one that Ctrl-C left behind
+    child = parent not in (None, os.getpid())
+    if child:  # the default lock is a semaphore, and Python warns of one that Ctrl-C left behind
         tqdm.set_lock(threading.RLock())
     options = options | {"backend": import_module(options["backend"]), "resume": (folder / SETTINGS).is_file()}
     try:
         # The bars of several processes would fight for one line of the terminal.
-        with redirect_stderr(io.StringIO()) if apart else nullcontext(), blas_threads(threads):
-            done = finetune(out=folder, **options)
+        with redirect_stderr(io.StringIO()) if child else nullcontext(), blas_threads(threads):
+            report = finetune(out=folder, **options)
     except FloatingPointError as error:
         return str(error).partition(":")[0]  # what happened; the rest is advice, and a path
-    losses = done["bits_per_byte"]
+    losses = report["bits_per_byte"]
     bad = [f"the validation loss of step {step} is {loss}" for step, loss in losses.items() if not math.isfinite(loss)]
     return bad[0] if bad else losses
 
@@ -271,26 +254,24 @@ def headline(report: dict[str, Any]) -> str:
 
 
 def conclusion(report: dict[str, Any]) -> str:
-    """What follows from the report, in words."""
+    """What follows from the report, in sentences."""
     best = next(row for row in report["ranks"] if row["rank"] == report["best"])
-    said = [f"{failure}. A rank with a failed seed is not compared." for failure in failures(report)]
-    said.append(f"{headline(report)}.")
+    lines = [f"{failure}. A rank with a failed seed is not compared." for failure in failures(report)]
+    lines += [f"{headline(report)}."]
     if report["chosen"] is None:
-        said.append("Nothing says that it is better than the others, or which rank is enough: give --seeds 3 or more.")
+        lines += ["Nothing says that it is better than the others, or which rank is enough: give --seeds 3 or more."]
     else:
-        said.append(
-            f"That error is {best['standard_error']:.4f} bits per byte, of {len(best['seeds'])} seeds; to choose by it "
-            "is the one standard error rule of Breiman et al. (1984)."
-        )
+        error = f"{best['standard_error']:.4f} bits per byte, of {len(best['seeds'])} seeds"
+        lines += [f"That error is {error}; to choose by it is the one standard error rule of Breiman et al. (1984)."]
     if best["mean"] >= report["base_bits_per_byte"]:
-        said.append("But no rank does better than the base: train longer, or at another learning rate.")
+        lines += ["But no rank does better than the base: train longer, or at another learning rate."]
     elif best["rank"] == report["settings"]["ranks"][-1]:
-        said.append("The best is the largest that was tried: a larger one may do better.")
-    return "\n".join(said)
+        lines += ["The best is the largest that was tried: a larger one may do better."]
+    return "\n".join(lines)
 
 
 def describe_sweep(folder: Path) -> dict[str, str]:
-    """What `minilora info` says of the folder of a sweep; of one that was stopped, how far its cells are.
+    """What `minilora info` prints of the folder of a sweep; of one that was stopped, how far its cells are.
 
     Raises ValueError for a sweep.json of something else.
     """
@@ -301,15 +282,17 @@ def describe_sweep(folder: Path) -> dict[str, str]:
     report = read_json(folder / JSON)
     try:
         settings, found = report["settings"], headline(report) if report["best"] else "no rank finished"
-        words = ", ".join(str(rank) for rank in settings["ranks"])
-        said = {"sweep": f"ranks {words}, {counted(settings['seeds'], 'seed')} of each", "found": found}
-        return said | {"on": f"{settings['data']}, {counted(settings['steps'], 'step')} in a run"}
+        return {
+            "sweep": f"ranks {', '.join(map(str, settings['ranks']))}, {counted(settings['seeds'], 'seed')} of each",
+            "found": found,
+            "on": f"{settings['data']}, {counted(settings['steps'], 'step')} in a run",
+        }
     except (KeyError, TypeError, IndexError, ValueError):
         raise ValueError(f"{folder / JSON} is not of a sweep: choose another folder") from None
 
 
-def show(report: dict[str, Any], out: str | Path) -> None:
-    """The report as a table, and what follows from it in words."""
+def print_sweep(report: dict[str, Any], out: str | Path) -> None:
+    """The report as a table, and what follows from it."""
     console = wide_console()
     title = f"Bits per byte of validation text, seeds: {report['settings']['seeds']}"
     table = numbers_right(title, "rank", "trained", "mean", "std.\ndeviation", "std.\nerror", "", words=(0, -1))

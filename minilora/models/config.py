@@ -8,7 +8,7 @@ from .. import ops
 
 HEADS = "lm", "classify", "tokens", "none"
 LABELLED = "classify", "tokens"  # the heads whose outputs are labels: of a sequence, or of each token (encoders)
-HUGE = 1e300  # no number of a config is so large; Python's whole numbers have no end
+HUGE = 1e300  # no number of a config is as large; a Python int may be larger than any float
 ACTIVATIONS = "gelu", "gelu_tanh"
 LAYER_TYPES = "full_attention", "sliding_attention"
 
@@ -24,21 +24,20 @@ class Config:
     n_kv_heads: int = 0  # G, of keys and values; 0: H
     d_ff: int = 0  # F; 0: 4 C
     max_length: int = 1024  # the longest sequence, in tokens
-    segments: int = 2  # BERT
-    rope_theta: float = 10000.0  # Llama
+    segments: int = 2  # of encoders
+    rope_theta: float = 10000.0  # of rotary positions
     eps: float = 1e-5  # of the norms
     tied: bool = True  # the head shares the token embedding's weight
     dtype: str = "float32"
     head: str = "lm"  # one of HEADS
     labels: int = 2  # of a classifier, of sequences or of tokens
     head_dim: int = 0  # D; 0: C/H
-    activation: str = "gelu_tanh"  # GPT-2, BERT: one of ACTIVATIONS
-    qkv_bias: bool = False  # Llama: Qwen2 has biases on q, k and v
+    activation: str = "gelu_tanh"  # of an MLP that is not gated: one of ACTIVATIONS
     rope_scaling: ops.RopeScaling | None = None  # Llama 3.1
     offset: int = 0  # rows of the position table before the first position (RoBERTa: 2)
-    sliding_window: int | None = None  # Llama: the keys that a query sees, its own the last; None: all before it
-    max_window_layers: int = 0  # Qwen2: layers before the first that has the window
-    layer_types: tuple[str, ...] = ()  # Qwen2: for each layer one of LAYER_TYPES, in the place of max_window_layers
+    sliding_window: int | None = None  # Mistral, Qwen: the keys that a query sees, its own the last; None: all
+    max_window_layers: int = 0  # Qwen: layers before the first that has the window
+    layer_types: tuple[str, ...] = ()  # Qwen: one of LAYER_TYPES for each layer, instead of max_window_layers
 
     def __post_init__(self) -> None:
         derived = "n_kv_heads", "d_ff", "head_dim", "offset", "max_window_layers"
@@ -49,9 +48,8 @@ class Config:
         for name in ("rope_theta", "eps"):
             if type(getattr(self, name)) not in (int, float) or not 0 < getattr(self, name) < HUGE:
                 raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not a positive number")
-        for name in ("tied", "qkv_bias"):
-            if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not True or False")
+        if type(self.tied) is not bool:
+            raise ValueError(f"tied = {self.tied!r:.80} is not True or False")
         for name, known in (("head", HEADS), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not one of {', '.join(known)}")
@@ -62,8 +60,6 @@ class Config:
             raise ValueError(f"layer_types = {types!r:.80} is not {' or '.join(LAYER_TYPES)} for each layer")
         if "sliding_attention" in types and window is None:
             raise ValueError(f"layer_types = {types!r:.80} needs a sliding_window")
-        if (types or self.max_window_layers) and not self.qkv_bias:
-            raise ValueError("max_window_layers and layer_types are for qkv_bias=True: only Qwen2's files have them")
         object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
         object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
         if self.n_heads % self.n_kv_heads or (self.d_model % self.n_heads and not self.head_dim):

@@ -1,4 +1,4 @@
-"""Text from a language model, an id at a time; what was computed for earlier ids is kept (transformer.KVCache)."""
+"""Text from a language model, one token id at a time, with a KV cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import to_numpy
+from ..backend import Rng, generator, to_numpy
 from ..nn import KVCache, Pass
 from ..process import blas_threads
 from .tokenizer import ByteTokenizer, Tokenizer, check_matches
@@ -27,9 +27,9 @@ def generate(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    rng: np.random.Generator | None = None,
+    rng: Rng | None = None,
 ) -> str:
-    """`prompt` and what the model makes of it: up to `tokens` ids more, fewer when it ends the text itself.
+    """`prompt` and its continuation: up to `tokens` ids more, fewer when the model ends the text.
 
     Temperature 0 takes the most probable id each time. Otherwise ids are drawn with `rng` from
     softmax(logits / temperature), of the `top_k` most probable if given, and of the fewest that together have the
@@ -53,12 +53,12 @@ def stream(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    rng: np.random.Generator | None = None,
+    rng: Rng | None = None,
     special: bool = True,
 ) -> Iterator[str]:
-    """What `generate` adds to the prompt, piece by piece as it comes.
+    """What `generate` adds to the prompt, piece by piece.
 
-    `special`: whether the tokenizer puts its special tokens around the prompt; a chat has them already.
+    `special`: whether the tokenizer adds special tokens around the prompt; the text of a chat has them already.
     """
     tokenizer = tokenizer or ByteTokenizer()
     ids = tokenizer.encode(prompt, special)
@@ -74,12 +74,12 @@ def answer(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    rng: np.random.Generator | None = None,
+    rng: Rng | None = None,
 ) -> Iterator[str]:
-    """What an instruct model says to a conversation (Tokenizer.chat), piece by piece as it comes; the rest as generate.
+    """An instruct model's answer to a conversation (Tokenizer.chat), piece by piece; options and errors as generate.
 
-    The conversation and the answer have config.max_length tokens at most: one whose beginning is gone reads as another.
-    Raises ValueError, besides, for a conversation that leaves no room for an answer.
+    The conversation and the answer have config.max_length tokens at most: the model must see all of them. Raises
+    ValueError too for a conversation that leaves no room for an answer.
     """
     ids = tokenizer.encode(tokenizer.chat(messages), special=False)
     room = model.config.max_length - len(ids)
@@ -99,21 +99,20 @@ def continuation(
     temperature: float,
     top_k: int,
     top_p: float,
-    rng: np.random.Generator | None,
+    rng: Rng | None,
 ) -> Iterator[int]:
-    """next_ids, once all that can be wrong has been looked for. Raises as generate does."""
+    """next_ids, after all checks. Raises as generate does."""
     check_continues(model, tokenizer)
     if not len(ids):
         raise ValueError("the prompt is empty: give at least one character")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature {temperature} is below 0, or no number")
-    if temperature > 0 and rng is None:
-        raise ValueError(f"temperature {temperature} needs a generator: rng=numpy.random.default_rng(seed)")
+    drawn_with = generator(rng) if temperature > 0 else None
     if top_k < 0:
         raise ValueError(f"top_k = {top_k} is below 0")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p = {top_p} is not a probability above 0")
-    return next_ids(model, ids, tokens, tokenizer.stop, temperature, top_k, top_p, rng)
+    return next_ids(model, ids, tokens, tokenizer.stop, temperature, top_k, top_p, drawn_with)
 
 
 def check_continues(model: Transformer, tokenizer: Tokenizer) -> None:
@@ -122,7 +121,7 @@ def check_continues(model: Transformer, tokenizer: Tokenizer) -> None:
     if isinstance(tokenizer, ByteTokenizer) and vocab_size != 256:
         raise ValueError(f"text is read as bytes, which need a vocabulary of 256: this model's is {vocab_size}")
     check_matches(tokenizer, model.config.vocab_size)
-    if model.family in ("bert", "roberta") or model.config.head != "lm":
+    if not model.causal or model.config.head != "lm":
         raise ValueError(f"a {model.family} with the head {model.config.head!r} does not continue texts")
 
 
@@ -136,13 +135,13 @@ def next_ids(
     top_p: float = 1.0,
     rng: np.random.Generator | None = None,
 ) -> Iterator[int]:
-    """Up to `tokens` ids after `ids` (N,), as they are found. One of `stop` ends them, and is not given."""
+    """Up to `tokens` ids after `ids` (N,), one at a time, until one of `stop`, which is not yielded."""
     context, seen = model.config.max_length, ids.tolist()
     new, kv_cache = ids[-context:], KVCache(min(context, len(ids) + tokens))
     for _ in range(tokens):
-        if kv_cache.length + len(new) > context:  # from here on the first ids are left out, and all positions move
+        if kv_cache.length + len(new) > context:  # the first ids no longer fit, so all positions move
             new, kv_cache = np.array(seen[-context:]), KVCache(context)
-        for start in range(0, len(new), CHUNK):  # of a long prompt, or all its logits would be there at once
+        for start in range(0, len(new), CHUNK):  # so that the logits of a long prompt are not all in memory
             logits, _ = model.forward(new[None, start : start + CHUNK], run=Pass(kv_cache=kv_cache))
         i = choose(to_numpy(logits[0, -1]), temperature, top_k, top_p, rng)
         if i in stop:
@@ -156,12 +155,12 @@ def choose(logits: np.ndarray, temperature: float, top_k: int, top_p: float, rng
     """One id: the most probable, or (by adding Gumbel noise) a draw from the softmax."""
     if temperature == 0 or rng is None:
         return int(logits.argmax())
-    with np.errstate(over="ignore"):  # by the least of temperatures, to -inf: the most probable is at 0
+    with np.errstate(over="ignore"):  # by a tiny temperature, to -inf: the most probable is at 0
         z = (logits.astype(np.float64) - logits.max()) / temperature
     if 0 < top_k < len(z):
         z[z < np.partition(z, -top_k)[-top_k]] = -np.inf
     if top_p < 1:
         order = np.argsort(-z, kind="stable")
         P = np.exp(z[order]) / np.exp(z).sum()
-        z[order[np.cumsum(P) - P >= top_p]] = -np.inf  # what comes once the others have top_p already
+        z[order[np.cumsum(P) - P >= top_p]] = -np.inf  # all after the first that together have top_p
     return int((z + rng.gumbel(size=len(z))).argmax())

@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file describes: the vocabulary, and the rules that its names stand for.
+"""The tokenizer of a GGUF file, which holds a vocabulary and the name of a rule for splitting text into words.
 
 Both kinds are BPE: a word starts as its letters (or bytes), and the best pair of neighbours is joined, again and again.
 """
@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from .gguf import read_header
-from .tokenizer import SubwordTokenizer, Tokenizer, refusing, tokenizers
+from .gguf_file import read_header
+from .tokenizer import SubwordTokenizer, Tokenizer, convert_errors, tokenizers
 
-# Text is cut into words before it is cut into tokens; `tokenizer.ggml.pre` names the rule that the model learned with.
+# Text is split into words before tokens; `tokenizer.ggml.pre` names the rule that the model was trained with.
 LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {"llama-bpe": rf"{LETTERS}|\p{{N}}{{1,3}}|{SIGNS}", "qwen2": rf"{LETTERS}|\p{{N}}|{SIGNS}"}
@@ -42,7 +42,7 @@ def gguf_tokenizer(path: str | Path) -> Tokenizer:
 def build(values: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that the keys of a file describe. Raises ValueError."""
     given = {key.removeprefix("tokenizer.ggml."): value for key, value in values.items()}
-    tokens, kind = texts(given, "tokens"), str(given.get("model"))
+    tokens, kind = strings(given, "tokens"), str(given.get("model"))
     types = np.asarray(given.get("token_type", [NORMAL] * len(tokens)))
     if types.shape != (len(tokens),):
         raise ValueError(f"tokenizer.ggml.token_type has shape {types.shape}: there are {len(tokens)} tokens")
@@ -61,7 +61,7 @@ def build(values: Mapping[str, Any]) -> Tokenizer:
     after = [names["eos_token"]] if given.get("add_eos_token") is True and "eos_token" in names else []
     if before or after:
         single = [*before, "$A", *after]
-        splitter.post_processor = refusing(
+        splitter.post_processor = convert_errors(
             package.processors.TemplateProcessing,
             single=single,
             pair=[*single, *(f"{part}:1" for part in (*before, "$B", *after))],
@@ -72,10 +72,10 @@ def build(values: Mapping[str, Any]) -> Tokenizer:
     return SubwordTokenizer(splitter, names, template if isinstance(template, str) else None, ends)
 
 
-def texts(given: Mapping[str, Any], key: str) -> list[str]:
+def strings(given: Mapping[str, Any], key: str) -> list[str]:
     found = given.get(key)
     if not isinstance(found, list):
-        raise ValueError(f"tokenizer.ggml.{key} is missing, or holds no texts")
+        raise ValueError(f"tokenizer.ggml.{key} is missing, or holds no strings")
     return found
 
 
@@ -86,7 +86,7 @@ def token_of(tokens: list[str], key: str, given: Mapping[str, Any]) -> str:
     return tokens[i]
 
 
-def numbered(tokens: list[str]) -> dict[str, int]:
+def ids_of(tokens: list[str]) -> dict[str, int]:
     ids = {token: i for i, token in enumerate(tokens)}
     if len(ids) < len(tokens):
         raise ValueError("a token stands twice in tokenizer.ggml.tokens")
@@ -98,18 +98,18 @@ def byte_level(
 ) -> tuple[Any, bool]:
     """GPT-2's: the words of a text, as bytes in a printable alphabet; the file lists the merges, the best first.
 
-    Returns the package's tokenizer, and whether bos comes first where the file does not say.
+    Returns the package's tokenizer, and whether a text starts with bos if the file does not say so or otherwise.
     """
     pre = str(given.get("pre"))
     if pre not in PRE:
         raise ValueError(f"tokenizer.ggml.pre = {pre!r:.80} is not supported, only {', '.join(PRE)}")
-    merges = [tuple(merge.split(" ")) for merge in texts(given, "merges")]
+    merges = [tuple(merge.split(" ")) for merge in strings(given, "merges")]
     if any(len(merge) != 2 for merge in merges):
         raise ValueError("an entry of tokenizer.ggml.merges does not join two tokens")
     package = tokenizers()
     rules, words = package.pre_tokenizers, []
     # Llama 3 looks a whole word up before it joins its letters.
-    model = refusing(package.models.BPE, vocab=numbered(tokens), merges=merges, ignore_merges=pre == "llama-bpe")
+    model = convert_errors(package.models.BPE, vocab=ids_of(tokens), merges=merges, ignore_merges=pre == "llama-bpe")
     splitter = package.Tokenizer(model)
     if pre == "qwen2":
         splitter.normalizer = package.normalizers.NFC()
@@ -126,19 +126,18 @@ def byte_level(
 def sentence_piece(
     given: Mapping[str, Any], tokens: list[str], types: np.ndarray, names: Mapping[str, str]
 ) -> tuple[Any, bool]:
-    """SentencePiece's BPE: the whole text, ▁ for a space; of all pairs, the one is joined whose result scores best.
+    """SentencePiece's BPE: the whole text, ▁ for a space; of all pairs, the one whose result scores best is joined.
 
-    The file lists scores and no merges. A pair that gives the piece s is as good as the score of s, so the merges are
-    all cuts of all pieces in two, by falling score of the whole; equal scores would be joined from left to right
-    whatever they give, which no list of merges can say. Letters without a piece become their bytes.
-    Returns as byte_level does.
+    The file lists scores, not merges. The merges are all splits of all pieces in two, sorted by falling score of the
+    piece. SentencePiece joins pairs of equal scores from left to right, which a list of merges cannot express: such a
+    file is refused. Letters without a piece become their bytes. Returns as byte_level does.
     """
     scores = np.asarray(given.get("scores"))
     if scores.shape != types.shape or scores.dtype.kind != "f" or not np.isfinite(scores).all():
         raise ValueError(f"tokenizer.ggml.scores does not hold a number for each of the {len(tokens)} tokens")
     if np.isin(types, (USER_DEFINED, UNUSED)).any():
         raise ValueError("tokens of type user-defined or unused beside scores are not supported")
-    ids = numbered(tokens)
+    ids = ids_of(tokens)
     pieces = {tokens[i]: scores[i] for i in np.flatnonzero(types == NORMAL)}
     cuts = [
         (score, piece[:i], piece[i:])
@@ -149,13 +148,19 @@ def sentence_piece(
     joined = Counter(pieces[piece] for piece in {left + right for _, left, right in cuts})
     if joined and max(joined.values()) > 1:
         raise ValueError("two pieces of tokenizer.ggml.scores have the same score: their order is not known")
-    lost = sorted({letter for piece in pieces for letter in piece} - set(pieces))
-    if lost:
-        raise ValueError(f"the letter {lost[0]!r} stands in tokenizer.ggml.tokens only within other tokens")
+    missing = sorted({letter for piece in pieces for letter in piece} - set(pieces))
+    if missing:
+        raise ValueError(f"the letter {missing[0]!r} stands in tokenizer.ggml.tokens only within other tokens")
     package = tokenizers()
     merges = [(left, right) for _, left, right in sorted(cuts, key=lambda cut: (-cut[0], len(cut[1])))]
-    unknown = names.get("unk_token")
-    model = refusing(package.models.BPE, vocab=ids, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    model = convert_errors(
+        package.models.BPE,
+        vocab=ids,
+        merges=merges,
+        unk_token=names.get("unk_token"),
+        fuse_unk=True,
+        byte_fallback=True,
+    )
     splitter = package.Tokenizer(model)
     spaces = [package.normalizers.Replace(" ", "▁")]
     decoders = package.decoders

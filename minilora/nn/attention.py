@@ -1,4 +1,4 @@
-"""Attention: projections, rotary positions, and the keys and values of earlier tokens.
+"""Multi-head attention: projections, rotary positions, KV cache.
 
 Dims: B batch, T tokens, C width, H heads, G key/value heads, D head width.
 """
@@ -10,37 +10,43 @@ from typing import Any, NamedTuple
 
 from .. import ops
 from ..backend import Array, get_array_module
+from ..ops.blockwise_attention import BLOCK, first_key
+from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
 from .module import Gradients, Module
 
 
 class Rope(NamedTuple):
+    """Rotary position embeddings (ops/rope.py)."""
+
     theta: float
     scaling: ops.RopeScaling | None = None
 
     def tables(self, x: Array, D: int, start: int) -> tuple[Array, Array]:
-        """cos and sin for the positions of x, the first of them `start`."""
+        """cos and sin, each (T, 1, D), for the tokens of x (B, T, ...) from position `start` on."""
         xp = get_array_module(x)
         return ops.rope_tables(xp, x.shape[1], ops.rope_frequencies(xp, D, *self), x.dtype, start)
 
 
 class AttentionCache(NamedTuple):
-    projections: Any  # of q_proj, k_proj, v_proj
+    projections: Any  # the caches of q_proj, k_proj, v_proj, or of qkv_proj
+    norms: tuple[Any, Any]  # the caches of q_norm and k_norm; None where there is none
     rope: tuple[Array, Array] | None  # cos and sin
     attention: Any  # ops.attention.AttentionCache, or ops.BlockwiseAttentionCache
     o_proj: Any
 
 
 class Attention(Module):
-    """y = o_proj(softmax(q kᵀ/√D + mask) v),  q, k, v = q_proj(x), k_proj(x), v_proj(x), q and k rotated if rope
+    """y = o_proj(softmax(q kᵀ/√D + mask) v),  q, k, v = q_proj(x), k_proj(x), v_proj(x)
 
-    With run.kv_cache, the keys and values of earlier tokens come before those of x. With a `window`, a query sees
-    only the last `window` keys, its own among them.
+    x and y (B, T, C). With q_norm and k_norm (Qwen3) each head of q and of k is normalised; with `rope` it is then
+    rotated. With run.kv_cache, the keys and values of earlier tokens come before those of x. With a `window`, a query
+    attends only to the last `window` keys, its own included. A `causal` mask hides later keys.
     """
 
-    # With a causal mask and without a KV cache, from so many tokens on, attention is computed in blocks: no array is
-    # T x T. On a CPU that is faster too, by a fifth at 512 tokens, a third at 1024; at 256 not always. Without a mask,
-    # where no block can be skipped, it would take up to a fifth longer.
+    # From this number of tokens on, causal attention without a KV cache is computed in blocks, without T x T arrays. On
+    # a CPU that is also faster, by a fifth at 512 tokens, a third at 1024; at 256 not always. Without a causal mask no
+    # block can be skipped, and it would take up to a fifth longer.
     blockwise_from: float = 512
 
     def __init__(
@@ -54,11 +60,15 @@ class Attention(Module):
         causal: bool,
         rope: Rope | None = None,
         window: int | None = None,
+        q_norm: Module | None = None,
+        k_norm: Module | None = None,
     ) -> None:
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
         self.head_dim, self.causal, self.rope, self.window = head_dim, causal, rope, window
+        self.q_norm, self.k_norm = q_norm, k_norm
 
     def project(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Sequence[Array], Any]:
+        """(q, k, v) and the caches of their projections."""
         q, cq = self.q_proj.forward(x, inputs, run)
         k, ck = self.k_proj.forward(x, inputs, run)
         v, cv = self.v_proj.forward(x, inputs, run)
@@ -73,27 +83,41 @@ class Attention(Module):
             dx += dx_v
         return dx
 
+    def normalise(self, norm: Module | None, x: Array) -> tuple[Array, Any]:
+        """`norm` of the D numbers of each head of x (B, T, H·D)."""
+        if norm is None:
+            return x, None
+        y, cache = norm.forward(x.reshape(*x.shape[:-1], -1, self.head_dim))
+        return y.reshape(x.shape), cache
+
+    def normalise_backward(self, norm: Module | None, dy: Array, cache: Any, grads: Gradients) -> Array:
+        if norm is None:
+            return dy
+        dx: Array = norm.backward(dy.reshape(*dy.shape[:-1], -1, self.head_dim), cache, grads)
+        return dx.reshape(dy.shape)
+
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, AttentionCache]:
         xp, T, rope, kv_cache = get_array_module(x), x.shape[1], None, run.kv_cache
         start = kv_cache.length if kv_cache else 0
         (q, k, v), projections = self.project(x, inputs, run)
+        q, q_norm = self.normalise(self.q_norm, q)
+        k, k_norm = self.normalise(self.k_norm, k)
         if self.rope:
             rope = run.once((self.rope, self.head_dim, T), self.rope.tables, x, self.head_dim, start)
             q, k = ops.rope_forward(q, *rope), ops.rope_forward(k, *rope)
         if kv_cache:
             k, v = kv_cache.extend(self, k, v, self.window)
         attention: Any
-        if self.causal and self.blockwise_from <= T and not kv_cache:
+        if self.blockwise(T) and not kv_cache:
             o, attention = ops.blockwise_attention_forward(
                 q, k, v, self.head_dim, True, inputs.padding, window=self.window
             )
         else:
-            earlier = k.shape[1] - T
-            shape = T, self.causal, inputs.padding, x.dtype, earlier, self.window
-            mask = run.once((self.causal, T, self.window), ops.attention_mask, xp, *shape)
+            arguments = T, self.causal, inputs.padding, x.dtype, k.shape[1] - T, self.window
+            mask = run.once((self.causal, T, self.window), ops.attention_mask, xp, *arguments)
             o, attention = ops.attention_forward(q, k, v, mask, self.head_dim)
         y, o_proj = self.o_proj.forward(o, inputs, run.with_dx())
-        return y, AttentionCache(projections, rope, attention, o_proj)
+        return y, AttentionCache(projections, (q_norm, k_norm), rope, attention, o_proj)
 
     def backward(self, dy: Array, cache: AttentionCache, grads: Gradients) -> Array | None:
         do = self.o_proj.backward(dy, cache.o_proj, grads)
@@ -102,15 +126,67 @@ class Attention(Module):
         dq, dk, dv = backward(do, cache.attention)
         if cache.rope is not None:
             dq, dk = ops.rope_backward(dq, *cache.rope), ops.rope_backward(dk, *cache.rope)
+        dq = self.normalise_backward(self.q_norm, dq, cache.norms[0], grads)
+        dk = self.normalise_backward(self.k_norm, dk, cache.norms[1], grads)
         return self.project_backward(dq, dk, dv, cache.projections, grads)
+
+    @property
+    def heads(self) -> int:
+        return self.o_proj.weight.data.shape[1] // self.head_dim  # type: ignore[attr-defined]
+
+    @property
+    def kv_heads(self) -> int:
+        return self.k_proj.weight.data.shape[0] // self.head_dim  # type: ignore[attr-defined]
+
+    def blockwise(self, T: int) -> bool:
+        """Whether a forward over T tokens takes them in blocks."""
+        return self.causal and self.blockwise_from <= T
+
+    def scores(self, T: int) -> int:
+        """How many a head computes for T tokens: T², or those of the blocks that the mask does not hide."""
+        if not self.blockwise(T):
+            return T * T
+        starts = range(0, T, BLOCK)
+        return sum(min(BLOCK, T - t) * (min(t + BLOCK, T) - first_key(t, BLOCK, self.window)) for t in starts)
+
+    def project_costs(self, x: MetaArray, costs: Costs) -> list[tuple[str, MetaArray, str]]:
+        """The arrays that hold k and v, with the formulas that read them."""
+        _, k, v = (layer.costs(x, costs) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        return [("k", k, "dq = dS k/√D"), ("v", v, "dP = do vᵀ")]
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        (B, T, _), H, D = x.shape, self.heads, self.head_dim
+        keys_and_values = self.project_costs(x, costs)
+        if self.rope:
+            tables = costs.once((self.rope, D), 2, T, 1, D)
+            costs.keep(self, "cos, sin", tables, "turning dq and dk back")
+        costs.keep(self, "q/√D", costs.array(B, T, H * D), "dk = dSᵀ q/√D")
+        for what, array, why in keys_and_values:
+            costs.keep(self, what, array, why)
+        same = H == 1 or T == 1  # o_proj reads o itself; otherwise a copy with the heads side by side
+        if self.blockwise(T):
+            costs.keep(self, "L", costs.array(B, H, T, 1), "P = exp(S - L), S made again")
+            same = same or self.kv_heads in (1, H)  # the heads of a group are side by side already
+        else:
+            costs.keep(self, "E", costs.array(B, H, T, T), "dS = E ∘ (...), dv = Eᵀ do/Z")
+            costs.keep(self, "Z", costs.array(B, H, T, 1), "do_Z = do / Z")
+        o = costs.array(B, T, H * D)
+        costs.keep(self, "o", o if same else costs.array(B, T, H * D), "rowsum(do ∘ o)", shape=(B, H, T, D))
+        S = 2 * B * self.scores(T) * H * D
+        again = S * self.blockwise(T)
+        forward, backward = {"S = q kᵀ": S, "o = E v": S}, {"dP, dv": 2 * S, "dq, dk": 2 * S, "S again": again}
+        costs.multiply(self, "attention", forward, backward)
+        costs.multiply(self, "sums", {"Z": 2 * B * self.scores(T) * H}, {"rowsum(do ∘ o)": 2 * B * T * H * D})
+        return self.o_proj.costs(o, costs)
 
 
 class FusedAttention(Attention):
-    """GPT-2: one layer makes q, k and v,        [q | k | v] = qkv_proj(x)"""
+    """GPT-2: one projection for q, k and v,      [q | k | v] = qkv_proj(x)"""
 
     def __init__(self, qkv_proj: Module, o_proj: Module, head_dim: int, *, causal: bool) -> None:
         self.qkv_proj, self.o_proj = qkv_proj, o_proj
         self.head_dim, self.causal, self.rope, self.window = head_dim, causal, None, None
+        self.q_norm = self.k_norm = None
 
     def project(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Sequence[Array], Any]:
         qkv, cache = self.qkv_proj.forward(x, inputs, run)
@@ -119,3 +195,10 @@ class FusedAttention(Attention):
 
     def project_backward(self, dq: Array, dk: Array, dv: Array, cache: Any, grads: Gradients) -> Array | None:
         return self.qkv_proj.backward(get_array_module(dq).concatenate([dq, dk, dv], axis=-1), cache, grads)
+
+    @property
+    def kv_heads(self) -> int:
+        return self.heads
+
+    def project_costs(self, x: MetaArray, costs: Costs) -> list[tuple[str, MetaArray, str]]:
+        return [("q, k, v", self.qkv_proj.costs(x, costs), "dq = dS k/√D, dP = do vᵀ: k and v are views")]

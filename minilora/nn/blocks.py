@@ -1,4 +1,4 @@
-"""MLPs and the blocks of a transformer."""
+"""MLPs, transformer blocks, and blocks with activation checkpointing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 from .. import ops
 from ..backend import Array
+from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
 from .module import Gradients, Module, Sequential
 
 
 class Gelu(Module):
-    """y = gelu(x), in the form of BERT, or (approximate) in the tanh form of GPT-2"""
+    """y = gelu(x): exact, as in BERT, or, if `approximate`, in the tanh form of GPT-2."""
 
     def __init__(self, approximate: bool) -> None:
         self.approximate = approximate
@@ -22,6 +23,10 @@ class Gelu(Module):
 
     def backward(self, dy: Array, slope: Array, grads: Gradients) -> Array:
         return ops.gelu_backward(dy, slope)
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        costs.keep(self, "dy/dx", costs.array(*x.shape), "dx = dy ∘ dy/dx")
+        return costs.array(*x.shape)
 
 
 class MLP(Module):
@@ -41,6 +46,10 @@ class MLP(Module):
         dh = self.down_proj.backward(dy, c3, grads)
         dh = self.gelu.backward(dh, c2, grads)
         return self.up_proj.backward(dh, c1, grads)
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        h = self.gelu.costs(self.up_proj.costs(x, costs), costs)
+        return self.down_proj.costs(h, costs)
 
 
 class GatedMLP(Module):
@@ -64,6 +73,13 @@ class GatedMLP(Module):
         dx += self.up_proj.backward(dup, c2, grads)
         return dx
 
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        self.gate_proj.costs(x, costs)
+        h = self.up_proj.costs(x, costs)
+        costs.keep(self, "dy/dx", costs.array(*h.shape), "dx = dy ∘ dy/dx")
+        costs.keep(self, "silu(gate)", costs.array(*h.shape), "dup = dy ∘ silu(gate)")
+        return self.down_proj.costs(costs.array(*h.shape), costs)
+
 
 class BlockCache(NamedTuple):
     norm_1: Any
@@ -73,6 +89,8 @@ class BlockCache(NamedTuple):
 
 
 class Block(Module):
+    """The parts that all transformer blocks have; x and y (B, T, C)."""
+
     def __init__(self, norm_1: Module, attention: Module, norm_2: Module, mlp: Module) -> None:
         self.norm_1, self.attention, self.norm_2, self.mlp = norm_1, attention, norm_2, mlp
 
@@ -94,6 +112,11 @@ class PreNormBlock(Block):
         dh = self.attention.backward(dx, cache.attention, grads)
         return None if dh is None else dx + self.norm_1.backward(dh, cache.norm_1, grads)
 
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        h = self.attention.costs(self.norm_1.costs(x, costs), costs)
+        h = self.mlp.costs(self.norm_2.costs(costs.array(*h.shape), costs), costs)
+        return costs.array(*h.shape)
+
 
 class PostNormBlock(Block):
     """BERT:            x₁ = norm_1(x + attention(x))       y = norm_2(x₁ + mlp(x₁))"""
@@ -113,6 +136,12 @@ class PostNormBlock(Block):
         dx = self.attention.backward(dh, cache.attention, grads)
         return None if dx is None else dh + dx
 
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        h = self.attention.costs(x, costs)
+        x = self.norm_1.costs(costs.array(*h.shape), costs)
+        h = self.mlp.costs(x, costs)
+        return self.norm_2.costs(costs.array(*h.shape), costs)
+
 
 class CheckpointedCache(NamedTuple):
     x: Array
@@ -121,31 +150,43 @@ class CheckpointedCache(NamedTuple):
 
 
 class Checkpointed(Module):
-    """A block that keeps its input alone, and runs again when its backward comes: the cache of one block at a time,
-    for one more forward (Chen et al., 2016). What is trainable then decides what is learned.
+    """A block with activation checkpointing: its cache is its input, and its backward runs the forward again.
+
+    So the activations of only one block are in memory at a time, for one more forward (Chen et al., 2016). Parameters
+    that are trainable at the backward get gradients.
     """
 
     def __init__(self, block: Module) -> None:
         self.block = block
 
     def children(self) -> dict[str, Module]:
-        return self.block.children()  # it adds nothing to a path
+        return self.block.children()  # paths are those of the block
 
     def replace(self, name: str, module: Module) -> None:
         self.block.replace(name, module)
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, CheckpointedCache]:
-        again = run._replace(rng=copy.deepcopy(run.rng), memo=None)  # dropout is to draw the same again
-        return self.block.forward(x, inputs, run)[0], CheckpointedCache(x, inputs, again)
+        rerun = run._replace(rng=copy.deepcopy(run.rng), memo=None)  # for the same dropout masks
+        return self.block.forward(x, inputs, run)[0], CheckpointedCache(x, inputs, rerun)
 
     def backward(self, dy: Array, cache: CheckpointedCache, grads: Gradients) -> Any:
         x, inputs, run = cache
         _, block_cache = self.block.forward(x, inputs, run._replace(rng=copy.deepcopy(run.rng)))
         return self.block.backward(dy, block_cache, grads)
 
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        costs.keep(self, "x", x, "computing the block again")
+        again = costs.part()
+        y = self.block.costs(x, again)
+        costs.recomputed.append({array: kept for array, kept in again.kept.items() if array not in costs.kept})
+        costs.forward += again.forward
+        costs.backward += again.backward
+        costs.again += again.forward
+        return y
+
 
 def recompute(model: Sequential) -> None:
-    """Have every block keep its input alone, and compute the rest again for its backward."""
+    """Turn on activation checkpointing for every block of the model."""
     for name, layer in model.layers.items():
         if isinstance(layer, Block):
             model.layers[name] = Checkpointed(layer)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array, get_array_module
+from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
 from .layers import Embedding
 from .module import Gradients, Module
 
 
 class Embeddings(Module):
-    """y = norm(token[ids] + position[0..T-1] + segment[segments]); a family may lack all but the first.
+    """y = norm(token[ids] + position[0..T-1] + segment[segments])        ids (B, T)   y (B, T, C)
 
-    The rows of `position` before `offset` belong to no position (RoBERTa's first is row 2).
+    All but `token` are optional. The first position is row `offset` of `position` (RoBERTa: 2).
     """
 
     def __init__(
@@ -51,12 +52,20 @@ class Embeddings(Module):
             self.position.backward(dy, cp, grads)
         self.token.backward(dy, ct, grads)
 
+    def costs(self, ids: MetaArray, costs: Costs) -> MetaArray:
+        x = self.token.costs(ids, costs)
+        if self.position is not None:  # without padding every sequence has the same positions
+            self.position.costs(costs.array(ids.shape[1], itemsize=ids.itemsize), costs)
+        if self.segment is not None:
+            self.segment.costs(costs.array(*ids.shape, itemsize=ids.itemsize), costs)
+        return x if self.norm is None else self.norm.costs(x, costs)
+
 
 def positions(ids: Array, padding: Array | None, start: int) -> Array:
-    """(B, T): real tokens count start, start + 1, ... on whichever side the padding is, so that it changes nothing.
+    """(B, T): the real tokens have positions start, start + 1, ..., so that padding on either side changes no logits.
 
-    Hugging Face's RoBERTa does the same. Its BERT, and its GPT-2 unless it is given position_ids, as its generate()
-    does, count padding on the left too: a text that is padded so has other logits there than the text alone.
+    Hugging Face's RoBERTa does the same. Its BERT counts padding on the left too, and so does its GPT-2, unless it is
+    given position_ids, as by generate(): their logits for a text change with the padding.
     """
     xp, T = get_array_module(ids), ids.shape[1]
     if padding is None:

@@ -40,8 +40,8 @@ class Part(Linear):
         return {}
 
     def backward(self, dy: Array, cache: LinearCache, grads: Gradients) -> Array | None:
-        if cache.learn_b and self.fused.bias is not None:
+        if cache.needs_db and self.fused.bias is not None:
             db = get_array_module(dy).zeros_like(self.fused.bias.data)
             db[self.rows] = ops.bias_gradients(dy)
             grads.add(self.fused.bias, db)
-        return super().backward(dy, cache._replace(learn_b=False), grads)
+        return super().backward(dy, cache._replace(needs_db=False), grads)

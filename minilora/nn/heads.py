@@ -1,4 +1,4 @@
-"""What a head is made of, beside Linear layers and norms."""
+"""Parts of heads: selection of tokens, and tanh."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import Any
 
 from .. import ops
 from ..backend import Array, get_array_module
+from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
 from .module import Gradients, Module
 
 
 class Select(Module):
-    """y = x at the first or the last real token of each sequence: (B, T, C) -> (B, C)"""
+    """y = x at the first real token of each sequence, or the `last`: (B, T, C) -> (B, C)"""
 
     def __init__(self, last: bool) -> None:
         self.last = last
@@ -25,15 +26,23 @@ class Select(Module):
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
         return ops.select_backward(dy, cache)
 
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        B, _, C = x.shape
+        costs.keep(self, "b, t", costs.array(2, B, itemsize=8), "dx is dy at b and t, and 0 elsewhere")
+        return costs.array(B, 1, C)
+
 
 class Labelled(Module):
-    """y = x at the positions inputs.labelled, which alone need logits: (B, T, C) -> (N, C); or x itself, all of it"""
+    """y = x at the N positions inputs.labelled, so that no others get logits: (B, T, C) -> (N, C); x itself for None"""
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
         return (x, None) if inputs.labelled is None else ops.select_forward(x, *inputs.labelled)
 
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
         return dy.copy() if cache is None else ops.select_backward(dy, cache)
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        return x  # all of it
 
 
 class Tanh(Module):
@@ -44,3 +53,8 @@ class Tanh(Module):
 
     def backward(self, dy: Array, y: Array, grads: Gradients) -> Array:
         return ops.tanh_backward(dy, y)
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        y = costs.array(*x.shape)
+        costs.keep(self, "y", y, "dx = dy ∘ (1 - y²)")
+        return y

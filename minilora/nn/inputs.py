@@ -1,4 +1,4 @@
-"""What a batch is beside its ids (Inputs), and how one forward runs (Pass). Nothing here is learned."""
+"""The arguments of every forward: Inputs, a batch without its token ids, and Pass, how this forward runs."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ T = TypeVar("T")
 
 
 class Inputs(NamedTuple):
-    """What a model reads beside the token ids (B, T)."""
+    """What a model reads besides the token ids (B, T)."""
 
     padding: Array | None = None  # (B, T) bool, True for a real token; None: all are real
     segments: Array | None = None  # (B, T) int, the segment of each token (BERT)
-    labelled: tuple[Array, Array] | None = None  # b and t (N,) of the positions whose logits are wanted; None: all
+    labelled: tuple[Array, Array] | None = None  # b and t (N,), the positions that need logits; None: all
 
 
 class Pass(NamedTuple):
     """How one forward runs."""
 
     rng: np.random.Generator | None = None  # for dropout; None: no dropout
-    kv_cache: KVCache | None = None  # keys and values of earlier tokens; with it nothing is kept for a backward
-    memo: dict[Hashable, object] | None = None  # tables that several layers share, made once in a forward
-    needs_dx: bool = True  # whether anything reads this layer's dx: False for the first layers that learn
+    kv_cache: KVCache | None = None  # of earlier tokens; with it, no cache is made for a backward
+    memo: dict[Hashable, object] | None = None  # masks and RoPE tables that layers share in a forward
+    needs_dx: bool = True  # False for the first trainable layers, whose dx nobody reads
 
     def once(self, key: Hashable, make: Callable[..., T], *arguments: object) -> T:
-        """make(*arguments), or what it returned for an earlier layer under the same key in this forward."""
+        """make(*arguments), or what it returned earlier in this forward for the same key."""
         if self.memo is None:
             return make(*arguments)
         if key not in self.memo:
@@ -38,5 +38,5 @@ class Pass(NamedTuple):
         return self.memo[key]  # type: ignore[return-value]
 
     def with_dx(self) -> Pass:
-        """The same for a layer above one that learns."""
+        """This pass for a layer above a trainable one, which reads its dx."""
         return self if self.needs_dx else self._replace(needs_dx=True)

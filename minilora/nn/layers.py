@@ -1,23 +1,25 @@
-"""Linear, the two norms and the embedding: parameters around the ops."""
+"""Linear, LayerNorm, RMSNorm and Embedding: the ops with their parameters."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from .. import ops
 from ..backend import Array
+from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
 from .module import Gradients, Module, Parameter
 
 
 class LinearCache(NamedTuple):
-    x: Array | None  # (..., in); None where W is frozen
-    learn_b: bool
-    below: bool
+    x: Array | None  # (..., in)   for dW; None where W is frozen
+    needs_db: bool
+    needs_dx: bool
 
 
 class Linear(Module):
-    """y = x Wᵀ + b         W (out, in)   b (out,)"""
+    """y = x Wᵀ + b         x (..., in)   W (out, in)   b (out,), optional   y (..., out)"""
 
     def __init__(self, weight: Array | Parameter, bias: Array | Parameter | None = None) -> None:
         self.weight = weight if isinstance(weight, Parameter) else Parameter(weight)
@@ -31,15 +33,23 @@ class Linear(Module):
     def backward(self, dy: Array, cache: LinearCache, grads: Gradients) -> Array | None:
         if cache.x is not None:
             grads.add(self.weight, ops.linear_gradients(dy, cache.x))
-        if cache.learn_b and self.bias is not None:
+        if cache.needs_db and self.bias is not None:
             grads.add(self.bias, ops.bias_gradients(dy))
-        return ops.linear_backward(dy, self.weight.data) if cache.below else None
+        return ops.linear_backward(dy, self.weight.data) if cache.needs_dx else None
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        (n_out, n_in), learns = self.weight.data.shape, self.weight.trainable
+        if learns:
+            costs.keep(self, "x", x, "dW = dyᵀ x")
+        n = 2 * x.rows * n_in * n_out
+        costs.multiply(self, "linear", {"y = x Wᵀ": n}, {"dx = dy W": n * x.needs_dx, "dW = dyᵀ x": n * learns})
+        return costs.array(*x.shape[:-1], n_out)
 
 
 class NormModuleCache(NamedTuple):
     norm: Any  # ops.layer_norm.NormCache
-    learn_g: bool
-    learn_b: bool
+    needs_dg: bool
+    needs_db: bool
 
 
 class LayerNorm(Module):
@@ -53,11 +63,14 @@ class LayerNorm(Module):
         return y, NormModuleCache(cache, self.weight.trainable, self.bias.trainable)
 
     def backward(self, dy: Array, cache: NormModuleCache, grads: Gradients) -> Array:
-        if cache.learn_g:
+        if cache.needs_dg:
             grads.add(self.weight, ops.gain_gradients(dy, cache.norm))
-        if cache.learn_b:
+        if cache.needs_db:
             grads.add(self.bias, ops.bias_gradients(dy))
         return ops.layer_norm_backward(dy, cache.norm, self.weight.data)
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        return norm_costs(self, x, costs, {"μ": 2 * math.prod(x.shape), "σ²": 2 * math.prod(x.shape)})
 
 
 class RMSNorm(Module):
@@ -71,9 +84,21 @@ class RMSNorm(Module):
         return y, NormModuleCache(cache, self.weight.trainable, False)
 
     def backward(self, dy: Array, cache: NormModuleCache, grads: Gradients) -> Array:
-        if cache.learn_g:
+        if cache.needs_dg:
             grads.add(self.weight, ops.gain_gradients(dy, cache.norm))
         return ops.rms_norm_backward(dy, cache.norm, self.weight.data)
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        return norm_costs(self, x, costs, {"rms²": 2 * math.prod(x.shape)})
+
+
+def norm_costs(norm: Module, x: MetaArray, costs: Costs, sums: dict[str, int]) -> MetaArray:
+    """Backward has as many row sums as forward; it is entered unless nothing below the norm, nor the norm, learns."""
+    needs_dx = x.needs_dx or norm.trainable
+    costs.keep(norm, "x̂", costs.array(*x.shape), "dx through the norm, and dg")
+    costs.keep(norm, "σ", costs.array(*x.shape[:-1], 1), "dx through the norm")
+    costs.multiply(norm, "sums", sums, sums if needs_dx else {})
+    return costs.array(*x.shape, needs_dx=needs_dx)
 
 
 class Embedding(Module):
@@ -89,3 +114,8 @@ class Embedding(Module):
     def backward(self, dy: Array, ids: Array | None, grads: Gradients) -> None:
         if ids is not None:
             grads.add(self.weight, ops.embedding_gradients(dy, ids, len(self.weight.data)))
+
+    def costs(self, ids: MetaArray, costs: Costs) -> MetaArray:
+        if self.weight.trainable:
+            costs.keep(self, "ids", ids, "dW adds dy up by id")
+        return costs.array(*ids.shape, self.weight.data.shape[1])

@@ -1,40 +1,42 @@
-"""The structure. A module holds parameters and calls `ops`; it never stores an activation.
+"""Module, Parameter, Gradients. A module holds parameters and calls `ops`; it never stores an activation.
 
     y, cache = module.forward(x, inputs, run)
     dx       = module.backward(dy, cache, grads)
 
 Parameters, cache and gradients are three separate values. The contract of every module:
 
-- `forward` decides what will be needed: the cache says by itself which gradients `backward` computes, so
-  freezing or thawing in between changes nothing. A cache holds no parameter.
+- The cache alone decides which gradients `backward` computes: freezing or unfreezing after the forward changes nothing.
+  A cache holds no parameter.
 - `backward` may be called again with the same cache, and writes neither to `dy` nor to the cache.
-- The dx it returns is a new array, and the receiver's own: the caller may add to it in place. So is a Linear's y.
-- Nobody reads the dx of the first layers that learn (run.needs_dx): they make none, and return None.
+- The dx it returns is a new array that the caller may write to. So is the y of a Linear.
+- The first trainable layers return None for dx, since nobody reads it: run.needs_dx is False.
+- `costs` says what such a forward keeps and what both passes multiply, for arrays without numbers (costs.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, ClassVar
 
 from ..backend import Array, get_array_module, to_numpy
 from ..process import blas_threads
 from ..spelling import choose_from
+from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
 
 
-@dataclass(eq=False)  # compared and hashed by identity, so a tied weight is one key
+@dataclass(eq=False)  # compared and hashed by identity: a tied weight is one key of Gradients
 class Parameter:
-    """An array that can be learned. An optimizer replaces `data`; nobody writes into it."""
+    """A trainable or frozen array. An optimizer replaces `data`; nothing writes into it."""
 
     data: Array
     trainable: bool = True
 
 
 class Gradients(dict[Parameter, Array]):
-    """Parameter -> its gradient. What is added twice (a tied weight, a shard of the batch) is summed."""
+    """{Parameter: its gradient}. Gradients of the same parameter (a tied weight, shards of a batch) are summed."""
 
     def add(self, parameter: Parameter, gradient: Array) -> None:
         self[parameter] = self[parameter] + gradient if parameter in self else gradient
@@ -47,7 +49,7 @@ class Gradients(dict[Parameter, Array]):
 
 
 class Module:
-    """Named parameters and named children: whatever is assigned to an attribute."""
+    """The base of all modules. Parameters and modules assigned to its attributes are its parameters and children."""
 
     is_adapter: ClassVar[bool] = False  # its base is at base, and other parameters are its own
     is_merged: ClassVar[bool] = False  # a plain layer that an adapter was merged into
@@ -56,6 +58,10 @@ class Module:
         raise NotImplementedError
 
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> Any:
+        raise NotImplementedError
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        """y for an x of this shape; `costs` is told what forward keeps, and what both passes multiply."""
         raise NotImplementedError
 
     def children(self) -> dict[str, Module]:
@@ -71,7 +77,7 @@ class Module:
             yield from child.named_modules(join(prefix, name))
 
     def named_parameters(self, without: Collection[str] = ()) -> dict[str, Parameter]:
-        """{dotted path: Parameter}, but for the paths in `without`. A tied parameter appears once, under the first."""
+        """{dotted path: Parameter}, without the paths in `without`. A tied parameter has the first of its paths."""
         found: dict[Parameter, str] = {}
         for prefix, module in self.named_modules():
             for name, value in vars(module).items():
@@ -89,7 +95,7 @@ class Module:
         return {path: p for path, p in self.named_parameters(without).items() if p not in added}
 
     def parameters(self) -> Iterator[Parameter]:
-        """Those of named_parameters(), without the names: much faster. A tied one comes each time it is met."""
+        """The parameters without their paths, which is much faster. A tied one comes once for each of its uses."""
         yield from (value for value in vars(self).values() if isinstance(value, Parameter))
         for child in self.children().values():
             yield from child.parameters()
@@ -120,37 +126,38 @@ class Module:
         parent, _, name = path.rpartition(".")
         if not name:
             raise KeyError(f"{path!r} names no module to replace")
-        self[path]  # what is to be replaced must be there
+        self[path]  # raises KeyError where there is nothing to replace
         self[parent].replace(name, module)
 
     def state_dict(self) -> dict[str, Array]:
         return {path: parameter.data for path, parameter in self.named_parameters().items()}
 
     def load_state_dict(self, state: dict[str, Array]) -> None:
-        """Take every array, or none. Raises ValueError on a missing, unexpected or misshapen one."""
+        """Load all arrays, each in its parameter's dtype. Raises ValueError, with nothing loaded, for a missing or
+        unexpected array, or one of another shape."""
         check_fit(state, shapes_of(self.state_dict()))
         for path, parameter in self.named_parameters().items():
             xp = get_array_module(parameter.data)
             parameter.data = xp.asarray(to_numpy(state[path]), dtype=parameter.data.dtype)
 
     def to(self, xp: ModuleType) -> None:
-        """Move every parameter to the library `xp` (see load_backend)."""
+        """Move every parameter to the array library `xp` (see load_backend)."""
         for parameter in self.named_parameters().values():
             parameter.data = xp.asarray(to_numpy(parameter.data))
 
     def astype(self, dtype: Any) -> None:
-        """Convert every parameter, for a gradient check to float64 or to complex128."""
+        """Convert every parameter, such as to float64 for a gradient check."""
         for parameter in self.named_parameters().values():
             parameter.data = parameter.data.astype(dtype)
 
 
 def join(*names: str) -> str:
-    """Join names to a dotted path; an empty name adds nothing."""
+    """The dotted path of the names, without the empty ones."""
     return ".".join(filter(None, names))
 
 
 def check_names(given: Iterable[str], wanted: Iterable[str]) -> None:
-    """Raise ValueError unless both hold the same names."""
+    """Raise ValueError unless `given` and `wanted` are the same names."""
     missing, unexpected = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
     if missing or unexpected:
         lists = [f"{what}: {', '.join(n[:5])}{' ...' * (len(n) > 5)}" for what, n in
@@ -159,7 +166,7 @@ def check_names(given: Iterable[str], wanted: Iterable[str]) -> None:
 
 
 def check_fit(given: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError unless `given` holds arrays of just these names and shapes."""
+    """Raise ValueError unless `given` has arrays of exactly these names and shapes."""
     check_names(given, shapes)
     for name, shape in shapes.items():
         if given[name].shape != shape:
@@ -171,10 +178,10 @@ def shapes_of(arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
 
 
 class Sequential(Module):
-    """Layers one after another, for the root of a model: its backward ends, it returns no dx.
+    """The layers of a whole model, one after another; `backward` returns no dx.
 
-    Layers below the lowest trainable one leave no cache, so the backward, which pairs layers with caches from the
-    top, stops there by itself.
+    Layers below the lowest trainable one keep no cache. The backward pairs layers with caches from the top, and so ends
+    at that layer. With run.kv_cache, no layer keeps a cache.
     """
 
     def __init__(self, layers: dict[str, Module]) -> None:
@@ -190,8 +197,8 @@ class Sequential(Module):
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, list[Any]]:
         run = run._replace(memo={})
         layers = list(self.layers.values())
-        learns = enumerate(layers) if run.kv_cache is None else ()
-        lowest = next((i for i, layer in learns if layer.trainable), len(layers))
+        candidates = enumerate(layers) if run.kv_cache is None else ()
+        lowest = next((i for i, layer in candidates if layer.trainable), len(layers))
         caches = []
         for i, layer in enumerate(layers):
             x, cache = layer.forward(x, inputs, run._replace(needs_dx=False) if i == lowest else run)
@@ -203,3 +210,15 @@ class Sequential(Module):
     def backward(self, dy: Array, caches: list[Any], grads: Gradients) -> None:
         for layer, cache in zip(reversed(self.layers.values()), reversed(caches), strict=False):
             dy = layer.backward(dy, cache, grads)
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        layers = list(self.layers.values())
+        lowest = next((i for i, layer in enumerate(layers) if layer.trainable), len(layers))
+        for i, layer in enumerate(layers):
+            if i < lowest:
+                below = costs.part()
+                x = layer.costs(x, below)
+                costs.forward += below.forward
+            else:
+                x = layer.costs(replace(x, needs_dx=False) if i == lowest else x, costs)
+        return x

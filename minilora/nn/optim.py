@@ -1,6 +1,6 @@
-"""Optimizers, learning-rate schedules, gradient clipping.
+"""Optimizers, learning-rate schedules, gradient clipping, regularisation.
 
-State exists for the trainable parameters alone: this is where LoRA's memory saving is.
+Only trainable parameters have optimizer state: this is where LoRA saves most memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .module import Gradients, Parameter, check_fit, shapes_of
 
 @dataclass
 class ParamGroup:
-    """Parameters that share a rate, such as every lora_B under LoRA+ (Hayou et al., 2024)."""
+    """Parameters with a learning rate of their own, such as every lora_B in LoRA+ (Hayou et al., 2024)."""
 
     parameters: Mapping[str, Parameter]
     lr: float
@@ -30,16 +30,14 @@ Groups: TypeAlias = Mapping[str, Parameter] | Sequence[ParamGroup]
 
 
 class Optimizer:
-    """`groups` is a list of ParamGroup, or named parameters for a single one with `lr` and `weight_decay`.
+    """`groups` is a list of ParamGroup, or {name: Parameter} for a single group with `lr` and `weight_decay`.
 
-    step(grads, factor) changes every parameter that has a gradient; `factor`, from a schedule, multiplies lr. If
-    `finite` is False it changes nothing: a bool, or a 0-d array on a device, for which no one waits.
-    update(g, p, *slots) is what makes it this optimizer: p and the slots after a step, all (n,), for a bundle at once.
-    `state` maps "m.<parameter>" and the like to arrays, `t` counts the steps.
-    Raises ValueError when there is nothing to train, or a parameter is in two groups.
+    A subclass implements update(); `slots` names the arrays that it keeps for each parameter, as "m" and "v". `state`
+    maps "<slot>.<name>" to arrays, `t` counts the steps. Raises ValueError when there is nothing to train, or a
+    parameter is in two groups.
     """
 
-    numbers: tuple[str, ...] = ()  # the attributes that decide a step, for settings()
+    hyperparameters: tuple[str, ...] = ()  # attributes for settings()
 
     def __init__(self, groups: Groups, lr: float, weight_decay: float, slots: Sequence[str]) -> None:
         self.groups = [ParamGroup(groups, lr, weight_decay)] if isinstance(groups, Mapping) else list(groups)
@@ -47,7 +45,7 @@ class Optimizer:
         if not everything:
             raise ValueError("nothing to train: every parameter is frozen")
         if len(set(everything)) < len(everything):
-            raise ValueError("a parameter is in two groups, and would take two steps at once")
+            raise ValueError("a parameter is in two groups, and would be updated twice in a step")
         self.slots = slots
         self.state: dict[str, Array] = {
             f"{slot}.{name}": get_array_module(parameter.data).zeros_like(parameter.data)
@@ -58,6 +56,10 @@ class Optimizer:
         self.t = 0
 
     def step(self, grads: Gradients, factor: float = 1.0, finite: Array | bool = True) -> None:
+        """Update every parameter that has a gradient; `factor`, from a schedule, multiplies the learning rates.
+
+        Where `finite` is False, nothing changes but `t`. It may be a 0-d array on a device: the host does not wait.
+        """
         self.t += 1
         known = isinstance(finite, bool | np.bool_) or get_array_module(finite) is np
         if known and not finite:
@@ -65,69 +67,70 @@ class Optimizer:
         for group in self.groups:
             lr, weight_decay = float(factor * group.lr), float(group.weight_decay)
             names = {parameter: name for name, parameter in group.parameters.items() if parameter in grads}
-            for bundle in bundles(names):
-                keys = [[f"{slot}.{names[parameter]}" for parameter in bundle] for slot in self.slots]
-                g, p = flat([grads[parameter] for parameter in bundle]), flat([q.data for q in bundle])
+            for bucket in buckets(names):
+                keys = [[f"{slot}.{names[parameter]}" for parameter in bucket] for slot in self.slots]
+                g, p = flat([grads[parameter] for parameter in bucket]), flat([q.data for q in bucket])
                 old = p, *(flat([self.state[key] for key in row]) for row in keys)
                 new = self.update(g, *old, lr=lr, weight_decay=weight_decay)
                 if not known:
                     new = [get_array_module(g).where(finite, *pair) for pair in zip(new, old, strict=True)]
-                data, *slots = (views(array, bundle) for array in new)
-                for parameter, array in zip(bundle, data, strict=True):
+                data, *slots = (views(array, bucket) for array in new)
+                for parameter, array in zip(bucket, data, strict=True):
                     parameter.data = array
                 for row, arrays in zip(keys, slots, strict=True):
                     self.state.update(zip(row, arrays, strict=True))
 
     def update(self, g: Array, p: Array, *slots: Array, lr: float, weight_decay: float) -> Sequence[Array]:
+        """The new p and slots for the gradient g; all (n,), new arrays."""
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
-        """What decides a step beside the gradients, the state and the rates, as JSON."""
-        own = {name: np.asarray(getattr(self, name)).tolist() for name in self.numbers}
+        """The optimizer's class and hyperparameters, without the learning rates, for JSON."""
+        own = {name: np.asarray(getattr(self, name)).tolist() for name in self.hyperparameters}
         decay = [float(group.weight_decay) for group in self.groups]
         return {"optimizer": type(self).__name__, **own, "weight_decay": decay}
 
     def load_state(self, state: Mapping[str, Array], t: int) -> None:
-        """Go back to a `state` and `t` of before. Raises ValueError on a missing, unexpected or misshapen array."""
+        """Load `state` and `t`. Raises ValueError for a missing or unexpected array, or one of another shape."""
         check_fit(state, shapes_of(self.state))
         self.state = {name: get_array_module(old).asarray(state[name]) for name, old in self.state.items()}
         self.t = t
 
 
-BUNDLE = 2**18  # numbers
+BUCKET_SIZE = 2**18  # elements
 
 
-def bundles(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:
-    """Small ones together, up to BUNDLE numbers of one dtype: a call costs more than the arithmetic of a few numbers.
-    A large one is alone, so that it need not be copied to lie beside others."""
-    bundle: list[Parameter] = []
+def buckets(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:
+    """Small parameters together, up to BUCKET_SIZE elements of one dtype, as the overhead of a call costs more than the
+    arithmetic on a few numbers. A larger one is alone, so that it need not be copied."""
+    bucket: list[Parameter] = []
     size = 0
     for parameter in sorted(parameters, key=lambda parameter: parameter.data.size):
         p = parameter.data
         size += p.size
-        if bundle and (size > BUNDLE or p.dtype != bundle[0].data.dtype):
-            yield bundle
-            bundle, size = [], p.size
-        bundle.append(parameter)
-    if bundle:
-        yield bundle
+        if bucket and (size > BUCKET_SIZE or p.dtype != bucket[0].data.dtype):
+            yield bucket
+            bucket, size = [], p.size
+        bucket.append(parameter)
+    if bucket:
+        yield bucket
 
 
 def flat(arrays: Sequence[Array]) -> Array:
-    """(n,): all their numbers, one array after another."""
+    """The arrays concatenated to (n,); a view of a single one."""
     return get_array_module(arrays[0]).concatenate(arrays, axis=None) if len(arrays) > 1 else arrays[0].reshape(-1)
 
 
-def views(array: Array, bundle: Sequence[Parameter]) -> list[Array]:
-    """Parts of an (n,), in the shapes of the bundle's parameters."""
-    ends = accumulate(parameter.data.size for parameter in bundle)
-    return [array[end - p.data.size : end].reshape(p.data.shape) for end, p in zip(ends, bundle, strict=True)]
+def views(array: Array, bucket: Sequence[Parameter]) -> list[Array]:
+    """The parts of `array` (n,) that belong to the bucket's parameters, in their shapes: the inverse of flat()."""
+    ends = accumulate(parameter.data.size for parameter in bucket)
+    return [array[end - p.data.size : end].reshape(p.data.shape) for end, p in zip(ends, bucket, strict=True)]
 
 
 class SGD(Optimizer):
     """g ← g + λ p       u ← μ u + g       p ← p - η u                (Sutskever et al., 2013, as in PyTorch)"""
 
-    numbers = ("momentum",)
+    hyperparameters = ("momentum",)
 
     def __init__(self, groups: Groups, lr: float = 1e-2, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         super().__init__(groups, lr, weight_decay, ["u"] if momentum else [])
@@ -150,7 +153,7 @@ class AdamW(Optimizer):
     Loshchilov, Hutter (2019), "Decoupled Weight Decay Regularization", algorithm 2, as PyTorch scales η λ.
     """
 
-    numbers = ("betas", "eps")
+    hyperparameters = ("betas", "eps")
 
     def __init__(
         self,
@@ -177,17 +180,17 @@ class AdamW(Optimizer):
         return p, m, v
 
 
-Penalty = Callable[[], tuple[Array, Gradients]]  # what a loss is raised by, and its gradients
+Penalty = Callable[[], tuple[Array, Gradients]]  # the value that is added to the loss, and its gradients
 
 
 def penalty(parameters: Sequence[Parameter], l1: float = 0.0, l2: float = 0.0) -> Penalty:
     """R(p) = λ₁ Σ|pᵢ| + λ₂/2 Σ pᵢ²         dR/dp = λ₁ sign(p) + λ₂ p           (sign 0 = 0)
 
-    A part of the loss, unlike AdamW's weight decay, which its denominator does not scale. On A and B it makes ΔW = s BA
-    small; at B = 0 its gradient there is 0.
+    L1 and L2 regularisation. Its gradient passes through the optimizer, unlike AdamW's weight decay, which √v̂ does not
+    scale. On A and B it keeps ΔW = s B A small.
     """
 
-    def at_present() -> tuple[Array, Gradients]:
+    def value_and_gradients() -> tuple[Array, Gradients]:
         loss: Any = 0.0
         grads = Gradients()
         for parameter in parameters:
@@ -196,47 +199,44 @@ def penalty(parameters: Sequence[Parameter], l1: float = 0.0, l2: float = 0.0) -
             grads.add(parameter, l1 * get_array_module(p).sign(p) + l2 * p)
         return loss, grads
 
-    return at_present
+    return value_and_gradients
 
 
-Schedule = Callable[[int], float]  # step 0, 1, 2, ... -> the factor on every group's rate
+Schedule = Callable[[int], float]  # step 0, 1, 2, ... -> the factor on every learning rate
 
 
 def linear_schedule(steps: int, warmup: int = 0) -> Schedule:
-    """(t+1)/(w+1) for the t-th of w warm-up steps, then 1 falling in a line, to 0 at `steps`."""
-    return lambda step: warm(step, warmup) if step < warmup else 1 - progress(step, steps, warmup)
+    """The factor (t+1)/(w+1) in step t of w warm-up steps, then a line from 1 to 0 at `steps`."""
+    return lambda step: (step + 1) / (warmup + 1) if step < warmup else 1 - progress(step, steps, warmup)
 
 
 def cosine_schedule(steps: int, warmup: int = 0) -> Schedule:
-    """(t+1)/(w+1) for the t-th of w warm-up steps, then 1 falling along half a cosine, to 0 at `steps`.
+    """The factor (t+1)/(w+1) in step t of w warm-up steps, then half a cosine from 1 to 0 at `steps`.
 
     Loshchilov, Hutter (2017), "SGDR", equation 5.
     """
     return lambda step: (
-        warm(step, warmup) if step < warmup else 0.5 * (1 + math.cos(math.pi * progress(step, steps, warmup)))
+        (step + 1) / (warmup + 1) if step < warmup else 0.5 * (1 + math.cos(math.pi * progress(step, steps, warmup)))
     )
 
 
-def warm(step: int, warmup: int) -> float:
-    return (step + 1) / (warmup + 1)
-
-
 def progress(step: int, steps: int, warmup: int) -> float:
+    """The part of the steps after the warm-up that is done, 0 to 1."""
     return min(1.0, (step - warmup) / max(1, steps - warmup))
 
 
 def clip_by_global_norm(grads: Gradients, limit: float) -> tuple[Gradients, Array | float]:
-    """Scale all gradients by min(1, limit / ‖g‖), ‖g‖ over all of them together (Pascanu et al., 2013).
+    """Scale all gradients by min(1, limit / (‖g‖ + 1e-6)), ‖g‖ the norm of all together (Pascanu et al., 2013).
 
-    Returns them and ‖g‖, which stays on the device. 1e-6 is added to it, as in PyTorch.
+    Returns the scaled gradients and ‖g‖, a 0-d array on their device. The 1e-6 is PyTorch's.
     """
     if not grads:
         return grads, 0.0
     xp = get_array_module(next(iter(grads.values())))
-    all_of_it = [(bundle, flat([grads[parameter] for parameter in bundle])) for bundle in bundles(grads)]
-    norm = xp.sqrt(sum(g @ g for _, g in all_of_it))
+    flattened = [(bucket, flat([grads[parameter] for parameter in bucket])) for bucket in buckets(grads)]
+    norm = xp.sqrt(sum(g @ g for _, g in flattened))
     scale = xp.minimum(float(limit) / (norm + 1e-6), 1.0)
-    clipped = Gradients(grads)  # in their order
-    for bundle, g in all_of_it:
-        clipped.update(zip(bundle, views(scale * g, bundle), strict=True))
+    clipped = Gradients(grads)  # keeps the order
+    for bucket, g in flattened:
+        clipped.update(zip(bucket, views(scale * g, bucket), strict=True))
     return clipped, norm

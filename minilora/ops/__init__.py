@@ -1,16 +1,17 @@
 """The mathematics: one file per derivation, pure functions over arrays, no state.
 
-    forward     y, cache = op_forward(x, W, ..., constants)     x, or q, k, v, or ids; then the parameters
-    backward    dx, ...  = op_backward(dy, cache, W, ...)       what flows down: one for each input
-    gradients   dW       = op_gradients(dy, cache)              what stays here: a function for each parameter
+    forward     y, cache = op_forward(x, W, ..., constants)     inputs (x, or q, k, v, or ids), then parameters
+    backward    dx, ...  = op_backward(dy, cache, W, ...)       the gradients of the inputs, for the layer below
+    gradients   dW       = op_gradients(dy, cache)              the gradient of a parameter, a function for each
 
-Each takes, in this order, what it needs and no more: linear_backward(dy, W), lora_A_gradients(dh, x). A forward that
-keeps nothing returns y alone (rope). dy, and every gradient, has the shape of what it is the gradient of.
+Each takes only the arguments that it needs, in this order: linear_backward(dy, W), lora_A_gradients(dh, x). A forward
+that needs no cache returns y alone (rope). A gradient dz has the shape and dtype of z.
 
-A frozen layer calls `backward` and never `gradients`: that is LoRA's saving. No op writes to its arguments
-or to a cache. Every op is analytic and uses only what NumPy and CuPy share.
+A frozen layer calls `backward` and never `gradients`: that is what LoRA saves. No op writes to its arguments or to a
+cache. Every op is analytic, so that it can be checked by complex steps, and uses only functions that NumPy and CuPy
+share.
 
-One function is here twice: attention, and blockwise_attention for long sequences, in memory that is linear in T.
+Attention is implemented twice: blockwise_attention is for long sequences, in memory linear in T.
 """
 
 from .attention import attention_backward, attention_forward, attention_mask

@@ -4,19 +4,19 @@
 
     q (B, Tq, H·D)    k, v (B, Tk, G·D)    o (B, Tq, H·D),    H a multiple of G
 
-The R = H/G query heads of a group share one key/value head. To that head they are simply R times as many
-queries, so their rows are stacked, and no key or value is copied; for plain multi-head attention R = 1:
+The R = H/G query heads of a group share one key/value head. For that head they are R times as many queries: their rows
+are stacked, and no key or value is copied. In multi-head attention R = 1:
 
     (B, Tq, G·R·D)         position t:   [ group 0: head 0, head 1 | group 1: head 2, head 3 ]
       -> (B, G, R·Tq, D)   group g:      head 0 at t = 0..Tq-1, then head 1 at t = 0..Tq-1
 
-The mask is 0 where query i sees key j, and -1e9 where it does not. Under a causal mask no later key is seen, and with a
-sliding window of W keys (Mistral, Qwen2) none from W positions back either, so that a band of the matrix is left:
+The mask is 0 where query i attends to key j, and -1e9 where it does not. A causal mask hides later keys; a sliding
+window of W keys (Mistral, Qwen2) also hides keys W or more positions back:
 
-    query i sees key j      i - W < j ≤ i           itself, and the W - 1 keys before it
+    query i attends to key j      i - W < j ≤ i           itself, and the W - 1 keys before it
 
-With E = exp(S - max) and its row sums Z, P = E / Z. The division is done on the (T, D) result and never on
-the (T, T) matrix: o = (E v) / Z.
+With E = exp(S - max) and its row sums Z, P = E / Z. Dividing the (T, D) result is cheaper than dividing the (T, T)
+matrix: o = (E v) / Z.
 
 Backward. o = P v gives dv = Pᵀ do and dP = do vᵀ. Through the softmax of one row, ∂P_i/∂S_j = P_i (δ_ij - P_j):
 
@@ -24,17 +24,16 @@ Backward. o = P v gives dv = Pᵀ do and dP = do vᵀ. Through the softmax of on
 
     dS = P ∘ (dP - rowsum(do ∘ o))      dq = dS k / √D      dk = dSᵀ q / √D      dv = Pᵀ do
 
-and with do_Z = do / Z, which takes the 1/Z of every P, so that no (T, T) matrix is divided here either:
+and with do_Z = do / Z in the place of do and E in the place of P, no (T, T) matrix is divided here either:
 
     dS = E ∘ (do_Z vᵀ - rowsum(do_Z ∘ o))       dv = Eᵀ do_Z
 
-A pair that is masked has E = 0, so that dS = 0 there, and nothing of the mask is needed again.
-
-The rows of dS sum to 0: adding a constant to a row of scores changes nothing. dk and dv add up over the
-stacked heads of a group by themselves.
+A masked pair has E = 0, hence dS = 0: the backward does not need the mask. The products dSᵀ q and Eᵀ do_Z already sum
+dk and dv over the stacked heads of a group. The rows of dS sum to 0: adding a constant to a row of scores changes
+nothing.
 
 Source: Vaswani et al. (2017), "Attention Is All You Need", equation 1; Ainslie et al. (2023), "GQA";
-Jiang et al. (2023), "Mistral 7B", section 2, for the window, where W counts the query's own key as in `transformers`;
+Jiang et al. (2023), "Mistral 7B", section 2, for the window (W counts the query's own key, as in `transformers`);
 rowsum(do ∘ o) as in Dao et al. (2022), "FlashAttention", appendix B.
 """
 
@@ -43,7 +42,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ..backend import Array, get_array_module
-from .linear import row_products
+from .rows import row_dot, row_sum
 
 
 def attention_mask(
@@ -55,29 +54,27 @@ def attention_mask(
     start: int = 0,
     window: int | None = None,
 ) -> Array | None:
-    """0 where query i may look at key j, -1e9 where it may not: (T, T), or (B, 1, T, T) with padding.
+    """0 where query i attends to key j, -1e9 where it does not; None where every query attends to every key.
 
-    With `start` keys from earlier on before them, (T, start + T). None where every query may look at every key.
+    Shape (T, start + T), the first `start` keys being those of earlier tokens; (B, 1, T, start + T) with `padding`
+    (B, T), which is True for a real token. A `window` hides key j from query i unless i - window < j, both counted
+    along the array, padding included.
 
-    `padding` (B, T) is True for a real token. With a `window`, key j is hidden from query i unless i - window < j; both
-    are counted along the array, padding included.
-
-    -1e9 and not -inf: a row with nothing to look at (padding on the left, with a window on the right too) stays finite.
-    Every key is then masked alike, and softmax ignores the shift: it looks at all of them, as if there were no mask (in
-    float32 as much at one as at another, for -1e9 swallows the scores). No real token looks at it.
+    -1e9 and not -inf, so that a row without any visible key (of padding, under a causal mask or a window) stays finite.
+    Such a row attends to all keys, in float32 to each alike, as -1e9 absorbs the scores. No real token reads it.
     """
     if window is not None and window >= start + T:
         window = None
     if padding is None and window is None and (T == 1 or not causal):
         return None
-    see = xp.ones((T, start + T), dtype=bool)
+    visible = xp.ones((T, start + T), dtype=bool)
     if causal:
-        see = xp.tril(see, start)
+        visible = xp.tril(visible, start)
     if window is not None:
-        see = xp.triu(see, start - window + 1)
+        visible = xp.triu(visible, start - window + 1)
     if padding is not None:
-        see = see & padding[:, None, None, :]
-    return xp.where(see, 0.0, -1e9).astype(dtype)
+        visible = visible & padding[:, None, None, :]
+    return xp.where(visible, 0.0, -1e9).astype(dtype)
 
 
 def split_heads(x: Array, groups: int, D: int) -> Array:
@@ -104,7 +101,7 @@ class AttentionCache(NamedTuple):
 def attention_forward(q: Array, k: Array, v: Array, mask: Array | None, D: int) -> tuple[Array, AttentionCache]:
     """S = q kᵀ/√D + mask       E = exp(S - max)       Z = rowsum(E)       o = (E v) / Z"""
     xp = get_array_module(q)
-    Tq, Tk, groups = q.shape[1], k.shape[1], k.shape[2] // D
+    Tq, groups = q.shape[1], k.shape[2] // D
     R = q.shape[2] // k.shape[2]
     q, k, v = split_heads(q / math.sqrt(D), groups, D), split_heads(k, groups, D), split_heads(v, groups, D)
     S = q @ k.swapaxes(-1, -2)
@@ -112,7 +109,7 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None, D: int) 
         S += mask if R == 1 else xp.tile(mask, (R, 1))
     S -= S.max(axis=-1, keepdims=True)  # softmax ignores shifts; exp must not overflow
     E = xp.exp(S, out=S)
-    Z = E @ xp.ones((Tk, 1), dtype=E.dtype)  # row sums as a product: BLAS adds faster
+    Z = row_sum(E)
     o = E @ v
     o /= Z
     return merge_heads(o, Tq), AttentionCache(q, k, v, E, Z, o)
@@ -124,7 +121,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     Tq, (_, groups, Tk, D) = dy.shape[1], k.shape
     do_Z = split_heads(dy, groups, D) / Z
     dS = do_Z @ v.swapaxes(-1, -2)
-    dS -= row_products(do_Z, o)
+    dS -= row_dot(do_Z, o)
     dS *= E
     dq = dS @ k
     dq /= math.sqrt(D)

@@ -1,43 +1,44 @@
-"""Softmax attention in blocks: the function of attention.py, without its (T, T) arrays.
+"""Softmax attention in blocks: the same function as attention.py, without (T, T) arrays.
 
     S = q kᵀ / √D + mask        P = softmax(S), by rows        o = P v
 
-Queries and keys are taken a block at a time, and S is there for one pair of blocks (i, j) alone.
+S is computed for one block i of queries and one block j of keys at a time.
 
-Forward, the online softmax. What a block of queries knows after some blocks of keys: m, the largest score of each
-row; Z, the sum of exp(S - m); and o, the sum of exp(S - m) v. The next block of keys brings S = q_i k_jᵀ/√D + mask,
-and perhaps a larger m'. As exp(S - m') = exp(S - m) exp(m - m'), what was summed is put right by one factor c a row:
+Forward, the online softmax. For each row of a block of queries, three numbers are updated with every block of keys: m,
+the largest score so far; Z, the sum of exp(S - m); and o, the sum of exp(S - m) v. The next block of keys has scores
+S = q_i k_jᵀ/√D + mask, and perhaps a larger maximum m'. As exp(S - m') = exp(S - m) exp(m - m'), one factor c a row
+rescales the sums:
 
     m' = max(m, rowmax(S))      c = exp(m - m')      E = exp(S - m')
     Z' = c Z + rowsum(E)                             o' = c o + E v_j
 
-from Z = 0, o = 0. After the last block o is divided by Z, and L = m + log Z is kept: the logarithm of Σ exp(S).
+from Z = 0, o = 0. After the last block o is divided by Z, and L = m + log Z = log Σ exp(S) is kept.
 
-Backward. L gives each block of P again, without another look at the rest of its row:
+Backward. From L, each block of P is recomputed without the rest of its row:
 
     P = E / Z = exp(S - m) / Z = exp(S - L)
 
-The softmax's gradient has a sum over all the keys of a row, Σ P dP, which would need every block at once. But that
-is do·o (see attention.py), a sum over D. So each pair of blocks adds its own part to three gradients:
+The softmax's gradient contains Σ P dP over all keys of a row, which would need every block at once. But that is do·o
+(see attention.py), a sum over D. So each pair of blocks adds its own terms to the three gradients:
 
     P = exp(S - L_i)            dS = P ∘ (do_i v_jᵀ - rowsum(do_i ∘ o_i))
     dq_i += dS k_j / √D         dk_j += dSᵀ q_i / √D         dv_j += Pᵀ do_i
 
-Making S again is a fifth product beside the four of attention.py. Under a causal mask the keys after a block of
-queries are skipped, forward and backward: nearly half of all, which saves more than the product costs.
-With a sliding window (attention.py) so are the blocks of keys that end before it, and the cost is linear in T.
+Recomputing S is a fifth product beside the four of attention.py. Under a causal mask, the keys after a block of queries
+are skipped, forward and backward: nearly half of all, which saves more than that product costs. With a sliding window,
+the blocks of keys before it are skipped too, and the cost is linear in T.
 
-The layout. The R = H/G query heads of a group stay side by side, as they are in a row of q (attention.py stacks them
-head by head), so that a block of positions is a block of rows:
+Layout. The R = H/G query heads of a group stay side by side, as they are in a row of q, so that a block of positions is
+a block of rows (attention.py stacks them head by head):
 
     (B, T, G·R·D) -> (B, G, T·R, D)      group g:      t = 0: head 0..R-1, then t = 1: head 0..R-1, ...
 
-A query that may look at no key (padding on the left, under a causal mask; with a window on the right too) gets o = 0,
-and no gradient passes through it. attention.py lets it look at every key, which would take the blocks that are skipped
-here. To real tokens it makes no difference: none looks at such a row.
+A row without any visible key (of padding, under a causal mask or a window) gets o = 0 and passes no gradient. In
+attention.py it attends to every key, which would need the blocks that are skipped here. Real tokens are not
+affected: none reads such a row.
 
 Source: Milakov & Gimelshein (2018), "Online normalizer calculation for softmax", algorithm 3; Dao et al. (2022),
-"FlashAttention", algorithms 1 and 4; L alone in the place of m and Z as in Dao (2023), "FlashAttention-2",
+"FlashAttention", algorithms 1 and 4; L in the place of m and Z as in Dao (2023), "FlashAttention-2",
 algorithms 1 and 2.
 """
 
@@ -48,12 +49,11 @@ from typing import Any, NamedTuple
 
 from ..backend import Array, get_array_module
 from .attention import merge_heads, split_heads
-from .linear import row_products
+from .rows import row_dot, row_sum
 
-# Queries in a block, and for each of them KEYS keys. Small blocks fit a core's cache and skip more of a causal mask; in
-# large ones fewer calls do more. On a CPU 128 is fastest at T = 512, where 256 loses a tenth, and as good as any from
-# 1024 on. Four times as many keys as queries save a twentieth, without a causal mask a tenth: the maximum of a long row
-# is found faster.
+# A block has BLOCK queries and BLOCK * KEYS keys. Small blocks fit a core's cache and skip more of a causal mask; large
+# ones need fewer calls. On a CPU 128 is fastest at T = 512 (256 is a tenth slower) and as good as any from 1024 on.
+# Four times as many keys as queries save a twentieth, without a causal mask a tenth: longer rows are reduced faster.
 BLOCK = 128
 KEYS = 4
 
@@ -85,17 +85,17 @@ def merge_positions(x: Array, T: int) -> Array:
 def blocks(
     q: Array, k: Array, causal: bool, padding: Array | None, block: int, window: int | None = None
 ) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...], Array]]:
-    """(i, j, S): what q[i] and k[j] are the blocks of, and their scores q_i k_jᵀ/√D, -∞ where a key is not to be seen.
+    """(i, j, S) for each pair of blocks: indices of q and k, and their scores q_i k_jᵀ/√D, -∞ for a hidden key.
 
-    S is a new array. Under a causal mask the keys of a block of queries end with it: what comes after is left out, and
-    only the square on the diagonal needs a mask. With a window they begin with the block that the first query's window
-    begins in, and only those need a mask that are before the last query's.
+    S is a new array. Under a causal mask the keys end with the block's last query, and only the square on the diagonal
+    needs a mask. With a window they begin with the block in which the first query's window begins, and only the keys
+    before the last query's window need a mask.
     """
     xp, T = get_array_module(q), k.shape[2]
     R, n = q.shape[2] // T, min(block, T)
-    later = xp.repeat(xp.triu(xp.full((n, n), -xp.inf, dtype=q.dtype), 1), R, axis=0)
+    causal_mask = xp.repeat(xp.triu(xp.full((n, n), -xp.inf, dtype=q.dtype), 1), R, axis=0)
     if padding is not None:
-        hidden = xp.where(padding, 0.0, -xp.inf).astype(q.dtype)
+        padding_mask = xp.where(padding, 0.0, -xp.inf).astype(q.dtype)
     for b, t in itertools.product(range(len(q)), range(0, T, n)):
         i = b, slice(None), slice(R * t, R * (t + n))
         rows = min(n, T - t)
@@ -105,17 +105,17 @@ def blocks(
             j = b, slice(None), keys
             S = q[i] @ k[j].swapaxes(-1, -2)
             if causal and keys.stop == end:
-                S[..., t - s :] += later[: R * rows, :rows]
-            if window is not None and s <= (gone := t + rows - 1 - window):  # the last key that any query misses
-                earlier = xp.tril(xp.full((rows, gone + 1 - s), -xp.inf, dtype=q.dtype), t - window - s)
-                S[..., : gone + 1 - s] += xp.repeat(earlier, R, axis=0)
-            if padding is not None:  # in every block: to ask which of them need it would wait for a GPU
-                S += hidden[b, keys]
+                S[..., t - s :] += causal_mask[: R * rows, :rows]
+            if window is not None and s <= (last := t + rows - 1 - window):  # the last key before any query's window
+                window_mask = xp.tril(xp.full((rows, last + 1 - s), -xp.inf, dtype=q.dtype), t - window - s)
+                S[..., : last + 1 - s] += xp.repeat(window_mask, R, axis=0)
+            if padding is not None:  # in every block: looking for those that need it would wait for the GPU
+                S += padding_mask[b, keys]
             yield i, j, S
 
 
 def first_key(t: int, block: int, window: int | None) -> int:
-    """Where the keys begin that the queries from t on need: a whole number of blocks."""
+    """The first key that the queries from t on attend to, rounded down to a whole number of blocks."""
     return 0 if window is None else max(0, t - window + 1) // block * block
 
 
@@ -131,24 +131,24 @@ def blockwise_attention_forward(
 ) -> tuple[Array, BlockwiseAttentionCache]:
     """m' = max(m, rowmax(S))     c = exp(m - m')     E = exp(S - m')     Z' = c Z + rowsum(E)     o' = c o + E v_j
 
-    q (B, T, H·D), k and v (B, T, G·D); `padding` (B, T) is True for a real token. With a `window`, key j is hidden from
-    query i unless i - window < j. What is kept is linear in T.
+    q (B, T, H·D), k and v (B, T, G·D); `padding` (B, T) is True for a real token. A `window` hides key j from query i
+    unless i - window < j. The cache is linear in T.
     """
     xp, T, groups = get_array_module(q), q.shape[1], k.shape[2] // D
     q, k, v = split_positions(q / math.sqrt(D), groups, D), split_heads(k, groups, D), split_heads(v, groups, D)
-    m = xp.full((*q.shape[:-1], 1), -1e30, dtype=q.dtype)  # less than any score, and finite: -∞ - m is to be -∞
+    m = xp.full((*q.shape[:-1], 1), -1e30, dtype=q.dtype)  # below any score, and finite: -∞ - m must be -∞
     Z, o = xp.zeros_like(m), xp.zeros_like(q)
     for i, j, S in blocks(q, k, causal, padding, block, window):
-        higher = xp.maximum(m[i], S.max(axis=-1, keepdims=True))
-        c = xp.exp(m[i] - higher)
-        S -= higher
+        m_new = xp.maximum(m[i], S.max(axis=-1, keepdims=True))
+        c = xp.exp(m[i] - m_new)
+        S -= m_new
         E = xp.exp(S, out=S)
         Z[i] *= c
-        Z[i] += E @ xp.ones((E.shape[-1], 1), dtype=E.dtype)  # row sums as a product: BLAS adds faster
+        Z[i] += row_sum(E)
         o[i] *= c
         o[i] += E @ v[j]
-        m[i] = higher
-    Z += Z == 0  # a row with nothing to look at: o = 0 / 1, and P = exp(-∞ - L) = 0
+        m[i] = m_new
+    Z += Z == 0  # a row without any visible key: o = 0 / 1, and P = exp(-∞ - L) = 0
     o /= Z
     cache = BlockwiseAttentionCache(q, k, v, o, m + xp.log(Z), causal, padding, block, window)
     return merge_positions(o, T), cache
@@ -160,7 +160,7 @@ def blockwise_attention_backward(dy: Array, cache: BlockwiseAttentionCache) -> t
     q, k, v, o, L, causal, padding, block, window = cache
     xp, (_, groups, T, D) = get_array_module(dy), k.shape
     do = split_positions(dy, groups, D)
-    do_o = row_products(do, o)
+    do_o = row_dot(do, o)
     dq, dk, dv = xp.zeros_like(q), xp.zeros_like(k), xp.zeros_like(v)
     for i, j, S in blocks(q, k, causal, padding, block, window):
         S -= L[i]

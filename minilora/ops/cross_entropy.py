@@ -1,8 +1,8 @@
-"""Cross-entropy of softmax(logits), averaged over the positions that carry a label.
+"""Cross-entropy of softmax(logits), averaged over the labelled positions.
 
     L = 1/n Σ_i (log Σ_v exp z_iv - z_i,t_i)            z, logits (..., V)   targets t (...)   L ()
 
-over the n positions with t_i ≠ IGNORE; where no position carries a label, L = 0 and dz = 0.
+over the n labelled positions, those with t_i ≠ IGNORE; for n = 0, L = 0 and dz = 0.
 
 Backward: ∂/∂z_v log Σ_w exp z_w = softmax(z)_v, so
 
@@ -16,9 +16,9 @@ Source: Bridle (1990), "Probabilistic interpretation of feedforward classificati
 from typing import NamedTuple
 
 from ..backend import Array, get_array_module
-from .linear import rows
+from .rows import rows
 
-IGNORE = -100  # the label of a position that does not count, as in PyTorch
+IGNORE = -100  # the target of a position without a label, as in PyTorch
 
 
 class CrossEntropyCache(NamedTuple):
@@ -31,8 +31,8 @@ class CrossEntropyCache(NamedTuple):
 def cross_entropy_forward(logits: Array, targets: Array, count: int | None = None) -> tuple[Array, CrossEntropyCache]:
     """L = 1/n Σ_i (log Σ_v exp z_iv - z_i,t_i)
 
-    `count` replaces n where the batch is a part of a larger one: the parts' losses and gradients then add up.
-    Raises ValueError for targets that are not one for each row of logits.
+    Where the batch is part of a larger one, `count` is the n of the larger one: the losses and the gradients of the
+    parts then add up. Raises ValueError unless there is one target for each row of logits.
     """
     xp = get_array_module(logits)
     if targets.shape != logits.shape[:-1]:
@@ -43,7 +43,7 @@ def cross_entropy_forward(logits: Array, targets: Array, count: int | None = Non
     weight = (labelled / (count or xp.maximum(labelled.sum(), 1))).astype(z.dtype)
     z = z - z.max(axis=-1, keepdims=True)  # softmax ignores shifts; exp must not overflow
     z_t = z[xp.arange(len(z)), targets]
-    P = xp.exp(z, out=z)  # V numbers for each position: one array of them is enough
+    P = xp.exp(z, out=z)  # in place: it is the largest array of a forward
     Z = P.sum(axis=-1, keepdims=True)
     P /= Z
     L = (weight * (xp.log(Z[:, 0]) - z_t)).sum()

@@ -1,9 +1,9 @@
-"""Dropout, with the mask as an argument: the same mask can be replayed, so the gradient can be checked.
+"""Dropout, with the mask as an argument: a forward can be repeated with the same mask, and its gradient checked.
 
     y = x ∘ keep            keep_i = 0 with probability p, else 1/(1-p), so that E[y] = x
     dx = dy ∘ keep
 
-Source: Srivastava et al. (2014), "Dropout"; the factor 1/(1-p) as in every framework today.
+Source: Srivastava et al. (2014), "Dropout"; scaled by 1/(1-p) in training, "inverted dropout", as in PyTorch.
 """
 
 from ..backend import Array

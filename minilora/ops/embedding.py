@@ -2,7 +2,7 @@
 
     y_n = W[id_n]               ids (...) integers   W (V, C)   y (..., C)
 
-The same row may be looked up many times, so its gradient is a sum over every place that used it:
+The same row may be looked up many times, and its gradient is the sum over all of them:
 
     dW[v] = Σ_{n : id_n = v} dy_n
 
@@ -12,7 +12,7 @@ Source: Bengio et al. (2003), "A Neural Probabilistic Language Model", section 2
 """
 
 from ..backend import Array, get_array_module
-from .linear import rows
+from .rows import rows
 
 
 def embedding_forward(ids: Array, W: Array) -> tuple[Array, Array]:
@@ -21,7 +21,7 @@ def embedding_forward(ids: Array, W: Array) -> tuple[Array, Array]:
 
 
 def embedding_gradients(dy: Array, ids: Array, V: int) -> Array:
-    """dW[v] = Σ dy over every place where ids == v"""
+    """dW[v] = Σ_{n : id_n = v} dy_n        dy (..., C), ids (...) -> dW (V, C)"""
     xp = get_array_module(dy)
     dW = xp.zeros((V, dy.shape[-1]), dtype=dy.dtype)
     xp.add.at(dW, ids.reshape(-1), rows(dy))  # dW[ids] += dy would count a repeated id once

@@ -4,7 +4,7 @@
 
     x (..., C)   g, b (C,)   y (..., C)
 
-σ is the deviation of a row, but for the small ε, which keeps a constant row from dividing by 0.
+σ is the standard deviation of a row; the small ε avoids a division by 0 where the row is constant.
 
 Backward. With dx̂ = dy ∘ g, and for one row
 
@@ -15,8 +15,7 @@ Backward. With dx̂ = dy ∘ g, and for one row
     dx_j = (dx̂_j - mean(dx̂) - x̂_j mean(dx̂ ∘ x̂)) / σ
     dg   = Σ_n dy ∘ x̂           db = Σ_n dy
 
-A row of dx sums to 0 and is (for ε = 0) orthogonal to x̂: the output does not change when x is shifted
-or scaled.
+A row of dx sums to 0 and is (for ε = 0) orthogonal to x̂: shifting or scaling x does not change y.
 
 Source: Ba, Kiros, Hinton (2016), "Layer Normalization", equations 3 and 4.
 """
@@ -24,7 +23,7 @@ Source: Ba, Kiros, Hinton (2016), "Layer Normalization", equations 3 and 4.
 from typing import NamedTuple
 
 from ..backend import Array, get_array_module
-from .linear import row_products, rows
+from .rows import row_dot, row_mean, rows
 
 
 class NormCache(NamedTuple):
@@ -32,16 +31,10 @@ class NormCache(NamedTuple):
     sigma: Array  # (..., 1)  σ, or rms
 
 
-def row_mean(x: Array) -> Array:
-    """mean(x) over the last axis, as a product with a vector of 1/C: BLAS adds faster than `mean`."""
-    C = x.shape[-1]
-    return x @ get_array_module(x).full((C, 1), 1 / C, dtype=x.dtype)
-
-
 def layer_norm_forward(x: Array, g: Array, b: Array, eps: float = 1e-5) -> tuple[Array, NormCache]:
     """x̂ = (x - μ) / σ      y = g ∘ x̂ + b"""
     xhat = x - row_mean(x)
-    sigma = get_array_module(x).sqrt(row_products(xhat, xhat) / x.shape[-1] + eps)
+    sigma = get_array_module(x).sqrt(row_dot(xhat, xhat) / x.shape[-1] + eps)
     xhat /= sigma
     y = xhat * g
     y += b
@@ -52,7 +45,7 @@ def layer_norm_backward(dy: Array, cache: NormCache, g: Array) -> Array:
     """dx̂ = dy ∘ g          dx = (dx̂ - mean(dx̂) - x̂ mean(dx̂ ∘ x̂)) / σ"""
     xhat, sigma = cache
     dx = dy * g
-    mean_dxhat, mean_product = row_mean(dx), row_products(dx, xhat) / dx.shape[-1]
+    mean_dxhat, mean_product = row_mean(dx), row_dot(dx, xhat) / dx.shape[-1]
     dx -= mean_dxhat
     dx -= mean_product * xhat
     dx /= sigma

@@ -1,4 +1,4 @@
-"""The linear layer: every row x_n of the input is mapped by the same W and b.
+"""The linear layer: the same W and b map every row x_n of the input.
 
     y_no = Σ_i x_ni W_oi + b_o                  x (..., in)   W (out, in)   b (out,)   y (..., out)
 
@@ -8,28 +8,13 @@ With dy = ∂L/∂y, and n running over every row of the batch:
     ∂L/∂W_oi = Σ_n dy_no ∂y_no/∂W_oi = Σ_n dy_no x_ni           dW = dyᵀ x
     ∂L/∂b_o  = Σ_n dy_no                                        db = Σ_n dy_n
 
-dx needs W but not x; dW needs x but not W. So a frozen layer keeps nothing for its backward.
+dx needs W but not x; dW needs x but not W. So a frozen layer keeps no cache.
 
 Source: Rumelhart, Hinton, Williams (1986), "Learning representations by back-propagating errors".
 """
 
 from ..backend import Array
-
-
-def rows(x: Array) -> Array:
-    """(..., n) -> (N, n). One large product is faster than a stack of small ones."""
-    return x.reshape(-1, x.shape[-1])
-
-
-def like(y: Array, x: Array) -> Array:
-    """(N, n) -> (..., n), with the leading axes of x."""
-    return y.reshape(*x.shape[:-1], y.shape[-1])
-
-
-def row_products(x: Array, y: Array) -> Array:
-    """Σ_c x_nc y_nc, a number for each row: (..., C) -> (..., 1). A row times a column each: BLAS adds faster."""
-    n = x.shape[-1]
-    return (x.reshape(-1, 1, n) @ y.reshape(-1, n, 1)).reshape(*x.shape[:-1], 1)
+from .rows import like, rows
 
 
 def linear_forward(x: Array, W: Array, b: Array | None = None) -> tuple[Array, Array]:
@@ -51,5 +36,5 @@ def linear_gradients(dy: Array, x: Array) -> Array:
 
 
 def bias_gradients(dy: Array) -> Array:
-    """db = Σ_n dy_n, for anything that ends in "+ b" """
+    """db = Σ_n dy_n        (linear layers and layer norm)"""
     return rows(dy).sum(axis=0)

@@ -1,6 +1,6 @@
-"""Mean squared error, over every number.
+"""Mean squared error, averaged over all elements.
 
-    L = 1/n Σ_i (y_i - t_i)²            y, target t (...), n numbers each   L ()
+    L = 1/n Σ_i (y_i - t_i)²            y, target t (...), n elements each   L ()
 
 Backward:
 

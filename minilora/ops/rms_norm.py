@@ -16,12 +16,12 @@ Source: Zhang, Sennrich (2019), "Root Mean Square Layer Normalization", equation
 
 from ..backend import Array, get_array_module
 from .layer_norm import NormCache
-from .linear import row_products
+from .rows import row_dot
 
 
 def rms_norm_forward(x: Array, g: Array, eps: float = 1e-5) -> tuple[Array, NormCache]:
     """x̂ = x / rms          y = g ∘ x̂"""
-    rms = get_array_module(x).sqrt(row_products(x, x) / x.shape[-1] + eps)
+    rms = get_array_module(x).sqrt(row_dot(x, x) / x.shape[-1] + eps)
     xhat = x / rms
     return xhat * g, NormCache(xhat, rms)
 
@@ -30,6 +30,6 @@ def rms_norm_backward(dy: Array, cache: NormCache, g: Array) -> Array:
     """dx̂ = dy ∘ g          dx = (dx̂ - x̂ mean(dx̂ ∘ x̂)) / rms"""
     xhat, rms = cache
     dx = dy * g
-    dx -= row_products(dx, xhat) / dx.shape[-1] * xhat
+    dx -= row_dot(dx, xhat) / dx.shape[-1] * xhat
     dx /= rms
     return dx

@@ -1,4 +1,4 @@
-"""Rotary positions: each pair of a head's numbers is turned by an angle that grows with the position.
+"""Rotary position embeddings: each pair of numbers of a head is rotated by an angle proportional to its position.
 
     (a, b) -> (a cos φ - b sin φ,  b cos φ + a sin φ)           φ = t ω_i at position t, for pair i,  ω_i = θ^(-2i/D)
             = (a, b) ∘ cos φ + (b, a) ∘ (-sin φ, sin φ)
@@ -9,13 +9,13 @@ score of query s and key t depends on the distance alone.
 
 Backward: y = R x, so dx = Rᵀ dy, the rotation by -φ.
 
-A model that was trained on sequences of L tokens and is to read longer ones can turn slowly what turned slowly (Llama
-3.1). With 2π/ω the tokens of a full turn, pairs that turn more than `high` times in L stay as they are, those that
-turn less than `low` times turn `factor` times slower, and between them the frequency goes over smoothly:
+Llama 3.1 extends a model trained on sequences of L tokens to longer ones by scaling the low frequencies. A pair makes
+L ω/2π turns in L tokens. Above `high` turns its frequency stays, below `low` it is divided by `factor`, and in between
+it is interpolated:
 
-    ω' = m ω + (1 - m) ω / factor       m = (L ω/2π - low) / (high - low), within 0 and 1
+    ω' = m ω + (1 - m) ω / factor       m = (L ω/2π - low) / (high - low), clipped to 0..1
 
-    x, y (B, T, H·D)    cos, sin (T, 1, D): each for a and for b, of -φ and φ, which gives the sine its two signs
+    x, y (B, T, H·D)    cos, sin (T, 1, D), of -φ for a and of φ for b: the sine gets its two signs
 
 Source: Su et al. (2021), "RoFormer", equation 15; Grattafiori et al. (2024), "The Llama 3 Herd of Models", and the
 released code for the scaling.
@@ -29,14 +29,16 @@ from ..backend import Array, get_array_module
 
 
 class RopeScaling(NamedTuple):
+    """Llama 3.1's rope_scaling, in the order and with the meaning of Hugging Face's keys."""
+
     factor: float
-    low: float
-    high: float
-    trained: int  # L
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int  # L
 
 
 def rope_frequencies(xp: ModuleType, D: int, theta: float, scaling: RopeScaling | None = None) -> Array:
-    """ω (D/2,) in float64."""
+    """ω (D/2,), float64, for heads of width D; scaled if there is a `scaling`."""
     omega = theta ** (-xp.arange(0, D, 2) / D)
     if scaling is None:
         return omega
@@ -46,7 +48,7 @@ def rope_frequencies(xp: ModuleType, D: int, theta: float, scaling: RopeScaling 
 
 
 def rope_tables(xp: ModuleType, T: int, omega: Array, dtype: Any, start: int = 0) -> tuple[Array, Array]:
-    """cos and sin of -φ and φ for the positions start..start+T-1, two arrays (T, 1, D). The angles are float64."""
+    """cos and sin of (-φ, φ), each (T, 1, D), for the positions start..start+T-1. The angles are float64."""
     phi = xp.arange(start, start + T)[:, None, None] * xp.concatenate([-omega, omega])
     return xp.cos(phi).astype(dtype), xp.sin(phi).astype(dtype)
 

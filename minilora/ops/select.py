@@ -1,8 +1,8 @@
-"""Selection: some of the tokens, for a head that reads no others: one of each sequence, or those with a label.
+"""Selection of tokens, for a head that reads only some: one of each sequence, or those with a label.
 
     y_n = x_{b_n, t_n}          x (B, T, C)   b, t (N,) integers, no pair twice   y (N, C)
 
-What is not selected has no influence: dx_{b_n, t_n} = dy_n, and 0 elsewhere.
+Backward: dx_{b_n, t_n} = dy_n, and 0 for tokens that were not selected.
 """
 
 from ..backend import Array, get_array_module

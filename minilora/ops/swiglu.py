@@ -1,4 +1,4 @@
-"""SwiGLU: one projection, passed through SiLU, gates another.
+"""SwiGLU: the SiLU of one projection is multiplied by another, elementwise.
 
     y = silu(gate) ∘ up         silu(z) = z σ(z)         gate, up, y (..., F)
 
@@ -8,14 +8,14 @@ Backward. With σ' = σ (1 - σ):
 
     dgate = dy ∘ up ∘ silu'(gate)           dup = dy ∘ silu(gate)
 
-The factors of dy, up ∘ silu'(gate) and silu(gate), are what is kept.
+The forward keeps the two factors of dy, up ∘ silu'(gate) and silu(gate).
 
 Source: Shazeer (2020), "GLU Variants Improve Transformer", equation 5.
 """
 
 from typing import NamedTuple
 
-from ..backend import Array, get_array_module
+from ..backend import Array, sigmoid_2u
 
 
 class SwiGLUCache(NamedTuple):
@@ -25,13 +25,11 @@ class SwiGLUCache(NamedTuple):
 
 def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwiGLUCache]:
     """y = silu(gate) ∘ up"""
-    sigma = get_array_module(gate).tanh(0.5 * gate)  # σ(z) = (1 + tanh(z/2)) / 2 never overflows
-    sigma += 1
-    sigma *= 0.5
+    sigma = sigmoid_2u(0.5 * gate)
     silu = gate * sigma
     slope = 1 - sigma
     slope *= silu
-    slope += sigma
+    slope += sigma  # silu'
     slope *= up
     return silu * up, SwiGLUCache(slope, silu)
 

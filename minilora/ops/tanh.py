@@ -1,4 +1,4 @@
-"""Hyperbolic tangent, of the poolers.
+"""Hyperbolic tangent, which BERT's pooler uses.
 
 y = tanh x          dy/dx = 1 - y²          dx = dy ∘ (1 - y²)
 """

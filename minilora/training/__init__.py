@@ -2,7 +2,7 @@
 
 from .evaluation import evaluate
 from .gradients import loss_and_gradients, loss_of, sharded_loss_and_gradients
+from .history import History
 from .loop import fit
-from .run import History
 
 __all__ = ["History", "evaluate", "fit", "loss_and_gradients", "loss_of", "sharded_loss_and_gradients"]

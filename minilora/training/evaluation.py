@@ -12,20 +12,20 @@ from .gradients import count_labels, loss_of, thread_pool
 
 @blas_threads()
 def evaluate(model: Sequential, batches: Iterable[Batch], *, shards: int = 1, description: str | None = None) -> float:
-    """Mean cross-entropy in nats per labelled position, without dropout; `shards` batches at a time.
+    """Mean cross-entropy of all batches in nats per labelled position, without dropout.
 
-    `description` labels a progress bar; None shows none. Raises ValueError when no position has a label, or one is
-    outside the vocabulary.
+    `shards` batches run at a time, on as many threads. `description` labels a progress bar; None shows none. Raises
+    ValueError when no position has a label, or a label is not one of the model's classes.
     """
     from tqdm import tqdm
 
-    def one(batch: Batch) -> tuple[float, int]:
+    def total_loss(batch: Batch) -> tuple[float, int]:
         n = count_labels(batch)
         return n * float(loss_of(model, batch, count=n)[0]), n
 
     batches = list(batches)
     with thread_pool(shards) as pool:
-        losses = pool.map(one, batches)
+        losses = pool.map(total_loss, batches)
         bar = tqdm(losses, description, len(batches), disable=None if description else True, leave=False)
         total, count = map(sum, zip(*bar, strict=True)) if batches else (0.0, 0)
     if not count:

@@ -9,25 +9,28 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from ..backend import Array, get_array_module
+from ..backend import Array, Rng, generator, get_array_module
 from ..data import Batch
 from ..nn import Gradients, Inputs, Pass, Sequential
 
 
 def loss_of(
-    model: Sequential, batch: Batch, rng: np.random.Generator | None = None, count: int | None = None
+    model: Sequential, batch: Batch, rng: Rng | None = None, count: int | None = None
 ) -> tuple[Array, tuple[Any, Any]]:
-    """Mean cross-entropy over what has a label (a 0-d array, on the device), and the caches of model and loss.
+    """Mean cross-entropy in nats over the labelled positions (a 0-d array), and the caches of the model and the loss.
 
-    `model` is a Transformer, or a chain of your own parts, whose first layer takes batch.ids, whatever they are.
-    `count` replaces their number where the batch is a part of a larger one; losses and gradients then add up.
-    Raises ValueError for targets that are neither one of the head's outputs nor IGNORE, or do not fit its shape.
+    `model` is a Transformer, or a Sequential of your own layers, the first of which takes batch.ids, whatever they are.
+    Dropout draws from `rng`; None means no dropout. Where the batch is part of a larger one, `count` is the number of
+    labels of the larger one: the losses and the gradients of the parts then add up.
+
+    Raises ValueError for targets that do not fit the logits' shape, or are neither one of their V classes nor IGNORE.
     """
-    targets, where = batch.targets, None
+    targets, labelled = batch.targets, None
     if "labelled" in model.layers and targets.shape == batch.ids.shape and 0 < count_labels(batch) < targets.size:
-        b, t = np.nonzero(targets != ops.IGNORE)  # the logits of the others, V numbers each, would go unread
-        targets, where = targets[b, t], (b, t)
-    logits, cache = model.forward(batch.ids, Inputs(batch.padding, batch.segments, where), Pass(rng))
+        b, t = np.nonzero(targets != ops.IGNORE)  # no logits, V numbers each, where there is no label
+        targets, labelled = targets[b, t], (b, t)
+    run = Pass(None if rng is None else generator(rng))
+    logits, cache = model.forward(batch.ids, Inputs(batch.padding, batch.segments, labelled), run)
     check_targets(targets, logits.shape[-1])
     loss, ce_cache = ops.cross_entropy_forward(logits, get_array_module(logits).asarray(targets), count)
     return loss, (cache, ce_cache)
@@ -43,12 +46,12 @@ def check_targets(targets: np.ndarray, outputs: int) -> None:
 
 
 def loss_and_gradients(
-    model: Sequential, batch: Batch, rng: np.random.Generator | None = None, count: int | None = None
+    model: Sequential, batch: Batch, rng: Rng | None = None, count: int | None = None
 ) -> tuple[Array, Gradients]:
-    """The loss of a batch, as loss_of() says, and its gradients."""
+    """The loss of a batch, as loss_of() returns it, and its gradients with respect to the trainable parameters."""
     loss, (cache, ce_cache) = loss_of(model, batch, rng, count)
     dlogits, grads = ops.cross_entropy_backward(1.0, ce_cache), Gradients()
-    del ce_cache  # as many numbers as there are logits, on top of the most memory that a step needs
+    del ce_cache  # it is as large as the logits, and the peak of memory comes next
     model.backward(dlogits, cache, grads)
     return loss, grads
 
@@ -56,32 +59,34 @@ def loss_and_gradients(
 def sharded_loss_and_gradients(
     pool: ThreadPoolExecutor, shards: int, model: Sequential, batches: list[Batch], seed: list[int]
 ) -> tuple[Array, Gradients]:
-    """The same for several batches as if they were one, each split along Bto `shards` that run on threads.
+    """The loss and gradients of several batches as if they were one, each batch split along B into `shards` threads.
 
-    Each shard has gradients and a generator of its own; they are summed in a fixed order.
+    Shard i draws its dropout from default_rng([*seed, i]). Gradients are summed in a fixed order, so that the bytes do
+    not depend on which thread is faster.
     """
     count = sum(count_labels(batch) for batch in batches)
 
-    def one(i: int, shard: Batch) -> tuple[Array, Gradients]:
+    def of_shard(i: int, shard: Batch) -> tuple[Array, Gradients]:
         return loss_and_gradients(model, shard, np.random.default_rng([*seed, i]), count)
 
     parts = [shard for batch in batches for shard in split_batch(batch, shards)]
-    run = pool.map if len(parts) > 1 else map  # a thread for one part alone would only be waited for
-    losses, grads = zip(*run(one, range(len(parts)), parts), strict=True)
+    apply = pool.map if len(parts) > 1 else map  # a thread for a single part would save nothing
+    losses, grads = zip(*apply(of_shard, range(len(parts)), parts), strict=True)
     return sum(losses[1:], losses[0]), sum(grads, Gradients())
 
 
 def split_batch(batch: Batch, shards: int) -> list[Batch]:
-    """`batch` in at most `shards` parts along B, of nearly equal size."""
+    """At most `shards` parts of `batch`, split along B, of nearly equal size."""
     shards = min(shards, len(batch.ids))
     fields = ([None] * shards if a is None else np.array_split(a, shards) for a in batch)
     return [Batch(*parts) for parts in zip(*fields, strict=True)]
 
 
 def count_labels(batch: Batch) -> int:
+    """The number of targets that are not IGNORE."""
     return int((batch.targets != ops.IGNORE).sum())
 
 
 def thread_pool(n: int) -> ThreadPoolExecutor:
-    """`n` threads on which NumPy does not warn of numbers that are not finite: the loop looks for those itself."""
+    """`n` threads on which NumPy does not warn of overflow or NaN: the training loop checks for them itself."""
     return ThreadPoolExecutor(n, initializer=partial(np.seterr, all="ignore"))

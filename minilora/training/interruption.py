@@ -11,7 +11,10 @@ from typing import Any
 
 @contextmanager
 def interruption() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets, so that a step is never cut in the middle. A second Ctrl-C stops at once."""
+    """An event that Ctrl-C sets, so that the loop can finish its step. A second Ctrl-C interrupts at once.
+
+    Only the main thread receives signals; on any other the event is never set.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

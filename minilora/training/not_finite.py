@@ -1,4 +1,4 @@
-"""Where NaN or infinity first appears."""
+"""The search for the first module whose output is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from ..nn import Inputs, Module, Sequential
 
 
 def first_not_finite(model: Sequential, batch: Batch) -> str:
-    """The path of the first module, in the order of computation, whose output on `batch` is not finite; "" if none."""
+    """The path of the module, first in the order of computation, whose output on `batch` is not finite; "" if none.
+
+    Runs a forward without dropout.
+    """
     found: list[str] = []
 
-    def watched(path: str, forward: Callable[..., tuple[Array, Any]]) -> Callable[..., tuple[Array, Any]]:
+    def checked(path: str, forward: Callable[..., tuple[Array, Any]]) -> Callable[..., tuple[Array, Any]]:
         def run(*arguments: Any) -> tuple[Array, Any]:
             y, cache = forward(*arguments)
             if not found and not np.isfinite(to_numpy(y)).all():
@@ -28,7 +31,7 @@ def first_not_finite(model: Sequential, batch: Batch) -> str:
     modules: list[tuple[str, Module]] = list(model.named_modules())
     try:
         for path, module in modules:
-            vars(module)["forward"] = watched(path, module.forward)
+            vars(module)["forward"] = checked(path, module.forward)
         model.forward(batch.ids, Inputs(batch.padding, batch.segments))
     finally:
         for _, module in modules:

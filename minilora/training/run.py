@@ -1,71 +1,94 @@
-"""The state of a training run: what a checkpoint holds, saved and loaded; and its history."""
+"""What a training run does beside its steps: read the losses, evaluate, stop early, write checkpoints."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..backend import Array, get_array_module, to_numpy
 from ..data import Batch
-from ..files import load_tensors, save_tensors
-from ..nn import Gradients, Sequential, check_fit, shapes_of
+from ..nn import Sequential
 from ..nn.optim import Optimizer
+from .checkpoint import load_checkpoint, save_checkpoint, trainable_state
+from .evaluation import evaluate
+from .history import History
 from .not_finite import first_not_finite
+
+READ_EVERY = 10  # steps: reading a loss waits for the device
 
 
 @dataclass
-class History:
-    """The losses of a run; no times, so that the same seed gives the same bytes."""
-
-    loss: list[float] = field(default_factory=list)  # nats, one for each step
-    evaluations: list[list[float]] = field(default_factory=list)  # [steps done, nats on held-out data]
-    stopped_early: bool = False
-
-    def best(self) -> float:
-        return min((loss for _, loss in self.evaluations), default=math.inf)
-
-
 class Run:
-    """What a checkpoint holds: parameters, optimizer state, history, the best parameters so far, and the settings that
-    tell this run from another."""
+    """A run of fit(), whose arguments these are."""
 
-    def __init__(self, model: Sequential, optimizer: Optimizer, path: Path | None, settings: dict[str, Any]) -> None:
-        self.model, self.optimizer, self.path, self.settings = model, optimizer, path, settings
-        self.history = History()
-        self.unread: list[tuple[Array, Array | float]] = []  # losses and norms of the gradient, still on the device
-        self.finite: Array | bool = True  # were they all? on the device, too
-        self.best: dict[str, Array] = {}
-
-    def state(self) -> dict[str, Array]:
-        return {name: parameter.data for name, parameter in self.model.trainable_parameters().items()}
+    model: Sequential
+    optimizer: Optimizer
+    batches: Callable[[int], list[Batch]]  # those of a step
+    steps: int
+    settings: dict[str, Any]  # what a checkpoint of this run must have been made with
+    held_out: Callable[[], Iterable[Batch]] | None
+    evaluate_every: int
+    patience: int
+    checkpoint: Path | None
+    checkpoint_every: int
+    shards: int
+    history: History = field(default_factory=History)
+    best: dict[str, Array] = field(default_factory=dict)  # the parameters of the best evaluation, with patience
+    unread: list[tuple[Array, Array | float]] = field(default_factory=list)  # losses and norms, still on the device
+    finite: Array | bool = True  # whether all losses and norms so far are, still on the device
 
     def start(self, resume: bool) -> None:
-        """Go on from the checkpoint if there is one. Raises ValueError if there is and `resume` is False."""
-        if self.path and self.path.exists():
+        """Continue from the checkpoint if there is one. Raises ValueError if there is and `resume` is False."""
+        if self.checkpoint and self.checkpoint.exists():
             if not resume:
-                raise ValueError(f"{self.path} is there already: resume, or choose another place")
-            self.load()
+                raise ValueError(f"{self.checkpoint} is there already: resume, or choose another place")
+            self.history, self.best = load_checkpoint(self.checkpoint, self.model, self.optimizer, self.settings)
 
-    def about_checkpoint(self, words: str) -> str:
-        """`words` with the path of the checkpoint, if there is one; else nothing."""
-        return words.format(self.path) if self.path and self.path.exists() else ""
+    def progress_bar(self, description: str | None) -> Any:
+        """A tqdm bar of the steps; a hidden one for None."""
+        from tqdm import tqdm
 
-    def step(self, loss: Array, grads: Gradients, norm: Array | float, factor: float) -> None:
-        """One step of the optimizer, which changes nothing once a loss or gradient was not finite. Nothing is fetched
-        from the device here; read_losses() finds out."""
+        done, hidden = len(self.history.loss), None if description else True
+        return tqdm(initial=done, total=self.steps, desc=description, unit="step", leave=False, disable=hidden)
+
+    def remaining_steps(self, interrupted: threading.Event, bar: Any) -> Iterator[int]:
+        """The steps still to do. After each one it reads losses, evaluates and saves, where that is due.
+
+        Raises KeyboardInterrupt after a step during which `interrupted` was set.
+        """
+        if self.held_out and not self.history.evaluations:
+            self.evaluate()
+        for step in range(len(self.history.loss), self.steps):
+            if self.history.stopped_early:
+                return
+            yield step
+            bar.update()
+            done, stop = step + 1, interrupted.is_set()
+            last = done == self.steps
+            if stop or last or done % READ_EVERY == 0:
+                self.read_losses()
+                bar.set_postfix_str(f"loss {self.history.loss[-1]:.3f}")
+            if self.held_out and (last or (self.evaluate_every and done % self.evaluate_every == 0)):
+                self.evaluate()
+            if self.checkpoint and (stop or last or self.history.stopped_early or done % self.checkpoint_every == 0):
+                self.save(self.checkpoint)
+            if stop:
+                kept = f", which is kept in {self.checkpoint}" if self.checkpoint else ""
+                raise KeyboardInterrupt(f"stopped after step {done}{kept}")
+
+    def record(self, loss: Array, norm: Array | float) -> Array | bool:
+        """Note a step's loss and gradient norm, not waiting for the device. Returns whether all so far are finite."""
         xp = get_array_module(loss)
-        self.finite = self.finite & xp.isfinite(loss) & xp.isfinite(norm)
-        self.optimizer.step(grads, factor, self.finite)
         self.unread.append((loss, norm))
+        self.finite = self.finite & xp.isfinite(loss) & xp.isfinite(norm)
+        return self.finite
 
-    def read_losses(self, at: Callable[[int], list[Batch]]) -> None:
-        """Fetch the losses. Raises FloatingPointError if one, or its gradient, is not finite; at(step) is its data."""
+    def read_losses(self) -> None:
+        """Move the noted losses to the history. Raises FloatingPointError if one, or its gradient, is not finite."""
         if not self.unread:
             return
         xp = get_array_module(self.unread[0][0])
@@ -73,73 +96,30 @@ class Run:
             if not math.isfinite(loss + norm):
                 step = len(self.history.loss)
                 what, value = ("gradient's norm", norm) if math.isfinite(loss) else ("loss", loss)
-                culprits = (first_not_finite(self.model, batch) for batch in at(step))
-                culprit = next(filter(None, culprits), "the backward")
+                found = (first_not_finite(self.model, batch) for batch in self.batches(step))
+                module, saved = next(filter(None, found), "the backward"), self.checkpoint and self.checkpoint.exists()
+                kept = f"; {self.checkpoint} holds the last good state" if saved else ""
                 raise FloatingPointError(
-                    f"the {what} of step {step + 1} is {value}, first in {culprit}: "
-                    f"lower the learning rate{self.about_checkpoint('; {} holds the last good state')}"
+                    f"the {what} of step {step + 1} is {value}, first in {module}: lower the learning rate{kept}"
                 )
             self.history.loss.append(loss)
         self.unread = []
 
-    def record_evaluation(self, loss: float, patience: int) -> None:
-        """Add an evaluation to the history, and decide whether to stop early.
-
-        The optimizer replaces arrays and never writes into them, so a reference to the best ones is a snapshot.
-        """
-        if patience and loss < self.history.best():
-            self.best = self.state()
+    def evaluate(self) -> None:
+        """Evaluate on the held-out data, note the parameters if they are the best so far, decide whether to stop."""
+        assert self.held_out is not None
+        self.read_losses()
+        loss = evaluate(self.model, self.held_out(), shards=self.shards)
+        if self.patience and loss < self.history.best():
+            self.best = trainable_state(self.model)
         self.history.evaluations.append([len(self.history.loss), loss])
-        values = [value for _, value in self.history.evaluations]
-        since_best = len(values) - 1 - int(np.nanargmin(values)) if np.isfinite(values).any() else len(values)
-        self.history.stopped_early = bool(patience) and since_best >= patience
+        self.history.stopped_early = 0 < self.patience <= self.history.evaluations_since_best()
+
+    def save(self, path: Path) -> None:
+        self.read_losses()
+        save_checkpoint(path, self.model, self.optimizer, self.history, self.best, self.settings)
 
     def restore_best(self) -> None:
-        """Put the best parameters back, if there was patience to look for them."""
+        """Set the parameters to those of the best evaluation, if there was `patience`."""
         for name, data in self.best.items():
             self.model.trainable_parameters()[name].data = data
-
-    def save(self) -> None:
-        """Write the checkpoint, unless a parameter is not finite: the last good one is worth more."""
-        assert self.path is not None
-        tensors = {f"parameter.{name}": data for name, data in self.state().items()}
-        bad = next((name for name, data in tensors.items() if not np.isfinite(to_numpy(data)).all()), None)
-        if bad:
-            raise FloatingPointError(f"{bad} is not finite after step {self.optimizer.t}: lower the learning rate")
-        tensors |= {f"optimizer.{name}": data for name, data in self.optimizer.state.items()}
-        tensors |= {f"best.{name}": data for name, data in self.best.items()}
-        note = {"t": self.optimizer.t, "history": asdict(self.history), "settings": self.settings}
-        save_tensors(self.path, tensors, {"minilora": json.dumps(note, sort_keys=True)})
-
-    def load(self) -> None:
-        """Go back to a checkpoint. Raises ValueError, with nothing changed, if it is damaged or of another run."""
-        assert self.path is not None
-        tensors, metadata = load_tensors(self.path)
-        kinds: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "optimizer": {}, "best": {}}
-        for name, data in tensors.items():
-            kind, _, rest = name.partition(".")
-            kinds.get(kind, {})[rest] = data
-        parameters = self.model.trainable_parameters()
-        try:
-            check_fit(kinds["parameter"], shapes_of(self.state()))
-            check_fit(kinds["optimizer"], shapes_of(self.optimizer.state))
-            check_fit(kinds["best"], shapes_of(self.state() if kinds["best"] else {}))
-            note = json.loads(metadata["minilora"])
-            t, history = int(note["t"]), History(**note["history"])
-            check_settings(note.get("settings"), self.settings)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.path} is not a checkpoint of this run: {error}") from None
-        for name, parameter in parameters.items():
-            parameter.data = get_array_module(parameter.data).asarray(kinds["parameter"][name])
-        self.optimizer.load_state(kinds["optimizer"], t)
-        self.best = {name: get_array_module(parameters[name].data).asarray(x) for name, x in kinds["best"].items()}
-        self.history = history
-
-
-def check_settings(before: dict[str, Any] | None, now: dict[str, Any]) -> None:
-    """Raise ValueError where a run was begun with other settings than it is resumed with, or does not say them."""
-    if before is None:
-        raise ValueError("it does not say its seed and steps, as those of older versions: start again")
-    for key, value in now.items():
-        if before.get(key) != value:
-            raise ValueError(f"it was begun with {key} = {before.get(key)!r}, not {value!r}: resume with the same")

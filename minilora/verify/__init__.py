@@ -1,18 +1,21 @@
 """Is a hand-written gradient right, and if not, what is wrong with it?"""
 
+from .case import Case
 from .check import Report, Row, check_backward, check_gradient, check_model
-from .diagnose import Diagnosis, Finding, diagnose
-from .problem import Case, Fault, Problem, Words
+from .diagnose import diagnose
+from .diagnosis import Diagnosis
+from .explanations.finding import Finding
+from .problem import Factor, Fault, Problem
 
 __all__ = [
     "Case",
     "Diagnosis",
+    "Factor",
     "Fault",
     "Finding",
     "Problem",
     "Report",
     "Row",
-    "Words",
     "check_backward",
     "check_gradient",
     "check_model",

@@ -1,17 +1,12 @@
-"""Every op, module, adapter and family as something that can be checked: CHECKS.
-
-A maker `OPS[name](size, rng)` draws a case of an op: inputs, forward, and one gradient for each input. It asks
-`size(low, high)` for each of its sizes in turn.
-"""
+"""Every op, module, adapter and family as something that can be checked: CHECKS."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +14,13 @@ from .. import ops
 from ..adapters.attach import attach, attach_lora
 from ..adapters.base import DEFAULT, Adapter, variants
 from ..adapters.merge import MergedEmbedding, MergedLinear
-from ..backend import Array, get_array_module
+from ..backend import Array
 from ..models.config import Config
-from ..models.families import FAMILIES, New, bert, gpt2, llama
+from ..models.families import FAMILIES
+from ..models.families.bert import bert
+from ..models.families.gpt2 import gpt2
+from ..models.families.llama import llama
+from ..models.parts import New
 from ..models.transformer import Transformer
 from ..nn import (
     Checkpointed,
@@ -37,353 +36,8 @@ from ..nn import (
     Select,
     Tanh,
 )
-from .check import Report, check_gradient, check_model
-
-Rng = np.random.Generator
-
-S = 0.7  # the scaling of the low-rank path
-EPS = 0.03  # of the norms: large enough for its place in the formula to show
-THETA = 50.0  # of the rotary positions
-
-
-class OpCase(NamedTuple):
-    inputs: dict[str, np.ndarray]  # what has a gradient
-    forward: Callable[..., Any]  # (*inputs) -> y, cache
-    backward: Callable[..., Any]  # (dy, cache, *inputs) -> one gradient for each input
-    constants: dict[str, Any]  # what else y depends on, for a reference that knows only the formula
-
-    def grad(self, dy: Array, *inputs: Array) -> tuple[Array, ...]:
-        return self.backward(dy, self.forward(*inputs)[1], *inputs)
-
-    def check(self, rng: Rng, grad: Callable[..., Any] | None = None, **options: Any) -> Report:
-        f, grad = lambda *a: self.forward(*a)[0], grad or self.grad
-        return check_gradient(f, grad, self.inputs, rng=rng, one_row=True, **options)  # other sizes show what one hides
-
-
-class Size(Protocol):
-    def __call__(self, low: int = 1, high: int = 4) -> int: ...
-
-
-Maker: TypeAlias = Callable[[Size, Rng], OpCase]
-
-
-def on(x: Array, constant: np.ndarray) -> Array:
-    """A constant in the library of x; floats in the dtype of x."""
-    return get_array_module(x).asarray(constant, dtype=x.dtype if constant.dtype.kind == "f" else None)
-
-
-def fixed(constant: np.ndarray) -> np.ndarray:
-    constant.setflags(write=False)
-    return constant
-
-
-def linear(size: Size, rng: Rng) -> OpCase:
-    B, T, n_in, n_out = (size() for _ in range(4))
-    return OpCase(
-        {"x": rng.standard_normal((B, T, n_in)), "W": rng.standard_normal((n_out, n_in))},
-        ops.linear_forward,
-        lambda dy, x, _, W: (ops.linear_backward(dy, W), ops.linear_gradients(dy, x)),
-        {},
-    )
-
-
-def bias(size: Size, rng: Rng) -> OpCase:
-    B, T, n_in, n_out = (size() for _ in range(4))
-    x, W = rng.standard_normal((B, T, n_in)), rng.standard_normal((n_out, n_in))
-    return OpCase(
-        {"b": rng.standard_normal(n_out)},
-        lambda b: ops.linear_forward(on(b, x), on(b, W), b),
-        lambda dy, _, b: (ops.bias_gradients(dy),),
-        {"x": x, "W": W},
-    )
-
-
-def low_rank(size: Size, rng: Rng) -> OpCase:
-    B, T, n_in, n_out, r = (size() for _ in range(5))
-    inputs = {"x": rng.standard_normal((B, T, n_in)), "A": rng.standard_normal((r, n_in))}
-
-    def backward(dy: Array, cache: Any, x: Array, A: Array, B: Array) -> tuple[Array, ...]:
-        dx, dh = ops.lora_backward(dy, A, B, S)
-        return dx, ops.lora_A_gradients(dh, cache.x), ops.lora_B_gradients(dy, cache.h, S)
-
-    return OpCase(
-        {**inputs, "B": rng.standard_normal((n_out, r))}, lambda x, A, B: ops.lora_forward(x, A, B, S), backward, {}
-    )
-
-
-def low_rank_embedding(size: Size, rng: Rng) -> OpCase:
-    ids, V = rng.integers(0, 3, (size(), size(2, 4))), size(3, 5)
-    ids[:, 0] = ids[:, -1]  # the same column of A twice, at least
-    fixed(ids)
-    C, r = size(), size()
-
-    def backward(dy: Array, cache: Any, A: Array, B: Array) -> tuple[Array, ...]:
-        return ops.lora_embedding_A_gradients(dy, cache.x, B, S, V), ops.lora_B_gradients(dy, cache.h, S)
-
-    return OpCase(
-        {"A": rng.standard_normal((r, V)), "B": rng.standard_normal((C, r))},
-        lambda A, B: ops.lora_embedding_forward(on(A, ids), A, B, S),
-        backward,
-        {"ids": ids},
-    )
-
-
-def low_rank_vera(size: Size, rng: Rng) -> OpCase:
-    B, T, n_in, n_out, r = (size() for _ in range(5))
-    inputs = {"x": rng.standard_normal((B, T, n_in)), "d": rng.standard_normal(r), "b": rng.standard_normal(n_out)}
-    A, B_ = fixed(rng.standard_normal((r, n_in))), fixed(rng.standard_normal((n_out, r)))
-
-    def backward(dy: Array, h: Array, x: Array, d: Array, b: Array) -> tuple[Array, ...]:
-        return ops.vera_backward(dy, on(x, A), on(x, B_), d, b), *ops.vera_gradients(dy, h, on(x, B_), d, b)
-
-    return OpCase(inputs, lambda x, d, b: ops.vera_forward(x, on(x, A), on(x, B_), d, b), backward, {"A": A, "B": B_})
-
-
-def rescaling(size: Size, rng: Rng) -> OpCase:
-    B, T, C = size(), size(), size()
-    return OpCase(
-        {"x": rng.standard_normal((B, T, C)), "l": rng.standard_normal(C)},
-        ops.ia3_forward,
-        lambda dy, x, _, vector: (ops.ia3_backward(dy, vector), ops.ia3_gradients(dy, x)),
-        {},
-    )
-
-
-def layer_norm(size: Size, rng: Rng) -> OpCase:
-    B, T, C = size(), size(), size(3, 5)
-    return OpCase(
-        {"x": rng.standard_normal((B, T, C)), "g": rng.standard_normal(C), "b": rng.standard_normal(C)},
-        lambda x, g, b: ops.layer_norm_forward(x, g, b, EPS),
-        lambda dy, cache, _, g, b: (
-            ops.layer_norm_backward(dy, cache, g), ops.gain_gradients(dy, cache), ops.bias_gradients(dy),
-        ),
-        {},
-    )  # fmt: skip
-
-
-def rms_norm(size: Size, rng: Rng) -> OpCase:
-    B, T, C = size(), size(), size(2, 5)
-    return OpCase(
-        {"x": rng.standard_normal((B, T, C)), "g": rng.standard_normal(C)},
-        lambda x, g: ops.rms_norm_forward(x, g, EPS),
-        lambda dy, cache, _, g: (ops.rms_norm_backward(dy, cache, g), ops.gain_gradients(dy, cache)),
-        {},
-    )
-
-
-def gelu(forward: Callable[[Array], tuple[Array, Array]]) -> Maker:
-    def case(size: Size, rng: Rng) -> OpCase:
-        x = 2 * rng.standard_normal((size(), size(), size(2, 4)))
-        return OpCase({"x": x}, forward, lambda dy, cache, x: (ops.gelu_backward(dy, cache),), {})
-
-    return case
-
-
-def tanh(size: Size, rng: Rng) -> OpCase:
-    x = rng.standard_normal((size(), size(2, 4)))
-    return OpCase({"x": x}, ops.tanh_forward, lambda dy, cache, x: (ops.tanh_backward(dy, cache),), {})
-
-
-def select(size: Size, rng: Rng) -> OpCase:
-    B, T, C = size(), size(2, 4), size()
-    chosen = rng.random((B, T)) < 0.5
-    chosen[-1, -1] = True
-    b, t = map(fixed, np.nonzero(chosen))
-    return OpCase(
-        {"x": rng.standard_normal((B, T, C))},
-        lambda x: ops.select_forward(x, on(x, b), on(x, t)),
-        lambda dy, cache, x: (ops.select_backward(dy, cache),),
-        {"b": b, "t": t},
-    )
-
-
-def swiglu(size: Size, rng: Rng) -> OpCase:
-    B, T, F = size(), size(), size()
-    return OpCase(
-        {"gate": 2 * rng.standard_normal((B, T, F)), "up": rng.standard_normal((B, T, F))},
-        ops.swiglu_forward,
-        lambda dy, cache, *_: ops.swiglu_backward(dy, cache),
-        {},
-    )
-
-
-def rope(size: Size, rng: Rng) -> OpCase:
-    B, T, H, D = size(), size(), size(), 2 * size(1, 3)
-    return OpCase(
-        {"x": rng.standard_normal((B, T, H * D))},
-        lambda x: (ops.rope_forward(x, *rope_tables(x, D)), None),
-        lambda dy, _, x: (ops.rope_backward(dy, *rope_tables(x, D)),),
-        {"D": D},
-    )
-
-
-def rope_tables(x: Array, D: int) -> tuple[Array, Array]:
-    xp = get_array_module(x)
-    return ops.rope_tables(xp, x.shape[1], ops.rope_frequencies(xp, D, THETA), x.dtype)
-
-
-def attention(causal: bool, side: str, R: int, block: int = 0, window: int | None = None) -> Maker:
-    """R query heads for each key/value head; in blocks, or whole. The outputs of padding are no part of y."""
-    backward = "blockwise_attention_backward" if block else "attention_backward"
-
-    def case(size: Size, rng: Rng) -> OpCase:
-        B, T, G, D = size(), size(6, 9) if block else size(3, 5), size(1, 2), size(1, 3)
-        padding = None if side == "none" else fixed(pad(side, T, [T - 1, *rng.integers(1, T + 1, B - 1)]))
-        real = np.ones((B, T, 1)) if padding is None else 1.0 * padding[..., None]
-
-        def forward(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
-            y: Array
-            cache: Any
-            if block:
-                seen = None if padding is None else on(q, padding)
-                y, cache = ops.blockwise_attention_forward(q, k, v, D, causal, seen, block, window)
-            else:
-                y, cache = ops.attention_forward(q, k, v, attention_mask(q, causal, padding, window), D)
-            return y * on(q, real), cache
-
-        return OpCase(
-            {name: rng.standard_normal((B, T, n * D)) for name, n in (("q", G * R), ("k", G), ("v", G))},
-            forward,
-            lambda dy, cache, *_: getattr(ops, backward)(dy * on(dy, real), cache),
-            {"D": D, "causal": causal, "padding": padding, "window": window},
-        )
-
-    return case
-
-
-def cross_attention(size: Size, rng: Rng) -> OpCase:
-    """As many queries as there are keys, or more, or fewer."""
-    B, Tq, Tk, G, R, D = size(), size(1, 5), size(2, 4), size(1, 2), size(1, 3), size(1, 3)
-    mask = np.where(rng.random((Tq, Tk)) < 0.7, 0.0, -1e9)
-    mask[:, :2] = 0  # every query sees two keys, at least
-    fixed(mask)
-    return OpCase(
-        {name: rng.standard_normal((B, T, n * D)) for name, T, n in (("q", Tq, G * R), ("k", Tk, G), ("v", Tk, G))},
-        lambda q, k, v: ops.attention_forward(q, k, v, on(q, mask), D),
-        lambda dy, cache, *_: ops.attention_backward(dy, cache),
-        {"D": D, "mask": mask},
-    )
-
-
-def attention_mask(x: Array, causal: bool, padding: np.ndarray | None, window: int | None = None) -> Array | None:
-    xp = get_array_module(x)
-    padding = None if padding is None else xp.asarray(padding)
-    return ops.attention_mask(xp, x.shape[1], causal, padding, x.dtype, window=window)
-
-
-def pad(side: str, T: int, lengths: list[int]) -> np.ndarray:
-    """(B, T), True for the real tokens; the padding is on the left or on the right."""
-    real = np.arange(T) < np.array(lengths)[:, None]
-    return real[:, ::-1].copy() if side == "left" else real
-
-
-def embedding(size: Size, rng: Rng) -> OpCase:
-    ids, V = rng.integers(0, 3, (size(), size(2, 4))), size(3, 5)
-    ids[:, 0] = ids[:, -1]  # the same row twice, at least
-    fixed(ids)
-    return OpCase(
-        {"W": rng.standard_normal((V, size()))},
-        lambda W: ops.embedding_forward(on(W, ids), W),
-        lambda dy, cache, W: (ops.embedding_gradients(dy, cache, V),),
-        {"ids": ids},
-    )
-
-
-def cross_entropy(count: int | None) -> Maker:
-    def case(size: Size, rng: Rng) -> OpCase:
-        B, T, V = size(), size(2, 4), size(2, 5)
-        targets = rng.integers(0, V, (B, T))
-        targets[:, 1] = ops.IGNORE
-        fixed(targets)
-        return OpCase(
-            {"logits": rng.standard_normal((B, T, V))},
-            lambda z: ops.cross_entropy_forward(z, on(z, targets), count),
-            lambda dL, cache, z: (ops.cross_entropy_backward(dL, cache),),
-            {"targets": targets, "count": count},
-        )
-
-    return case
-
-
-def mean_squared_error(size: Size, rng: Rng) -> OpCase:
-    B, T = size(), size()
-    target = fixed(rng.standard_normal((B, T)))
-    return OpCase(
-        {"y": rng.standard_normal((B, T))},
-        lambda y: ops.mean_squared_error_forward(y, on(y, target)),
-        lambda dL, cache, y: (ops.mean_squared_error_backward(dL, cache),),
-        {"target": target},
-    )
-
-
-def dropout(size: Size, rng: Rng) -> OpCase:
-    shape = size(), size(), size(2, 4)
-    keep = (rng.random(shape) < 0.6) / 0.6
-    keep[0, 0, :2] = 0, 1 / 0.6
-    fixed(keep)
-    return OpCase(
-        {"x": rng.standard_normal(shape)},
-        lambda x: ops.dropout_forward(x, on(x, keep)),
-        lambda dy, cache, x: (ops.dropout_backward(dy, cache),),
-        {"keep": keep},
-    )
-
-
-OPS: dict[str, Maker] = {
-    "linear": linear,
-    "bias": bias,
-    "low rank": low_rank,
-    "low rank, embedding": low_rank_embedding,
-    "low rank, VeRA": low_rank_vera,
-    "rescaling": rescaling,
-    "layer norm": layer_norm,
-    "rms norm": rms_norm,
-    "gelu": gelu(ops.gelu_forward),
-    "gelu, tanh form": gelu(ops.gelu_tanh_forward),
-    "tanh": tanh,
-    "select": select,
-    "swiglu": swiglu,
-    "rope": rope,
-    "attention": attention(False, "none", 1),
-    "attention, grouped": attention(False, "none", 3),
-    "attention, padded left": attention(False, "left", 2),
-    "attention, padded right": attention(False, "right", 1),
-    "attention, causal": attention(True, "none", 2),
-    "attention, causal, padded left": attention(True, "left", 1),
-    "attention, causal, padded right": attention(True, "right", 3),
-    "attention, sliding window": attention(True, "left", 2, window=2),
-    "attention, another number of keys": cross_attention,
-    "attention in blocks, grouped": attention(False, "none", 3, block=1),
-    "attention in blocks, padded right": attention(False, "right", 1, block=1),
-    "attention in blocks, causal": attention(True, "none", 1, block=2),
-    "attention in blocks, causal, padded left": attention(True, "left", 2, block=1),
-    "attention in blocks, sliding window": attention(True, "none", 2, block=2, window=4),
-    "attention in blocks, sliding window, padded right": attention(True, "right", 1, block=2, window=3),
-    "embedding": embedding,
-    "cross-entropy": cross_entropy(None),
-    "cross-entropy, a part of a batch": cross_entropy(17),
-    "mean squared error": mean_squared_error,
-    "dropout": dropout,
-}
-
-# Sizes in the order a maker asks for them, for linear (B, T, in, out), the low-rank path's r after them: all of them
-# different, batch 1 and rank 1; every size the same, where a transposed gradient has the right shape; the least.
-SIZES = ((2, 1, 3, 4, 2), (1, 3, 2, 4), (3,), (1,))
-
-
-def sizes(*wanted: int) -> Size:
-    """The wanted sizes in turn, each moved into the range that is asked for."""
-    turn = itertools.cycle(wanted)
-
-    def size(low: int = 1, high: int = 4) -> int:
-        return max(low, min(high, next(turn)))
-
-    return size
-
-
-def at_every_size(op: str, rng: Rng) -> Iterator[OpCase]:
-    return (OPS[op](sizes(*wanted), rng) for wanted in SIZES)
-
+from .check import Report, check_model
+from .op_cases import EPS, OPS, THETA, Rng, at_every_size, pad
 
 # ---- the modules: each with its input as one more parameter, so that dx is checked as any gradient is ----
 
@@ -466,6 +120,7 @@ MODULES: dict[str, Callable[[New], Module]] = {
     "Attention": partial(attention_part, bias=True, causal=False),
     "Attention, causal, rotary": partial(attention_part, bias=False, causal=True, rope=Rope(THETA)),
     "Attention, sliding window": partial(attention_part, bias=False, causal=True, rope=Rope(THETA), window=2),
+    "Attention, norms on q and k": partial(attention_part, bias=False, causal=True, rope=Rope(THETA), qk_norm=True),
     "Attention, grouped": partial(attention_part, bias=False, causal=True, n_kv_heads=1),
     "FusedAttention": New.fused_attention,
     "Select, first": lambda new: Select(last=False),
@@ -484,7 +139,7 @@ ADAPTERS: dict[str, Callable[[New], Adapter]] = {
 
 
 def of_op(op: str, rng: Rng) -> Iterator[Report]:
-    return (case.check(rng) for case in at_every_size(op, rng))
+    return (OPS[op].check(case, rng) for case in at_every_size(op, rng))
 
 
 def of_default(base_type: type[Module]) -> Callable[[New], Adapter]:
@@ -512,12 +167,14 @@ def of_part(make: Callable[[New], Module], rng: Rng, merged: bool = False) -> It
 
 
 SPECIAL: dict[str, dict[str, Any]] = {
-    "llama": {"n_kv_heads": 1, "head_dim": 6, "rope_theta": THETA, "qkv_bias": True,
-              "sliding_window": 3, "max_window_layers": 1,
-              "rope_scaling": ops.RopeScaling(factor=4.0, low=0.2, high=1.5, trained=9)},
+    "mistral": {"n_kv_heads": 1, "rope_theta": THETA, "sliding_window": 3},
+    "qwen2": {"n_kv_heads": 1, "rope_theta": THETA, "sliding_window": 3, "max_window_layers": 1},
+    "qwen3": {"n_kv_heads": 1, "head_dim": 6, "rope_theta": THETA},
+    "llama": {"n_kv_heads": 1, "head_dim": 6, "rope_theta": THETA,
+              "rope_scaling": ops.RopeScaling(4.0, 0.2, 1.5, 9)},
     "roberta": {"offset": 2, "activation": "gelu"},
 }  # fmt: skip
-ENCODERS = "bert", "roberta"
+ENCODERS = [name for name, family in FAMILIES.items() if "tokens" in family.classes]
 
 
 def of_tied(rng: Rng) -> Iterator[Report]:
@@ -559,7 +216,7 @@ def model(family: str, rng: Rng, adapted: bool = True, head: str = "lm") -> Tran
         head=head,
         labels=4,
     )
-    made = FAMILIES[family](replace(config, **SPECIAL.get(family, {})), rng)
+    made = FAMILIES[family].build(replace(config, **SPECIAL.get(family, {})), rng)
     if adapted:
         attach_lora(made, "all-linear", r=2, alpha=3, rng=rng)
     return shaken(made, rng)

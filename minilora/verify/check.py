@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..backend import Array
+from ..backend import Array, Rng, generator
 from ..nn import Gradients, Module, Parameter
 from ..process import blas_threads
 from .differences import (
@@ -122,7 +122,7 @@ def check_gradient(
     zero: Collection[str] = (),
     torch: Callable[..., Any] | None = None,
     dy: Array | None = None,
-    rng: np.random.Generator | None = None,
+    rng: Rng = 0,
     directions: int = 3,
     one_row: bool = False,
 ) -> Report:
@@ -138,7 +138,7 @@ def check_gradient(
     (ReLU, max) or the edge of f's domain at the inputs; an f so much larger than its gradient that rounding hides a
     mistake; a gradient that is zero by every method and not named in `zero`; another number of gradients than inputs.
     """
-    rng = np.random.default_rng(0 if rng is None else rng)
+    rng = generator(rng)
     inputs, named = as_inputs(inputs), as_constants(constants)
     refuse_blind_spots(inputs, named)
     if directions < 1:

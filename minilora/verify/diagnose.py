@@ -1,25 +1,25 @@
-"""Naming what is wrong with a hand-written gradient, tensor by tensor.
+"""Name what is wrong with a hand-written gradient, tensor by tensor.
 
-A learner's gradient is run on several cases in which every constant differs. Each tensor that comes out wrong is
-compared, in this order, with
+The gradient is run on several cases in which every constant differs. Each tensor that comes out wrong is compared, in
+this order, with
 
-    1. the named faults of the problem's bank
+    1. the named faults of the problem
     2. the true gradient transposed, in another shape, or times a product of powers of the problem's constants: alpha/r,
        1/batch, -1, 2, ...; plus dy or an input (weight decay); the gradient of another input; one sample alone
     3. the true gradient clipped; its own terms with some missing, doubled or wrongly scaled; automatic mutants of the
        textbook gradient's source
-    4. two faults of the bank at once, or one of them times a product of constants
+    4. two named faults at once, or one of them times a product of constants
 
-A name is given only when it explains the tensor to 1e-7 on every case. If several explanations of one kind do, all are
-given. Where none does, the fault is unknown: then follow the laws that the gradient breaks, facts, and a next step. The
-method is that of error models for programs (Singh, Gulwani, Solar-Lezama, 2013), which is easier here: the answer is a
-tensor.
+A name is given only when it explains the tensor to 1e-7 in every case. If several explanations of one kind do, all are
+given. If none does, the finding is "unknown", with the laws that the gradient breaks, facts, and a next step.
+
+Source of the method: Singh, Gulwani, Solar-Lezama (2013), "Automated feedback generation for introductory programming
+assignments": error models for programs. Here the answer is a tensor, which is easier to compare.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,92 +27,27 @@ import numpy as np
 from ..backend import Array
 from ..process import blas_threads
 from ..spelling import did_you_mean
-from .check import (
-    NOTHING,
+from .case import Case, Tensors, apply
+from .diagnosis import Diagnosis
+from .explanations import explain
+from .explanations.finding import Finding, WrongTensor, agree
+from .explanations.sizes import sizes_of
+from .explanations.unexplained import must_be_zero, not_finite, unknown
+from .forms import Form, forms_of
+from .numeric_gradient import numeric_gradient
+from .problem import Law, Problem
+from .problems import problems
+from .refusals import (
     as_constants,
     as_gradients,
     as_inputs,
     as_list,
     as_output,
     as_upstream,
-    central_differences,
-    complex_steps,
     refuse_blind_spots,
     refuse_call,
-    rms,
     twice,
-    why_not_complex,
 )
-from .explanations import (
-    Finding,
-    Wrong,
-    added,
-    agree,
-    clipped,
-    combination,
-    either,
-    mutant,
-    named,
-    one_of_many,
-    other_mask,
-    other_tensor,
-    pair,
-    rearranged,
-    scaled,
-    shape,
-    sizes_of,
-    unread,
-)
-from .forms import Form, forms_of
-from .problem import Case, Law, Problem, Tensors, Words, apply
-from .scale import SAME
-from .unexplained import must_be_zero, not_finite, unknown
-
-ON_ROWS = Words(
-    "With one axis of rows in the place of batch and tokens, every gradient is right.",
-    "如果把 batch 和 tokens 两个轴合并为一个行轴，所有梯度都正确。",
-)
-
-
-@dataclass(repr=False)
-class Diagnosis:
-    """The findings about every tensor, and the cases on which they were made. Print it, or take text("zh").
-
-    `without` names the constants of the problem that the gradient does not take; `rows` says that all would be right
-    with one axis of rows in the place of batch and tokens.
-    """
-
-    findings: list[Finding] = field(default_factory=list)
-    cases: list[Case] = field(default_factory=list)
-    without: tuple[str, ...] = ()
-    rows: bool = False
-
-    @property
-    def ok(self) -> bool:
-        return all(finding.kind == "right" for finding in self.findings)
-
-    def text(self, language: str = "en") -> str:
-        """A line or two for each finding; tensors with the same finding share it. Raises ValueError for a language that
-        is neither "en" nor "zh"."""
-        tensors: dict[str, list[str]] = {}
-        for finding in self.findings:
-            tensors.setdefault(finding.text(language), []).append(finding.tensor)
-        comma, colon = Words(", ", "、").in_language(language), Words(": ", "：").in_language(language)
-        left_out = comma.join(self.without)
-        note = Words(f"(compared without {left_out})", f"（按不含 {left_out} 的形式比较）").in_language(language)
-        lines = [note] if left_out else []
-        for words, names in tensors.items():
-            alone = words.startswith(f"{names[0]} ") and len(names) == 1
-            lines.append(words if alone else f"{comma.join(names)}{colon}{words}")
-        return "\n".join([*lines, *([ON_ROWS.in_language(language)] if self.rows else [])])
-
-    def __str__(self) -> str:
-        return self.text()
-
-    __repr__ = __str__
-
-    def names(self) -> list[str]:
-        return [finding.name for finding in self.findings if finding.name]
 
 
 @blas_threads()
@@ -121,17 +56,18 @@ def diagnose(
     problem: Problem | str | Callable[..., Array],
     cases: Sequence[Case] | Case | None = None,
     *,
-    laws: Mapping[Words, Law] | None = None,
+    laws: Mapping[str, Law] | None = None,
 ) -> Diagnosis:
-    """Say what is wrong with `grad(dy, *inputs, **constants)`, which returns one gradient per input.
+    """Find out what is wrong with `grad(dy, *inputs, **constants)`, which returns one gradient per input.
 
     `problem` is one of the library's (a Problem, or its name), or any function f. A problem has cases of its own;
-    `cases` are looked at beside them. Its gradient may take the arguments by the names that the problem gives them, in
-    any order, and where signatures() says so without some of them. For an f, its numeric gradient on `cases` is the
-    truth, there is no bank, and `laws` may say what must hold of the gradients.
+    `cases` are used beside them. Its gradient may take the arguments by the names that the problem gives them, in any
+    order, and without some of them where signatures() says so. For an f, the expected gradient is measured on `cases`,
+    there are no named faults, and `laws` may add what must hold of the gradients.
     minilora.verify.problems.signatures() lists the library's problems with their formulas, arguments and shapes.
-    Raises ValueError for a name that is not there, an f without cases, a grad that raises, a constant
-    of another kind than the problem's, and whatever check_gradient refuses in a case.
+
+    Raises ValueError for an unknown name, an f without cases, a grad that raises, a constant of another dtype than the
+    problem's, and for each case that check_gradient would refuse.
     """
     own = [as_case(case) for case in ([cases] if isinstance(cases, Case) else as_list(cases or []))]
     if not callable(grad):
@@ -165,21 +101,20 @@ def right(grad: Callable[..., Any], form: Form) -> bool:
     """Is the gradient right in this form, in every case of the problem?"""
     for case in form.problem.cases():
         try:
-            given, truth = graded(grad, form, case), apply(form.problem.backward, case)
+            given, expected = graded(grad, form, case), apply(form.problem.backward, case)
         except ValueError:
             return False
-        if not all(agree(given[name], truth[name], case) for name in truth):
+        if not all(agree(given[name], expected[name], case) for name in expected):
             return False
     return True
 
 
 class Raises(ValueError):
-    """A learner's function raises."""
+    """The gradient under test raises."""
 
 
 def problem_called(name: str) -> Problem:
     """The library's problem of this name or alias, in any spelling: "LayerNorm"."""
-    from .problems import problems
 
     def plain(word: str) -> str:
         return "".join(letter for letter in word.casefold() if letter.isalnum())
@@ -192,7 +127,7 @@ def problem_called(name: str) -> Problem:
 
 
 def diagnosed(grad: Callable[..., Any], form: Form, own: list[Case], in_bank: bool) -> Diagnosis:
-    """Over the cases that were brought along and, for a problem of the library, its own, where `grad` takes them."""
+    """In the caller's own cases and, for a problem of the library, in those of the problem if `grad` accepts them."""
     problem = form.problem
     if in_bank:
         refuse_constants(own, problem)
@@ -208,20 +143,20 @@ def diagnosed(grad: Callable[..., Any], form: Form, own: list[Case], in_bank: bo
             if not own:
                 raise
             exact = False
-    truth = [apply(problem.backward, case) for case in cases]
+    expected = [apply(problem.backward, case) for case in cases]
     findings: list[Finding] = []
     sizes, known = sizes_of(cases), dict[tuple[str, int], Tensors]()
-    for tensor in truth[0]:
-        w = Wrong(tensor, given, truth, problem, cases, sizes, exact, known)
-        findings += explain(w) or unknown(w, lambda case: graded(grad, form, case))
-    textbook = problem.textbook.cases(n=1)[0] if problem.textbook else cases[0]
-    return Diagnosis(findings, cases, tuple(set_aside(textbook, cases[0])))
+    for tensor in expected[0]:
+        w = WrongTensor(tensor, given, expected, problem, cases, sizes, exact, known)
+        findings += findings_of(w, lambda case: graded(grad, form, case))
+    usual_case = problem.original.cases(n=1)[0] if problem.original else cases[0]
+    return Diagnosis(findings, cases, tuple(left_out(usual_case, cases[0])))
 
 
-def set_aside(textbook: Case, case: Case) -> list[str]:
+def left_out(usual: Case, case: Case) -> list[str]:
     """The constants that the gradient does not take."""
     made = {"alpha", "r"} if "s" in case.constants else set()
-    return [name for name in textbook.constants if name not in case.constants.keys() | made]
+    return [name for name in usual.constants if name not in case.constants.keys() | made]
 
 
 def as_case(case: Any) -> Case:
@@ -237,7 +172,7 @@ def as_case(case: Any) -> Case:
 
 
 def checked(case: Case, problem: Problem, names: list[str]) -> Case:
-    """The case, with dy an array. Raises ValueError where a wrong gradient could not be told from a right one."""
+    """The case, with dy as an array. Raises ValueError where a wrong gradient would look right."""
     if list(case.inputs) != names:
         raise ValueError(f"one case has the inputs {', '.join(names)}, another {', '.join(case.inputs)}")
     refuse_blind_spots(case.inputs, case.constants)
@@ -256,7 +191,8 @@ def refuse_constants(cases: list[Case], problem: Problem) -> None:
 
 
 def graded(grad: Callable[..., Any], form: Form, case: Case) -> Tensors:
-    """A learner's gradients in one case. Raises ValueError where they cannot be asked for, or are not replayable."""
+    """The gradients under test in one case. Raises ValueError where grad cannot be called, or gives other results the
+    second time."""
     name = form.problem.name
     if form.parameters is None:
         refuse_call("diagnose", "grad", grad, ["dy", *case.inputs], case.constants)
@@ -264,7 +200,7 @@ def graded(grad: Callable[..., Any], form: Form, case: Case) -> Tensors:
     def run(dy: Array, *arrays: Array) -> list[Array]:
         try:
             result = form.call(grad, case, dy, arrays)
-        except Exception as error:  # whatever a person's function does
+        except Exception as error:  # it may raise anything
             given = ", ".join(f"{key} {x.shape}" for key, x in zip(["dy", *case.inputs], [dy, *arrays], strict=True))
             of = f", for {form.problem.formula}" if form.problem.formula else ""
             raise Raises(f"grad raises {type(error).__name__}: {error}; {name} calls it with {given}{of}") from error
@@ -274,52 +210,11 @@ def graded(grad: Callable[..., Any], form: Form, case: Case) -> Tensors:
     return {f"d{key}": g for key, g in zip(case.inputs, gradients, strict=True)}
 
 
-def explain(w: Wrong) -> list[Finding]:
-    """What explains the tensor in every case: all that do so equally simply, or nothing."""
-    mine, true = w.mine, w.true
-    if all(map(agree, mine, true, w.cases)):
-        return [w.finding("right", "is right", "正确")]
-    if not all(np.all(np.isfinite(x)) for x in mine):
+def findings_of(w: WrongTensor, run: Callable[[Case], Tensors]) -> list[Finding]:
+    if all(map(agree, w.gradient, w.true, w.cases)):
+        return [w.finding("right", "{it} is right")]
+    if not all(np.all(np.isfinite(x)) for x in w.gradient):
         return [not_finite(w)]
-    if not any(np.any(t) for t in true):
+    if not any(np.any(t) for t in w.true):
         return [must_be_zero(w)]
-    w = w.where([bool(np.any(t)) or not agree(a, t, case) for a, t, case in zip(mine, true, w.cases, strict=True)])
-    if found := named(w):
-        return either(found)
-    values = [step(w) for step in (rearranged, other_tensor, scaled, added, clipped)]
-    if found := [*filter(None, values), *one_of_many(w)]:
-        return either(found)
-    once = next(filter(None, (step(w) for step in (shape, other_mask, combination, mutant))), None)
-    return [once] if once else pair(w) or [*filter(None, [unread(w)])]
-
-
-# ---- a person's own function ----
-
-
-def numeric_gradient(f: Callable[..., Array], names: Sequence[str]) -> Callable[..., Tensors]:
-    """backward(dy, *inputs, **constants) of any f, every entry by a complex step, or else by central differences."""
-
-    def backward(dy: Array, *arrays: Array, **constants: Any) -> Tensors:
-        size = float(np.abs(dy * f(*arrays, **constants)).sum())
-        analytic = why_not_complex(lambda: f(*(a.astype(complex) for a in arrays), **constants)) is None
-        tensors = {}
-        for i, (name, x) in enumerate(zip(names, arrays, strict=True)):
-
-            def L(x: Array, i: int = i) -> Array:
-                others = [a.astype(x.dtype) for a in arrays]
-                return (dy * f(*others[:i], x, *others[i + 1 :], **constants)).sum()
-
-            us = np.eye(x.size).reshape(-1, *x.shape)
-            central = central_differences(name, L, x, us, size)
-            steps = complex_steps(L, x, us, central) if analytic else None
-            g, zero = (central.values, central.worst) if steps is None else (steps, NOTHING * size / max(1.0, rms(x)))
-            seen = rms(g) > zero
-            if zero > 1e-8 * np.abs(dy).sum() if not seen else steps is None and zero > 10 * SAME * rms(g):
-                raise ValueError(
-                    f"the gradient of {name} can be measured to {zero:.0e} only, where it is of size {rms(g):.0e}; "
-                    "make f accept complex arrays, take constants out of it, or choose other inputs"
-                )
-            tensors[f"d{name}"] = (g if seen else 0 * g).reshape(x.shape)
-        return tensors
-
-    return backward
+    return explain(w) or unknown(w, run)

@@ -1,4 +1,4 @@
-"""The forms in which people write a gradient: other names, fewer constants, rows in the place of a batch."""
+"""The forms in which people write a gradient: other names, fewer constants, rows instead of batch and tokens."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array
-from .problem import Case, Law, Problem, Tensors, Words, apply, relative_error
-from .scale import SAME
+from .case import Case
+from .problem import Problem
+from .rewritten import of_rows, with_constants
 
 ALIASES = {
     "lora_alpha": "alpha", "lora_A": "A", "lora_B": "B", "rank": "r", "lora_r": "r", "scaling": "s", "scale": "s",
@@ -59,7 +60,7 @@ def forms_of(problem: Problem, grad: Callable[..., Any], own: Sequence[Case]) ->
         lacks = lacking(problem, grad)
         raise ValueError(
             f"the parameters of grad, {inspect.signature(grad)}, fit no form of {problem.name}{lacks}; "
-            f"it is called as {problem.signature()}" + (f"; {problem.also}" if problem.also else "")
+            f"it is called as {problem.signature()}" + (f"; {problem.optional}" if problem.optional else "")
         )
     usual = form.problem.cases(n=1)[0].inputs
     flat = any(x.ndim < usual[name].ndim for case in own[:1] for name, x in case.inputs.items() if name in usual)
@@ -85,7 +86,7 @@ def in_order(problem: Problem, grad: Callable[..., Any]) -> Form | None:
         inspect.signature(grad).bind(case.dy, *case.inputs.values(), **case.constants)
     except TypeError:
         return None
-    except ValueError:  # some functions of C do not tell their parameters
+    except ValueError:  # some functions written in C have no signature
         pass
     return Form(problem)
 
@@ -118,8 +119,8 @@ def by_name(problem: Problem, grad: Callable[..., Any]) -> Form | None:
     if missing and problem.complete is None:
         return None
     upstream = {"dy": left[0][1]} if left else {}
-    shown = [name for name in known if name in named and name not in case.inputs]
-    return Form(with_constants(problem, shown, unit=not left) if missing or not left else problem, upstream | named)
+    taken = [name for name in known if name in named and name not in case.inputs]
+    return Form(with_constants(problem, taken, unit=not left) if missing or not left else problem, upstream | named)
 
 
 def canonical(name: str, known: Sequence[str]) -> str | None:
@@ -131,135 +132,3 @@ def canonical(name: str, known: Sequence[str]) -> str | None:
             return other
     alike = [other for other in known if other.casefold() == name.casefold()]
     return alike[0] if len(alike) == 1 and name not in UPSTREAM else None
-
-
-def with_constants(problem: Problem, shown: Sequence[str], unit: bool) -> Problem:
-    """The problem without its other constants, which `complete` makes up; with `unit`, dy is 1 and is not handed in."""
-
-    def hide(case: Case) -> Case:
-        known = case.constants | ({"s": case.constants["alpha"] / case.constants["r"]} if "s" in shown else {})
-        given = {name: known[name] for name in shown}
-        made = complete(case.inputs, given)
-        given = {name: made.get(name, value) for name, value in given.items()}  # targets without ignored ones
-        gone = set(case.constants) - set(shown) | (set() if "keep" in shown else {"1-p"})
-        sizes = {name: size for name, size in case.sizes.items() if name not in gone or name == "r"}
-        sizes |= {"s": given["s"]} if "s" in shown else {}
-        return Case(np.asarray(1.0) if unit else case.dy, case.inputs, given, sizes)
-
-    def complete(inputs: Mapping[str, Array], given: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(given) if problem.complete is None else problem.complete(**inputs, **given)
-
-    def show(case: Case) -> Case:
-        return case._replace(constants=complete(case.inputs, case.constants))
-
-    return rewritten(problem, hide, show, lambda name, array: array, lambda name, array: array)
-
-
-def of_rows(problem: Problem) -> Problem:
-    """The problem with its first two axes, batch and tokens, as one. Inside, every row is a sample of one token."""
-    cases = problem.cases()
-
-    def leading(arrays: Sequence[Any]) -> bool:
-        return all(
-            np.shape(a)[:2] == (case.sizes["batch"], case.sizes["tokens"])
-            for a, case in zip(arrays, cases, strict=True)
-        )
-
-    names = [*cases[0].inputs, *cases[0].constants]
-    values = {name: [{**case.inputs, **case.constants}[name] for case in cases] for name in names}
-    flat = {name for name, arrays in values.items() if leading(arrays)}
-    flat |= {"output"} if leading([case.dy for case in cases]) else set()
-
-    def merge(name: str, a: Any) -> Any:
-        return np.reshape(a, (-1, *np.shape(a)[2:])) if name in flat else a
-
-    def split(name: str, a: Any) -> Any:
-        return np.reshape(a, (len(a), 1, *np.shape(a)[1:])) if name in flat else a
-
-    def each(case: Case, change: Callable[[str, Any], Any]) -> Case:
-        inputs = {name: change(name, x) for name, x in case.inputs.items()}
-        constants = {name: change(name, x) for name, x in case.constants.items()}
-        return case._replace(dy=change("output", case.dy), inputs=inputs, constants=constants)
-
-    def hide(case: Case) -> Case:
-        sizes = {name: size for name, size in case.sizes.items() if name not in ("batch", "tokens")}
-        return each(case, merge)._replace(sizes={"rows": case.sizes["batch"] * case.sizes["tokens"], **sizes})
-
-    return rewritten(problem, hide, lambda case: each(case, split), merge, split)
-
-
-def rewritten(
-    problem: Problem,
-    hide: Callable[[Case], Case],
-    show: Callable[[Case], Case],
-    outward: Callable[[str, Any], Any],
-    inward: Callable[[str, Any], Any],
-) -> Problem:
-    """The problem over the cases that `hide` makes of its own; `show` undoes it, `outward` does it to one array."""
-    first = hide(problem.cases(n=1)[0])
-    blank = first.dy  # forward needs none
-
-    def case_of(arguments: Sequence[Any], constants: dict[str, Any]) -> Case:
-        dy, *arrays = arguments
-        return show(Case(dy, dict(zip(first.inputs, arrays, strict=True)), constants, {}))
-
-    def outer(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
-        def run(*arguments: Any, **constants: Any) -> Tensors:
-            tensors = apply(function, case_of(arguments, constants))
-            return {name: outward(name[1:], g) for name, g in tensors.items()}
-
-        return run
-
-    def forward(*arrays: Any, **constants: Any) -> Array:
-        case = case_of([blank, *arrays], constants)
-        return outward("output", problem.forward(*case.inputs.values(), **case.constants))
-
-    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in first.inputs]
-    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in first.constants]
-    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-
-    def terms(*arguments: Any, **constants: Any) -> dict[str, dict[Words, Array]]:
-        assert problem.terms is not None
-        case = case_of(arguments, constants)
-        found = {}
-        for name, parts in apply(problem.terms, case).items():
-            present = {words: part for words, part in parts.items() if np.any(part)}  # W may be missing
-            found[name] = {words: outward(name[1:], part) for words, part in present.items()}
-        return found
-
-    def masked(*arguments: Any, **constants: Any) -> dict[str, tuple[Array, Array]]:
-        assert problem.masked is not None
-        found = apply(problem.masked, case_of(arguments, constants))
-        return {name: tuple(outward(name[1:], part) for part in parts) for name, parts in found.items()}
-
-    def within(law: Law) -> Law:
-        return lambda tensors, case: law({name: inward(name[1:], g) for name, g in tensors.items()}, show(case))
-
-    made = {}
-    for name, fault in problem.faults.items():
-        wrong, usual = apply(outer(fault.wrong), first), apply(fault.wrong, problem.cases(n=1)[0])
-        if all(np.any(g) or not np.any(usual[tensor]) for tensor, g in wrong.items()):
-            made[name] = wrong  # else it is zero only because what it is about is 0 in this form
-
-    def narrower(fault: str) -> bool:
-        """Does another fault say the same of more tensors, now that a part of the op is missing?"""
-        wider = [other for other in made.values() if made[fault].keys() < other.keys()]
-        return any(all(relative_error(o[tensor], g) < SAME for tensor, g in made[fault].items()) for o in wider)
-
-    return replace(
-        problem,
-        forward=forward,
-        backward=outer(problem.backward),
-        draw=lambda rng, i: hide(problem.draw(rng, i)),
-        terms=terms if problem.terms else None,
-        laws={words: within(law) for words, law in problem.laws.items()},
-        faults={
-            name: replace(problem.faults[name], wrong=outer(problem.faults[name].wrong))
-            for name in made
-            if not narrower(name)
-        },
-        simpler={},
-        masked=masked if problem.masked else None,
-        textbook=problem.textbook or problem,
-        around=lambda function: outer(problem.around(function)),
-    )

@@ -1,4 +1,4 @@
-"""Automatic mutants: a function's source with one small edit, as a person would make it by mistake."""
+"""Automatic mutants: a function with one small edit of its source, like a mistake that people make."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
 
-from .problem import Words
+from .language import Words, words
 
-Edit = tuple[Words, ast.expr]  # what it amounts to, and what stands in the place of an expression
+Edit = tuple[Words, ast.expr]  # its effect, and what replaces an expression
 
 
 def mutants_of(function: Callable[..., Any]) -> list[tuple[Words, Callable[..., Any]]]:
-    """(what the edit amounts to, the function with it) for every edit of the source of `function`."""
+    """(its effect, the function with it) for every edit of the source of `function`."""
     return compiled(function)
 
 
 @functools.cache
 def compiled(function: Callable[..., Any]) -> list[tuple[Words, Callable[..., Any]]]:
     if function.__closure__:
-        return []  # its source does not stand by itself
+        return []  # its source alone does not run
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError, IndentationError):
@@ -42,17 +42,23 @@ def compiled(function: Callable[..., Any]) -> list[tuple[Words, Callable[..., An
 def fault_within(
     outer: Callable[..., Any], inner: Callable[..., Any], backward: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """`outer`, which calls `backward`, with that replaced by `inner` where `inner` knows better."""
-    return bound(outer, scope_with(inner, backward))
+    """`outer`, which calls `backward`, with the tensors that `inner` returns replaced in what it gets."""
+    scope = scope_with(inner, backward)
+    if isinstance(outer, functools.partial):
+        return functools.partial(outer.func, scope[backward.__name__], *outer.args[1:])
+    return bound(outer, scope)
 
 
-def calls(function: Callable[..., Any], name: str) -> bool:
-    """Does the function, or one of its file that it calls, call what has this name?"""
+def calls(function: Callable[..., Any], backward: Callable[..., Any]) -> bool:
+    """Does the function, or one of its file that it calls, call `backward`?"""
+    if isinstance(function, functools.partial):
+        return function.args[0] is backward
+    name = backward.__name__
     named = getattr(getattr(function, "__code__", None), "co_names", ())
     inner = (function.__globals__.get(other) for other in named) if named else ()
     return name in named or any(
         isinstance(other, FunctionType) and other is not function and other.__globals__ is function.__globals__
-        and calls(other, name) for other in inner
+        and calls(other, backward) for other in inner
     )  # fmt: skip
 
 
@@ -100,48 +106,38 @@ class Replace(ast.NodeTransformer):
 
 
 def edits_of(node: ast.expr) -> Iterator[Edit]:
-    """What a person might have written in the place of `node`."""
+    """What people write by mistake where `node` is right."""
     if isinstance(node, ast.BinOp):
         left, right = node.left, node.right
         if isinstance(node.op, ast.Add | ast.Sub):
-            yield missing("the term", "项", right), left
+            yield words("the term {x} were missing", x=text(right)), left
             yield (
-                missing("the term", "项", left),
+                words("the term {x} were missing", x=text(left)),
                 right if isinstance(node.op, ast.Add) else ast.UnaryOp(ast.USub(), right),
             )
             flipped = ast.Sub() if isinstance(node.op, ast.Add) else ast.Add()
-            yield (
-                Words(f"the sign of {text(right)} were flipped", f"{text(right)} 的符号反了"),
-                ast.BinOp(left, flipped, right),
-            )
+            yield words("the sign of {x} were flipped", x=text(right)), ast.BinOp(left, flipped, right)
         if isinstance(node.op, ast.Mult | ast.Div):
-            yield missing("the factor", "因子", right), left
+            yield words("the factor {x} were missing", x=text(right)), left
             if isinstance(node.op, ast.Mult):
-                yield missing("the factor", "因子", left), right
+                yield words("the factor {x} were missing", x=text(left)), right
                 yield twice(left), ast.BinOp(node, ast.Mult(), left)
             yield twice(right), ast.BinOp(node, node.op, right)
-            other = ast.Div() if isinstance(node.op, ast.Mult) else ast.Mult()
-            yield Words(f"{text(right)} were inverted", f"{text(right)} 用了倒数"), ast.BinOp(left, other, right)
+            inverse = ast.Div() if isinstance(node.op, ast.Mult) else ast.Mult()
+            yield words("{x} were inverted", x=text(right)), ast.BinOp(left, inverse, right)
         if isinstance(node.op, ast.MatMult):
-            yield (
-                Words(f"the factors of {text(node)} were swapped", f"{text(node)} 的两个因子对调了"),
-                ast.BinOp(right, node.op, left),
-            )
+            yield words("the factors of {x} were swapped", x=text(node)), ast.BinOp(right, node.op, left)
             for a, b in ((left, transposed(right)), (transposed(left), right)):
-                yield (
-                    Words(f"a factor of {text(node)} were transposed", f"{text(node)} 的一个因子被转置了"),
-                    ast.BinOp(a, node.op, b),
-                )
+                yield words("a factor of {x} were transposed", x=text(node)), ast.BinOp(a, node.op, b)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        yield Words(f"the sign of {text(node.operand)} were flipped", f"{text(node.operand)} 的符号反了"), node.operand
+        yield words("the sign of {x} were flipped", x=text(node.operand)), node.operand
     if isinstance(node, ast.Attribute) and node.attr == "T":
-        yield Words(f"{text(node.value)} were not transposed", f"{text(node.value)} 没有转置"), node.value
+        yield words("{x} were not transposed", x=text(node.value)), node.value
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("sum", "mean"):
-        other_name = {"sum": "mean", "mean": "sum"}[node.func.attr]
-        words = {"sum": Words(f"{text(node)} were a mean", f"{text(node)} 变成了取平均"),
-                 "mean": Words(f"{text(node)} were a sum", f"{text(node)} 变成了求和")}  # fmt: skip
-        swapped = ast.Call(ast.Attribute(node.func.value, other_name, ast.Load()), node.args, node.keywords)
-        yield words[node.func.attr], swapped
+        summed = node.func.attr == "sum"
+        other = ast.Attribute(node.func.value, "mean" if summed else "sum", ast.Load())
+        says = words("{x} were a mean" if summed else "{x} were a sum", x=text(node))
+        yield says, ast.Call(other, node.args, node.keywords)
         for keyword in node.keywords:
             if keyword.arg == "axis":
                 for axis in (-1, -2, 0, 1):
@@ -149,23 +145,17 @@ def edits_of(node: ast.expr) -> Iterator[Edit]:
                         keywords = [
                             k if k is not keyword else ast.keyword("axis", ast.Constant(axis)) for k in node.keywords
                         ]
-                        yield (
-                            Words(f"{text(node)} ran over another axis", f"{text(node)} 沿着另一个轴"),
-                            ast.Call(node.func, node.args, keywords),
-                        )
+                        says = words("{x} ran over another axis", x=text(node))
+                        yield says, ast.Call(node.func, node.args, keywords)
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         number = node.value
         for value in (number + 1, 2 * number, -number):
             if value != number:
-                yield Words(f"{number} were {value}", f"{number} 变成了 {value}"), ast.Constant(value)
-
-
-def missing(en: str, zh: str, node: ast.expr) -> Words:
-    return Words(f"{en} {text(node)} were missing", f"缺少{zh} {text(node)}")
+                yield words("{x} were {y}", x=str(number), y=str(value)), ast.Constant(value)
 
 
 def twice(node: ast.expr) -> Words:
-    return Words(f"the factor {text(node)} were applied twice", f"因子 {text(node)} 用了两次")
+    return words("the factor {x} were applied twice", x=text(node))
 
 
 def transposed(node: ast.expr) -> ast.expr:

@@ -20,10 +20,11 @@ from .. import ops
 from ..display.tables import numbers_right, wide_console
 from ..process import blas_threads
 from ..spelling import choose_from
-from .cases import OPS, at_every_size
+from .case import apply
 from .mutants import edits
+from .op_cases import OPS, at_every_size
 
-# (the function, what is written where the edit is): why no check can tell the edit from the original
+# (the function, its source at the edit): why the edit changes no result
 EQUIVALENT = {
     ("attention_backward", "swapaxes(-1, 2)"): "of four axes, axis 2 is axis -2",
     ("attention_backward", "swapaxes(-1, --2)"): "of four axes, axis 2 is axis -2",
@@ -117,8 +118,7 @@ def callers(name: str, seed: int) -> list[str]:
     for op in OPS:
         calls.clear()
         with in_place_of(name, counted):
-            case = next(at_every_size(op, np.random.default_rng(seed)))
-            case.grad(np.ones_like(case.forward(*case.inputs.values())[0]), *case.inputs.values())
+            apply(OPS[op].grad, next(at_every_size(op, np.random.default_rng(seed))))
         if calls:
             found.append(op)
     return found
@@ -130,9 +130,9 @@ def killed(mutant: Mutant, cases: list[str], seed: int) -> bool:
         for op in cases:
             rng = np.random.default_rng([seed, len(op)])
             try:
-                if not all(case.check(rng).ok for case in at_every_size(op, rng)):
+                if not all(OPS[op].check(case, rng).ok for case in at_every_size(op, rng)):
                     return True
-            except Exception:  # whatever a mistake leads to
+            except Exception:  # a mistake may raise anything
                 return True
     return False
 

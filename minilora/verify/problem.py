@@ -1,4 +1,4 @@
-"""A problem: an op as a learner meets it, its textbook gradient, and the mistakes that people make in it."""
+"""A problem: an op, its textbook gradient, and the mistakes that people make in it."""
 
 from __future__ import annotations
 
@@ -9,37 +9,12 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from ..backend import Array
+from .case import Case, Tensors
+from .language import Words, words
 
-Tensors: TypeAlias = dict[str, Array]  # "dx" -> the gradient of the input x
-
-
-class Case(NamedTuple):
-    """One configuration. Over the cases of a problem all constants and sizes differ, so that none hides another."""
-
-    dy: Array
-    inputs: Tensors  # what has a gradient, in order
-    constants: dict[str, Any]  # what has none: ids, masks, alpha, r
-    sizes: dict[str, float]  # what a wrong scale may be made of: alpha, r, tokens, "1-p", ...
-
-
-class Words(NamedTuple):
-    """The same sentence twice."""
-
-    en: str
-    zh: str
-
-    def in_language(self, language: str) -> str:
-        """The sentence in one language, by its code. Raises ValueError for any but those two."""
-        if language not in self._fields:
-            raise ValueError(f"no words in {language!r}, only in {' and '.join(map(repr, self._fields))}")
-        return str(getattr(self, language))
-
-    def about(self, tensor: str) -> Words:
-        """The sentence about this tensor: its name is written where {it} stands."""
-        return Words(*(words.replace("{it}", tensor) for words in self))
-
-
-Law: TypeAlias = Callable[[Tensors, Case], float]  # the relative violation of what must hold of the tensors
+Backward: TypeAlias = Callable[..., Tensors]  # (dy, *inputs, **constants) -> the gradients
+Terms: TypeAlias = Callable[..., dict[str, dict[str, Array]]]  # the same -> {"dx": {"the base path": array, ...}}
+Law: TypeAlias = Callable[[Tensors, Case], float]  # the relative violation of what must hold of the gradients
 
 
 @dataclass(frozen=True)
@@ -47,44 +22,50 @@ class Fault:
     """A mistake with a name: `wrong`, called as the gradient is, returns the tensors that come out wrong."""
 
     name: str
-    wrong: Callable[..., Tensors]
+    wrong: Backward
     says: Words  # what is wrong: names the tensor, {it} if there are several, and the term, never the line of code
     asks: Words  # a question to ask back
-    whole: bool = False  # it speaks of all its tensors together: named only where all of them come out so
+    whole: bool = False  # named only where all of its tensors come out so
+
+
+class Factor(NamedTuple):
+    """What whole gradients, or terms of them, are multiplied by."""
+
+    written: str  # "the scale s = α/r"
+    value: Callable[..., Any]  # called as the gradient is
+    tensors: tuple[str, ...]  # the gradients that have it in every term
+    of_terms: Mapping[str, str] = {}  # gradient -> the one of its terms that has it
 
 
 @dataclass
 class Problem:
     """`forward(*inputs, **constants)`, its textbook `backward(dy, *inputs, **constants) -> {"dx": ...}`, and faults.
 
-    `draw(rng, i)` makes case i. `terms(dy, *inputs, **constants)` writes true gradients as sums of named terms:
-    {"dx": {Words("the base path", "基础路径"): ..., ...}}. `laws` say, without a reference, what must hold of the
-    tensors: law(tensors, case) is the relative violation. `zero` names the inputs whose gradient is always 0.
-    `formula` is the forward as people write it, and `aliases` are other names. `complete(*inputs, **constants)` returns
-    all constants where people write the op without some of them; `rows` says that the op knows no batch and tokens,
-    only rows. `pairs` is False where the gradient is one product, in which two mistakes look like a third.
-    `masked(dy, *inputs, **constants)` are gradients with dropout: what it does not touch, and what it masks if all is
-    kept. `simpler` are changes of a case that switch one part of the op off.
+    Sentences are in English; the catalogue beside the problem has them in Chinese.
     """
 
     name: str
     forward: Callable[..., Array]
-    backward: Callable[..., Tensors]
-    draw: Callable[[np.random.Generator, int], Case]
-    terms: Callable[..., dict[str, dict[Words, Array]]] | None = None
-    laws: Mapping[Words, Law] = field(default_factory=dict)
-    zero: tuple[str, ...] = ()
+    backward: Backward
+    draw: Callable[[np.random.Generator, int], Case]  # case i
+    terms: Terms = lambda *arguments, **constants: {}  # the true gradients as sums of named terms
+    laws: Mapping[str, Law] = field(default_factory=dict)  # what must hold of the gradients, without a reference
+    zero: tuple[str, ...] = ()  # the inputs whose gradient is always 0
     faults: dict[str, Fault] = field(default_factory=dict)
-    formula: str = ""
-    aliases: tuple[str, ...] = ()
-    complete: Callable[..., dict[str, Any]] | None = None
-    also: str = ""  # what `complete` allows, in words
-    rows: bool = False
-    pairs: bool = True
-    simpler: Mapping[Words, Callable[[Case], Case]] = field(default_factory=dict)
+    factors: Mapping[str, Factor] = field(default_factory=dict)
+    says: Mapping[str, str] = field(default_factory=dict)  # better words for a common fault, by its name
+    asks: Mapping[str, str] = field(default_factory=dict)  # a better question
+    formula: str = ""  # the forward as people write it
+    aliases: tuple[str, ...] = ()  # other names
+    complete: Callable[..., dict[str, Any]] | None = None  # all constants, where people leave some out
+    optional: str = ""  # what may be left out, in words
+    rows: bool = False  # each row by itself: batch and tokens may be one axis
+    pairs: bool = True  # False where the gradient is one product: there two mistakes look like a third
+    simpler: Mapping[str, Callable[[Case], Case]] = field(default_factory=dict)  # a case with a part of the op off
+    # gradients with dropout: what it does not touch, and what it masks if all is kept
     masked: Callable[..., dict[str, tuple[Array, Array]]] | None = None
-    textbook: Problem | None = None  # of which this is another form,
-    around: Callable[[Callable[..., Tensors]], Callable[..., Tensors]] = lambda function: function  # a function of it
+    original: Problem | None = None  # of which this is another form
+    in_this_form: Callable[[Backward], Backward] = lambda backward: backward  # a gradient of the original in this form
 
     def cases(self, seed: int = 0, n: int = 6) -> list[Case]:
         # The 1 keeps these numbers apart from those of default_rng(0), which a checker is likely to draw.
@@ -106,36 +87,21 @@ class Problem:
             if not isinstance(values[0], np.ndarray):
                 return f"{key} = {values[0]:g}"
             few = np.unique(values[0])
-            held = " or ".join(f"{value:g}" for value in few) if len(few) == 2 else ""
-            return f"{key} {shape(values)} {held or 'of ' + str(values[0].dtype)}"
+            values_of_two = " or ".join(f"{value:g}" for value in few) if len(few) == 2 else ""
+            return f"{key} {shape(values)} {values_of_two or 'of ' + str(values[0].dtype)}"
 
         words = [f"{key} {shape([case.inputs[key] for case in cases])}" for key in cases[0].inputs]
         words += [constant(key) for key in cases[0].constants]
         return f"{self.name}: grad(dy, {', '.join(words)}), dy {shape([case.dy for case in cases])}"
 
-    def fault(
-        self, en: str, zh: str, ask_en: str, ask_zh: str, *, whole: bool = False
-    ) -> Callable[[Callable[..., Tensors]], Callable[..., Tensors]]:
+    def fault(self, says: str, asks: str, *, whole: bool = False) -> Callable[[Backward], Backward]:
         """Add the decorated function, under its own name, to the faults."""
 
-        def add(wrong: Callable[..., Tensors]) -> Callable[..., Tensors]:
+        def add(wrong: Backward) -> Backward:
             name = wrong.__name__
             if name in self.faults:
                 raise ValueError(f"{self.name} has a fault {name} already")
-            self.faults[name] = Fault(name, wrong, Words(en, zh), Words(ask_en, ask_zh), whole)
+            self.faults[name] = Fault(name, wrong, words(says), words(asks), whole)
             return wrong
 
         return add
-
-
-def apply(function: Callable[..., Any], case: Case) -> Any:
-    """function(dy, *inputs, **constants)"""
-    return function(case.dy, *case.inputs.values(), **case.constants)
-
-
-def relative_error(a: Array, b: Array) -> float:
-    """‖a - b‖ / max(‖a‖, ‖b‖), infinite for different shapes or what is not finite."""
-    if np.shape(a) != np.shape(b) or not np.all(np.isfinite(a)):
-        return np.inf
-    size = max(float(np.linalg.norm(a)), float(np.linalg.norm(b)))
-    return float(np.linalg.norm(np.asarray(a) - b)) / size if size else 0.0

@@ -47,7 +47,7 @@ def refuse_array(name: str, x: np.ndarray) -> None:
 
 
 def refuse_blind_spots(inputs: Mapping[str, np.ndarray], constants: Mapping[str, Any]) -> None:
-    """Raise ValueError for inputs under which a wrong gradient cannot be told from a right one."""
+    """Raise ValueError for inputs under which a wrong gradient looks right."""
     for name, x in inputs.items():
         refuse_array(name, x)
     everything = {**inputs, **constants}
@@ -89,7 +89,7 @@ def refuse_batch_of_one(
         arrays = {name: np.repeat(a, 2, axis) if name in names else a for name, a in everything.items()}
         try:
             return np.asarray(f(*(arrays[name] for name in inputs), **{name: arrays[name] for name in constants}))
-        except Exception:  # whatever a person's function does with other shapes
+        except Exception:  # f may raise anything for other shapes
             return None
 
     def as_many(total: np.ndarray | None) -> int:
@@ -114,7 +114,7 @@ def refuse_batch_of_one(
 
 
 class Failed(ValueError):
-    """A person's function raised: whose, and what it was given."""
+    """A function of the caller raised: which one, and the shapes of its arguments."""
 
 
 def called(what: str, function: Callable[..., Any], arguments: Mapping[str, Any], constants: Mapping[str, Any]) -> Any:
@@ -123,7 +123,7 @@ def called(what: str, function: Callable[..., Any], arguments: Mapping[str, Any]
         return function(*arguments.values(), **constants)
     except Failed:
         raise
-    except Exception as error:  # whatever a person's function does
+    except Exception as error:  # it may raise anything
         given = ", ".join(f"{name} {tuple(x.shape)}" if hasattr(x, "shape") else name for name, x in arguments.items())
         raise Failed(f"{what} failed on {given}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
@@ -135,7 +135,7 @@ def refuse_call(caller: str, what: str, function: Any, arguments: Sequence[str],
         raise ValueError(f"{caller} calls {what}({words}), but {what} is not a function: {type(function).__name__}")
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some functions of C do not tell theirs
+    except ValueError:  # some functions written in C have no signature
         return
     try:
         signature.bind(*arguments, **constants)
@@ -176,7 +176,7 @@ def why_not_complex(run: Callable[[], Array]) -> str | None:
         return None if np.all(np.isfinite(y)) else "f is not finite on complex arrays"
     except np.exceptions.ComplexWarning:
         return "f drops the imaginary part"
-    except Exception as error:  # whatever a person's function does
+    except Exception as error:  # it may raise anything
         return f"f raises {type(error).__name__} on complex arrays"
 
 
@@ -197,7 +197,7 @@ def as_output(y: Any) -> np.ndarray:
 
 
 def as_upstream(dy: Any, y: np.ndarray) -> np.ndarray:
-    """dy as an array. Raises ValueError unless it can tell a right gradient of y from a wrong one."""
+    """dy as an array. Raises ValueError for a dy under which a wrong gradient looks right."""
     dy = np.asarray(float(dy) if isinstance(dy, int) else dy)
     if dy.shape != y.shape:
         raise ValueError(f"dy has shape {dy.shape}, and y = f(...) has {y.shape}")

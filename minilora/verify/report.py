@@ -53,7 +53,7 @@ class Row:
         self.note = f"{self.note}; {words}" if self.note else words
 
     def hide(self, hidden: int, small: int, size: int) -> None:
-        """Note how many of `size` entries cannot be told right from wrong, and how many are too small to matter."""
+        """Note in how many of `size` entries rounding hides a mistake, and how many are too small to matter."""
         self.hidden = hidden
         if hidden:
             self.remark(f"rounding hides {hidden} of {size} entries")

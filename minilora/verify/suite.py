@@ -5,160 +5,18 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .. import ops
-from ..adapters.attach import attach_lora
-from ..adapters.base import Adapter, Law
-from ..adapters.merge import merge
-from ..backend import Array
 from ..display.tables import numbers_right, wide_console
-from ..models.config import Config
-from ..models.families import New
-from ..nn import Embedding, Gradients, Inputs
 from ..process import blas_threads
 from ..spelling import choose_from
-from .cases import ADAPTERS, CHECKS, CLASSES, FAMILIES, THETA, Rng, model, pad, shaken
+from .cases import CHECKS
+from .laws import LAWS
+from .op_cases import Rng
 
 METHODS = ("central", "complex")
-
-
-# ---- the laws: each returns by how much it is broken, relative to the largest number ----
-
-
-def apart(a: Array, b: Any, scale: Array | None = None) -> float:
-    return float(np.abs(a - b).max() / np.abs(a if scale is None else scale).max())
-
-
-def worst(values: Iterable[float]) -> float:
-    return float(np.max(list(values)))  # unlike max(), it lets no NaN pass
-
-
-def adapted_layer(cls: type[Adapter], rng: Rng) -> tuple[Adapter, Array, Array]:
-    """A layer of an adapter's class, off its start, x and dy."""
-    config = Config(vocab_size=5, n_layers=1, d_model=6, n_heads=1, d_ff=5, dtype="float64")
-    layer = shaken(ADAPTERS[cls.__name__](New(config, rng)), rng)
-    x = rng.integers(0, 5, (3, 4)) if cls.base_type is Embedding else rng.standard_normal((3, 4, 6))
-    return layer, x, rng.standard_normal(layer.forward(x)[0].shape)
-
-
-def law_of_adapters(name: str, rng: Rng) -> float:
-    """The law `name` of every class that states it."""
-    return worst(held_by(cls, cls.laws[name], rng) for cls in CLASSES if name in cls.laws)
-
-
-def held_by(cls: type[Adapter], law: Law, rng: Rng) -> float:
-    layer, x, dy = adapted_layer(cls, rng)
-    grads = Gradients()
-    layer.backward(dy, layer.forward(x)[1], grads)
-    return law(layer, x, dy, grads)
-
-
-def merged_adapter(cls: type[Adapter], rng: Rng) -> float:
-    layer, x, _ = adapted_layer(cls, rng)
-    W, b = layer.merged()
-    plain = W[x] if cls.base_type is Embedding else ops.linear_forward(x, W, b)[0]
-    return apart(layer.forward(x)[0], plain)
-
-
-def new_adapter(cls: type[Adapter], rng: Rng) -> float:
-    layer, x, _ = adapted_layer(cls, rng)
-    new = cls.start(layer.base, rng=rng, **cls.examples[""])
-    return apart(layer.base.forward(x)[0], new.forward(x)[0])
-
-
-def rows_of_scores(rng: Rng) -> float:
-    """dq = dS k / √D: with a key of ones in the place of each, that is the row's sum."""
-    q, k, v, dy = (rng.standard_normal((2, 5, 6)) for _ in "qkvy")
-    _, cache = ops.attention_forward(q, k, v, ops.attention_mask(np, 5, True, None, "float64"), 3)
-    sums, _, _ = ops.attention_backward(dy, cache._replace(k=np.ones_like(cache.k)))
-    return apart(sums, 0, scale=ops.attention_backward(dy, cache)[0])
-
-
-def in_blocks(rng: Rng) -> float:
-    q, k, v, dy = (rng.standard_normal((2, 8, n)) for n in (12, 6, 6, 12))
-    off = []
-    for window in (None, 3):
-        mask = ops.attention_mask(np, 8, True, None, "float64", window=window)
-        whole, cache = ops.attention_forward(q, k, v, mask, 3)
-        parts, blocks = ops.blockwise_attention_forward(q, k, v, 3, True, block=1, window=window)
-        gradients = zip(ops.attention_backward(dy, cache), ops.blockwise_attention_backward(dy, blocks), strict=True)
-        off += [apart(*pair) for pair in [(whole, parts), *gradients]]
-    return worst(off)
-
-
-def rows_of_layer_norm(rng: Rng) -> float:
-    x, dy, (g, b) = rng.standard_normal((4, 7)), rng.standard_normal((4, 7)), rng.standard_normal((2, 7))
-    dx = ops.layer_norm_backward(dy, ops.layer_norm_forward(x, g, b)[1], g)
-    return apart(dx.sum(axis=-1), 0, scale=dx)
-
-
-def rows_of_logits(rng: Rng) -> float:
-    _, cache = ops.cross_entropy_forward(rng.standard_normal((3, 4, 7)), rng.integers(0, 7, (3, 4)))
-    dlogits = ops.cross_entropy_backward(1.0, cache)
-    return apart(dlogits.sum(axis=-1), 0, scale=dlogits)
-
-
-def rotation(rng: Rng) -> float:
-    x, tables = rng.standard_normal((2, 9, 12)), ops.rope_tables(np, 9, ops.rope_frequencies(np, 6, THETA), "float64")
-    turned = ops.rope_forward(x, *tables), ops.rope_backward(x, *tables)
-    return worst(apart((x * x).sum(-1), (y * y).sum(-1)) for y in turned)
-
-
-def merged_model(family: str, rng: Rng) -> float:
-    made, ids = model(family, rng), rng.integers(0, 11, (2, 7))
-    before = made.forward(ids)[0]
-    merge(made)
-    return apart(before, made.forward(ids)[0])
-
-
-def step_0(family: str, rng: Rng) -> float:
-    made, ids = model(family, rng, adapted=False), rng.integers(0, 11, (2, 7))
-    before = made.forward(ids)[0]
-    attach_lora(made, "all-linear", r=2, alpha=3, rng=rng)
-    return apart(before, made.forward(ids)[0])
-
-
-def padded(family: str, rng: Rng) -> float:
-    made, ids = model(family, rng), rng.integers(0, 11, (3, 6))
-    off = []
-    for side in ("left", "right"):
-        padding = pad(side, 6, [6, 4, 2])
-        logits = made.forward(ids, Inputs(padding))[0]
-        alone = (made.forward(ids[i : i + 1, real])[0][0] for i, real in enumerate(padding))
-        off += [apart(logits[i, padding[i]], y) for i, y in enumerate(alone)]
-    return worst(off)
-
-
-def each_class(law: Callable[[type[Adapter], Rng], float], rng: Rng) -> float:
-    return worst(law(cls, rng) for cls in CLASSES)
-
-
-def each_family(law: Callable[[str, Rng], float], rng: Rng) -> float:
-    return worst(law(family, rng) for family in FAMILIES)
-
-
-EXACT = 1e-12
-LAWS: dict[str, tuple[Callable[[Rng], float], float]] = {  # the law, and how much it may be broken
-    **{name: (partial(law_of_adapters, name), EXACT) for cls in CLASSES for name in cls.laws},
-    "the merged W and b of an adapter give its outputs": (partial(each_class, merged_adapter), EXACT),
-    "a new adapter gives the outputs of its base": (partial(each_class, new_adapter), 0),
-    "rows of dS sum to 0": (rows_of_scores, EXACT),
-    "attention in blocks is attention": (in_blocks, EXACT),
-    "rows of layer norm's dx sum to 0": (rows_of_layer_norm, EXACT),
-    "rows of dlogits sum to 0": (rows_of_logits, EXACT),
-    "a rotation keeps lengths": (rotation, EXACT),
-    "a merged model gives the adapted one's logits": (partial(each_family, merged_model), EXACT),
-    "the logits of step 0 are the base's": (partial(each_family, step_0), 0),
-    "padding changes no real token": (partial(each_family, padded), EXACT),
-}
-
-
-# ---- all of it ----
 
 
 @blas_threads()
@@ -181,12 +39,12 @@ def verify(only: str = "", seed: int = 0) -> dict[str, Any]:
     for name in tqdm(chosen, desc="verifying", leave=False, disable=None):
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # the same numbers whatever else is chosen
         with np.errstate(all="ignore"):  # what is wrong may overflow: its row says so
-            checks += checked(name, rng) if name in CHECKS else []
-            laws += [held(name, rng)] if name in LAWS else []
+            checks += check_entries(name, rng) if name in CHECKS else []
+            laws += [law_entry(name, rng)] if name in LAWS else []
     return {"checks": checks, "laws": laws, "seconds": time.perf_counter() - start}
 
 
-def checked(name: str, rng: Rng) -> list[dict[str, Any]]:
+def check_entries(name: str, rng: Rng) -> list[dict[str, Any]]:
     """One entry for each tensor and method, the worst of all shapes. What raises is wrong: it has no number."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
 
@@ -210,7 +68,7 @@ def badness(entry: dict[str, Any]) -> tuple[bool, float]:
     return not entry["ok"], entry["worst_relative_error"] or 0.0
 
 
-def held(name: str, rng: Rng) -> dict[str, Any]:
+def law_entry(name: str, rng: Rng) -> dict[str, Any]:
     law, tolerance = LAWS[name]
     try:
         return {"law": name} | measured("value", law(rng), tolerance)
@@ -230,7 +88,7 @@ def wrong(result: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(e.get("law") or e["name"] for e in [*result["checks"], *result["laws"]] if not e["ok"]))
 
 
-def show(result: dict[str, Any]) -> None:
+def show_verification(result: dict[str, Any]) -> None:
     """Both tables, and the verdict in one line."""
     console = wide_console()
     about = "Relative errors in float64, the worst of all shapes"

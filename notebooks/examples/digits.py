@@ -18,7 +18,7 @@ import minilora
 from minilora.accounting import count_parameters
 from minilora.data import Batch, shuffled
 from minilora.files import save_tensors
-from minilora.models.families import New, chain
+from minilora.models.parts import New, chain
 from minilora.nn import Inputs, Module, Parameter, Pass, PreNormBlock, Select, Sequential
 from minilora.nn.optim import cosine_schedule
 

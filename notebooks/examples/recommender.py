@@ -16,7 +16,7 @@ from market import F, N, T, sessions
 import minilora
 from minilora.accounting import count_parameters
 from minilora.data import Batch, shuffled
-from minilora.models.families import New, chain
+from minilora.models.parts import New, chain
 from minilora.nn import Inputs, Linear, Module, Parameter, Pass, PreNormBlock, Sequential
 from minilora.nn.optim import cosine_schedule
 

@@ -48,22 +48,24 @@ def run(method: str, name: str, size: int, seed: int, steps: int, lr: float, cho
     """One run; what it found."""
     from minilora.backend import load_backend
     from minilora.data.records import stratified_split
-    from minilora.jobs import classification as task
+    from minilora.jobs.classification import classifier, encode
+    from minilora.jobs.finetuning import attach
+    from minilora.jobs.settings import ClassifierSettings
     from minilora.models.pretrained import load_tokenizer
     from minilora.process import keep_freed_memory, peak_memory
 
-    how = task.Recipe(
+    how = ClassifierSettings(
         targets=["q_proj", "v_proj"], lr=lr, length=SETS[name][1], seed=seed, shards=1 if device == "cuda" else 2
     )
     texts, labels = read(name, size)
-    model = task.classifier("minilm", ["negative", "positive"], seed)
-    examples, _ = task.encode(load_tokenizer("minilm"), texts, labels, how.length, model)
+    model = classifier("minilm", ["negative", "positive"], seed)
+    examples, _ = encode(load_tokenizer("minilm"), texts, labels, how.length, model)
     rest, test = stratified_split(labels, 0.2, seed=0)
     train, validation = stratified_split(labels[rest], 0.125, seed=0)
     train, held_out = take(examples, rest[train]), take(examples, rest[validation] if choosing else test)
-    steps = steps or how.steps(len(train.ids))
+    steps = steps or how.steps_for(len(train.ids))
     if method in ("lora", "peft"):
-        task.prepare(model, how)
+        attach(model, how)
     if method == "head":
         model.freeze()
         for parameter in model["classifier"].named_parameters().values():

@@ -171,7 +171,7 @@ def test_dropout_keeps_the_mean(rng):
 def test_what_is_frozen_keeps_nothing(rng):
     adapter, x = layer(rng), rng.standard_normal((3, 2, 5))
     _, cache = adapter.forward(x)
-    assert (cache.base.x, cache.base.learn_b) == (None, False)
+    assert (cache.base.x, cache.base.needs_db) == (None, False)
     assert cache.x is x
     assert cache.h.shape == (6, 2)
     adapter.lora_A.trainable = False

@@ -1,9 +1,8 @@
-"""Rows of labelled files, how they are dealt, and what is read off a confusion matrix."""
+"""Rows of labelled files, their splits, batches of similar length, and the scores of a confusion matrix."""
 
 import csv
 import json
 import math
-from contextlib import nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -44,7 +43,7 @@ def test_what_was_written_is_read_again_whatever_letters_it_has(name, rows, tmp_
 
 
 @pytest.mark.parametrize("name", ["folder", "folder.csv", "folder.jsonl"])
-def test_a_folder_in_the_place_of_a_file_is_told_with_the_files_in_it(name, tmp_path):
+def test_a_folder_instead_of_a_file_is_refused_with_the_files_in_it(name, tmp_path):
     (tmp_path / name).mkdir()
     (tmp_path / name / "train.csv").touch()
     with pytest.raises(OSError, match=rf"{name}, and a file is meant: it holds train\.csv"):
@@ -58,25 +57,14 @@ def test_labels_of_json_may_be_numbers_and_nan_is_an_empty_one(tmp_path):
         read_records(write(tmp_path / "rows.jsonl", [("good", math.nan)]))
 
 
-@pytest.mark.filterwarnings("ignore:.*separated by")
-@pytest.mark.parametrize(
-    ("name", "start", "mark", "says"),
-    [
-        ("a.csv", "", ";", "semicolons"),
-        ("a.csv", "", "\t", "tabs"),
-        ("a.tsv", "", ",", "commas"),
-        ("a.csv", "sep=;\n", ";", None),
-    ],
-)
-def test_a_table_separated_by_something_else_is_read_and_said(name, start, mark, says, tmp_path):
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ";"), ("a.csv", "\t"), ("a.csv", "|"), ("a.tsv", ",")])
+def test_a_table_with_another_separator_is_read_if_that_gives_the_columns(name, mark, tmp_path):
     path = tmp_path / name
-    path.write_text(f'{start}stars{mark}text{mark}label\n5{mark}"so, so{mark} good"{mark}yes\n1{mark}bad\n')
-    with pytest.raises(ValueError, match=f"line {4 if start else 3}: 2 fields, and the header has 3"):
+    path.write_text(f'stars{mark}text{mark}label\n5{mark}"so, so{mark} good"{mark}yes\n1{mark}bad\n')
+    with pytest.raises(ValueError, match="line 3: 2 fields, and the header has 3"):
         read_records(path)
     path.write_text(path.read_text().replace("1" + mark, f"1{mark}not{mark}"))
-    said = pytest.warns(UserWarning, match=f"{name} is separated by {says}, and read so") if says else nullcontext()
-    with said:
-        assert read_records(path) == ([f"so, so{mark} good", "not"], ["yes", "bad"])
+    assert read_records(path) == ([f"so, so{mark} good", "not"], ["yes", "bad"])
 
 
 def test_empty_rows_are_left_out_when_asked_for_and_counted(tmp_path):
@@ -105,7 +93,7 @@ BAD = [
     ("rows.csv", b"", "holds no rows"),
     ("rows.csv", b"text,label\n", "holds no rows"),
     ("rows.csv", b"text,stars\ngood,5\n", "rows.csv has no 'label': there are 'text', 'stars'$"),
-    ("rows.csv", b"Text;Label\ngood;yes\n", "has no 'text': did you mean 'Text'\\? there are 'Text', 'Label'"),
+    ("rows.csv", b"Text;Label\ngood;yes\n", "has no 'text': there are 'Text;Label'"),
     ("rows.csv", b"text,labels\ngood,yes\n", "did you mean 'labels'?"),
     (
         "rows.csv",
@@ -125,14 +113,13 @@ BAD = [
     (
         "rows.csv",
         "text,label\ngood,yes\ncaf\xe9,no\n".encode("latin-1"),
-        "line 3 is not UTF-8: .*cp1252 .* --encoding cp1252",
+        "line 3 is not UTF-8: say its encoding, as --encoding cp1252, gb18030, shift-jis, or save it as UTF-8",
     ),
     (
         "rows.csv",
         "text,label\ngood,yes\n".encode("utf-16-le"),
-        "not UTF-8 text: it looks like utf-16-le; say which, as",
+        "not UTF-8 text: it holds bytes of 0, as UTF-16 does .--encoding utf-16-le",
     ),
-    ("rows.csv", "text,label\n好看的电影,是\n".encode("gb18030"), "not UTF-8: it looks like gb18030"),
     ("rows.jsonl", b'{"text": "a", "label": "b"}\n{"text"', "line 2 is not JSON"),
     ("rows.jsonl", b'["a", "b"]', "line 1 is not a JSON object, .*: each line is one"),
     (
@@ -140,9 +127,8 @@ BAD = [
         b'[\n{"text": "a"}\n]',
         "line 1 is not JSON: Expecting value \\(column 3\\); each line is one object",
     ),
-    ("rows.csv", b"text,label\ngo\0od,yes\n", "not UTF-8 text: it holds bytes of 0"),
-    ("rows.jsonl", b'{"text": ["a"], "label": "b"}', r"line 1: 'text' is \['a'\], and no text"),
-    ("rows.jsonl", b'{"text": "\\ud83d", "label": "b"}', "line 1: 'text' holds half a letter"),
+    ("rows.jsonl", b'{"text": ["a"], "label": "b"}', r"line 1: 'text' is \['a'\], which is not a text"),
+    ("rows.jsonl", b'{"text": "\\ud83d", "label": "b"}', "line 1: 'text' holds a lone surrogate"),
     ("rows.jsonl", b'{"text": "a", "label": null}', "'label' is empty in 1 row, on line 1"),
     (
         "rows.jsonl",
@@ -154,7 +140,6 @@ BAD = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:.*separated by")
 @pytest.mark.parametrize(("name", "content", "says"), BAD)
 def test_a_file_that_cannot_be_used_is_refused_with_the_line_and_what_to_do(name, content, says, tmp_path):
     (tmp_path / name).write_bytes(content)
@@ -170,16 +155,9 @@ def test_a_file_that_cannot_be_used_is_refused_with_the_line_and_what_to_do(name
         "\ntext,label\ngood,yes\n\nbad,no\n  \n,,,\n\n",
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*separated by")
 def test_columns_that_are_not_asked_for_and_empty_lines_hinder_no_one(content, tmp_path):
     (tmp_path / "rows.csv").write_text(content)
     assert read_records(tmp_path / "rows.csv") == (["good", "bad"], ["yes", "no"])
-
-
-def test_utf8_under_another_encoding_is_known_as_utf8(tmp_path):
-    (tmp_path / "rows.csv").write_text("text,label\ngood,yes\nbad,no\ncafé,no\n")
-    with pytest.raises(ValueError, match="line 4 is not ASCII: it is UTF-8: leave --encoding out"):
-        read_records(tmp_path / "rows.csv", encoding="ascii")
 
 
 @pytest.mark.parametrize("labels", [["1", "1.0"], ["pos", "Pos"], ["True", "true"], ["01", "1"]])
@@ -229,7 +207,7 @@ def test_a_table_is_known_by_its_columns_and_prose_has_none(text, columns):
     assert columns_of(text) == columns
 
 
-# ---- dealing ----
+# ---- splits ----
 
 
 @given(LABELS, st.floats(0.01, 0.99), st.integers(0, 9))
@@ -260,7 +238,7 @@ def test_folds_test_every_row_once_and_differ_by_at_most_one_row_of_each_label(l
     assert np.ptp([len(test) for _, test in split]) <= 1
 
 
-# ---- batches of like length ----
+# ---- batches of similar length ----
 
 
 def some_texts(lengths):
@@ -291,7 +269,7 @@ def test_a_batch_depends_on_seed_and_step_alone(step, seed):
     assert all(np.array_equal(a, b) for a, b in zip(first(step)[:3], again(step)[:3], strict=True))
 
 
-def test_texts_of_like_length_meet_and_little_is_padding():
+def test_batches_hold_texts_of_similar_length_and_little_padding():
     lengths = np.random.default_rng(0).integers(1, 100, 512).tolist()
     texts = some_texts(lengths)
     at = shuffled(texts, 8, 0)
@@ -311,14 +289,14 @@ def test_texts_of_like_length_meet_and_little_is_padding():
 def test_scores_are_those_of_scikit_learn(n, data):
     metrics = pytest.importorskip("sklearn.metrics")
     pairs = data.draw(st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), min_size=1, max_size=40))
-    truth, guess = np.array(pairs).T
-    matrix = confusion_matrix(truth, guess, n)
-    assert (matrix == metrics.confusion_matrix(truth, guess, labels=range(n))).all()
+    labels, predicted = np.array(pairs).T
+    matrix = confusion_matrix(labels, predicted, n)
+    assert (matrix == metrics.confusion_matrix(labels, predicted, labels=range(n))).all()
     found = scores(matrix)
-    theirs = metrics.precision_recall_fscore_support(truth, guess, labels=range(n), zero_division=0)
+    theirs = metrics.precision_recall_fscore_support(labels, predicted, labels=range(n), zero_division=0)
     for name, values in zip(("precision", "recall", "f1", "support"), theirs, strict=True):
         assert found[name] == pytest.approx(values.tolist())
-    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, guess))
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(labels, predicted))
     assert found["macro_f1"] == pytest.approx(theirs[2].mean())
 
 

@@ -13,7 +13,6 @@ from minilora import files as checkpoint
 from minilora.data import (
     all_windows,
     bigram_bits_per_byte,
-    deal,
     decode_bytes,
     encode_bytes,
     english,
@@ -23,6 +22,7 @@ from minilora.data import (
     python_source,
     random_windows,
     read_whole,
+    split_documents,
     split_file,
     text,
     zlib_bits_per_byte,
@@ -64,10 +64,9 @@ def test_less_text_than_a_batch_is_refused():
     [
         (b"", "is empty"),
         (b"\xff\xfe", "is empty"),  # a byte order mark
-        (b"a\0b" * 2, "not UTF-8 text: it holds bytes of 0, as no text does"),
+        (b"a\0b" * 2, "not UTF-8 text: it holds bytes of 0"),
         (b"\xff\xff", "line 1 is not UTF-8"),
-        (b"a\n" * 2**20 + b"\xe9\n", "line 1048577 is not UTF-8: it looks like cp1252 "),
-        ("Привет, мир! ".encode("cp1251"), "it looks like .*cp1251"),
+        (b"a\n" * 2**20 + b"\xe9\n", "line 1048577 is not UTF-8: say its encoding, as --encoding cp1252, "),
         (b"a" * 2**20 + b"\xc3", "line 1 is not UTF-8"),  # cut within its last letter
     ],
 )
@@ -136,7 +135,7 @@ def test_a_text_is_held_once_as_bytes_and_becomes_ids_as_windows_are_drawn(tmp_p
 
 def test_a_line_without_an_end_or_in_another_encoding_is_refused():
     assert list(lines_of(io.StringIO("\ufeffa\nb"))) == ["a\n", "b"]
-    with pytest.raises(ValueError, match="standard input is not UTF-8: it looks like cp1252"):
+    with pytest.raises(ValueError, match="standard input is not UTF-8: say its encoding"):
         list(lines_of(io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8")))
     with pytest.raises(ValueError, match="a line has more than 1,048,576 letters"):
         list(lines_of(io.StringIO("a" * (2**20 + 1))))
@@ -150,10 +149,10 @@ def test_a_corpus_every_python_carries_has_three_parts_that_share_no_paragraph_o
         assert not set(split.train.split(b"\n\n")) & (set(split.test.split(b"\n\n")) - {b""})
 
 
-def test_documents_are_dealt_by_name_so_that_a_new_one_moves_no_other():
+def test_documents_are_split_by_name_so_that_a_new_one_moves_no_other():
     documents = {f"name{i}": f"text{i}".encode() for i in range(60)}
     fewer = dict(list(documents.items())[:-1])
-    for before, after in zip(deal(fewer), deal(documents), strict=True):
+    for before, after in zip(split_documents(fewer), split_documents(documents), strict=True):
         assert set(before.split(b"\n\n")) <= set(after.split(b"\n\n"))
 
 
@@ -169,17 +168,17 @@ def test_the_bytes_of_a_command_line_are_read_as_they_were_typed(typed):
 
 def test_compressors_and_counting_need_few_bits_for_what_they_were_given():
     given_text = b"the quick brown fox jumps over the lazy dog. " * 40
-    for judge in (zlib_bits_per_byte, lzma_bits_per_byte):
-        assert judge(given_text[:400], given_text) < 1 < 5 < judge(np.random.default_rng(0).bytes(400), given_text)
+    for bits_of in (zlib_bits_per_byte, lzma_bits_per_byte):
+        assert bits_of(given_text[:400], given_text) < 1 < 5 < bits_of(np.random.default_rng(0).bytes(400), given_text)
     uniform = np.random.default_rng(0).bytes(4000)
     assert bigram_bits_per_byte(given_text, given_text) < 4 < 7.9 < bigram_bits_per_byte(uniform, b"")
 
 
 def test_excerpts_are_evenly_spread_and_of_the_size_asked_for():
     data = bytes(i // 100 for i in range(20_000))
-    cut = excerpts(data, 1600, pieces=16)
-    assert len(cut) == 1600
-    assert len(set(cut)) >= 16
+    sample = excerpts(data, 1600, pieces=16)
+    assert len(sample) == 1600
+    assert len(set(sample)) >= 16
     assert excerpts(data[:100], 1600) == data[:100]
 
 

@@ -13,8 +13,12 @@ from reports import adapted, base_model, demo_report, sweep_report
 from minilora.adapters import peft
 from minilora.cli import main
 from minilora.display import plots
+from minilora.jobs.classification_figure import classification_figure
+from minilora.jobs.demo_figure import report_figure
 from minilora.jobs.rank import study
-from minilora.models import pretrained
+from minilora.jobs.rank_figures import rank_figures
+from minilora.jobs.sweep_figure import sweep_figure
+from minilora.models import saving
 
 SMALLEST = 14  # points, in a figure that is 11 to 19 inches wide
 
@@ -28,19 +32,19 @@ def demo(folder: Path) -> None:
     for name, rank in (("full", 64), ("lora", 8)):
         report[name] |= {"curve": curve, "trainable": 940_416}
         report["rank"][name] = report["rank"][name] | {"mean_spectrum": np.exp(-np.arange(rank) / 20).tolist()}
-    plots.report_figure(report)
+    report_figure(report)
 
 
 def sweep(folder: Path) -> None:
     title = "Rank 8 did best, and no smaller one is within one standard error of it"
-    plots.sweep_figure(sweep_report([2.70, 2.65, 2.61, 2.59], 0.01), title)
+    sweep_figure(sweep_report([2.70, 2.65, 2.61, 2.59], 0.01), title)
 
 
 def rank(folder: Path) -> None:
-    pretrained.save_pretrained(base_model(), folder / "base")
+    saving.save_pretrained(base_model(), folder / "base")
     for seed in (1, 2):
         peft.save_adapter(adapted(seed=seed), folder / str(seed))
-    plots.rank_figures(study(str(folder / "1"), base=str(folder / "base"), compare=str(folder / "2")))
+    rank_figures(study(str(folder / "1"), base=str(folder / "base"), compare=str(folder / "2")))
 
 
 def count(folder: Path) -> None:
@@ -84,7 +88,7 @@ def test_the_name_of_every_rank_of_a_sweep_is_inside_its_frame(ranks, monkeypatc
     report = sweep_report([2.70, 2.65, 2.61, 2.59][: len(ranks)], 0.01)
     for row, rank in zip(report["ranks"], ranks, strict=True):
         row["rank"] = rank
-    plots.sweep_figure(report | {"best": ranks[-1], "chosen": ranks[-1], "pareto": ranks}, "a title")
+    sweep_figure(report | {"best": ranks[-1], "chosen": ranks[-1], "pareto": ranks}, "a title")
     drawn[0].draw_without_rendering()
     close = drawn[0].axes[1]
     named = {text.get_text(): text.get_window_extent() for text in close.texts}
@@ -110,7 +114,7 @@ def test_no_line_runs_through_a_legend(figures):
 def classifier(labels: list[str], steps: int) -> bytes:
     n = len(labels)
     report = {"labels": labels, "confusion": np.eye(n, dtype=int).tolist(), "accuracy": 1.0, "trainable": 8}
-    return plots.classification_figure([1.0] * steps, report | {"losses": [[0, 1.0], [steps, 0.5]]})
+    return classification_figure([1.0] * steps, report | {"losses": [[0, 1.0], [steps, 0.5]]})
 
 
 def test_letters_that_the_usual_font_lacks_are_drawn_with_an_installed_one_that_has_them():
@@ -162,7 +166,7 @@ def test_a_label_of_a_classifier_is_drawn_in_one_line_without_control_characters
         "accuracy": 1,
         "trainable": 1,
     }
-    plots.classification_figure([1.0], report)
+    classification_figure([1.0], report)
     figures[0].draw_without_rendering()
     assert [tick.get_text() for tick in figures[0].axes[1].get_xticklabels()] == [drawn, "b"]
 
@@ -172,7 +176,7 @@ def test_a_confusion_matrix_of_many_labels_has_colors_and_numbers_alone(monkeypa
     monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: figures.append(figure))
     n = 200
     report = {"labels": [f"a long name, {i}" for i in range(n)], "confusion": np.eye(n, dtype=int).tolist()}
-    plots.classification_figure([1.0], report | {"losses": [(0, 1.0)], "accuracy": 1, "trainable": 1})
+    classification_figure([1.0], report | {"losses": [(0, 1.0)], "accuracy": 1, "trainable": 1})
     figures[0].draw_without_rendering()
     assert not figures[0].axes[1].texts
     assert len(figures[0].axes[1].get_xticklabels()) < 20

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import assert_refused, code_of, edit_json, lines, make_base, promised, subparsers, tree
+from commands import assert_refused, code_of, edit_json, lines, make_base, promised, tree
 
 from minilora.adapters import peft
 from minilora.cli import main
 from minilora.files import load_tensors, save_tensors
-from minilora.jobs import classification, crossvalidation
-from minilora.jobs.classification import Classifier, Recipe
-from minilora.models.configs import unnamed
-from minilora.models.pretrained import labels_of, load_pretrained, save_pretrained
-from minilora.nn.optim import penalty
-from minilora.training.run import Run
+from minilora.jobs import classification, crossvalidation, finetuning
+from minilora.jobs.classification import Classifier
+from minilora.jobs.settings import ClassifierSettings
+from minilora.models.labels import default_label_maps, labels_of
+from minilora.models.pretrained import load_pretrained
+from minilora.models.saving import save_pretrained
+from minilora.nn.optim import Optimizer, penalty
 from minilora.verify import check_gradient
 
 RUN = ["--epochs", "6", "--batch", "4", "--length", "16", "--rank", "2", "--evaluate-every", "20", "--seed", "3"]
@@ -146,17 +147,17 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(here, capfd, monkeypatc
     words = [*FINETUNE, "--lr", "0.05", "--checkpoint-every", "5", "--epochs", "2"]
     words[words.index("out")] = "whole"
     assert main(words) == 0
-    step, steps = Run.step, []
+    step, steps = Optimizer.step, []
 
-    def stopping(self, *given):
+    def stopping(self, *given, **options):
         steps.append(1)
         if len(steps) == 8:
             raise KeyboardInterrupt
-        step(self, *given)
+        step(self, *given, **options)
 
     words[words.index("whole")] = "out"
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "step", stopping)
+        patched.setattr(Optimizer, "step", stopping)
         assert main(words) == 130
     assert not (here / "out" / "scores.json").exists()
     assert main([*words, "--resume"]) == 0
@@ -216,7 +217,7 @@ def test_the_two_files_of_an_adapter_hold_the_names_of_its_labels(here, capfd, m
 def test_names_that_an_adapter_lacks_are_those_of_its_run_or_its_base_or_said_not_to_be_known(here, capfd, monkeypatch):
     save_pretrained(classification.classifier("base", ["bad", "fine"]), here / "named")
     save_pretrained(load_pretrained("named"), here / "unnamed")
-    edit_json(here / "unnamed" / "config.json", **unnamed(2))
+    edit_json(here / "unnamed" / "config.json", **default_label_maps(2))
     settings = (here / "adapter" / "settings.json").read_text()
     (here / "adapter" / "settings.json").unlink()
     assert predicted(capfd, monkeypatch, "named") == ({"yes", "no"}, [])  # the adapter's own come first
@@ -282,7 +283,7 @@ def test_an_encoder_learns_its_classifier_whole_and_predict_takes_what_was_made(
 
     config = Config(vocab_size=256, n_layers=1, d_model=16, n_heads=2, max_length=32, head="none", activation="gelu",
                     offset=2 * (family == "roberta"))  # fmt: skip
-    save_pretrained(FAMILIES[family](config, np.random.default_rng(0)), here / "encoder")
+    save_pretrained(FAMILIES[family].build(config, np.random.default_rng(0)), here / "encoder")
     assert main([*FINETUNE, "--base", "encoder"]) == 0  # seed 3
     said = capfd.readouterr().err
     assert ("pooler" in said) == (family == "bert")  # which stays as it was drawn: PEFT saves none
@@ -356,13 +357,24 @@ def test_a_penalty_makes_A_and_B_small_and_touches_no_classifier(here, capfd):
     assert norms["l2"] < norms["none"] / 2
 
 
+def test_a_penalty_is_on_the_trained_parameters_of_adapters_and_not_on_the_classifier(here):
+    model = classification.classifier("base", ["a", "b"])
+    finetuning.attach(model, ClassifierSettings(rank=2))
+    trained = model.trainable_parameters()
+    adapters = {parameter for path, parameter in trained.items() if not path.startswith("classifier")}
+    assert 0 < len(adapters) < len(trained)
+    assert set(finetuning.adapter_parameters(model)) == adapters
+
+
 # ---- two settings ----
 
 
 def test_cross_validation_trains_both_settings_on_the_same_folds(here, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        crossvalidation, "tune", lambda model, train, held, how, **_: seen.append((how.rank, train.targets.tolist()))
+        crossvalidation,
+        "fit_classifier",
+        lambda model, train, held, how, **_: seen.append((how.rank, train.targets.tolist())),
     )
     report = crossvalidation.cross_validate("base", "rows.csv", {"rank": 1}, folds=4, rank=2, length=16)
     assert [rank for rank, _ in seen] == [2, 1] * 4
@@ -461,11 +473,10 @@ def test_what_cannot_be_predicted_is_refused(words, says, here, capfd):
     (["--against", "--length 99"], "length = 99 is more than the model's 32 positions"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_compared_are_refused_before_any_training(words, says, here, capfd, monkeypatch):
-    monkeypatch.setattr(classification, "fit", None)
+    monkeypatch.setattr(finetuning, "fit", None)
     assert_refused(here, capfd, ["compare", "--base", "base", "--data", "rows.csv", "--length", "16", *words], says)
 
 
-def test_every_option_of_a_recipe_is_one_of_the_command():
-    offered = {action.dest for action in subparsers()["finetune"]._actions}
-    assert set(classification.OPTIONS) <= offered
-    assert Recipe(epochs=2, batch=4, accumulate=3).steps(33) == 6  # 9 batches an epoch, three to a step
+def test_the_steps_are_those_in_which_each_row_is_seen_as_often_as_there_are_epochs():
+    settings = ClassifierSettings(epochs=2, batch=4, accumulate=3)
+    assert settings.steps_for(33) == 6  # 9 batches an epoch, three to a step

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from minilora.cli import main
+from minilora.cli.commands import predict
 from minilora.data import Batch
-from minilora.jobs import classification, crossvalidation, data, language_model, sweep
+from minilora.jobs import classification, crossvalidation, data, sweep, text
+from minilora.jobs.finetuning import finetune
 from minilora.models.config import Config
-from minilora.models.families import bert
-from minilora.models.pretrained import load_tokenizer, save_pretrained
+from minilora.models.families.bert import bert
+from minilora.models.pretrained import load_tokenizer
+from minilora.models.saving import save_pretrained
 from minilora.models.tokenizer import ByteTokenizer, SubwordTokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -62,7 +65,7 @@ def many(rows, n=10):
 def test_the_numbers_of_rows_are_those_before_they_are_cut_and_without_special_tokens(here):
     tokenizer = load_tokenizer("base")
     found = tokenizer.batch(["abc", "好 a", "", "a b c d e f"], 6)
-    numbers = data.of_texts(Batch(found.ids, np.zeros(4), found.padding), found.lengths, tokenizer, 6)
+    numbers = data.numbers_of_rows(Batch(found.ids, np.zeros(4), found.padding), found.lengths, tokenizer, 6)
     assert numbers == {
         "rows": 4,
         "tokens": 5 + 4 + 2 + 8,
@@ -72,8 +75,8 @@ def test_the_numbers_of_rows_are_those_before_they_are_cut_and_without_special_t
         "unknown": 1 / 9,
         "empty": 1,
     }
-    assert data.of_tokens(b"bytes", ByteTokenizer()) == {"tokens": 5, "unknown": 0.0}
-    assert data.of_tokens(tokenizer.encode("a 好", special=False), tokenizer) == {"tokens": 2, "unknown": 0.5}
+    assert data.numbers_of_tokens(b"bytes", ByteTokenizer()) == {"tokens": 5, "unknown": 0.0}
+    assert data.numbers_of_tokens(tokenizer.encode("a 好", special=False), tokenizer) == {"tokens": 2, "unknown": 0.5}
 
 
 @pytest.mark.parametrize(("share", "warned"), [(0.05, False), (0.051, True)])
@@ -81,14 +84,14 @@ def test_above_one_unknown_token_in_twenty_a_person_is_warned(share, warned):
     parts = {"a": {"unknown": 0.0}, "b": {"unknown": share}}
     if warned:
         with pytest.warns(UserWarning, match=r"5\.1% of the tokens are unknown .* take a base whose tokenizer knows"):
-            data.warn(parts)
+            data.warn_of_unreadable(parts)
     else:
-        data.warn(parts)
+        data.warn_of_unreadable(parts)
 
 
 def test_texts_without_a_token_are_warned_of():
     with pytest.warns(UserWarning, match="of 3 texts the tokenizer makes no token"):
-        data.warn({"a": {"unknown": 0.0, "empty": 2}, "b": {"unknown": 0.0, "empty": 1}})
+        data.warn_of_unreadable({"a": {"unknown": 0.0, "empty": 2}, "b": {"unknown": 0.0, "empty": 1}})
 
 
 def test_the_table_has_a_column_for_what_is_known_and_the_commonest_labels(capfd):
@@ -98,7 +101,7 @@ def test_the_table_has_a_column_for_what_is_known_and_the_commonest_labels(capfd
     }
     parts["held out"]["unknown"] = 0.0
     labels = {f"label {i}": 1 + 99 * (i == 3) for i in range(11)}
-    data.show({"length": 64, "parts": parts, "labels": labels, "shared": 2})
+    data.print_data({"length": 64, "parts": parts, "labels": labels, "shared": 2})
     said = capfd.readouterr().out
     assert [word in said for word in ("1,200", "cut at 64", "50.0%", "12.5%", "tokens", "median")] == [True] * 4 + [
         False
@@ -121,7 +124,7 @@ def test_finetune_shows_the_table_before_it_learns_and_warns_of_what_it_cannot_r
         raise ValueError("learning begins")
 
     with monkeypatch.context() as patched:
-        patched.setattr(classification, "tune", stopped)
+        patched.setattr(classification, "fit_classifier", stopped)
         assert main(words) == 2
     out, err = capfd.readouterr()
     assert "unknown" in out
@@ -135,12 +138,12 @@ def test_finetune_shows_the_table_before_it_learns_and_warns_of_what_it_cannot_r
 def test_predict_warns_of_what_it_cannot_read_on_stderr_alone(here, capfd, monkeypatch):
     assert main(["finetune", "--task", "classify", *write("rows.csv", many(ENGLISH)), *TUNE]) == 0
     capfd.readouterr()
-    for text, warned in (("good", False), ("好看的电影", True)):
-        monkeypatch.setattr("sys.stdin", io.StringIO(f"{text}\n"))
+    for line, warned in (("good", False), ("好看的电影", True)):
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{line}\n"))
         assert main(["predict", "--adapter", "out"]) == 0
         out, err = capfd.readouterr()
         assert out.count("\n") == 1
-        assert out.endswith(f"\t{text}\n")
+        assert out.endswith(f"\t{line}\n")
         assert ("of the tokens are unknown" in err) == warned
     monkeypatch.setattr("sys.stdin", io.StringIO("good\n" + "a " * 9))
     assert main(["predict", "--adapter", "out"]) == 0
@@ -156,7 +159,7 @@ def test_a_token_that_the_model_has_no_row_for_is_refused(here):
     Path("base", "added_tokens.json").write_text('{"<new>": 56}')
     write("rows.csv", [*many(ENGLISH), ("a <new>", "pos")])
     with pytest.raises(ValueError, match="the tokenizer has 57 ids, the model's embedding 56 rows"):
-        classification.finetune("base", "rows.csv", "out", epochs=1, length=8)
+        finetune("base", "rows.csv", "out", task="classify", epochs=1, length=8)
     assert not Path("out").exists()
 
 
@@ -164,7 +167,7 @@ def test_a_classifier_that_is_no_better_than_the_commonest_label_says_so(capfd):
     for accuracy, says in ((0.75, True), (0.8, False)):
         report = {"labels": ["a", "b"], "accuracy": accuracy, "majority": 0.75, "macro_f1": 0.5, "support": [6, 2]}
         report |= {key: [1.0, 1.0] for key in ("precision", "recall", "f1")} | {"confusion": [[6, 0], [2, 0]]}
-        classification.show_scores(report)
+        classification.print_scores(report)
         out = capfd.readouterr().out
         assert "accuracy of always saying 'a': 0.7500" in out
         assert ("the classifier is no better than always saying 'a'" in out) == says
@@ -176,8 +179,9 @@ def test_held_out_rows_that_are_learned_from_too_are_counted(given, here):
     write("rows.csv", rows)
     write("test.csv", [*rows[:3], ("other", "pos")])
     told = []
-    how = {"epochs": 1, "rank": 2, "length": 8, "tell": told.append, "held_out": "test.csv" if given else None}
-    report = classification.finetune("base", "rows.csv", "out", **how)
+    how = {"epochs": 1, "rank": 2, "length": 8, "show_data": told.append}
+    how |= {"task": "classify", "held_out": "test.csv" if given else None}
+    report = finetune("base", "rows.csv", "out", **how)
     assert told == [report["data"]]
     assert report["data"]["shared"] == 3 if given else report["data"]["shared"] > 0
 
@@ -202,7 +206,7 @@ def test_compare_shows_the_data_on_stderr_and_the_majority_beside_the_accuracies
     out, err = capfd.readouterr()
     assert json.loads(out)["majority"] == pytest.approx(10 / 14)
     assert "labels: pos 10 (71.4%), neg 4 (28.6%)\nrows that repeat the text of another: 5" in err
-    crossvalidation.show(json.loads(out))
+    crossvalidation.print_comparison(json.loads(out))
     assert "always giving the commonest label of a fold: 0.7143\nneither setting is better" in capfd.readouterr().out
 
 
@@ -221,7 +225,7 @@ def test_compare_shows_the_data_on_stderr_and_the_majority_beside_the_accuracies
 )
 def test_a_text_that_looks_like_a_table_is_learned_and_asked_about(name, content, says, tmp_path, recwarn):
     (tmp_path / name).write_text(content)
-    language_model.read_text(str(tmp_path / name), ByteTokenizer(), 2, 8, 0)
+    text.read_text(str(tmp_path / name), ByteTokenizer(), 2, 8, 0)
     assert [str(note.message) for note in recwarn] == [] if says is None else True
     if says:
         assert re.search(says, str(recwarn[0].message))
@@ -235,7 +239,7 @@ def test_a_file_in_another_encoding_is_read_by_every_job(here, capfd):
         ["compare", "--folds", "2", "--epochs", "1", "--length", "8", "--against", "--rank 1"],
     ):
         assert main([*command, *words]) == 2
-        assert "not UTF-8: it looks like cp1252" in capfd.readouterr().err
+        assert "not UTF-8: say its encoding" in capfd.readouterr().err
         assert main([*command, *words, "--encoding", "cp1252"]) == 0
     capfd.readouterr()
     assert main(["predict", "--adapter", "out", "--data", "rows.csv", "--encoding", "cp1252"]) == 0
@@ -245,14 +249,12 @@ def test_a_file_in_another_encoding_is_read_by_every_job(here, capfd):
 
 
 def test_many_lines_of_standard_input_are_answered_a_few_at_a_time(here, capfd, monkeypatch):
-    from minilora.cli import commands
-
     assert main(["finetune", "--task", "classify", *write("rows.csv", many(ENGLISH)), *TUNE]) == 0
     sizes = []
     call = classification.Classifier.__call__
     spy = lambda self, texts, *more: sizes.append(len(texts)) or call(self, texts, *more)  # noqa: E731
     monkeypatch.setattr(classification.Classifier, "__call__", spy)
-    monkeypatch.setattr(commands, "AT_ONCE", 4)
+    monkeypatch.setattr(predict, "AT_ONCE", 4)
     monkeypatch.setattr("sys.stdin", io.StringIO("good\n\n" * 10))
     capfd.readouterr()
     assert main(["predict", "--adapter", "out"]) == 0
@@ -263,11 +265,11 @@ def test_many_lines_of_standard_input_are_answered_a_few_at_a_time(here, capfd, 
 def test_a_sweep_shows_the_table_once_before_its_cells(tmp_path, monkeypatch):
     pytest.importorskip("joblib")
     (tmp_path / "words.txt").write_text("words and words\n" * 99)
-    monkeypatch.setattr(sweep, "run", lambda *_: told.append("cells") or (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(sweep, "run_cells", lambda *_: told.append("cells") or (_ for _ in ()).throw(KeyboardInterrupt))
     told: list = []
     with pytest.raises(KeyboardInterrupt):
         sweep.sweep(
-            "builtin", str(tmp_path / "words.txt"), tmp_path / "out", [1, 2], batch=2, length=8, tell=told.append
+            "builtin", str(tmp_path / "words.txt"), tmp_path / "out", [1, 2], batch=2, length=8, show_data=told.append
         )
     numbers, cells = told
     assert cells == "cells"

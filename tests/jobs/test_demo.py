@@ -19,11 +19,11 @@ from minilora.adapters.lora import LoRALinear
 from minilora.adapters.peft import load_adapter
 from minilora.cli import main
 from minilora.data import Split, excerpts
-from minilora.display.plots import report_figure
-from minilora.jobs import demo, language_model
-from minilora.jobs.language_model import bits_per_byte
+from minilora.jobs import demo, pretraining
+from minilora.jobs.demo_figure import report_figure
+from minilora.jobs.pretraining import bits_per_byte
 from minilora.models.config import Config
-from minilora.models.families import llama
+from minilora.models.families.llama import llama
 from minilora.models.pretrained import load_pretrained
 from minilora.models.transformer import Transformer
 
@@ -53,7 +53,7 @@ def test_the_figure_of_a_report_is_a_png_with_three_colours_on_it_and_each_time_
     ],
 )
 def test_the_words_follow_the_report(change, said, capsys):
-    demo.show(made_up() | change, "somewhere")
+    demo.print_report(made_up() | change, "somewhere")
     assert said in " ".join(capsys.readouterr().out.split())
 
 
@@ -77,7 +77,7 @@ def small(source: Any = "builtin") -> Transformer:
 def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     split = Split(WORDS, WORDS[:400], WORDS[:600])
     monkeypatch.setattr(demo, "python_source", lambda: split)
-    monkeypatch.setattr(language_model, "english", lambda: split)
+    monkeypatch.setattr(pretraining, "english", lambda: split)
     for name, value in {"load_pretrained": small, "STEPS": 8, "BATCH": 4, "LENGTH": 16}.items():
         monkeypatch.setattr(demo, name, value)
     monkeypatch.chdir(tmp_path)

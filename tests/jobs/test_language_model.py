@@ -20,11 +20,13 @@ from made_tokenizers import CHATML, MADE, NAMES, byte_level
 import minilora
 from minilora.cli import main
 from minilora.data import Batch, all_windows, batches, english, excerpts, split_file
-from minilora.jobs import instruction, language_model, sweep
+from minilora.jobs import language_model, sweep, text
+from minilora.jobs.finetuning import finetune
 from minilora.jobs.instruction import encode, padded_batch, read_answers
 from minilora.models.config import Config
-from minilora.models.families import llama
-from minilora.models.pretrained import load_tokenizer, save_pretrained
+from minilora.models.families.llama import llama
+from minilora.models.pretrained import load_tokenizer
+from minilora.models.saving import save_pretrained
 from minilora.models.sources import locate
 from minilora.models.tokenizer import SubwordTokenizer
 from minilora.nn import Gradients, Inputs
@@ -73,7 +75,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_text_is_read_in_the_tokens_of_the_base_and_evaluated_per_byte(here, capfd):
-    done = language_model.finetune("base", "words.txt", "out", rank=2, steps=2, batch=2, length=8, lr=0.05)
+    done = finetune("base", "words.txt", "out", rank=2, steps=2, batch=2, length=8, lr=0.05)
     held_out = excerpts(split_file("words.txt").validation, 8192)
     ids = load_tokenizer("base").encode(held_out.decode(), special=False)
     assert len(ids) < len(held_out)
@@ -86,8 +88,8 @@ def test_a_text_is_read_in_the_tokens_of_the_base_and_evaluated_per_byte(here, c
 @given(words, st.integers(0, 60), st.integers(0, 60))
 def test_tokens_of_a_text_that_was_cut_anywhere_are_those_of_its_whole_letters(written, start, stop):
     cut = written.encode()[start:stop]
-    assert CHAT.decode(language_model.tokens_of(cut, CHAT)) == cut.decode(errors="ignore")
-    assert language_model.tokens_of(cut, MADE["bytes"]) == cut
+    assert CHAT.decode(text.tokens_of(cut, CHAT)) == cut.decode(errors="ignore")
+    assert text.tokens_of(cut, MADE["bytes"]) == cut
 
 
 def test_samples_are_what_the_base_and_the_adapted_model_add_to_a_held_out_text(here, capfd):
@@ -174,11 +176,11 @@ def test_a_long_text_has_the_same_tokens_encoded_in_pieces(name, monkeypatch):
     words = (english().test[:6000].decode(errors="ignore") + " 2024's  end\n\n好的 — é. a b ab " * 9).encode()
     whole = MADE[name].encode(words.decode(), special=False)
     encoded, encode = [], MADE[name].encode
-    monkeypatch.setattr(language_model, "PIECE", 500)
+    monkeypatch.setattr(text, "PIECE", 500)
     monkeypatch.setattr(
         MADE[name], "encode", lambda part, special=True: encoded.append(len(part)) or encode(part, special)
     )
-    found = language_model.tokens_of(words, MADE[name])
+    found = text.tokens_of(words, MADE[name])
     assert np.array_equal(found, whole)
     assert max(encoded) < 1000
     assert found.dtype.itemsize == 2
@@ -195,7 +197,7 @@ def test_what_is_cut_is_counted_and_an_example_without_an_answer_left_is_dropped
     cut = sum(len(ids) > length for ids, _ in whole) + 1
     assert 1 < cut < len(PAIRS)
     dataset = read_answers("pairs.jsonl", CHAT, 1, length, 0)
-    assert dataset.said == (
+    assert dataset.summary == (
         f"21 examples to learn from, 3 held out; of all 25, {cut} were cut to {length} tokens, and 1 of these, with no "
         "answer left, dropped"
     )
@@ -221,8 +223,13 @@ def test_the_held_out_examples_are_a_tenth_that_the_seed_chooses_and_are_never_l
 
 
 @pytest.mark.parametrize("command", [TEXT, INSTRUCT], ids=["text", "instruct"])
-def test_the_same_command_gives_the_same_bytes_and_recomputing_blocks_changes_none(command, here):
-    for out, words in (("one", []), ("two", []), ("three", ["--recompute"]), ("other", ["--seed", "3"])):
+def test_the_same_command_gives_the_same_bytes_and_recomputing_blocks_or_more_checkpoints_change_none(command, here):
+    for out, words in (
+        ("one", []),
+        ("two", []),
+        ("three", ["--recompute", "--checkpoint-every", "5"]),
+        ("other", ["--seed", "3"]),
+    ):
         assert main([*command, *words, "--out", out]) == 0
     assert tree(here / "one") == tree(here / "two") == tree(here / "three") != tree(here / "other")
 
@@ -286,7 +293,7 @@ GOOD = json.dumps(PAIRS[0])
 BAD_PAIRS: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "holds 0 examples, and 0 have an answer"),
     "only blank lines": ("\n\n", "holds 0 examples, and 0 have an answer within 128 tokens: 2 are needed"),
-    "another encoding": ("naïve".encode("latin-1"), r"pairs\.jsonl line 1 is not UTF-8: it looks like"),
+    "another encoding": ("naïve".encode("latin-1"), r"pairs\.jsonl line 1 is not UTF-8: say its encoding"),
     "no JSON": (f"{GOOD}\n\nx\n", r"pairs\.jsonl line 3 is not JSON: "),
     "nested too deep": (f"{GOOD}\n{'[' * 100_000}\n", r"pairs\.jsonl line 2 is not JSON: "),
     "a list": (f"{GOOD}\n[1]\n", r"line 2 is not a JSON object, \{"),
@@ -336,7 +343,7 @@ def test_what_does_not_go_with_answers_is_refused_in_one_line(words, says, here,
     [
         (b"few words", "tokens are less than one batch of 2 windows of 8: more text, or smaller batches"),
         (b"qzxjvwkfy", "leaves 1 tokens to hold out: give more text"),
-        ("naïve ".encode("latin-1") * 99, "line 1 is not UTF-8: it looks like cp1252"),
+        ("naïve ".encode("latin-1") * 99, "line 1 is not UTF-8: say its encoding"),
     ],
 )
 def test_a_text_too_short_in_tokens_or_in_another_encoding_is_refused(content, says, here, capfd):
@@ -384,10 +391,11 @@ def test_smollm2_learns_a_way_of_answering_and_peft_reads_the_same_losses(tmp_pa
     asks = ("What is the capital of {}?", "Name the capital of {}.")
     pairs = [{"prompt": ask.format(a), "answer": f"Arr, 'tis {b}, matey!"} for a, b in cities.items() for ask in asks]
     write_pairs(tmp_path / "pairs.jsonl", pairs)
-    done = instruction.finetune(
+    done = finetune(
         "smollm2",
         str(tmp_path / "pairs.jsonl"),
         tmp_path / "out",
+        task="instruct",
         targets=["q_proj", "v_proj"],
         batch=2,
         steps=10,

@@ -13,19 +13,16 @@ import minilora
 from minilora.adapters import peft, spectrum
 from minilora.adapters.base import Adapter
 from minilora.cli import main
-from minilora.display import plots
-from minilora.display.plots import blocks_and_kinds
 from minilora.files import load_tensors, save_tensors, to_json
-from minilora.jobs import extraction
+from minilora.jobs import extraction, rank_figures
 from minilora.jobs.rank import study
-from minilora.models import pretrained
-from minilora.models.configs import FORMATS
+from minilora.jobs.rank_figures import blocks_and_kinds
+from minilora.models import saving
 from minilora.models.families import FAMILIES
-from minilora.models.names import hub_name
-from minilora.models.pretrained import their_name
+from minilora.models.names import hf_name, hub_name
 
 IDS = np.random.default_rng(9).integers(0, SHAPE["vocab_size"], (2, 9))
-FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FORMATS[family].classes]
+FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FAMILIES[family].classes]
 
 
 def merged(model):
@@ -158,7 +155,7 @@ def test_an_adapter_alone_has_the_singular_values_of_its_layers(tmp_path, words)
     model = adapted(**words)
     peft.save_adapter(model, tmp_path / "a")
     found = {row["name"]: row for row in study(str(tmp_path / "a"))["layers"]}
-    layers = {their_name(model, path): layer for path, layer in peft.adapters_of(model).items()}
+    layers = {hf_name(model, path): layer for path, layer in peft.adapters_of(model).items()}
     assert found.keys() == layers.keys()
     for name, layer in layers.items():
         sigma = np.linalg.svd(layer.delta().astype(float), compute_uv=False)
@@ -271,7 +268,7 @@ def test_full_fine_tuning_can_be_compared_with_an_adapter(made):
 def updates(model):
     """{Hugging Face's name: ΔW} of an adapted model, in float64."""
     return {
-        their_name(model, path): layer.scaling * layer.lora_B.data.astype(float) @ layer.lora_A.data
+        hf_name(model, path): layer.scaling * layer.lora_B.data.astype(float) @ layer.lora_A.data
         for path, layer in peft.adapters_of(model).items()
     }
 
@@ -375,7 +372,7 @@ def test_a_share_of_the_energy_gives_each_layer_its_own_rank_and_all_of_it_chang
     ranks = {layer["name"]: layer["rank"] for layer in result["adapter"]["layers"]}
     assert len(set(ranks.values())) > 1
     model = loaded(tmp_path / "most")
-    assert ranks == {their_name(model, path): layer.r for path, layer in peft.adapters_of(model).items()}
+    assert ranks == {hf_name(model, path): layer.r for path, layer in peft.adapters_of(model).items()}
     for name, W in updates(adapted()).items():
         assert ranks[name] == spectrum.rank_for(np.linalg.svd(W, compute_uv=False), 0.7)
 
@@ -417,7 +414,7 @@ def test_adapters_of_embeddings_and_heads_are_measured_as_they_are_applied_and_s
     for path, module in model.named_modules():
         if isinstance(module, Adapter):
             sigma = np.linalg.svd(module.delta().astype(float), compute_uv=False)
-            row = rows.pop(their_name(model, path))
+            row = rows.pop(hf_name(model, path))
             np.testing.assert_allclose(row["singular_values"]["update"], sigma[:3], rtol=1e-5)
             assert row["shape"] == list(module.delta().shape)
     assert not rows
@@ -526,7 +523,7 @@ ASKED = {
 @pytest.mark.parametrize("case", ASKED)
 def test_each_question_there_are_data_for_has_a_figure_whose_title_is_the_answer(case, here, capfd, monkeypatch):
     words, questions = ASKED[case]
-    monkeypatch.setattr(plots, "png_bytes", lambda figure: figure.get_suptitle().encode())
+    monkeypatch.setattr(rank_figures, "png_bytes", lambda figure: figure.get_suptitle().encode())
     result = json.loads(run(capfd, *words, "--json", "--plot", "figure.png"))
     rows, total = result["layers"], result["summary"]
     assert sorted(path.name for path in here.glob("*.png")) == [f"figure-{question}.png" for question in questions]
@@ -581,7 +578,7 @@ REFUSED = {
     "a rank too high": (["base", "full", "--rank", "9", "--out", "out"], "_proj: rank 9 is above 8, the most a 8 x 16"),
     "a higher rank": (["adapter", "--rank", "4", "--out", "out"], "rank 4 is above 3, which the adapter has already"),
     "rank 0": (["adapter", "--rank", "0", "--out", "out"], "--rank: '0' is not a whole number above 0"),
-    "energy 0": (["adapter", "--energy", "0", "--out", "out"], "--energy: '0' is not a number above 0"),
+    "energy 0": (["adapter", "--energy", "0", "--out", "out"], "--energy: '0' is not a share above 0 and up to 1"),
     "energy 1.5": (["adapter", "--energy", "1.5", "--out", "out"], "'1.5' is not a share above 0 and up to 1"),
     "both": (["adapter", "--energy", "0.5", "--rank", "2", "--out", "out"], "give one of them"),
     "nowhere to write": (["adapter", "--rank", "2"], "takes a folder for it, and a rank or a share of the energy"),
@@ -713,7 +710,7 @@ def tiny(family, head="lm"):
         "labels": 3,
         "activation": "gelu",
     }
-    model = FAMILIES[family](minilora.Config(**sizes, offset=2 if family == "roberta" else 0), rng)
+    model = FAMILIES[family].build(minilora.Config(**sizes, offset=2 if family == "roberta" else 0), rng)
     for parameter in model.named_parameters().values():
         parameter.data = (parameter.data + 0.2 * rng.standard_normal(parameter.data.shape)).astype("f4")
     return model
@@ -810,7 +807,7 @@ def test_peft_loads_what_is_extracted_in_the_other_families(family, tmp_path):
 
 
 def test_a_layer_that_the_base_does_not_have_is_a_row_of_the_table_too(tmp_path, capfd):
-    pretrained.save_pretrained(base_model(), tmp_path / "base")  # its head is tied, so that the file lacks it
+    saving.save_pretrained(base_model(), tmp_path / "base")  # its head is tied, so that the file lacks it
     peft.save_adapter(adapted(targets=["q_proj", "lm_head"]), tmp_path / "adapter")
     assert main(["rank", str(tmp_path / "adapter"), "--base", str(tmp_path / "base")]) == 0
     assert "lm_head" in capfd.readouterr().out

@@ -226,7 +226,7 @@ def test_what_a_terminal_would_obey_is_escaped_in_errors_notes_and_tables(monkey
         warnings.warn(evil, stacklevel=1)
         raise ValueError(evil)
 
-    monkeypatch.setattr("minilora.cli.commands.backend", fail)
+    monkeypatch.setattr("minilora.cli.commands.pretrain.backend", fail)
     assert main(["pretrain", "--out", "x"]) == 2
     assert main(["info", evil]) == 2
     wide_console().print(numbers_right(evil, evil, evil))
@@ -239,7 +239,7 @@ def test_an_error_that_quotes_a_file_is_bounded_and_keeps_its_advice(monkeypatch
     def fail(*arguments: object) -> None:
         raise ValueError(f"what is {'long ' * 1000}: do this")
 
-    monkeypatch.setattr("minilora.cli.commands.backend", fail)
+    monkeypatch.setattr("minilora.cli.commands.pretrain.backend", fail)
     assert main(["pretrain", "--out", "x"]) == 2
     said = capsys.readouterr().err
     assert len(said) < 640
@@ -300,6 +300,20 @@ def test_settings_of_wrong_types_are_one_line_to_every_reader(key, value, here):
     (here / "settings.json").write_text(json.dumps(settings | {key: value}))
     with pytest.raises(ValueError, match=rf"settings\.json: {key} is .*, not a"):
         read_settings(here)
+
+
+SAVED = {"accumulate", "alpha", "base", "base_sha256", "batch", "data", "data_sha256", "dropout", "evaluate_every"}
+SAVED |= {"length", "lr", "patience", "rank", "rslora", "seed", "shards", "steps", "targets", "tokenizer_sha256"}
+
+
+@pytest.mark.parametrize(
+    ("task", "more"), [("text", set()), ("classify", {"task", "text", "label", "labels", "epochs", "l1", "l2"})]
+)
+def test_settings_json_has_the_keys_of_runs_that_earlier_versions_began(task, more, here):
+    (here / "rows.csv").write_text("text,label\n" + "abc,yes\ncba,no\n" * 4)
+    data = ["--data", "words.txt", "--steps", "1"] if task == "text" else ["--data", "rows.csv", "--epochs", "1"]
+    assert main(["finetune", "--task", task, *data, "--batch", "2", "--length", "8", "--out", "out"]) == 0
+    assert json.loads((here / "out" / "settings.json").read_text()).keys() == SAVED | more
 
 
 # ---- tables ----

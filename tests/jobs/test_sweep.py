@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from runs import Killed, interrupting, tear, watch
 from minilora.cli import main
 from minilora.display import plots
 from minilora.files import load_tensors
-from minilora.jobs import language_model, sweep
+from minilora.jobs import finetuning, sweep
+from minilora.jobs.settings import ClassifierSettings, LanguageModelSettings
+from minilora.jobs.sweep_figure import rank_losses, sweep_figure
 
 CELL = [
     "--base", "base", "--data", "words.txt", "--steps", "2", "--batch", "8", "--length", "16", "--lr", "0.05",
@@ -104,9 +107,19 @@ def test_finetune_and_sweep_take_the_same_options_with_the_same_defaults():
     assert {name for name in both if finetune[name].default != grid[name].default} == {"shards"}
     for name in ("jobs", "shards", "threads"):
         assert grid[name].default == sweep.sweep.__kwdefaults__[name]
-    for name, value in language_model.finetune.__kwdefaults__.items():
-        if name in both and (said := re.search(r"\(default ([^)]*)\)", finetune[name].help)):
-            assert str(value) == said[1] or value == float(said[1])
+
+
+@pytest.mark.parametrize("task", [ClassifierSettings, LanguageModelSettings])
+def test_every_option_of_a_run_is_declared_once_and_its_help_says_its_default(task):
+    offered = {action.dest: action for action in subparsers()["finetune"]._actions}
+    for option in fields(task):
+        assert option.name in offered
+        said = re.search(r"\(default (\S+)\)", offered[option.name].help)
+        to_classify = re.search(r"; to classify (\S+)", offered[option.name].help)
+        if task is ClassifierSettings and to_classify:
+            assert option.default == float(to_classify[1])
+        elif said:
+            assert str(option.default) == said[1] or option.default == float(said[1])
 
 
 def test_the_report_says_what_the_cells_hold(finished):
@@ -206,7 +219,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(whole, here, monkeypatc
 
 def test_ctrl_c_before_any_cell_has_begun_leaves_nothing(here, monkeypatch, capfd):
     before = tree(here)
-    monkeypatch.setattr(language_model, "base_hash", lambda model: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(finetuning, "base_hash", lambda *_: signal.raise_signal(signal.SIGINT))
     assert main(SWEEP) == 130
     assert lines(capfd.readouterr().err) == ["minilora: stopped"]
     assert tree(here) == before
@@ -290,7 +303,7 @@ def test_cells_without_a_checkpoint_can_be_begun_with_other_settings(whole, here
 
 
 def test_a_cell_that_fails_is_reported_its_rank_not_compared_and_the_others_go_on(whole, here, monkeypatch, capfd):
-    calls, attach = itertools.count(1), language_model.attach_lora
+    calls, attach = itertools.count(-2), finetuning.attach_lora  # the first three are the checks of the ranks
 
     def poisoned(model: Any, *arguments: Any, **options: Any) -> list[str]:
         paths = attach(model, *arguments, **options)
@@ -299,7 +312,7 @@ def test_a_cell_that_fails_is_reported_its_rank_not_compared_and_the_others_go_o
         return paths
 
     with monkeypatch.context() as patched:
-        patched.setattr(language_model, "attach_lora", poisoned)
+        patched.setattr(finetuning, "attach_lora", poisoned)
         assert main(SWEEP) == 0
     failed = "the loss of step 1 is nan, first in block_0.attention.v_proj"
     said = " ".join(capfd.readouterr().out.split())
@@ -459,7 +472,7 @@ def test_the_choice_is_within_one_standard_error_of_the_best_and_no_smaller_rank
 )
 def test_the_words_follow_the_numbers(means, error, seeds, said, capsys):
     report = made_up(means, error, seeds)
-    sweep.show(report, "somewhere")
+    sweep.print_sweep(report, "somewhere")
     shown = " ".join(capsys.readouterr().out.split())
     assert re.search(said, shown), shown
     assert ("standard error of" in shown) == (seeds > 1 and report["best"] != 1)
@@ -495,18 +508,18 @@ def test_the_figure_is_a_png_with_all_that_it_shows():
         return (np.abs(matplotlib.image.imread(io.BytesIO(png))[..., :3] - rgb).max(axis=-1) < 0.01).sum() > 50
 
     one_seed, two_seeds = (made_up([2.5, 2.2, 2.25], error, seeds) for error, seeds in ((None, 1), (0.07, 2)))
-    png = plots.sweep_figure(one_seed, "a title")
+    png = sweep_figure(one_seed, "a title")
     for color in (plots.BASE, plots.FULL, plots.LORA):  # the base, the frontier, the means
         assert drawn(png, color)
     band = "#f9e7de"  # LORA, faint on white: within one standard error of the best
     assert not drawn(png, band)
-    assert drawn(plots.sweep_figure(two_seeds, "a title"), band)
+    assert drawn(sweep_figure(two_seeds, "a title"), band)
 
 
 def test_a_bar_is_one_standard_error_up_and_down_and_the_frontier_goes_through_the_pareto_set():
     rows = rows_of([2.5, 2.6, 2.2], [0.07, 0.03, 0.01])
     ax = Figure().subplots()
-    plots.rank_losses(ax, rows, [1, 4])
+    rank_losses(ax, rows, [1, 4])
     (bars,) = ax.containers
     assert "± one standard error" in bars.get_label()
     ends = [segment[:, 1] for segment in bars.lines[2][0].get_segments()]
@@ -518,7 +531,7 @@ def test_a_bar_is_one_standard_error_up_and_down_and_the_frontier_goes_through_t
 
 def test_one_seed_has_no_bar():
     ax = Figure().subplots()
-    plots.rank_losses(ax, made_up([2.5, 2.2], None, 1)["ranks"], [1, 2])
+    rank_losses(ax, made_up([2.5, 2.2], None, 1)["ranks"], [1, 2])
     (points,) = ax.containers
     assert not points.has_yerr
     assert points.get_label() == "one seed"

@@ -16,7 +16,7 @@ from minilora.models.transformer import Transformer
 from minilora.nn import Inputs, KVCache, Pass
 from minilora.ops import RopeScaling
 
-SCALING = {"rope_scaling": RopeScaling(factor=4.0, low=0.2, high=1.5, trained=9), "qkv_bias": True, "head_dim": 6}
+SCALING = {"rope_scaling": RopeScaling(4.0, 0.2, 1.5, 9), "head_dim": 6}
 few = settings(max_examples=25, deadline=None, derandomize=True)
 
 
@@ -24,8 +24,9 @@ SPECIAL = {
     "gpt2": {},
     "llama": {},
     "llama, scaled": SCALING,
-    "llama, windowed": {"sliding_window": 3},
-    "llama, windowed above": {"sliding_window": 1, "qkv_bias": True, "max_window_layers": 1},
+    "mistral": {"sliding_window": 3},
+    "qwen2": {"sliding_window": 1, "max_window_layers": 1},
+    "qwen3": {"n_kv_heads": 1},
 }
 
 
@@ -77,14 +78,14 @@ def test_with_a_cache_and_without_the_tokens_are_the_same_also_past_the_context(
 
 @pytest.mark.parametrize("window", [None, 5, CHUNK, CHUNK + 9])
 def test_a_long_prompt_is_read_in_parts_to_the_same_end(window, rng):
-    model = build("llama", max_length=3 * CHUNK, sliding_window=window)
+    model = build("mistral", max_length=3 * CHUNK, sliding_window=window)
     ids = rng.integers(0, 13, 2 * CHUNK + 3)
     assert list(next_ids(model, ids, 6)) == uncached(model, ids, 6, 0.0, 0, 1.0, None)
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 40])
 def test_of_a_layer_with_a_window_no_more_keys_are_kept_than_the_next_token_sees(window, rng):
-    model, kv_cache = build("llama", max_length=30, sliding_window=window), KVCache(30)
+    model, kv_cache = build("mistral", max_length=30, sliding_window=window), KVCache(30)
     for T in (7, 1, 1, 9, 2):
         model.forward(rng.integers(0, 13, (1, T)), run=Pass(kv_cache=kv_cache))
     assert kv_cache.length == 20
@@ -158,7 +159,7 @@ def test_a_stream_is_the_text_piece_by_piece():
         ({"prompt": ""}, "the prompt is empty"),
         ({"temperature": -1.0}, "temperature -1.0 is below 0"),
         ({"temperature": float("nan")}, "temperature nan"),
-        ({"temperature": 1.0}, "needs a generator"),
+        ({"temperature": 1.0}, "rng None is neither a seed nor a generator"),
         ({"top_k": -1}, "top_k = -1 is below 0"),
         ({"top_p": 0.0}, "top_p = 0.0 is not a probability"),
         ({"top_p": 1.1}, "top_p = 1.1 is not a probability"),

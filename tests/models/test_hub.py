@@ -16,13 +16,14 @@ import pytest
 from loopback_hub import Hub
 
 import minilora
-from minilora.accounting import architecture
+from minilora.accounting import count
 from minilora.adapters import peft
 from minilora.adapters.attach import attach_lora
 from minilora.cli import main
-from minilora.models import pretrained
+from minilora.models import pretrained, saving
 from minilora.models.families import FAMILIES
-from minilora.models.pretrained import base_hash, load_pretrained, load_tokenizer
+from minilora.models.pretrained import load_pretrained, load_tokenizer
+from minilora.models.saving import base_hash
 from minilora.models.tokenizer import READ as TOKENIZER_FILES
 
 client, file_download = (pytest.importorskip(f"huggingface_hub{name}") for name in ("", ".file_download"))
@@ -55,7 +56,7 @@ def contents(folder):
 
 
 def saved(model, folder):
-    pretrained.save_pretrained(model, folder)
+    saving.save_pretrained(model, folder)
     return contents(folder)
 
 
@@ -156,8 +157,8 @@ def test_gpt2_as_it_lies_on_the_hub_continues_a_text(hub, capfd):
     splitter.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     splitter.decoder = tokenizers.decoders.ByteLevel()
     splitter.add_special_tokens(["<|endoftext|>"])
-    model = FAMILIES["gpt2"](minilora.Config(257, 1, 16, 2, max_length=32), np.random.default_rng(0))
-    pretrained.save_pretrained(model, "ours")
+    model = FAMILIES["gpt2"].build(minilora.Config(257, 1, 16, 2, max_length=32), np.random.default_rng(0))
+    saving.save_pretrained(model, "ours")
     tensors = pretrained.read_checkpoint(Path("ours"))
     tensors = {name.removeprefix("transformer."): x for name, x in tensors.items()}  # and the mask beside them
     weights = shard(tensors | {"h.0.attn.bias": np.tril(np.ones((1, 1, 32, 32), np.float32))})
@@ -192,7 +193,7 @@ def test_counting_fetches_the_config_alone(hub, capfd):
     assert main(["count", "--model", "org/tiny@v1", "--rank", "2"]) == 0
     assert main(["count", "--base", "org/tiny@v1", "--rank", "2"]) == 0
     assert hub.fetched() == ["config.json"]
-    assert architecture("org/tiny").stages == architecture("second").stages
+    assert count("org/tiny", "full").tensors == count("second", "full").tensors
 
 
 def test_of_shards_those_are_fetched_that_the_index_names(hub):

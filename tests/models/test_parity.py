@@ -19,7 +19,7 @@ import pytest
 
 import minilora
 from minilora import ops
-from minilora.models.pretrained import CONV1D, their_name
+from minilora.models.names import hf_name, transpose
 from minilora.models.transformer import Transformer
 from minilora.nn import Gradients, Inputs
 from minilora.nn.optim import AdamW
@@ -76,6 +76,15 @@ KINDS = {
         {**GROUPED, "use_sliding_window": True, "sliding_window": 1,
          "layer_types": ["sliding_attention", "full_attention"]},
     ),
+    "qwen3": Kind("Qwen3Config", "Qwen3ForCausalLM", {**GROUPED, "head_dim": 10}),
+    "qwen3, window above": Kind(
+        "Qwen3Config", "Qwen3ForCausalLM",
+        {**GROUPED, "head_dim": 6, "tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 4,
+         "max_window_layers": 1},
+    ),
+    "qwen3, classifier": Kind(
+        "Qwen3Config", "Qwen3ForSequenceClassification", {**GROUPED, "head_dim": 6, "num_labels": 3}
+    ),
     "bert": Kind("BertConfig", "BertForMaskedLM", {**SIZES, **QUIET, "type_vocab_size": 3}),
     "bert, tanh GELU": Kind("BertConfig", "BertForMaskedLM", {**SIZES, **QUIET, "hidden_act": "gelu_new"}),
     "bert, untied": Kind("BertConfig", "BertForMaskedLM", {**SIZES, **QUIET, "tie_word_embeddings": False}),
@@ -93,8 +102,7 @@ KINDS = {
                             {**SIZES, **QUIET, "num_labels": 3, "max_position_embeddings": 23}),
 }  # fmt: skip
 each_kind = pytest.mark.parametrize("kind", KINDS)
-ADAPTED = {"gpt2": ["c_attn", "c_proj"], "llama": ["q_proj", "down_proj"], "bert": ["query", "dense"],
-           "roberta": ["value", "intermediate.dense"]}  # fmt: skip
+ADAPTED = {"gpt2": ["c_attn", "c_proj"], "bert": ["query", "dense"], "roberta": ["value", "intermediate.dense"]}
 
 
 # ---- theirs ----
@@ -270,11 +278,11 @@ def test_every_gradient_of_the_base_is_theirs_to_1e_10(kind, tmp_path, rng):
     parameters = {name: p for name, p in other.named_parameters() if p.grad is not None}
     largest = max(float(p.grad.abs().max()) for p in parameters.values())
     for path, parameter in model.named_parameters().items():
-        name = their_name(model, path)
+        name = hf_name(model, path)
         if name not in parameters:  # an untied head of BERT has a second bias, and reads that one
             name = name.replace("predictions.bias", "predictions.decoder.bias")
         expected = parameters.pop(name).grad.numpy()
-        expected = expected.T if model.family == "gpt2" and CONV1D.fullmatch(name) else expected
+        expected = transpose(model.family, name, expected)
         np.testing.assert_allclose(grads[parameter], expected, rtol=0, atol=1e-10 * largest, err_msg=path)
     assert not parameters, "what is theirs alone"
 
@@ -305,10 +313,10 @@ def test_weights_in_sixteen_bits_and_in_shards_are_read_exactly(kind, dtype, tmp
     model = minilora.load_pretrained(tmp_path / "m")
     parameters = dict(other.named_parameters())
     for path, data in model.state_dict().items():
-        name = their_name(model, path)
+        name = hf_name(model, path)
         expected = parameters[name].detach().float().numpy()
         assert data.dtype == np.float32
-        assert np.array_equal(data, expected.T if kind == "gpt2" and CONV1D.fullmatch(name) else expected), path
+        assert np.array_equal(data, transpose(model.family, name, expected)), path
 
 
 DRAWN = [("gpt2", "classify", 1), ("llama", "classify", 1), ("bert", "classify", 4), ("roberta", "classify", 4),
@@ -346,7 +354,7 @@ def test_in_blocks_too_a_model_with_a_window_has_the_logits_and_gradients_of_tra
     parameters = dict(other.named_parameters())
     largest = max(float(p.grad.abs().max()) for p in parameters.values())
     for path, parameter in model.named_parameters().items():
-        gradient = parameters[their_name(model, path)].grad.numpy()
+        gradient = parameters[hf_name(model, path)].grad.numpy()
         np.testing.assert_allclose(grads[parameter], gradient, rtol=0, atol=1e-10 * largest, err_msg=path)
 
 
@@ -361,7 +369,8 @@ def adapted(kind: str, folder: Path) -> tuple[Any, Transformer]:
     words = {"r": 3, "lora_alpha": 5, "init_lora_weights": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Conv1D, which stores W as (in, out)
-        wrapped = peft.get_peft_model(other, peft.LoraConfig(target_modules=ADAPTED[model.family], **words)).double()
+        targets = ADAPTED.get(model.family, ["q_proj", "down_proj"])
+        wrapped = peft.get_peft_model(other, peft.LoraConfig(target_modules=targets, **words)).double()
         wrapped.save_pretrained(folder / "adapter")
     minilora.load_adapter(model, folder / "adapter")
     return wrapped, model
@@ -372,10 +381,10 @@ def pairs(wrapped: Any, model: Transformer) -> Iterator[tuple[str, Any, Any]]:
     parameters = dict(wrapped.named_parameters())
     for path, parameter in model.trainable_parameters().items():
         layer, _, side = path.rpartition(".")
-        yield path, parameter, parameters[f"base_model.model.{their_name(model, layer)}.{side}.default.weight"]
+        yield path, parameter, parameters[f"base_model.model.{hf_name(model, layer)}.{side}.default.weight"]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "llama 3", "qwen2", "bert", "bert, tokens", "roberta",
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "llama 3", "qwen2", "qwen3", "bert", "bert, tokens", "roberta",
                                   "mistral, window", "qwen2, window above"])  # fmt: skip
 def test_the_gradients_of_an_adapter_are_those_of_peft_to_1e_10(kind, tmp_path, rng):
     wrapped, model = adapted(kind, tmp_path)

@@ -1,28 +1,16 @@
 import json
-import os
-import signal
 import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from damage import bounded
 from hypothesis import given
 from hypothesis import strategies as st
 from made_tokenizers import CHATML, MADE, NAMES, byte_fallback, byte_level, word_piece
 
 import minilora
-from minilora.models import chat_template
 from minilora.models.chat_template import render
 from minilora.models.tokenizer import ByteTokenizer, SubwordTokenizer, check_matches, read_tokenizer
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -125,7 +113,7 @@ def test_bytes_in_a_batch_are_padded_too():
     assert batch.ids.tolist() == [[97, 98], [195, 169], [0, 0]]
     assert batch.padding.tolist() == [[True, True], [True, True], [False, False]]
     assert ByteTokenizer().batch(["abc"], length=2).cut.all()
-    with pytest.raises(ValueError, match="no token that parts a pair"):
+    with pytest.raises(ValueError, match="no token to separate a pair"):
         ByteTokenizer().batch([("a", "b")])
 
 
@@ -164,7 +152,8 @@ SAYS_MORE = {  # what stands beside a tokenizer.json and says more than it -> a 
         {"tokenizer_config": {"tokenizer_class": "RobertaTokenizer", "cls_token": "<|turn|>", "sep_token": "<|done|>"}},
         "the list",
     ),
-    "qwen": ("byte_level", {"config": {"model_type": "qwen2"}}, "cafe\u0301"),
+    "qwen2": ("byte_level", {"config": {"model_type": "qwen2"}}, "cafe\u0301"),
+    "qwen3": ("byte_level", {"config": {"model_type": "qwen3"}}, "cafe\u0301"),
     "no prefix": (
         "byte_fallback",
         {"tokenizer_config": {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False}},
@@ -219,7 +208,7 @@ def test_a_folder_is_read_as_transformers_reads_it(name, folder):
     ("files", "says"),
     [
         ({"tokenizer_config": {"tokenizer_class": "T5Tokenizer"}}, "tokenizer_class 'T5Tokenizer' is not read, only"),
-        ({"tokenizer_config": {"tokenizer_class": "BertTokenizer"}}, "BertTokenizer is made of WordPiece, and .*'BPE'"),
+        ({"tokenizer_config": {"tokenizer_class": "BertTokenizer"}}, "BertTokenizer needs a WordPiece, and .*'BPE'"),
         (
             {"tokenizer_config": {"auto_map": {"AutoTokenizer": ["x", None]}}},
             "auto_map in tokenizer_config.json is not",
@@ -324,95 +313,25 @@ def test_a_template_that_is_wrong_hostile_or_refuses_is_one_line(template, messa
         tokenizer.chat([{"role": "user", "content": "x"}])
 
 
-HOSTILE = {
-    "product": "{{ 'a' * 3_000_000_000 }}",
-    "power": "{{ 10 ** (10 ** 10) }}",
-    "factorial": "{% set n = namespace(x=7) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}{{ n.x }}",
-    "width": "{{ '%3000000000d' % 1 }}",
-    "format": "{{ '{:>3000000000}'.format(1) }}",
-    "method": "{{ 'a'.ljust(3000000000) }}",
-    "bytes": "{{ (1).to_bytes(3000000000, 'big') }}",
-    "filter": "{{ 'a' | center(3000000000) }}",
-    "indent": "{{ [1] | tojson(indent=3000000000) }}",
-    "lorem": "{{ lipsum(n=100000000) }}",
-    "batches": "{{ [1] | batch(3000000000, 0) | list }}",
-    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "long": "{% for a in range(99999) %}{% for b in range(999) %}some text{% endfor %}{% endfor %}",
-    "tree": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "recursive loop": "{% for x in [1] recursive %}{{ loop(range(99999)) }}{% endfor %}",
-    "doubling": "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-    "capture": "{% set x = 'a' %}" + "{% set x %}{{ x }}{{ x }}{% endset %}" * 40 + "{{ x | length }}",
-    "replacing": "{% set x = 'a' * 100000 %}{{ x.replace('a', x) }}",
-    "shared": "{% set x = [1] %}" + "{% set x = [x, x] %}" * 60 + "{{ x }}",
-    "equal": "{% set x = [1] %}{% set y = [1] %}" + "{% set x, y = [x, x], [y, y] %}" * 60 + "{{ x == y }}",
-    "long texts": "{% set x = 'a' * 9999999 %}{% for i in range(99999) %}{{ x.find('b') }}{% endfor %}",
-    "deep": "{{ " + "(" * 9999 + "1" + ")" * 9999 + " }}",
-    "said": "{{ raise_exception('a ' * 9999999) }}",
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_template_ends_in_one_line_within_its_bounds(name):
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if resource else 0
-    with bounded(), pytest.raises(ValueError, match=r"the chat template (does not accept|takes more than)") as caught:
-        render(HOSTILE[name], messages=[])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ " + "(" * 9999 + "1" + ")" * 9999 + " }}",
+        "{{ raise_exception('a ' * 99999) }}",
+    ],
+    ids=["endless recursion", "deep", "a long message"],
+)
+def test_whatever_a_template_raises_is_one_short_line(template):
+    with pytest.raises(ValueError, match=r"the chat template does not accept") as caught:
+        render(template, messages=[])
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 700
-    if sys.platform == "linux":
-        ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # a child begins as a copy of this process
-        assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(children, ours, 512 * 2**10)
-
-
-def test_a_process_that_breaks_is_a_refused_template(monkeypatch, tmp_path):
-    (tmp_path / "breaks.py").write_text("import os; os.abort()")
-    chat_template.end()
-    monkeypatch.setattr(chat_template, "__file__", str(tmp_path / "breaks.py"))
-    with pytest.raises(ValueError, match=r"the chat template takes more than .*, and is not rendered"):
-        render("x")
-
-
-def test_after_a_template_that_breaks_its_bounds_another_is_rendered_and_many_by_one_process():
-    with pytest.raises(ValueError, match="takes more than"):
-        render("{{ 'a' * 3_000_000_000 }}")
-    assert render("one") == "one"
-    (process,) = chat_template.RUNNING.values()
-    start = time.perf_counter()
-    assert [render("{{ i }}", i=i) for i in range(100)] == [str(i) for i in range(100)]
-    assert time.perf_counter() - start < 1  # and not the 6 s that 100 processes take to start
-    assert list(chat_template.RUNNING.values()) == [process]
-    process.kill()
-    process.wait()
-    assert render("two") == "two"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs signals of Unix")
-def test_an_answer_that_ctrl_c_did_not_wait_for_is_not_the_next_ones():
-    slow = "{% for i in range(2000) %}{% for j in range(1000) %}{% endfor %}{% endfor %}slow"
-    threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        [render(slow) for _ in range(99)]
-    assert render("fast") == "fast"
-
-
-def test_threads_have_their_own_texts():
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda i: render("{{ i }}", i=i), range(200))) == [str(i) for i in range(200)]
-
-
-def test_messages_that_are_not_json_are_refused():
-    with pytest.raises(ValueError, match=r"not JSON.*int64"):
-        MADE["byte_level"].chat([{"role": "user", "content": np.int64(3)}])
 
 
 def test_what_comes_out_of_a_template_is_what_went_in_to_the_letter():
     said = "\r\n\x00 \ud83d 👩‍🚀 é \u2028\n"
     assert render("{{ said }}", said=said) == said
-
-
-def test_a_long_conversation_is_within_the_bounds():
-    messages = [{"role": role, "content": "é日x " * 2000} for role in ("user", "assistant")] * 200
-    assert len(MADE["byte_level"].chat(messages)) > 3_000_000
 
 
 def test_a_model_without_a_template_does_not_chat():

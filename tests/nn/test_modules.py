@@ -185,7 +185,7 @@ def test_weight_and_bias_learn_independently_and_a_frozen_weight_keeps_no_x(weig
     linear, x = Linear(rng.standard_normal((4, 3)), rng.standard_normal(4)), rng.standard_normal((2, 5, 3))
     linear.weight.trainable, linear.bias.trainable = weight, bias
     _, cache = linear.forward(x)
-    assert (cache.x is x, cache.learn_b) == (weight, bias)
+    assert (cache.x is x, cache.needs_db) == (weight, bias)
     grads = Gradients()
     linear.backward(rng.standard_normal((2, 5, 4)), cache, grads)
     assert (linear.weight in grads, linear.bias in grads, len(grads)) == (weight, bias, weight + bias)

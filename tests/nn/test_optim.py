@@ -164,10 +164,10 @@ def test_on_a_gpu_steps_give_the_same_numbers_and_nothing_waits_for_the_host(nam
 
 @each_optimizer
 @pytest.mark.parametrize("most", [0, 7, 10])  # the parameters have 4, 6 and 10 numbers
-def test_bundled_or_one_by_one_the_numbers_are_the_same_to_the_bit(name, most, monkeypatch, rng):
+def test_in_buckets_or_one_by_one_the_numbers_are_the_same_to_the_bit(name, most, monkeypatch, rng):
     ends = []
-    for bundle in (most, optim.BUNDLE):
-        monkeypatch.setattr(optim, "BUNDLE", bundle)
+    for size in (most, optim.BUCKET_SIZE):
+        monkeypatch.setattr(optim, "BUCKET_SIZE", size)
         parameters, rng = some_parameters(np.float32), np.random.default_rng(3)
         parameters["d"] = Parameter(rng.standard_normal(3))  # of another dtype
         optimizer = make(name, parameters)
@@ -196,7 +196,7 @@ def test_a_step_and_its_clipping_take_as_many_calls_for_a_hundred_small_paramete
 def test_a_large_parameter_is_not_copied_to_be_stepped(name, monkeypatch):
     parameters = some_parameters()
     optimizer, seen = make(name, parameters), []
-    monkeypatch.setattr(optim, "BUNDLE", 9)
+    monkeypatch.setattr(optim, "BUCKET_SIZE", 9)
     monkeypatch.setattr(optimizer, "update", lambda g, *old, **_: seen.extend([g, *old]) or old)
     grads = some_gradients(parameters, np.random.default_rng(0))
     large = [grads[parameters["c"]], parameters["c"].data, *(optimizer.state[f"{s}.c"] for s in optimizer.slots)]

@@ -18,7 +18,7 @@ from minilora.models.families import FAMILIES
 from minilora.models.transformer import Transformer
 from minilora.nn import Attention, Gradients, Inputs, KVCache, Pass, recompute
 from minilora.ops.blockwise_attention import BLOCK, blocks
-from minilora.verify.cases import attention_mask, pad
+from minilora.verify.op_cases import attention_mask, pad
 
 EXACT = 1e-12
 
@@ -186,7 +186,7 @@ def build(family: str, **options: Any) -> Transformer:
         "dtype": "float64",
     }
     config |= HEADS.get(family, {})
-    return FAMILIES[family](Config(**{**config, **options}), np.random.default_rng(1))
+    return FAMILIES[family].build(Config(**{**config, **options}), np.random.default_rng(1))
 
 
 def step(model: Transformer, side: str = "none", rng: np.random.Generator | None = None) -> list[np.ndarray]:

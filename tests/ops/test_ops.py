@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora import ops
-from minilora.backend import Array, get_array_module, to_numpy
+from minilora.backend import Array, get_array_module, normal_cdf, to_numpy
 from minilora.ops.attention import merge_heads, split_heads
-from minilora.ops.gelu import normal_distribution
-from minilora.verify import Report, check_gradient
-from minilora.verify.cases import EPS, OPS, THETA, OpCase, S, attention_mask, fixed, pad, rope_tables
+from minilora.verify import Case, Report, check_gradient
+from minilora.verify.case import apply, relative_error
+from minilora.verify.op_cases import OPS, THETA, S, attention_mask, pad, rope_tables
+from minilora.verify.problems import problems
 
 few = settings(max_examples=20, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
@@ -27,10 +28,10 @@ EXACT = 1e-12
 # ---- PyTorch's answer to each op: (torch, *inputs, the case's constants) -> y ----
 
 
-def torch_rope(torch, x, D):  # as a product of complex numbers
+def torch_rope(torch, x, D, theta):  # as a product of complex numbers
     T, H = x.shape[1], x.shape[2] // D
     a, b = x.unflatten(-1, (H, 2, D // 2)).unbind(-2)
-    angle = torch.arange(T)[:, None, None] * THETA ** (-2.0 * torch.arange(D // 2, dtype=x.dtype) / D)
+    angle = torch.arange(T)[:, None, None] * theta ** (-2.0 * torch.arange(D // 2, dtype=x.dtype) / D)
     turned = torch.complex(a, b) * torch.polar(torch.ones_like(angle), angle)
     return torch.stack([turned.real, turned.imag], -2).reshape(x.shape)
 
@@ -61,12 +62,12 @@ def torch_cross_entropy(torch, z, targets, count):
 TORCH: dict[str, Callable[..., Any]] = {
     "linear": lambda torch, x, W: torch.nn.functional.linear(x, W),
     "bias": lambda torch, b, x, W: torch.nn.functional.linear(torch.tensor(x), torch.tensor(W), b),
-    "low rank": lambda torch, x, A, B: S * torch.nn.functional.linear(torch.nn.functional.linear(x, A), B),
-    "low rank, embedding": lambda torch, A, B, ids: S * torch.nn.functional.embedding(torch.tensor(ids), A.T) @ B.T,
+    "low rank": lambda torch, x, A, B, s: s * torch.nn.functional.linear(torch.nn.functional.linear(x, A), B),
+    "low rank, embedding": lambda torch, A, B, ids, s: s * torch.nn.functional.embedding(torch.tensor(ids), A.T) @ B.T,
     "low rank, VeRA": lambda torch, x, d, b, A, B: b * (d * (x @ torch.tensor(A).T) @ torch.tensor(B).T),
     "rescaling": lambda torch, x, vector: vector * x,
-    "layer norm": lambda torch, x, g, b: torch.nn.functional.layer_norm(x, g.shape, g, b, EPS),
-    "rms norm": lambda torch, x, g: torch.nn.functional.rms_norm(x, g.shape, g, EPS),
+    "layer norm": lambda torch, x, g, b, eps: torch.nn.functional.layer_norm(x, g.shape, g, b, eps),
+    "rms norm": lambda torch, x, g, eps: torch.nn.functional.rms_norm(x, g.shape, g, eps),
     "gelu": lambda torch, x: torch.nn.functional.gelu(x),
     "gelu, tanh form": lambda torch, x: torch.nn.functional.gelu(x, approximate="tanh"),
     "tanh": lambda torch, x: torch.tanh(x),
@@ -88,18 +89,32 @@ each_op = pytest.mark.parametrize("op", OPS)
 on_a_gpu = pytest.mark.parametrize("xp", ["fakecupy", pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True)
 
 
-def drawn(op: str, data: st.DataObject) -> tuple[OpCase, np.random.Generator]:
+def drawn(op: str, data: st.DataObject) -> tuple[Case, np.random.Generator]:
     rng = np.random.default_rng(data.draw(seeds))
-    return OPS[op](lambda low=1, high=4: data.draw(st.integers(low, high)), rng), rng
+    return OPS[op].draw(lambda low=1, high=4: data.draw(st.integers(low, high)), rng), rng
 
 
-def some(op: str, rng: np.random.Generator) -> OpCase:
-    return OPS[op](lambda low=1, high=4: int(rng.integers(low, high + 1)), rng)
+def some(op: str, rng: np.random.Generator) -> Case:
+    return OPS[op].draw(lambda low=1, high=4: int(rng.integers(low, high + 1)), rng)
 
 
-def cubes(op: str, rng: np.random.Generator) -> OpCase:
+def cubes(op: str, rng: np.random.Generator) -> Case:
     """Every size the same: a gradient that is transposed by mistake still has the right shape."""
-    return OPS[op](lambda low=1, high=4: max(low, min(high, 3)), rng)
+    return OPS[op].draw(lambda low=1, high=4: max(low, min(high, 3)), rng)
+
+
+def cast(case: Case, change: Callable[[np.ndarray], Array]) -> Case:
+    """The case with every input and dy changed."""
+    return case._replace(dy=change(case.dy), inputs={name: change(x) for name, x in case.inputs.items()})
+
+
+def output(op: str, case: Case) -> Array:
+    return OPS[op].forward(*case.inputs.values(), **case.constants)[0]
+
+
+def results(op: str, case: Case) -> list[Array]:
+    """y and the gradients"""
+    return [output(op, case), *apply(OPS[op].grad, case)]
 
 
 def arrays_in(value: Any) -> Iterator[np.ndarray]:
@@ -122,7 +137,28 @@ def close(a: Array, b: Array, tolerance: float) -> bool:
 @given(data=st.data())
 def test_gradients_agree_with_central_differences_and_the_complex_step(op, data):
     case, rng = drawn(op, data)
-    case.check(rng).raise_if_wrong()
+    OPS[op].check(case, rng).raise_if_wrong()
+
+
+# the ops whose forward is called as that of a problem is
+PROBLEMS = {
+    "layer norm": "layer_norm",
+    "rms norm": "rms_norm",
+    "gelu, tanh form": "gelu",
+    "swiglu": "swiglu",
+    "embedding": "embedding",
+    "cross-entropy": "cross_entropy",
+    "mean squared error": "mean_squared_error",
+}
+
+
+@pytest.mark.parametrize("op", PROBLEMS)
+def test_an_op_is_its_problem_its_output_and_gradients_are_those_of_the_textbook(op):
+    problem = problems()[PROBLEMS[op]]
+    for case in problem.cases():
+        y = problem.forward(*case.inputs.values(), **case.constants)
+        for mine, true in zip(results(op, case), [y, *apply(problem.backward, case).values()], strict=True):
+            assert relative_error(mine, true) < EXACT
 
 
 @pytest.mark.oracle
@@ -131,37 +167,29 @@ def test_outputs_and_gradients_agree_with_pytorch(op, rng):
     torch = pytest.importorskip("torch")
     for _ in range(3):
         case = some(op, rng)
-        reference = partial(TORCH[op], torch, **case.constants)
-        expected = reference(*map(torch.tensor, case.inputs.values())).numpy()
-        assert close(case.forward(*case.inputs.values())[0], expected, EXACT)
-        case.check(rng, torch=reference).raise_if_wrong()
+        reference = partial(TORCH[op], torch)
+        expected = reference(*map(torch.tensor, case.inputs.values()), **case.constants).numpy()
+        assert close(output(op, case), expected, EXACT)
+        OPS[op].check(case, rng, torch=reference).raise_if_wrong()
 
 
 @each_op
 def test_float32_stays_float32_and_agrees_with_float64(op, rng):
-    case = some(op, rng)
-    single = [x.astype(np.float32) for x in case.inputs.values()]
-    double = [x.astype(np.float64) for x in single]
-    y = case.forward(*single)[0]
-    dy = rng.standard_normal(y.shape).astype(np.float32)
-    results = [y, *case.grad(dy, *single)]
-    assert [result.dtype for result in results] == [np.float32] * len(results)
-    for result, exact in zip(results, [case.forward(*double)[0], *case.grad(dy, *double)], strict=True):
+    single = cast(some(op, rng), lambda x: x.astype(np.float32))
+    double = cast(single, lambda x: x.astype(np.float64))
+    for result, exact in zip(results(op, single), results(op, double), strict=True):
+        assert result.dtype == np.float32
         assert close(result, exact, FLOAT32)
 
 
 @each_op
 @on_a_gpu
 def test_a_gpu_array_gives_the_numbers_and_the_dtypes_of_numpy(op, rng, xp):
-    case = some(op, rng)
-    inputs = [x.astype(np.float32) for x in case.inputs.values()]
-    y = case.forward(*inputs)[0]
-    dy = np.asarray(rng.standard_normal(y.shape), dtype=np.float32)
-    moved = [xp.asarray(x) for x in inputs]
-    results = [case.forward(*moved)[0], *case.grad(xp.asarray(dy), *moved)]
-    assert all(get_array_module(result) is xp for result in results)
+    case = cast(some(op, rng), lambda x: x.astype(np.float32))
+    moved = results(op, cast(case, xp.asarray))
+    assert all(get_array_module(result) is xp for result in moved)
     rounds_alike = xp.__name__ != "cupy" and op != "gelu"  # whose erf is the library's own there
-    for result, expected in zip(map(to_numpy, results), [y, *case.grad(dy, *inputs)], strict=True):
+    for result, expected in zip(map(to_numpy, moved), results(op, case), strict=True):
         assert result.dtype == expected.dtype
         assert close(result, expected, 0 if rounds_alike else FLOAT32)
 
@@ -169,12 +197,13 @@ def test_a_gpu_array_gives_the_numbers_and_the_dtypes_of_numpy(op, rng, xp):
 @each_op
 def test_no_op_writes_to_its_arguments_to_dy_or_to_its_cache_and_backward_may_run_again(op, rng):
     case = some(op, rng)
-    inputs = [fixed(x) for x in case.inputs.values()]
-    y, cache = case.forward(*inputs)
-    dy = fixed(np.asarray(rng.standard_normal(y.shape)))
+    dy, inputs = case.dy, list(case.inputs.values())
+    for array in (dy, *inputs):
+        array.setflags(write=False)
+    _, cache = OPS[op].forward(*inputs, **case.constants)
     for array in arrays_in(cache):
-        fixed(array)
-    first, second = case.backward(dy, cache, *inputs), case.backward(dy, cache, *inputs)
+        array.setflags(write=False)
+    first, second = (OPS[op].backward(dy, cache, *inputs, **case.constants) for _ in range(2))
     assert all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))
     assert not any(np.shares_memory(a, b) for a in first for b in [dy, *inputs, *arrays_in(cache)])
 
@@ -185,10 +214,9 @@ def test_no_op_writes_to_its_arguments_to_dy_or_to_its_cache_and_backward_may_ru
 @few
 @given(data=st.data())
 def test_Bt_dB_equals_dA_At(data):
-    case, rng = drawn("low rank", data)
+    case, _ = drawn("low rank", data)
     _, A, B = case.inputs.values()
-    dy = rng.standard_normal(case.forward(*case.inputs.values())[0].shape)
-    _, dA, dB = case.grad(dy, *case.inputs.values())
+    _, dA, dB = apply(OPS["low rank"].grad, case)
     np.testing.assert_allclose(B.T @ dB, dA @ A.T, rtol=0, atol=EXACT * np.abs(dA).max() * np.abs(A).max() * 10)
 
 
@@ -217,18 +245,18 @@ def test_a_row_with_nothing_to_look_at_sees_everything_as_if_there_were_no_mask_
 def test_shifting_every_key_changes_nothing_so_dk_sums_to_zero_over_the_keys(op, rng):
     """The rows of dS sum to 0."""
     case = some(op, rng)
-    q, k, v = case.inputs.values()
-    y = case.forward(q, k, v)[0]
-    assert close(case.forward(q, k + rng.standard_normal(k.shape[-1]), v)[0], y, EXACT)
-    _, dk, _ = case.grad(rng.standard_normal(y.shape), q, k, v)
+    k = case.inputs["k"]
+    shifted = case._replace(inputs=case.inputs | {"k": k + rng.standard_normal(k.shape[-1])})
+    assert close(output(op, shifted), output(op, case), EXACT)
+    _, dk, _ = apply(OPS[op].grad, case)
     np.testing.assert_allclose(dk.sum(axis=1), 0, atol=EXACT)
 
 
 @few
 @given(data=st.data())
 def test_rows_of_the_gradient_of_the_logits_sum_to_zero_and_ignored_ones_are_zero(data):
-    case, rng = drawn("cross-entropy", data)
-    (dlogits,) = case.grad(rng.standard_normal(), *case.inputs.values())
+    case, _ = drawn("cross-entropy", data)
+    (dlogits,) = apply(OPS["cross-entropy"].grad, case)
     np.testing.assert_allclose(dlogits.sum(axis=-1), 0, atol=EXACT)
     assert not dlogits[:, 1].any()
     assert dlogits[:, 0].all()
@@ -255,11 +283,8 @@ def test_where_no_position_carries_a_label_the_loss_and_its_gradient_are_zero(rn
     "op", ["gelu", "gelu, tanh form", "tanh", "swiglu", "cross-entropy", "attention, causal", "layer norm", "rms norm"]
 )
 def test_large_numbers_overflow_nothing(op, scale, rng):
-    case = some(op, rng)
-    inputs = [np.float32(scale) * x.astype(np.float32) for x in case.inputs.values()]
-    y = case.forward(*inputs)[0]
-    grads = case.grad(np.asarray(rng.standard_normal(y.shape), dtype=np.float32), *inputs)
-    assert all(np.isfinite(result).all() for result in [y, *grads])
+    case = cast(some(op, rng), lambda x: np.asarray(scale * x, np.float32))
+    assert all(np.isfinite(result).all() for result in results(op, case))
 
 
 @few
@@ -268,7 +293,7 @@ def test_in_float32_the_normal_distribution_is_exact_to_two_roundings_at_every_m
     near = np.float32([x, x / 2**20, np.tanh(x), 8 * np.tanh(x)])
     x = np.unique(np.concatenate([near, np.linspace(-8, 8, 20001), np.geomspace(1e-45, 1e19, 200)]).astype(np.float32))
     with np.errstate(over="ignore"):  # of x²
-        Phi = normal_distribution(x)
+        Phi = normal_cdf(x)
     exact = np.vectorize(math.erfc)(-x.astype(np.float64) * math.sqrt(0.5)) / 2
     assert Phi.dtype == np.float32
     assert np.abs(Phi - exact).max() < np.finfo(np.float32).eps
@@ -312,9 +337,9 @@ def test_rms_norm_ignores_scale_so_dx_is_orthogonal_to_x(seed, C):
 def test_rope_preserves_lengths_and_its_backward_is_its_inverse(data):
     case, _ = drawn("rope", data)
     (x,) = case.inputs.values()
-    y, _ = case.forward(x)
+    y = output("rope", case)
     np.testing.assert_allclose((y * y).sum(-1), (x * x).sum(-1), rtol=EXACT)
-    assert close(case.backward(y, None, x)[0], x, EXACT)
+    assert close(OPS["rope"].grad(y, x, **case.constants)[0], x, EXACT)
 
 
 def test_rope_turns_pair_i_at_position_t_by_t_theta_to_the_minus_2i_over_D():
@@ -517,12 +542,13 @@ def overwritten(dy, ids, W):
 def test_the_check_fails_a_known_mistake_and_only_the_tensor_it_is_in(op, mistake, wrong, rng):
     case, seen = cubes(op, rng), {}
 
-    def grad(dy, *inputs):
-        seen["right"] = case.grad(dy, *inputs)
-        seen["wrong"] = wrong(seen["right"], dy, case.forward(*inputs)[1], *inputs)
+    def grad(dy, *inputs, **constants):
+        cache = OPS[op].forward(*inputs, **constants)[1]
+        seen["right"] = OPS[op].backward(dy, cache, *inputs, **constants)
+        seen["wrong"] = wrong(seen["right"], dy, cache, *inputs)
         return seen["wrong"]
 
-    report = case.check(rng, grad)
+    report = OPS[op].check(case, rng, grad)
     assert [row.ok for row in report.rows] == [np.array_equal(*pair) for pair in zip(*seen.values(), strict=True)]
     with pytest.raises(AssertionError, match="a gradient is wrong"):
         report.raise_if_wrong()

@@ -16,7 +16,7 @@ from minilora.cli import main, parser
 from minilora.files import load_tensors, save_tensors
 from minilora.models.config import Config
 from minilora.models.families import llama
-from minilora.models.pretrained import save_pretrained
+from minilora.models.saving import save_pretrained
 
 SMALL: dict[str, Any] = {
     "vocab_size": 256, "n_layers": 1, "d_model": 16, "n_heads": 2, "n_kv_heads": 1, "d_ff": 24, "max_length": 32,

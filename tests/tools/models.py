@@ -17,6 +17,9 @@ SHAPE: dict[str, Any] = {"vocab_size": 13, "n_layers": 2, "d_model": 12, "d_ff":
 HEADS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_heads": 3},
     "llama": {"n_heads": 6, "n_kv_heads": 2, "rope_theta": 50.0},
+    "mistral": {"n_heads": 6, "n_kv_heads": 2, "rope_theta": 50.0},
+    "qwen2": {"n_heads": 6, "n_kv_heads": 2, "rope_theta": 50.0},
+    "qwen3": {"n_heads": 3, "n_kv_heads": 1, "rope_theta": 50.0},
     "bert": {"n_heads": 4, "segments": 3},
     "roberta": {"n_heads": 3, "segments": 3, "offset": 2, "activation": "gelu"},
 }
@@ -28,7 +31,7 @@ each_family = pytest.mark.parametrize("family", FAMILIES)
 def fresh(family: str, **options: Any) -> Transformer:
     """A small model at its initialization, in float64 unless told otherwise."""
     config = Config(**{**SHAPE, **HEADS[family], "dtype": "float64", **options})
-    return FAMILIES[family](config, np.random.default_rng(1))
+    return FAMILIES[family].build(config, np.random.default_rng(1))
 
 
 def build(family: str, **options: Any) -> Transformer:

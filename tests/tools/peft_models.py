@@ -23,6 +23,7 @@ def base(
     rng = np.random.default_rng(seed)
     special: dict[str, Any] = {
         "llama": {"n_kv_heads": 1},
+        "qwen3": {"n_kv_heads": 1},
         "bert": {"activation": "gelu"},
         "roberta": {"offset": 2, "segments": 1, "activation": "gelu"},
         "gpt2": {},
@@ -37,7 +38,7 @@ def base(
         "labels": 3,
         **special,
     }
-    model = FAMILIES[family](Config(**shape, head=head, tied=tied, dtype=dtype), rng)
+    model = FAMILIES[family].build(Config(**shape, head=head, tied=tied, dtype=dtype), rng)
     for parameter in model.named_parameters().values():
         parameter.data = (parameter.data + 0.2 * rng.standard_normal(parameter.data.shape)).astype(dtype)
     return model

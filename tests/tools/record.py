@@ -238,7 +238,7 @@ def record() -> dict[str, str]:
 
 MODELS = [
     *("builtin", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "gpt3-175b", "bert-base", "bert-large"),
-    *("roberta-base", "roberta-large", "deberta-v2-xxlarge", "t5-base", "vit-base", "llama-2-7b"),
+    *("roberta-base", "roberta-large", "llama-2-7b"),
     *("llama-2-13b", "llama-2-70b", "llama-3.1-8b", "llama-3.1-70b", "mistral-7b", "smollm2-135m"),
 ]
 METHODS = [

@@ -15,7 +15,7 @@ from minilora import files as checkpoint
 from minilora.adapters.attach import attach_lora
 from minilora.backend import to_numpy
 from minilora.data import Batch
-from minilora.jobs import language_model
+from minilora.jobs import text
 from minilora.models.transformer import Transformer
 from minilora.ops import IGNORE
 from minilora.training import fit
@@ -79,8 +79,8 @@ def watch(monkeypatch: pytest.MonkeyPatch, hook: Callable[[str], None]) -> list[
     def windows(*arguments: Any) -> Callable[[int], Batch]:
         return watched("a batch", random_windows(*arguments))
 
-    random_windows = language_model.random_windows
-    monkeypatch.setattr(language_model, "random_windows", windows)
+    random_windows = text.random_windows
+    monkeypatch.setattr(text, "random_windows", windows)
     for name in ("fsync", "replace", "mkdir"):
         monkeypatch.setattr(os, name, watched(name, getattr(os, name)))
     monkeypatch.setattr(checkpoint, "open", opened, raising=False)
@@ -109,6 +109,6 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, *moments: tuple[str, int]) -> 
         hook("evaluation")
         return all_windows(*arguments)
 
-    all_windows = language_model.all_windows
+    all_windows = text.all_windows
     watch(monkeypatch, hook)
-    monkeypatch.setattr(language_model, "all_windows", reading)
+    monkeypatch.setattr(text, "all_windows", reading)

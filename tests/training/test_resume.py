@@ -20,7 +20,7 @@ from runs import Killed, bits, interrupting, learner, quietly, tear, watch
 
 from minilora.cli import main
 from minilora.files import load_tensors, save_tensors
-from minilora.jobs import language_model
+from minilora.jobs import text
 from minilora.nn.optim import SGD, AdamW
 from minilora.training import loop
 
@@ -193,7 +193,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_only_what_the_last_checkpoint_l
 def test_ctrl_c_before_anything_is_written_leaves_nothing(here, monkeypatch, capfd):
     before = tree(here)
     with monkeypatch.context() as patched:
-        patched.setattr(language_model, "split_file", lambda *_: signal.raise_signal(signal.SIGINT))
+        patched.setattr(text, "split_file", lambda *_: signal.raise_signal(signal.SIGINT))
         assert main(RUN) == 130
     assert lines(capfd.readouterr().err) == ["minilora: stopped"]
     assert tree(here) == before

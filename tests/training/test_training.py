@@ -1,4 +1,4 @@
-"""The training loop: gradients of a cut batch, evaluation, fit, and what it does when numbers blow up."""
+"""The training loop: gradients of shards, evaluation, fit, and losses that are not finite."""
 
 import json
 import signal
@@ -16,8 +16,9 @@ from runs import bits, learner, quietly, some
 from minilora.data import Batch, all_windows, bigram_bits_per_byte, excerpts, zlib_bits_per_byte
 from minilora.data import bits as bits_per_token
 from minilora.data import english as english_text
-from minilora.jobs.language_model import RECIPE, SHAPE, recipe_optimizer
-from minilora.models.families import FAMILIES, llama
+from minilora.jobs.pretraining import RECIPE, SHAPE, recipe_optimizer
+from minilora.models.families import FAMILIES
+from minilora.models.families.llama import llama
 from minilora.models.pretrained import load_pretrained
 from minilora.models.sources import BUILTIN
 from minilora.models.transformer import Transformer
@@ -79,7 +80,7 @@ def test_in_float32_they_sum_to_it_within_rounding(family):
 
 @few
 @given(B=st.integers(1, 6), shards=st.integers(1, 8), padded=st.booleans())
-def test_a_cut_batch_holds_every_row_once_with_its_labels_padding_and_segments(B, shards, padded):
+def test_the_shards_of_a_batch_hold_every_row_once_with_its_labels_padding_and_segments(B, shards, padded):
     batch = some(0, B, padded=padded)
     parts = split_batch(batch, shards)
     assert len(parts) == min(shards, B)
@@ -143,7 +144,7 @@ def test_logits_are_made_where_there_is_a_label_and_the_gradients_are_those_of_a
     assert shapes == [((targets != IGNORE).sum(), model.config.d_model)]
 
 
-def test_a_chain_of_ones_own_parts_learns_from_inputs_that_are_no_ids(rng):
+def test_a_sequential_of_own_layers_learns_from_inputs_that_are_not_ids(rng):
     x = rng.standard_normal((64, 3, 5))
     targets = np.where(rng.random((64, 3)) < 0.2, IGNORE, x.argmax(axis=-1))  # some without a label, as of a text
     model = Sequential({"up": Linear(np.eye(5)), "tanh": Tanh(), "down": Linear(np.zeros((5, 5)))})
@@ -152,7 +153,7 @@ def test_a_chain_of_ones_own_parts_learns_from_inputs_that_are_no_ids(rng):
     assert evaluate(model, [Batch(x, targets)]) < 0.5
 
 
-def test_an_evaluation_knows_no_dropout():
+def test_an_evaluation_has_no_dropout():
     assert evaluate(learner(dropout=0.9), [some(0)]) == evaluate(learner(), [some(0)])
 
 
@@ -166,10 +167,10 @@ WRONG_LABELS = [
 
 
 @pytest.mark.parametrize(("targets", "message"), WRONG_LABELS)
-@pytest.mark.parametrize("judge", [loss_and_gradients, lambda model, batch: evaluate(model, [batch])])
-def test_labels_that_do_not_fit_are_refused_in_training_and_in_evaluation(judge, targets, message):
+@pytest.mark.parametrize("compute", [loss_and_gradients, lambda model, batch: evaluate(model, [batch])])
+def test_labels_that_do_not_fit_are_refused_in_training_and_in_evaluation(compute, targets, message):
     with pytest.raises(ValueError, match=message):
-        judge(build("llama"), some(0)._replace(targets=targets))
+        compute(build("llama"), some(0)._replace(targets=targets))
 
 
 # ---- fit ----
@@ -212,8 +213,8 @@ def test_the_history_has_one_loss_for_each_step_and_evaluations_where_asked(step
 
 def test_shards_and_accumulation_change_nothing_but_rounding():
     whole = quietly(learner("float64"), lambda i: together([some(2 * i), some(2 * i + 1)]))
-    cut_up = quietly(learner("float64"), accumulate=2, shards=3)
-    np.testing.assert_allclose(cut_up.loss, whole.loss, rtol=1e-9)
+    sharded = quietly(learner("float64"), accumulate=2, shards=3)
+    np.testing.assert_allclose(sharded.loss, whole.loss, rtol=1e-9)
 
 
 def test_only_what_is_trainable_changes_and_what_is_frozen_keeps_every_bit():
@@ -223,7 +224,7 @@ def test_only_what_is_trainable_changes_and_what_is_frozen_keeps_every_bit():
     assert {path for path, data in bits(model).items() if data != before[path]} == set(trainable)
 
 
-def test_the_loss_falls_where_one_batch_is_learned_by_heart():
+def test_the_loss_falls_when_one_batch_is_memorised():
     history = quietly(learner(), lambda step: some(0), steps=60, lr=3e-2)
     assert history.loss[-1] < 0.2 * history.loss[0]
 
@@ -251,11 +252,11 @@ def test_early_stopping_stops_after_patience_and_puts_the_best_parameters_back()
 
     model = learner()
     history = quietly(model, lambda step: some(0), 200, lr=3e-2, held_out=held_out, evaluate_every=2, patience=3)
-    judged = [loss for _, loss in history.evaluations]
+    losses = [loss for _, loss in history.evaluations]
     assert history.stopped_early
-    assert len(history.loss) == 2 * (len(judged) - 1) < 200
-    assert len(judged) - 1 - int(np.argmin(judged)) == 3
-    assert evaluate(model, held_out()) == min(judged) < judged[-1]
+    assert len(history.loss) == 2 * (len(losses) - 1) < 200
+    assert len(losses) - 1 - int(np.argmin(losses)) == 3
+    assert evaluate(model, held_out()) == min(losses) < losses[-1]
 
 
 @pytest.mark.parametrize(
@@ -368,7 +369,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_rate_that_blows_up_is_told_within_ten_steps_and_nothing_is_saved(tmp_path):
+def test_a_diverging_learning_rate_is_reported_within_ten_steps_and_nothing_is_saved(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     with pytest.raises(FloatingPointError, match=r"the loss of step [2-9] is nan, first in .*lower the learning rate$"):
         quietly(learner(), steps=50, lr=1e30, checkpoint=path, checkpoint_every=50)
@@ -407,5 +408,5 @@ def test_the_built_in_base_knows_held_out_english_better_than_zlib_and_pair_coun
     english = english_text()
     sample = excerpts(english.test, 4096)
     measured = bits_per_token(evaluate(load_pretrained(), all_windows(sample, 16, SHAPE.max_length)))
-    rivals = [judge(sample, english.train) for judge in (zlib_bits_per_byte, bigram_bits_per_byte)]
+    rivals = [bits_of(sample, english.train) for bits_of in (zlib_bits_per_byte, bigram_bits_per_byte)]
     assert measured < min(rivals)

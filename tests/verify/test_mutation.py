@@ -8,7 +8,7 @@ import pytest
 
 from minilora import ops
 from minilora.cli import main
-from minilora.verify import cases, mutation
+from minilora.verify import mutation, op_cases
 from minilora.verify.mutation import (
     EQUIVALENT,
     Mutant,
@@ -95,7 +95,7 @@ def test_a_mutant_stands_in_the_package_and_in_its_file_and_both_are_put_back_ev
 def test_cases_that_are_too_weak_let_a_mutant_survive_without_a_reason(monkeypatch, capsys):
     assert main(["verify", "--mutants", "--only", "linear"]) == 0
     assert "0 survive, 0 of them without a reason" in capsys.readouterr().out
-    monkeypatch.setattr(cases, "SIZES", ((1,),))  # with every size 1, nothing is seen of a transpose
+    monkeypatch.setattr(op_cases, "SIZES", ((1,),))  # with every size 1, nothing is seen of a transpose
     assert main(["verify", "--mutants", "--only", "linear"]) == 1
     shown = capsys.readouterr().out
     assert "NO REASON" in shown

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...models.pretrained import listed
+from ...models.labels import list_labels
 from . import layouts
 from .config import classes_of
 from .format import CONFIG, WEIGHTS, layers_in, locate_adapter, read_adapter, slot_of
@@ -48,7 +48,7 @@ def describe_adapter(folder: Path) -> dict[str, str]:
     rest = [name for name, found in slots.items() if not found and name.startswith(PREFIX)]
     whole = sum(tensors[name].size for name in rest if ".base_layer.weight" not in name)
     head = classifier_weight(tensors)
-    names = listed(label_names(metadata, len(head))) if head is not None else ""
+    names = list_labels(label_names(metadata, len(head))) if head is not None else ""
     return {
         "adapter": ", ".join([cls.peft_type, *options]),
         "targets": str(config.get("target_modules")),

@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from ...backend import get_array_module, to_numpy
+from ...backend import Rng, get_array_module, to_numpy
 from ...models.config import LABELLED
-from ...models.configs import label_maps, names_of
-from ...models.pretrained import BASE, CLASSIFIER_DRAWN, CONSTANT, base_hash, load_pretrained, name_labels
+from ...models.families import FAMILIES
+from ...models.labels import label_maps, name_labels, names_from
+from ...models.names import CONSTANT
+from ...models.pretrained import CLASSIFIER_DRAWN, load_pretrained
+from ...models.saving import base_hash
 from ...models.transformer import Transformer
 from ...nn import Module, Parameter, check_fit
 from ...spelling import choose_from
@@ -58,16 +61,14 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
     return note
 
 
-def load_base(
-    source: str | Path, config: dict[str, Any], tensors: dict[str, np.ndarray], rng: np.random.Generator | None = None
-) -> Transformer:
+def load_base(source: str | Path, config: dict[str, Any], tensors: dict[str, np.ndarray], rng: Rng = 0) -> Transformer:
     """The model in `source` with the head that an adapter is for: a classifier of as many labels as the adapter's.
 
     What the base lacks is drawn from `rng`. Raises and warns as load_pretrained does, but for a classifier that is
     drawn: the adapter brings its own.
     """
     head = HEADS_OF_TASKS.get(str(config.get("task_type")))
-    bodies = tuple(f"{PREFIX}{body}." for body in BASE.values())
+    bodies = tuple(f"{PREFIX}{body}." for body in {family.body for family in FAMILIES.values()})
     if head == "none" and any(name.startswith(bodies) for name in tensors):  # it was trained below a head
         head = None
     weight = classifier_weight(tensors)
@@ -117,7 +118,7 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
 def label_names(metadata: dict[str, str], labels: int) -> list[str]:
     """The names of so many labels, in order, that an adapter's metadata holds; [] if it holds none."""
     try:
-        return names_of(json.loads(metadata.get(LABELS, "null")), labels)
+        return names_from(json.loads(metadata.get(LABELS, "null")), labels)
     except (ValueError, RecursionError):
         return []
 
@@ -236,7 +237,7 @@ class Adapters:
             raise ValueError(f"{path} is adapted already: Adapters takes a model without an adapter")
         model.freeze()
         self.model, self.loaded, self.active = model, dict[str, dict[str, Module]](), ""
-        self.said = {"": model.said}  # with the names that each adapter gives to a classifier's labels
+        self.hf_configs = {"": model.hf_config}  # with the names that each adapter gives to a classifier's labels
         self.base: dict[str, Module] = {}  # what the active one is in the place of
 
     def load(self, name: str, folder: str | Path) -> str:
@@ -253,7 +254,7 @@ class Adapters:
         finally:
             self.activate(active or None)
         self.loaded[name] = modules
-        self.said[name] = self.said[""] | (label_maps(names) if names else {})
+        self.hf_configs[name] = self.hf_configs[""] | (label_maps(names) if names else {})
         return note
 
     def activate(self, name: str | None) -> None:
@@ -263,7 +264,7 @@ class Adapters:
         for path, module in self.base.items():
             self.model[path] = module
         self.base, self.active = {}, name or ""
-        self.model.said = self.said[self.active]
+        self.model.hf_config = self.hf_configs[self.active]
         for path, module in self.loaded[name].items() if name else ():
             self.base[path] = self.model[path]
             self.model[path] = module

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ...models.pretrained import their_name
+from ...models.families import FAMILIES
+from ...models.names import hf_name
 from ...models.transformer import Transformer
 from ...nn import Embedding, LayerNorm, Linear, Part, RMSNorm
 
@@ -38,11 +39,12 @@ def view_of(model: Transformer) -> View:
     kinds = Linear | Embedding | LayerNorm | RMSNorm
     modules = {path: m for path, m in model.named_modules() if not isinstance(m, Part)}
     layers: dict[str, Any] = {path: model[path] for path, m in modules.items() if isinstance(m, kinds)}
-    names = {path: their_name(model, path) for path in layers}
-    unused = ("pooler.dense",) if model.config.head == "none" and model.family in ("bert", "roberta") else ()
+    names = {path: hf_name(model, path) for path in layers}
+    family = FAMILIES[model.family]
+    unused = tuple(family.unused.get(model.config.head, ()))
     ways = [name.split(".") for name in (*names.values(), *unused)]
     head = layers.get("lm_head")
-    bias = their_name(model, "lm_head.bias") if head is not None else ""
+    bias = hf_name(model, "lm_head.bias") if head is not None else ""
     return View(
         model=model,
         layers=layers,
@@ -50,7 +52,7 @@ def view_of(model: Transformer) -> View:
         names=names,
         unused=unused,
         modules=list(dict.fromkeys(".".join(parts[: i + 1]) for parts in ways for i in range(len(parts)))),
-        transposed=model.family == "gpt2",
+        transposed=bool(family.transposed),
         head="lm_head" if head is not None and head.weight is layers["embed.token"].weight else "",
         head_bias=f"{PREFIX}{bias}" if head is not None and bias != f"{names['lm_head']}.bias" else "",
     )

@@ -9,8 +9,8 @@ from typing import Any
 
 from ...files import tensors_to_bytes, to_json, write_folder
 from ...models.config import LABELLED
-from ...models.configs import label_maps
-from ...models.pretrained import base_hash, labels_of
+from ...models.labels import label_maps, labels_of
+from ...models.saving import base_hash
 from ...models.transformer import Transformer
 from ...nn import Linear
 from ..base import Adapter, variants
@@ -134,7 +134,7 @@ def task_type(view: View, adapters: dict[str, Adapter]) -> str | None:
         return {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS"}[head] if saves_classifier(view, adapters) else None
     if head == "none":
         return "FEATURE_EXTRACTION"
-    return "CAUSAL_LM" if view.model.family in ("gpt2", "llama") else None
+    return "CAUSAL_LM" if view.model.causal else None
 
 
 def trained_beside(view: View, adapters: dict[str, Adapter]) -> tuple[list[str], list[str], str]:

@@ -1,33 +1,20 @@
 """The bank: one file per op, each with its textbook gradient and the mistakes that people make in it."""
 
+import functools
+import pkgutil
+from dataclasses import replace
 from importlib import import_module
 
+from ..faults import common_faults
 from ..problem import Problem
 
-FILES = [
-    "linear",
-    "low_rank",
-    "dora",
-    "vera",
-    "ia3",
-    "attention",
-    "rope",
-    "layer_norm",
-    "rms_norm",
-    "gelu",
-    "swiglu",
-    "cross_entropy",
-    "mean_squared_error",
-    "embedding",
-    "dropout",
-    "residual",
-]
 
-
+@functools.cache
 def problems() -> dict[str, Problem]:
-    """{name: problem} of the whole bank."""
-    found = [value for name in FILES for value in vars(import_module(f".{name}", __name__)).values()]
-    return {problem.name: problem for problem in found if isinstance(problem, Problem)}
+    """{name: problem} of the whole bank. A problem's own fault goes before a common one of the same name."""
+    files = (import_module(f".{file.name}", __name__) for file in pkgutil.iter_modules(__path__))
+    found = [value for file in files for value in vars(file).values() if isinstance(value, Problem)]
+    return {p.name: replace(p, faults=common_faults(p) | p.faults) for p in found}
 
 
 def signatures(only: str = "") -> str:
@@ -38,7 +25,7 @@ def signatures(only: str = "") -> str:
     """
     wanted = only.casefold()
     found = [
-        "\n    ".join(filter(None, [problem.signature(), problem.formula, problem.also]))
+        "\n    ".join(filter(None, [problem.signature(), problem.formula, problem.optional]))
         for problem in problems().values()
         if any(wanted in name for name in (problem.name, *problem.aliases))
     ]

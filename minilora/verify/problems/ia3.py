@@ -6,7 +6,8 @@ in side         y = (l ∘ x) Wᵀ + b          dx = l ∘ (dy W)         dl = �
 
 # ruff: noqa: E741  (l is the paper's letter)
 
-from ..problem import Case, Problem, Words, relative_error
+from ..case import Case, relative_error
+from ..problem import Problem
 
 # batch, tokens, in, out of each case: one is square
 SHAPES = [(5, 3, 8, 6), (4, 6, 7, 9), (3, 2, 10, 9), (2, 4, 6, 8), (7, 2, 9, 9), (6, 5, 11, 10)]
@@ -53,15 +54,10 @@ ia3 = Problem(
     forward,
     backward,
     drawn("out"),
-    laws={
-        Words(
-            "l ∘ dl is dy ∘ y summed over the rows, because y is linear in l",
-            "l ∘ dl 等于 dy ∘ y 对所有行求和，因为 y 对 l 是线性的",
-        ): along_y
-    },
+    laws={"l ∘ dl is dy ∘ y summed over the rows, because y is linear in l": along_y},
     formula="y = l ∘ (x Wᵀ + b)",
     complete=complete,
-    also="also without b",
+    optional="also without b",
     rows=True,
 )
 fault = ia3.fault
@@ -69,9 +65,7 @@ fault = ia3.fault
 
 @fault(
     "dl lacks the bias: l rescales x Wᵀ + b, and not x Wᵀ alone",
-    "dl 缺少偏置：l 缩放的是 x Wᵀ + b，而不只是 x Wᵀ",
     "Is b added before or after l multiplies?",
-    "b 是在乘 l 之前还是之后加上的？",
 )
 def bias_not_scaled(dy, x, l, W, b):
     return {"dl": total(dy * (x @ W.T))}
@@ -79,9 +73,7 @@ def bias_not_scaled(dy, x, l, W, b):
 
 @fault(
     "dl lacks the output x Wᵀ + b that l multiplies: it is the gradient of a vector that is added",
-    "dl 缺少与 l 相乘的输出 x Wᵀ + b：这是相加的向量的梯度",
     "What is y where l is zero?",
-    "l 为零时 y 是什么？",
 )
 def added_to_y(dy, x, l, W, b):
     return {"dl": total(dy)}
@@ -89,9 +81,7 @@ def added_to_y(dy, x, l, W, b):
 
 @fault(
     "dx lacks l: dy passes l on its way to W",
-    "dx 缺少 l：dy 在到达 W 之前要先经过 l",
     "Where l is zero, does x change y?",
-    "l 为零的地方，x 还会改变 y 吗？",
 )
 def no_l_in_x(dy, x, l, W, b):
     return {"dx": dy @ W}
@@ -99,9 +89,7 @@ def no_l_in_x(dy, x, l, W, b):
 
 @fault(
     "dl is summed with y, which holds l already, where it is with x Wᵀ + b",
-    "dl 求和时用了已经含有 l 的 y，而应当用 x Wᵀ + b",
     "Did you keep the output before or after l?",
-    "你保存的是乘 l 之前还是之后的输出？",
 )
 def after_l(dy, x, l, W, b):
     return {"dl": total(dy * forward(x, l, W, b))}
@@ -109,9 +97,7 @@ def after_l(dy, x, l, W, b):
 
 @fault(
     "dl is that of the in side, Σ (dy W) ∘ x, a number for each input: here l rescales the outputs",
-    "dl 用的是输入一侧的公式 Σ (dy W) ∘ x，每个输入一个数：这里 l 缩放的是输出",
     "How many entries has l: as many as x has features, or y?",
-    "l 有多少个元素：与 x 的特征数相同，还是与 y 的相同？",
 )
 def of_the_in_side(dy, x, l, W, b):
     return {"dl": total(dy @ W * x)}
@@ -138,15 +124,10 @@ ia3_feed_forward = Problem(
     feed_forward,
     feed_forward_backward,
     drawn("in"),
-    laws={
-        Words(
-            "l ∘ dl is dx ∘ x summed over the rows, because y depends on l ∘ x alone",
-            "l ∘ dl 等于 dx ∘ x 对所有行求和，因为 y 只依赖于 l ∘ x",
-        ): along_x
-    },
+    laws={"l ∘ dl is dx ∘ x summed over the rows, because y depends on l ∘ x alone": along_x},
     formula="y = (l ∘ x) Wᵀ + b",
     complete=complete,
-    also="also without b",
+    optional="also without b",
     rows=True,
 )
 fault = ia3_feed_forward.fault
@@ -154,9 +135,7 @@ fault = ia3_feed_forward.fault
 
 @fault(
     "dl lacks the x that l multiplies: it is the gradient of a vector that is added",
-    "dl 缺少与 l 相乘的 x：这是相加的向量的梯度",
     "What reaches W where l is zero?",
-    "l 为零时，到达 W 的是什么？",
 )
 def added_to_x(dy, x, l, W, b):
     return {"dl": total(dy @ W)}
@@ -164,9 +143,7 @@ def added_to_x(dy, x, l, W, b):
 
 @fault(
     "dx lacks l: it is the gradient dy W of l ∘ x, not of x",
-    "dx 缺少 l：这是 l ∘ x 的梯度 dy W，而不是 x 的",
     "What does W see in forward: x, or l ∘ x?",
-    "前向传播中 W 看到的是 x 还是 l ∘ x？",
 )
 def no_l_in_dx(dy, x, l, W, b):
     return {"dx": dy @ W}
@@ -174,9 +151,7 @@ def no_l_in_dx(dy, x, l, W, b):
 
 @fault(
     "dl is summed with l ∘ x, which holds l already, where it is with x",
-    "dl 求和时用了已经含有 l 的 l ∘ x，而应当用 x",
     "Did you keep the input before or after l?",
-    "你保存的是乘 l 之前还是之后的输入？",
 )
 def input_after_l(dy, x, l, W, b):
     return {"dl": total(dy @ W * (l * x))}
@@ -184,9 +159,7 @@ def input_after_l(dy, x, l, W, b):
 
 @fault(
     "dl is that of the out side, Σ dy ∘ (x Wᵀ + b), a number for each output: here l rescales the inputs",
-    "dl 用的是输出一侧的公式 Σ dy ∘ (x Wᵀ + b)，每个输出一个数：这里 l 缩放的是输入",
     "How many entries has l: as many as x has features, or y?",
-    "l 有多少个元素：与 x 的特征数相同，还是与 y 的相同？",
 )
 def of_the_out_side(dy, x, l, W, b):
     return {"dl": total(dy * (x @ W.T + b))}
@@ -194,9 +167,7 @@ def of_the_out_side(dy, x, l, W, b):
 
 @fault(
     "dx holds l twice",
-    "dx 乘了两次 l",
     "Was the gradient that you multiplied by l that of l ∘ x, or already that of x?",
-    "你乘以 l 的那个梯度，是 l ∘ x 的梯度，还是已经是 x 的梯度？",
 )
 def l_twice(dy, x, l, W, b):
     return {"dx": l * l * (dy @ W)}

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from ..problem import Case, Problem, Words, relative_error
+from ..case import Case, relative_error
+from ..problem import Factor, Problem
 from .dropout import draw_mask
-from .linear import outer_total, rows
+from .linear import outer_total
 
 # batch, tokens, in, out, r, alpha, p of each case: one is square
 SHAPES = [
@@ -47,12 +48,7 @@ def gradients(dy, x, A, B, W, keep, s):
 
 
 def terms(dy, x, A, B, W, keep, alpha, r, p):
-    return {
-        "dx": {
-            Words("the base path", "基础路径"): dy @ W,
-            Words("the low-rank path", "低秩路径"): alpha / r * dy @ B @ A * keep,
-        }
-    }
+    return {"dx": {"the base path": dy @ W, "the low-rank path": alpha / r * dy @ B @ A * keep}}
 
 
 def masked(dy, x, A, B, W, keep, alpha, r, p):
@@ -95,6 +91,10 @@ def at_dropped(tensors, case):
     return relative_error(tensors["dx"] * dropped, base * dropped)
 
 
+def scale(dy, x, A, B, W, keep, alpha, r, p):
+    return alpha / r
+
+
 low_rank = Problem(
     "low_rank",
     forward,
@@ -102,25 +102,31 @@ low_rank = Problem(
     draw,
     terms,
     laws={
-        Words(
-            "Bᵀ dB = dA Aᵀ, because an invertible factor moved from B to A changes no output",
-            "Bᵀ dB = dA Aᵀ，因为把一个可逆矩阵从 B 移到 A 不改变输出",
-        ): exchange,
-        Words(
-            "where x was dropped, dx is dy W alone, because only the base path sees such an x",
-            "在 x 被丢弃的位置，dx 只有 dy W，因为被丢弃的 x 只经过基础路径",
-        ): at_dropped,
+        "Bᵀ dB = dA Aᵀ, because an invertible factor moved from B to A changes no output": exchange,
+        "where x was dropped, dx is dy W alone, because only the base path sees such an x": at_dropped,
+    },
+    factors={"scale": Factor("the scale s = α/r", scale, ("dA", "dB"), {"dx": "the low-rank path"})},
+    says={
+        "no_base_path": "dx lacks the base path, through the frozen W",
+        "no_low_rank_path": "dx lacks the low-rank path, through B and A",
+    },
+    asks={
+        "no_scale_in_low_rank_path": "At α = 0 the adapter is switched off: is it switched off in your dx too?",
+        "no_base_path": "W gets no gradient: does that keep the gradient from passing through it to x?",
+        "no_low_rank_path": "By how many paths does x reach y?",
+        "base_path_twice": "Both paths write to dx: which of them was in the array before the sum?",
+        "low_rank_path_twice": "If W already contained s B A, what would the second path still have to add?",
     },
     formula="y = x Wᵀ + s (x ∘ keep) Aᵀ Bᵀ, s = α/r; keep is 0 where x is dropped, else 1/(1-p)",
     aliases=("lora",),
     complete=complete,
     masked=masked,
-    also="also without W (y = s x Aᵀ Bᵀ), keep and p, or r (that of A), and with s for alpha/r",
+    optional="also without W (y = s x Aᵀ Bᵀ), keep and p, or r (that of A), and with s for alpha/r",
     rows=True,
     simpler={
-        Words("without dropout (keep = 1, p = 0)", "没有 dropout（keep = 1，p = 0）"): without_dropout,
-        Words("without the frozen W (W = 0)", "没有冻结的 W（W = 0）"): without_W,
-        Words("with the scale α/r = 1", "缩放因子 α/r = 1 "): with_scale_1,
+        "without dropout (keep = 1, p = 0)": without_dropout,
+        "without the frozen W (W = 0)": without_W,
+        "with the scale α/r = 1": with_scale_1,
     },
 )
 fault = low_rank.fault
@@ -129,81 +135,29 @@ fault = low_rank.fault
 # the scale
 
 
-@fault(
-    "dA lacks the scale s = α/r",
-    "dA 缺少缩放因子 s = α/r",
-    "If α is doubled, the low-rank path contributes twice as much to y: what does dA do?",
-    "若 α 加倍，低秩路径对 y 的贡献也加倍：dA 会怎样？",
-)
-def no_scale_in_A(dy, x, A, B, W, keep, alpha, r, p):
-    return only(gradients(dy, x, A, B, W, keep, 1), "dA")
-
-
-@fault(
-    "dB lacks the scale s = α/r",
-    "dB 缺少缩放因子 s = α/r",
-    "What exactly does B multiply in the forward, and where does the scale stand?",
-    "前向传播中 B 乘的究竟是什么？缩放因子又在哪里？",
-)
-def no_scale_in_B(dy, x, A, B, W, keep, alpha, r, p):
-    return only(gradients(dy, x, A, B, W, keep, 1), "dB")
-
-
-@fault(
-    "the low-rank path of dx lacks the scale s = α/r",
-    "dx 的低秩路径缺少缩放因子 s = α/r",
-    "At α = 0 the adapter is switched off: is it switched off in your dx too?",
-    "α = 0 时适配器相当于关闭：在你的 dx 中它也关闭了吗？",
-)
-def no_scale_in_x(dy, x, A, B, W, keep, alpha, r, p):
-    return only(gradients(dy, x, A, B, W, keep, 1), "dx")
-
-
-@fault(
-    "the scale s = α/r is applied twice, in {it}",
-    "缩放因子 s = α/r 乘了两次（在 {it} 中）",
-    "Which of the quantities that you multiply contains the scale already?",
-    "你相乘的几个量中，哪一个已经含有缩放因子？",
-)
-def scale_twice(dy, x, A, B, W, keep, alpha, r, p):
-    return gradients(dy, x, A, B, W, keep, (alpha / r) ** 2)
-
-
-@fault(
-    "the scale is α, not divided by the rank r, in {it}",
-    "缩放因子只有 α，没有除以秩 r（在 {it} 中）",
-    "Which two numbers make up the scale in forward?",
-    "前向传播的缩放因子由哪两个数构成？",
-)
+@fault("the scale is α, not divided by the rank r, in {it}", "Which two numbers make up the scale in forward?")
 def not_divided_by_r(dy, x, A, B, W, keep, alpha, r, p):
     return gradients(dy, x, A, B, W, keep, alpha)
 
 
 @fault(
     "the scale is α/√r, that of rank-stabilised LoRA, in {it}; forward has α/r",
-    "缩放因子是 rsLoRA 的 α/√r（在 {it} 中），而前向传播用的是 α/r",
     "Which of the two scales did forward use: that of LoRA, or that of rsLoRA?",
-    "前向传播用的是哪一种缩放：LoRA 的，还是 rsLoRA 的？",
 )
 def divided_by_root_r(dy, x, A, B, W, keep, alpha, r, p):
     return gradients(dy, x, A, B, W, keep, alpha / np.sqrt(r))
 
 
 @fault(
-    "the scale is upside down, r/α, in {it}",
-    "缩放因子写反了，成了 r/α（在 {it} 中）",
-    "If a factor makes y larger, does it make the gradient larger or smaller?",
-    "一个使 y 变大的因子，会使梯度变大还是变小？",
+    "the scale is upside down, r/α, in {it}", "If a factor makes y larger, does it make the gradient larger or smaller?"
 )
 def scale_inverted(dy, x, A, B, W, keep, alpha, r, p):
     return gradients(dy, x, A, B, W, keep, r / alpha)
 
 
 @fault(
-    "dx has the scale s on the base path too, where it belongs to the low-rank path alone",
-    "dx 的基础路径也乘了缩放因子 s，而它只属于低秩路径",
+    "dx has the scale s on the base path too, but it belongs to the low-rank path alone",
     "Does α change what the frozen layer does?",
-    "α 会改变冻结层的作用吗？",
 )
 def scale_on_base_path(dy, x, A, B, W, keep, alpha, r, p):
     return {"dx": alpha / r * (dy @ W + dy @ B @ A * keep)}
@@ -212,64 +166,17 @@ def scale_on_base_path(dy, x, A, B, W, keep, alpha, r, p):
 # the two paths of dx
 
 
-@fault(
-    "dx lacks the base path, through the frozen W",
-    "dx 缺少经过冻结权重 W 的基础路径",
-    "W gets no gradient: does that keep the gradient from passing through it to x?",
-    "W 没有梯度：这会阻止梯度经过它传到 x 吗？",
-)
-def no_base_path(dy, x, A, B, W, keep, alpha, r, p):
-    return {"dx": alpha / r * dy @ B @ A * keep}
-
-
-@fault(
-    "dx lacks the low-rank path, through B and A",
-    "dx 缺少经过 B 和 A 的低秩路径",
-    "By how many paths does x reach y?",
-    "x 通过几条路径到达 y？",
-)
-def no_low_rank_path(dy, x, A, B, W, keep, alpha, r, p):
-    return {"dx": dy @ W}
-
-
-@fault(
-    "dx counts the base path twice",
-    "dx 把基础路径计算了两次",
-    "Both paths write to dx: which of them was in the array before the sum?",
-    "两条路径都写入 dx：求和之前，数组里已经有了哪一条？",
-)
-def base_path_twice(dy, x, A, B, W, keep, alpha, r, p):
-    return {"dx": 2 * dy @ W + alpha / r * dy @ B @ A * keep}
-
-
-@fault(
-    "dx counts the low-rank path twice",
-    "dx 把低秩路径计算了两次",
-    "If W already contained s B A, what would the second path still have to add?",
-    "如果 W 中已经合并了 s B A，第二条路径还需要加什么？",
-)
-def low_rank_path_twice(dy, x, A, B, W, keep, alpha, r, p):
-    return {"dx": dy @ W + 2 * alpha / r * dy @ B @ A * keep}
-
-
 # the dropout mask
 
 
-@fault(
-    "dA is summed with x in the place of the x that dropout left",
-    "dA 求和时用了 x，而不是经过 dropout 的 x",
-    "Which x did A see in the forward?",
-    "前向传播中 A 看到的是哪个 x？",
-)
+@fault("dA is summed with x instead of the x that dropout left", "Which x did A see in the forward?")
 def no_mask_in_A(dy, x, A, B, W, keep, alpha, r, p):
     return only(gradients(dy, x, A, B, W, 1, alpha / r), "dA")
 
 
 @fault(
     "dB is computed from an h = x Aᵀ without dropout",
-    "dB 所用的 h = x Aᵀ 没有经过 dropout",
     "Is the h that you multiply with the one that B saw in the forward?",
-    "你所乘的 h，是前向传播中 B 看到的那个吗？",
 )
 def no_mask_in_B(dy, x, A, B, W, keep, alpha, r, p):
     return only(gradients(dy, x, A, B, W, 1, alpha / r), "dB")
@@ -277,19 +184,15 @@ def no_mask_in_B(dy, x, A, B, W, keep, alpha, r, p):
 
 @fault(
     "the low-rank path of dx lacks the dropout mask",
-    "dx 的低秩路径缺少 dropout 掩码",
     "How much can an x that was dropped change the output of the low-rank path?",
-    "一个被丢弃的 x 能使低秩路径的输出变化多少？",
 )
 def no_mask_in_x(dy, x, A, B, W, keep, alpha, r, p):
     return only(gradients(dy, x, A, B, W, 1, alpha / r), "dx")
 
 
 @fault(
-    "dx has the dropout mask on the base path too, where only the low-rank path has dropout",
-    "dx 的基础路径也乘了 dropout 掩码，而只有低秩路径带 dropout",
+    "dx has the dropout mask on the base path too, but only the low-rank path has dropout",
     "Does the frozen layer see x before or after dropout?",
-    "冻结层看到的是 dropout 之前还是之后的 x？",
 )
 def mask_on_base_path(dy, x, A, B, W, keep, alpha, r, p):
     return {"dx": (dy @ W + alpha / r * dy @ B @ A) * keep}
@@ -297,30 +200,18 @@ def mask_on_base_path(dy, x, A, B, W, keep, alpha, r, p):
 
 @fault(
     "the dropout mask lacks its factor 1/(1-p), in {it}",
-    "dropout 掩码缺少因子 1/(1-p)（在 {it} 中）",
     "What else does dropout do to the entries that survive, so that their mean stays the same?",
-    "为了保持期望不变，dropout 对保留下来的元素还做了什么？",
 )
 def mask_not_rescaled(dy, x, A, B, W, keep, alpha, r, p):
     return gradients(dy, x, A, B, W, keep * (1 - p), alpha / r)
 
 
-@fault(
-    "the dropout mask is applied twice, in {it}",
-    "dropout 掩码乘了两次（在 {it} 中）",
-    "Was the x that you masked still without its mask?",
-    "你乘掩码时，那个 x 是否已经乘过掩码？",
-)
+@fault("the dropout mask is applied twice, in {it}", "Was the x that you masked still without its mask?")
 def mask_twice(dy, x, A, B, W, keep, alpha, r, p):
     return gradients(dy, x, A, B, W, keep * keep, alpha / r)
 
 
-@fault(
-    "the dropout mask is used the wrong way round, in {it}",
-    "dropout 掩码用反了（在 {it} 中）",
-    "Does a 0 in the mask mean kept or dropped?",
-    "掩码中的 0 表示保留还是丢弃？",
-)
+@fault("the dropout mask is used the wrong way round, in {it}", "Does a 0 in the mask mean kept or dropped?")
 def mask_inverted(dy, x, A, B, W, keep, alpha, r, p):
     return gradients(dy, x, A, B, W, 1 / (1 - p) - keep, alpha / r)
 
@@ -329,30 +220,8 @@ def mask_inverted(dy, x, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "{it} is a mean over the rows, where it is a sum",
-    "{it} 对各行取了平均，而应当求和",
-    "Every row uses the same A and B: do their contributions add up or average? Who has divided already, if anyone?",
-    "每一行都用同一个 A 和 B：它们的贡献是相加还是平均？如果需要除，是谁已经除过了？",
-)
-def averaged_over_rows(dy, x, A, B, W, keep, alpha, r, p):
-    return only(gradients(dy, x, A, B, W, keep, alpha / r / rows(x)), "dA", "dB")
-
-
-@fault(
-    "{it} holds the last sample alone: the others were overwritten, not added",
-    "{it} 只保留了最后一个样本：其余的被覆盖，而不是累加",
-    "What does your loop over the samples do with what the sample before has left?",
-    "循环处理各个样本时，前一个样本的结果是被累加还是被覆盖？",
-)
-def last_sample_only(dy, x, A, B, W, keep, alpha, r, p):
-    return only(gradients(dy[-1:], x[-1:], A, B, W, keep[-1:], alpha / r), "dA", "dB")
-
-
-@fault(
-    "{it} is a product of two sums over the rows, where it is a sum of the products of each row",
-    "{it} 是先对各行求和、再相乘，而应当先逐行相乘、再求和",
+    "{it} is a product of two sums over the rows, but must be a sum of the products of each row",
     "Can the dy of one row meet the x of another row on its way to A or B?",
-    "某一行的 dy 会在通往 A 或 B 的路上遇到另一行的 x 吗？",
 )
 def product_of_sums(dy, x, A, B, W, keep, alpha, r, p):
     dy, x = (a.sum(axis=(0, 1), keepdims=True) for a in (dy, x * keep))
@@ -362,31 +231,19 @@ def product_of_sums(dy, x, A, B, W, keep, alpha, r, p):
 # the wrong factor
 
 
-@fault(
-    "dA takes dy back through the frozen W and A, where it goes back through B",
-    "dA 把 dy 经冻结的 W 和 A 反向传播，而应当经过 B",
-    "Which matrix lies between the output of A and y?",
-    "在 A 的输出与 y 之间的是哪个矩阵？",
-)
+@fault("dA takes dy back through the frozen W and A, not through B", "Which matrix lies between the output of A and y?")
 def back_through_W(dy, x, A, B, W, keep, alpha, r, p):
     return {"dA": alpha / r * outer_total(dy @ W @ A.T, x * keep)}
 
 
-@fault(
-    "dA is computed from h, the output of A, in the place of its gradient dh",
-    "dA 用的是 A 的输出 h，而不是它的梯度 dh",
-    "Where does the loss enter your dA?",
-    "损失是从哪里进入你的 dA 的？",
-)
+@fault("dA is computed from h, the output of A, instead of its gradient dh", "Where does the loss enter your dA?")
 def h_for_dh(dy, x, A, B, W, keep, alpha, r, p):
     return {"dA": alpha / r * outer_total((x * keep) @ A.T, x * keep)}
 
 
 @fault(
-    "dB is computed from dh, the gradient of the input of B, in the place of that input h",
-    "dB 用的是 B 的输入的梯度 dh，而不是输入 h 本身",
+    "dB is computed from dh, the gradient of the input of B, instead of that input h",
     "If dy is doubled, by what does dB grow, and by what does yours?",
-    "若 dy 加倍，dB 应变为几倍？你的变为几倍？",
 )
 def dh_for_h(dy, x, A, B, W, keep, alpha, r, p):
     return {"dB": alpha / r * outer_total(dy, dy @ B)}
@@ -394,32 +251,10 @@ def dh_for_h(dy, x, A, B, W, keep, alpha, r, p):
 
 @fault(
     "dA is zero, which is so only as long as B is zero",
-    "dA 为零，而这只在 B 为零时成立",
     "At the start of training dA is indeed zero: which matrix makes it so, and what happens to that matrix?",
-    "训练开始时 dA 确实为零：是哪个矩阵使它为零？这个矩阵之后会怎样？",
 )
 def as_if_B_were_zero(dy, x, A, B, W, keep, alpha, r, p):
     return {"dA": 0 * A}
 
 
 # the whole
-
-
-@fault(
-    "{it} has the wrong sign",
-    "{it} 的符号反了",
-    "Is it the gradient that carries the minus of gradient descent, or the update?",
-    "梯度下降中的负号属于梯度本身，还是属于参数更新？",
-)
-def sign_flipped(dy, x, A, B, W, keep, alpha, r, p):
-    return gradients(-dy, x, A, B, W, keep, alpha / r)
-
-
-@fault(
-    "{it} is counted twice",
-    "{it} 被计算了两次",
-    "What was in the array before you added to it?",
-    "在累加之前，数组里原来是什么？",
-)
-def counted_twice(dy, x, A, B, W, keep, alpha, r, p):
-    return gradients(2 * dy, x, A, B, W, keep, alpha / r)

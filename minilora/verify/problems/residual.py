@@ -11,8 +11,9 @@ Source: He et al. (2016), "Deep residual learning for image recognition".
 
 import numpy as np
 
-from ..problem import Case, Problem, Words, relative_error
-from .linear import outer_total, rows
+from ..case import Case, relative_error
+from ..problem import Problem
+from .linear import outer_total
 
 # batch, tokens, width, hidden of each case: one is square
 SHAPES = [(5, 3, 4, 7), (3, 4, 6, 5), (6, 2, 5, 8), (2, 5, 8, 3), (4, 3, 6, 6), (7, 4, 3, 9)]
@@ -47,7 +48,7 @@ def backward(dy, x, U, V):
 
 def terms(dy, x, U, V):
     da, _ = branch(dy, x, U, V)
-    return {"dx": {Words("the skip path", "跳跃路径"): dy, Words("the branch", "支路"): da @ U}}
+    return {"dx": {"the skip path": dy, "the branch": da @ U}}
 
 
 def exchange(tensors, case):
@@ -67,14 +68,20 @@ residual = Problem(
     draw,
     terms,
     laws={
-        Words(
-            "xᵀ (dx - dy) = dUᵀ U, because the branch sees x through U alone",
-            "xᵀ (dx - dy) = dUᵀ U，因为分支只通过 U 看到 x",
-        ): exchange,
-        Words(
-            "Σ dV ∘ V = Σ dy ∘ (y - x), because the branch is linear in V",
-            "Σ dV ∘ V = Σ dy ∘ (y - x)，因为分支关于 V 是线性的",
-        ): growth,
+        "xᵀ (dx - dy) = dUᵀ U, because the branch sees x through U alone": exchange,
+        "Σ dV ∘ V = Σ dy ∘ (y - x), because the branch is linear in V": growth,
+    },
+    says={
+        "no_skip_path": "dx lacks the skip path: what reaches x around the branch is missing",
+        "no_branch": "dx lacks the branch: only the skip path has come back",
+        "branch_with_wrong_sign": "dx subtracts the branch from the skip path, but both are added",
+    },
+    asks={
+        "no_skip_path": "If the branch gave 0 for every x, what would y be, and what then dx?",
+        "no_branch": "By how many paths does x reach y?",
+        "skip_path_twice": "Where in your backward is dy added to dx, and is it there only once?",
+        "branch_twice": "Into which array does the branch write its gradient, and who adds that array to dx?",
+        "branch_with_wrong_sign": "With which sign does the branch enter y?",
     },
     formula="y = x + tanh(x Uᵀ) Vᵀ",
     rows=True,
@@ -88,64 +95,8 @@ def through(da, dy, x, U):
 
 
 @fault(
-    "dx lacks the skip path: what reaches x around the branch is missing",
-    "dx 缺少跳跃连接的那一项：绕过分支直接到达 x 的梯度没有计入",
-    "If the branch gave 0 for every x, what would y be, and what then dx?",
-    "如果分支对任何 x 都输出 0，y 是什么？dx 又是什么？",
-)
-def no_skip_path(dy, x, U, V):
-    da, _ = branch(dy, x, U, V)
-    return {"dx": da @ U}
-
-
-@fault(
-    "dx lacks the branch: only the skip path has come back",
-    "dx 缺少分支的那一项：只有跳跃连接的梯度传了回来",
-    "By how many paths does x reach y?",
-    "x 通过几条路径到达 y？",
-)
-def no_branch(dy, x, U, V):
-    return {"dx": dy}
-
-
-@fault(
-    "dx counts the skip path twice",
-    "dx 把跳跃连接的梯度计算了两次",
-    "Where in your backward is dy added to dx, and is it there only once?",
-    "在你的反向传播中，dy 在哪里被加进 dx？是否只加了一次？",
-)
-def skip_path_twice(dy, x, U, V):
-    da, _ = branch(dy, x, U, V)
-    return {"dx": 2 * dy + da @ U}
-
-
-@fault(
-    "dx counts the branch twice",
-    "dx 把分支的梯度计算了两次",
-    "Into which array does the branch write its gradient, and who adds that array to dx?",
-    "分支把梯度写进了哪个数组？又是谁把这个数组加进 dx？",
-)
-def branch_twice(dy, x, U, V):
-    da, _ = branch(dy, x, U, V)
-    return {"dx": dy + 2 * da @ U}
-
-
-@fault(
-    "dx subtracts the branch from the skip path, where both are added",
-    "dx 从跳跃连接的梯度中减去了分支的梯度，而两者应当相加",
-    "With which sign does the branch enter y?",
-    "分支以什么符号进入 y？",
-)
-def branch_subtracted(dy, x, U, V):
-    da, _ = branch(dy, x, U, V)
-    return {"dx": dy - da @ U}
-
-
-@fault(
-    "dx adds x itself on the skip path, where the gradient dy belongs",
-    "dx 在跳跃连接上加的是 x 本身，而应当是梯度 dy",
+    "dx adds x itself on the skip path, not the gradient dy",
     "What travels back along the skip path: a value, or the gradient of one?",
-    "沿跳跃连接传回来的是数值，还是数值的梯度？",
 )
 def x_on_skip_path(dy, x, U, V):
     da, _ = branch(dy, x, U, V)
@@ -153,10 +104,8 @@ def x_on_skip_path(dy, x, U, V):
 
 
 @fault(
-    "dx multiplies the gradients of the two paths, where they are added",
-    "dx 把两条路径的梯度相乘，而应当相加",
+    "dx multiplies the gradients of the two paths, but must add them",
     "The chain rule multiplies along one path: what does it do with paths that lie side by side?",
-    "链式法则沿一条路径相乘：对并列的路径又该怎么做？",
 )
 def paths_multiplied(dy, x, U, V):
     da, _ = branch(dy, x, U, V)
@@ -165,9 +114,7 @@ def paths_multiplied(dy, x, U, V):
 
 @fault(
     "{it} has only half of dy: it was shared out between the two paths",
-    "{it} 只得到了一半的 dy：dy 被平分给了两条路径",
     "If one addend of a sum grows by a little, does the sum grow by as much or by half?",
-    "加法中的一个加数增大一点，和会增大同样多，还是只增大一半？",
 )
 def gradient_shared_out(dy, x, U, V):
     return backward(dy / 2, x, U, V)
@@ -175,19 +122,15 @@ def gradient_shared_out(dy, x, U, V):
 
 @fault(
     "the gradient of the branch, in {it}, lacks the derivative of tanh",
-    "分支的梯度（在 {it} 中）缺少 tanh 的导数",
     "Where tanh is saturated, how much of the gradient can still come through?",
-    "在 tanh 饱和的地方，还能有多少梯度通过？",
 )
 def no_tanh_derivative(dy, x, U, V):
     return through(dy @ V, dy, x, U)
 
 
 @fault(
-    "the derivative of tanh, in {it}, is made of a = x Uᵀ in the place of h = tanh a",
-    "tanh 的导数（在 {it} 中）用了 a = x Uᵀ，而应当用 h = tanh a",
+    "the derivative of tanh, in {it}, is made of a = x Uᵀ instead of h = tanh a",
     "Can the derivative of tanh be negative?",
-    "tanh 的导数会是负数吗？",
 )
 def tanh_derivative_of_a(dy, x, U, V):
     a = x @ U.T
@@ -195,10 +138,8 @@ def tanh_derivative_of_a(dy, x, U, V):
 
 
 @fault(
-    "the derivative of tanh, in {it}, is taken at h in the place of a: tanh is applied once too often",
-    "tanh 的导数（在 {it} 中）取在 h 处，而应当取在 a 处：tanh 多作用了一次",
+    "the derivative of tanh, in {it}, is taken at h instead of a: tanh is applied once too often",
     "At which point does forward pass through tanh, and which of the two did you keep?",
-    "前向传播在哪一点经过 tanh？你保存的是它的输入还是输出？",
 )
 def tanh_applied_twice(dy, x, U, V):
     h = np.tanh(x @ U.T)
@@ -206,10 +147,8 @@ def tanh_applied_twice(dy, x, U, V):
 
 
 @fault(
-    "the derivative of tanh, in {it}, has h in the place of h²",
-    "tanh 的导数（在 {it} 中）用了 h，而应当是 h²",
+    "the derivative of tanh, in {it}, has h instead of h²",
     "tanh is odd: is its derivative the same at a and at -a, and is yours?",
-    "tanh 是奇函数：它的导数在 a 和 -a 处相同吗？你的呢？",
 )
 def h_not_squared(dy, x, U, V):
     return through(dy @ V * (1 - np.tanh(x @ U.T)), dy, x, U)
@@ -217,30 +156,21 @@ def h_not_squared(dy, x, U, V):
 
 @fault(
     "the derivative of tanh, in {it}, is that of the sigmoid",
-    "tanh 的导数（在 {it} 中）用成了 sigmoid 的导数",
     "How steep is tanh at 0, and how steep is the function that you differentiated?",
-    "tanh 在 0 处的斜率是多少？你求导的那个函数呢？",
 )
 def sigmoid_derivative(dy, x, U, V):
     h = np.tanh(x @ U.T)
     return through(dy @ V * h * (1 - h), dy, x, U)
 
 
-@fault(
-    "dV is summed with a, from before tanh, in the place of h",
-    "dV 求和时用了 tanh 之前的 a，而不是 h",
-    "What does V multiply in the forward?",
-    "前向传播中 V 乘的是什么？",
-)
+@fault("dV is summed with a, from before tanh, instead of h", "What does V multiply in the forward?")
 def weight_from_a(dy, x, U, V):
     return {"dV": outer_total(dy, x @ U.T)}
 
 
 @fault(
-    "{it} is computed from dx in the place of dy: the paths were added up before the branch was done",
-    "{it} 用的是 dx，而不是 dy：分支还没算完，两条路径就已经相加",
+    "{it} is computed from dx instead of dy: the paths were added up before the branch was done",
     "The branch ends at y: whose gradient enters it there? Does your dy still hold that?",
-    "分支的终点是 y：在那里进入分支的是谁的梯度？你的 dy 此时还是它吗？",
 )
 def dx_for_dy(dy, x, U, V):
     wrong = backward(backward(dy, x, U, V)["dx"], x, U, V)
@@ -248,33 +178,9 @@ def dx_for_dy(dy, x, U, V):
 
 
 @fault(
-    "dU is summed with y in the place of x, as if x had been overwritten by the sum",
-    "dU 求和时用了 y，而不是 x，好像 x 已被相加的结果覆盖",
+    "dU is summed with y instead of x, as if x had been overwritten by the sum",
     "Is the x that you kept for backward still the one that U has seen?",
-    "你为反向传播保存的 x，还是 U 当时看到的那个吗？",
 )
 def y_for_x(dy, x, U, V):
     da, _ = branch(dy, x, U, V)
     return {"dU": outer_total(da, forward(x, U, V))}
-
-
-@fault(
-    "{it} is a mean over the rows, where it is a sum",
-    "{it} 对各行取了平均，而应当求和",
-    "Every row uses the same U and V: do their contributions add up or average?",
-    "每一行都用同一个 U 和 V：它们的贡献是相加还是平均？",
-)
-def averaged_over_rows(dy, x, U, V):
-    da, h = branch(dy, x, U, V)
-    return {"dU": outer_total(da, x) / rows(x), "dV": outer_total(dy, h) / rows(x)}
-
-
-@fault(
-    "{it} holds the last sample alone: the others were overwritten, not added",
-    "{it} 只保留了最后一个样本：其余的被覆盖，而不是累加",
-    "What does your loop over the samples do with what the sample before has left?",
-    "循环处理各个样本时，前一个样本的结果是被累加还是被覆盖？",
-)
-def last_sample_only(dy, x, U, V):
-    da, h = branch(dy, x, U, V)
-    return {"dU": outer_total(da[-1:], x[-1:]), "dV": outer_total(dy[-1:], h[-1:])}

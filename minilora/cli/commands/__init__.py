@@ -1,0 +1,42 @@
+"""The commands of minilora, one file each: to add one is to add a file, and its name here.
+
+The docstring of a file is the command's help. It has EXAMPLE; arguments(add), which adds its options; run(options),
+which returns an exit code or None; SHARED, those of options.SHARED that it takes, if any; and HOLDS, what --out will
+contain, if it has one. run() itself imports what is slow, such as NumPy: --help need not wait for it.
+"""
+
+from __future__ import annotations
+
+from argparse import RawDescriptionHelpFormatter
+from importlib import import_module
+
+from ... import __doc__ as description
+from ... import __version__
+from ..options import SHARED, Parser
+
+COMMANDS = [  # in the order of --help
+    *("demo", "pretrain", "finetune", "predict", "compare", "sweep", "generate", "chat", "merge", "info"),
+    *("rank", "count", "audit", "verify"),
+]
+
+
+def parser() -> Parser:
+    """The parser of all commands; it sets `run` to the function of the one that is given."""
+    top = Parser(prog="minilora", description=description)
+    top.add_argument("--version", action="version", version=f"minilora {__version__}")
+    commands = top.add_subparsers(required=True, metavar="command")
+    for name in COMMANDS:
+        command = import_module(f".{name}", __name__)
+        help, holds = command.__doc__ or "", getattr(command, "HOLDS", "")
+        sub = commands.add_parser(
+            name,
+            help=help.splitlines()[0],
+            description=help,
+            epilog=f"example\n  {command.EXAMPLE}" + (f"\n\n--out will contain\n  {holds}" if holds else ""),
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=command.run)
+        for option in (*getattr(command, "SHARED", ()), "--threads"):
+            sub.add_argument(option, **SHARED[option])
+        command.arguments(sub.add_argument)
+    return top

@@ -1,0 +1,63 @@
+"""Talk with an instruct model, a line at a time, until the input ends.
+
+At a terminal, Ctrl-C ends an answer, and at the prompt the chat.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+
+from ...display.tables import visible
+from ..models import load_model, sampling, shown
+from ..options import Add, Options, add_generation
+
+EXAMPLE = "minilora chat --base smollm2 --temperature 0.7"
+SHARED = "--device", "--seed"
+
+
+def arguments(add: Add) -> None:
+    add_generation(add)
+
+
+def run(options: Options) -> None:
+    from ...models.generation import answer
+    from ...models.pretrained import load_tokenizer
+
+    model, base = load_model(options)
+    tokenizer, choices, terminal = load_tokenizer(base), sampling(options), sys.stdin.isatty()
+    tokenizer.chat([{"role": "user", "content": "?"}])  # raises for a model without a chat template
+    if terminal:
+        leave = "Ctrl-Z and Enter end" if os.name == "nt" else "Ctrl-D ends"
+        print(f"minilora: {leave} the chat, Ctrl-C an answer", file=sys.stderr)
+    messages: list[dict[str, str]] = []
+    for line in lines(terminal):
+        asked, reply = [*messages, {"role": "user", "content": line}], ""
+        try:
+            for piece in answer(model, asked, options.tokens, tokenizer=tokenizer, **choices):
+                reply += piece
+                print(shown(piece), end="", flush=True)
+        except KeyboardInterrupt:
+            if not terminal:
+                raise
+        except ValueError as error:  # this message is too long: another may not be
+            if not terminal:
+                raise
+            print(f"minilora: {visible(str(error))}", file=sys.stderr)
+            continue
+        print()
+        messages = [*asked, {"role": "assistant", "content": reply}]
+
+
+def lines(terminal: bool) -> Iterator[str]:
+    """What a person types, or a file holds, but for empty lines."""
+    while True:
+        try:
+            line = input("> " if terminal else "")
+        except (EOFError, KeyboardInterrupt) as end:
+            if terminal:
+                print()
+            if isinstance(end, KeyboardInterrupt):
+                raise
+            return
+        if line.strip():
+            yield line

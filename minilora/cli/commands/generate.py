@@ -1,0 +1,26 @@
+"""Continue a prompt."""
+
+from ..models import load_model, sampling, shown
+from ..options import Add, Options, add_generation
+
+EXAMPLE = "minilora generate --adapter runs/demo --prompt 'def main(' --temperature 0.7"
+SHARED = "--device", "--seed"
+
+
+def arguments(add: Add) -> None:
+    add_generation(add)
+    add("--prompt", required=True, metavar="TEXT")
+
+
+def run(options: Options) -> None:
+    from ...models.generation import stream
+    from ...models.pretrained import load_tokenizer
+
+    model, base = load_model(options)
+    pieces = stream(model, options.prompt, options.tokens, tokenizer=load_tokenizer(base), **sampling(options))
+    print(shown(options.prompt.encode(errors="surrogateescape").decode(errors="replace")), end="", flush=True)
+    try:
+        for piece in pieces:
+            print(shown(piece), end="", flush=True)
+    finally:
+        print()

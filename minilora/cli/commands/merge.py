@@ -1,0 +1,31 @@
+"""Write base and adapter as one model."""
+
+from contextlib import suppress
+
+from ..models import load_model
+from ..options import ADAPTER, Add, Options, add_base_of_adapter
+
+EXAMPLE = "minilora merge --adapter runs/demo --out runs/merged"
+HOLDS = "config.json, model.safetensors, the tokenizer's files"
+SHARED = "--out", "--device"
+
+
+def arguments(add: Add) -> None:
+    add("--adapter", required=True, metavar="ADAPTER", help=ADAPTER)
+    add_base_of_adapter(add)
+
+
+def run(options: Options) -> None:
+    from ...adapters.merge import merge
+    from ...files import check_free, write_folder
+    from ...models.pretrained import load_tokenizer, tokenizer_files
+    from ...models.saving import model_files, reads_last_token
+
+    check_free(options.out)
+    (model, base), tokenizer = load_model(options), None
+    if reads_last_token(model):
+        with suppress(FileNotFoundError):  # a base without one
+            tokenizer = load_tokenizer(base)
+    paths = merge(model)
+    write_folder(options.out, model_files(model, tokenizer) | tokenizer_files(base))
+    print(f"{len(paths)} adapters merged; written to {options.out}")

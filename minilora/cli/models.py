@@ -1,0 +1,51 @@
+"""What commands that use a model share: the device, the model of --base and --adapter, and texts on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..display.tables import visible
+from .options import Options
+
+
+def backend(options: Options) -> ModuleType:
+    """The array library of --device."""
+    from ..backend import load_backend
+
+    return load_backend({"cpu": "numpy", "cuda": "cupy"}[options.device])
+
+
+def load_model(options: Options) -> tuple[Any, str | Path]:
+    """(the model, with --adapter if one is given, on --device; its base: --base, the adapter's, or builtin)."""
+    from ..adapters.peft import locate_adapter
+    from ..jobs.runs import base_for, load_adapted
+    from ..models.pretrained import load_pretrained
+
+    adapter = locate_adapter(options.adapter) if options.adapter else None
+    base = base_for(adapter, options.base) or "builtin"
+    model, note = load_adapted(base, adapter) if adapter else (load_pretrained(base), "")
+    if note:
+        print(f"note: {visible(note)}", file=sys.stderr)
+    model.to(backend(options))
+    return model, base
+
+
+def sampling(options: Options) -> dict[str, Any]:
+    """How the next token is chosen, as stream() takes it."""
+    import numpy as np
+
+    chosen = {key: getattr(options, key) for key in ("temperature", "top_k", "top_p")}
+    return chosen | {"rng": np.random.default_rng(options.seed)}
+
+
+def shown(text: str) -> str:
+    """A text of a model or a file for standard output: as it is, but for what a terminal would obey."""
+    return visible(text) if sys.stdout.isatty() else text
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))

@@ -1,0 +1,53 @@
+"""What is typed on a command line, as values. Each raises argparse.ArgumentTypeError, one line, for what is not one."""
+
+from __future__ import annotations
+
+import math
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+
+
+def comma_separated(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def targets(text: str) -> str | list[str]:
+    return text if text == "all-linear" else comma_separated(text)
+
+
+def positive_ints(text: str) -> list[int]:
+    return [positive_int(word.strip()) for word in text.split(",")]
+
+
+def positive_int(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9 or int(text) == 0:
+        raise ArgumentTypeError(f"{text!r} is not a whole number above 0, of 9 digits at most")
+    return int(text)
+
+
+def natural_int(text: str) -> int:
+    if not text.isdecimal() or len(text) > 18:
+        raise ArgumentTypeError(f"{text!r} is not a whole number from 0 up, of 18 digits at most")
+    return int(text)
+
+
+def positive_float(text: str) -> float:
+    return number(text, lambda x: x > 0, "a number above 0")
+
+
+def natural_float(text: str) -> float:
+    return number(text, lambda x: x >= 0, "a number from 0 up")
+
+
+def share(text: str) -> float:
+    return number(text, lambda x: 0 < x <= 1, "a share above 0 and up to 1")
+
+
+def number(text: str, is_one: Callable[[float], bool], what: str) -> float:
+    try:
+        x = float(text)
+    except ValueError:
+        x = math.nan
+    if not (math.isfinite(x) and is_one(x)):
+        raise ArgumentTypeError(f"{text!r} is not {what}")
+    return x

@@ -1,0 +1,116 @@
+"""config.json to Config and back. What each model_type calls its numbers is in its file in families/.
+
+Dropout rates of a base are not used: a frozen base has none here, and full fine-tuning goes without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..spelling import choose_from
+from .config import HEADS, LABELLED, Config
+from .families import FAMILIES
+from .labels import default_label_maps
+from .transformer import Transformer
+
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+ENDINGS = {  # of the name of a class -> its head
+    "ForCausalLM": "lm",
+    "LMHeadModel": "lm",
+    "ForMaskedLM": "lm",
+    "ForPreTraining": "lm",
+    "ForSequenceClassification": "classify",
+    "ForTokenClassification": "tokens",
+    "Model": "none",
+}
+MOST_LABELS = 100_000
+PRESERVED = (  # keys that save_pretrained writes as load_pretrained found them
+    "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "sliding_window", "use_sliding_window",
+    "max_window_layers", "layer_types",
+)  # fmt: skip
+DERIVED = "n_kv_heads", "head_dim", "d_ff"  # null in a config.json is 0 in a Config
+
+
+def read_config(
+    values: Mapping[str, Any], source: str, dtype: str, head: str | None = None, labels: int | None = None
+) -> tuple[str, Config]:
+    """(family, Config) of a config.json. `head` and `labels` replace those in it.
+
+    Raises ValueError, with the key and its value, for what is missing, impossible or not implemented.
+    """
+    name = values.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ValueError(f"{source}: family {name!r:.80} is not supported: {choose_from(str(name), FAMILIES)}")
+    family = FAMILIES[name]
+    for key, only in family.only.items():
+        if values.get(key, only) != only:
+            raise ValueError(f"{source}: {key} = {values[key]!r:.80} is not supported, only {only!r}")
+    values = {**family.defaults, **values}
+    fields: dict[str, Any] = {"dtype": dtype}
+    for ours, key in family.keys.items():
+        if key not in values or (values[key] is None and ours not in DERIVED):
+            raise ValueError(f"{source} lacks {key!r}")
+        if values[key] == 0 and values[key] is not False:  # which would ask a Config to derive it
+            raise ValueError(f"{source}: {key} = 0 is not supported")
+        fields[ours] = 0 if values[key] is None else values[key]
+    if "activation" in fields:
+        if fields["activation"] not in ACTIVATIONS:
+            key, known = family.keys["activation"], ", ".join(ACTIVATIONS)
+            raise ValueError(f"{source}: {key} = {values[key]!r:.80} is not supported, only {known}")
+        fields["activation"] = ACTIVATIONS[fields["activation"]]
+    try:
+        fields |= read_head(values, head, labels)
+        if fields["head"] not in family.classes:
+            raise ValueError(f"head {fields['head']!r:.80} is not one that a {name} has: {', '.join(family.classes)}")
+        return name, Config(**fields | family.read(values))
+    except ValueError as error:
+        ours, _, rest = str(error).partition(" ")
+        raise ValueError(f"{source}: {family.keys.get(ours, ours)} {rest}") from None
+
+
+def read_head(values: Mapping[str, Any], head: str | None, labels: int | None) -> dict[str, Any]:
+    """`head`, or that of the class in `architectures`, or a language model's; and the number of labels."""
+    if head not in (None, *HEADS):
+        raise ValueError(f"no head is called {head!r}: {choose_from(head, HEADS)}")
+    classes = values.get("architectures") or ["ForCausalLM"]
+    if head is None:
+        endings = (end for end in ENDINGS if isinstance(classes, list) and str(classes[0]).endswith(end))
+        head = ENDINGS.get(next(endings, ""))
+    if head is None:
+        raise ValueError(
+            f"architectures = {classes!r:.80} is not supported: say head='none' for its body, or another head"
+        )
+    if head not in LABELLED:
+        if labels is not None:
+            raise ValueError(f"labels = {labels} needs head='classify' or head='tokens'")
+        return {"head": head}
+    if labels is None:
+        names = values.get("id2label")
+        labels = values.get("num_labels") or (len(names) if isinstance(names, dict) else 0) or 2
+    if type(labels) is not int or not 1 <= labels <= MOST_LABELS:
+        raise ValueError(f"labels = {labels!r:.80} is not a whole number from 1 to {MOST_LABELS}")
+    return {"head": head, "labels": labels}
+
+
+def write_config(model: Transformer) -> dict[str, Any]:
+    """The config.json of `model`, for `transformers` 4 and 5."""
+    config, family = model.config, FAMILIES[model.family]
+    values: dict[str, Any] = {
+        **family.only,
+        **{key: getattr(config, ours) for ours, key in family.keys.items()},
+        "model_type": model.family,
+        "architectures": [family.classes[config.head]],
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        **family.write(config),
+    }
+    if "activation" in family.keys:
+        values[family.keys["activation"]] = {"gelu": "gelu", "gelu_tanh": "gelu_new"}[config.activation]
+    if config.head in LABELLED:
+        values |= default_label_maps(config.labels)
+    preserved = {key: value for key, value in model.hf_config.items() if config.head in LABELLED or "label" not in key}
+    if len(preserved.get("id2label") or values.get("id2label", ())) != config.labels:
+        preserved = {key: value for key, value in preserved.items() if "label" not in key}
+    return {key: value for key, value in (values | preserved).items() if key != "quantization_config"}

@@ -1,0 +1,97 @@
+"""BERT. Devlin et al. (2018), "BERT: Pre-training of Deep Bidirectional Transformers"."""
+
+from __future__ import annotations
+
+from ...backend import Rng
+from ...nn import Embeddings, Gelu, Labelled, Module, PostNormBlock, Select, Tanh
+from ..config import Config
+from ..parts import New, chain
+from ..transformer import Transformer
+from .family import Family, encoder_classes
+
+
+def bert(config: Config, rng: Rng | None) -> Transformer:
+    """Post-norm, learned positions and segments, GELU; every token sees every other."""
+    new = New(config, rng)
+    return encoder("bert", new, transform="pooler", head_gelu=new.gelu())
+
+
+def encoder(family: str, new: New, transform: str, head_gelu: Gelu) -> Transformer:
+    """What BERT and RoBERTa share.
+
+    A classifier of texts reads tanh of a linear layer, called `transform`, of the first token; one of tokens (head
+    "tokens") reads each as it is. A language model's head predicts masked tokens:
+
+    logits = E norm(gelu(W h + b)) + c          E the token embedding
+    """
+    config, C = new.config, new.config.d_model
+    token, position = new.embedding(config.vocab_size), new.embedding(config.offset + config.max_length)
+    embed = Embeddings(token, position, new.embedding(config.segments), new.layer_norm(), config.offset)
+    blocks = [
+        PostNormBlock(new.layer_norm(), new.attention(causal=False, bias=True), new.layer_norm(), new.mlp())
+        for _ in range(config.n_layers)
+    ]
+    head: dict[str, Module] = {}
+    if config.head == "classify":
+        head = {"first": Select(last=False), transform: new.linear(C, C, True), f"{transform}_tanh": Tanh()}
+        head["classifier"] = new.classifier(bias=True)
+    elif config.head == "tokens":
+        head["classifier"] = new.classifier(bias=True)
+    elif config.head == "lm":
+        head = {"labelled": Labelled(), "head_transform": new.linear(C, C, True), "head_gelu": head_gelu}
+        head["head_norm"] = new.layer_norm()
+        head["lm_head"] = new.lm_head(token, bias=True)
+    return Transformer(family, config, chain(embed, blocks, **head))
+
+
+BODY_NAMES = [
+    ("embed.token", "bert.embeddings.word_embeddings"),
+    ("embed.position", "bert.embeddings.position_embeddings"),
+    ("embed.segment", "bert.embeddings.token_type_embeddings"),
+    ("embed.norm", "bert.embeddings.LayerNorm"),
+    ("block_{}.attention.q_proj", "bert.encoder.layer.{}.attention.self.query"),
+    ("block_{}.attention.k_proj", "bert.encoder.layer.{}.attention.self.key"),
+    ("block_{}.attention.v_proj", "bert.encoder.layer.{}.attention.self.value"),
+    ("block_{}.attention.o_proj", "bert.encoder.layer.{}.attention.output.dense"),
+    ("block_{}.norm_1", "bert.encoder.layer.{}.attention.output.LayerNorm"),
+    ("block_{}.mlp.up_proj", "bert.encoder.layer.{}.intermediate.dense"),
+    ("block_{}.mlp.down_proj", "bert.encoder.layer.{}.output.dense"),
+    ("block_{}.norm_2", "bert.encoder.layer.{}.output.LayerNorm"),
+    ("pooler", "bert.pooler.dense"),
+]
+FAMILY = Family(
+    bert,
+    classes=encoder_classes("Bert"),
+    keys={
+        "vocab_size": "vocab_size",
+        "n_layers": "num_hidden_layers",
+        "d_model": "hidden_size",
+        "n_heads": "num_attention_heads",
+        "d_ff": "intermediate_size",
+        "max_length": "max_position_embeddings",
+        "segments": "type_vocab_size",
+        "eps": "layer_norm_eps",
+        "activation": "hidden_act",
+        "tied": "tie_word_embeddings",
+    },
+    only={
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
+        "chunk_size_feed_forward": 0,
+        "quantization_config": None,
+    },
+    defaults={"tie_word_embeddings": True},
+    body="bert",
+    names=[
+        *BODY_NAMES,
+        ("head_transform", "cls.predictions.transform.dense"),
+        ("head_norm", "cls.predictions.transform.LayerNorm"),
+        ("lm_head.bias", "cls.predictions.bias"),
+        ("lm_head.unused", "cls.predictions.decoder"),  # of an untied head, which has two biases and adds one
+        ("lm_head", "cls.predictions.decoder"),
+        ("classifier", "classifier"),
+    ],
+    unused={"none": ("pooler.dense",)},
+    default_tokenizer="BertTokenizer",
+)

@@ -1,0 +1,129 @@
+"""Llama 1 to 3, SmolLM2 and others of this shape. Touvron et al. (2023), "Llama 2"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...backend import Rng
+from ...nn import Embeddings, PreNormBlock, Rope
+from ...ops import RopeScaling
+from ..config import HUGE, Config
+from ..parts import New, chain, decoder_head
+from ..transformer import Transformer
+from .family import Family, decoder_classes
+
+
+def llama(config: Config, rng: Rng | None) -> Transformer:
+    """Pre-norm with RMS norm, rotary positions, SwiGLU, grouped queries, no biases.
+
+    Raises ValueError for an odd width of a head, and for a sliding window.
+    """
+    if config.sliding_window is not None:
+        raise ValueError("a llama has no sliding_window: build a mistral")
+    return rotary_decoder("llama", config, rng)
+
+
+def rotary_decoder(
+    family: str, config: Config, rng: Rng | None, qkv_bias: bool = False, qk_norm: bool = False
+) -> Transformer:
+    """What Llama, Mistral, Qwen2 and Qwen3 share. Raises ValueError for an odd width of a head."""
+    if config.head_dim % 2:
+        raise ValueError(f"rotary positions turn pairs: a head's width must be even, and {config.head_dim} is not")
+    new, rope = New(config, rng), Rope(config.rope_theta, config.rope_scaling)
+    token = new.embedding(config.vocab_size)
+    options: dict[str, Any] = {"causal": True, "bias": qkv_bias, "o_bias": False, "rope": rope, "qk_norm": qk_norm}
+    blocks = [
+        PreNormBlock(new.rms_norm(), new.attention(window=config.window(i), **options), new.rms_norm(), new.gated_mlp())
+        for i in range(config.n_layers)
+    ]
+    layers = chain(Embeddings(token), blocks, norm=new.rms_norm(), **decoder_head(new, token))
+    return Transformer(family, config, layers)
+
+
+def read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
+    """rope_theta and rope_scaling, from rope_parameters (transformers 5), or rope_scaling (transformers 4)."""
+    key = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
+    rope = values.get(key) or {}
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"{key} = {rope!r:.80} is not supported")
+    theta = rope.get("rope_theta", values.get("rope_theta", 10000.0))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return {"rope_theta": theta}
+    names = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
+    numbers: list[Any] = [rope.get(name) for name in names]
+    if kind != "llama3" or not all(type(number) in (int, float) and 0 < number < HUGE for number in numbers):
+        raise ValueError(f"{key} = {dict(rope)!r:.80} is not supported, only 'default' and a whole 'llama3'")
+    scaling = RopeScaling(*numbers)
+    if scaling.high_freq_factor <= scaling.low_freq_factor:
+        raise ValueError(f"{key} = {dict(rope)!r:.80} is not supported: high_freq_factor must be above low_freq_factor")
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def write_rope(config: Config) -> dict[str, Any]:
+    """Both forms, for transformers 4 and 5."""
+    rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
+    if config.rope_scaling is None:
+        return {"rope_theta": config.rope_theta, "rope_parameters": rope}
+    factor, low, high, trained = config.rope_scaling
+    rope |= {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high}
+    rope |= {"original_max_position_embeddings": trained}
+    return {"rope_theta": config.rope_theta, "rope_parameters": rope, "rope_scaling": rope}
+
+
+FAMILY = Family(
+    llama,
+    classes=decoder_classes("Llama"),
+    keys={
+        "vocab_size": "vocab_size",
+        "n_layers": "num_hidden_layers",
+        "d_model": "hidden_size",
+        "n_heads": "num_attention_heads",
+        "n_kv_heads": "num_key_value_heads",
+        "head_dim": "head_dim",
+        "d_ff": "intermediate_size",
+        "max_length": "max_position_embeddings",
+        "eps": "rms_norm_eps",
+        "tied": "tie_word_embeddings",
+    },
+    only={
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "is_causal": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "pretraining_tp": 1,
+        "quantization_config": None,
+        "is_decoder": False,
+        "add_cross_attention": False,
+    },
+    defaults={"tie_word_embeddings": False, "num_key_value_heads": None, "head_dim": None},
+    read=read_rope,
+    write=write_rope,
+    names=[
+        ("embed.token", "model.embed_tokens"),
+        ("block_{}.norm_1", "model.layers.{}.input_layernorm"),
+        ("block_{}.attention", "model.layers.{}.self_attn"),
+        ("block_{}.norm_2", "model.layers.{}.post_attention_layernorm"),
+        ("block_{}.mlp", "model.layers.{}.mlp"),
+        ("norm", "model.norm"),
+        ("lm_head", "lm_head"),
+        ("classifier", "score"),
+    ],
+    gguf_names={
+        "token_embd": "embed.token",
+        "blk.{}.attn_norm": "block_{}.norm_1",
+        "blk.{}.attn_q": "block_{}.attention.q_proj",
+        "blk.{}.attn_k": "block_{}.attention.k_proj",
+        "blk.{}.attn_v": "block_{}.attention.v_proj",
+        "blk.{}.attn_output": "block_{}.attention.o_proj",
+        "blk.{}.ffn_norm": "block_{}.norm_2",
+        "blk.{}.ffn_gate": "block_{}.mlp.gate_proj",
+        "blk.{}.ffn_up": "block_{}.mlp.up_proj",
+        "blk.{}.ffn_down": "block_{}.mlp.down_proj",
+        "output_norm": "norm",
+        "output": "lm_head",
+    },
+    gguf_interleaved=True,
+)

@@ -1,0 +1,113 @@
+"""What the families are built from: fresh layers for one Config, and the heads of decoders.
+
+A model is a sequence: embed, block_0, block_1, ..., then what its head needs, one layer after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..backend import Array, Rng, generator
+from ..nn import (
+    MLP,
+    Attention,
+    Embedding,
+    FusedAttention,
+    FusedLinear,
+    GatedMLP,
+    Gelu,
+    Labelled,
+    LayerNorm,
+    Linear,
+    Module,
+    RMSNorm,
+    Rope,
+    Select,
+)
+from .config import Config
+
+
+class New:
+    """Fresh layers for one config, their weights drawn in order from one generator: N(0, 0.02²), all of them.
+
+    Without a generator each array is a single number, broadcast to its shape: a state dict replaces it.
+    """
+
+    def __init__(self, config: Config, rng: Rng | None) -> None:
+        self.config, self.rng = config, None if rng is None else generator(rng)
+
+    def normal(self, *shape: int) -> Array:
+        if self.rng is None:
+            return np.broadcast_to(np.zeros((), self.config.dtype), shape)
+        return (0.02 * self.rng.standard_normal(shape)).astype(self.config.dtype)
+
+    def full(self, value: float, n: int) -> Array:
+        x = np.broadcast_to(np.asarray(value, self.config.dtype), n)
+        return x if self.rng is None else x.copy()
+
+    def linear(self, n_in: int, n_out: int, bias: bool) -> Linear:
+        return Linear(self.normal(n_out, n_in), self.full(0, n_out) if bias else None)
+
+    def embedding(self, rows: int) -> Embedding:
+        return Embedding(self.normal(rows, self.config.d_model))
+
+    def layer_norm(self) -> LayerNorm:
+        C = self.config.d_model
+        return LayerNorm(self.full(1, C), self.full(0, C), self.config.eps)
+
+    def rms_norm(self, n: int = 0) -> RMSNorm:
+        """Over vectors of n numbers; 0: d_model."""
+        return RMSNorm(self.full(1, n or self.config.d_model), self.config.eps)
+
+    def attention(
+        self, *, causal: bool, bias: bool, o_bias: bool | None = None, rope: Rope | None = None,
+        window: int | None = None, qk_norm: bool = False,
+    ) -> Attention:  # fmt: skip
+        C, D = self.config.d_model, self.config.head_dim
+        HD, GD = self.config.n_heads * D, self.config.n_kv_heads * D
+        q_proj, k_proj, v_proj = (self.linear(C, n_out, bias) for n_out in (HD, GD, GD))
+        o_proj = self.linear(HD, C, bias if o_bias is None else o_bias)
+        q_norm, k_norm = (self.rms_norm(D), self.rms_norm(D)) if qk_norm else (None, None)
+        return Attention(
+            q_proj, k_proj, v_proj, o_proj, D, causal=causal, rope=rope, window=window, q_norm=q_norm, k_norm=k_norm
+        )
+
+    def fused_attention(self) -> FusedAttention:
+        C = self.config.d_model
+        qkv_proj = FusedLinear(self.normal(3 * C, C), self.full(0, 3 * C), ("q_proj", "k_proj", "v_proj"))
+        return FusedAttention(qkv_proj, self.linear(C, C, True), self.config.head_dim, causal=True)
+
+    def gelu(self) -> Gelu:
+        return Gelu(approximate=self.config.activation == "gelu_tanh")
+
+    def mlp(self) -> MLP:
+        C, F = self.config.d_model, self.config.d_ff
+        return MLP(self.linear(C, F, True), self.gelu(), self.linear(F, C, True))
+
+    def gated_mlp(self) -> GatedMLP:
+        C, F = self.config.d_model, self.config.d_ff
+        return GatedMLP(self.linear(C, F, False), self.linear(C, F, False), self.linear(F, C, False))
+
+    def lm_head(self, token: Embedding, bias: bool = False) -> Linear:
+        """A tied head holds the embedding's own Parameter: one key in the gradients, two contributions."""
+        C, V = self.config.d_model, self.config.vocab_size
+        return Linear(token.weight, self.full(0, V) if bias else None) if self.config.tied else self.linear(C, V, bias)
+
+    def classifier(self, bias: bool) -> Linear:
+        return self.linear(self.config.d_model, self.config.labels, bias)
+
+
+def chain(embed: Module, blocks: Sequence[Module], **rest: Module) -> dict[str, Module]:
+    """The layers of a model by name: embed, block_0, block_1, ..., and the rest."""
+    return {"embed": embed, **{f"block_{i}": block for i, block in enumerate(blocks)}, **rest}
+
+
+def decoder_head(new: New, token: Embedding) -> dict[str, Module]:
+    """The head of a model whose tokens see no later one: it reads every token, or the last."""
+    if new.config.head == "tokens":
+        raise ValueError("head 'tokens' is for encoders such as bert, whose tokens see what comes after them too")
+    if new.config.head == "classify":
+        return {"last": Select(last=True), "classifier": new.classifier(bias=False)}
+    return {"labelled": Labelled(), "lm_head": new.lm_head(token)} if new.config.head == "lm" else {}

@@ -1,0 +1,80 @@
+"""Models written as Hugging Face folders, and the hash by which an adapter knows its base."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+
+from ..files import tensors_to_bytes, to_json, weights_hash, write_folder
+from ..nn import Parameter
+from .config_json import write_config
+from .names import hf_name, transpose
+from .sources import CONFIG, TENSORS
+from .tokenizer import Tokenizer
+from .transformer import Transformer
+
+
+def base_hash(model: Transformer, without: Collection[str] = ()) -> str:
+    """sha256 over the names, shapes and bytes of the base's parameters, except those at the paths in `without`.
+
+    It is the same with an adapter attached as without. A tied parameter counts once, under the first of its paths.
+    """
+    first: dict[Parameter, str] = {}
+    for path, parameter in model.base_parameters().items():
+        if path not in without:
+            first.setdefault(parameter, path)
+    return weights_hash({path: parameter.data for parameter, path in first.items()})
+
+
+def save_pretrained(model: Transformer, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
+    """Write config.json and model.safetensors, and the tokenizer's files if one is given; `transformers` loads the
+    folder. Merged adapters are saved merged. With a tokenizer, a decoder's classifier gets the pad_token_id by which
+    `transformers` finds the last token of each text in a batch.
+
+    Raises ValueError while adapters are attached and not merged, or when the folder holds something already.
+    """
+    write_folder(folder, model_files(model, tokenizer) | (tokenizer.files() if tokenizer else {}))
+
+
+def model_files(model: Transformer, tokenizer: Tokenizer | None = None) -> dict[str, bytes]:
+    """{file name: content} of `model`. Raises as save_pretrained does."""
+    modules = [module for _, module in model.named_modules()]
+    adapted, merged = sum(module.is_adapter for module in modules), sum(module.is_merged for module in modules)
+    if adapted:
+        raise ValueError(f"{adapted} layers are adapted: merge(model) first, or save the adapter by itself")
+    state = model.state_dict()
+    names = {path: hf_name(model, path) for path in state}
+    tensors = {name: transpose(model.family, name, state[path]) for path, name in names.items()}
+    values = write_config(model) | {"dtype": str(next(iter(tensors.values())).dtype)}
+    if model.config.head == "lm":
+        values["tie_word_embeddings"] = "lm_head.weight" not in state
+        if "lm_head.weight" in state and "lm_head.bias" in state:  # untied, `transformers` uses its second name
+            tensors[f"{hf_name(model, 'lm_head')}.bias"] = state["lm_head.bias"]
+    if tokenizer and reads_last_token(model):
+        values["pad_token_id"] = padding_id(tokenizer, values["pad_token_id"])
+    return {
+        CONFIG: to_json(values),
+        TENSORS: tensors_to_bytes(tensors, {"format": "pt", "adapters_merged": str(merged)}),
+    }
+
+
+def reads_last_token(model: Transformer) -> bool:
+    """Whether it is a decoder's classifier, which reads the last token of a text alone."""
+    return "last" in model.layers
+
+
+def padding_id(tokenizer: Tokenizer, configured: int | None) -> int | None:
+    """The id that texts are padded with: the tokenizer's own; without one `configured`, or another special token.
+
+    `transformers` takes the last token that differs from it for the text's last, so it must not be the id that every
+    text ends with. None, with a warning, where there is no such id.
+    """
+    last = next(reversed(tokenizer.encode("a").tolist()), None)
+    known = (configured, tokenizer.eos, tokenizer.bos) if tokenizer.pad is None else (tokenizer.pad,)
+    found = next((i for i in known if i is not None and i != last), None)
+    if found is None:
+        warnings.warn(
+            "the tokenizer has no token to pad with, so transformers will classify one text at a time", stacklevel=3
+        )
+    return found
