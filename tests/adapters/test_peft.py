@@ -984,6 +984,7 @@ def their_configs(draw: Any) -> tuple[str, str, dict[str, Any]]:
         "gpt2": ["c_attn", "c_proj", "c_fc", "mlp.c_proj"],
         "llama": ["q_proj", "o_proj", "gate_proj", "mlp.up_proj"],
     }
+    names["qwen3"] = names["llama"]
     holder = "attention" if family in MASKED_HEAD else "mlp"
     linear = names.get(family, ["query", "output.dense", "attention.output.dense", "dense", "1.intermediate.dense"])
     some = st.lists(st.sampled_from(linear), min_size=1, max_size=3, unique=True)
