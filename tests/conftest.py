@@ -8,13 +8,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the Hub: a name that is missp
 
 import re  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from types import ModuleType  # noqa: E402
 
+import examples  # noqa: E402
 import fakecupy  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from rich.cells import cell_len  # noqa: E402
 
 pytest.register_assert_rewrite("commands", "runs")
@@ -22,6 +24,21 @@ sys.path.append(str(Path(__file__).parent.parent))  # for benchmarks/; what is i
 
 from minilora.backend import load_backend  # noqa: E402
 from minilora.cli import main  # noqa: E402
+from minilora.jobs import language_model  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    examples.every = "not slow" not in config.option.markexpr
+    settings.register_profile("minilora", max_examples=examples.count(100), deadline=None)
+    settings.load_profile("minilora")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _short_samples() -> Iterator[None]:
+    """The samples of a run on a small model take longer than the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language_model, "SAMPLE", 6)
+        yield
 
 
 @pytest.fixture

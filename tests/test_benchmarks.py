@@ -49,6 +49,7 @@ def made(walls, theirs=None, measure="lora", **changes):
 # ---- what is measured ----
 
 
+@pytest.mark.slow
 def test_the_default_environment_is_measured_beside_one_blas_thread_quiet_and_busy(monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # not passed on to the default
     monkeypatch.setattr(threads, "WORK", {"check": threads.WORK["check"]})
@@ -215,6 +216,7 @@ def test_who_waits_for_the_device_is_found_out():
     assert worker.waits(job._replace(event=None)) is None
 
 
+@pytest.mark.slow
 def test_the_products_of_an_op_are_counted_as_it_runs():
     found = roofline(replace(TINY, measure="ops"))
     rows = {row["op"]: row for row in found["ops"]}
@@ -231,6 +233,7 @@ def test_the_products_of_an_op_are_counted_as_it_runs():
 # ---- the command ----
 
 
+@pytest.mark.slow
 def test_without_pytorch_minilora_is_measured_alone(alone, narrow):
     said = narrow(["--sizes", "tiny:2x8", "--measures", "lora,import", "--rounds", "1", "--seconds", "0.01"], main)
     assert "tiny 2 × 8, lora" in said[0]
@@ -272,6 +275,7 @@ def test_what_a_process_cannot_prepare_is_said_in_a_line(alone, capfd):
     assert "what it said is above" in second
 
 
+@pytest.mark.slow
 def test_without_pytorch_minilora_is_measured_and_drawn_alone_and_what_is_missing_is_said(alone, tmp_path, capfd):
     measures = "forward,lora,full,generate,import,ops"
     words = ["--sizes", "tiny:2x8", "--measures", measures, "--rounds", "1", "--seconds", "0.01"]
@@ -317,8 +321,9 @@ def test_a_figure_is_a_png_and_the_same_report_gives_the_same_bytes(kind):
         for result in results:
             result["contestants"].append(result["contestants"][0] | {"name": str(Contestant("minilora", plain=True))})
     report = {"cases": results}
-    assert figure(report).startswith(b"\x89PNG")
-    assert figure(report) == figure(report)
+    png = figure(report)
+    assert png.startswith(b"\x89PNG")
+    assert figure(report) == png
 
 
 def test_a_figure_of_minilora_alone_names_the_cores_where_they_differ():

@@ -50,6 +50,7 @@ def test_an_example_is_less_than_a_hundred_lines(name):
     assert len((FOLDER / f"{name}.py").read_text(encoding="utf-8").splitlines()) < 100
 
 
+@pytest.mark.slow
 def test_lora_teaches_new_digits_and_keeps_more_of_the_old_than_a_new_start(run):
     right, figure = run("digits")
     right = {way: shares[0] for way, shares in right.items()}  # of the one split
@@ -60,6 +61,7 @@ def test_lora_teaches_new_digits_and_keeps_more_of_the_old_than_a_new_start(run)
     assert figure.with_suffix(".safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_lora_follows_the_new_market_closer_than_what_is_popular_and_the_old_model(run):
     curves, figure = run("recommender")
     (row,) = curves.values()
@@ -89,6 +91,7 @@ def test_no_name_and_no_frame_of_the_test_is_in_training():
         assert not set(learn) & set(test)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "recommender"])
 def test_the_same_seed_gives_the_same_numbers(name, run, tmp_path):
     assert example(name).main(small=True, out=tmp_path / "again.png") == run(name)[0]

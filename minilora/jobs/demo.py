@@ -16,7 +16,6 @@ import numpy as np
 
 from .. import ops
 from ..accounting import adapter_parameters, count_parameters, memory
-from ..adapters.base import Adapter
 from ..adapters.merge import merge, unmerge
 from ..adapters.peft import CONFIG, WEIGHTS, adapter_files
 from ..adapters.spectrum import adapter_singular_values, effective_rank, energy, singular_values
@@ -159,7 +158,7 @@ def layer_spectra(model: Transformer, base: Any, paths: Iterable[str]) -> dict[s
     spectra = []
     for path in paths:
         layer: Any = model[path]
-        if isinstance(layer, Adapter):
+        if layer.is_adapter:
             sigma = adapter_singular_values(layer)
         else:
             sigma = singular_values(layer.weight.data - base[path].weight.data)

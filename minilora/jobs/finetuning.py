@@ -15,7 +15,6 @@ import numpy as np
 
 from ..accounting import count_parameters
 from ..adapters.attach import attach_lora
-from ..adapters.lora import Adapter
 from ..adapters.peft import adapter_files
 from ..data import Batch
 from ..files import to_json, write_files
@@ -163,5 +162,5 @@ def fit_adapter(
 
 def adapter_parameters(model: Transformer) -> list[Parameter]:
     """Those that are trained in adapters."""
-    adapters = [module for _, module in model.named_modules() if isinstance(module, Adapter)]
+    adapters = [module for _, module in model.named_modules() if module.is_adapter]
     return [parameter for adapter in adapters for parameter in adapter.trainable_parameters().values()]

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import examples
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,6 +28,7 @@ from minilora.cli.commands.count import COUNTED
 from minilora.data import Batch
 from minilora.models.config import ACTIVATIONS, LABELLED, Config
 from minilora.models.config_json import ENDINGS
+from minilora.models.families import FAMILIES
 from minilora.nn import Attention, Gradients, Linear, Pass, recompute
 from minilora.nn.optim import SGD, AdamW
 from minilora.training import loss_and_gradients
@@ -76,7 +78,7 @@ def setups(draw) -> dict[str, Any]:
 
 def build(setup: dict[str, Any]) -> minilora.Transformer:
     rng = np.random.default_rng(0)
-    model = getattr(minilora, setup["family"])(setup["config"], rng)
+    model = FAMILIES[setup["family"]].build(setup["config"], rng)
     if setup["lora"]:
         minilora.attach_lora(model, rng=rng, alpha=5, **setup["lora"])
         for path, parameter in model.named_parameters().items():
@@ -85,7 +87,7 @@ def build(setup: dict[str, Any]) -> minilora.Transformer:
     return model
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples.count(60))
 @given(setups())
 def test_the_ledger_has_the_bytes_of_the_cache_and_the_formulas_the_flops_of_a_step(setup):
     model, (B, T), dtype = build(setup), setup["shape"], setup["config"].dtype
@@ -356,7 +358,7 @@ def test_lora_costs_two_thirds_of_a_full_step_and_breaks_even_at_its_rank(n_in, 
     assert accounting.break_even_rank(n_in, n_in) == pytest.approx(n_in / 6)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples.count(20))
 @given(*[st.integers(1, 9)] * 4)
 def test_an_association_order_costs_what_it_executes(n_in, n_out, r, N):
     rng = np.random.default_rng(0)
@@ -837,7 +839,9 @@ def test_adapter_files_have_the_bytes_that_peft_writes(family, dtype, tmp_path):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "roberta"])
 def test_the_embeddings_of_virtual_tokens_have_the_bytes_that_pefts_prompt_tuning_writes(family, head, tmp_path):
     peft = pytest.importorskip("peft")
-    if head not in FAMILIES[family].classes or (head == "lm" and "bert" in family):  # PEFT has no task for a masked head
+    if head not in FAMILIES[family].classes or (
+        head == "lm" and "bert" in family
+    ):  # PEFT has no task for a masked head
         pytest.skip("there is no such prompt tuning")
     labels = 3 if head in LABELLED else None
     account = count(TINY[family], "prefix-embed", virtual_tokens=5, head=head, labels=labels, tokens=4)

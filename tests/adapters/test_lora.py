@@ -44,8 +44,7 @@ def layer(rng: np.random.Generator, n_in: int = 5, n_out: int = 4, **options: An
 
 
 @each_family
-@pytest.mark.parametrize("which", ["query and value", "all-linear"])
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize(("which", "dropout"), [("query and value", 0.0), ("all-linear", 0.4)])
 def test_every_gradient_of_the_adapters_is_right(family, which, dropout, rng):
     targets = QUERY_AND_VALUE[family] if which == "query and value" else which
     model, batch = adapted(family, targets, dropout=dropout), some_batch(rng, "left")
@@ -55,7 +54,7 @@ def test_every_gradient_of_the_adapters_is_right(family, which, dropout, rng):
 
     grads = gradients(model, replayed())
     assert set(model.trainable_parameters()) == lora_names(model)
-    check_model(model, lambda: loss(model, replayed()), grads, rng=rng).raise_if_wrong()
+    check_model(model, lambda: loss(model, replayed()), grads, rng=rng, directions=1).raise_if_wrong()
 
 
 @each_family

@@ -3,6 +3,7 @@
 import math
 import time
 
+import examples
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from minilora.adapters import spectrum
 from minilora.backend import to_numpy
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples.count(25))
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
 def test_the_small_core_has_the_singular_values_of_the_dense_update(n_in, n_out, r, seed):
     rng = np.random.default_rng(seed)
@@ -45,7 +46,7 @@ def test_no_update_has_rank_and_energy_zero():
     assert (spectrum.energy(np.zeros(3)) == 0).all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples.count(50))
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 15), st.integers(0, 99))
 def test_the_factored_decomposition_is_the_dense_one(n_in, n_out, r, seed):
     rng = np.random.default_rng(seed)
@@ -80,7 +81,7 @@ def seconds(work):
 SIGMA = st.lists(st.floats(0.01, 100), min_size=1, max_size=20).map(lambda values: np.sort(values)[::-1])
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples.count(50))
 @given(SIGMA, st.integers(0, 3), st.floats(1e-3, 1))
 def test_the_rank_for_a_share_keeps_it_and_one_less_does_not(sigma, zeros, share):
     sigma = np.r_[sigma, np.zeros(zeros)]
@@ -98,7 +99,7 @@ def test_a_share_of_energy_is_above_0_and_at_most_1(share):
         spectrum.rank_for(np.array([2.0, 1.0]), share)
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples.count(50))
 @given(SIGMA, st.floats(0.01, 100))
 def test_stable_rank_is_at_most_the_effective_rank_and_that_at_most_the_rank_at_any_scale(sigma, scale):
     stable, effective = spectrum.stable_rank(scale * sigma), spectrum.effective_rank(scale * sigma)
@@ -109,7 +110,7 @@ def test_stable_rank_is_at_most_the_effective_rank_and_that_at_most_the_rank_at_
     assert effective == pytest.approx(spectrum.effective_rank(sigma))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples.count(30))
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 12), st.sampled_from(["f4", "f8"]), st.integers(0, 99))
 def test_the_numerical_rank_is_that_of_numpy(n_in, n_out, r, dtype, seed):
     rng = np.random.default_rng(seed)
@@ -121,7 +122,7 @@ def test_the_numerical_rank_is_that_of_numpy(n_in, n_out, r, dtype, seed):
     assert spectrum.numerical_rank(tiny, W.shape, W.dtype) == rank
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples.count(50))
 @given(SIGMA, SIGMA)
 def test_the_mean_energy_is_that_of_the_same_matrices_with_zeros_after_their_singular_values(one, two):
     longest = max(len(one), len(two))
@@ -129,7 +130,7 @@ def test_the_mean_energy_is_that_of_the_same_matrices_with_zeros_after_their_sin
     np.testing.assert_allclose(spectrum.mean_energy([one, two]), (padded[0] + padded[1]) / 2)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples.count(40))
 @given(st.integers(1, 10), st.integers(1, 10), st.integers(0, 10), st.integers(0, 99))
 def test_truncation_attains_the_bound_of_Eckart_and_Young_and_no_other_matrix_of_its_rank_does_better(
     n_in, n_out, r, seed
@@ -157,7 +158,7 @@ def orthonormal(rng, d, k):
     return np.linalg.qr(rng.standard_normal((d, k)))[0]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples.count(30))
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 4), st.integers(0, 99))
 def test_the_similarity_of_subspaces_is_the_formula_of_the_paper_and_one_minus_d2_over_p(m, n, more, seed):
     rng, d = np.random.default_rng(seed), max(m, n) + more

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import examples
 import fakecupy
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from minilora import __version__, accounting, ops
 from minilora import files as checkpoint
-from minilora.adapters import lora
+from minilora.adapters import merge as merging
 from minilora.cli import commands, main, parser
 from minilora.data import Split
 from minilora.files import load_tensors, save_tensors
@@ -270,7 +271,7 @@ def test_an_adapter_that_does_not_say_its_base_works_with_a_note(here, capfd):
     assert [line for line in lines(err) if "note: adapter does not say which base it is for" in line] == lines(err)
 
 
-@pytest.mark.parametrize("length", ["1", "2", "3"])
+@pytest.mark.parametrize("length", ["1", "3"])
 def test_a_window_of_any_length_will_do(here, length):
     assert main([*FINETUNE, "--length", length]) == 0
 
@@ -280,13 +281,13 @@ def test_a_window_of_any_length_will_do(here, length):
 
 @pytest.mark.parametrize(("words", "n"), [([], 1), (["--threads", "2", "--shards", "2"], 2)])
 def test_threads_is_the_number_of_blas_threads_of_a_command_and_of_nothing_after_it(words, n, here, monkeypatch):
-    seen, forward = set(), ops.linear_forward
+    seen, forward = set(), ops.cross_entropy_forward
 
     def watched(*arguments):
         seen.update(blas())
         return forward(*arguments)
 
-    monkeypatch.setattr(ops, "linear_forward", watched)
+    monkeypatch.setattr(ops, "cross_entropy_forward", watched)
     with threadpool_limits(3, user_api="blas"):
         before = blas()
         assert main([*FINETUNE, *words]) == 0
@@ -503,8 +504,8 @@ def test_an_adapter_made_for_another_base_is_refused(here, capfd):
 def test_whatever_a_config_says_the_answer_is_a_result_or_one_line(name, here, capfd):
     wrong: list[Any] = [None, True, -1, 0, 1.5, "word", "(", [], {}, {"(": 1}]
     before, failed = (here / name).read_text(), []
-    for key in json.loads(before):
-        for value in wrong:
+    for key, first in zip(json.loads(before), itertools.cycle(range(4)), strict=False):
+        for value in wrong if examples.every else wrong[first::4]:
             edit_json(here / name, **{key: value})
             for words in ([*GENERATE[:-1], "1"], ["info", name.partition("/")[0]]):
                 try:
@@ -676,7 +677,7 @@ def test_that_nothing_can_be_written_is_found_before_the_work(name, here, capfd,
         raise AssertionError("the work has begun")
 
     for module, function in (
-        (loop, "sharded_loss_and_gradients"), (lora, "merge"), (rank, "measure"), (accounting, "count"),
+        (loop, "sharded_loss_and_gradients"), (merging, "merge"), (rank, "measure"), (accounting, "count"),
     ):  # fmt: skip
         monkeypatch.setattr(module, function, work)
     with monkeypatch.context() as patched:
@@ -855,15 +856,18 @@ def test_ctrl_c_ends_an_answer_and_then_the_chat(instruct):
                 text += os.read(ours, 1024).decode()
             return text
 
-        assert "Ctrl-D ends the chat" in shown("> $")
-        os.write(ours, b"hello\n")
-        shown(".{30}")
-        os.write(ours, b"\x03")
-        shown("\n> $")
-        time.sleep(0.5)  # Python has shown its prompt, and does not yet read: it would not hear of a signal now
-        os.write(ours, b"\x03")
-        said = shown("minilora: .*\n")
-        assert process.wait(10) == 130
+        try:
+            assert "Ctrl-D ends the chat" in shown("> $")
+            os.write(ours, b"hello\n")
+            shown(".{30}")
+            os.write(ours, b"\x03")
+            shown("\n> $")
+            time.sleep(0.5)  # Python has shown its prompt, and does not yet read: it would not hear of a signal now
+            os.write(ours, b"\x03")
+            said = shown("minilora: .*\n")
+            assert process.wait(10) == 130
+        finally:
+            process.kill()
     assert said.splitlines()[-1] == "minilora: stopped"
     os.close(ours)
 
@@ -886,11 +890,3 @@ def test_a_text_that_is_stopped_has_its_line_to_itself(instruct, capfd, monkeypa
 def test_a_model_that_does_not_chat_says_so_before_the_first_line(here, capfd, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert_refused(here, capfd, ["chat"], "no chat template")
-
-
-def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word():
-    command = [sys.executable, "-m", "minilora", "audit"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait() in (1, 141)  # rich ends by itself with 1

@@ -5,6 +5,7 @@ import json
 import math
 from itertools import pairwise
 
+import examples
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -34,7 +35,7 @@ def write(path, rows, columns=("text", "label")):
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl", "ROWS.CSV"])
 @given(rows=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=8))
-@settings(max_examples=40)
+@settings(max_examples=examples.count(40))
 def test_what_was_written_is_read_again_whatever_letters_it_has(name, rows, tmp_path_factory):
     path = write(tmp_path_factory.mktemp("rows") / name, rows, ("review", "verdict"))
     records = read_records(path, "review", "verdict")

@@ -51,12 +51,13 @@ def count(folder: Path) -> None:
     main(["count", "--model", "gpt2", "--compare", "full,lora,qlora,bitfit", "--plot", str(folder / "x.png")])
 
 
-@pytest.fixture(params=[demo, sweep, rank, count], ids=lambda draw: draw.__name__)
-def figures(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+@pytest.fixture(scope="module", params=[demo, sweep, rank, count], ids=lambda draw: draw.__name__)
+def figures(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Figure]:
     draw: Callable[[Path], None] = request.param
     drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: drawn.append(figure))
-    draw(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, *arguments, **options: drawn.append(figure))
+        draw(tmp_path_factory.mktemp("figures"))
     for figure in drawn:
         figure.draw_without_rendering()
     assert len(drawn) == (4 if draw is rank else 1)

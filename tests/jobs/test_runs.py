@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from commands import WORDS, make_base
 from rich.cells import cell_len
 
 from minilora.cli import main
@@ -21,14 +22,14 @@ from minilora.process import LOCK, folder_lock
 
 RUN = ["--data", "words.txt", "--batch", "2", "--length", "8", "--out", "out"]
 SWEEP = ["sweep", *RUN, "--ranks", "1,2", "--seeds", "1", "--jobs", "2"]
-WORDS = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(120))
 
 posix = pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "words.txt").write_text(WORDS)
+    (tmp_path / "words.txt").write_bytes(WORDS)
+    make_base(tmp_path / "base")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -71,7 +72,7 @@ def test_the_lock_of_a_killed_process_holds_no_one_and_its_run_can_be_resumed_or
         with start("-c", HOLD, stdin=subprocess.PIPE) as other:
             other.stdout.readline()
             other.kill()
-        assert main(["finetune", *RUN, "--steps", "1", *resume]) == 0
+        assert main(["finetune", *RUN, "--base", "base", "--steps", "1", *resume]) == 0
         assert not (here / "out" / LOCK).exists()
         for path in (here / "out").iterdir():
             path.unlink()
@@ -166,8 +167,7 @@ def closed(*words: str, which: str) -> tuple[int, str, str]:
 
 
 @posix
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["finetune", "--help"], ["audit"], ["audit", "--json"],
-                                   ["verify", "--only", "gelu"], ["count"], ["info", "builtin"]])  # fmt: skip
+@pytest.mark.parametrize("words", [["--help"], ["audit"], ["audit", "--json"], ["verify", "--only", "gelu"]])
 def test_a_command_whose_reader_is_gone_ends_with_141_and_no_word(words):
     read, write = os.pipe()
     os.close(read)
@@ -186,10 +186,10 @@ def test_a_full_disk_behind_standard_output_is_one_line():
 
 @posix
 def test_with_streams_closed_a_run_is_made_and_errors_go_nowhere_else(here):
-    words = ["finetune", *RUN, "--steps", "1"]
+    words = ["finetune", "--base", "base", "--steps", "1", *RUN]
     assert closed(*words, which="2>&-")[::2] == (0, "")
     assert closed(*words, which="2>&-") == (2, "", "")  # the folder is taken
-    assert closed(*words[:-4], *words[-2:], "--out", "other", which="<&- >&- 2>&-") == (0, "", "")
+    assert closed(*words, "--out", "other", which="<&- >&- 2>&-") == (0, "", "")
     for folder in ("out", "other"):
         assert {path.name for path in (here / folder).iterdir()} == {
             "settings.json", "checkpoint.safetensors", "history.json", "samples.json", "adapter_config.json",
@@ -201,7 +201,7 @@ def test_with_streams_closed_a_run_is_made_and_errors_go_nowhere_else(here):
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-@pytest.mark.parametrize("words", [["finetune", "--help"], ["count", "--help"], ["audit"], ["count"], ["fintune"]])
+@pytest.mark.parametrize("words", [["finetune", "--help"], ["audit"], ["fintune"]])
 def test_in_a_locale_without_letters_of_ours_a_command_says_all_it_has_to(words):
     with start("-m", "minilora", *words, env=ASCII) as process:
         out, err = process.communicate()

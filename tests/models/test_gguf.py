@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from unicodedata import category, normalize
 
+import examples
 import numpy as np
 import pytest
 from damage import bounded, mutate, refusal
@@ -514,7 +515,7 @@ def best_pair_first(text):
     ]
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples.count(500))
 @given(text=st.text(st.sampled_from("aaab  ==x") | st.sampled_from("é日👩\n"), min_size=1, max_size=30))
 def test_a_vocabulary_with_scores_joins_the_best_pair_first_and_gives_the_text_back(text):
     tokenizer = build(sentence_piece_values())
@@ -642,7 +643,7 @@ def test_texts_become_the_ids_that_transformers_gives(vocabulary, pre):
             changed = splitter.to_str().replace('"ignore_merges":false', '"ignore_merges":true')
             splitter = tokenizers.Tokenizer.from_str(changed)
 
-    @settings(max_examples=300)
+    @settings(max_examples=examples.count(300))
     @given(text=texts)
     def agree_on(text):
         parts = [text]

@@ -4,6 +4,7 @@ import math
 import sys
 from typing import Any
 
+import examples
 import fakecupy
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from minilora.backend import get_array_module, to_numpy
 from minilora.nn import Gradients, Parameter, optim
 from minilora.nn.optim import SGD, AdamW, Optimizer, ParamGroup, clip_by_global_norm, cosine_schedule, linear_schedule
 
-few = settings(max_examples=30, deadline=None, derandomize=True)
+few = settings(max_examples=examples.count(30), deadline=None, derandomize=True)
 SHAPES = {"a": (3, 2), "b": (4,), "c": (2, 1, 5)}
 OPTIMIZERS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "sgd": (SGD, {"lr": 0.03}),

@@ -46,8 +46,7 @@ def zeros(model: Transformer) -> list[str]:
 
 
 @each_family
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("side", ["none", "left", "right"])
+@pytest.mark.parametrize(("tied", "side"), [(True, "none"), (False, "left"), (True, "right")])
 def test_every_gradient_of_the_model_is_right(family, tied, side, rng):
     model, batch = build(family, tied=tied), some(rng, side)
     zero = zeros(model)

@@ -5,6 +5,7 @@ import tracemalloc
 from functools import partial
 from typing import Any
 
+import examples
 import fakecupy
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def drawn(rng: np.random.Generator, B: int, T: int, G: int, R: int, D: int, dtyp
 # ---- the op ----
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples.count(100), deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     *[st.integers(1, high) for high in (3, 12, 3, 3, 4)],
@@ -128,14 +129,13 @@ def peak(run: Any) -> int:
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_peak_of_forward_and_backward_is_linear_in_the_tokens_and_holds_no_array_of_tokens_squared(causal, rng):
     def peaks(op: Any) -> tuple[int, int]:
-        first, second = (drawn(rng, 1, T, 2, 2, 16, "float32") for T in (1024, 2048))
+        first, second = (drawn(rng, 1, T, 2, 2, 16, "float32") for T in (512, 1024))
         return peak(lambda: op(*first, 16, causal)), peak(lambda: op(*second, 16, causal))
 
     once, twice = peaks(partial(blockwise, block=32))
-    assert 1.9 < twice / once < 2.05
-    assert twice < 2048 * 2048  # bytes: not one head's scores, and not one mask
+    assert 1.8 < twice / once < 2.05  # with one mask, of a byte for each pair of tokens, 2.3
     once, twice = peaks(plain)
-    assert 3.8 < twice / once < 4.1
+    assert 3.5 < twice / once < 4.1
 
 
 def test_what_is_kept_is_linear_in_the_tokens(rng):
@@ -219,8 +219,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
-@each_family
-@pytest.mark.parametrize("side", ["none", "left", "right"])
+@pytest.mark.parametrize(("family", "side"), [("gpt2", "none"), ("llama", "left"), ("llama, windowed", "right")])
 def test_loss_and_gradients_of_a_model_are_those_of_plain_attention(family, side, monkeypatch, computed):
     model = build(family)
     monkeypatch.setattr(Attention, "blockwise_from", T + 1)

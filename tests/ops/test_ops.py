@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import examples
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ from minilora.verify.case import apply, relative_error
 from minilora.verify.op_cases import OPS, THETA, S, attention_mask, pad, rope_tables
 from minilora.verify.problems import problems
 
-few = settings(max_examples=20, deadline=None, derandomize=True)
+few = settings(max_examples=examples.count(20), deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
 FLOAT32 = 1e-5  # of the largest number
 EXACT = 1e-12

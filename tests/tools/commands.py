@@ -36,6 +36,12 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
 
+def plant(folder: Path, files: dict[str, bytes | None]) -> None:
+    """What tree() has read, in a folder again."""
+    for name, content in files.items():
+        (folder / name).mkdir(exist_ok=True) if content is None else (folder / name).write_bytes(content)
+
+
 FINETUNE = ["finetune", "--base", "base", "--data", "words.txt", "--out", "out", *RUN]
 
 

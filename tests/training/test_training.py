@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import examples
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -28,7 +29,7 @@ from minilora.ops import IGNORE, cross_entropy_backward, cross_entropy_forward
 from minilora.training import evaluate, fit, loss_and_gradients, sharded_loss_and_gradients
 from minilora.training.gradients import split_batch
 
-few = settings(max_examples=25, deadline=None, derandomize=True)
+few = settings(max_examples=examples.count(25), deadline=None, derandomize=True)
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -388,6 +389,7 @@ def test_parameters_that_are_not_finite_never_reach_a_checkpoint(tmp_path):
 # ---- the built-in base ----
 
 
+@pytest.mark.slow
 def test_the_first_steps_of_the_recipe_give_the_losses_that_the_built_in_base_records():
     windows = np.load(Path(__file__).parents[1] / "data" / "first_batches.npy").astype(np.int64)
     model = llama(SHAPE, np.random.default_rng(RECIPE["seed"]))

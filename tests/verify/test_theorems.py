@@ -11,6 +11,7 @@ import math
 from functools import partial
 from typing import Any
 
+import examples
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,7 +23,7 @@ from minilora.backend import Array
 from minilora.nn import Gradients, Linear, Module
 from minilora.nn.optim import SGD, AdamW, Optimizer, ParamGroup
 
-few = settings(max_examples=20, deadline=None, derandomize=True)
+few = settings(max_examples=examples.count(20), deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
 equal = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)
 rank = partial(np.linalg.matrix_rank, rtol=1e-10)

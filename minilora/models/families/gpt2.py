@@ -59,6 +59,7 @@ FAMILY = Family(
         ("lm_head", "lm_head"),
         ("classifier", "score"),
     ],
+    names_of_head={"tokens": [("classifier", "classifier")]},
     transposed=("c_attn", "c_proj", "c_fc"),  # Conv1D
     gguf_names={
         "token_embd": "embed.token",
