@@ -7,7 +7,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..files import tensors_to_bytes, to_json, weights_hash, write_folder
-from ..nn import Parameter
 from .config_json import write_config
 from .names import hf_name, transpose
 from .sources import CONFIG, TENSORS
@@ -20,11 +19,7 @@ def base_hash(model: Transformer, without: Collection[str] = ()) -> str:
 
     It is the same with an adapter attached as without. A tied parameter counts once, under the first of its paths.
     """
-    first: dict[Parameter, str] = {}
-    for path, parameter in model.base_parameters().items():
-        if path not in without:
-            first.setdefault(parameter, path)
-    return weights_hash({path: parameter.data for parameter, path in first.items()})
+    return weights_hash({path: p.data for path, p in model.base_parameters(without).items()})
 
 
 def save_pretrained(model: Transformer, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:

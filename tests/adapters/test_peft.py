@@ -184,7 +184,7 @@ CONFIGS: dict[str, Any] = {
     "one layer": lambda f: {"layers_to_transform": 0},
     "excluded": lambda f: {"exclude_modules": [THEIRS[f][0]] if len(THEIRS[f]) > 1 else r".*\.0\..*"},
     "patterns": lambda f: {"rank_pattern": {THEIRS[f][0]: 5}, "alpha_pattern": {rf"1\..*{THEIRS[f][-1]}": 1.5}},
-    "a norm whole": lambda f: {"modules_to_save": [{"gpt2": "ln_f", "llama": "norm"}.get(f, "LayerNorm")]},
+    "a norm whole": lambda f: {"modules_to_save": ["ln_f" if f == "gpt2" else NORM[f]]},
     "the embedding whole": lambda f: {"modules_to_save": [TABLE[f]]},
 }
 MASKED_HEAD = {"bert": "cls", "roberta": "lm_head"}
@@ -211,7 +211,10 @@ def their_adapter(folder: Any, family: str, head: str, words: dict[str, Any], ma
     return theirs
 
 
-NO_NUMBER = ("gpt2", "one layer"), ("llama", "one layer"), ("llama", "layers_to_transform")
+NO_NUMBER = (
+    ("gpt2", "one layer"),
+    *((f, name) for f in ("llama", "qwen3") for name in ("one layer", "layers_to_transform")),
+)
 
 
 @pytest.mark.oracle
@@ -219,8 +222,8 @@ NO_NUMBER = ("gpt2", "one layer"), ("llama", "one layer"), ("llama", "layers_to_
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(("family", "head"), FAMILY_HEADS)
 def test_what_peft_wrote_loads_with_the_same_logits_and_is_written_back_to_the_bit(tmp_path, family, head, name):
-    if family == "llama" and name.startswith("bias"):
-        pytest.skip("a llama has no bias")
+    if family in ("llama", "qwen3") and name.startswith("bias"):
+        pytest.skip(f"a {family} has no bias")
     if head == "none" and (family, name) in NO_NUMBER:
         pytest.skip("PEFT finds the number of a layer only after a dot, and adapts nothing")
     if (head, name) == ("tokens", "all-linear"):
@@ -905,8 +908,8 @@ def test_an_adapter_that_cannot_be_loaded_leaves_the_active_one_and_the_base(tmp
 @pytest.mark.parametrize("name", ["embedding", "all-linear", "bias all", "a norm whole", "the embedding whole"])
 @pytest.mark.parametrize("family", TESTED)
 def test_a_merged_model_loads_in_transformers_with_the_logits_of_peft(tmp_path, family, name):
-    if family == "llama" and name.startswith("bias"):
-        pytest.skip("a llama has no bias")
+    if family in ("llama", "qwen3") and name.startswith("bias"):
+        pytest.skip(f"a {family} has no bias")
     theirs = their_adapter(tmp_path, family, "lm", CONFIGS[name](family))
     model = base(family)
     peft.load_adapter(model, tmp_path / "theirs")
@@ -982,6 +985,7 @@ def their_configs(draw: Any) -> tuple[str, str, dict[str, Any]]:
         "gpt2": ["c_attn", "c_proj", "c_fc", "mlp.c_proj"],
         "llama": ["q_proj", "o_proj", "gate_proj", "mlp.up_proj"],
     }
+    names["qwen3"] = names["llama"]
     holder = "attention" if family in MASKED_HEAD else "mlp"
     linear = names.get(family, ["query", "output.dense", "attention.output.dense", "dense", "1.intermediate.dense"])
     some = st.lists(st.sampled_from(linear), min_size=1, max_size=3, unique=True)

@@ -64,17 +64,16 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
     """
     slots = {slot.file: slot for cls in classes_of(config) for slot in cls.slots}
     if any(slot.shared for slot in slots.values()):
-        raise ValueError(
-            f"{folder}: the layers of {config['peft_type']} share tensors, whose sizes are those of its base"
-        )
+        raise ValueError(f"{folder} does not say the sizes of its layers, which are those of its base")
     held: dict[str, tuple[type[Adapter], dict[str, np.ndarray]]] = {}
     for tensor, x in tensors.items():
         if tensor.endswith(".base_layer.weight"):
             continue  # the frozen weight of an adapted embedding or head
-        found = slot_of(config, tensor)
-        if found is None:
+        place = slot_of(config, tensor)
+        if place is None:
             raise ValueError(f"{folder / WEIGHTS} holds {tensor}, which is no {' or '.join(sorted(slots))} of a layer")
-        held.setdefault(found[0], (found[1], {}))[1][found[2].name] = x
+        name, cls, slot = place
+        held.setdefault(name, (cls, {}))[1][slot.name] = x
     layers = {}
     for name, (cls, arrays) in held.items():
         options = options_of(cls, config, name)
@@ -82,13 +81,14 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
         for slot in cls.slots:
             if slot.name in arrays:
                 sizes = dict(zip(slot.file_shape or slot.shape, arrays[slot.name].shape, strict=False)) | sizes
-        if {"n_in", "n_out"} - sizes.keys():
-            raise ValueError(f"{folder / WEIGHTS} does not say the sizes of {name}, which are those of its base")
         axes = {slot.name: slot.file_shape or slot.shape for slot in cls.slots}
-        if {slot: shape(axes[slot], sizes) for slot in axes} != {slot: x.shape for slot, x in arrays.items()}:
+        there = {name: len(x) for name, x in axes.items()} == {name: x.ndim for name, x in arrays.items()}
+        if there and {"n_in", "n_out"} - sizes.keys():
+            raise ValueError(f"{folder / WEIGHTS} does not say the sizes of {name}, which are those of its base")
+        if not there or any(shape(axes[slot], sizes) != x.shape or not x.size for slot, x in arrays.items()):
             needed = " and ".join(f"{slot.file} {axes[slot.name]}".replace("'", "") for slot in cls.slots)
-            there = " and ".join(str(x.shape) for x in arrays.values())
-            raise ValueError(f"{folder / WEIGHTS}: {name} needs {needed} with r = {sizes['r']}, not {there}")
+            found = " and ".join(str(x.shape) for x in arrays.values())
+            raise ValueError(f"{folder / WEIGHTS}: {name} needs {needed} with r = {sizes['r']}, not {found}")
         base = without_weights(cls, sizes["n_in"], sizes["n_out"], np.result_type(*arrays.values()))
         arrays = {slot.name: reshaped(slot, arrays[slot.name], slot.shape, sizes) for slot in cls.slots}
         layers[name] = cls.of(base, arrays, **options)

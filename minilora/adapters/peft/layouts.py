@@ -145,8 +145,8 @@ def from_loralib(
 
     r, alpha: as the layers were made with. fused: {last name: enable_lora} of those that are a MergedLinear, such as
     {"c_attn": (True, False, True)}; they become pairs of rank r times the number of parts that are enabled.
-    Raises FileNotFoundError for a missing file, ValueError for tensors that do not fit each other and what is said of
-    them, and for a file with other weights.
+    Raises FileNotFoundError for a missing file, ValueError for tensors that do not fit each other, r and fused, and for
+    a file with other weights.
     """
     source, fused = Path(source), fused or {}
     tensors, _ = load_tensors(source)

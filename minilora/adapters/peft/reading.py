@@ -1,8 +1,8 @@
-"""Putting an adapter on a model: modules that take the places of others.
+"""Loading an adapter: modules that replace those of a model.
 
 An adapter is {path: module}: adapters around layers of the base, and whole copies of what modules_to_save and bias
-train. They share the base's other Parameters and never write to them, so that putting them in
-place, and the base's own back, moves no number.
+train. They share the base's other Parameters and never write to them, so switching adapters changes no number of the
+base.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
     """Put the adapter in `folder`, or of that name on the Hugging Face Hub ("ORG/NAME", "ORG/NAME@REVISION"), on
     `model`, whose base must be the one it was made for; return a note.
 
-    What the adapter trains learns on: A and B, the copies of modules_to_save, the biases. All else in the model is
-    frozen, adapters of other layers too. An adapter that does not say its base (PEFT's own do not) is checked by names
-    and shapes, and the note says so; it says too what is passed over, tensors for a pooler that a model without a head
-    lacks, and which ranks are above min(in, out); otherwise it is empty. To switch between several: Adapters.
+    Afterwards only what the adapter trained is trainable: its slots, the copies of modules_to_save, the biases. The
+    rest of the model is frozen, adapters of other layers too. An adapter that does not name its base (PEFT's do not)
+    is checked by names and shapes. The note says so, and which tensors were left out, because a model without a head
+    has no pooler, and which ranks are above min(in, out); otherwise it is empty. To switch between several: Adapters.
     The names of a classifier's labels that the adapter brings become the model's.
     Raises FileNotFoundError for a missing file, ValueError for another base, a feature that is not supported, a name in
     the config that nothing in the model has, layers that are adapted already, or missing, unexpected and misshapen
@@ -226,7 +226,7 @@ class Adapters:
         adapters.activate("tests")
         adapters.activate(None)                 # the base, bit for bit
 
-    The base is frozen from here on, and nothing writes to it. Each adapter has its own A and B, its own copies of what
+    The base is frozen from here on, and nothing writes to it. Each adapter has its own slots, its own copies of what
     modules_to_save and bias train, and shares everything else.
     """
 
