@@ -40,7 +40,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from minilora import __version__, accounting, ops
 from minilora import files as checkpoint
-from minilora.adapters import lora
+from minilora.adapters import merge
 from minilora.cli import commands, main, parser
 from minilora.data import Split
 from minilora.files import load_tensors, save_tensors
@@ -676,7 +676,7 @@ def test_that_nothing_can_be_written_is_found_before_the_work(name, here, capfd,
         raise AssertionError("the work has begun")
 
     for module, function in (
-        (loop, "sharded_loss_and_gradients"), (lora, "merge"), (rank, "measure"), (accounting, "architecture"),
+        (loop, "sharded_loss_and_gradients"), (merge, "merge"), (rank, "measure"), (accounting, "architecture"),
     ):  # fmt: skip
         monkeypatch.setattr(module, function, work)
     with monkeypatch.context() as patched:
