@@ -12,6 +12,7 @@ import pytest
 from damage import bounded, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import FAMILY_HEADS, close
 from peft_models import IDS, PADDING, V, adapted, base, logits, trained
 
 import minilora
@@ -30,15 +31,10 @@ from minilora.models.transformer import Transformer
 from minilora.nn import Gradients, Inputs
 from minilora.nn.optim import SGD, AdamW
 
-FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FORMATS[family].classes]
 ATTENTION = {"gpt2": ["qkv_proj"], "llama": ["q_proj", "v_proj"]}
 THEIRS = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "bert": ["query", "value"], "roberta": ["query", "value"]}
 NORM = {"gpt2": "ln_1", "llama": "norm", "bert": "LayerNorm", "roberta": "LayerNorm"}
 TABLE = {"gpt2": "wte", "llama": "embed_tokens", "bert": "word_embeddings", "roberta": "word_embeddings"}
-
-
-def close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
-    return a.shape == b.shape and bool(np.abs(a - b).max() <= tolerance * np.abs(b).max())
 
 
 def tensors(folder: Any) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from commands import assert_refused, edit_json, edit_tensors
+from models import FAMILY_HEADS
 from reports import SHAPE, adapted, base_model
 
 import minilora
@@ -19,13 +20,11 @@ from minilora.files import load_tensors, save_tensors, to_json
 from minilora.jobs import extraction
 from minilora.jobs.rank import study
 from minilora.models import pretrained
-from minilora.models.configs import FORMATS
 from minilora.models.families import FAMILIES
 from minilora.models.names import hub_name
 from minilora.models.pretrained import their_name
 
 IDS = np.random.default_rng(9).integers(0, SHAPE["vocab_size"], (2, 9))
-FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FORMATS[family].classes]
 
 
 def merged(model):

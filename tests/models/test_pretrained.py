@@ -7,18 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from models import FAMILY_HEADS
 
 import minilora
 from minilora.adapters import peft
 from minilora.files import load_tensors, save_tensors, tensors_to_bytes, write_folder
 from minilora.models import pretrained
-from minilora.models.configs import FORMATS
 from minilora.models.families import FAMILIES
 from minilora.models.generation import next_ids
 from minilora.models.sources import BUILTIN
 from minilora.models.tokenizer import ByteTokenizer
-
-FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FORMATS[family].classes]
 
 
 def small(rng, **changes):

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import close
 
 from minilora import ops
-from minilora.backend import Array, get_array_module, to_numpy
+from minilora.backend import get_array_module, to_numpy
 from minilora.ops.attention import merge_heads, split_heads
 from minilora.ops.gelu import normal_distribution
 from minilora.verify import Report, check_gradient
@@ -107,10 +108,6 @@ def arrays_in(value: Any) -> Iterator[np.ndarray]:
     elif isinstance(value, tuple | list):
         for item in value:
             yield from arrays_in(item)
-
-
-def close(a: Array, b: Array, tolerance: float) -> bool:
-    return a.shape == b.shape and bool(np.abs(a - b).max() <= tolerance * np.abs(b).max())
 
 
 # ---- what holds for every op ----

@@ -8,6 +8,7 @@ import pytest
 from minilora import ops
 from minilora.backend import Array, get_array_module, to_numpy
 from minilora.models.config import Config
+from minilora.models.configs import FORMATS
 from minilora.models.families import FAMILIES
 from minilora.models.names import hub_name
 from minilora.models.transformer import Transformer
@@ -21,6 +22,8 @@ HEADS: dict[str, dict[str, Any]] = {
     "roberta": {"n_heads": 3, "segments": 3, "offset": 2, "activation": "gelu"},
 }
 
+
+FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FORMATS[family].classes]
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
