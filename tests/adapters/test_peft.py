@@ -12,6 +12,7 @@ import pytest
 from damage import bounded, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import close
 from peft_models import IDS, PADDING, V, adapted, base, logits, trained
 
 import minilora
@@ -30,7 +31,7 @@ from minilora.nn import Gradients, Inputs
 from minilora.nn.optim import SGD, AdamW
 
 TESTED = ("gpt2", "llama", "qwen3", "bert", "roberta")  # the names in Mistral and Qwen2 are Llama's
-FAMILY_HEADS = [(family, head) for family in TESTED for head in FAMILIES[family].classes]
+PEFT_HEADS = [(family, head) for family in TESTED for head in FAMILIES[family].classes]
 ATTENTION = {"gpt2": ["qkv_proj"], "llama": ["q_proj", "v_proj"]}
 ATTENTION["qwen3"] = ATTENTION["llama"]
 THEIRS = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "bert": ["query", "value"], "roberta": ["query", "value"]}
@@ -39,10 +40,6 @@ NORM = {"gpt2": "ln_1", "llama": "norm", "bert": "LayerNorm", "roberta": "LayerN
 NORM["qwen3"] = NORM["llama"]
 TABLE = {"gpt2": "wte", "llama": "embed_tokens", "bert": "word_embeddings", "roberta": "word_embeddings"}
 TABLE["qwen3"] = TABLE["llama"]
-
-
-def close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
-    return a.shape == b.shape and bool(np.abs(a - b).max() <= tolerance * np.abs(b).max())
 
 
 def tensors(folder: Any) -> dict[str, np.ndarray]:
@@ -220,7 +217,7 @@ NO_NUMBER = (
 @pytest.mark.oracle
 @pinned
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize(("family", "head"), FAMILY_HEADS)
+@pytest.mark.parametrize(("family", "head"), PEFT_HEADS)
 def test_what_peft_wrote_loads_with_the_same_logits_and_is_written_back_to_the_bit(tmp_path, family, head, name):
     if family in ("llama", "qwen3") and name.startswith("bias"):
         pytest.skip(f"a {family} has no bias")
@@ -980,7 +977,7 @@ def test_a_step_of_adam_moves_a_tied_adapter_by_the_rate_and_peft_moves_it_by_tw
 
 @st.composite
 def their_configs(draw: Any) -> tuple[str, str, dict[str, Any]]:
-    family, head = draw(st.sampled_from(FAMILY_HEADS))
+    family, head = draw(st.sampled_from(PEFT_HEADS))
     names = {
         "gpt2": ["c_attn", "c_proj", "c_fc", "mlp.c_proj"],
         "llama": ["q_proj", "o_proj", "gate_proj", "mlp.up_proj"],

@@ -16,6 +16,7 @@ from minilora.cli import main
 from minilora.files import load_tensors, save_tensors, to_json
 from minilora.jobs import classification, crossvalidation, finetuning
 from minilora.jobs.classification import Classifier
+from minilora.jobs.classification_figure import classification_figure
 from minilora.jobs.settings import ClassifierSettings
 from minilora.models.labels import default_label_maps, labels_of
 from minilora.models.pretrained import load_pretrained
@@ -303,7 +304,7 @@ def test_an_encoder_learns_its_classifier_whole_and_predict_takes_what_was_made(
 
 
 def test_labels_may_be_any_text_and_as_many_as_there_are(here, capfd, monkeypatch):
-    monkeypatch.setattr(classification, "classification_figure", plots.classification_figure)
+    monkeypatch.setattr(classification, "classification_figure", classification_figure)
     signs = ["$", "$$", "_x_", "\\frac", *(f"a label of many letters, {i}" for i in range(12))]
     write(here / "rows.csv", [(f"{text}{i}", sign) for i, sign in enumerate(signs) for text in ("ab", "cd", "ef")])
     assert main([*FINETUNE, "--epochs", "1"]) == 0

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from commands import assert_refused, edit_json, edit_tensors
+from models import FAMILY_HEADS
 from reports import SHAPE, adapted, base_model
 
 import minilora
@@ -22,7 +23,6 @@ from minilora.models.families import FAMILIES
 from minilora.models.names import hf_name, hub_name
 
 IDS = np.random.default_rng(9).integers(0, SHAPE["vocab_size"], (2, 9))
-FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FAMILIES[family].classes]
 
 
 def merged(model):

@@ -34,7 +34,7 @@ from runs import Killed, interrupting, tear, watch
 from minilora.cli import main
 from minilora.display import plots
 from minilora.files import load_tensors
-from minilora.jobs import finetuning, sweep
+from minilora.jobs import finetuning, language_model, sweep
 from minilora.jobs.settings import ClassifierSettings, LanguageModelSettings
 from minilora.jobs.sweep_figure import rank_losses, sweep_figure
 

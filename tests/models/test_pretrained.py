@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from models import FAMILY_HEADS
 
 import minilora
 from minilora.adapters import peft
@@ -18,8 +19,6 @@ from minilora.models.generation import next_ids
 from minilora.models.names import hf_name
 from minilora.models.sources import BUILTIN
 from minilora.models.tokenizer import ByteTokenizer
-
-FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FAMILIES[family].classes]
 
 
 def small(rng, family="llama", **changes):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import close
 
 from minilora import ops
 from minilora.backend import Array, get_array_module, normal_cdf, to_numpy
@@ -124,10 +125,6 @@ def arrays_in(value: Any) -> Iterator[np.ndarray]:
     elif isinstance(value, tuple | list):
         for item in value:
             yield from arrays_in(item)
-
-
-def close(a: Array, b: Array, tolerance: float) -> bool:
-    return a.shape == b.shape and bool(np.abs(a - b).max() <= tolerance * np.abs(b).max())
 
 
 # ---- what holds for every op ----

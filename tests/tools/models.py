@@ -25,6 +25,8 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 
 
+FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FAMILIES[family].classes]
+
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import build
+from models import build, each_family
 from runs import bits, learner, quietly, some
 
 from minilora.data import Batch, all_windows, bigram_bits_per_byte, excerpts, zlib_bits_per_byte
@@ -30,7 +30,6 @@ from minilora.training import evaluate, fit, loss_and_gradients, sharded_loss_an
 from minilora.training.gradients import split_batch
 
 few = settings(max_examples=examples.count(25), deadline=None, derandomize=True)
-each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def together(batches: list[Batch]) -> Batch:
