@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
+from ..backend import Rng, generator
 from ..nn import Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
 from ..spelling import choose_from
-from .base import DEFAULT, Adapter, Rng, generator, sizes_of, variants
+from .base import DEFAULT, Adapter, sizes_of, variants
 from .lora import TiedLoRALinear
 from .parts import Parts
 

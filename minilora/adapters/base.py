@@ -13,17 +13,16 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from types import CodeType
-from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
 from .. import ops
-from ..backend import Array, get_array_module
+from ..backend import Array, Rng, get_array_module
 from ..nn import Costs, Embedding, Gradients, Linear, MetaArray, Module, Parameter
 
 DEFAULT = "lora"  # the variant, where none is named
 Law = Callable[[Any, Array, Array, Gradients], float]  # (adapter, x, dy, its gradients) -> relative error
-Rng: TypeAlias = "np.random.Generator | int"  # an argument `rng`: a generator, or a seed for one
 
 
 class Slot(NamedTuple):
@@ -229,18 +228,6 @@ class Adapter(Module):
     def factors(self) -> tuple[Array, Array, float] | None:
         """A (r, in), B (out, r) and s with ΔW = s B A, for a W (out, in); None where ΔW is no such product."""
         return None
-
-
-def generator(rng: Rng | None) -> np.random.Generator:
-    """The generator for an argument `rng`: a generator itself, or a new one from a seed, a whole number from 0 up.
-
-    Raises ValueError for anything else, None included: no result depends on a seed that nobody chose.
-    """
-    if isinstance(rng, np.random.Generator):
-        return rng
-    if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
-        raise ValueError(f"rng {rng!r} is neither a seed nor a generator: rng=0, or rng=numpy.random.default_rng(0)")
-    return np.random.default_rng(rng)
 
 
 def is_number(x: Any) -> bool:

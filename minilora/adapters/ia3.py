@@ -10,10 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from .. import ops
-from ..backend import Array, get_array_module
+from ..backend import Array, Rng, get_array_module
 from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
 from ..ops.linear import rows
-from .base import Adapter, Kept, Law, Products, Rng, Slot, apart, shape, sizes_of
+from .base import Adapter, Kept, Law, Products, Slot, apart, shape, sizes_of
 
 
 def rescales_y(adapter: IA3, x: Array, dy: Array, grads: Gradients) -> float:

@@ -8,24 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from .. import ops
-from ..backend import Array, to_numpy
+from ..backend import Array, Rng, generator, to_numpy
 from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass
 from ..nn.optim import SGD
-from .base import (
-    Adapter,
-    Kept,
-    Law,
-    Option,
-    Products,
-    Rng,
-    Slot,
-    apart,
-    check_dropout,
-    check_rank,
-    dropped,
-    generator,
-    is_number,
-)
+from .base import Adapter, Kept, Law, Option, Products, Slot, apart, check_dropout, check_rank, dropped, is_number
 
 
 def exchange(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
@@ -340,3 +326,8 @@ class TiedLoRALinear(LoRA):
 
 
 LoRAEmbedding.tied_head = TiedLoRALinear
+
+
+def low_rank_adapter(base: Module, A: Array, B: Array) -> LoRALinear:
+    """The adapter of a Linear with ΔW = B A: s = 1."""
+    return LoRALinear.of(base, {"lora_A": A, "lora_B": B}, r=len(A), alpha=float(len(A)))

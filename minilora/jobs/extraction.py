@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..adapters.lora import LoRALinear
+from ..adapters.lora import low_rank_adapter
 from ..adapters.peft import CONFIG, PREFIX, WEIGHTS, adapter_files, read_adapter, slot_of
 from ..adapters.spectrum import SVD, rank_for, truncate, truncation_error
 from ..files import tensors_to_bytes, to_json
@@ -77,10 +77,7 @@ def extracted_files(model: Transformer, paths: dict[str, str], low_rank: dict[st
     model.freeze()
     for name, path in paths.items():
         layer, base = low_rank[name], model[path]
-        assert isinstance(base, Linear)
-        model[path] = LoRALinear.of(
-            base, {"lora_A": layer.A, "lora_B": layer.B}, r=len(layer.A), alpha=float(len(layer.A))
-        )
+        model[path] = low_rank_adapter(base, layer.A, layer.B)
     return adapter_files(model)
 
 

@@ -10,65 +10,9 @@ import numpy as np
 
 from ..backend import Array
 from .families import FAMILIES
-from .families.bert import BODY_NAMES
-from .families.family import Names
 from .transformer import Transformer
 
 CONSTANT = re.compile(r".*(position_ids|rotary_emb\.inv_freq|\.attn\.(masked_)?bias)")  # tensors that are no weights
-
-# What accounting/ counts, and no file in families/ builds.
-DEBERTA = [
-    ("embed.position", "deberta.encoder.rel_embeddings"),
-    ("embed.position_norm", "deberta.encoder.LayerNorm"),
-    ("block_{}.attention.q_proj", "deberta.encoder.layer.{}.attention.self.query_proj"),
-    ("block_{}.attention.k_proj", "deberta.encoder.layer.{}.attention.self.key_proj"),
-    ("block_{}.attention.v_proj", "deberta.encoder.layer.{}.attention.self.value_proj"),
-    ("conv", "deberta.encoder.conv.conv"),
-    ("conv_norm", "deberta.encoder.conv.LayerNorm"),
-    ("pooler", "pooler.dense"),
-    *((path, name.replace("bert.", "deberta.", 1)) for path, name in BODY_NAMES),
-    ("classifier", "classifier"),
-]
-VIT = [
-    ("embed.class_token", "vit.embeddings.cls_token"),
-    ("embed.position", "vit.embeddings.position_embeddings"),
-    ("embed.patch_proj", "vit.embeddings.patch_embeddings.projection"),
-    ("block_{}.norm_1", "vit.layers.{}.layernorm_before"),
-    ("block_{}.attention", "vit.layers.{}.attention"),
-    ("block_{}.norm_2", "vit.layers.{}.layernorm_after"),
-    ("block_{}.mlp.up_proj", "vit.layers.{}.mlp.fc1"),
-    ("block_{}.mlp.down_proj", "vit.layers.{}.mlp.fc2"),
-    ("norm", "vit.layernorm"),
-    ("pooler", "vit.pooler.dense"),
-    ("classifier", "classifier"),
-]
-T5 = [
-    ("embed.token", "shared"),
-    *(
-        (f"{stack}.block_{{}}.{ours}", f"{stack}.block.{{}}.layer.{theirs}")
-        for stack, last in (("encoder", 1), ("decoder", 2))
-        for ours, theirs in (
-            ("norm_1", "0.layer_norm"),
-            ("attention.q_proj", "0.SelfAttention.q"),
-            ("attention.k_proj", "0.SelfAttention.k"),
-            ("attention.v_proj", "0.SelfAttention.v"),
-            ("attention.o_proj", "0.SelfAttention.o"),
-            ("attention.relative_bias", "0.SelfAttention.relative_attention_bias"),
-            ("norm_cross", "1.layer_norm"),
-            ("cross_attention.q_proj", "1.EncDecAttention.q"),
-            ("cross_attention.k_proj", "1.EncDecAttention.k"),
-            ("cross_attention.v_proj", "1.EncDecAttention.v"),
-            ("cross_attention.o_proj", "1.EncDecAttention.o"),
-            ("norm_2", f"{last}.layer_norm"),
-            ("mlp.up_proj", f"{last}.DenseReluDense.wi"),
-            ("mlp.down_proj", f"{last}.DenseReluDense.wo"),
-        )
-    ),
-    ("encoder.norm", "encoder.final_layer_norm"),
-    ("decoder.norm", "decoder.final_layer_norm"),
-    ("lm_head", "lm_head"),
-]
-COUNTED: dict[str, Names] = {"deberta-v2": DEBERTA, "vit": VIT, "t5": T5}
 
 
 def hub_name(family: str, path: str, head: str = "lm") -> str:
@@ -85,11 +29,9 @@ def hub_name(family: str, path: str, head: str = "lm") -> str:
 
 @cache
 def patterns(family: str, head: str) -> list[tuple[re.Pattern[str], str]]:
-    if family not in FAMILIES and family not in COUNTED:
+    if family not in FAMILIES:
         raise ValueError(f"Hugging Face's names are known for {', '.join(FAMILIES)}, not for {family}")
-    names = COUNTED.get(family, ())
-    if family in FAMILIES:
-        names = [*FAMILIES[family].names_of_head.get(head, ()), *FAMILIES[family].names]
+    names = [*FAMILIES[family].names_of_head.get(head, ()), *FAMILIES[family].names]
     return [
         (re.compile(ours.replace(".", r"\.").replace("{}", r"(?P<block>\d+)") + r"(?P<rest>\..+)?"), theirs)
         for ours, theirs in names

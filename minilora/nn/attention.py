@@ -157,6 +157,9 @@ class Attention(Module):
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         (B, T, _), H, D = x.shape, self.heads, self.head_dim
         keys_and_values = self.project_costs(x, costs)
+        for norm, heads in ((self.q_norm, H), (self.k_norm, self.kv_heads)):
+            if norm is not None:
+                norm.costs(costs.array(B, T, heads, D), costs)
         if self.rope:
             tables = costs.once((self.rope, D), 2, T, 1, D)
             costs.keep(self, "cos, sin", tables, "turning dq and dk back")

@@ -20,7 +20,7 @@ section 3.3; the sides as in PEFT, where the paper's l_ff, behind the activation
 # ruff: noqa: E741  (l is the paper's letter)
 
 from ..backend import Array
-from .linear import rows
+from .rows import rows
 
 
 def ia3_forward(x: Array, l: Array) -> tuple[Array, Array]:

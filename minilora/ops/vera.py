@@ -23,7 +23,7 @@ Source: Kopiczko, Blankevoort, Asano (2024), "VeRA: Vector-based random matrix a
 """
 
 from ..backend import Array
-from .linear import like, rows
+from .rows import like, rows
 
 
 def vera_forward(x: Array, A: Array, B: Array, d: Array, b: Array) -> tuple[Array, Array]:

@@ -575,7 +575,7 @@ def test_a_folder_that_a_run_was_on_is_never_looked_up_as_a_name(hub, capfd):
 def test_what_a_repository_is_info_says_and_checkpoints_are_compared_by_name(hub, capfd):
     hub.push("org/lora", adapter_of(load_pretrained("first"), Path("adapter")))
     assert "model        llama" in said(capfd, "info", "org/tiny")
-    assert "adapter      LoRA, r = 2" in said(capfd, "info", "org/lora")
+    assert "adapter      LORA, r = 2" in said(capfd, "info", "org/lora")
     assert said(capfd, "rank", "org/tiny@v1", "org/tiny", "--rank", "2", "--out", "extracted")
     config = json.loads(Path("extracted/adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", hub.first)

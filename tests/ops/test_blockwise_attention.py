@@ -170,7 +170,7 @@ def test_more_than_one_block_agrees_with_pytorch(G, R, causal, window, side, rng
 # ---- a model ----
 
 T = 4 * BLOCK + 22
-HEADS: dict[str, dict[str, Any]] = {"llama": {"n_heads": 4, "n_kv_heads": 2}}
+HEADS: dict[str, dict[str, Any]] = {family: {"n_heads": 4, "n_kv_heads": 2} for family in ("llama", "mistral")}
 
 
 def build(family: str, **options: Any) -> Transformer:
@@ -201,7 +201,7 @@ def step(model: Transformer, side: str = "none", rng: np.random.Generator | None
     return [L, *(grads[parameter] for parameter in model.named_parameters().values())]
 
 
-each_family = pytest.mark.parametrize("family", ["gpt2", "llama", "llama, windowed"])  # those with a causal mask
+each_family = pytest.mark.parametrize("family", ["gpt2", "llama", "mistral, windowed"])  # those with a causal mask
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize(("family", "side"), [("gpt2", "none"), ("llama", "left"), ("llama, windowed", "right")])
+@pytest.mark.parametrize(("family", "side"), [("gpt2", "none"), ("llama", "left"), ("mistral, windowed", "right")])
 def test_loss_and_gradients_of_a_model_are_those_of_plain_attention(family, side, monkeypatch, computed):
     model = build(family)
     monkeypatch.setattr(Attention, "blockwise_from", T + 1)

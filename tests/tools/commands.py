@@ -15,7 +15,7 @@ from minilora import files as checkpoint
 from minilora.cli import main, parser
 from minilora.files import load_tensors, save_tensors
 from minilora.models.config import Config
-from minilora.models.families import llama
+from minilora.models.families.llama import llama
 from minilora.models.saving import save_pretrained
 
 SMALL: dict[str, Any] = {
