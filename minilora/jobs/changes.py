@@ -19,7 +19,7 @@ from ..models.names import add_body
 from ..models.pretrained import read_source
 from ..models.saving import base_hash
 from ..models.sources import locate
-from .runs import base_of_run
+from .bases import base_of_run
 
 
 class Change(NamedTuple):

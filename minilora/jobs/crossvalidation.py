@@ -15,10 +15,11 @@ from ..data.records import label_ids, label_names, read_records, stratified_fold
 from ..display.tables import numbers_right, wide_console
 from ..models.pretrained import load_tokenizer
 from ..training.metrics import paired_test, scores, student_t
-from .classification import classifier, confusion, encode, fit_classifier
+from .bases import base_for
+from .classification import classifier, confusion, fit_classifier
 from .data import numbers_of_rows, warn_of_unreadable
 from .finetuning import ShowData, attach
-from .runs import base_for
+from .prediction import encode
 from .settings import ClassifierSettings
 
 
@@ -71,7 +72,7 @@ def cross_validate(
             model.to(backend)
             description = f"fold {fold} of {folds}, {which} setting"
             fit_classifier(model, take(encoded[which], train), None, settings, description=description)
-            found = scores(confusion(model, take(encoded[which], test), len(names)))
+            found = scores(confusion(model, take(encoded[which], test)))
             pair.append(found["accuracy"])
         majority.append(found["majority"])
         accuracies.append(pair)

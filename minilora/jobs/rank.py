@@ -19,10 +19,10 @@ from ..files import check_free, write_files, write_whole
 from ..models.pretrained import load_pretrained
 from ..process import blas_threads
 from ..spelling import counted
+from .bases import base_for
 from .changes import Change, Changes, adapter_changes, checkpoint_changes
 from .extraction import LowRank, approximate, check_rank, extracted_files, linear_layers, shrunk_files
 from .rank_figures import rank_figures
-from .runs import base_for
 
 TOP = 10  # how many singular vectors of the tuned W are looked at for intruders
 SIDES = ("right", "left")
@@ -41,12 +41,13 @@ def study(
     out: str | None = None,
     plot: str | None = None,
 ) -> dict[str, Any]:
-    """The spectra of the adapter in `folder`, and of its `base` if that is given; or of what became of the checkpoint
-    `folder` in the checkpoint `tuned`. `compare` is another adapter, whose directions are compared with these.
+    """The singular values of ΔW in each layer: of the adapter in `folder`, beside those of W if its `base` is given; or
+    of the difference between the checkpoints `folder` and `tuned`.
 
-    Returns {"layers": [...], "summary": {...}}, for JSON. `out` is a new folder for the best adapter of a `rank`, or
-    of the least ranks that keep a share of the `energy`, and then "adapter" says what it holds. A `plot` of NAME.png
-    writes NAME-energy.png, and so on. Raises ValueError and FileNotFoundError before anything is written.
+    Returns {"layers": [...], "summary": {...}}, for JSON. `compare` is another adapter, whose directions are compared
+    with these. `out` is a new folder for the best adapter of a `rank`, or of the least ranks that keep a share of the
+    `energy`; "adapter" then says what it holds. A `plot` of NAME.png writes NAME-energy.png, and so on. Raises
+    ValueError and FileNotFoundError before anything is written.
     """
     from tqdm import tqdm
 
@@ -57,7 +58,11 @@ def study(
         check_png(plot)
     model, adapter = None, Path()
     if tuned is None:
-        adapter = adapter_folder(folder)
+        adapter = locate_adapter(folder)
+        if not (adapter / CONFIG).is_file():
+            raise FileNotFoundError(
+                f"{adapter} is no adapter folder, it holds no {CONFIG}; of two checkpoints, give both"
+            )
         changes = adapter_changes(adapter, base_for(adapter, base) if base else None)
     else:
         before = base_for(None, folder) or folder
@@ -89,16 +94,9 @@ def study(
     if out:
         write_files(out, extracted_files(model, paths, low_rank) if model else shrunk_files(adapter, low_rank))
     for question, png in figures.items():
-        write_whole(figure_path(str(plot), question), png)
+        path = Path(str(plot))
+        write_whole(path.with_name(f"{path.stem}-{question}.png"), png)
     return result
-
-
-def adapter_folder(source: str) -> Path:
-    """The folder of an adapter. Raises FileNotFoundError where there is none."""
-    folder = locate_adapter(source)
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} is no adapter folder, it holds no {CONFIG}; of two checkpoints, give both")
-    return folder
 
 
 def check_output(rank: int | None, energy: float | None, out: str | None) -> None:
@@ -113,10 +111,6 @@ def check_output(rank: int | None, energy: float | None, out: str | None) -> Non
         raise ValueError("to write an adapter takes a folder for it, and a rank or a share of the energy to keep")
     if out:
         check_free(out)
-
-
-def figure_path(plot: str, question: str) -> Path:
-    return Path(plot).with_name(f"{Path(plot).stem}-{question}.png")
 
 
 # ---- one layer ----

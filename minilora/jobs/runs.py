@@ -9,15 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..adapters.peft import CONFIG, WEIGHTS, classifier_weight, load_adapter, load_base, read_adapter
-from ..files import check_writable, load_tensors, read_json, to_json, write_files, write_folder
-from ..models.hub import HubName, name_on_hub
-from ..models.labels import name_labels, names_from
-from ..models.sources import NAMES, pinned
+from ..adapters.peft import CONFIG, WEIGHTS
+from ..files import check_contents, check_writable, load_tensors, read_json, to_json, write_files
 from ..models.tokenizer import Tokenizer
-from ..models.transformer import Transformer
 from ..process import folder_lock
 
 SETTINGS, CHECKPOINT, HISTORY, SAMPLES = "settings.json", "checkpoint.safetensors", "history.json", "samples.json"
@@ -37,52 +31,40 @@ def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> 
     folder = Path(out)
     with folder_lock(folder) as killed:
         begin(folder, settings, resume, killed)
-        with resume_advice(folder):
+        try:
             yield folder
+        except KeyboardInterrupt as stop:
+            advice = " before the first checkpoint: start again"
+            if (folder / CHECKPOINT).is_file():
+                advice = "; the same command with --resume goes on"
+            raise KeyboardInterrupt((stop.args[0] if stop.args else "stopped") + advice) from None
+        except FloatingPointError as error:
+            advice = "no step is kept: start again, in the same folder"
+            if (folder / CHECKPOINT).is_file():  # finite as it is, a rate far too high may have spoilt it
+                advice = "--resume goes on from there, or start in another folder"
+            raise FloatingPointError(f"{error}; {advice}") from None
 
 
 def begin(folder: Path, settings: dict[str, Any], resume: bool, killed: bool) -> None:
     """Write settings.json, or check it for a run that is resumed; `killed`: was the process that last wrote there?"""
     before = read_settings(folder) if (folder / SETTINGS).is_file() else {}
     begun = bool(before) and (folder / CHECKPOINT).is_file()
-    if not resume:
-        if begun:
-            raise ValueError(f"{folder} already holds a run: --resume goes on with it, or choose another folder")
-        write_folder(folder, {SETTINGS: to_json(settings)}, replaces=[SETTINGS] if before else [])
-        return
-    if not before and not killed:
-        raise FileNotFoundError(f"{folder} holds no run to resume: start one without --resume")
-    check_writable(folder, FILES)
-    if not begun:
-        write_files(folder, {SETTINGS: to_json(settings)})
-        return
-    lr, (done, stopped_early) = before.get("lr"), progress(folder)
-    if settings["lr"] != lr and done < settings["steps"] and not stopped_early:
+    if resume:
+        if not before and not killed:
+            raise FileNotFoundError(f"{folder} holds no run to resume: start one without --resume")
+        check_writable(folder, FILES)
+    elif begun:
+        raise ValueError(f"{folder} already holds a run: --resume goes on with it, or choose another folder")
+    else:
+        check_contents(folder, [SETTINGS] if before else [])
+    if begun:
+        lr, (done, stopped_early) = before.get("lr"), progress(folder)
+        if settings["lr"] == lr or done >= settings["steps"] or stopped_early:
+            check_settings(folder, settings)
+            return
         check_settings(folder, settings | {"lr": lr})
         settings = {f"lr_until_step_{done}": lr} | before | {"lr": settings["lr"]}
-        write_files(folder, {SETTINGS: to_json(settings)})
-    else:
-        check_settings(folder, settings)
-
-
-def load_adapted(base: str | Path, folder: Path) -> tuple[Transformer, str]:
-    """The model in `base` with the adapter in `folder` on it, and load_adapter's note. Raises as load_base and
-    load_adapter do."""
-    config, tensors, _ = read_adapter(folder)
-    model = base_of_run(base, folder, config, tensors)
-    return model, load_adapter(model, folder)
-
-
-def base_of_run(base: str | Path, folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Transformer:
-    """load_base() with what settings.json says of a classifier: the seed of the weights that the base lacks, and the
-    names of the labels, which older adapters do not hold."""
-    classifies = classifier_weight(tensors) is not None
-    settings = read_settings(folder) if classifies and (folder / SETTINGS).is_file() else {}
-    model = load_base(base, config, tensors, np.random.default_rng(settings.get("seed", 0)))
-    names = names_from({str(i): x for i, x in enumerate(settings.get("labels") or [])}, model.config.labels)
-    if names:
-        name_labels(model, names)
-    return model
+    write_files(folder, {SETTINGS: to_json(settings)})
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -104,34 +86,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not names or len(set(labels)) < max(2, len(labels)):
         raise ValueError(f"{path}: labels is {labels!r:.60}, not a list of two or more names")
     return settings
-
-
-def base_settings(model: Transformer, base: str) -> dict[str, Any]:
-    """The base in settings.json: `base`, or the name of `model` on the Hub and the commit."""
-    return {"base": model.hub[0], "revision": model.hub[1]} if model.hub else {"base": base}
-
-
-def named_base(folder: Path) -> str | Path | None:
-    """The base that settings.json, or else the adapter's config, names in `folder`, on the Hub with its commit."""
-    settings, config = (read_json(folder / file) if (folder / file).is_file() else {} for file in (SETTINGS, CONFIG))
-    found, key = (settings, "base") if "base" in settings else (config, "base_model_name_or_path")
-    name, revision = found.get(key), found.get("revision")
-    if not name or not isinstance(name, str):
-        return None
-    if name in NAMES:
-        return name
-    if not name_on_hub(name) or (found is settings and not revision):  # a run on a base of the Hub names its commit
-        return Path(name)
-    return str(HubName(name, revision)) if isinstance(revision, str) else name
-
-
-def base_for(folder: Path | None, base: str | None) -> str | Path | None:
-    """`base`, or without one the base that `folder` names. A name on the Hub gets a commit: the one in `folder`, if it
-    names the same base. Raises as load_pretrained does for a name that is not there."""
-    named = named_base(folder) if folder else None
-    source = named if base is None or str(named).startswith(f"{base}@") else base
-    hub = source and pinned(source)
-    return str(hub) if hub else source
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -163,24 +117,6 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
     for name, content in sorted(tokenizer.files().items()):
         digest.update(f"{name} {len(content)} bytes\n".encode() + content)
     return digest.hexdigest()
-
-
-@contextmanager
-def resume_advice(folder: Path) -> Iterator[None]:
-    """Add to the error of a run that is stopped or blows up what a person can do then."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        stopped = stop.args[0] if stop.args else "stopped"
-        advice = " before the first checkpoint: start again"
-        if (folder / CHECKPOINT).is_file():
-            advice = "; the same command with --resume goes on"
-        raise KeyboardInterrupt(stopped + advice) from None
-    except FloatingPointError as error:
-        advice = "no step is kept: start again, in the same folder"
-        if (folder / CHECKPOINT).is_file():  # a rate far too high may have spoilt what it holds, finite as it is
-            advice = "--resume goes on from there, or start in another folder"
-        raise FloatingPointError(f"{error}; {advice}") from None
 
 
 def progress(folder: Path) -> tuple[int, bool]:

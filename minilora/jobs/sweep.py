@@ -27,8 +27,9 @@ from ..files import check_free, check_writable, read_json, to_json, write_whole
 from ..models.pretrained import load_pretrained
 from ..process import blas_threads, end_with, folder_lock
 from ..spelling import counted
+from .bases import base_for
 from .finetuning import ShowData, attach, finetune
-from .runs import CHECKPOINT, SETTINGS, base_for, check_settings, progress, read_settings
+from .runs import CHECKPOINT, SETTINGS, check_settings, progress, read_settings
 from .settings import LanguageModelSettings
 from .sweep_figure import sweep_figure
 from .text import Task

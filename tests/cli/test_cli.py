@@ -887,6 +887,7 @@ def test_a_text_that_is_stopped_has_its_line_to_itself(instruct, capfd, monkeypa
     assert capfd.readouterr() == ("abcde\n", "minilora: stopped\n")
 
 
-def test_a_model_that_does_not_chat_says_so_before_the_first_line(here, capfd, monkeypatch):
+def test_a_model_without_a_chat_template_is_refused_before_it_is_loaded(here, capfd, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("minilora.cli.commands.chat.load_model", None)
     assert_refused(here, capfd, ["chat"], "no chat template")

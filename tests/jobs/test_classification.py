@@ -15,8 +15,8 @@ from minilora.adapters import peft
 from minilora.cli import main
 from minilora.files import load_tensors, save_tensors, to_json
 from minilora.jobs import classification, crossvalidation, finetuning
-from minilora.jobs.classification import Classifier
 from minilora.jobs.classification_figure import classification_figure
+from minilora.jobs.prediction import Classifier
 from minilora.jobs.settings import ClassifierSettings
 from minilora.models.labels import default_label_maps, labels_of
 from minilora.models.pretrained import load_pretrained
@@ -372,7 +372,7 @@ def test_a_penalty_is_on_the_trained_parameters_of_adapters_and_not_on_the_class
     trained = model.trainable_parameters()
     adapters = {parameter for path, parameter in trained.items() if not path.startswith("classifier")}
     assert 0 < len(adapters) < len(trained)
-    assert set(finetuning.adapter_parameters(model)) == adapters
+    assert set(classification.penalised(model)) == adapters
 
 
 # ---- two settings ----

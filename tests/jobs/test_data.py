@@ -12,7 +12,7 @@ import pytest
 from minilora.cli import main
 from minilora.cli.commands import predict
 from minilora.data import Batch
-from minilora.jobs import classification, crossvalidation, data, sweep, text
+from minilora.jobs import classification, crossvalidation, data, prediction, sweep, text
 from minilora.jobs.finetuning import finetune
 from minilora.models.config import Config
 from minilora.models.families.bert import bert
@@ -251,9 +251,9 @@ def test_a_file_in_another_encoding_is_read_by_every_job(here, capfd):
 def test_many_lines_of_standard_input_are_answered_a_few_at_a_time(here, capfd, monkeypatch):
     assert main(["finetune", "--task", "classify", *write("rows.csv", many(ENGLISH)), *TUNE]) == 0
     sizes = []
-    call = classification.Classifier.__call__
+    call = prediction.Classifier.__call__
     spy = lambda self, texts, *more: sizes.append(len(texts)) or call(self, texts, *more)  # noqa: E731
-    monkeypatch.setattr(classification.Classifier, "__call__", spy)
+    monkeypatch.setattr(prediction.Classifier, "__call__", spy)
     monkeypatch.setattr(predict, "AT_ONCE", 4)
     monkeypatch.setattr("sys.stdin", io.StringIO("good\n\n" * 10))
     capfd.readouterr()

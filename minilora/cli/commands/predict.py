@@ -33,7 +33,8 @@ def arguments(add: Add) -> None:
 def run(options: Options) -> None:
     from ...data import check_encoding
     from ...data.records import label_ids, read_records
-    from ...jobs.classification import Classifier, print_scores
+    from ...jobs.classification import print_scores
+    from ...jobs.prediction import Classifier
     from ...training.metrics import confusion_matrix, scores
 
     check_encoding(options.encoding)
