@@ -1,4 +1,4 @@
-"""What commands that use a model share: the device, the model of --base and --adapter, and texts on a terminal."""
+"""What commands with a model share: --device, --base and --adapter, sampling, and how output is printed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load_model(base: str | Path, adapter: Path | None, options: Options) -> Any:
 
 
 def sampling(options: Options) -> dict[str, Any]:
-    """How the next token is chosen, as stream() takes it."""
+    """The options of sampling, as keyword arguments of generation.stream()."""
     import numpy as np
 
     chosen = {key: getattr(options, key) for key in ("temperature", "top_k", "top_p")}
@@ -49,7 +49,7 @@ def sampling(options: Options) -> dict[str, Any]:
 
 
 def shown(text: str) -> str:
-    """A text of a model or a file for standard output: as it is, but for what a terminal would obey."""
+    """`text` for standard output; on a terminal, which would execute control characters, with these escaped."""
     return visible(text) if sys.stdout.isatty() else text
 
 

@@ -35,7 +35,7 @@ class Task(FineTuning):
     """Adds scores.json and curves.png; the adapter is of PEFT's task SEQ_CLS.
 
     A tenth of each label's rows is held out for evaluation, or the rows of the file `held_out` are. With `patience`
-    they also choose the step: evaluate then on a file that the run has not seen, with `predict`.
+    they also choose the step: then measure the accuracy on other rows, with `predict`.
     """
 
     settings_type = ClassifierSettings
@@ -92,9 +92,9 @@ class Task(FineTuning):
 
 
 def classifier(base: str | Path, names: Sequence[str], seed: int = 0) -> Transformer:
-    """`base` with an output for each label, drawn from `seed` where it has no classifier yet."""
+    """`base` with an output for each label; weights that it lacks are drawn from `seed`."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", CLASSIFIER_DRAWN)  # that is the purpose; of a missing pooler it still warns
+        warnings.filterwarnings("ignore", CLASSIFIER_DRAWN)  # on purpose; a missing pooler still gives a warning
         model = load_pretrained(base, head="classify", labels=len(names), rng=np.random.default_rng(seed))
     name_labels(model, names)
     return model
@@ -103,7 +103,7 @@ def classifier(base: str | Path, names: Sequence[str], seed: int = 0) -> Transfo
 def fit_classifier(
     model: Transformer, train: Batch, held_out: Batch | None, settings: ClassifierSettings, **options: Any
 ) -> History:
-    """Train what is trainable in `model`; `options` are those of training.fit."""
+    """Train the trainable parameters of `model`; `options` are those of training.fit."""
     steps, batches = settings.steps_for(len(train.ids)), shuffled(train, settings.batch, settings.seed)
     if settings.l1 or settings.l2:
         options["penalty"] = penalty(penalised(model), settings.l1, settings.l2)
@@ -141,5 +141,5 @@ def print_scores(report: dict[str, Any]) -> None:
         matrix.add_row(name, *map(str, report["confusion"][i]))
     console = wide_console()
     console.print(rates)
-    if fits(console, matrix):  # of many labels, scores.json has it
+    if fits(console, matrix):  # one with many labels is only in scores.json
         console.print(matrix)

@@ -1,4 +1,4 @@
-"""What rank is enough for an update, and where in W it acts: `minilora rank`."""
+"""The singular values of ΔW: which rank is enough, and how ΔW lies in W. The command `minilora rank`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .changes import Change, Changes, adapter_changes, checkpoint_changes
 from .extraction import LowRank, approximate, check_rank, extracted_files, linear_layers, shrunk_files
 from .rank_figures import rank_figures
 
-TOP = 10  # how many singular vectors of the tuned W are looked at for intruders
+TOP = 10  # of the first so many singular vectors of W after, it says which are intruders
 SIDES = ("right", "left")
-COMPARED = 64  # how many directions of two updates are compared, as in the figures of Hu et al. (2021)
+COMPARED = 64  # directions of two updates, at most, that are compared, as in the figures of Hu et al. (2021)
 
 
 @blas_threads()
@@ -117,7 +117,7 @@ def check_output(rank: int | None, energy: float | None, out: str | None) -> Non
 
 
 def measure(change: Change, update: SVD) -> dict[str, Any]:
-    """The size and ranks of one ΔW, and how it lies in its W if that is known."""
+    """The norm and ranks of one ΔW, and how it lies in W, if W is known."""
     sigma = update.sigma
     row: dict[str, Any] = {
         "shape": list(change.shape),
@@ -150,7 +150,7 @@ def measure(change: Change, update: SVD) -> dict[str, Any]:
 
 
 def similarity(change: Change, update: SVD, other: Change) -> dict[str, np.ndarray]:
-    """φ(i, j) of two updates of one layer, over the directions of each that are above rounding."""
+    """φ(i, j) of two updates of one layer, for the directions of each that are above rounding."""
     if other.shape != change.shape:
         raise ValueError(f"the layers to compare are of another shape, {other.shape} and not {change.shape}")
     other_update = other.update()
@@ -169,7 +169,7 @@ def similarity(change: Change, update: SVD, other: Change) -> dict[str, np.ndarr
 
 
 def summary(rows: list[dict[str, Any]], changes: Changes, grids: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-    """Means over the layers that changed, and what else did."""
+    """Means over the layers that changed, and the names of what else did."""
     kept = spectrum.mean_energy([np.array(row["singular_values"]["update"]) for row in rows])
     found: dict[str, Any] = {
         "layers": len(rows),
@@ -181,9 +181,9 @@ def summary(rows: list[dict[str, Any]], changes: Changes, grids: list[dict[str, 
         "stable_rank": mean(row["stable_rank"] for row in rows),
         "effective_rank": mean(row["effective_rank"] for row in rows),
     }
-    beside = [row["intruders"] for row in rows if "intruders" in row]
-    if beside:
-        found["intruders"] = {side: mean(len(row[side]) for row in beside) for side in SIDES}
+    intruders = [row["intruders"] for row in rows if "intruders" in row]
+    if intruders:
+        found["intruders"] = {side: mean(len(row[side]) for row in intruders) for side in SIDES}
     if grids:
         m, n = (min(grid["right"].shape[axis] for grid in grids) for axis in (0, 1))
         means = {key: np.mean([grid[key][:m, :n] for grid in grids], axis=0).tolist() for key in grids[0]}
@@ -192,7 +192,7 @@ def summary(rows: list[dict[str, Any]], changes: Changes, grids: list[dict[str, 
 
 
 def adapter_report(rows: list[dict[str, Any]], low_rank: dict[str, LowRank], changes: Changes) -> dict[str, Any]:
-    """The layers of the adapter, its error (relative to ‖ΔW‖ of its layers), and the changes that it cannot hold."""
+    """The layers of the adapter, its error relative to ‖ΔW‖ of its layers, and the changes that it cannot hold."""
     norms = {row["name"]: row["norm"] for row in rows}
     left_out = {name: "changed" for name in norms if name not in low_rank}
     return {

@@ -52,22 +52,7 @@ from minilora.models.families.llama import llama
 from minilora.models.saving import save_pretrained
 from minilora.training import loop
 
-COMMANDS = [
-    "demo",
-    "pretrain",
-    "finetune",
-    "predict",
-    "compare",
-    "sweep",
-    "generate",
-    "chat",
-    "merge",
-    "info",
-    "rank",
-    "count",
-    "audit",
-    "verify",
-]
+COMMANDS = shlex.split("demo pretrain finetune predict compare sweep generate chat merge info rank count audit verify")
 
 
 @pytest.fixture(scope="module")
@@ -90,19 +75,7 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
     return tmp_path / "here"
 
 
-GENERATE = [
-    "generate",
-    "--base",
-    "base",
-    "--adapter",
-    "adapter",
-    "--prompt",
-    "def ",
-    "--temperature",
-    "1",
-    "--tokens",
-    "20",
-]
+GENERATE = shlex.split("generate --base base --adapter adapter --prompt 'def ' --temperature 1 --tokens 20")
 MERGE = ["merge", "--base", "base", "--adapter", "adapter", "--out", "out"]
 
 

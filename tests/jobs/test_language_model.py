@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import shlex
 import shutil
 import signal
 import tempfile
@@ -36,20 +37,7 @@ from minilora.training import evaluate, loss_and_gradients
 
 CHAT = MADE["byte_level"]  # with a chat template
 PAIRS = [{"prompt": f"What is {i} and {i}?", "answer": f"It is {2 * i}." + " Yes." * (i % 5)} for i in range(24)]
-TUNE = [
-    "--rank",
-    "2",
-    "--steps",
-    "6",
-    "--batch",
-    "2",
-    "--evaluate-every",
-    "3",
-    "--lr",
-    "0.05",
-    "--checkpoint-every",
-    "2",
-]
+TUNE = shlex.split("--rank 2 --steps 6 --batch 2 --evaluate-every 3 --lr 0.05 --checkpoint-every 2")
 TEXT = ["finetune", "--base", "base", "--data", "words.txt", "--out", "out", "--length", "8", *TUNE]
 INSTRUCT = ["finetune", "--task", "instruct", "--base", "base", "--data", "pairs.jsonl", "--out", "out", *TUNE]
 words = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \n'é👩日ab."), min_size=1, max_size=20)

@@ -1,7 +1,7 @@
 """Classify the rows of a file, or the lines of standard input: label, probability and text, separated by tabs.
 
-There is a line of output for each line of input, as `paste` needs it: for an empty one, with nothing between the
-tabs. (At a terminal an empty line is passed over.)
+Each line of input gives a line of output, so that `paste` can join them; an empty one gives nothing between the tabs.
+(At a terminal an empty line is ignored.)
 """
 
 import io
