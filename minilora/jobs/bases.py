@@ -1,4 +1,4 @@
-"""The base of an adapter or a run: which it is, and the model with the adapter on it."""
+"""The base of an adapter or a run: its name, and the model with the adapter on it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .runs import SETTINGS, read_settings
 
 
 def named_base(folder: Path) -> str | Path | None:
-    """The base that settings.json, or else the adapter's config, names in `folder`, on the Hub with its commit."""
+    """The base that settings.json in `folder` names, or else the adapter's config; of the Hub, with its commit."""
     settings, config = (read_json(folder / file) if (folder / file).is_file() else {} for file in (SETTINGS, CONFIG))
     found, key = (settings, "base") if "base" in settings else (config, "base_model_name_or_path")
     name, revision = found.get(key), found.get("revision")
@@ -31,8 +31,8 @@ def named_base(folder: Path) -> str | Path | None:
 
 
 def base_for(folder: Path | None, base: str | None) -> str | Path | None:
-    """`base`, or without one the base that `folder` names. A name on the Hub gets a commit: the one in `folder`, if it
-    names the same base. Raises as load_pretrained does for a name that is not there."""
+    """`base`, or if that is None, the base that `folder` names. A name on the Hub gets a commit: that in `folder`, if
+    the base there is the same. Raises as load_pretrained does for a name that does not exist."""
     named = named_base(folder) if folder else None
     source = named if base is None or str(named).startswith(f"{base}@") else base
     hub = source and pinned(source)
@@ -48,8 +48,8 @@ def load_adapted(base: str | Path, folder: Path) -> tuple[Transformer, str]:
 
 
 def base_of_run(base: str | Path, folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Transformer:
-    """load_base() with what settings.json says of a classifier: the seed of the weights that the base lacks, and the
-    names of the labels, which older adapters do not hold."""
+    """load_base(), for a classifier with the seed in settings.json, from which weights that the base lacks were drawn,
+    and the names of the labels there, which older adapters do not hold."""
     classifies = classifier_weight(tensors) is not None
     settings = read_settings(folder) if classifies and (folder / SETTINGS).is_file() else {}
     model = load_base(base, config, tensors, np.random.default_rng(settings.get("seed", 0)))

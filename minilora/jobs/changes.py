@@ -12,6 +12,7 @@ import numpy as np
 
 from ..adapters.peft import PREFIX, layers_in, locate_adapter, read_adapter, slot_of
 from ..adapters.peft.config import is_saved
+from ..adapters.peft.plan import plan_of
 from ..adapters.peft.view import view_of
 from ..adapters.spectrum import SVD, lora_svd, numerical_rank, svd
 from ..models.families import FAMILIES
@@ -154,10 +155,7 @@ def hash_below(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a head is missing or unused
         model = base_of_run(base, folder, config, tensors)
-    copies = {name.replace(".base_layer.bias", ".bias") for name in tensors}
-    view = view_of(model)  # a tied weight has two paths
-    paths = [(path, x) for path in view.names for x in ("weight", "bias")]
-    return base_hash(model, [f"{path}.{x}" for path, x in paths if view.tensor(path, x) in copies])
+    return base_hash(model, plan_of(view_of(model), config, tensors).carried())
 
 
 def trained_whole(config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> list[str]:

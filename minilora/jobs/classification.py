@@ -28,8 +28,6 @@ from .prediction import EVALUATION_BATCH, encode, probabilities
 from .runs import data_hash
 from .settings import ClassifierSettings
 
-SCORES, FIGURE = "scores.json", "curves.png"
-
 
 class Task(FineTuning):
     """Adds scores.json and curves.png; the adapter is of PEFT's task SEQ_CLS.
@@ -73,13 +71,12 @@ class Task(FineTuning):
     def fit(self, **options: Any) -> History:
         return fit_classifier(self.model, self.train, self.held_out, self.settings, **options)
 
-    def results(self, history: History) -> tuple[dict[str, Any], dict[str, bytes]]:
-        report, files = super().results(history)
+    def results(self, history: History, report: dict[str, Any]) -> dict[str, bytes]:
         matrix = confusion(self.model, self.held_out)
         texts = {"train": len(self.train.ids), "held_out": len(self.held_out.ids), "truncated": self.truncated}
         report |= {"labels": self.names, "confusion": matrix.tolist(), **scores(matrix), "texts": texts}
         report |= {"losses": history.evaluations, "stopped_early": history.stopped_early}
-        return report, files | {SCORES: to_json(report), FIGURE: classification_figure(history.loss, report)}
+        return {"scores.json": to_json(report), "curves.png": classification_figure(history.loss, report)}
 
     @classmethod
     def print_report(cls, report: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The demo: adapt the built-in model to another domain, by LoRA and by full fine-tuning, and compare the two."""
+"""The demo: adapt the built-in model to Python source, by LoRA and by full fine-tuning, and compare the two."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from .settings import Settings
 
 RANK, ALPHA = 8, 16
 STEPS, BATCH, LENGTH = 80, 16, 128
-EXCERPT = 16384  # bytes of held-out Python that the final figures are measured on
+EXCERPT = 16384  # bytes of held-out Python for the final measurements
 GRID = BUILTIN.parent / "grid.json"  # what search() found
 RATES = {"full": [5e-4, 1e-3, 2e-3, 4e-3, 8e-3], "lora": [2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]}
 FILES = ("report.json", "report.png", CONFIG, WEIGHTS)
@@ -125,14 +125,14 @@ def curve(history: History) -> dict[str, Any]:
     }
 
 
-def step_costs(models: dict[str, Transformer], source: Split, seed: int, rounds: int = 3) -> dict[str, Any]:
+def step_costs(models: dict[str, Transformer], source: Split, seed: int) -> dict[str, Any]:
     """Parameters, bytes and seconds of one training step of each model, timed in turn: A B A B ..."""
     from tqdm import trange
 
     batch = random_windows(source.train, BATCH, LENGTH, seed)(STEPS)
     seconds: dict[str, list[float]] = {name: [] for name in models}
     costs = {}
-    for _ in trange(rounds, desc="timing a step", leave=False, disable=None):
+    for _ in trange(3, desc="timing a step", leave=False, disable=None):
         for name, model in models.items():
             optimizer = AdamW(model.trainable_parameters(), lr=0.0)
             start = time.perf_counter()

@@ -51,7 +51,7 @@ def finetune(
     `out` then holds the adapter in PEFT's format, settings.json, history.json (losses in nats), checkpoint.safetensors
     and what the task adds. All that can be wrong with the input is found before the folder is made. With `resume` the
     run in `out` goes on from its checkpoint, with the same settings or at another `lr`. `show_data` is called before
-    the training with the numbers of the data, which data.print_data prints. Raises ValueError and OSError for bad
+    the training with statistics of the data, which data.print_data prints. Raises ValueError and OSError for bad
     input, FloatingPointError for a loss that is not finite, KeyboardInterrupt after Ctrl-C.
     """
     kind = task_named(task)
@@ -60,7 +60,9 @@ def finetune(
         if show_data:
             show_data(run.numbers)
         history = run.fit(checkpoint=folder / CHECKPOINT, resume=resume)
-        report, files = run.results(history)
+        trainable = count_parameters(run.model)["trainable"]
+        report = {"adapted": len(run.adapted), "trainable": trainable, "data": run.numbers, "steps": len(history.loss)}
+        files = run.results(history, report)
         write_files(folder, files | adapter_files(run.model) | {HISTORY: to_json(asdict(history))})
     return report
 
@@ -72,19 +74,19 @@ def task_named(name: str) -> type[FineTuning]:
 
 
 class FineTuning(ABC):
-    """A run, ready to train: the pretrained model `base` with an adapter on it, and `data`. A task is a subclass, Task.
+    """A run, ready to train: the pretrained model `base` with a new adapter on it, and `data`. Each task is a subclass.
 
-    A base on the Hub is taken at the commit with which the run in the folder `out` began, if there is one. Raises
+    Of a base on the Hub it takes the commit with which the run in the folder `out` began, if there is one. Raises
     ValueError and OSError for what cannot be used.
     """
 
     settings_type: ClassVar[type[Settings]]
-    next_command: ClassVar[str]  # what to do with the adapter
-    settings: Any  # of settings_type
+    next_command: ClassVar[str]  # one that uses the adapter
+    settings: Any  # a settings_type
     saved: dict[str, Any]  # the content of settings.json
     model: Transformer
     tokenizer: Tokenizer
-    numbers: Numbers  # those of the data, for print_data
+    numbers: Numbers  # statistics of the data, for print_data
     data_sha256: str
 
     def __init__(
@@ -110,14 +112,9 @@ class FineTuning(ABC):
     def fit(self, **options: Any) -> History:
         """Train the model with fit_adapter(), which gets the `options` of a run with a checkpoint."""
 
-    def results(self, history: History) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """(the report, {name: content} of the files that the task adds)."""
-        return {
-            "adapted": len(self.adapted),
-            "trainable": count_parameters(self.model)["trainable"],
-            "data": self.numbers,
-            "steps": len(history.loss),
-        }, {}
+    @abstractmethod
+    def results(self, history: History, report: dict[str, Any]) -> dict[str, bytes]:
+        """Add to `report` what the task measures; return {file name: content} of the files that it adds."""
 
     @classmethod
     def print_report(cls, report: dict[str, Any]) -> None:
@@ -126,7 +123,7 @@ class FineTuning(ABC):
 
 
 def attach(model: Transformer, settings: Settings) -> list[str]:
-    """Put the adapters on `model`, whose classifier, if it has one, is trained whole; return the paths adapted."""
+    """Attach adapters to `model`; a classifier is trained whole. Returns the paths of the adapted layers."""
     adapted = attach_lora(
         model, settings.targets, settings.rank, settings.alpha, rng=np.random.default_rng(settings.seed),
         dropout=settings.dropout, rslora=settings.rslora, train=[name for name in CLASSIFIER if name in model.layers],

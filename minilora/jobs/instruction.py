@@ -1,8 +1,8 @@
 """The task "instruct": prompts and answers in the model's chat template, with the loss on the answers alone.
 
-The template is rendered anew each time that a run is begun or resumed. One that prints the date (strftime_now, as those
-of Llama 3.1) gives other tokens on another day: two runs of one seed on two days end with different adapters, and a run
-resumed on another day goes on with that day's prompts. Which examples are held out, and the order of the others, stay
+The template is rendered each time that a run begins or is resumed. One that prints the date (strftime_now, as those of
+Llama 3.1) gives other tokens on another day: two runs of one seed on two days end with different adapters, and a run
+that is resumed on another day goes on with that day's prompts. The held-out examples and the order of the others stay
 the same, unless a longer date leaves an answer no room within the length.
 """
 

@@ -1,4 +1,4 @@
-"""Fine-tuning a language model: what the tasks "text" and "instruct" share, which differ in what they read."""
+"""Fine-tuning a language model: all of the tasks "text" and "instruct" but how they read their data."""
 
 from __future__ import annotations
 
@@ -64,8 +64,7 @@ class LanguageModelTask(FineTuning):
         options |= {"held_out": self.dataset.held_out, "description": "fine-tuning"}
         return fit_adapter(self.model, self.dataset.batches, steps, schedule, self.settings, **options)
 
-    def results(self, history: History) -> tuple[dict[str, Any], dict[str, bytes]]:
-        report, files = super().results(history)
+    def results(self, history: History, report: dict[str, Any]) -> dict[str, bytes]:
         samples = {"prompt": self.dataset.prompt, "before": self.before, "after": self.sample()}
         report |= {
             "summary": self.dataset.summary,
@@ -73,7 +72,7 @@ class LanguageModelTask(FineTuning):
             "bits_per_byte": {step: bits(loss * self.dataset.tokens_per_byte) for step, loss in history.evaluations},
             "samples": samples,
         }
-        return report, files | {SAMPLES: to_json(samples)}
+        return {SAMPLES: to_json(samples)}
 
     @np.errstate(all="ignore")  # a loss that blew up has been reported
     def sample(self) -> str:

@@ -28,18 +28,18 @@ RECIPE |= {"seed": 0, "shards": 2}
 
 
 def recipe_optimizer(model: Module, recipe: dict[str, Any]) -> tuple[AdamW, Schedule]:
-    """What pretraining steps with: AdamW with β₂ = 0.99 (runs are short), warm-up, half a cosine."""
+    """AdamW with β₂ = 0.99, as runs are short, and its schedule: warm-up, then half a cosine."""
     parameters = model.trainable_parameters()
     optimizer = AdamW(parameters, recipe["lr"], betas=(0.9, 0.99), weight_decay=recipe["weight_decay"])
     return optimizer, cosine_schedule(recipe["steps"], recipe["warmup"])
 
 
 def pretrain(out: str | Path, *, resume: bool = False, backend: ModuleType = np, **changes: Any) -> dict[str, Any]:
-    """Pretrain the built-in base as RECIPE says but for `changes`, into the folder `out`.
+    """Pretrain the built-in base with RECIPE | changes, into the folder `out`.
 
-    `out` then holds config.json, model.safetensors and pretraining.json, which is also returned: the recipe, what it
-    ran on, a hash of the text, the loss of every step in nats, and bits per byte of the held-out text beside those of
-    compressors.
+    `out` then holds config.json, model.safetensors and pretraining.json, which is also returned: the recipe, the
+    versions of Python and NumPy, a hash of the text, the loss of every step in nats, and bits per byte of the held-out
+    text beside those of compressors.
     """
     recipe, text = RECIPE | changes, english().train
     sha256 = hashlib.sha256(text).hexdigest()
@@ -67,7 +67,7 @@ def pretrain(out: str | Path, *, resume: bool = False, backend: ModuleType = np,
 
 
 def evaluate_english(model: Transformer, shards: int) -> dict[str, float]:
-    """Bits per byte of the held-out English: the model's, and what knows the training text makes of it."""
+    """Bits per byte of the held-out English: of the model, and of compressors that were given the training text."""
     corpus = english()
     return {
         "model": bits_per_byte(model, corpus.test, shards, "reading English"),
@@ -78,6 +78,6 @@ def evaluate_english(model: Transformer, shards: int) -> dict[str, float]:
 
 
 def bits_per_byte(model: Transformer, data: bytes, shards: int, description: str) -> float:
-    """What `model` needs for `data`, every byte seen with at least half a window of others before it."""
+    """Bits per byte of `data` under `model`; every byte has at least half a window of bytes before it."""
     windows = all_windows(data, 16, model.config.max_length)
     return bits(evaluate(model, windows, shards=shards, description=description))

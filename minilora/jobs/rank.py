@@ -24,7 +24,7 @@ from .changes import Change, Changes, adapter_changes, checkpoint_changes
 from .extraction import LowRank, approximate, check_rank, extracted_files, linear_layers, shrunk_files
 from .rank_figures import rank_figures
 
-TOP = 10  # of the first so many singular vectors of W after, it says which are intruders
+TOP = 10  # singular vectors of W after, the first ones, among which it looks for intruders
 SIDES = ("right", "left")
 COMPARED = 64  # directions of two updates, at most, that are compared, as in the figures of Hu et al. (2021)
 
@@ -224,57 +224,67 @@ def layers_table(result: dict[str, Any], narrow: bool = False) -> Any:
     """A rich Table with a row for each layer; a narrow one has the shape beside the name, and headers in lines."""
     from rich.box import SIMPLE
 
-    beside = any("intruders" in row for row in result["layers"])
-    columns = ["σ₁", "of ‖W‖" if beside else "‖ΔW‖", "stable", "effec-tive", "numer-ical", "90 %"]
-    columns = ["layer", *([] if narrow else ["shape"]), *columns, *(["ampli-fied", "intru-ders"] if beside else [])]
-    headers = (column.replace("-", "-\n" if narrow else "") for column in columns)
+    with_base = any("intruders" in row for row in result["layers"])
+    rows = [layer_cells(row, with_base) for row in result["layers"]]
+    if narrow:
+        rows = [{"layer": f"{cells.pop('layer')} {cells.pop('shape')}", **cells} for cells in rows]
+    headers = (header.replace("-", "-\n" if narrow else "") for header in rows[0])
     title = "The update ΔW: its size and its rank, by four measures"
     # without lines and padding, or a name would not fit beside so many columns
     table = numbers_right(title, *headers, box=SIMPLE, collapse_padding=True, padding=(0, 0 if narrow else 1))
-    for row in result["layers"]:
-        sides, part, factor = (row.get(key) for key in ("intruders", "relative_norm", "amplification"))
-        cells = [f"{row['singular_values']['update'][0]:.3g}"]
-        cells += [("-" if part is None else f"{part:.1%}") if beside else f"{row['norm']:.3g}"]
-        cells += [f"{row['stable_rank']:.1f}", f"{row['effective_rank']:.1f}"]
-        cells += [str(row["numerical_rank"]), str(row["rank_90"])]
-        if beside:  # a base may lack one of the layers, such as a head that is tied
-            cells += ["-" if factor is None else f"{factor:.2g}"]
-            cells += [f"{len(sides['left'])}, {len(sides['right'])}" if sides else "-"]
-        shape = "{}x{}".format(*row["shape"])
-        table.add_row(*([f"{row['name']} {shape}"] if narrow else [row["name"], shape]), *cells)
+    for cells in rows:
+        table.add_row(*cells.values())
     return table
 
 
+def layer_cells(row: dict[str, Any], with_base: bool) -> dict[str, str]:
+    """{header: cell} of a layer; a hyphen in a header is where a narrow one is broken."""
+    sides, part, factor = (row.get(key) for key in ("intruders", "relative_norm", "amplification"))
+    size = {"of ‖W‖": "-" if part is None else f"{part:.1%}"} if with_base else {"‖ΔW‖": f"{row['norm']:.3g}"}
+    beside = {
+        "ampli-fied": "-" if factor is None else f"{factor:.2g}",
+        "intru-ders": f"{len(sides['left'])}, {len(sides['right'])}" if sides else "-",  # a base may lack a tied head
+    }
+    return {
+        "layer": row["name"],
+        "shape": "{}x{}".format(*row["shape"]),
+        "σ₁": f"{row['singular_values']['update'][0]:.3g}",
+        **size,
+        "stable": f"{row['stable_rank']:.1f}",
+        "effec-tive": f"{row['effective_rank']:.1f}",
+        "numer-ical": str(row["numerical_rank"]),
+        "90 %": str(row["rank_90"]),
+        **(beside if with_base else {}),
+    }
+
+
 def conclusions(result: dict[str, Any]) -> list[str]:
+    """What follows from the numbers, in sentences."""
     total, adapter = result["summary"], result.get("adapter")
-    sentences = [
+    found = [
         f"Rank {total['rank_90']} keeps 90 % of the energy of ΔW and rank {total['rank_99']} keeps 99 %, in the mean "
         f"over {counted(total['layers'], 'layer')}; their effective rank is {total['effective_rank']:.1f}."
     ]
     if total["unchanged"]:
-        sentences += [f"Not changed: {first_few(total['unchanged'])}."]
-    if "intruders" in total:
-        sides = total["intruders"]
-        sentences += [
-            f"Intruders, in the mean of a layer: {sides['left']:.1f} left, {sides['right']:.1f} right, of {TOP}."
-        ]
-    if "similarity" in total:
-        grids = total["similarity"]
+        found += [f"Not changed: {first_few(total['unchanged'])}."]
+    if sides := total.get("intruders"):
+        found += [f"Intruders, in the mean of a layer: {sides['left']:.1f} left, {sides['right']:.1f} right, of {TOP}."]
+    if grids := total.get("similarity"):
         first = ", ".join(f"{s} {grids[s][0][0]:.3f} (at random {grids['random_' + s][0][0]:.3f})" for s in SIDES)
         layers = counted(grids["layers"], "layer")
-        sentences += [f"φ of the first singular vectors of both updates, in the mean of {layers}: {first}."]
+        found += [f"φ of the first singular vectors of both updates, in the mean of {layers}: {first}."]
     if adapter:
         ranks = [layer["rank"] for layer in adapter["layers"]]
         of_rank = f"{min(ranks)} to {max(ranks)}" if len(set(ranks)) > 1 else str(ranks[0])
-        sentences += [
+        found += [
             f"The adapter has {counted(len(ranks), 'layer')} of rank {of_rank}, {adapter['parameters']:,} parameters; "
             f"it misses {adapter['relative_error']:.1%} of ‖ΔW‖, the least that these ranks allow."
         ]
         if adapter["not_held"]:
-            sentences += [f"It cannot hold what else is different: {first_few(adapter['not_held'])}."]
+            found += [f"It cannot hold what else is different: {first_few(adapter['not_held'])}."]
     elif total["other_tensors"]:
-        sentences += [f"Different too, and not a matrix of both: {first_few(total['other_tensors'])}."]
-    return sentences
+        found += [f"Different too, and not a matrix of both: {first_few(total['other_tensors'])}."]
+    return found
 
 
 def first_few(names: Collection[str]) -> str:

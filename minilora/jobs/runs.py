@@ -15,7 +15,7 @@ from ..models.tokenizer import Tokenizer
 from ..process import folder_lock
 
 SETTINGS, CHECKPOINT, HISTORY, SAMPLES = "settings.json", "checkpoint.safetensors", "history.json", "samples.json"
-LEAST = {"steps": 1, "batch": 1, "length": 1, "seed": 0}  # whole numbers of settings.json
+LEAST = {"steps": 1, "batch": 1, "length": 1, "seed": 0}  # of whole numbers in settings.json, which all runs have
 FILES = (SETTINGS, CHECKPOINT, HISTORY, SAMPLES, CONFIG, WEIGHTS)  # what fine-tuning writes
 
 
@@ -23,9 +23,9 @@ FILES = (SETTINGS, CHECKPOINT, HISTORY, SAMPLES, CONFIG, WEIGHTS)  # what fine-t
 def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> Iterator[Path]:
     """Yield the folder of a run, with settings.json written, and locked against other processes.
 
-    A folder with settings and no checkpoint is of a run not yet begun. A resumed run may go on at another learning
-    rate, such as a lower one after numbers that blew up; settings.json then says until which step the old one held. The
-    message of a run that is stopped or blows up is completed with what to do then. Raises ValueError if the folder is
+    With settings and no checkpoint, a run has not begun. A resumed run may go on at another learning rate, such as a
+    lower one after it diverged; settings.json then says until which step the old rate held. To the message of a run
+    that is stopped or diverges, it adds what to do next. Raises ValueError if the folder is
     taken, another process writes there, or the run had other settings; OSError if nothing can be written there.
     """
     folder = Path(out)
@@ -40,13 +40,13 @@ def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> 
             raise KeyboardInterrupt((stop.args[0] if stop.args else "stopped") + advice) from None
         except FloatingPointError as error:
             advice = "no step is kept: start again, in the same folder"
-            if (folder / CHECKPOINT).is_file():  # finite as it is, a rate far too high may have spoilt it
+            if (folder / CHECKPOINT).is_file():  # its numbers are finite, but may be useless
                 advice = "--resume goes on from there, or start in another folder"
             raise FloatingPointError(f"{error}; {advice}") from None
 
 
 def begin(folder: Path, settings: dict[str, Any], resume: bool, killed: bool) -> None:
-    """Write settings.json, or check it for a run that is resumed; `killed`: was the process that last wrote there?"""
+    """Write settings.json, or check it for a resumed run. `killed`: whether a killed process last wrote there."""
     before = read_settings(folder) if (folder / SETTINGS).is_file() else {}
     begun = bool(before) and (folder / CHECKPOINT).is_file()
     if resume:
@@ -68,8 +68,8 @@ def begin(folder: Path, settings: dict[str, Any], resume: bool, killed: bool) ->
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of the run in `folder`. Raises ValueError for a file of something else, and for a value of a wrong
-    type."""
+    """The settings of the run in `folder`. Raises ValueError for a settings.json of something else, and for a value of
+    a wrong type."""
     path = folder / SETTINGS
     settings = read_json(path)
     lacking = next((key for key in LEAST if key not in settings), None)
@@ -89,8 +89,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise ValueError if the run in `folder` had other settings. Base, tokenizer and data are compared by hash: a file
-    may have several names."""
+    """Raise ValueError if the run in `folder` had other settings. Base, tokenizer and data are compared by hash, not by
+    name."""
     before, names = read_settings(folder), ("base", "revision", "data")
     key = next((key for key in settings if key not in names and before.get(key) != settings[key]), None)
     if key:
@@ -112,7 +112,7 @@ def data_hash(*columns: Collection[str]) -> str:
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """sha256 over a tokenizer's files, with the chat template as it is written, not as it is rendered."""
+    """sha256 over a tokenizer's files, the chat template unrendered."""
     digest = hashlib.sha256()
     for name, content in sorted(tokenizer.files().items()):
         digest.update(f"{name} {len(content)} bytes\n".encode() + content)
@@ -120,8 +120,8 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
 
 
 def progress(folder: Path) -> tuple[int, bool]:
-    """(steps in the checkpoint in `folder`, or 0; did the run stop early?). Raises ValueError for what is no
-    checkpoint."""
+    """(steps in the checkpoint in `folder`, or 0; whether the run stopped early). Raises ValueError for a file that is
+    no checkpoint."""
     if not (folder / CHECKPOINT).is_file():
         return 0, False
     _, metadata = load_tensors(folder / CHECKPOINT)

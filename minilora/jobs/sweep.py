@@ -1,7 +1,7 @@
-"""Choosing a rank: a fine-tuning for each rank and seed of a grid, and the smallest rank that is good enough.
+"""Choosing a rank: a fine-tuning run for each rank and seed of a grid, and the smallest rank that is good enough.
 
-Alpha and the learning rate are the same at every rank, so that the scale s = α/r falls as r grows (the convention of
-Hu et al., 2021, section 4.1), or α/√r with rslora. A seed draws the same batches at every rank.
+Alpha and the learning rate are the same at every rank, so that the scale s = α/r, or α/√r with rslora, falls as r grows
+(the convention of Hu et al., 2021, section 4.1). A seed gives the same batches at every rank.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ def sweep(
 
     A cell is one rank and one seed: a run of `finetune` on a text with `options`, in out/rank-R/seed-S. joblib runs
     `jobs` cells at a time, in processes, or where joblib.parallel_config says (Dask, Ray): their number changes no
-    byte. That of the threads in a cell, `shards`, does; it is a setting, and never taken from the machine, as is
-    `threads`, those of BLAS. With `resume` the cells that are done are kept, those that were begun go on, and ranks and
-    seeds may be added.
+    byte. `shards`, the threads in a cell, and `threads`, those of BLAS, do; so they are settings, and never taken from
+    the machine. With `resume` the cells that are done are kept, those that were begun go on, and ranks and seeds may be
+    added.
 
     `out` then holds sweep.json, which is also returned, and sweep.png. The loss of a cell is its lowest on validation
-    text once training began, in bits per byte. A cell whose numbers blow up has failed and the others go on; its rank
-    has no mean, which would be one over the lucky seeds.
+    text after step 0, in bits per byte. A cell that diverges has failed and the others go on; its rank has no mean,
+    which would be over the lucky seeds alone.
 
-    `show_data` is called before the first cell with the numbers of the data, which data.print_data prints. Raises
+    `show_data` is called before the first cell with statistics of the data, which data.print_data prints. Raises
     ValueError, OSError or ImportError for bad input, before anything is made; FloatingPointError, after sweep.json is
     written, when no rank finished with every seed.
     """

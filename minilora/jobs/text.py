@@ -19,12 +19,12 @@ from .data import numbers_of_tokens
 from .language_model import Dataset, LanguageModelTask
 
 PIECE = 2**18  # bytes of a text that are encoded at a time
-NEAR = 256  # bytes that are looked at on each side of a place to cut
-SEAM = re.compile(rb"(?<=\S) (?=\S)")
+NEAR = 256  # bytes on each side of a cut, whose tokens must not change
+SPACE = re.compile(rb"(?<=\S) (?=\S)")  # between two words
 
 
 def read_text(data: str, tokenizer: Tokenizer, batch: int, length: int, seed: int, encoding: str = "utf-8") -> Dataset:
-    """Windows of `length` tokens, anywhere in a text file or in Python's source ("builtin").
+    """Windows of `length` tokens, from a text file or from Python's own source ("builtin").
 
     Raises OSError for a file that cannot be read, ValueError for a text that is too short.
     """
@@ -84,13 +84,13 @@ def tokens_of(data: bytes, tokenizer: Tokenizer) -> bytes | np.ndarray:
 
 
 def seam(data: bytes, start: int, tokenizer: Tokenizer) -> tuple[int, int]:
-    """(end of one piece, start of the next): the first place from `start` on, between two words, where cutting `data`
-    changes no token. The next piece starts before the space or after it: some tokenizers put one before a text."""
+    """(end of one piece, start of the next): the first space from `start` on at which cutting `data` changes no token.
+    The next piece starts with the space or after it: some tokenizers add one before a text."""
 
     def ids(part: bytes) -> list[int]:
         return tokenizer.encode(part.decode(errors="ignore"), special=False).tolist()
 
-    for found in SEAM.finditer(data, start):
+    for found in SPACE.finditer(data, start):
         i = found.start()
         before, whole = data[max(0, i - NEAR) : i], ids(data[max(0, i - NEAR) : i + NEAR])
         for following in (i, i + 1):

@@ -50,7 +50,7 @@ def run(options: Options) -> None:
 
 
 def lines(terminal: bool) -> Iterator[str]:
-    """What a person types, or a file holds, but for empty lines."""
+    """The lines of standard input that are not empty; a terminal shows a prompt for each."""
     while True:
         try:
             line = input("> " if terminal else "")

@@ -71,7 +71,7 @@ def answer_lines(classify: Any, options: Options) -> None:
 
 
 def answer(classify: Any, texts: list[str], as_json: bool, description: str | None = None) -> Any:
-    """Print a line for each text; (N, labels) probabilities of those that are not empty."""
+    """Print a line for each text. Returns (N, labels) probabilities of those that are not empty."""
     given = list(filter(None, texts))
     p: Any = classify(given, description) if given else []
     rows = iter(p)
