@@ -16,7 +16,7 @@ from minilora import ops
 from minilora.adapters import spectrum
 from minilora.adapters.lora import LoRALinear
 from minilora.data import Batch
-from minilora.jobs.classification import probabilities
+from minilora.jobs.prediction import probabilities
 from minilora.models.config import Config
 from minilora.models.generation import stream
 from minilora.models.transformer import Transformer

@@ -19,7 +19,7 @@ from .commands import parser
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 when it is done, 1 when `verify` finds something wrong, 2 (and one
-    line on stderr) for what a person can mend, 130 after Ctrl-C, 141 when the reader of the output has closed it."""
+    line on stderr) for an error that the user can correct, 130 after Ctrl-C, 141 when the output's reader is gone."""
     return execute(parser, arguments)
 
 
@@ -35,7 +35,7 @@ def execute(parser: Callable[[], argparse.ArgumentParser], arguments: Sequence[s
         finally:  # not at exit, where Python would report an error of its own
             sys.stdout.flush()
     except OSError as error:
-        for stream in (sys.stdout, sys.stderr):  # what they still hold has nowhere to go
+        for stream in (sys.stdout, sys.stderr):  # or Python would try to flush them again at exit
             with suppress(OSError):
                 stream.flush()
                 continue
@@ -49,8 +49,9 @@ def execute(parser: Callable[[], argparse.ArgumentParser], arguments: Sequence[s
 def open_streams() -> None:
     """Make standard input, output and error usable, whatever they are.
 
-    One that is closed becomes the null device: its descriptor would go to the next file that is opened, which would
-    then get what is printed. What an encoding lacks is written as JSON escapes it, so that JSON stays JSON.
+    A closed one becomes the null device: otherwise the next file that is opened would get its descriptor, and what is
+    printed would go into that file. Characters that an encoding lacks are written as JSON escapes, so that JSON output
+    stays valid.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -90,7 +91,7 @@ def print_error(line: str) -> None:
 
 
 def print_warning(message: Any, *_: Any, **__: Any) -> None:
-    """A warning, as a line for people."""
+    """Show a warning as one line, without the file and line of code."""
     print_error(f"note: {printable(str(message))}")
 
 

@@ -1,4 +1,4 @@
-"""What commands that use a model share: the device, the model of --base and --adapter, and texts on a terminal."""
+"""What commands with a model share: --device, --base and --adapter, sampling, and how output is printed."""
 
 from __future__ import annotations
 
@@ -19,23 +19,29 @@ def backend(options: Options) -> ModuleType:
     return load_backend({"cpu": "numpy", "cuda": "cupy"}[options.device])
 
 
-def load_model(options: Options) -> tuple[Any, str | Path]:
-    """(the model, with --adapter if one is given, on --device; its base: --base, the adapter's, or builtin)."""
+def located(options: Options) -> tuple[str | Path, Path | None]:
+    """(the base: --base, the one that the adapter names, or builtin; the folder of --adapter if one is given)."""
     from ..adapters.peft import locate_adapter
-    from ..jobs.runs import base_for, load_adapted
-    from ..models.pretrained import load_pretrained
+    from ..jobs.bases import base_for
 
     adapter = locate_adapter(options.adapter) if options.adapter else None
-    base = base_for(adapter, options.base) or "builtin"
+    return base_for(adapter, options.base) or "builtin", adapter
+
+
+def load_model(base: str | Path, adapter: Path | None, options: Options) -> Any:
+    """The model in `base`, with the adapter if there is one, on --device."""
+    from ..jobs.bases import load_adapted
+    from ..models.pretrained import load_pretrained
+
     model, note = load_adapted(base, adapter) if adapter else (load_pretrained(base), "")
     if note:
         print(f"note: {visible(note)}", file=sys.stderr)
     model.to(backend(options))
-    return model, base
+    return model
 
 
 def sampling(options: Options) -> dict[str, Any]:
-    """How the next token is chosen, as stream() takes it."""
+    """The options of sampling, as keyword arguments of generation.stream()."""
     import numpy as np
 
     chosen = {key: getattr(options, key) for key in ("temperature", "top_k", "top_p")}
@@ -43,7 +49,7 @@ def sampling(options: Options) -> dict[str, Any]:
 
 
 def shown(text: str) -> str:
-    """A text of a model or a file for standard output: as it is, but for what a terminal would obey."""
+    """`text` for standard output; on a terminal, which would execute control characters, with these escaped."""
     return visible(text) if sys.stdout.isatty() else text
 
 

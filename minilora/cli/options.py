@@ -32,7 +32,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "--threads": {"type": positive_int, "default": 1, "metavar": "N", "help": "BLAS threads (default 1)"},
 }
 
-# Options of a fine-tuning run: how an adapter learns, how a language model does, how a classifier does.
+# Fields of jobs.settings that commands take: of every task, of a language model too, of a classifier alone.
 LEARNING = "targets", "alpha", "rslora", "dropout", "lr", "batch", "length", "accumulate", "recompute"
 TUNING = "encoding", *LEARNING, "steps", "evaluate_every", "patience", "checkpoint_every"
 CLASSIFYING = "epochs", "l1", "l2"
@@ -40,7 +40,7 @@ COLUMNS = "text", "label", "skip_empty"
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and what may have been meant."""
+    """Reports an error in one line, with a similar name for a mistyped one."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
@@ -57,10 +57,10 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        (file or sys.stderr).write(message)  # argparse would hide that no one reads it
+        (file or sys.stderr).write(message)  # argparse would hide a broken pipe
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if value == "" and action.dest not in ("prompt", "only"):  # a variable of the shell that is not set
+        if value == "" and action.dest not in ("prompt", "only"):  # such as a shell variable that is not set
             raise argparse.ArgumentError(action, "is empty")
         if action.choices is not None and value not in action.choices:
             raise argparse.ArgumentError(action, f"{value!r} is not known: {choose_from(value, action.choices)}")
@@ -79,7 +79,8 @@ def against(text: str) -> dict[str, Any]:
 
 
 def add_settings(add: Add, *names: str) -> None:
-    """Add fields of jobs.settings. One that is not given is left out: the settings of a task have its default."""
+    """Add fields of jobs.settings. One that is not given is absent from the result: the task's settings have its
+    default."""
     for name in names:
         add(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, **OPTIONS[name].metadata["argument"])
 
@@ -99,5 +100,5 @@ def add_generation(add: Add) -> None:
 
 
 def job_options(options: Options, *without: str) -> dict[str, Any]:
-    """The options as the keyword arguments of a function, but for those that are not its own."""
+    """The options as keyword arguments of a job, without those of the command line itself and those in `without`."""
     return {key: value for key, value in vars(options).items() if key not in ("run", "threads", "device", *without)}

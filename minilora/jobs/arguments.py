@@ -1,4 +1,4 @@
-"""What is typed on a command line, as values. Each raises argparse.ArgumentTypeError, one line, for what is not one."""
+"""Types of command-line arguments, for argparse: each parses a text, or raises ArgumentTypeError, one line."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def share(text: str) -> float:
     return number(text, lambda x: 0 < x <= 1, "a share above 0 and up to 1")
 
 
-def number(text: str, is_one: Callable[[float], bool], what: str) -> float:
+def number(text: str, is_valid: Callable[[float], bool], what: str) -> float:
     try:
         x = float(text)
     except ValueError:
         x = math.nan
-    if not (math.isfinite(x) and is_one(x)):
+    if not (math.isfinite(x) and is_valid(x)):
         raise ArgumentTypeError(f"{text!r} is not {what}")
     return x

@@ -1,4 +1,4 @@
-"""The change ΔW of every weight: from an adapter folder, or from two checkpoints of any family."""
+"""ΔW of every weight: of an adapter, or of two checkpoints of any family."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from ..adapters.peft import PREFIX, layers_in, locate_adapter, read_adapter, slot_of
 from ..adapters.peft.config import is_saved
+from ..adapters.peft.plan import plan_of
 from ..adapters.peft.view import view_of
 from ..adapters.spectrum import SVD, lora_svd, numerical_rank, svd
 from ..models.families import FAMILIES
@@ -19,13 +20,13 @@ from ..models.names import add_body
 from ..models.pretrained import read_source
 from ..models.saving import base_hash
 from ..models.sources import locate
-from .runs import base_of_run
+from .bases import base_of_run
 
 
 class Change(NamedTuple):
-    """One weight's change: W (out, in) before and after, or A (r, in), B (out, r) and s of ΔW = s B A, or all five.
+    """ΔW of one weight: W (out, in) before and after, or (A (r, in), B (out, r), s) of ΔW = s B A, or both.
 
-    They have the dtype in which they were stored; what is computed from them is float64.
+    They have the dtype of their files; what is computed from them is float64.
     """
 
     before: np.ndarray | None
@@ -41,26 +42,25 @@ class Change(NamedTuple):
         return self.after.shape
 
     def full_rank(self) -> int:
-        """The rank that ΔW can have at most."""
+        """The highest rank that ΔW can have."""
         n_out, n_in = self.shape
         return min(n_out, n_in, len(self.lora[0])) if self.lora else min(n_out, n_in)
 
     def update(self) -> SVD:
         """U Σ Vᵀ of ΔW; of an adapter, without forming ΔW. Raises ValueError where float64 cannot hold ‖ΔW‖²."""
-        too_large = ValueError(
-            "ΔW is beyond what float64 can square: its numbers, or alpha, are too large or too small"
-        )
+        found = None
         with np.errstate(over="ignore", invalid="ignore"):
             if self.lora:
                 A, B, s = self.lora
-                core = s * np.linalg.norm(B.astype(float)) * np.linalg.norm(A.astype(float))  # ‖ΔW‖ is no more
-                if not 0 < core**2 < math.inf:
-                    raise too_large
-                found = lora_svd(A.astype(float), B.astype(float), s)
+                bound = s * np.linalg.norm(B.astype(float)) * np.linalg.norm(A.astype(float))  # of ‖ΔW‖
+                if 0 < bound**2 < math.inf:
+                    found = lora_svd(A.astype(float), B.astype(float), s)
             else:
                 found = svd(self.delta())
-            if not 0 < np.sum(found.sigma**2) < math.inf:
-                raise too_large
+            if found is None or not 0 < np.sum(found.sigma**2) < math.inf:
+                raise ValueError(
+                    "ΔW is beyond what float64 can square: its numbers, or alpha, are too large or too small"
+                )
         return found
 
     def delta(self) -> np.ndarray:
@@ -70,32 +70,33 @@ class Change(NamedTuple):
         return self.after.astype(float) - self.before
 
     def error(self, A: np.ndarray, B: np.ndarray) -> float:
-        """‖ΔW - B A‖. Two adapters differ by an adapter of both their ranks, so that ΔW is not formed here either."""
+        """‖ΔW - B A‖. The difference of two adapters is an adapter whose rank is their sum: ΔW is not formed."""
         if self.lora:
             A_0, B_0, s = self.lora
-            apart = lora_svd(np.vstack([A_0, A]).astype(float), np.hstack([s * B_0.astype(float), -B]), 1).sigma
+            difference = lora_svd(np.vstack([A_0, A]).astype(float), np.hstack([s * B_0.astype(float), -B]), 1).sigma
         else:
-            apart = self.delta() - B.astype(float) @ A
-        return float(np.linalg.norm(apart))
+            difference = self.delta() - B.astype(float) @ A
+        return float(np.linalg.norm(difference))
 
     def numerical_rank(self, sigma: np.ndarray) -> int:
-        """By the ε of the dtype in which the weights are stored, float32 at least: half precision would drown all."""
+        """The number of singular values above rounding, by the ε of the stored dtype, or of float32 if that is smaller:
+        by that of half precision there would be none."""
         stored = self.lora[0] if self.lora else self.after
         assert stored is not None
         return numerical_rank(sigma, self.shape, np.promote_types(stored.dtype, np.float32))
 
 
 class Changes(NamedTuple):
-    layers: dict[str, Change]  # whose ΔW is not 0, by the name of the module: model.layers.0.self_attn.q_proj
-    unchanged: list[str]  # whose ΔW is 0
-    others: dict[str, str]  # {a tensor that is not a matrix in both: what happened to it}
+    layers: dict[str, Change]  # {name of a module, such as model.layers.0.self_attn.q_proj: its ΔW, which is not 0}
+    unchanged: list[str]  # modules whose ΔW is 0
+    others: dict[str, str]  # {tensor that is not a matrix in both: how it differs}
 
 
 def read_weights(source: str | Path) -> tuple[str, dict[str, np.ndarray]]:
-    """(family, every tensor) of a checkpoint, a folder or a .gguf file; the family is "" where no config.json says it.
+    """(family, every tensor) of a checkpoint, a folder or a .gguf file; the family is "" if it is not a known one.
 
-    Of a known family the names are those in a model with a head, and GPT-2's Conv1D weights, (in, out) in its files,
-    are (out, in). Raises as load_pretrained does for what is missing or damaged.
+    The tensors of a known family have the names in a model with a head, and GPT-2's Conv1D weights, (in, out) in its
+    files, are (out, in). Raises as load_pretrained does for what is missing or damaged.
     """
     values, tensors = read_source(locate(source))
     family = values.get("model_type")
@@ -103,11 +104,11 @@ def read_weights(source: str | Path) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Changes:
-    """ΔW = s B A of every layer of an adapter, with W before and after where `base`, a checkpoint, has it.
+    """ΔW = s B A of every layer of an adapter, with W before and after if the checkpoint `base` has it.
 
-    What it trains whole (modules_to_save, biases) is in `others`. Raises FileNotFoundError for a missing file;
-    ValueError for what read_adapter does not support, for tensors that do not fit each other, the config or the base,
-    and for an adapter whose ΔW is 0 everywhere.
+    Tensors that are trained whole (modules_to_save, biases) are in `others`. Raises FileNotFoundError for a missing
+    file; ValueError for what read_adapter does not support, for tensors that do not fit each other, the config or the
+    base, and for an adapter whose ΔW is 0 everywhere.
     """
     folder = locate_adapter(folder)
     config, tensors, metadata = read_adapter(folder)
@@ -140,7 +141,7 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
 
 
 def is_zero(A: np.ndarray, B: np.ndarray) -> bool:
-    """Is B A zero up to rounding? It can be where neither A nor B is: nonzero columns of B may meet zero rows of A."""
+    """Whether B A is zero up to rounding, as when the columns of B that are not 0 meet rows of A that are."""
     largest = [float(abs(x).max()) for x in (A, B)]
     if not all(largest):
         return True
@@ -150,18 +151,15 @@ def is_zero(A: np.ndarray, B: np.ndarray) -> bool:
 
 
 def hash_below(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray], base: str | Path) -> str:
-    """base_hash() of `base` with the head that the adapter in `folder` is for, without the tensors that it replaces."""
+    """base_hash() of `base`, with the head that the adapter in `folder` needs, without the tensors that it replaces."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a head is missing or unused
         model = base_of_run(base, folder, config, tensors)
-    copies = {name.replace(".base_layer.bias", ".bias") for name in tensors}
-    view = view_of(model)  # a tied weight has two paths
-    paths = [(path, x) for path in view.names for x in ("weight", "bias")]
-    return base_hash(model, [f"{path}.{x}" for path, x in paths if view.tensor(path, x) in copies])
+    return base_hash(model, plan_of(view_of(model), config, tensors).carried())
 
 
 def trained_whole(config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> list[str]:
-    """The names of those of an adapter's tensors that are neither A nor B: modules_to_save, tied weights, biases."""
+    """The names of an adapter's tensors that are trained whole: modules_to_save, tied weights, biases."""
     biases, tied = config.get("bias") not in (None, "none"), bool(config.get("ensure_weight_tying"))
 
     def is_whole(name: str) -> bool:

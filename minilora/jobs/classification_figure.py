@@ -14,7 +14,7 @@ MOST_NAMED = 15  # labels of a confusion matrix that are drawn with their names 
 
 
 def classification_figure(losses: list[float], report: dict[str, Any]) -> bytes:
-    """A PNG of a classifier: its learning curves, and what it takes for what."""
+    """A PNG of a classifier: its learning curves and its confusion matrix."""
     accuracy, trained = report["accuracy"], report["trainable"]
     figure = new_figure(f"Accuracy {accuracy:.1%} with {trained:,} trained parameters", 15, 6.6, 5)
     curves, matrix = figure.subplots(1, 2)

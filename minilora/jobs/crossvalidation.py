@@ -1,4 +1,4 @@
-"""Is one setting better than another? Both on the same folds, and a test that knows how folds overlap."""
+"""Is one setting better than another? Cross-validation of both on the same folds, and a corrected paired t-test."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from ..data.records import label_ids, label_names, read_records, stratified_fold
 from ..display.tables import numbers_right, wide_console
 from ..models.pretrained import load_tokenizer
 from ..training.metrics import paired_test, scores, student_t
-from .classification import classifier, confusion, encode, fit_classifier
+from .bases import base_for
+from .classification import classifier, confusion, fit_classifier
 from .data import numbers_of_rows, warn_of_unreadable
 from .finetuning import ShowData, attach
-from .runs import base_for
+from .prediction import encode
 from .settings import ClassifierSettings
 
 
@@ -32,12 +33,12 @@ def cross_validate(
     backend: ModuleType = np,
     **options: Any,
 ) -> dict[str, Any]:
-    """Accuracy of ClassifierSettings(**options), and of the same but for `against`, on each of stratified `folds`.
+    """Compare ClassifierSettings(**options) with the same changed by `against`, on each of stratified `folds`.
 
-    Each is trained on the other folds, in the same order and from the same seed. `show_data` is called before with the
-    numbers of the data, which data.print_data prints. Returns for each fold (first, second) accuracies, the mean
-    accuracy of its commonest label, and metrics.paired_test of first - second. Raises ValueError for bad input, before
-    anything is trained.
+    Both are trained on the other folds, in the same order and from the same seed. `show_data` is called before with the
+    statistics of the data, which data.print_data prints. Returns the (first, second) accuracies on each fold, the mean
+    accuracy of always giving the commonest label, and metrics.paired_test of first - second. Raises ValueError for bad
+    input, before anything is trained.
     """
     student_t()  # raises where SciPy is missing
     first = ClassifierSettings(**options)
@@ -71,7 +72,7 @@ def cross_validate(
             model.to(backend)
             description = f"fold {fold} of {folds}, {which} setting"
             fit_classifier(model, take(encoded[which], train), None, settings, description=description)
-            found = scores(confusion(model, take(encoded[which], test), len(names)))
+            found = scores(confusion(model, take(encoded[which], test)))
             pair.append(found["accuracy"])
         majority.append(found["majority"])
         accuracies.append(pair)

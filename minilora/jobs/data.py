@@ -1,4 +1,4 @@
-"""The data of a job in numbers: rows, tokens, how many are cut, and how many the tokenizer does not know."""
+"""Statistics of the data of a job, shown before the training: rows, tokens, truncated rows, unknown tokens."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ..display.tables import numbers_right, wide_console
 from ..models.tokenizer import Tokenizer
 from ..spelling import counted
 
-WARN_ABOVE = 0.05  # the share of unknown tokens, or of cut texts
+WARN_ABOVE = 0.05  # share of unknown tokens, or of truncated texts
 MOST_LABELS = 8  # that are listed
 
 Numbers = dict[str, Any]
 
 
 def numbers_of_rows(texts: Batch, lengths: np.ndarray, tokenizer: Tokenizer, length: int) -> Numbers:
-    """The numbers of rows that are read up to `length` tokens; `lengths` (N,) are their tokens before they are cut.
+    """Statistics of rows that are truncated to `length` tokens, from `lengths` (N,) before that.
 
     rows, tokens, median and longest (tokens in a row), truncated (share of the rows), unknown (share of the tokens that
-    are read), and empty (rows without a token).
+    are left), and empty (rows without a token).
     """
     special = len(tokenizer.encode(""))
     return {
@@ -39,12 +39,12 @@ def numbers_of_rows(texts: Batch, lengths: np.ndarray, tokenizer: Tokenizer, len
 
 
 def numbers_of_tokens(ids: Any, tokenizer: Tokenizer) -> Numbers:
-    """The numbers of one long text: tokens, and the share of unknown ones."""
+    """Statistics of one long text: tokens, and the share of unknown ones."""
     return {"tokens": len(ids), "unknown": unknown_share(ids, tokenizer)}
 
 
 def unknown_share(ids: Any, tokenizer: Tokenizer) -> float:
-    """The share of unknown ones among the tokens, without the special ones around a text."""
+    """The share of unknown tokens, the special ones around a text not counted."""
     if tokenizer.unknown is None:
         return 0.0
     ids = np.asarray(ids)
@@ -53,7 +53,7 @@ def unknown_share(ids: Any, tokenizer: Tokenizer) -> float:
 
 
 def warn_of_unreadable(parts: dict[str, Numbers]) -> None:
-    """Warn of a text that the tokenizer cannot read."""
+    """Warn of many unknown tokens, and of texts without a token."""
     worst = max(part["unknown"] for part in parts.values())
     if worst > WARN_ABOVE:
         warnings.warn(
@@ -75,8 +75,8 @@ def count_shared(train: Sequence[Any], held_out: Sequence[Any]) -> int:
 
 
 def print_data(report: Numbers, file: TextIO | None = None) -> None:
-    """Print {"length": ..., "parts": {name: numbers}} as a table. There may also be "labels", {label: rows}, and how
-    many rows are "shared" by the parts or "repeated"."""
+    """Print {"length": ..., "parts": {name: statistics}} as a table, and below it, where they are given, "labels"
+    {label: rows}, the number of rows "shared" by the parts, and of "repeated" ones."""
     parts = report["parts"]
     columns = {
         "rows": ("rows", "{:,}"),

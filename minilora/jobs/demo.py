@@ -1,4 +1,4 @@
-"""The demo: adapt the built-in model to another domain, by LoRA and by full fine-tuning, and compare the two."""
+"""The demo: adapt the built-in model to Python source, by LoRA and by full fine-tuning, and compare the two."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from .settings import Settings
 
 RANK, ALPHA = 8, 16
 STEPS, BATCH, LENGTH = 80, 16, 128
-EXCERPT = 16384  # bytes of held-out Python that the final figures are measured on
+EXCERPT = 16384  # bytes of held-out Python for the final measurements
 GRID = BUILTIN.parent / "grid.json"  # what search() found
 RATES = {"full": [5e-4, 1e-3, 2e-3, 4e-3, 8e-3], "lora": [2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]}
 FILES = ("report.json", "report.png", CONFIG, WEIGHTS)
@@ -50,13 +50,14 @@ def demo(out: str | Path, *, seed: int = 0, shards: int = 2, backend: ModuleType
     """Write report.json, report.png and the adapter to the folder `out`, and return the report."""
     with folder_lock(out):
         check_free(out, FILES if (Path(out) / "report.json").is_file() else ())
-        files, report = measure(seed, shards, backend)
-        write_files(out, files | {"report.json": to_json(report)})
+        report, lora = measure(seed, shards, backend)
+        files = {"report.json": to_json(report), "report.png": report_figure(report)}
+        write_files(out, adapter_files(lora) | files)
     return report
 
 
-def measure(seed: int, shards: int, backend: ModuleType) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """({name: content} of figure and adapter, the report)."""
+def measure(seed: int, shards: int, backend: ModuleType) -> tuple[dict[str, Any], Transformer]:
+    """(the report, the model with its trained adapter)."""
     start = time.perf_counter()
     source = python_source()
     test = excerpts(source.test, EXCERPT)
@@ -72,16 +73,8 @@ def measure(seed: int, shards: int, backend: ModuleType) -> tuple[dict[str, byte
     target = {
         name: bits_per_byte(model, test, shards, "reading Python") for name, model in {"base": base, **models}.items()
     }
-
     costs = step_costs(models, source, seed)
-    rank = {"full": layer_spectra(full, base, adapted), "lora": layer_spectra(lora, base, adapted)}
-    merging = merge_and_unmerge(lora, source)
     frozen = load_pretrained().state_dict()
-    unchanged = all(np.array_equal(to_numpy(lora.state_dict()[path]), W) for path, W in frozen.items())
-    samples = {
-        name: generate(model, PROMPT, 160, temperature=0.6, rng=np.random.default_rng(seed))
-        for name, model in {"before": base, "after": lora}.items()
-    }
     report: dict[str, Any] = {
         "base": {"params": count_parameters(base)["total"], "bits_per_byte": english["model"], "english": english},
         "target": {"bits_per_byte": target},
@@ -97,22 +90,24 @@ def measure(seed: int, shards: int, backend: ModuleType) -> tuple[dict[str, byte
             "curve": curve(history["lora"]),
         },
         "full": {**costs["full"], "label": "full fine-tuning", "lr": rates["full"], "curve": curve(history["full"])},
-        "frozen_unchanged": unchanged,
-        **merging,
-        "rank": rank,
+        **merge_and_unmerge(lora, source),
+        "frozen_unchanged": all(np.array_equal(to_numpy(lora.state_dict()[path]), W) for path, W in frozen.items()),
+        "rank": {name: layer_spectra(model, base, adapted) for name, model in models.items()},
         "gradcheck": check_gradients(lora, source, seed),
-        "samples": samples,
+        "samples": {
+            name: generate(model, PROMPT, 160, temperature=0.6, rng=np.random.default_rng(seed))
+            for name, model in {"before": base, "after": lora}.items()
+        },
         "steps": STEPS,
         "seed": seed,
         "python": platform.python_version(),  # whose standard library is the text
     }
-    files = adapter_files(lora) | {"report.png": report_figure(report)}
     report["seconds"] = time.perf_counter() - start
-    return files, report
+    return report, lora
 
 
 def train(model: Transformer, source: Split, lr: float, seed: int, shards: int, name: str) -> History:
-    """Fine-tune `model`: the same for both methods but for the model and its rate."""
+    """Fine-tune `model` at the rate `lr`; all else is the same for both methods."""
     held_out = excerpts(source.validation, 4096)
     description = {"full": "full fine-tuning", "lora": "LoRA fine-tuning"}[name]
     return fit(
@@ -123,20 +118,21 @@ def train(model: Transformer, source: Split, lr: float, seed: int, shards: int, 
 
 
 def curve(history: History) -> dict[str, Any]:
+    """Losses in bits per byte."""
     return {
         "train": [bits(loss) for loss in history.loss],
         "held_out": [(step, bits(loss)) for step, loss in history.evaluations],
     }
 
 
-def step_costs(models: dict[str, Transformer], source: Split, seed: int, rounds: int = 3) -> dict[str, Any]:
+def step_costs(models: dict[str, Transformer], source: Split, seed: int) -> dict[str, Any]:
     """Parameters, bytes and seconds of one training step of each model, timed in turn: A B A B ..."""
     from tqdm import trange
 
     batch = random_windows(source.train, BATCH, LENGTH, seed)(STEPS)
     seconds: dict[str, list[float]] = {name: [] for name in models}
     costs = {}
-    for _ in trange(rounds, desc="timing a step", leave=False, disable=None):
+    for _ in trange(3, desc="timing a step", leave=False, disable=None):
         for name, model in models.items():
             optimizer = AdamW(model.trainable_parameters(), lr=0.0)
             start = time.perf_counter()

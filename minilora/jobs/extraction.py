@@ -1,4 +1,4 @@
-"""An adapter of a chosen rank: out of two checkpoints, or out of a larger adapter after its training."""
+"""An adapter of a chosen rank, from two checkpoints, or from an adapter of higher rank."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .changes import Change
 
 
 class LowRank(NamedTuple):
-    """B A ≈ ΔW of one layer, so that s = 1."""
+    """B A ≈ ΔW of one layer; s = 1."""
 
     A: np.ndarray  # (r, in)
     B: np.ndarray  # (out, r)
     error: float  # ‖ΔW - B A‖, measured on A and B as they are stored
-    bound: float  # what it must be, by the theorem of Eckart and Young (1936)
+    bound: float  # the least error that its rank allows, by the theorem of Eckart and Young (1936)
 
 
 def approximate(name: str, change: Change, update: SVD, rank: int | None, share: float | None) -> LowRank:
@@ -50,7 +50,7 @@ def approximate(name: str, change: Change, update: SVD, rank: int | None, share:
 
 
 def check_rank(rank: int, layers: dict[str, Change]) -> None:
-    """Raise ValueError for an adapter that has no higher rank than `rank`, and for a matrix that cannot have it."""
+    """Raise ValueError if `rank` is above that of the adapter, or above what one of the matrices can have."""
     most = {name: change.full_rank() for name, change in layers.items()}
     name = min(most, key=lambda name: most[name])
     if layers[name].lora and rank > max(most.values()):
@@ -61,10 +61,7 @@ def check_rank(rank: int, layers: dict[str, Change]) -> None:
 
 
 def linear_layers(model: Transformer, layers: dict[str, Change]) -> dict[str, str]:
-    """{Hugging Face's name: our path} of those of `layers` that are linear layers of `model`.
-
-    Raises ValueError when there is none.
-    """
+    """{Hugging Face's name: our path} of the `layers` that are linear layers of `model`. Raises ValueError for none."""
     linear = (path for path, module in model.named_modules() if isinstance(module, Linear))
     found = {name: path for path in linear if (name := hub_name(model.family, path, model.config.head)) in layers}
     if not found:
@@ -73,19 +70,18 @@ def linear_layers(model: Transformer, layers: dict[str, Change]) -> dict[str, st
 
 
 def extracted_files(model: Transformer, paths: dict[str, str], low_rank: dict[str, LowRank]) -> dict[str, bytes]:
-    """{name: content} of an adapter in PEFT's format; it is attached to `model` at `paths`."""
+    """{file name: content} of an adapter in PEFT's format, after attaching it to `model` at `paths`."""
     model.freeze()
     for name, path in paths.items():
-        layer, base = low_rank[name], model[path]
-        model[path] = low_rank_adapter(base, layer.A, layer.B)
+        model[path] = low_rank_adapter(model[path], low_rank[name].A, low_rank[name].B)
     return adapter_files(model)
 
 
 def shrunk_files(folder: str | Path, low_rank: dict[str, LowRank]) -> dict[str, bytes]:
-    """{name: content} of the adapter in `folder`, whatever its base, with other A and B.
+    """{file name: content} of the adapter in `folder` with other A and B; its base is not needed.
 
-    Tensors that it trains whole stay, and layers whose ΔW is 0 are left out. Raises ValueError for an adapter of a tied
-    embedding, and for a trained bias of a layer that is left out.
+    Tensors that are trained whole stay, and layers whose ΔW is 0 are left out. Raises ValueError for an adapter of a
+    tied embedding, and for a trained bias of a layer that is left out.
     """
     config, before, metadata = read_adapter(Path(folder))
     slots = {tensor: slot_of(config, tensor) for tensor in before}

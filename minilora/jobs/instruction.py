@@ -1,8 +1,8 @@
 """The task "instruct": prompts and answers in the model's chat template, with the loss on the answers alone.
 
-The template is rendered anew each time that a run is begun or resumed. One that prints the date (strftime_now, as those
-of Llama 3.1) gives other tokens on another day: two runs of one seed on two days end with different adapters, and a run
-resumed on another day goes on with that day's prompts. Which examples are held out, and the order of the others, stay
+The template is rendered each time that a run begins or is resumed. One that prints the date (strftime_now, as those of
+Llama 3.1) gives other tokens on another day: two runs of one seed on two days end with different adapters, and a run
+that is resumed on another day goes on with that day's prompts. The held-out examples and the order of the others stay
 the same, unless a longer date leaves an answer no room within the length.
 """
 
@@ -28,15 +28,15 @@ HELD_OUT = 64  # examples, at most
 
 class Example(NamedTuple):
     ids: np.ndarray  # (T,) int64: the chat, but for its last token
-    targets: np.ndarray  # (T,) int64: the token after each, where it is of the answer or ends it; else IGNORE
+    targets: np.ndarray  # (T,) int64: the next token, if it belongs to the answer or ends it; else IGNORE
 
 
 def read_answers(
     data: str, tokenizer: Tokenizer, batch: int, length: int, seed: int, encoding: str = "utf-8"
 ) -> Dataset:
-    """Lines of {"prompt": ..., "answer": ...}, cut to at most `length` tokens each.
+    """Examples from lines of {"prompt": ..., "answer": ...}, each truncated to `length` tokens.
 
-    `seed` chooses the tenth of them, 64 at most, that is held out. Raises ValueError for lines of another form, with
+    `seed` chooses a tenth of them, 64 at most, to be held out. Raises ValueError for lines of another form, with
     their numbers, and for a tokenizer whose chat template does not show where an answer begins and ends.
     """
     try:
@@ -104,7 +104,7 @@ def encode(tokenizer: Tokenizer, prompt: str, answer: str) -> Example:
     """A prompt and its answer, up to the token that ends the turn.
 
     The tokens before the answer must be those of the prompt alone, which is what the model will see in a chat. Raises
-    ValueError where an answer that follows changes them, and where no token ends the answer.
+    ValueError if the answer changes them, and if no token ends the answer.
     """
     if np.isin(tokenizer.encode(answer, special=False), list(tokenizer.stop)).any():
         raise ValueError("the answer holds a token that ends an answer: take it out")
@@ -123,7 +123,7 @@ def encode(tokenizer: Tokenizer, prompt: str, answer: str) -> Example:
 
 
 def padded_batch(examples: Sequence[Example]) -> Batch:
-    """Examples as rows, padded on the right, without labels there."""
+    """Examples as the rows of a Batch, padded on the right with targets IGNORE."""
     shape = len(examples), max(len(example.ids) for example in examples)
     ids, targets, padding = np.zeros(shape, np.int64), np.full(shape, IGNORE), np.zeros(shape, bool)
     for row, example in enumerate(examples):

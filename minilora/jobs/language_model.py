@@ -1,4 +1,4 @@
-"""Fine-tuning a language model: what the tasks "text" and "instruct" share, which differ in what they read."""
+"""Fine-tuning a language model: all of the tasks "text" and "instruct" but how they read their data."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Dataset(NamedTuple):
 
     batches: Callable[[int], Batch]  # the i-th of them
     held_out: Callable[[], Iterable[Batch]]
-    tokens_per_byte: float  # of what is held out: turns nats per token into nats per byte
-    prompt: str  # of what is held out, for the samples
-    special: bool  # does the tokenizer put its special tokens around the prompt? or it has them already
+    tokens_per_byte: float  # of the held-out text: turns nats per token into nats per byte
+    prompt: str  # a held-out one, for the samples
+    special: bool  # whether the tokenizer is to add its special tokens to the prompt
     sha256: str  # of what the file holds
-    summary: str  # how much there is, for a person
-    parts: dict[str, Numbers]  # how much, in numbers, of what is learned from and of what is held out
+    summary: str  # how much it holds, for a person
+    parts: dict[str, Numbers]  # the numbers of what is learned from and of what is held out
     shared: int = 0  # rows that are in both
 
 
 class LanguageModelTask(FineTuning):
-    """Adds samples.json: what the model adds to a held-out prompt, before and after."""
+    """Adds samples.json: how the model continues a held-out prompt, before the training and after."""
 
     settings_type = LanguageModelSettings
 
@@ -51,14 +51,12 @@ class LanguageModelTask(FineTuning):
     def load(self, source: str | Path, data: str) -> None:
         self.model, self.tokenizer = load_pretrained(source), load_tokenizer(source)
         check_continues(self.model, self.tokenizer)
-        settings, most = self.settings, self.model.config.max_length
-        if settings.length > most:
-            raise ValueError(f"windows of {settings.length} tokens are longer than the model's {most} positions")
-        self.dataset = self.read(
-            data, self.tokenizer, settings.batch, settings.length, settings.seed, settings.encoding
-        )
+        how, most = self.settings, self.model.config.max_length
+        if how.length > most:
+            raise ValueError(f"windows of {how.length} tokens are longer than the model's {most} positions")
+        self.dataset = self.read(data, self.tokenizer, how.batch, how.length, how.seed, how.encoding)
         self.data_sha256 = self.dataset.sha256
-        self.numbers = {"length": settings.length, "parts": self.dataset.parts, "shared": self.dataset.shared}
+        self.numbers = {"length": how.length, "parts": self.dataset.parts, "shared": self.dataset.shared}
 
     def fit(self, **options: Any) -> History:
         self.before, steps = self.sample(), self.settings.steps
@@ -66,8 +64,7 @@ class LanguageModelTask(FineTuning):
         options |= {"held_out": self.dataset.held_out, "description": "fine-tuning"}
         return fit_adapter(self.model, self.dataset.batches, steps, schedule, self.settings, **options)
 
-    def results(self, history: History) -> tuple[dict[str, Any], dict[str, bytes]]:
-        report, files = super().results(history)
+    def results(self, history: History, report: dict[str, Any]) -> dict[str, bytes]:
         samples = {"prompt": self.dataset.prompt, "before": self.before, "after": self.sample()}
         report |= {
             "summary": self.dataset.summary,
@@ -75,11 +72,11 @@ class LanguageModelTask(FineTuning):
             "bits_per_byte": {step: bits(loss * self.dataset.tokens_per_byte) for step, loss in history.evaluations},
             "samples": samples,
         }
-        return report, files | {SAMPLES: to_json(samples)}
+        return {SAMPLES: to_json(samples)}
 
     @np.errstate(all="ignore")  # a loss that blew up has been reported
     def sample(self) -> str:
-        """What the model adds to the held-out prompt, the most probable token each time."""
+        """How the model continues the held-out prompt, with the most probable token each time."""
         tokens = stream(self.model, self.dataset.prompt, SAMPLE, tokenizer=self.tokenizer, special=self.dataset.special)
         return "".join(tokens)
 

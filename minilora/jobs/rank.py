@@ -1,4 +1,4 @@
-"""What rank is enough for an update, and where in W it acts: `minilora rank`."""
+"""The singular values of ΔW: which rank is enough, and how ΔW lies in W. The command `minilora rank`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ..files import check_free, write_files, write_whole
 from ..models.pretrained import load_pretrained
 from ..process import blas_threads
 from ..spelling import counted
+from .bases import base_for
 from .changes import Change, Changes, adapter_changes, checkpoint_changes
 from .extraction import LowRank, approximate, check_rank, extracted_files, linear_layers, shrunk_files
 from .rank_figures import rank_figures
-from .runs import base_for
 
-TOP = 10  # how many singular vectors of the tuned W are looked at for intruders
+TOP = 10  # singular vectors of W after, the first ones, among which it looks for intruders
 SIDES = ("right", "left")
-COMPARED = 64  # how many directions of two updates are compared, as in the figures of Hu et al. (2021)
+COMPARED = 64  # directions of two updates, at most, that are compared, as in the figures of Hu et al. (2021)
 
 
 @blas_threads()
@@ -41,12 +41,13 @@ def study(
     out: str | None = None,
     plot: str | None = None,
 ) -> dict[str, Any]:
-    """The spectra of the adapter in `folder`, and of its `base` if that is given; or of what became of the checkpoint
-    `folder` in the checkpoint `tuned`. `compare` is another adapter, whose directions are compared with these.
+    """The singular values of ΔW in each layer: of the adapter in `folder`, beside those of W if its `base` is given; or
+    of the difference between the checkpoints `folder` and `tuned`.
 
-    Returns {"layers": [...], "summary": {...}}, for JSON. `out` is a new folder for the best adapter of a `rank`, or
-    of the least ranks that keep a share of the `energy`, and then "adapter" says what it holds. A `plot` of NAME.png
-    writes NAME-energy.png, and so on. Raises ValueError and FileNotFoundError before anything is written.
+    Returns {"layers": [...], "summary": {...}}, for JSON. `compare` is another adapter, whose directions are compared
+    with these. `out` is a new folder for the best adapter of a `rank`, or of the least ranks that keep a share of the
+    `energy`; "adapter" then says what it holds. A `plot` of NAME.png writes NAME-energy.png, and so on. Raises
+    ValueError and FileNotFoundError before anything is written.
     """
     from tqdm import tqdm
 
@@ -57,7 +58,11 @@ def study(
         check_png(plot)
     model, adapter = None, Path()
     if tuned is None:
-        adapter = adapter_folder(folder)
+        adapter = locate_adapter(folder)
+        if not (adapter / CONFIG).is_file():
+            raise FileNotFoundError(
+                f"{adapter} is no adapter folder, it holds no {CONFIG}; of two checkpoints, give both"
+            )
         changes = adapter_changes(adapter, base_for(adapter, base) if base else None)
     else:
         before = base_for(None, folder) or folder
@@ -89,16 +94,9 @@ def study(
     if out:
         write_files(out, extracted_files(model, paths, low_rank) if model else shrunk_files(adapter, low_rank))
     for question, png in figures.items():
-        write_whole(figure_path(str(plot), question), png)
+        path = Path(str(plot))
+        write_whole(path.with_name(f"{path.stem}-{question}.png"), png)
     return result
-
-
-def adapter_folder(source: str) -> Path:
-    """The folder of an adapter. Raises FileNotFoundError where there is none."""
-    folder = locate_adapter(source)
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} is no adapter folder, it holds no {CONFIG}; of two checkpoints, give both")
-    return folder
 
 
 def check_output(rank: int | None, energy: float | None, out: str | None) -> None:
@@ -115,15 +113,11 @@ def check_output(rank: int | None, energy: float | None, out: str | None) -> Non
         check_free(out)
 
 
-def figure_path(plot: str, question: str) -> Path:
-    return Path(plot).with_name(f"{Path(plot).stem}-{question}.png")
-
-
 # ---- one layer ----
 
 
 def measure(change: Change, update: SVD) -> dict[str, Any]:
-    """The size and ranks of one ΔW, and how it lies in its W if that is known."""
+    """The norm and ranks of one ΔW, and how it lies in W, if W is known."""
     sigma = update.sigma
     row: dict[str, Any] = {
         "shape": list(change.shape),
@@ -156,7 +150,7 @@ def measure(change: Change, update: SVD) -> dict[str, Any]:
 
 
 def similarity(change: Change, update: SVD, other: Change) -> dict[str, np.ndarray]:
-    """φ(i, j) of two updates of one layer, over the directions of each that are above rounding."""
+    """φ(i, j) of two updates of one layer, for the directions of each that are above rounding."""
     if other.shape != change.shape:
         raise ValueError(f"the layers to compare are of another shape, {other.shape} and not {change.shape}")
     other_update = other.update()
@@ -175,7 +169,7 @@ def similarity(change: Change, update: SVD, other: Change) -> dict[str, np.ndarr
 
 
 def summary(rows: list[dict[str, Any]], changes: Changes, grids: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-    """Means over the layers that changed, and what else did."""
+    """Means over the layers that changed, and the names of what else did."""
     kept = spectrum.mean_energy([np.array(row["singular_values"]["update"]) for row in rows])
     found: dict[str, Any] = {
         "layers": len(rows),
@@ -187,9 +181,9 @@ def summary(rows: list[dict[str, Any]], changes: Changes, grids: list[dict[str, 
         "stable_rank": mean(row["stable_rank"] for row in rows),
         "effective_rank": mean(row["effective_rank"] for row in rows),
     }
-    beside = [row["intruders"] for row in rows if "intruders" in row]
-    if beside:
-        found["intruders"] = {side: mean(len(row[side]) for row in beside) for side in SIDES}
+    intruders = [row["intruders"] for row in rows if "intruders" in row]
+    if intruders:
+        found["intruders"] = {side: mean(len(row[side]) for row in intruders) for side in SIDES}
     if grids:
         m, n = (min(grid["right"].shape[axis] for grid in grids) for axis in (0, 1))
         means = {key: np.mean([grid[key][:m, :n] for grid in grids], axis=0).tolist() for key in grids[0]}
@@ -198,7 +192,7 @@ def summary(rows: list[dict[str, Any]], changes: Changes, grids: list[dict[str, 
 
 
 def adapter_report(rows: list[dict[str, Any]], low_rank: dict[str, LowRank], changes: Changes) -> dict[str, Any]:
-    """The layers of the adapter, its error (relative to ‖ΔW‖ of its layers), and the changes that it cannot hold."""
+    """The layers of the adapter, its error relative to ‖ΔW‖ of its layers, and the changes that it cannot hold."""
     norms = {row["name"]: row["norm"] for row in rows}
     left_out = {name: "changed" for name in norms if name not in low_rank}
     return {
@@ -230,57 +224,67 @@ def layers_table(result: dict[str, Any], narrow: bool = False) -> Any:
     """A rich Table with a row for each layer; a narrow one has the shape beside the name, and headers in lines."""
     from rich.box import SIMPLE
 
-    beside = any("intruders" in row for row in result["layers"])
-    columns = ["σ₁", "of ‖W‖" if beside else "‖ΔW‖", "stable", "effec-tive", "numer-ical", "90 %"]
-    columns = ["layer", *([] if narrow else ["shape"]), *columns, *(["ampli-fied", "intru-ders"] if beside else [])]
-    headers = (column.replace("-", "-\n" if narrow else "") for column in columns)
+    with_base = any("intruders" in row for row in result["layers"])
+    rows = [layer_cells(row, with_base) for row in result["layers"]]
+    if narrow:
+        rows = [{"layer": f"{cells.pop('layer')} {cells.pop('shape')}", **cells} for cells in rows]
+    headers = (header.replace("-", "-\n" if narrow else "") for header in rows[0])
     title = "The update ΔW: its size and its rank, by four measures"
     # without lines and padding, or a name would not fit beside so many columns
     table = numbers_right(title, *headers, box=SIMPLE, collapse_padding=True, padding=(0, 0 if narrow else 1))
-    for row in result["layers"]:
-        sides, part, factor = (row.get(key) for key in ("intruders", "relative_norm", "amplification"))
-        cells = [f"{row['singular_values']['update'][0]:.3g}"]
-        cells += [("-" if part is None else f"{part:.1%}") if beside else f"{row['norm']:.3g}"]
-        cells += [f"{row['stable_rank']:.1f}", f"{row['effective_rank']:.1f}"]
-        cells += [str(row["numerical_rank"]), str(row["rank_90"])]
-        if beside:  # a base may lack one of the layers, such as a head that is tied
-            cells += ["-" if factor is None else f"{factor:.2g}"]
-            cells += [f"{len(sides['left'])}, {len(sides['right'])}" if sides else "-"]
-        shape = "{}x{}".format(*row["shape"])
-        table.add_row(*([f"{row['name']} {shape}"] if narrow else [row["name"], shape]), *cells)
+    for cells in rows:
+        table.add_row(*cells.values())
     return table
 
 
+def layer_cells(row: dict[str, Any], with_base: bool) -> dict[str, str]:
+    """{header: cell} of a layer; a hyphen in a header is where a narrow one is broken."""
+    sides, part, factor = (row.get(key) for key in ("intruders", "relative_norm", "amplification"))
+    size = {"of ‖W‖": "-" if part is None else f"{part:.1%}"} if with_base else {"‖ΔW‖": f"{row['norm']:.3g}"}
+    beside = {
+        "ampli-fied": "-" if factor is None else f"{factor:.2g}",
+        "intru-ders": f"{len(sides['left'])}, {len(sides['right'])}" if sides else "-",  # a base may lack a tied head
+    }
+    return {
+        "layer": row["name"],
+        "shape": "{}x{}".format(*row["shape"]),
+        "σ₁": f"{row['singular_values']['update'][0]:.3g}",
+        **size,
+        "stable": f"{row['stable_rank']:.1f}",
+        "effec-tive": f"{row['effective_rank']:.1f}",
+        "numer-ical": str(row["numerical_rank"]),
+        "90 %": str(row["rank_90"]),
+        **(beside if with_base else {}),
+    }
+
+
 def conclusions(result: dict[str, Any]) -> list[str]:
+    """What follows from the numbers, in sentences."""
     total, adapter = result["summary"], result.get("adapter")
-    sentences = [
+    found = [
         f"Rank {total['rank_90']} keeps 90 % of the energy of ΔW and rank {total['rank_99']} keeps 99 %, in the mean "
         f"over {counted(total['layers'], 'layer')}; their effective rank is {total['effective_rank']:.1f}."
     ]
     if total["unchanged"]:
-        sentences += [f"Not changed: {first_few(total['unchanged'])}."]
-    if "intruders" in total:
-        sides = total["intruders"]
-        sentences += [
-            f"Intruders, in the mean of a layer: {sides['left']:.1f} left, {sides['right']:.1f} right, of {TOP}."
-        ]
-    if "similarity" in total:
-        grids = total["similarity"]
+        found += [f"Not changed: {first_few(total['unchanged'])}."]
+    if sides := total.get("intruders"):
+        found += [f"Intruders, in the mean of a layer: {sides['left']:.1f} left, {sides['right']:.1f} right, of {TOP}."]
+    if grids := total.get("similarity"):
         first = ", ".join(f"{s} {grids[s][0][0]:.3f} (at random {grids['random_' + s][0][0]:.3f})" for s in SIDES)
         layers = counted(grids["layers"], "layer")
-        sentences += [f"φ of the first singular vectors of both updates, in the mean of {layers}: {first}."]
+        found += [f"φ of the first singular vectors of both updates, in the mean of {layers}: {first}."]
     if adapter:
         ranks = [layer["rank"] for layer in adapter["layers"]]
         of_rank = f"{min(ranks)} to {max(ranks)}" if len(set(ranks)) > 1 else str(ranks[0])
-        sentences += [
+        found += [
             f"The adapter has {counted(len(ranks), 'layer')} of rank {of_rank}, {adapter['parameters']:,} parameters; "
             f"it misses {adapter['relative_error']:.1%} of ‖ΔW‖, the least that these ranks allow."
         ]
         if adapter["not_held"]:
-            sentences += [f"It cannot hold what else is different: {first_few(adapter['not_held'])}."]
+            found += [f"It cannot hold what else is different: {first_few(adapter['not_held'])}."]
     elif total["other_tensors"]:
-        sentences += [f"Different too, and not a matrix of both: {first_few(total['other_tensors'])}."]
-    return sentences
+        found += [f"Different too, and not a matrix of both: {first_few(total['other_tensors'])}."]
+    return found
 
 
 def first_few(names: Collection[str]) -> str:

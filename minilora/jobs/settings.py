@@ -13,72 +13,75 @@ from .arguments import natural_float, natural_int, positive_float, positive_int,
 
 TASKS = {"text": "text", "instruct": "instruction", "classify": "classification"}  # --task: the file that holds it
 
-ENCODING = "of --data: cp1252, utf-16, ... (default utf-8); a byte order mark says it by itself"
+ENCODING = "encoding of --data, such as cp1252 or utf-16 (default utf-8); a byte order mark decides"
 SKIP_EMPTY = "leave out the rows whose text or label is empty"
 
 
 def option(default: Any, help: str, *, saved: bool = True, **argument: Any) -> Any:
-    """A field with its help text and what else argparse needs.
+    """A field, with its help text and what else argparse needs.
 
-    What is not `saved` in settings.json changes no byte or shows in the hash of the data: a run may be resumed with
-    another.
+    Not `saved` in settings.json is an option that changes no result, or only the data, which has a hash there: a run
+    may be resumed with another value of it.
     """
     return field(default=default, metadata={"saved": saved, "argument": {"help": help, **argument}})
+
+
+POSITIVE: dict[str, Any] = {"type": positive_int, "metavar": "N"}
+NATURAL: dict[str, Any] = {"type": natural_int, "metavar": "N"}
+PENALTY: dict[str, Any] = {"type": natural_float, "metavar": "X"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How an adapter is trained, whatever the task."""
 
-    rank: int = option(8, "(default 8)", type=positive_int, metavar="N")
+    rank: int = option(8, "rank of the adapters (default 8)", **POSITIVE)
     targets: str | Sequence[str] = option(
         "all-linear", "layers to adapt (default all-linear)", type=targets, metavar="A,B"
     )
     alpha: float = option(16.0, "the adapter is scaled by alpha/rank (default 16)", type=float, metavar="X")
     rslora: bool = option(False, "scale by alpha/sqrt(rank) instead", action="store_true")
-    dropout: float = option(0.0, "on the adapter's input (default 0)", type=float, metavar="P")
+    dropout: float = option(0.0, "dropout on the adapter's input (default 0)", type=float, metavar="P")
     lr: float = option(8e-3, "peak learning rate; to classify 2e-3 (default 8e-3)", type=positive_float, metavar="X")
-    batch: int = option(
-        16, "windows, or examples, in a batch; to classify 32 (default 16)", type=positive_int, metavar="N"
-    )
-    length: int = option(128, "tokens in a window or example, at most (default 128)", type=positive_int, metavar="N")
-    accumulate: int = option(1, "batches in a step (default 1)", type=positive_int, metavar="N")
+    batch: int = option(16, "windows, or examples, in a batch; to classify 32 (default 16)", **POSITIVE)
+    length: int = option(128, "tokens in a window or example, at most (default 128)", **POSITIVE)
+    accumulate: int = option(1, "batches in a step (default 1)", **POSITIVE)
     recompute: bool = option(
-        False, "blocks run again for backward: less memory, the same bytes", saved=False, action="store_true"
+        False, "run blocks again for their backward: less memory, the same result", saved=False, action="store_true"
     )
-    evaluate_every: int = option(50, "steps (default 50)", type=positive_int, metavar="N")
-    patience: int = option(0, "stop after N evaluations in vain; 0: never", type=natural_int, metavar="N")
-    checkpoint_every: int = option(50, "steps (default 50)", saved=False, type=positive_int, metavar="N")
-    seed: int = option(0, "same seed, same bytes (default 0)", type=natural_int, metavar="N")
-    shards: int = option(2, "cut batches for N threads (default 2)", type=positive_int, metavar="N")
+    evaluate_every: int = option(50, "steps between evaluations (default 50)", **POSITIVE)
+    patience: int = option(0, "stop after N evaluations without a new best; 0: never", **NATURAL)
+    checkpoint_every: int = option(50, "steps between checkpoints (default 50)", saved=False, **POSITIVE)
+    seed: int = option(0, "same seed, same bytes (default 0)", **NATURAL)
+    shards: int = option(2, "split each batch over N threads (default 2)", **POSITIVE)
     encoding: str = option("utf-8", ENCODING, saved=False, metavar="NAME")
 
     def saved(self) -> dict[str, Any]:
-        """What settings.json says of them."""
+        """Those that settings.json holds."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.metadata.get("saved", True)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelSettings(Settings):
-    steps: int = option(100, "(default 100)", type=positive_int, metavar="N")
+    steps: int = option(100, "number of steps (default 100)", **POSITIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierSettings(Settings):
     lr: float = 2e-3
     batch: int = 32
-    epochs: int = option(3, "to classify: how often each row is seen (default 3)", type=positive_int, metavar="N")
-    l1: float = option(0.0, "to classify: penalty on |A| and |B| (default 0)", type=natural_float, metavar="X")
-    l2: float = option(0.0, "to classify: penalty on A²/2 and B²/2 (default 0)", type=natural_float, metavar="X")
+    epochs: int = option(3, "to classify: passes over the rows (default 3)", **POSITIVE)
+    l1: float = option(0.0, "to classify: penalty on |A| and |B| (default 0)", **PENALTY)
+    l2: float = option(0.0, "to classify: penalty on A²/2 and B²/2 (default 0)", **PENALTY)
     text: str = option("text", "to classify: the column of the text (default text)", metavar="NAME")
-    label: str = option("label", "to classify: that of the label (default label)", metavar="NAME")
+    label: str = option("label", "to classify: the column of the label (default label)", metavar="NAME")
     skip_empty: bool = option(False, f"to classify: {SKIP_EMPTY}", saved=False, action="store_true")
     held_out: str | None = option(
         None, "to classify: rows for evaluation (default: a tenth of --data)", saved=False, metavar="FILE"
     )
 
     def steps_for(self, texts: int) -> int:
-        """The steps in which `texts` rows are seen `epochs` times."""
+        """The number of steps for `epochs` passes over `texts` rows."""
         return -(-self.epochs * -(-texts // self.batch) // self.accumulate)
 
 

@@ -1,7 +1,7 @@
-"""Choosing a rank: a fine-tuning for each rank and seed of a grid, and the smallest rank that is good enough.
+"""Choosing a rank: a fine-tuning run for each rank and seed of a grid, and the smallest rank that is good enough.
 
-Alpha and the learning rate are the same at every rank, so that the scale s = α/r falls as r grows (the convention of
-Hu et al., 2021, section 4.1), or α/√r with rslora. A seed draws the same batches at every rank.
+Alpha and the learning rate are the same at every rank, so that the scale s = α/r, or α/√r with rslora, falls as r grows
+(the convention of Hu et al., 2021, section 4.1). A seed gives the same batches at every rank.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,14 +28,15 @@ from ..files import check_free, check_writable, read_json, to_json, write_whole
 from ..models.pretrained import load_pretrained
 from ..process import blas_threads, end_with, folder_lock
 from ..spelling import counted
+from .bases import base_for
 from .finetuning import ShowData, attach, finetune
-from .runs import CHECKPOINT, SETTINGS, base_for, check_settings, progress, read_settings
+from .runs import CHECKPOINT, SETTINGS, check_settings, progress, read_settings
 from .settings import LanguageModelSettings
 from .sweep_figure import sweep_figure
 from .text import Task
 
 JSON, PNG = "sweep.json", "sweep.png"
-Cell = dict[str, int]  # {"rank": ..., "seed": ...}
+Grid = dict[Path, dict[str, int]]  # {folder of a cell: {"rank": ..., "seed": ...}}
 Row = dict[str, Any]  # of sweep.json: the results of a rank
 
 
@@ -57,36 +59,37 @@ def sweep(
 
     A cell is one rank and one seed: a run of `finetune` on a text with `options`, in out/rank-R/seed-S. joblib runs
     `jobs` cells at a time, in processes, or where joblib.parallel_config says (Dask, Ray): their number changes no
-    byte. That of the threads in a cell, `shards`, does; it is a setting, and never taken from the machine, as is
-    `threads`, those of BLAS. With `resume` the cells that are done are kept, those that were begun go on, and ranks and
-    seeds may be added.
+    byte. `shards`, the threads in a cell, and `threads`, those of BLAS, do; so they are settings, and never taken from
+    the machine. With `resume` the cells that are done are kept, those that were begun go on, and ranks and seeds may be
+    added.
 
     `out` then holds sweep.json, which is also returned, and sweep.png. The loss of a cell is its lowest on validation
-    text once training began, in bits per byte. A cell whose numbers blow up has failed and the others go on; its rank
-    has no mean, which would be one over the lucky seeds.
+    text after step 0, in bits per byte. A cell that diverges has failed and the others go on; its rank has no mean,
+    which would be over the lucky seeds alone.
 
-    `show_data` is called before the first cell with the numbers of the data, which data.print_data prints. Raises
+    `show_data` is called before the first cell with statistics of the data, which data.print_data prints. Raises
     ValueError, OSError or ImportError for bad input, before anything is made; FloatingPointError, after sweep.json is
     written, when no rank finished with every seed.
     """
+    if find_spec("joblib") is None:
+        raise ImportError("a sweep needs joblib: pip install '.[sweep]' in the clone")
     out, ranks = Path(out), sorted(ranks)
     if min(seeds, jobs, threads) < 1 or not ranks or len(set(ranks)) < len(ranks):
         given = f"ranks {ranks}, {seeds} seeds, {jobs} jobs, {threads} threads"
         raise ValueError(f"{given}: give each rank once, and at least one of each")
     options |= {"shards": shards}
-    grid = [{"rank": rank, "seed": seed} for rank in ranks for seed in range(seeds)]
+    grid = {out / f"rank-{rank}" / f"seed-{i}": {"rank": rank, "seed": i} for rank in ranks for i in range(seeds)}
     with folder_lock(out) as killed:
-        check_folder(out, grid, resume, killed)
-        first = next(iter(begun(out, grid)), None)
-        base = str(base_for(folder_of(out, first) if first else out, base))  # one commit for all cells
-        trainable = check_input(out, grid, base, data, LanguageModelSettings(**options), show_data)
+        check_folder(out, begun(grid), resume, killed)
+        base = str(base_for(next(iter(begun(grid)), out), base))  # one commit for all cells
+        trainable = check_input(grid, base, data, LanguageModelSettings(**options), show_data)
         options |= {"base": base, "data": data, "backend": backend.__name__}  # a module cannot be pickled
         try:
-            outcomes = run_cells(out, grid, options, jobs, threads)
+            outcomes = run_cells(grid, options, jobs, threads)
         except KeyboardInterrupt:
             stopped = f"stopped; what is done is kept in {out}; the same command with --resume goes on"
-            raise KeyboardInterrupt(*[stopped] if begun(out, grid) else []) from None
-        settings = read_json(folder_of(out, grid[0]) / SETTINGS) | {"ranks": ranks, "seeds": seeds}
+            raise KeyboardInterrupt(*[stopped] if begun(grid) else []) from None
+        settings = read_json(next(iter(grid)) / SETTINGS) | {"ranks": ranks, "seeds": seeds}
         rows = [
             {"rank": rank, "trainable": trainable[rank], **summary(outcomes[i * seeds : (i + 1) * seeds])}
             for i, rank in enumerate(ranks)
@@ -105,55 +108,44 @@ def sweep(
     return report
 
 
-def folder_of(out: Path, cell: Cell) -> Path:
-    return out / f"rank-{cell['rank']}" / f"seed-{cell['seed']}"
+def begun(grid: Grid) -> list[Path]:
+    return [folder for folder in grid if (folder / SETTINGS).is_file()]
 
 
-def begun(out: Path, grid: list[Cell]) -> list[Cell]:
-    return [cell for cell in grid if (folder_of(out, cell) / SETTINGS).is_file()]
-
-
-def check_folder(out: Path, grid: list[Cell], resume: bool, killed: bool) -> None:
-    """Raise ValueError or OSError unless the sweep can begin in `out`, or go on there. One that was `killed` before its
-    first cell began can be resumed too."""
-    try:
-        import joblib  # noqa: F401
-    except ImportError:
-        raise ImportError("a sweep needs joblib: pip install '.[sweep]' in the clone") from None
-    cells = begun(out, grid)
-    if not resume:
-        if cells:
-            raise ValueError(f"{out} already holds a sweep: --resume goes on with it, or choose another folder")
-        check_free(out)
-    elif cells or killed:
+def check_folder(out: Path, cells: list[Path], resume: bool, killed: bool) -> None:
+    """Raise ValueError or OSError unless the sweep can begin in `out`, or go on there; `cells` have begun. A sweep that
+    was `killed` before its first cell began can be resumed too."""
+    if resume:
+        if not cells and not killed:
+            raise FileNotFoundError(f"{out} holds no cell of this sweep to resume: start it without --resume")
         check_writable(out, (JSON, PNG))
+    elif cells:
+        raise ValueError(f"{out} already holds a sweep: --resume goes on with it, or choose another folder")
     else:
-        raise FileNotFoundError(f"{out} holds no cell of this sweep to resume: start it without --resume")
+        check_free(out)
 
 
 def check_input(
-    out: Path, grid: list[Cell], base: str, data: str, settings: LanguageModelSettings, show_data: ShowData | None
+    grid: Grid, base: str, data: str, settings: LanguageModelSettings, show_data: ShowData | None
 ) -> dict[int, int]:
     """{rank: its trainable parameters}. Raises what a cell would for its input, and ValueError for one that was begun
     with other settings. `show_data` is called with the numbers of the data."""
-    first, *others = sorted({cell["rank"] for cell in grid})
-    job = Task(base, data, replace(settings, rank=first))
-    trainable = {first: count_parameters(job.model)["trainable"]}
+    first, *others = sorted({cell["rank"] for cell in grid.values()})
+    run = Task(base, data, replace(settings, rank=first))
+    trainable = {first: count_parameters(run.model)["trainable"]}
     for rank in others:
         model = load_pretrained(base)
         attach(model, replace(settings, rank=rank))
         trainable[rank] = count_parameters(model)["trainable"]
-    for cell in grid:
-        if (folder_of(out, cell) / CHECKPOINT).is_file():  # or it starts again
-            check_settings(folder_of(out, cell), job.saved | cell)
+    for folder, cell in grid.items():
+        if (folder / CHECKPOINT).is_file():  # or it starts again
+            check_settings(folder, run.saved | cell)
     if show_data:
-        show_data(job.numbers)
+        show_data(run.numbers)
     return trainable
 
 
-def run_cells(
-    out: Path, grid: list[Cell], options: dict[str, Any], jobs: int, threads: int
-) -> list[dict[int, float] | str]:
+def run_cells(grid: Grid, options: dict[str, Any], jobs: int, threads: int) -> list[dict[int, float] | str]:
     """What run_cell returns for each cell of the grid, `jobs` of them at a time."""
     import joblib
     from tqdm import tqdm
@@ -164,18 +156,19 @@ def run_cells(
 
     backend, _ = joblib.parallel.get_active_backend()
     children = type(backend) in (joblib.parallel.BACKENDS[name] for name in ("loky", "multiprocessing"))
-    workers = {"initializer": end_with, "initargs": (os.getpid(),)} if children else {}
+    parent = os.getpid() if children else None
+    workers = {"initializer": end_with, "initargs": (parent,)} if children else {}
     call = joblib.delayed(run_cell)
     with tqdm(total=len(grid), desc="sweeping", unit="cell", disable=None, leave=False) as bar:
         return Parallel(n_jobs=jobs, **workers)(
-            call(folder_of(out, cell), options | cell, os.getpid() if children else None, threads) for cell in grid
+            call(folder, options | cell, parent, threads) for folder, cell in grid.items()
         )
 
 
 def run_cell(folder: Path, options: dict[str, Any], parent: int | None, threads: int) -> dict[int, float] | str:
-    """Begin or go on with one cell: {step: bits per byte of validation text}, or how it failed, in words.
+    """Begin one cell or go on with it. Returns {step: bits per byte of validation text}, or how it failed, in words.
 
-    `parent` is the process of the sweep where its backend starts processes for the cells.
+    `parent` is the id of the sweep's process if joblib runs the cells in others.
     """
     from tqdm import tqdm
 
@@ -195,10 +188,8 @@ def run_cell(folder: Path, options: dict[str, Any], parent: int | None, threads:
 
 
 def summary(outcomes: list[dict[int, float] | str]) -> Row:
-    """The seeds of a rank, the mean of their losses, its standard error and their standard deviation (n - 1).
-
-    There is no mean when a seed failed, and no spread of one seed.
-    """
+    """The row of a rank: its seeds, the mean of their losses with its standard error, and their standard deviation
+    (n - 1). The mean is None where a seed failed, the spread also where there is one seed."""
     seeds: list[Row] = []
     for outcome in outcomes:
         if isinstance(outcome, str):
@@ -217,11 +208,11 @@ def summary(outcomes: list[dict[int, float] | str]) -> Row:
 
 
 def choose(rows: list[Row]) -> dict[str, Any]:
-    """The best rank, by its mean; the Pareto set, the ranks that do better than every smaller one; and the choice.
+    """The best rank, by its mean; the Pareto set, the ranks that do better than every smaller one; and the chosen rank.
 
-    The choice is the smallest rank whose mean is within one standard error, the best one's, of the best: the 1 SE rule
-    (Breiman, Friedman, Olshen and Stone, Classification and Regression Trees, 1984, section 3.4.3). One seed has no
-    standard error: then there is no choice.
+    That is the smallest whose mean is within one standard error of the best mean, the standard error being that of the
+    best rank: the 1 SE rule (Breiman, Friedman, Olshen and Stone, Classification and Regression Trees, 1984, section
+    3.4.3). One seed has no standard error: then none is chosen.
     """
     rows = [row for row in rows if row["mean"] is not None]
     best = min(rows, key=lambda row: row["mean"], default=None)
@@ -271,10 +262,8 @@ def conclusion(report: dict[str, Any]) -> str:
 
 
 def describe_sweep(folder: Path) -> dict[str, str]:
-    """What `minilora info` prints of the folder of a sweep; of one that was stopped, how far its cells are.
-
-    Raises ValueError for a sweep.json of something else.
-    """
+    """What `minilora info` prints of the folder of a sweep, finished or not. Raises ValueError for a sweep.json of
+    something else."""
     if not (folder / JSON).is_file():
         cells = [path.parent for path in folder.glob(f"rank-*/seed-*/{SETTINGS}")]
         done = sum(progress(cell)[0] >= read_settings(cell)["steps"] or progress(cell)[1] for cell in cells)

@@ -8,7 +8,7 @@ from ..display.plots import BASE, FULL, LORA, TYPE, new_figure, png_bytes
 
 
 def sweep_figure(report: dict[str, Any], title: str) -> bytes:
-    """A PNG of a sweep: what the ranks gain on the base, and the same closer by, with the spread over seeds."""
+    """A PNG of a sweep: the losses of the ranks beside that of the base, and enlarged, with the spread over seeds."""
     figure = new_figure(title, 15, 8.5, 5)
     whole, close = figure.subplots(1, 2, width_ratios=[2, 3])
     rows = [row for row in report["ranks"] if row["mean"] is not None]

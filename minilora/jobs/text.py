@@ -19,27 +19,22 @@ from .data import numbers_of_tokens
 from .language_model import Dataset, LanguageModelTask
 
 PIECE = 2**18  # bytes of a text that are encoded at a time
-NEAR = 256  # bytes that are looked at on each side of a place to cut
-SEAM = re.compile(rb"(?<=\S) (?=\S)")
+NEAR = 256  # bytes on each side of a cut, whose tokens must not change
+SPACE = re.compile(rb"(?<=\S) (?=\S)")  # between two words
 
 
 def read_text(data: str, tokenizer: Tokenizer, batch: int, length: int, seed: int, encoding: str = "utf-8") -> Dataset:
-    """Windows of `length` tokens, anywhere in a text file or in Python's source ("builtin").
+    """Windows of `length` tokens, from a text file or from Python's own source ("builtin").
 
     Raises OSError for a file that cannot be read, ValueError for a text that is too short.
     """
-    meant = did_you_mean(data, ["builtin"])
-    if meant and data != "builtin" and not Path(data).exists():
+    if data == "builtin":
+        split = python_source()
+    elif (meant := did_you_mean(data, ["builtin"])) and not Path(data).exists():
         raise FileNotFoundError(f"{meant}there is no file {data!r}")
-    split = python_source() if data == "builtin" else split_file(data, encoding)
-    columns = [] if data == "builtin" else columns_of(split.train[:DECODED].decode(errors="ignore"))
-    if columns or data.lower().endswith((*SEPARATORS, *LINES)):
-        task = "instruct" if {"prompt", "answer"} <= set(columns) else "classify"
-        of = f" of the columns {shortened(', '.join(map(repr, columns)))}" if columns else ""
-        warnings.warn(
-            f"{data} looks like a table{of}: was --task {task} meant? As a text, the model learns to write such a file",
-            stacklevel=2,
-        )
+    else:
+        split = split_file(data, encoding)
+        warn_of_table(data, split.train)
     validation = excerpts(split.validation, 8192)
     train, held_out = tokens_of(split.train, tokenizer), tokens_of(validation, tokenizer)
     batches = random_windows(train, batch, length, seed)
@@ -60,8 +55,20 @@ def read_text(data: str, tokenizer: Tokenizer, batch: int, length: int, seed: in
     )
 
 
+def warn_of_table(data: str, text: bytes) -> None:
+    """Warn where the file `data`, which begins with `text`, looks like one for another task."""
+    columns = columns_of(text[:DECODED].decode(errors="ignore"))
+    if columns or data.lower().endswith((*SEPARATORS, *LINES)):
+        task = "instruct" if {"prompt", "answer"} <= set(columns) else "classify"
+        of = f" of the columns {shortened(', '.join(map(repr, columns)))}" if columns else ""
+        warnings.warn(
+            f"{data} looks like a table{of}: was --task {task} meant? As a text, the model learns to write such a file",
+            stacklevel=2,
+        )
+
+
 def tokens_of(data: bytes, tokenizer: Tokenizer) -> bytes | np.ndarray:
-    """(N,) uint16 or int32, or `data` itself where the tokens are its bytes. A letter cut at an end of it is left out.
+    """(N,) uint16 or int32, or `data` itself for a tokenizer of bytes. A letter cut at an end of `data` is left out.
 
     A long text is encoded in pieces: the tokenizers package keeps a hundred bytes for each token while it encodes.
     """
@@ -77,13 +84,13 @@ def tokens_of(data: bytes, tokenizer: Tokenizer) -> bytes | np.ndarray:
 
 
 def seam(data: bytes, start: int, tokenizer: Tokenizer) -> tuple[int, int]:
-    """(end of one piece, start of the next): the first place from `start` on, between two words, where cutting `data`
-    changes no token. The next piece starts before the space or after it: some tokenizers put one before a text."""
+    """(end of one piece, start of the next): the first space from `start` on at which cutting `data` changes no token.
+    The next piece starts with the space or after it: some tokenizers add one before a text."""
 
     def ids(part: bytes) -> list[int]:
         return tokenizer.encode(part.decode(errors="ignore"), special=False).tolist()
 
-    for found in SEAM.finditer(data, start):
+    for found in SPACE.finditer(data, start):
         i = found.start()
         before, whole = data[max(0, i - NEAR) : i], ids(data[max(0, i - NEAR) : i + NEAR])
         for following in (i, i + 1):

@@ -48,8 +48,9 @@ def run(method: str, name: str, size: int, seed: int, steps: int, lr: float, cho
     """One run; what it found."""
     from minilora.backend import load_backend
     from minilora.data.records import stratified_split
-    from minilora.jobs.classification import classifier, encode
+    from minilora.jobs.classification import classifier
     from minilora.jobs.finetuning import attach
+    from minilora.jobs.prediction import encode
     from minilora.jobs.settings import ClassifierSettings
     from minilora.models.pretrained import load_tokenizer
     from minilora.process import keep_freed_memory, peak_memory
@@ -97,7 +98,7 @@ def by_minilora(model: Any, train: Any, held_out: Any, how: Any, steps: int) -> 
         seed=how.seed, description=None,
     )  # fmt: skip
     return {
-        "accuracy": scores(confusion(model, held_out, 2, None))["accuracy"],
+        "accuracy": scores(confusion(model, held_out))["accuracy"],
         "losses": history.loss,
         "seconds": statistics.median(b - a for a, b in itertools.pairwise(times)),
         "trainable": sum(p.data.size for p in model.trainable_parameters().values()),

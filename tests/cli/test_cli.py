@@ -52,22 +52,7 @@ from minilora.models.families.llama import llama
 from minilora.models.saving import save_pretrained
 from minilora.training import loop
 
-COMMANDS = [
-    "demo",
-    "pretrain",
-    "finetune",
-    "predict",
-    "compare",
-    "sweep",
-    "generate",
-    "chat",
-    "merge",
-    "info",
-    "rank",
-    "count",
-    "audit",
-    "verify",
-]
+COMMANDS = shlex.split("demo pretrain finetune predict compare sweep generate chat merge info rank count audit verify")
 
 
 @pytest.fixture(scope="module")
@@ -90,19 +75,7 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
     return tmp_path / "here"
 
 
-GENERATE = [
-    "generate",
-    "--base",
-    "base",
-    "--adapter",
-    "adapter",
-    "--prompt",
-    "def ",
-    "--temperature",
-    "1",
-    "--tokens",
-    "20",
-]
+GENERATE = shlex.split("generate --base base --adapter adapter --prompt 'def ' --temperature 1 --tokens 20")
 MERGE = ["merge", "--base", "base", "--adapter", "adapter", "--out", "out"]
 
 
@@ -887,6 +860,7 @@ def test_a_text_that_is_stopped_has_its_line_to_itself(instruct, capfd, monkeypa
     assert capfd.readouterr() == ("abcde\n", "minilora: stopped\n")
 
 
-def test_a_model_that_does_not_chat_says_so_before_the_first_line(here, capfd, monkeypatch):
+def test_a_model_without_a_chat_template_is_refused_before_it_is_loaded(here, capfd, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("minilora.cli.commands.chat.load_model", None)
     assert_refused(here, capfd, ["chat"], "no chat template")

@@ -1,4 +1,4 @@
-"""Classifying texts: what a run writes, what it then says, and that a table of nonsense costs nothing."""
+"""Classifying texts: the files of a run, its predictions, and what is refused."""
 
 import csv
 import io
@@ -15,8 +15,8 @@ from minilora.adapters import peft
 from minilora.cli import main
 from minilora.files import load_tensors, save_tensors, to_json
 from minilora.jobs import classification, crossvalidation, finetuning
-from minilora.jobs.classification import Classifier
 from minilora.jobs.classification_figure import classification_figure
+from minilora.jobs.prediction import Classifier
 from minilora.jobs.settings import ClassifierSettings
 from minilora.models.labels import default_label_maps, labels_of
 from minilora.models.pretrained import load_pretrained
@@ -91,31 +91,30 @@ def test_what_it_learned_it_says_of_new_texts(here, capfd, monkeypatch):
     turned = [word[:-1][::-1] + word[-1] for word, _ in rows()]
     write(here / "new.csv", [(word, label) for word, (_, label) in zip(turned, rows(), strict=True)])
     assert main([*PREDICT, "--data", "new.csv", "--label", "label", "--json"]) == 0
-    (*told,) = capfd.readouterr().out.splitlines()
-    *found, judged = map(json.loads, told)
+    *found, scores = map(json.loads, capfd.readouterr().out.splitlines())
     assert [row["text"] for row in found] == turned
     assert all(sum(row["probabilities"].values()) == pytest.approx(1) for row in found)
     assert all(row["label"] == max(row["probabilities"], key=row["probabilities"].get) for row in found)
     right = np.mean([row["label"] == label for row, (_, label) in zip(found, rows(), strict=True)])
     assert right > 0.8  # the letter decides, and it has learned which
-    assert judged["accuracy"] == right
+    assert scores["accuracy"] == right
 
 
 def test_each_line_of_standard_input_is_answered_in_its_place_an_empty_one_with_nothing(here, capfd, monkeypatch):
     lines_in = "\nabcx\n \t\n  dddddddddd y\nby\n\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines_in))
     assert main(PREDICT) == 0
-    told = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
-    assert [text for _, _, text in told] == ["", "abcx", "", "dddddddddd y", "by", ""]
+    answers = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
+    assert [text for _, _, text in answers] == ["", "abcx", "", "dddddddddd y", "by", ""]
     p = iter(Classifier("adapter")(["abcx", "dddddddddd y", "by"]))
-    for label, share, text in told:
+    for label, share, text in answers:
         row = next(p) if text else None
         assert label == ("" if row is None else ("no", "yes")[row.argmax()])
         assert share == ("" if row is None else f"{row.max():.4f}")
     monkeypatch.setattr("sys.stdin", io.StringIO(lines_in))
     assert main([*PREDICT, "--json"]) == 0
     found = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
-    assert [(row["text"], row["label"]) for row in found] == [(text, label or None) for label, _, text in told]
+    assert [(row["text"], row["label"]) for row in found] == [(text, label or None) for label, _, text in answers]
 
 
 @pytest.mark.parametrize(("lines_in", "lines_out"), [("", []), ("\n\n", ["\t\t"] * 2), ("abx", ["yes"])])
@@ -172,7 +171,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(here, capfd, monkeypatc
     assert tree(here / "out") == tree(here / "whole")
 
 
-def test_rows_to_judge_by_can_be_a_file_and_all_others_are_learned_from(here, capfd):
+def test_held_out_rows_can_be_a_file_and_all_others_are_learned_from(here, capfd):
     write(here / "test.csv", rows()[:6])
     assert main([*FINETUNE, "--held-out", "test.csv"]) == 0
     report = json.loads((here / "out" / "scores.json").read_text())
@@ -273,12 +272,8 @@ def test_each_of_several_adapters_brings_the_names_of_its_labels(here):
     adapters.load("one", "adapter")
     without_names(here / "adapter")
     adapters.load("two", "adapter")
-    for name, names in (
-        ("one", ["no", "yes"]),
-        ("two", ["bad", "fine"]),
-        ("one", ["no", "yes"]),
-        (None, ["bad", "fine"]),
-    ):
+    known, base = ["no", "yes"], ["bad", "fine"]
+    for name, names in (("one", known), ("two", base), ("one", known), (None, base)):
         adapters.activate(name)
         assert labels_of(model) == names
 
@@ -372,7 +367,7 @@ def test_a_penalty_is_on_the_trained_parameters_of_adapters_and_not_on_the_class
     trained = model.trainable_parameters()
     adapters = {parameter for path, parameter in trained.items() if not path.startswith("classifier")}
     assert 0 < len(adapters) < len(trained)
-    assert set(finetuning.adapter_parameters(model)) == adapters
+    assert set(classification.penalised(model)) == adapters
 
 
 # ---- two settings ----

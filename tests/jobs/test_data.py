@@ -1,9 +1,10 @@
-"""What a job says of its data before it learns: the table, what is unknown, and the label that is the commonest."""
+"""The statistics of its data that a job shows before the training, and its warnings."""
 
 import csv
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from minilora.cli import main
 from minilora.cli.commands import predict
 from minilora.data import Batch
-from minilora.jobs import classification, crossvalidation, data, sweep, text
+from minilora.jobs import classification, crossvalidation, data, prediction, sweep, text
 from minilora.jobs.finetuning import finetune
 from minilora.models.config import Config
 from minilora.models.families.bert import bert
@@ -67,14 +68,9 @@ def test_the_numbers_of_rows_are_those_before_they_are_cut_and_without_special_t
     found = tokenizer.batch(["abc", "好 a", "", "a b c d e f"], 6)
     numbers = data.numbers_of_rows(Batch(found.ids, np.zeros(4), found.padding), found.lengths, tokenizer, 6)
     assert numbers == {
-        "rows": 4,
-        "tokens": 5 + 4 + 2 + 8,
-        "median": 4.5,
-        "longest": 8,
-        "truncated": 0.25,
-        "unknown": 1 / 9,
+        "rows": 4, "tokens": 5 + 4 + 2 + 8, "median": 4.5, "longest": 8, "truncated": 0.25, "unknown": 1 / 9,
         "empty": 1,
-    }
+    }  # fmt: skip
     assert data.numbers_of_tokens(b"bytes", ByteTokenizer()) == {"tokens": 5, "unknown": 0.0}
     assert data.numbers_of_tokens(tokenizer.encode("a 好", special=False), tokenizer) == {"tokens": 2, "unknown": 0.5}
 
@@ -178,11 +174,11 @@ def test_held_out_rows_that_are_learned_from_too_are_counted(given, here):
     rows = many(ENGLISH) if given else many(ENGLISH) + many(ENGLISH)
     write("rows.csv", rows)
     write("test.csv", [*rows[:3], ("other", "pos")])
-    told = []
-    how = {"epochs": 1, "rank": 2, "length": 8, "show_data": told.append}
+    seen = []
+    how = {"epochs": 1, "rank": 2, "length": 8, "show_data": seen.append}
     how |= {"task": "classify", "held_out": "test.csv" if given else None}
     report = finetune("base", "rows.csv", "out", **how)
-    assert told == [report["data"]]
+    assert seen == [report["data"]]
     assert report["data"]["shared"] == 3 if given else report["data"]["shared"] > 0
 
 
@@ -190,18 +186,8 @@ def test_held_out_rows_that_are_learned_from_too_are_counted(given, here):
 def test_compare_shows_the_data_on_stderr_and_the_majority_beside_the_accuracies(here, capfd):
     pytest.importorskip("scipy")
     rows = [*many(ENGLISH, 4), *(("good x", "pos"),) * 6]
-    words = [
-        "compare",
-        *write("rows.csv", rows),
-        "--folds",
-        "2",
-        "--epochs",
-        "1",
-        "--length",
-        "8",
-        "--against",
-        "--rank 1",
-    ]
+    options = shlex.split("--folds 2 --epochs 1 --length 8 --against '--rank 1'")
+    words = ["compare", *write("rows.csv", rows), *options]
     assert main([*words, "--json"]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["majority"] == pytest.approx(10 / 14)
@@ -236,7 +222,7 @@ def test_a_file_in_another_encoding_is_read_by_every_job(here, capfd):
     Path("rows.csv").write_bytes(Path("rows.csv").read_bytes().decode().encode("cp1252"))
     for command in (
         ["finetune", "--task", "classify", *TUNE],
-        ["compare", "--folds", "2", "--epochs", "1", "--length", "8", "--against", "--rank 1"],
+        ["compare", *shlex.split("--folds 2 --epochs 1 --length 8 --against '--rank 1'")],
     ):
         assert main([*command, *words]) == 2
         assert "not UTF-8: say its encoding" in capfd.readouterr().err
@@ -251,9 +237,9 @@ def test_a_file_in_another_encoding_is_read_by_every_job(here, capfd):
 def test_many_lines_of_standard_input_are_answered_a_few_at_a_time(here, capfd, monkeypatch):
     assert main(["finetune", "--task", "classify", *write("rows.csv", many(ENGLISH)), *TUNE]) == 0
     sizes = []
-    call = classification.Classifier.__call__
+    call = prediction.Classifier.__call__
     spy = lambda self, texts, *more: sizes.append(len(texts)) or call(self, texts, *more)  # noqa: E731
-    monkeypatch.setattr(classification.Classifier, "__call__", spy)
+    monkeypatch.setattr(prediction.Classifier, "__call__", spy)
     monkeypatch.setattr(predict, "AT_ONCE", 4)
     monkeypatch.setattr("sys.stdin", io.StringIO("good\n\n" * 10))
     capfd.readouterr()
@@ -265,12 +251,12 @@ def test_many_lines_of_standard_input_are_answered_a_few_at_a_time(here, capfd, 
 def test_a_sweep_shows_the_table_once_before_its_cells(tmp_path, monkeypatch):
     pytest.importorskip("joblib")
     (tmp_path / "words.txt").write_text("words and words\n" * 99)
-    monkeypatch.setattr(sweep, "run_cells", lambda *_: told.append("cells") or (_ for _ in ()).throw(KeyboardInterrupt))
-    told: list = []
+    monkeypatch.setattr(sweep, "run_cells", lambda *_: seen.append("cells") or (_ for _ in ()).throw(KeyboardInterrupt))
+    seen: list = []
     with pytest.raises(KeyboardInterrupt):
         sweep.sweep(
-            "builtin", str(tmp_path / "words.txt"), tmp_path / "out", [1, 2], batch=2, length=8, show_data=told.append
+            "builtin", str(tmp_path / "words.txt"), tmp_path / "out", [1, 2], batch=2, length=8, show_data=seen.append
         )
-    numbers, cells = told
+    numbers, cells = seen
     assert cells == "cells"
     assert {part["unknown"] for part in numbers["parts"].values()} == {0.0}

@@ -1,9 +1,10 @@
-"""Fine-tuning a language model on a text or on answers: what is learned from, what is kept, and what is refused."""
+"""Fine-tuning a language model on a text or on answers: the data, the files, and what is refused."""
 
 import io
 import json
 import math
 import re
+import shlex
 import shutil
 import signal
 import tempfile
@@ -36,20 +37,7 @@ from minilora.training import evaluate, loss_and_gradients
 
 CHAT = MADE["byte_level"]  # with a chat template
 PAIRS = [{"prompt": f"What is {i} and {i}?", "answer": f"It is {2 * i}." + " Yes." * (i % 5)} for i in range(24)]
-TUNE = [
-    "--rank",
-    "2",
-    "--steps",
-    "6",
-    "--batch",
-    "2",
-    "--evaluate-every",
-    "3",
-    "--lr",
-    "0.05",
-    "--checkpoint-every",
-    "2",
-]
+TUNE = shlex.split("--rank 2 --steps 6 --batch 2 --evaluate-every 3 --lr 0.05 --checkpoint-every 2")
 TEXT = ["finetune", "--base", "base", "--data", "words.txt", "--out", "out", "--length", "8", *TUNE]
 INSTRUCT = ["finetune", "--task", "instruct", "--base", "base", "--data", "pairs.jsonl", "--out", "out", *TUNE]
 words = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \n'é👩日ab."), min_size=1, max_size=20)
@@ -225,12 +213,8 @@ def test_the_held_out_examples_are_a_tenth_that_the_seed_chooses_and_are_never_l
 
 @pytest.mark.parametrize("command", [TEXT, INSTRUCT], ids=["text", "instruct"])
 def test_the_same_command_gives_the_same_bytes_and_recomputing_blocks_or_more_checkpoints_change_none(command, here):
-    for out, words in (
-        ("one", []),
-        ("two", []),
-        ("three", ["--recompute", "--checkpoint-every", "5"]),
-        ("other", ["--seed", "3"]),
-    ):
+    changes = {"one": [], "two": [], "three": ["--recompute", "--checkpoint-every", "5"], "other": ["--seed", "3"]}
+    for out, words in changes.items():
         assert main([*command, *words, "--out", out]) == 0
     assert tree(here / "one") == tree(here / "two") == tree(here / "three") != tree(here / "other")
 
@@ -352,7 +336,7 @@ def test_a_text_too_short_in_tokens_or_in_another_encoding_is_refused(content, s
     assert_refused(here, capfd, [*TEXT, "--length", "2", "--batch", "1"] if "hold out" in says else TEXT, says)
 
 
-# ---- witnesses ----
+# ---- PEFT and Transformers ----
 
 
 @pytest.mark.oracle
@@ -392,16 +376,8 @@ def test_smollm2_learns_a_way_of_answering_and_peft_reads_the_same_losses(tmp_pa
     asks = ("What is the capital of {}?", "Name the capital of {}.")
     pairs = [{"prompt": ask.format(a), "answer": f"Arr, 'tis {b}, matey!"} for a, b in cities.items() for ask in asks]
     write_pairs(tmp_path / "pairs.jsonl", pairs)
-    done = finetune(
-        "smollm2",
-        str(tmp_path / "pairs.jsonl"),
-        tmp_path / "out",
-        task="instruct",
-        targets=["q_proj", "v_proj"],
-        batch=2,
-        steps=10,
-        lr=5e-3,
-    )
+    options = {"task": "instruct", "targets": ["q_proj", "v_proj"], "batch": 2, "steps": 10, "lr": 5e-3}
+    done = finetune("smollm2", str(tmp_path / "pairs.jsonl"), tmp_path / "out", **options)
     assert done["perplexity"][10] < 0.1 * done["perplexity"][0]
     base = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()

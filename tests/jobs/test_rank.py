@@ -1,4 +1,4 @@
-"""tasks/rank.py, changes.py and extraction.py: what `minilora rank` measures, writes and refuses."""
+"""What `minilora rank` measures, writes and refuses."""
 
 import json
 import math
@@ -700,17 +700,7 @@ def test_extraction_refuses_what_has_no_linear_layer(here, capfd):
 def tiny(family, head="lm"):
     """A small model of any family whose weights are not as small as those of a new one."""
     rng = np.random.default_rng(1)
-    sizes = {
-        "vocab_size": 40,
-        "n_layers": 2,
-        "d_model": 16,
-        "n_heads": 4,
-        "d_ff": 24,
-        "max_length": 32,
-        "head": head,
-        "labels": 3,
-        "activation": "gelu",
-    }
+    sizes = SHAPE | {"n_kv_heads": 0, "head": head, "labels": 3, "activation": "gelu"}
     model = FAMILIES[family].build(minilora.Config(**sizes, offset=2 if family == "roberta" else 0), rng)
     for parameter in model.named_parameters().values():
         parameter.data = (parameter.data + 0.2 * rng.standard_normal(parameter.data.shape)).astype("f4")

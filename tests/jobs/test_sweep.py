@@ -1,4 +1,4 @@
-"""A sweep: cells that are runs of finetune, what is said of them, and a sweep that is killed and resumed."""
+"""A sweep: its cells, which are runs of finetune, its report, and a sweep that is killed and resumed."""
 
 import io
 import itertools
@@ -142,9 +142,9 @@ def test_the_report_says_what_the_cells_hold(finished):
             losses.append(seed["bits_per_byte"])
             tensors, _ = load_tensors(cell / "adapter_model.safetensors")
             assert row["trainable"] == sum(x.size for x in tensors.values())
-            told = json.loads((cell / "settings.json").read_text())
-            assert (told.pop("rank"), told.pop("seed")) == (row["rank"], i)
-            assert report["settings"] == told | {"ranks": [1, 2, 3], "seeds": 2}
+            cell_settings = json.loads((cell / "settings.json").read_text())
+            assert (cell_settings.pop("rank"), cell_settings.pop("seed")) == (row["rank"], i)
+            assert report["settings"] == cell_settings | {"ranks": [1, 2, 3], "seeds": 2}
         assert row["mean"] == pytest.approx(np.mean(losses), rel=1e-12)
         assert row["standard_error"] == pytest.approx(np.std(losses, ddof=1) / math.sqrt(2), rel=1e-12)
     assert report | sweep.choose(report["ranks"]) == report

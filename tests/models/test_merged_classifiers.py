@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minilora.cli import main
-from minilora.jobs.classification import Classifier
+from minilora.jobs.prediction import Classifier
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
 torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")

@@ -1,8 +1,9 @@
 """The commands of minilora, one file each: to add one is to add a file, and its name here.
 
-The docstring of a file is the command's help. It has EXAMPLE; arguments(add), which adds its options; run(options),
-which returns an exit code or None; SHARED, those of options.SHARED that it takes, if any; and HOLDS, what --out will
-contain, if it has one. run() itself imports what is slow, such as NumPy: --help need not wait for it.
+The docstring of a file is the command's help. The file has EXAMPLE; arguments(add), which adds its options;
+run(options), which returns an exit code or None; SHARED, the options of options.SHARED that it takes, if any; and
+HOLDS, the files in --out, if it has that option. run() imports what is slow, such as NumPy, so that --help need not
+wait for it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ COMMANDS = [  # in the order of --help
 
 
 def parser() -> Parser:
-    """The parser of all commands; it sets `run` to the function of the one that is given."""
+    """The parser of all commands. What it parses has as `run` the function of the given command."""
     top = Parser(prog="minilora", description=description)
     top.add_argument("--version", action="version", version=f"minilora {__version__}")
     commands = top.add_subparsers(required=True, metavar="command")

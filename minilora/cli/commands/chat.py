@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from ...display.tables import visible
-from ..models import load_model, sampling, shown
+from ..models import load_model, located, sampling, shown
 from ..options import Add, Options, add_generation
 
 EXAMPLE = "minilora chat --base smollm2 --temperature 0.7"
@@ -23,9 +23,10 @@ def run(options: Options) -> None:
     from ...models.generation import answer
     from ...models.pretrained import load_tokenizer
 
-    model, base = load_model(options)
-    tokenizer, choices, terminal = load_tokenizer(base), sampling(options), sys.stdin.isatty()
-    tokenizer.chat([{"role": "user", "content": "?"}])  # raises for a model without a chat template
+    base, adapter = located(options)
+    tokenizer = load_tokenizer(base)
+    tokenizer.chat([{"role": "user", "content": "?"}])  # raises for a model without a chat template, before it is read
+    model, choices, terminal = load_model(base, adapter, options), sampling(options), sys.stdin.isatty()
     if terminal:
         leave = "Ctrl-Z and Enter end" if os.name == "nt" else "Ctrl-D ends"
         print(f"minilora: {leave} the chat, Ctrl-C an answer", file=sys.stderr)
@@ -49,7 +50,7 @@ def run(options: Options) -> None:
 
 
 def lines(terminal: bool) -> Iterator[str]:
-    """What a person types, or a file holds, but for empty lines."""
+    """The lines of standard input that are not empty; a terminal shows a prompt for each."""
     while True:
         try:
             line = input("> " if terminal else "")

@@ -1,4 +1,4 @@
-"""Compare two settings of a classifier on the same folds, by a test that knows how folds overlap."""
+"""Compare two settings of a classifier by cross-validation, with a test corrected for overlapping training sets."""
 
 import math
 import sys
@@ -15,7 +15,7 @@ SHARED = "--base", "--device", "--seed", "--shards"
 
 def arguments(add: Add) -> None:
     add("--data", required=True, metavar="FILE", help="a .csv, .tsv or .jsonl, rotten_tomatoes or imdb")
-    add("--against", type=against, required=True, metavar="OPTIONS", help="what is other in the second setting")
+    add("--against", type=against, required=True, metavar="OPTIONS", help="what differs in the second setting")
     add("--folds", type=positive_int, default=5, metavar="N", help="(default 5)")
     add_settings(add, "rank", "encoding", *LEARNING, *CLASSIFYING, *COLUMNS)
     add("--json", action="store_true", help=JSON)

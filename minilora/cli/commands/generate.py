@@ -1,6 +1,6 @@
 """Continue a prompt."""
 
-from ..models import load_model, sampling, shown
+from ..models import load_model, located, sampling, shown
 from ..options import Add, Options, add_generation
 
 EXAMPLE = "minilora generate --adapter runs/demo --prompt 'def main(' --temperature 0.7"
@@ -16,7 +16,8 @@ def run(options: Options) -> None:
     from ...models.generation import stream
     from ...models.pretrained import load_tokenizer
 
-    model, base = load_model(options)
+    base, adapter = located(options)
+    model = load_model(base, adapter, options)
     pieces = stream(model, options.prompt, options.tokens, tokenizer=load_tokenizer(base), **sampling(options))
     print(shown(options.prompt.encode(errors="surrogateescape").decode(errors="replace")), end="", flush=True)
     try:

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from ..models import load_model
+from ..models import load_model, located
 from ..options import ADAPTER, Add, Options, add_base_of_adapter
 
 EXAMPLE = "minilora merge --adapter runs/demo --out runs/merged"
@@ -22,7 +22,8 @@ def run(options: Options) -> None:
     from ...models.saving import model_files, reads_last_token
 
     check_free(options.out)
-    (model, base), tokenizer = load_model(options), None
+    base, adapter = located(options)
+    model, tokenizer = load_model(base, adapter, options), None
     if reads_last_token(model):
         with suppress(FileNotFoundError):  # a base without one
             tokenizer = load_tokenizer(base)

@@ -1,7 +1,7 @@
 """Classify the rows of a file, or the lines of standard input: label, probability and text, separated by tabs.
 
-There is a line of output for each line of input, as `paste` needs it: for an empty one, with nothing between the
-tabs. (At a terminal an empty line is passed over.)
+Each line of input gives a line of output, so that `paste` can join them; an empty one gives nothing between the tabs.
+(At a terminal an empty line is ignored.)
 """
 
 import io
@@ -33,7 +33,8 @@ def arguments(add: Add) -> None:
 def run(options: Options) -> None:
     from ...data import check_encoding
     from ...data.records import label_ids, read_records
-    from ...jobs.classification import Classifier, print_scores
+    from ...jobs.classification import print_scores
+    from ...jobs.prediction import Classifier
     from ...training.metrics import confusion_matrix, scores
 
     check_encoding(options.encoding)
@@ -70,7 +71,7 @@ def answer_lines(classify: Any, options: Options) -> None:
 
 
 def answer(classify: Any, texts: list[str], as_json: bool, description: str | None = None) -> Any:
-    """Print a line for each text; (N, labels) probabilities of those that are not empty."""
+    """Print a line for each text. Returns (N, labels) probabilities of those that are not empty."""
     given = list(filter(None, texts))
     p: Any = classify(given, description) if given else []
     rows = iter(p)

@@ -12,11 +12,11 @@ SHARED = "--base", "--out", "--resume", "--device"
 
 
 def arguments(add: Add) -> None:
-    same = "ranks to try, at the same alpha: each has the scale alpha/rank (with --rslora alpha/sqrt(rank))"
-    add("--ranks", type=positive_ints, required=True, metavar="N,N", help=same)
+    ranks = "ranks to try, at the same alpha: each has the scale alpha/rank (with --rslora alpha/sqrt(rank))"
+    add("--ranks", type=positive_ints, required=True, metavar="N,N", help=ranks)
     add("--seeds", type=positive_int, default=3, metavar="N", help="runs of each rank, seeds 0 to N-1 (default 3)")
     add("--jobs", type=positive_int, default=2, metavar="N", help="runs at a time; changes no byte (default 2)")
-    shards = "cut batches for N threads in each run (default 1)"
+    shards = "split each batch over N threads in each run (default 1)"
     add("--shards", type=positive_int, default=1, metavar="N", help=shards)
     add("--data", required=True, metavar="FILE", help=DATA)
     add_settings(add, *TUNING)
