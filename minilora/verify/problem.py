@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,6 +16,7 @@ from .language import Words, words
 
 Backward: TypeAlias = Callable[..., Tensors]  # (dy, *inputs, **constants) -> the gradients
 Terms: TypeAlias = Callable[..., dict[str, dict[str, Array]]]  # the same -> {"dx": {"the base path": array, ...}}
+Sentences: TypeAlias = Callable[[str, str], None]  # takes what a fault says and what it asks
 Law: TypeAlias = Callable[[Tensors, Case], float]  # the relative violation of what must hold of the gradients
 
 
@@ -94,14 +97,76 @@ class Problem:
         words += [constant(key) for key in cases[0].constants]
         return f"{self.name}: grad(dy, {', '.join(words)}), dy {shape([case.dy for case in cases])}"
 
+    # ---- four ways to add a fault; each returns a function that takes what it says and what it asks ----
+
     def fault(self, says: str, asks: str, *, whole: bool = False) -> Callable[[Backward], Backward]:
-        """Add the decorated function, under its own name, to the faults."""
+        """The decorated function, under its own name."""
 
         def add(wrong: Backward) -> Backward:
-            name = wrong.__name__
-            if name in self.faults:
-                raise ValueError(f"{self.name} has a fault {name} already")
-            self.faults[name] = Fault(name, wrong, words(says), words(asks), whole)
+            self.add(wrong.__name__, wrong, whole)(says, asks)
             return wrong
 
         return add
+
+    def computed(self, name: str, **tensors: Callable[..., Array]) -> Sentences:
+        """Some tensors, each a function of those arguments of the gradient that its parameters name."""
+        return self.add(name, partial(with_tensors, tensors, self.arguments))
+
+    def multiplied(self, name: str, **factors: Any) -> Sentences:
+        """Tensors of the textbook gradient times a number, or times a function as in `computed`."""
+        return self.add(name, partial(with_factors, self.backward, self.arguments, factors))
+
+    def called_with(self, name: str, *, only: str = "", **arguments: Any) -> Sentences:
+        """The textbook gradient, where arguments are another value, as eps=0, or a function as in `computed`.
+
+        With `only` the fault is one of these tensors alone: "dx dg".
+        """
+        return self.add(name, partial(with_arguments, self.backward, self.arguments, arguments, only.split()))
+
+    def add(self, name: str, wrong: Backward, whole: bool = False) -> Sentences:
+        def add(says: str, asks: str) -> None:
+            if name in self.faults:
+                raise ValueError(f"{self.name} has a fault {name} already")
+            self.faults[name] = Fault(name, wrong, words(says), words(asks), whole)
+
+        return add
+
+    @property
+    def arguments(self) -> list[str]:
+        """What the textbook gradient calls dy, the inputs and the constants."""
+        return list(inspect.signature(self.backward).parameters)
+
+
+def with_tensors(tensors: Mapping[str, Any], names: list[str], *arguments: Array, **constants: Any) -> Tensors:
+    given = dict(zip(names, arguments, strict=False)) | constants
+    return {tensor: evaluated(value, given) for tensor, value in tensors.items()}
+
+
+# The next two take `backward` first: a search for two faults at once puts a wrong one in its place.
+
+
+def with_factors(
+    backward: Backward, names: list[str], factors: Mapping[str, Any], *arguments: Array, **constants: Any
+) -> Tensors:
+    true, given = backward(*arguments, **constants), dict(zip(names, arguments, strict=False)) | constants
+    return {tensor: true[tensor] * evaluated(factor, given) for tensor, factor in factors.items()}
+
+
+def with_arguments(
+    backward: Backward,
+    names: list[str],
+    changes: Mapping[str, Any],
+    only: list[str],
+    *arguments: Array,
+    **constants: Any,
+) -> Tensors:
+    given = dict(zip(names, arguments, strict=False)) | constants
+    changed = given | {name: evaluated(change, given) for name, change in changes.items()}
+    inputs = [changed.pop(name) for name in names[: len(arguments)]]
+    found = backward(*inputs, **changed)
+    return {tensor: found[tensor] for tensor in only or found}
+
+
+def evaluated(value: Any, given: Mapping[str, Any]) -> Any:
+    """A value, or what a function makes of the arguments that its parameters name."""
+    return value(*(given[name] for name in inspect.signature(value).parameters)) if callable(value) else value

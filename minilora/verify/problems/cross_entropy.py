@@ -119,36 +119,31 @@ cross_entropy = Problem(
 fault = cross_entropy.fault
 
 
-@fault(
+def with_softmax(name, P):
+    """The softmax term is another function of the logits."""
+
+    def wrong(dL, logits, targets, count):
+        return {"dlogits": dL / count * (labelled(targets) * P(logits) - onehot(targets, logits.shape[-1]))}
+
+    return cross_entropy.add(name, wrong)
+
+
+cross_entropy.called_with("divided_by_all_positions", count=lambda targets: targets.size)(
     "dlogits is divided by the number of all positions, the ignored ones among them",
     "Does a position without a label count in the mean?",
 )
-def divided_by_all_positions(dL, logits, targets, count):
-    return backward(dL, logits, targets, targets.size)
-
-
-@fault(
+cross_entropy.called_with("divided_by_labels_here", count=lambda targets: labelled(targets).sum())(
     "dlogits is divided by the number of labels in this batch, but forward divides by the count it was given",
     "When a large batch is taken in parts, by which number must every part divide?",
 )
-def divided_by_labels_here(dL, logits, targets, count):
-    return backward(dL, logits, targets, labelled(targets).sum())
-
-
-@fault(
+cross_entropy.called_with("divided_by_vocabulary", count=lambda logits, count: count * logits.shape[-1])(
     "dlogits is divided by the size of the vocabulary as well: a mean over the logits",
     "Over what does the loss take its mean: the positions, or also the logits of each?",
 )
-def divided_by_vocabulary(dL, logits, targets, count):
-    return backward(dL, logits, targets, count * logits.shape[-1])
-
-
-@fault(
+cross_entropy.called_with("ignored_as_token_zero", targets=lambda targets: np.where(targets == IGNORE, 0, targets))(
     "ignored positions have a gradient in dlogits, as if their label were token 0",
     "Which label did you put for the ignored one, and what undoes it?",
 )
-def ignored_as_token_zero(dL, logits, targets, count):
-    return backward(dL, logits, np.where(targets == IGNORE, 0, targets), count)
 
 
 @fault(
@@ -184,44 +179,24 @@ def target_only(dL, logits, targets, count):
     return {"dlogits": dL / count * onehot(targets, logits.shape[-1]) * (softmax(logits) - 1)}
 
 
-@fault(
+with_softmax("logits_for_softmax", lambda z: z)(
     "the softmax term of dlogits holds the logits themselves: the softmax is forgotten",
     "Of which loss is logits - one-hot the gradient?",
 )
-def logits_for_softmax(dL, logits, targets, count):
-    return {"dlogits": dL / count * (labelled(targets) * logits - onehot(targets, logits.shape[-1]))}
-
-
-@fault("the softmax term of dlogits holds log-probabilities, not probabilities", "Can the softmax term be negative?")
-def log_softmax_for_softmax(dL, logits, targets, count):
-    log_P = np.log(softmax(logits))
-    return {"dlogits": dL / count * (labelled(targets) * log_P - onehot(targets, logits.shape[-1]))}
-
-
-@fault(
+with_softmax("log_softmax_for_softmax", lambda z: np.log(softmax(z)))(
+    "the softmax term of dlogits holds log-probabilities, not probabilities", "Can the softmax term be negative?"
+)
+with_softmax("sigmoid_for_softmax", lambda z: 1 / (1 + np.exp(-z)))(
     "the softmax term of dlogits is a sigmoid of each logit by itself",
     "Do the probabilities in your gradient sum to 1 over the vocabulary?",
 )
-def sigmoid_for_softmax(dL, logits, targets, count):
-    sigma = 1 / (1 + np.exp(-logits))
-    return {"dlogits": dL / count * (labelled(targets) * sigma - onehot(targets, logits.shape[-1]))}
-
-
-@fault(
+with_softmax("not_normalised", lambda z: np.exp(z - z.max(axis=-1, keepdims=True)))(
     "the softmax term of dlogits is not normalised: it holds exp(z - max)", "What must each row of your softmax sum to?"
 )
-def not_normalised(dL, logits, targets, count):
-    E = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return {"dlogits": dL / count * (labelled(targets) * E - onehot(targets, logits.shape[-1]))}
-
-
-@fault(
+with_softmax("softmax_over_tokens", lambda z: softmax(z, axis=1))(
     "the softmax term of dlogits is normalised over the tokens, not over the vocabulary",
     "Between which alternatives does a position choose?",
 )
-def softmax_over_tokens(dL, logits, targets, count):
-    P = softmax(logits, axis=1)
-    return {"dlogits": dL / count * (labelled(targets) * P - onehot(targets, logits.shape[-1]))}
 
 
 @fault(
