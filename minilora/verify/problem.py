@@ -35,9 +35,9 @@ class Factor(NamedTuple):
     """What whole gradients, or terms of them, are multiplied by."""
 
     written: str  # "the scale s = α/r"
-    value: Callable[..., Any]  # called as the gradient is
+    value: Callable[..., Any]  # a function of those arguments of the gradient that its parameters name
     tensors: tuple[str, ...]  # the gradients that have it in every term
-    of_terms: Mapping[str, str] = {}  # gradient -> the one of its terms that has it
+    terms: tuple[str, ...] = ()  # the terms of other gradients that have it
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Problem:
     optional: str = ""  # what may be left out, in words
     rows: bool = False  # each row by itself: batch and tokens may be one axis
     pairs: bool = True  # False where the gradient is one product: there two mistakes look like a third
-    simpler: Mapping[str, Callable[[Case], Case]] = field(default_factory=dict)  # a case with a part of the op off
+    simpler: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # arguments that switch a part of the op off
     # gradients with dropout: what it does not touch, and what it masks if all is kept
     masked: Callable[..., dict[str, tuple[Array, Array]]] | None = None
     original: Problem | None = None  # of which this is another form
@@ -165,6 +165,14 @@ def with_arguments(
     inputs = [changed.pop(name) for name in names[: len(arguments)]]
     found = backward(*inputs, **changed)
     return {tensor: found[tensor] for tensor in only or found}
+
+
+def with_changes(case: Case, changes: Mapping[str, Any]) -> Case:
+    """The case with other inputs and constants, given as in `called_with`."""
+    given = case.inputs | case.constants
+    made = {name: evaluated(change, given) for name, change in changes.items()}
+    inputs = {name: made.pop(name, x) for name, x in case.inputs.items()}
+    return case._replace(inputs=inputs, constants=case.constants | made)
 
 
 def evaluated(value: Any, given: Mapping[str, Any]) -> Any:

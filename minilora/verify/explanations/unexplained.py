@@ -9,6 +9,7 @@ import numpy as np
 
 from ..case import Case, Tensors, apply
 from ..language import Words, joined, words
+from ..problem import with_changes
 from ..problems import problems
 from ..scale import SAME
 from .finding import Finding, WrongTensor, agree
@@ -147,8 +148,8 @@ def not_linear_in_dy(w: WrongTensor, run: Run) -> Iterator[Words]:
 def switched_off(w: WrongTensor, run: Run) -> Iterator[Words]:
     """Of the parts of the op that can be switched off, the one without which the tensor is right."""
     case = w.cases[smallest(w)]
-    for name, change in w.problem.simpler.items():
-        simpler = change(case)
+    for name, changes in w.problem.simpler.items():
+        simpler = with_changes(case, changes)
         try:
             gradient, true = run(simpler)[w.tensor], apply(w.problem.backward, simpler)[w.tensor]
         except ValueError:

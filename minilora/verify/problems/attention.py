@@ -172,23 +172,19 @@ CAUSAL_LAWS = LAWS | {
 FORMULA = "y = P v, P = softmax(S) over the keys, S = q kᵀ/√D + mask"
 
 
-def without_mask(case):
-    return case._replace(constants={"mask": 0 * case.constants["mask"]})
-
-
 attention = partial(
     Problem,
     forward=forward,
     backward=backward,
     terms=terms,
-    factors={"scale": Factor("the factor 1/√D", lambda dy, q, k, v, mask: 1 / root(q), ("dq", "dk"))},
+    factors={"scale": Factor("the factor 1/√D", lambda q: 1 / root(q), ("dq", "dk"))},
     says={"no_row_sum_term": "{it} lacks the row-sum term of the softmax: its Jacobian is taken to be diagonal"},
     asks={
         "no_row_sum_term": "If one score of a row rises, what happens to the weights of the other keys?",
         "row_sum_term_with_wrong_sign": "What must a row of dS sum to, when a shift of the row changes no weight?",
         "no_scale": "What stands between the product q kᵀ and the scores S?",
     },
-    simpler={"without the mask (mask = 0)": without_mask},
+    simpler={"without the mask (mask = 0)": {"mask": lambda mask: 0 * mask}},
 )
 causal_attention = attention(
     "causal_attention",

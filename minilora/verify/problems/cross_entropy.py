@@ -59,19 +59,11 @@ def complete(logits, targets, count=None):
     return {"targets": targets, "count": count}
 
 
-def without_ignored(case):
-    return case._replace(constants=complete(case.inputs["logits"], case.constants["targets"]))
-
-
-SOFTMAX = "the softmax term"
-ONE_HOT = "the one-hot term"
-
-
 def terms(dL, logits, targets, count):
     return {
         "dlogits": {
-            SOFTMAX: dL / count * labelled(targets) * softmax(logits),
-            ONE_HOT: -dL / count * onehot(targets, logits.shape[-1]),
+            "the softmax term": dL / count * labelled(targets) * softmax(logits),
+            "the one-hot term": -dL / count * onehot(targets, logits.shape[-1]),
         }
     }
 
@@ -96,7 +88,7 @@ cross_entropy = Problem(
         "each row of dlogits sums to 0, because shifting a row of logits changes no probability": row_sums,
         "dlogits is 0 at ignored positions, because they are not in the loss": ignored_rows,
     },
-    factors={"mean": Factor("the factor 1/count", lambda dL, logits, targets, count: 1 / count, ("dlogits",))},
+    factors={"mean": Factor("the factor 1/count", lambda count: 1 / count, ("dlogits",))},
     says={
         "no_one_hot_term": "dlogits lacks the one-hot term, the part that raises the target",
         "no_softmax_term": "dlogits lacks the softmax term, the gradient of log Σ exp z",
@@ -114,7 +106,12 @@ cross_entropy = Problem(
     complete=complete,
     optional="also without count: then a mean over all positions, and all have labels; and without dL, which is then 1",
     rows=True,
-    simpler={"where every position has a label, and count is their number": without_ignored},
+    simpler={
+        "where every position has a label, and count is their number": {
+            "targets": lambda logits, targets: complete(logits, targets)["targets"],
+            "count": lambda targets: targets.size,
+        }
+    },
 )
 fault = cross_entropy.fault
 
@@ -144,14 +141,13 @@ cross_entropy.called_with("ignored_as_token_zero", targets=lambda targets: np.wh
     "ignored positions have a gradient in dlogits, as if their label were token 0",
     "Which label did you put for the ignored one, and what undoes it?",
 )
-
-
-@fault(
+cross_entropy.computed(
+    "softmax_at_ignored",
+    dlogits=lambda dL, logits, targets, count: dL / count * (softmax(logits) - onehot(targets, logits.shape[-1])),
+)(
     "the softmax term of dlogits is left at ignored positions: only the one-hot term is masked there",
     "If the loss skips a position, by which way can its logits still matter?",
 )
-def softmax_at_ignored(dL, logits, targets, count):
-    return {"dlogits": dL / count * (softmax(logits) - onehot(targets, logits.shape[-1]))}
 
 
 @fault(
@@ -163,22 +159,17 @@ def softmax_twice(dL, logits, targets, count):
     return {"dlogits": P * (dz - (P * dz).sum(axis=-1, keepdims=True))}
 
 
-@fault(
+cross_entropy.computed(
+    "stopped_at_probabilities",
+    dlogits=lambda dL, logits, targets, count: -dL / count * onehot(targets, logits.shape[-1]) / softmax(logits),
+)(
     "dlogits is the gradient of the probabilities, -1/P at the target: the backward of the softmax is missing",
     "Which step of forward lies between the logits and the probabilities?",
 )
-def stopped_at_probabilities(dL, logits, targets, count):
-    return {"dlogits": -dL / count * onehot(targets, logits.shape[-1]) / softmax(logits)}
-
-
-@fault(
+cross_entropy.multiplied("target_only", dlogits=lambda logits, targets: onehot(targets, logits.shape[-1]))(
     "dlogits is 0 outside the target: the Jacobian of the softmax is taken to be diagonal",
     "If another logit of the row rises, what happens to the probability of the target?",
 )
-def target_only(dL, logits, targets, count):
-    return {"dlogits": dL / count * onehot(targets, logits.shape[-1]) * (softmax(logits) - 1)}
-
-
 with_softmax("logits_for_softmax", lambda z: z)(
     "the softmax term of dlogits holds the logits themselves: the softmax is forgotten",
     "Of which loss is logits - one-hot the gradient?",

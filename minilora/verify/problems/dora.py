@@ -14,15 +14,11 @@ import numpy as np
 from ..case import Case
 from ..problem import Factor, Problem
 from .linear import linear_in, outer_total
-from .low_rank import exchange
-
-# batch, tokens, in, out, r, alpha of each case: one is square
-SHAPES = [(5, 3, 8, 6, 2, 7), (4, 6, 7, 9, 3, 16), (3, 2, 10, 9, 8, 14), (2, 4, 6, 8, 5, 3), (7, 2, 9, 9, 6, 11),
-          (6, 5, 11, 10, 7, 4)]  # fmt: skip
+from .low_rank import SHAPES, exchange, scale_of
 
 
 def draw(rng, i):
-    batch, tokens, width_in, width_out, r, alpha = SHAPES[i]
+    batch, tokens, width_in, width_out, r, alpha, _ = SHAPES[i]
     x = rng.standard_normal((batch, tokens, width_in))
     A, B = rng.standard_normal((r, width_in)), rng.standard_normal((width_out, r))
     m = 1 + rng.random(width_out)
@@ -62,13 +58,10 @@ def backward(dy, x, m, A, B, W, alpha, r):
 
 
 def complete(x, m, A, B, W, alpha=None, r=None, s=None):
-    r = len(A) if r is None else r
-    if alpha is None:
-        alpha = r if s is None else s * r
-    return {"W": W, "alpha": alpha, "r": r}
+    return {"W": W, **scale_of(A, alpha, r, s)}
 
 
-def one_over_norm(dy, x, m, A, B, W, alpha, r):
+def one_over_norm(A, B, W, alpha, r):
     return 1 / merged(A, B, W, alpha, r)[1][:, 0]
 
 
@@ -82,7 +75,7 @@ dora = Problem(
         "m ∘ dm is dy ∘ y summed over the rows, because y is linear in m": linear_in("m", forward),
     },
     factors={
-        "scale": Factor("the scale s = α/r", lambda dy, x, m, A, B, W, alpha, r: alpha / r, ("dA", "dB")),
+        "scale": Factor("the scale s = α/r", lambda alpha, r: alpha / r, ("dA", "dB")),
         "norm": Factor("the factor 1/‖V‖", one_over_norm, ("dm",)),
     },
     asks={"no_norm": "What does m multiply in forward: V, or V divided by its length?"},

@@ -42,7 +42,7 @@ dropout = Problem(
     backward,
     draw,
     laws={"dx is 0 where x was dropped, because such an x changes no output": at_dropped},
-    factors={"rescaling": Factor("the factor 1/(1-p)", lambda dy, x, keep, p: 1 / (1 - p), ("dx",))},
+    factors={"rescaling": Factor("the factor 1/(1-p)", lambda p: 1 / (1 - p), ("dx",))},
     says={
         "no_rescaling": "dx lacks the factor 1/(1-p) at the entries that were kept",
         "rescaling_twice": "dx applies the mask twice, and with it the factor 1/(1-p)",

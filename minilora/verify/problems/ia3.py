@@ -9,14 +9,12 @@ in side         y = (l ∘ x) Wᵀ + b          dx = l ∘ (dy W)         dl = �
 from ..case import Case, relative_error
 from ..problem import Problem
 from .linear import linear_in, total
-
-# batch, tokens, in, out of each case: one is square
-SHAPES = [(5, 3, 8, 6), (4, 6, 7, 9), (3, 2, 10, 9), (2, 4, 6, 8), (7, 2, 9, 9), (6, 5, 11, 10)]
+from .low_rank import SHAPES
 
 
 def drawn(width_of_l):
     def draw(rng, i):
-        batch, tokens, width_in, width_out = SHAPES[i]
+        batch, tokens, width_in, width_out, *_ = SHAPES[i]
         sizes = {"batch": batch, "tokens": tokens, "in": width_in, "out": width_out}
         inputs = {"x": rng.standard_normal((batch, tokens, width_in)), "l": rng.standard_normal(sizes[width_of_l])}
         constants = {"W": rng.standard_normal((width_out, width_in)), "b": rng.standard_normal(width_out)}

@@ -50,26 +50,17 @@ def masked(dy, x, A, B, W, keep, alpha, r, p):
     return {"dx": (dy @ W, alpha / r * dy @ B @ A / (1 - p))}
 
 
-def complete(x, A, B, W=None, keep=None, alpha=None, r=None, p=None, s=None):
-    """W is 0, there is no dropout, r is that of A, and α = r, or s r, where they are not given."""
+def scale_of(A, alpha, r, s):
+    """alpha and r: where they are not given, r is that of A, and α = s r, or r."""
     r = len(A) if r is None else r
-    if alpha is None:
-        alpha = r if s is None else s * r
+    return {"alpha": r * (1 if s is None else s) if alpha is None else alpha, "r": r}
+
+
+def complete(x, A, B, W=None, keep=None, alpha=None, r=None, p=None, s=None):
+    """Without W it is 0, without keep there is no dropout."""
     keep = np.ones(x.shape) if keep is None else keep
     W = np.zeros((len(B), x.shape[-1])) if W is None else W
-    return {"W": W, "keep": keep, "alpha": alpha, "r": r, "p": 1 - 1 / keep.max() if p is None else p}
-
-
-def without_dropout(case):
-    return case._replace(constants=case.constants | {"keep": np.ones(case.inputs["x"].shape), "p": 0.0})
-
-
-def without_W(case):
-    return case._replace(constants=case.constants | {"W": 0 * case.constants["W"]})
-
-
-def with_scale_1(case):
-    return case._replace(constants=case.constants | {"alpha": float(case.constants["r"])})
+    return {"W": W, "keep": keep, **scale_of(A, alpha, r, s), "p": 1 - 1 / keep.max() if p is None else p}
 
 
 def sum_of_rows(a):
@@ -86,10 +77,6 @@ def at_dropped(tensors, case):
     return relative_error(tensors["dx"] * dropped, base * dropped)
 
 
-def scale(dy, x, A, B, W, keep, alpha, r, p):
-    return alpha / r
-
-
 low_rank = Problem(
     "low_rank",
     forward,
@@ -100,7 +87,7 @@ low_rank = Problem(
         "Bᵀ dB = dA Aᵀ, because an invertible factor moved from B to A changes no output": exchange,
         "where x was dropped, dx is dy W alone, because only the base path sees such an x": at_dropped,
     },
-    factors={"scale": Factor("the scale s = α/r", scale, ("dA", "dB"), {"dx": "the low-rank path"})},
+    factors={"scale": Factor("the scale s = α/r", lambda alpha, r: alpha / r, ("dA", "dB"), ("the low-rank path",))},
     says={
         "no_base_path": "dx lacks the base path, through the frozen W",
         "no_low_rank_path": "dx lacks the low-rank path, through B and A",
@@ -119,9 +106,9 @@ low_rank = Problem(
     optional="also without W (y = s x Aᵀ Bᵀ), keep and p, or r (that of A), and with s for alpha/r",
     rows=True,
     simpler={
-        "without dropout (keep = 1, p = 0)": without_dropout,
-        "without the frozen W (W = 0)": without_W,
-        "with the scale α/r = 1": with_scale_1,
+        "without dropout (keep = 1, p = 0)": {"keep": lambda keep: np.ones_like(keep), "p": 0.0},
+        "without the frozen W (W = 0)": {"W": lambda W: 0 * W},
+        "with the scale α/r = 1": {"alpha": lambda r: float(r)},
     },
 )
 

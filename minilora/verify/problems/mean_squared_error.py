@@ -42,7 +42,7 @@ mean_squared_error = Problem(
     draw,
     terms,
     laws={"dy · (y - t) is 2 dL L, because scaling the residual by c scales L by c²": along_residual},
-    factors={"mean": Factor("the factor 1/n", lambda dL, y, target: 1 / y.size, ("dy",))},
+    factors={"mean": Factor("the factor 1/n", lambda y: 1 / y.size, ("dy",))},
     says={
         "no_mean": "dy is not divided by n: it is the gradient of a sum, but the loss is a mean",
         "sign_flipped": "dy has the wrong sign: the residual is taken as target minus y",

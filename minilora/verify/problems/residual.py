@@ -100,24 +100,14 @@ def with_slope(name, slope):
     return residual.add(name, wrong)
 
 
-@fault(
+residual.computed("x_on_skip_path", dx=lambda dy, x, U, V: x + branch(dy, x, U, V)[0] @ U)(
     "dx adds x itself on the skip path, not the gradient dy",
     "What travels back along the skip path: a value, or the gradient of one?",
 )
-def x_on_skip_path(dy, x, U, V):
-    da, _ = branch(dy, x, U, V)
-    return {"dx": x + da @ U}
-
-
-@fault(
+residual.computed("paths_multiplied", dx=lambda dy, x, U, V: dy * (branch(dy, x, U, V)[0] @ U))(
     "dx multiplies the gradients of the two paths, but must add them",
     "The chain rule multiplies along one path: what does it do with paths that lie side by side?",
 )
-def paths_multiplied(dy, x, U, V):
-    da, _ = branch(dy, x, U, V)
-    return {"dx": dy * (da @ U)}
-
-
 residual.called_with("gradient_shared_out", dy=lambda dy: dy / 2)(
     "{it} has only half of dy: it was shared out between the two paths",
     "If one addend of a sum grows by a little, does the sum grow by as much or by half?",
@@ -149,12 +139,7 @@ residual.called_with("dx_for_dy", only="dU dV", dy=lambda dy, x, U, V: backward(
     "{it} is computed from dx instead of dy: the paths were added up before the branch was done",
     "The branch ends at y: whose gradient enters it there? Does your dy still hold that?",
 )
-
-
-@fault(
+residual.computed("y_for_x", dU=lambda dy, x, U, V: outer_total(branch(dy, x, U, V)[0], forward(x, U, V)))(
     "dU is summed with y instead of x, as if x had been overwritten by the sum",
     "Is the x that you kept for backward still the one that U has seen?",
 )
-def y_for_x(dy, x, U, V):
-    da, _ = branch(dy, x, U, V)
-    return {"dU": outer_total(da, forward(x, U, V))}

@@ -50,10 +50,6 @@ def along_x(tensors, case):
     return relative_error(mean(x * tensors["dx"]), eps / rms**2 * mean(case.dy * forward(**case.inputs, eps=eps)))
 
 
-def one_over_rms(dy, x, g, eps):
-    return 1 / normalise(x, eps)[1]
-
-
 rms_norm = Problem(
     "rms_norm",
     forward,
@@ -64,7 +60,7 @@ rms_norm = Problem(
         "each row of dx is orthogonal to x, up to (ε/rms²) dy·y: scaling x changes the output through ε alone": along_x,
         "g ∘ dg is dy ∘ y summed over the rows, because y is linear in g": linear_in("g", forward),
     },
-    factors={"division": Factor("the factor 1/rms", one_over_rms, ("dx",))},
+    factors={"division": Factor("the factor 1/rms", lambda x, eps: 1 / normalise(x, eps)[1], ("dx",))},
     says={
         "no_rms_term": "dx treats the rms as a constant: the rms term is missing",
         "no_direct_term": "dx lacks the direct term: only the path through the rms is left",

@@ -43,17 +43,13 @@ def backward(dy, x, theta):
     return {"dx": rotate(dy, -angles(x, theta))}
 
 
-COS = "the cos term"
-SIN = "the sin term"
-
-
 def terms(dy, x, theta):
     phi = angles(x, theta)
     a, b = halves(dy)
     return {
         "dx": {
-            COS: np.concatenate([a * np.cos(phi), b * np.cos(phi)], axis=-1),
-            SIN: np.concatenate([b * np.sin(phi), -a * np.sin(phi)], axis=-1),
+            "the cos term": np.concatenate([a * np.cos(phi), b * np.cos(phi)], axis=-1),
+            "the sin term": np.concatenate([b * np.sin(phi), -a * np.sin(phi)], axis=-1),
         }
     }
 

@@ -91,7 +91,9 @@ def sigmoid_for_silu(dy, gate, up):
 swiglu.computed(
     "relu_for_silu", dgate=lambda dy, gate, up: dy * up * (gate > 0), dup=lambda dy, gate: dy * np.maximum(gate, 0)
 )("{it} is that of a ReLU gate, max(gate, 0) ∘ up", "Is silu(z) zero for a negative z?")
-swiglu.computed("z_forgotten", dgate=lambda dy, gate, up: dy * up * sigmoid(gate) * (2 - sigmoid(gate)))(
+swiglu.computed(
+    "z_forgotten", dgate=lambda dy, gate, up: dy * up * (sigmoid(gate) + sigmoid(gate) * (1 - sigmoid(gate)))
+)(
     "the second term of silu' in dgate is σ(1 - σ), without the factor z",
     "In the product rule, what stays undifferentiated beside the derivative of σ?",
 )
