@@ -5,7 +5,7 @@
     term          missing; counted twice; with the wrong sign
     factor        missing; applied twice
 
-A problem has a fault of its own only where none of these is it, and may have better words for these (`says`, `asks`).
+A problem states only the faults that are none of these, and may have better words for these (`says`, `asks`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import numpy as np
 
 from ..backend import Array
 from .case import Case, Tensors, apply
+from .changes import evaluated, named, with_factors
 from .language import Words, joined, words
-from .problem import Backward, Factor, Fault, Problem, Terms, evaluated, with_factors
+from .problem import Backward, Factor, Fault, Problem, Terms
 
 
 def common_faults(problem: Problem) -> dict[str, Fault]:
@@ -163,7 +164,7 @@ def with_coefficient(
     terms: Terms, names: list[str], term: str, number: Any, *arguments: Array, **constants: Any
 ) -> Tensors:
     """The gradients that have this term, with a number in front of it, given as in `Problem.multiplied`."""
-    number = evaluated(number, dict(zip(names, arguments, strict=False)) | constants)
+    number = evaluated(number, named(names, arguments, constants))
     return {
         tensor: sum(((number if name == term else 1) * part for name, part in parts.items()), start=np.zeros(()))
         for tensor, parts in terms(*arguments, **constants).items()

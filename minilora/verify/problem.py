@@ -12,6 +12,7 @@ import numpy as np
 
 from ..backend import Array
 from .case import Case, Tensors
+from .changes import with_arguments, with_factors, with_tensors
 from .language import Words, words
 
 Backward: TypeAlias = Callable[..., Tensors]  # (dy, *inputs, **constants) -> the gradients
@@ -44,7 +45,8 @@ class Factor(NamedTuple):
 class Problem:
     """`forward(*inputs, **constants)`, its textbook `backward(dy, *inputs, **constants) -> {"dx": ...}`, and faults.
 
-    Sentences are in English; the catalogue beside the problem has them in Chinese.
+    Sentences are in English; the catalogue beside the problem has them in Chinese. A fault of its own is added by the
+    first of `called_with`, `multiplied`, `computed` and `fault` that can state it; common_faults makes the others.
     """
 
     name: str
@@ -53,7 +55,6 @@ class Problem:
     draw: Callable[[np.random.Generator, int], Case]  # case i
     terms: Terms = lambda *arguments, **constants: {}  # the true gradients as sums of named terms
     laws: Mapping[str, Law] = field(default_factory=dict)  # what must hold of the gradients, without a reference
-    zero: tuple[str, ...] = ()  # the inputs whose gradient is always 0
     faults: dict[str, Fault] = field(default_factory=dict)
     factors: Mapping[str, Factor] = field(default_factory=dict)
     says: Mapping[str, str] = field(default_factory=dict)  # better words for a common fault, by its name
@@ -97,7 +98,7 @@ class Problem:
         words += [constant(key) for key in cases[0].constants]
         return f"{self.name}: grad(dy, {', '.join(words)}), dy {shape([case.dy for case in cases])}"
 
-    # ---- four ways to add a fault; each returns a function that takes what it says and what it asks ----
+    # ---- four ways to add a fault: a decorator, and three that return a function of what it says and what it asks ----
 
     def fault(self, says: str, asks: str, *, whole: bool = False) -> Callable[[Backward], Backward]:
         """The decorated function, under its own name."""
@@ -135,46 +136,3 @@ class Problem:
     def arguments(self) -> list[str]:
         """What the textbook gradient calls dy, the inputs and the constants."""
         return list(inspect.signature(self.backward).parameters)
-
-
-def with_tensors(tensors: Mapping[str, Any], names: list[str], *arguments: Array, **constants: Any) -> Tensors:
-    given = dict(zip(names, arguments, strict=False)) | constants
-    return {tensor: evaluated(value, given) for tensor, value in tensors.items()}
-
-
-# The next two take `backward` first: a search for two faults at once puts a wrong one in its place.
-
-
-def with_factors(
-    backward: Backward, names: list[str], factors: Mapping[str, Any], *arguments: Array, **constants: Any
-) -> Tensors:
-    true, given = backward(*arguments, **constants), dict(zip(names, arguments, strict=False)) | constants
-    return {tensor: true[tensor] * evaluated(factor, given) for tensor, factor in factors.items()}
-
-
-def with_arguments(
-    backward: Backward,
-    names: list[str],
-    changes: Mapping[str, Any],
-    only: list[str],
-    *arguments: Array,
-    **constants: Any,
-) -> Tensors:
-    given = dict(zip(names, arguments, strict=False)) | constants
-    changed = given | {name: evaluated(change, given) for name, change in changes.items()}
-    inputs = [changed.pop(name) for name in names[: len(arguments)]]
-    found = backward(*inputs, **changed)
-    return {tensor: found[tensor] for tensor in only or found}
-
-
-def with_changes(case: Case, changes: Mapping[str, Any]) -> Case:
-    """The case with other inputs and constants, given as in `called_with`."""
-    given = case.inputs | case.constants
-    made = {name: evaluated(change, given) for name, change in changes.items()}
-    inputs = {name: made.pop(name, x) for name, x in case.inputs.items()}
-    return case._replace(inputs=inputs, constants=case.constants | made)
-
-
-def evaluated(value: Any, given: Mapping[str, Any]) -> Any:
-    """A value, or what a function makes of the arguments that its parameters name."""
-    return value(*(given[name] for name in inspect.signature(value).parameters)) if callable(value) else value

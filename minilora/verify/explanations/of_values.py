@@ -172,7 +172,7 @@ def fitted(gradient: Sequence[Array], parts: Sequence[Sequence[Array]]) -> Array
 
 
 def clipped(w: WrongTensor) -> Finding | None:
-    """Cut off at a number, entry by entry, or shortened to a norm."""
+    """Clipped entry by entry, or to a norm."""
     if not w.same_shapes or any(x.size == 1 for x in w.gradient):
         return None
     asks = "Is clipping a part of forward, or of the step that comes after backward?"

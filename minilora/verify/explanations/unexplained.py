@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ..case import Case, Tensors, apply
+from ..changes import with_changes
 from ..language import Words, joined, words
-from ..problem import with_changes
 from ..problems import problems
 from ..scale import SAME
 from .finding import Finding, WrongTensor, agree

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..case import Case
 from ..problem import Factor, Problem
+from .cross_entropy import exponentials, softmax
 
 # batch, tokens, heads, groups, D of each case
 PLAIN = [(3, 5, 2, 2, 4), (2, 4, 3, 3, 7), (5, 3, 4, 4, 6), (4, 7, 5, 5, 3), (7, 6, 8, 8, 2), (6, 8, 7, 7, 5)]
@@ -84,15 +85,6 @@ def to_queries(P, v):
 def to_keys(P, dy, groups):
     """Pᵀ dy of every query head: (batch, keys, groups, R, D)"""
     return grouped(np.einsum("bhqk,bqhd->bkhd", P, dy), groups)
-
-
-def exponentials(S):
-    return np.exp(S - S.real.max(axis=-1, keepdims=True))
-
-
-def softmax(S):
-    E = exponentials(S)
-    return E / total(E)
 
 
 def weights(q, k, mask):

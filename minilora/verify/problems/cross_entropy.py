@@ -24,8 +24,13 @@ def draw(rng, i):
     return Case(np.asarray(rng.standard_normal()), inputs, {"targets": targets, "count": count}, sizes)
 
 
+def exponentials(z, axis=-1):
+    """exp(z - max), which does not overflow"""
+    return np.exp(z - z.real.max(axis=axis, keepdims=True))
+
+
 def softmax(z, axis=-1):
-    E = np.exp(z - z.real.max(axis=axis, keepdims=True))
+    E = exponentials(z, axis)
     return E / E.sum(axis=axis, keepdims=True)
 
 
@@ -181,7 +186,7 @@ with_softmax("sigmoid_for_softmax", lambda z: 1 / (1 + np.exp(-z)))(
     "the softmax term of dlogits is a sigmoid of each logit by itself",
     "Do the probabilities in your gradient sum to 1 over the vocabulary?",
 )
-with_softmax("not_normalised", lambda z: np.exp(z - z.max(axis=-1, keepdims=True)))(
+with_softmax("not_normalised", exponentials)(
     "the softmax term of dlogits is not normalised: it holds exp(z - max)", "What must each row of your softmax sum to?"
 )
 with_softmax("softmax_over_tokens", lambda z: softmax(z, axis=1))(

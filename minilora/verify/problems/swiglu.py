@@ -74,6 +74,12 @@ swiglu = Problem(
 )
 fault = swiglu.fault
 
+
+def with_slope(name, slope):
+    """silu'(z) in dgate is another function of z and σ(z)."""
+    return swiglu.computed(name, dgate=lambda dy, gate, up: dy * up * slope(gate, sigmoid(gate)))
+
+
 swiglu.computed(
     "roles_swapped", dgate=lambda dy, up: dy * silu(up), dup=lambda dy, gate, up: dy * gate * silu_slope(up)
 )("gate and up are swapped: {it} is that of gate ∘ silu(up)", "Which of the two does forward pass through SiLU?")
@@ -91,31 +97,27 @@ def sigmoid_for_silu(dy, gate, up):
 swiglu.computed(
     "relu_for_silu", dgate=lambda dy, gate, up: dy * up * (gate > 0), dup=lambda dy, gate: dy * np.maximum(gate, 0)
 )("{it} is that of a ReLU gate, max(gate, 0) ∘ up", "Is silu(z) zero for a negative z?")
-swiglu.computed(
-    "z_forgotten", dgate=lambda dy, gate, up: dy * up * (sigmoid(gate) + sigmoid(gate) * (1 - sigmoid(gate)))
-)(
+with_slope("z_forgotten", lambda z, sigma: sigma + sigma * (1 - sigma))(
     "the second term of silu' in dgate is σ(1 - σ), without the factor z",
     "In the product rule, what stays undifferentiated beside the derivative of σ?",
 )
-swiglu.computed("one_minus_sigma_forgotten", dgate=lambda dy, gate, up: dy * up * (sigmoid(gate) + silu(gate)))(
+with_slope("one_minus_sigma_forgotten", lambda z, sigma: sigma + z * sigma)(
     "the second term of silu' in dgate lacks the factor 1 - σ",
     "For a very large z, σ no longer moves: what must become of the second term there?",
 )
-swiglu.computed(
-    "slope_of_tanh", dgate=lambda dy, gate, up: dy * up * (sigmoid(gate) + gate * (1 - sigmoid(gate) ** 2))
-)(
+with_slope("slope_of_tanh", lambda z, sigma: sigma + z * (1 - sigma * sigma))(
     "dgate takes the derivative of σ for 1 - σ²: that is the one of tanh",
     "Which function has the derivative σ(1 - σ), and which 1 - σ²?",
 )
-swiglu.computed("one_minus_silu", dgate=lambda dy, gate, up: dy * up * (sigmoid(gate) + silu(gate) * (1 - silu(gate))))(
+with_slope("one_minus_silu", lambda z, sigma: sigma + z * sigma * (1 - z * sigma))(
     "the second term of silu' in dgate uses 1 - silu(z), not 1 - σ(z)",
     "Whose derivative brings the factor 1 - σ: that of silu, or that of σ?",
 )
-swiglu.computed("silu_not_differentiated", dgate=lambda dy, gate, up: dy * up * silu(gate))(
+with_slope("silu_not_differentiated", lambda z, sigma: z * sigma)(
     "dgate multiplies by silu(gate), not by the derivative silu'(gate)",
     "What is silu at 0, and what is its slope there?",
 )
-swiglu.computed("silu_left_out_of_dgate", dgate=lambda dy, up: dy * up)(
+with_slope("silu_left_out_of_dgate", lambda z, sigma: 1)(
     "dgate takes up alone for the slope: SiLU is left out", "What does gate pass through before it meets up?"
 )
 swiglu.computed("slope_at_up", dgate=lambda dy, up: dy * up * silu_slope(up))(
