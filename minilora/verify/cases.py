@@ -41,11 +41,13 @@ from .op_cases import EPS, OPS, THETA, Rng, at_every_size, pad
 
 # ---- the modules: each with its input as one more parameter, so that dx is checked as any gradient is ----
 
-SHAPES = ((1, 3, 6, 5), (3, 2, 12, 7), (2, 5, 6, 1))  # B, T, C, F; three heads
-SIDES = ("none", "left", "right")  # of the padding, one for each shape
+# B, T, C, F and the side of the padding; three heads
+SHAPES = ((1, 3, 6, 5, "none"), (3, 2, 12, 7, "left"), (2, 5, 6, 1, "right"))
 
 
 class Fed(Module):
+    """A module with the x that it is called with; a float x is a parameter."""
+
     def __init__(self, module: Module, x: np.ndarray) -> None:
         self.module, self.ids = module, x
         self.x = Parameter(x) if x.dtype.kind == "f" else None
@@ -80,10 +82,14 @@ def check(module: Module, x: np.ndarray, side: str, rng: Rng) -> Report:
     return check_model(fed, lambda: offset + (dy * run()[0]).sum(), grads, rng=rng, zero=zero)
 
 
-def shaken(module: Any, rng: Rng) -> Any:
-    """The module, no weight, gain, bias or lora_B of which is where it started."""
-    for parameter in module.named_parameters().values():
+def shake(parameters: Iterable[Parameter], rng: Rng) -> None:
+    """Move every weight, gain, bias or lora_B away from where it starts, as from 0 or 1."""
+    for parameter in parameters:
         parameter.data = parameter.data + 0.3 * rng.standard_normal(parameter.data.shape)
+
+
+def shaken(module: Any, rng: Rng) -> Any:
+    shake(module.named_parameters().values(), rng)
     return module
 
 
@@ -99,11 +105,8 @@ def adapter(cls: type[Adapter], options: Mapping[str, Any], new: New) -> Adapter
     """A new adapter on a layer of the class's base type."""
     assert new.rng is not None
     wide = new.config.d_model + new.config.d_ff
-    base = (
-        new.embedding(new.config.vocab_size)
-        if cls.base_type is Embedding
-        else new.linear(new.config.d_model, wide, True)
-    )
+    of_embedding = cls.base_type is Embedding
+    base = new.embedding(new.config.vocab_size) if of_embedding else new.linear(new.config.d_model, wide, True)
     return cls.start(base, rng=new.rng, **options)
 
 
@@ -158,7 +161,7 @@ def merged_embedding(new: New) -> Module:
 
 
 def of_part(make: Callable[[New], Module], rng: Rng, merged: bool = False) -> Iterator[Report]:
-    for (B, T, C, F), side in zip(SHAPES, SIDES, strict=True):
+    for B, T, C, F, side in SHAPES:
         config = Config(vocab_size=5, n_layers=1, d_model=C, n_heads=3, d_ff=F, max_length=T, eps=EPS, dtype="float64")
         module = shaken(make(New(config, rng)), rng)
         named = [type(part).__name__ for _, part in module.named_modules()]
@@ -166,6 +169,9 @@ def of_part(make: Callable[[New], Module], rng: Rng, merged: bool = False) -> It
         yield check(MergedLinear(module) if merged else module, x, side, rng)
 
 
+# ---- the models: two layers, three heads ----
+
+VOCABULARY = 11
 SPECIAL: dict[str, dict[str, Any]] = {
     "mistral": {"n_kv_heads": 1, "rope_theta": THETA, "sliding_window": 3},
     "qwen2": {"n_kv_heads": 1, "rope_theta": THETA, "sliding_window": 3, "max_window_layers": 1},
@@ -177,49 +183,42 @@ SPECIAL: dict[str, dict[str, Any]] = {
 ENCODERS = [name for name, family in FAMILIES.items() if "tokens" in family.classes]
 
 
-def of_tied(rng: Rng) -> Iterator[Report]:
-    """A tied head that has the adapter of the embedding: two uses of one A and one B."""
-    for (B, T, _, _), side in zip(SHAPES, SIDES, strict=True):
-        made = model("bert", rng, adapted=False)
-        attach_lora(made, ["embed", "q_proj"], r=2, alpha=3, dropout=0.4, rng=rng, ensure_weight_tying=True)
-        yield check(shaken(made, rng), rng.integers(0, 11, (B, T + 2)), side, rng)
-
-
-def of_variant(variant: str, rng: Rng) -> Iterator[Report]:
-    """In a model shared slots serve layers of several sizes, and fused layers are adapted by parts."""
-    for family, targets, (B, T, _, _), side in zip(
-        ("llama", "gpt2"), ("all-linear", None), SHAPES, SIDES, strict=False
-    ):
-        made = model(family, rng, adapted=False)
-        for path in attach(made, variant, targets, rng=rng, **variants()[variant][0].examples[""]):
-            for parameter in made[path].own_parameters().values():
-                parameter.data = parameter.data + 0.3 * rng.standard_normal(parameter.data.shape)
-        yield check(made, rng.integers(0, 11, (B, T + 2)), side, rng)
-
-
-def of_family(family: str, adapted: bool, head: str, rng: Rng) -> Iterator[Report]:
-    for (B, T, _, _), side in zip(SHAPES, SIDES, strict=True):
-        yield check(model(family, rng, adapted, head), rng.integers(0, 11, (B, T + 2)), side, rng)
-
-
 def model(family: str, rng: Rng, adapted: bool = True, head: str = "lm") -> Transformer:
-    """Two layers, and with `adapted` an adapter whose B is not 0 on every linear layer."""
-    config = Config(
-        vocab_size=11,
-        n_layers=2,
-        d_model=12,
-        n_heads=3,
-        d_ff=7,
-        max_length=9,
-        eps=EPS,
-        dtype="float64",
-        head=head,
-        labels=4,
-    )
-    made = FAMILIES[family].build(replace(config, **SPECIAL.get(family, {})), rng)
+    """A model off its start, with `adapted` one that has LoRA on every linear layer."""
+    config = Config(VOCABULARY, n_layers=2, d_model=12, n_heads=3, d_ff=7, max_length=9, eps=EPS, dtype="float64")
+    config = replace(config, head=head, labels=4, **SPECIAL.get(family, {}))
+    made = FAMILIES[family].build(config, rng)
     if adapted:
         attach_lora(made, "all-linear", r=2, alpha=3, rng=rng)
     return shaken(made, rng)
+
+
+def checked(made: Transformer, shape: tuple[int, int, int, int, str], rng: Rng) -> Report:
+    """Every gradient of the model's output for random token ids."""
+    B, T, _, _, side = shape
+    return check(made, rng.integers(0, VOCABULARY, (B, T + 2)), side, rng)
+
+
+def of_family(family: str, adapted: bool, head: str, rng: Rng) -> Iterator[Report]:
+    return (checked(model(family, rng, adapted, head), shape, rng) for shape in SHAPES)
+
+
+def of_tied(rng: Rng) -> Iterator[Report]:
+    """A tied head that has the adapter of the embedding: two uses of one A and one B."""
+    for shape in SHAPES:
+        made = model("bert", rng, adapted=False)
+        attach_lora(made, ["embed", "q_proj"], r=2, alpha=3, dropout=0.4, rng=rng, ensure_weight_tying=True)
+        yield checked(shaken(made, rng), shape, rng)
+
+
+def of_variant(variant: str, rng: Rng) -> Iterator[Report]:
+    """In llama shared slots serve layers of several sizes; in gpt2 fused layers are adapted by parts."""
+    options = variants()[variant][0].examples[""]
+    for family, targets, shape in (("llama", "all-linear", SHAPES[0]), ("gpt2", None, SHAPES[1])):
+        made = model(family, rng, adapted=False)
+        for path in attach(made, variant, targets, rng=rng, **options):
+            shake(made[path].own_parameters().values(), rng)
+        yield checked(made, shape, rng)
 
 
 CHECKS: dict[str, Callable[[Rng], Iterable[Report]]] = {

@@ -1,4 +1,4 @@
-"""Checking a hand-written gradient against numbers it had no part in.
+"""Check a hand-written gradient against slopes that are measured from the forward alone.
 
 For y = f(x) and a random upstream gradient dy, the scalar is L(x) = Σ dy ∘ y, and a gradient g of L is right when, for
 random directions u, g·u is the slope of L along u: by central differences, by the complex step (see differences.py),
@@ -260,7 +260,7 @@ def check_tensor(
     torch: np.ndarray | None = None,
     near: Callable[[Iterable[Any]], Iterable[Point]] = lambda shifts: (),
 ) -> Row:
-    """`torch` is PyTorch's gradient; `near(shifts)` are points that far off."""
+    """One row: is the gradient `here` that of L? `torch` is PyTorch's; `near(shifts)` are points that far off."""
     L, x, g = here
     row = Row(name, x.shape, {})
     if g.shape != x.shape:
@@ -280,6 +280,7 @@ def check_tensor(
     nothing = NOTHING * terms
     hidden = central.worst if steps is None else nothing
 
+    # Is there a gradient at all, and can it be seen?
     norm, slope = rms(g) * math.sqrt(g.size), float(np.abs(true).max())
     vanishes = norm <= max(nothing, central.worst) and slope <= hidden
     if hidden > HIDES * how.unit if vanishes else central.blind and steps is None and torch is None and not zero:
@@ -299,6 +300,7 @@ def check_tensor(
         row.note = "wrong: zero everywhere"
         return row
 
+    # What each method's error is relative to, and how far the method itself may be off
     scale = rms(g if norm else true) * (1 if entries else math.sqrt(g.size))
     if zero:
         row.note, scale = "zero, as it must be", terms or 1.0
@@ -320,6 +322,7 @@ def check_tensor(
         shifts = [NEAR * central.t + far * np.abs(x) for far in FAR]
         methods["complex"] = Method(steps, exact, shifts, lambda p, _: imaginary(p.L, p.x, us))
 
+    # The errors
     seen = np.full(len(us), math.inf)  # the least mistake that is
     for kind, method in methods.items():
         off, unsure = np.abs(method.values - along), method.uncertainty
@@ -336,6 +339,7 @@ def check_tensor(
     if entries or torch is not None:
         worst = (off / scales).argmax() if entries else off.argmax()
         row.where = tuple(int(i) for i in np.unravel_index(worst, x.shape))
+    # The entries in which even a mistake of 1e-3 would not be seen
     if entries and not zero:
         size, least = np.maximum(np.abs(true), np.abs(along)), FAINT * scale
         agree = (np.abs(true - along) <= HIDES * size) & (steps is not None)

@@ -5,22 +5,23 @@
     term          missing; counted twice; with the wrong sign
     factor        missing; applied twice
 
-A problem has a fault of its own only where none of these is it, and may have better words for these (`says`, `asks`).
+A problem states only the faults that are none of these, and may have better words for these (`says`, `asks`).
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
 
 from ..backend import Array
 from .case import Case, Tensors, apply
+from .changes import evaluated, named, with_factors
 from .language import Words, joined, words
 from .problem import Backward, Factor, Fault, Problem, Terms
 
@@ -130,7 +131,7 @@ def of_the_last_sample(backward: Backward, tensors: list[str], dy: Array, *input
 def of_terms(problem: Problem, case: Case) -> Iterator[Fault]:
     for name in dict.fromkeys(name for parts in apply(problem.terms, case).values() for name in parts):
         term, short = words(name), identifier(name)
-        wrong = partial(with_coefficient, problem.terms, name)
+        wrong = partial(with_coefficient, problem.terms, problem.arguments, name)
         yield Fault(
             f"no_{short}",
             partial(wrong, 0),
@@ -159,8 +160,11 @@ def identifier(term: str) -> str:
     return re.sub("[ -]", "_", found[1])
 
 
-def with_coefficient(terms: Terms, term: str, number: float | Array, *arguments: Array, **constants: Any) -> Tensors:
-    """The gradients that have this term, with a number in front of it."""
+def with_coefficient(
+    terms: Terms, names: list[str], term: str, number: Any, *arguments: Array, **constants: Any
+) -> Tensors:
+    """The gradients that have this term, with a number in front of it, given as in `Problem.multiplied`."""
+    number = evaluated(number, named(names, arguments, constants))
     return {
         tensor: sum(((number if name == term else 1) * part for name, part in parts.items()), start=np.zeros(()))
         for tensor, parts in terms(*arguments, **constants).items()
@@ -173,34 +177,41 @@ def with_coefficient(terms: Terms, term: str, number: float | Array, *arguments:
 
 def of_factors(problem: Problem) -> Iterator[Fault]:
     for name, factor in problem.factors.items():
-        written, it = words(factor.written), Words("{it}", "{it}")
-        places = [(f"no_{name}", f"{name}_twice", it, partial(with_power, problem.backward, factor))]
-        for tensor, term in factor.of_terms.items():
+        written = words(factor.written)
+        places = [(f"no_{name}", f"{name}_twice", Words("{it}", "{it}"), partial(in_tensors, problem, factor))]
+        for term in factor.terms:
             where, short = words("{term} of {it}", term=words(term)), identifier(term)
-            wrong = partial(with_power_in_term, problem.terms, factor, tensor, term)
+            wrong = partial(in_term, problem, factor, term)
             places.append((f"no_{name}_in_{short}", f"{name}_twice_in_{short}", where, wrong))
         for missing, twice, where, wrong in places:
             yield Fault(
                 missing,
-                partial(wrong, -1),
+                wrong(-1),
                 words("{where} lacks {factor}", where=where, factor=written),
                 words("By what does forward multiply on the way to y, and is all of it in your gradient?"),
             )
             yield Fault(
                 twice,
-                partial(wrong, 1),
+                wrong(1),
                 words("{factor} is applied twice, in {where}", where=where, factor=written),
                 words("Which of the quantities that you multiply contains {factor} already?", factor=written),
             )
 
 
-def with_power(backward: Backward, factor: Factor, power: int, *arguments: Array, **constants: Any) -> Tensors:
-    true, more = backward(*arguments, **constants), factor.value(*arguments, **constants) ** power
-    return {tensor: true[tensor] * more for tensor in factor.tensors}
+def in_tensors(problem: Problem, factor: Factor, power: int) -> Backward:
+    """The gradients that have the factor, times a power of it."""
+    more = dict.fromkeys(factor.tensors, to_power(factor.value, power))
+    return partial(with_factors, problem.backward, problem.arguments, more)
 
 
-def with_power_in_term(
-    terms: Terms, factor: Factor, tensor: str, term: str, power: int, *arguments: Array, **constants: Any
-) -> Tensors:
-    more = factor.value(*arguments, **constants) ** power
-    return {tensor: with_coefficient(terms, term, more, *arguments, **constants)[tensor]}
+def in_term(problem: Problem, factor: Factor, term: str, power: int) -> Backward:
+    """The gradients that have the term, with a power of the factor in front of it."""
+    return partial(with_coefficient, problem.terms, problem.arguments, term, to_power(factor.value, power))
+
+
+def to_power(value: Callable[..., Any], power: int) -> Callable[..., Any]:
+    @wraps(value)  # it keeps the names of the parameters
+    def raised(*arguments: Any) -> Any:
+        return value(*arguments) ** power
+
+    return raised

@@ -16,13 +16,9 @@ from .language import Words, words
 Edit = tuple[Words, ast.expr]  # its effect, and what replaces an expression
 
 
-def mutants_of(function: Callable[..., Any]) -> list[tuple[Words, Callable[..., Any]]]:
-    """(its effect, the function with it) for every edit of the source of `function`."""
-    return compiled(function)
-
-
 @functools.cache
-def compiled(function: Callable[..., Any]) -> list[tuple[Words, Callable[..., Any]]]:
+def mutants_of(function: Callable[..., Any]) -> list[tuple[Words, Callable[..., Any]]]:
+    """(its effect, the function with it) for every edit of the source of `function`; [] where it has none to edit."""
     if function.__closure__:
         return []  # its source alone does not run
     try:
@@ -118,11 +114,12 @@ def edits_of(node: ast.expr) -> Iterator[Edit]:
             flipped = ast.Sub() if isinstance(node.op, ast.Add) else ast.Add()
             yield words("the sign of {x} were flipped", x=text(right)), ast.BinOp(left, flipped, right)
         if isinstance(node.op, ast.Mult | ast.Div):
-            yield words("the factor {x} were missing", x=text(right)), left
+            missing, twice = "the factor {x} were missing", "the factor {x} were applied twice"
+            yield words(missing, x=text(right)), left
             if isinstance(node.op, ast.Mult):
-                yield words("the factor {x} were missing", x=text(left)), right
-                yield twice(left), ast.BinOp(node, ast.Mult(), left)
-            yield twice(right), ast.BinOp(node, node.op, right)
+                yield words(missing, x=text(left)), right
+                yield words(twice, x=text(left)), ast.BinOp(node, ast.Mult(), left)
+            yield words(twice, x=text(right)), ast.BinOp(node, node.op, right)
             inverse = ast.Div() if isinstance(node.op, ast.Mult) else ast.Mult()
             yield words("{x} were inverted", x=text(right)), ast.BinOp(left, inverse, right)
         if isinstance(node.op, ast.MatMult):
@@ -152,10 +149,6 @@ def edits_of(node: ast.expr) -> Iterator[Edit]:
         for value in (number + 1, 2 * number, -number):
             if value != number:
                 yield words("{x} were {y}", x=str(number), y=str(value)), ast.Constant(value)
-
-
-def twice(node: ast.expr) -> Words:
-    return words("the factor {x} were applied twice", x=text(node))
 
 
 def transposed(node: ast.expr) -> ast.expr:

@@ -56,6 +56,11 @@ def on(x: Array, constant: np.ndarray) -> Array:
     return get_array_module(x).asarray(constant, dtype=x.dtype if constant.dtype.kind == "f" else None)
 
 
+def one(backward: str) -> Callable[..., tuple[Array]]:
+    """The backward of an op with one input, by its name: it is looked up late, as a mutant may take its place."""
+    return lambda dy, cache, *_, **__: (getattr(ops, backward)(dy, cache),)
+
+
 # ---- linear ----
 
 
@@ -144,10 +149,6 @@ def rms_norm_backward(dy: Array, cache: Any, x: Array, g: Array, eps: float) -> 
 def draw_gelu(size: Size, rng: Rng) -> Case:
     x = 2 * rng.standard_normal((size(), size(), size(2, 4)))
     return drawn(rng, x.shape, {"x": x})
-
-
-def gelu_backward(dy: Array, cache: Array, x: Array) -> tuple[Array]:
-    return (ops.gelu_backward(dy, cache),)
 
 
 def draw_tanh(size: Size, rng: Rng) -> Case:
@@ -270,7 +271,7 @@ def cross_entropy(count: int | None) -> Op:
     return Op(
         draw,
         lambda logits, targets, count: ops.cross_entropy_forward(logits, on(logits, targets), count),
-        lambda dL, cache, *_, **__: (ops.cross_entropy_backward(dL, cache),),
+        one("cross_entropy_backward"),
     )
 
 
@@ -297,14 +298,10 @@ OPS: dict[str, Op] = {
     ),
     "layer norm": Op(draw_layer_norm, ops.layer_norm_forward, layer_norm_backward),
     "rms norm": Op(draw_rms_norm, ops.rms_norm_forward, rms_norm_backward),
-    "gelu": Op(draw_gelu, ops.gelu_forward, gelu_backward),
-    "gelu, tanh form": Op(draw_gelu, ops.gelu_tanh_forward, gelu_backward),
-    "tanh": Op(draw_tanh, ops.tanh_forward, lambda dy, cache, x: (ops.tanh_backward(dy, cache),)),
-    "select": Op(
-        draw_select,
-        lambda x, b, t: ops.select_forward(x, on(x, b), on(x, t)),
-        lambda dy, cache, *_, **__: (ops.select_backward(dy, cache),),
-    ),
+    "gelu": Op(draw_gelu, ops.gelu_forward, one("gelu_backward")),
+    "gelu, tanh form": Op(draw_gelu, ops.gelu_tanh_forward, one("gelu_backward")),
+    "tanh": Op(draw_tanh, ops.tanh_forward, one("tanh_backward")),
+    "select": Op(draw_select, lambda x, b, t: ops.select_forward(x, on(x, b), on(x, t)), one("select_backward")),
     "swiglu": Op(draw_swiglu, ops.swiglu_forward, lambda dy, cache, *_: ops.swiglu_backward(dy, cache)),
     "rope": Op(
         draw_rope,
@@ -340,13 +337,9 @@ OPS: dict[str, Op] = {
     "mean squared error": Op(
         draw_mean_squared_error,
         lambda y, target: ops.mean_squared_error_forward(y, on(y, target)),
-        lambda dL, cache, *_, **__: (ops.mean_squared_error_backward(dL, cache),),
+        one("mean_squared_error_backward"),
     ),
-    "dropout": Op(
-        draw_dropout,
-        lambda x, keep: ops.dropout_forward(x, on(x, keep)),
-        lambda dy, cache, *_, **__: (ops.dropout_backward(dy, cache),),
-    ),
+    "dropout": Op(draw_dropout, lambda x, keep: ops.dropout_forward(x, on(x, keep)), one("dropout_backward")),
 }
 
 # Sizes in the order in which they are asked for, for linear (B, T, in, out), the low-rank path's r after them: all of

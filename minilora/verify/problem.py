@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from ..backend import Array
 from .case import Case, Tensors
+from .changes import with_arguments, with_factors, with_tensors
 from .language import Words, words
 
 Backward: TypeAlias = Callable[..., Tensors]  # (dy, *inputs, **constants) -> the gradients
 Terms: TypeAlias = Callable[..., dict[str, dict[str, Array]]]  # the same -> {"dx": {"the base path": array, ...}}
+Sentences: TypeAlias = Callable[[str, str], None]  # takes what a fault says and what it asks
 Law: TypeAlias = Callable[[Tensors, Case], float]  # the relative violation of what must hold of the gradients
 
 
@@ -32,16 +36,17 @@ class Factor(NamedTuple):
     """What whole gradients, or terms of them, are multiplied by."""
 
     written: str  # "the scale s = α/r"
-    value: Callable[..., Any]  # called as the gradient is
+    value: Callable[..., Any]  # a function of those arguments of the gradient that its parameters name
     tensors: tuple[str, ...]  # the gradients that have it in every term
-    of_terms: Mapping[str, str] = {}  # gradient -> the one of its terms that has it
+    terms: tuple[str, ...] = ()  # the terms of other gradients that have it
 
 
 @dataclass
 class Problem:
     """`forward(*inputs, **constants)`, its textbook `backward(dy, *inputs, **constants) -> {"dx": ...}`, and faults.
 
-    Sentences are in English; the catalogue beside the problem has them in Chinese.
+    Sentences are in English; the catalogue beside the problem has them in Chinese. A fault of its own is added by the
+    first of `called_with`, `multiplied`, `computed` and `fault` that can state it; common_faults makes the others.
     """
 
     name: str
@@ -50,7 +55,6 @@ class Problem:
     draw: Callable[[np.random.Generator, int], Case]  # case i
     terms: Terms = lambda *arguments, **constants: {}  # the true gradients as sums of named terms
     laws: Mapping[str, Law] = field(default_factory=dict)  # what must hold of the gradients, without a reference
-    zero: tuple[str, ...] = ()  # the inputs whose gradient is always 0
     faults: dict[str, Fault] = field(default_factory=dict)
     factors: Mapping[str, Factor] = field(default_factory=dict)
     says: Mapping[str, str] = field(default_factory=dict)  # better words for a common fault, by its name
@@ -61,7 +65,7 @@ class Problem:
     optional: str = ""  # what may be left out, in words
     rows: bool = False  # each row by itself: batch and tokens may be one axis
     pairs: bool = True  # False where the gradient is one product: there two mistakes look like a third
-    simpler: Mapping[str, Callable[[Case], Case]] = field(default_factory=dict)  # a case with a part of the op off
+    simpler: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # arguments that switch a part of the op off
     # gradients with dropout: what it does not touch, and what it masks if all is kept
     masked: Callable[..., dict[str, tuple[Array, Array]]] | None = None
     original: Problem | None = None  # of which this is another form
@@ -94,14 +98,41 @@ class Problem:
         words += [constant(key) for key in cases[0].constants]
         return f"{self.name}: grad(dy, {', '.join(words)}), dy {shape([case.dy for case in cases])}"
 
+    # ---- four ways to add a fault: a decorator, and three that return a function of what it says and what it asks ----
+
     def fault(self, says: str, asks: str, *, whole: bool = False) -> Callable[[Backward], Backward]:
-        """Add the decorated function, under its own name, to the faults."""
+        """The decorated function, under its own name."""
 
         def add(wrong: Backward) -> Backward:
-            name = wrong.__name__
-            if name in self.faults:
-                raise ValueError(f"{self.name} has a fault {name} already")
-            self.faults[name] = Fault(name, wrong, words(says), words(asks), whole)
+            self.add(wrong.__name__, wrong, whole)(says, asks)
             return wrong
 
         return add
+
+    def computed(self, name: str, **tensors: Callable[..., Array]) -> Sentences:
+        """Some tensors, each a function of those arguments of the gradient that its parameters name."""
+        return self.add(name, partial(with_tensors, tensors, self.arguments))
+
+    def multiplied(self, name: str, **factors: Any) -> Sentences:
+        """Tensors of the textbook gradient times a number, or times a function as in `computed`."""
+        return self.add(name, partial(with_factors, self.backward, self.arguments, factors))
+
+    def called_with(self, name: str, *, only: str = "", **arguments: Any) -> Sentences:
+        """The textbook gradient, where arguments are another value, as eps=0, or a function as in `computed`.
+
+        With `only` the fault is one of these tensors alone: "dx dg".
+        """
+        return self.add(name, partial(with_arguments, self.backward, self.arguments, arguments, only.split()))
+
+    def add(self, name: str, wrong: Backward, whole: bool = False) -> Sentences:
+        def add(says: str, asks: str) -> None:
+            if name in self.faults:
+                raise ValueError(f"{self.name} has a fault {name} already")
+            self.faults[name] = Fault(name, wrong, words(says), words(asks), whole)
+
+        return add
+
+    @property
+    def arguments(self) -> list[str]:
+        """What the textbook gradient calls dy, the inputs and the constants."""
+        return list(inspect.signature(self.backward).parameters)

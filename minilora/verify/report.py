@@ -46,7 +46,7 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Was it seen to be right? Where rounding hides that, it is neither ok nor WRONG."""
+        """True if the gradient was seen to be right. Where rounding hides that, it is neither ok nor WRONG."""
         return self.verdict == "ok"
 
     def remark(self, words: str) -> None:

@@ -29,8 +29,8 @@ def proportion(mine: Array, true: Array) -> float | None:
 def readings(factors: Sequence[float], sizes: Sequence[Mapping[str, float]]) -> list[str]:
     """`factors`, one for each case, as a constant times powers of at most three sizes: ["alpha/r"].
 
-    What simpler products make as well, in every case, has all these readings: ["2", "alpha/r"]. Otherwise [] if nothing
-    fits, if two products of as many sizes do, or too many. From fewer than three cases only CONSTANTS are read.
+    If products of more sizes fit every case as well, they follow: ["2", "alpha/r"]. [] if nothing fits, if two products
+    of as many sizes do, or if too many do. From fewer than three cases only CONSTANTS are read.
     """
     if all(abs(c) < 1e-12 for c in factors):
         return ["0"]

@@ -38,6 +38,10 @@ def learner(problem: Problem, *names: str):
     return grad
 
 
+def checked(problem: Problem, case: Case, *names: str):
+    return check_gradient(problem.forward, learner(problem, *names), case.inputs, constants=case.constants)
+
+
 @functools.cache
 def diagnosis(problem: str, fault: str):
     return diagnose(learner(BANK[problem], fault), BANK[problem])
@@ -46,9 +50,7 @@ def diagnosis(problem: str, fault: str):
 @pytest.mark.parametrize("problem", BANK.values(), ids=BANK)
 def test_the_textbook_is_right_and_is_called_right(problem):
     for case in problem.cases():
-        check_gradient(
-            problem.forward, learner(problem), case.inputs, constants=case.constants, zero=problem.zero
-        ).raise_if_wrong()
+        checked(problem, case).raise_if_wrong()
     assert diagnose(learner(problem), problem).ok
 
 
@@ -69,9 +71,7 @@ def test_every_fault_is_visible_fails_the_check_and_is_named_as_itself(problem):
             assert wrong.keys() <= truth.keys(), name
             assert any(relative_error(wrong[tensor], truth[tensor]) > 1e-4 for tensor in wrong), name
         case = problem.cases()[0]
-        report = check_gradient(
-            problem.forward, learner(problem, name), case.inputs, constants=case.constants, zero=problem.zero
-        )
+        report = checked(problem, case, name)
         assert not report.ok, name
     for name in examples.some_of(problem.faults):
         assert set(diagnosis(problem.name, name).names()) == {name}
@@ -209,7 +209,7 @@ def test_one_op_is_checked_and_diagnosed_in_a_fraction_of_a_second():
         case = problem.cases()[0]
         diagnose(learner(problem, name), unlisted)  # the mutants are compiled once
         start = time.process_time()
-        check_gradient(problem.forward, learner(problem), case.inputs, constants=case.constants, zero=problem.zero)
+        checked(problem, case)
         diagnose(learner(problem, name), problem)
         slowest = max(slowest, time.process_time() - start)
     assert slowest < 0.3
@@ -326,9 +326,7 @@ def test_a_diagnosis_speaks_both_languages_and_refuses_what_it_does_not_know():
 def test_every_fault_fails_the_check_in_every_case(problem):
     for name in problem.faults:
         for case in problem.cases():
-            report = check_gradient(
-                problem.forward, learner(problem, name), case.inputs, constants=case.constants, zero=problem.zero
-            )
+            report = checked(problem, case, name)
             assert not report.ok, name
 
 

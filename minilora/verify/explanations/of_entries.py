@@ -1,4 +1,4 @@
-"""A sum over an axis of dy of which one entry alone is left, or missing."""
+"""Sums over an axis of dy in which only one entry is left, or one is missing."""
 
 from __future__ import annotations
 

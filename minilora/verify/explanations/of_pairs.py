@@ -1,4 +1,4 @@
-"""Two mistakes in one tensor of which each is known."""
+"""Two known mistakes in one tensor."""
 
 from __future__ import annotations
 

@@ -124,36 +124,32 @@ def added(w: WrongTensor) -> Finding | None:
         if fits is None or max(x.size for x in extra) < 4:  # of a few numbers, any two tensors make any other
             continue
         whole, parts = readings(fits[:, 0].tolist(), w.sizes), fits[:, 1]
-        steady = np.ptp(parts) < 1e-6 * np.abs(parts).max()
-        if whole != ["1"] and (name != own or not steady or whole in ([], ["0"])):
+        if not np.any(parts) or len({*np.sign(parts)}) > 1:
             continue
-        if len({*np.sign(parts)}) > 1 or not np.any(parts):
+        steady = np.ptp(parts) < 1e-6 * np.abs(parts).max()  # the same number in every case
+        decay = name == own and steady
+        if whole != ["1"] and (not decay or whole in ([], ["0"])):
             continue
-        sizes = readings(np.abs(parts), w.sizes) if not steady else []
-        if not steady and not sizes:
+        sizes = [f"{abs(parts[0]):.4g}"] if steady else readings(np.abs(parts), w.sizes)
+        if not sizes:
             continue
-        sizes = sizes or [f"{abs(parts[0]):.4g}"]
         true = words("the true gradient")
         if whole != ["1"]:
             true = words("{factor} times the true gradient", factor=one_or_other(whole))
-        values: dict[str, str | Words] = {
-            "true": true,
-            "part": name if sizes == ["1"] else f"{', '.join(sizes)} {name}",
-            "name": name,
-        }
+        part = name if sizes == ["1"] else f"{', '.join(sizes)} {name}"
         says = "{it} is {true} plus {part}" if parts[0] > 0 else "{it} is {true} minus {part}"
+        asks = "What was in the array before the gradient was added to it, and why {name}?"
         if name == "dy":
-            return w.finding("terms", says, "Is there a path that passes dy on unchanged, and how often?", **values)
-        if name == own and sizes != ["1"] and steady:
+            asks = "Is there a path that passes dy on unchanged, and how often?"
+        elif decay and sizes != ["1"]:
             return w.finding(
                 "terms",
                 "{sum}: weight decay inside the gradient",
                 "Does the loss hold a penalty on ‖{name}‖²? If not, who applies weight decay: gradient or optimizer?",
-                sum=words(says, it=w.tensor, **values),
+                sum=words(says, it=w.tensor, true=true, part=part),
                 name=name,
             )
-        asks = "What was in the array before the gradient was added to it, and why {name}?"
-        return w.finding("terms", says, asks, **values)
+        return w.finding("terms", says, asks, true=true, part=part, name=name)
     return None
 
 
@@ -176,7 +172,7 @@ def fitted(gradient: Sequence[Array], parts: Sequence[Sequence[Array]]) -> Array
 
 
 def clipped(w: WrongTensor) -> Finding | None:
-    """Cut off at a number, entry by entry, or shortened to a norm."""
+    """Clipped entry by entry, or to a norm."""
     if not w.same_shapes or any(x.size == 1 for x in w.gradient):
         return None
     asks = "Is clipping a part of forward, or of the step that comes after backward?"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ..case import Case, Tensors, apply
+from ..changes import with_changes
 from ..language import Words, joined, words
 from ..problems import problems
 from ..scale import SAME
@@ -147,8 +148,8 @@ def not_linear_in_dy(w: WrongTensor, run: Run) -> Iterator[Words]:
 def switched_off(w: WrongTensor, run: Run) -> Iterator[Words]:
     """Of the parts of the op that can be switched off, the one without which the tensor is right."""
     case = w.cases[smallest(w)]
-    for name, change in w.problem.simpler.items():
-        simpler = change(case)
+    for name, changes in w.problem.simpler.items():
+        simpler = with_changes(case, changes)
         try:
             gradient, true = run(simpler)[w.tensor], apply(w.problem.backward, simpler)[w.tensor]
         except ValueError:

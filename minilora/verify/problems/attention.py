@@ -12,6 +12,7 @@ import numpy as np
 
 from ..case import Case
 from ..problem import Factor, Problem
+from .cross_entropy import exponentials, softmax
 
 # batch, tokens, heads, groups, D of each case
 PLAIN = [(3, 5, 2, 2, 4), (2, 4, 3, 3, 7), (5, 3, 4, 4, 6), (4, 7, 5, 5, 3), (7, 6, 8, 8, 2), (6, 8, 7, 7, 5)]
@@ -84,11 +85,6 @@ def to_queries(P, v):
 def to_keys(P, dy, groups):
     """Pᵀ dy of every query head: (batch, keys, groups, R, D)"""
     return grouped(np.einsum("bhqk,bqhd->bkhd", P, dy), groups)
-
-
-def softmax(S):
-    E = np.exp(S - S.real.max(axis=-1, keepdims=True))
-    return E / total(E)
 
 
 def weights(q, k, mask):
@@ -168,23 +164,19 @@ CAUSAL_LAWS = LAWS | {
 FORMULA = "y = P v, P = softmax(S) over the keys, S = q kᵀ/√D + mask"
 
 
-def without_mask(case):
-    return case._replace(constants={"mask": 0 * case.constants["mask"]})
-
-
 attention = partial(
     Problem,
     forward=forward,
     backward=backward,
     terms=terms,
-    factors={"scale": Factor("the factor 1/√D", lambda dy, q, k, v, mask: 1 / root(q), ("dq", "dk"))},
+    factors={"scale": Factor("the factor 1/√D", lambda q: 1 / root(q), ("dq", "dk"))},
     says={"no_row_sum_term": "{it} lacks the row-sum term of the softmax: its Jacobian is taken to be diagonal"},
     asks={
         "no_row_sum_term": "If one score of a row rises, what happens to the weights of the other keys?",
         "row_sum_term_with_wrong_sign": "What must a row of dS sum to, when a shift of the row changes no weight?",
         "no_scale": "What stands between the product q kᵀ and the scores S?",
     },
-    simpler={"without the mask (mask = 0)": without_mask},
+    simpler={"without the mask (mask = 0)": {"mask": lambda mask: 0 * mask}},
 )
 causal_attention = attention(
     "causal_attention",
@@ -208,236 +200,173 @@ ALL = (causal_attention, masked_attention, grouped_query_attention)
 CAUSAL = (causal_attention, grouped_query_attention)
 
 
-def fault(*words, of=ALL, whole=False):
-    """Problem.fault, for several problems."""
+def for_each(way):
+    """One of Problem's ways to add a fault, for several problems: of=CAUSAL, ALL without it."""
 
-    def add(wrong):
-        for problem in of:
-            problem.fault(*words, whole=whole)(wrong)
-        return wrong
+    def add(*what, **how):
+        def tell(says, asks, of=ALL):
+            for problem in of:
+                getattr(problem, way)(*what, **how)(says, asks)
+
+        return tell
 
     return add
+
+
+add, computed, multiplied, called_with = map(for_each, ("add", "computed", "multiplied", "called_with"))
+
+
+def with_dS(name, dS):
+    """dS is another function of P and dP."""
+
+    def wrong(dy, q, k, v, mask):
+        return from_scores(dS(weights(q, k, mask), pairs(dy, v)), q, k)
+
+    return add(name, wrong)
+
+
+def with_P(name, P):
+    """P is another function of q, k and the mask."""
+    return add(name, lambda dy, q, k, v, mask: from_weights(P(q, k, mask), dy, q, k, v))
 
 
 # The softmax: dS from P and dP
 
 
-@fault(
+with_dS("row_sum_over_queries", lambda P, dP: P * (dP - (P * dP).sum(axis=-2, keepdims=True)))(
     "{it} takes the sum of P ∘ dP over the queries, not over the keys",
     "Along which axis did forward make the weights sum to 1?",
 )
-def row_sum_over_queries(dy, q, k, v, mask):
-    P, dP = weights(q, k, mask), pairs(dy, v)
-    return from_scores(P * (dP - (P * dP).sum(axis=-2, keepdims=True)), q, k)
-
-
-@fault(
+with_dS("row_sum_without_P", lambda P, dP: P * (dP - total(dP)))(
     "the row sum in {it} is that of dP, without the weights P",
     "dS says how far each dP lies above an average of its row: with which weights is that average taken?",
 )
-def row_sum_without_P(dy, q, k, v, mask):
-    dP = pairs(dy, v)
-    return from_scores(weights(q, k, mask) * (dP - total(dP)), q, k)
-
-
-@fault(
+with_dS("row_sum_outside", lambda P, dP: P * dP - total(P * dP))(
     "the row-sum term of {it} lacks its own factor P: only the direct term has one",
     "Can a key that is masked, with P = 0, have a dS other than 0?",
 )
-def row_sum_outside(dy, q, k, v, mask):
-    P, dP = weights(q, k, mask), pairs(dy, v)
-    return from_scores(P * dP - total(P * dP), q, k)
-
-
-@fault(
+with_dS("mean_for_row_sum", lambda P, dP: P * (dP - (P * dP).mean(axis=-1, keepdims=True)))(
     "the row-sum term of {it} is divided by the number of keys: a mean instead of a sum",
     "P already sums to 1 over the keys: what further average is there to take?",
 )
-def mean_for_row_sum(dy, q, k, v, mask):
-    P, dP = weights(q, k, mask), pairs(dy, v)
-    return from_scores(P * (dP - (P * dP).mean(axis=-1, keepdims=True)), q, k)
-
-
-@fault(
+with_dS("elementwise_jacobian", lambda P, dP: P * (1 - P) * dP)(
     "{it} uses P(1 - P), the slope of a sigmoid, as if each weight had only its own score",
     "On which scores does one weight depend: on its own, or on all of its row?",
 )
-def elementwise_jacobian(dy, q, k, v, mask):
-    P = weights(q, k, mask)
-    return from_scores(P * (1 - P) * pairs(dy, v), q, k)
-
-
-@fault(
+with_dS("no_P_factor", lambda P, dP: dP - total(P * dP))(
     "dS lacks the factor P, and with it {it}",
     "A key with a weight of almost 0: how strongly can a small change of its score be felt?",
 )
-def no_P_factor(dy, q, k, v, mask):
-    P, dP = weights(q, k, mask), pairs(dy, v)
-    return from_scores(dP - total(P * dP), q, k)
 
 
-@fault(
-    "the row-sum term of {it} multiplies dy by v, not by the output",
-    "Σ P dP is dy times a mixture of the values: under which name did forward compute that mixture?",
-)
 def row_sum_with_v(dy, q, k, v, mask):
     dP, along_v = pairs(dy, v), (dy * share(v, q.shape[2])).sum(axis=-1)
     return from_scores(weights(q, k, mask) * (dP - along_v.swapaxes(1, 2)[..., None]), q, k)
 
 
-@fault("dP, and with it {it}, is computed from the keys, not from the values", "What did forward multiply by P?")
-def keys_for_values(dy, q, k, v, mask):
-    return from_scores(through_softmax(weights(q, k, mask), pairs(dy, k)), q, k)
+add("row_sum_with_v", row_sum_with_v)(
+    "the row-sum term of {it} multiplies dy by v, not by the output",
+    "Σ P dP is dy times a mixture of the values: under which name did forward compute that mixture?",
+)
+add("keys_for_values", lambda dy, q, k, v, mask: from_scores(through_softmax(weights(q, k, mask), pairs(dy, k)), q, k))(
+    "dP, and with it {it}, is computed from the keys, not from the values", "What did forward multiply by P?"
+)
 
 
 # The scale
 
 
-@fault(
+multiplied("scale_of_all_heads", dq=lambda q: 1 / np.sqrt(q.shape[2]), dk=lambda q: 1 / np.sqrt(q.shape[2]))(
     "{it} is scaled by the width of all heads together, but D is the width of one head",
     "Over how many numbers does the product of one query and one key sum?",
 )
-def scale_of_all_heads(dy, q, k, v, mask):
-    return from_scores(through_softmax(weights(q, k, mask), pairs(dy, v)) / np.sqrt(q.shape[2]), q, k)
-
-
-@fault(
+with_P("scale_forgotten_in_P", lambda q, k, mask: weights(q * root(q), k, mask))(
     "P is recomputed without the factor 1/√D, so that {it} rests on other weights than forward's",
     "Are your rows of P as even as those of forward, or sharper?",
 )
-def scale_forgotten_in_P(dy, q, k, v, mask):
-    return from_weights(weights(q * root(q), k, mask), dy, q, k, v)
 
 
 # P as it is recomputed
 
 
-@fault(
+with_P("not_normalised", lambda q, k, mask: exponentials(pairs(q, k) / root(q) + mask))(
     "P is not divided by the sums of its rows: {it} uses the exponentials themselves",
     "What do the rows of your P sum to?",
 )
-def not_normalised(dy, q, k, v, mask):
-    P = weights(q, k, mask)
-    return from_weights(P / P.max(axis=-1, keepdims=True), dy, q, k, v)  # exp(S - max)
-
-
-@fault(
+with_P("softmax_over_queries", lambda q, k, mask: transpose(softmax(transpose(pairs(q, k) / root(q) + mask))))(
     "P is normalised over the queries, not over the keys: {it} is wrong",
     "Who shares out its attention, a query among the keys, or a key among the queries?",
     of=CAUSAL,
 )
-def softmax_over_queries(dy, q, k, v, mask):
-    return from_weights(transpose(softmax(transpose(pairs(q, k) / root(q) + mask))), dy, q, k, v)
-
-
-@fault(
+called_with("mask_forgotten", mask=0)(
     "the mask is forgotten when P is recomputed: {it} flows through forbidden keys",
     "Which keys had the weight 0 in forward, and have they in your backward?",
 )
-def mask_forgotten(dy, q, k, v, mask):
-    return from_weights(weights(q, k, 0), dy, q, k, v)
-
-
-@fault(
+with_P("masked_after_softmax", lambda q, k, mask: weights(q, k, 0) * (mask == 0))(
     "the mask is applied after the softmax: the rows of P behind {it} no longer sum to 1",
     "When a key is forbidden, who receives the weight that it would have had?",
 )
-def masked_after_softmax(dy, q, k, v, mask):
-    return from_weights(weights(q, k, 0) * (mask == 0), dy, q, k, v)
-
-
-@fault("forbidden scores are set to 0, but must be far below all others: {it} sees those keys", "What is exp(0)?")
-def masked_to_zero(dy, q, k, v, mask):
-    return from_weights(softmax(pairs(q, k) / root(q) * (mask == 0)), dy, q, k, v)
-
-
-@fault(
+with_P("masked_to_zero", lambda q, k, mask: softmax(pairs(q, k) / root(q) * (mask == 0)))(
+    "forbidden scores are set to 0, but must be far below all others: {it} sees those keys", "What is exp(0)?"
+)
+called_with("sees_the_next_token", mask=lambda mask: forbid(np.tri(len(mask), k=1)))(
     "the mask of the backward lets each query see the next token too: {it} is off by one diagonal",
     "Which is the last key that the first query may see?",
     of=CAUSAL,
 )
-def sees_the_next_token(dy, q, k, v, mask):
-    return from_weights(weights(q, k, forbid(np.tri(len(mask), k=1))), dy, q, k, v)
-
-
-@fault(
+called_with("mask_transposed", mask=lambda mask: transpose(mask))(
     "the mask is transposed when P is recomputed: in {it} queries see the future, not the past",
     "Which of the mask's two axes is the query, and which the key?",
     of=CAUSAL,
 )
-def mask_transposed(dy, q, k, v, mask):
-    return from_weights(weights(q, k, transpose(mask)), dy, q, k, v)
-
-
-@fault(
+masked_attention.called_with("causal_by_habit", mask=lambda mask: mask + forbid(np.tri(mask.shape[-1])))(
     "P is recomputed with a causal mask beside the padding, which forward does not have: {it} is wrong",
     "May a token of this forward look at a later one?",
-    of=(masked_attention,),
 )
-def causal_by_habit(dy, q, k, v, mask):
-    return from_weights(weights(q, k, mask + forbid(np.tri(mask.shape[-1]))), dy, q, k, v)
-
-
-@fault(
+masked_attention.called_with("padding_of_the_first_sample", mask=lambda mask: mask[:1])(
     "the padding of the first sample is used for all samples: {it} of the others is wrong",
     "Are the samples of a batch all of one length?",
-    of=(masked_attention,),
 )
-def padding_of_the_first_sample(dy, q, k, v, mask):
-    return from_weights(weights(q, k, mask[:1]), dy, q, k, v)
-
-
-@fault(
+masked_attention.called_with(
+    "padded_queries_dropped", dy=lambda dy, mask: dy * (mask == 0).reshape(*dy.shape[:2], 1, 1)
+)(
     "the queries at padded positions are left out of {it}, but only keys are masked",
     "Did forward give an output at padded positions, and did an upstream gradient arrive there?",
-    of=(masked_attention,),
 )
-def padded_queries_dropped(dy, q, k, v, mask):
-    return backward(dy * (mask == 0).reshape(*dy.shape[:2], 1, 1), q, k, v, mask)
 
 
 # Operands
 
 
-@fault(
+computed(
+    "dk_not_transposed",
+    dk=lambda dy, q, k, v, mask: from_scores(transpose(scores_gradient(dy, q, k, v, mask)), q, k)["dk"],
+)(
     "dk is computed with dS not transposed",
     "Key j was read by many queries: does its gradient sum over a row of dS, or over a column?",
 )
-def dk_not_transposed(dy, q, k, v, mask):
-    return {"dk": from_scores(transpose(scores_gradient(dy, q, k, v, mask)), q, k)["dk"]}
-
-
-@fault("dq is computed with dS transposed", "Query i has one row of scores: where in dS does its gradient lie?")
-def dq_transposed(dy, q, k, v, mask):
-    return {"dq": from_scores(transpose(scores_gradient(dy, q, k, v, mask)), q, k)["dq"]}
-
-
-@fault(
+computed(
+    "dq_transposed", dq=lambda dy, q, k, v, mask: from_scores(transpose(scores_gradient(dy, q, k, v, mask)), q, k)["dq"]
+)("dq is computed with dS transposed", "Query i has one row of scores: where in dS does its gradient lie?")
+computed(
+    "dv_not_transposed", dv=lambda dy, q, k, mask: to_keys(transpose(weights(q, k, mask)), dy, k.shape[2]).sum(axis=3)
+)(
     "dv is computed with P not transposed",
     "Value j went into the outputs of which queries, and where in P are those weights?",
 )
-def dv_not_transposed(dy, q, k, v, mask):
-    return {"dv": to_keys(transpose(weights(q, k, mask)), dy, k.shape[2]).sum(axis=3)}
-
-
-@fault("dq is computed from the queries, not from the keys", "What does q meet in the product that makes the scores?")
-def dq_from_queries(dy, q, k, v, mask):
-    return {"dq": from_scores(scores_gradient(dy, q, k, v, mask), q, q)["dq"]}
-
-
-@fault("dk is computed from the keys, not from the queries", "What does k meet in the product that makes the scores?")
-def dk_from_keys(dy, q, k, v, mask):
-    return {"dk": from_scores(scores_gradient(dy, q, k, v, mask), share(k, q.shape[2]), k)["dk"]}
-
-
-@fault("dv is computed from dS, not from P", "The values enter after the softmax: does their gradient pass through it?")
-def dv_from_dS(dy, q, k, v, mask):
-    return {"dv": to_keys(scores_gradient(dy, q, k, v, mask), dy, k.shape[2]).sum(axis=3)}
+computed("dq_from_queries", dq=lambda dy, q, k, v, mask: from_scores(scores_gradient(dy, q, k, v, mask), q, q)["dq"])(
+    "dq is computed from the queries, not from the keys", "What does q meet in the product that makes the scores?"
+)
+computed(
+    "dk_from_keys",
+    dk=lambda dy, q, k, v, mask: from_scores(scores_gradient(dy, q, k, v, mask), share(k, q.shape[2]), k)["dk"],
+)("dk is computed from the keys, not from the queries", "What does k meet in the product that makes the scores?")
+computed(
+    "dv_from_dS", dv=lambda dy, q, k, v, mask: to_keys(scores_gradient(dy, q, k, v, mask), dy, k.shape[2]).sum(axis=3)
+)("dv is computed from dS, not from P", "The values enter after the softmax: does their gradient pass through it?")
 
 
 # The groups
-
-GROUPS = (grouped_query_attention,)
 
 
 def by_query_head(dy, q, k, v, mask):
@@ -447,60 +376,47 @@ def by_query_head(dy, q, k, v, mask):
     return {"dk": to_keys(dS, q, groups) / root(q), "dv": to_keys(P, dy, groups)}
 
 
-def reduced(reduce, dy, q, k, v, mask):
-    return {name: reduce(d) for name, d in by_query_head(dy, q, k, v, mask).items()}
+def with_heads(name, reduce):
+    """dk and dv are another function of what they are before that sum."""
+
+    def wrong(dy, q, k, v, mask):
+        return {name: reduce(d) for name, d in by_query_head(dy, q, k, v, mask).items()}
+
+    return grouped_query_attention.add(name, wrong)
 
 
-@fault(
+def first_head(a):
+    """The first key/value head in the place of each."""
+    return share(a[:, :, :1], a.shape[2])
+
+
+with_heads("last_head_of_the_group", lambda d: d[:, :, :, -1])(
     "{it} holds the last query head of each group alone: the others were overwritten, not added",
     "What does your loop over the query heads do with what the head before has left?",
-    of=GROUPS,
 )
-def last_head_of_the_group(dy, q, k, v, mask):
-    return reduced(lambda d: d[:, :, :, -1], dy, q, k, v, mask)
-
-
-@fault(
+with_heads("first_head_of_the_group", lambda d: d[:, :, :, 0])(
     "{it} holds the first query head of each group alone",
     "How many query heads have read one key head in forward?",
-    of=GROUPS,
 )
-def first_head_of_the_group(dy, q, k, v, mask):
-    return reduced(lambda d: d[:, :, :, 0], dy, q, k, v, mask)
-
-
-@fault(
+with_heads("mean_over_the_group", lambda d: d.mean(axis=3))(
     "{it} is a mean over the query heads of a group, but must be a sum",
     "Several query heads use the same key: do their gradients add up or average?",
-    of=GROUPS,
 )
-def mean_over_the_group(dy, q, k, v, mask):
-    return reduced(lambda d: d.mean(axis=3), dy, q, k, v, mask)
-
-
-@fault(
+with_heads(
+    "summed_over_all_heads", lambda d: np.repeat(d.sum(axis=(2, 3), keepdims=True)[:, :, 0], d.shape[2], axis=2)
+)(
     "{it} is summed over all query heads, of every group, and is the same for all key/value heads",
     "Which query heads have never read this key head?",
-    of=GROUPS,
 )
-def summed_over_all_heads(dy, q, k, v, mask):
-    return reduced(lambda d: np.broadcast_to(d.sum(axis=(2, 3), keepdims=True)[:, :, 0], k.shape), dy, q, k, v, mask)
-
-
-@fault(
+with_heads("heads_summed_across_groups", lambda d: d.reshape(*d.shape[:2], -1, d.shape[2], d.shape[4]).sum(axis=2))(
     "{it} is summed over every G-th query head, but the heads of a group stand side by side",
     "When you split the axis of the heads in two, which part comes first: the group, or the head in it?",
-    of=GROUPS,
 )
-def heads_summed_across_groups(dy, q, k, v, mask):
-    across = lambda d: d.reshape(*d.shape[:2], -1, d.shape[2], d.shape[4]).sum(axis=2)  # noqa: E731
-    return reduced(across, dy, q, k, v, mask)
 
 
-@fault(
+@grouped_query_attention.fault(
     "query heads read the wrong group, head h that of h mod G: {it} is wrong",
     "With two groups of three heads, which key head belongs to query head 1, counting from 0?",
-    of=GROUPS,
 )
 def heads_of_the_wrong_group(dy, q, k, v, mask):
     heads, groups = q.shape[2], k.shape[2]
@@ -509,20 +425,15 @@ def heads_of_the_wrong_group(dy, q, k, v, mask):
     return wrong | {"dq": wrong["dq"][:, :, np.argsort(order)]}
 
 
-@fault(
+grouped_query_attention.called_with("first_group_for_all", k=lambda k: first_head(k), v=lambda v: first_head(v))(
     "all query heads read the first key/value head, as in multi-query attention: {it} is wrong",
     "How many key heads are there, and does broadcasting hide all but one of them?",
-    of=GROUPS,
 )
-def first_group_for_all(dy, q, k, v, mask):
-    first = lambda a: share(a[:, :, :1], a.shape[2])  # noqa: E731
-    return backward(dy, q, first(k), first(v), mask)
 
 
-@fault(
+@grouped_query_attention.fault(
     "{it} sums dS or P, and the queries or dy, over the group before they multiply: products of sums",
     "Does the dS of one query head ever meet the query of another?",
-    of=GROUPS,
 )
 def products_of_sums(dy, q, k, v, mask):
     P, groups = weights(q, k, mask), k.shape[2]

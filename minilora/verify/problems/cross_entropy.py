@@ -24,8 +24,13 @@ def draw(rng, i):
     return Case(np.asarray(rng.standard_normal()), inputs, {"targets": targets, "count": count}, sizes)
 
 
+def exponentials(z, axis=-1):
+    """exp(z - max), which does not overflow"""
+    return np.exp(z - z.real.max(axis=axis, keepdims=True))
+
+
 def softmax(z, axis=-1):
-    E = np.exp(z - z.real.max(axis=axis, keepdims=True))
+    E = exponentials(z, axis)
     return E / E.sum(axis=axis, keepdims=True)
 
 
@@ -59,19 +64,11 @@ def complete(logits, targets, count=None):
     return {"targets": targets, "count": count}
 
 
-def without_ignored(case):
-    return case._replace(constants=complete(case.inputs["logits"], case.constants["targets"]))
-
-
-SOFTMAX = "the softmax term"
-ONE_HOT = "the one-hot term"
-
-
 def terms(dL, logits, targets, count):
     return {
         "dlogits": {
-            SOFTMAX: dL / count * labelled(targets) * softmax(logits),
-            ONE_HOT: -dL / count * onehot(targets, logits.shape[-1]),
+            "the softmax term": dL / count * labelled(targets) * softmax(logits),
+            "the one-hot term": -dL / count * onehot(targets, logits.shape[-1]),
         }
     }
 
@@ -96,7 +93,7 @@ cross_entropy = Problem(
         "each row of dlogits sums to 0, because shifting a row of logits changes no probability": row_sums,
         "dlogits is 0 at ignored positions, because they are not in the loss": ignored_rows,
     },
-    factors={"mean": Factor("the factor 1/count", lambda dL, logits, targets, count: 1 / count, ("dlogits",))},
+    factors={"mean": Factor("the factor 1/count", lambda count: 1 / count, ("dlogits",))},
     says={
         "no_one_hot_term": "dlogits lacks the one-hot term, the part that raises the target",
         "no_softmax_term": "dlogits lacks the softmax term, the gradient of log Σ exp z",
@@ -114,49 +111,48 @@ cross_entropy = Problem(
     complete=complete,
     optional="also without count: then a mean over all positions, and all have labels; and without dL, which is then 1",
     rows=True,
-    simpler={"where every position has a label, and count is their number": without_ignored},
+    simpler={
+        "where every position has a label, and count is their number": {
+            "targets": lambda logits, targets: complete(logits, targets)["targets"],
+            "count": lambda targets: targets.size,
+        }
+    },
 )
 fault = cross_entropy.fault
 
 
-@fault(
+def with_softmax(name, P):
+    """The softmax term is another function of the logits."""
+
+    def wrong(dL, logits, targets, count):
+        return {"dlogits": dL / count * (labelled(targets) * P(logits) - onehot(targets, logits.shape[-1]))}
+
+    return cross_entropy.add(name, wrong)
+
+
+cross_entropy.called_with("divided_by_all_positions", count=lambda targets: targets.size)(
     "dlogits is divided by the number of all positions, the ignored ones among them",
     "Does a position without a label count in the mean?",
 )
-def divided_by_all_positions(dL, logits, targets, count):
-    return backward(dL, logits, targets, targets.size)
-
-
-@fault(
+cross_entropy.called_with("divided_by_labels_here", count=lambda targets: labelled(targets).sum())(
     "dlogits is divided by the number of labels in this batch, but forward divides by the count it was given",
     "When a large batch is taken in parts, by which number must every part divide?",
 )
-def divided_by_labels_here(dL, logits, targets, count):
-    return backward(dL, logits, targets, labelled(targets).sum())
-
-
-@fault(
+cross_entropy.called_with("divided_by_vocabulary", count=lambda logits, count: count * logits.shape[-1])(
     "dlogits is divided by the size of the vocabulary as well: a mean over the logits",
     "Over what does the loss take its mean: the positions, or also the logits of each?",
 )
-def divided_by_vocabulary(dL, logits, targets, count):
-    return backward(dL, logits, targets, count * logits.shape[-1])
-
-
-@fault(
+cross_entropy.called_with("ignored_as_token_zero", targets=lambda targets: np.where(targets == IGNORE, 0, targets))(
     "ignored positions have a gradient in dlogits, as if their label were token 0",
     "Which label did you put for the ignored one, and what undoes it?",
 )
-def ignored_as_token_zero(dL, logits, targets, count):
-    return backward(dL, logits, np.where(targets == IGNORE, 0, targets), count)
-
-
-@fault(
+cross_entropy.computed(
+    "softmax_at_ignored",
+    dlogits=lambda dL, logits, targets, count: dL / count * (softmax(logits) - onehot(targets, logits.shape[-1])),
+)(
     "the softmax term of dlogits is left at ignored positions: only the one-hot term is masked there",
     "If the loss skips a position, by which way can its logits still matter?",
 )
-def softmax_at_ignored(dL, logits, targets, count):
-    return {"dlogits": dL / count * (softmax(logits) - onehot(targets, logits.shape[-1]))}
 
 
 @fault(
@@ -168,60 +164,35 @@ def softmax_twice(dL, logits, targets, count):
     return {"dlogits": P * (dz - (P * dz).sum(axis=-1, keepdims=True))}
 
 
-@fault(
+cross_entropy.computed(
+    "stopped_at_probabilities",
+    dlogits=lambda dL, logits, targets, count: -dL / count * onehot(targets, logits.shape[-1]) / softmax(logits),
+)(
     "dlogits is the gradient of the probabilities, -1/P at the target: the backward of the softmax is missing",
     "Which step of forward lies between the logits and the probabilities?",
 )
-def stopped_at_probabilities(dL, logits, targets, count):
-    return {"dlogits": -dL / count * onehot(targets, logits.shape[-1]) / softmax(logits)}
-
-
-@fault(
+cross_entropy.multiplied("target_only", dlogits=lambda logits, targets: onehot(targets, logits.shape[-1]))(
     "dlogits is 0 outside the target: the Jacobian of the softmax is taken to be diagonal",
     "If another logit of the row rises, what happens to the probability of the target?",
 )
-def target_only(dL, logits, targets, count):
-    return {"dlogits": dL / count * onehot(targets, logits.shape[-1]) * (softmax(logits) - 1)}
-
-
-@fault(
+with_softmax("logits_for_softmax", lambda z: z)(
     "the softmax term of dlogits holds the logits themselves: the softmax is forgotten",
     "Of which loss is logits - one-hot the gradient?",
 )
-def logits_for_softmax(dL, logits, targets, count):
-    return {"dlogits": dL / count * (labelled(targets) * logits - onehot(targets, logits.shape[-1]))}
-
-
-@fault("the softmax term of dlogits holds log-probabilities, not probabilities", "Can the softmax term be negative?")
-def log_softmax_for_softmax(dL, logits, targets, count):
-    log_P = np.log(softmax(logits))
-    return {"dlogits": dL / count * (labelled(targets) * log_P - onehot(targets, logits.shape[-1]))}
-
-
-@fault(
+with_softmax("log_softmax_for_softmax", lambda z: np.log(softmax(z)))(
+    "the softmax term of dlogits holds log-probabilities, not probabilities", "Can the softmax term be negative?"
+)
+with_softmax("sigmoid_for_softmax", lambda z: 1 / (1 + np.exp(-z)))(
     "the softmax term of dlogits is a sigmoid of each logit by itself",
     "Do the probabilities in your gradient sum to 1 over the vocabulary?",
 )
-def sigmoid_for_softmax(dL, logits, targets, count):
-    sigma = 1 / (1 + np.exp(-logits))
-    return {"dlogits": dL / count * (labelled(targets) * sigma - onehot(targets, logits.shape[-1]))}
-
-
-@fault(
+with_softmax("not_normalised", exponentials)(
     "the softmax term of dlogits is not normalised: it holds exp(z - max)", "What must each row of your softmax sum to?"
 )
-def not_normalised(dL, logits, targets, count):
-    E = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return {"dlogits": dL / count * (labelled(targets) * E - onehot(targets, logits.shape[-1]))}
-
-
-@fault(
+with_softmax("softmax_over_tokens", lambda z: softmax(z, axis=1))(
     "the softmax term of dlogits is normalised over the tokens, not over the vocabulary",
     "Between which alternatives does a position choose?",
 )
-def softmax_over_tokens(dL, logits, targets, count):
-    P = softmax(logits, axis=1)
-    return {"dlogits": dL / count * (labelled(targets) * P - onehot(targets, logits.shape[-1]))}
 
 
 @fault(

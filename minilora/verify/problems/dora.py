@@ -11,18 +11,14 @@ which saves memory under autograd, and PEFT does so: there dV = g ∘ G, which i
 
 import numpy as np
 
-from ..case import Case, relative_error
+from ..case import Case
 from ..problem import Factor, Problem
-from .linear import outer_total
-from .low_rank import exchange
-
-# batch, tokens, in, out, r, alpha of each case: one is square
-SHAPES = [(5, 3, 8, 6, 2, 7), (4, 6, 7, 9, 3, 16), (3, 2, 10, 9, 8, 14), (2, 4, 6, 8, 5, 3), (7, 2, 9, 9, 6, 11),
-          (6, 5, 11, 10, 7, 4)]  # fmt: skip
+from .linear import linear_in, outer_total
+from .low_rank import SHAPES, exchange, scale_of
 
 
 def draw(rng, i):
-    batch, tokens, width_in, width_out, r, alpha = SHAPES[i]
+    batch, tokens, width_in, width_out, r, alpha, _ = SHAPES[i]
     x = rng.standard_normal((batch, tokens, width_in))
     A, B = rng.standard_normal((r, width_in)), rng.standard_normal((width_out, r))
     m = 1 + rng.random(width_out)
@@ -62,18 +58,10 @@ def backward(dy, x, m, A, B, W, alpha, r):
 
 
 def complete(x, m, A, B, W, alpha=None, r=None, s=None):
-    r = len(A) if r is None else r
-    if alpha is None:
-        alpha = r if s is None else s * r
-    return {"W": W, "alpha": alpha, "r": r}
+    return {"W": W, **scale_of(A, alpha, r, s)}
 
 
-def along_m(tensors, case):
-    y = forward(**case.inputs, **case.constants)
-    return relative_error(case.inputs["m"] * tensors["dm"], (case.dy * y).sum(axis=(0, 1)))
-
-
-def one_over_norm(dy, x, m, A, B, W, alpha, r):
+def one_over_norm(A, B, W, alpha, r):
     return 1 / merged(A, B, W, alpha, r)[1][:, 0]
 
 
@@ -84,10 +72,10 @@ dora = Problem(
     draw,
     laws={
         "Bᵀ dB = dA Aᵀ, because an invertible factor moved from B to A changes no output": exchange,
-        "m ∘ dm is dy ∘ y summed over the rows, because y is linear in m": along_m,
+        "m ∘ dm is dy ∘ y summed over the rows, because y is linear in m": linear_in("m", forward),
     },
     factors={
-        "scale": Factor("the scale s = α/r", lambda dy, x, m, A, B, W, alpha, r: alpha / r, ("dA", "dB")),
+        "scale": Factor("the scale s = α/r", lambda alpha, r: alpha / r, ("dA", "dB")),
         "norm": Factor("the factor 1/‖V‖", one_over_norm, ("dm",)),
     },
     asks={"no_norm": "What does m multiply in forward: V, or V divided by its length?"},
@@ -129,26 +117,16 @@ def norm_of_W(dy, x, m, A, B, W, alpha, r):
     return {"dx": dy * (m / n[:, 0]) @ V, "dm": (G * V / n).sum(axis=1), **through(m[:, None] / n * G, A, B, alpha / r)}
 
 
-@fault(
+dora.called_with("magnitude_forgotten", only="dx dA dB", m=lambda m: np.ones_like(m))(
     "{it} lacks the magnitude m: V is normalised, and not scaled again",
     "If m is doubled, the output doubles: what do these gradients do?",
 )
-def magnitude_forgotten(dy, x, m, A, B, W, alpha, r):
-    wrong = backward(dy, x, np.ones_like(m), A, B, W, alpha, r)
-    return {name: wrong[name] for name in ("dx", "dA", "dB")}
-
-
-@fault("dm holds the factor m: y is linear in m, and its derivative does not", "If m is zero, is dm zero?")
-def magnitude_in_its_own_gradient(dy, x, m, A, B, W, alpha, r):
-    return {"dm": m * backward(dy, x, m, A, B, W, alpha, r)["dm"]}
-
-
-@fault("dm is zero: the magnitude is never trained", "Which three tensors does DoRA train?")
-def magnitude_frozen(dy, x, m, A, B, W, alpha, r):
-    return {"dm": 0 * m}
-
-
-@fault("dx passes through W alone, not through V = W + s B A", "By how many paths does x reach y?")
-def no_low_rank_path(dy, x, m, A, B, W, alpha, r):
-    _, n = merged(A, B, W, alpha, r)
-    return {"dx": dy * (m / n[:, 0]) @ W}
+dora.multiplied("magnitude_in_its_own_gradient", dm=lambda m: m)(
+    "dm holds the factor m: y is linear in m, and its derivative does not", "If m is zero, is dm zero?"
+)
+dora.multiplied("magnitude_frozen", dm=0)(
+    "dm is zero: the magnitude is never trained", "Which three tensors does DoRA train?"
+)
+dora.computed(
+    "no_low_rank_path", dx=lambda dy, m, A, B, W, alpha, r: dy * (m / merged(A, B, W, alpha, r)[1][:, 0]) @ W
+)("dx passes through W alone, not through V = W + s B A", "By how many paths does x reach y?")

@@ -42,7 +42,7 @@ dropout = Problem(
     backward,
     draw,
     laws={"dx is 0 where x was dropped, because such an x changes no output": at_dropped},
-    factors={"rescaling": Factor("the factor 1/(1-p)", lambda dy, x, keep, p: 1 / (1 - p), ("dx",))},
+    factors={"rescaling": Factor("the factor 1/(1-p)", lambda p: 1 / (1 - p), ("dx",))},
     says={
         "no_rescaling": "dx lacks the factor 1/(1-p) at the entries that were kept",
         "rescaling_twice": "dx applies the mask twice, and with it the factor 1/(1-p)",
@@ -57,46 +57,26 @@ dropout = Problem(
     pairs=False,
     masked=masked,
 )
-fault = dropout.fault
 
-
-@fault(
+dropout.called_with("mask_forgotten", keep=1)(
     "dx lacks the mask: dy passes as though nothing had been dropped",
     "How much does the loss change if you change an x that forward has set to 0?",
 )
-def mask_forgotten(dy, x, keep, p):
-    return {"dx": dy}
-
-
-@fault(
+dropout.called_with("rescaled_not_masked", keep=lambda p: 1 / (1 - p))(
     "dx is rescaled by 1/(1-p) everywhere, but what was dropped is not set to 0",
     "Forward does two things to x: which of them is missing on the way back?",
 )
-def rescaled_not_masked(dy, x, keep, p):
-    return {"dx": dy / (1 - p)}
-
-
-@fault(
+dropout.called_with("mask_inverted", keep=lambda keep, p: 1 / (1 - p) - keep)(
     "dx uses the mask the wrong way round: the gradient passes where x was dropped",
     "Does a 0 in the mask mean kept or dropped?",
 )
-def mask_inverted(dy, x, keep, p):
-    return {"dx": dy * (1 / (1 - p) - keep)}
-
-
-@fault("dx is rescaled by 1/p, not by 1/(1-p)", "Is p the probability to drop or to keep?")
-def divided_by_p(dy, x, keep, p):
-    return {"dx": dy * keep * (1 - p) / p}
-
-
-@fault("dx uses the mask of the first sample for all of them", "Were the same features dropped in every sample?")
-def first_mask_for_all(dy, x, keep, p):
-    return {"dx": dy * keep[:1]}
-
-
-@fault(
+dropout.multiplied("divided_by_p", dx=lambda p: (1 - p) / p)(
+    "dx is rescaled by 1/p, not by 1/(1-p)", "Is p the probability to drop or to keep?"
+)
+dropout.called_with("first_mask_for_all", keep=lambda keep: keep[:1])(
+    "dx uses the mask of the first sample for all of them", "Were the same features dropped in every sample?"
+)
+dropout.multiplied("multiplied_by_x", dx=lambda x: x)(
     "dx is multiplied by x, which the derivative of y by x no longer contains",
     "y is linear in x: on what does its slope depend?",
 )
-def multiplied_by_x(dy, x, keep, p):
-    return {"dx": dy * x * keep}

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..case import Case, relative_error
 from ..problem import Problem
+from .linear import outer_total, total
 
 # batch, tokens, width, V of each case
 SHAPES = [(3, 5, 4, 7), (4, 3, 6, 8), (2, 7, 5, 9), (5, 4, 3, 6), (6, 2, 7, 10), (7, 6, 8, 11)]
@@ -60,7 +61,7 @@ def backward(dy, W, ids):
 
 
 def columns(tensors, case):
-    return relative_error(tensors["dW"].sum(axis=0), case.dy.sum(axis=(0, 1)))
+    return relative_error(tensors["dW"].sum(axis=0), total(case.dy))
 
 
 def unused_rows(tensors, case):
@@ -85,94 +86,52 @@ embedding = Problem(
 )
 fault = embedding.fault
 
-
-@fault(
+embedding.computed("last_of_repeats", dW=lambda dy, W, ids: last_rows(ids, dy, len(W)))(
     "dW holds only the last place of a repeated id: its other places were overwritten, not added",
     "What happens in NumPy when the same index stands several times in an indexed assignment or in-place addition?",
 )
-def last_of_repeats(dy, W, ids):
-    return {"dW": last_rows(ids, dy, len(W))}
-
-
-@fault(
+embedding.computed("first_of_repeats", dW=lambda dy, W, ids: last_rows(ids[::-1, ::-1], dy[::-1, ::-1], len(W)))(
     "dW holds only the first place of a repeated id: the later ones are left out",
     "A word occurs three times in the text: how many places of the output move when its row moves?",
 )
-def first_of_repeats(dy, W, ids):
-    return {"dW": last_rows(ids.ravel()[::-1], dy.reshape(-1, dy.shape[-1])[::-1], len(W))}
-
-
-@fault(
+embedding.computed(
+    "repeats_lost_within_a_sample",
+    dW=lambda dy, W, ids: sum(last_rows(i, d, len(W)) for i, d in zip(ids, dy, strict=True)),
+)(
     "dW adds a repeated id over the samples, but within one sample counts it once",
     "Your loop adds sample after sample: what if an id stands twice in one sample?",
 )
-def repeats_lost_within_a_sample(dy, W, ids):
-    return {"dW": sum(last_rows(sample, d, len(W)) for sample, d in zip(ids, dy, strict=True))}
-
-
-@fault(
+embedding.multiplied("averaged_over_repeats", dW=lambda W, ids: 1 / np.maximum(counts(ids, len(W)), 1))(
     "each row of dW is a mean over the places of its id, but must be a sum",
     "A row is used in three places: do their gradients add up or average?",
 )
-def averaged_over_repeats(dy, W, ids):
-    return {"dW": add_rows(ids, dy, len(W)) / np.maximum(counts(ids, len(W)), 1)}
-
-
-@fault(
+embedding.multiplied("multiplied_by_counts", dW=lambda W, ids: counts(ids, len(W)))(
     "each row of dW is multiplied by how often its id occurs, though the sum has counted that already",
     "How many times does each place add to dW: once, or once for each occurrence of its id?",
 )
-def multiplied_by_counts(dy, W, ids):
-    return {"dW": add_rows(ids, dy, len(W)) * counts(ids, len(W))}
-
-
-@fault(
+embedding.called_with("ids_shifted", ids=lambda ids: ids - 1)(
     "the rows of dW are shifted by one: ids are counted from 1, not from 0",
     "Which row does forward read for the id 0, and which row does its gradient go to?",
 )
-def ids_shifted(dy, W, ids):
-    return {"dW": add_rows(ids - 1, dy, len(W))}
-
-
-@fault(
+embedding.called_with("ids_of_the_next_token", ids=lambda ids: np.roll(ids, -1, axis=1))(
     "dW takes for each position the id of the next one: ids and dy are shifted by one token",
     "Are the ids here those that were looked up, or the targets that the model predicts?",
 )
-def ids_of_the_next_token(dy, W, ids):
-    return {"dW": add_rows(np.roll(ids, -1, axis=1), dy, len(W))}
-
-
-@fault(
+embedding.called_with("positions_in_another_order", ids=lambda ids: ids.T.reshape(ids.shape))(
     "dW pairs ids and dy in different orders: one is read sample by sample, the other token by token",
     "When both are flattened, does position n of ids still belong to position n of dy?",
 )
-def positions_in_another_order(dy, W, ids):
-    return {"dW": add_rows(ids.T.ravel(), dy.reshape(-1, dy.shape[-1]), len(W))}
-
-
-@fault(
+embedding.multiplied("row_zero_as_padding", dW=lambda W: np.arange(len(W))[:, None] > 0)(
     "row 0 of dW is zero, as though the id 0 were padding", "Does forward treat the id 0 differently from the others?"
 )
-def row_zero_as_padding(dy, W, ids):
-    dW = add_rows(ids, dy, len(W))
-    dW[0] = 0
-    return {"dW": dW}
-
-
-@fault(
+embedding.computed("ids_ignored", dW=lambda dy, W: np.tile(total(dy), (len(W), 1)))(
     "every row of dW holds the sum over all positions, whatever their ids",
     "Does a position feel a change of a row that it did not look up?",
 )
-def ids_ignored(dy, W, ids):
-    return {"dW": np.tile(dy.sum(axis=(0, 1)), (len(W), 1))}
-
-
-@fault(
+embedding.computed("started_from_W", dW=lambda dy, W, ids: W + add_rows(ids, dy, len(W)))(
     "dW still holds W itself: the sum starts from the table, not from zero",
     "What must the gradient of a row be that was never looked up?",
 )
-def started_from_W(dy, W, ids):
-    return {"dW": W + add_rows(ids, dy, len(W))}
 
 
 # tied to the logits
@@ -189,11 +148,6 @@ def tied_forward(W, H, ids):
     return np.tanh(W[ids] @ H) @ W.T
 
 
-def product(a, b):
-    """Σ_n a_nᵀ b_n over every position"""
-    return np.einsum("btm,btn->mn", a, b)
-
-
 def tied_steps(dz, W, H, ids):
     """x, h and da"""
     x = W[ids]
@@ -204,12 +158,12 @@ def tied_steps(dz, W, H, ids):
 def paths(dz, W, H, ids):
     """The two terms of dW: the output path and the input path."""
     _, h, da = tied_steps(dz, W, H, ids)
-    return product(dz, h), add_rows(ids, da @ H.T, len(W))
+    return outer_total(dz, h), add_rows(ids, da @ H.T, len(W))
 
 
 def tied_backward(dz, W, H, ids):
     x, _, da = tied_steps(dz, W, H, ids)
-    return {"dW": sum(paths(dz, W, H, ids)), "dH": product(x, da)}
+    return {"dW": sum(paths(dz, W, H, ids)), "dH": outer_total(x, da)}
 
 
 def tied_terms(dz, W, H, ids):
@@ -239,13 +193,10 @@ tied_embedding = Problem(
 )
 fault = tied_embedding.fault
 
-
-@fault(
+tied_embedding.multiplied("paths_averaged", dW=0.5)(
     "dW is the mean of the two paths, but must be their sum",
     "If W moves a little, do the changes along both paths add up or average?",
 )
-def paths_averaged(dz, W, H, ids):
-    return {"dW": sum(paths(dz, W, H, ids)) / 2}
 
 
 @fault(
@@ -259,99 +210,74 @@ def output_path_overwritten(dz, W, H, ids):
     return {"dW": dW}
 
 
-@fault(
+def with_input_path(name, path):
+    """The input path of dW is another function of ids, da, dz, W and H."""
+
+    def wrong(dz, W, H, ids):
+        _, h, da = tied_steps(dz, W, H, ids)
+        return {"dW": outer_total(dz, h) + path(ids, da, dz, W, H)}
+
+    return tied_embedding.add(name, wrong)
+
+
+with_input_path("repeats_lost", lambda ids, da, dz, W, H: last_rows(ids, da @ H.T, len(W)))(
     "the input path of dW holds only the last place of a repeated id: its other places are lost",
     "What happens in NumPy when the same index stands several times in an indexed in-place addition?",
 )
-def repeats_lost(dz, W, H, ids):
-    output_path, _ = paths(dz, W, H, ids)
-    _, _, da = tied_steps(dz, W, H, ids)
-    return {"dW": output_path + last_rows(ids, da @ H.T, len(W))}
-
-
-@fault(
+with_input_path("input_ids_shifted", lambda ids, da, dz, W, H: add_rows(ids - 1, da @ H.T, len(W)))(
     "the input path of dW is shifted by one row: ids are counted from 1, not from 0",
     "Which row does forward read for the id 0, and which row does its gradient go to?",
 )
-def input_ids_shifted(dz, W, H, ids):
-    output_path, input_path = paths(dz, W, H, ids)
-    return {"dW": output_path + np.roll(input_path, -1, axis=0)}
-
-
-@fault(
+with_input_path("H_not_transposed", lambda ids, da, dz, W, H: add_rows(ids, da @ H, len(W)))(
     "the input path of dW goes through H, not through its transpose",
     "H is square, so the shapes do not warn you: which index of H belongs to x?",
 )
-def H_not_transposed(dz, W, H, ids):
-    output_path, _ = paths(dz, W, H, ids)
-    _, _, da = tied_steps(dz, W, H, ids)
-    return {"dW": output_path + add_rows(ids, da @ H, len(W))}
-
-
-@fault(
+with_input_path("H_skipped", lambda ids, da, dz, W, H: add_rows(ids, da, len(W)))(
     "the input path of dW skips H: it takes the gradient of x H for that of x",
     "Through which matrix does x pass before the tanh?",
 )
-def H_skipped(dz, W, H, ids):
-    output_path, _ = paths(dz, W, H, ids)
-    _, _, da = tied_steps(dz, W, H, ids)
-    return {"dW": output_path + add_rows(ids, da, len(W))}
-
-
-@fault(
+with_input_path("layer_skipped", lambda ids, da, dz, W, H: add_rows(ids, dz @ W, len(W)))(
     "the input path of dW skips the layer in between: it takes dh for the gradient of x",
     "What lies between the row that was looked up and the h that makes the logits?",
 )
-def layer_skipped(dz, W, H, ids):
-    output_path, _ = paths(dz, W, H, ids)
-    return {"dW": output_path + add_rows(ids, dz @ W, len(W))}
 
 
 @fault("the output path of dW multiplies dz by x, but W meets h in the logits", "What does Wᵀ multiply in the forward?")
 def output_path_from_x(dz, W, H, ids):
     _, input_path = paths(dz, W, H, ids)
-    return {"dW": product(dz, W[ids]) + input_path}
+    return {"dW": outer_total(dz, W[ids]) + input_path}
 
 
-def with_slope(slope, dz, W, H, ids):
-    """dW and dH with another derivative of tanh."""
-    x, h, _ = tied_steps(dz, W, H, ids)
-    da = dz @ W * slope
-    return {"dW": product(dz, h) + add_rows(ids, da @ H.T, len(W)), "dH": product(x, da)}
+def with_slope(name, slope):
+    """The derivative of tanh is another function of a and h."""
+
+    def wrong(dz, W, H, ids):
+        x = W[ids]
+        a = x @ H
+        h = np.tanh(a)
+        da = dz @ W * slope(a, h)
+        return {"dW": outer_total(dz, h) + add_rows(ids, da @ H.T, len(W)), "dH": outer_total(x, da)}
+
+    return tied_embedding.add(name, wrong)
 
 
-@fault(
+with_slope("tanh_slope_missing", lambda a, h: 1)(
     "the derivative of tanh, 1 - h², is missing in {it}", "What stands between x H and h, and what is its derivative?"
 )
-def tanh_slope_missing(dz, W, H, ids):
-    return with_slope(1, dz, W, H, ids)
-
-
-@fault(
+with_slope("tanh_not_squared", lambda a, h: 1 - h)(
     "{it} takes 1 - h for the derivative of tanh, which is 1 - h²",
     "tanh is odd, so its slope is the same on both sides of 0: is yours?",
 )
-def tanh_not_squared(dz, W, H, ids):
-    _, h, _ = tied_steps(dz, W, H, ids)
-    return with_slope(1 - h, dz, W, H, ids)
-
-
-@fault(
+with_slope("slope_of_sigmoid", lambda a, h: h * (1 - h))(
     "{it} takes h(1 - h) for the derivative of tanh: that is the one of the sigmoid",
     "What is the slope of tanh at 0, and what is yours?",
 )
-def slope_of_sigmoid(dz, W, H, ids):
-    _, h, _ = tied_steps(dz, W, H, ids)
-    return with_slope(h * (1 - h), dz, W, H, ids)
-
-
-@fault("{it} takes the derivative of tanh from x H, but 1 - h² needs h", "Can the slope of tanh be negative?")
-def slope_before_tanh(dz, W, H, ids):
-    a = W[ids] @ H
-    return with_slope(1 - a * a, dz, W, H, ids)
+with_slope("slope_before_tanh", lambda a, h: 1 - a * a)(
+    "{it} takes the derivative of tanh from x H, but 1 - h² needs h", "Can the slope of tanh be negative?"
+)
 
 
 @fault("dH is built from h, not from the input x of that layer", "What does H multiply in the forward?")
 def dH_from_h(dz, W, H, ids):
     _, h, da = tied_steps(dz, W, H, ids)
-    return {"dH": product(h, da)}
+    return {"dH": outer_total(h, da)}

@@ -73,141 +73,84 @@ gelu = Problem(
     rows=True,
     pairs=False,
 )
-fault = gelu.fault
 
 
-@fault(
+def erf_slope(x):
+    """dy/dx of the exact form"""
+    normal = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    return (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2 + x * normal
+
+
+def sigmoid_slope(x):
+    """dy/dx of x σ(1.702x)"""
+    sigma = 1 / (1 + np.exp(-1.702 * x))
+    return sigma + 1.702 * x * sigma * (1 - sigma)
+
+
+def with_slope(name, slope):
+    """dy/dx is another function of x, tanh u and u'."""
+    return gelu.computed(name, dx=lambda dy, x: dy * slope(x, *inner(x)))
+
+
+with_slope("no_inner_derivative", lambda x, tanh, du: slope(x, tanh, 1))(
     "the tanh term of dx lacks the inner derivative u'",
     "tanh is taken of u, not of x: what does the chain rule ask for?",
 )
-def no_inner_derivative(dy, x):
-    tanh, _ = inner(x)
-    return {"dx": dy * slope(x, tanh, 1)}
-
-
-@fault(
+with_slope("no_cubic_term", lambda x, tanh, du: slope(x, tanh, K))(
     "the inner derivative u' in dx lacks the term of the cube, 3Cx²",
     "How many terms does u have, and how many does your u' have?",
 )
-def no_cubic_term(dy, x):
-    tanh, _ = inner(x)
-    return {"dx": dy * slope(x, tanh, K)}
-
-
-@fault("the inner derivative u' in dx lacks the 3 that comes from the cube", "What is the derivative of x³?")
-def three_forgotten(dy, x):
-    tanh, _ = inner(x)
-    return {"dx": dy * slope(x, tanh, K * (1 + C * x * x))}
-
-
-@fault(
+with_slope("three_forgotten", lambda x, tanh, du: slope(x, tanh, K * (1 + C * x * x)))(
+    "the inner derivative u' in dx lacks the 3 that comes from the cube", "What is the derivative of x³?"
+)
+with_slope("power_not_lowered", lambda x, tanh, du: slope(x, tanh, K * (1 + 3 * C * x * x * x)))(
     "the inner derivative u' in dx keeps the cube x³, but its power falls to x²",
     "u is an odd function of x: is your u' even?",
 )
-def power_not_lowered(dy, x):
-    tanh, _ = inner(x)
-    return {"dx": dy * slope(x, tanh, K * (1 + 3 * C * x * x * x))}
-
-
-@fault(
+with_slope("root_forgotten", lambda x, tanh, du: slope(x, tanh, du / K))(
     "the inner derivative u' in dx lacks the factor √(2/π)",
     "Which constant multiplies all of u, and what becomes of it when u is differentiated?",
 )
-def root_forgotten(dy, x):
-    tanh, du = inner(x)
-    return {"dx": dy * slope(x, tanh, du / K)}
-
-
-@fault(
+with_slope("coefficient_forgotten", lambda x, tanh, du: slope(x, tanh, K * (1 + 3 * x * x)))(
     "the inner derivative u' in dx lacks the coefficient 0.044715 of the cube",
     "Compare the coefficients of u and of your u', term by term: is each still there?",
 )
-def coefficient_forgotten(dy, x):
-    tanh, _ = inner(x)
-    return {"dx": dy * slope(x, tanh, K * (1 + 3 * x * x))}
-
-
-@fault(
+with_slope("two_forgotten_in_sigmoid", lambda x, tanh, du: slope(x, tanh, du / 2))(
     "the tanh term of dx is half as large: with (1 + tanh u)/2 = σ(2u), the 2 of 2u' is missing",
     "Of which argument is σ taken here, and what is the derivative of that argument?",
 )
-def two_forgotten_in_sigmoid(dy, x):
-    direct, through_tanh = product_rule(x, *inner(x))
-    return {"dx": dy * (direct + through_tanh / 2)}
-
-
-@fault(
+with_slope("tanh_not_squared", lambda x, tanh, du: (1 + tanh + x * (1 - tanh) * du) / 2)(
     "dx takes 1 - tanh u for the derivative of tanh, which is 1 - tanh² u",
     "tanh is odd, so its slope is the same at u and at -u: is yours?",
 )
-def tanh_not_squared(dy, x):
-    tanh, du = inner(x)
-    return {"dx": dy * ((1 + tanh) / 2 + x * (1 - tanh) * du / 2)}
-
-
-@fault(
+with_slope("tanh_not_differentiated", lambda x, tanh, du: (1 + tanh + x * du) / 2)(
     "the tanh term of dx lacks the factor 1 - tanh² u: the derivative of tanh was forgotten",
     "For a very large x, tanh u no longer moves: what must become of the tanh term there?",
 )
-def tanh_not_differentiated(dy, x):
-    tanh, du = inner(x)
-    return {"dx": dy * ((1 + tanh) / 2 + x * du / 2)}
-
-
-@fault(
+with_slope("x_forgotten", lambda x, tanh, du: slope(1, tanh, du))(
     "the tanh term of dx lacks the factor x",
     "In the product rule, what stays undifferentiated beside the derivative of the tanh?",
 )
-def x_forgotten(dy, x):
-    tanh, du = inner(x)
-    return {"dx": dy * slope(1, tanh, du)}
-
-
-@fault(
+with_slope("output_for_input", lambda x, tanh, du: (1 + tanh) / 2 + forward(x) * (1 - tanh * tanh) * du / 2)(
     "the tanh term of dx is multiplied by the output y, but must be multiplied by x",
     "Which of the two did forward keep for the backward: x or y?",
 )
-def output_for_input(dy, x):
-    tanh, du = inner(x)
-    return {"dx": dy * ((1 + tanh) / 2 + forward(x) * (1 - tanh * tanh) * du / 2)}
-
-
-@fault(
+with_slope("cube_missing_in_u", lambda x, tanh, du: slope(x, np.tanh(K * x), du))(
     "dx takes the tanh of √(2/π) x: its u lacks the cube",
     "Is the tanh u in the backward the same number as the tanh u in the forward?",
 )
-def cube_missing_in_u(dy, x):
-    _, du = inner(x)
-    return {"dx": dy * slope(x, np.tanh(K * x), du)}
-
-
-@fault("dx takes the tanh of x, not that of u", "What did forward take the tanh of?")
-def tanh_of_x(dy, x):
-    _, du = inner(x)
-    return {"dx": dy * slope(x, np.tanh(x), du)}
-
-
-@fault(
+with_slope("tanh_of_x", lambda x, tanh, du: slope(x, np.tanh(x), du))(
+    "dx takes the tanh of x, not that of u", "What did forward take the tanh of?"
+)
+gelu.computed("erf_form", dx=lambda dy, x: dy * erf_slope(x))(
     "dx is the gradient of the exact GELU, x Φ(x) with the error function: forward has the tanh form",
     "Its two forms agree to three decimals only: which of them did forward compute?",
 )
-def erf_form(dy, x):
-    normal = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
-    return {"dx": dy * ((1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2 + x * normal)}
-
-
-@fault(
+gelu.computed("sigmoid_form", dx=lambda dy, x: dy * sigmoid_slope(x))(
     "dx is the gradient of the sigmoid form x σ(1.702x): forward has the tanh form",
     "Which approximation of GELU did forward compute?",
 )
-def sigmoid_form(dy, x):
-    sigma = 1 / (1 + np.exp(-1.702 * x))
-    return {"dx": dy * (sigma + 1.702 * x * sigma * (1 - sigma))}
-
-
-@fault(
+gelu.computed("output_for_slope", dx=lambda dy, x: dy * forward(x))(
     "dx multiplies dy by the output y, not by the slope dy/dx",
     "What is the slope at x = 0, and what is the output there?",
 )
-def output_for_slope(dy, x):
-    return {"dx": dy * forward(x)}

@@ -8,25 +8,19 @@ in side         y = (l ∘ x) Wᵀ + b          dx = l ∘ (dy W)         dl = �
 
 from ..case import Case, relative_error
 from ..problem import Problem
-
-# batch, tokens, in, out of each case: one is square
-SHAPES = [(5, 3, 8, 6), (4, 6, 7, 9), (3, 2, 10, 9), (2, 4, 6, 8), (7, 2, 9, 9), (6, 5, 11, 10)]
+from .linear import linear_in, total
+from .low_rank import SHAPES
 
 
 def drawn(width_of_l):
     def draw(rng, i):
-        batch, tokens, width_in, width_out = SHAPES[i]
+        batch, tokens, width_in, width_out, *_ = SHAPES[i]
         sizes = {"batch": batch, "tokens": tokens, "in": width_in, "out": width_out}
         inputs = {"x": rng.standard_normal((batch, tokens, width_in)), "l": rng.standard_normal(sizes[width_of_l])}
         constants = {"W": rng.standard_normal((width_out, width_in)), "b": rng.standard_normal(width_out)}
         return Case(rng.standard_normal((batch, tokens, width_out)), inputs, constants, sizes)
 
     return draw
-
-
-def total(a):
-    """Summed over the rows."""
-    return a.sum(axis=(0, 1))
 
 
 def complete(x, l, W, b=None):
@@ -44,63 +38,36 @@ def backward(dy, x, l, W, b):
     return {"dx": l * dy @ W, "dl": total(dy * (x @ W.T + b))}
 
 
-def along_y(tensors, case):
-    y = forward(**case.inputs, **case.constants)
-    return relative_error(case.inputs["l"] * tensors["dl"], total(case.dy * y))
-
-
 ia3 = Problem(
     "ia3",
     forward,
     backward,
     drawn("out"),
-    laws={"l ∘ dl is dy ∘ y summed over the rows, because y is linear in l": along_y},
+    laws={"l ∘ dl is dy ∘ y summed over the rows, because y is linear in l": linear_in("l", forward)},
     formula="y = l ∘ (x Wᵀ + b)",
     complete=complete,
     optional="also without b",
     rows=True,
 )
-fault = ia3.fault
 
-
-@fault(
-    "dl lacks the bias: l rescales x Wᵀ + b, and not x Wᵀ alone",
-    "Is b added before or after l multiplies?",
+ia3.called_with("bias_not_scaled", only="dl", b=0)(
+    "dl lacks the bias: l rescales x Wᵀ + b, and not x Wᵀ alone", "Is b added before or after l multiplies?"
 )
-def bias_not_scaled(dy, x, l, W, b):
-    return {"dl": total(dy * (x @ W.T))}
-
-
-@fault(
+ia3.computed("added_to_y", dl=lambda dy: total(dy))(
     "dl lacks the output x Wᵀ + b that l multiplies: it is the gradient of a vector that is added",
     "What is y where l is zero?",
 )
-def added_to_y(dy, x, l, W, b):
-    return {"dl": total(dy)}
-
-
-@fault(
-    "dx lacks l: dy passes l on its way to W",
-    "Where l is zero, does x change y?",
+ia3.called_with("no_l_in_x", only="dx", l=1)(
+    "dx lacks l: dy passes l on its way to W", "Where l is zero, does x change y?"
 )
-def no_l_in_x(dy, x, l, W, b):
-    return {"dx": dy @ W}
-
-
-@fault(
+ia3.multiplied("after_l", dl=lambda l: l)(
     "dl is summed with y, which holds l already, where it is with x Wᵀ + b",
     "Did you keep the output before or after l?",
 )
-def after_l(dy, x, l, W, b):
-    return {"dl": total(dy * forward(x, l, W, b))}
-
-
-@fault(
+ia3.computed("of_the_in_side", dl=lambda dy, x, W: total(dy @ W * x))(
     "dl is that of the in side, Σ (dy W) ∘ x, a number for each input: here l rescales the outputs",
     "How many entries has l: as many as x has features, or y?",
 )
-def of_the_in_side(dy, x, l, W, b):
-    return {"dl": total(dy @ W * x)}
 
 
 # ---- on the in side ----
@@ -130,44 +97,20 @@ ia3_feed_forward = Problem(
     optional="also without b",
     rows=True,
 )
-fault = ia3_feed_forward.fault
 
-
-@fault(
-    "dl lacks the x that l multiplies: it is the gradient of a vector that is added",
-    "What reaches W where l is zero?",
+ia3_feed_forward.called_with("added_to_x", only="dl", x=1)(
+    "dl lacks the x that l multiplies: it is the gradient of a vector that is added", "What reaches W where l is zero?"
 )
-def added_to_x(dy, x, l, W, b):
-    return {"dl": total(dy @ W)}
-
-
-@fault(
-    "dx lacks l: it is the gradient dy W of l ∘ x, not of x",
-    "What does W see in forward: x, or l ∘ x?",
+ia3_feed_forward.called_with("no_l_in_dx", only="dx", l=1)(
+    "dx lacks l: it is the gradient dy W of l ∘ x, not of x", "What does W see in forward: x, or l ∘ x?"
 )
-def no_l_in_dx(dy, x, l, W, b):
-    return {"dx": dy @ W}
-
-
-@fault(
-    "dl is summed with l ∘ x, which holds l already, where it is with x",
-    "Did you keep the input before or after l?",
+ia3_feed_forward.multiplied("input_after_l", dl=lambda l: l)(
+    "dl is summed with l ∘ x, which holds l already, where it is with x", "Did you keep the input before or after l?"
 )
-def input_after_l(dy, x, l, W, b):
-    return {"dl": total(dy @ W * (l * x))}
-
-
-@fault(
+ia3_feed_forward.computed("of_the_out_side", dl=lambda dy, x, W, b: total(dy * (x @ W.T + b)))(
     "dl is that of the out side, Σ dy ∘ (x Wᵀ + b), a number for each output: here l rescales the inputs",
     "How many entries has l: as many as x has features, or y?",
 )
-def of_the_out_side(dy, x, l, W, b):
-    return {"dl": total(dy * (x @ W.T + b))}
-
-
-@fault(
-    "dx holds l twice",
-    "Was the gradient that you multiplied by l that of l ∘ x, or already that of x?",
+ia3_feed_forward.multiplied("l_twice", dx=lambda l: l)(
+    "dx holds l twice", "Was the gradient that you multiplied by l that of l ∘ x, or already that of x?"
 )
-def l_twice(dy, x, l, W, b):
-    return {"dx": l * l * (dy @ W)}

@@ -1,5 +1,7 @@
 """Layer norm. The maths is in ops/layer_norm.py."""
 
+from typing import Any
+
 import numpy as np
 
 from ..case import Case
@@ -60,15 +62,10 @@ def row_sums(tensors, case):
     return float(np.abs(dx.sum(axis=-1)).max() / np.abs(dx).max())
 
 
-SIMPLER = {
-    "with almost no ε (1e-12)": lambda case: case._replace(constants={"eps": 1e-12}),
-    "with the gain g = 1": lambda case: case._replace(inputs=case.inputs | {"g": np.ones_like(case.inputs["g"])}),
+SIMPLER: dict[str, dict[str, Any]] = {
+    "with almost no ε (1e-12)": {"eps": 1e-12},
+    "with the gain g = 1": {"g": lambda g: np.ones_like(g)},
 }
-
-
-def one_over_sigma(dy, x, g, b, eps):
-    return 1 / standardise(x, eps)[1]
-
 
 layer_norm = Problem(
     "layer_norm",
@@ -77,7 +74,7 @@ layer_norm = Problem(
     draw,
     terms,
     laws={"each row of dx sums to 0, because shifting x changes no output": row_sums},
-    factors={"division": Factor("the factor 1/σ", one_over_sigma, ("dx",))},
+    factors={"division": Factor("the factor 1/σ", lambda x, eps: 1 / standardise(x, eps)[1], ("dx",))},
     says={
         "no_mean_term": "dx lacks the mean term, the path of the gradient through the mean μ",
         "no_variance_term": "dx lacks the variance term, the path of the gradient through σ",
@@ -101,10 +98,19 @@ def gradient(dxhat, xhat, sigma, mean=mean):
     return (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sigma
 
 
+def with_dx(name, dx):
+    """dx is another function of dx̂, x̂ and σ."""
+    return layer_norm.computed(name, dx=lambda dy, x, g, eps: dx(dy * g, *standardise(x, eps)))
+
+
 def with_sigma(sigma, dy, x, g):
     """dx and dg with another σ"""
     xhat = (x - mean(x)) / sigma
     return {"dx": gradient(dy * g, xhat, sigma), "dg": total(dy * xhat)}
+
+
+def row_sum(a):
+    return a.sum(axis=-1, keepdims=True)
 
 
 def over(*axes):
@@ -119,29 +125,21 @@ def with_statistics(mean, dy, x, g, eps):
     return {"dx": gradient(dy * g, centred / sigma, sigma, mean), "dg": total(dy * centred / sigma)}
 
 
-@fault(
+with_dx("statistics_as_constants", lambda dxhat, xhat, sigma: dxhat / sigma)(
     "dx treats μ and σ as constants: the mean term and the variance term are both missing",
     "By how many paths does one x reach the outputs of its row?",
 )
-def statistics_as_constants(dy, x, g, b, eps):
-    _, sigma = standardise(x, eps)
-    return {"dx": dy * g / sigma}
-
-
-@fault(
+layer_norm.called_with("gain_forgotten", only="dx", g=1)(
     "dx is computed from dy without the gain g",
     "Which quantity does x̂ meet first on its way to y, and what does that do to dy on the way back?",
 )
-def gain_forgotten(dy, x, g, b, eps):
-    return {"dx": gradient(dy, *standardise(x, eps))}
-
-
-@fault(
+layer_norm.add(
+    "unbiased_variance",
+    lambda dy, x, g, b, eps: with_sigma(np.sqrt(x.var(axis=-1, keepdims=True, ddof=1) + eps), dy, x, g),
+)(
     "{it} uses the unbiased variance, divided by C - 1, but forward divides by C",
     "Is σ in the backward the same number as σ in the forward?",
 )
-def unbiased_variance(dy, x, g, b, eps):
-    return with_sigma(np.sqrt(x.var(axis=-1, keepdims=True, ddof=1) + eps), dy, x, g)
 
 
 @fault(
@@ -154,25 +152,17 @@ def gradient_of_unbiased_variance(dy, x, g, b, eps):
     return {"dx": (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat) * width / (width - 1)) / sigma}
 
 
-@fault(
+with_dx("means_over_the_batch", lambda dxhat, xhat, sigma: gradient(dxhat, xhat, sigma, over(0, 1)))(
     "dx takes its means over the rows of the batch, but the statistics belong to each row by itself",
     "Whose mean and variance does layer norm use: a feature's over the batch, or a row's over its features?",
 )
-def means_over_the_batch(dy, x, g, b, eps):
-    return {"dx": gradient(dy * g, *standardise(x, eps), over(0, 1))}
-
-
-@fault("{it} leaves ε out of σ, but forward has it", "Which σ did forward divide by?")
-def eps_forgotten(dy, x, g, b, eps):
-    return with_sigma(x.std(axis=-1, keepdims=True), dy, x, g)
-
-
-@fault(
+layer_norm.called_with("eps_forgotten", only="dx dg", eps=0)(
+    "{it} leaves ε out of σ, but forward has it", "Which σ did forward divide by?"
+)
+layer_norm.add("eps_outside_root", lambda dy, x, g, b, eps: with_sigma(x.std(axis=-1, keepdims=True) + eps, dy, x, g))(
     "{it} adds ε outside the root, √var + ε, but forward adds it inside, √(var + ε)",
     "Is ε added to the variance or to the standard deviation?",
 )
-def eps_outside_root(dy, x, g, b, eps):
-    return with_sigma(x.std(axis=-1, keepdims=True) + eps, dy, x, g)
 
 
 @fault(
@@ -185,45 +175,25 @@ def gradient_of_eps_outside_root(dy, x, g, b, eps):
     return {"dx": (dxhat - mean(dxhat) - centred / std * mean(dxhat * centred / sigma)) / sigma}
 
 
-@fault(
+layer_norm.add("statistics_over_tokens", lambda dy, x, g, b, eps: with_statistics(over(1, 2), dy, x, g, eps))(
     "{it} takes the statistics over tokens and features together, but each token has its own",
     "Does another token of the sample change what layer norm does to this one?",
 )
-def statistics_over_tokens(dy, x, g, b, eps):
-    return with_statistics(over(1, 2), dy, x, g, eps)
-
-
-@fault(
+layer_norm.add("statistics_over_the_batch", lambda dy, x, g, b, eps: with_statistics(over(0, 1), dy, x, g, eps))(
     "{it} takes the statistics of each feature over the batch, as batch norm does",
     "Which axis does forward normalise: the features of one row, or one feature of all rows?",
 )
-def statistics_over_the_batch(dy, x, g, b, eps):
-    return with_statistics(over(0, 1), dy, x, g, eps)
-
-
-@fault(
+with_dx("means_over_tokens", lambda dxhat, xhat, sigma: gradient(dxhat, xhat, sigma, over(1, 2)))(
     "the means in dx are taken over tokens and features together, but each token has its own",
     "Over which axis did forward take μ, and over which do you take the mean of dx̂?",
 )
-def means_over_tokens(dy, x, g, b, eps):
-    return {"dx": gradient(dy * g, *standardise(x, eps), over(1, 2))}
-
-
-@fault("the variance term of dx uses x - μ instead of x̂", "Is ∂σ/∂x equal to (x - μ)/C or to x̂/C?")
-def centred_for_normalised(dy, x, g, b, eps):
-    return {"dx": gradient(dy * g, x - mean(x), standardise(x, eps)[1])}
-
-
-@fault(
+layer_norm.computed(
+    "centred_for_normalised", dx=lambda dy, x, g, eps: gradient(dy * g, x - mean(x), standardise(x, eps)[1])
+)("the variance term of dx uses x - μ instead of x̂", "Is ∂σ/∂x equal to (x - μ)/C or to x̂/C?")
+with_dx("sums_for_means", lambda dxhat, xhat, sigma: gradient(dxhat, xhat, sigma, mean=row_sum))(
     "the mean and variance terms of dx are sums over the features, but must be means",
     "Each x enters the mean with the weight 1/C: where has that gone?",
 )
-def sums_for_means(dy, x, g, b, eps):
-    xhat, sigma = standardise(x, eps)
-    width, dxhat = x.shape[-1], dy * g
-    return {"dx": (dxhat - width * mean(dxhat) - width * xhat * mean(dxhat * xhat)) / sigma}
-
-
-@fault("dg is summed with x instead of x̂", "What does g multiply in the forward?")
-def gain_from_x(dy, x, g, b, eps):
-    return {"dg": total(dy * x)}
+layer_norm.computed("gain_from_x", dg=lambda dy, x: total(dy * x))(
+    "dg is summed with x instead of x̂", "What does g multiply in the forward?"
+)

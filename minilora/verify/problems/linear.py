@@ -43,6 +43,16 @@ def backward(dy, x, W, b):
     return {"dx": dx, "dW": dW, "db": db}
 
 
+def linear_in(name, forward):
+    """The law of an input p that y is linear in: p ∘ dp is dy ∘ y, summed over the rows."""
+
+    def law(tensors, case):
+        y = forward(**case.inputs, **case.constants)
+        return relative_error(case.inputs[name] * tensors[f"d{name}"], total(case.dy * y))
+
+    return law
+
+
 def exchange(tensors, case):
     x, W = case.inputs["x"], case.inputs["W"]
     return relative_error(outer_total(x, tensors["dx"]), tensors["dW"].T @ W)
@@ -57,57 +67,31 @@ linear = Problem(
     formula="y = x Wᵀ + b",
     rows=True,
 )
-fault = linear.fault
 
-
-@fault(
+linear.computed("product_of_sums", dW=lambda dy, x: np.outer(total(dy), total(x)))(
     "dW is the product of two sums over the rows, but must be the sum of the products of each row",
     "Can the dy of one row meet the x of another row on its way to W?",
 )
-def product_of_sums(dy, x, W, b):
-    return {"dW": np.outer(total(dy), total(x))}
-
-
-@fault(
+linear.called_with("y_for_dy", dy=forward)(
     "{it} is computed from the output y instead of its gradient dy",
     "What travels backward through the layer: a value or a sensitivity of the loss?",
 )
-def y_for_dy(dy, x, W, b):
-    return backward(forward(x, W, b), x, W, b)
-
-
-@fault(
+linear.called_with("bias_in_dx", only="dx", dy=lambda dy, b: dy - b)(
     "dx takes the bias b off dy before it goes back through W, but b has no part in dx",
     "If b were larger, would y react more strongly to x?",
 )
-def bias_in_dx(dy, x, W, b):
-    return {"dx": (dy - b) @ W}
-
-
-@fault(
+linear.called_with("inverse_of_weight", only="dx", W=lambda W: np.linalg.pinv(W).T)(
     "dx goes back through the (pseudo-)inverse of W, not through W itself",
     "Does backward look for the x that gives a y, or for how much each x weighs in the loss?",
 )
-def inverse_of_weight(dy, x, W, b):
-    return {"dx": dy @ np.linalg.pinv(W).T}
-
-
-@fault(
+linear.multiplied("averaged_over_outputs", dx=lambda W: 1 / len(W))(
     "dx is a mean over the outputs, but must be a sum",
     "One x feeds every output of its row: how do the effects of several paths on the loss combine?",
 )
-def averaged_over_outputs(dy, x, W, b):
-    return {"dx": dy @ W / len(W)}
-
-
-@fault(
+linear.called_with("rows_mixed", only="dx", dy=lambda dy: 0 * dy + total(dy))(
     "dx adds up all the rows and is the same for each, where every row has a dx of its own",
     "Which is shared by the rows and which is not: W or x?",
 )
-def rows_mixed(dy, x, W, b):
-    return {"dx": total(dy) @ W + 0 * x}
-
-
-@fault("db is zero, as though b were no parameter", "If b grows a little, does y stay as it is?")
-def bias_taken_as_constant(dy, x, W, b):
-    return {"db": 0 * b}
+linear.multiplied("bias_taken_as_constant", db=0)(
+    "db is zero, as though b were no parameter", "If b grows a little, does y stay as it is?"
+)

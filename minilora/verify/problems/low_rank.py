@@ -42,11 +42,6 @@ def backward(dy, x, A, B, W, keep, alpha, r, p):
     return {"dx": dx, "dA": dA, "dB": dB}
 
 
-def gradients(dy, x, A, B, W, keep, s):
-    """With any mask and any scale."""
-    return backward(dy, x, A, B, W, keep, alpha=s, r=1, p=None)
-
-
 def terms(dy, x, A, B, W, keep, alpha, r, p):
     return {"dx": {"the base path": dy @ W, "the low-rank path": alpha / r * dy @ B @ A * keep}}
 
@@ -55,30 +50,21 @@ def masked(dy, x, A, B, W, keep, alpha, r, p):
     return {"dx": (dy @ W, alpha / r * dy @ B @ A / (1 - p))}
 
 
-def complete(x, A, B, W=None, keep=None, alpha=None, r=None, p=None, s=None):
-    """W is 0, there is no dropout, r is that of A, and α = r, or s r, where they are not given."""
+def scale_of(A, alpha, r, s):
+    """alpha and r: where they are not given, r is that of A, and α = s r, or r."""
     r = len(A) if r is None else r
-    if alpha is None:
-        alpha = r if s is None else s * r
+    return {"alpha": r * (1 if s is None else s) if alpha is None else alpha, "r": r}
+
+
+def complete(x, A, B, W=None, keep=None, alpha=None, r=None, p=None, s=None):
+    """Without W it is 0, without keep there is no dropout."""
     keep = np.ones(x.shape) if keep is None else keep
     W = np.zeros((len(B), x.shape[-1])) if W is None else W
-    return {"W": W, "keep": keep, "alpha": alpha, "r": r, "p": 1 - 1 / keep.max() if p is None else p}
+    return {"W": W, "keep": keep, **scale_of(A, alpha, r, s), "p": 1 - 1 / keep.max() if p is None else p}
 
 
-def without_dropout(case):
-    return case._replace(constants=case.constants | {"keep": np.ones(case.inputs["x"].shape), "p": 0.0})
-
-
-def without_W(case):
-    return case._replace(constants=case.constants | {"W": 0 * case.constants["W"]})
-
-
-def with_scale_1(case):
-    return case._replace(constants=case.constants | {"alpha": float(case.constants["r"])})
-
-
-def only(tensors, *names):
-    return {name: tensors[name] for name in names}
+def sum_of_rows(a):
+    return a.sum(axis=(0, 1), keepdims=True)
 
 
 def exchange(tensors, case):
@@ -91,10 +77,6 @@ def at_dropped(tensors, case):
     return relative_error(tensors["dx"] * dropped, base * dropped)
 
 
-def scale(dy, x, A, B, W, keep, alpha, r, p):
-    return alpha / r
-
-
 low_rank = Problem(
     "low_rank",
     forward,
@@ -105,7 +87,7 @@ low_rank = Problem(
         "Bᵀ dB = dA Aᵀ, because an invertible factor moved from B to A changes no output": exchange,
         "where x was dropped, dx is dy W alone, because only the base path sees such an x": at_dropped,
     },
-    factors={"scale": Factor("the scale s = α/r", scale, ("dA", "dB"), {"dx": "the low-rank path"})},
+    factors={"scale": Factor("the scale s = α/r", lambda alpha, r: alpha / r, ("dA", "dB"), ("the low-rank path",))},
     says={
         "no_base_path": "dx lacks the base path, through the frozen W",
         "no_low_rank_path": "dx lacks the low-rank path, through B and A",
@@ -124,137 +106,68 @@ low_rank = Problem(
     optional="also without W (y = s x Aᵀ Bᵀ), keep and p, or r (that of A), and with s for alpha/r",
     rows=True,
     simpler={
-        "without dropout (keep = 1, p = 0)": without_dropout,
-        "without the frozen W (W = 0)": without_W,
-        "with the scale α/r = 1": with_scale_1,
+        "without dropout (keep = 1, p = 0)": {"keep": lambda keep: np.ones_like(keep), "p": 0.0},
+        "without the frozen W (W = 0)": {"W": lambda W: 0 * W},
+        "with the scale α/r = 1": {"alpha": lambda r: float(r)},
     },
 )
-fault = low_rank.fault
 
-
-# the scale
-
-
-@fault("the scale is α, not divided by the rank r, in {it}", "Which two numbers make up the scale in forward?")
-def not_divided_by_r(dy, x, A, B, W, keep, alpha, r, p):
-    return gradients(dy, x, A, B, W, keep, alpha)
-
-
-@fault(
+low_rank.called_with("not_divided_by_r", r=1)(
+    "the scale is α, not divided by the rank r, in {it}", "Which two numbers make up the scale in forward?"
+)
+low_rank.called_with("divided_by_root_r", r=lambda r: np.sqrt(r))(
     "the scale is α/√r, that of rank-stabilised LoRA, in {it}; forward has α/r",
     "Which of the two scales did forward use: that of LoRA, or that of rsLoRA?",
 )
-def divided_by_root_r(dy, x, A, B, W, keep, alpha, r, p):
-    return gradients(dy, x, A, B, W, keep, alpha / np.sqrt(r))
-
-
-@fault(
+low_rank.called_with("scale_inverted", alpha=lambda r: r, r=lambda alpha: alpha)(
     "the scale is upside down, r/α, in {it}", "If a factor makes y larger, does it make the gradient larger or smaller?"
 )
-def scale_inverted(dy, x, A, B, W, keep, alpha, r, p):
-    return gradients(dy, x, A, B, W, keep, r / alpha)
-
-
-@fault(
+low_rank.called_with("scale_on_base_path", only="dx", W=lambda W, alpha, r: alpha / r * W)(
     "dx has the scale s on the base path too, but it belongs to the low-rank path alone",
     "Does α change what the frozen layer does?",
 )
-def scale_on_base_path(dy, x, A, B, W, keep, alpha, r, p):
-    return {"dx": alpha / r * (dy @ W + dy @ B @ A * keep)}
-
-
-# the two paths of dx
-
-
-# the dropout mask
-
-
-@fault("dA is summed with x instead of the x that dropout left", "Which x did A see in the forward?")
-def no_mask_in_A(dy, x, A, B, W, keep, alpha, r, p):
-    return only(gradients(dy, x, A, B, W, 1, alpha / r), "dA")
-
-
-@fault(
+low_rank.called_with("no_mask_in_A", only="dA", keep=1)(
+    "dA is summed with x instead of the x that dropout left", "Which x did A see in the forward?"
+)
+low_rank.called_with("no_mask_in_B", only="dB", keep=1)(
     "dB is computed from an h = x Aᵀ without dropout",
     "Is the h that you multiply with the one that B saw in the forward?",
 )
-def no_mask_in_B(dy, x, A, B, W, keep, alpha, r, p):
-    return only(gradients(dy, x, A, B, W, 1, alpha / r), "dB")
-
-
-@fault(
+low_rank.called_with("no_mask_in_x", only="dx", keep=1)(
     "the low-rank path of dx lacks the dropout mask",
     "How much can an x that was dropped change the output of the low-rank path?",
 )
-def no_mask_in_x(dy, x, A, B, W, keep, alpha, r, p):
-    return only(gradients(dy, x, A, B, W, 1, alpha / r), "dx")
-
-
-@fault(
+low_rank.computed("mask_on_base_path", dx=lambda dy, A, B, W, keep, alpha, r: (dy @ W + alpha / r * dy @ B @ A) * keep)(
     "dx has the dropout mask on the base path too, but only the low-rank path has dropout",
     "Does the frozen layer see x before or after dropout?",
 )
-def mask_on_base_path(dy, x, A, B, W, keep, alpha, r, p):
-    return {"dx": (dy @ W + alpha / r * dy @ B @ A) * keep}
-
-
-@fault(
+low_rank.called_with("mask_not_rescaled", keep=lambda keep, p: keep * (1 - p))(
     "the dropout mask lacks its factor 1/(1-p), in {it}",
     "What else does dropout do to the entries that survive, so that their mean stays the same?",
 )
-def mask_not_rescaled(dy, x, A, B, W, keep, alpha, r, p):
-    return gradients(dy, x, A, B, W, keep * (1 - p), alpha / r)
-
-
-@fault("the dropout mask is applied twice, in {it}", "Was the x that you masked still without its mask?")
-def mask_twice(dy, x, A, B, W, keep, alpha, r, p):
-    return gradients(dy, x, A, B, W, keep * keep, alpha / r)
-
-
-@fault("the dropout mask is used the wrong way round, in {it}", "Does a 0 in the mask mean kept or dropped?")
-def mask_inverted(dy, x, A, B, W, keep, alpha, r, p):
-    return gradients(dy, x, A, B, W, 1 / (1 - p) - keep, alpha / r)
-
-
-# the sum over the rows
-
-
-@fault(
+low_rank.called_with("mask_twice", keep=lambda keep: keep * keep)(
+    "the dropout mask is applied twice, in {it}", "Was the x that you masked still without its mask?"
+)
+low_rank.called_with("mask_inverted", keep=lambda keep, p: 1 / (1 - p) - keep)(
+    "the dropout mask is used the wrong way round, in {it}", "Does a 0 in the mask mean kept or dropped?"
+)
+low_rank.called_with(
+    "product_of_sums", only="dA dB", dy=lambda dy: sum_of_rows(dy), x=lambda x, keep: sum_of_rows(x * keep), keep=1
+)(
     "{it} is a product of two sums over the rows, but must be a sum of the products of each row",
     "Can the dy of one row meet the x of another row on its way to A or B?",
 )
-def product_of_sums(dy, x, A, B, W, keep, alpha, r, p):
-    dy, x = (a.sum(axis=(0, 1), keepdims=True) for a in (dy, x * keep))
-    return only(gradients(dy, x, A, B, W, 1, alpha / r), "dA", "dB")
-
-
-# the wrong factor
-
-
-@fault("dA takes dy back through the frozen W and A, not through B", "Which matrix lies between the output of A and y?")
-def back_through_W(dy, x, A, B, W, keep, alpha, r, p):
-    return {"dA": alpha / r * outer_total(dy @ W @ A.T, x * keep)}
-
-
-@fault("dA is computed from h, the output of A, instead of its gradient dh", "Where does the loss enter your dA?")
-def h_for_dh(dy, x, A, B, W, keep, alpha, r, p):
-    return {"dA": alpha / r * outer_total((x * keep) @ A.T, x * keep)}
-
-
-@fault(
+low_rank.called_with("back_through_W", only="dA", B=lambda A, W: W @ A.T)(
+    "dA takes dy back through the frozen W and A, not through B", "Which matrix lies between the output of A and y?"
+)
+low_rank.computed("h_for_dh", dA=lambda x, A, keep, alpha, r: alpha / r * outer_total((x * keep) @ A.T, x * keep))(
+    "dA is computed from h, the output of A, instead of its gradient dh", "Where does the loss enter your dA?"
+)
+low_rank.computed("dh_for_h", dB=lambda dy, B, alpha, r: alpha / r * outer_total(dy, dy @ B))(
     "dB is computed from dh, the gradient of the input of B, instead of that input h",
     "If dy is doubled, by what does dB grow, and by what does yours?",
 )
-def dh_for_h(dy, x, A, B, W, keep, alpha, r, p):
-    return {"dB": alpha / r * outer_total(dy, dy @ B)}
-
-
-@fault(
+low_rank.multiplied("as_if_B_were_zero", dA=0)(
     "dA is zero, which is so only as long as B is zero",
     "At the start of training dA is indeed zero: which matrix makes it so, and what happens to that matrix?",
 )
-def as_if_B_were_zero(dy, x, A, B, W, keep, alpha, r, p):
-    return {"dA": 0 * A}
-
-
-# the whole

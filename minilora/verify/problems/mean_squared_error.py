@@ -42,7 +42,7 @@ mean_squared_error = Problem(
     draw,
     terms,
     laws={"dy · (y - t) is 2 dL L, because scaling the residual by c scales L by c²": along_residual},
-    factors={"mean": Factor("the factor 1/n", lambda dL, y, target: 1 / y.size, ("dy",))},
+    factors={"mean": Factor("the factor 1/n", lambda y: 1 / y.size, ("dy",))},
     says={
         "no_mean": "dy is not divided by n: it is the gradient of a sum, but the loss is a mean",
         "sign_flipped": "dy has the wrong sign: the residual is taken as target minus y",
@@ -59,54 +59,32 @@ mean_squared_error = Problem(
     aliases=("mse", "mse_loss"),
     rows=True,
 )
-fault = mean_squared_error.fault
 
-
-@fault(
+mean_squared_error.multiplied("two_forgotten", dy=0.5)(
     "dy lacks the 2 that comes from the square",
     "What is the derivative of a square, and does this loss have a 1/2 that would cancel it?",
 )
-def two_forgotten(dL, y, target):
-    return {"dy": dL * (y - target) / y.size}
-
-
-@fault(
+mean_squared_error.multiplied("divided_by_samples", dy=lambda y: y.size / len(y))(
     "dy is divided by the number of samples, not by the number of all entries",
     "Over how many numbers does forward take the mean?",
 )
-def divided_by_samples(dL, y, target):
-    return {"dy": dL * 2 * (y - target) / len(y)}
-
-
-@fault(
+mean_squared_error.multiplied("power_not_lowered", dy=lambda y, target: y - target)(
     "dy keeps the square of the residual, but the power falls to 1",
     "Can your dy be negative, and must it not be where y lies below the target?",
 )
-def power_not_lowered(dL, y, target):
-    return {"dy": dL * 2 * (y - target) ** 2 / y.size}
-
-
-@fault(
+mean_squared_error.computed("absolute_error", dy=lambda dL, y, target: dL * np.sign(y - target) / y.size)(
     "dy is the gradient of the mean absolute error: it holds only the signs of the residual",
     "Must an entry that is far off have a larger gradient than one that is nearly right?",
 )
-def absolute_error(dL, y, target):
-    return {"dy": dL * np.sign(y - target) / y.size}
-
-
-@fault("dy is the gradient of the root of the loss, the RMSE", "Does forward take a root at its end?")
-def root_of_the_loss(dL, y, target):
-    return {"dy": dL * (y - target) / y.size / np.sqrt(forward(y, target))}
-
-
-@fault(
+mean_squared_error.multiplied("root_of_the_loss", dy=lambda y, target: 0.5 / np.sqrt(forward(y, target)))(
+    "dy is the gradient of the root of the loss, the RMSE", "Does forward take a root at its end?"
+)
+mean_squared_error.computed(
+    "mean_of_the_residuals", dy=lambda dL, y, target: np.full_like(y, dL * 2 * (y - target).mean() / y.size)
+)(
     "every entry of dy is the same: it holds the mean of the residuals, but each entry has its own",
     "Which terms of the sum contain one given y?",
 )
-def mean_of_the_residuals(dL, y, target):
-    return {"dy": np.full_like(y, dL * 2 * (y - target).mean() / y.size)}
-
-
-@fault("dy is multiplied by the loss itself", "What comes from above: the value of the loss, or its gradient dL?")
-def loss_for_upstream(dL, y, target):
-    return {"dy": forward(y, target) * 2 * (y - target) / y.size}
+mean_squared_error.called_with("loss_for_upstream", dL=forward)(
+    "dy is multiplied by the loss itself", "What comes from above: the value of the loss, or its gradient dL?"
+)

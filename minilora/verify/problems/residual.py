@@ -89,98 +89,57 @@ residual = Problem(
 fault = residual.fault
 
 
-def through(da, dy, x, U):
-    """What a wrong da makes of dx and dU."""
-    return {"dx": dy + da @ U, "dU": outer_total(da, x)}
+def with_slope(name, slope):
+    """The derivative of tanh is another function of a and h."""
+
+    def wrong(dy, x, U, V):
+        a = x @ U.T
+        da = dy @ V * slope(a, np.tanh(a))
+        return {"dx": dy + da @ U, "dU": outer_total(da, x)}
+
+    return residual.add(name, wrong)
 
 
-@fault(
+residual.computed("x_on_skip_path", dx=lambda dy, x, U, V: x + branch(dy, x, U, V)[0] @ U)(
     "dx adds x itself on the skip path, not the gradient dy",
     "What travels back along the skip path: a value, or the gradient of one?",
 )
-def x_on_skip_path(dy, x, U, V):
-    da, _ = branch(dy, x, U, V)
-    return {"dx": x + da @ U}
-
-
-@fault(
+residual.computed("paths_multiplied", dx=lambda dy, x, U, V: dy * (branch(dy, x, U, V)[0] @ U))(
     "dx multiplies the gradients of the two paths, but must add them",
     "The chain rule multiplies along one path: what does it do with paths that lie side by side?",
 )
-def paths_multiplied(dy, x, U, V):
-    da, _ = branch(dy, x, U, V)
-    return {"dx": dy * (da @ U)}
-
-
-@fault(
+residual.called_with("gradient_shared_out", dy=lambda dy: dy / 2)(
     "{it} has only half of dy: it was shared out between the two paths",
     "If one addend of a sum grows by a little, does the sum grow by as much or by half?",
 )
-def gradient_shared_out(dy, x, U, V):
-    return backward(dy / 2, x, U, V)
-
-
-@fault(
+with_slope("no_tanh_derivative", lambda a, h: 1)(
     "the gradient of the branch, in {it}, lacks the derivative of tanh",
     "Where tanh is saturated, how much of the gradient can still come through?",
 )
-def no_tanh_derivative(dy, x, U, V):
-    return through(dy @ V, dy, x, U)
-
-
-@fault(
+with_slope("tanh_derivative_of_a", lambda a, h: 1 - a * a)(
     "the derivative of tanh, in {it}, is made of a = x Uᵀ instead of h = tanh a",
     "Can the derivative of tanh be negative?",
 )
-def tanh_derivative_of_a(dy, x, U, V):
-    a = x @ U.T
-    return through(dy @ V * (1 - a * a), dy, x, U)
-
-
-@fault(
+with_slope("tanh_applied_twice", lambda a, h: 1 - np.tanh(h) ** 2)(
     "the derivative of tanh, in {it}, is taken at h instead of a: tanh is applied once too often",
     "At which point does forward pass through tanh, and which of the two did you keep?",
 )
-def tanh_applied_twice(dy, x, U, V):
-    h = np.tanh(x @ U.T)
-    return through(dy @ V * (1 - np.tanh(h) ** 2), dy, x, U)
-
-
-@fault(
+with_slope("h_not_squared", lambda a, h: 1 - h)(
     "the derivative of tanh, in {it}, has h instead of h²",
     "tanh is odd: is its derivative the same at a and at -a, and is yours?",
 )
-def h_not_squared(dy, x, U, V):
-    return through(dy @ V * (1 - np.tanh(x @ U.T)), dy, x, U)
-
-
-@fault(
+with_slope("sigmoid_derivative", lambda a, h: h * (1 - h))(
     "the derivative of tanh, in {it}, is that of the sigmoid",
     "How steep is tanh at 0, and how steep is the function that you differentiated?",
 )
-def sigmoid_derivative(dy, x, U, V):
-    h = np.tanh(x @ U.T)
-    return through(dy @ V * h * (1 - h), dy, x, U)
-
-
-@fault("dV is summed with a, from before tanh, instead of h", "What does V multiply in the forward?")
-def weight_from_a(dy, x, U, V):
-    return {"dV": outer_total(dy, x @ U.T)}
-
-
-@fault(
+residual.computed("weight_from_a", dV=lambda dy, x, U: outer_total(dy, x @ U.T))(
+    "dV is summed with a, from before tanh, instead of h", "What does V multiply in the forward?"
+)
+residual.called_with("dx_for_dy", only="dU dV", dy=lambda dy, x, U, V: backward(dy, x, U, V)["dx"])(
     "{it} is computed from dx instead of dy: the paths were added up before the branch was done",
     "The branch ends at y: whose gradient enters it there? Does your dy still hold that?",
 )
-def dx_for_dy(dy, x, U, V):
-    wrong = backward(backward(dy, x, U, V)["dx"], x, U, V)
-    return {"dU": wrong["dU"], "dV": wrong["dV"]}
-
-
-@fault(
+residual.computed("y_for_x", dU=lambda dy, x, U, V: outer_total(branch(dy, x, U, V)[0], forward(x, U, V)))(
     "dU is summed with y instead of x, as if x had been overwritten by the sum",
     "Is the x that you kept for backward still the one that U has seen?",
 )
-def y_for_x(dy, x, U, V):
-    da, _ = branch(dy, x, U, V)
-    return {"dU": outer_total(da, forward(x, U, V))}

@@ -43,17 +43,13 @@ def backward(dy, x, theta):
     return {"dx": rotate(dy, -angles(x, theta))}
 
 
-COS = "the cos term"
-SIN = "the sin term"
-
-
 def terms(dy, x, theta):
     phi = angles(x, theta)
     a, b = halves(dy)
     return {
         "dx": {
-            COS: np.concatenate([a * np.cos(phi), b * np.cos(phi)], axis=-1),
-            SIN: np.concatenate([b * np.sin(phi), -a * np.sin(phi)], axis=-1),
+            "the cos term": np.concatenate([a * np.cos(phi), b * np.cos(phi)], axis=-1),
+            "the sin term": np.concatenate([b * np.sin(phi), -a * np.sin(phi)], axis=-1),
         }
     }
 
@@ -98,18 +94,15 @@ rope = Problem(
 )
 fault = rope.fault
 
-
-@fault("dx is dy itself: the rotation has no backward", "Does a change of x reach y unturned?")
-def not_rotated(dy, x, theta):
-    return {"dx": dy.copy()}
-
-
-@fault(
+rope.computed("not_rotated", dx=lambda dy: dy.copy())(
+    "dx is dy itself: the rotation has no backward", "Does a change of x reach y unturned?"
+)
+rope.computed(
+    "positions_from_one", dx=lambda dy, x, theta: rotate(dy, -angles(x, theta) - frequencies(x.shape[-1], theta))
+)(
     "the positions in the angles of dx count from 1, but forward counts from 0",
     "By which angle does forward turn the first token?",
 )
-def positions_from_one(dy, x, theta):
-    return {"dx": rotate(dy, -angles(x, theta) - frequencies(x.shape[-1], theta))}
 
 
 @fault(
@@ -122,14 +115,13 @@ def positions_run_on(dy, x, theta):
     return {"dx": rotate(dy, -t * frequencies(D, theta))}
 
 
-@fault("the angles of dx grow with the head, not with the token", "Which axis of x is the position?")
-def heads_for_positions(dy, x, theta):
-    return {"dx": rotate(dy, -np.arange(x.shape[2])[:, None] * frequencies(x.shape[-1], theta))}
-
-
-@fault("cos and sin are exchanged in dx", "At position 0 nothing is turned: which of the two factors is 1 there?")
-def cos_and_sin_exchanged(dy, x, theta):
-    return {"dx": rotate(dy, angles(x, theta) - np.pi / 2)}  # cos(φ - π/2) = sin φ, sin(φ - π/2) = -cos φ
+rope.computed(
+    "heads_for_positions",
+    dx=lambda dy, x, theta: rotate(dy, -np.arange(x.shape[2])[:, None] * frequencies(x.shape[-1], theta)),
+)("the angles of dx grow with the head, not with the token", "Which axis of x is the position?")
+rope.computed("cos_and_sin_exchanged", dx=lambda dy, x, theta: rotate(dy, angles(x, theta) - np.pi / 2))(
+    "cos and sin are exchanged in dx", "At position 0 nothing is turned: which of the two factors is 1 there?"
+)
 
 
 @fault(
@@ -160,32 +152,18 @@ def neighbours_paired(dy, x, theta):
     return {"dx": np.stack(halves(turned), axis=-1).reshape(dy.shape)}
 
 
-@fault(
+rope.computed("one_frequency", dx=lambda dy, x: rotate(dy, -np.arange(x.shape[1])[:, None, None]))(
     "all pairs of dx are turned by the same angle, but each pair has a frequency of its own",
     "How far is the last pair turned from one token to the next, and how far the first?",
 )
-def one_frequency(dy, x, theta):
-    return {"dx": rotate(dy, -np.arange(x.shape[1])[:, None, None])}
-
-
-@fault(
+rope.called_with("exponent_halved", theta=lambda theta: np.sqrt(theta))(
     "the exponent of θ in dx lacks the factor 2", "Does i in the exponent count the pairs of a head, or its entries?"
 )
-def exponent_halved(dy, x, theta):
-    return {"dx": rotate(dy, -angles(x, np.sqrt(theta)))}
-
-
-@fault(
+rope.called_with("exponent_inverted", theta=lambda theta: 1 / theta)(
     "the exponent of θ in dx has the wrong sign: later pairs turn faster, but must turn slower",
     "Which pair turns fastest in forward?",
 )
-def exponent_inverted(dy, x, theta):
-    return {"dx": rotate(dy, -angles(x, 1 / theta))}
-
-
-@fault(
+rope.called_with("exponent_over_all_heads", theta=lambda x, theta: theta ** (1 / x.shape[2]))(
     "the exponent of θ in dx divides by the width of all heads together, but D is the width of one head",
     "Do two heads of one token turn by the same angles?",
 )
-def exponent_over_all_heads(dy, x, theta):
-    return {"dx": rotate(dy, -angles(x, theta ** (1 / x.shape[2])))}

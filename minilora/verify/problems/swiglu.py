@@ -75,9 +75,14 @@ swiglu = Problem(
 fault = swiglu.fault
 
 
-@fault("gate and up are swapped: {it} is that of gate ∘ silu(up)", "Which of the two does forward pass through SiLU?")
-def roles_swapped(dy, gate, up):
-    return {"dgate": dy * silu(up), "dup": dy * gate * silu_slope(up)}
+def with_slope(name, slope):
+    """silu'(z) in dgate is another function of z and σ(z)."""
+    return swiglu.computed(name, dgate=lambda dy, gate, up: dy * up * slope(gate, sigmoid(gate)))
+
+
+swiglu.computed(
+    "roles_swapped", dgate=lambda dy, up: dy * silu(up), dup=lambda dy, gate, up: dy * gate * silu_slope(up)
+)("gate and up are swapped: {it} is that of gate ∘ silu(up)", "Which of the two does forward pass through SiLU?")
 
 
 @fault(
@@ -89,94 +94,50 @@ def sigmoid_for_silu(dy, gate, up):
     return {"dgate": dy * up * sigma * (1 - sigma), "dup": dy * sigma}
 
 
-@fault("{it} is that of a ReLU gate, max(gate, 0) ∘ up", "Is silu(z) zero for a negative z?")
-def relu_for_silu(dy, gate, up):
-    return {"dgate": dy * up * (gate > 0), "dup": dy * np.maximum(gate, 0)}
-
-
-@fault(
+swiglu.computed(
+    "relu_for_silu", dgate=lambda dy, gate, up: dy * up * (gate > 0), dup=lambda dy, gate: dy * np.maximum(gate, 0)
+)("{it} is that of a ReLU gate, max(gate, 0) ∘ up", "Is silu(z) zero for a negative z?")
+with_slope("z_forgotten", lambda z, sigma: sigma + sigma * (1 - sigma))(
     "the second term of silu' in dgate is σ(1 - σ), without the factor z",
     "In the product rule, what stays undifferentiated beside the derivative of σ?",
 )
-def z_forgotten(dy, gate, up):
-    sigma = sigmoid(gate)
-    return {"dgate": dy * up * (sigma + sigma * (1 - sigma))}
-
-
-@fault(
+with_slope("one_minus_sigma_forgotten", lambda z, sigma: sigma + z * sigma)(
     "the second term of silu' in dgate lacks the factor 1 - σ",
     "For a very large z, σ no longer moves: what must become of the second term there?",
 )
-def one_minus_sigma_forgotten(dy, gate, up):
-    return {"dgate": dy * up * (sigmoid(gate) + silu(gate))}
-
-
-@fault(
+with_slope("slope_of_tanh", lambda z, sigma: sigma + z * (1 - sigma * sigma))(
     "dgate takes the derivative of σ for 1 - σ²: that is the one of tanh",
     "Which function has the derivative σ(1 - σ), and which 1 - σ²?",
 )
-def slope_of_tanh(dy, gate, up):
-    sigma = sigmoid(gate)
-    return {"dgate": dy * up * (sigma + gate * (1 - sigma * sigma))}
-
-
-@fault(
+with_slope("one_minus_silu", lambda z, sigma: sigma + z * sigma * (1 - z * sigma))(
     "the second term of silu' in dgate uses 1 - silu(z), not 1 - σ(z)",
     "Whose derivative brings the factor 1 - σ: that of silu, or that of σ?",
 )
-def one_minus_silu(dy, gate, up):
-    return {"dgate": dy * up * (sigmoid(gate) + silu(gate) * (1 - silu(gate)))}
-
-
-@fault(
+with_slope("silu_not_differentiated", lambda z, sigma: z * sigma)(
     "dgate multiplies by silu(gate), not by the derivative silu'(gate)",
     "What is silu at 0, and what is its slope there?",
 )
-def silu_not_differentiated(dy, gate, up):
-    return {"dgate": dy * up * silu(gate)}
-
-
-@fault("dgate takes up alone for the slope: SiLU is left out", "What does gate pass through before it meets up?")
-def silu_left_out_of_dgate(dy, gate, up):
-    return {"dgate": dy * up}
-
-
-@fault(
+with_slope("silu_left_out_of_dgate", lambda z, sigma: 1)(
+    "dgate takes up alone for the slope: SiLU is left out", "What does gate pass through before it meets up?"
+)
+swiglu.computed("slope_at_up", dgate=lambda dy, up: dy * up * silu_slope(up))(
     "dgate takes silu' of up, not of gate", "At which point does the chain rule take the derivative of the activation?"
 )
-def slope_at_up(dy, gate, up):
-    return {"dgate": dy * up * silu_slope(up)}
-
-
-@fault("dgate lacks the factor up", "If up is zero, the output does not move with gate: what must dgate be?")
-def up_forgotten(dy, gate, up):
-    return {"dgate": dy * silu_slope(gate)}
-
-
-@fault(
+swiglu.called_with("up_forgotten", only="dgate", up=1)(
+    "dgate lacks the factor up", "If up is zero, the output does not move with gate: what must dgate be?"
+)
+swiglu.computed("silu_left_out_of_dup", dup=lambda dy, gate: dy * gate)(
     "dup multiplies by gate itself, not by silu(gate)",
     "What does up meet in the forward: gate, or what SiLU makes of it?",
 )
-def silu_left_out_of_dup(dy, gate, up):
-    return {"dup": dy * gate}
-
-
-@fault(
+swiglu.computed("slope_for_silu", dup=lambda dy, gate: dy * silu_slope(gate))(
     "dup multiplies by the derivative silu'(gate), not by silu(gate)",
     "On the path of up, is there an activation to be differentiated?",
 )
-def slope_for_silu(dy, gate, up):
-    return {"dup": dy * silu_slope(gate)}
-
-
-@fault("dup multiplies by silu(up), not by silu(gate)", "The output is linear in up: can dup still depend on up?")
-def silu_of_up(dy, gate, up):
-    return {"dup": dy * silu(up)}
-
-
-@fault(
+swiglu.computed("silu_of_up", dup=lambda dy, up: dy * silu(up))(
+    "dup multiplies by silu(up), not by silu(gate)", "The output is linear in up: can dup still depend on up?"
+)
+swiglu.multiplied("output_for_silu", dup=lambda up: up)(
     "dup multiplies by the whole output y: the factor up is still in it",
     "The output is linear in up: what is left of y after differentiation with respect to up?",
 )
-def output_for_silu(dy, gate, up):
-    return {"dup": dy * forward(gate, up)}

@@ -4,13 +4,12 @@ import numpy as np
 
 from ..case import Case, relative_error
 from ..problem import Problem
-
-# batch, tokens, in, out, r of each case: one is square
-SHAPES = [(5, 3, 8, 6, 2), (4, 6, 7, 9, 3), (3, 2, 10, 9, 8), (2, 4, 6, 8, 5), (7, 2, 9, 9, 6), (6, 5, 11, 10, 7)]
+from .linear import total
+from .low_rank import SHAPES
 
 
 def draw(rng, i):
-    batch, tokens, width_in, width_out, r = SHAPES[i]
+    batch, tokens, width_in, width_out, r, *_ = SHAPES[i]
     inputs = {
         "x": rng.standard_normal((batch, tokens, width_in)),
         "d": rng.standard_normal(r),
@@ -20,11 +19,6 @@ def draw(rng, i):
     constants = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
     sizes = {"r": r, "batch": batch, "tokens": tokens, "in": width_in, "out": width_out}
     return Case(rng.standard_normal((batch, tokens, width_out)), inputs, constants, sizes)
-
-
-def total(a):
-    """Summed over the rows."""
-    return a.sum(axis=(0, 1))
 
 
 def forward(x, d, b, W, A, B):
@@ -38,12 +32,7 @@ def backward(dy, x, d, b, W, A, B):
 
 
 def terms(dy, x, d, b, W, A, B):
-    return {
-        "dx": {
-            "the base path": dy @ W,
-            "the low-rank path": d * (b * dy @ B) @ A,
-        }
-    }
+    return {"dx": {"the base path": dy @ W, "the low-rank path": d * (b * dy @ B) @ A}}
 
 
 def same_share(tensors, case):
@@ -58,6 +47,15 @@ vera = Problem(
     draw,
     terms,
     laws={"⟨b, db⟩ = ⟨d, dd⟩, because a factor moved from d to b changes no output": same_share},
+    says={
+        "no_base_path": "dx lacks the base path, through the frozen W",
+        "no_low_rank_path": "dx lacks the low-rank path: A and B are frozen, and the gradient passes through them all "
+        "the same",
+    },
+    asks={
+        "no_base_path": "W gets no gradient: does that keep the gradient from passing through it to x?",
+        "no_low_rank_path": "Does a frozen matrix stop the gradient, or only keep its own?",
+    },
     formula="y = x Wᵀ + b ∘ ((d ∘ (x Aᵀ)) Bᵀ)",
     rows=True,
     pairs=False,
@@ -75,82 +73,31 @@ def vectors_exchanged(dy, x, d, b, W, A, B):
     return {"dd": total(d * (dy @ B) * h), "db": total(b * dy * (h @ B.T))}
 
 
-@fault(
-    "dd lacks b: dy reaches d through b and B",
-    "If b is zero, does d change y?",
+vera.called_with("no_b_in_d", only="dd", b=1)(
+    "dd lacks b: dy reaches d through b and B", "If b is zero, does d change y?"
 )
-def no_b_in_d(dy, x, d, b, W, A, B):
-    return {"dd": total(dy @ B * (x @ A.T))}
-
-
-@fault(
-    "db lacks d: b multiplies (d ∘ h) Bᵀ, not h Bᵀ",
-    "What exactly does b multiply in forward?",
+vera.called_with("no_d_in_b", only="db", d=1)(
+    "db lacks d: b multiplies (d ∘ h) Bᵀ, not h Bᵀ", "What exactly does b multiply in forward?"
 )
-def no_d_in_b(dy, x, d, b, W, A, B):
-    return {"db": total(dy * (x @ A.T @ B.T))}
-
-
-@fault(
+vera.called_with("no_b_in_x", only="dx", b=1)(
     "the low-rank path of dx lacks b",
     "At the start b is zero, and the adapter is switched off: is it switched off in your dx too?",
 )
-def no_b_in_x(dy, x, d, b, W, A, B):
-    return {"dx": dy @ W + d * (dy @ B) @ A}
-
-
-@fault(
-    "the low-rank path of dx lacks d",
-    "Through which four factors does x reach y beside W?",
+vera.called_with("no_d_in_x", only="dx", d=1)(
+    "the low-rank path of dx lacks d", "Through which four factors does x reach y beside W?"
 )
-def no_d_in_x(dy, x, d, b, W, A, B):
-    return {"dx": dy @ W + b * dy @ B @ A}
-
-
-@fault(
-    "dd holds the factor d: y is linear in d, and its derivative does not",
-    "If d is zero, is dd zero?",
+vera.multiplied("d_in_its_own_gradient", dd=lambda d: d)(
+    "dd holds the factor d: y is linear in d, and its derivative does not", "If d is zero, is dd zero?"
 )
-def d_in_its_own_gradient(dy, x, d, b, W, A, B):
-    return {"dd": d * backward(dy, x, d, b, W, A, B)["dd"]}
-
-
-@fault(
+vera.multiplied("b_in_its_own_gradient", db=lambda b: b)(
     "db holds the factor b: y is linear in b, and its derivative does not",
     "If b is zero, as at the start, is db zero, so that nothing ever learns?",
 )
-def b_in_its_own_gradient(dy, x, d, b, W, A, B):
-    return {"db": b * backward(dy, x, d, b, W, A, B)["db"]}
-
-
-@fault(
+vera.called_with("scale_of_lora", A=lambda A: A / len(A))(
     "{it} is divided by the rank r, as LoRA's scale does: VeRA has no scale, d and b take its place",
     "Does a number beside b, d, A and B stand in forward?",
 )
-def scale_of_lora(dy, x, d, b, W, A, B):
-    right = backward(dy, x, d, b, W, A, B)
-    return {"dx": dy @ W + d * (b * dy @ B) @ A / len(A), "dd": right["dd"] / len(A), "db": right["db"] / len(A)}
-
-
-@fault(
-    "dx lacks the base path, through the frozen W",
-    "W gets no gradient: does that keep the gradient from passing through it to x?",
-)
-def no_base_path(dy, x, d, b, W, A, B):
-    return {"dx": d * (b * dy @ B) @ A}
-
-
-@fault(
-    "dx lacks the low-rank path: A and B are frozen, and the gradient passes through them all the same",
-    "Does a frozen matrix stop the gradient, or only keep its own?",
-)
-def no_low_rank_path(dy, x, d, b, W, A, B):
-    return {"dx": dy @ W}
-
-
-@fault(
+vera.multiplied("as_if_b_were_zero", dd=0)(
     "dd is zero, which is so only as long as b is zero",
     "At the start of training dd is indeed zero: which vector makes it so, and what happens to that vector?",
 )
-def as_if_b_were_zero(dy, x, d, b, W, A, B):
-    return {"dd": 0 * d}

@@ -1,0 +1,64 @@
+"""A gradient with a change: other arguments, a factor, other tensors.
+
+What a change gives is a value, or a function of those arguments of the gradient that its parameters name, as
+`lambda keep, p: keep * (1 - p)`. `names` are those of all arguments in order. Where `backward` comes first, a search
+for two faults at once puts a wrong one in its place.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..backend import Array
+from .case import Case, Tensors
+
+
+def with_tensors(tensors: Mapping[str, Any], names: Sequence[str], *arguments: Array, **constants: Any) -> Tensors:
+    given = named(names, arguments, constants)
+    return {tensor: evaluated(value, given) for tensor, value in tensors.items()}
+
+
+def with_factors(
+    backward: Callable[..., Tensors],
+    names: Sequence[str],
+    factors: Mapping[str, Any],
+    *arguments: Array,
+    **constants: Any,
+) -> Tensors:
+    true, given = backward(*arguments, **constants), named(names, arguments, constants)
+    return {tensor: true[tensor] * evaluated(factor, given) for tensor, factor in factors.items()}
+
+
+def with_arguments(
+    backward: Callable[..., Tensors],
+    names: Sequence[str],
+    changes: Mapping[str, Any],
+    only: Sequence[str],
+    *arguments: Array,
+    **constants: Any,
+) -> Tensors:
+    """The gradient with other arguments; of its tensors `only` these, or all."""
+    given = named(names, arguments, constants)
+    changed = given | {name: evaluated(change, given) for name, change in changes.items()}
+    inputs = [changed.pop(name) for name in names[: len(arguments)]]
+    found = backward(*inputs, **changed)
+    return {tensor: found[tensor] for tensor in only or found}
+
+
+def with_changes(case: Case, changes: Mapping[str, Any]) -> Case:
+    """The case with other inputs and constants."""
+    given = case.inputs | case.constants
+    made = {name: evaluated(change, given) for name, change in changes.items()}
+    inputs = {name: made.pop(name, x) for name, x in case.inputs.items()}
+    return case._replace(inputs=inputs, constants=case.constants | made)
+
+
+def named(names: Sequence[str], arguments: Sequence[Array], constants: Mapping[str, Any]) -> dict[str, Any]:
+    return {**dict(zip(names, arguments, strict=False)), **constants}  # the rest of the names are those of constants
+
+
+def evaluated(value: Any, given: Mapping[str, Any]) -> Any:
+    """The value, or what the function makes of the arguments that its parameters name."""
+    return value(*(given[name] for name in inspect.signature(value).parameters)) if callable(value) else value
