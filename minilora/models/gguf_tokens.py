@@ -17,7 +17,7 @@ from .tokenizer import SubwordTokenizer, Tokenizer, convert_errors, tokenizers
 from .tokenizer_classes import QWEN2_WORDS
 
 # Text is split into words, and words into tokens; `tokenizer.ggml.pre` names the rule for words.
-WORDS = {"qwen2": QWEN2_WORDS, "llama-bpe": QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")}  # up to 3 digits together
+WORDS = {"llama-bpe": QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|"), "qwen2": QWEN2_WORDS}  # up to 3 digits, or each
 WORD_RULES = ("gpt-2", "smollm", *WORDS)
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type

@@ -63,7 +63,7 @@ def pinned(source: str | Path) -> HubName | None:
 def weight_map(index: Path) -> dict[str, str]:
     """{tensor: its file} of an index of shards.
 
-    Raises ValueError for an index without it, and for a file that is no .safetensors file of the same folder.
+    Raises ValueError for an index without it, and for a file that is not a .safetensors file of the same folder.
     """
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
