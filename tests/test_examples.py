@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minilora.models.config import Config
-from minilora.models.parts import New
+from minilora.models.parts import LayerFactory
 from minilora.models.sources import locate
 from minilora.nn import Gradients
 from minilora.verify import check_model
@@ -126,7 +126,7 @@ def checked(layer, x, rng):
 
 
 def new(rng):
-    return New(Config(vocab_size=1, n_layers=1, d_model=6, n_heads=2, dtype="float64"), rng)
+    return LayerFactory(Config(vocab_size=1, n_layers=1, d_model=6, n_heads=2, dtype="float64"), rng)
 
 
 def test_the_gradients_of_patches_are_right(rng):

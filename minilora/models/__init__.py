@@ -1,1 +1,13 @@
-"""Models people use: one family a file, and what all of them share."""
+"""Models people use.
+
+families/       one family a file: how a model is built, and its names in Hugging Face's and GGUF files. Gemma would be
+                families/gemma.py; new kinds of layers would go to nn/
+parts.py        the layers that families are built from
+config.py       Config, the shape of a model; config_json.py reads and writes config.json
+transformer.py  Transformer, a whole model
+pretrained.py   load_pretrained; saving.py writes a model back; names.py has the names of its tensors
+sources.py      where a model is: a folder, a file, a package, or the Hub (hub.py)
+gguf.py         models in GGUF files (gguf_file.py the format, gguf_tokens.py the tokenizer)
+tokenizer.py    text to token ids; tokenizer_classes.py reads tokenizer.json; chat_template.py
+generation.py   text from a language model
+"""

@@ -1,4 +1,4 @@
-"""The shape of a model."""
+"""Config: the shape of a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .. import ops
 
 HEADS = "lm", "classify", "tokens", "none"
-LABELLED = "classify", "tokens"  # the heads whose outputs are labels: of a sequence, or of each token (encoders)
+LABELLED = "classify", "tokens"  # heads whose outputs are labels: of a whole text, or of each token (encoders)
 HUGE = 1e300  # no number of a config is as large; a Python int may be larger than any float
 ACTIVATIONS = "gelu", "gelu_tanh"
 LAYER_TYPES = "full_attention", "sliding_attention"
@@ -15,7 +15,7 @@ LAYER_TYPES = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True)
 class Config:
-    """The shape of a model. 0 means: derive it from the others."""
+    """The shape of a model. A field that says "0: ..." is derived from others if it is 0."""
 
     vocab_size: int  # V
     n_layers: int
@@ -24,19 +24,19 @@ class Config:
     n_kv_heads: int = 0  # G, of keys and values; 0: H
     d_ff: int = 0  # F; 0: 4 C
     max_length: int = 1024  # the longest sequence, in tokens
-    segments: int = 2  # of encoders
+    segments: int = 2  # number of segment embeddings (encoders)
     rope_theta: float = 10000.0  # of rotary positions
     eps: float = 1e-5  # of the norms
     tied: bool = True  # the head shares the token embedding's weight
     dtype: str = "float32"
     head: str = "lm"  # one of HEADS
-    labels: int = 2  # of a classifier, of sequences or of tokens
+    labels: int = 2  # number of labels, if the head is one of LABELLED
     head_dim: int = 0  # D; 0: C/H
     activation: str = "gelu_tanh"  # of an MLP that is not gated: one of ACTIVATIONS
     rope_scaling: ops.RopeScaling | None = None  # Llama 3.1
     offset: int = 0  # rows of the position table before the first position (RoBERTa: 2)
-    sliding_window: int | None = None  # Mistral, Qwen: the keys that a query sees, its own the last; None: all
-    max_window_layers: int = 0  # Qwen: layers before the first that has the window
+    sliding_window: int | None = None  # Mistral, Qwen: the number of keys that a query sees, up to its own; None: all
+    max_window_layers: int = 0  # Qwen: the first layer with a window
     layer_types: tuple[str, ...] = ()  # Qwen: one of LAYER_TYPES for each layer, instead of max_window_layers
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
-"""config.json to Config and back. What each model_type calls its numbers is in its file in families/.
+"""config.json to Config and back. The keys of each model_type are in its file in families/.
 
-Dropout rates of a base are not used: a frozen base has none here, and full fine-tuning goes without.
+Dropout rates in a config.json are not used: only adapters have dropout.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from .families import FAMILIES
 from .labels import default_label_maps
 from .transformer import Transformer
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-ENDINGS = {  # of the name of a class -> its head
+HF_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+CLASS_ENDINGS = {  # of the name of a class -> its head
     "ForCausalLM": "lm",
     "LMHeadModel": "lm",
     "ForMaskedLM": "lm",
@@ -24,12 +24,12 @@ ENDINGS = {  # of the name of a class -> its head
     "ForTokenClassification": "tokens",
     "Model": "none",
 }
-MOST_LABELS = 100_000
+MAX_LABELS = 100_000
 PRESERVED = (  # keys that save_pretrained writes as load_pretrained found them
     "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "sliding_window", "use_sliding_window",
     "max_window_layers", "layer_types",
 )  # fmt: skip
-DERIVED = "n_kv_heads", "head_dim", "d_ff"  # null in a config.json is 0 in a Config
+DERIVED = "n_kv_heads", "head_dim", "d_ff"  # may be null in a config.json, which is 0 in a Config
 
 
 def read_config(
@@ -43,43 +43,43 @@ def read_config(
     if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(f"{source}: family {name!r:.80} is not supported: {choose_from(str(name), FAMILIES)}")
     family = FAMILIES[name]
-    for key, only in family.only.items():
-        if values.get(key, only) != only:
-            raise ValueError(f"{source}: {key} = {values[key]!r:.80} is not supported, only {only!r}")
-    values = {**family.defaults, **values}
+    for key, fixed in family.config_fixed.items():
+        if values.get(key, fixed) != fixed:
+            raise ValueError(f"{source}: {key} = {values[key]!r:.80} is not supported, only {fixed!r}")
+    values = {**family.config_defaults, **values}
     fields: dict[str, Any] = {"dtype": dtype}
-    for ours, key in family.keys.items():
-        if key not in values or (values[key] is None and ours not in DERIVED):
+    for field, key in family.config_keys.items():
+        if key not in values or (values[key] is None and field not in DERIVED):
             raise ValueError(f"{source} lacks {key!r}")
         if values[key] == 0 and values[key] is not False:  # which would ask a Config to derive it
             raise ValueError(f"{source}: {key} = 0 is not supported")
-        fields[ours] = 0 if values[key] is None else values[key]
+        fields[field] = 0 if values[key] is None else values[key]
     if "activation" in fields:
-        if fields["activation"] not in ACTIVATIONS:
-            key, known = family.keys["activation"], ", ".join(ACTIVATIONS)
+        if fields["activation"] not in HF_ACTIVATIONS:
+            key, known = family.config_keys["activation"], ", ".join(HF_ACTIVATIONS)
             raise ValueError(f"{source}: {key} = {values[key]!r:.80} is not supported, only {known}")
-        fields["activation"] = ACTIVATIONS[fields["activation"]]
+        fields["activation"] = HF_ACTIVATIONS[fields["activation"]]
     try:
         fields |= read_head(values, head, labels)
         if fields["head"] not in family.classes:
             raise ValueError(f"head {fields['head']!r:.80} is not one that a {name} has: {', '.join(family.classes)}")
-        return name, Config(**fields | family.read(values))
+        return name, Config(**fields | family.extra_fields(values))
     except ValueError as error:
-        ours, _, rest = str(error).partition(" ")
-        raise ValueError(f"{source}: {family.keys.get(ours, ours)} {rest}") from None
+        field, _, rest = str(error).partition(" ")
+        raise ValueError(f"{source}: {family.config_keys.get(field, field)} {rest}") from None
 
 
 def read_head(values: Mapping[str, Any], head: str | None, labels: int | None) -> dict[str, Any]:
-    """`head`, or that of the class in `architectures`, or a language model's; and the number of labels."""
+    """The fields head and labels: the arguments, else those of the config.json, else a language model's."""
     if head not in (None, *HEADS):
         raise ValueError(f"no head is called {head!r}: {choose_from(head, HEADS)}")
     classes = values.get("architectures") or ["ForCausalLM"]
     if head is None:
-        endings = (end for end in ENDINGS if isinstance(classes, list) and str(classes[0]).endswith(end))
-        head = ENDINGS.get(next(endings, ""))
+        endings = (end for end in CLASS_ENDINGS if isinstance(classes, list) and str(classes[0]).endswith(end))
+        head = CLASS_ENDINGS.get(next(endings, ""))
     if head is None:
         raise ValueError(
-            f"architectures = {classes!r:.80} is not supported: say head='none' for its body, or another head"
+            f"architectures = {classes!r:.80} is not supported: choose a head, head='none' for the model without one"
         )
     if head not in LABELLED:
         if labels is not None:
@@ -88,8 +88,8 @@ def read_head(values: Mapping[str, Any], head: str | None, labels: int | None) -
     if labels is None:
         names = values.get("id2label")
         labels = values.get("num_labels") or (len(names) if isinstance(names, dict) else 0) or 2
-    if type(labels) is not int or not 1 <= labels <= MOST_LABELS:
-        raise ValueError(f"labels = {labels!r:.80} is not a whole number from 1 to {MOST_LABELS}")
+    if type(labels) is not int or not 1 <= labels <= MAX_LABELS:
+        raise ValueError(f"labels = {labels!r:.80} is not a whole number from 1 to {MAX_LABELS}")
     return {"head": head, "labels": labels}
 
 
@@ -97,17 +97,17 @@ def write_config(model: Transformer) -> dict[str, Any]:
     """The config.json of `model`, for `transformers` 4 and 5."""
     config, family = model.config, FAMILIES[model.family]
     values: dict[str, Any] = {
-        **family.only,
-        **{key: getattr(config, ours) for ours, key in family.keys.items()},
+        **family.config_fixed,
+        **{key: getattr(config, field) for field, key in family.config_keys.items()},
         "model_type": model.family,
         "architectures": [family.classes[config.head]],
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
-        **family.write(config),
+        **family.extra_keys(config),
     }
-    if "activation" in family.keys:
-        values[family.keys["activation"]] = {"gelu": "gelu", "gelu_tanh": "gelu_new"}[config.activation]
+    if "activation" in family.config_keys:
+        values[family.config_keys["activation"]] = {"gelu": "gelu", "gelu_tanh": "gelu_new"}[config.activation]
     if config.head in LABELLED:
         values |= default_label_maps(config.labels)
     preserved = {key: value for key, value in model.hf_config.items() if config.head in LABELLED or "label" not in key}

@@ -11,7 +11,7 @@ from .saving import base_hash
 
 
 def describe_model(source: str | Path) -> dict[str, str]:
-    """Lines about a model, by their titles. Raises as load_pretrained does."""
+    """{title: a line about the model}. Raises as load_pretrained does."""
     model = load_pretrained(source)
     config = model.config
     rotary = f"rotary with theta {config.rope_theta:g}{', scaled as in Llama 3' * bool(config.rope_scaling)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,34 @@ from .tokenizer import ByteTokenizer, Tokenizer, check_matches
 from .transformer import Transformer
 
 CHUNK = 64  # tokens of a prompt that are read at a time
+
+
+class Sampling(NamedTuple):
+    """How the next id is chosen: the options of generate()."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    rng: Rng | None = None
+
+    def choose(self, logits: np.ndarray) -> int:
+        """One id for logits (V,): the most probable, or a draw from softmax(logits / temperature).
+
+        The draw is argmax of the logits and Gumbel noise.
+        """
+        temperature, top_k, top_p, rng = self
+        if temperature == 0:
+            return int(logits.argmax())
+        with np.errstate(over="ignore"):  # by a tiny temperature, to -inf: the most probable is at 0
+            z = (logits.astype(np.float64) - logits.max()) / temperature
+        if 0 < top_k < len(z):
+            z[z < np.partition(z, -top_k)[-top_k]] = -np.inf
+        if top_p < 1:
+            order = np.argsort(-z, kind="stable")
+            P = np.exp(z[order]) / np.exp(z).sum()
+            z[order[np.cumsum(P) - P >= top_p]] = -np.inf
+        assert isinstance(rng, np.random.Generator)  # a seed would draw the same numbers for each id
+        return int((z + rng.gumbel(size=len(z))).argmax())
 
 
 @blas_threads()
@@ -32,15 +60,16 @@ def generate(
     """`prompt` and its continuation: up to `tokens` ids more, fewer when the model ends the text.
 
     Temperature 0 takes the most probable id each time. Otherwise ids are drawn with `rng` from
-    softmax(logits / temperature), of the `top_k` most probable if given, and of the fewest that together have the
-    probability `top_p` (Holtzman et al., 2019). Without a tokenizer the ids are bytes. Only the last config.max_length
-    ids are looked at.
+    softmax(logits / temperature), of the `top_k` most probable (0: all), and of the fewest that together have the
+    probability `top_p` (Holtzman et al., 2019). Without a tokenizer the ids are bytes. The model reads only the last
+    config.max_length ids.
+
     Raises ValueError for an empty prompt, a missing rng, a tokenizer of another vocabulary, and a model that does not
     continue texts.
     """
     tokenizer = tokenizer or ByteTokenizer()
     ids = tokenizer.encode(prompt)
-    new = continuation(model, ids, tokens, tokenizer, temperature, top_k, top_p, rng)
+    new = continuation(model, ids, tokens, tokenizer, Sampling(temperature, top_k, top_p, rng))
     return tokenizer.decode([*ids.tolist(), *new])
 
 
@@ -58,11 +87,11 @@ def stream(
 ) -> Iterator[str]:
     """What `generate` adds to the prompt, piece by piece.
 
-    `special`: whether the tokenizer adds special tokens around the prompt; the text of a chat has them already.
+    `special`: whether the tokenizer adds special tokens around the prompt. The text of Tokenizer.chat has its own.
     """
     tokenizer = tokenizer or ByteTokenizer()
     ids = tokenizer.encode(prompt, special)
-    return tokenizer.pieces(continuation(model, ids, tokens, tokenizer, temperature, top_k, top_p, rng))
+    return tokenizer.pieces(continuation(model, ids, tokens, tokenizer, Sampling(temperature, top_k, top_p, rng)))
 
 
 def answer(
@@ -78,8 +107,8 @@ def answer(
 ) -> Iterator[str]:
     """An instruct model's answer to a conversation (Tokenizer.chat), piece by piece; options and errors as generate.
 
-    The conversation and the answer have config.max_length tokens at most: the model must see all of them. Raises
-    ValueError too for a conversation that leaves no room for an answer.
+    The conversation and the answer have config.max_length tokens at most. Raises ValueError also for a conversation
+    that leaves no room for an answer.
     """
     ids = tokenizer.encode(tokenizer.chat(messages), special=False)
     room = model.config.max_length - len(ids)
@@ -88,31 +117,28 @@ def answer(
             f"the conversation is {len(ids)} tokens long, and the model reads {model.config.max_length}: "
             "say it in fewer words, or start a new one"
         )
-    return tokenizer.pieces(continuation(model, ids, min(tokens, room), tokenizer, temperature, top_k, top_p, rng))
+    return tokenizer.pieces(
+        continuation(model, ids, min(tokens, room), tokenizer, Sampling(temperature, top_k, top_p, rng))
+    )
 
 
 def continuation(
-    model: Transformer,
-    ids: np.ndarray,
-    tokens: int,
-    tokenizer: Tokenizer,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    rng: Rng | None,
+    model: Transformer, ids: np.ndarray, tokens: int, tokenizer: Tokenizer, sampling: Sampling
 ) -> Iterator[int]:
-    """next_ids, after all checks. Raises as generate does."""
+    """next_ids(), with all arguments checked. Raises as generate does."""
+    temperature, top_k, top_p, rng = sampling
     check_continues(model, tokenizer)
     if not len(ids):
         raise ValueError("the prompt is empty: give at least one character")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature {temperature} is below 0, or no number")
-    drawn_with = generator(rng) if temperature > 0 else None
+    if temperature > 0:
+        sampling = sampling._replace(rng=generator(rng))
     if top_k < 0:
         raise ValueError(f"top_k = {top_k} is below 0")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p = {top_p} is not a probability above 0")
-    return next_ids(model, ids, tokens, tokenizer.stop, temperature, top_k, top_p, drawn_with)
+    return next_ids(model, ids, tokens, tokenizer.stop, sampling)
 
 
 def check_continues(model: Transformer, tokenizer: Tokenizer) -> None:
@@ -126,14 +152,7 @@ def check_continues(model: Transformer, tokenizer: Tokenizer) -> None:
 
 
 def next_ids(
-    model: Transformer,
-    ids: np.ndarray,
-    tokens: int,
-    stop: Collection[int] = (),
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    rng: np.random.Generator | None = None,
+    model: Transformer, ids: np.ndarray, tokens: int, stop: Collection[int] = (), sampling: Sampling = Sampling()
 ) -> Iterator[int]:
     """Up to `tokens` ids after `ids` (N,), one at a time, until one of `stop`, which is not yielded."""
     context, seen = model.config.max_length, ids.tolist()
@@ -143,24 +162,9 @@ def next_ids(
             new, kv_cache = np.array(seen[-context:]), KVCache(context)
         for start in range(0, len(new), CHUNK):  # so that the logits of a long prompt are not all in memory
             logits, _ = model.forward(new[None, start : start + CHUNK], run=Pass(kv_cache=kv_cache))
-        i = choose(to_numpy(logits[0, -1]), temperature, top_k, top_p, rng)
+        i = sampling.choose(to_numpy(logits[0, -1]))
         if i in stop:
             return
         yield i
         seen.append(i)
         new = np.array([i])
-
-
-def choose(logits: np.ndarray, temperature: float, top_k: int, top_p: float, rng: np.random.Generator | None) -> int:
-    """One id: the most probable, or (by adding Gumbel noise) a draw from the softmax."""
-    if temperature == 0 or rng is None:
-        return int(logits.argmax())
-    with np.errstate(over="ignore"):  # by a tiny temperature, to -inf: the most probable is at 0
-        z = (logits.astype(np.float64) - logits.max()) / temperature
-    if 0 < top_k < len(z):
-        z[z < np.partition(z, -top_k)[-top_k]] = -np.inf
-    if top_p < 1:
-        order = np.argsort(-z, kind="stable")
-        P = np.exp(z[order]) / np.exp(z).sum()
-        z[order[np.cumsum(P) - P >= top_p]] = -np.inf  # all after the first that together have top_p
-    return int((z + rng.gumbel(size=len(z))).argmax())

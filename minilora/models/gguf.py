@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from ..nn import shapes_of
+from ..ops import RopeScaling, rope_frequencies
 from .config import Config
 from .config_json import read_config
 from .families import FAMILIES
-from .gguf_file import Entry, Header, decode, read_header
+from .gguf_file import Header, TensorEntry, decode, read_header
 from .names import hub_name
 
 ARCHITECTURES = [name for name, family in FAMILIES.items() if family.gguf_names]
@@ -28,7 +28,7 @@ KEYS = {  # field of Config -> key below the architecture, for the fields that a
     "max_length": "context_length",
 }
 EPS = {"rms_norm_eps": "attention.layer_norm_rms_epsilon", "layer_norm_epsilon": "attention.layer_norm_epsilon"}
-ONLY = {  # keys that change the model, and the one value of each that is implemented
+FIXED = {  # keys that change the model, and the one value of each that is implemented
     "expert_count": 0,
     "expert_used_count": 0,
     "attention.causal": True,
@@ -40,19 +40,20 @@ ROPE = (
     "rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
     "rope.scaling.finetuned",
 )  # fmt: skip
-KNOWN = {"vocab_size", "tensor_data_layout", *KEYS.values(), *EPS.values(), *ONLY, *HEAD_DIM, *ROPE}
-# llama.cpp reads these for other architectures alone: in those above every token sees all before it. So it does here.
-UNUSED = ("attention.sliding_window", "attention.sliding_window_pattern")
+KNOWN = {"vocab_size", "tensor_data_layout", *KEYS.values(), *EPS.values(), *FIXED, *HEAD_DIM, *ROPE}
+# llama.cpp uses these only for other architectures: in those above every token sees all earlier ones. So it does here.
+IGNORED = ("attention.sliding_window", "attention.sliding_window_pattern")
 ROPE_FACTORS = "rope_freqs.weight"
 
 
 def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(config.json, tensors) of a model; the tensors are standard_tensors(), in float32.
 
-    llama.cpp writes Mistral and SmolLM2 too as the architecture llama. Every tensor of the file must have a place in
-    the model, and the shape that it has there. A sliding window is not used, as in llama.cpp, with a warning.
-    Raises FileNotFoundError, ImportError where the `gguf` package is missing, and ValueError for a file that is
-    damaged or truncated, and for an architecture, a feature or a type of weights that is not supported.
+    llama.cpp writes Mistral and SmolLM2 as the architecture llama too. Every tensor of the file must be one of the
+    model's, and of its shape. A sliding window is ignored, as in llama.cpp, with a warning.
+
+    Raises FileNotFoundError, ImportError where the `gguf` package is missing, and ValueError for a file that is damaged
+    or truncated, and for an architecture, a feature or a type of weights that is not supported.
     """
     path = Path(path)
     try:
@@ -65,21 +66,24 @@ def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         for key in HEAD_DIM:
             if header.values.get(f"{name}.{key}", config.head_dim) != config.head_dim:
                 raise ValueError(f"{key} is not the width of a head, {config.head_dim}: not supported")
-        places = find_tensors(name, config, header.entries)
+        tensors = find_tensors(name, config, header.entries)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as GGUF: {error}") from None
-    return values, {hub_name(name, at): read_tensor(path, name, config, at, *place) for at, place in places.items()}
+    return values, {
+        hub_name(name, ours): read_tensor(path, name, config, ours, tensor, header.entries[tensor])
+        for ours, tensor in tensors.items()
+    }
 
 
 def read_values(path: Path, name: str, header: Header) -> dict[str, Any]:
     """The config.json of a model of family `name`. Raises ValueError for a value that is not supported."""
-    keys, entries = FAMILIES[name].keys, header.entries
+    keys, entries = FAMILIES[name].config_keys, header.entries
     given = {key.removeprefix(f"{name}."): x for key, x in header.values.items() if key.startswith(f"{name}.")}
     for key, x in given.items():
-        if key in UNUSED:
+        if key in IGNORED:
             warnings.warn(f"{path}: {name}.{key} is not used, as llama.cpp does not use it", stacklevel=5)
-        elif key not in KNOWN or not isinstance(x, int | float | str) or x != ONLY.get(key, x):
-            only = f", only {ONLY[key]!r}" if key in ONLY else ""
+        elif key not in KNOWN or not isinstance(x, int | float | str) or x != FIXED.get(key, x):
+            only = f", only {FIXED[key]!r}" if key in FIXED else ""
             raise ValueError(f"the key {f'{name}.{key}'!r:.80} = {x!r:.80} is not supported{only}")
     if "token_embd.weight" not in entries:
         raise ValueError("the tensor 'token_embd.weight' is missing")
@@ -98,8 +102,8 @@ def read_values(path: Path, name: str, header: Header) -> dict[str, Any]:
     }
 
 
-def read_rope_scaling(path: Path, given: Mapping[str, Any], entries: Mapping[str, Entry]) -> dict[str, Any] | None:
-    """The value of rope_scaling in a config.json."""
+def read_rope_scaling(path: Path, given: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> Any:
+    """The rope_scaling of a config.json: a dictionary, or None."""
     kind = given.get("rope.scaling.type", "none")
     if ROPE_FACTORS not in entries:
         return None if kind == "none" else {"rope_type": kind, "factor": given.get("rope.scaling.factor")}
@@ -109,30 +113,23 @@ def read_rope_scaling(path: Path, given: Mapping[str, Any], entries: Mapping[str
 
 
 def llama3_rule(factors: np.ndarray, theta: float) -> dict[str, Any]:
-    """The rule of Llama 3 (`transformers`, _compute_llama3_parameters), at the constants of Llama 3.1 to 3.3.
+    """The rope_scaling that has these factors, with the constants of Llama 3.1 to 3.3 (ops/rope.py has the rule).
 
-    A file does not hold the rule but its result: the factor (D/2,) by which each frequency θ^(-2i/D) is divided.
-    Raises ValueError for factors that are not of this rule.
+    A file holds only the result of the rule: the factor (D/2,) by which each frequency θ^(-2i/D) is divided.
+    Raises ValueError for other factors.
     """
-    low, high, old = 1.0, 4.0, 8192
-    frequencies = theta ** -(np.arange(factors.size) / factors.size)
-    waves = old * frequencies / (2 * math.pi)  # as many as fit the context of the first training
-    smooth = np.clip((waves - low) / (high - low), 0, 1)
-    factor = float(factors.max())
-    if factor < 1 or not np.allclose(factors * (factor * smooth + 1 - smooth), factor, rtol=1e-4):
+    D, factor = 2 * factors.size, max(1.0, float(factors.max()))
+    scaling = RopeScaling(factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
+    divided_by = rope_frequencies(np, D, theta) / rope_frequencies(np, D, theta, scaling)
+    if not np.allclose(factors, divided_by, rtol=1e-4):
         raise ValueError(f"the factors in {ROPE_FACTORS!r} are not those of Llama 3's rule: not supported")
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": old,
-    }
+    return {"rope_type": "llama3", **scaling._asdict()}
 
 
-def find_tensors(name: str, config: Config, entries: Mapping[str, Entry]) -> dict[str, tuple[str, Entry]]:
-    """{path of a parameter: its tensor in the file}. Raises ValueError for a tensor that is missing, that has no place
-    in the model, or that has another shape there: nothing is allocated that the file does not hold.
+def find_tensors(name: str, config: Config, entries: Mapping[str, TensorEntry]) -> dict[str, str]:
+    """{path of a parameter: name of its tensor in the file}.
+
+    Raises ValueError for a tensor that is missing, that the model does not have, or that has another shape there.
     """
     if config.n_layers > len(entries):
         raise ValueError(f"it has {config.n_layers} blocks and {len(entries)} tensors: some are missing")
@@ -140,10 +137,10 @@ def find_tensors(name: str, config: Config, entries: Mapping[str, Entry]) -> dic
     found, shapes_in_file = dict[str, str](), dict[str, tuple[int, ...]]()
     if ROPE_FACTORS in entries:
         shapes_in_file[ROPE_FACTORS] = (config.head_dim // 2,)
-    for there, here in FAMILIES[name].gguf_names.items():
-        for block in range(config.n_layers if "{}" in there else 1):
+    for theirs, ours in FAMILIES[name].gguf_names.items():
+        for block in range(config.n_layers if "{}" in theirs else 1):
             for parameter in ("weight", "bias"):
-                tensor, path = f"{there}.{parameter}".format(block), f"{here}.{parameter}".format(block)
+                tensor, path = f"{theirs}.{parameter}".format(block), f"{ours}.{parameter}".format(block)
                 if path in shapes:
                     found[path], shapes_in_file[tensor] = tensor, shapes[path]
     for tensor in entries:
@@ -154,13 +151,13 @@ def find_tensors(name: str, config: Config, entries: Mapping[str, Entry]) -> dic
             raise ValueError(f"the tensor {tensor!r} is missing")
         if entries[tensor].shape != shape:
             raise ValueError(f"the tensor {tensor!r} has shape {entries[tensor].shape}, not {shape}")
-    return {path: (tensor, entries[tensor]) for path, tensor in found.items()}
+    return found
 
 
-def read_tensor(path: Path, name: str, config: Config, place: str, tensor: str, entry: Entry) -> np.ndarray:
-    """One parameter, in the order of rows that it has in Hugging Face. Raises ValueError for NaN and infinity."""
+def read_tensor(path: Path, name: str, config: Config, ours: str, tensor: str, entry: TensorEntry) -> np.ndarray:
+    """The parameter at the path `ours`, its rows in Hugging Face's order. Raises ValueError for NaN and infinity."""
     x = decode(path, tensor, entry)
-    heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}.get(place.split(".")[-2])
+    heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}.get(ours.split(".")[-2])
     return rotary_halves(x, heads) if heads and FAMILIES[name].gguf_interleaved else x
 
 

@@ -1,8 +1,8 @@
 """The GGUF file format, of llama.cpp: the header, and the decoding of weights.
 
 The layout is that of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md: a header of keys and values, one entry
-for each tensor, then the tensors. The header is read here, because the `gguf` package's own reader believes every
-count it finds (an array of 2⁶⁴ numbers fills the memory). The blocks of weights are decoded by the package.
+for each tensor, then the tensors. The header is read here, because the `gguf` package's own reader does not check the
+counts in it (an array of 2⁶⁴ numbers fills the memory). The package decodes the blocks of weights.
 """
 
 from __future__ import annotations
@@ -15,12 +15,24 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-QUANTISED = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
-NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+WEIGHT_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
+DTYPES = {
+    0: "u1",
+    1: "i1",
+    2: "<u2",
+    3: "<i2",
+    4: "<u4",
+    5: "<i4",
+    6: "<f4",
+    7: "?",
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}
 FLOAT32, BOOL, STRING, ARRAY = 6, 7, 8, 9
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """Where a tensor lies in the file."""
 
     type: Any  # gguf.GGMLQuantizationType
@@ -34,7 +46,7 @@ class Header(NamedTuple):
     """All of a file but its weights."""
 
     values: dict[str, Any]
-    entries: dict[str, Entry]
+    entries: dict[str, TensorEntry]
 
 
 class Scanner:
@@ -57,7 +69,7 @@ class Scanner:
         try:
             return self.take(self.number("Q")).decode()
         except UnicodeDecodeError:
-            raise ValueError(f"the text at byte {start} is no UTF-8") from None
+            raise ValueError(f"the text at byte {start} is not UTF-8") from None
 
     def value(self, kind: int) -> Any:
         """A number, a text, a list of texts, or an array of numbers."""
@@ -70,15 +82,15 @@ class Scanner:
         return float(str(number)) if kind == FLOAT32 else number.item()  # 1e-05, as it was before it was a float32
 
     def numbers(self, kind: int, count: int) -> np.ndarray:
-        if kind not in NUMBERS:
+        if kind not in DTYPES:
             raise ValueError(f"a value of type {kind} at byte {self.position} is not known")
-        dtype = np.dtype(NUMBERS[kind])
+        dtype = np.dtype(DTYPES[kind])
         data = self.take(count * dtype.itemsize)
         return np.frombuffer(data, "u1") != 0 if kind == BOOL else np.frombuffer(data, dtype)
 
 
 def read_header(path: Path) -> Header:
-    """Raises FileNotFoundError, ImportError, and ValueError for what is no GGUF file, or a damaged one."""
+    """The header of a GGUF file. Raises FileNotFoundError, ImportError, and ValueError for another or damaged file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     size = path.stat().st_size
@@ -94,13 +106,13 @@ def read_header(path: Path) -> Header:
         for _ in range(value_count):
             key = scanner.string()
             if key in values:
-                raise ValueError(f"the key {key!r:.80} stands in it twice")
+                raise ValueError(f"the key {key!r:.80} is in it twice")
             values[key] = scanner.value(scanner.number("I"))
-        entries: dict[str, Entry] = {}
+        entries: dict[str, TensorEntry] = {}
         for _ in range(tensor_count):
             name = scanner.string()
             if name in entries:
-                raise ValueError(f"the tensor {name!r:.80} stands in it twice")
+                raise ValueError(f"the tensor {name!r:.80} is in it twice")
             dimensions = scanner.number("I")
             if not 1 <= dimensions <= 4:
                 raise ValueError(f"the tensor {name!r:.80} has {dimensions} dimensions")
@@ -111,32 +123,32 @@ def read_header(path: Path) -> Header:
         raise ValueError(f"it is one of {parts!r:.80} parts: merge them first, with llama-gguf-split")
     alignment = values.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise ValueError(f"general.alignment = {alignment!r:.80} is no power of two")
+        raise ValueError(f"general.alignment = {alignment!r:.80} is not a power of two")
     data = -(-scanner.position // alignment) * alignment
     entries = {name: one._replace(start=one.start + data) for name, one in entries.items()}
     check_places(entries, alignment, data, size)
     return Header(values, entries)
 
 
-def entry(name: str, shape: tuple[int, ...], kind: int, offset: int) -> Entry:
-    """Raises ValueError for weights of a type that cannot be decoded here."""
+def entry(name: str, shape: tuple[int, ...], kind: int, offset: int) -> TensorEntry:
+    """The entry of one tensor, `start` still without the header. Raises ValueError for a type that is not supported."""
     types = gguf_package().GGMLQuantizationType
     type_name = types(kind).name if kind in [*types] else f"number {kind}"
-    if type_name not in QUANTISED:
-        raise ValueError(f"the tensor {name!r:.80} is of type {type_name}: supported are {', '.join(QUANTISED)}")
+    if type_name not in WEIGHT_TYPES:
+        raise ValueError(f"the tensor {name!r:.80} is of type {type_name}: supported are {', '.join(WEIGHT_TYPES)}")
     block, size = gguf_package().GGML_QUANT_SIZES[types(kind)]
     if shape[-1] % block or min(shape) < 1:
         raise ValueError(f"the tensor {name!r:.80} of shape {shape} does not divide into blocks of {block}")
     stored = (*shape[:-1], shape[-1] // block * size)
-    return Entry(types(kind), shape, stored, offset, math.prod(stored))
+    return TensorEntry(types(kind), shape, stored, offset, math.prod(stored))
 
 
-def check_places(entries: Mapping[str, Entry], alignment: int, data: int, size: int) -> None:
+def check_places(entries: Mapping[str, TensorEntry], alignment: int, data: int, size: int) -> None:
     """Raise ValueError unless each tensor lies in the file, and no two share a byte."""
     end, before = data, ""
     for name, one in sorted(entries.items(), key=lambda item: item[1].start):
         if one.start % alignment:
-            raise ValueError(f"the tensor {name!r:.80} starts at byte {one.start}, no multiple of {alignment}")
+            raise ValueError(f"the tensor {name!r:.80} starts at byte {one.start}, not a multiple of {alignment}")
         if one.start < end:
             raise ValueError(f"the tensors {before!r:.80} and {name!r:.80} overlap")
         end, before = one.start + one.size, name
@@ -152,7 +164,7 @@ def gguf_package() -> Any:
     return gguf
 
 
-def decode(path: Path, name: str, entry: Entry) -> np.ndarray:
+def decode(path: Path, name: str, entry: TensorEntry) -> np.ndarray:
     """One tensor as a float32 array. Raises ValueError for NaN and infinity."""
     stored = np.fromfile(path, np.uint8, entry.size, offset=entry.start)
     if stored.size < entry.size:

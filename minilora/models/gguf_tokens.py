@@ -14,15 +14,14 @@ import numpy as np
 
 from .gguf_file import read_header
 from .tokenizer import SubwordTokenizer, Tokenizer, convert_errors, tokenizers
+from .tokenizer_classes import QWEN2_WORDS
 
-# Text is split into words before tokens; `tokenizer.ggml.pre` names the rule that the model was trained with.
-LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SPLITS = {"llama-bpe": rf"{LETTERS}|\p{{N}}{{1,3}}|{SIGNS}", "qwen2": rf"{LETTERS}|\p{{N}}|{SIGNS}"}
-PRE = ("gpt-2", "smollm", *SPLITS)
+# Text is split into words, and words into tokens; `tokenizer.ggml.pre` names the rule for words.
+WORDS = {"llama-bpe": QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|"), "qwen2": QWEN2_WORDS}  # up to 3 digits, or each
+WORD_RULES = ("gpt-2", "smollm", *WORDS)
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
-NAMES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "eot": "eot"}
+SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "eot": "eot"}
 
 
 def gguf_tokenizer(path: str | Path) -> Tokenizer:
@@ -40,7 +39,7 @@ def gguf_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def build(values: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that the keys of a file describe. Raises ValueError."""
+    """The tokenizer that the values of a header describe. Raises ValueError."""
     given = {key.removeprefix("tokenizer.ggml."): value for key, value in values.items()}
     tokens, kind = strings(given, "tokens"), str(given.get("model"))
     types = np.asarray(given.get("token_type", [NORMAL] * len(tokens)))
@@ -48,28 +47,30 @@ def build(values: Mapping[str, Any]) -> Tokenizer:
         raise ValueError(f"tokenizer.ggml.token_type has shape {types.shape}: there are {len(tokens)} tokens")
     if kind not in ("gpt2", "llama"):
         raise ValueError(f"tokenizer.ggml.model = {kind!r:.80} is not supported, only gpt2 and llama")
-    names = {f"{name}_token": token_of(tokens, key, given) for name, key in NAMES.items() if f"{key}_token_id" in given}
+    names = {
+        f"{name}_token": token_of(tokens, key, given) for name, key in SPECIAL.items() if f"{key}_token_id" in given
+    }
     make = byte_level if kind == "gpt2" else sentence_piece
-    splitter, bos = make(given, tokens, types, names)
+    backend, bos = make(given, tokens, types, names)
 
     package = tokenizers()
     special = [*(tokens[i] for i in np.flatnonzero(types == CONTROL)), *names.values()]
-    splitter.add_special_tokens([package.AddedToken(token, normalized=False) for token in special if token])
+    backend.add_special_tokens([package.AddedToken(token, normalized=False) for token in special if token])
     defined = [tokens[i] for i in np.flatnonzero(types == USER_DEFINED) if tokens[i] not in special]
-    splitter.add_tokens([package.AddedToken(token, normalized=False) for token in defined if token])
+    backend.add_tokens([package.AddedToken(token, normalized=False) for token in defined if token])
     before = [names["bos_token"]] if given.get("add_bos_token", bos) is True and "bos_token" in names else []
     after = [names["eos_token"]] if given.get("add_eos_token") is True and "eos_token" in names else []
     if before or after:
         single = [*before, "$A", *after]
-        splitter.post_processor = convert_errors(
+        backend.post_processor = convert_errors(
             package.processors.TemplateProcessing,
             single=single,
             pair=[*single, *(f"{part}:1" for part in (*before, "$B", *after))],
-            special_tokens=[(token, splitter.token_to_id(token)) for token in (*before, *after)],
+            special_tokens=[(token, backend.token_to_id(token)) for token in (*before, *after)],
         )
     template = values.get("tokenizer.chat_template")
     ends = [given["eot_token_id"]] if "eot_token" in names else []
-    return SubwordTokenizer(splitter, names, template if isinstance(template, str) else None, ends)
+    return SubwordTokenizer(backend, names, template if isinstance(template, str) else None, ends)
 
 
 def strings(given: Mapping[str, Any], key: str) -> list[str]:
@@ -89,20 +90,20 @@ def token_of(tokens: list[str], key: str, given: Mapping[str, Any]) -> str:
 def ids_of(tokens: list[str]) -> dict[str, int]:
     ids = {token: i for i, token in enumerate(tokens)}
     if len(ids) < len(tokens):
-        raise ValueError("a token stands twice in tokenizer.ggml.tokens")
+        raise ValueError("a token is in tokenizer.ggml.tokens twice")
     return ids
 
 
 def byte_level(
     given: Mapping[str, Any], tokens: list[str], types: np.ndarray, names: Mapping[str, str]
 ) -> tuple[Any, bool]:
-    """GPT-2's: the words of a text, as bytes in a printable alphabet; the file lists the merges, the best first.
+    """GPT-2's BPE, over the bytes of each word, written as printable letters. The file lists the merges, best first.
 
-    Returns the package's tokenizer, and whether a text starts with bos if the file does not say so or otherwise.
+    Returns the tokenizer of the package, and whether a text starts with bos where the file does not say.
     """
     pre = str(given.get("pre"))
-    if pre not in PRE:
-        raise ValueError(f"tokenizer.ggml.pre = {pre!r:.80} is not supported, only {', '.join(PRE)}")
+    if pre not in WORD_RULES:
+        raise ValueError(f"tokenizer.ggml.pre = {pre!r:.80} is not supported, only {', '.join(WORD_RULES)}")
     merges = [tuple(merge.split(" ")) for merge in strings(given, "merges")]
     if any(len(merge) != 2 for merge in merges):
         raise ValueError("an entry of tokenizer.ggml.merges does not join two tokens")
@@ -110,17 +111,17 @@ def byte_level(
     rules, words = package.pre_tokenizers, []
     # Llama 3 looks a whole word up before it joins its letters.
     model = convert_errors(package.models.BPE, vocab=ids_of(tokens), merges=merges, ignore_merges=pre == "llama-bpe")
-    splitter = package.Tokenizer(model)
+    backend = package.Tokenizer(model)
     if pre == "qwen2":
-        splitter.normalizer = package.normalizers.NFC()
+        backend.normalizer = package.normalizers.NFC()
     if pre == "smollm":
         words = [rules.Digits(individual_digits=True)]
-    if pre in SPLITS:
-        words = [rules.Split(package.Regex(SPLITS[pre]), "isolated")]
-    words.append(rules.ByteLevel(add_prefix_space=False, use_regex=pre not in SPLITS))
-    splitter.pre_tokenizer = rules.Sequence(words)
-    splitter.decoder = package.decoders.ByteLevel()
-    return splitter, pre == "llama-bpe"
+    if pre in WORDS:
+        words = [rules.Split(package.Regex(WORDS[pre]), "isolated")]
+    words.append(rules.ByteLevel(add_prefix_space=False, use_regex=pre not in WORDS))
+    backend.pre_tokenizer = rules.Sequence(words)
+    backend.decoder = package.decoders.ByteLevel()
+    return backend, pre == "llama-bpe"
 
 
 def sentence_piece(
@@ -128,9 +129,9 @@ def sentence_piece(
 ) -> tuple[Any, bool]:
     """SentencePiece's BPE: the whole text, ▁ for a space; of all pairs, the one whose result scores best is joined.
 
-    The file lists scores, not merges. The merges are all splits of all pieces in two, sorted by falling score of the
-    piece. SentencePiece joins pairs of equal scores from left to right, which a list of merges cannot express: such a
-    file is refused. Letters without a piece become their bytes. Returns as byte_level does.
+    The file lists scores of pieces instead of merges. The merges are all splits of pieces in two, those of the highest
+    score first. SentencePiece joins pairs of equal scores from left to right, which a list of merges cannot express:
+    such a file is refused. Letters that are no piece become bytes. Returns as byte_level does.
     """
     scores = np.asarray(given.get("scores"))
     if scores.shape != types.shape or scores.dtype.kind != "f" or not np.isfinite(scores).all():
@@ -150,7 +151,7 @@ def sentence_piece(
         raise ValueError("two pieces of tokenizer.ggml.scores have the same score: their order is not known")
     missing = sorted({letter for piece in pieces for letter in piece} - set(pieces))
     if missing:
-        raise ValueError(f"the letter {missing[0]!r} stands in tokenizer.ggml.tokens only within other tokens")
+        raise ValueError(f"the letter {missing[0]!r} is part of tokens in tokenizer.ggml.tokens, and no token")
     package = tokenizers()
     merges = [(left, right) for _, left, right in sorted(cuts, key=lambda cut: (-cut[0], len(cut[1])))]
     model = convert_errors(
@@ -161,13 +162,13 @@ def sentence_piece(
         fuse_unk=True,
         byte_fallback=True,
     )
-    splitter = package.Tokenizer(model)
+    backend = package.Tokenizer(model)
     spaces = [package.normalizers.Replace(" ", "▁")]
     decoders = package.decoders
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if given.get("add_space_prefix", True):
         spaces.insert(0, package.normalizers.Prepend("▁"))
         parts.append(decoders.Strip(" ", 1, 0))
-    splitter.normalizer = package.normalizers.Sequence(spaces)
-    splitter.decoder = decoders.Sequence(parts)
-    return splitter, True
+    backend.normalizer = package.normalizers.Sequence(spaces)
+    backend.decoder = decoders.Sequence(parts)
+    return backend, True

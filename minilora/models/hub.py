@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from ..spelling import did_you_mean
 
 NAME = re.compile(r"(?:https://huggingface\.co/)?((?:\w[\w.-]*/)?\w[\w.-]*)(?:@((?!.*\.\.)\w[\w./+-]*))?", re.ASCII)
-FILES = (".gguf", ".json", ".safetensors")  # a name with such an ending is a path
+FILE_ENDINGS = (".gguf", ".json", ".safetensors")  # a name with such an ending is a path
 COMMIT = re.compile("[0-9a-f]{40}")
 PICKLE = re.compile(r"(pytorch_model|adapter_model|model|consolidated)\b.*\.(bin|pt|pth|ckpt)")  # weights
 PACKAGE = "huggingface_hub>=1.31"
-SHOWN = 12  # files of a repository that an error lists
+MAX_LISTED = 12  # files of a repository that an error lists
 
 
 class HubName(NamedTuple):
@@ -35,16 +35,16 @@ def name_on_hub(source: str | Path) -> HubName | None:
     A mistyped folder, such as runs/ntoes, counts as a name.
     """
     match = NAME.fullmatch(source) if isinstance(source, str) and not Path(source).exists() else None
-    return HubName(*match.groups()) if match and not match[1].endswith(FILES) else None
+    return HubName(*match.groups()) if match and not match[1].endswith(FILE_ENDINGS) else None
 
 
-def fetch(hub: HubName, needs: Collection[str], also: Collection[str] = (), known: Collection[str] = ()) -> Path:
-    """The folder in the Hub's cache with the files `needs`, and those of `also` that the repository has.
+def fetch(hub: HubName, required: Collection[str], optional: Collection[str] = (), known: Collection[str] = ()) -> Path:
+    """The folder in the Hub's cache with the files `required`, and those of `optional` that the repository has.
 
     The folder is named after the commit. `known` are other names, for an error to suggest. Raises ImportError without
-    the package, FileNotFoundError for a name, revision or file that does not exist, or that without a network is not in
-    the cache, PermissionError for a gated repository, ConnectionError for other failures, ValueError for weights that
-    are only there as a pickle.
+    the package, FileNotFoundError for a name, revision or file that does not exist (without a network: that is not in
+    the cache), PermissionError for a gated repository, ValueError for weights that exist only as a pickle,
+    ConnectionError for other failures.
     """
     try:
         from huggingface_hub import constants, snapshot_download
@@ -66,26 +66,28 @@ def fetch(hub: HubName, needs: Collection[str], also: Collection[str] = (), know
         found = snapshot_download(
             hub.name,
             revision=hub.revision,
-            allow_patterns=[*needs, *also],
+            allow_patterns=[*required, *optional],
             local_files_only=constants.HF_HUB_OFFLINE or is_down(hub),
             tqdm_class=Bar,
         )
     except Exception as error:  # the client has no class for all that it raises
         if isinstance(error, OSError) and error.errno:  # of the disk
             raise
-        raise explain(error, hub, known) from None
+        raise explained(error, hub, known) from None
     finally:
         log.setLevel(level)
     folder = Path(found)
-    for file in needs:
+    for file in required:
         if not (folder / file).is_file():
-            raise missing(hub, folder, file)
+            raise missing_file(hub, folder, file)
     return folder
 
 
 def is_down(hub: HubName) -> bool:
-    """Whether the Hub does not answer, for a commit whose files are not listed in the cache: the client would try to
-    list them for half a minute; a branch it tries to resolve only once."""
+    """Whether the Hub does not answer, for a commit whose files are not listed in the cache; False for others.
+
+    For such a commit the client would try to list the files for half a minute. It tries to resolve a branch only once.
+    """
     from huggingface_hub import HfApi, errors, get_cached_repo_tree
 
     if not COMMIT.fullmatch(hub.revision or ""):
@@ -102,8 +104,8 @@ def is_down(hub: HubName) -> bool:
     return False
 
 
-def explain(error: Exception, hub: HubName, known: Collection[str]) -> OSError:
-    """An error of the client as one line with what to do."""
+def explained(error: Exception, hub: HubName, known: Collection[str]) -> OSError:
+    """An error of huggingface_hub as one line that says what to do."""
     from huggingface_hub import constants, errors
 
     others = f", none of {', '.join(known)}" if known else ""
@@ -114,9 +116,7 @@ def explain(error: Exception, hub: HubName, known: Collection[str]) -> OSError:
     if isinstance(error, errors.LocalEntryNotFoundError):
         revision = f" --revision {hub.revision}" if hub.revision else ""
         command = f'hf download {hub.name}{revision} --include "*.json" --include "*.safetensors" --include "*.jinja"'
-        why = (
-            f"the Hub cannot be reached ({short(error.__cause__)})" if error.__cause__ else "the Hub cannot be reached"
-        )
+        why = "the Hub cannot be reached" + (f" ({one_line(error.__cause__)})" if error.__cause__ else "")
         if constants.HF_HUB_OFFLINE:
             why = "HF_HUB_OFFLINE is set: unset it, or"
         return FileNotFoundError(
@@ -129,11 +129,11 @@ def explain(error: Exception, hub: HubName, known: Collection[str]) -> OSError:
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return FileNotFoundError(f"{hub.name} on the Hub has no branch, tag or commit {hub.revision or 'main'!r}")
-    return ConnectionError(f"{hub.name} cannot be fetched from the Hub: {short(error)}")
+    return ConnectionError(f"{hub.name} cannot be fetched from the Hub: {one_line(error)}")
 
 
-def missing(hub: HubName, folder: Path, file: str) -> Exception:
-    """The error for a `file` that is not in the folder of fetch()."""
+def missing_file(hub: HubName, folder: Path, file: str) -> Exception:
+    """The error for a `file` that is not in the `folder` that fetch() returned: it lists what the repository holds."""
     from huggingface_hub import HfApi, errors
 
     try:
@@ -142,18 +142,18 @@ def missing(hub: HubName, folder: Path, file: str) -> Exception:
     except Exception as error:  # without a network: the files in the cache
         there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         if not any(map(PICKLE.fullmatch, there)):
-            return explain(errors.LocalEntryNotFoundError(short(error)), hub, ())
+            return explained(errors.LocalEntryNotFoundError(one_line(error)), hub, ())
     pickles = [name for name in there if PICKLE.fullmatch(name)]
     if file.endswith(".safetensors") and pickles:
-        return pickled(
+        return pickle_error(
             f"{hub.name}: {pickles[0]}", file, f", or take a revision that holds one, as {hub.name}@refs/pr/1"
         )
-    listed = ", ".join(there[:SHOWN]) + ", ..." * (len(there) > SHOWN)
+    listed = ", ".join(there[:MAX_LISTED]) + ", ..." * (len(there) > MAX_LISTED)
     return FileNotFoundError(f"{hub.name} on the Hub holds no {file}, only {listed or 'nothing'}")
 
 
-def pickled(what: str | Path, instead: str, otherwise: str = "") -> ValueError:
-    """The refusal of weights that are only there as a pickle."""
+def pickle_error(what: str | Path, instead: str, otherwise: str = "") -> ValueError:
+    """The error for weights that exist only as a pickle, `what`; `instead` is the file that would be read."""
     library = "PEFT" if instead.startswith("adapter") else "transformers"
     return ValueError(
         f"{what} is a pickle, which can run code and is never read: load it in {library} and save it again, as "
@@ -161,5 +161,5 @@ def pickled(what: str | Path, instead: str, otherwise: str = "") -> ValueError:
     )
 
 
-def short(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -15,12 +15,12 @@ def label_maps(names: Sequence[str]) -> dict[str, Any]:
 
 
 def default_label_maps(labels: int) -> dict[str, Any]:
-    """Those that `transformers` writes for labels without names."""
+    """id2label and label2id as `transformers` writes them for labels without names."""
     return label_maps([f"LABEL_{i}" for i in range(labels)])
 
 
 def names_from(id2label: Any, labels: int) -> list[str]:
-    """The names of so many labels, in order; [] unless each has one of its own."""
+    """The names in an id2label, in order; [] unless it has exactly `labels` different ones."""
     found = id2label if isinstance(id2label, dict) else {}
     names = [str(found[str(i)]) for i in range(len(found)) if isinstance(found.get(str(i)), str | int)]
     return names if len(set(names)) == len(found) == labels else []
@@ -37,6 +37,6 @@ def name_labels(model: Transformer, names: Sequence[str]) -> None:
 
 
 def list_labels(names: Sequence[str]) -> str:
-    """The names in brackets, the first of many; "" where they are not known."""
+    """The names in brackets, at most 8 of them; "" for none."""
     more = [f"and {len(names) - 8} more"] if len(names) > 8 else []
     return f" ({', '.join([*names[:8], *more])})" if names else ""

@@ -1,4 +1,4 @@
-"""What the parameters of a model are called in Hugging Face's files."""
+"""The names of a model's tensors in Hugging Face's files, and back. Each family's table is in its file in families/."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ CONSTANT = re.compile(r".*(position_ids|rotary_emb\.inv_freq|\.attn\.(masked_)?b
 
 
 def hub_name(family: str, path: str, head: str = "lm") -> str:
-    """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj, in the class of a model with a head.
+    """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj, in the class of this head.
 
-    Raises ValueError for a family without a table, and a path that is not in it.
+    Head "none" is no exception: its names have the base_model_prefix too. Raises ValueError for an unknown family, and
+    for a path that is not in its table.
     """
     for pattern, name in patterns(family, head):
         match = pattern.fullmatch(path)
@@ -31,43 +32,45 @@ def hub_name(family: str, path: str, head: str = "lm") -> str:
 def patterns(family: str, head: str) -> list[tuple[re.Pattern[str], str]]:
     if family not in FAMILIES:
         raise ValueError(f"Hugging Face's names are known for {', '.join(FAMILIES)}, not for {family}")
-    names = [*FAMILIES[family].names_of_head.get(head, ()), *FAMILIES[family].names]
+    names = [*FAMILIES[family].hf_head_names.get(head, ()), *FAMILIES[family].hf_names]
     return [
-        (re.compile(ours.replace(".", r"\.").replace("{}", r"(?P<block>\d+)") + r"(?P<rest>\..+)?"), theirs)
-        for ours, theirs in names
+        (re.compile(path.replace(".", r"\.").replace("{}", r"(?P<block>\d+)") + r"(?P<rest>\..+)?"), name)
+        for path, name in names
     ]
 
 
 def hf_name(model: Transformer, path: str) -> str:
-    """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj, in the class that `model` is saved as: one without
-    a head has no "model." before it."""
+    """hub_name() of a path in `model`, as it is saved: without the base_model_prefix if the model has no head."""
     name = hub_name(model.family, path, model.config.head)
-    return name.removeprefix(f"{FAMILIES[model.family].body}.") if model.config.head == "none" else name
+    return name.removeprefix(f"{FAMILIES[model.family].base_model_prefix}.") if model.config.head == "none" else name
 
 
 def add_body(family: str, name: str) -> str:
-    """A name in a file as it is in a class with a head: a file without one has no "bert." before it, and an old one
-    calls the parameters of a norm gamma and beta."""
+    """A name from any file, as it is in a class with a head: with the base_model_prefix.
+
+    The names gamma and beta in old files become weight and bias.
+    """
     name = re.sub(r"\bLayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"\bLayerNorm\.beta$", "LayerNorm.bias", name))
-    body = f"{FAMILIES[family].body}."
+    body = f"{FAMILIES[family].base_model_prefix}."
     return name if name.startswith(body) or is_of_head(family, name) else body + name
 
 
 def is_of_head(family: str, name: str) -> bool:
-    """Whether a tensor is of a head of some class, and not of the body. BERT's pooler is."""
-    return bool(re.match(rf"(lm_head|score|classifier|cls|qa_outputs|{FAMILIES[family].body}\.pooler)\.", name))
+    """Whether a tensor belongs to the head of some class. BERT's pooler does."""
+    prefix = FAMILIES[family].base_model_prefix
+    return bool(re.match(rf"(lm_head|score|classifier|cls|qa_outputs|{prefix}\.pooler)\.", name))
 
 
 def transpose(family: str, name: str, x: Array) -> Array:
-    """A weight in the layout of a Linear, (out, in), or back in that of the file: GPT-2's has some as (in, out)."""
+    """A weight from a file as (out, in), or from a Linear as in the file: GPT-2's files store some as (in, out)."""
     layer, _, parameter = name.rpartition(".")
     return x.T if parameter == "weight" and layer.rpartition(".")[2] in FAMILIES[family].transposed else x
 
 
 def standard_tensors(family: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors of a file by their names in a class with a head, all matrices as (out, in).
+    """The tensors of a file under their names in a class with a head, all weights as (out, in).
 
-    Raises ValueError for a tensor that is there under two names.
+    Raises ValueError for a tensor that the file holds under two names.
     """
     found: dict[str, np.ndarray] = {}
     for name, x in tensors.items():

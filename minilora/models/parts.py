@@ -1,6 +1,6 @@
-"""What the families are built from: fresh layers for one Config, and the heads of decoders.
+"""The layers that families are built from.
 
-A model is a sequence: embed, block_0, block_1, ..., then what its head needs, one layer after another.
+A model is a sequence of layers: embed, block_0, block_1, ..., then those of its head.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from ..nn import (
 from .config import Config
 
 
-class New:
-    """Fresh layers for one config, their weights drawn in order from one generator: N(0, 0.02²), all of them.
+class LayerFactory:
+    """Makes the layers of one model, of the sizes in `config`, with weights from N(0, 0.02²).
 
-    Without a generator each array is a single number, broadcast to its shape: a state dict replaces it.
+    Weights are drawn in the order of the calls. Without an rng each array is one number broadcast to its shape, and
+    takes no memory: load_state_dict replaces it.
     """
 
     def __init__(self, config: Config, rng: Rng | None) -> None:
@@ -58,7 +59,7 @@ class New:
         return LayerNorm(self.full(1, C), self.full(0, C), self.config.eps)
 
     def rms_norm(self, n: int = 0) -> RMSNorm:
-        """Over vectors of n numbers; 0: d_model."""
+        """A norm of vectors of n numbers; n = 0 means d_model."""
         return RMSNorm(self.full(1, n or self.config.d_model), self.config.eps)
 
     def attention(
@@ -91,7 +92,7 @@ class New:
         return GatedMLP(self.linear(C, F, False), self.linear(C, F, False), self.linear(F, C, False))
 
     def lm_head(self, token: Embedding, bias: bool = False) -> Linear:
-        """A tied head holds the embedding's own Parameter: one key in the gradients, two contributions."""
+        """The output layer. A tied one shares the embedding's Parameter, whose gradient sums those of both."""
         C, V = self.config.d_model, self.config.vocab_size
         return Linear(token.weight, self.full(0, V) if bias else None) if self.config.tied else self.linear(C, V, bias)
 
@@ -99,13 +100,13 @@ class New:
         return self.linear(self.config.d_model, self.config.labels, bias)
 
 
-def chain(embed: Module, blocks: Sequence[Module], **rest: Module) -> dict[str, Module]:
-    """The layers of a model by name: embed, block_0, block_1, ..., and the rest."""
+def layers_by_name(embed: Module, blocks: Sequence[Module], **rest: Module) -> dict[str, Module]:
+    """{name: layer} for Transformer: embed, block_0, block_1, ..., and the rest."""
     return {"embed": embed, **{f"block_{i}": block for i, block in enumerate(blocks)}, **rest}
 
 
-def decoder_head(new: New, token: Embedding) -> dict[str, Module]:
-    """The head of a model whose tokens see no later one: it reads every token, or the last."""
+def decoder_head(new: LayerFactory, token: Embedding) -> dict[str, Module]:
+    """The layers of a decoder's head. A language model's reads every token, a classifier's the last one."""
     if new.config.head == "tokens":
         raise ValueError("head 'tokens' is for encoders such as bert, whose tokens see what comes after them too")
     if new.config.head == "classify":

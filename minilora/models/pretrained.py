@@ -18,11 +18,11 @@ from .config_json import PRESERVED, read_config
 from .families import FAMILIES
 from .gguf import read_gguf
 from .gguf_tokens import gguf_tokenizer
-from .hub import PICKLE, pickled
+from .hub import PICKLE, pickle_error
 from .labels import default_label_maps
 from .names import CONSTANT, hub_name, is_of_head, standard_tensors
 from .sources import INDEX, TENSORS, locate, pinned, weight_map
-from .tokenizer import FILES, READ, TEMPLATES, ByteTokenizer, Tokenizer, files_in, read_tokenizer
+from .tokenizer import FILES_COPIED, FILES_READ, TEMPLATES, ByteTokenizer, Tokenizer, files_in, read_tokenizer
 from .transformer import Transformer
 
 CLASSIFIER_LAYERS = re.compile(r"(classifier|classifier_transform|pooler)\.")  # drawn where a file lacks them
@@ -42,13 +42,13 @@ def load_pretrained(
     "builtin" is a llama over bytes that has read Python's documentation; "minilm" is all-MiniLM-L6-v2, "smollm2"
     SmolLM2-135M-Instruct, from their packages. Any other name, where no such path exists, is looked up on the Hugging
     Face Hub: "gpt2", "ORG/NAME", "ORG/NAME@REVISION"; `model.hub` is then the name and the commit. A folder holds one
-    of FAMILIES, its weights in float16, bfloat16, float32 or float64, in one file or in shards. `head` is "lm",
-    "classify" (with `labels` outputs), "tokens" (so many for each token; of encoders) or "none"; without it the file's
-    own. A classifier that the file does not hold is drawn from `rng`, a seed or a generator.
+    of FAMILIES, its weights in float16, bfloat16, float32 or float64, in one file or in shards. `head` is one of
+    config.HEADS, those of classifiers with `labels` outputs; None takes the file's own. A classifier that the file does
+    not hold is drawn from `rng`, a seed or a generator.
 
-    Warns of tensors that are not used and of layers that are drawn. Raises FileNotFoundError for what is not there,
+    Warns of tensors that are not used and of layers that are drawn. Raises FileNotFoundError for a missing file,
     ImportError with the line to run for a missing package, ValueError for a family or feature that is not supported and
-    for weights that are a pickle, damaged, not finite, or do not fit the config, and from the Hub PermissionError and
+    for weights that are a pickle, damaged, not finite, or do not fit the config; from the Hub also PermissionError and
     ConnectionError.
     """
     hub = pinned(source)
@@ -68,12 +68,11 @@ def load_pretrained(
 
 
 def load_tokenizer(source: str | Path = "builtin") -> Tokenizer:
-    """The tokenizer of the model in `source`: that of its files, or of bytes where there is none and 256 ids, as in
-    this library's own models.
+    """The tokenizer of the model in `source`: that of its files, or a ByteTokenizer if they hold none and V = 256.
 
     Raises FileNotFoundError and ImportError as load_pretrained does, ValueError for files that are damaged.
     """
-    path = locate(source, also=READ)
+    path = locate(source, optional=FILES_READ)
     if path.is_file():
         return gguf_tokenizer(path)
     over_bytes = not (path / "tokenizer.json").is_file() and read_json(config_file(path)).get("vocab_size") == 256
@@ -81,9 +80,11 @@ def load_tokenizer(source: str | Path = "builtin") -> Tokenizer:
 
 
 def tokenizer_files(source: str | Path) -> dict[str, bytes]:
-    """{file name: content} of the tokenizer of the model in `source`: a folder's own files, byte for byte, or new ones
-    for a .gguf file. Empty where there is none. Raises as load_tokenizer does for a .gguf file."""
-    path = locate(source, also=(*FILES, f"{TEMPLATES}/*.jinja"))
+    """{file name: content} of the tokenizer of the model in `source`; {} if it has none.
+
+    A folder's own files, byte for byte, or new ones for a .gguf file, for which it raises as load_tokenizer does.
+    """
+    path = locate(source, optional=(*FILES_COPIED, f"{TEMPLATES}/*.jinja"))
     return load_tokenizer(path).files() if path.is_file() else files_in(path)
 
 
@@ -118,15 +119,15 @@ def read_checkpoint(folder: Path) -> dict[str, np.ndarray]:
     if not (folder / INDEX).is_file():
         pickle = next(filter(PICKLE.fullmatch, sorted(path.name for path in folder.iterdir())), None)
         if pickle:
-            raise pickled(folder / pickle, TENSORS)
+            raise pickle_error(folder / pickle, TENSORS)
         raise FileNotFoundError(f"{folder} holds no {TENSORS} and no {INDEX}: it is not a checkpoint in safetensors")
-    homes = weight_map(folder / INDEX)
+    file_of = weight_map(folder / INDEX)
     tensors: dict[str, np.ndarray] = {}
-    for file in sorted(set(homes.values())):
-        shard, named = load_tensors(folder / file)[0], {name for name, home in homes.items() if home == file}
-        if set(shard) != named:
-            name = min(set(shard) ^ named)
-            raise ValueError(f"{folder / INDEX} and {file} do not agree on {name}")
+    for file in sorted(set(file_of.values())):
+        shard = load_tensors(folder / file)[0]
+        differing = set(shard) ^ {name for name in file_of if file_of[name] == file}
+        if differing:
+            raise ValueError(f"{folder / INDEX} and {file} do not agree on {min(differing)}")
         tensors |= shard
     return tensors
 
@@ -154,9 +155,9 @@ def assemble(
 
 
 def drop_copies(family: str, tied: bool, state: dict[str, Array], rest: dict[str, Array]) -> None:
-    """Take out of `rest` what some writers store twice: a tied head's weight, the bias of BERT's head.
+    """Remove from `rest` the copies that some writers store: a tied head's weight, the bias of BERT's head.
 
-    Raises ValueError where it is no copy.
+    Raises ValueError where a tied tensor is no copy.
     """
     weight = hub_name(family, "lm_head.weight")
     bias = weight.replace("weight", "bias")

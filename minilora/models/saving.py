@@ -1,4 +1,4 @@
-"""Models written as Hugging Face folders, and the hash by which an adapter knows its base."""
+"""Models written as Hugging Face folders, and the hash by which an adapter's file names its base."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def model_files(model: Transformer, tokenizer: Tokenizer | None = None) -> dict[
 
 
 def reads_last_token(model: Transformer) -> bool:
-    """Whether it is a decoder's classifier, which reads the last token of a text alone."""
+    """Whether the head reads only the last token of a text, as a decoder's classifier does."""
     return "last" in model.layers
 
 
 def padding_id(tokenizer: Tokenizer, configured: int | None) -> int | None:
     """The id that texts are padded with: the tokenizer's own; without one `configured`, or another special token.
 
-    `transformers` takes the last token that differs from it for the text's last, so it must not be the id that every
-    text ends with. None, with a warning, where there is no such id.
+    `transformers` takes the last token that is not padding for the end of the text. So this must not be the id that
+    every text ends with. Returns None, with a warning, where no other id is known.
     """
     last = next(reversed(tokenizer.encode("a").tolist()), None)
     known = (configured, tokenizer.eos, tokenizer.bos) if tokenizer.pad is None else (tokenizer.pad,)

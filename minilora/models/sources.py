@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..files import read_json
 from ..spelling import choose_from
-from .hub import HubName, fetch, missing, name_on_hub
+from .hub import HubName, fetch, missing_file, name_on_hub
 
 BUILTIN = Path(__file__).parent.parent / "data" / "builtin"
 
@@ -22,10 +22,12 @@ NAMES = ("builtin", *PACKAGES)
 CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 
-def locate(source: str | Path, needs: Collection[str] = (CONFIG,), also: Collection[str] = (TENSORS, INDEX)) -> Path:
+def locate(
+    source: str | Path, required: Collection[str] = (CONFIG,), optional: Collection[str] = (TENSORS, INDEX)
+) -> Path:
     """The folder or file of "builtin", of a name in PACKAGES, of a path, or of a name on the Hub.
 
-    From the Hub, the files `needs` are fetched, and those of `also` that are there; with TENSORS among them the
+    From the Hub, the files `required` are fetched, and those of `optional` that are there; with TENSORS among them the
     weights, in one file or in the shards that the index names. Raises ImportError with the line to run for a missing
     package, FileNotFoundError for a missing path, and what hub.fetch raises.
     """
@@ -44,28 +46,29 @@ def locate(source: str | Path, needs: Collection[str] = (CONFIG,), also: Collect
             names = choose_from(str(source), NAMES)
             raise FileNotFoundError(f"no folder or file {str(source)!r}: {names}, or give one with a model in it")
         return path
-    folder = fetch(hub, needs, also, NAMES)
-    if TENSORS in also and not (folder / TENSORS).is_file():
+    folder = fetch(hub, required, optional, NAMES)
+    if TENSORS in optional and not (folder / TENSORS).is_file():
         if not (folder / INDEX).is_file():
-            raise missing(hub, folder, TENSORS)
+            raise missing_file(hub, folder, TENSORS)
         fetch(HubName(hub.name, folder.name), sorted(set(weight_map(folder / INDEX).values())))
     return folder
 
 
 def pinned(source: str | Path) -> HubName | None:
-    """`source` as a name on the Hub with its present commit as the revision; None for a path, and for a name of this
-    library. Raises as locate does."""
+    """A name on the Hub, with its present commit as revision; None for a path or one of NAMES. Raises as locate()."""
     hub = None if source in NAMES else name_on_hub(source)
-    return HubName(hub.name, locate(source, also=()).name) if hub else None
+    return HubName(hub.name, locate(source, optional=()).name) if hub else None
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """{tensor: its file} of an index of shards. Raises ValueError for an index without it, and for a file of another
-    kind or in another folder."""
+    """{tensor: its file} of an index of shards.
+
+    Raises ValueError for an index without it, and for a file that is not a .safetensors file of the same folder.
+    """
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
         raise ValueError(f"{index} has no weight_map from tensors to files")
     wrong = next((file for file in found.values() if not re.fullmatch(r"[\w.-]+\.safetensors", file)), None)
     if wrong is not None:
-        raise ValueError(f"{index} names {wrong!r:.80}, which is no .safetensors file of this folder")
+        raise ValueError(f"{index} names {wrong!r:.80}, which is not a .safetensors file of this folder")
     return found

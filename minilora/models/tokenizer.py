@@ -17,19 +17,19 @@ from ..data import decode_bytes, encode_bytes
 from ..files import read_bytes, read_json, to_json
 from .chat_template import render
 
-READ = (  # the files of a model's folder that are read here
+FILES_READ = (  # the files of a model folder that are read here, where they exist
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
     "chat_template.jinja",
 )  # fmt: skip
-BATCH = 4096  # texts that are encoded at a time: the package needs a hundred bytes for each token of them
-SETTINGS = ("add_prefix_space", "split_special_tokens", "truncation_side")  # settings that a tokenizer.json cannot hold
-FILES = (  # of a model folder, that transformers makes its tokenizer from, and generation_config.json
+BATCH = 4096  # texts that are encoded at a time: the package takes a hundred bytes for each of their tokens
+SETTINGS = ("add_prefix_space", "split_special_tokens", "truncation_side")  # those that tokenizer.json cannot hold
+FILES_COPIED = (  # the files that transformers makes a tokenizer from, and generation_config.json
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
     "chat_template.json", "generation_config.json",
 )  # fmt: skip
-TEMPLATES = "additional_chat_templates"  # a folder of more, by name
-BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a byte, in the vocabularies that fall back on bytes
+TEMPLATES = "additional_chat_templates"  # a folder of further chat templates
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # how a vocabulary with byte fallback writes a byte
 
 
 class TextBatch(NamedTuple):
@@ -38,13 +38,16 @@ class TextBatch(NamedTuple):
     ids: np.ndarray  # (B, T) int64
     padding: np.ndarray  # (B, T) bool, True for a real token
     segments: np.ndarray  # (B, T) int64, 1 in the second text of a pair
-    cut: np.ndarray  # (B,) bool, True for a text that was truncated
+    truncated: np.ndarray  # (B,) bool, True for a text that was truncated
     lengths: np.ndarray  # (B,) int64, the tokens of each before truncation
 
 
 class Tokenizer:
-    """Text to ids and back. `bos`, `eos`, `pad` and `unknown` (for what the vocabulary lacks) are ids, or None;
-    `special` are the ids of special tokens, `vocab` is the number of ids."""
+    """Text to ids and back.
+
+    `bos`, `eos`, `pad` and `unknown` (for text outside the vocabulary) are ids, or None. `special` are the ids of all
+    special tokens, `vocab` is the number of ids.
+    """
 
     vocab: int
     bos: int | None = None
@@ -62,7 +65,7 @@ class Tokenizer:
         raise NotImplementedError
 
     def batch(self, texts: Sequence[str | tuple[str, str]], length: int | None = None) -> TextBatch:
-        """Texts or pairs of texts for an encoder, truncated to at most `length` ids (None: not)."""
+        """Texts or pairs of texts with their special tokens, each truncated to at most `length` ids (None: not)."""
         raise NotImplementedError
 
     @cached_property
@@ -80,15 +83,17 @@ class Tokenizer:
         raise ValueError("this model has no chat template: it continues a text, it does not answer messages")
 
     def files(self) -> dict[str, bytes]:
-        """{file name: content} of a folder that read_tokenizer reads as this tokenizer: the files that it was read
-        from, byte for byte, or new ones. None for bytes."""
+        """{file name: content} from which read_tokenizer makes this tokenizer again; {} for bytes.
+
+        The files that it was read from, byte for byte, or new ones.
+        """
         return {}
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of `ids` as they come, each piece as soon as no later id can change it: "".join is decode(ids).
+        """Yield the text of `ids`, each piece as soon as no later id can change it. Joined they are decode(ids).
 
-        The text of an id depends on the ids next to it (a space between words, the bytes of one letter). So a few ids
-        are decoded again each time, from the last place where the text was final.
+        The text of an id depends on its neighbours: a space between words, the bytes of one letter. So each time the
+        ids of the last piece are decoded once more, together with the new ones.
         """
         context: list[int] = []  # the ids of the last piece, ...
         waiting: list[int] = []  # ... and those after it
@@ -109,7 +114,7 @@ class Tokenizer:
         return False
 
     def is_byte(self, i: int) -> bool:
-        """Whether this id is a byte that the ids after it can still turn into another letter."""
+        """Whether this id stands for one byte: with the bytes after it, it may become another letter."""
         return False
 
 
@@ -134,76 +139,76 @@ class ByteTokenizer(Tokenizer):
 
 
 class SubwordTokenizer(Tokenizer):
-    """A tokenizer of the `tokenizers` package, its ids and its chat template by name.
+    """A tokenizer of the `tokenizers` package (`backend`), with special tokens, a chat template and eos ids.
 
-    `names` holds the special tokens, {"bos_token": "<s>", ...}; `ends` more ids that end a text; `settings` what a
-    tokenizer_config.json says of truncation and special tokens; `folder` is where it was read from.
+    `names` are the special tokens, {"bos_token": "<s>", ...}; `template` is the chat template; `more_eos` are further
+    ids that end a text; `settings` are those of tokenizer_config.json; `folder` is where the files are, if any.
     Raises ValueError for a special token that is not in the vocabulary.
     """
 
     def __init__(
         self,
-        splitter: Any,
+        backend: Any,
         names: Mapping[str, str],
         template: str | None = None,
-        ends: Iterable[int] = (),
+        more_eos: Iterable[int] = (),
         folder: Path | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings = {key: settings[key] for key in SETTINGS if key in settings} if settings else {}
-        cut = splitter.truncation or {}
+        cut = backend.truncation or {}
         self.truncation_side = self.settings.setdefault("truncation_side", cut.get("direction", "right"))
-        splitter.no_truncation()  # a file may hold the settings that its author last used
-        splitter.no_padding()
-        self.splitter, self.names, self.template = splitter, dict(names), template
-        self.vocab = 1 + max(splitter.get_vocab().values(), default=-1)
-        self.special = frozenset(i for i, token in splitter.get_added_tokens_decoder().items() if token.special)
+        backend.no_truncation()  # a file may hold the settings that its author last used
+        backend.no_padding()
+        self.backend, self.names, self.template = backend, dict(names), template
+        self.vocab = 1 + max(backend.get_vocab().values(), default=-1)
+        self.special = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
         self.bos, self.eos, self.pad = (self._id(f"{name}_token") for name in ("bos", "eos", "pad"))
-        self.ends, self.folder = frozenset(ends), folder
-        named = getattr(splitter.model, "unk_token", self.names.get("unk_token"))  # a unigram model has no such name
-        self.unknown = None if named is None else splitter.token_to_id(named)
+        self.more_eos, self.folder = frozenset(more_eos), folder
+        named = getattr(backend.model, "unk_token", self.names.get("unk_token"))  # a unigram model has no such name
+        self.unknown = None if named is None else backend.token_to_id(named)
         self.encode("a")  # some damaged files fail only here
 
     def _id(self, name: str) -> int | None:
         if name not in self.names:
             return None
-        found: int | None = self.splitter.token_to_id(self.names[name])
+        found: int | None = self.backend.token_to_id(self.names[name])
         if found is None:
             raise ValueError(f"{name} {self.names[name]!r} is not in the tokenizer's vocabulary")
         return found
 
     def encode(self, text: str, special: bool = True) -> np.ndarray:
-        return np.array(convert_errors(self.splitter.encode, checked(text), add_special_tokens=special).ids, np.int64)
+        return np.array(convert_errors(self.backend.encode, valid_text(text), add_special_tokens=special).ids, np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return str(self.splitter.decode([int(i) for i in ids], skip_special_tokens=True))
+        return str(self.backend.decode([int(i) for i in ids], skip_special_tokens=True))
 
     def batch(self, texts: Sequence[str | tuple[str, str]], length: int | None = None) -> TextBatch:
-        """As Tokenizer.batch; of a pair, the longer text is cut first. Not from two threads at once.
+        """As Tokenizer.batch. Of a pair, the longer text is truncated first. Not thread-safe.
 
         Raises ValueError for a length that has no room for a text between its special tokens.
         """
-        rows = [checked(text) if isinstance(text, str) else tuple(map(checked, text)) for text in texts]
+        rows = [valid_text(text) if isinstance(text, str) else tuple(map(valid_text, text)) for text in texts]
         if length is not None:
-            around = self.splitter.num_special_tokens_to_add(is_pair=any(isinstance(row, tuple) for row in rows))
+            around = self.backend.num_special_tokens_to_add(is_pair=any(isinstance(row, tuple) for row in rows))
             if length <= around:
                 raise ValueError(f"length = {length} has no room for a text: {around} special tokens are added to it")
-            self.splitter.enable_truncation(length, direction=self.truncation_side)
+            self.backend.enable_truncation(length, direction=self.truncation_side)
         ids, segments, lengths = [], [], []
         try:
             for start in range(0, len(rows), BATCH):
-                for one in convert_errors(self.splitter.encode_batch, rows[start : start + BATCH]):
+                for one in convert_errors(self.backend.encode_batch, rows[start : start + BATCH]):
                     ids.append(np.array(one.ids, np.int32))
                     segments.append(np.array(one.type_ids, np.int8))
                     lengths.append(len(one.ids) + sum(rest.special_tokens_mask.count(0) for rest in one.overflowing))
         finally:
-            self.splitter.no_truncation()
+            self.backend.no_truncation()
         return padded(ids, segments, lengths, self.pad or 0)
 
     @cached_property
     def stop(self) -> frozenset[int]:
         """eos, the eos_token_id of the model's files, and the special token that ends a turn of the chat template."""
-        found = {*self.ends, self.eos}
+        found = {*self.more_eos, self.eos}
         if self.template is not None:
             answer = "an answer"
             try:
@@ -217,8 +222,9 @@ class SubwordTokenizer(Tokenizer):
     def chat(self, messages: Sequence[Mapping[str, Any]], reply: bool = True) -> str:
         if self.template is None:
             return super().chat(messages, reply)
-        copies = [dict(message) for message in messages]
-        return render(self.template, messages=copies, add_generation_prompt=reply, **self.names)
+        return render(
+            self.template, messages=[dict(message) for message in messages], add_generation_prompt=reply, **self.names
+        )
 
     def files(self) -> dict[str, bytes]:
         if self.folder is not None:
@@ -228,16 +234,16 @@ class SubwordTokenizer(Tokenizer):
             settings["chat_template"] = self.template
         ends = {"eos_token_id": sorted(self.stop)} if self.stop else {}
         return {
-            "tokenizer.json": self.splitter.to_str(pretty=True).encode(),
+            "tokenizer.json": self.backend.to_str(pretty=True).encode(),
             "tokenizer_config.json": to_json(settings),
             "generation_config.json": to_json(ends),
         }
 
     def is_skipped(self, i: int) -> bool:
-        return int(i) in self.special or self.splitter.id_to_token(int(i)) is None
+        return int(i) in self.special or self.backend.id_to_token(int(i)) is None
 
     def is_byte(self, i: int) -> bool:
-        return BYTE_TOKEN.fullmatch(self.splitter.id_to_token(int(i))) is not None
+        return BYTE_TOKEN.fullmatch(self.backend.id_to_token(int(i))) is not None
 
 
 def padded(ids: Sequence[Any], segments: Sequence[Any], lengths: Sequence[int], pad: int) -> TextBatch:
@@ -252,12 +258,14 @@ def padded(ids: Sequence[Any], segments: Sequence[Any], lengths: Sequence[int], 
     return batch
 
 
-def checked(text: str) -> str:
-    """`text`. Raises ValueError for half a surrogate pair, which is no text (json.loads lets it through)."""
+def valid_text(text: str) -> str:
+    """`text`. Raises ValueError if it holds half a surrogate pair, which json.loads accepts and UTF-8 does not."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"character {error.start} of the text, {text[error.start]!r}, is half a letter") from None
+        raise ValueError(
+            f"character {error.start} of the text, {text[error.start]!r}, is half a surrogate pair"
+        ) from None
     return text
 
 
@@ -285,9 +293,9 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
     package = tokenizers()
     try:
         content = path.read_text(encoding="utf-8")
-        splitter, names = convert_errors(build, package, content, settings, special_tokens_map, added_tokens, config)
+        backend, names = convert_errors(build, package, content, settings, special_tokens_map, added_tokens, config)
         return SubwordTokenizer(
-            splitter,
+            backend,
             names,
             chat_template(folder, settings.get("chat_template")),
             [i for i in (ends if isinstance(ends, list) else [ends]) if isinstance(i, int)],
@@ -299,13 +307,16 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """{file name: content} of the FILES and named templates in a folder."""
-    paths = [*(folder / name for name in FILES), *sorted((folder / TEMPLATES).glob("*.jinja"))]
+    """{file name: content} of the FILES_COPIED and the chat templates in a folder."""
+    paths = [*(folder / name for name in FILES_COPIED), *sorted((folder / TEMPLATES).glob("*.jinja"))]
     return {path.relative_to(folder).as_posix(): read_bytes(path) for path in paths if path.is_file()}
 
 
 def chat_template(folder: Path, setting: Any) -> str | None:
-    """The template in its own file, or the setting: a text, or several by name, of which "default" is taken."""
+    """The template in chat_template.jinja, else that of the setting, else None.
+
+    The setting is a text, or a list of named templates, of which "default" is taken.
+    """
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if isinstance(setting, list):
@@ -315,8 +326,9 @@ def chat_template(folder: Path, setting: Any) -> str | None:
 
 
 def convert_errors(make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """make(...) of the `tokenizers` package, its errors as ValueError: they are of the class Exception, and for some
-    damaged files a panic, which is not even one.
+    """make(...), a function of the `tokenizers` package, with its errors as ValueError.
+
+    The package raises Exception, and for some damaged files a panic, which is a BaseException.
     """
     try:
         return make(*arguments, **options)
@@ -336,7 +348,7 @@ def tokenizers() -> Any:
 
 
 def check_matches(tokenizer: Tokenizer, vocab: int) -> None:
-    """Raise ValueError if the tokenizer has more ids than the embedding rows. Fewer are fine: many are padded."""
+    """Raise ValueError if the tokenizer has more ids than the embedding has rows. Many embeddings have spare rows."""
     if tokenizer.vocab > vocab:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab} ids, the model's embedding {vocab} rows: they do not belong together"

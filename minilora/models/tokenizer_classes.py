@@ -70,14 +70,14 @@ def build(
     missing = next((key for key in NEEDED.get(kind, ()) if key not in named), None)
     if missing:
         raise ValueError(f"{missing} is null, and a {kind} needs one")
-    splitter = package.Tokenizer.from_str(json.dumps(rebuild(kind, file, settings, named)) if kind else content)
-    add_tokens(package, splitter, named, extra, added)
+    backend = package.Tokenizer.from_str(json.dumps(rebuild(kind, file, settings, named)) if kind else content)
+    add_tokens(package, backend, named, extra, added)
     if kind == "Qwen2Tokenizer":
         every = dict.fromkeys(str(token) for token in (*named.values(), *extra))
-        splitter.add_tokens([package.AddedToken(token, special=True) for token in every])
-    add_cls_and_sep(package, splitter, kind, settings, named)
-    splitter.encode_special_tokens = bool(settings.get("split_special_tokens"))
-    return splitter, {key: str(token) for key, token in named.items()}
+        backend.add_tokens([package.AddedToken(token, special=True) for token in every])
+    add_cls_and_sep(package, backend, kind, settings, named)
+    backend.encode_special_tokens = bool(settings.get("split_special_tokens"))
+    return backend, {key: str(token) for key, token in named.items()}
 
 
 def tokens_in_files(
@@ -116,11 +116,11 @@ def tokens_in_files(
 
 
 def add_tokens(
-    package: Any, splitter: Any, named: Mapping[str, Any], extra: list[Any], added: Mapping[int, Any]
+    package: Any, backend: Any, named: Mapping[str, Any], extra: list[Any], added: Mapping[int, Any]
 ) -> None:
-    """Add the tokens that `splitter` lacks. One outside the vocabulary gets the next free id, not that of its file."""
+    """Add the tokens that `backend` lacks. One outside the vocabulary gets the next free id, not that of its file."""
     new: list[Any] = [added[i] for i in sorted(added)]
-    texts = {token.content for token in (*splitter.get_added_tokens_decoder().values(), *new)}
+    texts = {token.content for token in (*backend.get_added_tokens_decoder().values(), *new)}
     for token in (*named.values(), *extra):
         if str(token) not in texts and token not in new:
             new.append(token)
@@ -130,7 +130,7 @@ def add_tokens(
             new[i] = package.AddedToken(token, special=True)
         elif str(token) in names:
             token.special = True
-    splitter.add_tokens(new)
+    backend.add_tokens(new)
 
 
 def class_of(declared: Any, model_type: Any, content: str) -> str:
@@ -192,19 +192,19 @@ def rebuild(kind: str, file: dict[str, Any], settings: Settings, named: Mapping[
     return made
 
 
-def add_cls_and_sep(package: Any, splitter: Any, kind: str, settings: Settings, named: Mapping[str, Any]) -> None:
+def add_cls_and_sep(package: Any, backend: Any, kind: str, settings: Settings, named: Mapping[str, Any]) -> None:
     """BERT and RoBERTa put cls and sep around a text, whatever post-processor the file has."""
     if kind not in ("BertTokenizer", "RobertaTokenizer"):
         return
     cls, sep = (str(named[f"{name}_token"]) for name in ("cls", "sep"))
-    ids = {token: splitter.token_to_id(token) for token in (cls, sep)}
+    ids = {token: backend.token_to_id(token) for token in (cls, sep)}
     if kind == "BertTokenizer":
-        splitter.post_processor = package.processors.TemplateProcessing(
+        backend.post_processor = package.processors.TemplateProcessing(
             single=f"{cls}:0 $A:0 {sep}:0", pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1", special_tokens=list(ids.items())
         )
     else:
         prefix = bool(settings.get("add_prefix_space"))
-        splitter.post_processor = package.processors.RobertaProcessing((sep, ids[sep]), (cls, ids[cls]), True, prefix)
+        backend.post_processor = package.processors.RobertaProcessing((sep, ids[sep]), (cls, ids[cls]), True, prefix)
 
 
 def dictionary(value: Any) -> Settings:
@@ -232,5 +232,5 @@ def token_of(package: Any, key: str, value: Any, special: bool = False) -> Any:
         }
         return package.AddedToken(value["content"], **flags | ({"special": True} if special else {}))
     if not isinstance(value, str):
-        raise ValueError(f"{key} {value!r:.80} is no token")
+        raise ValueError(f"{key} {value!r:.80} is not a token")
     return value

@@ -12,14 +12,18 @@ from .config import Config
 
 
 class Transformer(Sequential):
-    """embed, block_0, ..., norm, and a head: token ids (B, T) in, logits (B, T, V) out, or those of the N positions
-    inputs.labelled, (N, V); of a classifier (B, labels), or of tokens (B, T, labels); without a head the hidden states
-    (B, T, C)."""
+    """embed, block_0, ..., norm, and a head. Token ids (B, T) in; out, by config.head:
+
+    lm          logits (B, T, V), or (N, V) of the N positions inputs.labelled
+    classify    logits (B, labels)
+    tokens      logits (B, T, labels)
+    none        hidden states (B, T, C)
+    """
 
     def __init__(self, family: str, config: Config, layers: dict[str, Module]) -> None:
         super().__init__(layers)
         self.family, self.config = family, config
-        self.hf_config: dict[str, Any] = {}  # further keys of the config.json, which save_pretrained writes again
+        self.hf_config: dict[str, Any] = {}  # other keys of the config.json, which save_pretrained writes unchanged
         self.hub: tuple[str, str | None] | None = None  # its name on the Hugging Face Hub, and the commit
 
     @property
@@ -28,11 +32,11 @@ class Transformer(Sequential):
         return all(module.causal for _, module in self.named_modules() if isinstance(module, Attention))
 
     def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, list[Any]]:
-        """Host ids are checked, then moved to where the weights are; ids on a GPU were checked before they moved.
+        """The output and the cache. Moves ids and inputs to the device of the weights.
 
         Raises ValueError for ids that are not (B, T) integers in 0..V-1, for more tokens (those of run.kv_cache
-        included) than config.max_length, for a KV cache with padding, and for a padding or segments that are not (B, T)
-        too, of the dtype and in the range that Inputs says.
+        included) than config.max_length, for a KV cache with padding, and for padding or segments that are not as
+        Inputs says. Values that are on a GPU already are not checked: that would wait for it.
         """
         xp = get_array_module(next(self.parameters()).data)
         kv_cache, (padding, segments, labelled) = run.kv_cache, inputs
@@ -52,8 +56,7 @@ class Transformer(Sequential):
 
 
 def check_ids(ids: Any, config: Config, start: int = 0) -> None:
-    """Raise ValueError unless a model of this config can read `ids` (a host array, or nested lists) after `start`
-    others."""
+    """Raise ValueError unless a model of this config can read these host `ids` after `start` other tokens."""
     ids = np.asarray(ids)
     if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
         raise ValueError(f"token ids are integers of shape (batch, tokens), not {ids.dtype} of shape {ids.shape}")
@@ -65,9 +68,9 @@ def check_ids(ids: Any, config: Config, start: int = 0) -> None:
 
 
 def check_inputs(inputs: Inputs, run: Pass, shape: tuple[int, ...], segments: int | None) -> None:
-    """Raise ValueError unless padding and segments fit ids of this shape, in a model of so many segments, or of none.
+    """Raise ValueError unless padding and segments fit ids of this shape.
 
-    Values on a GPU are not checked.
+    `segments` is the number of the model's segments; None if it has none. Values on a GPU are not checked.
     """
     padding, s = inputs.padding, inputs.segments
     if run.kv_cache and padding is not None:

@@ -39,7 +39,7 @@ class AttentionCache(NamedTuple):
 class Attention(Module):
     """y = o_proj(softmax(q kᵀ/√D + mask) v),  q, k, v = q_proj(x), k_proj(x), v_proj(x)
 
-    x and y (B, T, C). With q_norm and k_norm (Qwen3) each head of q and of k is normalised; with `rope` it is then
+    x and y (B, T, C). With q_norm and k_norm (Qwen3) each head of q and of k is normalised; with `rope` both are then
     rotated. With run.kv_cache, the keys and values of earlier tokens come before those of x. With a `window`, a query
     attends only to the last `window` keys, its own included. A `causal` mask hides later keys.
     """
@@ -143,14 +143,14 @@ class Attention(Module):
         return self.causal and self.blockwise_from <= T
 
     def scores(self, T: int) -> int:
-        """How many a head computes for T tokens: T², or those of the blocks that the mask does not hide."""
+        """The number of scores of one head for T tokens: T², or those of the blocks that are not skipped."""
         if not self.blockwise(T):
             return T * T
         starts = range(0, T, BLOCK)
         return sum(min(BLOCK, T - t) * (min(t + BLOCK, T) - first_key(t, BLOCK, self.window)) for t in starts)
 
     def project_costs(self, x: MetaArray, costs: Costs) -> list[tuple[str, MetaArray, str]]:
-        """The arrays that hold k and v, with the formulas that read them."""
+        """Add the costs of the projections. Returns (name, array, formula that reads it) of the arrays of k and v."""
         _, k, v = (layer.costs(x, costs) for layer in (self.q_proj, self.k_proj, self.v_proj))
         return [("k", k, "dq = dS k/√D"), ("v", v, "dP = do vᵀ")]
 
@@ -166,15 +166,15 @@ class Attention(Module):
         costs.keep(self, "q/√D", costs.array(B, T, H * D), "dk = dSᵀ q/√D")
         for what, array, why in keys_and_values:
             costs.keep(self, what, array, why)
-        same = H == 1 or T == 1  # o_proj reads o itself; otherwise a copy with the heads side by side
+        merged = H == 1 or T == 1  # merging the heads of o copies nothing: o_proj reads the same array
         if self.blockwise(T):
             costs.keep(self, "L", costs.array(B, H, T, 1), "P = exp(S - L), S made again")
-            same = same or self.kv_heads in (1, H)  # the heads of a group are side by side already
+            merged = merged or self.kv_heads in (1, H)  # there the heads of a group are side by side
         else:
             costs.keep(self, "E", costs.array(B, H, T, T), "dS = E ∘ (...), dv = Eᵀ do/Z")
             costs.keep(self, "Z", costs.array(B, H, T, 1), "do_Z = do / Z")
         o = costs.array(B, T, H * D)
-        costs.keep(self, "o", o if same else costs.array(B, T, H * D), "rowsum(do ∘ o)", shape=(B, H, T, D))
+        costs.keep(self, "o", o if merged else costs.array(B, T, H * D), "rowsum(do ∘ o)", shape=(B, H, T, D))
         S = 2 * B * self.scores(T) * H * D
         again = S * self.blockwise(T)
         forward, backward = {"S = q kᵀ": S, "o = E v": S}, {"dP, dv": 2 * S, "dq, dk": 2 * S, "S again": again}

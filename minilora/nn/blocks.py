@@ -152,15 +152,15 @@ class CheckpointedCache(NamedTuple):
 class Checkpointed(Module):
     """A block with activation checkpointing: its cache is its input, and its backward runs the forward again.
 
-    So the activations of only one block are in memory at a time, for one more forward (Chen et al., 2016). Parameters
-    that are trainable at the backward get gradients.
+    The activations of only one block are in memory at a time, which costs a second forward (Chen et al., 2016). The
+    parameters that are trainable during the backward get gradients.
     """
 
     def __init__(self, block: Module) -> None:
         self.block = block
 
     def children(self) -> dict[str, Module]:
-        return self.block.children()  # paths are those of the block
+        return self.block.children()  # so that paths stay the same
 
     def replace(self, name: str, module: Module) -> None:
         self.block.replace(name, module)

@@ -4,9 +4,9 @@
 
 is a module's forward once more, on arrays that have a shape and no numbers. On the way the module records in `costs`
 which arrays its forward keeps for backward, and what the matrix products of both passes cost. Two rules decide what is
-kept: the gradient of a matrix needs the matrix's input (dW = dyᵀ x, dA = dhᵀ x), so a frozen matrix keeps nothing; and
-a function that is not linear keeps what its slope depends on, whatever is trained. An array is kept once, however many
-layers read it.
+kept. The gradient of a matrix needs the matrix's input (dW = dyᵀ x, dA = dhᵀ x), so a frozen matrix keeps nothing. A
+function that is not linear keeps what its slope depends on, whatever is trained. An array that several layers keep
+counts once.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Shape: TypeAlias = tuple[int, ...]
 Kind: TypeAlias = Literal["linear", "adapter", "attention", "sums"]
 
 
-@dataclass(eq=False)  # two are the same buffer if they are the same object
+@dataclass(eq=False)  # each object is one buffer
 class MetaArray:
-    """An array without numbers, as a tensor on PyTorch's meta device."""
+    """An array without numbers, like a tensor on PyTorch's meta device."""
 
     shape: Shape
     itemsize: int
@@ -61,20 +61,20 @@ class Costs:
     """What one step over a model keeps and multiplies, array by array and layer by layer."""
 
     def __init__(self, model: Any, itemsize: int, *, dropout: bool = False) -> None:
-        """`itemsize`: bytes of a number that is computed with. `dropout`: forward is given a generator."""
-        # a layer without parameters, such as a GELU, is part of the module that it is in
+        """`itemsize`: bytes of each number of the computation. `dropout`: whether forward gets a generator."""
+        # costs of a layer without parameters, such as a GELU, are listed under the module that contains it
         modules = model.named_modules()
         self.paths = {m: path if any(m.parameters()) else path.rpartition(".")[0] or path for path, m in modules}
         self.itemsize, self.dropout = itemsize, dropout
         self.shared: dict[Hashable, MetaArray] = {}
         self.kept: dict[MetaArray, KeptArray] = {}
-        self.recomputed: list[dict[MetaArray, KeptArray]] = []  # of each block that is run again for its backward
+        self.recomputed: list[dict[MetaArray, KeptArray]] = []  # of each block that its backward recomputes
         self.forward: list[Product] = []
         self.backward: list[Product] = []
-        self.again: list[Product] = []  # of a forward that backward runs again
+        self.again: list[Product] = []  # of the forwards that backward recomputes
 
     def empty(self) -> Costs:
-        """Costs of the same model with nothing in them yet, for layers that count in another way."""
+        """Costs of the same model with nothing recorded, for layers that are counted apart."""
         empty = copy.copy(self)
         empty.kept, empty.recomputed, empty.forward, empty.backward, empty.again = {}, [], [], [], []
         return empty
@@ -84,19 +84,22 @@ class Costs:
         return MetaArray(shape, itemsize or self.itemsize, needs_dx)
 
     def once(self, key: Hashable, *shape: int) -> MetaArray:
-        """An array that several layers share under a key, as those of Pass.once."""
+        """The array that several layers share under this key, as with Pass.once."""
         return self.shared.setdefault(key, self.array(*shape))
 
     def keep(self, module: object, what: str, x: MetaArray, why: str, shape: Shape = ()) -> None:
-        """Forward keeps x, perhaps seen in another shape."""
+        """Record that forward keeps x, listed with `shape` if one is given."""
         self.kept.setdefault(x, KeptArray(self.paths[module], what, shape or x.shape, x.itemsize, why))
 
     def multiply(self, module: object, kind: Kind, forward: Mapping[str, int], backward: Mapping[str, int]) -> None:
-        """{formula: FLOPs} of both passes; a product of 0 is not made."""
+        """Record products, {formula: FLOPs} for each pass; those of 0 FLOPs are left out."""
         for products, formulas in ((self.forward, forward), (self.backward, backward)):
             products += [Product(self.paths[module], kind, formula, n) for formula, n in formulas.items() if n]
 
     def alive(self) -> list[KeptArray]:
-        """What is kept when forward ends, and of the blocks that are run again the largest: they are so one by one."""
+        """The arrays that are alive at the peak: all that forward keeps, and those of the largest recomputed block.
+
+        Blocks are recomputed one at a time.
+        """
         largest = max(self.recomputed, key=lambda kept: sum(array.nbytes for array in kept.values()), default={})
         return list({**self.kept, **largest}.values())

@@ -64,8 +64,8 @@ class Embeddings(Module):
 def positions(ids: Array, padding: Array | None, start: int) -> Array:
     """(B, T): the real tokens have positions start, start + 1, ..., so that padding on either side changes no logits.
 
-    Hugging Face's RoBERTa does the same. Its BERT counts padding on the left too, and so does its GPT-2, unless it is
-    given position_ids, as by generate(): their logits for a text change with the padding.
+    Hugging Face's RoBERTa does the same. Its BERT and GPT-2 also count padding on the left (GPT-2 not in generate(),
+    which passes position_ids): there the logits of a text depend on the padding.
     """
     xp, T = get_array_module(ids), ids.shape[1]
     if padding is None:

@@ -1,4 +1,4 @@
-"""One Linear in the place of several: [q | k | v] = qkv_proj(x), and its parts."""
+"""One Linear that computes several: [q | k | v] = qkv_proj(x), and its parts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from .module import Gradients, Module, Parameter
 
 
 class FusedLinear(Linear):
-    """A Linear whose rows are those of several, `parts`, of equal size: W (n out, in)   b (n out,)"""
+    """A Linear whose rows are those of n Linears of equal size, called `parts`: W (n out, in)   b (n out,)"""
 
     def __init__(self, weight: Array | Parameter, bias: Array | Parameter | None, parts: tuple[str, ...]) -> None:
         super().__init__(weight, bias)
         self.parts = parts
 
     def part(self, name: str) -> Part:
+        """The Linear called `name`, which shares this W and b."""
         n = len(self.weight.data) // len(self.parts)
         start = n * self.parts.index(name)
         return Part(self, slice(start, start + n))

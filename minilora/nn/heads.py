@@ -1,4 +1,4 @@
-"""Parts of heads: selection of tokens, and tanh."""
+"""Layers of heads: selection of tokens, and tanh."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .module import Gradients, Module
 
 
 class Select(Module):
-    """y = x at the first real token of each sequence, or the `last`: (B, T, C) -> (B, C)"""
+    """y = x at the first real token of each sequence, or at the last if `last`: (B, T, C) -> (B, C)"""
 
     def __init__(self, last: bool) -> None:
         self.last = last
@@ -33,7 +33,7 @@ class Select(Module):
 
 
 class Labelled(Module):
-    """y = x at the N positions inputs.labelled, so that no others get logits: (B, T, C) -> (N, C); x itself for None"""
+    """y = x at the N positions inputs.labelled: (B, T, C) -> (N, C). Only these get logits. y = x if it is None."""
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
         return (x, None) if inputs.labelled is None else ops.select_forward(x, *inputs.labelled)
@@ -42,7 +42,7 @@ class Labelled(Module):
         return dy.copy() if cache is None else ops.select_backward(dy, cache)
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
-        return x  # all of it
+        return x  # as if every position had a label
 
 
 class Tanh(Module):

@@ -1,4 +1,4 @@
-"""The arguments of every forward: Inputs, a batch without its token ids, and Pass, how this forward runs."""
+"""The arguments of every forward besides x: Inputs, a batch without its token ids, and Pass, how the forward runs."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ class Pass(NamedTuple):
         return self.memo[key]  # type: ignore[return-value]
 
     def with_dx(self) -> Pass:
-        """This pass for a layer above a trainable one, which reads its dx."""
+        """This pass, for a layer whose dx is needed: there is something trainable below it."""
         return self if self.needs_dx else self._replace(needs_dx=True)

@@ -93,7 +93,7 @@ class RMSNorm(Module):
 
 
 def norm_costs(norm: Module, x: MetaArray, costs: Costs, sums: dict[str, int]) -> MetaArray:
-    """Backward has as many row sums as forward; it is entered unless nothing below the norm, nor the norm, learns."""
+    """The costs of a norm with these `sums` ({formula: FLOPs}) in forward; backward has as many, if it runs at all."""
     needs_dx = x.needs_dx or norm.trainable
     costs.keep(norm, "x̂", costs.array(*x.shape), "dx through the norm, and dg")
     costs.keep(norm, "σ", costs.array(*x.shape[:-1], 1), "dx through the norm")

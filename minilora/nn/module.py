@@ -1,7 +1,9 @@
 """Module, Parameter, Gradients. A module holds parameters and calls `ops`; it never stores an activation.
 
-    y, cache = module.forward(x, inputs, run)
-    dx       = module.backward(dy, cache, grads)
+    y, cache = module.forward(x, inputs, run)       the cache is what backward needs
+    dx       = module.backward(dy, cache, grads)    adds the gradients of trainable parameters to grads
+    y        = module.costs(x, costs)               for arrays without numbers: counts what the other two keep and
+                                                    multiply (costs.py)
 
 Parameters, cache and gradients are three separate values. The contract of every module:
 
@@ -10,7 +12,6 @@ Parameters, cache and gradients are three separate values. The contract of every
 - `backward` may be called again with the same cache, and writes neither to `dy` nor to the cache.
 - The dx it returns is a new array that the caller may write to. So is the y of a Linear.
 - The first trainable layers return None for dx, since nobody reads it: run.needs_dx is False.
-- `costs` records what such a forward keeps and what both passes multiply, for arrays without numbers (costs.py).
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class Gradients(dict[Parameter, Array]):
 class Module:
     """The base of all modules. Parameters and modules assigned to its attributes are its parameters and children."""
 
-    is_adapter: ClassVar[bool] = False  # its base is at base, and other parameters are its own
-    is_merged: ClassVar[bool] = False  # a plain layer that an adapter was merged into
+    is_adapter: ClassVar[bool] = False  # wraps a layer of the model, `base`, and adds own_parameters() to it
+    is_merged: ClassVar[bool] = False  # a plain layer into which an adapter was merged
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Any, Any]:
         raise NotImplementedError
@@ -61,13 +62,15 @@ class Module:
         raise NotImplementedError
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
-        """y for an x of this shape. Records in `costs` what forward keeps, and what both passes multiply."""
+        """The y of this x, without numbers. Records in `costs` what forward keeps, and what both passes multiply."""
         raise NotImplementedError
 
     def children(self) -> dict[str, Module]:
+        """{name: module} of those directly below."""
         return {name: child for name, child in vars(self).items() if isinstance(child, Module)}
 
     def replace(self, name: str, module: Module) -> None:
+        """Put `module` in the place of the child `name`."""
         setattr(self, name, module)
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
@@ -86,25 +89,27 @@ class Module:
         return {path: parameter for parameter, path in found.items()}
 
     def own_parameters(self) -> dict[str, Parameter]:
-        """{name: Parameter} of what is no part of the model below: an adapter's; of other modules none."""
+        """{name: Parameter} of the parameters that an adapter adds to its base; {} for other modules."""
         return {}
 
     def base_parameters(self, without: Collection[str] = ()) -> dict[str, Parameter]:
-        """named_parameters(), but for those that adapters add."""
+        """named_parameters() without those that adapters add."""
         added = {p for _, module in self.named_modules() for p in module.own_parameters().values()}
         return {path: p for path, p in self.named_parameters(without).items() if p not in added}
 
     def parameters(self) -> Iterator[Parameter]:
-        """The parameters without their paths, which is much faster. A tied one comes once for each of its uses."""
+        """The parameters without their paths, which is faster. A tied one comes once for each of its uses."""
         yield from (value for value in vars(self).values() if isinstance(value, Parameter))
         for child in self.children().values():
             yield from child.parameters()
 
     def trainable_parameters(self) -> dict[str, Parameter]:
+        """{dotted path: Parameter} of those that are trained."""
         return {path: parameter for path, parameter in self.named_parameters().items() if parameter.trainable}
 
     @property
     def trainable(self) -> bool:
+        """Whether a parameter here or below is trained."""
         return any(parameter.trainable for parameter in self.parameters())
 
     def freeze(self) -> None:
@@ -130,11 +135,14 @@ class Module:
         self[parent].replace(name, module)
 
     def state_dict(self) -> dict[str, Array]:
+        """{dotted path: array} of all parameters."""
         return {path: parameter.data for path, parameter in self.named_parameters().items()}
 
     def load_state_dict(self, state: dict[str, Array]) -> None:
-        """Load all arrays, each in its parameter's dtype. Raises ValueError, with nothing loaded, for a missing or
-        unexpected array, or one of another shape."""
+        """Load all arrays, each in its parameter's dtype.
+
+        Raises ValueError, with nothing loaded, for a missing or unexpected array, or one of another shape.
+        """
         check_fit(state, shapes_of(self.state_dict()))
         for path, parameter in self.named_parameters().items():
             xp = get_array_module(parameter.data)
@@ -180,8 +188,8 @@ def shapes_of(arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
 class Sequential(Module):
     """The layers of a whole model, one after another; `backward` returns no dx.
 
-    Layers below the lowest trainable one keep no cache. The backward pairs layers with caches from the top, and so ends
-    at that layer. With run.kv_cache, no layer keeps a cache.
+    Layers below the first trainable one keep no cache: nothing needs their gradients. The backward starts at the last
+    layer and ends where the caches do. With run.kv_cache, no layer keeps a cache.
     """
 
     def __init__(self, layers: dict[str, Module]) -> None:
@@ -193,16 +201,19 @@ class Sequential(Module):
     def replace(self, name: str, module: Module) -> None:
         self.layers[name] = module
 
+    def first_trainable(self) -> int:
+        """The index of the first trainable layer; the number of layers if all are frozen."""
+        layers = self.layers.values()
+        return next((i for i, layer in enumerate(layers) if layer.trainable), len(layers))
+
     @blas_threads()
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, list[Any]]:
         run = run._replace(memo={})
-        layers = list(self.layers.values())
-        candidates = enumerate(layers) if run.kv_cache is None else ()
-        lowest = next((i for i, layer in candidates if layer.trainable), len(layers))
+        first = self.first_trainable() if run.kv_cache is None else len(self.layers)
         caches = []
-        for i, layer in enumerate(layers):
-            x, cache = layer.forward(x, inputs, run._replace(needs_dx=False) if i == lowest else run)
-            if i >= lowest:
+        for i, layer in enumerate(self.layers.values()):
+            x, cache = layer.forward(x, inputs, run._replace(needs_dx=False) if i == first else run)
+            if i >= first:
                 caches.append(cache)
         return x, caches
 
@@ -212,13 +223,12 @@ class Sequential(Module):
             dy = layer.backward(dy, cache, grads)
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
-        layers = list(self.layers.values())
-        lowest = next((i for i, layer in enumerate(layers) if layer.trainable), len(layers))
-        for i, layer in enumerate(layers):
-            if i < lowest:
+        first = self.first_trainable()
+        for i, layer in enumerate(self.layers.values()):
+            if i < first:
                 below = costs.empty()
                 x = layer.costs(x, below)
                 costs.forward += below.forward
             else:
-                x = layer.costs(replace(x, needs_dx=False) if i == lowest else x, costs)
+                x = layer.costs(replace(x, needs_dx=False) if i == first else x, costs)
         return x

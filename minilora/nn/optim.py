@@ -101,8 +101,10 @@ BUCKET_SIZE = 2**18  # elements
 
 
 def buckets(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:
-    """Small parameters together, up to BUCKET_SIZE elements of one dtype, as the overhead of a call costs more than the
-    arithmetic on a few numbers. A larger one is alone, so that it need not be copied."""
+    """Groups of parameters of one dtype, each of up to BUCKET_SIZE elements or a single larger parameter.
+
+    For small parameters the overhead of a call costs more than the arithmetic; a large one would have to be copied.
+    """
     bucket: list[Parameter] = []
     size = 0
     for parameter in sorted(parameters, key=lambda parameter: parameter.data.size):
@@ -186,8 +188,8 @@ Penalty = Callable[[], tuple[Array, Gradients]]  # the value that is added to th
 def penalty(parameters: Sequence[Parameter], l1: float = 0.0, l2: float = 0.0) -> Penalty:
     """R(p) = λ₁ Σ|pᵢ| + λ₂/2 Σ pᵢ²         dR/dp = λ₁ sign(p) + λ₂ p           (sign 0 = 0)
 
-    L1 and L2 regularisation. Its gradient passes through the optimizer, unlike AdamW's weight decay, which √v̂ does not
-    scale. On A and B it keeps ΔW = s B A small.
+    L1 and L2 regularisation. Its gradient passes through the optimizer; AdamW's weight decay does not, so that √v̂ does
+    not scale it. On A and B it keeps ΔW = s B A small.
     """
 
     def value_and_gradients() -> tuple[Array, Gradients]:
@@ -207,7 +209,7 @@ Schedule = Callable[[int], float]  # step 0, 1, 2, ... -> the factor on every le
 
 def linear_schedule(steps: int, warmup: int = 0) -> Schedule:
     """The factor (t+1)/(w+1) in step t of w warm-up steps, then a line from 1 to 0 at `steps`."""
-    return lambda step: (step + 1) / (warmup + 1) if step < warmup else 1 - progress(step, steps, warmup)
+    return warm_up(steps, warmup, lambda done: 1 - done)
 
 
 def cosine_schedule(steps: int, warmup: int = 0) -> Schedule:
@@ -215,14 +217,18 @@ def cosine_schedule(steps: int, warmup: int = 0) -> Schedule:
 
     Loshchilov, Hutter (2017), "SGDR", equation 5.
     """
-    return lambda step: (
-        (step + 1) / (warmup + 1) if step < warmup else 0.5 * (1 + math.cos(math.pi * progress(step, steps, warmup)))
-    )
+    return warm_up(steps, warmup, lambda done: 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def progress(step: int, steps: int, warmup: int) -> float:
-    """The part of the steps after the warm-up that is done, 0 to 1."""
-    return min(1.0, (step - warmup) / max(1, steps - warmup))
+def warm_up(steps: int, warmup: int, decay: Callable[[float], float]) -> Schedule:
+    """(t+1)/(w+1) in step t of w warm-up steps, then `decay` of the fraction of the other steps that is done."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return decay(min(1.0, (step - warmup) / max(1, steps - warmup)))
+
+    return factor
 
 
 def clip_by_global_norm(grads: Gradients, limit: float) -> tuple[Gradients, Array | float]:

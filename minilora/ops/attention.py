@@ -46,13 +46,7 @@ from .rows import row_dot, row_sum
 
 
 def attention_mask(
-    xp: ModuleType,
-    T: int,
-    causal: bool,
-    padding: Array | None,
-    dtype: Any,
-    start: int = 0,
-    window: int | None = None,
+    xp: ModuleType, T: int, causal: bool, padding: Array | None, dtype: Any, start: int = 0, window: int | None = None
 ) -> Array | None:
     """0 where query i attends to key j, -1e9 where it does not; None where every query attends to every key.
 

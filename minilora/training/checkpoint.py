@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a training run needs to go on, in one safetensors file."""
+"""Checkpoints: everything that a training run needs to resume, in one safetensors file."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def load_checkpoint(
         check_fit(kinds["best"], shapes if kinds["best"] else {})
         note = json.loads(metadata["minilora"])
         t, history = int(note["t"]), History(**note["history"])
-        check_settings(note.get("settings"), settings)
+        check_settings(note["settings"], settings)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint of this run: {error}") from None
     for name, parameter in parameters.items():
@@ -72,10 +72,8 @@ def load_checkpoint(
     return history, {name: get_array_module(parameters[name].data).asarray(x) for name, x in kinds["best"].items()}
 
 
-def check_settings(before: dict[str, Any] | None, now: dict[str, Any]) -> None:
+def check_settings(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise ValueError unless a checkpoint's settings are those of this run."""
-    if before is None:
-        raise ValueError("it does not say its seed and steps, as those of older versions: start again")
     for key, value in now.items():
         if before.get(key) != value:
-            raise ValueError(f"it was begun with {key} = {before.get(key)!r}, not {value!r}: resume with the same")
+            raise ValueError(f"it was started with {key} = {before.get(key)!r}, not {value!r}: resume with the same")

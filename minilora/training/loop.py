@@ -14,7 +14,6 @@ from ..nn.optim import AdamW, Optimizer, Penalty, Schedule, clip_by_global_norm
 from ..process import blas_threads
 from .gradients import sharded_loss_and_gradients, thread_pool
 from .history import History
-from .interruption import interruption
 from .run import Run
 
 AfterStep: TypeAlias = Callable[[int, Gradients], None]
@@ -67,38 +66,17 @@ def fit(
     for a `checkpoint` in a folder that is not there; FloatingPointError when a loss or gradient is no longer finite,
     with the last good checkpoint kept; KeyboardInterrupt after Ctrl-C.
     """
-    check_counts(
-        steps=(steps, 0), accumulate=(accumulate, 1), shards=(shards, 1), patience=(patience, 0),
-        evaluate_every=(evaluate_every, 0), checkpoint_every=(checkpoint_every, 1),
-    )  # fmt: skip
-    for name, rate in (("lr", lr), ("clip", clip)):
-        if not rate > 0:
-            raise ValueError(f"{name} = {rate!r} is not above 0")
-    if patience and held_out is None:
-        raise ValueError(f"patience = {patience} waits for evaluations: give held_out")
-    path = None if checkpoint is None else Path(checkpoint)
-    if path is not None and not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder {path.parent} for the checkpoint: make it first")
-
-    def step_batches(step: int) -> list[Batch]:
-        return [batches(step * accumulate + i) for i in range(accumulate)]
-
+    if not lr > 0:
+        raise ValueError(f"lr = {lr!r} is not above 0")
     optimizer = optimizer or AdamW(model.trainable_parameters(), lr)
-    settings = {"seed": int(seed), "steps": int(steps), "accumulate": int(accumulate), "clip": float(clip)}
-    settings |= {"shards": int(shards), **optimizer.settings()}
     run = Run(
-        model, optimizer, step_batches, steps, settings, held_out, evaluate_every, patience, path, checkpoint_every,
-        shards,
+        model, optimizer, batches, steps, accumulate, clip, shards, seed, held_out, evaluate_every, patience,
+        None if checkpoint is None else Path(checkpoint), checkpoint_every,
     )  # fmt: skip
     run.start(resume)
-    with (
-        run.progress_bar(description) as bar,
-        thread_pool(shards) as pool,
-        interruption() as interrupted,
-        np.errstate(all="ignore"),
-    ):
-        for step in run.remaining_steps(interrupted, bar):
-            loss, grads = sharded_loss_and_gradients(pool, shards, model, step_batches(step), [seed, step])
+    with run.remaining_steps(description) as remaining, thread_pool(shards) as pool, np.errstate(all="ignore"):
+        for step in remaining:
+            loss, grads = sharded_loss_and_gradients(pool, shards, model, run.step_batches(step), [seed, step])
             if penalty:
                 R, dR = penalty()
                 loss, grads = loss + R, grads + dR
@@ -108,10 +86,3 @@ def fit(
                 after_step(step, grads)
     run.restore_best()
     return run.history
-
-
-def check_counts(**counts: tuple[int, int]) -> None:
-    """Raise ValueError unless each name=(number, least) is a whole number from its least up."""
-    for name, (number, least) in counts.items():
-        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:
-            raise ValueError(f"{name} = {number!r} is not a whole number from {least} up")

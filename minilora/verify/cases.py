@@ -20,7 +20,7 @@ from ..models.families import FAMILIES
 from ..models.families.bert import bert
 from ..models.families.gpt2 import gpt2
 from ..models.families.llama import llama
-from ..models.parts import New
+from ..models.parts import LayerFactory
 from ..models.transformer import Transformer
 from ..nn import (
     Checkpointed,
@@ -93,15 +93,15 @@ def shaken(module: Any, rng: Rng) -> Any:
     return module
 
 
-def attention_part(new: New, **options: Any) -> Module:
-    return New(replace(new.config, n_kv_heads=options.pop("n_kv_heads", 3)), new.rng).attention(**options)
+def attention_part(new: LayerFactory, **options: Any) -> Module:
+    return LayerFactory(replace(new.config, n_kv_heads=options.pop("n_kv_heads", 3)), new.rng).attention(**options)
 
 
-def block(family: Callable[[Config, Rng | None], Transformer]) -> Callable[[New], Module]:
+def block(family: Callable[[Config, Rng | None], Transformer]) -> Callable[[LayerFactory], Module]:
     return lambda new: family(new.config, new.rng)["block_0"]
 
 
-def adapter(cls: type[Adapter], options: Mapping[str, Any], new: New) -> Adapter:
+def adapter(cls: type[Adapter], options: Mapping[str, Any], new: LayerFactory) -> Adapter:
     """A new adapter on a layer of the class's base type."""
     assert new.rng is not None
     wide = new.config.d_model + new.config.d_ff
@@ -110,22 +110,22 @@ def adapter(cls: type[Adapter], options: Mapping[str, Any], new: New) -> Adapter
     return cls.start(base, rng=new.rng, **options)
 
 
-MODULES: dict[str, Callable[[New], Module]] = {
+MODULES: dict[str, Callable[[LayerFactory], Module]] = {
     "Linear": lambda new: new.linear(new.config.d_model, new.config.d_ff, True),
     "Linear without bias": lambda new: new.linear(new.config.d_model, new.config.d_ff, False),
-    "LayerNorm": New.layer_norm,
-    "RMSNorm": New.rms_norm,
+    "LayerNorm": LayerFactory.layer_norm,
+    "RMSNorm": LayerFactory.rms_norm,
     "Embedding": lambda new: new.embedding(new.config.vocab_size),
     "Embeddings": lambda new: bert(new.config, new.rng)["embed"],
-    "MLP": New.mlp,
-    "MLP, exact GELU": lambda new: New(replace(new.config, activation="gelu"), new.rng).mlp(),
-    "GatedMLP": New.gated_mlp,
+    "MLP": LayerFactory.mlp,
+    "MLP, exact GELU": lambda new: LayerFactory(replace(new.config, activation="gelu"), new.rng).mlp(),
+    "GatedMLP": LayerFactory.gated_mlp,
     "Attention": partial(attention_part, bias=True, causal=False),
     "Attention, causal, rotary": partial(attention_part, bias=False, causal=True, rope=Rope(THETA)),
     "Attention, sliding window": partial(attention_part, bias=False, causal=True, rope=Rope(THETA), window=2),
     "Attention, norms on q and k": partial(attention_part, bias=False, causal=True, rope=Rope(THETA), qk_norm=True),
     "Attention, grouped": partial(attention_part, bias=False, causal=True, n_kv_heads=1),
-    "FusedAttention": New.fused_attention,
+    "FusedAttention": LayerFactory.fused_attention,
     "Select, first": lambda new: Select(last=False),
     "Select, last": lambda new: Select(last=True),
     "Labelled": lambda new: Labelled(),
@@ -136,7 +136,7 @@ MODULES: dict[str, Callable[[New], Module]] = {
     "Checkpointed block of llama": lambda new: Checkpointed(block(llama)(new)),
 }
 CLASSES = [cls for classes in variants().values() for cls in classes]  # of every variant of adapters
-ADAPTERS: dict[str, Callable[[New], Adapter]] = {
+ADAPTERS: dict[str, Callable[[LayerFactory], Adapter]] = {
     f"{cls.__name__}{what}": partial(adapter, cls, options) for cls in CLASSES for what, options in cls.examples.items()
 }
 
@@ -145,12 +145,12 @@ def of_op(op: str, rng: Rng) -> Iterator[Report]:
     return (OPS[op].check(case, rng) for case in at_every_size(op, rng))
 
 
-def of_default(base_type: type[Module]) -> Callable[[New], Adapter]:
+def of_default(base_type: type[Module]) -> Callable[[LayerFactory], Adapter]:
     """A maker of the default variant's adapter for this type of layer."""
     return next(ADAPTERS[cls.__name__] for cls in variants()[DEFAULT] if cls.base_type is base_type)
 
 
-def merged_embedding(new: New) -> Module:
+def merged_embedding(new: LayerFactory) -> Module:
     """In the place of a token embedding, as it has no gradient of its own."""
     embeddings = bert(new.config, new.rng)["embed"]
     made = of_default(Embedding)(new)
@@ -160,10 +160,10 @@ def merged_embedding(new: New) -> Module:
     return embeddings
 
 
-def of_part(make: Callable[[New], Module], rng: Rng, merged: bool = False) -> Iterator[Report]:
+def of_part(make: Callable[[LayerFactory], Module], rng: Rng, merged: bool = False) -> Iterator[Report]:
     for B, T, C, F, side in SHAPES:
         config = Config(vocab_size=5, n_layers=1, d_model=C, n_heads=3, d_ff=F, max_length=T, eps=EPS, dtype="float64")
-        module = shaken(make(New(config, rng)), rng)
+        module = shaken(make(LayerFactory(config, rng)), rng)
         named = [type(part).__name__ for _, part in module.named_modules()]
         x = rng.integers(0, 5, (B, T)) if "Embedding" in named else rng.standard_normal((B, T, C))
         yield check(MergedLinear(module) if merged else module, x, side, rng)

@@ -14,7 +14,7 @@ from ..adapters.base import Adapter, Law
 from ..adapters.merge import merge
 from ..backend import Array
 from ..models.config import Config
-from ..models.parts import New
+from ..models.parts import LayerFactory
 from ..nn import Embedding, Gradients, Inputs
 from .cases import ADAPTERS, CLASSES, FAMILIES, model, shaken
 from .op_cases import THETA, Rng, pad
@@ -31,7 +31,7 @@ def worst(values: Iterable[float]) -> float:
 def adapted_layer(cls: type[Adapter], rng: Rng) -> tuple[Adapter, Array, Array]:
     """A layer of an adapter's class, off its start, x and dy."""
     config = Config(vocab_size=5, n_layers=1, d_model=6, n_heads=1, d_ff=5, dtype="float64")
-    layer = shaken(ADAPTERS[cls.__name__](New(config, rng)), rng)
+    layer = shaken(ADAPTERS[cls.__name__](LayerFactory(config, rng)), rng)
     x = rng.integers(0, 5, (3, 4)) if cls.base_type is Embedding else rng.standard_normal((3, 4, 6))
     return layer, x, rng.standard_normal(layer.forward(x)[0].shape)
 

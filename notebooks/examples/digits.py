@@ -18,7 +18,7 @@ import minilora
 from minilora.accounting import count_parameters
 from minilora.data import Batch, shuffled
 from minilora.files import save_tensors
-from minilora.models.parts import New, chain
+from minilora.models.parts import LayerFactory, layers_by_name
 from minilora.nn import Inputs, Module, Parameter, Pass, PreNormBlock, Select, Sequential
 from minilora.nn.optim import cosine_schedule
 
@@ -43,11 +43,12 @@ class Patches(Module):
 
 
 def vit(C=32):
-    new = New(minilora.Config(1, n_layers=2, d_model=C, n_heads=4, labels=10), np.random.default_rng(0))  # no words
+    config = minilora.Config(1, n_layers=2, d_model=C, n_heads=4, labels=10)  # a vocabulary of 1: there are no words
+    new = LayerFactory(config, np.random.default_rng(0))
     norm, attention = new.layer_norm, lambda: new.attention(causal=False, bias=True)
-    blocks = [PreNormBlock(norm(), attention(), norm(), new.mlp()) for _ in range(new.config.n_layers)]
+    blocks = [PreNormBlock(norm(), attention(), norm(), new.mlp()) for _ in range(config.n_layers)]
     head = {"first": Select(last=False), "classifier": new.classifier(True)}
-    return Sequential(chain(Patches(new, C), blocks, norm=norm(), **head))
+    return Sequential(layers_by_name(Patches(new, C), blocks, norm=norm(), **head))
 
 
 def one_split(seed, small):

@@ -16,7 +16,7 @@ from market import F, N, T, sessions
 import minilora
 from minilora.accounting import count_parameters
 from minilora.data import Batch, shuffled
-from minilora.models.parts import New, chain
+from minilora.models.parts import LayerFactory, layers_by_name
 from minilora.nn import Inputs, Linear, Module, Parameter, Pass, PreNormBlock, Sequential
 from minilora.nn.optim import cosine_schedule
 
@@ -38,13 +38,13 @@ class Items(Module):
 
 def recommender(features, C=64):
     """The last layer, frozen, compares a query with every item: logits = query(h) fᵀ."""
-    new = New(minilora.Config(vocab_size=N, n_layers=2, d_model=C, n_heads=4), np.random.default_rng(0))
+    new = LayerFactory(minilora.Config(vocab_size=N, n_layers=2, d_model=C, n_heads=4), np.random.default_rng(0))
     norm, attention = new.layer_norm, lambda: new.attention(causal=True, bias=True)
     blocks = [PreNormBlock(norm(), attention(), norm(), new.mlp()) for _ in range(new.config.n_layers)]
     score = Linear(features)
     score.freeze()
     head = {"query": new.linear(C, F, bias=False), "score": score}
-    return Sequential(chain(Items(features, new, C), blocks, norm=norm(), **head))
+    return Sequential(layers_by_name(Items(features, new, C), blocks, norm=norm(), **head))
 
 
 def hits(scores, targets, most=20):

@@ -542,7 +542,7 @@ def test_the_gradients_of_A_and_B_are_those_of_peft(rslora, rng):
     with torch.no_grad():
         for name, data in ours.items():
             theirs(name).copy_(torch.tensor(data))
-    logits = hugging_face_logits(other, "llama", batch)
+    logits = hugging_face_logits(other, batch)
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(batch.labels).flatten()).backward()
     assert close(model.forward(batch.ids, batch.inputs, batch.run)[0], logits.detach().numpy(), 1e-5)
     grads = named(model, gradients(model, batch))

@@ -287,7 +287,7 @@ BAD_PAIRS: dict[str, tuple[str | bytes, str]] = {
     "an empty prompt": ('{"prompt": " ", "answer": "x"}', "'prompt' is empty in 1 row, on line 1: fill them in"),
     "an empty answer": ('{"prompt": "x", "answer": ""}\n' * 2, "'answer' is empty in 2 rows, on lines 1, 2: fill"),
     "a number": ('{"prompt": "x", "answer": 3}', "line 1: 'answer' is 3, and not a text"),
-    "half a letter": ('{"prompt": "x", "answer": "\\ud83d"}', "line 1: character .* is half a letter"),
+    "half a letter": ('{"prompt": "x", "answer": "\\ud83d"}', "line 1: character .* is half a surrogate pair"),
     "an answer that ends itself": (
         json.dumps({"prompt": "x", "answer": "a" + CHAT.names["eos_token"]}),
         "line 1: the answer holds a token",

@@ -35,9 +35,9 @@ def test_no_file_asks_which_family_a_model_is_of():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_config_comes_back_from_its_config_json(name):
     shape = {"d_ff": 12, "max_length": 9, "tied": False}
-    if "kv" in "".join(FAMILIES[name].keys):
+    if "kv" in "".join(FAMILIES[name].config_keys):
         shape |= {"n_kv_heads": 2, "rope_theta": 50.0, "head_dim": 6}
-    if "segments" in FAMILIES[name].keys:
+    if "segments" in FAMILIES[name].config_keys:
         shape |= {"segments": 3, "offset": 2 * (name == "roberta")}
     config = minilora.Config(8, 2, 8, 4, **shape)
     model = FAMILIES[name].build(config, np.random.default_rng(0))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from models import build
 
 import minilora
-from minilora.models.generation import CHUNK, choose, generate, next_ids, stream
+from minilora.models.generation import CHUNK, Sampling, generate, next_ids, stream
 from minilora.models.tokenizer import Tokenizer
 from minilora.models.transformer import Transformer
 from minilora.nn import Inputs, KVCache, Pass
@@ -44,7 +44,7 @@ def uncached(model: Transformer, ids: np.ndarray, tokens: int, *options: Any) ->
     """The plain way: everything again for each token."""
     for _ in range(tokens):
         logits, _ = model.forward(ids[None, -model.config.max_length :])
-        ids = np.append(ids, choose(logits[0, -1], *options))
+        ids = np.append(ids, Sampling(*options).choose(logits[0, -1]))
     return ids[-tokens:].tolist()
 
 
@@ -73,7 +73,7 @@ def test_with_a_past_nothing_is_kept_for_a_backward(model, rng):
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_with_a_cache_and_without_the_tokens_are_the_same_also_past_the_context(model, prompt, temperature, rng):
     ids = rng.integers(0, 13, prompt)
-    cached = next_ids(model, ids, 15, (), temperature, 5, 0.9, np.random.default_rng(3))
+    cached = next_ids(model, ids, 15, (), Sampling(temperature, 5, 0.9, np.random.default_rng(3)))
     assert list(cached) == uncached(model, ids, 15, temperature, 5, 0.9, np.random.default_rng(3))
 
 
@@ -133,7 +133,7 @@ def test_a_draw_is_from_the_softmax_of_the_top_k_and_of_these_from_the_fewest_th
     kept = np.zeros(len(z))
     kept[order] = P[order] / P[order].sum()
     rng, n = np.random.default_rng(0), 2000
-    drawn = Counter(choose(z, temperature, k, p, rng) for _ in range(n))
+    drawn = Counter(Sampling(temperature, k, p, rng).choose(z) for _ in range(n))
     found = np.array([drawn[i] for i in range(len(z))]) / n
     assert not found[kept < 1e-12].any()
     assert np.abs(found - kept).max() < 5 * np.sqrt(0.25 / n)
@@ -141,7 +141,7 @@ def test_a_draw_is_from_the_softmax_of_the_top_k_and_of_these_from_the_fewest_th
 
 def test_the_most_probable_is_taken_at_temperature_zero_and_at_the_least_above(rng):
     z = rng.standard_normal(9)
-    assert {choose(z, t, 0, 1.0, rng) for t in (0.0, 1e-320, 1e-9)} == {int(z.argmax())}
+    assert {Sampling(t, 0, 1.0, rng).choose(z) for t in (0.0, 1e-320, 1e-9)} == {int(z.argmax())}
 
 
 # ---- text ----

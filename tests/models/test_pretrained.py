@@ -30,7 +30,8 @@ def small(rng, family="llama", **changes):
         "n_kv_heads": 2,
         "d_ff": 24,
         "max_length": 32,
-    } | changes
+    }
+    shape |= changes
     model = FAMILIES[family].build(minilora.Config(**shape), rng)
     for parameter in model.named_parameters().values():
         parameter.data = (parameter.data + 0.2 * rng.standard_normal(parameter.data.shape)).astype(
@@ -404,19 +405,6 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("tied", [True, False])
-def test_transformers_loads_what_we_save_with_the_same_logits_and_back(tmp_path, rng, ids, tied):
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    model = small(rng, tied=tied, rope_theta=500.0)
-    minilora.save_pretrained(model, tmp_path / "m")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
-    ours = model.forward(ids)[0]
-    assert np.abs(theirs(torch.tensor(ids)).logits.detach().numpy() - ours).max() < 1e-5 * np.abs(ours).max()
-    theirs.save_pretrained(tmp_path / "back")
-    assert np.array_equal(minilora.load_pretrained(tmp_path / "back").forward(ids)[0], ours)
-
-
-@pytest.mark.oracle
 def test_bfloat16_is_read_to_the_bit_and_what_is_smaller_is_refused_by_name(tmp_path):
     torch, safetensors_torch = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
     every = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
@@ -439,27 +427,6 @@ def test_bfloat16_is_read_to_the_bit_and_what_is_smaller_is_refused_by_name(tmp_
     safetensors_torch.save_file({"tiny": torch.ones(3).to(torch.float8_e4m3fn)}, tmp_path / "t")
     with pytest.raises(ValueError, match="tiny is of dtype F8_E4M3, which is not supported"):
         load_tensors(tmp_path / "t")
-
-
-@pytest.mark.oracle
-def test_a_bfloat16_model_of_transformers_in_one_file_or_in_shards_loads_with_its_very_numbers(tmp_path, rng, ids):
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    minilora.save_pretrained(small(rng, tied=False), tmp_path / "m")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.bfloat16)
-    theirs.save_pretrained(tmp_path / "whole")
-    theirs.save_pretrained(tmp_path / "shards", max_shard_size="4KB")
-    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
-    theirs = theirs.float()
-    for folder in ("whole", "shards"):
-        model = minilora.load_pretrained(tmp_path / folder)
-        for path, data in model.state_dict().items():
-            assert data.dtype == np.float32
-            assert np.array_equal(data, theirs.state_dict()[hf_name(model, path)].numpy())
-        ours = model.forward(ids)[0]
-        assert np.abs(theirs(torch.tensor(ids)).logits.detach().numpy() - ours).max() < 1e-5 * np.abs(ours).max()
-    next((tmp_path / "shards").glob("model-*.safetensors")).unlink()
-    with pytest.raises(FileNotFoundError, match=r"shards.model-.*\.safetensors is missing"):
-        minilora.load_pretrained(tmp_path / "shards")
 
 
 @pytest.mark.oracle
@@ -703,7 +670,7 @@ TABLE = "model.embed_tokens.weight"
         (lambda t: {n: "b.safetensors" if n == TABLE else "a.safetensors" for n in t}, None),
         (lambda t: dict.fromkeys(t, "a.safetensors"), "do not agree on model.embed_tokens.weight"),
         (lambda t: {**dict.fromkeys(t, "a.safetensors"), TABLE: "b.safetensors", "x": "b.safetensors"}, "agree on x"),
-        (lambda t: dict.fromkeys(t, "../m/b.safetensors"), "no .safetensors file of this"),
+        (lambda t: dict.fromkeys(t, "../m/b.safetensors"), "is not a .safetensors file of this"),
         (lambda t: dict.fromkeys(t, 3), "no weight_map"),
     ],
 )
@@ -712,6 +679,9 @@ def test_shards_hold_just_what_their_index_says(weight_map, says, tmp_path, rng)
     sharded(tmp_path / "m", rng, weight_map, a=rest, b=lambda tensors: {TABLE: tensors[TABLE]})
     if says is None:
         assert minilora.load_pretrained(tmp_path / "m").config.vocab_size == 64
+        (tmp_path / "m" / "b.safetensors").unlink()
+        with pytest.raises(FileNotFoundError, match=r"m.b\.safetensors is missing"):
+            minilora.load_pretrained(tmp_path / "m")
     else:
         with pytest.raises(ValueError, match=says):
             minilora.load_pretrained(tmp_path / "m")

@@ -101,9 +101,9 @@ def test_a_batch_is_padded_on_the_right_and_says_what_was_cut():
     assert batch.ids.tolist() == [[2, the, 3, 0, 0], [2, the, the, the, 3], [2, the, 3, the, 3]]
     assert batch.padding.tolist() == [[True] * 3 + [False] * 2, [True] * 5, [True] * 5]
     assert batch.segments.tolist() == [[0] * 5, [0] * 5, [0, 0, 0, 1, 1]]
-    assert batch.cut.tolist() == [False, True, True]
+    assert batch.truncated.tolist() == [False, True, True]
     assert batch.ids.dtype == batch.segments.dtype == np.int64
-    assert not tokenizer.batch(["the " * 50]).cut[0]  # the length of one call is not that of the next
+    assert not tokenizer.batch(["the " * 50]).truncated[0]  # the length of one call is not that of the next
     with pytest.raises(ValueError, match="length = 2 has no room for a text: 2 special tokens"):
         tokenizer.batch(["the"], length=2)
 
@@ -112,7 +112,7 @@ def test_bytes_in_a_batch_are_padded_too():
     batch = ByteTokenizer().batch(["ab", "é", ""], length=2)
     assert batch.ids.tolist() == [[97, 98], [195, 169], [0, 0]]
     assert batch.padding.tolist() == [[True, True], [True, True], [False, False]]
-    assert ByteTokenizer().batch(["abc"], length=2).cut.all()
+    assert ByteTokenizer().batch(["abc"], length=2).truncated.all()
     with pytest.raises(ValueError, match="no token to separate a pair"):
         ByteTokenizer().batch([("a", "b")])
 
@@ -214,7 +214,7 @@ def test_a_folder_is_read_as_transformers_reads_it(name, folder):
             "auto_map in tokenizer_config.json is not",
         ),
         ({"tokenizer_config": {"fix_mistral_regex": True}}, "fix_mistral_regex in tokenizer_config.json is not read"),
-        ({"tokenizer_config": {"sep_token": 3}}, "sep_token 3 is no token"),
+        ({"tokenizer_config": {"sep_token": 3}}, "sep_token 3 is not a token"),
         (
             {"tokenizer_config": {"tokenizer_class": "RobertaTokenizer", "cls_token": None}},
             "cls_token is null, and a Rob",
@@ -387,138 +387,18 @@ def test_minilm_batches_are_those_of_transformers(both, rows, others, length):
     assert np.array_equal(batch.segments, expected["token_type_ids"])
 
 
-# Written as the templates of well-known models are: what they ask of Jinja, and no more of their words than that takes.
-LLAMA_3 = """{{- bos_token }}
-{%- if custom_tools is defined %}
-    {%- set tools = custom_tools %}
-{%- endif %}
-{%- if not date_string is defined %}
-    {%- if strftime_now is defined %}
-        {%- set date_string = strftime_now("%d %b %Y") %}
+CALLS = """{%- macro call(c) %}{{- c.name + ": " + (c.arguments | tojson) }}{% endmacro %}
+{%- for message in messages[1:] | selectattr("role", "ne", "tool") | list %}
+    {%- if "tool_calls" in message and message.tool_calls is not none %}
+        {%- for key, value in message.tool_calls[0].function.arguments | items %}{{ key ~ value }}{% endfor %}
+        {{- call(message.tool_calls[0].function) + eos_token }}
+    {%- elif message.role != "system" and message.role != "user" and message.role != "assistant" %}
+        {{- raise_exception("roles") }}
     {%- else %}
-        {%- set date_string = "26 Jul 2024" %}
-    {%- endif %}
-{%- endif %}
-{%- if not tools is defined %}
-    {%- set tools = none %}
-{%- endif %}
-
-{#- The system message is taken out, so that it can stand at the start. #}
-{%- if messages[0]['role'] == 'system' %}
-    {%- set system_message = messages[0]['content']|trim %}
-    {%- set messages = messages[1:] %}
-{%- else %}
-    {%- set system_message = "" %}
-{%- endif %}
-{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
-{%- if tools is not none %}
-    {%- for t in tools %}
-        {{- t | tojson(indent=4) }}
-        {{- "\\n\\n" }}
-    {%- endfor %}
-{%- endif %}
-{{- "Today Date: " + date_string + "\\n\\n" }}
-{{- system_message }}
-{{- "<|eot_id|>" }}
-{%- for message in messages %}
-    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
-        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
-        {{- message['content'] | trim + '<|eot_id|>' }}
-    {%- elif 'tool_calls' in message %}
-        {%- if not message.tool_calls|length == 1 %}
-            {{- raise_exception("This model only supports single tool-calls at once!") }}
-        {%- endif %}
-        {%- set tool_call = message.tool_calls[0].function %}
-        {%- for arg_name, arg_val in tool_call.arguments | items %}
-            {{- arg_name + '="' + arg_val + '"' }}
-            {%- if not loop.last %}
-                {{- ", " }}
-            {%- endif %}
-        {%- endfor %}
-        {{- '{"name": "' + tool_call.name + '", "parameters": ' + (tool_call.arguments | tojson) + "}<|eom_id|>" }}
-    {%- elif message.content is mapping or message.content is iterable %}
-        {{- message.content | tojson }}
+        {{- message["content"].split("</think>")[-1].lstrip("\\n") | trim | tojson(indent=4) }}
     {%- endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}
-"""
-MISTRAL = """{%- if messages[0]["role"] == "system" %}
-    {%- set system_message = messages[0]["content"] %}
-    {%- set loop_messages = messages[1:] %}
-{%- else %}
-    {%- set loop_messages = messages %}
-{%- endif %}
-{%- set user_messages = loop_messages | selectattr("role", "equalto", "user") | list %}
-{%- set ns = namespace() %}
-{%- set ns.index = 0 %}
-{%- for message in loop_messages %}
-    {%- if not (message.role == "tool" or (message.tool_calls is defined and message.tool_calls is not none)) %}
-        {%- if (message["role"] == "user") != (ns.index % 2 == 0) %}
-            {{- raise_exception("roles must alternate user/assistant") }}
-        {%- endif %}
-        {%- set ns.index = ns.index + 1 %}
-    {%- endif %}
-{%- endfor %}
-{{- bos_token }}
-{%- for message in loop_messages %}
-    {%- if message["role"] == "user" %}
-        {%- if loop.last and system_message is defined %}
-            {{- "[INST] " + system_message + "\\n\\n" + message["content"] + "[/INST]" }}
-        {%- else %}
-            {{- "[INST] " + message["content"] + "[/INST]" }}
-        {%- endif %}
-    {%- elif message.tool_calls is defined and message.tool_calls is not none %}
-        {{- "[TOOL_CALLS] [" }}
-        {%- for tool_call in message.tool_calls %}
-            {%- set out = tool_call.function|tojson %}
-            {{- out[:-1] ~ ', "id": "' ~ tool_call.id ~ '"}' }}
-            {{- ", " if not loop.last else "]" + eos_token }}
-        {%- endfor %}
-    {%- elif message["role"] == "assistant" %}
-        {{- " " + message["content"]|trim + eos_token}}
-    {%- elif message["role"] == "tool" %}
-        {{- '[TOOL_RESULTS] {"content": ' + message.content|string + "}[/TOOL_RESULTS]" }}
-    {%- else %}
-        {{- raise_exception("Only user and assistant roles are supported!") }}
-    {%- endif %}
-{%- endfor %}
-"""
-QWEN_2 = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
-{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}\
-{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}\
-{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
-QWEN_3 = """{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
-{%- for message in messages[::-1] %}
-    {%- set index = (messages|length - 1) - loop.index0 %}
-    {%- if ns.multi_step_tool and message.role == "user" and message.content is string
-        and not(message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
-        {%- set ns.multi_step_tool = false %}
-        {%- set ns.last_query_index = index %}
-    {%- endif %}
-{%- endfor %}
-{%- macro think(text) %}{{- '<think>\\n' + text.strip('\\n') + '\\n</think>\\n\\n' }}{% endmacro %}
-{%- for message in messages %}
-    {%- set content = message.content if message.content is string else '' %}
-    {%- set reasoning_content = '' %}
-    {%- if '</think>' in content %}
-        {%- set reasoning_content = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
-        {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
-    {%- endif %}
-    {%- if loop.last or (not loop.last and reasoning_content) and loop.index0 > ns.last_query_index %}
-        {{- '<|im_start|>' + message.role + '\\n' + think(reasoning_content) + content.lstrip('\\n') }}
-    {%- else %}
-        {{- '<|im_start|>' + message.role + '\\n' + content }}
-    {%- endif %}
-    {{- '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-    {%- if enable_thinking is defined and enable_thinking is false %}
-        {{- think('') }}
-    {%- endif %}
-{%- endif %}"""
+{%- if add_generation_prompt %}{{ bos_token }}{% endif %}"""
 
 
 @pytest.mark.oracle
@@ -526,17 +406,14 @@ QWEN_3 = """{%- set ns = namespace(multi_step_tool=true, last_query_index=messag
 @pytest.mark.parametrize(
     "template",
     [
-        LLAMA_3,
-        MISTRAL,
-        QWEN_2,
-        QWEN_3,
+        CALLS,
         CHATML,
         "{% for m in messages %}\n    {% if loop.index0 > 1 %}{% break %}{% endif %}\n{{ m | tojson }}\n{% endfor %}",
         "{%- set ns = namespace(n=0) -%}\n{% for m in messages %}\n {%- set ns.n = ns.n + 1 %}{{ ns.n }}{% endfor %}",
         "{% for m in messages %}{% generation %}{{ m.content | trim }}{% endgeneration %}{% endfor %}{{ unk_token }}",
         "{{ strftime_now('%Y') }}{% if tools is none %} no tools{% endif %}{{ dict(a=1)['a'] }}{{ documents }}",
     ],
-    ids=["llama 3", "mistral", "qwen 2", "qwen 3", "chatml", "tojson", "namespace", "generation", "globals"],
+    ids=["calls", "chatml", "tojson", "namespace", "generation", "globals"],
 )
 def test_a_chat_is_rendered_as_transformers_renders_it(template, reply):
     transformers = pytest.importorskip("transformers")

@@ -1,4 +1,4 @@
-"""Three families: their gradients, their masks, and Hugging Face's models with the same weights."""
+"""Whole models of each family: gradients, masks, and what they refuse. test_parity.py compares with transformers."""
 
 import copy
 import math
@@ -7,28 +7,13 @@ from typing import Any
 import fakecupy
 import numpy as np
 import pytest
-from models import (
-    AGREEMENT,
-    HEADS,
-    SHAPE,
-    build,
-    close,
-    each_family,
-    fresh,
-    gradients,
-    hugging_face,
-    hugging_face_logits,
-    loss,
-    named,
-    transposed,
-)
+from models import HEADS, SHAPE, build, close, each_family, fresh, gradients, loss, named
 from models import some_batch as some
 
 from minilora import ops
 from minilora.backend import to_numpy
 from minilora.models.config import Config
 from minilora.models.families import FAMILIES
-from minilora.models.names import hub_name
 from minilora.models.transformer import Transformer
 from minilora.nn import Attention, Gradients, Inputs
 from minilora.verify import check_model
@@ -324,26 +309,3 @@ def test_a_classifier_of_tokens_is_for_those_that_see_both_sides(family):
 def test_ids_may_be_nested_lists(family):
     model, ids = build(family), [[3, 1, 4], [1, 5, 9]]
     assert np.array_equal(model.forward(ids)[0], model.forward(np.array(ids))[0])
-
-
-# ---- Hugging Face's models with the same weights ----
-
-
-@pytest.mark.oracle
-@pytest.mark.parametrize("family", AGREEMENT)
-@pytest.mark.parametrize("side", ["none", "left", "right"])
-def test_logits_and_gradients_are_those_of_hugging_face(family, side, rng):
-    torch = pytest.importorskip("torch")
-    model, batch = build(family), some(rng, side)
-    other = hugging_face(model)
-    logits = hugging_face_logits(other, family, batch)
-    assert close(
-        model.forward(batch.ids, batch.inputs)[0][batch.real], logits.detach().numpy()[batch.real], AGREEMENT[family]
-    )
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(batch.labels).flatten()).backward()
-    ours, parameters = named(model, gradients(model, batch)), dict(other.named_parameters())
-    largest = max(np.abs(gradient).max() for gradient in ours.values())
-    for name, gradient in ours.items():
-        expected = parameters[hub_name(family, name)].grad.numpy()
-        expected = expected.T if transposed(family, name) else expected
-        np.testing.assert_allclose(gradient, expected, rtol=0, atol=AGREEMENT[family] * largest, err_msg=name)

@@ -176,17 +176,9 @@ HEADS: dict[str, dict[str, Any]] = {family: {"n_heads": 4, "n_kv_heads": 2} for 
 def build(family: str, **options: Any) -> Transformer:
     family, _, windowed = family.partition(", ")
     options |= {"sliding_window": 2 * BLOCK + 5} if windowed else {}
-    config = {
-        "vocab_size": 13,
-        "n_layers": 2,
-        "d_model": 8,
-        "d_ff": 6,
-        "n_heads": 2,
-        "max_length": 2 * T,
-        "dtype": "float64",
-    }
-    config |= HEADS.get(family, {})
-    return FAMILIES[family].build(Config(**{**config, **options}), np.random.default_rng(1))
+    config = {"vocab_size": 13, "n_layers": 2, "d_model": 8, "d_ff": 6, "n_heads": 2, "max_length": 2 * T}
+    config |= {"dtype": "float64"} | HEADS.get(family, {}) | options
+    return FAMILIES[family].build(Config(**config), np.random.default_rng(1))
 
 
 def step(model: Transformer, side: str = "none", rng: np.random.Generator | None = None) -> list[np.ndarray]:

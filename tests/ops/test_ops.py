@@ -15,7 +15,6 @@ from models import close
 
 from minilora import ops
 from minilora.backend import Array, get_array_module, normal_cdf, to_numpy
-from minilora.ops.attention import merge_heads, split_heads
 from minilora.verify import Case, Report, check_gradient
 from minilora.verify.case import apply, relative_error
 from minilora.verify.op_cases import OPS, THETA, S, attention_mask, pad, rope_tables
@@ -429,43 +428,20 @@ def test_a_window_of_all_the_tokens_changes_no_bit_and_one_of_fewer_does(rng):
 
 # ---- the check is checked ----
 
+# Those that verify/problems/ does not name (test_diagnose.py runs its own through the same check):
 # op, the mistake, and (right, dy, cache, *inputs) -> the wrong gradients, where `right` are the right ones
 MISTAKES: list[tuple[str, str, Callable[..., Any]]] = [
-    ("linear", "dx is zero", lambda g, *_: (0 * g[0], g[1])),
-    ("linear", "dW is zero", lambda g, *_: (g[0], 0 * g[1])),
     ("linear", "dW is transposed", lambda g, *_: (g[0], g[1].T)),
-    ("linear", "dx = dy Wᵀ", lambda g, dy, c, x, W: (dy @ W.T, g[1])),
-    ("linear", "dW has the wrong sign", lambda g, *_: (g[0], -g[1])),
     ("linear", "dW is off by one in a million", lambda g, *_: (g[0], (1 + 1e-6) * g[1])),
     ("linear", "dW is off by so little that only the complex step sees it", lambda g, *_: (g[0], (1 + 1e-9) * g[1])),
     ("linear", "dW of the first sequence alone", lambda g, dy, c, x, W: (g[0], dy[0].T @ x[0])),
     ("linear", "dW is not finite", lambda g, *_: (g[0], g[1] * np.nan)),
     ("bias", "db is a mean", lambda g, dy, *_: (dy.mean((0, 1)),)),
     ("bias", "db is summed over the batch only", lambda g, dy, *_: (dy.sum(0),)),
-    ("low rank", "dA without the scaling", lambda g, *_: (g[0], g[1] / S, g[2])),
-    ("low rank", "dB without the scaling", lambda g, *_: (g[0], g[1], g[2] / S)),
-    ("low rank", "dB with the scaling twice", lambda g, *_: (g[0], g[1], g[2] * S)),
-    ("low rank", "dx without the scaling", lambda g, *_: (g[0] / S, g[1], g[2])),
-    ("low rank", "dx does not flow", lambda g, *_: (0 * g[0], g[1], g[2])),
-    ("low rank", "dB from x and not from h", lambda g, dy, c, x, A, B: (*g[:2], S * np.einsum("bto,bti->oi", dy, x))),
     ("low rank, embedding", "dA without the scaling", lambda g, *_: (g[0] / S, g[1])),
     ("low rank, embedding", "dB without the scaling", lambda g, *_: (g[0], g[1] / S)),
     ("low rank, embedding", "dA[:, ids] += dh", lambda g, dy, c, A, B: (overwritten(S * dy @ B, c.x, A.T).T, g[1])),
     ("low rank, embedding", "dB from A and not from h", lambda g, dy, c, A, B: (g[0], S * dy.sum(1).T @ A.T[:3])),
-    ("low rank, VeRA", "dd and db exchanged", lambda g, *_: (g[0], g[2], g[1])),
-    ("low rank, VeRA", "db holds b", lambda g, dy, c, x, d, b: (*g[:2], b * g[2])),
-    ("rescaling", "dx without l", lambda g, dy, *_: (dy, g[1])),
-    ("rescaling", "dl without x", lambda g, dy, *_: (g[0], dy.sum((0, 1)))),
-    ("layer norm", "dx without the mean", lambda g, *a: (norm_dx(*a, mean=0), g[1], g[2])),
-    ("layer norm", "dx without the projection on x̂", lambda g, *a: (norm_dx(*a, project=0), g[1], g[2])),
-    ("layer norm", "dx without the gain", lambda g, dy, c, x, w, b: (norm_dx(dy, c, x, 0 * w + 1), g[1], g[2])),
-    ("layer norm", "dg = Σ dy", lambda g, dy, *_: (g[0], dy.sum((0, 1)), g[2])),
-    ("layer norm", "dg = Σ dy ∘ x", lambda g, dy, c, x, *_: (g[0], (dy * x).sum((0, 1)), g[2])),
-    ("rms norm", "dx subtracts a mean", lambda g, *a: (norm_dx(*a), g[1])),
-    ("attention", "dS without its row sum", lambda g, *a: (*attention_dq_dk(*a, row_sum=False), g[2])),
-    ("attention", "dq and dk without 1/√D", lambda g, *a: (*attention_dq_dk(*a, D=1), g[2])),
-    ("attention", "dv from E and not from P", lambda g, dy, c, *_: (*g[:2], merge_heads(unscaled_dv(dy, c), 3))),
-    ("attention", "dq and dk exchanged", lambda g, *_: (g[1], g[0], g[2])),
     ("attention, grouped", "dk of one head of each group", lambda g, *a: (g[0], first_head_dk(*a), g[2])),
     ("attention, sliding window", "the window of the backward is a key wider", lambda g, *a: another_window(*a, 3)),
     ("attention, sliding window", "the window of the backward is a key narrower", lambda g, *a: another_window(*a, 1)),
@@ -479,43 +455,11 @@ MISTAKES: list[tuple[str, str, Callable[..., Any]]] = [
         "the window of the backward is a key narrower",
         lambda g, dy, c, *_: ops.blockwise_attention_backward(dy, c._replace(window=c.window - 1)),
     ),
-    ("cross-entropy", "the sum and not the mean", lambda g, *_: (6 * g[0],)),
-    ("cross-entropy", "the mean over ignored positions too", lambda g, *_: (g[0] * 6 / 9,)),
-    ("cross-entropy", "softmax without the label", lambda g, dL, c, z: ((dL * c.weight * c.P).reshape(z.shape),)),
-    ("cross-entropy", "ignored positions learn", lambda g, dL, c, z: (g[0] + (dL * c.P / 9).reshape(z.shape),)),
-    ("cross-entropy", "dL is taken for 1", lambda g, dL, *_: (g[0] / dL,)),
-    ("mean squared error", "without 1/n", lambda g, dL, c, y: (g[0] * y.size,)),
-    ("mean squared error", "without the 2", lambda g, *_: (g[0] / 2,)),
-    ("gelu", "without the inner derivative", lambda g, dy, c, x: (dy * ops.gelu_forward(x)[0] / x,)),
     ("gelu", "the slope of the tanh form", lambda g, dy, c, x: (dy * ops.gelu_tanh_forward(x)[1],)),
     ("gelu, tanh form", "the slope of the exact GELU", lambda g, dy, c, x: (dy * ops.gelu_forward(x)[1],)),
     ("tanh", "the slope at y and not at x", lambda g, dy, y, x: (dy * (1 - np.tanh(y) ** 2),)),
     ("select", "the first token always", lambda g, dy, c, x: (ops.select_backward(dy, (c[0], 0 * c[1], c[2])),)),
-    ("swiglu", "gate and up exchanged", lambda g, *_: (g[1], g[0])),
-    ("swiglu", "silu' = σ", lambda g, dy, c, gate, up: (dy * up / (1 + np.exp(-gate)), g[1])),
-    ("rope", "turned forward again", lambda g, dy, c, x: (ops.rope_forward(dy, *rope_tables(x, 6)),)),
-    ("rope", "not turned", lambda g, dy, *_: (dy,)),
-    ("dropout", "the mask is forgotten", lambda g, dy, *_: (dy,)),
-    ("dropout", "the factor 1/(1-p) is forgotten", lambda g, *_: (0.6 * g[0],)),
-    ("embedding", "dW[ids] += dy", lambda g, dy, ids, W: (overwritten(dy, ids, W),)),
-    ("embedding", "dW of the first sequence alone", lambda g, dy, i, W: (ops.embedding_gradients(dy[0], i[0], 3),)),
 ]
-
-
-def norm_dx(dy, cache, x, g, b=None, *, mean=1, project=1):
-    dx, xhat = dy * g, cache.xhat
-    return (dx - mean * dx.mean(-1, keepdims=True) - project * xhat * (dx * xhat).mean(-1, keepdims=True)) / cache.sigma
-
-
-def attention_dq_dk(dy, cache, *_, row_sum=True, D=3):
-    q, k, v, E, Z, o = cache
-    do = split_heads(dy, k.shape[1], 3)
-    dS = E / Z * (do @ v.swapaxes(-1, -2) - row_sum * (do * o).sum(-1, keepdims=True))
-    return merge_heads(dS @ k, 3) / math.sqrt(D), merge_heads(dS.swapaxes(-1, -2) @ q, 3) * math.sqrt(3 / D)
-
-
-def unscaled_dv(dy, cache):
-    return cache.E.swapaxes(-1, -2) @ split_heads(dy, cache.k.shape[1], 3)
 
 
 def first_head_dk(dy, cache, *_):
@@ -553,11 +497,6 @@ def test_the_check_fails_a_known_mistake_and_only_the_tensor_it_is_in(op, mistak
     assert "WRONG" in str(report)
 
 
-def test_the_check_refuses_float32_and_says_why(rng):
-    with pytest.raises(ValueError, match="x is float32: gradients are checked in float64"):
-        check_gradient(lambda x: x, lambda dy, x: (dy,), {"x": np.ones(3, np.float32)}, rng=rng)
-
-
 def test_the_check_wants_one_gradient_for_each_input(rng):
     with pytest.raises(ValueError, match="grad returns 2 arrays; it must return 1"):
         check_gradient(lambda x: x, lambda dy, x: (dy, dy), {"x": np.ones(3)}, rng=rng)
@@ -591,14 +530,6 @@ def test_a_function_that_is_no_number_is_refused_and_such_a_gradient_does_not_pa
     with pytest.raises(ValueError, match="f is not finite"):
         check_gradient(lambda x: x * np.nan, lambda dy, x: (dy,), {"x": np.ones(3)}, rng=rng)
     assert not check_gradient(lambda x: 2 * x, lambda dy, x: (dy * np.nan,), {"x": np.ones(3)}, rng=rng).ok
-
-
-@pytest.mark.oracle
-def test_a_gradient_that_pytorch_does_not_agree_with_does_not_pass(rng):
-    pytest.importorskip("torch")
-    report = check_gradient(lambda x: 2 * x, lambda dy, x: (2 * dy,), {"x": np.ones(3)}, rng=rng, torch=lambda x: 3 * x)
-    assert not report.ok
-    assert report.worst("torch") > 0.1
 
 
 def test_a_report_of_nothing_is_not_a_pass(rng):

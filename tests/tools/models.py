@@ -89,57 +89,28 @@ def close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
     return a.shape == b.shape and bool(np.abs(a - b).max() <= tolerance * np.abs(b).max())
 
 
-# Hugging Face's Llama computes its RMS norms and angles in float32, whatever the model is in
-AGREEMENT = {"gpt2": 1e-10, "llama": 1e-5, "bert": 1e-10, "roberta": 1e-10}
-
-
-def transposed(family: str, name: str) -> bool:
-    return family == "gpt2" and name.endswith("_proj.weight")  # their Conv1D holds W as (in, out)
-
-
 def hugging_face(model: Transformer) -> Any:
-    """Their model, in float64, of our model's shape and with its weights."""
+    """The Llama of transformers, in float64, of the shape and with the weights of ours."""
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
-    c, family = model.config, model.family
+    c = model.config
     # not "eager": it takes the softmax in float32, where a token of padding that sees nothing is not a number
-    common = {"vocab_size": c.vocab_size, "attn_implementation": "sdpa", "tie_word_embeddings": c.tied}
-    common |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    sizes = {"hidden_size": c.d_model, "intermediate_size": c.d_ff, "num_hidden_layers": c.n_layers}
-    sizes |= {"num_attention_heads": c.n_heads, "max_position_embeddings": c.max_length}
-    if family == "gpt2":
-        other = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-            n_positions=c.max_length, n_embd=c.d_model, n_layer=c.n_layers, n_head=c.n_heads, n_inner=c.d_ff,
-            layer_norm_epsilon=c.eps, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **common))  # fmt: skip
-    elif family == "llama":
-        rope = {"rope_type": "default", "rope_theta": c.rope_theta}
-        other = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-            num_key_value_heads=c.n_kv_heads, rms_norm_eps=c.eps, rope_parameters=rope, **sizes, **common))  # fmt: skip
-    else:
-        kind = {"bert": "Bert", "roberta": "Roberta"}[family]
-        sizes |= {"max_position_embeddings": c.offset + c.max_length}
-        other = getattr(transformers, f"{kind}ForMaskedLM")(getattr(transformers, f"{kind}Config")(
-            hidden_act="gelu" if c.activation == "gelu" else "gelu_new", layer_norm_eps=c.eps,
-            type_vocab_size=c.segments, hidden_dropout_prob=0, attention_probs_dropout_prob=0,
-            **sizes, **(common | {"pad_token_id": c.offset - 1 if c.offset else None})))  # fmt: skip
-    other = other.double()
-    for module in other.modules():
-        if isinstance(module, torch.nn.Embedding):
-            module.padding_idx = None  # theirs gives no gradient to the row of the padding's id, real or not
+    config = transformers.LlamaConfig(
+        attn_implementation="sdpa", pad_token_id=None, bos_token_id=None, eos_token_id=None, vocab_size=c.vocab_size,
+        hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
+        num_key_value_heads=c.n_kv_heads, max_position_embeddings=c.max_length, rms_norm_eps=c.eps,
+        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta}, tie_word_embeddings=c.tied,
+    )  # fmt: skip
+    other = transformers.LlamaForCausalLM(config).double()
     parameters = dict(other.named_parameters())
     with torch.no_grad():
         for name, data in model.state_dict().items():
-            data = data.T if transposed(family, name) else data
-            parameters.pop(hub_name(family, name)).copy_(torch.tensor(data))
+            parameters.pop(hub_name("llama", name)).copy_(torch.tensor(data))
     assert not parameters, "what is theirs alone"
     return other
 
 
-def hugging_face_logits(other: Any, family: str, batch: Batch) -> Any:
+def hugging_face_logits(other: Any, batch: Batch) -> Any:
     torch = pytest.importorskip("torch")
-    ids, real, segments = map(torch.tensor, (batch.ids, batch.real, batch.inputs.segments))
+    ids, real = torch.tensor(batch.ids), torch.tensor(batch.real)
     positions = torch.clamp(torch.cumsum(real, 1) - 1, min=0)
-    options = {"input_ids": ids, "attention_mask": real.long()}
-    if family in ("bert", "roberta"):
-        positions += {"bert": 0, "roberta": 2}[family]
-        return other(**options, position_ids=positions, token_type_ids=segments).logits
-    return other(**options, position_ids=positions).logits
+    return other(input_ids=ids, attention_mask=real.long(), position_ids=positions).logits

@@ -269,7 +269,7 @@ def test_early_stopping_stops_after_patience_and_puts_the_best_parameters_back()
         ({"checkpoint_every": 0}, "checkpoint_every = 0 is not a whole number from 1 up"),
         ({"evaluate_every": -1}, "evaluate_every = -1 is not a whole number from 0 up"),
         ({"patience": -1}, "patience = -1 is not a whole number from 0 up"),
-        ({"patience": 2}, "patience = 2 waits for evaluations: give held_out"),
+        ({"patience": 2}, "patience = 2 needs evaluations: give held_out"),
         ({"clip": 0.0}, "clip = 0.0 is not above 0"),
         ({"clip": float("nan")}, "clip = nan is not above 0"),
         ({"lr": -1e-3}, "lr = -0.001 is not above 0"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...files import load_tensors, read_json
-from ...models.hub import fetch, name_on_hub, pickled
+from ...models.hub import fetch, name_on_hub, pickle_error
 from ...nn import Embedding, Linear
 from ..base import Adapter, Slot, shape
 from .config import check_config, classes_of, options_of
@@ -43,7 +43,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], d
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if (folder / PICKLE).is_file() and not (folder / WEIGHTS).is_file():
-        raise pickled(folder / PICKLE, WEIGHTS)
+        raise pickle_error(folder / PICKLE, WEIGHTS)
     return config, *load_tensors(folder / WEIGHTS)
 
 

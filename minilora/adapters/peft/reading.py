@@ -68,7 +68,7 @@ def load_base(source: str | Path, config: dict[str, Any], tensors: dict[str, np.
     drawn: the adapter brings its own.
     """
     head = HEADS_OF_TASKS.get(str(config.get("task_type")))
-    bodies = tuple(f"{PREFIX}{body}." for body in {family.body for family in FAMILIES.values()})
+    bodies = tuple(f"{PREFIX}{body}." for body in {family.base_model_prefix for family in FAMILIES.values()})
     if head == "none" and any(name.startswith(bodies) for name in tensors):  # it was trained below a head
         head = None
     weight = classifier_weight(tensors)

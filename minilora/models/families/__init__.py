@@ -1,6 +1,7 @@
 """The families of models, one a file, by their `model_type` in Hugging Face: FAMILIES.
 
-A new family is a new file here that is called like its model_type, with a FAMILY in it.
+To add one, write a file with the name of its model_type that holds a FAMILY: gemma.py for Gemma. qwen3.py is a short
+example, family.py says what a Family holds. Nothing else names a family. Layers that no family has yet go to nn/.
 """
 
 from __future__ import annotations

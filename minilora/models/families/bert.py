@@ -5,22 +5,22 @@ from __future__ import annotations
 from ...backend import Rng
 from ...nn import Embeddings, Gelu, Labelled, Module, PostNormBlock, Select, Tanh
 from ..config import Config
-from ..parts import New, chain
+from ..parts import LayerFactory, layers_by_name
 from ..transformer import Transformer
 from .family import Family, encoder_classes
 
 
 def bert(config: Config, rng: Rng | None) -> Transformer:
     """Post-norm, learned positions and segments, GELU; every token sees every other."""
-    new = New(config, rng)
+    new = LayerFactory(config, rng)
     return encoder("bert", new, transform="pooler", head_gelu=new.gelu())
 
 
-def encoder(family: str, new: New, transform: str, head_gelu: Gelu) -> Transformer:
+def encoder(family: str, new: LayerFactory, transform: str, head_gelu: Gelu) -> Transformer:
     """What BERT and RoBERTa share.
 
-    A classifier of texts reads tanh of a linear layer, called `transform`, of the first token; one of tokens (head
-    "tokens") reads each as it is. A language model's head predicts masked tokens:
+    A classifier of texts reads tanh(W h + b) of the first token h, where W and b are the layer `transform`. A
+    classifier of tokens reads each h. A language model's head predicts masked tokens:
 
     logits = E norm(gelu(W h + b)) + c          E the token embedding
     """
@@ -41,7 +41,7 @@ def encoder(family: str, new: New, transform: str, head_gelu: Gelu) -> Transform
         head = {"labelled": Labelled(), "head_transform": new.linear(C, C, True), "head_gelu": head_gelu}
         head["head_norm"] = new.layer_norm()
         head["lm_head"] = new.lm_head(token, bias=True)
-    return Transformer(family, config, chain(embed, blocks, **head))
+    return Transformer(family, config, layers_by_name(embed, blocks, **head))
 
 
 BODY_NAMES = [
@@ -62,7 +62,7 @@ BODY_NAMES = [
 FAMILY = Family(
     bert,
     classes=encoder_classes("Bert"),
-    keys={
+    config_keys={
         "vocab_size": "vocab_size",
         "n_layers": "num_hidden_layers",
         "d_model": "hidden_size",
@@ -74,16 +74,16 @@ FAMILY = Family(
         "activation": "hidden_act",
         "tied": "tie_word_embeddings",
     },
-    only={
+    config_fixed={
         "position_embedding_type": "absolute",
         "is_decoder": False,
         "add_cross_attention": False,
         "chunk_size_feed_forward": 0,
         "quantization_config": None,
     },
-    defaults={"tie_word_embeddings": True},
-    body="bert",
-    names=[
+    config_defaults={"tie_word_embeddings": True},
+    base_model_prefix="bert",
+    hf_names=[
         *BODY_NAMES,
         ("head_transform", "cls.predictions.transform.dense"),
         ("head_norm", "cls.predictions.transform.LayerNorm"),

@@ -1,4 +1,4 @@
-"""What a family of models is: how one is built, and what Hugging Face and llama.cpp call its numbers and tensors."""
+"""Family: how its models are built, and what Hugging Face and llama.cpp call their numbers and tensors."""
 
 from __future__ import annotations
 
@@ -13,45 +13,43 @@ from ..transformer import Transformer
 Names = Sequence[tuple[str, str]]
 
 
-def nothing(_: Any) -> dict[str, Any]:
-    return {}
-
-
 @dataclass(frozen=True)
 class Family:
-    """One `model_type` of Hugging Face. Its file in families/ is called like it."""
+    """One `model_type` of Hugging Face, which is also the name of its file in families/."""
 
-    build: Callable[[Config, Rng | None], Transformer]  # without a generator: shapes, no weights
+    build: Callable[[Config, Rng | None], Transformer]  # rng None: the shapes only, without weights
 
     # ---- config.json ----
     classes: Mapping[str, str]  # head -> the class in `transformers`
-    keys: Mapping[str, str]  # field of Config -> key of config.json
-    only: Mapping[str, Any]  # key -> the one value that is implemented, which is also what a missing key means
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # what other missing keys mean
-    read: Callable[[Mapping[str, Any]], dict[str, Any]] = nothing  # config.json -> the fields that `keys` has not
-    write: Callable[[Config], dict[str, Any]] = nothing  # Config -> the keys that `keys` has not
+    config_keys: Mapping[str, str]  # field of Config -> key of config.json
+    config_fixed: Mapping[str, Any]  # key -> the only value that is supported, also the value of a missing key
+    config_defaults: Mapping[str, Any] = field(default_factory=dict)  # the values of other missing keys
+    extra_fields: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda values: {}  # fields not in config_keys
+    extra_keys: Callable[[Config], dict[str, Any]] = lambda config: {}  # and those fields as keys of config.json
 
     # ---- tensors in Hugging Face's files ----
-    body: str = "model"  # the attribute, of a class with a head, that holds the model below it
-    names: Names = ()  # (path here, path there); {} is the number of a block. The first that fits counts
-    names_of_head: Mapping[str, Names] = field(default_factory=dict)  # head -> names that come before those
-    transposed: Sequence[str] = ()  # the last names of layers whose weights are stored as (in, out)
-    unused: Mapping[str, Sequence[str]] = field(default_factory=dict)  # head -> layers there that change no output
+    base_model_prefix: str = "model"  # the prefix of all names but the head's, in a class with a head
+    hf_names: Names = ()  # (our path, their name); {} is the number of a block. The first that matches counts
+    hf_head_names: Mapping[str, Names] = field(default_factory=dict)  # head -> names that are tried before those
+    transposed: Sequence[str] = ()  # the last part of the names of layers whose weights are stored as (in, out)
+    unused: Mapping[str, Sequence[str]] = field(default_factory=dict)  # head -> their layers that change no output
 
-    # ---- GGUF: the architecture is called like the family ----
-    gguf_names: Mapping[str, str] = field(default_factory=dict)  # name there -> path here; empty: llama.cpp has none
+    # ---- tensors in GGUF files, where general.architecture is the name of the family ----
+    gguf_names: Mapping[str, str] = field(default_factory=dict)  # their name -> our path; empty: not in llama.cpp
     gguf_interleaved: bool = False  # llama.cpp rotates rows 2i and 2i + 1 of q and k, Hugging Face i and i + D/2
 
-    # ---- tokenizer: the class that `transformers` takes ----
-    tokenizer: str | None = None  # whatever the files name; "": tokenizer.json as it is; None: what the files name
-    default_tokenizer: str = ""  # where the files name none
+    # ---- tokenizer, by its class in `transformers` ----
+    tokenizer: str | None = None  # replaces the class that the files name; "": tokenizer.json is used as it is
+    default_tokenizer: str = ""  # where the files name no class
 
 
 def decoder_classes(name: str) -> dict[str, str]:
+    """Family.classes of a model in which a token sees no later one."""
     return {"lm": f"{name}ForCausalLM", "classify": f"{name}ForSequenceClassification", "none": f"{name}Model"}
 
 
 def encoder_classes(name: str) -> dict[str, str]:
+    """Family.classes of a model in which every token sees every other."""
     return {
         "lm": f"{name}ForMaskedLM",
         "classify": f"{name}ForSequenceClassification",

@@ -5,27 +5,27 @@ from __future__ import annotations
 from ...backend import Rng
 from ...nn import Embeddings, PreNormBlock
 from ..config import Config
-from ..parts import New, chain, decoder_head
+from ..parts import LayerFactory, decoder_head, layers_by_name
 from ..transformer import Transformer
 from .family import Family, decoder_classes
 
 
 def gpt2(config: Config, rng: Rng | None) -> Transformer:
     """Pre-norm, learned positions, GELU, one fused projection for q, k and v."""
-    new = New(config, rng)
+    new = LayerFactory(config, rng)
     token, position = new.embedding(config.vocab_size), new.embedding(config.max_length)
     blocks = [
         PreNormBlock(new.layer_norm(), new.fused_attention(), new.layer_norm(), new.mlp())
         for _ in range(config.n_layers)
     ]
-    layers = chain(Embeddings(token, position), blocks, norm=new.layer_norm(), **decoder_head(new, token))
+    layers = layers_by_name(Embeddings(token, position), blocks, norm=new.layer_norm(), **decoder_head(new, token))
     return Transformer("gpt2", config, layers)
 
 
 FAMILY = Family(
     gpt2,
     classes=decoder_classes("GPT2") | {"lm": "GPT2LMHeadModel"},
-    keys={
+    config_keys={
         "vocab_size": "vocab_size",
         "n_layers": "n_layer",
         "d_model": "n_embd",
@@ -36,16 +36,16 @@ FAMILY = Family(
         "activation": "activation_function",
         "tied": "tie_word_embeddings",
     },
-    only={
+    config_fixed={
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
         "reorder_and_upcast_attn": False,
         "add_cross_attention": False,
         "quantization_config": None,
     },
-    defaults={"tie_word_embeddings": True, "n_inner": None, "activation_function": "gelu_new"},
-    body="transformer",
-    names=[
+    config_defaults={"tie_word_embeddings": True, "n_inner": None, "activation_function": "gelu_new"},
+    base_model_prefix="transformer",
+    hf_names=[
         ("embed.token", "transformer.wte"),
         ("embed.position", "transformer.wpe"),
         ("block_{}.norm_1", "transformer.h.{}.ln_1"),
@@ -59,7 +59,7 @@ FAMILY = Family(
         ("lm_head", "lm_head"),
         ("classifier", "score"),
     ],
-    names_of_head={"tokens": [("classifier", "classifier")]},
+    hf_head_names={"tokens": [("classifier", "classifier")]},
     transposed=("c_attn", "c_proj", "c_fc"),  # Conv1D
     gguf_names={
         "token_embd": "embed.token",

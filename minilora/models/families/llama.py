@@ -9,7 +9,7 @@ from ...backend import Rng
 from ...nn import Embeddings, PreNormBlock, Rope
 from ...ops import RopeScaling
 from ..config import HUGE, Config
-from ..parts import New, chain, decoder_head
+from ..parts import LayerFactory, decoder_head, layers_by_name
 from ..transformer import Transformer
 from .family import Family, decoder_classes
 
@@ -30,19 +30,22 @@ def rotary_decoder(
     """What Llama, Mistral, Qwen2 and Qwen3 share. Raises ValueError for an odd width of a head."""
     if config.head_dim % 2:
         raise ValueError(f"rotary positions turn pairs: a head's width must be even, and {config.head_dim} is not")
-    new, rope = New(config, rng), Rope(config.rope_theta, config.rope_scaling)
+    new, rope = LayerFactory(config, rng), Rope(config.rope_theta, config.rope_scaling)
     token = new.embedding(config.vocab_size)
     options: dict[str, Any] = {"causal": True, "bias": qkv_bias, "o_bias": False, "rope": rope, "qk_norm": qk_norm}
     blocks = [
         PreNormBlock(new.rms_norm(), new.attention(window=config.window(i), **options), new.rms_norm(), new.gated_mlp())
         for i in range(config.n_layers)
     ]
-    layers = chain(Embeddings(token), blocks, norm=new.rms_norm(), **decoder_head(new, token))
+    layers = layers_by_name(Embeddings(token), blocks, norm=new.rms_norm(), **decoder_head(new, token))
     return Transformer(family, config, layers)
 
 
-def read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
-    """rope_theta and rope_scaling, from rope_parameters (transformers 5), or rope_scaling (transformers 4)."""
+def rope_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """rope_theta and rope_scaling, from rope_parameters (transformers 5) or rope_scaling (transformers 4).
+
+    Raises ValueError for a rule other than those of ops/rope.py.
+    """
     key = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
     rope = values.get(key) or {}
     if not isinstance(rope, Mapping):
@@ -61,8 +64,8 @@ def read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
-def write_rope(config: Config) -> dict[str, Any]:
-    """Both forms, for transformers 4 and 5."""
+def rope_keys(config: Config) -> dict[str, Any]:
+    """rope_theta and rope_scaling for transformers 4, rope_parameters for transformers 5."""
     rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
     if config.rope_scaling is None:
         return {"rope_theta": config.rope_theta, "rope_parameters": rope}
@@ -75,7 +78,7 @@ def write_rope(config: Config) -> dict[str, Any]:
 FAMILY = Family(
     llama,
     classes=decoder_classes("Llama"),
-    keys={
+    config_keys={
         "vocab_size": "vocab_size",
         "n_layers": "num_hidden_layers",
         "d_model": "hidden_size",
@@ -87,7 +90,7 @@ FAMILY = Family(
         "eps": "rms_norm_eps",
         "tied": "tie_word_embeddings",
     },
-    only={
+    config_fixed={
         "hidden_act": "silu",
         "attention_dropout": 0.0,
         "is_causal": True,
@@ -98,10 +101,10 @@ FAMILY = Family(
         "is_decoder": False,
         "add_cross_attention": False,
     },
-    defaults={"tie_word_embeddings": False, "num_key_value_heads": None, "head_dim": None},
-    read=read_rope,
-    write=write_rope,
-    names=[
+    config_defaults={"tie_word_embeddings": False, "num_key_value_heads": None, "head_dim": None},
+    extra_fields=rope_fields,
+    extra_keys=rope_keys,
+    hf_names=[
         ("embed.token", "model.embed_tokens"),
         ("block_{}.norm_1", "model.layers.{}.input_layernorm"),
         ("block_{}.attention", "model.layers.{}.self_attn"),

@@ -18,20 +18,20 @@ def mistral(config: Config, rng: Rng | None) -> Transformer:
     return llama.rotary_decoder("mistral", config, rng)
 
 
-def read(values: Mapping[str, Any]) -> dict[str, Any]:
-    return llama.read_rope(values) | {"sliding_window": values.get("sliding_window", 4096)}
+def extra_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    return llama.rope_fields(values) | {"sliding_window": values.get("sliding_window", 4096)}
 
 
-def write(config: Config) -> dict[str, Any]:
-    return llama.write_rope(config) | {"sliding_window": config.sliding_window}
+def extra_keys(config: Config) -> dict[str, Any]:
+    return llama.rope_keys(config) | {"sliding_window": config.sliding_window}
 
 
 FAMILY = replace(
     llama.FAMILY,
     build=mistral,
     classes=decoder_classes("Mistral"),
-    read=read,
-    write=write,
+    extra_fields=extra_fields,
+    extra_keys=extra_keys,
     gguf_names={},  # llama.cpp writes it as a llama
     tokenizer="",
 )

@@ -18,7 +18,7 @@ def qwen2(config: Config, rng: Rng | None) -> Transformer:
     return llama.rotary_decoder("qwen2", config, rng, qkv_bias=True)
 
 
-def read(values: Mapping[str, Any]) -> dict[str, Any]:
+def extra_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """There is a window if use_sliding_window, in the layers from max_window_layers on, or those of layer_types.
 
     Raises ValueError for a use_sliding_window or layer_types of another type.
@@ -28,15 +28,15 @@ def read(values: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"use_sliding_window = {used!r} is not true or false")
     if not isinstance(types, list | None) or not all(isinstance(name, str) for name in types or ()):
         raise ValueError(f"layer_types = {types!r:.80} is not a list of names")
-    return llama.read_rope(values) | {
+    return llama.rope_fields(values) | {
         "sliding_window": values.get("sliding_window", 4096) if used else None,
         "max_window_layers": values.get("max_window_layers", 28),
         "layer_types": tuple(types or ()),
     }
 
 
-def write(config: Config) -> dict[str, Any]:
-    return llama.write_rope(config) | {
+def extra_keys(config: Config) -> dict[str, Any]:
+    return llama.rope_keys(config) | {
         "use_sliding_window": config.sliding_window is not None,
         "sliding_window": config.sliding_window,
         "max_window_layers": config.max_window_layers,
@@ -48,8 +48,8 @@ FAMILY = replace(
     llama.FAMILY,
     build=qwen2,
     classes=decoder_classes("Qwen2"),
-    read=read,
-    write=write,
+    extra_fields=extra_fields,
+    extra_keys=extra_keys,
     gguf_interleaved=False,
     tokenizer="Qwen2Tokenizer",
 )

@@ -23,7 +23,7 @@ FAMILY = replace(
     qwen2.FAMILY,
     build=qwen3,
     classes=decoder_classes("Qwen3"),
-    defaults={**qwen2.FAMILY.defaults, "head_dim": 128, "num_key_value_heads": 32},
+    config_defaults={**qwen2.FAMILY.config_defaults, "head_dim": 128, "num_key_value_heads": 32},
     gguf_names={
         **qwen2.FAMILY.gguf_names,
         "blk.{}.attn_q_norm": "block_{}.attention.q_norm",

@@ -9,7 +9,7 @@ from typing import Any
 from ...backend import Rng
 from ...nn import Gelu
 from ..config import Config
-from ..parts import New
+from ..parts import LayerFactory
 from ..transformer import Transformer
 from . import bert
 from .family import encoder_classes
@@ -17,10 +17,10 @@ from .family import encoder_classes
 
 def roberta(config: Config, rng: Rng | None) -> Transformer:
     """BERT, whose first position is row config.offset of the table, and whose head has an exact GELU."""
-    return bert.encoder("roberta", New(config, rng), "classifier_transform", Gelu(approximate=False))
+    return bert.encoder("roberta", LayerFactory(config, rng), "classifier_transform", Gelu(approximate=False))
 
 
-def read(values: Mapping[str, Any]) -> dict[str, Any]:
+def extra_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """The rows of the position table up to that of pad_token_id are no positions."""
     pad, rows = values.get("pad_token_id", 1), values["max_position_embeddings"]
     if type(pad) is not int or pad < 0:
@@ -30,7 +30,7 @@ def read(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"offset": pad + 1, "max_length": rows - pad - 1}
 
 
-def write(config: Config) -> dict[str, Any]:
+def extra_keys(config: Config) -> dict[str, Any]:
     pad = config.offset - 1 if config.offset else None
     return {"max_position_embeddings": config.max_length + config.offset, "pad_token_id": pad}
 
@@ -39,10 +39,10 @@ FAMILY = replace(
     bert.FAMILY,
     build=roberta,
     classes=encoder_classes("Roberta"),
-    read=read,
-    write=write,
-    body="roberta",
-    names=[
+    extra_fields=extra_fields,
+    extra_keys=extra_keys,
+    base_model_prefix="roberta",
+    hf_names=[
         *((path, name.replace("bert.", "roberta.", 1)) for path, name in bert.BODY_NAMES),
         ("head_transform", "lm_head.dense"),
         ("head_norm", "lm_head.layer_norm"),
@@ -52,6 +52,6 @@ FAMILY = replace(
         ("classifier_transform", "classifier.dense"),
         ("classifier", "classifier.out_proj"),
     ],
-    names_of_head={"tokens": [("classifier", "classifier")]},
+    hf_head_names={"tokens": [("classifier", "classifier")]},
     default_tokenizer="RobertaTokenizer",
 )
