@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
-from ..backend import Rng, generator
+from ..backend import Array, Rng, generator
 from ..nn import Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
 from ..spelling import choose_from
 from .base import DEFAULT, Adapter, sizes_of, variants
-from .lora import TiedLoRALinear
+from .lora import LoRALinear, TiedLoRALinear
 from .parts import Parts
 
 Targets: TypeAlias = str | Collection[str] | Mapping[str, int]
@@ -96,6 +96,11 @@ def attach_lora(
     return [*paths, *heads]
 
 
+def low_rank_adapter(base: Module, A: Array, B: Array) -> Adapter:
+    """The adapter of a Linear with ΔW = B A: s = 1."""
+    return LoRALinear.of(base, {"lora_A": A, "lora_B": B}, r=len(A), alpha=float(len(A)))
+
+
 def place(
     model: Module,
     variant: str,
@@ -142,7 +147,8 @@ def place(
         model[path] = adapter = make(cls, model[path], **given[path], **shared[cls])
         adapters.append(adapter)
     for adapter in adapters:
-        adapter.thaw()
+        for slot in adapter.slots:
+            getattr(adapter, slot.name).trainable = slot.trained
     for parameter in extra:
         parameter.trainable = True
     return list(made)

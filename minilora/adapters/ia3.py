@@ -13,7 +13,7 @@ from .. import ops
 from ..backend import Array, Rng, get_array_module
 from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
 from ..ops.linear import rows
-from .base import Adapter, Kept, Law, Products, Slot, apart, shape, sizes_of
+from .base import Adapter, Kept, Keys, Law, Products, Slot, apart, shape, sizes_of
 
 
 def rescales_y(adapter: IA3, x: Array, dy: Array, grads: Gradients) -> float:
@@ -32,8 +32,7 @@ class IA3(Adapter):
 
     variant = "ia3"
     peft_type = "IA3"
-    lacks = "bias", "layers_to_transform", "layers_pattern", "ensure_weight_tying"
-    init_key = "init_ia3_weights"
+    keys = Keys("init_ia3_weights", lacks=("bias", "layers_to_transform", "layers_pattern", "ensure_weight_tying"))
     options = ()
     ia3_l: Parameter
 

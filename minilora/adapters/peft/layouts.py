@@ -267,7 +267,7 @@ def write_peft(folder: str | Path, pairs: Mapping[str, Pair], dropout: float, ti
     values = {"r": r, "alpha": alpha_for(first.s, r), "dropout": dropout}
     others = {"r": ranks, "alpha": {name: alpha_for(first.s, rank) for name, rank in ranks.items()}}
     config: dict[str, Any] = {
-        **cls.flags,
+        **cls.keys.fixed,
         "peft_type": cls.peft_type,
         "task_type": None,
         "inference_mode": True,
@@ -275,7 +275,7 @@ def write_peft(folder: str | Path, pairs: Mapping[str, Pair], dropout: float, ti
         "bias": "none",
         "fan_in_fan_out": any(last(name) in CONV1D for name in pairs),
         "ensure_weight_tying": ties,
-        cls.init_key: True,
+        cls.keys.init: True,
         **{option.key: values.get(option.name, option.default) for option in cls.options},
         **{option.pattern: others[option.name] for option in cls.options if option.pattern},
     }

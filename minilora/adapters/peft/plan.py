@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ...nn import Linear
 from ..attach import HEADS
-from ..base import Adapter, Slot, shape, sizes_of
+from ..base import Adapter, Slot, shape, short, sizes_of
 from .config import (
     ADDED,
     WHOLE,
@@ -21,7 +21,6 @@ from .config import (
     names_it,
     options_of,
     regular_keys,
-    short,
 )
 from .view import SHARED, View
 
@@ -52,17 +51,19 @@ class Place(NamedTuple):
 def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
     """{name of a tensor: its place} of all that the file holds."""
     found: dict[str, Place] = {}
+    shared: dict[Slot, bool] = {}  # does the file hold it?
     largest = {"n_in": 0, "n_out": 0}
     for path, (cls, options) in plan.adapters.items():
         sizes = sizes_of(view.bases[path], options)
         largest = sizes | {axis: max(largest[axis], sizes[axis]) for axis in largest}
-        for slot in cls.file_slots(**options):
-            if not slot.shared:
-                axes = slot.file_shape or slot.shape
+        for slot in cls.slots:
+            axes = slot.file_shape or slot.shape
+            if slot.shared:
+                shared[slot] = not slot.saved_if or options[slot.saved_if]
+            else:
                 found[view.tensor(path, slot.file)] = Place(path, slot.name, slot, shape(axes, sizes))
-    for cls, options in plan.adapters.values():
-        shared = [slot for slot in cls.file_slots(**options) if slot.shared]
-        found |= {SHARED + slot.file: Place("", slot.name, slot, shape(slot.shape, largest)) for slot in shared}
+    for slot in (slot for slot, saved in shared.items() if saved):
+        found[SHARED + slot.file] = Place("", slot.name, slot, shape(slot.shape, largest))
     for path in plan.saved:
         for name in ("weight", "bias"):
             parameter = getattr(view.layers[path], name, None)
@@ -85,7 +86,7 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
     targets = [path for path, name in names.items() if is_target(config, name)]
     saved = [path for path, name in names.items() if is_saved(config, name)]
     twin = next((cls.tied_head for cls in classes if cls.tied_head), None)
-    if twin and is_tied(view, config, targets, tensors, [slot.file for slot in twin.file_slots()]):
+    if twin and is_tied(view, config, targets, tensors, [slot.file for slot in twin.slots]):
         targets = [path for path in names if path in (*targets, "embed.token") and path != view.head]
     else:
         twin = None

@@ -44,7 +44,7 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
     plan = Plan({path: (type(a), a.settings) for path, a in adapters.items()}, tied, saved, biases)
     config = {**config_of(view, adapters), **names_in_config(view, adapters, plan)}
     config |= {"bias": bias, "ensure_weight_tying": tied}
-    lacks = next(iter(adapters.values())).lacks
+    lacks = next(iter(adapters.values())).keys.lacks
     if tied and "ensure_weight_tying" in lacks:
         raise ValueError(f"PEFT's {config['peft_type']} ties no head to its embedding (ensure_weight_tying)")
     config = {key: value for key, value in config.items() if key not in lacks}
@@ -79,13 +79,13 @@ def config_of(view: View, adapters: dict[str, Adapter]) -> dict[str, Any]:
     first, model = next(iter(adapters.values())), view.model
     linear = {path: a for path, a in adapters.items() if isinstance(a.base, Linear)} or adapters
     config: dict[str, Any] = {
-        **first.flags,
+        **first.keys.fixed,
         "peft_type": first.peft_type,
         "task_type": task_type(view, adapters),
         "base_model_name_or_path": model.hub and model.hub[0],
         "inference_mode": True,
         "fan_in_fan_out": view.transposed and any("block_" in path for path in adapters),
-        first.init_key: True,
+        first.keys.init: True,
     }
     if model.hub:
         config["revision"] = model.hub[1]
