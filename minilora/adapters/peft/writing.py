@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,17 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
     both = [adapters[path].own_parameters() for path in ("embed.token", view.head) if path in adapters]
     tied = bool(view.head) and ({"embed.token", view.head} <= {*saved} or (len(both) == 2 and both[0] == both[1]))
     plan = Plan({path: (type(a), a.settings) for path, a in adapters.items()}, tied, saved, biases)
-    config = {**config_of(view, adapters), **names_in_config(view, adapters, plan)}
-    config |= {"bias": bias, "ensure_weight_tying": tied}
+    config = {
+        **variant_keys({view.names[path]: adapter for path, adapter in adapters.items()}),
+        **names_in_config(view, adapters, plan),
+        "task_type": task_type(view, adapters),
+        "base_model_name_or_path": model.hub and model.hub[0],
+        "fan_in_fan_out": view.transposed and any("block_" in path for path in adapters),
+        "bias": bias,
+        "ensure_weight_tying": tied,
+    }
+    if model.hub:
+        config["revision"] = model.hub[1]
     lacks = next(iter(adapters.values())).keys.lacks
     if tied and "ensure_weight_tying" in lacks:
         raise ValueError(f"PEFT's {config['peft_type']} ties no head to its embedding (ensure_weight_tying)")
@@ -73,25 +82,15 @@ def adapters_of(model: Transformer) -> dict[str, Adapter]:
     return found
 
 
-def config_of(view: View, adapters: dict[str, Adapter]) -> dict[str, Any]:
-    """The keys that say the variant, its options, and the base. Raises ValueError where PEFT has one value for all and
-    the adapters do not."""
-    first, model = next(iter(adapters.values())), view.model
-    linear = {path: a for path, a in adapters.items() if isinstance(a.base, Linear)} or adapters
-    config: dict[str, Any] = {
-        **first.keys.fixed,
-        "peft_type": first.peft_type,
-        "task_type": task_type(view, adapters),
-        "base_model_name_or_path": model.hub and model.hub[0],
-        "inference_mode": True,
-        "fan_in_fan_out": view.transposed and any("block_" in path for path in adapters),
-        first.keys.init: True,
-    }
-    if model.hub:
-        config["revision"] = model.hub[1]
+def variant_keys(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
+    """The keys that say the variant and its options, of {Hugging Face's name of a layer: its adapter}. Raises
+    ValueError where PEFT has one value for all and the adapters do not."""
+    first = next(iter(adapters.values()))
+    linear = {name: a for name, a in adapters.items() if isinstance(a.base, Linear)} or adapters
+    config = {**first.keys.fixed, "peft_type": first.peft_type, "inference_mode": True, first.keys.init: True}
     for option in first.options:
         those = linear if option.name == "dropout" else adapters  # ids have no dropout
-        values = {view.names[path]: getattr(a, option.name) for path, a in those.items()}
+        values = {name: getattr(a, option.name) for name, a in those.items()}
         config[option.key] = next(iter(values.values()))
         others = {name: value for name, value in values.items() if value != config[option.key]}
         if option.pattern:
