@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from ..backend import Array, Rng, generator
 from ..nn import Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
 from ..spelling import choose_from
-from .base import DEFAULT, Adapter, sizes_of, variants
+from .base import DEFAULT, Adapter, class_for, sizes_of, variants
 from .lora import LoRALinear, TiedLoRALinear
 from .parts import Parts
 
@@ -171,14 +171,12 @@ def classes_of(variant: str) -> list[type[Adapter]]:
     return variants()[variant]
 
 
-def adapter_for(base: Module, variant: str = DEFAULT, path: str = "", **options: Any) -> type[Adapter]:
-    """The class of a variant for the layer at `path`: the one whose list of modules names it, else the one that has
-    no list. Where the variant has none for this type of layer, its first class, whose check() says so."""
-    classes = [cls for cls in classes_of(variant) if isinstance(base, cls.base_type)]
-    for cls in classes:
-        if cls.modules_key and {path, last(path)} & {*listed(options.get(cls.modules_key, cls.targets))}:
-            return cls
-    return next((cls for cls in classes if not cls.modules_key), classes_of(variant)[0])
+def adapter_for(base: Module, variant: str, path: str, **options: Any) -> type[Adapter]:
+    """The class of a variant for the layer at `path`, which an option may name by its path or the end of it."""
+    names = {path, last(path)}
+    return class_for(
+        classes_of(variant), base, lambda cls: bool(names & {*listed(options.get(cls.modules_key, cls.targets))})
+    )
 
 
 def listed(names: str | Collection[str]) -> Collection[str]:

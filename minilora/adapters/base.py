@@ -51,6 +51,20 @@ class Slot(NamedTuple):
     file_shape: tuple[str, ...] = ()  # the shape in the file, where it is another: an axis of "1" more, or transposed
     saved_if: str = ""  # the option, if any, that says whether the file holds it; draw_shared() makes it if not
 
+    def to_file(self, x: Array) -> Array:
+        """The attribute's array with the axes of the file."""
+        if self.file_shape == self.shape[::-1]:
+            return x.T
+        sizes = iter(x.shape)
+        return x.reshape([1 if axis == "1" else next(sizes) for axis in self.file_shape or self.shape])
+
+    def from_file(self, x: Array) -> Array:
+        """The file's array with the axes of the attribute."""
+        if self.file_shape == self.shape[::-1]:
+            return x.T
+        axes = zip(x.shape, self.file_shape or self.shape, strict=True)
+        return x.reshape([size for size, axis in axes if axis != "1"])
+
 
 class Option(NamedTuple):
     """One hyperparameter: an attribute of the adapter, and a key of PEFT's config."""
@@ -309,6 +323,14 @@ def variants() -> dict[str, list[type[Adapter]]]:
             own = [cls for cls in vars(file).values() if getattr(cls, "__module__", "") == file.__name__]
             found[module.name] = [cls for cls in own if isinstance(cls, type) and "base_type" in vars(cls)]
     return {name: classes for name, classes in found.items() if classes}
+
+
+def class_for(classes: list[type[Adapter]], base: Any, is_listed: Callable[[type[Adapter]], bool]) -> type[Adapter]:
+    """The class of a variant for one layer: the one whose list of modules (modules_key) names it, else the one without
+    a list. Where there is none for this type of layer, the first, whose check() says so."""
+    right = [cls for cls in classes if isinstance(base, cls.base_type)]
+    named = [cls for cls in right if cls.modules_key and is_listed(cls)]
+    return next(iter([*named, *(cls for cls in right if not cls.modules_key), *classes]))
 
 
 def short(value: Any) -> str:

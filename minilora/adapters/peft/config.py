@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from ..base import Adapter, short, variants
+from ..base import Adapter, class_for, short, variants
 
 # Keys that PEFT's configs have in common: those that are read, and those that say where an adapter is from.
 READ = {
@@ -176,19 +176,19 @@ def is_list_of(value: Any, kind: type) -> bool:
 def is_target(config: dict[str, Any], name: str) -> bool:
     """Is an adapter to be put on it? target_modules is not "all-linear" here, but what that stands for."""
     targets = config["target_modules"]
-    if names_it(config.get("exclude_modules"), name):
+    if is_named_by(config.get("exclude_modules"), name):
         return False
-    if any(matches_whole("modules_to_save", saved, name) for saved in config.get("modules_to_save") or []):
+    if any(matches_pattern("modules_to_save", saved, name) for saved in config.get("modules_to_save") or []):
         return False
-    return names_it(targets, name) and (isinstance(targets, str) or name in targets or is_of_layers(config, name))
+    return is_named_by(targets, name) and (isinstance(targets, str) or name in targets or is_of_layers(config, name))
 
 
-def names_it(value: Any, name: str) -> bool:
+def is_named_by(value: Any, name: str) -> bool:
     """PEFT's rule for target_modules and exclude_modules: one regular expression, or a list of endings."""
     return bool(value) and (bool(re.fullmatch(value, name)) if isinstance(value, str) else ends_with(name, value))
 
 
-def matches_whole(key: str, pattern: str, name: str) -> re.Match[str] | None:
+def matches_pattern(key: str, pattern: str, name: str) -> re.Match[str] | None:
     return re.match(WHOLE.get(key, VALUES).replace("PATTERN", pattern), name)
 
 
@@ -203,7 +203,7 @@ def is_of_layers(config: dict[str, Any], name: str) -> bool:
     if wanted is None or wanted == []:
         return True
     if patterns:
-        match = next(filter(None, (matches_whole("layers_pattern", pattern, name) for pattern in patterns)), None)
+        match = next(filter(None, (matches_pattern("layers_pattern", pattern, name) for pattern in patterns)), None)
     else:
         match = re.match(r".*?\.[^.]*\.(?P<i>\d+)\.", name)
     return match is not None and int(match["i"]) in ([wanted] if isinstance(wanted, int) else wanted)
@@ -216,15 +216,14 @@ def is_saved(config: dict[str, Any], name: str) -> bool:
     return any(whole.endswith(saved) for whole in wholes for saved in config.get("modules_to_save") or [])
 
 
-def class_for(classes: list[type[Adapter]], config: dict[str, Any], base: Any, name: str) -> type[Adapter]:
-    """The class for one layer: that whose own list of modules names it, as PEFT reads that list, or else the one
-    without a list. Where there is none for this type of layer, the first, whose check() says so."""
-    right = [cls for cls in classes if isinstance(base, cls.base_type)]
-    for cls in right:
-        listed = config.get(cls.modules_key) if cls.modules_key else None
-        if re.fullmatch(listed, name) if isinstance(listed, str) else name.endswith(tuple(listed or ())):
-            return cls
-    return next((cls for cls in right if not cls.modules_key), classes[0])
+def class_of_layer(classes: list[type[Adapter]], config: dict[str, Any], base: Any, name: str) -> type[Adapter]:
+    """The class for one layer, whose name the lists of modules give as PEFT reads them."""
+
+    def is_listed(cls: type[Adapter]) -> bool:
+        listed = config.get(cls.modules_key)
+        return bool(re.fullmatch(listed, name)) if isinstance(listed, str) else name.endswith(tuple(listed or ()))
+
+    return class_for(classes, base, is_listed)
 
 
 def options_of(cls: type[Adapter], config: dict[str, Any], name: str) -> dict[str, Any]:
@@ -233,6 +232,6 @@ def options_of(cls: type[Adapter], config: dict[str, Any], name: str) -> dict[st
     found = {}
     for option in cls.options:
         patterns, value = config.get(option.pattern) or {}, config.get(option.key)
-        value = next((x for pattern, x in patterns.items() if matches_whole(option.pattern, pattern, name)), value)
+        value = next((x for pattern, x in patterns.items() if matches_pattern(option.pattern, pattern, name)), value)
         found[option.name] = option.default if value is None else value
     return found

@@ -12,13 +12,13 @@ from ..base import Adapter, Slot, shape, short, sizes_of
 from .config import (
     ADDED,
     WHOLE,
-    class_for,
+    class_of_layer,
     classes_of,
     entries,
+    is_named_by,
     is_saved,
     is_target,
-    matches_whole,
-    names_it,
+    matches_pattern,
     options_of,
     regular_keys,
 )
@@ -85,20 +85,23 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
     config = config | {"target_modules": targets_of(view, config, tensors)}
     targets = [path for path, name in names.items() if is_target(config, name)]
     saved = [path for path, name in names.items() if is_saved(config, name)]
-    twin = next((cls.tied_head for cls in classes if cls.tied_head), None)
-    if twin and is_tied(view, config, targets, tensors, [slot.file for slot in twin.slots]):
+    tied_class = next((cls.tied_head for cls in classes if cls.tied_head), None)
+    if tied_class and not is_tied(view, config, targets, tensors, [slot.file for slot in tied_class.slots]):
+        tied_class = None
+    if tied_class:
         targets = [path for path in names if path in (*targets, "embed.token") and path != view.head]
-    else:
-        twin = None
     tied = is_tied(view, config, saved, tensors, ["weight"])
     if tied:
         saved = [path for path in names if path in (*saved, "embed.token", view.head)]
     adapters: dict[str, tuple[type[Adapter], dict[str, Any]]] = {}
     for path, layer in view.layers.items():
         name = names[path]
-        cls = class_for(classes, config, view.bases[path], name)
+        cls = class_of_layer(classes, config, view.bases[path], name)
+        if tied_class and path == view.head:
+            adapters[path] = tied_class, options_of(tied_class, config, names["embed.token"])
+            continue
         if path not in targets:
-            if not (twin and path == view.head) and any(view.tensor(path, slot.file) in tensors for slot in cls.slots):
+            if any(view.tensor(path, slot.file) in tensors for slot in cls.slots):
                 raise ValueError(f"target_modules = {short(config['target_modules'])} do not name {name}, which has "
                                  "tensors")  # fmt: skip
             continue
@@ -108,8 +111,6 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         adapters[path] = cls, options
-    if twin:
-        adapters[view.head] = twin, options_of(twin, config, names["embed.token"])
     those = {"none": [], "all": list(names)}.get(config.get("bias") or "none", list(adapters))
     biases = [path for path in those if path not in saved and getattr(view.bases[path], "bias", None) is not None]
     for path in [*saved, *biases]:
@@ -118,7 +119,7 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
     both = next((path for path in saved if path in adapters), None)
     if both:
         raise ValueError(f"{names[both]} is among modules_to_save and among target_modules")
-    return Plan(adapters, tied or twin is not None, saved, biases)
+    return Plan(adapters, tied or tied_class is not None, saved, biases)
 
 
 def is_tied(
@@ -153,8 +154,8 @@ def check_names(view: View, config: dict[str, Any]) -> None:
             if key == "modules_to_save":
                 return entry in added or any(is_saved({key: [entry]}, name) for name in known)
             if key in WHOLE or key in patterns:
-                return any(matches_whole(key, entry, name) for name in known)
-            return any(names_it(entry if isinstance(value, str) else [entry], name) for name in known)
+                return any(matches_pattern(key, entry, name) for name in known)
+            return any(is_named_by(entry if isinstance(value, str) else [entry], name) for name in known)
 
         nothing = (entry for entry in entries(config, key) if not matches(entry))
         first = [short(entry) for entry in itertools.islice(nothing, 4)]

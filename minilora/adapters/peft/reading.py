@@ -28,7 +28,7 @@ from ...spelling import choose_from
 from ..attach import wasted_rank
 from ..base import sizes_of
 from .config import classes_of
-from .format import CONFIG, LABELS, WEIGHTS, locate_adapter, read_adapter, reshaped, without_weights
+from .format import CONFIG, LABELS, WEIGHTS, locate_adapter, read_adapter, without_weights
 from .plan import Place, Plan, plan_of, tensors_of
 from .view import PREFIX, View, view_of
 
@@ -159,7 +159,7 @@ def check_tensors(
     for path, (cls, options) in plan.adapters.items():
         sizes = sizes_of(view.bases[path], options)
         there = [(name, place.slot) for name, place in places.items() if place.path == path and place.slot]
-        own = {slot.name: reshaped(slot, tensors[name], slot.shape, sizes) for name, slot in there}
+        own = {slot.name: slot.from_file(tensors[name]) for name, slot in there}
         if cls not in classes_of(config) or len(own) < len(cls.slots):
             continue  # it shares those of another layer, or of all
         factors = cls.of(without_weights(cls, sizes["n_in"], sizes["n_out"], dtype), own, **options).factors()
@@ -182,9 +182,7 @@ def build(view: View, plan: Plan, places: dict[str, Place], tensors: dict[str, n
     held: dict[str, dict[str, Parameter]] = {}
     for name, (path, what, slot, _) in places.items():
         W = view.bases[path or next(iter(plan.adapters))].weight.data
-        x = tensors[name]
-        if slot and path:
-            x = reshaped(slot, x, slot.shape, sizes_of(view.bases[path], plan.adapters[path][1]))
+        x = slot.from_file(tensors[name]) if slot else tensors[name]
         learns = slot is None or slot.trained
         held.setdefault(path, {})[what] = Parameter(get_array_module(W).asarray(x, dtype=W.dtype), learns)
     modules: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from ...nn import Linear
 from ..base import Adapter, variants
 from ..parts import Parts
 from .config import CLASSIFIERS, biases_of, ends_with
-from .format import CONFIG, LABELS, WEIGHTS, reshaped
+from .format import CONFIG, LABELS, WEIGHTS
 from .plan import Plan, tensors_of
 from .view import TIED_NAMES, View, view_of
 
@@ -177,11 +177,8 @@ def tensors_in_file(view: View, plan: Plan, adapters: dict[str, Adapter], config
         held = {getattr(adapters[p], what) for p in ([path] if path else adapters)}
         if len(held) > 1:
             raise ValueError(f"the adapters have {len(held)} different {what}, and PEFT's file has one for all")
-        x = held.pop().data
-        if path:
-            tensors[name] = reshaped(slot, x, slot.file_shape, adapters[path].sizes)
-        else:  # as large as the largest of these layers needs
-            tensors[name] = x[tuple(map(slice, form))]
+        x = slot.to_file(held.pop().data)
+        tensors[name] = x if path else x[tuple(map(slice, form))]  # as large as the largest of these layers needs
     if config.get("bias") == "all" and view.head_bias and "lm_head" in plan.biases:
         tensors[view.head_bias] = view.bases["lm_head"].bias.data
     if set(config["target_modules"]) & set(TIED_NAMES):
