@@ -40,21 +40,22 @@ def attach(
     train: str | Collection[str] = (),
     **options: Any,
 ) -> list[str]:
-    """Freeze the model and put a new adapter of the variant in the place of every target; return the dotted paths.
+    """Freeze the model, replace every target by a new adapter of the variant, and return the dotted paths.
 
-    `targets`: last names, exactly ("q_proj"; "embed" for the token embedding); or "all-linear", every Linear but those
-    of HEADS; or, where the variant has a rank, a dict from last names or dotted paths to ranks. By default those that
-    the variant's classes name. `train` names what else learns: "bias" (every bias), "norm" (every gain and bias of a
-    norm), or the last name of a module, such as "lm_head". `options` are those of the variant's classes. `rng` is a
-    generator, or a seed for one.
-    An adapter of an embedding acts on the input alone, also where a head is tied to it.
-    Called again, it adapts further layers: every adapter learns then, one that was frozen meanwhile too, and of the
-    rest only what this call's `train` names.
-    One warning names the layers whose rank is above min(in, out), where that adds numbers to train and nothing to
-    learn.
-    Raises ValueError, and leaves the model as it was, when a target matches nothing or is adapted already, for an
-    option that the variant does not have or that is out of range, and for an `rng` that is neither a seed nor a
-    generator.
+    targets     last names of layers ("q_proj"; "embed" is the token embedding); or "all-linear", every Linear but those
+                of HEADS; or, where the variant has a rank, a dict from last names or dotted paths to ranks. By default
+                the targets that the variant's classes state.
+    rng         a generator, or a seed for one
+    train       what else learns: "bias" (every bias), "norm" (every gain and bias of a norm), or the last name of a
+                module, such as "lm_head"
+    options     those of the variant's classes
+
+    An adapter of an embedding changes the input only, even if a head is tied to it. A second call adapts further
+    layers; afterwards all adapters learn, also those that were frozen in between, and of the base only what the second
+    `train` names.
+    Warns once of layers whose rank is above min(in, out): the excess adds parameters, but B A has no higher rank.
+    Raises ValueError, and leaves the model as it was, for a target that matches nothing or is adapted already, an
+    option that the variant lacks or that is out of range, and an `rng` that is neither a seed nor a generator.
     """
     rng = generator(rng)
     return place(model, variant, targets, train, options, lambda cls, base, **given: cls.start(base, rng=rng, **given))
