@@ -16,8 +16,9 @@ order of the class Adapter below, with the LoRA of a Linear (lora.py, LoRALinear
     backward    adds dA and dB to the gradients and returns dx, by ops/lora.py
     merged      W + s B A, and the bias
 
-The rest of the class is the same for all. DoRA would be a file dora.py: LoRALinear with a third slot, the magnitude,
-and "use_dora": True among its keys; its derivation would go into ops/dora.py.
+The rest of the class is the same for all. DoRA would be one more file, dora.py, with a class DoRALinear(LoRALinear):
+variant = "dora", base_type = Linear, a third slot for the magnitude, "use_dora": True among its keys, and the forward,
+backward and merged() that ops/dora.py would derive.
 """
 
 from __future__ import annotations
@@ -92,11 +93,11 @@ class Option(NamedTuple):
 class Keys(NamedTuple):
     """The keys of a variant's adapter_config.json in PEFT, beside its options and the keys that all have."""
 
-    init: str  # says how the adapter was started
-    inits: tuple[Any, ...] = (True, False)  # values of `init` that leave the base as it is
-    fixed: Mapping[str, Any] = {}  # {key: the one value that is read}; they tell variants of one peft_type apart
-    ignored: tuple[str, ...] = ()  # say nothing of what the adapter computes
-    lacks: tuple[str, ...] = ()  # the others have them, this one does not
+    init: str  # the key that says how the adapter was started
+    inits: tuple[Any, ...] = (True, False)  # its values that leave the base as it is
+    fixed: Mapping[str, Any] = {}  # {key: the only value that is read}; tells variants of one peft_type apart
+    ignored: tuple[str, ...] = ()  # keys that change nothing of what the adapter computes
+    lacks: tuple[str, ...] = ()  # keys that most configs of PEFT have, and this one does not
 
 
 class Kept(NamedTuple):
@@ -259,13 +260,13 @@ class Adapter(Module):
         learns = {name for name, p in self.own_parameters().items() if p.trainable}
         y = self.base.costs(x, costs)
         sizes = self.sizes | {"n": y.rows}
-        dropped = costs.dropout and bool(getattr(self, "dropout", 0))
-        if dropped:
+        drops = costs.dropout and bool(getattr(self, "dropout", 0))
+        if drops:
             costs.keep(self, "keep", costs.array(*x.shape), "to drop the same of dx")
         for what, width, why, slots in self.kept:
             if slots and learns.isdisjoint(slots):
                 continue
-            if what == "x" and dropped:
+            if what == "x" and drops:
                 costs.keep(self, "x, dropped", costs.array(*x.shape), why)
             elif what in ("x", "ids"):
                 costs.keep(self, what, x, why)
@@ -339,7 +340,7 @@ def short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-def apart(a: Array, b: Array) -> float:
+def relative_difference(a: Array, b: Array) -> float:
     """The largest difference, relative to the largest number of a."""
     return float(abs(a - b).max() / abs(a).max())
 

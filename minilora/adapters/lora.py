@@ -11,13 +11,13 @@ from .. import ops
 from ..backend import Array, Rng, generator, to_numpy
 from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass
 from ..nn.optim import SGD
-from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, apart, dropped
+from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, dropped, relative_difference
 
 
 def exchange(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
     """Bᵀ dB = dA Aᵀ: an invertible factor that moves from B to A changes no output."""
     A, B = adapter.lora_A, adapter.lora_B
-    return apart(B.data.T @ grads[B], grads[A] @ A.data.T)
+    return relative_difference(B.data.T @ grads[B], grads[A] @ A.data.T)
 
 
 def gradient_at_the_start(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
@@ -29,7 +29,7 @@ def first_step(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
     grads = at_the_start(adapter, x, dy)
     A, G, s, eta = adapter.lora_A.data, ops.linear_gradients(dy, x), adapter.scaling, 0.37
     SGD(adapter.trainable_parameters(), lr=eta).step(grads)
-    return apart(adapter.delta(), -eta * s**2 * G @ A.T @ A)
+    return relative_difference(adapter.delta(), -eta * s**2 * G @ A.T @ A)
 
 
 def at_the_start(adapter: LoRA, x: Array, dy: Array) -> Gradients:

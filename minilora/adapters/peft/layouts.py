@@ -14,8 +14,8 @@ loralib     lora_A, lora_B in a state dict, and no config: rank, alpha and what 
                 B =  0 0        (q and v enabled, k not)    A = A₂          alpha' = n alpha, so that s stays
                      0 B₂
 
-            The other way, a pair whose A serves several parts at once needs a copy of A for each: the same ΔW, of more
-            parameters, which part ways when they are trained on.
+            The other way, a pair whose A serves several parts at once needs a copy of A for each part: the same ΔW with
+            more parameters. Further training would make the copies differ.
 """
 
 from __future__ import annotations
@@ -151,7 +151,10 @@ def from_loralib(
         raise ValueError(f"r = {r!r:.80} and alpha = {alpha!r:.80} must be a whole number from 1 up, and a number")
     pairs: dict[str, Pair] = {}
     for path, (A, B) in matrices(source, tensors, "lora_A", "lora_B").items():
-        enabled = check_enabled(fused.get(last(path), (True,)), path)
+        enabled = list(fused.get(last(path), (True,)))
+        if not any(enabled) or not all(isinstance(on, bool) for on in enabled):
+            raise ValueError(f"{path}: enable_lora = {enabled!r:.80} is one True or False for each part, and one is "
+                             "True")  # fmt: skip
         n = sum(enabled)
         if len(A) != n * r or B.shape[1] != r or len(B) % n:
             raise misfit(source, path, f"lora_A ({n * r}, in) and lora_B ({n} parts, {r})", A, B)
@@ -200,12 +203,6 @@ def to_loralib(
         made[name] = {"r": r, "lora_alpha": alpha_for(s, r)} | ({"enable_lora": enabled} if parts > 1 else {})
     save_tensors(Path(file), tensors, {"format": "pt"})
     return made
-
-
-def check_enabled(enabled: Sequence[bool], path: str) -> list[bool]:
-    if not len(enabled) or not all(isinstance(on, bool) for on in enabled) or not any(enabled):
-        raise ValueError(f"{path}: enable_lora = {enabled!r:.80} is one True or False for each part, and one is True")
-    return list(enabled)
 
 
 def matrices(

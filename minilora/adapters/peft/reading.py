@@ -26,7 +26,6 @@ from ...models.transformer import Transformer
 from ...nn import Module, Parameter, check_fit
 from ..attach import wasted_rank
 from ..base import sizes_of
-from .config import classes_of
 from .format import CONFIG, LABELS, WEIGHTS, locate_adapter, read_adapter, without_weights
 from .plan import Place, Plan, plan_of, tensors_of
 from .view import PREFIX, View, view_of
@@ -98,7 +97,8 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     places = tensors_of(view, plan)
     beside = {name for name in tensors if name.startswith(tuple(f"{PREFIX}{layer}." for layer in view.unused))}
     try:
-        check_tensors(view, config, plan, {name: tensors[name] for name in tensors if name not in beside}, places)
+        rest = {name: x for name, x in tensors.items() if name not in beside}
+        check_tensors(view, plan, needed(view, config, plan, rest, places), places)
     except ValueError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit this model and its config: {error}") from None
     expected = metadata.get("base_sha256")
@@ -122,30 +122,33 @@ def label_names(metadata: dict[str, str], labels: int) -> list[str]:
         return []
 
 
-def check_tensors(
+def needed(
     view: View, config: dict[str, Any], plan: Plan, tensors: dict[str, np.ndarray], places: dict[str, Place]
-) -> None:
-    """Raise ValueError unless the tensors are just those that are needed, of the right shapes, and can be converted.
-
-    PEFT writes some beside them: constants of old models, the frozen weight of an adapted embedding or head, and with
-    bias "all" what it knows by two names.
-    """
-    if not tensors:
-        raise ValueError("it holds no tensor")
+) -> dict[str, np.ndarray]:
+    """The tensors without what PEFT writes beside them: constants of old models, the frozen weight of an adapted
+    embedding or head, and with bias "all" what it knows by two names. Raises ValueError for another frozen weight."""
     frozen = {view.tensor(path, "base_layer.weight"): path for path in plan.adapters}
     head_bias = view.head_bias if ("lm_head", "bias") in [(p.path, p.name) for p in places.values()] else ""
-    for name in list(tensors):
+    found = {}
+    for name, x in tensors.items():
         copy = config.get("bias") == "all" and (".original_module." in name or ".modules_to_save." in name)
         if name in frozen:
-            theirs, W = tensors[name], to_numpy(view.bases[frozen[name]].weight.data)
-            if not np.array_equal(W.astype(theirs.dtype), theirs):
+            if not np.array_equal(to_numpy(view.bases[frozen[name]].weight.data).astype(x.dtype), x):
                 raise ValueError(f"{name} is not the weight of this base: it was made for another, or trained or "
                                  "resized")  # fmt: skip
-        if name in frozen or copy or name == head_bias or CONSTANT.fullmatch(name):
-            tensors.pop(name)
+        elif not copy and name != head_bias and not CONSTANT.fullmatch(name):
+            found[name] = x
+    return found
+
+
+def check_tensors(view: View, plan: Plan, tensors: dict[str, np.ndarray], places: dict[str, Place]) -> None:
+    """Raise ValueError unless the tensors are just those of `places`, of the right shapes, and the model's dtype holds
+    their numbers."""
     if not places.keys() & tensors.keys():
         raise ValueError(
             f"its tensors have names of another model: {min(tensors)} is there, and {min(places)} is needed"
+            if tensors
+            else "it holds no tensor"
         )
     check_fit(tensors, {name: place.shape for name, place in places.items()})
     dtype = next(iter(view.model.named_parameters().values())).data.dtype
@@ -155,14 +158,18 @@ def check_tensors(
         with np.errstate(over="ignore"):
             if not np.isfinite(x.astype(dtype)).all():
                 raise ValueError(f"{name} holds numbers that are too large for {dtype}")
+    own: dict[str, dict[str, np.ndarray]] = {}
+    for name, place in places.items():
+        if place.slot:
+            own.setdefault(place.path, {})[place.name] = place.slot.from_file(tensors[name])
     for path, (cls, options) in plan.adapters.items():
+        if (plan.tied and path == view.head) or len(own[path]) < len(cls.slots):
+            continue  # it shares the embedding's Parameters, or those of all layers
         sizes = sizes_of(view.bases[path], options)
-        there = [(name, place.slot) for name, place in places.items() if place.path == path and place.slot]
-        own = {slot.name: slot.from_file(tensors[name]) for name, slot in there}
-        if cls not in classes_of(config) or len(own) < len(cls.slots):
-            continue  # it shares those of another layer, or of all
-        factors = cls.of(without_weights(cls, sizes["n_in"], sizes["n_out"], dtype), own, **options).factors()
-        A, B, s = factors or (np.zeros((1, 1)), np.zeros((1, 1)), 0.0)
+        factors = cls.of(without_weights(cls, sizes["n_in"], sizes["n_out"], dtype), own[path], **options).factors()
+        if factors is None:
+            continue
+        A, B, s = factors
         a, b = (float(np.abs(x).max()) for x in (A, B))
         if not abs(s) * max(1.0, len(A) * a * b) <= float(np.finfo(dtype).max):
             raise ValueError(
