@@ -98,7 +98,7 @@ def attach_lora(
 
 
 def low_rank_adapter(base: Module, A: Array, B: Array) -> Adapter:
-    """The adapter of a Linear with ΔW = B A: s = 1."""
+    """The LoRA of a Linear with ΔW = B A (s = 1), for A (r, in) and B (out, r) that are known."""
     return LoRALinear.of(base, {"lora_A": A, "lora_B": B}, r=len(A), alpha=float(len(A)))
 
 
@@ -120,39 +120,39 @@ def place(
             raise ValueError(f"{key}: {min(strange)!r} is no target")
     extra = trained_beside_adapters(model, train)
     adapters = [module for _, module in model.named_modules() if isinstance(module, Adapter)]
-    share = [slot.name for cls in classes for slot in cls.slots if slot.shared]
-    if share and any(adapter.variant == variant for adapter in adapters):
-        raise ValueError(f"{variant} is attached to all its layers at once, as they share {' and '.join(share)}")
-    made = {path: adapter_for(layer, variant, path, **options) for path, layer in layers.items()}
-    given = {path: options if r is None else options | {"r": r} for path, r in ranks.items()}
-    used: dict[str, tuple[int, int]] = {}  # the ranks that can be wasted
-    for path, cls in made.items():
+    sharing = [slot.name for cls in classes for slot in cls.slots if slot.shared]
+    if sharing and any(adapter.variant == variant for adapter in adapters):
+        raise ValueError(f"{variant} is attached to all its layers at once, as they share {' and '.join(sharing)}")
+    cls_at = {path: adapter_for(layer, variant, path, **options) for path, layer in layers.items()}
+    options_at = {path: options if r is None else options | {"r": r} for path, r in ranks.items()}
+    ranks_used: dict[str, tuple[int, int]] = {}  # of the layers where a rank above min(in, out) is wasted
+    for path, cls in cls_at.items():
         try:
-            cls.check(layers[path], **given[path])
+            cls.check(layers[path], **options_at[path])
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         if cls.trains_a_matrix():
-            sizes = sizes_of(layers[path], cls.defaults() | given[path])
-            used[path] = sizes["r"], min(sizes["n_in"], sizes["n_out"])
-    if note := wasted_rank(used):
+            sizes = sizes_of(layers[path], cls.defaults() | options_at[path])
+            ranks_used[path] = sizes["r"], min(sizes["n_in"], sizes["n_out"])
+    if note := wasted_rank(ranks_used):
         warnings.warn(note, stacklevel=4)
 
     model.freeze()
     for path in fused:
         model[path] = Parts(model[path])  # type: ignore[arg-type]
     shared = {
-        cls: cls.draw_shared([layers[path] for path, other in made.items() if other is cls], **options)
-        for cls in dict.fromkeys(made.values())
+        cls: cls.draw_shared([layers[path] for path, other in cls_at.items() if other is cls], **options)
+        for cls in dict.fromkeys(cls_at.values())
     }
-    for path, cls in made.items():
-        model[path] = adapter = make(cls, model[path], **given[path], **shared[cls])
+    for path, cls in cls_at.items():
+        model[path] = adapter = make(cls, model[path], **options_at[path], **shared[cls])
         adapters.append(adapter)
     for adapter in adapters:
         for slot in adapter.slots:
             getattr(adapter, slot.name).trainable = slot.trained
     for parameter in extra:
         parameter.trainable = True
-    return list(made)
+    return list(cls_at)
 
 
 def check_options(variant: str, targets: Targets | None, options: Collection[str]) -> None:
