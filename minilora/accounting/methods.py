@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..adapters.attach import attach_without_weights, choose, fused_above, last, wasted_rank
-from ..adapters.base import DEFAULT, Adapter, Kept, Option, Products, Slot, check_base, variants
+from ..adapters.base import DEFAULT, Adapter, Kept, Option, Products, Slot, variants
 from ..adapters.lora import LoRALinear
 from ..models.transformer import Transformer
 from ..nn import Block, Costs, Linear, MetaArray, Module, Parameter
@@ -48,11 +48,8 @@ class DoRA(LoRALinear):
 class Formula(Adapter):
     """Of a Linear; PEFT has no file format for it."""
 
+    base_type = Linear
     options = (Option("r", "r", 8),)
-
-    @classmethod
-    def check(cls, base: Module, **options: Any) -> None:
-        check_base(base, Linear)
 
 
 class LoRAXS(Formula):

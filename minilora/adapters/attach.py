@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
-from ..backend import Rng, generator
+from ..backend import Array, Rng, generator
 from ..nn import Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
 from ..spelling import choose_from
-from .base import DEFAULT, Adapter, sizes_of, variants
-from .lora import TiedLoRALinear
+from .base import DEFAULT, Adapter, class_for, sizes_of, variants
+from .lora import LoRALinear, TiedLoRALinear
 from .parts import Parts
 
 Targets: TypeAlias = str | Collection[str] | Mapping[str, int]
@@ -40,21 +40,22 @@ def attach(
     train: str | Collection[str] = (),
     **options: Any,
 ) -> list[str]:
-    """Freeze the model and put a new adapter of the variant in the place of every target; return the dotted paths.
+    """Freeze the model, replace every target by a new adapter of the variant, and return the dotted paths.
 
-    `targets`: last names, exactly ("q_proj"; "embed" for the token embedding); or "all-linear", every Linear but those
-    of HEADS; or, where the variant has a rank, a dict from last names or dotted paths to ranks. By default those that
-    the variant's classes name. `train` names what else learns: "bias" (every bias), "norm" (every gain and bias of a
-    norm), or the last name of a module, such as "lm_head". `options` are those of the variant's classes. `rng` is a
-    generator, or a seed for one.
-    An adapter of an embedding acts on the input alone, also where a head is tied to it.
-    Called again, it adapts further layers: every adapter learns then, one that was frozen meanwhile too, and of the
-    rest only what this call's `train` names.
-    One warning names the layers whose rank is above min(in, out), where that adds numbers to train and nothing to
-    learn.
-    Raises ValueError, and leaves the model as it was, when a target matches nothing or is adapted already, for an
-    option that the variant does not have or that is out of range, and for an `rng` that is neither a seed nor a
-    generator.
+    targets     last names of layers ("q_proj"; "embed" is the token embedding); or "all-linear", every Linear but those
+                of HEADS; or, where the variant has a rank, a dict from last names or dotted paths to ranks. By default
+                the targets that the variant's classes state.
+    rng         a generator, or a seed for one
+    train       what else learns: "bias" (every bias), "norm" (every gain and bias of a norm), or the last name of a
+                module, such as "lm_head"
+    options     those of the variant's classes
+
+    An adapter of an embedding changes the input only, even if a head is tied to it. A second call adapts further
+    layers; afterwards all adapters learn, also those that were frozen in between, and of the base only what the second
+    `train` names.
+    Warns once of layers whose rank is above min(in, out): the excess adds parameters, but B A has no higher rank.
+    Raises ValueError, and leaves the model as it was, for a target that matches nothing or is adapted already, an
+    option that the variant lacks or that is out of range, and an `rng` that is neither a seed nor a generator.
     """
     rng = generator(rng)
     return place(model, variant, targets, train, options, lambda cls, base, **given: cls.start(base, rng=rng, **given))
@@ -96,6 +97,11 @@ def attach_lora(
     return [*paths, *heads]
 
 
+def low_rank_adapter(base: Module, A: Array, B: Array) -> Adapter:
+    """The LoRA of a Linear with ΔW = B A (s = 1), for A (r, in) and B (out, r) that are known."""
+    return LoRALinear.of(base, {"lora_A": A, "lora_B": B}, r=len(A), alpha=float(len(A)))
+
+
 def place(
     model: Module,
     variant: str,
@@ -114,38 +120,39 @@ def place(
             raise ValueError(f"{key}: {min(strange)!r} is no target")
     extra = trained_beside_adapters(model, train)
     adapters = [module for _, module in model.named_modules() if isinstance(module, Adapter)]
-    share = [slot.name for cls in classes for slot in cls.slots if slot.shared]
-    if share and any(adapter.variant == variant for adapter in adapters):
-        raise ValueError(f"{variant} is attached to all its layers at once, as they share {' and '.join(share)}")
-    made = {path: adapter_for(layer, variant, path, **options) for path, layer in layers.items()}
-    given = {path: options if r is None else options | {"r": r} for path, r in ranks.items()}
-    used: dict[str, tuple[int, int]] = {}  # the ranks that can be wasted
-    for path, cls in made.items():
+    sharing = [slot.name for cls in classes for slot in cls.slots if slot.shared]
+    if sharing and any(adapter.variant == variant for adapter in adapters):
+        raise ValueError(f"{variant} is attached to all its layers at once, as they share {' and '.join(sharing)}")
+    cls_at = {path: adapter_for(layer, variant, path, **options) for path, layer in layers.items()}
+    options_at = {path: options if r is None else options | {"r": r} for path, r in ranks.items()}
+    ranks_used: dict[str, tuple[int, int]] = {}  # of the layers where a rank above min(in, out) is wasted
+    for path, cls in cls_at.items():
         try:
-            cls.check(layers[path], **given[path])
+            cls.check(layers[path], **options_at[path])
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         if cls.trains_a_matrix():
-            sizes = sizes_of(layers[path], cls.defaults() | given[path])
-            used[path] = sizes["r"], min(sizes["n_in"], sizes["n_out"])
-    if note := wasted_rank(used):
+            sizes = sizes_of(layers[path], cls.defaults() | options_at[path])
+            ranks_used[path] = sizes["r"], min(sizes["n_in"], sizes["n_out"])
+    if note := wasted_rank(ranks_used):
         warnings.warn(note, stacklevel=4)
 
     model.freeze()
     for path in fused:
         model[path] = Parts(model[path])  # type: ignore[arg-type]
     shared = {
-        cls: cls.draw_shared([layers[path] for path, other in made.items() if other is cls], **options)
-        for cls in dict.fromkeys(made.values())
+        cls: cls.draw_shared([layers[path] for path, other in cls_at.items() if other is cls], **options)
+        for cls in dict.fromkeys(cls_at.values())
     }
-    for path, cls in made.items():
-        model[path] = adapter = make(cls, model[path], **given[path], **shared[cls])
+    for path, cls in cls_at.items():
+        model[path] = adapter = make(cls, model[path], **options_at[path], **shared[cls])
         adapters.append(adapter)
     for adapter in adapters:
-        adapter.thaw()
+        for slot in adapter.slots:
+            getattr(adapter, slot.name).trainable = slot.trained
     for parameter in extra:
         parameter.trainable = True
-    return list(made)
+    return list(cls_at)
 
 
 def check_options(variant: str, targets: Targets | None, options: Collection[str]) -> None:
@@ -165,14 +172,12 @@ def classes_of(variant: str) -> list[type[Adapter]]:
     return variants()[variant]
 
 
-def adapter_for(base: Module, variant: str = DEFAULT, path: str = "", **options: Any) -> type[Adapter]:
-    """The class of a variant for the layer at `path`: the one whose list of modules names it, else the one that has
-    no list. Where the variant has none for this type of layer, its first class, whose check() says so."""
-    classes = [cls for cls in classes_of(variant) if isinstance(base, cls.base_type)]
-    for cls in classes:
-        if cls.modules_key and {path, last(path)} & {*listed(options.get(cls.modules_key, cls.targets))}:
-            return cls
-    return next((cls for cls in classes if not cls.modules_key), classes_of(variant)[0])
+def adapter_for(base: Module, variant: str, path: str, **options: Any) -> type[Adapter]:
+    """The class of a variant for the layer at `path`, which an option may name by its path or the end of it."""
+    names = {path, last(path)}
+    return class_for(
+        classes_of(variant), base, lambda cls: bool(names & {*listed(options.get(cls.modules_key, cls.targets))})
+    )
 
 
 def listed(names: str | Collection[str]) -> Collection[str]:

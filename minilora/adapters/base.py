@@ -1,8 +1,24 @@
 """The protocol of adapters: what a variant states about itself. A variant is one file beside this one.
 
-A class states its slots (the tensors it adds), its options and their keys in PEFT's config, what its forward keeps,
-what it multiplies, and its laws. Attaching, merging, PEFT's files, counting and verifying read these from the
-registry, variants(), and name no variant.
+Attaching, merging, PEFT's files, counting and verifying loop over variants() and read what its classes state. In the
+order of the class Adapter below, with the LoRA of a Linear (lora.py, LoRALinear) as the example:
+
+    layers      variant = "lora", base_type = Linear, targets = "q_proj", "v_proj"
+    tensors     slots = Slot("lora_A", "lora_A.weight", ("r", "n_in")), Slot("lora_B", "lora_B.weight", ("n_out", "r"))
+    numbers     options = Option("r", "r", 8, "rank_pattern"), Option("alpha", "lora_alpha", 8.0, "alpha_pattern"), ...
+    PEFT        peft_type = "LORA", keys = Keys("init_lora_weights")
+    memory      kept = Kept("x", "n_in", "dA = dhᵀ x", ("lora_A",)), Kept("h", "r", "dB = s dyᵀ h", ("lora_B",))
+    FLOPs       products = Products(forward="2 * r * (n_in + n_out)", ...)
+    checks      laws = {"Bᵀ dB = dA Aᵀ": exchange}, examples = {"": {"r": 3, "alpha": 5}}
+
+    start       draws A, sets B = 0, and returns the adapter
+    forward     y = base.forward(x) + s (x Aᵀ) Bᵀ, and a cache that holds no more than `kept` says
+    backward    adds dA and dB to the gradients and returns dx, by ops/lora.py
+    merged      W + s B A, and the bias
+
+The rest of the class is the same for all. DoRA would be one more file, dora.py, with a class DoRALinear(LoRALinear):
+variant = "dora", base_type = Linear, a third slot for the magnitude, "use_dora": True among its keys, and the forward,
+backward and merged() that ops/dora.py would derive.
 """
 
 from __future__ import annotations
@@ -33,7 +49,22 @@ class Slot(NamedTuple):
     shape: tuple[str, ...]  # in the sizes n_in, n_out and r
     trained: bool = True
     shared: bool = False  # one Parameter for all layers, as large as the largest; its name in the file has no layer
-    file_shape: tuple[str, ...] = ()  # the shape in the file, where that has another axis, of "1"
+    file_shape: tuple[str, ...] = ()  # the shape in the file, where it is another: an axis of "1" more, or transposed
+    saved_if: str = ""  # the option, if any, that says whether the file holds it; draw_shared() makes it if not
+
+    def to_file(self, x: Array) -> Array:
+        """The attribute's array with the axes of the file."""
+        if self.file_shape == self.shape[::-1]:
+            return x.T
+        sizes = iter(x.shape)
+        return x.reshape([1 if axis == "1" else next(sizes) for axis in self.file_shape or self.shape])
+
+    def from_file(self, x: Array) -> Array:
+        """The file's array with the axes of the attribute."""
+        if self.file_shape == self.shape[::-1]:
+            return x.T
+        axes = zip(x.shape, self.file_shape or self.shape, strict=True)
+        return x.reshape([size for size, axis in axes if axis != "1"])
 
 
 class Option(NamedTuple):
@@ -43,6 +74,30 @@ class Option(NamedTuple):
     key: str
     default: Any  # PEFT's, for a config without the key
     pattern: str = ""  # the key of {regular expression: value} for layers with another value
+
+    def check(self, value: Any) -> None:
+        """Raise ValueError for a value of another kind than the default, or out of range."""
+        if isinstance(self.default, bool):
+            right, what = isinstance(value, bool), "neither true nor false"
+        elif isinstance(self.default, int):
+            least, whole = int(self.default > 0), isinstance(value, int | np.integer) and not isinstance(value, bool)
+            right, what = whole and least <= value < 2**31, f"not a whole number from {least} to {2**31 - 1}"
+        elif self.name == "dropout":
+            right, what = is_number(value) and 0 <= value < 1, "not a probability below 1"
+        else:
+            right, what = is_number(value), "not a number that a float can hold"
+        if not right:
+            raise ValueError(f"{self.name} {short(value)} is {what}")
+
+
+class Keys(NamedTuple):
+    """The keys of a variant's adapter_config.json in PEFT, beside its options and the keys that all have."""
+
+    init: str  # the key that says how the adapter was started
+    inits: tuple[Any, ...] = (True, False)  # its values that leave the base as it is
+    fixed: Mapping[str, Any] = {}  # {key: the only value that is read}; tells variants of one peft_type apart
+    ignored: tuple[str, ...] = ()  # keys that change nothing of what the adapter computes
+    lacks: tuple[str, ...] = ()  # keys that most configs of PEFT have, and this one does not
 
 
 class Kept(NamedTuple):
@@ -71,34 +126,21 @@ class Adapter(Module):
     """A frozen layer, `base`, and the tensors of the class's slots beside it."""
 
     is_adapter = True
-    variant: ClassVar[str] = ""  # its name, that of the file
-    base_type: ClassVar[type[Linear] | type[Embedding]]  # the layers that it adapts
+    base: Any
+
+    # ---- what every variant states ----
+
+    variant: ClassVar[str] = ""  # the name of its file
+    base_type: ClassVar[type[Linear] | type[Embedding]]  # the layers that the class adapts
     targets: ClassVar[tuple[str, ...]] = ()  # last names of the layers that it adapts by default
-    modules_key: ClassVar[str] = ""
-    """Where two classes of a variant adapt one type of layer: the option of attach() and key of PEFT's config that
-    names the layers of this class, by default its `targets`. The class whose modules_key is "" adapts the others."""
-    peft_type: ClassVar[str]
-    flags: ClassVar[Mapping[str, Any]] = {}  # keys of PEFT's config that tell it from others of the same peft_type
-    lacks: ClassVar[tuple[str, ...]] = ()  # keys that PEFT's configs have in common, and this one does not
-    ignored: ClassVar[tuple[str, ...]] = ()  # keys of PEFT's config that say nothing of what the adapter computes
-    init_key: ClassVar[str]  # the key that says how it was started
-    inits: ClassVar[tuple[Any, ...]] = (True, False)  # the ways to start that leave the base as it is
-    tied_head: ClassVar[type[Adapter] | None] = None
-    """Of an adapter of the token embedding: the class by which a head that is tied to it uses the same Parameters."""
-    options: ClassVar[tuple[Option, ...]]
-    start_options: ClassVar[tuple[str, ...]] = ()  # what start() takes beside the options
     slots: ClassVar[tuple[Slot, ...]]
+    options: ClassVar[tuple[Option, ...]]
+    peft_type: ClassVar[str]
+    keys: ClassVar[Keys]
     kept: ClassVar[tuple[Kept, ...]]
     products: ClassVar[Products]
     laws: ClassVar[Mapping[str, Law]] = {}  # what must hold of an adapter whose slots are off their start
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {}}  # {what is special: options} that verify checks
-
-    base: Any
-
-    @classmethod
-    def check(cls, base: Module, **options: Any) -> None:
-        """Raise ValueError, saying what to change, unless start() can make an adapter with these."""
-        check_base(base, cls.base_type)
 
     @classmethod
     def start(cls, base: Module, *, rng: Rng, **options: Any) -> Adapter:
@@ -108,15 +150,46 @@ class Adapter(Module):
         """
         raise NotImplementedError
 
+    def merged(self) -> tuple[Array, Array | None]:
+        """W and b of a plain layer that computes the same, without dropout."""
+        raise NotImplementedError
+
+    # ---- what few need ----
+
+    start_options: ClassVar[tuple[str, ...]] = ()  # what start() takes beside the options
+    modules_key: ClassVar[str] = ""
+    """Where two classes of a variant adapt one type of layer: the option of attach() and key of PEFT's config that
+    names the layers of this class, by default its `targets`. The class whose modules_key is "" adapts the others."""
+    tied_head: ClassVar[type[Adapter] | None] = None
+    """Of an adapter of the token embedding: the class by which a head that is tied to it uses the same Parameters."""
+
+    def factors(self) -> tuple[Array, Array, float] | None:
+        """A (r, in), B (out, r) and s with ΔW = s B A, for a W (out, in); None where ΔW is no such product."""
+        return None
+
+    @classmethod
+    def check(cls, base: Module, **options: Any) -> None:
+        """Raise ValueError, saying what to change, unless start() can make an adapter with these."""
+        if base.is_adapter or base.is_merged:
+            raise ValueError("this layer is adapted already: an adapter goes on a plain one")
+        if not isinstance(base, cls.base_type):
+            kind = "an Embedding" if cls.base_type is Embedding else "a Linear"
+            raise ValueError(f"this adapter is for {kind}, and this is of type {type(base).__name__}")
+        for option in cls.options:
+            option.check(options.get(option.name, option.default))
+
     @classmethod
     def draw_shared(cls, bases: Collection[Any], **options: Any) -> dict[str, Parameter]:
         """{name of a shared slot: its Parameter}, large enough for each of these layers."""
         return {}
 
     @classmethod
-    def file_slots(cls, **options: Any) -> tuple[Slot, ...]:
-        """The slots that PEFT's file holds under these options; draw_shared() makes the others."""
-        return cls.slots
+    def join_parts(cls, base: Module, parts: list[Any]) -> Adapter:
+        """One adapter on a fused layer, `base`, that computes what its `parts` do, some of them of this class. Raises
+        ValueError where there is none."""
+        raise ValueError(f"{cls.variant} on parts of a fused layer cannot be written as an adapter on the whole")
+
+    # ---- what all have ----
 
     @classmethod
     def of(cls, base: Module, tensors: Mapping[str, Array | Parameter], **options: Any) -> Self:
@@ -177,11 +250,6 @@ class Adapter(Module):
         """{name of a slot: its Parameter}"""
         return {slot.name: getattr(self, slot.name) for slot in self.slots}
 
-    def thaw(self) -> None:
-        """Let every slot learn that is trained."""
-        for slot in self.slots:
-            getattr(self, slot.name).trainable = slot.trained
-
     @property
     def sizes(self) -> dict[str, int]:
         """n_in and n_out of the base, and r where the variant has a rank: the letters of shapes and formulas."""
@@ -192,13 +260,13 @@ class Adapter(Module):
         learns = {name for name, p in self.own_parameters().items() if p.trainable}
         y = self.base.costs(x, costs)
         sizes = self.sizes | {"n": y.rows}
-        dropped = costs.dropout and bool(getattr(self, "dropout", 0))
-        if dropped:
+        drops = costs.dropout and bool(getattr(self, "dropout", 0))
+        if drops:
             costs.keep(self, "keep", costs.array(*x.shape), "to drop the same of dx")
         for what, width, why, slots in self.kept:
             if slots and learns.isdisjoint(slots):
                 continue
-            if what == "x" and dropped:
+            if what == "x" and drops:
                 costs.keep(self, "x, dropped", costs.array(*x.shape), why)
             elif what in ("x", "ids"):
                 costs.keep(self, what, x, why)
@@ -211,23 +279,9 @@ class Adapter(Module):
         costs.multiply(self, "adapter", {f: number(f, sizes) for f in forward}, {backward: number(backward, sizes)})
         return y
 
-    @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> Adapter:
-        """One adapter on a fused layer, `base`, that computes what its `parts` do, some of them of this class. Raises
-        ValueError where there is none."""
-        raise ValueError(f"{cls.variant} on parts of a fused layer cannot be written as an adapter on the whole")
-
-    def merged(self) -> tuple[Array, Array | None]:
-        """W and b of a plain layer that computes the same, without dropout."""
-        raise NotImplementedError
-
     def delta(self) -> Array:
         """ΔW, in the shape of W: merged W - W."""
         return self.merged()[0] - self.weight.data
-
-    def factors(self) -> tuple[Array, Array, float] | None:
-        """A (r, in), B (out, r) and s with ΔW = s B A, for a W (out, in); None where ΔW is no such product."""
-        return None
 
 
 def is_number(x: Any) -> bool:
@@ -262,23 +316,31 @@ def compiled(formula: str) -> CodeType:
 
 @cache
 def variants() -> dict[str, list[type[Adapter]]]:
-    """{name: its classes, one for each type of base} of every variant that has a file here."""
+    """{name: its classes} of every variant that has a file here."""
+    found = {}
     for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__):
         if not module.ispkg:
-            importlib.import_module(f".{module.name}", __package__)
-    found: dict[str, list[type[Adapter]]] = {}
-
-    def visit(cls: type[Adapter]) -> None:
-        if "base_type" in vars(cls):
-            found.setdefault(cls.variant, []).append(cls)
-        for child in cls.__subclasses__():
-            visit(child)
-
-    visit(Adapter)
-    return dict(sorted(found.items()))
+            file = importlib.import_module(f".{module.name}", __package__)
+            own = [cls for cls in vars(file).values() if getattr(cls, "__module__", "") == file.__name__]
+            found[module.name] = [cls for cls in own if isinstance(cls, type) and "base_type" in vars(cls)]
+    return {name: classes for name, classes in found.items() if classes}
 
 
-def apart(a: Array, b: Array) -> float:
+def class_for(classes: list[type[Adapter]], base: Any, is_listed: Callable[[type[Adapter]], bool]) -> type[Adapter]:
+    """The class of a variant for one layer: the one whose list of modules (modules_key) names it, else the one without
+    a list. Where there is none for this type of layer, the first, whose check() says so."""
+    right = [cls for cls in classes if isinstance(base, cls.base_type)]
+    named = [cls for cls in right if cls.modules_key and is_listed(cls)]
+    return next(iter([*named, *(cls for cls in right if not cls.modules_key), *classes]))
+
+
+def short(value: Any) -> str:
+    """A value, of a file or a person, in a line for people."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def relative_difference(a: Array, b: Array) -> float:
     """The largest difference, relative to the largest number of a."""
     return float(abs(a - b).max() / abs(a).max())
 
@@ -290,22 +352,3 @@ def dropped(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array,
     keep = (rng.random(x.shape, dtype=np.float32) >= p) / (1 - p)
     keep = get_array_module(x).asarray(keep, dtype=x.dtype)
     return ops.dropout_forward(x, keep)[0], keep
-
-
-def check_base(base: Module, kind: type[Module]) -> None:
-    """Raise ValueError unless an adapter for a `kind` of layer can go on `base`."""
-    if base.is_adapter or base.is_merged:
-        raise ValueError("this layer is adapted already: an adapter goes on a plain one")
-    if not isinstance(base, kind):
-        article = "an" if kind is Embedding else "a"
-        raise ValueError(f"this adapter is for {article} {kind.__name__}, and this is of type {type(base).__name__}")
-
-
-def check_rank(r: Any) -> None:
-    if isinstance(r, bool) or not isinstance(r, int | np.integer) or r < 1:
-        raise ValueError(f"rank {r!r} is not a whole number from 1 up")
-
-
-def check_dropout(p: Any) -> None:
-    if not is_number(p) or not 0 <= p < 1:
-        raise ValueError(f"dropout {p!r} is not a probability below 1")

@@ -13,18 +13,18 @@ from .. import ops
 from ..backend import Array, Rng, get_array_module
 from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
 from ..ops.linear import rows
-from .base import Adapter, Kept, Law, Products, Slot, apart, shape, sizes_of
+from .base import Adapter, Kept, Keys, Law, Products, Slot, relative_difference, shape, sizes_of
 
 
 def rescales_y(adapter: IA3, x: Array, dy: Array, grads: Gradients) -> float:
     """l ∘ dl = Σ dy ∘ y: y is linear in l."""
-    return apart(adapter.ia3_l.data * grads[adapter.ia3_l], rows(dy * adapter.forward(x)[0]).sum(axis=0))
+    return relative_difference(adapter.ia3_l.data * grads[adapter.ia3_l], rows(dy * adapter.forward(x)[0]).sum(axis=0))
 
 
 def rescales_x(adapter: IA3, x: Array, dy: Array, grads: Gradients) -> float:
     """l ∘ dl = Σ dx ∘ x: y depends on l ∘ x alone."""
     dx = adapter.backward(dy, adapter.forward(x)[1], Gradients())
-    return apart(adapter.ia3_l.data * grads[adapter.ia3_l], rows(dx * x).sum(axis=0))
+    return relative_difference(adapter.ia3_l.data * grads[adapter.ia3_l], rows(dx * x).sum(axis=0))
 
 
 class IA3(Adapter):
@@ -32,8 +32,7 @@ class IA3(Adapter):
 
     variant = "ia3"
     peft_type = "IA3"
-    lacks = "bias", "layers_to_transform", "layers_pattern", "ensure_weight_tying"
-    init_key = "init_ia3_weights"
+    keys = Keys("init_ia3_weights", lacks=("bias", "layers_to_transform", "layers_pattern", "ensure_weight_tying"))
     options = ()
     ia3_l: Parameter
 

@@ -11,13 +11,13 @@ from .. import ops
 from ..backend import Array, Rng, generator, to_numpy
 from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass
 from ..nn.optim import SGD
-from .base import Adapter, Kept, Law, Option, Products, Slot, apart, check_dropout, check_rank, dropped, is_number
+from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, dropped, relative_difference
 
 
 def exchange(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
     """Bᵀ dB = dA Aᵀ: an invertible factor that moves from B to A changes no output."""
     A, B = adapter.lora_A, adapter.lora_B
-    return apart(B.data.T @ grads[B], grads[A] @ A.data.T)
+    return relative_difference(B.data.T @ grads[B], grads[A] @ A.data.T)
 
 
 def gradient_at_the_start(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
@@ -29,7 +29,7 @@ def first_step(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
     grads = at_the_start(adapter, x, dy)
     A, G, s, eta = adapter.lora_A.data, ops.linear_gradients(dy, x), adapter.scaling, 0.37
     SGD(adapter.trainable_parameters(), lr=eta).step(grads)
-    return apart(adapter.delta(), -eta * s**2 * G @ A.T @ A)
+    return relative_difference(adapter.delta(), -eta * s**2 * G @ A.T @ A)
 
 
 def at_the_start(adapter: LoRA, x: Array, dy: Array) -> Gradients:
@@ -44,16 +44,22 @@ class LoRA(Adapter):
 
     variant = "lora"
     peft_type = "LORA"
-    flags: ClassVar[dict[str, Any]] = {
-        **{"use_dora": False, "lora_bias": False, "use_qalora": False, "use_bdlora": None, "layer_replication": None},
-        **{"target_parameters": None, "trainable_token_indices": None, "alora_invocation_tokens": None},
-        **{"kasa_config": None, "arrow_config": None, "monteclora_config": None, "velora_config": None},
-        **{"megatron_config": None},
-    }
-    ignored = "eva_config", "corda_config", "loftq_config", "lora_ga_config", "megatron_core", "qalora_group_size"
-    init_key = "init_lora_weights"
-    inits = (True, False, "gaussian", "eva", "orthogonal", "mica")  # PEFT 0.21.2, tuners/lora/layer.py: the others,
-    # "pissa", "olora", "corda", "loftq" and "lora_ga", take from W what they give to A and B
+    keys = Keys(
+        init="init_lora_weights",
+        # PEFT 0.21.2, tuners/lora/layer.py: the others, "pissa", "olora", "corda", "loftq" and "lora_ga", take from W
+        # what they give to A and B
+        inits=(True, False, "gaussian", "eva", "orthogonal", "mica"),
+        fixed={
+            **{"use_dora": False, "lora_bias": False, "use_qalora": False, "use_bdlora": None},
+            **{"layer_replication": None, "target_parameters": None, "trainable_token_indices": None},
+            **{"alora_invocation_tokens": None, "kasa_config": None, "arrow_config": None, "monteclora_config": None},
+            **{"velora_config": None, "megatron_config": None},
+        },
+        ignored=(
+            *("eva_config", "corda_config", "loftq_config", "lora_ga_config"),
+            *("megatron_core", "qalora_group_size"),
+        ),
+    )
     options = (
         Option("r", "r", 8, "rank_pattern"),
         Option("alpha", "lora_alpha", 8.0, "alpha_pattern"),
@@ -78,13 +84,8 @@ class LoRA(Adapter):
         return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
 
     @classmethod
-    def check(cls, base: Module, **options: Any) -> None:
-        super().check(base)
-        alpha, init = options.get("alpha", 8), options.get("init", "uniform")
-        if not is_number(alpha):
-            raise ValueError(f"alpha {alpha!r} is not a number")
-        check_dropout(options.get("dropout", 0.0))
-        check_rank(options.get("r", 8))
+    def check(cls, base: Module, *, init: str = "uniform", **options: Any) -> None:
+        super().check(base, **options)
         if init not in ("uniform", "gaussian"):
             raise ValueError(f"init {init!r} is neither 'uniform' nor 'gaussian'")
 
@@ -278,7 +279,10 @@ class TiedLoRALinear(LoRA):
     gradient, so what they share moves up to twice as far.)
     """
 
-    slots = LoRAEmbedding.slots
+    slots = (  # PEFT's file holds them as the A and B of a Linear: transposed, under each other's name
+        Slot("lora_A", "lora_B.weight", ("r", "n_out"), file_shape=("n_out", "r")),
+        Slot("lora_B", "lora_A.weight", ("n_in", "r"), file_shape=("r", "n_in")),
+    )
     kept = Kept("x", "n_in", "dB = xᵀ dh", ("lora_B",)), Kept("h", "r", "dA = s hᵀ dy", ("lora_A",))
     products = Products(
         forward="2 * r * (n_in + n_out)",
@@ -290,14 +294,6 @@ class TiedLoRALinear(LoRA):
     def __init__(self, base: Linear, embedding: LoRAEmbedding, dropout: float = 0.0) -> None:
         options = {"r": embedding.r, "alpha": embedding.alpha, "rslora": embedding.rslora, "dropout": dropout}
         self.hold(base, embedding.own_parameters(), **options)
-
-    @classmethod
-    def file_slots(cls, **options: Any) -> tuple[Slot, ...]:
-        """PEFT's file holds them as the A and B of a Linear: transposed, under each other's name."""
-        return (
-            Slot("lora_A", "lora_B.weight", ("r", "n_out"), file_shape=("n_out", "r")),
-            Slot("lora_B", "lora_A.weight", ("n_in", "r"), file_shape=("r", "n_in")),
-        )
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoRALinearCache]:
         y, cb = self.base.forward(x, inputs, run)
@@ -326,8 +322,3 @@ class TiedLoRALinear(LoRA):
 
 
 LoRAEmbedding.tied_head = TiedLoRALinear
-
-
-def low_rank_adapter(base: Module, A: Array, B: Array) -> LoRALinear:
-    """The adapter of a Linear with ΔW = B A: s = 1."""
-    return LoRALinear.of(base, {"lora_A": A, "lora_B": B}, r=len(A), alpha=float(len(A)))

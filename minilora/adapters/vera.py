@@ -10,22 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from .. import ops
-from ..backend import Array, get_array_module
+from ..backend import Array, Rng, get_array_module
 from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
-from .base import (
-    Adapter,
-    Kept,
-    Law,
-    Option,
-    Products,
-    Rng,
-    Slot,
-    check_dropout,
-    check_rank,
-    dropped,
-    is_number,
-    sizes_of,
-)
+from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, dropped, sizes_of
 
 
 def same_share(adapter: VeRALinear, x: Array, dy: Array, grads: Gradients) -> float:
@@ -54,8 +41,7 @@ class VeRALinear(Adapter):
 
     variant = "vera"
     peft_type = "VERA"
-    lacks = "exclude_modules", "ensure_weight_tying"
-    init_key = "init_weights"
+    keys = Keys("init_weights", lacks=("exclude_modules", "ensure_weight_tying"))
     base_type = Linear
     targets = "q_proj", "v_proj"
     options = (
@@ -66,8 +52,8 @@ class VeRALinear(Adapter):
         Option("save_projection", "save_projection", True),
     )
     slots = (
-        Slot("vera_A", "vera_A", ("r", "n_in"), trained=False, shared=True),
-        Slot("vera_B", "vera_B", ("n_out", "r"), trained=False, shared=True),
+        Slot("vera_A", "vera_A", ("r", "n_in"), trained=False, shared=True, saved_if="save_projection"),
+        Slot("vera_B", "vera_B", ("n_out", "r"), trained=False, shared=True, saved_if="save_projection"),
         Slot("vera_lambda_d", "vera_lambda_d", ("r",)),
         Slot("vera_lambda_b", "vera_lambda_b", ("n_out",)),
     )
@@ -88,17 +74,6 @@ class VeRALinear(Adapter):
     d_initial: float
     seed: int
     save_projection: bool
-
-    @classmethod
-    def check(cls, base: Module, **options: Any) -> None:
-        super().check(base)
-        given = cls.defaults() | options
-        check_rank(given["r"])
-        check_dropout(given["dropout"])
-        if not is_number(given["d_initial"]):
-            raise ValueError(f"d_initial {given['d_initial']!r} is not a number")
-        if isinstance(given["seed"], bool) or not isinstance(given["seed"], int | np.integer):
-            raise ValueError(f"seed {given['seed']!r} is not a whole number")
 
     @classmethod
     def start(cls, base: Module, *, rng: Rng, **options: Any) -> VeRALinear:
@@ -125,11 +100,6 @@ class VeRALinear(Adapter):
         return {
             name: Parameter(get_array_module(W).asarray(x, dtype=W.dtype), trainable=False) for name, x in drawn.items()
         }
-
-    @classmethod
-    def file_slots(cls, **options: Any) -> tuple[Slot, ...]:
-        saved = (cls.defaults() | options)["save_projection"]
-        return tuple(slot for slot in cls.slots if saved or not slot.shared)
 
     @property
     def tensors(self) -> tuple[Array, Array, Array, Array]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..adapters.lora import low_rank_adapter
+from ..adapters.attach import low_rank_adapter
 from ..adapters.peft import CONFIG, PREFIX, WEIGHTS, adapter_files, read_adapter, slot_of
 from ..adapters.spectrum import SVD, rank_for, truncate, truncation_error
 from ..files import tensors_to_bytes, to_json

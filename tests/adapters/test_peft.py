@@ -381,7 +381,7 @@ def without(*names: str) -> Any:
 
 L = "base_model.model.model.layers"
 DAMAGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    **{key: ({}, {key: "x"}, f"{key} = 'x' is not supported") for key in variants()["lora"][0].flags},
+    **{key: ({}, {key: "x"}, f"{key} = 'x' is not supported") for key in variants()["lora"][0].keys.fixed},
     "a key of next year": ({}, {"use_magic": 3}, "use_magic = 3 is not known here"),
     "bias": ({}, {"bias": "some"}, "bias = 'some' is not one of none, all, lora_only"),
     "a bias that there is not": ({}, {"bias": "dora_only"}, "bias = 'dora_only'"),

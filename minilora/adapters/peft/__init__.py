@@ -13,7 +13,8 @@ from ...models.labels import list_labels
 from . import layouts
 from .config import classes_of
 from .format import CONFIG, WEIGHTS, layers_in, locate_adapter, read_adapter, slot_of
-from .reading import Adapters, classifier_weight, label_names, load_adapter, load_base
+from .reading import classifier_weight, label_names, load_adapter, load_base
+from .switching import Adapters
 from .view import PREFIX
 from .writing import adapter_files, adapters_of, save_adapter
 

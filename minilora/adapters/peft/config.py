@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from ..base import Adapter, Option, is_number, variants
+from ..base import Adapter, class_for, short, variants
 
 # Keys that PEFT's configs have in common: those that are read, and those that say where an adapter is from.
 READ = {
@@ -50,17 +50,19 @@ def classes_of(config: dict[str, Any]) -> list[type[Adapter]]:
             instead = "no weight can hold it, so generate with it there"
         raise ValueError(f"peft_type = {short(kind)} is not read here, only {known}: in PEFT, {instead}")
     for classes in found:
-        wrong = [key for key, value in classes[0].flags.items() if config.get(key) not in (value, value or None)]
+        fixed = classes[0].keys.fixed
+        wrong = [key for key, value in fixed.items() if config.get(key) not in (value, value or None)]
         if not wrong:
             return classes
-    raise ValueError(f"{wrong[0]} = {short(config.get(wrong[0]))} is not supported, only {classes[0].flags[wrong[0]]}")
+    raise ValueError(f"{wrong[0]} = {short(config.get(wrong[0]))} is not supported, only {fixed[wrong[0]]}")
 
 
 def known_keys(cls: type[Adapter]) -> set[str]:
     """The keys that the config of a variant may hold."""
     options = {key for option in cls.options for key in (option.key, option.pattern) if key}
     modules = {other.modules_key for other in variants()[cls.variant] if other.modules_key}
-    return ((READ | INFORMATION) - {*cls.lacks}) | options | modules | {*cls.flags, *cls.ignored, cls.init_key}
+    keys = cls.keys
+    return ((READ | INFORMATION) - {*keys.lacks}) | options | modules | {*keys.fixed, *keys.ignored, keys.init}
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -76,20 +78,25 @@ def check_config(config: dict[str, Any]) -> None:
     for key, value in config.items():
         if key not in known and value not in (None, False, "", [], {}):
             raise ValueError(f"{key} = {short(value)} is not known here, so what it changes would be ignored")
-    if config.get(cls.init_key) not in (*cls.inits, None):
+    if config.get(cls.keys.init) not in (*cls.keys.inits, None):
         raise ValueError(
-            f"{cls.init_key} = {short(config[cls.init_key])} is not known to leave the base as it is, so the adapter "
+            f"{cls.keys.init} = {short(config[cls.keys.init])} is not known to leave the base as it is, so the adapter "
             "would not fit it: in PEFT, save it with path_initial_model_for_weight_conversion, or merge_and_unload() "
             "and save the model"
         )
     check_general(config, cls)
     for option in cls.options:
-        check_option(option, option.key, config.get(option.key))
-        values = config.get(option.pattern)
-        if option.pattern and not isinstance(values, dict | None):
+        values = config.get(option.pattern) or {}
+        if not isinstance(values, dict):
             raise ValueError(f"{option.pattern} maps regular expressions to numbers, and is {short(values)}")
-        for pattern, value in (values or {}).items():
-            check_option(option, option.pattern, value)
+        given = [(option.key, config.get(option.key)), *((option.pattern, value) for value in values.values())]
+        for key, value in given:
+            try:
+                if value is not None or option.default:
+                    option.check(value)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from None
+        for pattern in values:
             check_pattern(option.pattern, pattern, VALUES)
 
 
@@ -123,23 +130,6 @@ def check_general(config: dict[str, Any], cls: type[Adapter]) -> None:
         )
 
 
-def check_option(option: Option, key: str, value: Any) -> None:
-    """Raise ValueError for a value of another kind than PEFT's default, or out of range."""
-    default, least = option.default, 1 if option.default else 0
-    if value is None and not default:
-        return
-    if isinstance(default, bool):
-        right, what = isinstance(value, bool), "neither true nor false"
-    elif isinstance(default, int):
-        right, what = type(value) is int and least <= value < 2**31, f"not a whole number from {least} to {2**31 - 1}"
-    elif option.name == "dropout":
-        right, what = is_number(value) and 0 <= value < 1, "not a probability below 1"
-    else:
-        right, what = is_number(value), "not a number that a float can hold"
-    if not right:
-        raise ValueError(f"{key}: {option.name} {short(value)} is {what}")
-
-
 def check_pattern(key: str, pattern: str, whole: str = "PATTERN") -> None:
     """Raise ValueError unless it is a regular expression that is quick on a name: (.*)*x cuts a name of n characters
     in 2ⁿ ways before it gives up, and .*.*.*.*.*x in about n⁵/5!. Some that would be quick are refused too."""
@@ -163,17 +153,11 @@ def check_pattern(key: str, pattern: str, whole: str = "PATTERN") -> None:
 
 def biases_of(cls: type[Adapter]) -> tuple[str, ...]:
     """PEFT's words for which biases are in the file: none, all, those of the adapted layers."""
-    return ("none",) if "bias" in cls.lacks else ("none", "all", f"{cls.peft_type.lower()}_only")
+    return ("none",) if "bias" in cls.keys.lacks else ("none", "all", f"{cls.peft_type.lower()}_only")
 
 
 def regular_keys(cls: type[Adapter]) -> list[str]:
     return [*REGULAR, *(other.modules_key for other in variants()[cls.variant] if other.modules_key)]
-
-
-def short(value: Any) -> str:
-    """A value from a file, in a line for people."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def entries(config: dict[str, Any], key: str) -> list[str]:
@@ -192,19 +176,19 @@ def is_list_of(value: Any, kind: type) -> bool:
 def is_target(config: dict[str, Any], name: str) -> bool:
     """Is an adapter to be put on it? target_modules is not "all-linear" here, but what that stands for."""
     targets = config["target_modules"]
-    if names_it(config.get("exclude_modules"), name):
+    if is_named_by(config.get("exclude_modules"), name):
         return False
-    if any(matches_whole("modules_to_save", saved, name) for saved in config.get("modules_to_save") or []):
+    if any(matches_pattern("modules_to_save", saved, name) for saved in config.get("modules_to_save") or []):
         return False
-    return names_it(targets, name) and (isinstance(targets, str) or name in targets or is_of_layers(config, name))
+    return is_named_by(targets, name) and (isinstance(targets, str) or name in targets or is_of_layers(config, name))
 
 
-def names_it(value: Any, name: str) -> bool:
+def is_named_by(value: Any, name: str) -> bool:
     """PEFT's rule for target_modules and exclude_modules: one regular expression, or a list of endings."""
     return bool(value) and (bool(re.fullmatch(value, name)) if isinstance(value, str) else ends_with(name, value))
 
 
-def matches_whole(key: str, pattern: str, name: str) -> re.Match[str] | None:
+def matches_pattern(key: str, pattern: str, name: str) -> re.Match[str] | None:
     return re.match(WHOLE.get(key, VALUES).replace("PATTERN", pattern), name)
 
 
@@ -219,7 +203,7 @@ def is_of_layers(config: dict[str, Any], name: str) -> bool:
     if wanted is None or wanted == []:
         return True
     if patterns:
-        match = next(filter(None, (matches_whole("layers_pattern", pattern, name) for pattern in patterns)), None)
+        match = next(filter(None, (matches_pattern("layers_pattern", pattern, name) for pattern in patterns)), None)
     else:
         match = re.match(r".*?\.[^.]*\.(?P<i>\d+)\.", name)
     return match is not None and int(match["i"]) in ([wanted] if isinstance(wanted, int) else wanted)
@@ -232,15 +216,14 @@ def is_saved(config: dict[str, Any], name: str) -> bool:
     return any(whole.endswith(saved) for whole in wholes for saved in config.get("modules_to_save") or [])
 
 
-def class_for(classes: list[type[Adapter]], config: dict[str, Any], base: Any, name: str) -> type[Adapter]:
-    """The class for one layer: that whose own list of modules names it, as PEFT reads that list, or else the one
-    without a list. Where there is none for this type of layer, the first, whose check() says so."""
-    right = [cls for cls in classes if isinstance(base, cls.base_type)]
-    for cls in right:
-        listed = config.get(cls.modules_key) if cls.modules_key else None
-        if re.fullmatch(listed, name) if isinstance(listed, str) else name.endswith(tuple(listed or ())):
-            return cls
-    return next((cls for cls in right if not cls.modules_key), classes[0])
+def class_of_layer(classes: list[type[Adapter]], config: dict[str, Any], base: Any, name: str) -> type[Adapter]:
+    """The class for one layer, whose name the lists of modules give as PEFT reads them."""
+
+    def is_listed(cls: type[Adapter]) -> bool:
+        listed = config.get(cls.modules_key)
+        return bool(re.fullmatch(listed, name)) if isinstance(listed, str) else name.endswith(tuple(listed or ()))
+
+    return class_for(classes, base, is_listed)
 
 
 def options_of(cls: type[Adapter], config: dict[str, Any], name: str) -> dict[str, Any]:
@@ -249,6 +232,6 @@ def options_of(cls: type[Adapter], config: dict[str, Any], name: str) -> dict[st
     found = {}
     for option in cls.options:
         patterns, value = config.get(option.pattern) or {}, config.get(option.key)
-        value = next((x for pattern, x in patterns.items() if matches_whole(option.pattern, pattern, name)), value)
+        value = next((x for pattern, x in patterns.items() if matches_pattern(option.pattern, pattern, name)), value)
         found[option.name] = option.default if value is None else value
     return found

@@ -77,21 +77,19 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
     layers = {}
     for name, (cls, arrays) in held.items():
         options = options_of(cls, config, name)
-        sizes = {"r": options.get("r", 0)}
-        for slot in cls.slots:
-            if slot.name in arrays:
-                sizes = dict(zip(slot.file_shape or slot.shape, arrays[slot.name].shape, strict=False)) | sizes
         axes = {slot.name: slot.file_shape or slot.shape for slot in cls.slots}
+        sizes = {"r": options.get("r", 0)}
+        for attribute, x in arrays.items():
+            sizes = dict(zip(axes[attribute], x.shape, strict=False)) | sizes
         there = {name: len(x) for name, x in axes.items()} == {name: x.ndim for name, x in arrays.items()}
         if there and {"n_in", "n_out"} - sizes.keys():
             raise ValueError(f"{folder / WEIGHTS} does not say the sizes of {name}, which are those of its base")
-        if not there or any(shape(axes[slot], sizes) != x.shape or not x.size for slot, x in arrays.items()):
+        if not there or any(shape(axes[n], sizes) != x.shape or not x.size for n, x in arrays.items()):
             needed = " and ".join(f"{slot.file} {axes[slot.name]}".replace("'", "") for slot in cls.slots)
             found = " and ".join(str(x.shape) for x in arrays.values())
             raise ValueError(f"{folder / WEIGHTS}: {name} needs {needed} with r = {sizes['r']}, not {found}")
         base = without_weights(cls, sizes["n_in"], sizes["n_out"], np.result_type(*arrays.values()))
-        arrays = {slot.name: reshaped(slot, arrays[slot.name], slot.shape, sizes) for slot in cls.slots}
-        layers[name] = cls.of(base, arrays, **options)
+        layers[name] = cls.of(base, {slot.name: slot.from_file(arrays[slot.name]) for slot in cls.slots}, **options)
     return layers
 
 
@@ -101,11 +99,3 @@ def without_weights(cls: type[Adapter], n_in: int, n_out: int, dtype: np.dtype[A
     if cls.base_type is Embedding:
         return Embedding(np.broadcast_to(zero, (n_in, n_out)))
     return Linear(np.broadcast_to(zero, (n_out, n_in)))
-
-
-def reshaped(slot: Slot, x: Any, axes: tuple[str, ...], sizes: Mapping[str, int]) -> Any:
-    """A slot's array with the axes of the attribute, slot.shape, or of the file, slot.file_shape: which may have
-    another axis of 1, or be the transpose."""
-    if not slot.file_shape:
-        return x
-    return x.T if slot.file_shape == slot.shape[::-1] else x.reshape(shape(axes, sizes))

@@ -14,35 +14,32 @@ loralib     lora_A, lora_B in a state dict, and no config: rank, alpha and what 
                 B =  0 0        (q and v enabled, k not)    A = A₂          alpha' = n alpha, so that s stays
                      0 B₂
 
-            The other way, a pair whose A serves several parts at once needs a copy of A for each: the same ΔW, of more
-            parameters, which part ways when they are trained on.
+            The other way, a pair whose A serves several parts at once needs a copy of A for each part: the same ΔW with
+            more parameters. Further training would make the copies differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ...files import load_tensors, read_json, save_tensors, tensors_to_bytes, to_json, write_folder
 from ...nn import Embedding, Linear
-from ..base import DEFAULT, is_number, variants
+from ..base import DEFAULT, Adapter, is_number, variants
 from .format import CONFIG, WEIGHTS, layers_in, locate_adapter, read_adapter, without_weights
 from .view import PREFIX
+from .writing import variant_keys
 
 MLX_WEIGHTS = "adapters.safetensors"
 TABLES = "embed_tokens", "wte", "word_embeddings"  # last names of token embeddings
 CONV1D = "c_attn", "c_proj", "c_fc"
 
 
-class Pair(NamedTuple):
-    """A (r, in), B (out, r) and s of one layer: ΔW = s B A, of an embedding its transpose."""
-
-    A: np.ndarray
-    B: np.ndarray
-    s: float
+Pair: TypeAlias = tuple[np.ndarray, np.ndarray, float]
+"""A (r, in), B (out, r) and s of one layer: ΔW = s B A, of an embedding its transpose."""
 
 
 # ---- mlx-lm ----
@@ -63,17 +60,17 @@ def from_mlx(source: str | Path, folder: str | Path, *, tied: bool | None = None
         raise ValueError(f"{source / CONFIG}: fine_tune_type = {kind!r:.80} has no exact conversion, only 'lora'")
     if not isinstance(words, dict) or type(words.get("rank")) is not int or not is_number(words.get("scale")):
         raise ValueError(f"{source / CONFIG} lacks lora_parameters with a rank and a scale: it is not mlx-lm's")
-    r, s = words["rank"], float(words["scale"])
-    pairs = {}
+    r, s, dropout = words["rank"], float(words["scale"]), float(words.get("dropout") or 0.0)
+    pairs: dict[str, Pair] = {}
     for path, (a, b) in matrices(source / MLX_WEIGHTS, tensors, "lora_a", "lora_b").items():
         if not 0 < a.shape[1] == len(b) == r:
             raise misfit(source / MLX_WEIGHTS, path, f"lora_a (in, {r}) and lora_b ({r}, out)", a, b)
-        pairs[from_mlx_name(path)] = Pair(a.T, b.T, s)
+        pairs[from_mlx_name(path)] = a.T, b.T, s
     table = table_of(pairs, tied)
     if table and tied:
         A, B, _ = pairs[table]
-        pairs["lm_head"] = Pair(B.T, A.T, s)
-    write_peft(folder, pairs, float(words.get("dropout") or 0.0), bool(table and tied))
+        pairs["lm_head"] = B.T, A.T, s
+    write_peft(folder, pairs, dropout, bool(table and tied))
 
 
 def to_mlx(source: str | Path, folder: str | Path, *, tied: bool | None = None) -> None:
@@ -86,7 +83,7 @@ def to_mlx(source: str | Path, folder: str | Path, *, tied: bool | None = None) 
     """
     source = locate_adapter(source)
     config, pairs, dropout = read_pairs(source)
-    scales = {pair.s for pair in pairs.values()}
+    scales = {s for _, _, s in pairs.values()}
     if len(scales) > 1:
         raise ValueError(f"{source} scales its layers by {sorted(scales)}, and mlx-lm has one scale for all")
     table = table_of(pairs, tied)
@@ -98,7 +95,7 @@ def to_mlx(source: str | Path, folder: str | Path, *, tied: bool | None = None) 
         )
     if both:
         del pairs["lm_head"]
-    r = max(len(pair.A) for pair in pairs.values())
+    r = max(len(A) for A, _, _ in pairs.values())
     tensors = {}
     for name, (A, B, _) in pairs.items():
         path, missing = to_mlx_name(name), r - len(A)
@@ -152,21 +149,20 @@ def from_loralib(
     tensors, _ = load_tensors(source)
     if not isinstance(r, int) or r < 1 or not is_number(alpha):
         raise ValueError(f"r = {r!r:.80} and alpha = {alpha!r:.80} must be a whole number from 1 up, and a number")
-    cls, pairs = next(cls for cls in variants()[DEFAULT] if cls.base_type is Linear), {}
-    names = [slot.name for slot in cls.slots]
+    pairs: dict[str, Pair] = {}
     for path, (A, B) in matrices(source, tensors, "lora_A", "lora_B").items():
-        enabled = check_enabled(fused.get(last(path), (True,)), path)
+        enabled = list(fused.get(last(path), (True,)))
+        if not any(enabled) or not all(isinstance(on, bool) for on in enabled):
+            raise ValueError(f"{path}: enable_lora = {enabled!r:.80} is one True or False for each part, and one is "
+                             "True")  # fmt: skip
         n = sum(enabled)
         if len(A) != n * r or B.shape[1] != r or len(B) % n:
             raise misfit(source, path, f"lora_A ({n * r}, in) and lora_B ({n} parts, {r})", A, B)
-        sides = zip(np.split(A, n), np.split(B, n), strict=True)
-        base = without_weights(cls, A.shape[1], len(B) // n, B.dtype)
-        given = {"r": r, "alpha": float(alpha)}
-        layers = [cls.of(base, dict(zip(names, next(sides), strict=True)), **given) if on else base for on in enabled]
-        whole = without_weights(cls, A.shape[1], len(B) // n * len(enabled), B.dtype)
-        joined = cls.join_parts(whole, layers).own_parameters()
-        A, B = (joined[name].data for name in names)
-        pairs[path] = Pair(A, B, alpha / r)
+        out = len(B) // n
+        blocks = np.zeros((len(enabled), out, n, r), B.dtype)
+        for k, part in enumerate(np.flatnonzero(enabled)):
+            blocks[part, :, k] = B[k * out : (k + 1) * out]
+        pairs[path] = A, blocks.reshape(-1, n * r), alpha / r
     write_peft(folder, pairs, 0.0, False)
 
 
@@ -209,12 +205,6 @@ def to_loralib(
     return made
 
 
-def check_enabled(enabled: Sequence[bool], path: str) -> list[bool]:
-    if not len(enabled) or not all(isinstance(on, bool) for on in enabled) or not any(enabled):
-        raise ValueError(f"{path}: enable_lora = {enabled!r:.80} is one True or False for each part, and one is True")
-    return list(enabled)
-
-
 def matrices(
     file: Path, tensors: Mapping[str, np.ndarray], one: str, two: str
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -247,43 +237,42 @@ def read_pairs(folder: Path) -> tuple[dict[str, Any], dict[str, Pair], float]:
     layers = layers_in(folder, config, tensors)
     if not layers:
         raise ValueError(f"{folder / WEIGHTS} holds no tensor")
-    pairs = {}
+    pairs: dict[str, Pair] = {}
     for name, layer in layers.items():
         factors = layer.factors()
         if factors is None:
             raise ValueError(f"{folder}: ΔW of {config['peft_type']} is no product of two matrices")
         A, B, s = factors
-        pairs[name] = Pair(B.T, A.T, s) if isinstance(layer.base, Embedding) else Pair(A, B, s)
+        pairs[name] = (B.T, A.T, s) if isinstance(layer.base, Embedding) else (A, B, s)
     return config, pairs, float(layer.settings.get("dropout") or 0.0)
 
 
 def write_peft(folder: str | Path, pairs: Mapping[str, Pair], dropout: float, ties: bool) -> None:
     if not pairs:
         raise ValueError("there is no lora_A and lora_B to convert")
-    classes = {cls.base_type: cls for cls in variants()[DEFAULT]}
-    cls, first = variants()[DEFAULT][0], next(iter(pairs.values()))
-    r = len(first.A)
-    ranks = {name: len(pair.A) for name, pair in pairs.items() if len(pair.A) != r}
-    values = {"r": r, "alpha": alpha_for(first.s, r), "dropout": dropout}
-    others = {"r": ranks, "alpha": {name: alpha_for(first.s, rank) for name, rank in ranks.items()}}
-    config: dict[str, Any] = {
-        **cls.flags,
-        "peft_type": cls.peft_type,
+    layers = {name: lora(name, *pair, dropout) for name, pair in pairs.items()}
+    config = variant_keys(layers) | {
         "task_type": None,
-        "inference_mode": True,
-        "target_modules": sorted(pairs),
+        "target_modules": sorted(layers),
         "bias": "none",
-        "fan_in_fan_out": any(last(name) in CONV1D for name in pairs),
+        "fan_in_fan_out": any(last(name) in CONV1D for name in layers),
         "ensure_weight_tying": ties,
-        cls.init_key: True,
-        **{option.key: values.get(option.name, option.default) for option in cls.options},
-        **{option.pattern: others[option.name] for option in cls.options if option.pattern},
     }
-    tensors = {}
-    for name, (A, B, _) in pairs.items():
-        one, two = classes[Embedding if last(name) in TABLES else Linear].slots
-        tensors[f"{PREFIX}{name}.{one.file}"], tensors[f"{PREFIX}{name}.{two.file}"] = A, B
+    tensors = {
+        f"{PREFIX}{name}.{slot.file}": getattr(layer, slot.name).data
+        for name, layer in layers.items()
+        for slot in layer.slots
+    }
     write_folder(folder, {WEIGHTS: tensors_to_bytes(tensors, {"format": "pt"}), CONFIG: to_json(config)})
+
+
+def lora(name: str, A: np.ndarray, B: np.ndarray, s: float, dropout: float) -> Adapter:
+    """The adapter of the layer of that name; its base has no weights."""
+    kind = Embedding if last(name) in TABLES else Linear
+    cls = next(cls for cls in variants()[DEFAULT] if cls.base_type is kind)
+    base = without_weights(cls, A.shape[1], len(B), np.result_type(A, B))
+    tensors = dict(zip((slot.name for slot in cls.slots), (A, B), strict=True))
+    return cls.of(base, tensors, r=len(A), alpha=alpha_for(s, len(A)), dropout=dropout)
 
 
 def alpha_for(s: float, r: int) -> float:

@@ -8,20 +8,19 @@ from typing import Any, NamedTuple
 
 from ...nn import Linear
 from ..attach import HEADS
-from ..base import Adapter, Slot, shape, sizes_of
+from ..base import Adapter, Slot, shape, short, sizes_of
 from .config import (
     ADDED,
     WHOLE,
-    class_for,
+    class_of_layer,
     classes_of,
     entries,
+    is_named_by,
     is_saved,
     is_target,
-    matches_whole,
-    names_it,
+    matches_pattern,
     options_of,
     regular_keys,
-    short,
 )
 from .view import SHARED, View
 
@@ -52,17 +51,19 @@ class Place(NamedTuple):
 def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
     """{name of a tensor: its place} of all that the file holds."""
     found: dict[str, Place] = {}
+    shared: dict[Slot, bool] = {}  # does the file hold it?
     largest = {"n_in": 0, "n_out": 0}
     for path, (cls, options) in plan.adapters.items():
         sizes = sizes_of(view.bases[path], options)
         largest = sizes | {axis: max(largest[axis], sizes[axis]) for axis in largest}
-        for slot in cls.file_slots(**options):
-            if not slot.shared:
-                axes = slot.file_shape or slot.shape
+        for slot in cls.slots:
+            axes = slot.file_shape or slot.shape
+            if slot.shared:
+                shared[slot] = not slot.saved_if or options[slot.saved_if]
+            else:
                 found[view.tensor(path, slot.file)] = Place(path, slot.name, slot, shape(axes, sizes))
-    for cls, options in plan.adapters.values():
-        shared = [slot for slot in cls.file_slots(**options) if slot.shared]
-        found |= {SHARED + slot.file: Place("", slot.name, slot, shape(slot.shape, largest)) for slot in shared}
+    for slot in (slot for slot, saved in shared.items() if saved):
+        found[SHARED + slot.file] = Place("", slot.name, slot, shape(slot.shape, largest))
     for path in plan.saved:
         for name in ("weight", "bias"):
             parameter = getattr(view.layers[path], name, None)
@@ -84,20 +85,23 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
     config = config | {"target_modules": targets_of(view, config, tensors)}
     targets = [path for path, name in names.items() if is_target(config, name)]
     saved = [path for path, name in names.items() if is_saved(config, name)]
-    twin = next((cls.tied_head for cls in classes if cls.tied_head), None)
-    if twin and is_tied(view, config, targets, tensors, [slot.file for slot in twin.file_slots()]):
+    tied_class = next((cls.tied_head for cls in classes if cls.tied_head), None)
+    if tied_class and not is_tied(view, config, targets, tensors, [slot.file for slot in tied_class.slots]):
+        tied_class = None
+    if tied_class:
         targets = [path for path in names if path in (*targets, "embed.token") and path != view.head]
-    else:
-        twin = None
     tied = is_tied(view, config, saved, tensors, ["weight"])
     if tied:
         saved = [path for path in names if path in (*saved, "embed.token", view.head)]
     adapters: dict[str, tuple[type[Adapter], dict[str, Any]]] = {}
     for path, layer in view.layers.items():
         name = names[path]
-        cls = class_for(classes, config, view.bases[path], name)
+        cls = class_of_layer(classes, config, view.bases[path], name)
+        if tied_class and path == view.head:
+            adapters[path] = tied_class, options_of(tied_class, config, names["embed.token"])
+            continue
         if path not in targets:
-            if not (twin and path == view.head) and any(view.tensor(path, slot.file) in tensors for slot in cls.slots):
+            if any(view.tensor(path, slot.file) in tensors for slot in cls.slots):
                 raise ValueError(f"target_modules = {short(config['target_modules'])} do not name {name}, which has "
                                  "tensors")  # fmt: skip
             continue
@@ -107,8 +111,6 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         adapters[path] = cls, options
-    if twin:
-        adapters[view.head] = twin, options_of(twin, config, names["embed.token"])
     those = {"none": [], "all": list(names)}.get(config.get("bias") or "none", list(adapters))
     biases = [path for path in those if path not in saved and getattr(view.bases[path], "bias", None) is not None]
     for path in [*saved, *biases]:
@@ -117,7 +119,7 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
     both = next((path for path in saved if path in adapters), None)
     if both:
         raise ValueError(f"{names[both]} is among modules_to_save and among target_modules")
-    return Plan(adapters, tied or twin is not None, saved, biases)
+    return Plan(adapters, tied or tied_class is not None, saved, biases)
 
 
 def is_tied(
@@ -152,8 +154,8 @@ def check_names(view: View, config: dict[str, Any]) -> None:
             if key == "modules_to_save":
                 return entry in added or any(is_saved({key: [entry]}, name) for name in known)
             if key in WHOLE or key in patterns:
-                return any(matches_whole(key, entry, name) for name in known)
-            return any(names_it(entry if isinstance(value, str) else [entry], name) for name in known)
+                return any(matches_pattern(key, entry, name) for name in known)
+            return any(is_named_by(entry if isinstance(value, str) else [entry], name) for name in known)
 
         nothing = (entry for entry in entries(config, key) if not matches(entry))
         first = [short(entry) for entry in itertools.islice(nothing, 4)]

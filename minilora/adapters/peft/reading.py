@@ -18,17 +18,15 @@ import numpy as np
 from ...backend import Rng, get_array_module, to_numpy
 from ...models.config import LABELLED
 from ...models.families import FAMILIES
-from ...models.labels import label_maps, name_labels, names_from
+from ...models.labels import name_labels, names_from
 from ...models.names import CONSTANT
 from ...models.pretrained import CLASSIFIER_DRAWN, load_pretrained
 from ...models.saving import base_hash
 from ...models.transformer import Transformer
 from ...nn import Module, Parameter, check_fit
-from ...spelling import choose_from
 from ..attach import wasted_rank
 from ..base import sizes_of
-from .config import classes_of
-from .format import CONFIG, LABELS, WEIGHTS, locate_adapter, read_adapter, reshaped, without_weights
+from .format import CONFIG, LABELS, WEIGHTS, locate_adapter, read_adapter, without_weights
 from .plan import Place, Plan, plan_of, tensors_of
 from .view import PREFIX, View, view_of
 
@@ -99,7 +97,8 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     places = tensors_of(view, plan)
     beside = {name for name in tensors if name.startswith(tuple(f"{PREFIX}{layer}." for layer in view.unused))}
     try:
-        check_tensors(view, config, plan, {name: tensors[name] for name in tensors if name not in beside}, places)
+        rest = {name: x for name, x in tensors.items() if name not in beside}
+        check_tensors(view, plan, needed(view, config, plan, rest, places), places)
     except ValueError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit this model and its config: {error}") from None
     expected = metadata.get("base_sha256")
@@ -123,30 +122,33 @@ def label_names(metadata: dict[str, str], labels: int) -> list[str]:
         return []
 
 
-def check_tensors(
+def needed(
     view: View, config: dict[str, Any], plan: Plan, tensors: dict[str, np.ndarray], places: dict[str, Place]
-) -> None:
-    """Raise ValueError unless the tensors are just those that are needed, of the right shapes, and can be converted.
-
-    PEFT writes some beside them: constants of old models, the frozen weight of an adapted embedding or head, and with
-    bias "all" what it knows by two names.
-    """
-    if not tensors:
-        raise ValueError("it holds no tensor")
+) -> dict[str, np.ndarray]:
+    """The tensors without what PEFT writes beside them: constants of old models, the frozen weight of an adapted
+    embedding or head, and with bias "all" what it knows by two names. Raises ValueError for another frozen weight."""
     frozen = {view.tensor(path, "base_layer.weight"): path for path in plan.adapters}
     head_bias = view.head_bias if ("lm_head", "bias") in [(p.path, p.name) for p in places.values()] else ""
-    for name in list(tensors):
+    found = {}
+    for name, x in tensors.items():
         copy = config.get("bias") == "all" and (".original_module." in name or ".modules_to_save." in name)
         if name in frozen:
-            theirs, W = tensors[name], to_numpy(view.bases[frozen[name]].weight.data)
-            if not np.array_equal(W.astype(theirs.dtype), theirs):
+            if not np.array_equal(to_numpy(view.bases[frozen[name]].weight.data).astype(x.dtype), x):
                 raise ValueError(f"{name} is not the weight of this base: it was made for another, or trained or "
                                  "resized")  # fmt: skip
-        if name in frozen or copy or name == head_bias or CONSTANT.fullmatch(name):
-            tensors.pop(name)
+        elif not copy and name != head_bias and not CONSTANT.fullmatch(name):
+            found[name] = x
+    return found
+
+
+def check_tensors(view: View, plan: Plan, tensors: dict[str, np.ndarray], places: dict[str, Place]) -> None:
+    """Raise ValueError unless the tensors are just those of `places`, of the right shapes, and the model's dtype holds
+    their numbers."""
     if not places.keys() & tensors.keys():
         raise ValueError(
             f"its tensors have names of another model: {min(tensors)} is there, and {min(places)} is needed"
+            if tensors
+            else "it holds no tensor"
         )
     check_fit(tensors, {name: place.shape for name, place in places.items()})
     dtype = next(iter(view.model.named_parameters().values())).data.dtype
@@ -156,14 +158,18 @@ def check_tensors(
         with np.errstate(over="ignore"):
             if not np.isfinite(x.astype(dtype)).all():
                 raise ValueError(f"{name} holds numbers that are too large for {dtype}")
+    own: dict[str, dict[str, np.ndarray]] = {}
+    for name, place in places.items():
+        if place.slot:
+            own.setdefault(place.path, {})[place.name] = place.slot.from_file(tensors[name])
     for path, (cls, options) in plan.adapters.items():
+        if (plan.tied and path == view.head) or len(own[path]) < len(cls.slots):
+            continue  # it shares the embedding's Parameters, or those of all layers
         sizes = sizes_of(view.bases[path], options)
-        there = [(name, place.slot) for name, place in places.items() if place.path == path and place.slot]
-        own = {slot.name: reshaped(slot, tensors[name], slot.shape, sizes) for name, slot in there}
-        if cls not in classes_of(config) or len(own) < len(cls.slots):
-            continue  # it shares those of another layer, or of all
-        factors = cls.of(without_weights(cls, sizes["n_in"], sizes["n_out"], dtype), own, **options).factors()
-        A, B, s = factors or (np.zeros((1, 1)), np.zeros((1, 1)), 0.0)
+        factors = cls.of(without_weights(cls, sizes["n_in"], sizes["n_out"], dtype), own[path], **options).factors()
+        if factors is None:
+            continue
+        A, B, s = factors
         a, b = (float(np.abs(x).max()) for x in (A, B))
         if not abs(s) * max(1.0, len(A) * a * b) <= float(np.finfo(dtype).max):
             raise ValueError(
@@ -182,9 +188,7 @@ def build(view: View, plan: Plan, places: dict[str, Place], tensors: dict[str, n
     held: dict[str, dict[str, Parameter]] = {}
     for name, (path, what, slot, _) in places.items():
         W = view.bases[path or next(iter(plan.adapters))].weight.data
-        x = tensors[name]
-        if slot and path:
-            x = reshaped(slot, x, slot.shape, sizes_of(view.bases[path], plan.adapters[path][1]))
+        x = slot.from_file(tensors[name]) if slot else tensors[name]
         learns = slot is None or slot.trained
         held.setdefault(path, {})[what] = Parameter(get_array_module(W).asarray(x, dtype=W.dtype), learns)
     modules: dict[str, Any] = {}
@@ -211,60 +215,3 @@ def with_own(layer: Module, own: dict[str, Parameter]) -> Module:
     for name, parameter in own.items():
         setattr(made, name, parameter)
     return made
-
-
-# ---- several ----
-
-
-class Adapters:
-    """Several adapters on one base, by name, at most one of them active.
-
-        adapters = Adapters(model)
-        adapters.load("notes", "runs/notes")
-        adapters.load("tests", "runs/tests")
-        adapters.activate("notes")              # the model now answers with it
-        adapters.activate("tests")
-        adapters.activate(None)                 # the base, bit for bit
-
-    The base is frozen from here on, and nothing writes to it. Each adapter has its own slots, its own copies of what
-    modules_to_save and bias train, and shares everything else.
-    """
-
-    def __init__(self, model: Transformer) -> None:
-        """Raises ValueError for a model that is adapted already."""
-        path = next((path for path, module in model.named_modules() if module.is_adapter or module.is_merged), None)
-        if path:
-            raise ValueError(f"{path} is adapted already: Adapters takes a model without an adapter")
-        model.freeze()
-        self.model, self.loaded, self.active = model, dict[str, dict[str, Module]](), ""
-        self.hf_configs = {"": model.hf_config}  # with the names that each adapter gives to a classifier's labels
-        self.base: dict[str, Module] = {}  # what the active one is in the place of
-
-    def load(self, name: str, folder: str | Path) -> str:
-        """Read an adapter, to be called `name`; return a note. Nothing else changes. Raises as load_adapter does, and
-        ValueError for a name that is taken or empty."""
-        if not name or name in self.loaded:
-            raise ValueError(
-                f"an adapter is called {name!r} already: choose another name" if name else "give it a name"
-            )
-        active = self.active
-        self.activate(None)
-        try:
-            modules, names, note = read_modules(self.model, locate_adapter(folder))
-        finally:
-            self.activate(active or None)
-        self.loaded[name] = modules
-        self.hf_configs[name] = self.hf_configs[""] | (label_maps(names) if names else {})
-        return note
-
-    def activate(self, name: str | None) -> None:
-        """Put the adapter of that name in place, or with None the base alone. Raises KeyError for a name not loaded."""
-        if name is not None and name not in self.loaded:
-            raise KeyError(f"no adapter is called {name!r}: {choose_from(name, self.loaded)}")
-        for path, module in self.base.items():
-            self.model[path] = module
-        self.base, self.active = {}, name or ""
-        self.model.hf_config = self.hf_configs[self.active]
-        for path, module in self.loaded[name].items() if name else ():
-            self.base[path] = self.model[path]
-            self.model[path] = module

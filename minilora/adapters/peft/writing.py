@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ...nn import Linear
 from ..base import Adapter, variants
 from ..parts import Parts
 from .config import CLASSIFIERS, biases_of, ends_with
-from .format import CONFIG, LABELS, WEIGHTS, reshaped
+from .format import CONFIG, LABELS, WEIGHTS
 from .plan import Plan, tensors_of
 from .view import TIED_NAMES, View, view_of
 
@@ -42,9 +42,18 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
     both = [adapters[path].own_parameters() for path in ("embed.token", view.head) if path in adapters]
     tied = bool(view.head) and ({"embed.token", view.head} <= {*saved} or (len(both) == 2 and both[0] == both[1]))
     plan = Plan({path: (type(a), a.settings) for path, a in adapters.items()}, tied, saved, biases)
-    config = {**config_of(view, adapters), **names_in_config(view, adapters, plan)}
-    config |= {"bias": bias, "ensure_weight_tying": tied}
-    lacks = next(iter(adapters.values())).lacks
+    config = {
+        **variant_keys({view.names[path]: adapter for path, adapter in adapters.items()}),
+        **names_in_config(view, adapters, plan),
+        "task_type": task_type(view, adapters),
+        "base_model_name_or_path": model.hub and model.hub[0],
+        "fan_in_fan_out": view.transposed and any("block_" in path for path in adapters),
+        "bias": bias,
+        "ensure_weight_tying": tied,
+    }
+    if model.hub:
+        config["revision"] = model.hub[1]
+    lacks = next(iter(adapters.values())).keys.lacks
     if tied and "ensure_weight_tying" in lacks:
         raise ValueError(f"PEFT's {config['peft_type']} ties no head to its embedding (ensure_weight_tying)")
     config = {key: value for key, value in config.items() if key not in lacks}
@@ -73,25 +82,15 @@ def adapters_of(model: Transformer) -> dict[str, Adapter]:
     return found
 
 
-def config_of(view: View, adapters: dict[str, Adapter]) -> dict[str, Any]:
-    """The keys that say the variant, its options, and the base. Raises ValueError where PEFT has one value for all and
-    the adapters do not."""
-    first, model = next(iter(adapters.values())), view.model
-    linear = {path: a for path, a in adapters.items() if isinstance(a.base, Linear)} or adapters
-    config: dict[str, Any] = {
-        **first.flags,
-        "peft_type": first.peft_type,
-        "task_type": task_type(view, adapters),
-        "base_model_name_or_path": model.hub and model.hub[0],
-        "inference_mode": True,
-        "fan_in_fan_out": view.transposed and any("block_" in path for path in adapters),
-        first.init_key: True,
-    }
-    if model.hub:
-        config["revision"] = model.hub[1]
+def variant_keys(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
+    """The keys that say the variant and its options, of {Hugging Face's name of a layer: its adapter}. Raises
+    ValueError where PEFT has one value for all and the adapters do not."""
+    first = next(iter(adapters.values()))
+    linear = {name: a for name, a in adapters.items() if isinstance(a.base, Linear)} or adapters
+    config = {**first.keys.fixed, "peft_type": first.peft_type, "inference_mode": True, first.keys.init: True}
     for option in first.options:
         those = linear if option.name == "dropout" else adapters  # ids have no dropout
-        values = {view.names[path]: getattr(a, option.name) for path, a in those.items()}
+        values = {name: getattr(a, option.name) for name, a in those.items()}
         config[option.key] = next(iter(values.values()))
         others = {name: value for name, value in values.items() if value != config[option.key]}
         if option.pattern:
@@ -178,11 +177,8 @@ def tensors_in_file(view: View, plan: Plan, adapters: dict[str, Adapter], config
         held = {getattr(adapters[p], what) for p in ([path] if path else adapters)}
         if len(held) > 1:
             raise ValueError(f"the adapters have {len(held)} different {what}, and PEFT's file has one for all")
-        x = held.pop().data
-        if path:
-            tensors[name] = reshaped(slot, x, slot.file_shape, adapters[path].sizes)
-        else:  # as large as the largest of these layers needs
-            tensors[name] = x[tuple(map(slice, form))]
+        x = slot.to_file(held.pop().data)
+        tensors[name] = x if path else x[tuple(map(slice, form))]  # as large as the largest of these layers needs
     if config.get("bias") == "all" and view.head_bias and "lm_head" in plan.biases:
         tensors[view.head_bias] = view.bases["lm_head"].bias.data
     if set(config["target_modules"]) & set(TIED_NAMES):
