@@ -99,6 +99,9 @@ class Adapter(Module):
     def check(cls, base: Module, **options: Any) -> None:
         """Raise ValueError, saying what to change, unless start() can make an adapter with these."""
         check_base(base, cls.base_type)
+        for name, default in cls.defaults().items():
+            if isinstance(default, bool) and not isinstance(options.get(name, default), bool | np.bool_):
+                raise ValueError(f"{name} {options[name]!r} is neither True nor False")
 
     @classmethod
     def start(cls, base: Module, *, rng: Rng, **options: Any) -> Adapter:
@@ -213,9 +216,12 @@ class Adapter(Module):
 
     @classmethod
     def join_parts(cls, base: Module, parts: list[Any]) -> Adapter:
-        """One adapter on a fused layer, `base`, that computes what its `parts` do, some of them of this class. Raises
+        """One adapter on a fused layer, `base`, that computes what its `parts` do: plain, or of this class. Raises
         ValueError where there is none."""
-        raise ValueError(f"{cls.variant} on parts of a fused layer cannot be written as an adapter on the whole")
+        raise ValueError(
+            f"{cls.variant} on parts of a fused layer cannot be written as an adapter on the whole: "
+            "attach it to the whole layer instead"
+        )
 
     def merged(self) -> tuple[Array, Array | None]:
         """W and b of a plain layer that computes the same, without dropout."""

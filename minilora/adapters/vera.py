@@ -91,7 +91,7 @@ class VeRALinear(Adapter):
 
     @classmethod
     def check(cls, base: Module, **options: Any) -> None:
-        super().check(base)
+        super().check(base, **options)
         given = cls.defaults() | options
         check_rank(given["r"])
         check_dropout(given["dropout"])
