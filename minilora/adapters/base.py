@@ -275,7 +275,7 @@ def variants() -> dict[str, list[type[Adapter]]]:
     found: dict[str, list[type[Adapter]]] = {}
 
     def visit(cls: type[Adapter]) -> None:
-        if "base_type" in vars(cls):
+        if hasattr(cls, "base_type") and not {"base_type", "variant"}.isdisjoint(vars(cls)):
             found.setdefault(cls.variant, []).append(cls)
         for child in cls.__subclasses__():
             visit(child)

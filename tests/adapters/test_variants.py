@@ -56,6 +56,14 @@ def test_a_variant_is_one_file_and_the_default_is_one_of_them():
     assert DEFAULT in variants()
 
 
+def test_a_variant_may_be_a_subclass_of_another_that_says_its_name_alone():
+    class Other(VeRALinear):
+        variant = "other"
+
+    assert variants.__wrapped__()["other"] == [Other]
+    assert variants.__wrapped__()["vera"] == [VeRALinear]
+
+
 @each_class
 def test_what_a_class_states_fits_its_slots(cls, rng):
     adapter = layer(cls, rng)
