@@ -232,7 +232,7 @@ def choose(model: Module, targets: Targets) -> dict[str, int | None]:
     unmatched = [name for name in ranks if name not in called and name not in called.values()]
     if unmatched or not ranks:
         what = f"no layer is called {', '.join(map(repr, unmatched))}" if unmatched else "no target is named"
-        raise ValueError(f"{what}: {choose_from(''.join(unmatched[:1]), called.values())}")
+        raise ValueError(f"{what}: {choose_from(next(iter(unmatched), ''), called.values())}")
     return {path: ranks.get(path, ranks.get(name)) for path, name in called.items() if {path, name} & ranks.keys()}
 
 

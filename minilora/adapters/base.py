@@ -187,7 +187,10 @@ class Adapter(Module):
     def join_parts(cls, base: Module, parts: list[Any]) -> Adapter:
         """One adapter on a fused layer, `base`, that computes what its `parts` do, some of them of this class. Raises
         ValueError where there is none."""
-        raise ValueError(f"{cls.variant} on parts of a fused layer cannot be written as an adapter on the whole")
+        raise ValueError(
+            f"{cls.variant} on parts of a fused layer cannot be written as an adapter on the whole: "
+            "attach it to the whole layer instead"
+        )
 
     # ---- what all have ----
 
@@ -322,7 +325,9 @@ def variants() -> dict[str, list[type[Adapter]]]:
         if not module.ispkg:
             file = importlib.import_module(f".{module.name}", __package__)
             own = [cls for cls in vars(file).values() if getattr(cls, "__module__", "") == file.__name__]
-            found[module.name] = [cls for cls in own if isinstance(cls, type) and "base_type" in vars(cls)]
+            found[module.name] = [
+                cls for cls in own if isinstance(cls, type) and {"base_type", "variant"} & {*vars(cls)}
+            ]
     return {name: classes for name, classes in found.items() if classes}
 
 

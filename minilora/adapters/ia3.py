@@ -77,8 +77,6 @@ class IA3Linear(IA3):
     @classmethod
     def join_parts(cls, base: Module, parts: list[Any]) -> Adapter:
         """The vectors of the parts one after another, with ones for a part that is not adapted."""
-        if any(part.is_adapter and not isinstance(part, cls) for part in parts):
-            return super().join_parts(base, parts)
         xp = get_array_module(parts[0].weight.data)
         each = [part.ia3_l.data if part.is_adapter else xp.ones(len(part.weight.data)) for part in parts]
         return cls.of(base, {"ia3_l": xp.concatenate(each)})

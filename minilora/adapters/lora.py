@@ -145,7 +145,7 @@ class LoRALinear(LoRA):
         init: str = "uniform",
     ) -> None:
         rng = generator(rng)
-        self.check(base, r=r, alpha=alpha, dropout=dropout, init=init)
+        self.check(base, r=r, alpha=alpha, dropout=dropout, rslora=rslora, init=init)
         assert isinstance(base, Linear)
         n_out, n_in = base.weight.data.shape
         A = rng.uniform(-1, 1, (r, n_in)) / math.sqrt(n_in) if init == "uniform" else rng.standard_normal((r, n_in)) / r

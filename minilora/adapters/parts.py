@@ -59,9 +59,17 @@ class Parts(Adapter):
 
     def joined(self) -> Adapter:
         """One adapter on the whole fused layer that computes the same, for files that know no parts. Raises ValueError
-        where the parts have other options, or their variant has no such form."""
-        adapted = next(part for part in self.parts.values() if part.is_adapter)
-        return adapted.join_parts(self.base, list(self.parts.values()))
+        where the parts have other options or are of different classes, or their variant has no such form."""
+        adapted = [part for part in self.parts.values() if part.is_adapter]
+        if len({type(part) for part in adapted}) > 1:
+            raise ValueError(
+                "the adapters on the parts of a fused layer are of different kinds, and one has to replace all"
+            )
+        learns = [p for p in self.base.parameters() if p.trainable]
+        joined = adapted[0].join_parts(self.base, list(self.parts.values()))
+        for parameter in learns:  # which the new adapter froze
+            parameter.trainable = True
+        return joined
 
 
 def plain(layer: Linear) -> tuple[Array, Array | None]:

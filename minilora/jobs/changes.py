@@ -12,6 +12,7 @@ import numpy as np
 
 from ..adapters.peft import PREFIX, layers_in, locate_adapter, read_adapter, slot_of
 from ..adapters.peft.config import is_saved
+from ..adapters.peft.format import MERGE_IT
 from ..adapters.peft.plan import plan_of
 from ..adapters.peft.view import view_of
 from ..adapters.spectrum import SVD, lora_svd, numerical_rank, svd
@@ -122,7 +123,7 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
     for name in sorted(adapters, key=natural_order):
         factors = adapters[name].factors()
         if factors is None:
-            raise ValueError(f"{folder}: ΔW of its layers is no product of two matrices: compare checkpoints")
+            raise ValueError(f"{folder}: ΔW of its layers is no product of two matrices: {MERGE_IT}")
         A, B, s = factors
         before = weights.get(f"{add_body(family, name) if family else name}.weight")
         if before is not None and before.shape != (len(B), A.shape[1]):

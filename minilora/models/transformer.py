@@ -36,9 +36,11 @@ class Transformer(Sequential):
 
         Raises ValueError for ids that are not (B, T) integers in 0..V-1, for more tokens (those of run.kv_cache
         included) than config.max_length, for a KV cache with padding, and for padding or segments that are not as
-        Inputs says. Values that are on a GPU already are not checked: that would wait for it.
+        Inputs says; TypeError for `inputs` and `run` of other types, and for a run.rng that is no generator. Values
+        that are on a GPU already are not checked: that would wait for it.
         """
         xp = get_array_module(next(self.parameters()).data)
+        check_arguments(inputs, run)
         kv_cache, (padding, segments, labelled) = run.kv_cache, inputs
         if get_array_module(ids) is np:
             check_ids(ids, self.config, kv_cache.length if kv_cache else 0)
@@ -53,6 +55,13 @@ class Transformer(Sequential):
         if kv_cache:
             kv_cache.length += ids.shape[1]
         return y, caches
+
+
+def check_arguments(inputs: Any, run: Any) -> None:
+    if not (isinstance(inputs, Inputs) and isinstance(run, Pass)):
+        raise TypeError("forward(ids, Inputs(padding=..., segments=...), Pass(rng=...)) takes these two types")
+    if run.rng is not None and not isinstance(run.rng, np.random.Generator):
+        raise TypeError(f"Pass(rng={run.rng!r}) is no generator: numpy.random.default_rng(0)")
 
 
 def check_ids(ids: Any, config: Config, start: int = 0) -> None:

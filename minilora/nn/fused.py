@@ -23,14 +23,15 @@ class FusedLinear(Linear):
 
 
 class Part(Linear):
-    """Some rows of a fused Linear, whose W is frozen: y = x W[rows]ᵀ + b[rows]. W and b are the fused layer's."""
+    """Some rows of a fused Linear: y = x W[rows]ᵀ + b[rows]. W, b and their gradients are the fused layer's."""
 
     def __init__(self, fused: FusedLinear, rows: slice) -> None:
         self.fused, self.rows = fused, rows
 
     @property
     def weight(self) -> Parameter:  # type: ignore[override]
-        return Parameter(self.fused.weight.data[self.rows], trainable=False)
+        W = self.fused.weight
+        return Parameter(W.data[self.rows], W.trainable)
 
     @property
     def bias(self) -> Parameter | None:  # type: ignore[override]
@@ -41,8 +42,14 @@ class Part(Linear):
         return {}
 
     def backward(self, dy: Array, cache: LinearCache, grads: Gradients) -> Array | None:
+        if cache.x is not None:
+            self.add(grads, self.fused.weight, ops.linear_gradients(dy, cache.x))
         if cache.needs_db and self.fused.bias is not None:
-            db = get_array_module(dy).zeros_like(self.fused.bias.data)
-            db[self.rows] = ops.bias_gradients(dy)
-            grads.add(self.fused.bias, db)
-        return super().backward(dy, cache._replace(needs_db=False), grads)
+            self.add(grads, self.fused.bias, ops.bias_gradients(dy))
+        return super().backward(dy, cache._replace(x=None, needs_db=False), grads)
+
+    def add(self, grads: Gradients, whole: Parameter, gradient: Array) -> None:
+        """Add the gradient of these rows to that of the whole."""
+        d = get_array_module(gradient).zeros_like(whole.data)
+        d[self.rows] = gradient
+        grads.add(whole, d)

@@ -118,10 +118,11 @@ class Failed(ValueError):
 
 
 def called(what: str, function: Callable[..., Any], arguments: Mapping[str, Any], constants: Mapping[str, Any]) -> Any:
-    """function(*arguments, **constants). Raises Failed, from what the function raised."""
+    """function(*arguments, **constants). Raises Failed, from what the function raised; a package that is not installed
+    is no failure of it, and so an ImportError comes through."""
     try:
         return function(*arguments.values(), **constants)
-    except Failed:
+    except (Failed, ImportError):
         raise
     except Exception as error:  # it may raise anything
         given = ", ".join(f"{name} {tuple(x.shape)}" if hasattr(x, "shape") else name for name, x in arguments.items())

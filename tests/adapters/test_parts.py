@@ -5,7 +5,21 @@ import copy
 import numpy as np
 import pytest
 
-from minilora import Config, Gradients, Inputs, Pass, attach_lora, gpt2, merge, unmerge
+from minilora import (
+    Config,
+    Gradients,
+    Inputs,
+    Pass,
+    attach,
+    attach_lora,
+    gpt2,
+    load_adapter,
+    load_pretrained,
+    merge,
+    save_adapter,
+    save_pretrained,
+    unmerge,
+)
 from minilora.models.transformer import Transformer
 
 SMALL = Config(vocab_size=31, n_layers=2, d_model=12, n_heads=3, max_length=16, dtype="float64")
@@ -29,8 +43,9 @@ def test_at_the_start_the_model_computes_what_its_base_does(rng):
     np.testing.assert_allclose(model.forward(ids)[0], before, atol=1e-14)
 
 
-def test_every_gradient_is_a_central_difference_also_of_the_bias_that_the_parts_share(rng):
-    model, ids = adapted(rng, train=["bias"]), rng.integers(0, 31, (2, 7))
+@pytest.mark.parametrize("train", ["bias", "qkv_proj"])
+def test_every_gradient_is_a_central_difference_also_of_the_weight_and_bias_that_the_parts_share(train, rng):
+    model, ids = adapted(rng, train=[train]), rng.integers(0, 31, (2, 7))
     y, cache = model.forward(ids)
     dy, grads = rng.standard_normal(y.shape), Gradients()
     model.backward(dy, cache, grads)
@@ -54,6 +69,37 @@ def test_parts_are_one_adapter_of_higher_rank_on_the_whole(rng):
     assert whole.r == 4
     np.testing.assert_allclose(whole.forward(x)[0], parts.forward(x)[0], atol=1e-14)
     np.testing.assert_allclose(whole.merged()[0], parts.merged()[0], atol=1e-15)
+
+
+def test_adapters_of_two_variants_on_the_parts_of_one_layer_run_and_cannot_be_written(rng, tmp_path):
+    model = adapted(rng, ["q_proj"])
+    attach(model, "ia3", ["v_proj"], rng=rng)
+    for name in ("q_proj", "v_proj"):
+        assert model[f"{FUSED}.{name}"].is_adapter
+    with pytest.raises(ValueError, match="the parts of a fused layer are of different kinds"):
+        save_adapter(model, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("variant", ["lora", "ia3"])
+def test_writing_parts_changes_nothing_of_what_learns(variant, rng, tmp_path):
+    model = gpt2(SMALL, rng)
+    attach(model, variant, ["q_proj", "v_proj"], rng=rng, train=["qkv_proj"])
+    learns = set(model.trainable_parameters())
+    assert f"{FUSED}.bias" in learns
+    model[FUSED].joined()
+    assert set(model.trainable_parameters()) == learns
+
+
+def test_biases_that_learn_beside_parts_are_written_and_read_again(rng, tmp_path):
+    save_pretrained(gpt2(SMALL, rng), tmp_path / "base")
+    model, ids = load_pretrained(tmp_path / "base", dtype="float64"), rng.integers(0, 31, (2, 7))
+    attach_lora(model, ["q_proj", "v_proj"], r=2, rng=rng, train=["bias"])
+    for p in model.trainable_parameters().values():
+        p.data = p.data + 0.1 * rng.standard_normal(p.data.shape)
+    save_adapter(model, tmp_path / "adapter")
+    again = load_pretrained(tmp_path / "base", dtype="float64")
+    load_adapter(again, tmp_path / "adapter")
+    np.testing.assert_allclose(again.forward(ids)[0], model.forward(ids)[0], atol=1e-12)
 
 
 def test_merged_parts_are_a_plain_layer_and_come_back_bit_for_bit(rng):

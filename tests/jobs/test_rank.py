@@ -57,6 +57,10 @@ def made(tmp_path_factory):
 
 def make_useless(here):
     """Folders that `minilora rank` cannot do anything with, each in its own way."""
+    for variant, options in (("vera", {"r": 2}), ("ia3", {})):
+        model = base_model()
+        minilora.attach(model, variant, rng=0, **options)
+        peft.save_adapter(model, here / variant)
     for folder in ("strange", "norms", "shards", "lost"):
         (here / folder).mkdir()
     save_tensors(here / "strange" / "model.safetensors", {"x.weight": np.eye(3, 4)}, {})
@@ -600,6 +604,8 @@ REFUSED = {
         ["base", "full", "--base", "base"],
         "a base goes with an adapter; of two checkpoints, the first is",
     ),
+    "the sizes are the base's, VeRA": (["vera"], "does not say the sizes of its layers: merge it into its base"),
+    "the sizes are the base's, IA3": (["ia3", "--base", "base"], r"the sizes of .*: merge it into its base \(minilora"),
     "compare with none": (["adapter", "--compare", "base"], "base holds no adapter_config.json"),
     "compare with another": (["adapter", "--compare", "wide"], r"of another shape, \(.*\) and not \(.*\)"),
     "an index of nothing": (["base", "shards"], "model.safetensors.index.json has no weight_map"),

@@ -15,7 +15,7 @@ from minilora.backend import to_numpy
 from minilora.models.config import Config
 from minilora.models.families import FAMILIES
 from minilora.models.transformer import Transformer
-from minilora.nn import Attention, Gradients, Inputs
+from minilora.nn import Attention, Gradients, Inputs, Pass
 from minilora.verify import check_model
 
 each_side = pytest.mark.parametrize("side", ["left", "right"])
@@ -231,6 +231,20 @@ WRONG_INPUTS = [
 def test_padding_and_segments_that_do_not_fit_the_ids_are_refused(family, wrong, message, rng):
     with pytest.raises(ValueError, match=message):
         build(family).forward(some(rng).ids, Inputs(**wrong))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.ones((3, 6), bool),), r"forward\(ids, Inputs\("),
+        ((Pass(),), "takes these two types"),
+        ((Inputs(), Inputs()), "takes these two types"),
+        ((Inputs(), Pass(rng=0)), r"Pass\(rng=0\) is no generator"),
+    ],
+)
+def test_what_is_no_inputs_or_no_pass_is_refused_by_name(arguments, message, rng):
+    with pytest.raises(TypeError, match=message):
+        build("llama").forward(some(rng).ids, *arguments)
 
 
 @pytest.mark.parametrize("wrong", [-1, 3])

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -230,6 +231,15 @@ def test_only_the_tensor_that_is_wrong_is_called_wrong(monkeypatch):
     assert {e["tensor"] for e in entries if not e["ok"]} == {"A"}
     entries = verify("adapter LoRALinear of rank 1")["checks"]
     assert {e["tensor"] for e in entries if not e["ok"]} == {"lora_A"}
+
+
+def test_a_check_that_lacks_a_package_is_no_wrong_gradient_but_a_line_that_names_the_package(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "scipy.special", None)  # makes the import fail
+    assert main(["verify", "--only", "op gelu"]) == 2
+    out, err = capsys.readouterr()
+    assert "WRONG" not in out
+    assert "needs SciPy in float64: pip install scipy" in err
+    assert main(["verify", "--only", "op linear"]) == 0
 
 
 def raises(original: Callable[..., Any]) -> Callable[..., Any]:
