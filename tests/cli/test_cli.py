@@ -504,8 +504,8 @@ def test_an_adapter_made_for_another_base_is_refused(here, capfd):
 def test_whatever_a_config_says_the_answer_is_a_result_or_one_line(name, here, capfd):
     wrong: list[Any] = [None, True, -1, 0, 1.5, "word", "(", [], {}, {"(": 1}]
     before, failed = (here / name).read_text(), []
-    for key, first in zip(json.loads(before), itertools.cycle(range(4)), strict=False):
-        for value in wrong if examples.every else wrong[first::4]:
+    for key, first in zip(json.loads(before), itertools.cycle(range(8)), strict=False):
+        for value in wrong if examples.every else wrong[first::8]:
             edit_json(here / name, **{key: value})
             for words in ([*GENERATE[:-1], "1"], ["info", name.partition("/")[0]]):
                 try:
