@@ -848,11 +848,11 @@ def test_ctrl_c_ends_an_answer_and_then_the_chat(instruct):
         os.close(theirs)
 
         def shown(until: str) -> str:
-            text = ""
+            text, end = "", time.monotonic() + 60
             while not re.search(until, text):
-                if not select.select([ours], [], [], 30)[0]:
+                if not select.select([ours], [], [], 30)[0] or time.monotonic() > end:
                     process.kill()
-                    pytest.fail(f"no {until!r} after {text!r}")
+                    pytest.fail(f"no {until!r} after {text[-200:]!r}")
                 text += os.read(ours, 1024).decode()
             return text
 

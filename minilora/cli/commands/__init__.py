@@ -8,6 +8,7 @@ contain, if it has one. run() itself imports what is slow, such as NumPy: --help
 from __future__ import annotations
 
 from argparse import RawDescriptionHelpFormatter
+from functools import cache
 from importlib import import_module
 
 from ... import __doc__ as description
@@ -20,6 +21,7 @@ COMMANDS = [  # in the order of --help
 ]
 
 
+@cache
 def parser() -> Parser:
     """The parser of all commands; it sets `run` to the function of the one that is given."""
     top = Parser(prog="minilora", description=description)
