@@ -321,5 +321,5 @@ def test_ten_right_gradients_of_every_op_are_never_called_wrong():
 
 @pytest.mark.slow
 def test_the_structural_zero_of_a_key_bias_is_never_called_wrong_where_it_is_named():
-    for seed in range(10):
+    for seed in range(4):
         assert all(report.ok for report in CHECKS["family bert"](np.random.default_rng(seed)))
