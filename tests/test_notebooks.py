@@ -128,9 +128,3 @@ def test_the_check_sees_a_failing_assert(build, tmp_path):
     assert checked.stdout.splitlines()[1:] == ["    cell-00 raised AssertionError at `assert sides == 'three'`"]
     assert run(tmp_path).returncode == 1  # nor does a build store it
     assert (tmp_path / "00_triangle.ipynb").read_bytes() == stored
-
-
-@pytest.mark.slow
-def test_every_notebook_passes_the_check(build):
-    checked = run(FOLDER, "--check")
-    assert checked.returncode == 0, checked.stdout + checked.stderr

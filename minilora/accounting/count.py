@@ -87,7 +87,7 @@ class Account:
     def in_peft(self) -> bool:
         return in_peft(self.model)
 
-    @property
+    @cached_property
     def adapter_bytes(self) -> int:
         return adapter_bytes(self.model, self.dtype)
 

@@ -326,7 +326,7 @@ def variants() -> dict[str, list[type[Adapter]]]:
             file = importlib.import_module(f".{module.name}", __package__)
             own = [cls for cls in vars(file).values() if getattr(cls, "__module__", "") == file.__name__]
             found[module.name] = [
-                cls for cls in own if isinstance(cls, type) and {"base_type", "variant"} & {*vars(cls)}
+                cls for cls in own if hasattr(cls, "base_type") and {"base_type", "variant"} & {*vars(cls)}
             ]
     return {name: classes for name, classes in found.items() if classes}
 

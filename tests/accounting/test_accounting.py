@@ -27,7 +27,7 @@ from minilora.cli import main
 from minilora.cli.commands.count import COUNTED
 from minilora.data import Batch
 from minilora.models.config import ACTIVATIONS, LABELLED, Config
-from minilora.models.config_json import ENDINGS
+from minilora.models.config_json import CLASS_ENDINGS
 from minilora.models.families import FAMILIES
 from minilora.nn import Attention, Gradients, Linear, Pass, recompute
 from minilora.nn.optim import SGD, AdamW
@@ -757,7 +757,7 @@ def test_a_config_is_counted_as_the_class_that_wrote_it(family, tied):
     config = transformers.AutoConfig.for_model(family, **sizes, num_labels=5)
     classes, seen = FAMILIES[family].classes, 0
     stem = classes["none"].removesuffix("Model")
-    for ending, head in ENDINGS.items():
+    for ending, head in CLASS_ENDINGS.items():
         made = getattr(transformers, stem + ending, None)
         if made is None or head not in classes or ending == "ForPreTraining":  # BERT's has a second head
             continue

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -104,8 +105,8 @@ def test_a_small_demo_writes_what_help_promises_and_the_same_adapter_again_over_
 
 @pytest.mark.usefixtures("_small")
 def test_a_demo_never_replaces_an_adapter_that_is_not_its_own(capfd):
+    Path("out").mkdir()
     for name in demo.FILES[2:]:
-        Path("out").mkdir(exist_ok=True)
         Path("out", name).write_text("weeks of training")
     before = tree(Path("out"))
     assert main(["demo", "--out", "out"]) == 2
@@ -166,12 +167,15 @@ def assert_sound(report: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_the_demo_shows_in_a_minute_what_lora_can_do(tmp_path):
     command = [sys.executable, "-m", "minilora", "demo", "--out", str(tmp_path / "out")]
-    seconds, done = timed(command)
+    start, used = time.perf_counter(), children_seconds()
+    done = subprocess.run(command, capture_output=True, env=outside())
+    seconds, used = time.perf_counter() - start, children_seconds() - used
     assert done.returncode == 0, done.stderr.decode()
     first = tree(tmp_path / "out")
     report = json.loads(first["report.json"])
     assert_sound(report)
     assert report["seconds"] < seconds
+    assert used < 60  # of a core: the other one may be busy with other tests
     english, target, lora = report["base"]["english"], report["target"]["bits_per_byte"], report["lora"]
     assert report["base"]["bits_per_byte"] == english["model"] < min(english["zlib"], english["bigram"])
     assert lora["share_of_gain"] >= 0.85
@@ -187,17 +191,8 @@ def test_the_demo_shows_in_a_minute_what_lora_can_do(tmp_path):
     assert sum(isinstance(module, LoRALinear) for _, module in model.named_modules()) == 7 * model.config.n_layers
     assert bits_per_byte(model, held_out, 1, "") == pytest.approx(target["lora"], rel=1e-6)
 
-    more_seconds, done = timed(command)
-    assert done.returncode == 0, done.stderr.decode()
-    assert tree(tmp_path / "out")["adapter_model.safetensors"] == first["adapter_model.safetensors"]
-    (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    _, refused = timed(command)
-    assert refused.returncode == 2
-    assert b"already holds thesis.txt: choose another folder" in refused.stderr
-    assert min(seconds, more_seconds) < 60  # another process may have slowed one of them down
 
-
-def timed(command: list[str]) -> tuple[float, subprocess.CompletedProcess[bytes]]:
-    start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, env=outside())
-    return time.perf_counter() - start, done
+def children_seconds() -> float:
+    """CPU time of the processes that this one has started and that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system

@@ -167,7 +167,7 @@ def closed(*words: str, which: str) -> tuple[int, str, str]:
 
 
 @posix
-@pytest.mark.parametrize("words", [["--help"], ["audit"], ["audit", "--json"], ["verify", "--only", "gelu"]])
+@pytest.mark.parametrize("words", [["--help"], ["count"], ["count", "--json"], ["verify", "--only", "gelu"]])
 def test_a_command_whose_reader_is_gone_ends_with_141_and_no_word(words):
     read, write = os.pipe()
     os.close(read)
@@ -201,7 +201,7 @@ def test_with_streams_closed_a_run_is_made_and_errors_go_nowhere_else(here):
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-@pytest.mark.parametrize("words", [["finetune", "--help"], ["audit"], ["fintune"]])
+@pytest.mark.parametrize("words", [["finetune", "--help"], ["count"], ["fintune"]])
 def test_in_a_locale_without_letters_of_ours_a_command_says_all_it_has_to(words):
     with start("-m", "minilora", *words, env=ASCII) as process:
         out, err = process.communicate()

@@ -276,7 +276,7 @@ def test_processes_killed_or_stopped_at_any_moment_and_resumed_end_with_the_same
     rng = np.random.default_rng(5)
     complete(LONG)
     written = tree(here / "out")
-    for how, code in ((kill_all, -signal.SIGKILL), (kill_parent, -signal.SIGKILL), (ctrl_c, 130)) * 2:
+    for how, code in ((kill_all, -signal.SIGKILL), (kill_parent, -signal.SIGKILL), (ctrl_c, 130)):
         shutil.rmtree(here / "out")
         running = process(LONG)
         cell = here / "out" / f"rank-{rng.integers(1, 4)}" / f"seed-{rng.integers(2)}"

@@ -365,8 +365,8 @@ def fuzz(folder, seed, count):
     return refused
 
 
-def test_three_hundred_damaged_files_are_read_or_refused_in_one_line(tmp_path):
-    assert fuzz(tmp_path, seed=0, count=300) > 300
+def test_a_hundred_and_fifty_damaged_files_are_read_or_refused_in_one_line(tmp_path):
+    assert fuzz(tmp_path, seed=0, count=150) > 150
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -376,21 +376,21 @@ def test_a_value_of_another_type_or_size_is_read_or_refused_in_one_line(tmp_path
     vocabulary["tokenizer.chat_template"] = "x"
     more = {"expert_count": 0, "rope.scaling.type": "none", "rope.scaling.factor": 1.0, "attention.key_length": D}
     settings = VALUES[architecture] | more
-    path, refused = tmp_path / "m.gguf", 0
-    for value in (0, 2**32 - 1, -1.0, 1e-38, float("nan"), True, "x", ["x"], [1, 2]):
-        for key in [*settings, *vocabulary]:
+    path, refused, keys = tmp_path / "m.gguf", 0, [*settings, *vocabulary]
+    for i, value in enumerate((0, 2**32 - 1, -1.0, 1e-38, float("nan"), True, "x", ["x"], [1, 2])):
+        for key in keys if examples.every else keys[i % 4 :: 4]:
             changes = {"values": settings | ({key: value} if key in settings else {})}
             write(path, architecture, vocabulary=vocabulary | ({key: value} if key in vocabulary else {}), **changes)
             for read in (read_gguf, gguf_tokenizer):
                 line = refusal(read, path)
                 refused += line is not None
                 assert line is None or str(path) in line, (key, value, line)
-    assert refused > 100
+    assert refused > (100 if examples.every else 25)
 
 
 @pytest.mark.slow
-def test_five_thousand_damaged_files_are_read_or_refused_in_one_line(tmp_path):
-    assert fuzz(tmp_path, seed=1, count=5000) > 5000
+def test_two_thousand_damaged_files_are_read_or_refused_in_one_line(tmp_path):
+    assert fuzz(tmp_path, seed=1, count=2000) > 2000
 
 
 texts = st.text(

@@ -11,7 +11,7 @@ def count(n: int) -> int:
     return n if every else max(3, n // 10)
 
 
-def some_of(items: Iterable[Any]) -> list[Any]:
-    """Every item, or each fourth, the first and the last among them."""
+def some_of(items: Iterable[Any], nth: int = 4) -> list[Any]:
+    """Every item, or each n-th, the first and the last among them."""
     items = list(items)
-    return items if every else [*items[:-1:4], *items[-1:]]
+    return items if every else [*items[:-1:nth], *items[-1:]]

@@ -63,10 +63,7 @@ def subclasses(cls: type) -> Iterator[type]:
 # ---- what holds ----
 
 
-@pytest.mark.parametrize(  # each op is checked at many sizes in test_ops.py
-    "kind", [pytest.param("op ", marks=pytest.mark.slow), "module ", "adapter ", "family llama with"]
-)
-def test_every_gradient_is_right_by_both_methods(kind):
+def assert_right_by_both_methods(kind: str) -> None:
     result = verify(kind)
     names = [name for name in CHECKS if name.startswith(kind)]
     assert wrong(result) == []
@@ -75,6 +72,12 @@ def test_every_gradient_is_right_by_both_methods(kind):
     assert {(e["name"], e["tensor"], e["method"]) for e in result["checks"]} == {
         (*p, m) for p in pairs for m in METHODS
     }
+
+
+# each op is checked at many sizes in test_ops.py; modules and adapters below
+@pytest.mark.parametrize("kind", [pytest.param("op ", marks=pytest.mark.slow), "family llama with"])
+def test_every_gradient_is_right_by_both_methods(kind):
+    assert_right_by_both_methods(kind)
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -105,7 +108,7 @@ def test_every_backward_and_every_gradients_function_is_called_and_a_wrong_one_f
         assert called, name
         with monkeypatch.context() as patch:
             break_op(patch, name)
-            assert f"op {called[0]}" in wrong(verify(f"op {called[0]}")), name
+            assert not all(report.ok for report in CHECKS[f"op {called[0]}"](np.random.default_rng(0))), name
 
 
 def test_the_files_of_the_ops_have_no_backward_that_the_package_does_not_show():
@@ -114,7 +117,7 @@ def test_the_files_of_the_ops_have_no_backward_that_the_package_does_not_show():
     assert written == set(functions())
 
 
-def test_every_module_of_the_library_is_run_backward(monkeypatch):
+def test_every_module_of_the_library_is_run_backward_and_right_by_both_methods(monkeypatch):
     everything = {cls for cls in subclasses(Module) if cls.backward is not Module.backward} - {Sequential}
     ran: set[type] = set()
     for cls in everything:
@@ -125,7 +128,7 @@ def test_every_module_of_the_library_is_run_backward(monkeypatch):
 
         monkeypatch.setattr(cls, "backward", counted)
     for kind in ("module ", "adapter ", "family gpt2 with"):
-        assert wrong(verify(kind)) == []
+        assert_right_by_both_methods(kind)
     assert ran == everything
 
 
@@ -314,8 +317,8 @@ def correct_cases(n: int):
 
 
 @pytest.mark.slow
-def test_a_thousand_right_gradients_of_every_op_are_never_called_wrong():
-    refused, n = 0, 1000
+def test_ten_right_gradients_of_every_op_are_never_called_wrong():
+    refused, n = 0, 10 * len(OPS)
     for name, case, rng in correct_cases(n):
         try:
             assert OPS[name].check(case, rng).ok, name
@@ -328,6 +331,5 @@ def test_a_thousand_right_gradients_of_every_op_are_never_called_wrong():
 
 @pytest.mark.slow
 def test_the_structural_zero_of_a_key_bias_is_never_called_wrong_where_it_is_named():
-    for seed in range(10):
-        result = verify("family bert", seed)
-        assert wrong(result) == []
+    for seed in range(4):
+        assert all(report.ok for report in CHECKS["family bert"](np.random.default_rng(seed)))

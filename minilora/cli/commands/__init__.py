@@ -9,6 +9,7 @@ wait for it.
 from __future__ import annotations
 
 from argparse import RawDescriptionHelpFormatter
+from functools import cache
 from importlib import import_module
 
 from ... import __doc__ as description
@@ -21,6 +22,7 @@ COMMANDS = [  # in the order of --help
 ]
 
 
+@cache
 def parser() -> Parser:
     """The parser of all commands. What it parses has as `run` the function of the given command."""
     top = Parser(prog="minilora", description=description)

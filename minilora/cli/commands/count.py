@@ -66,7 +66,8 @@ def run(options: Options) -> None:
         if name in OVER_4_BITS and options.compare and dtype not in QUANTISED:
             dtype = None
         accounts[name] = count_one(options.model, name, targets=chosen, dtype=dtype, **shared)
-    results = {name: to_dict(account) for name, account in accounts.items()}
+    if options.plot or options.json:
+        results = {name: to_dict(account) for name, account in accounts.items()}
     if options.plot:
         write_whole(Path(options.plot), cost_figure(results))
     if options.json:
