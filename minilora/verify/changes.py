@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..backend import Array
 from .case import Case, Tensors
+
+Backward: TypeAlias = Callable[..., Tensors]  # (dy, *inputs, **constants) -> the gradients
 
 
 def with_tensors(tensors: Mapping[str, Any], names: Sequence[str], *arguments: Array, **constants: Any) -> Tensors:
@@ -21,18 +23,14 @@ def with_tensors(tensors: Mapping[str, Any], names: Sequence[str], *arguments: A
 
 
 def with_factors(
-    backward: Callable[..., Tensors],
-    names: Sequence[str],
-    factors: Mapping[str, Any],
-    *arguments: Array,
-    **constants: Any,
+    backward: Backward, names: Sequence[str], factors: Mapping[str, Any], *arguments: Array, **constants: Any
 ) -> Tensors:
     true, given = backward(*arguments, **constants), named(names, arguments, constants)
     return {tensor: true[tensor] * evaluated(factor, given) for tensor, factor in factors.items()}
 
 
 def with_arguments(
-    backward: Callable[..., Tensors],
+    backward: Backward,
     names: Sequence[str],
     changes: Mapping[str, Any],
     only: Sequence[str],

@@ -21,9 +21,9 @@ import numpy as np
 
 from ..backend import Array
 from .case import Case, Tensors, apply
-from .changes import evaluated, named, with_factors
+from .changes import Backward, evaluated, named, with_factors
 from .language import Words, joined, words
-from .problem import Backward, Factor, Fault, Problem, Terms
+from .problem import Factor, Fault, Problem, Terms
 
 
 def common_faults(problem: Problem) -> dict[str, Fault]:

@@ -12,10 +12,9 @@ import numpy as np
 
 from ..backend import Array
 from .case import Case, Tensors
-from .changes import with_arguments, with_factors, with_tensors
+from .changes import Backward, with_arguments, with_factors, with_tensors
 from .language import Words, words
 
-Backward: TypeAlias = Callable[..., Tensors]  # (dy, *inputs, **constants) -> the gradients
 Terms: TypeAlias = Callable[..., dict[str, dict[str, Array]]]  # the same -> {"dx": {"the base path": array, ...}}
 Sentences: TypeAlias = Callable[[str, str], None]  # takes what a fault says and what it asks
 Law: TypeAlias = Callable[[Tensors, Case], float]  # the relative violation of what must hold of the gradients
