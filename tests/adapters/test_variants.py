@@ -1,3 +1,5 @@
+from minilora import adapters
+
 """What holds for every variant of the registry, none of them named; then what VeRA and (IA)³ add."""
 
 import math
@@ -56,12 +58,14 @@ def test_a_variant_is_one_file_and_the_default_is_one_of_them():
     assert DEFAULT in variants()
 
 
-def test_a_variant_may_be_a_subclass_of_another_that_says_its_name_alone():
-    class Other(VeRALinear):
-        variant = "other"
-
-    assert variants.__wrapped__()["other"] == [Other]
-    assert variants.__wrapped__()["vera"] == [VeRALinear]
+def test_a_variant_is_one_file_also_where_it_only_names_a_subclass_of_another(tmp_path, monkeypatch):
+    (tmp_path / "other.py").write_text(
+        "from .vera import VeRALinear\n\n\nclass Other(VeRALinear):\n    variant = 'other'\n"
+    )
+    monkeypatch.setattr(adapters, "__path__", [*adapters.__path__, str(tmp_path)])
+    found = variants.__wrapped__()
+    assert [cls.__name__ for cls in found["other"]] == ["Other"]
+    assert found["vera"] == [VeRALinear]
 
 
 @each_class
@@ -236,8 +240,8 @@ def test_attach_lora_is_attach_with_its_defaults_written_out():
         ("vera", {"d_initial": math.nan}, "d_initial nan is not a number"),
         ("vera", {"targets": {"q_proj": 3}}, "vera has no rank for each layer"),
         ("vera", {"targets": ["embed"]}, "embed.token: this adapter is for a Linear, and this is of type Embedding"),
-        ("vera", {"save_projection": "no"}, "save_projection 'no' is neither True nor False"),
-        ("lora", {"rslora": "no"}, "block_0.attention.q_proj: rslora 'no' is neither True nor False"),
+        ("vera", {"save_projection": "no"}, "save_projection 'no' is neither true nor false"),
+        ("lora", {"rslora": "no"}, "block_0.attention.q_proj: rslora 'no' is neither true nor false"),
         ("lora", {"targets": ["q_proj", 3]}, "no layer is called 3: choose from embed, q_proj"),
         ("ia3", {"r": 3}, "ia3 has no option 'r': choose from feedforward_modules"),
         ("ia3", {"feedforward_modules": ["up_proj"]}, "feedforward_modules: 'up_proj' is no target"),
