@@ -1,5 +1,3 @@
-from minilora import adapters
-
 """What holds for every variant of the registry, none of them named; then what VeRA and (IA)³ add."""
 
 import math
@@ -9,6 +7,7 @@ import pytest
 from adapters import Counted, snapshot
 from models import build, close, gradients, loss, named, some_batch
 
+from minilora import adapters
 from minilora.adapters.attach import adapter_for, attach, attach_lora, attach_without_weights
 from minilora.adapters.base import DEFAULT, Adapter, shape, variants
 from minilora.adapters.ia3 import IA3FeedForward, IA3Linear
