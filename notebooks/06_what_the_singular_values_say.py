@@ -34,7 +34,7 @@ def adapt(rank=None, seed=0, steps=40):
     if rank:
         minilora.attach_lora(model, "all-linear", r=rank, alpha=16, rng=np.random.default_rng(seed))
     batches = random_windows(source.train, batch=16, length=128, seed=seed)
-    schedule = minilora.nn.cosine_schedule(steps, warmup=5)
+    schedule = minilora.cosine_schedule(steps, warmup=5)
     lr = RATES["lora" if rank else "full"]
     minilora.fit(model, batches, steps, lr=lr, schedule=schedule, shards=2, seed=seed, description=None)
     return model
