@@ -200,7 +200,7 @@ def add_adapters(method: str, model: Transformer, targets: str | Collection[str]
     wanted = usual_targets(model, method) if targets is None else targets
     if wanted == "all-linear":
         wanted = [path for path, m in model.named_modules() if isinstance(m, Linear) and "block_" in path]
-    if method not in FORMULAS:
+    if method in variants() or method not in FORMULAS:
         variant = method if method in variants() else DEFAULT
         has_rank = any(option.name == "r" for cls in variants()[variant] for option in cls.options)
         options: dict[str, Any] = {"r": r} if has_rank else {}

@@ -125,7 +125,7 @@ def place(
         raise ValueError(f"{variant} is attached to all its layers at once, as they share {' and '.join(sharing)}")
     cls_at = {path: adapter_for(layer, variant, path, **options) for path, layer in layers.items()}
     options_at = {path: options if r is None else options | {"r": r} for path, r in ranks.items()}
-    ranks_used: dict[str, tuple[int, int]] = {}  # of the layers where a rank above min(in, out) is wasted
+    ranks_used: dict[str, tuple[int, int]] = {}  # rank and min(in, out), of layers that learn a matrix
     for path, cls in cls_at.items():
         try:
             cls.check(layers[path], **options_at[path])

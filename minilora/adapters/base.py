@@ -12,13 +12,14 @@ order of the class Adapter below, with the LoRA of a Linear (lora.py, LoRALinear
     checks      laws = {"Bᵀ dB = dA Aᵀ": exchange}, examples = {"": {"r": 3, "alpha": 5}}
 
     start       draws A, sets B = 0, and returns the adapter
-    forward     y = base.forward(x) + s (x Aᵀ) Bᵀ, and a cache that holds no more than `kept` says
+    forward     y = base.forward(x) + s (x Aᵀ) Bᵀ, and a cache: what `kept` says, the base's cache, the dropout mask
     backward    adds dA and dB to the gradients and returns dx, by ops/lora.py
     merged      W + s B A, and the bias
 
 The rest of the class is the same for all. DoRA would be one more file, dora.py, with a class DoRALinear(LoRALinear):
-variant = "dora", base_type = Linear, a third slot for the magnitude, "use_dora": True among its keys, and the forward,
-backward and merged() that ops/dora.py would derive.
+its variant, one more slot, for the magnitude, "use_dora": True among its keys, its own kept, products and laws; a start
+that sets the magnitude; the forward, backward and delta() that ops/dora.py would derive; and a factors() that returns
+None.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Slot(NamedTuple):
     trained: bool = True
     shared: bool = False  # one Parameter for all layers, as large as the largest; its name in the file has no layer
     file_shape: tuple[str, ...] = ()  # the shape in the file, where it is another: an axis of "1" more, or transposed
-    saved_if: str = ""  # the option, if any, that says whether the file holds it; draw_shared() makes it if not
+    saved_if: str = ""  # the option, if any, that is True where the file holds it; else draw_shared() makes it
 
     def to_file(self, x: Array) -> Array:
         """The attribute's array with the axes of the file."""
@@ -94,7 +95,7 @@ class Keys(NamedTuple):
     """The keys of a variant's adapter_config.json in PEFT, beside its options and the keys that all have."""
 
     init: str  # the key that says how the adapter was started
-    inits: tuple[Any, ...] = (True, False)  # its values that leave the base as it is
+    inits: tuple[Any, ...] = (True, False)  # its values that leave W unchanged; "pissa" changes it
     fixed: Mapping[str, Any] = {}  # {key: the only value that is read}; tells variants of one peft_type apart
     ignored: tuple[str, ...] = ()  # keys that change nothing of what the adapter computes
     lacks: tuple[str, ...] = ()  # keys that most configs of PEFT have, and this one does not
@@ -116,9 +117,9 @@ class Products(NamedTuple):
     """
 
     forward: str
-    backward: str  # where dx is read
+    backward: str  # where dx is needed
     gradients: Mapping[tuple[str, ...], str]  # {slots: the product that their gradients share, made while one learns}
-    without_dx: str = "0"  # the backward where nobody reads dx
+    without_dx: str = "0"  # the backward where it is not
     once: str = "0"  # in a forward, whatever the number of rows
 
 
@@ -146,7 +147,7 @@ class Adapter(Module):
     def start(cls, base: Module, *, rng: Rng, **options: Any) -> Adapter:
         """A new adapter, with which the layer computes what `base` does. Raises ValueError as check() does.
 
-        The options may hold the shared slots, {name: Parameter}, as draw_shared() makes them.
+        The Parameters of shared slots, as draw_shared() makes them, are further keywords.
         """
         raise NotImplementedError
 
@@ -158,8 +159,9 @@ class Adapter(Module):
 
     start_options: ClassVar[tuple[str, ...]] = ()  # what start() takes beside the options
     modules_key: ClassVar[str] = ""
-    """Where two classes of a variant adapt one type of layer: the option of attach() and key of PEFT's config that
-    names the layers of this class, by default its `targets`. The class whose modules_key is "" adapts the others."""
+    """Where two classes of a variant adapt one type of layer: the option of attach(), and key of PEFT's config, that
+    lists the layers of this class; without it they are its `targets`. The class without a modules_key adapts the
+    others."""
     tied_head: ClassVar[type[Adapter] | None] = None
     """Of an adapter of the token embedding: the class by which a head that is tied to it uses the same Parameters."""
 

@@ -46,8 +46,8 @@ class LoRA(Adapter):
     peft_type = "LORA"
     keys = Keys(
         init="init_lora_weights",
-        # PEFT 0.21.2, tuners/lora/layer.py: the others, "pissa", "olora", "corda", "loftq" and "lora_ga", take from W
-        # what they give to A and B
+        # PEFT 0.21.2, tuners/lora/layer.py: the others, "pissa", "olora", "corda", "loftq" and "lora_ga", change W
+        # at the start
         inits=(True, False, "gaussian", "eva", "orthogonal", "mica"),
         fixed={
             **{"use_dora": False, "lora_bias": False, "use_qalora": False, "use_bdlora": None},
@@ -62,7 +62,7 @@ class LoRA(Adapter):
     )
     options = (
         Option("r", "r", 8, "rank_pattern"),
-        Option("alpha", "lora_alpha", 8.0, "alpha_pattern"),
+        Option("alpha", "lora_alpha", 8.0, "alpha_pattern"),  # PEFT's, for a missing key; start() has 16
         Option("dropout", "lora_dropout", 0.0),
         Option("rslora", "use_rslora", False),
     )

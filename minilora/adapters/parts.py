@@ -12,8 +12,8 @@ from .base import Adapter
 
 
 class Parts(Adapter):
-    """y = [y₁ | y₂ | ...], each yᵢ of a part of the frozen fused `base`, adapted or not. The paths of the parts go
-    below the layer's: qkv_proj.q_proj."""
+    """y = [y₁ | y₂ | ...], each yᵢ of a part of the frozen fused `base`, adapted or not. A part's path is the layer's
+    and its own name: qkv_proj.q_proj."""
 
     slots, options = (), ()
 
@@ -58,8 +58,8 @@ class Parts(Adapter):
         return xp.concatenate(W), None if b[0] is None else xp.concatenate(b)
 
     def joined(self) -> Adapter:
-        """One adapter on the whole fused layer that computes the same, for files that know no parts. Raises ValueError
-        where the parts have other options or are of different classes, or their variant has no such form."""
+        """One adapter on the whole fused layer that computes the same, for PEFT's file, which has no parts. Raises
+        ValueError where the parts differ in class or options, or their variant has no such form."""
         adapted = [part for part in self.parts.values() if part.is_adapter]
         if len({type(part) for part in adapted}) > 1:
             raise ValueError(

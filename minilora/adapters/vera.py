@@ -1,5 +1,8 @@
 """VeRA: one random, frozen pair A, B for all layers, and two learned vectors for each (Kopiczko et al., 2024). The
-maths is in ops/vera.py."""
+maths is in ops/vera.py.
+
+b and d are the paper's vectors, db and dd their gradients.
+"""
 
 from __future__ import annotations
 

@@ -76,8 +76,8 @@ def task_named(name: str) -> type[FineTuning]:
 class FineTuning(ABC):
     """A run, ready to train: the pretrained model `base` with a new adapter on it, and `data`. Each task is a subclass.
 
-    Of a base on the Hub it takes the commit with which the run in the folder `out` began, if there is one. Raises
-    ValueError and OSError for what cannot be used.
+    If the folder `out` holds a run, a base from the Hub is loaded at that run's commit. Raises ValueError and OSError
+    for what cannot be used.
     """
 
     settings_type: ClassVar[type[Settings]]

@@ -11,7 +11,7 @@ from typing import Any
 
 from .arguments import natural_float, natural_int, positive_float, positive_int, targets
 
-TASKS = {"text": "text", "instruct": "instruction", "classify": "classification"}  # --task: the file that holds it
+TASKS = {"text": "text", "instruct": "instruction", "classify": "classification"}  # {--task: its file in jobs/}
 
 ENCODING = "encoding of --data, such as cp1252 or utf-16 (default utf-8); a byte order mark decides"
 SKIP_EMPTY = "leave out the rows whose text or label is empty"
@@ -20,8 +20,8 @@ SKIP_EMPTY = "leave out the rows whose text or label is empty"
 def option(default: Any, help: str, *, saved: bool = True, **argument: Any) -> Any:
     """A field, with its help text and what else argparse needs.
 
-    Not `saved` in settings.json is an option that changes no result, or only the data, which has a hash there: a run
-    may be resumed with another value of it.
+    saved=False keeps it out of settings.json, so that a run may be resumed with another value: it changes no result, or
+    only the data, of which settings.json has a hash.
     """
     return field(default=default, metadata={"saved": saved, "argument": {"help": help, **argument}})
 

@@ -23,7 +23,8 @@ class FusedLinear(Linear):
 
 
 class Part(Linear):
-    """Some rows of a fused Linear: y = x W[rows]ᵀ + b[rows]. W, b and their gradients are the fused layer's."""
+    """Some rows of a fused Linear: y = x W[rows]ᵀ + b[rows]. `weight` and `bias` are made at each call, as views of the
+    fused layer's; the gradients go to the fused layer's Parameters."""
 
     def __init__(self, fused: FusedLinear, rows: slice) -> None:
         self.fused, self.rows = fused, rows

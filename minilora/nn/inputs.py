@@ -27,7 +27,7 @@ class Pass(NamedTuple):
     rng: np.random.Generator | None = None  # for dropout; None: no dropout
     kv_cache: KVCache | None = None  # of earlier tokens; with it, no cache is made for a backward
     memo: dict[Hashable, object] | None = None  # masks and RoPE tables that layers share in a forward
-    needs_dx: bool = True  # False for the first trainable layers, whose dx nobody reads
+    needs_dx: bool = True  # False where nobody reads the module's dx: nothing below it learns
 
     def once(self, key: Hashable, make: Callable[..., T], *arguments: object) -> T:
         """make(*arguments), or what it returned earlier in this forward for the same key."""
@@ -38,5 +38,5 @@ class Pass(NamedTuple):
         return self.memo[key]  # type: ignore[return-value]
 
     def with_dx(self) -> Pass:
-        """This pass, for a layer whose dx is needed: there is something trainable below it."""
+        """This pass, for a layer whose dx is read."""
         return self if self.needs_dx else self._replace(needs_dx=True)

@@ -7,11 +7,11 @@
 
 Parameters, cache and gradients are three separate values. The contract of every module:
 
-- The cache alone decides which gradients `backward` computes: freezing or unfreezing after the forward changes nothing.
-  A cache holds no parameter.
+- The cache alone decides which gradients `backward` computes: freezing or unfreezing after the forward changes nothing,
+  except in Checkpointed, which runs its forward again. A cache holds no parameter.
 - `backward` may be called again with the same cache, and writes neither to `dy` nor to the cache.
 - The dx it returns is a new array that the caller may write to. So is the y of a Linear.
-- The first trainable layers return None for dx, since nobody reads it: run.needs_dx is False.
+- Where run.needs_dx is False nobody reads dx, and a module may return None for it.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ def fit(
     never stopped. `seed`, `steps` (on which schedules depend), `accumulate`, `clip`, `shards` and the optimizer must be
     the same, learning rates excepted. `description` labels the progress bar; None shows none.
 
-    BLAS computes on one thread, whatever the environment says, unless process.blas_threads(n) is open: so the same seed
-    gives the same bytes here and on the command line, where --threads opens it.
+    BLAS computes on one thread, whatever the environment says, unless the caller is inside `with blas_threads(n)`. So
+    the same seed gives the same bytes here and on the command line, where --threads sets n.
 
     Returns the History: a loss in nats for each step, the penalty included, and the evaluations. Raises ValueError for
     a number out of range, and for a checkpoint that is there without `resume`, or is of another run; FileNotFoundError
@@ -75,13 +75,14 @@ def fit(
     )  # fmt: skip
     run.start(resume)
     with run.remaining_steps(description) as remaining, thread_pool(shards) as pool, np.errstate(all="ignore"):
-        for step in remaining:
+        for step in remaining:  # between two steps it evaluates and saves: Run.each_step
             loss, grads = sharded_loss_and_gradients(pool, shards, model, run.step_batches(step), [seed, step])
             if penalty:
                 R, dR = penalty()
                 loss, grads = loss + R, grads + dR
             grads, norm = clip_by_global_norm(grads, clip)
-            optimizer.step(grads, schedule(step), finite=run.record(loss, norm))
+            finite = run.record(loss, norm)
+            optimizer.step(grads, schedule(step), finite=finite)  # changes nothing unless finite
             if after_step:
                 after_step(step, grads)
     run.restore_best()

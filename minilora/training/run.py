@@ -90,7 +90,8 @@ class Run:
             yield self.each_step(bar, interrupted)
 
     def each_step(self, bar: Any, interrupted: threading.Event) -> Iterator[int]:
-        """Yield each step still to do. After it, read losses, evaluate and save the checkpoint, where that is due.
+        """Yield each step still to do. When the caller asks for the next, the losses of this one are read, the model
+        is evaluated and the checkpoint saved, where that is due.
 
         Raises KeyboardInterrupt after a step during which `interrupted` was set.
         """

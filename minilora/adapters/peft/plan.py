@@ -26,12 +26,12 @@ from .view import SHARED, View
 
 
 class Plan(NamedTuple):
-    """What is there, by our paths."""
+    """What an adapter's files hold, by our paths."""
 
     adapters: dict[str, tuple[type[Adapter], dict[str, Any]]]  # {path: (class, options)}
     tied: bool  # do the token embedding and its head have one adapter, or one saved weight, between them?
-    saved: list[str]  # layers that are there whole
-    biases: list[str]  # other layers whose bias is there
+    saved: list[str]  # layers saved whole
+    biases: list[str]  # other layers whose bias is saved
 
     def carried(self) -> list[str]:
         """The paths of the base's parameters of which the adapter has its own: they are no part of its base."""
@@ -127,8 +127,8 @@ def is_tied(
 ) -> bool:
     """Does ensure_weight_tying mean that the head has what the token embedding has, one of both being chosen?
 
-    PEFT ties where the model does and sees it by a name; of GPT-2's pair it writes a name by which it would not see
-    it, so the tensors of the head say it too.
+    PEFT ties the pair of a tied model if it knows one of the two names. Of GPT-2's pair its config may have the name
+    that it does not know, so tensors of the head count too.
     """
     by_name = any(path in chosen and view.ties_by_name(path) for path in ("embed.token", view.head) if path)
     by_tensor = any(view.tensor(view.head, end) in tensors for end in ends) if view.head else False
@@ -138,7 +138,7 @@ def is_tied(
 def check_names(view: View, config: dict[str, Any]) -> None:
     """Raise ValueError for a name, a layer's number or a tie that is not the model's.
 
-    PEFT passes over what matches nothing. But what was made for this base would hardly name what it has not.
+    PEFT ignores a name that matches nothing. Here it is an error: the adapter is probably for another base.
     """
     family, advice = view.model.family, "the adapter is for another base, or this must come out of its config"
     cls = classes_of(config)[0]

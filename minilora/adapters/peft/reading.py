@@ -1,8 +1,8 @@
 """Loading an adapter: modules that replace those of a model.
 
-An adapter is {path: module}: adapters around layers of the base, and whole copies of what modules_to_save and bias
-train. They share the base's other Parameters and never write to them, so switching adapters changes no number of the
-base.
+What a folder holds becomes {path: module}: adapters around layers of the base, and whole copies of what
+modules_to_save and bias train. They share the base's other Parameters and never write to them, so switching adapters
+changes no number of the base.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
 
     Afterwards only what the adapter trained is trainable: its slots, the copies of modules_to_save, the biases. The
     rest of the model is frozen, adapters of other layers too. An adapter that does not name its base (PEFT's do not)
-    is checked by names and shapes. The note says so, and which tensors were left out, because a model without a head
-    has no pooler, and which ranks are above min(in, out); otherwise it is empty. To switch between several: Adapters.
+    is checked by names and shapes. The note says so; it names a pooler's tensors that were left out, as a model without
+    a head has no pooler, and ranks above min(in, out). Otherwise it is empty. To switch between several: Adapters.
     The names of a classifier's labels that the adapter brings become the model's.
     Raises FileNotFoundError for a missing file, ValueError for another base, a feature that is not supported, a name in
     the config that nothing in the model has, layers that are adapted already, or missing, unexpected and misshapen

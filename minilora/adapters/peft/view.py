@@ -18,9 +18,9 @@ class View(NamedTuple):
     """The layers with parameters, by our dotted paths."""
 
     model: Transformer
-    layers: dict[str, Any]  # an adapted layer's is the adapter, one for all parts of a fused layer
-    bases: dict[str, Any]  # and here its base
-    names: dict[str, str]  # in Hugging Face's model
+    layers: dict[str, Any]  # {path: the adapter where there is one, else the layer}; one for all parts of a fused layer
+    bases: dict[str, Any]  # {path: the layer without its adapter}
+    names: dict[str, str]  # {path: its name in Hugging Face's model}
     unused: tuple[str, ...]  # layers of Hugging Face's model that ours lacks, as they change no output of it
     modules: list[str]  # the names of the layers, `unused` ones too, and of the modules that hold them
     transposed: bool  # does Hugging Face's model store its linear weights as (in, out)?

@@ -26,7 +26,7 @@ def save_adapter(model: Transformer, folder: str | Path) -> None:
 
     Layers whose weight trains are written whole (modules_to_save), a classifier always, as PEFT does; biases all, or
     those of the adapted layers. Adapters on parts of a fused layer are written as one on the whole. The metadata holds
-    the hash of the rest, the base, so that load_adapter can tell another, and the names of a classifier's labels, where
+    the hash of the rest, the base, so that load_adapter refuses another, and the names of a classifier's labels, where
     they are known. For a base from the Hub the config holds its name and commit.
     Raises ValueError when there is no adapter, when it is merged, and for what PEFT's format cannot say: some of the
     biases, a trained weight below an adapter, adapters of two variants or of different dropout or scaling, and a tied
@@ -101,8 +101,8 @@ def variant_keys(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
 
 
 def names_in_config(view: View, adapters: dict[str, Adapter], plan: Plan) -> dict[str, Any]:
-    """The keys that name layers. Of a tied pair the config has one name, by which PEFT sees the tie: it knows GPT-2's
-    by its head alone. Raises ValueError for a family that it has no name for."""
+    """The keys that name layers. A tied pair gets one name, one that PEFT knows as tied; for GPT-2 only the head's is.
+    Raises ValueError for a family that it has no name for."""
     classes = variants()[next(iter(adapters.values())).variant]
     matches = str.endswith if any(cls.modules_key for cls in classes) else ends_with_part
     names = {path: name for path, name in view.names.items() if not (plan.tied and path == view.head)}
@@ -168,7 +168,7 @@ def is_of_classifier(path: str) -> bool:
 
 
 def tensors_in_file(view: View, plan: Plan, adapters: dict[str, Adapter], config: dict[str, Any]) -> dict[str, Any]:
-    """Raises ValueError where a tensor that all layers share is not the same in all."""
+    """{name in PEFT's file: array}. Raises ValueError where a tensor that all layers share is not the same in all."""
     tensors: dict[str, Any] = {}
     for name, (path, what, slot, form) in tensors_of(view, plan).items():
         if slot is None:

@@ -24,13 +24,15 @@ class Family:
     config_keys: Mapping[str, str]  # field of Config -> key of config.json
     config_fixed: Mapping[str, Any]  # key -> the only value that is supported, also the value of a missing key
     config_defaults: Mapping[str, Any] = field(default_factory=dict)  # the values of other missing keys
-    extra_fields: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda values: {}  # fields not in config_keys
-    extra_keys: Callable[[Config], dict[str, Any]] = lambda config: {}  # and those fields as keys of config.json
+    extra_fields: Callable[[Mapping[str, Any]], dict[str, Any]] = (
+        lambda values: {}
+    )  # config.json -> fields that need code
+    extra_keys: Callable[[Config], dict[str, Any]] = lambda config: {}  # those fields -> config.json
 
     # ---- tensors in Hugging Face's files ----
     base_model_prefix: str = "model"  # the prefix of all names but the head's, in a class with a head
     hf_names: Names = ()  # (our path, their name); {} is the number of a block. The first that matches counts
-    hf_head_names: Mapping[str, Names] = field(default_factory=dict)  # head -> names that are tried before those
+    hf_head_names: Mapping[str, Names] = field(default_factory=dict)  # head -> names that are tried before hf_names
     transposed: Sequence[str] = ()  # the last part of the names of layers whose weights are stored as (in, out)
     unused: Mapping[str, Sequence[str]] = field(default_factory=dict)  # head -> their layers that change no output
 
