@@ -31,6 +31,7 @@ from commands import (
     edit_tensors,
     lines,
     make_base,
+    make_inputs,
     outside,
     promised,
     refusing,
@@ -59,8 +60,7 @@ COMMANDS = shlex.split("demo pretrain finetune predict compare sweep generate ch
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small base, a text, and an adapter made from both."""
     folder = tmp_path_factory.mktemp("made")
-    make_base(folder / "base")
-    (folder / "words.txt").write_bytes(WORDS)
+    make_inputs(folder)
     words = ["--base", folder / "base", "--data", folder / "words.txt", "--out", folder / "adapter"]
     assert main(["finetune", *map(str, words), *RUN, "--lr", "0.05"]) == 0
     return folder

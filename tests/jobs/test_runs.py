@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from commands import WORDS, make_base
+from commands import make_inputs
 from rich.cells import cell_len
 
 from minilora.cli import main
@@ -28,8 +28,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "words.txt").write_bytes(WORDS)
-    make_base(tmp_path / "base")
+    make_inputs(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

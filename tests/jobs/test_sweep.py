@@ -23,13 +23,13 @@ import joblib
 import matplotlib.image
 import numpy as np
 import pytest
-from commands import WORDS, assert_refused, lines, make_base, outside, plant, promised, subparsers, tree
+from commands import WORDS, assert_refused, lines, make_base, make_inputs, outside, plant, promised, subparsers, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from reports import rows_of
 from reports import sweep_report as made_up
-from runs import Killed, interrupting, tear, watch
+from runs import Killed, interrupting, tear, undisturbed, watch
 
 from minilora.cli import main
 from minilora.display import plots
@@ -57,23 +57,14 @@ def _a_quick_figure() -> Iterator[None]:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small base and a text in the working directory."""
-    make_base(tmp_path / "here" / "base")
-    (tmp_path / "here" / "words.txt").write_bytes(WORDS)
-    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.chdir(make_inputs(tmp_path / "here"))
     return tmp_path / "here"
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
     """A sweep that nobody disturbed: what it wrote, and its events."""
-    folder, events = tmp_path_factory.mktemp("whole"), []
-    make_base(folder / "base")
-    (folder / "words.txt").write_bytes(WORDS)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(folder)
-        watch(patched, events.append)
-        assert main(SWEEP) == 0
-    return tree(folder), events
+    return undisturbed(tmp_path_factory.mktemp("whole"), SWEEP)
 
 
 @pytest.fixture

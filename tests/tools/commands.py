@@ -31,6 +31,13 @@ def make_base(folder: Path, seed: int = 1, **changes: Any) -> Path:
     return folder
 
 
+def make_inputs(folder: Path) -> Path:
+    """A small base and a text."""
+    make_base(folder / "base")
+    (folder / "words.txt").write_bytes(WORDS)
+    return folder
+
+
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Every file below `folder` with its bytes, every folder with None."""
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}

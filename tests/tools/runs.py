@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import make_inputs, tree
 from models import build
 
 from minilora import files as checkpoint
 from minilora.adapters.attach import attach_lora
 from minilora.backend import to_numpy
+from minilora.cli import main
 from minilora.data import Batch
 from minilora.jobs import text
 from minilora.models.transformer import Transformer
@@ -85,6 +87,17 @@ def watch(monkeypatch: pytest.MonkeyPatch, hook: Callable[[str], None]) -> list[
         monkeypatch.setattr(os, name, watched(name, getattr(os, name)))
     monkeypatch.setattr(checkpoint, "open", opened, raising=False)
     return unsynced
+
+
+def undisturbed(folder: Path, command: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The files that the command writes to `folder`, where its inputs are made, and the events that watch() sees."""
+    events: list[str] = []
+    make_inputs(folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        watch(patched, events.append)
+        assert main(command) == 0
+    return tree(folder), events
 
 
 def tear(folder: Path, copy: Path, unsynced: list[Path], rng: np.random.Generator) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import FINETUNE, WORDS, edit_tensors, lines, make_base, outside, plant, refusing, tree
-from runs import Killed, bits, interrupting, learner, quietly, tear, watch
+from commands import FINETUNE, WORDS, edit_tensors, lines, make_base, make_inputs, outside, plant, refusing, tree
+from runs import Killed, bits, interrupting, learner, quietly, tear, undisturbed, watch
 
 from minilora.cli import main
 from minilora.files import load_tensors, save_tensors
@@ -63,24 +63,16 @@ def life(monkeypatch: pytest.MonkeyPatch, folder: Path, at: int, rng: np.random.
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small base and a text in the working directory."""
-    make_base(tmp_path / "here" / "base")
-    (tmp_path / "here" / "words.txt").write_bytes(WORDS)
-    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.chdir(make_inputs(tmp_path / "here"))
     return tmp_path / "here"
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
     """A run that nobody disturbed: what it wrote, and its events."""
-    folder, events = tmp_path_factory.mktemp("whole"), []
-    make_base(folder / "base")
-    (folder / "words.txt").write_bytes(WORDS)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(folder)
-        watch(patched, events.append)
-        assert main(RUN) == 0
+    files, events = undisturbed(tmp_path_factory.mktemp("whole"), RUN)
     assert events.count("before a batch") == 2 * STEPS
-    return tree(folder), events
+    return files, events
 
 
 # ---- killed ----
@@ -291,8 +283,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 def half(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run that was stopped after step 4."""
     folder = tmp_path_factory.mktemp("half")
-    make_base(folder / "base")
-    (folder / "words.txt").write_bytes(WORDS)
+    make_inputs(folder)
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         interrupting(patched, ("after a batch", 8))
