@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from reports import rows_of
 from reports import sweep_report as made_up
-from runs import Killed, interrupting, tear, undisturbed, watch
+from small_runs import Killed, interrupting, tear, undisturbed, watch
 
 from minilora.cli import main
 from minilora.display import plots

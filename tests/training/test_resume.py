@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import FINETUNE, WORDS, edit_tensors, lines, make_base, make_inputs, outside, plant, refusing, tree
-from runs import Killed, bits, interrupting, learner, quietly, tear, undisturbed, watch
+from small_runs import Killed, bits, interrupting, learner, quietly, tear, undisturbed, watch
 
 from minilora.cli import main
 from minilora.files import load_tensors, save_tensors

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import build, each_family
-from runs import bits, learner, quietly, some
+from small_runs import bits, learner, quietly, some
 
 from minilora.data import Batch, all_windows, bigram_bits_per_byte, excerpts, zlib_bits_per_byte
 from minilora.data import bits as bits_per_token
