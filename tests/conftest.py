@@ -7,6 +7,7 @@ for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the Hub: a name that is misspelt would be looked up there
 
 import re  # noqa: E402
+import shutil  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -19,7 +20,7 @@ import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from rich.cells import cell_len  # noqa: E402
 
-pytest.register_assert_rewrite("commands", "runs")
+pytest.register_assert_rewrite("commands", "small_runs")
 sys.path.append(str(Path(__file__).parent.parent))  # for benchmarks/; what is installed comes first
 
 from minilora.backend import load_backend  # noqa: E402
@@ -39,6 +40,15 @@ def _short_samples() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language_model, "SAMPLE", 6)
         yield
+
+
+@pytest.fixture
+def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Path:
+    """A copy of the folder that the test file's fixture `made` has filled, to damage at will; the working directory."""
+    shutil.copytree(made, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    capfd.readouterr()  # what was printed before the test
+    return tmp_path / "here"
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ class LoRA(Adapter):
     )
     options = (
         Option("r", "r", 8, "rank_pattern"),
-        Option("alpha", "lora_alpha", 8.0, "alpha_pattern"),  # PEFT's, for a missing key; start() has 16
+        Option("alpha", "lora_alpha", 8.0, "alpha_pattern"),  # PEFT's default for a missing key; __init__'s is 16
         Option("dropout", "lora_dropout", 0.0),
         Option("rslora", "use_rslora", False),
     )

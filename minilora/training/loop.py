@@ -82,7 +82,7 @@ def fit(
                 loss, grads = loss + R, grads + dR
             grads, norm = clip_by_global_norm(grads, clip)
             finite = run.record(loss, norm)
-            optimizer.step(grads, schedule(step), finite=finite)  # changes nothing unless finite
+            optimizer.step(grads, schedule(step), finite=finite)  # changes no parameter unless finite
             if after_step:
                 after_step(step, grads)
     run.restore_best()

@@ -104,13 +104,13 @@ def test_the_dense_update_is_never_formed(rng):
 # ---- a new adapter ----
 
 
-@pytest.mark.parametrize(("init", "deviation"), [("uniform", 1 / math.sqrt(3 * 400)), ("gaussian", 1 / 50)])
-def test_A_starts_with_the_deviation_of_its_init_and_B_at_zero(init, deviation, rng):
+@pytest.mark.parametrize(("init", "std"), [("uniform", 1 / math.sqrt(3 * 400)), ("gaussian", 1 / 50)])
+def test_A_starts_with_the_standard_deviation_of_its_init_and_B_at_zero(init, std, rng):
     adapter = LoRALinear(Linear(np.zeros((60, 400), np.float32)), r=50, rng=rng, init=init)
     A, B = adapter.lora_A.data, adapter.lora_B.data
     assert (A.shape, B.shape, A.dtype, B.dtype) == ((50, 400), (60, 50), np.float32, np.float32)
-    assert A.std() == pytest.approx(deviation, rel=0.03)
-    assert A.mean() == pytest.approx(0, abs=0.03 * deviation)
+    assert A.std() == pytest.approx(std, rel=0.03)
+    assert A.mean() == pytest.approx(0, abs=0.03 * std)
     assert not B.any()
     if init == "uniform":
         assert 0.99 / math.sqrt(400) < np.abs(A).max() <= np.float32(1 / math.sqrt(400))
@@ -123,8 +123,9 @@ def test_the_scaling_is_alpha_over_r_or_over_its_root(rslora, scaling, rng):
 
 @pytest.mark.parametrize("options", [{"r": np.int64(3)}, {"alpha": np.float64(5)}, {"r": np.int64(3), "rslora": True}])
 def test_numbers_from_numpy_make_no_float64_of_a_float32_layer(options, rng):
-    adapter = LoRALinear(Linear(np.ones((4, 5), np.float32)), **{"r": 2, "rng": rng, **options})
-    y, cache = adapter.forward(np.ones((3, 5), np.float32))
+    W, x = (rng.standard_normal((n, 5)).astype(np.float32) for n in (4, 3))
+    adapter = LoRALinear(Linear(W), **{"r": 2, "rng": rng, **options})
+    y, cache = adapter.forward(x)
     grads = Gradients()
     dx = adapter.backward(y, cache, grads)
     assert {array.dtype for array in [y, dx, adapter.delta(), *grads.values()]} == {np.dtype(np.float32)}

@@ -66,15 +66,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Path:
-    """The same as the working directory, to damage at will."""
-    shutil.copytree(made, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    capfd.readouterr()
-    return tmp_path / "here"
-
-
 GENERATE = shlex.split("generate --base base --adapter adapter --prompt 'def ' --temperature 1 --tokens 20")
 MERGE = ["merge", "--base", "base", "--adapter", "adapter", "--out", "out"]
 

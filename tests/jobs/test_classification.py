@@ -63,14 +63,6 @@ def made(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(made, tmp_path, monkeypatch, capfd):
-    shutil.copytree(made, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    capfd.readouterr()
-    return tmp_path / "here"
-
-
 # ---- a run ----
 
 

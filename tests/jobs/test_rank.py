@@ -77,17 +77,6 @@ def make_useless(here):
     peft.save_adapter(wide, here / "wide")
 
 
-@pytest.fixture
-def here(made, tmp_path, monkeypatch, capfd):
-    """The same as the working directory, to damage at will."""
-    import shutil
-
-    shutil.copytree(made, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    capfd.readouterr()
-    return tmp_path / "here"
-
-
 def weights(folder):
     return {name: x.astype(float) for name, x in load_tensors(folder / "model.safetensors")[0].items()}
 

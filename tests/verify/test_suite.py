@@ -96,6 +96,8 @@ def test_everything_holds_in_less_than_a_minute(capsys):
     assert {entry["name"] for entry in result["checks"]} == set(CHECKS)
     assert [entry["law"] for entry in result["laws"]] == list(LAWS)
     assert all(entry["ok"] for entry in [*result["checks"], *result["laws"]])
+    errors = [entry["worst_relative_error"] for entry in result["checks"] if entry["method"] == "complex"]
+    assert 0 < max(errors) < 1e-11  # as the README says
 
 
 # ---- what is covered ----
