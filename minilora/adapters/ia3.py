@@ -12,7 +12,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array, Rng, get_array_module
 from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
-from ..ops.linear import rows
+from ..ops.rows import rows
 from .base import Adapter, Kept, Keys, Law, Products, Slot, relative_difference, shape, sizes_of
 
 
