@@ -16,7 +16,7 @@ FLOORS = [
     {"models", "training"},
     {"adapters", "display"},
     {"accounting", "verify"},
-    {"jobs"},
+    {"jobs", "practice"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

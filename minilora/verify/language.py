@@ -1,7 +1,7 @@
 """What a diagnosis says, in two languages: English stands in the code, Chinese in the catalogues beside it, *.zh.json.
 
-A catalogue maps each English sentence to its Chinese. `zh.json` has those of this package, and each file of problems
-has one of its own.
+A catalogue maps each English sentence to its Chinese. `zh.json` has those of a package, and each problem and each
+exercise has one of its own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Words(NamedTuple):
 def catalogue() -> dict[str, str]:
     """{English: Chinese}, of all catalogues."""
     found: dict[str, str] = {}
-    for path in sorted(Path(__file__).parent.rglob("*zh.json")):
+    for path in sorted(Path(__file__).parent.parent.rglob("*zh.json")):
         found |= json.loads(path.read_text(encoding="utf-8"))
     return found
 

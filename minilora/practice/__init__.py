@@ -1,0 +1,9 @@
+"""Exercises: write LoRA and what it sits in by hand, with a teacher that names your mistake.
+
+from minilora.practice import check
+
+check("04", lora_backward)
+"""
+
+from .catalogue import exercise, exercises
+from .checking import check, check_file

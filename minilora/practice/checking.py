@@ -1,0 +1,140 @@
+"""Check one exercise: a file, a text, or functions in a notebook."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import time
+import traceback
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..process import blas_threads
+from ..verify.explanations.finding import Finding
+from ..verify.language import Words, words
+from .catalogue import exercise
+from .exercise import Exercise
+from .result import Result
+
+FRAMEWORKS = ("torch", "tensorflow", "jax", "autograd", "cupy", "keras", "mxnet", "peft", "transformers")
+PRINTED = 4000  # characters of what a file prints
+
+
+class Broken(Exception):
+    """The learner's file does not run: why, in both languages."""
+
+    def __init__(self, kind: str, says: Words, asks: Words | None = None):
+        super().__init__(says.en)
+        self.finding = Finding("", kind, says, asks)
+
+
+def check(number: str, *answers: Any, language: str = "en", seed: int = 0) -> Result:
+    """Judge the answers to an exercise in a notebook: check("04", lora_backward).
+
+    An exercise of several functions takes them in any order: each is found by its name, and others by their place.
+    Returns a Result, which shows itself; a wrong answer raises nothing. Raises ValueError for an unknown number,
+    or more answers than the exercise has functions.
+    """
+    task = exercise(number)
+    names = [part.name for part in task.parts]
+    if len(answers) > len(names):
+        raise ValueError(
+            f"exercise {task.number} has {len(names)} functions, {', '.join(names)}: {len(answers)} were given"
+        )
+    given = dict(zip(names, answers, strict=False))
+    called = {getattr(answer, "__name__", ""): answer for answer in answers}
+    if set(called) <= set(names):
+        given = called
+    return checked(task, lambda: given, language, seed)
+
+
+def check_file(number: str, path: Path, language: str = "en", seed: int = 0) -> Result:
+    """Judge a learner's file."""
+    task = exercise(number)
+    return checked(task, lambda: namespace_of(path, task), language, seed)
+
+
+@blas_threads()
+def checked(task: Exercise, load: Callable[[], Mapping[str, Any]], language: str, seed: int) -> Result:
+    result = Result(task.number, task.name, task.said(task.title), "wrong", language=language)
+    started, printed = time.perf_counter(), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        try:
+            namespace = load()
+            for part in task.parts:
+                found = part.check(namespace.get(part.name), seed)
+                result.findings += found.findings
+                result.errors |= found.errors
+                result.pictures += found.pictures
+        except Broken as broken:
+            result.state, result.findings = "broken", [broken.finding]
+    kinds = {finding.kind for finding in result.findings}
+    if kinds == {"right"}:
+        result.state = "passed"
+    elif kinds == {"not written"}:
+        result.state = "not started"
+    result.seconds = time.perf_counter() - started
+    result.printed = shortened(printed.getvalue())
+    return result
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= PRINTED else f"{text[:PRINTED]}\n... {len(text) - PRINTED:,} more characters"
+
+
+def namespace_of(path: Path, task: Exercise) -> dict[str, Any]:
+    """Run the learner's file. Raises Broken where it cannot be read or run."""
+    try:
+        source = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        asks = words("`minilora ex reset {number}` writes it anew.", number=task.number)
+        raise Broken("no file", words("there is no {file}", file=path.name), asks) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Broken("no file", words("{file} cannot be read: {error}", file=path.name, error=str(error))) from None
+    if not source.strip():
+        raise Broken("empty", words("{file} is empty", file=path.name))
+    try:
+        tree = ast.parse(source, str(path))
+        refuse_imports(tree, task)
+        code = compile(tree, str(path), "exec")
+    except SyntaxError as error:
+        says = words("Python cannot read line {line}: {error}", line=str(error.lineno), error=error.msg)
+        text = (error.text or "").strip()
+        raise Broken("syntax", says, Words(text, text) if text else None) from None
+    except ValueError as error:  # a null character
+        raise Broken("syntax", words("{file} cannot be read: {error}", file=path.name, error=str(error))) from None
+    module = types.ModuleType(path.stem)
+    module.__file__ = str(path)
+    try:
+        exec(code, module.__dict__)
+    except NotImplementedError:
+        raise Broken("raises", words("the file itself raises NotImplementedError, outside of a function")) from None
+    except Exception as error:
+        line = next(
+            (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), 0
+        )
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise Broken("raises", words("line {line} raises {error}", line=str(line), error=message)) from error
+    return module.__dict__
+
+
+def refuse_imports(tree: ast.Module, task: Exercise) -> None:
+    """Raise Broken where the file imports what would do the exercise for the learner."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+        for name in (name.partition(".")[0] for name in names):
+            if name == "minilora" and name not in task.may_import:
+                raise Broken(
+                    "import", words("line {line} imports minilora, which holds the answer", line=str(node.lineno))
+                )
+            if name in FRAMEWORKS and name not in task.may_import:
+                says = words(
+                    "line {line} imports {name}: this exercise is written in NumPy, with every gradient by hand",
+                    line=str(node.lineno), name=name,
+                )  # fmt: skip
+                raise Broken("import", says)

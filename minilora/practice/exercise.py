@@ -1,0 +1,92 @@
+"""An exercise: one file in exercises/, which holds what the learner edits and, below a mark, how it is checked.
+
+Above the line `### THE CHECK` is the learner's file: the statement as its docstring, imports, and functions whose
+solution stands between `### BEGIN SOLUTION` and `### END SOLUTION`. Lines that begin with `#| ` after it are what the
+learner finds in its place; without any, that is `raise NotImplementedError`. Below the mark, EXERCISE says the rest.
+Chinese stands beside the file: the statement in *.zh.md, every other sentence in *.zh.json.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ..verify.language import Words, words
+from .parts import Part
+
+MARK = "### THE CHECK"
+SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION\n((?: *#\|.*\n)*)", re.DOTALL | re.MULTILINE)
+KINDS = ("write", "write the test", "repair", "predict, then run", "build")
+
+
+class Viva(NamedTuple):
+    """A question for two minutes of talk, with what a good and a bad answer sound like."""
+
+    question: str
+    good: str
+    bad: str
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """What an exercise says of itself. `number` and `path` are those of its file."""
+
+    title: str
+    kind: str  # one of KINDS
+    minutes: int
+    difficulty: int  # 1 to 5
+    parts: Sequence[Part]  # each function that the learner writes, and how it is judged
+    hints: tuple[str, str]
+    viva: Sequence[Viva]
+    needs: Sequence[str] = ()  # numbers of exercises to do before
+    asks: Sequence[str] = ()  # the interview questions that it answers
+    may_import: Sequence[str] = ()  # of what the check refuses elsewhere: torch in a twin
+    derivation: str = ""  # the module of ops/ whose docstring derives it
+    number: str = ""
+    path: Path = Path()
+
+    @property
+    def name(self) -> str:
+        """ex04_lora_backward"""
+        return self.path.stem
+
+    @property
+    def source(self) -> str:
+        """The learner's file with the solution in it, and the marks around it."""
+        return self.path.read_text(encoding="utf-8").partition(MARK)[0].rstrip() + "\n"
+
+    def statement(self, language: str = "en") -> str:
+        """One page: the forward equation, shapes, a number worked by hand."""
+        if language == "zh":
+            return self.path.with_suffix(".zh.md").read_text(encoding="utf-8").strip()
+        return ast.get_docstring(ast.parse(self.source)) or ""
+
+    def stub(self, language: str = "en") -> str:
+        """The learner's file as it is handed out."""
+        return SOLUTION.sub(in_its_place, self.translated(language))
+
+    def solution(self, language: str = "en") -> str:
+        """The learner's file as it may look in the end."""
+        return SOLUTION.sub(r"\2", self.translated(language))
+
+    def translated(self, language: str) -> str:
+        """The source with the statement in this language as its docstring."""
+        if language == "en":
+            return self.source
+        end = ast.parse(self.source).body[0].end_lineno
+        rest = "".join(self.source.splitlines(keepends=True)[end:])
+        return f'"""{self.statement(language)}\n"""\n{rest}'
+
+    def said(self, sentence: str) -> Words:
+        """A title, hint or answer in both languages."""
+        return words(sentence)
+
+
+def in_its_place(found: re.Match[str]) -> str:
+    """What the learner finds instead of a solution."""
+    indent, given = found[1], found[3]
+    return re.sub(r"^( *)#\| ?", r"\1", given, flags=re.MULTILINE) if given else f"{indent}raise NotImplementedError\n"

@@ -1,0 +1,1 @@
+"""One exercise a file: what the learner edits above the mark, how it is checked below it."""

@@ -1,0 +1,74 @@
+"""How many of the mistakes that an exercise lists its own check sees, and how many it names."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .exercise import Exercise
+from .parts import Function, Judged, Mistake, Part
+
+
+class Kill(NamedTuple):
+    """A mistake of a part, put to the check of that part."""
+
+    part: str
+    mistake: str
+    seen: bool  # it does not pass
+    named: bool  # its own name is given for each tensor that is wrong
+    others: tuple[str, ...]  # names of other mistakes that are given too
+
+
+def kills(exercise: Exercise) -> list[Kill]:
+    """Every listed mistake of an exercise."""
+    return [killed(part, mistake) for part in exercise.parts for mistake in part.all_mistakes().values()]
+
+
+def killed(part: Part, mistake: Mistake, function: Function | None = None) -> Kill:
+    """The mistake, or another function in its place, put to the check of the part."""
+    findings = part.check(mistake.wrong if function is None else function).findings
+    wrong = [finding for finding in findings if finding.kind != "right"]
+    named = {finding.tensor for finding in wrong if finding.name == mistake.name}
+    others = {finding.name for finding in wrong} - {mistake.name, ""}
+    seen = bool(wrong)
+    return Kill(part.name, mistake.name, seen, seen and {f.tensor for f in wrong} == named, tuple(sorted(others)))
+
+
+def left_out(part: Part) -> Iterator[Kill]:
+    """Each mistake of the exercise's own as though it were not listed: nothing else may then be named."""
+    for name, mistake in part.mistakes.items():
+        rest = copy.copy(part)
+        rest.mistakes = {other: value for other, value in part.mistakes.items() if other != name}
+        yield killed(rest, mistake)
+
+
+def blunt_answers(part: Part) -> dict[str, Function]:
+    """Answers that compute nothing: zeros, ones, the first argument, and the true values of the first case."""
+    if isinstance(part, Judged):
+        return {}
+    cases = part.cases(0)
+    first = part.truths(cases)[0]
+
+    def like(make: Callable[[Any], Any]) -> Function:
+        def answer(*arguments: Any) -> Any:
+            given = dict(zip(part.arguments, arguments, strict=True))
+            true = part.truths([given])[0]
+            return {name: make(value) for name, value in true.items()}
+
+        return answer
+
+    def first_argument(*arguments: Any) -> Any:
+        return {name: copy.deepcopy(arguments[0]) for name in part.tensors}
+
+    def hard_coded(*arguments: Any) -> Any:
+        return copy.deepcopy(first)
+
+    return {
+        "zeros": like(lambda value: np.asarray(value) * 0),
+        "ones": like(lambda value: np.asarray(value) * 0 + 1),
+        "first_argument": first_argument,
+        "hard_coded": hard_coded,
+    }

@@ -1,0 +1,497 @@
+"""A part of an exercise: one function that the learner writes, and what its results are compared with.
+
+    Gradient    a problem of verify/problems/ judges it, and diagnose names the mistakes
+    Value       a function of the library or of the exercise gives the true values; the exercise lists the mistakes
+    Judged      a function of the exercise judges it by itself
+
+All are checked in one order. It must exist and take the arguments; then, on every case, it must not raise, return the
+right number of results in the right shapes, leave its arguments as they are, return finite numbers of float64, and the
+same when called again. Only then are numbers compared, and only then rules tried.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from ..backend import Array
+from ..verify.case import Case, apply, relative_error
+from ..verify.diagnose import diagnose
+from ..verify.explanations.finding import Finding
+from ..verify.language import Words, words
+from ..verify.problem import Problem
+from ..verify.problems import problems
+from ..verify.scale import SAME
+from .naming import Arguments, described, named, shape
+
+Function: TypeAlias = Callable[..., Any]
+Tensors: TypeAlias = dict[str, Any]  # what a function returns, by name
+CASES = 6
+
+
+class Mistake(NamedTuple):
+    """A wrong function that people write, called as the right one is."""
+
+    name: str
+    wrong: Function
+    says: Words
+    asks: Words
+
+
+class Rule(NamedTuple):
+    """What numbers alone do not show: `broken(function)` is true where a right function would not be."""
+
+    mistake: Mistake
+    broken: Callable[[Function], bool]
+
+
+class Picture(NamedTuple):
+    """A wrong matrix beside the true one."""
+
+    tensor: str
+    true: Array
+    yours: Array
+
+
+class Checked(NamedTuple):
+    """What was found out about one function."""
+
+    findings: list[Finding]
+    errors: Mapping[str, float] = MappingProxyType({})  # relative, of each tensor that could be compared
+    pictures: Sequence[Picture] = ()
+
+
+@dataclass
+class Part:
+    """One function of an exercise. The first argument is its solution."""
+
+    solution: Function
+    returns: str = ""  # names of what it returns, with spaces between
+    mistakes: dict[str, Mistake] = field(default_factory=dict, init=False)
+    rules: dict[str, Rule] = field(default_factory=dict, init=False)
+
+    @property
+    def name(self) -> str:
+        return self.solution.__name__
+
+    @property
+    def tensors(self) -> list[str]:
+        return self.returns.split()
+
+    @property
+    def arguments(self) -> list[str]:
+        return list(inspect.signature(self.solution).parameters)
+
+    def mistake(self, says: str, asks: str) -> Callable[[Function], Function]:
+        """The decorated function is a mistake: what it says of {it}, and a question to ask back."""
+
+        def add(wrong: Function) -> Function:
+            self.mistakes[wrong.__name__] = Mistake(wrong.__name__, wrong, words(says), words(asks))
+            return wrong
+
+        return add
+
+    def rule(self, says: str, asks: str, broken: Callable[[Function], bool]) -> Callable[[Function], Function]:
+        """The decorated function breaks a rule that its numbers do not show."""
+
+        def add(wrong: Function) -> Function:
+            mistake = Mistake(wrong.__name__, wrong, words(says), words(asks))
+            self.rules[wrong.__name__] = Rule(mistake, broken)
+            return wrong
+
+        return add
+
+    def all_mistakes(self) -> dict[str, Mistake]:
+        """{name: mistake}: every one that the part lists."""
+        return self.mistakes | {name: rule.mistake for name, rule in self.rules.items()}
+
+    def check(self, function: Any, seed: int = 0) -> Checked:
+        """Judge the learner's function."""
+        if problem := self.cannot_be_called(function):
+            return Checked([problem])
+        with np.errstate(all="ignore"):
+            checked = self.compared(function, seed)
+            if all(finding.kind == "right" for finding in checked.findings):
+                for rule in self.rules.values():
+                    if rule.broken(function):
+                        it = self.name
+                        broken = Finding(
+                            it, "rule", rule.mistake.says.filled(it=it), rule.mistake.asks, rule.mistake.name
+                        )
+                        return checked._replace(findings=[*checked.findings, broken])
+        return checked
+
+    def cannot_be_called(self, function: Any) -> Finding | None:
+        if not callable(function):
+            says = (
+                words("{it} is not there", it=self.name)
+                if function is None
+                else words("{it} is no function", it=self.name)
+            )
+            return Finding(self.name, "missing", says, words("Is it called {it} in your file?", it=self.name))
+        try:
+            inspect.signature(function).bind(*self.arguments)
+        except TypeError:
+            says = words("{it} must take {arguments}, in this order", it=self.name, arguments=", ".join(self.arguments))
+            return Finding(self.name, "signature", says)
+        except ValueError:  # some functions written in C have no signature
+            pass
+        return None
+
+    def compared(self, function: Function, seed: int) -> Checked:
+        raise NotImplementedError
+
+    def cases(self, seed: int) -> list[Arguments]:
+        raise NotImplementedError
+
+    def truths(self, cases: Sequence[Arguments]) -> list[Tensors]:
+        raise NotImplementedError
+
+    def run(self, function: Function, arguments: Arguments) -> Tensors:
+        """What the function returns for these arguments, by name. Raises Refused where that is of no use."""
+        try:
+            result = function(*arguments.values())
+        except NotImplementedError:
+            raise Refused("not written", words("{it} is not written yet", it=self.name)) from None
+        except Exception as error:
+            message = " ".join(str(error).split())[:300]
+            says = words(
+                "{it} raises {error}, called with {given}",
+                it=self.name,
+                error=f"{type(error).__name__}: {message}",
+                given=described(arguments),
+            )
+            raise Refused("raises", says, detail=type(error).__name__, line=line_of(error, function)) from error
+        return self.by_name(result)
+
+    def by_name(self, result: Any) -> Tensors:
+        names = self.tensors
+        if result is None:
+            raise Refused("shape", words("{it} returns nothing: is there a return at its end?", it=self.name))
+        if isinstance(result, Mapping):
+            if set(result) != set(names):
+                says = words(
+                    "{it} returns {found}, and must return {wanted}",
+                    it=self.name,
+                    found=", ".join(map(str, result)),
+                    wanted=", ".join(names),
+                )
+                raise Refused("shape", says)
+            return {name: result[name] for name in names}
+        values = [result] if len(names) == 1 else list(result) if isinstance(result, tuple | list) else [result]
+        if len(names) > 1 and len(values) != len(names):
+            says = words(
+                "{it} returns {found} results, and must return {n}: {wanted}",
+                it=self.name,
+                found=str(len(values)),
+                n=str(len(names)),
+                wanted=", ".join(names),
+            )
+            raise Refused("shape", says)
+        return dict(zip(names, values, strict=True))
+
+    def outcome(self, function: Function, arguments: Arguments, true: Tensors) -> Tensors:
+        """The function's results. Raises Refused before any number is compared: shapes, changed arguments, ..."""
+        given = copy.deepcopy(arguments)
+        first = copy.deepcopy(self.run(function, given))
+        for name, value in true.items():
+            refuse(name, first[name], value, arguments)
+        for name, before in arguments.items():
+            if not equal(before, given[name]):
+                says = words("{it} changes its argument {name}: let it work on a copy", it=self.name, name=name)
+                raise Refused("changed", says, detail=name)
+        second = self.run(function, copy.deepcopy(arguments))
+        if not all(equal(first[name], second[name]) for name in first):
+            says = words(
+                "{it} returns something else when it is called again: it must draw nothing by itself",
+                it=self.name,
+            )
+            raise Refused("random", says)
+        return first
+
+
+class Refused(Exception):
+    """What is wrong before any number is compared."""
+
+    def __init__(self, kind: str, says: Words, asks: Words | None = None, detail: str = "", line: int = 0):
+        super().__init__(says.en)
+        self.kind, self.says, self.asks, self.detail, self.line = kind, says, asks, detail, line
+
+    def same(self, other: Refused) -> bool:
+        return (self.kind, self.detail) == (other.kind, other.detail)
+
+
+def refuse(name: str, mine: Any, true: Any, arguments: Arguments) -> None:
+    """Raise Refused for another shape or type than the true value's, or for what is not finite."""
+    try:
+        array, wanted = np.asarray(mine), np.asarray(true)
+    except ValueError:
+        raise Refused("shape", words("{it} is no array: its rows differ in length", it=name)) from None
+    if array.dtype.kind not in "biufcUS" or (array.dtype.kind in "US") != (wanted.dtype.kind in "US"):
+        raise Refused(
+            "type",
+            words(
+                "{it} is {found}, and must be {wanted}",
+                it=name,
+                found=type(mine).__name__,
+                wanted=f"{wanted.dtype} {shape(wanted)}",
+            ),
+            detail=name,
+        )
+    if array.shape != wanted.shape:
+        asks = (
+            words("Its transpose would have that shape: which axis of your result is which?")
+            if array.ndim > 1 and array.T.shape == wanted.shape
+            else None
+        )
+        says = words(
+            "{it} has shape {found}, and must have {wanted}, for {given}",
+            it=name,
+            found=shape(array),
+            wanted=shape(wanted),
+            given=described(arguments),
+        )
+        raise Refused("shape", says, asks, detail=f"{name} {array.shape} {wanted.shape}")
+    if array.dtype.kind == "f" and array.dtype != np.float64 and wanted.dtype == np.float64:
+        raise Refused(
+            "type",
+            words("{it} is {found}: compute in float64, as the arguments are", it=name, found=str(array.dtype)),
+            detail=name,
+        )
+    if wanted.dtype.kind in "fiu" and np.all(np.isfinite(wanted)) and not np.all(np.isfinite(array)):
+        where = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
+        says = words(
+            "{it} is not finite, first at {place}, for {given}", it=name, place=str(where), given=described(arguments)
+        )
+        asks = words("Is there a division by 0, a logarithm of 0, or an exponential of a large number?")
+        raise Refused("not finite", says, asks, detail=name)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two values are the same, bit for bit."""
+    if isinstance(a, Mapping):
+        return isinstance(b, Mapping) and list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, tuple | list):
+        return isinstance(b, tuple | list) and len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return np.shape(a) == np.shape(b) and np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f")
+    return isinstance(a, np.random.Generator) or bool(a == b)
+
+
+def line_of(error: BaseException, function: Function) -> int:
+    """The line of the learner's file in which the error was raised; 0 if there is none."""
+    file = getattr(getattr(function, "__code__", None), "co_filename", "")
+    found, trace = 0, error.__traceback__
+    while trace:
+        found = trace.tb_lineno if trace.tb_frame.f_code.co_filename == file else found
+        trace = trace.tb_next
+    return found
+
+
+@dataclass
+class Value(Part):
+    """A function whose values are compared. `draw(rng, i)` gives the arguments of case i, `truth` their values."""
+
+    truth: Function = lambda *arguments: None
+    draw: Callable[[np.random.Generator, int], Arguments] = lambda rng, i: {}
+    compare: bool = True  # False: only shapes; rules judge the rest
+    tolerance: float = SAME
+    common: bool = True  # look for a factor, another argument, ... where no listed mistake fits
+
+    def cases(self, seed: int = 0) -> list[Arguments]:
+        return [self.draw(np.random.default_rng([seed, i, 2]), i) for i in range(CASES)]
+
+    def truths(self, cases: Sequence[Arguments]) -> list[Tensors]:
+        return [self.by_name(self.truth(*copy.deepcopy(case).values())) for case in cases]
+
+    def compared(self, function: Function, seed: int) -> Checked:
+        cases = self.cases(seed)
+        true = self.truths(cases)
+        mine: list[Tensors] = []
+        for case, tensors in zip(cases, true, strict=True):
+            try:
+                mine.append(self.outcome(function, case, tensors))
+            except Refused as refused:
+                return Checked([self.of_refused(refused, mine, cases, true)])
+        if not self.compare:
+            return Checked([Finding(name, "right", words("{it} is right", it=name)) for name in self.tensors])
+        return self.of_values(mine, cases, true)
+
+    def of_refused(
+        self, refused: Refused, before: list[Tensors], cases: list[Arguments], true: list[Tensors]
+    ) -> Finding:
+        """The listed mistake that fails in the same way in the same case, after the same values, if there is one."""
+        if refused.kind == "not written":
+            return Finding(self.name, refused.kind, refused.says)
+        alike = []
+        for mistake in self.mistakes.values():
+            try:
+                for i, case in enumerate(cases[: len(before) + 1]):
+                    values = self.outcome(mistake.wrong, case, true[i])
+                    if i == len(before) or not all(self.same(values[n], before[i][n]) for n in values):
+                        break
+            except Refused as other:
+                if i == len(before) and refused.same(other):
+                    alike.append(mistake)
+        if len(alike) == 1:
+            return Finding(self.name, "fault", alike[0].says.filled(it=self.name), alike[0].asks, alike[0].name)
+        return Finding(self.name, refused.kind, refused.says, refused.asks)
+
+    def same(self, a: Any, b: Any) -> bool:
+        return same(a, b, self.tolerance)
+
+    def of_values(self, mine: list[Tensors], cases: list[Arguments], true: list[Tensors]) -> Checked:
+        findings: list[Finding] = []
+        errors: dict[str, float] = {}
+        wrong_of: dict[str, list[Tensors]] = {}
+        for name in self.tensors:
+            a, t = [m[name] for m in mine], [m[name] for m in true]
+            errors[name] = max(difference(x, y) for x, y in zip(a, t, strict=True))
+            if all(map(self.same, a, t)):
+                findings.append(Finding(name, "right", words("{it} is right", it=name)))
+                continue
+            if not wrong_of:
+                wrong_of = {key: self.all_of(mistake, cases, true) for key, mistake in self.mistakes.items()}
+            listed = [
+                self.mistakes[key]
+                for key, values in wrong_of.items()
+                if values and all(self.same(w[name], x) for w, x in zip(values, a, strict=True))
+            ]
+            findings += named(name, a, t, cases, listed, self.same, self.common)
+        return Checked(findings, errors)
+
+    def all_of(self, mistake: Mistake, cases: list[Arguments], true: list[Tensors]) -> list[Tensors]:
+        """What a mistake returns in every case; [] where it fails before that."""
+        try:
+            return [self.outcome(mistake.wrong, case, tensors) for case, tensors in zip(cases, true, strict=True)]
+        except Refused:
+            return []
+
+
+def same(a: Any, b: Any, tolerance: float = SAME) -> bool:
+    """Whether two values agree: whole numbers and words exactly, others relative to their norm."""
+    x, y = np.asarray(a), np.asarray(b)
+    if x.shape != y.shape:
+        return False
+    if x.dtype.kind not in "fiub" or y.dtype.kind not in "fc":
+        return bool(np.array_equal(x, y))
+    if not np.all(np.isfinite(y)):
+        return bool(np.array_equal(x, y, equal_nan=True))
+    return relative_error(x, y) < tolerance if np.any(y) else float(np.linalg.norm(x)) <= 1e-10
+
+
+def difference(a: Any, b: Any) -> float:
+    """The relative error of numbers; for words 0 or infinity."""
+    x, y = np.asarray(a), np.asarray(b)
+    if x.dtype.kind in "fiub" and y.dtype.kind in "fiub":
+        return relative_error(x.astype(float), y.astype(float)) if np.all(np.isfinite(y)) or not same(a, b) else 0.0
+    return 0.0 if same(a, b) else np.inf
+
+
+@dataclass
+class Gradient(Part):
+    """A backward, judged by a problem of verify/problems/: forward, textbook backward, cases, laws and mistakes."""
+
+    problem: str = ""
+    makes: Mapping[str, Callable[[Case], Any]] = field(default_factory=dict)  # arguments that the problem does not have
+    picture: str = ""  # tensors to draw where they are wrong
+
+    @property
+    def bank(self) -> Problem:
+        return problems()[self.problem]
+
+    def of_case(self, case: Case) -> Arguments:
+        known = {"dy": case.dy, "dL": case.dy, **case.inputs, **case.constants}
+        known |= {name: make(case) for name, make in self.makes.items()}
+        return {name: known[name] for name in self.arguments}
+
+    def cases(self, seed: int = 0) -> list[Arguments]:
+        return [self.of_case(case) for case in self.bank.cases(seed)]
+
+    def truths(self, cases: Sequence[Arguments]) -> list[Tensors]:
+        return [self.of_truth(self.case_of(arguments)) for arguments in cases]
+
+    def case_of(self, arguments: Arguments) -> Case:
+        """The case of the bank from which these arguments were made."""
+        return next(case for case in self.bank.cases() if equal(arguments, self.of_case(case)))
+
+    def of_truth(self, case: Case) -> Tensors:
+        true = apply(self.bank.backward, case)
+        return {name: true[name] for name in self.tensors}
+
+    def compared(self, function: Function, seed: int) -> Checked:
+        drawn = self.bank.cases(seed)
+        mine: list[Tensors] = []
+        for case in drawn:
+            try:
+                mine.append(self.outcome(function, self.of_case(case), self.of_truth(case)))
+            except Refused as refused:
+                if refused.kind == "shape" and refused.asks:  # a transpose: diagnose says of which
+                    break
+                return Checked([Finding(self.name, refused.kind, refused.says, refused.asks)])
+        findings = diagnose(partial(self.as_gradient, function), self.bank, drawn if seed else None).findings
+        findings = [finding for finding in findings if finding.tensor in self.tensors]
+        findings.sort(key=lambda finding: self.tensors.index(finding.tensor))
+        true = [self.of_truth(case) for case in drawn]
+        errors = (
+            {name: max(difference(m[name], t[name]) for m, t in zip(mine, true, strict=True)) for name in self.tensors}
+            if len(mine) == len(drawn)
+            else {}
+        )
+        return Checked(findings, errors, list(self.pictures(findings, drawn, mine)))
+
+    def as_gradient(self, function: Function, dy: Array, *inputs: Array, **constants: Any) -> Tensors:
+        """The learner's function as diagnose calls it. What it does not return is right."""
+        bank = self.bank
+        case = Case(dy, dict(zip(bank.cases(n=1)[0].inputs, inputs, strict=True)), constants)
+        return {**apply(bank.backward, case), **self.by_name(function(*self.of_case(case).values()))}
+
+    def pictures(self, findings: list[Finding], drawn: list[Case], mine: list[Tensors]) -> Iterator[Picture]:
+        wrong = {finding.tensor for finding in findings if finding.kind != "right"} & set(self.picture.split())
+        for name in sorted(wrong) if len(mine) == len(drawn) else ():
+            small = min(range(len(drawn)), key=lambda i: mine[i][name].size)
+            a, t = mine[small][name], self.of_truth(drawn[small])[name]
+            yield Picture(name, matrix(t), matrix(a))
+
+    def all_mistakes(self) -> dict[str, Mistake]:
+        """The faults of the problem, as functions that the learner could have written, and the exercise's own."""
+        first = self.bank.cases(n=1)[0]
+        faults = [f for f in self.bank.faults.values() if {*apply(f.wrong, first)} & {*self.tensors}]
+        found = {f.name: Mistake(f.name, partial(self.as_learners, f.wrong), f.says, f.asks) for f in faults}
+        return found | super().all_mistakes()
+
+    def as_learners(self, backward: Function, *arguments: Any) -> Tensors:
+        """A gradient of the bank, called with the arguments of the exercise on one of the bank's cases."""
+        case = self.case_of(dict(zip(self.arguments, arguments, strict=True)))
+        tensors = {**apply(self.bank.backward, case), **apply(backward, case)}
+        return {name: tensors[name] for name in self.tensors}
+
+
+def matrix(a: Array, size: int = 8) -> Array:
+    """The first rows and columns of the last two axes."""
+    a = np.atleast_2d(a)
+    return a.reshape(-1, *a.shape[-2:])[0][:size, :size]
+
+
+@dataclass
+class Judged(Part):
+    """A part that `judge(function, seed)` judges by itself. It returns Checked."""
+
+    judge: Callable[[Function, int], Checked] = lambda function, seed: Checked([])
+
+    def compared(self, function: Function, seed: int) -> Checked:
+        try:
+            return self.judge(function, seed)
+        except Refused as refused:
+            return Checked([Finding(self.name, refused.kind, refused.says, refused.asks)])
+
+
+def right(it: str) -> Finding:
+    return Finding(it, "right", words("{it} is right", it=it))
