@@ -17,10 +17,11 @@ from ..verify.explanations.finding import Finding
 from ..verify.language import Words, words
 from .catalogue import exercise
 from .exercise import Exercise
+from .parts import Refused
 from .result import Result
 
 FRAMEWORKS = ("torch", "tensorflow", "jax", "autograd", "cupy", "keras", "mxnet", "peft", "transformers")
-PRINTED = 4000  # characters of what a file prints
+PRINTED = 12  # lines of what a file prints
 
 
 class Broken(Exception):
@@ -29,6 +30,9 @@ class Broken(Exception):
     def __init__(self, kind: str, says: Words, asks: Words | None = None):
         super().__init__(says.en)
         self.finding = Finding("", kind, says, asks)
+
+    def result(self, task: Exercise, language: str) -> Result:
+        return Result(task.number, task.name, task.said(task.title), "broken", [self.finding], language=language)
 
 
 def check(number: str, *answers: Any, language: str = "en", seed: int = 0) -> Result:
@@ -70,7 +74,7 @@ def checked(task: Exercise, load: Callable[[], Mapping[str, Any]], language: str
                 result.errors |= found.errors
                 result.pictures += found.pictures
         except Broken as broken:
-            result.state, result.findings = "broken", [broken.finding]
+            result = broken.result(task, language)
     kinds = {finding.kind for finding in result.findings}
     if kinds == {"right"}:
         result.state = "passed"
@@ -82,7 +86,10 @@ def checked(task: Exercise, load: Callable[[], Mapping[str, Any]], language: str
 
 
 def shortened(text: str) -> str:
-    return text if len(text) <= PRINTED else f"{text[:PRINTED]}\n... {len(text) - PRINTED:,} more characters"
+    """The lines that are not there already, for a check calls each function many times."""
+    lines = list(dict.fromkeys(text.splitlines()))
+    more = [f"... {len(lines) - PRINTED} more lines"] if len(lines) > PRINTED else []
+    return "\n".join([line[:200] for line in lines[:PRINTED]] + more)
 
 
 def namespace_of(path: Path, task: Exercise) -> dict[str, Any]:
@@ -110,9 +117,11 @@ def namespace_of(path: Path, task: Exercise) -> dict[str, Any]:
     module.__file__ = str(path)
     try:
         exec(code, module.__dict__)
+    except Refused as refused:
+        raise Broken(refused.kind, refused.says) from None
     except NotImplementedError:
         raise Broken("raises", words("the file itself raises NotImplementedError, outside of a function")) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = next(
             (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), 0
         )

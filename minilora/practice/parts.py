@@ -160,15 +160,14 @@ class Part:
             result = function(*arguments.values())
         except NotImplementedError:
             raise Refused("not written", words("{it} is not written yet", it=self.name)) from None
-        except Exception as error:
-            message = " ".join(str(error).split())[:300]
-            says = words(
-                "{it} raises {error}, called with {given}",
-                it=self.name,
-                error=f"{type(error).__name__}: {message}",
-                given=described(arguments),
-            )
-            raise Refused("raises", says, detail=type(error).__name__, line=line_of(error, function)) from error
+        except Refused:
+            raise
+        except (Exception, SystemExit) as error:
+            message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            line, given = line_of(error, function), described(arguments)
+            says = words("{it} raises {error}, called with {given}", it=self.name, error=message, given=given)
+            asks = words("It happens in line {line}.", line=str(line)) if line else None
+            raise Refused("raises", says, asks, detail=type(error).__name__) from error
         return self.by_name(result)
 
     def by_name(self, result: Any) -> Tensors:
@@ -220,9 +219,9 @@ class Part:
 class Refused(Exception):
     """What is wrong before any number is compared."""
 
-    def __init__(self, kind: str, says: Words, asks: Words | None = None, detail: str = "", line: int = 0):
+    def __init__(self, kind: str, says: Words, asks: Words | None = None, detail: str = ""):
         super().__init__(says.en)
-        self.kind, self.says, self.asks, self.detail, self.line = kind, says, asks, detail, line
+        self.kind, self.says, self.asks, self.detail = kind, says, asks, detail
 
     def same(self, other: Refused) -> bool:
         return (self.kind, self.detail) == (other.kind, other.detail)

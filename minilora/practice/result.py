@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,21 +57,19 @@ class Result:
         """(right, what it says, what it asks) of each finding; a mistake in several tensors is said once."""
         language = language or self.language
         said: dict[tuple[bool, str, str], list[str]] = {}
-        for finding in self.findings:
-            asks = finding.asks.in_language(language) if finding.asks else ""
-            key = finding.kind == "right", finding.says.in_language(language), asks
-            said.setdefault(key, []).append(finding.tensor)
-        comma, colon = words(", ").in_language(language), words(": ").in_language(language)
-        return [
-            (
-                ok,
-                says
-                if len(names) == 1 and says.startswith(names[0])
-                else f"{comma.join(dict.fromkeys(names))}{colon}{says}",
-                asks,
+        for f in self.findings:
+            says = f.says.in_language(language)
+            says = re.sub(rf"(?<!\w){re.escape(f.tensor)}(?!\w)", "{it}", says) if f.tensor else says
+            said.setdefault((f.kind == "right", says, f.asks.in_language(language) if f.asks else ""), []).append(
+                f.tensor
             )
-            for (ok, says, asks), names in said.items()
-        ]
+        comma, colon = words(", ").in_language(language), words(": ").in_language(language)
+        found = []
+        for (ok, says, asks), names in said.items():
+            it = comma.join(dict.fromkeys(names))
+            about = "" if "{it}" in says or not it else f"{it}{colon}"
+            found.append((ok, about + says.replace("{it}", it), asks))
+        return found
 
     def headline(self, language: str = "") -> str:
         language = language or self.language
@@ -100,10 +99,11 @@ class Result:
     __repr__ = __str__
 
     def as_json(self) -> dict[str, Any]:
-        """For other programs: state, and for each tensor its relative error, what is wrong, and a question."""
+        """For other programs: the state, and for each tensor its relative error, what is wrong, and a question."""
         return {
             "exercise": self.number,
             "name": self.name,
+            "title": self.title._asdict(),
             "state": self.state,
             "right": self.right,
             "tensors": self.tensors,
@@ -113,15 +113,44 @@ class Result:
                     "tensor": f.tensor,
                     "kind": f.kind,
                     "mistake": f.name or None,
-                    "relative_error": error if np.isfinite(error := self.errors.get(f.tensor, np.inf)) else None,
+                    "relative_error": self.errors[f.tensor] if np.isfinite(self.errors.get(f.tensor, np.inf)) else None,
                     "says": f.says._asdict(),
                     "asks": f.asks._asdict() if f.asks else None,
                 }
                 for f in self.findings
             ],
+            "pictures": [
+                {"tensor": p.tensor, "true": p.true.tolist(), "yours": p.yours.tolist()} for p in self.pictures
+            ],
             "printed": self.printed,
             "seconds": round(self.seconds, 3),
         }
+
+    @classmethod
+    def of_json(cls, given: dict[str, Any], language: str = "en") -> Result:
+        """What as_json() wrote."""
+        rows = given["findings"]
+        return cls(
+            given["exercise"],
+            given["name"],
+            Words(**given["title"]),
+            given["state"],
+            [
+                Finding(
+                    row["tensor"],
+                    row["kind"],
+                    Words(**row["says"]),
+                    Words(**row["asks"]) if row["asks"] else None,
+                    row["mistake"] or "",
+                )
+                for row in rows
+            ],
+            {row["tensor"]: row["relative_error"] for row in rows if row["relative_error"] is not None},
+            [Picture(p["tensor"], np.array(p["true"]), np.array(p["yours"])) for p in given["pictures"]],
+            given["printed"],
+            given["seconds"],
+            language,
+        )
 
     def _repr_html_(self) -> str:
         rows = "".join(
