@@ -17,7 +17,7 @@ from ..verify.explanations.finding import Finding
 from ..verify.language import Words, words
 from .catalogue import exercise
 from .exercise import Exercise
-from .parts import Refused
+from .parts import Checked, Refused
 from .result import Result
 
 FRAMEWORKS = ("torch", "tensorflow", "jax", "autograd", "cupy", "keras", "mxnet", "peft", "transformers")
@@ -32,7 +32,9 @@ class Broken(Exception):
         self.finding = Finding("", kind, says, asks)
 
     def result(self, task: Exercise, language: str) -> Result:
-        return Result(task.number, task.name, task.said(task.title), "broken", [self.finding], language=language)
+        return Result(
+            task.number, task.name, task.said(task.title), "broken", {"": Checked([self.finding])}, language=language
+        )
 
 
 def check(number: str, *answers: Any, language: str = "en", seed: int = 0) -> Result:
@@ -63,16 +65,13 @@ def check_file(number: str, path: Path, language: str = "en", seed: int = 0) -> 
 
 @blas_threads()
 def checked(task: Exercise, load: Callable[[], Mapping[str, Any]], language: str, seed: int) -> Result:
-    result = Result(task.number, task.name, task.said(task.title), "wrong", language=language)
+    result = Result(task.number, task.name, task.said(task.title), "wrong", {}, language=language)
     started, printed = time.perf_counter(), io.StringIO()
     with contextlib.redirect_stdout(printed):
         try:
             namespace = load()
             for part in task.parts:
-                found = part.check(namespace.get(part.name), seed)
-                result.findings += found.findings
-                result.errors |= found.errors
-                result.pictures += found.pictures
+                result.parts[part.name] = part.check(namespace.get(part.name), seed)
         except Broken as broken:
             result = broken.result(task, language)
     kinds = {finding.kind for finding in result.findings}

@@ -81,6 +81,10 @@ class Exercise:
         rest = "".join(self.source.splitlines(keepends=True)[end:])
         return f'"""{self.statement(language)}\n"""\n{rest}'
 
+    def tensors(self, part: str) -> list[str]:
+        """The names of what one of its functions returns."""
+        return next(each.tensors for each in self.parts if each.name == part)
+
     def said(self, sentence: str) -> Words:
         """A title, hint or answer in both languages."""
         return words(sentence)

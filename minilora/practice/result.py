@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import html
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..verify.explanations.finding import Finding
 from ..verify.language import Words, words
-from .parts import Picture
+from .parts import Checked, Picture
 
 SHADES = " .:-=+*#%@"
+
+
+class Line(NamedTuple):
+    """What is said about some tensors of one function."""
+
+    part: str
+    right: bool
+    says: str
+    asks: str
 
 
 @dataclass(repr=False)
@@ -27,9 +36,7 @@ class Result:
     name: str
     title: Words
     state: str
-    findings: list[Finding] = field(default_factory=list)
-    errors: dict[str, float] = field(default_factory=dict)
-    pictures: list[Picture] = field(default_factory=list)
+    parts: dict[str, Checked]  # by the name of the function; "" for the whole file
     printed: str = ""  # what the learner's file printed
     seconds: float = 0.0
     language: str = "en"
@@ -39,36 +46,48 @@ class Result:
         return self.state == "passed"
 
     @property
+    def findings(self) -> list[Finding]:
+        return [finding for checked in self.parts.values() for finding in checked.findings]
+
+    @property
     def tensors(self) -> int:
         """How many results were asked for, as far as they were looked at."""
-        return len({finding.tensor for finding in self.findings if finding.kind != "rule"})
+        return len(self.verdicts())
 
     @property
     def right(self) -> int:
-        wrong = {finding.tensor for finding in self.findings if finding.kind != "right"}
-        return len({finding.tensor for finding in self.findings} - wrong)
+        return sum(self.verdicts().values())
+
+    def verdicts(self) -> dict[tuple[str, str], bool]:
+        """Whether each result of each function is right."""
+        found: dict[tuple[str, str], bool] = {}
+        for part, checked in self.parts.items():
+            for finding in checked.findings:
+                key = part, finding.tensor
+                found[key] = finding.kind == "right" and found.get(key, True)
+        return found
 
     @property
     def mistakes(self) -> list[str]:
         """The names of the mistakes that were found."""
         return list(dict.fromkeys(finding.name for finding in self.findings if finding.name))
 
-    def lines(self, language: str = "") -> list[tuple[bool, str, str]]:
-        """(right, what it says, what it asks) of each finding; a mistake in several tensors is said once."""
+    def lines(self, language: str = "") -> list[Line]:
+        """What is said of each result; a mistake in several results of a function is said once."""
         language = language or self.language
-        said: dict[tuple[bool, str, str], list[str]] = {}
-        for f in self.findings:
-            says = f.says.in_language(language)
-            says = re.sub(rf"(?<!\w){re.escape(f.tensor)}(?!\w)", "{it}", says) if f.tensor else says
-            said.setdefault((f.kind == "right", says, f.asks.in_language(language) if f.asks else ""), []).append(
-                f.tensor
-            )
         comma, colon = words(", ").in_language(language), words(": ").in_language(language)
         found = []
-        for (ok, says, asks), names in said.items():
-            it = comma.join(dict.fromkeys(names))
-            about = "" if "{it}" in says or not it else f"{it}{colon}"
-            found.append((ok, about + says.replace("{it}", it), asks))
+        for part, checked in self.parts.items():
+            said: dict[tuple[bool, str, str], list[str]] = {}
+            for f in checked.findings:
+                says = f.says.in_language(language)
+                says = re.sub(rf"(?<!\w){re.escape(f.tensor)}(?!\w)", "{it}", says) if f.tensor else says
+                asks = f.asks.in_language(language) if f.asks else ""
+                said.setdefault((f.kind == "right", says, asks), []).append(f.tensor)
+            for (right, says, asks), names in said.items():
+                it = comma.join(dict.fromkeys(names))
+                about = "" if "{it}" in says or not it else f"{it}{colon}"
+                found.append(Line(part, right, about + says.replace("{it}", it), asks))
         return found
 
     def headline(self, language: str = "") -> str:
@@ -83,15 +102,23 @@ class Result:
         return f"{self.number} {self.title.in_language(language)}: {state.in_language(language)}"
 
     def text(self, language: str = "") -> str:
-        lines = [self.headline(language)]
-        for ok, says, asks in self.lines(language):
-            lines.append(f"  {'✓' if ok else '✗'} {says}")
-            lines += [f"      {asks}"] if asks else []
+        language = language or self.language
+        lines, part = [self.headline(language)], ""
+        for line in self.lines(language):
+            if len(self.parts) > 1 and line.part != part:
+                part = line.part
+                lines.append(f"  {part}")
+            lines.append(f"  {'✓' if line.right else '✗'} {line.says}")
+            lines += [f"      {line.asks}"] if line.asks else []
         for picture in self.pictures:
-            lines += ["", *drawn(picture, language or self.language)]
+            lines += ["", *drawn(picture, language)]
         if self.printed:
-            lines += ["", words("Your file printed:").in_language(language or self.language), self.printed.rstrip()]
+            lines += ["", words("Your file printed:").in_language(language), self.printed.rstrip()]
         return "\n".join(lines)
+
+    @property
+    def pictures(self) -> list[Picture]:
+        return [picture for checked in self.parts.values() for picture in checked.pictures]
 
     def __str__(self) -> str:
         return self.text()
@@ -108,20 +135,7 @@ class Result:
             "right": self.right,
             "tensors": self.tensors,
             "mistakes": self.mistakes,
-            "findings": [
-                {
-                    "tensor": f.tensor,
-                    "kind": f.kind,
-                    "mistake": f.name or None,
-                    "relative_error": self.errors[f.tensor] if np.isfinite(self.errors.get(f.tensor, np.inf)) else None,
-                    "says": f.says._asdict(),
-                    "asks": f.asks._asdict() if f.asks else None,
-                }
-                for f in self.findings
-            ],
-            "pictures": [
-                {"tensor": p.tensor, "true": p.true.tolist(), "yours": p.yours.tolist()} for p in self.pictures
-            ],
+            "parts": {name: part_as_json(checked) for name, checked in self.parts.items()},
             "printed": self.printed,
             "seconds": round(self.seconds, 3),
         }
@@ -129,39 +143,54 @@ class Result:
     @classmethod
     def of_json(cls, given: dict[str, Any], language: str = "en") -> Result:
         """What as_json() wrote."""
-        rows = given["findings"]
+        parts = {name: part_of_json(part) for name, part in given["parts"].items()}
+        title = Words(**given["title"])
         return cls(
-            given["exercise"],
-            given["name"],
-            Words(**given["title"]),
-            given["state"],
-            [
-                Finding(
-                    row["tensor"],
-                    row["kind"],
-                    Words(**row["says"]),
-                    Words(**row["asks"]) if row["asks"] else None,
-                    row["mistake"] or "",
-                )
-                for row in rows
-            ],
-            {row["tensor"]: row["relative_error"] for row in rows if row["relative_error"] is not None},
-            [Picture(p["tensor"], np.array(p["true"]), np.array(p["yours"])) for p in given["pictures"]],
-            given["printed"],
-            given["seconds"],
-            language,
+            given["exercise"], given["name"], title, given["state"], parts, given["printed"], given["seconds"], language
         )
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{'✓' if ok else '✗'}</td><td style='text-align:left'>{html.escape(says)}"
-            + (f"<br><i>{html.escape(asks)}</i>" if asks else "")
+            f"<tr><td>{'✓' if line.right else '✗'}</td><td>{html.escape(line.part if len(self.parts) > 1 else '')}</td>"
+            f"<td style='text-align:left'>{html.escape(line.says)}"
+            + (f"<br><i>{html.escape(line.asks)}</i>" if line.asks else "")
             + "</td></tr>"
-            for ok, says, asks in self.lines()
+            for line in self.lines()
         )
         pictures = "".join(f"<pre>{html.escape(chr(10).join(drawn(p, self.language)))}</pre>" for p in self.pictures)
         printed = f"<pre>{html.escape(self.printed)}</pre>" if self.printed else ""
         return f"<b>{html.escape(self.headline())}</b><table>{rows}</table>{pictures}{printed}"
+
+
+def part_as_json(checked: Checked) -> dict[str, Any]:
+    errors = {name: error if np.isfinite(error) else None for name, error in checked.errors.items()}
+    return {
+        "findings": [
+            {
+                "tensor": f.tensor,
+                "kind": f.kind,
+                "mistake": f.name or None,
+                "relative_error": errors.get(f.tensor),
+                "says": f.says._asdict(),
+                "asks": f.asks._asdict() if f.asks else None,
+            }
+            for f in checked.findings
+        ],
+        "pictures": [
+            {"tensor": p.tensor, "true": p.true.tolist(), "yours": p.yours.tolist()} for p in checked.pictures
+        ],
+    }
+
+
+def part_of_json(given: dict[str, Any]) -> Checked:
+    def finding(row: dict[str, Any]) -> Finding:
+        asks = Words(**row["asks"]) if row["asks"] else None
+        return Finding(row["tensor"], row["kind"], Words(**row["says"]), asks, row["mistake"] or "")
+
+    rows = given["findings"]
+    errors = {row["tensor"]: row["relative_error"] for row in rows if row["relative_error"] is not None}
+    pictures = [Picture(p["tensor"], np.array(p["true"]), np.array(p["yours"])) for p in given["pictures"]]
+    return Checked([finding(row) for row in rows], errors, pictures)
 
 
 def drawn(picture: Picture, language: str = "en") -> list[str]:

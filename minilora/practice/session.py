@@ -203,11 +203,15 @@ def show_result(console: Any, result: Result, language: str) -> None:
 
     from .result import drawn
 
-    for ok, says, asks in result.lines(language):
-        mark = Text("✓ " if ok else "✗ ", "green" if ok else "red")
-        console.print(Padding(mark + Text(says, ""), (0, 0, 0, 2), expand=False))
-        if asks:
-            console.print(Padding(Text(asks, "yellow"), (0, 0, 0, 6), expand=False))
+    part = ""
+    for line in result.lines(language):
+        if len(result.parts) > 1 and line.part != part:
+            part = line.part
+            console.print(Padding(Text(part, "bold"), (0, 0, 0, 2), expand=False))
+        mark = Text("✓ " if line.right else "✗ ", "green" if line.right else "red")
+        console.print(Padding(mark + Text(line.says, ""), (0, 0, 0, 2), expand=False))
+        if line.asks:
+            console.print(Padding(Text(line.asks, "yellow"), (0, 0, 0, 6), expand=False))
     for picture in result.pictures:
         console.print()
         for line in drawn(picture, language):

@@ -14,6 +14,10 @@ from .progress import FILE, Progress
 
 PAGES = Path(__file__).parent / "pages"
 NAME = "exercises"
+CONFTEST = '''"""`pytest` in this folder checks every exercise, one test for each result."""
+
+from minilora.practice.pytest_files import pytest_collect_file
+'''
 
 
 @dataclass
@@ -79,7 +83,7 @@ def contents(language: str = "en") -> dict[str, str]:
     """{name: text} of everything that a new folder holds, but for progress.json."""
     pages = {path.name: path.read_text(encoding="utf-8") for path in sorted(PAGES.iterdir()) if path.is_file()}
     stubs = {f"{exercise.name}.py": exercise.stub(language) for exercise in exercises().values()}
-    return pages | stubs
+    return pages | {"conftest.py": CONFTEST} | stubs
 
 
 def seed_of(name: str) -> int:
