@@ -32,9 +32,8 @@ class Broken(Exception):
         self.finding = Finding("", kind, says, asks)
 
     def result(self, task: Exercise, language: str) -> Result:
-        return Result(
-            task.number, task.name, task.said(task.title), "broken", {"": Checked([self.finding])}, language=language
-        )
+        whole = {"": Checked([self.finding])}
+        return Result(task.number, task.name, task.said(task.title), "broken", whole, task.asked, language=language)
 
 
 def check(number: str, *answers: Any, language: str = "en", seed: int = 0) -> Result:
@@ -65,7 +64,7 @@ def check_file(number: str, path: Path, language: str = "en", seed: int = 0) -> 
 
 @blas_threads()
 def checked(task: Exercise, load: Callable[[], Mapping[str, Any]], language: str, seed: int) -> Result:
-    result = Result(task.number, task.name, task.said(task.title), "wrong", {}, language=language)
+    result = Result(task.number, task.name, task.said(task.title), "wrong", {}, task.asked, language=language)
     started, printed = time.perf_counter(), io.StringIO()
     with contextlib.redirect_stdout(printed):
         try:

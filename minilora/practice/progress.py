@@ -76,5 +76,5 @@ class Progress:
         record.state = result.state
         if result.state in ("wrong", "passed"):
             record.attempts += 1
-            record.first = record.first or [result.right, result.tensors]
+            record.first = record.first or [result.right, result.asked]
             record.mistakes = dict(Counter(record.mistakes) + Counter(result.mistakes))

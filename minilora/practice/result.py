@@ -37,6 +37,7 @@ class Result:
     title: Words
     state: str
     parts: dict[str, Checked]  # by the name of the function; "" for the whole file
+    asked: int  # how many results the exercise asks for
     printed: str = ""  # what the learner's file printed
     seconds: float = 0.0
     language: str = "en"
@@ -50,12 +51,8 @@ class Result:
         return [finding for checked in self.parts.values() for finding in checked.findings]
 
     @property
-    def tensors(self) -> int:
-        """How many results were asked for, as far as they were looked at."""
-        return len(self.verdicts())
-
-    @property
     def right(self) -> int:
+        """How many results are right."""
         return sum(self.verdicts().values())
 
     def verdicts(self) -> dict[tuple[str, str], bool]:
@@ -76,11 +73,11 @@ class Result:
         """What is said of each result; a mistake in several results of a function is said once."""
         language = language or self.language
         comma, colon = words(", ").in_language(language), words(": ").in_language(language)
-        found = []
+        found, plain = [], words("{it} is right")
         for part, checked in self.parts.items():
             said: dict[tuple[bool, str, str], list[str]] = {}
             for f in checked.findings:
-                says = f.says.in_language(language)
+                says = "{it}" if f.says == plain.filled(it=f.tensor) else f.says.in_language(language)
                 says = re.sub(rf"(?<!\w){re.escape(f.tensor)}(?!\w)", "{it}", says) if f.tensor else says
                 asks = f.asks.in_language(language) if f.asks else ""
                 said.setdefault((f.kind == "right", says, asks), []).append(f.tensor)
@@ -92,7 +89,7 @@ class Result:
 
     def headline(self, language: str = "") -> str:
         language = language or self.language
-        counts = {"right": str(self.right), "n": str(self.tensors)}
+        counts = {"right": str(self.right), "n": str(self.asked)}
         state = {
             "passed": words("passed"),
             "wrong": words("{right} of {n} right", **counts),
@@ -133,7 +130,7 @@ class Result:
             "title": self.title._asdict(),
             "state": self.state,
             "right": self.right,
-            "tensors": self.tensors,
+            "asked": self.asked,
             "mistakes": self.mistakes,
             "parts": {name: part_as_json(checked) for name, checked in self.parts.items()},
             "printed": self.printed,
@@ -145,9 +142,8 @@ class Result:
         """What as_json() wrote."""
         parts = {name: part_of_json(part) for name, part in given["parts"].items()}
         title = Words(**given["title"])
-        return cls(
-            given["exercise"], given["name"], title, given["state"], parts, given["printed"], given["seconds"], language
-        )
+        of = given["exercise"], given["name"], title, given["state"], parts, given["asked"]
+        return cls(*of, given["printed"], given["seconds"], language)
 
     def _repr_html_(self) -> str:
         rows = "".join(

@@ -214,8 +214,8 @@ def show_result(console: Any, result: Result, language: str) -> None:
             console.print(Padding(Text(line.asks, "yellow"), (0, 0, 0, 6), expand=False))
     for picture in result.pictures:
         console.print()
-        for line in drawn(picture, language):
-            console.print(Text(line), no_wrap=True)
+        for row in drawn(picture, language):
+            console.print(Text(row), no_wrap=True)
     if result.printed:
         console.print()
         console.print(Text(words("Your file printed:").in_language(language)))
