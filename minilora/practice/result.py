@@ -13,6 +13,7 @@ from ..verify.explanations.finding import Finding
 from ..verify.language import Words, words
 from .parts import Checked, Picture
 
+STATES = ("passed", "wrong", "not started", "broken")
 SHADES = " .:-=+*#%@"
 
 

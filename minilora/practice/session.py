@@ -22,6 +22,7 @@ from .worker import Worker
 from .workspace import Workspace
 
 IDLE = 600.0  # seconds after which the learner is taken to be elsewhere
+HEADS = ("exercise", "kind", "min", "level", "state", "attempts")
 KEYS = "h hint · l list · n next · x reset · e editor · s solution · q quit"
 
 
@@ -232,25 +233,16 @@ def table(workspace: Workspace, order: Sequence[str], current: str = "") -> Any:
     from ..display.tables import numbers_right
 
     language, progress = workspace.progress.language, workspace.progress
-    heads = [
-        words(head).in_language(language) for head in ("", "exercise", "kind", "min", "level", "state", "attempts")
-    ]
-    found = numbers_right("", *heads, words=(0, 1, 2, 5), box=None)
+    heads = [words(head).in_language(language) for head in HEADS]
+    found = numbers_right("", "", *heads, words=(0, 1, 2, 5), box=None)
     for number in order:
         task, record = exercise(number), progress.records.get(number)
         state = words(record.state if record else "not started").in_language(language)
         title = f"{number} {task.said(task.title).in_language(language)}"
         mark = "▶" if number == current else "✓" if progress.passed(number) else ""
         attempts = str(record.attempts) if record and record.attempts else ""
-        found.add_row(
-            mark,
-            title,
-            words(task.kind).in_language(language),
-            str(task.minutes),
-            str(task.difficulty),
-            state,
-            attempts,
-        )
+        facts = words(task.kind).in_language(language), str(task.minutes), str(task.difficulty)
+        found.add_row(mark, title, *facts, state, attempts)
     return found
 
 
@@ -302,7 +294,7 @@ def common_mistakes(task: Exercise) -> Words:
     """What people get wrong in it, without which of them the learner has made."""
     lines = [words("mistakes that people make here:")]
     for part in task.parts:
-        lines += [words("{says}", says=m.says.filled(it=part.name)) for m in part.all_mistakes().values()]
+        lines += [mistake.says.filled(it=part.name) for mistake in part.all_mistakes().values()]
     return Words("\n  - ".join(line.en for line in lines), "\n  - ".join(line.zh for line in lines))
 
 

@@ -66,7 +66,7 @@ class Sprint(Session):
             self.said("{n} minutes left, of them {of} planned for this one", n=n, of=str(SPRINT[self.current.number]))
         )
 
-    def finish(self, base: Workspace) -> None:
+    def finish(self) -> None:
         """Print the card, and write it beside the files."""
         text = "\n".join(self.card())
         path = self.workspace.folder / "card.md"

@@ -57,7 +57,7 @@ class Worker:
             return too_long(self.limit, self.line_of(path)).result(exercise(number), language)
         if not answer.endswith("\n"):
             code = child.wait()
-            self.child = None
+            self.close()
             return ended(code).result(exercise(number), language)
         return Result.of_json(json.loads(answer), language)
 
@@ -67,6 +67,8 @@ class Worker:
                 [sys.executable, "-m", "minilora.practice.worker", str(self.stacks)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True,
             )  # fmt: skip
+            assert self.child.stdout
+            self.child.stdout.readline()  # it has imported what it needs: from here on time counts
         return self.child
 
     def line_of(self, path: Path) -> int:
@@ -112,6 +114,8 @@ def serve(requests: IO[str], answers: IO[str], stacks: IO[str]) -> None:
             raise Refused("process", words("your file starts another process: an exercise needs none"))
 
     sys.addaudithook(no_processes)
+    answers.write("ready\n")
+    answers.flush()
     for line in requests:
         request = json.loads(line)
         stacks.seek(0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..files import write_whole
 from .catalogue import exercises, numbers
 from .exercise import Exercise
+from .kills import table
 from .progress import FILE, Progress
 
 PAGES = Path(__file__).parent / "pages"
@@ -81,7 +82,8 @@ def initialise(folder: Path, language: str = "en", seed: int = 0) -> tuple[list[
 
 def contents(language: str = "en") -> dict[str, str]:
     """{name: text} of everything that a new folder holds, but for progress.json."""
-    pages = {path.name: path.read_text(encoding="utf-8") for path in sorted(PAGES.iterdir()) if path.is_file()}
+    pages = {path.name: path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.md"))}
+    pages = {name: text.replace("{kills}", table()) for name, text in pages.items()}
     stubs = {f"{exercise.name}.py": exercise.stub(language) for exercise in exercises().values()}
     return pages | {"conftest.py": CONFTEST} | stubs
 

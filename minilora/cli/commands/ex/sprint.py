@@ -25,4 +25,4 @@ def run(options: Options) -> None:
     with Worker(options.limit) as worker, Events(workspace.folder) as events:
         sprint = Sprint(workspace, worker, console, options.minutes)
         sprint.run(events)
-    sprint.finish(base)
+    sprint.finish()
