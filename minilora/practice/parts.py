@@ -2,6 +2,7 @@
 
     Gradient    a problem of verify/problems/ judges it, and diagnose names the mistakes
     Value       a function of the library or of the exercise gives the true values; the exercise lists the mistakes
+    ValueAndGradients   the same for a function that returns a dict of gradients last
     Judged      a function of the exercise judges it by itself
 
 All are checked in one order. It must exist and take the arguments; then, on every case, it must not raise, return the
@@ -372,6 +373,23 @@ class Value(Part):
             return [self.outcome(mistake.wrong, case, tensors) for case, tensors in zip(cases, true, strict=True)]
         except Refused:
             return []
+
+
+@dataclass
+class ValueAndGradients(Value):
+    """A function that returns one value, then a dict of gradients: dx, {"dA": ..., "dB": ...}."""
+
+    def by_name(self, result: Any) -> Tensors:
+        first = self.tensors[0]
+        if not isinstance(result, Mapping):
+            if not (isinstance(result, tuple | list) and len(result) == 2 and isinstance(result[1], Mapping)):
+                raise Refused("shape", words("{it} must return {first} and a dict", it=self.name, first=first))
+            result = {first: result[0], **result[1]}
+        more = [name for name in map(str, result) if name not in self.tensors]
+        if more and set(self.tensors) <= set(result):
+            says = words("{it} returns {more}, which nobody asked for", it=self.name, more=", ".join(more))
+            raise Refused("frozen", says, words("Which of the weights are trained?"))
+        return super().by_name(result)
 
 
 def same(a: Any, b: Any, tolerance: float = SAME) -> bool:
