@@ -2,8 +2,9 @@
 
 Above the line `### THE CHECK` is the learner's file: the statement as its docstring, imports, and functions whose
 solution stands between `### BEGIN SOLUTION` and `### END SOLUTION`. Lines that begin with `#| ` after it are what the
-learner finds in its place; without any, that is `raise NotImplementedError`. Below the mark, EXERCISE says the rest.
-Chinese stands beside the file: the statement in *.zh.md, every other sentence in *.zh.json.
+learner finds in its place; without any, that is `raise NotImplementedError`, and outside of a function nothing. Below
+the mark, EXERCISE says the rest. Chinese stands beside the file: the statement in *.zh.md, every other sentence in
+*.zh.json.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Exercise:
     asks: Sequence[str] = ()  # the interview questions that it answers
     may_import: Sequence[str] = ()  # of what the check refuses elsewhere: torch in a twin
     derivation: str = ""  # the module of ops/ whose docstring derives it
+    limit: float = 0.0  # seconds that a check may take, where that is more than others have (worker.py)
     number: str = ""
     path: Path = Path()
 
@@ -98,4 +100,6 @@ class Exercise:
 def in_its_place(found: re.Match[str]) -> str:
     """What the learner finds instead of a solution."""
     indent, given = found[1], found[3]
-    return re.sub(r"^( *)#\| ?", r"\1", given, flags=re.MULTILINE) if given else f"{indent}raise NotImplementedError\n"
+    if given:
+        return re.sub(r"^( *)#\| ?", r"\1", given, flags=re.MULTILINE)
+    return f"{indent}raise NotImplementedError\n" if indent else ""
