@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..files import write_whole
 from .catalogue import exercises
 from .exercise import Exercise
 from .parts import Function, Judged, Mistake, Part
@@ -103,23 +102,3 @@ def table() -> str:
         lines.append(f"| {number} {exercises()[number].title} | {row['listed']} | {row['seen']} | {row['named']} |")
     sums = (f"**{sum(row[key] for row in rows.values())}**" for key in ("listed", "seen", "named"))
     return "\n".join([*lines, f"| **all {len(rows)}** | {' | '.join(sums)} |"])
-
-
-def main() -> None:
-    from tqdm import tqdm
-
-    from .workspace import NAME, contents
-
-    found = {number: counts(task) for number, task in tqdm(exercises().items(), unit="exercise")}
-    lines = ",\n".join(f' "{number}": {json.dumps(row)}' for number, row in found.items())
-    write_whole(RECORD, f"{{\n{lines}\n}}\n".encode())
-    folder = Path(__file__).parents[2] / NAME
-    if (folder.parent / "pyproject.toml").exists():
-        folder.mkdir(exist_ok=True)
-        for name, text in contents().items():
-            write_whole(folder / name, text.encode())
-    print(table())
-
-
-if __name__ == "__main__":
-    main()
