@@ -9,6 +9,7 @@ import time
 import traceback
 import types
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..verify.explanations.finding import Finding
 from ..verify.language import Words, words
 from .catalogue import exercise
 from .exercise import Exercise
+from .parts import Checked, Part
 from .result import Result
 
 FRAMEWORKS = ("torch", "tensorflow", "jax", "autograd", "cupy", "keras", "mxnet", "peft", "transformers")
@@ -65,7 +67,7 @@ def checked(task: Exercise, load: Callable[[], Mapping[str, Any]], language: str
         try:
             namespace = load()
             for part in task.parts:
-                found = part.check(namespace.get(part.name), seed)
+                found = with_its_function(part.check(namespace.get(part.name), seed), part, task)
                 result.findings += found.findings
                 result.errors |= found.errors
                 result.pictures += found.pictures
@@ -79,6 +81,20 @@ def checked(task: Exercise, load: Callable[[], Mapping[str, Any]], language: str
     result.seconds = time.perf_counter() - started
     result.printed = shortened(printed.getvalue())
     return result
+
+
+def with_its_function(found: Checked, part: Part, task: Exercise) -> Checked:
+    """Where another function of the exercise returns a tensor of the same name, "f dx" for dx."""
+    others = {name for other in task.parts if other is not part for name in other.tensors}
+
+    def full(name: str) -> str:
+        return f"{part.name} {name}" if name in others else name
+
+    return Checked(
+        [replace(finding, tensor=full(finding.tensor)) for finding in found.findings],
+        {full(name): error for name, error in found.errors.items()},
+        [picture._replace(tensor=full(picture.tensor)) for picture in found.pictures],
+    )
 
 
 def shortened(text: str) -> str:
