@@ -1,9 +1,9 @@
 """14 · Rotary positions
 
 Each pair of numbers of a head is turned by an angle that grows with the
-position of its token (Su et al., 2021). D is the width of a head, and even. The
-pairs are taken as in Hugging Face's Llama: number i of the first half with
-number i of the second half, i = 0, ..., D/2 - 1. With x = (a, b), these halves,
+position of its token (Su et al., 2021). D is the width of a head, and even.
+The pairs are taken as in Hugging Face's Llama: number i of the first half with
+number i of the second half, i = 0, ..., D/2 - 1. With these halves x = (a, b),
 
     y = (a cos φ - b sin φ,  b cos φ + a sin φ)      φ_i = t ω_i
                                                      ω_i = θ^(-2i/D)
