@@ -169,6 +169,18 @@ wrong_dE(
     lambda dlogits, dx, h, ids, E: (output_path(dlogits, h) + input_path(dx, ids, E)) / 2,
 )
 wrong_dE(
+    "averaged_over_positions",
+    "{it} is divided by the number of positions: it is a mean, but must be a sum",
+    "Is there a mean in the two uses of E, or would it belong to the loss?",
+    lambda dlogits, dx, h, ids, E: (output_path(dlogits, h) + input_path(dx, ids, E)) / ids.size,
+)
+wrong_dE(
+    "last_sample_only",
+    "{it} holds the last sample alone: the others were overwritten, not added",
+    "What does your loop over the samples do with what the sample before has left?",
+    lambda dlogits, dx, h, ids, E: output_path(dlogits[-1:], h[-1:]) + input_path(dx[-1:], ids[-1:], E),
+)
+wrong_dE(
     "row_zero_as_padding",
     "the look-up's part of {it} leaves out row 0, as though the id 0 were padding",
     "Does the forward treat the id 0 differently from the others?",
@@ -291,6 +303,13 @@ def not_divided_by_r(E, A, B, alpha, adapted):
 @merging.mistake("the scale of ΔE in {it} is α/√r, that of rsLoRA", "Which of the two scales does the equation have?")
 def divided_by_root_r(E, A, B, alpha, adapted):
     return merge_tied(E, A, B, alpha * np.sqrt(len(A)), adapted)
+
+
+@merging.mistake(
+    "the scale of ΔE in {it} is α divided by the size of the vocabulary", "Which axis of A is as long as the rank?"
+)
+def divided_by_V(E, A, B, alpha, adapted):
+    return merge_tied(E, A, B, alpha * len(A) / len(E), adapted)
 
 
 @merging.mistake(
