@@ -423,7 +423,9 @@ class Gradient(Part):
         return {self.in_its_words(name): value for name, value in values.items()}
 
     def reworded(self, said: Words) -> Words:
-        return Words(*map(self.in_its_words, said))
+        case = re.compile(r"diagnosis\.cases\[(\d+)\]")  # which the learner does not have
+        en, zh = words("case {i}", i=r"\1")
+        return Words(case.sub(en, self.in_its_words(said.en)), case.sub(zh, self.in_its_words(said.zh)))
 
     def cases(self, seed: int = 0) -> list[Arguments]:
         return [self.of_case(case) for case in self.bank.cases(seed)]

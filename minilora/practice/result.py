@@ -110,9 +110,18 @@ class Result:
             lines += [f"      {line.asks}"] if line.asks else []
         for picture in self.pictures:
             lines += ["", *drawn(picture, language)]
+        if note := self.note(language):
+            lines += ["", note]
         if self.printed:
             lines += ["", words("Your file printed:").in_language(language), self.printed.rstrip()]
         return "\n".join(lines)
+
+    def note(self, language: str) -> str:
+        """How to look at a case, where a finding speaks of one."""
+        if all(finding.kind != "unknown" for finding in self.findings):
+            return ""
+        says = 'The arguments of a case: from minilora.practice import case; case("{number}", 0)'
+        return words(says, number=self.number).in_language(language)
 
     @property
     def pictures(self) -> list[Picture]:

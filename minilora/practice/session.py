@@ -217,6 +217,8 @@ def show_result(console: Any, result: Result, language: str) -> None:
         console.print()
         for row in drawn(picture, language):
             console.print(Text(row), no_wrap=True)
+    if note := result.note(language):
+        console.print(Padding(Text(note, "dim"), (0, 0, 0, 2), expand=False))
     if result.printed:
         console.print()
         console.print(Text(words("Your file printed:").in_language(language)))
