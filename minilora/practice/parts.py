@@ -481,8 +481,8 @@ class Gradient(Part):
     def pictures(self, findings: list[Finding], drawn: list[Case], mine: list[Tensors]) -> Iterator[Picture]:
         wrong = {finding.tensor for finding in findings if finding.kind != "right"} & set(self.picture.split())
         for name in sorted(wrong) if len(mine) == len(drawn) else ():
-            small = min(range(len(drawn)), key=lambda i: mine[i][name].size)
-            a, t = mine[small][name], self.of_truth(drawn[small])[name]
+            i = max(range(len(drawn)), key=lambda i: matrix(mine[i][name]).size)  # the one that fills the picture best
+            a, t = mine[i][name], self.of_truth(drawn[i])[name]
             yield Picture(name, matrix(t), matrix(a))
 
     def all_mistakes(self) -> dict[str, Mistake]:
@@ -503,9 +503,10 @@ class Gradient(Part):
 
 
 def matrix(a: Array, size: int = 8) -> Array:
-    """The first rows and columns of the last two axes."""
+    """The first rows and columns of the first sample: tokens by width, for attention of the first head."""
     a = np.atleast_2d(a)
-    return a.reshape(-1, *a.shape[-2:])[0][:size, :size]
+    a = a[0, :, 0] if a.ndim == 4 else a.reshape(-1, *a.shape[-2:])[0]
+    return a[:size, :size]
 
 
 @dataclass
