@@ -123,7 +123,7 @@ def described(arguments: Arguments) -> str:
             return f"{name} = {value!r}"
         return f"{name} {shape(value)}" if isinstance(value, np.ndarray) else name
 
-    return ", ".join(one(name, value) for name, value in arguments.items())
+    return ", ".join(one(name, value) for name, value in arguments.items()) or "()"
 
 
 PLAIN = int | float | str | None
