@@ -44,8 +44,10 @@ By hand: the model of exercise 07 with 228 parameters, 3 tokens, "full",
 activations 3 · (4 + 4 + 4 + 6) · 4 = 216.
 """
 
-BUILTIN = {"vocab_size": 256, "n_layers": 5, "d_model": 128, "n_heads": 4, "n_kv_heads": 2, "d_ff": 344}
-BUILTIN |= {"positions": False, "fused": False, "gated": True, "tied": True, "biases": "none"}
+BUILTIN = {
+    "vocab_size": 256, "n_layers": 5, "d_model": 128, "n_heads": 4, "n_kv_heads": 2, "d_ff": 344,
+    "positions": False, "fused": False, "gated": True, "tied": True, "biases": "none",
+}  # fmt: skip
 
 
 def layers(config):
