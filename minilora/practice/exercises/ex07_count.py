@@ -12,8 +12,8 @@ A decoder is described by a dict, config. All its weights are these:
                 first three, with their rows one below another
     MLP         up_proj to d_ff, and down_proj back; where "gated" is True,
                 also gate_proj, of the shape of up_proj
-    after them  one more norm, and the head, d_model to vocab_size. Where
-                "tied" is True, the head is the embedding's own matrix
+    after them  one more norm, and the head, d_model to vocab_size, without a
+                bias. Where "tied" is True, its matrix is the embedding's own
     norm        a gain of d_model numbers
     "biases"    "none"; "qkv": q_proj, k_proj and v_proj have one; "all":
                 every linear layer of the blocks has one, and every norm

@@ -5,8 +5,8 @@
     x (rows, in)    W (out, in)    A (r, in)    B (out, r)    ΔW = s B A
 
 At the start B = 0. The entries of A are independent, of mean 0 and a variance
-that depends on in alone, not on r. G = ∂L/∂W knows nothing of A. r is far
-smaller than in and out, except for the cosine.
+that depends on in alone, not on r. G = ∂L/∂W is unrelated to A. Where no sizes
+are given, r is far smaller than in and out.
 
 Take one step at the rate η. At B = 0 A has no gradient, so B alone moves:
 
@@ -35,7 +35,7 @@ is the mean square of y - y*, where y* comes from a W that differs by a matrix
 of rank 1. in = out = 24, and at first r = 2, α = 8.
 
     best_sgd_alpha, best_adam_alpha    α is multiplied by 4
-    best_sgd_r, best_adam_r            r is multiplied by 16, α kept
+    best_sgd_r, best_adam_r            r is multiplied by 8, α kept
 
 By hand, with every matrix 1 × 1: A = 2, G = 3, s = 5, η = 0.1. dB = s G A = 30.
 SGD: B = -3, ΔW = 5 · -3 · 2 = -30, drop 90. Adam: B = -0.1, ΔW = -1, drop 3.
@@ -127,7 +127,7 @@ def best_rate(adam, alpha, r, n=24, steps=5):
                     g = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
                 parameters[i] = parameters[i] - rates[:, None, None] * g
         A, B = parameters
-        best.append(rates[np.argmin((((s * B @ A - D) ** 2) * C).sum((1, 2)))])
+        best.append(rates[np.nanargmin((((s * B @ A - D) ** 2) * C).sum((1, 2)))])
     return np.exp(np.mean(np.log(best)))
 
 
@@ -145,7 +145,7 @@ def measured():
         found[f"{name}_r_length"] = float(drop_and_length(Optimizer, 8, 8)[1] / length)
         best = best_rate(name == "adam", 8, 2)
         found[f"best_{name}_alpha"] = moved(best_rate(name == "adam", 32, 2) / best)
-        found[f"best_{name}_r"] = moved(best_rate(name == "adam", 8, 32) / best)
+        found[f"best_{name}_r"] = moved(best_rate(name == "adam", 8, 16) / best)
     G, step = first_step(SGD, 5, 96, 96, 0)
     found["cosine"] = float(-(G * step).sum() / np.linalg.norm(G) / np.linalg.norm(step))
     return {name: found[name] for name in predictions()}
@@ -251,7 +251,7 @@ def rate_without_alpha():
 
 
 @laws.mistake(
-    "{it} is that of the same direction: r = d is taken for full fine-tuning",
+    "{it} is that of the same direction: r = in = out is taken for full fine-tuning",
     "ΔW is a multiple of G AᵀA. What must AᵀA be for that to point along G?",
 )
 def full_at_r_d():
