@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..files import write_whole
 from .catalogue import exercises
 from .exercise import Exercise
 from .parts import Function, Judged, Mistake, Part
@@ -55,7 +54,10 @@ def left_out(part: Part) -> Iterator[Kill]:
 
 
 def blunt_answers(part: Part) -> dict[str, Function]:
-    """Answers that compute nothing: zeros, ones, the first argument, and the true values of the first case."""
+    """Answers that compute nothing: zeros, ones, the first argument, and the true values of the first case.
+
+    The last two are there for functions that have arguments.
+    """
     if isinstance(part, Judged):
         return {}
     cases = part.cases(0)
@@ -75,12 +77,13 @@ def blunt_answers(part: Part) -> dict[str, Function]:
     def hard_coded(*arguments: Any) -> Any:
         return copy.deepcopy(first)
 
-    return {
+    answers = {
         "zeros": like(lambda value: np.asarray(value) * 0),
         "ones": like(lambda value: np.asarray(value) * 0 + 1),
-        "first_argument": first_argument,
-        "hard_coded": hard_coded,
     }
+    if part.arguments:
+        answers |= {"first_argument": first_argument, "hard_coded": hard_coded}
+    return answers
 
 
 def counts(exercise: Exercise) -> dict[str, int]:
@@ -103,23 +106,3 @@ def table() -> str:
         lines.append(f"| {number} {exercises()[number].title} | {row['listed']} | {row['seen']} | {row['named']} |")
     sums = (f"**{sum(row[key] for row in rows.values())}**" for key in ("listed", "seen", "named"))
     return "\n".join([*lines, f"| **all {len(rows)}** | {' | '.join(sums)} |"])
-
-
-def main() -> None:
-    from tqdm import tqdm
-
-    from .workspace import NAME, contents
-
-    found = {number: counts(task) for number, task in tqdm(exercises().items(), unit="exercise")}
-    lines = ",\n".join(f' "{number}": {json.dumps(row)}' for number, row in found.items())
-    write_whole(RECORD, f"{{\n{lines}\n}}\n".encode())
-    folder = Path(__file__).parents[2] / NAME
-    if (folder.parent / "pyproject.toml").exists():
-        folder.mkdir(exist_ok=True)
-        for name, text in contents().items():
-            write_whole(folder / name, text.encode())
-    print(table())
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,8 @@
 
     Gradient    a problem of verify/problems/ judges it, and diagnose names the mistakes
     Value       a function of the library or of the exercise gives the true values; the exercise lists the mistakes
-    ValueAndGradients   the same for a function that returns a dict of gradients last
+    ValueAndGradients   a Value with a dict of gradients after it
+    Predicted   a Value without arguments: what it must be is never told
     Judged      a function of the exercise judges it by itself
 
 All are checked in one order. It must exist and take the arguments; then, on every case, it must not raise, return the
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
@@ -241,7 +243,7 @@ def refuse(name: str, mine: Any, true: Any, arguments: Arguments) -> None:
                 "{it} is {found}, and must be {wanted}",
                 it=name,
                 found=type(mine).__name__,
-                wanted=f"{wanted.dtype} {shape(wanted)}",
+                wanted="str" if wanted.dtype.kind == "U" else f"{wanted.dtype} {shape(wanted)}",
             ),
             detail=name,
         )
@@ -364,8 +366,14 @@ class Value(Part):
                 for key, values in wrong_of.items()
                 if values and all(self.same(w[name], x) for w, x in zip(values, a, strict=True))
             ]
-            findings += named(name, a, t, cases, listed, self.same, self.common)
+            findings += self.explained(name, a, t, cases, listed)
         return Checked(findings, errors)
+
+    def explained(
+        self, name: str, mine: list[Any], true: list[Any], cases: list[Arguments], listed: list[Mistake]
+    ) -> list[Finding]:
+        """What is wrong with one value. `listed` are the mistakes that give the same."""
+        return named(name, mine, true, cases, listed, self.same, self.common)
 
     def all_of(self, mistake: Mistake, cases: list[Arguments], true: list[Tensors]) -> list[Tensors]:
         """What a mistake returns in every case; [] where it fails before that."""
@@ -390,6 +398,22 @@ class ValueAndGradients(Value):
             says = words("{it} returns {more}, which nobody asked for", it=self.name, more=", ".join(more))
             raise Refused("frozen", says, words("Which of the weights are trained?"))
         return super().by_name(result)
+
+
+@dataclass
+class Predicted(Value):
+    """A function without arguments that returns what the learner expects to be measured."""
+
+    def cases(self, seed: int = 0) -> list[Arguments]:
+        return [{}]
+
+    def explained(
+        self, name: str, mine: list[Any], true: list[Any], cases: list[Arguments], listed: list[Mistake]
+    ) -> list[Finding]:
+        if listed:
+            return named(name, mine, true, cases, listed, self.same, self.common)
+        says = words("{it} is not what is measured, and not by a mistake that is known here", it=name)
+        return [Finding(name, "unknown", says, words("Which experiment of a few lines would measure {it}?", it=name))]
 
 
 def same(a: Any, b: Any, tolerance: float = SAME) -> bool:
@@ -418,6 +442,7 @@ class Gradient(Part):
 
     problem: str = ""
     makes: Mapping[str, Callable[[Case], Any]] = field(default_factory=dict)  # arguments that the problem does not have
+    called: Mapping[str, str] = field(default_factory=dict)  # what the exercise calls others: {"W": "E"}
     picture: str = ""  # tensors to draw where they are wrong
 
     @property
@@ -425,9 +450,23 @@ class Gradient(Part):
         return problems()[self.problem]
 
     def of_case(self, case: Case) -> Arguments:
-        known = {"dy": case.dy, "dL": case.dy, **case.inputs, **case.constants}
+        known = {"dy": case.dy, "dL": case.dy, **self.renamed({**case.inputs, **case.constants})}
         known |= {name: make(case) for name, make in self.makes.items()}
         return {name: known[name] for name in self.arguments}
+
+    def in_its_words(self, text: str) -> str:
+        """A sentence or a name of the problem, with the names that the exercise has."""
+        for theirs, ours in self.called.items():
+            text = re.sub(rf"(?<![A-Za-z])(d?){theirs}(?![A-Za-z])", rf"\g<1>{ours}", text)
+        return text
+
+    def renamed(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {self.in_its_words(name): value for name, value in values.items()}
+
+    def reworded(self, said: Words) -> Words:
+        case = re.compile(r"diagnosis\.cases\[(\d+)\]")  # which the learner does not have
+        en, zh = words("case {i}", i=r"\1")
+        return Words(case.sub(en, self.in_its_words(said.en)), case.sub(zh, self.in_its_words(said.zh)))
 
     def cases(self, seed: int = 0) -> list[Arguments]:
         return [self.of_case(case) for case in self.bank.cases(seed)]
@@ -440,7 +479,7 @@ class Gradient(Part):
         return next(case for case in self.bank.cases() if equal(arguments, self.of_case(case)))
 
     def of_truth(self, case: Case) -> Tensors:
-        true = apply(self.bank.backward, case)
+        true = self.renamed(apply(self.bank.backward, case))
         return {name: true[name] for name in self.tensors}
 
     def compared(self, function: Function, seed: int) -> Checked:
@@ -454,6 +493,15 @@ class Gradient(Part):
                     break
                 return Checked([Finding(self.name, refused.kind, refused.says, refused.asks)])
         findings = diagnose(partial(self.as_gradient, function), self.bank, drawn if seed else None).findings
+        findings = [
+            replace(
+                finding,
+                tensor=self.in_its_words(finding.tensor),
+                says=self.reworded(finding.says),
+                asks=self.reworded(finding.asks) if finding.asks else None,
+            )
+            for finding in findings
+        ]
         findings = [finding for finding in findings if finding.tensor in self.tensors]
         findings.sort(key=lambda finding: self.tensors.index(finding.tensor))
         true = [self.of_truth(case) for case in drawn]
@@ -468,33 +516,38 @@ class Gradient(Part):
         """The learner's function as diagnose calls it. What it does not return is right."""
         bank = self.bank
         case = Case(dy, dict(zip(bank.cases(n=1)[0].inputs, inputs, strict=True)), constants)
-        return {**apply(bank.backward, case), **self.by_name(function(*self.of_case(case).values()))}
+        mine = self.by_name(function(*self.of_case(case).values()))
+        return {name: mine.get(self.in_its_words(name), true) for name, true in apply(bank.backward, case).items()}
 
     def pictures(self, findings: list[Finding], drawn: list[Case], mine: list[Tensors]) -> Iterator[Picture]:
         wrong = {finding.tensor for finding in findings if finding.kind != "right"} & set(self.picture.split())
         for name in sorted(wrong) if len(mine) == len(drawn) else ():
-            small = min(range(len(drawn)), key=lambda i: mine[i][name].size)
-            a, t = mine[small][name], self.of_truth(drawn[small])[name]
+            i = max(range(len(drawn)), key=lambda i: matrix(mine[i][name]).size)  # the one that fills the picture best
+            a, t = mine[i][name], self.of_truth(drawn[i])[name]
             yield Picture(name, matrix(t), matrix(a))
 
     def all_mistakes(self) -> dict[str, Mistake]:
         """The faults of the problem, as functions that the learner could have written, and the exercise's own."""
         first = self.bank.cases(n=1)[0]
-        faults = [f for f in self.bank.faults.values() if {*apply(f.wrong, first)} & {*self.tensors}]
-        found = {f.name: Mistake(f.name, partial(self.as_learners, f.wrong), f.says, f.asks) for f in faults}
+        faults = [f for f in self.bank.faults.values() if {*self.renamed(apply(f.wrong, first))} & {*self.tensors}]
+        found = {
+            f.name: Mistake(f.name, partial(self.as_learners, f.wrong), self.reworded(f.says), self.reworded(f.asks))
+            for f in faults
+        }
         return found | super().all_mistakes()
 
     def as_learners(self, backward: Function, *arguments: Any) -> Tensors:
         """A gradient of the bank, called with the arguments of the exercise on one of the bank's cases."""
         case = self.case_of(dict(zip(self.arguments, arguments, strict=True)))
-        tensors = {**apply(self.bank.backward, case), **apply(backward, case)}
+        tensors = self.renamed({**apply(self.bank.backward, case), **apply(backward, case)})
         return {name: tensors[name] for name in self.tensors}
 
 
 def matrix(a: Array, size: int = 8) -> Array:
-    """The first rows and columns of the last two axes."""
+    """The first rows and columns of the first sample: tokens by width, for attention of the first head."""
     a = np.atleast_2d(a)
-    return a.reshape(-1, *a.shape[-2:])[0][:size, :size]
+    a = a[0, :, 0] if a.ndim == 4 else a.reshape(-1, *a.shape[-2:])[0]
+    return a[:size, :size]
 
 
 @dataclass

@@ -6,7 +6,7 @@ quit.
 
 from ...options import Add, Options
 
-EXAMPLE = "minilora ex init exercises && minilora ex"
+EXAMPLE = "minilora ex --dir exercises"
 COMMANDS = ["list", "check", "hint", "solution", "reset", "sprint", "init", "export"]
 
 
