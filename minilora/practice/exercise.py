@@ -69,7 +69,7 @@ class Exercise:
 
     def stub(self, language: str = "en") -> str:
         """The learner's file as it is handed out."""
-        return SOLUTION.sub(in_its_place, self.translated(language))
+        return re.sub(r"\n{4,}", "\n\n\n", SOLUTION.sub(in_its_place, self.translated(language)))
 
     def solution(self, language: str = "en") -> str:
         """The learner's file as it may look in the end."""

@@ -220,6 +220,7 @@ def joined(dy, cache, params, *, split=split, merge=merge, parts=attention_backw
     """The right backward, with places where it can go wrong."""
     p, c, heads = params, cache, params["heads"]
     as_is = {"s": p["alpha"] / len(p["A_q"]), "q": 1, "k": 1, "v": 1, "inner": 1, "outer": 1, "again": 0, "branch": 1}
+    as_is |= {"through1": 0, "through2": 0}
     as_is |= {"norm1": norm_backward, "norm2": norm_backward, "W_o": p["W_o"], "W_k": p["W_k"]}
     n = as_is | {key: change(as_is[key], p) if callable(change) else change for key, change in changed.items()}
     grads = {}
@@ -230,12 +231,12 @@ def joined(dy, cache, params, *, split=split, merge=merge, parts=attention_backw
         return dh
 
     dh2 = adapted(gelu_backward(dy @ p["W_down"], c["u"]), "up", c["h2"])
-    dh2 = n["norm2"](dh2, c["x1"], p["g2"])
+    dh2 = n["norm2"](dh2 + n["through2"] * dy, c["x1"], p["g2"])
     dx1 = n["inner"] * dy + dh2
     do = split((n["branch"] * dx1 + (1 - n["branch"]) * dy) @ n["W_o"], heads)
     dq, dk, dv = map(merge, parts(do, c["q"], c["k"], c["v"]))
     dh1 = n["q"] * adapted(dq, "q", c["h1"]) + n["k"] * dk @ n["W_k"] + n["v"] * adapted(dv, "v", c["h1"])
-    return n["outer"] * dx1 + n["again"] * dy + n["norm1"](dh1, c["x"], p["g1"]), grads
+    return n["outer"] * dx1 + n["again"] * dy + n["norm1"](dh1 + n["through1"] * dx1, c["x"], p["g1"]), grads
 
 
 def add(name, says, asks, cached=(), **changed):
@@ -269,6 +270,10 @@ def passed_on(_, params):
     return lambda dy, x, g: dy
 
 
+def no_branch(_, params):
+    return lambda dy, x, g: 0 * dy
+
+
 add(
     "no_skip_around_attention",
     "{it} lacks the skip path around the attention",
@@ -293,6 +298,24 @@ add(
     "x1 is added to the MLP's output once: how often is dy in your dx1?",
     inner=2,
 )
+add(
+    "no_attention_branch",
+    "{it} is the gradient of x1: what comes back through the attention is missing",
+    "By which two paths does x reach x1?",
+    norm1=no_branch,
+)
+add(
+    "skip_through_norm_1",
+    "in {it}, the skip path around the attention goes through the first norm, too",
+    "Is it x or norm(x) to which the attention's output is added?",
+    through1=1, outer=0,
+)  # fmt: skip
+add(
+    "skip_through_norm_2",
+    "in {it}, the skip path around the MLP goes through the second norm, too",
+    "Is it x1 or norm(x1) to which the MLP's output is added?",
+    through2=1, inner=0,
+)  # fmt: skip
 add(
     "dy_added_again",
     "{it} has dy once more than it may: dx1 brings it along already",
@@ -424,6 +447,12 @@ add(
     "in {it}, the gradients of q and k are exchanged",
     "In which order does attention_backward return its three results?",
     parts=swapped,
+)
+add(
+    "no_scale",
+    "{it} lacks the scale α/r",
+    "Which scale did the forward use?",
+    s=1,
 )
 add(
     "not_divided_by_r",

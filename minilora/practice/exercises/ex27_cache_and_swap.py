@@ -196,6 +196,7 @@ decoding = Conversation(decode, CALLS, truth=truth, draw=draw)
 def decoded(
     ids, cache, adapter, model, *,
     stale="", forgets=False, tag=True, restarts=False, turns="once", mask=None, keeps="all", adapted=True, rows=None,
+    query=True,
 ):  # fmt: skip
     """The right function, with places where it can go wrong."""
     c = cache or {"text": ids[:0], "adapter": adapter, "K": np.zeros((0, len(model["W_q"]))), "V": None}
@@ -221,7 +222,7 @@ def decoded(
     if turns == "again":
         K = seen = np.vstack([rope(K[: m - n], np.arange(m - n), model), rotated])
     visible = np.tri(n, m, m - n) if mask is None else mask(n, m)
-    o = attention(rope(q, positions, model), seen, V, visible)
+    o = attention(rope(q, positions, model) if query else q, seen, V, visible)
     logits = (x + o @ model["W_o"].T) @ model["E"].T
     new_cache = {"text": text, "adapter": adapter if tag or cache is None else c["adapter"], "K": K, "V": V}
     if keeps == "first":
@@ -286,6 +287,12 @@ add(
     "{it} rotates keys from the cache that had been rotated when they were put there",
     "How often has the first key been turned when the third call is over?",
     turns="again",
+)
+add(
+    "query_not_rotated",
+    "{it} has a query that is not rotated, beside keys that are",
+    "What must rope do to q and k, so that their product depends on the distance of the two tokens alone?",
+    query=False,
 )
 add(
     "mask_of_the_full_pass",

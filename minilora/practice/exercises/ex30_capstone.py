@@ -495,11 +495,22 @@ def listed(tensor, name):
 
 
 class Gradients(ValueAndGradients):
-    """Where the loss is wrong, and nobody knows why, nothing is said of the gradients."""
+    """Where nobody knows why, only what is nearest to the loss is explained: what lies below is wrong because of it."""
 
     def of_values(self, mine, cases, true):
         checked = super().of_values(mine, cases, true)
-        return checked._replace(findings=checked.findings[:1]) if checked.findings[0].kind == "unknown" else checked
+        unknown = [finding for finding in checked.findings if finding.kind == "unknown"]
+        if not unknown:
+            return checked
+        first = unknown[0 if unknown[0].tensor == "loss" else -1]
+        says = words("{it} is wrong too: see to {first} first, which is nearer to the loss", first=first.tensor)
+        below = {finding.tensor for finding in unknown if finding is not first}
+        return checked._replace(
+            findings=[
+                Finding(f.tensor, "unknown", says.filled(it=f.tensor)) if f.tensor in below else f
+                for f in checked.findings
+            ]
+        )
 
 
 class Training(Judged):
@@ -591,6 +602,8 @@ FORWARD = [
      ("    rms = np.sqrt(", "    x = x - x.mean(-1, keepdims=True)\n    rms = np.sqrt(")),
     ("gate_and_up_exchanged", "in {it}, silu is taken of up, not of gate", "Which of the two passes through silu?",
      ("u, swiglu_back = swiglu(gate, up)", "u, swiglu_back = swiglu(up, gate)")),
+    ("softmax_applied", "{it} are probabilities: softmax belongs to the loss", "Which sum has a row of your result?",
+     ('return h3 @ base["E"].T, backward', 'return softmax(h3 @ base["E"].T), backward')),
     ("sigmoid_for_silu", "in {it}, the gate is a sigmoid: silu has the factor z, too", "How large is silu(10)?",
      ("silu = gate * sigma", "silu = sigma")),
     ("mlp_not_adapted", "in {it}, gate, up and down have no adapter", "How many layers does the adapter sit on?",
@@ -676,6 +689,8 @@ SAVE = [
      "Which numbers of the config does PEFT use, and for what?",
      ('lora_{letter}.weight": adapter[f"{letter}_{name}"]',
       'lora_{letter}.weight": adapter[f"{letter}_{name}"] * (alpha / len(adapter["A_q"]) if letter == "B" else 1)')),
+    ("half_precision", "{it} is rounded to float16", "In which two dtypes may the files be?",
+     ('adapter[f"{letter}_{name}"]\n', 'adapter[f"{letter}_{name}"].astype(np.float16)\n')),
     ("alpha_not_in_the_config", "what {it} writes lacks lora_alpha: the tensors do not tell the scale",
      "What, beside A and B, must be known to compute a layer?", ('        "lora_alpha": alpha,\n', "")),
     ("another_rank_in_the_config", "what {it} writes has another r in the config than A has rows",
