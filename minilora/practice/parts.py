@@ -74,7 +74,7 @@ class Part:
 
     solution: Function
     returns: str = ""  # names of what it returns, with spaces between
-    compared_as: Callable[[Tensors], Tensors] = lambda tensors: tensors  # or their product, where factors are not unique
+    compared_as: Callable[[Tensors], Tensors] = lambda tensors: tensors  # a product, where its factors are not unique
     mistakes: dict[str, Mistake] = field(default_factory=dict, init=False)
     rules: dict[str, Rule] = field(default_factory=dict, init=False)
 
@@ -199,7 +199,7 @@ class Part:
         return dict(zip(names, values, strict=True))
 
     def outcome(self, function: Function, arguments: Arguments, true: Tensors) -> Tensors:
-        """What is compared of the function's results. Raises Refused before any number is: shapes, changed arguments..."""
+        """What is compared of the function's results. Raises Refused for what is wrong before that: a shape, ..."""
         given = copy.deepcopy(arguments)
         first = self.compared_as(copy.deepcopy(self.run(function, given)))
         for name, value in self.compared_as(true).items():
