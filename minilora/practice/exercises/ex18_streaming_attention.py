@@ -292,7 +292,9 @@ def no_root(q, k, v, block):
     return streamed(q, k, v, block, root=1.0)
 
 
-@attention.mistake("{it}: the scores are divided by D, not by its root", "In the equation of S, what is q kᵀ divided by?")
+@attention.mistake(
+    "{it}: the scores are divided by D, not by its root", "In the equation of S, what is q kᵀ divided by?"
+)
 def divided_by_D(q, k, v, block):
     return streamed(q, k, v, block, root=q.shape[1])
 
