@@ -2,6 +2,7 @@
 
     Gradient    a problem of verify/problems/ judges it, and diagnose names the mistakes
     Value       a function of the library or of the exercise gives the true values; the exercise lists the mistakes
+    Predicted   a Value without arguments: what it must be is never told
     Judged      a function of the exercise judges it by itself
 
 All are checked in one order. It must exist and take the arguments; then, on every case, it must not raise, return the
@@ -242,7 +243,7 @@ def refuse(name: str, mine: Any, true: Any, arguments: Arguments) -> None:
                 "{it} is {found}, and must be {wanted}",
                 it=name,
                 found=type(mine).__name__,
-                wanted=f"{wanted.dtype} {shape(wanted)}",
+                wanted="str" if wanted.dtype.kind == "U" else f"{wanted.dtype} {shape(wanted)}",
             ),
             detail=name,
         )
@@ -366,8 +367,14 @@ class Value(Part):
                 for key, values in wrong_of.items()
                 if values and all(self.same(w[name], x) for w, x in zip(values, a, strict=True))
             ]
-            findings += named(name, a, t, cases, listed, self.same, self.common)
+            findings += self.explained(name, a, t, cases, listed)
         return Checked(findings, errors)
+
+    def explained(
+        self, name: str, mine: list[Any], true: list[Any], cases: list[Arguments], listed: list[Mistake]
+    ) -> list[Finding]:
+        """What is wrong with one value. `listed` are the mistakes that give the same."""
+        return named(name, mine, true, cases, listed, self.same, self.common)
 
     def all_of(self, mistake: Mistake, cases: list[Arguments], true: list[Tensors]) -> list[Tensors]:
         """What a mistake returns in every case; [] where it fails before that."""
@@ -375,6 +382,22 @@ class Value(Part):
             return [self.outcome(mistake.wrong, case, tensors) for case, tensors in zip(cases, true, strict=True)]
         except Refused:
             return []
+
+
+@dataclass
+class Predicted(Value):
+    """A function without arguments that returns what the learner expects to be measured."""
+
+    def cases(self, seed: int = 0) -> list[Arguments]:
+        return [{}]
+
+    def explained(
+        self, name: str, mine: list[Any], true: list[Any], cases: list[Arguments], listed: list[Mistake]
+    ) -> list[Finding]:
+        if listed:
+            return named(name, mine, true, cases, listed, self.same, self.common)
+        says = words("{it} is not what is measured, and not by a mistake that is known here", it=name)
+        return [Finding(name, "unknown", says, words("Which experiment of a few lines would measure {it}?", it=name))]
 
 
 def same(a: Any, b: Any, tolerance: float = SAME) -> bool:

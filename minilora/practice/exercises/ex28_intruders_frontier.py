@@ -78,9 +78,8 @@ def frontier(runs):
 ### THE CHECK
 
 from ...adapters import spectrum
-from ...verify.language import words
 from ..exercise import Exercise, Viva
-from ..parts import Checked, Finding, Judged, Value, right, same
+from ..parts import Predicted, Value
 
 # method (0 full, 1 LoRA of rank 1, α = 16), rate, bits per byte of new and old text after 60 steps; one seed. Two more
 # seeds at the rates that matter say the same.
@@ -134,24 +133,7 @@ def least_old(runs):
     return table
 
 
-def compare_predictions(function, seed):
-    """Each prediction beside what is measured; the number itself is not given away."""
-    mine, true = predicted.run(function, {}), measured()
-    findings = []
-    for name in true:
-        if same(mine[name], true[name]):
-            findings.append(right(name))
-            continue
-        listed = [m for m in predicted.mistakes.values() if same(mine[name], m.wrong()[name])]
-        if listed:
-            findings += [Finding(name, "fault", m.says.filled(it=name), m.asks, m.name) for m in listed]
-        else:
-            asks = words("Write intruders and frontier first, and let them measure it.")
-            findings.append(Finding(name, "unknown", words("{it} is not what is measured", it=name), asks))
-    return Checked(findings)
-
-
-predicted = Judged(predictions, "along moved new strict two keeps_more", judge=compare_predictions)
+predicted = Predicted(predictions, "along moved new strict two keeps_more", truth=measured)
 
 
 @predicted.mistake(
