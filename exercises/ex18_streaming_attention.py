@@ -16,8 +16,8 @@ o is 0 and their lse is -∞.
 
 Keys and values are read in blocks of `block` positions, from the first on; the
 last block may be shorter. No array may be as large as (Tq, Tk): what is kept
-between blocks is a few numbers a query. Scores may be as large as ±1,000, and
-the result must be that of the softmax over all keys at once.
+between blocks is a few numbers a query. Scores may be in the thousands, and the
+result must be that of the softmax over all keys at once.
 
 One number by hand: D = 1, one query q = 1, two keys k = 0 and ln 3 = 1.0986
 with v = 4 and 8, block 1. The exponentials of the scores are 1 and 3:
