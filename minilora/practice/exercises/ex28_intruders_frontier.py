@@ -81,8 +81,8 @@ from ...adapters import spectrum
 from ..exercise import Exercise, Viva
 from ..parts import Predicted, Value
 
-# method (0 full, 1 LoRA of rank 1, α = 16), rate, bits per byte of new and old text after 60 steps; one seed. Two more
-# seeds at the rates that matter say the same.
+# method (0 full, 1 LoRA of rank 1, α = 16), rate, bits per byte of new and old text after 60 steps; one seed. In two
+# more, full at 0.0005 also forgot 0.1 bit less than LoRA at its best rate, at new losses 0.042 lower and 0.002 higher.
 RECORDED = np.array(
     [
         (0, 0.0005, 2.723, 2.139),
