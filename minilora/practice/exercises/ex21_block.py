@@ -149,6 +149,7 @@ def block_backward(dy, cache, params):
 
 from ...adapters.lora import LoRALinear
 from ...nn import MLP, Attention, Gelu, Gradients, LayerNorm, Linear, Parameter, PreNormBlock
+from ..edits import edited
 from ..exercise import Exercise, Viva
 from ..parts import ValueAndGradients
 
@@ -208,267 +209,97 @@ def truth(dy, cache, params):
 block = ValueAndGradients(block_backward, " ".join(["dx", *(f"d{name}" for name in TRAINED)]), truth=truth, draw=draw)
 
 
-def split(x, heads):
-    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
-
-
-def merge(x):
-    return x.swapaxes(1, 2).reshape(len(x), x.shape[2], -1)
-
-
-def joined(dy, cache, params, *, split=split, merge=merge, parts=attention_backward, **changed):
-    """The right backward, with places where it can go wrong."""
-    p, c, heads = params, cache, params["heads"]
-    as_is = {"s": p["alpha"] / len(p["A_q"]), "q": 1, "k": 1, "v": 1, "inner": 1, "outer": 1, "again": 0, "branch": 1}
-    as_is |= {"through1": 0, "through2": 0}
-    as_is |= {"norm1": norm_backward, "norm2": norm_backward, "W_o": p["W_o"], "W_k": p["W_k"]}
-    n = as_is | {key: change(as_is[key], p) if callable(change) else change for key, change in changed.items()}
-    grads = {}
-
-    def adapted(dz, layer, h):
-        A, B = p[f"A_{layer}"], p[f"B_{layer}"]
-        dh, grads[f"dA_{layer}"], grads[f"dB_{layer}"] = lora_backward(dz, h, p[f"W_{layer}"], A, B, n["s"])
-        return dh
-
-    dh2 = adapted(gelu_backward(dy @ p["W_down"], c["u"]), "up", c["h2"])
-    dh2 = n["norm2"](dh2 + n["through2"] * dy, c["x1"], p["g2"])
-    dx1 = n["inner"] * dy + dh2
-    do = split((n["branch"] * dx1 + (1 - n["branch"]) * dy) @ n["W_o"], heads)
-    dq, dk, dv = map(merge, parts(do, c["q"], c["k"], c["v"]))
-    dh1 = n["q"] * adapted(dq, "q", c["h1"]) + n["k"] * dk @ n["W_k"] + n["v"] * adapted(dv, "v", c["h1"])
-    return n["outer"] * dx1 + n["again"] * dy + n["norm1"](dh1 + n["through1"] * dx1, c["x"], p["g1"]), grads
-
-
-def add(name, says, asks, cached=(), **changed):
-    """A mistake: `joined` with a change, or the right backward with other values of the cache under these names."""
-
-    def wrong(dy, cache, params):
-        return joined(dy, {**cache, **{key: cache[other] for key, other in cached}}, params, **changed)
-
-    wrong.__name__ = name
-    block.mistake(says, asks)(wrong)
-
-
-def swapped(do, q, k, v):
-    dq, dk, dv = attention_backward(do, q, k, v)
-    return dk, dq, dv
-
-
-def not_split(x, heads):
-    return x.reshape(len(x), heads, x.shape[1], -1)
-
-
-def not_merged(x):
-    return x.reshape(len(x), x.shape[2], -1)
-
-
-def interleaved(x):
-    return x.transpose(0, 2, 3, 1).reshape(len(x), x.shape[2], -1)
-
-
-def passed_on(_, params):
-    return lambda dy, x, g: dy
-
-
-def no_branch(_, params):
-    return lambda dy, x, g: 0 * dy
-
-
-add(
-    "no_skip_around_attention",
-    "{it} lacks the skip path around the attention",
-    "If the attention gave 0 for every x, what would x1 be, and what then is dx?",
-    outer=0,
-)
-add(
-    "no_skip_around_mlp",
-    "{it} lacks the skip path around the MLP: of dy, only what went through the MLP arrives",
-    "If W_down were 0, what would y be, and what then is the gradient of x1?",
-    inner=0,
-)
-add(
-    "skip_around_attention_twice",
-    "{it} has the skip path around the attention twice",
-    "x is added to the attention's output once: how often is dx1 in your dx?",
-    outer=2,
-)
-add(
-    "skip_around_mlp_twice",
-    "{it} has the skip path around the MLP twice",
-    "x1 is added to the MLP's output once: how often is dy in your dx1?",
-    inner=2,
-)
-add(
-    "no_attention_branch",
-    "{it} is the gradient of x1: what comes back through the attention is missing",
-    "By which two paths does x reach x1?",
-    norm1=no_branch,
-)
-add(
-    "skip_through_norm_1",
-    "in {it}, the skip path around the attention goes through the first norm, too",
-    "Is it x or norm(x) to which the attention's output is added?",
-    through1=1, outer=0,
-)  # fmt: skip
-add(
-    "skip_through_norm_2",
-    "in {it}, the skip path around the MLP goes through the second norm, too",
-    "Is it x1 or norm(x1) to which the MLP's output is added?",
-    through2=1, inner=0,
-)  # fmt: skip
-add(
-    "dy_added_again",
-    "{it} has dy once more than it may: dx1 brings it along already",
-    "Write dx as a sum of three terms: which of them hold dy?",
-    again=1,
-)
-add(
-    "dy_for_dx1",
-    "the skip path around the attention carries dy in {it}, not the gradient of x1",
-    "By which two paths does x1 reach y? Both lie above the attention's skip path.",
-    outer=0, again=1,
-)  # fmt: skip
-add(
-    "attention_gets_dy",
-    "the attention's branch is fed with dy in {it}, not with the gradient of x1",
-    "Where does the attention's output go in the forward: to y directly, or through the MLP too?",
-    branch=0,
-)
-add(
-    "through_q_alone",
-    "in {it}, what comes back to h1 comes through q alone",
-    "How many layers read h1?",
-    k=0, v=0,
-)  # fmt: skip
-add(
-    "through_v_alone",
-    "in {it}, what comes back to h1 comes through v alone",
-    "How many layers read h1?",
-    q=0, k=0,
-)  # fmt: skip
-add(
-    "nothing_through_k",
-    "in {it}, nothing comes back to h1 through k, which is frozen",
-    "Does a frozen layer stop the gradient of what it reads?",
-    k=0,
-)
-add(
-    "mean_of_q_k_v",
-    "{it} has the mean of what comes back through q, k and v, where the sum belongs",
-    "If h1 moves by a little, do its effects through q, k and v add up?",
-    q=1 / 3, k=1 / 3, v=1 / 3,
-)  # fmt: skip
-add(
-    "output_of_norm_1",
-    "in {it}, the backward of the first norm is taken at its output h1, not at its input x",
-    "Which of the two did the norm divide by its deviation?",
-    [("x", "h1")],
-)
-add(
-    "output_of_norm_2",
-    "in {it}, the backward of the second norm is taken at its output h2, not at its input x1",
-    "Which of the two did the norm divide by its deviation?",
-    [("x1", "h2")],
-)
-add(
-    "input_of_norm_1",
-    "{it} is taken with x, where the layer has read h1",
-    "What does this layer multiply in the forward?",
-    [("h1", "x")],
-)
-add(
-    "input_of_norm_2",
-    "{it} is taken with x1, where the layer has read h2",
-    "What does this layer multiply in the forward?",
-    [("h2", "x1")],
-)
-add(
-    "no_norm_1",
-    "{it} lacks the backward of the first norm: the gradient of h1 is taken for that of x",
-    "What stands between x and h1?",
-    norm1=passed_on,
-)
-add(
-    "no_norm_2",
-    "{it} lacks the backward of the second norm: the gradient of h2 is taken for that of x1",
-    "What stands between x1 and h2?",
-    norm2=passed_on,
-)
-add(
-    "gelu_at_its_output",
-    "in {it}, the slope of GELU is taken at its output a, not at its input u",
-    "At which of the two values did the forward call gelu?",
-    [("u", "a")],
-)
-add(
-    "heads_not_split",
-    "in {it}, the gradient of o is cut into heads along the wrong axis: tokens and heads are mixed",
-    "The forward has a reshape and a swapaxes: which does your split of do lack, and what lies side by side in memory?",
-    split=not_split,
-)
-add(
-    "heads_not_merged",
-    "in {it}, the heads of dq, dk and dv are merged in the wrong order: tokens and heads are mixed",
-    "Of (batch, heads, tokens, D): which two axes must be neighbours before they become one?",
-    merge=not_merged,
-)
-add(
-    "heads_never_moved",
-    "in {it}, heads and tokens are mixed, both where do is split and where dq, dk and dv are merged",
-    "Of (batch, heads, tokens, D): which two axes must be neighbours before they become one?",
-    split=not_split, merge=not_merged,
-)  # fmt: skip
-add(
-    "heads_interleaved",
-    "in {it}, the merged dq, dk and dv have a number of every head in turn, instead of one head after another",
-    "In a row of q, before it is split, what stands beside the first number of head 0?",
-    merge=interleaved,
-)
-add(
-    "no_output_projection",
-    "{it} lacks W_o: the gradient of x1 is taken for that of o",
-    "What stands between o and x1?",
-    W_o=lambda W, p: np.eye(len(W)),
-)
-add(
-    "output_projection_transposed",
-    "in {it}, W_o is transposed as in the forward",
-    "Which of the two parts does dy @ W, and which x @ W.T? W_o is square, and so both fit.",
-    W_o=lambda W, p: W.T,
-)
-add(
-    "key_projection_transposed",
-    "in {it}, W_k is transposed as in the forward",
-    "Which of the two parts does dy @ W, and which x @ W.T? W_k is square, and so both fit.",
-    W_k=lambda W, p: W.T,
-)
-add(
-    "q_and_k_exchanged",
-    "in {it}, the gradients of q and k are exchanged",
-    "In which order does attention_backward return its three results?",
-    parts=swapped,
-)
-add(
-    "no_scale",
-    "{it} lacks the scale α/r",
-    "Which scale did the forward use?",
-    s=1,
-)
-add(
-    "not_divided_by_r",
-    "the scale in {it} is α, not divided by r",
-    "Which scale did the forward use?",
-    s=lambda s, p: p["alpha"],
-)
-
-
-@block.mistake(
-    "{it} gives gradients to frozen weights: grads may only hold those of A and B",
-    "What would an optimizer do with a gradient that it finds there?",
-)
-def frozen_weights_get_gradients(dy, cache, params):
-    dx, grads = block_backward(dy, cache, params)
-    return dx, {**grads, "dW_down": np.einsum("bti,btj->ij", dy, cache["a"])}
+SCALE = 'params["alpha"] / len(params["A_q"])\n    batch, tokens, width = dy'
+MISTAKES = [
+    ("no_skip_around_attention", "{it} lacks the skip path around the attention",
+     "If the attention gave 0 for every x, what would x1 be, and what then is dx?",
+     ("dx = dx1 + norm_backward(", "dx = norm_backward(")),
+    ("no_skip_around_mlp", "{it} lacks the skip path around the MLP: of dy, only what went through the MLP arrives",
+     "If W_down were 0, what would y be, and what then is the gradient of x1?",
+     ("dx1 = dy + norm_backward(", "dx1 = norm_backward(")),
+    ("skip_around_attention_twice", "{it} has the skip path around the attention twice",
+     "x is added to the attention's output once: how often is dx1 in your dx?",
+     ("dx = dx1 + norm_backward(", "dx = 2 * dx1 + norm_backward(")),
+    ("skip_around_mlp_twice", "{it} has the skip path around the MLP twice",
+     "x1 is added to the MLP's output once: how often is dy in your dx1?",
+     ("dx1 = dy + norm_backward(", "dx1 = 2 * dy + norm_backward(")),
+    ("no_attention_branch", "{it} is the gradient of x1: what comes back through the attention is missing",
+     "By which two paths does x reach x1?",
+     ('dx = dx1 + norm_backward(dh_q + dh_k + dh_v, c["x"], p["g1"])', "dx = dx1")),
+    ("skip_through_norm_1", "in {it}, the skip path around the attention goes through the first norm, too",
+     "Is it x or norm(x) to which the attention's output is added?",
+     ("dx1 + norm_backward(dh_q", "norm_backward(dx1 + dh_q")),
+    ("skip_through_norm_2", "in {it}, the skip path around the MLP goes through the second norm, too",
+     "Is it x1 or norm(x1) to which the MLP's output is added?", ("dy + norm_backward(dh2", "norm_backward(dy + dh2")),
+    ("dy_added_again", "{it} has dy once more than it may: dx1 brings it along already",
+     "Write dx as a sum of three terms: which of them hold dy?",
+     ("dx = dx1 + norm_backward(", "dx = dy + dx1 + norm_backward(")),
+    ("dy_for_dx1", "the skip path around the attention carries dy in {it}, not the gradient of x1",
+     "By which two paths does x1 reach y? Both lie above the attention's skip path.",
+     ("dx = dx1 + norm_backward(", "dx = dy + norm_backward(")),
+    ("attention_gets_dy", "the attention's branch is fed with dy in {it}, not with the gradient of x1",
+     "Where does the attention's output go in the forward: to y directly, or through the MLP too?",
+     ('linear_backward(dx1, p["W_o"])', 'linear_backward(dy, p["W_o"])')),
+    ("through_q_alone", "in {it}, what comes back to h1 comes through q alone", "How many layers read h1?",
+     ("norm_backward(dh_q + dh_k + dh_v", "norm_backward(dh_q")),
+    ("through_v_alone", "in {it}, what comes back to h1 comes through v alone", "How many layers read h1?",
+     ("norm_backward(dh_q + dh_k + dh_v", "norm_backward(dh_v")),
+    ("nothing_through_k", "in {it}, nothing comes back to h1 through k, which is frozen",
+     "Does a frozen layer stop the gradient of what it reads?", ("dh_q + dh_k + dh_v", "dh_q + dh_v")),
+    ("mean_of_q_k_v", "{it} has the mean of what comes back through q, k and v, where the sum belongs",
+     "If h1 moves by a little, do its effects through q, k and v add up?",
+     ("dh_q + dh_k + dh_v", "(dh_q + dh_k + dh_v) / 3")),
+    ("output_of_norm_1", "in {it}, the backward of the first norm is taken at its output h1, not at its input x",
+     "Which of the two did the norm divide by its deviation?", ('dh_v, c["x"]', 'dh_v, c["h1"]')),
+    ("output_of_norm_2", "in {it}, the backward of the second norm is taken at its output h2, not at its input x1",
+     "Which of the two did the norm divide by its deviation?", ('(dh2, c["x1"]', '(dh2, c["h2"]')),
+    ("input_of_norm_1", "{it} is taken with x, where the layer has read h1",
+     "What does this layer multiply in the forward?", ('c["h1"], p["W_', 'c["x"], p["W_')),
+    ("input_of_norm_2", "{it} is taken with x1, where the layer has read h2",
+     "What does this layer multiply in the forward?", ('(du, c["h2"]', '(du, c["x1"]')),
+    ("no_norm_1", "{it} lacks the backward of the first norm: the gradient of h1 is taken for that of x",
+     "What stands between x and h1?", ('norm_backward(dh_q + dh_k + dh_v, c["x"], p["g1"])', "dh_q + dh_k + dh_v")),
+    ("no_norm_2", "{it} lacks the backward of the second norm: the gradient of h2 is taken for that of x1",
+     "What stands between x1 and h2?", ('norm_backward(dh2, c["x1"], p["g2"])', "dh2")),
+    ("gelu_at_its_output", "in {it}, the slope of GELU is taken at its output a, not at its input u",
+     "At which of the two values did the forward call gelu?",
+     ('gelu_backward(da, c["u"])', 'gelu_backward(da, c["a"])')),
+    ("heads_not_split", "in {it}, the gradient of o is cut into heads along the wrong axis: tokens and heads are mixed",
+     "The forward has a reshape and a swapaxes: which of them does your split of do lack?",
+     (".reshape(batch, tokens, heads, -1).swapaxes(1, 2)\n    dq", ".reshape(batch, heads, tokens, -1)\n    dq")),
+    ("heads_not_merged",
+     "in {it}, the heads of dq, dk and dv are merged in the wrong order: tokens and heads are mixed",
+     "Of (batch, heads, tokens, D): which two axes must be neighbours before they become one?",
+     ("(dz.swapaxes(1, 2).reshape(batch", "(dz.reshape(batch")),
+    ("heads_never_moved",
+     "in {it}, heads and tokens are mixed, both where do is split and where dq, dk and dv are merged",
+     "Of (batch, heads, tokens, D): which two axes must be neighbours before they become one?",
+     (".reshape(batch, tokens, heads, -1).swapaxes(1, 2)\n    dq", ".reshape(batch, heads, tokens, -1)\n    dq"),
+     ("(dz.swapaxes(1, 2).reshape(batch", "(dz.reshape(batch")),
+    ("heads_interleaved",
+     "in {it}, the merged dq, dk and dv have a number of every head in turn, instead of one head after another",
+     "In a row of q, before it is split, what stands beside the first number of head 0?",
+     ("(dz.swapaxes(1, 2).reshape(batch", "(dz.transpose(0, 2, 3, 1).reshape(batch")),
+    ("no_output_projection", "{it} lacks W_o: the gradient of x1 is taken for that of o",
+     "What stands between o and x1?", ('linear_backward(dx1, p["W_o"]).reshape', "dx1.reshape")),
+    ("output_projection_transposed", "in {it}, W_o is transposed as in the forward",
+     "Which of the two parts does dy @ W, and which x @ W.T? W_o is square, and so both fit.",
+     ('linear_backward(dx1, p["W_o"])', 'linear(dx1, p["W_o"])')),
+    ("key_projection_transposed", "in {it}, W_k is transposed as in the forward",
+     "Which of the two parts does dy @ W, and which x @ W.T? W_k is square, and so both fit.",
+     ('linear_backward(dk, p["W_k"])', 'linear(dk, p["W_k"])')),
+    ("q_and_k_exchanged", "in {it}, the gradients of q and k are exchanged",
+     "In which order does attention_backward return its three results?",
+     ("dq, dk, dv = attention_backward", "dk, dq, dv = attention_backward")),
+    ("no_scale", "{it} lacks the scale α/r", "Which scale did the forward use?",
+     (SCALE, "1\n    batch, tokens, width = dy")),
+    ("not_divided_by_r", "the scale in {it} is α, not divided by r", "Which scale did the forward use?",
+     (SCALE, 'params["alpha"]\n    batch, tokens, width = dy')),
+    ("frozen_weights_get_gradients", "{it} gives gradients to frozen weights: grads may only hold those of A and B",
+     "What would an optimizer do with a gradient that it finds there?",
+     ('return dx, {"dA_q"', 'return dx, {"dW_o": p["W_o"], "dA_q"')),
+]  # fmt: skip
+edited(block, MISTAKES)
 
 
 EXERCISE = Exercise(

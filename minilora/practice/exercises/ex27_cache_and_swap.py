@@ -111,6 +111,7 @@ def decode(ids, cache, adapter, model):
 
 from ... import ops
 from ...verify.language import words
+from ..edits import edited
 from ..exercise import Exercise, Viva
 from ..parts import Refused, Value
 
@@ -193,143 +194,59 @@ class Conversation(Value):
 decoding = Conversation(decode, CALLS, truth=truth, draw=draw)
 
 
-def decoded(
-    ids, cache, adapter, model, *,
-    stale="", forgets=False, tag=True, restarts=False, turns="once", mask=None, keeps="all", adapted=True, rows=None,
-    query=True,
-):  # fmt: skip
-    """The right function, with places where it can go wrong."""
-    c = cache or {"text": ids[:0], "adapter": adapter, "K": np.zeros((0, len(model["W_q"]))), "V": None}
-    c = {**c, "V": c["K"] if cache is None else c["V"]}
-    swapped = c["adapter"] is not adapter
-    if swapped and forgets:
-        c, swapped = {**c, "text": ids[:0], "K": c["K"][:0], "V": c["V"][:0]}, False
-    if stale == "KV":
-        swapped = False
-    text = np.concatenate([c["text"], ids])
-    new = text if swapped else ids
-    n, m = len(new), len(text)
-    x, positions = model["E"][new], np.arange(n) if restarts else np.arange(m - n, m)
-    q, k, v = (linear(x, name, adapter if adapted else None, model) for name in "qkv")
-    rotated = rope(k, positions, model)
-    old = slice(0, 0) if swapped else slice(None)
-    K, V = np.vstack([c["K"][old], k if turns == "never" else rotated]), np.vstack([c["V"][old], v])
-    if swapped and "K" in stale:
-        K[: len(c["K"])] = c["K"]
-    if swapped and "V" in stale:
-        V[: len(c["V"])] = c["V"]
-    seen = np.vstack([K[: m - n], rotated])
-    if turns == "again":
-        K = seen = np.vstack([rope(K[: m - n], np.arange(m - n), model), rotated])
-    visible = np.tri(n, m, m - n) if mask is None else mask(n, m)
-    o = attention(rope(q, positions, model) if query else q, seen, V, visible)
-    logits = (x + o @ model["W_o"].T) @ model["E"].T
-    new_cache = {"text": text, "adapter": adapter if tag or cache is None else c["adapter"], "K": K, "V": V}
-    if keeps == "first":
-        new_cache = cache or new_cache
-    if keeps == "new":
-        new_cache |= {"text": ids, "K": K[-len(ids) :], "V": V[-len(ids) :]}
-    return logits if rows == "all" else logits[-len(ids) :], new_cache
-
-
-def add(name, says, asks, **how):
-    def wrong(ids, cache, adapter, model):
-        return decoded(ids, cache, adapter, model, **how)
-
-    wrong.__name__ = name
-    decoding.mistake(says, asks)(wrong)
-
-
-add(
-    "cache_kept_after_a_swap",
-    "{it} reads keys and values that another adapter has computed: the cache is kept after a swap",
-    "Which matrices made the entries of the cache, and which of them has the swap changed?",
-    stale="KV",
-)
-add(
-    "keys_kept_after_a_swap",
-    "{it} reads new values, but keys that another adapter has computed",
-    "Which layers does the adapter sit on?",
-    stale="K",
-)
-add(
-    "values_kept_after_a_swap",
-    "{it} reads new keys, but values that another adapter has computed",
-    "Which layers does the adapter sit on?",
-    stale="V",
-)
-add(
-    "text_forgotten_after_a_swap",
-    "in {it}, the text before the swap is forgotten: the cache was thrown away, and nothing put in its place",
-    "What do you need, beside keys and values, to compute them anew?",
-    forgets=True,
-)
-add(
-    "adapter_of_the_cache_not_updated",
-    "{it} takes the keys and values for those of the first adapter: the cache still bears its name after a swap",
-    "After a swap, which adapter has made what is in the cache, and where does your cache say so?",
-    tag=False,
-)
-add(
-    "positions_restart",
-    "in {it}, the positions of the new tokens start at 0 again",
-    "How many tokens stand before the first of ids?",
-    restarts=True,
-)
-add(
-    "keys_cached_before_rope",
-    "{it} reads cached keys that were never rotated",
-    "Do you put k into the cache before or after rope, and what do you do when you take it out?",
-    turns="never",
-)
-add(
-    "cached_keys_rotated_again",
-    "{it} rotates keys from the cache that had been rotated when they were put there",
-    "How often has the first key been turned when the third call is over?",
-    turns="again",
-)
-add(
-    "query_not_rotated",
-    "{it} has a query that is not rotated, beside keys that are",
-    "What must rope do to q and k, so that their product depends on the distance of the two tokens alone?",
-    query=False,
-)
-add(
-    "mask_of_the_full_pass",
-    "{it} uses the mask of a full pass: its first row sees the first key alone, though it belongs to a later token",
-    "Of n new tokens after m - n others: how many keys does the first of them see?",
-    mask=lambda n, m: np.tri(n, m),
-)
-add(
-    "no_mask",
-    "{it} has no mask: of several tokens in one call, each sees those that come after it",
-    "Which tokens does the first of several new ones see?",
-    mask=lambda n, m: np.ones((n, m)),
-)
-add(
-    "cache_not_extended",
-    "{it} does not see what came after the prompt: the cache has not grown since",
-    "Where do the new keys and values go, once the logits are there?",
-    keeps="first",
-)
-add(
-    "cache_overwritten",
-    "{it} sees the call before alone: its keys and values have replaced the older ones in the cache",
-    "How many rows has your cache of keys after the third call?",
-    keeps="new",
-)
-add(
-    "adapter_left_out",
-    "{it} is computed without the adapter: keys and values are the base's",
-    "Where does your function read A_k and A_v?",
-    adapted=False,
-)
-add(
-    "logits_of_the_whole_text",
-    "after a swap, {it} returns the logits of the whole text, not of ids alone",
-    "How many rows must the logits have, and how many did you compute?",
-    rows="all",
-)
+KEYS = "K = np.vstack([*K, rope(k, positions, model)])"
+VALUES = "V = np.vstack([*V, v])"
+MISTAKES = [
+    ("cache_kept_after_a_swap",
+     "{it} reads keys and values that another adapter has computed: the cache is kept after a swap",
+     "Which matrices made the entries of the cache, and which of them has the swap changed?",
+     ('if cache["adapter"] is adapter:', "if True:")),
+    ("keys_kept_after_a_swap", "{it} reads new values, but keys that another adapter has computed",
+     "Which layers does the adapter sit on?",
+     (KEYS, KEYS + '\n    if cache:\n        K[: -len(ids)] = cache["K"]')),
+    ("values_kept_after_a_swap", "{it} reads new keys, but values that another adapter has computed",
+     "Which layers does the adapter sit on?",
+     (VALUES, VALUES + '\n    if cache:\n        V[: -len(ids)] = cache["V"]')),
+    ("text_forgotten_after_a_swap",
+     "in {it}, the text before the swap is forgotten: the cache was thrown away, and nothing put in its place",
+     "What do you need, beside keys and values, to compute them anew?",
+     ("            new = text\n", "            text = ids\n")),
+    ("adapter_of_the_cache_not_updated",
+     "{it} takes the keys and values for those of the first adapter: the cache still bears its name after a swap",
+     "After a swap, which adapter has made what is in the cache, and where does your cache say so?",
+     ('"adapter": adapter,', '"adapter": cache["adapter"] if cache else adapter,')),
+    ("positions_restart", "in {it}, the positions of the new tokens start at 0 again",
+     "How many tokens stand before the first of ids?", ("np.arange(m - n, m)", "np.arange(n)")),
+    ("keys_cached_before_rope", "{it} reads cached keys that were never rotated",
+     "Do you put k into the cache before or after rope, and what do you do when you take it out?",
+     (KEYS, KEYS.replace("K =", "seen =") + "\n    K = np.vstack([*K, k])"),
+     ("model), K, V, np", "model), seen, V, np")),
+    ("cached_keys_rotated_again", "{it} rotates keys from the cache that had been rotated when they were put there",
+     "How often has the first key been turned when the third call is over?",
+     (KEYS, "K = rope(np.vstack([*K, k]), np.arange(m), model)")),
+    ("query_not_rotated", "{it} has a query that is not rotated, beside keys that are",
+     "What must rope do to q and k, so that their product depends on the distance of the two tokens alone?",
+     ("attention(rope(q, positions, model),", "attention(q,")),
+    ("mask_of_the_full_pass",
+     "{it} uses the mask of a full pass: its first row sees the first key alone, though it belongs to a later token",
+     "Of n new tokens after m - n others: how many keys does the first of them see?",
+     ("np.tri(n, m, m - n)", "np.tri(n, m)")),
+    ("no_mask", "{it} has no mask: of several tokens in one call, each sees those that come after it",
+     "Which tokens does the first of several new ones see?", ("np.tri(n, m, m - n)", "np.ones((n, m))")),
+    ("cache_not_extended", "{it} does not see what came after the prompt: the cache has not grown since",
+     "Where do the new keys and values go, once the logits are there?",
+     ("return logits[-len(ids) :], {", "return logits[-len(ids) :], cache or {")),
+    ("cache_overwritten",
+     "{it} sees the call before alone: its keys and values have replaced the older ones in the cache",
+     "How many rows has your cache of keys after the third call?",
+     ('{"text": text,', '{"text": ids,'), ('"K": K, "V": V', '"K": K[-len(ids) :], "V": V[-len(ids) :]')),
+    ("adapter_left_out", "{it} is computed without the adapter: keys and values are the base's",
+     "Where does your function read A_k and A_v?", ("linear(x, name, adapter, model)", "linear(x, name, None, model)")),
+    ("logits_of_the_whole_text", "after a swap, {it} returns the logits of the whole text, not of ids alone",
+     "How many rows must the logits have, and how many did you compute?",
+     ("return logits[-len(ids) :]", "return logits")),
+]  # fmt: skip
+edited(decoding, MISTAKES)
 
 
 def prompted(function):

@@ -308,7 +308,8 @@ from ...nn.optim import linear_schedule
 from ...training import fit, loss_and_gradients
 from ...verify.explanations.finding import Finding
 from ...verify.language import words
-from ..exercise import MARK, Exercise, Viva
+from ..edits import edited
+from ..exercise import Exercise, Viva
 from ..parts import Checked, Judged, Refused, Value, ValueAndGradients, equal, refuse, right
 
 PATHS = {name: f"block_0.{'attention' if len(name) == 1 else 'mlp'}.{name}_proj" for name in LAYERS}
@@ -534,26 +535,6 @@ saving = Files(save, " ".join(["scale", *FACTORS]), draw=draw_weights)
 # the mistakes: the solution with a few characters changed
 
 
-@functools.cache
-def edited(name, *edits):
-    """A function of the solution in which each text is replaced by the other."""
-    source = Path(__file__).read_text(encoding="utf-8").partition(MARK)[0]
-    for before, after in edits:
-        assert before in source, before
-        source = source.replace(before, after)
-    space = {"__name__": __name__}
-    exec(compile(source, __file__, "exec"), space)
-    return space[name]
-
-
-def add(part, name, says, asks, *edits):
-    def wrong(*arguments):
-        return edited(part.name, *edits)(*arguments)
-
-    wrong.__name__ = name
-    part.mistake(says, asks)(wrong)
-
-
 SCALE = "s, h = alpha / len(A), x @ A.T"
 FORWARD = [
     ("no_scale", "{it} has no scale: the low-rank paths are not multiplied by α/r", "At α = 0, what must a layer be?",
@@ -711,9 +692,10 @@ SAVE = [
     ("no_config", "{it} writes no adapter_config.json", "Which two files does an adapter consist of?",
      ('(Path(folder) / "adapter_config.json").write_text(json.dumps(config, indent=2))', "")),
 ]  # fmt: skip
-for mistakes, part in (FORWARD, forward), (BACKWARD, backward), (MERGE, merging), (SAVE, saving):
-    for row in mistakes:
-        add(part, *row)
+edited(forward, FORWARD)
+edited(backward, BACKWARD)
+edited(merging, MERGE)
+edited(saving, SAVE)
 
 
 @training.mistake(
