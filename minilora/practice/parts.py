@@ -17,7 +17,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -76,6 +76,7 @@ class Part:
 
     solution: Function
     returns: str = ""  # names of what it returns, with spaces between
+    changes: str = ""  # or of the arguments that it changes instead, which are its results after the call
     compared_as: Callable[[Tensors], Tensors] = lambda tensors: tensors  # a product, where its factors are not unique
     mistakes: dict[str, Mistake] = field(default_factory=dict, init=False)
     rules: dict[str, Rule] = field(default_factory=dict, init=False)
@@ -86,7 +87,12 @@ class Part:
 
     @property
     def tensors(self) -> list[str]:
-        return self.returns.split()
+        return (self.changes or self.returns).split()
+
+    @property
+    def judged(self) -> list[str]:
+        """The names of what is compared."""
+        return self.tensors
 
     @property
     def arguments(self) -> list[str]:
@@ -171,7 +177,11 @@ class Part:
             says = words("{it} raises {error}, called with {given}", it=self.name, error=message, given=given)
             asks = words("It happens in line {line}.", line=str(line)) if line else None
             raise Refused("raises", says, asks, detail=type(error).__name__) from error
-        return self.by_name(result)
+        return self.of_call(result, arguments)
+
+    def of_call(self, result: Any, arguments: Arguments) -> Tensors:
+        """What a call has returned or changed, by name."""
+        return {name: arguments[name] for name in self.tensors} if self.changes else self.by_name(result)
 
     def by_name(self, result: Any) -> Tensors:
         names = self.tensors
@@ -202,11 +212,16 @@ class Part:
     def outcome(self, function: Function, arguments: Arguments, true: Tensors) -> Tensors:
         """What is compared of the function's results. Raises Refused for what is wrong before that: a shape, ..."""
         given = copy.deepcopy(arguments)
-        first = self.compared_as(copy.deepcopy(self.run(function, given)))
+        first = copy.deepcopy(self.run(function, given))
+        changed = [name for name, before in arguments.items() if not equal(before, given[name])]
+        if self.changes and not changed:
+            says = words("{it} changes nothing: what it computes must go into its arguments", it=self.name)
+            raise Refused("unchanged", says)
+        first = self.compared_as(first)
         for name, value in self.compared_as(true).items():
             refuse(name, first[name], value, arguments)
-        for name, before in arguments.items():
-            if not equal(before, given[name]):
+        for name in changed:
+            if name not in self.changes.split():
                 says = words("{it} changes its argument {name}: let it work on a copy", it=self.name, name=name)
                 raise Refused("changed", says, detail=name)
         second = self.compared_as(self.run(function, copy.deepcopy(arguments)))
@@ -307,11 +322,16 @@ class Value(Part):
     tolerance: float = SAME
     common: bool = True  # look for a factor, another argument, ... where no listed mistake fits
 
+    @cached_property
+    def judged(self) -> list[str]:
+        return list(self.compared_as(self.truths(self.cases()[:1])[0])) if self.compare else self.tensors
+
     def cases(self, seed: int = 0) -> list[Arguments]:
         return [self.draw(np.random.default_rng([seed, i, 2]), i) for i in range(CASES)]
 
     def truths(self, cases: Sequence[Arguments]) -> list[Tensors]:
-        return [self.by_name(self.truth(*copy.deepcopy(case).values())) for case in cases]
+        given = copy.deepcopy(cases)
+        return [self.of_call(self.truth(*case.values()), case) for case in given]
 
     def compared(self, function: Function, seed: int) -> Checked:
         cases = self.cases(seed)
@@ -362,12 +382,9 @@ class Value(Part):
                 continue
             if not wrong_of:
                 wrong_of = {key: self.all_of(mistake, cases, true) for key, mistake in self.mistakes.items()}
-            listed = [
-                self.mistakes[key]
-                for key, values in wrong_of.items()
-                if values and all(self.same(w[name], x) for w, x in zip(values, a, strict=True))
-            ]
-            findings += self.explained(name, a, t, cases, listed)
+            alike = [key for key, values in wrong_of.items() if values and self.agree(values, mine, [name])]
+            alone = [key for key in alike if self.agree(wrong_of[key], mine, [*right[0]])]  # explains the rest too
+            findings += self.explained(name, a, t, cases, [self.mistakes[key] for key in alone or alike])
         return Checked(findings, errors)
 
     def explained(
@@ -375,6 +392,10 @@ class Value(Part):
     ) -> list[Finding]:
         """What is wrong with one value. `listed` are the mistakes that give the same."""
         return named(name, mine, true, cases, listed, self.same, self.common)
+
+    def agree(self, some: list[Tensors], others: list[Tensors], names: list[str]) -> bool:
+        """Whether these tensors are the same in every case."""
+        return all(self.same(a[name], b[name]) for a, b in zip(some, others, strict=True) for name in names)
 
     def all_of(self, mistake: Mistake, cases: list[Arguments], true: list[Tensors]) -> list[Tensors]:
         """What a mistake returns in every case; [] where it fails before that."""
