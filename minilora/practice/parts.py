@@ -6,8 +6,9 @@
     Judged      a function of the exercise judges it by itself
 
 All are checked in one order. It must exist and take the arguments; then, on every case, it must not raise, return the
-right number of results in the right shapes, leave its arguments as they are, return finite numbers of float64, and the
-same when called again. Only then are numbers compared, and only then rules tried.
+right number of results in the right shapes, leave its arguments as they are (but for what it is meant to change),
+return finite numbers of float64, and the same when called again. Only then are numbers compared, and only then rules
+tried.
 """
 
 from __future__ import annotations
