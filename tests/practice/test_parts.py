@@ -1,4 +1,4 @@
-"""Parts of exercises: infinite values, factors that are not unique, lists, arguments that change, which mistake fits."""
+"""Parts of exercises: infinite values, factors that are not unique, lists, arguments that change, names."""
 
 import numpy as np
 import pytest

@@ -195,7 +195,9 @@ def no_scale(x, W, As, Bs, scales, idx):
     return layer(x, W, As, Bs, scales**0, idx)
 
 
-@forward.mistake("{it} has one scale for all, that of the first adapter", "Whose scale has a sample with idx 1?")
+@forward.mistake(
+    "{it} has one scale for all samples, that of the first adapter", "Whose scale has a sample with idx 1?"
+)
 def one_scale(x, W, As, Bs, scales, idx):
     return layer(x, W, As, Bs, scales[0] + 0 * scales, idx)
 
