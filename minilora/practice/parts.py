@@ -454,11 +454,13 @@ class Gradient(Part):
         return {**apply(bank.backward, case), **self.by_name(function(*self.of_case(case).values()))}
 
     def pictures(self, findings: list[Finding], drawn: list[Case], mine: list[Tensors]) -> Iterator[Picture]:
+        if len(mine) < len(drawn):
+            return
         wrong = {finding.tensor for finding in findings if finding.kind != "right"} & set(self.picture.split())
-        for name in sorted(wrong) if len(mine) == len(drawn) else ():
-            small = min(range(len(drawn)), key=lambda i: mine[i][name].size)
-            a, t = mine[small][name], self.of_truth(drawn[small])[name]
-            yield Picture(name, matrix(t), matrix(a))
+        for name in sorted(wrong, key=self.tensors.index):
+            each = [(self.of_truth(case)[name], values[name]) for case, values in zip(drawn, mine, strict=True)]
+            true, yours = min((pair for pair in each if not same(*pair)), key=lambda pair: pair[0].size)
+            yield Picture(name, *matrices(true, yours))
 
     def all_mistakes(self) -> dict[str, Mistake]:
         """The faults of the problem, as functions that the learner could have written, and the exercise's own."""
@@ -474,10 +476,12 @@ class Gradient(Part):
         return {name: tensors[name] for name in self.tensors}
 
 
-def matrix(a: Array, size: int = 8) -> Array:
-    """The first rows and columns of the last two axes."""
-    a = np.atleast_2d(a)
-    return a.reshape(-1, *a.shape[-2:])[0][:size, :size]
+def matrices(true: Array, yours: Array, size: int = 8) -> list[Array]:
+    """Of both, the tokens and the numbers of each, at most 8 x 8, in the sample and head where they differ most."""
+    true, yours = np.atleast_2d(true, yours)
+    at = np.unravel_index(int(np.abs(yours - true).argmax()), true.shape)
+    where: tuple[Any, ...] = {3: (at[0],), 4: (at[0], slice(None), at[-2])}.get(true.ndim, ())
+    return [a[where][:size, :size] for a in (true, yours)]
 
 
 @dataclass
