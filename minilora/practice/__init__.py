@@ -6,4 +6,4 @@ check("04", lora_backward)
 """
 
 from .catalogue import exercise, exercises
-from .checking import check, check_file
+from .checking import case, check, check_file

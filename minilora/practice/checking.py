@@ -17,10 +17,11 @@ from ..verify.explanations.finding import Finding
 from ..verify.language import Words, words
 from .catalogue import exercise
 from .exercise import Exercise
+from .parts import Checked, Refused
 from .result import Result
 
 FRAMEWORKS = ("torch", "tensorflow", "jax", "autograd", "cupy", "keras", "mxnet", "peft", "transformers")
-PRINTED = 4000  # characters of what a file prints
+PRINTED = 12  # lines of what a file prints
 
 
 class Broken(Exception):
@@ -29,6 +30,10 @@ class Broken(Exception):
     def __init__(self, kind: str, says: Words, asks: Words | None = None):
         super().__init__(says.en)
         self.finding = Finding("", kind, says, asks)
+
+    def result(self, task: Exercise, language: str) -> Result:
+        whole = {"": Checked([self.finding])}
+        return Result(task.number, task.name, task.said(task.title), "broken", whole, task.asked, language=language)
 
 
 def check(number: str, *answers: Any, language: str = "en", seed: int = 0) -> Result:
@@ -51,6 +56,23 @@ def check(number: str, *answers: Any, language: str = "en", seed: int = 0) -> Re
     return checked(task, lambda: given, language, seed)
 
 
+def case(number: str, i: int, function: str = "", *, seed: int = 0) -> dict[str, Any]:
+    """The arguments of case i of an exercise by name, to look at and to work with by hand: case("04", 0).
+
+    `function` is one of those that the exercise asks for, by default the first. Raises ValueError for a case or a
+    function that it does not have.
+    """
+    task = exercise(number)
+    parts = {part.name: part for part in task.parts}
+    if function and function not in parts:
+        raise ValueError(f"exercise {task.number} has no function {function!r}: choose from {', '.join(parts)}")
+    part = parts[function] if function else task.parts[0]
+    cases = part.cases(seed) + (part.cases(0) if seed else [])
+    if not 0 <= i < len(cases):
+        raise ValueError(f"{part.name} has no case {i}: they are 0 to {len(cases) - 1}")
+    return dict(cases[i])
+
+
 def check_file(number: str, path: Path, language: str = "en", seed: int = 0) -> Result:
     """Judge a learner's file."""
     task = exercise(number)
@@ -59,18 +81,15 @@ def check_file(number: str, path: Path, language: str = "en", seed: int = 0) -> 
 
 @blas_threads()
 def checked(task: Exercise, load: Callable[[], Mapping[str, Any]], language: str, seed: int) -> Result:
-    result = Result(task.number, task.name, task.said(task.title), "wrong", language=language)
+    result = Result(task.number, task.name, task.said(task.title), "wrong", {}, task.asked, language=language)
     started, printed = time.perf_counter(), io.StringIO()
     with contextlib.redirect_stdout(printed):
         try:
             namespace = load()
             for part in task.parts:
-                found = part.check(namespace.get(part.name), seed)
-                result.findings += found.findings
-                result.errors |= found.errors
-                result.pictures += found.pictures
+                result.parts[part.name] = part.check(namespace.get(part.name), seed)
         except Broken as broken:
-            result.state, result.findings = "broken", [broken.finding]
+            result = broken.result(task, language)
     kinds = {finding.kind for finding in result.findings}
     if kinds == {"right"}:
         result.state = "passed"
@@ -82,7 +101,10 @@ def checked(task: Exercise, load: Callable[[], Mapping[str, Any]], language: str
 
 
 def shortened(text: str) -> str:
-    return text if len(text) <= PRINTED else f"{text[:PRINTED]}\n... {len(text) - PRINTED:,} more characters"
+    """The lines that are not there already, for a check calls each function many times."""
+    lines = list(dict.fromkeys(text.splitlines()))
+    more = [f"... {len(lines) - PRINTED} more lines"] if len(lines) > PRINTED else []
+    return "\n".join([line[:200] for line in lines[:PRINTED]] + more)
 
 
 def namespace_of(path: Path, task: Exercise) -> dict[str, Any]:
@@ -110,9 +132,11 @@ def namespace_of(path: Path, task: Exercise) -> dict[str, Any]:
     module.__file__ = str(path)
     try:
         exec(code, module.__dict__)
+    except Refused as refused:
+        raise Broken(refused.kind, refused.says) from None
     except NotImplementedError:
         raise Broken("raises", words("the file itself raises NotImplementedError, outside of a function")) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = next(
             (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), 0
         )

@@ -81,6 +81,15 @@ class Exercise:
         rest = "".join(self.source.splitlines(keepends=True)[end:])
         return f'"""{self.statement(language)}\n"""\n{rest}'
 
+    @property
+    def asked(self) -> int:
+        """How many results its functions return in all."""
+        return sum(len(part.tensors) or 1 for part in self.parts)
+
+    def tensors(self, part: str) -> list[str]:
+        """The names of what one of its functions returns."""
+        return next(each.tensors for each in self.parts if each.name == part)
+
     def said(self, sentence: str) -> Words:
         """A title, hint or answer in both languages."""
         return words(sentence)

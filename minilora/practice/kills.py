@@ -1,15 +1,23 @@
-"""How many of the mistakes that an exercise lists its own check sees, and how many it names."""
+"""How many of the mistakes that an exercise lists its own check sees, and how many it names.
+
+python -m minilora.practice.kills     counts anew, writes kills.json, and the exercises of a clone
+"""
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .catalogue import exercises
 from .exercise import Exercise
 from .parts import Function, Judged, Mistake, Part
+
+RECORD = Path(__file__).parent / "kills.json"
 
 
 class Kill(NamedTuple):
@@ -72,3 +80,25 @@ def blunt_answers(part: Part) -> dict[str, Function]:
         "first_argument": first_argument,
         "hard_coded": hard_coded,
     }
+
+
+def counts(exercise: Exercise) -> dict[str, int]:
+    """Of one exercise: mistakes listed, seen, named."""
+    found = kills(exercise)
+    return {"listed": len(found), "seen": sum(kill.seen for kill in found), "named": sum(kill.named for kill in found)}
+
+
+def recorded() -> dict[str, dict[str, int]]:
+    """What was counted last, by number."""
+    found: dict[str, dict[str, int]] = json.loads(RECORD.read_text(encoding="utf-8"))
+    return found
+
+
+def table() -> str:
+    """What was counted last, in Markdown."""
+    rows = recorded()
+    lines = ["| exercise | mistakes listed | seen | named |", "|---|---:|---:|---:|"]
+    for number, row in rows.items():
+        lines.append(f"| {number} {exercises()[number].title} | {row['listed']} | {row['seen']} | {row['named']} |")
+    sums = (f"**{sum(row[key] for row in rows.values())}**" for key in ("listed", "seen", "named"))
+    return "\n".join([*lines, f"| **all {len(rows)}** | {' | '.join(sums)} |"])

@@ -101,7 +101,8 @@ def unknown(it: str, mine: Any, true: Any, cases: Any, same: Any) -> Finding:
             it=it, right=str(len(mine) - len(wrong)), n=str(len(mine)),
         )  # fmt: skip
     asks = words(
-        "Work one number out by hand: for {given}, {entry} must be {true}, and is {yours}.",
+        "Work one number out by hand: in case {i}, with {given}, {entry} must be {true}, and is {yours}.",
+        i=str(smallest),
         given=described(cases[smallest]), entry=f"{it}{list(at)}" if at else it, true=shown(t[at]), yours=shown(a[at]),
     )  # fmt: skip
     return Finding(it, "unknown", says, asks)
@@ -120,7 +121,7 @@ def described(arguments: Arguments) -> str:
 
     def one(name: str, value: Any) -> str:
         if isinstance(value, int | float | str | bool | type(None)):
-            return f"{name} = {value!r}"
+            return f"{name} = {round(value, 6) if isinstance(value, float) else value!r}"
         return f"{name} {shape(value)}" if isinstance(value, np.ndarray) else name
 
     return ", ".join(one(name, value) for name, value in arguments.items())

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
@@ -160,15 +161,14 @@ class Part:
             result = function(*arguments.values())
         except NotImplementedError:
             raise Refused("not written", words("{it} is not written yet", it=self.name)) from None
-        except Exception as error:
-            message = " ".join(str(error).split())[:300]
-            says = words(
-                "{it} raises {error}, called with {given}",
-                it=self.name,
-                error=f"{type(error).__name__}: {message}",
-                given=described(arguments),
-            )
-            raise Refused("raises", says, detail=type(error).__name__, line=line_of(error, function)) from error
+        except Refused:
+            raise
+        except (Exception, SystemExit) as error:
+            message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            line, given = line_of(error, function), described(arguments)
+            says = words("{it} raises {error}, called with {given}", it=self.name, error=message, given=given)
+            asks = words("It happens in line {line}.", line=str(line)) if line else None
+            raise Refused("raises", says, asks, detail=type(error).__name__) from error
         return self.by_name(result)
 
     def by_name(self, result: Any) -> Tensors:
@@ -220,9 +220,9 @@ class Part:
 class Refused(Exception):
     """What is wrong before any number is compared."""
 
-    def __init__(self, kind: str, says: Words, asks: Words | None = None, detail: str = "", line: int = 0):
+    def __init__(self, kind: str, says: Words, asks: Words | None = None, detail: str = ""):
         super().__init__(says.en)
-        self.kind, self.says, self.asks, self.detail, self.line = kind, says, asks, detail, line
+        self.kind, self.says, self.asks, self.detail = kind, says, asks, detail
 
     def same(self, other: Refused) -> bool:
         return (self.kind, self.detail) == (other.kind, other.detail)
@@ -401,6 +401,7 @@ class Gradient(Part):
 
     problem: str = ""
     makes: Mapping[str, Callable[[Case], Any]] = field(default_factory=dict)  # arguments that the problem does not have
+    called: Mapping[str, str] = field(default_factory=dict)  # what the exercise calls others: {"W": "E"}
     picture: str = ""  # tensors to draw where they are wrong
 
     @property
@@ -408,9 +409,23 @@ class Gradient(Part):
         return problems()[self.problem]
 
     def of_case(self, case: Case) -> Arguments:
-        known = {"dy": case.dy, "dL": case.dy, **case.inputs, **case.constants}
+        known = {"dy": case.dy, "dL": case.dy, **self.renamed({**case.inputs, **case.constants})}
         known |= {name: make(case) for name, make in self.makes.items()}
         return {name: known[name] for name in self.arguments}
+
+    def in_its_words(self, text: str) -> str:
+        """A sentence or a name of the problem, with the names that the exercise has."""
+        for theirs, ours in self.called.items():
+            text = re.sub(rf"(?<![A-Za-z])(d?){theirs}(?![A-Za-z])", rf"\g<1>{ours}", text)
+        return text
+
+    def renamed(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {self.in_its_words(name): value for name, value in values.items()}
+
+    def reworded(self, said: Words) -> Words:
+        case = re.compile(r"diagnosis\.cases\[(\d+)\]")  # which the learner does not have
+        en, zh = words("case {i}", i=r"\1")
+        return Words(case.sub(en, self.in_its_words(said.en)), case.sub(zh, self.in_its_words(said.zh)))
 
     def cases(self, seed: int = 0) -> list[Arguments]:
         return [self.of_case(case) for case in self.bank.cases(seed)]
@@ -423,7 +438,7 @@ class Gradient(Part):
         return next(case for case in self.bank.cases() if equal(arguments, self.of_case(case)))
 
     def of_truth(self, case: Case) -> Tensors:
-        true = apply(self.bank.backward, case)
+        true = self.renamed(apply(self.bank.backward, case))
         return {name: true[name] for name in self.tensors}
 
     def compared(self, function: Function, seed: int) -> Checked:
@@ -437,6 +452,15 @@ class Gradient(Part):
                     break
                 return Checked([Finding(self.name, refused.kind, refused.says, refused.asks)])
         findings = diagnose(partial(self.as_gradient, function), self.bank, drawn if seed else None).findings
+        findings = [
+            replace(
+                finding,
+                tensor=self.in_its_words(finding.tensor),
+                says=self.reworded(finding.says),
+                asks=self.reworded(finding.asks) if finding.asks else None,
+            )
+            for finding in findings
+        ]
         findings = [finding for finding in findings if finding.tensor in self.tensors]
         findings.sort(key=lambda finding: self.tensors.index(finding.tensor))
         true = [self.of_truth(case) for case in drawn]
@@ -451,7 +475,8 @@ class Gradient(Part):
         """The learner's function as diagnose calls it. What it does not return is right."""
         bank = self.bank
         case = Case(dy, dict(zip(bank.cases(n=1)[0].inputs, inputs, strict=True)), constants)
-        return {**apply(bank.backward, case), **self.by_name(function(*self.of_case(case).values()))}
+        mine = self.by_name(function(*self.of_case(case).values()))
+        return {name: mine.get(self.in_its_words(name), true) for name, true in apply(bank.backward, case).items()}
 
     def pictures(self, findings: list[Finding], drawn: list[Case], mine: list[Tensors]) -> Iterator[Picture]:
         if len(mine) < len(drawn):
@@ -465,14 +490,17 @@ class Gradient(Part):
     def all_mistakes(self) -> dict[str, Mistake]:
         """The faults of the problem, as functions that the learner could have written, and the exercise's own."""
         first = self.bank.cases(n=1)[0]
-        faults = [f for f in self.bank.faults.values() if {*apply(f.wrong, first)} & {*self.tensors}]
-        found = {f.name: Mistake(f.name, partial(self.as_learners, f.wrong), f.says, f.asks) for f in faults}
+        faults = [f for f in self.bank.faults.values() if {*self.renamed(apply(f.wrong, first))} & {*self.tensors}]
+        found = {
+            f.name: Mistake(f.name, partial(self.as_learners, f.wrong), self.reworded(f.says), self.reworded(f.asks))
+            for f in faults
+        }
         return found | super().all_mistakes()
 
     def as_learners(self, backward: Function, *arguments: Any) -> Tensors:
         """A gradient of the bank, called with the arguments of the exercise on one of the bank's cases."""
         case = self.case_of(dict(zip(self.arguments, arguments, strict=True)))
-        tensors = {**apply(self.bank.backward, case), **apply(backward, case)}
+        tensors = self.renamed({**apply(self.bank.backward, case), **apply(backward, case)})
         return {name: tensors[name] for name in self.tensors}
 
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass, field
-from typing import Any
+import re
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..verify.explanations.finding import Finding
 from ..verify.language import Words, words
-from .parts import Picture
+from .parts import Checked, Picture
 
+STATES = ("passed", "wrong", "not started", "broken")
 SHADES = " .:-=+*#%@"
+
+
+class Line(NamedTuple):
+    """What is said about some tensors of one function."""
+
+    part: str
+    right: bool
+    says: str
+    asks: str
 
 
 @dataclass(repr=False)
@@ -26,9 +37,8 @@ class Result:
     name: str
     title: Words
     state: str
-    findings: list[Finding] = field(default_factory=list)
-    errors: dict[str, float] = field(default_factory=dict)
-    pictures: list[Picture] = field(default_factory=list)
+    parts: dict[str, Checked]  # by the name of the function; "" for the whole file
+    asked: int  # how many results the exercise asks for
     printed: str = ""  # what the learner's file printed
     seconds: float = 0.0
     language: str = "en"
@@ -38,43 +48,49 @@ class Result:
         return self.state == "passed"
 
     @property
-    def tensors(self) -> int:
-        """How many results were asked for, as far as they were looked at."""
-        return len({finding.tensor for finding in self.findings if finding.kind != "rule"})
+    def findings(self) -> list[Finding]:
+        return [finding for checked in self.parts.values() for finding in checked.findings]
 
     @property
     def right(self) -> int:
-        wrong = {finding.tensor for finding in self.findings if finding.kind != "right"}
-        return len({finding.tensor for finding in self.findings} - wrong)
+        """How many results are right."""
+        return sum(self.verdicts().values())
+
+    def verdicts(self) -> dict[tuple[str, str], bool]:
+        """Whether each result of each function is right."""
+        found: dict[tuple[str, str], bool] = {}
+        for part, checked in self.parts.items():
+            for finding in checked.findings:
+                key = part, finding.tensor
+                found[key] = finding.kind == "right" and found.get(key, True)
+        return found
 
     @property
     def mistakes(self) -> list[str]:
         """The names of the mistakes that were found."""
         return list(dict.fromkeys(finding.name for finding in self.findings if finding.name))
 
-    def lines(self, language: str = "") -> list[tuple[bool, str, str]]:
-        """(right, what it says, what it asks) of each finding; a mistake in several tensors is said once."""
+    def lines(self, language: str = "") -> list[Line]:
+        """What is said of each result; a mistake in several results of a function is said once."""
         language = language or self.language
-        said: dict[tuple[bool, str, str], list[str]] = {}
-        for finding in self.findings:
-            asks = finding.asks.in_language(language) if finding.asks else ""
-            key = finding.kind == "right", finding.says.in_language(language), asks
-            said.setdefault(key, []).append(finding.tensor)
         comma, colon = words(", ").in_language(language), words(": ").in_language(language)
-        return [
-            (
-                ok,
-                says
-                if len(names) == 1 and says.startswith(names[0])
-                else f"{comma.join(dict.fromkeys(names))}{colon}{says}",
-                asks,
-            )
-            for (ok, says, asks), names in said.items()
-        ]
+        found, plain = [], words("{it} is right")
+        for part, checked in self.parts.items():
+            said: dict[tuple[bool, str, str], list[str]] = {}
+            for f in checked.findings:
+                says = "{it}" if f.says == plain.filled(it=f.tensor) else f.says.in_language(language)
+                says = re.sub(rf"(?<!\w){re.escape(f.tensor)}(?!\w)", "{it}", says) if f.tensor else says
+                asks = f.asks.in_language(language) if f.asks else ""
+                said.setdefault((f.kind == "right", says, asks), []).append(f.tensor)
+            for (right, says, asks), names in said.items():
+                it = comma.join(dict.fromkeys(names))
+                about = "" if "{it}" in says or not it else f"{it}{colon}"
+                found.append(Line(part, right, about + says.replace("{it}", it), asks))
+        return found
 
     def headline(self, language: str = "") -> str:
         language = language or self.language
-        counts = {"right": str(self.right), "n": str(self.tensors)}
+        counts = {"right": str(self.right), "n": str(self.asked)}
         state = {
             "passed": words("passed"),
             "wrong": words("{right} of {n} right", **counts),
@@ -84,15 +100,32 @@ class Result:
         return f"{self.number} {self.title.in_language(language)}: {state.in_language(language)}"
 
     def text(self, language: str = "") -> str:
-        lines = [self.headline(language)]
-        for ok, says, asks in self.lines(language):
-            lines.append(f"  {'✓' if ok else '✗'} {says}")
-            lines += [f"      {asks}"] if asks else []
+        language = language or self.language
+        lines, part = [self.headline(language)], ""
+        for line in self.lines(language):
+            if len(self.parts) > 1 and line.part != part:
+                part = line.part
+                lines.append(f"  {part}")
+            lines.append(f"  {'✓' if line.right else '✗'} {line.says}")
+            lines += [f"      {line.asks}"] if line.asks else []
         for picture in self.pictures:
-            lines += ["", *drawn(picture, language or self.language)]
+            lines += ["", *drawn(picture, language)]
+        if note := self.note(language):
+            lines += ["", note]
         if self.printed:
-            lines += ["", words("Your file printed:").in_language(language or self.language), self.printed.rstrip()]
+            lines += ["", words("Your file printed:").in_language(language), self.printed.rstrip()]
         return "\n".join(lines)
+
+    def note(self, language: str) -> str:
+        """How to look at a case, where a finding speaks of one."""
+        if all(finding.kind != "unknown" for finding in self.findings):
+            return ""
+        says = 'The arguments of a case: from minilora.practice import case; case("{number}", 0)'
+        return words(says, number=self.number).in_language(language)
+
+    @property
+    def pictures(self) -> list[Picture]:
+        return [picture for checked in self.parts.values() for picture in checked.pictures]
 
     def __str__(self) -> str:
         return self.text()
@@ -100,39 +133,70 @@ class Result:
     __repr__ = __str__
 
     def as_json(self) -> dict[str, Any]:
-        """For other programs: state, and for each tensor its relative error, what is wrong, and a question."""
+        """For other programs: the state, and for each tensor its relative error, what is wrong, and a question."""
         return {
             "exercise": self.number,
             "name": self.name,
+            "title": self.title._asdict(),
             "state": self.state,
             "right": self.right,
-            "tensors": self.tensors,
+            "asked": self.asked,
             "mistakes": self.mistakes,
-            "findings": [
-                {
-                    "tensor": f.tensor,
-                    "kind": f.kind,
-                    "mistake": f.name or None,
-                    "relative_error": error if np.isfinite(error := self.errors.get(f.tensor, np.inf)) else None,
-                    "says": f.says._asdict(),
-                    "asks": f.asks._asdict() if f.asks else None,
-                }
-                for f in self.findings
-            ],
+            "parts": {name: part_as_json(checked) for name, checked in self.parts.items()},
             "printed": self.printed,
             "seconds": round(self.seconds, 3),
         }
 
+    @classmethod
+    def of_json(cls, given: dict[str, Any], language: str = "en") -> Result:
+        """What as_json() wrote."""
+        parts = {name: part_of_json(part) for name, part in given["parts"].items()}
+        title = Words(**given["title"])
+        of = given["exercise"], given["name"], title, given["state"], parts, given["asked"]
+        return cls(*of, given["printed"], given["seconds"], language)
+
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{'✓' if ok else '✗'}</td><td style='text-align:left'>{html.escape(says)}"
-            + (f"<br><i>{html.escape(asks)}</i>" if asks else "")
+            f"<tr><td>{'✓' if line.right else '✗'}</td><td>{html.escape(line.part if len(self.parts) > 1 else '')}</td>"
+            f"<td style='text-align:left'>{html.escape(line.says)}"
+            + (f"<br><i>{html.escape(line.asks)}</i>" if line.asks else "")
             + "</td></tr>"
-            for ok, says, asks in self.lines()
+            for line in self.lines()
         )
         pictures = "".join(f"<pre>{html.escape(chr(10).join(drawn(p, self.language)))}</pre>" for p in self.pictures)
         printed = f"<pre>{html.escape(self.printed)}</pre>" if self.printed else ""
         return f"<b>{html.escape(self.headline())}</b><table>{rows}</table>{pictures}{printed}"
+
+
+def part_as_json(checked: Checked) -> dict[str, Any]:
+    errors = {name: error if np.isfinite(error) else None for name, error in checked.errors.items()}
+    return {
+        "findings": [
+            {
+                "tensor": f.tensor,
+                "kind": f.kind,
+                "mistake": f.name or None,
+                "relative_error": errors.get(f.tensor),
+                "says": f.says._asdict(),
+                "asks": f.asks._asdict() if f.asks else None,
+            }
+            for f in checked.findings
+        ],
+        "pictures": [
+            {"tensor": p.tensor, "true": p.true.tolist(), "yours": p.yours.tolist()} for p in checked.pictures
+        ],
+    }
+
+
+def part_of_json(given: dict[str, Any]) -> Checked:
+    def finding(row: dict[str, Any]) -> Finding:
+        asks = Words(**row["asks"]) if row["asks"] else None
+        return Finding(row["tensor"], row["kind"], Words(**row["says"]), asks, row["mistake"] or "")
+
+    rows = given["findings"]
+    errors = {row["tensor"]: row["relative_error"] for row in rows if row["relative_error"] is not None}
+    pictures = [Picture(p["tensor"], np.array(p["true"]), np.array(p["yours"])) for p in given["pictures"]]
+    return Checked([finding(row) for row in rows], errors, pictures)
 
 
 def drawn(picture: Picture, language: str = "en") -> list[str]:

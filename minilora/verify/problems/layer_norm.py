@@ -197,3 +197,7 @@ with_dx("sums_for_means", lambda dxhat, xhat, sigma: gradient(dxhat, xhat, sigma
 layer_norm.computed("gain_from_x", dg=lambda dy, x: total(dy * x))(
     "dg is summed with x instead of x̂", "What does g multiply in the forward?"
 )
+layer_norm.multiplied("gain_in_its_own_gradient", dg=lambda g: g)(
+    "dg holds the factor g: it is summed with dx̂ instead of dy",
+    "The output is linear in g: can its derivative with respect to g still contain g?",
+)

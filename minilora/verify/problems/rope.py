@@ -1,8 +1,13 @@
-"""Rotary positions. The maths is in ops/rope.py."""
+"""Rotary positions, from the angles or with tables of cos and sin. The maths is in ops/rope.py.
+
+With tables, as kernels take them, an entry of x need not meet the same sine as its partner (H turns each pair by 90°):
+
+    y = x ∘ cos + H x ∘ sin      H (a, b) = (-b, a)      dx = dy ∘ cos + Hᵀ (dy ∘ sin)      cos, sin (tokens, D)
+"""
 
 import numpy as np
 
-from ..case import Case
+from ..case import Case, relative_error
 from ..problem import Problem
 
 # batch, tokens, heads, D of each case
@@ -144,7 +149,8 @@ def first_half_only(dy, x, theta):
 
 
 @fault(
-    "dx pairs neighbours, but forward pairs entry i of the first half with entry i of the second",
+    "dx follows another convention, not a wrong one: it pairs neighbours, as the paper does; "
+    "forward here pairs entry i of the first half with entry i of the second",
     "With which entry does forward mix the first entry of a head?",
 )
 def neighbours_paired(dy, x, theta):
@@ -167,3 +173,106 @@ rope.called_with("exponent_over_all_heads", theta=lambda x, theta: theta ** (1 /
     "the exponent of θ in dx divides by the width of all heads together, but D is the width of one head",
     "Do two heads of one token turn by the same angles?",
 )
+
+
+# with tables of cos and sin
+
+
+def draw_tables(rng, i):
+    batch, tokens, heads, D = SHAPES[i]
+    x, dy = rng.standard_normal((2, *SHAPES[i]))
+    cos, sin = rng.standard_normal((2, tokens, D))
+    sizes = {"batch": batch, "tokens": tokens, "heads": heads, "D": D}
+    return Case(dy, {"x": x}, {"cos": cos, "sin": sin}, sizes)
+
+
+def turned(x):
+    """H x: each pair by 90°"""
+    a, b = halves(x)
+    return np.concatenate([-b, a], axis=-1)
+
+
+def tables_forward(x, cos, sin):
+    return x * cos[:, None] + turned(x) * sin[:, None]
+
+
+def tables_terms(dy, x, cos, sin):
+    return {"dx": {"the cos term": dy * cos[:, None], "the sin term": -turned(dy * sin[:, None])}}
+
+
+def tables_backward(dy, x, cos, sin):
+    return {"dx": dy * cos[:, None] - turned(dy * sin[:, None])}
+
+
+def along_x(tensors, case):
+    x = case.inputs["x"]
+    y = tables_forward(x, **case.constants)
+    return relative_error((x * tensors["dx"]).sum(axis=-1), (case.dy * y).sum(axis=-1))
+
+
+rope_tables = Problem(
+    "rope_tables",
+    tables_forward,
+    tables_backward,
+    draw_tables,
+    tables_terms,
+    laws={"x·dx is dy·y in each head, because y is linear in x": along_x},
+    says={
+        "sin_term_with_wrong_sign": "the sin term of dx is turned as in forward, but the gradient is turned back",
+        "no_sin_term": "dx lacks the sin term, by which the two halves are mixed",
+        "no_cos_term": "dx lacks the cos term, by which each half keeps a part of itself",
+    },
+    asks={
+        "sin_term_with_wrong_sign": "What is the transpose of a turn by 90°?",
+        "no_sin_term": "How many outputs does one entry of x reach?",
+        "no_cos_term": "Where sin is 0 nothing is turned: what is dx there?",
+    },
+    formula="y = x ∘ cos + (-b, a) ∘ sin, x = (a, b): the halves of each head, and cos and sin differ in them",
+)
+fault = rope_tables.fault
+
+
+def with_sin_term(name, term):
+    """The sin term of dx is another function of dy and sin."""
+    return rope_tables.computed(name, dx=lambda dy, cos, sin: dy * cos[:, None] + term(dy, sin[:, None]))
+
+
+with_sin_term("turned_before_sin", lambda dy, sin: -turned(dy) * sin)(
+    "dx turns dy first and multiplies by sin afterwards: that is right only where both halves of sin are equal",
+    "Which entry of sin did forward multiply a by, on its way to the second half of y?",
+)
+with_sin_term("forward_again", lambda dy, sin: turned(dy) * sin)(
+    "dx is what forward makes of dy: nothing is transposed",
+    "Which matrix leads from x to y, and which from dy to dx?",
+)
+with_sin_term("same_sign_in_both_halves", lambda dy, sin: np.concatenate(halves(dy * sin)[::-1], axis=-1))(
+    "the sin term of dx has the same sign in both halves", "With which signs do a and b enter the two halves of y?"
+)
+with_sin_term("halves_not_exchanged", lambda dy, sin: dy * sin)(
+    "the sin term of dx stays in its own half, but sin carries each half into the other",
+    "Which half of y does a reach by way of sin?",
+)
+
+
+def first_half_twice(table):
+    return np.tile(halves(table)[0], 2)
+
+
+rope_tables.called_with(
+    "first_half_of_the_tables", cos=lambda cos: first_half_twice(cos), sin=lambda sin: first_half_twice(sin)
+)(
+    "dx takes the first half of cos and sin for both halves: here they differ",
+    "How many columns have the tables, and how many of them does your dx read?",
+)
+rope_tables.called_with("cos_and_sin_exchanged", cos=lambda sin: sin, sin=lambda cos: cos)(
+    "cos and sin are exchanged in dx", "Which of the two tables multiplies x where it stands?"
+)
+
+
+@fault(
+    "only the first half of dx goes through the tables: the second half is that of dy",
+    "Which of the two halves does forward change?",
+)
+def second_half_left_out(dy, x, cos, sin):
+    first, _ = halves(tables_backward(dy, x, cos, sin)["dx"])
+    return {"dx": np.concatenate([first, halves(dy)[1]], axis=-1)}

@@ -1,0 +1,38 @@
+"""Exercises: opens at the next one, checks it whenever you save its file, and names your mistake.
+
+`minilora ex init exercises` writes the files. Keys: h hint, l list, n next, x reset, e opens $EDITOR, s solution, q
+quit.
+"""
+
+from ...options import Add, Options
+
+EXAMPLE = "minilora ex --dir exercises"
+COMMANDS = ["list", "check", "hint", "solution", "reset", "sprint", "init", "export"]
+
+
+def folder(add: Add) -> None:
+    add("--dir", metavar="DIR", help="the folder of exercises (default ./exercises, or the current folder)")
+
+
+def language(add: Add) -> None:
+    add("--lang", choices=["en", "zh"], help="English or Chinese (default: the language of `ex init`)")
+
+
+def arguments(add: Add) -> None:
+    folder(add)
+    language(add)
+    add("--limit", type=float, default=10.0, metavar="S", help="seconds that one check may take (default 10)")
+
+
+def run(options: Options) -> None:
+    from ....display.tables import wide_console
+    from ....practice.session import Session, first_exercise
+    from ....practice.terminal import Events
+    from ....practice.worker import Worker
+    from ....practice.workspace import Workspace
+
+    workspace, console = Workspace.found(options.dir), wide_console()
+    workspace.progress.language = options.lang or workspace.progress.language
+    with Worker(options.limit) as worker, Events(workspace.folder) as events:
+        first_exercise(workspace, console, events)
+        Session(workspace, worker, console).run(events)

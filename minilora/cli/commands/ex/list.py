@@ -1,0 +1,30 @@
+"""The exercises in order, and what you did in each."""
+
+from ...models import print_json
+from ...options import JSON, Add, Options
+from . import folder, language
+
+EXAMPLE = "minilora ex list --lang zh"
+
+
+def arguments(add: Add) -> None:
+    folder(add)
+    language(add)
+    add("--json", action="store_true", help=JSON)
+
+
+def run(options: Options) -> None:
+    from ....display.tables import wide_console
+    from ....practice.session import listed, progress_bar, table
+    from ....practice.tracks import full_path
+    from ....practice.workspace import Workspace
+
+    workspace = Workspace.found(options.dir)
+    workspace.progress.language = options.lang or workspace.progress.language
+    order = full_path(workspace.progress.start)
+    if options.json:
+        print_json(listed(workspace, order))
+        return
+    console = wide_console()
+    console.print(table(workspace, order))
+    console.print(progress_bar([workspace.progress.passed(number) for number in order]))

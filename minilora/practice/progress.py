@@ -1,0 +1,80 @@
+"""What a learner has done: one JSON file beside the exercises."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..files import write_whole
+from .result import Result
+
+FILE = "progress.json"
+
+
+@dataclass
+class Record:
+    """Of one exercise. Minutes count while it is open and its file changes."""
+
+    state: str = "not started"  # not started, wrong, broken, passed; once passed it stays so
+    attempts: int = 0  # checks of a file that had changed, up to the first that passed
+    minutes: float = 0.0
+    hints: int = 0  # how many were shown
+    first: list[int] = field(default_factory=list)  # results right at the first attempt, and how many there were
+    mistakes: dict[str, int] = field(default_factory=dict)  # the names of those met, and how often
+
+
+@dataclass
+class Progress:
+    """Of every exercise, in the folder of a learner."""
+
+    path: Path
+    language: str = "en"
+    seed: int = 0  # gives each student other constants and data
+    start: str = ""  # the number of the first exercise
+    records: dict[str, Record] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path) -> Progress:
+        """What is written in the folder. Raises ValueError for a file that is no progress."""
+        path = folder / FILE
+        if not path.exists():
+            return cls(path)
+        try:
+            given: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            records = {number: Record(**record) for number, record in given.pop("exercises").items()}
+            return cls(path, records=records, **given)
+        except (ValueError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): mend it, or move it away to begin anew") from None
+
+    def save(self) -> None:
+        """Write the file whole, or leave the old one."""
+        shown = {
+            **{"language": self.language, "seed": self.seed, "start": self.start},
+            "exercises": {number: asdict(record) for number, record in sorted(self.records.items())},
+        }
+        write_whole(self.path, (json.dumps(shown, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def record(self, number: str) -> Record:
+        return self.records.setdefault(number, Record())
+
+    def passed(self, number: str) -> bool:
+        return number in self.records and self.records[number].state == "passed"
+
+    def failed_before(self, number: str) -> bool:
+        """Whether a wrong attempt was made, after which common mistakes may be shown."""
+        return self.passed(number) or bool(self.record(number).attempts)
+
+    def add(self, result: Result, minutes: float = 0.0) -> None:
+        """One check of a changed file."""
+        record = self.record(result.number)
+        if record.state == "passed":
+            return
+        record.minutes = round(record.minutes + minutes, 1)
+        record.state = result.state
+        if result.state in ("wrong", "passed"):
+            record.attempts += 1
+            record.first = record.first or [result.right, result.asked]
+            record.mistakes = dict(Counter(record.mistakes) + Counter(result.mistakes))

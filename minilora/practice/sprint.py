@@ -1,0 +1,130 @@
+"""The sprint: seven exercises against the clock, and a card at the end instead of a score."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ..files import write_whole
+from .catalogue import exercise, numbers
+from .progress import Progress
+from .session import Session
+from .terminal import Events
+from .tracks import ONE_IS_ENOUGH, SPRINT, full_path
+from .worker import Worker
+from .workspace import Workspace, free
+
+
+def prepare(base: Workspace, language: str) -> Workspace:
+    """A folder of its own beside the learner's files, with fresh stubs and constants that nobody has seen."""
+    folder = free(base.folder / f"sprint-{time.strftime('%Y-%m-%d')}")
+    folder.mkdir(parents=True)
+    workspace = Workspace(folder, Progress(folder / "progress.json", language, 1 + secrets.randbelow(2**31)))
+    for number in SPRINT:
+        if number in numbers():
+            workspace.reset(exercise(number))
+    workspace.progress.save()
+    return workspace
+
+
+class Sprint(Session):
+    """The loop over the seven, with a clock that stands still while a check runs."""
+
+    def __init__(self, workspace: Workspace, worker: Worker, console: Any, minutes: float):
+        self.limit, self.started, self.paused = 60 * minutes, time.monotonic(), 0.0
+        super().__init__(workspace, worker, console, [number for number in SPRINT if number in numbers()])
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.limit - (time.monotonic() - self.started - self.paused)
+
+    def check(self) -> None:
+        begun = time.monotonic()
+        super().check()
+        self.paused += time.monotonic() - begun
+        if self.result and self.current.number in ONE_IS_ENOUGH and self.result.right:
+            self.progress.record(self.current.number).state = "passed"
+            self.progress.save()
+
+    def handle(self, events: Events) -> bool:
+        """One event; False at the end of the time, or when all seven are passed."""
+        if self.left <= 0 or all(map(self.progress.passed, self.order)):
+            return False
+        event = events.next(timeout=min(self.left, 30.0))
+        return True if event.kind == "wait" else self.handled(event, events)
+
+    def solution(self) -> None:
+        self.notes = [self.said("There are no solutions in a sprint; `minilora ex solution` has them afterwards.")]
+
+    def show(self) -> None:
+        super().show()
+        n = str(max(round(self.left / 60), 0))
+        self.console.print(
+            self.said("{n} minutes left, of them {of} planned for this one", n=n, of=str(SPRINT[self.current.number]))
+        )
+
+    def finish(self) -> None:
+        """Print the card, and write it beside the files."""
+        text = "\n".join(self.card())
+        path = self.workspace.folder / "card.md"
+        write_whole(path, (text + "\n").encode())
+        self.console.print(text)
+        self.console.print(self.said("The card is kept in {file}.", file=str(path)))
+
+    def card(self) -> Iterator[str]:
+        """Results right at the first try, mistakes by name, minutes, what to revise and what to do next."""
+        records = self.progress.records
+        used = (self.limit - self.left) / 60
+        yield f"# {self.said('Sprint of {day}', day=time.strftime('%Y-%m-%d'))}"
+        yield ""
+        yield self.said(
+            "{passed} of {n} passed in {minutes} minutes",
+            passed=str(sum(map(self.progress.passed, self.order))),
+            n=str(len(self.order)),
+            minutes=f"{used:.0f}",
+        )
+        yield ""
+        for number in self.order:
+            task, record = exercise(number), records.get(number)
+            title = f"- {number} {task.said(task.title).in_language(self.language)}: "
+            if not record or not record.attempts:
+                yield title + self.said("not tried")
+                continue
+            right, n = record.first
+            yield title + ", ".join(
+                [
+                    self.said("{right} of {n} right at the first try", right=str(right), n=str(n)),
+                    self.said(
+                        "{minutes} of {planned} minutes", minutes=f"{record.minutes:.0f}", planned=str(SPRINT[number])
+                    ),
+                    self.said(record.state),
+                    *record.mistakes,
+                ]
+            )
+        yield ""
+        yield self.said("Questions to revise:")
+        yield from (f"- {self.said(viva.question)}" for viva in self.to_revise())
+        yield ""
+        yield self.said("Exercises to do next:")
+        for number in self.to_do_next():
+            task = exercise(number)
+            yield f"- {number} {task.said(task.title).in_language(self.language)}"
+
+    def weakest(self) -> list[str]:
+        """The exercises of the sprint, those not passed first, then those with most mistakes."""
+        records = {number: self.progress.record(number) for number in self.order}
+        return sorted(self.order, key=lambda n: (records[n].state == "passed", -sum(records[n].mistakes.values())))
+
+    def to_revise(self, n: int = 3) -> list[Any]:
+        """A question of each of the exercises that went worst."""
+        return [exercise(number).viva[0] for number in self.weakest()[:n]]
+
+    def to_do_next(self, n: int = 2) -> list[str]:
+        """What the exercises that went worst stand on, then themselves, then the next of the full path."""
+        failed = [number for number in self.weakest() if not self.progress.passed(number)]
+        before = [need for number in failed for need in exercise(number).needs if need not in self.order]
+        rest = [number for number in full_path() if number not in self.order]
+        return list(dict.fromkeys([*before, *failed, *rest]))[:n]

@@ -1,0 +1,33 @@
+"""exercises/ is what `minilora ex init` writes, and its table of mistakes is what the checks say today."""
+
+from pathlib import Path
+
+import pytest
+
+from minilora.practice.catalogue import exercises, numbers
+from minilora.practice.kills import counts, recorded
+from minilora.practice.workspace import contents, initialise
+
+FOLDER = Path(__file__).parents[2] / "exercises"
+
+
+def test_the_folder_in_the_repository_is_what_init_writes(tmp_path):
+    initialise(tmp_path)
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "progress.json"}
+    ours = {name: (FOLDER / name).read_bytes() for name in written}
+    assert ours == written, "python -m minilora.practice.record writes it anew"
+
+
+def test_both_languages_have_the_same_files():
+    assert set(contents("en")) == set(contents("zh"))
+
+
+def test_the_table_of_mistakes_has_every_exercise_and_nothing_gets_through():
+    rows = recorded()
+    assert list(rows) == list(numbers())
+    assert all(row["listed"] == row["seen"] == row["named"] for row in rows.values())
+
+
+@pytest.mark.slow
+def test_the_table_of_mistakes_is_what_the_checks_say():
+    assert {number: counts(task) for number, task in exercises().items()} == recorded()
