@@ -33,7 +33,10 @@ def named(
 
 
 def numbers(values: Sequence[Any]) -> bool:
-    return all(np.asarray(value).dtype.kind in "fiu" for value in values)
+    try:
+        return all(np.asarray(value).dtype.kind in "fiu" for value in values)
+    except ValueError:  # a list of arrays that differ in length
+        return False
 
 
 def scaled(it: str, mine: Any, true: Any, cases: Any, same: Any) -> Finding | None:
