@@ -120,11 +120,20 @@ def shape(a: Any) -> str:
 
 
 def described(arguments: Arguments) -> str:
-    """x (3, 4), alpha = 16"""
+    """x (3, 4), alpha = 16, config = {'r': 3}"""
 
     def one(name: str, value: Any) -> str:
-        if isinstance(value, int | float | str | bool | type(None)):
+        if is_short(value):
             return f"{name} = {round(value, 6) if isinstance(value, float) else value!r}"
         return f"{name} {shape(value)}" if isinstance(value, np.ndarray) else name
 
-    return ", ".join(one(name, value) for name, value in arguments.items())
+    return ", ".join(one(name, value) for name, value in arguments.items()) or "()"
+
+
+PLAIN = int | float | str | None
+
+
+def is_short(value: Any) -> bool:
+    """Whether the value can be written out: a number, a word, or a few of them."""
+    values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
+    return len(values) <= 20 and all(isinstance(v, PLAIN) for v in values)

@@ -2,6 +2,7 @@
 
     Gradient    a problem of verify/problems/ judges it, and diagnose names the mistakes
     Value       a function of the library or of the exercise gives the true values; the exercise lists the mistakes
+    Predicted   a Value without arguments: what it must be is never told
     Judged      a function of the exercise judges it by itself
 
 All are checked in one order. It must exist and take the arguments; then, on every case, it must not raise, return the
@@ -241,7 +242,7 @@ def refuse(name: str, mine: Any, true: Any, arguments: Arguments) -> None:
                 "{it} is {found}, and must be {wanted}",
                 it=name,
                 found=type(mine).__name__,
-                wanted=f"{wanted.dtype} {shape(wanted)}",
+                wanted="str" if wanted.dtype.kind == "U" else f"{wanted.dtype} {shape(wanted)}",
             ),
             detail=name,
         )
@@ -364,8 +365,14 @@ class Value(Part):
                 for key, values in wrong_of.items()
                 if values and all(self.same(w[name], x) for w, x in zip(values, a, strict=True))
             ]
-            findings += named(name, a, t, cases, listed, self.same, self.common)
+            findings += self.explained(name, a, t, cases, listed)
         return Checked(findings, errors)
+
+    def explained(
+        self, name: str, mine: list[Any], true: list[Any], cases: list[Arguments], listed: list[Mistake]
+    ) -> list[Finding]:
+        """What is wrong with one value. `listed` are the mistakes that give the same."""
+        return named(name, mine, true, cases, listed, self.same, self.common)
 
     def all_of(self, mistake: Mistake, cases: list[Arguments], true: list[Tensors]) -> list[Tensors]:
         """What a mistake returns in every case; [] where it fails before that."""
@@ -373,6 +380,22 @@ class Value(Part):
             return [self.outcome(mistake.wrong, case, tensors) for case, tensors in zip(cases, true, strict=True)]
         except Refused:
             return []
+
+
+@dataclass
+class Predicted(Value):
+    """A function without arguments that returns what the learner expects to be measured."""
+
+    def cases(self, seed: int = 0) -> list[Arguments]:
+        return [{}]
+
+    def explained(
+        self, name: str, mine: list[Any], true: list[Any], cases: list[Arguments], listed: list[Mistake]
+    ) -> list[Finding]:
+        if listed:
+            return named(name, mine, true, cases, listed, self.same, self.common)
+        says = words("{it} is not what is measured, and not by a mistake that is known here", it=name)
+        return [Finding(name, "unknown", says, words("Which experiment of a few lines would measure {it}?", it=name))]
 
 
 def same(a: Any, b: Any, tolerance: float = SAME) -> bool:
@@ -484,8 +507,8 @@ class Gradient(Part):
         wrong = {finding.tensor for finding in findings if finding.kind != "right"} & set(self.picture.split())
         for name in sorted(wrong, key=self.tensors.index):
             each = [(self.of_truth(case)[name], values[name]) for case, values in zip(drawn, mine, strict=True)]
-            true, yours = min((pair for pair in each if not same(*pair)), key=lambda pair: pair[0].size)
-            yield Picture(name, *matrices(true, yours))
+            shown = [matrices(*pair) for pair in each if not same(*pair)]
+            yield Picture(name, *max(shown, key=lambda pair: pair[0].size))  # the one that fills the picture best
 
     def all_mistakes(self) -> dict[str, Mistake]:
         """The faults of the problem, as functions that the learner could have written, and the exercise's own."""
@@ -505,7 +528,7 @@ class Gradient(Part):
 
 
 def matrices(true: Array, yours: Array, size: int = 8) -> list[Array]:
-    """Of both, the tokens and the numbers of each, at most 8 x 8, in the sample and head where they differ most."""
+    """The first rows and columns of both, tokens by width, of the sample and the head where they differ most."""
     true, yours = np.atleast_2d(true, yours)
     at = np.unravel_index(int(np.abs(yours - true).argmax()), true.shape)
     where: tuple[Any, ...] = {3: (at[0],), 4: (at[0], slice(None), at[-2])}.get(true.ndim, ())

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..backend import Array
 from ..verify.explanations.finding import Finding
 from ..verify.language import Words, words
 from .parts import Checked, Picture
@@ -163,7 +164,7 @@ class Result:
             + "</td></tr>"
             for line in self.lines()
         )
-        pictures = "".join(f"<pre>{html.escape(chr(10).join(drawn(p, self.language)))}</pre>" for p in self.pictures)
+        pictures = "".join(painted(picture, self.language) for picture in self.pictures)
         printed = f"<pre>{html.escape(self.printed)}</pre>" if self.printed else ""
         return f"<b>{html.escape(self.headline())}</b><table>{rows}</table>{pictures}{printed}"
 
@@ -199,14 +200,44 @@ def part_of_json(given: dict[str, Any]) -> Checked:
     return Checked([finding(row) for row in rows], errors, pictures)
 
 
+def panels(picture: Picture) -> dict[str, Array]:
+    """What is drawn side by side: the true matrix, yours, the difference."""
+    return {"true": picture.true, "yours": picture.yours, "difference": picture.yours - picture.true}
+
+
+def largest(picture: Picture) -> float:
+    """The size that is drawn in full colour in all three."""
+    return max(float(np.abs(picture.true).max()), float(np.abs(picture.yours).max())) or 1.0
+
+
+def colour(share: float) -> tuple[int, int, int]:
+    """From blue at -1 over white to orange at 1, which colour-blind eyes tell apart."""
+    end = (230, 97, 1) if share > 0 else (33, 102, 172)
+    weight = min(abs(share), 1.0)
+    r, g, b = (round(255 + weight * (value - 255)) for value in end)
+    return r, g, b
+
+
 def drawn(picture: Picture, language: str = "en") -> list[str]:
-    """The true matrix, yours and the difference side by side, ten shades from 0 to the largest entry."""
-    each = [picture.true, picture.yours, picture.yours - picture.true]
-    largest = max(float(np.abs(a).max()) for a in each[:2]) or 1.0
-    head = [words(name).in_language(language) for name in ("true", "yours", "difference")]
-    width = max(2 * each[0].shape[1], 12)
-    lines = [f"  {picture.tensor}", "  " + "".join(f"{name:<{width + 2}}" for name in head).rstrip()]
-    for row in zip(*each, strict=True):
-        cells = ("".join(SHADES[min(int(9.99 * abs(v) / largest), 9)] * 2 for v in values) for values in row)
-        lines.append("  " + "".join(f"{cell:<{width + 2}}" for cell in cells).rstrip())
+    """The three matrices side by side in plain text, ten shades of size from 0 to the largest entry."""
+    each, top = panels(picture), largest(picture)
+    width = max(2 * picture.true.shape[1], 12) + 2
+    heads = "".join(f"{words(name).in_language(language):<{width}}" for name in each)
+    lines = [f"  {picture.tensor}", f"  {heads}".rstrip()]
+    for rows in zip(*each.values(), strict=True):
+        cells = ("".join(SHADES[min(int(9.99 * abs(v) / top), 9)] * 2 for v in values) for values in rows)
+        lines.append("  " + "".join(f"{cell:<{width}}" for cell in cells).rstrip())
     return lines
+
+
+def painted(picture: Picture, language: str = "en") -> str:
+    """The same in colour, for a notebook."""
+    cells = []
+    for name, matrix in panels(picture).items():
+        rows = (
+            "".join(f"<td style='background:rgb{colour(v / largest(picture))};padding:7px'></td>" for v in row)
+            for row in matrix
+        )
+        table = "".join(f"<tr>{row}</tr>" for row in rows)
+        cells.append(f"<td>{words(name).in_language(language)}<table style='border-spacing:0'>{table}</table></td>")
+    return f"<table><caption>{html.escape(picture.tensor)}</caption><tr>{''.join(cells)}</tr></table>"

@@ -14,8 +14,9 @@ from typing import Any
 from ..verify.language import Words, words
 from .catalogue import exercise
 from .exercise import Exercise
+from .parts import Picture
 from .progress import Record
-from .result import Result
+from .result import Result, colour, drawn, largest, panels
 from .terminal import Event, Events
 from .tracks import full_path
 from .worker import Worker
@@ -202,8 +203,6 @@ def show_result(console: Any, result: Result, language: str) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from .result import drawn
-
     part = ""
     for line in result.lines(language):
         if len(result.parts) > 1 and line.part != part:
@@ -215,14 +214,32 @@ def show_result(console: Any, result: Result, language: str) -> None:
             console.print(Padding(Text(line.asks, "yellow"), (0, 0, 0, 6), expand=False))
     for picture in result.pictures:
         console.print()
-        for row in drawn(picture, language):
-            console.print(Text(row), no_wrap=True)
+        if console.color_system:
+            console.print(in_colour(picture, language))
+        else:
+            console.print(Text("\n".join(drawn(picture, language))), no_wrap=True)
     if note := result.note(language):
         console.print(Padding(Text(note, "dim"), (0, 0, 0, 2), expand=False))
     if result.printed:
         console.print()
         console.print(Text(words("Your file printed:").in_language(language)))
         console.print(Padding(Text(result.printed), (0, 0, 0, 2), expand=False))
+
+
+def in_colour(picture: Picture, language: str) -> Any:
+    """The true matrix, the learner's and the difference side by side."""
+    from rich.table import Table
+    from rich.text import Text
+
+    top = largest(picture)
+    found = Table(box=None, title=picture.tensor, title_justify="left", padding=(0, 2, 0, 2))
+    matrices = []
+    for name, matrix in panels(picture).items():
+        found.add_column(words(name).in_language(language))
+        rows = (Text.assemble(*(("  ", "on rgb({},{},{})".format(*colour(v / top))) for v in row)) for row in matrix)
+        matrices.append(Text("\n").join(rows))
+    found.add_row(*matrices)
+    return found
 
 
 def progress_bar(done: Sequence[bool], width: int = 30) -> str:
