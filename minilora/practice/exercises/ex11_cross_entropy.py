@@ -113,8 +113,9 @@ class MeanLoss(Gradient):
             listed = [
                 self.mistakes[name] for name, w in wrong.items() if all(map(same, [values[it] for values in w], a))
             ]
-            if not listed and checked.errors[it] < 1e-3:  # as with log(P + 1e-8)
-                listed = [self.rules["loss_capped"].mistake] if self.rules["loss_capped"].broken(function) else []
+            capped = self.rules["loss_capped"]
+            if it == "loss" and not listed and checked.errors[it] < 1e-3 and capped.broken(function):
+                listed = [capped.mistake]  # as with log(P + 1e-8), which the numbers of these cases show
             if all(map(same, a, t)):
                 findings.append(right(it))
             elif listed or not of_problem:
