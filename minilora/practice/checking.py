@@ -59,14 +59,14 @@ def check(number: str, *answers: Any, language: str = "en", seed: int = 0) -> Re
 def case(number: str, i: int, function: str = "", *, seed: int = 0) -> dict[str, Any]:
     """The arguments of case i of an exercise by name, to look at and to work with by hand: case("04", 0).
 
-    `function` is one of those that the exercise asks for, by default the first. Raises ValueError for a case or a
-    function that it does not have.
+    `function` is one of those that the exercise asks for, by default the first that takes arguments. Raises
+    ValueError for a case or a function that it does not have.
     """
     task = exercise(number)
     parts = {part.name: part for part in task.parts}
     if function and function not in parts:
         raise ValueError(f"exercise {task.number} has no function {function!r}: choose from {', '.join(parts)}")
-    part = parts[function] if function else task.parts[0]
+    part = parts[function] if function else next((part for part in task.parts if part.arguments), task.parts[0])
     cases = part.cases(seed) + (part.cases(0) if seed else [])
     if not 0 <= i < len(cases):
         raise ValueError(f"{part.name} has no case {i}: they are 0 to {len(cases) - 1}")

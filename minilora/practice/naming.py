@@ -44,6 +44,8 @@ def scaled(it: str, mine: Any, true: Any, cases: Any, same: Any) -> Finding | No
     if not numbers([*mine, *true]):
         return None
     pairs = [(np.asarray(a, float), np.asarray(t, float)) for a, t in zip(mine, true, strict=True)]
+    if any(np.any(a) and not np.any(t) for a, t in pairs):
+        return None
     kept = [i for i, (a, t) in enumerate(pairs) if np.any(t) and a.shape == t.shape]
     factors = [proportion(*pairs[i]) for i in kept]
     if not factors or None in factors:
@@ -120,11 +122,13 @@ def shape(a: Any) -> str:
 
 
 def described(arguments: Arguments) -> str:
-    """x (3, 4), alpha = 16, config = {'r': 3}"""
+    """x (3, 4), alpha = 16, config = {'r': 3}, spectra = [(4,), (2,)]"""
 
     def one(name: str, value: Any) -> str:
         if is_short(value):
             return f"{name} = {round(value, 6) if isinstance(value, float) else value!r}"
+        if isinstance(value, list) and all(isinstance(v, np.ndarray) for v in value):
+            return f"{name} = [{', '.join(map(shape, value))}]"
         return f"{name} {shape(value)}" if isinstance(value, np.ndarray) else name
 
     return ", ".join(one(name, value) for name, value in arguments.items()) or "()"
