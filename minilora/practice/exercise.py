@@ -19,7 +19,9 @@ from ..verify.language import Words, words
 from .parts import Part
 
 MARK = "### THE CHECK"
-SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION\n((?: *#\|.*\n)*)", re.DOTALL | re.MULTILINE)
+SOLUTION = re.compile(
+    r"^( *)### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION\n((?: *#\|[^\n]*\n)*)", re.DOTALL | re.MULTILINE
+)
 KINDS = ("write", "write the test", "repair", "predict, then run", "build")
 
 

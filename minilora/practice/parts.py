@@ -529,11 +529,13 @@ class Gradient(Part):
         return {name: mine.get(self.in_its_words(name), true) for name, true in apply(bank.backward, case).items()}
 
     def pictures(self, findings: list[Finding], drawn: list[Case], mine: list[Tensors]) -> Iterator[Picture]:
+        if len(mine) < len(drawn):
+            return
         wrong = {finding.tensor for finding in findings if finding.kind != "right"} & set(self.picture.split())
-        for name in sorted(wrong) if len(mine) == len(drawn) else ():
-            i = max(range(len(drawn)), key=lambda i: matrix(mine[i][name]).size)  # the one that fills the picture best
-            a, t = mine[i][name], self.of_truth(drawn[i])[name]
-            yield Picture(name, matrix(t), matrix(a))
+        for name in sorted(wrong, key=self.tensors.index):
+            each = [(self.of_truth(case)[name], values[name]) for case, values in zip(drawn, mine, strict=True)]
+            shown = [matrices(*pair) for pair in each if not same(*pair)]
+            yield Picture(name, *max(shown, key=lambda pair: pair[0].size))  # the one that fills the picture best
 
     def all_mistakes(self) -> dict[str, Mistake]:
         """The faults of the problem, as functions that the learner could have written, and the exercise's own."""
@@ -552,11 +554,12 @@ class Gradient(Part):
         return {name: tensors[name] for name in self.tensors}
 
 
-def matrix(a: Array, size: int = 8) -> Array:
-    """The first rows and columns of the first sample: tokens by width, for attention of the first head."""
-    a = np.atleast_2d(a)
-    a = a[0, :, 0] if a.ndim == 4 else a.reshape(-1, *a.shape[-2:])[0]
-    return a[:size, :size]
+def matrices(true: Array, yours: Array, size: int = 8) -> list[Array]:
+    """The first rows and columns of both, tokens by width, of the sample and the head where they differ most."""
+    true, yours = np.atleast_2d(true, yours)
+    at = np.unravel_index(int(np.abs(yours - true).argmax()), true.shape)
+    where: tuple[Any, ...] = {3: (at[0],), 4: (at[0], slice(None), at[-2])}.get(true.ndim, ())
+    return [a[where][:size, :size] for a in (true, yours)]
 
 
 @dataclass

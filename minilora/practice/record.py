@@ -31,9 +31,8 @@ def main() -> None:
     print(table())
     seconds = {number: warm(task) for number, task in exercises().items()}
     slowest = max(seconds, key=lambda number: seconds[number])
-    print(
-        f"a warm check of a right answer: median {median(seconds.values()):.2f} s, slowest {seconds[slowest]:.2f} s ({slowest})"
-    )
+    of = f"median {median(seconds.values()):.2f} s, slowest {seconds[slowest]:.2f} s ({slowest})"
+    print(f"a warm check of a right answer: {of}")
 
 
 def warm(task: Exercise) -> float:
