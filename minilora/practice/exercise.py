@@ -20,7 +20,9 @@ from ..verify.language import Words, words
 from .parts import Part
 
 MARK = "### THE CHECK"
-SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION\n((?: *#\|.*\n)*)", re.DOTALL | re.MULTILINE)
+SOLUTION = re.compile(
+    r"^( *)### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION\n((?: *#\|[^\n]*\n)*)", re.DOTALL | re.MULTILINE
+)
 KINDS = ("write", "write the test", "repair", "predict, then run", "build")
 
 
@@ -85,12 +87,12 @@ class Exercise:
 
     @property
     def asked(self) -> int:
-        """How many results its functions return in all."""
-        return sum(len(part.tensors) or 1 for part in self.parts)
+        """How many results of its functions are judged in all."""
+        return sum(len(part.judged) or 1 for part in self.parts)
 
     def tensors(self, part: str) -> list[str]:
-        """The names of what one of its functions returns."""
-        return next(each.tensors for each in self.parts if each.name == part)
+        """The names of what is judged of one of its functions."""
+        return next(each.judged for each in self.parts if each.name == part)
 
     def said(self, sentence: str) -> Words:
         """A title, hint or answer in both languages."""
