@@ -129,6 +129,8 @@ def described(arguments: Arguments) -> str:
             return f"{name} = {round(value, 6) if isinstance(value, float) else value!r}"
         if isinstance(value, list) and all(isinstance(v, np.ndarray) for v in value):
             return f"{name} = [{', '.join(map(shape, value))}]"
+        if isinstance(value, type):
+            return f"{name} = {value.__name__}"
         return f"{name} {shape(value)}" if isinstance(value, np.ndarray) else name
 
     return ", ".join(one(name, value) for name, value in arguments.items()) or "()"
