@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...files import check_free, write_folder
+from ...verify.language import Words, words
 from ..catalogue import exercises, numbers
 from ..exercise import Exercise
 from ..tracks import WEEK
@@ -184,16 +185,14 @@ def points(n: int) -> str:
 
 def viva(tasks: Iterable[Exercise]) -> str:
     """Two questions of each exercise, in both languages."""
-    text = """# Two questions an exercise
-
-Ask one, with the student's own file on the screen. It takes two minutes, and shows whether they can explain what they
-handed in. 每题两问，学生面前放着自己交的文件，问其一，两分钟即可。
-"""
+    intro = words("Ask one of two, with the student's own file on the screen: two minutes show who can explain it.")
+    text = "\n\n".join(["# Two questions an exercise", *intro]) + "\n"
     for task in tasks:
-        title = task.said(task.title)
-        text += f"\n## {task.number} {title.en} · {title.zh}\n"
+        text += f"\n## {task.number} {' · '.join(task.said(task.title))}\n"
         for question in task.viva:
             asked, good, bad = map(task.said, question)
-            text += f"\n**{asked.en}**\n\n- good: {good.en}\n- bad: {bad.en}\n"
-            text += f"\n**{asked.zh}**\n\n- 好的回答：{good.zh}\n- 差的回答：{bad.zh}\n"
+            answers = words("good: {answer}", answer=good), words("bad: {answer}", answer=bad)
+            for language in Words._fields:
+                first, second = (answer.in_language(language) for answer in answers)
+                text += f"\n**{asked.in_language(language)}**\n\n- {first}\n- {second}\n"
     return text
