@@ -2,8 +2,9 @@
 
 Above the line `### THE CHECK` is the learner's file: the statement as its docstring, imports, and functions whose
 solution stands between `### BEGIN SOLUTION` and `### END SOLUTION`. Lines that begin with `#| ` after it are what the
-learner finds in its place; without any, that is `raise NotImplementedError`. Below the mark, EXERCISE says the rest.
-Chinese stands beside the file: the statement in *.zh.md, every other sentence in *.zh.json.
+learner finds in its place; without any, that is `raise NotImplementedError`, and outside of a function nothing. Below
+the mark, EXERCISE says the rest. Chinese stands beside the file: the statement in *.zh.md, every other sentence in
+*.zh.json.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from ..verify.language import Words, words
 from .parts import Part
 
 MARK = "### THE CHECK"
-SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION\n((?: *#\|.*\n)*)", re.DOTALL | re.MULTILINE)
+SOLUTION = re.compile(
+    r"^( *)### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION\n((?: *#\|[^\n]*\n)*)", re.DOTALL | re.MULTILINE
+)
 KINDS = ("write", "write the test", "repair", "predict, then run", "build")
 
 
@@ -46,6 +49,7 @@ class Exercise:
     asks: Sequence[str] = ()  # the interview questions that it answers
     may_import: Sequence[str] = ()  # of what the check refuses elsewhere: torch in a twin
     derivation: str = ""  # the module of ops/ whose docstring derives it
+    limit: float = 0.0  # seconds that a check may take, where that is more than others have (worker.py)
     number: str = ""
     path: Path = Path()
 
@@ -67,7 +71,7 @@ class Exercise:
 
     def stub(self, language: str = "en") -> str:
         """The learner's file as it is handed out."""
-        return SOLUTION.sub(in_its_place, self.translated(language))
+        return re.sub(r"\n{4,}", "\n\n\n", SOLUTION.sub(in_its_place, self.translated(language)))
 
     def solution(self, language: str = "en") -> str:
         """The learner's file as it may look in the end."""
@@ -83,12 +87,12 @@ class Exercise:
 
     @property
     def asked(self) -> int:
-        """How many results its functions return in all."""
-        return sum(len(part.tensors) or 1 for part in self.parts)
+        """How many results of its functions are judged in all."""
+        return sum(len(part.judged) or 1 for part in self.parts)
 
     def tensors(self, part: str) -> list[str]:
-        """The names of what one of its functions returns."""
-        return next(each.tensors for each in self.parts if each.name == part)
+        """The names of what is judged of one of its functions."""
+        return next(each.judged for each in self.parts if each.name == part)
 
     def said(self, sentence: str) -> Words:
         """A title, hint or answer in both languages."""
@@ -98,4 +102,6 @@ class Exercise:
 def in_its_place(found: re.Match[str]) -> str:
     """What the learner finds instead of a solution."""
     indent, given = found[1], found[3]
-    return re.sub(r"^( *)#\| ?", r"\1", given, flags=re.MULTILINE) if given else f"{indent}raise NotImplementedError\n"
+    if given:
+        return re.sub(r"^( *)#\| ?", r"\1", given, flags=re.MULTILINE)
+    return f"{indent}raise NotImplementedError\n" if indent else ""

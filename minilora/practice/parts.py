@@ -2,12 +2,14 @@
 
     Gradient    a problem of verify/problems/ judges it, and diagnose names the mistakes
     Value       a function of the library or of the exercise gives the true values; the exercise lists the mistakes
+    ValueAndGradients   a Value with a dict of gradients after it
     Predicted   a Value without arguments: what it must be is never told
     Judged      a function of the exercise judges it by itself
 
 All are checked in one order. It must exist and take the arguments; then, on every case, it must not raise, return the
-right number of results in the right shapes, leave its arguments as they are, return finite numbers of float64, and the
-same when called again. Only then are numbers compared, and only then rules tried.
+right number of results in the right shapes, leave its arguments as they are (but for what it is meant to change),
+return finite numbers of float64, and the same when called again. Only then are numbers compared, and only then rules
+tried.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -76,6 +78,7 @@ class Part:
 
     solution: Function
     returns: str = ""  # names of what it returns, with spaces between
+    changes: str = ""  # or of the arguments that it changes instead, which are its results after the call
     compared_as: Callable[[Tensors], Tensors] = lambda tensors: tensors  # a product, where its factors are not unique
     mistakes: dict[str, Mistake] = field(default_factory=dict, init=False)
     rules: dict[str, Rule] = field(default_factory=dict, init=False)
@@ -86,7 +89,12 @@ class Part:
 
     @property
     def tensors(self) -> list[str]:
-        return self.returns.split()
+        return (self.changes or self.returns).split()
+
+    @property
+    def judged(self) -> list[str]:
+        """The names of what is compared."""
+        return self.tensors
 
     @property
     def arguments(self) -> list[str]:
@@ -171,7 +179,11 @@ class Part:
             says = words("{it} raises {error}, called with {given}", it=self.name, error=message, given=given)
             asks = words("It happens in line {line}.", line=str(line)) if line else None
             raise Refused("raises", says, asks, detail=type(error).__name__) from error
-        return self.by_name(result)
+        return self.of_call(result, arguments)
+
+    def of_call(self, result: Any, arguments: Arguments) -> Tensors:
+        """What a call has returned or changed, by name."""
+        return {name: arguments[name] for name in self.tensors} if self.changes else self.by_name(result)
 
     def by_name(self, result: Any) -> Tensors:
         names = self.tensors
@@ -202,11 +214,16 @@ class Part:
     def outcome(self, function: Function, arguments: Arguments, true: Tensors) -> Tensors:
         """What is compared of the function's results. Raises Refused for what is wrong before that: a shape, ..."""
         given = copy.deepcopy(arguments)
-        first = self.compared_as(copy.deepcopy(self.run(function, given)))
+        first = copy.deepcopy(self.run(function, given))
+        changed = [name for name, before in arguments.items() if not equal(before, given[name])]
+        if self.changes and not changed:
+            says = words("{it} changes nothing: what it computes must go into its arguments", it=self.name)
+            raise Refused("unchanged", says)
+        first = self.compared_as(first)
         for name, value in self.compared_as(true).items():
             refuse(name, first[name], value, arguments)
-        for name, before in arguments.items():
-            if not equal(before, given[name]):
+        for name in changed:
+            if name not in self.changes.split():
                 says = words("{it} changes its argument {name}: let it work on a copy", it=self.name, name=name)
                 raise Refused("changed", says, detail=name)
         second = self.compared_as(self.run(function, copy.deepcopy(arguments)))
@@ -307,11 +324,18 @@ class Value(Part):
     tolerance: float = SAME
     common: bool = True  # look for a factor, another argument, ... where no listed mistake fits
 
+    @cached_property
+    def judged(self) -> list[str]:
+        if self.compared_as is type(self).compared_as:  # the default
+            return self.tensors
+        return list(self.compared_as(self.truths(self.cases()[:1])[0]))
+
     def cases(self, seed: int = 0) -> list[Arguments]:
         return [self.draw(np.random.default_rng([seed, i, 2]), i) for i in range(CASES)]
 
     def truths(self, cases: Sequence[Arguments]) -> list[Tensors]:
-        return [self.by_name(self.truth(*copy.deepcopy(case).values())) for case in cases]
+        given = copy.deepcopy(cases)
+        return [self.of_call(self.truth(*case.values()), case) for case in given]
 
     def compared(self, function: Function, seed: int) -> Checked:
         cases = self.cases(seed)
@@ -362,12 +386,9 @@ class Value(Part):
                 continue
             if not wrong_of:
                 wrong_of = {key: self.all_of(mistake, cases, true) for key, mistake in self.mistakes.items()}
-            listed = [
-                self.mistakes[key]
-                for key, values in wrong_of.items()
-                if values and all(self.same(w[name], x) for w, x in zip(values, a, strict=True))
-            ]
-            findings += self.explained(name, a, t, cases, listed)
+            alike = [key for key, values in wrong_of.items() if values and self.agree(values, mine, [name])]
+            alone = [key for key in alike if self.agree(wrong_of[key], mine, [*right[0]])]  # explains the rest too
+            findings += self.explained(name, a, t, cases, [self.mistakes[key] for key in alone or alike])
         return Checked(findings, errors)
 
     def explained(
@@ -376,12 +397,33 @@ class Value(Part):
         """What is wrong with one value. `listed` are the mistakes that give the same."""
         return named(name, mine, true, cases, listed, self.same, self.common)
 
+    def agree(self, some: list[Tensors], others: list[Tensors], names: list[str]) -> bool:
+        """Whether these tensors are the same in every case."""
+        return all(self.same(a[name], b[name]) for a, b in zip(some, others, strict=True) for name in names)
+
     def all_of(self, mistake: Mistake, cases: list[Arguments], true: list[Tensors]) -> list[Tensors]:
         """What a mistake returns in every case; [] where it fails before that."""
         try:
             return [self.outcome(mistake.wrong, case, tensors) for case, tensors in zip(cases, true, strict=True)]
         except Refused:
             return []
+
+
+@dataclass
+class ValueAndGradients(Value):
+    """A function that returns one value, then a dict of gradients: dx, {"dA": ..., "dB": ...}."""
+
+    def by_name(self, result: Any) -> Tensors:
+        first = self.tensors[0]
+        if not isinstance(result, Mapping):
+            if not (isinstance(result, tuple | list) and len(result) == 2 and isinstance(result[1], Mapping)):
+                raise Refused("shape", words("{it} must return {first} and a dict", it=self.name, first=first))
+            result = {first: result[0], **result[1]}
+        more = [name for name in map(str, result) if name not in self.tensors]
+        if more and set(self.tensors) <= set(result):
+            says = words("{it} returns {more}, which nobody asked for", it=self.name, more=", ".join(more))
+            raise Refused("frozen", says, words("Which of the weights are trained?"))
+        return super().by_name(result)
 
 
 @dataclass
@@ -505,11 +547,13 @@ class Gradient(Part):
         return {name: mine.get(self.in_its_words(name), true) for name, true in apply(bank.backward, case).items()}
 
     def pictures(self, findings: list[Finding], drawn: list[Case], mine: list[Tensors]) -> Iterator[Picture]:
+        if len(mine) < len(drawn):
+            return
         wrong = {finding.tensor for finding in findings if finding.kind != "right"} & set(self.picture.split())
-        for name in sorted(wrong) if len(mine) == len(drawn) else ():
-            i = max(range(len(drawn)), key=lambda i: matrix(mine[i][name]).size)  # the one that fills the picture best
-            a, t = mine[i][name], self.of_truth(drawn[i])[name]
-            yield Picture(name, matrix(t), matrix(a))
+        for name in sorted(wrong, key=self.tensors.index):
+            each = [(self.of_truth(case)[name], values[name]) for case, values in zip(drawn, mine, strict=True)]
+            shown = [matrices(*pair) for pair in each if not same(*pair)]
+            yield Picture(name, *max(shown, key=lambda pair: pair[0].size))  # the one that fills the picture best
 
     def all_mistakes(self) -> dict[str, Mistake]:
         """The faults of the problem, as functions that the learner could have written, and the exercise's own."""
@@ -528,11 +572,12 @@ class Gradient(Part):
         return {name: tensors[name] for name in self.tensors}
 
 
-def matrix(a: Array, size: int = 8) -> Array:
-    """The first rows and columns of the first sample: tokens by width, for attention of the first head."""
-    a = np.atleast_2d(a)
-    a = a[0, :, 0] if a.ndim == 4 else a.reshape(-1, *a.shape[-2:])[0]
-    return a[:size, :size]
+def matrices(true: Array, yours: Array, size: int = 8) -> list[Array]:
+    """The first rows and columns of both, tokens by width, of the sample and the head where they differ most."""
+    true, yours = np.atleast_2d(true, yours)
+    at = np.unravel_index(int(np.abs(yours - true).argmax()), true.shape)
+    where: tuple[Any, ...] = {3: (at[0],), 4: (at[0], slice(None), at[-2])}.get(true.ndim, ())
+    return [a[where][:size, :size] for a in (true, yours)]
 
 
 @dataclass

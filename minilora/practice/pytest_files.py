@@ -33,7 +33,7 @@ class ExerciseFile(pytest.File):
 
     def collect(self) -> Iterator[pytest.Item]:
         for part in exercise(self.path.stem).parts:
-            for tensor in part.tensors or [part.name]:
+            for tensor in part.judged or [part.name]:
                 yield ExerciseItem.from_parent(self, name=f"{part.name}:{tensor}", part=part.name, tensor=tensor)
 
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 
 from tqdm import tqdm
 
 from ..files import write_whole
 from .catalogue import exercises
+from .checking import check
+from .exercise import Exercise
 from .kills import RECORD, counts, table
 from .workspace import NAME, contents
 
@@ -26,6 +29,17 @@ def main() -> None:
         for name, text in contents().items():
             write_whole(folder / name, text.encode())
     print(table())
+    seconds = {number: warm(task) for number, task in exercises().items()}
+    slowest = max(seconds, key=lambda number: seconds[number])
+    of = f"median {median(seconds.values()):.2f} s, slowest {seconds[slowest]:.2f} s ({slowest})"
+    print(f"a warm check of a right answer: {of}")
+
+
+def warm(task: Exercise) -> float:
+    """Seconds of a check of the solution, the second time."""
+    answers = [part.solution for part in task.parts]
+    check(task.number, *answers)
+    return check(task.number, *answers).seconds
 
 
 if __name__ == "__main__":

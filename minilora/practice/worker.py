@@ -32,7 +32,10 @@ STARTS = ("os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.
 
 
 class Worker:
-    """The parent's side. A check that takes longer than `limit` seconds is ended; the next one starts a new child."""
+    """The parent's side. A check that takes longer than `limit` seconds is ended; the next one starts a new child.
+
+    An exercise that needs more has a limit of its own.
+    """
 
     def __init__(self, limit: float = LIMIT):
         self.limit = limit
@@ -41,20 +44,20 @@ class Worker:
 
     def check(self, number: str, path: Path, language: str = "en", seed: int = 0) -> Result:
         """Judge a learner's file in the child."""
-        child = self.started()
+        child, limit = self.started(), max(self.limit, exercise(number).limit)
         assert child.stdin
         assert child.stdout
-        request = {"number": number, "path": str(path), "seed": seed, "limit": self.limit}
+        request = {"number": number, "path": str(path), "seed": seed, "limit": limit}
         with contextlib.suppress(OSError):  # it has died: there will be no answer
             child.stdin.write(json.dumps(request) + "\n")
             child.stdin.flush()
         answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=lambda out: answers.put(out.readline()), args=[child.stdout], daemon=True).start()
         try:
-            answer = answers.get(timeout=self.limit)
+            answer = answers.get(timeout=limit)
         except queue.Empty:
             self.close()
-            return too_long(self.limit, self.line_of(path)).result(exercise(number), language)
+            return too_long(limit, self.line_of(path)).result(exercise(number), language)
         if not answer.endswith("\n"):
             code = child.wait()
             self.close()

@@ -1,4 +1,4 @@
-"""Parts of exercises: values that are infinite, factors that are not unique, arguments that are lists."""
+"""Parts of exercises: infinite values, factors that are not unique, lists, arguments that change, names."""
 
 import numpy as np
 import pytest
@@ -58,3 +58,63 @@ def test_only_the_product_of_factors_is_compared_where_they_are_not_unique(funct
         compared_as=lambda tensors: {"B A": tensors["B"] @ tensors["A"]},
     )
     assert [(finding.tensor, finding.kind) for finding in part.check(function).findings] == [("B A", kind)]
+
+
+def step(p, g):
+    p -= g
+
+
+def multiples(x):
+    return 2 * x, 3 * x
+
+
+def draw_step(rng, i):
+    return {"p": rng.standard_normal(3), "g": rng.standard_normal(3)}
+
+
+def draw_x(rng, i):
+    return {"x": rng.standard_normal(3)}
+
+
+def kinds(checked):
+    return [(finding.tensor, finding.kind, finding.name) for finding in checked.findings]
+
+
+def test_a_function_that_changes_an_argument_is_judged_by_what_that_is_afterwards():
+    part = Value(step, changes="p", truth=step, draw=draw_step)
+
+    @part.mistake("{it} goes up", "Which way?")
+    def upwards(p, g):
+        p += g
+
+    def both(p, g):
+        p -= g
+        g[:] = 0
+
+    assert kinds(part.check(step)) == [("p", "right", "")]
+    assert kinds(part.check(upwards)) == [("p", "fault", "upwards")]
+    assert kinds(part.check(lambda p, g: p - g)) == [("step", "unchanged", "")]
+    assert kinds(part.check(both)) == [("step", "changed", "")]
+
+
+def test_a_mistake_that_explains_every_result_is_named_before_one_that_explains_some():
+    part = Value(multiples, "a b", truth=multiples, draw=draw_x, common=False)
+
+    @part.mistake("{it} is of the first kind", "Which?")
+    def first(x):
+        return 5 * x, 7 * x
+
+    @part.mistake("{it} is of the second kind", "Which?")
+    def second(x):
+        return 5 * x, 11 * x
+
+    assert kinds(part.check(first)) == [("a", "fault", "first"), ("b", "fault", "first")]
+    assert [name for *_, name in kinds(part.check(lambda x: (5 * x, 13 * x)))] == ["first", "second", ""]
+
+
+def test_what_is_counted_is_what_is_compared():
+    part = Value(
+        multiples, "a b", truth=multiples, draw=draw_x, compared_as=lambda t: {"a b": np.multiply(t["a"], t["b"])}
+    )
+    assert part.judged == ["a b"]
+    assert kinds(part.check(lambda x: (3 * x, 2 * x))) == [("a b", "right", "")]

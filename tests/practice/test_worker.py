@@ -126,3 +126,11 @@ def test_a_worker_leaves_no_process_and_no_file_behind(learners):
         child, stacks = worker.child, worker.stacks
     assert child.poll() is not None
     assert not os.path.exists(stacks)
+
+
+def test_an_exercise_may_take_more_time_than_others(tmp_path):
+    path = tmp_path / "ex30_capstone.py"
+    path.write_text(exercise("30").stub(), encoding="utf-8")
+    with Worker(limit=0.01) as worker:
+        assert worker.check("30", path).state == "not started"
+        assert worker.limit < exercise("30").limit

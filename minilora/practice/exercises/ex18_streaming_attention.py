@@ -330,6 +330,7 @@ EXERCISE = Exercise(
     kind="write",
     minutes=40,
     difficulty=4,
+    needs=["12"],
     parts=[attention],
     hints=(
         "Write it first for a single block, with the largest score subtracted from each row. Which two sums do you "

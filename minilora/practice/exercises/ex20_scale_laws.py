@@ -285,7 +285,7 @@ EXERCISE = Exercise(
     kind="predict, then run",
     minutes=20,
     difficulty=3,
-    needs=["04"],
+    needs=["04", "09"],
     parts=[laws],
     hints=(
         "Write ΔW of the first step for each optimizer with s, G and A alone, and then the drop. Count the factors s.",

@@ -366,6 +366,39 @@ computed(
 )("dv is computed from dS, not from P", "The values enter after the softmax: does their gradient pass through it?")
 
 
+# The axes
+
+
+def other_layout(a):
+    """What stands in memory as (batch, tokens, heads, D), read as though it were (batch, heads, tokens, D)."""
+    return a.reshape(len(a), a.shape[2], a.shape[1], -1).swapaxes(1, 2)
+
+
+def back_from_it(a):
+    return a.swapaxes(1, 2).reshape(a.shape)
+
+
+def heads_reshaped(dy, q, k, v, mask):
+    dy, q, k, v = map(other_layout, (dy, q, k, v))
+    return {name: back_from_it(d) for name, d in backward(dy, q, k, v, mask).items()}
+
+
+add("heads_reshaped", heads_reshaped)(
+    "the arrays are reshaped to (batch, heads, tokens, D), not transposed: {it} mixes tokens and heads",
+    "Where do the numbers of head 0 lie in q: side by side in memory, or one stretch in each token?",
+)
+
+
+def gradients_reshaped(dy, q, k, v, mask):
+    return {name: back_from_it(d) for name, d in backward(dy, q, k, v, mask).items()}
+
+
+add("gradients_reshaped", gradients_reshaped)(
+    "{it} is right as (batch, heads, tokens, D), and then reshaped to (batch, tokens, heads, D), not transposed",
+    "To exchange two axes, is it enough to give their lengths in another order?",
+)
+
+
 # The groups
 
 
