@@ -43,8 +43,8 @@ def released(data):
 
 
 def solution_lines(task):
-    given = {line.strip() for line in task.stub().splitlines()}
-    return {line.strip() for line in task.solution().splitlines() if len(line.strip()) > 12} - given
+    lines = {line.strip() for line in task.solution().splitlines() if len(line.strip()) > 12}
+    return {line for line in lines if line not in task.stub()}
 
 
 # ---- what is written ----

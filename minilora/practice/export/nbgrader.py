@@ -6,18 +6,18 @@ learner's own stub stands first, the whole solution below it between nbgrader's 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ...files import write_folder
 from ..exercise import Exercise
-from .notebook import Cell, Setting, cell, check, code, notebook, statement
+from .notebook import Cell, Setting, cell, check, code, notebook, seconds, statement
 
 CONFIG = """c = get_config()  # noqa: F821
 
 c.CourseDirectory.course_id = "minilora"
-c.ClearSolutions.code_stub = {"python": ""}  # the stub stands above the solution
-c.Execute.timeout = 120  # seconds for one cell, of which nbgrader allows 30
+c.ClearSolutions.code_stub = {{"python": ""}}  # the stub stands above the solution
+c.Execute.timeout = {seconds}  # for one cell, of which nbgrader allows 30
 """
 
 # The points must be a plain float and the last value: for anything else, and for none, nbgrader gives full marks.
@@ -29,9 +29,13 @@ display(result)
 float(result.points)  # of {points}; nbgrader reads them here"""
 
 
-def write(path: str | Path, tasks: Iterable[Exercise], setting: Setting) -> None:
+def write(path: str | Path, tasks: Sequence[Exercise], setting: Setting) -> None:
     """Write a new folder. Raises ValueError if it holds anything already."""
-    write_folder(path, {"nbgrader_config.py": CONFIG.encode(), **source(tasks, setting)})
+    write_folder(path, {"nbgrader_config.py": config(tasks).encode(), **source(tasks, setting)})
+
+
+def config(tasks: Iterable[Exercise]) -> str:
+    return CONFIG.format(seconds=seconds(*tasks))
 
 
 def source(tasks: Iterable[Exercise], setting: Setting) -> dict[str, bytes]:

@@ -70,3 +70,8 @@ def check(exercise: Exercise, setting: Setting) -> str:
     given += [f'language="{setting.language}"'] if setting.language != "en" else []
     given += [f"seed={setting.seed}"] if setting.seed else []
     return f"check({', '.join(given)})"
+
+
+def seconds(*tasks: Exercise) -> int:
+    """How long a check may take: long enough for a busy server."""
+    return max(60, *(int(task.limit) for task in tasks))

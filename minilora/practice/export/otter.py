@@ -14,7 +14,7 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from ...files import write_whole
 from ..exercise import Exercise
-from .notebook import Cell, Setting, cell, check, code, notebook, statement
+from .notebook import Cell, Setting, cell, check, code, notebook, seconds, statement
 
 # otter gives all points of a case or none, so there is a case for each point. It shows the error of each case that
 # fails: the diagnosis goes with the first. It has no limit of time, and SIGALRM interrupts a loop that does not end.
@@ -27,7 +27,7 @@ from minilora.practice import check
 OK_FORMAT = False  # the cases are functions, not doctests
 name = "{number}"
 points = {points}
-SECONDS = 60
+SECONDS = {seconds}
 
 
 class Wrong(Exception):
@@ -127,8 +127,9 @@ def files(tasks: Iterable[Exercise], setting: Setting) -> dict[str, str]:
 def test(task: Exercise, setting: Setting) -> str:
     functions = [part.name for part in task.parts]
     return TEST.format(
-        number=task.number, points=task.asked, functions=functions, language=setting.language, seed=setting.seed
-    )
+        number=task.number, points=task.asked, functions=functions, seconds=seconds(task), language=setting.language,
+        seed=setting.seed,
+    )  # fmt: skip
 
 
 def zipped(texts: dict[str, str]) -> bytes:

@@ -12,7 +12,7 @@ from ..catalogue import exercises, numbers
 from ..exercise import Exercise
 from ..tracks import WEEK
 from ..workspace import contents
-from .nbgrader import CONFIG, source
+from .nbgrader import config, source
 from .notebook import Setting
 from .slides import headings, slides
 
@@ -63,7 +63,7 @@ def write(name: str, path: str | Path, setting: Setting) -> list[str]:
         "rubric.md": rubric([*lab, *problems]),
         "viva.md": viva([*lab, *problems]),
         "LICENSE": (CLONE / "LICENSE").read_text(encoding="utf-8"),
-        "nbgrader/nbgrader_config.py": CONFIG,
+        "nbgrader/nbgrader_config.py": config([*lab, *problems]),
     }
     files = {file: text.encode() for file, text in texts.items()}
     files |= {f"slides/{file.stem}.html": slides(file) for file in books.values()}
