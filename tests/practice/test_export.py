@@ -196,6 +196,7 @@ def test_an_endless_loop_ends_under_otter(monkeypatch):
         (["--nbgrader", "new", "--exercises", "01,99"], "there is no exercise '99'"),
         (["--nbgrader", "new", "--otter", "new.zip"], "give one of --nbgrader, --otter and --pack: 2 were given"),
         ([], "give one of --nbgrader, --otter and --pack: 0 were given"),
+        (["--nbgrader", "new", "--assignment", "../a"], "--assignment '../a' names a folder"),
         (["--pack", "lora", "new"], "there is no pack 'lora': choose from lora-week"),
         (["--pack", "lora-week", "new", "--exercises", "01"], "--exercises does not go with --pack"),
     ],
@@ -266,6 +267,15 @@ def test_a_folder_with_some_exercises_is_a_folder_of_exercises(week, capsys):
     assert main(["ex", "list", "--dir", str(week / "lab"), "--json"]) == 0
     have = {number for number in pack.PACKS["lora-week"].lab if number in numbers()}
     assert {row["exercise"] for row in json.loads(capsys.readouterr().out)} == have
+
+
+def test_a_week_in_chinese_with_constants_of_its_own_says_so_everywhere(tmp_path):
+    pytest.importorskip("nbconvert", reason="slides need the extra [notebooks]")
+    assert main(["ex", "export", "--pack", "lora-week", str(tmp_path / "week"), "--lang", "zh", "--seed", "7"]) == 0
+    progress = json.loads((tmp_path / "week" / "lab" / "progress.json").read_text(encoding="utf-8"))
+    assert (progress["language"], progress["seed"]) == ("zh", 7)
+    made = cells((tmp_path / "week" / "nbgrader" / "source" / "lab" / "04.ipynb").read_bytes())
+    assert 'check("04", lora_backward, language="zh", seed=7)' in made["ex04-check"]
 
 
 def test_without_the_notebooks_the_pack_says_where_they_are(tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from ...files import check_free, write_folder
 from ...verify.language import Words, words
 from ..catalogue import exercises, numbers
 from ..exercise import Exercise
+from ..progress import FILE, Progress
 from ..tracks import WEEK
 from ..workspace import contents
 from .nbgrader import config, source
@@ -69,6 +70,8 @@ def write(name: str, path: str | Path, setting: Setting) -> list[str]:
     files |= {f"slides/{file.stem}.html": slides(file) for file in books.values()}
     for folder, tasks in (("lab", lab), ("problem-set", problems)):
         files |= {f"{folder}/{file}": text.encode() for file, text in contents(setting.language, tasks).items()}
+        progress = Progress(Path(FILE), setting.language, setting.seed)
+        files[f"{folder}/{FILE}"] = progress.content()
         notebooks = source(tasks, setting._replace(assignment=folder))
         files |= {f"nbgrader/{file}": content for file, content in notebooks.items()}
     write_folder(path, files)

@@ -1,5 +1,7 @@
 """For a class: an nbgrader course, a zip for otter and Gradescope, a week of LoRA."""
 
+import re
+
 from ...options import Add, Options
 
 EXAMPLE = "minilora ex export --nbgrader course --exercises 01,04,10"
@@ -30,6 +32,8 @@ def run(options: Options) -> None:
     given = [name for name in ("nbgrader", "otter", "pack") if getattr(options, name)]
     if len(given) != 1:
         raise ValueError(f"give one of --nbgrader, --otter and --pack: {len(given)} were given")
+    if not re.fullmatch(r"[\w-]+", options.assignment):
+        raise ValueError(f"--assignment {options.assignment!r} names a folder: give letters, digits, - and _ only")
     seed = seed_of(options.seed) if options.seed else 0
     setting = Setting(options.lang, seed, options.assignment, options.requirement)
     if options.pack:
