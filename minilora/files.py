@@ -191,12 +191,12 @@ def write_files(path: str | Path, files: Mapping[str, bytes]) -> None:
     with scratch(path) as folder:
         inner = {Path(name).parent for name in files} - {Path()}
         for parent in inner:
-            (folder / parent).mkdir()
+            (folder / parent).mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             write_whole(folder / name, content)
         if path.is_dir():
             for parent in inner:
-                (path / parent).mkdir(exist_ok=True)
+                (path / parent).mkdir(parents=True, exist_ok=True)
             for name in files:
                 os.replace(folder / name, path / name)
         else:

@@ -36,3 +36,9 @@ def exercise(number: str) -> Exercise:
 def exercises() -> dict[str, Exercise]:
     """{number: exercise}, all of them."""
     return {number: exercise(number) for number in numbers()}
+
+
+def chosen(listed: str | None) -> list[Exercise]:
+    """Those of "01,04", each once; without such a list all of them. Raises ValueError for one that does not exist."""
+    wanted = [exercise(number.strip()) for number in listed.split(",")] if listed else exercises().values()
+    return list({task.number: task for task in wanted}.values())

@@ -83,7 +83,7 @@ def check_file(number: str, path: Path, language: str = "en", seed: int = 0) -> 
 def checked(task: Exercise, load: Callable[[], Mapping[str, Any]], language: str, seed: int) -> Result:
     result = Result(task.number, task.name, task.said(task.title), "wrong", {}, task.asked, language=language)
     started, printed = time.perf_counter(), io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):  # nbgrader marks stderr with 0
         try:
             namespace = load()
             for part in task.parts:

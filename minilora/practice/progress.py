@@ -51,11 +51,14 @@ class Progress:
 
     def save(self) -> None:
         """Write the file whole, or leave the old one."""
+        write_whole(self.path, self.content())
+
+    def content(self) -> bytes:
         shown = {
             **{"language": self.language, "seed": self.seed, "start": self.start},
             "exercises": {number: asdict(record) for number, record in sorted(self.records.items())},
         }
-        write_whole(self.path, (json.dumps(shown, indent=1, ensure_ascii=False) + "\n").encode())
+        return (json.dumps(shown, indent=1, ensure_ascii=False) + "\n").encode()
 
     def record(self, number: str) -> Record:
         return self.records.setdefault(number, Record())

@@ -57,6 +57,12 @@ class Result:
         """How many results are right."""
         return sum(self.verdicts().values())
 
+    @property
+    def points(self) -> int:
+        """One for each result that is right; all that are asked for only where it passes, for a broken rule spoils none
+        of the numbers."""
+        return self.right if self.passed else max(min(self.right, self.asked - 1), 0)
+
     def verdicts(self) -> dict[tuple[str, str], bool]:
         """Whether each result of each function is right."""
         found: dict[tuple[str, str], bool] = {}

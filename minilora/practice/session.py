@@ -18,7 +18,6 @@ from .parts import Picture
 from .progress import Record
 from .result import Result, colour, drawn, largest, panels
 from .terminal import Event, Events
-from .tracks import full_path
 from .worker import Worker
 from .workspace import Workspace
 
@@ -33,7 +32,7 @@ class Session:
     def __init__(self, workspace: Workspace, worker: Worker, console: Any, order: Sequence[str] = ()):
         self.workspace, self.worker, self.console = workspace, worker, console
         self.progress = workspace.progress
-        self.order = list(order) or full_path(self.progress.start)
+        self.order = list(order) or workspace.order()
         self.current = exercise(self.next_number(""))
         self.result: Result | None = None
         self.notes: list[str] = []  # below the result, until the file is saved again

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import write_whole
-from .catalogue import exercises, numbers
+from .catalogue import exercise, exercises, numbers
 from .exercise import Exercise
 from .kills import table
 from .progress import FILE, Progress
+from .tracks import full_path
 
 PAGES = Path(__file__).parent / "pages"
 NAME = "exercises"
@@ -40,6 +42,11 @@ class Workspace:
     def path(self, exercise: Exercise) -> Path:
         return self.folder / f"{exercise.name}.py"
 
+    def order(self) -> list[str]:
+        """The exercises to do here, in order: those that have a file or were worked on."""
+        path = full_path(self.progress.start)
+        return [n for n in path if n in self.progress.records or self.path(exercise(n)).exists()] or path
+
     def reset(self, exercise: Exercise) -> Path | None:
         """Write the stub anew. Returns where the old attempt is kept, if there was one that differs."""
         path, stub = self.path(exercise), exercise.stub(self.progress.language)
@@ -58,14 +65,16 @@ def free(path: Path) -> Path:
     return next(each for each in tries if not each.exists())
 
 
-def initialise(folder: Path, language: str = "en", seed: int = 0) -> tuple[list[Path], list[Path]]:
-    """Write what is missing in the folder: stubs, README.md, TUTOR.md, conftest.py. Returns what was written, and what
-    was there already and is left as it was."""
+def initialise(
+    folder: Path, language: str = "en", seed: int = 0, tasks: Iterable[Exercise] | None = None
+) -> tuple[list[Path], list[Path]]:
+    """Write what is missing in the folder: stubs (default: of all exercises), README.md, TUTOR.md, conftest.py. Returns
+    what was written, and what was there already and is left as it was."""
     folder.mkdir(parents=True, exist_ok=True)
     progress = Progress.of(folder)
     fresh = not progress.path.exists()
     written, left = [], []
-    for name, text in contents(language if fresh else progress.language).items():
+    for name, text in contents(language if fresh else progress.language, tasks).items():
         path = folder / name
         if path.exists():
             left.append(path)
@@ -80,11 +89,12 @@ def initialise(folder: Path, language: str = "en", seed: int = 0) -> tuple[list[
     return written, left
 
 
-def contents(language: str = "en") -> dict[str, str]:
+def contents(language: str = "en", tasks: Iterable[Exercise] | None = None) -> dict[str, str]:
     """{name: text} of everything that a new folder holds, but for progress.json."""
     pages = {path.name: path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.md"))}
     pages = {name: text.replace("{kills}", table()) for name, text in pages.items()}
-    stubs = {f"{exercise.name}.py": exercise.stub(language) for exercise in exercises().values()}
+    tasks = exercises().values() if tasks is None else tasks
+    stubs = {f"{exercise.name}.py": exercise.stub(language) for exercise in tasks}
     return pages | {"conftest.py": CONFTEST} | stubs
 
 

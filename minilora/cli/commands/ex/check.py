@@ -23,7 +23,6 @@ def run(options: Options) -> int:
     from ....display.tables import wide_console
     from ....practice.catalogue import exercise
     from ....practice.session import show_result
-    from ....practice.tracks import full_path
     from ....practice.worker import Worker
     from ....practice.workspace import Workspace, seed_of
 
@@ -33,9 +32,10 @@ def run(options: Options) -> int:
     progress = workspace.progress if workspace else None
     language = options.lang or (progress.language if progress else "en")
     seed = seed_of(options.seed) if options.seed else progress.seed if progress else 0
+    numbers = [options.exercise] if options.exercise or not workspace else workspace.order()
     console, passed, found = wide_console(), True, []
     with Worker(options.limit) as worker:
-        for number in [options.exercise] if options.exercise else full_path():
+        for number in numbers:
             task = exercise(number)
             result = worker.check(
                 task.number, workspace.path(task) if workspace else Path(options.file), language, seed

@@ -1,21 +1,52 @@
 """For a class: an nbgrader course, a zip for otter and Gradescope, a week of LoRA."""
 
+import re
+
 from ...options import Add, Options
 
 EXAMPLE = "minilora ex export --nbgrader course --exercises 01,04,10"
 
 
 def arguments(add: Add) -> None:
-    add("--nbgrader", metavar="DIR", help="a new folder: an nbgrader course with one assignment an exercise")
-    add("--otter", metavar="FILE.zip", help="a Gradescope autograder that otter runs")
+    add("--nbgrader", metavar="DIR", help="a new folder: an nbgrader course with a notebook an exercise")
+    add("--otter", metavar="FILE.zip", help="an autograder for Gradescope, and beside it FILE.ipynb for the students")
     add(
         "--pack",
         nargs=2,
         metavar=("NAME", "DIR"),
-        help="lora-week, into a new folder: slides, lab, problem set, rubric",
+        help="lora-week, into a new folder: slides, lab, problem set, rubric, oral questions",
     )
     add("--exercises", metavar="N,N,...", help="which exercises (default all)")
+    add("--assignment", metavar="NAME", default="lora", help="the name of the assignment (default lora)")
+    add("--requirement", metavar="TEXT", default="minilora", help="what pip installs on Gradescope (default minilora)")
+    add("--lang", choices=["en", "zh"], default="en", help="English or Chinese (default en)")
+    add("--seed", metavar="NAME", help="other constants and data for each name, such as a class or a student")
 
 
 def run(options: Options) -> None:
-    raise NotImplementedError
+    from ....practice.catalogue import chosen
+    from ....practice.export import nbgrader, otter, pack
+    from ....practice.export.notebook import Setting
+    from ....practice.workspace import seed_of
+
+    given = [name for name in ("nbgrader", "otter", "pack") if getattr(options, name)]
+    if len(given) != 1:
+        raise ValueError(f"give one of --nbgrader, --otter and --pack: {len(given)} were given")
+    if not re.fullmatch(r"[\w-]+", options.assignment):
+        raise ValueError(f"--assignment {options.assignment!r} names a folder: give letters, digits, - and _ only")
+    seed = seed_of(options.seed) if options.seed else 0
+    setting = Setting(options.lang, seed, options.assignment, options.requirement)
+    if options.pack:
+        if options.exercises:
+            raise ValueError("--exercises does not go with --pack, which has exercises of its own: leave it out")
+        name, folder = options.pack
+        absent = pack.write(name, folder, setting)
+        print(f"{folder}: begin with README.md" + (f"; not in this version yet: {', '.join(absent)}" if absent else ""))
+        return
+    tasks = chosen(options.exercises)
+    if options.nbgrader:
+        nbgrader.write(options.nbgrader, tasks, setting)
+        print(f"{len(tasks)} notebooks: cd {options.nbgrader} && nbgrader generate_assignment {options.assignment}")
+    else:
+        otter.write(options.otter, tasks, setting)
+        print(f"{options.otter}: upload it to Gradescope; its students get {options.otter.removesuffix('.zip')}.ipynb")

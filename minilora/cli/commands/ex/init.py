@@ -10,16 +10,18 @@ def arguments(add: Add) -> None:
     add("folder", metavar="DIR", nargs="?", default="exercises", help="a folder (default exercises)")
     language(add)
     add("--seed", metavar="NAME", help="other constants and data for each name, such as a student's")
+    add("--exercises", metavar="N,N,...", help="these only (default all)")
 
 
 def run(options: Options) -> None:
     from pathlib import Path
 
+    from ....practice.catalogue import chosen
     from ....practice.workspace import initialise, seed_of
 
     folder = Path(options.folder)
     seed = seed_of(options.seed) if options.seed else 0
-    written, left = initialise(folder, options.lang or "en", seed)
+    written, left = initialise(folder, options.lang or "en", seed, chosen(options.exercises))
     print(
         f"{len(written)} files written to {folder}"
         + (f"; {len(left)} were there and are left as they are" if left else "")

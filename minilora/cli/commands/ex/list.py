@@ -16,12 +16,11 @@ def arguments(add: Add) -> None:
 def run(options: Options) -> None:
     from ....display.tables import wide_console
     from ....practice.session import listed, progress_bar, table
-    from ....practice.tracks import full_path
     from ....practice.workspace import Workspace
 
     workspace = Workspace.found(options.dir)
     workspace.progress.language = options.lang or workspace.progress.language
-    order = full_path(workspace.progress.start)
+    order = workspace.order()
     if options.json:
         print_json(listed(workspace, order))
         return
