@@ -335,15 +335,7 @@ def test_every_method_trains_what_its_formula_says():
     assert set(trained) == set(accounting.METHODS) - {"bitfit"}
     for method, expected in trained.items():
         assert count(LLAMA, method, r=r, virtual_tokens=n, tokens=9).trainable == expected, method
-    gpt2 = {
-        **TINY["gpt2"],
-        "n_embd": C,
-        "n_layer": L,
-        "n_head": H,
-        "vocab_size": 9,
-        "n_positions": 9,
-        "n_inner": F,
-    }
+    gpt2 = {**TINY["gpt2"], "n_embd": C, "n_layer": L, "n_head": H, "vocab_size": 9, "n_positions": 9, "n_inner": F}
     assert count(gpt2, "bitfit").trainable == L * (3 * C + C + F + C + 2 * C) + C
 
 
