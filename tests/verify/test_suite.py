@@ -20,9 +20,6 @@ from minilora.verify.mutation import callers, functions
 from minilora.verify.op_cases import OPS
 from minilora.verify.suite import CHECKS, METHODS, show_verification, verify, wrong
 
-KINDS = ["op", "module", "adapter", "family"]
-
-
 Broken = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -134,7 +131,7 @@ def test_every_module_of_the_library_is_run_backward_and_right_by_both_methods(m
     assert ran == everything
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["op", "module", "adapter", pytest.param("family", marks=pytest.mark.slow)])
 def test_every_check_has_several_shapes_and_one_of_them_is_a_batch_of_one(kind, monkeypatch):
     name = next(name for name in CHECKS if name.startswith(kind))
     reports = list(CHECKS[name](np.random.default_rng(0)))
