@@ -228,7 +228,7 @@ def test_resuming_a_finished_sweep_changes_nothing(whole, finished):
     assert tree(finished) == whole[0]
 
 
-LONG = [*SWEEP, "--jobs", "2", "--steps", "1200", "--evaluate-every", "1200", "--checkpoint-every", "20"]
+LONG = [*SWEEP, "--jobs", "2", "--steps", "400", "--evaluate-every", "400", "--checkpoint-every", "20"]
 
 
 def process(words: list[str]) -> subprocess.Popen[str]:

@@ -52,7 +52,8 @@ def break_op(monkeypatch: pytest.MonkeyPatch, name: str, broken: Broken = scaled
 
 def subclasses(cls: type) -> Iterator[type]:
     for sub in cls.__subclasses__():
-        if sub.__module__.startswith(("minilora.nn.", "minilora.models.", "minilora.adapters.")):
+        parts = ("minilora.nn.", "minilora.models.", "minilora.adapters.")
+        if sub.__module__.startswith(parts) and sub.__module__ in sys.modules:  # not what a test has made
             yield sub
         yield from subclasses(sub)
 
@@ -60,8 +61,8 @@ def subclasses(cls: type) -> Iterator[type]:
 # ---- what holds ----
 
 
-def assert_right_by_both_methods(kind: str) -> None:
-    result = verify(kind)
+def assert_right(result: dict[str, Any], kind: str = "") -> None:
+    """All that is called so is right by both methods."""
     names = [name for name in CHECKS if name.startswith(kind)]
     assert wrong(result) == []
     assert {entry["name"] for entry in result["checks"]} == set(names)
@@ -71,10 +72,9 @@ def assert_right_by_both_methods(kind: str) -> None:
     }
 
 
-# each op is checked at many sizes in test_ops.py; modules and adapters below
-@pytest.mark.parametrize("kind", [pytest.param("op ", marks=pytest.mark.slow), "family llama with"])
-def test_every_gradient_is_right_by_both_methods(kind):
-    assert_right_by_both_methods(kind)
+def test_every_gradient_of_a_llama_is_right_by_both_methods():
+    """Each op is checked at many sizes in test_ops.py; modules and adapters below; all of it in the slow run."""
+    assert_right(verify("family llama with"), "family llama with")
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -90,9 +90,8 @@ def test_everything_holds_in_less_than_a_minute(capsys):
     assert main(["verify", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["seconds"] < 60
-    assert {entry["name"] for entry in result["checks"]} == set(CHECKS)
+    assert_right(result)
     assert [entry["law"] for entry in result["laws"]] == list(LAWS)
-    assert all(entry["ok"] for entry in [*result["checks"], *result["laws"]])
     errors = [entry["worst_relative_error"] for entry in result["checks"] if entry["method"] == "complex"]
     assert 0 < max(errors) < 1e-11  # as the README says
 
@@ -127,7 +126,7 @@ def test_every_module_of_the_library_is_run_backward_and_right_by_both_methods(m
 
         monkeypatch.setattr(cls, "backward", counted)
     for kind in ("module ", "adapter ", "family gpt2 with"):
-        assert_right_by_both_methods(kind)
+        assert_right(verify(kind), kind)
     assert ran == everything
 
 
