@@ -255,18 +255,14 @@ def test_an_error_that_quotes_a_file_is_bounded_and_keeps_its_advice(monkeypatch
         ("compare --data x --against '--rnk 2'", "--rank"),
         ("demo --device cud", "cuda"),
         ("generate --base smolm2 --prompt x", "smollm2"),
-        ("count --method lorra", "lora"),
-        ("count --compare full,Qlora2", "qlora"),
-        ("count --model gpt3-175", "gpt3-175b"),
-        ("count --targets q_prj", "q_proj"),
-        ("count --dtype flaot16", "float16"),
-        ("count --head clasify", "classify"),
-        ("--verison", "--version"),
+        ("count --method lorra", "lora"), ("count --compare full,Qlora2", "qlora"),
+        ("count --model gpt3-175", "gpt3-175b"), ("count --targets q_prj", "q_proj"),
+        ("count --dtype flaot16", "float16"), ("count --head clasify", "classify"), ("--verison", "--version"),
         ("finetune --data biultin --out x", "builtin"),
         ("verify --only op_atention", "op attention"),
         ("verify --mutants --only lora_bakward", "lora_backward"),
     ],
-)
+)  # fmt: skip
 def test_a_near_miss_is_answered_with_what_was_meant(words, meant, here, capsys):
     try:
         code = main(shlex.split(words))
