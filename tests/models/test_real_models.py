@@ -64,10 +64,10 @@ def test_smollm2_continues_as_transformers_does(smollm2):
     for prompt in ("The capital of France is", "def fibonacci(n):"):
         ids = tokenizer.encode(prompt)
         with torch.no_grad():
-            whole = other.generate(torch.tensor(ids[None]), max_new_tokens=24, do_sample=False, pad_token_id=0)
+            whole = other.generate(torch.tensor(ids[None]), max_new_tokens=12, do_sample=False, pad_token_id=0)
         expected = whole[0, len(ids) :].tolist()
         expected = expected[: next((i for i, one in enumerate(expected) if one in tokenizer.stop), len(expected))]
-        assert list(next_ids(model, ids, 24, tokenizer.stop)) == expected
+        assert list(next_ids(model, ids, 12, tokenizer.stop)) == expected
 
 
 def test_the_logits_of_smollm2_are_those_of_transformers(smollm2):
