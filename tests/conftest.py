@@ -20,7 +20,7 @@ import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from rich.cells import cell_len  # noqa: E402
 
-pytest.register_assert_rewrite("commands", "small_runs")
+pytest.register_assert_rewrite("commands", "real", "small_runs")
 sys.path.append(str(Path(__file__).parent.parent))  # for benchmarks/; what is installed comes first
 
 from minilora.backend import load_backend  # noqa: E402

@@ -78,13 +78,9 @@ def test_a_word_that_is_no_size_is_refused_with_what_could_be_said(word):
 
 def test_every_case_is_measured_once_and_ranks_and_targets_belong_to_lora():
     found = cases(
-        ["tiny", "tiny:1x64", "minilm"],
-        ["forward", "lora", "generate"],
-        [1, 2],
-        [4, 8],
-        ["q_proj,v_proj", "all-linear"],
-        "cpu",
-    )
+        ["tiny", "tiny:1x64", "minilm"], ["forward", "lora", "generate"], [1, 2], [4, 8],
+        ["q_proj,v_proj", "all-linear"], "cpu",
+    )  # fmt: skip
     assert len(found) == len(set(found))
     by_measure = {m: [case for case in found if case.measure == m] for m in ("forward", "lora", "generate")}
     assert len(by_measure["lora"]) == 2 * 3 * 2 * 2
@@ -124,14 +120,10 @@ def test_three_matrices_for_q_k_and_v_are_the_fused_one(rng):
 @pytest.mark.parametrize(
     ("measure", "targets", "library"),
     [
-        ("forward", "", "torch"),
-        ("lora", "q_proj,v_proj", "torch"),
-        ("lora", "all-linear", "torch"),
-        ("full", "", "torch"),
-        ("lora", "qkv_proj", "peft"),
-        ("lora", "all-linear", "peft"),
+        ("forward", "", "torch"), ("lora", "q_proj,v_proj", "torch"), ("lora", "all-linear", "torch"),
+        ("full", "", "torch"), ("lora", "qkv_proj", "peft"), ("lora", "all-linear", "peft"),
     ],
-)
+)  # fmt: skip
 def test_pytorch_and_peft_find_the_same_losses(measure, targets, library, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("peft")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from real import real
 
 from minilora.models.config import Config
 from minilora.models.parts import LayerFactory
-from minilora.models.sources import locate
 from minilora.nn import Gradients
 from minilora.verify import check_model
 
@@ -74,10 +74,7 @@ def test_lora_follows_the_new_market_closer_than_what_is_popular_and_the_old_mod
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:minilm")  # of a head that is not there, and one that is new
 def test_lora_finds_names_it_has_never_seen(run):
-    try:
-        locate("minilm")
-    except ImportError as error:
-        pytest.skip(str(error))
+    real("minilm")
     pytest.importorskip("tokenizers")
     scores, figure = run("named_entities")
     whole = {way: row["PER LOC ORG"] for way, row in scores.items()}

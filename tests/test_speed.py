@@ -71,7 +71,8 @@ CASES = {
     "bert tokens": Case("bert", Config(**ENCODER, head="tokens", labels=7), (16, 64)),
 }
 LARGE = {"gpt2 small": pytest.mark.slow, "gpt2 cut": pytest.mark.slow}
-each_case = pytest.mark.parametrize("name", [pytest.param(name, marks=LARGE.get(name, ())) for name in CASES])
+SLOW = LARGE | {"bert tokens": pytest.mark.slow}
+each_case = pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in CASES])
 each_decoder = pytest.mark.parametrize("name", [name for name in CASES if CASES[name].config.head == "lm"])
 
 

@@ -134,11 +134,7 @@ Q = "model.layers.0.self_attn.q_proj"
         ({"fine_tune_type": "full"}, {}, "fine_tune_type = 'full' has no exact conversion"),
         ({"lora_parameters": {"scale": None}}, {}, "lacks lora_parameters with a rank and a scale"),
         ({"lora_parameters": {"rank": 3.0}}, {}, "lacks lora_parameters with a rank and a scale"),
-        (
-            {"lora_parameters": {"rank": 4}},
-            {},
-            r"needs lora_a \(in, 4\) and lora_b \(4, out\), not \(12, 3\)",
-        ),
+        ({"lora_parameters": {"rank": 4}}, {}, r"needs lora_a \(in, 4\) and lora_b \(4, out\), not \(12, 3\)"),
         ({}, {f"{Q}.m": np.ones(12)}, r"holds .*q_proj\.m, which is no lora_a or lora_b"),
         ({}, {f"{Q}.lora_a": np.ones((2, 3, 12))}, "q_proj needs lora_a"),
         ({}, {"model.norm.weight": np.ones(12)}, r"holds model\.norm\.weight, which is no lora_a"),

@@ -1,6 +1,7 @@
 """Adapters in PEFT's format, both ways: every feature of the config, in every family, against PEFT itself."""
 
 import copy
+import functools
 import json
 import re
 import warnings
@@ -113,7 +114,17 @@ def test_an_adapter_comes_back_to_the_bit_with_what_learns_and_saves_to_the_same
 pinned = pytest.mark.filterwarnings("ignore")
 
 
-def their_base(model: Transformer, folder: Any) -> Any:
+def their_base(folder: Any, family: str, head: str = "lm") -> Any:
+    """A copy of what `transformers` loads of our base, which is saved and loaded once, beside the test's folder."""
+    return copy.deepcopy(their_base_in(folder.parent / f"{family}-{head}", family, head))
+
+
+@functools.cache
+def their_base_in(folder: Any, family: str, head: str) -> Any:
+    return their_model(base(family, head), folder)
+
+
+def their_model(model: Transformer, folder: Any) -> Any:
     """The model as `transformers` loads it from our folder, computing in float64."""
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     if not (folder / "config.json").exists():
@@ -157,7 +168,7 @@ def test_peft_loads_what_we_save_with_the_same_logits_and_writes_the_same_tensor
     peft.save_adapter(model, tmp_path / "a")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        theirs = hf.PeftModel.from_pretrained(their_base(base(family, head), tmp_path / "m"), tmp_path / "a")
+        theirs = hf.PeftModel.from_pretrained(their_base(tmp_path, family, head), tmp_path / "a")
     assert not [w for w in caught if "missing adapter keys" in str(w.message)]
     assert agree(model, theirs)
     theirs.save_pretrained(tmp_path / "back")
@@ -196,7 +207,7 @@ def their_adapter(folder: Any, family: str, head: str, words: dict[str, Any], ma
     words = {"task_type": task, **words}
     if make is None:
         make, words = hf.LoraConfig, {"r": 3, "lora_alpha": 7, "target_modules": THEIRS[family], **words}
-    theirs = hf.get_peft_model(their_base(base(family, head), folder / "m"), make(**words)).double().eval()
+    theirs = hf.get_peft_model(their_base(folder, family, head), make(**words)).double().eval()
     generator = torch.Generator().manual_seed(0)
     seen = set()
     with torch.no_grad():
@@ -227,6 +238,7 @@ def test_what_peft_wrote_loads_with_the_same_logits_and_is_written_back_to_the_b
         pytest.skip("PEFT leaves a classifier out of its all-linear for SEQ_CLS alone, then refuses to save it as well")
     theirs = their_adapter(tmp_path, family, head, CONFIGS[name](family))
     model = base(family, head)
+    minilora.save_pretrained(model, tmp_path / "m")
     assert "does not say which base" in peft.load_adapter(model, tmp_path / "theirs")
     assert agree(model, theirs)
     peft.save_adapter(model, tmp_path / "ours")
@@ -317,7 +329,7 @@ def test_peft_loads_a_variant_with_the_same_logits_and_writes_the_same_tensors(t
     peft.save_adapter(model, tmp_path / "a")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        theirs = hf.PeftModel.from_pretrained(their_base(base(family, head), tmp_path / "m"), tmp_path / "a").double()
+        theirs = hf.PeftModel.from_pretrained(their_base(tmp_path, family, head), tmp_path / "a").double()
     assert not [w for w in caught if re.search("missing adapter keys|nexpected keyword", str(w.message))]
     assert agree(model, theirs)
     theirs.save_pretrained(tmp_path / "back")
@@ -357,7 +369,7 @@ def test_adapters_on_parts_of_a_fused_layer_are_written_as_one_that_computes_the
     loaded = base("gpt2")
     assert peft.load_adapter(loaded, tmp_path / "a") == ""
     assert close(logits(loaded), logits(model), 1e-12)
-    assert agree(model, hf.PeftModel.from_pretrained(their_base(base("gpt2"), tmp_path / "m"), tmp_path / "a"))
+    assert agree(model, hf.PeftModel.from_pretrained(their_base(tmp_path, "gpt2"), tmp_path / "a"))
 
 
 def test_two_variants_on_one_model_are_not_written(tmp_path):
@@ -666,7 +678,7 @@ def test_a_masked_head_that_peft_saves_whole_has_its_bias_twice_and_loads(tmp_pa
     assert agree(model, theirs)
     peft.save_adapter(model, tmp_path / "ours")
     hf = pytest.importorskip("peft")
-    again = hf.PeftModel.from_pretrained(their_base(base(family), tmp_path / "m"), tmp_path / "ours")
+    again = hf.PeftModel.from_pretrained(their_base(tmp_path, family), tmp_path / "ours")
     assert agree(model, again)
 
 
@@ -815,7 +827,7 @@ def test_peft_ties_what_we_tie_and_we_what_it_does(tmp_path, family, what):
     hf = pytest.importorskip("peft")
     ours = tied_pair(family) if what == "adapted" else adapted(family, "lm", attention(family), train=["token"])
     peft.save_adapter(ours, tmp_path / "a")
-    theirs = hf.PeftModel.from_pretrained(their_base(base(family), tmp_path / "m"), tmp_path / "a")
+    theirs = hf.PeftModel.from_pretrained(their_base(tmp_path, family), tmp_path / "a")
     assert agree(ours, theirs)
     names = {"llama": "embed_tokens", "gpt2": "lm_head"}  # it does not see GPT-2's wte
     words: dict[str, Any] = {"modules_to_save": [names[family]]}
@@ -914,7 +926,7 @@ def test_a_merged_model_loads_in_transformers_with_the_logits_of_peft(tmp_path, 
     minilora.merge(model)
     assert close(logits(model)[PADDING], adapted_logits[PADDING], 1e-12)
     minilora.save_pretrained(model, tmp_path / "merged")
-    merged = their_base(model, tmp_path / "merged")
+    merged = their_model(model, tmp_path / "merged")
     merged.config.pad_token_id = theirs.config.pad_token_id
     assert agree(model, merged)
     assert close(their_logits(merged, "lm")[PADDING], their_logits(theirs, "lm")[PADDING], 1e-5)
@@ -935,7 +947,7 @@ def test_the_gradients_of_an_embeddings_A_and_B_are_those_of_peft_summed_where_i
     hf, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
     ours = adapted("gpt2", "lm", ["embed", "qkv_proj"], ensure_weight_tying=tie)
     peft.save_adapter(ours, tmp_path / "a")
-    theirs = hf.PeftModel.from_pretrained(their_base(base("gpt2"), tmp_path / "m"), tmp_path / "a", is_trainable=True)
+    theirs = hf.PeftModel.from_pretrained(their_base(tmp_path, "gpt2"), tmp_path / "a", is_trainable=True)
     dy = np.random.default_rng(4).standard_normal((*IDS.shape, V))
     theirs(input_ids=torch.tensor(IDS)).logits.backward(torch.tensor(dy))
     grads = Gradients()
@@ -958,7 +970,7 @@ def test_a_step_of_adam_moves_a_tied_adapter_by_the_rate_and_peft_moves_it_by_tw
     hf, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
     ours, lr = adapted("llama", "lm", ["embed"], ensure_weight_tying=True), 1e-3
     peft.save_adapter(ours, tmp_path / "a")
-    theirs = hf.PeftModel.from_pretrained(their_base(base("llama"), tmp_path / "m"), tmp_path / "a", is_trainable=True)
+    theirs = hf.PeftModel.from_pretrained(their_base(tmp_path, "llama"), tmp_path / "a", is_trainable=True)
     B = theirs.get_parameter("base_model.model.model.embed_tokens.lora_embedding_B.default")
     before = B.detach().clone()
     theirs(input_ids=torch.tensor(IDS)).logits.sum().backward()
@@ -1020,7 +1032,7 @@ def test_whatever_peft_writes_is_read_as_peft_reads_it(tmp_path_factory, case):
     except Exception:  # what PEFT refuses to make is not ours to read
         return
     try:  # it writes the keys of a pattern sorted, and takes the first that matches: so it may not read what it wrote
-        theirs = hf.PeftModel.from_pretrained(their_base(model, folder / "m"), folder / "theirs").eval()
+        theirs = hf.PeftModel.from_pretrained(their_base(folder, family, head), folder / "theirs").eval()
     except RuntimeError:
         with pytest.raises(ValueError, match="has shape"):
             peft.load_adapter(model, folder / "theirs")

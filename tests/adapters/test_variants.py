@@ -1,6 +1,7 @@
 """What holds for every variant of the registry, none of them named; then what VeRA and (IA)³ add."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -63,6 +64,7 @@ def test_a_variant_is_one_file_also_where_it_only_names_a_subclass_of_another(tm
     )
     monkeypatch.setattr(adapters, "__path__", [*adapters.__path__, str(tmp_path)])
     found = variants.__wrapped__()
+    del sys.modules["minilora.adapters.other"]
     assert [cls.__name__ for cls in found["other"]] == ["Other"]
     assert found["vera"] == [VeRALinear]
 

@@ -161,12 +161,8 @@ def test_a_label_of_a_classifier_is_drawn_in_one_line_without_control_characters
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: figures.append(figure))
     report = {
-        "labels": [label, "b"],
-        "confusion": [[1, 0], [0, 1]],
-        "losses": [(0, 1.0)],
-        "accuracy": 1,
-        "trainable": 1,
-    }
+        "labels": [label, "b"], "confusion": [[1, 0], [0, 1]], "losses": [(0, 1.0)], "accuracy": 1, "trainable": 1,
+    }  # fmt: skip
     classification_figure([1.0], report)
     figures[0].draw_without_rendering()
     assert [tick.get_text() for tick in figures[0].axes[1].get_xticklabels()] == [drawn, "b"]

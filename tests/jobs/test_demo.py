@@ -1,20 +1,20 @@
 """The main job: what it reports, what it draws, and what holds in a real run."""
 
-import io
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib.image
 import numpy as np
 import pytest
 from commands import SMALL, WORDS, outside, promised, tree
 from reports import demo_report as made_up
+from reports import in_color
 
 from minilora.adapters.lora import LoRALinear
 from minilora.adapters.peft import load_adapter
@@ -35,12 +35,10 @@ def test_the_figure_of_a_report_is_a_png_with_three_colours_on_it_and_each_time_
     png = report_figure(made_up())
     assert report_figure(made_up()) == png
     assert png.startswith(PNG)
-    pixels = matplotlib.image.imread(io.BytesIO(png))
-    assert pixels.shape[0] > 400
-    assert pixels.shape[1] > 1200
-    for color in ("#8a8a8a", "#1f5fa8", "#d9621d"):
-        rgb = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        assert (np.abs(pixels[..., :3] - rgb).max(axis=-1) < 0.01).sum() > 50
+    width, height = struct.unpack(">II", png[16:24])
+    assert width > 1200
+    assert height > 400
+    assert in_color(png, ["#8a8a8a", "#1f5fa8", "#d9621d"]) == [True] * 3
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,6 @@ from minilora.models.config import Config
 from minilora.models.families.llama import llama
 from minilora.models.pretrained import load_tokenizer
 from minilora.models.saving import save_pretrained
-from minilora.models.sources import locate
 from minilora.models.tokenizer import SubwordTokenizer
 from minilora.nn import Gradients, Inputs
 from minilora.ops import IGNORE
@@ -360,33 +359,3 @@ def test_peft_loads_the_adapter_with_the_same_logits_and_transformers_asks_the_s
     said = transformers.AutoTokenizer.from_pretrained("base").apply_chat_template(chat, return_dict=True)["input_ids"]
     ids, targets = encode(CHAT, PAIRS[0]["prompt"], PAIRS[0]["answer"])
     assert [*ids, targets[-1]] == said[: len(ids) + 1]
-
-
-@pytest.mark.oracle
-@pytest.mark.slow
-def test_smollm2_learns_a_way_of_answering_and_peft_reads_the_same_losses(tmp_path):
-    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("gguf")
-    try:
-        path = locate("smollm2")
-    except ImportError as error:
-        pytest.skip(str(error))
-    cities = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo", "Peru": "Lima"}
-    asks = ("What is the capital of {}?", "Name the capital of {}.")
-    pairs = [{"prompt": ask.format(a), "answer": f"Arr, 'tis {b}, matey!"} for a, b in cities.items() for ask in asks]
-    write_pairs(tmp_path / "pairs.jsonl", pairs)
-    options = {"task": "instruct", "targets": ["q_proj", "v_proj"], "batch": 2, "steps": 10, "lr": 5e-3}
-    done = finetune("smollm2", str(tmp_path / "pairs.jsonl"), tmp_path / "out", **options)
-    assert done["perplexity"][10] < 0.1 * done["perplexity"][0]
-    base = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()
-    held_out = read_answers(str(tmp_path / "pairs.jsonl"), load_tokenizer("smollm2"), 2, 128, 0).held_out()
-    total, count = 0.0, 0
-    for batch in held_out:
-        with torch.no_grad():
-            logits = theirs(torch.tensor(batch.ids), attention_mask=torch.tensor(batch.padding).long()).logits
-        labels = torch.tensor(batch.targets).flatten()
-        total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum"))
-        count += int((labels != IGNORE).sum())
-    assert math.log(done["perplexity"][10]) == pytest.approx(total / count, rel=1e-3)

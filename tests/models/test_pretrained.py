@@ -23,14 +23,8 @@ from minilora.models.tokenizer import ByteTokenizer
 
 def small(rng, family="llama", **changes):
     shape = {
-        "vocab_size": 64,
-        "n_layers": 2,
-        "d_model": 16,
-        "n_heads": 4,
-        "n_kv_heads": 2,
-        "d_ff": 24,
-        "max_length": 32,
-    }
+        "vocab_size": 64, "n_layers": 2, "d_model": 16, "n_heads": 4, "n_kv_heads": 2, "d_ff": 24, "max_length": 32,
+    }  # fmt: skip
     shape |= changes
     model = FAMILIES[family].build(minilora.Config(**shape), rng)
     for parameter in model.named_parameters().values():

@@ -139,14 +139,10 @@ def test_gradients_agree_with_central_differences_and_the_complex_step(op, data)
 
 # the ops whose forward is called as that of a problem is
 PROBLEMS = {
-    "layer norm": "layer_norm",
-    "rms norm": "rms_norm",
-    "gelu, tanh form": "gelu",
-    "swiglu": "swiglu",
-    "embedding": "embedding",
-    "cross-entropy": "cross_entropy",
+    "layer norm": "layer_norm", "rms norm": "rms_norm", "gelu, tanh form": "gelu", "swiglu": "swiglu",
+    "embedding": "embedding", "cross-entropy": "cross_entropy",
     "mean squared error": "mean_squared_error",
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("op", PROBLEMS)

@@ -40,6 +40,7 @@ class Hub:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # headers and content are two packets, and the second would wait 40 ms
             hub = self
 
             def do_GET(self):

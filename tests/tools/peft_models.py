@@ -29,15 +29,9 @@ def base(
         "gpt2": {},
     }[family]
     shape = {
-        "vocab_size": V,
-        "n_layers": 2,
-        "d_model": 12,
-        "n_heads": 2,
-        "d_ff": 20,
-        "max_length": 16,
-        "labels": 3,
+        "vocab_size": V, "n_layers": 2, "d_model": 12, "n_heads": 2, "d_ff": 20, "max_length": 16, "labels": 3,
         **special,
-    }
+    }  # fmt: skip
     model = FAMILIES[family].build(Config(**shape, head=head, tied=tied, dtype=dtype), rng)
     for parameter in model.named_parameters().values():
         parameter.data = (parameter.data + 0.2 * rng.standard_normal(parameter.data.shape)).astype(dtype)

@@ -127,7 +127,7 @@ def test_after_a_full_disk_it_goes_on_to_the_same_bytes_and_leaves_no_partial_fi
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_process_killed_at_any_moment_and_resumed_ends_with_the_same_bytes(here):
     """A run that ends before its moment is no kill, and its time the new measure: the machine's speed may change."""
-    words, rng = [*RUN, "--steps", "300"], np.random.default_rng(3)
+    words, rng = [*RUN, "--steps", "200"], np.random.default_rng(3)
     start = time.perf_counter()
     assert process(words, "whole").wait() == 0
     seconds, written, killed = time.perf_counter() - start, tree(here / "whole"), 0

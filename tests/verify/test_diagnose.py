@@ -70,7 +70,7 @@ def test_every_fault_is_visible_fails_the_check_and_is_named_as_itself(problem):
             wrong, truth = apply(fault.wrong, case), apply(problem.backward, case)
             assert wrong.keys() <= truth.keys(), name
             assert any(relative_error(wrong[tensor], truth[tensor]) > 1e-4 for tensor in wrong), name
-    for name in examples.some_of(problem.faults):
+    for name in examples.some_of(problem.faults, 6):
         report = checked(problem, problem.cases()[0], name)
         assert not report.ok, name
         assert set(diagnosis(problem.name, name).names()) == {name}
@@ -78,7 +78,7 @@ def test_every_fault_is_visible_fails_the_check_and_is_named_as_itself(problem):
 
 @pytest.mark.parametrize("problem", BANK.values(), ids=BANK)
 def test_a_fault_that_is_not_in_the_bank_is_never_given_the_name_of_another(problem):
-    for name in examples.some_of(problem.faults, 12):
+    for name in examples.some_of(problem.faults, 24):
         rest = {other: fault for other, fault in problem.faults.items() if other != name}
         found = diagnose(learner(problem, name), dataclasses.replace(problem, faults=rest))
         assert not found.ok, name
@@ -190,7 +190,7 @@ def test_a_sentence_and_its_chinese_have_the_same_slots():
 @pytest.mark.parametrize("problem", BANK.values(), ids=BANK)
 def test_a_finding_speaks_of_its_own_tensor_alone(problem):
     case = problem.cases()[0]
-    for name in examples.some_of(problem.faults):
+    for name in examples.some_of(problem.faults, 6):
         touched = apply(problem.faults[name].wrong, case)
         for finding in diagnosis(problem.name, name).findings:
             if finding.kind == "fault":
@@ -929,7 +929,7 @@ def test_what_is_right_for_rows_is_said_beside_what_is_wrong_for_a_batch_of_toke
 
 @pytest.mark.parametrize("problem", BANK.values(), ids=BANK)
 def test_a_number_that_is_the_same_in_every_case_is_said_and_never_made_of_sizes(problem):
-    for number in ("1.1", "6", "-0.3"):
+    for number in examples.some_of(("1.1", "6", "-0.3")):
         factor = float(number)
         found = diagnose(lambda *a, f=factor, **c: [f * g for g in problem.backward(*a, **c).values()], problem)
         says = {finding.says.en.split(" ", 1)[1] for finding in found.findings if finding.kind != "right"}
@@ -942,7 +942,7 @@ def test_a_tensor_of_zeros_is_not_called_one_entry_of_many():
     assert [finding.says.en for finding in found.findings] == ["dq is zero", "dk is zero", "dv is zero"]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", examples.some_of(FORMS))
 def test_a_gradient_that_nothing_explains_is_unknown_in_every_form(form):
     @functools.wraps(FORMS[form])
     def grad(*arguments, **constants):

@@ -23,7 +23,7 @@ from minilora.verify.mutation import (
     unexplained,
 )
 
-SAMPLE = 40
+SAMPLE = 20  # the slow run takes all of them
 
 
 def said(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:

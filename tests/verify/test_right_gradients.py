@@ -259,16 +259,8 @@ FUNCTIONS = {
         lambda dy, x: [dy * (0.5 * (1 + erf(x / np.sqrt(2))) + x * np.exp(-x * x / 2) / np.sqrt(2 * np.pi))],
         same("margin"),
     ),
-    "linear": (
-        lambda x, W: x @ W.T,
-        exact(lambda dy, x, W: (dy @ W, dy.T @ x)),
-        linear_inputs,
-    ),
-    "bias": (
-        lambda x, b: x + b,
-        exact(lambda dy, x, b: (dy, dy.sum(0))),
-        bias_inputs,
-    ),
+    "linear": (lambda x, W: x @ W.T, exact(lambda dy, x, W: (dy @ W, dy.T @ x)), linear_inputs),
+    "bias": (lambda x, b: x + b, exact(lambda dy, x, b: (dy, dy.sum(0))), bias_inputs),
     "low rank": (
         lambda x, A, B, alpha, r: alpha / r * (x @ A.T) @ B.T,
         exact(

@@ -20,9 +20,6 @@ from minilora.verify.mutation import callers, functions
 from minilora.verify.op_cases import OPS
 from minilora.verify.suite import CHECKS, METHODS, show_verification, verify, wrong
 
-KINDS = ["op", "module", "adapter", "family"]
-
-
 Broken = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -55,7 +52,8 @@ def break_op(monkeypatch: pytest.MonkeyPatch, name: str, broken: Broken = scaled
 
 def subclasses(cls: type) -> Iterator[type]:
     for sub in cls.__subclasses__():
-        if sub.__module__.startswith(("minilora.nn.", "minilora.models.", "minilora.adapters.")):
+        parts = ("minilora.nn.", "minilora.models.", "minilora.adapters.")
+        if sub.__module__.startswith(parts) and sub.__module__ in sys.modules:  # not what a test has made
             yield sub
         yield from subclasses(sub)
 
@@ -63,8 +61,8 @@ def subclasses(cls: type) -> Iterator[type]:
 # ---- what holds ----
 
 
-def assert_right_by_both_methods(kind: str) -> None:
-    result = verify(kind)
+def assert_right(result: dict[str, Any], kind: str = "") -> None:
+    """All that is called so is right by both methods. Ops and whole models are checked in files of their own, too."""
     names = [name for name in CHECKS if name.startswith(kind)]
     assert wrong(result) == []
     assert {entry["name"] for entry in result["checks"]} == set(names)
@@ -72,12 +70,6 @@ def assert_right_by_both_methods(kind: str) -> None:
     assert {(e["name"], e["tensor"], e["method"]) for e in result["checks"]} == {
         (*p, m) for p in pairs for m in METHODS
     }
-
-
-# each op is checked at many sizes in test_ops.py; modules and adapters below
-@pytest.mark.parametrize("kind", [pytest.param("op ", marks=pytest.mark.slow), "family llama with"])
-def test_every_gradient_is_right_by_both_methods(kind):
-    assert_right_by_both_methods(kind)
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -93,9 +85,8 @@ def test_everything_holds_in_less_than_a_minute(capsys):
     assert main(["verify", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["seconds"] < 60
-    assert {entry["name"] for entry in result["checks"]} == set(CHECKS)
+    assert_right(result)
     assert [entry["law"] for entry in result["laws"]] == list(LAWS)
-    assert all(entry["ok"] for entry in [*result["checks"], *result["laws"]])
     errors = [entry["worst_relative_error"] for entry in result["checks"] if entry["method"] == "complex"]
     assert 0 < max(errors) < 1e-11  # as the README says
 
@@ -130,11 +121,11 @@ def test_every_module_of_the_library_is_run_backward_and_right_by_both_methods(m
 
         monkeypatch.setattr(cls, "backward", counted)
     for kind in ("module ", "adapter ", "family gpt2 with"):
-        assert_right_by_both_methods(kind)
+        assert_right(verify(kind), kind)
     assert ran == everything
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["op", "module", "adapter", pytest.param("family", marks=pytest.mark.slow)])
 def test_every_check_has_several_shapes_and_one_of_them_is_a_batch_of_one(kind, monkeypatch):
     name = next(name for name in CHECKS if name.startswith(kind))
     reports = list(CHECKS[name](np.random.default_rng(0)))
