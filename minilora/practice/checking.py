@@ -112,7 +112,8 @@ def namespace_of(path: Path, task: Exercise) -> dict[str, Any]:
     try:
         source = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        asks = words("`minilora ex reset {number}` writes it anew.", number=task.number)
+        anew = words("`minilora ex reset {number}` writes it anew.", number=task.number)
+        asks = anew if path.stem == task.name else None
         raise Broken("no file", words("there is no {file}", file=path.name), asks) from None
     except (OSError, UnicodeDecodeError) as error:
         raise Broken("no file", words("{file} cannot be read: {error}", file=path.name, error=str(error))) from None

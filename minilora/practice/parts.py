@@ -220,8 +220,9 @@ class Part:
             says = words("{it} changes nothing: what it computes must go into its arguments", it=self.name)
             raise Refused("unchanged", says)
         first = self.compared_as(first)
-        for name, value in self.compared_as(true).items():
-            refuse(name, first[name], value, arguments)
+        right = self.compared_as(true)
+        for name in right:
+            refuse(name, first[name], right, arguments)
         for name in changed:
             if name not in self.changes.split():
                 says = words("{it} changes its argument {name}: let it work on a copy", it=self.name, name=name)
@@ -247,10 +248,10 @@ class Refused(Exception):
         return (self.kind, self.detail) == (other.kind, other.detail)
 
 
-def refuse(name: str, mine: Any, true: Any, arguments: Arguments) -> None:
-    """Raise Refused for another shape or type than the true value's, or for what is not finite."""
+def refuse(name: str, mine: Any, right: Tensors, arguments: Arguments) -> None:
+    """Raise Refused for another shape or type than the right value's, or for what is not finite."""
     try:
-        array, wanted = np.asarray(mine), np.asarray(true)
+        array, wanted = np.asarray(mine), np.asarray(right[name])
     except ValueError:
         raise Refused("shape", words("{it} is no array: its rows differ in length", it=name)) from None
     if array.dtype.kind not in "biufcUS" or (array.dtype.kind in "US") != (wanted.dtype.kind in "US"):
@@ -265,11 +266,6 @@ def refuse(name: str, mine: Any, true: Any, arguments: Arguments) -> None:
             detail=name,
         )
     if array.shape != wanted.shape:
-        asks = (
-            words("Its transpose would have that shape: which axis of your result is which?")
-            if array.ndim > 1 and array.T.shape == wanted.shape
-            else None
-        )
         says = words(
             "{it} has shape {found}, and must have {wanted}, for {given}",
             it=name,
@@ -277,6 +273,12 @@ def refuse(name: str, mine: Any, true: Any, arguments: Arguments) -> None:
             wanted=shape(wanted),
             given=described(arguments),
         )
+        if array.ndim > 1 and array.T.shape == wanted.shape:
+            which = words("Its transpose would have that shape: which axis of your result is which?")
+            raise Refused("transposed", says, which, detail=f"{name} {array.shape}")
+        alike = [other for other, value in right.items() if np.shape(value) == array.shape]
+        order = words("That is the shape of {other}: in which order are the results returned?", other=(*alike, "")[0])
+        asks = order if alike else None
         raise Refused("shape", says, asks, detail=f"{name} {array.shape} {wanted.shape}")
     if array.dtype.kind == "f" and array.dtype != np.float64 and wanted.dtype == np.float64:
         raise Refused(
@@ -516,7 +518,7 @@ class Gradient(Part):
             try:
                 mine.append(self.outcome(function, self.of_case(case), self.of_truth(case)))
             except Refused as refused:
-                if refused.kind == "shape" and refused.asks:  # a transpose: diagnose says of which
+                if refused.kind == "transposed":  # diagnose says of what
                     break
                 return Checked([Finding(self.name, refused.kind, refused.says, refused.asks)])
         findings = diagnose(partial(self.as_gradient, function), self.bank, drawn if seed else None).findings
@@ -553,7 +555,9 @@ class Gradient(Part):
         for name in sorted(wrong, key=self.tensors.index):
             each = [(self.of_truth(case)[name], values[name]) for case, values in zip(drawn, mine, strict=True)]
             shown = [matrices(*pair) for pair in each if not same(*pair)]
-            yield Picture(name, *max(shown, key=lambda pair: pair[0].size))  # the one that fills the picture best
+            yield Picture(
+                f"{self.name}, {name}", *max(shown, key=lambda pair: pair[0].size)
+            )  # the one that fills the picture best
 
     def all_mistakes(self) -> dict[str, Mistake]:
         """The faults of the problem, as functions that the learner could have written, and the exercise's own."""

@@ -22,9 +22,18 @@ class Line(NamedTuple):
     """What is said about some tensors of one function."""
 
     part: str
-    right: bool
+    kind: str
     says: str
     asks: str
+
+    @property
+    def right(self) -> bool:
+        return self.kind == "right"
+
+    @property
+    def mark(self) -> str:
+        """✓, ✗, or a point for what is said further of a tensor that has its ✗ already."""
+        return {"right": "✓", "law": "·"}.get(self.kind, "✗")
 
 
 @dataclass(repr=False)
@@ -83,16 +92,18 @@ class Result:
         comma, colon = words(", ").in_language(language), words(": ").in_language(language)
         found, plain = [], words("{it} is right")
         for part, checked in self.parts.items():
-            said: dict[tuple[bool, str, str], list[str]] = {}
-            for f in checked.findings:
+            said: dict[tuple[str, str, str], list[str]] = {}
+            for f in sorted(checked.findings, key=lambda f: f.kind == "law"):  # a law says less than the rest
                 says = "{it}" if f.says == plain.filled(it=f.tensor) else f.says.in_language(language)
                 says = re.sub(rf"(?<!\w){re.escape(f.tensor)}(?!\w)", "{it}", says) if f.tensor else says
                 asks = f.asks.in_language(language) if f.asks else ""
-                said.setdefault((f.kind == "right", says, asks), []).append(f.tensor)
-            for (right, says, asks), names in said.items():
+                said.setdefault((f.kind, says, asks), []).append(f.tensor)
+            for (kind, says, asks), names in said.items():
                 it = comma.join(dict.fromkeys(names))
-                about = "" if "{it}" in says or not it else f"{it}{colon}"
-                found.append(Line(part, right, about + says.replace("{it}", it), asks))
+                if len(set(names)) > 1 and says.startswith("{it} ") and language == "en":
+                    says = f"{it}: each {says.removeprefix('{it} ')}"  # dx, dg: each lacks ...
+                about = "" if it in says or "{it}" in says or not it else f"{it}{colon}"
+                found.append(Line(part, kind, about + says.replace("{it}", it), asks))
         return found
 
     def headline(self, language: str = "") -> str:
@@ -113,7 +124,7 @@ class Result:
             if len(self.parts) > 1 and line.part != part:
                 part = line.part
                 lines.append(f"  {part}")
-            lines.append(f"  {'✓' if line.right else '✗'} {line.says}")
+            lines.append(f"  {line.mark} {line.says}")
             lines += [f"      {line.asks}"] if line.asks else []
         for picture in self.pictures:
             lines += ["", *drawn(picture, language)]
@@ -124,11 +135,15 @@ class Result:
         return "\n".join(lines)
 
     def note(self, language: str) -> str:
-        """How to look at a case, where a finding speaks of one."""
-        if all(finding.kind != "unknown" for finding in self.findings):
-            return ""
-        says = 'The arguments of a case: from minilora.practice import case; case("{number}", 0)'
-        return words(says, number=self.number).in_language(language)
+        """How to look at the case of which the first unknown finding speaks."""
+        for part, checked in self.parts.items():
+            for finding in checked.findings:
+                if finding.asks and (found := re.search(r"case (\d+)", finding.asks.en)):
+                    function = f', "{part}"' if len(self.parts) > 1 else ""
+                    call = f'case("{self.number}", {found[1]}{function})'
+                    says = words("To look at that case: from minilora.practice import case; {call}", call=call)
+                    return says.in_language(language)
+        return ""
 
     @property
     def pictures(self) -> list[Picture]:
@@ -164,7 +179,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{'✓' if line.right else '✗'}</td><td>{html.escape(line.part if len(self.parts) > 1 else '')}</td>"
+            f"<tr><td>{line.mark}</td><td>{html.escape(line.part if len(self.parts) > 1 else '')}</td>"
             f"<td style='text-align:left'>{html.escape(line.says)}"
             + (f"<br><i>{html.escape(line.asks)}</i>" if line.asks else "")
             + "</td></tr>"
@@ -224,12 +239,25 @@ def colour(share: float) -> tuple[int, int, int]:
     return r, g, b
 
 
+def legend(picture: Picture, language: str = "en") -> str:
+    """What is drawn, and how large its full colour is."""
+    says = words(
+        "{tensor}: rows are tokens; orange > 0, blue < 0, full colour {size}",
+        tensor=picture.tensor,
+        size=f"{largest(picture):.2g}",
+    )
+    return says.in_language(language)
+
+
 def drawn(picture: Picture, language: str = "en") -> list[str]:
     """The three matrices side by side in plain text, ten shades of size from 0 to the largest entry."""
     each, top = panels(picture), largest(picture)
     width = max(2 * picture.true.shape[1], 12) + 2
     heads = "".join(f"{words(name).in_language(language):<{width}}" for name in each)
-    lines = [f"  {picture.tensor}", f"  {heads}".rstrip()]
+    says = words(
+        "{tensor}: rows are tokens; the darkest is {size}", tensor=picture.tensor, size=f"{largest(picture):.2g}"
+    )
+    lines = [f"  {says.in_language(language)}", f"  {heads}".rstrip()]
     for rows in zip(*each.values(), strict=True):
         cells = ("".join(SHADES[min(int(9.99 * abs(v) / top), 9)] * 2 for v in values) for values in rows)
         lines.append("  " + "".join(f"{cell:<{width}}" for cell in cells).rstrip())
@@ -246,4 +274,4 @@ def painted(picture: Picture, language: str = "en") -> str:
         )
         table = "".join(f"<tr>{row}</tr>" for row in rows)
         cells.append(f"<td>{words(name).in_language(language)}<table style='border-spacing:0'>{table}</table></td>")
-    return f"<table><caption>{html.escape(picture.tensor)}</caption><tr>{''.join(cells)}</tr></table>"
+    return f"<table><caption>{html.escape(legend(picture, language))}</caption><tr>{''.join(cells)}</tr></table>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import shlex
@@ -11,19 +10,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..verify.language import Words, words
+from ..verify.language import words
 from .catalogue import exercise
-from .exercise import Exercise
-from .parts import Picture
-from .progress import Record
-from .result import Result, colour, drawn, largest, panels
+from .help import next_hint, solution
+from .result import Result
+from .screen import facts, progress_bar, show_pictures, show_result, table
 from .terminal import Event, Events
 from .worker import Worker
 from .workspace import Workspace
 
 IDLE = 600.0  # seconds after which the learner is taken to be elsewhere
-HEADS = ("exercise", "kind", "min", "level", "state", "attempts")
-KEYS = "h hint · l list · n next · x reset · e editor · s solution · q quit"
+KEYS = "h hint · l list · n next · x reset · e editor · p picture · s solution · q quit"
 
 
 class Session:
@@ -38,6 +35,7 @@ class Session:
         self.notes: list[str] = []  # below the result, until the file is saved again
         self.checked = ""  # the content that was checked last
         self.since = time.monotonic()
+        self.drawn = False  # whether to show pictures this time
         self.choosing: str | None = None  # the digits typed so far in the list
 
     # ---- what happens ----
@@ -54,7 +52,8 @@ class Session:
         return self.handled(events.next(), events)
 
     def handled(self, event: Event, events: Events) -> bool:
-        if event.kind == "end" or (event.kind == "key" and event.value in "qQ\x04"):
+        quits = event.kind == "key" and event.value in "qQ\x04" and self.choosing is None
+        if event.kind == "end" or quits:
             return False
         if event.kind == "saved" and event.value == f"{self.current.name}.py":
             self.check()
@@ -70,6 +69,7 @@ class Session:
             self.choose(key)
             return
         actions = {"h": self.hint, "n": self.next, "x": self.reset, "s": self.solution, "l": self.list}
+        actions["p"] = self.picture
         if key == "e":
             self.edit(events)
         elif key in actions:
@@ -78,6 +78,8 @@ class Session:
     def check(self) -> None:
         """Check the current file. What it takes counts as an attempt if the file is not as it was."""
         path = self.workspace.path(self.current)
+        if self.console.is_terminal:
+            self.console.print(self.said("checking ..."))
         self.result = self.worker.check(self.current.number, path, self.language, self.progress.seed)
         content = hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
         if content != self.checked:
@@ -103,7 +105,7 @@ class Session:
         self.go_to(self.next_number(self.current.number))
 
     def hint(self) -> None:
-        self.notes = [next_hint(self.workspace, self.current, self.result).in_language(self.language)]
+        self.notes = [next_hint(self.workspace, self.current).in_language(self.language)]
 
     def reset(self) -> None:
         kept = self.workspace.reset(self.current)
@@ -132,17 +134,25 @@ class Session:
     def list(self) -> None:
         self.clear()
         self.console.print(table(self.workspace, self.order, self.current.number))
-        self.console.print(self.said("Type the number of an exercise to go to it, or any other key to go back."))
+        self.console.print(
+            self.said("Type the number of an exercise and Enter to go to it, or any other key to go back.")
+        )
         self.choosing = ""
 
     def choose(self, key: str) -> None:
-        self.choosing = (self.choosing or "") + key
-        if not key.isdigit():
-            self.choosing = None
-        elif len(self.choosing) == 2:
-            number, self.choosing = self.choosing, None
-            if number in self.order:
-                self.go_to(number)
+        """A digit of a number, Enter after it, or any other key to go back."""
+        typed = self.choosing or ""
+        if key.isdigit() and len(typed) < 2:
+            self.choosing = typed + key
+            self.console.print(key, end="")
+            return
+        self.choosing = None
+        if key in "\r\n" and typed.zfill(2) in self.order:
+            self.go_to(typed.zfill(2))
+
+    def picture(self) -> None:
+        """The wrong matrices in place of the notes."""
+        self.drawn = True
 
     # ---- the screen ----
 
@@ -181,102 +191,15 @@ class Session:
                 )
             elif self.result.state == "not started":
                 self.console.print(self.said("Write it in that file. Each time you save it, it is checked."))
+        if self.drawn and self.result:
+            show_pictures(self.console, self.result, self.language)
+            self.drawn = False
         for note in self.notes:
             self.console.print()
             self.console.print(Text(note))
         self.console.print()
         self.console.print(progress_bar([self.progress.passed(number) for number in self.order]))
         self.console.print(Text(self.said(KEYS), "dim"))
-
-
-def facts(task: Exercise, language: str) -> str:
-    """Kind, minutes, difficulty."""
-    minutes = words("{n} min", n=str(task.minutes)).in_language(language)
-    return (
-        f"{words(task.kind).in_language(language)} · {minutes} · {'●' * task.difficulty}{'○' * (5 - task.difficulty)}"
-    )
-
-
-def show_result(console: Any, result: Result, language: str) -> None:
-    """The findings, a line each, with what they ask below."""
-    from rich.padding import Padding
-    from rich.text import Text
-
-    part = ""
-    for line in result.lines(language):
-        if len(result.parts) > 1 and line.part != part:
-            part = line.part
-            console.print(Padding(Text(part, "bold"), (0, 0, 0, 2), expand=False))
-        mark = Text("✓ " if line.right else "✗ ", "green" if line.right else "red")
-        console.print(Padding(mark + Text(line.says, ""), (0, 0, 0, 2), expand=False))
-        if line.asks:
-            console.print(Padding(Text(line.asks, "yellow"), (0, 0, 0, 6), expand=False))
-    for picture in result.pictures:
-        console.print()
-        if console.color_system:
-            console.print(in_colour(picture, language))
-        else:
-            console.print(Text("\n".join(drawn(picture, language))), no_wrap=True)
-    if note := result.note(language):
-        console.print(Padding(Text(note, "dim"), (0, 0, 0, 2), expand=False))
-    if result.printed:
-        console.print()
-        console.print(Text(words("Your file printed:").in_language(language)))
-        console.print(Padding(Text(result.printed), (0, 0, 0, 2), expand=False))
-
-
-def in_colour(picture: Picture, language: str) -> Any:
-    """The true matrix, the learner's and the difference side by side."""
-    from rich.table import Table
-    from rich.text import Text
-
-    top = largest(picture)
-    found = Table(box=None, title=picture.tensor, title_justify="left", padding=(0, 2, 0, 2))
-    matrices = []
-    for name, matrix in panels(picture).items():
-        found.add_column(words(name).in_language(language))
-        rows = (Text.assemble(*(("  ", "on rgb({},{},{})".format(*colour(v / top))) for v in row)) for row in matrix)
-        matrices.append(Text("\n").join(rows))
-    found.add_row(*matrices)
-    return found
-
-
-def progress_bar(done: Sequence[bool], width: int = 30) -> str:
-    full = round(width * sum(done) / max(len(done), 1))
-    return f"{'▓' * full}{'░' * (width - full)} {sum(done)}/{len(done)}"
-
-
-def table(workspace: Workspace, order: Sequence[str], current: str = "") -> Any:
-    """The exercises in order, and what was done in each."""
-    from ..display.tables import numbers_right
-
-    language, progress = workspace.progress.language, workspace.progress
-    heads = [words(head).in_language(language) for head in HEADS]
-    found = numbers_right("", "", *heads, words=(0, 1, 2, 5), box=None)
-    for number in order:
-        task, record = exercise(number), progress.records.get(number)
-        state = words(record.state if record else "not started").in_language(language)
-        title = f"{number} {task.said(task.title).in_language(language)}"
-        mark = "▶" if number == current else "✓" if progress.passed(number) else ""
-        attempts = str(record.attempts) if record and record.attempts else ""
-        facts = words(task.kind).in_language(language), str(task.minutes), str(task.difficulty)
-        found.add_row(mark, title, *facts, state, attempts)
-    return found
-
-
-def listed(workspace: Workspace, order: Sequence[str]) -> list[dict[str, Any]]:
-    """The same for other programs."""
-    records = {number: workspace.progress.records.get(number, Record()) for number in order}
-    return [
-        {
-            "exercise": task.number,
-            "name": task.name,
-            "title": task.said(task.title)._asdict(),
-            **{"kind": task.kind, "minutes": task.minutes, "difficulty": task.difficulty, "needs": list(task.needs)},
-            **{"state": record.state, "attempts": record.attempts, "mistakes": record.mistakes},
-        }
-        for task, record in ((exercise(number), record) for number, record in records.items())
-    ]
 
 
 def first_exercise(workspace: Workspace, console: Any, events: Events) -> None:
@@ -286,74 +209,10 @@ def first_exercise(workspace: Workspace, console: Any, events: Events) -> None:
         return
     progress.start = "03"
     if console.is_terminal and events.single:
-        question = "Do you know backpropagation through a linear layer well? y: begin with LoRA, n: begin with that."
+        question = "Begin with the backward of a linear layer (n), or do you know it and go straight to LoRA (y)? [n]"
         console.print(words(question).in_language(progress.language))
         event = events.next()
         while event.kind == "saved":
             event = events.next()
         progress.start = "01" if event.value in ("y", "Y") else "03"
     progress.save()
-
-
-def next_hint(workspace: Workspace, task: Exercise, result: Result | None = None) -> Words:
-    """The next hint of an exercise: the two hints, and after a wrong attempt the mistakes that people make in it."""
-    progress = workspace.progress
-    record = progress.record(task.number)
-    hints = [task.said(hint) for hint in task.hints]
-    if progress.failed_before(task.number):
-        hints.append(common_mistakes(task))
-    n = record.hints % len(hints)
-    record.hints += 1
-    progress.save()
-    return words("hint {n} of {all}: {hint}", n=str(n + 1), all=str(len(hints)), hint=hints[n])
-
-
-def common_mistakes(task: Exercise) -> Words:
-    """What people get wrong in it, without which of them the learner has made."""
-    lines = [words("mistakes that people make here:")]
-    for part in task.parts:
-        lines += [mistake.says.filled(it=part.name) for mistake in part.all_mistakes().values()]
-    return Words("\n  - ".join(line.en for line in lines), "\n  - ".join(line.zh for line in lines))
-
-
-def solution(workspace: Workspace, task: Exercise, language: str, spoil: bool = False) -> str:
-    """The solution, its derivation, and the difference of the learner's file to it; after passing, or with `spoil`."""
-    if not spoil and not workspace.progress.passed(task.number):
-        return words(
-            "The solution is shown when the exercise is passed, or by `minilora ex solution {number} --spoil`.",
-            number=task.number,
-        ).in_language(language)
-    solved, path = task.solution(language), workspace.path(task)
-    mine = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    parts = [body(solved)]
-    if text := derivation(task):
-        parts.append(
-            words("The derivation (minilora/ops/{name}.py):", name=task.derivation).in_language(language)
-            + "\n\n"
-            + text
-        )
-    changes = difflib.unified_diff(
-        body(mine).splitlines(), body(solved).splitlines(), path.name, "solution", lineterm=""
-    )
-    if mine and (listed := "\n".join(changes)):
-        parts.append(words("From yours to the solution:").in_language(language) + "\n\n" + listed)
-    return "\n\n".join(parts)
-
-
-def body(source: str) -> str:
-    """A file of the learner without its statement."""
-    import ast
-
-    try:
-        first = ast.parse(source).body[0]
-    except (SyntaxError, ValueError, IndexError):
-        return source.strip()
-    is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-    return "\n".join(source.splitlines()[first.end_lineno if is_text else 0 :]).strip()
-
-
-def derivation(task: Exercise) -> str:
-    """The docstring of the op that derives it."""
-    from importlib import import_module
-
-    return (import_module(f"minilora.ops.{task.derivation}").__doc__ or "").strip() if task.derivation else ""

@@ -47,6 +47,16 @@ class Workspace:
         path = full_path(self.progress.start)
         return [n for n in path if n in self.progress.records or self.path(exercise(n)).exists()] or path
 
+    def started(self) -> list[str]:
+        """Those of them whose file is not as it was handed out."""
+        tasks = [exercise(number) for number in self.order()]
+        return [task.number for task in tasks if self.text(task) not in ("", task.stub(self.progress.language))]
+
+    def text(self, exercise: Exercise) -> str:
+        """What is in the learner's file; "" where there is none."""
+        path = self.path(exercise)
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
     def reset(self, exercise: Exercise) -> Path | None:
         """Write the stub anew. Returns where the old attempt is kept, if there was one that differs."""
         path, stub = self.path(exercise), exercise.stub(self.progress.language)

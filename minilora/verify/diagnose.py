@@ -83,7 +83,7 @@ def diagnose(
             raise ValueError("a function of your own needs cases=[Case(dy, inputs, constants, sizes), ...]")
         name, numeric = getattr(problem, "__name__", "f"), numeric_gradient(problem, list(own[0].inputs))
         name = "f" if name == "<lambda>" else name
-        forms = [Form(Problem(name, problem, numeric, lambda _, i: own[i], laws=laws or {}))]
+        forms = [Form(Problem(name, problem, numeric, lambda _, case: case, shapes=own, laws=laws or {}))]
     raised = []
     forms = iter(forms)
     for form in forms:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -40,6 +40,11 @@ class Factor(NamedTuple):
     terms: tuple[str, ...] = ()  # the terms of other gradients that have it
 
 
+def other_rows(rng: np.random.Generator, shapes: Sequence[Any]) -> list[Any]:
+    """The same sizes in other company: batch and tokens of one case with the widths of another."""
+    return [(*shapes[j][:2], *shape[2:]) for j, shape in zip(rng.permutation(len(shapes)), shapes, strict=True)]
+
+
 @dataclass
 class Problem:
     """`forward(*inputs, **constants)`, its textbook `backward(dy, *inputs, **constants) -> {"dx": ...}`, and faults.
@@ -51,7 +56,7 @@ class Problem:
     name: str
     forward: Callable[..., Array]
     backward: Backward
-    draw: Callable[[np.random.Generator, int], Case]  # case i
+    draw: Callable[[np.random.Generator, Any], Case]  # a case of these sizes, one row of `shapes`
     terms: Terms = lambda *arguments, **constants: {}  # the true gradients as sums of named terms
     laws: Mapping[str, Law] = field(default_factory=dict)  # what must hold of the gradients, without a reference
     faults: dict[str, Fault] = field(default_factory=dict)
@@ -70,9 +75,14 @@ class Problem:
     original: Problem | None = None  # of which this is another form
     in_this_form: Callable[[Backward], Backward] = lambda backward: backward  # a gradient of the original in this form
 
+    shapes: Sequence[Any] = field(kw_only=True)  # the sizes of each case, batch and tokens first
+    others: Callable[[np.random.Generator, Sequence[Any]], Sequence[Any]] = field(default=other_rows, kw_only=True)
+
     def cases(self, seed: int = 0, n: int = 6) -> list[Case]:
+        """The first n cases. A seed other than 0 gives other numbers in other shapes."""
         # The 1 keeps these numbers apart from those of default_rng(0), which a checker is likely to draw.
-        return [self.draw(np.random.default_rng([seed, i, 1]), i) for i in range(n)]
+        shapes = self.others(np.random.default_rng([seed, 1]), self.shapes) if seed else self.shapes
+        return [self.draw(np.random.default_rng([seed, i, 1]), shape) for i, shape in enumerate(shapes[:n])]
 
     def signature(self) -> str:
         """What a gradient of this problem is called with, in a line: shapes, and the constants of the first case."""

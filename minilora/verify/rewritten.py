@@ -131,7 +131,7 @@ def rewritten(
         problem,
         forward=forward,
         backward=outer(problem.backward),
-        draw=lambda rng, i: narrow(problem.draw(rng, i)),
+        draw=lambda rng, shape: narrow(problem.draw(rng, shape)),
         terms=terms,
         laws={name: within(law) for name, law in problem.laws.items()},
         faults={

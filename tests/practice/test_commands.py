@@ -147,7 +147,7 @@ def test_a_wrong_norm_is_drawn_true_yours_and_the_difference():
 
     result = check("13", layer_norm_backward, exercise("13").parts[1].solution)
     (picture,) = result.pictures
-    assert picture.tensor == "dx"
+    assert picture.tensor == "layer_norm_backward, dx"
     assert picture.yours == pytest.approx(2 * picture.true)
     assert "difference" in result.text()
     assert "background:rgb" in result._repr_html_()

@@ -7,7 +7,8 @@ from pathlib import Path
 from minilora import practice
 from minilora.practice.exercise import KINDS
 from minilora.practice.result import STATES
-from minilora.practice.session import HEADS, KEYS
+from minilora.practice.screen import HEADS
+from minilora.practice.session import KEYS
 from minilora.verify.language import catalogue
 
 PRACTICE = Path(practice.__file__).parent

@@ -14,8 +14,9 @@ import pytest
 
 from minilora.display.tables import wide_console
 from minilora.practice import exercise
+from minilora.practice.help import next_hint, solution
 from minilora.practice.progress import Progress
-from minilora.practice.session import Session, next_hint, solution
+from minilora.practice.session import Session
 from minilora.practice.sprint import Sprint, prepare
 from minilora.practice.terminal import Event
 from minilora.practice.tracks import COURSE, FULL, SPRINT, full_path
@@ -86,7 +87,7 @@ def test_a_save_checks_the_file_and_counts_an_attempt_if_it_changed(workspace, w
 
 def test_keys_give_hints_the_list_another_exercise_and_the_stub(workspace, worker, capsys, monkeypatch):
     session = Session(workspace, worker, wide_console(), ["03", "04"])
-    out = run(session, "h", "h", "l", "0", "4", "s", capsys=capsys)
+    out = run(session, "h", "h", "l", "q", "l", "4", "\n", "s", capsys=capsys)
     assert "hint 1 of 2" in out
     assert "hint 2 of 2" in out
     assert "Type the number" in out
@@ -107,23 +108,23 @@ def test_keys_give_hints_the_list_another_exercise_and_the_stub(workspace, worke
 def test_common_mistakes_are_a_hint_only_after_the_first_wrong_attempt(workspace, worker):
     task = exercise("04")
     before = [next_hint(workspace, task).en for _ in range(3)]
-    assert not any("mistakes that people make" in hint for hint in before)
+    assert not any("Mistakes that people make" in hint for hint in before)
     write(workspace, "04", WRONG)
     workspace.progress.add(worker.check("04", workspace.path(task)))
     after = [next_hint(workspace, task).en for _ in range(3)]
-    assert sum("mistakes that people make" in hint for hint in after) == 1
+    assert sum("Mistakes that people make" in hint for hint in after) == 1
 
 
 def test_a_solution_comes_after_passing_with_its_derivation_and_the_difference(workspace):
     task = exercise("04")
     assert "--spoil" in solution(workspace, task, "en")
-    for text in (solution(workspace, task, "en", spoil=True), None):
-        if text is None:
-            workspace.progress.record("04").state = "passed"
-            text = solution(workspace, task, "en")
+    spoilt = solution(workspace, task, "en", spoil=True)
+    workspace.progress.record("04").state = "passed"
+    for text in (spoilt, solution(workspace, task, "en")):
         assert "dh = s * dy @ B" in text
         assert "minilora/ops/lora.py" in text
         assert "-    raise NotImplementedError" in text
+        assert task.viva[1].good in text
 
 
 def test_in_chinese_everything_is_said_in_chinese(tmp_path, worker, capsys):
@@ -238,7 +239,7 @@ def test_in_a_terminal_a_save_is_seen_and_a_key_needs_no_enter(workspace):
                 if select.select([parent], [], [], 0.2)[0]:
                     seen += os.read(parent, 65536).decode(errors="replace")
 
-        until("begin with LoRA")
+        until("straight to LoRA")
         os.write(parent, b"n")
         until("linear_backward is not written yet")
         until("quit")

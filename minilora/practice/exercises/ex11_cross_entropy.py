@@ -80,7 +80,7 @@ class MeanLoss(Gradient):
         no_mistakes_here = ("upstream_forgotten", "divided_by_labels_here")
         return replace(
             bank,
-            draw=lambda rng, i: as_a_mean(bank.draw(rng, i)),
+            draw=lambda rng, shape: as_a_mean(bank.draw(rng, shape)),
             faults={name: fault for name, fault in bank.faults.items() if name not in no_mistakes_here},
         )
 

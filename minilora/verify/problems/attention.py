@@ -33,19 +33,19 @@ def draw_case(rng, shape, mask):
     return Case(dy, {"q": q, "k": k, "v": v}, {"mask": mask}, sizes)
 
 
-def draw_causal(rng, i):
-    return draw_case(rng, PLAIN[i], forbid(np.tri(PLAIN[i][1])))
+def draw_causal(rng, shape):
+    return draw_case(rng, shape, forbid(np.tri(shape[1])))
 
 
-def draw_masked(rng, i):
+def draw_masked(rng, shape):
     """Samples of different lengths, the shortest of two tokens, padded at their end."""
-    batch, tokens, *_ = PLAIN[i]
-    lengths = 2 + (i + np.arange(batch)) % (tokens - 1)
-    return draw_case(rng, PLAIN[i], forbid(np.arange(tokens) < lengths[:, None, None, None]))
+    batch, tokens, *_ = shape
+    lengths = 2 + np.arange(batch) % (tokens - 1)
+    return draw_case(rng, shape, forbid(np.arange(tokens) < lengths[:, None, None, None]))
 
 
-def draw_grouped(rng, i):
-    return draw_case(rng, GROUPED[i], forbid(np.tri(GROUPED[i][1])))
+def draw_grouped(rng, shape):
+    return draw_case(rng, shape, forbid(np.tri(shape[1])))
 
 
 def total(a):
@@ -182,16 +182,18 @@ causal_attention = attention(
     "causal_attention",
     draw=draw_causal,
     laws=CAUSAL_LAWS,
+    shapes=PLAIN,
     formula=FORMULA,
     aliases=("attention", "self_attention", "scaled_dot_product_attention"),
 )
 masked_attention = attention(
-    "masked_attention", draw=draw_masked, laws=LAWS, formula=FORMULA, aliases=("padded_attention",)
+    "masked_attention", draw=draw_masked, laws=LAWS, shapes=PLAIN, formula=FORMULA, aliases=("padded_attention",)
 )
 grouped_query_attention = attention(
     "grouped_query_attention",
     draw=draw_grouped,
     laws=CAUSAL_LAWS,
+    shapes=GROUPED,
     formula=f"{FORMULA}; heads/groups query heads share a key/value head",
     aliases=("gqa",),
 )

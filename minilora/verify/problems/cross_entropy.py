@@ -15,8 +15,8 @@ IGNORE = -100
 SHAPES = [(3, 5, 7, 20, 2), (2, 4, 9, 11, 3), (4, 6, 5, 31, 4), (5, 3, 8, 26, 5), (6, 7, 4, 50, 6), (7, 8, 6, 71, 7)]
 
 
-def draw(rng, i):
-    batch, tokens, V, count, ignored = SHAPES[i]
+def draw(rng, shape):
+    batch, tokens, V, count, ignored = shape
     targets = rng.integers(V, size=(batch, tokens))
     targets.flat[rng.choice(targets.size, ignored, replace=False)] = IGNORE
     inputs = {"logits": 2 * rng.standard_normal((batch, tokens, V))}
@@ -106,6 +106,7 @@ cross_entropy = Problem(
         "sign_flipped": "Does the loss rise or fall when the logit of the target grows?",
         "no_mean": "How much does one position weigh in the loss of forward?",
     },
+    shapes=SHAPES,
     formula="L = -1/count Σ log softmax(z)[target], over the positions with a label; dy is dL; -100 is no label",
     aliases=("ce", "cross_entropy_loss", "softmax_cross_entropy", "nll"),
     complete=complete,

@@ -14,11 +14,11 @@ import numpy as np
 from ..case import Case
 from ..problem import Factor, Problem
 from .linear import linear_in, outer_total
-from .low_rank import SHAPES, exchange, scale_of
+from .low_rank import SHAPES, exchange, other_shapes, scale_of
 
 
-def draw(rng, i):
-    batch, tokens, width_in, width_out, r, alpha, _ = SHAPES[i]
+def draw(rng, shape):
+    batch, tokens, width_in, width_out, r, alpha, _ = shape
     x = rng.standard_normal((batch, tokens, width_in))
     A, B = rng.standard_normal((r, width_in)), rng.standard_normal((width_out, r))
     m = 1 + rng.random(width_out)
@@ -79,6 +79,8 @@ dora = Problem(
         "norm": Factor("the factor 1/‖V‖", one_over_norm, ("dm",)),
     },
     asks={"no_norm": "What does m multiply in forward: V, or V divided by its length?"},
+    shapes=SHAPES,
+    others=other_shapes,
     formula="y = x W'ᵀ, W' = m ∘ V/‖V‖ of each row, V = W + s B A, s = α/r",
     complete=complete,
     optional="also without r (that of A), and with s for alpha/r",

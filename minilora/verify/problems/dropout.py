@@ -7,11 +7,11 @@ from ..problem import Factor, Problem
 SHAPES = [(5, 3, 8, 0.2), (4, 7, 6, 0.1), (3, 5, 9, 0.3), (6, 2, 7, 0.4), (2, 8, 5, 0.15), (7, 4, 10, 0.25)]
 
 
-def draw(rng, i):
-    *shape, p = SHAPES[i]
-    dy, x = rng.standard_normal((2, *shape))
-    sizes = dict(zip(["batch", "tokens", "width"], shape, strict=True)) | {"1-p": 1 - p}
-    return Case(dy, {"x": x}, {"keep": draw_mask(rng, shape, p), "p": p}, sizes)
+def draw(rng, shape):
+    *size, p = shape
+    dy, x = rng.standard_normal((2, *size))
+    sizes = dict(zip(["batch", "tokens", "width"], size, strict=True)) | {"1-p": 1 - p}
+    return Case(dy, {"x": x}, {"keep": draw_mask(rng, size, p), "p": p}, sizes)
 
 
 def draw_mask(rng, shape, p):
@@ -52,6 +52,7 @@ dropout = Problem(
         "no_rescaling": "What else does forward do to the entries that survive, so that the mean of y is x?",
         "rescaling_twice": "How often does x meet the mask on its way to y?",
     },
+    shapes=SHAPES,
     formula="y = x ∘ keep; keep is 0 where x is dropped, else 1/(1-p)",
     rows=True,
     pairs=False,

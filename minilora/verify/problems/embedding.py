@@ -19,16 +19,16 @@ from .linear import outer_total, total
 SHAPES = [(3, 5, 4, 7), (4, 3, 6, 8), (2, 7, 5, 9), (5, 4, 3, 6), (6, 2, 7, 10), (7, 6, 8, 11)]
 
 
-def draw_ids(rng, i):
+def draw_ids(rng, shape):
     """ids and sizes. Row 0 is looked up three times or more, twice in one sample; the last row never is."""
-    batch, tokens, width, V = SHAPES[i]
+    batch, tokens, width, V = shape
     ids = rng.integers(0, V - 1, (batch, tokens))
     ids[0, :2] = ids[-1, -1] = 0
     return ids, {"batch": batch, "tokens": tokens, "width": width, "V": V}
 
 
-def draw(rng, i):
-    ids, sizes = draw_ids(rng, i)
+def draw(rng, shape):
+    ids, sizes = draw_ids(rng, shape)
     W = rng.standard_normal((sizes["V"], sizes["width"]))
     return Case(rng.standard_normal((*ids.shape, sizes["width"])), {"W": W}, {"ids": ids}, sizes)
 
@@ -81,6 +81,7 @@ embedding = Problem(
     },
     says={"averaged_over_rows": "dW is divided by the number of positions: it is a mean, but must be a sum"},
     asks={"averaged_over_rows": "Is there a mean in this op, or would it belong to the loss?"},
+    shapes=SHAPES,
     formula="y = W[ids]",
     rows=True,
 )
@@ -137,8 +138,8 @@ embedding.computed("started_from_W", dW=lambda dy, W, ids: W + add_rows(ids, dy,
 # tied to the logits
 
 
-def draw_tied(rng, i):
-    ids, sizes = draw_ids(rng, i)
+def draw_tied(rng, shape):
+    ids, sizes = draw_ids(rng, shape)
     W = rng.standard_normal((sizes["V"], sizes["width"]))
     H = rng.standard_normal((sizes["width"], sizes["width"])) / np.sqrt(sizes["width"])
     return Case(rng.standard_normal((*ids.shape, sizes["V"])), {"W": W, "H": H}, {"ids": ids}, sizes)
@@ -187,6 +188,7 @@ tied_embedding = Problem(
         "no_output_path": "A row of W that no id looks up still makes a logit: what is its gradient?",
         "counted_twice": "The table is one parameter under two names: how often was its gradient accumulated?",
     },
+    shapes=SHAPES,
     formula="z = tanh(W[ids] H) Wᵀ",
     aliases=("tied",),
     rows=True,

@@ -14,8 +14,8 @@ C = 0.044715
 SHAPES = [(4, 3, 7), (5, 6, 4), (3, 5, 8), (6, 4, 3), (2, 7, 9), (7, 2, 6)]
 
 
-def draw(rng, i):
-    batch, tokens, width = SHAPES[i]
+def draw(rng, shape):
+    batch, tokens, width = shape
     x = 1.5 * rng.standard_normal((batch, tokens, width))
     return Case(rng.standard_normal(x.shape), {"x": x}, {}, {"batch": batch, "tokens": tokens, "width": width})
 
@@ -68,6 +68,7 @@ gelu = Problem(
         "counted_twice": "For a large x the output is x itself: what must the slope be there?",
         "tanh_term_twice": "The 1/2 stands in front of the whole product: how many of its terms does it reach?",
     },
+    shapes=SHAPES,
     formula="y = x (1 + tanh u)/2, u = √(2/π) (x + 0.044715 x³)",
     aliases=("gelu_tanh", "gelu_new"),
     rows=True,

@@ -9,12 +9,12 @@ in side         y = (l ∘ x) Wᵀ + b          dx = l ∘ (dy W)         dl = �
 from ..case import Case, relative_error
 from ..problem import Problem
 from .linear import linear_in, total
-from .low_rank import SHAPES
+from .low_rank import SHAPES, other_shapes
 
 
 def drawn(width_of_l):
-    def draw(rng, i):
-        batch, tokens, width_in, width_out, *_ = SHAPES[i]
+    def draw(rng, shape):
+        batch, tokens, width_in, width_out, *_ = shape
         sizes = {"batch": batch, "tokens": tokens, "in": width_in, "out": width_out}
         inputs = {"x": rng.standard_normal((batch, tokens, width_in)), "l": rng.standard_normal(sizes[width_of_l])}
         constants = {"W": rng.standard_normal((width_out, width_in)), "b": rng.standard_normal(width_out)}
@@ -44,6 +44,8 @@ ia3 = Problem(
     backward,
     drawn("out"),
     laws={"l ∘ dl is dy ∘ y summed over the rows, because y is linear in l": linear_in("l", forward)},
+    shapes=SHAPES,
+    others=other_shapes,
     formula="y = l ∘ (x Wᵀ + b)",
     complete=complete,
     optional="also without b",
@@ -92,6 +94,8 @@ ia3_feed_forward = Problem(
     feed_forward_backward,
     drawn("in"),
     laws={"l ∘ dl is dx ∘ x summed over the rows, because y depends on l ∘ x alone": along_x},
+    shapes=SHAPES,
+    others=other_shapes,
     formula="y = (l ∘ x) Wᵀ + b",
     complete=complete,
     optional="also without b",

@@ -12,12 +12,12 @@ from .linear import total
 SHAPES = [(5, 3, 6), (4, 5, 7), (3, 4, 9), (6, 2, 5), (2, 7, 8), (7, 6, 4)]
 
 
-def draw(rng, i):
-    batch, tokens, width = SHAPES[i]
+def draw(rng, shape):
+    batch, tokens, width = shape
     x = 1 + 2 * rng.standard_normal((batch, tokens, width))
     inputs = {"x": x, "g": rng.standard_normal(width), "b": rng.standard_normal(width)}
     sizes = {"batch": batch, "tokens": tokens, "width": width}
-    return Case(rng.standard_normal(x.shape), inputs, {"eps": 1e-2 * (1 + i)}, sizes)
+    return Case(rng.standard_normal(x.shape), inputs, {"eps": 1e-2 * tokens}, sizes)
 
 
 def mean(a):
@@ -85,6 +85,7 @@ layer_norm = Problem(
         "no_variance_term": "σ is computed from x as well: which term of dx comes from its change?",
         "no_division": "If x is scaled by 10, the output stays the same: what then happens to dx?",
     },
+    shapes=SHAPES,
     formula="y = x̂ ∘ g + b, x̂ = (x - μ)/σ, σ = √(mean((x - μ)²) + ε), over the features of each row",
     aliases=("ln",),
     rows=True,

@@ -9,8 +9,8 @@ from ..problem import Problem
 SHAPES = [(5, 3, 4, 6), (3, 4, 7, 5), (6, 2, 8, 3), (2, 6, 5, 9), (4, 3, 7, 7), (7, 5, 3, 2)]
 
 
-def draw(rng, i):
-    batch, tokens, width_in, width_out = SHAPES[i]
+def draw(rng, shape):
+    batch, tokens, width_in, width_out = shape
     x = rng.standard_normal((batch, tokens, width_in))
     inputs = {"x": x, "W": rng.standard_normal((width_out, width_in)), "b": rng.standard_normal(width_out)}
     sizes = {"batch": batch, "tokens": tokens, "in": width_in, "out": width_out}
@@ -64,6 +64,7 @@ linear = Problem(
     backward,
     draw,
     laws={"xᵀ dx = dWᵀ W, because a change of basis of x that W undoes changes no output": exchange},
+    shapes=SHAPES,
     formula="y = x Wᵀ + b",
     rows=True,
 )

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..case import Case, relative_error
-from ..problem import Factor, Problem
+from ..problem import Factor, Problem, other_rows
 from .dropout import draw_mask
 from .linear import outer_total
 
@@ -18,8 +18,14 @@ SHAPES = [
 ]
 
 
-def draw(rng, i):
-    batch, tokens, width_in, width_out, r, alpha, p = SHAPES[i]
+def other_shapes(rng, shapes):
+    """Other α and p too. No α is whole then, so that none is r."""
+    scales = zip(rng.permutation(16)[:6] + 3.5, rng.permutation(6) / 20 + 0.12, strict=True)
+    return [(*shape[:5], alpha, p) for shape, (alpha, p) in zip(other_rows(rng, shapes), scales, strict=True)]
+
+
+def draw(rng, shape):
+    batch, tokens, width_in, width_out, r, alpha, p = shape
     x = rng.standard_normal((batch, tokens, width_in))
     inputs = {"x": x, "A": rng.standard_normal((r, width_in)), "B": rng.standard_normal((width_out, r))}
     W = rng.standard_normal((width_out, width_in))
@@ -99,6 +105,8 @@ low_rank = Problem(
         "base_path_twice": "Both paths write to dx: which of them was in the array before the sum?",
         "low_rank_path_twice": "If W already contained s B A, what would the second path still have to add?",
     },
+    shapes=SHAPES,
+    others=other_shapes,
     formula="y = x Wᵀ + s (x ∘ keep) Aᵀ Bᵀ, s = α/r; keep is 0 where x is dropped, else 1/(1-p)",
     aliases=("lora",),
     complete=complete,

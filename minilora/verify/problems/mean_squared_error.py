@@ -9,8 +9,7 @@ from ..problem import Factor, Problem
 SHAPES = [(3, 5, 4), (4, 2, 7), (2, 6, 5), (6, 3, 8), (7, 4, 3), (5, 7, 6)]
 
 
-def draw(rng, i):
-    shape = SHAPES[i]
+def draw(rng, shape):
     dL = np.array(rng.uniform(1.2, 1.8))  # neither 1 nor 2
     target = 1 + rng.standard_normal(shape)
     sizes = dict(zip(["batch", "tokens", "width"], shape, strict=True))
@@ -55,6 +54,7 @@ mean_squared_error = Problem(
         "no_term_of_the_target": "At which y is the loss smallest, and is your gradient zero there?",
         "term_of_the_target_with_wrong_sign": "At which y is the loss smallest, and is your gradient zero there?",
     },
+    shapes=SHAPES,
     formula="L = mean((y - target)²); dy, as an argument, is dL",
     aliases=("mse", "mse_loss"),
     rows=True,

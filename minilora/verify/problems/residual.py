@@ -19,8 +19,8 @@ from .linear import outer_total
 SHAPES = [(5, 3, 4, 7), (3, 4, 6, 5), (6, 2, 5, 8), (2, 5, 8, 3), (4, 3, 6, 6), (7, 4, 3, 9)]
 
 
-def draw(rng, i):
-    batch, tokens, width, hidden = SHAPES[i]
+def draw(rng, shape):
+    batch, tokens, width, hidden = shape
     dy, x = rng.standard_normal((2, batch, tokens, width))
     U = rng.standard_normal((hidden, width)) / np.sqrt(width)
     sizes = {"batch": batch, "tokens": tokens, "width": width, "hidden": hidden}
@@ -83,6 +83,7 @@ residual = Problem(
         "branch_twice": "Into which array does the branch write its gradient, and who adds that array to dx?",
         "branch_with_wrong_sign": "With which sign does the branch enter y?",
     },
+    shapes=SHAPES,
     formula="y = x + tanh(x Uᵀ) Vᵀ",
     rows=True,
 )

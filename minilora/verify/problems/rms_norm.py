@@ -11,12 +11,12 @@ from .linear import linear_in, total
 SHAPES = [(5, 3, 6), (4, 6, 7), (3, 4, 9), (6, 2, 5), (2, 7, 8), (7, 5, 4)]
 
 
-def draw(rng, i):
-    batch, tokens, width = SHAPES[i]
+def draw(rng, shape):
+    batch, tokens, width = shape
     x = 1 + 2 * rng.standard_normal((batch, tokens, width))
     sizes = {"batch": batch, "tokens": tokens, "width": width}
     inputs = {"x": x, "g": rng.standard_normal(width)}
-    return Case(rng.standard_normal(x.shape), inputs, {"eps": 1e-2 * (1 + i)}, sizes)
+    return Case(rng.standard_normal(x.shape), inputs, {"eps": 1e-2 * tokens}, sizes)
 
 
 def normalise(x, eps):
@@ -77,6 +77,7 @@ rms_norm = Problem(
         "no_division": "If x is scaled by 10, the output stays the same: what then happens to dx?",
         "division_twice": "If x is scaled by 10 and the output stays the same, by how much does dx shrink: 10 or 100?",
     },
+    shapes=SHAPES,
     formula="y = x̂ ∘ g, x̂ = x/rms, rms = √(mean(x²) + ε), over the features of each row",
     rows=True,
     simpler=SIMPLER,

@@ -14,11 +14,11 @@ from ..problem import Problem
 SHAPES = [(3, 5, 2, 4), (2, 7, 3, 8), (4, 3, 5, 6), (5, 4, 7, 10), (6, 8, 4, 12), (7, 6, 8, 14)]
 
 
-def draw(rng, i):
-    batch, tokens, heads, D = SHAPES[i]
-    x, dy = rng.standard_normal((2, *SHAPES[i]))
+def draw(rng, shape):
+    batch, tokens, heads, D = shape
+    x, dy = rng.standard_normal((2, *shape))
     sizes = {"batch": batch, "tokens": tokens, "heads": heads, "D": D}
-    return Case(dy, {"x": x}, {"theta": 10.0 + 7 * i}, sizes)
+    return Case(dy, {"x": x}, {"theta": 10.0 + 7 * tokens}, sizes)
 
 
 def frequencies(D, theta):
@@ -94,6 +94,7 @@ rope = Problem(
         "no_sin_term": "How many outputs does one entry of x reach?",
         "no_cos_term": "At position 0 nothing is turned: what is dx there?",
     },
+    shapes=SHAPES,
     formula="(a, b) → (a cos φ - b sin φ, b cos φ + a sin φ), the halves of each head, φ = t θ^(-2i/D), t = 0, 1, ...",
     aliases=("rotary",),
 )
@@ -178,9 +179,9 @@ rope.called_with("exponent_over_all_heads", theta=lambda x, theta: theta ** (1 /
 # with tables of cos and sin
 
 
-def draw_tables(rng, i):
-    batch, tokens, heads, D = SHAPES[i]
-    x, dy = rng.standard_normal((2, *SHAPES[i]))
+def draw_tables(rng, shape):
+    batch, tokens, heads, D = shape
+    x, dy = rng.standard_normal((2, *shape))
     cos, sin = rng.standard_normal((2, tokens, D))
     sizes = {"batch": batch, "tokens": tokens, "heads": heads, "D": D}
     return Case(dy, {"x": x}, {"cos": cos, "sin": sin}, sizes)
@@ -227,6 +228,7 @@ rope_tables = Problem(
         "no_sin_term": "How many outputs does one entry of x reach?",
         "no_cos_term": "Where sin is 0 nothing is turned: what is dx there?",
     },
+    shapes=SHAPES,
     formula="y = x ∘ cos + (-b, a) ∘ sin, x = (a, b): the halves of each head, and cos and sin differ in them",
 )
 fault = rope_tables.fault

@@ -9,8 +9,7 @@ from ..problem import Problem
 SHAPES = [(3, 4, 7), (5, 2, 8), (4, 6, 5), (2, 7, 9), (7, 3, 4), (6, 5, 3)]
 
 
-def draw(rng, i):
-    shape = SHAPES[i]
+def draw(rng, shape):
     inputs = {"gate": 1.5 * rng.standard_normal(shape), "up": rng.standard_normal(shape)}
     return Case(rng.standard_normal(shape), inputs, {}, dict(zip(["batch", "tokens", "hidden"], shape, strict=True)))
 
@@ -68,6 +67,7 @@ swiglu = Problem(
         "no_direct_term": "For a large z, silu(z) is z itself: what must its slope be there, and what is yours?",
         "sigmoid_term_with_wrong_sign": "Does σ grow or fall with z?",
     },
+    shapes=SHAPES,
     formula="y = silu(gate) ∘ up, silu(z) = z σ(z)",
     rows=True,
     pairs=False,

@@ -5,11 +5,11 @@ import numpy as np
 from ..case import Case, relative_error
 from ..problem import Problem
 from .linear import total
-from .low_rank import SHAPES
+from .low_rank import SHAPES, other_shapes
 
 
-def draw(rng, i):
-    batch, tokens, width_in, width_out, r, *_ = SHAPES[i]
+def draw(rng, shape):
+    batch, tokens, width_in, width_out, r, *_ = shape
     inputs = {
         "x": rng.standard_normal((batch, tokens, width_in)),
         "d": rng.standard_normal(r),
@@ -56,6 +56,8 @@ vera = Problem(
         "no_base_path": "W gets no gradient: does that keep the gradient from passing through it to x?",
         "no_low_rank_path": "Does a frozen matrix stop the gradient, or only keep its own?",
     },
+    shapes=SHAPES,
+    others=other_shapes,
     formula="y = x Wᵀ + b ∘ ((d ∘ (x Aᵀ)) Bᵀ)",
     rows=True,
     pairs=False,

@@ -22,7 +22,7 @@ def run(options: Options) -> int:
 
     from ....display.tables import wide_console
     from ....practice.catalogue import exercise
-    from ....practice.session import show_result
+    from ....practice.screen import show_pictures, show_result
     from ....practice.worker import Worker
     from ....practice.workspace import Workspace, seed_of
 
@@ -32,7 +32,7 @@ def run(options: Options) -> int:
     progress = workspace.progress if workspace else None
     language = options.lang or (progress.language if progress else "en")
     seed = seed_of(options.seed) if options.seed else progress.seed if progress else 0
-    numbers = [options.exercise] if options.exercise or not workspace else workspace.order()
+    numbers = [options.exercise] if options.exercise or not workspace else workspace.started()
     console, passed, found = wide_console(), True, []
     with Worker(options.limit) as worker:
         for number in numbers:
@@ -40,8 +40,6 @@ def run(options: Options) -> int:
             result = worker.check(
                 task.number, workspace.path(task) if workspace else Path(options.file), language, seed
             )
-            if not options.exercise and result.state == "not started":
-                continue
             if progress:
                 progress.add(result)
                 progress.save()
@@ -50,6 +48,7 @@ def run(options: Options) -> int:
             if not options.json:
                 console.print(result.headline())
                 show_result(console, result, language)
+                show_pictures(console, result, language)
     if options.json:
         print_json(found[0] if options.exercise else found)
     return int(not passed)

@@ -13,10 +13,11 @@ def arguments(add: Add) -> None:
 
 
 def run(options: Options) -> None:
+    from ....display.tables import wide_console
     from ....practice.catalogue import exercise
-    from ....practice.session import next_hint
+    from ....practice.help import next_hint
     from ....practice.workspace import Workspace
 
     workspace = Workspace.found(options.dir)
     hint = next_hint(workspace, exercise(options.exercise))
-    print(hint.in_language(options.lang or workspace.progress.language))
+    wide_console().print(hint.in_language(options.lang or workspace.progress.language))

@@ -15,7 +15,7 @@ def arguments(add: Add) -> None:
 
 def run(options: Options) -> None:
     from ....display.tables import wide_console
-    from ....practice.session import listed, progress_bar, table
+    from ....practice.screen import listed, progress_bar, table
     from ....practice.workspace import Workspace
 
     workspace = Workspace.found(options.dir)

@@ -15,7 +15,7 @@ def arguments(add: Add) -> None:
 
 def run(options: Options) -> None:
     from ....practice.catalogue import exercise
-    from ....practice.session import solution
+    from ....practice.help import solution
     from ....practice.workspace import Workspace
 
     workspace = Workspace.found(options.dir)
