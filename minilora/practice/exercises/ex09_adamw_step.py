@@ -1,7 +1,8 @@
 """09 · The step
 
 After the backward, one step of AdamW (Loshchilov, Hutter, 2019), with LoRA+'s
-own rate for B (Hayou et al., 2024). Change these three, and return nothing:
+own rate for B (Hayou et al., 2024). Change these three, and return nothing;
+an array may be changed in place, or another put in its place in the dict:
 
     params   {name: array} of W, b, A and B
     grads    {name: array} of the same names, whether they are trained or not
@@ -16,15 +17,15 @@ For a parameter p with gradient g:
     m, v   running means of g and of g∘g. In each step a mean keeps β of what
            it was, and takes 1 - β of what is new: β₁ = 0.9 for m, β₂ = 0.999
            for v. A name that is not in them yet starts from zero
-    m̂, v̂   the same, corrected: as they start from zero, what they have taken
-           in weighs 1 - βᵗ together, and by that they are divided. t counts
-           this step too: it is 1 in the first
-    decay  decoupled: it does not pass through the gradient. p first shrinks
-           by the share η · decay
+    m̂, v̂   the same, corrected: after t steps the weights in such a mean add
+           up to 1 - βᵗ, not 1; divide by that. t counts this step too: it is
+           1 in the first
+    decay  decoupled: it does not pass through the gradient. p, be it a matrix
+           or b, first shrinks by the share η · decay
     step   then p goes down by η times m̂ / (√v̂ + ε), ε = 1e-8
 
-The backward adds to what is in grads: leave zeros there, in every array, for
-the next one.
+The backward adds to what is in grads: leave an array of zeros there for every
+name, for the next one.
 
 One number by hand, the first step of A = 2 with g = 0.5, lr = 0.1 and
 decay = 0.5: m = 0.05, v = 0.00025, m̂ = 0.5, v̂ = 0.25, and
@@ -63,11 +64,12 @@ def adamw_step(params, grads, state, lr, ratio, decay, trained):
 
 from ...nn import Parameter
 from ...nn.optim import AdamW, ParamGroup
+from ...verify.explanations.finding import Finding
 from ...verify.language import words
 from ..exercise import Exercise, Viva
 from ..parts import Refused, Value
 
-NAMES = "W", "b", "A", "B"
+NAMES = "A", "B", "W", "b"  # what is trained in most cases first: it is worked out by hand
 # steps so far, what is trained, the size of the gradients (beside ε), in, out, r of each case
 CASES = [
     (3, ("A", "B"), 1.0, 4, 3, 2),
@@ -115,16 +117,29 @@ def truth(params, grads, state, lr, ratio, decay, trained):
 
 
 def compared(tensors):
-    """Each parameter, t, and in a row each: grads, and what m and v hold of what is trained."""
+    """Each array by the name under which it is found, in the order of the computation.
+
+    An m or v that is not there, or is of what is not trained, counts as zeros.
+    """
     params, grads, state, trained = tensors.values()
-    if set(state) != {"t", "m", "v"} or set(params) != {*NAMES} or set(grads) != {*NAMES}:
-        raise Refused("shape", words("the names in params, in grads and in state must stay as they are"))
-
-    def row(arrays, names):
-        return np.concatenate([np.ravel(arrays.get(name, np.zeros(np.size(params[name])))) for name in names])
-
-    of_state = {"t": state["t"], "m": row(state["m"], trained), "v": row(state["v"], trained)}
-    return {name: params[name] for name in NAMES} | of_state | {"grads": row(grads, NAMES)}
+    if set(params) != {*NAMES} or set(grads) != {*NAMES}:
+        raise Refused("shape", words("the names in params and in grads must stay as they are"))
+    if set(state) != {"t", "m", "v"} or not all(isinstance(state[slot], dict) for slot in "mv"):
+        raise Refused("shape", words("state must hold what it held: the number t, and the dicts m and v"))
+    found = {"t": state["t"]}
+    for slot in "mv":
+        of_trained = {name: state[slot][name] for name in trained if name in state[slot]}
+        found |= {f'{slot}["{name}"]': of_trained.get(name, np.zeros_like(params[name])) for name in NAMES}
+    found |= {name: params[name] for name in NAMES}
+    for name in NAMES:
+        if np.isscalar(grads[name]):
+            says = words(
+                'grads["{name}"] is the number {value}, and must be an array of zeros of the shape of {name}',
+                name=name, value=f"{grads[name]:g}",
+            )  # fmt: skip
+            raise Refused("shape", says, detail=name)
+        found[f'grads["{name}"]'] = grads[name]
+    return found
 
 
 def keeps_more(function):
@@ -137,8 +152,29 @@ def keeps_more(function):
     return False
 
 
+class Step(Value):
+    """What is wrong, nobody knows why, is worked out by hand only where nothing before it is wrong."""
+
+    def explained(self, name, mine, true, cases, listed):
+        rest = "lr", "ratio", "decay", "trained"
+        plain = [{**c["params"], "t": c["state"]["t"], **{key: c[key] for key in rest}} for c in cases]
+        return super().explained(name, mine, true, plain, listed)
+
+    def of_values(self, mine, cases, true):
+        checked = super().of_values(mine, cases, true)
+        wrong = [finding for finding in checked.findings if finding.kind != "right"]
+        later = {finding.tensor for finding in wrong[1:] if finding.kind == "unknown"}
+        says = words("see to what is wrong above first, then to {it}")
+        return checked._replace(
+            findings=[
+                Finding(f.tensor, "unknown", says.filled(it=f.tensor)) if f.tensor in later else f
+                for f in checked.findings
+            ]
+        )
+
+
 # `trained` does not change: compared() reads it
-step = Value(adamw_step, changes="params grads state trained", compared_as=compared, truth=truth, draw=draw)
+step = Step(adamw_step, changes="params grads state trained", compared_as=compared, truth=truth, draw=draw)
 
 
 def rate_of(name, lr, ratio):
@@ -262,6 +298,16 @@ def counted_for_each(*given):
     grads |= {name: 0 * g for name, g in grads.items()}
 
 
+@step.mistake(
+    "t is not raised, neither in state nor for the correction: in the first step it divides by 1 - β⁰ = 0; "
+    "that shows in {it}",
+    "What is t in the first step, and what must state say after it?",
+)
+def step_not_counted_at_all(*given):
+    adamw(given, t=-1)
+    given[2]["t"] -= 1
+
+
 # ---- the means, and their correction ----
 
 
@@ -295,6 +341,26 @@ def only_v_corrected(*given):
 )
 def t_from_zero(*given):
     adamw(given, t=-1)
+
+
+@step.mistake(
+    "{it} corrects with the t of the step before, and with 1 only where that is 0",
+    "How many gradients are in m when it is corrected in the second step?",
+)
+def t_at_least_one(*given):
+    adamw(given, hats=lambda m, v, t: corrected(m, v, max(t - 1, 1)))
+
+
+@step.mistake(
+    "β₂ is 0.99, not 0.999; that shows in {it}",
+    "How much of itself does v keep in a step?",
+)
+def another_beta2(*given):
+    adamw(
+        given,
+        means=lambda m, v, g: (0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g**2),
+        hats=lambda m, v, t: (m / (1 - 0.9**t), v / (1 - 0.99**t)),
+    )
 
 
 @step.mistake(
@@ -402,6 +468,17 @@ def no_decay(*given):
 
 
 @step.mistake(
+    "what is not trained moves too, by its decay; that shows in {it}",
+    "Which parameters may shrink at all?",
+)
+def decay_of_the_frozen(*given):
+    params, _, _, lr, ratio, decay, trained = given
+    adamw(given)
+    for name in {*NAMES} - {*trained}:
+        params[name] = (1 - rate_of(name, lr, ratio) * decay) * params[name]
+
+
+@step.mistake(
     "the decay in {it} is not multiplied by the rate, as in the paper: another convention",
     "By which share does p shrink in the statement?",
 )
@@ -464,7 +541,7 @@ def ratio_inverted(*given):
 EXERCISE = Exercise(
     title="The step",
     kind="write",
-    minutes=20,
+    minutes=30,
     difficulty=2,
     needs=["04"],
     parts=[step],
@@ -475,10 +552,10 @@ EXERCISE = Exercise(
     ),
     viva=[
         Viva(
-            "Why must dA and dB both be computed before either of A and B moves?",
-            "Both are derivatives at one point. dA is made with B, and dB with A: if B has moved, dA belongs to a loss "
-            "that nobody measured.",
-            "The order makes no difference, each matrix has its own gradient.",
+            "Why is the decay not in the gradient?",
+            "There it would be divided by √v̂ too: a parameter with large gradients would decay less, and one with "
+            "small gradients more. Outside, every one shrinks by the same share η · decay.",
+            "It makes no difference: the gradient of an L2 penalty is decay · p, so both are the same.",
         ),
         Viva(
             "What does decay on A and B do to the model? Is it decay on ΔW?",

@@ -1,11 +1,9 @@
 """10 · Merge and unmerge
 
-A LoRA layer computes y = x Wᵀ + s (x ∘ keep) Aᵀ Bᵀ, with W frozen. The same can
-be had from one matrix, and then costs no more than the layer did without LoRA:
+A LoRA layer computes y = x Wᵀ + s (x ∘ keep) Aᵀ Bᵀ, with W frozen. At
+inference one matrix W2 is enough, of the size of W: x W2ᵀ = y for every x.
 
     merge(W, A, B, alpha, p, rs)      returns W2
-
-W2 gives the layer's output at inference: x W2ᵀ = y for every x.
 
     W, W2 (out, in)    A (r, in)    B (out, r)    r ≥ 1, read off A
     s       α/r, or where rs is True α/√r, that of rsLoRA
@@ -24,7 +22,7 @@ Nothing that is given may change.
 
 One number by hand: W = 3, A a column of 1, 2, 3, 4, B a row of 5, 6, 7, 8, so
 that r = 4; α = 6. B A = 5 + 12 + 21 + 32 = 70. With rs False s = 1.5, and
-W2 = 3 + 105 = 108; with rs True s = 3, and W2 = 213. To unmerge gives 3 again.
+W2 = 3 + 105 = 108; with rs True s = 3, and W2 = 213. Unmerging gives 3 again.
 """
 
 import numpy as np
@@ -59,13 +57,16 @@ def unmerge(layer):
 
 ### THE CHECK
 
+import copy
+from dataclasses import replace
+
 from ...adapters.lora import LoRALinear
 from ...nn import Linear, Parameter
 from ..exercise import Exercise, Viva
-from ..parts import Value
+from ..parts import Refused, Value, equal
 
-# out, in, r, whether rs, of each case. In the first A, B and W are square, so that a transpose shows as a value
-SHAPES = [(4, 4, 4, False), (6, 4, 3, True), (3, 7, 2, False), (5, 5, 3, True), (4, 8, 5, False), (7, 6, 2, True)]
+# out, in, r, whether rs, of each case
+SHAPES = [(5, 4, 2, False), (6, 4, 3, True), (3, 7, 2, False), (5, 8, 3, True), (4, 8, 5, False), (7, 6, 2, True)]
 
 
 def draw(rng, i):
@@ -96,8 +97,37 @@ def rounded(function):
     return not np.array_equal(function(layer), W)
 
 
-merging = Value(merge, "W2", truth=truth, draw=draw)
-unmerging = Value(unmerge, "weight", truth=restored, draw=draw_layer)
+class Merging(Value):
+    """Two products that do not fit are the same mistake only where NumPy complains of the same sizes."""
+
+    def run(self, function, arguments):
+        try:
+            return super().run(function, arguments)
+        except Refused as refused:
+            if refused.kind == "raises":
+                refused.detail = refused.says.en
+            raise
+
+
+class Unmerging(Value):
+    """Rounding counts: W is not right where the rule is broken, nor would it be if layer were left alone."""
+
+    def check(self, function, seed=0):
+        checked = super().check(function, seed)
+        broken = [replace(f, tensor="W", kind="fault") for f in checked.findings if f.kind == "rule"]
+        return checked._replace(findings=broken or checked.findings)
+
+    def outcome(self, function, arguments, true):
+        try:
+            return super().outcome(function, arguments, true)
+        except Refused as refused:
+            if refused.kind == "changed" and not equal(self.run(function, copy.deepcopy(arguments)), true):
+                refused.detail = "and wrong"
+            raise
+
+
+merging = Merging(merge, "W2", truth=truth, draw=draw)
+unmerging = Unmerging(unmerge, "W", truth=restored, draw=draw_layer)
 
 
 def scale(A, alpha, rs):
@@ -158,7 +188,23 @@ def divided_by_kept(W, A, B, alpha, p, rs):
 
 
 @merging.mistake(
-    "{it} adds the transpose of B A: where W is not square it cannot be added",
+    "two things are wrong with the scale in {it}: it is α/r also where rs is True, and multiplied by 1 - p",
+    "What does rs change? And what is the mean of one entry of keep?",
+)
+def rslora_forgotten_times_kept(W, A, B, alpha, p, rs):
+    return W + (1 - p) * scale(A, alpha, False) * B @ A
+
+
+@merging.mistake(
+    "two things are wrong with the scale in {it}: it is α/r also where rs is True, and divided by 1 - p",
+    "What does rs change? And what is keep at inference?",
+)
+def rslora_forgotten_divided_by_kept(W, A, B, alpha, p, rs):
+    return W + scale(A, alpha, False) / (1 - p) * B @ A
+
+
+@merging.mistake(
+    "{it} adds the transpose of B A, of shape (in, out), to W, of shape (out, in)",
     "Which shape has B A, and which axis of it is the layer's output?",
 )
 def transposed(W, A, B, alpha, p, rs):
@@ -211,12 +257,21 @@ def scale_in(layer):
 
 
 @unmerging.rule(
-    "{it} gives W up to rounding, and not bit for bit, as subtraction from the merged weight does",
-    "What is (0.1 + 0.2) - 0.2 in Python? Which bits of W does a sum with something larger keep?",
+    "{it} returns W but for its last bits: any sum changes these",
+    "What is (0.1 + 0.2) - 0.2 in Python? Is a sum needed to come back to W?",
     rounded,
 )
 def by_subtraction(layer):
     return taken_off(layer, scale_in(layer))
+
+
+@unmerging.mistake(
+    "{it} changes its argument layer, and does not return W bit for bit: a copy of layer mends only the first",
+    "What is (0.1 + 0.2) - 0.2 in Python? Is a sum needed to come back to W?",
+)
+def by_subtraction_in_place(layer):
+    layer["weight"] -= scale_in(layer) * layer["B"] @ layer["A"]
+    return layer["weight"]
 
 
 @unmerging.mistake(
@@ -240,7 +295,7 @@ def added_again(layer):
     return taken_off(layer, -scale_in(layer))
 
 
-@unmerging.mistake("{it} is W - ΔW: ΔW is taken off the W that was frozen", "Which weight is it in that has ΔW in it?")
+@unmerging.mistake("ΔW is taken off the frozen {it}, which never had it", "Which of the layer's weights has ΔW in it?")
 def taken_off_the_base(layer):
     return layer["W"] - scale_in(layer) * layer["B"] @ layer["A"]
 

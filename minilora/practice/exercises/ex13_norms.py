@@ -73,7 +73,7 @@ from ..parts import Gradient
 EXERCISE = Exercise(
     title="Layer norm and RMS norm",
     kind="write",
-    minutes=30,
+    minutes=40,
     difficulty=3,
     needs=["03"],
     parts=[
