@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..verify.language import Words, words
-from .catalogue import exercise
+from .catalogue import TWIN, exercise, is_twin, missing, numbers, sheet, twins
 from .exercise import Exercise
 from .parts import Picture
 from .progress import Record
@@ -23,7 +23,8 @@ from .workspace import Workspace
 
 IDLE = 600.0  # seconds after which the learner is taken to be elsewhere
 HEADS = ("exercise", "kind", "min", "level", "state", "attempts")
-KEYS = "h hint · l list · n next · x reset · e editor · s solution · q quit"
+KEYS = "h hint · l list · n next · t twin · x reset · e editor · s solution · q quit"
+TWIN_HEADS = ("in PyTorch", "state", "attempts")
 
 
 class Session:
@@ -69,7 +70,7 @@ class Session:
         if self.choosing is not None:
             self.choose(key)
             return
-        actions = {"h": self.hint, "n": self.next, "x": self.reset, "s": self.solution, "l": self.list}
+        actions = {"h": self.hint, "n": self.next, "t": self.twin, "x": self.reset, "s": self.solution, "l": self.list}
         if key == "e":
             self.edit(events)
         elif key in actions:
@@ -102,6 +103,17 @@ class Session:
     def next(self) -> None:
         self.go_to(self.next_number(self.current.number))
 
+    def twin(self) -> None:
+        """To the same task in PyTorch, and back."""
+        number = self.current.number
+        other = number.removesuffix(TWIN) if is_twin(number) else number + TWIN
+        if other not in numbers():
+            self.notes = [self.said("{number} has no twin in PyTorch.", number=number)]
+        elif package := missing(other):
+            self.notes = [needs(package).in_language(self.language)]
+        else:
+            self.go_to(other)
+
     def hint(self) -> None:
         self.notes = [next_hint(self.workspace, self.current, self.result).in_language(self.language)]
 
@@ -132,6 +144,8 @@ class Session:
     def list(self) -> None:
         self.clear()
         self.console.print(table(self.workspace, self.order, self.current.number))
+        if any(map(self.workspace.has, twins())):
+            self.console.print(table_of_twins(self.workspace, self.current.number))
         self.console.print(self.said("Type the number of an exercise to go to it, or any other key to go back."))
         self.choosing = ""
 
@@ -264,19 +278,41 @@ def table(workspace: Workspace, order: Sequence[str], current: str = "") -> Any:
     return found
 
 
+def table_of_twins(workspace: Workspace, current: str = "") -> Any:
+    """The twins and what was done in each, and what they need where it is not installed; imports none of them."""
+    from ..display.tables import numbers_right
+
+    language, progress = workspace.progress.language, workspace.progress
+    lacks = next(filter(None, map(missing, twins())), "")
+    heads = [words(head).in_language(language) for head in TWIN_HEADS]
+    caption = needs(lacks).in_language(language) if lacks else None
+    found = numbers_right("", "", *heads, words=(0, 1, 2), box=None, caption=caption, caption_justify="left")
+    for number in filter(workspace.has, twins()):
+        record = progress.records.get(number, Record())
+        mark = "▶" if number == current else "✓" if progress.passed(number) else ""
+        state = words(record.state).in_language(language)
+        found.add_row(mark, f"{number} {sheet(number).heading(language)}", state, str(record.attempts or ""))
+    return found
+
+
+def needs(package: str) -> Words:
+    return words("Twins need {package}, which is not installed: pip install {package}", package=package)
+
+
 def listed(workspace: Workspace, order: Sequence[str]) -> list[dict[str, Any]]:
     """The same for other programs."""
-    records = {number: workspace.progress.records.get(number, Record()) for number in order}
-    return [
-        {
-            "exercise": task.number,
-            "name": task.name,
-            "title": task.said(task.title)._asdict(),
-            **{"kind": task.kind, "minutes": task.minutes, "difficulty": task.difficulty, "needs": list(task.needs)},
-            **{"state": record.state, "attempts": record.attempts, "mistakes": record.mistakes},
-        }
-        for task, record in ((exercise(number), record) for number, record in records.items())
-    ]
+    found = []
+    for number in (*order, *filter(workspace.has, twins())):
+        each, record = sheet(number), workspace.progress.records.get(number, Record())
+        row: dict[str, Any] = {"exercise": number, "name": each.name}
+        row["title"] = {language: each.heading(language) for language in Words._fields}
+        if is_twin(number):
+            row["lacks"] = missing(number) or None  # the package that it needs and that is not installed
+        else:
+            task = exercise(number)
+            row |= {"kind": task.kind, "minutes": task.minutes, "difficulty": task.difficulty, "needs": [*task.needs]}
+        found.append(row | {"state": record.state, "attempts": record.attempts, "mistakes": record.mistakes})
+    return found
 
 
 def first_exercise(workspace: Workspace, console: Any, events: Events) -> None:

@@ -56,6 +56,9 @@ class Sprint(Session):
         event = events.next(timeout=min(self.left, 30.0))
         return True if event.kind == "wait" else self.handled(event, events)
 
+    def twin(self) -> None:
+        self.notes = [self.said("There are no twins in a sprint; `minilora ex` has them afterwards.")]
+
     def solution(self) -> None:
         self.notes = [self.said("There are no solutions in a sprint; `minilora ex solution` has them afterwards.")]
 

@@ -1,7 +1,7 @@
 """Exercises: opens at the next one, checks it whenever you save its file, and names your mistake.
 
-`minilora ex init exercises` writes the files. Keys: h hint, l list, n next, x reset, e opens $EDITOR, s solution, q
-quit.
+`minilora ex init exercises` writes the files. Keys: h hint, l list, n next, t the same task in PyTorch and back, x
+reset, e opens $EDITOR, s solution, q quit.
 """
 
 from ...options import Add, Options

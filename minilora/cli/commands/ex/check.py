@@ -32,7 +32,9 @@ def run(options: Options) -> int:
     progress = workspace.progress if workspace else None
     language = options.lang or (progress.language if progress else "en")
     seed = seed_of(options.seed) if options.seed else progress.seed if progress else 0
-    numbers = [options.exercise] if options.exercise or not workspace else workspace.order()
+    numbers = (
+        [options.exercise] if options.exercise or not workspace else [*workspace.order(), *workspace.changed_twins()]
+    )
     console, passed, found = wide_console(), True, []
     with Worker(options.limit) as worker:
         for number in numbers:
