@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..display.tables import visible
 from ..process import blas_threads
 from ..verify.explanations.finding import Finding
 from ..verify.language import Words, words
@@ -76,12 +77,30 @@ def case(number: str, i: int, function: str = "", *, seed: int = 0) -> dict[str,
 def check_file(number: str, path: Path, language: str = "en", seed: int = 0) -> Result:
     """Judge a learner's file."""
     task = exercise(number)
+    if as_handed_out(path, task):
+        return untouched(task, language)
     return checked(task, lambda: namespace_of(path, task), language, seed)
+
+
+def as_handed_out(path: Path, task: Exercise) -> bool:
+    """Whether nothing was written yet, so that there is nothing to say of it, of what is to be repaired either."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return text in (task.stub("en"), task.stub("zh"))
+
+
+def untouched(task: Exercise, language: str) -> Result:
+    parts = {part.name: Checked([Finding(part.name, "not written", part.not_written)]) for part in task.parts}
+    return Result(task.number, task.name, task.said(task.title), "not started", parts, task.asked, language=language)
 
 
 @blas_threads()
 def checked(task: Exercise, load: Callable[[], Mapping[str, Any]], language: str, seed: int) -> Result:
-    result = Result(task.number, task.name, task.said(task.title), "wrong", {}, task.asked, language=language)
+    result = Result(
+        task.number, task.name, task.said(task.title), "wrong", {}, task.asked, language=language, seed=seed
+    )
     started, printed = time.perf_counter(), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):  # nbgrader marks stderr with 0
         try:
@@ -104,7 +123,7 @@ def shortened(text: str) -> str:
     """The lines that are not there already, for a check calls each function many times."""
     lines = list(dict.fromkeys(text.splitlines()))
     more = [f"... {len(lines) - PRINTED} more lines"] if len(lines) > PRINTED else []
-    return "\n".join([line[:200] for line in lines[:PRINTED]] + more)
+    return visible("\n".join([line if len(line) <= 200 else f"{line[:199]}…" for line in lines[:PRINTED]] + more))
 
 
 def namespace_of(path: Path, task: Exercise) -> dict[str, Any]:

@@ -5,6 +5,9 @@ solution stands between `### BEGIN SOLUTION` and `### END SOLUTION`. Lines that 
 learner finds in its place; without any, that is `raise NotImplementedError`, and outside of a function nothing. Below
 the mark, EXERCISE says the rest. Chinese stands beside the file: the statement in *.zh.md, every other sentence in
 *.zh.json.
+
+A twin is the same task in PyTorch, in a file of its own: ex01t_*.py. What the learner edits is known from the file
+alone (a Sheet); the rest takes an import of it, for which torch must be installed.
 """
 
 from __future__ import annotations
@@ -35,21 +38,9 @@ class Viva(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Exercise:
-    """What an exercise says of itself. `number` and `path` are those of its file."""
+class Sheet:
+    """What the learner is given: known from the file of an exercise, without importing it."""
 
-    title: str
-    kind: str  # one of KINDS
-    minutes: int
-    difficulty: int  # 1 to 5
-    parts: Sequence[Part]  # each function that the learner writes, and how it is judged
-    hints: tuple[str, str]
-    viva: Sequence[Viva]
-    needs: Sequence[str] = ()  # numbers of exercises to do before
-    asks: Sequence[str] = ()  # the interview questions that it answers
-    may_import: Sequence[str] = ()  # of what the check refuses elsewhere: torch in a twin
-    derivation: str = ""  # the module of ops/ whose docstring derives it
-    limit: float = 0.0  # seconds that a check may take, where that is more than others have (worker.py)
     number: str = ""
     path: Path = Path()
 
@@ -69,6 +60,10 @@ class Exercise:
             return self.path.with_suffix(".zh.md").read_text(encoding="utf-8").strip()
         return ast.get_docstring(ast.parse(self.source)) or ""
 
+    def heading(self, language: str = "en") -> str:
+        """The title, as the statement has it."""
+        return self.statement(language).partition("\n")[0].partition(" · ")[2]
+
     def stub(self, language: str = "en") -> str:
         """The learner's file as it is handed out."""
         return re.sub(r"\n{4,}", "\n\n\n", SOLUTION.sub(in_its_place, self.translated(language)))
@@ -84,6 +79,24 @@ class Exercise:
         end = ast.parse(self.source).body[0].end_lineno
         rest = "".join(self.source.splitlines(keepends=True)[end:])
         return f'"""{self.statement(language)}\n"""\n{rest}'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exercise(Sheet):
+    """What an exercise says of itself. `number` and `path` are those of its file."""
+
+    title: str
+    kind: str  # one of KINDS
+    minutes: int
+    difficulty: int  # 1 to 5
+    parts: Sequence[Part]  # each function that the learner writes, and how it is judged
+    hints: tuple[str, str]
+    viva: Sequence[Viva]
+    needs: Sequence[str] = ()  # numbers of exercises to do before
+    asks: Sequence[str] = ()  # the interview questions that it answers
+    may_import: Sequence[str] = ()  # of what the check refuses elsewhere: torch in a twin
+    derivation: str = ""  # the module of ops/ whose docstring derives it
+    limit: float = 0.0  # seconds that a check may take, where that is more than others have (worker.py)
 
     @property
     def asked(self) -> int:

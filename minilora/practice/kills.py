@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .catalogue import exercises
+from .catalogue import sheet
 from .exercise import Exercise
 from .parts import Function, Judged, Mistake, Part
 
@@ -103,6 +103,6 @@ def table() -> str:
     rows = recorded()
     lines = ["| exercise | mistakes listed | seen | named |", "|---|---:|---:|---:|"]
     for number, row in rows.items():
-        lines.append(f"| {number} {exercises()[number].title} | {row['listed']} | {row['seen']} | {row['named']} |")
+        lines.append(f"| {number} {sheet(number).heading()} | {row['listed']} | {row['seen']} | {row['named']} |")
     sums = (f"**{sum(row[key] for row in rows.values())}**" for key in ("listed", "seen", "named"))
     return "\n".join([*lines, f"| **all {len(rows)}** | {' | '.join(sums)} |"])

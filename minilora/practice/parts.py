@@ -88,6 +88,10 @@ class Part:
         return self.solution.__name__
 
     @property
+    def not_written(self) -> Words:
+        return words("{it} is not written yet", it=self.name)
+
+    @property
     def tensors(self) -> list[str]:
         return (self.changes or self.returns).split()
 
@@ -168,9 +172,9 @@ class Part:
     def run(self, function: Function, arguments: Arguments) -> Tensors:
         """What the function returns for these arguments, by name. Raises Refused where that is of no use."""
         try:
-            result = function(*arguments.values())
+            result = self.call(function, arguments)
         except NotImplementedError:
-            raise Refused("not written", words("{it} is not written yet", it=self.name)) from None
+            raise Refused("not written", self.not_written) from None
         except Refused:
             raise
         except (Exception, SystemExit) as error:
@@ -180,6 +184,10 @@ class Part:
             asks = words("It happens in line {line}.", line=str(line)) if line else None
             raise Refused("raises", says, asks, detail=type(error).__name__) from error
         return self.of_call(result, arguments)
+
+    def call(self, function: Function, arguments: Arguments) -> Any:
+        """What is judged of a call. Exceptions that it raises are the learner's."""
+        return function(*arguments.values())
 
     def of_call(self, result: Any, arguments: Arguments) -> Tensors:
         """What a call has returned or changed, by name."""
@@ -308,7 +316,9 @@ def equal(a: Any, b: Any) -> bool:
 
 def line_of(error: BaseException, function: Function) -> int:
     """The line of the learner's file in which the error was raised; 0 if there is none."""
-    file = getattr(getattr(function, "__code__", None), "co_filename", "")
+    methods = vars(function).values() if isinstance(function, type) else [function]
+    code = next((method.__code__ for method in methods if hasattr(method, "__code__")), None)
+    file = code.co_filename if code else ""
     found, trace = 0, error.__traceback__
     while trace:
         found = trace.tb_lineno if trace.tb_frame.f_code.co_filename == file else found
@@ -388,7 +398,9 @@ class Value(Part):
                 continue
             if not wrong_of:
                 wrong_of = {key: self.all_of(mistake, cases, true) for key, mistake in self.mistakes.items()}
-            alike = [key for key, values in wrong_of.items() if values and self.agree(values, mine, [name])]
+            alike = [
+                key for key, values in wrong_of.items() if values and self.agree(values, mine, self.together(name))
+            ]
             alone = [key for key in alike if self.agree(wrong_of[key], mine, [*right[0]])]  # explains the rest too
             findings += self.explained(name, a, t, cases, [self.mistakes[key] for key in alone or alike])
         return Checked(findings, errors)
@@ -398,6 +410,10 @@ class Value(Part):
     ) -> list[Finding]:
         """What is wrong with one value. `listed` are the mistakes that give the same."""
         return named(name, mine, true, cases, listed, self.same, self.common)
+
+    def together(self, tensor: str) -> list[str]:
+        """The tensors that a mistake must explain for it to be named in this one."""
+        return [tensor]
 
     def agree(self, some: list[Tensors], others: list[Tensors], names: list[str]) -> bool:
         """Whether these tensors are the same in every case."""

@@ -60,6 +60,17 @@ class Progress:
         }
         return (json.dumps(shown, indent=1, ensure_ascii=False) + "\n").encode()
 
+    def refresh(self) -> None:
+        """Take over what another window has written."""
+        if self.path.exists():
+            self.records = Progress.of(self.path.parent).records
+
+    def spend(self, number: str, minutes: float) -> None:
+        """Minutes on an exercise that is not passed yet."""
+        if not self.passed(number):
+            record = self.record(number)
+            record.minutes = round(record.minutes + minutes, 2)
+
     def record(self, number: str) -> Record:
         return self.records.setdefault(number, Record())
 
@@ -70,12 +81,11 @@ class Progress:
         """Whether a wrong attempt was made, after which common mistakes may be shown."""
         return self.passed(number) or bool(self.record(number).attempts)
 
-    def add(self, result: Result, minutes: float = 0.0) -> None:
+    def add(self, result: Result) -> None:
         """One check of a changed file."""
         record = self.record(result.number)
         if record.state == "passed":
             return
-        record.minutes = round(record.minutes + minutes, 1)
         record.state = result.state
         if result.state in ("wrong", "passed"):
             record.attempts += 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .catalogue import exercise, numbers
+from .catalogue import exercise, missing, numbers, sheet
 from .progress import Progress
 from .result import Result
 from .worker import Worker
@@ -32,6 +32,8 @@ class ExerciseFile(pytest.File):
             return worker.check(self.path.stem, self.path, progress.language, progress.seed)
 
     def collect(self) -> Iterator[pytest.Item]:
+        if package := missing(sheet(self.path.stem).number):
+            pytest.skip(f"needs {package}")
         for part in exercise(self.path.stem).parts:
             for tensor in part.judged or [part.name]:
                 yield ExerciseItem.from_parent(self, name=f"{part.name}:{tensor}", part=part.name, tensor=tensor)

@@ -52,6 +52,7 @@ class Result:
     printed: str = ""  # what the learner's file printed
     seconds: float = 0.0
     language: str = "en"
+    seed: int = 0  # of the constants
 
     @property
     def passed(self) -> bool:
@@ -115,7 +116,8 @@ class Result:
             "not started": words("not started"),
             "broken": words("the file does not run"),
         }[self.state]
-        return f"{self.number} {self.title.in_language(language)}: {state.in_language(language)}"
+        colon = words(": ").in_language(language)
+        return f"{self.number} {self.title.in_language(language)}{colon}{state.in_language(language)}"
 
     def text(self, language: str = "") -> str:
         language = language or self.language
@@ -140,7 +142,8 @@ class Result:
             for finding in checked.findings:
                 if finding.asks and (found := re.search(r"case (\d+)", finding.asks.en)):
                     function = f', "{part}"' if len(self.parts) > 1 else ""
-                    call = f'case("{self.number}", {found[1]}{function})'
+                    seed = f", seed={self.seed}" if self.seed else ""
+                    call = f'case("{self.number}", {found[1]}{function}{seed})'
                     says = words("To look at that case: from minilora.practice import case; {call}", call=call)
                     return says.in_language(language)
         return ""
@@ -167,6 +170,7 @@ class Result:
             "parts": {name: part_as_json(checked) for name, checked in self.parts.items()},
             "printed": self.printed,
             "seconds": round(self.seconds, 3),
+            "seed": self.seed,
         }
 
     @classmethod
@@ -175,7 +179,7 @@ class Result:
         parts = {name: part_of_json(part) for name, part in given["parts"].items()}
         title = Words(**given["title"])
         of = given["exercise"], given["name"], title, given["state"], parts, given["asked"]
-        return cls(*of, given["printed"], given["seconds"], language)
+        return cls(*of, given["printed"], given["seconds"], language, given["seed"])
 
     def _repr_html_(self) -> str:
         rows = "".join(

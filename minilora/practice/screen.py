@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..verify.language import words
-from .catalogue import exercise
+from ..verify.language import Words, words
+from .catalogue import exercise, is_twin, missing, sheet, twins
 from .exercise import Exercise
 from .parts import Picture
 from .progress import Record
 from .result import Result, colour, drawn, largest, legend, panels
 from .workspace import Workspace
 
+TWIN_HEADS = ("in PyTorch", "state", "attempts")
 HEADS = ("exercise", "kind", "min", "level", "state", "attempts")
 
 
@@ -101,16 +102,38 @@ def table(workspace: Workspace, order: Sequence[str], current: str = "") -> Any:
     return found
 
 
+def table_of_twins(workspace: Workspace, current: str = "") -> Any:
+    """The twins and what was done in each, and what they need where it is not installed; imports none of them."""
+    from ..display.tables import numbers_right
+
+    language, progress = workspace.progress.language, workspace.progress
+    lacks = next(filter(None, map(missing, twins())), "")
+    heads = [words(head).in_language(language) for head in TWIN_HEADS]
+    caption = needs(lacks).in_language(language) if lacks else None
+    found = numbers_right("", "", *heads, words=(0, 1, 2), box=None, caption=caption, caption_justify="left")
+    for number in filter(workspace.has, twins()):
+        record = progress.records.get(number, Record())
+        mark = "▶" if number == current else "✓" if progress.passed(number) else ""
+        state = words(record.state).in_language(language)
+        found.add_row(mark, f"{number} {sheet(number).heading(language)}", state, str(record.attempts or ""))
+    return found
+
+
+def needs(package: str) -> Words:
+    return words("Twins need {package}, which is not installed: pip install {package}", package=package)
+
+
 def listed(workspace: Workspace, order: Sequence[str]) -> list[dict[str, Any]]:
     """The same for other programs."""
-    records = {number: workspace.progress.records.get(number, Record()) for number in order}
-    return [
-        {
-            "exercise": task.number,
-            "name": task.name,
-            "title": task.said(task.title)._asdict(),
-            **{"kind": task.kind, "minutes": task.minutes, "difficulty": task.difficulty, "needs": list(task.needs)},
-            **{"state": record.state, "attempts": record.attempts, "mistakes": record.mistakes},
-        }
-        for task, record in ((exercise(number), record) for number, record in records.items())
-    ]
+    found = []
+    for number in (*order, *filter(workspace.has, twins())):
+        each, record = sheet(number), workspace.progress.records.get(number, Record())
+        row: dict[str, Any] = {"exercise": number, "name": each.name}
+        row["title"] = {language: each.heading(language) for language in Words._fields}
+        if is_twin(number):
+            row["lacks"] = missing(number) or None  # the package that it needs and that is not installed
+        else:
+            task = exercise(number)
+            row |= {"kind": task.kind, "minutes": task.minutes, "difficulty": task.difficulty, "needs": [*task.needs]}
+        found.append(row | {"state": record.state, "attempts": record.attempts, "mistakes": record.mistakes})
+    return found

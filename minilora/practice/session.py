@@ -8,19 +8,20 @@ import shlex
 import subprocess
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from ..verify.language import words
-from .catalogue import exercise
+from .catalogue import TWIN, exercise, is_twin, missing, numbers, twins
 from .help import next_hint, solution
 from .result import Result
-from .screen import facts, progress_bar, show_pictures, show_result, table
+from .screen import facts, needs, progress_bar, show_pictures, show_result, table, table_of_twins
 from .terminal import Event, Events
 from .worker import Worker
 from .workspace import Workspace
 
 IDLE = 600.0  # seconds after which the learner is taken to be elsewhere
-KEYS = "h hint · l list · n next · x reset · e editor · p picture · s solution · q quit"
+KEYS = "h hint · l list · n next · t twin · x reset · e editor · p picture · s solution · q quit"
 
 
 class Session:
@@ -46,6 +47,7 @@ class Session:
         self.show()
         while self.handle(events):
             pass
+        self.spend()
 
     def handle(self, events: Events) -> bool:
         """Wait for an event. False where it is the last."""
@@ -58,39 +60,55 @@ class Session:
         if event.kind == "saved" and event.value == f"{self.current.name}.py":
             self.check()
             self.show()
-        elif event.kind == "key":
-            self.press(event.value, events)
-            if self.choosing is None:
-                self.show()
+        elif event.kind == "saved":
+            self.saved_another(event.value)
+        elif event.kind == "key" and self.press(event.value, events) and self.choosing is None:
+            self.show()
         return True
 
-    def press(self, key: str, events: Events) -> None:
+    def saved_another(self, file: str) -> None:
+        """Say how to go to the exercise whose file it is."""
+        number = next((number for number, name in numbers().items() if f"{name}.py" == file), "")
+        if number in self.order:
+            self.notes = [self.said("You saved {number}; l {number} and Enter goes there.", number=number)]
+            self.show()
+
+    def press(self, key: str, events: Events) -> bool:
+        """What a key does. False where it does nothing."""
         if self.choosing is not None:
             self.choose(key)
-            return
+            return True
         actions = {"h": self.hint, "n": self.next, "x": self.reset, "s": self.solution, "l": self.list}
-        actions["p"] = self.picture
-        if key == "e":
-            self.edit(events)
-        elif key in actions:
+        actions |= {"p": self.picture, "t": self.twin}
+        actions["e"] = partial(self.edit, events)
+        if key in actions:
             actions[key]()
+        return key in actions
 
     def check(self) -> None:
         """Check the current file. What it takes counts as an attempt if the file is not as it was."""
         path = self.workspace.path(self.current)
+        content = hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
         if self.console.is_terminal:
             self.console.print(self.said("checking ..."))
         self.result = self.worker.check(self.current.number, path, self.language, self.progress.seed)
-        content = hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
+        self.spend()
         if content != self.checked:
-            now = time.monotonic()
-            self.notes = []
-            self.progress.add(self.result, min(now - self.since, IDLE) / 60)
+            self.notes, self.checked = [], content
+            self.progress.add(self.result)
             self.progress.save()
-            self.checked, self.since = content, now
+
+    def spend(self) -> None:
+        """Count the time since the last event for the current exercise."""
+        now = time.monotonic()
+        self.progress.refresh()
+        self.progress.spend(self.current.number, min(now - self.since, IDLE) / 60)
+        self.progress.save()
+        self.since = now
 
     def go_to(self, number: str) -> None:
-        self.current, self.notes, self.checked, self.since = exercise(number), [], "", time.monotonic()
+        self.spend()
+        self.current, self.notes, self.checked = exercise(number), [], ""
         self.check()
 
     def next_number(self, after: str) -> str:
@@ -103,6 +121,17 @@ class Session:
 
     def next(self) -> None:
         self.go_to(self.next_number(self.current.number))
+
+    def twin(self) -> None:
+        """To the same task in PyTorch, and back."""
+        number = self.current.number
+        other = number.removesuffix(TWIN) if is_twin(number) else number + TWIN
+        if other not in numbers():
+            self.notes = [self.said("{number} has no twin in PyTorch.", number=number)]
+        elif package := missing(other):
+            self.notes = [needs(package).in_language(self.language)]
+        else:
+            self.go_to(other)
 
     def hint(self) -> None:
         self.notes = [next_hint(self.workspace, self.current).in_language(self.language)]
@@ -134,6 +163,8 @@ class Session:
     def list(self) -> None:
         self.clear()
         self.console.print(table(self.workspace, self.order, self.current.number))
+        if any(map(self.workspace.has, twins())):
+            self.console.print(table_of_twins(self.workspace, self.current.number))
         self.console.print(
             self.said("Type the number of an exercise and Enter to go to it, or any other key to go back.")
         )
@@ -147,8 +178,10 @@ class Session:
             self.console.print(key, end="")
             return
         self.choosing = None
-        if key in "\r\n" and typed.zfill(2) in self.order:
+        if key in "\r\n" and typed and typed.zfill(2) in self.order:
             self.go_to(typed.zfill(2))
+        elif key in "\r\n" and typed:
+            self.notes = [self.said("There is no exercise {number} here.", number=typed)]
 
     def picture(self) -> None:
         """The wrong matrices in place of the notes."""
@@ -179,7 +212,7 @@ class Session:
         )
         head.append(f"  {facts(self.current, self.language)}", "not bold dim")
         self.console.print(head)
-        self.console.print(Text(str(path), f"link {path.absolute().as_uri()}"))
+        self.console.print(Text(str(path)))
         self.console.print()
         if self.result:
             show_result(self.console, self.result, self.language)

@@ -9,7 +9,9 @@ from typing import Any
 
 from ..files import write_whole
 from .catalogue import exercise, numbers
-from .progress import Progress
+from .exercise import Exercise
+from .help import any_result
+from .progress import Progress, Record
 from .session import Session
 from .terminal import Events
 from .tracks import ONE_IS_ENOUGH, SPRINT, full_path
@@ -32,7 +34,8 @@ def prepare(base: Workspace, language: str) -> Workspace:
 class Sprint(Session):
     """The loop over the seven, with a clock that stands still while a check runs."""
 
-    def __init__(self, workspace: Workspace, worker: Worker, console: Any, minutes: float):
+    def __init__(self, workspace: Workspace, worker: Worker, console: Any, minutes: float, base: Progress):
+        self.base = base  # what was done outside of the sprint
         self.limit, self.started, self.paused = 60 * minutes, time.monotonic(), 0.0
         super().__init__(workspace, worker, console, [number for number in SPRINT if number in numbers()])
 
@@ -53,8 +56,14 @@ class Sprint(Session):
         """One event; False at the end of the time, or when all seven are passed."""
         if self.left <= 0 or all(map(self.progress.passed, self.order)):
             return False
-        event = events.next(timeout=min(self.left, 30.0))
-        return True if event.kind == "wait" else self.handled(event, events)
+        event = events.next(timeout=min(self.left, 60.0))
+        if event.kind == "wait":
+            self.show()
+            return True
+        return self.handled(event, events)
+
+    def twin(self) -> None:
+        self.notes = [self.said("There are no twins in a sprint; `minilora ex` has them afterwards.")]
 
     def solution(self) -> None:
         self.notes = [self.said("There are no solutions in a sprint; `minilora ex solution` has them afterwards.")]
@@ -68,10 +77,13 @@ class Sprint(Session):
 
     def finish(self) -> None:
         """Print the card, and write it beside the files."""
+        self.console.print()
+        if self.left <= 0:
+            self.console.print(self.said("The time is over."))
         text = "\n".join(self.card())
         path = self.workspace.folder / "card.md"
         write_whole(path, (text + "\n").encode())
-        self.console.print(text)
+        self.console.print(text.removeprefix("# "))
         self.console.print(self.said("The card is kept in {file}.", file=str(path)))
 
     def card(self) -> Iterator[str]:
@@ -94,16 +106,12 @@ class Sprint(Session):
                 yield title + self.said("not tried")
                 continue
             right, n = record.first
+            tried = self.said("{right} of {n} right at the first try", right=str(right), n=str(n))
+            spent = {"minutes": f"{record.minutes:.0f}", "planned": str(SPRINT[number])}
             yield title + ", ".join(
-                [
-                    self.said("{right} of {n} right at the first try", right=str(right), n=str(n)),
-                    self.said(
-                        "{minutes} of {planned} minutes", minutes=f"{record.minutes:.0f}", planned=str(SPRINT[number])
-                    ),
-                    self.said(record.state),
-                    *record.mistakes,
-                ]
+                [self.said(record.state), tried, self.said("{minutes} of {planned} minutes", **spent)]
             )
+            yield from (f"  - {says}" for says in self.mistakes_met(task, record))
         yield ""
         yield self.said("Questions to revise:")
         yield from (f"- {self.said(viva.question)}" for viva in self.to_revise())
@@ -112,6 +120,13 @@ class Sprint(Session):
         for number in self.to_do_next():
             task = exercise(number)
             yield f"- {number} {task.said(task.title).in_language(self.language)}"
+
+    def mistakes_met(self, task: Exercise, record: Record) -> Iterator[str]:
+        """What was found out about the mistakes of an exercise, each once."""
+        for part in task.parts:
+            for name, mistake in part.all_mistakes().items():
+                if name in record.mistakes:
+                    yield mistake.says.filled(it=any_result(part)).in_language(self.language)
 
     def weakest(self) -> list[str]:
         """The exercises of the sprint, those not passed first, then those with most mistakes."""
@@ -125,6 +140,6 @@ class Sprint(Session):
     def to_do_next(self, n: int = 2) -> list[str]:
         """What the exercises that went worst stand on, then themselves, then the next of the full path."""
         failed = [number for number in self.weakest() if not self.progress.passed(number)]
-        before = [need for number in failed for need in exercise(number).needs if need not in self.order]
-        rest = [number for number in full_path() if number not in self.order]
-        return list(dict.fromkeys([*before, *failed, *rest]))[:n]
+        before = [need for number in failed for need in exercise(number).needs]
+        wanted = dict.fromkeys([*before, *failed, *full_path()])
+        return [n for n in wanted if not self.progress.passed(n) and not self.base.passed(n)][:n]

@@ -84,6 +84,10 @@ class Events:
                     time.sleep(0.05)
             elif select.select([sys.stdin], [], [], 0.2)[0] and self.reading.is_set():
                 key = os.read(sys.stdin.fileno(), 1)
+                if key == b"\x1b":  # an arrow or a function key: more bytes, and none of them a key
+                    while select.select([sys.stdin], [], [], 0.02)[0]:
+                        os.read(sys.stdin.fileno(), 1)
+                    continue
                 if not key:
                     self.queue.put(Event("end"))
                     return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .catalogue import numbers
+from .catalogue import is_twin, numbers
 
 FULL = [  # by need
     *("03", "01", "02", "04", "05", "09", "10", "06", "07", "08", "11", "12", "13", "14", "15", "16", "17", "21"),
@@ -39,10 +39,10 @@ ONE_IS_ENOUGH = ("06",)  # in the sprint, one right result of these will do
 
 
 def full_path(start: str = "") -> list[str]:
-    """Every exercise there is, in an order in which each comes after what it needs, from `start` on if that is free to
-    choose: 01 for whoever knows backpropagation, else 03."""
+    """Every exercise there is but for the twins, in an order in which each comes after what it needs, from `start` on
+    if that is free to choose: 01 for whoever knows backpropagation, else 03."""
     order = [number for number in FULL if number in numbers()]
-    order += [number for number in numbers() if number not in order]
+    order += [number for number in numbers() if number not in order and not is_twin(number)]
     if start in order[:3]:
         order.remove(start)
         order.insert(0, start)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import write_whole
-from .catalogue import exercise, exercises, numbers
-from .exercise import Exercise
+from .catalogue import missing, numbers, sheet, twins
+from .exercise import Sheet
 from .kills import table
 from .progress import FILE, Progress
 from .tracks import full_path
@@ -39,25 +39,31 @@ class Workspace:
         where = folder or f"./{NAME} or here"
         raise ValueError(f"there are no exercises in {where}: `minilora ex init {folder or NAME}` writes them")
 
-    def path(self, exercise: Exercise) -> Path:
+    def path(self, exercise: Sheet) -> Path:
         return self.folder / f"{exercise.name}.py"
 
     def order(self) -> list[str]:
         """The exercises to do here, in order: those that have a file or were worked on."""
         path = full_path(self.progress.start)
-        return [n for n in path if n in self.progress.records or self.path(exercise(n)).exists()] or path
+        return list(filter(self.has, path)) or path
+
+    def has(self, number: str) -> bool:
+        return number in self.progress.records or self.path(sheet(number)).exists()
 
     def started(self) -> list[str]:
-        """Those of them whose file is not as it was handed out."""
-        tasks = [exercise(number) for number in self.order()]
-        return [task.number for task in tasks if self.text(task) not in ("", task.stub(self.progress.language))]
+        """The exercises here, and the twins that can be done, whose file is not as it was handed out."""
+        able = [*self.order(), *(number for number in twins() if not missing(number))]
+        return [number for number in able if self.text(sheet(number)) not in ("", self.stub(sheet(number)))]
 
-    def text(self, exercise: Exercise) -> str:
+    def stub(self, exercise: Sheet) -> str:
+        return exercise.stub(self.progress.language)
+
+    def text(self, exercise: Sheet) -> str:
         """What is in the learner's file; "" where there is none."""
         path = self.path(exercise)
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
-    def reset(self, exercise: Exercise) -> Path | None:
+    def reset(self, exercise: Sheet) -> Path | None:
         """Write the stub anew. Returns where the old attempt is kept, if there was one that differs."""
         path, stub = self.path(exercise), exercise.stub(self.progress.language)
         kept = None
@@ -76,7 +82,7 @@ def free(path: Path) -> Path:
 
 
 def initialise(
-    folder: Path, language: str = "en", seed: int = 0, tasks: Iterable[Exercise] | None = None
+    folder: Path, language: str = "en", seed: int = 0, tasks: Iterable[Sheet] | None = None
 ) -> tuple[list[Path], list[Path]]:
     """Write what is missing in the folder: stubs (default: of all exercises), README.md, TUTOR.md, conftest.py. Returns
     what was written, and what was there already and is left as it was."""
@@ -99,12 +105,12 @@ def initialise(
     return written, left
 
 
-def contents(language: str = "en", tasks: Iterable[Exercise] | None = None) -> dict[str, str]:
+def contents(language: str = "en", tasks: Iterable[Sheet] | None = None) -> dict[str, str]:
     """{name: text} of everything that a new folder holds, but for progress.json."""
     pages = {path.name: path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.md"))}
     pages = {name: text.replace("{kills}", table()) for name, text in pages.items()}
-    tasks = exercises().values() if tasks is None else tasks
-    stubs = {f"{exercise.name}.py": exercise.stub(language) for exercise in tasks}
+    tasks = map(sheet, numbers()) if tasks is None else tasks
+    stubs = {f"{each.name}.py": each.stub(language) for each in tasks}
     return pages | {"conftest.py": CONFTEST} | stubs
 
 

@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 
 from minilora.practice import check, check_file, exercise
-from minilora.practice.catalogue import numbers
+from minilora.practice.catalogue import is_twin, missing, numbers
 from minilora.practice.exercise import KINDS
 from minilora.practice.kills import blunt_answers, kills, left_out, recorded
 from minilora.verify.language import catalogue
 
-pytestmark = pytest.mark.parametrize("number", numbers())
+
+def parameter(number):
+    marks = [pytest.mark.oracle, pytest.mark.skipif(bool(missing(number)), reason=f"needs {missing(number)}")]
+    return pytest.param(number, marks=marks if is_twin(number) else [])
+
+
+pytestmark = pytest.mark.parametrize("number", [parameter(number) for number in numbers()])
 SAID = {"words", "mistake", "rule", "Viva"}  # calls whose texts are said to the learner
 
 

@@ -192,7 +192,7 @@ def test_a_sprint_draws_new_constants_and_ends_with_a_card(workspace, worker, ca
     own, other = prepare(workspace, "en"), prepare(workspace, "en")
     assert own.folder != other.folder
     assert own.progress.seed != other.progress.seed
-    sprint = Sprint(own, worker, wide_console(), 90)
+    sprint = Sprint(own, worker, wide_console(), 90, workspace.progress)
     assert sprint.order == [number for number in SPRINT if number in full_path()]
     write(own, "04", WRONG)
     sprint.go_to("04")
@@ -201,18 +201,18 @@ def test_a_sprint_draws_new_constants_and_ends_with_a_card(workspace, worker, ca
     assert "minutes left, of them 25 planned" in out
     sprint.finish()
     card = (own.folder / "card.md").read_text(encoding="utf-8")
-    assert "04 LoRA's backward: 0 of 3 right at the first try" in card
-    assert "not_divided_by_r" in card
+    assert "04 LoRA's backward: wrong, 0 of 3 right at the first try" in card
+    assert "the scale is α, not divided by the rank r" in card
     revise, do_next = card.split("Questions to revise:")[1].split("Exercises to do next:")
     assert len(re.findall("^- ", revise, re.MULTILINE)) == min(3, len(sprint.order))
     assert len(re.findall("^- ", do_next, re.MULTILINE)) == 2
 
 
 def test_a_sprint_ends_when_its_time_is_over_or_all_is_passed(workspace, worker, capsys):
-    over = Sprint(prepare(workspace, "en"), worker, wide_console(), 0)
+    over = Sprint(prepare(workspace, "en"), worker, wide_console(), 0, workspace.progress)
     over.run(Script("h", "h"))
     assert "hint 1" not in capsys.readouterr().out
-    done = Sprint(prepare(workspace, "en"), worker, wide_console(), 90)
+    done = Sprint(prepare(workspace, "en"), worker, wide_console(), 90, workspace.progress)
     for number in done.order:
         done.progress.record(number).state = "passed"
     done.run(Script("h"))

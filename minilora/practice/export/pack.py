@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ...files import check_free, write_folder
 from ...verify.language import Words, words
-from ..catalogue import exercises, numbers
+from ..catalogue import exercise, numbers
 from ..exercise import Exercise
 from ..progress import FILE, Progress
 from ..tracks import WEEK
@@ -56,7 +56,7 @@ def write(name: str, path: str | Path, setting: Setting) -> list[str]:
         )
     check_free(path)
     books = {number: file for number in pack.notebooks for file in (CLONE / "notebooks").glob(f"{number}_*.ipynb")}
-    lab, problems = ([exercises()[n] for n in wanted if n in numbers()] for wanted in (pack.lab, pack.problems))
+    lab, problems = ([exercise(n) for n in wanted if n in numbers()] for wanted in (pack.lab, pack.problems))
     absent = [f"notebook {number}" for number in pack.notebooks if number not in books]
     absent += [f"exercise {number}" for number in sorted(pack.lab + pack.problems) if number not in numbers()]
     texts = {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from ..case import Case, Tensors, apply
 from ..changes import with_changes
 from ..language import Words, joined, words
+from ..problem import Law
 from ..problems import problems
 from ..scale import SAME
 from .finding import Finding, WrongTensor, agree
@@ -48,12 +49,16 @@ def unknown(w: WrongTensor, run: Run) -> list[Finding]:
 
 
 def broken_laws(w: WrongTensor) -> list[Finding]:
-    """The laws that this tensor breaks when every other tensor is right."""
+    """The laws that this tensor breaks, beside the right ones and beside the others as they are."""
     mixed = [{**t, w.tensor: g[w.tensor]} for g, t in zip(w.actual, w.expected, strict=True)]
+
+    def violation(law: Law, of: Sequence[Tensors]) -> float:
+        return max(law(tensors, case) for tensors, case in zip(of, w.cases, strict=True))
+
     broken = []
     for name, law in w.problem.laws.items():
         try:
-            violated = max(law(tensors, case) for tensors, case in zip(mixed, w.cases, strict=True)) > 1e-6
+            violated = min(violation(law, mixed), violation(law, w.actual)) > 1e-6
         except (ValueError, ArithmeticError):  # it divides by the norm of a tensor that is 0
             continue
         if violated:

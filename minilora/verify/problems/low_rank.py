@@ -154,7 +154,7 @@ low_rank.called_with("mask_not_rescaled", keep=lambda keep, p: keep * (1 - p))(
     "What else does dropout do to the entries that survive, so that their mean stays the same?",
 )
 low_rank.called_with("mask_twice", keep=lambda keep: keep * keep)(
-    "the dropout mask is applied twice, in {it}", "Was the x that you masked still without its mask?"
+    "the dropout mask, or its factor 1/(1-p), is applied twice, in {it}", "Which values does keep have already?"
 )
 low_rank.called_with("mask_inverted", keep=lambda keep, p: 1 / (1 - p) - keep)(
     "the dropout mask is used the wrong way round, in {it}", "Does a 0 in the mask mean kept or dropped?"

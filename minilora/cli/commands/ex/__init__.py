@@ -1,8 +1,11 @@
 """Exercises: opens at the next one, checks it whenever you save its file, and names your mistake.
 
-`minilora ex init exercises` writes the files. Keys: h hint, l list, n next, x reset, e opens $EDITOR, s solution, q
-quit.
+`minilora ex init exercises` writes the files. Keys: h hint, l list, n next, t the same task in PyTorch and back, x
+reset, e opens $EDITOR, s solution, q quit.
 """
+
+from argparse import SUPPRESS
+from typing import Any
 
 from ...options import Add, Options
 
@@ -10,17 +13,22 @@ EXAMPLE = "minilora ex --dir exercises"
 COMMANDS = ["list", "check", "hint", "solution", "reset", "sprint", "init", "export"]
 
 
-def folder(add: Add) -> None:
-    add("--dir", metavar="DIR", help="the folder of exercises (default ./exercises, or the current folder)")
+def folder(add: Add, default: Any = SUPPRESS) -> None:
+    add(
+        "--dir",
+        metavar="DIR",
+        default=default,
+        help="the folder of exercises (default ./exercises, or the current folder)",
+    )
 
 
-def language(add: Add) -> None:
-    add("--lang", choices=["en", "zh"], help="English or Chinese (default: the language of `ex init`)")
+def language(add: Add, default: Any = SUPPRESS) -> None:
+    add("--lang", choices=["en", "zh"], default=default, help="English or Chinese (default: the language of `ex init`)")
 
 
 def arguments(add: Add) -> None:
-    folder(add)
-    language(add)
+    folder(add, None)  # a subcommand leaves it as it is unless it is given again
+    language(add, None)
     add("--limit", type=float, default=10.0, metavar="S", help="seconds that one check may take (default 10)")
 
 

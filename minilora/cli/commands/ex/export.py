@@ -16,7 +16,7 @@ def arguments(add: Add) -> None:
         metavar=("NAME", "DIR"),
         help="lora-week, into a new folder: slides, lab, problem set, rubric, oral questions",
     )
-    add("--exercises", metavar="N,N,...", help="which exercises (default all)")
+    add("--exercises", metavar="N,N,...", help="which exercises (default all but those in PyTorch)")
     add("--assignment", metavar="NAME", default="lora", help="the name of the assignment (default lora)")
     add("--requirement", metavar="TEXT", default="minilora", help="what pip installs on Gradescope (default minilora)")
     add("--lang", choices=["en", "zh"], default="en", help="English or Chinese (default en)")
@@ -24,9 +24,10 @@ def arguments(add: Add) -> None:
 
 
 def run(options: Options) -> None:
-    from ....practice.catalogue import chosen
+    from ....practice.catalogue import chosen, exercise
     from ....practice.export import nbgrader, otter, pack
     from ....practice.export.notebook import Setting
+    from ....practice.tracks import full_path
     from ....practice.workspace import seed_of
 
     given = [name for name in ("nbgrader", "otter", "pack") if getattr(options, name)]
@@ -43,7 +44,8 @@ def run(options: Options) -> None:
         absent = pack.write(name, folder, setting)
         print(f"{folder}: begin with README.md" + (f"; not in this version yet: {', '.join(absent)}" if absent else ""))
         return
-    tasks = chosen(options.exercises)
+    wanted = [each.number for each in chosen(options.exercises)] if options.exercises else sorted(full_path())
+    tasks = [exercise(number) for number in wanted]
     if options.nbgrader:
         nbgrader.write(options.nbgrader, tasks, setting)
         print(f"{len(tasks)} notebooks: cd {options.nbgrader} && nbgrader generate_assignment {options.assignment}")

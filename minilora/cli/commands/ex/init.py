@@ -21,7 +21,8 @@ def run(options: Options) -> None:
 
     folder = Path(options.folder)
     seed = seed_of(options.seed) if options.seed else 0
-    written, left = initialise(folder, options.lang or "en", seed, chosen(options.exercises))
+    tasks = chosen(options.exercises) if options.exercises else None
+    written, left = initialise(folder, options.lang or "en", seed, tasks)
     print(
         f"{len(written)} files written to {folder}"
         + (f"; {len(left)} were there and are left as they are" if left else "")

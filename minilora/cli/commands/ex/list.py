@@ -1,4 +1,4 @@
-"""The exercises in order, and what you did in each."""
+"""The exercises in order, then those in PyTorch, and what you did in each."""
 
 from ...models import print_json
 from ...options import JSON, Add, Options
@@ -15,7 +15,8 @@ def arguments(add: Add) -> None:
 
 def run(options: Options) -> None:
     from ....display.tables import wide_console
-    from ....practice.screen import listed, progress_bar, table
+    from ....practice.catalogue import twins
+    from ....practice.screen import listed, progress_bar, table, table_of_twins
     from ....practice.workspace import Workspace
 
     workspace = Workspace.found(options.dir)
@@ -27,3 +28,5 @@ def run(options: Options) -> None:
     console = wide_console()
     console.print(table(workspace, order))
     console.print(progress_bar([workspace.progress.passed(number) for number in order]))
+    if any(map(workspace.has, twins())):
+        console.print(table_of_twins(workspace))

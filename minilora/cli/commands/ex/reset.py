@@ -12,9 +12,9 @@ def arguments(add: Add) -> None:
 
 
 def run(options: Options) -> None:
-    from ....practice.catalogue import exercise
+    from ....practice.catalogue import sheet
     from ....practice.workspace import Workspace
 
-    workspace, task = Workspace.found(options.dir), exercise(options.exercise)
+    workspace, task = Workspace.found(options.dir), sheet(options.exercise)
     kept = workspace.reset(task)
     print(f"{workspace.path(task)} is as it was at the start" + (f"; your attempt is {kept}" if kept else ""))

@@ -23,6 +23,6 @@ def run(options: Options) -> None:
     base, console = Workspace.found(options.dir), wide_console()
     workspace = prepare(base, options.lang or base.progress.language)
     with Worker(options.limit) as worker, Events(workspace.folder) as events:
-        sprint = Sprint(workspace, worker, console, options.minutes)
+        sprint = Sprint(workspace, worker, console, options.minutes, base.progress)
         sprint.run(events)
     sprint.finish()
