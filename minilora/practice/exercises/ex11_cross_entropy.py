@@ -4,11 +4,12 @@
     loss = -1/count Σ log P[target]
 
     logits, dlogits (batch, tokens, V)    targets (batch, tokens)
-    ignore: a negative integer            loss: a number
+    ignore: a negative integer, as -100   loss: a number
 
 The sum runs over the tokens that are not ignored, those whose target is not
 `ignore`, and count is their number in the whole batch. Every other target is
-the id of a token, 0 to V - 1, and belongs to the logits at its own place.
+the id of a token, 0 to V - 1. Nothing is to be shifted: targets[b, t] belongs
+to logits[b, t].
 
 Return the loss and its gradient dlogits = ∂loss/∂logits. Where all tokens are
 ignored, both are 0. Logits may be as large as ±1,000.
@@ -43,10 +44,12 @@ def cross_entropy(logits, targets, ignore):
 
 ### THE CHECK
 
+import re
 from dataclasses import replace
 from functools import cached_property
 
 from ...verify.case import apply
+from ...verify.language import Words
 from ...verify.problems import problems
 from ...verify.problems.cross_entropy import IGNORE, backward, forward, onehot, softmax
 from ..exercise import Exercise, Viva
@@ -94,6 +97,12 @@ class MeanLoss(Gradient):
     def as_learners(self, wrong, *arguments):
         case = self.case_of(dict(zip(self.arguments, arguments, strict=True)))
         return self.of_truth(case) | apply(wrong, case)
+
+    def reworded(self, said):
+        """The exercise speaks of tokens, and has no dL, which the problem calls dy."""
+        said = super().reworded(said)
+        zh = re.sub("(词元)?位置", "词元", said.zh.replace("，令 dy = 1", ""))
+        return Words(said.en.replace("position", "token").replace(" with dy = 1", ""), zh)
 
     def compared(self, function, seed):
         checked = super().compared(function, seed)
@@ -217,6 +226,23 @@ def mean_of_means(logits, targets, ignore):
 
 
 @part.mistake(
+    "{it} is a sum over the samples of each sample's own mean",
+    "What happens to your loss when every sample of the batch is there twice?",
+)
+def sum_of_means(logits, targets, ignore):
+    loss, dlogits = mean_of_means(logits, targets, ignore)
+    return loss * len(targets), dlogits * len(targets)
+
+
+@part.mistake(
+    "{it} leaves out the tokens whose target is 0, as if only positive targets counted",
+    "Is 0 the id of a token?",
+)
+def token_zero_left_out(logits, targets, ignore):
+    return cross_entropy(logits, np.where(targets > 0, targets, ignore), ignore)
+
+
+@part.mistake(
     "{it} is divided by the number of samples: it is a sum over the tokens of each",
     "Does a sample weigh as a whole in the loss, or does each token weigh the same?",
 )
@@ -232,6 +258,17 @@ LARGE = np.array([[[1000.0, 998, 997], [999, 1001, 998.5]]]), np.array([[1, 0]])
 APART = np.array([[[1000.0, 998, 997], [-1000, -998, -1001]]]), np.array([[1, 0]])
 UNLIKELY = np.array([[[3.0, 803, -1], [1, 5, 2]]]), np.array([[0, 1]])
 NONE_LEFT = np.array([[[3.0, 8, -1], [1, 5, 2]]]), np.array([[-3, -3]])
+
+
+def index_error(function):
+    """With an ignore that is no index from the end of the vocabulary either."""
+    try:
+        function(LARGE[0], np.array([[1, -100]]), -100)
+    except IndexError:
+        return True
+    except Exception:  # it may raise anything
+        return False
+    return False
 
 
 def results(function, batch):
@@ -308,6 +345,16 @@ def none_left(logits, targets, ignore):
     loss, dlogits = cross_entropy(logits, targets, ignore)
     count = (targets != ignore).sum()
     return loss * max(count, 1) / count, dlogits * max(count, 1) / count
+
+
+@part.rule(
+    "{it} raises IndexError with ignore = -100: it looks up the target of an ignored token, which is no id",
+    "At which index do you read where the target is -100, and what may stand there in its place?",
+    index_error,
+)
+def ignored_looked_up(logits, targets, ignore):
+    np.take_along_axis(logits, targets[..., None], axis=-1)
+    return cross_entropy(logits, targets, ignore)
 
 
 EXERCISE = Exercise(
