@@ -79,6 +79,11 @@ def cross_attention_backward(dq, dk, dv, x, memory, W, A, B, alpha):
 
 ### THE CHECK
 
+from dataclasses import replace
+from functools import cached_property
+
+from ...verify.problems import problems
+from ...verify.problems.attention import from_weights, root, weights
 from ...verify.problems.low_rank import backward
 from ..exercise import Exercise, Viva
 from ..parts import Gradient, Value
@@ -111,7 +116,23 @@ def truth(dq, dk, dv, x, memory, W, A, B, alpha):
     return of_q["dx"], of_k["dx"] + of_v["dx"], dA, dB
 
 
-attention = Gradient(attention_backward, "dq dk dv", problem="causal_attention", picture="dq dk dv")
+class Attention(Gradient):
+    """The problem, and a mistake that it does not have. With D in dq and dk too, that one stands beside scale_twice."""
+
+    @cached_property
+    def bank(self):
+        bank = replace(problems()[self.problem], faults=dict(problems()[self.problem].faults))
+        bank.add(
+            "scores_divided_by_D",
+            lambda dy, q, k, v, mask: from_weights(weights(q / root(q), k, mask), dy, q, k, v),
+        )(
+            "the scores are divided by D, not by √D, when P is recomputed: {it} rests on other weights than forward's",
+            "By what does the first equation divide q kᵀ?",
+        )
+        return bank
+
+
+attention = Attention(attention_backward, "dq dk dv", problem="causal_attention", picture="dq dk dv")
 cross = Value(cross_attention_backward, "dx dmemory dA dB", truth=truth, draw=draw)
 
 
@@ -298,7 +319,7 @@ add(
 EXERCISE = Exercise(
     title="Attention's backward",
     kind="write",
-    minutes=40,
+    minutes=60,
     difficulty=4,
     needs=["03", "04"],
     parts=[attention, cross],
