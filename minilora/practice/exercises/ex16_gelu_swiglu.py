@@ -60,7 +60,7 @@ from ..parts import Gradient
 EXERCISE = Exercise(
     title="GELU and SwiGLU",
     kind="write",
-    minutes=25,
+    minutes=20,
     difficulty=2,
     parts=[
         Gradient(gelu_backward, "dx", problem="gelu"),

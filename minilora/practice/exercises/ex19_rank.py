@@ -407,7 +407,7 @@ def nothing_divided(sigma):
 EXERCISE = Exercise(
     title="Rank",
     kind="write",
-    minutes=25,
+    minutes=30,
     difficulty=3,
     needs=["01"],
     parts=[values, cut, effective],
