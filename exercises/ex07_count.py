@@ -22,8 +22,10 @@ A decoder is described by a dict, config. All its weights are these:
 LoRA of rank r is put on the layers whose names are in the list targets, in
 every block. Each gets an A (r, in) and a B (out, r). In a fused model the name
 "qkv_proj" means the whole matrix; "q_proj", "k_proj" and "v_proj" mean its
-parts, each with an A and a B of its own. Only A and B are trained. They are in
-float32 beside a model of any dtype, as in PEFT. Return a dict of whole numbers:
+parts, each with an A and a B of its own. No target names a layer that the model
+lacks, as gate_proj where "gated" is False. Only A and B are trained. They are
+in float32 beside a model of any dtype, as in PEFT. Return a dict of whole
+numbers:
 
     total        parameters of the model, without what LoRA adds
     trained      parameters that are trained

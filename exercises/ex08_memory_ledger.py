@@ -10,8 +10,8 @@ parameters, below, read off it what the model has. A number takes 4 bytes in
                      blocks, all of layers(config), gets an A (r, in) and a
                      B (out, r), which are trained, in float32
     "qlora"          the same, but the matrices of those layers are in 4 bits
-                     a number, with one float32 for every 64 numbers; all else
-                     of the model stays in dtype
+                     a number, with one float32 for every 64 numbers of each
+                     matrix (64 divides its size); all else stays in dtype
     optimizer        "sgd" has no state, "momentum" the velocity, "adamw" two
                      moments, always in float32
 
@@ -34,10 +34,11 @@ the length `tokens`.
     live_gradients   bytes of the gradients
     live_state       bytes of AdamW's state
     live_weights     the model, A and B, in MiB
-    live_cache       bytes that the forward keeps with LoRA, less those that it
-                     keeps in full fine-tuning, where the embedding keeps the
-                     ids (8 bytes each) and the head its input. All else that
-                     is not of linear layers is the same in both
+    live_cache       bytes that the forward keeps with LoRA minus bytes that it
+                     keeps in full fine-tuning; it may be negative. In full
+                     fine-tuning the embedding keeps the ids (8 bytes each) and
+                     the head its input. All else that is not of linear layers
+                     is the same in both
 
 By hand: the model of exercise 07 with 228 parameters, 3 tokens, "full",
 "float32", "sgd": weights 912, copy 0, gradients 912, optimizer 0, and

@@ -1,11 +1,9 @@
 """10 · Merge and unmerge
 
-A LoRA layer computes y = x Wᵀ + s (x ∘ keep) Aᵀ Bᵀ, with W frozen. The same can
-be had from one matrix, and then costs no more than the layer did without LoRA:
+A LoRA layer computes y = x Wᵀ + s (x ∘ keep) Aᵀ Bᵀ, with W frozen. At
+inference one matrix W2 is enough, of the size of W: x W2ᵀ = y for every x.
 
     merge(W, A, B, alpha, p, rs)      returns W2
-
-W2 gives the layer's output at inference: x W2ᵀ = y for every x.
 
     W, W2 (out, in)    A (r, in)    B (out, r)    r ≥ 1, read off A
     s       α/r, or where rs is True α/√r, that of rsLoRA
@@ -24,7 +22,7 @@ Nothing that is given may change.
 
 One number by hand: W = 3, A a column of 1, 2, 3, 4, B a row of 5, 6, 7, 8, so
 that r = 4; α = 6. B A = 5 + 12 + 21 + 32 = 70. With rs False s = 1.5, and
-W2 = 3 + 105 = 108; with rs True s = 3, and W2 = 213. To unmerge gives 3 again.
+W2 = 3 + 105 = 108; with rs True s = 3, and W2 = 213. Unmerging gives 3 again.
 """
 
 import numpy as np

@@ -4,11 +4,12 @@
     loss = -1/count Σ log P[target]
 
     logits, dlogits (batch, tokens, V)    targets (batch, tokens)
-    ignore: a negative integer            loss: a number
+    ignore: a negative integer, as -100   loss: a number
 
 The sum runs over the tokens that are not ignored, those whose target is not
 `ignore`, and count is their number in the whole batch. Every other target is
-the id of a token, 0 to V - 1, and belongs to the logits at its own place.
+the id of a token, 0 to V - 1. Nothing is to be shifted: targets[b, t] belongs
+to logits[b, t].
 
 Return the loss and its gradient dlogits = ∂loss/∂logits. Where all tokens are
 ignored, both are 0. Logits may be as large as ±1,000.

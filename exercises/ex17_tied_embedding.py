@@ -19,8 +19,8 @@ c. merge_tied(E, A, B, alpha, adapted): a LoRA adapter of the table,
    acts where `adapted` says: on the look-up ("embed"), on the head ("head"),
    or on both with the same A and B ("both"); the other use reads E. Return
    the tables (embed, head) of a model without an adapter that computes the
-   same. E is still the base of other adapters, and must not change. What was
-   tied and is equal stays tied: with "both", return one array twice.
+   same. E is still the base of other adapters, and must not change. With
+   "both", return the same array object twice: the tables stay tied.
 
 By hand, V = 2, C = 1, E = (2, 3). a: ids = (1, 1), dy = (5, 7): dE = (0, 12).
 b: with those ids, dx = (5, 7), h = (1, 4), dlogits = ((1, 10), (2, 20)):

@@ -23,7 +23,7 @@ The rank of such a sum is larger than it need be. Then
 where, of all matrices of rank k, B2 A2 is the one nearest to B A: the sum of
 the squares of B A - B2 A2 is least. Only the product is compared here too.
 
-Neither may form an (out, in) matrix: for large layers it is as large as W.
+Neither may form an (out, in) matrix: it would be as large as W itself.
 
 One number by hand, with in = out = 1. The first adapter has A₁ = 2, B₁ = 3,
 α₁ = 4: ΔW₁ = 4 · 6 = 24. The second has a column A₂ of 1, 1, a row B₂ of 5, 6,

@@ -15,7 +15,7 @@ its own adapter, or for none:
 
 Two things are asked of a server. Samples are not taken one by one in Python: a
 loop may go over the adapters, of which there are few, not over the samples.
-And no (out, in) matrix B A is formed: for large layers it is as large as W.
+And no (out, in) matrix B A is formed: each would be as large as W.
 
 One number by hand, with in = out = tokens = 1, and a batch of two: x = 2, 3,
 W = 5. One adapter, A = 7, B = 11, s = 0.5, and idx = 0, -1.

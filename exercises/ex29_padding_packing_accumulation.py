@@ -12,7 +12,8 @@ by itself, every token but its first from those before it, and
 
 `losses` trains on each layout and returns three arrays: the loss before each
 of `steps` steps, each of which subtracts rate · gradient of that loss. The
-three must be equal, and are not. Repair what makes them differ.
+three must be equal. As handed out all three are wrong, so that none of them
+serves as a model for the others: repair each.
 
     texts     a list of integer arrays of different lengths, 2 or longer
     params    E (V, C) of tokens, P (positions, C), U (V, C) of the output

@@ -238,7 +238,7 @@ class Layer(Value):
             raise Refused("base", says, words("What must a checkpoint of the layer have in it?"))
         for name in "AB":
             tensor = factor(layer, name)
-            refuse(name, np.zeros(tensor.shape), case[name], {key: case[key] for key in ("W", "r")})
+            refuse(name, np.zeros(tensor.shape), {name: case[name]}, {key: case[key] for key in ("W", "r")})
         return layer
 
     def measured(self, layer: nn.Module, base: nn.Linear, case: Arguments) -> Tensors:

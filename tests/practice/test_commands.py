@@ -34,7 +34,7 @@ def test_check_says_what_is_wrong_and_its_exit_code_is_1_until_it_passes(here, c
     assert main(["ex", "check", "4"]) == 1
     assert "not divided by the rank r" in capsys.readouterr().out
     assert main(["ex", "check", "03", "--lang", "zh"]) == 0
-    assert "线性层的反向传播: 通过" in capsys.readouterr().out
+    assert "线性层的反向传播：通过" in capsys.readouterr().out
     assert main(["ex", "check"]) == 1
     shown = capsys.readouterr().out
     assert "03 A linear layer's backward: passed" in shown

@@ -44,13 +44,13 @@ def test_nothing_but_a_twin_imports_torch(tmp_path):
     code = f"""
 import sys
 from minilora.practice.catalogue import exercise, numbers, twins
-from minilora.practice.session import listed, table, table_of_twins
+from minilora.practice.screen import listed, table, table_of_twins
 from minilora.practice.workspace import Workspace, initialise
 from minilora.practice.tracks import full_path
 from pathlib import Path
 initialise(Path({str(tmp_path)!r}))
 workspace = Workspace.found({str(tmp_path)!r})
-table(workspace, full_path()), table_of_twins(workspace), listed(workspace, full_path()), workspace.changed_twins()
+table(workspace, full_path()), table_of_twins(workspace), listed(workspace, full_path()), workspace.started()
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

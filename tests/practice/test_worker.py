@@ -101,7 +101,7 @@ def test_a_missing_file_is_said_with_how_to_write_it_anew(worker, tmp_path):
     result = worker.check("04", tmp_path / "ex04_lora_backward.py")
     assert result.state == "broken"
     assert "ex reset 04" in result.text()
-    assert "重新写出" in result.text("zh")
+    assert "重新生成" in result.text("zh")
 
 
 def test_a_warm_check_of_a_right_and_of_a_wrong_answer_answers_within_two_seconds(worker, learners):

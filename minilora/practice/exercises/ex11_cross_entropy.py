@@ -44,12 +44,10 @@ def cross_entropy(logits, targets, ignore):
 
 ### THE CHECK
 
-import re
 from dataclasses import replace
 from functools import cached_property
 
 from ...verify.case import apply
-from ...verify.language import Words
 from ...verify.problems import problems
 from ...verify.problems.cross_entropy import IGNORE, backward, forward, onehot, softmax
 from ..exercise import Exercise, Viva
@@ -97,12 +95,6 @@ class MeanLoss(Gradient):
     def as_learners(self, wrong, *arguments):
         case = self.case_of(dict(zip(self.arguments, arguments, strict=True)))
         return self.of_truth(case) | apply(wrong, case)
-
-    def reworded(self, said):
-        """The exercise speaks of tokens, and has no dL, which the problem calls dy."""
-        said = super().reworded(said)
-        zh = re.sub("(词元)?位置", "词元", said.zh.replace("，令 dy = 1", ""))
-        return Words(said.en.replace("position", "token").replace(" with dy = 1", ""), zh)
 
     def compared(self, function, seed):
         checked = super().compared(function, seed)

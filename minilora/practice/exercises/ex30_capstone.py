@@ -462,7 +462,8 @@ def judge(function, seed):
     seconds = time.process_time() - started
     for factor in FACTORS:
         n_out, n_in = base[f"W_{factor[2:]}"].shape
-        refuse(factor, adapter[factor], np.zeros((RANK, n_in) if factor[0] == "A" else (n_out, RANK)), given)
+        shape = (RANK, n_in) if factor[0] == "A" else (n_out, RANK)
+        refuse(factor, adapter[factor], {factor: np.zeros(shape)}, given)
     if not equal(base, given["base"]):
         return Checked([listed("base", "base_trained")])
 
