@@ -133,7 +133,7 @@ def test_the_same_exercises_make_the_same_bytes(tmp_path):
         assert main(["ex", "export", "--otter", str(tmp_path / name / "lora.zip"), "--exercises", "04"]) == 0
     first = content(tmp_path / "a")
     assert first == content(tmp_path / "b")
-    assert Path("course/source/lora/04.ipynb") in first
+    assert Path("course/source/exercises/04.ipynb") in first
     with zipfile.ZipFile(tmp_path / "a" / "lora.zip") as archive:
         assert archive.getinfo("setup.sh").external_attr >> 16 == 0o755
         assert "tests/04.py" in archive.namelist()
@@ -335,20 +335,20 @@ def test_nbgrader_gives_the_points_and_shows_the_diagnosis(tmp_path):
     pytest.importorskip("nbgrader", reason="needs the extra [grading]")
     course = tmp_path / "course"
     assert main(["ex", "export", "--nbgrader", str(course), "--exercises", "04"]) == 0
-    run(["nbgrader", "generate_assignment", "lora"], course)
-    release = (course / "release" / "lora" / "04.ipynb").read_text(encoding="utf-8")
+    run(["nbgrader", "generate_assignment", "exercises"], course)
+    release = (course / "release" / "exercises" / "04.ipynb").read_text(encoding="utf-8")
     assert cells(release)["ex04-solution"].strip() == notebook.code(exercise("04").stub())
     for student, (answer, _) in ANSWERS.items():
-        path = course / "submitted" / student / "lora" / "04.ipynb"
+        path = course / "submitted" / student / "exercises" / "04.ipynb"
         path.parent.mkdir(parents=True)
         path.write_text(handed_in(release, answer, "ex04-solution"), encoding="utf-8")
-    run(["nbgrader", "autograde", "lora"], course)
-    run(["nbgrader", "generate_feedback", "lora"], course)
+    run(["nbgrader", "autograde", "exercises"], course)
+    run(["nbgrader", "generate_feedback", "exercises"], course)
     run(["nbgrader", "export"], course)
     with (course / "grades.csv").open(encoding="utf-8") as file:
         grades = {row["student_id"]: (float(row["score"]), float(row["max_score"])) for row in csv.DictReader(file)}
     assert grades == {student: (points, 3) for student, (_, points) in ANSWERS.items()}
-    feedback = (course / "feedback" / "wrong" / "lora" / "04.html").read_text(encoding="utf-8")
+    feedback = (course / "feedback" / "wrong" / "exercises" / "04.html").read_text(encoding="utf-8")
     assert "lacks the dropout mask" in feedback
 
 

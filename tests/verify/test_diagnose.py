@@ -444,7 +444,7 @@ def test_from_fewer_than_three_cases_no_constant_is_read_and_both_languages_say_
     assert few.says.en.endswith(
         "times 0.37, 0.37, a number for each case; to say of which constants that is made takes three cases or more"
     )
-    assert few.says.zh.endswith("0.37, 0.37 倍；要说出它由哪些常数构成，至少需要三个案例")
+    assert few.says.zh.endswith("0.37, 0.37 倍；要判断它由哪些常数构成，至少需要三个用例")
     three = product_cases((3, 4), (2, 5), (4, 3))
     (same,) = diagnose(odd, cube, three).findings
     assert same.says.en == "dx is 0.37 times the true gradient"
@@ -460,7 +460,7 @@ def test_the_facts_are_those_of_a_case_that_is_wrong_and_say_which_it_is():
     (found,) = diagnose(at_times, cube, product_cases((3, 4), (2, 5), (4, 3))).findings
     assert found.kind == "unknown"
     assert "dx is right except in case 2 of 3" in found.says.en
-    assert "第 2 个案例" in found.says.zh
+    assert "2 号用例" in found.says.zh
     assert "ratios from 1 to 1" not in found.says.en
     assert "at  along" not in found.says.en
 
@@ -667,7 +667,7 @@ def test_two_mistakes_in_one_tensor_are_both_named():
     found = diagnose(neither, problem)
     assert found.names() == ["no_base_path", "no_mask_in_x"]
     assert "\ndx: and: the low-rank path of dx lacks the dropout mask" in str(found)
-    assert "并且：" in found.text("zh")
+    assert "此外，" in found.text("zh")
 
     def unscaled(dy, x, A, B, W, keep, alpha, r, p):
         return problem.backward(dy, x, A, B, W, keep, alpha, r, p) | {"dx": dy @ W + dy @ B @ A}

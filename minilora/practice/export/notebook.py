@@ -24,7 +24,7 @@ class Setting(NamedTuple):
 
     language: str = "en"
     seed: int = 0  # of the constants and data that the check draws
-    assignment: str = "lora"
+    assignment: str = "exercises"
     requirement: str = "minilora"  # what pip installs where submissions are graded
 
 

@@ -17,7 +17,7 @@ def arguments(add: Add) -> None:
         help="lora-week, into a new folder: slides, lab, problem set, rubric, oral questions",
     )
     add("--exercises", metavar="N,N,...", help="which exercises (default all but those in PyTorch)")
-    add("--assignment", metavar="NAME", default="lora", help="the name of the assignment (default lora)")
+    add("--assignment", metavar="NAME", default="exercises", help="the name of the assignment (default exercises)")
     add("--requirement", metavar="TEXT", default="minilora", help="what pip installs on Gradescope (default minilora)")
     add("--lang", choices=["en", "zh"], default="en", help="English or Chinese (default en)")
     add("--seed", metavar="NAME", help="other constants and data for each name, such as a class or a student")
