@@ -286,6 +286,7 @@ def test_without_the_notebooks_the_pack_says_where_they_are(tmp_path, monkeypatc
 
 
 def test_without_nbconvert_the_pack_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pack, "CLONE", Path(__file__).parents[2])
     monkeypatch.setitem(sys.modules, "nbconvert", None)
     assert main(["ex", "export", "--pack", "lora-week", str(tmp_path / "week")]) == 2
     assert "pip install '.[notebooks]'" in capsys.readouterr().err

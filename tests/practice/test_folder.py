@@ -13,6 +13,7 @@ def test_the_folder_in_the_repository_is_what_init_writes(tmp_path):
     initialise(tmp_path)
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "progress.json"}
     ours = {name: (FOLDER / name).read_bytes() for name in written}
+    assert {"README.md", "TUTOR.md", "conftest.py"} < set(written)  # also from an installed package
     assert ours == written, "python -m minilora.practice.record writes it anew"
 
 

@@ -35,9 +35,9 @@ def lora_forward(x, W, b, A, B, alpha):
 
 ### THE CHECK
 
-import tracemalloc
 
 from ...verify.problems.low_rank import forward as low_rank
+from ..measure import peak_bytes
 from ..exercise import Exercise, Viva
 from ..parts import Value
 
@@ -62,12 +62,7 @@ def forms_the_product(function):
     """Does it take the memory of an (out, in) matrix, 32 MB here, beside those that it is given?"""
     n = 2000
     x, W, b, A, B = np.zeros((1, n)), np.zeros((n, n)), np.zeros(n), np.zeros((1, n)), np.zeros((n, 1))
-    tracemalloc.start()
-    try:
-        function(x, W, b, A, B, 2.0)
-        return tracemalloc.get_traced_memory()[1] > 8 * n * n / 2
-    finally:
-        tracemalloc.stop()
+    return peak_bytes(function, x, W, b, A, B, 2.0) > 8 * n * n / 2
 
 
 forward = Value(lora_forward, "y", truth=truth, draw=draw)

@@ -54,9 +54,9 @@ def streaming_attention(q, k, v, block):
 
 ### THE CHECK
 
-import tracemalloc
 
 from ...ops.blockwise_attention import blockwise_attention_forward
+from ..measure import peak_bytes
 from ..exercise import Exercise, Viva
 from ..parts import Value
 
@@ -85,12 +85,7 @@ def forms_the_scores(function):
     """Does it take half the memory of all scores, 4 MB here, or more?"""
     T = 1024
     q, k, v = np.zeros((T, 2)), np.zeros((T, 2)), np.zeros((T, 2))
-    tracemalloc.start()
-    try:
-        function(q, k, v, 32)
-        return tracemalloc.get_traced_memory()[1] > 8 * T * T / 2
-    finally:
-        tracemalloc.stop()
+    return peak_bytes(function, q, k, v, 32) > 8 * T * T / 2
 
 
 attention = Value(streaming_attention, "o lse", truth=truth, draw=draw)

@@ -72,10 +72,10 @@ def effective_rank(sigma):
 
 ### THE CHECK
 
-import tracemalloc
 
 from ...adapters import spectrum
 from ...verify.language import words
+from ..measure import peak_bytes
 from ..exercise import Exercise, Viva
 from ..parts import Refused, Value
 
@@ -132,12 +132,7 @@ def forms_the_product(call):
     def broken(function):
         rng = np.random.default_rng(0)
         A, B = rng.standard_normal((2, n)), rng.standard_normal((n, 2))
-        tracemalloc.start()
-        try:
-            call(function, A, B)
-            return tracemalloc.get_traced_memory()[1] > 8 * n * n / 2
-        finally:
-            tracemalloc.stop()
+        return peak_bytes(call, function, A, B) > 8 * n * n / 2
 
     return broken
 

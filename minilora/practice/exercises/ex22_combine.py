@@ -68,12 +68,12 @@ def compress(A, B, k):
 
 ### THE CHECK
 
-import tracemalloc
 
 from ...adapters.lora import LoRALinear
 from ...adapters.spectrum import lora_svd, truncate
 from ...nn import Linear, Parameter
 from ...verify.language import words
+from ..measure import peak_bytes
 from ..exercise import Exercise, Viva
 from ..naming import described
 from ..parts import Refused, Value
@@ -134,12 +134,7 @@ def product_and_rank(tensors):
 
 def takes_much(function, *arguments, n=250):
     """Does it take the memory of an (out, in) matrix?"""
-    tracemalloc.start()
-    try:
-        function(*arguments)
-        return tracemalloc.get_traced_memory()[1] > 8 * n * n / 2
-    finally:
-        tracemalloc.stop()
+    return peak_bytes(function, *arguments) > 8 * n * n / 2
 
 
 def forms_the_sum(function, n=250):

@@ -44,9 +44,9 @@ def multi_lora_forward(x, W, As, Bs, scales, idx):
 ### THE CHECK
 
 import sys
-import tracemalloc
 
 from ... import ops
+from ..measure import peak_bytes
 from ..exercise import Exercise, Viva
 from ..parts import Value
 
@@ -114,12 +114,7 @@ def forms_the_product(function, n=300):
     """Does it take the memory of an (out, in) matrix beside those that it is given?"""
     A, B = np.ones((1, n)), np.ones((n, 1))
     arguments = np.ones((3, 1, n)), np.ones((n, n)), [A, A], [B, B], np.array([0.5, 2.0]), np.array([1, -1, 0])
-    tracemalloc.start()
-    try:
-        function(*arguments)
-        return tracemalloc.get_traced_memory()[1] > 8 * n * n / 2
-    finally:
-        tracemalloc.stop()
+    return peak_bytes(function, *arguments) > 8 * n * n / 2
 
 
 forward = Value(multi_lora_forward, "y", truth=one_by_one, draw=draw)

@@ -15,7 +15,7 @@ from ..tracks import WEEK
 from ..workspace import contents
 from .nbgrader import config, source
 from .notebook import Setting
-from .slides import headings, slides
+from .slides import headings, need_nbconvert, slides
 
 CLONE = Path(__file__).parents[3]
 
@@ -49,12 +49,13 @@ def write(name: str, path: str | Path, setting: Setting) -> list[str]:
     if name not in PACKS:
         raise ValueError(f"there is no pack {name!r}: choose from {', '.join(PACKS)}")
     pack = PACKS[name]
+    check_free(path)
     if not (CLONE / "notebooks").is_dir():
         raise ValueError(
             f"the slides are made from notebooks/, which is not beside the package in {CLONE}: clone the repository, "
             "and run this command there after pip install -e '.[notebooks]'"
         )
-    check_free(path)
+    need_nbconvert()
     books = {number: file for number in pack.notebooks for file in (CLONE / "notebooks").glob(f"{number}_*.ipynb")}
     lab, problems = ([exercise(n) for n in wanted if n in numbers()] for wanted in (pack.lab, pack.problems))
     absent = [f"notebook {number}" for number in pack.notebooks if number not in books]

@@ -55,12 +55,17 @@ addEventListener("keydown", event => {{
 """
 
 
-def slides(path: Path) -> bytes:
-    """The page. Raises ImportError without the extra [notebooks]."""
+def need_nbconvert() -> Any:
+    """What renders a cell. Raises ImportError without the extra [notebooks]."""
     try:
-        exporter = html_exporter()
+        return html_exporter()
     except ImportError:
         raise ImportError("slides need nbconvert and latex2mathml: pip install '.[notebooks]' in the clone") from None
+
+
+def slides(path: Path) -> bytes:
+    """The page. Raises ImportError without the extra [notebooks]."""
+    exporter = need_nbconvert()
     import nbformat
     from pygments.formatters import HtmlFormatter
 
