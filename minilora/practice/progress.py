@@ -34,6 +34,7 @@ class Progress:
     language: str = "en"
     seed: int = 0  # gives each student other constants and data
     start: str = ""  # the number of the first exercise
+    track: str = "full"  # one of tracks.TRACKS
     records: dict[str, Record] = field(default_factory=dict)
 
     @classmethod
@@ -55,7 +56,7 @@ class Progress:
 
     def content(self) -> bytes:
         shown = {
-            **{"language": self.language, "seed": self.seed, "start": self.start},
+            **{"language": self.language, "seed": self.seed, "start": self.start, "track": self.track},
             "exercises": {number: asdict(record) for number, record in sorted(self.records.items())},
         }
         return (json.dumps(shown, indent=1, ensure_ascii=False) + "\n").encode()

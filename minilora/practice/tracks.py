@@ -34,6 +34,7 @@ COURSE = (
 )
 WEEK = (COURSE[0], COURSE[2], COURSE[7], COURSE[8])  # LoRA as a week of somebody else's course
 
+TRACKS = ("full", "course")
 SPRINT = {"01": 8, "02": 7, "04": 25, "10": 10, "07": 12, "06": 10, "23": 13}  # minutes of each
 ONE_IS_ENOUGH = ("06",)  # in the sprint, one right result of these will do
 
@@ -47,3 +48,17 @@ def full_path(start: str = "") -> list[str]:
         order.remove(start)
         order.insert(0, start)
     return order
+
+
+def course() -> list[str]:
+    """The exercises of the two-week course, day by day: in class, then at home."""
+    return [number for day in COURSE for number in (*day.in_class, *day.homework) if number in numbers()]
+
+
+def timetable() -> str:
+    """The two-week course in Markdown. A star is a day of the week of LoRA."""
+    lines = ["| day | notebooks | in class | at home |", "|---|---|---|---|"]
+    for n, day in enumerate(COURSE, 1):
+        cells = (", ".join(cell) or "–" for cell in day)
+        lines.append(f"| {n}{'*' if day in WEEK else ''} | {' | '.join(cells)} |")
+    return "\n".join(lines)

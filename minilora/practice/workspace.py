@@ -13,7 +13,7 @@ from .catalogue import missing, numbers, sheet, twins
 from .exercise import Sheet
 from .kills import table
 from .progress import FILE, Progress
-from .tracks import full_path
+from .tracks import course, full_path, timetable
 
 PAGES = Path(__file__).parent / "pages"
 NAME = "exercises"
@@ -44,7 +44,7 @@ class Workspace:
 
     def order(self) -> list[str]:
         """The exercises to do here, in order: those that have a file or were worked on."""
-        path = full_path(self.progress.start)
+        path = course() if self.progress.track == "course" else full_path(self.progress.start)
         return list(filter(self.has, path)) or path
 
     def has(self, number: str) -> bool:
@@ -108,7 +108,7 @@ def initialise(
 def contents(language: str = "en", tasks: Iterable[Sheet] | None = None) -> dict[str, str]:
     """{name: text} of everything that a new folder holds, but for progress.json."""
     pages = {path.name: path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.md"))}
-    pages = {name: text.replace("{kills}", table()) for name, text in pages.items()}
+    pages = {name: text.replace("{kills}", table()).replace("{course}", timetable()) for name, text in pages.items()}
     tasks = map(sheet, numbers()) if tasks is None else tasks
     stubs = {f"{each.name}.py": each.stub(language) for each in tasks}
     return pages | {"conftest.py": CONFTEST} | stubs

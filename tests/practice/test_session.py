@@ -255,3 +255,12 @@ def test_in_a_terminal_a_save_is_seen_and_a_key_needs_no_enter(workspace):
     os.close(parent)
     saved = json.loads((workspace.folder / "progress.json").read_text(encoding="utf-8"))
     assert saved["exercises"]["03"]["state"] == "passed"
+
+
+def test_a_track_is_kept_and_orders_the_exercises(workspace, worker, capsys):
+    assert workspace.order() == full_path()
+    workspace.progress.track = "course"
+    workspace.progress.save()
+    again = Workspace.found(str(workspace.folder))
+    assert again.order()[:4] == ["01", "02", "03", "05"]
+    assert set(again.order()) < set(full_path())

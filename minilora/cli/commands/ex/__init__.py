@@ -26,7 +26,13 @@ def language(add: Add, default: Any = SUPPRESS) -> None:
     add("--lang", choices=["en", "zh"], default=default, help="English or Chinese (default: the language of `ex init`)")
 
 
+def track(add: Add, default: Any = SUPPRESS) -> None:
+    help = "in the order of the full path, or of the two-week course (default: as last time, at first full)"
+    add("--track", choices=["full", "course"], default=default, help=help)
+
+
 def arguments(add: Add) -> None:
+    track(add, None)
     folder(add, None)  # a subcommand leaves it as it is unless it is given again
     language(add, None)
     add("--limit", type=float, default=10.0, metavar="S", help="seconds that one check may take (default 10)")
@@ -41,6 +47,7 @@ def run(options: Options) -> None:
 
     workspace, console = Workspace.found(options.dir), wide_console()
     workspace.progress.language = options.lang or workspace.progress.language
+    workspace.progress.track = options.track or workspace.progress.track
     with Worker(options.limit) as worker, Events(workspace.folder) as events:
         first_exercise(workspace, console, events)
         Session(workspace, worker, console).run(events)

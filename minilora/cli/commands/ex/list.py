@@ -2,13 +2,14 @@
 
 from ...models import print_json
 from ...options import JSON, Add, Options
-from . import folder, language
+from . import folder, language, track
 
 EXAMPLE = "minilora ex list --lang zh"
 
 
 def arguments(add: Add) -> None:
     folder(add)
+    track(add)
     language(add)
     add("--json", action="store_true", help=JSON)
 
@@ -21,6 +22,7 @@ def run(options: Options) -> None:
 
     workspace = Workspace.found(options.dir)
     workspace.progress.language = options.lang or workspace.progress.language
+    workspace.progress.track = options.track or workspace.progress.track
     order = workspace.order()
     if options.json:
         print_json(listed(workspace, order))
