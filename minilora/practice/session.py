@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
 import subprocess
@@ -34,7 +33,6 @@ class Session:
         self.current = exercise(self.next_number(""))
         self.result: Result | None = None
         self.notes: list[str] = []  # below the result, until the file is saved again
-        self.checked = ""  # the content that was checked last
         self.since = time.monotonic()
         self.drawn = False  # whether to show pictures this time
         self.choosing: str | None = None  # the digits typed so far in the list
@@ -57,6 +55,8 @@ class Session:
         quits = event.kind == "key" and event.value in "qQ\x04" and self.choosing is None
         if event.kind == "end" or quits:
             return False
+        if event.kind == "saved":
+            self.choosing = None
         if event.kind == "saved" and event.value == f"{self.current.name}.py":
             self.check()
             self.show()
@@ -88,15 +88,14 @@ class Session:
     def check(self) -> None:
         """Check the current file. What it takes counts as an attempt if the file is not as it was."""
         path = self.workspace.path(self.current)
-        content = hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
+        content = self.workspace.text(self.current)
         if self.console.is_terminal:
             self.console.print(self.said("checking ..."))
         self.result = self.worker.check(self.current.number, path, self.language, self.progress.seed)
         self.spend()
-        if content != self.checked:
-            self.notes, self.checked = [], content
-            self.progress.add(self.result)
-            self.progress.save()
+        self.notes = []
+        self.progress.add(self.result, content)
+        self.progress.save()
 
     def spend(self) -> None:
         """Count the time since the last event for the current exercise."""
@@ -108,7 +107,7 @@ class Session:
 
     def go_to(self, number: str) -> None:
         self.spend()
-        self.current, self.notes, self.checked = exercise(number), [], ""
+        self.current, self.notes = exercise(number), []
         self.check()
 
     def next_number(self, after: str) -> str:
@@ -173,19 +172,21 @@ class Session:
     def choose(self, key: str) -> None:
         """A digit of a number, Enter after it, or any other key to go back."""
         typed = self.choosing or ""
-        if key.isdigit() and len(typed) < 2:
+        if (key.isdigit() and len(typed) < 2) or (key == TWIN and typed and not is_twin(typed)):
             self.choosing = typed + key
             self.console.print(key, end="")
             return
         self.choosing = None
-        if key in "\r\n" and typed and typed.zfill(2) in self.order:
-            self.go_to(typed.zfill(2))
+        number = typed.zfill(3 if is_twin(typed) else 2)
+        if key in "\r\n" and (number in self.order or (number in twins() and not missing(number))):
+            self.go_to(number)
         elif key in "\r\n" and typed:
             self.notes = [self.said("There is no exercise {number} here.", number=typed)]
 
     def picture(self) -> None:
         """The wrong matrices in place of the notes."""
-        self.drawn = True
+        self.drawn = bool(self.result and self.result.pictures)
+        self.notes = [] if self.drawn else [self.said("There is nothing to draw here.")]
 
     # ---- the screen ----
 
@@ -242,7 +243,7 @@ def first_exercise(workspace: Workspace, console: Any, events: Events) -> None:
         return
     progress.start = "03"
     if console.is_terminal and events.single:
-        question = "Begin with the backward of a linear layer (n), or do you know it and go straight to LoRA (y)? [n]"
+        question = "Do you know the backward of a linear layer? y: go straight to LoRA; n: begin with it [n]"
         console.print(words(question).in_language(progress.language))
         event = events.next()
         while event.kind == "saved":

@@ -44,6 +44,10 @@ class Sprint(Session):
         """Seconds."""
         return self.limit - (time.monotonic() - self.started - self.paused)
 
+    def planned(self, number: str) -> int:
+        """Minutes for an exercise, of all that there are."""
+        return max(round(SPRINT[number] * self.limit / 60 / 90), 1)
+
     def check(self) -> None:
         begun = time.monotonic()
         super().check()
@@ -70,10 +74,8 @@ class Sprint(Session):
 
     def show(self) -> None:
         super().show()
-        n = str(max(round(self.left / 60), 0))
-        self.console.print(
-            self.said("{n} minutes left, of them {of} planned for this one", n=n, of=str(SPRINT[self.current.number]))
-        )
+        left, of = max(round(self.left / 60), 0), self.planned(self.current.number)
+        self.console.print(self.said("{n} minutes left, of them {of} planned for this one", n=str(left), of=str(of)))
 
     def finish(self) -> None:
         """Print the card, and write it beside the files."""
@@ -101,16 +103,15 @@ class Sprint(Session):
         yield ""
         for number in self.order:
             task, record = exercise(number), records.get(number)
-            title = f"- {number} {task.said(task.title).in_language(self.language)}: "
+            title = f"- {number} {task.said(task.title).in_language(self.language)}{self.said(': ')}"
             if not record or not record.attempts:
                 yield title + self.said("not tried")
                 continue
             right, n = record.first
             tried = self.said("{right} of {n} right at the first try", right=str(right), n=str(n))
-            spent = {"minutes": f"{record.minutes:.0f}", "planned": str(SPRINT[number])}
-            yield title + ", ".join(
-                [self.said(record.state), tried, self.said("{minutes} of {planned} minutes", **spent)]
-            )
+            spent = {"minutes": f"{record.minutes:.0f}", "planned": str(self.planned(number))}
+            facts = self.said(record.state), tried, self.said("{minutes} of {planned} minutes", **spent)
+            yield title + self.said(", ").join(facts)
             yield from (f"  - {says}" for says in self.mistakes_met(task, record))
         yield ""
         yield self.said("Questions to revise:")

@@ -117,3 +117,11 @@ def contents(language: str = "en", tasks: Iterable[Sheet] | None = None) -> dict
 def seed_of(name: str) -> int:
     """A number for a student's name or id: the same for the same name, on every machine."""
     return int(name) if name.isdigit() and len(name) < 10 else zlib.crc32(name.encode()) or 1
+
+
+def language_of(folder: str | None = None) -> str:
+    """The language of the exercises that are found from here; English where there are none."""
+    try:
+        return Workspace.found(folder).progress.language
+    except ValueError:
+        return "en"

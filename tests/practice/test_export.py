@@ -216,6 +216,14 @@ def test_bad_input_is_one_line_and_nothing_is_written(words, says, tmp_path, mon
 # ---- the week ----
 
 
+@pytest.fixture(scope="module", autouse=True)
+def in_the_clone():
+    """Of an installed package too: the notebooks are beside the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack, "CLONE", ROOT)
+        yield
+
+
 @pytest.fixture(scope="module")
 def week(tmp_path_factory):
     pytest.importorskip("nbconvert", reason="slides need the extra [notebooks]")
@@ -286,7 +294,6 @@ def test_without_the_notebooks_the_pack_says_where_they_are(tmp_path, monkeypatc
 
 
 def test_without_nbconvert_the_pack_says_what_to_install(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pack, "CLONE", Path(__file__).parents[2])
     monkeypatch.setitem(sys.modules, "nbconvert", None)
     assert main(["ex", "export", "--pack", "lora-week", str(tmp_path / "week")]) == 2
     assert "pip install '.[notebooks]'" in capsys.readouterr().err
@@ -315,7 +322,8 @@ def test_slides_fetch_nothing_and_hold_every_cell(path):
 
 def run(command, folder):
     """A tool of this environment, with a home of its own."""
-    environment = os.environ | {"HOME": str(folder), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # nbgrader calls alembic
+    environment = os.environ | {"HOME": str(folder), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "PATH": path}
     command = [sys.executable, "-m", *command]
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False

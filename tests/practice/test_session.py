@@ -110,7 +110,7 @@ def test_common_mistakes_are_a_hint_only_after_the_first_wrong_attempt(workspace
     before = [next_hint(workspace, task).en for _ in range(3)]
     assert not any("Mistakes that people make" in hint for hint in before)
     write(workspace, "04", WRONG)
-    workspace.progress.add(worker.check("04", workspace.path(task)))
+    workspace.progress.add(worker.check("04", workspace.path(task)), workspace.text(task))
     after = [next_hint(workspace, task).en for _ in range(3)]
     assert sum("Mistakes that people make" in hint for hint in after) == 1
 
@@ -163,7 +163,7 @@ def test_once_passed_stays_passed(workspace, worker):
     task = exercise("04")
     for text in (exercise("04").solution(), WRONG):
         write(workspace, "04", text)
-        workspace.progress.add(worker.check("04", workspace.path(task)))
+        workspace.progress.add(worker.check("04", workspace.path(task)), workspace.text(task))
     assert workspace.progress.passed("04")
     assert workspace.progress.record("04").attempts == 1
 
@@ -242,7 +242,7 @@ def test_in_a_terminal_a_save_is_seen_and_a_key_needs_no_enter(workspace):
                 if select.select([parent], [], [], 0.2)[0]:
                     seen += os.read(parent, 65536).decode(errors="replace")
 
-        until("[n]")
+        until("it [n]")
         os.write(parent, b"n")
         until("linear_backward is not written yet")
         until("quit")

@@ -180,5 +180,4 @@ EXERCISE = Exercise(
         ),
     ],
     asks=["A1", "C1", "J5"],
-    derivation="lora",
 )

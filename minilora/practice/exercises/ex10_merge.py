@@ -332,5 +332,4 @@ EXERCISE = Exercise(
         ),
     ],
     asks=["G1", "G9", "B5"],
-    derivation="lora",
 )

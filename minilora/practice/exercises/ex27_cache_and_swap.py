@@ -322,5 +322,4 @@ EXERCISE = Exercise(
         ),
     ],
     asks=["G7", "G8"],
-    derivation="attention",
 )

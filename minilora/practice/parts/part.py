@@ -177,11 +177,13 @@ class Part:
             raise Refused("shape", words("{it} returns nothing: is there a return at its end?", it=self.name))
         if isinstance(result, Mapping):
             if set(result) != set(names):
+                lacking = [name for name in names if name not in result] or ["–"]
+                more = [str(name) for name in result if name not in names] or ["–"]
                 says = words(
-                    "{it} returns {found}, and must return {wanted}",
+                    "{it} returns a dict that lacks {lacking} and has too much {more}",
                     it=self.name,
-                    found=", ".join(map(str, result)),
-                    wanted=", ".join(names),
+                    lacking=", ".join(lacking),
+                    more=", ".join(more),
                 )
                 raise Refused("shape", says)
             return {name: result[name] for name in names}

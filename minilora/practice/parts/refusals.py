@@ -32,16 +32,9 @@ def refuse(name: str, mine: Any, right: Tensors, arguments: Arguments) -> None:
     except ValueError:
         raise Refused("shape", words("{it} is no array: its rows differ in length", it=name)) from None
     if array.dtype.kind not in "biufcUS" or (array.dtype.kind in "US") != (wanted.dtype.kind in "US"):
-        raise Refused(
-            "type",
-            words(
-                "{it} is {found}, and must be {wanted}",
-                it=name,
-                found=type(mine).__name__,
-                wanted="str" if wanted.dtype.kind == "U" else f"{wanted.dtype} {shape(wanted)}",
-            ),
-            detail=name,
-        )
+        kind = words("a word" if wanted.dtype.kind == "U" else "an array" if wanted.ndim else "a number")
+        says = words("{it} is {found}, and must be {kind}", it=name, found=type(mine).__name__, kind=kind)
+        raise Refused("type", says, detail=name)
     if array.shape != wanted.shape:
         says = words(
             "{it} has shape {found}, and must have {wanted}, for {given}",
@@ -66,7 +59,10 @@ def refuse(name: str, mine: Any, right: Tensors, arguments: Arguments) -> None:
     if wanted.dtype.kind in "fiu" and np.all(np.isfinite(wanted)) and not np.all(np.isfinite(array)):
         where = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
         says = words(
-            "{it} is not finite, first at {place}, for {given}", it=name, place=str(where), given=described(arguments)
+            "{it} is not finite, first at {place}, for {given}" if where else "{it} is not finite, for {given}",
+            it=name,
+            place=str(where),
+            given=described(arguments),
         )
         asks = words("Is there a division by 0, a logarithm of 0, or an exponential of a large number?")
         raise Refused("not finite", says, asks, detail=name)

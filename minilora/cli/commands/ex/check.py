@@ -24,13 +24,13 @@ def run(options: Options) -> int:
     from ....practice.catalogue import exercise
     from ....practice.screen import show_pictures, show_result
     from ....practice.worker import Worker
-    from ....practice.workspace import Workspace, seed_of
+    from ....practice.workspace import Workspace, language_of, seed_of
 
     if options.file and not options.exercise:
         raise ValueError("say which exercise the file is: minilora ex check 04 --file FILE")
     workspace = None if options.file else Workspace.found(options.dir)
     progress = workspace.progress if workspace else None
-    language = options.lang or (progress.language if progress else "en")
+    language = options.lang or language_of(options.dir)
     seed = seed_of(options.seed) if options.seed else progress.seed if progress else 0
     numbers = [options.exercise] if options.exercise or not workspace else workspace.started()
     console, passed, found = wide_console(), True, []
@@ -40,8 +40,8 @@ def run(options: Options) -> int:
             result = worker.check(
                 task.number, workspace.path(task) if workspace else Path(options.file), language, seed
             )
-            if progress:
-                progress.add(result)
+            if workspace and progress:
+                progress.add(result, workspace.text(task))
                 progress.save()
             passed &= result.passed
             found.append(result.as_json())
