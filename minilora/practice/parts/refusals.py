@@ -32,8 +32,8 @@ def refuse(name: str, mine: Any, right: Tensors, arguments: Arguments) -> None:
     except ValueError:
         raise Refused("shape", words("{it} is no array: its rows differ in length", it=name)) from None
     if array.dtype.kind not in "biufcUS" or (array.dtype.kind in "US") != (wanted.dtype.kind in "US"):
-        kind = words("a word" if wanted.dtype.kind == "U" else "an array" if wanted.ndim else "a number")
-        says = words("{it} is {found}, and must be {kind}", it=name, found=type(mine).__name__, kind=kind)
+        kind = "a word" if wanted.dtype.kind == "U" else "an array" if wanted.ndim else "a number"
+        says = words("{it} is {found}, and must be {kind}", it=name, found=type(mine).__name__, kind=words(kind))
         raise Refused("type", says, detail=name)
     if array.shape != wanted.shape:
         says = words(
