@@ -51,16 +51,23 @@ from ..exercise import Exercise, Viva
 from ..parts import Value
 
 
+OF_BOTH = {"both_zero", "product_not_zero", "own_generator"}  # the other rules are broken by the random matrix alone
+
+
 class Start(Value):
     """Rules judge what is drawn; A = 0 is right too, and is told so."""
 
     def check(self, function, seed=0):
         checked = super().check(function, seed)
         broken = [finding for finding in checked.findings if finding.kind == "rule"]
-        if broken:  # only shapes were compared before it: neither A nor B is right yet
-            found = [replace(finding, tensor=name, kind="fault") for finding in broken for name in self.tensors]
-            return checked._replace(findings=found)
-        return checked
+        if not broken:
+            return checked
+        faults = [replace(finding, kind="fault") for finding in broken]
+        if faults[0].name in OF_BOTH:
+            return checked._replace(findings=faults)
+        random = "A" if any(np.any(A) for *_, A, _ in drawn(function, seed)) else "B"
+        rest = [finding for finding in checked.findings if finding.kind == "right" and finding.tensor != random]
+        return checked._replace(findings=[*(replace(fault, tensor=random) for fault in faults), *rest])
 
     def compared(self, function, seed):
         checked = super().compared(function, seed)
@@ -173,11 +180,11 @@ def both_zero(rng, n_in, n_out, r):
 
 
 @init.rule(
-    "A and B are both random, so that y is no longer the frozen layer's before the first step",
+    "B A is not 0 at the start, so that y is no longer the frozen layer's before the first step",
     "What must B A be, for the adapted model to begin where the frozen one is?",
-    in_any(lambda n_in, n_out, r, A, B: np.any(A) and np.any(B)),
+    in_any(lambda n_in, n_out, r, A, B: np.any(B @ A)),
 )
-def both_random(rng, n_in, n_out, r):
+def product_not_zero(rng, n_in, n_out, r):
     return uniform(rng, (r, n_in), 1 / np.sqrt(n_in)), uniform(rng, (n_out, r), 1 / np.sqrt(r))
 
 

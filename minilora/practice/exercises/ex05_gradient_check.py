@@ -29,7 +29,7 @@ gradient stays hidden. (At badly chosen ones the best check sees nothing.)
 in that order, each width your choice (at most 10). keep is 0 where dropout of
 probability p drops x, else 1/(1-p).
 
-Your check meets 12 right functions and 60 wrong gradients; your inputs meet
+Your check meets 12 right functions and 68 wrong gradients; your inputs meet
 all the mistakes in LoRA's backward that are known here.
 
 One slope by hand: y = x², x = 3, dy = 5, h = 0.1. L goes from 5 · 2.9² = 42.05
@@ -101,6 +101,7 @@ from ..parts import Checked, Judged, Refused, right
 PLAIN = ["linear", "low_rank", "gelu", "swiglu", "layer_norm", "rms_norm", "masked_attention", "embedding", "rope"]
 SMALL_SLOPES, BESIDE_A_KINK = "1 + 2e-6 residual", "max(linear, 0)"
 OFF = 1e-2  # a wrong gradient is off by this at least
+ALSO = ["low_rank", "layer_norm", "masked_attention", "1e-10 swiglu"]  # these have two more, off by 1.5 %
 EACH = 5  # wrong gradients of each function, of which one is
 COMMON = ["upstream_forgotten", "sign_flipped", "counted_twice"]  # in turn, as far as it is a mistake of the problem
 
@@ -191,7 +192,7 @@ def beside_the_truth(function, says, backward, dy=None):
 
 @functools.cache
 def wrongs(seed):
-    """Five mistakes of each function: a common one, the others spread over the list of its problem."""
+    """Five mistakes of each function, a common one and others spread over the list of its problem; then small ones."""
     found = []
     for i, function in enumerate(functions(seed)):
         seen = {name: beside_the_truth(function, *fault) for name, fault in function.faults.items()}
@@ -199,7 +200,25 @@ def wrongs(seed):
         first = seen.pop(COMMON[i % len(COMMON)])
         rest = list(seen.values())
         found += [first, *(rest[(i + k * len(rest) // (EACH - 1)) % len(rest)] for k in range(EACH - 1))]
-    return found
+    return found + [small for function in functions(seed) if function.name in ALSO for small in slightly_off(function)]
+
+
+def slightly_off(function):
+    """Its smallest gradient alone, then its largest alone, is too large by little."""
+    true = apply(function.backward, function.case)
+    says = words("{it} is 1.5 % too large")
+
+    def off(name):
+        def backward(*inputs, **constants):
+            gradients = function.backward(*inputs, **constants)
+            return gradients | {name: 1.015 * gradients[name]}
+
+        return backward
+
+    return [
+        beside_the_truth(function, says, off(extreme(true, key=lambda name: np.linalg.norm(true[name]))))
+        for extreme in (min, max)
+    ]
 
 
 # ---- what the check does ----
@@ -314,7 +333,7 @@ class Check(Judged):
             says = words("{score}: {says}", score=says, says=listed.says.filled(it=self.name))
             return Finding(self.name, "fault", says, listed.asks, listed.name)
         if found.rejected:
-            names = [wrong.function.name for wrong in found.wrongs[::EACH]]
+            names = list(dict.fromkeys(wrong.function.name for wrong in found.wrongs))
             i = names.index(found.rejected[0].name)
             asks = words("It rejects the right gradient of {name} (case {i}). Why?", name=names[i], i=str(i))
         else:
@@ -393,6 +412,13 @@ def blind(
 
 
 blind(
+    "always_true",
+    lambda t: len(t.accepted) == len(t.wrongs) and not t.rejected,
+    "it accepts everything",
+    "Which wrong gradient have you tried it on?",
+    agree=lambda found, slopes: True,
+)
+blind(
     "float32",
     lambda t: not t.doubles(),
     "it computes in float32, of whose seven digits the difference of two y leaves none",
@@ -416,17 +442,10 @@ blind(
 )
 blind(
     "dy_of_ones",
-    lambda t: t.accepted and all(np.ptp(dy) == 0 for dy in t.dys),
+    lambda t: t.accepted and t.dys and all(np.ptp(dy) == 0 for dy in t.dys),
     "its dy is the same number everywhere, as when L is the sum of y: what a gradient does with dy is not seen",
     "What is the gradient of softmax for a dy of ones, and would a wrong sign in it be seen?",
     dy=np.ones_like,
-)
-blind(
-    "always_true",
-    lambda t: len(t.accepted) == len(t.wrongs) and not t.rejected,
-    "it accepts everything",
-    "Which wrong gradient have you tried it on?",
-    agree=lambda found, slopes: True,
 )
 blind(
     "always_false",
@@ -490,7 +509,11 @@ blind(
 )
 blind(
     "tolerance_too_large",
-    lambda t: all_but_some(t, lambda w: max(w.errors) < 0.4 * largest_error(t), lambda w: 5e-3 < max(w.errors) < 0.6),
+    lambda t: all_but_some(
+        t,
+        lambda w: max(w.errors) < max(0.4 * largest_error(t), 1.6e-2),
+        lambda w: 5e-3 < max(w.errors) < 0.6,
+    ),
     "its tolerance is so large that what is off by little passes",
     "By how much, relative to its norm, is a wrong gradient off at least?",
     agree=lambda found, slopes: np.linalg.norm(found - slopes) <= 0.3 * np.linalg.norm(slopes),
@@ -530,16 +553,17 @@ class Inputs(Judged):
             return Checked([Finding(self.name, refused.kind, refused.says, refused.asks)])
         if not found:
             return Checked([right(self.name)])
-        alone = {name: self.hidden(mistake.wrong, seed) for name, mistake in self.mistakes.items()}
-        within = {name: hidden for name, hidden in alone.items() if hidden <= found}
-        widest = [name for name, hidden in within.items() if not any(hidden < other for other in within.values())]
+        case = self.case_of(function, seed)
+        so = [name for name in self.mistakes if BLIND_SPOTS[name][0](case.inputs | case.constants)]
+        alone = {name: self.hidden(self.mistakes[name].wrong, seed) for name in so}
+        widest = [name for name, hidden in alone.items() if not any(hidden < other for other in alone.values())]
         faults = problems()["low_rank"].faults
         first = faults[min(found, key=list(faults).index)]
         says = words(
             "with these inputs {hidden} of {all} wrong gradients give the true numbers",
             hidden=str(len(found)), all=str(len(faults)),
         )  # fmt: skip
-        if found != set().union(*(within[name] for name in widest)):
+        if not so or found != self.hidden(changed(so), seed):
             asks = words("One is hidden: {says}. Why?", says=first.says.filled(it="dA"))
             return Checked([Finding(self.name, "unknown", says, asks)])
         return Checked(
@@ -609,71 +633,90 @@ class Inputs(Judged):
 inputs_for_lora = Inputs(lora_case, "inputs constants")
 
 
-def hides(name, says, asks, **changes):
-    """List inputs that are the solution's but for `changes`, functions of its value of what they are called."""
+BLIND_SPOTS: dict[str, Any] = {}  # {name: (is it so in these inputs and constants?, changes)}
+
+
+def changed(names):
+    """The solution's lora_case, but for the changes of these blind spots."""
 
     def wrong(rng):
         inputs, constants = lora_case(rng)
         given = inputs | constants
-        given |= {key: change(given[key]) for key, change in changes.items()}
+        for name in names:
+            given |= {key: change(given) for key, change in BLIND_SPOTS[name][1].items()}
         return {key: given[key] for key in inputs}, {key: given[key] for key in constants}
 
+    return wrong
+
+
+def hides(name, so, says, asks, **changes):
+    """List inputs that are the solution's but for `changes`, functions of what is given."""
+    BLIND_SPOTS[name] = so, changes
+    wrong = changed([name])
     wrong.__name__ = name
     inputs_for_lora.mistake(says, asks)(wrong)
 
 
 hides(
     "B_is_zero",
+    lambda g: not np.any(g["B"]),
     "B = 0, as at the start of training: what has B as a factor is then 0, right or wrong, and dx has one path",
     "What is left of dA and of dx where B = 0?",
-    B=lambda B: 0 * B,
+    B=lambda g: 0 * g["B"],
 )
 hides(
     "A_is_zero",
+    lambda g: not np.any(g["A"]),
     "A = 0: what has A as a factor is then 0, right or wrong, and dx has one path",
     "What is left of dB and of dx where A = 0?",
-    A=lambda A: 0 * A,
-)
-hides(
-    "alpha_is_r",
-    "α = r, so that the scale is 1: one that is missing, doubled or upside down is not seen",
-    "By which numbers can you multiply without a trace?",
-    alpha=lambda alpha: 3.0,
+    A=lambda g: 0 * g["A"],
 )
 hides(
     "rank_of_one",
+    lambda g: g["r"] == 1,
     "r = 1: dividing by r, by √r or not at all is the same",
     "For which r do α, α/√r and α/r differ?",
-    A=lambda A: A[:1],
-    B=lambda B: B[:, :1],
-    r=lambda r: 1,
+    A=lambda g: g["A"][:1],
+    B=lambda g: g["B"][:, :1],
+    r=lambda g: 1,
+)
+hides(
+    "alpha_is_r",
+    lambda g: g["alpha"] == g["r"],
+    "α = r, so that the scale is 1: one that is missing, doubled or upside down is not seen",
+    "By which numbers can you multiply without a trace?",
+    alpha=lambda g: float(g["r"]),
 )
 hides(
     "no_dropout",
+    lambda g: np.all(g["keep"] == 1),
     "nothing is dropped: no mistake with the mask is seen",
     "Where can a mask that is forgotten be seen?",
-    keep=np.ones_like,
-    p=lambda p: 0.0,
+    keep=lambda g: np.ones_like(g["keep"]),
+    p=lambda g: 0.0,
 )
 hides(
     "one_row",
+    lambda g: g["x"].shape[:2] == (1, 1),
     "there is one row, one sample of one token: a mean over rows, or a product of sums, is the same as the sum",
     "Over what are dA and dB summed?",
-    x=lambda x: x[:1, :1],
-    keep=lambda keep: keep[:1, :1],
+    x=lambda g: g["x"][:1, :1],
+    keep=lambda g: g["keep"][:1, :1],
 )
 hides(
     "one_sample",
+    lambda g: len(g["x"]) == 1,
     "there is one sample: a loop that keeps the last one only is not seen",
     "Over what are dA and dB summed?",
-    x=lambda x: x[:1],
-    keep=lambda keep: keep[:1],
+    x=lambda g: g["x"][:1],
+    keep=lambda g: g["keep"][:1],
 )
 hides(
     "no_base",
+    lambda g: not np.any(g["W"]),
     "W = 0: the base path of dx, missing, doubled or scaled, is not seen",
     "By how many paths does x reach y?",
-    W=lambda W: 0 * W,
+    W=lambda g: 0 * g["W"],
 )
 
 
