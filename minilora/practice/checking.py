@@ -8,7 +8,8 @@ import io
 import time
 import traceback
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,29 @@ def check_file(number: str, path: Path, language: str = "en", seed: int = 0) -> 
     task = exercise(number)
     if as_handed_out(path, task):
         return untouched(task, language)
-    return checked(task, lambda: namespace_of(path, task), language, seed)
+    return checked(task, lambda: namespace_of(path, task), language, seed, as_found(path, task))
+
+
+def as_found(path: Path, task: Exercise) -> set[str]:
+    """The functions and classes to repair that are still as they were: what is wrong with them is the learner's to
+    find, also while others are being repaired."""
+    try:
+        mine = definitions(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return set()
+    stub, solved, lines = definitions(task.stub()), definitions(task.source), task.source.splitlines()
+    starts = [*(node.lineno for node in solved.values()), len(lines) + 1]
+    found = set()
+    for name, (start, end) in zip(solved, pairwise(starts), strict=True):
+        to_repair = any(line.lstrip().startswith("#| ") for line in lines[start - 1 : end - 1])
+        if to_repair and name in mine and ast.dump(mine[name]) == ast.dump(stub[name]):
+            found.add(name)
+    return found
+
+
+def definitions(source: str) -> dict[str, ast.FunctionDef | ast.ClassDef]:
+    nodes = ast.parse(source).body
+    return {node.name: node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
 def as_handed_out(path: Path, task: Exercise) -> bool:
@@ -97,7 +120,13 @@ def untouched(task: Exercise, language: str) -> Result:
 
 
 @blas_threads()
-def checked(task: Exercise, load: Callable[[], Mapping[str, Any]], language: str, seed: int) -> Result:
+def checked(
+    task: Exercise,
+    load: Callable[[], Mapping[str, Any]],
+    language: str,
+    seed: int,
+    left: Collection[str] = (),
+) -> Result:
     result = Result(
         task.number, task.name, task.said(task.title), "wrong", {}, task.asked, language=language, seed=seed
     )
@@ -106,7 +135,9 @@ def checked(task: Exercise, load: Callable[[], Mapping[str, Any]], language: str
         try:
             namespace = load()
             for part in task.parts:
-                result.parts[part.name] = part.check(namespace.get(part.name), seed)
+                result.parts[part.name] = (
+                    to_find(part.name) if part.name in left else part.check(namespace.get(part.name), seed)
+                )
         except Broken as broken:
             result = broken.result(task, language)
     kinds = {finding.kind for finding in result.findings}
@@ -117,6 +148,11 @@ def checked(task: Exercise, load: Callable[[], Mapping[str, Any]], language: str
     result.seconds = time.perf_counter() - started
     result.printed = shortened(printed.getvalue())
     return result
+
+
+def to_find(it: str) -> Checked:
+    says = words("{it} is as it was handed out", it=it)
+    return Checked([Finding(it, "not written", says, words("What is wrong with it?"))])
 
 
 def shortened(text: str) -> str:

@@ -1,12 +1,13 @@
 """Whatever a learner's file does, the loop gets an answer in words, and the next check works."""
 
+import ast
 import os
 import sys
 import time
 
 import pytest
 
-from minilora.practice import exercise
+from minilora.practice import check_file, exercise
 from minilora.practice.worker import Worker
 
 RIGHT = exercise("04").solution()
@@ -113,8 +114,6 @@ def test_a_warm_check_of_a_right_and_of_a_wrong_answer_answers_within_two_second
 
 
 def test_json_keeps_everything_that_a_result_says(worker, learners):
-    from minilora.practice.checking import check_file
-
     path = learners(RIGHT.replace(FIRST, "    s = alpha\n"))
     for language in ("en", "zh"):
         assert worker.check("04", path, language).text() == check_file("04", path, language).text()
@@ -134,3 +133,19 @@ def test_an_exercise_may_take_more_time_than_others(tmp_path):
     with Worker(limit=0.01) as worker:
         assert worker.check("30", path).state == "not started"
         assert worker.limit < exercise("30").limit
+
+
+def test_what_is_wrong_with_a_part_to_repair_is_not_told_before_it_is_touched(tmp_path):
+    task, path = exercise("06"), tmp_path / "ex06_adapters.py"
+    stub, solution = (ast.parse(text) for text in (task.stub(), task.solution()))
+    repaired = {node.name: node for node in solution.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    stub.body = [repaired["five"] if getattr(node, "name", "") == "five" else node for node in stub.body]
+    path.write_text(ast.unparse(stub), encoding="utf-8")
+    result = check_file("06", path)
+    assert result.state == "wrong"
+    assert [part for part, checked in result.parts.items() if checked.findings[0].kind == "right"] == ["five"]
+    assert not result.mistakes
+    path.write_text(
+        ast.unparse(stub).replace("class BothZero", "class BothZero:\n    pass\nclass Other"), encoding="utf-8"
+    )
+    assert check_file("06", path).parts["BothZero"].findings[0].kind != "not written"
