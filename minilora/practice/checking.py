@@ -19,7 +19,7 @@ from ..verify.explanations.finding import Finding
 from ..verify.language import Words, words
 from .catalogue import exercise
 from .exercise import Exercise
-from .parts import Checked, Refused
+from .parts import Checked, Refused, in_words
 from .result import Result
 
 FRAMEWORKS = ("torch", "tensorflow", "jax", "autograd", "cupy", "keras", "mxnet", "peft", "transformers")
@@ -196,8 +196,8 @@ def namespace_of(path: Path, task: Exercise) -> dict[str, Any]:
         line = next(
             (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), 0
         )
-        message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise Broken("raises", words("line {line} raises {error}", line=str(line), error=message)) from error
+        says = words("line {line} raises {error}", line=str(line), error=in_words(error))
+        raise Broken("raises", says) from error
     return module.__dict__
 
 

@@ -1,6 +1,6 @@
 """How many of the mistakes that an exercise lists its own check sees, and how many it names.
 
-python -m minilora.practice.kills     counts anew, writes kills.json, and the exercises of a clone
+`python -m minilora.practice.record` counts anew and writes kills.json.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ FILE = "progress.json"
 
 @dataclass
 class Record:
-    """Of one exercise. Minutes count while it is open and its file changes."""
+    """Of one exercise. Minutes count while it is open in the loop."""
 
     state: str = "not started"  # not started, wrong, broken, passed; once passed it stays so
     attempts: int = 0  # checks of a file that had changed, up to the first that passed

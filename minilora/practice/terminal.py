@@ -22,8 +22,8 @@ class Event(NamedTuple):
 class Events:
     """What happens in a folder and on the keyboard, in order.
 
-    A terminal gives single keys. Anything else on standard input gives lines, of which the first letter counts, and an
-    end. Files are watched by watchfiles where it is installed, else looked at three times a second.
+    A terminal gives single keys. Anything else on standard input gives lines, of which the first letter or the number
+    counts, and an end. Files are watched by watchfiles where it is installed, else looked at three times a second.
     """
 
     def __init__(self, folder: Path):
@@ -83,7 +83,10 @@ class Events:
                 else:
                     time.sleep(0.05)
             elif select.select([sys.stdin], [], [], 0.2)[0] and self.reading.is_set():
-                key = os.read(sys.stdin.fileno(), 1)
+                try:
+                    key = os.read(sys.stdin.fileno(), 1)
+                except OSError:  # the terminal is gone
+                    key = b""
                 if key == b"\x1b":  # an arrow or a function key: more bytes, and none of them a key
                     while select.select([sys.stdin], [], [], 0.02)[0]:
                         os.read(sys.stdin.fileno(), 1)
@@ -95,7 +98,8 @@ class Events:
 
     def read_lines(self) -> None:
         for line in sys.stdin:
-            for key in line.strip()[:2] if line.strip().isdigit() else line.strip()[:1]:
+            word = line.strip()
+            for key in f"{word}\n" if word[:1].isdigit() else word[:1]:
                 self.queue.put(Event("key", key))
         self.queue.put(Event("end"))
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from ..process import end_with
 from ..verify.language import words
 from .catalogue import exercise
 from .checking import Broken, check_file
@@ -40,7 +41,9 @@ class Worker:
     def __init__(self, limit: float = LIMIT):
         self.limit = limit
         self.child: subprocess.Popen[str] | None = None
-        self.stacks = Path(tempfile.mkstemp(prefix="minilora-")[1])  # where a child that hangs writes its stack
+        descriptor, stacks = tempfile.mkstemp(prefix="minilora-")  # where a child that hangs writes its stack
+        os.close(descriptor)
+        self.stacks = Path(stacks)
 
     def check(self, number: str, path: Path, language: str = "en", seed: int = 0) -> Result:
         """Judge a learner's file in the child."""
@@ -143,5 +146,6 @@ def own_streams() -> Iterator[tuple[IO[str], IO[str]]]:
 
 
 if __name__ == "__main__":
+    end_with(os.getppid())  # also in the middle of a loop without an end
     with own_streams() as (requests, answers), open(sys.argv[1], "w", encoding="utf-8") as stacks:
         serve(requests, answers, stacks)

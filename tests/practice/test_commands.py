@@ -95,8 +95,9 @@ def test_bad_input_is_one_line_that_says_what_to_do(here, capsys, words, says):
 
 def test_without_a_terminal_the_loop_reads_lines_and_ends_with_its_input(here):
     command = [sys.executable, "-m", "minilora", "ex"]
-    done = subprocess.run(command, input="n\nh\nq\n", capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, input="l\n4\nh\nq\n", capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+    assert "04 · LoRA's backward" in done.stdout
     assert "hint 1 of 2" in done.stdout
     assert "\x1b[" not in done.stdout
 

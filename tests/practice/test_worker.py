@@ -2,12 +2,13 @@
 
 import ast
 import os
+import subprocess
 import sys
 import time
 
 import pytest
 
-from minilora.practice import check_file, exercise
+from minilora.practice import check, check_file, exercise
 from minilora.practice.worker import Worker
 
 RIGHT = exercise("04").solution()
@@ -149,3 +150,36 @@ def test_what_is_wrong_with_a_part_to_repair_is_not_told_before_it_is_touched(tm
         ast.unparse(stub).replace("class BothZero", "class BothZero:\n    pass\nclass Other"), encoding="utf-8"
     )
     assert check_file("06", path).parts["BothZero"].findings[0].kind != "not written"
+
+
+def test_an_answer_that_raises_only_where_a_rule_tries_it_is_wrong_and_ends_nothing():
+    right = exercise("01").parts[0].solution
+
+    def lora_forward(x, W, b, A, B, alpha):
+        if len(W) > 1000:
+            raise MemoryError("too large")
+        return right(x, W, b, A, B, alpha)
+
+    result = check("01", lora_forward)
+    assert result.state == "wrong"
+    assert "MemoryError: too large on other arguments" in result.text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no parent to watch")
+def test_a_loop_without_an_end_ends_with_its_parent(learners):
+    path = learners(RIGHT.replace(FIRST, "    while True:\n        pass\n"))
+    code = f"""if True:
+        import pathlib, threading
+        from minilora.practice.worker import Worker
+        worker = Worker(limit=60)
+        child = worker.started()
+        print(child.pid, flush=True)
+        worker.check("04", pathlib.Path({str(path)!r}))
+    """
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{child}") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not os.path.exists(f"/proc/{child}")

@@ -14,5 +14,5 @@ tried.
 
 from .gradient import Gradient
 from .part import Checked, Judged, Mistake, Part, Picture, Rule, right
-from .refusals import Function, Refused, Tensors, equal, line_of, refuse
+from .refusals import Function, Refused, Tensors, equal, in_words, line_of, refuse
 from .value import Predicted, Value, ValueAndGradients, same

@@ -15,7 +15,7 @@ from ...backend import Array
 from ...verify.explanations.finding import Finding
 from ...verify.language import Words, words
 from ..naming import Arguments, described
-from .refusals import Function, Refused, Tensors, equal, line_of, refuse
+from .refusals import Function, Refused, Tensors, at_line, equal, in_words, refuse
 
 
 class Mistake(NamedTuple):
@@ -113,13 +113,22 @@ class Part:
             checked = self.compared(function, seed)
             if all(finding.kind == "right" for finding in checked.findings):
                 for rule in self.rules.values():
-                    if rule.broken(function):
-                        it = self.name
-                        broken = Finding(
-                            it, "rule", rule.mistake.says.filled(it=it), rule.mistake.asks, rule.mistake.name
-                        )
+                    if broken := self.broken(rule, function):
                         return checked._replace(findings=[*checked.findings, broken])
         return checked
+
+    def broken(self, rule: Rule, function: Function) -> Finding | None:
+        """What the rule says of the function, or that it raises where the rule tries it."""
+        try:
+            if not rule.broken(function):
+                return None
+        except Refused as refused:
+            return Finding(self.name, refused.kind, refused.says, refused.asks)
+        except (Exception, SystemExit) as error:
+            raised = in_words(error)
+            says = words("{it} raises {error} on other arguments than those of the cases", it=self.name, error=raised)
+            return Finding(self.name, "raises", says, at_line(error, function))
+        return Finding(self.name, "rule", rule.mistake.says.filled(it=self.name), rule.mistake.asks, rule.mistake.name)
 
     def cannot_be_called(self, function: Any) -> Finding | None:
         if not callable(function):
@@ -156,11 +165,9 @@ class Part:
         except Refused:
             raise
         except (Exception, SystemExit) as error:
-            message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            line, given = line_of(error, function), described(arguments)
-            says = words("{it} raises {error}, called with {given}", it=self.name, error=message, given=given)
-            asks = words("It happens in line {line}.", line=str(line)) if line else None
-            raise Refused("raises", says, asks, detail=type(error).__name__) from error
+            given = described(arguments)
+            says = words("{it} raises {error}, called with {given}", it=self.name, error=in_words(error), given=given)
+            raise Refused("raises", says, at_line(error, function), detail=type(error).__name__) from error
         return self.of_call(result, arguments)
 
     def call(self, function: Function, arguments: Arguments) -> Any:

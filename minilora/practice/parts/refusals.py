@@ -79,6 +79,17 @@ def equal(a: Any, b: Any) -> bool:
     return isinstance(a, np.random.Generator) or bool(a == b)
 
 
+def in_words(error: BaseException) -> str:
+    """NameError: name 'dz' is not defined"""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def at_line(error: BaseException, function: Function) -> Words | None:
+    """In which line of the learner's file the error was raised, if it was there."""
+    line = line_of(error, function)
+    return words("It happens in line {line}.", line=str(line)) if line else None
+
+
 def line_of(error: BaseException, function: Function) -> int:
     """The line of the learner's file in which the error was raised; 0 if there is none."""
     methods = vars(function).values() if isinstance(function, type) else [function]
