@@ -39,7 +39,7 @@ class Broken(Exception):
 
 
 def check(number: str, *answers: Any, language: str = "en", seed: int = 0) -> Result:
-    """Judge the answers to an exercise in a notebook: check("04", lora_backward).
+    """Grade the answers to an exercise in a notebook: check("04", lora_backward).
 
     An exercise of several functions takes them in any order: each is found by its name, and others by their place.
     Returns a Result, which shows itself; a wrong answer raises nothing. Raises ValueError for an unknown number,
@@ -76,7 +76,7 @@ def case(number: str, i: int, function: str = "", *, seed: int = 0) -> dict[str,
 
 
 def check_file(number: str, path: Path, language: str = "en", seed: int = 0) -> Result:
-    """Judge a learner's file."""
+    """Grade a learner's file."""
     task = exercise(number)
     if as_handed_out(path, task):
         return untouched(task, language)

@@ -89,7 +89,7 @@ class Exercise(Sheet):
     kind: str  # one of KINDS
     minutes: int
     difficulty: int  # 1 to 5
-    parts: Sequence[Part]  # each function that the learner writes, and how it is judged
+    parts: Sequence[Part]  # each function that the learner writes, and how it is graded
     hints: tuple[str, str]
     viva: Sequence[Viva]
     needs: Sequence[str] = ()  # numbers of exercises to do before
@@ -100,12 +100,12 @@ class Exercise(Sheet):
 
     @property
     def asked(self) -> int:
-        """How many results of its functions are judged in all."""
-        return sum(len(part.judged) or 1 for part in self.parts)
+        """How many results of its functions are graded in all."""
+        return sum(len(part.results) or 1 for part in self.parts)
 
     def tensors(self, part: str) -> list[str]:
-        """The names of what is judged of one of its functions."""
-        return next(each.judged for each in self.parts if each.name == part)
+        """The names of what is graded of one of its functions."""
+        return next(each.results for each in self.parts if each.name == part)
 
     def said(self, sentence: str) -> Words:
         """A title, hint or answer in both languages."""

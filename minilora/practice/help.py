@@ -39,7 +39,7 @@ def common_mistakes(task: Exercise) -> Words:
 
 def any_result(part: Part) -> Words:
     """dx, where that is all that a function returns; else "a result of lora_backward"."""
-    one = part.judged[0] if len(part.judged) == 1 else ""
+    one = part.results[0] if len(part.results) == 1 else ""
     return Words(one, one) if one else words("a result of {function}", function=part.name)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from .catalogue import sheet
 from .exercise import Exercise
-from .parts import Function, Judged, Mistake, Part
+from .parts import Function, Graded, Mistake, Part
 
 RECORD = Path(__file__).parent / "kills.json"
 
@@ -58,7 +58,7 @@ def blunt_answers(part: Part) -> dict[str, Function]:
 
     The last two are there for functions that have arguments.
     """
-    if isinstance(part, Judged):
+    if isinstance(part, Graded):
         return {}
     cases = part.cases(0)
     first = part.truths(cases)[0]

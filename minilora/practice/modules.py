@@ -1,6 +1,6 @@
 """Parts of twins: what the learner writes in PyTorch, with the cases and true values of the NumPy exercise.
 
-    Twin     a function of tensors: the part of the NumPy exercise judges it, with its mistakes
+    Twin     a function of tensors: the part of the NumPy exercise grades it, with its mistakes
     Layer    an nn.Module around a frozen nn.Linear: what it computes with given A and B, and what autograd makes of it
 
 Only the files of twins import this one, for it imports torch.
@@ -96,7 +96,7 @@ def watched(function: Function, *arguments: Any) -> Watched:
 
 @dataclass
 class Twin(Value):
-    """A function of tensors: `of` judges it."""
+    """A function of tensors: `of` grades it."""
 
     of: Value | None = None
     without: Sequence[str] = ()  # mistakes and rules that are none here

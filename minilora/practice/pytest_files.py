@@ -35,7 +35,7 @@ class ExerciseFile(pytest.File):
         if package := missing(sheet(self.path.stem).number):
             pytest.skip(f"needs {package}")
         for part in exercise(self.path.stem).parts:
-            for tensor in part.judged or [part.name]:
+            for tensor in part.results or [part.name]:
                 yield ExerciseItem.from_parent(self, name=f"{part.name}:{tensor}", part=part.name, tensor=tensor)
 
 

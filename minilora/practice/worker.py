@@ -46,7 +46,7 @@ class Worker:
         self.stacks = Path(stacks)
 
     def check(self, number: str, path: Path, language: str = "en", seed: int = 0) -> Result:
-        """Judge a learner's file in the child."""
+        """Grade a learner's file in the child."""
         child, limit = self.started(), max(self.limit, exercise(number).limit)
         assert child.stdin
         assert child.stdout

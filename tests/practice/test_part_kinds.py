@@ -80,7 +80,7 @@ def kinds(checked):
     return [(finding.tensor, finding.kind, finding.name) for finding in checked.findings]
 
 
-def test_a_function_that_changes_an_argument_is_judged_by_what_that_is_afterwards():
+def test_a_function_that_changes_an_argument_is_graded_by_what_that_is_afterwards():
     part = Value(step, changes="p", truth=step, draw=draw_step)
 
     @part.mistake("{it} goes up", "Which way?")
@@ -116,5 +116,5 @@ def test_what_is_counted_is_what_is_compared():
     part = Value(
         multiples, "a b", truth=multiples, draw=draw_x, compared_as=lambda t: {"a b": np.multiply(t["a"], t["b"])}
     )
-    assert part.judged == ["a b"]
+    assert part.results == ["a b"]
     assert kinds(part.check(lambda x: (3 * x, 2 * x))) == [("a b", "right", "")]

@@ -1006,3 +1006,30 @@ def test_the_signatures_print_each_forward_as_a_formula():
     assert "y = x Wᵀ + s (x ∘ keep) Aᵀ Bᵀ" in signatures("lora")
     with pytest.raises(ValueError, match="no problem has 'soup' in its name"):
         signatures("soup")
+
+
+@pytest.mark.parametrize("problem", BANK.values(), ids=BANK)
+def test_another_seed_gives_other_numbers_in_other_shapes_in_which_no_fault_hides(problem):
+    usual, other = problem.cases(), problem.cases(5)
+    assert [case.dy.shape for case in usual] != [case.dy.shape for case in other] or np.ndim(usual[0].dy) == 0
+    assert [case.sizes for case in usual] != [case.sizes for case in other]
+    for name, fault in problem.faults.items():
+        pairs = [(apply(problem.backward, case), apply(fault.wrong, case)) for case in other]
+        assert any(relative_error(wrong[key], true[key]) > 1e-6 for true, wrong in pairs for key in wrong), name
+
+
+def test_a_law_is_said_to_be_broken_only_where_the_gradients_as_they_are_break_it():
+    problem = BANK["causal_attention"]
+
+    def balanced(dy, q, k, v, mask):  # dP is made with q in place of dy: dq and dk are wrong, yet Σ q ∘ dq = Σ k ∘ dk
+        return problem.backward(q, q, k, v, mask) | {"dv": problem.backward(dy, q, k, v, mask)["dv"]}
+
+    found = diagnose(balanced, problem).findings
+    assert {finding.tensor for finding in found if finding.kind != "right"} == {"dq", "dk"}
+    assert not [finding.says.en for finding in found if finding.kind == "law" and "q ∘ dq" in finding.says.en]
+
+    def dq_alone(dy, q, k, v, mask):
+        return problem.backward(dy, q, k, v, mask) | {"dq": balanced(dy, q, k, v, mask)["dq"]}
+
+    alone = diagnose(dq_alone, problem).findings
+    assert [finding for finding in alone if finding.kind == "law" and "q ∘ dq" in finding.says.en]

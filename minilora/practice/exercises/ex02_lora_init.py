@@ -55,7 +55,7 @@ OF_BOTH = {"both_zero", "product_not_zero", "own_generator"}  # the other rules 
 
 
 class Start(Value):
-    """Rules judge what is drawn; A = 0 is right too, and is told so."""
+    """Rules grade what is drawn; A = 0 is right too, and the answer says so."""
 
     def check(self, function, seed=0):
         checked = super().check(function, seed)

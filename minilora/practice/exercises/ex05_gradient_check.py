@@ -94,7 +94,7 @@ from ...verify.explanations.finding import Finding
 from ...verify.language import Words, words
 from ...verify.problems import problems
 from ..exercise import Exercise, Viva
-from ..parts import Checked, Judged, Refused, right
+from ..parts import Checked, Graded, Refused, right
 
 # ---- what the check meets ----
 
@@ -247,7 +247,7 @@ class Trial(NamedTuple):
 
 
 def met_with(function, backward, seen=lambda dy, given: None):
-    """What a check of a gradient is called with. `seen` is told of every call that it makes."""
+    """What a check of a gradient is called with. `seen` is called with every call that it makes."""
     names, case = list(function.case.inputs), function.case
 
     def forward(**given):
@@ -299,7 +299,7 @@ def watched(check, function):
     return dys, moves, dtypes
 
 
-class Check(Judged):
+class Check(Graded):
     """accepts(), which meets right and wrong gradients. SIGNS says by what each listed mistake is known."""
 
     def compared(self, function, seed):
@@ -313,7 +313,7 @@ class Check(Judged):
         return Checked([self.finding(found, listed)])
 
     @property
-    def judged(self):
+    def results(self):
         return [self.name]
 
     def cases(self, seed=0):
@@ -544,7 +544,7 @@ blind(
 # ---- what the inputs hide ----
 
 
-class Inputs(Judged):
+class Inputs(Graded):
     """lora_case(): a mistake of LoRA's gradient is hidden where it gives the true numbers, whatever dy is."""
 
     def compared(self, function, seed):
@@ -575,7 +575,7 @@ class Inputs(Judged):
         )
 
     @property
-    def judged(self):
+    def results(self):
         return [self.name]
 
     def cases(self, seed=0):

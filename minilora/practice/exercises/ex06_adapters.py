@@ -284,7 +284,7 @@ from ...nn import Linear
 from ...verify.explanations.finding import Finding
 from ...verify.language import words
 from ..exercise import MARK, SOLUTION, Exercise, Viva, in_its_place
-from ..parts import Checked, Judged, Refused, Value, line_of, right, same
+from ..parts import Checked, Graded, Refused, Value, line_of, right, same
 
 # names and shapes of the weights, in letters whose sizes are drawn
 WEIGHTS = {
@@ -494,8 +494,8 @@ def forward_after_the_merge_forgotten(make, weights, r, alpha):
 # ---- the seven ----
 
 
-class Adapter(Judged):
-    """A class, judged by five() for several shapes."""
+class Adapter(Graded):
+    """A class, graded by five() for several shapes."""
 
     def compared(self, make, seed):
         cases = [draw(self.solution, np.random.default_rng([seed, i, 8])) | {"make": make} for i in range(3)]

@@ -73,7 +73,7 @@ def targets_of(case):
 
 
 class MeanLoss(Gradient):
-    """The problem judges dlogits. The loss, and mistakes that the problem does not have, are judged by their values."""
+    """The problem grades dlogits. The loss, and mistakes that the problem does not have, are graded by their values."""
 
     @cached_property
     def bank(self):

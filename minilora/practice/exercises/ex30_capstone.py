@@ -310,7 +310,7 @@ from ...verify.explanations.finding import Finding
 from ...verify.language import words
 from ..edits import edited
 from ..exercise import Exercise, Viva
-from ..parts import Checked, Judged, Refused, Value, ValueAndGradients, equal, refuse, right
+from ..parts import Checked, Graded, Refused, Value, ValueAndGradients, equal, refuse, right
 
 PATHS = {name: f"block_0.{'attention' if len(name) == 1 else 'mlp'}.{name}_proj" for name in LAYERS}
 FACTORS = [f"{letter}_{name}" for name in LAYERS for letter in "AB"]
@@ -453,7 +453,7 @@ class Files(Value):
         return [{"scale": case["alpha"] / len(case["adapter"]["A_q"]), **case["adapter"]} for case in cases]
 
 
-def judge(function, seed):
+def grade(function, seed):
     """Train on a task that nobody has seen, and look at the base, the adapter, the loss and the time."""
     base, texts, others, _, best = reference(seed)
     given = {"texts": texts.copy(), "base": copy.deepcopy(base), "r": RANK, "alpha": ALPHA}
@@ -515,7 +515,7 @@ class Gradients(ValueAndGradients):
         )
 
 
-class Training(Judged):
+class Training(Graded):
     def by_name(self, result):
         if not isinstance(result, dict) or set(result) != set(FACTORS):
             found = ", ".join(map(str, result)) if isinstance(result, dict) else type(result).__name__
@@ -528,7 +528,7 @@ class Training(Judged):
 
 forward = Value(logits, "logits", truth=true_logits, draw=draw)
 backward = Gradients(gradients, " ".join(["loss", *(f"d{f}" for f in FACTORS)]), truth=true_gradients, draw=draw)
-training = Training(train, "base loss", judge=judge)
+training = Training(train, "base loss", grade=grade)
 merging = Value(merge, " ".join([*OWN, "heads", "theta"]), truth=true_merge, draw=draw_weights)
 saving = Files(save, " ".join(["scale", *FACTORS]), draw=draw_weights)
 

@@ -160,7 +160,7 @@ def rubric(tasks: Sequence[Exercise]) -> str:
 One point for each result: {sum(task.asked for task in tasks)} in all. The check computes in float64, at six sets of
 random inputs where there are inputs. A result is right if it agrees with the true value to rounding on every one, or is
 the right word or number; nothing is given for being near. Some exercises have rules, things that numbers do not show,
-such as a matrix that must not be formed: a broken one costs a point. Style is yours to judge.
+such as a matrix that must not be formed: a broken one costs a point. Style is yours to grade.
 
 Give each student constants and data of their own with a name or an id, the same in both places:
 

@@ -1,10 +1,10 @@
 """A part of an exercise: one function that the learner writes, and what its results are compared with.
 
-    Gradient    a problem of verify/problems/ judges it, and diagnose names the mistakes
+    Gradient    a problem of verify/problems/ grades it, and diagnose names the mistakes
     Value       a function of the library or of the exercise gives the true values; the exercise lists the mistakes
     ValueAndGradients   a Value with a dict of gradients after it
-    Predicted   a Value without arguments: what it must be is never told
-    Judged      a function of the exercise judges it by itself
+    Predicted   a Value without arguments: it never says what the value must be
+    Graded      a function of the exercise grades it by itself
 
 All are checked in one order. It must exist and take the arguments; then, on every case, it must not raise, return the
 right number of results in the right shapes, leave its arguments as they are (but for what it is meant to change),
@@ -13,6 +13,6 @@ tried.
 """
 
 from .gradient import Gradient
-from .part import Checked, Judged, Mistake, Part, Picture, Rule, right
+from .part import Checked, Graded, Mistake, Part, Picture, Rule, right
 from .refusals import Function, Refused, Tensors, equal, in_words, line_of, refuse
 from .value import Predicted, Value, ValueAndGradients, same

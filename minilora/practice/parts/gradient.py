@@ -1,4 +1,4 @@
-"""Parts that a problem of verify/problems/ judges."""
+"""Parts that a problem of verify/problems/ grades."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .value import difference, same
 
 @dataclass
 class Gradient(Part):
-    """A backward, judged by a problem of verify/problems/: forward, textbook backward, cases, laws and mistakes."""
+    """A backward, graded by a problem of verify/problems/: forward, textbook backward, cases, laws and mistakes."""
 
     problem: str = ""
     makes: Mapping[str, Callable[[Case], Any]] = field(default_factory=dict)  # arguments that the problem does not have

@@ -74,7 +74,7 @@ class Part:
         return (self.changes or self.returns).split()
 
     @property
-    def judged(self) -> list[str]:
+    def results(self) -> list[str]:
         """The names of what is compared."""
         return self.tensors
 
@@ -106,7 +106,7 @@ class Part:
         return self.mistakes | {name: rule.mistake for name, rule in self.rules.items()}
 
     def check(self, function: Any, seed: int = 0) -> Checked:
-        """Judge the learner's function."""
+        """Grade the learner's function."""
         if problem := self.cannot_be_called(function):
             return Checked([problem])
         with np.errstate(all="ignore"):
@@ -171,7 +171,7 @@ class Part:
         return self.of_call(result, arguments)
 
     def call(self, function: Function, arguments: Arguments) -> Any:
-        """What is judged of a call. Exceptions that it raises are the learner's."""
+        """What is graded of a call. Exceptions that it raises are the learner's."""
         return function(*arguments.values())
 
     def of_call(self, result: Any, arguments: Arguments) -> Tensors:
@@ -233,14 +233,14 @@ class Part:
 
 
 @dataclass
-class Judged(Part):
-    """A part that `judge(function, seed)` judges by itself. It returns Checked."""
+class Graded(Part):
+    """A part that `grade(function, seed)` grades by itself. It returns Checked."""
 
-    judge: Callable[[Function, int], Checked] = lambda function, seed: Checked([])
+    grade: Callable[[Function, int], Checked] = lambda function, seed: Checked([])
 
     def compared(self, function: Function, seed: int) -> Checked:
         try:
-            return self.judge(function, seed)
+            return self.grade(function, seed)
         except Refused as refused:
             return Checked([Finding(self.name, refused.kind, refused.says, refused.asks)])
 

@@ -27,12 +27,12 @@ class Value(Part):
 
     truth: Function = lambda *arguments: None
     draw: Callable[[np.random.Generator, int], Arguments] = lambda rng, i: {}
-    compare: bool = True  # False: only shapes; rules judge the rest
+    compare: bool = True  # False: only shapes; rules grade the rest
     tolerance: float = SAME
     common: bool = True  # look for a factor, another argument, ... where no listed mistake fits
 
     @cached_property
-    def judged(self) -> list[str]:
+    def results(self) -> list[str]:
         if self.compared_as is type(self).compared_as:  # the default
             return self.tensors
         return list(self.compared_as(self.truths(self.cases()[:1])[0]))

@@ -23,7 +23,12 @@ def folder(add: Add, default: Any = SUPPRESS) -> None:
 
 
 def language(add: Add, default: Any = SUPPRESS) -> None:
-    add("--lang", choices=["en", "zh"], default=default, help="English or Chinese (default: the language of `ex init`)")
+    add(
+        "--lang",
+        choices=["en", "zh"],
+        default=default,
+        help="English or Chinese (default: that of `ex init`, or the last one in the loop)",
+    )
 
 
 def track(add: Add, default: Any = SUPPRESS) -> None:
