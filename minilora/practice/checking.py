@@ -9,6 +9,7 @@ import time
 import traceback
 import types
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ def check(number: str, *answers: Any, language: str = "en", seed: int = 0) -> Re
     """Grade the answers to an exercise in a notebook: check("04", lora_backward).
 
     An exercise of several functions takes them in any order: each is found by its name, and others by their place.
-    Returns a Result, which shows itself; a wrong answer raises nothing. Raises ValueError for an unknown number,
-    or more answers than the exercise has functions.
+    Those that are not given are not graded. Returns a Result, which shows itself; a wrong answer raises nothing.
+    Raises ValueError for an unknown number, or more answers than the exercise has functions.
     """
     task = exercise(number)
     names = [part.name for part in task.parts]
@@ -55,6 +56,8 @@ def check(number: str, *answers: Any, language: str = "en", seed: int = 0) -> Re
     called = {getattr(answer, "__name__", ""): answer for answer in answers}
     if set(called) <= set(names):
         given = called
+    if given:
+        task = replace(task, parts=[part for part in task.parts if part.name in given])
     return checked(task, lambda: given, language, seed)
 
 

@@ -97,8 +97,9 @@ enough, and nothing asks for a GPU, an account or a network. They should know ba
 ## Lectures
 
 The slides are the notebooks, one HTML file each that needs no network: arrow keys and space turn pages, `#7` at the end
-of the address opens the seventh, printing gives a page a slide. Long code is folded away beside its result; a click
-opens it. Each notebook runs in a minute on two cores, if you would rather run it live.
+of the address opens the seventh, `n` shows the notes for the speaker, printing gives a page a slide. Long code is
+folded away beside its result; a click opens it. Each notebook runs in a minute on two cores, if you would rather run
+it live.
 
 {outlines(pack, books)}
 ## Lab: {minutes(lab)} of 180 minutes, the rest is for questions

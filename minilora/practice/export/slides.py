@@ -1,5 +1,7 @@
 """A notebook as slides: one HTML file that fetches nothing. nbconvert renders the cells, formulas become MathML.
 
+A cell's metadata may hold "notes", for the teacher: the key n shows them.
+
 nbconvert's own slides load reveal.js, require.js, jQuery, MathJax and fonts from four hosts, so that a room without a
 network sees unformatted TeX. Browsers draw MathML themselves, and turning pages takes a few lines.
 """
@@ -35,6 +37,7 @@ pre {{ overflow-x: auto; margin: .5em 0 }}
 summary {{ color: #0b57a4; cursor: pointer }}
 img {{ max-width: 100%; max-height: 75vh; display: block; margin: auto }}
 table {{ border-collapse: collapse }} td, th {{ padding: .2em .8em; border-bottom: 1px solid #ccc; text-align: left }}
+aside {{ display: none; background: #fff8dc; padding: .2em 1em; font-size: .8em }} .notes aside {{ display: block }}
 @media print {{ section {{ break-after: page; border: 0 }} }}
 </style>
 {slides}
@@ -42,6 +45,7 @@ table {{ border-collapse: collapse }} td, th {{ padding: .2em .8em; border-botto
 const slides = [...document.querySelectorAll("section")];
 const turn = {{ArrowRight: 1, ArrowDown: 1, PageDown: 1, " ": 1, ArrowLeft: -1, ArrowUp: -1, PageUp: -1}};
 addEventListener("keydown", event => {{
+  if (event.key === "n") document.body.classList.toggle("notes");
   const step = turn[event.key];
   if (!step || event.target.tagName === "SUMMARY") return;
   const now = slides.findLastIndex(slide => slide.getBoundingClientRect().top < innerHeight / 2);
@@ -79,13 +83,16 @@ def pages(book: Any, exporter: Any) -> Iterator[str]:
     """The HTML of each slide: of a text up to its next heading, of a cell of code with its result."""
     for cell in book.cells:
         texts = re.split(r"\n(?=#+ )", cell.source) if cell.cell_type == "markdown" else [cell.source]
-        for text in filter(str.strip, texts):
+        texts = list(filter(str.strip, texts))
+        for text in texts:
             one = cell.copy()
             one.source = text
             body = exporter.from_notebook_node(type(book)(book | {"cells": [one]}))[0]
             if cell.cell_type == "code" and cell.outputs and text.count("\n") >= LONG:
                 code, result = body.split('<div class="output_wrapper">')
                 body = f'<details><summary>code</summary>{code}</div></details><div class="output_wrapper">{result}'
+            if text is texts[-1] and "notes" in cell.metadata:
+                body += f"<aside>{exporter.markdown2html(cell.metadata['notes'])}</aside>"
             yield body
 
 
