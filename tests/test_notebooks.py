@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from minilora.practice.catalogue import sheet
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
@@ -67,7 +70,20 @@ def test_a_notebook_keeps_neither_times_nor_versions(notebook):
     assert content["metadata"]["kernelspec"]["name"] == "python3"
     assert content["metadata"]["language_info"] == {"name": "python"}
     assert [cell["id"] for cell in content["cells"]] == [f"cell-{i:02}" for i in range(len(content["cells"]))]
-    assert all(cell["metadata"] == {} for cell in content["cells"])
+    assert {key for cell in content["cells"] for key in cell["metadata"]} <= {"tags", "exercise", "notes"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_has_its_stubs_its_terms_in_chinese_and_its_limits(script, build):
+    assert build.source_problems(script) == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_the_minutes_in_the_speaker_notes_fill_the_lesson(script, build):
+    notes = [cell.metadata["notes"] for cell in build.read_script(script).cells if "notes" in cell.metadata]
+    assert sum(int(re.match(r"(\d+) min\. ", text)[1]) for text in notes) == (
+        90 if script.name[:2] in ("06", "10") else 60
+    )
 
 
 def test_lora_in_40_lines_is_at_most_40_lines_of_numpy():
@@ -110,11 +126,75 @@ def test_the_check_sees_a_notebook_that_is_missing_or_was_not_executed(copy, bui
     assert build.stored_problems(copy) == ["there is no .ipynb"]
 
 
+EXERCISE = """# %% [markdown]
+# # A linear layer
+#
+# The adapter (适配器) comes later. **Not shown here:** all else.
+
+# %% [markdown] tags=["notes"]
+# 60 min. Say nothing.
+
+# %%
+import numpy as np
+
+from minilora.practice import check
+
+# %% tags=["exercise"] exercise="03"
+{stub}
+
+# %%
+check("03", linear_backward)
+"""
+
+
+@pytest.fixture
+def with_exercise(build, tmp_path):
+    """A script with the cell of an exercise."""
+    stub = build.functions(sheet("03").stub())["linear_backward"]
+    script = tmp_path / "00_linear.py"
+    script.write_text(EXERCISE.format(stub=stub), encoding="utf-8")
+    return script
+
+
+def test_the_check_sees_a_solution_in_the_cell_of_an_exercise(build, with_exercise):
+    assert build.source_problems(with_exercise) == []
+    solution = build.functions(sheet("03").solution())["linear_backward"]
+    with_exercise.write_text(EXERCISE.format(stub=solution), encoding="utf-8")
+    assert build.source_problems(with_exercise) == ["cell-02 is not the stub of exercise 03"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (' exercise="03"', "", 'cell-02 needs both tags=["exercise"] and exercise="NN"'),
+        (" (适配器)", "", "the first “adapter” is not followed by (适配器)"),
+        ("**Not shown here:** all else.", "", "no line says what is not shown here"),
+    ],
+)
+def test_the_check_sees_what_a_script_lacks(old, new, problem, build, with_exercise):
+    text = with_exercise.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    with_exercise.write_text(text.replace(old, new), encoding="utf-8")
+    assert problem in build.source_problems(with_exercise)[0]
+
+
+@pytest.mark.slow
+def test_the_cell_of_an_exercise_runs_with_its_solution_and_is_stored_without(build, with_exercise):
+    notebook = build.read_script(with_exercise)
+    assert build.execute(notebook, with_exercise.parent) == []
+    cell, answer = notebook.cells[-2:]
+    assert "NotImplementedError" in cell.source
+    assert notebook.cells[0].metadata["notes"] == "60 min. Say nothing."
+    assert "passed" in answer.outputs[0]["data"]["text/plain"]
+
+
 @pytest.mark.slow
 def test_the_check_sees_a_failing_assert(build, tmp_path):
     """One notebook whose assert depends on a file: it is built, then the file changes and nothing else."""
-    shutil.copy(FOLDER / "build.py", tmp_path)
-    source = "# %%\nfrom pathlib import Path\n\nsides = Path('sides').read_text()\nassert sides == 'three'\n"
+    for name in ("build.py", "terms.json"):
+        shutil.copy(FOLDER / name, tmp_path)
+    head = "# %% [markdown]\n# **Not shown here:** circles.\n\n"
+    source = head + "# %%\nfrom pathlib import Path\n\nsides = Path('sides').read_text()\nassert sides == 'three'\n"
     (tmp_path / "00_triangle.py").write_text(source, encoding="utf-8")
     (tmp_path / "sides").write_text("three")
     built = run(tmp_path)
@@ -125,6 +205,6 @@ def test_the_check_sees_a_failing_assert(build, tmp_path):
     (tmp_path / "sides").write_text("four")
     checked = run(tmp_path, "--check")
     assert checked.returncode == 1
-    assert checked.stdout.splitlines()[1:] == ["    cell-00 raised AssertionError at `assert sides == 'three'`"]
+    assert checked.stdout.splitlines()[1:] == ["    cell-01 raised AssertionError at `assert sides == 'three'`"]
     assert run(tmp_path).returncode == 1  # nor does a build store it
     assert (tmp_path / "00_triangle.ipynb").read_bytes() == stored
