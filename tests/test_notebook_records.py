@@ -52,6 +52,7 @@ def test_a_record_has_every_run_of_its_grid_in_order_and_its_versions(grid, here
     wanted = import_module(f"grids.{grid}").RUNS
     assert content["command"] == f"python notebooks/record.py {grid}"
     assert {"python", "numpy", "minilora"} <= set(content)
+    assert tuple(content["python"].split(".")[:2]) == here.RECORDED_WITH
     assert len(content["runs"]) == len(wanted)
     for arguments, run in zip(wanted, content["runs"], strict=True):
         assert arguments.items() <= run.items()
@@ -84,11 +85,12 @@ def test_again_runs_everything_and_an_unknown_grid_is_refused_with_the_names_the
 def test_pick_takes_all_seeds_of_the_arguments_and_refuses_arguments_that_were_not_run(here):
     runs = [{"rank": r, "seed": s, "loss": r + s / 10} for r in (1, 2) for s in range(3)]
     assert here.pick(runs, "loss", rank=2).tolist() == [2.0, 2.1, 2.2]
-    with pytest.raises(ValueError, match="no run of this grid has .*3"):
+    with pytest.raises(ValueError, match=r"no run of this grid has .*'rank': 3"):
         here.pick(runs, "loss", rank=3)
 
 
-def test_a_value_is_within_the_spread_up_to_half_of_its_width(here):
+def test_a_value_is_within_the_spread_up_to_half_of_its_width(here, monkeypatch):
+    monkeypatch.setattr("platform.python_version_tuple", lambda: ("3", "11", "7"))
     seeds = np.array([2.0, 2.2, 2.1])
     assert [here.within_spread(value, seeds) for value in (1.89, 1.91, 2.1, 2.29, 2.31)] == [
         False,
@@ -97,3 +99,9 @@ def test_a_value_is_within_the_spread_up_to_half_of_its_width(here):
         True,
         False,
     ]
+
+
+def test_with_another_python_nothing_is_compared_and_that_is_said(here, monkeypatch, capsys):
+    monkeypatch.setattr("platform.python_version_tuple", lambda: ("3", "14", "0"))
+    assert here.within_spread(99.0, np.array([2.0, 2.1]))
+    assert "not compared: recorded with the library of Python 3.11" in capsys.readouterr().out
