@@ -177,7 +177,7 @@ figure, axes = plt.subplots(figsize=(12, 6.8))
 for error, color, width, words, where in [
     (wrong, grey, 2.5, f"the control, a wrong gradient: {wrong[-1]:.0%}", (2e-12, 0.06)),
     (exact, "#8CC7DC", 8, "complex step", (2e-12, 3e-15)),
-    (float32, green, 2.5, "two points, float32", (2e-5, 2.5e-2)),
+    (float32, green, 2.5, "two points, float32", (3e-5, 2.5e-2)),
     (five, blue, 2.5, "five points", (3e-11, 3e-9)),
     (float64, orange, 2.5, "two points", (1e-10, 5e-5)),
 ]:
@@ -187,7 +187,7 @@ for error, color in [(float32, green), (five, blue), (float64, orange)]:
     axes.plot(steps[error.argmin()], error.min(), "o", color=color, ms=11, mec="white", zorder=3)
 for *at, words, side in [
     (6e-9, 4e-7, "rounding ∝ 1/ε", "left"),
-    (5e-5, 4e-8, "truncation ∝ ε²", "right"),
+    (1.5e-5, 3e-8, "truncation ∝ ε²", "right"),
     (2e-3, 1e-11, "truncation ∝ ε⁴", "left"),
 ]:
     axes.text(*at, words, color="#333333", ha=side, style="italic", size=13)
@@ -761,7 +761,7 @@ for losses, color, ls, width, words in [
 higher = no_variance[:, -1] / right[:, -1]
 axes.set_title(
     f"No mean term, dx off by {off[0]:.0%}: the same loss at every step.\n"
-    f"No variance term, dx off by {off[1]:.0%}: at the end {higher.min():.1f} to {higher.max():.1f} times the right loss"
+    f"No variance term, dx off by {off[1]:.0%}: it ends {higher.min():.1f} to {higher.max():.1f} times as high"
 )
 axes.set(xlabel="step", ylabel="loss (log scale)", yscale="log", xlim=(0, 400))
 axes.legend(loc="upper right", title="five starts: median, min to max")

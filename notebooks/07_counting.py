@@ -115,7 +115,7 @@ assert shares == sorted(shares, reverse=True)  # the wider the model, the smalle
 # %% [markdown]
 # ### Six near misses
 #
-# Each of these formulas is met in print or in code. The first four count what is trained, the last two the whole model.
+# Six formulas that are easily written, and wrong. The first four count what is trained, the last two the whole model.
 # Two sizes of Qwen2.5 have grouped queries, biases and a tied head. Beside them, as a control, the same six on q and v
 # of Llama 2 7B, which has none of that: **there four of the six are right**. One model is not enough to test a count.
 
@@ -245,7 +245,7 @@ memory = {name: account.memory() for name, account in ways.items()}
 trained_gib = {name: (m["gradients"] + m["optimizer"]) / 2**30 for name, m in memory.items()}
 
 parts = {"weights": grey, "gradients": blue, "optimizer": light, "activations": orange}
-figure, ax = plt.subplots(figsize=(11, 4.4))
+figure, ax = plt.subplots(figsize=(11, 4.8))
 left = np.zeros(len(ways))
 for part, color in parts.items():
     gib = np.array([m[part] for m in memory.values()]) / 2**30
@@ -254,7 +254,8 @@ for part, color in parts.items():
 ax.bar_label(bars, [f" {total:.1f}" for total in left])
 ax.invert_yaxis()
 ax.set_title(
-    f"LoRA cuts gradients and optimizer from {trained_gib['full']:.0f} to {trained_gib['LoRA']:.1f} GiB, and no more"
+    f"LoRA takes gradients and optimizer state\n"
+    f"from {trained_gib['full']:.0f} to {trained_gib['LoRA']:.1f} GiB; the rest stays"
 )
 ax.set(xlabel="GiB of a step: Llama 2 7B, 2048 tokens")
 ax.margins(x=0.1)
@@ -292,11 +293,14 @@ assert memory["QLoRA, recomputed"]["weights"] < 0.3 * memory["LoRA"]["weights"]
 n = 4096 * 4096
 for double in (False, True):
     print(f"double quantisation {double!s:<6} {accounting.nf4_bits(n, double) / n:.5f} bits a weight")
+saved = (accounting.nf4_bits(n, False) - accounting.nf4_bits(n, True)) / n * 6.5e9 / 8 / 2**30
+print(f"for 6.5 billion weights the second saves {saved:.1f} GiB")
 assert accounting.nf4_bits(n, False) == 4.5 * n
 assert accounting.nf4_bits(n, True) == 4 * n + 8 * n // 64 + 32 * n // (64 * 256) + 32  # and one mean for the tensor
 
 # %% [markdown] tags=["notes"]
-# 3 min. Four bits are not four: 4.5, or 4.127 with quantised scales. Ask: what is that for 7B weights? (0.3 GiB apart.)
+# 3 min. Four bits are not four: 4.5, or 4.127 with quantised scales. Ask: how far apart are they for a 7B model? (0.3
+# GiB.)
 
 # %% [markdown]
 # ## 3. FLOPs
@@ -342,11 +346,12 @@ for name, color in (("gpt2", grey), ("llama-2-7b", blue), ("llama-2-70b", orange
     steps = (accounting.count(name, "lora", targets="all-linear", r=r, tokens=64).flops() for r in shown)
     ratios[name] = {r: sum(p.linear + p.adapter for p in step) / full for r, step in zip(shown, steps, strict=True)}
     ax.plot(ratios[name].keys(), ratios[name].values(), color=color, label=name)
-ax.axhline(2 / 3, ls=":", color="black", lw=1.5)
-ax.axhline(1, ls="--", color="black", lw=1.5)
+for height, words in ((2 / 3, "2/3"), (1, "full fine-tuning")):
+    ax.axhline(height, ls=":", color="black", lw=1.5)
+    ax.text(1.3, height + 0.01, words, size=13)
 ax.set(xscale="log", xlabel="rank", ylabel="FLOPs, LoRA / full", ylim=(0.6, 1.3))
-ax.set_title(f"A LoRA step costs {ratios['llama-2-7b'][8]:.3f} of a full one (Llama 2 7B, rank 8)")
-ax.legend()
+ax.set_title(f"LoRA's step costs {ratios['llama-2-7b'][8]:.3f} of a full one (Llama 2 7B, rank 8)")
+ax.legend(loc="upper left")
 plt.show()
 assert all(2 / 3 - 0.004 < found[1] < 2 / 3 for found in ratios.values())
 assert round(ratios["llama-2-7b"][8], 3) == 0.667
@@ -374,8 +379,9 @@ for name, pair in accounting.association_orders(4096, 4096, r=8, N=512).items():
     assert min(pair, key=pair.get) == next(iter(pair))  # the first is what ops/lora.py does
 
 # %% [markdown] tags=["notes"]
-# 2 min. The same four products, both ways: 0.004 or 1.016 of a dense one. Ask: which of the four does autograd choose
-# by itself? (It keeps the order of the forward: whoever writes x (B A)ᵀ pays four times.)
+# 2 min. The same four products, both ways: 0.004 or 1.016 of a dense one. Ask: which way does autograd take? (That of
+# the forward. Whoever writes x (B A)ᵀ pays for three dense products, y, dx and the gradient of B A, as full fine-tuning
+# does.)
 
 # %% [markdown]
 # ## 4. Three factors
@@ -467,8 +473,8 @@ plt.show()
 # %% [markdown]
 # The three factors have three reasons. Parameters: $r\,(in + out)$ against $in \cdot out$, which grows with the width.
 # Bytes: only gradients and optimizer state go, while weights and activations stay. FLOPs: one product of three goes,
-# and about $3/2$ is the limit, because $dx$ must flow through every frozen layer. The paper's third of the memory and
-# quarter of the speed are the second and the third of these.
+# and about $3/2$ is the limit, because $dx$ must flow through every frozen layer. The paper's third of
+# the memory belongs to the second, and its quarter of the time to the third; FLOPs alone would save a third.
 
 # %%
 assert f < 1.5
@@ -492,8 +498,9 @@ assert len(rows) == 50
 assert sum(row.agrees for row in rows) * 2 == len(rows)  # just half, and four of them at a fitted r
 
 # %% [markdown] tags=["notes"]
-# 3 min. Half of fifty printed numbers follow from the paper's own formulas. Most of the rest are rounded or count other
-# details. Ask: which one would you not have believed? (4.7M for DeBERTa is twice the count.)
+# 3 min. Half of fifty printed numbers follow from the paper's own formulas, four of them at a fitted r. Five are cut
+# off where they should be rounded, twenty differ. Ask: which one would you not have believed? (4.7M for DeBERTa is
+# twice the count.)
 
 # %% [markdown]
 # ## Try it
