@@ -261,8 +261,8 @@ assert sharp[at_1e3] > 1e-7
 # `accepts` is given a forward (前向传播), a backward and their inputs, and says True or False. It will meet 12 right
 # functions and 68 wrong gradients.
 #
-# $$y = \text{forward}(\ast\ast\text{inputs}, \ast\ast\text{constants}), \qquad
-# \text{backward}(dy, \ast\ast\text{inputs}, \ast\ast\text{constants}) \to \{\texttt{"dx"}: \dots\}$$
+#     y = forward(**inputs, **constants)
+#     gradients = backward(dy, **inputs, **constants)      # {"dx": ..., ...}
 #
 # `inputs` and `constants` are dicts; the backward returns a gradient for each input, called `d` and its name, for
 # $L = \sum dy \circ y$. $dy$ is your choice. A wrong gradient is off by 1% or more of the norm of a tensor. Gradients
