@@ -419,5 +419,5 @@ check("25", allocate)
 #
 # **Not shown here:** other tasks, longer training, more data than an adapter can hold, mixtures of experts. One model
 # of 0.94 M parameters on bytes, 60 steps, four rates by factors of 2; the best rate is chosen on the text on which the
-# losses are reported, for every placement alike. Random pairs are the hardest case: text has structure, and rank 5
-# learns more from it than 5 pairs a layer. Nothing here says how many bits a parameter holds.
+# losses are reported, for every placement alike. Random pairs are the hardest case: text has structure, and need not be
+# stored pair by pair. Nothing here says how many bits a parameter holds.
