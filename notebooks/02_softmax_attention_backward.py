@@ -56,7 +56,7 @@ assert np.allclose(P.sum(axis=1), 1, rtol=0, atol=1e-15)
 assert np.allclose(softmax(S + rng.standard_normal((T, 1))), P, rtol=0, atol=1e-6)  # 1e9 + 1 rounds to 1e-7
 
 # %% [markdown] tags=["notes"]
-# 4 min. Draw one row of P as a bar of length 1, cut into pieces: to make a piece longer, the others must shrink. Ask:
+# 3 min. Draw one row of P as a bar of length 1, cut into pieces: to make a piece longer, the others must shrink. Ask:
 # "Add 5 to every score of a row: what changes?" (Nothing.) The usual wrong answer: the pattern gets sharper. That is
 # what *multiplying* the row does.
 
