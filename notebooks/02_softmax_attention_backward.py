@@ -23,8 +23,8 @@
 # %% [markdown]
 # ## 1. Forward
 #
-# Attention (注意力) in forward (前向传播), Vaswani et al. (2017), equation 1, with a mask that is 0 where a query
-# sees a key and $-10^9$ where it does not:
+# Attention (注意力) in forward (前向传播), Vaswani et al. (2017), equation 1, with a mask that is 0 where a query sees
+# a key and $-10^9$ where it does not:
 #
 # $$S = \frac{q k^\top}{\sqrt D} + \text{mask} \;(T, T), \qquad
 # P_{ij} = \frac{e^{S_{ij}}}{\sum_l e^{S_{il}}} \;(T, T), \qquad o = P v \;(T, D)$$
@@ -74,8 +74,8 @@ assert np.allclose(softmax(S + rng.standard_normal((T, 1))), P, rtol=0, atol=1e-
 #
 # As a matrix for this row, of shape $(T, T)$: $J = \operatorname{diag}(P) - P P^\top$. The first part is what a key
 # does to itself, the second what it does to all through $Z$. Is it right? Each column is measured by a complex step
-# (复步法): $\operatorname{Im} P(S + i\varepsilon e_l) / \varepsilon$ has no subtraction, so no rounding.
-# ($e_l$ is 1 at $l$ and 0 elsewhere.)
+# (复步法): $\operatorname{Im} P(S + i\varepsilon e_l) / \varepsilon$ has no subtraction, so no rounding. ($e_l$ is 1 at
+# $l$ and 0 elsewhere.)
 
 # %%
 row = rng.standard_normal(T)
@@ -89,8 +89,8 @@ def softmax_of_complex(S):
 
 
 measured = np.stack([softmax_of_complex(row + 1e-20j * unit).imag / 1e-20 for unit in np.eye(T)], axis=1)
-assert np.allclose(J, measured, rtol=0, atol=1e-16)
-assert np.allclose(J @ np.ones(T), 0, rtol=0, atol=1e-16)  # a shift of all scores moves no weight
+assert np.allclose(J, measured, rtol=0, atol=1e-15)
+assert np.allclose(J @ np.ones(T), 0, rtol=0, atol=1e-15)  # a shift of all scores moves no weight
 print(np.array2string(J, precision=3, suppress_small=True))
 
 # %% [markdown] tags=["notes"]
@@ -102,8 +102,8 @@ print(np.array2string(J, precision=3, suppress_small=True))
 # ## 3. Your turn
 #
 # Write the backward (反向传播). $do$, here called `dy`, is the upstream gradient (上游梯度). Go back one step at a
-# time: from $o$ to $P$ and $v$, from $P$ to $S$, from $S$ to $q$ and $k$. The arrays have the shape
-# (batch, tokens, heads, $D$), so `np.einsum` is convenient. Nothing is kept from forward: compute $P$ again.
+# time: from $o$ to $P$ and $v$, from $P$ to $S$, from $S$ to $q$ and $k$. The arrays have the shape (batch, tokens,
+# heads, $D$), so `np.einsum` is convenient. Nothing is kept from forward: compute $P$ again.
 
 
 # %% tags=["exercise"] exercise="12"
@@ -125,8 +125,8 @@ check("12", attention_backward)
 
 # %% [markdown] tags=["notes"]
 # 22 min. Let them work in pairs; walk around. A first try that forgets the coupling is named within a second, with a
-# question instead of the answer. Whoever is done: `minilora ex check 12` has part b, cross-attention with adapters.
-# The two usual mistakes are the missing row sum and a dk with dS not transposed; the check tells them apart.
+# question instead of the answer. Whoever is done: `minilora ex check 12` has part b, cross-attention with adapters. The
+# two usual mistakes are the missing row sum and a dk with dS not transposed; the check tells them apart.
 
 # %% [markdown]
 # ## 4. What you have written
@@ -148,8 +148,8 @@ check("12", attention_backward)
 # $c_i = \sum_j P_{ij}\, do_i \cdot v_j = do_i \cdot o_i$: one product of two vectors of length $D$ (Dao et al., 2022).
 #
 # Two things can be checked without knowing the answer. **Every row of $dS$ sums to 0**, since $J \mathbf 1 = 0$. And
-# from outside, where only $dq$, $dk$ and $dv$ are seen, **the rows of $dk$ sum to 0**: $\sum_j dk_j =
-# \sum_i (\sum_j dS_{ij})\, q_i / \sqrt D$. One vector added to all keys shifts whole rows of $S$.
+# from outside, where only $dq$, $dk$ and $dv$ are seen, **$dk$ sums to 0 over the keys**:
+# $\sum_j dk_j = \sum_i (\sum_j dS_{ij})\, q_i / \sqrt D$. One vector added to all keys shifts whole rows of $S$.
 
 # %%
 from minilora import ops
@@ -187,9 +187,8 @@ print(f"rows of P ∘ dP sum to as much as {relative(direct.sum(axis=1), direct)
 # ## 5. What the term removes
 #
 # Without the row sum, $dS$ is $P \circ dP$, and the error is $P_{ij}\,c_i$: **the pattern itself, each row times one
-# number**. A step of gradient descent on the scores would
-# move row $i$ by $-\eta P_{ij} c_i$. Where $c_i < 0$, it raises the keys that have
-# weight already, and the more weight, the more. Whether a key *helps* does not enter.
+# number**. A step of gradient descent on the scores would move row $i$ by $-\eta P_{ij} c_i$. Where $c_i < 0$, it
+# raises the keys that have weight already, and the more weight, the more. Whether a key *helps* does not enter.
 #
 # The true $dS$ knows only *differences* between keys. Add one vector $a$ to all values: every output moves by $a$, no
 # key gets better than another, and $dS$ stays the same. $P \circ dP$ does not.
@@ -206,8 +205,8 @@ assert relative(P * shifted - direct, direct) > 0.5
 # numbers. It is large where the values have much in common, or where the pattern is sharp: at $P_{ij} \approx 1$ the
 # true row of $dS$ is almost 0, and that of $P \circ dP$ is not. And in a model that was trained? The built-in one has 5
 # layers of 4 heads. We catch $do$ and the cache on their way into the library's backward, and compare the two $dq$ of
-# each head, over 16 pieces of text with 16 tokens each. The controls are heads of random
-# numbers: as they are, with scores five times as large, and with one vector added to all values.
+# each head, over 16 pieces of text with 16 tokens each. The controls are heads of random numbers: as they are, with
+# scores five times as large, and with one vector added to all values.
 
 # %%
 from unittest.mock import patch
@@ -326,9 +325,9 @@ assert [finding.tensor for finding in diagnosis.findings if finding.kind == "rig
 #   is: a letter can be looked up where it stood before, and nowhere else.
 #
 # The control is a third gradient: $dq = dk = 0$, so that what makes $q$ and $k$ is frozen (冻结) as it was drawn at the
-# start, and attention only learns what to fetch. *A gradient that is worth anything must do better than that.* Five
-# seeds and three learning rates (学习率) are recorded by `python notebooks/record.py row_sum`. Three runs are repeated
-# here, those of the copy task with the right gradient; beside them we compute, and do not use, the wrong $dq$.
+# start, and attention only learns what to fetch. *A gradient must at least do no worse than that.* Five seeds and three
+# learning rates (学习率) are recorded by `python notebooks/record.py row_sum`. Three runs are repeated here, those of
+# the copy task with the right gradient; beside them we compute, and do not use, the wrong $dq$.
 
 # %%
 import record
@@ -434,6 +433,7 @@ assert len(right_text) == 5
 ratio = wrong_text / right_text
 assert np.all((ratio > 1.04) & (ratio < 1.1))  # it falls, to within 10%
 assert np.all(wrong_text > frozen_text)  # and is worse than no gradient for q and k
+assert np.all(np.abs(right_text - frozen_text) < 0.06)  # the pattern hardly matters here
 assert np.all(np.abs(small["text"]["without the row sum"] / small["text"]["right"] - 1) < 0.003)  # at 1e-3: hidden
 assert np.all(small["copy"]["without the row sum"] > small["copy"]["right"])
 assert np.all(small["copy"]["without the row sum"] < 0.75 * small["copy"]["q and k frozen"])
@@ -453,18 +453,19 @@ assert np.all(longer[:, -50:].mean(axis=1) > 2)
 # of $dS$ hold both colours, since they sum to 0. Rows of the difference have one colour each: the pattern $P$, times
 # $c_i$. In the first row there is one key, with weight 1, and nothing to learn. The wrong gradient learns.
 #
-# **Text.** Nothing looks wrong. The curve falls, and at 0.003, the best of the three rates, it ends 5% to 8% above the
-# right one, in all five seeds. At 0.001 it ends within 0.3%, and nobody could tell. Only the control tells: with
-# queries and keys frozen the loss is *lower*. A gradient that is worse than none is a mistake, whatever the curve does.
+# **Text.** Nothing looks wrong. The curve falls, and at 0.003, the best of the three rates, the loss on unseen text
+# ends 5% to 8% above the right one, in all five seeds. At 0.001 it ends within 0.3%, and nobody could tell. Only the
+# control tells: with queries and keys frozen the loss is lower than with the wrong gradient, in all five seeds. (It is
+# as low as with the right one, within 0.06 nats either way: on so little text the pattern hardly matters, which is why
+# so little is lost.) A gradient that is worse than none is a mistake, whatever the curve does.
 #
 # **Copy.** With the right gradient the loss goes to almost 0. The wrong one follows it at first, then turns and climbs,
 # while it trains, by 40% at least in every seed. The reason is on the right. Early, the pattern is even, and the wrong
 # $dq$ has a cosine of more than 0.85 with the right one, and about its length. As the pattern gets sharp, the right
-# gradient goes to 0 and the missing term does not: at the end the cosine is below 0.65, and the wrong one is more than
+# gradient shrinks faster than the missing term: at the end the cosine is below 0.65, and the wrong one is more than
 # twice as long. Where the loss is least, the wrong gradient is *not zero*, so training cannot stay there.
 #
-# (Percentages are of the loss on text that it has not seen.) So "training hides it" is half the truth. It hides it
-# where little depends on the pattern, early, and at small rates.
+# So "training hides it" is half the truth. It hides it where little depends on the pattern, early, and at small rates.
 
 # %% [markdown] tags=["notes"]
 # 10 min. Let them bet on the text curve before you show it. Then ask: "You have only the orange curve. Would you look
@@ -483,10 +484,9 @@ assert np.all(longer[:, -50:].mean(axis=1) > 2)
 # 3. Plant the fault in one of the two layers only (backward calls the last layer first). Which one matters more for
 #    copying?
 #
-# **Not shown here:** models of more than two small blocks, long runs, other optimizers than AdamW with clipped
-# gradients, which hides the length of a wrong gradient; attention in blocks, which computes the same row sum
-# (notebook 11); grouped queries, where $dk$ and $dv$ also sum over the heads of a group. Five seeds a point, three
-# learning rates, none tuned further.
+# **Not shown here:** models of more than two small blocks, long runs, other optimizers than AdamW, on gradients clipped
+# to the norm 1; attention in blocks, which computes the same row sum (notebook 11); grouped queries, where $dk$ and
+# $dv$ also sum over the heads of a group. Five seeds a point, three learning rates, none tuned further.
 
 # %% [markdown] tags=["notes"]
 # 2 min. Leave the first question as homework: exercise 12 names that fault too.

@@ -60,9 +60,8 @@
 #
 # $$dx = \frac{1}{\text{rms}} \big( d\hat x - \hat x \circ \operatorname{mean}(d\hat x \circ \hat x) \big) \;(N, C)$$
 #
-# At $\varepsilon = 0$ the rows have
-# $\lVert \hat x \rVert^2 = C$, and the bracket is a **projection**: it takes from $d\hat x$ its parts along $\mathbf 1$
-# and along $\hat x$, and leaves the rest. With $\varepsilon$ it is
+# At $\varepsilon = 0$ the rows have $\lVert \hat x \rVert^2 = C$, and the bracket is a **projection**: it takes from
+# $d\hat x$ its parts along $\mathbf 1$ and along $\hat x$, and leaves the rest. With $\varepsilon$ it is
 # $\lVert \hat x \rVert^2 = C\,(1 - \varepsilon / \sigma^2)$, and a little is left along $\hat x$:
 #
 # $$\hat x \cdot dx = \frac{\varepsilon}{\sigma^2} \cdot \frac{\hat x \cdot d\hat x}{\sigma}, \qquad
@@ -125,8 +124,8 @@ assert np.median(components["RMS", "x̂", 1e-2]) > 1e-4
 assert np.median(components["RMS", "1", 0]) > 1e-2  # RMS norm does see a shift
 
 # %% [markdown]
-# $\varepsilon$ is small, but not always against $\sigma^2$. The built-in model has $\varepsilon = 10^{-5}$; the rows
-# of its table, as they are drawn before training, have a deviation of 0.02, so $\text{rms}^2 \approx 4 \cdot 10^{-4}$:
+# $\varepsilon$ is small, but not always against $\sigma^2$. The built-in model has $\varepsilon = 10^{-5}$; the rows of
+# its table, as they are drawn before training, have a deviation of 0.02, so $\text{rms}^2 \approx 4 \cdot 10^{-4}$:
 
 # %%
 import minilora
@@ -194,8 +193,8 @@ for name, model in [("before training", fresh), ("after", trained)]:
 
 # %% [markdown] tags=["notes"]
 # 6 min. Two arrows into x, so two terms: the same rule as for a table that is used twice, in section 4. Ask: "How many
-# paths lead from the last block to the embedding in a model of five blocks?" Each block adds
-# twice, so 2¹⁰. The usual mistake is dx = branch alone; it runs, and the lowest layers stand still.
+# paths lead from the last block to the embedding in a model of five blocks?" Each block adds twice, so 2¹⁰. The usual
+# mistake is dx = branch alone; it runs, and the lowest layers stand still.
 
 # %% [markdown]
 # ## 3. Cross-entropy: your turn
@@ -282,9 +281,9 @@ def embedding_backward(dy, ids, V):
 check("17", embedding_backward)
 
 # %% [markdown] tags=["notes"]
-# 5 min. Short, and most fall into it: `dE[ids] += dy` reads, adds and writes once for each different id, so that of
-# all places of an id only the last one counts. NumPy warns of nothing. Whoever has it at once writes it as a product
-# with a one-hot matrix: same numbers, and it shows that a look-up is a linear layer.
+# 5 min. Short, and most fall into it: `dE[ids] += dy` reads, adds and writes once for each different id, so that of all
+# places of an id only the last one counts. NumPy warns of nothing. Whoever has it at once writes it as a product with a
+# one-hot matrix: same numbers, and it shows that a look-up is a linear layer.
 
 # %% [markdown]
 # ### Both paths
@@ -347,7 +346,8 @@ assert min(lost) > 0.75
 # ## 5. The finding
 #
 # Left: the part of $dx$ along what the norm cannot see, as $|\cos|$, of 200 random rows. Grey is the control, the same
-# $d\hat x$ before the norm's backward took those parts away. Right: whose gradient the gradient of the table is.
+# $d\hat x$ before the norm's backward took those parts away; what is exactly 0 stands at the left edge. Right: whose
+# gradient the gradient of the table is.
 
 # %%
 import matplotlib.pyplot as plt
@@ -358,7 +358,7 @@ invisible = max(components["LN", "1", 0].max(), components["LN", "x̂", 0].max()
 let_through = max(np.median(components[name, "x̂", 1e-2]) for name in ("LN", "RMS"))
 figure, (left, right) = plt.subplots(1, 2, figsize=(15, 6.5), width_ratios=[1.7, 1])
 figure.suptitle(
-    f"What a norm cannot see comes back as zero: at most {invisible:.1e} of dx.\n"
+    f"What a norm cannot see comes back as zero: about {invisible:.0e} of dx.\n"
     f"ε = 0.01 lets {let_through:.2%} through along x̂, and nothing along 1",
     fontsize=20,
     weight="bold",
@@ -531,8 +531,8 @@ assert (losses("norms without the mean term", 1e-2) - losses("right", 1e-2)).mea
 #    does `diagnose` say of it, and along which direction is it wrong?
 # 2. In section 1, let `x` be `0.02 * rng.standard_normal((N, C))` and $\varepsilon = 10^{-5}$. Which share of $d\hat x$
 #    along $\hat x$ comes through? Compute it before you run it.
-# 3. All targets of a batch are the same token. Which row of the table does the output path pull towards $h$,
-#    and which rows does the input path touch?
+# 3. All targets of a batch are the same token. Which row of the table does the output path pull towards $h$, and which
+#    rows does the input path touch?
 #
 # **Not shown here:** norms after the block, as in BERT, where the stream itself is normalised; norms on queries and
 # keys; label smoothing, and other losses; tables that are not tied. The small transformer is of one size, trained for
