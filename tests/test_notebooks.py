@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from minilora.practice.catalogue import sheet
+from minilora.practice.tracks import timetable
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
@@ -211,3 +212,14 @@ def test_the_check_sees_a_failing_assert(build, tmp_path):
     assert checked.stdout.splitlines()[1:] == ["    cell-01 raised AssertionError at `assert sides == 'three'`"]
     assert run(tmp_path).returncode == 1  # nor does a build store it
     assert (tmp_path / "00_triangle.ipynb").read_bytes() == stored
+
+
+def test_the_guide_lists_every_notebook_with_its_minutes_and_exercises_and_has_the_timetable(build):
+    guide = (FOLDER / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[(\d\d) .*?\]\((.*?)\) \|.*?\| (\d+) \|.*?\| ([\d, ]*) ?\|", guide, re.MULTILINE)
+    assert [path for _, path, _, _ in rows] == [path.name for path in NOTEBOOKS]
+    for number, path, minutes, exercises in rows:
+        cells = build.read_script((FOLDER / path).with_suffix(".py")).cells
+        wanted = dict.fromkeys(cell.metadata["exercise"] for cell in cells if "exercise" in cell.metadata)
+        assert (minutes, exercises.strip()) == ("90" if number in ("06", "10") else "60", ", ".join(wanted))
+    assert timetable() in guide
