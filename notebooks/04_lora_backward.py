@@ -27,17 +27,17 @@
 # %% [markdown]
 # ## 1. One rule
 #
-# Everything here is made of one kind of product, $u = v M^\top$, with $v$ $(N, k)$, $M$ $(m, k)$ and $u$ $(N, m)$:
+# Everything here is made of one kind of product, $u = v M^\top$, with $v$ $(N, a)$, $M$ $(b, a)$ and $u$ $(N, b)$:
 #
 # $$u_{nj} = \sum_i v_{ni} M_{ji}$$
 #
-# Let $L$ be the loss, and $du = \partial L / \partial u$ $(N, m)$ known. By the chain rule (链式法则), summed over all
+# Let $L$ be the loss, and $du = \partial L / \partial u$ $(N, b)$ known. By the chain rule (链式法则), summed over all
 # entries of $u$ that an entry of $M$ or of $v$ reaches,
 #
 # $$\frac{\partial L}{\partial M_{ji}} = \sum_n du_{nj}\, v_{ni} \qquad\qquad
 # \frac{\partial L}{\partial v_{ni}} = \sum_j du_{nj}\, M_{ji}$$
 #
-# $$\boxed{\; dM = du^\top v \;(m, k) \qquad\qquad dv = du\, M \;(N, k) \;}$$
+# $$\boxed{\; dM = du^\top v \;(b, a) \qquad\qquad dv = du\, M \;(N, a) \;}$$
 #
 # **$dM$ reads $v$ and not $M$. $dv$ reads $M$ and not $v$.** The whole of this notebook follows from that sentence.
 # (Rumelhart, Hinton, Williams, 1986.) Two small rules besides:
@@ -74,7 +74,7 @@ assert report.ok
 # %% [markdown] tags=["notes"]
 # 7 min. Do the index line on the board, once, slowly; afterwards nobody needs indices again. Ask: "which of the two
 # gradients needs the input?" and let them say the sentence in bold. Usual wrong answer: "both need both". Shapes are
-# the quick check: $du^\top v$ is the only way to get $(m, k)$ from the two.
+# the quick check: $du^\top v$ is the only way to get $(b, a)$ from the two.
 
 # %% [markdown]
 # ## 2. Your turn
@@ -139,7 +139,7 @@ check("04", lora_backward)
 # - **The mask** is in $dA$, in $dB$ (through $h$) and in the second term of $dx$, and it is the scaled mask. Where $x$
 #   was dropped, $dx = dy\, W_0$ exactly.
 # - **A law.** With $G = dy^\top (x \circ m)$ $(\text{out}, \text{in})$, $dB = s\, G A^\top$ and $dA = s\, B^\top G$.
-#   So $B^\top dB = dA\, A^\top$ $(r, r)$, always: $(B M, M^{-1} A)$ is the same function for every invertible $M$, and
+#   So $B^\top dB = dA\, A^\top$ $(r, r)$, always: $(B R, R^{-1} A)$ is the same function for every invertible $R$, and
 #   this is the derivative along that direction. A factor that both lack, such as $s$, it cannot see; nor can it see
 #   $dx$.
 #
