@@ -261,9 +261,9 @@ print(f"cosine of the two gradients {cosine:.2f}")
 assert round(n / places, 3) == 0.583
 assert np.allclose(flat(counted[1]), n / places * flat(step[1]), rtol=1e-9, atol=1e-15)
 assert np.allclose(weights, [7 / 12, 7 / 6, 7 / 3])
-assert cosine < 0.99
+assert 0.7 < cosine < 0.9  # it points elsewhere
 
-# the control: where there is one batch without padding, or all texts are of one length, the three divisors are one number
+# the control: with one batch and no padding, or texts of one length, the three divisors are one number
 windows = [padded([python[start : start + 33]]) for start in (0, 1000, 2000)]
 for batches in ([windows[0]], windows):
     once, of_places = sum(map(labels, batches)), sum(batch.targets.size for batch in batches)
@@ -302,7 +302,7 @@ assert diagnosis.names() == ["divided_by_labels_here"]
 
 # %%
 import record
-from grids.division import run
+from grids.division import batches_of, run
 
 runs = record.read("division")
 WAYS = ["once", "mean of means", "pads counted"]
@@ -322,6 +322,11 @@ gains = {
 for data, of in gains.items():
     for way, gain in of.items():
         print(f"{data:<10} {way:<14} gains {gain.mean():.3f} bit a token ({gain.min():.3f} to {gain.max():.3f})")
+
+steps = [batches_of("two kinds", "train", np.random.default_rng([0, step])) for step in range(40)]
+short = np.mean([1 - labels(batches[0]) / sum(map(labels, batches)) for batches in steps])
+print(f"two kinds: short texts hold {short:.0%} of the tokens; a mean of means gives them 75% of the weight")
+assert 0.22 < short < 0.31
 
 live = run(data="two kinds", way="mean of means", lr=best["mean of means"], seed=0)
 assert record.within_spread(live["after"], after("two kinds", "mean of means", best["mean of means"]))
@@ -382,7 +387,7 @@ figure.suptitle(
 plt.show()
 assert (last("reported", "mean of means") < last("reported", "once") - 0.1).all()  # it looks better
 assert (last("true", "mean of means") > last("true", "once") + 0.1).all()  # and is worse
-assert 0.75 < (last("reported", "pads counted") / last("true", "pads counted")).mean() < 0.81
+assert 0.75 < (last("reported", "pads counted") / last("true", "pads counted")).mean() < 0.8
 assert 0.4 < means_gain < 0.6
 assert gains["two kinds"]["mean of means"].min() > 0  # the loss still falls
 assert gains["two kinds"]["mean of means"].max() < gains["two kinds"]["once"].min()
@@ -397,9 +402,9 @@ assert abs(lost["pads counted"]).max() < 0.002
 
 # %% [markdown]
 # **The mean of means** learns something, with every seed. It reports a *lower* loss than the right code does on the
-# same batches: the short texts, of which it counts each token nearly three times, are English, which the model knows.
-# Its true loss, dotted, is higher by more than a tenth of a bit, and it learns half as much. Whoever chooses by the
-# curve chooses the wrong code.
+# same batches: the short texts, which hold a quarter of the tokens and get three quarters of the weight, are English,
+# which the model knows. Its true loss, dotted, is higher by more than a tenth of a bit, and it learns half as much.
+# Whoever chooses by the curve chooses the wrong code.
 #
 # **Counted pads** report less than four fifths of the loss, and learn as well as one division does: Adam cancels a
 # factor. The mistake is in what is reported, and in every comparison with another batch size or another layout.
@@ -498,12 +503,14 @@ def slope(words):
 
 
 assert 12 < factor < 18
+assert measured["all scores at once"][1] < measured["in blocks of 128 queries"][1]  # at 256 tokens
+assert llama["block_0.attention"].blockwise_from == 512
 assert slope("all scores at once") > 1.9  # T²
 assert slope("in blocks of 32 queries") < 1.1  # T
 
 # %% [markdown]
-# All scores at once grow with $T^2$, blocks with $T$: the largest array of scores is one block, whatever $T$ is. Below
-# a few hundred tokens blocks save nothing, so the library begins with them at 512. LoRA changes none of this: it
+# All scores at once grow with $T^2$, blocks with $T$: the largest array of scores is one block, whatever $T$ is. Blocks
+# of 128 begin to save memory above 256 tokens, and the library takes them from 512 on. LoRA changes none of this: it
 # touches the projections, which are cut anywhere, and no score.
 
 # %% [markdown] tags=["notes"]
