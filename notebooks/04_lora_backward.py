@@ -425,7 +425,8 @@ assert diagnosis.names() == ["no_base_path"]
 # the cosine between the cut $dA$ and the right one, all seven adapters of a block together. But a gradient of one batch
 # is noisy in any case, so there is a control: the cosine between the *right* $dA$ of one set of batches and that of
 # another. Noise averages out when more batches are added. A gradient that is wrong stays wrong. The adapter has made
-# ten right steps; recorded by `python notebooks/record.py cosines` with three seeds, and a point is run again here.
+# ten right steps; recorded by `python notebooks/record.py cosines` with three seeds, and the fourth and the first point
+# are run again here.
 
 # %%
 import record
@@ -459,14 +460,15 @@ def cosine(a, b):
 
 model = adapted(cut=False, lr=8e-3, seed=0, steps=10)
 of_step = random_windows(source().train, batch=8, length=64, seed=1000)
-batches, others = [of_step(0), of_step(2)], [of_step(1), of_step(3)]
-right, noise, wrong = (dA_of(model, "block_0", *how) for how in ((False, batches), (False, others), (True, batches)))
-print(f"block 0, two batches: cut {cosine(right, wrong):.2f}, right on other batches {cosine(right, noise):.2f}")
+eight = [of_step(step) for step in range(0, 16, 2)]
+cut_cosine = cosine(dA_of(model, "block_0", False, eight), dA_of(model, "block_0", True, eight))
+one, other = (dA_of(model, "block_0", False, [of_step(step)]) for step in (0, 1))
+print(f"block 0: the cut, eight batches {cut_cosine:.2f}; right, one batch and another {cosine(one, other):.2f}")
 
 recorded = {what: np.array([run[what] for run in record.read("cosines")]) for what in ("noise", "cut")}
 averaged = 2 ** np.arange(recorded["cut"].shape[1])  # batches; the arrays are (seeds, numbers of batches, blocks)
-assert record.within_spread(cosine(right, wrong), recorded["cut"][:, 1, 0])
-assert record.within_spread(cosine(right, noise), recorded["noise"][:, 1, 0])
+assert record.within_spread(cut_cosine, recorded["cut"][:, 3, 0])
+assert record.within_spread(cosine(one, other), recorded["noise"][:, 0, 0])
 
 # %% [markdown]
 # At the very first step it is worse still. While $B = 0$, the cut leaves nothing of $dx$ inside a block, and five of
@@ -475,9 +477,9 @@ assert record.within_spread(cosine(right, noise), recorded["noise"][:, 1, 0])
 # untouched, the topmost: no cut lies between it and the loss.
 
 # %%
-start, one = load(adapted=True), of_step(0)
+start = load(adapted=True)
 with cut_at_W0():
-    grads = loss_and_gradients(start, one)[1]
+    grads = loss_and_gradients(start, of_step(0))[1]
 B_of = {path: parameter for path, parameter in start.trainable_parameters().items() if path.endswith("lora_B")}
 reached = {path.split(".")[-2] for path, parameter in B_of.items() if grads[parameter].any()}
 print("adapters with a gradient at the first step:", *sorted(reached))
@@ -485,8 +487,8 @@ assert reached == {"o_proj", "down_proj"}
 
 top = model["block_4.mlp.down_proj"].lora_A
 with cut_at_W0():
-    cut_top = loss_and_gradients(model, one)[1][top]
-assert np.array_equal(cut_top, loss_and_gradients(model, one)[1][top])
+    cut_top = loss_and_gradients(model, of_step(0))[1][top]
+assert np.array_equal(cut_top, loss_and_gradients(model, of_step(0))[1][top])
 
 # %% [markdown]
 # And the training? Recorded by `python notebooks/record.py cut`: three seeds, 40 steps, from the same start on the same
@@ -575,10 +577,10 @@ assert recorded["cut"][:, -1, 0].max() < 0.5
 # ## 7. Where $dx$ may be left out, and what does save activations
 #
 # $dx$ exists for the layers below. Below the lowest layer that learns there is nobody to read it, and there it *is*
-# left out, by any framework. So a smaller bill needs adapters in fewer blocks, the uppermost. Two other ways: freeze
-# $A$ as it was drawn (LoRA-FA, Zhang et al., 2023), so that no $dA$ asks for $x$; or keep each block's input alone and
-# run the block again when its backward comes (Chen et al., 2016: checkpointing (重计算)). None of them is a property of
-# LoRA.
+# left out (`needs_dx` in the library). So a smaller bill needs adapters in fewer blocks, the uppermost. Two other ways:
+# freeze $A$ as it was drawn (LoRA-FA, Zhang et al., 2023), so that no $dA$ asks for $x$; or keep each block's input
+# alone and run the block again when its backward comes (Chen et al., 2016: checkpointing (重计算)). None of the three
+# comes with freezing.
 
 # %%
 last_block = [f"block_4.{path}" for path in ("attention.q_proj", "attention.k_proj", "attention.v_proj",
@@ -609,7 +611,7 @@ assert 1.13 < costs["LoRA, blocks run again"][1] < 1.15
 
 # %% [markdown]
 # Adapters in one block of five keep a fifth, but it is a smaller adapter. Running the blocks again keeps a quarter and
-# computes more than full fine-tuning does. Freezing alone gave none of this.
+# computes more than full fine-tuning does.
 
 # %% [markdown] tags=["notes"]
 # 2 min. Back to the words on the board from the first minute: a number beside each. If there is time: why may

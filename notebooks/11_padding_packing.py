@@ -138,15 +138,13 @@ check("29", losses)
 # %% [markdown]
 # ## 3. A real model, to the last digits
 #
-# The same three texts, of Python source, for the built-in model with LoRA, in float64. Accumulated batches are told the
+# Three texts of those lengths, for the built-in model with LoRA, in float64. Accumulated batches are told the
 # $n$ of the step: `count`. The library has no packed batches, so the mask of one is put in the place of the causal
 # mask. Positions here are rotary: a score depends on the distance of two tokens alone, so in this model condition 2
 # holds by itself. (With learned positions, as in the exercise and in GPT-2, it does not.)
 
 # %%
 from unittest.mock import patch
-
-from adapting import source
 
 import minilora
 from minilora import ops
@@ -162,8 +160,8 @@ for path, parameter in llama.trainable_parameters().items():
     if path.endswith("lora_B"):
         parameter.data = 0.02 * rng.standard_normal(parameter.data.shape)  # B = 0 would hide dA
 
-python = np.frombuffer(source().train, np.uint8).astype(np.int64)
-texts = [python[start : start + length + 1] for start, length in zip((0, 1000, 2000), lengths, strict=True)]
+texts = [np.array(list(text)) for text in (b"for i in data", b"return ", b"if x")]  # the tokens are bytes
+assert [len(text) - 1 for text in texts] == lengths
 
 
 def padded(texts):
@@ -227,7 +225,7 @@ def off(logits):
 
 print(f"padding in front: logits off by {off(seen):.0%} without a mask, by {off(masked):.0e} with one")
 assert loss_and_gradients(llama, garbage)[0] == step[0]
-assert 0.05 < off(seen) < 0.15
+assert 0.2 < off(seen) < 0.4
 assert off(masked) < 1e-12
 
 # %% [markdown]
@@ -264,7 +262,7 @@ assert np.allclose(weights, [7 / 12, 7 / 6, 7 / 3])
 assert 0.7 < cosine < 0.9  # it points elsewhere
 
 # the control: with one batch and no padding, or texts of one length, the three divisors are one number
-windows = [padded([python[start : start + 33]]) for start in (0, 1000, 2000)]
+windows = [padded([rng.integers(0, 256, 33)]) for _ in range(3)]
 for batches in ([windows[0]], windows):
     once, of_places = sum(map(labels, batches)), sum(batch.targets.size for batch in batches)
     assert {once} == {len(batches) * labels(batch) for batch in batches} == {of_places}
@@ -328,8 +326,10 @@ short = np.mean([1 - labels(batches[0]) / sum(map(labels, batches)) for batches 
 print(f"two kinds: short texts hold {short:.0%} of the tokens; a mean of means gives them 75% of the weight")
 assert 0.22 < short < 0.31
 
-live = run(data="two kinds", way="mean of means", lr=best["mean of means"], seed=0)
-assert record.within_spread(live["after"], after("two kinds", "mean of means", best["mean of means"]))
+point = {"data": "two kinds", "way": "mean of means", "lr": 8e-3}
+live = run(**point, seed=0)
+gained = record.pick(runs, "before", **point) - record.pick(runs, "after", **point)
+assert record.within_spread(live["before"] - live["after"], gained)
 
 # %%
 import matplotlib.pyplot as plt
@@ -522,8 +522,8 @@ assert slope("in blocks of 32 queries") < 1.1  # T
 # ## Try it
 #
 # Say what you expect, then run it.
-# 1. In section 3, give the three batches of `accumulated` the counts `[None] * 3`. By how much is the loss off, and
-#    which of the two wrong divisors is it?
+# 1. In section 3, give the three batches of `accumulated` the counts `[None] * 3`, so that each divides by its own
+#    number of tokens. Which of the wrong divisors is that, and which factor is missing?
 # 2. Sort the texts of a data set by length before they are cut into batches, as many loaders do to save padding. What
 #    happens to the weights of section 4, and to the damage done by a mean of means?
 # 3. In section 6, make the scores large, `q = 300 * q`. Which of the two attentions loses digits first?
