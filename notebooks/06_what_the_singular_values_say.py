@@ -1,11 +1,11 @@
 # %% [markdown]
 # # What the singular values say
 #
-# LoRA bets that the update of a layer, $\Delta W = W - W_0$, can be of **low rank** (低秩): its adapter (适配器) is.
-# The **singular values** (奇异值) of updates can tell. The claim of this lecture has two halves: **the $\Delta W$ of
-# full fine-tuning (全量微调) is not of low rank; and yet, cut to rank 8, it keeps nearly nine tenths of what was
-# learned, almost as much as LoRA that was trained at rank 8.** So the bet is not won because updates are of low
-# rank, but because the loss does not need most of an update.
+# LoRA bets that the update of a layer, $\Delta W = W - W_0$, can be of **low rank** (低秩): an adapter (适配器) allows
+# no other. The **singular values** (奇异值) of updates can tell. The claim of this lecture has two halves: **the
+# $\Delta W$ of full fine-tuning (全量微调) is not of low rank; and yet, cut to rank 8, it keeps nearly nine tenths of
+# what was learned, almost as much as LoRA that was trained at rank 8.** So the bet is not won because updates are
+# of low rank, but because the loss does not need most of an update.
 #
 # | letter | shape | what it is |
 # |---|---|---|
@@ -24,8 +24,8 @@
 # | matrices | the 35 matrices of the blocks; the embedding and the norms are **frozen** (冻结) | $2 \cdot 10^{-3}$ |
 # | LoRA, $r = 8$ and $r = 32$ | $A$ and $B$ beside the same 35 matrices, $\alpha = 16$ | $1.6 \cdot 10^{-2}$ |
 #
-# The rates are the best of notebook 05's grid. The numbers were recorded by `python notebooks/record.py spectra`; two
-# of the runs are run again here.
+# The rates are those at which full fine-tuning, and LoRA of ranks 4, 16 and 64, learn the most in notebook 05's grid.
+# The numbers were recorded by `python notebooks/record.py spectra`; two of the runs are run again here.
 
 # %% [markdown] tags=["notes"]
 # 8 min. Ask: "You fine-tune a model in full and take the singular values of the change of one matrix, 128 by 128. How
@@ -80,13 +80,13 @@ assert all(record.within_spread(loss, recorded("new", method)) for method, loss 
 # $$\Delta W = s B A = Q_B \; \underbrace{s \, R_B R_A^\top}_{(r, r)} \; Q_A^\top$$
 #
 # If $U' \Sigma V'^\top$ is the decomposition of the small core, then $(Q_B U')\, \Sigma\, (Q_A V')^\top$ is one of
-# $\Delta W$: the columns of $Q_B U'$ and of $Q_A V'$ are orthonormal, and singular values are unique. Cost: about $(in
-# + out)\, r^2$ operations for $in \cdot out \cdot \min(in, out)$.
+# $\Delta W$: the columns of $Q_B U'$ and of $Q_A V'$ are orthonormal, and singular values are unique. Cost: about
+# $(in + out)\, r^2$ operations for $in \cdot out \cdot \min(in, out)$.
 #
 # Two facts for the exercise. **Cutting**: by the theorem of Eckart and Young (1936) no matrix of rank $k$ is
 # nearer to $M$ than the first $k$ terms $\sum_{i \le k} \sigma_i u_i v_i^\top$. **Counting**: the **effective
-# rank** (有效秩) of Roy and Vetterli (2007) is $\exp(-\sum_i p_i \ln p_i)$ with the shares $p_i = \sigma_i / \sum_j
-# \sigma_j$: it is $n$ for $n$ equal values.
+# rank** (有效秩) of Roy and Vetterli (2007) is $\exp(-\sum_i p_i \ln p_i)$ with the shares
+# $p_i = \sigma_i / \sum_j \sigma_j$: it is $n$ for $n$ equal values.
 
 # %% [markdown]
 # ### Exercise 19: rank
@@ -151,8 +151,8 @@ assert dense.sigma[8] < 1e-5 * dense.sigma[0]  # rank 8 and not more, to float32
 # - **numerical rank**: how many $\sigma_i$ are more than rounding. Nearly always all of them; it says nothing here.
 # - **effective rank**, as in the exercise.
 # - **stable rank**, $\sum \sigma_i^2 / \sigma_1^2$: how many values as large as the first would make the square norm.
-# - the least $r$ for 90 % of the **energy** $\sum_{i \le r} \sigma_i^2 / \sum_i \sigma_i^2$, the share of $\lVert
-#   \Delta W \rVert^2$ that the best cut keeps.
+# - the least $r$ for 90 % of the **energy** $\sum_{i \le r} \sigma_i^2 / \sum_i \sigma_i^2$, the share of
+#   $\lVert \Delta W \rVert^2$ that the best cut keeps.
 #
 # The control is a matrix of the same shape with entries from a normal distribution: what no structure looks like.
 
@@ -440,9 +440,10 @@ assert np.ptp(losses_of_lora) < 0.07
 #
 # If $\Delta W$ strengthened what $W_0$ does most, its directions would be the first of $W_0$. So project $W_0$ on the
 # first $r$ directions of $\Delta W$: $\lVert U_r^\top W_0 V_r \rVert$ is large if so. Beside it stand the most there
-# can be, $W_0$'s own first $r$ directions, and the control, random directions, for which $E\,U_r U_r^\top = (r / out)\,
-# I$ gives $\lVert W_0 \rVert \, r / \sqrt{out \cdot in}$. The ratio $\lVert \Delta W \rVert / \lVert U_r^\top W_0 V_r
-# \rVert$ is the paper's **amplification factor** (Hu et al., 2021, section 7.3 and table 7).
+# can be, $W_0$'s own first $r$ directions, and the control, random directions, for which
+# $E\,U_r U_r^\top = (r / out)\, I$ gives $\lVert W_0 \rVert \, r / \sqrt{out \cdot in}$. The ratio
+# $\lVert \Delta W \rVert / \lVert U_r^\top W_0 V_r \rVert$ is the paper's **amplification factor** (Hu et al., 2021,
+# section 7.3 and table 7).
 
 # %%
 print("LoRA, r = 8, mean of the 35 matrices: ‖UᵀW₀V‖ with U, V of")
