@@ -319,7 +319,8 @@ plt.show()
 #
 # Right: the learner had four directions and used two; the two that are left over fit a little noise.
 #
-# Ask: what would r = 16 change? (Nothing on the left; more small dots on the right.)
+# Ask: what would r = 16 change? (Left: it falls some steps earlier, and ends a little below the dashed line, since it
+# fits noise. Right: more small dots.)
 #
 # Usual wrong answer: "a larger rank always fits better." Above the rank of the change it fits noise.
 
