@@ -1,9 +1,9 @@
 # %% [markdown]
 # # LoRA in 40 lines
 #
-# **An adapter (适配器) is two thin matrices beside a frozen (冻结) one: it starts as nothing, it trains, and it can be
-# merged (合并).** That is LoRA, low-rank adaptation (低秩适配). The forty lines need NumPy and nothing else: base,
-# adapter, both gradients by hand, training, merging. Every `assert` is a claim that has just been tested.
+# **An adapter (适配器) is two thin matrices beside a frozen (冻结) one: at the start it changes nothing, it trains, and
+# it can be merged (合并).** That is LoRA, low-rank adaptation (低秩适配). The forty lines need NumPy and nothing else:
+# base, adapter, both gradients by hand, training, merging. Every `assert` is a claim that has just been tested.
 #
 # | letter | shape | here | what it is |
 # |---|---|---|---|
@@ -12,6 +12,7 @@
 # | $A$ | $(r, \text{in})$ | $4 \times 64$ | learned, starts random |
 # | $B$ | $(\text{out}, r)$ | $48 \times 4$ | learned, starts at 0 |
 # | $s = \alpha / r$ | | $8 / 4 = 2$ | a fixed scale |
+# | $y, t$ | $(N, \text{out})$ | $500 \times 48$ | outputs and targets |
 
 # %% [markdown] tags=["notes"]
 # 4 min. Read the claim aloud: four statements, each with its own `assert` below. Point at the shapes: examples are
@@ -215,16 +216,17 @@ check("01", lora_forward)
 # ## What was learned
 #
 # How low can the loss go? Without a limit on the rank the best change is the least-squares fit $M$
-# $(\text{out}, \text{in})$ of the gap $R = t - x W_0^\top$. Among the changes of rank $r$, none comes nearer than
-# $x M^\top$ with all but its $r$ largest singular values (奇异值) set to zero (Eckart and Young, 1936). So there is a
-# floor, known without any training:
+# $(\text{out}, \text{in})$ of the gap $R = t - x W_0^\top$. A change of rank $r$ adds $x \Delta W^\top$, of rank $r$ at
+# most, and none of these comes nearer to $R$ than $x M^\top$ with all but its $r$ largest singular values (奇异值) set
+# to zero (Eckart and Young, 1936). So the loss has a floor, known without any training:
 #
 # $$L \ge \frac{1}{2N} \Big( \lVert R - x M^\top \rVert^2 + \sum_{i > r} \sigma_i^2(x M^\top) \Big)$$
 #
 # Three trainings, with the same $s$, the first two from five random starts each:
 #
-# - **$r = 4$**, more than the change needs. It falls in two stairs, one for each direction of the change.
-# - **$r = 1$**, the control: it should stop on the first stair, at its floor and not below.
+# - **$r = 4$**, more than the change needs. It learns the stronger of the two directions of the change first, then the
+#   weaker: the curve bends in between.
+# - **$r = 1$**, the control: it can learn one direction only, and should stop at its floor, not below.
 # - **Both factors 0**, the other control. It has one start only, and stays there: $dB$ has $h = x A^\top = 0$ as a
 #   factor and $dA$ has $B = 0$. Both are zero, so nothing changes, so both are zero at the next step too.
 
@@ -288,7 +290,7 @@ figure.suptitle(
     f"Rank 1 stops at {rank_1[:, -1].mean():.3f}, and its floor is {floor(1):.3f}; rank {r} goes on to the noise",
     weight="bold",
 )
-left.plot(losses_zero, color=grey, label="A = B = 0: stays for ever")
+left.plot(losses_zero, color=grey, label="A = B = 0: never moves")
 for runs, color, label in [(rank_1, pale, "r = 1"), (rank_4, orange, f"r = {r}")]:
     left.plot(np.median(runs, axis=0), color=color, label=label)
     left.fill_between(np.arange(runs.shape[1]), runs.min(axis=0), runs.max(axis=0), color=color, alpha=0.3, lw=0)
@@ -307,7 +309,7 @@ for i, sigma in zip(index, learned, strict=True):
     right.annotate(
         f"{sigma:.2f}" if i <= r else "0", (i, sigma), (0, 9), textcoords="offset points", ha="center", size=12
     )
-right.set(xlabel="i", ylabel="singular value σᵢ", xticks=index, ylim=(0, 1.15 * true[0]))
+right.set(xlabel="number i of the singular value", ylabel="singular value σᵢ", xticks=index, ylim=(0, 1.15 * true[0]))
 right.set_title(f"two are found, the others ≤ {learned[2:].max():.2f}", weight="normal", size=14)
 right.legend()
 plt.show()
@@ -317,7 +319,8 @@ plt.show()
 #
 # Right: the learner had four directions and used two; the two that are left over fit a little noise.
 #
-# Ask: what would r = 16 change? (Nothing on the left; more small dots on the right.)
+# Ask: what would r = 16 change? (Left: it falls some steps earlier, and ends a little below the dashed line, since it
+# fits noise. Right: more small dots.)
 #
 # Usual wrong answer: "a larger rank always fits better." Above the rank of the change it fits noise.
 
@@ -325,8 +328,8 @@ plt.show()
 # ## Break it
 #
 # Two mistakes that people make in `gradients`. The first forgets $s$ in both tensors. The second takes $dA$ for zero,
-# because it *is* zero at the first step. `diagnose` knows both by name. Each is trained beside the right gradient, from
-# the same three starts.
+# because it *is* zero at the first step. `diagnose` knows both by name; its own layer also has $W$ and dropout
+# (随机失活), and ours is compared without them. Each is trained beside the right gradient, from the same three starts.
 
 
 # %%
@@ -371,7 +374,7 @@ assert np.all(broken["as_if_B_were_zero"][:, -1] > 30 * rank_4[:3, -1])
 
 # %% [markdown] tags=["notes"]
 # 5 min. Ask first: which of the two will you notice in the loss? The missing scale halves both gradients here, which is
-# half the learning rate: the same stairs, later. With s = 1 it changes nothing at all. The zero dA trains B alone: 4
+# half the learning rate: the same curve, later. With s = 1 it changes nothing at all. The zero dA trains B alone: 4
 # random directions of 64 are all that it can use.
 #
 # Usual wrong answer: "the loss falls, so the gradient is right." Both losses fall, in three of three starts.
@@ -388,7 +391,8 @@ for runs, color, ls, label in [
     axes.plot(np.median(runs, axis=0), color=color, ls=ls, label=label)
     axes.fill_between(np.arange(runs.shape[1]), runs.min(axis=0), runs.max(axis=0), color=color, alpha=0.25, lw=0)
 axes.set_title(
-    f"Both wrong gradients lower the loss: one ends {late:.0%} high,\nthe other keeps {left_over:.0%} of it or more"
+    f"Both wrong gradients lower the loss: one ends up to {late:.0%} too high,\n"
+    f"the other leaves {left_over:.0%} of it or more"
 )
 axes.set(xlabel="step", ylabel="training loss (log scale)", yscale="log", ylim=(0.17, 14), xlim=(0, 200))
 axes.set_yticks([0.2, 0.5, 1, 2, 5, 10], ["0.2", "0.5", "1", "2", "5", "10"])
@@ -397,17 +401,17 @@ axes.legend(loc="center right", bbox_to_anchor=(1, 0.62))
 plt.show()
 
 # %% [markdown]
-# A curve that falls is no test of a gradient. A difference quotient is one, if it is taken where it can see. The next
-# cell measures both mistakes at trained $A$ and $B$. At $B = 0$, where training starts, $dA = 0$ is right, and the
-# second mistake cannot be seen. Notebook 01 is about that.
+# A curve that falls is no test of a gradient. A difference quotient is one, if it is taken at a point where the mistake
+# changes the gradient. The next cell measures both mistakes at trained $A$ and $B$. At $B = 0$, where training starts,
+# $dA = 0$ is right, and the second mistake cannot be seen. Notebook 01 is about that.
 
 # %% [markdown]
 # ## The same with the library
 #
-# Are the two lines of section 4 right? First without trusting anyone: $f = \sum dy \circ y$ is a quadratic along any
-# straight line in $(A, B)$, so a central difference (中心差分) has no error but rounding. Then against `minilora`: the
-# functions, and the layer. Here `dy` is random, because at the end of training the real one gives gradients close to
-# zero.
+# Are the two lines of section 4 right? First against the forward (前向传播) alone: $f = \sum dy \circ y$ is a quadratic
+# along any straight line in $(A, B)$, so a central difference (中心差分) has no error but rounding. Then against
+# `minilora`: the functions, and the layer. Here `dy` is random, because at the end of training the real one gives
+# gradients close to zero.
 
 # %%
 import minilora

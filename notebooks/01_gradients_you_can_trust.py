@@ -2,9 +2,9 @@
 # # Gradients you can trust
 #
 # **A check sees only what its inputs let it see.** A wrong gradient does not crash. Often it even trains, a little
-# worse, and nobody looks. Here one that was written by hand is tested against numbers it had no part in: how far such a
-# test can be trusted, which mistakes it cannot see, and what can be said of a gradient that fails it. Every `assert` is
-# a claim that has just been tested.
+# worse, and nobody looks. Here a gradient that was written by hand is tested against slopes measured without it: how
+# far such a test can be trusted, which mistakes it cannot see, and what can be said of a gradient that fails it. Every
+# `assert` is a claim that has just been tested.
 #
 # | letter | shape | here | what it is |
 # |---|---|---|---|
@@ -79,8 +79,9 @@ def layer_norm_gradients(dy, x, g, b, eps=1e-5):
 # = \sum dx \circ u + O(\varepsilon^2)$$
 #
 # Let $u$ be drawn from the standard normal distribution. If $dx$ is wrong by $\delta$ $(N, C)$, the two sides differ by
-# $\sum \delta \circ u$, a normal number of deviation $\lVert \delta \rVert$: one direction is enough, unless we are
-# very unlucky. The right side has the deviation $\lVert dx \rVert$ itself, so errors are given relative to that.
+# $\sum \delta \circ u$, a number normally distributed with standard deviation $\lVert \delta \rVert$: one direction is
+# enough, unless we are very unlucky. The right side has the standard deviation $\lVert dx \rVert$ itself, so errors are
+# given relative to that.
 
 # %%
 rng = np.random.default_rng(0)
@@ -96,13 +97,13 @@ def L(x):
 
 measured, claimed = (L(x + 1e-5 * u) - L(x - 1e-5 * u)) / 2e-5, (dx * u).sum()
 print(f"measured {measured:.12f}\nclaimed  {claimed:.12f}")
-assert np.isclose(measured, claimed, rtol=1e-8)
+assert np.isclose(measured, claimed, rtol=1e-9)
 
 # %% [markdown] tags=["notes"]
 # 8 min. The class derives nothing here: they judge. Write L as one number on the board, then the line x + t u.
 #
-# Ask: why is one random direction enough? (An error δ shows as Σ δ ∘ u, a normal number of deviation ‖δ‖. It is near 0
-# with a small probability only.)
+# Ask: why is one random direction enough? (An error δ shows as Σ δ ∘ u, normally distributed with standard deviation
+# ‖δ‖. It is rarely near 0.)
 #
 # Usual wrong answer: "one must test every entry." That finds *which* entry is wrong; one direction finds *that* one is.
 
@@ -207,7 +208,7 @@ plt.show()
 
 # %% [markdown]
 # **Right of the dots** the error is the truncation, a straight line of slope 2, or 4. Two points and the complex step
-# have the same one. **Left of them** it is the rounding, of slope $-1$: below $\varepsilon = 10^{-8}$ a step in float32
+# have the same one. **Left of them** it is the rounding, of slope $-1$: below $\varepsilon = 10^{-9}$ a step in float32
 # does not even change $x$, the difference is 0 and the error 100%. The complex step has no left side.
 #
 # The curves go *down*, and with the slopes that theory gives: that is what shows $dx$ to be right. **The control** does
@@ -238,12 +239,12 @@ assert np.allclose(wrong[steps < 1e-3], wrong[-1], rtol=1e-3)
 
 # %% [markdown]
 # **Why five points at $\varepsilon = 2 \cdot 10^{-5}$?** For this $x$ the dot is at $2 \cdot 10^{-4}$. A step too small
-# by 10 costs one digit, a step too large by 10 costs four: one stays on the left. And the dot moves: when $x$ is 10
-# times smaller, so is $\sigma$, and $L$ bends 10 times as sharply. The library lets an error of $10^{-7}$ pass, so it
-# must measure better than that: for $x / 10$ it still does at $10^{-4}$, and no longer at $10^{-3}$. No step is right
-# for every $L$ (think of $\log x$ at $x = 10^{-5}$). So $2 \cdot 10^{-5}$ is where the library begins, with room to
-# spare: it measures how far off it may be, and divides the step by 4 until that is less than $10^{-7}$. If rounding
-# does not let it, it says so.
+# by 10 costs one digit, a step too large by 10 costs four, so it is safer to err on the left. And the dot moves: when
+# $x$ is 10 times smaller, so is $\sigma$, and $L$ bends 10 times as sharply. The library wants to know each slope to
+# $10^{-7}$: for $x / 10$ five points still give that at $10^{-4}$, and no longer at $10^{-3}$. No step is right for
+# every $L$ (think of $\log x$ at $x = 10^{-5}$). So $2 \cdot 10^{-5}$ is where the library begins, with room to spare:
+# it estimates its own error, and divides the step by 4 until that is below $10^{-7}$. Where rounding prevents this, the
+# estimate is added to the tolerance; where rounding would hide a mistake, the check says so.
 
 # %%
 sharp = errors(five_points, layer_norm_gradients(dy, x / 10, g, b)[0], x=x / 10)
@@ -265,9 +266,10 @@ assert sharp[at_1e3] > 1e-7
 #     gradients = backward(dy, **inputs, **constants)      # {"dx": ..., ...}
 #
 # `inputs` and `constants` are dicts; the backward returns a gradient for each input, called `d` and its name, for
-# $L = \sum dy \circ y$. $dy$ is your choice. A wrong gradient is off by 1% or more of the norm of a tensor. Gradients
-# may be as small as $10^{-10}$, and $y$ a million times larger than they are. A right function may have a kink, but
-# none nearer to the inputs than $10^{-4}$.
+# $L = \sum dy \circ y$. $dy$, of the shape of $y$, is your choice; the inputs are float64 arrays, and must stay as they
+# are. A wrong gradient is off by 1% or more of the norm of a tensor. Gradients may be as small as $10^{-10}$, with
+# entries of 0 (but not 0 as a whole), and $y$ a million times larger than they are. A right function may have a kink,
+# but none nearer to the inputs than $10^{-4}$.
 
 
 # %% tags=["exercise"] exercise="05"
@@ -301,7 +303,7 @@ practice.check("05", accepts)
 # Measuring well is not enough: one can measure something that is zero anyway. Here are wrong backwards, measured as in
 # section 2: three that return **zeros**, and one that forgets a scale (缩放因子).
 #
-# - **Softmax**, $dy = 1$: a row of $p$ sums to 1, so $L = N$, whatever $x$ is, and $dx = 0$.
+# - **Softmax**, $y = p$, with $dy = 1$: a row of $p$ sums to 1, so $L = N$, whatever $x$ is, and $dx = 0$.
 # - **Layer norm** with $g = 1$, $dy = 1$: a row of $\hat x$ sums to 0, so $L = N \sum_c b_c$, and $dx = 0$.
 # - **The low-rank path** (低秩支路) $y = s\, x A^\top B^\top$ at $B = 0$, where training starts:
 #   $dA = s\,(dy\,B)^\top x = 0$, whatever $s$, $dy$ and $x$ are.
@@ -390,8 +392,8 @@ for what, blind, there, elsewhere in rows:
 #
 # where `keep` (batch, tokens, in) is 0 where $x$ is dropped and $1/(1-p)$ elsewhere, $W$ is $(\text{out}, \text{in})$,
 # $A$ $(r, \text{in})$ and $B$ $(\text{out}, r)$. Choose sizes (at most 10) and values at which *every* known mistake in
-# its backward changes some number. Return the inputs `x, A, B` and the constants `W, keep, alpha, r, p`, in this order.
-# The check draws $dy$ itself.
+# its backward changes some number. Return two dicts, the inputs `x, A, B` and the constants `W, keep, alpha, r, p`, in
+# this order. The check draws $dy$ itself.
 
 
 # %% tags=["exercise"] exercise="05"
@@ -419,7 +421,7 @@ practice.check("05", lora_case)
 #
 # The bank of `minilora.verify` holds mistakes that people make in LoRA's backward, each as a function. A mistake is
 # *hidden* by inputs if it returns the true gradient there: then no check whatever can see it. Six cases are drawn, in
-# six shapes, and changed in one way each. The control are the cases as they were drawn: random $dy$, $B \ne 0$,
+# six shapes, and changed in one way each. The control is the cases as they were drawn: random $dy$, $B \ne 0$,
 # $\alpha \ne r$, $p > 0$, several samples. Beside it, layer norm and RMS norm (均方根归一化), with the gain that a new
 # model has, $g = 1$ (and $b = 0$).
 
@@ -562,15 +564,17 @@ assert refusal(softmax, returns_zeros, {"x": x}) is None  # a random dy: nothing
 # %% [markdown] tags=["notes"]
 # 2 min. Read the five refusals aloud. Each is a blind spot that the function can recognise without knowing the answer.
 #
-# Ask: which of the five habits of the figure can it not recognise? (No dropout and one sample: it knows nothing of f.)
+# Ask: which of the five habits of the figure can it not recognise? (No dropout: it cannot know what f could have. And
+# one sample, if it has several tokens; a batch of a single row it refuses as well.)
 
 # %% [markdown]
 # ## 4. A check
 #
-# It takes $f$ and its gradients, one per input, in order. Each tensor gets a row. One of up to 24 numbers is checked
-# entry by entry, a larger one along three random directions. The error is the largest, relative to the root mean square
-# of the gradient, or to its norm. It passes if it is no larger than what the method itself may be off by: $10^{-7}$ for
-# the central difference, $10^{-11}$ for the complex step, and the rounding of $L$. The gradients of section 1:
+# It takes $f$ and its gradients, one per input, in order. Each tensor gets a row in the report. A tensor of up to 24
+# numbers is checked entry by entry, a larger one along three random directions. The error shown is the largest,
+# relative to the entry (for a very small entry, to a thousandth of the root mean square), or to the norm of the
+# gradient. It passes if it is no larger than $10^{-8}$ for the central difference, $10^{-11}$ for the complex step,
+# plus what the method estimates to be its own error. The gradients of section 1:
 
 # %%
 ours = {"x": x, "g": g, "b": b}
@@ -625,10 +629,10 @@ print(report)
 # ## 5. A diagnosis
 #
 # *That* a gradient is wrong is half the answer. `diagnose` compares a wrong tensor, on several cases in which all
-# constants differ, with mistakes people make, with the true gradient times a product of constants, clipped or with
-# weight decay, with its terms, with small edits of the textbook. A name is given only if it explains the tensor **on
-# every case, to 1e-7**; what the cases cannot tell apart is all given. Then it says what is wrong and asks a question
-# back, in English or Chinese.
+# constants differ, with known mistakes, with the true gradient times a product of constants, clipped, or with weight
+# decay added, with its single terms, and with small edits of the textbook formula. A name is given only if it explains
+# the tensor **on every case, to 1e-7**; what the cases cannot tell apart is all given. Then it says what is wrong and
+# asks a question back, in English or Chinese.
 
 # %%
 from minilora.verify import Case, diagnose
@@ -640,8 +644,9 @@ assert [finding.kind for finding in diagnosis.findings] == ["fault", "right", "r
 assert diagnose(layer_norm_gradients, "layer_norm").ok
 
 # %% [markdown]
-# **A function of one's own** has no bank of mistakes. Its truth is measured, on cases one brings along: a `Case` is
-# $dy$, the inputs, the constants of $f$, and the sizes of which a wrong scale may be made. Attention (注意力) scores:
+# **For a function of your own** there is no bank of mistakes. Its true gradient is measured, on cases that you bring: a
+# `Case` is $dy$, the inputs, the constants of $f$, and the sizes that a wrong scale may be made of, such as $d$.
+# Attention (注意力) scores:
 #
 # $$S = q k^\top / \sqrt d \;(n, m), \qquad dq = dS\, k / \sqrt d \;(n, d), \qquad dk = dS^\top q / \sqrt d \;(m, d)$$
 #
@@ -703,9 +708,9 @@ assert "Double dy" in diagnosis.text()
 # with plain gradient descent. The right $dx$ is compared with two named mistakes, each from the same five starts:
 # without its mean term, and without its variance term.
 #
-# The first can be foretold. The missing term adds a number $m_n$ to every column of row $n$ of $dh$ $(N, C)$. So $dW$
-# gets a term $\mathbf 1 v^\top$ with $v = \sum_n m_n x_n$, and each row of $h = x W^\top$ is shifted as a whole. Layer
-# norm takes the mean away again: neither $y$ nor any later gradient notices.
+# The outcome of the first can be predicted. The missing term adds a number $m_n$ to every column of row $n$ of $dh$
+# $(N, C)$. So $dW$ gets a term $\mathbf 1 v^\top$ with $v = \sum_n m_n x_n$, and each row of $h = x W^\top$ is shifted
+# as a whole. Layer norm takes the mean away again: neither $y$ nor any later gradient notices.
 
 
 # %%
@@ -778,7 +783,7 @@ plt.show()
 # %% [markdown]
 # So the loss has blind spots too. It cannot see the first mistake, to $10^{-9}$ of its value at any step. The second
 # costs little enough to go unnoticed: the loss still falls by more than 95% from every start, and half way, after 200
-# steps, the wrong gradient is even ahead from some.
+# steps, the wrong gradient is even ahead from at least one of them.
 
 # %% [markdown]
 # ## Try it
@@ -791,6 +796,6 @@ plt.show()
 # 3. In `train`, let each entry of $dW$ be replaced by its sign (a step of Adam's size). Is the first mistake of section
 #    6 still unseen?
 #
-# **Not shown here:** mistakes that the bank does not hold (31, 32 and 31 are what its authors know of, so the shares
-# say nothing about how often a mistake is made); a whole model against its loss (`check_model`); PyTorch as a third
-# opinion (`torch=`); functions with a kink; training of anything larger than an 8 by 8 layer on data drawn at random.
+# **Not shown here:** mistakes that the bank does not hold (31, 32 and 31 are those collected so far, so the shares say
+# nothing about how often a mistake is made); a whole model against its loss (`check_model`); PyTorch as a third opinion
+# (`torch=`); functions with a kink; training of anything larger than an 8 by 8 layer on data drawn at random.

@@ -4,13 +4,13 @@
 # **The claim.** What a norm cannot see comes back as zero. If moving its input in some direction does not change its
 # output, the gradient has no component along that direction, whatever arrives from above. The same sentence explains
 # the cross-entropy (交叉熵). Two more rules follow, for the residual (残差) stream and for a table that is used twice.
-# With notebook 02, every backward (反向传播) in a transformer is then written, but for the nonlinearity of its MLP.
-# Every `assert` is a claim that has just been tested.
+# With notebooks 00 and 02, every backward (反向传播) in a transformer is then written, but for the nonlinearity of its
+# MLP and the rotary positions of a Llama. Every `assert` is a claim that has just been tested.
 #
 # | letter | shape | what it is |
 # |---|---|---|
 # | $x, \hat x, y$ | $(N, C)$ | input of a norm, normalised input, output; one token a row, $C$ features |
-# | $\mu, \sigma$, rms | $(N, 1)$ | statistics of each row |
+# | $\mu, \sigma$, rms | $(N, 1)$ | statistics of each row; a small $\varepsilon$ keeps the last two from 0 |
 # | $g, b$ | $(C,)$ | gain and bias |
 # | $z, P$ | $(N, V)$ | logits and their softmax, over $V$ tokens |
 # | $t$ | $(N,)$ | targets |
@@ -125,7 +125,8 @@ assert np.median(components["RMS", "1", 0]) > 1e-2  # RMS norm does see a shift
 
 # %% [markdown]
 # $\varepsilon$ is small, but not always against $\sigma^2$. The built-in model has $\varepsilon = 10^{-5}$; the rows of
-# its table, as they are drawn before training, have a deviation of 0.02, so $\text{rms}^2 \approx 4 \cdot 10^{-4}$:
+# its table, as they are drawn before training, have a standard deviation of 0.02, so
+# $\text{rms}^2 \approx 4 \cdot 10^{-4}$:
 
 # %%
 import minilora
@@ -156,8 +157,8 @@ assert share["after"] < 0.002
 # $$dx = dy + J_f^\top dy \qquad \text{the gradient itself, plus what comes back through the branch}$$
 #
 # The first part needs no product with any weight. Through $n$ such additions it arrives at the embedding unchanged,
-# with $2^n - 1$ other paths beside it. Without it the gradient shrinks in each block. The control is a backward that
-# forgets the $+\,dy$:
+# with $2^n - 1$ other paths beside it. Without it less than a hundredth arrives. The control is a backward that forgets
+# the $+\,dy$:
 
 # %%
 from unittest.mock import patch
@@ -199,12 +200,14 @@ for name, model in [("before training", fresh), ("after", trained)]:
 # %% [markdown]
 # ## 3. Cross-entropy: your turn
 #
-# The cross-entropy of $N$ positions, where those without a label do not count:
+# The cross-entropy of the $N$ positions that have a label; the others do not count:
 #
 # $$L = -\frac 1N \sum_n \log P_{n, t_n}, \qquad P = \operatorname{softmax}(z), \qquad
 # \log P_{nv} = z_{nv} - \log \sum_w e^{z_{nw}}$$
 #
-# Before you differentiate: to which change of a row of $z$ is this loss blind? What must a row of $dz$ sum to?
+# Before you differentiate: to which change of a row of $z$ is this loss blind? What must a row of $dz$ sum to? In the
+# cell, `logits` ($z$) is (batch, tokens, $V$), up to ±1,000, and `targets` (batch, tokens). A target equal to `ignore`,
+# a negative integer, is no label. If there is no label at all, return 0 and zeros.
 
 
 # %% tags=["exercise"] exercise="11"
@@ -264,7 +267,8 @@ assert np.isclose(dz[one, targets[one]], (cache.P[one, targets[one]] - 1) / labe
 #
 # $$x = E[\text{ids}] \;(N, C) \qquad \dots \text{ blocks } \dots \qquad h \;(N, C) \qquad z = h E^\top \;(N, V)$$
 #
-# First the input alone, $y = E[\text{ids}]$. The same id may stand at many places.
+# First the input alone, $y = E[\text{ids}]$: `ids` is (batch, tokens), `dy` (batch, tokens, $C$), and $dE$ $(V, C)$.
+# The same id may stand at many places.
 
 
 # %% tags=["exercise"] exercise="17"
@@ -420,9 +424,9 @@ print(diagnosis.text("en"), diagnosis.text("zh"), sep="\n\n")
 assert diagnosis.names() == ["no_mean_term"]
 
 # %% [markdown]
-# What harm can it do, if no norm sees that direction? In a model like GPT-2 norms are all that reads the stream. So add
-# 1 to every entry of the position table, and no logit changes; and each row of that table's gradient sums to 0, through
-# the whole model. With the fault it does not. The weights below are pushed along a direction that changes nothing:
+# What harm can it do, if no norm sees that direction? In a model like GPT-2 only norms read the residual stream. So add
+# 1 to every entry of the position table, and no logit changes; each row of that table's gradient therefore sums to 0,
+# through the whole model. With the fault it does not: the weights are pushed along a direction that changes nothing.
 
 # %%
 from grids import lost_terms, row_sum
@@ -514,9 +518,9 @@ assert (losses("norms without the mean term", 1e-2) - losses("right", 1e-2)).mea
 # term four seeds end higher by 0.08 nats and more, and one as low as with the right gradient: on that seed alone, one
 # would have said that the term does not matter. Repeated ids and the input path cost 0.04 nats or more in every seed.
 # The missing output path is the one that a curve would show, to whoever has the right curve beside it: it reaches less
-# than half. At 0.01 it reaches 3.4 nats, and the missing mean term costs less than the seeds differ: how much of a
-# mistake one sees depends on the rate. And half a gradient is far better than the control; here, unlike in notebook 02,
-# something is better than nothing.
+# than half. At 0.01 it ends below 3.5 nats in the mean, and the missing mean term costs less than the seeds differ: how
+# much of a mistake one sees depends on the rate. And either path alone is far better than the control: here, unlike in
+# notebook 02, a wrong gradient is better than none.
 
 # %% [markdown] tags=["notes"]
 # 6 min. Ask for an order before you show it: which of the four costs most? Nearly all say the norm, since it is in
