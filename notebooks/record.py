@@ -53,7 +53,8 @@ def within_spread(value: float, recorded: np.ndarray) -> bool:
     be compared, which is printed, and the answer is True.
     """
     if platform.python_version_tuple()[:2] != RECORDED_WITH:
-        print(f"not compared: recorded with the library of Python {'.'.join(RECORDED_WITH)}, this is {platform.python_version()}")
+        with_python = ".".join(RECORDED_WITH)
+        print(f"not compared: recorded with the library of Python {with_python}, this is {platform.python_version()}")
         return True
     least, most = recorded.min(), recorded.max()
     return bool(least - (most - least) / 2 <= value <= most + (most - least) / 2)
