@@ -312,7 +312,10 @@ def test_slides_fetch_nothing_and_hold_every_cell(path):
     assert not re.findall(r"<(?:script|link|img|iframe|source)[^>]+(?:src|href)=\"(?!data:)", page)
     assert not re.findall(r"@import|url\(", page)
     formulas = re.findall(r"<math.*?</math>", page, re.DOTALL)
+    notes = [cell["metadata"]["notes"] for cell in book["cells"] if "notes" in cell["metadata"]]
+    assert page.count("<aside>") == len(notes) > 0
     texts = "".join("".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "markdown")
+    texts += "".join(notes)
     assert len(formulas) == len(re.findall(r"\$\$.+?\$\$|\$.+?\$", texts, re.DOTALL))
     assert not [formula for formula in formulas if "\\" in formula or "&<" in formula]  # what MathML does not know
 
