@@ -1,10 +1,11 @@
 # %% [markdown]
 # # Counting: what exactly does LoRA save?
 #
-# **The parameters, the bytes and the FLOPs of a training step fall by three different factors.** For Llama 2 7B with
-# LoRA of rank 8 on every matrix they are 337, 2.8 and 1.5. The LoRA paper says of GPT-3: 10,000 times fewer parameters,
-# a third of the memory, a quarter faster. Each of these can be counted, with pen and paper, before anything is run.
-# Here every formula stands beside a number that was counted in a live model, and an `assert` holds them together.
+# **The trained parameters, the bytes and the FLOPs of a training step fall by three different factors.** For Llama 2 7B
+# with LoRA of rank 8 on every matrix of its blocks they are 337, 2.8 and 1.5. The LoRA paper (Hu et al., 2021) says of
+# GPT-3: 10,000 times fewer trained parameters, a third of the memory, 25% faster. Each of these can be counted, with
+# pen and paper, before anything is run. Here every formula stands beside a number that was counted in a live model, and
+# an `assert` holds them together.
 #
 # | letter | what it is |
 # |---|---|
@@ -27,7 +28,8 @@
 #
 # $$\text{share} = \frac{r \, (in + out)}{in \cdot out} \qquad \text{for } in = out = C: \quad \frac{2r}{C}$$
 #
-# The wider the model, the smaller the share: the same rank is dear in a small model, and nearly nothing in a large one.
+# The wider the model, the smaller the share: the same rank is expensive in a small model, and costs nearly nothing in a
+# large one.
 
 # %% [markdown]
 # ### Your turn: count a decoder
@@ -47,7 +49,8 @@
 # $B$ $(out, r)$ each. In a fused model "qkv_proj" means the whole matrix, and "q_proj" a part with an $A$ and a $B$ of
 # its own. $A$ and $B$ are trained, in float32 whatever the model's "dtype".
 #
-# Return the model's parameters without LoRA, those that are trained, and the bytes of the adapter's (适配器) tensors.
+# Return the model's parameters without LoRA, those that are trained, and the bytes of the tensors of the adapter
+# (适配器).
 
 # %% tags=["exercise"] exercise="07"
 def count(config, targets, r):
@@ -207,11 +210,11 @@ assert round(gpt3.total / gpt3.trainable) == 9_251
 # kept for backward (反向传播); and, for a moment, whatever is being computed. LoRA shrinks the second and the third to
 # nearly nothing. The fourth it hardly touches:
 #
-# $$dW = dy^\top x \qquad dA = dh^\top x$$
+# $$dW = dy^\top x \qquad dA = dh^\top x \qquad \text{with } h = x A^\top \; (N, r)$$
 #
 # both need the layer's input $x$ $(N, in)$. Frozen (冻结) or adapted, the softmax keeps its $(T, T)$ weights, a norm
 # its $\hat x$, the nonlinearity its slope. Only what is *neither trained nor adapted* drops its input, and with $A$
-# frozen as well (LoRA-FA) only $h = x A^\top$, $r$ numbers a token, is kept for $dB$.
+# frozen as well (LoRA-FA, Zhang et al., 2023) only $h$, $r$ numbers a token, is kept for $dB$.
 #
 # The **ledger** lists those arrays, one by one, with the reason for each. Here it is for one step of the model above.
 
@@ -271,9 +274,9 @@ plt.show()
 # Usual wrong answer: "LoRA saves activation memory, because fewer gradients are computed."
 
 # %% [markdown]
-# Three levers, each for another part: LoRA for gradients and optimizer state, four bits for the weights, recomputation
-# (重计算) for the activations (each block keeps its input and is run again when its backward comes: the FLOPs of one
-# more forward for nearly all of the cache).
+# Three savings, each of a different part: LoRA for gradients and optimizer state, four bits for the weights,
+# recomputation (重计算) for the activations (each block keeps its input and is run again before its backward: this
+# costs the FLOPs of one more forward, and saves about nine tenths of the cache).
 
 # %%
 assert memory["LoRA"]["weights"] > memory["full"]["weights"]  # A and B are added
@@ -284,17 +287,19 @@ assert memory["LoRA, recomputed"]["activations"] < 0.11 * memory["LoRA"]["activa
 assert memory["QLoRA, recomputed"]["weights"] < 0.3 * memory["LoRA"]["weights"]
 
 # %% [markdown]
-# ### Four bits to the bit
+# ### Four bits, counted exactly
 #
-# NF4 stores a weight in 4 bits, and a scale (缩放因子) for every 64 weights. A float32 scale adds $32/64 = 0.5$ bits;
-# quantising the scales too (8 bits each, a float32 for every 256 of them) leaves $8/64 + 32/(64 \cdot 256) = 0.127$:
+# NF4 (QLoRA, Dettmers et al., 2023) stores a weight in 4 bits, and a scale (缩放因子) for every 64 weights. A float32
+# scale adds $32/64 = 0.5$ bits; quantising the scales too (8 bits each, a float32 for every 256 of them) leaves
+# $8/64 + 32/(64 \cdot 256) = 0.127$:
 
 # %%
 n = 4096 * 4096
 for double in (False, True):
     print(f"double quantisation {double!s:<6} {accounting.nf4_bits(n, double) / n:.5f} bits a weight")
 saved = (accounting.nf4_bits(n, False) - accounting.nf4_bits(n, True)) / n * 6.5e9 / 8 / 2**30
-print(f"for 6.5 billion weights the second saves {saved:.1f} GiB")
+print(f"for 6.5 billion weights double quantisation saves {saved:.1f} GiB")
+assert round(saved, 1) == 0.3
 assert accounting.nf4_bits(n, False) == 4.5 * n
 assert accounting.nf4_bits(n, True) == 4 * n + 8 * n // 64 + 32 * n // (64 * 256) + 32  # and one mean for the tensor
 
@@ -312,10 +317,10 @@ assert accounting.nf4_bits(n, True) == 4 * n + 8 * n // 64 + 32 * n // (64 * 256
 # $$\frac{\text{LoRA}}{\text{full}} = \frac{4 \, in \, out + 6 r \, (in + out)}{6 \, in \, out}
 # = \frac{2}{3} + r \, \frac{in + out}{in \cdot out}$$
 #
-# Two thirds and a little more: it is no tenth, because $dx$ must flow through every frozen layer. At
+# Two thirds and a little more, and not a tenth, because $dx$ must flow through every frozen layer. At
 # $r = \frac{in \cdot out}{3 (in + out)}$, for a square matrix $C/6$, nothing is saved at all.
 #
-# Is that what is executed? An array that counts its own products says so:
+# Is that what is executed? Here every product of one step is counted while it runs:
 
 # %%
 held = {}
@@ -329,9 +334,9 @@ for name, executed, formula in zip(("forward", "backward"), (forward, backward),
     assert executed["products"] == formula.products
 
 # %% [markdown]
-# For whole models, all matrices of the blocks adapted and attention apart, the curve begins a hair below two thirds, at
-# most 0.004: nothing learns below the first adapted layers, so they make no $dx$, which full fine-tuning (全量微调)
-# needs for the embedding.
+# For whole models, with all matrices of the blocks adapted and without attention's own products, the curve begins below
+# two thirds, by at most 0.004: nothing learns below the first adapted layers, so they make no $dx$, which full
+# fine-tuning (全量微调) needs for the embedding.
 
 # %%
 ranks = np.unique(np.geomspace(1, 1024, 40).astype(int))
@@ -349,8 +354,8 @@ for name, color in (("gpt2", grey), ("llama-2-7b", blue), ("llama-2-70b", orange
 for height, words in ((2 / 3, "2/3"), (1, "full fine-tuning")):
     ax.axhline(height, ls=":", color="black", lw=1.5)
     ax.text(1.3, height + 0.01, words, size=13)
-ax.set(xscale="log", xlabel="rank", ylabel="FLOPs, LoRA / full", ylim=(0.6, 1.3))
-ax.set_title(f"LoRA's step costs {ratios['llama-2-7b'][8]:.3f} of a full one (Llama 2 7B, rank 8)")
+ax.set(xscale="log", xlabel="rank", ylabel="FLOPs of linear layers\nLoRA / full", ylim=(0.6, 1.3))
+ax.set_title(f"In linear layers LoRA costs {ratios['llama-2-7b'][8]:.3f} of full fine-tuning\n(Llama 2 7B, rank 8)")
 ax.legend(loc="upper left")
 plt.show()
 assert all(2 / 3 - 0.004 < found[1] < 2 / 3 for found in ratios.values())
@@ -377,6 +382,7 @@ dense = 2 * 512 * 4096 * 4096
 for name, pair in accounting.association_orders(4096, 4096, r=8, N=512).items():
     print(f"{name:<3}", "   ".join(f"{order:<11} {flops / dense:6.3f}" for order, flops in pair.items()))
     assert min(pair, key=pair.get) == next(iter(pair))  # the first is what ops/lora.py does
+    assert [round(flops / dense, 3) for flops in pair.values()] == [0.004, 1.016]
 
 # %% [markdown] tags=["notes"]
 # 2 min. The same four products, both ways: 0.004 or 1.016 of a dense one. Ask: which way does autograd take? (That of
@@ -387,9 +393,9 @@ for name, pair in accounting.association_orders(4096, 4096, r=8, N=512).items():
 # ## 4. Three factors
 #
 # Now all three for one model and one method: full fine-tuning divided by LoRA of rank 8 on every matrix.
-# Llama 2 7B is counted without its weights, for one sequence of 2048 tokens in 16 bits. The control is the built-in
-# model, for which the same factors are *measured*: one step of AdamW is run, in full and by LoRA, its arrays are
-# weighed and its products counted.
+# Llama 2 7B is counted from its shapes alone, for one sequence of 2048 tokens in 16 bits. The control is the built-in
+# model, for which the same factors are *measured*: one step of AdamW is run, in full and by LoRA, and the bytes of its
+# arrays and the FLOPs of its products are counted.
 
 
 # %%

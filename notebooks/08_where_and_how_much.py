@@ -4,8 +4,9 @@
 # Which layers should get an adapter (适配器), and how large should it be? The two questions are usually answered with
 # one number, the rank, and at one learning rate (学习率). Here is the claim of this notebook:
 #
-# > At an equal number of parameters, adapters in the MLP beat adapters in attention (注意力), and adapters in all
-# > layers beat those in q and v. How much an adapter can hold is counted in parameters, not in rank.
+# > In the built-in model, at an equal number of parameters, adapters in the MLP beat adapters in attention (注意力),
+# > and adapters in all layers beat those in q and v. What one adapter can hold is limited by its number of parameters,
+# > and not by its rank alone.
 #
 # It needs 100 training runs, which are recorded (`python notebooks/record.py placement`), and a proof of three lines.
 #
@@ -27,8 +28,8 @@
 # ## 1. Equal what?
 #
 # A direction, that is a row of $A$ with a column of $B$, costs $\text{in} + \text{out}$ numbers, whatever the layer is.
-# So an adapter has $r\,(\text{in} + \text{out})$ of them, and at one rank the larger matrices get more, and more
-# matrices get more. Whoever compares "q, v" with "all layers" at one rank compares a small adapter with a large one.
+# So an adapter has $r\,(\text{in} + \text{out})$ of them: at one rank a larger matrix gets more, and so does a longer
+# list of matrices. Whoever compares "q, v" with "all layers" at one rank compares a small adapter with a large one.
 #
 # The built-in model has five blocks of width 128, with 4 heads for queries and 2 for keys and values, all of width 32,
 # and an MLP of hidden width 344. Counted in the model itself:
@@ -64,6 +65,7 @@ for place, (targets, r) in PLACES.items():
 
 # %%
 equal = [place for place in PLACES if place != "q, v at r = 5"]
+assert len(record.read("placement")) == 100
 assert min(sizes[place] for place in equal) == 53_760
 assert max(sizes[place] for place in equal) == 57_800
 assert sizes["q, v at r = 5"] == 11_200
@@ -71,7 +73,8 @@ assert sizes["q, v at r = 5"] == 11_200
 # %% [markdown] tags=["notes"]
 # 10 min. Let the class count: width 128, 4 query heads, 2 key heads of width 32, hidden width 344, five blocks. "At
 # which rank do q and v alone have as many parameters as all seven matrices at r = 5?" The usual wrong answer is 5 * 7 /
-# 2 = 17.5, which takes all matrices for equally large; a second is to forget that k and v are only 64 wide.
+# 2 = 17.5, which takes all matrices for equally large; a second is to forget that k and v are only 64 wide. Right is 5
+# * 2312 / 448 = 25.8, and 24 is used.
 
 # %% [markdown]
 # ## 2. Where: at the same size, each at its own rate
@@ -246,7 +249,7 @@ assert record.within_spread(again, own["MLP"])
 # knowledge is" does not follow: nobody asked what was learned.
 
 # %% [markdown]
-# ## 3. How much: a rank stores so many pairs
+# ## 3. How much: rank r stores r pairs
 #
 # Give one layer $N$ random inputs $X$ and $N$ random outputs $Y$. The adapter has to fill what is missing:
 #
@@ -263,8 +266,8 @@ assert record.within_spread(again, own["MLP"])
 #
 # $$\min_{A, B} \lVert X \Delta W^\top - R \rVert^2 = \sum_{i > r} \sigma_i^2$$
 #
-# That is a prediction for training, and no number in it was trained. Here a `LoRALinear` is trained, at every rank and
-# every $N$, by Adam:
+# That predicts where training ends, before anything is trained. Here a `LoRALinear` is trained by Adam, at four ranks
+# and every $N$ up to 12:
 
 # %%
 n_in, n_out = 48, 40
@@ -330,18 +333,21 @@ ax.set(
 )
 ax.set_xticks(Ns)
 least = min(reached[r][r].min() for r in store_ranks)
-ax.set_title(f"Rank r stores r random pairs exactly; of r + 1 it leaves at least {least:.0%}")
+ax.set_title(
+    f"Rank r stores r random pairs exactly; of r + 1 it leaves {least:.0%} or more (r up to {store_ranks[-1]})"
+)
 ax.legend(fontsize=12, loc="upper left", ncols=2)
 plt.show()
 
 # %% [markdown]
-# No training can do better, and Adam does not do worse. A pair is a *vector* of $\text{out}$ numbers, so in one layer a
-# rank stores $r \cdot \text{out}$ numbers. Could it store more, if they are asked for in another way, say one entry of
-# the output for each input? Move $A$ and $B$ by little: $\Delta W / s$ moves by
+# No training can do better, and Adam does not do worse. The output of a pair is a *vector* of $\text{out}$ numbers, so
+# in one layer rank $r$ stores $r \cdot \text{out}$ numbers. Could it store more, if they are asked for in another way,
+# say one entry of the output for each input? Change $B$ by a small $P$ and $A$ by a small $Q$. To first order
+# $\Delta W / s$ changes by
 #
 # $$P A + B Q \;(\text{out}, \text{in}), \qquad P \;(\text{out}, r), \quad Q \;(r, \text{in})$$
 #
-# These are $r\,(\text{in} + \text{out})$ numbers, but $P = B M$, $Q = -M A$ moves nothing, for any $M$ $(r, r)$. So
+# These are $r\,(\text{in} + \text{out})$ numbers, but $P = B M$, $Q = -M A$ changes nothing, for any $M$ $(r, r)$. So
 # $\Delta W$ has $r\,(\text{in} + \text{out} - r)$ independent directions, and a set of more random numbers than that
 # cannot be met. The bound counts parameters, less what is lost when $A$ and $B$ are multiplied: a small rank in a large
 # matrix may hold as much as a large rank in a small one. That is why section 2 compares at equal parameters. And it is
@@ -412,8 +418,8 @@ check("25", allocate)
 # 1. Adapt the MLP and v,
 #    `run(targets=["gate_proj", "up_proj", "down_proj", "v_proj"], rank=7, alpha=14, lr=1.6e-2, seed=0)`, at about the
 #    same size. Where among the four placements does it fall? Which number of seeds do you need to say so?
-# 2. In section 3, let the outputs of all pairs lie on one line, `Y = X @ W.T + a[:, None] * b` with random `a` and `b`.
-#    How many pairs does rank 1 store now?
+# 2. In section 3, let what the adapter has to add lie on one line for all pairs, `Y = X @ W.T + a[:, None] * b` with
+#    random `a` and `b`. How many pairs does rank 1 store now?
 # 3. Let $N$ grow beyond `n_in`, with $r = $ `n_out`. Which of the two halves of the proof fails, and at which $N$ does
 #    the error begin?
 #

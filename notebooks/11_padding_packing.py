@@ -2,12 +2,12 @@
 # # Masks, padding, accumulation, long sequences
 #
 # **The claim:** padding (填充), packing (打包) and gradient accumulation (梯度累积) are three ways to lay out one data
-# set, and give one loss and one gradient, to the last digits, if the sum of the losses is divided once, by the number
-# of predicted tokens of the whole step.
+# set, and give one loss and one gradient, to the last digits, if each text sees itself alone, at its own positions, and
+# the sum of the losses is divided once, by the number of predicted tokens of the whole step.
 #
 # Widely used libraries have divided otherwise: transformers took a mean of means until October 2024 (#34191), burn
 # counted the padding until September 2026 (#5568). Nothing crashes then, and the reported loss can even look better. At
-# the end the same question for one long text: what can be cut into blocks exactly?
+# the end the same question for one long text: what can be computed in blocks without changing the result?
 #
 # | letter | shape | what it is |
 # |---|---|---|
@@ -54,7 +54,7 @@ print("accumulated  ", *(f"batch {i}   {row}" for i, row in enumerate(rows)), se
 # %% [markdown]
 # ## 2. Your turn: repair a training loop
 #
-# Handed out and right: a model that is small enough to read, `pad`, and `losses`, which trains on each layout. The
+# Given, and correct: a model that is small enough to read, `pad`, and `losses`, which trains on each layout. The
 # model returns a *sum* over the tokens, and its gradients.
 
 
@@ -206,8 +206,9 @@ assert difference(step, packed) < 1e-12
 assert difference(step, leaking) > 0.1
 
 # %% [markdown]
-# **What about the padding itself?** At the end of a row nobody sees it: any ids may stand there. Before the text (as
-# for generation) every token sees it, and so it does without a causal mask (BERT). Then it takes a mask.
+# **What about the padding itself?** At the end of a row no token sees it: any ids may stand there. Padding in front of
+# the text (as for generation) is seen by every token, and in a model without a causal mask (BERT) all padding is. Then
+# a mask is needed.
 
 # %%
 last = padded(texts)
@@ -237,10 +238,10 @@ assert off(masked) < 1e-12
 # | mean of means | $K\, n_b$ | $n / (K\, n_b)$: more than 1 in batches with few tokens |
 # | pads counted | $\sum_b B_b T_b$ | $n / \sum_b B_b T_b$, the same for all tokens of the step |
 #
-# They look alike and are not. Counted pads **shorten** the gradient of a step, by a factor that moves with the padding.
-# Adam divides by the gradient's own size, so a constant factor $c$ cancels: $c\,m / \sqrt{c^2 v}$. For plain SGD it is
-# a smaller learning rate (学习率). A mean of means **turns** the gradient: it is that of another loss, in which a token
-# counts more the fewer others are in its batch, and no optimizer can undo it.
+# They look alike and are not. Counted pads **shorten** the gradient of a step, by a factor that depends on how much of
+# it is padding. Adam divides by the gradient's own size, so a constant factor $c$ cancels: $c\,m / \sqrt{c^2 v}$. For
+# plain SGD it is a smaller learning rate (学习率). A mean of means **turns** the gradient: it is that of another loss,
+# in which a token counts more the fewer others are in its batch, and no optimizer can undo it.
 
 
 # %%
@@ -268,7 +269,8 @@ for batches in ([windows[0]], windows):
     assert {once} == {len(batches) * labels(batch) for batch in batches} == {of_places}
 
 # %% [markdown]
-# The bank of mistakes knows the mean of means as what it is, seen from one batch:
+# `minilora.diagnose` recognises the mean of means too. Seen from one batch, the gradient is divided by the tokens of
+# this batch, and not by the count that was given:
 
 # %%
 from minilora.verify.problems import problems
@@ -294,7 +296,8 @@ assert diagnosis.names() == ["divided_by_labels_here"]
 #   answers and short answers.
 # - **lines** (the control): lines of Python source, in any order. Batches differ in size, but not in kind.
 #
-# Same start, same batches, same random numbers for the three ways; only the divisor differs. Recorded by
+# Three ways to divide: *once* (right), *mean of means*, *pads counted*. They have the same start, the same batches and
+# the same random numbers; only the divisor differs. Recorded by
 # `python notebooks/record.py division`: three seeds at each of four learning rates for the first, five seeds at one
 # rate for the second.
 
@@ -346,11 +349,11 @@ def curve(number, way):
 figure, (left, right) = plt.subplots(1, 2, figsize=(13.5, 5.6))
 at = np.arange(3, 41, 5)
 left.axhline(0, color=COLORS["once"])
-left.text(3, -0.08, "once: what it reports is the true loss", color=COLORS["once"])
+left.text(3, -0.08, "once: it reports the true loss", color=COLORS["once"])
 for way, number, words, y in (
     ("mean of means", "true", "mean of means, true", 0.13),
     ("mean of means", "reported", "mean of means, reported", -0.24),
-    ("pads counted", "true", "pads counted, true", -0.16),
+    ("pads counted", "true", "pads counted, true: on the same line", -0.16),
     ("pads counted", "reported", "pads counted, reported", -0.85),
 ):
     beside = curve(number, way) - curve("true", "once")
@@ -380,7 +383,8 @@ def last(number, way):
 means_report = (last("reported", "mean of means") - last("reported", "once")).mean()
 means_gain = gains["two kinds"]["mean of means"].mean() / gains["two kinds"]["once"].mean()
 figure.suptitle(
-    f"A mean of means reports {-means_report:.2f} bit less, and learns {means_gain:.0%} of what one division learns",
+    f"Where length goes with kind, a mean of means reports {-means_report:.2f} bit less\n"
+    f"and learns {means_gain:.0%} of what one division learns",
     fontsize=17,
     weight="bold",
 )
@@ -426,8 +430,8 @@ assert abs(lost["pads counted"]).max() < 0.002
 # cannot, since a softmax divides by a sum over all keys, and its scores $S$ $(T, T)$ are what is large. But that sum
 # can be built up block by block (Milakov and Gimelshein, 2018; Dao et al., 2022). For one query keep three things: $m$,
 # the largest score so far, $Z = \sum_j e^{S_j - m}$, and $o = \sum_j e^{S_j - m} v_j$ $(D,)$. The next block of keys
-# has scores $S'$ and perhaps a larger maximum. As $e^{S - m'} = e^{S - m} e^{m - m'}$, one factor puts both old sums
-# right:
+# has scores $S'$ and perhaps a larger maximum. As $e^{S - m'} = e^{S - m} e^{m - m'}$, one factor corrects both old
+# sums:
 #
 # $$m' = \max(m, \max_j S'_j) \qquad c = e^{m - m'} \qquad Z' = c\,Z + \sum_j e^{S'_j - m'} \qquad
 # o' = c\,o + \sum_j e^{S'_j - m'} v_j$$
@@ -493,7 +497,7 @@ ax.minorticks_off()
 ax.set_yticks([0.1, 1, 10], ["0.1", "1", "10"])
 factor = measured["all scores at once"][-1] / measured["in blocks of 128 queries"][-1]
 ax.set(xlabel="tokens T", ylabel="MiB at the peak, one head, forward",
-       title=f"At {tokens[-1]} tokens, blocks take 1/{factor:.0f} of the memory for the same output")  # fmt: skip
+       title=f"At {tokens[-1]} tokens, blocks of 128 take 1/{factor:.0f} of the memory, same output")  # fmt: skip
 ax.legend()
 plt.show()
 
@@ -504,6 +508,7 @@ def slope(words):
 
 assert 12 < factor < 18
 assert measured["all scores at once"][1] < measured["in blocks of 128 queries"][1]  # at 256 tokens
+assert measured["all scores at once"][2] > measured["in blocks of 128 queries"][2]  # at 512
 assert llama["block_0.attention"].blockwise_from == 512
 assert slope("all scores at once") > 1.9  # T²
 assert slope("in blocks of 32 queries") < 1.1  # T
@@ -511,12 +516,12 @@ assert slope("in blocks of 32 queries") < 1.1  # T
 # %% [markdown]
 # All scores at once grow with $T^2$, blocks with $T$: the largest array of scores is one block, whatever $T$ is. Blocks
 # of 128 begin to save memory above 256 tokens, and the library takes them from 512 on. LoRA changes none of this: it
-# touches the projections, which are cut anywhere, and no score.
+# acts in the projections, which can be cut anywhere.
 
 # %% [markdown] tags=["notes"]
 # 10 min. The derivation is one line, $e^{S - m'} = e^{S - m} e^{m - m'}$; let them find the factor. Usual wrong answer
-# to "how do you handle 100,000 tokens?": process it in chunks. Ask what the first query of the second chunk sees: that
-# is the function printed above as off by more than its own size: a model with another attention. Homework: exercise 18.
+# to "how do you handle 100,000 tokens?": process it in chunks. Ask what the first query of the second chunk sees:
+# itself alone. That is another attention, printed above as off by more than its own size. Homework: exercise 18.
 
 # %% [markdown]
 # ## Try it
@@ -531,4 +536,4 @@ assert slope("in blocks of 32 queries") < 1.1  # T
 # **Not shown here:** two kinds of text were chosen so that the mean of means does damage; on lines it did hardly any,
 # and on your data it will be somewhere between. One model of 0.94 million parameters over bytes, 40 steps, three to
 # five seeds, AdamW alone. Memory was measured for one head's forward, and no time at all. Several devices, which also
-# average what each has divided, are the same question with another name.
+# average what each has divided, pose the same question.
