@@ -54,8 +54,8 @@ print("accumulated  ", *(f"batch {i}   {row}" for i, row in enumerate(rows)), se
 # %% [markdown]
 # ## 2. Your turn: repair a training loop
 #
-# Given, and correct: a model that is small enough to read, `pad`, and `losses`, which trains on each layout. The
-# model returns a *sum* over the tokens, and its gradients.
+# Given, and correct: `pad`, and a model that is small enough to read. It returns a *sum* over the tokens, and its
+# gradients.
 
 
 # %%
@@ -88,16 +88,10 @@ def pad(texts):
     return ids, targets, positions, np.tri(max(lengths))
 
 
-def losses(texts, params, size, steps, rate):
-    """Return padded, packed, accumulated: the three curves of the loss."""
-    layouts = [pad(texts)], [pack(texts)], [pad(texts[i : i + size]) for i in range(0, len(texts), size)]
-    return tuple(train(batches, params, steps, rate) for batches in layouts)
-
-
 # %% [markdown]
-# To repair: `pack` and `train`. A batch is ids, targets and positions (rows, $T$), and `visible` $(T, T)$ or (rows,
-# $T$, $T$), which is 1 where a token sees another. A target of $-1$ predicts nothing. As they stand, all three curves
-# are wrong.
+# To repair: `pack` and `train`, which `losses` below calls for each of the three layouts. A batch is ids, targets and
+# positions (rows, $T$), and `visible` $(T, T)$ or (rows, $T$, $T$), which is 1 where a token sees another. A target of
+# $-1$ predicts nothing. As they stand, all three curves are wrong.
 
 
 # %% tags=["exercise"] exercise="29"
@@ -132,6 +126,13 @@ def train(batches, params, steps, rate):
 
 # %%
 from minilora.practice import check
+
+
+def losses(texts, params, size, steps, rate):
+    """Return padded, packed, accumulated: the three curves of the loss."""
+    layouts = [pad(texts)], [pack(texts)], [pad(texts[i : i + size]) for i in range(0, len(texts), size)]
+    return tuple(train(batches, params, steps, rate) for batches in layouts)
+
 
 check("29", losses)
 
