@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 from ...verify.language import Words, words
 from ..terminal import Events
+from ..workspace import Workspace
+from .boxes import graded, order
 from .catalogue import Question, topics
 from .checks import run_check
+
+
+def ask_here(folder: str | None, questions: Sequence[Question], console: Any, language: str) -> None:
+    """Ask what is due, and keep in the folder of exercises what was known."""
+    today = date.today()
+    try:
+        progress = Workspace.found(folder).progress
+    except ValueError:
+        if folder:
+            raise
+        progress = None
+
+    def keep(question: Question, known: bool) -> None:
+        if progress:
+            progress.refresh()
+            progress.cards[question.key] = graded(progress.cards.get(question.key), known, today)
+            progress.save()
+
+    asked = order(questions, progress.cards if progress else {}, today)
+    with Events(progress.path.parent if progress else Path()) as events:
+        asking = Asking(console, events, language)
+        if not progress:
+            asking.show(words("What you knew is not kept here: `minilora ex init exercises` makes a folder for it."))
+        if not asked:
+            asking.show(words("Nothing is due today."))
+            return
+        known, of = asking.ask(asked, keep)
+        asking.show(words("{known} of {of} known", known=str(known), of=str(of)))
 
 
 class Asking:

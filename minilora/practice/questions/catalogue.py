@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...spelling import did_you_mean
 from ...verify.language import Words
 
 KINDS = ("code", "run", "talk")  # write it, decided by a run, or by a source
@@ -63,9 +62,8 @@ def read(key: str, given: dict[str, Any]) -> Question:
 def chosen(topic: str = "", level: int = 0, flash: bool = False) -> list[Question]:
     """Those of a topic and a level. Raises ValueError for a topic that does not exist."""
     if topic and topic.upper() not in topics():
-        known = {title.en: letter for letter, title in topics().items()}
         listed = ", ".join(f"{letter} {title.en}" for letter, title in topics().items())
-        raise ValueError(f"there is no topic {topic!r}: {did_you_mean(topic, known)}choose from {listed}")
+        raise ValueError(f"there is no topic {topic!r}: choose from {listed}")
     return [
         each
         for each in questions().values()

@@ -10,7 +10,7 @@ from .checks import checks
 
 INTRO = words(
     "For each question: an answer as one would give it in two minutes, the answer that is usually given and is wrong, "
-    "and what decides. `minilora ex ask` asks them; `minilora ex ask --run` computes what decides."
+    "and what decides. `minilora ex ask` asks them, and computes what decides."
 )
 
 
