@@ -12,7 +12,7 @@ SHAPE = 256, 256
 
 
 def nf4_levels_are_quantiles_of_a_normal() -> str:
-    """The 16 values by their formula; on normal weights NF4 errs less than int4, on uniform ones more."""
+    """The 16 values by their formula; on normal weights NF4 errs less than int4, unless that has a zero point."""
     assert len(NF4) == 16
     assert np.sum(NF4 == 0) == 1
     assert (NF4.min(), NF4.max()) == (-1, 1)
@@ -20,16 +20,15 @@ def nf4_levels_are_quantiles_of_a_normal() -> str:
     printed = [-0.69619, -0.52507, -0.39492, -0.28444, -0.18477, -0.09105, 0, 0.07958, 0.16093, 0.24611, 0.33792]
     assert np.allclose(NF4[1:12], printed, atol=1e-5)  # as in bitsandbytes
     rng = np.random.default_rng(0)
-    normal, uniform = rng.standard_normal(SHAPE), rng.uniform(-1, 1, SHAPE)
-    (nf, i), (nf_uniform, i_uniform) = ([_relative(q(W), W) for q in (_nf4, _int4)] for W in (normal, uniform))
-    assert nf < 0.9 * i
-    assert nf_uniform > 1.1 * i_uniform
+    of = {"N": rng.standard_normal(SHAPE), "U": rng.uniform(-1, 1, SHAPE), "t₄": rng.standard_t(4, SHAPE)}
+    error = {name: [_relative(q(W), W) for q in (_nf4, _int4, _int4_with_zero)] for name, W in of.items()}
+    assert error["N"][0] < 0.9 * error["N"][1]
+    assert abs(error["N"][0] / error["N"][2] - 1) < 0.03  # a tie
+    assert error["U"][0] > 1.1 * error["U"][1]
+    assert error["t₄"][0] < min(error["t₄"][1:])
     steps = np.diff(NF4)
-    assert steps.max() > 3 * steps.min()
-    return (
-        f"‖Ŵ - W‖/‖W‖: normal NF4 {nf:.3f}, int4 {i:.3f}; uniform NF4 {nf_uniform:.3f}, int4 {i_uniform:.3f}; "
-        f"steps {steps.min():.3f} … {steps.max():.3f}"
-    )
+    lines = "; ".join("{}: {:.3f}, {:.3f}, {:.3f}".format(name, *errors) for name, errors in error.items())
+    return f"‖Ŵ - W‖/‖W‖ (NF4, int4, int4 + zero): {lines}; NF4 steps {steps.min():.3f} … {steps.max():.3f}"
 
 
 def double_quantisation_saves_0_373_bits() -> str:
@@ -121,7 +120,8 @@ def loftq_minimises_what_is_left_of_W() -> str:
     printed = _relative(_nf4(W - L), W)  # ‖W - Q(W - L)‖ without the + L outside
     assert printed > start > left[32][-1] * start
     lines = "; ".join(f"r = {r}: " + ", ".join(f"{e:.3f}" for e in errors) for r, errors in left.items())
-    return f"{lines}; 1/s forgotten, s = 1, 2, 4: " + ", ".join(f"{e:.3f}" for e in forgotten)
+    without = ", ".join(f"{e:.3f}" for e in forgotten)
+    return f"{lines}; 1/s forgotten, s = 1, 2, 4: {without}; ‖W - Q(W - L)‖: {printed / start:.3f}"
 
 
 DTYPES = "bfloat16", "nf4", "nf4-dq"
@@ -150,6 +150,14 @@ def _int4(W: Array, block: int = 64) -> Array:
     blocks = W.reshape(-1, block)
     step = abs(blocks).max(axis=1, keepdims=True) / 7
     return (np.round(blocks / step) * step).reshape(W.shape)
+
+
+def _int4_with_zero(W: Array, block: int = 64) -> Array:
+    """16 equal steps from the least to the largest, one of them at 0, whose number takes 4 bits a block."""
+    blocks = W.reshape(-1, block)
+    step = np.ptp(blocks, axis=1, keepdims=True) / 15
+    zero = np.round(-blocks.min(axis=1, keepdims=True) / step)
+    return ((np.clip(np.round(blocks / step) + zero, 0, 15) - zero) * step).reshape(W.shape)
 
 
 def _bfloat16(W: Array) -> Array:
