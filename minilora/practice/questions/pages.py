@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from ...verify.language import Words, words
 from .catalogue import Question, questions, tables, topics
-from .checks import checks
 
 INTRO = words(
     "For each question: an answer as one would give it in two minutes, the answer that is usually given and is wrong, "
@@ -54,9 +53,7 @@ def facts(question: Question) -> Iterator[Words]:
     """What is asked, what decides, and where to go on."""
     yield words("{kind}, level {level}", kind=words(question.kind), level=str(question.level))
     if question.check:
-        file = checks()[question.check].__module__.rpartition(".")[2]
-        path = f"../../../minilora/practice/questions/checks/{file}.py"
-        yield words("decided by {check}", check=f"[`{question.check}`]({path})")
+        yield words("decided by {check}", check=f"`{question.check}`")
     if question.source:
         yield Words(question.source, question.source)
     if question.exercise:
