@@ -129,8 +129,8 @@ class Sprint(Session):
             yield from (f"  - {says}" for says in self.mistakes_met(task, record))
         yield ""
         if self.graded:
-            right, of = str(sum(self.graded.values())), str(len(self.graded))
-            yield self.said("flash round: {known} of {of} known", known=right, of=of)
+            total = {"known": str(sum(self.graded.values())), "of": str(len(self.graded))}
+            yield self.said("flash round: {known} of {of} known", **total)
             yield ""
         yield self.said("Questions to revise:")
         yield from (f"- {self.said(viva.question)}" for viva in self.to_revise())

@@ -100,7 +100,8 @@ def another_grid_is_another_model() -> str:
 def loftq_minimises_what_is_left_of_W() -> str:
     """‖W - Ŵ - s B A‖ falls by turns of NF4 and SVD; a forgotten 1/s reflects or enlarges the error."""
     rng = np.random.default_rng(0)
-    W, s, left = rng.standard_normal(SHAPE), 2.0, {}
+    W, s = rng.standard_normal(SHAPE), 2.0
+    left: dict[int, list[float]] = {}
     start = _relative(_nf4(W), W)
     for r in (8, 32):
         L, left[r] = 0 * W, []

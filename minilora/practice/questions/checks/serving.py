@@ -1,5 +1,7 @@
 """What an adapter costs when a model is served, and what a server may keep."""
 
+from typing import Any
+
 import numpy as np
 
 import minilora
@@ -13,9 +15,9 @@ from minilora.nn import KVCache, Linear, Module, Parameter, Pass
 def merged_costs_what_the_base_costs() -> str:
     """FLOPs that ran: merged 1 × the base; not merged 1 + r (in + out)/(in · out), in three products, not one."""
     rng = np.random.default_rng(0)
-    model = Module()
-    model.layer = Linear(rng.standard_normal((128, 256)))  # type: ignore[attr-defined]
-    model.x = Parameter(rng.standard_normal((32, 256)))  # type: ignore[attr-defined]
+    model: Any = Module()
+    model.layer = Linear(rng.standard_normal((128, 256)))
+    model.x = Parameter(rng.standard_normal((32, 256)))
 
     def flops() -> int:
         return executed_flops(model, lambda: model.layer.forward(model.x.data))["products"]
@@ -86,8 +88,10 @@ def a_hundred_adapters_are_smaller_than_the_base() -> str:
 
 
 def _model(blocks: int) -> Transformer:
-    sizes = {"d_model": 16, "n_layers": blocks, "n_heads": 2, "d_ff": 32, "max_length": 24}
-    model = minilora.llama(minilora.Config(vocab_size=50, dtype="float64", **sizes), rng=0)
+    config = minilora.Config(
+        vocab_size=50, dtype="float64", d_model=16, n_layers=blocks, n_heads=2, d_ff=32, max_length=24
+    )
+    model = minilora.llama(config, rng=0)
     for parameter in model.parameters():
         if parameter.data.ndim == 2:
             parameter.data = 10 * parameter.data
