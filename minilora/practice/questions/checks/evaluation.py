@@ -35,41 +35,41 @@ def equal_rank_is_not_equal_size_nor_one_rate_fair() -> str:
     shared, own = ([f(losses[alpha]) for alpha in losses] for f in (lambda row: row[0], min))
     assert shared[1] < 0.85 * shared[0]
     assert abs(own[1] / own[0] - 1) < 0.1
-    return "q, v at r = 5: {:,}, at r = 24: {:,}; all at r = 5: {:,}; ".format(*sizes) + (
-        "α = 4, 64: {:.2f}, {:.2f} at η = 0.002; {:.2f}, {:.2f} at their own".format(*shared, *own)
+    return "q, v: {:,} (r = 5), {:,} (r = 24); all-linear: {:,} (r = 5); ".format(*sizes) + (
+        "α = 4, 64: {:.2f}, {:.2f} (η = 0.002), {:.2f}, {:.2f} (min over η)".format(*shared, *own)
     )
 
 
 def three_norms_tell_where_an_adapter_is_dead() -> str:
     """‖dB‖, ‖ΔW‖ and the change of the logits, of one sound adapter and of four whose answers do not change."""
     found = {}
-    for fault in ("sound", "A = B = 0", "other arrays", "branch unused", "argmax alone"):
+    for fault in ("✓", "A = B = 0", "θ_opt ≠ θ", "y = x Wᵀ", "η = 0.001"):
         rng = np.random.default_rng(0)
         W, x, t = rng.standard_normal((9, 12)), rng.standard_normal((40, 12)), rng.standard_normal((40, 9))
         layer = minilora.LoRALinear(minilora.Linear(W), r=2, alpha=4, rng=0)
         if fault == "A = B = 0":
             layer.lora_A.data = 0 * layer.lora_A.data
         trained = layer.trainable_parameters()
-        if fault == "other arrays":  # as when a model is copied after the optimizer was made
+        if fault == "θ_opt ≠ θ":  # as when a model is copied after the optimizer was made
             trained = {name: minilora.Parameter(parameter.data) for name, parameter in trained.items()}
-        optimizer = minilora.SGD(trained, 1e-3 if fault == "argmax alone" else 0.1)
+        optimizer = minilora.SGD(trained, 1e-3 if fault == "η = 0.001" else 0.1)
         for step in range(5):
             (y, cache), grads = layer.forward(x), minilora.Gradients()
             layer.backward((y - t) / 40, cache, grads)
             if step == 0:
                 dB = float(np.linalg.norm(grads[layer.lora_B]))
             optimizer.step(grads)
-        used = layer.base if fault == "branch unused" else layer  # the model that is asked is not the one trained
+        used = layer.base if fault == "y = x Wᵀ" else layer  # the model that is asked is not the one trained
         logits = used.forward(x)[0]
         tokens = int((logits.argmax(axis=1) != (x @ W.T).argmax(axis=1)).sum())
         found[fault] = dB, float(np.linalg.norm(layer.delta())), float(abs(logits - x @ W.T).max()), tokens
     signs = {fault: tuple(value > 1e-9 for value in row) for fault, row in found.items()}
     assert signs == {
-        "sound": (True, True, True, True),
+        "✓": (True, True, True, True),
         "A = B = 0": (False, False, False, False),
-        "other arrays": (True, False, False, False),
-        "branch unused": (True, True, False, False),
-        "argmax alone": (True, True, True, False),
+        "θ_opt ≠ θ": (True, False, False, False),
+        "y = x Wᵀ": (True, True, False, False),
+        "η = 0.001": (True, True, True, False),
     }
     words = "{}: {:.2g}, {:.2g}, {:.2g}, {}"
     return "‖dB‖, ‖ΔW‖, max|Δlogit|, #Δargmax: " + "; ".join(words.format(f, *row) for f, row in found.items())
@@ -104,8 +104,8 @@ def a_softmax_over_the_rank_is_no_update_of_a_weight() -> str:
     assert merged > 0.5
     numbers = sum(M.size for M in (A, B, gate, b)), 4 * (16 + 12)
     return (
-        f"start {start[0]:.2f} (0), f(x + y) - f(x) - f(y) + f(0): {bent[0]:.2f} ({bent[1]:.0e}), "
-        f"gate: slope {gradient:.0f}, merged {merged:.1f}, numbers {numbers[0]} ({numbers[1]})"
+        f"‖y - x Wᵀ‖/‖x Wᵀ‖ = {start[0]:.2f} (0); f(x + y) - f(x) - f(y) + f(0): {bent[0]:.2f} ({bent[1]:.0e}); "
+        f"∂y/∂gate = {gradient:.0f}; x (B A)ᵀ: {merged:.1f}; {numbers[0]} ({numbers[1]})"
     )
 
 
@@ -128,12 +128,12 @@ def items_of_one_run_cannot_tell_methods_apart() -> str:
     assert 0.02 < over_seeds < 0.08
     accuracy = rng.normal(0.8, 0.01, (2, seeds))
     ratio = [float(np.var(accuracy[0], ddof=1) / np.var(accuracy[1] + shift, ddof=1)) for shift in (0, 0.1)]
-    assert np.isclose(*ratio)  # F: blind to which is better
+    assert np.isclose(ratio[0], ratio[1])  # F: blind to which is better
     least = [2 / 2**n for n in (5, 6)]  # of a sign test in which every seed agrees
     assert least[0] > 0.05 > least[1]
     return (
-        f"5 % → {over_items:.0%} (1000 items, one run each), {over_seeds:.0%} (5 seeds); "
-        f"F + 0.1: {ratio[0]:.2f} = {ratio[1]:.2f}; 2/2⁵ = {least[0]:.3f}, 2/2⁶ = {least[1]:.3f}"
+        f"5% → {over_items:.0%} (1000 items, 1 + 1 runs), {over_seeds:.0%} (5 + 5 runs); "
+        f"F(a, b) = {ratio[0]:.2f}, F(a, b + 0.1) = {ratio[1]:.2f}; 2/2⁵ = {least[0]:g}, 2/2⁶ = {least[1]:g}"
     )
 
 

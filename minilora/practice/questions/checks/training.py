@@ -4,8 +4,9 @@ import numpy as np
 
 import minilora
 from minilora import ops
-from minilora.adapters.spectrum import SVD, lora_svd, svd, truncate
+from minilora.adapters.spectrum import lora_svd, svd, truncate
 from minilora.backend import Array
+from minilora.nn import Module
 
 
 def one_rate_is_another_step_at_another_width() -> str:
@@ -16,12 +17,11 @@ def one_rate_is_another_step_at_another_width() -> str:
         x, dy = rng.choice([-1.0, 1.0], (1, n_in)), rng.standard_normal((1, 5))
         row = []
         for adapted in (False, True):
-            layer = minilora.Linear(rng.standard_normal((5, n_in)))
+            layer: Module = minilora.Linear(rng.standard_normal((5, n_in)))
+            expected = eta * abs(x).sum()
             if adapted:
                 layer = minilora.LoRALinear(layer, r=64, alpha=s * 64, rng=0)
                 expected = s * eta * abs(x @ layer.lora_A.data.T).sum()
-            else:
-                expected = eta * abs(x).sum()
             (before, cache), grads = layer.forward(x), minilora.Gradients()
             layer.backward(dy, cache, grads)
             minilora.AdamW(layer.trainable_parameters(), eta, eps=1e-30).step(grads)
@@ -57,7 +57,7 @@ def batch_noise_falls_alike_but_the_product_is_not_linear() -> str:
         share.append(np.linalg.norm(second) / np.linalg.norm(first))
     assert np.allclose(fall, 4, rtol=0.1)
     assert np.isclose(share[1] / share[0], 4)
-    return "noise 4 → 64: ÷ {:.1f} (dW), ÷ {:.1f} (dA), ÷ {:.1f} (dB); ".format(*fall) + (
+    return "N = 4 → 64: ÷ {:.1f} (dW), ÷ {:.1f} (dA), ÷ {:.1f} (dB); ".format(*fall) + (
         f"‖η² dB dA‖ / ‖η (dB A + B dA)‖ = {share[0]:.2f}, {share[1]:.2f} at η = 0.01, 0.04"
     )
 
@@ -137,8 +137,8 @@ def one_division_by_the_labels_of_the_step() -> str:
     assert cosine < 0.95  # turned, not only shorter
     weights = ", ".join(f"{21 / (3 * n):.2f}" for n in lengths)
     return (
-        f"12 + 6 + 3: 1/n {right[0]:.4f} = {again[0]:.4f}; pads counted × {pads[0] / right[0]:.3f}; "
-        f"mean of means: × {weights}, cos = {cosine:.2f}"
+        f"n = 12 + 6 + 3: L = {right[0]:.4f} = {again[0]:.4f}; 36: × {pads[0] / right[0]:.3f}; "
+        f"K n_b: × {weights}, cos = {cosine:.2f}"
     )
 
 
@@ -148,22 +148,21 @@ def attention_in_blocks_is_exact_with_a_running_softmax() -> str:
     q, k, v, dy = (rng.standard_normal((1, 256, 32)) for _ in range(4))
     A, B = rng.standard_normal((4, 32)), rng.standard_normal((16, 4))
     whole = ops.lora_forward(q, A, B, 2.0)[0]
-    parts = [ops.lora_forward(q[:, i : i + 32], A, B, 2.0)[0] for i in range(0, 256, 32)]
+    chunks = [slice(i, i + 32) for i in range(0, 256, 32)]
+    parts = [ops.lora_forward(q[:, c], A, B, 2.0)[0] for c in chunks]
     branch = _relative(np.concatenate(parts, axis=1), whole)
-    mask = ops.attention_mask(np, 256, True, None, q.dtype)
-    o, cache = ops.attention_forward(q, k, v, mask, 32)
+    masks = {T: ops.attention_mask(np, T, True, None, q.dtype) for T in (256, 32)}
+    o, cache = ops.attention_forward(q, k, v, masks[256], 32)
     blocks, block_cache = ops.blockwise_attention_forward(q, k, v, 32, True, block=32)
     pairs = zip(ops.blockwise_attention_backward(dy, block_cache), ops.attention_backward(dy, cache), strict=True)
     exact, backward = _relative(blocks, o), max(_relative(*pair) for pair in pairs)
-    alone = [
-        ops.attention_forward(*(a[:, i : i + 32] for a in (q, k, v)), mask[:32, :32], 32)[0] for i in range(0, 256, 32)
-    ]
+    alone = [ops.attention_forward(q[:, c], k[:, c], v[:, c], masks[32], 32)[0] for c in chunks]
     local = _relative(np.concatenate(alone, axis=1), o)
     assert branch < 1e-14
     assert exact < 1e-14
     assert backward < 1e-13
     assert local > 1
-    return f"LoRA {branch:.0e}; (m, Z, o) {exact:.0e}, dq dk dv {backward:.0e}; chunks alone {local:.2f}"
+    return f"LoRA {branch:.0e}; (m, Z, o) {exact:.0e}, dq dk dv {backward:.0e}; softmax(chunk) {local:.2f}"
 
 
 def a_frozen_base_forgets_where_the_branch_reads_old_inputs() -> str:
@@ -174,9 +173,8 @@ def a_frozen_base_forgets_where_the_branch_reads_old_inputs() -> str:
     t = new @ (W0 + rng.standard_normal((24, 32)) / 6).T
     found = []
     for r in (0, 8):
-        layer = base = minilora.Linear(W0.copy())
-        if r:
-            layer = minilora.LoRALinear(base, r=r, alpha=2 * r, rng=1)
+        base = minilora.Linear(W0.copy())
+        layer: Module = minilora.LoRALinear(base, r=r, alpha=2 * r, rng=1) if r else base
         for _ in range(300):
             (y, cache), grads = layer.forward(new), minilora.Gradients()
             layer.backward((y - t) / 200, cache, grads)
@@ -187,20 +185,22 @@ def a_frozen_base_forgets_where_the_branch_reads_old_inputs() -> str:
     assert full_old < 1e-12
     assert lora_old > 0.1
     assert np.array_equal(base.weight.data, W0)  # of the LoRA: the branch taken off, it is the base, bit for bit
-    return f"old: full {full_old:.0e}, LoRA r = 8 {lora_old:.2f}, off 0; new: {full_new:.0e}, {lora_new:.0e}"
+    return (
+        f"x ⊥ x_new: full {full_old:.0e}, LoRA (r = 8) {lora_old:.2f}, B A off 0; x_new: {full_new:.0e}, {lora_new:.0e}"
+    )
 
 
 def sharing_costs_where_the_input_does_not_name_the_task() -> str:
     """Two adapters of rank 2 against one of rank 4, as many numbers: a tie only if tasks or inputs allow it."""
     found = {}
-    for kind in ("opposite", "unrelated", "same", "own inputs"):
+    for kind in ("ΔW₂ = -ΔW₁", "ΔW₂ ≠ ΔW₁", "ΔW₂ = ΔW₁", "x₁ ⊥ x₂"):
         errors = []
         for seed in range(3):
             rng = np.random.default_rng(seed)
             T1, T2 = (rng.standard_normal((32, 2)) @ rng.standard_normal((2, 32)) / 6 for _ in range(2))
-            T2 = {"opposite": -T1, "same": T1}.get(kind, T2)
+            T2 = {"ΔW₂ = -ΔW₁": -T1, "ΔW₂ = ΔW₁": T1}.get(kind, T2)
             X1, X2 = rng.standard_normal((2, 60, 32))
-            if kind == "own inputs":
+            if kind == "x₁ ⊥ x₂":  # each task has inputs of its own
                 X1[:, 16:], X2[:, :16] = 0, 0
             Y1, Y2 = (X @ T.T + 0.3 * rng.standard_normal((60, 32)) for X, T in ((X1, T1), (X2, T2)))
             shared = _best_fit(np.r_[X1, X2], np.r_[Y1, Y2], 4)
@@ -209,8 +209,8 @@ def sharing_costs_where_the_input_does_not_name_the_task() -> str:
                            for one in (False, True)])  # fmt: skip
         found[kind] = np.mean(errors, axis=0)
     for kind, (apart, shared) in found.items():
-        assert shared < 1.3 * apart if kind in ("same", "own inputs") else shared > 5 * apart
-    return "2 × r = 2, 1 × r = 4: " + "; ".join("{} {:.2f}, {:.2f}".format(kind, *e) for kind, e in found.items())
+        assert shared < 1.3 * apart if kind in ("ΔW₂ = ΔW₁", "x₁ ⊥ x₂") else shared > 5 * apart
+    return "2 × (r = 2), 1 × (r = 4): " + "; ".join("{}: {:.2f}, {:.2f}".format(kind, *e) for kind, e in found.items())
 
 
 def half_precision_loses_products_steps_and_merges() -> str:
@@ -256,50 +256,38 @@ def the_training_loss_alone_hides_overfitting() -> str:
     assert unseen[-1] > 1.5 * unseen[best]
     assert size[-1] > size[best]
     return (
-        f"step {best}: loss {loss[best]:.2f}, held out {unseen[best]:.2f}, ‖ΔW‖ {size[best]:.1f}; "
-        f"step 600: {loss[-1]:.2f}, {unseen[-1]:.2f}, {size[-1]:.1f}"
+        f"t = {best}: L = {loss[best]:.2f}, L_val = {unseen[best]:.2f}, ‖ΔW‖ = {size[best]:.1f}; "
+        f"t = 600: {loss[-1]:.2f}, {unseen[-1]:.2f}, {size[-1]:.1f}"
     )
 
 
-def pruning_directions_loses_less_than_pruning_entries() -> str:
-    """Half of an adapter's numbers: cut by singular values it is nearest; by entries the writing of (A, B) decides."""
+def directions_beat_entries_and_outputs_beat_weights() -> str:
+    """Half of an adapter's numbers, kept by σ or by entry; a ΔW cut to rank 4, nearest in weights or in outputs."""
     rng = np.random.default_rng(0)
     A, B = rng.standard_normal((8, 64)) * 0.5 ** np.arange(8)[:, None], rng.standard_normal((64, 8))
-    spectrum = lora_svd(A, B, 1.0)
-    balanced = truncate(spectrum, 8)
-    errors = []
+    balanced, kept = (truncate(lora_svd(A, B, 1.0), k) for k in (8, 4))
+    assert np.allclose(balanced[0] @ balanced[1], B @ A)  # the same adapter, written otherwise
+    pruned = []
     for factors in ((B, A), balanced):
         least = np.median(np.abs(np.concatenate(factors, axis=None)))
-        cut = [np.where(abs(M) > least, M, 0) for M in factors]
-        assert sum((M != 0).sum() for M in cut) == 512
-        errors.append(_relative(cut[0] @ cut[1], B @ A))
-    kept = truncate(spectrum, 4)
-    assert sum(M.size for M in kept) == 512
-    errors.append(_relative(kept[0] @ kept[1], B @ A))
-    assert np.allclose(balanced[0] @ balanced[1], B @ A)
-    assert errors[2] < min(errors[:2])
-    assert errors[0] > 2 * errors[1]
-    return "512 / 1024: entries of (A, B) {:.2f}, entries of the balanced (A, B) {:.3f}, 4 of 8 σ {:.3f}".format(
-        *errors
-    )
+        pruned.append([np.where(abs(M) > least, M, 0) for M in factors])
+    pruned.append(list(kept))
+    assert {sum(np.count_nonzero(M) for M in factors) for factors in pruned} == {512}
+    entries, of_balanced, directions = (_relative(left @ right, B @ A) for left, right in pruned)
+    assert directions < of_balanced < 0.5 * entries
 
-
-def distilling_follows_the_inputs_and_an_svd_of_the_weights_does_not() -> str:
-    """A student of rank 4 of a full ΔW: cut by the outputs on data it is far nearer to them than cut by weights."""
-    rng = np.random.default_rng(0)
     D, Q, scale = rng.standard_normal((40, 40)), np.linalg.qr(rng.standard_normal((40, 40)))[0], 1 / np.arange(1, 41)
     root, back = (Q * scale) @ Q.T, (Q / scale) @ Q.T  # of C = E xxᵀ: E‖M x‖² = ‖M C^½‖²
-
-    def cut(update: SVD) -> Array:
-        B, A = truncate(update, 4)
-        return B @ A
-
-    by_weights, by_outputs = cut(svd(D)), cut(svd(D @ root)) @ back
+    (B1, A1), (B2, A2) = truncate(svd(D), 4), truncate(svd(D @ root), 4)
+    by_weights, by_outputs = B1 @ A1, B2 @ A2 @ back
     outputs = [_relative(M @ root, D @ root) for M in (by_weights, by_outputs)]
     weights = [_relative(M, D) for M in (by_weights, by_outputs)]
     assert outputs[1] < 0.6 * outputs[0]
     assert weights[0] < weights[1]
-    return "outputs: {:.2f} (SVD of ΔW), {:.2f} (distilled); weights: {:.2f}, {:.2f}".format(*outputs, *weights)
+    return (
+        f"512 / 1024: (A, B) {entries:.2f}, (√Σ Vᵀ, U √Σ) {of_balanced:.3f}, σ {directions:.3f}; "
+        + "r = 4, SVD of ΔW, of ΔW C^½: y {:.2f}, {:.2f}, ΔW {:.2f}, {:.2f}".format(*outputs, *weights)
+    )
 
 
 def adapters_in_a_row_add_up_and_lean_on_each_other() -> str:
@@ -336,9 +324,9 @@ def adapters_in_a_row_add_up_and_lean_on_each_other() -> str:
     assert own[1] < 1e-6 < 0.2 < leaning  # the second was learned on top of the first
     assert alone < 0.01 < 0.1 < own[2]  # the third would have to undo both, beside its own rank 2
     return (
-        "after 1, 2, 3: rank {}, {}, {}, drift {:.2f}, {:.2f}, {:.2f}, ".format(*ranks, *drifts)
-        + "task 1 {:.2f}, {:.2f}, {:.2f}; ".format(*first)
-        + f"task 2 without ΔW₁ {leaning:.2f}; task 3 {own[2]:.2f}, on W₀ {alone:.2f}"
+        "W₀ + ΔW₁ + ΔW₂ + ΔW₃: r = {}, {}, {}; ‖Δy‖/‖y‖ = {:.2f}, {:.2f}, {:.2f}; ".format(*ranks, *drifts)
+        + "e₁ = {:.2f}, {:.2f}, {:.2f}; ".format(*first)
+        + f"e₂ = {own[1]:.2f}, W₀ + ΔW₂: {leaning:.2f}; e₃ = {own[2]:.2f}, W₀ + ΔW: {alone:.2f}"
     )
 
 
