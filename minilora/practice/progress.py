@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_whole
+from .questions.boxes import Card
 from .result import Result
 
 FILE = "progress.json"
@@ -38,6 +39,7 @@ class Progress:
     start: str = ""  # the number of the first exercise
     track: str = "full"  # one of tracks.TRACKS
     records: dict[str, Record] = field(default_factory=dict)
+    cards: dict[str, Card] = field(default_factory=dict)  # of the questions that were asked
 
     @classmethod
     def of(cls, folder: Path) -> Progress:
@@ -48,7 +50,8 @@ class Progress:
         try:
             given: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             records = {number: Record(**record) for number, record in given.pop("exercises").items()}
-            return cls(path, records=records, **given)
+            cards = {key: Card(**card) for key, card in given.pop("questions", {}).items()}
+            return cls(path, records=records, cards=cards, **given)
         except (ValueError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read ({error}): mend it, or move it away to begin anew") from None
 
@@ -60,13 +63,15 @@ class Progress:
         shown = {
             **{"language": self.language, "seed": self.seed, "start": self.start, "track": self.track},
             "exercises": {number: asdict(record) for number, record in sorted(self.records.items())},
+            "questions": {key: asdict(card) for key, card in sorted(self.cards.items())},
         }
         return (json.dumps(shown, indent=1, ensure_ascii=False) + "\n").encode()
 
     def refresh(self) -> None:
         """Take over what another window has written."""
         if self.path.exists():
-            self.records = Progress.of(self.path.parent).records
+            written = Progress.of(self.path.parent)
+            self.records, self.cards = written.records, written.cards
 
     def spend(self, number: str, minutes: float) -> None:
         """Minutes on an exercise that is not passed yet."""

@@ -26,8 +26,8 @@ def main() -> None:
     write_whole(RECORD, f"{{\n{lines}\n}}\n".encode())
     folder = Path(__file__).parents[2] / NAME
     if (folder.parent / "pyproject.toml").exists():
-        folder.mkdir(exist_ok=True)
         for name, text in contents().items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_whole(folder / name, text.encode())
     print(table())
     seconds = {number: warm(task) for number, task in exercises().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import secrets
 import time
 from collections.abc import Iterator
@@ -12,11 +13,15 @@ from .catalogue import exercise, numbers
 from .exercise import Exercise
 from .help import any_result
 from .progress import Progress, Record
+from .questions.ask import Asking
+from .questions.catalogue import Question, chosen
 from .session import Session
 from .terminal import Events
 from .tracks import ONE_IS_ENOUGH, SPRINT, full_path
 from .worker import Worker
 from .workspace import Workspace, free
+
+FLASH = 10  # questions at the end
 
 
 def prepare(base: Workspace, language: str) -> Workspace:
@@ -37,6 +42,7 @@ class Sprint(Session):
     def __init__(self, workspace: Workspace, worker: Worker, console: Any, minutes: float, base: Progress):
         self.base = base  # what was done outside of the sprint
         self.limit, self.started, self.paused = 60 * minutes, time.monotonic(), 0.0
+        self.graded: dict[Question, bool] = {}  # the questions of the flash round, and whether each was known
         super().__init__(workspace, worker, console, [number for number in SPRINT if number in numbers()])
 
     @property
@@ -77,6 +83,14 @@ class Sprint(Session):
         left, of = max(round(self.left / 60), 0), self.planned(self.current.number)
         self.console.print(self.said("{n} minutes left, of them {of} planned for this one", n=str(left), of=str(of)))
 
+    def flash(self, events: Events) -> None:
+        """Ten questions that are answered wrongly in many places. Whoever quits has seen enough."""
+        if self.left > 0 and not all(map(self.progress.passed, self.order)):
+            return
+        self.console.print(self.said("Ten questions that are answered wrongly in many places, five minutes:"))
+        drawn = random.Random(self.progress.seed).sample(often := chosen(flash=True), min(FLASH, len(often)))
+        Asking(self.console, events, self.language).ask(drawn, self.graded.__setitem__)
+
     def finish(self) -> None:
         """Print the card, and write it beside the files."""
         self.console.print()
@@ -114,8 +128,15 @@ class Sprint(Session):
             yield title + self.said(", ").join(facts)
             yield from (f"  - {says}" for says in self.mistakes_met(task, record))
         yield ""
+        if self.graded:
+            total = {"known": str(sum(self.graded.values())), "of": str(len(self.graded))}
+            yield self.said("flash round: {known} of {of} known", **total)
+            yield ""
         yield self.said("Questions to revise:")
         yield from (f"- {self.said(viva.question)}" for viva in self.to_revise())
+        for question, known in self.graded.items():
+            if not known:
+                yield f"- {question.key} {question.question.in_language(self.language)}"
         yield ""
         yield self.said("Exercises to do next:")
         for number in self.to_do_next():

@@ -13,6 +13,7 @@ from .catalogue import missing, numbers, sheet, twins
 from .exercise import Sheet
 from .kills import table
 from .progress import FILE, Progress
+from .questions.pages import pages as question_pages
 from .tracks import course, full_path, timetable
 
 PAGES = Path(__file__).parent / "pages"
@@ -106,10 +107,12 @@ def initialise(
 
 
 def contents(language: str = "en", tasks: Iterable[Sheet] | None = None) -> dict[str, str]:
-    """{name: text} of everything that a new folder holds, but for progress.json."""
+    """{name: text} of everything that a new folder holds, but for progress.json. Questions go with all exercises."""
     pages = {path.name: path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.md"))}
     pages = {name: text.replace("{kills}", table()).replace("{course}", timetable()) for name, text in pages.items()}
-    tasks = map(sheet, numbers()) if tasks is None else tasks
+    if tasks is None:
+        tasks = map(sheet, numbers())
+        pages |= {f"questions/{name}": text for name, text in question_pages().items()}
     stubs = {f"{each.name}.py": each.stub(language) for each in tasks}
     return pages | {"conftest.py": CONFTEST} | stubs
 

@@ -11,9 +11,10 @@ FOLDER = Path(__file__).parents[2] / "exercises"
 
 def test_the_folder_in_the_repository_is_what_init_writes(tmp_path):
     initialise(tmp_path)
-    written = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "progress.json"}
+    files = (path for path in tmp_path.rglob("*") if path.is_file() and path.name != "progress.json")
+    written = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in files}
     ours = {name: (FOLDER / name).read_bytes() for name in written}
-    assert {"README.md", "TUTOR.md", "conftest.py"} < set(written)  # also from an installed package
+    assert {"README.md", "TUTOR.md", "conftest.py", "questions/zh/a.md"} < set(written)  # also from a wheel
     assert ours == written, "python -m minilora.practice.record writes it anew"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ...options import Add, Options
 
 EXAMPLE = "minilora ex --dir exercises"
-COMMANDS = ["list", "check", "hint", "solution", "reset", "sprint", "init", "export"]
+COMMANDS = ["list", "check", "hint", "solution", "reset", "sprint", "ask", "init", "export"]
 
 
 def folder(add: Add, default: Any = SUPPRESS) -> None:

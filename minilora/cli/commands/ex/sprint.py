@@ -1,4 +1,4 @@
-"""Ninety minutes, seven exercises, new constants each time; a card at the end."""
+"""Ninety minutes, seven exercises, new constants each time; ten quick questions and a card at the end."""
 
 from ...options import Add, Options
 from . import folder, language
@@ -25,4 +25,5 @@ def run(options: Options) -> None:
     with Worker(options.limit) as worker, Events(workspace.folder) as events:
         sprint = Sprint(workspace, worker, console, options.minutes, base.progress)
         sprint.run(events)
+        sprint.flash(events)
     sprint.finish()
