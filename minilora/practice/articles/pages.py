@@ -1,0 +1,53 @@
+"""The articles on trial as a page in each language, for exercises/questions/."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
+
+from ...verify.language import Words, words
+from . import VERDICTS, headings, sections, statements
+
+INTRO = words(
+    "Five Chinese articles with interview questions on LoRA, from which this project grew. They are numbered 000 to "
+    "004 and not quoted: a place, such as 000#7 or 003 §4.4, says where something stands."
+)
+
+
+def pages() -> dict[str, str]:
+    """{en/articles.md: text, ...}."""
+    return {f"{language}/articles.md": "\n".join(page(language)) + "\n" for language in Words._fields}
+
+
+def page(language: str) -> Iterator[str]:
+    def said(sentence: str, **values: str) -> str:
+        return words(sentence, **values).in_language(language)
+
+    counts = Counter(each.verdict for each in statements().values())
+    yield f"# {said('The articles on trial')}\n"
+    yield INTRO.in_language(language)
+    yield f"\n| {said('verdict')} | {said('statements')} |\n|---|---:|"
+    for verdict in VERDICTS:
+        yield f"| {said(verdict)} | {counts[verdict]} |"
+    yield f"| {said('all')} | {sum(counts.values())} |"
+    yield f"\n## {said('Headings')}\n"
+    yield f"| {said('place')} | {said('asks')} | {said('answered by')} | {said('what it says')} |\n|---|---|---|---|"
+    for each in headings().values():
+        answers = ", ".join(f"[{key}]({key[0].lower()}.md#{key.lower()})" for key in each.questions)
+        answers = each.opinion.in_language(language) if each.opinion else answers
+        asks = each.asks.in_language(language) + (f" (= {each.same_as})" if each.same_as else "")
+        tried = ", ".join(f"[{key}](#{key.lower()})" for key in each.statements)
+        yield f"| {each.place} | {asks} | {answers} | {tried} |"
+    for letter, group in groupby(statements().values(), key=lambda each: each.key[0]):
+        yield f"\n## {letter} {sections()[letter].in_language(language)}\n"
+        yield f"| | {said('says')} | {said('verdict')} | {said('what is true')} | {said('decided by')} |\n|---|---|---|---|---|"
+        for each in group:
+            check = f"`{each.check}`" if each.check else ""
+            cells = [f"{each.says.in_language(language)} ({', '.join(each.places)})", said(each.verdict)]
+            cells += [each.right.in_language(language).replace("\n", " "), check]
+            yield (
+                f'| <a id="{each.key.lower()}"></a>{each.key} | '
+                + " | ".join(c.replace("|", "\\|") for c in cells)
+                + " |"
+            )
