@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from minilora.cli import main
+from minilora.practice.articles import statements
 from minilora.practice.catalogue import numbers
 from minilora.practice.questions import checks, questions, run_check, topics
 from minilora.practice.questions.anki import deck
@@ -56,8 +57,9 @@ def test_a_check_holds_and_says_its_numbers(name):
     assert "\n" not in said
 
 
-def test_every_check_decides_a_question():
-    assert {question.check for question in questions().values()} - {""} == set(checks())
+def test_every_check_decides_a_question_or_a_statement_of_the_articles():
+    decided = {each.check for each in (*questions().values(), *statements().values())}
+    assert decided - {""} == set(checks())
 
 
 def test_a_question_that_was_known_moves_a_box_on_and_another_comes_again_tomorrow():

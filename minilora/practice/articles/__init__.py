@@ -32,10 +32,9 @@ class Statement:
 class Heading:
     """A question that an article asks."""
 
-    place: str  # 000#1
+    place: str  # 000#1, 002 Q1, 003 §9.1
     asks: Words
     questions: tuple[str, ...] = ()  # ours, which answer it
-    statements: tuple[str, ...] = ()  # what the article says there
     same_as: str = ""  # an earlier heading that asks the same
     opinion: Words | None = None  # why no question of ours answers it
 
@@ -64,6 +63,11 @@ def headings() -> dict[str, Heading]:
     """{place: heading}, article by article."""
     rows = tomllib.loads((HERE / "headings.toml").read_text(encoding="utf-8"))
     return {place: Heading(place, **with_words(row, "asks", "opinion")) for place, row in rows.items()}
+
+
+def said_at(place: str) -> list[Statement]:
+    """What an article says in one place."""
+    return [each for each in statements().values() if place in each.places]
 
 
 def with_words(row: dict[str, Any], *names: str) -> dict[str, Any]:

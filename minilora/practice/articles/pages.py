@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from ...verify.language import Words, words
-from . import VERDICTS, headings, sections, statements
+from . import VERDICTS, headings, said_at, sections, statements
 
 INTRO = words(
     "Five Chinese articles with interview questions on LoRA, from which this project grew. They are numbered 000 to "
@@ -37,11 +37,12 @@ def page(language: str) -> Iterator[str]:
         answers = ", ".join(f"[{key}]({key[0].lower()}.md#{key.lower()})" for key in each.questions)
         answers = each.opinion.in_language(language) if each.opinion else answers
         asks = each.asks.in_language(language) + (f" (= {each.same_as})" if each.same_as else "")
-        tried = ", ".join(f"[{key}](#{key.lower()})" for key in each.statements)
+        tried = ", ".join(f"[{key}](#{key.lower()})" for key in (statement.key for statement in said_at(each.place)))
         yield f"| {each.place} | {asks} | {answers} | {tried} |"
     for letter, group in groupby(statements().values(), key=lambda each: each.key[0]):
         yield f"\n## {letter} {sections()[letter].in_language(language)}\n"
-        yield f"| | {said('says')} | {said('verdict')} | {said('what is true')} | {said('decided by')} |\n|---|---|---|---|---|"
+        yield f"| | {said('says')} | {said('verdict')} | {said('what is true')} | {said('decided by')} |"
+        yield "|---|---|---|---|---|"
         for each in group:
             check = f"`{each.check}`" if each.check else ""
             cells = [f"{each.says.in_language(language)} ({', '.join(each.places)})", said(each.verdict)]
