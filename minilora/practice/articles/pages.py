@@ -33,12 +33,12 @@ def page(language: str) -> Iterator[str]:
     yield f"| {said('all')} | {sum(counts.values())} |"
     yield f"\n## {said('Headings')}\n"
     yield f"| {said('place')} | {said('asks')} | {said('answered by')} | {said('what it says')} |\n|---|---|---|---|"
-    for each in headings().values():
-        answers = ", ".join(f"[{key}]({key[0].lower()}.md#{key.lower()})" for key in each.questions)
-        answers = each.opinion.in_language(language) if each.opinion else answers
-        asks = each.asks.in_language(language) + (f" (= {each.same_as})" if each.same_as else "")
-        tried = ", ".join(f"[{key}](#{key.lower()})" for key in (statement.key for statement in said_at(each.place)))
-        yield f"| {each.place} | {asks} | {answers} | {tried} |"
+    for heading in headings().values():
+        answers = ", ".join(f"[{key}]({key[0].lower()}.md#{key.lower()})" for key in heading.questions)
+        answers = heading.opinion.in_language(language) if heading.opinion else answers
+        asks = heading.asks.in_language(language) + (f" (= {heading.same_as})" if heading.same_as else "")
+        tried = ", ".join(f"[{key}](#{key.lower()})" for key in (statement.key for statement in said_at(heading.place)))
+        yield f"| {heading.place} | {asks} | {answers} | {tried} |"
     for letter, group in groupby(statements().values(), key=lambda each: each.key[0]):
         yield f"\n## {letter} {sections()[letter].in_language(language)}\n"
         yield f"| | {said('says')} | {said('verdict')} | {said('what is true')} | {said('decided by')} |"
