@@ -1,12 +1,16 @@
 """The five articles on trial: every heading and every statement has its answer, in both languages."""
 
+import math
 import re
+import shlex
 from collections import Counter
 
 import pytest
 
+from minilora.cli import main
 from minilora.practice.articles import VERDICTS, headings, sections, statements
 from minilora.practice.articles.pages import pages
+from minilora.practice.articles.worked import PIPELINE, steps
 from minilora.practice.questions import checks, questions
 
 CHINESE = re.compile("[一-鿿]")
@@ -56,3 +60,19 @@ def test_the_page_counts_each_verdict_and_every_link_of_it_leads_somewhere():
     assert "| all | 161 |" in page
     for file, anchor in re.findall(r"\]\((\w*\.?m?d?)#(\w+)\)", page):
         assert anchor.upper() in (questions() if file else statements())
+
+
+def test_the_worked_numbers_are_those_that_follow():
+    found = {step.step.en: step.right for step in steps()}
+    assert found["softmax of (2, 1)"] == f"[{1 / (1 + math.exp(-1)):.4f}, {1 / (1 + math.e):.4f}]"
+    assert found["loss of a constant guess, two classes"] == f"{math.log(2):.4f}"
+    assert found["the rank from which factors are no smaller"] == "75"
+    assert found["output softmax(Q Kᵀ) V"] == "[0.5777, 0.6667, 0.5777]"
+
+
+@pytest.mark.parametrize("command", [command for _, command in PIPELINE])
+def test_the_commands_of_the_pipeline_are_commands(command):
+    words = shlex.split(command.partition("| ")[2] or command)[1:]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--help"])
+    assert ended.value.code == 0

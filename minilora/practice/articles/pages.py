@@ -8,10 +8,15 @@ from itertools import groupby
 
 from ...verify.language import Words, words
 from . import VERDICTS, headings, said_at, sections, statements
+from .worked import PIPELINE, steps
 
 INTRO = words(
     "Five Chinese articles with interview questions on LoRA, from which this project grew. They are numbered 000 to "
     "004 and not quoted: a place, such as 000#7 or 003 §4.4, says where something stands."
+)
+PIPELINE_INTRO = words(
+    "Article 003 trains on film reviews in five steps: pretrain, decompose, fine-tune, optimise, deploy. With LoRA two of "
+    "them are not there. Its code, which does not run, and those of 000 to 002 are exercise 06."
 )
 
 
@@ -52,3 +57,12 @@ def page(language: str) -> Iterator[str]:
                 + " | ".join(c.replace("|", "\\|") for c in cells)
                 + " |"
             )
+    yield f"\n## {said('Worked numbers, computed again')}\n"
+    yield f"| {said('place')} | {said('step')} | {said('printed')} | {said('computed')} |\n|---|---|---|---|"
+    for row in steps():
+        yield f"| {row.place} | {row.step.in_language(language)} | {row.printed} | {row.right} |"
+    yield f"\n## {said('A pipeline, corrected')}\n"
+    yield PIPELINE_INTRO.in_language(language)
+    yield ""
+    for does, command in PIPELINE:
+        yield f"- {does.in_language(language)}: `{command}`"
