@@ -15,8 +15,8 @@ INTRO = words(
     "004 and not quoted: a place, such as 000#7 or 003 §4.4, says where something stands."
 )
 PIPELINE_INTRO = words(
-    "Article 003 trains on film reviews in five steps: pretrain, decompose, fine-tune, optimise, deploy. With LoRA two of "
-    "them are not there. Its code, which does not run, and those of 000 to 002 are exercise 06."
+    "Article 003 trains on film reviews in five steps: pretrain, decompose, fine-tune, optimise, deploy. With LoRA two "
+    "of them are not there. Its code, which does not run, and those of 000 to 002 are exercise 06."
 )
 
 

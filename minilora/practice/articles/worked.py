@@ -34,11 +34,11 @@ def attention_by_hand() -> Iterator[Step]:
     Q, K, V = E[:, :1], E[:, 1:2], E[:, 2:]
     U, Vt = np.eye(2), np.array([[1, 1], [1, 0.0]])
     place, s = "002 §4.3", softmax(np.array([2, 1.0]))
-    yield Step(place, words("V, the third column of E, beside Q and K"), "[1, 1, 1]", shown(V.ravel(), 0))
+    yield Step(place, words("V, the third column of E, beside Q and K"), "[1, 1, 1]", shown(V.ravel().astype(int)))
     yield Step(place, words("rank of the 2 × 2 product that is called low-rank"), "–", str(matrix_rank(U @ Vt)))
     yield Step(place, words("softmax of (2, 1)"), "2/3, 1/3", shown(s))
     yield Step(place, words("error of dividing by the sum instead"), "–", shown(np.array([2 / 3, 1 / 3]) / s - 1, 3))
-    yield Step(place, words("scores Q Kᵀ"), "–", shown(Q @ K.T, 0))
+    yield Step(place, words("scores Q Kᵀ"), "–", shown((Q @ K.T).astype(int)))
     yield Step(place, words("output softmax(Q Kᵀ) V"), "[2/3, 1/3]", shown((softmax(Q @ K.T) @ V).ravel()))
 
 
