@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import write_whole
+from .articles.pages import pages as article_pages
 from .catalogue import missing, numbers, sheet, twins
 from .exercise import Sheet
 from .kills import table
@@ -112,7 +113,7 @@ def contents(language: str = "en", tasks: Iterable[Sheet] | None = None) -> dict
     pages = {name: text.replace("{kills}", table()).replace("{course}", timetable()) for name, text in pages.items()}
     if tasks is None:
         tasks = map(sheet, numbers())
-        pages |= {f"questions/{name}": text for name, text in question_pages().items()}
+        pages |= {f"questions/{name}": text for name, text in (question_pages() | article_pages()).items()}
     stubs = {f"{each.name}.py": each.stub(language) for each in tasks}
     return pages | {"conftest.py": CONFTEST} | stubs
 

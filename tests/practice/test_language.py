@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from minilora import practice
+from minilora.practice.articles import VERDICTS
 from minilora.practice.exercise import KINDS
 from minilora.practice.questions import catalogue as questions
 from minilora.practice.result import STATES
@@ -28,7 +29,7 @@ def test_the_catalogue_has_the_sentences_of_the_code_and_no_other():
             ):
                 first = [c.value for c in ast.walk(node.args[0]) if isinstance(c, ast.Constant)]
                 said |= {text for text in first if isinstance(text, str)}
-    said |= {*KINDS, *questions.KINDS, *STATES, *HEADS, KEYS}
+    said |= {*KINDS, *questions.KINDS, *VERDICTS, *STATES, *HEADS, KEYS}
     assert said <= set(catalogue())
     assert set(OWN) <= written | set(KINDS)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from minilora.cli import main
+from minilora.practice.articles import statements
 from minilora.practice.catalogue import numbers
 from minilora.practice.questions import checks, questions, run_check, topics
 from minilora.practice.questions.anki import deck
@@ -56,8 +57,9 @@ def test_a_check_holds_and_says_its_numbers(name):
     assert "\n" not in said
 
 
-def test_every_check_decides_a_question():
-    assert {question.check for question in questions().values()} - {""} == set(checks())
+def test_every_check_decides_a_question_or_a_statement_of_the_articles():
+    decided = {each.check for each in (*questions().values(), *statements().values())}
+    assert decided - {""} == set(checks())
 
 
 def test_a_question_that_was_known_moves_a_box_on_and_another_comes_again_tomorrow():
@@ -130,3 +132,9 @@ def test_anki_is_written_and_nothing_is_asked(ask, tmp_path):
     assert "questions in deck.txt" in ask("", "--anki", "deck.txt", "--flash")
     rows = (tmp_path / "deck.txt").read_text(encoding="utf-8").splitlines()
     assert all(line.startswith("#") or line.endswith("often-wrong") for line in rows)
+
+
+def test_all_98_questions_are_there_and_27_of_them_are_often_answered_wrongly():
+    numbers = {"A": 10, "B": 9, "C": 10, "D": 11, "E": 10, "F": 8, "G": 10, "H": 8, "I": 12, "J": 10}
+    assert list(questions()) == [f"{letter}{i}" for letter, n in numbers.items() for i in range(1, n + 1)]
+    assert len(chosen(flash=True)) == 27

@@ -33,7 +33,8 @@ def overview(language: str) -> Iterator[str]:
         for each in of_topic(letter):
             mark = " ✗" if each.often_wrong else ""
             yield f"- [{each.key}]({letter.lower()}.md#{each.key.lower()}) {each.question.in_language(language)}{mark}"
-    yield ""
+    trial = words("The articles on trial").in_language(language)
+    yield f"\n## [{trial}](articles.md)\n"
     yield words("✗: answered wrongly in many places; `minilora ex ask --flash` asks these.").in_language(language)
 
 
