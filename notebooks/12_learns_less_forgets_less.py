@@ -549,7 +549,8 @@ assert (free < -0.03).all()  # scaling beats the rate,
 assert (ahead < 0).all()  # by so much that LoRA, scaled, lies below full fine-tuning's curve of rates,
 assert (excess(*(path[:, 2] for path in scaled("whole", 32))) < 0).all()
 assert (behind(8) > 0.01).all()  # but not below full fine-tuning that is scaled as well
-assert behind(32).min() < 0 < behind(32).max()  # r = 32: a tie
+assert abs(behind(32).mean()) < 0.02  # r = 32: a tie
+assert behind(32).min() < 0 < behind(32).max()
 
 # %% [markdown]
 # Each method, scaled by 0.75, lies below full fine-tuning's curve of rates. Compare LoRA after scaling with full
