@@ -82,7 +82,7 @@ def test_a_script_has_its_stubs_its_terms_in_chinese_and_its_limits(script, buil
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_the_minutes_in_the_speaker_notes_fill_the_lesson(script, build):
     notes = [cell.metadata["notes"] for cell in build.read_script(script).cells if "notes" in cell.metadata]
-    assert sum(int(re.match(r"(\d+) min\. ", text)[1]) for text in notes) == (
+    assert sum(int(re.match(r"(\d+) min\b", text)[1]) for text in notes) == (
         90 if script.name[:2] in ("06", "10") else 60
     )
 

@@ -129,7 +129,14 @@ def test_functions_are_found_by_their_names_in_any_order():
     first, second = (part.solution for part in exercise("13").parts)
     assert check("13", second, first).passed
     assert check("13", lambda *a: first(*a), lambda *a: second(*a)).state == "passed"
-    assert check("13", second).state == "wrong"
+
+
+def test_functions_that_are_not_given_are_not_graded():
+    first, second = (part.solution for part in exercise("13").parts)
+    both, one = check("13", first, second), check("13", second)
+    assert one.passed
+    assert one.asked == len(exercise("13").parts[1].results) < both.asked
+    assert check("13", None, second).state == "wrong"
 
 
 def test_too_many_answers_and_unknown_exercises_are_refused():

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from minilora.accounting import count
-from minilora.accounting.named import NAMED
-from minilora.adapters.lora import LoRALinear
-from minilora.backend import Array
-from minilora.nn import Gradients, Linear
-from minilora.nn.optim import SGD
+from ....accounting import count
+from ....accounting.named import NAMED
+from ....adapters.lora import LoRALinear
+from ....backend import Array
+from ....nn import Gradients, Linear
+from ....nn.optim import SGD
 
 
 def noise_does_not_replace_what_a_truncation_cuts() -> str:

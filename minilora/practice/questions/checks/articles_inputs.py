@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from minilora import ops
-from minilora.adapters.lora import LoRAEmbedding, LoRALinear
-from minilora.backend import Array
-from minilora.nn.layers import Embedding, Linear
+from .... import ops
+from ....adapters.lora import LoRAEmbedding, LoRALinear
+from ....backend import Array
+from ....nn.layers import Embedding, Linear
 
 
 def a_mask_needs_no_change_of_LoRA() -> str:

@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from minilora import LoRALinear, ops
-from minilora.accounting import count
-from minilora.adapters import spectrum
-from minilora.backend import Array
-from minilora.nn import Gradients, Linear
-from minilora.nn.optim import AdamW
+from .... import ops
+from ....accounting import count
+from ....adapters import spectrum
+from ....adapters.lora import LoRALinear
+from ....backend import Array
+from ....nn import Gradients, Linear
+from ....nn.optim import AdamW
 
 
 def factors_taken_from_W_are_subtracted_from_it() -> str:

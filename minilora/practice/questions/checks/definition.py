@@ -5,12 +5,17 @@ from typing import Any
 
 import numpy as np
 
-import minilora
-from minilora import accounting, data, ops
-from minilora.accounting import count
-from minilora.backend import Array
-from minilora.nn import Gradients, Linear, Parameter
-from minilora.nn.optim import AdamW
+from .... import accounting, data, ops
+from ....accounting import count
+from ....adapters.attach import attach_lora
+from ....adapters.lora import LoRALinear
+from ....backend import Array
+from ....models.pretrained import load_pretrained
+from ....models.transformer import Transformer
+from ....nn import Gradients, Linear, Parameter
+from ....nn.optim import AdamW, cosine_schedule
+from ....training.evaluation import evaluate
+from ....training.loop import fit
 
 
 def a_square_layer_hides_a_wrong_order() -> str:
@@ -52,8 +57,8 @@ def the_update_survives_a_cut_to_rank_8() -> str:
     model, W, loss = _builtin()
     base = loss()
     batches = data.random_windows(data.python_source().train, batch=8, length=64, seed=0)
-    schedule = minilora.cosine_schedule(5, warmup=1)
-    minilora.fit(model, batches, steps=5, lr=2e-3, schedule=schedule, description=None)
+    schedule = cosine_schedule(5, warmup=1)
+    fit(model, batches, steps=5, lr=2e-3, schedule=schedule, description=None)
     tuned, updates, left = loss(), {p: p.data - W[p] for p in W}, []
     for p, delta in updates.items():
         p.data = W[p] + _cut(delta, 8)
@@ -70,7 +75,7 @@ def a_trained_dense_update_is_full_fine_tuning() -> str:
     rng = np.random.default_rng(0)
     W, x, target = rng.standard_normal((8, 8)), rng.standard_normal((20, 8)), rng.standard_normal((20, 8))
     dense, beside = Linear(W.copy()), Linear(0 * W)
-    lora = minilora.LoRALinear(Linear(W.copy()), r=2, alpha=4, rng=0)
+    lora = LoRALinear(Linear(W.copy()), r=2, alpha=4, rng=0)
     pairs: list[tuple[Any, Array]] = [(dense, 0 * W), (beside, W), (lora, 0 * W)]
     for layer, frozen in pairs:
         optimizer = AdamW(layer.trainable_parameters(), lr=1e-2)
@@ -100,7 +105,7 @@ def LoRA_starts_at_W_and_a_truncated_SVD_does_not() -> str:
     cut, share = loss(), float(np.mean(kept))
     for p in W:
         p.data = W[p]
-    minilora.attach_lora(model, "all-linear", r=8, alpha=16, rng=0)
+    attach_lora(model, "all-linear", r=8, alpha=16, rng=0)
     start = loss()
     assert start == base
     assert cut > base + 1
@@ -196,9 +201,9 @@ def _cut(W: Array, r: int) -> Array:
     return _cut(W.T, r).T if U is None else U @ (U.T @ W)
 
 
-def _builtin() -> tuple[minilora.Transformer, dict[Parameter, Array], Callable[[], float]]:
+def _builtin() -> tuple[Transformer, dict[Parameter, Array], Callable[[], float]]:
     """The model, {weight: its array} of the matrices of its blocks, and its loss, bits per byte of Python source."""
-    model = minilora.load_pretrained("builtin")
+    model = load_pretrained("builtin")
     matrices = [m.weight for path, m in model.named_modules() if isinstance(m, Linear) and "block_" in path]
     windows = list(data.all_windows(data.excerpts(data.python_source().validation, 512), 8, 64))
-    return model, {p: p.data for p in matrices}, lambda: data.bits(minilora.evaluate(model, windows))
+    return model, {p: p.data for p in matrices}, lambda: data.bits(evaluate(model, windows))

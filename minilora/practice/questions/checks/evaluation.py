@@ -2,18 +2,25 @@
 
 import numpy as np
 
-import minilora
-from minilora import ops
-from minilora.backend import Array
+from .... import ops
+from ....accounting.live import count_parameters
+from ....adapters.attach import attach_lora
+from ....adapters.lora import LoRALinear
+from ....backend import Array
+from ....models.pretrained import load_pretrained
+from ....nn.inputs import Pass
+from ....nn.layers import Linear
+from ....nn.module import Gradients, Parameter
+from ....nn.optim import SGD, AdamW
 
 
 def equal_rank_is_not_equal_size_nor_one_rate_fair() -> str:
     """Rank 5 on q and v is a fifth of rank 5 on all layers; α × 16 wins at a shared small rate, and ties at its own."""
     sizes = []
     for targets, r in ((["q_proj", "v_proj"], 5), (["q_proj", "v_proj"], 24), ("all-linear", 5)):
-        model = minilora.load_pretrained("builtin")
-        minilora.attach_lora(model, targets, r=r, rng=0)
-        sizes.append(minilora.count_parameters(model)["trainable"])
+        model = load_pretrained("builtin")
+        attach_lora(model, targets, r=r, rng=0)
+        sizes.append(count_parameters(model)["trainable"])
     assert sizes[0] < 0.2 * sizes[2]
     assert 0.9 < sizes[1] / sizes[2] < 1.1
 
@@ -23,10 +30,10 @@ def equal_rank_is_not_equal_size_nor_one_rate_fair() -> str:
         change = rng.standard_normal((24, 4)) @ rng.standard_normal((4, 24)) / 24
         x, new = rng.standard_normal((2, 256, 24))
         t = x @ change.T + 0.3 * rng.standard_normal((256, 24))
-        layer = minilora.LoRALinear(minilora.Linear(np.zeros((24, 24))), r=4, alpha=alpha, rng=1)
-        optimizer = minilora.AdamW(layer.trainable_parameters(), eta)
+        layer = LoRALinear(Linear(np.zeros((24, 24))), r=4, alpha=alpha, rng=1)
+        optimizer = AdamW(layer.trainable_parameters(), eta)
         for step in range(steps):
-            (y, cache), grads = layer.forward(x), minilora.Gradients()
+            (y, cache), grads = layer.forward(x), Gradients()
             layer.backward((y - t) / 256, cache, grads)
             optimizer.step(grads, 1 - step / steps)
         return _relative(layer.forward(new)[0], new @ change.T)
@@ -46,15 +53,15 @@ def three_norms_tell_where_an_adapter_is_dead() -> str:
     for fault in ("✓", "A = B = 0", "θ_opt ≠ θ", "y = x Wᵀ", "η = 0.001"):
         rng = np.random.default_rng(0)
         W, x, t = rng.standard_normal((9, 12)), rng.standard_normal((40, 12)), rng.standard_normal((40, 9))
-        layer = minilora.LoRALinear(minilora.Linear(W), r=2, alpha=4, rng=0)
+        layer = LoRALinear(Linear(W), r=2, alpha=4, rng=0)
         if fault == "A = B = 0":
             layer.lora_A.data = 0 * layer.lora_A.data
         trained = layer.trainable_parameters()
         if fault == "θ_opt ≠ θ":  # as when a model is copied after the optimizer was made
-            trained = {name: minilora.Parameter(parameter.data) for name, parameter in trained.items()}
-        optimizer = minilora.SGD(trained, 1e-3 if fault == "η = 0.001" else 0.1)
+            trained = {name: Parameter(parameter.data) for name, parameter in trained.items()}
+        optimizer = SGD(trained, 1e-3 if fault == "η = 0.001" else 0.1)
         for step in range(5):
-            (y, cache), grads = layer.forward(x), minilora.Gradients()
+            (y, cache), grads = layer.forward(x), Gradients()
             layer.backward((y - t) / 40, cache, grads)
             if step == 0:
                 dB = float(np.linalg.norm(grads[layer.lora_B]))
@@ -142,11 +149,11 @@ def five_of_the_twelve_statements_hold() -> str:
     rng, s = np.random.default_rng(0), 2.0
     W, x, dy = rng.standard_normal((10, 12)), rng.standard_normal((30, 12)), rng.standard_normal((30, 10))
     A, B, G = rng.standard_normal((2, 12)), rng.standard_normal((10, 2)), dy.T @ x
-    layer = minilora.LoRALinear(minilora.Linear(W), r=2, alpha=4, dropout=0.25, rng=0)
-    (start, cache), grads = layer.forward(x), minilora.Gradients()
+    layer = LoRALinear(Linear(W), r=2, alpha=4, dropout=0.25, rng=0)
+    (start, cache), grads = layer.forward(x), Gradients()
     dx = layer.backward(dy, cache, grads)
     layer.lora_A.data, layer.lora_B.data = A, B
-    masked = layer.forward(np.repeat(x[:1], 20_000, axis=0), run=minilora.Pass(rng=np.random.default_rng(0)))[0]
+    masked = layer.forward(np.repeat(x[:1], 20_000, axis=0), run=Pass(rng=np.random.default_rng(0)))[0]
     merged, update = layer.merged()[0], layer.delta()
     like_x = x + rng.standard_normal((30, 12)) @ (np.eye(12) - np.linalg.pinv(A) @ A)  # the same h = x Aᵀ
     dA, other = (ops.lora_A_gradients(s * dy @ B, z) for z in (x, like_x))

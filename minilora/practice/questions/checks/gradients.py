@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from minilora import accounting, ops
-from minilora.accounting import count
-from minilora.backend import Array
-from minilora.nn import Gradients, Parameter
-from minilora.nn.optim import AdamW, clip_by_global_norm
-from minilora.verify.case import Case, apply, relative_error
-from minilora.verify.problems import problems
+from .... import accounting, ops
+from ....accounting import count
+from ....backend import Array
+from ....nn import Gradients, Parameter
+from ....nn.optim import AdamW, clip_by_global_norm
+from ....verify.case import Case, apply, relative_error
+from ....verify.problems import problems
 
 
 def only_B_moves_at_the_first_step() -> str:

@@ -9,11 +9,16 @@ from typing import Any
 
 import numpy as np
 
-import minilora
-from minilora import accounting, nn, ops
-from minilora.accounting import Account, count
-from minilora.accounting.live import CountedArray
-from minilora.accounting.named import NAMED
+from .... import accounting, nn, ops
+from ....accounting import Account, count
+from ....accounting.live import CountedArray
+from ....accounting.named import NAMED
+from ....adapters.attach import attach_lora
+from ....adapters.lora import LoRALinear
+from ....adapters.peft.reading import load_adapter
+from ....adapters.peft.writing import save_adapter
+from ....models.pretrained import load_pretrained
+from ....models.transformer import Transformer
 
 
 def every_layer_adds_r_times_in_plus_out() -> str:
@@ -79,7 +84,7 @@ def the_saving_of_bytes_stays_below_four() -> str:
 def one_product_of_three_is_spared() -> str:
     """Executed and counted: (4 in·out + 6 r (in + out)) / 6 in·out, so at most 1.5 times fewer FLOPs."""
     n, r = 96, 4
-    executed = [_executed(layer) for layer in (_square(n), minilora.LoRALinear(_square(n), r=r, rng=0))]
+    executed = [_executed(layer) for layer in (_square(n), LoRALinear(_square(n), r=r, rng=0))]
     assert executed == [50 * 6 * n * n, 50 * (4 * n * n + 6 * r * 2 * n)]
     ratios = [
         _step(_llama("lora", recompute=again)) / _step(_llama("full", recompute=again)) for again in (False, True)
@@ -104,9 +109,9 @@ def adapters_keep_what_trained_layers_keep() -> str:
         ("q, v", ["q_proj", "v_proj"]),
         ("A frozen", "all-linear"),
     ):
-        model = minilora.load_pretrained("builtin")
+        model = load_pretrained("builtin")
         if targets:
-            minilora.attach_lora(model, targets, r=8, rng=0)
+            attach_lora(model, targets, r=8, rng=0)
         for path, parameter in model.trainable_parameters().items():
             parameter.trainable = name != "A frozen" or not path.endswith("lora_A")
         ids = np.random.default_rng(0).integers(0, 256, (2, 32))
@@ -141,11 +146,11 @@ def scores_cost_the_same_with_an_adapter() -> str:
 def a_file_has_A_and_B_and_its_config_the_scale() -> str:
     """The length of the file to the byte; in it A and B alone; α doubled in the config doubles what is added."""
     with tempfile.TemporaryDirectory() as above:
-        folder, model = Path(above) / "adapter", minilora.load_pretrained("builtin")
-        minilora.attach_lora(model, r=8, alpha=16, rng=0)
+        folder, model = Path(above) / "adapter", load_pretrained("builtin")
+        attach_lora(model, r=8, alpha=16, rng=0)
         for path, parameter in model.trainable_parameters().items():
             parameter.data = np.random.default_rng(len(path)).standard_normal(parameter.data.shape).astype("f") / 20
-        minilora.save_adapter(model, folder)
+        save_adapter(model, folder)
         data = (folder / "adapter_model.safetensors").read_bytes()
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         del header["__metadata__"]
@@ -154,8 +159,8 @@ def a_file_has_A_and_B_and_its_config_the_scale() -> str:
         deltas = []
         for alpha in (16, 32):
             (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": alpha}))
-            loaded = minilora.load_pretrained("builtin")
-            minilora.load_adapter(loaded, folder)
+            loaded = load_pretrained("builtin")
+            load_adapter(loaded, folder)
             deltas.append(loaded["block_0.attention.q_proj"].delta())  # type: ignore[attr-defined]
         files = sorted(os.listdir(folder))
     assert np.allclose(deltas[1], 2 * deltas[0])
@@ -215,8 +220,8 @@ def a_7B_fits_four_gibibytes_in_four_bits_only() -> str:
 
 def recomputing_needs_a_path_to_the_parameters() -> str:
     """Blocks run again give equal gradients. Were a block entered only if its input needs dx, none would get any."""
-    model = minilora.load_pretrained("builtin", dtype="float64")
-    minilora.attach_lora(model, rng=0)
+    model = load_pretrained("builtin", dtype="float64")
+    attach_lora(model, rng=0)
     for i, parameter in enumerate(model.trainable_parameters().values()):
         parameter.data = np.random.default_rng(i).standard_normal(parameter.data.shape) / 10
     plain = _gradients(model)
@@ -267,7 +272,7 @@ def _step(account: Account) -> int:
     return sum(part.products for part in account.flops())
 
 
-def _gradients(model: minilora.Transformer) -> dict[Any, Any]:
+def _gradients(model: Transformer) -> dict[Any, Any]:
     ids = np.random.default_rng(0).integers(0, 256, (2, 8))
     logits, cache = model.forward(ids)
     _, loss = ops.cross_entropy_forward(logits, ids)

@@ -6,10 +6,15 @@ from typing import Any
 
 import numpy as np
 
-import minilora
-from minilora import ops
-from minilora.accounting import count
-from minilora.backend import Array
+from .... import ops
+from ....accounting import count
+from ....accounting.live import count_parameters
+from ....adapters.attach import attach_lora
+from ....adapters.merge import merge, unmerge
+from ....backend import Array
+from ....models.pretrained import load_pretrained
+from ....models.transformer import Transformer
+from ....nn.module import Gradients
 
 PLACES = {
     "q, v": ["q_proj", "v_proj"],
@@ -26,13 +31,13 @@ def every_dense_layer_takes_an_adapter() -> str:
     base = _logits(whole)
     for name in names:
         model = copy.deepcopy(whole)
-        minilora.attach_lora(model, [name], r=2, rng=0)
+        attach_lora(model, [name], r=2, rng=0)
         assert np.array_equal(_logits(model), base)
         _randomise(model)
         adapted = _logits(model)
         moved.append(float(abs(adapted - base).max()))
         with warnings.catch_warnings(action="ignore"):  # merging unties the head
-            minilora.merge(model)
+            merge(model)
         errors.append(float(abs(_logits(model) - adapted).max()))
     assert min(moved) > 0.1
     assert max(errors) < 1e-12
@@ -54,16 +59,16 @@ def equal_rank_is_not_equal_size() -> str:
 def merging_into_a_tied_table_moves_the_head() -> str:
     """ΔE acts on the look-up alone: written into the shared E it also changes the head; untied it is exact."""
     model = _builtin()
-    minilora.attach_lora(model, ["embed"], r=4, rng=0)
+    attach_lora(model, ["embed"], r=4, rng=0)
     _randomise(model)
     adapted, adapter = _logits(model), model["embed.token"]
     naive = _builtin()
     naive["embed.token"].weight.data += adapter.delta()  # type: ignore[attr-defined]
     error = float(abs(_logits(naive) - adapted).max())
-    counts = [minilora.count_parameters(model)["total"]]
+    counts = [count_parameters(model)["total"]]
     with warnings.catch_warnings(action="ignore"):  # of a head that is no longer tied
-        minilora.merge(model)
-    counts.append(minilora.count_parameters(model)["total"])
+        merge(model)
+    counts.append(count_parameters(model)["total"])
     exact = float(abs(_logits(model) - adapted).max())
     assert error > 1
     assert exact < 1e-12
@@ -125,49 +130,49 @@ def five_assertions_find_a_layer_left_out() -> str:
         base, weights = _logits(model), {p: p.data.tobytes() for p in model.parameters()}
         shapes = {path: model[path].weight.data.shape for path in expected}  # type: ignore[attr-defined]
         targets = [path for path, (n_out, n_in) in shapes.items() if way == "all" or n_out == n_in]
-        minilora.attach_lora(model, targets, r=2, rng=0)
+        attach_lora(model, targets, r=2, rng=0)
         start = np.array_equal(_logits(model), base)
-        counted = minilora.count_parameters(model)["trainable"] == sum(2 * sum(shape) for shape in shapes.values())
+        counted = count_parameters(model)["trainable"] == sum(2 * sum(shape) for shape in shapes.values())
         grads = _gradients(model)
         moves = all((abs(dp).max() > 0) == path.endswith("lora_B") for path, dp in grads.items())
         _randomise(model)
         adapted = _logits(model)
-        minilora.merge(model)
+        merge(model)
         merged = abs(_logits(model) - adapted).max() < 1e-12 < abs(adapted - base).max()
-        minilora.unmerge(model)
+        unmerge(model)
         frozen = all(p.data.tobytes() == data for p, data in weights.items())
         passed[way] = [bool(each) for each in (start, frozen, counted, moves, merged)]
     assert passed["all"] == [True] * 5
     assert passed["d × d"] == [True, True, False, True, True]
     try:
-        minilora.attach_lora(_builtin(), ["query"], rng=0)
+        attach_lora(_builtin(), ["query"], rng=0)
         raise AssertionError
     except ValueError:
         pass
     return "; ".join(f"{way}: " + "".join("✗✓"[each] for each in five) for way, five in passed.items())
 
 
-def _builtin() -> minilora.Transformer:
-    return minilora.load_pretrained("builtin", dtype="float64")
+def _builtin() -> Transformer:
+    return load_pretrained("builtin", dtype="float64")
 
 
 def _ids() -> Array:
     return np.random.default_rng(0).integers(0, 256, (2, 8))
 
 
-def _logits(model: minilora.Transformer) -> Array:
+def _logits(model: Transformer) -> Array:
     return model.forward(_ids())[0]
 
 
-def _randomise(model: minilora.Transformer) -> None:
+def _randomise(model: Transformer) -> None:
     """Give the adapters an A and a B that are not zero."""
     for i, parameter in enumerate(model.trainable_parameters().values()):
         parameter.data = np.random.default_rng(i).standard_normal(parameter.data.shape) / 5
 
 
-def _gradients(model: minilora.Transformer) -> dict[str, Array]:
+def _gradients(model: Transformer) -> dict[str, Array]:
     logits, cache = model.forward(_ids())
-    grads = minilora.Gradients()
+    grads = Gradients()
     model.backward(ops.cross_entropy_backward(1.0, ops.cross_entropy_forward(logits, _ids())[1]), cache, grads)
     return {path: grads[parameter] for path, parameter in model.trainable_parameters().items()}
 

@@ -4,9 +4,9 @@ from statistics import NormalDist
 
 import numpy as np
 
-from minilora import ops
-from minilora.accounting import count, nf4_bits
-from minilora.backend import Array
+from .... import ops
+from ....accounting import count, nf4_bits
+from ....backend import Array
 
 SHAPE = 256, 256
 

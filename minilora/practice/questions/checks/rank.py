@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from minilora.adapters import spectrum
+from ....adapters import spectrum
 
 Array = np.ndarray
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from minilora import LoRALinear, ops
-from minilora.nn import Gradients, Linear
-from minilora.nn.optim import SGD, AdamW, Optimizer, ParamGroup
+from .... import ops
+from ....adapters.lora import LoRALinear
+from ....nn import Gradients, Linear
+from ....nn.optim import SGD, AdamW, Optimizer, ParamGroup
 
 Array = np.ndarray
 _LARGER_A = (8, 0.01, 1), (8, 0.01, 4), (2, 0.04, 4)  # α, η_A, A₀: as usual; 4 A₀ alone; with α / 4 and 4 η_A

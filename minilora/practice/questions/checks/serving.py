@@ -4,12 +4,14 @@ from typing import Any
 
 import numpy as np
 
-import minilora
-from minilora import ops
-from minilora.accounting import count, executed_flops
-from minilora.adapters.lora import LoRALinear
-from minilora.models.transformer import Transformer
-from minilora.nn import KVCache, Linear, Module, Parameter, Pass
+from .... import ops
+from ....accounting import count, executed_flops
+from ....adapters.lora import LoRALinear
+from ....adapters.merge import merge
+from ....models.config import Config
+from ....models.families.llama import llama
+from ....models.transformer import Transformer
+from ....nn import KVCache, Linear, Module, Parameter, Pass
 
 
 def merged_costs_what_the_base_costs() -> str:
@@ -25,7 +27,7 @@ def merged_costs_what_the_base_costs() -> str:
     base = flops()
     model.layer = LoRALinear(model.layer, r=8, rng=0)
     beside = flops()
-    minilora.merge(model)
+    merge(model)
     merged = flops()
     assert merged == base == 2 * 32 * 256 * 128
     assert beside / base == 1 + 8 * (256 + 128) / (256 * 128)
@@ -88,10 +90,8 @@ def a_hundred_adapters_are_smaller_than_the_base() -> str:
 
 
 def _model(blocks: int) -> Transformer:
-    config = minilora.Config(
-        vocab_size=50, dtype="float64", d_model=16, n_layers=blocks, n_heads=2, d_ff=32, max_length=24
-    )
-    model = minilora.llama(config, rng=0)
+    config = Config(vocab_size=50, dtype="float64", d_model=16, n_layers=blocks, n_heads=2, d_ff=32, max_length=24)
+    model = llama(config, rng=0)
     for parameter in model.parameters():
         if parameter.data.ndim == 2:
             parameter.data = 10 * parameter.data

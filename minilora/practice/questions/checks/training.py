@@ -2,11 +2,14 @@
 
 import numpy as np
 
-import minilora
-from minilora import ops
-from minilora.adapters.spectrum import lora_svd, svd, truncate
-from minilora.backend import Array
-from minilora.nn import Module
+from .... import ops
+from ....adapters.lora import LoRALinear
+from ....adapters.spectrum import lora_svd, svd, truncate
+from ....backend import Array
+from ....nn import Module
+from ....nn.layers import Linear
+from ....nn.module import Gradients
+from ....nn.optim import SGD, AdamW
 
 
 def one_rate_is_another_step_at_another_width() -> str:
@@ -17,14 +20,14 @@ def one_rate_is_another_step_at_another_width() -> str:
         x, dy = rng.choice([-1.0, 1.0], (1, n_in)), rng.standard_normal((1, 5))
         row = []
         for adapted in (False, True):
-            layer: Module = minilora.Linear(rng.standard_normal((5, n_in)))
+            layer: Module = Linear(rng.standard_normal((5, n_in)))
             expected = eta * abs(x).sum()
             if adapted:
-                layer = minilora.LoRALinear(layer, r=64, alpha=s * 64, rng=0)
+                layer = LoRALinear(layer, r=64, alpha=s * 64, rng=0)
                 expected = s * eta * abs(x @ layer.lora_A.data.T).sum()
-            (before, cache), grads = layer.forward(x), minilora.Gradients()
+            (before, cache), grads = layer.forward(x), Gradients()
             layer.backward(dy, cache, grads)
-            minilora.AdamW(layer.trainable_parameters(), eta, eps=1e-30).step(grads)
+            AdamW(layer.trainable_parameters(), eta, eps=1e-30).step(grads)
             row.append(abs(layer.forward(x)[0] - before).mean())
             assert np.isclose(row[-1], expected)
         moves.append(row)
@@ -173,12 +176,12 @@ def a_frozen_base_forgets_where_the_branch_reads_old_inputs() -> str:
     t = new @ (W0 + rng.standard_normal((24, 32)) / 6).T
     found = []
     for r in (0, 8):
-        base = minilora.Linear(W0.copy())
-        layer: Module = minilora.LoRALinear(base, r=r, alpha=2 * r, rng=1) if r else base
+        base = Linear(W0.copy())
+        layer: Module = LoRALinear(base, r=r, alpha=2 * r, rng=1) if r else base
         for _ in range(300):
-            (y, cache), grads = layer.forward(new), minilora.Gradients()
+            (y, cache), grads = layer.forward(new), Gradients()
             layer.backward((y - t) / 200, cache, grads)
-            minilora.SGD(layer.trainable_parameters(), 0.1).step(grads)
+            SGD(layer.trainable_parameters(), 0.1).step(grads)
         found.append((_relative(layer.forward(new)[0], t), _relative(layer.forward(old)[0], old @ W0.T)))
     (full_new, full_old), (lora_new, lora_old) = found
     assert max(full_new, lora_new) < 1e-3  # both have learned all of it
@@ -241,14 +244,14 @@ def the_training_loss_alone_hides_overfitting() -> str:
     T = rng.standard_normal((40, 2)) @ rng.standard_normal((2, 40)) / np.sqrt(40)
     x, held = rng.standard_normal((2, 60, 40))
     t, t_held = (z @ T.T + 0.5 * rng.standard_normal((60, 40)) for z in (x, held))
-    layer = minilora.LoRALinear(minilora.Linear(np.zeros((40, 40))), r=16, alpha=16, rng=0)
+    layer = LoRALinear(Linear(np.zeros((40, 40))), r=16, alpha=16, rng=0)
     log = []
     for _ in range(600):
-        (y, cache), grads = layer.forward(x), minilora.Gradients()
+        (y, cache), grads = layer.forward(x), Gradients()
         layer.backward((y - t) / 60, cache, grads)
         delta = layer.delta()
         log.append((np.mean((y - t) ** 2), np.mean((held @ delta.T - t_held) ** 2), np.linalg.norm(delta)))
-        minilora.SGD(layer.trainable_parameters(), 0.05).step(grads)
+        SGD(layer.trainable_parameters(), 0.05).step(grads)
     loss, unseen, size = np.array(log).T
     best = int(unseen.argmin())
     assert (np.diff(loss) < 0).all()
@@ -303,11 +306,11 @@ def adapters_in_a_row_add_up_and_lean_on_each_other() -> str:
         return float(np.linalg.norm(x @ W.T - t) / np.linalg.norm(x @ W0.T - t))
 
     def update(W: Array, task: int) -> Array:
-        layer, (x, t) = minilora.LoRALinear(minilora.Linear(W), r=4, alpha=8, rng=task), tasks[task]
+        layer, (x, t) = LoRALinear(Linear(W), r=4, alpha=8, rng=task), tasks[task]
         for _ in range(300):
-            (y, cache), grads = layer.forward(x), minilora.Gradients()
+            (y, cache), grads = layer.forward(x), Gradients()
             layer.backward((y - t) / 200, cache, grads)
-            minilora.SGD(layer.trainable_parameters(), 0.3).step(grads)
+            SGD(layer.trainable_parameters(), 0.3).step(grads)
         return layer.delta()
 
     W, rows, updates = W0, [], []

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from minilora.accounting import count
-from minilora.backend import Array
-from minilora.verify.problems.dora import backward, dora, forward, norm_held_constant
+from ....accounting import count
+from ....backend import Array
+from ....verify.problems.dora import backward, dora, forward, norm_held_constant
 
 
 def dora_is_per_output_and_its_norm_has_a_gradient() -> str:
