@@ -12,12 +12,14 @@ _LARGER_A = (8, 0.01, 1), (8, 0.01, 4), (2, 0.04, 4)  # α, η_A, A₀: as usual
 
 
 def one_factor_starts_at_zero_and_the_other_must_not() -> str:
-    """‖dA‖, ‖dB‖ and ‖y - base‖/‖base‖ of four starts: only one zero and one random factor change nothing and learn."""
+    """‖dA‖, ‖dB‖ and ‖y - base‖/‖base‖ of five starts: only one zero and one random factor change nothing and learn."""
     rng = np.random.default_rng(0)
     x, W, dy = rng.standard_normal((50, 64)), rng.standard_normal((64, 64)) / 8, rng.standard_normal((50, 64))
     A, B = rng.standard_normal((8, 64)) / 8, rng.standard_normal((64, 8)) / 8
     lines, found = [], {}
-    for name, start in {"B=0": (A, 0 * B), "A=0": (0 * A, B), "A=B=0": (0 * A, 0 * B), "A,B≠0": (A, B)}.items():
+    starts = {"B=0": (A, 0 * B), "A=0": (0 * A, B), "A=B=0": (0 * A, 0 * B), "A,B≠0": (A, B)}
+    starts["Xavier"] = A * 4 / 3, B * 4 / 3  # √(2 / (64 + 8)) = 1/6 in the place of 1/8
+    for name, start in starts.items():
         dA, dB = _gradients(x, dy, *start, s=2.0)
         y = ops.lora_forward(x, *start, 2.0)[0]
         found[name] = [float(np.linalg.norm(z)) for z in (dA, dB)] + [np.linalg.norm(y) / np.linalg.norm(x @ W.T)]
@@ -25,7 +27,7 @@ def one_factor_starts_at_zero_and_the_other_must_not() -> str:
     assert found["B=0"][0] == found["B=0"][2] == found["A=0"][1] == found["A=0"][2] == 0
     assert min(found["B=0"][1], found["A=0"][0]) > 1
     assert found["A=B=0"] == [0, 0, 0]
-    assert found["A,B≠0"][2] > 0.5
+    assert found["Xavier"][2] > found["A,B≠0"][2] > 0.5
     return "‖dA‖, ‖dB‖, ‖Δy‖/‖y‖: " + "; ".join(lines)
 
 
