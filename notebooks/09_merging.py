@@ -21,9 +21,8 @@
 # ## 1. Four adapters on one base
 #
 # The built-in model has read English. Two adapters learn Python source, two learn English in capitals, each from its
-# own seed: 25 steps at a learning rate (学习率) of 0.002, about an eighth of the best one, so that the updates stay
-# small beside $W_0$. All 35 matrices of the blocks are adapted. The loss is in bits per byte, on text that no adapter
-# has seen.
+# own seed: 25 steps at a low learning rate (学习率), 0.002, so that the updates stay small beside $W_0$. All 35
+# matrices of the blocks are adapted. The loss is in bits per byte, on text that no adapter has seen.
 
 # %%
 import copy
@@ -86,8 +85,8 @@ assert all(0.03 < part < 0.07 for part in size.values())
 
 # %% [markdown] tags=["notes"]
 # 4 min. Real adapters, trained in this cell. Point at ‖ΔW‖ = 0.04 to 0.05 ‖W₀‖: the whole of section 4 hangs on this
-# number. Ask: "At the best rate the update would be ten times as large. Would that make a merge into four bits safer or
-# more dangerous?" Safer; many say the opposite.
+# number. Ask: "At eight times this rate the update would be several times as large. Would that make a merge into four
+# bits safer or more dangerous?" Safer; many say the opposite.
 
 # %% [markdown]
 # ## 2. Exercise: merge, and take it out again
@@ -336,7 +335,7 @@ for values, color, words in ((once, BLUE, "rounded once, from W₀"), (twice, OR
 right.plot(relative_size, formula, ":", color="black", lw=2, label="formula for κ")
 right.axvline(size["python", 0], color=GREY, ls="--", lw=1.5)
 right.text(size["python", 0] * 1.06, 1.27, "as trained", color=GREY)
-right.set(title="Share of ΔW that arrives in 4 bits", xlabel="‖ΔW‖ / ‖W₀‖ (log scale)", ylabel="κ", xscale="log")
+right.set(title="Share of ΔW that arrives in 4 bits", xlabel="‖ΔW‖ / ‖W₀‖ (log scale)", ylabel="share κ", xscale="log")
 right.set_xticks([0.01, 0.03, 0.1, 0.3], ["0.01", "0.03", "0.1", "0.3"])
 right.minorticks_off()
 right.set(ylim=(-0.05, 1.4))
@@ -473,7 +472,8 @@ assert np.array_equal(unmerged_logits, logits)  # ten round trips, bit for bit
 # the names of the layers. Neither holds $W_0$. PEFT loads this folder on the same base; so does `load_adapter`.
 
 # %%
-folder = Path(tempfile.mkdtemp())
+temporary = tempfile.TemporaryDirectory()  # removed at the end
+folder = Path(temporary.name)
 for (task, seed), model in models.items():
     minilora.save_adapter(model, folder / f"{task}-{seed}")
 for file in sorted((folder / "python-0").iterdir()):
@@ -513,8 +513,8 @@ assert base_hash(served) == hash_before  # after eight swaps: the base, bit for 
 
 # %% [markdown] tags=["notes"]
 # 4 min. Ask: "What must travel with an adapter?" The usual list forgets α and the exact base. The file's metadata has a
-# hash of the base, which load_adapter compares; PEFT's own files have none, and a wrong base of the right shape loads
-# without a word.
+# hash of the base, which load_adapter compares. PEFT's own files have none: then it can compare names and shapes alone,
+# and says so in the note that it returns.
 
 # %% [markdown]
 # ## 7. Exercise: combine
