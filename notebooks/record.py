@@ -63,8 +63,14 @@ def within_spread(value: float, recorded: np.ndarray) -> bool:
 def record(grid: str, jobs: int, again: bool) -> None:
     """Run what the record lacks. It is written anew after every run, a line for each."""
     path, wanted = GRIDS / f"{grid}.json", import_module(f"grids.{grid}").RUNS
+    names = {name for arguments in wanted for name in arguments}
     old = [] if again or not path.exists() else read(grid)
-    done = {i: run for i, arguments in enumerate(wanted) for run in old if arguments.items() <= run.items()}
+    done = {
+        i: run
+        for i, arguments in enumerate(wanted)
+        for run in old
+        if all(run.get(name) == arguments.get(name) for name in names)  # an argument left out is another run
+    }
     left = [i for i in range(len(wanted)) if i not in done]
     with ProcessPoolExecutor(jobs) as pool:
         futures = {pool.submit(one, grid, wanted[i]): i for i in left}

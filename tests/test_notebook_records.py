@@ -16,12 +16,13 @@ GRIDS = sorted(path.stem for path in (FOLDER / "grids").glob("*.py"))
 TOY = """from pathlib import Path
 
 RUNS = [{"rank": rank, "seed": seed} for rank in (1, 2) for seed in range(3)]
+RUNS += [{"rank": 1, "seed": 0, "scale": 2}]
 
 
-def run(rank, seed):
+def run(rank, seed, scale=1):
     with Path("calls").open("a") as calls:
         calls.write(f"{rank} {seed}\\n")
-    return {"loss": 1 / rank + seed / 100}
+    return {"loss": scale / rank + seed / 100}
 """
 
 
@@ -64,19 +65,20 @@ def test_a_record_goes_on_where_it_stopped_to_the_same_bytes(toy):
     assert run("toy").returncode == 0
     whole = record.read_bytes()
     content = json.loads(whole)
-    assert [(row["rank"], row["seed"]) for row in content["runs"]] == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
-    del content["runs"][1], content["runs"][3]
+    ranks_and_seeds = [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (1, 0)]
+    assert [(row["rank"], row["seed"]) for row in content["runs"]] == ranks_and_seeds
+    del content["runs"][0], content["runs"][3]
     record.write_text(json.dumps(content), encoding="utf-8")
     (folder / "calls").unlink()
     assert run().returncode == 0
     assert record.read_bytes() == whole
-    assert (folder / "calls").read_text().split("\n")[:-1] == ["1 1", "2 1"]
+    assert (folder / "calls").read_text().split("\n")[:-1] == ["1 0", "2 1"]
 
 
 def test_again_runs_everything_and_an_unknown_grid_is_refused_with_the_names_there_are(toy):
     folder, run = toy
     assert run("toy").returncode == run("--again", "toy").returncode == 0
-    assert len((folder / "calls").read_text().split()) == 2 * 2 * 6
+    assert len((folder / "calls").read_text().split()) == 2 * 2 * 7
     refused = run("ty")
     assert refused.returncode == 2
     assert "toy" in refused.stderr.splitlines()[-1]
