@@ -220,6 +220,24 @@ def test_a_sprint_ends_when_its_time_is_over_or_all_is_passed(workspace, worker,
     assert "hint 1" not in capsys.readouterr().out
 
 
+def test_ten_quick_questions_end_a_sprint_and_those_not_known_are_on_the_card(workspace, worker, capsys):
+    sprint = Sprint(prepare(workspace, "en"), worker, wide_console(), 0, workspace.progress)
+    sprint.flash(Script("x", "y", *("x", "n") * 8, "x", "y"))
+    asked = list(sprint.graded)
+    assert len(asked) == 10
+    assert all(question.often_wrong for question in asked)
+    assert list(sprint.graded.values()) == [True, *[False] * 8, True]
+    card = "\n".join(sprint.card())
+    assert "flash round: 2 of 10 known" in card
+    revise = card.split("Questions to revise:")[1].split("Exercises to do next:")[0]
+    assert [question.key for question in asked[1:9]] == re.findall(r"^- ([A-J]\d+) ", revise, re.MULTILINE)
+    capsys.readouterr()
+    left = Sprint(prepare(workspace, "en"), worker, wide_console(), 90, workspace.progress)
+    left.flash(Script("x", "y"))  # whoever quits before the time is over is not asked
+    assert not left.graded
+    assert not capsys.readouterr().out
+
+
 # ---- for real, in a terminal ----
 
 
