@@ -59,7 +59,7 @@ def recorded(number, method):
 
 
 base = minilora.load_pretrained("builtin")
-before = losses(base)["new"]
+before = record.read("base")[0]["new"]
 full, lora = adapt(2e-3, seed=0), adapt(1.6e-2, seed=0, rank=8)
 paths = [path for path, module in lora.named_modules() if isinstance(module, minilora.LoRALinear)]
 live = {"full": losses(full)["new"], "LoRA, r = 8": losses(lora)["new"]}
