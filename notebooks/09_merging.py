@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Merge, swap, combine, quantise, save
 #
-# **Claim.** Merging an adapter (适配器) is exact in algebra and rounded in bits. In floating point that costs no more
-# than storing $W_0$ did; in four bits it can erase the update. And averaging $A$ and $B$ is not averaging adapters.
+# **Claim.** Merging an adapter (适配器) is exact in algebra, but the sum is rounded when it is stored. In 16 bits that
+# costs no more than storing $W_0$ does; in weights of four bits most of a small update is lost. And averaging $A$ and
+# $B$ is not averaging adapters.
 #
 # | letter | shape | here | what it is |
 # |---|---|---|---|
@@ -93,10 +94,12 @@ assert all(0.03 < part < 0.07 for part in size.values())
 #
 # $$y = x W_0^\top + s\,(x A^\top) B^\top = x\,(W_0 + s B A)^\top \quad (N, \text{out})$$
 #
-# The bracket is one matrix of the shape of $W_0$, so after a merge (合并) the adapter costs nothing at inference. With
-# rsLoRA (Kalajdzievski, 2023) the scale (缩放因子) is $\alpha / \sqrt r$. Dropout (随机失活) divides what it keeps by
-# $1 - p$ in training, so that the mean is right; at inference nothing is dropped. `merge` returns $W_2$. `unmerge` gets
-# what a merged layer keeps, and must return the weight from before, **bit for bit**.
+# The bracket is one matrix $W_2$ of the shape of $W_0$, so after a merge (合并) the adapter costs nothing at inference.
+# With rsLoRA (`rs=True`; Kalajdzievski, 2023) the scale (缩放因子) is $\alpha / \sqrt r$. Dropout (随机失活) with
+# probability $p$ divides what it keeps by $1 - p$ in training, so that the mean is right; at inference nothing is
+# dropped. `merge` gets `W` $= W_0$ and returns $W_2$. `unmerge` gets what a merged layer keeps, a dict: `"weight"` is
+# $W_2$, the other entries are what `merge` was given. It must return the weight from before, **bit for bit**. Neither
+# may change what it is given.
 
 
 # %% tags=["exercise"] exercise="10"
@@ -133,7 +136,7 @@ check("10", merge, unmerge)
 # %% [markdown]
 # ## 3. The forgotten scale, and a test that cannot see it
 #
-# A merge that adds $BA$ without $s$ is a classic: in PEFT a bias was merged without it, unseen because the tests had
+# To add $BA$ without $s$ is a common mistake: PEFT merged the bias of $B$ without it, unseen because the tests had
 # `r = lora_alpha = 8` (pull request 2489, April 2025). Plant it, and test the merged layer against the unmerged one.
 
 
@@ -171,9 +174,9 @@ assert wrong["α = 16, r = 8"] > 0.1
 assert after["python", 0] + 0.05 < loss_halved < before["python"] - 0.05  # it even looks like a success
 
 # %% [markdown]
-# With $\alpha = r$ the scale is 1, and a test cannot miss what is 1. At $\alpha = 2r$ it sees it at once. And the wrong
-# merge does not crash: half of $\Delta W$ is in place, and the loss is lower than the base's. The check of the exercise
-# has $\alpha \neq r$ and $B \neq 0$ in every case, and says what is wrong:
+# With $\alpha = r$ the scale is 1, and no test can see that a factor of 1 is missing; at $\alpha = 2r$ it does. And the
+# wrong merge does not crash: half of $\Delta W$ is in place, and the loss is lower than the base's. The check of the
+# exercise has $\alpha \neq r$ and $B \neq 0$ in every case, and says what is wrong:
 
 
 # %%
@@ -188,18 +191,19 @@ check("10", scale_forgotten)
 # the line with the losses: nobody who only looks at the loss would search for a bug here.
 
 # %% [markdown]
-# ## 4. Merging rounds
+# ## 4. Merging rounds the weight
 #
 # A number with $b$ bits of mantissa (the leading one included) is stored with an error of at most half a unit in its
-# last place: $2^{-b}$ of a number in $[1, 2)$. Let errors be uniform below that bound and mantissas uniform on a log
-# scale. Then
+# last place, which is $2^{-b}$ for numbers in $[1, 2)$. Let errors be uniform below that bound and mantissas uniform on
+# a log scale. Then
 #
 # $$\frac{\lVert Q(W) - W \rVert}{\lVert W \rVert} \approx \frac{2^{-b}}{\sqrt 3} \Big/
 # \sqrt{\tfrac{1}{\ln 2} \textstyle\int_1^2 m \, dm} = \frac{2^{-b}}{\sqrt 3} \sqrt{\frac{2 \ln 2}{3}}
 # = 0.39 \cdot 2^{-b}$$
 #
-# with $b = 53, 24, 11, 8$ for float64, float32, float16 and bfloat16. Random inputs pass that ratio on to $y$. A merged
-# weight is as large as $W_0$, so a merge should cost just as much as storing $W_0$ costs without any adapter.
+# with $b = 53, 24, 11, 8$ for float64, float32, float16 and bfloat16. For random inputs $y$ has the same relative
+# error. A merged weight is about as large as $W_0$, so a merge should cost just as much as storing $W_0$ costs without
+# any adapter.
 #
 # **Four bits** are no such format: the steps are equal, and wide. The library has no quantiser yet, so here is the
 # plainest quantisation (量化) there is, absmax: each block of 64 weights has a step $d = \max|w| / 7$, and every weight
@@ -264,6 +268,7 @@ assert np.isclose(means["float16"], 0.39 * 2.0**-11, rtol=0.15)
 assert np.isclose(means["bfloat16"], 0.39 * 2.0**-8, rtol=0.15)
 assert np.isclose(means["float16"], np.mean(control["float16"]), rtol=0.02)
 assert np.isclose(means["bfloat16"], np.mean(control["bfloat16"]), rtol=0.02)
+assert means["4 bits"] < np.mean(control["4 bits"])
 
 # %% [markdown]
 # In four bits the merge errs *less* than the control, and that is the bad news. Its error is the adapter's own size:
@@ -272,9 +277,9 @@ assert np.isclose(means["bfloat16"], np.mean(control["bfloat16"]), rtol=0.02)
 #
 # $$\kappa = \frac{\langle Q(Q(W_0) + \Delta W) - Q(W_0), \; \Delta W \rangle}{\lVert \Delta W \rVert^2}$$
 #
-# Let the entries of $\Delta W$ be normal with deviation $\tau$, on a grid of step $d$, and $t = \tau / d$. For a
-# normal $z$ of deviation $t$, $\mathbb E[z f(z)] = t^2\, \mathbb E[f'(z)]$ (Stein, 1981), and rounding is a staircase
-# that jumps by 1 at every half. With $\varphi$ the standard normal density,
+# Let the entries of $\Delta W$ be normal with standard deviation $\tau$, the grid have step $d$, and $t = \tau / d$.
+# For a normal $z$ of mean 0 and standard deviation $t$, $\mathbb E[z f(z)] = t^2\, \mathbb E[f'(z)]$ (Stein, 1981), and
+# rounding is a staircase that jumps by 1 at every half. With $\varphi$ the standard normal density,
 #
 # $$\kappa = \frac{\mathbb E[z \operatorname{round}(z)]}{t^2}
 # = \sum_{k = -\infty}^{\infty} \frac{1}{t}\, \varphi\left(\frac{k + 1/2}{t}\right)$$
@@ -313,7 +318,7 @@ lost = {key: 1 - kept(key, 1).mean() for key in models}
 figure, (left, right) = plt.subplots(1, 2, figsize=(14, 6), width_ratios=[1, 1])
 for i, name in enumerate(FORMATS):
     for shift, color, errors in ((-0.12, GREY, control[name]), (0.12, ORANGE, merging[name])):
-        if max(errors):
+        if max(errors):  # a log axis has no place for 0
             middle = np.mean(errors)
             span = [[middle - min(errors)], [max(errors) - middle]]
             left.errorbar(i + shift, middle, span, fmt="o" if color == ORANGE else "s", color=color, ms=11, lw=2)
@@ -324,8 +329,8 @@ left.axhline(share, color=BLUE, ls="--", lw=2)
 left.text(-0.4, share * 1.6, "what the adapter adds to y", color=BLUE)
 left.plot([], [], "o", color=ORANGE, ms=11, label="merging")
 left.plot([], [], "s", color=GREY, ms=11, label="control: rounding W₀, no adapter")
-left.plot([], [], ":", color="black", lw=1.5, label="0.39 · 2⁻ᵇ")
-left.set(title="Error of y, by the format of W", ylabel="relative error of y (log scale)", yscale="log")
+left.plot([], [], ":", color="black", lw=1.5, label="formula 0.39 · 2⁻ᵇ")
+left.set(title="Error of y, by the format of W", ylabel="relative error of output y (log scale)", yscale="log")
 left.set(xticks=range(len(FORMATS)), xticklabels=FORMATS, ylim=(1e-17, 3), xlim=(-0.6, 4.6))
 left.legend(loc="lower right")
 relative_size = factors * size["python", 0]
@@ -335,23 +340,25 @@ for values, color, words in ((once, BLUE, "rounded once, from W₀"), (twice, OR
 right.plot(relative_size, formula, ":", color="black", lw=2, label="formula for κ")
 right.axvline(size["python", 0], color=GREY, ls="--", lw=1.5)
 right.text(size["python", 0] * 1.06, 1.27, "as trained", color=GREY)
-right.set(title="Share of ΔW that arrives in 4 bits", xlabel="‖ΔW‖ / ‖W₀‖ (log scale)", ylabel="share κ", xscale="log")
+right.set(title="Share of ΔW that arrives in 4 bits", ylabel="share of the update that arrives, κ", xscale="log")
+right.set(xlabel="size of the update, ‖ΔW‖ / ‖W₀‖ (log scale)")
 right.set_xticks([0.01, 0.03, 0.1, 0.3], ["0.01", "0.03", "0.1", "0.3"])
 right.minorticks_off()
 right.set(ylim=(-0.05, 1.4))
 right.legend(loc="lower right")
 range_lost = f"{min(lost.values()):.0%} to {max(lost.values()):.0%}"
 figure.suptitle(
-    f"A merge costs y what storing W₀ costs; into 4 bits it loses {range_lost} of the update",
+    "In 16 bits a merge costs no more than storing W₀ does;\n"
+    f"in weights already rounded to 4 bits, {range_lost} of the update is lost",
     fontsize=18, weight="bold",
 )  # fmt: skip
 plt.show()
 
 # %% [markdown]
-# Dots: means over the 35 layers of one adapter; bars and bands: least to greatest. The title has all four adapters. In
-# floating point orange and grey lie on the dotted line. (In float64 the sums of the products round more than $W$ does.
-# Without an adapter the error is 0 in float64 and float32, since $W_0$ came as float32.) In four bits the orange dot
-# lies on the blue line: the error is as large as all that the adapter does.
+# Dots: means over the 35 layers of one adapter; bars and bands: minimum to maximum. The title gives $1 - \kappa$ for
+# all four adapters. In floating point orange and grey lie on the dotted line. (In float64 the sums of the products
+# round more than $W$ does. Without an adapter the error is 0 in float64 and float32, since $W_0$ came as float32.) In
+# four bits the orange dot lies on the blue line: the error is as large as all that the adapter does.
 
 # %%
 lost_norm = {
@@ -405,9 +412,9 @@ assert all(abs(quantised[task] - before[task]) < 0.02 for task in TEXTS)  # alon
 assert 0.08 < np.interp(-0.83, -np.array(list(lost_norm.values())), relative_size) < 0.15
 
 # %% [markdown]
-# About four fifths of the gain are lost for Python, and nearly half for capitals, when $\Delta W$ is merged into
-# weights that are quantised already; nothing that can be seen when it is merged before. Keep the original $W_0$, or
-# keep the adapter beside the base.
+# When $\Delta W$ is merged into weights that are quantised already, about four fifths of the gain are lost for Python,
+# and 40% to 50% for capitals. When it is merged before they are quantised, no loss can be seen. Keep the original
+# $W_0$, or keep the adapter beside the base.
 
 # %% [markdown] tags=["notes"]
 # 11 min. Left panel first: cover the column "4 bits" and let them predict it. The usual answer is "a bit above
@@ -439,9 +446,10 @@ for name in ("float32", "bfloat16"):
     print(f"{name:<10}{drift[name][0]:>17.1%}{drift[name][1]:>17.1e}{drift[name][2]:>17.1e}")
 assert all(0.02 < changed < 0.1 for changed, _, _ in drift.values())  # not bit-exact, in either format
 assert all(last > 3 * first for _, first, last in drift.values())  # and it adds up
+assert np.isclose(drift["bfloat16"][2], np.mean(control["bfloat16"]), rtol=0.3)  # as storing W₀ in bfloat16
 
 # %% [markdown]
-# No: a few of a hundred weights do not come back, and the error grows with every swap. The library never subtracts.
+# No: a few weights in a hundred do not come back, and after 100 swaps the error has grown. The library never subtracts.
 # A merged layer keeps the adapter with its untouched $W_0$, and `unmerge` puts it back.
 
 # %%
@@ -462,7 +470,7 @@ assert 0 < relative(merged_logits, logits) < 1e-5
 assert np.array_equal(unmerged_logits, logits)  # ten round trips, bit for bit
 
 # %% [markdown] tags=["notes"]
-# 5 min. Vote first: bit-exact or not? Subtraction looks exact on the first hundred entries one prints. In bfloat16 the
+# 5 min. Vote first: bit-exact or not? Subtraction looks exact in the few digits that one prints. In bfloat16 the
 # drift of 100 swaps is as large as the rounding of the base itself.
 
 # %% [markdown]
@@ -519,10 +527,12 @@ assert base_hash(served) == hash_before  # after eight swaps: the base, bit for 
 # %% [markdown]
 # ## 7. Exercise: combine
 #
-# Several adapters of one layer shall act at once, each with a weight: $\sum_i w_i \Delta W_i$ with
-# $\Delta W_i = s_i B_i A_i$, written as one adapter again: $B A$, with scale 1. A product of matrices is a sum of
-# products of columns and rows, $BA = \sum_j b_j a_j^\top$, and a sum of such sums is one such sum. Ranks, scales and
-# signs may differ, and no $(\text{out}, \text{in})$ matrix may be formed.
+# Several adapters of one layer shall act at once, each with a weight $w_i$: $\sum_i w_i \Delta W_i$ with
+# $\Delta W_i = s_i B_i A_i$, written as one adapter again: $B A$, with scale 1. `adapters` is a list of
+# $(A_i, B_i, \alpha_i)$ with $A_i$ $(r_i, \text{in})$, $B_i$ $(\text{out}, r_i)$ and $s_i = \alpha_i / r_i$. With $b_j$
+# the columns of $B$ and $a_j^\top$ the rows of $A$, $BA = \sum_j b_j a_j^\top$, and a sum of such sums is one such sum.
+# Ranks, scales and the signs of the $w_i$ may differ; the rank of the result is free. No $(\text{out}, \text{in})$
+# matrix may be formed.
 
 
 # %% tags=["exercise"] exercise="22"
@@ -548,7 +558,7 @@ check("22", combine)
 # %% [markdown]
 # ## 8. The average of A and B is not the average
 #
-# Let $\bar A, \bar B$ be the means of two adapters' factors, of one scale $s$. Multiplied out,
+# Let $\bar A, \bar B$ be the means of the factors of two adapters with the same scale $s$. Multiplied out,
 #
 # $$\tfrac12 (B_1 A_1 + B_2 A_2) - \bar B \bar A = \tfrac14\,(B_1 - B_2)(A_1 - A_2) \quad (\text{out}, \text{in})$$
 #
@@ -557,8 +567,8 @@ check("22", combine)
 # $1 / \sqrt 2 = 0.71$. It is 0 if both adapters have the *same* $A$, and small if both started from the same one, for
 # $A$ moves little.
 #
-# Nor is the error a property of the two adapters. $B M$ and $M^{-1} A$ are the same adapter for every invertible $M$
-# $(r, r)$. With $M = -I$, an adapter averaged with *itself* is nothing at all: $\frac12(A - A) = 0$.
+# The error also depends on how each update is written as a product: $B M$ and $M^{-1} A$ are the same adapter for every
+# invertible $M$ $(r, r)$. With $M = -I$, the average of an adapter with *itself* is zero: $\frac12(A - A) = 0$.
 
 
 # %%
@@ -599,7 +609,8 @@ assert max(side_by_side) < 1e-15
 
 # %% [markdown]
 # Stacked, $\begin{pmatrix} B_1 & B_2 \end{pmatrix} \begin{pmatrix} A_1 \\ A_2 \end{pmatrix} = B_1 A_1 + B_2 A_2$:
-# exact, at rank $r_1 + r_2$ (`spectrum.truncate` brings it back to $r$). What does a model do with either average?
+# exact, at rank $r_1 + r_2$ (`truncate` in `minilora.adapters.spectrum` brings it back to $r$). What does
+# a model do with either average?
 
 # %%
 print(f"{'':<32}{'python':>9}{'capitals':>10}")
@@ -626,7 +637,7 @@ for one, other in ((("python", 0), ("capitals", 1)), (("python", 1), ("capitals"
 # Say what you expect, then run it.
 # 1. Let `absmax` use blocks of 16 instead of 64. Does more of $\Delta W$ arrive, or less? What does it cost in bits a
 #    weight, with a float32 step for each block?
-# 2. Train at `lr=1.6e-2`. Which of the asserts of section 4 fail, and is that good news?
+# 2. Train at `lr=1.6e-2`. Which of the asserts of sections 1 and 4 fail, and is that good news?
 # 3. In section 8, average an adapter with itself, with $A_2 = M^{-1} A$, $B_2 = B M$ for a random $M$. What is the
 #    error, and can it be larger than 1?
 #
