@@ -8,9 +8,9 @@ from difflib import get_close_matches
 LISTED = 20  # names; the rest are only counted
 
 
-def choose_from(word: object, names: Iterable[str]) -> str:
+def choose_from(word: object, names: Iterable[object]) -> str:
     """The end of an error, such as "did you mean 'lora'? choose from full, lora, qlora"."""
-    known = list(dict.fromkeys(names))
+    known = list(dict.fromkeys(map(str, names)))
     listed = ("; " if any("," in name for name in known) else ", ").join(known[:LISTED])
     more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
     return f"{did_you_mean(word, known)}choose from {listed or 'none'}{more}"

@@ -72,6 +72,9 @@ def record(grid: str, jobs: int, again: bool) -> None:
         if all(run.get(name) == arguments.get(name) for name in names)  # an argument left out is another run
     }
     left = [i for i in range(len(wanted)) if i not in done]
+    if not left:
+        print(f"{grid}: all {len(wanted)} runs are on record")
+        return
     with ProcessPoolExecutor(jobs) as pool:
         futures = {pool.submit(one, grid, wanted[i]): i for i in left}
         for future in tqdm(as_completed(futures), grid, len(futures), file=sys.stdout):
@@ -98,10 +101,12 @@ def content(grid: str, runs: list[dict[str, Any]]) -> bytes:
 def main() -> None:
     names = sorted(path.stem for path in GRIDS.glob("*.py"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("grids", nargs="*", metavar="GRID", help=f"of {', '.join(names)}", choices=[*names, []])
+    parser.add_argument("grids", nargs="*", metavar="GRID", help=f"of {', '.join(names)}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many runs at a time")
     parser.add_argument("--again", action="store_true", help="run what is recorded, too")
     arguments = parser.parse_args()
+    if unknown := set(arguments.grids) - set(names):
+        parser.error(f"there is no grid {', '.join(sorted(unknown))}: choose from {', '.join(names)}")
     for grid in arguments.grids or names:
         record(grid, arguments.jobs, arguments.again)
 

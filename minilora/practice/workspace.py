@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import zlib
 from collections.abc import Iterable
@@ -114,6 +115,8 @@ def contents(language: str = "en", tasks: Iterable[Sheet] | None = None) -> dict
     if tasks is None:
         tasks = map(sheet, numbers())
         pages |= {f"questions/{name}": text for name, text in (question_pages() | article_pages()).items()}
+    else:  # some exercises, for a class: without pages of questions, and without what links to them
+        pages["README.md"] = re.sub(r"The interview questions are .*?\n\n", "", pages["README.md"], flags=re.DOTALL)
     stubs = {f"{each.name}.py": each.stub(language) for each in tasks}
     return pages | {"conftest.py": CONFTEST} | stubs
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ...verify.language import Words, words
+from ..progress import FILE
 from ..terminal import Events
-from ..workspace import Workspace
+from ..workspace import NAME, Workspace
 from .boxes import graded, order
 from .catalogue import Question, topics
-from .checks import run_check
+from .checks import checks, run_check
 
 
 def ask_here(folder: str | None, questions: Sequence[Question], console: Any, language: str) -> None:
@@ -21,7 +22,7 @@ def ask_here(folder: str | None, questions: Sequence[Question], console: Any, la
     try:
         progress = Workspace.found(folder).progress
     except ValueError:
-        if folder:
+        if folder or any((path / FILE).exists() for path in (Path(NAME), Path())):
             raise
         progress = None
 
@@ -40,7 +41,8 @@ def ask_here(folder: str | None, questions: Sequence[Question], console: Any, la
             asking.show(words("Nothing is due today."))
             return
         known, of = asking.ask(asked, keep)
-        asking.show(words("{known} of {of} known", known=str(known), of=str(of)))
+        if of:
+            asking.show(words("{known} of {of} known", known=str(known), of=str(of)))
 
 
 class Asking:
@@ -98,7 +100,8 @@ def revealed(question: Question) -> list[Words]:
     """The answer, the usual wrong one, what decides, and where to go on."""
     found = [question.answer, words("Usually wrong: {wrong}", wrong=question.wrong)]
     if question.check:
-        found.append(words("Computed now: {numbers}", numbers=run_check(question.check)))
+        shows = (checks()[question.check].__doc__ or "").strip()
+        found.append(words("Computed now: {numbers}", numbers=f"{run_check(question.check)}\n({shows})"))
     if question.source:
         found.append(words("Source: {source}", source=question.source))
     further = []

@@ -60,12 +60,15 @@ def read(key: str, given: dict[str, Any]) -> Question:
 
 
 def chosen(topic: str = "", level: int = 0, flash: bool = False) -> list[Question]:
-    """Those of a topic and a level. Raises ValueError for a topic that does not exist."""
+    """Those of a topic and a level. Raises ValueError for a topic that does not exist, or where there are none."""
     if topic and topic.upper() not in topics():
-        listed = ", ".join(f"{letter} {title.en}" for letter, title in topics().items())
+        listed = "; ".join(f"{letter} {title.en}" for letter, title in topics().items())
         raise ValueError(f"there is no topic {topic!r}: choose from {listed}")
-    return [
+    found = [
         each
         for each in questions().values()
         if topic.upper() in ("", each.topic) and level in (0, each.level) and (each.often_wrong or not flash)
     ]
+    if not found:
+        raise ValueError(f"there is no such question: {topic.upper()} has none of level {level}")
+    return found
