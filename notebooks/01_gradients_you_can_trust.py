@@ -100,7 +100,7 @@ print(f"measured {measured:.12f}\nclaimed  {claimed:.12f}")
 assert np.isclose(measured, claimed, rtol=1e-9)
 
 # %% [markdown] tags=["notes"]
-# 8 min. The class derives nothing here: they judge. Write L as one number on the board, then the line x + t u.
+# 8 min. The class derives nothing here: they check. Write L as one number on the board, then the line x + t u.
 #
 # Ask: why is one random direction enough? (An error δ shows as Σ δ ∘ u, normally distributed with standard deviation
 # ‖δ‖. It is rarely near 0.)
@@ -623,7 +623,7 @@ assert report.rows[0].where[0] == 2  # the id that occurs twice
 print(report)
 
 # %% [markdown] tags=["notes"]
-# 3 min. The report has a row for each tensor: two of three are right. Ask: what would a single pass or fail have told?
+# 3 min. The report has a row for each tensor: two of three are right. Ask: what would a single pass or fail have said?
 
 # %% [markdown]
 # ## 5. A diagnosis

@@ -34,6 +34,7 @@ from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import numpy as np
+import record
 
 import minilora
 from minilora.data import all_windows, bits, english, excerpts, python_source, random_windows
@@ -81,7 +82,7 @@ size = {key: np.mean([np.linalg.norm(dW[key][p]) / np.linalg.norm(W0[p]) for p i
 for (task, seed), end in after.items():
     print(f"{task:<9} seed {seed}: {before[task]:.2f} -> {end:.2f} bits per byte, ‖ΔW‖ = {size[task, seed]:.3f} ‖W₀‖")
 assert len(paths) == 35
-assert all(end < before[task] - 0.15 for (task, _), end in after.items())
+assert all(end < before[task] - (0.25 if record.same_text() else 0.15) for (task, _), end in after.items())
 assert all(0.03 < part < 0.07 for part in size.values())
 
 # %% [markdown] tags=["notes"]
@@ -407,8 +408,10 @@ for key, D in dW.items():
     arrived[key] = (quantised[key[0]] - two) / gain, (quantised[key[0]] - one) / gain
     print(f"{key[0]:<9} seed {key[1]}: gain {gain:.2f} bit; kept {arrived[key][0]:>4.0%}, {arrived[key][1]:>4.0%}")
 assert all(0.1 < two < 0.3 if task == "python" else 0.4 < two < 0.7 for (task, _), (two, _) in arrived.items())
-assert all(0.95 < one < 1.05 for _, one in arrived.values())
-assert all(abs(quantised[task] - before[task]) < 0.05 for task in TEXTS)  # alone, four bits cost little
+# Alone, four bits cost nothing that can be seen; merged from W₀, the whole gain is kept.
+off = 0.03 if record.same_text() else 0.05  # another text, another spread
+assert all(abs(one - 1) < off for _, one in arrived.values())
+assert all(abs(quantised[task] - before[task]) < (0.02 if record.same_text() else 0.05) for task in TEXTS)
 assert 0.08 < np.interp(-0.83, -np.array(list(lost_norm.values())), relative_size) < 0.15
 
 # %% [markdown]

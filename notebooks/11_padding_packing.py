@@ -139,7 +139,7 @@ check("29", losses)
 # %% [markdown]
 # ## 3. A real model, to the last digits
 #
-# Three texts of those lengths, for the built-in model with LoRA, in float64. Accumulated batches are told the
+# Three texts of those lengths, for the built-in model with LoRA, in float64. Accumulated batches are given the
 # $n$ of the step: `count`. The library has no packed batches, so the mask of one is put in the place of the causal
 # mask. Positions here are rotary: a score depends on the distance of two tokens alone, so in this model condition 2
 # holds by itself. (With learned positions, as in the exercise and in GPT-2, it does not.)

@@ -70,7 +70,7 @@ deltas = {path: tuned[path].delta() for path in paths}
 untrained = losses(base)
 for text, loss in after.items():
     print(f"LoRA, r = 8: {text} {untrained[text]:.3f} -> {loss:.3f}")
-assert after["new"] < untrained["new"] - 0.3  # it has learned
+assert after["new"] < untrained["new"] - (0.6 if record.same_text() else 0.3)  # it has learned
 assert after["old"] > untrained["old"] + 0.1  # and forgotten, with every old weight frozen
 
 for path in paths:

@@ -46,13 +46,18 @@ def pick(runs: list[dict[str, Any]], number: str, **where: Any) -> np.ndarray:
     return np.array(found)
 
 
+def same_text() -> bool:
+    """Whether this Python has the standard library, which is the text to learn, that the records were made with."""
+    return platform.python_version_tuple()[:2] == RECORDED_WITH
+
+
 def within_spread(value: float, recorded: np.ndarray) -> bool:
     """Whether a number lies in the range of the recorded seeds, or outside by no more than half of its width.
 
     Another processor sums in another order. Another Python has another standard library to learn from: then nothing can
     be compared, which is printed, and the answer is True.
     """
-    if platform.python_version_tuple()[:2] != RECORDED_WITH:
+    if not same_text():
         with_python = ".".join(RECORDED_WITH)
         print(f"not compared: recorded with the library of Python {with_python}, this is {platform.python_version()}")
         return True

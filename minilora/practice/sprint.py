@@ -88,7 +88,7 @@ class Sprint(Session):
         if self.left > 0 and not all(map(self.progress.passed, self.order)):
             return
         self.console.print(self.said("Ten questions that are answered wrongly in many places, five minutes:"))
-        drawn = random.Random(self.progress.seed).sample(often := chosen(flash=True), min(FLASH, len(often)))
+        drawn = random.Random(self.progress.seed).sample(chosen(flash=True), FLASH)
         Asking(self.console, events, self.language).ask(drawn, self.graded.__setitem__)
 
     def finish(self) -> None:
