@@ -14,7 +14,7 @@ from ..adapters.base import Adapter, shape
 from ..adapters.parts import Parts
 from ..models.names import hub_name
 from ..models.transformer import Transformer
-from ..nn import Costs, KeptArray, Linear, Parameter
+from ..nn import Costs, KeptArray, Linear, Parameter, Part
 from ..nn.costs import Shape
 from .methods import Prompt, virtual_tokens
 
@@ -106,11 +106,14 @@ def adapter_bytes(model: Transformer, dtype: str = "float32") -> int:
         name = peft_name(model, path)
         tensors[name.replace(".model.", ".", 1) if virtual_tokens(model) else name] = base, axes
     for path, module in model.named_modules():
-        if isinstance(module, Parts):
-            for name in [name for name in tensors if name.startswith(f"{peft_name(model, path)}.")]:
-                del tensors[name]
-            tensors |= {name: (wide, axes) for name, _, axes in file_tensors(path, module.joined(), model)}
-        elif isinstance(module, Adapter) and (name := peft_name(model, path)).endswith(EMBEDDINGS):
+        if not isinstance(module, Adapter) or isinstance(module.base, Part):
+            continue
+        name, written = peft_name(model, path), module.in_file()
+        if written is not module:
+            for held in [held for held in tensors if held.startswith(f"{name}.")]:
+                del tensors[held]
+            tensors |= {held: (wide, axes) for held, _, axes in file_tensors(path, written, model)}
+        if name.endswith(EMBEDDINGS):
             tensors[f"{name}.base_layer.weight"] = base, module.weight.data.shape
     return safetensors_bytes(tensors)
 

@@ -72,7 +72,7 @@ class Option(NamedTuple):
     """One hyperparameter: an attribute of the adapter, and a key of PEFT's config."""
 
     name: str
-    key: str
+    key: str  # "" where PEFT has none: it changes the training alone, and the file does not say it
     default: Any  # PEFT's, for a config without the key
     pattern: str = ""  # the key of {regular expression: value} for layers with another value
 
@@ -105,15 +105,16 @@ class Kept(NamedTuple):
     """One array that forward keeps for backward."""
 
     what: str  # "x" is the layer's own input, which other layers may keep too
-    width: str  # numbers for each row of x, in n_in, n_out and r
+    width: str  # numbers for each row of x, in n_in, n_out, r and the options
     why: str  # the formula that reads it
     slots: tuple[str, ...] = ()  # kept while one of these learns, whose gradients need it; (): always kept
+    once: bool = False  # kept once, whatever the number of rows
 
 
 class Products(NamedTuple):
     """FLOPs of the matrix products beside the base's, 2 for a multiplication and an addition, for each row of x.
 
-    Formulas in n_in, n_out and r.
+    Formulas in n_in, n_out, r, the options, and `drops`, which is 1 where this forward has dropout, else 0.
     """
 
     forward: str
@@ -121,6 +122,7 @@ class Products(NamedTuple):
     gradients: Mapping[tuple[str, ...], str]  # {slots: the product that their gradients share, made while one learns}
     without_dx: str = "0"  # the backward where it is not
     once: str = "0"  # in a forward, whatever the number of rows
+    gradients_once: Mapping[tuple[str, ...], str] = {}  # as `gradients`, in a backward, whatever the number of rows
 
 
 class Adapter(Module):
@@ -184,6 +186,10 @@ class Adapter(Module):
     def draw_shared(cls, bases: Collection[Any], **options: Any) -> dict[str, Parameter]:
         """{name of a shared slot: its Parameter}, large enough for each of these layers."""
         return {}
+
+    def in_file(self) -> Adapter:
+        """The adapter that a file holds in the place of this one: itself, unless PEFT has another form of it."""
+        return self
 
     @classmethod
     def join_parts(cls, base: Module, parts: list[Any]) -> Adapter:
@@ -264,11 +270,11 @@ class Adapter(Module):
         """Those of the base, and `kept` and `products`, without what only frozen slots need."""
         learns = {name for name, p in self.own_parameters().items() if p.trainable}
         y = self.base.costs(x, costs)
-        sizes = self.sizes | {"n": y.rows}
         drops = costs.dropout and bool(getattr(self, "dropout", 0))
+        sizes = self.settings | self.sizes | {"n": y.rows, "drops": int(drops)}
         if drops:
             costs.keep(self, "keep", costs.array(*x.shape), "to drop the same of dx")
-        for what, width, why, slots in self.kept:
+        for what, width, why, slots, once in self.kept:
             if slots and learns.isdisjoint(slots):
                 continue
             if what == "x" and drops:
@@ -276,12 +282,17 @@ class Adapter(Module):
             elif what in ("x", "ids"):
                 costs.keep(self, what, x, why)
             else:
-                costs.keep(self, what, costs.array(*y.shape[:-1], number(width, sizes)), why)
-        gradients = [formula for slots, formula in self.products.gradients.items() if learns.intersection(slots)]
+                rows = () if once else y.shape[:-1]
+                costs.keep(self, what, costs.array(*rows, number(width, sizes)), why)
+
+        def of_learned(products: Mapping[tuple[str, ...], str]) -> list[str]:
+            return [formula for slots, formula in products.items() if learns.intersection(slots)]
+
         forward = f"n * ({self.products.forward})", self.products.once
         dx = self.products.backward if x.needs_dx else self.products.without_dx
-        backward = f"n * ({' + '.join(formula for formula in (dx, *gradients) if formula != '0') or 0})"
-        costs.multiply(self, "adapter", {f: number(f, sizes) for f in forward}, {backward: number(backward, sizes)})
+        each_row = [formula for formula in (dx, *of_learned(self.products.gradients)) if formula != "0"]
+        backward = f"n * ({' + '.join(each_row) or 0})", *of_learned(self.products.gradients_once)
+        costs.multiply(self, "adapter", *({f: number(f, sizes) for f in formulas} for formulas in (forward, backward)))
         return y
 
     def delta(self) -> Array:
@@ -321,13 +332,13 @@ def compiled(formula: str) -> CodeType:
 
 @cache
 def variants() -> dict[str, list[type[Adapter]]]:
-    """{name: its classes} of every variant that has a file here."""
+    """{name: its classes} of every variant that has a file here; that of lora_fa.py is called lora-fa."""
     found = {}
     for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__):
         if not module.ispkg:
             file = importlib.import_module(f".{module.name}", __package__)
             own = [cls for cls in vars(file).values() if getattr(cls, "__module__", "") == file.__name__]
-            found[module.name] = [
+            found[module.name.replace("_", "-")] = [
                 cls for cls in own if hasattr(cls, "base_type") and {"base_type", "variant"} & {*vars(cls)}
             ]
     return {name: classes for name, classes in found.items() if classes}

@@ -57,7 +57,7 @@ class Parts(Adapter):
         xp = get_array_module(W[0])
         return xp.concatenate(W), None if b[0] is None else xp.concatenate(b)
 
-    def joined(self) -> Adapter:
+    def in_file(self) -> Adapter:
         """One adapter on the whole fused layer that computes the same, for PEFT's file, which has no parts. Raises
         ValueError where the parts differ in class or options, or their variant has no such form."""
         adapted = [part for part in self.parts.values() if part.is_adapter]

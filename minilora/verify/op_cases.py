@@ -1,4 +1,5 @@
-"""Every op as something that can be checked, at any sizes: OPS.
+"""Every op as something that can be checked, at any sizes: OPS. Those of a variant of adapters are beside its faults,
+in problems/.
 
 `OPS[name].draw(size, rng)` draws a case. It asks `size(low, high)` for each of its sizes in turn.
 """
@@ -6,60 +7,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from .. import ops
 from ..backend import Array, get_array_module
 from .case import Case
-from .check import Report, check_gradient
-
-Rng = np.random.Generator
-
-S = 0.7  # the scale of the low-rank path
-EPS = 0.03  # of the norms: large enough for its place in the formula to show
-THETA = 50.0  # of the rotary positions
-
-
-class Size(Protocol):
-    def __call__(self, low: int = 1, high: int = 4) -> int: ...
-
-
-class Op(NamedTuple):
-    draw: Callable[[Size, Rng], Case]
-    forward: Callable[..., tuple[Array, Any]]  # (*inputs, **constants) -> y, cache
-    backward: Callable[..., tuple[Array, ...]]  # (dy, cache, *inputs, **constants) -> one gradient for each input
-
-    def grad(self, dy: Array, *inputs: Array, **constants: Any) -> tuple[Array, ...]:
-        return self.backward(dy, self.forward(*inputs, **constants)[1], *inputs, **constants)
-
-    def check(self, case: Case, rng: Rng, grad: Callable[..., Any] | None = None, **options: Any) -> Report:
-        def f(*inputs: Array, **constants: Any) -> Array:
-            return self.forward(*inputs, **constants)[0]
-
-        options |= {"constants": case.constants, "dy": case.dy, "rng": rng}
-        return check_gradient(f, grad or self.grad, case.inputs, one_row=True, **options)  # other sizes show it
-
-
-def drawn(rng: Rng, shape: tuple[int, ...], inputs: dict[str, Array], **constants: Any) -> Case:
-    """A case with a dy of this shape. Nothing can write to its constants."""
-    for constant in constants.values():
-        if isinstance(constant, np.ndarray):
-            constant.setflags(write=False)
-    return Case(np.asarray(rng.standard_normal(shape)), inputs, constants)
-
-
-def on(x: Array, constant: np.ndarray) -> Array:
-    """A constant in the library of x; floats in the dtype of x."""
-    return get_array_module(x).asarray(constant, dtype=x.dtype if constant.dtype.kind == "f" else None)
-
-
-def one(backward: str) -> Callable[..., tuple[Array]]:
-    """The backward of an op with one input, by its name: it is looked up late, as a mutant may take its place."""
-    return lambda dy, cache, *_, **__: (getattr(ops, backward)(dy, cache),)
-
+from .op import EPS, THETA, Op, Rng, S, Size, drawn, on, one
+from .problems import op_cases
 
 # ---- linear ----
 
@@ -106,22 +63,6 @@ def draw_low_rank_embedding(size: Size, rng: Rng) -> Case:
 
 def low_rank_embedding_backward(dy: Array, cache: Any, A: Array, B: Array, ids: Array, s: float) -> tuple[Array, ...]:
     return ops.lora_embedding_A_gradients(dy, cache.x, B, s, A.shape[1]), ops.lora_B_gradients(dy, cache.h, s)
-
-
-def draw_vera(size: Size, rng: Rng) -> Case:
-    batch, T, n_in, n_out, r = (size() for _ in range(5))
-    x, d, b = rng.standard_normal((batch, T, n_in)), rng.standard_normal(r), rng.standard_normal(n_out)
-    A, B = rng.standard_normal((r, n_in)), rng.standard_normal((n_out, r))
-    return drawn(rng, (batch, T, n_out), {"x": x, "d": d, "b": b}, A=A, B=B)
-
-
-def vera_backward(dy: Array, h: Array, x: Array, d: Array, b: Array, A: Array, B: Array) -> tuple[Array, ...]:
-    return ops.vera_backward(dy, on(x, A), on(x, B), d, b), *ops.vera_gradients(dy, h, on(x, B), d, b)
-
-
-def draw_ia3(size: Size, rng: Rng) -> Case:
-    B, T, C = size(), size(), size()
-    return drawn(rng, (B, T, C), {"x": rng.standard_normal((B, T, C)), "l": rng.standard_normal(C)})
 
 
 # ---- norms and activations ----
@@ -290,12 +231,7 @@ OPS: dict[str, Op] = {
         lambda A, B, ids, s: ops.lora_embedding_forward(on(A, ids), A, B, s),
         low_rank_embedding_backward,
     ),
-    "low rank, VeRA": Op(draw_vera, lambda x, d, b, A, B: ops.vera_forward(x, on(x, A), on(x, B), d, b), vera_backward),
-    "rescaling": Op(
-        draw_ia3,
-        ops.ia3_forward,
-        lambda dy, x, _, vector: (ops.ia3_backward(dy, vector), ops.ia3_gradients(dy, x)),
-    ),
+    **op_cases(),
     "layer norm": Op(draw_layer_norm, ops.layer_norm_forward, layer_norm_backward),
     "rms norm": Op(draw_rms_norm, ops.rms_norm_forward, rms_norm_backward),
     "gelu": Op(draw_gelu, ops.gelu_forward, one("gelu_backward")),

@@ -63,9 +63,9 @@ def test_every_gradient_is_a_central_difference_also_of_the_weight_and_bias_that
 def test_parts_are_one_adapter_of_higher_rank_on_the_whole(rng):
     model, x = adapted(rng, {"q_proj": 3, "v_proj": 2}, alpha=6, rslora=False, train=()), rng.standard_normal((5, 12))
     with pytest.raises(ValueError, match="differ in scaling"):
-        model[FUSED].joined()
+        model[FUSED].in_file()
     model = adapted(rng)
-    whole, parts = model[FUSED].joined(), model[FUSED]
+    whole, parts = model[FUSED].in_file(), model[FUSED]
     assert whole.r == 4
     np.testing.assert_allclose(whole.forward(x)[0], parts.forward(x)[0], atol=1e-14)
     np.testing.assert_allclose(whole.merged()[0], parts.merged()[0], atol=1e-15)
@@ -86,7 +86,7 @@ def test_writing_parts_changes_nothing_of_what_learns(variant, rng, tmp_path):
     attach(model, variant, ["q_proj", "v_proj"], rng=rng, train=["qkv_proj"])
     learns = set(model.trainable_parameters())
     assert f"{FUSED}.bias" in learns
-    model[FUSED].joined()
+    model[FUSED].in_file()
     assert set(model.trainable_parameters()) == learns
 
 

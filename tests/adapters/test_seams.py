@@ -23,7 +23,7 @@ def subclasses(cls: type) -> set[type]:
 
 
 def classes_of_variants() -> set[str]:
-    files = {f"minilora.adapters.{name}" for name in variants()}
+    files = {f"minilora.adapters.{name.replace('-', '_')}" for name in variants()}
     return {cls.__name__ for cls in subclasses(Adapter) if cls.__module__ in files}
 
 
@@ -34,7 +34,7 @@ def names_of_variants(path: Path) -> list[str]:
         if isinstance(node, ast.Constant):
             named = node.value if isinstance(node.value, str) and node.value in variants() else ""
         elif isinstance(node, ast.ImportFrom):
-            named = next((part for part in (node.module or "").split(".") if part in variants()), "")
+            named = next((p for p in (node.module or "").split(".") if p.replace("_", "-") in variants()), "")
         elif isinstance(node, ast.Name | ast.Attribute):
             named = node.id if isinstance(node, ast.Name) else node.attr
             named = named if named in classes_of_variants() else ""

@@ -54,7 +54,9 @@ def layer(cls, rng, n_in=5, n_out=4, bias=True, **options):
 
 
 def test_a_variant_is_one_file_and_the_default_is_one_of_them():
-    assert all(cls.__module__ == f"minilora.adapters.{name}" for name, classes in variants().items() for cls in classes)
+    for name, classes in variants().items():
+        assert {cls.__module__ for cls in classes} == {f"minilora.adapters.{name.replace('-', '_')}"}
+        assert {cls.variant for cls in classes} == {name}
     assert DEFAULT in variants()
 
 
@@ -69,6 +71,10 @@ def test_a_variant_is_one_file_also_where_it_only_names_a_subclass_of_another(tm
     assert found["vera"] == [VeRALinear]
 
 
+def value(formula, adapter, drops=0):
+    return eval(formula, {}, {**adapter.settings, **adapter.sizes, "drops": drops})
+
+
 @each_class
 def test_what_a_class_states_fits_its_slots(cls, rng):
     adapter = layer(cls, rng)
@@ -78,10 +84,11 @@ def test_what_a_class_states_fits_its_slots(cls, rng):
         assert math.prod(shape(slot.file_shape or slot.shape, adapter.sizes)) == getattr(adapter, slot.name).data.size
     trained = {slot.name for slot in cls.slots if slot.trained}
     assert {name for name, p in adapter.own_parameters().items() if p.trainable} == trained
-    assert {name for kept in cls.kept for name in kept.slots} == trained
-    assert {name for names in cls.products.gradients for name in names} <= trained
-    for formula in [*(kept.width for kept in cls.kept), *cls.products.gradients.values(), cls.products.forward]:
-        assert eval(formula, {}, adapter.sizes) >= 0
+    products = cls.products
+    assert {name for kept in cls.kept for name in kept.slots} <= trained
+    assert {name for names in (*products.gradients, *products.gradients_once) for name in names} <= trained
+    for formula in [*(kept.width for kept in cls.kept), *products.gradients.values(), products.forward]:
+        assert value(formula, adapter) >= 0
     assert adapter.settings == {**cls.defaults(), **{k: v for k, v in cls.examples[""].items() if k in cls.defaults()}}
 
 
@@ -135,17 +142,16 @@ def test_the_products_that_a_class_states_are_those_that_run(cls, dx, rng):
         parameter.data = parameter.data.view(Counted)
     x = rng.integers(0, 5, (3, 2)) if cls.base_type is Embedding else rng.standard_normal((3, 2, 50)).view(Counted)
     base = 0 if cls.base_type is Embedding else 2 * N * 50 * 40
-
-    def value(formula):
-        return eval(formula, {}, adapter.sizes)
+    products = cls.products
 
     Counted.flops = 0
     y, cache = adapter.forward(x, run=Pass(needs_dx=dx))
-    assert Counted.flops == base + N * value(cls.products.forward) + value(cls.products.once)
+    assert Counted.flops == base + N * value(products.forward, adapter) + value(products.once, adapter)
     Counted.flops = 0
     adapter.backward(rng.standard_normal(y.shape).view(Counted), cache, Gradients())
-    backward = base + N * value(cls.products.backward) if dx else N * value(cls.products.without_dx)
-    assert Counted.flops == backward + N * sum(map(value, cls.products.gradients.values()))
+    each_row = [products.backward if dx else products.without_dx, *products.gradients.values()]
+    once = sum(value(formula, adapter) for formula in products.gradients_once.values())
+    assert Counted.flops == base * dx + N * sum(value(formula, adapter) for formula in each_row) + once
 
 
 @each_class
@@ -388,8 +394,8 @@ def test_a_bias_that_learns_below_the_vector_gets_its_gradient_through_it(rng):
 def test_parts_of_a_fused_layer_join_to_one_vector_with_ones_for_the_rest(rng):
     model = attached("ia3", rng, "gpt2", ["k_proj", "v_proj"])
     parts, x = model["block_0.attention.qkv_proj"], rng.standard_normal((2, 3, 12))
-    whole = parts.joined()
+    whole = parts.in_file()
     assert np.array_equal(whole.ia3_l.data[:12], np.ones(12))
     np.testing.assert_allclose(whole.forward(x)[0], parts.forward(x)[0], rtol=1e-12)
     with pytest.raises(ValueError, match="vera on parts of a fused layer cannot be written as an adapter on the whole"):
-        attached("vera", rng, "gpt2", ["q_proj"])["block_0.attention.qkv_proj"].joined()
+        attached("vera", rng, "gpt2", ["q_proj"])["block_0.attention.qkv_proj"].in_file()

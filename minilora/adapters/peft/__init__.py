@@ -42,7 +42,7 @@ def describe_adapter(folder: Path) -> dict[str, str]:
     """What `minilora info` says of an adapter folder."""
     config, tensors, metadata = read_adapter(folder)
     cls = classes_of(config)[0]
-    options = [f"{option.key} = {config.get(option.key, option.default)}" for option in cls.options]
+    options = [f"{option.key} = {config.get(option.key, option.default)}" for option in cls.options if option.key]
     slots = {name: slot_of(config, name) for name in tensors}
     layers = {found[0] for found in slots.values() if found}
     added = sum(tensors[name].size for name, found in slots.items() if found)

@@ -49,12 +49,16 @@ def classes_of(config: dict[str, Any]) -> list[type[Adapter]]:
         if kind in PROMPTS:
             instead = "no weight can hold it, so generate with it there"
         raise ValueError(f"peft_type = {short(kind)} is not read here, only {known}: in PEFT, {instead}")
-    for classes in found:
+
+    def differing(classes: list[type[Adapter]]) -> list[str]:
         fixed = classes[0].keys.fixed
-        wrong = [key for key, value in fixed.items() if config.get(key) not in (value, value or None)]
-        if not wrong:
-            return classes
-    raise ValueError(f"{wrong[0]} = {short(config.get(wrong[0]))} is not supported, only {fixed[wrong[0]]}")
+        return [key for key, value in fixed.items() if config.get(key) not in (value, value or None)]
+
+    # of variants whose files say the same, the first in the alphabet
+    nearest = min(found, key=lambda classes: len(differing(classes)))
+    for key in differing(nearest):
+        raise ValueError(f"{key} = {short(config.get(key))} is not supported, only {nearest[0].keys.fixed[key]}")
+    return nearest
 
 
 def known_keys(cls: type[Adapter]) -> set[str]:
@@ -72,7 +76,7 @@ def check_config(config: dict[str, Any]) -> None:
     """
     cls = classes_of(config)[0]
     for option in cls.options:
-        if option.default and option.key not in config:
+        if option.default and option.key and option.key not in config:
             raise ValueError(f"it lacks {option.key!r}, which PEFT always writes: save it again in PEFT")
     known = known_keys(cls)
     for key, value in config.items():
@@ -92,7 +96,7 @@ def check_config(config: dict[str, Any]) -> None:
         given = [(option.key, config.get(option.key)), *((option.pattern, value) for value in values.values())]
         for key, value in given:
             try:
-                if value is not None or option.default:
+                if option.key and (value is not None or option.default):
                     option.check(value)
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None

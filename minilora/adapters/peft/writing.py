@@ -14,7 +14,6 @@ from ...models.saving import base_hash
 from ...models.transformer import Transformer
 from ...nn import Linear
 from ..base import Adapter, variants
-from ..parts import Parts
 from .config import CLASSIFIERS, biases_of, ends_with
 from .format import CONFIG, LABELS, WEIGHTS
 from .plan import Plan, tensors_of
@@ -73,7 +72,7 @@ def adapters_of(model: Transformer) -> dict[str, Adapter]:
     if any(layer.is_merged for layer in layers.values()):
         raise ValueError("the adapters are merged: unmerge(model) first")
     adapted = {path: layer for path, layer in layers.items() if layer.is_adapter}
-    found = {path: layer.joined() if isinstance(layer, Parts) else layer for path, layer in adapted.items()}
+    found = {path: layer.in_file() for path, layer in adapted.items()}
     if not found:
         raise ValueError("the model has no adapter: attach(model, ...) first")
     kinds = sorted({adapter.variant for adapter in found.values()})
@@ -88,7 +87,7 @@ def variant_keys(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
     first = next(iter(adapters.values()))
     linear = {name: a for name, a in adapters.items() if isinstance(a.base, Linear)} or adapters
     config = {**first.keys.fixed, "peft_type": first.peft_type, "inference_mode": True, first.keys.init: True}
-    for option in first.options:
+    for option in (option for option in first.options if option.key):
         those = linear if option.name == "dropout" else adapters  # ids have no dropout
         values = {name: getattr(a, option.name) for name, a in those.items()}
         config[option.key] = next(iter(values.values()))

@@ -1,20 +1,32 @@
 """The bank: one file per op, each with its textbook gradient and the mistakes that people make in it."""
 
+from __future__ import annotations
+
 import functools
 import pkgutil
 from dataclasses import replace
 from importlib import import_module
+from types import ModuleType
 
 from ..faults import common_faults
+from ..op import Op
 from ..problem import Problem
+
+
+def files() -> list[ModuleType]:
+    return [import_module(f".{file.name}", __name__) for file in pkgutil.iter_modules(__path__)]
 
 
 @functools.cache
 def problems() -> dict[str, Problem]:
     """{name: problem} of the whole bank. A problem's own fault goes before a common one of the same name."""
-    files = (import_module(f".{file.name}", __name__) for file in pkgutil.iter_modules(__path__))
-    found = [value for file in files for value in vars(file).values() if isinstance(value, Problem)]
+    found = [value for file in files() for value in vars(file).values() if isinstance(value, Problem)]
     return {p.name: replace(p, faults=common_faults(p) | p.faults) for p in found}
+
+
+def op_cases() -> dict[str, Op]:
+    """{name: op} of the files that hold an OPS: the functions of ops/ that their problems are about, to be checked."""
+    return {name: op for file in files() for name, op in getattr(file, "OPS", {}).items()}
 
 
 def signatures(only: str = "") -> str:

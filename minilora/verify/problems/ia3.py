@@ -6,13 +6,15 @@ in side         y = (l ∘ x) Wᵀ + b          dx = l ∘ (dy W)         dl = �
 
 # ruff: noqa: E741  (l is the paper's letter)
 
+from ... import ops
 from ..case import Case, relative_error
+from ..op import Op, drawn
 from ..problem import Problem
 from .linear import linear_in, total
 from .low_rank import SHAPES, other_shapes
 
 
-def drawn(width_of_l):
+def draw_with(width_of_l):
     def draw(rng, shape):
         batch, tokens, width_in, width_out, *_ = shape
         sizes = {"batch": batch, "tokens": tokens, "in": width_in, "out": width_out}
@@ -42,7 +44,7 @@ ia3 = Problem(
     "ia3",
     forward,
     backward,
-    drawn("out"),
+    draw_with("out"),
     laws={"l ∘ dl is dy ∘ y summed over the rows, because y is linear in l": linear_in("l", forward)},
     shapes=SHAPES,
     others=other_shapes,
@@ -92,7 +94,7 @@ ia3_feed_forward = Problem(
     "ia3_feed_forward",
     feed_forward,
     feed_forward_backward,
-    drawn("in"),
+    draw_with("in"),
     laws={"l ∘ dl is dx ∘ x summed over the rows, because y depends on l ∘ x alone": along_x},
     shapes=SHAPES,
     others=other_shapes,
@@ -118,3 +120,20 @@ ia3_feed_forward.computed("of_the_out_side", dl=lambda dy, x, W, b: total(dy * (
 ia3_feed_forward.multiplied("l_twice", dx=lambda l: l)(
     "dx holds l twice", "Was the gradient that you multiplied by l that of l ∘ x, or already that of x?"
 )
+
+
+# ---- the functions of ops/ia3.py ----
+
+
+def draw_op(size, rng):
+    B, T, C = size(), size(), size()
+    return drawn(rng, (B, T, C), {"x": rng.standard_normal((B, T, C)), "l": rng.standard_normal(C)})
+
+
+OPS = {
+    "rescaling": Op(
+        draw_op,
+        ops.ia3_forward,
+        lambda dy, x, _, vector: (ops.ia3_backward(dy, vector), ops.ia3_gradients(dy, x)),
+    )
+}

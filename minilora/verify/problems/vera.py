@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from ... import ops
 from ..case import Case, relative_error
+from ..op import Op, drawn, on
 from ..problem import Problem
 from .linear import total
 from .low_rank import SHAPES, other_shapes
@@ -103,3 +105,22 @@ vera.multiplied("as_if_b_were_zero", dd=0)(
     "dd is zero, which is so only as long as b is zero",
     "At the start of training dd is indeed zero: which vector makes it so, and what happens to that vector?",
 )
+
+
+# ---- the functions of ops/vera.py ----
+
+
+def draw_op(size, rng):
+    batch, T, n_in, n_out, r = (size() for _ in range(5))
+    x, d, b = rng.standard_normal((batch, T, n_in)), rng.standard_normal(r), rng.standard_normal(n_out)
+    A, B = rng.standard_normal((r, n_in)), rng.standard_normal((n_out, r))
+    return drawn(rng, (batch, T, n_out), {"x": x, "d": d, "b": b}, A=A, B=B)
+
+
+def vera_backward(dy, h, x, d, b, A, B):
+    return ops.vera_backward(dy, on(x, A), on(x, B), d, b), *ops.vera_gradients(dy, h, on(x, B), d, b)
+
+
+OPS = {
+    "low rank, VeRA": Op(draw_op, lambda x, d, b, A, B: ops.vera_forward(x, on(x, A), on(x, B), d, b), vera_backward)
+}
