@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from argparse import ArgumentTypeError
+from argparse import Action, ArgumentError, ArgumentTypeError
 from collections.abc import Callable
+from typing import Any
 
 
 def comma_separated(text: str) -> list[str]:
@@ -51,3 +53,21 @@ def number(text: str, is_valid: Callable[[float], bool], what: str) -> float:
     if not (math.isfinite(x) and is_valid(x)):
         raise ArgumentTypeError(f"{text!r} is not {what}")
     return x
+
+
+def json_or_text(text: str) -> Any:
+    """0.5, true, [1, 2] and "a" as JSON has them; anything else is a text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+class Collect(Action):
+    """NAME=VALUE, each time that the option is given, as one mapping."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
+        name, equals, text = value.partition("=")
+        if not (name and equals):
+            raise ArgumentError(self, f"{value!r} is not NAME=VALUE")
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), name: json_or_text(text)})
