@@ -7,15 +7,10 @@ method may do better at another learning rate: methods.py compares each at its o
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import statistics
-import threading
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stderr
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,10 +22,11 @@ from ..adapters import DEFAULT
 from ..display.tables import numbers_right, wide_console
 from ..files import check_free, check_writable, read_json, to_json, write_whole
 from ..models.pretrained import load_pretrained
-from ..process import blas_threads, end_with, folder_lock
+from ..process import folder_lock
 from ..spelling import counted
 from .bases import base_for
 from .finetuning import ShowData, attach, finetune, options_of, settings_of
+from .parallel import check_joblib, run_all
 from .runs import CHECKPOINT, SETTINGS, check_settings, progress, read_settings
 from .settings import OF_METHOD, LanguageModelSettings
 from .sweep_figure import name_of, sweep_figure
@@ -76,8 +72,7 @@ def sweep(
     ValueError, OSError or ImportError for bad input, before anything is made; FloatingPointError, after sweep.json is
     written, when no rank finished with every seed.
     """
-    if find_spec("joblib") is None:
-        raise ImportError("a sweep needs joblib: pip install '.[sweep]' in the clone")
+    check_joblib("a sweep")
     out, ranks = Path(out), sorted(ranks)
     if min(seeds, jobs, threads) < 1 or not ranks or len(set(ranks)) < len(ranks):
         given = f"ranks {ranks}, {seeds} seeds, {jobs} jobs, {threads} threads"
@@ -95,7 +90,8 @@ def sweep(
         trainable = check_input(grid, base, data, options, show_data)
         options |= {"base": base, "data": data, "backend": backend.__name__}  # a module cannot be pickled
         try:
-            outcomes = run_cells(grid, options, jobs, threads)
+            cells = [(folder, options | cell) for folder, cell in grid.items()]
+            outcomes = run_all(run_cell, cells, jobs, threads, "sweeping", "cell")
         except KeyboardInterrupt:
             stopped = f"stopped; what is done is kept in {out}; the same command with --resume goes on"
             raise KeyboardInterrupt(*[stopped] if begun(grid) else []) from None
@@ -181,41 +177,11 @@ def check_input(
     return trainable
 
 
-def run_cells(grid: Grid, options: dict[str, Any], jobs: int, threads: int) -> list[dict[int, float] | str]:
-    """What run_cell returns for each cell of the grid, `jobs` of them at a time."""
-    import joblib
-    from tqdm import tqdm
-
-    class Parallel(joblib.Parallel):
-        def print_progress(self) -> None:  # called after each cell, by every backend: not all can return a generator
-            bar.update(self.n_completed_tasks - bar.n)
-
-    backend, _ = joblib.parallel.get_active_backend()
-    children = type(backend) in (joblib.parallel.BACKENDS[name] for name in ("loky", "multiprocessing"))
-    parent = os.getpid() if children else None
-    workers = {"initializer": end_with, "initargs": (parent,)} if children else {}
-    call = joblib.delayed(run_cell)
-    with tqdm(total=len(grid), desc="sweeping", unit="cell", disable=None, leave=False) as bar:
-        return Parallel(n_jobs=jobs, **workers)(
-            call(folder, options | cell, parent, threads) for folder, cell in grid.items()
-        )
-
-
-def run_cell(folder: Path, options: dict[str, Any], parent: int | None, threads: int) -> dict[int, float] | str:
-    """Begin one cell or go on with it. Returns {step: bits per byte of validation text}, or how it failed, in words.
-
-    `parent` is the id of the sweep's process if joblib runs the cells in others.
-    """
-    from tqdm import tqdm
-
-    child = parent not in (None, os.getpid())
-    if child:  # the default lock is a semaphore, and Python warns of one that Ctrl-C left behind
-        tqdm.set_lock(threading.RLock())
+def run_cell(folder: Path, options: dict[str, Any]) -> dict[int, float] | str:
+    """Begin one cell or go on with it. Returns {step: bits per byte of validation text}, or how it failed, in words."""
     options = options | {"backend": import_module(options["backend"]), "resume": (folder / SETTINGS).is_file()}
     try:
-        # The bars of several processes would fight for one line of the terminal.
-        with redirect_stderr(io.StringIO()) if child else nullcontext(), blas_threads(threads):
-            report = finetune(out=folder, **options)
+        report = finetune(out=folder, **options)
     except FloatingPointError as error:
         return str(error).partition(":")[0]  # what happened; the rest is advice, and a path
     losses = report["bits_per_byte"]
