@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from argparse import Action, ArgumentError, ArgumentTypeError
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,11 @@ from typing import Any
 
 def comma_separated(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def methods(text: str) -> list[str]:
+    """Names, and their options: "lora,vera:d_initial=0.5"; a comma within brackets is part of an option."""
+    return [word.strip() for word in re.split(r",(?![^\[]*\])", text) if word.strip()]
 
 
 def targets(text: str) -> str | list[str]:
