@@ -64,8 +64,8 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        r = "" if self.r is None else f", r = {self.r}"
-        return self.method + r + "".join(f", {key} = {json.dumps(x)}" for key, x in self.option.items())
+        said = {} if self.r is None else {"r": self.r}
+        return " ".join([self.method, *(f"{key}={json.dumps(x)}" for key, x in (said | self.option).items())])
 
     def settings(self, **more: Any) -> LanguageModelSettings:
         """Those of a run; `more` are further fields."""
@@ -240,7 +240,7 @@ def run(out: Path, cell: Cell, k: int, seed: int, part: str) -> float:
     if file.is_file():
         held = read_json(file)["bits_per_byte"]
         return math.inf if held is None else float(held)
-    start, source, model = time.perf_counter(), python_source(), adapted(cell, seed)
+    start, source, model = time.process_time(), python_source(), adapted(cell, seed)
     found: dict[str, Any] = {"cell": cell.name, "rate": rate(k), "seed": seed, "bits_per_byte": None}
     try:
         fit_adapter(
@@ -251,7 +251,7 @@ def run(out: Path, cell: Cell, k: int, seed: int, part: str) -> float:
         found["bits_per_byte"] = loss if math.isfinite(loss) else None
     except FloatingPointError as error:
         found["failed"] = str(error).partition(":")[0]
-    write_whole(file, to_json(found | {"seconds": time.perf_counter() - start}))
+    write_whole(file, to_json(found | {"seconds": time.process_time() - start}))
     return math.inf if found["bits_per_byte"] is None else float(found["bits_per_byte"])
 
 

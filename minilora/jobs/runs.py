@@ -137,7 +137,8 @@ def progress(folder: Path) -> tuple[int, bool]:
 def describe_run(folder: Path) -> dict[str, str]:
     """What `minilora info` prints of the folder of a run."""
     settings, (done, stopped_early) = read_settings(folder), progress(folder)
-    return {
+    method = {"method": settings["method"]} if "method" in settings else {}
+    return method | {
         "run": f"{done} of {settings['steps']} steps{', stopped early' * stopped_early}, seed {settings['seed']}",
         "on": f"{settings.get('data', 'English prose')}, batches of {settings['batch']} x {settings['length']} tokens",
     }
