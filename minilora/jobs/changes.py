@@ -13,7 +13,7 @@ import numpy as np
 from ..adapters.base import Adapter
 from ..adapters.peft import PREFIX, adapters_of, layers_in, locate_adapter, read_adapter, slot_of
 from ..adapters.peft.config import classes_of, is_saved
-from ..adapters.peft.format import GIVE_BASE
+from ..adapters.peft.format import MERGE_IT
 from ..adapters.peft.plan import plan_of
 from ..adapters.peft.view import view_of
 from ..adapters.spectrum import SVD, lora_svd, numerical_rank, svd
@@ -162,7 +162,7 @@ def adapters_in(
         if not unknown:
             return found
         if base is None:
-            raise ValueError(f"{folder}: ΔW of {unknown} depends on W: {GIVE_BASE}")
+            raise ValueError(f"{folder}: ΔW of {unknown} depends on W: {MERGE_IT}")
     model, _ = load_adapted(base, folder)
     names = view_of(model).names
     return {names[path]: adapter for path, adapter in adapters_of(model).items()}

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..adapters import spectrum
 from ..adapters.peft import CONFIG, locate_adapter
-from ..adapters.peft.format import GIVE_BASE
+from ..adapters.peft.format import MERGE_IT
 from ..adapters.spectrum import SVD
 from ..display.plots import check_png
 from ..display.tables import fits, numbers_right, wide_console
@@ -68,7 +68,7 @@ def study(
         changes = adapter_changes(adapter, source)
         if out and not is_plain(adapter):
             if source is None:
-                raise ValueError(f"{adapter} is no plain LoRA, and a smaller one of it is: {GIVE_BASE}")
+                raise ValueError(f"{adapter} is no plain LoRA, and a smaller one of it is: {MERGE_IT}")
             model = load_pretrained(source)
     else:
         before = base_for(None, folder) or folder

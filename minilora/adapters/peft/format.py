@@ -16,7 +16,7 @@ from .config import check_config, classes_of, options_of
 from .view import PREFIX
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-GIVE_BASE = "give its base too (--base)"
+MERGE_IT = "give its base too (--base), or merge it (minilora merge) and compare the two models"
 LABELS = "id2label"  # in the metadata of the tensors, as in config.json: PEFT warns of a key that its config lacks
 
 
@@ -65,7 +65,7 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
     """
     slots = {slot.file: slot for cls in classes_of(config) for slot in cls.slots}
     if any(slot.shared for slot in slots.values()):
-        raise ValueError(f"{folder} does not say the sizes of its layers: {GIVE_BASE}")
+        raise ValueError(f"{folder} does not say the sizes of its layers: {MERGE_IT}")
     held: dict[str, tuple[type[Adapter], dict[str, np.ndarray]]] = {}
     for tensor, x in tensors.items():
         if tensor.endswith(".base_layer.weight"):
@@ -84,7 +84,7 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
             sizes = dict(zip(axes[attribute], x.shape, strict=False)) | sizes
         there = {name: len(x) for name, x in axes.items()} == {name: x.ndim for name, x in arrays.items()}
         if there and {"n_in", "n_out"} - sizes.keys():
-            raise ValueError(f"{folder / WEIGHTS} does not say the sizes of {name}: {GIVE_BASE}")
+            raise ValueError(f"{folder / WEIGHTS} does not say the sizes of {name}: {MERGE_IT}")
         if not there or any(shape(axes[n], sizes) != x.shape or not x.size for n, x in arrays.items()):
             needed = " and ".join(f"{slot.file} {axes[slot.name]}".replace("'", "") for slot in cls.slots)
             found = " and ".join(str(x.shape) for x in arrays.values())
