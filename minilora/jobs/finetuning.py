@@ -99,6 +99,7 @@ class FineTuning(ABC):
         warn_of_unreadable(self.numbers["parts"])
         self.model.to(backend)
         self.adapted = attach(self.model, settings)
+        adapter_files(self.model)  # raises, before any training, for what a file cannot hold
         classifier = [path for path in self.model.state_dict() if path.startswith("classifier")]
         hub = self.model.hub
         self.saved |= {"base": hub[0], "revision": hub[1]} if hub else {"base": base}
