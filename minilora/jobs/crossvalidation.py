@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..adapters import DEFAULT
-from ..data import take
+from ..data import shuffled, take
 from ..data.records import label_ids, label_names, read_records, stratified_folds
 from ..display.tables import numbers_right, wide_console
 from ..models.pretrained import load_tokenizer
@@ -55,7 +55,7 @@ def cross_validate(
     for which, settings in both.items():  # what is wrong with either is found before the training
         model = classifier(source, names, settings.seed)
         encoded[which], lengths = encode(tokenizer, records.texts, targets, settings.length, model)
-        attach(model, settings)
+        attach(model, settings, shuffled(encoded[which], settings.batch, settings.seed))
         parts = {"all rows": numbers_of_rows(encoded[which], lengths, tokenizer, settings.length)}
         warn_of_unreadable(parts)
         numbers[settings.length] = {"length": settings.length, "parts": parts, "labels": labels, "repeated": repeated}
@@ -69,7 +69,7 @@ def cross_validate(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they were shown above
                 model = classifier(source, names, settings.seed)
-                attach(model, settings)
+                attach(model, settings, shuffled(take(encoded[which], train), settings.batch, settings.seed))
             model.to(backend)
             description = f"fold {fold} of {folds}, {which} setting"
             fit_classifier(model, take(encoded[which], train), None, settings, description=description)

@@ -34,6 +34,7 @@ from .runs import CHECKPOINT, HISTORY, tokenizer_hash, training_folder
 from .settings import OF_METHOD, TASKS, Settings
 
 ShowData = Callable[[Numbers], None]
+FIRST = 8  # batches, from which an adapter may start
 CLASSIFIER = "classifier", "classifier_transform"  # trained whole, as in PEFT: RoBERTa's is two layers
 
 
@@ -98,7 +99,7 @@ class FineTuning(ABC):
         self.load(base_for(out, base) or base, data)
         warn_of_unreadable(self.numbers["parts"])
         self.model.to(backend)
-        self.adapted = attach(self.model, settings)
+        self.adapted = attach(self.model, settings, self.batches())
         adapter_files(self.model)  # raises, before any training, for what a file cannot hold
         classifier = [path for path in self.model.state_dict() if path.startswith("classifier")]
         hub = self.model.hub
@@ -110,6 +111,10 @@ class FineTuning(ABC):
     @abstractmethod
     def load(self, source: str | Path, data: str) -> None:
         """Set model, tokenizer, numbers and data_sha256."""
+
+    @abstractmethod
+    def batches(self) -> Callable[[int], Batch]:
+        """The i-th of those to learn from."""
 
     @abstractmethod
     def fit(self, **options: Any) -> History:
@@ -153,9 +158,12 @@ def settings_of(kind: type[Any], **given: Any) -> Any:
     return kind(**given)
 
 
-def attach(model: Transformer, settings: Settings) -> list[str]:
-    """Attach adapters to `model`; a classifier is trained whole. Returns the paths of the adapted layers."""
+def attach(model: Transformer, settings: Settings, batches: Callable[[int], Batch] | None = None) -> list[str]:
+    """Attach adapters to `model`; a classifier is trained whole. The first of `batches` are for a method that starts
+    from what the layers do with them. Returns the paths of the adapted layers."""
     chosen = {name: value for field, name in OF_METHOD.items() if (value := getattr(settings, field)) is not None}
+    if batches and settings.init is not None and "data" in options_of(settings.method):
+        chosen["data"] = [batches(i) for i in range(FIRST)]
     adapted = attach_variant(
         model, settings.method, settings.targets, rng=np.random.default_rng(settings.seed),
         train=[name for name in CLASSIFIER if name in model.layers], **chosen, **settings.option or {},

@@ -209,7 +209,7 @@ def adapted(cell: Cell, seed: int = 0) -> Transformer:
     if cell.method != FULL:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            attach(model, cell.settings(seed=seed))
+            attach(model, cell.settings(seed=seed), random_windows(python_source().train, BATCH, LENGTH, seed))
     return model
 
 

@@ -166,7 +166,7 @@ def check_input(
             model = run.model
         else:
             model = load_pretrained(base)
-            attach(model, each)
+            attach(model, each, run.batches())
         trainable[folder.parent.name] = count_parameters(model)["trainable"]
     assert run
     for folder, each in settings.items():
