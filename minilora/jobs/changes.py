@@ -126,11 +126,11 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
     for name in sorted(adapters, key=natural_order):
         factors = adapters[name].factors()
         if factors is None:
-            changed = Change(adapters[name].weight.data, adapters[name].merged()[0])
-            if np.array_equal(changed.before, changed.after):
+            W, (after, _) = adapters[name].weight.data, adapters[name].merged()
+            if np.array_equal(W, after):
                 unchanged.append(name)
             else:
-                layers[name] = changed
+                layers[name] = Change(W, after)
             continue
         A, B, s = factors
         before = weights.get(f"{add_body(family, name) if family else name}.weight")

@@ -317,7 +317,7 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """A row for each cell, the best first: its losses with mean and standard deviation, the difference to the reference
     with its 95% interval over the seeds, the bytes and the seconds of a step."""
-    source, costs = python_source(), {}
+    source, costs = python_source(), dict[str, Any]()
     for cell in cells:  # one at a time: a cache is large
         costs |= step_costs({cell.name: adapted(cell)}, source, 0)
     rows = []

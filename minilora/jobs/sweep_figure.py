@@ -22,8 +22,8 @@ def sweep_figure(report: dict[str, Any], title: str) -> bytes:
                       label="within one standard error of the best")  # fmt: skip
     for row in rows:
         weight = "bold" if name_of(row) == report["chosen"] else "normal"
-        name = name_of(row)
-        name = f"r = {name}" if isinstance(name, int) else name
+        what = name_of(row)
+        name = f"r = {what}" if isinstance(what, int) else what
         close.annotate(name, (row["trainable"], row["mean"]), (12, 10), fontsize=18, weight=weight,
                        textcoords="offset points")  # fmt: skip
     close.margins(x=0.3)  # room for the last of these names
