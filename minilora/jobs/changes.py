@@ -126,11 +126,11 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
     for name in sorted(adapters, key=natural_order):
         factors = adapters[name].factors()
         if factors is None:
-            W, (after, _) = adapters[name].weight.data, adapters[name].merged()
-            if np.array_equal(W, after):
+            W, (merged, _) = adapters[name].weight.data, adapters[name].merged()
+            if np.array_equal(W, merged):
                 unchanged.append(name)
             else:
-                layers[name] = Change(W, after)
+                layers[name] = Change(W, merged)
             continue
         A, B, s = factors
         before = weights.get(f"{add_body(family, name) if family else name}.weight")
