@@ -8,9 +8,7 @@
     adapter-…       Σ (2 C r + r + C)  C -> r -> C, with biases: houlsby after attention and MLP, pfeiffer after the
                                        MLP, lin after the MLP with a layer norm of its own, + 2 C
     qlora           Σ r (in + out)     LoRA over a base in 4 bits                       (Dettmers et al., 2023)
-    lora-fa         Σ r out            A stays as it was drawn                          (Zhang et al., 2023)
     dora            Σ r (in + out) + out    and the length of every row of W + ΔW       (Liu et al., 2024)
-    lora-xs         Σ r²               y += B R (A x), A and B from the SVD of W        (Bałazy et al., 2024)
 
 and every variant that has a file in adapters/. Σ runs over the adapted layers. The classes below have no forward: they
 say of variants that have no file yet what they add, keep and multiply.
@@ -35,39 +33,17 @@ from ..spelling import choose_from
 # ---- variants without a file ----
 
 
-class LoRAFA(LoRALinear):
-    slots = LoRALinear.slots[0]._replace(trained=False), LoRALinear.slots[1]
-
-
 class DoRA(LoRALinear):
     slots = (*LoRALinear.slots, Slot("magnitude", "lora_magnitude_vector", ("n_out",)))  # type: ignore[assignment]
     kept = (*LoRALinear.kept, Kept("v", "n_out", "dm = Σ dy ∘ v, v = (W + s B A) x / ‖·‖"))  # type: ignore[assignment]
     products = LoRALinear.products._replace(once="2 * r * n_in * n_out")
 
 
-class Formula(Adapter):
-    """Of a Linear; PEFT has no file format for it."""
+class Bottleneck(Adapter):
+    """After a Linear; PEFT has no file format for it."""
 
     base_type = Linear
     options = (Option("r", "r", 8),)
-
-
-class LoRAXS(Formula):
-    slots = (
-        Slot("R", "lora_R.weight", ("r", "r")),
-        Slot("A", "lora_A.weight", ("r", "n_in"), trained=False),
-        Slot("B", "lora_B.weight", ("n_out", "r"), trained=False),
-    )
-    kept = (Kept("h", "r", "dR = (Bᵀ dy) hᵀ"),)
-    products = Products(
-        forward="2 * r * (n_in + n_out + r)",
-        backward="2 * r * (n_in + n_out + r)",
-        without_dx="2 * r * (n_in + n_out + r)",
-        gradients={("R",): "2 * r * r"},
-    )
-
-
-class Bottleneck(Formula):
     slots: ClassVar[tuple[Slot, ...]] = (
         Slot("down", "down.weight", ("r", "n_out")),
         Slot("down_bias", "down.bias", ("r",)),
@@ -97,9 +73,7 @@ class BottleneckWithNorm(Bottleneck):
 
 
 FORMULAS: dict[str, type[Adapter]] = {
-    "lora-fa": LoRAFA,
     "dora": DoRA,
-    "lora-xs": LoRAXS,
     "adapter-houlsby": Bottleneck,
     "adapter-pfeiffer": Bottleneck,
     "adapter-lin": BottleneckWithNorm,
@@ -149,7 +123,7 @@ USUAL_TARGETS = {
 }
 OVER_4_BITS = ("qlora",)
 TRAINS_WEIGHTS = ("full", "top2")  # which 4 bits cannot hold
-TARGETED = (*variants(), "qlora", "lora-fa", "dora", "lora-xs")  # what adapts layers of one's choice
+TARGETED = (*variants(), "qlora", "dora")  # what adapts layers of one's choice
 METHODS = (*TRAINED, *dict.fromkeys((*TARGETED, *FORMULAS)))
 
 
@@ -163,7 +137,7 @@ def apply(
     whatever the method. `name` is the model's, for errors.
 
     Raises ValueError for a method that is not known, targets that match nothing or that the method has none of, a rank
-    below 1, and for lora-xs one above min(in, out); of others a warning says that.
+    below 1, and one above min(in, out) where it comes from the SVD of W; of others a warning says that.
     """
     if method not in METHODS:
         raise ValueError(f"no method is called {method!r}: {choose_from(method, METHODS)}")
@@ -216,8 +190,6 @@ def add_adapters(method: str, model: Transformer, targets: str | Collection[str]
             raise ValueError(f"{path}: {error}") from None
     if not issubclass(cls, Bottleneck):
         note = wasted_rank({path: (r, min(model[path].weight.data.shape)) for path in chosen})  # type: ignore[attr-defined]
-        if note and cls is LoRAXS:
-            raise ValueError(f"{note}, and the SVD of W has no more")
         if note:
             warnings.warn(note, stacklevel=4)
     for path in chosen:

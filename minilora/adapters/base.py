@@ -310,9 +310,10 @@ def is_number(x: Any) -> bool:
 
 
 def sizes_of(base: Any, options: Mapping[str, Any]) -> dict[str, int]:
+    """n_in, n_out and r; an r of 0, where a variant allows it, is the smaller side of W: as many as W's SVD has."""
     rows, columns = base.weight.data.shape
     n_in, n_out = (rows, columns) if isinstance(base, Embedding) else (columns, rows)
-    return {"n_in": n_in, "n_out": n_out, "r": options.get("r", 0)}
+    return {"n_in": n_in, "n_out": n_out, "r": options.get("r") or min(n_in, n_out)}
 
 
 def shape(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -54,8 +54,8 @@ def classes_of(config: dict[str, Any]) -> list[type[Adapter]]:
         fixed = classes[0].keys.fixed
         return [key for key, value in fixed.items() if config.get(key) not in (value, value or None)]
 
-    # of variants whose files say the same, the first in the alphabet
-    nearest = min(found, key=lambda classes: len(differing(classes)))
+    # a LoRA-FA is written as a LoRA: of variants whose files say the same, the first in the alphabet is read
+    nearest = min(found, key=lambda classes: (len(differing(classes)), classes[0].variant))
     for key in differing(nearest):
         raise ValueError(f"{key} = {short(config.get(key))} is not supported, only {nearest[0].keys.fixed[key]}")
     return nearest

@@ -79,7 +79,7 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
     for name, (cls, arrays) in held.items():
         options = options_of(cls, config, name)
         axes = {slot.name: slot.file_shape or slot.shape for slot in cls.slots}
-        sizes = {"r": options.get("r", 0)}
+        sizes = {"r": options["r"]} if options.get("r") else {}  # of 0 the arrays say it
         for attribute, x in arrays.items():
             sizes = dict(zip(axes[attribute], x.shape, strict=False)) | sizes
         there = {name: len(x) for name, x in axes.items()} == {name: x.ndim for name, x in arrays.items()}
