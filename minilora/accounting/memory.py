@@ -92,12 +92,13 @@ def peft_name(model: Transformer, path: str) -> str:
 def adapter_bytes(model: Transformer, dtype: str = "float32") -> int:
     """The length of adapter_model.safetensors as PEFT writes it: what is added is in float32 (beside float64, in that),
     trained tensors of the base in its own `dtype`. Adapters on parts of a fused layer are there as one on the whole.
-    For a method that PEFT has no format for, the trained numbers alone.
+    Of a variant with a type of its own, which PEFT has not, as it would write that. For a method without a file format,
+    the trained numbers alone.
     """
     base, wide = (dtype if dtype in ITEMSIZE else "bfloat16"), "float64" if dtype == "float64" else "float32"
     trained = {path: p.data.shape for path, p in model.base_parameters().items() if p.trainable}
     added = added_tensors(model, trained=True)
-    if not in_peft(model):
+    if not has_file(model):
         return sum(
             ITEMSIZE[kind] * sum(map(math.prod, shapes.values())) for kind, shapes in ((wide, added), (base, trained))
         )
@@ -118,8 +119,8 @@ def adapter_bytes(model: Transformer, dtype: str = "float32") -> int:
     return safetensors_bytes(tensors)
 
 
-def in_peft(model: Transformer) -> bool:
-    """Whether PEFT knows what is added, and has a file format for it."""
+def has_file(model: Transformer) -> bool:
+    """Whether what is added has a file format: PEFT's, or one like it, of a type of its own."""
     added = [module for _, module in model.named_modules() if module.is_adapter and not isinstance(module, Parts)]
     return bool(added) and all(getattr(module, "peft_type", "") for module in added)
 

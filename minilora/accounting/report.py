@@ -155,7 +155,7 @@ def trained_table(account: Account) -> Any:
     rows.add_row("trained", "", f"{account.trainable:,}")
     rows.add_row("share", "trained / total", f"{account.share:.4%}")
     name, formula = ("adapter_model.safetensors", "a header, and the numbers")
-    if not account.in_peft:
+    if not account.has_file:
         name, formula = "a file of it", "the numbers: PEFT writes no such file"
     rows.add_row(name, formula, f"{account.adapter_bytes:,} B")
     return rows

@@ -102,6 +102,7 @@ class LoRAXSLinear(LoRA):
     def join_parts(cls, base: Module, parts: list[Any]) -> LoRAXSLinear:
         """A and B as of LoRA, and the R of the parts as blocks along the diagonal."""
         lora = LoRALinear.join_parts(base, parts)
+        check_rank(base, lora.r)
         R, at = np.zeros((lora.r, lora.r), lora.lora_A.data.dtype), 0
         for part in parts:
             if part.is_adapter:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ...adapters import variant_names
 from ...jobs.arguments import comma_separated, positive_int, targets
 from ..models import print_json
 from ..options import JSON, Add, Options
@@ -10,8 +11,9 @@ from ..options import JSON, Add, Options
 EXAMPLE = "minilora count --model gpt3-175b --method lora --targets q_proj,v_proj --rank 4"
 
 # accounting.METHODS, which is not imported here: --help need not wait for NumPy
-COUNTED = """full, top2, bitfit, prefix-embed, prefix-layer, lora, qlora, lora-fa, dora, vera, lora-xs, ia3,
-adapter-houlsby, adapter-pfeiffer or adapter-lin"""
+BASES = "full", "top2", "bitfit", "prefix-embed", "prefix-layer"
+BESIDE = "qlora", "dora", "adapter-houlsby", "adapter-pfeiffer"
+COUNTED = f"{', '.join(dict.fromkeys((*BASES, *variant_names(), *BESIDE)))} or adapter-lin"
 
 
 def arguments(add: Add) -> None:
