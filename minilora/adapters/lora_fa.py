@@ -6,7 +6,7 @@ Its optimizer preconditions dB, as an option of ours: AdamW(parameters, lr, prec
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from .. import ops
 from ..backend import Array, get_array_module
 from ..nn import Gradients, Module
 from ..nn.optim import SGD, Precondition
-from .base import Kept, Law, Products, relative_difference
+from .base import Kept, Law, relative_difference
 from .lora import LoRALinear
 
 DELTA = 1e-8  # PEFT's

@@ -30,18 +30,18 @@ class LoRAXSLinear(LoRA):
     """y = x W₀ᵀ + b + s ((x Aᵀ) Rᵀ) Bᵀ        A (r, in)   R (r, r)   B (out, r)   s = α/r, or α/√r (rsLoRA)
 
     A = V_rᵀ and B = U_r Σ_r are frozen, of the first r singular values of W₀ = U Σ Vᵀ. At the start R = 0, so y is the
-    base's; dR is not 0 there, as neither A nor B is. (The paper draws R with a standard deviation of 1e-5.) Where the
-    two agree on nothing else, Σ is on the side of the outputs, as in the paper's A R B and in PEFT's TinyLoRA, which
-    builds on it; the authors' program decomposes W₀ᵀ, and so has it on the side of the inputs.
-    Dropout acts on the adapter's input alone. PEFT has no LoRA-XS, so the files are of a type of their own, LORA_XS.
-    They hold A and B too: an SVD gives singular vectors up to their signs, and R fits one choice of them.
+    base's; dR is not 0 there, as neither A nor B is. (The authors draw R with a standard deviation of 1e-5, so that y
+    is nearly the base's. Their program decomposes W₀ᵀ, and so has Σ in A; PEFT's TinyLoRA, which has the same path, has
+    √Σ in either.) Dropout acts on the adapter's input alone.
+    PEFT has no LoRA-XS, so the files are of a type of their own, LORA_XS. They hold A and B too: an SVD gives singular
+    vectors up to their signs, and R fits one choice of them.
     Raises ValueError for a base that is no plain Linear, and a rank below 1 or above min(in, out).
     """
 
     variant = "lora-xs"
     peft_type = "LORA_XS"
     keys = Keys("init_lora_weights")
-    start_options = ()
+    start_options = ()  # type: ignore[assignment]
     base_type = Linear
     targets = "q_proj", "v_proj"
     slots = (

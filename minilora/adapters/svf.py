@@ -18,7 +18,7 @@ from .spectrum import check_rank, svd, truncation_error
 
 def along_the_vectors(adapter: SVFLinear, x: Array, dy: Array, grads: Gradients) -> float:
     """dz = S diag(Uᵀ G V): of G, what lies along each pair of singular vectors."""
-    z, U, S, V = adapter.tensors
+    _, U, S, V = adapter.tensors
     G = ops.linear_gradients(dy, x)
     return relative_difference(grads[adapter.svf_z], S * (U.T @ G @ V).diagonal())
 
@@ -115,9 +115,9 @@ class SVFLinear(Adapter):
 def truncated(W: Array, k: int) -> tuple[Array, float]:
     """W_k = U_k diag(S_k) V_kᵀ, W (out, in) without all but its first k singular values, and ‖W - W_k‖, what is lost.
 
-    No matrix of rank k is nearer to W, and in Frobenius' norm ‖W - W_k‖ = √(Σ_{i>k} S_i²) (Eckart, Young, 1936). A layer
-    with W_k in the place of W computes something else, by as much. SVF and PiSSA, which begin with the same
-    decomposition, lose nothing: SVF leaves the other singular values in the frozen W, and PiSSA freezes W - W_k.
+    No matrix of rank k is nearer to W, and in Frobenius' norm ‖W - W_k‖ = √(Σ_{i>k} S_i²) (Eckart, Young, 1936). So a
+    layer with W_k in the place of W computes something else. SVF and PiSSA begin with the same decomposition and lose
+    nothing: SVF leaves the other singular values in the frozen W, and PiSSA freezes W - W_k.
     Raises ValueError for a k that is not from 0 to min(out, in).
     """
     U, S, Vt = svd(W)

@@ -35,8 +35,8 @@ class Optimizer:
 
     A subclass implements update(); `slots` names the arrays that it keeps for each parameter, as "m" and "v". `state`
     maps "<slot>.<name>" to arrays, `t` counts the steps. A step begins with `precondition`, if there is one: a function
-    of the gradients that returns others in their place. Raises ValueError when there is nothing to train, or a parameter
-    is in two groups.
+    of the gradients that returns others in their place. Raises ValueError when there is nothing to train, or a
+    parameter is in two groups.
     """
 
     hyperparameters: tuple[str, ...] = ()  # attributes for settings()

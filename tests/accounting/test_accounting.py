@@ -439,7 +439,10 @@ def test_attention_is_quadratic_in_the_tokens_and_all_else_linear():
         (["--model", "gpt2", "--method", "dora", "--targets", "q_proj"], "dora of a part of a fused layer is not"),
         (["--method", "full", "--targets", "q_proj"], "full has no targets to choose"),
         (["--method", "dora", "--targets", "embed"], "this adapter is for a Linear, and this is of type Embedding"),
-        (["--rank", "129", "--method", "lora-xs"], "block_0.attention.q_proj: r 129 is above 128, the smaller side of its weight"),
+        (
+            ["--rank", "129", "--method", "lora-xs"],
+            "block_0.attention.q_proj: r 129 is above 128, the smaller side of its weight",
+        ),
         (["--method", "bitfit"], "has no bias"),
         (["--tokens", "129"], "129 tokens are not from 1 to builtin's 128 positions"),
         (["--dtype", "int3"], "no dtype is called 'int3': choose from float64"),

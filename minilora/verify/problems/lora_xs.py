@@ -5,7 +5,7 @@ import numpy as np
 
 from ... import ops
 from ..case import Case, relative_error
-from ..op import S, Op, drawn, on
+from ..op import Op, S, drawn, on
 from ..problem import Factor, Problem
 from .linear import outer_total, total
 from .low_rank import SHAPES, other_shapes, scale_of

@@ -71,7 +71,8 @@ svf.called_with("z_for_z_less_1", only="dx", z=lambda z: z + 1)(
     "At the start z = 1: is dx then that of the frozen layer?",
 )
 svf.called_with("no_S_in_x", only="dx", S=lambda S: np.ones_like(S))(
-    "the path of the singular values of dx lacks S", "Where a singular value is zero, does anything of x pass along it to y?"
+    "the path of the singular values of dx lacks S",
+    "Where a singular value is zero, does anything of x pass along it to y?",
 )
 svf.multiplied("z_in_its_own_gradient", dz=lambda z: z)(
     "dz holds the factor z: y is linear in z, and its derivative does not", "If z is zero, is dz zero?"
