@@ -441,7 +441,7 @@ def test_attention_is_quadratic_in_the_tokens_and_all_else_linear():
         (["--method", "dora", "--targets", "embed"], "this adapter is for a Linear, and this is of type Embedding"),
         (
             ["--rank", "129", "--method", "lora-xs"],
-            "block_0.attention.q_proj: r 129 is above 128, the smaller side of its weight",
+            "block_0.attention.q_proj: r 129 is above 128, the smaller side of",
         ),
         (["--method", "bitfit"], "has no bias"),
         (["--tokens", "129"], "129 tokens are not from 1 to builtin's 128 positions"),

@@ -24,6 +24,7 @@ from minilora.adapters.merge import merge
 from minilora.adapters.peft import config
 from minilora.adapters.spectrum import singular_values, svd
 from minilora.adapters.svf import SVFLinear, truncated
+from minilora.backend import to_numpy
 from minilora.data import Batch
 from minilora.models.names import hf_name
 from minilora.nn import Gradients, Linear
@@ -91,7 +92,7 @@ def test_the_frozen_factors_are_copies_that_hold_no_larger_array(cls, n_in, n_ou
 def test_an_embedding_is_refused_by_name_and_the_model_stays_as_it_was(variant):
     model = build("llama")
     before = snapshot(model)
-    with pytest.raises(ValueError, match="embed.token: this adapter is for a Linear, and this is of type Embedding"):
+    with pytest.raises(ValueError, match=r"embed\.token: this adapter is for a Linear, and this is of type Embedding"):
         attach(model, variant, ["q_proj", "embed"], rng=0)
     assert snapshot(model) == before
 
@@ -333,6 +334,16 @@ def test_in_float32_a_preconditioned_gradient_is_that_of_float64_to_its_last_dig
     (g64,) = precondition(made)(Gradients({p: g.astype(np.float32) for p, g in grads.items()})).values()
     assert g32.dtype == np.float32
     assert close(g32, g64, 2e-6)
+
+
+def test_a_preconditioned_gradient_is_the_same_on_each_array_library(xp, rng):
+    made = adapter(LoRAFALinear, rng)
+    _, grads = dense(made, rng)
+    (here,) = precondition(made)(grads).values()
+    made.to(xp)
+    (there,) = precondition(made)(Gradients({p: xp.asarray(g) for p, g in grads.items()})).values()
+    assert isinstance(there, xp.ndarray)
+    np.testing.assert_allclose(to_numpy(there), here, rtol=1e-12)
 
 
 def run(model: Any, optimizer: Any, **options: Any) -> None:

@@ -1,5 +1,5 @@
-"""The SVF layer, y = x Wᵀ + (S ∘ (z - 1) ∘ (x V)) Uᵀ with W, U, S and V frozen: of W = U diag(S) Vᵀ all singular values,
-or the first r. The maths is in ops/svf.py."""
+"""The SVF layer, y = x Wᵀ + (S ∘ (z - 1) ∘ (x V)) Uᵀ with W, U, S and V frozen: the first r singular values of
+W = U diag(S) Vᵀ. The maths is in ops/svf.py."""
 
 import numpy as np
 
