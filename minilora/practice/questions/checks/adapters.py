@@ -58,7 +58,7 @@ def only_e_learns_first_and_a_cut_triplet_can_return() -> str:
     x, dy = rng.standard_normal((30, 12)), rng.standard_normal((30, 9))
     A, B, e = rng.standard_normal((4, 12)), rng.standard_normal((9, 4)), rng.standard_normal(4)
 
-    def gradients(e: Array) -> tuple[Array, Array, Array]:
+    def gradients(e: Array, B: Array = B) -> tuple[Array, Array, Array]:
         h = x @ A.T
         M = dy.T @ h
         return (s * dy @ B * e).T @ x, s * M * e, s * (B * M).sum(axis=0)
@@ -72,6 +72,7 @@ def only_e_learns_first_and_a_cut_triplet_can_return() -> str:
     assert not dB.any()
     assert np.allclose(de, differences, rtol=1e-12)
     assert abs(de).min() > 0.1  # so a triplet whose e was cut to 0 moves again at the next step
+    assert not any(dp.any() for dp in gradients(0 * e, 0 * B))  # with LoRA's start nothing would ever learn
     dA, dB, de = gradients(e)
     off = max(_relative((A * dA).sum(axis=1), e * de), _relative((B * dB).sum(axis=0), e * de))
     assert off < 1e-14
