@@ -388,8 +388,8 @@ def unequal_shares(adapter: Adapter, x: Array, dy: Array, grads: Gradients) -> f
     """⟨p, dp⟩ is the same for every trained slot p where all are factors of one product: a number that moves from one
     to another changes no output."""
     terms = [p.data * grads[p] for p in adapter.own_parameters().values() if p.trainable]
-    shares = [float(of_p.sum()) for of_p in terms]
-    return (max(shares) - min(shares)) / max(float(abs(of_p).sum()) for of_p in terms)
+    shares, scales = (np.array([float(x.sum()) for x in each]) for each in (terms, map(abs, terms)))
+    return float(np.ptp(shares) / scales.max())
 
 
 def uniform(cls: type[Adapter], base: Any, zero: str, rng: Rng, **options: Any) -> dict[str, Array]:
