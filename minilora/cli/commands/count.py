@@ -10,7 +10,7 @@ from ..options import JSON, Add, Options
 EXAMPLE = "minilora count --model gpt3-175b --method lora --targets q_proj,v_proj --rank 4"
 
 # accounting.METHODS, which is not imported here: --help need not wait for NumPy
-COUNTED = """full, top2, bitfit, prefix-embed, prefix-layer, lora, qlora, lora-fa, dora, vera, lora-xs, ia3,
+COUNTED = """full, top2, bitfit, prefix-embed, prefix-layer, lora, qlora, lora-fa, dora, vera, lora-xs, ia3, loha, lokr,
 adapter-houlsby, adapter-pfeiffer or adapter-lin"""
 
 
