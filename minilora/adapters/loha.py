@@ -63,9 +63,10 @@ class LoHaLinear(Adapter):
         return cls.of(base, uniform(cls, base, "hada_w2_b", rng, **options), **options)
 
     @property
-    def tensors(self) -> list[Array]:
+    def tensors(self) -> tuple[Array, Array, Array, Array]:
         """B₁ (out, r), A₁ (r, in), B₂ (out, r), A₂ (r, in)"""
-        return [parameter.data for parameter in self.own_parameters().values()]
+        B1, A1, B2, A2 = (parameter.data for parameter in self.own_parameters().values())
+        return B1, A1, B2, A2
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoHaCache]:
         y, cb = self.base.forward(x, inputs, run)

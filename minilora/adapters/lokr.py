@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from .. import ops
 from ..backend import Array, Rng, get_array_module
-from ..nn import Gradients, Inputs, Linear, Module, Pass
+from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
 from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, sizes_of, unequal_shares, uniform
 
 EACH_ROW = "2 * i1 * o2 * (i2 + o1)"
@@ -47,6 +47,7 @@ class LoKrLinear(Adapter):
     products = Products(EACH_ROW, EACH_ROW, {("lokr_w1",): EACH_ROW, ("lokr_w2",): "2 * i1 * o2 * i2"}, EACH_ROW)
     laws: ClassVar[dict[str, Law]] = {"⟨w₁, dw₁⟩ = ⟨w₂, dw₂⟩": unequal_shares}
     examples: ClassVar[dict[str, dict[str, Any]]] = {"": {"r": 2, "alpha": 5}}
+    lokr_w1: Parameter
     r: int
     alpha: float
 
@@ -66,36 +67,36 @@ class LoKrLinear(Adapter):
         cls.check(base, **options)
         return cls.of(base, uniform(cls, base, "lokr_w1", rng, **options), **options)
 
-    def matrices(self) -> list[Array]:
-        """w₁, w₂; and a and b where w₂ = a b"""
+    def matrices(self) -> tuple[Array, Array, list[Array]]:
+        """w₁ and w₂; and a and b where w₂ = a b"""
         w1, *rest = (parameter.data for parameter in self.own_parameters().values())
-        return [w1, *rest] if len(rest) == 1 else [w1, rest[0] @ rest[1], *rest]
+        return (w1, rest[0], []) if len(rest) == 1 else (w1, rest[0] @ rest[1], rest)
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoKrCache]:
         y, cb = self.base.forward(x, inputs, run)
-        y_lokr, x = ops.lokr_forward(x, *self.matrices()[:2], self.alpha / self.r)
+        w1, w2, _ = self.matrices()
+        y_lokr, x = ops.lokr_forward(x, w1, w2, self.alpha / self.r)
         y += y_lokr
         return y, LoKrCache(cb, x if self.learns else None, self.learns)
 
     def backward(self, dy: Array, cache: LoKrCache, grads: Gradients) -> Array | None:
-        dx, (w1, w2, *ab), s = self.base.backward(dy, cache.base, grads), self.matrices(), self.alpha / self.r
+        dx, (w1, w2, ab), s = self.base.backward(dy, cache.base, grads), self.matrices(), self.alpha / self.r
         dx_lokr, dZ = ops.lokr_backward(dy, w1, w2, s)
-        found: list[Array | None] = [None]
-        if "lokr_w1" in cache.learns:
-            found = [ops.lokr_w1_gradients(dy, cache.x, w2, s)]
-        if cache.learns - {"lokr_w1"}:
+        if cache.x is not None and "lokr_w1" in cache.learns:
+            grads.add(self.lokr_w1, ops.lokr_w1_gradients(dy, cache.x, w2, s))
+        if cache.x is not None and cache.learns - {"lokr_w1"}:
             dw2 = ops.lokr_w2_gradients(dZ, cache.x)
-            found += ops.lokr_low_rank_gradients(dw2, *ab) if ab else [dw2]
-        for (name, parameter), gradient in zip(self.own_parameters().items(), found, strict=False):
-            if name in cache.learns:
-                grads.add(parameter, gradient)
+            found = ops.lokr_low_rank_gradients(dw2, *ab) if ab else (dw2,)
+            for slot, gradient in zip(self.slots[1:], found, strict=True):
+                if slot.name in cache.learns:
+                    grads.add(getattr(self, slot.name), gradient)
         if dx is not None:
             dx += dx_lokr
         return dx
 
     def delta(self) -> Array:
         """ΔW = s w₁ ⊗ w₂ (out, in)"""
-        w1, w2, *_ = self.matrices()
+        w1, w2, _ = self.matrices()
         return self.alpha / self.r * get_array_module(w1).kron(w1, w2)
 
 
