@@ -215,8 +215,8 @@ def low_rank_layers(account: Account) -> list[tuple[int, int, int]]:
     found = []
     for adapter in adapters(account):
         if isinstance(adapter.base, Linear):
-            trained = {slot.shape for slot in adapter.slots if slot.trained}
-            if trained != {("r", "n_in"), ("n_out", "r")}:
+            trained = sorted(slot.shape for slot in adapter.slots if slot.trained)
+            if trained != [("n_out", "r"), ("r", "n_in")]:
                 return []
             found.append((adapter.sizes["n_in"], adapter.sizes["n_out"], adapter.sizes["r"]))
     return found

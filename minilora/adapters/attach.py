@@ -131,6 +131,7 @@ def place(
             cls.check(layers[path], **options_at[path])
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+        cls_at[path] = cls = cls.form(layers[path], **options_at[path])
         if cls.trains_a_matrix():
             sizes = sizes_of(layers[path], cls.defaults() | options_at[path])
             ranks_used[path] = sizes["r"], min(sizes["n_in"], sizes["n_out"])

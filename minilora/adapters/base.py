@@ -25,6 +25,7 @@ None.
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -35,7 +36,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from .. import ops
-from ..backend import Array, Rng, get_array_module
+from ..backend import Array, Rng, generator, get_array_module
 from ..nn import Costs, Embedding, Gradients, Linear, MetaArray, Module, Parameter
 
 DEFAULT = "lora"  # the variant, where none is named
@@ -81,7 +82,7 @@ class Option(NamedTuple):
         if isinstance(self.default, bool):
             right, what = isinstance(value, bool), "neither true nor false"
         elif isinstance(self.default, int):
-            least, whole = int(self.default > 0), isinstance(value, int | np.integer) and not isinstance(value, bool)
+            least, whole = min(self.default, 1), isinstance(value, int | np.integer) and not isinstance(value, bool)
             right, what = whole and least <= value < 2**31, f"not a whole number from {least} to {2**31 - 1}"
         elif self.name == "dropout":
             right, what = is_number(value) and 0 <= value < 1, "not a probability below 1"
@@ -122,6 +123,7 @@ class Products(NamedTuple):
     gradients: Mapping[tuple[str, ...], str]  # {slots: the product that their gradients share, made while one learns}
     without_dx: str = "0"  # the backward where it is not
     once: str = "0"  # in a forward, whatever the number of rows
+    backward_once: str = "0"  # in a backward, whatever the number of rows and whoever learns
     gradients_once: Mapping[tuple[str, ...], str] = {}  # as `gradients`, in a backward, whatever the number of rows
 
 
@@ -154,8 +156,10 @@ class Adapter(Module):
         raise NotImplementedError
 
     def merged(self) -> tuple[Array, Array | None]:
-        """W and b of a plain layer that computes the same, without dropout."""
-        raise NotImplementedError
+        """W and b of a plain layer that computes the same, without dropout. Where b stays, a class may state delta()
+        instead."""
+        bias = getattr(self.base, "bias", None)
+        return self.weight.data + self.delta(), None if bias is None else bias.data
 
     # ---- what few need ----
 
@@ -170,6 +174,17 @@ class Adapter(Module):
     def factors(self) -> tuple[Array, Array, float] | None:
         """A (r, in), B (out, r) and s with ΔW = s B A, for a W (out, in); None where ΔW is no such product."""
         return None
+
+    @classmethod
+    def form(cls, base: Any, **options: Any) -> type[Adapter]:
+        """The class for this layer with these options: itself, unless they decide which slots there are."""
+        return cls
+
+    @classmethod
+    def sizes_for(cls, base: Any, options: Mapping[str, Any]) -> dict[str, int]:
+        """{letter: its number}: n_in and n_out of the base, r where the variant has a rank, and what else the shapes
+        and formulas of the class are written in."""
+        return sizes_of(base, options)
 
     @classmethod
     def check(cls, base: Module, **options: Any) -> None:
@@ -213,7 +228,7 @@ class Adapter(Module):
     def without_weights(cls, base: Module, **options: Any) -> Self:
         """The adapter for counting: its tensors have shapes, and take no memory. Shared slots are options, as in
         start()."""
-        dtype, sizes = base.weight.data.dtype, sizes_of(base, cls.defaults() | options)  # type: ignore[attr-defined]
+        dtype, sizes = base.weight.data.dtype, cls.sizes_for(base, cls.defaults() | options)  # type: ignore[attr-defined]
         zeros = {slot.name: np.broadcast_to(np.zeros((), dtype), shape(slot.shape, sizes)) for slot in cls.slots}
         return cls.of(base, {name: options.get(name, x) for name, x in zeros.items()}, **options)
 
@@ -262,13 +277,18 @@ class Adapter(Module):
         return {slot.name: getattr(self, slot.name) for slot in self.slots}
 
     @property
+    def learns(self) -> frozenset[str]:
+        """The names of the slots that are trained now."""
+        return frozenset(name for name, parameter in self.own_parameters().items() if parameter.trainable)
+
+    @property
     def sizes(self) -> dict[str, int]:
-        """n_in and n_out of the base, and r where the variant has a rank: the letters of shapes and formulas."""
-        return sizes_of(self.base, vars(self))
+        """The letters of shapes and formulas."""
+        return self.sizes_for(self.base, vars(self))
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         """Those of the base, and `kept` and `products`, without what only frozen slots need."""
-        learns = {name for name, p in self.own_parameters().items() if p.trainable}
+        learns = self.learns
         y = self.base.costs(x, costs)
         drops = costs.dropout and bool(getattr(self, "dropout", 0))
         sizes = self.settings | self.sizes | {"n": y.rows, "drops": int(drops)}
@@ -291,7 +311,8 @@ class Adapter(Module):
         forward = f"n * ({self.products.forward})", self.products.once
         dx = self.products.backward if x.needs_dx else self.products.without_dx
         each_row = [formula for formula in (dx, *of_learned(self.products.gradients)) if formula != "0"]
-        backward = f"n * ({' + '.join(each_row) or 0})", *of_learned(self.products.gradients_once)
+        once_more = self.products.backward_once, *of_learned(self.products.gradients_once)
+        backward = f"n * ({' + '.join(each_row) or 0})", *once_more
         costs.multiply(self, "adapter", *({f: number(f, sizes) for f in formulas} for formulas in (forward, backward)))
         return y
 
@@ -362,6 +383,25 @@ def short(value: Any) -> str:
 def relative_difference(a: Array, b: Array) -> float:
     """The largest difference, relative to the largest number of a."""
     return float(abs(a - b).max() / abs(a).max())
+
+
+def unequal_shares(adapter: Adapter, x: Array, dy: Array, grads: Gradients) -> float:
+    """⟨p, dp⟩ is the same for every trained slot p where all are factors of one product: a number that moves from one
+    to another changes no output."""
+    terms = [p.data * grads[p] for p in adapter.own_parameters().values() if p.trainable]
+    shares, scales = (np.array([float(x.sum()) for x in each]) for each in (terms, map(abs, terms)))
+    return float(np.ptp(shares) / scales.max())
+
+
+def uniform(cls: type[Adapter], base: Any, zero: str, rng: Rng, **options: Any) -> dict[str, Array]:
+    """{slot: array}: the slot `zero` is 0, the others are uniform within ±1/√(number of columns), PEFT's Kaiming start.
+    Drawn in their order."""
+    rng, sizes = generator(rng), cls.sizes_for(base, cls.defaults() | options)
+    shapes = {slot.name: shape(slot.shape, sizes) for slot in cls.slots}
+    return {
+        name: np.zeros(size) if name == zero else rng.uniform(-1, 1, size) / math.sqrt(size[1])
+        for name, size in shapes.items()
+    }
 
 
 def dropped(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array, Array | None]:

@@ -89,10 +89,6 @@ class LoRA(Adapter):
         if init not in ("uniform", "gaussian"):
             raise ValueError(f"init {init!r} is neither 'uniform' nor 'gaussian'")
 
-    def merged(self) -> tuple[Array, Array | None]:
-        bias = getattr(self.base, "bias", None)
-        return self.weight.data + self.delta(), None if bias is None else bias.data
-
 
 class LoRALinearCache(NamedTuple):
     base: Any

@@ -34,6 +34,13 @@ EQUIVALENT = {
     ("svf_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
     ("vera_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
     ("vera_gradients", "sum(axis=-1)"): "of two axes, axis 1 is axis -1",
+    ("loha_A_gradients", "sum(axis=-2)"): "of three axes, axis 1 is axis -2",
+    ("loha_B_gradients", "sum(axis=-1)"): "of three axes, axis 2 is axis -1",
+    ("loha_B_gradients", "sum(axis=-2)"): "of three axes, axis 1 is axis -2",
+    ("loha_B_gradients", "B2.shape[-1]"): "of two axes, axis 1 is axis -1",
+    ("lokr_backward", "w1.shape[-1]"): "of two axes, axis 1 is axis -1",
+    ("lokr_backward", "w2.shape[-1]"): "of two axes, axis 1 is axis -1",
+    ("lokr_w1_gradients", "w2.shape[-1]"): "of two axes, axis 1 is axis -1",
     ("embedding_gradients", "reshape(-2)"): "to NumPy, any negative size means: what is left over",
 }
 

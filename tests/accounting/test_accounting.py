@@ -329,6 +329,8 @@ def test_every_method_trains_what_its_formula_says():
         "lora-xs": 2 * L * r * r,
         "svf": 2 * L * r,
         "ia3": L * (2 * G * D + F),
+        "loha": 2 * L * r * ((C + H * D) + (C + G * D)),
+        "lokr": L * ((4 * 4 + 6 * 6) + (3 * 4 + 4 * 6)),  # C = H D = 4 · 6, G D = 3 · 4, and r = 3 is half of 6
         "adapter-houlsby": 2 * L * (2 * C * r + r + C),
         "adapter-pfeiffer": L * (2 * C * r + r + C),
         "adapter-lin": L * (2 * C * r + r + C + 2 * C),
@@ -592,7 +594,8 @@ def test_each_formula_of_flops_gives_the_number_beside_it(model, method, words, 
         groups = {product.formula: [] for product in made[which] if product.kind == "adapter"}
         for product in made[which]:
             if product.kind == "adapter":
-                groups[product.formula].append(sizes_of(account, account.model[product.layer].base, product.layer))
+                layer = account.model[product.layer]
+                groups[product.formula].append(layer.sizes | sizes_of(account, layer.base, product.layer))
         sums = [evaluated(*pair, letters) for pair in zip(terms, groups.values(), strict=True)]
         assert sum(sums) == expected.adapter
         assert evaluated(attention.replace(" + the blocks' forward", ""), [], letters) == expected.attention

@@ -271,6 +271,8 @@ BROKEN: dict[str, tuple[Any, str, Broken]] = {
     "l ∘ dl = Σ dx ∘ x": (ops, "ia3_gradients", scaled(1 + 1e-9)),
     "Bᵀ dB = dA Aᵀ": (ops, "lora_A_gradients", scaled(1 + 1e-9)),
     "dA = 0 at B = 0": (ops, "lora_A_gradients", plus(1e-9)),
+    "⟨B₁, dB₁⟩ = ⟨A₁, dA₁⟩ = ⟨B₂, dB₂⟩ = ⟨A₂, dA₂⟩": (ops, "loha_A_gradients", plus(1e-9)),
+    "⟨w₁, dw₁⟩ = ⟨w₂, dw₂⟩": (ops, "lokr_w1_gradients", plus(1e-9)),
     "⟨b, db⟩ = ⟨d, dd⟩": (ops, "vera_gradients", plus(1e-9)),
     "the merged W and b of an adapter give its outputs": (ia3.IA3Linear, "merged", scaled(1 + 1e-9)),
     "a new adapter gives the outputs of its base": (ops, "ia3_forward", plus(1e-13)),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ...nn import Linear
 from ..attach import HEADS
-from ..base import Adapter, Slot, shape, short, sizes_of
+from ..base import Adapter, Slot, shape, short
 from .config import (
     ADDED,
     WHOLE,
@@ -54,7 +54,7 @@ def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
     shared: dict[Slot, bool] = {}  # does the file hold it?
     largest = {"n_in": 0, "n_out": 0}
     for path, (cls, options) in plan.adapters.items():
-        sizes = sizes_of(view.bases[path], options)
+        sizes = cls.sizes_for(view.bases[path], options)
         largest = sizes | {axis: max(largest[axis], sizes[axis]) for axis in largest}
         for slot in cls.slots:
             axes = slot.file_shape or slot.shape
@@ -110,7 +110,7 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
             cls.check(layer, **options)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        adapters[path] = cls, options
+        adapters[path] = cls.form(view.bases[path], **options), options
     those = {"none": [], "all": list(names)}.get(config.get("bias") or "none", list(adapters))
     biases = [path for path in those if path not in saved and getattr(view.bases[path], "bias", None) is not None]
     for path in [*saved, *biases]:

@@ -28,8 +28,8 @@ def save_adapter(model: Transformer, folder: str | Path) -> None:
     the hash of the rest, the base, so that load_adapter refuses another, and the names of a classifier's labels, where
     they are known. For a base from the Hub the config holds its name and commit.
     Raises ValueError when there is no adapter, when it is merged, and for what PEFT's format cannot say: some of the
-    biases, a trained weight below an adapter, adapters of two variants or of different dropout or scaling, and a tied
-    pair that PEFT does not tie.
+    biases, a trained weight below an adapter, adapters of two variants or of different dropout or scaling, a tied pair
+    that PEFT does not tie, and a variant that PEFT does not have for a GPT-2's layers.
     """
     write_folder(folder, adapter_files(model))
 
@@ -68,10 +68,12 @@ def adapters_of(model: Transformer) -> dict[str, Adapter]:
 
     Raises ValueError when there is none, when they are merged, for two variants, and for parts that differ in options.
     """
-    layers = view_of(model).layers
+    view = view_of(model)
+    layers = view.layers
     if any(layer.is_merged for layer in layers.values()):
         raise ValueError("the adapters are merged: unmerge(model) first")
     adapted = {path: layer for path, layer in layers.items() if layer.is_adapter}
+    check_storage(view)
     found = {path: layer.in_file() for path, layer in adapted.items()}
     if not found:
         raise ValueError("the model has no adapter: attach(model, ...) first")
@@ -79,6 +81,19 @@ def adapters_of(model: Transformer) -> dict[str, Adapter]:
     if len(kinds) > 1:
         raise ValueError(f"the adapters are of {len(kinds)} variants, {', '.join(kinds)}, and PEFT's file holds one")
     return found
+
+
+def check_storage(view: View) -> None:
+    """Raise ValueError for layers that Hugging Face's model stores as (in, out), under a variant that has no word for
+    it (fan_in_fan_out): PEFT adapts no such layer by it."""
+    modules = view.model.named_modules() if view.transposed else ()
+    adapters = {path: m for path, m in modules if isinstance(m, Adapter) and m.slots and "block_" in path}
+    for path, adapter in adapters.items():
+        if "fan_in_fan_out" in adapter.keys.lacks:
+            raise ValueError(
+                f"PEFT's {adapter.peft_type} is not for {path}, which a {view.model.family} stores as (in, out), so "
+                "there is no file for it: merge(model), and save the model"
+            )
 
 
 def variant_keys(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
