@@ -24,6 +24,7 @@ from .ia3 import ia3_backward, ia3_forward, ia3_gradients
 from .layer_norm import gain_gradients, layer_norm_backward, layer_norm_forward
 from .linear import bias_gradients, linear_backward, linear_forward, linear_gradients
 from .lora import LoRACache, lora_A_gradients, lora_B_gradients, lora_backward, lora_forward
+from .lora_bias import lora_bias_forward, lora_bias_gradients
 from .lora_embedding import lora_embedding_A_gradients, lora_embedding_forward
 from .mean_squared_error import mean_squared_error_backward, mean_squared_error_forward
 from .rms_norm import rms_norm_backward, rms_norm_forward
@@ -31,4 +32,12 @@ from .rope import RopeScaling, rope_backward, rope_forward, rope_frequencies, ro
 from .select import select_backward, select_forward
 from .swiglu import swiglu_backward, swiglu_forward
 from .tanh import tanh_backward, tanh_forward
+from .token_rows import (
+    token_columns_backward,
+    token_columns_forward,
+    token_places,
+    token_rows_backward,
+    token_rows_forward,
+    token_rows_gradients,
+)
 from .vera import vera_backward, vera_forward, vera_gradients
