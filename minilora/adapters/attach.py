@@ -168,21 +168,22 @@ def place(
 
 
 def adaptable(model: Module, variant: str, targets: Targets | None = None, **options: Any) -> list[str]:
-    """The layers that a variant can adapt: of these targets, or of the whole model without a classifier, which is new
-    and learns whole. Raises ValueError, with the reason for the first, where it can adapt none of all."""
+    """The layers that a variant can adapt: of these targets; or of the whole model without a classifier, which is new
+    and learns whole. Raises ValueError, with the reason for the first, where the whole model has none."""
     paths = choose(model, targets) if targets is not None else {
         path: None for path, m in model.named_modules() if isinstance(m, LAYERS) and last(path) not in HEADS[1:]
     }  # fmt: skip
-    found, reason = [], ""
+    found, reasons = [], []
     for path in paths:
         base = layer_at(model, path)
+        cls = adapter_for(base, variant, path, **options)
         try:
-            adapter_for(base, variant, path, **options).check(base, **options)
+            cls.check(base, **options)
             found.append(path)
         except ValueError as error:
-            reason = reason or f"{path}: {error}"
+            reasons += [f"{path}: {error}"] if isinstance(base, cls.base_type) else []
     if not found and targets is None:
-        raise ValueError(f"{variant} can adapt no layer of this model. {reason}")
+        raise ValueError(f"{variant} can adapt no layer of this model; {(reasons or ['it has none of the type'])[0]}")
     return found
 
 
@@ -244,7 +245,7 @@ def tied_heads(model: Module, embeddings: Collection[str], chosen: Collection[st
     }
     for head in heads:
         if head in chosen or isinstance(model[head], Adapter):
-            raise ValueError(f"{head} is tied to the embedding and has its adapter, so it can have no other")
+            raise ValueError(f"{head} has the embedding's adapter, to which it is tied, so it can have no other")
     return heads
 
 

@@ -60,7 +60,7 @@ def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
         if plan.tied and path == view.head and path in plan.beside:
             continue  # PEFT writes what a head shares with the embedding only where it stands alone
         sizes = sizes_of(view.bases[path], options)
-        largest = sizes | {axis: max(largest[axis], sizes[axis]) for axis in largest}
+        largest = sizes | {axis: max(largest[axis], sizes[axis]) for axis in largest.keys() & sizes.keys()}
         for slot in cls.slots:
             axes = slot.file_shape or slot.shape
             if slot.shared:
@@ -111,7 +111,8 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
             adapters[path] = tied_class, options_of(tied_class, config, names["embed.token"])
             continue
         if path not in targets:
-            if any(view.tensor(path, slot.file) in tensors for slot in cls.slots):
+            others = (slot for slot in cls.slots if not (slot.file == "bias" and path in saved))  # not the layer's own
+            if any(view.tensor(path, slot.file) in tensors for slot in others):
                 raise ValueError(f"target_modules = {short(config['target_modules'])} do not name {name}, which has "
                                  "tensors")  # fmt: skip
             continue
