@@ -11,8 +11,9 @@
     dora            Σ r (in + out) + out    and the length of every row of W + ΔW       (Liu et al., 2024)
     lora-xs         Σ r²               y += B R (A x), A and B from the SVD of W        (Bałazy et al., 2024)
 
-and every variant that has a file in adapters/; of token-rows as many rows as there would be virtual tokens. Σ runs over the adapted layers. The classes below have no forward: they
-say of variants that have no file yet what they add, keep and multiply.
+and every variant that has a file in adapters/; where some tokens learn, as many as `virtual_tokens` says. Σ runs over
+the adapted layers. The classes below have no forward: they say of variants that have no file yet what they add, keep
+and multiply.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """LoRA's path with a bias of its own, which is scaled with it.
 
-    h = x Aᵀ        y = s (h Bᵀ + c)            x (..., in)   A (r, in)   B (out, r)   c (out,)   h (N, r)   y (..., out)
+    h = x Aᵀ        y = s (h Bᵀ + c)        x (..., in)   A (r, in)   B (out, r)   c (out,)   h (N, r)   y (..., out)
 
 N is the number of rows of x, all axes but the last taken together; s is LoRA's. Beside W x + b it is a layer with the
 weight W + s B A and the bias b + s c.

@@ -22,7 +22,6 @@ Source: Hugging Face PEFT, `TrainableTokensConfig` and `trainable_token_indices`
 
 from ..backend import Array, get_array_module
 from .linear import linear_forward
-from .rows import rows
 
 
 def token_places(ids: Array, i: Array, V: int) -> Array:

@@ -31,6 +31,7 @@ EQUIVALENT = {
     ("bias_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
     ("gain_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
     ("ia3_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
+    ("token_rows_backward", "* (at < 0)[..., None] * (at < 0)"): "a mask of 0 and 1 is its own square",
     ("vera_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
     ("vera_gradients", "sum(axis=-1)"): "of two axes, axis 1 is axis -1",
     ("embedding_gradients", "reshape(-2)"): "to NumPy, any negative size means: what is left over",

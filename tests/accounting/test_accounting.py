@@ -390,7 +390,11 @@ def test_every_layer_with_a_forward_has_costs():
 
 def test_a_model_without_weights_and_what_is_added_to_it_take_no_memory():
     for method in METHODS:
-        if method not in ("bitfit", "lora-bias", "vera"):  # llama has no biases; VeRA's A and B are drawn, once for all layers
+        if method not in (
+            "bitfit",
+            "lora-bias",
+            "vera",
+        ):  # llama has no biases; VeRA's A and B are drawn, once for all layers
             parameters = count(LLAMA, method, r=4).model.parameters()
             assert max(sum(np.abs(p.data.strides)) for p in parameters) == 0, method
 

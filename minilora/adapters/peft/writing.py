@@ -65,14 +65,17 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
     if tied and "ensure_weight_tying" in lacks:
         raise ValueError(f"PEFT's {kind} ties no head to its embedding (ensure_weight_tying)")
     if "modules_to_save" in lacks and saved:
-        raise ValueError(f"PEFT's {kind} saves no whole layers (modules_to_save), and {', '.join(saved)} would be lost: "
-                         "attach another variant beside it, which can")  # fmt: skip
+        raise ValueError(f"PEFT's {kind} saves no whole layer (modules_to_save), and {', '.join(saved)} would be lost: "
+                         "attach LoRA beside it, which can")  # fmt: skip
     config = {key: value for key, value in config.items() if key not in lacks}
     metadata = {"format": "pt", "base_sha256": base_hash(model, plan.carried())}
     labels = labels_of(model)
     if labels:
         metadata[LABELS] = json.dumps(label_maps(labels)["id2label"])
-    return {WEIGHTS: tensors_to_bytes(tensors_in_file(view, plan, everything, config), metadata), CONFIG: to_json(config)}
+    return {
+        WEIGHTS: tensors_to_bytes(tensors_in_file(view, plan, everything, config), metadata),
+        CONFIG: to_json(config),
+    }
 
 
 def adapters_of(model: Transformer) -> dict[str, Adapter]:
