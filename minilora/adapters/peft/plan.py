@@ -152,7 +152,7 @@ def adapters_beside(view: View, config: dict[str, Any]) -> dict[str, tuple[type[
                 found[path] = cls, options
         cls, options = found.get("embed.token", (classes[0], {}))
         if options and view.head and cls.tied_head:
-            if found.get(view.head, (cls, options))[1] != options:
+            if found.pop(view.head, (cls, options))[1] != options:
                 raise ValueError(f"{key}: {view.names[view.head]} is tied to the embedding, so it has the same rows")
             check_is_plain(view, view.head)
             found[view.head] = cls.tied_head, options
