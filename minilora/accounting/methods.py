@@ -2,7 +2,6 @@
 
     full            everything
     top2            the last two blocks                               (Li, Liang, 2021)
-    bitfit          every bias                                        (Ben Zaken et al., 2022)
     prefix-embed    C l                the embeddings of l virtual tokens               (Hu et al., 2021, section 5.1)
     prefix-layer    L C l              the activations of l virtual tokens after each of L blocks
     adapter-…       Σ (2 C r + r + C)  C -> r -> C, with biases: houlsby after attention and MLP, pfeiffer after the
@@ -10,8 +9,9 @@
     qlora           Σ r (in + out)     LoRA over a base in 4 bits                       (Dettmers et al., 2023)
     dora            Σ r (in + out) + out    and the length of every row of W + ΔW       (Liu et al., 2024)
 
-and every variant that has a file in adapters/. Σ runs over the adapted layers. The classes below have no forward: they
-say of variants that have no file yet what they add, keep and multiply.
+and every variant that has a file in adapters/; where some tokens learn, as many as `virtual_tokens` says. Σ runs over
+the adapted layers. The classes below have no forward: they say of variants that have no file yet what they add, keep
+and multiply.
 """
 
 from __future__ import annotations
@@ -111,7 +111,6 @@ def virtual_tokens(model: Transformer) -> int:
 TRAINED = {  # what of the base or of the prompt
     "full": "every parameter",
     "top2": "the last two blocks",
-    "bitfit": "every bias",
     "prefix-embed": "C l",
     "prefix-layer": "L C l",
 }
@@ -155,29 +154,26 @@ def apply(
     model.freeze()
     if method == "top2":
         trained += [parameter for block in blocks[-2:] for parameter in block.parameters()]
-    elif method == "bitfit":
-        biases = [parameter for path, parameter in model.named_parameters().items() if path.endswith(".bias")]
-        if not biases:
-            raise ValueError(f"{name} has no bias, so bitfit has nothing to train")
-        trained += biases
     elif method == "prefix-embed":
         model.layers["embed"] = Prompt(embed, prompt, "prompt_embeddings", (prompt, C), peft_type="PROMPT_TUNING")
     elif method == "prefix-layer":
         model.layers["embed"] = Prompt(embed, prompt, method, (len(blocks), C, prompt))
     else:
-        add_adapters(method, model, targets, int(r))
+        add_adapters(method, model, targets, int(r), int(prompt))
     for parameter in trained:
         parameter.trainable = True
 
 
-def add_adapters(method: str, model: Transformer, targets: str | Collection[str] | None, r: int) -> None:
+def add_adapters(method: str, model: Transformer, targets: str | Collection[str] | None, r: int, tokens: int) -> None:
+    """`tokens`: how many, of a variant that learns something for each of some tokens."""
     wanted = usual_targets(model, method) if targets is None else targets
     if wanted == "all-linear":
         wanted = [path for path, m in model.named_modules() if isinstance(m, Linear) and "block_" in path]
     if method in variants() or method not in FORMULAS:
         variant = method if method in variants() else DEFAULT
-        has_rank = any(option.name == "r" for cls in variants()[variant] for option in cls.options)
-        options: dict[str, Any] = {"r": r} if has_rank else {}
+        known = [option for cls in variants()[variant] for option in cls.options]
+        options: dict[str, Any] = {"r": r} if any(option.name == "r" for option in known) else {}
+        options |= {option.name: tuple(range(tokens)) for option in known if isinstance(option.default, tuple)}
         attach_without_weights(model, variant, wanted, **options)
         return
     cls, chosen = FORMULAS[method], choose(model, wanted)
@@ -196,9 +192,11 @@ def add_adapters(method: str, model: Transformer, targets: str | Collection[str]
         model[path] = cls.without_weights(model[path], r=r)
 
 
-def usual_targets(model: Transformer, method: str) -> str | Collection[str]:
-    """The method's own, or its classes', or q_proj and v_proj; of a fused projection the whole."""
+def usual_targets(model: Transformer, method: str) -> str | Collection[str] | None:
+    """The method's own, or its classes', or q_proj and v_proj; of a fused projection the whole. None: all it can."""
     classes = variants().get(method, [])
+    if classes and not any(cls.targets for cls in classes):
+        return None
     usual = USUAL_TARGETS.get(method) or [t for cls in classes for t in cls.targets] or ["q_proj", "v_proj"]
     names = {last(path) for path, _ in model.named_modules()}
     if isinstance(usual, str) or "qkv_proj" not in names:

@@ -29,6 +29,7 @@ import math
 import pkgutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from types import CodeType
 from typing import Any, ClassVar, NamedTuple, Self
@@ -37,7 +38,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module
-from ..nn import Costs, Embedding, Gradients, Linear, MetaArray, Module, Parameter
+from ..nn import Costs, Embedding, Gradients, LayerNorm, Linear, MetaArray, Module, Parameter
 
 DEFAULT = "lora"  # the variant, where none is named
 Law = Callable[[Any, Array, Array, Gradients], float]  # (adapter, x, dy, its gradients) -> relative error
@@ -48,7 +49,7 @@ class Slot(NamedTuple):
 
     name: str  # of the attribute
     file: str  # how the tensor's name ends in PEFT's file
-    shape: tuple[str, ...]  # in the sizes n_in, n_out and r
+    shape: tuple[str, ...]  # in the letters of sizes_for(): n_in, n_out, r
     trained: bool = True
     shared: bool = False  # one Parameter for all layers, as large as the largest; its name in the file has no layer
     file_shape: tuple[str, ...] = ()  # the shape in the file, where it is another: an axis of "1" more, or transposed
@@ -74,7 +75,7 @@ class Option(NamedTuple):
 
     name: str
     key: str  # "" where PEFT has none: it changes the training alone, and the file does not say it
-    default: Any  # PEFT's, for a config without the key
+    default: Any  # PEFT's, for a config without the key; () for a list of token ids
     pattern: str = ""  # the key of {regular expression: value} for layers with another value
 
     def check(self, value: Any) -> None:
@@ -84,6 +85,11 @@ class Option(NamedTuple):
         elif isinstance(self.default, int):
             least, whole = min(self.default, 1), isinstance(value, int | np.integer) and not isinstance(value, bool)
             right, what = whole and least <= value < 2**31, f"not a whole number from {least} to {2**31 - 1}"
+        elif isinstance(self.default, tuple):
+            ids = isinstance(value, list | tuple) and all(
+                isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < 2**31 for i in value
+            )
+            right, what = ids and len({*value}) == len(value), "not a list of different whole numbers from 0 up"
         elif self.name == "dropout":
             right, what = is_number(value) and 0 <= value < 1, "not a probability below 1"
         else:
@@ -100,6 +106,15 @@ class Keys(NamedTuple):
     fixed: Mapping[str, Any] = {}  # {key: the only value that is read}; tells variants of one peft_type apart
     ignored: tuple[str, ...] = ()  # keys that change nothing of what the adapter computes
     lacks: tuple[str, ...] = ()  # keys that most configs of PEFT have, and this one does not
+    beside: tuple[str, ...] = ()  # keys that say adapters of another variant: its Beside.key
+
+
+class Beside(NamedTuple):
+    """How PEFT says an adapter that stands beside those of another variant, in their config and file."""
+
+    key: str  # {layer: the value of the option}; the value alone is that of the token embedding
+    option: str
+    prefix: str  # before the name of a slot in the file
 
 
 class Kept(NamedTuple):
@@ -136,8 +151,9 @@ class Adapter(Module):
     # ---- what every variant states ----
 
     variant: ClassVar[str] = ""  # the name of its file
-    base_type: ClassVar[type[Linear] | type[Embedding]]  # the layers that the class adapts
-    targets: ClassVar[tuple[str, ...]] = ()  # last names of the layers that it adapts by default
+    base_type: ClassVar[type[Linear] | type[Embedding] | type[LayerNorm]]  # the layers that the class adapts
+    targets: ClassVar[tuple[str, ...]] = ()
+    """Last names of the layers that it adapts by default. Where no class of a variant has any: all that they can."""
     slots: ClassVar[tuple[Slot, ...]]
     options: ClassVar[tuple[Option, ...]]
     peft_type: ClassVar[str]
@@ -169,7 +185,10 @@ class Adapter(Module):
     lists the layers of this class; without it they are its `targets`. The class without a modules_key adapts the
     others."""
     tied_head: ClassVar[type[Adapter] | None] = None
-    """Of an adapter of the token embedding: the class by which a head that is tied to it uses the same Parameters."""
+    """Of an adapter of the token embedding: the class by which a head that is tied to it uses the same Parameters, with
+    ensure_weight_tying."""
+    always_tied: ClassVar[bool] = False  # also without
+    beside: ClassVar[Beside | None] = None  # where an adapter may stand beside those of another variant
 
     def factors(self) -> tuple[Array, Array, float] | None:
         """A (r, in), B (out, r) and s with ΔW = s B A, for a W (out, in); None where ΔW is no such product."""
@@ -192,7 +211,7 @@ class Adapter(Module):
         if base.is_adapter or base.is_merged:
             raise ValueError("this layer is adapted already: an adapter goes on a plain one")
         if not isinstance(base, cls.base_type):
-            kind = "an Embedding" if cls.base_type is Embedding else "a Linear"
+            kind = "an Embedding" if cls.base_type is Embedding else f"a {cls.base_type.__name__}"
             raise ValueError(f"this adapter is for {kind}, and this is of type {type(base).__name__}")
         for option in cls.options:
             option.check(options.get(option.name, option.default))
@@ -244,6 +263,8 @@ class Adapter(Module):
             setattr(self, slot.name, x)
         for name, default in self.defaults().items():
             value = options.get(name, default)
+            if isinstance(default, tuple):
+                value = tuple(map(int, value))
             # Python numbers: a NumPy float64 would turn float32 products into float64.
             setattr(self, name, value.item() if isinstance(value, np.generic) else value)
 
@@ -314,7 +335,7 @@ class Adapter(Module):
         once_more = self.products.backward_once, *of_learned(self.products.gradients_once)
         backward = f"n * ({' + '.join(each_row) or 0})", *once_more
         costs.multiply(self, "adapter", *({f: number(f, sizes) for f in formulas} for formulas in (forward, backward)))
-        return y
+        return replace(y, needs_dx=True) if learns and not y.needs_dx else y
 
     def delta(self) -> Array:
         """ΔW, in the shape of W: merged W - W."""
@@ -331,10 +352,9 @@ def is_number(x: Any) -> bool:
 
 
 def sizes_of(base: Any, options: Mapping[str, Any]) -> dict[str, int]:
-    """n_in, n_out and r; an r of 0, where a variant allows it, is the smaller side of W: as many as W's SVD has."""
-    rows, columns = base.weight.data.shape
-    n_in, n_out = (rows, columns) if isinstance(base, Embedding) else (columns, rows)
-    return {"n_in": n_in, "n_out": n_out, "r": options.get("r") or min(n_in, n_out)}
+    first, last = base.weight.data.shape[0], base.weight.data.shape[-1]  # of a norm's gain: the same
+    n_in, n_out = (first, last) if isinstance(base, Embedding) else (last, first)
+    return {"n_in": n_in, "n_out": n_out, "r": options.get("r", 0)}
 
 
 def shape(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:

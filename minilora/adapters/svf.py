@@ -5,6 +5,7 @@ truncated() is another thing: W without its smallest singular values.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -70,10 +71,15 @@ class SVFLinear(Adapter):
         check_rank(base, options.get("r", 0))
 
     @classmethod
+    def sizes_for(cls, base: Any, options: Mapping[str, Any]) -> dict[str, int]:
+        sizes = sizes_of(base, options)
+        return sizes | {"r": sizes["r"] or min(sizes["n_in"], sizes["n_out"])}
+
+    @classmethod
     def start(cls, base: Module, *, rng: Rng, **options: Any) -> SVFLinear:
         """Nothing is drawn from `rng`."""
         cls.check(base, **options)
-        r = sizes_of(base, options)["r"]
+        r = cls.sizes_for(base, options)["r"]
         U, S, Vt = svd(base.weight.data)  # type: ignore[attr-defined]
         tensors = {"svf_U": U[:, :r].copy(), "svf_S": S[:r].copy(), "svf_V": Vt[:r].T.copy(), "svf_z": np.ones(r)}
         return cls.of(base, tensors, **options)

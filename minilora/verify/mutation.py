@@ -32,6 +32,7 @@ EQUIVALENT = {
     ("gain_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
     ("ia3_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
     ("svf_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
+    ("token_rows_backward", "* (at < 0)[..., None] * (at < 0)"): "a mask of 0 and 1 is its own square",
     ("vera_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
     ("vera_gradients", "sum(axis=-1)"): "of two axes, axis 1 is axis -1",
     ("loha_A_gradients", "sum(axis=-2)"): "of three axes, axis 1 is axis -2",

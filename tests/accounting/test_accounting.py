@@ -335,11 +335,13 @@ def test_every_method_trains_what_its_formula_says():
         "adapter-pfeiffer": L * (2 * C * r + r + C),
         "adapter-lin": L * (2 * C * r + r + C + 2 * C),
     }
-    assert set(trained) == set(accounting.METHODS) - {"bitfit"}
+    trained["token-rows"] = n * C
+    assert set(trained) == set(accounting.METHODS) - {"bitfit", "lora-bias"}  # Llama has no biases
     for method, expected in trained.items():
         assert count(LLAMA, method, r=r, virtual_tokens=n, tokens=9).trainable == expected, method
     gpt2 = {**TINY["gpt2"], "n_embd": C, "n_layer": L, "n_head": H, "vocab_size": 9, "n_positions": 9, "n_inner": F}
     assert count(gpt2, "bitfit").trainable == L * (3 * C + C + F + C + 2 * C) + C
+    assert count(gpt2, "lora-bias", r=r).trainable == L * (r * (C + 3 * C) + 3 * C)
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 100))
@@ -391,7 +393,11 @@ def test_every_layer_with_a_forward_has_costs():
 
 def test_a_model_without_weights_and_what_is_added_to_it_take_no_memory():
     for method in METHODS:
-        if method not in ("bitfit", "vera"):  # VeRA's A and B are drawn, once for all layers
+        if method not in (
+            "bitfit",
+            "lora-bias",
+            "vera",
+        ):  # llama has no biases; VeRA's A and B are drawn, once for all layers
             parameters = count(LLAMA, method, r=4).model.parameters()
             assert max(sum(np.abs(p.data.strides)) for p in parameters) == 0, method
 
@@ -555,7 +561,7 @@ def sizes_of(account: Account, layer: Any, path: str) -> dict[str, int]:
 WINDOWED = LLAMA | {"model_type": "qwen2", "num_hidden_layers": 5, "max_position_embeddings": 700,
                     "use_sliding_window": True, "sliding_window": 200, "max_window_layers": 1}  # fmt: skip
 COSTS: list[tuple[Any, str, dict[str, Any]]] = [
-    *((LLAMA, method, {"r": 3}) for method in METHODS if method != "bitfit"),
+    *((LLAMA, method, {"r": 3}) for method in METHODS if method not in ("bitfit", "lora-bias")),
     ("bert-base", "lora", {"r": 3}),
     ("roberta-base", "dora", {"head": "classify", "labels": 3}),
     (LLAMA, "lora", {"targets": ["q_proj", "lm_head"], "r": 2}),

@@ -12,7 +12,7 @@ from ...files import load_tensors, read_json
 from ...models.hub import fetch, name_on_hub, pickle_error
 from ...nn import Embedding, Linear
 from ..base import Adapter, Slot, shape
-from .config import check_config, classes_of, options_of
+from .config import beside_in, check_config, classes_of, is_saved, options_of
 from .view import PREFIX
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -50,10 +50,14 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], d
 
 def slot_of(config: dict[str, Any], tensor: str) -> tuple[str, type[Adapter], Slot] | None:
     """(Hugging Face's name of the layer, class, slot) of a tensor that an adapter adds to a layer; None for others."""
-    for cls in classes_of(config):
+    both = [(classes_of(config), ""), *((c, c[0].beside.prefix) for c, _ in beside_in(config).values() if c[0].beside)]
+    for cls, prefix in ((cls, prefix) for classes, prefix in both for cls in classes):
         for slot in cls.slots:
-            if not slot.shared and tensor.startswith(PREFIX) and tensor.endswith(f".{slot.file}"):
-                return tensor.removeprefix(PREFIX).removesuffix(f".{slot.file}"), cls, slot
+            end = f".{prefix}{slot.file}"
+            if not slot.shared and tensor.startswith(PREFIX) and tensor.endswith(end):
+                name = tensor.removeprefix(PREFIX).removesuffix(end)
+                whole = slot.file == "bias" and is_saved(config, name)  # of a layer that is trained whole
+                return None if whole else (name, cls, slot)
     return None
 
 

@@ -23,7 +23,13 @@ def arguments(add: Add) -> None:
     add("--compare", type=methods, metavar="A,B", help="several methods side by side: full,lora,qlora")
     add("--targets", type=targets, metavar="A,B", help="layers to adapt, lm_head and embed too (default: the method's)")
     add("--rank", type=positive_int, default=8, metavar="N", help="or the width of a bottleneck (default 8)")
-    add("--virtual-tokens", type=positive_int, default=8, metavar="N", help="of prefix methods (default 8)")
+    add(
+        "--virtual-tokens",
+        type=positive_int,
+        default=8,
+        metavar="N",
+        help="of prefix methods, or rows of token-rows (default 8)",
+    )
     add("--head", metavar="NAME", help="lm, classify, tokens or none (default: the config's, or the family's)")
     add("--labels", type=positive_int, metavar="N", help="outputs of classify and tokens (default: the config's, or 2)")
     add("--batch", type=positive_int, default=1, metavar="N", help="sequences (default 1)")
