@@ -27,7 +27,8 @@ class LoKrLinear(Adapter):
     rest is uniform within ±1/√(number of columns), as PEFT's. A w₁ of low rank, PEFT's decompose_both, is refused.
     """
 
-    variant, peft_type, base_type, targets = "lokr", "LOKR", Linear, ("q_proj", "v_proj")
+    variant = "lokr"
+    peft_type, base_type, targets = "LOKR", Linear, ("q_proj", "v_proj")
     keys = Keys(
         "init_weights",
         inits=(True, False, "lycoris"),
