@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from ..backend import Array, Rng, generator
 from ..nn import Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
+from ..nn.optim import Penalty, both
 from ..spelling import choose_from
 from .base import DEFAULT, Adapter, class_for, sizes_of, variants
 from .lora import LoRALinear, TiedLoRALinear
@@ -97,6 +98,21 @@ def attach_lora(
     return [*paths, *heads]
 
 
+def fit_options(model: Module, steps: int, penalty: Penalty | None = None) -> dict[str, Any]:
+    """What training.fit is to be given to train the adapters of a model for so many steps, as their variants say: {}
+    for most. A `penalty` is added to theirs.
+
+        fit(model, batches, steps, **fit_options(model, steps))
+    """
+    found: dict[str, Any] = {} if penalty is None else {"penalty": penalty}
+    for cls in dict.fromkeys(type(module) for _, module in model.named_modules() if isinstance(module, Adapter)):
+        own = cls.fit_options(model, steps)
+        if "penalty" in own and "penalty" in found:
+            own["penalty"] = both(found["penalty"], own["penalty"])
+        found |= own
+    return found
+
+
 def low_rank_adapter(base: Module, A: Array, B: Array) -> Adapter:
     """The LoRA of a Linear with ΔW = B A (s = 1), for A (r, in) and B (out, r) that are known."""
     return LoRALinear.of(base, {"lora_A": A, "lora_B": B}, r=len(A), alpha=float(len(A)))
@@ -132,7 +148,7 @@ def place(
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         if cls.trains_a_matrix():
-            sizes = sizes_of(layers[path], cls.defaults() | options_at[path])
+            sizes = sizes_of(layers[path], {"r": cls.rank(cls.defaults() | options_at[path])})
             ranks_used[path] = sizes["r"], min(sizes["n_in"], sizes["n_out"])
     if note := wasted_rank(ranks_used):
         warnings.warn(note, stacklevel=4)

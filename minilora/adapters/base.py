@@ -75,10 +75,14 @@ class Option(NamedTuple):
     key: str  # "" where PEFT has none: it changes the training alone, and the file does not say it
     default: Any  # PEFT's, for a config without the key
     pattern: str = ""  # the key of {regular expression: value} for layers with another value
+    mask_of: str = ""  # a tensor: `pattern` is {its name in a layer: True or False for each of its rows} then
 
     def check(self, value: Any) -> None:
         """Raise ValueError for a value of another kind than the default, or out of range."""
-        if isinstance(self.default, bool):
+        if self.mask_of:
+            right = isinstance(value, list | tuple) and all(isinstance(entry, bool) for entry in value)
+            what = "no list of true and false"
+        elif isinstance(self.default, bool):
             right, what = isinstance(value, bool), "neither true nor false"
         elif isinstance(self.default, int):
             least, whole = int(self.default > 0), isinstance(value, int | np.integer) and not isinstance(value, bool)
@@ -187,6 +191,18 @@ class Adapter(Module):
         """{name of a shared slot: its Parameter}, large enough for each of these layers."""
         return {}
 
+    @classmethod
+    def rank(cls, options: Mapping[str, Any]) -> int:
+        """The size r of an adapter's tensors, where the variant has one."""
+        r: int = options.get("r", 0)
+        return r
+
+    @classmethod
+    def fit_options(cls, model: Module, steps: int) -> dict[str, Any]:
+        """What training.fit is to be given, to train the class's adapters on `model` for so many steps: a penalty, or
+        what is done after a step."""
+        return {}
+
     def in_file(self) -> Adapter:
         """The adapter that a file holds in the place of this one: itself, unless PEFT has another form of it."""
         return self
@@ -213,7 +229,8 @@ class Adapter(Module):
     def without_weights(cls, base: Module, **options: Any) -> Self:
         """The adapter for counting: its tensors have shapes, and take no memory. Shared slots are options, as in
         start()."""
-        dtype, sizes = base.weight.data.dtype, sizes_of(base, cls.defaults() | options)  # type: ignore[attr-defined]
+        given = cls.defaults() | options
+        dtype, sizes = base.weight.data.dtype, sizes_of(base, {"r": cls.rank(given)})  # type: ignore[attr-defined]
         zeros = {slot.name: np.broadcast_to(np.zeros((), dtype), shape(slot.shape, sizes)) for slot in cls.slots}
         return cls.of(base, {name: options.get(name, x) for name, x in zeros.items()}, **options)
 
@@ -264,7 +281,7 @@ class Adapter(Module):
     @property
     def sizes(self) -> dict[str, int]:
         """n_in and n_out of the base, and r where the variant has a rank: the letters of shapes and formulas."""
-        return sizes_of(self.base, vars(self))
+        return sizes_of(self.base, {"r": self.rank(vars(self))})
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         """Those of the base, and `kept` and `products`, without what only frozen slots need."""

@@ -79,13 +79,15 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
     for name, (cls, arrays) in held.items():
         options = options_of(cls, config, name)
         axes = {slot.name: slot.file_shape or slot.shape for slot in cls.slots}
-        sizes = {"r": options.get("r", 0)}
+        sizes = {"r": cls.rank(options)}
         for attribute, x in arrays.items():
             sizes = dict(zip(axes[attribute], x.shape, strict=False)) | sizes
         there = {name: len(x) for name, x in axes.items()} == {name: x.ndim for name, x in arrays.items()}
         if there and {"n_in", "n_out"} - sizes.keys():
             raise ValueError(f"{folder / WEIGHTS} does not say the sizes of {name}: {MERGE_IT}")
-        if not there or any(shape(axes[n], sizes) != x.shape or not x.size for n, x in arrays.items()):
+        if not there or any(
+            shape(axes[n], sizes) != x.shape or 0 in shape(axes[n], sizes | {"r": 1}) for n, x in arrays.items()
+        ):
             needed = " and ".join(f"{slot.file} {axes[slot.name]}".replace("'", "") for slot in cls.slots)
             found = " and ".join(str(x.shape) for x in arrays.values())
             raise ValueError(f"{folder / WEIGHTS}: {name} needs {needed} with r = {sizes['r']}, not {found}")

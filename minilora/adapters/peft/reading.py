@@ -108,7 +108,7 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     if beside:
         notes.append(f"{len(beside)} of its tensors are for a pooler, which a model without a head lacks")
     sides = {path: min(view.bases[path].weight.data.shape) for path in plan.adapters}
-    ranks = {path: options["r"] for path, (cls, options) in plan.adapters.items() if cls.trains_a_matrix()}
+    ranks = {path: cls.rank(options) for path, (cls, options) in plan.adapters.items() if cls.trains_a_matrix()}
     notes += filter(None, [wasted_rank({view.names[path]: (r, sides[path]) for path, r in ranks.items()})])
     labels = label_names(metadata, model.config.labels) if model.config.head in LABELLED else []
     return build(view, plan, places, tensors), labels, "; ".join(notes)
@@ -165,7 +165,7 @@ def check_tensors(view: View, plan: Plan, tensors: dict[str, np.ndarray], places
     for path, (cls, options) in plan.adapters.items():
         if (plan.tied and path == view.head) or len(own[path]) < len(cls.slots):
             continue  # it shares the embedding's Parameters, or those of all layers
-        sizes = sizes_of(view.bases[path], options)
+        sizes = sizes_of(view.bases[path], {"r": cls.rank(options)})
         factors = cls.of(without_weights(cls, sizes["n_in"], sizes["n_out"], dtype), own[path], **options).factors()
         if factors is None:
             continue
