@@ -75,7 +75,9 @@ class AdaLoRALinear(Adapter):
         Option("beta1", "beta1", 0.85),
         Option("beta2", "beta2", 0.85),
         Option("orth_reg_weight", "orth_reg_weight", 0.5),
-        Option("total_step", "total_step", 1),  # of the training: an Allocator sets it
+        Option(
+            "total_step", "total_step", 1
+        ),  # of the training: an Allocator sets it; until then the least there can be
         Option("mask", "", (), "rank_pattern", mask_of="lora_E"),
     )
     slots = (
@@ -140,7 +142,7 @@ class AdaLoRALinear(Adapter):
                 raise ValueError(f"{name} {given[name]} is not between 0 and 1")
         if given["orth_reg_weight"] < 0:
             raise ValueError(f"orth_reg_weight {given['orth_reg_weight']} is below 0")
-        if given["tinit"] >= given["total_step"] - given["tfinal"]:
+        if "total_step" in options and given["tinit"] >= given["total_step"] - given["tfinal"]:
             raise ValueError(
                 f"tinit {given['tinit']} and tfinal {given['tfinal']} leave no step to cut in: total_step "
                 f"{given['total_step']} must be above their sum"
@@ -154,7 +156,8 @@ class AdaLoRALinear(Adapter):
         return sum(given["mask"]) if given["mask"] else given["r"]
 
     def hold(self, base: Any, tensors: Mapping[str, Array | Parameter], **options: Any) -> None:
-        super().hold(base, tensors, **options)
+        least = options.get("tinit", 0) + options.get("tfinal", 0) + 1
+        super().hold(base, tensors, **{"total_step": least, **options})
         self.mask, self.left = tuple(self.mask), np.ones(self.rank(options), dtype=bool)
 
     @property

@@ -211,7 +211,9 @@ def their_adapter(folder: Any, family: str, head: str, words: dict[str, Any], ma
     generator = torch.Generator().manual_seed(0)
     seen = set()
     with torch.no_grad():
-        for parameter in theirs.parameters():
+        for name, parameter in theirs.named_parameters():
+            if ".ranknum." in name:
+                continue  # of AdaLoRA: PEFT trains it where the base is not in float32, and no file holds it
             if parameter.requires_grad and parameter.data_ptr() not in seen:
                 seen.add(parameter.data_ptr())
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
@@ -284,9 +286,10 @@ FLAGS = [(name, option.name) for name, classes in variants().items() for option 
 
 
 def options_for(variant: str, flag: str, mlp: str, keys: bool) -> dict[str, Any]:
-    """A rank of 3, and one flag the other way; by our names, or by the keys of PEFT's config."""
+    """The variant's example, and one flag the other way; by our names, or by the keys of PEFT's config."""
     classes = variants()[variant]
-    found = {o.key if keys else o.name: 3 for o in classes[0].options if o.name == "r"}
+    example = classes[0].examples[""]
+    found = {o.key if keys else o.name: example[o.name] for o in classes[0].options if o.name in example}
     found |= {o.key if keys else o.name: not o.default for o in classes[0].options if o.name == flag}
     return found | {cls.modules_key: [mlp] for cls in classes if cls.modules_key}
 

@@ -160,7 +160,7 @@ orthogonality = Problem(
     penalty_backward,
     draw_penalty,
     laws={"dA Aᵀ and Bᵀ dB are symmetric, because a rotation of the triplets changes no norm": is_symmetric},
-    asks={"counted_twice": "Is there more than one derivative of A Aᵀ with respect to A, or one that has two terms?"},
+    asks={"counted_twice": "The derivative of A Aᵀ has two terms: had you counted both before you multiplied by 2?"},
     shapes=PENALTY_SHAPES,
     others=lambda rng, shapes: [shapes[i] for i in rng.permutation(len(shapes))],
     formula="R = ‖A Aᵀ - I‖ + ‖Bᵀ B - I‖, Frobenius' norm, not squared; dy, as an argument, is dR",
