@@ -20,7 +20,8 @@ from .lora import LoRA
 
 
 def same_share(adapter: AdaLoRALinear, x: Array, dy: Array, grads: Gradients) -> float:
-    """e_k de_k = ⟨A_k, dA_k⟩ = ⟨B_:k, dB_:k⟩: a factor that moves within a triplet changes no output."""
+    """eₖ deₖ = ⟨Aₖ, dAₖ⟩ = ⟨Bₖ, dBₖ⟩, of row k of A and column k of B: a factor that moves within a triplet changes no
+    output."""
     A, B, e = adapter.lora_A, adapter.lora_B, adapter.lora_E
     of_e, of_A, of_B = e.data * grads[e], (A.data * grads[A]).sum(axis=1), (B.data * grads[B]).sum(axis=0)
     return max(relative_difference(of_e, of_A), relative_difference(of_e, of_B))
@@ -96,7 +97,7 @@ class AdaLoRALinear(Adapter):
         gradients={("lora_A",): "2 * r * n_in", ("lora_B", "lora_E"): "2 * r * n_out"},
     )
     laws: ClassVar[dict[str, Law]] = {
-        "e_k de_k = ⟨A_k, dA_k⟩ = ⟨B_:k, dB_:k⟩": same_share,
+        "eₖ deₖ = ⟨Aₖ, dAₖ⟩ = ⟨Bₖ, dBₖ⟩": same_share,
         "dA = dB = 0 at e = 0": gradients_at_the_start,
     }
     examples: ClassVar[dict[str, dict[str, Any]]] = {
@@ -152,7 +153,7 @@ class AdaLoRALinear(Adapter):
 
     @classmethod
     def rank(cls, options: Mapping[str, Any]) -> int:
-        given = cls.defaults() | options
+        given = {**cls.defaults(), **options}
         return sum(given["mask"]) if given["mask"] else given["r"]
 
     def hold(self, base: Any, tensors: Mapping[str, Array | Parameter], **options: Any) -> None:
@@ -236,7 +237,8 @@ class AdaLoRALinear(Adapter):
             raise ValueError("the parts of a fused layer differ in their options, and one adapter has one of each")
         tensors = {i: [to_numpy(x) for x in part.tensors] for i, part in adapted.items()}
         A, e = (np.concatenate([held[j] for held in tensors.values()]) for j in (0, 2))
-        n, B, column = len(parts[0].weight.data), np.zeros((len(base.weight.data), len(A)), A.dtype), 0
+        n, column = len(parts[0].weight.data), 0
+        B = np.zeros((n * len(parts), len(A)), A.dtype)
         for i, (_, block, _) in tensors.items():
             B[i * n : (i + 1) * n, column : column + block.shape[1]] = block
             column += block.shape[1]

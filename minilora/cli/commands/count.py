@@ -10,8 +10,8 @@ from ..options import JSON, Add, Options
 EXAMPLE = "minilora count --model gpt3-175b --method lora --targets q_proj,v_proj --rank 4"
 
 # accounting.METHODS, which is not imported here: --help need not wait for NumPy
-COUNTED = """full, top2, bitfit, prefix-embed, prefix-layer, lora, qlora, lora-fa, dora, vera, lora-xs, ia3,
-adapter-houlsby, adapter-pfeiffer or adapter-lin"""
+COUNTED = """full, top2, bitfit, prefix-embed, prefix-layer, lora, qlora, adalora, lora-fa, dora, vera, lora-xs,
+ia3, adapter-houlsby, adapter-pfeiffer or adapter-lin"""
 
 
 def arguments(add: Add) -> None:
