@@ -253,31 +253,36 @@ class AdaLoRALinear(Adapter):
         return {"penalty": allocator.penalty, "after_step": allocator}
 
 
+SCHEDULE = "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight"  # options that a model has once
+
+
 class Allocator:
     """The penalty and the cuts of the AdaLoRA adapters of a model, over a training of `steps` steps:
 
         allocator = Allocator(model, steps)
         fit(model, batches, steps, penalty=allocator.penalty, after_step=allocator)
 
-    The importance of a weight w is |w dw|, smoothed, times its smoothed deviation; w is that after the step, dw that of
-    before. A triplet has that of its e_k, and the means over A_k and B_:k:
+    The sensitivity I of a weight w is smoothed, and so is its deviation; their product is the importance s. That of a
+    triplet, S_k, is its e_k's and the means over A_k and B_:k:
 
-        I = |w dw|      Ī ← β₁ Ī + (1-β₁) I     Ū ← β₂ Ū + (1-β₂) |I - Ī|       S_k = (Ī Ū)(e_k) + mean (Ī Ū)(A_k)
-                                                                                     + mean (Ī Ū)(B_:k)
+        I = |w dw|          Ī ← β₁ Ī + (1-β₁) I         Ū ← β₂ Ū + (1-β₂) |I - Ī|          s = Ī Ū
+        S_k = s(e_k) + mean s(A_k) + mean s(B_:k)
+
+    w is that after the step, and dw what the optimizer was given for it: with the penalty's part, and clipped.
 
     After step t = 0, 1, ... of T there is a budget of b(t) triplets for the whole model, from all b₀ of them to
     target_r a layer, b_T together:
 
         b(t) = b_T + (b₀ - b_T) (1 - (t - tinit)/(T - tfinal - tinit))³         rounded down
 
-    While tinit < t < T - tfinal, every deltaT steps, and at t = T - tfinal, the triplets with the b₀ - b(t) lowest
-    scores lose their e_k, and those with a score equal to the highest of these. Training goes on with all, so what is
-    cut may come back, until the last cut: from there on e_k = 0 after every step. With tfinal = 0 no step t = T is
-    reached: then the last cut is that of the last multiple of deltaT, and is not held.
+    While tinit < t < T - tfinal, every deltaT steps, and at t = T - tfinal, the b₀ - b(t) triplets of the lowest S
+    lose their e_k, and those with an S equal to the highest of these. Training goes on with all, so what is cut may come
+    back, until the last cut: from there on e_k = 0 after every step. With tfinal = 0 no step t = T is reached: then the
+    last cut is that of the last multiple of deltaT, and is not held.
 
-    Zhang et al. (2023), equations 7 to 11 and algorithm 1; in its order, and to the last triplet, PEFT 0.21.2's
-    update_and_allocate(t) between optimizer.step() and zero_grad(). Where there is nothing to cut, as at r = target_r,
-    PEFT fails, and here nothing is cut.
+    Zhang et al. (2023), sections 3.2 and 3.3; in its order, and to the last triplet, as PEFT 0.21.2's
+    update_and_allocate(t) between optimizer.step() and zero_grad(). Two things are otherwise: at r = target_r, where
+    PEFT fails, nothing is cut; and the penalty is there whatever the task, where PEFT drops it without a task_type.
 
     `state` is what a training that resumes needs: training.fit keeps it in its checkpoint.
     Raises ValueError for a model without AdaLoRA, for adapters that differ in an option of the schedule, and for
@@ -307,8 +312,8 @@ class Allocator:
         self.mean, self.deviation = zeros, dict(zeros)
 
     def penalty(self) -> tuple[Array | float, Gradients]:
-        """Its value and gradients, over the A and B of all K/2 layers: w/K Σ ‖A Aᵀ - I‖ + ‖Bᵀ B - I‖ as in PEFT; with
-        `squared` the paper's, w Σ ‖A Aᵀ - I‖² + ‖Bᵀ B - I‖²."""
+        """Its value and gradients, over all layers: the mean of all ‖A Aᵀ - I‖ and ‖Bᵀ B - I‖ times orth_reg_weight, as
+        in PEFT; with `squared` the paper's, their squares' sum times that."""
         value, grads, w = 0.0, Gradients(), self.first.orth_reg_weight
         forward, gradients = ops.orthogonality_forward, ops.orthogonality_gradients
         if self.squared:
@@ -333,7 +338,7 @@ class Allocator:
         if t == last or (self.first.tinit < t < last and t % self.first.deltaT == 0):
             self.cut(self.b_0 - self.budget(t))
         elif t > last:
-            self.hold()
+            self.zero()
 
     def update(self, grads: Gradients) -> None:
         """Ī and Ū of every weight."""
@@ -368,9 +373,9 @@ class Allocator:
         highest = np.sort(np.concatenate(list(scores.values())))[n - 1] if n > 0 else -np.inf
         for path, adapter in self.adapters.items():
             adapter.left = scores[path] > highest
-        self.hold()
+        self.zero()
 
-    def hold(self) -> None:
+    def zero(self) -> None:
         """e_k = 0 of what the last cut took."""
         for adapter in self.adapters.values():
             e = adapter.lora_E.data
@@ -390,6 +395,3 @@ class Allocator:
             self.mean[key], self.deviation[key] = (xp.asarray(state[f"{kind}.{key}"]) for kind in ("mean", "deviation"))
         for path, adapter in self.adapters.items():
             adapter.left = to_numpy(state[f"left.{path}"]).astype(bool)
-
-
-SCHEDULE = "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight"

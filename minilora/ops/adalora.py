@@ -24,8 +24,8 @@ The rows of A are orthonormal where the penalty R(A) is zero, the columns of B w
     E = A Aᵀ - I        R = ‖E‖         dA = 2 dR E A / ‖E‖
                         R = ‖E‖²        dA = 4 dR E A               ‖·‖ is Frobenius' norm
 
-as the differential of ‖E‖² is 2 ⟨E, dA Aᵀ + A dAᵀ⟩ = ⟨4 E A, dA⟩ for the symmetric E. The paper squares the norm, PEFT
-does not. At E = 0 the norm itself has a kink, where 0 is taken, as PyTorch does.
+as a change δ of A changes ‖E‖² by 2 ⟨E, δ Aᵀ + A δᵀ⟩ = ⟨4 E A, δ⟩, E being symmetric. The paper squares the norm; PEFT
+and the code of the paper's authors do not. At E = 0 the norm has a kink, and 0 is taken, as PyTorch does.
 
 Source: Zhang et al. (2023), "AdaLoRA: Adaptive budget allocation for parameter-efficient fine-tuning", equations 3 and
 4; the scale and the norm without a square as in PEFT 0.21.2.

@@ -395,6 +395,7 @@ def without(*names: str) -> Any:
 
 
 L = "base_model.model.model.layers"
+KINDS = ", ".join(sorted({classes[0].peft_type for classes in variants().values()}))
 DAMAGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     **{key: ({}, {key: "x"}, f"{key} = 'x' is not supported") for key in variants()["lora"][0].keys.fixed},
     "a key of next year": ({}, {"use_magic": 3}, "use_magic = 3 is not known here"),
@@ -447,7 +448,7 @@ DAMAGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {}, {"layers_to_transform": [0, 1], "target_modules": ".*[qv]_proj"},
         r"layers_to_transform = \[0, 1\] does nothing beside target_modules = '\.\*\[qv\]_proj'",
     ),
-    "no type": ({}, {"peft_type": None}, "peft_type = None is not read here, only IA3, LORA, VERA"),
+    "no type": ({}, {"peft_type": None}, f"peft_type = None is not read here, only {KINDS}"),
     "no name of a dropout": ({}, {"lora_dropout": ""}, "lora_dropout: dropout '' is not a probability below 1"),
     "an alpha of nothing": ({}, {"alpha_pattern": {"o_proj": "x"}}, "alpha_pattern: alpha 'x' is not a number"),
     "a rank without end": ({}, {"r": 10**400}, r"r: r 10{79}\.\.\. is not a whole number from 1 to 2147483647"),
@@ -496,7 +497,7 @@ def test_an_adapter_of_another_kind_is_called_by_its_name_and_the_advice_is_one_
     for kind in mapping.PEFT_TYPE_TO_CONFIG_MAPPING:
         if kind.value in known:
             continue
-        with pytest.raises(ValueError, match=f"peft_type = '{kind.value}' is not read here, only IA3, L") as caught:
+        with pytest.raises(ValueError, match=f"peft_type = '{kind.value}' is not read here, only {KINDS}") as caught:
             check_config({"peft_type": kind.value})  # most have no r and no lora_alpha
         tuner = mapping.PEFT_TYPE_TO_TUNER_MAPPING[kind]
         assert ("merge_and_unload" in str(caught.value)) == hasattr(tuner, "merge_and_unload"), kind
