@@ -276,9 +276,9 @@ class Allocator:
         b(t) = b_T + (b₀ - b_T) (1 - (t - tinit)/(T - tfinal - tinit))³         rounded down
 
     While tinit < t < T - tfinal, every deltaT steps, and at t = T - tfinal, the b₀ - b(t) triplets of the lowest S
-    lose their e_k, and those with an S equal to the highest of these. Training goes on with all, so what is cut may come
-    back, until the last cut: from there on e_k = 0 after every step. With tfinal = 0 no step t = T is reached: then the
-    last cut is that of the last multiple of deltaT, and is not held.
+    lose their e_k, and those with an S equal to the highest of these. Training goes on with all, so what is cut may
+    come back, until the last cut: from there on e_k = 0 after every step. With tfinal = 0 no step t = T is reached:
+    then the last cut is that of the last multiple of deltaT, and is not held.
 
     Zhang et al. (2023), sections 3.2 and 3.3; in its order, and to the last triplet, as PEFT 0.21.2's
     update_and_allocate(t) between optimizer.step() and zero_grad(). Two things are otherwise: at r = target_r, where
