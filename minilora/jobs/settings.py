@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-from ..adapters import DEFAULT
+from ..adapters import DEFAULT, variant_names
 from .arguments import Collect, natural_float, natural_int, positive_float, positive_int, targets
 
 TASKS = {"text": "text", "instruct": "instruction", "classify": "classification"}  # {--task: its file in jobs/}
@@ -39,7 +39,7 @@ PENALTY: dict[str, Any] = {"type": natural_float, "metavar": "X"}
 class Settings:
     """How an adapter is trained, whatever the task. `method` is a variant of adapters, `option` its own options."""
 
-    method: str = setting(DEFAULT, f"a variant: a file of minilora/adapters (default {DEFAULT})", metavar="NAME")
+    method: str = setting(DEFAULT, f"{', '.join(variant_names())} (default {DEFAULT})", metavar="NAME")
     option: Mapping[str, Any] | None = setting(
         None, "an option of the method alone, as d_initial=0.5; may be repeated", action=Collect, metavar="NAME=VALUE"
     )
