@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from commands import WORDS, assert_refused, lines, make_base, tree
 from small_runs import interrupting
-from test_classification import rows, write
 
 from minilora.adapters.attach import attach
 from minilora.adapters.base import DEFAULT, variants
@@ -28,6 +27,7 @@ from minilora.models.saving import save_pretrained
 from minilora.nn import Embedding, Linear
 
 each_method = pytest.mark.parametrize("method", variants())
+ROWS = [("abcd"[i % 3 :] * (1 + i % 4) + "xy"[i % 2], ("yes", "no")[i % 2]) for i in range(40)]
 RUN = ["--data", "words.txt", "--out", "out", "--batch", "2", "--length", "8", "--lr", "0.05"]
 STEPS = ["--steps", "4", "--evaluate-every", "2", "--checkpoint-every", "2"]
 
@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = Config(vocab_size=256, n_layers=1, d_model=16, n_heads=2, d_ff=24, max_length=32)
     save_pretrained(gpt2(config, np.random.default_rng(1)), folder / "gpt2")
     (folder / "words.txt").write_bytes(WORDS)
-    write(folder / "rows.csv", rows())
+    (folder / "rows.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in ROWS))
     return folder
 
 
@@ -159,7 +159,7 @@ def test_a_classifier_predicts_what_the_merged_one_does(method, here, monkeypatc
     assert main(["predict", "--adapter", "out", "--data", "rows.csv", "--json"]) == 0
     found = [json.loads(line)["probabilities"] for line in capfd.readouterr().out.splitlines()]
     assert main(["merge", "--adapter", "out", "--out", "merged"]) == 0
-    classify, texts = Classifier("out"), [text for text, _ in rows()]
+    classify, texts = Classifier("out"), [text for text, _ in ROWS]
     expected = classify(texts)
     classify.model = load_pretrained("merged")
     np.testing.assert_allclose(classify(texts), expected, atol=1e-4)

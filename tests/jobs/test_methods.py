@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -93,6 +94,12 @@ def test_the_recorded_rates_are_the_best_of_their_grids_and_inside_them():
 
 @pytest.mark.parametrize("method", RANKED)
 def test_a_method_runs_at_the_rank_of_the_reference_and_at_the_rank_nearest_to_its_parameters(method, here):
+    try:
+        methods.adapted(Cell(method, {}, RANK, ""))
+    except ValueError as error:  # such as one that needs a bias
+        with pytest.raises(ValueError, match=re.escape(str(error))):
+            methods.cells_of([method])
+        return
     size = count_parameters(methods.adapted(Cell(DEFAULT, {}, RANK, "")))["trainable"]
     cells, left_out = methods.cells_of([method])
     assert not left_out
