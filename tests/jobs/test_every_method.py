@@ -27,7 +27,7 @@ from minilora.models.saving import save_pretrained
 from minilora.nn import Embedding, Linear
 
 each_method = pytest.mark.parametrize("method", variants())
-ROWS = [("abcd"[i % 3 :] * (1 + i % 4) + "xy"[i % 2], ("yes", "no")[i % 2]) for i in range(40)]
+ROWS = [("abcd"[i % 3 :] * (1 + i % 3) + "xy"[i % 2], ("yes", "no")[i % 2]) for i in range(40)]
 RUN = ["--data", "words.txt", "--out", "out", "--batch", "2", "--length", "8", "--lr", "0.05"]
 STEPS = ["--steps", "4", "--evaluate-every", "2", "--checkpoint-every", "2"]
 
