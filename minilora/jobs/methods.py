@@ -356,12 +356,12 @@ def headlines(report: dict[str, Any]) -> list[str]:
     rows = [row for row in report["rows"] if row["mean"] is not None]
     reference = next((row for row in rows if verdict(row) == "the reference"), rows[0])
     better, worse = ([row for row in rows if verdict(row) == word] for word in ("better", "worse"))
-    others, name = len(rows) - 1, reference["name"]
+    name = reference["name"]
     if better:
         gain = -better[0]["difference"]["mean"]
         losses = f"{better[0]['name']} is {gain:.3f} bits per byte better than {name}, beyond the spread"
     else:
-        losses = f"None of {counted(others, 'other')} is better than {name} beyond the spread"
+        losses = f"No other is better than {name} beyond the spread"
     losses += f"; {counted(len(worse), 'other')} {'is' if len(worse) == 1 else 'are'} worse"
     kept, of = min(rows, key=lambda row: row["memory"]["cache"]), reference["memory"]["cache"]
     bytes_kept = f"{kept['name']} keeps the least, {kept['memory']['cache'] / of:.0%} of {name}'s"

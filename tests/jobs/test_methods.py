@@ -267,7 +267,7 @@ WORSE = ("d", 2.6, (0.2, 0.1, 0.3))
             [BETTER, SAME, ("a", 2.4, None)],
             "b is 0.100 bits per byte better than a, beyond the spread; 0 others are worse",
         ),
-        ([SAME, ("a", 2.4, None), WORSE], "None of 2 others is better than a beyond the spread; 1 other is worse."),
+        ([SAME, ("a", 2.4, None), WORSE], "No other is better than a beyond the spread; 1 other is worse."),
         ([SAME, ("a", 2.4, None)], "c 1,000 2.3900 0.0100 -0.0100 -0.0500 to +0.0300 within the spread"),
         ([SAME, ("a", 2.4, None)], "a 2,000 2.4000 0.0100 the reference 0.016 (edge)"),
         ([SAME, ("a", 2.4, None)], "a keeps the least, 100% of a's. a takes the longest, 1.0 times a's."),
