@@ -176,7 +176,7 @@ def add_adapters(method: str, model: Transformer, targets: str | Collection[str]
         options |= {option.name: tuple(range(tokens)) for option in known if isinstance(option.default, tuple)}
         attach_without_weights(model, variant, wanted, **options)
         return
-    cls, chosen = FORMULAS[method], choose(model, wanted)
+    cls, chosen = FORMULAS[method], choose(model, wanted or ())
     if fused_above(model, chosen):
         raise ValueError(f"{method} of a part of a fused layer is not counted: choose the whole, such as qkv_proj")
     for path in chosen:

@@ -308,8 +308,8 @@ def their_config(variant: str) -> Any:
 
 
 def on_all(variant: str, family: str) -> bool:
-    """Can the variant adapt all these layers, and PEFT too? Llama has no biases, and a GPT-2 stores W as (in, out); of an
-    embedding alone: test_tokens.py."""
+    """Can the variant adapt all these layers, and PEFT too? Llama has no biases, and a GPT-2 stores W as (in, out).
+    Variants of an embedding: test_tokens.py."""
     if family == "gpt2" and "fan_in_fan_out" in variants()[variant][0].keys.lacks:
         return False
     model, targets = base(family, HEADS[family]), LAYERS[family][0]

@@ -60,7 +60,7 @@ def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
         if plan.tied and path == view.head and path in plan.beside:
             continue  # PEFT writes what a head shares with the embedding only where it stands alone
         sizes = cls.sizes_for(view.bases[path], options)
-        largest = sizes | {axis: max(largest[axis], sizes[axis]) for axis in largest}
+        largest = sizes | {axis: max(largest[axis], sizes[axis]) for axis in largest.keys() & sizes.keys()}
         for slot in cls.slots:
             axes = slot.file_shape or slot.shape
             if slot.shared:
