@@ -139,6 +139,9 @@ def variant_keys(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
     first = next(iter(adapters.values()))
     linear = {name: a for name, a in adapters.items() if isinstance(a.base, Linear)} or adapters
     config = {**first.keys.fixed, "peft_type": first.peft_type, "inference_mode": True, first.keys.init: True}
+    for option in (option for option in first.options if option.mask_of):
+        masks = {f"{name}.{option.mask_of}": list(getattr(a, option.name)) for name, a in adapters.items()}
+        config[option.pattern] = {name: mask for name, mask in masks.items() if mask} or None
     for option in (option for option in first.options if option.key):
         those = linear if option.name == "dropout" else adapters  # ids have no dropout
         values = {name: getattr(a, option.name) for name, a in those.items()}
