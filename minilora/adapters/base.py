@@ -279,10 +279,9 @@ class Adapter(Module):
             setattr(self, slot.name, x)
         for name, default in self.defaults().items():
             value = options.get(name, default)
-            if isinstance(default, tuple):
-                value = tuple(map(int, value))
-            # Python numbers: a NumPy float64 would turn float32 products into float64.
-            setattr(self, name, value.item() if isinstance(value, np.generic) else value)
+            setattr(
+                self, name, tuple(map(python_number, value)) if isinstance(default, tuple) else python_number(value)
+            )
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -356,6 +355,11 @@ class Adapter(Module):
     def delta(self) -> Array:
         """ΔW, in the shape of W: merged W - W."""
         return self.merged()[0] - self.weight.data
+
+
+def python_number(x: Any) -> Any:
+    """x, if it is a NumPy scalar as one of Python: a float64 would turn float32 products into float64."""
+    return x.item() if isinstance(x, np.generic) else x
 
 
 def is_number(x: Any) -> bool:
