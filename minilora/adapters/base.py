@@ -39,8 +39,8 @@ import numpy as np
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module
 from ..nn import Costs, Embedding, Gradients, LayerNorm, Linear, MetaArray, Module, Parameter
+from . import DEFAULT as DEFAULT
 
-DEFAULT = "lora"  # the variant, where none is named
 Law = Callable[[Any, Array, Array, Gradients], float]  # (adapter, x, dy, its gradients) -> relative error
 
 
@@ -292,6 +292,11 @@ class Adapter(Module):
     def trains_a_matrix(cls) -> bool:
         """Whether it learns matrices of r rows or columns, so that a rank above min(in, out) is wasted."""
         return any(slot.trained and "r" in slot.shape and len(slot.shape) == 2 for slot in cls.slots)
+
+    @classmethod
+    def says_its_sizes(cls) -> bool:
+        """Whether the shapes of its tensors in a file give n_in and n_out."""
+        return {"n_in", "n_out"} <= {axis for slot in cls.slots for axis in slot.shape if not slot.shared}
 
     @property
     def settings(self) -> dict[str, Any]:
