@@ -173,10 +173,10 @@ def add_adapters(method: str, model: Transformer, targets: str | Collection[str]
         variant = method if method in variants() else DEFAULT
         known = [option for cls in variants()[variant] for option in cls.options]
         options: dict[str, Any] = {"r": r} if any(option.name == "r" for option in known) else {}
-        options |= {option.name: tuple(range(tokens)) for option in known if isinstance(option.default, tuple)}
+        options |= {option.name: tuple(range(tokens)) for option in known if option.default == () and option.key}
         attach_without_weights(model, variant, wanted, **options)
         return
-    cls, chosen = FORMULAS[method], choose(model, wanted)
+    cls, chosen = FORMULAS[method], choose(model, wanted or ())
     if fused_above(model, chosen):
         raise ValueError(f"{method} of a part of a fused layer is not counted: choose the whole, such as qkv_proj")
     for path in chosen:
