@@ -75,7 +75,7 @@ class Option(NamedTuple):
 
     name: str
     key: str  # "" where PEFT has none: it changes the training alone, and the file does not say it
-    default: Any  # PEFT's, for a config without the key; () for a list of token ids
+    default: Any  # PEFT's, for a config without the key; () for a list of token ids, and for a mask
     pattern: str = ""  # the key of {regular expression: value} for layers with another value
     mask_of: str = ""  # a tensor: `pattern` is {its name in a layer: True or False for each of its rows} then
 
@@ -280,7 +280,7 @@ class Adapter(Module):
         for name, default in self.defaults().items():
             value = options.get(name, default)
             if isinstance(default, tuple):
-                value = tuple(map(int, value))
+                value = tuple(np.asarray(value).tolist())
             # Python numbers: a NumPy float64 would turn float32 products into float64.
             setattr(self, name, value.item() if isinstance(value, np.generic) else value)
 
