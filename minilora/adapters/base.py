@@ -75,7 +75,7 @@ class Option(NamedTuple):
 
     name: str
     key: str  # "" where PEFT has none: it changes the training alone, and the file does not say it
-    default: Any  # PEFT's, for a config without the key; () for a list of token ids
+    default: Any  # PEFT's, for a config without the key; () for a list of token ids, and for a mask
     pattern: str = ""  # the key of {regular expression: value} for layers with another value
     mask_of: str = ""  # a tensor: `pattern` is {its name in a layer: True or False for each of its rows} then
 
@@ -279,9 +279,8 @@ class Adapter(Module):
             setattr(self, slot.name, x)
         for name, default in self.defaults().items():
             value = options.get(name, default)
-            setattr(
-                self, name, tuple(map(python_number, value)) if isinstance(default, tuple) else python_number(value)
-            )
+            plain = tuple(map(python_number, value)) if isinstance(default, tuple) else python_number(value)
+            setattr(self, name, plain)
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
