@@ -52,7 +52,7 @@ def slot_of(config: dict[str, Any], tensor: str) -> tuple[str, type[Adapter], Sl
     """(Hugging Face's name of the layer, class, slot) of a tensor that an adapter adds to a layer; None for others."""
     for cls in classes_of(config):
         for slot in cls.slots:
-            if not slot.shared and tensor.startswith(PREFIX) and tensor.endswith(f".{slot.file}"):
+            if slot.file and not slot.shared and tensor.startswith(PREFIX) and tensor.endswith(f".{slot.file}"):
                 return tensor.removeprefix(PREFIX).removesuffix(f".{slot.file}"), cls, slot
     return None
 
@@ -66,6 +66,8 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
     slots = {slot.file: slot for cls in classes_of(config) for slot in cls.slots}
     if any(slot.shared for slot in slots.values()):
         raise ValueError(f"{folder} does not say the sizes of its layers: {MERGE_IT}")
+    if "" in slots:
+        raise ValueError(f"{folder} lacks {slots[''].name}, which follows from the base: {MERGE_IT}")
     held: dict[str, tuple[type[Adapter], dict[str, np.ndarray]]] = {}
     for tensor, x in tensors.items():
         if tensor.endswith(".base_layer.weight"):

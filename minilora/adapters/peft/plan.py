@@ -58,6 +58,8 @@ def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
         largest = sizes | {axis: max(largest[axis], sizes[axis]) for axis in largest}
         for slot in cls.slots:
             axes = slot.file_shape or slot.shape
+            if not slot.file:
+                continue
             if slot.shared:
                 shared[slot] = not slot.saved_if or options[slot.saved_if]
             else:
@@ -110,6 +112,10 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
             cls.check(layer, **options)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+        if view.transposed and "block_" in path and (init := config.get(cls.keys.init)) in cls.keys.not_transposed:
+            raise ValueError(
+                f"{name} is stored as (in, out), where PEFT's {cls.keys.init} = {init!r} is wrong from the start"
+            )
         adapters[path] = cls, options
     those = {"none": [], "all": list(names)}.get(config.get("bias") or "none", list(adapters))
     biases = [path for path in those if path not in saved and getattr(view.bases[path], "bias", None) is not None]

@@ -86,7 +86,17 @@ def variant_keys(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
     ValueError where PEFT has one value for all and the adapters do not."""
     first = next(iter(adapters.values()))
     linear = {name: a for name, a in adapters.items() if isinstance(a.base, Linear)} or adapters
-    config = {**first.keys.fixed, "peft_type": first.peft_type, "inference_mode": True, first.keys.init: True}
+    inits = {a.keys.inits[0]: type(a).__name__ for a in adapters.values()}
+    if len(inits) > 1:
+        raise ValueError(
+            f"the adapters are {' and '.join(inits.values())}, and PEFT's config has one {first.keys.init}"
+        )
+    config = {
+        **first.keys.fixed,
+        "peft_type": first.peft_type,
+        "inference_mode": True,
+        first.keys.init: next(iter(inits)),
+    }
     for option in (option for option in first.options if option.key):
         those = linear if option.name == "dropout" else adapters  # ids have no dropout
         values = {name: getattr(a, option.name) for name, a in those.items()}
