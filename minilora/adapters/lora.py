@@ -34,6 +34,7 @@ from .initialisations.start import Data, Start
 from .recording import record
 
 INITS = inits()
+R, ALPHA = 8, 16.0  # by default
 
 
 def exchange(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
@@ -88,7 +89,7 @@ class LoRA(Adapter):
         Option("rslora", "use_rslora", False),
     )
     start_options = "init", "data", "rho"
-    inits = "uniform", "gaussian"
+    inits: ClassVar[tuple[str, ...]] = ("uniform", "gaussian")
     laws: ClassVar[dict[str, Law]] = {"Bᵀ dB = dA Aᵀ": exchange}
     examples: ClassVar[dict[str, dict[str, Any]]] = {
         "": {"r": 3, "alpha": 5},
@@ -129,15 +130,12 @@ class LoRA(Adapter):
         if data is None:
             raise ValueError(f"init {init!r} needs the {needs} of the layers: data=, a batch or several")
         seen = record(model, layers, [data] if isinstance(data, Batch) else data, needs)
-        options = {path: {**cls.defaults(), **given, "data": seen[path]} for path, given in options.items()}
-        if INITS[init].redistribute:
-            ranks = {path: given["r"] for path, given in options.items()}
-            ranks = INITS[init].redistribute(ranks, seen, rho)
-            options = {
-                path: {**options[path], "r": r, "alpha": options[path]["alpha"] * r / options[path]["r"]}
-                for path, r in ranks.items()
-                if r
-            }
+        options = {path: {"r": R, "alpha": ALPHA, **given, "data": seen[path]} for path, given in options.items()}
+        if redistribute := INITS[init].redistribute:
+            before = {path: given["r"] for path, given in options.items()}
+            after = {path: r for path, r in redistribute(before, seen, rho).items() if r}
+            alphas = {path: options[path]["alpha"] * r / before[path] for path, r in after.items()}  # s = α/r stays
+            options = {path: {**options[path], "r": r, "alpha": alphas[path]} for path, r in after.items()}
         return options
 
     @classmethod
@@ -207,8 +205,8 @@ class LoRALinear(LoRA):
     def __init__(
         self,
         base: Module,
-        r: int = 8,
-        alpha: float = 16,
+        r: int = R,
+        alpha: float = ALPHA,
         *,
         rng: Rng,
         dropout: float = 0.0,
@@ -305,8 +303,8 @@ class ResidualLoRALinear(LoRALinear):
 
     base_type = Linear
     keys = LoRA.keys._replace(inits=("pissa", "olora"), not_transposed=("olora",))
-    inits = tuple(name for name, init in INITS.items() if init.takes_from_W)
-    options = (*LoRA.options, Option("init", "init_lora_weights", "pissa"))  # type: ignore[assignment]
+    inits = tuple(sorted((name for name, init in INITS.items() if init.takes_from_W), key=lambda name: name != "pissa"))
+    options = (*LoRA.options, Option("init", "init_lora_weights", inits[0]))  # type: ignore[assignment]
     slots = (  # type: ignore[assignment]
         *LoRALinear.slots,
         Slot("lora_A0", "", ("r", "n_in"), trained=False),
@@ -421,7 +419,7 @@ class LoRAEmbedding(LoRA):
         unread = "dropout", "init", "data", "rho"  # ids have no dropout, and A starts at 0
         return cls(base, **{name: value for name, value in options.items() if name not in unread})
 
-    def __init__(self, base: Module, r: int = 8, alpha: float = 16, *, rng: Rng, rslora: bool = False) -> None:
+    def __init__(self, base: Module, r: int = R, alpha: float = ALPHA, *, rng: Rng, rslora: bool = False) -> None:
         rng = generator(rng)
         self.check(base, r=r, alpha=alpha)
         assert isinstance(base, Embedding)

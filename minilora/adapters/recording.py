@@ -33,6 +33,9 @@ class Recorder(Linear):
         self.latest, self.first = latest, self
         self.moments: Moments | None = None  # on the host
 
+    def children(self) -> dict[str, Module]:
+        return {}  # `first` may be itself
+
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LinearCache]:
         if not self.weight.trainable:
             if x is not self.latest.x:
@@ -52,8 +55,8 @@ def record(model: Module, layers: Mapping[str, Linear], batches: Iterable[Batch]
 
     `needs` is the field of Data to fill: "inputs", the Moments of what each layer is given, without padding; or
     "gradient", that of the mean cross-entropy with respect to its W, averaged over the batches. Layers in a row that
-    read one x share one (in, in) array of float64; a gradient is (out, in) for each layer. Nothing else is kept, and the
-    model is left as it was. Raises ValueError where there is no batch.
+    read one x share one (in, in) array of float64; a gradient is (out, in) for each layer. Nothing else is kept, and
+    the model is left as it was. Raises ValueError where there is no batch.
     """
     assert isinstance(model, Sequential)
     batches, latest, learned = list(batches), Latest(), [p for p in model.parameters() if p.trainable]

@@ -37,7 +37,7 @@ def inits() -> dict[str, Init]:
 
 def descriptions() -> dict[str, str]:
     """{name: a line about it}, the default first, read from the files' text: --help need not wait for NumPy."""
-    found = {}
+    found: dict[str, str] = {}
     for file in sorted(Path(__path__[0]).glob("*.py")):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if (

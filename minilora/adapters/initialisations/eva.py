@@ -22,6 +22,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ...backend import Array
+from ...process import blas_threads
 from .start import Data, Init, Moments, Start, check_rank, kept
 
 
@@ -32,6 +33,7 @@ def eva(W: Array, r: int, s: float, data: Data) -> Start:
     return kept(W, A, np.zeros((len(W), r)))
 
 
+@blas_threads()
 def directions(inputs: Moments | None, k: int) -> tuple[Array, Array]:
     """v₁ ... v_k (k, in), and the share of the variance along each (k,)."""
     assert inputs is not None

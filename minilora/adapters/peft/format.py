@@ -67,7 +67,7 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
     if any(slot.shared for slot in slots.values()):
         raise ValueError(f"{folder} does not say the sizes of its layers: {MERGE_IT}")
     if "" in slots:
-        raise ValueError(f"{folder} lacks {slots[''].name}, which follows from the base: {MERGE_IT}")
+        raise ValueError(f"{folder} lacks {slots[''].name}, which is computed from the base: {MERGE_IT}")
     held: dict[str, tuple[type[Adapter], dict[str, np.ndarray]]] = {}
     for tensor, x in tensors.items():
         if tensor.endswith(".base_layer.weight"):

@@ -204,7 +204,7 @@ def build(view: View, plan: Plan, places: dict[str, Place], tensors: dict[str, n
         twin = plan.tied and path == view.head
         own = modules["embed.token"].own_parameters() if twin else held[path]
         layer = modules.get(path, view.layers[path])
-        modules[path] = cls.of(layer, own | shared | cls.computed(layer, **options), **options)
+        modules[path] = cls.of(layer, {**own, **shared, **cls.computed(layer, **options)}, **options)
         if path in plan.biases:
             modules[path].base.bias.trainable = True
     return modules
