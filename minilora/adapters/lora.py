@@ -126,7 +126,7 @@ class LoRA(Adapter):
         init, data, rho = given.get("init", cls.inits[0]), given.get("data"), given.get("rho", 2.0)
         needs = INITS[init].needs
         if not needs:
-            return dict(options)
+            return {path: {**given, "data": None} for path, given in options.items()}
         if data is None:
             raise ValueError(f"init {init!r} needs the {needs} of the layers: data=, a batch or several")
         seen = record(model, layers, [data] if isinstance(data, Batch) else data, needs)

@@ -447,7 +447,7 @@ def test_a_model_begins_as_its_base_whatever_data_its_adapters_saw(name, family,
 def test_eva_gives_layers_their_ranks_and_a_layer_of_rank_0_no_adapter(family, r, lost, tmp_path):
     model, data = base(family), [Batch(IDS, IDS, PADDING)]
     targets = "all-linear" if family == "llama" else ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
-    alone = attach_lora(base(family), targets, rng=0)
+    alone = attach_lora(base(family), targets, r=r, rng=0)
     paths = attach_lora(model, targets, r=r, alpha=1.5 * r, rng=0, init="eva", data=data, rho=2)
     ranks = {path: model[path].r for path in paths}
     assert sum(ranks.values()) == r * len(alone)
@@ -541,3 +541,265 @@ def test_rank_of_a_file_without_its_start_needs_the_merged_model(name, tmp_path)
     config, tensors, _ = peft.read_adapter(tmp_path / "a")
     with pytest.raises(ValueError, match="lacks lora_B0, which is computed from the base: merge it into its base"):
         peft.layers_in(tmp_path / "a", config, tensors)
+
+
+# ---- PEFT's own ----
+
+ALPHA = S * R
+quiet = pytest.mark.filterwarnings("ignore")
+
+
+def their_layer(size, conv, W):
+    """A torch model of one layer called `lin`, with our W and a bias."""
+    torch = pytest.importorskip("torch")
+    layer = (
+        pytest.importorskip("transformers.pytorch_utils").Conv1D(*size) if conv else torch.nn.Linear(size[1], size[0])
+    )
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(W.T if conv else W))
+        layer.bias.copy_(torch.linspace(-1, 1, size[0]))
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = layer
+
+        def forward(self, x, **others):
+            return self.lin(x)
+
+    return Net()
+
+
+def their_config(init, conv, **words):
+    hf = pytest.importorskip("peft")
+    words = {"r": R, "lora_alpha": ALPHA, "target_modules": ["lin"], "fan_in_fan_out": conv, **words}
+    return hf.LoraConfig(init_lora_weights=init, **words)
+
+
+def their_start(net, config, conv):
+    """A, B and W_res of PEFT's layer."""
+    lin = pytest.importorskip("peft").get_peft_model(net, config).base_model.model.lin
+    A, B, W = (p.detach().numpy() for p in (lin.lora_A["default"].weight, lin.lora_B["default"].weight, lin.weight))
+    return A, B, W.T if conv else W
+
+
+each_kind = pytest.mark.parametrize("conv", [False, True], ids=["Linear", "Conv1D"])
+
+
+@pytest.mark.oracle
+@quiet
+@each_kind
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("name", ["pissa", "olora", "mica", "corda", "corda_kpm"])
+def test_the_start_is_that_of_peft(name, rslora, size, conv, rng, tmp_path):
+    if name == "olora" and conv:
+        pytest.skip("PEFT's is wrong there: the next test")
+    W, data, X = drawn(rng, size, "float32")
+    net, words = their_layer(size, conv, W), {"use_rslora": rslora}
+    s = ALPHA / (math.sqrt(R) if rslora else R)
+    if name.startswith("corda"):
+        pytest.importorskip("attrs")
+        torch, corda = pytest.importorskip("torch"), pytest.importorskip("peft.tuners.lora.corda")
+        method = pytest.importorskip("peft.tuners.lora.config").CordaConfig(
+            corda_method="kpm" if "kpm" in name else "ipm"
+        )
+        config = their_config("corda", conv, corda_config=method, **words)
+        corda.preprocess_corda(net, config, run_model=lambda: net(torch.tensor(X[None], dtype=torch.float32)))
+    else:
+        config = their_config(name, conv, **words)
+    A, B, W_res = their_start(net, config, conv)
+    ours = inits()[name].make(W, R, s, data)
+    assert close(s * ours.B @ ours.A, s * B @ A, 2e-5) or name == "mica"
+    assert close(ours.W_residual, W_res, 2e-5)
+    if name == "mica":
+        assert not A.any()
+        assert close(ours.B @ ours.B.T, B @ B.T, 1e-5)
+
+
+@pytest.mark.oracle
+@quiet
+def test_olora_of_peft_is_wrong_where_W_is_stored_transposed_and_ours_is_right(rng):
+    torch = pytest.importorskip("torch")
+    W, data, X = drawn(rng, (16, 16), "float32")
+    x = torch.tensor(X[:5, :16], dtype=torch.float32)
+    net = their_layer((16, 16), True, W)
+    before = net(x).detach().numpy()
+    A, B, W_res = their_start(net, their_config("olora", True), True)
+    assert not close(net(x).detach().numpy(), before, 0.1)
+    assert not close(W_res + S * B @ A, W, 0.1)
+    A, B, W_res = inits()["olora"].make(W, R, S, data)
+    assert close(W_res + S * B @ A, W, 1e-5)
+    net = their_layer((16, 24), True, np.ones((16, 24), np.float32))
+    pytest.importorskip("peft").get_peft_model(net, their_config("olora", True))
+    with pytest.raises(RuntimeError, match="shape"):
+        net(torch.ones(2, 24))
+
+
+@pytest.mark.oracle
+@quiet
+@each_kind
+@pytest.mark.parametrize("size", SIZES)
+def test_lora_ga_is_that_of_peft_but_for_the_size_of_each_column_and_its_use_of_in_for_out(size, conv, rng):
+    torch, loraga = pytest.importorskip("torch"), pytest.importorskip("peft.tuners.lora.loraga")
+    W, _, X = drawn(rng, size, "float32")
+    X, Y = torch.tensor(X, dtype=torch.float32), torch.tensor(rng.standard_normal((50, size[0])), dtype=torch.float32)
+    net = their_layer(size, conv, W)
+    settings = pytest.importorskip("peft.tuners.lora.config").LoraGAConfig()
+    config = their_config("lora_ga", conv, lora_ga_config=settings)
+    grads = []
+
+    def step():
+        (net(X) - Y).pow(2).mean().backward()
+        grads.append(net.lin.weight.grad.numpy().copy())
+
+    loraga.preprocess_loraga(net, config, train_step=step)
+    G = grads[0].T if conv else grads[0]
+    torch.manual_seed(0)
+    A, B, W_res = their_start(net, config, conv)
+    ours = inits()["lora_ga"].make(W, R, S, Data(gradient=G))
+    c = size[0] ** 0.25 / math.sqrt(GAMMA)
+    sigma = np.linalg.svd(G, compute_uv=False)
+    theirs = c if not conv else (size[1] ** 0.25 / math.sqrt(GAMMA))  # PEFT's, of B alone
+    np.testing.assert_allclose(abs((ours.A / c * A).sum(axis=1)), 1, rtol=1e-4)
+    np.testing.assert_allclose(abs((ours.B / c * B / (theirs * sigma[R : 2 * R])).sum(axis=0)), 1, rtol=1e-4)
+    assert close(W_res + S * B @ A, W, 1e-5)
+
+
+@pytest.mark.oracle
+@quiet
+def test_lora_ga_of_peft_raises_an_error_on_shapes_above_half_of_the_smaller_side(rng):
+    torch, loraga = pytest.importorskip("torch"), pytest.importorskip("peft.tuners.lora.loraga")
+    W, _, _ = drawn(rng, (6, 8), "float32")
+    net = their_layer((6, 8), False, W)
+    settings = pytest.importorskip("peft.tuners.lora.config").LoraGAConfig()
+    config = their_config("lora_ga", False, lora_ga_config=settings)
+    loraga.preprocess_loraga(net, config, train_step=lambda: net(torch.ones(3, 8)).sum().backward())
+    with pytest.raises(RuntimeError, match=r"size|shape"):
+        their_start(net, config, False)  # ours: test_a_rank_that_an_initialisation_cannot_fill_is_refused
+
+
+@pytest.mark.oracle
+@quiet
+@pytest.mark.parametrize(("rho", "cosine"), [(1.0, 0.99), (2.0, 0.9999)])
+def test_eva_has_the_directions_ranks_and_alphas_of_peft(rho, cosine, tmp_path):
+    torch, hf = pytest.importorskip("torch"), pytest.importorskip("peft")
+    eva = pytest.importorskip("peft.tuners.lora.eva")
+    transformers = pytest.importorskip("transformers")
+    model = base("llama", dtype="float32")
+    minilora.save_pretrained(model, tmp_path / "m")
+    there = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    config = hf.LoraConfig(
+        r=2, lora_alpha=3, target_modules=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
+        init_lora_weights="eva", eva_config=hf.EvaConfig(rho=rho),
+    )  # fmt: skip
+    theirs = hf.get_peft_model(there, config)
+    ids = np.random.default_rng(5).integers(2, 31, (16, 14))
+    mask = np.arange(14) < np.random.default_rng(6).integers(5, 15, (16, 1))
+    batch = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask).long()}
+    eva.initialize_lora_eva_weights(theirs, [batch], show_progress_bar=False)
+    paths = attach_lora(
+        model, ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"], r=2, alpha=3, rng=0, init="eva",
+        data=Batch(ids, ids, mask), rho=rho,
+    )  # fmt: skip
+    found = {n: m for n, m in theirs.named_modules() if hasattr(m, "lora_A") and "default" in m.lora_A}
+    ours = {minilora.models.names.hf_name(model, path): model[path] for path in paths}
+    found = {n.removeprefix("base_model.model."): m for n, m in found.items()}
+    assert {n: m.r["default"] for n, m in found.items()} == {n: a.r for n, a in ours.items()}
+    assert {n: m.lora_alpha["default"] for n, m in found.items()} == {n: a.alpha for n, a in ours.items()}
+    for n, adapter in ours.items():
+        A = found[n].lora_A["default"].weight.detach().numpy()
+        assert abs((A * adapter.lora_A.data).sum(axis=1)).min() > cosine, n
+
+
+def their_model(folder, family):
+    """transformers' model of our base, in float32, as these initialisations of PEFT need it."""
+    transformers = pytest.importorskip("transformers")
+    minilora.save_pretrained(base(family, dtype="float32"), folder)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+def their_logits(model):
+    torch = pytest.importorskip("torch")
+    with torch.no_grad():
+        return model(input_ids=torch.tensor(IDS), attention_mask=torch.tensor(PADDING).long()).logits.numpy()
+
+
+TARGETS = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_proj"]}
+
+
+@pytest.mark.oracle
+@quiet
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize(("name", "family"), [("pissa", "llama"), ("pissa", "gpt2"), ("olora", "llama")])
+def test_what_peft_saved_without_conversion_is_read_beside_the_untouched_base(name, family, rslora, tmp_path):
+    torch, hf = pytest.importorskip("torch"), pytest.importorskip("peft")
+    config = hf.LoraConfig(
+        r=3, lora_alpha=5, target_modules=TARGETS[family], init_lora_weights=name, use_rslora=rslora,
+        rank_pattern={TARGETS[family][1]: 2}, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    theirs = hf.get_peft_model(their_model(tmp_path / "m", family), config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    theirs.save_pretrained(tmp_path / "a")
+    model = base(family, dtype="float32")
+    plain = logits(model)
+    assert "does not say which base" in peft.load_adapter(model, tmp_path / "a")
+    assert {type(m).__name__ for _, m in model.named_modules() if m.is_adapter} == {"ResidualLoRALinear"}
+    assert close(logits(model)[PADDING], their_logits(theirs)[PADDING], 2e-5)
+    assert not close(logits(model), plain, 0.05)
+    assert {n.rpartition(".")[2] for n in model.trainable_parameters()} == {"lora_A", "lora_B"}
+    peft.save_adapter(model, tmp_path / "ours")  # and back, as a plain one
+    back = hf.PeftModel.from_pretrained(their_model(tmp_path / "m2", family), tmp_path / "ours")
+    assert close(logits(model)[PADDING], their_logits(back)[PADDING], 2e-5)
+
+
+@pytest.mark.oracle
+@quiet
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("name", TAKES)
+@pytest.mark.parametrize(
+    ("family", "targets"), [("llama", ["q_proj", "down_proj"]), ("gpt2", ["q_proj", "v_proj", "o_proj"])]
+)
+def test_peft_loads_what_we_save_on_the_untouched_base(family, targets, name, rslora, tmp_path):
+    hf = pytest.importorskip("peft")
+    model = base(family, dtype="float32")
+    data = Batch(IDS, IDS, PADDING)
+    minilora.attach_lora(model, targets, r=2, alpha=3, rslora=rslora, rng=0, init=name, data=data)
+    trained(model)
+    peft.save_adapter(model, tmp_path / "a")
+    theirs = hf.PeftModel.from_pretrained(their_model(tmp_path / "m", family), tmp_path / "a")
+    assert close(logits(model)[PADDING], their_logits(theirs)[PADDING], 2e-5)
+
+
+@pytest.mark.oracle
+@quiet
+def test_olora_of_peft_on_layers_stored_transposed_is_refused(tmp_path):
+    hf = pytest.importorskip("peft")
+    config = hf.LoraConfig(r=3, target_modules=["attn.c_proj"], init_lora_weights="olora", task_type="CAUSAL_LM")
+    hf.get_peft_model(their_model(tmp_path / "m", "gpt2"), config).save_pretrained(tmp_path / "a")
+    with pytest.raises(
+        ValueError, match=r"c_proj is stored as \(in, out\), where PEFT's init_lora_weights = 'olora' is"
+    ):
+        peft.load_adapter(base("gpt2", dtype="float32"), tmp_path / "a")
+
+
+@pytest.mark.oracle
+@quiet
+@pytest.mark.parametrize("name", ["eva", "orthogonal", "gaussian", "mica"])
+def test_what_leaves_W_as_it_is_loads_with_the_logits_of_peft(name, tmp_path):
+    torch, hf = pytest.importorskip("torch"), pytest.importorskip("peft")
+    config = hf.LoraConfig(r=2, lora_alpha=5, target_modules=["q_proj"], init_lora_weights=name, task_type="CAUSAL_LM")
+    theirs = hf.get_peft_model(their_model(tmp_path / "m", "llama"), config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    theirs.save_pretrained(tmp_path / "a")
+    model = base("llama", dtype="float32")
+    peft.load_adapter(model, tmp_path / "a")
+    assert close(logits(model)[PADDING], their_logits(theirs)[PADDING], 2e-5)
