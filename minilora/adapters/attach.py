@@ -53,7 +53,7 @@ def attach(
 
     An adapter of an embedding changes the input only, even if a head is tied to it. A second call adapts further
     layers; afterwards all adapters learn, also those that were frozen in between, and of the base only what the second
-    `train` names.
+    `train` names. Nothing ever writes to a weight of the base.
     Warns once of layers whose rank is above min(in, out): the excess adds parameters, but B A has no higher rank.
     Raises ValueError, and leaves the model as it was, for a target that matches nothing or is adapted already, an
     option that the variant lacks or that is out of range, and an `rng` that is neither a seed nor a generator.
@@ -145,14 +145,12 @@ def place(
             raise ValueError(f"{path}: {error}") from None
     shared = {}
     for cls in dict.fromkeys(cls_at.values()):
-        own = [path for path, other in cls_at.items() if other is cls]
+        own = {path: layers[path] for path, other in cls_at.items() if other is cls}
+        shared[cls] = cls.draw_shared(own.values(), **options)
         if prepare:
-            prepared = cls.prepare(
-                model, {path: layers[path] for path in own}, {path: options_at[path] for path in own}
-            )
+            prepared = cls.prepare(model, own, {path: options_at[path] for path in own})
             options_at |= prepared
-            cls_at = {path: other for path, other in cls_at.items() if other is not cls or path in prepared}
-        shared[cls] = cls.draw_shared([layers[path] for path in own], **options)
+            cls_at = {path: other for path, other in cls_at.items() if path in prepared or path not in own}
     ranks_used: dict[str, tuple[int, int]] = {}  # rank and min(in, out), of layers that learn a matrix
     for path, cls in cls_at.items():
         if cls.trains_a_matrix():
@@ -161,16 +159,7 @@ def place(
     if note := wasted_rank(ranks_used):
         warnings.warn(note, stacklevel=4)
 
-    learned = [parameter for parameter in model.parameters() if parameter.trainable]
-    made = {}
-    for path, cls in cls_at.items():
-        try:
-            made[path] = make(cls, layers[path], **options_at[path], **shared[cls])
-        except ValueError as error:  # an adapter freezes its base
-            for parameter in learned:
-                parameter.trainable = True
-            raise ValueError(f"{path}: {error}") from None
-
+    made = all_made(model, cls_at, lambda path, cls: make(cls, layers[path], **options_at[path], **shared[cls]))
     model.freeze()
     for path in fused_above(model, made):
         model[path] = Parts(model[path])  # type: ignore[arg-type]
@@ -182,6 +171,23 @@ def place(
     for parameter in extra:
         parameter.trainable = True
     return list(made)
+
+
+def all_made(
+    model: Module, cls_at: Mapping[str, type[Adapter]], make: Callable[[str, type[Adapter]], Adapter]
+) -> dict[str, Adapter]:
+    """{path: make(path, class)}. Raises ValueError with the path of one that cannot be made; what others have frozen of
+    the model meanwhile learns again."""
+    learned = [parameter for parameter in model.parameters() if parameter.trainable]
+    made = {}
+    for path, cls in cls_at.items():
+        try:
+            made[path] = make(path, cls)
+        except ValueError as error:
+            for parameter in learned:
+                parameter.trainable = True
+            raise ValueError(f"{path}: {error}") from None
+    return made
 
 
 def check_options(variant: str, targets: Targets | None, options: Collection[str]) -> None:

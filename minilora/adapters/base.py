@@ -323,9 +323,11 @@ class Adapter(Module):
 def as_it_learns(base: Module) -> Iterator[None]:
     """What of the base learns before this block, learns after it, though a new adapter in the block froze it."""
     learns = [parameter for parameter in base.parameters() if parameter.trainable]
-    yield
-    for parameter in learns:
-        parameter.trainable = True
+    try:
+        yield
+    finally:
+        for parameter in learns:
+            parameter.trainable = True
 
 
 def is_number(x: Any) -> bool:

@@ -111,11 +111,12 @@ class LoRA(Adapter):
         super().check(base, **options)
         init = options.get("init", cls.inits[0])
         if init not in cls.inits:
-            classes = [other for other in variants()[cls.variant] if other.base_type is cls.base_type]
-            home = next((other.__name__ for other in classes if init in other.inits), None)
-            known = [name for other in classes for name in other.inits]
-            where = f"is of {home}, not of {cls.__name__}" if home else f"is not known: {choose_from(init, known)}"
-            raise ValueError(f"init {init!r} {where}")
+            for other in variants()[cls.variant]:
+                if init in other.inits:
+                    kind = other.base_type.__name__
+                    raise ValueError(f"init {init!r} is of {other.__name__}, for a {kind}, and not of {cls.__name__}")
+            known = [name for other in variants()[cls.variant] for name in other.inits]
+            raise ValueError(f"init {init!r} is not known: {choose_from(init, known)}")
 
     @classmethod
     def prepare(
@@ -141,11 +142,8 @@ class LoRA(Adapter):
     @classmethod
     def begin(cls, base: Module, init: str, r: int, s: float, rng: Rng | None = None, data: Data = Data()) -> Start:
         """A and B, by the function of initialisations/ that is called `init`. Raises ValueError as it does."""
-        chosen = INITS[init]
-        if chosen.needs and getattr(data, chosen.needs) is None:
-            raise ValueError(f"init {init!r} needs the {chosen.needs} of the layer: data=Data({chosen.needs}=...)")
         with blas_threads():
-            start = chosen.make(to_numpy(base.weight.data), r, s, data._replace(rng=rng))  # type: ignore[attr-defined]
+            start = INITS[init].make(to_numpy(base.weight.data), r, s, data._replace(rng=rng))  # type: ignore[attr-defined]
         if not (np.isfinite(start.A).all() and np.isfinite(start.B).all()):
             raise ValueError(f"init {init!r} gives numbers that are not finite: are those of W and of the data?")
         return start

@@ -22,9 +22,10 @@ from minilora.adapters.initialisations.start import Data, Moments
 from minilora.adapters.lora import LoRALinear, MiCALinear, ResidualLoRALinear
 from minilora.adapters.merge import merge, unmerge
 from minilora.adapters.recording import Recorder, record
+from minilora.backend import to_numpy
 from minilora.data import Batch
 from minilora.models.saving import base_hash
-from minilora.nn import Linear, Pass
+from minilora.nn import Gradients, Linear, Pass, recompute
 from minilora.nn.optim import SGD
 from minilora.training import evaluate
 
@@ -306,9 +307,12 @@ def test_orthogonal_begins_as_the_base_to_rounding(rng):
         ({"init": 3}, "init 3 is not known: choose from uniform"),
         (
             {"targets": ["embed"], "init": "pissa"},
-            "embed.token: init 'pissa' is not known: choose from uniform, gaussian",
+            "embed.token: init 'pissa' is of ResidualLoRALinear, for a Linear, and not of LoRAEmbedding",
         ),
-        ({"targets": ["embed", "q_proj"], "init": "eva"}, "embed.token: init 'eva' is not known"),
+        (
+            {"targets": ["embed", "q_proj"], "init": "eva"},
+            "embed.token: init 'eva' is of LoRALinear, for a Linear, and not of LoRAEmb",
+        ),
         ({"init": "pissa", "r": 13}, "block_0.attention.q_proj: r = 13 is above 12, the number of singular values"),
         ({"init": "orthogonal", "r": 3}, "block_0.attention.q_proj: r = 3 is odd"),
         ({"init": "eva"}, "init 'eva' needs the inputs of the layers: data="),
@@ -331,11 +335,11 @@ def test_an_attach_that_fails_says_why_and_leaves_the_model_as_it_was(words, mes
 
 def test_a_class_says_whose_an_initialisation_is_and_what_data_it_needs(rng):
     W = Linear(rng.standard_normal((6, 5)))
-    with pytest.raises(ValueError, match="init 'pissa' is of ResidualLoRALinear, not of LoRALinear"):
+    with pytest.raises(ValueError, match="init 'pissa' is of ResidualLoRALinear, for a Linear, and not of LoRALinear"):
         LoRALinear(W, r=2, rng=0, init="pissa")
-    with pytest.raises(ValueError, match="init 'gaussian' is of LoRALinear, not of ResidualLoRALinear"):
+    with pytest.raises(ValueError, match="init 'gaussian' is of LoRALinear, for a Linear, and not of Residual"):
         ResidualLoRALinear(W, r=2, rng=0, init="gaussian")
-    with pytest.raises(ValueError, match=r"init 'eva' needs the inputs of the layer: data=Data\(inputs=...\)"):
+    with pytest.raises(ValueError, match=r"it needs the inputs of the layer: data=Data\(inputs=...\)"):
         LoRALinear(W, r=2, rng=0, init="eva")
     with pytest.raises(ValueError, match=r"init 'lora_ga' gives numbers that are not finite|did not converge"):
         ResidualLoRALinear(W, r=2, rng=0, init="lora_ga", data=Data(gradient=np.full((6, 5), np.nan)))
@@ -441,6 +445,21 @@ def test_a_model_begins_as_its_base_whatever_data_its_adapters_saw(name, family,
     assert attach(again, "lora", targets, r=2, alpha=3, rng=1, init=name, data=iter(data)) == paths
     ours = {n: x.tobytes() for n, x in model.state_dict().items()}
     assert {n: x.tobytes() for n, x in again.state_dict().items()} == ours  # nothing is drawn
+
+
+@pytest.mark.parametrize("name", ["pissa", "eva", "lora_ga"])
+def test_a_model_on_another_array_library_and_one_that_recomputes_begin_the_same(name, xp, rng):
+    states = []
+    for change in (lambda model: None, lambda model: model.to(xp), recompute):
+        model, data = build("llama"), batches(np.random.default_rng(1))
+        change(model)
+        attach_lora(model, "all-linear", r=2, rng=0, init=name, data=data)
+        states.append({n: p.data for n, p in model.named_parameters().items() if "lora" in n})
+    assert {type(x) for x in states[1].values()} == {xp.ndarray}
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        for n, x in state.items():
+            assert close(to_numpy(x), states[0][n], 1e-9) or not states[0][n].any(), n
 
 
 @pytest.mark.parametrize(("family", "r", "lost"), [("llama", 1, 1), ("gpt2", 3, 0)])
@@ -615,6 +634,44 @@ def test_the_start_is_that_of_peft(name, rslora, size, conv, rng, tmp_path):
     if name == "mica":
         assert not A.any()
         assert close(ours.B @ ours.B.T, B @ B.T, 1e-5)
+
+
+@pytest.mark.oracle
+@quiet
+@each_kind
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", SIZES)
+def test_outputs_gradients_and_merged_weights_of_a_residual_adapter_are_those_of_pissa_in_peft(size, bias, conv, rng):
+    torch, hf = pytest.importorskip("torch"), pytest.importorskip("peft")
+    W, _, X = drawn(rng, size, "float32")
+    net = their_layer(size, conv, W)
+    if not bias and not conv:
+        net.lin.bias = None
+    theirs = hf.get_peft_model(net, their_config("pissa", conv, use_rslora=True)).double()
+    lin = theirs.base_model.model.lin
+    A0, B0 = (p["default"].weight.detach().numpy().copy() for p in (lin.lora_A, lin.lora_B))
+    with torch.no_grad():
+        for p in theirs.parameters():
+            if p.requires_grad:
+                p += torch.tensor(0.3 * rng.standard_normal(p.shape))
+    A, B = (p["default"].weight.detach().numpy() for p in (lin.lora_A, lin.lora_B))
+    s, W_res = ALPHA / math.sqrt(R), lin.base_layer.weight.detach().numpy()
+    W0 = (W_res.T if conv else W_res) + s * B0 @ A0  # the W of before, in float64
+    b = lin.base_layer.bias.detach().numpy() if bias or conv else None
+    tensors = {"lora_A": A, "lora_B": B, "lora_A0": A0, "lora_B0": B0}
+    adapter = ResidualLoRALinear.of(Linear(W0, b), tensors, r=R, alpha=ALPHA, rslora=True)
+    x = torch.tensor(X, requires_grad=True)
+    y, cache = adapter.forward(X)
+    dy, grads = rng.standard_normal(y.shape), Gradients()
+    dx = adapter.backward(dy, cache, grads)
+    out = lin(x)
+    out.backward(torch.tensor(dy))
+    pairs = [(y, out.detach()), (dx, x.grad), (grads[adapter.lora_A], lin.lora_A["default"].weight.grad)]
+    for ours, other in [*pairs, (grads[adapter.lora_B], lin.lora_B["default"].weight.grad)]:
+        np.testing.assert_allclose(ours, other.numpy(), rtol=1e-11, atol=1e-11)
+    theirs.merge_adapter()
+    merged = lin.base_layer.weight.detach().numpy()
+    np.testing.assert_allclose(adapter.merged()[0], merged.T if conv else merged, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.oracle

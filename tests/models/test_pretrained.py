@@ -426,7 +426,8 @@ def test_bfloat16_is_read_to_the_bit_and_what_is_smaller_is_refused_by_name(tmp_
 
 @pytest.mark.oracle
 @pytest.mark.parametrize(
-    "init", [*FOLLOWS_FROM_THE_BASE, "pissa_niter_4", *KEEPS_THE_BASE]  # the others need data, or CUDA
+    "init",
+    [*FOLLOWS_FROM_THE_BASE, "pissa_niter_4", *KEEPS_THE_BASE],  # the others need data, or CUDA
 )
 def test_peft_changes_the_base_for_just_the_ways_to_start_that_are_refused_or_computed_again(tmp_path, rng, init):
     transformers, huggingface_peft = pytest.importorskip("transformers"), pytest.importorskip("peft")

@@ -24,9 +24,8 @@ from .start import Data, Init, Start, check_rank, taken
 
 
 def corda(W: Array, r: int, s: float, data: Data, largest: bool = True) -> Start:
-    assert data.inputs is not None
     check_rank(r, min(W.shape), "the number of singular values of W")
-    C = data.inputs.second()
+    C = data.given("inputs").second()
     C = C + 0.01 * np.diag(C).mean() * np.eye(len(C))
     U, sigma, Vt = svd(W @ C)
     k = slice(r) if largest else slice(len(sigma) - r, None)

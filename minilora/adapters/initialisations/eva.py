@@ -27,16 +27,15 @@ from .start import Data, Init, Moments, Start, check_rank, kept
 
 
 def eva(W: Array, r: int, s: float, data: Data) -> Start:
-    assert data.inputs is not None
-    check_rank(r, min(data.inputs.N - 1, W.shape[1]), "the number of directions that its inputs in `data` have")
-    A, _ = directions(data.inputs, r)
+    inputs = data.given("inputs")
+    check_rank(r, min(inputs.N - 1, W.shape[1]), "the number of directions that its inputs in `data` have")
+    A, _ = directions(inputs, r)
     return kept(W, A, np.zeros((len(W), r)))
 
 
 @blas_threads()
-def directions(inputs: Moments | None, k: int) -> tuple[Array, Array]:
+def directions(inputs: Moments, k: int) -> tuple[Array, Array]:
     """v₁ ... v_k (k, in), and the share of the variance along each (k,)."""
-    assert inputs is not None
     C = inputs.covariance()
     values, vectors = np.linalg.eigh(C)  # the smallest first
     return vectors.T[::-1][:k], values[::-1][:k] / np.trace(C)
@@ -46,7 +45,7 @@ def redistributed(ranks: Mapping[str, int], data: Mapping[str, Data], rho: float
     """{layer: rank} with the same sum. Of equal shares, as of q and k, which read one x, the first layer's go first."""
     if not rho >= 1:
         raise ValueError(f"rho = {rho!r} is not a number from 1 up")
-    found = {path: directions(data[path].inputs, round(rho * r))[1] for path, r in ranks.items()}
+    found = {path: directions(data[path].given("inputs"), round(rho * r))[1] for path, r in ranks.items()}
     shares = sorted(((share, path) for path, each in found.items() for share in each), key=lambda pair: -pair[0])
     best = Counter(path for _, path in shares[: sum(ranks.values())])
     return {path: best[path] for path in ranks}

@@ -24,9 +24,8 @@ GAMMA = 16  # γ, as in PEFT
 
 
 def lora_ga(W: Array, r: int, s: float, data: Data) -> Start:
-    assert data.gradient is not None
     check_rank(r, min(W.shape) // 2, "half of the singular vectors of W's gradient: A and B take r of them each")
-    U, _, Vt = svd(data.gradient)
+    U, _, Vt = svd(data.given("gradient"))
     signs = np.sign(U[abs(U).argmax(axis=0), np.arange(len(U.T))])
     U, Vt = U * signs, Vt * signs[:, None]
     c = len(W) ** 0.25 / GAMMA**0.5

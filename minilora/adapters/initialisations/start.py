@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,13 @@ class Data(NamedTuple):
     inputs: Moments | None = None  # of what the layer is given
     gradient: Array | None = None  # (out, in)   of W
 
+    def given(self, name: str) -> Any:
+        """One of these. Raises ValueError where it is missing."""
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f"it needs the {name} of the layer: data=Data({name}=...)")
+        return value
+
 
 class Start(NamedTuple):
     """A (r, in), B (out, r) and W_residual (out, in), with W_residual + s B A = W."""
@@ -59,7 +66,7 @@ class Init(NamedTuple):
 
     about: str  # a line
     make: Callable[[Array, int, float, Data], Start]
-    needs: str = ""  # the field of Data without which it can do nothing
+    needs: str = ""  # the field of Data, beside rng, that it cannot do without
     takes_from_W: bool = False  # W_residual is not W
     freezes_B: bool = False  # B does not learn
     redistribute: Callable[[Mapping[str, int], Mapping[str, Data], float], dict[str, int]] | None = None
