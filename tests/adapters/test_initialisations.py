@@ -16,7 +16,7 @@ import minilora
 from minilora.adapters import peft
 from minilora.adapters.attach import attach, attach_lora, attach_without_weights
 from minilora.adapters.initialisations import descriptions, inits
-from minilora.adapters.initialisations.eva import directions, redistributed
+from minilora.adapters.initialisations.eva import redistributed, shares
 from minilora.adapters.initialisations.lora_ga import GAMMA
 from minilora.adapters.initialisations.start import Data, Moments
 from minilora.adapters.lora import LoRALinear, MiCALinear, ResidualLoRALinear
@@ -120,7 +120,7 @@ def test_eva_takes_the_directions_of_most_variance_about_the_mean(rng):
     _, sigma, Vt = np.linalg.svd(X - X.mean(axis=0), full_matrices=False)
     np.testing.assert_allclose(abs((A * Vt[:R]).sum(axis=1)), 1, rtol=1e-10)
     assert not B.any()
-    np.testing.assert_allclose(directions(data.inputs, 24)[1], sigma**2 / (sigma**2).sum(), rtol=1e-8)
+    np.testing.assert_allclose(shares(data.inputs), sigma**2 / (sigma**2).sum(), rtol=1e-8)
     few = data._replace(inputs=Moments.of(X[:R]))
     with pytest.raises(ValueError, match="r = 4 is above 3, the number of directions that its inputs"):
         inits()["eva"].make(W, R, S, few)

@@ -29,26 +29,27 @@ from .start import Data, Init, Moments, Start, check_rank, kept
 def eva(W: Array, r: int, s: float, data: Data) -> Start:
     inputs = data.given("inputs")
     check_rank(r, min(inputs.N - 1, W.shape[1]), "the number of directions that its inputs in `data` have")
-    A, _ = directions(inputs, r)
-    return kept(W, A, np.zeros((len(W), r)))
+    _, V = np.linalg.eigh(inputs.covariance())  # the smallest λ first
+    return kept(W, V.T[::-1][:r], np.zeros((len(W), r)))
 
 
 @blas_threads()
-def directions(inputs: Moments, k: int) -> tuple[Array, Array]:
-    """v₁ ... v_k (k, in), and the share of the variance along each (k,)."""
-    C = inputs.covariance()
-    values, vectors = np.linalg.eigh(C)  # the smallest first
-    return vectors.T[::-1][:k], values[::-1][:k] / np.trace(C)
+def shares(inputs: Moments) -> Array:
+    """(in,): λᵢ / Σ λ, the share of the variance along each direction, the largest first."""
+    values = np.linalg.eigvalsh(inputs.covariance())[::-1]
+    return values / values.sum()
 
 
 def redistributed(ranks: Mapping[str, int], data: Mapping[str, Data], rho: float) -> dict[str, int]:
     """{layer: rank} with the same sum. Of equal shares, as of q and k, which read one x, the first layer's go first."""
     if not rho >= 1:
         raise ValueError(f"rho = {rho!r} is not a number from 1 up")
-    found = {path: directions(data[path].given("inputs"), round(rho * r))[1] for path, r in ranks.items()}
-    shares = sorted(((share, path) for path, each in found.items() for share in each), key=lambda pair: -pair[0])
-    best = Counter(path for _, path in shares[: sum(ranks.values())])
-    return {path: best[path] for path in ranks}
+    inputs = {path: data[path].given("inputs") for path in ranks}
+    of_inputs = {id(x): shares(x) for x in {id(x): x for x in inputs.values()}.values()}
+    pairs = [(share, path) for path, r in ranks.items() for share in of_inputs[id(inputs[path])][: round(rho * r)]]
+    best = sorted(pairs, key=lambda pair: -pair[0])[: sum(ranks.values())]
+    counts = Counter(path for _, path in best)
+    return {path: counts[path] for path in ranks}
 
 
 INITS = {
