@@ -314,6 +314,7 @@ def test_orthogonal_begins_as_the_base_to_rounding(rng):
             "embed.token: init 'eva' is of LoRALinear, for a Linear, and not of LoRAEmb",
         ),
         ({"init": "pissa", "r": 13}, "block_0.attention.q_proj: r = 13 is above 12, the number of singular values"),
+        ({"init": "pissa", "r": 7}, "block_0.attention.k_proj: r = 7 is above 4"),  # q_proj has been made by then
         ({"init": "orthogonal", "r": 3}, "block_0.attention.q_proj: r = 3 is odd"),
         ({"init": "eva"}, "init 'eva' needs the inputs of the layers: data="),
         ({"init": "lora_ga"}, "init 'lora_ga' needs the gradient of the layers: data="),

@@ -52,7 +52,7 @@ def slot_of(config: dict[str, Any], tensor: str) -> tuple[str, type[Adapter], Sl
     """(Hugging Face's name of the layer, class, slot) of a tensor that an adapter adds to a layer; None for others."""
     for cls in classes_of(config):
         for slot in cls.slots:
-            if slot.file and not slot.shared and tensor.startswith(PREFIX) and tensor.endswith(f".{slot.file}"):
+            if not slot.shared and tensor.startswith(PREFIX) and tensor.endswith(f".{slot.file}"):
                 return tensor.removeprefix(PREFIX).removesuffix(f".{slot.file}"), cls, slot
     return None
 
