@@ -73,7 +73,7 @@ class LoRA(Adapter):
         inits=(True, False, "gaussian", "eva", "orthogonal", "mica"),
         fixed={
             **{"use_dora": False, "lora_bias": False, "use_qalora": False, "use_bdlora": None},
-            **{"layer_replication": None, "target_parameters": None, "trainable_token_indices": None},
+            **{"layer_replication": None, "target_parameters": None},
             **{"alora_invocation_tokens": None, "kasa_config": None, "arrow_config": None, "monteclora_config": None},
             **{"velora_config": None, "megatron_config": None},
         },
@@ -81,6 +81,7 @@ class LoRA(Adapter):
             *("eva_config", "corda_config", "loftq_config", "lora_ga_config"),
             *("megatron_core", "qalora_group_size"),
         ),
+        beside=("trainable_token_indices",),
     )
     options = (
         Option("r", "r", 8, "rank_pattern"),
@@ -147,10 +148,6 @@ class LoRA(Adapter):
         if not (np.isfinite(start.A).all() and np.isfinite(start.B).all()):
             raise ValueError(f"init {init!r} gives numbers that are not finite: are those of W and of the data?")
         return start
-
-    def merged(self) -> tuple[Array, Array | None]:
-        bias = getattr(self.base, "bias", None)
-        return self.weight.data + self.delta(), None if bias is None else bias.data
 
 
 def scale(r: int, alpha: float, rslora: bool) -> float:

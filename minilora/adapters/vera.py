@@ -133,10 +133,6 @@ class VeRALinear(Adapter):
             dx += dx_vera if cache.keep is None else ops.dropout_backward(dx_vera, cache.keep)
         return dx
 
-    def merged(self) -> tuple[Array, Array | None]:
-        bias = self.base.bias
-        return self.weight.data + self.delta(), None if bias is None else bias.data
-
     def delta(self) -> Array:
         """ΔW = diag(b) B diag(d) A (out, in)"""
         A, B, _ = self.factors()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...models.labels import list_labels
 from . import layouts
-from .config import classes_of
+from .config import beside_in, classes_of
 from .format import CONFIG, WEIGHTS, layers_in, locate_adapter, read_adapter, slot_of
 from .reading import classifier_weight, label_names, load_adapter, load_base
 from .switching import Adapters
@@ -43,6 +43,7 @@ def describe_adapter(folder: Path) -> dict[str, str]:
     config, tensors, metadata = read_adapter(folder)
     cls = classes_of(config)[0]
     options = [f"{option.key} = {config.get(option.key, option.default)}" for option in cls.options if option.key]
+    options += [f"{key} = {config[key]}" for key in beside_in(config)]
     slots = {name: slot_of(config, name) for name in tensors}
     layers = {found[0] for found in slots.values() if found}
     added = sum(tensors[name].size for name, found in slots.items() if found)

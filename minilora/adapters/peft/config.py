@@ -55,8 +55,8 @@ def classes_of(config: dict[str, Any]) -> list[type[Adapter]]:
         fixed = classes[0].keys.fixed
         return [key for key, value in fixed.items() if config.get(key) not in (value, value or None)]
 
-    # of variants whose files say the same, the first in the alphabet
-    nearest = min(found, key=lambda classes: len(differing(classes)))
+    # a LoRA-FA is written as a LoRA: of variants whose files say the same, the first in the alphabet is read
+    nearest = min(found, key=lambda classes: (len(differing(classes)), classes[0].variant))
     for key in differing(nearest):
         raise ValueError(f"{key} = {short(config.get(key))} is not supported, only {nearest[0].keys.fixed[key]}")
     init = config.get(nearest[0].keys.init)
@@ -75,7 +75,20 @@ def known_keys(cls: type[Adapter]) -> set[str]:
     options = {key for option in cls.options for key in (option.key, option.pattern) if key}
     modules = {other.modules_key for other in variants()[cls.variant] if other.modules_key}
     keys = cls.keys
-    return ((READ | INFORMATION) - {*keys.lacks}) | options | modules | {*keys.fixed, *keys.ignored, keys.init}
+    more = {*keys.fixed, *keys.ignored, *keys.beside, keys.init}
+    return ((READ | INFORMATION) - {*keys.lacks}) | options | modules | more
+
+
+def beside_in(config: dict[str, Any]) -> dict[str, tuple[list[type[Adapter]], dict[str, Any]]]:
+    """{key: (classes, {end of the name of a layer: the value of their option})} of the adapters that stand beside those
+    of the config's variant. The end is "" for the token embedding."""
+    found = {}
+    for key in classes_of(config)[0].keys.beside:
+        classes = next(classes for classes in variants().values() if classes[0].beside and classes[0].beside.key == key)
+        value = config.get(key)
+        if value is not None:
+            found[key] = classes, value if isinstance(value, dict) else {"": value}
+    return found
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -92,6 +105,13 @@ def check_config(config: dict[str, Any]) -> None:
         if key not in known and value not in (None, False, "", [], {}):
             raise ValueError(f"{key} = {short(value)} is not known here, so what it changes would be ignored")
     check_general(config, cls)
+    for key, (classes, values) in beside_in(config).items():
+        option = next(option for option in classes[0].options if option.name == classes[0].beside.option)
+        try:
+            for value in values.values():
+                option.check(value)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
     for option in cls.options:
         values = config.get(option.pattern) or {}
         if not isinstance(values, dict):
