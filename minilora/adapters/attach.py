@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from ..backend import Array, Rng, generator
 from ..data import Batch
 from ..nn import Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
+from ..nn.optim import Penalty, both
 from ..spelling import choose_from
 from .base import DEFAULT, Adapter, class_for, variants
 from .lora import LoRALinear, TiedLoRALinear
@@ -112,6 +113,21 @@ def attach_lora(
     for parameter in trained_beside_adapters(model, train):
         parameter.trainable = True  # of a head that its adapter has frozen
     return [*paths, *heads]
+
+
+def fit_options(model: Module, steps: int, penalty: Penalty | None = None) -> dict[str, Any]:
+    """What training.fit is to be given to train the adapters of a model for so many steps, as their variants say: {}
+    for most. A `penalty` is added to theirs.
+
+        fit(model, batches, steps, **fit_options(model, steps))
+    """
+    found: dict[str, Any] = {} if penalty is None else {"penalty": penalty}
+    for cls in dict.fromkeys(type(module) for _, module in model.named_modules() if isinstance(module, Adapter)):
+        own = cls.fit_options(model, steps)
+        if "penalty" in own and "penalty" in found:
+            own["penalty"] = both(found["penalty"], own["penalty"])
+        found |= own
+    return found
 
 
 def low_rank_adapter(base: Module, A: Array, B: Array) -> Adapter:

@@ -78,10 +78,14 @@ class Option(NamedTuple):
     key: str  # "" where PEFT has none: it changes the training alone, and the file does not say it
     default: Any  # PEFT's, for a config without the key; () for a list of token ids
     pattern: str = ""  # the key of {regular expression: value} for layers with another value
+    mask_of: str = ""  # a tensor: `pattern` is {its name in a layer: True or False for each of its rows} then
 
     def check(self, value: Any) -> None:
         """Raise ValueError for a value of another kind than the default, or out of range."""
-        if isinstance(self.default, bool):
+        if self.mask_of:
+            right = isinstance(value, list | tuple) and all(isinstance(entry, bool) for entry in value)
+            what = "no list of true and false"
+        elif isinstance(self.default, bool):
             right, what = isinstance(value, bool), "neither true nor false"
         elif isinstance(self.default, int):
             least, whole = min(self.default, 1), isinstance(value, int | np.integer) and not isinstance(value, bool)
@@ -209,7 +213,7 @@ class Adapter(Module):
     def sizes_for(cls, base: Any, options: Mapping[str, Any]) -> dict[str, int]:
         """{letter: its number}: n_in and n_out of the base, r where the variant has a rank, and what else the shapes
         and formulas of the class are written in."""
-        return sizes_of(base, options)
+        return sizes_of(base) | {"r": cls.rank(options)}
 
     @classmethod
     def check(cls, base: Module, **options: Any) -> None:
@@ -238,6 +242,18 @@ class Adapter(Module):
     @classmethod
     def draw_shared(cls, bases: Collection[Any], **options: Any) -> dict[str, Parameter]:
         """{name of a shared slot: its Parameter}, large enough for each of these layers."""
+        return {}
+
+    @classmethod
+    def rank(cls, options: Mapping[str, Any]) -> int:
+        """The size r of an adapter's tensors, where the variant has one."""
+        r: int = options.get("r", 0)
+        return r
+
+    @classmethod
+    def fit_options(cls, model: Module, steps: int) -> dict[str, Any]:
+        """What training.fit is to be given, to train the class's adapters on `model` for so many steps: a penalty, or
+        what is done after a step."""
         return {}
 
     def in_file(self) -> Adapter:
@@ -282,10 +298,9 @@ class Adapter(Module):
             setattr(self, slot.name, x)
         for name, default in self.defaults().items():
             value = options.get(name, default)
-            if isinstance(default, tuple):
-                value = tuple(map(int, value))
-            # Python numbers: a NumPy float64 would turn float32 products into float64.
-            setattr(self, name, value.item() if isinstance(value, np.generic) else value)
+            setattr(
+                self, name, tuple(map(python_number, value)) if isinstance(default, tuple) else python_number(value)
+            )
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -372,6 +387,11 @@ def as_it_learns(base: Module) -> Iterator[None]:
             parameter.trainable = True
 
 
+def python_number(x: Any) -> Any:
+    """x, if it is a NumPy scalar as one of Python: a float64 would turn float32 products into float64."""
+    return x.item() if isinstance(x, np.generic) else x
+
+
 def is_number(x: Any) -> bool:
     """Is it a finite one, which a float can hold?"""
     return (
@@ -381,10 +401,11 @@ def is_number(x: Any) -> bool:
     )
 
 
-def sizes_of(base: Any, options: Mapping[str, Any]) -> dict[str, int]:
-    first, last = base.weight.data.shape[0], base.weight.data.shape[-1]  # of a norm's gain: the same
+def sizes_of(base: Any) -> dict[str, int]:
+    """n_in and n_out of a layer; of a norm both are the length of its gain."""
+    first, last = base.weight.data.shape[0], base.weight.data.shape[-1]
     n_in, n_out = (first, last) if isinstance(base, Embedding) else (last, first)
-    return {"n_in": n_in, "n_out": n_out, "r": options.get("r", 0)}
+    return {"n_in": n_in, "n_out": n_out}
 
 
 def shape(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:

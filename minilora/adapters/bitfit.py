@@ -37,7 +37,7 @@ class BitFit(Adapter):
 
     variant = "bitfit"
     peft_type = "BITFIT"  # ours: PEFT has no such file
-    keys = Keys("init_weights", lacks=("bias", "fan_in_fan_out", "ensure_weight_tying"))
+    keys = Keys("init_weights", lacks=("bias", "ensure_weight_tying"))
     options = ()
     slots = (Slot("bitfit_b", "bias", ("n_out",)),)
     kept: ClassVar[tuple[Kept, ...]] = ()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from .. import ops
 from ..backend import Array, Rng, get_array_module
 from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
-from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, sizes_of, unequal_shares, uniform
+from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, unequal_shares, uniform
 
 EACH_ROW = "2 * i1 * o2 * (i2 + o1)"
 
@@ -27,7 +27,8 @@ class LoKrLinear(Adapter):
     rest is uniform within ±1/√(number of columns), as PEFT's. A w₁ of low rank, PEFT's decompose_both, is refused.
     """
 
-    variant, peft_type, base_type, targets = "lokr", "LOKR", Linear, ("q_proj", "v_proj")
+    variant = "lokr"
+    peft_type, base_type, targets = "LOKR", Linear, ("q_proj", "v_proj")
     keys = Keys(
         "init_weights",
         inits=(True, False, "lycoris"),
@@ -58,7 +59,7 @@ class LoKrLinear(Adapter):
 
     @classmethod
     def sizes_for(cls, base: Any, options: Mapping[str, Any]) -> dict[str, int]:
-        sizes, factor = sizes_of(base, options), options["decompose_factor"]
+        sizes, factor = super().sizes_for(base, options), options["decompose_factor"]
         (o1, o2), (i1, i2) = (ops.lokr_sizes(sizes[name], factor) for name in ("n_out", "n_in"))
         return sizes | {"o1": o1, "o2": o2, "i1": i1, "i2": i2}
 

@@ -89,7 +89,7 @@ class LoRA(Adapter):
         Option("dropout", "lora_dropout", 0.0),
         Option("rslora", "use_rslora", False),
     )
-    start_options = "init", "data", "rho"
+    start_options: ClassVar[tuple[str, ...]] = ("init", "data", "rho")
     inits: ClassVar[tuple[str, ...]] = ("uniform", "gaussian")
     laws: ClassVar[dict[str, Law]] = {"Bᵀ dB = dA Aᵀ": exchange}
     examples: ClassVar[dict[str, dict[str, Any]]] = {

@@ -13,7 +13,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array, Rng, to_numpy
 from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
-from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, relative_difference, sizes_of
+from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, relative_difference
 from .spectrum import check_rank, svd, truncation_error
 
 
@@ -72,7 +72,7 @@ class SVFLinear(Adapter):
 
     @classmethod
     def sizes_for(cls, base: Any, options: Mapping[str, Any]) -> dict[str, int]:
-        sizes = sizes_of(base, options)
+        sizes = super().sizes_for(base, options)
         return sizes | {"r": sizes["r"] or min(sizes["n_in"], sizes["n_out"])}
 
     @classmethod

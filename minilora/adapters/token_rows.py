@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 from .. import ops
 from ..backend import Array, Rng, get_array_module
 from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass
-from .base import Adapter, Beside, Kept, Keys, Law, Option, Products, Slot, relative_difference, sizes_of
+from .base import Adapter, Beside, Kept, Keys, Law, Option, Products, Slot, relative_difference
 
 
 def rows_of_dW(adapter: TokenRows, x: Array, dy: Array, grads: Gradients) -> float:
@@ -57,7 +57,7 @@ class TokenRows(Adapter):
 
     @classmethod
     def sizes_for(cls, base: Any, options: Mapping[str, Any]) -> dict[str, int]:
-        return sizes_of(base, options) | {"tokens": len(options["token_indices"])}
+        return super().sizes_for(base, options) | {"tokens": len(options["token_indices"])}
 
     @classmethod
     def start(cls, base: Module, *, rng: Rng, **options: Any) -> TokenRows:

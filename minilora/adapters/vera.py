@@ -86,7 +86,7 @@ class VeRALinear(Adapter):
         if "vera_A" not in given:
             given |= cls.draw_shared([base], **options)
         given["vera_lambda_d"] = np.full(given["r"], given["d_initial"])
-        given["vera_lambda_b"] = np.zeros(sizes_of(base, given)["n_out"])
+        given["vera_lambda_b"] = np.zeros(sizes_of(base)["n_out"])
         return cls.of(base, given, **options)
 
     @classmethod

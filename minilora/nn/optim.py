@@ -219,6 +219,16 @@ def penalty(parameters: Sequence[Parameter], l1: float = 0.0, l2: float = 0.0) -
     return value_and_gradients
 
 
+def both(one: Penalty, other: Penalty) -> Penalty:
+    """The sum of two penalties."""
+
+    def value_and_gradients() -> tuple[Array, Gradients]:
+        (R, dR), (S, dS) = one(), other()
+        return R + S, dR + dS
+
+    return value_and_gradients
+
+
 Schedule = Callable[[int], float]  # step 0, 1, 2, ... -> the factor on every learning rate
 
 

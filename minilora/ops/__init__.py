@@ -14,6 +14,16 @@ share.
 Attention is implemented twice: blockwise_attention is for long sequences, in memory linear in T.
 """
 
+from .adalora import (
+    AdaLoRACache,
+    adalora_backward,
+    adalora_forward,
+    adalora_gradients,
+    orthogonality_forward,
+    orthogonality_gradients,
+    squared_orthogonality_forward,
+    squared_orthogonality_gradients,
+)
 from .attention import attention_backward, attention_forward, attention_mask
 from .blockwise_attention import BlockwiseAttentionCache, blockwise_attention_backward, blockwise_attention_forward
 from .cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward

@@ -26,6 +26,9 @@ from .op_cases import OPS, at_every_size
 
 # (the function, its source at the edit): why the edit changes no result
 EQUIVALENT = {
+    ("adalora_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
+    ("orthogonality_gradients", "unit(E).T @ A"): "E = A Aᵀ - I is symmetric",
+    ("squared_orthogonality_gradients", "E.T @ A"): "E = A Aᵀ - I is symmetric",
     ("attention_backward", "swapaxes(-1, 2)"): "of four axes, axis 2 is axis -2",
     ("attention_backward", "swapaxes(-1, --2)"): "of four axes, axis 2 is axis -2",
     ("bias_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",

@@ -323,6 +323,7 @@ def test_every_method_trains_what_its_formula_says():
         "prefix-layer": L * C * n,
         "lora": L * r * ((C + H * D) + (C + G * D)),
         "qlora": L * r * (2 * (C + H * D) + 2 * (C + G * D) + 3 * (C + F)),
+        "adalora": L * r * ((C + H * D + 1) + (C + G * D + 1)),
         "lora-fa": L * r * (H * D + G * D),
         "dora": L * (r * ((C + H * D) + (C + G * D)) + H * D + G * D),
         "vera": L * (H * D + G * D + 2 * r),

@@ -211,7 +211,9 @@ def their_adapter(folder: Any, family: str, head: str, words: dict[str, Any], ma
     generator = torch.Generator().manual_seed(0)
     seen = set()
     with torch.no_grad():
-        for parameter in theirs.parameters():
+        for name, parameter in theirs.named_parameters():
+            if ".ranknum." in name:
+                continue  # of AdaLoRA: PEFT trains it where the base is not in float32, and no file holds it
             if parameter.requires_grad and parameter.data_ptr() not in seen:
                 seen.add(parameter.data_ptr())
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
@@ -284,10 +286,11 @@ FLAGS = [(name, option.name) for name, classes in variants().items() for option 
 
 
 def options_for(variant: str, flag: str, mlp: str, keys: bool) -> dict[str, Any]:
-    """A rank of 3, an α of 6 (LoHa in PEFT rounds α/r to float32), and one flag the other way; by our names, or by the
-    keys of PEFT's config."""
-    classes, numbers = variants()[variant], {"r": 3, "alpha": 6}
-    found = {o.key if keys else o.name: numbers[o.name] for o in classes[0].options if o.name in numbers}
+    """The variant's example, an α of 6 (LoHa in PEFT rounds α/r to float32), and one flag the other way; by our names,
+    or by the keys of PEFT's config."""
+    classes = variants()[variant]
+    example = {**classes[0].examples[""], "alpha": 6}
+    found = {o.key if keys else o.name: example[o.name] for o in classes[0].options if o.name in example}
     found |= {o.key if keys else o.name: not o.default for o in classes[0].options if o.name == flag}
     return found | {cls.modules_key: [mlp] for cls in classes if cls.modules_key}
 
@@ -308,8 +311,8 @@ def their_config(variant: str) -> Any:
 
 
 def on_all(variant: str, family: str) -> bool:
-    """Can the variant adapt all these layers, and PEFT too? Llama has no biases, and a GPT-2 stores W as (in, out); of an
-    embedding alone: test_tokens.py."""
+    """Can the variant adapt all these layers, and PEFT too? Llama has no biases, and a GPT-2 stores W as (in, out). Of
+    an embedding alone: test_tokens.py."""
     if family == "gpt2" and "fan_in_fan_out" in variants()[variant][0].keys.lacks:
         return False
     model, targets = base(family, HEADS[family]), LAYERS[family][0]

@@ -187,7 +187,7 @@ def test_the_tables_show_every_tensor_every_law_and_the_count(capsys):
         (["--sample", "3"], "say --mutants too"),
         (
             ["--mutants", "--only", "forward"],
-            "no function has 'forward' in its name: did you mean 'lora_backward'? choose from attention_backward",
+            "no function has 'forward' in its name: did you mean 'lora_backward'? choose from adalora_backward",
         ),
     ],
 )
@@ -273,6 +273,8 @@ BROKEN: dict[str, tuple[Any, str, Broken]] = {
     "dA = 0 at B = 0": (ops, "lora_A_gradients", plus(1e-9)),
     "⟨B₁, dB₁⟩ = ⟨A₁, dA₁⟩ = ⟨B₂, dB₂⟩ = ⟨A₂, dA₂⟩": (ops, "loha_A_gradients", plus(1e-9)),
     "⟨w₁, dw₁⟩ = ⟨w₂, dw₂⟩": (ops, "lokr_w1_gradients", plus(1e-9)),
+    "eₖ deₖ = ⟨Aₖ, dAₖ⟩ = ⟨Bₖ, dBₖ⟩": (ops, "adalora_gradients", plus(1e-9)),
+    "dA = dB = 0 at e = 0": (ops, "lora_A_gradients", plus(1e-9)),
     "⟨b, db⟩ = ⟨d, dd⟩": (ops, "vera_gradients", plus(1e-9)),
     "the merged W and b of an adapter give its outputs": (ia3.IA3Linear, "merged", scaled(1 + 1e-9)),
     "a new adapter gives the outputs of its base": (ops, "ia3_forward", plus(1e-13)),

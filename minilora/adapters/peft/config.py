@@ -115,15 +115,16 @@ def check_config(config: dict[str, Any]) -> None:
     for option in cls.options:
         values = config.get(option.pattern) or {}
         if not isinstance(values, dict):
-            raise ValueError(f"{option.pattern} maps regular expressions to numbers, and is {short(values)}")
+            what = "names of tensors to lists" if option.mask_of else "regular expressions to numbers"
+            raise ValueError(f"{option.pattern} maps {what}, and is {short(values)}")
         given = [(option.key, config.get(option.key)), *((option.pattern, value) for value in values.values())]
         for key, value in given:
             try:
-                if option.key and (value is not None or option.default):
+                if key and (value is not None or option.default or option.mask_of):
                     option.check(value)
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None
-        for pattern in values:
+        for pattern in values if not option.mask_of else ():
             check_pattern(option.pattern, pattern, VALUES)
 
 
@@ -255,10 +256,14 @@ def class_of_layer(classes: list[type[Adapter]], config: dict[str, Any], base: A
 
 def options_of(cls: type[Adapter], config: dict[str, Any], name: str) -> dict[str, Any]:
     """{name of an option: its value} for the layer of that name. The first pattern that matches the end of the name
-    gives the value, as in PEFT."""
+    gives the value, as in PEFT; a mask is found by the name of its tensor."""
     found = {}
     for option in cls.options:
         patterns, value = config.get(option.pattern) or {}, config.get(option.key)
-        value = next((x for pattern, x in patterns.items() if matches_pattern(option.pattern, pattern, name)), value)
+        if option.mask_of:
+            value = patterns.get(f"{name}.{option.mask_of}", value)
+        else:
+            matching = (x for pattern, x in patterns.items() if matches_pattern(option.pattern, pattern, name))
+            value = next(matching, value)
         found[option.name] = option.default if value is None else value
     return found

@@ -89,13 +89,15 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
         arrays = {slot.name: found[slot.file] for slot in cls.slots if slot.file in found}
         options = options_of(cls, config, name)
         axes = {slot.name: slot.file_shape or slot.shape for slot in cls.slots}
-        sizes = {"r": options["r"]} if options.get("r") else {}  # of 0 the arrays say it
+        sizes = {} if options.get("r") == 0 else {"r": cls.rank(options)}  # of 0 the arrays say it
         for attribute, x in arrays.items():
             sizes = dict(zip(axes[attribute], x.shape, strict=False)) | sizes
         there = files[cls] == found.keys() and all(len(axes[name]) == x.ndim for name, x in arrays.items())
         if there and {"n_in", "n_out"} - sizes.keys():
             raise ValueError(f"{folder / WEIGHTS} does not say the sizes of {name}: {MERGE_IT}")
-        if not there or any(shape(axes[n], sizes) != x.shape or not x.size for n, x in arrays.items()):
+        if not there or any(
+            shape(axes[n], sizes) != x.shape or 0 in shape(axes[n], sizes | {"r": 1}) for n, x in arrays.items()
+        ):
             needed = " and ".join(f"{slot.file} {axes[slot.name]}".replace("'", "") for slot in cls.slots)
             shapes = " and ".join(str(x.shape) for x in found.values())
             raise ValueError(f"{folder / WEIGHTS}: {name} needs {needed} with r = {sizes['r']}, not {shapes}")

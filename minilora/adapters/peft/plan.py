@@ -60,7 +60,7 @@ def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
         if plan.tied and path == view.head and path in plan.beside:
             continue  # PEFT writes what a head shares with the embedding only where it stands alone
         sizes = cls.sizes_for(view.bases[path], options)
-        largest = sizes | {axis: max(largest[axis], sizes[axis]) for axis in largest}
+        largest = sizes | {axis: max(largest[axis], sizes[axis]) for axis in ("n_in", "n_out")}
         for slot in cls.slots:
             axes = slot.file_shape or slot.shape
             if not slot.file:
@@ -199,6 +199,7 @@ def check_names(view: View, config: dict[str, Any]) -> None:
     family, advice = view.model.family, "the adapter is for another base, or this must come out of its config"
     cls = classes_of(config)[0]
     added = ADDED.get(str(config.get("task_type")), ())
+    masks = {option.pattern: option.mask_of for option in cls.options if option.mask_of}
     patterns = [option.pattern for option in cls.options if option.pattern]
     for key in (*regular_keys(cls), *WHOLE, *patterns):
         value = config.get(key)
@@ -209,6 +210,8 @@ def check_names(view: View, config: dict[str, Any]) -> None:
         def matches(entry: str, key: str = key, value: Any = value, known: list[str] = known) -> bool:
             if key == "modules_to_save":
                 return entry in added or any(is_saved({key: [entry]}, name) for name in known)
+            if key in masks:
+                return entry.removesuffix(f".{masks[key]}") in known
             if key in WHOLE or key in patterns:
                 return any(matches_pattern(key, entry, name) for name in known)
             return any(is_named_by(entry if isinstance(value, str) else [entry], name) for name in known)

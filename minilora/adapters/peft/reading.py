@@ -107,7 +107,7 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     if beside:
         notes.append(f"{len(beside)} of its tensors are for a pooler, which a model without a head lacks")
     sides = {path: min(view.bases[path].weight.data.shape) for path in plan.adapters}
-    ranks = {path: options["r"] for path, (cls, options) in plan.adapters.items() if cls.trains_a_matrix()}
+    ranks = {path: cls.rank(options) for path, (cls, options) in plan.adapters.items() if cls.trains_a_matrix()}
     notes += filter(None, [wasted_rank({view.names[path]: (r, sides[path]) for path, r in ranks.items()})])
     labels = label_names(metadata, model.config.labels) if model.config.head in LABELLED else []
     return build(view, plan, places, tensors), labels, "; ".join(notes)

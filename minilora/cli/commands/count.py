@@ -11,7 +11,7 @@ from ..options import JSON, Add, Options
 EXAMPLE = "minilora count --model gpt3-175b --method lora --targets q_proj,v_proj --rank 4"
 
 # accounting.METHODS, which is not imported here: --help need not wait for NumPy
-BASES = "full", "top2", "bitfit", "prefix-embed", "prefix-layer"
+BASES = "full", "top2", "prefix-embed", "prefix-layer"
 BESIDE = "qlora", "dora", "adapter-houlsby", "adapter-pfeiffer"
 COUNTED = f"{', '.join(dict.fromkeys((*BASES, *variant_names(), *BESIDE)))} or adapter-lin"
 
