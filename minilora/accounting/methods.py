@@ -9,7 +9,6 @@
                                        MLP, lin after the MLP with a layer norm of its own, + 2 C
     qlora           Σ r (in + out)     LoRA over a base in 4 bits                       (Dettmers et al., 2023)
     lora-fa         Σ r out            A stays as it was drawn                          (Zhang et al., 2023)
-    dora            Σ r (in + out) + out    and the length of every row of W + ΔW       (Liu et al., 2024)
     lora-xs         Σ r²               y += B R (A x), A and B from the SVD of W        (Bałazy et al., 2024)
 
 and every variant that has a file in adapters/. Σ runs over the adapted layers. The classes below have no forward: they
@@ -37,12 +36,6 @@ from ..spelling import choose_from
 
 class LoRAFA(LoRALinear):
     slots = LoRALinear.slots[0]._replace(trained=False), LoRALinear.slots[1]
-
-
-class DoRA(LoRALinear):
-    slots = (*LoRALinear.slots, Slot("magnitude", "lora_magnitude_vector", ("n_out",)))  # type: ignore[assignment]
-    kept = (*LoRALinear.kept, Kept("v", "n_out", "dm = Σ dy ∘ v, v = (W + s B A) x / ‖·‖"))  # type: ignore[assignment]
-    products = LoRALinear.products._replace(once="2 * r * n_in * n_out")
 
 
 class Formula(Adapter):
@@ -98,7 +91,6 @@ class BottleneckWithNorm(Bottleneck):
 
 FORMULAS: dict[str, type[Adapter]] = {
     "lora-fa": LoRAFA,
-    "dora": DoRA,
     "lora-xs": LoRAXS,
     "adapter-houlsby": Bottleneck,
     "adapter-pfeiffer": Bottleneck,
@@ -149,7 +141,7 @@ USUAL_TARGETS = {
 }
 OVER_4_BITS = ("qlora",)
 TRAINS_WEIGHTS = ("full", "top2")  # which 4 bits cannot hold
-TARGETED = (*variants(), "qlora", "lora-fa", "dora", "lora-xs")  # what adapts layers of one's choice
+TARGETED = (*variants(), "qlora", "lora-fa", "lora-xs")  # what adapts layers of one's choice
 METHODS = (*TRAINED, *dict.fromkeys((*TARGETED, *FORMULAS)))
 
 

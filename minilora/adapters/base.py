@@ -16,10 +16,9 @@ order of the class Adapter below, with the LoRA of a Linear (lora.py, LoRALinear
     backward    adds dA and dB to the gradients and returns dx, by ops/lora.py
     merged      W + s B A, and the bias
 
-The rest of the class is the same for all. DoRA would be one more file, dora.py, with a class DoRALinear(LoRALinear):
-its variant, one more slot, for the magnitude, "use_dora": True among its keys, its own kept, products and laws; a start
-that sets the magnitude; the forward, backward and delta() that ops/dora.py would derive; and a factors() that returns
-None.
+The rest of the class is the same for all. dora.py shows how one variant is made from another: its class DoRA, a LoRA,
+has one more slot, for the magnitude, one more option, "use_dora": True among its keys, its own kept, products and laws;
+a start that sets the magnitude beside LoRA's A and B; its own forward, backward and merged; and no factors().
 """
 
 from __future__ import annotations
@@ -274,16 +273,14 @@ class Adapter(Module):
         sizes = self.settings | self.sizes | {"n": y.rows, "drops": int(drops)}
         if drops:
             costs.keep(self, "keep", costs.array(*x.shape), "to drop the same of dx")
+        held = {"x": costs.array(*x.shape) if drops else x, "ids": x}
         for what, width, why, slots, once in self.kept:
             if slots and learns.isdisjoint(slots):
                 continue
-            if what == "x" and drops:
-                costs.keep(self, "x, dropped", costs.array(*x.shape), why)
-            elif what in ("x", "ids"):
-                costs.keep(self, what, x, why)
-            else:
-                rows = () if once else y.shape[:-1]
-                costs.keep(self, what, costs.array(*rows, number(width, sizes)), why)
+            if what not in held and (n := number(width, sizes)):
+                held[what] = costs.array(*(() if once else y.shape[:-1]), n)
+            if what in held:
+                costs.keep(self, "x, dropped" if drops and what == "x" else what, held[what], why)
 
         def of_learned(products: Mapping[tuple[str, ...], str]) -> list[str]:
             return [formula for slots, formula in products.items() if learns.intersection(slots)]
