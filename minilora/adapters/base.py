@@ -23,6 +23,7 @@ a start that sets the magnitude beside LoRA's A and B; its own forward, backward
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 import sys
@@ -113,7 +114,8 @@ class Kept(NamedTuple):
 class Products(NamedTuple):
     """FLOPs of the matrix products beside the base's, 2 for a multiplication and an addition, for each row of x.
 
-    Formulas in n_in, n_out, r, the options, and `drops`, which is 1 where this forward has dropout, else 0.
+    Formulas in n_in, n_out, r, the options, and `drops`: is there dropout in this forward? What is True or False is the
+    last factor of a term.
     """
 
     forward: str
@@ -270,7 +272,7 @@ class Adapter(Module):
         learns = {name for name, p in self.own_parameters().items() if p.trainable}
         y = self.base.costs(x, costs)
         drops = costs.dropout and bool(getattr(self, "dropout", 0))
-        sizes = self.settings | self.sizes | {"n": y.rows, "drops": int(drops)}
+        sizes = self.settings | self.sizes | {"n": y.rows, "drops": drops}
         if drops:
             costs.keep(self, "keep", costs.array(*x.shape), "to drop the same of dx")
         held = {"x": costs.array(*x.shape) if drops else x, "ids": x}
@@ -282,13 +284,19 @@ class Adapter(Module):
             if what in held:
                 costs.keep(self, "x, dropped" if drops and what == "x" else what, held[what], why)
 
+        off = frozenset(name for name, value in sizes.items() if value is False)
+        on = frozenset(name for name, value in sizes.items() if value is True)
+
         def of_learned(products: Mapping[tuple[str, ...], str]) -> list[str]:
             return [formula for slots, formula in products.items() if learns.intersection(slots)]
 
-        forward = f"n * ({self.products.forward})", self.products.once
+        def each_row(*formulas: str) -> str:
+            return f"n * ({' + '.join(f for f in (decided(f, on, off) for f in formulas) if f != '0') or 0})"
+
+        forward = each_row(self.products.forward), decided(self.products.once, on, off)
         dx = self.products.backward if x.needs_dx else self.products.without_dx
-        each_row = [formula for formula in (dx, *of_learned(self.products.gradients)) if formula != "0"]
-        backward = f"n * ({' + '.join(each_row) or 0})", *of_learned(self.products.gradients_once)
+        once = [decided(formula, on, off) for formula in of_learned(self.products.gradients_once)]
+        backward = each_row(dx, *of_learned(self.products.gradients)), *once
         costs.multiply(self, "adapter", *({f: number(f, sizes) for f in formulas} for formulas in (forward, backward)))
         return y
 
@@ -320,6 +328,24 @@ def shape(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
 def number(formula: str, sizes: Mapping[str, int]) -> int:
     """("2 * r * n_in", its sizes) -> 1024"""
     return eval(compiled(formula), {"__builtins__": {}}, dict(sizes))
+
+
+@cache
+def decided(formula: str, on: frozenset[str], off: frozenset[str]) -> str:
+    """A formula for people, without the factors that are 1, of names that are `on`, and the terms that are `off`:
+    ("r + n_in * drops", {}, {"drops"}) -> "r"."""
+
+    class Decide(ast.NodeTransformer):
+        def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+            self.generic_visit(node)
+            left, right = ast.unparse(node.left), ast.unparse(node.right)
+            if isinstance(node.op, ast.Mult) and right in on | off:
+                return node.left if right in on else ast.Constant(0)
+            if isinstance(node.op, ast.Add) and "0" in (left, right):
+                return node.left if right == "0" else node.right
+            return node
+
+    return ast.unparse(Decide().visit(ast.parse(formula, mode="eval")))
 
 
 @cache
