@@ -33,6 +33,7 @@ EQUIVALENT = {
     ("ia3_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
     ("vera_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
     ("vera_gradients", "sum(axis=-1)"): "of two axes, axis 1 is axis -1",
+    ("dora_A_gradients", "(s * (cB.T @ B)).T"): "(c ∘ B)ᵀ B is symmetric",
     ("embedding_gradients", "reshape(-2)"): "to NumPy, any negative size means: what is left over",
 }
 

@@ -280,7 +280,7 @@ LAYERS = {  # ours, and theirs; the last is a layer of the MLP
 }
 HEADS = {"llama": "lm", "gpt2": "lm", "bert": "classify"}
 FLAGS = [(name, option.name) for name, classes in variants().items() for option in classes[0].options
-         if isinstance(option.default, bool)]  # fmt: skip
+         if isinstance(option.default, bool) and option.key]  # fmt: skip
 
 
 def options_for(variant: str, flag: str, mlp: str, keys: bool) -> dict[str, Any]:
@@ -345,6 +345,7 @@ def test_peft_loads_a_variant_with_the_same_logits_and_writes_the_same_tensors(t
 def test_what_peft_wrote_of_a_variant_loads_with_the_same_logits_and_is_written_back(tmp_path, family, variant, flag):
     mapping, kind = pytest.importorskip("peft.mapping"), variants()[variant][0].peft_type
     words = {"target_modules": LAYERS[family][1], **options_for(variant, flag, LAYERS[family][1][-1], keys=True)}
+    words |= variants()[variant][0].keys.fixed
     make = next(make for name, make in mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items() if name.value == kind)
     theirs = their_adapter(tmp_path, family, HEADS[family], words, make)
     model = base(family, HEADS[family])

@@ -765,7 +765,7 @@ def test_a_mask_that_is_not_that_of_forward_is_found():
 
 
 def test_a_norm_held_constant_is_said_to_be_the_convention_of_peft():
-    found = diagnose(learner(BANK["dora"], "norm_held_constant"), "dora")
+    found = diagnose(learner(BANK["dora"], "no_path_through_the_norm"), "dora")
     assert str(found).count("the convention of PEFT") == 2
 
 

@@ -63,26 +63,30 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
     Raises ValueError for a tensor that no adapter adds to a layer, for tensors that do not fit each other and the
     config, and for a variant whose files do not hold all of its tensors or the sizes of its layers.
     """
-    slots = {slot.file: slot for cls in classes_of(config) for slot in cls.slots}
+    classes = classes_of(config)
+    slots = {slot.file: slot for cls in classes for slot in cls.slots}
     if any(slot.shared for slot in slots.values()):
         raise ValueError(f"{folder} does not say the sizes of its layers: {MERGE_IT}")
-    held: dict[str, tuple[type[Adapter], dict[str, np.ndarray]]] = {}
+    held: dict[str, dict[str, np.ndarray]] = {}
     for tensor, x in tensors.items():
         if tensor.endswith(".base_layer.weight"):
             continue  # the frozen weight of an adapted embedding or head
         place = slot_of(config, tensor)
         if place is None:
             raise ValueError(f"{folder / WEIGHTS} holds {tensor}, which is no {' or '.join(sorted(slots))} of a layer")
-        name, cls, slot = place
-        held.setdefault(name, (cls, {}))[1][slot.name] = x
+        name, _, slot = place
+        held.setdefault(name, {})[slot.file] = x
     layers = {}
-    for name, (cls, arrays) in held.items():
+    for name, files in held.items():
+        cls = max(classes, key=lambda cls: len(files.keys() & {slot.file for slot in cls.slots}))
+        arrays = {slot.name: files[slot.file] for slot in cls.slots if slot.file in files}
         options = options_of(cls, config, name)
         axes = {slot.name: slot.file_shape or slot.shape for slot in cls.slots}
         sizes = {"r": options.get("r", 0)}
         for attribute, x in arrays.items():
             sizes = dict(zip(axes[attribute], x.shape, strict=False)) | sizes
         there = {name: len(x) for name, x in axes.items()} == {name: x.ndim for name, x in arrays.items()}
+        there = there and len(files) == len(arrays)
         if there and {"n_in", "n_out"} - sizes.keys():
             raise ValueError(f"{folder / WEIGHTS} does not say the sizes of {name}: {MERGE_IT}")
         if not there or any(shape(axes[n], sizes) != x.shape or not x.size for n, x in arrays.items()):
