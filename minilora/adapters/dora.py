@@ -12,7 +12,7 @@ from ..backend import Array, Rng, get_array_module, to_numpy
 from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass
 from ..nn.layers import LinearCache
 from ..ops.rows import rows
-from .base import Adapter, Kept, Law, Option, Products, Slot, dropped, relative_difference
+from .base import Kept, Law, Option, Products, Slot, dropped, relative_difference
 from .lora import LoRA, LoRAEmbedding, LoRALinear, exchange, gradient_at_the_start
 
 
@@ -99,7 +99,7 @@ class DoRA(LoRA):
     laws: ClassVar[dict[str, Law]] = {
         "Bᵀ dB = dA Aᵀ": exchange,
         "m ∘ dm = Σ dy ∘ (y - b)": linear_in_m,
-        "⟨V, dV⟩ = 0, so ⟨B, dB⟩ = -⟨W, dV⟩, row by row": orthogonal_to_V,
+        "⟨B, dB⟩ = -⟨W, dV⟩ in every row": orthogonal_to_V,
     }
     lora_magnitude_vector: Parameter
     through_norm: bool
@@ -108,10 +108,9 @@ class DoRA(LoRA):
     def check(cls, base: Module, **options: Any) -> None:
         super().check(base, **options)
         W = matrix(base)
-        nothing = ~W.any(axis=1) if any(W.strides) else W[:0]  # a model without weights has none to look at
-        if bool(nothing.any()):
+        if any(W.strides) and not bool((there := W.any(axis=1)).all()):  # a model without weights has no strides
             line = "column" if cls.base_type is Embedding else "row"
-            raise ValueError(f"{line} {int(nothing.argmax())} of its weight is 0, and DoRA divides by its length")
+            raise ValueError(f"{line} {int(there.argmin())} of its weight is 0, and DoRA divides by its length")
 
     @classmethod
     def start(cls, base: Module, *, rng: Rng, through_norm: bool = True, **options: Any) -> DoRA:
@@ -267,7 +266,7 @@ class DoRAEmbedding(DoRA):
         return y, self.cached(cb, ids, h, cache)
 
     def backward(self, dy: Array, cache: DoRALayerCache, grads: Gradients) -> None:
-        W, A, B, m, s = self.tensors
+        _, A, B, m, s = self.tensors
         du = ops.dora_backward(dy, cache.n, m)
         self.add_gradients_of_g(dy, cache, grads)
         if cache.x is not None:

@@ -86,8 +86,14 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
     targets = [path for path, name in names.items() if is_target(config, name)]
     saved = [path for path, name in names.items() if is_saved(config, name)]
     tied_class = next((cls.tied_head for cls in classes if cls.tied_head), None)
-    if tied_class and not is_tied(view, config, targets, tensors, [slot.file for slot in tied_class.slots]):
-        tied_class = None
+    of_head = [slot.file for cls in ([tied_class] if tied_class else classes) for slot in cls.slots]
+    ties = is_tied(view, config, targets, tensors, of_head)
+    if ties and not tied_class:
+        raise ValueError(
+            f"ensure_weight_tying = True: {classes[0].variant} has no adapter that an embedding and its head share; in "
+            "PEFT, merge it into its base (merge_and_unload) and save that model"
+        )
+    tied_class = tied_class if ties else None
     if tied_class:
         targets = [path for path in names if path in (*targets, "embed.token") and path != view.head]
     tied = is_tied(view, config, saved, tensors, ["weight"])
