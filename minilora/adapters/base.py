@@ -102,10 +102,10 @@ class Keys(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """One array that forward keeps for backward."""
+    """One array that forward keeps for backward, and why. An array with several reasons is named in several."""
 
     what: str  # "x" is the layer's own input, which other layers may keep too
-    width: str  # numbers for each row of x, in n_in, n_out, r and the options
+    width: str  # numbers for each row of x, in n_in, n_out, r and the options; one of 0 numbers is not kept
     why: str  # the formula that reads it
     slots: tuple[str, ...] = ()  # kept while one of these learns, whose gradients need it; (): always kept
     once: bool = False  # kept once, whatever the number of rows
@@ -295,8 +295,8 @@ class Adapter(Module):
 
         forward = each_row(self.products.forward), decided(self.products.once, on, off)
         dx = self.products.backward if x.needs_dx else self.products.without_dx
-        once = [decided(formula, on, off) for formula in of_learned(self.products.gradients_once)]
-        backward = each_row(dx, *of_learned(self.products.gradients)), *once
+        whole = [decided(formula, on, off) for formula in of_learned(self.products.gradients_once)]
+        backward = each_row(dx, *of_learned(self.products.gradients)), *whole
         costs.multiply(self, "adapter", *({f: number(f, sizes) for f in formulas} for formulas in (forward, backward)))
         return y
 

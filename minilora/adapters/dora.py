@@ -38,21 +38,24 @@ def orthogonal_to_V(adapter: DoRA, x: Array, dy: Array, grads: Gradients) -> flo
 
 
 def angle(adapter: DoRA, x: Array, dy: Array) -> dict[str, float]:
-    """{"A": degrees, "B": degrees} between the gradient of A or B and the one that PEFT takes for it, with ‖V‖ held
-    constant, at this input and upstream gradient; nan where one of the two is 0, as of A at the start."""
-    found = []
+    """{"A": degrees, "B": degrees} between the gradient of A or B and what PEFT takes for it, with ‖V‖ held constant.
+
+    At this input and upstream gradient, without dropout; nan where one of the two is 0, as of A at the start.
+    """
+    both = []
     for through_norm in (True, False):
         layer, grads = copy.copy(adapter), Gradients()
         layer.through_norm = through_norm
         layer.backward(dy, layer.forward(x)[1], grads)
-        found.append({name: to_numpy(grads[p]).ravel() for name, p in (("A", layer.lora_A), ("B", layer.lora_B))})
-    full, held = found
+        both.append(grads)
+    parameters = {"A": adapter.lora_A, "B": adapter.lora_B}
+    return {name: degrees_between(*(to_numpy(grads[p]) for grads in both)) for name, p in parameters.items()}
+
+
+def degrees_between(a: np.ndarray, b: np.ndarray) -> float:
     with np.errstate(invalid="ignore"):
-        units = [{name: d / np.linalg.norm(d) for name, d in each.items()} for each in (full, held)]
-    return {
-        name: float(np.degrees(2 * np.arctan2(np.linalg.norm(a - units[1][name]), np.linalg.norm(a + units[1][name]))))
-        for name, a in units[0].items()
-    }
+        a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
+    return float(np.degrees(2 * np.arctan2(np.linalg.norm(a - b), np.linalg.norm(a + b))))  # exact for small ones too
 
 
 def matrix(layer: Module) -> Array:
@@ -115,7 +118,7 @@ class DoRA(LoRA):
     @classmethod
     def start(cls, base: Module, *, rng: Rng, through_norm: bool = True, **options: Any) -> DoRA:
         cls.check(base, through_norm=through_norm, **options)
-        lora = cls.lora.start(base, rng=rng, **options)
+        lora: Any = cls.lora.start(base, rng=rng, **options)
         options = {**lora.settings, "through_norm": through_norm}
         return cls.of(base, {**lora.own_parameters(), "lora_magnitude_vector": lengths(lora)}, **options)
 
@@ -217,16 +220,14 @@ class DoRALinear(DoRA):
             grads.add(self.lora_A, ops.lora_A_gradients(dh, cache.x))
         if cache.h is not None:
             grads.add(self.lora_B, ops.lora_B_gradients(du, cache.h, s))
-        drops = cache.keep is not None
-        dx_base = self.base.backward(dy, cache.base._replace(needs_dx=drops and cache.base.needs_dx), grads)
+        self.base.backward(dy, cache.base._replace(needs_dx=False), grads)  # db = Σ dy
         if not cache.base.needs_dx:
             return None
-        if not drops:
-            dx += ops.linear_backward(du, W)
-            return dx
-        dx += ops.linear_backward(du - dy, W)
-        dx_base += ops.dropout_backward(dx, cache.keep)
-        return dx_base
+        if cache.keep is not None:
+            dx += ops.linear_backward(du - dy, W)
+            dx, du = ops.dropout_backward(dx, cache.keep), dy
+        dx += ops.linear_backward(du, W)
+        return dx
 
     @classmethod
     def join_parts(cls, base: Module, parts: list[Any]) -> DoRALinear:

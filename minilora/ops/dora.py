@@ -22,12 +22,12 @@ Backward, from the last step to the first:
     n_o = ‖V_o‖         dV_o = dn_o V_o / n_o = c_o V_o         c = -g ∘ dm / n = -m ∘ dm / n²
     V = W + s B A       dB = s dV Aᵀ = s c ∘ P                  dA = s Bᵀ dV = s ((c ∘ B)ᵀ W + s ((c ∘ B)ᵀ B) A)
 
-with c ∘ row by row. du goes on through lora.py and linear.py, which give dx and the rest of dA and dB. Neither W nor u
-has to be kept for dA and dB, as dm is in c already.
+where c ∘ multiplies rows. du goes on through lora.py and linear.py, which give dx and the rest of dA and dB. What is
+kept for this is u, for dm, and n and P, whose size does not depend on the number of rows of x.
 
 With G = dyᵀ x and v̂ = V/n the whole is dV = g ∘ (G - v̂ ⟨G, v̂⟩), without its part along V: ⟨V_o, dV_o⟩ = 0, so
-⟨B_o, dB_o⟩ = -⟨W_o, dV_o⟩, as y stays when W and B grow by one factor. Whoever holds n constant (section 4.3 of the
-paper, and PEFT) leaves out the last two lines: dV = g ∘ G, which is not the gradient. It saves an autograd framework
+⟨B_o, dB_o⟩ = -⟨W_o, dV_o⟩, as y stays when row o of W and of B grow by one factor. The paper's section 4.3, and PEFT,
+hold n constant and leave out the last two lines: dV = g ∘ G, which is not the gradient. It saves an autograd framework
 the memory of V; here there is no V in either.
 
 Source: Liu et al. (2024), "DoRA: weight-decomposed low-rank adaptation", equations 5 and 6; a length for each output,

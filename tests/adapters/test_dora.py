@@ -20,6 +20,7 @@ from minilora.adapters.attach import attach
 from minilora.adapters.dora import DoRAEmbedding, DoRALinear, angle, lengths, orthogonal_to_V
 from minilora.data import Batch, english, random_windows
 from minilora.data.records import read_records
+from minilora.jobs.changes import adapter_changes
 from minilora.nn import Costs, Embedding, Gradients, Linear, Pass
 from minilora.nn.optim import AdamW
 from minilora.training import loss_and_gradients
@@ -440,6 +441,15 @@ def test_doras_of_an_embedding_and_of_a_layer_are_exchanged_with_peft(tmp_path, 
     loaded = base(family)
     peft.load_adapter(loaded, tmp_path / "theirs")
     assert agree(loaded, theirs)
+
+
+def test_a_rank_of_a_dora_is_that_of_the_merged_model(tmp_path):
+    model = base("llama")
+    attach(model, "dora", ["up_proj"], rng=2, r=3)
+    peft.save_adapter(model, tmp_path / "a")
+    with pytest.raises(ValueError, match=r"no product of two matrices: merge it into its base \(minilora merge\)"):
+        adapter_changes(tmp_path / "a")
+    assert model["block_0.mlp.up_proj"].factors() is None
 
 
 @each_class
