@@ -22,7 +22,7 @@ from .memory import (
     QUANTISED,
     adapter_bytes,
     added_tensors,
-    in_peft,
+    has_file,
     itemsize,
     loss_keeps,
     step_costs,
@@ -84,8 +84,8 @@ class Account:
         return self.trainable / self.total
 
     @property
-    def in_peft(self) -> bool:
-        return in_peft(self.model)
+    def has_file(self) -> bool:
+        return has_file(self.model)
 
     @cached_property
     def adapter_bytes(self) -> int:

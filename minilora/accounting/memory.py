@@ -57,14 +57,16 @@ def weight_bytes(model: Transformer, dtype: str) -> int:
     )
 
 
-def file_tensors(path: str, module: Adapter, model: Transformer) -> Iterator[tuple[str, Parameter, Shape]]:
-    """(name, Parameter, shape) of an adapter's tensors in PEFT's file."""
+def file_tensors(
+    path: str, module: Adapter, model: Transformer, prefix: str = ""
+) -> Iterator[tuple[str, Parameter, Shape]]:
+    """(name, Parameter, shape) of an adapter's tensors in PEFT's file; `prefix` before what its slots are called."""
     for slot in module.slots:
         p = getattr(module, slot.name)
         if slot.shared:
             yield f"base_model.{slot.file}", p, p.data.shape
         else:
-            yield f"{peft_name(model, path)}.{slot.file}", p, shape(slot.file_shape or slot.shape, module.sizes)
+            yield f"{peft_name(model, path)}.{prefix}{slot.file}", p, shape(slot.file_shape or slot.shape, module.sizes)
 
 
 def added_tensors(model: Transformer, trained: bool) -> dict[str, Shape]:
@@ -92,34 +94,36 @@ def peft_name(model: Transformer, path: str) -> str:
 def adapter_bytes(model: Transformer, dtype: str = "float32") -> int:
     """The length of adapter_model.safetensors as PEFT writes it: what is added is in float32 (beside float64, in that),
     trained tensors of the base in its own `dtype`. Adapters on parts of a fused layer are there as one on the whole.
-    For a method that PEFT has no format for, the trained numbers alone.
+    Of a variant with a type of its own, which PEFT has not, as it would write that. For a method without a file format,
+    the trained numbers alone.
     """
     base, wide = (dtype if dtype in ITEMSIZE else "bfloat16"), "float64" if dtype == "float64" else "float32"
     trained = {path: p.data.shape for path, p in model.base_parameters().items() if p.trainable}
     added = added_tensors(model, trained=True)
-    if not in_peft(model):
+    if not has_file(model):
         return sum(
             ITEMSIZE[kind] * sum(map(math.prod, shapes.values())) for kind, shapes in ((wide, added), (base, trained))
         )
-    tensors = {name: (wide, axes) for name, axes in (added | added_tensors(model, trained=False)).items()}
+    adapters = {path: m for path, m in model.named_modules() if isinstance(m, Adapter) and not isinstance(m.base, Part)}
+    tensors = {} if adapters else {name: (wide, axes) for name, axes in added.items()}
     for path, axes in trained.items():  # beside a prompt, which wraps the model once less, their names lack a "model."
         name = peft_name(model, path)
         tensors[name.replace(".model.", ".", 1) if virtual_tokens(model) else name] = base, axes
-    for path, module in model.named_modules():
-        if not isinstance(module, Adapter) or isinstance(module.base, Part):
-            continue
-        name, written = peft_name(model, path), module.in_file()
-        if written is not module:
-            for held in [held for held in tensors if held.startswith(f"{name}.")]:
-                del tensors[held]
-            tensors |= {held: (wide, axes) for held, _, axes in file_tensors(path, written, model)}
-        if name.endswith(EMBEDDINGS):
+    alone, seen = all(module.beside for module in adapters.values()), set[Parameter]()
+    for path, module in adapters.items():
+        prefix = module.beside.prefix if module.beside and not alone else ""
+        for name, parameter, axes in file_tensors(path, module.in_file(), model, prefix):
+            if not (prefix and parameter in seen):  # beside others, a tied head has nothing of its own
+                tensors[name] = wide, axes
+            seen.add(parameter)
+        name = peft_name(model, path)
+        if name.endswith(EMBEDDINGS) and not any(module.beside for module in adapters.values()):
             tensors[f"{name}.base_layer.weight"] = base, module.weight.data.shape
     return safetensors_bytes(tensors)
 
 
-def in_peft(model: Transformer) -> bool:
-    """Whether PEFT knows what is added, and has a file format for it."""
+def has_file(model: Transformer) -> bool:
+    """Whether what is added has a file format: PEFT's, or one like it, of a type of its own."""
     added = [module for _, module in model.named_modules() if module.is_adapter and not isinstance(module, Parts)]
     return bool(added) and all(getattr(module, "peft_type", "") for module in added)
 

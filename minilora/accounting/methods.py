@@ -2,65 +2,38 @@
 
     full            everything
     top2            the last two blocks                               (Li, Liang, 2021)
-    bitfit          every bias                                        (Ben Zaken et al., 2022)
     prefix-embed    C l                the embeddings of l virtual tokens               (Hu et al., 2021, section 5.1)
     prefix-layer    L C l              the activations of l virtual tokens after each of L blocks
     adapter-…       Σ (2 C r + r + C)  C -> r -> C, with biases: houlsby after attention and MLP, pfeiffer after the
                                        MLP, lin after the MLP with a layer norm of its own, + 2 C
     qlora           Σ r (in + out)     LoRA over a base in 4 bits                       (Dettmers et al., 2023)
-    lora-fa         Σ r out            A stays as it was drawn                          (Zhang et al., 2023)
-    lora-xs         Σ r²               y += B R (A x), A and B from the SVD of W        (Bałazy et al., 2024)
 
-and every variant that has a file in adapters/. Σ runs over the adapted layers. The classes below have no forward: they
-say of variants that have no file yet what they add, keep and multiply.
+and every variant that has a file in adapters/; where some tokens learn, as many as `virtual_tokens` says. Σ runs over
+the adapted layers. The classes below have no forward: they say of an adapter-… what it adds, keeps and multiplies.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator
 from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..adapters.attach import attach_without_weights, choose, fused_above, last, wasted_rank
+from ..adapters.attach import attach_without_weights, choose, last
 from ..adapters.base import DEFAULT, Adapter, Kept, Option, Products, Slot, variants
-from ..adapters.lora import LoRALinear
 from ..models.transformer import Transformer
 from ..nn import Block, Costs, Linear, MetaArray, Module, Parameter
 from ..spelling import choose_from
 
-# ---- variants without a file ----
+# ---- adapters after a layer, which have no file ----
 
 
-class LoRAFA(LoRALinear):
-    slots = LoRALinear.slots[0]._replace(trained=False), LoRALinear.slots[1]
-
-
-class Formula(Adapter):
-    """Of a Linear; PEFT has no file format for it."""
+class Bottleneck(Adapter):
+    """After a Linear; PEFT has no file format for it."""
 
     base_type = Linear
     options = (Option("r", "r", 8),)
-
-
-class LoRAXS(Formula):
-    slots = (
-        Slot("R", "lora_R.weight", ("r", "r")),
-        Slot("A", "lora_A.weight", ("r", "n_in"), trained=False),
-        Slot("B", "lora_B.weight", ("n_out", "r"), trained=False),
-    )
-    kept = (Kept("h", "r", "dR = (Bᵀ dy) hᵀ"),)
-    products = Products(
-        forward="2 * r * (n_in + n_out + r)",
-        backward="2 * r * (n_in + n_out + r)",
-        without_dx="2 * r * (n_in + n_out + r)",
-        gradients={("R",): "2 * r * r"},
-    )
-
-
-class Bottleneck(Formula):
     slots: ClassVar[tuple[Slot, ...]] = (
         Slot("down", "down.weight", ("r", "n_out")),
         Slot("down_bias", "down.bias", ("r",)),
@@ -90,8 +63,6 @@ class BottleneckWithNorm(Bottleneck):
 
 
 FORMULAS: dict[str, type[Adapter]] = {
-    "lora-fa": LoRAFA,
-    "lora-xs": LoRAXS,
     "adapter-houlsby": Bottleneck,
     "adapter-pfeiffer": Bottleneck,
     "adapter-lin": BottleneckWithNorm,
@@ -129,7 +100,6 @@ def virtual_tokens(model: Transformer) -> int:
 TRAINED = {  # what of the base or of the prompt
     "full": "every parameter",
     "top2": "the last two blocks",
-    "bitfit": "every bias",
     "prefix-embed": "C l",
     "prefix-layer": "L C l",
 }
@@ -141,7 +111,7 @@ USUAL_TARGETS = {
 }
 OVER_4_BITS = ("qlora",)
 TRAINS_WEIGHTS = ("full", "top2")  # which 4 bits cannot hold
-TARGETED = (*variants(), "qlora", "lora-fa", "lora-xs")  # what adapts layers of one's choice
+TARGETED = (*variants(), "qlora")  # what adapts layers of one's choice
 METHODS = (*TRAINED, *dict.fromkeys((*TARGETED, *FORMULAS)))
 
 
@@ -155,7 +125,7 @@ def apply(
     whatever the method. `name` is the model's, for errors.
 
     Raises ValueError for a method that is not known, targets that match nothing or that the method has none of, a rank
-    below 1, and for lora-xs one above min(in, out); of others a warning says that.
+    below 1, and one above min(in, out) where it comes from the SVD of W; of others a warning says that.
     """
     if method not in METHODS:
         raise ValueError(f"no method is called {method!r}: {choose_from(method, METHODS)}")
@@ -173,52 +143,37 @@ def apply(
     model.freeze()
     if method == "top2":
         trained += [parameter for block in blocks[-2:] for parameter in block.parameters()]
-    elif method == "bitfit":
-        biases = [parameter for path, parameter in model.named_parameters().items() if path.endswith(".bias")]
-        if not biases:
-            raise ValueError(f"{name} has no bias, so bitfit has nothing to train")
-        trained += biases
     elif method == "prefix-embed":
         model.layers["embed"] = Prompt(embed, prompt, "prompt_embeddings", (prompt, C), peft_type="PROMPT_TUNING")
     elif method == "prefix-layer":
         model.layers["embed"] = Prompt(embed, prompt, method, (len(blocks), C, prompt))
     else:
-        add_adapters(method, model, targets, int(r))
+        add_adapters(method, model, targets, int(r), int(prompt))
     for parameter in trained:
         parameter.trainable = True
 
 
-def add_adapters(method: str, model: Transformer, targets: str | Collection[str] | None, r: int) -> None:
+def add_adapters(method: str, model: Transformer, targets: str | Collection[str] | None, r: int, tokens: int) -> None:
+    """`tokens`: how many, of a variant that learns something for each of some tokens."""
     wanted = usual_targets(model, method) if targets is None else targets
     if wanted == "all-linear":
         wanted = [path for path, m in model.named_modules() if isinstance(m, Linear) and "block_" in path]
-    if method in variants() or method not in FORMULAS:
+    if method not in FORMULAS:
         variant = method if method in variants() else DEFAULT
-        has_rank = any(option.name == "r" for cls in variants()[variant] for option in cls.options)
-        options: dict[str, Any] = {"r": r} if has_rank else {}
+        known = [option for cls in variants()[variant] for option in cls.options]
+        options: dict[str, Any] = {"r": r} if any(option.name == "r" for option in known) else {}
+        options |= {option.name: tuple(range(tokens)) for option in known if option.key and option.default == ()}
         attach_without_weights(model, variant, wanted, **options)
         return
-    cls, chosen = FORMULAS[method], choose(model, wanted)
-    if fused_above(model, chosen):
-        raise ValueError(f"{method} of a part of a fused layer is not counted: choose the whole, such as qkv_proj")
-    for path in chosen:
-        try:
-            cls.check(model[path], r=r)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    if not issubclass(cls, Bottleneck):
-        note = wasted_rank({path: (r, min(model[path].weight.data.shape)) for path in chosen})  # type: ignore[attr-defined]
-        if note and cls is LoRAXS:
-            raise ValueError(f"{note}, and the SVD of W has no more")
-        if note:
-            warnings.warn(note, stacklevel=4)
-    for path in chosen:
-        model[path] = cls.without_weights(model[path], r=r)
+    for path in choose(model, wanted):
+        model[path] = FORMULAS[method].without_weights(model[path], r=r)
 
 
-def usual_targets(model: Transformer, method: str) -> str | Collection[str]:
-    """The method's own, or its classes', or q_proj and v_proj; of a fused projection the whole."""
+def usual_targets(model: Transformer, method: str) -> str | Collection[str] | None:
+    """The method's own, or its classes', or q_proj and v_proj; of a fused projection the whole. None: all it can."""
     classes = variants().get(method, [])
+    if classes and not any(cls.targets for cls in classes):
+        return None
     usual = USUAL_TARGETS.get(method) or [t for cls in classes for t in cls.targets] or ["q_proj", "v_proj"]
     names = {last(path) for path, _ in model.named_modules()}
     if isinstance(usual, str) or "qkv_proj" not in names:

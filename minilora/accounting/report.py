@@ -155,7 +155,7 @@ def trained_table(account: Account) -> Any:
     rows.add_row("trained", "", f"{account.trainable:,}")
     rows.add_row("share", "trained / total", f"{account.share:.4%}")
     name, formula = ("adapter_model.safetensors", "a header, and the numbers")
-    if not account.in_peft:
+    if not account.has_file:
         name, formula = "a file of it", "the numbers: PEFT writes no such file"
     rows.add_row(name, formula, f"{account.adapter_bytes:,} B")
     return rows
@@ -215,8 +215,8 @@ def low_rank_layers(account: Account) -> list[tuple[int, int, int]]:
     found = []
     for adapter in adapters(account):
         if isinstance(adapter.base, Linear):
-            trained = {slot.shape for slot in adapter.slots if slot.trained}
-            if trained != {("r", "n_in"), ("n_out", "r")}:
+            trained = sorted(slot.shape for slot in adapter.slots if slot.trained)
+            if trained != [("n_out", "r"), ("r", "n_in")]:
                 return []
             found.append((adapter.sizes["n_in"], adapter.sizes["n_out"], adapter.sizes["r"]))
     return found

@@ -12,13 +12,15 @@ from typing import Any, TypeAlias
 
 from ..backend import Array, Rng, generator
 from ..nn import Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
+from ..nn.optim import Penalty, both
 from ..spelling import choose_from
-from .base import DEFAULT, Adapter, class_for, sizes_of, variants
+from .base import DEFAULT, Adapter, class_for, variants
 from .lora import LoRALinear, TiedLoRALinear
 from .parts import Parts
 
 Targets: TypeAlias = str | Collection[str] | Mapping[str, int]
 HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out, as in PEFT
+LAYERS = Linear, Embedding, LayerNorm  # what an adapter can be on
 
 
 def wasted_rank(ranks: Mapping[str, tuple[int, int]]) -> str:
@@ -44,15 +46,17 @@ def attach(
 
     targets     last names of layers ("q_proj"; "embed" is the token embedding); or "all-linear", every Linear but those
                 of HEADS; or, where the variant has a rank, a dict from last names or dotted paths to ranks. By default
-                the targets that the variant's classes state.
+                the targets that the variant's classes state, or where they state none every layer that they can adapt,
+                but a classifier.
     rng         a generator, or a seed for one
     train       what else learns: "bias" (every bias), "norm" (every gain and bias of a norm), or the last name of a
                 module, such as "lm_head"
     options     those of the variant's classes
 
-    An adapter of an embedding changes the input only, even if a head is tied to it. A second call adapts further
-    layers; afterwards all adapters learn, also those that were frozen in between, and of the base only what the second
-    `train` names.
+    An adapter of an embedding changes the input only, even if a head is tied to it; token rows change both, and the
+    head's path is returned too. A second call adapts further layers, also by another variant: attach_lora(model, rng=0)
+    and attach(model, "token-rows", token_indices=[5, 7], rng=0). Afterwards all adapters learn, also those that were
+    frozen in between, and of the base only what the second `train` names.
     Warns once of layers whose rank is above min(in, out): the excess adds parameters, but B A has no higher rank.
     Raises ValueError, and leaves the model as it was, for a target that matches nothing or is adapted already, an
     option that the variant lacks or that is out of range, and an `rng` that is neither a seed nor a generator.
@@ -86,7 +90,10 @@ def attach_lora(
     With `ensure_weight_tying` (PEFT's name for it) a head that is tied to an adapted embedding is adapted too, by the
     same A and B: TiedLoRALinear. Raises ValueError where there is no such head, or where it is a target itself.
     """
-    heads = tied_heads(model, choose(model, targets)) if ensure_weight_tying else {}
+    chosen = choose(model, targets)
+    heads = tied_heads(model, chosen, chosen) if ensure_weight_tying else {}
+    if ensure_weight_tying and not heads:
+        raise ValueError("ensure_weight_tying: no target is an embedding that a head is tied to; it is called 'embed'")
     paths = attach(
         model, "lora", targets, rng=rng, train=train, r=r, alpha=alpha, dropout=dropout, rslora=rslora, init=init
     )
@@ -95,6 +102,21 @@ def attach_lora(
     for parameter in trained_beside_adapters(model, train):
         parameter.trainable = True  # of a head that its adapter has frozen
     return [*paths, *heads]
+
+
+def fit_options(model: Module, steps: int, penalty: Penalty | None = None) -> dict[str, Any]:
+    """What training.fit is to be given to train the adapters of a model for so many steps, as their variants say: {}
+    for most. A `penalty` is added to theirs.
+
+        fit(model, batches, steps, **fit_options(model, steps))
+    """
+    found: dict[str, Any] = {} if penalty is None else {"penalty": penalty}
+    for cls in dict.fromkeys(type(module) for _, module in model.named_modules() if isinstance(module, Adapter)):
+        own = cls.fit_options(model, steps)
+        if "penalty" in own and "penalty" in found:
+            own["penalty"] = both(found["penalty"], own["penalty"])
+        found |= own
+    return found
 
 
 def low_rank_adapter(base: Module, A: Array, B: Array) -> Adapter:
@@ -113,7 +135,9 @@ def place(
     """Replace every target by make(class, base, **options), as attach() says."""
     classes = classes_of(variant)
     check_options(variant, targets, options)
-    ranks = choose(model, [name for cls in classes for name in cls.targets] if targets is None else targets)
+    if targets is None:
+        targets = [name for cls in classes for name in cls.targets] or adaptable(model, variant, **options)
+    ranks = choose(model, targets)
     layers, fused = {path: layer_at(model, path) for path in ranks}, fused_above(model, ranks)
     for key in {cls.modules_key for cls in classes} & options.keys():
         if strange := set(listed(options[key])) - {*layers, *map(last, layers)}:
@@ -125,14 +149,16 @@ def place(
         raise ValueError(f"{variant} is attached to all its layers at once, as they share {' and '.join(sharing)}")
     cls_at = {path: adapter_for(layer, variant, path, **options) for path, layer in layers.items()}
     options_at = {path: options if r is None else options | {"r": r} for path, r in ranks.items()}
+    ties = tied_heads(model, [path for path, cls in cls_at.items() if cls.always_tied], ranks)
     ranks_used: dict[str, tuple[int, int]] = {}  # rank and min(in, out), of layers that learn a matrix
     for path, cls in cls_at.items():
         try:
             cls.check(layers[path], **options_at[path])
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+        cls_at[path] = cls = cls.form(layers[path], **options_at[path])
         if cls.trains_a_matrix():
-            sizes = sizes_of(layers[path], cls.defaults() | options_at[path])
+            sizes = cls.sizes_for(layers[path], cls.defaults() | options_at[path])
             ranks_used[path] = sizes["r"], min(sizes["n_in"], sizes["n_out"])
     if note := wasted_rank(ranks_used):
         warnings.warn(note, stacklevel=4)
@@ -147,12 +173,35 @@ def place(
     for path, cls in cls_at.items():
         model[path] = adapter = make(cls, model[path], **options_at[path], **shared[cls])
         adapters.append(adapter)
+    for head, path in ties.items():
+        embedding: Any = model[path]
+        model[head] = embedding.tied_head.of(model[head], embedding.own_parameters(), **embedding.settings)
     for adapter in adapters:
         for slot in adapter.slots:
             getattr(adapter, slot.name).trainable = slot.trained
     for parameter in extra:
         parameter.trainable = True
-    return list(cls_at)
+    return [*cls_at, *ties]
+
+
+def adaptable(model: Module, variant: str, targets: Targets | None = None, **options: Any) -> list[str]:
+    """The layers that a variant can adapt: of these targets; or of the whole model without a classifier, which is new
+    and learns whole. Raises ValueError, with the reason for the first, where the whole model has none."""
+    paths = choose(model, targets) if targets is not None else {
+        path: None for path, m in model.named_modules() if isinstance(m, LAYERS) and last(path) not in HEADS[1:]
+    }  # fmt: skip
+    found, reasons = [], []
+    for path in paths:
+        base = layer_at(model, path)
+        cls = adapter_for(base, variant, path, **options)
+        try:
+            cls.check(base, **options)
+            found.append(path)
+        except ValueError as error:
+            reasons += [f"{path}: {error}"] if isinstance(base, cls.base_type) else []
+    if not found and targets is None:
+        raise ValueError(f"{variant} can adapt no layer of this model; {(reasons or ['it has none of the type'])[0]}")
+    return found
 
 
 def check_options(variant: str, targets: Targets | None, options: Collection[str]) -> None:
@@ -201,27 +250,25 @@ def layer_at(model: Module, path: str) -> Any:
     return whole.part(name) if isinstance(whole, FusedLinear) else model[path]
 
 
-def tied_heads(model: Module, chosen: Collection[str]) -> dict[str, str]:
-    """{path of a Linear: path of the chosen Embedding whose weight it shares}. Raises ValueError where there is none,
-    or where it is to be adapted, or is, by itself."""
+def tied_heads(model: Module, embeddings: Collection[str], chosen: Collection[str]) -> dict[str, str]:
+    """{path of a Linear: path of the Embedding, one of these, whose weight it shares}. Raises ValueError where it is
+    chosen itself, or adapted."""
     plain = {path: m for path, m in model.named_modules() if isinstance(m, Linear | Embedding)}
     heads = {
         head: path
-        for path in chosen
+        for path in embeddings
         for head, m in plain.items()
         if isinstance(plain[path], Embedding) and isinstance(m, Linear) and m.weight is plain[path].weight
     }
-    if not heads:
-        raise ValueError("ensure_weight_tying: no target is an embedding that a head is tied to; it is called 'embed'")
     for head in heads:
         if head in chosen or isinstance(model[head], Adapter):
-            raise ValueError(f"ensure_weight_tying: {head} has the embedding's adapter, so it can have no other")
+            raise ValueError(f"{head} has the embedding's adapter, to which it is tied, so it can have no other")
     return heads
 
 
 def choose(model: Module, targets: Targets) -> dict[str, int | None]:
     """{path: rank} of the layers that `targets` names, in the model's order; None where it gives no rank."""
-    layers = {path: m for path, m in model.named_modules() if isinstance(m, Adapter | Linear | Embedding)}
+    layers = {path: m for path, m in model.named_modules() if isinstance(m, (Adapter, *LAYERS))}
     if targets == "all-linear":
         plain = {path: m for path, m in layers.items() if isinstance(m, Linear) and not isinstance(m, Part)}
         targets = [path for path in plain if last(path) not in HEADS]

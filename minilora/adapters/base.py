@@ -25,9 +25,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import math
 import pkgutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from types import CodeType
 from typing import Any, ClassVar, NamedTuple, Self
@@ -35,8 +37,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from .. import ops
-from ..backend import Array, Rng, get_array_module
-from ..nn import Costs, Embedding, Gradients, Linear, MetaArray, Module, Parameter
+from ..backend import Array, Rng, generator, get_array_module
+from ..nn import Costs, Embedding, Gradients, LayerNorm, Linear, MetaArray, Module, Parameter
 
 DEFAULT = "lora"  # the variant, where none is named
 Law = Callable[[Any, Array, Array, Gradients], float]  # (adapter, x, dy, its gradients) -> relative error
@@ -47,7 +49,7 @@ class Slot(NamedTuple):
 
     name: str  # of the attribute
     file: str  # how the tensor's name ends in PEFT's file
-    shape: tuple[str, ...]  # in the sizes n_in, n_out and r
+    shape: tuple[str, ...]  # in the letters of sizes_for(): n_in, n_out, r
     trained: bool = True
     shared: bool = False  # one Parameter for all layers, as large as the largest; its name in the file has no layer
     file_shape: tuple[str, ...] = ()  # the shape in the file, where it is another: an axis of "1" more, or transposed
@@ -73,16 +75,25 @@ class Option(NamedTuple):
 
     name: str
     key: str  # "" where PEFT has none: it changes the training alone, and the file does not say it
-    default: Any  # PEFT's, for a config without the key
+    default: Any  # PEFT's, for a config without the key; () for a list of token ids
     pattern: str = ""  # the key of {regular expression: value} for layers with another value
+    mask_of: str = ""  # a tensor: `pattern` is {its name in a layer: True or False for each of its rows} then
 
     def check(self, value: Any) -> None:
         """Raise ValueError for a value of another kind than the default, or out of range."""
-        if isinstance(self.default, bool):
+        if self.mask_of:
+            right = isinstance(value, list | tuple) and all(isinstance(entry, bool) for entry in value)
+            what = "no list of true and false"
+        elif isinstance(self.default, bool):
             right, what = isinstance(value, bool), "neither true nor false"
         elif isinstance(self.default, int):
-            least, whole = int(self.default > 0), isinstance(value, int | np.integer) and not isinstance(value, bool)
+            least, whole = min(self.default, 1), isinstance(value, int | np.integer) and not isinstance(value, bool)
             right, what = whole and least <= value < 2**31, f"not a whole number from {least} to {2**31 - 1}"
+        elif isinstance(self.default, tuple):
+            ids = isinstance(value, list | tuple) and all(
+                isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < 2**31 for i in value
+            )
+            right, what = ids and len({*value}) == len(value), "not a list of different whole numbers from 0 up"
         elif self.name == "dropout":
             right, what = is_number(value) and 0 <= value < 1, "not a probability below 1"
         else:
@@ -99,6 +110,15 @@ class Keys(NamedTuple):
     fixed: Mapping[str, Any] = {}  # {key: the only value that is read}; tells variants of one peft_type apart
     ignored: tuple[str, ...] = ()  # keys that change nothing of what the adapter computes
     lacks: tuple[str, ...] = ()  # keys that most configs of PEFT have, and this one does not
+    beside: tuple[str, ...] = ()  # keys that say adapters of another variant: its Beside.key
+
+
+class Beside(NamedTuple):
+    """How PEFT says an adapter that stands beside those of another variant, in their config and file."""
+
+    key: str  # {layer: the value of the option}; the value alone is that of the token embedding
+    option: str
+    prefix: str  # before the name of a slot in the file
 
 
 class Kept(NamedTuple):
@@ -123,6 +143,7 @@ class Products(NamedTuple):
     gradients: Mapping[tuple[str, ...], str]  # {slots: the product that their gradients share, made while one learns}
     without_dx: str = "0"  # the backward where it is not
     once: str = "0"  # in a forward, whatever the number of rows
+    backward_once: str = "0"  # in a backward, whatever the number of rows and whoever learns
     gradients_once: Mapping[tuple[str, ...], str] = {}  # as `gradients`, in a backward, whatever the number of rows
 
 
@@ -135,8 +156,9 @@ class Adapter(Module):
     # ---- what every variant states ----
 
     variant: ClassVar[str] = ""  # the name of its file
-    base_type: ClassVar[type[Linear] | type[Embedding]]  # the layers that the class adapts
-    targets: ClassVar[tuple[str, ...]] = ()  # last names of the layers that it adapts by default
+    base_type: ClassVar[type[Linear] | type[Embedding] | type[LayerNorm]]  # the layers that the class adapts
+    targets: ClassVar[tuple[str, ...]] = ()
+    """Last names of the layers that it adapts by default. Where no class of a variant has any: all that they can."""
     slots: ClassVar[tuple[Slot, ...]]
     options: ClassVar[tuple[Option, ...]]
     peft_type: ClassVar[str]
@@ -155,8 +177,10 @@ class Adapter(Module):
         raise NotImplementedError
 
     def merged(self) -> tuple[Array, Array | None]:
-        """W and b of a plain layer that computes the same, without dropout."""
-        raise NotImplementedError
+        """W and b of a plain layer that computes the same, without dropout. Where b stays, a class may state delta()
+        instead."""
+        bias = getattr(self.base, "bias", None)
+        return self.weight.data + self.delta(), None if bias is None else bias.data
 
     # ---- what few need ----
 
@@ -166,11 +190,25 @@ class Adapter(Module):
     lists the layers of this class; without it they are its `targets`. The class without a modules_key adapts the
     others."""
     tied_head: ClassVar[type[Adapter] | None] = None
-    """Of an adapter of the token embedding: the class by which a head that is tied to it uses the same Parameters."""
+    """Of an adapter of the token embedding: the class by which a head that is tied to it uses the same Parameters, with
+    ensure_weight_tying."""
+    always_tied: ClassVar[bool] = False  # also without
+    beside: ClassVar[Beside | None] = None  # where an adapter may stand beside those of another variant
 
     def factors(self) -> tuple[Array, Array, float] | None:
         """A (r, in), B (out, r) and s with ΔW = s B A, for a W (out, in); None where ΔW is no such product."""
         return None
+
+    @classmethod
+    def form(cls, base: Any, **options: Any) -> type[Adapter]:
+        """The class for this layer with these options: itself, unless they decide which slots there are."""
+        return cls
+
+    @classmethod
+    def sizes_for(cls, base: Any, options: Mapping[str, Any]) -> dict[str, int]:
+        """{letter: its number}: n_in and n_out of the base, r where the variant has a rank, and what else the shapes
+        and formulas of the class are written in."""
+        return sizes_of(base) | {"r": cls.rank(options)}
 
     @classmethod
     def check(cls, base: Module, **options: Any) -> None:
@@ -178,7 +216,7 @@ class Adapter(Module):
         if base.is_adapter or base.is_merged:
             raise ValueError("this layer is adapted already: an adapter goes on a plain one")
         if not isinstance(base, cls.base_type):
-            kind = "an Embedding" if cls.base_type is Embedding else "a Linear"
+            kind = "an Embedding" if cls.base_type is Embedding else f"a {cls.base_type.__name__}"
             raise ValueError(f"this adapter is for {kind}, and this is of type {type(base).__name__}")
         for option in cls.options:
             option.check(options.get(option.name, option.default))
@@ -186,6 +224,18 @@ class Adapter(Module):
     @classmethod
     def draw_shared(cls, bases: Collection[Any], **options: Any) -> dict[str, Parameter]:
         """{name of a shared slot: its Parameter}, large enough for each of these layers."""
+        return {}
+
+    @classmethod
+    def rank(cls, options: Mapping[str, Any]) -> int:
+        """The size r of an adapter's tensors, where the variant has one."""
+        r: int = options.get("r", 0)
+        return r
+
+    @classmethod
+    def fit_options(cls, model: Module, steps: int) -> dict[str, Any]:
+        """What training.fit is to be given, to train the class's adapters on `model` for so many steps: a penalty, or
+        what is done after a step."""
         return {}
 
     def in_file(self) -> Adapter:
@@ -214,7 +264,7 @@ class Adapter(Module):
     def without_weights(cls, base: Module, **options: Any) -> Self:
         """The adapter for counting: its tensors have shapes, and take no memory. Shared slots are options, as in
         start()."""
-        dtype, sizes = base.weight.data.dtype, sizes_of(base, cls.defaults() | options)  # type: ignore[attr-defined]
+        dtype, sizes = base.weight.data.dtype, cls.sizes_for(base, cls.defaults() | options)  # type: ignore[attr-defined]
         zeros = {slot.name: np.broadcast_to(np.zeros((), dtype), shape(slot.shape, sizes)) for slot in cls.slots}
         return cls.of(base, {name: options.get(name, x) for name, x in zeros.items()}, **options)
 
@@ -230,6 +280,8 @@ class Adapter(Module):
             setattr(self, slot.name, x)
         for name, default in self.defaults().items():
             value = options.get(name, default)
+            if isinstance(default, tuple):
+                value = tuple(map(int, value))
             # Python numbers: a NumPy float64 would turn float32 products into float64.
             setattr(self, name, value.item() if isinstance(value, np.generic) else value)
 
@@ -263,13 +315,18 @@ class Adapter(Module):
         return {slot.name: getattr(self, slot.name) for slot in self.slots}
 
     @property
+    def learns(self) -> frozenset[str]:
+        """The names of the slots that are trained now."""
+        return frozenset(name for name, parameter in self.own_parameters().items() if parameter.trainable)
+
+    @property
     def sizes(self) -> dict[str, int]:
-        """n_in and n_out of the base, and r where the variant has a rank: the letters of shapes and formulas."""
-        return sizes_of(self.base, vars(self))
+        """The letters of shapes and formulas."""
+        return self.sizes_for(self.base, vars(self))
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         """Those of the base, and `kept` and `products`, without what only frozen slots need."""
-        learns = {name for name, p in self.own_parameters().items() if p.trainable}
+        learns = self.learns
         y = self.base.costs(x, costs)
         drops = costs.dropout and bool(getattr(self, "dropout", 0))
         sizes = self.settings | self.sizes | {"n": y.rows, "drops": drops}
@@ -295,10 +352,10 @@ class Adapter(Module):
 
         forward = each_row(self.products.forward), decided(self.products.once, on, off)
         dx = self.products.backward if x.needs_dx else self.products.without_dx
-        whole = [decided(formula, on, off) for formula in of_learned(self.products.gradients_once)]
-        backward = each_row(dx, *of_learned(self.products.gradients)), *whole
+        once = self.products.backward_once, *of_learned(self.products.gradients_once)
+        backward = each_row(dx, *of_learned(self.products.gradients)), *(decided(f, on, off) for f in once)
         costs.multiply(self, "adapter", *({f: number(f, sizes) for f in formulas} for formulas in (forward, backward)))
-        return y
+        return replace(y, needs_dx=True) if learns and not y.needs_dx else y
 
     def delta(self) -> Array:
         """ΔW, in the shape of W: merged W - W."""
@@ -314,10 +371,11 @@ def is_number(x: Any) -> bool:
     )
 
 
-def sizes_of(base: Any, options: Mapping[str, Any]) -> dict[str, int]:
-    rows, columns = base.weight.data.shape
-    n_in, n_out = (rows, columns) if isinstance(base, Embedding) else (columns, rows)
-    return {"n_in": n_in, "n_out": n_out, "r": options.get("r", 0)}
+def sizes_of(base: Any) -> dict[str, int]:
+    """n_in and n_out of a layer; of a norm both are the length of its gain."""
+    first, last = base.weight.data.shape[0], base.weight.data.shape[-1]
+    n_in, n_out = (first, last) if isinstance(base, Embedding) else (last, first)
+    return {"n_in": n_in, "n_out": n_out}
 
 
 def shape(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -384,6 +442,25 @@ def short(value: Any) -> str:
 def relative_difference(a: Array, b: Array) -> float:
     """The largest difference, relative to the largest number of a."""
     return float(abs(a - b).max() / abs(a).max())
+
+
+def unequal_shares(adapter: Adapter, x: Array, dy: Array, grads: Gradients) -> float:
+    """⟨p, dp⟩ is the same for every trained slot p where all are factors of one product: a number that moves from one
+    to another changes no output."""
+    terms = [p.data * grads[p] for p in adapter.own_parameters().values() if p.trainable]
+    shares, scales = (np.array([float(x.sum()) for x in each]) for each in (terms, map(abs, terms)))
+    return float(np.ptp(shares) / scales.max())
+
+
+def uniform(cls: type[Adapter], base: Any, zero: str, rng: Rng, **options: Any) -> dict[str, Array]:
+    """{slot: array}: the slot `zero` is 0, the others are uniform within ±1/√(number of columns), PEFT's Kaiming start.
+    Drawn in their order."""
+    rng, sizes = generator(rng), cls.sizes_for(base, cls.defaults() | options)
+    shapes = {slot.name: shape(slot.shape, sizes) for slot in cls.slots}
+    return {
+        name: np.zeros(size) if name == zero else rng.uniform(-1, 1, size) / math.sqrt(size[1])
+        for name, size in shapes.items()
+    }
 
 
 def dropped(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array, Array | None]:

@@ -40,7 +40,7 @@ class IA3(Adapter):
     def start(cls, base: Module, *, rng: Rng, **options: Any) -> IA3:
         """Nothing is drawn from `rng`."""
         cls.check(base)
-        return cls.of(base, {slot.name: np.ones(shape(slot.shape, sizes_of(base, {}))) for slot in cls.slots})
+        return cls.of(base, {slot.name: np.ones(shape(slot.shape, sizes_of(base))) for slot in cls.slots})
 
 
 class IA3LinearCache(NamedTuple):

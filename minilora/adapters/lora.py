@@ -51,7 +51,7 @@ class LoRA(Adapter):
         inits=(True, False, "gaussian", "eva", "orthogonal", "mica"),
         fixed={
             **{"use_dora": False, "lora_bias": False, "use_qalora": False, "use_bdlora": None},
-            **{"layer_replication": None, "target_parameters": None, "trainable_token_indices": None},
+            **{"layer_replication": None, "target_parameters": None},
             **{"alora_invocation_tokens": None, "kasa_config": None, "arrow_config": None, "monteclora_config": None},
             **{"velora_config": None, "megatron_config": None},
         },
@@ -59,6 +59,7 @@ class LoRA(Adapter):
             *("eva_config", "corda_config", "loftq_config", "lora_ga_config"),
             *("megatron_core", "qalora_group_size"),
         ),
+        beside=("trainable_token_indices",),
     )
     options: ClassVar[tuple[Option, ...]] = (
         Option("r", "r", 8, "rank_pattern"),
@@ -88,10 +89,6 @@ class LoRA(Adapter):
         super().check(base, **options)
         if init not in ("uniform", "gaussian"):
             raise ValueError(f"init {init!r} is neither 'uniform' nor 'gaussian'")
-
-    def merged(self) -> tuple[Array, Array | None]:
-        bias = getattr(self.base, "bias", None)
-        return self.weight.data + self.delta(), None if bias is None else bias.data
 
 
 class LoRALinearCache(NamedTuple):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 
-from ..backend import get_array_module
-from ..nn import Embedding, Linear, Module, Parameter, Part
+from ..backend import Array, get_array_module
+from ..nn import Embedding, LayerNorm, Linear, Module, Parameter, Part
 from ..process import blas_threads
 from .base import Adapter
 
@@ -19,8 +19,7 @@ class MergedLinear(Linear):
     def __init__(self, adapter: Adapter) -> None:
         W, b = adapter.merged()
         bias = adapter.base.bias
-        same = bias is not None and b is bias.data
-        super().__init__(Parameter(W, trainable=False), bias if b is None or same else Parameter(b, trainable=False))
+        super().__init__(own(W, adapter.weight), bias if b is None else own(b, bias))
         self.adapter = adapter
 
     def children(self) -> dict[str, Module]:
@@ -41,6 +40,34 @@ class MergedEmbedding(Embedding):
         return {}
 
 
+class MergedLayerNorm(LayerNorm):
+    """A plain LayerNorm, as MergedLinear."""
+
+    is_merged = True
+
+    def __init__(self, adapter: Adapter) -> None:
+        (g, b), base = adapter.merged(), adapter.base
+        super().__init__(g, base.bias.data if b is None else b, base.eps)
+        self.freeze()
+        self.adapter = adapter
+
+    def children(self) -> dict[str, Module]:
+        return {}
+
+
+MERGED = {Linear: MergedLinear, Embedding: MergedEmbedding, LayerNorm: MergedLayerNorm}
+
+
+def own(x: Array, of_base: Parameter | None) -> Parameter:
+    """The base's Parameter where merging leaves it as it is, else one of the merged layer's own."""
+    return of_base if of_base is not None and x is of_base.data else Parameter(x, trainable=False)
+
+
+def merged_layer(adapter: Adapter) -> Module:
+    """A plain layer that computes what the adapter does without dropout. The adapter waits inside."""
+    return next(merged for base, merged in MERGED.items() if isinstance(adapter.base, base))(adapter)
+
+
 def merge(model: Module) -> list[str]:
     """Put a layer with weight W₀ + ΔW in the place of every adapter; return the dotted paths.
 
@@ -53,12 +80,12 @@ def merge(model: Module) -> list[str]:
     sums: dict[tuple[Parameter, ...], Parameter] = {}
     with blas_threads():
         for path, adapter in adapters.items():
-            merged = (MergedEmbedding if isinstance(adapter.base, Embedding) else MergedLinear)(adapter)
+            merged = merged_layer(adapter)
             key = adapter.weight, *adapter.own_parameters().values()
             merged.weight = sums.setdefault(key, merged.weight)  # tied before, tied after
             model[path] = merged
     left = set(model.named_parameters().values())
-    untied = [path for path, adapter in adapters.items() if adapter.weight in left]
+    untied = [path for path, a in adapters.items() if a.weight in left and model[path].weight is not a.weight]
     if untied:
         warnings.warn(f"merged, {', '.join(untied)} is no longer tied: what shared its weight keeps it", stacklevel=2)
     return list(adapters)
@@ -66,12 +93,13 @@ def merge(model: Module) -> list[str]:
 
 def unmerge(model: Module) -> list[str]:
     """Put every merged adapter back on its W₀, which was never written to; return the dotted paths."""
-    merged = {path: m for path, m in model.named_modules() if isinstance(m, MergedLinear | MergedEmbedding)}
+    merged = {path: m for path, m in model.named_modules() if isinstance(m, tuple(MERGED.values()))}
     for path, layer in merged.items():
         W, adapter = layer.weight.data, layer.adapter
-        if type(W) is not type(adapter.weight.data):  # the model has moved meanwhile
+        held = [parameter.data for parameter in adapter.parameters()]
+        if any(type(x) is not type(W) for x in held):  # the model has moved meanwhile
             adapter.to(get_array_module(W))
-        if W.dtype != adapter.weight.data.dtype:
+        if any(x.dtype != W.dtype for x in held):
             adapter.astype(W.dtype)
         model[path] = adapter
     return list(merged)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..backend import Array, get_array_module, to_numpy
+from ..nn import Module
 from ..process import blas_threads
 from .base import Adapter
 
@@ -28,6 +29,13 @@ class SVD(NamedTuple):
 def svd(W: Array) -> SVD:
     """U Σ Vᵀ of a dense matrix (out, in), with k = min(out, in)."""
     return SVD(*get_array_module(W).linalg.svd(W, full_matrices=False))
+
+
+def check_rank(layer: Module, r: int) -> None:
+    """Raise ValueError unless the layer's W has r singular values."""
+    most = min(layer.weight.data.shape)  # type: ignore[attr-defined]
+    if r > most:
+        raise ValueError(f"r {r} is above {most}, the smaller side of its weight, and the SVD of W has no more")
 
 
 @blas_threads()

@@ -86,7 +86,7 @@ class VeRALinear(Adapter):
         if "vera_A" not in given:
             given |= cls.draw_shared([base], **options)
         given["vera_lambda_d"] = np.full(given["r"], given["d_initial"])
-        given["vera_lambda_b"] = np.zeros(sizes_of(base, given)["n_out"])
+        given["vera_lambda_b"] = np.zeros(sizes_of(base)["n_out"])
         return cls.of(base, given, **options)
 
     @classmethod
@@ -132,10 +132,6 @@ class VeRALinear(Adapter):
             dx_vera = ops.vera_backward(dy, *self.tensors)
             dx += dx_vera if cache.keep is None else ops.dropout_backward(dx_vera, cache.keep)
         return dx
-
-    def merged(self) -> tuple[Array, Array | None]:
-        bias = self.base.bias
-        return self.weight.data + self.delta(), None if bias is None else bias.data
 
     def delta(self) -> Array:
         """ΔW = diag(b) B diag(d) A (out, in)"""

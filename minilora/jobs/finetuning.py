@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..accounting import count_parameters
-from ..adapters.attach import attach_lora
+from ..adapters.attach import attach_lora, fit_options
 from ..adapters.peft import adapter_files
 from ..data import Batch
 from ..files import to_json, write_files
@@ -136,7 +136,8 @@ def attach(model: Transformer, settings: Settings) -> list[str]:
 def fit_adapter(
     model: Transformer, batches: Callable[[int], Batch], steps: int, schedule: Schedule, settings: Settings, **more: Any
 ) -> History:
-    """training.fit with the numbers of `settings`; `more` are further options of it."""
+    """training.fit with the numbers of `settings`, and what the adapters need; `more` are further options of it."""
+    more |= fit_options(model, steps, more.get("penalty"))
     return fit(
         model, batches, steps, lr=settings.lr, schedule=schedule, accumulate=settings.accumulate,
         evaluate_every=settings.evaluate_every, patience=settings.patience, checkpoint_every=settings.checkpoint_every,

@@ -110,7 +110,8 @@ class PreNormBlock(Block):
         dh = self.mlp.backward(dy, cache.mlp, grads)
         dx = dy + self.norm_2.backward(dh, cache.norm_2, grads)
         dh = self.attention.backward(dx, cache.attention, grads)
-        return None if dh is None else dx + self.norm_1.backward(dh, cache.norm_1, grads)
+        dh = None if dh is None else self.norm_1.backward(dh, cache.norm_1, grads)
+        return None if dh is None else dx + dh
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         h = self.attention.costs(self.norm_1.costs(x, costs), costs)

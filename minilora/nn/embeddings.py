@@ -39,7 +39,7 @@ class Embeddings(Module):
             s, cs = self.segment.forward(xp.zeros_like(ids) if inputs.segments is None else inputs.segments)
             x = x + s
         if self.norm is not None:
-            x, cn = self.norm.forward(x, inputs, run)
+            x, cn = self.norm.forward(x, inputs, run.with_dx())  # the tables read it
         return x, (ct, cp, cs, cn)
 
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> None:

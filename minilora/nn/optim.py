@@ -27,26 +27,30 @@ class ParamGroup:
 
 
 Groups: TypeAlias = Mapping[str, Parameter] | Sequence[ParamGroup]
+Precondition: TypeAlias = Callable[[Gradients], Gradients]
 
 
 class Optimizer:
     """`groups` is a list of ParamGroup, or {name: Parameter} for a single group with `lr` and `weight_decay`.
 
     A subclass implements update(); `slots` names the arrays that it keeps for each parameter, as "m" and "v". `state`
-    maps "<slot>.<name>" to arrays, `t` counts the steps. Raises ValueError when there is nothing to train, or a
+    maps "<slot>.<name>" to arrays, `t` counts the steps. A step begins with `precondition`, if there is one: a function
+    of the gradients that returns others in their place. Raises ValueError when there is nothing to train, or a
     parameter is in two groups.
     """
 
     hyperparameters: tuple[str, ...] = ()  # attributes for settings()
 
-    def __init__(self, groups: Groups, lr: float, weight_decay: float, slots: Sequence[str]) -> None:
+    def __init__(
+        self, groups: Groups, lr: float, weight_decay: float, slots: Sequence[str], precondition: Precondition | None
+    ) -> None:
         self.groups = [ParamGroup(groups, lr, weight_decay)] if isinstance(groups, Mapping) else list(groups)
         everything = [parameter for group in self.groups for parameter in group.parameters.values()]
         if not everything:
             raise ValueError("nothing to train: every parameter is frozen")
         if len(set(everything)) < len(everything):
             raise ValueError("a parameter is in two groups, and would be updated twice in a step")
-        self.slots = slots
+        self.slots, self.precondition = slots, precondition
         self.state: dict[str, Array] = {
             f"{slot}.{name}": get_array_module(parameter.data).zeros_like(parameter.data)
             for group in self.groups
@@ -64,6 +68,8 @@ class Optimizer:
         known = isinstance(finite, bool | np.bool_) or get_array_module(finite) is np
         if known and not finite:
             return
+        if self.precondition:
+            grads = self.precondition(grads)
         for group in self.groups:
             lr, weight_decay = float(factor * group.lr), float(group.weight_decay)
             names = {parameter: name for name, parameter in group.parameters.items() if parameter in grads}
@@ -88,7 +94,8 @@ class Optimizer:
         """The optimizer's class and hyperparameters, without the learning rates, for JSON."""
         own = {name: np.asarray(getattr(self, name)).tolist() for name in self.hyperparameters}
         decay = [float(group.weight_decay) for group in self.groups]
-        return {"optimizer": type(self).__name__, **own, "weight_decay": decay}
+        before = self.precondition and self.precondition.__name__
+        return {"optimizer": type(self).__name__, **own, "weight_decay": decay, "precondition": before}
 
     def load_state(self, state: Mapping[str, Array], t: int) -> None:
         """Load `state` and `t`. Raises ValueError for a missing or unexpected array, or one of another shape."""
@@ -134,8 +141,15 @@ class SGD(Optimizer):
 
     hyperparameters = ("momentum",)
 
-    def __init__(self, groups: Groups, lr: float = 1e-2, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
-        super().__init__(groups, lr, weight_decay, ["u"] if momentum else [])
+    def __init__(
+        self,
+        groups: Groups,
+        lr: float = 1e-2,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        precondition: Precondition | None = None,
+    ) -> None:
+        super().__init__(groups, lr, weight_decay, ["u"] if momentum else [], precondition)
         self.momentum = momentum
 
     def update(self, g: Array, p: Array, *slots: Array, lr: float, weight_decay: float) -> Sequence[Array]:
@@ -164,8 +178,9 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        precondition: Precondition | None = None,
     ) -> None:
-        super().__init__(groups, lr, weight_decay, ["m", "v"])
+        super().__init__(groups, lr, weight_decay, ["m", "v"], precondition)
         self.betas, self.eps = betas, eps
 
     def update(self, g: Array, p: Array, *slots: Array, lr: float, weight_decay: float) -> Sequence[Array]:
@@ -200,6 +215,16 @@ def penalty(parameters: Sequence[Parameter], l1: float = 0.0, l2: float = 0.0) -
             loss = loss + l1 * abs(p).sum() + l2 / 2 * (p * p).sum()
             grads.add(parameter, l1 * get_array_module(p).sign(p) + l2 * p)
         return loss, grads
+
+    return value_and_gradients
+
+
+def both(one: Penalty, other: Penalty) -> Penalty:
+    """The sum of two penalties."""
+
+    def value_and_gradients() -> tuple[Array, Gradients]:
+        (R, dR), (S, dS) = one(), other()
+        return R + S, dR + dS
 
     return value_and_gradients
 

@@ -14,6 +14,16 @@ share.
 Attention is implemented twice: blockwise_attention is for long sequences, in memory linear in T.
 """
 
+from .adalora import (
+    AdaLoRACache,
+    adalora_backward,
+    adalora_forward,
+    adalora_gradients,
+    orthogonality_forward,
+    orthogonality_gradients,
+    squared_orthogonality_forward,
+    squared_orthogonality_gradients,
+)
 from .attention import attention_backward, attention_forward, attention_mask
 from .blockwise_attention import BlockwiseAttentionCache, blockwise_attention_backward, blockwise_attention_forward
 from .cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward
@@ -32,12 +42,25 @@ from .gelu import gelu_backward, gelu_forward, gelu_tanh_forward
 from .ia3 import ia3_backward, ia3_forward, ia3_gradients
 from .layer_norm import gain_gradients, layer_norm_backward, layer_norm_forward
 from .linear import bias_gradients, linear_backward, linear_forward, linear_gradients
+from .loha import loha_A_gradients, loha_B_gradients, loha_backward, loha_factors, loha_forward
+from .lokr import lokr_backward, lokr_forward, lokr_low_rank_gradients, lokr_sizes, lokr_w1_gradients, lokr_w2_gradients
 from .lora import LoRACache, lora_A_gradients, lora_B_gradients, lora_backward, lora_forward
+from .lora_bias import lora_bias_forward, lora_bias_gradients
 from .lora_embedding import lora_embedding_A_gradients, lora_embedding_forward
+from .lora_xs import lora_xs_backward, lora_xs_forward, lora_xs_gradients
 from .mean_squared_error import mean_squared_error_backward, mean_squared_error_forward
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import RopeScaling, rope_backward, rope_forward, rope_frequencies, rope_tables
 from .select import select_backward, select_forward
+from .svf import svf_backward, svf_forward, svf_gradients
 from .swiglu import swiglu_backward, swiglu_forward
 from .tanh import tanh_backward, tanh_forward
+from .token_rows import (
+    token_columns_backward,
+    token_columns_forward,
+    token_places,
+    token_rows_backward,
+    token_rows_forward,
+    token_rows_gradients,
+)
 from .vera import vera_backward, vera_forward, vera_gradients

@@ -25,11 +25,13 @@ def save_checkpoint(
     path: Path,
     model: Sequential,
     optimizer: Optimizer,
+    after_step: Any,
     history: History,
     best: dict[str, Array],
     settings: dict[str, Any],
 ) -> None:
-    """Write the trainable parameters, the optimizer's state, the history, the best parameters and the settings.
+    """Write the trainable parameters, the state of the optimizer and of what is done after a step, if that has one, the
+    history, the best parameters and the settings.
 
     Raises FloatingPointError if a parameter is not finite, and leaves the older checkpoint as it is.
     """
@@ -38,20 +40,22 @@ def save_checkpoint(
     if bad:
         raise FloatingPointError(f"{bad} is not finite after step {optimizer.t}: lower the learning rate")
     tensors |= {f"optimizer.{name}": data for name, data in optimizer.state.items()}
+    tensors |= {f"after_step.{name}": data for name, data in state_of(after_step).items()}
     tensors |= {f"best.{name}": data for name, data in best.items()}
     note = {"t": optimizer.t, "history": asdict(history), "settings": settings}
     save_tensors(path, tensors, {"minilora": json.dumps(note, sort_keys=True)})
 
 
 def load_checkpoint(
-    path: Path, model: Sequential, optimizer: Optimizer, settings: dict[str, Any]
+    path: Path, model: Sequential, optimizer: Optimizer, after_step: Any, settings: dict[str, Any]
 ) -> tuple[History, dict[str, Array]]:
-    """Load the parameters and the optimizer's state; return the history and the best parameters.
+    """Load the parameters, and the state of the optimizer and of what is done after a step; return the history and the
+    best parameters.
 
     Raises ValueError, with nothing changed, for a file that is damaged or of a run with other settings.
     """
     tensors, metadata = load_tensors(path)
-    kinds: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "optimizer": {}, "best": {}}
+    kinds: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "optimizer": {}, "after_step": {}, "best": {}}
     for name, data in tensors.items():
         kind, _, rest = name.partition(".")
         kinds.get(kind, {})[rest] = data
@@ -60,6 +64,7 @@ def load_checkpoint(
     try:
         check_fit(kinds["parameter"], shapes)
         check_fit(kinds["optimizer"], shapes_of(optimizer.state))
+        check_fit(kinds["after_step"], shapes_of(state_of(after_step)))
         check_fit(kinds["best"], shapes if kinds["best"] else {})
         note = json.loads(metadata["minilora"])
         t, history = int(note["t"]), History(**note["history"])
@@ -69,7 +74,14 @@ def load_checkpoint(
     for name, parameter in parameters.items():
         parameter.data = get_array_module(parameter.data).asarray(kinds["parameter"][name])
     optimizer.load_state(kinds["optimizer"], t)
+    if kinds["after_step"]:
+        after_step.load_state(kinds["after_step"])
     return history, {name: get_array_module(parameters[name].data).asarray(x) for name, x in kinds["best"].items()}
+
+
+def state_of(after_step: Any) -> dict[str, Array]:
+    state: dict[str, Array] = getattr(after_step, "state", {})
+    return state
 
 
 def check_settings(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -47,7 +47,8 @@ def fit(
     A step takes `accumulate` batches, `batches(i)` being the i-th, and splits each into `shards` that run on as many
     threads. It adds the loss and the gradients of `penalty` (optim.penalty), clips the gradients to the norm `clip`,
     and multiplies the learning rate by `schedule(step)`. `after_step(step, grads)` is called after the optimizer's
-    step, with the clipped gradients. An `optimizer` has learning rates of its own: `lr` is then ignored.
+    step, with the clipped gradients; where it has a `state`, {name: array}, and a load_state(state), a checkpoint keeps
+    that too. An `optimizer` has learning rates of its own: `lr` is then ignored.
 
     `held_out()` is evaluated, without the penalty, before the first step, every `evaluate_every` steps and after the
     last. After `patience` evaluations without a new best, training stops. With `patience`, the parameters of the best
@@ -71,7 +72,7 @@ def fit(
     optimizer = optimizer or AdamW(model.trainable_parameters(), lr)
     run = Run(
         model, optimizer, batches, steps, accumulate, clip, shards, seed, held_out, evaluate_every, patience,
-        None if checkpoint is None else Path(checkpoint), checkpoint_every,
+        None if checkpoint is None else Path(checkpoint), checkpoint_every, after_step,
     )  # fmt: skip
     run.start(resume)
     with run.remaining_steps(description) as remaining, thread_pool(shards) as pool, np.errstate(all="ignore"):

@@ -42,6 +42,7 @@ class Run:
     patience: int
     checkpoint: Path | None
     checkpoint_every: int
+    after_step: Any
     history: History = field(default_factory=History)
     best: dict[str, Array] = field(default_factory=dict)  # the parameters of the best evaluation, with patience
     unread: list[tuple[Array, Array | float]] = field(default_factory=list)  # losses and norms, still on the device
@@ -75,7 +76,9 @@ class Run:
         if self.checkpoint and self.checkpoint.exists():
             if not resume:
                 raise ValueError(f"{self.checkpoint} is there already: resume, or choose another place")
-            self.history, self.best = load_checkpoint(self.checkpoint, self.model, self.optimizer, self.settings())
+            self.history, self.best = load_checkpoint(
+                self.checkpoint, self.model, self.optimizer, self.after_step, self.settings()
+            )
 
     @contextmanager
     def remaining_steps(self, description: str | None) -> Iterator[Iterator[int]]:
@@ -152,7 +155,7 @@ class Run:
 
     def save(self, path: Path) -> None:
         self.read_losses()
-        save_checkpoint(path, self.model, self.optimizer, self.history, self.best, self.settings())
+        save_checkpoint(path, self.model, self.optimizer, self.after_step, self.history, self.best, self.settings())
 
     def restore_best(self) -> None:
         """Set the parameters to those of the best evaluation, if there was `patience`."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from ..adapters.attach import attach, attach_lora
+from ..adapters.attach import adaptable, attach, attach_lora
 from ..adapters.base import DEFAULT, Adapter, variants
 from ..adapters.merge import MergedEmbedding, MergedLinear
 from ..backend import Array
@@ -28,6 +28,7 @@ from ..nn import (
     Gradients,
     Inputs,
     Labelled,
+    LayerNorm,
     Linear,
     Module,
     Parameter,
@@ -105,9 +106,12 @@ def adapter(cls: type[Adapter], options: Mapping[str, Any], new: LayerFactory) -
     """A new adapter on a layer of the class's base type."""
     assert new.rng is not None
     wide = new.config.d_model + new.config.d_ff
-    of_embedding = cls.base_type is Embedding
-    base = new.embedding(new.config.vocab_size) if of_embedding else new.linear(new.config.d_model, wide, True)
-    return cls.start(base, rng=new.rng, **options)
+    bases: dict[Any, Callable[[], Any]] = {
+        Embedding: lambda: new.embedding(new.config.vocab_size),
+        LayerNorm: new.layer_norm,
+        Linear: lambda: new.linear(new.config.d_model, wide, True),
+    }
+    return cls.start(bases[cls.base_type](), rng=new.rng, **options)
 
 
 MODULES: dict[str, Callable[[LayerFactory], Module]] = {
@@ -212,10 +216,14 @@ def of_tied(rng: Rng) -> Iterator[Report]:
 
 
 def of_variant(variant: str, rng: Rng) -> Iterator[Report]:
-    """In llama shared slots serve layers of several sizes; in gpt2 fused layers are adapted by parts."""
+    """In llama shared slots serve layers of several sizes; in gpt2 fused layers are adapted by parts. Llama has no
+    biases, so what needs one is not in it."""
     options = variants()[variant][0].examples[""]
-    for family, targets, shape in (("llama", "all-linear", SHAPES[0]), ("gpt2", None, SHAPES[1])):
+    for family, shape in (("llama", SHAPES[0]), ("gpt2", SHAPES[1])):
         made = model(family, rng, adapted=False)
+        targets = None if family == "gpt2" else adaptable(made, variant, "all-linear", **options)
+        if targets == []:
+            continue
         for path in attach(made, variant, targets, rng=rng, **options):
             shake(made[path].own_parameters().values(), rng)
         yield checked(made, shape, rng)

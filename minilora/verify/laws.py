@@ -11,7 +11,7 @@ import numpy as np
 from .. import ops
 from ..adapters.attach import attach_lora
 from ..adapters.base import Adapter, Law
-from ..adapters.merge import merge
+from ..adapters.merge import merge, merged_layer
 from ..backend import Array
 from ..models.config import Config
 from ..models.parts import LayerFactory
@@ -50,9 +50,7 @@ def held_by(cls: type[Adapter], law: Law, rng: Rng) -> float:
 
 def merged_adapter(cls: type[Adapter], rng: Rng) -> float:
     layer, x, _ = adapted_layer(cls, rng)
-    W, b = layer.merged()
-    plain = W[x] if cls.base_type is Embedding else ops.linear_forward(x, W, b)[0]
-    return apart(layer.forward(x)[0], plain)
+    return apart(layer.forward(x)[0], merged_layer(layer).forward(x)[0])
 
 
 def new_adapter(cls: type[Adapter], rng: Rng) -> float:

@@ -26,14 +26,26 @@ from .op_cases import OPS, at_every_size
 
 # (the function, its source at the edit): why the edit changes no result
 EQUIVALENT = {
+    ("adalora_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
+    ("orthogonality_gradients", "unit(E).T @ A"): "E = A Aᵀ - I is symmetric",
+    ("squared_orthogonality_gradients", "E.T @ A"): "E = A Aᵀ - I is symmetric",
     ("attention_backward", "swapaxes(-1, 2)"): "of four axes, axis 2 is axis -2",
     ("attention_backward", "swapaxes(-1, --2)"): "of four axes, axis 2 is axis -2",
     ("bias_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
     ("gain_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
     ("ia3_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
+    ("svf_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
+    ("token_rows_backward", "* (at < 0)[..., None] * (at < 0)"): "a mask of 0 and 1 is its own square",
     ("vera_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
     ("vera_gradients", "sum(axis=-1)"): "of two axes, axis 1 is axis -1",
     ("dora_A_gradients", "(s * (cB.T @ B)).T"): "(c ∘ B)ᵀ B is symmetric",
+    ("loha_A_gradients", "sum(axis=-2)"): "of three axes, axis 1 is axis -2",
+    ("loha_B_gradients", "sum(axis=-1)"): "of three axes, axis 2 is axis -1",
+    ("loha_B_gradients", "sum(axis=-2)"): "of three axes, axis 1 is axis -2",
+    ("loha_B_gradients", "B2.shape[-1]"): "of two axes, axis 1 is axis -1",
+    ("lokr_backward", "w1.shape[-1]"): "of two axes, axis 1 is axis -1",
+    ("lokr_backward", "w2.shape[-1]"): "of two axes, axis 1 is axis -1",
+    ("lokr_w1_gradients", "w2.shape[-1]"): "of two axes, axis 1 is axis -1",
     ("embedding_gradients", "reshape(-2)"): "to NumPy, any negative size means: what is left over",
 }
 

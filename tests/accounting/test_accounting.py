@@ -323,20 +323,26 @@ def test_every_method_trains_what_its_formula_says():
         "prefix-layer": L * C * n,
         "lora": L * r * ((C + H * D) + (C + G * D)),
         "qlora": L * r * (2 * (C + H * D) + 2 * (C + G * D) + 3 * (C + F)),
+        "adalora": L * r * ((C + H * D + 1) + (C + G * D + 1)),
         "lora-fa": L * r * (H * D + G * D),
         "dora": L * (r * ((C + H * D) + (C + G * D)) + H * D + G * D),
         "vera": L * (H * D + G * D + 2 * r),
         "lora-xs": 2 * L * r * r,
+        "svf": 2 * L * r,
         "ia3": L * (2 * G * D + F),
+        "loha": 2 * L * r * ((C + H * D) + (C + G * D)),
+        "lokr": L * ((4 * 4 + 6 * 6) + (3 * 4 + 4 * 6)),  # C = H D = 4 · 6, G D = 3 · 4, and r = 3 is half of 6
         "adapter-houlsby": 2 * L * (2 * C * r + r + C),
         "adapter-pfeiffer": L * (2 * C * r + r + C),
         "adapter-lin": L * (2 * C * r + r + C + 2 * C),
     }
-    assert set(trained) == set(accounting.METHODS) - {"bitfit"}
+    trained["token-rows"] = n * C
+    assert set(trained) == set(accounting.METHODS) - {"bitfit", "lora-bias"}  # Llama has no biases
     for method, expected in trained.items():
         assert count(LLAMA, method, r=r, virtual_tokens=n, tokens=9).trainable == expected, method
     gpt2 = {**TINY["gpt2"], "n_embd": C, "n_layer": L, "n_head": H, "vocab_size": 9, "n_positions": 9, "n_inner": F}
     assert count(gpt2, "bitfit").trainable == L * (3 * C + C + F + C + 2 * C) + C
+    assert count(gpt2, "lora-bias", r=r).trainable == L * (r * (C + 3 * C) + 3 * C)
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 100))
@@ -388,7 +394,11 @@ def test_every_layer_with_a_forward_has_costs():
 
 def test_a_model_without_weights_and_what_is_added_to_it_take_no_memory():
     for method in METHODS:
-        if method not in ("bitfit", "vera"):  # VeRA's A and B are drawn, once for all layers
+        if method not in (
+            "bitfit",
+            "lora-bias",
+            "vera",
+        ):  # llama has no biases; VeRA's A and B are drawn, once for all layers
             parameters = count(LLAMA, method, r=4).model.parameters()
             assert max(sum(np.abs(p.data.strides)) for p in parameters) == 0, method
 
@@ -435,13 +445,12 @@ def test_attention_is_quadratic_in_the_tokens_and_all_else_linear():
         (["--model", "nothing"], "no folder or file 'nothing', none of gpt2, gpt2-medium,"),
         (["--method", "lor"], "no method is called 'lor': did you mean 'lora'? choose from full, top2"),
         (["--targets", "query"], "no layer is called 'query': choose from embed, q_proj"),
-        (
-            ["--model", "gpt2", "--method", "lora-xs", "--targets", "q_proj"],
-            "lora-xs of a part of a fused layer is not",
-        ),
         (["--method", "full", "--targets", "q_proj"], "full has no targets to choose"),
         (["--method", "vera", "--targets", "embed"], "this adapter is for a Linear, and this is of type Embedding"),
-        (["--rank", "129", "--method", "lora-xs"], "rank 129 of block_0.attention.q_proj (and of 9 more)"),
+        (
+            ["--rank", "129", "--method", "lora-xs"],
+            "block_0.attention.q_proj: r 129 is above 128, the smaller side of",
+        ),
         (["--method", "bitfit"], "has no bias"),
         (["--tokens", "129"], "129 tokens are not from 1 to builtin's 128 positions"),
         (["--dtype", "int3"], "no dtype is called 'int3': choose from float64"),
@@ -552,7 +561,7 @@ def sizes_of(account: Account, layer: Any, path: str) -> dict[str, int]:
 WINDOWED = LLAMA | {"model_type": "qwen2", "num_hidden_layers": 5, "max_position_embeddings": 700,
                     "use_sliding_window": True, "sliding_window": 200, "max_window_layers": 1}  # fmt: skip
 COSTS: list[tuple[Any, str, dict[str, Any]]] = [
-    *((LLAMA, method, {"r": 3}) for method in METHODS if method != "bitfit"),
+    *((LLAMA, method, {"r": 3}) for method in METHODS if method not in ("bitfit", "lora-bias")),
     ("bert-base", "lora", {"r": 3}),
     ("roberta-base", "dora", {"head": "classify", "labels": 3}),
     (LLAMA, "lora", {"targets": ["q_proj", "lm_head"], "r": 2}),
@@ -591,7 +600,8 @@ def test_each_formula_of_flops_gives_the_number_beside_it(model, method, words, 
         groups = {product.formula: [] for product in made[which] if product.kind == "adapter"}
         for product in made[which]:
             if product.kind == "adapter":
-                groups[product.formula].append(sizes_of(account, account.model[product.layer].base, product.layer))
+                layer = account.model[product.layer]
+                groups[product.formula].append(layer.sizes | sizes_of(account, layer.base, product.layer))
         sums = [evaluated(*pair, letters) for pair in zip(terms, groups.values(), strict=True)]
         assert sum(sums) == expected.adapter
         assert evaluated(attention.replace(" + the blocks' forward", ""), [], letters) == expected.attention

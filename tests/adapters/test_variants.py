@@ -6,25 +6,34 @@ import sys
 import numpy as np
 import pytest
 from adapters import Counted, snapshot
-from models import build, close, gradients, loss, named, some_batch
+from models import build, close, fresh, gradients, loss, some_batch
 
 from minilora import adapters
-from minilora.adapters.attach import adapter_for, attach, attach_lora, attach_without_weights
+from minilora.adapters.attach import adaptable, adapter_for, attach, attach_lora, attach_without_weights
 from minilora.adapters.base import DEFAULT, Adapter, shape, variants
 from minilora.adapters.ia3 import IA3FeedForward, IA3Linear
 from minilora.adapters.merge import merge, unmerge
 from minilora.adapters.vera import VeRALinear
 from minilora.backend import to_numpy
-from minilora.nn import Embedding, Gradients, Linear, Pass
+from minilora.nn import Embedding, Gradients, LayerNorm, Linear, Pass
 from minilora.verify import check_model
 
 CLASSES = [cls for classes in variants().values() for cls in classes]
 each_variant = pytest.mark.parametrize("variant", variants())
-each_class = pytest.mark.parametrize("cls", CLASSES)
 
 
 def small(variant):
     return variants()[variant][0].examples[""]
+
+
+def in_families(*places):
+    """Each variant in each family, with its targets there if it has any: llama has no biases."""
+    placed = [place if isinstance(place, tuple) else (place, "all-linear") for place in places]
+    found = [(v, *p) for v in variants() for p in placed if adaptable(fresh(p[0]), v, p[1] or "all-linear", **small(v))]
+    return pytest.mark.parametrize(("variant", "family", "targets"), found)
+
+
+each_class = pytest.mark.parametrize("cls", CLASSES)
 
 
 def moved(model, rng):
@@ -47,6 +56,8 @@ def layer(cls, rng, n_in=5, n_out=4, bias=True, **options):
     base = Embedding(rng.standard_normal((n_in, n_out)))
     if cls.base_type is Linear:
         base = Linear(rng.standard_normal((n_out, n_in)), rng.standard_normal(n_out) if bias else None)
+    if cls.base_type is LayerNorm:
+        base = LayerNorm(rng.standard_normal(n_in), rng.standard_normal(n_in), eps=0.1)
     return moved(cls.start(base, rng=0, **{**cls.examples[""], **options}), rng)
 
 
@@ -134,6 +145,14 @@ def test_a_frozen_slot_keeps_nothing_and_gets_nothing_whoever_else_learns(cls, d
         assert (returned is None) == (not dx or cls.base_type is Embedding)
 
 
+def flops_alone(module, x):
+    found, Counted.flops = {}, 0
+    y, cache = module.forward(x)
+    found["forward"], Counted.flops = Counted.flops, 0
+    module.backward(y, cache, Gradients())
+    return found | {"backward": Counted.flops}
+
+
 @each_class
 @pytest.mark.parametrize("dx", [True, False], ids=["dx is read", "nobody reads dx"])
 def test_the_products_that_a_class_states_are_those_that_run(cls, dx, rng):
@@ -141,17 +160,19 @@ def test_the_products_that_a_class_states_are_those_that_run(cls, dx, rng):
     for parameter in adapter.named_parameters().values():
         parameter.data = parameter.data.view(Counted)
     x = rng.integers(0, 5, (3, 2)) if cls.base_type is Embedding else rng.standard_normal((3, 2, 50)).view(Counted)
-    base = 0 if cls.base_type is Embedding else 2 * N * 50 * 40
+    base = dict.fromkeys(("forward", "backward"), 0 if cls.base_type is Embedding else 2 * N * 50 * 40)
+    if cls.base_type is LayerNorm:  # its sums are products too
+        base = flops_alone(adapter.base, x)
     products = cls.products
 
     Counted.flops = 0
     y, cache = adapter.forward(x, run=Pass(needs_dx=dx))
-    assert Counted.flops == base + N * value(products.forward, adapter) + value(products.once, adapter)
+    assert Counted.flops == base["forward"] + N * value(products.forward, adapter) + value(products.once, adapter)
     Counted.flops = 0
     adapter.backward(rng.standard_normal(y.shape).view(Counted), cache, Gradients())
     each_row = [products.backward if dx else products.without_dx, *products.gradients.values()]
-    once = sum(value(formula, adapter) for formula in products.gradients_once.values())
-    assert Counted.flops == base * dx + N * sum(value(formula, adapter) for formula in each_row) + once
+    once = sum(value(formula, adapter) for formula in (products.backward_once, *products.gradients_once.values()))
+    assert Counted.flops == base["backward"] * dx + N * sum(value(formula, adapter) for formula in each_row) + once
 
 
 @each_class
@@ -186,30 +207,27 @@ def test_a_class_computes_the_same_on_each_array_library(cls, xp, rng):
 # ---- in a model ----
 
 
-@each_variant
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_new_adapter_changes_no_bit_of_the_logits_and_only_its_trained_slots_learn(variant, family, rng):
+@in_families(("llama", None), ("gpt2", None))
+def test_a_new_adapter_changes_no_bit_of_the_logits_and_only_its_trained_slots_learn(variant, family, targets, rng):
     model, batch = build(family), some_batch(rng)
     before = model.forward(batch.ids, batch.inputs)[0]
-    paths = attach(model, variant, rng=0, **small(variant))
+    paths = attach(model, variant, targets, rng=0, **small(variant))
     assert model.forward(batch.ids, batch.inputs)[0].tobytes() == before.tobytes()
-    slots = {f"{path}.{slot.name}" for path in paths for slot in type(model[path]).slots if slot.trained}
-    assert set(model.trainable_parameters()) == slots
-    assert set(named(model, gradients(model, batch))) == slots
+    slots = {getattr(model[path], slot.name) for path in paths for slot in type(model[path]).slots if slot.trained}
+    assert set(model.trainable_parameters().values()) == slots
+    assert set(gradients(model, batch)) == slots
 
 
-@each_variant
-@pytest.mark.parametrize(("family", "targets"), [("llama", "all-linear"), ("gpt2", None), ("bert", ["down_proj"])])
+@in_families("llama", ("gpt2", None), ("bert", ["down_proj"]))
 def test_every_gradient_in_a_model_is_right(variant, family, targets, rng):
     model, batch = attached(variant, rng, family, targets), some_batch(rng, "left")
     check_model(model, lambda: loss(model, batch), gradients(model, batch), rng=rng).raise_if_wrong()
 
 
-@each_variant
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@in_families("llama", ("gpt2", None))
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
-def test_merge_computes_the_same_and_unmerge_gives_back_every_bit(variant, family, dtype, tolerance, rng):
-    model, batch = attached(variant, rng, family, None if family == "gpt2" else "all-linear", dtype), some_batch(rng)
+def test_merge_computes_the_same_and_unmerge_gives_back_every_bit(variant, family, targets, dtype, tolerance, rng):
+    model, batch = attached(variant, rng, family, targets, dtype), some_batch(rng)
     before, logits = snapshot(model), model.forward(batch.ids, batch.inputs)[0]
     assert merge(model)
     assert not any(isinstance(module, Adapter) for _, module in model.named_modules())
@@ -219,12 +237,12 @@ def test_merge_computes_the_same_and_unmerge_gives_back_every_bit(variant, famil
     assert model.forward(batch.ids, batch.inputs)[0].tobytes() == logits.tobytes()
 
 
-@each_variant
-def test_an_adapter_without_weights_has_the_shapes_of_one_with(variant):
+@in_families("llama", "bert")
+def test_an_adapter_without_weights_has_the_shapes_of_one_with(variant, family, targets):
     shapes = []
     for attach_it in (lambda *a, **o: attach(*a, rng=0, **o), attach_without_weights):
-        model = build("llama")
-        paths = attach_it(model, variant, "all-linear", train="norm", **small(variant))
+        model = build(family)
+        paths = attach_it(model, variant, targets, train="norm", **small(variant))
         shapes.append((paths, {n: (p.data.shape, p.trainable) for n, p in model.named_parameters().items()}))
     assert shapes[0] == shapes[1]
 

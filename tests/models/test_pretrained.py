@@ -239,8 +239,8 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         ({"config": lambda c: c | {"use_dora": True}}, "missing: .*q_proj.lora_magnitude_vector"),
         ({"config": lambda c: c | {"use_dora": "yes"}}, "use_dora = 'yes' is not supported"),
         (
-            {"config": lambda c: c | {"peft_type": "LOHA"}},
-            r"peft_type = 'LOHA' is not read here, only .*: in PEFT, merge it into its base \(merge_and_unload\)",
+            {"config": lambda c: c | {"peft_type": "BOFT"}},
+            r"peft_type = 'BOFT' is not read here, only .*: in PEFT, merge it into its base \(merge_and_unload\)",
         ),
         ({"config": lambda c: c | {"modules_to_save": ["lm_head"]}}, r"missing: base_model\.model\.lm_head\.weight"),
         ({"config": lambda c: {k: v for k, v in c.items() if k != "lora_alpha"}}, "lacks 'lora_alpha'"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...models.labels import list_labels
 from . import layouts
-from .config import classes_of
+from .config import beside_in, classes_of, options_of
 from .format import CONFIG, WEIGHTS, layers_in, locate_adapter, read_adapter, slot_of
 from .reading import classifier_weight, label_names, load_adapter, load_base
 from .switching import Adapters
@@ -43,8 +43,11 @@ def describe_adapter(folder: Path) -> dict[str, str]:
     config, tensors, metadata = read_adapter(folder)
     cls = classes_of(config)[0]
     options = [f"{option.key} = {config.get(option.key, option.default)}" for option in cls.options if option.key]
+    options += [f"{key} = {config[key]}" for key in beside_in(config)]
     slots = {name: slot_of(config, name) for name in tensors}
-    layers = {found[0] for found in slots.values() if found}
+    layers = dict.fromkeys(found[0] for found in slots.values() if found)
+    usual, *those = (cls.rank(options_of(cls, config, name)) for name in ("", *layers))
+    ranks = dict(zip(layers, those, strict=True))
     added = sum(tensors[name].size for name, found in slots.items() if found)
     rest = [name for name, found in slots.items() if not found and name.startswith(PREFIX)]
     whole = sum(tensors[name].size for name in rest if ".base_layer.weight" not in name)
@@ -54,6 +57,7 @@ def describe_adapter(folder: Path) -> dict[str, str]:
     return {
         "adapter": ", ".join([*kind, *options]),
         "targets": str(config.get("target_modules")),
+        **({"ranks": ", ".join(f"{name} {r}" for name, r in ranks.items())} if {*ranks.values()} - {usual} else {}),
         "layers": f"{len(layers)} adapted, {added:,} parameters",
         **({"labels": f"{len(head)}{names or ', whose names are not known'}"} if head is not None else {}),
         **({"beside them": f"{whole:,} parameters of the base, trained whole"} if whole else {}),

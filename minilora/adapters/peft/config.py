@@ -54,8 +54,8 @@ def classes_of(config: dict[str, Any]) -> list[type[Adapter]]:
         fixed = classes[0].keys.fixed
         return [key for key, value in fixed.items() if config.get(key) not in (value, value or None)]
 
-    # of variants whose files say the same, the first in the alphabet
-    nearest = min(found, key=lambda classes: len(differing(classes)))
+    # a LoRA-FA is written as a LoRA: of variants whose files say the same, the first in the alphabet is read
+    nearest = min(found, key=lambda classes: (len(differing(classes)), classes[0].variant))
     for key in differing(nearest):
         raise ValueError(f"{key} = {short(config.get(key))} is not supported, only {nearest[0].keys.fixed[key]}")
     return nearest
@@ -66,7 +66,20 @@ def known_keys(cls: type[Adapter]) -> set[str]:
     options = {key for option in cls.options for key in (option.key, option.pattern) if key}
     modules = {other.modules_key for other in variants()[cls.variant] if other.modules_key}
     keys = cls.keys
-    return ((READ | INFORMATION) - {*keys.lacks}) | options | modules | {*keys.fixed, *keys.ignored, keys.init}
+    more = {*keys.fixed, *keys.ignored, *keys.beside, keys.init}
+    return ((READ | INFORMATION) - {*keys.lacks}) | options | modules | more
+
+
+def beside_in(config: dict[str, Any]) -> dict[str, tuple[list[type[Adapter]], dict[str, Any]]]:
+    """{key: (classes, {end of the name of a layer: the value of their option})} of the adapters that stand beside those
+    of the config's variant. The end is "" for the token embedding."""
+    found = {}
+    for key in classes_of(config)[0].keys.beside:
+        classes = next(classes for classes in variants().values() if classes[0].beside and classes[0].beside.key == key)
+        value = config.get(key)
+        if value is not None:
+            found[key] = classes, value if isinstance(value, dict) else {"": value}
+    return found
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -89,18 +102,26 @@ def check_config(config: dict[str, Any]) -> None:
             "and save the model"
         )
     check_general(config, cls)
+    for key, (classes, values) in beside_in(config).items():
+        option = next(option for option in classes[0].options if option.name == classes[0].beside.option)
+        try:
+            for value in values.values():
+                option.check(value)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
     for option in cls.options:
         values = config.get(option.pattern) or {}
         if not isinstance(values, dict):
-            raise ValueError(f"{option.pattern} maps regular expressions to numbers, and is {short(values)}")
+            what = "names of tensors to lists" if option.mask_of else "regular expressions to numbers"
+            raise ValueError(f"{option.pattern} maps {what}, and is {short(values)}")
         given = [(option.key, config.get(option.key)), *((option.pattern, value) for value in values.values())]
         for key, value in given:
             try:
-                if option.key and (value is not None or option.default):
+                if key and (value is not None or option.default or option.mask_of):
                     option.check(value)
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None
-        for pattern in values:
+        for pattern in values if not option.mask_of else ():
             check_pattern(option.pattern, pattern, VALUES)
 
 
@@ -232,10 +253,14 @@ def class_of_layer(classes: list[type[Adapter]], config: dict[str, Any], base: A
 
 def options_of(cls: type[Adapter], config: dict[str, Any], name: str) -> dict[str, Any]:
     """{name of an option: its value} for the layer of that name. The first pattern that matches the end of the name
-    gives the value, as in PEFT."""
+    gives the value, as in PEFT; a mask is found by the name of its tensor."""
     found = {}
     for option in cls.options:
         patterns, value = config.get(option.pattern) or {}, config.get(option.key)
-        value = next((x for pattern, x in patterns.items() if matches_pattern(option.pattern, pattern, name)), value)
+        if option.mask_of:
+            value = patterns.get(f"{name}.{option.mask_of}", value)
+        else:
+            matching = (x for pattern, x in patterns.items() if matches_pattern(option.pattern, pattern, name))
+            value = next(matching, value)
         found[option.name] = option.default if value is None else value
     return found

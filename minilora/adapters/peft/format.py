@@ -12,7 +12,7 @@ from ...files import load_tensors, read_json
 from ...models.hub import fetch, name_on_hub, pickle_error
 from ...nn import Embedding, Linear
 from ..base import Adapter, Slot, shape
-from .config import check_config, classes_of, options_of
+from .config import beside_in, check_config, classes_of, is_saved, options_of
 from .view import PREFIX
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -50,10 +50,14 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], d
 
 def slot_of(config: dict[str, Any], tensor: str) -> tuple[str, type[Adapter], Slot] | None:
     """(Hugging Face's name of the layer, class, slot) of a tensor that an adapter adds to a layer; None for others."""
-    for cls in classes_of(config):
+    both = [(classes_of(config), ""), *((c, c[0].beside.prefix) for c, _ in beside_in(config).values() if c[0].beside)]
+    for cls, prefix in ((cls, prefix) for classes, prefix in both for cls in classes):
         for slot in cls.slots:
-            if not slot.shared and tensor.startswith(PREFIX) and tensor.endswith(f".{slot.file}"):
-                return tensor.removeprefix(PREFIX).removesuffix(f".{slot.file}"), cls, slot
+            end = f".{prefix}{slot.file}"
+            if not slot.shared and tensor.startswith(PREFIX) and tensor.endswith(end):
+                name = tensor.removeprefix(PREFIX).removesuffix(end)
+                whole = slot.file == "bias" and is_saved(config, name)  # of a layer that is trained whole
+                return None if whole else (name, cls, slot)
     return None
 
 
@@ -67,32 +71,34 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
     slots = {slot.file: slot for cls in classes for slot in cls.slots}
     if any(slot.shared for slot in slots.values()):
         raise ValueError(f"{folder} does not say the sizes of its layers: {MERGE_IT}")
-    held: dict[str, dict[str, np.ndarray]] = {}
+    held: dict[str, dict[str, np.ndarray]] = {}  # of each layer, {Slot.file: array}
     for tensor, x in tensors.items():
         if tensor.endswith(".base_layer.weight"):
             continue  # the frozen weight of an adapted embedding or head
         place = slot_of(config, tensor)
         if place is None:
             raise ValueError(f"{folder / WEIGHTS} holds {tensor}, which is no {' or '.join(sorted(slots))} of a layer")
-        name, _, slot = place
-        held.setdefault(name, {})[slot.file] = x
+        held.setdefault(place[0], {})[place[2].file] = x
     layers = {}
-    for name, files in held.items():
-        cls = max(classes, key=lambda cls: len(files.keys() & {slot.file for slot in cls.slots}))
-        arrays = {slot.name: files[slot.file] for slot in cls.slots if slot.file in files}
+    for name, found in held.items():
+        files = {cls: {slot.file for slot in cls.slots} for cls in classes}
+        near = [cls for cls in classes if files[cls] & found.keys()]
+        cls = next((cls for cls in near if files[cls] == found.keys()), near[0])
+        arrays = {slot.name: found[slot.file] for slot in cls.slots if slot.file in found}
         options = options_of(cls, config, name)
         axes = {slot.name: slot.file_shape or slot.shape for slot in cls.slots}
-        sizes = {"r": options.get("r", 0)}
+        sizes = {} if options.get("r") == 0 else {"r": cls.rank(options)}  # of 0 the arrays say it
         for attribute, x in arrays.items():
             sizes = dict(zip(axes[attribute], x.shape, strict=False)) | sizes
-        there = {name: len(x) for name, x in axes.items()} == {name: x.ndim for name, x in arrays.items()}
-        there = there and len(files) == len(arrays)
+        there = files[cls] == found.keys() and all(len(axes[name]) == x.ndim for name, x in arrays.items())
         if there and {"n_in", "n_out"} - sizes.keys():
             raise ValueError(f"{folder / WEIGHTS} does not say the sizes of {name}: {MERGE_IT}")
-        if not there or any(shape(axes[n], sizes) != x.shape or not x.size for n, x in arrays.items()):
+        if not there or any(
+            shape(axes[n], sizes) != x.shape or 0 in shape(axes[n], sizes | {"r": 1}) for n, x in arrays.items()
+        ):
             needed = " and ".join(f"{slot.file} {axes[slot.name]}".replace("'", "") for slot in cls.slots)
-            found = " and ".join(str(x.shape) for x in arrays.values())
-            raise ValueError(f"{folder / WEIGHTS}: {name} needs {needed} with r = {sizes['r']}, not {found}")
+            shapes = " and ".join(str(x.shape) for x in found.values())
+            raise ValueError(f"{folder / WEIGHTS}: {name} needs {needed} with r = {sizes['r']}, not {shapes}")
         base = without_weights(cls, sizes["n_in"], sizes["n_out"], np.result_type(*arrays.values()))
         layers[name] = cls.of(base, {slot.name: slot.from_file(arrays[slot.name]) for slot in cls.slots}, **options)
     return layers

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from ...nn import Linear
 from ..attach import HEADS
-from ..base import Adapter, Slot, shape, short, sizes_of
+from ..base import Adapter, Slot, shape, short
 from .config import (
     ADDED,
     WHOLE,
+    beside_in,
     class_of_layer,
     classes_of,
     entries,
@@ -32,6 +33,7 @@ class Plan(NamedTuple):
     tied: bool  # do the token embedding and its head have one adapter, or one saved weight, between them?
     saved: list[str]  # layers saved whole
     biases: list[str]  # other layers whose bias is saved
+    beside: Collection[str] = ()  # layers whose adapter is of another variant than the config's
 
     def carried(self) -> list[str]:
         """The paths of the base's parameters of which the adapter has its own: they are no part of its base."""
@@ -53,15 +55,19 @@ def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
     found: dict[str, Place] = {}
     shared: dict[Slot, bool] = {}  # does the file hold it?
     largest = {"n_in": 0, "n_out": 0}
+    prefix = {path: plan.adapters[path][0].beside.prefix for path in plan.beside}  # type: ignore[union-attr]
     for path, (cls, options) in plan.adapters.items():
-        sizes = sizes_of(view.bases[path], options)
-        largest = sizes | {axis: max(largest[axis], sizes[axis]) for axis in largest}
+        if plan.tied and path == view.head and path in plan.beside:
+            continue  # PEFT writes what a head shares with the embedding only where it stands alone
+        sizes = cls.sizes_for(view.bases[path], options)
+        largest = sizes | {axis: max(largest[axis], sizes[axis]) for axis in ("n_in", "n_out")}
         for slot in cls.slots:
             axes = slot.file_shape or slot.shape
             if slot.shared:
                 shared[slot] = not slot.saved_if or options[slot.saved_if]
             else:
-                found[view.tensor(path, slot.file)] = Place(path, slot.name, slot, shape(axes, sizes))
+                name = view.tensor(path, prefix.get(path, "") + slot.file)
+                found[name] = Place(path, slot.name, slot, shape(axes, sizes))
     for slot in (slot for slot, saved in shared.items() if saved):
         found[SHARED + slot.file] = Place("", slot.name, slot, shape(slot.shape, largest))
     for path in plan.saved:
@@ -70,7 +76,7 @@ def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
             if parameter is not None:
                 found[view.tensor(path, name)] = Place(path, name, None, parameter.data.shape)
     for path in plan.biases:
-        end = "base_layer.bias" if path in plan.adapters else "bias"
+        end = prefix.get(path, "") + ("base_layer.bias" if path in plan.adapters else "bias")
         found[view.tensor(path, end)] = Place(path, "bias", None, view.bases[path].bias.data.shape)
     return found
 
@@ -85,15 +91,17 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
     config = config | {"target_modules": targets_of(view, config, tensors)}
     targets = [path for path, name in names.items() if is_target(config, name)]
     saved = [path for path, name in names.items() if is_saved(config, name)]
-    tied_class = next((cls.tied_head for cls in classes if cls.tied_head), None)
-    of_head = [slot.file for cls in ([tied_class] if tied_class else classes) for slot in cls.slots]
-    ties = is_tied(view, config, targets, tensors, of_head)
-    if ties and not tied_class:
+    embedding = next((cls for cls in classes if cls.tied_head), None)
+    tied_class = embedding.tied_head if embedding else None
+    if embedding and tied_class:
+        by_class = embedding.always_tied and view.head and "embed.token" in targets
+        ends = [slot.file for slot in tied_class.slots]
+        tied_class = tied_class if by_class or is_tied(view, config, targets, tensors, ends) else None
+    elif is_tied(view, config, targets, tensors, [slot.file for cls in classes for slot in cls.slots]):
         raise ValueError(
             f"ensure_weight_tying = True: {classes[0].variant} has no adapter that an embedding and its head share; in "
             "PEFT, merge it into its base (merge_and_unload) and save that model"
         )
-    tied_class = tied_class if ties else None
     if tied_class:
         targets = [path for path in names if path in (*targets, "embed.token") and path != view.head]
     tied = is_tied(view, config, saved, tensors, ["weight"])
@@ -104,19 +112,22 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
         name = names[path]
         cls = class_of_layer(classes, config, view.bases[path], name)
         if tied_class and path == view.head:
+            check_is_plain(view, path)
             adapters[path] = tied_class, options_of(tied_class, config, names["embed.token"])
             continue
         if path not in targets:
-            if any(view.tensor(path, slot.file) in tensors for slot in cls.slots):
+            others = (slot for slot in cls.slots if not (slot.file == "bias" and path in saved))  # not the layer's own
+            if any(view.tensor(path, slot.file) in tensors for slot in others):
                 raise ValueError(f"target_modules = {short(config['target_modules'])} do not name {name}, which has "
                                  "tensors")  # fmt: skip
             continue
         options = options_of(cls, config, name)
-        try:
-            cls.check(layer, **options)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-        adapters[path] = cls, options
+        check_layer(cls, layer, name, options)
+        adapters[path] = cls.form(view.bases[path], **options), options
+    beside = adapters_beside(view, config)
+    both = next((path for path in beside if path in adapters or path in saved), None)
+    if both:
+        raise ValueError(f"{names[both]} has an adapter by {' and '.join(beside_in(config))}, and another beside it")
     those = {"none": [], "all": list(names)}.get(config.get("bias") or "none", list(adapters))
     biases = [path for path in those if path not in saved and getattr(view.bases[path], "bias", None) is not None]
     for path in [*saved, *biases]:
@@ -125,7 +136,45 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
     both = next((path for path in saved if path in adapters), None)
     if both:
         raise ValueError(f"{names[both]} is among modules_to_save and among target_modules")
-    return Plan(adapters, tied or tied_class is not None, saved, biases)
+    one = tied or tied_class is not None or {"embed.token", view.head} <= beside.keys()
+    return Plan(adapters | beside, one, saved, biases, [*beside])
+
+
+def adapters_beside(view: View, config: dict[str, Any]) -> dict[str, tuple[type[Adapter], dict[str, Any]]]:
+    """{path: (class, options)} of the adapters of other variants than the config's; of a tied head too, as PEFT ties it
+    if the config does not say it otherwise."""
+    found: dict[str, tuple[type[Adapter], dict[str, Any]]] = {}
+    for key, (classes, values) in beside_in(config).items():
+        for end, value in values.items():
+            paths = [path for path, name in view.names.items() if name.endswith(end)] if end else ["embed.token"]
+            if not paths:
+                raise ValueError(f"{key}: nothing in this {view.model.family} is called {short(end)}")
+            for path in paths:
+                cls = class_of_layer(classes, {}, view.bases[path], view.names[path])
+                assert cls.beside
+                options = cls.defaults() | {cls.beside.option: value}
+                check_layer(cls, view.layers[path], view.names[path], options)
+                found[path] = cls, options
+        cls, options = found.get("embed.token", (classes[0], {}))
+        if options and view.head and cls.tied_head:
+            if found.pop(view.head, (cls, options))[1] != options:
+                raise ValueError(f"{key}: {view.names[view.head]} is tied to the embedding, so it has the same rows")
+            check_is_plain(view, view.head)
+            found[view.head] = cls.tied_head, options
+    return found
+
+
+def check_layer(cls: type[Adapter], layer: Any, name: str, options: dict[str, Any]) -> None:
+    """Raise ValueError, by its Hugging Face name, for a layer that the class cannot adapt so."""
+    try:
+        cls.check(layer, **options)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def check_is_plain(view: View, path: str) -> None:
+    if view.layers[path].is_adapter or view.layers[path].is_merged:
+        raise ValueError(f"{view.names[path]}: this layer is adapted already, and the adapter is for the plain one")
 
 
 def is_tied(
@@ -149,6 +198,7 @@ def check_names(view: View, config: dict[str, Any]) -> None:
     family, advice = view.model.family, "the adapter is for another base, or this must come out of its config"
     cls = classes_of(config)[0]
     added = ADDED.get(str(config.get("task_type")), ())
+    masks = {option.pattern: option.mask_of for option in cls.options if option.mask_of}
     patterns = [option.pattern for option in cls.options if option.pattern]
     for key in (*regular_keys(cls), *WHOLE, *patterns):
         value = config.get(key)
@@ -159,6 +209,8 @@ def check_names(view: View, config: dict[str, Any]) -> None:
         def matches(entry: str, key: str = key, value: Any = value, known: list[str] = known) -> bool:
             if key == "modules_to_save":
                 return entry in added or any(is_saved({key: [entry]}, name) for name in known)
+            if key in masks:
+                return entry.removesuffix(f".{masks[key]}") in known
             if key in WHOLE or key in patterns:
                 return any(matches_pattern(key, entry, name) for name in known)
             return any(is_named_by(entry if isinstance(value, str) else [entry], name) for name in known)

@@ -25,7 +25,6 @@ from ...models.saving import base_hash
 from ...models.transformer import Transformer
 from ...nn import Module, Parameter, check_fit
 from ..attach import wasted_rank
-from ..base import sizes_of
 from .format import CONFIG, LABELS, WEIGHTS, locate_adapter, read_adapter, without_weights
 from .plan import Place, Plan, plan_of, tensors_of
 from .view import PREFIX, View, view_of
@@ -108,7 +107,7 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     if beside:
         notes.append(f"{len(beside)} of its tensors are for a pooler, which a model without a head lacks")
     sides = {path: min(view.bases[path].weight.data.shape) for path in plan.adapters}
-    ranks = {path: options["r"] for path, (cls, options) in plan.adapters.items() if cls.trains_a_matrix()}
+    ranks = {path: cls.rank(options) for path, (cls, options) in plan.adapters.items() if cls.trains_a_matrix()}
     notes += filter(None, [wasted_rank({view.names[path]: (r, sides[path]) for path, r in ranks.items()})])
     labels = label_names(metadata, model.config.labels) if model.config.head in LABELLED else []
     return build(view, plan, places, tensors), labels, "; ".join(notes)
@@ -163,9 +162,9 @@ def check_tensors(view: View, plan: Plan, tensors: dict[str, np.ndarray], places
         if place.slot:
             own.setdefault(place.path, {})[place.name] = place.slot.from_file(tensors[name])
     for path, (cls, options) in plan.adapters.items():
-        if (plan.tied and path == view.head) or len(own[path]) < len(cls.slots):
+        if (plan.tied and path == view.head) or len(own.get(path, {})) < len(cls.slots):
             continue  # it shares the embedding's Parameters, or those of all layers
-        sizes = sizes_of(view.bases[path], options)
+        sizes = cls.sizes_for(view.bases[path], options)
         factors = cls.of(without_weights(cls, sizes["n_in"], sizes["n_out"], dtype), own[path], **options).factors()
         if factors is None:
             continue
@@ -179,8 +178,9 @@ def check_tensors(view: View, plan: Plan, tensors: dict[str, np.ndarray], places
     heads = [(name, place) for name, place in places.items() if plan.tied and place.path == view.head]
     for name, (_, what, slot, _) in heads:
         other = next((n for n, place in places.items() if place[:2] == ("embed.token", what)), "")
-        if other and not np.array_equal(tensors[name], tensors[other].T if slot else tensors[other]):
-            raise ValueError(f"ensure_weight_tying: {name} is not {other}{' transposed' * bool(slot)}")
+        turned = slot is not None and bool(slot.file_shape)  # of an A and a B
+        if other and not np.array_equal(tensors[name], tensors[other].T if turned else tensors[other]):
+            raise ValueError(f"the head is tied to the embedding: {name} is not {other}{' transposed' * turned}")
 
 
 def build(view: View, plan: Plan, places: dict[str, Place], tensors: dict[str, np.ndarray]) -> dict[str, Module]:

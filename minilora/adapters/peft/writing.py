@@ -28,23 +28,33 @@ def save_adapter(model: Transformer, folder: str | Path) -> None:
     the hash of the rest, the base, so that load_adapter refuses another, and the names of a classifier's labels, where
     they are known. For a base from the Hub the config holds its name and commit.
     Raises ValueError when there is no adapter, when it is merged, and for what PEFT's format cannot say: some of the
-    biases, a trained weight below an adapter, adapters of two variants or of different dropout or scaling, and a tied
-    pair that PEFT does not tie.
+    biases, a trained weight below an adapter, adapters of two variants (but for what stands beside another) or of
+    different dropout or scaling, a tied pair that PEFT does not tie, and a variant that PEFT does not have for a
+    GPT-2's layers.
     """
     write_folder(folder, adapter_files(model))
 
 
 def adapter_files(model: Transformer) -> dict[str, bytes]:
     """{file name: content} of the adapters of `model`. Raises as save_adapter does."""
-    view, adapters = view_of(model), adapters_of(model)
-    saved, biases, bias = trained_beside(view, adapters)
-    both = [adapters[path].own_parameters() for path in ("embed.token", view.head) if path in adapters]
-    tied = bool(view.head) and ({"embed.token", view.head} <= {*saved} or (len(both) == 2 and both[0] == both[1]))
-    plan = Plan({path: (type(a), a.settings) for path, a in adapters.items()}, tied, saved, biases)
+    view, everything = view_of(model), adapters_of(model)
+    variant = variant_of(everything)
+    adapters = {path: adapter for path, adapter in everything.items() if adapter.variant == variant}
+    beside = {path: adapter for path, adapter in everything.items() if path not in adapters}
+    saved, biases, bias = trained_beside(view, adapters, beside)
+    both = [everything[path] for path in ("embed.token", view.head) if path in everything]
+    one = len(both) == 2 and both[0].own_parameters() == both[1].own_parameters()
+    implied = bool(view.head) and any(adapter.always_tied for adapter in both)
+    if implied and not one:
+        raise ValueError(f"PEFT gives {view.names[view.head]} the token rows of the embedding, and here it has others")
+    tied = bool(view.head) and not implied and (one or {"embed.token", view.head} <= {*saved})
+    of_all = {path: (type(adapter), adapter.settings) for path, adapter in everything.items()}
+    plan = Plan(of_all, tied or implied, saved, biases, [*beside])
     config = {
         **variant_keys({view.names[path]: adapter for path, adapter in adapters.items()}),
-        **names_in_config(view, adapters, plan),
-        "task_type": task_type(view, adapters),
+        **names_in_config(view, adapters, plan, tied),
+        **beside_keys(view, beside, next(iter(adapters.values())).keys.beside),
+        "task_type": task_type(view, everything),
         "base_model_name_or_path": model.hub and model.hub[0],
         "fan_in_fan_out": view.transposed and any("block_" in path for path in adapters),
         "bias": bias,
@@ -52,33 +62,75 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
     }
     if model.hub:
         config["revision"] = model.hub[1]
-    lacks = next(iter(adapters.values())).keys.lacks
+    lacks, kind = next(iter(adapters.values())).keys.lacks, config["peft_type"]
     if tied and "ensure_weight_tying" in lacks:
-        raise ValueError(f"PEFT's {config['peft_type']} ties no head to its embedding (ensure_weight_tying)")
+        raise ValueError(f"PEFT's {kind} ties no head to its embedding (ensure_weight_tying)")
+    if "modules_to_save" in lacks and saved:
+        raise ValueError(f"PEFT's {kind} saves no whole layer (modules_to_save), and {', '.join(saved)} would be lost: "
+                         "attach LoRA beside it, which can")  # fmt: skip
     config = {key: value for key, value in config.items() if key not in lacks}
     metadata = {"format": "pt", "base_sha256": base_hash(model, plan.carried())}
     labels = labels_of(model)
     if labels:
         metadata[LABELS] = json.dumps(label_maps(labels)["id2label"])
-    return {WEIGHTS: tensors_to_bytes(tensors_in_file(view, plan, adapters, config), metadata), CONFIG: to_json(config)}
+    return {
+        WEIGHTS: tensors_to_bytes(tensors_in_file(view, plan, everything, config), metadata),
+        CONFIG: to_json(config),
+    }
 
 
 def adapters_of(model: Transformer) -> dict[str, Adapter]:
     """{dotted path: adapter}; of parts of a fused layer the one on the whole that computes the same.
 
-    Raises ValueError when there is none, when they are merged, for two variants, and for parts that differ in options.
+    Raises ValueError when there is none, when they are merged, for two variants of which none can stand beside the
+    other, and for parts that differ in options.
     """
-    layers = view_of(model).layers
+    view = view_of(model)
+    layers = view.layers
     if any(layer.is_merged for layer in layers.values()):
         raise ValueError("the adapters are merged: unmerge(model) first")
     adapted = {path: layer for path, layer in layers.items() if layer.is_adapter}
+    check_storage(view)
     found = {path: layer.in_file() for path, layer in adapted.items()}
     if not found:
         raise ValueError("the model has no adapter: attach(model, ...) first")
-    kinds = sorted({adapter.variant for adapter in found.values()})
+    variant = variant_of(found)
+    keys = next(adapter.keys for adapter in found.values() if adapter.variant == variant)
+    kinds = {a.variant for a in found.values() if not (a.beside and a.beside.key in keys.beside)} | {variant}
     if len(kinds) > 1:
-        raise ValueError(f"the adapters are of {len(kinds)} variants, {', '.join(kinds)}, and PEFT's file holds one")
+        names = ", ".join(sorted(kinds))
+        raise ValueError(f"the adapters are of {len(kinds)} variants, {names}, and PEFT's file holds one")
     return found
+
+
+def check_storage(view: View) -> None:
+    """Raise ValueError for layers that Hugging Face's model stores as (in, out), under a variant that has no word for
+    it (fan_in_fan_out): PEFT adapts no such layer by it."""
+    modules = view.model.named_modules() if view.transposed else ()
+    adapters = {path: m for path, m in modules if isinstance(m, Adapter) and m.slots and "block_" in path}
+    for path, adapter in adapters.items():
+        if "fan_in_fan_out" in adapter.keys.lacks:
+            raise ValueError(
+                f"PEFT's {adapter.peft_type} is not for {path}, which a {view.model.family} stores as (in, out), so "
+                "there is no file for it: merge(model), and save the model"
+            )
+
+
+def variant_of(adapters: Mapping[str, Adapter]) -> str:
+    """The variant whose config says these adapters: not one that can stand beside it, unless it stands alone."""
+    return min(adapters.values(), key=lambda adapter: adapter.beside is not None).variant
+
+
+def beside_keys(view: View, beside: Mapping[str, Adapter], keys: Iterable[str]) -> dict[str, Any]:
+    """The keys that say the adapters of other variants: a value for the token embedding alone, or {layer: value}."""
+    config: dict[str, Any] = dict.fromkeys(keys)
+    for path, adapter in beside.items():
+        assert adapter.beside
+        if path != view.head or "embed.token" not in beside:
+            value = getattr(adapter, adapter.beside.option)
+            config[adapter.beside.key] = (config[adapter.beside.key] or {}) | {view.names[path]: value}
+    table = view.names["embed.token"]
+    return {key: values[table] if values and [*values] == [table] else values for key, values in config.items()}
 
 
 def variant_keys(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
@@ -87,6 +139,9 @@ def variant_keys(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
     first = next(iter(adapters.values()))
     linear = {name: a for name, a in adapters.items() if isinstance(a.base, Linear)} or adapters
     config = {**first.keys.fixed, "peft_type": first.peft_type, "inference_mode": True, first.keys.init: True}
+    for option in (option for option in first.options if option.mask_of):
+        masks = {f"{name}.{option.mask_of}": list(getattr(a, option.name)) for name, a in adapters.items()}
+        config[option.pattern] = {name: mask for name, mask in masks.items() if mask} or None
     for option in (option for option in first.options if option.key):
         those = linear if option.name == "dropout" else adapters  # ids have no dropout
         values = {name: getattr(a, option.name) for name, a in those.items()}
@@ -99,9 +154,9 @@ def variant_keys(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
     return config
 
 
-def names_in_config(view: View, adapters: dict[str, Adapter], plan: Plan) -> dict[str, Any]:
-    """The keys that name layers. A tied pair gets one name, one that PEFT knows as tied; for GPT-2 only the head's is.
-    Raises ValueError for a family that it has no name for."""
+def names_in_config(view: View, adapters: dict[str, Adapter], plan: Plan, by_key: bool) -> dict[str, Any]:
+    """The keys that name layers. A tied pair gets one name; where ensure_weight_tying ties it, `by_key`, one that PEFT
+    knows as tied; for GPT-2 only the head's is. Raises ValueError for a family that it has no name for."""
     classes = variants()[next(iter(adapters.values())).variant]
     matches = str.endswith if any(cls.modules_key for cls in classes) else ends_with_part
     names = {path: name for path, name in view.names.items() if not (plan.tied and path == view.head)}
@@ -113,7 +168,7 @@ def names_in_config(view: View, adapters: dict[str, Adapter], plan: Plan) -> dic
     classifies = saves_classifier(view, adapters)
     rest = [path for path in plan.saved if path in names and not (classifies and is_of_classifier(path))]
     whole = endings(str.endswith, [names[path] for path in rest], view.modules)
-    if plan.tied:
+    if by_key:
         last = [view.names[path].rpartition(".")[2] for path in ("embed.token", view.head)]
         known = next((name for name in last if name in TIED_NAMES), None)
         if known is None:
@@ -135,16 +190,18 @@ def task_type(view: View, adapters: dict[str, Adapter]) -> str | None:
     return "CAUSAL_LM" if view.model.causal else None
 
 
-def trained_beside(view: View, adapters: dict[str, Adapter]) -> tuple[list[str], list[str], str]:
+def trained_beside(
+    view: View, adapters: dict[str, Adapter], beside: dict[str, Adapter]
+) -> tuple[list[str], list[str], str]:
     """(layers to save whole, layers whose bias alone trains, PEFT's word for those). Raises as save_adapter does."""
-    parameters = {p for p in view.model.parameters() if p.trainable}
-    weight = next((path for path, adapter in adapters.items() if adapter.weight in parameters), None)
+    parameters, everything = {p for p in view.model.parameters() if p.trainable}, adapters | beside
+    weight = next((path for path, adapter in everything.items() if adapter.weight in parameters), None)
     if weight:
         raise ValueError(
             f"{weight}.weight trains beside its own adapter, and PEFT's format has only the one or the other"
         )
-    saved = [path for path, x in view.layers.items() if path not in adapters and x.weight in parameters]
-    if saves_classifier(view, adapters):
+    saved = [path for path, x in view.layers.items() if path not in everything and x.weight in parameters]
+    if saves_classifier(view, everything):
         saved += [path for path in view.layers if is_of_classifier(path) and path not in saved]
     words = biases_of(type(next(iter(adapters.values()))))
     have = [path for path, x in view.bases.items() if path not in saved and getattr(x, "bias", None) is not None]
@@ -180,7 +237,7 @@ def tensors_in_file(view: View, plan: Plan, adapters: dict[str, Adapter], config
         tensors[name] = x if path else x[tuple(map(slice, form))]  # as large as the largest of these layers needs
     if config.get("bias") == "all" and view.head_bias and "lm_head" in plan.biases:
         tensors[view.head_bias] = view.bases["lm_head"].bias.data
-    if set(config["target_modules"]) & set(TIED_NAMES):
+    if set(config["target_modules"]) & set(TIED_NAMES) and not any(adapter.beside for adapter in adapters.values()):
         for path in adapters.keys() & {"embed.token", "lm_head"}:
             tensors[view.tensor(path, "base_layer.weight")] = view.bases[path].weight.data
     return tensors

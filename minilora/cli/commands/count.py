@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ...adapters import variant_names
 from ...jobs.arguments import comma_separated, positive_int, targets
 from ..models import print_json
 from ..options import JSON, Add, Options
@@ -10,8 +11,9 @@ from ..options import JSON, Add, Options
 EXAMPLE = "minilora count --model gpt3-175b --method lora --targets q_proj,v_proj --rank 4"
 
 # accounting.METHODS, which is not imported here: --help need not wait for NumPy
-COUNTED = """full, top2, bitfit, prefix-embed, prefix-layer, lora, qlora, lora-fa, dora, vera, lora-xs, ia3,
-adapter-houlsby, adapter-pfeiffer or adapter-lin"""
+BASES = "full", "top2", "prefix-embed", "prefix-layer"
+BESIDE = "qlora", "adapter-houlsby", "adapter-pfeiffer"
+COUNTED = f"{', '.join(dict.fromkeys((*BASES, *variant_names(), *BESIDE)))} or adapter-lin"
 
 
 def arguments(add: Add) -> None:
@@ -21,7 +23,13 @@ def arguments(add: Add) -> None:
     add("--compare", type=methods, metavar="A,B", help="several methods side by side: full,lora,qlora")
     add("--targets", type=targets, metavar="A,B", help="layers to adapt, lm_head and embed too (default: the method's)")
     add("--rank", type=positive_int, default=8, metavar="N", help="or the width of a bottleneck (default 8)")
-    add("--virtual-tokens", type=positive_int, default=8, metavar="N", help="of prefix methods (default 8)")
+    add(
+        "--virtual-tokens",
+        type=positive_int,
+        default=8,
+        metavar="N",
+        help="of prefix methods, or rows of token-rows (default 8)",
+    )
     add("--head", metavar="NAME", help="lm, classify, tokens or none (default: the config's, or the family's)")
     add("--labels", type=positive_int, metavar="N", help="outputs of classify and tokens (default: the config's, or 2)")
     add("--batch", type=positive_int, default=1, metavar="N", help="sequences (default 1)")

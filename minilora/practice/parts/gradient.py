@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ...verify.explanations.finding import Finding
 from ...verify.language import Words, words
 from ...verify.problem import Problem
 from ...verify.problems import problems
+from ...verify.rewritten import with_constants
 from ..naming import Arguments
 from .part import Checked, Mistake, Part, Picture
 from .refusals import Function, Refused, Tensors, equal
@@ -30,11 +31,25 @@ class Gradient(Part):
     problem: str = ""
     makes: Mapping[str, Callable[[Case], Any]] = field(default_factory=dict)  # arguments that the problem does not have
     called: Mapping[str, str] = field(default_factory=dict)  # what the exercise calls others: {"W": "E"}
+    without: str = ""  # constants of the problem that the exercise leaves out, as `complete` makes them: "keep p"
     picture: str = ""  # tensors to draw where they are wrong
 
-    @property
+    @cached_property
     def bank(self) -> Problem:
-        return problems()[self.problem]
+        """The problem; without some of its constants, less the faults that are none then."""
+        problem = problems()[self.problem]
+        if not self.without:
+            return problem
+        taken = [name for name in problem.cases(n=1)[0].constants if name not in self.without.split()]
+        problem = with_constants(problem, taken, unit=False)
+        (case,) = problem.cases(n=1)
+        true = apply(problem.backward, case)
+        faults = {
+            name: fault
+            for name, fault in problem.faults.items()
+            if not all(same(wrong, true[tensor]) for tensor, wrong in apply(fault.wrong, case).items())
+        }
+        return replace(problem, faults=faults)
 
     def of_case(self, case: Case) -> Arguments:
         known = {"dy": case.dy, "dL": case.dy, **self.renamed({**case.inputs, **case.constants})}

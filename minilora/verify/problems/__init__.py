@@ -30,7 +30,7 @@ def op_cases() -> dict[str, Op]:
 
 
 def signatures(only: str = "") -> str:
-    """Each problem whose name or alias contains `only`: print(signatures("lora")).
+    """Each problem whose name or alias contains `only`, or is it, which comes first: print(signatures("lora")).
 
     What its gradient is called with, its forward as a formula, and in which other forms the gradient may come. Raises
     ValueError when nothing is called so.
@@ -38,7 +38,7 @@ def signatures(only: str = "") -> str:
     wanted = only.casefold()
     found = [
         "\n    ".join(filter(None, [problem.signature(), problem.formula, problem.optional]))
-        for problem in problems().values()
+        for problem in sorted(problems().values(), key=lambda problem: wanted not in (problem.name, *problem.aliases))
         if any(wanted in name for name in (problem.name, *problem.aliases))
     ]
     if not found:

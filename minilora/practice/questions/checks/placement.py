@@ -12,9 +12,12 @@ from ....accounting.live import count_parameters
 from ....adapters.attach import attach_lora
 from ....adapters.merge import merge, unmerge
 from ....backend import Array
+from ....models.config import Config
+from ....models.families import FAMILIES
 from ....models.pretrained import load_pretrained
 from ....models.transformer import Transformer
-from ....nn.module import Gradients
+from ....nn import Gradients, Parameter
+from ....nn.optim import AdamW
 
 PLACES = {
     "q, v": ["q_proj", "v_proj"],
@@ -152,6 +155,66 @@ def five_assertions_find_a_layer_left_out() -> str:
     return "; ".join(f"{way}: " + "".join("✗✓"[each] for each in five) for way, five in passed.items())
 
 
+def the_bias_of_the_keys_learns_nothing() -> str:
+    """BitFit of a GPT-2: the gradient of k's bias is 0, of a third of the fused one; a Llama has no bias to train."""
+    config = Config(vocab_size=64, n_layers=2, d_model=24, n_heads=3, d_ff=48, max_length=16, dtype="float64")
+    model = FAMILIES["gpt2"].build(config, 0)
+    for i, (path, p) in enumerate(model.named_parameters().items()):
+        p.data = p.data + 0.3 * np.random.default_rng(i).standard_normal(p.data.shape)
+        p.trainable = path.endswith(".bias")
+    grads = _gradients(model, np.random.default_rng(0).integers(0, 64, (3, 12)))
+    q, k, v = (float(abs(db).max()) for db in grads["block_0.attention.qkv_proj.bias"].reshape(3, 24))
+    assert k < 1e-12 < 1e-3 < min(q, v)
+    never = 24 * 2 / sum(db.size for db in grads.values())
+    try:
+        count("llama-2-7b", "bitfit", tokens=1)
+        raise AssertionError("a Llama 2 has biases")
+    except ValueError as error:
+        if "no bias" not in str(error):
+            raise
+    trained = count("gpt2", "bitfit", tokens=1).trainable
+    assert trained == 12 * (3 + 1 + 4 + 1) * 768 + (2 * 12 + 1) * 768  # of linear layers, of norms
+    return f"max |db| of q {q:.1e}, k {k:.0e}, v {v:.1e}: {never:.0%} of the biases; GPT-2 {trained:,}, Llama 2 7B 0"
+
+
+def a_row_of_a_tied_table_learns_from_both_uses() -> str:
+    """A row of a tied table has a gradient from both uses. With a mask on dE, weight decay still moves the others."""
+    rng, V, C = np.random.default_rng(0), 12, 5
+    E, ids, new = rng.standard_normal((V, C)), np.array([3, 10, 3, 11, 10, 2]), [10, 11]
+
+    def loss(E: Array) -> Array:
+        return ops.cross_entropy_forward(np.tanh(E[ids]) @ E.T, np.roll(ids, -1))[0]
+
+    x = np.tanh(E[ids])
+    dlogits = ops.cross_entropy_backward(1.0, ops.cross_entropy_forward(x @ E.T, np.roll(ids, -1))[1])
+    looked_up = ops.embedding_gradients(dlogits @ E * (1 - x**2), ids, V)[new]
+    dT = looked_up + dlogits[:, new].T @ x
+    v, h = rng.standard_normal(dT.shape), 1e-6
+    up, down = (loss(_rows_moved(E, new, e * v)) for e in (h, -h))
+    slope = float(up - down) / (2 * h)
+    assert np.isclose(np.sum(dT * v), slope, rtol=1e-7)
+    alone = abs(np.sum(looked_up * v) / slope - 1)
+    assert alone > 0.05  # as though the head were not tied
+    assert np.all(dlogits.T @ x != 0)  # by the head every row has a gradient, also of tokens that are not there
+    moved = {}
+    for name, decay in (("mask", 0.0), ("mask, decay", 0.01)):
+        table = Parameter(E.copy())
+        table_grad, optimizer = np.zeros_like(E), AdamW({"E": table}, lr=0.01, weight_decay=decay)
+        table_grad[new] = dT
+        for _ in range(3):
+            grads = Gradients()
+            grads.add(table, table_grad.copy())
+            optimizer.step(grads)
+        moved[name] = int(np.sum(np.any(table.data != E, axis=1)))
+    assert moved == {"mask": len(new), "mask, decay": V}
+    rows, whole = (
+        2 * 4096 * 2,
+        2 * 32002 * 4096,
+    )  # m and v of two rows, and of the table, of a Llama 2 with two new tokens
+    both = f"dT: {np.sum(dT * v) / slope - 1:.0e}, without the head {alone:.2f}"
+    return f"{both}; rows moved of {V}: {moved}; m, v: {rows:,} / {whole:,} numbers"
+
+
 def _builtin() -> Transformer:
     return load_pretrained("builtin", dtype="float64")
 
@@ -170,10 +233,17 @@ def _randomise(model: Transformer) -> None:
         parameter.data = np.random.default_rng(i).standard_normal(parameter.data.shape) / 5
 
 
-def _gradients(model: Transformer) -> dict[str, Array]:
-    logits, cache = model.forward(_ids())
+def _rows_moved(E: Array, rows: list[int], by: Array) -> Array:
+    moved = E.copy()
+    moved[rows] += by
+    return moved
+
+
+def _gradients(model: Transformer, ids: Array | None = None) -> dict[str, Array]:
+    ids = _ids() if ids is None else ids
+    logits, cache = model.forward(ids)
     grads = Gradients()
-    model.backward(ops.cross_entropy_backward(1.0, ops.cross_entropy_forward(logits, _ids())[1]), cache, grads)
+    model.backward(ops.cross_entropy_backward(1.0, ops.cross_entropy_forward(logits, ids)[1]), cache, grads)
     return {path: grads[parameter] for path, parameter in model.trainable_parameters().items()}
 
 

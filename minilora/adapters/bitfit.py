@@ -1,0 +1,91 @@
+"""BitFit: the biases learn, and nothing else (Ben Zaken et al., 2022). The maths is that of any bias, in ops/linear.py.
+
+To train the biases of the model itself is attach(..., train="bias"). As an adapter they are kept beside a base that
+stays as it is: merged, taken out again, written to a file of their own, and switched.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+from .. import ops
+from ..backend import Array, Rng, get_array_module
+from ..nn import Gradients, Inputs, LayerNorm, Linear, Module, Parameter, Pass
+from .base import Adapter, Kept, Keys, Law, Products, Slot, relative_difference
+
+
+def as_the_bias_of_the_base(adapter: BitFit, x: Array, dy: Array, grads: Gradients) -> float:
+    """db is what the base's own bias would get."""
+    bias, own = adapter.base.bias, Gradients()
+    bias.trainable = True
+    adapter.base.backward(dy, adapter.base.forward(x)[1], own)
+    bias.trainable = False
+    return relative_difference(grads[adapter.bitfit_b], own[bias])
+
+
+class BitFitCache(NamedTuple):
+    base: Any
+    learns: bool
+    below: bool  # whether anything reads what base.backward gives
+
+
+class BitFit(Adapter):
+    """y = base(x) with b in the place of its bias b₀           b (out,)
+
+    At the start b = b₀. As b₀ is added already, y = base(x) + (b - b₀); nothing is kept for db = Σ dy.
+    """
+
+    variant = "bitfit"
+    peft_type = "BITFIT"  # ours: PEFT has no such file
+    keys = Keys("init_weights", lacks=("bias", "ensure_weight_tying"))
+    options = ()
+    slots = (Slot("bitfit_b", "bias", ("n_out",)),)
+    kept: ClassVar[tuple[Kept, ...]] = ()
+    products = Products(forward="0", backward="0", gradients={})
+    laws: ClassVar[dict[str, Law]] = {"db is that of the base's own bias": as_the_bias_of_the_base}
+    bitfit_b: Parameter
+
+    @classmethod
+    def check(cls, base: Module, **options: Any) -> None:
+        super().check(base, **options)
+        if getattr(base, "bias", None) is None:
+            raise ValueError("this layer has no bias, so bitfit has nothing to train: choose layers with one")
+
+    @classmethod
+    def start(cls, base: Module, *, rng: Rng, **options: Any) -> BitFit:
+        """Nothing is drawn from `rng`."""
+        cls.check(base)
+        return cls.of(base, {"bitfit_b": base.bias.data.copy()})  # type: ignore[attr-defined]
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, BitFitCache]:
+        y, cb = self.base.forward(x, inputs, run)
+        cb = cb._replace(needs_db=False)  # y does not depend on b₀
+        below = run.needs_dx or self.base.trainable
+        return y + (self.bitfit_b.data - self.base.bias.data), BitFitCache(cb, self.bitfit_b.trainable, below)
+
+    def backward(self, dy: Array, cache: BitFitCache, grads: Gradients) -> Array | None:
+        if cache.learns:
+            grads.add(self.bitfit_b, ops.bias_gradients(dy))
+        return self.base.backward(dy, cache.base, grads) if cache.below else None
+
+    def merged(self) -> tuple[Array, Array | None]:
+        """W as it is, and b"""
+        return self.weight.data, self.bitfit_b.data
+
+    @classmethod
+    def join_parts(cls, base: Module, parts: list[Any]) -> Adapter:
+        """The b of the parts one after another, with b₀ for a part that is not adapted."""
+        each = [part.bitfit_b.data if part.is_adapter else part.bias.data for part in parts]
+        return cls.of(base, {"bitfit_b": get_array_module(each[0]).concatenate(each)})
+
+
+class BitFitLinear(BitFit):
+    """y = x Wᵀ + b             W (out, in), frozen   b (out,)"""
+
+    base_type = Linear
+
+
+class BitFitLayerNorm(BitFit):
+    """y = g ∘ (x - μ) / σ + b          g (C,), frozen   b (C,)"""
+
+    base_type = LayerNorm
