@@ -87,7 +87,8 @@ LOCK_TIMEOUT = 1.0  # seconds: a process that was just killed may hold its lock 
 def keep_freed_memory() -> None:
     """Tell malloc to keep freed memory, for training: ops allocate their results, and fresh pages cost time.
 
-    It applies to the whole process, so only the commands that train call it. Has no effect without glibc.
+    It applies to the whole process, so only the commands that train call it, and the processes that they start. Has no
+    effect without glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

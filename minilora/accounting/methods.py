@@ -162,10 +162,10 @@ def add_adapters(method: str, model: Transformer, targets: str | Collection[str]
         variant = method if method in variants() else DEFAULT
         known = [option for cls in variants()[variant] for option in cls.options]
         options: dict[str, Any] = {"r": r} if any(option.name == "r" for option in known) else {}
-        options |= {option.name: tuple(range(tokens)) for option in known if option.key and option.default == ()}
+        options |= {option.name: tuple(range(tokens)) for option in known if option.default == () and option.key}
         attach_without_weights(model, variant, wanted, **options)
         return
-    for path in choose(model, wanted):
+    for path in choose(model, wanted or ()):
         model[path] = FORMULAS[method].without_weights(model[path], r=r)
 
 

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+DEFAULT = "lora"  # the variant, where none is named
+
 
 def variant_names() -> list[str]:
     """The names of the variants, in the alphabet: those of base.variants(), read from the files without importing them,

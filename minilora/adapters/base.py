@@ -39,8 +39,8 @@ import numpy as np
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module
 from ..nn import Costs, Embedding, Gradients, LayerNorm, Linear, MetaArray, Module, Parameter
+from . import DEFAULT as DEFAULT
 
-DEFAULT = "lora"  # the variant, where none is named
 Law = Callable[[Any, Array, Array, Gradients], float]  # (adapter, x, dy, its gradients) -> relative error
 
 
@@ -280,10 +280,9 @@ class Adapter(Module):
             setattr(self, slot.name, x)
         for name, default in self.defaults().items():
             value = options.get(name, default)
-            if isinstance(default, tuple):
-                value = tuple(map(int, value))
-            # Python numbers: a NumPy float64 would turn float32 products into float64.
-            setattr(self, name, value.item() if isinstance(value, np.generic) else value)
+            setattr(
+                self, name, tuple(map(python_number, value)) if isinstance(default, tuple) else python_number(value)
+            )
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -294,6 +293,11 @@ class Adapter(Module):
     def trains_a_matrix(cls) -> bool:
         """Whether it learns matrices of r rows or columns, so that a rank above min(in, out) is wasted."""
         return any(slot.trained and "r" in slot.shape and len(slot.shape) == 2 for slot in cls.slots)
+
+    @classmethod
+    def says_its_sizes(cls) -> bool:
+        """Whether the shapes of its tensors in a file give n_in and n_out."""
+        return {"n_in", "n_out"} <= {axis for slot in cls.slots for axis in slot.shape if not slot.shared}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -360,6 +364,11 @@ class Adapter(Module):
     def delta(self) -> Array:
         """ΔW, in the shape of W: merged W - W."""
         return self.merged()[0] - self.weight.data
+
+
+def python_number(x: Any) -> Any:
+    """x, if it is a NumPy scalar as one of Python: a float64 would turn float32 products into float64."""
+    return x.item() if isinstance(x, np.generic) else x
 
 
 def is_number(x: Any) -> bool:

@@ -36,7 +36,7 @@ class LoRABiasLinear(LoRALinear):
 
     variant = "lora-bias"
     keys = LoRALinear.keys._replace(inits=(True, False), fixed={**LoRALinear.keys.fixed, "lora_bias": True})
-    start_options = ()
+    start_options = ()  # type: ignore[assignment]
     slots = (*LoRALinear.slots, Slot("lora_B_bias", "lora_B.bias", ("n_out",)))  # type: ignore[assignment]
     laws: ClassVar[dict[str, Law]] = {**LoRALinear.laws, "dc = s db": scaled_with_the_path}
     lora_B_bias: Parameter
@@ -50,7 +50,9 @@ class LoRABiasLinear(LoRALinear):
     def hold(self, base: Any, tensors: Mapping[str, Array | Parameter], **options: Any) -> None:
         super().hold(base, {"lora_B_bias": np.zeros(len(base.weight.data)), **tensors}, **options)
 
-    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoRABiasCache]:
+    def forward(  # type: ignore[override]
+        self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()
+    ) -> tuple[Array, LoRABiasCache]:
         y, cb = self.base.forward(x, inputs, run)
         x, keep = dropped(x, self.dropout, run.rng)
         A, B, c = self.lora_A, self.lora_B, self.lora_B_bias
@@ -58,10 +60,10 @@ class LoRABiasLinear(LoRALinear):
         y += y_lora
         return y, LoRABiasCache(cb, x if A.trainable else None, h if B.trainable else None, c.trainable, keep)
 
-    def backward(self, dy: Array, cache: LoRABiasCache, grads: Gradients) -> Array | None:
+    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array | None:
         if cache.learn_c:
             grads.add(self.lora_B_bias, ops.lora_bias_gradients(dy, self.scaling))
-        return super().backward(dy, cache, grads)  # type: ignore[arg-type]  # it has the same fields
+        return super().backward(dy, cache, grads)
 
     def merged(self) -> tuple[Array, Array | None]:
         """W + s B A and b + s c"""

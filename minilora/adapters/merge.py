@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from ..backend import Array, get_array_module
 from ..nn import Embedding, LayerNorm, Linear, Module, Parameter, Part
@@ -63,7 +64,7 @@ def own(x: Array, of_base: Parameter | None) -> Parameter:
     return of_base if of_base is not None and x is of_base.data else Parameter(x, trainable=False)
 
 
-def merged_layer(adapter: Adapter) -> Module:
+def merged_layer(adapter: Adapter) -> Any:
     """A plain layer that computes what the adapter does without dropout. The adapter waits inside."""
     return next(merged for base, merged in MERGED.items() if isinstance(adapter.base, base))(adapter)
 
@@ -78,14 +79,14 @@ def merge(model: Module) -> list[str]:
     modules = model.named_modules()  # a part of a fused layer is merged with the whole
     adapters = {path: m for path, m in modules if isinstance(m, Adapter) and not isinstance(m.base, Part)}
     sums: dict[tuple[Parameter, ...], Parameter] = {}
+    layers: dict[str, Any] = {}
     with blas_threads():
         for path, adapter in adapters.items():
-            merged = merged_layer(adapter)
+            model[path] = layers[path] = merged_layer(adapter)
             key = adapter.weight, *adapter.own_parameters().values()
-            merged.weight = sums.setdefault(key, merged.weight)  # tied before, tied after
-            model[path] = merged
+            layers[path].weight = sums.setdefault(key, layers[path].weight)  # tied before, tied after
     left = set(model.named_parameters().values())
-    untied = [path for path, a in adapters.items() if a.weight in left and model[path].weight is not a.weight]
+    untied = [path for path, a in adapters.items() if a.weight in left and layers[path].weight is not a.weight]
     if untied:
         warnings.warn(f"merged, {', '.join(untied)} is no longer tied: what shared its weight keeps it", stacklevel=2)
     return list(adapters)
@@ -93,7 +94,7 @@ def merge(model: Module) -> list[str]:
 
 def unmerge(model: Module) -> list[str]:
     """Put every merged adapter back on its W₀, which was never written to; return the dotted paths."""
-    merged = {path: m for path, m in model.named_modules() if isinstance(m, tuple(MERGED.values()))}
+    merged: dict[str, Any] = {path: m for path, m in model.named_modules() if m.is_merged}
     for path, layer in merged.items():
         W, adapter = layer.weight.data, layer.adapter
         held = [parameter.data for parameter in adapter.parameters()]

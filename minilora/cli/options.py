@@ -33,7 +33,8 @@ SHARED: dict[str, dict[str, Any]] = {
 }
 
 # Fields of jobs.settings that commands take: of every task, of a language model too, of a classifier alone.
-LEARNING = "targets", "alpha", "rslora", "dropout", "lr", "batch", "length", "accumulate", "recompute"
+ADAPTING = "method", "init", "option", "targets", "alpha", "rslora", "dropout"
+LEARNING = *ADAPTING, "lr", "batch", "length", "accumulate", "recompute"
 TUNING = "encoding", *LEARNING, "steps", "evaluate_every", "patience", "checkpoint_every"
 CLASSIFYING = "epochs", "l1", "l2"
 COLUMNS = "text", "label", "skip_empty"

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
-from argparse import ArgumentTypeError
+import re
+from argparse import Action, ArgumentError, ArgumentTypeError
 from collections.abc import Callable
+from typing import Any
 
 
 def comma_separated(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def methods(text: str) -> list[str]:
+    """Names, and their options: "lora,vera:d_initial=0.5"; a comma within brackets is part of an option."""
+    return [word.strip() for word in re.split(r",(?![^\[]*\])", text) if word.strip()]
 
 
 def targets(text: str) -> str | list[str]:
@@ -51,3 +59,21 @@ def number(text: str, is_valid: Callable[[float], bool], what: str) -> float:
     if not (math.isfinite(x) and is_valid(x)):
         raise ArgumentTypeError(f"{text!r} is not {what}")
     return x
+
+
+def json_or_text(text: str) -> Any:
+    """0.5, true, [1, 2] and "a" as JSON has them; anything else is a text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+class Collect(Action):
+    """NAME=VALUE, each time that the option is given, as one mapping."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
+        name, equals, text = value.partition("=")
+        if not (name and equals):
+            raise ArgumentError(self, f"{value!r} is not NAME=VALUE")
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), name: json_or_text(text)})

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapters.peft import PREFIX, layers_in, locate_adapter, read_adapter, slot_of
-from ..adapters.peft.config import is_saved
+from ..adapters.base import Adapter
+from ..adapters.peft import PREFIX, adapters_of, layers_in, locate_adapter, read_adapter, slot_of
+from ..adapters.peft.config import classes_of, is_saved
 from ..adapters.peft.format import MERGE_IT
 from ..adapters.peft.plan import plan_of
 from ..adapters.peft.view import view_of
@@ -21,7 +22,7 @@ from ..models.names import add_body
 from ..models.pretrained import read_source
 from ..models.saving import base_hash
 from ..models.sources import locate
-from .bases import base_of_run
+from .bases import base_of_run, load_adapted
 
 
 class Change(NamedTuple):
@@ -105,16 +106,18 @@ def read_weights(source: str | Path) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Changes:
-    """ΔW = s B A of every layer of an adapter, with W before and after if the checkpoint `base` has it.
+    """ΔW of every layer of an adapter, as s B A where it is such a product, with W before and after if the checkpoint
+    `base` has it.
 
     Tensors that are trained whole (modules_to_save, biases) are in `others`. Raises FileNotFoundError for a missing
     file; ValueError for what read_adapter does not support, for tensors that do not fit each other, the config or the
-    base, and for an adapter whose ΔW is 0 everywhere.
+    base, for an adapter whose ΔW is 0 everywhere, and for one whose ΔW follows from its base alone and that has none.
     """
     folder = locate_adapter(folder)
     config, tensors, metadata = read_adapter(folder)
     whole = trained_whole(config, tensors)
-    adapters = layers_in(folder, config, {name: x for name, x in tensors.items() if name not in whole})
+    those = {name: x for name, x in tensors.items() if name not in whole}
+    adapters = adapters_in(folder, config, those, base)
     family, weights = ("", {}) if base is None else read_weights(base)
     expected = metadata.get("base_sha256")
     if base is not None and expected and expected != hash_below(folder, config, tensors, base):
@@ -123,7 +126,12 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
     for name in sorted(adapters, key=natural_order):
         factors = adapters[name].factors()
         if factors is None:
-            raise ValueError(f"{folder}: ΔW of its layers is no product of two matrices: {MERGE_IT}")
+            W, (merged, _) = adapters[name].weight.data, adapters[name].merged()
+            if np.array_equal(W, merged):
+                unchanged.append(name)
+            else:
+                layers[name] = Change(W, merged)
+            continue
         A, B, s = factors
         before = weights.get(f"{add_body(family, name) if family else name}.weight")
         if before is not None and before.shape != (len(B), A.shape[1]):
@@ -135,10 +143,29 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
             after = None if before is None else before + s * (B.astype(float) @ A)
         layers[name] = Change(before, after, (A, B, s))
     if not layers:
-        raise ValueError(f"ΔW = 0 in every layer of {folder}: an adapter that was not trained has no spectrum")
+        raise ValueError(
+            f"ΔW = 0 in every layer of {folder}: an adapter that was not trained, or changes no matrix, has no spectrum"
+        )
     if base is not None and all(change.before is None for change in layers.values()):
         raise ValueError(f"{base} has none of the layers of {folder}: it is not its base")
     return Changes(layers, unchanged, {name.removeprefix(PREFIX): "trained whole" for name in whole})
+
+
+def adapters_in(
+    folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray], base: str | Path | None
+) -> dict[str, Adapter]:
+    """{Hugging Face's name of a layer: its adapter}, on the layers of `base` where ΔW does not follow from the file
+    alone. Raises ValueError where it does not and there is no base."""
+    if base is None or all(cls.says_its_sizes() for cls in classes_of(config)):
+        found = layers_in(folder, config, tensors)
+        unknown = next((name for name, adapter in found.items() if adapter.factors() is None), "")
+        if not unknown:
+            return found
+        if base is None:
+            raise ValueError(f"{folder}: ΔW of {unknown} depends on W: {MERGE_IT}")
+    model, _ = load_adapted(base, folder)
+    names = view_of(model).names
+    return {names[path]: adapter for path, adapter in adapters_of(model).items()}
 
 
 def is_zero(A: np.ndarray, B: np.ndarray) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,9 @@ class Task(FineTuning):
             "labels": dict(Counter(train.labels)),
             "shared": count_shared(train.texts, held_out.texts),
         }
+
+    def batches(self) -> Callable[[int], Batch]:
+        return shuffled(self.train, self.settings.batch, self.settings.seed)
 
     def fit(self, **options: Any) -> History:
         return fit_classifier(self.model, self.train, self.held_out, self.settings, **options)

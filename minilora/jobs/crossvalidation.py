@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from ..data import take
+from ..adapters import DEFAULT
+from ..data import shuffled, take
 from ..data.records import label_ids, label_names, read_records, stratified_folds
 from ..display.tables import numbers_right, wide_console
 from ..models.pretrained import load_tokenizer
@@ -18,9 +18,9 @@ from ..training.metrics import paired_test, scores, student_t
 from .bases import base_for
 from .classification import classifier, confusion, fit_classifier
 from .data import numbers_of_rows, warn_of_unreadable
-from .finetuning import ShowData, attach
+from .finetuning import ShowData, attach, options_of, settings_of
 from .prediction import encode
-from .settings import ClassifierSettings
+from .settings import OF_METHOD, ClassifierSettings
 
 
 def cross_validate(
@@ -35,14 +35,15 @@ def cross_validate(
 ) -> dict[str, Any]:
     """Compare ClassifierSettings(**options) with the same changed by `against`, on each of stratified `folds`.
 
+    Where `against` says another method, those of the options that it lacks are left out.
     Both are trained on the other folds, in the same order and from the same seed. `show_data` is called before with the
     statistics of the data, which data.print_data prints. Returns the (first, second) accuracies on each fold, the mean
     accuracy of always giving the commonest label, and metrics.paired_test of first - second. Raises ValueError for bad
     input, before anything is trained.
     """
     student_t()  # raises where SciPy is missing
-    first = ClassifierSettings(**options)
-    both = {"first": first, "second": replace(first, **against)}
+    first = settings_of(ClassifierSettings, **options)
+    both = {"first": first, "second": settings_of(ClassifierSettings, **second_options(options, against))}
     if first == both["second"]:
         raise ValueError("the two settings are the same: say in --against what is to differ, as '--rank 2'")
     records = read_records(data, first.text, first.label, first.encoding, first.skip_empty)
@@ -54,7 +55,7 @@ def cross_validate(
     for which, settings in both.items():  # what is wrong with either is found before the training
         model = classifier(source, names, settings.seed)
         encoded[which], lengths = encode(tokenizer, records.texts, targets, settings.length, model)
-        attach(model, settings)
+        attach(model, settings, shuffled(encoded[which], settings.batch, settings.seed))
         parts = {"all rows": numbers_of_rows(encoded[which], lengths, tokenizer, settings.length)}
         warn_of_unreadable(parts)
         numbers[settings.length] = {"length": settings.length, "parts": parts, "labels": labels, "repeated": repeated}
@@ -68,7 +69,7 @@ def cross_validate(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they were shown above
                 model = classifier(source, names, settings.seed)
-                attach(model, settings)
+                attach(model, settings, shuffled(take(encoded[which], train), settings.batch, settings.seed))
             model.to(backend)
             description = f"fold {fold} of {folds}, {which} setting"
             fit_classifier(model, take(encoded[which], train), None, settings, description=description)
@@ -84,6 +85,15 @@ def cross_validate(
         "texts": {"train": sizes[0], "test": sizes[1]},
         **paired_test([a - b for a, b in accuracies], *sizes),
     }
+
+
+def second_options(options: dict[str, Any], against: dict[str, Any]) -> dict[str, Any]:
+    """`options` changed by `against`: of another method without what it lacks, and what only the first has."""
+    method = against.get("method")
+    if method is None or method == options.get("method", DEFAULT):
+        return options | against
+    lacks = {"option", *(field for field, name in OF_METHOD.items() if name not in options_of(method))}
+    return {name: value for name, value in options.items() if name not in lacks} | against
 
 
 def print_comparison(report: dict[str, Any]) -> None:

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..adapters import DEFAULT
 from ..adapters.attach import low_rank_adapter
 from ..adapters.peft import CONFIG, PREFIX, WEIGHTS, adapter_files, read_adapter, slot_of
+from ..adapters.peft.config import classes_of
 from ..adapters.spectrum import SVD, rank_for, truncate, truncation_error
 from ..files import tensors_to_bytes, to_json
 from ..models.names import hub_name
@@ -75,6 +77,11 @@ def extracted_files(model: Transformer, paths: dict[str, str], low_rank: dict[st
     for name, path in paths.items():
         model[path] = low_rank_adapter(model[path], low_rank[name].A, low_rank[name].B)
     return adapter_files(model)
+
+
+def is_plain(folder: Path) -> bool:
+    """Whether the files in it are those of the default variant, which shrunk_files() writes."""
+    return classes_of(read_adapter(folder)[0])[0].variant == DEFAULT
 
 
 def shrunk_files(folder: str | Path, low_rank: dict[str, LowRank]) -> dict[str, bytes]:

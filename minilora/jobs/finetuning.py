@@ -16,7 +16,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..accounting import count_parameters
-from ..adapters.attach import attach_lora, fit_options
+from ..adapters import DEFAULT
+from ..adapters.attach import attach as attach_variant
+from ..adapters.attach import check_options, classes_of, fit_options
 from ..adapters.peft import adapter_files
 from ..data import Batch
 from ..files import to_json, write_files
@@ -29,9 +31,10 @@ from ..training import History, fit
 from .bases import base_for
 from .data import Numbers, warn_of_unreadable
 from .runs import CHECKPOINT, HISTORY, tokenizer_hash, training_folder
-from .settings import TASKS, Settings
+from .settings import OF_METHOD, TASKS, Settings
 
 ShowData = Callable[[Numbers], None]
+FIRST = 8  # batches, from which an adapter may start
 CLASSIFIER = "classifier", "classifier_transform"  # trained whole, as in PEFT: RoBERTa's is two layers
 
 
@@ -55,7 +58,7 @@ def finetune(
     input, FloatingPointError for a loss that is not finite, KeyboardInterrupt after Ctrl-C.
     """
     kind = task_named(task)
-    run = kind(base, data, kind.settings_type(**options), Path(out), backend)
+    run = kind(base, data, settings_of(kind.settings_type, **options), Path(out), backend)
     with training_folder(out, run.saved, resume) as folder:
         if show_data:
             show_data(run.numbers)
@@ -96,7 +99,8 @@ class FineTuning(ABC):
         self.load(base_for(out, base) or base, data)
         warn_of_unreadable(self.numbers["parts"])
         self.model.to(backend)
-        self.adapted = attach(self.model, settings)
+        self.adapted = attach(self.model, settings, self.batches())
+        adapter_files(self.model)  # raises, before any training, for what a file cannot hold
         classifier = [path for path in self.model.state_dict() if path.startswith("classifier")]
         hub = self.model.hub
         self.saved |= {"base": hub[0], "revision": hub[1]} if hub else {"base": base}
@@ -107,6 +111,10 @@ class FineTuning(ABC):
     @abstractmethod
     def load(self, source: str | Path, data: str) -> None:
         """Set model, tokenizer, numbers and data_sha256."""
+
+    @abstractmethod
+    def batches(self) -> Callable[[int], Batch]:
+        """The i-th of those to learn from."""
 
     @abstractmethod
     def fit(self, **options: Any) -> History:
@@ -122,11 +130,43 @@ class FineTuning(ABC):
         print(f"{report['adapted']} layers adapted, {trained}")
 
 
-def attach(model: Transformer, settings: Settings) -> list[str]:
-    """Attach adapters to `model`; a classifier is trained whole. Returns the paths of the adapted layers."""
-    adapted = attach_lora(
-        model, settings.targets, settings.rank, settings.alpha, rng=np.random.default_rng(settings.seed),
-        dropout=settings.dropout, rslora=settings.rslora, train=[name for name in CLASSIFIER if name in model.layers],
+def options_of(method: str) -> dict[str, Any]:
+    """{option of its adapters: default, None if start() alone takes it} of a method."""
+    classes = classes_of(method)
+    at_start: dict[str, Any] = dict.fromkeys(name for cls in classes for name in cls.start_options)
+    return at_start | {name: value for cls in classes for name, value in cls.defaults().items()}
+
+
+def settings_of(kind: type[Any], **given: Any) -> Any:
+    """Settings of this kind, with what the method has by itself where nothing is given: its rank, and its targets if it
+    has no rank; None for what it lacks. Raises ValueError for an option that it lacks and that is given."""
+    method = given.get("method", DEFAULT)
+    own = options_of(method)
+    for field, name in OF_METHOD.items():
+        if name not in own:
+            if given.get(field) is not None:
+                raise ValueError(f"{method} has no {field}: leave it out")
+            given[field] = None
+    if "r" in own:
+        given.setdefault("rank", own["r"])
+    else:
+        given.setdefault("targets", None)
+    option = given.get("option") or {}
+    check_options(method, None, option)
+    if twice := next((field for field, name in OF_METHOD.items() if name in option), None):
+        raise ValueError(f"option {OF_METHOD[twice]!r} is what {twice!r} says: give that")
+    return kind(**given)
+
+
+def attach(model: Transformer, settings: Settings, batches: Callable[[int], Batch] | None = None) -> list[str]:
+    """Attach adapters to `model`; a classifier is trained whole. The first of `batches` are for a method that starts
+    from what the layers do with them. Returns the paths of the adapted layers."""
+    chosen = {name: value for field, name in OF_METHOD.items() if (value := getattr(settings, field)) is not None}
+    if batches and settings.init is not None and "data" in options_of(settings.method):
+        chosen["data"] = [batches(i) for i in range(FIRST)]
+    adapted = attach_variant(
+        model, settings.method, settings.targets, rng=np.random.default_rng(settings.seed),
+        train=[name for name in CLASSIFIER if name in model.layers], **chosen, **settings.option or {},
     )  # fmt: skip
     if settings.recompute:
         recompute(model)

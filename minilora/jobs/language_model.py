@@ -58,6 +58,9 @@ class LanguageModelTask(FineTuning):
         self.data_sha256 = self.dataset.sha256
         self.numbers = {"length": how.length, "parts": self.dataset.parts, "shared": self.dataset.shared}
 
+    def batches(self) -> Callable[[int], Batch]:
+        return self.dataset.batches
+
     def fit(self, **options: Any) -> History:
         self.before, steps = self.sample(), self.settings.steps
         schedule = cosine_schedule(steps, min(10, steps // 10))

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..adapters import spectrum
 from ..adapters.peft import CONFIG, locate_adapter
+from ..adapters.peft.format import MERGE_IT
 from ..adapters.spectrum import SVD
 from ..display.plots import check_png
 from ..display.tables import fits, numbers_right, wide_console
@@ -21,7 +22,7 @@ from ..process import blas_threads
 from ..spelling import counted
 from .bases import base_for
 from .changes import Change, Changes, adapter_changes, checkpoint_changes
-from .extraction import LowRank, approximate, check_rank, extracted_files, linear_layers, shrunk_files
+from .extraction import LowRank, approximate, check_rank, extracted_files, is_plain, linear_layers, shrunk_files
 from .rank_figures import rank_figures
 
 TOP = 10  # singular vectors of W after, the first ones, among which it looks for intruders
@@ -63,12 +64,17 @@ def study(
             raise FileNotFoundError(
                 f"{adapter} is no adapter folder, it holds no {CONFIG}; of two checkpoints, give both"
             )
-        changes = adapter_changes(adapter, base_for(adapter, base) if base else None)
+        source = base_for(adapter, base) if base else None
+        changes = adapter_changes(adapter, source)
+        if out and not is_plain(adapter):
+            if source is None:
+                raise ValueError(f"{adapter} is no plain LoRA, and a smaller one of it is: {MERGE_IT}")
+            model = load_pretrained(source)
     else:
         before = base_for(None, folder) or folder
         changes = checkpoint_changes(before, tuned)
         model = load_pretrained(before) if out else None
-    others = adapter_changes(compare).layers if compare else {}
+    others = adapter_changes(compare, base_for(None, base) if base else None).layers if compare else {}
     if compare and not others.keys() & changes.layers.keys():
         raise ValueError(f"{compare} adapts none of these layers: there is nothing to compare")
     paths = linear_layers(model, changes.layers) if model else {}

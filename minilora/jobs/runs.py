@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..adapters import DEFAULT
 from ..adapters.peft import CONFIG, WEIGHTS
 from ..files import check_contents, check_writable, load_tensors, read_json, to_json, write_files
 from ..models.tokenizer import Tokenizer
 from ..process import folder_lock
 
 SETTINGS, CHECKPOINT, HISTORY, SAMPLES = "settings.json", "checkpoint.safetensors", "history.json", "samples.json"
+ABSENT = {"method": DEFAULT, "init": None, "option": None}  # what a settings.json without these keys means
 LEAST = {"steps": 1, "batch": 1, "length": 1, "seed": 0}  # of whole numbers in settings.json, which all runs have
 FILES = (SETTINGS, CHECKPOINT, HISTORY, SAMPLES, CONFIG, WEIGHTS)  # what fine-tuning writes
 
@@ -91,7 +93,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Raise ValueError if the run in `folder` had other settings. Base, tokenizer and data are compared by hash, not by
     name."""
-    before, names = read_settings(folder), ("base", "revision", "data")
+    before, names = ABSENT | read_settings(folder), ("base", "revision", "data")
     key = next((key for key in settings if key not in names and before.get(key) != settings[key]), None)
     if key:
         changed = f"{folder} was run with {key} = {before.get(key)!r:.80}, not {settings[key]!r:.80}"
@@ -135,7 +137,8 @@ def progress(folder: Path) -> tuple[int, bool]:
 def describe_run(folder: Path) -> dict[str, str]:
     """What `minilora info` prints of the folder of a run."""
     settings, (done, stopped_early) = read_settings(folder), progress(folder)
-    return {
+    method = {"method": settings["method"]} if "method" in settings else {}
+    return method | {
         "run": f"{done} of {settings['steps']} steps{', stopped early' * stopped_early}, seed {settings['seed']}",
         "on": f"{settings.get('data', 'English prose')}, batches of {settings['batch']} x {settings['length']} tokens",
     }

@@ -5,19 +5,23 @@ Nothing here imports NumPy, for which --help need not wait.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-from .arguments import natural_float, natural_int, positive_float, positive_int, targets
+from ..adapters import DEFAULT, variant_names
+from .arguments import Collect, natural_float, natural_int, positive_float, positive_int, targets
 
 TASKS = {"text": "text", "instruct": "instruction", "classify": "classification"}  # {--task: its file in jobs/}
+
+# Fields that a method may lack, and the options of adapters that they give; a field is None where the method lacks it.
+OF_METHOD = {"rank": "r", "alpha": "alpha", "rslora": "rslora", "dropout": "dropout", "init": "init"}
 
 ENCODING = "encoding of --data, such as cp1252 or utf-16 (default utf-8); a byte order mark decides"
 SKIP_EMPTY = "leave out the rows whose text or label is empty"
 
 
-def option(default: Any, help: str, *, saved: bool = True, **argument: Any) -> Any:
+def setting(default: Any, help: str, *, saved: bool = True, **argument: Any) -> Any:
     """A field, with its help text and what else argparse needs.
 
     saved=False keeps it out of settings.json, so that a run may be resumed with another value: it changes no result, or
@@ -33,28 +37,34 @@ PENALTY: dict[str, Any] = {"type": natural_float, "metavar": "X"}
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How an adapter is trained, whatever the task."""
+    """How an adapter is trained, whatever the task. `method` is a variant of adapters, `option` its own options."""
 
-    rank: int = option(8, "rank of the adapters (default 8)", **POSITIVE)
-    targets: str | Sequence[str] = option(
-        "all-linear", "layers to adapt (default all-linear)", type=targets, metavar="A,B"
+    method: str = setting(DEFAULT, f"{', '.join(variant_names())} (default {DEFAULT})", metavar="NAME")
+    option: Mapping[str, Any] | None = setting(
+        None, "an option of the method alone, as d_initial=0.5; may be repeated", action=Collect, metavar="NAME=VALUE"
     )
-    alpha: float = option(16.0, "the adapter is scaled by alpha/rank (default 16)", type=float, metavar="X")
-    rslora: bool = option(False, "scale by alpha/sqrt(rank) instead", action="store_true")
-    dropout: float = option(0.0, "dropout on the adapter's input (default 0)", type=float, metavar="P")
-    lr: float = option(8e-3, "peak learning rate; to classify 2e-3 (default 8e-3)", type=positive_float, metavar="X")
-    batch: int = option(16, "windows, or examples, in a batch; to classify 32 (default 16)", **POSITIVE)
-    length: int = option(128, "tokens in a window or example, at most (default 128)", **POSITIVE)
-    accumulate: int = option(1, "batches in a step (default 1)", **POSITIVE)
-    recompute: bool = option(
+    init: str | None = setting(None, "how the adapter starts, of a method with several ways", metavar="NAME")
+    rank: int | None = setting(8, "rank of the adapters (default: the method's own, 8 of most)", **POSITIVE)
+    targets: str | Sequence[str] | None = setting(
+        "all-linear", "layers to adapt (default: all-linear; of a method without a rank, its own)",
+        type=targets, metavar="A,B",
+    )  # fmt: skip
+    alpha: float | None = setting(16.0, "the adapter is scaled by alpha/rank (default 16)", type=float, metavar="X")
+    rslora: bool | None = setting(False, "scale by alpha/sqrt(rank) instead", action="store_true")
+    dropout: float | None = setting(0.0, "dropout on the adapter's input (default 0)", type=float, metavar="P")
+    lr: float = setting(8e-3, "peak learning rate; to classify 2e-3 (default 8e-3)", type=positive_float, metavar="X")
+    batch: int = setting(16, "windows, or examples, in a batch; to classify 32 (default 16)", **POSITIVE)
+    length: int = setting(128, "tokens in a window or example, at most (default 128)", **POSITIVE)
+    accumulate: int = setting(1, "batches in a step (default 1)", **POSITIVE)
+    recompute: bool = setting(
         False, "run blocks again for their backward: less memory, the same result", saved=False, action="store_true"
     )
-    evaluate_every: int = option(50, "steps between evaluations (default 50)", **POSITIVE)
-    patience: int = option(0, "stop after N evaluations without a new best; 0: never", **NATURAL)
-    checkpoint_every: int = option(50, "steps between checkpoints (default 50)", saved=False, **POSITIVE)
-    seed: int = option(0, "same seed, same bytes (default 0)", **NATURAL)
-    shards: int = option(2, "split each batch over N threads (default 2)", **POSITIVE)
-    encoding: str = option("utf-8", ENCODING, saved=False, metavar="NAME")
+    evaluate_every: int = setting(50, "steps between evaluations (default 50)", **POSITIVE)
+    patience: int = setting(0, "stop after N evaluations without a new best; 0: never", **NATURAL)
+    checkpoint_every: int = setting(50, "steps between checkpoints (default 50)", saved=False, **POSITIVE)
+    seed: int = setting(0, "same seed, same bytes (default 0)", **NATURAL)
+    shards: int = setting(2, "split each batch over N threads (default 2)", **POSITIVE)
+    encoding: str = setting("utf-8", ENCODING, saved=False, metavar="NAME")
 
     def saved(self) -> dict[str, Any]:
         """Those that settings.json holds."""
@@ -63,20 +73,20 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelSettings(Settings):
-    steps: int = option(100, "number of steps (default 100)", **POSITIVE)
+    steps: int = setting(100, "number of steps (default 100)", **POSITIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierSettings(Settings):
     lr: float = 2e-3
     batch: int = 32
-    epochs: int = option(3, "to classify: passes over the rows (default 3)", **POSITIVE)
-    l1: float = option(0.0, "to classify: penalty on |A| and |B| (default 0)", **PENALTY)
-    l2: float = option(0.0, "to classify: penalty on A²/2 and B²/2 (default 0)", **PENALTY)
-    text: str = option("text", "to classify: the column of the text (default text)", metavar="NAME")
-    label: str = option("label", "to classify: the column of the label (default label)", metavar="NAME")
-    skip_empty: bool = option(False, f"to classify: {SKIP_EMPTY}", saved=False, action="store_true")
-    held_out: str | None = option(
+    epochs: int = setting(3, "to classify: passes over the rows (default 3)", **POSITIVE)
+    l1: float = setting(0.0, "to classify: penalty on |A| and |B| (default 0)", **PENALTY)
+    l2: float = setting(0.0, "to classify: penalty on A²/2 and B²/2 (default 0)", **PENALTY)
+    text: str = setting("text", "to classify: the column of the text (default text)", metavar="NAME")
+    label: str = setting("label", "to classify: the column of the label (default label)", metavar="NAME")
+    skip_empty: bool = setting(False, f"to classify: {SKIP_EMPTY}", saved=False, action="store_true")
+    held_out: str | None = setting(
         None, "to classify: rows for evaluation (default: a tenth of --data)", saved=False, metavar="FILE"
     )
 

@@ -1,21 +1,16 @@
-"""Choosing a rank: a fine-tuning run for each rank and seed of a grid, and the smallest rank that is good enough.
+"""Choosing a rank, or a method: a fine-tuning run for each of them and each seed, and the smallest that is good enough.
 
 Alpha and the learning rate are the same at every rank, so that the scale s = α/r, or α/√r with rslora, falls as r grows
-(the convention of Hu et al., 2021, section 4.1). A seed gives the same batches at every rank.
+(the convention of Hu et al., 2021, section 4.1). A seed gives the same batches at every rank and to every method. A
+method may do better at another learning rate: methods.py compares each at its own.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import statistics
-import threading
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stderr
-from dataclasses import replace
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,21 +18,25 @@ from typing import Any
 import numpy as np
 
 from ..accounting import count_parameters
+from ..adapters import DEFAULT
 from ..display.tables import numbers_right, wide_console
 from ..files import check_free, check_writable, read_json, to_json, write_whole
 from ..models.pretrained import load_pretrained
-from ..process import blas_threads, end_with, folder_lock
+from ..process import folder_lock
 from ..spelling import counted
 from .bases import base_for
-from .finetuning import ShowData, attach, finetune
+from .finetuning import ShowData, attach, finetune, options_of, settings_of
+from .parallel import check_joblib, run_all
 from .runs import CHECKPOINT, SETTINGS, check_settings, progress, read_settings
-from .settings import LanguageModelSettings
-from .sweep_figure import sweep_figure
+from .settings import OF_METHOD, LanguageModelSettings
+from .sweep_figure import name_of, sweep_figure
 from .text import Task
 
 JSON, PNG = "sweep.json", "sweep.png"
-Grid = dict[Path, dict[str, int]]  # {folder of a cell: {"rank": ..., "seed": ...}}
-Row = dict[str, Any]  # of sweep.json: the results of a rank
+CELLS = f"*/seed-*/{SETTINGS}"  # where a sweep that has begun has its cells
+Cell = dict[str, Any]  # {"method": ..., "rank": ..., "seed": ...}, without the method where all have one
+Grid = dict[Path, Cell]  # {its folder: a cell}
+Row = dict[str, Any]  # of sweep.json: the results of a rank, or of a method at a rank
 
 
 def sweep(
@@ -47,6 +46,7 @@ def sweep(
     ranks: Sequence[int],
     seeds: int = 3,
     *,
+    methods: Sequence[str] = (),
     jobs: int = 2,
     shards: int = 1,
     threads: int = 1,
@@ -57,7 +57,8 @@ def sweep(
 ) -> dict[str, Any]:
     """Fine-tune at every rank with the seeds 0, 1, ..., seeds - 1, and compare the ranks by their validation loss.
 
-    A cell is one rank and one seed: a run of `finetune` on a text with `options`, in out/rank-R/seed-S. joblib runs
+    A cell is one rank and one seed: a run of `finetune` on a text with `options`, in out/rank-R/seed-S. With `methods`
+    it is one of them at one rank, in out/METHOD-rank-R/seed-S, or in out/METHOD/seed-S where it has none. joblib runs
     `jobs` cells at a time, in processes, or where joblib.parallel_config says (Dask, Ray): their number changes no
     byte. `shards`, the threads in a cell, and `threads`, those of BLAS, do; so they are settings, and never taken from
     the machine. With `resume` the cells that are done are kept, those that were begun go on, and ranks and seeds may be
@@ -71,31 +72,41 @@ def sweep(
     ValueError, OSError or ImportError for bad input, before anything is made; FloatingPointError, after sweep.json is
     written, when no rank finished with every seed.
     """
-    if find_spec("joblib") is None:
-        raise ImportError("a sweep needs joblib: pip install '.[sweep]' in the clone")
+    check_joblib("a sweep")
     out, ranks = Path(out), sorted(ranks)
     if min(seeds, jobs, threads) < 1 or not ranks or len(set(ranks)) < len(ranks):
         given = f"ranks {ranks}, {seeds} seeds, {jobs} jobs, {threads} threads"
         raise ValueError(f"{given}: give each rank once, and at least one of each")
+    if methods and ("method" in options or len(set(methods)) < len(methods)):
+        raise ValueError("methods are given once each, and instead of one method")
+    if not methods and "r" not in options_of(options.get("method", DEFAULT)):
+        raise ValueError(f"{options['method']} has no rank to sweep")
     options |= {"shards": shards}
-    grid = {out / f"rank-{rank}" / f"seed-{i}": {"rank": rank, "seed": i} for rank in ranks for i in range(seeds)}
+    kinds = kinds_of(methods, ranks)
+    grid = {out / name / f"seed-{i}": {**kind, "seed": i} for name, kind in kinds.items() for i in range(seeds)}
     with folder_lock(out) as killed:
         check_folder(out, begun(grid), resume, killed)
         base = str(base_for(next(iter(begun(grid)), out), base))  # one commit for all cells
-        trainable = check_input(grid, base, data, LanguageModelSettings(**options), show_data)
+        trainable = check_input(grid, base, data, options, show_data)
         options |= {"base": base, "data": data, "backend": backend.__name__}  # a module cannot be pickled
         try:
-            outcomes = run_cells(grid, options, jobs, threads)
+            cells = [(folder, options | cell) for folder, cell in grid.items()]
+            outcomes = run_all(run_cell, cells, jobs, threads, "sweeping", "cell")
         except KeyboardInterrupt:
             stopped = f"stopped; what is done is kept in {out}; the same command with --resume goes on"
             raise KeyboardInterrupt(*[stopped] if begun(grid) else []) from None
         settings = read_json(next(iter(grid)) / SETTINGS) | {"ranks": ranks, "seeds": seeds}
+        own = ["rank", "seed"]
+        if methods:
+            settings["methods"] = list(methods)
+            own += ["method", "targets", *OF_METHOD]
         rows = [
-            {"rank": rank, "trainable": trainable[rank], **summary(outcomes[i * seeds : (i + 1) * seeds])}
-            for i, rank in enumerate(ranks)
+            {**kind, "trainable": trainable[name], **summary(outcomes[i * seeds : (i + 1) * seeds])}
+            for i, (name, kind) in enumerate(kinds.items())
         ]
+        rows.sort(key=lambda row: row["trainable"])
         report = {
-            "settings": {key: value for key, value in settings.items() if key not in ("rank", "seed")},
+            "settings": {key: value for key, value in settings.items() if key not in own},
             "base_bits_per_byte": next((losses[0] for losses in outcomes if not isinstance(losses, str)), None),
             "ranks": rows,
             **choose(rows),
@@ -103,9 +114,23 @@ def sweep(
         write_whole(out / JSON, to_json(report))
         if report["best"] is None:
             first_failure = failures(report)[0]
-            raise FloatingPointError(f"no rank finished with every seed; {first_failure}: lower the learning rate")
+            what = "method" if methods else "rank"
+            raise FloatingPointError(f"no {what} finished with every seed; {first_failure}: lower the learning rate")
         write_whole(out / PNG, sweep_figure(report, headline(report)))
     return report
+
+
+def kinds_of(methods: Sequence[str], ranks: Sequence[int]) -> dict[str, Cell]:
+    """{name of a folder: a cell without its seed}"""
+    if not methods:
+        return {f"rank-{rank}": {"rank": rank} for rank in ranks}
+    found: dict[str, Cell] = {}
+    for method in methods:
+        if "r" in options_of(method):
+            found |= {f"{method}-rank-{rank}": {"method": method, "rank": rank} for rank in ranks}
+        else:
+            found[method] = {"method": method}
+    return found
 
 
 def begun(grid: Grid) -> list[Path]:
@@ -126,60 +151,37 @@ def check_folder(out: Path, cells: list[Path], resume: bool, killed: bool) -> No
 
 
 def check_input(
-    grid: Grid, base: str, data: str, settings: LanguageModelSettings, show_data: ShowData | None
-) -> dict[int, int]:
-    """{rank: its trainable parameters}. Raises what a cell would for its input, and ValueError for one that was begun
-    with other settings. `show_data` is called with the numbers of the data."""
-    first, *others = sorted({cell["rank"] for cell in grid.values()})
-    run = Task(base, data, replace(settings, rank=first))
-    trainable = {first: count_parameters(run.model)["trainable"]}
-    for rank in others:
-        model = load_pretrained(base)
-        attach(model, replace(settings, rank=rank))
-        trainable[rank] = count_parameters(model)["trainable"]
-    for folder, cell in grid.items():
+    grid: Grid, base: str, data: str, options: dict[str, Any], show_data: ShowData | None
+) -> dict[str, int]:
+    """{folder of the cells of one kind: their trainable parameters}. Raises what a cell would for its input, and
+    ValueError for one that was begun with other settings. `show_data` is called with the numbers of the data."""
+    settings = {folder: settings_of(LanguageModelSettings, **options | cell) for folder, cell in grid.items()}
+    trainable: dict[str, int] = {}
+    run = None
+    for folder, each in settings.items():
+        if folder.parent.name in trainable:
+            continue
+        if run is None:
+            run = Task(base, data, each)
+            model = run.model
+        else:
+            model = load_pretrained(base)
+            attach(model, each, run.batches())
+        trainable[folder.parent.name] = count_parameters(model)["trainable"]
+    assert run
+    for folder, each in settings.items():
         if (folder / CHECKPOINT).is_file():  # or it starts again
-            check_settings(folder, run.saved | cell)
+            check_settings(folder, run.saved | each.saved())
     if show_data:
         show_data(run.numbers)
     return trainable
 
 
-def run_cells(grid: Grid, options: dict[str, Any], jobs: int, threads: int) -> list[dict[int, float] | str]:
-    """What run_cell returns for each cell of the grid, `jobs` of them at a time."""
-    import joblib
-    from tqdm import tqdm
-
-    class Parallel(joblib.Parallel):
-        def print_progress(self) -> None:  # called after each cell, by every backend: not all can return a generator
-            bar.update(self.n_completed_tasks - bar.n)
-
-    backend, _ = joblib.parallel.get_active_backend()
-    children = type(backend) in (joblib.parallel.BACKENDS[name] for name in ("loky", "multiprocessing"))
-    parent = os.getpid() if children else None
-    workers = {"initializer": end_with, "initargs": (parent,)} if children else {}
-    call = joblib.delayed(run_cell)
-    with tqdm(total=len(grid), desc="sweeping", unit="cell", disable=None, leave=False) as bar:
-        return Parallel(n_jobs=jobs, **workers)(
-            call(folder, options | cell, parent, threads) for folder, cell in grid.items()
-        )
-
-
-def run_cell(folder: Path, options: dict[str, Any], parent: int | None, threads: int) -> dict[int, float] | str:
-    """Begin one cell or go on with it. Returns {step: bits per byte of validation text}, or how it failed, in words.
-
-    `parent` is the id of the sweep's process if joblib runs the cells in others.
-    """
-    from tqdm import tqdm
-
-    child = parent not in (None, os.getpid())
-    if child:  # the default lock is a semaphore, and Python warns of one that Ctrl-C left behind
-        tqdm.set_lock(threading.RLock())
+def run_cell(folder: Path, options: dict[str, Any]) -> dict[int, float] | str:
+    """Begin one cell or go on with it. Returns {step: bits per byte of validation text}, or how it failed, in words."""
     options = options | {"backend": import_module(options["backend"]), "resume": (folder / SETTINGS).is_file()}
     try:
-        # The bars of several processes would fight for one line of the terminal.
-        with redirect_stderr(io.StringIO()) if child else nullcontext(), blas_threads(threads):
-            report = finetune(out=folder, **options)
+        report = finetune(out=folder, **options)
     except FloatingPointError as error:
         return str(error).partition(":")[0]  # what happened; the rest is advice, and a path
     losses = report["bits_per_byte"]
@@ -208,7 +210,8 @@ def summary(outcomes: list[dict[int, float] | str]) -> Row:
 
 
 def choose(rows: list[Row]) -> dict[str, Any]:
-    """The best rank, by its mean; the Pareto set, the ranks that do better than every smaller one; and the chosen rank.
+    """The best rank, by its mean; the Pareto set, the ranks that do better than every smaller one; and the chosen rank,
+    each by name_of().
 
     That is the smallest whose mean is within one standard error of the best mean, the standard error being that of the
     best rank: the 1 SE rule (Breiman, Friedman, Olshen and Stone, Classification and Regression Trees, 1984, section
@@ -216,17 +219,27 @@ def choose(rows: list[Row]) -> dict[str, Any]:
     """
     rows = [row for row in rows if row["mean"] is not None]
     best = min(rows, key=lambda row: row["mean"], default=None)
-    pareto = [row["rank"] for i, row in enumerate(rows) if all(row["mean"] < other["mean"] for other in rows[:i])]
+    pareto = [name_of(row) for i, row in enumerate(rows) if all(row["mean"] < other["mean"] for other in rows[:i])]
     chosen = None
     if best and best["standard_error"] is not None:
         bound = best["mean"] + best["standard_error"]
-        chosen = next(row["rank"] for row in rows if row["mean"] <= bound)
-    return {"best": best and best["rank"], "pareto": pareto, "chosen": chosen}
+        chosen = next(name_of(row) for row in rows if row["mean"] <= bound)
+    return {"best": best and name_of(best), "pareto": pareto, "chosen": chosen}
+
+
+def called(name: int | str) -> str:
+    """The name of a row in a sentence."""
+    return f"rank {name}" if isinstance(name, int) else name
+
+
+def first_word(name: int | str) -> str:
+    """The same at the start of one."""
+    return f"Rank {name}" if isinstance(name, int) else name
 
 
 def failures(report: dict[str, Any]) -> list[str]:
     return [
-        f"rank {row['rank']}, seed {i}, failed: {seed['failed']}"
+        f"{called(name_of(row))}, seed {i}, failed: {seed['failed']}"
         for row in report["ranks"]
         for i, seed in enumerate(row["seeds"])
         if "failed" in seed
@@ -235,28 +248,30 @@ def failures(report: dict[str, Any]) -> list[str]:
 
 def headline(report: dict[str, Any]) -> str:
     best, chosen = report["best"], report["chosen"]
+    did_best = f"{first_word(best)} did best"
     if chosen is None:
-        return f"Rank {best} did best, with one seed and so without a spread"
-    if best == report["settings"]["ranks"][0]:
-        return f"Rank {best} did best, and is the smallest that was tried"
+        return f"{did_best}, with one seed and so without a spread"
+    if best == name_of(report["ranks"][0]):
+        return f"{did_best}, and is the smallest that was tried"
     if chosen == best:
-        return f"Rank {best} did best, and no smaller one is within one standard error of it"
-    return f"Rank {chosen} is the smallest within one standard error of the best, rank {best}"
+        return f"{did_best}, and no smaller one is within one standard error of it"
+    return f"{first_word(chosen)} is the smallest within one standard error of the best, {called(best)}"
 
 
 def conclusion(report: dict[str, Any]) -> str:
     """What follows from the report, in sentences."""
-    best = next(row for row in report["ranks"] if row["rank"] == report["best"])
-    lines = [f"{failure}. A rank with a failed seed is not compared." for failure in failures(report)]
+    best = next(row for row in report["ranks"] if name_of(row) == report["best"])
+    what = "method" if "method" in best else "rank"
+    lines = [f"{failure}. A {what} with a failed seed is not compared." for failure in failures(report)]
     lines += [f"{headline(report)}."]
     if report["chosen"] is None:
-        lines += ["Nothing says that it is better than the others, or which rank is enough: give --seeds 3 or more."]
+        lines += [f"Nothing says that it is better than the others, or which {what} is enough: give --seeds 3 or more."]
     else:
         error = f"{best['standard_error']:.4f} bits per byte, of {len(best['seeds'])} seeds"
         lines += [f"That error is {error}; to choose by it is the one standard error rule of Breiman et al. (1984)."]
     if best["mean"] >= report["base_bits_per_byte"]:
-        lines += ["But no rank does better than the base: train longer, or at another learning rate."]
-    elif best["rank"] == report["settings"]["ranks"][-1]:
+        lines += [f"But no {what} does better than the base: train longer, or at another learning rate."]
+    elif best is report["ranks"][-1]:
         lines += ["The best is the largest that was tried: a larger one may do better."]
     return "\n".join(lines)
 
@@ -265,14 +280,16 @@ def describe_sweep(folder: Path) -> dict[str, str]:
     """What `minilora info` prints of the folder of a sweep, finished or not. Raises ValueError for a sweep.json of
     something else."""
     if not (folder / JSON).is_file():
-        cells = [path.parent for path in folder.glob(f"rank-*/seed-*/{SETTINGS}")]
+        cells = [path.parent for path in folder.glob(CELLS)]
         done = sum(progress(cell)[0] >= read_settings(cell)["steps"] or progress(cell)[1] for cell in cells)
         return {"sweep": f"stopped, {done} of {counted(len(cells), 'cell')} that were begun are done"}
     report = read_json(folder / JSON)
     try:
         settings, found = report["settings"], headline(report) if report["best"] else "no rank finished"
+        methods = f"{', '.join(settings['methods'])} at " if "methods" in settings else ""
+        ranks = f"ranks {', '.join(map(str, settings['ranks']))}"
         return {
-            "sweep": f"ranks {', '.join(map(str, settings['ranks']))}, {counted(settings['seeds'], 'seed')} of each",
+            "sweep": f"{methods}{ranks}, {counted(settings['seeds'], 'seed')} of each",
             "found": found,
             "on": f"{settings['data']}, {counted(settings['steps'], 'step')} in a run",
         }
@@ -284,15 +301,16 @@ def print_sweep(report: dict[str, Any], out: str | Path) -> None:
     """The report as a table, and what follows from it."""
     console = wide_console()
     title = f"Bits per byte of validation text, seeds: {report['settings']['seeds']}"
-    table = numbers_right(title, "rank", "trained", "mean", "std.\ndeviation", "std.\nerror", "", words=(0, -1))
+    what = "method" if "methods" in report["settings"] else "rank"
+    table = numbers_right(title, what, "trained", "mean", "std.\ndeviation", "std.\nerror", "", words=(0, -1))
     table.add_row("base", "0", f"{report['base_bits_per_byte']:.4f}", "", "", "")
     for row in report["ranks"]:
         found = [row[name] for name in ("mean", "standard_deviation", "standard_error")]
         numbers = ("-" if number is None else f"{number:.4f}" for number in found)
-        notes = [name for name in ("chosen", "best") if row["rank"] == report[name]]
-        if not notes and (row["mean"] is None or row["rank"] in report["pareto"]):
+        notes = [name for name in ("chosen", "best") if name_of(row) == report[name]]
+        if not notes and (row["mean"] is None or name_of(row) in report["pareto"]):
             notes = ["failed" if row["mean"] is None else "Pareto"]
-        table.add_row(str(row["rank"]), f"{row['trainable']:,}", *numbers, ", ".join(notes))
+        table.add_row(str(name_of(row)), f"{row['trainable']:,}", *numbers, ", ".join(notes))
     console.print(table)
     console.print(conclusion(report), soft_wrap=True)
     console.print(f"written to {out}; look at {Path(out) / PNG}", soft_wrap=True)

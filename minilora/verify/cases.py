@@ -13,7 +13,7 @@ import numpy as np
 from .. import ops
 from ..adapters.attach import adaptable, attach, attach_lora
 from ..adapters.base import DEFAULT, Adapter, variants
-from ..adapters.merge import MergedEmbedding, MergedLinear
+from ..adapters.merge import MergedEmbedding, merged_layer
 from ..backend import Array
 from ..models.config import Config
 from ..models.families import FAMILIES
@@ -149,15 +149,15 @@ def of_op(op: str, rng: Rng) -> Iterator[Report]:
     return (OPS[op].check(case, rng) for case in at_every_size(op, rng))
 
 
-def of_default(base_type: type[Module]) -> Callable[[LayerFactory], Adapter]:
-    """A maker of the default variant's adapter for this type of layer."""
-    return next(ADAPTERS[cls.__name__] for cls in variants()[DEFAULT] if cls.base_type is base_type)
+def first_on(base_type: type[Module]) -> Callable[[LayerFactory], Adapter]:
+    """A maker of an adapter for this type of layer: of the default variant, if it has one."""
+    return next(ADAPTERS[cls.__name__] for cls in (*variants()[DEFAULT], *CLASSES) if cls.base_type is base_type)
 
 
 def merged_embedding(new: LayerFactory) -> Module:
     """In the place of a token embedding, as it has no gradient of its own."""
     embeddings = bert(new.config, new.rng)["embed"]
-    made = of_default(Embedding)(new)
+    made = first_on(Embedding)(new)
     for parameter in made.own_parameters().values():
         parameter.data = parameter.data if parameter.data.any() else parameter.data + 0.3
     embeddings.replace("token", MergedEmbedding(made))
@@ -170,7 +170,7 @@ def of_part(make: Callable[[LayerFactory], Module], rng: Rng, merged: bool = Fal
         module = shaken(make(LayerFactory(config, rng)), rng)
         named = [type(part).__name__ for _, part in module.named_modules()]
         x = rng.integers(0, 5, (B, T)) if "Embedding" in named else rng.standard_normal((B, T, C))
-        yield check(MergedLinear(module) if merged else module, x, side, rng)
+        yield check(merged_layer(module) if merged else module, x, side, rng)
 
 
 # ---- the models: two layers, three heads ----
@@ -233,7 +233,8 @@ CHECKS: dict[str, Callable[[Rng], Iterable[Report]]] = {
     **{f"op {name}": partial(of_op, name) for name in OPS},
     **{f"module {name}": partial(of_part, make) for name, make in MODULES.items()},
     **{f"adapter {name}": partial(of_part, make) for name, make in ADAPTERS.items()},
-    "adapter MergedLinear": partial(of_part, of_default(Linear), merged=True),
+    "adapter MergedLinear": partial(of_part, first_on(Linear), merged=True),
+    "adapter MergedLayerNorm": partial(of_part, first_on(LayerNorm), merged=True),
     "adapter MergedEmbedding": partial(of_part, merged_embedding),
     "adapter TiedLoRALinear": of_tied,
     **{f"adapter {variant} in a model": partial(of_variant, variant) for variant in variants()},

@@ -17,7 +17,7 @@ from minilora import Pass, attach, attach_lora, merge, unmerge
 from minilora.accounting import Account, executed_flops, flops, ledger, nbytes
 from minilora.adapters import peft
 from minilora.adapters.base import Adapter
-from minilora.adapters.bitfit import BitFit, BitFitLayerNorm, BitFitLinear
+from minilora.adapters.bitfit import BitFitLayerNorm, BitFitLinear
 from minilora.adapters.lora_bias import LoRABiasLinear
 from minilora.adapters.token_rows import TokenRowsEmbedding, TokenRowsLinear
 from minilora.files import load_tensors, save_tensors
@@ -592,7 +592,7 @@ def test_bitfit_is_written_by_a_type_of_its_own_that_is_refused_by_nobody_here(t
         model = base("bert", head)
         attach(model, "bitfit", rng=0, train=train)
         peft.save_adapter(trained(model), tmp_path / head)
-        assert config(tmp_path / head)["peft_type"] == BitFit.peft_type == "BITFIT"
+        assert config(tmp_path / head)["peft_type"] == BitFitLinear.peft_type == "BITFIT"
         loaded = base("bert", head)
         assert peft.load_adapter(loaded, tmp_path / head) == ""
         assert np.array_equal(logits(loaded), logits(model))

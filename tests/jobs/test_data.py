@@ -251,7 +251,7 @@ def test_many_lines_of_standard_input_are_answered_a_few_at_a_time(here, capfd, 
 def test_a_sweep_shows_the_table_once_before_its_cells(tmp_path, monkeypatch):
     pytest.importorskip("joblib")
     (tmp_path / "words.txt").write_text("words and words\n" * 99)
-    monkeypatch.setattr(sweep, "run_cells", lambda *_: seen.append("cells") or (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(sweep, "run_all", lambda *_: seen.append("cells") or (_ for _ in ()).throw(KeyboardInterrupt))
     seen: list = []
     with pytest.raises(KeyboardInterrupt):
         sweep.sweep(

@@ -90,7 +90,7 @@ def test_finetune_and_sweep_take_the_same_options_with_the_same_defaults():
         {action.dest: action for action in subparsers()[command]._actions} for command in ("finetune", "sweep")
     )
     assert finetune.keys() - grid.keys() == {"task", "rank", "seed", *CLASSIFYING}
-    assert grid.keys() - finetune.keys() == {"ranks", "seeds", "jobs"}
+    assert grid.keys() - finetune.keys() == {"ranks", "methods", "seeds", "jobs"}
     both = finetune.keys() & grid.keys()
     assert {name for name in both if finetune[name].default != grid[name].default} == {"shards"}
     for name in ("jobs", "shards", "threads"):
@@ -295,7 +295,7 @@ def test_cells_without_a_checkpoint_can_be_begun_with_other_settings(whole, here
 
 
 def test_a_cell_that_fails_is_reported_its_rank_not_compared_and_the_others_go_on(whole, here, monkeypatch, capfd):
-    calls, attach = itertools.count(-2), finetuning.attach_lora  # the first three are the checks of the ranks
+    calls, attach = itertools.count(-2), finetuning.attach_variant  # the first three are the checks of the ranks
 
     def poisoned(model: Any, *arguments: Any, **options: Any) -> list[str]:
         paths = attach(model, *arguments, **options)
@@ -304,7 +304,7 @@ def test_a_cell_that_fails_is_reported_its_rank_not_compared_and_the_others_go_o
         return paths
 
     with monkeypatch.context() as patched:
-        patched.setattr(finetuning, "attach_lora", poisoned)
+        patched.setattr(finetuning, "attach_variant", poisoned)
         assert main(SWEEP) == 0
     failed = "the loss of step 1 is nan, first in block_0.attention.v_proj"
     said = " ".join(capfd.readouterr().out.split())

@@ -65,6 +65,13 @@ TORCH: dict[str, Callable[..., Any]] = {
     "bias": lambda torch, b, x, W: torch.nn.functional.linear(torch.tensor(x), torch.tensor(W), b),
     "low rank": lambda torch, x, A, B, s: s * torch.nn.functional.linear(torch.nn.functional.linear(x, A), B),
     "low rank, embedding": lambda torch, A, B, ids, s: s * torch.nn.functional.embedding(torch.tensor(ids), A.T) @ B.T,
+    "low rank, with a bias": lambda torch, x, A, B, c, s: s * torch.nn.functional.linear(x @ A.T, B, c),
+    "token rows, embedding": lambda torch, W, T, ids, i: torch.nn.functional.embedding(
+        torch.tensor(ids), W.index_copy(0, torch.tensor(i), T)
+    ),
+    "token rows, linear": lambda torch, x, W, T, b, i: torch.nn.functional.linear(
+        x, W.index_copy(0, torch.tensor(i), T), b
+    ),
     "low rank, VeRA": lambda torch, x, d, b, A, B: b * (d * (x @ torch.tensor(A).T) @ torch.tensor(B).T),
     "magnitude, DoRA": lambda torch, u, A, B, m, W, s: m / (torch.tensor(W) + s * B @ A).norm(dim=1) * u,
     "rescaling": lambda torch, x, vector: vector * x,

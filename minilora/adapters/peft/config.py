@@ -103,7 +103,7 @@ def check_config(config: dict[str, Any]) -> None:
         )
     check_general(config, cls)
     for key, (classes, values) in beside_in(config).items():
-        option = next(option for option in classes[0].options if option.name == classes[0].beside.option)
+        option = next(o for o in classes[0].options if classes[0].beside and o.name == classes[0].beside.option)
         try:
             for value in values.values():
                 option.check(value)

@@ -16,7 +16,7 @@ from .config import beside_in, check_config, classes_of, is_saved, options_of
 from .view import PREFIX
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-MERGE_IT = "merge it into its base (minilora merge), and compare the two models"
+MERGE_IT = "give its base too (--base), or merge it (minilora merge) and compare the two models"
 LABELS = "id2label"  # in the metadata of the tensors, as in config.json: PEFT warns of a key that its config lacks
 
 

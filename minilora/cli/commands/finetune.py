@@ -1,4 +1,4 @@
-"""Fine-tune a model with LoRA: on a text, on answers to prompts, or to classify."""
+"""Fine-tune a model with LoRA, or a variant of it: on a text, on answers to prompts, or to classify."""
 
 import shlex
 from dataclasses import fields

@@ -13,7 +13,7 @@ def arguments(add: Add) -> None:
 def run(options: Options) -> None:
     from ...adapters.peft import CONFIG, describe_adapter, locate_adapter
     from ...jobs.runs import SETTINGS, describe_run
-    from ...jobs.sweep import JSON, describe_sweep
+    from ...jobs.sweep import CELLS, JSON, describe_sweep
     from ...models.describe import describe_model
     from ...models.sources import locate
 
@@ -25,7 +25,7 @@ def run(options: Options) -> None:
         found |= describe_adapter(locate_adapter(options.folder))
     if (folder / SETTINGS).is_file():
         found |= describe_run(folder)
-    if (folder / JSON).is_file() or any(folder.glob(f"rank-*/seed-*/{SETTINGS}")):
+    if (folder / JSON).is_file() or any(folder.glob(CELLS)):
         found |= describe_sweep(folder)
     if not found:
         raise FileNotFoundError(

@@ -1,19 +1,21 @@
-"""Fine-tune at each of several ranks, with several seeds, and say which rank is enough."""
+"""Fine-tune at each of several ranks, or methods, with several seeds, and say which is enough."""
 
-from ...jobs.arguments import positive_int, positive_ints
+from ...jobs.arguments import comma_separated, positive_int, positive_ints
 from ...process import keep_freed_memory
 from ..models import backend
 from ..options import TUNING, Add, Options, add_settings, job_options
 from .finetune import DATA
 
 EXAMPLE = "minilora sweep --ranks 1,2,4,8,16 --seeds 3 --jobs 2 --data builtin --out runs/sweep"
-HOLDS = "sweep.json, sweep.png, and of each rank R and seed S, in rank-R/seed-S, what finetune makes"
+HOLDS = "sweep.json, sweep.png, and of each rank R and seed S, in rank-R/seed-S, what finetune makes (METHOD-rank-R)"
 SHARED = "--base", "--out", "--resume", "--device"
 
 
 def arguments(add: Add) -> None:
     ranks = "ranks to try, at the same alpha: each has the scale alpha/rank (with --rslora alpha/sqrt(rank))"
     add("--ranks", type=positive_ints, required=True, metavar="N,N", help=ranks)
+    several = "methods to try, each at each rank, and once if it has none; instead of --method"
+    add("--methods", type=comma_separated, default=[], metavar="A,B", help=several)
     add("--seeds", type=positive_int, default=3, metavar="N", help="runs of each rank, seeds 0 to N-1 (default 3)")
     add("--jobs", type=positive_int, default=2, metavar="N", help="runs at a time; changes no byte (default 2)")
     shards = "split each batch over N threads in each run (default 1)"
