@@ -443,13 +443,18 @@ def test_doras_of_an_embedding_and_of_a_layer_are_exchanged_with_peft(tmp_path, 
     assert agree(loaded, theirs)
 
 
-def test_a_rank_of_a_dora_is_that_of_the_merged_model(tmp_path):
+def test_the_rank_of_a_dora_is_measured_with_its_base_and_refused_without(tmp_path):
     model = base("llama")
+    save_pretrained(model, tmp_path / "m")
     attach(model, "dora", ["up_proj"], rng=2, r=3)
+    trained(model)
     peft.save_adapter(model, tmp_path / "a")
-    with pytest.raises(ValueError, match=r"no product of two matrices: merge it into its base \(minilora merge\)"):
+    with pytest.raises(ValueError, match=r"up_proj depends on W: give its base too"):
         adapter_changes(tmp_path / "a")
-    assert model["block_0.mlp.up_proj"].factors() is None
+    found = adapter_changes(tmp_path / "a", tmp_path / "m").layers["model.layers.1.mlp.up_proj"]
+    layer = model["block_1.mlp.up_proj"]
+    assert layer.factors() is None
+    np.testing.assert_allclose(found.after - found.before, layer.delta(), rtol=1e-9, atol=1e-12)
 
 
 @each_class
