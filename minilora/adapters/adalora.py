@@ -159,7 +159,7 @@ class AdaLoRALinear(Adapter):
     def hold(self, base: Any, tensors: Mapping[str, Array | Parameter], **options: Any) -> None:
         least = options.get("tinit", 0) + options.get("tfinal", 0) + 1
         super().hold(base, tensors, **{"total_step": least, **options})
-        self.mask, self.left = tuple(self.mask), np.ones(self.rank(options), dtype=bool)
+        self.left = np.ones(self.rank(options), dtype=bool)
 
     @property
     def scaling(self) -> float:
@@ -194,10 +194,6 @@ class AdaLoRALinear(Adapter):
         if dx is not None:
             dx += dx_lora if cache.keep is None else ops.dropout_backward(dx_lora, cache.keep)
         return dx
-
-    def merged(self) -> tuple[Array, Array | None]:
-        bias = self.base.bias
-        return self.weight.data + self.delta(), None if bias is None else bias.data
 
     def delta(self) -> Array:
         """ΔW = s B diag(e) A (out, in)"""

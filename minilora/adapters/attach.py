@@ -7,10 +7,11 @@ model["block_0.attention.q_proj"] = LoRALinear(model["block_0.attention.q_proj"]
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from ..backend import Array, Rng, generator
+from ..data import Batch
 from ..nn import Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
 from ..nn.optim import Penalty, both
 from ..spelling import choose_from
@@ -56,13 +57,17 @@ def attach(
     An adapter of an embedding changes the input only, even if a head is tied to it; token rows change both, and the
     head's path is returned too. A second call adapts further layers, also by another variant: attach_lora(model, rng=0)
     and attach(model, "token-rows", token_indices=[5, 7], rng=0). Afterwards all adapters learn, also those that were
-    frozen in between, and of the base only what the second `train` names.
+    frozen in between, and of the base only what the second `train` names. Nothing ever writes to a weight of the base.
     Warns once of layers whose rank is above min(in, out): the excess adds parameters, but B A has no higher rank.
     Raises ValueError, and leaves the model as it was, for a target that matches nothing or is adapted already, an
     option that the variant lacks or that is out of range, and an `rng` that is neither a seed nor a generator.
     """
     rng = generator(rng)
-    return place(model, variant, targets, train, options, lambda cls, base, **given: cls.start(base, rng=rng, **given))
+
+    def start(cls: type[Adapter], base: Any, **given: Any) -> Adapter:
+        return cls.start(base, rng=rng, **given)
+
+    return place(model, variant, targets, train, options, start, prepare=True)
 
 
 def attach_without_weights(
@@ -82,11 +87,18 @@ def attach_lora(
     dropout: float = 0.0,
     rslora: bool = False,
     init: str = "uniform",
+    data: Batch | Iterable[Batch] | None = None,
+    rho: float = 2.0,
     train: str | Collection[str] = (),
     ensure_weight_tying: bool = False,
 ) -> list[str]:
     """attach() of LoRA, with its options and defaults written out.
 
+    init        how A and B begin: a name of adapters/initialisations, such as "uniform", "gaussian", "pissa" or "eva".
+                Where W gives a part of itself to them, the layer is a ResidualLoRALinear; W itself never changes
+    data        a batch or several, over which the model runs once, for an init that looks at its layers' inputs or
+                gradients ("eva", "corda", "lora_ga"); others do not read it
+    rho         of "eva": the highest rank of a layer is rho r; with 1 each has r
     With `ensure_weight_tying` (PEFT's name for it) a head that is tied to an adapted embedding is adapted too, by the
     same A and B: TiedLoRALinear. Raises ValueError where there is no such head, or where it is a target itself.
     """
@@ -94,9 +106,8 @@ def attach_lora(
     heads = tied_heads(model, chosen, chosen) if ensure_weight_tying else {}
     if ensure_weight_tying and not heads:
         raise ValueError("ensure_weight_tying: no target is an embedding that a head is tied to; it is called 'embed'")
-    paths = attach(
-        model, "lora", targets, rng=rng, train=train, r=r, alpha=alpha, dropout=dropout, rslora=rslora, init=init
-    )
+    options = {"r": r, "alpha": alpha, "dropout": dropout, "rslora": rslora, "init": init, "data": data, "rho": rho}
+    paths = attach(model, "lora", targets, rng=rng, train=train, **options)
     for head, embedding in heads.items():
         model[head] = TiedLoRALinear(model[head], model[embedding], dropout)  # type: ignore[arg-type]
     for parameter in trained_beside_adapters(model, train):
@@ -131,14 +142,16 @@ def place(
     train: str | Collection[str],
     options: dict[str, Any],
     make: Callable[..., Adapter],
+    prepare: bool = False,
 ) -> list[str]:
-    """Replace every target by make(class, base, **options), as attach() says."""
+    """Replace every target by make(class, base, **options), as attach() says; `prepare`: with Adapter.prepare()."""
     classes = classes_of(variant)
     check_options(variant, targets, options)
     if targets is None:
         targets = [name for cls in classes for name in cls.targets] or adaptable(model, variant, **options)
     ranks = choose(model, targets)
-    layers, fused = {path: layer_at(model, path) for path in ranks}, fused_above(model, ranks)
+    layers = {path: layer_at(model, path) for path in ranks}
+    fused_above(model, ranks)
     for key in {cls.modules_key for cls in classes} & options.keys():
         if strange := set(listed(options[key])) - {*layers, *map(last, layers)}:
             raise ValueError(f"{key}: {min(strange)!r} is no target")
@@ -150,38 +163,60 @@ def place(
     cls_at = {path: adapter_for(layer, variant, path, **options) for path, layer in layers.items()}
     options_at = {path: options if r is None else options | {"r": r} for path, r in ranks.items()}
     ties = tied_heads(model, [path for path, cls in cls_at.items() if cls.always_tied], ranks)
-    ranks_used: dict[str, tuple[int, int]] = {}  # rank and min(in, out), of layers that learn a matrix
     for path, cls in cls_at.items():
         try:
             cls.check(layers[path], **options_at[path])
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        cls_at[path] = cls = cls.form(layers[path], **options_at[path])
+        cls_at[path] = cls.form(layers[path], **options_at[path])
+    shared = {}
+    for cls in dict.fromkeys(cls_at.values()):
+        own = {path: layers[path] for path, other in cls_at.items() if other is cls}
+        shared[cls] = cls.draw_shared(own.values(), **options)
+        if prepare:
+            prepared = cls.prepare(model, own, {path: options_at[path] for path in own})
+            options_at |= prepared
+            cls_at = {path: other for path, other in cls_at.items() if path in prepared or path not in own}
+    ranks_used: dict[str, tuple[int, int]] = {}  # rank and min(in, out), of layers that learn a matrix
+    for path, cls in cls_at.items():
         if cls.trains_a_matrix():
             sizes = cls.sizes_for(layers[path], cls.defaults() | options_at[path])
             ranks_used[path] = sizes["r"], min(sizes["n_in"], sizes["n_out"])
     if note := wasted_rank(ranks_used):
         warnings.warn(note, stacklevel=4)
 
+    made = all_made(model, cls_at, lambda path, cls: make(cls, layers[path], **options_at[path], **shared[cls]))
     model.freeze()
-    for path in fused:
+    for path in fused_above(model, made):
         model[path] = Parts(model[path])  # type: ignore[arg-type]
-    shared = {
-        cls: cls.draw_shared([layers[path] for path, other in cls_at.items() if other is cls], **options)
-        for cls in dict.fromkeys(cls_at.values())
-    }
-    for path, cls in cls_at.items():
-        model[path] = adapter = make(cls, model[path], **options_at[path], **shared[cls])
-        adapters.append(adapter)
+    for path, adapter in made.items():
+        model[path] = adapter
     for head, path in ties.items():
         embedding: Any = model[path]
         model[head] = embedding.tied_head.of(model[head], embedding.own_parameters(), **embedding.settings)
-    for adapter in adapters:
+    for adapter in [*adapters, *made.values()]:
         for slot in adapter.slots:
             getattr(adapter, slot.name).trainable = slot.trained
     for parameter in extra:
         parameter.trainable = True
-    return [*cls_at, *ties]
+    return [*made, *ties]
+
+
+def all_made(
+    model: Module, cls_at: Mapping[str, type[Adapter]], make: Callable[[str, type[Adapter]], Adapter]
+) -> dict[str, Adapter]:
+    """{path: make(path, class)}. Raises ValueError with the path of one that cannot be made; what others have frozen of
+    the model meanwhile learns again."""
+    learned = [parameter for parameter in model.parameters() if parameter.trainable]
+    made = {}
+    for path, cls in cls_at.items():
+        try:
+            made[path] = make(path, cls)
+        except ValueError as error:
+            for parameter in learned:
+                parameter.trainable = True
+            raise ValueError(f"{path}: {error}") from None
+    return made
 
 
 def adaptable(model: Module, variant: str, targets: Targets | None = None, **options: Any) -> list[str]:
@@ -223,10 +258,9 @@ def classes_of(variant: str) -> list[type[Adapter]]:
 
 def adapter_for(base: Module, variant: str, path: str, **options: Any) -> type[Adapter]:
     """The class of a variant for the layer at `path`, which an option may name by its path or the end of it."""
-    names = {path, last(path)}
-    return class_for(
-        classes_of(variant), base, lambda cls: bool(names & {*listed(options.get(cls.modules_key, cls.targets))})
-    )
+    names, init = {path, last(path)}, options.get("init")
+    classes = sorted(classes_of(variant), key=lambda cls: init not in cls.inits)  # first those of this init
+    return class_for(classes, base, lambda cls: bool(names & {*listed(options.get(cls.modules_key, cls.targets))}))
 
 
 def listed(names: str | Collection[str]) -> Collection[str]:

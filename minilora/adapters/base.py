@@ -29,6 +29,7 @@ import math
 import pkgutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from types import CodeType
@@ -48,7 +49,7 @@ class Slot(NamedTuple):
     """One tensor of an adapter: an attribute that holds a Parameter, and a tensor in PEFT's file."""
 
     name: str  # of the attribute
-    file: str  # how the tensor's name ends in PEFT's file
+    file: str  # how the tensor's name ends in PEFT's file; "" where the file lacks it, and computed() makes it
     shape: tuple[str, ...]  # in the letters of sizes_for(): n_in, n_out, r
     trained: bool = True
     shared: bool = False  # one Parameter for all layers, as large as the largest; its name in the file has no layer
@@ -75,7 +76,7 @@ class Option(NamedTuple):
 
     name: str
     key: str  # "" where PEFT has none: it changes the training alone, and the file does not say it
-    default: Any  # PEFT's, for a config without the key; () for a list of token ids
+    default: Any  # PEFT's, for a config without the key; () for a list of token ids, and for a mask
     pattern: str = ""  # the key of {regular expression: value} for layers with another value
     mask_of: str = ""  # a tensor: `pattern` is {its name in a layer: True or False for each of its rows} then
 
@@ -89,6 +90,8 @@ class Option(NamedTuple):
         elif isinstance(self.default, int):
             least, whole = min(self.default, 1), isinstance(value, int | np.integer) and not isinstance(value, bool)
             right, what = whole and least <= value < 2**31, f"not a whole number from {least} to {2**31 - 1}"
+        elif isinstance(self.default, str):
+            right, what = isinstance(value, str), "not a word"
         elif isinstance(self.default, tuple):
             ids = isinstance(value, list | tuple) and all(
                 isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < 2**31 for i in value
@@ -106,7 +109,8 @@ class Keys(NamedTuple):
     """The keys of a variant's adapter_config.json in PEFT, beside its options and the keys that all have."""
 
     init: str  # the key that says how the adapter was started
-    inits: tuple[Any, ...] = (True, False)  # its values that leave W unchanged; "pissa" changes it
+    inits: tuple[Any, ...] = (True, False)  # its values that the class reads; the first is written
+    not_transposed: tuple[Any, ...] = ()  # those of them that PEFT gets wrong where it stores W as (in, out)
     fixed: Mapping[str, Any] = {}  # {key: the only value that is read}; tells variants of one peft_type apart
     ignored: tuple[str, ...] = ()  # keys that change nothing of what the adapter computes
     lacks: tuple[str, ...] = ()  # keys that most configs of PEFT have, and this one does not
@@ -185,6 +189,8 @@ class Adapter(Module):
     # ---- what few need ----
 
     start_options: ClassVar[tuple[str, ...]] = ()  # what start() takes beside the options
+    inits: ClassVar[tuple[str, ...]] = ()
+    """The values of the start option `init` that are this class's, where a variant has a class for each kind."""
     modules_key: ClassVar[str] = ""
     """Where two classes of a variant adapt one type of layer: the option of attach(), and key of PEFT's config, that
     lists the layers of this class; without it they are its `targets`. The class without a modules_key adapts the
@@ -220,6 +226,19 @@ class Adapter(Module):
             raise ValueError(f"this adapter is for {kind}, and this is of type {type(base).__name__}")
         for option in cls.options:
             option.check(options.get(option.name, option.default))
+
+    @classmethod
+    def prepare(
+        cls, model: Module, layers: Mapping[str, Any], options: Mapping[str, dict[str, Any]]
+    ) -> dict[str, dict[str, Any]]:
+        """{path: options of start()} for the layers to be adapted, from what attach() was given for each, where that
+        depends on the model as a whole. What is left out gets no adapter. The model is left as it was."""
+        return dict(options)
+
+    @classmethod
+    def computed(cls, base: Any, **options: Any) -> dict[str, Array]:
+        """{name of a slot: array} of the slots that the file lacks: they follow from the base and the options."""
+        return {}
 
     @classmethod
     def draw_shared(cls, bases: Collection[Any], **options: Any) -> dict[str, Parameter]:
@@ -280,9 +299,8 @@ class Adapter(Module):
             setattr(self, slot.name, x)
         for name, default in self.defaults().items():
             value = options.get(name, default)
-            setattr(
-                self, name, tuple(map(python_number, value)) if isinstance(default, tuple) else python_number(value)
-            )
+            plain = tuple(map(python_number, value)) if isinstance(default, tuple) else python_number(value)
+            setattr(self, name, plain)
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -364,6 +382,17 @@ class Adapter(Module):
     def delta(self) -> Array:
         """ΔW, in the shape of W: merged W - W."""
         return self.merged()[0] - self.weight.data
+
+
+@contextmanager
+def as_it_learns(base: Module) -> Iterator[None]:
+    """What of the base learns before this block, learns after it, though a new adapter in the block froze it."""
+    learns = [parameter for parameter in base.parameters() if parameter.trainable]
+    try:
+        yield
+    finally:
+        for parameter in learns:
+            parameter.trainable = True
 
 
 def python_number(x: Any) -> Any:

@@ -1,17 +1,40 @@
-"""LoRA: a frozen layer, and a low-rank path beside it (Hu et al., 2021). The maths is in ops/lora.py."""
+"""LoRA: a frozen layer, and a low-rank path beside it (Hu et al., 2021). The maths is in ops/lora.py, and how A and B
+begin in initialisations/."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from .. import ops
-from ..backend import Array, Rng, generator, to_numpy
+from ..backend import Array, Rng, generator, get_array_module, to_numpy
+from ..data import Batch
 from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass
 from ..nn.optim import SGD
-from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, dropped, relative_difference
+from ..process import blas_threads
+from ..spelling import choose_from
+from .base import (
+    Adapter,
+    Kept,
+    Keys,
+    Law,
+    Option,
+    Products,
+    Slot,
+    as_it_learns,
+    dropped,
+    relative_difference,
+    variants,
+)
+from .initialisations import inits
+from .initialisations.start import Data, Start
+from .recording import record
+
+INITS = inits()
+R, ALPHA = 8, 16.0  # by default
 
 
 def exchange(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
@@ -46,8 +69,7 @@ class LoRA(Adapter):
     peft_type = "LORA"
     keys = Keys(
         init="init_lora_weights",
-        # PEFT 0.21.2, tuners/lora/layer.py: the others, "pissa", "olora", "corda", "loftq" and "lora_ga", change W
-        # at the start
+        # PEFT 0.21.2, tuners/lora/layer.py: these leave W as it is
         inits=(True, False, "gaussian", "eva", "orthogonal", "mica"),
         fixed={
             **{"use_dora": False, "lora_bias": False, "use_qalora": False, "use_bdlora": None},
@@ -67,7 +89,8 @@ class LoRA(Adapter):
         Option("dropout", "lora_dropout", 0.0),
         Option("rslora", "use_rslora", False),
     )
-    start_options = ("init",)
+    start_options: ClassVar[tuple[str, ...]] = ("init", "data", "rho")
+    inits: ClassVar[tuple[str, ...]] = ("uniform", "gaussian")
     laws: ClassVar[dict[str, Law]] = {"Bᵀ dB = dA Aᵀ": exchange}
     examples: ClassVar[dict[str, dict[str, Any]]] = {
         "": {"r": 3, "alpha": 5},
@@ -82,13 +105,54 @@ class LoRA(Adapter):
 
     @property
     def scaling(self) -> float:
-        return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
+        return scale(self.r, self.alpha, self.rslora)
 
     @classmethod
-    def check(cls, base: Module, *, init: str = "uniform", **options: Any) -> None:
+    def check(cls, base: Module, *, data: Any = None, rho: float = 2.0, **options: Any) -> None:
         super().check(base, **options)
-        if init not in ("uniform", "gaussian"):
-            raise ValueError(f"init {init!r} is neither 'uniform' nor 'gaussian'")
+        init = options.get("init", cls.inits[0])
+        if init not in cls.inits:
+            for other in variants()[cls.variant]:
+                if init in other.inits:
+                    kind = other.base_type.__name__
+                    raise ValueError(f"init {init!r} is of {other.__name__}, for a {kind}, and not of {cls.__name__}")
+            known = [name for other in variants()[cls.variant] for name in other.inits]
+            raise ValueError(f"init {init!r} is not known: {choose_from(init, known)}")
+
+    @classmethod
+    def prepare(
+        cls, model: Module, layers: Mapping[str, Any], options: Mapping[str, dict[str, Any]]
+    ) -> dict[str, dict[str, Any]]:
+        """Run the model over `data` where the init needs that; redistribute the ranks of "eva"."""
+        given = next(iter(options.values()))
+        init, data, rho = given.get("init", cls.inits[0]), given.get("data"), given.get("rho", 2.0)
+        needs = INITS[init].needs
+        if not needs:
+            return {path: {**given, "data": None} for path, given in options.items()}
+        if data is None:
+            raise ValueError(f"init {init!r} needs the {needs} of the layers: data=, a batch or several")
+        seen = record(model, layers, [data] if isinstance(data, Batch) else data, needs)
+        options = {path: {"r": R, "alpha": ALPHA, **given, "data": seen[path]} for path, given in options.items()}
+        if redistribute := INITS[init].redistribute:
+            before = {path: given["r"] for path, given in options.items()}
+            after = {path: r for path, r in redistribute(before, seen, rho).items() if r}
+            alphas = {path: options[path]["alpha"] * r / before[path] for path, r in after.items()}  # s = α/r stays
+            options = {path: {**options[path], "r": r, "alpha": alphas[path]} for path, r in after.items()}
+        return options
+
+    @classmethod
+    def begin(cls, base: Module, init: str, r: int, s: float, rng: Rng | None = None, data: Data = Data()) -> Start:
+        """A and B, by the function of initialisations/ that is called `init`. Raises ValueError as it does."""
+        with blas_threads():
+            start = INITS[init].make(to_numpy(base.weight.data), r, s, data._replace(rng=rng))  # type: ignore[attr-defined]
+        if not (np.isfinite(start.A).all() and np.isfinite(start.B).all()):
+            raise ValueError(f"init {init!r} gives numbers that are not finite: are those of W and of the data?")
+        return start
+
+
+def scale(r: int, alpha: float, rslora: bool) -> float:
+    """s = α/r, or α/√r"""
+    return alpha / (math.sqrt(r) if rslora else r)
 
 
 class LoRALinearCache(NamedTuple):
@@ -101,15 +165,18 @@ class LoRALinearCache(NamedTuple):
 class LoRALinear(LoRA):
     """y = x W₀ᵀ + b + s (x Aᵀ) Bᵀ         A (r, in)   B (out, r)   s = α/r, or α/√r (rsLoRA)
 
-    Hu et al. (2021), equation 3. At the start B = 0, so y is the base's; A is uniform within ±1/√in, as PEFT's, or
-    normal with standard deviation 1/r (init="gaussian"). Dropout acts on the adapter's input alone. `base`, a Linear,
-    is frozen and kept. A rank above min(in, out) is allowed, as in PEFT, though B A can be of no higher rank than that.
-    Raises ValueError for a base that is no plain Linear, a rank below 1, and an `rng` that is neither a seed nor a
-    generator; the base is then as it was.
+    Hu et al. (2021), equation 3. At the start y is the base's: B = 0, and A is uniform within ±1/√in, as PEFT's, or
+    `init` is another name of initialisations/, whose function may look at `data`. Dropout acts on the adapter's input
+    alone. `base`, a Linear, is frozen and kept. A rank above min(in, out) is allowed, as in PEFT, though B A can be of
+    no higher rank than that.
+    Raises ValueError for a base that is no plain Linear, a rank below 1, an `rng` that is neither a seed nor a
+    generator, and an init of another class or without its data; the base is then as it was.
     """
 
     base_type = Linear
     targets = "q_proj", "v_proj"
+    keys = LoRA.keys._replace(inits=(True, False, "gaussian", "eva", "orthogonal"))
+    inits = tuple(name for name, init in INITS.items() if not (init.takes_from_W or init.freezes_B))
     laws: ClassVar[dict[str, Law]] = {
         **LoRA.laws,
         "dA = 0 at B = 0": gradient_at_the_start,
@@ -133,24 +200,24 @@ class LoRALinear(LoRA):
     def __init__(
         self,
         base: Module,
-        r: int = 8,
-        alpha: float = 16,
+        r: int = R,
+        alpha: float = ALPHA,
         *,
         rng: Rng,
         dropout: float = 0.0,
         rslora: bool = False,
-        init: str = "uniform",
+        init: str = "",
+        data: Data | None = None,
     ) -> None:
-        rng = generator(rng)
-        self.check(base, r=r, alpha=alpha, dropout=dropout, rslora=rslora, init=init)
-        assert isinstance(base, Linear)
-        n_out, n_in = base.weight.data.shape
-        A = rng.uniform(-1, 1, (r, n_in)) / math.sqrt(n_in) if init == "uniform" else rng.standard_normal((r, n_in)) / r
-        tensors = {"lora_A": A, "lora_B": np.zeros((n_out, r))}
-        self.hold(base, tensors, r=r, alpha=float(alpha), dropout=float(dropout), rslora=rslora)
+        rng, init = generator(rng), init or self.inits[0]
+        options: dict[str, Any] = {"r": r, "alpha": alpha, "dropout": dropout, "rslora": rslora, "init": init}
+        self.check(base, **options)
+        A, B, _ = self.begin(base, init, r, scale(r, alpha, rslora), rng, data or Data())
+        options |= {"alpha": float(alpha), "dropout": float(dropout)}
+        self.hold(base, {"lora_A": A, "lora_B": B, "lora_A0": A, "lora_B0": B}, **options)
 
     @classmethod
-    def start(cls, base: Module, **options: Any) -> LoRALinear:
+    def start(cls, base: Module, *, rho: float = 2.0, **options: Any) -> LoRALinear:
         return cls(base, **options)
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoRALinearCache]:
@@ -204,6 +271,120 @@ class LoRALinear(LoRA):
         return self.lora_A.data, self.lora_B.data, self.scaling
 
 
+def lora_of_twice_the_rank(adapter: ResidualLoRALinear, x: Array, dy: Array, grads: Gradients) -> float:
+    return relative_difference(adapter.forward(x)[0], adapter.in_file().forward(x)[0])
+
+
+def lora_beside_the_residual(adapter: ResidualLoRALinear, x: Array, dy: Array, grads: Gradients) -> float:
+    A, B, A0, B0 = (parameter.data for parameter in adapter.own_parameters().values())
+    s, bias = adapter.scaling, adapter.base.bias
+    residual = Linear(adapter.weight.data - s * (B0 @ A0), None if bias is None else bias.data)
+    lora = LoRALinear.of(residual, {"lora_A": A, "lora_B": B}, r=adapter.r, alpha=adapter.alpha, rslora=adapter.rslora)
+    return relative_difference(adapter.forward(x)[0], lora.forward(x)[0])
+
+
+class ResidualLoRALinear(LoRALinear):
+    """y = x W₀ᵀ + b + s (x Aᵀ) Bᵀ - s (x A₀ᵀ) B₀ᵀ       A₀ (r, in)   B₀ (out, r)   the start of A and B, frozen
+
+    LoRA beside the residual W₀ - s B₀ A₀, for the initialisations that take A₀ and B₀ from W (PiSSA, OLoRA, CorDA,
+    LoRA-GA): what W₀ would give up, A and B have. W₀ itself stays, so merging and unmerging change no bit of it, and
+    other adapters share it; the price is r (in + out) numbers, and as many multiplications for each row in each pass.
+    At the start both paths are the same products, whose difference is 0, so y is the base's to the bit. Dropout acts on
+    the path of A and B alone, as in PEFT, so with it y is not the base's even at the start.
+
+    ΔW = s (B A - B₀ A₀) = s [B | -B₀] [A ; A₀], a plain LoRA of rank 2r, and that is what the file holds. A file of
+    PEFT's own "pissa" or "olora" holds A and B alone: A₀ and B₀ are then computed again from the base.
+    """
+
+    base_type = Linear
+    keys = LoRA.keys._replace(inits=("pissa", "olora"), not_transposed=("olora",))
+    inits = tuple(sorted((name for name, init in INITS.items() if init.takes_from_W), key=lambda name: name != "pissa"))
+    options = (*LoRA.options, Option("init", "init_lora_weights", inits[0]))  # type: ignore[assignment]
+    slots = (  # type: ignore[assignment]
+        *LoRALinear.slots,
+        Slot("lora_A0", "", ("r", "n_in"), trained=False),
+        Slot("lora_B0", "", ("n_out", "r"), trained=False),
+    )
+    products = LoRALinear.products._replace(
+        forward="4 * r * (n_in + n_out)",
+        backward="4 * r * (n_in + n_out)",
+    )
+    laws: ClassVar[dict[str, Law]] = {
+        **LoRA.laws,
+        "LoRA beside W₀ - s B₀ A₀": lora_beside_the_residual,
+        "a residual LoRA is a LoRA of rank 2r": lora_of_twice_the_rank,
+    }
+    examples: ClassVar[dict[str, dict[str, Any]]] = {
+        "": {"r": 3, "alpha": 5, "init": "pissa"},
+        " with dropout": {"r": 3, "alpha": 5, "init": "pissa", "dropout": 0.4},
+        ", OLoRA, rsLoRA": {"r": 3, "alpha": 5, "init": "olora", "rslora": True},
+    }
+    lora_A0: Parameter
+    lora_B0: Parameter
+    init: str
+
+    @classmethod
+    def computed(cls, base: Any, **options: Any) -> dict[str, Array]:
+        """A₀ and B₀, from the base."""
+        given = cls.defaults() | options
+        A, B, _ = cls.begin(base, given["init"], given["r"], scale(given["r"], given["alpha"], given["rslora"]))
+        return {"lora_A0": A, "lora_B0": B}
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoRALinearCache]:
+        y, cb = self.base.forward(x, inputs, run)
+        y_start, _ = ops.lora_forward(x, self.lora_A0.data, self.lora_B0.data, self.scaling)
+        x, keep = dropped(x, self.dropout, run.rng)
+        y_lora, (x, h) = ops.lora_forward(x, self.lora_A.data, self.lora_B.data, self.scaling)
+        y += y_lora - y_start
+        return y, LoRALinearCache(cb, x if self.lora_A.trainable else None, h if self.lora_B.trainable else None, keep)
+
+    def backward(self, dy: Array, cache: LoRALinearCache, grads: Gradients) -> Array | None:
+        dx = super().backward(dy, cache, grads)
+        if dx is not None:
+            dx -= ops.lora_backward(dy, self.lora_A0.data, self.lora_B0.data, self.scaling)[0]
+        return dx
+
+    def in_file(self) -> LoRALinear:
+        """s [B | -B₀] [A ; A₀] as a plain LoRA of rank 2r and the same s"""
+        A, B, _ = self.factors()
+        alpha = self.alpha * (math.sqrt(2) if self.rslora else 2)
+        options = {"r": 2 * self.r, "alpha": alpha, "dropout": self.dropout, "rslora": self.rslora}
+        with as_it_learns(self.base):
+            return LoRALinear.of(self.base, {"lora_A": A, "lora_B": B}, **options)
+
+    @classmethod
+    def join_parts(cls, base: Module, parts: list[Any]) -> LoRALinear:
+        return LoRALinear.join_parts(base, [part.in_file() if part.is_adapter else part for part in parts])
+
+    def delta(self) -> Array:
+        """ΔW = s (B A - B₀ A₀) (out, in)"""
+        return self.scaling * (self.lora_B.data @ self.lora_A.data - self.lora_B0.data @ self.lora_A0.data)
+
+    def factors(self) -> tuple[Array, Array, float]:
+        xp = get_array_module(self.lora_A.data)
+        A = xp.concatenate([self.lora_A.data, self.lora_A0.data])
+        B = xp.concatenate([self.lora_B.data, -self.lora_B0.data], axis=1)
+        return A, B, self.scaling
+
+
+def A_by_the_dense_gradient(adapter: MiCALinear, x: Array, dy: Array, grads: Gradients) -> float:
+    G = ops.linear_gradients(dy, x)
+    return relative_difference(grads[adapter.lora_A], adapter.scaling * adapter.lora_B.data.T @ G)
+
+
+class MiCALinear(LoRALinear):
+    """LoRALinear with B frozen, at the minor singular vectors of W (initialisations/mica.py)."""
+
+    base_type = Linear
+    keys = LoRA.keys._replace(inits=("mica",))
+    inits = tuple(name for name, init in INITS.items() if init.freezes_B)
+    slots = LoRALinear.slots[0], LoRALinear.slots[1]._replace(trained=False)
+    kept = LoRALinear.kept[:1]  # type: ignore[assignment]
+    products = LoRALinear.products._replace(gradients={("lora_A",): "2 * r * n_in"})
+    laws: ClassVar[dict[str, Law]] = {"dA = s Bᵀ G": A_by_the_dense_gradient}
+    examples: ClassVar[dict[str, dict[str, Any]]] = {"": {"r": 3, "alpha": 5}}
+
+
 class LoRAEmbeddingCache(NamedTuple):
     base: Any
     ids: Array | None  # (...)      None where A is frozen
@@ -229,10 +410,11 @@ class LoRAEmbedding(LoRA):
     )
 
     @classmethod
-    def start(cls, base: Module, *, dropout: float = 0.0, init: str = "uniform", **options: Any) -> LoRAEmbedding:
-        return cls(base, **options)  # ids have no dropout, and A starts at 0
+    def start(cls, base: Module, **options: Any) -> LoRAEmbedding:
+        unread = "dropout", "init", "data", "rho"  # ids have no dropout, and A starts at 0
+        return cls(base, **{name: value for name, value in options.items() if name not in unread})
 
-    def __init__(self, base: Module, r: int = 8, alpha: float = 16, *, rng: Rng, rslora: bool = False) -> None:
+    def __init__(self, base: Module, r: int = R, alpha: float = ALPHA, *, rng: Rng, rslora: bool = False) -> None:
         rng = generator(rng)
         self.check(base, r=r, alpha=alpha)
         assert isinstance(base, Embedding)

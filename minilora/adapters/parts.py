@@ -8,7 +8,7 @@ from typing import Any
 from ..backend import Array, get_array_module
 from ..nn import Costs, FusedLinear, Gradients, Inputs, Linear, MetaArray, Module, Parameter, Pass
 from ..nn.module import join
-from .base import Adapter
+from .base import Adapter, as_it_learns
 
 
 class Parts(Adapter):
@@ -65,11 +65,8 @@ class Parts(Adapter):
             raise ValueError(
                 "the adapters on the parts of a fused layer are of different kinds, and one has to replace all"
             )
-        learns = [p for p in self.base.parameters() if p.trainable]
-        joined = adapted[0].join_parts(self.base, list(self.parts.values()))
-        for parameter in learns:  # which the new adapter froze
-            parameter.trainable = True
-        return joined
+        with as_it_learns(self.base):
+            return adapted[0].join_parts(self.base, list(self.parts.values()))
 
 
 def plain(layer: Linear) -> tuple[Array, Array | None]:

@@ -286,11 +286,10 @@ FLAGS = [(name, option.name) for name, classes in variants().items() for option 
 
 
 def options_for(variant: str, flag: str, mlp: str, keys: bool) -> dict[str, Any]:
-    """The variant's example, an α of 6 (LoHa in PEFT rounds α/r to float32), and one flag the other way; by our names,
-    or by the keys of PEFT's config."""
-    classes = variants()[variant]
-    example = {**classes[0].examples[""], "alpha": 6}
-    found = {o.key if keys else o.name: example[o.name] for o in classes[0].options if o.name in example}
+    """A rank of 3, an α of 6 (LoHa in PEFT rounds α/r to float32), the steps that PEFT asks for where it cuts, and one
+    flag the other way; by our names, or by the keys of PEFT's config."""
+    classes, numbers = variants()[variant], {"r": 3, "alpha": 6, "total_step": 9}
+    found = {o.key if keys else o.name: numbers[o.name] for o in classes[0].options if o.name in numbers}
     found |= {o.key if keys else o.name: not o.default for o in classes[0].options if o.name == flag}
     return found | {cls.modules_key: [mlp] for cls in classes if cls.modules_key}
 

@@ -448,7 +448,7 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no tensors": (lambda a: edit_tensors(a / "adapter_model.safetensors", lambda tensors: {}), ADAPTER),
     "DoRA": (lambda a: edit_json(a / "adapter_config.json", use_dora=True), "missing: .*magnitude_vector"),
     "another rank": (lambda a: edit_json(a / "adapter_config.json", r=3), "has shape .* is needed"),
-    "PiSSA": (lambda a: edit_json(a / "adapter_config.json", init_lora_weights="pissa"), "init_lora_weights = 'pissa'"),
+    "CorDA": (lambda a: edit_json(a / "adapter_config.json", init_lora_weights="corda"), "init_lora_weights = 'corda'"),
     "other targets": (lambda a: edit_json(a / "adapter_config.json", target_modules=["o_proj"]), "do not name .*q_pr"),
     "no number": (lambda a: edit_tensors(a / "adapter_model.safetensors", with_a_nan), f"{ADAPTER}: .* not finite"),
 }  # fmt: skip

@@ -72,6 +72,16 @@ TORCH: dict[str, Callable[..., Any]] = {
     "token rows, linear": lambda torch, x, W, T, b, i: torch.nn.functional.linear(
         x, W.index_copy(0, torch.tensor(i), T), b
     ),
+    "low rank, AdaLoRA": lambda torch, x, A, B, e, s: s * torch.nn.functional.linear(e * (x @ A.T), B),
+    "orthogonality": lambda torch, A: torch.linalg.matrix_norm(A @ A.T - torch.eye(len(A))),
+    "orthogonality, squared": lambda torch, A: torch.linalg.matrix_norm(A @ A.T - torch.eye(len(A))) ** 2,
+    "low rank, LoHa": lambda torch, x, B1, A1, B2, A2, s: torch.nn.functional.linear(x, s * (B1 @ A1) * (B2 @ A2)),
+    "Kronecker": lambda torch, x, w1, w2, s: torch.nn.functional.linear(x, s * torch.kron(w1, w2)),
+    "Kronecker, low rank": lambda torch, x, w1, a, b, s: torch.nn.functional.linear(x, s * torch.kron(w1, a @ b)),
+    "low rank, LoRA-XS": lambda torch, x, R, A, B, s: s * (x @ torch.tensor(A).T) @ R.T @ torch.tensor(B).T,
+    "singular values, SVF": lambda torch, x, z, U, S, V: torch.nn.functional.linear(
+        x, torch.tensor(U) @ torch.diag(torch.tensor(S) * (z - 1)) @ torch.tensor(V).T
+    ),
     "low rank, VeRA": lambda torch, x, d, b, A, B: b * (d * (x @ torch.tensor(A).T) @ torch.tensor(B).T),
     "magnitude, DoRA": lambda torch, u, A, B, m, W, s: m / (torch.tensor(W) + s * B @ A).norm(dim=1) * u,
     "rescaling": lambda torch, x, vector: vector * x,

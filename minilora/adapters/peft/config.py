@@ -35,7 +35,8 @@ ADDED = {"SEQ_CLS": CLASSIFIERS, "TOKEN_CLS": CLASSIFIERS, "QUESTION_ANS": ("qa_
 
 
 def classes_of(config: dict[str, Any]) -> list[type[Adapter]]:
-    """The classes of the variant that a config means. Raises ValueError, with the advice to take, for another."""
+    """The classes of the variant that a config means, those that read its init. Raises ValueError, with the advice to
+    take, for another variant or init."""
     if "peft_type" not in config:
         raise ValueError(
             "it lacks 'peft_type', which PEFT always writes: it is no adapter of PEFT; peft.layouts converts those of "
@@ -58,7 +59,15 @@ def classes_of(config: dict[str, Any]) -> list[type[Adapter]]:
     nearest = min(found, key=lambda classes: (len(differing(classes)), classes[0].variant))
     for key in differing(nearest):
         raise ValueError(f"{key} = {short(config.get(key))} is not supported, only {nearest[0].keys.fixed[key]}")
-    return nearest
+    init = config.get(nearest[0].keys.init)
+    reading = [cls for cls in nearest if (True if init is None else init) in cls.keys.inits]
+    if not reading:
+        raise ValueError(
+            f"{nearest[0].keys.init} = {short(init)} is not known to leave the base as it is, so the adapter would not "
+            "fit it: in PEFT, save it with path_initial_model_for_weight_conversion, or merge_and_unload() and save "
+            "the model"
+        )
+    return reading
 
 
 def known_keys(cls: type[Adapter]) -> set[str]:
@@ -95,12 +104,6 @@ def check_config(config: dict[str, Any]) -> None:
     for key, value in config.items():
         if key not in known and value not in (None, False, "", [], {}):
             raise ValueError(f"{key} = {short(value)} is not known here, so what it changes would be ignored")
-    if config.get(cls.keys.init) not in (*cls.keys.inits, None):
-        raise ValueError(
-            f"{cls.keys.init} = {short(config[cls.keys.init])} is not known to leave the base as it is, so the adapter "
-            "would not fit it: in PEFT, save it with path_initial_model_for_weight_conversion, or merge_and_unload() "
-            "and save the model"
-        )
     check_general(config, cls)
     for key, (classes, values) in beside_in(config).items():
         option = next(o for o in classes[0].options if classes[0].beside and o.name == classes[0].beside.option)

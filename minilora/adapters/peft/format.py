@@ -71,6 +71,8 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
     slots = {slot.file: slot for cls in classes for slot in cls.slots}
     if any(slot.shared for slot in slots.values()):
         raise ValueError(f"{folder} does not say the sizes of its layers: {MERGE_IT}")
+    if "" in slots:
+        raise ValueError(f"{folder} lacks {slots[''].name}, which is computed from the base: {MERGE_IT}")
     held: dict[str, dict[str, np.ndarray]] = {}  # of each layer, {Slot.file: array}
     for tensor, x in tensors.items():
         if tensor.endswith(".base_layer.weight"):

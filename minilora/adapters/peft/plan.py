@@ -63,6 +63,8 @@ def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
         largest = sizes | {axis: max(largest[axis], sizes[axis]) for axis in ("n_in", "n_out")}
         for slot in cls.slots:
             axes = slot.file_shape or slot.shape
+            if not slot.file:
+                continue
             if slot.shared:
                 shared[slot] = not slot.saved_if or options[slot.saved_if]
             else:
@@ -123,6 +125,10 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
             continue
         options = options_of(cls, config, name)
         check_layer(cls, layer, name, options)
+        if view.transposed and "block_" in path and (init := config.get(cls.keys.init)) in cls.keys.not_transposed:
+            raise ValueError(
+                f"{name} is stored as (in, out), where PEFT's {cls.keys.init} = {init!r} is wrong from the start"
+            )
         adapters[path] = cls.form(view.bases[path], **options), options
     beside = adapters_beside(view, config)
     both = next((path for path in beside if path in adapters or path in saved), None)

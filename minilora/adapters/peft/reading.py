@@ -203,7 +203,8 @@ def build(view: View, plan: Plan, places: dict[str, Place], tensors: dict[str, n
         shared = shared or cls.draw_shared(bases, **options)
         twin = plan.tied and path == view.head
         own = modules["embed.token"].own_parameters() if twin else held[path]
-        modules[path] = cls.of(modules.get(path, view.layers[path]), own | shared, **options)
+        layer = modules.get(path, view.layers[path])
+        modules[path] = cls.of(layer, {**own, **shared, **cls.computed(layer, **options)}, **options)
         if path in plan.biases:
             modules[path].base.bias.trainable = True
     return modules

@@ -138,7 +138,12 @@ def variant_keys(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
     ValueError where PEFT has one value for all and the adapters do not."""
     first = next(iter(adapters.values()))
     linear = {name: a for name, a in adapters.items() if isinstance(a.base, Linear)} or adapters
-    config = {**first.keys.fixed, "peft_type": first.peft_type, "inference_mode": True, first.keys.init: True}
+    inits = {a.keys.inits[0]: type(a).__name__ for a in adapters.values()}
+    if len(inits) > 1:
+        kinds = " and ".join(inits.values())
+        raise ValueError(f"the adapters are {kinds}, and PEFT's config has one {first.keys.init}")
+    started = {first.keys.init: next(iter(inits))}
+    config = {**first.keys.fixed, "peft_type": first.peft_type, "inference_mode": True, **started}
     for option in (option for option in first.options if option.mask_of):
         masks = {f"{name}.{option.mask_of}": list(getattr(a, option.name)) for name, a in adapters.items()}
         config[option.pattern] = {name: mask for name, mask in masks.items() if mask} or None

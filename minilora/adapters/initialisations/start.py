@@ -1,0 +1,90 @@
+"""What an initialisation is given beside W, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...backend import Array, Rng
+from ...ops.rows import rows
+
+
+class Moments(NamedTuple):
+    """N inputs x (in,) of a layer, summed up in float64: all that an initialisation needs to know of them."""
+
+    N: int
+    total: Array  # (in,)      Σ x
+    squares: Array  # (in, in)   Σ x xᵀ
+
+    @classmethod
+    def of(cls, X: Array) -> Moments:
+        """Of the rows of X (..., in)."""
+        X = rows(X).astype(np.float64)
+        return cls(len(X), X.sum(axis=0), X.T @ X)
+
+    def joined(self, other: Moments) -> Moments:
+        """Of both."""
+        return Moments(self.N + other.N, self.total + other.total, self.squares + other.squares)
+
+    def second(self) -> Array:
+        """(in, in): 1/N Σ x xᵀ"""
+        return self.squares / self.N
+
+    def covariance(self) -> Array:
+        """(in, in): 1/N Σ (x - μ)(x - μ)ᵀ, with μ the mean"""
+        mean = self.total / self.N
+        return self.second() - np.outer(mean, mean)
+
+
+class Data(NamedTuple):
+    """What an initialisation may look at beside W; each says what it needs (Init.needs)."""
+
+    rng: Rng | None = None  # a seed or a generator
+    inputs: Moments | None = None  # of what the layer is given
+    gradient: Array | None = None  # (out, in)   of W
+
+    def given(self, name: str) -> Any:
+        """One of these. Raises ValueError where it is missing."""
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f"it needs the {name} of the layer: data=Data({name}=...)")
+        return value
+
+
+class Start(NamedTuple):
+    """A (r, in), B (out, r) and W_residual (out, in), with W_residual + s B A = W."""
+
+    A: Array
+    B: Array
+    W_residual: Array
+
+
+class Init(NamedTuple):
+    """An entry of INITS."""
+
+    about: str  # a line
+    make: Callable[[Array, int, float, Data], Start]
+    needs: str = ""  # the field of Data, beside rng, that it cannot do without
+    takes_from_W: bool = False  # W_residual is not W
+    freezes_B: bool = False  # B does not learn
+    redistribute: Callable[[Mapping[str, int], Mapping[str, Data], float], dict[str, int]] | None = None
+    """({layer: rank}, {layer: Data}, rho) -> {layer: rank} of all layers, where one's rank depends on the others'"""
+
+
+def kept(W: Array, A: Array, B: Array) -> Start:
+    """W stays as it is: B A = 0."""
+    return Start(A.astype(W.dtype), B.astype(W.dtype), W)
+
+
+def taken(W: Array, A: Array, B: Array, s: float) -> Start:
+    """W gives s B A up."""
+    A, B = A.astype(W.dtype), B.astype(W.dtype)
+    return Start(A, B, W - s * (B @ A))
+
+
+def check_rank(r: int, most: int, of_what: str) -> None:
+    """Raise ValueError for a rank above `most`."""
+    if r > most:
+        raise ValueError(f"r = {r} is above {most}, {of_what}")
