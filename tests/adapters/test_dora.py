@@ -454,7 +454,7 @@ def test_the_rank_of_a_dora_is_measured_with_its_base_and_refused_without(tmp_pa
     found = adapter_changes(tmp_path / "a", tmp_path / "m").layers["model.layers.1.mlp.up_proj"]
     layer = model["block_1.mlp.up_proj"]
     assert layer.factors() is None
-    np.testing.assert_allclose(found.after - found.before, layer.delta(), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.after - found.before, layer.delta(), atol=1e-6)  # it is loaded in float32
 
 
 @each_class
