@@ -83,7 +83,7 @@ class LoRA(Adapter):
         ),
         beside=("trainable_token_indices",),
     )
-    options = (
+    options: ClassVar[tuple[Option, ...]] = (
         Option("r", "r", 8, "rank_pattern"),
         Option("alpha", "lora_alpha", 8.0, "alpha_pattern"),  # PEFT's default for a missing key; __init__'s is 16
         Option("dropout", "lora_dropout", 0.0),
