@@ -36,7 +36,7 @@ class LoRABiasLinear(LoRALinear):
 
     variant = "lora-bias"
     keys = LoRALinear.keys._replace(inits=(True, False), fixed={**LoRALinear.keys.fixed, "lora_bias": True})
-    start_options = ()  # type: ignore[assignment]
+    start_options = ()
     slots = (*LoRALinear.slots, Slot("lora_B_bias", "lora_B.bias", ("n_out",)))  # type: ignore[assignment]
     laws: ClassVar[dict[str, Law]] = {**LoRALinear.laws, "dc = s db": scaled_with_the_path}
     lora_B_bias: Parameter

@@ -41,7 +41,7 @@ class LoRAXSLinear(LoRA):
     variant = "lora-xs"
     peft_type = "LORA_XS"
     keys = Keys("init_lora_weights")
-    start_options = ()  # type: ignore[assignment]
+    start_options = ()
     base_type = Linear
     targets = "q_proj", "v_proj"
     slots = (
