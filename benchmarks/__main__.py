@@ -15,6 +15,7 @@ from minilora.files import write_whole
 from minilora.jobs.arguments import comma_separated, positive_float, positive_int, positive_ints
 
 from . import bench, figure, lengths, show
+from .report import ALL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,10 +36,10 @@ def parser() -> Parser:
         "tiny, small, gpt2, minilm, smollm2; or with batch and tokens, as small:1x128 (default: the first three, both)"
     )
     add("--sizes", type=comma_separated, metavar="A,B", help=what)
-    what = "forward, lora, full, generate, threads, import, ops (default: all)"
+    what = f"{', '.join(ALL)} (default: all)"
     add("--measures", type=comma_separated, metavar="A,B", help=what)
     add("--cores", type=positive_ints, default=[1], metavar="N,N", help="cores for each contestant (default 1)")
-    add("--ranks", type=positive_ints, default=[8], metavar="N,N", help="of LoRA (default 8)")
+    add("--ranks", type=positive_ints, default=[8], metavar="N,N", help="of adapters (default 8)")
     what = "q_proj,v_proj (default), all-linear, or both, separated by a space"
     add("--targets", nargs="+", default=["q_proj,v_proj"], metavar="A,B", help=what)
     add("--rounds", type=positive_int, default=7, metavar="N", help="(default 7)")

@@ -12,8 +12,17 @@ from minilora.spelling import choose_from
 MEASURES = {
     "forward": "the logits of a batch",
     "lora": "a step of LoRA: loss, gradients, AdamW",
+    "dora": "a step of DoRA, with the gradient through the norm, which PEFT holds constant",
+    "dora-held": "a step of DoRA with the norm held constant, as PEFT",
+    "vera": "a step of VeRA",
     "full": "a step of full fine-tuning",
     "generate": "tokens after a prompt, one at a time, with a cache of keys and values",
+}
+ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {  # {measure: the variant, its options}
+    "lora": ("lora", {"alpha": 16}),
+    "dora": ("dora", {"alpha": 16}),
+    "dora-held": ("dora", {"alpha": 16, "through_norm": False}),
+    "vera": ("vera", {}),
 }
 TARGETS = "q_proj,v_proj", "all-linear"
 PROMPT, NEW = 16, 48  # tokens read and generated
@@ -60,6 +69,10 @@ class Case:
         return SIZES[self.size].shape is None
 
     @property
+    def adapts(self) -> bool:
+        return self.measure in ADAPTERS
+
+    @property
     def shape(self) -> dict[str, Any]:
         """As transformer.Config takes it."""
         shape = SIZES[self.size].shape
@@ -73,7 +86,7 @@ class Case:
         return self.cores if divides else 1
 
     def __str__(self) -> str:
-        what = f" r = {self.rank} on {self.targets}" if self.measure == "lora" else ""
+        what = f" r = {self.rank} on {self.targets}" if self.adapts else ""
         return f"{self.size} {self.batch} × {self.tokens}, {self.measure}{what}"
 
 
@@ -103,14 +116,15 @@ def pairs(case: Case) -> list[tuple[Contestant, Contestant]]:
         return [(ours, peft)]
     if case.measure == "generate":
         return [(ours, torch), (ours, Contestant("transformers"))]
-    if case.measure != "lora":
+    if not case.adapts:
         return [(ours, torch)]
+    fused = "qkv_proj" if case.targets == "q_proj,v_proj" else ""
+    beside_peft = Contestant("minilora", fused), Contestant("peft", fused)
+    if case.measure != "lora":
+        return [beside_peft]
     if case.tokens >= LONG:
         return [(ours, torch), (ours, Contestant("minilora", plain=True))]
-    if case.targets == "q_proj,v_proj":
-        fused = "qkv_proj"
-        return [(ours, torch), (Contestant("minilora", fused), Contestant("peft", fused))]
-    return [(ours, torch), (ours, peft)]
+    return [(ours, torch), beside_peft]
 
 
 def read_size(word: str) -> tuple[str, int, int]:
@@ -130,7 +144,7 @@ def read_size(word: str) -> tuple[str, int, int]:
 def cases(
     sizes: list[str], measures: list[str], cores: list[int], ranks: list[int], targets: list[str], device: str
 ) -> list[Case]:
-    """Every case of these; ranks and targets are for LoRA, and real models for LoRA alone.
+    """Every case of these; ranks and targets are for adapters, and real models for adapters alone.
 
     Raises ValueError for targets that not every contestant can adapt.
     """
@@ -142,7 +156,7 @@ def cases(
         for name, batch, tokens in map(read_size, sizes):
             for measure in measures:
                 case = Case(name, batch, tokens, measure, each, device=device)
-                if measure == "lora":
+                if case.adapts:
                     found += [replace(case, rank=r, targets=target) for r in ranks for target in targets]
                 elif not case.real:
                     found.append(replace(case, batch=1) if measure == "generate" else case)

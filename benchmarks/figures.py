@@ -9,7 +9,7 @@ from typing import Any
 from minilora.display.plots import BASE, FULL, LORA, TYPE, png_bytes
 from minilora.nn import Attention
 
-from .cases import Case
+from .cases import MEASURES, Case
 
 COLORS = {"torch": FULL, "peft": LORA, "transformers": BASE, "minilora": BASE}
 NAMES = {"torch": "PyTorch", "peft": "PEFT", "transformers": "Transformers"}
@@ -18,7 +18,7 @@ NAMES = {"torch": "PyTorch", "peft": "PEFT", "transformers": "Transformers"}
 def figure(report: dict[str, Any]) -> bytes:
     """A PNG. Raises ValueError for a report without a case."""
     if not report["cases"]:
-        raise ValueError("nothing to draw: a figure shows forward, lora, full and generate, and none was measured")
+        raise ValueError(f"nothing to draw: a figure shows {', '.join(MEASURES)}, and none was measured")
     cases = [result for result in report["cases"] if result["ratios"]]
     if not cases:
         return alone_figure(report["cases"])

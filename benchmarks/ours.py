@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minilora.adapters.attach import attach_lora
+from minilora.adapters.attach import attach
 from minilora.adapters.peft import load_adapter, save_adapter
 from minilora.backend import load_backend, to_numpy
 from minilora.data import Batch, english, random_windows
@@ -27,7 +27,7 @@ from minilora.nn.optim import AdamW
 from minilora.training import loss_and_gradients, sharded_loss_and_gradients
 from minilora.training.gradients import split_batch
 
-from .cases import NEW, PROMPT, SEED, Case, Job
+from .cases import ADAPTERS, NEW, PROMPT, SEED, Case, Job
 
 LR = 1e-3  # of AdamW, on every side
 BATCH = "batch.safetensors"
@@ -43,9 +43,9 @@ def prepare(case: Case, folder: Path) -> None:
     else:
         model = gpt2(Config(**case.shape), np.random.default_rng(SEED))
     save_pretrained(model, folder / "base")
-    if case.measure == "lora":
+    if case.adapts:
         targets = "qkv_proj" if case.targets == "q_proj,v_proj" and not case.real else case.targets
-        adapt(model, targets, case.rank)
+        adapt(model, targets, case)
         save_adapter(model, folder / "adapter")
     batch = batch_of(case, model)
     save_tensors(folder / BATCH, {"ids": batch.ids, "targets": batch.targets}, {})
@@ -62,9 +62,10 @@ def batch_of(case: Case, model: Transformer) -> Batch:
     return batch._replace(targets=rng.integers(0, 2, case.batch)) if model.config.head == "classify" else batch
 
 
-def adapt(model: Transformer, targets: str, rank: int) -> None:
+def adapt(model: Transformer, targets: str, case: Case) -> None:
     names: Any = targets if targets == "all-linear" else targets.split(",")
-    attach_lora(model, names, rank, 16, rng=np.random.default_rng(SEED))
+    variant, options = ADAPTERS[case.measure]
+    attach(model, variant, names, rng=np.random.default_rng(SEED), r=case.rank, **options)
 
 
 def split(model: Transformer) -> None:
@@ -82,11 +83,13 @@ def split(model: Transformer) -> None:
 def job(case: Case, targets: str, plain: bool, folder: Path) -> Job:
     xp = load_backend("cupy" if case.device == "cuda" else "numpy")
     model = load_pretrained(folder / "base")
-    if case.measure == "lora" and (case.real or targets in FUSED):
+    if case.adapts and (case.real or targets in FUSED):
         load_adapter(model, folder / "adapter")
-    elif case.measure == "lora":
+        for adapter in (module for _, module in model.named_modules() if module.is_adapter):
+            vars(adapter).update(ADAPTERS[case.measure][1])  # some of which no file says
+    elif case.adapts:
         split(model)
-        adapt(model, targets, case.rank)
+        adapt(model, targets, case)
     if case.measure in ("forward", "generate"):
         model.freeze()  # or it would keep what a backward needs
     for _, module in model.named_modules():

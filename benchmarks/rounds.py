@@ -112,10 +112,12 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
 
 
 def check_same(case: Case, ours: Process, theirs: Process) -> None:
-    """Did they do the same, up to rounding? Greedy tokens of random weights may part where two are as good as equal."""
+    """Did they do the same, up to rounding? Greedy tokens of random weights may part where two are as good as equal.
+    DoRA's gradient and PEFT's are not the same, so of the losses only the first is."""
     if case.measure == "generate":
         return
-    for a, b in zip(ours.results, theirs.results, strict=True):
+    steps = 1 if case.measure == "dora" else len(ours.results)
+    for a, b in zip(ours.results[:steps], theirs.results[:steps], strict=True):
         if not math.isclose(a, b, rel_tol=AGREE):
             raise RuntimeError(f"{case}: {ours.name} finds {a}, and {theirs.name} {b}: they do not do the same")
 

@@ -135,7 +135,7 @@ def peft_model(case: Case, folder: Path) -> Any:
     kind = "SequenceClassification" if case.size == "minilm" else "CausalLM"
     load = getattr(transformers, f"AutoModelFor{kind}").from_pretrained
     model = load(folder / "base", dtype=torch.float32, **dict.fromkeys(DROPOUTS.get(case.size, ()), 0.0))
-    if case.measure == "lora":
+    if case.adapts:
         model = PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
     return model
 
@@ -144,7 +144,7 @@ def job(case: Case, library: str, targets: str, folder: Path) -> Job:
     torch.set_num_threads(case.cores)
     plain = library == "torch"
     model = torch_model(case, targets, folder) if plain else peft_model(case, folder)
-    model = model.train(case.measure in ("lora", "full")).to(case.device)
+    model = model.train(case.adapts or case.measure == "full").to(case.device)
     batch = {name: x.to(case.device) for name, x in load_file(folder / BATCH).items()}
     if case.measure == "generate":
         return on_device(case, (generation if plain else hub_generation)(model, batch["ids"][:1, :PROMPT]))

@@ -122,6 +122,7 @@ def test_three_matrices_for_q_k_and_v_are_the_fused_one(rng):
     [
         ("forward", "", "torch"), ("lora", "q_proj,v_proj", "torch"), ("lora", "all-linear", "torch"),
         ("full", "", "torch"), ("lora", "qkv_proj", "peft"), ("lora", "all-linear", "peft"),
+        ("dora-held", "qkv_proj", "peft"), ("dora-held", "all-linear", "peft"), ("vera", "qkv_proj", "peft"),
     ],
 )  # fmt: skip
 def test_pytorch_and_peft_find_the_same_losses(measure, targets, library, tmp_path):
@@ -167,8 +168,22 @@ def test_contestants_that_do_not_do_the_same_are_not_compared():
                    (("minilora", [4.5, 4.4]), ("peft", [4.5, 4.41])))  # fmt: skip
     with pytest.raises(RuntimeError, match=r"minilora finds 4.4, and peft 4.41"):
         rounds.check_same(TINY, mine, other)
+    rounds.check_same(replace(TINY, measure="dora"), mine, other)  # the one through the norm, the other not
+    with pytest.raises(RuntimeError, match=r"minilora finds 4.4, and peft 4.41"):
+        rounds.check_same(replace(TINY, measure="dora-held"), mine, other)
     other.results[1] = 4.4 + 1e-6
     rounds.check_same(TINY, mine, other)
+
+
+@pytest.mark.parametrize(("measure", "through_norm"), [("dora", True), ("dora-held", False)])
+def test_the_two_measures_of_dora_are_its_two_gradients(measure, through_norm, tmp_path, monkeypatch):
+    case, ran = replace(TINY, measure=measure), []
+    ours.prepare(case, tmp_path)
+    step = ours.step
+    monkeypatch.setattr(ours, "step", lambda model, *a: ran.append(model) or step(model, *a))
+    ours.job(case, "qkv_proj", False, tmp_path)
+    adapters = [module for _, module in ran[0].named_modules() if module.is_adapter]
+    assert [adapter.through_norm for adapter in adapters] == [through_norm] * 2
 
 
 # ---- what is said follows from the rounds ----

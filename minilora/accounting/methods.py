@@ -7,36 +7,26 @@
     adapter-…       Σ (2 C r + r + C)  C -> r -> C, with biases: houlsby after attention and MLP, pfeiffer after the
                                        MLP, lin after the MLP with a layer norm of its own, + 2 C
     qlora           Σ r (in + out)     LoRA over a base in 4 bits                       (Dettmers et al., 2023)
-    dora            Σ r (in + out) + out    and the length of every row of W + ΔW       (Liu et al., 2024)
 
 and every variant that has a file in adapters/; where some tokens learn, as many as `virtual_tokens` says. Σ runs over
-the adapted layers. The classes below have no forward: they say of variants that have no file yet what they add, keep
-and multiply.
+the adapted layers. The classes below have no forward: they say of an adapter-… what it adds, keeps and multiplies.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator
 from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..adapters.attach import attach_without_weights, choose, fused_above, last, wasted_rank
+from ..adapters.attach import attach_without_weights, choose, last
 from ..adapters.base import DEFAULT, Adapter, Kept, Option, Products, Slot, variants
-from ..adapters.lora import LoRALinear
 from ..models.transformer import Transformer
 from ..nn import Block, Costs, Linear, MetaArray, Module, Parameter
 from ..spelling import choose_from
 
-# ---- variants without a file ----
-
-
-class DoRA(LoRALinear):
-    slots = (*LoRALinear.slots, Slot("magnitude", "lora_magnitude_vector", ("n_out",)))  # type: ignore[assignment]
-    kept = (*LoRALinear.kept, Kept("v", "n_out", "dm = Σ dy ∘ v, v = (W + s B A) x / ‖·‖"))  # type: ignore[assignment]
-    products = LoRALinear.products._replace(once="2 * r * n_in * n_out")
+# ---- adapters after a layer, which have no file ----
 
 
 class Bottleneck(Adapter):
@@ -73,7 +63,6 @@ class BottleneckWithNorm(Bottleneck):
 
 
 FORMULAS: dict[str, type[Adapter]] = {
-    "dora": DoRA,
     "adapter-houlsby": Bottleneck,
     "adapter-pfeiffer": Bottleneck,
     "adapter-lin": BottleneckWithNorm,
@@ -122,7 +111,7 @@ USUAL_TARGETS = {
 }
 OVER_4_BITS = ("qlora",)
 TRAINS_WEIGHTS = ("full", "top2")  # which 4 bits cannot hold
-TARGETED = (*variants(), "qlora", "dora")  # what adapts layers of one's choice
+TARGETED = (*variants(), "qlora")  # what adapts layers of one's choice
 METHODS = (*TRAINED, *dict.fromkeys((*TARGETED, *FORMULAS)))
 
 
@@ -169,7 +158,7 @@ def add_adapters(method: str, model: Transformer, targets: str | Collection[str]
     wanted = usual_targets(model, method) if targets is None else targets
     if wanted == "all-linear":
         wanted = [path for path, m in model.named_modules() if isinstance(m, Linear) and "block_" in path]
-    if method in variants() or method not in FORMULAS:
+    if method not in FORMULAS:
         variant = method if method in variants() else DEFAULT
         known = [option for cls in variants()[variant] for option in cls.options]
         options: dict[str, Any] = {"r": r} if any(option.name == "r" for option in known) else {}
@@ -177,20 +166,8 @@ def add_adapters(method: str, model: Transformer, targets: str | Collection[str]
         options |= dict.fromkeys(ids, tuple(range(tokens)))
         attach_without_weights(model, variant, wanted, **options)
         return
-    cls, chosen = FORMULAS[method], choose(model, wanted or ())
-    if fused_above(model, chosen):
-        raise ValueError(f"{method} of a part of a fused layer is not counted: choose the whole, such as qkv_proj")
-    for path in chosen:
-        try:
-            cls.check(model[path], r=r)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    if not issubclass(cls, Bottleneck):
-        note = wasted_rank({path: (r, min(model[path].weight.data.shape)) for path in chosen})  # type: ignore[attr-defined]
-        if note:
-            warnings.warn(note, stacklevel=4)
-    for path in chosen:
-        model[path] = cls.without_weights(model[path], r=r)
+    for path in choose(model, wanted or ()):
+        model[path] = FORMULAS[method].without_weights(model[path], r=r)
 
 
 def usual_targets(model: Transformer, method: str) -> str | Collection[str] | None:

@@ -16,14 +16,14 @@ order of the class Adapter below, with the LoRA of a Linear (lora.py, LoRALinear
     backward    adds dA and dB to the gradients and returns dx, by ops/lora.py
     merged      W + s B A, and the bias
 
-The rest of the class is the same for all. DoRA would be one more file, dora.py, with a class DoRALinear(LoRALinear):
-its variant, one more slot, for the magnitude, "use_dora": True among its keys, its own kept, products and laws; a start
-that sets the magnitude; the forward, backward and delta() that ops/dora.py would derive; and a factors() that returns
-None.
+The rest of the class is the same for all. dora.py shows how one variant is made from another: its class DoRA, a LoRA,
+has one more slot, for the magnitude, one more option, "use_dora": True among its keys, its own kept, products and laws;
+a start that sets the magnitude beside LoRA's A and B; its own forward, backward and merged; and no factors().
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import math
 import pkgutil
@@ -126,10 +126,10 @@ class Beside(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """One array that forward keeps for backward."""
+    """One array that forward keeps for backward, and why. An array with several reasons is named in several."""
 
     what: str  # "x" is the layer's own input, which other layers may keep too
-    width: str  # numbers for each row of x, in n_in, n_out, r and the options
+    width: str  # numbers for each row of x, in n_in, n_out, r and the options; one of 0 numbers is not kept
     why: str  # the formula that reads it
     slots: tuple[str, ...] = ()  # kept while one of these learns, whose gradients need it; (): always kept
     once: bool = False  # kept once, whatever the number of rows
@@ -138,7 +138,8 @@ class Kept(NamedTuple):
 class Products(NamedTuple):
     """FLOPs of the matrix products beside the base's, 2 for a multiplication and an addition, for each row of x.
 
-    Formulas in n_in, n_out, r, the options, and `drops`, which is 1 where this forward has dropout, else 0.
+    Formulas in n_in, n_out, r, the options, and `drops`: is there dropout in this forward? What is True or False is the
+    last factor of a term.
     """
 
     forward: str
@@ -351,28 +352,31 @@ class Adapter(Module):
         learns = self.learns
         y = self.base.costs(x, costs)
         drops = costs.dropout and bool(getattr(self, "dropout", 0))
-        sizes = self.settings | self.sizes | {"n": y.rows, "drops": int(drops)}
+        sizes = self.settings | self.sizes | {"n": y.rows, "drops": drops}
         if drops:
             costs.keep(self, "keep", costs.array(*x.shape), "to drop the same of dx")
+        held = {"x": costs.array(*x.shape) if drops else x, "ids": x}
         for what, width, why, slots, once in self.kept:
             if slots and learns.isdisjoint(slots):
                 continue
-            if what == "x" and drops:
-                costs.keep(self, "x, dropped", costs.array(*x.shape), why)
-            elif what in ("x", "ids"):
-                costs.keep(self, what, x, why)
-            else:
-                rows = () if once else y.shape[:-1]
-                costs.keep(self, what, costs.array(*rows, number(width, sizes)), why)
+            if what not in held and (n := number(width, sizes)):
+                held[what] = costs.array(*(() if once else y.shape[:-1]), n)
+            if what in held:
+                costs.keep(self, "x, dropped" if drops and what == "x" else what, held[what], why)
+
+        off = frozenset(name for name, value in sizes.items() if value is False)
+        on = frozenset(name for name, value in sizes.items() if value is True)
 
         def of_learned(products: Mapping[tuple[str, ...], str]) -> list[str]:
             return [formula for slots, formula in products.items() if learns.intersection(slots)]
 
-        forward = f"n * ({self.products.forward})", self.products.once
+        def each_row(*formulas: str) -> str:
+            return f"n * ({' + '.join(f for f in (decided(f, on, off) for f in formulas) if f != '0') or 0})"
+
+        forward = each_row(self.products.forward), decided(self.products.once, on, off)
         dx = self.products.backward if x.needs_dx else self.products.without_dx
-        each_row = [formula for formula in (dx, *of_learned(self.products.gradients)) if formula != "0"]
-        once_more = self.products.backward_once, *of_learned(self.products.gradients_once)
-        backward = f"n * ({' + '.join(each_row) or 0})", *once_more
+        all_rows = self.products.backward_once, *of_learned(self.products.gradients_once)
+        backward = each_row(dx, *of_learned(self.products.gradients)), *(decided(f, on, off) for f in all_rows)
         costs.multiply(self, "adapter", *({f: number(f, sizes) for f in formulas} for formulas in (forward, backward)))
         return replace(y, needs_dx=True) if learns and not y.needs_dx else y
 
@@ -421,6 +425,24 @@ def shape(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
 def number(formula: str, sizes: Mapping[str, int]) -> int:
     """("2 * r * n_in", its sizes) -> 1024"""
     return eval(compiled(formula), {"__builtins__": {}}, dict(sizes))
+
+
+@cache
+def decided(formula: str, on: frozenset[str], off: frozenset[str]) -> str:
+    """A formula for people, without the factors that are 1, of names that are `on`, and the terms that are `off`:
+    ("r + n_in * drops", {}, {"drops"}) -> "r"."""
+
+    class Decide(ast.NodeTransformer):
+        def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+            self.generic_visit(node)
+            left, right = ast.unparse(node.left), ast.unparse(node.right)
+            if isinstance(node.op, ast.Mult) and right in on | off:
+                return node.left if right in on else ast.Constant(0)
+            if isinstance(node.op, ast.Add) and "0" in (left, right):
+                return node.left if right == "0" else node.right
+            return node
+
+    return ast.unparse(Decide().visit(ast.parse(formula, mode="eval")))
 
 
 @cache

@@ -83,7 +83,7 @@ class LoRA(Adapter):
         ),
         beside=("trainable_token_indices",),
     )
-    options = (
+    options: ClassVar[tuple[Option, ...]] = (
         Option("r", "r", 8, "rank_pattern"),
         Option("alpha", "lora_alpha", 8.0, "alpha_pattern"),  # PEFT's default for a missing key; __init__'s is 16
         Option("dropout", "lora_dropout", 0.0),
@@ -299,7 +299,7 @@ class ResidualLoRALinear(LoRALinear):
     base_type = Linear
     keys = LoRA.keys._replace(inits=("pissa", "olora"), not_transposed=("olora",))
     inits = tuple(sorted((name for name, init in INITS.items() if init.takes_from_W), key=lambda name: name != "pissa"))
-    options = (*LoRA.options, Option("init", "init_lora_weights", inits[0]))  # type: ignore[assignment]
+    options = (*LoRA.options, Option("init", "init_lora_weights", inits[0]))
     slots = (  # type: ignore[assignment]
         *LoRALinear.slots,
         Slot("lora_A0", "", ("r", "n_in"), trained=False),

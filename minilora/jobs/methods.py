@@ -365,8 +365,12 @@ def headlines(report: dict[str, Any]) -> list[str]:
     losses += f"; {counted(len(worse), 'other')} {'is' if len(worse) == 1 else 'are'} worse"
     kept, of = min(rows, key=lambda row: row["memory"]["cache"]), reference["memory"]["cache"]
     bytes_kept = f"{kept['name']} keeps the least, {kept['memory']['cache'] / of:.0%} of {name}'s"
+    if kept is reference:
+        bytes_kept = f"No other keeps less than {name}"
     slow = max(rows, key=lambda row: row["step_seconds"])
     times = f"{slow['name']} takes the longest, {slow['step_seconds'] / reference['step_seconds']:.1f} times {name}'s"
+    if slow is reference:
+        times = f"No other takes longer than {name}"
     return [losses, bytes_kept, times]
 
 

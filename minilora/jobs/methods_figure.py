@@ -50,6 +50,6 @@ def losses_against_size(ax: Any, rows: list[dict[str, Any]], colors: list[str], 
     )
 
 
-def broken(title: str) -> tuple[str, str]:
+def broken(title: str) -> list[str]:
     """A title on two lines, after the comma."""
-    return title.rpartition(", ")[::2]
+    return title.rsplit(", ", 1)

@@ -10,6 +10,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from ..adapters import DEFAULT, variant_names
+from ..adapters.initialisations import descriptions
 from .arguments import Collect, natural_float, natural_int, positive_float, positive_int, targets
 
 TASKS = {"text": "text", "instruct": "instruction", "classify": "classification"}  # {--task: its file in jobs/}
@@ -43,7 +44,7 @@ class Settings:
     option: Mapping[str, Any] | None = setting(
         None, "an option of the method alone, as d_initial=0.5; may be repeated", action=Collect, metavar="NAME=VALUE"
     )
-    init: str | None = setting(None, "how the adapter starts, of a method with several ways", metavar="NAME")
+    init: str | None = setting(None, f"how LoRA's adapters start: {', '.join(descriptions())}", metavar="NAME")
     rank: int | None = setting(8, "rank of the adapters (default: the method's own, 8 of most)", **POSITIVE)
     targets: str | Sequence[str] | None = setting(
         "all-linear", "layers to adapt (default: all-linear; of a method without a rank, its own)",

@@ -27,6 +27,15 @@ from .adalora import (
 from .attention import attention_backward, attention_forward, attention_mask
 from .blockwise_attention import BlockwiseAttentionCache, blockwise_attention_backward, blockwise_attention_forward
 from .cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward
+from .dora import (
+    DoRACache,
+    dora_A_gradients,
+    dora_B_gradients,
+    dora_backward,
+    dora_forward,
+    dora_m_gradients,
+    dora_norms,
+)
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_forward, embedding_gradients
 from .gelu import gelu_backward, gelu_forward, gelu_tanh_forward

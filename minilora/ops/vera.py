@@ -17,7 +17,8 @@ u need not be kept. With M = dyᵀ h (out, r), one product for both,
     db_o = Σ_n dy_no Σ_k d_k h_nk B_ok = Σ_k B_ok d_k M_ok
     dd_k = Σ_n h_nk Σ_o b_o dy_no B_ok = Σ_o b_o B_ok M_ok
 
-so h alone is kept, r numbers a row: not x, as A is frozen. Hence ⟨b, db⟩ = ⟨d, dd⟩, and dd = 0 as long as b = 0.
+so h alone is kept, r numbers a row: not x, as A is frozen. And b multiplies the rows of B, out r numbers, rather than
+the N out of y or dy: b ∘ (q Bᵀ) = q (b ∘ B)ᵀ. Hence ⟨b, db⟩ = ⟨d, dd⟩, and dd = 0 as long as b = 0.
 
 Source: Kopiczko, Blankevoort, Asano (2024), "VeRA: Vector-based random matrix adaptation", equation 2.
 """
@@ -27,16 +28,14 @@ from .rows import like, rows
 
 
 def vera_forward(x: Array, A: Array, B: Array, d: Array, b: Array) -> tuple[Array, Array]:
-    """h = x Aᵀ         y = b ∘ ((d ∘ h) Bᵀ).  The cache is h."""
+    """h = x Aᵀ         y = (d ∘ h) (b ∘ B)ᵀ.  The cache is h."""
     h = rows(x) @ A.T
-    y = (d * h) @ B.T
-    y *= b
-    return like(y, x), h
+    return like((d * h) @ (b[:, None] * B).T, x), h
 
 
 def vera_backward(dy: Array, A: Array, B: Array, d: Array, b: Array) -> Array:
-    """dq = (b ∘ dy) B      dx = (d ∘ dq) A"""
-    dq = (b * rows(dy)) @ B
+    """dq = dy (b ∘ B)      dx = (d ∘ dq) A"""
+    dq = rows(dy) @ (b[:, None] * B)
     dq *= d
     return like(dq @ A, dy)
 

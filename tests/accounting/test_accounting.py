@@ -445,9 +445,8 @@ def test_attention_is_quadratic_in_the_tokens_and_all_else_linear():
         (["--model", "nothing"], "no folder or file 'nothing', none of gpt2, gpt2-medium,"),
         (["--method", "lor"], "no method is called 'lor': did you mean 'lora'? choose from full, top2"),
         (["--targets", "query"], "no layer is called 'query': choose from embed, q_proj"),
-        (["--model", "gpt2", "--method", "dora", "--targets", "q_proj"], "dora of a part of a fused layer is not"),
         (["--method", "full", "--targets", "q_proj"], "full has no targets to choose"),
-        (["--method", "dora", "--targets", "embed"], "this adapter is for a Linear, and this is of type Embedding"),
+        (["--method", "vera", "--targets", "embed"], "this adapter is for a Linear, and this is of type Embedding"),
         (
             ["--rank", "129", "--method", "lora-xs"],
             "block_0.attention.q_proj: r 129 is above 128, the smaller side of",

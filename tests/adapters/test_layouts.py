@@ -1,6 +1,7 @@
 """Adapters of mlx-lm and loralib: exact conversions both ways, and refusals that say why."""
 
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from peft_models import IDS, adapted, base, logits
 
 from minilora.adapters import peft
+from minilora.adapters.attach import attach
 from minilora.adapters.lora import TiedLoRALinear
 from minilora.adapters.peft.layouts import from_loralib, from_mlx, to_loralib, to_mlx
 from minilora.files import load_tensors, save_tensors
@@ -296,11 +298,17 @@ def test_what_loralib_has_no_place_for_is_refused_with_the_reason(tmp_path):
         with pytest.raises(ValueError, match=message):
             to_loralib(tmp_path / name, tmp_path / "t", fused=fused)
         assert not (tmp_path / "t").exists()
-    folder = saved(tmp_path / "dora")
-    config = json.loads((folder / peft.CONFIG).read_text())
-    (folder / peft.CONFIG).write_text(json.dumps(config | {"use_dora": True}))
-    with pytest.raises(ValueError, match="use_dora = True is not supported"):
-        to_loralib(folder, tmp_path / "t")
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "up_proj"], ["embed"]])
+@pytest.mark.parametrize("convert", [to_loralib, partial(to_mlx, tied=False)], ids=["loralib", "mlx"])
+def test_a_dora_is_no_product_of_two_matrices_and_has_no_place_in_either(tmp_path, convert, targets):
+    model = base("llama")
+    attach(model, "dora", targets, rng=0, r=3)
+    peft.save_adapter(model, tmp_path / "dora")
+    with pytest.raises(ValueError, match="dora: ΔW of dora is no product of two matrices, which this layout needs"):
+        convert(tmp_path / "dora", tmp_path / "t")
+    assert not (tmp_path / "t").exists()
 
 
 def test_a_pickled_state_dict_of_loralib_is_refused(tmp_path):

@@ -446,7 +446,7 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a missing tensor": (lambda a: edit_tensors(a / "adapter_model.safetensors", without_first), "missing: base_model"),
     "misshapen": (lambda a: edit_tensors(a / "adapter_model.safetensors", transposed), "has shape .* is needed"),
     "no tensors": (lambda a: edit_tensors(a / "adapter_model.safetensors", lambda tensors: {}), ADAPTER),
-    "DoRA": (lambda a: edit_json(a / "adapter_config.json", use_dora=True), f"{CONFIG}: use_dora = True is not supp"),
+    "DoRA": (lambda a: edit_json(a / "adapter_config.json", use_dora=True), "missing: .*magnitude_vector"),
     "another rank": (lambda a: edit_json(a / "adapter_config.json", r=3), "has shape .* is needed"),
     "CorDA": (lambda a: edit_json(a / "adapter_config.json", init_lora_weights="corda"), "init_lora_weights = 'corda'"),
     "other targets": (lambda a: edit_json(a / "adapter_config.json", target_modules=["o_proj"]), "do not name .*q_pr"),

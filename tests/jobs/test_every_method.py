@@ -13,11 +13,12 @@ from small_runs import interrupting
 
 from minilora.adapters.attach import attach
 from minilora.adapters.base import DEFAULT, variants
+from minilora.adapters.initialisations import inits
 from minilora.adapters.peft.config import classes_of
 from minilora.cli import main
 from minilora.jobs import classification
 from minilora.jobs.bases import load_adapted
-from minilora.jobs.finetuning import options_of
+from minilora.jobs.finetuning import FIRST, options_of
 from minilora.jobs.prediction import Classifier
 from minilora.jobs.settings import OF_METHOD
 from minilora.models.config import Config
@@ -105,6 +106,21 @@ def test_info_says_the_variant_of_the_file_and_generate_gives_what_the_merged_mo
     adapted, merged, base = (model.forward(ids)[0] for model in models)
     np.testing.assert_allclose(merged, adapted, atol=1e-4 * abs(adapted).max())
     assert abs(adapted - base).max() > 1e-3 * abs(base).max()
+
+
+@pytest.mark.parametrize("init", inits())
+def test_a_run_begins_as_its_init_says_and_ends_with_an_adapter_for_the_untouched_base(init, here, monkeypatch, capfd):
+    words = ["finetune", "--base", "llama", "--init", init, "--rank", "2", *RUN, *STEPS]
+    assert main(words) == 0
+    whole = tree(here / "out")
+    assert json.loads(whole["settings.json"] or b"")["init"] == init
+    assert main(["rank", "out", "--base", "llama"]) == 0
+    shutil.rmtree("out")
+    with monkeypatch.context() as patched:
+        interrupting(patched, ("before a batch", FIRST + 3))  # after those that the init may look at
+        assert main(words) == 130
+    assert main([*words, "--resume"]) == 0
+    assert tree(here / "out") == whole
 
 
 @each_method

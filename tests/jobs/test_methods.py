@@ -270,9 +270,10 @@ WORSE = ("d", 2.6, (0.2, 0.1, 0.3))
         ([SAME, ("a", 2.4, None), WORSE], "No other is better than a beyond the spread; 1 other is worse."),
         ([SAME, ("a", 2.4, None)], "c 1,000 2.3900 0.0100 -0.0100 -0.0500 to +0.0300 within the spread"),
         ([SAME, ("a", 2.4, None)], "a 2,000 2.4000 0.0100 the reference 0.016 (edge)"),
-        ([SAME, ("a", 2.4, None)], "a keeps the least, 100% of a's. a takes the longest, 1.0 times a's."),
+        ([SAME, ("a", 2.4, None)], "No other keeps less than a. No other takes longer than a."),
         ([SAME, ("a", 2.4, None), ("e", None, None)], "diverged"),
         ([SAME, ("a", 2.4, None)], "Left out: odd: it has no bias"),
+        ([("a", 2.4, None), WORSE], "d keeps the least, 75% of a's. d takes the longest, 2.0 times a's."),
         ([SAME, ("a", 2.4, None)], "2 minutes of training"),
     ],
 )

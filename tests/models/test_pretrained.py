@@ -236,7 +236,8 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
             r"of another model: model\.model\.layers\.0\..* is there, and base_model\.model\.model\.layers",
         ),
         ({"tensors": lambda t: t | {FIRST: t[FIRST][:2]}}, r"has shape \(2, 16\), and \(3, 16\) is needed"),
-        ({"config": lambda c: c | {"use_dora": True}}, "use_dora = True is not supported"),
+        ({"config": lambda c: c | {"use_dora": True}}, "missing: .*q_proj.lora_magnitude_vector"),
+        ({"config": lambda c: c | {"use_dora": "yes"}}, "use_dora = 'yes' is not supported"),
         (
             {"config": lambda c: c | {"peft_type": "BOFT"}},
             r"peft_type = 'BOFT' is not read here, only .*: in PEFT, merge it into its base \(merge_and_unload\)",

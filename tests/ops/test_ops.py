@@ -83,6 +83,7 @@ TORCH: dict[str, Callable[..., Any]] = {
         x, torch.tensor(U) @ torch.diag(torch.tensor(S) * (z - 1)) @ torch.tensor(V).T
     ),
     "low rank, VeRA": lambda torch, x, d, b, A, B: b * (d * (x @ torch.tensor(A).T) @ torch.tensor(B).T),
+    "magnitude, DoRA": lambda torch, u, A, B, m, W, s: m / (torch.tensor(W) + s * B @ A).norm(dim=1) * u,
     "rescaling": lambda torch, x, vector: vector * x,
     "layer norm": lambda torch, x, g, b, eps: torch.nn.functional.layer_norm(x, g.shape, g, b, eps),
     "rms norm": lambda torch, x, g, eps: torch.nn.functional.rms_norm(x, g.shape, g, eps),

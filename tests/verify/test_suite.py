@@ -276,6 +276,8 @@ BROKEN: dict[str, tuple[Any, str, Broken]] = {
     "eₖ deₖ = ⟨Aₖ, dAₖ⟩ = ⟨Bₖ, dBₖ⟩": (ops, "adalora_gradients", plus(1e-9)),
     "dA = dB = 0 at e = 0": (ops, "lora_A_gradients", plus(1e-9)),
     "⟨b, db⟩ = ⟨d, dd⟩": (ops, "vera_gradients", plus(1e-9)),
+    "m ∘ dm = Σ dy ∘ (y - b)": (ops, "dora_m_gradients", scaled(1 + 1e-9)),
+    "⟨B, dB⟩ = -⟨W, dV⟩ in every row": (ops, "dora_B_gradients", scaled(1 + 1e-9)),
     "the merged W and b of an adapter give its outputs": (ia3.IA3Linear, "merged", scaled(1 + 1e-9)),
     "a new adapter gives the outputs of its base": (ops, "ia3_forward", plus(1e-13)),
     "the first step of SGD is ΔW = -η s² G AᵀA": (ops, "lora_B_gradients", scaled(1 + 1e-9)),

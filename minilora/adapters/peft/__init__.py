@@ -53,8 +53,9 @@ def describe_adapter(folder: Path) -> dict[str, str]:
     whole = sum(tensors[name].size for name in rest if ".base_layer.weight" not in name)
     head = classifier_weight(tensors)
     names = list_labels(label_names(metadata, len(head))) if head is not None else ""
+    kind = [cls.peft_type, *(f"{key} = {value}" for key, value in cls.keys.fixed.items() if value)]
     return {
-        "adapter": ", ".join([cls.peft_type, *options]),
+        "adapter": ", ".join([*kind, *options]),
         "targets": str(config.get("target_modules")),
         **({"ranks": ", ".join(f"{name} {r}" for name, r in ranks.items())} if {*ranks.values()} - {usual} else {}),
         "layers": f"{len(layers)} adapted, {added:,} parameters",

@@ -241,7 +241,7 @@ def read_pairs(folder: Path) -> tuple[dict[str, Any], dict[str, Pair], float]:
     for name, layer in layers.items():
         factors = layer.factors()
         if factors is None:
-            raise ValueError(f"{folder}: ΔW of {config['peft_type']} is no product of two matrices")
+            raise ValueError(f"{folder}: ΔW of {layer.variant} is no product of two matrices, which this layout needs")
         A, B, s = factors
         pairs[name] = (B.T, A.T, s) if isinstance(layer.base, Embedding) else (A, B, s)
     return config, pairs, float(layer.settings.get("dropout") or 0.0)

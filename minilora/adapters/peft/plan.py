@@ -99,6 +99,11 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
         by_class = embedding.always_tied and view.head and "embed.token" in targets
         ends = [slot.file for slot in tied_class.slots]
         tied_class = tied_class if by_class or is_tied(view, config, targets, tensors, ends) else None
+    elif is_tied(view, config, targets, tensors, [slot.file for cls in classes for slot in cls.slots]):
+        raise ValueError(
+            f"ensure_weight_tying = True: {classes[0].variant} has no adapter that an embedding and its head share; in "
+            "PEFT, merge it into its base (merge_and_unload) and save that model"
+        )
     if tied_class:
         targets = [path for path in names if path in (*targets, "embed.token") and path != view.head]
     tied = is_tied(view, config, saved, tensors, ["weight"])

@@ -12,7 +12,7 @@ EXAMPLE = "minilora count --model gpt3-175b --method lora --targets q_proj,v_pro
 
 # accounting.METHODS, which is not imported here: --help need not wait for NumPy
 BASES = "full", "top2", "prefix-embed", "prefix-layer"
-BESIDE = "qlora", "dora", "adapter-houlsby", "adapter-pfeiffer"
+BESIDE = "qlora", "adapter-houlsby", "adapter-pfeiffer"
 COUNTED = f"{', '.join(dict.fromkeys((*BASES, *variant_names(), *BESIDE)))} or adapter-lin"
 
 
