@@ -313,9 +313,10 @@ class Adapter(Module):
         return any(slot.trained and "r" in slot.shape and len(slot.shape) == 2 for slot in cls.slots)
 
     @classmethod
-    def says_its_sizes(cls) -> bool:
-        """Whether the shapes of its tensors in a file give n_in and n_out."""
-        return {"n_in", "n_out"} <= {axis for slot in cls.slots for axis in slot.shape if not slot.shared}
+    def is_whole_in_file(cls) -> bool:
+        """Whether a file gives it without its base: every slot, and by their shapes n_in and n_out."""
+        sizes = {axis for slot in cls.slots for axis in slot.shape if not slot.shared}
+        return {"n_in", "n_out"} <= sizes and all(slot.file for slot in cls.slots)
 
     @property
     def settings(self) -> dict[str, Any]:

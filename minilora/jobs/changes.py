@@ -156,7 +156,7 @@ def adapters_in(
 ) -> dict[str, Adapter]:
     """{Hugging Face's name of a layer: its adapter}, on the layers of `base` where ΔW does not follow from the file
     alone. Raises ValueError where it does not and there is no base."""
-    if base is None or all(cls.says_its_sizes() for cls in classes_of(config)):
+    if base is None or all(cls.is_whole_in_file() for cls in classes_of(config)):
         found = layers_in(folder, config, tensors)
         unknown = next((name for name, adapter in found.items() if adapter.factors() is None), "")
         if not unknown:

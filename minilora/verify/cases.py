@@ -14,6 +14,7 @@ from .. import ops
 from ..adapters.attach import adaptable, attach, attach_lora
 from ..adapters.base import DEFAULT, Adapter, variants
 from ..adapters.merge import MergedEmbedding, merged_layer
+from ..adapters.recording import Latest, Recorder
 from ..backend import Array
 from ..models.config import Config
 from ..models.families import FAMILIES
@@ -114,6 +115,13 @@ def adapter(cls: type[Adapter], options: Mapping[str, Any], new: LayerFactory) -
     return cls.start(bases[cls.base_type](), rng=new.rng, **options)
 
 
+def recorder(new: LayerFactory) -> Module:
+    """The Linear that stands for another while an initialisation looks at W's gradient."""
+    made = Recorder(new.linear(new.config.d_model, new.config.d_ff, True), Latest())
+    made.weight.trainable = True
+    return made
+
+
 MODULES: dict[str, Callable[[LayerFactory], Module]] = {
     "Linear": lambda new: new.linear(new.config.d_model, new.config.d_ff, True),
     "Linear without bias": lambda new: new.linear(new.config.d_model, new.config.d_ff, False),
@@ -137,6 +145,7 @@ MODULES: dict[str, Callable[[LayerFactory], Module]] = {
     "PreNormBlock of gpt2": block(gpt2),
     "PreNormBlock of llama": block(llama),
     "PostNormBlock of bert": block(bert),
+    "Recorder": recorder,
     "Checkpointed block of llama": lambda new: Checkpointed(block(llama)(new)),
 }
 CLASSES = [cls for classes in variants().values() for cls in classes]  # of every variant of adapters
