@@ -375,13 +375,8 @@ class Adapter(Module):
 
         forward = each_row(self.products.forward), decided(self.products.once, on, off)
         dx = self.products.backward if x.needs_dx else self.products.without_dx
-<<<<<<< HEAD
         all_rows = self.products.backward_once, *of_learned(self.products.gradients_once)
         backward = each_row(dx, *of_learned(self.products.gradients)), *(decided(f, on, off) for f in all_rows)
-=======
-        whole = self.products.backward_once, *of_learned(self.products.gradients_once)
-        backward = each_row(dx, *of_learned(self.products.gradients)), *(decided(f, on, off) for f in whole)
->>>>>>> dora
         costs.multiply(self, "adapter", *({f: number(f, sizes) for f in formulas} for formulas in (forward, backward)))
         return replace(y, needs_dx=True) if learns and not y.needs_dx else y
 
