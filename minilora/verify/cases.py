@@ -228,9 +228,9 @@ def of_variant(variant: str, rng: Rng) -> Iterator[Report]:
     """In llama shared slots serve layers of several sizes; in gpt2 fused layers are adapted by parts. Llama has no
     biases, so what needs one is not in it."""
     options = variants()[variant][0].examples[""]
-    for family, shape in (("llama", SHAPES[0]), ("gpt2", SHAPES[1])):
+    for family, those, shape in (("llama", "all-linear", SHAPES[0]), ("gpt2", None, SHAPES[1])):
         made = model(family, rng, adapted=False)
-        targets = None if family == "gpt2" else adaptable(made, variant, "all-linear", **options)
+        targets = those and adaptable(made, variant, those, **options)
         if targets == []:
             continue
         for path in attach(made, variant, targets, rng=rng, **options):
