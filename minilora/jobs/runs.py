@@ -148,7 +148,11 @@ def describe_run(folder: Path) -> dict[str, str]:
     settings, (done, stopped_early) = read_settings(folder), progress(folder)
     trained = trained_parameters(folder)
     method = {"method": settings["method"]} if "method" in settings else {}
-    return method | ({"trained": f"{trained:,} parameters"} if trained else {}) | {
-        "run": f"{done} of {settings['steps']} steps{', stopped early' * stopped_early}, seed {settings['seed']}",
-        "on": f"{settings.get('data', 'English prose')}, batches of {settings['batch']} x {settings['length']} tokens",
-    }
+    return (
+        method
+        | ({"trained": f"{trained:,} parameters"} if trained else {})
+        | {
+            "run": f"{done} of {settings['steps']} steps{', stopped early' * stopped_early}, seed {settings['seed']}",
+            "on": f"{settings.get('data', 'English prose')}, batches of {settings['batch']} x {settings['length']} tokens",
+        }
+    )
