@@ -146,13 +146,11 @@ def trained_parameters(folder: Path) -> int:
 def describe_run(folder: Path) -> dict[str, str]:
     """What `minilora info` prints of the folder of a run."""
     settings, (done, stopped_early) = read_settings(folder), progress(folder)
-    trained = trained_parameters(folder)
     method = {"method": settings["method"]} if "method" in settings else {}
-    return (
-        method
-        | ({"trained": f"{trained:,} parameters"} if trained else {})
-        | {
-            "run": f"{done} of {settings['steps']} steps{', stopped early' * stopped_early}, seed {settings['seed']}",
-            "on": f"{settings.get('data', 'English prose')}, batches of {settings['batch']} x {settings['length']} tokens",
-        }
-    )
+    trained = trained_parameters(folder)
+    if trained:
+        method["trained"] = f"{trained:,} parameters"
+    return method | {
+        "run": f"{done} of {settings['steps']} steps{', stopped early' * stopped_early}, seed {settings['seed']}",
+        "on": f"{settings.get('data', 'English prose')}, batches of {settings['batch']} x {settings['length']} tokens",
+    }
