@@ -62,11 +62,17 @@ def number(text: str, is_valid: Callable[[float], bool], what: str) -> float:
 
 
 def json_or_text(text: str) -> Any:
-    """0.5, true, [1, 2] and "a" as JSON has them; anything else is a text."""
+    """0.5, true, [1, 2] and "a" as JSON has them; also True, and [a,b] without the quotes that a shell takes away;
+    anything else is a text."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return text
+        pass
+    if text in ("True", "False"):
+        return text == "True"
+    if re.fullmatch(r"\[[\w.,\s-]+\]", text):
+        return [json_or_text(word) for word in comma_separated(text[1:-1])]
+    return text
 
 
 class Collect(Action):

@@ -134,10 +134,22 @@ def progress(folder: Path) -> tuple[int, bool]:
         raise ValueError(f"{folder / CHECKPOINT} is not a checkpoint of minilora: it does not say its steps") from None
 
 
+def trained_parameters(folder: Path) -> int:
+    """How many a run trains, by its checkpoint; 0 where it has none. The adapter's file may hold more: what is frozen,
+    a second copy for a tied head, or of a start that takes from W another one."""
+    if not (folder / CHECKPOINT).is_file():
+        return 0
+    tensors, _ = load_tensors(folder / CHECKPOINT)
+    return sum(x.size for name, x in tensors.items() if name.startswith("parameter."))
+
+
 def describe_run(folder: Path) -> dict[str, str]:
     """What `minilora info` prints of the folder of a run."""
     settings, (done, stopped_early) = read_settings(folder), progress(folder)
     method = {"method": settings["method"]} if "method" in settings else {}
+    trained = trained_parameters(folder)
+    if trained:
+        method["trained"] = f"{trained:,} parameters"
     return method | {
         "run": f"{done} of {settings['steps']} steps{', stopped early' * stopped_early}, seed {settings['seed']}",
         "on": f"{settings.get('data', 'English prose')}, batches of {settings['batch']} x {settings['length']} tokens",

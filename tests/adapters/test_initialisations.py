@@ -218,6 +218,14 @@ def test_a_rank_that_an_initialisation_cannot_fill_is_refused(name, r, message, 
     inits()[name].make(W, r - 1, S, data)
 
 
+@pytest.mark.parametrize("name", ["pissa", "corda", "corda_kpm"])
+@pytest.mark.parametrize("s", [0.0, -1.0])
+def test_a_part_of_W_is_shared_by_A_and_B_at_a_scale_above_0_alone(name, s, rng):
+    W, data, _ = drawn(rng, (16, 24))
+    with pytest.raises(ValueError, match=f"at a scale s = {s:g}: choose an alpha above 0"):
+        inits()[name].make(W, R, s, data)
+
+
 # ---- the layer ----
 
 

@@ -82,7 +82,9 @@ def base_of(method: str) -> str:
 @each_method
 def test_info_says_the_variant_of_the_file_and_generate_gives_what_the_merged_model_does(method, here, capfd):
     assert main(finetune(method)) == 0
-    assert re.search(r"generate --prompt 'The ' --adapter out\n$", capfd.readouterr().out)
+    printed = capfd.readouterr().out
+    assert re.search(r"generate --prompt 'The ' --adapter out\n$", printed)
+    trained = re.search(r"([\d,]+) parameters trained for 4 steps", printed)
     settings = json.loads(Path("out", "settings.json").read_text())
     assert settings["method"] == method
     for field, name in OF_METHOD.items():
@@ -93,6 +95,8 @@ def test_info_says_the_variant_of_the_file_and_generate_gives_what_the_merged_mo
     assert re.search(rf"^adapter +{variants()[method][0].peft_type}\b", said, re.MULTILINE)
     assert re.search(r"^run +4 of 4 steps", said, re.MULTILINE)
     assert re.search(rf"^method +{method}$", said, re.MULTILINE) is not None
+    assert trained is not None
+    assert re.search(rf"^trained +{trained[1]} parameters$", said, re.MULTILINE)  # not what the file holds
     assert classes_of(config)[0].peft_type == variants()[method][0].peft_type
     generate = ["--prompt", "def ", "--tokens", "12", "--temperature", "1"]
     assert main(["generate", "--adapter", "out", *generate]) == 0
@@ -233,7 +237,10 @@ def test_a_run_of_before_there_were_methods_resumes_and_one_of_another_method_do
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("0.5", 0.5), ("3", 3), ("true", True), ("[1, 2]", [1, 2]), ("uniform", "uniform"), ('"3"', "3"), ("", "")],
+    [
+        *(("0.5", 0.5), ("3", 3), ("true", True), ("[1, 2]", [1, 2]), ("uniform", "uniform"), ('"3"', "3"), ("", "")),
+        *(("False", False), ("[down_proj,k_proj]", ["down_proj", "k_proj"]), ("[a", "[a"), ("[]", [])),
+    ],
 )
 def test_the_value_of_an_option_is_read_as_json_or_else_is_a_text(text, value, here, monkeypatch):
     seen: list[Any] = []

@@ -20,7 +20,7 @@ import numpy as np
 
 from ...backend import Array
 from ..spectrum import svd
-from .start import Data, Init, Start, check_rank, taken
+from .start import Data, Init, Start, check_rank, shared_root, taken
 
 
 def corda(W: Array, r: int, s: float, data: Data, largest: bool = True) -> Start:
@@ -29,7 +29,7 @@ def corda(W: Array, r: int, s: float, data: Data, largest: bool = True) -> Start
     C = C + 0.01 * np.diag(C).mean() * np.eye(len(C))
     U, sigma, Vt = svd(W @ C)
     k = slice(r) if largest else slice(len(sigma) - r, None)
-    root = np.sqrt(sigma[k] / s)
+    root = shared_root(sigma[k], s)
     return taken(W, root[:, None] * np.linalg.solve(C, Vt[k].T).T, U[:, k] * root, s)
 
 

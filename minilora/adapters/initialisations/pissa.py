@@ -11,17 +11,15 @@ Source: Meng, Wang, Zhang (2024), "PiSSA", equations 2 to 4. PEFT 0.21.2 compute
 and cannot be computed again from W.
 """
 
-import numpy as np
-
 from ...backend import Array
 from ..spectrum import svd
-from .start import Data, Init, Start, check_rank, taken
+from .start import Data, Init, Start, check_rank, shared_root, taken
 
 
 def pissa(W: Array, r: int, s: float, data: Data = Data()) -> Start:
     check_rank(r, min(W.shape), "the number of singular values of W")
     U, sigma, Vt = svd(W)
-    root = np.sqrt(sigma[:r] / s)
+    root = shared_root(sigma[:r], s)
     return taken(W, root[:, None] * Vt[:r], U[:, :r] * root, s)
 
 

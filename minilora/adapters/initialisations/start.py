@@ -84,6 +84,14 @@ def taken(W: Array, A: Array, B: Array, s: float) -> Start:
     return Start(A, B, W - s * (B @ A))
 
 
+def shared_root(sigma: Array, s: float) -> Array:
+    """√(σ / s), what A and B have each of a part of W. Raises ValueError for an s that is not above 0."""
+    if not s > 0:
+        raise ValueError(f"s B A cannot be a part of W at a scale s = {s:g}: choose an alpha above 0")
+    root: Array = np.sqrt(sigma / s)
+    return root
+
+
 def check_rank(r: int, most: int, of_what: str) -> None:
     """Raise ValueError for a rank above `most`."""
     if r > most:
