@@ -81,7 +81,8 @@ def extracted_files(model: Transformer, paths: dict[str, str], low_rank: dict[st
 
 def is_plain(folder: Path) -> bool:
     """Whether the files in it are those of the default variant, which shrunk_files() writes."""
-    return classes_of(read_adapter(folder)[0])[0].variant == DEFAULT
+    cls = classes_of(read_adapter(folder)[0])[0]
+    return cls.variant == DEFAULT and cls.is_whole_in_file()
 
 
 def shrunk_files(folder: str | Path, low_rank: dict[str, LowRank]) -> dict[str, bytes]:

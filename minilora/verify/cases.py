@@ -14,6 +14,7 @@ from .. import ops
 from ..adapters.attach import adaptable, attach, attach_lora
 from ..adapters.base import DEFAULT, Adapter, variants
 from ..adapters.merge import MergedEmbedding, merged_layer
+from ..adapters.recording import Latest, Recorder
 from ..backend import Array
 from ..models.config import Config
 from ..models.families import FAMILIES
@@ -114,6 +115,13 @@ def adapter(cls: type[Adapter], options: Mapping[str, Any], new: LayerFactory) -
     return cls.start(bases[cls.base_type](), rng=new.rng, **options)
 
 
+def recorder(new: LayerFactory) -> Module:
+    """The Linear that stands for another while an initialisation looks at W's gradient."""
+    made = Recorder(new.linear(new.config.d_model, new.config.d_ff, True), Latest())
+    made.weight.trainable = True
+    return made
+
+
 MODULES: dict[str, Callable[[LayerFactory], Module]] = {
     "Linear": lambda new: new.linear(new.config.d_model, new.config.d_ff, True),
     "Linear without bias": lambda new: new.linear(new.config.d_model, new.config.d_ff, False),
@@ -137,6 +145,7 @@ MODULES: dict[str, Callable[[LayerFactory], Module]] = {
     "PreNormBlock of gpt2": block(gpt2),
     "PreNormBlock of llama": block(llama),
     "PostNormBlock of bert": block(bert),
+    "Recorder": recorder,
     "Checkpointed block of llama": lambda new: Checkpointed(block(llama)(new)),
 }
 CLASSES = [cls for classes in variants().values() for cls in classes]  # of every variant of adapters
@@ -219,9 +228,9 @@ def of_variant(variant: str, rng: Rng) -> Iterator[Report]:
     """In llama shared slots serve layers of several sizes; in gpt2 fused layers are adapted by parts. Llama has no
     biases, so what needs one is not in it."""
     options = variants()[variant][0].examples[""]
-    for family, shape in (("llama", SHAPES[0]), ("gpt2", SHAPES[1])):
+    for family, those, shape in (("llama", "all-linear", SHAPES[0]), ("gpt2", None, SHAPES[1])):
         made = model(family, rng, adapted=False)
-        targets = None if family == "gpt2" else adaptable(made, variant, "all-linear", **options)
+        targets = those and adaptable(made, variant, those, **options)
         if targets == []:
             continue
         for path in attach(made, variant, targets, rng=rng, **options):

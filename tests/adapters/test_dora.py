@@ -10,19 +10,16 @@ import pytest
 from adapters import snapshot
 from models import build, close, gradients, loss, named, some_batch
 from peft_models import IDS, base, logits, trained
-from real import real
 
-from minilora import load_pretrained, load_tokenizer, merge, ops, save_pretrained, unmerge
+from minilora import load_pretrained, merge, ops, save_pretrained, unmerge
 from minilora.accounting import executed_flops, nbytes
 from minilora.accounting.live import counted
 from minilora.adapters import peft
 from minilora.adapters.attach import attach
 from minilora.adapters.dora import DoRAEmbedding, DoRALinear, angle, lengths, orthogonal_to_V
-from minilora.data import Batch, english, random_windows
-from minilora.data.records import read_records
+from minilora.data import english, random_windows
 from minilora.jobs.changes import adapter_changes
 from minilora.nn import Costs, Embedding, Gradients, Linear, Pass
-from minilora.nn.optim import AdamW
 from minilora.training import loss_and_gradients
 from minilora.verify import check_model
 
@@ -506,64 +503,3 @@ def test_what_peft_has_not_with_dora_or_is_not_exact_is_refused(tmp_path, words,
 def test_through_norm_is_true_or_false(value):
     with pytest.raises(ValueError, match=rf"through_norm {value!r} is neither true nor false"):
         attach(build("llama"), "dora", ["q_proj"], rng=0, through_norm=value)
-
-
-# ---- training ----
-
-
-@pytest.mark.slow
-@pytest.mark.oracle
-@pytest.mark.filterwarnings("ignore")
-def test_on_the_film_reviews_every_loss_is_that_of_pefts_own_dora(tmp_path, rng):
-    """MiniLM, both in float64 from the same start on the same batches; with the gradient in full, another training."""
-    torch, hf = pytest.importorskip("torch"), pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
-    real("minilm")
-    texts = read_records("rotten_tomatoes")
-    model, tokenizer = load_pretrained("minilm", "float64", head="classify", labels=2), load_tokenizer("minilm")
-    save_pretrained(model, tmp_path / "m")
-    attach(model, "dora", ["q_proj", "v_proj"], rng=0, r=8, alpha=16)
-    peft.save_adapter(model, tmp_path / "a")
-    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
-        tmp_path / "m", dtype=torch.float64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
-    )
-    theirs = hf.PeftModel.from_pretrained(theirs, tmp_path / "a", is_trainable=True).double().train()
-    learned = [p for p in theirs.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=1e-2, weight_decay=0.0)
-    chosen = rng.permutation(len(texts.texts))[: 5 * 8].reshape(5, 8)
-    batches = []
-    for rows in chosen:
-        batch = tokenizer.batch([texts.texts[i][:200] for i in rows])
-        labels = np.array([texts.labels[i] == "positive" for i in rows]).astype(int)
-        batches.append(Batch(batch.ids, labels, batch.padding, batch.segments))
-
-    def ours(through_norm):
-        model = load_pretrained(tmp_path / "m", "float64")
-        peft.load_adapter(model, tmp_path / "a")
-        for _, module in model.named_modules():
-            if isinstance(module, DoRALinear):
-                module.through_norm = through_norm
-        step = AdamW(model.trainable_parameters(), lr=1e-2)
-        losses = []
-        for batch in batches:
-            found, grads = loss_and_gradients(model, batch)
-            losses.append(float(found))
-            step.step(grads)
-        assert len(model.trainable_parameters()) == len(learned)
-        return losses
-
-    expected = []
-    for batch in batches:
-        out = theirs(
-            input_ids=torch.tensor(batch.ids).long(), attention_mask=torch.tensor(batch.padding).long(),
-            token_type_ids=torch.tensor(batch.segments).long(),
-        )  # fmt: skip
-        found = torch.nn.functional.cross_entropy(out.logits, torch.tensor(batch.targets))
-        optimizer.zero_grad()
-        found.backward()
-        optimizer.step()
-        expected.append(float(found))
-    held, full = ours(False), ours(True)
-    np.testing.assert_allclose(held, expected, rtol=1e-9)
-    assert full[0] == held[0]
-    assert abs(full[-1] / expected[-1] - 1) > 1e-4

@@ -24,6 +24,8 @@ from minilora.adapters.merge import merge, unmerge
 from minilora.adapters.recording import Recorder, record
 from minilora.backend import to_numpy
 from minilora.data import Batch
+from minilora.files import save_tensors
+from minilora.jobs.rank import study
 from minilora.models.saving import base_hash
 from minilora.nn import Gradients, Linear, Pass, recompute
 from minilora.nn.optim import SGD
@@ -552,15 +554,28 @@ def test_mica_is_written_as_such_and_comes_back_with_B_frozen(tmp_path):
 
 
 @pytest.mark.parametrize("name", FROM_W)
-def test_rank_of_a_file_without_its_start_needs_the_merged_model(name, tmp_path):
-    model = base("llama")
-    minilora.attach_lora(model, ["q_proj"], r=2, rng=0)
-    peft.save_adapter(model, tmp_path / "a")
-    file = tmp_path / "a" / peft.CONFIG
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": name}))
-    config, tensors, _ = peft.read_adapter(tmp_path / "a")
-    with pytest.raises(ValueError, match="lacks lora_B0, which is computed from the base: merge it into its base"):
-        peft.layers_in(tmp_path / "a", config, tensors)
+def test_the_spectrum_of_a_file_without_its_start_needs_the_base_and_a_smaller_one_is_a_plain_adapter(name, tmp_path):
+    model = base("llama", dtype="float32")
+    minilora.save_pretrained(model, tmp_path / "m")
+    minilora.attach_lora(model, ["q_proj"], r=2, rng=0, init=name)
+    trained(model)
+    layers = {f"model.layers.{i}.self_attn.q_proj": model[f"block_{i}.attention.q_proj"] for i in range(2)}
+    peft.save_adapter(model, tmp_path / "plain")
+    config = json.loads((tmp_path / "plain" / peft.CONFIG).read_text()) | {"r": 2, "lora_alpha": 16}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / peft.CONFIG).write_text(json.dumps(config | {"init_lora_weights": name}))  # as PEFT writes it
+    own = {f"{n}.{x}.weight": getattr(a, x).data for n, a in layers.items() for x in ("lora_A", "lora_B")}
+    own = {f"base_model.model.{n}": x for n, x in own.items()}
+    save_tensors(tmp_path / "a" / peft.WEIGHTS, own, {})
+    with pytest.raises(ValueError, match="lacks lora_B0, which is computed from the base: give its base too"):
+        study(str(tmp_path / "a"))
+    words = {"base": str(tmp_path / "m"), "rank": 4}
+    found = [study(str(tmp_path / name), out=str(tmp_path / f"{name}2"), **words) for name in ("plain", "a")]
+    norms = [[row["norm"] for row in report["layers"]] for report in found]
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-4)
+    again = base("llama", dtype="float32")
+    peft.load_adapter(again, tmp_path / "a2")
+    assert close(logits(again), logits(model), 1e-4)
 
 
 # ---- PEFT's own ----

@@ -254,7 +254,9 @@ def test_a_file_of_lokr_does_not_say_the_sizes_of_its_layers(tmp_path):
     attach(model, "lokr", ["q_proj"], rng=0, r=1)
     peft.save_adapter(model, tmp_path / "a")
     config, tensors, _ = peft.read_adapter(tmp_path / "a")
-    with pytest.raises(ValueError, match=r"does not say the sizes of model\.layers\.0\.self_attn\.q_proj: merge it"):
+    with pytest.raises(
+        ValueError, match=r"does not say the sizes of model\.layers\.0\.self_attn\.q_proj: give its base too"
+    ):
         peft.layers_in(tmp_path / "a", config, tensors)
     attach(other := base("llama"), "loha", ["q_proj"], rng=0, r=2)
     peft.save_adapter(trained(other), tmp_path / "b")

@@ -106,9 +106,10 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
     return layers
 
 
-def says_sizes(cls: type[Adapter]) -> bool:
-    """Whether the shapes of its tensors in a file give n_in and n_out of the layer."""
-    return {"n_in", "n_out"} <= {axis for slot in cls.slots for axis in slot.shape if not slot.shared}
+def is_whole_in_file(cls: type[Adapter]) -> bool:
+    """Whether a file gives an adapter without its base: every slot, and by their shapes n_in and n_out."""
+    sizes = {axis for slot in cls.slots for axis in slot.shape if not slot.shared}
+    return {"n_in", "n_out"} <= sizes and all(slot.file for slot in cls.slots)
 
 
 def base_without_weights(cls: type[Adapter], n_in: int, n_out: int, dtype: np.dtype[Any]) -> Linear | Embedding:

@@ -207,6 +207,7 @@ EXERCISE = Exercise(
     difficulty=5,
     needs=["04"],
     parts=[lengths, gradients],
+    derivation="dora",
     hints=(
         "Name what lies in between: u = x Vᵀ = x Wᵀ + s h Bᵀ with h = x Aᵀ, and y = g ∘ u. Go back from y one step at "
         "a time, and ask at each: does this number move when B moves? m, n, u?",

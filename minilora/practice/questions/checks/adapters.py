@@ -198,7 +198,7 @@ def an_SVD_serves_three_ends() -> str:
 
 
 def other_products_have_more_rank_for_as_many_numbers() -> str:
-    """LoHa (B₁A₁) ∘ (B₂A₂): rank r², by the dense G. LoKr w₁ ⊗ w₂: the product of ranks, without ΔW."""
+    """LoHa (B₁A₁) ∘ (B₂A₂) is a LoRA of rank r². LoKr w₁ ⊗ w₂: the product of ranks, without ΔW."""
     rng, r = np.random.default_rng(0), 4
     n_out, n_in = 48, 60
     B1, A1, B2, A2 = (rng.standard_normal(shape) for shape in ((n_out, r), (r, n_in)) * 2)
@@ -210,8 +210,12 @@ def other_products_have_more_rank_for_as_many_numbers() -> str:
     reshaped = w1 @ x.reshape(7, 5, 12) @ w2.T  # of each row: (6, 5) (5, 12) (12, 8)
     off = _relative(reshaped.reshape(7, n_out), x @ np.kron(w1, w2).T)
     assert off < 1e-13
-    T = dy.T @ x * (B2 @ A2)  # (out, in): the dense gradient, entry by entry; it does not split into thin products
-    dB1 = T @ A1.T
+    B = (B1[:, :, None] * B2[:, None, :]).reshape(n_out, -1)
+    A = (A1[:, None, :] * A2[None, :, :]).reshape(-1, n_in)
+    assert _relative(B @ A, B1 @ A1 * (B2 @ A2)) < 1e-13
+    dB = dy.T @ (x @ A.T)  # of that LoRA; dB₁ adds up what each column of B₁ is in
+    dB1 = (dB.reshape(n_out, r, r) * B2[:, None, :]).sum(axis=2)
+    assert _relative(dB1, (dy.T @ x * (B2 @ A2)) @ A1.T) < 1e-13
     h = 1e-6
     up, down = (np.sum(dy * (x @ ((B1 + e * dB1) @ A1 * (B2 @ A2)).T)) for e in (h, -h))
     assert np.isclose((up - down) / (2 * h), np.sum(dB1 * dB1), rtol=1e-6)
