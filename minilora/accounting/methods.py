@@ -162,7 +162,7 @@ def add_adapters(method: str, model: Transformer, targets: str | Collection[str]
         variant = method if method in variants() else DEFAULT
         known = [option for cls in variants()[variant] for option in cls.options]
         options: dict[str, Any] = {"r": r} if any(option.name == "r" for option in known) else {}
-        ids = [option.name for option in known if isinstance(option.default, tuple) and not option.mask_of]
+        ids = [option.name for option in known if option.is_ids]
         options |= dict.fromkeys(ids, tuple(range(tokens)))
         attach_without_weights(model, variant, wanted, **options)
         return

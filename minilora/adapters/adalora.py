@@ -19,7 +19,7 @@ from .base import Adapter, Kept, Law, Option, Products, Slot, dropped, relative_
 from .lora import LoRA
 
 
-def same_share(adapter: AdaLoRALinear, x: Array, dy: Array, grads: Gradients) -> float:
+def same_share_of_a_triplet(adapter: AdaLoRALinear, x: Array, dy: Array, grads: Gradients) -> float:
     """eₖ deₖ = ⟨Aₖ, dAₖ⟩ = ⟨Bₖ, dBₖ⟩, of row k of A and column k of B: a factor that moves within a triplet changes no
     output."""
     A, B, e = adapter.lora_A, adapter.lora_B, adapter.lora_E
@@ -76,9 +76,7 @@ class AdaLoRALinear(Adapter):
         Option("beta1", "beta1", 0.85),
         Option("beta2", "beta2", 0.85),
         Option("orth_reg_weight", "orth_reg_weight", 0.5),
-        Option(
-            "total_step", "total_step", 1
-        ),  # of the training: an Allocator sets it; until then the least there can be
+        Option("total_step", "total_step", 1),  # an Allocator sets it; until then it is the least there can be
         Option("mask", "", (), "rank_pattern", mask_of="lora_E"),
     )
     slots = (
@@ -97,7 +95,7 @@ class AdaLoRALinear(Adapter):
         gradients={("lora_A",): "2 * r * n_in", ("lora_B", "lora_E"): "2 * r * n_out"},
     )
     laws: ClassVar[dict[str, Law]] = {
-        "eₖ deₖ = ⟨Aₖ, dAₖ⟩ = ⟨Bₖ, dBₖ⟩": same_share,
+        "eₖ deₖ = ⟨Aₖ, dAₖ⟩ = ⟨Bₖ, dBₖ⟩": same_share_of_a_triplet,
         "dA = dB = 0 at e = 0": gradients_at_the_start,
     }
     examples: ClassVar[dict[str, dict[str, Any]]] = {
@@ -195,13 +193,8 @@ class AdaLoRALinear(Adapter):
             dx += dx_lora if cache.keep is None else ops.dropout_backward(dx_lora, cache.keep)
         return dx
 
-    def delta(self) -> Array:
-        """ΔW = s B diag(e) A (out, in)"""
-        A, B, s = self.factors()
-        return s * (B @ A)
-
     def factors(self) -> tuple[Array, Array, float]:
-        """diag(e) A, B and s; where no triplet is left, one of zeros, as no SVD has rank 0."""
+        """ΔW = s B diag(e) A; where no triplet is left, one of zeros, as no SVD has rank 0."""
         A, B, e = self.tensors
         if not len(e):
             xp, (n_out, n_in) = get_array_module(A), self.weight.data.shape

@@ -1,7 +1,8 @@
 """The protocol of adapters: what a variant states about itself. A variant is one file beside this one.
 
-Attaching, merging, PEFT's files, counting and verifying loop over variants() and read what its classes state. In the
-order of the class Adapter below, with the LoRA of a Linear (lora.py, LoRALinear) as the example:
+A file has a class for each type of layer that its variant adapts. Attaching, merging, PEFT's files, counting and
+verifying find the classes by variants() and read what they state. Every class states, with the LoRA of a Linear
+(lora.py, LoRALinear) as the example and in the order of the class Adapter below:
 
     layers      variant = "lora", base_type = Linear, targets = "q_proj", "v_proj"
     tensors     slots = Slot("lora_A", "lora_A.weight", ("r", "n_in")), Slot("lora_B", "lora_B.weight", ("n_out", "r"))
@@ -14,11 +15,32 @@ order of the class Adapter below, with the LoRA of a Linear (lora.py, LoRALinear
     start       draws A, sets B = 0, and returns the adapter
     forward     y = base.forward(x) + s (x Aᵀ) Bᵀ, and a cache: what `kept` says, the base's cache, the dropout mask
     backward    adds dA and dB to the gradients and returns dx, by ops/lora.py
-    merged      W + s B A, and the bias
+    factors     A, B and s of ΔW = s B A. Where ΔW is no such product: delta, ΔW itself; where b changes: merged
 
-The rest of the class is the same for all. dora.py shows how one variant is made from another: its class DoRA, a LoRA,
-has one more slot, for the magnitude, one more option, "use_dora": True among its keys, its own kept, products and laws;
-a start that sets the magnitude beside LoRA's A and B; its own forward, backward and merged; and no factors().
+Few need the rest, each for the reason that is said here:
+
+    start_options   start() takes more than the options, of which no file speaks            lora.py
+    inits           the ways to start are shared out among several classes                  lora.py
+    modules_key     two classes adapt one type of layer, and a list says which of them      ia3.py
+    tied_head       an embedding's adapter can serve the tied head too; always_tied: does   lora.py, token_rows.py
+    beside          it can stand in the config and the file of another variant              token_rows.py
+
+    form            the options decide which slots there are                                lokr.py
+    sizes_for       its shapes have more letters than n_in, n_out and r                     token_rows.py
+    rank            r is not the option `r`                                                 adalora.py
+    check           there is more to refuse than a wrong layer or option                    dora.py
+    prepare         how a layer starts depends on the whole model, or on data               lora.py
+    computed        a slot is not in the file, as it follows from the base                  lora.py
+    draw_shared     all layers share a slot, drawn once                                     vera.py
+    fit_options     training needs a penalty, or something done after each step             adalora.py
+    in_file         PEFT has another form of it                                             lora.py
+    join_parts      those on parts of a fused layer can be written as one on the whole      lora.py
+
+What all have follows in Adapter, and behind it what several variants use: sizes_of, shape, dropped, uniform, and the
+errors relative_difference and same_share for laws. vera.py is a whole variant on a page. dora.py shows how one is made
+from another: its class DoRA, a LoRA, has one more slot, for the magnitude, one more option, "use_dora": True among its
+keys, its own kept, products and laws; a start that sets the magnitude beside LoRA's A and B; its own forward, backward
+and merged; and no factors.
 """
 
 from __future__ import annotations
@@ -80,6 +102,11 @@ class Option(NamedTuple):
     pattern: str = ""  # the key of {regular expression: value} for layers with another value
     mask_of: str = ""  # a tensor: `pattern` is {its name in a layer: True or False for each of its rows} then
 
+    @property
+    def is_ids(self) -> bool:
+        """Is it a list of token ids?"""
+        return isinstance(self.default, tuple) and not self.mask_of
+
     def check(self, value: Any) -> None:
         """Raise ValueError for a value of another kind than the default, or out of range."""
         if self.mask_of:
@@ -92,7 +119,7 @@ class Option(NamedTuple):
             right, what = whole and least <= value < 2**31, f"not a whole number from {least} to {2**31 - 1}"
         elif isinstance(self.default, str):
             right, what = isinstance(value, str), "not a word"
-        elif isinstance(self.default, tuple):
+        elif self.is_ids:
             ids = isinstance(value, list | tuple) and all(
                 isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < 2**31 for i in value
             )
@@ -181,10 +208,21 @@ class Adapter(Module):
         raise NotImplementedError
 
     def merged(self) -> tuple[Array, Array | None]:
-        """W and b of a plain layer that computes the same, without dropout. Where b stays, a class may state delta()
-        instead."""
+        """W and b of a plain layer that computes the same, without dropout: W + ΔW by delta(), and b as it is."""
         bias = getattr(self.base, "bias", None)
         return self.weight.data + self.delta(), None if bias is None else bias.data
+
+    def delta(self) -> Array:
+        """ΔW, in the shape of W: s B A by factors(), else merged W - W. So a class states one of the three."""
+        factors = self.factors()
+        if factors is None:
+            return self.merged()[0] - self.weight.data
+        A, B, s = factors
+        return s * (B @ A)
+
+    def factors(self) -> tuple[Array, Array, float] | None:
+        """A (r, n), B (m, r) and s with ΔW = s B A, for a W (m, n); None where ΔW is no such product."""
+        return None
 
     # ---- what few need ----
 
@@ -198,12 +236,8 @@ class Adapter(Module):
     tied_head: ClassVar[type[Adapter] | None] = None
     """Of an adapter of the token embedding: the class by which a head that is tied to it uses the same Parameters, with
     ensure_weight_tying."""
-    always_tied: ClassVar[bool] = False  # also without
+    always_tied: ClassVar[bool] = False  # also without ensure_weight_tying
     beside: ClassVar[Beside | None] = None  # where an adapter may stand beside those of another variant
-
-    def factors(self) -> tuple[Array, Array, float] | None:
-        """A (r, in), B (out, r) and s with ΔW = s B A, for a W (out, in); None where ΔW is no such product."""
-        return None
 
     @classmethod
     def form(cls, base: Any, **options: Any) -> type[Adapter]:
@@ -312,12 +346,6 @@ class Adapter(Module):
         """Whether it learns matrices of r rows or columns, so that a rank above min(in, out) is wasted."""
         return any(slot.trained and "r" in slot.shape and len(slot.shape) == 2 for slot in cls.slots)
 
-    @classmethod
-    def is_whole_in_file(cls) -> bool:
-        """Whether a file gives it without its base: every slot, and by their shapes n_in and n_out."""
-        sizes = {axis for slot in cls.slots for axis in slot.shape if not slot.shared}
-        return {"n_in", "n_out"} <= sizes and all(slot.file for slot in cls.slots)
-
     @property
     def settings(self) -> dict[str, Any]:
         """{name of an option: its value}"""
@@ -379,10 +407,6 @@ class Adapter(Module):
         backward = each_row(dx, *of_learned(self.products.gradients)), *(decided(f, on, off) for f in all_rows)
         costs.multiply(self, "adapter", *({f: number(f, sizes) for f in formulas} for formulas in (forward, backward)))
         return replace(y, needs_dx=True) if learns and not y.needs_dx else y
-
-    def delta(self) -> Array:
-        """ΔW, in the shape of W: merged W - W."""
-        return self.merged()[0] - self.weight.data
 
 
 @contextmanager
@@ -483,7 +507,7 @@ def relative_difference(a: Array, b: Array) -> float:
     return float(abs(a - b).max() / abs(a).max())
 
 
-def unequal_shares(adapter: Adapter, x: Array, dy: Array, grads: Gradients) -> float:
+def same_share(adapter: Adapter, x: Array, dy: Array, grads: Gradients) -> float:
     """⟨p, dp⟩ is the same for every trained slot p where all are factors of one product: a number that moves from one
     to another changes no output."""
     terms = [p.data * grads[p] for p in adapter.own_parameters().values() if p.trainable]

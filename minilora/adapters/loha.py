@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 from .. import ops
 from ..backend import Array, Rng
 from ..nn import Gradients, Inputs, Linear, Module, Pass
-from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, unequal_shares, uniform
+from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, same_share, uniform
 
 B, A = ("hada_w1_a", "hada_w2_a"), ("hada_w1_b", "hada_w2_b")
 
@@ -52,7 +52,7 @@ class LoHaLinear(Adapter):
         without_dx="2 * r * r * (n_in + n_out)",
         gradients={A: "2 * r * r * n_in", B: "2 * r * r * n_out"},
     )
-    laws: ClassVar[dict[str, Law]] = {"⟨B₁, dB₁⟩ = ⟨A₁, dA₁⟩ = ⟨B₂, dB₂⟩ = ⟨A₂, dA₂⟩": unequal_shares}
+    laws: ClassVar[dict[str, Law]] = {"⟨B₁, dB₁⟩ = ⟨A₁, dA₁⟩ = ⟨B₂, dB₂⟩ = ⟨A₂, dA₂⟩": same_share}
     examples: ClassVar[dict[str, dict[str, Any]]] = {"": {"r": 3, "alpha": 5}, " of rank 1": {"r": 1, "alpha": 5}}
     r: int
     alpha: float

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from .. import ops
 from ..backend import Array, Rng, get_array_module
 from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
-from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, unequal_shares, uniform
+from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, same_share, uniform
 
 EACH_ROW = "2 * i1 * o2 * (i2 + o1)"
 
@@ -46,7 +46,7 @@ class LoKrLinear(Adapter):
     )
     kept = (Kept("x", "n_in", "dw₁ = s Σ dY (X w₂ᵀ)ᵀ, dw₂ = Σ dZᵀ X", ("lokr_w1", "lokr_w2")),)
     products = Products(EACH_ROW, EACH_ROW, {("lokr_w1",): EACH_ROW, ("lokr_w2",): "2 * i1 * o2 * i2"}, EACH_ROW)
-    laws: ClassVar[dict[str, Law]] = {"⟨w₁, dw₁⟩ = ⟨w₂, dw₂⟩": unequal_shares}
+    laws: ClassVar[dict[str, Law]] = {"⟨w₁, dw₁⟩ = ⟨w₂, dw₂⟩": same_share}
     examples: ClassVar[dict[str, dict[str, Any]]] = {"": {"r": 2, "alpha": 5}}
     lokr_w1: Parameter
     r: int

@@ -214,7 +214,8 @@ class LoRALinear(LoRA):
         self.check(base, **options)
         A, B, _ = self.begin(base, init, r, scale(r, alpha, rslora), rng, data or Data())
         options |= {"alpha": float(alpha), "dropout": float(dropout)}
-        self.hold(base, {"lora_A": A, "lora_B": B, "lora_A0": A, "lora_B0": B}, **options)
+        start = {"lora_A0": A, "lora_B0": B}  # slots of ResidualLoRALinear alone
+        self.hold(base, {"lora_A": A, "lora_B": B, **start}, **options)
 
     @classmethod
     def start(cls, base: Module, *, rho: float = 2.0, **options: Any) -> LoRALinear:
@@ -263,11 +264,8 @@ class LoRALinear(LoRA):
         options = {"r": len(A), "alpha": alpha, "rslora": first.rslora, "dropout": first.dropout}
         return cls.of(base, {"lora_A": A, "lora_B": B}, **options)
 
-    def delta(self) -> Array:
-        """ΔW = s B A (out, in)"""
-        return self.scaling * (self.lora_B.data @ self.lora_A.data)
-
     def factors(self) -> tuple[Array, Array, float]:
+        """ΔW = s B A"""
         return self.lora_A.data, self.lora_B.data, self.scaling
 
 
@@ -357,10 +355,11 @@ class ResidualLoRALinear(LoRALinear):
         return LoRALinear.join_parts(base, [part.in_file() if part.is_adapter else part for part in parts])
 
     def delta(self) -> Array:
-        """ΔW = s (B A - B₀ A₀) (out, in)"""
+        """ΔW = s (B A - B₀ A₀) (out, in), exactly 0 at the start, which one product of the factors need not be"""
         return self.scaling * (self.lora_B.data @ self.lora_A.data - self.lora_B0.data @ self.lora_A0.data)
 
     def factors(self) -> tuple[Array, Array, float]:
+        """ΔW = s [B | -B₀] [A ; A₀]"""
         xp = get_array_module(self.lora_A.data)
         A = xp.concatenate([self.lora_A.data, self.lora_A0.data])
         B = xp.concatenate([self.lora_B.data, -self.lora_B0.data], axis=1)

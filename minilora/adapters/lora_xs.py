@@ -12,7 +12,7 @@ from ..backend import Array, Rng, to_numpy
 from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
 from .base import Kept, Keys, Law, Products, Slot, dropped, relative_difference
 from .lora import LoRA, LoRALinear
-from .spectrum import check_rank, svd
+from .spectrum import check_svd_rank, svd
 
 
 def between_A_and_B(adapter: LoRAXSLinear, x: Array, dy: Array, grads: Gradients) -> float:
@@ -66,7 +66,7 @@ class LoRAXSLinear(LoRA):
     @classmethod
     def check(cls, base: Module, **options: Any) -> None:
         super().check(base, **options)
-        check_rank(base, options.get("r", cls.defaults()["r"]))
+        check_svd_rank(base, options.get("r", cls.defaults()["r"]))
 
     @classmethod
     def start(cls, base: Module, *, rng: Rng, **options: Any) -> LoRAXSLinear:
@@ -102,7 +102,7 @@ class LoRAXSLinear(LoRA):
     def join_parts(cls, base: Module, parts: list[Any]) -> LoRAXSLinear:
         """A and B as of LoRA, and the R of the parts as blocks along the diagonal."""
         lora = LoRALinear.join_parts(base, parts)
-        check_rank(base, lora.r)
+        check_svd_rank(base, lora.r)
         R, at = np.zeros((lora.r, lora.r), lora.lora_A.data.dtype), 0
         for part in parts:
             if part.is_adapter:
@@ -110,11 +110,7 @@ class LoRAXSLinear(LoRA):
                 at += part.r
         return cls.of(base, {"lora_A": lora.lora_A.data, "lora_B": lora.lora_B.data, "lora_R": R}, **lora.settings)
 
-    def delta(self) -> Array:
-        """ΔW = s B R A (out, in)"""
-        A, BR, s = self.factors()
-        return s * (BR @ A)
-
     def factors(self) -> tuple[Array, Array, float]:
+        """ΔW = s B R A"""
         R, A, B = self.tensors
         return A, B @ R, self.scaling

@@ -31,7 +31,7 @@ def svd(W: Array) -> SVD:
     return SVD(*get_array_module(W).linalg.svd(W, full_matrices=False))
 
 
-def check_rank(layer: Module, r: int) -> None:
+def check_svd_rank(layer: Module, r: int) -> None:
     """Raise ValueError unless the layer's W has r singular values."""
     most = min(layer.weight.data.shape)  # type: ignore[attr-defined]
     if r > most:

@@ -14,7 +14,7 @@ from .. import ops
 from ..backend import Array, Rng, to_numpy
 from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
 from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, relative_difference
-from .spectrum import check_rank, svd, truncation_error
+from .spectrum import check_svd_rank, svd, truncation_error
 
 
 def along_the_vectors(adapter: SVFLinear, x: Array, dy: Array, grads: Gradients) -> float:
@@ -68,7 +68,7 @@ class SVFLinear(Adapter):
     @classmethod
     def check(cls, base: Module, **options: Any) -> None:
         super().check(base, **options)
-        check_rank(base, options.get("r", 0))
+        check_svd_rank(base, options.get("r", 0))
 
     @classmethod
     def sizes_for(cls, base: Any, options: Mapping[str, Any]) -> dict[str, int]:
@@ -104,16 +104,8 @@ class SVFLinear(Adapter):
         """z, U, S and V"""
         return self.svf_z.data, self.svf_U.data, self.svf_S.data, self.svf_V.data
 
-    def merged(self) -> tuple[Array, Array | None]:
-        bias = self.base.bias
-        return self.weight.data + self.delta(), None if bias is None else bias.data
-
-    def delta(self) -> Array:
-        """ΔW = U diag(S ∘ (z - 1)) Vᵀ (out, in)"""
-        A, B, _ = self.factors()
-        return B @ A
-
     def factors(self) -> tuple[Array, Array, float]:
+        """ΔW = U diag(S ∘ (z - 1)) Vᵀ"""
         z, U, S, V = self.tensors
         return V.T, U * (S * (z - 1)), 1.0
 

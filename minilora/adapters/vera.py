@@ -15,14 +15,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array, Rng, get_array_module
 from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
-from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, dropped, sizes_of
-
-
-def same_share(adapter: VeRALinear, x: Array, dy: Array, grads: Gradients) -> float:
-    """⟨b, db⟩ = ⟨d, dd⟩: a factor that moves from d to b changes no output."""
-    b, d = adapter.vera_lambda_b, adapter.vera_lambda_d
-    of_b, of_d = b.data * grads[b], d.data * grads[d]
-    return abs(float(of_b.sum() - of_d.sum())) / float(max(abs(of_b).sum(), abs(of_d).sum()))
+from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, dropped, same_share, sizes_of
 
 
 class VeRALinearCache(NamedTuple):
@@ -133,12 +126,8 @@ class VeRALinear(Adapter):
             dx += dx_vera if cache.keep is None else ops.dropout_backward(dx_vera, cache.keep)
         return dx
 
-    def delta(self) -> Array:
-        """ΔW = diag(b) B diag(d) A (out, in)"""
-        A, B, _ = self.factors()
-        return B @ A
-
     def factors(self) -> tuple[Array, Array, float]:
+        """ΔW = diag(b) B diag(d) A"""
         A, B, d, b = self.tensors
         return d[:, None] * A, b[:, None] * B, 1.0
 

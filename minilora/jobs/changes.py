@@ -13,7 +13,7 @@ import numpy as np
 from ..adapters.base import Adapter
 from ..adapters.peft import PREFIX, adapters_of, layers_in, locate_adapter, read_adapter, slot_of
 from ..adapters.peft.config import classes_of, is_saved
-from ..adapters.peft.format import MERGE_IT
+from ..adapters.peft.format import MERGE_IT, is_whole_in_file
 from ..adapters.peft.plan import plan_of
 from ..adapters.peft.view import view_of
 from ..adapters.spectrum import SVD, lora_svd, numerical_rank, svd
@@ -156,7 +156,7 @@ def adapters_in(
 ) -> dict[str, Adapter]:
     """{Hugging Face's name of a layer: its adapter}, on the layers of `base` where ΔW does not follow from the file
     alone. Raises ValueError where it does not and there is no base."""
-    if base is None or all(cls.is_whole_in_file() for cls in classes_of(config)):
+    if base is None or all(map(is_whole_in_file, classes_of(config))):
         found = layers_in(folder, config, tensors)
         unknown = next((name for name, adapter in found.items() if adapter.factors() is None), "")
         if not unknown:

@@ -205,10 +205,11 @@ def count(cell: Cell) -> int:
 
 
 def adapted(cell: Cell, seed: int = 0) -> Transformer:
+    """The built-in model, ready for the training of a cell."""
     model = load_pretrained()
     if cell.method != FULL:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # as in count()
             attach(model, cell.settings(seed=seed), random_windows(python_source().train, BATCH, LENGTH, seed))
     return model
 
@@ -296,9 +297,10 @@ def search_rates(
 
 
 def recorded(task: dict[str, Any]) -> dict[str, dict[int, float]]:
-    """What the package's rates.json holds of this task: {name of a cell: {k: bits per byte}}."""
+    """What the package's rates.json holds of this task, under any Python: {name of a cell: {k: bits per byte}}."""
     held = read_json(RATES) if RATES.is_file() else {}
-    if {key: held.get("task", {}).get(key) for key in task} != task | {"python": held.get("task", {}).get("python")}:
+    of_task = held.get("task", {})
+    if any(of_task.get(key) != value for key, value in task.items() if key != "python"):
         return {}
     return {
         name: {
@@ -341,7 +343,7 @@ def rows_of(
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """What the interval of the difference says, which less is better than 0."""
+    """What the interval of the difference says; a difference below 0 is better."""
     if row["mean"] is None:
         return "diverged"
     if row["difference"] is None:

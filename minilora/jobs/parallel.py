@@ -14,6 +14,7 @@ from ..process import blas_threads, end_with, keep_freed_memory
 
 
 def check_joblib(what: str) -> None:
+    """Raise ImportError, for `what`, where joblib is not installed."""
     if find_spec("joblib") is None:
         raise ImportError(f"{what} needs joblib: pip install '.[sweep]' in the clone")
 

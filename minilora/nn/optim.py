@@ -91,7 +91,7 @@ class Optimizer:
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
-        """The optimizer's class and hyperparameters, without the learning rates, for JSON."""
+        """The optimizer's class, hyperparameters (without the learning rates) and precondition, for JSON."""
         own = {name: np.asarray(getattr(self, name)).tolist() for name in self.hyperparameters}
         decay = [float(group.weight_decay) for group in self.groups]
         before = self.precondition and self.precondition.__name__

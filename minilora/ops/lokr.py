@@ -16,12 +16,11 @@ Backward, from the last product to the first; n runs over the N rows of x, all a
     Z = X w₂ᵀ           dw₂ = Σ_n dZ_nᵀ X_n             dX = dZ w₂              X (i₁, i₂)   Z (i₁, o₂)   Y (o₁, o₂)
 
 Z is made again for dw₁, from X, which dw₂ needs anyway. Where w₁ or w₂ is itself of low rank, w = a b, that is a
-product of matrices without rows of x:
+product of two matrices, whatever the number of rows of x:
 
     w = a b             da = dw bᵀ                      db = aᵀ dw              a (o, r)   b (r, i)
 
-Hence ⟨w₁, dw₁⟩ = ⟨w₂, dw₂⟩ = Σ dy ∘ y, and dw₂ = 0 as long as
-w₁ = 0.
+Hence ⟨w₁, dw₁⟩ = ⟨w₂, dw₂⟩ = Σ dy ∘ y, and dw₂ = 0 as long as w₁ = 0.
 
 Source: Yeh et al. (2024), "Navigating text-to-image customization: from LyCORIS fine-tuning to model evaluation",
 section 3.2; Edalati et al. (2022), "KronA", section 3.2, for the products without ΔW.

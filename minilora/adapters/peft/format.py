@@ -101,12 +101,18 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
             needed = " and ".join(f"{slot.file} {axes[slot.name]}".replace("'", "") for slot in cls.slots)
             shapes = " and ".join(str(x.shape) for x in found.values())
             raise ValueError(f"{folder / WEIGHTS}: {name} needs {needed} with r = {sizes['r']}, not {shapes}")
-        base = without_weights(cls, sizes["n_in"], sizes["n_out"], np.result_type(*arrays.values()))
+        base = base_without_weights(cls, sizes["n_in"], sizes["n_out"], np.result_type(*arrays.values()))
         layers[name] = cls.of(base, {slot.name: slot.from_file(arrays[slot.name]) for slot in cls.slots}, **options)
     return layers
 
 
-def without_weights(cls: type[Adapter], n_in: int, n_out: int, dtype: np.dtype[Any]) -> Linear | Embedding:
+def is_whole_in_file(cls: type[Adapter]) -> bool:
+    """Whether a file gives an adapter without its base: every slot, and by their shapes n_in and n_out."""
+    sizes = {axis for slot in cls.slots for axis in slot.shape if not slot.shared}
+    return {"n_in", "n_out"} <= sizes and all(slot.file for slot in cls.slots)
+
+
+def base_without_weights(cls: type[Adapter], n_in: int, n_out: int, dtype: np.dtype[Any]) -> Linear | Embedding:
     """A base of these sizes, for an adapter that is looked at and not run."""
     zero = np.zeros((), dtype)
     if cls.base_type is Embedding:

@@ -29,7 +29,7 @@ import numpy as np
 from ...files import load_tensors, read_json, save_tensors, tensors_to_bytes, to_json, write_folder
 from ...nn import Embedding, Linear
 from ..base import DEFAULT, Adapter, is_number, variants
-from .format import CONFIG, WEIGHTS, layers_in, locate_adapter, read_adapter, without_weights
+from .format import CONFIG, WEIGHTS, base_without_weights, layers_in, locate_adapter, read_adapter
 from .view import PREFIX
 from .writing import variant_keys
 
@@ -270,7 +270,7 @@ def lora(name: str, A: np.ndarray, B: np.ndarray, s: float, dropout: float) -> A
     """The adapter of the layer of that name; its base has no weights."""
     kind = Embedding if last(name) in TABLES else Linear
     cls = next(cls for cls in variants()[DEFAULT] if cls.base_type is kind)
-    base = without_weights(cls, A.shape[1], len(B), np.result_type(A, B))
+    base = base_without_weights(cls, A.shape[1], len(B), np.result_type(A, B))
     tensors = dict(zip((slot.name for slot in cls.slots), (A, B), strict=True))
     return cls.of(base, tensors, r=len(A), alpha=alpha_for(s, len(A)), dropout=dropout)
 

@@ -25,7 +25,7 @@ from ...models.saving import base_hash
 from ...models.transformer import Transformer
 from ...nn import Module, Parameter, check_fit
 from ..attach import wasted_rank
-from .format import CONFIG, LABELS, WEIGHTS, locate_adapter, read_adapter, without_weights
+from .format import CONFIG, LABELS, WEIGHTS, base_without_weights, locate_adapter, read_adapter
 from .plan import Place, Plan, plan_of, tensors_of
 from .view import PREFIX, View, view_of
 
@@ -165,7 +165,8 @@ def check_tensors(view: View, plan: Plan, tensors: dict[str, np.ndarray], places
         if (plan.tied and path == view.head) or len(own.get(path, {})) < len(cls.slots):
             continue  # it shares the embedding's Parameters, or those of all layers
         sizes = cls.sizes_for(view.bases[path], options)
-        factors = cls.of(without_weights(cls, sizes["n_in"], sizes["n_out"], dtype), own[path], **options).factors()
+        base = base_without_weights(cls, sizes["n_in"], sizes["n_out"], dtype)
+        factors = cls.of(base, own[path], **options).factors()
         if factors is None:
             continue
         A, B, s = factors

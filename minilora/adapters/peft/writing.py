@@ -43,11 +43,11 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
     beside = {path: adapter for path, adapter in everything.items() if path not in adapters}
     saved, biases, bias = trained_beside(view, adapters, beside)
     both = [everything[path] for path in ("embed.token", view.head) if path in everything]
-    one = len(both) == 2 and both[0].own_parameters() == both[1].own_parameters()
-    implied = bool(view.head) and any(adapter.always_tied for adapter in both)
-    if implied and not one:
+    share = len(both) == 2 and both[0].own_parameters() == both[1].own_parameters()
+    implied = bool(view.head) and any(adapter.always_tied for adapter in both)  # without ensure_weight_tying
+    if implied and not share:
         raise ValueError(f"PEFT gives {view.names[view.head]} the token rows of the embedding, and here it has others")
-    tied = bool(view.head) and not implied and (one or {"embed.token", view.head} <= {*saved})
+    tied = bool(view.head) and not implied and (share or {"embed.token", view.head} <= {*saved})
     of_all = {path: (type(adapter), adapter.settings) for path, adapter in everything.items()}
     plan = Plan(of_all, tied or implied, saved, biases, [*beside])
     config = {
