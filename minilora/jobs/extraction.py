@@ -12,6 +12,7 @@ from ..adapters import DEFAULT
 from ..adapters.attach import low_rank_adapter
 from ..adapters.peft import CONFIG, PREFIX, WEIGHTS, adapter_files, read_adapter, slot_of
 from ..adapters.peft.config import classes_of
+from ..adapters.peft.format import is_whole_in_file
 from ..adapters.spectrum import SVD, rank_for, truncate, truncation_error
 from ..files import tensors_to_bytes, to_json
 from ..models.names import hub_name
@@ -82,7 +83,7 @@ def extracted_files(model: Transformer, paths: dict[str, str], low_rank: dict[st
 def is_plain(folder: Path) -> bool:
     """Whether the files in it are those of the default variant, which shrunk_files() writes."""
     cls = classes_of(read_adapter(folder)[0])[0]
-    return cls.variant == DEFAULT and cls.is_whole_in_file()
+    return cls.variant == DEFAULT and is_whole_in_file(cls)
 
 
 def shrunk_files(folder: str | Path, low_rank: dict[str, LowRank]) -> dict[str, bytes]:
