@@ -147,7 +147,7 @@ def count(
     method: str = DEFAULT,
     *,
     targets: str | Collection[str] | None = None,
-    r: int = 8,
+    r: int | None = None,
     virtual_tokens: int = 8,
     head: str | None = None,
     labels: int | None = None,

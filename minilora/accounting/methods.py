@@ -116,12 +116,12 @@ METHODS = (*TRAINED, *dict.fromkeys((*TARGETED, *FORMULAS)))
 
 
 def apply(
-    method: str, model: Transformer, name: str, targets: str | Collection[str] | None, r: int, prompt: int
+    method: str, model: Transformer, name: str, targets: str | Collection[str] | None, r: int | None, prompt: int
 ) -> None:
     """Freeze a model without weights but for what `method` trains of it, and add what it adds.
 
     `targets`: as of attach(), "all-linear" being every Linear of the blocks; None, the method's own usual ones. r is
-    the rank, or a bottleneck's width; `prompt`, the number of virtual tokens. A new classification head is trained
+    the rank, or a bottleneck's width; None, the variant's own, or 8. `prompt`: the number of virtual tokens. A new classification head is trained
     whatever the method. `name` is the model's, for errors.
 
     Raises ValueError for a method that is not known, targets that match nothing or that the method has none of, a rank
@@ -133,7 +133,7 @@ def apply(
         raise ValueError(f"{method} has no targets to choose")
     if not is_whole(prompt) or prompt < 1:
         raise ValueError(f"{prompt!r} virtual tokens are not a whole number above 0")
-    if not is_whole(r) or r < 1:
+    if r is not None and (not is_whole(r) or r < 1):
         raise ValueError(f"rank {r!r} is not a whole number from 1 up")
     if method == "full":
         return
@@ -148,12 +148,14 @@ def apply(
     elif method == "prefix-layer":
         model.layers["embed"] = Prompt(embed, prompt, method, (len(blocks), C, prompt))
     else:
-        add_adapters(method, model, targets, int(r), int(prompt))
+        add_adapters(method, model, targets, None if r is None else int(r), int(prompt))
     for parameter in trained:
         parameter.trainable = True
 
 
-def add_adapters(method: str, model: Transformer, targets: str | Collection[str] | None, r: int, tokens: int) -> None:
+def add_adapters(
+    method: str, model: Transformer, targets: str | Collection[str] | None, r: int | None, tokens: int
+) -> None:
     """`tokens`: how many, of a variant that learns something for each of some tokens."""
     wanted = usual_targets(model, method) if targets is None else targets
     if wanted == "all-linear":
@@ -161,13 +163,13 @@ def add_adapters(method: str, model: Transformer, targets: str | Collection[str]
     if method not in FORMULAS:
         variant = method if method in variants() else DEFAULT
         known = [option for cls in variants()[variant] for option in cls.options]
-        options: dict[str, Any] = {"r": r} if any(option.name == "r" for option in known) else {}
+        options: dict[str, Any] = {"r": r} if r and any(option.name == "r" for option in known) else {}
         ids = [option.name for option in known if option.is_ids]
         options |= dict.fromkeys(ids, tuple(range(tokens)))
         attach_without_weights(model, variant, wanted, **options)
         return
     for path in choose(model, wanted or ()):
-        model[path] = FORMULAS[method].without_weights(model[path], r=r)
+        model[path] = FORMULAS[method].without_weights(model[path], r=r or 8)
 
 
 def usual_targets(model: Transformer, method: str) -> str | Collection[str] | None:

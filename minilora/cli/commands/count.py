@@ -22,7 +22,8 @@ def arguments(add: Add) -> None:
     add("--method", metavar="NAME", help=f"{COUNTED} (default lora)")
     add("--compare", type=methods, metavar="A,B", help="several methods side by side: full,lora,qlora")
     add("--targets", type=targets, metavar="A,B", help="layers to adapt, lm_head and embed too (default: the method's)")
-    add("--rank", type=positive_int, default=8, metavar="N", help="or the width of a bottleneck (default 8)")
+    rank = "or the width of a bottleneck (default: what finetune takes, 8 for most; 256 for vera)"
+    add("--rank", type=positive_int, metavar="N", help=rank)
     add(
         "--virtual-tokens",
         type=positive_int,
