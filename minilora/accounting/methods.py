@@ -121,8 +121,8 @@ def apply(
     """Freeze a model without weights but for what `method` trains of it, and add what it adds.
 
     `targets`: as of attach(), "all-linear" being every Linear of the blocks; None, the method's own usual ones. r is
-    the rank, or a bottleneck's width; None, the variant's own, or 8. `prompt`: the number of virtual tokens. A new classification head is trained
-    whatever the method. `name` is the model's, for errors.
+    the rank, or a bottleneck's width; None, the variant's own, or 8. `prompt`: the number of virtual tokens. A new
+    classification head is trained whatever the method. `name` is the model's, for errors.
 
     Raises ValueError for a method that is not known, targets that match nothing or that the method has none of, a rank
     below 1, and one above min(in, out) where it comes from the SVD of W; of others a warning says that.

@@ -275,8 +275,8 @@ class Allocator:
     PEFT fails, nothing is cut; and the penalty is there whatever the task, where PEFT drops it without a task_type.
 
     `state` is what a training that resumes needs: training.fit keeps it in its checkpoint.
-    Warns where target_r leaves nothing to cut. Raises ValueError for a model without AdaLoRA, for adapters that differ in an option of the schedule, and for
-    `steps` that leave no step to cut in.
+    Warns where target_r leaves nothing to cut. Raises ValueError for a model without AdaLoRA, for adapters that differ
+    in an option of the schedule, and for `steps` that leave no step to cut in.
     """
 
     def __init__(self, model: Module, steps: int, *, squared: bool = False) -> None:
