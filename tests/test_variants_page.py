@@ -11,7 +11,8 @@ from minilora.adapters.base import shape, variants
 from minilora.nn import Linear
 
 PAGE = (Path(__file__).parent.parent / "docs" / "variants.md").read_text(encoding="utf-8")
-LINES = [re.split(r"(?<!\\)\|", line)[1:-1] for line in PAGE.splitlines() if line.startswith("| ")]
+TABLE = PAGE.partition("## The table\n")[2].partition("\n## ")[0]
+LINES = [re.split(r"(?<!\\)\|", line)[1:-1] for line in TABLE.splitlines() if line.startswith("| ")]
 ROWS = {cells[0].strip(" `"): [cell.strip() for cell in cells] for cells in LINES}
 LINEAR = [name for name, classes in variants().items() if any(cls.base_type is Linear for cls in classes)]
 

@@ -7,7 +7,6 @@ e is the diagonal of the paper's Λ, B its P, A its Q; PEFT calls e lora_E.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -275,8 +274,8 @@ class Allocator:
     PEFT fails, nothing is cut; and the penalty is there whatever the task, where PEFT drops it without a task_type.
 
     `state` is what a training that resumes needs: training.fit keeps it in its checkpoint.
-    Warns where target_r leaves nothing to cut. Raises ValueError for a model without AdaLoRA, for adapters that differ
-    in an option of the schedule, and for `steps` that leave no step to cut in.
+    Where target_r is not below r there is nothing to cut. Raises ValueError for a model without AdaLoRA, for adapters
+    that differ in an option of the schedule, and for `steps` that leave no step to cut in.
     """
 
     def __init__(self, model: Module, steps: int, *, squared: bool = False) -> None:
@@ -291,11 +290,6 @@ class Allocator:
         for adapter in named.values():
             adapter.total_step = steps
         self.adapters, self.squared = named, squared
-        if all(adapter.target_r >= adapter.r for adapter in named.values()):
-            first = next(iter(named.values()))
-            warnings.warn(
-                f"target_r = {first.target_r} is not below r = {first.r}, so no triplet will be cut", stacklevel=2
-            )
         self.first = next(iter(named.values()))
         self.b_0 = sum(len(adapter.left) for adapter in named.values())
         self.b_T = self.first.target_r * len(named)
