@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ..backend import Array, Rng, generator
 from ..data import Batch
@@ -135,6 +135,14 @@ def low_rank_adapter(base: Module, A: Array, B: Array) -> Adapter:
     return LoRALinear.of(base, {"lora_A": A, "lora_B": B}, r=len(A), alpha=float(len(A)))
 
 
+class Target(NamedTuple):
+    """A layer that gets an adapter."""
+
+    layer: Any
+    cls: type[Adapter]
+    options: dict[str, Any]  # of start()
+
+
 def place(
     model: Module,
     variant: str,
@@ -145,47 +153,15 @@ def place(
     prepare: bool = False,
 ) -> list[str]:
     """Replace every target by make(class, base, **options), as attach() says; `prepare`: with Adapter.prepare()."""
-    classes = classes_of(variant)
-    check_options(variant, targets, options)
-    if targets is None:
-        targets = [name for cls in classes for name in cls.targets] or adaptable(model, variant, **options)
-    ranks = choose(model, targets)
-    layers = {path: layer_at(model, path) for path in ranks}
-    fused_above(model, ranks)
-    for key in {cls.modules_key for cls in classes} & options.keys():
-        if strange := set(listed(options[key])) - {*layers, *map(last, layers)}:
-            raise ValueError(f"{key}: {min(strange)!r} is no target")
+    chosen = targets_of(model, variant, targets, options)
+    ties = tied_heads(model, [path for path, target in chosen.items() if target.cls.always_tied], chosen)
     extra = trained_beside_adapters(model, train)
-    adapters = [module for _, module in model.named_modules() if isinstance(module, Adapter)]
-    sharing = [slot.name for cls in classes for slot in cls.slots if slot.shared]
-    if sharing and any(adapter.variant == variant for adapter in adapters):
-        raise ValueError(f"{variant} is attached to all its layers at once, as they share {' and '.join(sharing)}")
-    cls_at = {path: adapter_for(layer, variant, path, **options) for path, layer in layers.items()}
-    options_at = {path: options if r is None else options | {"r": r} for path, r in ranks.items()}
-    ties = tied_heads(model, [path for path, cls in cls_at.items() if cls.always_tied], ranks)
-    for path, cls in cls_at.items():
-        try:
-            cls.check(layers[path], **options_at[path])
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        cls_at[path] = cls.form(layers[path], **options_at[path])
-    shared = {}
-    for cls in dict.fromkeys(cls_at.values()):
-        own = {path: layers[path] for path, other in cls_at.items() if other is cls}
-        shared[cls] = cls.draw_shared(own.values(), **options)
-        if prepare:
-            prepared = cls.prepare(model, own, {path: options_at[path] for path in own})
-            options_at |= prepared
-            cls_at = {path: other for path, other in cls_at.items() if path in prepared or path not in own}
-    ranks_used: dict[str, tuple[int, int]] = {}  # rank and min(in, out), of layers that learn a matrix
-    for path, cls in cls_at.items():
-        if cls.trains_a_matrix():
-            sizes = cls.sizes_for(layers[path], cls.defaults() | options_at[path])
-            ranks_used[path] = sizes["r"], min(sizes["n_in"], sizes["n_out"])
-    if note := wasted_rank(ranks_used):
+    before = [module for _, module in model.named_modules() if isinstance(module, Adapter)]
+    chosen = with_what_they_share(model, chosen, options, prepare)
+    if note := wasted_rank(ranks_of(chosen)):
         warnings.warn(note, stacklevel=4)
 
-    made = all_made(model, cls_at, lambda path, cls: make(cls, layers[path], **options_at[path], **shared[cls]))
+    made = all_made(model, chosen, make)
     model.freeze()
     for path in fused_above(model, made):
         model[path] = Parts(model[path])  # type: ignore[arg-type]
@@ -194,7 +170,7 @@ def place(
     for head, path in ties.items():
         embedding: Any = model[path]
         model[head] = embedding.tied_head.of(model[head], embedding.own_parameters(), **embedding.settings)
-    for adapter in [*adapters, *made.values()]:
+    for adapter in [*before, *made.values()]:
         for slot in adapter.slots:
             getattr(adapter, slot.name).trainable = slot.trained
     for parameter in extra:
@@ -202,16 +178,65 @@ def place(
     return [*made, *ties]
 
 
-def all_made(
-    model: Module, cls_at: Mapping[str, type[Adapter]], make: Callable[[str, type[Adapter]], Adapter]
-) -> dict[str, Adapter]:
-    """{path: make(path, class)}. Raises ValueError with the path of one that cannot be made; what others have frozen of
-    the model meanwhile learns again."""
+def targets_of(model: Module, variant: str, targets: Targets | None, options: dict[str, Any]) -> dict[str, Target]:
+    """{path: Target} of the layers that attach() is to adapt. Raises ValueError where one cannot be, or not so."""
+    classes = classes_of(variant)
+    check_options(variant, targets, options)
+    if targets is None:
+        targets = [name for cls in classes for name in cls.targets] or adaptable(model, variant, **options)
+    ranks = choose(model, targets)
+    fused_above(model, ranks)
+    for key in {cls.modules_key for cls in classes} & options.keys():
+        if strange := set(listed(options[key])) - {*ranks, *map(last, ranks)}:
+            raise ValueError(f"{key}: {min(strange)!r} is no target")
+    sharing = [slot.name for cls in classes for slot in cls.slots if slot.shared]
+    if sharing and any(isinstance(m, Adapter) and m.variant == variant for _, m in model.named_modules()):
+        raise ValueError(f"{variant} is attached to all its layers at once, as they share {' and '.join(sharing)}")
+    found = {}
+    for path, r in ranks.items():
+        layer, own = layer_at(model, path), options if r is None else options | {"r": r}
+        cls = adapter_for(layer, variant, path, **options)
+        try:
+            cls.check(layer, **own)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        found[path] = Target(layer, cls.form(layer, **own), own)
+    return found
+
+
+def with_what_they_share(
+    model: Module, chosen: Mapping[str, Target], options: dict[str, Any], prepare: bool
+) -> dict[str, Target]:
+    """The targets with the Parameters that those of a class share among their options; with `prepare`, those that
+    Adapter.prepare() leaves, with its options."""
+    found: dict[str, Target] = {}
+    for cls in dict.fromkeys(target.cls for target in chosen.values()):
+        layers = {path: target.layer for path, target in chosen.items() if target.cls is cls}
+        own = {path: chosen[path].options for path in layers}
+        own = cls.prepare(model, layers, own) if prepare else own
+        shared = cls.draw_shared(layers.values(), **options)
+        found |= {path: Target(layers[path], cls, {**given, **shared}) for path, given in own.items()}
+    return {path: found[path] for path in chosen if path in found}
+
+
+def ranks_of(chosen: Mapping[str, Target]) -> dict[str, tuple[int, int]]:
+    """{path: (rank, min(in, out))} of the layers that learn a matrix."""
+    found = {}
+    for path, (layer, cls, options) in chosen.items():
+        if cls.trains_a_matrix():
+            sizes = cls.sizes_for(layer, cls.defaults() | options)
+            found[path] = sizes["r"], min(sizes["n_in"], sizes["n_out"])
+    return found
+
+
+def all_made(model: Module, chosen: Mapping[str, Target], make: Callable[..., Adapter]) -> dict[str, Adapter]:
+    """{path: make(class, layer, **options)}. Raises ValueError with the path of one that cannot be made; what others
+    have frozen of the model meanwhile learns again."""
     learned = [parameter for parameter in model.parameters() if parameter.trainable]
     made = {}
-    for path, cls in cls_at.items():
+    for path, (layer, cls, options) in chosen.items():
         try:
-            made[path] = make(path, cls)
+            made[path] = make(cls, layer, **options)
         except ValueError as error:
             for parameter in learned:
                 parameter.trainable = True

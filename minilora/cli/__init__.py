@@ -98,7 +98,7 @@ def print_warning(message: Any, *_: Any, **__: Any) -> None:
 def one_line(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         wanted = f" ({error})" if error.args else ""
-        return f"out of memory{wanted}: give smaller numbers, such as --batch, or a smaller model"
+        return f"out of memory{wanted}: give smaller numbers, such as --batch or --rank, or a smaller model"
     if isinstance(error, OSError) and error.strerror:
         return printable(": ".join(map(str, filter(None, (error.strerror, error.filename)))))
     return printable(str(error)) or type(error).__name__
