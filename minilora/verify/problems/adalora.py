@@ -165,6 +165,7 @@ orthogonality = Problem(
     others=lambda rng, shapes: [shapes[i] for i in rng.permutation(len(shapes))],
     formula="R = ‖A Aᵀ - I‖ + ‖Bᵀ B - I‖, Frobenius' norm, not squared; dy, as an argument, is dR",
     aliases=("adalora_penalty",),
+    pairs=False,
 )
 
 orthogonality.multiplied("squared", dA=lambda A, B: 2 * of_norms(A, B)[0], dB=lambda A, B: 2 * of_norms(A, B)[1])(
