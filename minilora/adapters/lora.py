@@ -117,7 +117,7 @@ class LoRA(Adapter):
                     kind = other.base_type.__name__
                     raise ValueError(f"init {init!r} is of {other.__name__}, for a {kind}, and not of {cls.__name__}")
             known = [name for other in variants()[cls.variant] for name in other.inits]
-            raise ValueError(f"init {init!r} is not known: {choose_from(init, known)}")
+            raise ValueError(f"{cls.variant} has no init {init!r}: {choose_from(init, known)}")
 
     @classmethod
     def prepare(

@@ -50,7 +50,7 @@ RATE, MOST = 0.016, 12  # rates are 0.016 · 2^k, k from -12 to 12
 SEARCH_SEED = 1000  # of the runs that choose the rate
 FULL = "full"  # full fine-tuning, beside the variants
 RATES = BUILTIN.parent / "rates.json"  # what a search found
-RUNS, JSON, PNG, FOUND = "runs", "methods.json", "methods.png", "rates.json"
+RUNS, TASK, JSON, PNG, FOUND = "runs", "task.json", "methods.json", "methods.png", "rates.json"
 REPEAT = "minilora compare --methods all --search --out DIR"
 
 
@@ -118,7 +118,7 @@ def compare_methods(
         check_folder(out, task, resume)
         (out / RUNS).mkdir(parents=True, exist_ok=True)
         try:
-            write_whole(out / RUNS / "task.json", to_json(task))
+            write_whole(out / RUNS / TASK, to_json(task))
             tried = search_rates(cells, out, jobs, {} if search else recorded(task))
             best = {name: min(rates, key=lambda k: rates[k]) for name, rates in tried.items()}
             calls = [(out, cell, best[cell.name], seed, "test") for cell in cells for seed in range(seeds)]
@@ -219,7 +219,7 @@ def adapted(cell: Cell, seed: int = 0) -> Transformer:
 
 def check_folder(out: Path, task: dict[str, Any], resume: bool) -> None:
     """Raise ValueError or OSError unless a comparison can begin in `out`, or go on there."""
-    before = out / RUNS / "task.json"
+    before = out / RUNS / TASK
     if not resume:
         if before.is_file():
             raise ValueError(f"{out} already holds a comparison: --resume goes on with it, or choose another folder")
@@ -318,16 +318,16 @@ def rows_of(
     cells: Sequence[Cell], best: Mapping[str, int], tried: Mapping[str, Mapping[int, float]], runs: list[list[float]]
 ) -> list[dict[str, Any]]:
     """A row for each cell, the best first: its losses with mean and standard deviation, the difference to the reference
-    with its 95% interval over the seeds, the bytes and the seconds of a step."""
-    source, costs = python_source(), dict[str, Any]()
-    for cell in cells:  # one at a time: a cache is large
-        costs |= step_costs({cell.name: adapted(cell)}, source, 0)
-    rows = []
+    with its 95% interval over the seeds, the bytes of a step, and its time, of the reference's, timed in turn."""
+    source = python_source()
+    rows: list[dict[str, Any]] = []
     for cell, losses in zip(cells, runs, strict=True):
+        costs = step_costs({"reference": adapted(cells[0]), "cell": adapted(cell)}, source, 0)
         edge = [k for k in (best[cell.name] - 1, best[cell.name] + 1) if k not in tried[cell.name]]
         row: dict[str, Any] = {
             "name": cell.name, "method": cell.method, "r": cell.r, "why": cell.why, "trainable": count(cell),
-            "memory": costs[cell.name]["memory"], "step_seconds": costs[cell.name]["step_seconds"],
+            "memory": costs["cell"]["memory"],
+            "step_time": costs["cell"]["step_seconds"] / costs["reference"]["step_seconds"] if rows else 1.0,
             "rate": rate(best[cell.name]), "rates": in_rates(tried[cell.name]), "at_the_edge": bool(edge),
             "bits_per_byte": [x if math.isfinite(x) else None for x in losses],
             "mean": None, "standard_deviation": None, "difference": None,
@@ -369,11 +369,21 @@ def headlines(report: dict[str, Any]) -> list[str]:
     bytes_kept = f"{kept['name']} keeps the least, {kept['memory']['cache'] / of:.0%} of {name}'s"
     if kept is reference:
         bytes_kept = f"No other keeps less than {name}"
-    slow = max(rows, key=lambda row: row["step_seconds"])
-    times = f"{slow['name']} takes the longest, {slow['step_seconds'] / reference['step_seconds']:.1f} times {name}'s"
+    slow = max(rows, key=lambda row: row["step_time"])
+    times = f"{slow['name']} takes the longest, {slow['step_time']:.1f} times {name}'s"
     if slow is reference:
         times = f"No other takes longer than {name}"
     return [losses, bytes_kept, times]
+
+
+def describe_methods(folder: Path) -> dict[str, str]:
+    """What `minilora info` prints of the folder of a comparison, finished or not."""
+    if not (folder / JSON).is_file():
+        done = len(list((folder / RUNS).glob("*-*.json")))
+        return {"comparison": f"stopped, {counted(done, 'run')} done: minilora compare --methods ... --resume goes on"}
+    report = read_json(folder / JSON)
+    names = ", ".join(row["name"] for row in report["rows"])
+    return {"comparison": f"{names}; {counted(report['seeds'], 'seed')} of each", "found": headlines(report)[0]}
 
 
 def print_methods(report: dict[str, Any], out: str | Path) -> None:
@@ -382,7 +392,7 @@ def print_methods(report: dict[str, Any], out: str | Path) -> None:
     title = f"Bits per byte of test text after {task['steps']} steps, {report['seeds']} seeds, each at its best rate"
     columns = (
         *("method", "trained", "mean", "std.\ndeviation", "less\nreference", "95 % interval", "", "rate"),
-        *("kept\nMiB", "step\nseconds", "why"),
+        *("kept\nMiB", "time of\na step", "why"),
     )
     table = numbers_right(title, *columns, words=(0, 6, 10))
     for row in report["rows"]:
@@ -390,7 +400,7 @@ def print_methods(report: dict[str, Any], out: str | Path) -> None:
         d = row["difference"]
         by = ["", ""] if d is None else [f"{d['mean']:+.4f}", f"{d['low']:+.4f} to {d['high']:+.4f}"]
         at = f"{row['rate']:.4g}{' (edge)' * row['at_the_edge']}"
-        cost = f"{row['memory']['cache'] / 2**20:.1f}", f"{row['step_seconds']:.3f}"
+        cost = f"{row['memory']['cache'] / 2**20:.1f}", f"{row['step_time']:.2f}"
         table.add_row(row["name"], f"{row['trainable']:,}", *loss, *by, verdict(row), at, *cost, row["why"])
     console.print(table)
     judged = sum(row["difference"] is not None for row in report["rows"])

@@ -8,8 +8,8 @@ from ..display.plots import BASE, FULL, LORA, TYPE, new_figure, png_bytes
 
 
 def methods_figure(report: dict[str, Any], titles: list[str]) -> bytes:
-    """A PNG: the loss of each method with its spread against what it trains, the bytes that a step keeps, the seconds
-    that it takes. A number stands for the same method in all three."""
+    """A PNG: the loss of each method with its spread against what it trains, the bytes that a step keeps, the time that
+    it takes. A number stands for the same method in all three."""
     rows = [row for row in report["rows"] if row["mean"] is not None]
     figure = new_figure(titles[0], 24, 3.5 + 0.42 * max(12, len(rows)), 5)
     losses, kept, seconds = figure.subplots(1, 3, width_ratios=[3, 2, 2])
@@ -17,9 +17,9 @@ def methods_figure(report: dict[str, Any], titles: list[str]) -> bytes:
     losses_against_size(losses, rows, colors, report["seeds"])
     for ax, title, label in (
         (kept, titles[1], "MiB kept for the backward"),
-        (seconds, titles[2], "seconds a step, one core"),
+        (seconds, titles[2], "time of a step, of the reference's, timed in turn"),
     ):
-        values = [row["memory"]["cache"] / 2**20 if ax is kept else row["step_seconds"] for row in rows]
+        values = [row["memory"]["cache"] / 2**20 if ax is kept else row["step_time"] for row in rows]
         ax.barh(range(len(rows)), values, color=colors)
         names = [f"{i}  {row['name']}" for i, row in enumerate(rows, 1)]
         ax.set_yticks(range(len(rows)), names if ax is kept else [str(i) for i in range(1, len(rows) + 1)])

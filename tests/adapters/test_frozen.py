@@ -107,7 +107,7 @@ def test_an_embedding_is_refused_by_name_and_the_model_stays_as_it_was(variant):
         ("svf", {"r": 13}, "block_0.attention.q_proj: r 13 is above 12, the smaller side of its weight"),
         ("svf", {"r": -1}, "r -1 is not a whole number from 0 to"),
         ("svf", {"alpha": 2}, "svf has no option 'alpha': choose from r"),
-        ("lora-fa", {"init": "zero"}, "init 'zero' is not known: choose from uniform, eva, gaussian"),
+        ("lora-fa", {"init": "zero"}, "lora-fa has no init 'zero': choose from uniform, eva, gaussian"),
     ],
 )
 def test_what_cannot_be_attached_is_refused_by_name_and_the_model_stays_as_it_was(variant, options, message):

@@ -313,8 +313,8 @@ def test_orthogonal_begins_as_the_base_to_rounding(rng):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"init": "pisa"}, "init 'pisa' is not known: did you mean 'pissa'"),
-        ({"init": 3}, "init 3 is not known: choose from uniform"),
+        ({"init": "pisa"}, "lora has no init 'pisa': did you mean 'pissa'"),
+        ({"init": 3}, "lora has no init 3: choose from uniform"),
         (
             {"targets": ["embed"], "init": "pissa"},
             "embed.token: init 'pissa' is of ResidualLoRALinear, for a Linear, and not of LoRAEmbedding",

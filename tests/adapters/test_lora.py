@@ -377,7 +377,7 @@ REFUSED = [
     ({"dropout": 1.0}, "dropout 1.0 is not a probability below 1"),
     ({"dropout": -0.1}, "dropout -0.1 is not"),
     ({"dropout": math.nan}, "dropout nan is not"),
-    ({"init": "zeros"}, "init 'zeros' is not known: choose from uniform"),
+    ({"init": "zeros"}, "lora has no init 'zeros': choose from uniform"),
     ({"train": "biases"}, "train='biases' matches nothing"),
     ({"rng": None}, "rng None is neither a seed nor a generator: rng=0, or rng=numpy.random.default_rng"),
     ({"rng": -1}, "rng -1 is neither a seed nor"),

@@ -178,7 +178,7 @@ def without_times(files: dict[str, bytes | None]) -> Any:
     """What is the same each time."""
     report = json.loads(files["methods.json"] or b"")
     for row in report["rows"]:
-        del row["step_seconds"]
+        del row["step_time"]
     del report["seconds"]
     return report, files["rates.json"], sorted(files)
 
@@ -204,7 +204,14 @@ def test_a_comparison_that_is_stopped_and_resumed_ends_with_the_same_numbers_and
         "stopped; what is done is kept in out; the same command with --resume goes on"
     )
     assert_refused(here, capfd, COMPARE, "out already holds a comparison: --resume goes on with it, or choose another")
+    assert main(["info", "out"]) == 0
+    assert capfd.readouterr().out == (
+        "comparison   stopped, 4 runs done: minilora compare --methods ... --resume goes on\n"
+    )
     assert main([*COMPARE, "--resume"]) == 0
+    capfd.readouterr()
+    assert main(["info", "out"]) == 0
+    assert lines(capfd.readouterr().out)[-1].startswith("found        ")
     assert without_times(tree(here / "out")) == without_times(whole)
     runs = [name for name in whole if name.startswith("runs/") and "task" not in name]
     assert len(trained) == len(runs) + 1
@@ -244,7 +251,7 @@ def report_of(*rows: tuple[str, float | None, tuple[float, float, float] | None]
     made = [
         {
             "name": name, "method": name, "r": None, "why": "as it is", "trainable": 1000 * i, "rate": 0.016,
-            "mean": mean, "standard_deviation": mean and 0.01, "at_the_edge": i == 2, "step_seconds": 0.1 * i,
+            "mean": mean, "standard_deviation": mean and 0.01, "at_the_edge": i == 2, "step_time": float(i),
             "memory": {"cache": 2**20 * (5 - i)},
             "difference": d and dict(zip(("mean", "low", "high"), d, strict=True)),
         }

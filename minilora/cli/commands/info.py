@@ -12,6 +12,7 @@ def arguments(add: Add) -> None:
 
 def run(options: Options) -> None:
     from ...adapters.peft import CONFIG, describe_adapter, locate_adapter
+    from ...jobs.methods import RUNS, TASK, describe_methods
     from ...jobs.runs import SETTINGS, describe_run
     from ...jobs.sweep import CELLS, JSON, describe_sweep
     from ...models.describe import describe_model
@@ -27,9 +28,12 @@ def run(options: Options) -> None:
         found |= describe_run(folder)
     if (folder / JSON).is_file() or any(folder.glob(CELLS)):
         found |= describe_sweep(folder)
+    if (folder / RUNS / TASK).is_file():
+        found |= describe_methods(folder)
     if not found:
         raise FileNotFoundError(
-            f"{folder} holds no model (config.json), adapter ({CONFIG}), run ({SETTINGS}) or sweep ({JSON})"
+            f"{folder} holds no model (config.json), adapter ({CONFIG}), run ({SETTINGS}), sweep ({JSON}) or "
+            f"comparison ({RUNS}/{TASK})"
         )
     for name, value in found.items():
         print(f"{name:<12} {visible(value)}")

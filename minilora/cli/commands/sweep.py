@@ -14,7 +14,7 @@ SHARED = "--base", "--out", "--resume", "--device"
 def arguments(add: Add) -> None:
     ranks = "ranks to try, at the same alpha: each has the scale alpha/rank (with --rslora alpha/sqrt(rank))"
     add("--ranks", type=positive_ints, required=True, metavar="N,N", help=ranks)
-    several = "methods to try, each at each rank, and once if it has none; instead of --method"
+    several = "methods to try, each at each rank, and once if it has none, all at one --lr; instead of --method"
     add("--methods", type=comma_separated, default=[], metavar="A,B", help=several)
     add("--seeds", type=positive_int, default=3, metavar="N", help="runs of each rank, seeds 0 to N-1 (default 3)")
     add("--jobs", type=positive_int, default=2, metavar="N", help="runs at a time; changes no byte (default 2)")
