@@ -17,7 +17,7 @@ def methods_figure(report: dict[str, Any], titles: list[str]) -> bytes:
     losses_against_size(losses, rows, colors, report["seeds"])
     for ax, title, label in (
         (kept, titles[1], "MiB kept for the backward"),
-        (seconds, titles[2], "time of a step, of the reference's, timed in turn"),
+        (seconds, titles[2], "time of a step (the reference: 1)"),
     ):
         values = [row["memory"]["cache"] / 2**20 if ax is kept else row["step_time"] for row in rows]
         ax.barh(range(len(rows)), values, color=colors)
