@@ -257,7 +257,7 @@ def test_the_value_of_an_option_is_read_as_json_or_else_is_a_text(text, value, h
         (["--option", "=3"], "'=3' is not NAME=VALUE"),
         (["--option", "a"], "'a' is not NAME=VALUE"),
         (["--method", "none"], "no variant is called 'none'"),
-        (["--init", "none"], "init 'none' is"),
+        (["--init", "none"], "lora has no init 'none'"),
     ],
 )
 def test_options_that_cannot_be_read_are_refused(words, says, here, capfd):
