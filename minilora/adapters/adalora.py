@@ -16,7 +16,7 @@ from .. import ops
 from ..backend import Array, Rng, generator, get_array_module, to_numpy
 from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
 from .base import Adapter, Kept, Law, Option, Products, Slot, dropped, relative_difference
-from .lora import LoRA
+from .lora import LoRA, in_blocks
 
 
 def same_share_of_a_triplet(adapter: AdaLoRALinear, x: Array, dy: Array, grads: Gradients) -> float:
@@ -220,19 +220,15 @@ class AdaLoRALinear(Adapter):
     @classmethod
     def join_parts(cls, base: Module, parts: list[Any]) -> AdaLoRALinear:
         """The triplets of all parts, B_:k with zeros for the rows of the other parts, and an α by which s stays."""
-        adapted = {i: part.in_file() for i, part in enumerate(parts) if part.is_adapter}
-        first = next(iter(adapted.values()))
-        if any(part.settings | {"mask": ()} != first.settings | {"mask": ()} for part in adapted.values()):
+        shortened = [part.in_file() if part.is_adapter else None for part in parts]
+        adapted = [part for part in shortened if part]
+        first = adapted[0]
+        if any(part.settings | {"mask": ()} != first.settings | {"mask": ()} for part in adapted):
             raise ValueError("the parts of a fused layer differ in their options, and one adapter has one of each")
-        tensors = {i: [to_numpy(x) for x in part.tensors] for i, part in adapted.items()}
-        A, e = (np.concatenate([held[j] for held in tensors.values()]) for j in (0, 2))
-        n, column = len(parts[0].weight.data), 0
-        B = np.zeros((n * len(parts), len(A)), A.dtype)
-        for i, (_, block, _) in tensors.items():
-            B[i * n : (i + 1) * n, column : column + block.shape[1]] = block
-            column += block.shape[1]
+        A, e = (np.concatenate([to_numpy(part.tensors[j]) for part in adapted]) for j in (0, 2))
+        B = in_blocks([to_numpy(part.lora_B.data) if part else None for part in shortened])
         r = first.r * len(adapted)
-        mask = [left for part in adapted.values() for left in part.mask or (True,) * first.r]
+        mask = [left for part in adapted for left in part.mask or (True,) * first.r]
         options = {"r": r, "alpha": first.scaling * (r + 1e-5), "mask": () if all(mask) else mask}
         return cls.of(base, {"lora_A": A, "lora_B": B, "lora_E": e}, **first.settings | options)
 

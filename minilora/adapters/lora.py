@@ -155,6 +155,19 @@ def scale(r: int, alpha: float, rslora: bool) -> float:
     return alpha / (math.sqrt(r) if rslora else r)
 
 
+def in_blocks(parts: list[np.ndarray | None]) -> np.ndarray:
+    """B of a fused layer (parts out, Σ r), from the B (out, r) of each part, None for one that is not adapted: each in
+    rows and columns of its own, zeros elsewhere."""
+    adapted = [B for B in parts if B is not None]
+    n, column = len(adapted[0]), 0
+    whole = np.zeros((n * len(parts), sum(B.shape[1] for B in adapted)), adapted[0].dtype)
+    for i, B in enumerate(parts):
+        if B is not None:
+            whole[i * n : (i + 1) * n, column : column + B.shape[1]] = B
+            column += B.shape[1]
+    return whole
+
+
 class LoRALinearCache(NamedTuple):
     base: Any
     x: Array | None  # (..., in)   after dropout; None where A is frozen
@@ -253,13 +266,7 @@ class LoRALinear(LoRA):
             (first.scaling, first.dropout, first.rslora)
         }:
             raise ValueError("the parts of a fused layer differ in scaling or dropout, and one adapter has one of each")
-        n, row, column = len(parts[0].weight.data), 0, 0
-        B = np.zeros((n * len(parts), len(A)), A.dtype)
-        for part in parts:
-            if part.is_adapter:
-                B[row : row + n, column : column + part.r] = to_numpy(part.lora_B.data)
-                column += part.r
-            row += n
+        B = in_blocks([to_numpy(part.lora_B.data) if part.is_adapter else None for part in parts])
         alpha = first.scaling * (math.sqrt(len(A)) if first.rslora else len(A))
         options = {"r": len(A), "alpha": alpha, "rslora": first.rslora, "dropout": first.dropout}
         return cls.of(base, {"lora_A": A, "lora_B": B}, **options)

@@ -403,9 +403,9 @@ def print_methods(report: dict[str, Any], out: str | Path) -> None:
         cost = f"{row['memory']['cache'] / 2**20:.1f}", f"{row['step_time']:.2f}"
         table.add_row(row["name"], f"{row['trainable']:,}", *loss, *by, verdict(row), at, *cost, row["why"])
     console.print(table)
-    judged = sum(row["difference"] is not None for row in report["rows"])
+    compared = sum(row["difference"] is not None for row in report["rows"])
     lines = [f"{line}." for line in headlines(report)]
-    lines += [f"Of {counted(judged, 'interval')} at 95 %, one in twenty misses by chance."]
+    lines += [f"Of {counted(compared, 'interval')} at 95 %, one in twenty misses by chance."]
     lines += ["The seeds change the batches and what is drawn; the model and the texts are the same."]
     lines += [f"Left out: {method}: {reason}" for method, reason in report["left_out"].items()]
     lines += [f"{report['seconds'] / 60:.0f} minutes of training, on one core each; written to {out}"]

