@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from .backend import Array, to_numpy
 from .process import LOCK
+from .quantization import Quantized, dense
 
 LARGEST = 2**31  # bytes that are read of a file
 DTYPES = {  # of safetensors -> of NumPy; BF16, which NumPy lacks, as its bits
@@ -108,11 +110,33 @@ def tensors_to_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str]) 
     return len(header).to_bytes(8, "little") + header + blob[end:]
 
 
+class Tensors(Mapping[str, Any]):
+    """{name: array}, of which each is read from its file when it is asked for, and not kept."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], Any]]) -> None:
+        self.readers = dict(readers)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.readers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readers)
+
+    def __len__(self) -> int:
+        return len(self.readers)
+
+
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of a .safetensors file. Raises as open_tensors and its tensors do."""
+    tensors, metadata = open_tensors(path)
+    return dict(tensors), metadata
+
+
+def open_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     """Tensors and metadata of a .safetensors file; bfloat16, which NumPy lacks, becomes float32, unrounded.
 
-    Raises FileNotFoundError, PermissionError, and ValueError for a file that is damaged or of another format, for an
-    unsupported dtype (float8 and smaller), and for a tensor with NaN or infinity.
+    Raises FileNotFoundError, PermissionError, and ValueError for a file that is damaged or of another format, and for
+    an unsupported dtype (float8 and smaller). A tensor with NaN or infinity raises ValueError when it is read.
     """
     import safetensors
 
@@ -133,40 +157,36 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         why = "it is a pickle, which can run code and is never read" if pickled else error
         why = "it is a pointer of git-lfs: fetch the file itself, git lfs pull" if start == b"version" else why
         raise ValueError(f"{path} cannot be read as safetensors: {why}") from None
-    tensors = read_tensors(path, dtypes)
-    for name, data in tensors.items():
-        if data.size and not np.isfinite([data.min(), data.max()]).all():  # min and max are NaN if any is
-            raise ValueError(f"{path}: {name} holds numbers that are not finite: get the file again, or an earlier one")
-    return tensors, metadata
-
-
-def read_tensors(path: Path, dtypes: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """The tensors of a file that safetensors has validated.
-
-    NumPy reads them, since safetensors maps the file into memory and copies out of it, which takes twice the memory. A
-    bfloat16 is the upper half of a float32's bits.
-    """
     with path.open("rb") as file:
         end = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(end - 8))
-    tensors = {}
-    for name, dtype in dtypes.items():
-        start, stop = header[name]["data_offsets"]
-        stored = np.dtype(DTYPES[dtype])
-        x = np.fromfile(path, stored, (stop - start) // stored.itemsize, offset=end + start)
-        if dtype == "BF16":
-            x = (x.astype("<u4") << 16).view("<f4")
-        tensors[name] = x.reshape(header[name]["shape"])
-    return tensors
+    return Tensors({name: partial(read_tensor, path, name, header[name], end) for name in dtypes}), metadata
 
 
-def weights_hash(weights: Mapping[str, Array]) -> str:
-    """sha256 of the names, shapes and bytes of `weights`, sorted by name; as float32, equal for a float64 copy."""
+def read_tensor(path: Path, name: str, entry: Mapping[str, Any], end: int) -> np.ndarray:
+    """One tensor of a file that safetensors has validated, by its entry in the header, which ends at byte `end`.
+
+    NumPy reads it, since safetensors maps the file into memory and copies out of it, which takes twice the memory. A
+    bfloat16 is the upper half of a float32's bits. Raises ValueError for NaN and infinity.
+    """
+    start, stop = entry["data_offsets"]
+    stored = np.dtype(DTYPES[entry["dtype"]])
+    x = np.fromfile(path, stored, (stop - start) // stored.itemsize, offset=end + start)
+    if entry["dtype"] == "BF16":
+        x = (x.astype("<u4") << 16).view("<f4")
+    if x.size and not np.isfinite([x.min(), x.max()]).all():  # min and max are NaN if any is
+        raise ValueError(f"{path}: {name} holds numbers that are not finite: get the file again, or an earlier one")
+    return x.reshape(entry["shape"])
+
+
+def weights_hash(weights: Mapping[str, Array | Quantized]) -> str:
+    """sha256 of the names, shapes and bytes of `weights`, sorted by name; as float32, equal for a float64 copy.
+    Quantized ones are decoded, one at a time."""
     import hashlib  # here, as it loads OpenSSL
 
     digest = hashlib.sha256()
     for name, data in sorted(weights.items()):
-        array = np.ascontiguousarray(to_numpy(data), dtype=np.float32)
+        array = np.ascontiguousarray(to_numpy(dense(data)), dtype=np.float32)
         digest.update(f"{name} {array.shape}\n".encode())
         digest.update(array.data)
     return digest.hexdigest()

@@ -10,7 +10,8 @@ import minilora
 PACKAGE = Path(minilora.__file__).parent
 FLOORS = [
     {"backend", "process", "spelling"},
-    {"ops", "files"},
+    {"ops", "quantization"},
+    {"files"},
     {"nn"},
     {"data"},
     {"models", "training"},

@@ -15,10 +15,12 @@ from ..adapters.base import DEFAULT
 from ..models.transformer import Transformer
 from ..nn import Checkpointed, Costs, KeptArray, Parameter
 from ..nn.costs import Shape
+from ..quantization import Quantized
 from ..spelling import choose_from
 from .flops import Flops, total
 from .memory import (
     DTYPES,
+    IN_4_BITS,
     QUANTISED,
     adapter_bytes,
     added_tensors,
@@ -159,10 +161,10 @@ def count(
     """`method` (see `apply`) on a model: a live one as it was before anything was added or frozen, or what
     `without_weights` builds.
 
-    dtype: float64, float32, float16, bfloat16, "nf4" or "nf4-dq" (of methods over a base in 4 bits). tokens: 512, where
-    the model has as many positions. Virtual tokens take positions too. Raises what those two raise, and ValueError for
-    a batch below 1, for more tokens than positions, for a method that trains weights in 4 bits, and for one over 4 bits
-    in more.
+    dtype: float64, float32, float16, bfloat16, or for methods that leave the weights as they are "int8", "nf4" or
+    "nf4-dq". tokens: 512, where the model has as many positions. Virtual tokens take positions too. Raises what those
+    two raise, and ValueError for a batch below 1, for more tokens than positions, for a method that trains weights in 4
+    or 8 bits, and for one over 4 bits in another dtype.
     """
     if isinstance(source, Transformer):
         name, model = f"this {source.family}", plain_copy(source)
@@ -175,9 +177,9 @@ def count(
     if dtype not in DTYPES:
         raise ValueError(f"no dtype is called {dtype!r}: {choose_from(dtype, DTYPES)}")
     if dtype in QUANTISED and method in TRAINS_WEIGHTS:
-        raise ValueError(f"{method} trains the weights themselves, which 4 bits cannot hold: choose another dtype")
-    if method in OVER_4_BITS and dtype not in QUANTISED:
-        raise ValueError(f"{method} is over a base in 4 bits, {' or '.join(QUANTISED)}, not in {dtype}")
+        raise ValueError(f"{method} trains the weights themselves, which {dtype} cannot hold: choose another dtype")
+    if method in OVER_4_BITS and dtype not in IN_4_BITS:
+        raise ValueError(f"{method} is over a base in 4 bits, {' or '.join(IN_4_BITS)}, not in {dtype}")
     if not is_whole(batch) or batch < 1:
         raise ValueError(f"a batch of {batch!r} sequences is not a whole number above 0")
     return Account(name, model, method, batch, check_tokens(tokens, name, model), dtype)
@@ -201,7 +203,7 @@ def plain_copy(model: Transformer) -> Transformer:
         if module.is_adapter:
             made[path] = module.base  # type: ignore[attr-defined]
     for parameter in made.parameters():
-        parameter.trainable = True
+        parameter.trainable = not isinstance(parameter.data, Quantized)
     return made
 
 

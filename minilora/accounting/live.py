@@ -12,6 +12,7 @@ from ..adapters.base import Adapter, shape
 from ..backend import Array
 from ..nn import Gradients, Module
 from ..nn.optim import Optimizer
+from ..quantization import Quantized, dense
 
 
 def count_parameters(model: Module) -> dict[str, int]:
@@ -54,7 +55,9 @@ def nbytes(tree: Any) -> int:
 
 
 def arrays(tree: Any) -> Iterator[Array]:
-    if hasattr(tree, "nbytes") and hasattr(tree, "shape"):
+    if isinstance(tree, Quantized):
+        yield from tree.arrays.values()
+    elif hasattr(tree, "nbytes") and hasattr(tree, "shape"):
         yield tree
     elif isinstance(tree, Mapping):
         yield from arrays(tree.values())
@@ -104,11 +107,12 @@ def executed_flops(model: Module, run: Callable[[], Any]) -> dict[str, int]:
     """FLOPs of the matrix products while `run` uses `model` on the CPU: "products", and "sums" written as products."""
     parameters = list(model.named_parameters().values())
     CountedArray.products = CountedArray.sums = 0
+    before = [parameter.data for parameter in parameters]
     for parameter in parameters:
-        parameter.data = parameter.data.view(CountedArray)
+        parameter.data = dense(parameter.data).view(CountedArray)
     try:
         run()
     finally:
-        for parameter in parameters:
-            parameter.data = plain(parameter.data)
+        for parameter, data in zip(parameters, before, strict=True):
+            parameter.data = data if isinstance(data, Quantized) else plain(parameter.data)
     return {"products": CountedArray.products, "sums": CountedArray.sums}

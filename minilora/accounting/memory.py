@@ -13,20 +13,23 @@ from collections.abc import Iterator, Mapping
 from ..adapters.base import Adapter, shape
 from ..adapters.parts import Parts
 from ..models.names import hub_name
+from ..models.quantized import formats_for
 from ..models.transformer import Transformer
-from ..nn import Costs, KeptArray, Linear, Parameter, Part
+from ..nn import Costs, KeptArray, Parameter, Part
 from ..nn.costs import Shape
+from ..quantization import formats
 from .methods import Prompt, virtual_tokens
 
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 LETTERS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # in a .safetensors file
-QUANTISED = {"nf4": False, "nf4-dq": True}  # and whether the scales are quantised too; the rest is in bfloat16
+QUANTISED = tuple(name for name, cls in formats().items() if cls.for_blocks)  # the rest is in bfloat16
+IN_4_BITS = "nf4", "nf4-dq"
 DTYPES = (*ITEMSIZE, *QUANTISED)
 EMBEDDINGS = ("embed_tokens", "lm_head")  # PEFT saves the frozen weight of a target of these names beside its adapter
 
 
 def itemsize(dtype: str) -> int:
-    """Bytes of a number that is computed with: beside a base in 4 bits, bfloat16's."""
+    """Bytes of a number that is computed with: beside a base in 4 or 8 bits, bfloat16's."""
     return ITEMSIZE.get(dtype, 2)
 
 
@@ -39,21 +42,17 @@ def nf4_bits(n: int, double: bool) -> int:
     The scale is a float32; or (double quantisation) 8 bits, and for every 256 of them a float32, and one float32, their
     mean, for the whole tensor. So 4.5 or nearly 4.127 bits a number.
     """
-    blocks = -(-n // 64)
-    return 4 * n + (8 * blocks + 32 * -(-blocks // 256) + 32 if double else 32 * blocks)
+    half_a_byte = 4 * (n % 2)  # is empty, behind the last of an odd number
+    return 8 * formats()["nf4-dq" if double else "nf4"].nbytes_of((1, n)) - half_a_byte
 
 
 def weight_bytes(model: Transformer, dtype: str) -> int:
-    """Bytes of the base in `dtype`, one of DTYPES; "nf4" and "nf4-dq" hold the matrices of the blocks in 4 bits.
-
-    A matrix of an odd number of numbers fills its last byte.
-    """
-    quantised: set[Parameter] = set()
-    if dtype in QUANTISED:
-        quantised = {m.weight for path, m in model.named_modules() if isinstance(m, Linear) and "block_" in path}
+    """Bytes of the base in `dtype`, one of DTYPES: one of QUANTISED as load_pretrained's `quantize` holds it, where the
+    vectors are in float32; of the others every number alike."""
+    held = formats_for(model, dtype) if dtype in QUANTISED else {}
+    each = ITEMSIZE.get(dtype, 4)
     return sum(
-        -(-nf4_bits(p.data.size, QUANTISED[dtype]) // 8) if p in quantised else p.data.size * itemsize(dtype)
-        for p in model.base_parameters().values()
+        held[p].nbytes_of(p.data.shape) if p in held else p.data.size * each for p in model.base_parameters().values()
     )
 
 

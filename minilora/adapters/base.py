@@ -210,13 +210,13 @@ class Adapter(Module):
     def merged(self) -> tuple[Array, Array | None]:
         """W and b of a plain layer that computes the same, without dropout: W + ΔW by delta(), and b as it is."""
         bias = getattr(self.base, "bias", None)
-        return self.weight.data + self.delta(), None if bias is None else bias.data
+        return self.dense() + self.delta(), None if bias is None else bias.data
 
     def delta(self) -> Array:
         """ΔW, in the shape of W: s B A by factors(), else merged W - W. So a class states one of the three."""
         factors = self.factors()
         if factors is None:
-            return self.merged()[0] - self.weight.data
+            return self.merged()[0] - self.dense()
         A, B, s = factors
         return s * (B @ A)
 
@@ -324,8 +324,7 @@ class Adapter(Module):
     def hold(self, base: Any, tensors: Mapping[str, Array | Parameter], **options: Any) -> None:
         """Freeze the base; keep the tensors, in its dtype and array library, and the options as attributes."""
         base.freeze()
-        W = base.weight.data
-        xp = get_array_module(W)
+        W, xp = base.weight.data, base.weight.xp
         self.base = base
         for slot in self.slots:
             x = tensors[slot.name]
@@ -355,6 +354,11 @@ class Adapter(Module):
     def weight(self) -> Parameter:
         """The base's: an adapter has its shape."""
         return self.base.weight
+
+    def dense(self) -> Array:
+        """W: numbers, also where the base is quantised."""
+        W: Array = self.base.dense()
+        return W
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """The base keeps its own path, so that adapting a layer renames nothing: q_proj.weight, q_proj.lora_A."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from .. import ops
-from ..backend import Array, Rng, get_array_module, to_numpy
+from ..backend import Array, Rng, to_numpy
 from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass
 from ..nn.layers import LinearCache
 from ..ops.rows import rows
@@ -60,7 +60,7 @@ def degrees_between(a: np.ndarray, b: np.ndarray) -> float:
 
 def matrix(layer: Module) -> Array:
     """W (out, in) of a Linear or an Embedding, whose table is its transpose."""
-    W = layer.weight.data  # type: ignore[attr-defined]
+    W = layer.dense()  # type: ignore[attr-defined]
     base = layer.base if layer.is_adapter else layer  # type: ignore[attr-defined]
     return W.T if isinstance(base, Embedding) else W
 
@@ -233,7 +233,7 @@ class DoRALinear(DoRA):
     def join_parts(cls, base: Module, parts: list[Any]) -> DoRALinear:
         """With A and B as LoRALinear joins them; the m of a part that is not adapted is the length of its rows of W."""
         lora = LoRALinear.join_parts(base, parts)
-        xp, n = get_array_module(lora.weight.data), lengths(lora)
+        xp, n = lora.weight.xp, lengths(lora)
         each = zip(parts, xp.split(n, len(parts)), strict=True)
         m = xp.concatenate([part.lora_magnitude_vector.data if part.is_adapter else n for part, n in each])
         return cls.of(base, {**lora.own_parameters(), "lora_magnitude_vector": m}, **lora.settings)

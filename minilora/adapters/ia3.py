@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from .. import ops
-from ..backend import Array, Rng, get_array_module
+from ..backend import Array, Rng
 from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
 from ..ops.rows import rows
 from .base import Adapter, Kept, Keys, Law, Products, Slot, relative_difference, shape, sizes_of
@@ -71,13 +71,13 @@ class IA3Linear(IA3):
 
     def merged(self) -> tuple[Array, Array | None]:
         """l ∘ W (rows) and l ∘ b"""
-        l, W, bias = self.ia3_l.data, self.weight.data, self.base.bias
+        l, W, bias = self.ia3_l.data, self.dense(), self.base.bias
         return l[:, None] * W, None if bias is None else l * bias.data
 
     @classmethod
     def join_parts(cls, base: Module, parts: list[Any]) -> Adapter:
         """The vectors of the parts one after another, with ones for a part that is not adapted."""
-        xp = get_array_module(parts[0].weight.data)
+        xp = parts[0].weight.xp
         each = [part.ia3_l.data if part.is_adapter else xp.ones(len(part.weight.data)) for part in parts]
         return cls.of(base, {"ia3_l": xp.concatenate(each)})
 
@@ -114,4 +114,4 @@ class IA3FeedForward(IA3):
     def merged(self) -> tuple[Array, Array | None]:
         """l ∘ W (columns), and b as it is"""
         bias = self.base.bias
-        return self.weight.data * self.ia3_l.data, None if bias is None else bias.data
+        return self.dense() * self.ia3_l.data, None if bias is None else bias.data

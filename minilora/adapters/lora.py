@@ -144,7 +144,7 @@ class LoRA(Adapter):
     def begin(cls, base: Module, init: str, r: int, s: float, rng: Rng | None = None, data: Data = Data()) -> Start:
         """A and B, by the function of initialisations/ that is called `init`. Raises ValueError as it does."""
         with blas_threads():
-            start = INITS[init].make(to_numpy(base.weight.data), r, s, data._replace(rng=rng))  # type: ignore[attr-defined]
+            start = INITS[init].make(to_numpy(base.dense()), r, s, data._replace(rng=rng))  # type: ignore[attr-defined]
         if not (np.isfinite(start.A).all() and np.isfinite(start.B).all()):
             raise ValueError(f"init {init!r} gives numbers that are not finite: are those of W and of the data?")
         return start
@@ -283,7 +283,7 @@ def lora_of_twice_the_rank(adapter: ResidualLoRALinear, x: Array, dy: Array, gra
 def lora_beside_the_residual(adapter: ResidualLoRALinear, x: Array, dy: Array, grads: Gradients) -> float:
     A, B, A0, B0 = (parameter.data for parameter in adapter.own_parameters().values())
     s, bias = adapter.scaling, adapter.base.bias
-    residual = Linear(adapter.weight.data - s * (B0 @ A0), None if bias is None else bias.data)
+    residual = Linear(adapter.dense() - s * (B0 @ A0), None if bias is None else bias.data)
     lora = LoRALinear.of(residual, {"lora_A": A, "lora_B": B}, r=adapter.r, alpha=adapter.alpha, rslora=adapter.rslora)
     return relative_difference(adapter.forward(x)[0], lora.forward(x)[0])
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from .. import ops
-from ..backend import Array, get_array_module
+from ..backend import Array
 from ..nn import Gradients, Inputs, Module, Parameter, Pass
 from ..ops.rows import rows
 from .base import Law, Slot, dropped, relative_difference
@@ -67,11 +67,11 @@ class LoRABiasLinear(LoRALinear):
 
     def merged(self) -> tuple[Array, Array | None]:
         """W + s B A and b + s c"""
-        return self.weight.data + self.delta(), self.base.bias.data + self.scaling * self.lora_B_bias.data
+        return self.dense() + self.delta(), self.base.bias.data + self.scaling * self.lora_B_bias.data
 
     @classmethod
     def join_parts(cls, base: Module, parts: list[Any]) -> LoRABiasLinear:
         """A and B as LoRA's, and the c of the parts one after another, with zeros for a part that is not adapted."""
-        lora, xp = LoRALinear.join_parts(base, parts), get_array_module(parts[0].weight.data)
+        lora, xp = LoRALinear.join_parts(base, parts), parts[0].weight.xp
         each = [part.lora_B_bias.data if part.is_adapter else xp.zeros(len(part.weight.data)) for part in parts]
         return cls.of(base, {**lora.own_parameters(), "lora_B_bias": xp.concatenate(each)}, **lora.settings)

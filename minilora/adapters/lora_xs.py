@@ -73,7 +73,7 @@ class LoRAXSLinear(LoRA):
         """Nothing is drawn from `rng`."""
         cls.check(base, **options)
         r = options.get("r", cls.defaults()["r"])
-        U, sigma, Vt = svd(base.weight.data)  # type: ignore[attr-defined]
+        U, sigma, Vt = svd(base.dense())  # type: ignore[attr-defined]
         tensors = {"lora_A": Vt[:r].copy(), "lora_B": U[:, :r] * sigma[:r], "lora_R": np.zeros((r, r))}
         return cls.of(base, tensors, **options)
 

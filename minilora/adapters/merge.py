@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from ..backend import Array, get_array_module
+from ..backend import Array
 from ..nn import Embedding, LayerNorm, Linear, Module, Parameter, Part
 from ..process import blas_threads
 from .base import Adapter
@@ -96,11 +96,11 @@ def unmerge(model: Module) -> list[str]:
     """Put every merged adapter back on its W₀, which was never written to; return the dotted paths."""
     merged: dict[str, Any] = {path: m for path, m in model.named_modules() if m.is_merged}
     for path, layer in merged.items():
-        W, adapter = layer.weight.data, layer.adapter
-        held = [parameter.data for parameter in adapter.parameters()]
-        if any(type(x) is not type(W) for x in held):  # the model has moved meanwhile
-            adapter.to(get_array_module(W))
-        if any(x.dtype != W.dtype for x in held):
-            adapter.astype(W.dtype)
+        W, adapter = layer.weight, layer.adapter
+        held = list(adapter.parameters())
+        if any(p.xp is not W.xp for p in held):  # the model has moved meanwhile
+            adapter.to(W.xp)
+        if any(p.data.dtype != W.data.dtype for p in held):
+            adapter.astype(W.data.dtype)
         model[path] = adapter
     return list(merged)

@@ -70,4 +70,4 @@ class Parts(Adapter):
 
 
 def plain(layer: Linear) -> tuple[Array, Array | None]:
-    return layer.weight.data, None if layer.bias is None else layer.bias.data
+    return layer.dense(), None if layer.bias is None else layer.bias.data

@@ -71,7 +71,8 @@ def record(model: Module, layers: Mapping[str, Linear], batches: Iterable[Batch]
         model.freeze()
         for place, recorder in recorders.items():
             model[place] = recorder
-            recorder.weight.trainable = needs == "gradient"
+            if needs == "gradient":
+                recorder.weight = Parameter(recorder.dense())
         for batch in batches:
             if needs == "inputs":
                 model.forward(batch.ids, Inputs(batch.padding, batch.segments))

@@ -80,7 +80,7 @@ class SVFLinear(Adapter):
         """Nothing is drawn from `rng`."""
         cls.check(base, **options)
         r = cls.sizes_for(base, options)["r"]
-        U, S, Vt = svd(base.weight.data)  # type: ignore[attr-defined]
+        U, S, Vt = svd(base.dense())  # type: ignore[attr-defined]
         tensors = {"svf_U": U[:, :r].copy(), "svf_S": S[:r].copy(), "svf_V": Vt[:r].T.copy(), "svf_z": np.ones(r)}
         return cls.of(base, tensors, **options)
 

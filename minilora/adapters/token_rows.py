@@ -63,16 +63,16 @@ class TokenRows(Adapter):
     def start(cls, base: Module, *, rng: Rng, **options: Any) -> TokenRows:
         """Nothing is drawn from `rng`."""
         cls.check(base, **options)
-        return cls.of(base, {"token_rows": base.weight.data[list(options["token_indices"])]}, **options)  # type: ignore[attr-defined]
+        return cls.of(base, {"token_rows": base.dense(list(options["token_indices"]))}, **options)  # type: ignore[attr-defined]
 
     @property
     def indices(self) -> Array:
         """i (n,)"""
-        return get_array_module(self.weight.data).asarray(self.token_indices)
+        return self.weight.xp.asarray(self.token_indices)
 
     def merged(self) -> tuple[Array, Array | None]:
         """W with the rows T, and b as it is"""
-        W, bias = self.weight.data.copy(), getattr(self.base, "bias", None)
+        W, bias = self.dense().copy(), getattr(self.base, "bias", None)
         W[self.indices] = self.token_rows.data
         return W, None if bias is None else bias.data
 

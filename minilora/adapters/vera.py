@@ -13,8 +13,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from .. import ops
-from ..backend import Array, Rng, get_array_module
-from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
+from ..backend import Array, Rng
+from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass, converted
 from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, dropped, same_share, sizes_of
 
 
@@ -92,10 +92,8 @@ class VeRALinear(Adapter):
         n_out, n_in = map(max, zip(*(base.weight.data.shape for base in bases), strict=True))
         r, state = given["r"], np.random.RandomState(given["seed"] & 0xFFFFFFFF)  # torch takes 32 bits of a seed too
         drawn = {"vera_A": torch_uniform(state, (r, n_in), n_in), "vera_B": torch_uniform(state, (n_out, r), r)}
-        W = next(iter(bases)).weight.data
-        return {
-            name: Parameter(get_array_module(W).asarray(x, dtype=W.dtype), trainable=False) for name, x in drawn.items()
-        }
+        W = next(iter(bases)).weight
+        return {name: Parameter(converted(x, W.xp, W.data.dtype), trainable=False) for name, x in drawn.items()}
 
     @property
     def tensors(self) -> tuple[Array, Array, Array, Array]:

@@ -126,7 +126,7 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
     for name in sorted(adapters, key=natural_order):
         factors = adapters[name].factors()
         if factors is None:
-            W, (merged, _) = adapters[name].weight.data, adapters[name].merged()
+            W, (merged, _) = adapters[name].dense(), adapters[name].merged()
             if np.array_equal(W, merged):
                 unchanged.append(name)
             else:

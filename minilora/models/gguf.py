@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..files import Tensors
 from ..nn import shapes_of
 from ..ops import RopeScaling, rope_frequencies
 from .config import Config
@@ -46,7 +48,7 @@ IGNORED = ("attention.sliding_window", "attention.sliding_window_pattern")
 ROPE_FACTORS = "rope_freqs.weight"
 
 
-def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_gguf(path: str | Path) -> tuple[dict[str, Any], Tensors]:
     """(config.json, tensors) of a model; the tensors are standard_tensors(), in float32.
 
     llama.cpp writes Mistral and SmolLM2 as the architecture llama too. Every tensor of the file must be one of the
@@ -69,10 +71,12 @@ def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         tensors = find_tensors(name, config, header.entries)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as GGUF: {error}") from None
-    return values, {
-        hub_name(name, ours): read_tensor(path, name, config, ours, tensor, header.entries[tensor])
-        for ours, tensor in tensors.items()
-    }
+    return values, Tensors(
+        {
+            hub_name(name, ours): partial(read_tensor, path, name, config, ours, tensor, header.entries[tensor])
+            for ours, tensor in tensors.items()
+        }
+    )
 
 
 def read_values(path: Path, name: str, header: Header) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
 from ..backend import Array
+from ..files import Tensors
 from .families import FAMILIES
 from .transformer import Transformer
 
@@ -67,15 +68,19 @@ def transpose(family: str, name: str, x: Array) -> Array:
     return x.T if parameter == "weight" and layer.rpartition(".")[2] in FAMILIES[family].transposed else x
 
 
-def standard_tensors(family: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def standard_tensors(family: str, tensors: Mapping[str, np.ndarray]) -> Tensors:
     """The tensors of a file under their names in a class with a head, all weights as (out, in).
 
     Raises ValueError for a tensor that the file holds under two names.
     """
-    found: dict[str, np.ndarray] = {}
-    for name, x in tensors.items():
+    found: dict[str, str] = {}
+    for name in tensors:
         standard = add_body(family, name)
         if standard in found:
             raise ValueError(f"{standard} is there twice, under two names")
-        found[standard] = transpose(family, standard, x)
-    return found
+        found[standard] = name
+    return Tensors({name: partial(standard_tensor, family, name, tensors, theirs) for name, theirs in found.items()})
+
+
+def standard_tensor(family: str, name: str, tensors: Mapping[str, np.ndarray], theirs: str) -> Array:
+    return transpose(family, name, tensors[theirs])

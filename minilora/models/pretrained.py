@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ..backend import Array, Rng, generator
-from ..files import load_tensors, read_json
+from ..files import Tensors, open_tensors, read_json
 from ..nn import shapes_of
 from .config import Config
 from .config_json import PRESERVED, read_config
@@ -21,11 +21,12 @@ from .gguf_tokens import gguf_tokenizer
 from .hub import PICKLE, pickle_error
 from .labels import default_label_maps
 from .names import CONSTANT, hub_name, is_of_head, standard_tensors
+from .quantized import CLASSIFIER_LAYERS, load_quantized
 from .sources import INDEX, TENSORS, locate, pinned, weight_map
 from .tokenizer import FILES_COPIED, FILES_READ, TEMPLATES, ByteTokenizer, Tokenizer, files_in, read_tokenizer
 from .transformer import Transformer
 
-CLASSIFIER_LAYERS = re.compile(r"(classifier|classifier_transform|pooler)\.")  # drawn where a file lacks them
+Reader: TypeAlias = Callable[[], Array]  # of a tensor
 CLASSIFIER_DRAWN = "(?!.*pooler).*(drawn anew|are for another head)"  # warnings to expect of a new classifier
 
 
@@ -33,6 +34,7 @@ def load_pretrained(
     source: str | Path = "builtin",
     dtype: str = "float32",
     *,
+    quantize: str | None = None,
     head: str | None = None,
     labels: int | None = None,
     rng: Rng = 0,
@@ -44,7 +46,9 @@ def load_pretrained(
     Face Hub: "gpt2", "ORG/NAME", "ORG/NAME@REVISION"; `model.hub` is then the name and the commit. A folder holds one
     of FAMILIES, its weights in float16, bfloat16, float32 or float64, in one file or in shards. `head` is one of
     config.HEADS, those of classifiers with `labels` outputs; None takes the file's own. A classifier that the file does
-    not hold is drawn from `rng`, a seed or a generator.
+    not hold is drawn from `rng`, a seed or a generator. `quantize` is a format of quantization/, in which the matrices
+    are held and decoded to `dtype` for each product (models/quantized.py says which); they are frozen, and adapters
+    learn beside them. Never more than one matrix exists whole while it loads.
 
     Warns of tensors that are not used and of layers that are drawn. Raises FileNotFoundError for a missing file,
     ImportError with the line to run for a missing package, ValueError for a family or feature that is not supported and
@@ -57,7 +61,7 @@ def load_pretrained(
     values, tensors = read_source(path)
     family, config = read_config(values, str(config_path), dtype, head, labels)
     try:
-        model = assemble(family, config, tensors, str(source), generator(rng))
+        model = assemble(family, config, tensors if quantize else dict(tensors), str(source), generator(rng), quantize)
     except ValueError as error:
         what = "header" if path.is_file() else "config.json"
         raise ValueError(f"the tensors of {source} do not fit its {what}: {error}") from None
@@ -108,40 +112,49 @@ def read_source(path: Path) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]
     return values, standard_tensors(family, tensors) if isinstance(family, str) and family in FAMILIES else tensors
 
 
-def read_checkpoint(folder: Path) -> dict[str, np.ndarray]:
+def read_checkpoint(folder: Path) -> Tensors:
     """Every tensor of a model folder: from one file, or from the shards that its index names.
 
     Raises FileNotFoundError for a missing file, ValueError for one that is damaged (load_tensors), for weights that are
     only there as a pickle, and for shards that do not hold exactly the tensors of their index.
     """
     if (folder / TENSORS).is_file():
-        return load_tensors(folder / TENSORS)[0]
+        return open_tensors(folder / TENSORS)[0]
     if not (folder / INDEX).is_file():
         pickle = next(filter(PICKLE.fullmatch, sorted(path.name for path in folder.iterdir())), None)
         if pickle:
             raise pickle_error(folder / pickle, TENSORS)
         raise FileNotFoundError(f"{folder} holds no {TENSORS} and no {INDEX}: it is not a checkpoint in safetensors")
     file_of = weight_map(folder / INDEX)
-    tensors: dict[str, np.ndarray] = {}
+    readers: dict[str, Callable[[], np.ndarray]] = {}
     for file in sorted(set(file_of.values())):
-        shard = load_tensors(folder / file)[0]
+        shard = open_tensors(folder / file)[0]
         differing = set(shard) ^ {name for name in file_of if file_of[name] == file}
         if differing:
             raise ValueError(f"{folder / INDEX} and {file} do not agree on {min(differing)}")
-        tensors |= shard
-    return tensors
+        readers |= shard.readers
+    return Tensors(readers)
 
 
 def assemble(
-    family: str, config: Config, tensors: Mapping[str, np.ndarray], source: str, rng: np.random.Generator
+    family: str,
+    config: Config,
+    tensors: Mapping[str, np.ndarray],
+    source: str,
+    rng: np.random.Generator,
+    quantize: str | None = None,
 ) -> Transformer:
     """A model of `config` with these standard_tensors(). Raises and warns as load_pretrained does."""
     if config.n_layers > len(tensors):  # before so many layers are made
         raise ValueError(f"{config.n_layers} layers are needed, and there are {len(tensors)} tensors")
     model = FAMILIES[family].build(config, None)
     ours = {hub_name(family, path, config.head): path for path in model.named_parameters()}
-    state = {ours[name]: x for name, x in tensors.items() if name in ours}
-    rest = {name: x for name, x in tensors.items() if name not in ours and not CONSTANT.fullmatch(name)}
+    state: dict[str, Reader] = {ours[name]: partial(tensors.__getitem__, name) for name in tensors if name in ours}
+    rest: dict[str, Reader] = {
+        name: partial(tensors.__getitem__, name)
+        for name in tensors
+        if name not in ours and not CONSTANT.fullmatch(name)
+    }
     if config.head == "lm":
         drop_copies(family, config.tied, state, rest)
     unused = sorted(name for name in rest if is_of_head(family, name))
@@ -150,11 +163,15 @@ def assemble(
     drawn = draw_classifier(model, state, rng)
     if drawn:
         warnings.warn(f"{source} holds no {', '.join(drawn)}: drawn anew, to be trained", stacklevel=3)
-    model.load_state_dict(state | {name: data for name, data in rest.items() if name not in unused})
+    found = Tensors(state | {name: data for name, data in rest.items() if name not in unused})
+    if quantize:
+        load_quantized(model, found, quantize)
+    else:
+        model.load_state_dict(dict(found))
     return model
 
 
-def drop_copies(family: str, tied: bool, state: dict[str, Array], rest: dict[str, Array]) -> None:
+def drop_copies(family: str, tied: bool, state: dict[str, Reader], rest: dict[str, Reader]) -> None:
     """Remove from `rest` the copies that some writers store: a tied head's weight, the bias of BERT's head.
 
     Raises ValueError where a tied tensor is no copy.
@@ -165,15 +182,15 @@ def drop_copies(family: str, tied: bool, state: dict[str, Array], rest: dict[str
         state["lm_head.bias"] = rest.pop(bias)
     for name, path in ((weight, "embed.token.weight"), (bias, "lm_head.bias")):
         copy = rest.pop(name, None) if tied and path in state else None
-        if copy is not None and not np.array_equal(copy, state[path]):
+        if copy is not None and not np.array_equal(copy(), state[path]()):
             raise ValueError(f"{name} is not {hub_name(family, path)}, though the config says that they are tied")
 
 
-def draw_classifier(model: Transformer, state: dict[str, Array], rng: np.random.Generator) -> list[str]:
+def draw_classifier(model: Transformer, state: dict[str, Reader], rng: np.random.Generator) -> list[str]:
     """Add to `state` the parameters that a classifier lacks: weights N(0, 0.02²), biases zero. Returns their paths."""
     shapes = shapes_of(model.state_dict())
     missing = [path for path in shapes if path not in state and CLASSIFIER_LAYERS.match(path)]
     for path in missing:
         x = 0.02 * rng.standard_normal(shapes[path])
-        state[path] = 0 * x if path.endswith("bias") else x
+        state[path] = partial(np.asarray, 0 * x if path.endswith("bias") else x)
     return missing

@@ -39,7 +39,7 @@ class Transformer(Sequential):
         Inputs says; TypeError for `inputs` and `run` of other types, and for a run.rng that is no generator. Values
         that are on a GPU already are not checked: that would wait for it.
         """
-        xp = get_array_module(next(self.parameters()).data)
+        xp = next(self.parameters()).xp
         check_arguments(inputs, run)
         kv_cache, (padding, segments, labelled) = run.kv_cache, inputs
         if get_array_module(ids) is np:

@@ -9,4 +9,4 @@ from .heads import Labelled, Select, Tanh
 from .inputs import Inputs, Pass
 from .kv_cache import KVCache
 from .layers import Embedding, LayerNorm, Linear, LinearCache, NormModuleCache, RMSNorm
-from .module import Gradients, Module, Parameter, Sequential, check_fit, check_names, join, shapes_of
+from .module import Gradients, Module, Parameter, Sequential, check_fit, check_names, converted, join, shapes_of

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from .. import ops
 from ..backend import Array
+from ..quantization import Quantized, dense
+from ..quantization.base import ALL, Rows
 from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
 from .module import Gradients, Module, Parameter
@@ -19,15 +21,26 @@ class LinearCache(NamedTuple):
 
 
 class Linear(Module):
-    """y = x Wᵀ + b         x (..., in)   W (out, in)   b (out,), optional   y (..., out)"""
+    """y = x Wᵀ + b         x (..., in)   W (out, in)   b (out,), optional   y (..., out)
+
+    W may be Quantized, and is decoded for each product then.
+    """
 
     def __init__(self, weight: Array | Parameter, bias: Array | Parameter | None = None) -> None:
         self.weight = weight if isinstance(weight, Parameter) else Parameter(weight)
         self.bias = bias if isinstance(bias, Parameter) or bias is None else Parameter(bias)
 
+    def dense(self, rows: Rows = ALL) -> Array:
+        """W, or some of its rows."""
+        return dense(self.weight.data, rows)
+
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LinearCache]:
-        b = self.bias
-        y, x = ops.linear_forward(x, self.weight.data, None if b is None else b.data)
+        W, b = self.weight.data, self.bias
+        bias = None if b is None else b.data
+        if isinstance(W, Quantized):
+            y = ops.quantized_linear_forward(x, W, bias)
+        else:
+            y, x = ops.linear_forward(x, W, bias)
         return y, LinearCache(x if self.weight.trainable else None, b is not None and b.trainable, run.needs_dx)
 
     def backward(self, dy: Array, cache: LinearCache, grads: Gradients) -> Array | None:
@@ -35,7 +48,10 @@ class Linear(Module):
             grads.add(self.weight, ops.linear_gradients(dy, cache.x))
         if cache.needs_db and self.bias is not None:
             grads.add(self.bias, ops.bias_gradients(dy))
-        return ops.linear_backward(dy, self.weight.data) if cache.needs_dx else None
+        if not cache.needs_dx:
+            return None
+        W = self.weight.data
+        return ops.quantized_linear_backward(dy, W) if isinstance(W, Quantized) else ops.linear_backward(dy, W)
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         (n_out, n_in), learns = self.weight.data.shape, self.weight.trainable
@@ -57,6 +73,10 @@ class LayerNorm(Module):
 
     def __init__(self, weight: Array, bias: Array, eps: float = 1e-5) -> None:
         self.weight, self.bias, self.eps = Parameter(weight), Parameter(bias), eps
+
+    def dense(self) -> Array:
+        """g: a norm's gain is never quantised."""
+        return self.weight.data
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, NormModuleCache]:
         y, cache = ops.layer_norm_forward(x, self.weight.data, self.bias.data, self.eps)
@@ -102,13 +122,22 @@ def norm_costs(norm: Module, x: MetaArray, costs: Costs, sums: dict[str, int]) -
 
 
 class Embedding(Module):
-    """y = W[ids]                       W (V, C)"""
+    """y = W[ids]                       W (V, C), which may be Quantized: of it the rows of the ids are decoded"""
 
     def __init__(self, weight: Array) -> None:
         self.weight = Parameter(weight)
 
+    def dense(self, rows: Rows = ALL) -> Array:
+        """W, or some of its rows."""
+        return dense(self.weight.data, rows)
+
     def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Array | None]:
-        y, ids = ops.embedding_forward(ids, self.weight.data)
+        W = self.weight.data
+        y = (
+            W.dense(ids.reshape(-1)).reshape(*ids.shape, -1)
+            if isinstance(W, Quantized)
+            else ops.embedding_forward(ids, W)[0]
+        )
         return y, ids if self.weight.trainable else None
 
     def backward(self, dy: Array, ids: Array | None, grads: Gradients) -> None:

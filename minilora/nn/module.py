@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 from ..backend import Array, get_array_module, to_numpy
 from ..process import blas_threads
+from ..quantization import Quantized
 from ..spelling import choose_from
 from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
@@ -30,10 +31,28 @@ from .inputs import Inputs, Pass
 
 @dataclass(eq=False)  # compared and hashed by identity: a tied weight is one key of Gradients
 class Parameter:
-    """A trainable or frozen array. An optimizer replaces `data`; nothing writes into it."""
+    """A trainable or frozen array. An optimizer replaces `data`; nothing writes into it.
 
-    data: Array
+    `data` that is Quantized is frozen. Raises ValueError for setting it to be trained.
+    """
+
+    data: Any  # an Array, or Quantized
     trainable: bool = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "trainable" and value and isinstance(self.data, Quantized):
+            raise ValueError(
+                f"a weight in {self.data.name} has no gradient: train an adapter beside it, or load the model "
+                "without quantize"
+            )
+        if name == "data" and isinstance(value, Quantized):
+            super().__setattr__("trainable", False)
+        super().__setattr__(name, value)
+
+    @property
+    def xp(self) -> ModuleType:
+        """The array library of `data`."""
+        return self.data.xp if isinstance(self.data, Quantized) else get_array_module(self.data)
 
 
 class Gradients(dict[Parameter, Array]):
@@ -145,18 +164,22 @@ class Module:
         """
         check_fit(state, shapes_of(self.state_dict()))
         for path, parameter in self.named_parameters().items():
-            xp = get_array_module(parameter.data)
-            parameter.data = xp.asarray(to_numpy(state[path]), dtype=parameter.data.dtype)
+            parameter.data = converted(state[path], parameter.xp, parameter.data.dtype)
 
     def to(self, xp: ModuleType) -> None:
         """Move every parameter to the array library `xp` (see load_backend)."""
         for parameter in self.named_parameters().values():
-            parameter.data = xp.asarray(to_numpy(parameter.data))
+            parameter.data = converted(parameter.data, xp, parameter.data.dtype)
 
     def astype(self, dtype: Any) -> None:
         """Convert every parameter, such as to float64 for a gradient check."""
         for parameter in self.named_parameters().values():
             parameter.data = parameter.data.astype(dtype)
+
+
+def converted(x: Any, xp: ModuleType, dtype: Any) -> Any:
+    """An array in this library and dtype; a Quantized one, whose codes stay, is then decoded to it."""
+    return x.to(xp).astype(dtype) if isinstance(x, Quantized) else xp.asarray(to_numpy(x), dtype=dtype)
 
 
 def join(*names: str) -> str:

@@ -49,6 +49,7 @@ from .lora_bias import lora_bias_forward, lora_bias_gradients
 from .lora_embedding import lora_embedding_A_gradients, lora_embedding_forward
 from .lora_xs import lora_xs_backward, lora_xs_forward, lora_xs_gradients
 from .mean_squared_error import mean_squared_error_backward, mean_squared_error_forward
+from .quantized_linear import quantized_linear_backward, quantized_linear_forward
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import RopeScaling, rope_backward, rope_forward, rope_frequencies, rope_tables
 from .select import select_backward, select_forward

@@ -31,7 +31,8 @@ def theirs_in(path: Path) -> Any:
 def agree(path: Path, model: Any) -> set[str]:
     """That model has the tensors and values that we read from the file; the keys that only we have."""
     values, tensors = read_gguf(path)
-    expected = standard_tensors(values["model_type"], {name: x.numpy() for name, x in model.state_dict().items()})
+    theirs = {name: x.numpy() for name, x in model.state_dict().items()}
+    expected = dict(standard_tensors(values["model_type"], theirs))
     if values["tie_word_embeddings"]:
         expected.pop("lm_head.weight")
     assert set(tensors) == set(expected)

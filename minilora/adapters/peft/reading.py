@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...backend import Rng, get_array_module, to_numpy
+from ...backend import Rng, to_numpy
 from ...models.config import LABELLED
 from ...models.families import FAMILIES
 from ...models.labels import name_labels, names_from
@@ -23,7 +23,7 @@ from ...models.names import CONSTANT
 from ...models.pretrained import CLASSIFIER_DRAWN, load_pretrained
 from ...models.saving import base_hash
 from ...models.transformer import Transformer
-from ...nn import Module, Parameter, check_fit
+from ...nn import Module, Parameter, check_fit, converted
 from ..attach import wasted_rank
 from .format import CONFIG, LABELS, WEIGHTS, base_without_weights, locate_adapter, read_adapter
 from .plan import Place, Plan, plan_of, tensors_of
@@ -132,7 +132,7 @@ def needed(
     for name, x in tensors.items():
         copy = config.get("bias") == "all" and (".original_module." in name or ".modules_to_save." in name)
         if name in frozen:
-            if not np.array_equal(to_numpy(view.bases[frozen[name]].weight.data).astype(x.dtype), x):
+            if not np.array_equal(to_numpy(view.bases[frozen[name]].dense()).astype(x.dtype), x):
                 raise ValueError(f"{name} is not the weight of this base: it was made for another, or trained or "
                                  "resized")  # fmt: skip
         elif not copy and name != head_bias and not CONSTANT.fullmatch(name):
@@ -188,10 +188,10 @@ def build(view: View, plan: Plan, places: dict[str, Place], tensors: dict[str, n
     """{path: module} with these numbers. The base's Parameters are shared; what the adapter trains is its own."""
     held: dict[str, dict[str, Parameter]] = {}
     for name, (path, what, slot, _) in places.items():
-        W = view.bases[path or next(iter(plan.adapters))].weight.data
+        W = view.bases[path or next(iter(plan.adapters))].weight
         x = slot.from_file(tensors[name]) if slot else tensors[name]
         learns = slot is None or slot.trained
-        held.setdefault(path, {})[what] = Parameter(get_array_module(W).asarray(x, dtype=W.dtype), learns)
+        held.setdefault(path, {})[what] = Parameter(converted(x, W.xp, W.data.dtype), learns)
     modules: dict[str, Any] = {}
     for path in [*plan.saved, *plan.biases]:
         own = {what: x for what, x in held[path].items() if what in ("weight", "bias")}

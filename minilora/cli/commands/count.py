@@ -35,7 +35,7 @@ def arguments(add: Add) -> None:
     add("--labels", type=positive_int, metavar="N", help="outputs of classify and tokens (default: the config's, or 2)")
     add("--batch", type=positive_int, default=1, metavar="N", help="sequences (default 1)")
     add("--tokens", type=positive_int, metavar="N", help="in a sequence (default 512, or what the model can)")
-    add("--dtype", metavar="NAME", help="of the base: float32 (default), float16, bfloat16, nf4, nf4-dq, float64")
+    add("--dtype", metavar="NAME", help="of the base: float32 (default), float16, bfloat16, int8, nf4, nf4-dq, float64")
     add("--recompute", action="store_true", help="blocks keep their input alone, and run again for backward")
     add("--json", action="store_true", help=JSON)
     add("--plot", metavar="FILE", help="a bar chart of --compare: NAME.png")
@@ -52,7 +52,7 @@ def run(options: Options) -> None:
     from ...accounting import count as count_one
     from ...accounting import to_dict
     from ...accounting.figure import cost_figure
-    from ...accounting.memory import QUANTISED
+    from ...accounting.memory import IN_4_BITS
     from ...accounting.methods import OVER_4_BITS, TARGETED
     from ...accounting.report import show_account, show_comparison
     from ...adapters.base import DEFAULT
@@ -72,7 +72,7 @@ def run(options: Options) -> None:
     for name in names:  # of several, those that choose their layers get the targets; one alone must take them
         chosen = options.targets if name in TARGETED or not options.compare else None
         dtype = options.dtype  # of several, that of a base that is not in 4 bits
-        if name in OVER_4_BITS and options.compare and dtype not in QUANTISED:
+        if name in OVER_4_BITS and options.compare and dtype not in IN_4_BITS:
             dtype = None
         accounts[name] = count_one(options.model, name, targets=chosen, dtype=dtype, **shared)
     if options.plot or options.json:

@@ -1,0 +1,52 @@
+"""Which matrices of a model are held in which format, and a model that is loaded so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ..backend import Array
+from ..nn import Block, Checkpointed, Embedding, Linear, Module, Parameter, check_names, converted, join
+from ..quantization import Quantized, format_named
+from ..quantization.bfloat16 import BFloat16
+
+CLASSIFIER_LAYERS = re.compile(r"(classifier|classifier_transform|pooler)\.")  # drawn where a file lacks them
+
+
+def formats_for(model: Module, quantize: str) -> dict[Parameter, type[Quantized]]:
+    """{Parameter: its format} of the matrices that are quantised.
+
+    "nf4", "nf4-dq" and "int8" are for the linear layers of the blocks, and the other matrices, of embeddings and heads,
+    are in bfloat16 then; "bfloat16" and "float16" are for all. Biases and the gains of norms stay as they are, and so
+    does a classifier, which is trained whole. Raises ValueError for a format that does not exist.
+    """
+    chosen = format_named(quantize)
+    found: dict[Parameter, type[Quantized]] = {}
+    for name, layer in model.children().items():
+        in_block = isinstance(layer, Block | Checkpointed)
+        for path, module in layer.named_modules(name):
+            if isinstance(module, Linear | Embedding) and not CLASSIFIER_LAYERS.match(join(path, "weight")):
+                found[module.weight] = chosen if in_block or not chosen.for_blocks else BFloat16
+    return found
+
+
+def quantize(model: Module, format: str) -> None:
+    """Hold the matrices of a model as formats_for() says; they are frozen then. Raises ValueError as it does, and for
+    numbers that the format has no code for."""
+    for parameter, cls in formats_for(model, format).items():
+        if not isinstance(parameter.data, Quantized):
+            parameter.data = cls.of(parameter.data)
+
+
+def load_quantized(model: Module, state: Mapping[str, Array | Quantized], format: str) -> None:
+    """load_state_dict(), matrix by matrix: each is quantised before the next is read."""
+    formats = formats_for(model, format)
+    parameters = model.named_parameters()
+    check_names(state, parameters)
+    for path, parameter in parameters.items():
+        x, shape = state[path], parameter.data.shape
+        if x.shape != shape:
+            raise ValueError(f"{path} has shape {x.shape}, and {shape} is needed")
+        if parameter in formats and not isinstance(x, Quantized):
+            x = formats[parameter].of(x)
+        parameter.data = converted(x, parameter.xp, parameter.data.dtype)

@@ -1,0 +1,156 @@
+"""Matrices held in fewer bits than they are computed with. A format is one file beside this one.
+
+    Q = NF4.of(W)           the codes of a W (out, in), and their scales
+    Q.dense()               Ŵ (out, in), decoded anew at each call; Q.dense(rows) are some of its rows
+    Q.nbytes                what is held
+
+A format's class states its `name`, whether it is for every matrix of a model or for those of its blocks alone
+(`for_blocks`), how an array is encoded (`encode`) and decoded (`decode`), and what arrays a matrix of some shape has
+(`sizes`), by which models without weights are counted. formats() finds the classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import math
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from types import ModuleType
+from typing import Any, ClassVar, Self, TypeAlias
+
+import numpy as np
+
+from ..backend import Array, get_array_module, to_numpy
+from ..spelling import choose_from
+
+Rows: TypeAlias = "slice | Array | list[int]"  # of a matrix: a slice, or their numbers
+ALL = slice(None)
+
+
+class Quantized:
+    """A matrix (out, in) of which only codes and scales are held, in `arrays`. It is constant: nothing trains it."""
+
+    name: ClassVar[str] = ""
+    for_blocks: ClassVar[bool] = False  # for the linear layers of blocks alone, not for embeddings and heads
+    ndim = 2
+
+    def __init__(self, arrays: Mapping[str, Array], shape: tuple[int, ...], dtype: Any = np.float32) -> None:
+        self.arrays, self.shape, self.dtype = dict(arrays), shape, np.dtype(dtype)  # dtype: of what dense() returns
+
+    # ---- what every format states ----
+
+    @classmethod
+    def encode(cls, W: np.ndarray) -> dict[str, np.ndarray]:
+        """`arrays` of a finite W, float32."""
+        raise NotImplementedError
+
+    def decode(self, rows: Rows) -> Array:
+        """(n, in) float32: these rows."""
+        raise NotImplementedError
+
+    @classmethod
+    def sizes(cls, n_out: int, n_in: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        """{name in `arrays`: (shape, dtype)} of a matrix (out, in)."""
+        raise NotImplementedError
+
+    # ---- what all have ----
+
+    @classmethod
+    def of(cls, W: Array) -> Self:
+        """W (out, in), encoded from float32. Raises ValueError for infinity and NaN, which have no code."""
+        with np.errstate(over="ignore"):
+            W32 = np.ascontiguousarray(to_numpy(W), dtype=np.float32)
+        if not np.isfinite(W32).all():
+            wrong = W32[~np.isfinite(W32)].flat[0]
+            raise ValueError(f"{cls.name} has no code for {wrong}: the matrix holds numbers that are not finite")
+        arrays = {name: get_array_module(W).asarray(x) for name, x in cls.encode(W32).items()}
+        return cls(arrays, W.shape, W.dtype)
+
+    @classmethod
+    def nbytes_of(cls, shape: tuple[int, ...]) -> int:
+        """nbytes of a matrix of this shape."""
+        return sum(math.prod(axes) * np.dtype(dtype).itemsize for axes, dtype in cls.sizes(*shape).values())
+
+    def dense(self, rows: Rows = ALL) -> Array:
+        """(n, in): these rows as numbers, a new array."""
+        return self.decode(rows).astype(self.dtype, copy=False)
+
+    def __getitem__(self, rows: slice) -> RowsOf:
+        """Some rows, still as codes."""
+        return RowsOf(self, rows)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in self.arrays.values())
+
+    @property
+    def xp(self) -> ModuleType:
+        """The library of the arrays."""
+        return get_array_module(next(iter(self.arrays.values())))
+
+    def to(self, xp: ModuleType) -> Self:
+        """The same in the array library `xp`."""
+        other = copy.copy(self)
+        other.arrays = {name: xp.asarray(to_numpy(x)) for name, x in self.arrays.items()}
+        return other
+
+    def astype(self, dtype: Any) -> Self:
+        """The same codes, which dense() turns into numbers of this dtype."""
+        other = copy.copy(self)
+        other.dtype = np.dtype(dtype)
+        return other
+
+
+class RowsOf(Quantized):
+    """Some rows of a matrix, without arrays of their own: a part of a fused layer."""
+
+    def __init__(self, whole: Quantized, rows: slice) -> None:
+        super().__init__(whole.arrays, (len(range(*rows.indices(len(whole)))), *whole.shape[1:]), whole.dtype)
+        self.whole, self.numbers = whole, range(len(whole))[rows]
+        self.name = whole.name  # type: ignore[misc]
+
+    def decode(self, rows: Rows) -> Array:
+        if isinstance(rows, slice):
+            part = self.numbers[rows]
+            return self.whole.decode(slice(part.start, part.stop, part.step))
+        return self.whole.decode([self.numbers[i] for i in rows])
+
+
+def dense(W: Array | Quantized, rows: Rows = ALL) -> Array:
+    """W, or some of its rows; one that is Quantized decoded."""
+    if isinstance(W, Quantized):
+        return W.dense(rows)
+    return W if rows is ALL else W[rows]
+
+
+@cache
+def formats() -> dict[str, type[Quantized]]:
+    """{name: class} of the formats that have a file here and can be chosen."""
+    found: dict[str, type[Quantized]] = {}
+    for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__):
+        file = importlib.import_module(f".{module.name}", __package__)
+        found |= {
+            cls.name: cls
+            for cls in vars(file).values()
+            if isinstance(cls, type)
+            and cls.__module__ == file.__name__
+            and issubclass(cls, Quantized)
+            and "name" in vars(cls)
+        }
+    return {name: cls for name, cls in found.items() if name}
+
+
+def format_named(name: str) -> type[Quantized]:
+    """The class of a format. Raises ValueError for one that has no file here."""
+    if name not in formats():
+        raise ValueError(f"no format is called {name!r}: {choose_from(name, formats())}")
+    return formats()[name]

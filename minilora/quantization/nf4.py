@@ -1,0 +1,180 @@
+"""NF4: a code of 4 bits for each number, and a scale for each block of 64 (Dettmers et al., 2023, "QLoRA", section 3).
+
+The matrix is read row by row and cut into blocks of 64; the last may be short. With a, the largest |W_i| of its block,
+
+    q_i = the nearest of 16 levels to W_i / a           Ŵ_i = level[q_i] a
+
+The levels lie where N(0, 1) has equal shares of its mass, rescaled to [-1, 1], with one of them at 0: closer together
+near 0, where most weights are. On a tie the lower level is taken. Two codes share a byte, the first in the high bits.
+
+Double quantisation holds the scales in 8 bits. With their mean μ, and A, the largest |a - μ| in a block of 256 of them,
+
+    p = the nearest of 256 levels to (a - μ) / A        â = level8[p] A + μ
+
+The 256 levels are bitsandbytes' "dynamic map" (the paper says FP8): ±10⁻⁶ … ±1, in each decade twice as many as in the
+one below, and 0. So a number takes 4 + 32/64 = 4.5 bits, or 4 + 8/64 + 32/(64 · 256) = 4.127, and 32 for μ.
+
+Codes and scales are those of bitsandbytes 0.50.2 to the bit. Two things are not portable there. The last bit of μ
+depends on the order of adding; here it is the mean in float64, rounded. And on a CPU it finds p by a table of 65,536
+steps, so 2 in 1,000 of its p are not the nearest level, as they are here and on a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array, get_array_module
+from .base import ALL, Quantized, Rows
+
+BLOCK, NESTED_BLOCK = 64, 256
+LEVELS = np.array(  # QLoRA, appendix E
+    [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0], np.float32)  # fmt: skip
+ZERO = 7  # the code of 0
+LEAST = np.float32(1e-38)  # by which a block of zeros is divided
+PAIRS = LEVELS[np.stack(np.divmod(np.arange(256), 16), axis=1)].view(np.uint64)[:, 0]
+"""(256,): the two float32 of each byte, side by side, so that they are looked up at once."""
+
+
+def dynamic_map() -> np.ndarray:
+    """(256,) level8: 0, 1, and of both signs the middles of 2^e equal parts of [0.1, 1], times 10^(e - 6), e = 0 … 6.
+
+    The ends of the parts are float32s, counted from the nearer end of [0.1, 1], as torch.linspace counts them.
+    """
+    levels = [0.0, 1.0]
+    for e in range(7):
+        start, end, n = np.float32(0.1), np.float32(1), 2**e
+        i, step = np.arange(n + 1), float((end - start) / np.float32(n))
+        ends = np.where(i < (n + 1) // 2, float(start) + step * i, float(end) - step * (n - i)).astype(np.float32)
+        middles = (np.float32(10.0 ** (e - 6)) * ((ends[:-1] + ends[1:]) / np.float32(2))).tolist()
+        levels += [*middles, *(-x for x in middles)]
+    return np.sort(np.array(levels, np.float32))
+
+
+LEVELS8 = dynamic_map()
+
+
+def nearest(x: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """uint8: the number of the nearest level, of two that are as near the lower."""
+    return np.searchsorted((levels[:-1] + levels[1:]) / np.float32(2), x, side="left").astype(np.uint8)
+
+
+def in_blocks(x: np.ndarray, size: int) -> np.ndarray:
+    """(n,) -> (blocks, size), with zeros after the end."""
+    return np.concatenate([x, np.zeros(-len(x) % size, x.dtype)]).reshape(-1, size)
+
+
+def nf4_codes(W: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
+    """q (n,) from 0 to 15, and a (blocks,), of a float32 W of n numbers."""
+    n, x = W.size, in_blocks(W.reshape(-1), block)
+    a = abs(x).max(axis=1, initial=0)
+    scaled = x * (1 / np.maximum(a, LEAST))[:, None]
+    if n % block:  # bitsandbytes divides in a short block, and multiplies by 1/a in others
+        a[-1] = max(a[-1], LEAST)
+        scaled[-1] = x[-1] / a[-1]
+    return nearest(np.clip(scaled, -1, 1).reshape(-1)[:n], LEVELS), a
+
+
+def packed(q: np.ndarray) -> np.ndarray:
+    """Two codes a byte. A last one alone is packed with that of 0."""
+    q = np.append(q, np.uint8(ZERO)) if len(q) % 2 else q
+    return (q[::2] << 4) | q[1::2]
+
+
+def unpacked(codes: np.ndarray, n: int) -> np.ndarray:
+    """q (n,) of packed codes."""
+    return np.stack([codes >> 4, codes & 15], axis=1).reshape(-1)[:n]
+
+
+def double_quantised(
+    a: np.ndarray, mean: np.float32 | None = None, block: int = NESTED_BLOCK
+) -> tuple[np.ndarray, np.ndarray, np.float32]:
+    """p (blocks,) uint8, A (blocks / 256,) and μ, of the scales a."""
+    mean = np.float32(a.mean(dtype=np.float64)) if mean is None else mean
+    x = in_blocks(a - mean, block)
+    A = abs(x).max(axis=1, initial=0)
+    scaled = x * (1 / np.where(A == 0, np.float32(1), A))[:, None]
+    return nearest(np.clip(scaled, -1, 1).reshape(-1)[: len(a)], LEVELS8), A, mean
+
+
+def scaled_blocks(x: Array, a: Array, block: int) -> Array:
+    """x (n,) with each block times its a: x itself, written to."""
+    whole = len(x) // block
+    blocks = x[: whole * block].reshape(whole, block)
+    blocks *= a[:whole, None]
+    if len(x) % block:
+        x[whole * block :] *= a[whole]
+    return x
+
+
+class NF4(Quantized):
+    """codes (⌈n/2⌉,) uint8, two a byte, and absmax (⌈n/64⌉,) float32, of n = out · in numbers."""
+
+    name = "nf4"
+    for_blocks = True
+
+    def __init__(self, arrays: Any, shape: tuple[int, ...], dtype: Any = np.float32, block: int = BLOCK) -> None:
+        super().__init__(arrays, shape, dtype)
+        self.block = block
+
+    @classmethod
+    def encode(cls, W: np.ndarray, block: int = BLOCK) -> dict[str, np.ndarray]:
+        q, a = nf4_codes(W, block)
+        return {"codes": packed(q), "absmax": a}
+
+    @classmethod
+    def sizes(cls, n_out: int, n_in: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        n = n_out * n_in
+        return {"codes": ((-(-n // 2),), "u1"), "absmax": ((-(-n // BLOCK),), "f4")}
+
+    def absmax(self, blocks: slice = ALL) -> Array:
+        """a of these blocks."""
+        return self.arrays["absmax"][blocks]
+
+    def decode(self, rows: Rows) -> Array:
+        n_out, n_in = self.shape
+        if not isinstance(rows, slice):  # rows of blocks are not looked up one by one
+            return self.decode(ALL)[rows]
+        start, stop, step = rows.indices(n_out)
+        if step != 1:
+            return self.decode(ALL)[rows]
+        start, stop = start * n_in, max(stop, start) * n_in
+        first = start // (2 * self.block) * 2 * self.block  # a block that begins with a byte
+        codes = self.arrays["codes"][first // 2 : -(-stop // 2)]
+        x = get_array_module(codes).asarray(PAIRS).take(codes).view(np.float32)[: stop - first]
+        x = scaled_blocks(x, self.absmax(slice(first // self.block, -(-stop // self.block))), self.block)
+        return x[start - first :].reshape(-1, n_in)
+
+
+class DoubleNF4(NF4):
+    """NF4 with absmax (⌈n/64⌉,) uint8, nested_absmax (⌈n/64/256⌉,) float32 and their offset () float32, μ. `levels` are
+    those of a file, where it has others than level8."""
+
+    name = "nf4-dq"
+    levels = LEVELS8
+    nested_block = NESTED_BLOCK
+
+    @classmethod
+    def encode(cls, W: np.ndarray, block: int = BLOCK) -> dict[str, np.ndarray]:
+        q, a = nf4_codes(W, block)
+        p, A, mean = double_quantised(a)
+        return {"codes": packed(q), "absmax": p, "nested_absmax": A, "offset": np.asarray(mean)}
+
+    @classmethod
+    def sizes(cls, n_out: int, n_in: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        blocks = -(-n_out * n_in // BLOCK)
+        nested = {"nested_absmax": ((-(-blocks // NESTED_BLOCK),), "f4"), "offset": ((), "f4")}
+        return {**super().sizes(n_out, n_in), "absmax": ((blocks,), "u1"), **nested}
+
+    def absmax(self, blocks: slice = ALL) -> Array:
+        p, A, offset = (self.arrays[name] for name in ("absmax", "nested_absmax", "offset"))
+        start, stop, _ = blocks.indices(len(p))
+        first = start // self.nested_block
+        xp = get_array_module(p)
+        a = xp.asarray(self.levels)[p[first * self.nested_block : stop]]
+        a = scaled_blocks(a, A[first:], self.nested_block)
+        a += offset
+        return a[start - first * self.nested_block :]
