@@ -89,6 +89,8 @@ def attach_lora(
     init: str = "uniform",
     data: Batch | Iterable[Batch] | None = None,
     rho: float = 2.0,
+    quantize: str = "nf4",
+    rounds: int = 1,
     train: str | Collection[str] = (),
     ensure_weight_tying: bool = False,
 ) -> list[str]:
@@ -99,6 +101,8 @@ def attach_lora(
     data        a batch or several, over which the model runs once, for an init that looks at its layers' inputs or
                 gradients ("eva", "corda", "lora_ga"); others do not read it
     rho         of "eva": the highest rank of a layer is rho r; with 1 each has r
+    quantize, rounds        of "loftq": the format that the adapted layers are held in from here on, and how often it
+                and A and B take turns. The others stay as they are: models.quantized.quantize(model, format) does those
     With `ensure_weight_tying` (PEFT's name for it) a head that is tied to an adapted embedding is adapted too, by the
     same A and B: TiedLoRALinear. Raises ValueError where there is no such head, or where it is a target itself.
     """
@@ -106,8 +110,10 @@ def attach_lora(
     heads = tied_heads(model, chosen, chosen) if ensure_weight_tying else {}
     if ensure_weight_tying and not heads:
         raise ValueError("ensure_weight_tying: no target is an embedding that a head is tied to; it is called 'embed'")
-    options = {"r": r, "alpha": alpha, "dropout": dropout, "rslora": rslora, "init": init, "data": data, "rho": rho}
-    paths = attach(model, "lora", targets, rng=rng, train=train, **options)
+    paths = attach(
+        model, "lora", targets, rng=rng, train=train, r=r, alpha=alpha, dropout=dropout, rslora=rslora, init=init,
+        data=data, rho=rho, quantize=quantize, rounds=rounds,
+    )  # fmt: skip
     for head, embedding in heads.items():
         model[head] = TiedLoRALinear(model[head], model[embedding], dropout)  # type: ignore[arg-type]
     for parameter in trained_beside_adapters(model, train):

@@ -31,6 +31,7 @@ Few need the rest, each for the reason that is said here:
     check           there is more to refuse than a wrong layer or option                    dora.py
     prepare         how a layer starts depends on the whole model, or on data               lora.py
     computed        a slot is not in the file, as it follows from the base                  lora.py
+    base_for        A and B stand beside another layer than the model's                     lora.py
     draw_shared     all layers share a slot, drawn once                                     vera.py
     fit_options     training needs a penalty, or something done after each step             adalora.py
     in_file         PEFT has another form of it                                             lora.py
@@ -50,7 +51,7 @@ import importlib
 import math
 import pkgutil
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -97,10 +98,19 @@ class Option(NamedTuple):
     """One hyperparameter: an attribute of the adapter, and a key of PEFT's config."""
 
     name: str
-    key: str  # "" where PEFT has none: it changes the training alone, and the file does not say it
+    key: str  # "" where PEFT has none: it changes the training alone, and the file does not say it; "a.b" is b in a
     default: Any  # PEFT's, for a config without the key; () for a list of token ids, and for a mask
     pattern: str = ""  # the key of {regular expression: value} for layers with another value
     mask_of: str = ""  # a tensor: `pattern` is {its name in a layer: True or False for each of its rows} then
+    words: Mapping[Any, str] = {}  # {PEFT's value: ours}, of those that PEFT has too
+
+    def from_file(self, value: Any) -> Any:
+        """The value of a config, in our words."""
+        return self.words.get(value, value) if isinstance(value, Hashable) else value
+
+    def to_file(self, value: Any) -> Any:
+        """The value in PEFT's words, where it has one."""
+        return next((theirs for theirs, ours in self.words.items() if ours == value), value)
 
     @property
     def is_ids(self) -> bool:
@@ -273,6 +283,12 @@ class Adapter(Module):
     def computed(cls, base: Any, **options: Any) -> dict[str, Array]:
         """{name of a slot: array} of the slots that the file lacks: they follow from the base and the options."""
         return {}
+
+    @classmethod
+    def base_for(cls, layer: Any, **options: Any) -> Any:
+        """The layer that the slots of a file stand beside: the model's own, unless the class makes another of it, and
+        does not write to it."""
+        return layer
 
     @classmethod
     def draw_shared(cls, bases: Collection[Any], **options: Any) -> dict[str, Parameter]:

@@ -3,6 +3,7 @@ begin in initialisations/."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -12,9 +13,10 @@ import numpy as np
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module, to_numpy
 from ..data import Batch
-from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass
+from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Part, Pass
 from ..nn.optim import SGD
 from ..process import blas_threads
+from ..quantization import Quantized, format_named
 from ..spelling import choose_from
 from .base import (
     Adapter,
@@ -30,10 +32,12 @@ from .base import (
     variants,
 )
 from .initialisations import inits
+from .initialisations.loftq import rounded
 from .initialisations.start import Data, Start
 from .recording import record
 
 INITS = inits()
+LOFTQ_KEYS = "loftq_config.loftq_bits", "loftq_config.loftq_iter"
 R, ALPHA = 8, 16.0  # by default
 
 
@@ -78,7 +82,7 @@ class LoRA(Adapter):
             **{"velora_config": None, "megatron_config": None},
         },
         ignored=(
-            *("eva_config", "corda_config", "loftq_config", "lora_ga_config"),
+            *("eva_config", "corda_config", "loftq_config", *LOFTQ_KEYS, "lora_ga_config"),
             *("megatron_core", "qalora_group_size"),
         ),
         beside=("trainable_token_indices",),
@@ -91,6 +95,8 @@ class LoRA(Adapter):
     )
     start_options: ClassVar[tuple[str, ...]] = ("init", "data", "rho")
     inits: ClassVar[tuple[str, ...]] = ("uniform", "gaussian")
+    unread: ClassVar[tuple[str, ...]] = ("rho", "quantize", "rounds")
+    """What attach() takes for other classes of the variant, or for the layers as a whole, and start() leaves out."""
     laws: ClassVar[dict[str, Law]] = {"Bᵀ dB = dA Aᵀ": exchange}
     examples: ClassVar[dict[str, dict[str, Any]]] = {
         "": {"r": 3, "alpha": 5},
@@ -106,6 +112,10 @@ class LoRA(Adapter):
     @property
     def scaling(self) -> float:
         return scale(self.r, self.alpha, self.rslora)
+
+    @classmethod
+    def start(cls, base: Module, **options: Any) -> Any:
+        return cls(base, **{name: x for name, x in options.items() if name not in cls.unread})  # type: ignore[call-arg]
 
     @classmethod
     def check(cls, base: Module, *, data: Any = None, rho: float = 2.0, **options: Any) -> None:
@@ -141,10 +151,14 @@ class LoRA(Adapter):
         return options
 
     @classmethod
-    def begin(cls, base: Module, init: str, r: int, s: float, rng: Rng | None = None, data: Data = Data()) -> Start:
-        """A and B, by the function of initialisations/ that is called `init`. Raises ValueError as it does."""
+    def begin(
+        cls, base: Module, init: str, r: int, s: float, rng: Rng | None = None, data: Data = Data(), **own: Any
+    ) -> Start:
+        """A and B, by the function of initialisations/ that is called `init`, with options of its own. Raises
+        ValueError as it does."""
+        W = to_numpy(base.dense())  # type: ignore[attr-defined]
         with blas_threads():
-            start = INITS[init].make(to_numpy(base.dense()), r, s, data._replace(rng=rng))  # type: ignore[attr-defined]
+            start = INITS[init].make(W, r, s, data._replace(rng=rng), **own)
         if not (np.isfinite(start.A).all() and np.isfinite(start.B).all()):
             raise ValueError(f"init {init!r} gives numbers that are not finite: are those of W and of the data?")
         return start
@@ -189,7 +203,9 @@ class LoRALinear(LoRA):
     base_type = Linear
     targets = "q_proj", "v_proj"
     keys = LoRA.keys._replace(inits=(True, False, "gaussian", "eva", "orthogonal"))
-    inits = tuple(name for name, init in INITS.items() if not (init.takes_from_W or init.freezes_B))
+    inits = tuple(
+        name for name, init in INITS.items() if not (init.takes_from_W or init.freezes_B or init.quantizes)
+    )
     laws: ClassVar[dict[str, Law]] = {
         **LoRA.laws,
         "dA = 0 at B = 0": gradient_at_the_start,
@@ -229,10 +245,6 @@ class LoRALinear(LoRA):
         options |= {"alpha": float(alpha), "dropout": float(dropout)}
         start = {"lora_A0": A, "lora_B0": B}  # slots of ResidualLoRALinear alone
         self.hold(base, {"lora_A": A, "lora_B": B, **start}, **options)
-
-    @classmethod
-    def start(cls, base: Module, *, rho: float = 2.0, **options: Any) -> LoRALinear:
-        return cls(base, **options)
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoRALinearCache]:
         y, cb = self.base.forward(x, inputs, run)
@@ -391,6 +403,86 @@ class MiCALinear(LoRALinear):
     examples: ClassVar[dict[str, dict[str, Any]]] = {"": {"r": 3, "alpha": 5}}
 
 
+class LoftQLinear(LoRALinear):
+    """LoRALinear beside Q, its W in few bits, with A and B at the best of rank r for W - Q (initialisations/loftq.py).
+
+    `base` becomes a new layer that holds Q as codes, with the bias of the one that is given, which is not written to.
+    `quantize` is the format of Q (quantization/), and `rounds` the paper's T. y begins near the layer's, not as it.
+
+    A file holds A and B, and how Q was made: on a W that is not Quantized, Q is made again; one that is, is Q itself,
+    or its hash is not the file's. PEFT's own files are read the same way, and ours by PEFT on a machine with CUDA. What
+    PEFT does not have, or gets wrong, it refuses by its name: "nf4" in the place of 4 bits.
+    Raises ValueError as LoRALinear does, for a W that is Quantized, of which nothing is known that could be made up
+    for, and for a part of a fused layer, whose matrix is that of the others too.
+    """
+
+    base_type = Linear
+    keys = LoRA.keys._replace(
+        inits=("loftq",), not_transposed=("loftq",), ignored=tuple(k for k in LoRA.keys.ignored if k not in LOFTQ_KEYS)
+    )
+    inits = tuple(name for name, init in INITS.items() if init.quantizes)
+    unread = "rng", "rho", "init", "data"
+    options = (
+        *LoRA.options,
+        Option("quantize", LOFTQ_KEYS[0], "nf4", words={4: "nf4", 8: "int8"}),
+        Option("rounds", LOFTQ_KEYS[1], 1),
+    )
+    examples: ClassVar[dict[str, dict[str, Any]]] = {
+        "": {"r": 3, "alpha": 5},
+        " in int8, with dropout": {"r": 3, "alpha": 5, "dropout": 0.4, "quantize": "int8"},
+        ", rsLoRA": {"r": 3, "alpha": 5, "rslora": True, "rounds": 2},
+    }
+    quantize: str
+    rounds: int
+
+    def __init__(
+        self,
+        base: Linear,
+        r: int = R,
+        alpha: float = ALPHA,
+        *,
+        dropout: float = 0.0,
+        rslora: bool = False,
+        quantize: str = "nf4",
+        rounds: int = 1,
+    ) -> None:
+        own = {"quantize": quantize, "rounds": rounds}
+        options: dict[str, Any] = {"r": r, "alpha": alpha, "dropout": dropout, "rslora": rslora, **own}
+        self.check(base, **options)
+        if isinstance(base.weight.data, Quantized):
+            raise ValueError(
+                f"its weight is held in {base.weight.data.name} already, and what that lost is not known: load the "
+                "model without quantize for init 'loftq'"
+            )
+        A, B, Q = self.begin(base, "loftq", r, scale(r, alpha, rslora), **own)
+        options |= {"alpha": float(alpha), "dropout": float(dropout)}
+        self.hold(with_weight(base, Q), {"lora_A": A, "lora_B": B}, **options)
+
+    @classmethod
+    def check(cls, base: Module, **options: Any) -> None:
+        super().check(base, **options)
+        format_named(options.get("quantize", "nf4"))
+        if isinstance(base, Part):
+            raise ValueError("it is a part of a fused layer, and LoftQ makes another of the whole: name that, qkv_proj")
+
+    @classmethod
+    def base_for(cls, layer: Linear, **options: Any) -> Linear:
+        """The layer with Q, made again from W."""
+        if isinstance(layer.weight.data, Quantized):
+            return layer
+        given = cls.defaults() | options
+        with blas_threads():
+            Q = rounded(to_numpy(layer.dense()), given["r"], given["quantize"], given["rounds"])
+        return with_weight(layer, Q)
+
+
+def with_weight(layer: Linear, Q: Quantized) -> Linear:
+    """A layer that holds Q, frozen, and shares all else of `layer`."""
+    made = copy.copy(layer)
+    made.weight = Parameter(Q.to(layer.weight.xp), trainable=False)
+    return made
+
+
 class LoRAEmbeddingCache(NamedTuple):
     base: Any
     ids: Array | None  # (...)      None where A is frozen
@@ -407,6 +499,7 @@ class LoRAEmbedding(LoRA):
     """
 
     base_type = Embedding
+    unread = (*LoRA.unread, "dropout", "init", "data")  # ids have no dropout, and A starts at 0
     slots = Slot("lora_A", "lora_embedding_A", ("r", "n_in")), Slot("lora_B", "lora_embedding_B", ("n_out", "r"))
     kept = Kept("ids", "0", "dA adds dh up by id", ("lora_A",)), Kept("h", "r", "dB = s dyᵀ h", ("lora_B",))
     products = Products(
@@ -414,11 +507,6 @@ class LoRAEmbedding(LoRA):
         backward="0",
         gradients={("lora_A",): "2 * r * n_out", ("lora_B",): "2 * r * n_out"},
     )
-
-    @classmethod
-    def start(cls, base: Module, **options: Any) -> LoRAEmbedding:
-        unread = "dropout", "init", "data", "rho"  # ids have no dropout, and A starts at 0
-        return cls(base, **{name: value for name, value in options.items() if name not in unread})
 
     def __init__(self, base: Module, r: int = R, alpha: float = ALPHA, *, rng: Rng, rslora: bool = False) -> None:
         rng = generator(rng)

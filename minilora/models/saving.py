@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ..files import tensors_to_bytes, to_json, weights_hash, write_folder
+from ..nn import Parameter
 from .config_json import write_config
 from .names import hf_name, transpose
 from .sources import CONFIG, TENSORS
@@ -14,12 +15,14 @@ from .tokenizer import Tokenizer
 from .transformer import Transformer
 
 
-def base_hash(model: Transformer, without: Collection[str] = ()) -> str:
+def base_hash(model: Transformer, without: Collection[str] = (), made: Mapping[str, Parameter] = {}) -> str:
     """sha256 over the names, shapes and bytes of the base's parameters, except those at the paths in `without`.
 
     It is the same with an adapter attached as without. A tied parameter counts once, under the first of its paths.
+    `made` are weights of layers, by their paths, that an adapter not attached yet puts in the place of the model's.
     """
-    return weights_hash({path: p.data for path, p in model.base_parameters(without).items()})
+    parameters = model.base_parameters(without) | {f"{path}.weight": p for path, p in made.items()}
+    return weights_hash({path: p.data for path, p in parameters.items()})
 
 
 def save_pretrained(model: Transformer, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:

@@ -38,6 +38,7 @@ from ..nn import (
     Select,
     Tanh,
 )
+from ..quantization import Quantized
 from .check import Report, check_model
 from .op_cases import EPS, OPS, THETA, Rng, at_every_size, pad
 
@@ -85,9 +86,10 @@ def check(module: Module, x: np.ndarray, side: str, rng: Rng) -> Report:
 
 
 def shake(parameters: Iterable[Parameter], rng: Rng) -> None:
-    """Move every weight, gain, bias or lora_B away from where it starts, as from 0 or 1."""
+    """Move every weight, gain, bias or lora_B away from where it starts, as from 0 or 1; what is quantised stays."""
     for parameter in parameters:
-        parameter.data = parameter.data + 0.3 * rng.standard_normal(parameter.data.shape)
+        if not isinstance(parameter.data, Quantized):
+            parameter.data = parameter.data + 0.3 * rng.standard_normal(parameter.data.shape)
 
 
 def shaken(module: Any, rng: Rng) -> Any:

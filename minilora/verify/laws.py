@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from ..adapters.merge import merge, merged_layer
 from ..backend import Array
 from ..models.config import Config
 from ..models.parts import LayerFactory
-from ..nn import Embedding, Gradients, Inputs
+from ..nn import Embedding, Gradients, Inputs, Parameter
 from .cases import ADAPTERS, CLASSES, FAMILIES, model, shaken
 from .op_cases import THETA, Rng, pad
 
@@ -55,8 +56,10 @@ def merged_adapter(cls: type[Adapter], rng: Rng) -> float:
 
 def new_adapter(cls: type[Adapter], rng: Rng) -> float:
     layer, x, _ = adapted_layer(cls, rng)
-    new = cls.start(layer.base, rng=rng, **cls.examples[""])
-    return apart(layer.base.forward(x)[0], new.forward(x)[0])
+    base = copy.copy(layer.base)
+    base.weight = Parameter(layer.dense())  # of LoftQ on its grid, where nothing is lost that could be made up for
+    new = cls.start(base, rng=rng, **cls.examples[""])
+    return apart(base.forward(x)[0], new.forward(x)[0])
 
 
 def rows_of_scores(rng: Rng) -> float:

@@ -289,8 +289,8 @@ def test_target_modules_that_name_what_has_tensors_are_taken_in_each_of_their_fo
     assert set(loaded.trainable_parameters()) == set(model.trainable_parameters())
 
 
-FOLLOWS_FROM_THE_BASE = ["pissa", "olora"]  # what W gave up can be computed again from W
-CHANGES_THE_BASE = ["pissa_niter_4", "corda", "loftq", "lora_ga"]
+FOLLOWS_FROM_THE_BASE = ["pissa", "olora"]  # what W gave up can be computed again from W; loftq: test_loftq.py
+CHANGES_THE_BASE = ["pissa_niter_4", "corda", "lora_ga"]
 KEEPS_THE_BASE = [True, False, "gaussian", "eva", "orthogonal", "mica"]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...backend import Array, Rng
 from ...ops.rows import rows
+from ...quantization import Quantized
 
 
 class Moments(NamedTuple):
@@ -54,21 +55,22 @@ class Data(NamedTuple):
 
 
 class Start(NamedTuple):
-    """A (r, in), B (out, r) and W_residual (out, in), with W_residual + s B A = W."""
+    """A (r, in), B (out, r) and W_residual (out, in), with W_residual + s B A = W, or near it where it is Quantized."""
 
     A: Array
     B: Array
-    W_residual: Array
+    W_residual: Array | Quantized
 
 
 class Init(NamedTuple):
     """An entry of INITS."""
 
     about: str  # a line
-    make: Callable[[Array, int, float, Data], Start]
+    make: Callable[..., Start]  # (W, r, s, data), and options of its own
     needs: str = ""  # the field of Data, beside rng, that it cannot do without
     takes_from_W: bool = False  # W_residual is not W
     freezes_B: bool = False  # B does not learn
+    quantizes: bool = False  # W_residual is Quantized
     redistribute: Callable[[Mapping[str, int], Mapping[str, Data], float], dict[str, int]] | None = None
     """({layer: rank}, {layer: Data}, rho) -> {layer: rank} of all layers, where one's rank depends on the others'"""
 

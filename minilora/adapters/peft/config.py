@@ -70,6 +70,26 @@ def classes_of(config: dict[str, Any]) -> list[type[Adapter]]:
     return reading
 
 
+def flat(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with a key "a.b" for each b of a mapping a, where keys of options are written so."""
+    keys = {option.key for classes in variants().values() for cls in classes for option in cls.options}
+    outer = {key.partition(".")[0] for key in keys if "." in key}
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        inside = key in outer and isinstance(value, dict)
+        found |= {f"{key}.{name}": x for name, x in value.items()} if inside else {key: value}
+    return found
+
+
+def nested(config: dict[str, Any]) -> dict[str, Any]:
+    """The config as a file has it, of a flat() one."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        outer, dot, name = key.partition(".")
+        found[outer] = {**found.get(outer, {}), name: value} if dot else value
+    return found
+
+
 def known_keys(cls: type[Adapter]) -> set[str]:
     """The keys that the config of a variant may hold."""
     options = {key for option in cls.options for key in (option.key, option.pattern) if key}
@@ -121,7 +141,7 @@ def check_config(config: dict[str, Any]) -> None:
         for key, value in given:
             try:
                 if key and (value is not None or option.default or option.mask_of):
-                    option.check(value)
+                    option.check(option.from_file(value))
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None
         for pattern in values if not option.mask_of else ():
@@ -265,5 +285,5 @@ def options_of(cls: type[Adapter], config: dict[str, Any], name: str) -> dict[st
         else:
             matching = (x for pattern, x in patterns.items() if matches_pattern(option.pattern, pattern, name))
             value = next(matching, value)
-        found[option.name] = option.default if value is None else value
+        found[option.name] = option.default if value is None else option.from_file(value)
     return found

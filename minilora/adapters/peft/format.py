@@ -12,7 +12,7 @@ from ...files import load_tensors, read_json
 from ...models.hub import fetch, name_on_hub, pickle_error
 from ...nn import Embedding, Linear
 from ..base import Adapter, Slot, shape
-from .config import beside_in, check_config, classes_of, is_saved, options_of
+from .config import beside_in, check_config, classes_of, flat, is_saved, options_of
 from .view import PREFIX
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -38,7 +38,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], d
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {CONFIG}: it is not an adapter folder")
-    config = read_json(path)
+    config = flat(read_json(path))
     try:
         check_config(config)
     except ValueError as error:

@@ -251,7 +251,7 @@ def write_peft(folder: str | Path, pairs: Mapping[str, Pair], dropout: float, ti
     if not pairs:
         raise ValueError("there is no lora_A and lora_B to convert")
     layers = {name: lora(name, *pair, dropout) for name, pair in pairs.items()}
-    config = variant_keys(layers) | {
+    config = variant_keys(layers, transposed=False) | {
         "task_type": None,
         "target_modules": sorted(layers),
         "bias": "none",

@@ -100,9 +100,12 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
         check_tensors(view, plan, needed(view, config, plan, rest, places), places)
     except ValueError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit this model and its config: {error}") from None
+    modules = build(view, plan, places, tensors)
+    made = {path: modules[path].weight for path in plan.adapters if modules[path].weight is not view.bases[path].weight}
     expected = metadata.get("base_sha256")
-    if expected and expected != base_hash(model, plan.carried()):
-        raise ValueError(f"{folder} was made for another base: the weights of this model are not those it names")
+    if expected and expected != base_hash(model, plan.carried(), made):
+        kind = " as they are held here" if made else ""
+        raise ValueError(f"{folder} was made for another base: the weights of this model{kind} are not those it names")
     notes = [] if expected else [f"{folder} does not say which base it is for; its names and shapes fit this one"]
     if beside:
         notes.append(f"{len(beside)} of its tensors are for a pooler, which a model without a head lacks")
@@ -110,7 +113,7 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     ranks = {path: cls.rank(options) for path, (cls, options) in plan.adapters.items() if cls.trains_a_matrix()}
     notes += filter(None, [wasted_rank({view.names[path]: (r, sides[path]) for path, r in ranks.items()})])
     labels = label_names(metadata, model.config.labels) if model.config.head in LABELLED else []
-    return build(view, plan, places, tensors), labels, "; ".join(notes)
+    return modules, labels, "; ".join(notes)
 
 
 def label_names(metadata: dict[str, str], labels: int) -> list[str]:
@@ -204,7 +207,7 @@ def build(view: View, plan: Plan, places: dict[str, Place], tensors: dict[str, n
         shared = shared or cls.draw_shared(bases, **options)
         twin = plan.tied and path == view.head
         own = modules["embed.token"].own_parameters() if twin else held[path]
-        layer = modules.get(path, view.layers[path])
+        layer = cls.base_for(modules.get(path, view.layers[path]), **options)
         modules[path] = cls.of(layer, {**own, **shared, **cls.computed(layer, **options)}, **options)
         if path in plan.biases:
             modules[path].base.bias.trainable = True

@@ -14,7 +14,7 @@ from ...models.saving import base_hash
 from ...models.transformer import Transformer
 from ...nn import Linear
 from ..base import Adapter, variants
-from .config import CLASSIFIERS, biases_of, ends_with
+from .config import CLASSIFIERS, biases_of, ends_with, nested
 from .format import CONFIG, LABELS, WEIGHTS
 from .plan import Plan, tensors_of
 from .view import TIED_NAMES, View, view_of
@@ -51,7 +51,7 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
     of_all = {path: (type(adapter), adapter.settings) for path, adapter in everything.items()}
     plan = Plan(of_all, tied or implied, saved, biases, [*beside])
     config = {
-        **variant_keys({view.names[path]: adapter for path, adapter in adapters.items()}),
+        **variant_keys({view.names[path]: adapter for path, adapter in adapters.items()}, view.transposed),
         **names_in_config(view, adapters, plan, tied),
         **beside_keys(view, beside, next(iter(adapters.values())).keys.beside),
         "task_type": task_type(view, everything),
@@ -75,7 +75,7 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
         metadata[LABELS] = json.dumps(label_maps(labels)["id2label"])
     return {
         WEIGHTS: tensors_to_bytes(tensors_in_file(view, plan, everything, config), metadata),
-        CONFIG: to_json(config),
+        CONFIG: to_json(nested(config)),
     }
 
 
@@ -133,9 +133,10 @@ def beside_keys(view: View, beside: Mapping[str, Adapter], keys: Iterable[str]) 
     return {key: values[table] if values and [*values] == [table] else values for key, values in config.items()}
 
 
-def variant_keys(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
-    """The keys that say the variant and its options, of {Hugging Face's name of a layer: its adapter}. Raises
-    ValueError where PEFT has one value for all and the adapters do not."""
+def variant_keys(adapters: Mapping[str, Adapter], transposed: bool) -> dict[str, Any]:
+    """The keys that say the variant and its options, of {Hugging Face's name of a layer: its adapter}. Of an init that
+    PEFT gets wrong where layers are `transposed` they are in our own words, which PEFT refuses. Raises ValueError where
+    PEFT has one value for all and the adapters do not."""
     first = next(iter(adapters.values()))
     linear = {name: a for name, a in adapters.items() if isinstance(a.base, Linear)} or adapters
     inits = {a.keys.inits[0]: type(a).__name__ for a in adapters.values()}
@@ -150,8 +151,10 @@ def variant_keys(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
     for option in (option for option in first.options if option.key):
         those = linear if option.name == "dropout" else adapters  # ids have no dropout
         values = {name: getattr(a, option.name) for name, a in those.items()}
-        config[option.key] = next(iter(values.values()))
-        others = {name: value for name, value in values.items() if value != config[option.key]}
+        value = next(iter(values.values()))
+        ours = transposed and started[first.keys.init] in first.keys.not_transposed
+        config[option.key] = value if ours else option.to_file(value)
+        others = {name: other for name, other in values.items() if other != value}
         if option.pattern:
             config[option.pattern] = others
         elif others:
