@@ -30,6 +30,13 @@ def formats_for(model: Module, quantize: str) -> dict[Parameter, type[Quantized]
     return found
 
 
+def format_of(model: Module) -> str:
+    """The format that the matrices of the blocks are held in; "" for arrays. Several are named in the alphabet."""
+    blocks = (layer for layer in model.children().values() if isinstance(layer, Block | Checkpointed))
+    held = (p.data for block in blocks for p in block.base_parameters().values())
+    return ", ".join(sorted({data.name for data in held if isinstance(data, Quantized)}))
+
+
 def quantize(model: Module, format: str) -> None:
     """Hold the matrices of a model as formats_for() says; they are frozen then. Raises ValueError as it does, and for
     numbers that the format has no code for."""
