@@ -185,8 +185,8 @@ def weights_hash(weights: Mapping[str, Array | Quantized]) -> str:
     import hashlib  # here, as it loads OpenSSL
 
     digest = hashlib.sha256()
-    for name, data in sorted(weights.items()):
-        array = np.ascontiguousarray(to_numpy(dense(data)), dtype=np.float32)
+    for name in sorted(weights):
+        array = np.ascontiguousarray(to_numpy(dense(weights[name])), dtype=np.float32)
         digest.update(f"{name} {array.shape}\n".encode())
         digest.update(array.data)
     return digest.hexdigest()

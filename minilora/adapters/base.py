@@ -31,7 +31,7 @@ Few need the rest, each for the reason that is said here:
     check           there is more to refuse than a wrong layer or option                    dora.py
     prepare         how a layer starts depends on the whole model, or on data               lora.py
     computed        a slot is not in the file, as it follows from the base                  lora.py
-    base_for        A and B stand beside another layer than the model's                     lora.py
+    makes_base      A and B stand beside another layer than the model's: base_for           lora.py
     draw_shared     all layers share a slot, drawn once                                     vera.py
     fit_options     training needs a penalty, or something done after each step             adalora.py
     in_file         PEFT has another form of it                                             lora.py
@@ -63,6 +63,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module
 from ..nn import Costs, Embedding, Gradients, LayerNorm, Linear, MetaArray, Module, Parameter
+from ..quantization import dense
 from . import DEFAULT as DEFAULT
 
 Law = Callable[[Any, Array, Array, Gradients], float]  # (adapter, x, dy, its gradients) -> relative error
@@ -218,7 +219,8 @@ class Adapter(Module):
         raise NotImplementedError
 
     def merged(self) -> tuple[Array, Array | None]:
-        """W and b of a plain layer that computes the same, without dropout: W + ΔW by delta(), and b as it is."""
+        """W and b of a plain layer that computes the same, without dropout: W + ΔW by delta(), and b as it is. One that
+        is left as it is, is the base's own."""
         bias = getattr(self.base, "bias", None)
         return self.dense() + self.delta(), None if bias is None else bias.data
 
@@ -226,7 +228,7 @@ class Adapter(Module):
         """ΔW, in the shape of W: s B A by factors(), else merged W - W. So a class states one of the three."""
         factors = self.factors()
         if factors is None:
-            return self.merged()[0] - self.dense()
+            return dense(self.merged()[0]) - self.dense()
         A, B, s = factors
         return s * (B @ A)
 
@@ -248,6 +250,7 @@ class Adapter(Module):
     ensure_weight_tying."""
     always_tied: ClassVar[bool] = False  # also without ensure_weight_tying
     beside: ClassVar[Beside | None] = None  # where an adapter may stand beside those of another variant
+    makes_base: ClassVar[bool] = False  # base_for() makes another layer, of a W in full precision
 
     @classmethod
     def form(cls, base: Any, **options: Any) -> type[Adapter]:
@@ -286,8 +289,8 @@ class Adapter(Module):
 
     @classmethod
     def base_for(cls, layer: Any, **options: Any) -> Any:
-        """The layer that the slots of a file stand beside: the model's own, unless the class makes another of it, and
-        does not write to it."""
+        """The layer that the slots of a file stand beside: the model's own, unless the class makes another of it, which
+        it does not write to."""
         return layer
 
     @classmethod

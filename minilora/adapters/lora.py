@@ -114,8 +114,9 @@ class LoRA(Adapter):
         return scale(self.r, self.alpha, self.rslora)
 
     @classmethod
-    def start(cls, base: Module, **options: Any) -> Any:
-        return cls(base, **{name: x for name, x in options.items() if name not in cls.unread})  # type: ignore[call-arg]
+    def start(cls, base: Module, *, rng: Rng, **options: Any) -> Any:
+        given = {"rng": rng, **options}
+        return cls(base, **{name: value for name, value in given.items() if name not in cls.unread})  # type: ignore[call-arg]
 
     @classmethod
     def check(cls, base: Module, *, data: Any = None, rho: float = 2.0, **options: Any) -> None:
@@ -203,9 +204,7 @@ class LoRALinear(LoRA):
     base_type = Linear
     targets = "q_proj", "v_proj"
     keys = LoRA.keys._replace(inits=(True, False, "gaussian", "eva", "orthogonal"))
-    inits = tuple(
-        name for name, init in INITS.items() if not (init.takes_from_W or init.freezes_B or init.quantizes)
-    )
+    inits = tuple(name for name, init in INITS.items() if not (init.takes_from_W or init.freezes_B or init.quantizes))
     laws: ClassVar[dict[str, Law]] = {
         **LoRA.laws,
         "dA = 0 at B = 0": gradient_at_the_start,
@@ -421,6 +420,7 @@ class LoftQLinear(LoRALinear):
         inits=("loftq",), not_transposed=("loftq",), ignored=tuple(k for k in LoRA.keys.ignored if k not in LOFTQ_KEYS)
     )
     inits = tuple(name for name, init in INITS.items() if init.quantizes)
+    makes_base = True
     unread = "rng", "rho", "init", "data"
     options = (
         *LoRA.options,
@@ -446,7 +446,7 @@ class LoftQLinear(LoRALinear):
         quantize: str = "nf4",
         rounds: int = 1,
     ) -> None:
-        own = {"quantize": quantize, "rounds": rounds}
+        own: dict[str, Any] = {"quantize": quantize, "rounds": rounds}
         options: dict[str, Any] = {"r": r, "alpha": alpha, "dropout": dropout, "rslora": rslora, **own}
         self.check(base, **options)
         if isinstance(base.weight.data, Quantized):
@@ -455,6 +455,7 @@ class LoftQLinear(LoRALinear):
                 "model without quantize for init 'loftq'"
             )
         A, B, Q = self.begin(base, "loftq", r, scale(r, alpha, rslora), **own)
+        assert isinstance(Q, Quantized)
         options |= {"alpha": float(alpha), "dropout": float(dropout)}
         self.hold(with_weight(base, Q), {"lora_A": A, "lora_B": B}, **options)
 
@@ -467,10 +468,15 @@ class LoftQLinear(LoRALinear):
 
     @classmethod
     def base_for(cls, layer: Linear, **options: Any) -> Linear:
-        """The layer with Q, made again from W."""
-        if isinstance(layer.weight.data, Quantized):
+        """The layer with Q, made again from W. Raises ValueError for one in another format."""
+        given, held = cls.defaults() | options, layer.weight.data
+        if isinstance(held, Quantized):
+            if held.name != given["quantize"]:
+                raise ValueError(
+                    f"the adapter makes up for what {given['quantize']} loses, and this layer is held in {held.name}: "
+                    "load the model without quantize"
+                )
             return layer
-        given = cls.defaults() | options
         with blas_threads():
             Q = rounded(to_numpy(layer.dense()), given["r"], given["quantize"], given["rounds"])
         return with_weight(layer, Q)

@@ -18,7 +18,7 @@ from ..training.metrics import paired_test, scores, student_t
 from .bases import base_for
 from .classification import classifier, confusion, fit_classifier
 from .data import numbers_of_rows, warn_of_unreadable
-from .finetuning import ShowData, attach, options_of, settings_of
+from .finetuning import ShowData, attach, base_format, options_of, settings_of
 from .prediction import encode
 from .settings import OF_METHOD, ClassifierSettings
 
@@ -53,7 +53,7 @@ def cross_validate(
     labels, repeated = dict(Counter(records.labels)), len(records.texts) - len(set(records.texts))
     encoded, numbers = {}, {}
     for which, settings in both.items():  # what is wrong with either is found before the training
-        model = classifier(source, names, settings.seed)
+        model = classifier(source, names, settings.seed, base_format(settings))
         encoded[which], lengths = encode(tokenizer, records.texts, targets, settings.length, model)
         attach(model, settings, shuffled(encoded[which], settings.batch, settings.seed))
         parts = {"all rows": numbers_of_rows(encoded[which], lengths, tokenizer, settings.length)}
@@ -68,7 +68,7 @@ def cross_validate(
         for which, settings in both.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they were shown above
-                model = classifier(source, names, settings.seed)
+                model = classifier(source, names, settings.seed, base_format(settings))
                 attach(model, settings, shuffled(take(encoded[which], train), settings.batch, settings.seed))
             model.to(backend)
             description = f"fold {fold} of {folds}, {which} setting"

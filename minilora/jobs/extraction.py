@@ -11,7 +11,7 @@ import numpy as np
 from ..adapters import DEFAULT
 from ..adapters.attach import low_rank_adapter
 from ..adapters.peft import CONFIG, PREFIX, WEIGHTS, adapter_files, read_adapter, slot_of
-from ..adapters.peft.config import classes_of
+from ..adapters.peft.config import classes_of, nested, options_of
 from ..adapters.peft.format import is_whole_in_file
 from ..adapters.spectrum import SVD, rank_for, truncate, truncation_error
 from ..files import tensors_to_bytes, to_json
@@ -90,9 +90,11 @@ def shrunk_files(folder: str | Path, low_rank: dict[str, LowRank]) -> dict[str, 
     """{file name: content} of the adapter in `folder` with other A and B; its base is not needed.
 
     Tensors that are trained whole stay, and layers whose ΔW is 0 are left out. Raises ValueError for an adapter of a
-    tied embedding, and for a trained bias of a layer that is left out.
+    tied embedding, for a trained bias of a layer that is left out, and for LoftQ's with more than one round.
     """
     config, before, metadata = read_adapter(Path(folder))
+    if options_of(classes_of(config)[0], config, "").get("rounds", 1) > 1:
+        raise ValueError(f"{folder} has a base that its rank had a part in: merge it, and no smaller one is needed")
     slots = {tensor: slot_of(config, tensor) for tensor in before}
     tensors = {tensor: x for tensor, x in before.items() if not slots[tensor]}
     adapted = {found[0]: found[1].base_type is Embedding for found in slots.values() if found}
@@ -114,4 +116,4 @@ def shrunk_files(folder: str | Path, low_rank: dict[str, LowRank]) -> dict[str, 
             tensors |= {f"{PREFIX}{name}.lora_embedding_A": B.T, f"{PREFIX}{name}.lora_embedding_B": A.T}
         else:
             tensors |= {f"{PREFIX}{name}.lora_A.weight": A, f"{PREFIX}{name}.lora_B.weight": B}
-    return {WEIGHTS: tensors_to_bytes(tensors, metadata), CONFIG: to_json(config)}
+    return {WEIGHTS: tensors_to_bytes(tensors, metadata), CONFIG: to_json(nested(config))}

@@ -19,9 +19,11 @@ from ..accounting import count_parameters
 from ..adapters import DEFAULT
 from ..adapters.attach import attach as attach_variant
 from ..adapters.attach import check_options, classes_of, fit_options
+from ..adapters.initialisations import inits
 from ..adapters.peft import adapter_files
 from ..data import Batch
 from ..files import to_json, write_files
+from ..models.quantized import quantize
 from ..models.saving import base_hash
 from ..models.tokenizer import Tokenizer
 from ..models.transformer import Transformer
@@ -155,19 +157,37 @@ def settings_of(kind: type[Any], **given: Any) -> Any:
     check_options(method, None, option)
     if twice := next((field for field, name in OF_METHOD.items() if name in option), None):
         raise ValueError(f"option {OF_METHOD[twice]!r} is what {twice!r} says: give that")
+    if "quantize" in option:
+        raise ValueError("option 'quantize' is what --quantize says: give that")
     return kind(**given)
+
+
+def rounds_W(settings: Settings) -> bool:
+    """Whether the adapters begin with a W that they hold in fewer bits themselves."""
+    return settings.init in inits() and inits()[settings.init].quantizes
+
+
+def base_format(settings: Settings) -> str | None:
+    """The format to load the base in: what --quantize says, unless an adapter needs W as it is."""
+    return None if rounds_W(settings) else settings.quantize
 
 
 def attach(model: Transformer, settings: Settings, batches: Callable[[int], Batch] | None = None) -> list[str]:
     """Attach adapters to `model`; a classifier is trained whole. The first of `batches` are for a method that starts
-    from what the layers do with them. Returns the paths of the adapted layers."""
+    from what the layers do with them. Of an init that rounds W, the rest is then held as --quantize says. Returns the
+    paths of the adapted layers."""
     chosen = {name: value for field, name in OF_METHOD.items() if (value := getattr(settings, field)) is not None}
     if batches and settings.init is not None and "data" in options_of(settings.method):
         chosen["data"] = [batches(i) for i in range(FIRST)]
+    held_in = settings.quantize if rounds_W(settings) else None
+    if held_in:
+        chosen["quantize"] = held_in
     adapted = attach_variant(
         model, settings.method, settings.targets, rng=np.random.default_rng(settings.seed),
         train=[name for name in CLASSIFIER if name in model.layers], **chosen, **settings.option or {},
     )  # fmt: skip
+    if held_in:
+        quantize(model, held_in)  # the others
     if settings.recompute:
         recompute(model)
     return adapted

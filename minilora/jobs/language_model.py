@@ -18,7 +18,7 @@ from ..models.tokenizer import Tokenizer
 from ..nn.optim import cosine_schedule
 from ..training import History
 from .data import Numbers
-from .finetuning import FineTuning, fit_adapter
+from .finetuning import FineTuning, base_format, fit_adapter
 from .runs import SAMPLES
 from .settings import LanguageModelSettings
 
@@ -49,7 +49,10 @@ class LanguageModelTask(FineTuning):
     def read(data: str, tokenizer: Tokenizer, batch: int, length: int, seed: int, encoding: str) -> Dataset: ...
 
     def load(self, source: str | Path, data: str) -> None:
-        self.model, self.tokenizer = load_pretrained(source), load_tokenizer(source)
+        self.model, self.tokenizer = (
+            load_pretrained(source, quantize=base_format(self.settings)),
+            load_tokenizer(source),
+        )
         check_continues(self.model, self.tokenizer)
         how, most = self.settings, self.model.config.max_length
         if how.length > most:

@@ -25,7 +25,7 @@ from ..models.pretrained import load_pretrained
 from ..process import folder_lock
 from ..spelling import counted
 from .bases import base_for
-from .finetuning import ShowData, attach, finetune, options_of, settings_of
+from .finetuning import ShowData, attach, base_format, finetune, options_of, settings_of
 from .parallel import check_joblib, run_all
 from .runs import CHECKPOINT, SETTINGS, check_settings, progress, read_settings
 from .settings import OF_METHOD, LanguageModelSettings
@@ -165,7 +165,7 @@ def check_input(
             run = Task(base, data, each)
             model = run.model
         else:
-            model = load_pretrained(base)
+            model = load_pretrained(base, quantize=base_format(each))
             attach(model, each, run.batches())
         trainable[folder.parent.name] = count_parameters(model)["trainable"]
     assert run

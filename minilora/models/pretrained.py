@@ -13,6 +13,7 @@ import numpy as np
 from ..backend import Array, Rng, generator
 from ..files import Tensors, open_tensors, read_json
 from ..nn import shapes_of
+from ..quantization import format_named
 from .config import Config
 from .config_json import PRESERVED, read_config
 from .families import FAMILIES
@@ -51,10 +52,12 @@ def load_pretrained(
     learn beside them. Never more than one matrix exists whole while it loads.
 
     Warns of tensors that are not used and of layers that are drawn. Raises FileNotFoundError for a missing file,
-    ImportError with the line to run for a missing package, ValueError for a family or feature that is not supported and
-    for weights that are a pickle, damaged, not finite, or do not fit the config; from the Hub also PermissionError and
-    ConnectionError.
+    ImportError with the line to run for a missing package, ValueError for a family, feature or format that is not
+    supported, and for weights that are a pickle, damaged, not finite, or do not fit the config; from the Hub also
+    PermissionError and ConnectionError.
     """
+    if quantize:
+        format_named(quantize)  # raises
     hub = pinned(source)
     path = locate(str(hub) if hub else source)
     config_path = config_file(path)

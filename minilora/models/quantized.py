@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from ..backend import Array
 from ..nn import Block, Checkpointed, Embedding, Linear, Module, Parameter, check_names, converted, join
@@ -30,11 +30,20 @@ def formats_for(model: Module, quantize: str) -> dict[Parameter, type[Quantized]
     return found
 
 
-def quantize(model: Module, format: str) -> None:
-    """Hold the matrices of a model as formats_for() says; they are frozen then. Raises ValueError as it does, and for
-    numbers that the format has no code for."""
+def format_of(model: Module) -> str:
+    """The format that the matrices of the blocks are held in; "" for arrays. Several are named in the alphabet."""
+    blocks = (layer for layer in model.children().values() if isinstance(layer, Block | Checkpointed))
+    held = (p.data for block in blocks for p in block.base_parameters().values())
+    return ", ".join(sorted({data.name for data in held if isinstance(data, Quantized)}))
+
+
+def quantize(model: Module, format: str, without: Collection[str] = ()) -> None:
+    """Hold the matrices of a model as formats_for() says, but for those of the layers at the paths in `without`; they
+    are frozen then. One that is Quantized already stays. Raises ValueError as formats_for() does, and for numbers that
+    the format has no code for."""
+    left = {model[path].weight for path in without}  # type: ignore[attr-defined]
     for parameter, cls in formats_for(model, format).items():
-        if not isinstance(parameter.data, Quantized):
+        if not isinstance(parameter.data, Quantized) and parameter not in left:
             parameter.data = cls.of(parameter.data)
 
 

@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 
-from ..files import tensors_to_bytes, to_json, weights_hash, write_folder
+from ..backend import Array
+from ..files import Tensors, tensors_to_bytes, to_json, weights_hash, write_folder
 from ..nn import Parameter
+from ..quantization import Quantized, dense
 from .config_json import write_config
 from .names import hf_name, transpose
+from .quantized import formats_for
 from .sources import CONFIG, TENSORS
 from .tokenizer import Tokenizer
 from .transformer import Transformer
 
 
-def base_hash(model: Transformer, without: Collection[str] = (), made: Mapping[str, Parameter] = {}) -> str:
-    """sha256 over the names, shapes and bytes of the base's parameters, except those at the paths in `without`.
+def base_hash(
+    model: Transformer,
+    without: Collection[str] = (),
+    format: str | None = None,
+    made: Mapping[str, Parameter] = {},
+) -> str:
+    """sha256 over the names, shapes and bytes of the base's parameters, except those at the paths in `without`; with a
+    `format`, over what they would be if the model were quantised so.
 
     It is the same with an adapter attached as without. A tied parameter counts once, under the first of its paths.
-    `made` are weights of layers, by their paths, that an adapter not attached yet puts in the place of the model's.
+    `made` are Parameters, by their paths, that an adapter not attached yet puts in the place of the model's.
     """
-    parameters = model.base_parameters(without) | {f"{path}.weight": p for path, p in made.items()}
-    return weights_hash({path: p.data for path, p in parameters.items()})
+    formats = formats_for(model, format) if format else {}
+    parameters = model.base_parameters(without) | dict(made)
+
+    def held(p: Parameter) -> Array | Quantized:
+        return formats[p].of(p.data) if p in formats else p.data
+
+    return weights_hash(Tensors({path: partial(held, p) for path, p in parameters.items()}))
 
 
 def save_pretrained(model: Transformer, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
@@ -43,7 +58,7 @@ def model_files(model: Transformer, tokenizer: Tokenizer | None = None) -> dict[
         raise ValueError(f"{adapted} layers are adapted: merge(model) first, or save the adapter by itself")
     state = model.state_dict()
     names = {path: hf_name(model, path) for path in state}
-    tensors = {name: transpose(model.family, name, state[path]) for path, name in names.items()}
+    tensors = {name: transpose(model.family, name, dense(state[path])) for path, name in names.items()}
     values = write_config(model) | {"dtype": str(next(iter(tensors.values())).dtype)}
     if model.config.head == "lm":
         values["tie_word_embeddings"] = "lm_head.weight" not in state

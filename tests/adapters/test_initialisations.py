@@ -34,7 +34,9 @@ from minilora.training import evaluate
 R, S = 4, 1.7
 SIZES = [(16, 24), (24, 16), (16, 16)]  # out, in
 TAKES = [name for name, init in inits().items() if init.takes_from_W]
-KEEPS = [name for name, init in inits().items() if not (init.takes_from_W or init.quantizes)]  # quantizes: test_loftq.py
+KEEPS = [
+    name for name, init in inits().items() if not (init.takes_from_W or init.quantizes)
+]  # quantizes: test_loftq.py
 FROM_W = ["pissa", "olora"]  # which need no data
 each_init = pytest.mark.parametrize("name", [*KEEPS, *TAKES])
 

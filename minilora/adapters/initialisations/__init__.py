@@ -9,8 +9,8 @@
 W_residual + s B A = W: the layer begins as it was. Most have B A = 0, and W_residual is W itself. Others (takes_from_W)
 move a part of W into s B A, which then learns. No adapter here holds a second W for it: instead of W_residual it keeps
 the start A₀, B₀, as W_residual = W - s B₀ A₀ (lora.ResidualLoRALinear). W_residual is returned for whoever reads or
-checks the function. Of LoftQ alone (quantizes) W_residual is W in few bits, the sum comes near W, and the layer is given
-that W_residual in the place of W (lora.LoftQLinear).
+checks the function. Of LoftQ alone (quantizes) W_residual is a W in few bits, which the layer is given in the place of
+W (lora.LoftQLinear): the sum comes near W.
 
 A file states INITS = {name: Init(a line about it, its function, ...)}. The names are PEFT's for init_lora_weights.
 """

@@ -29,6 +29,7 @@ import numpy as np
 from ...files import load_tensors, read_json, save_tensors, tensors_to_bytes, to_json, write_folder
 from ...nn import Embedding, Linear
 from ..base import DEFAULT, Adapter, is_number, variants
+from .config import classes_of
 from .format import CONFIG, WEIGHTS, base_without_weights, layers_in, locate_adapter, read_adapter
 from .view import PREFIX
 from .writing import variant_keys
@@ -234,6 +235,8 @@ def read_pairs(folder: Path) -> tuple[dict[str, Any], dict[str, Pair], float]:
     config, tensors, _ = read_adapter(folder)
     if config.get("bias") not in ("none", None) or config.get("modules_to_save"):
         raise ValueError(f"{folder} trains whole modules or biases of the base, which this layout has no place for")
+    if classes_of(config)[0].makes_base:
+        raise ValueError(f"{folder} has a base in fewer bits, which this layout cannot say: merge it (minilora merge)")
     layers = layers_in(folder, config, tensors)
     if not layers:
         raise ValueError(f"{folder / WEIGHTS} holds no tensor")
