@@ -226,7 +226,9 @@ def test_every_start_takes_what_it_takes_from_the_decoded_matrix(init, family, t
         warnings.simplefilter("ignore")
         for model in (ours, theirs):
             attach_lora(model, targets, r=2, rng=0, init=init, data=data)
-    states = [{path: p.data for path, p in model.named_parameters().items() if "lora" in path} for model in (ours, theirs)]
+    states = [
+        {path: p.data for path, p in model.named_parameters().items() if "lora" in path} for model in (ours, theirs)
+    ]
     assert states[0].keys() == states[1].keys()
     for path, x in states[0].items():
         assert same(x, states[1][path]), path
@@ -247,9 +249,14 @@ def test_to_train_a_matrix_of_codes_is_refused_by_its_name_and_the_model_stays_a
     model = held("bert" if "bias" in train else "llama", "nf4")
     before = {path: (p, p.trainable) for path, p in model.named_parameters().items()}, dict(model.named_modules())
     name = train if isinstance(train, str) else train[-1]
-    with pytest.raises(ValueError, match=rf"train='{name}': \S+{'' if name in ('lm_head', 'embed') else name}\S* is held in {held_in}"):
+    with pytest.raises(
+        ValueError, match=rf"train='{name}': \S+{'' if name in ('lm_head', 'embed') else name}\S* is held in {held_in}"
+    ):
         attach_lora(model, r=2, rng=0, train=train)
-    assert ({path: (p, p.trainable) for path, p in model.named_parameters().items()}, dict(model.named_modules())) == before
+    assert (
+        {path: (p, p.trainable) for path, p in model.named_parameters().items()},
+        dict(model.named_modules()),
+    ) == before
 
 
 @pytest.mark.parametrize("train", ["bias", "norm"])
@@ -293,13 +300,17 @@ def test_an_adapter_comes_back_to_the_bit_on_the_codes_that_it_was_trained_on(va
     model, batch = held(family, "nf4"), some_batch(rng)
     attach(model, variant, targets, rng=0, **small(variant))
     moved(model)
+    over_arrays = decoded(held(family, "nf4"))
+    attach(over_arrays, variant, targets, rng=0, **small(variant))
     try:
-        peft.save_adapter(model, tmp_path / "a")
-    except ValueError as error:
-        assert "part" in str(error) or "stores as (in, out)" in str(error)  # as over arrays
-        with pytest.raises(ValueError, match="part|stores as"):
-            peft.save_adapter(moved_over_arrays(variant, family, targets), tmp_path / "b")
+        peft.save_adapter(moved(over_arrays), tmp_path / "b")
+    except ValueError as error:  # what has no file over arrays has none here
+        with pytest.raises(ValueError, match=re.escape(str(error))):
+            peft.save_adapter(model, tmp_path / "a")
         return
+    peft.save_adapter(model, tmp_path / "a")
+    files = [(tmp_path / folder / peft.CONFIG).read_bytes() for folder in "ab"]
+    assert files[0] == files[1]
     loaded = held(family, "nf4")
     before = codes(loaded)
     assert peft.load_adapter(loaded, tmp_path / "a") == ""
@@ -308,12 +319,6 @@ def test_an_adapter_comes_back_to_the_bit_on_the_codes_that_it_was_trained_on(va
     over_arrays = decoded(held(family, "nf4"))
     assert peft.load_adapter(over_arrays, tmp_path / "a") == ""  # Ŵ is Ŵ, however it is held
     assert same(logits(over_arrays, batch), logits(loaded, batch))
-
-
-def moved_over_arrays(variant, family, targets):
-    model = decoded(held(family, "nf4"))
-    attach(model, variant, targets, rng=0, **small(variant))
-    return moved(model)
 
 
 def saved(folder, name, targets=("q_proj", "v_proj"), **options):
@@ -344,3 +349,76 @@ def test_an_adapter_goes_on_its_base_in_another_format_with_a_note(trained, here
     attach_lora(reference, own, r=2, rng=0)
     batch = some_batch(rng)
     assert close(logits(model, batch), logits(moved(reference), batch), 1e-6)
+
+
+@pytest.mark.parametrize(("trained", "here"), [("nf4", "nf4"), ("nf4", ""), ("", "")])
+def test_another_base_is_refused_where_the_weights_can_be_compared(trained, here, tmp_path):
+    folder = saved(tmp_path / "a", trained)
+    model = build("llama", dtype="float32")
+    W = model["block_1.mlp.up_proj"].weight
+    W.data = -W.data
+    if here:
+        quantize(model, here)
+    before = snapshot(model) if not here else codes(model)
+    with pytest.raises(
+        ValueError, match="a was made for another base: the weights of this model are not those it names"
+    ):
+        peft.load_adapter(model, folder)
+    assert (snapshot(model) if not here else codes(model)) == before
+
+
+def test_a_format_that_is_not_known_here_is_told_in_the_note(tmp_path):
+    folder = saved(tmp_path / "a", "nf4")
+    tensors, metadata = load_tensors(folder / peft.WEIGHTS)
+    save_tensors(folder / peft.WEIGHTS, tensors, metadata | {BASE_FORMAT: "nf3"})
+    note = peft.load_adapter(build("llama", dtype="float32"), folder)
+    assert "was trained on its base in nf3, and this one is in full precision" in note
+
+
+def test_the_hash_in_a_format_is_that_of_the_model_in_it_and_is_made_without_it():
+    model = build("llama", dtype="float32")
+    for name in FORMATS:
+        assert base_hash(model, format=name) == base_hash(held("llama", name, dtype="float32"))
+    assert not codes(model)
+
+
+def test_what_an_adapter_trains_whole_is_an_array_of_its_own_on_a_base_of_codes(tmp_path, rng):
+    model, batch = build("llama", tied=False), some_batch(rng)
+    attach_lora(model, r=2, rng=0, train=["embed", "norm"])
+    peft.save_adapter(moved(model), tmp_path / "a")
+    loaded = held("llama", "nf4", tied=False)
+    before = codes(loaded)
+    peft.load_adapter(loaded, tmp_path / "a")
+    learned = {path for path in loaded.trainable_parameters() if "lora" not in path}
+    assert "embed.token.weight" in learned
+    assert learned == {path for path in model.trainable_parameters() if "lora" not in path}
+    assert set(named(loaded, gradients(loaded, batch))) == set(loaded.trainable_parameters())
+    left = codes(loaded)
+    assert left == {path: before[path] for path in left}
+    assert before.keys() - left.keys() == {"embed.token.weight"}
+
+
+def test_adapters_are_switched_over_one_base_of_codes_which_comes_back_to_the_bit(tmp_path, rng):
+    folders = {
+        name: saved(tmp_path / name, "int8", targets) for name, targets in {"a": ["q_proj"], "b": ["embed"]}.items()
+    }
+    model, batch = held("llama", "int8", dtype="float32"), some_batch(rng)
+    before, y = codes(model), logits(model, batch)
+    adapters = peft.Adapters(model)
+    for name, folder in folders.items():
+        assert adapters.load(name, folder) == ""
+    found = set()
+    for name in ("a", "b", "a"):
+        adapters.activate(name)
+        found.add(logits(model, batch).tobytes())
+    adapters.activate(None)
+    assert len(found | {y.tobytes()}) == 3
+    assert same(logits(model, batch), y)
+    assert codes(model) == before
+
+
+def test_a_layer_that_is_made_of_codes_is_frozen():
+    Q = formats()["nf4"].of(np.random.default_rng(0).standard_normal((6, 5)))
+    assert Linear(Q).weight.trainable is Embedding(Q).weight.trainable is False
+    with pytest.raises(ValueError, match="a weight in nf4 has no gradient"):
+        Linear(Q).weight.trainable = True
