@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
-from ..nn import Module
-from ..quantization import Quantized
+from ..quantization import STORED, Quantized
 from ..spelling import counted
 from .labels import labels_of, list_labels
 from .pretrained import load_pretrained
 from .saving import base_hash
 
 
-def held_in(model: Module) -> str:
-    """The formats of the tensors, and their bytes, such as "nf4 (28 tensors), bfloat16 (1 tensor); 1,234,567 bytes"; ""
-    where none is quantised."""
-    tensors = [p.data for p in model.named_parameters().values()]
-    if not any(isinstance(x, Quantized) for x in tensors):
-        return ""
-    counts = Counter(x.name if isinstance(x, Quantized) else str(x.dtype) for x in tensors)
-    formats = ", ".join(f"{name} ({counted(n, 'tensor')})" for name, n in counts.most_common())
-    return f"{formats}; {sum(x.nbytes for x in tensors):,} bytes"
-
-
 def describe_model(source: str | Path) -> dict[str, str]:
     """{title: a line about the model}. Raises as load_pretrained does."""
-    model = load_pretrained(source)
-    held = held_in(model)
+    model = load_pretrained(source, quantize=STORED)
     config = model.config
     rotary = f"rotary with theta {config.rope_theta:g}{', scaled as in Llama 3' * bool(config.rope_scaling)}"
     positions = "learned" if "position" in model["embed"].children() else rotary
     classifier = f"a classifier of {config.labels} labels{list_labels(labels_of(model))}"
     heads = {"lm": f"{'tied' if config.tied else 'untied'} head", "classify": classifier}
     heads["tokens"] = f"{classifier} for each token"
+    held: dict[str, int] = {}
+    for p in model.named_parameters().values():
+        kind = p.data.name if isinstance(p.data, Quantized) else str(p.data.dtype)
+        held[kind] = held.get(kind, 0) + p.data.nbytes
     windowed = sum(config.window(i) is not None for i in range(config.n_layers))
     window = f", a window of {config.sliding_window} in {counted(windowed, 'layer')}" if windowed else ""
     return {
         "model": f"{model.family}, {sum(p.data.size for p in model.named_parameters().values()):,} parameters",
-        **({"held in": held} if held else {}),
+        "weights": ", ".join(f"{n / 1e6:.1f} MB in {kind}" for kind, n in held.items()),
         "layers": f"{config.n_layers} of width {config.d_model}, hidden {config.d_ff}",
         "heads": f"{config.n_heads} of width {config.head_dim}, {config.n_kv_heads} for keys and values",
         "vocabulary": f"{config.vocab_size}, {heads.get(config.head, 'no head')}",
