@@ -18,7 +18,7 @@ from typing import Protocol
 from ..backend import Array, get_array_module
 from .rows import like, rows
 
-PART = 2**21  # numbers of Ŵ
+PART = 2**18  # numbers of Ŵ: 1 MiB, which stays in a core's cache
 
 
 class Decodable(Protocol):

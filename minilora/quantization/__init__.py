@@ -10,15 +10,18 @@ if TYPE_CHECKING:
     from .base import dense as dense
     from .base import format_named as format_named
     from .base import formats as formats
+    from .base import is_finite as is_finite
 
-__all__ = ["Quantized", "dense", "format_named", "formats", "names"]
+STORED = "stored"  # beside the names of formats(): as a file has it, whatever that is
+__all__ = ["STORED", "Quantized", "dense", "format_named", "formats", "is_finite", "names"]
 
 
 def names() -> list[str]:
-    """The names that `quantize` takes, in the alphabet: those of base.formats(), read from the files without importing
-    them, for a --help that need not wait for NumPy."""
+    """What load_pretrained's `quantize` can be: the names of base.formats(), in the alphabet, and "stored". They are
+    read from the files without importing them, for a --help that need not wait for NumPy."""
     files = (path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py"))
-    return sorted({name for text in files for name in re.findall(r'^    name = "(.+)"$', text, re.MULTILINE)})
+    found = {name for text in files for name in re.findall(r'^    name = "(.+)"$', text, re.MULTILINE)}
+    return [*sorted(found), STORED]
 
 
 def __getattr__(name: str) -> Any:
