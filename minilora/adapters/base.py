@@ -31,7 +31,7 @@ Few need the rest, each for the reason that is said here:
     check           there is more to refuse than a wrong layer or option                    dora.py
     prepare         how a layer starts depends on the whole model, or on data               lora.py
     computed        a slot is not in the file, as it follows from the base                  lora.py
-    makes_base      A and B stand beside another layer than the model's: base_for           lora.py
+    makes_weight    A and B stand beside another weight than the layer's: weight_for        lora.py
     draw_shared     all layers share a slot, drawn once                                     vera.py
     fit_options     training needs a penalty, or something done after each step             adalora.py
     in_file         PEFT has another form of it                                             lora.py
@@ -250,7 +250,7 @@ class Adapter(Module):
     ensure_weight_tying."""
     always_tied: ClassVar[bool] = False  # also without ensure_weight_tying
     beside: ClassVar[Beside | None] = None  # where an adapter may stand beside those of another variant
-    makes_base: ClassVar[bool] = False  # base_for() makes another layer, of a W in full precision
+    makes_weight: ClassVar[bool] = False  # weight_for() makes another, of a W in full precision
 
     @classmethod
     def form(cls, base: Any, **options: Any) -> type[Adapter]:
@@ -288,10 +288,11 @@ class Adapter(Module):
         return {}
 
     @classmethod
-    def base_for(cls, layer: Any, **options: Any) -> Any:
-        """The layer that the slots of a file stand beside: the model's own, unless the class makes another of it, which
-        it does not write to."""
-        return layer
+    def weight_for(cls, layer: Any, **options: Any) -> Parameter:
+        """The weight that the slots of a file stand beside: the layer's own, unless the class makes another of it. The
+        layer is left as it was. Raises ValueError for one that it cannot be made of."""
+        W: Parameter = layer.weight
+        return W
 
     @classmethod
     def draw_shared(cls, bases: Collection[Any], **options: Any) -> dict[str, Parameter]:

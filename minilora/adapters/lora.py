@@ -420,7 +420,7 @@ class LoftQLinear(LoRALinear):
         inits=("loftq",), not_transposed=("loftq",), ignored=tuple(k for k in LoRA.keys.ignored if k not in LOFTQ_KEYS)
     )
     inits = tuple(name for name, init in INITS.items() if init.quantizes)
-    makes_base = True
+    makes_weight = True
     unread = "rng", "rho", "init", "data"
     options = (
         *LoRA.options,
@@ -457,7 +457,9 @@ class LoftQLinear(LoRALinear):
         A, B, Q = self.begin(base, "loftq", r, scale(r, alpha, rslora), **own)
         assert isinstance(Q, Quantized)
         options |= {"alpha": float(alpha), "dropout": float(dropout)}
-        self.hold(with_weight(base, Q), {"lora_A": A, "lora_B": B}, **options)
+        layer = copy.copy(base)
+        layer.weight = Parameter(Q.to(base.weight.xp), trainable=False)
+        self.hold(layer, {"lora_A": A, "lora_B": B}, **options)
 
     @classmethod
     def check(cls, base: Module, **options: Any) -> None:
@@ -467,26 +469,19 @@ class LoftQLinear(LoRALinear):
             raise ValueError("it is a part of a fused layer, and LoftQ makes another of the whole: name that, qkv_proj")
 
     @classmethod
-    def base_for(cls, layer: Linear, **options: Any) -> Linear:
-        """The layer with Q, made again from W. Raises ValueError for one in another format."""
+    def weight_for(cls, layer: Linear, **options: Any) -> Parameter:
+        """Q, made again from W."""
         given, held = cls.defaults() | options, layer.weight.data
-        if isinstance(held, Quantized):
-            if held.name != given["quantize"]:
-                raise ValueError(
-                    f"the adapter makes up for what {given['quantize']} loses, and this layer is held in {held.name}: "
-                    "load the model without quantize"
-                )
-            return layer
-        with blas_threads():
-            Q = rounded(to_numpy(layer.dense()), given["r"], given["quantize"], given["rounds"])
-        return with_weight(layer, Q)
-
-
-def with_weight(layer: Linear, Q: Quantized) -> Linear:
-    """A layer that holds Q, frozen, and shares all else of `layer`."""
-    made = copy.copy(layer)
-    made.weight = Parameter(Q.to(layer.weight.xp), trainable=False)
-    return made
+        if not isinstance(held, Quantized):
+            with blas_threads():
+                Q = rounded(to_numpy(held), given["r"], given["quantize"], given["rounds"])
+            return Parameter(Q.to(layer.weight.xp), trainable=False)
+        if held.name != given["quantize"]:
+            raise ValueError(
+                f"the adapter makes up for what {given['quantize']} loses, and this layer is held in {held.name}: load "
+                "the model without quantize"
+            )
+        return layer.weight
 
 
 class LoRAEmbeddingCache(NamedTuple):

@@ -192,8 +192,7 @@ def check_below(
         model = base_of_run(base, folder, config, tensors)
     view = view_of(model)
     plan = plan_of(view, config, tensors)
-    layers = {path: cls.base_for(view.bases[path], **options) for path, (cls, options) in plan.adapters.items()}
-    check_base(model, plan, metadata, folder, made_weights(view, layers), str(base))
+    check_base(model, plan, metadata, folder, made_weights(view, plan), str(base))
 
 
 def trained_whole(config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> list[str]:

@@ -12,6 +12,7 @@ from models import build, close, gradients, named, some_batch
 from peft_models import IDS, PADDING, base, logits, trained
 
 import minilora
+from minilora import quantize
 from minilora.adapters import peft
 from minilora.adapters.attach import attach, attach_lora
 from minilora.adapters.base import DEFAULT
@@ -21,7 +22,6 @@ from minilora.adapters.merge import merge, unmerge
 from minilora.backend import to_numpy
 from minilora.cli import main
 from minilora.jobs.rank import study
-from minilora.models.quantized import quantize
 from minilora.models.saving import base_hash
 from minilora.nn import Linear
 from minilora.nn.optim import SGD
@@ -78,36 +78,14 @@ def test_s_changes_no_bit_of_Q_and_not_the_update_that_the_layer_begins_with(qua
 
 
 @each_format
-@settings(max_examples=25)
-@given(sizes, st.integers(1, 2))
-def test_Q_of_one_round_is_the_formats_own_and_of_more_each_number_is_the_nearest_given_its_scales(
-    quantize_as, size, rounds
-):
-    W, r = drawn(size, dtype="float64"), 2
-    A, B, Q = loftq(W, r, 2.0, quantize=quantize_as, rounds=rounds)
-    cls = format_named(quantize_as)
-    if rounds == 1:
-        rest = W
-    else:
-        A, B, before = loftq(W, r, 2.0, quantize=quantize_as, rounds=rounds - 1)
-        rest = W - 2.0 * B @ A
-    assert np.array_equal(Q.dense(), cls.of(rest).dense())
-    codes = Q.arrays["codes"]
-    for step in (1, -1, 16, -16):  # any other code of the same scales is no nearer: one of a pair at a time
-        if quantize_as == "int8" and abs(step) > 1:
-            continue
-        limits = np.iinfo(codes.dtype)
-        low = 15 if quantize_as != "int8" else 0
-        part = codes & low if abs(step) == 1 and low else codes >> 4 if low else codes
-        inside = (
-            (0 <= part + np.sign(step).astype(int)) & (part + np.sign(step) <= 15)
-            if low
-            else ((codes.astype(int) + step >= -127) & (codes.astype(int) + step <= limits.max))
-        )
-        moved = np.where(inside, codes.astype(int) + step, codes).astype(codes.dtype)
-        other = cls({**Q.arrays, "codes": moved}, Q.shape, Q.dtype).dense()
-        slack = 1e-6 * np.abs(rest).max() + (0.05 * np.abs(rest).max() if quantize_as == "nf4-dq" else 0)
-        assert (np.abs(other - rest) >= np.abs(Q.dense() - rest) - slack).all()
+@settings(max_examples=15)
+@given(sizes, st.integers(1, 3))
+def test_Q_is_the_formats_rounding_of_what_the_turn_before_left_to_it(quantize_as, size, rounds):
+    W, encode = drawn(size, dtype="float64"), format_named(quantize_as).of
+    A, B, _ = loftq(W, 2, 2.0, quantize=quantize_as, rounds=rounds)
+    assert np.array_equal(loftq(W, 2, 2.0, quantize=quantize_as).W_residual.dense(), encode(W).dense())
+    after = loftq(W, 2, 2.0, quantize=quantize_as, rounds=rounds + 1).W_residual
+    assert np.array_equal(after.dense(), encode(W - 2.0 * B @ A).dense())
 
 
 def test_the_turn_of_Q_may_raise_the_error_so_more_rounds_promise_nothing():
@@ -145,7 +123,7 @@ def test_without_1_over_s_the_error_is_that_of_none_at_s_2_and_larger_beyond():
     A, B, Q = loftq(W, 8, 1.0)
     alone = np.linalg.norm(W - Q.dense())
     forgotten = [error(W, A, B, Q, s) / alone for s in (1, 2, 4)]
-    assert forgotten[0] < 0.9
+    assert 0.5 < forgotten[0] < 0.9
     assert math.isclose(forgotten[1], 1, rel_tol=1e-5)
     assert forgotten[2] > 1.5
     right = [error(W, *loftq(W, 8, s), s) / alone for s in (1, 2, 4)]
@@ -205,8 +183,8 @@ def test_the_layer_of_a_model_on_another_array_library_holds_the_same_codes(xp):
 @each_format
 def test_training_moves_A_and_B_alone_and_merging_and_unmerging_give_back_every_code(family, targets, quantize_as, rng):
     model, batch = build(family, tied=True), some_batch(rng)
-    dense = {name: x.copy() for name, x in model.state_dict().items()}
-    held = {name: x for name, x in model.state_dict().items()}
+    held = model.state_dict()
+    dense = {name: x.copy() for name, x in held.items()}
     paths = attach_lora(model, targets, r=2, alpha=3, rng=0, init="loftq", quantize=quantize_as, rounds=2)
     assert all(np.array_equal(held[name], dense[name]) for name in dense)  # the given W is not written to
     assert {type(model[path]) for path in paths} == {LoftQLinear}
@@ -442,9 +420,9 @@ def run(*arguments):
 def test_finetune_generate_and_merge_on_the_command_line(held, tmp_path, capsys):
     (tmp_path / "t.txt").write_text("for i in range(10): print(i)\n" * 400)
     short = "--steps", 2, "--batch", 2, "--length", 32, "--evaluate-every", 2, "--rank", 2
-    run("finetune", "--base", "builtin", "--data", tmp_path / "t.txt", "--out", tmp_path / "a", "--init", "loftq", *held,
-        "--option", "rounds=2", "--targets", "q_proj", *short)  # fmt: skip
-    config, _, metadata = peft.read_adapter(tmp_path / "a")
+    loftq = "--init", "loftq", "--option", "rounds=2", "--targets", "q_proj", *held
+    run("finetune", "--base", "builtin", "--data", tmp_path / "t.txt", "--out", tmp_path / "a", *loftq, *short)
+    config, _, _ = peft.read_adapter(tmp_path / "a")
     assert (config["loftq_config.loftq_bits"], config["loftq_config.loftq_iter"]) == (4, 2)
     capsys.readouterr()
     run("generate", "--adapter", tmp_path / "a", "--prompt", "for", "--tokens", 4)
@@ -466,7 +444,7 @@ def test_finetune_generate_and_merge_on_the_command_line(held, tmp_path, capsys)
 # ---- PEFT's own ----
 
 
-@pytest.fixture()
+@pytest.fixture
 def without_cuda(monkeypatch):
     """PEFT moves the weight to CUDA, also in a model on the CPU; here "cuda" is the CPU."""
     torch, bnb = pytest.importorskip("torch"), pytest.importorskip("bitsandbytes")

@@ -15,8 +15,9 @@ be the error of Q alone, which an adapter only makes larger.)
 The turn of A and B never adds to the error: s B A is the best of rank r (Eckart, Young, 1936), and what is left is
 Σ_{i>r} σᵢ², so Σ_{i≤r} σᵢ² less than Q's own. The turn of Q may. q takes the nearest level for each number, but of a
 grid whose scale it does not choose, the largest number of a block or row of W - s B A: the Q before, on another grid,
-can be nearer. On matrices that were measured the error falls from turn to turn, and by less each time: rounding errors
-are as good as independent, so their singular values are nearly those of noise, and the r largest are a small part.
+can be nearer. So more rounds promise nothing. On most matrices the error falls with each, and by less each time:
+rounding errors are as good as independent, their singular values are nearly those of noise, and the r largest are a
+small part (docs/variants.md has numbers).
 
 Unlike the other starts that take from W it only comes near it: W - Q - s B A is not 0, and Q is all that is kept.
 Without A and B the layer is Q. Q and the SVD are computed in float64 also for a float32 W, so that the sums of another

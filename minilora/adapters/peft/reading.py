@@ -84,14 +84,14 @@ def load_base(
         head = None
     weight = classifier_weight(tensors)
     labels = None if weight is None else len(weight)
-    makes_base = classes_of(config)[0].makes_base
-    load = partial(load_pretrained, source, quantize=None if makes_base else quantize, rng=rng)
+    makes_weight = classes_of(config)[0].makes_weight
+    load = partial(load_pretrained, source, quantize=None if makes_weight else quantize, rng=rng)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", CLASSIFIER_DRAWN)
         model = load(head=head, labels=labels if head in LABELLED else None)
         if labels and model.config.head not in LABELLED:  # and the config has no task_type
             model = load(head="classify", labels=labels)
-    if makes_base and quantize:
+    if makes_weight and quantize:
         hold_as(model, quantize, plan_of(view_of(model), config, tensors).adapters)
     return model
 
@@ -118,8 +118,7 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
         check_tensors(view, plan, needed(view, config, plan, rest, places, metadata.get(BASE_FORMAT, "")), places)
     except ValueError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit this model and its config: {error}") from None
-    modules = build(view, plan, places, tensors)
-    made = made_weights(view, {path: modules[path] for path in plan.adapters})
+    made = made_weights(view, plan)
     notes = list(filter(None, [check_base(model, plan, metadata, folder, made)]))
     if beside:
         notes.append(f"{len(beside)} of its tensors are for a pooler, which a model without a head lacks")
@@ -127,13 +126,17 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     ranks = {path: cls.rank(options) for path, (cls, options) in plan.adapters.items() if cls.trains_a_matrix()}
     notes += filter(None, [wasted_rank({view.names[path]: (r, sides[path]) for path, r in ranks.items()})])
     labels = label_names(metadata, model.config.labels) if model.config.head in LABELLED else []
-    return modules, labels, "; ".join(notes)
+    return build(view, plan, places, tensors, made), labels, "; ".join(notes)
 
 
-def made_weights(view: View, layers: Mapping[str, Any]) -> dict[str, Parameter]:
-    """{path: Parameter} of the weights of `layers`, {path: an adapter or what it stands beside}, that are not the
-    model's (Adapter.base_for)."""
-    return {f"{path}.weight": x.weight for path, x in layers.items() if x.weight is not view.bases[path].weight}
+def made_weights(view: View, plan: Plan) -> dict[str, Parameter]:
+    """{path: Parameter} of the weights that adapters stand beside in the place of the model's."""
+    found = {}
+    for path, (cls, options) in plan.adapters.items():
+        weight = cls.weight_for(view.bases[path], **options)
+        if weight is not view.bases[path].weight:
+            found[f"{path}.weight"] = weight
+    return found
 
 
 def check_base(
@@ -189,7 +192,7 @@ def needed(
     for one of which only the format differs."""
     encoded = formats_for(view.model, base_format) if base_format in formats() else {}
     frozen = {view.tensor(path, "base_layer.weight"): path for path in plan.adapters}
-    made = {name for name, path in frozen.items() if plan.adapters[path][0].makes_base}  # compared by base_sha256
+    made = {name for name, path in frozen.items() if plan.adapters[path][0].makes_weight}  # compared by base_sha256
     head_bias = view.head_bias if ("lm_head", "bias") in [(p.path, p.name) for p in places.values()] else ""
     found = {}
     for name, x in tensors.items():
@@ -250,8 +253,15 @@ def check_tensors(view: View, plan: Plan, tensors: dict[str, np.ndarray], places
             raise ValueError(f"the head is tied to the embedding: {name} is not {other}{' transposed' * turned}")
 
 
-def build(view: View, plan: Plan, places: dict[str, Place], tensors: dict[str, np.ndarray]) -> dict[str, Module]:
-    """{path: module} with these numbers. The base's Parameters are shared; what the adapter trains is its own."""
+def build(
+    view: View,
+    plan: Plan,
+    places: dict[str, Place],
+    tensors: dict[str, np.ndarray],
+    made: Mapping[str, Parameter],
+) -> dict[str, Module]:
+    """{path: module} with these numbers. The base's Parameters are shared, but for those of made_weights(); what the
+    adapter trains is its own."""
     held: dict[str, dict[str, Parameter]] = {}
     for name, (path, what, slot, _) in places.items():
         W = view.bases[path or next(iter(plan.adapters))].weight
@@ -270,7 +280,9 @@ def build(view: View, plan: Plan, places: dict[str, Place], tensors: dict[str, n
         shared = shared or cls.draw_shared(bases, **options)
         twin = plan.tied and path == view.head
         own = modules["embed.token"].own_parameters() if twin else held[path]
-        layer = cls.base_for(modules.get(path, view.layers[path]), **options)
+        layer = modules.get(path, view.layers[path])
+        if (weight := made.get(f"{path}.weight")) is not None:
+            layer = with_own(layer, {"weight": weight})
         modules[path] = cls.of(layer, {**own, **shared, **cls.computed(layer, **options)}, **options)
         if path in plan.biases:
             modules[path].base.bias.trainable = True
