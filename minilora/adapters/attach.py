@@ -103,7 +103,7 @@ def attach_lora(
                 gradients ("eva", "corda", "lora_ga"); others do not read it
     rho         of "eva": the highest rank of a layer is rho r; with 1 each has r
     quantize, rounds        of "loftq": the format that the adapted layers are held in from here on, and how often it
-                and A and B take turns. The others stay as they are: models.quantized.quantize(model, format) does those
+                and A and B take turns. The others stay as they are: quantize(model, format) does those
     With `ensure_weight_tying` (PEFT's name for it) a head that is tied to an adapted embedding is adapted too, by the
     same A and B: TiedLoRALinear. Raises ValueError where there is no such head, or where it is a target itself.
     """

@@ -22,7 +22,7 @@ from record import pick, read
 
 BLOCKS = {"normal": (), "builtin": range(5), "minilm": range(6), "smollm2": (0, 10, 20, 29)}
 ROUNDS, RANKS, SEEDS = (1, 2, 3, 5), (8, 32), range(3)
-RATES = 8e-3, 1.6e-2, 3.2e-2
+RATES = 4e-3, 8e-3, 1.6e-2, 3.2e-2
 STARTS = {"NF4, B = 0": ("uniform", 1), "LoftQ, T = 1": ("loftq", 1), "LoftQ, T = 5": ("loftq", 5)}  # init, rounds
 
 RUNS = [{"matrices": name, "r": r} for name in BLOCKS for r in RANKS]

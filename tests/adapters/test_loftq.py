@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -407,6 +410,18 @@ def test_a_layout_without_a_word_for_it_and_a_smaller_rank_of_several_rounds_are
     again = base("llama", dtype="float32")
     assert peft.load_adapter(again, tmp_path / "small") == ""
     assert {again[p].r for p, m in again.named_modules() if isinstance(m, LoftQLinear)} == {1}
+
+
+# ---- the document ----
+
+
+def test_the_tables_of_the_document_are_those_that_the_grid_prints():
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(root / "notebooks" / "grids" / "loftq.py")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(printed) == 10 + 1 + 5
+    page = (root / "docs" / "variants.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in printed if line not in page] == []
 
 
 # ---- the command line ----

@@ -59,4 +59,4 @@ def rounded(W: Array, r: int, quantize: str, rounds: int) -> Quantized:
     return Q.astype(W.dtype)
 
 
-INITS = {"loftq": Init("the best of rank r for what W loses in 4 or 8 bits, which hold it", loftq, quantizes=True)}
+INITS = {"loftq": Init("W in 4 or 8 bits, A and B the best of rank r for what that loses", loftq, quantizes=True)}
