@@ -17,12 +17,15 @@ import numpy as np
 from .backend import Array, to_numpy
 from .process import LOCK
 from .quantization import Quantized, dense
+from .quantization.bfloat16 import BFloat16, from_bfloat16
+from .quantization.float16 import Float16
 
 LARGEST = 2**31  # bytes that are read of a file
 DTYPES = {  # of safetensors -> of NumPy; BF16, which NumPy lacks, as its bits
     "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2", "BOOL": "?",
     "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8",
 }  # fmt: skip
+HALF: dict[str, type[Quantized]] = {"BF16": BFloat16, "F16": Float16}
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -98,14 +101,22 @@ def save_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str
     write_whole(path, tensors_to_bytes(tensors, metadata))
 
 
-def tensors_to_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
-    """The content of a .safetensors file. Equal tensors and metadata give equal bytes."""
+def tensors_to_bytes(tensors: Mapping[str, Array | Quantized], metadata: Mapping[str, str]) -> bytes:
+    """The content of a .safetensors file. Equal tensors and metadata give equal bytes. BFloat16 and Float16 are written
+    as they are, what is in another format decoded."""
     import safetensors.numpy
 
-    blob = safetensors.numpy.save({name: np.ascontiguousarray(to_numpy(x)) for name, x in tensors.items()})
-    # The library writes metadata in an order that changes from run to run: put it into the header here.
+    halves = {name: x for name, x in tensors.items() if isinstance(x, BFloat16 | Float16)}
+    numbers = {name: next(iter(x.arrays.values())) for name, x in halves.items()}
+    numbers |= {name: dense(x) for name, x in tensors.items() if name not in halves}
+    blob = safetensors.numpy.save({name: np.asarray(to_numpy(x), order="C") for name, x in numbers.items()})
+    # The library writes metadata in an order that changes from run to run: put it into the header here. NumPy has no
+    # BF16: its bits are given to the library as U16.
     end = 8 + int.from_bytes(blob[:8], "little")
-    header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **json.loads(blob[8:end])}).encode()
+    entries = json.loads(blob[8:end])
+    for name in (name for name, x in halves.items() if isinstance(x, BFloat16)):
+        entries[name]["dtype"] = "BF16"
+    header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **entries}).encode()
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header + blob[end:]
 
@@ -132,8 +143,9 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     return dict(tensors), metadata
 
 
-def open_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """Tensors and metadata of a .safetensors file; bfloat16, which NumPy lacks, becomes float32, unrounded.
+def open_tensors(path: Path, stored: bool = False) -> tuple[Tensors, dict[str, str]]:
+    """Tensors and metadata of a .safetensors file; bfloat16, which NumPy lacks, becomes float32, unrounded. `stored`:
+    matrices in bfloat16 and float16 are held in that format.
 
     Raises FileNotFoundError, PermissionError, and ValueError for a file that is damaged or of another format, and for
     an unsupported dtype (float8 and smaller). A tensor with NaN or infinity raises ValueError when it is read.
@@ -160,23 +172,24 @@ def open_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     with path.open("rb") as file:
         end = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(end - 8))
-    return Tensors({name: partial(read_tensor, path, name, header[name], end) for name in dtypes}), metadata
+    return Tensors({name: partial(read_tensor, path, name, header[name], end, stored) for name in dtypes}), metadata
 
 
-def read_tensor(path: Path, name: str, entry: Mapping[str, Any], end: int) -> np.ndarray:
+def read_tensor(path: Path, name: str, entry: Mapping[str, Any], end: int, stored: bool = False) -> Any:
     """One tensor of a file that safetensors has validated, by its entry in the header, which ends at byte `end`.
 
     NumPy reads it, since safetensors maps the file into memory and copies out of it, which takes twice the memory. A
     bfloat16 is the upper half of a float32's bits. Raises ValueError for NaN and infinity.
     """
     start, stop = entry["data_offsets"]
-    stored = np.dtype(DTYPES[entry["dtype"]])
-    x = np.fromfile(path, stored, (stop - start) // stored.itemsize, offset=end + start)
+    dtype = np.dtype(DTYPES[entry["dtype"]])
+    x = np.fromfile(path, dtype, (stop - start) // dtype.itemsize, offset=end + start)
     if entry["dtype"] == "BF16":
-        x = (x.astype("<u4") << 16).view("<f4")
+        x = from_bfloat16(x)
     if x.size and not np.isfinite([x.min(), x.max()]).all():  # min and max are NaN if any is
         raise ValueError(f"{path}: {name} holds numbers that are not finite: get the file again, or an earlier one")
-    return x.reshape(entry["shape"])
+    x = x.reshape(entry["shape"])
+    return HALF[entry["dtype"]].of(x) if stored and x.ndim == 2 and entry["dtype"] in HALF else x
 
 
 def weights_hash(weights: Mapping[str, Array | Quantized]) -> str:

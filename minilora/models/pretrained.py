@@ -13,6 +13,8 @@ import numpy as np
 from ..backend import Array, Rng, generator
 from ..files import Tensors, open_tensors, read_json
 from ..nn import shapes_of
+from ..quantization import dense
+from .bitsandbytes import format_of, gathered
 from .config import Config
 from .config_json import PRESERVED, read_config
 from .families import FAMILIES
@@ -48,7 +50,8 @@ def load_pretrained(
     config.HEADS, those of classifiers with `labels` outputs; None takes the file's own. A classifier that the file does
     not hold is drawn from `rng`, a seed or a generator. `quantize` is a format of quantization/, in which the matrices
     are held and decoded to `dtype` for each product (models/quantized.py says which); they are frozen, and adapters
-    learn beside them. Never more than one matrix exists whole while it loads.
+    learn beside them. Never more than one matrix exists whole while it loads. A folder that `transformers` wrote with
+    bitsandbytes, in NF4 or int8, is held as it is, without `quantize` (models/bitsandbytes.py).
 
     Warns of tensors that are not used and of layers that are drawn. Raises FileNotFoundError for a missing file,
     ImportError with the line to run for a missing package, ValueError for a family or feature that is not supported and
@@ -60,6 +63,9 @@ def load_pretrained(
     config_path = config_file(path)
     values, tensors = read_source(path)
     family, config = read_config(values, str(config_path), dtype, head, labels)
+    held = format_of(values, str(config_path))
+    if held and quantize not in (None, held):
+        raise ValueError(f"{source} is in {held}, and cannot be held in {quantize}: leave quantize out")
     try:
         model = assemble(family, config, tensors if quantize else dict(tensors), str(source), generator(rng), quantize)
     except ValueError as error:
@@ -99,36 +105,39 @@ def config_file(path: Path) -> Path:
     return path / "config.json" if path.is_dir() else path
 
 
-def read_source(path: Path) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
+def read_source(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """(config.json, every tensor) of a folder or a .gguf file; a folder without a config.json has {} for it.
 
-    For a model of FAMILIES the tensors are standard_tensors(). Raises FileNotFoundError and ValueError as
-    load_pretrained does.
+    For a model of FAMILIES the tensors are standard_tensors(); those of bitsandbytes are Quantized, as they are in the
+    file, and so are matrices in half precision beside them. Raises FileNotFoundError and ValueError as load_pretrained
+    does.
     """
     if path.is_file():
         return read_gguf(path)
     values = read_json(config_file(path)) if (path / "config.json").is_file() else {}
-    family, tensors = values.get("model_type"), read_checkpoint(path)
+    held = format_of(values, str(path / "config.json"))
+    family, tensors = values.get("model_type"), gathered(read_checkpoint(path, True)) if held else read_checkpoint(path)
     return values, standard_tensors(family, tensors) if isinstance(family, str) and family in FAMILIES else tensors
 
 
-def read_checkpoint(folder: Path) -> Tensors:
-    """Every tensor of a model folder: from one file, or from the shards that its index names.
+def read_checkpoint(folder: Path, stored: bool = False) -> Tensors:
+    """Every tensor of a model folder: from one file, or from the shards that its index names; `stored` as in
+    open_tensors.
 
     Raises FileNotFoundError for a missing file, ValueError for one that is damaged (load_tensors), for weights that are
     only there as a pickle, and for shards that do not hold exactly the tensors of their index.
     """
     if (folder / TENSORS).is_file():
-        return open_tensors(folder / TENSORS)[0]
+        return open_tensors(folder / TENSORS, stored)[0]
     if not (folder / INDEX).is_file():
         pickle = next(filter(PICKLE.fullmatch, sorted(path.name for path in folder.iterdir())), None)
         if pickle:
             raise pickle_error(folder / pickle, TENSORS)
         raise FileNotFoundError(f"{folder} holds no {TENSORS} and no {INDEX}: it is not a checkpoint in safetensors")
     file_of = weight_map(folder / INDEX)
-    readers: dict[str, Callable[[], np.ndarray]] = {}
+    readers: dict[str, Callable[[], Any]] = {}
     for file in sorted(set(file_of.values())):
-        shard = open_tensors(folder / file)[0]
+        shard = open_tensors(folder / file, stored)[0]
         differing = set(shard) ^ {name for name in file_of if file_of[name] == file}
         if differing:
             raise ValueError(f"{folder / INDEX} and {file} do not agree on {min(differing)}")
@@ -155,6 +164,8 @@ def assemble(
         for name in tensors
         if name not in ours and not CONSTANT.fullmatch(name)
     }
+    for path in filter(CLASSIFIER_LAYERS.match, state):  # a classifier is trained whole
+        state[path] = partial(decoded, state[path])
     if config.head == "lm":
         drop_copies(family, config.tied, state, rest)
     unused = sorted(name for name in rest if is_of_head(family, name))
@@ -171,6 +182,10 @@ def assemble(
     return model
 
 
+def decoded(read: Reader) -> Array:
+    return dense(read())
+
+
 def drop_copies(family: str, tied: bool, state: dict[str, Reader], rest: dict[str, Reader]) -> None:
     """Remove from `rest` the copies that some writers store: a tied head's weight, the bias of BERT's head.
 
@@ -182,7 +197,7 @@ def drop_copies(family: str, tied: bool, state: dict[str, Reader], rest: dict[st
         state["lm_head.bias"] = rest.pop(bias)
     for name, path in ((weight, "embed.token.weight"), (bias, "lm_head.bias")):
         copy = rest.pop(name, None) if tied and path in state else None
-        if copy is not None and not np.array_equal(copy(), state[path]()):
+        if copy is not None and not np.array_equal(dense(copy()), dense(state[path]())):
             raise ValueError(f"{name} is not {hub_name(family, path)}, though the config says that they are tied")
 
 
