@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
-from ..quantization import Quantized
 from ..spelling import counted
 from .labels import labels_of, list_labels
 from .pretrained import load_pretrained
 from .saving import base_hash
-from .transformer import Transformer
 
 
 def describe_model(source: str | Path) -> dict[str, str]:
@@ -30,14 +27,5 @@ def describe_model(source: str | Path) -> dict[str, str]:
         "heads": f"{config.n_heads} of width {config.head_dim}, {config.n_kv_heads} for keys and values",
         "vocabulary": f"{config.vocab_size}, {heads.get(config.head, 'no head')}",
         "positions": f"{config.max_length}, {positions}{window}",
-        **held_in(model),
         "base sha256": base_hash(model),
     }
-
-
-def held_in(model: Transformer) -> dict[str, str]:
-    """A line about a model of which matrices are Quantized."""
-    weights = [p.data for p in model.named_parameters().values()]
-    formats = Counter(x.name for x in weights if isinstance(x, Quantized))
-    each = [f"{n} {'matrix' if n == 1 else 'matrices'} in {name}" for name, n in formats.items()]
-    return {"weights": f"{', '.join(each)}; {sum(x.nbytes for x in weights):,} bytes in all"} if each else {}

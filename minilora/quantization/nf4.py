@@ -96,7 +96,8 @@ def double_quantised(
     mean = np.float32(a.mean(dtype=np.float64)) if mean is None else mean
     x = in_blocks(a - mean, block)
     A = abs(x).max(axis=1, initial=0)
-    scaled = x * (1 / np.where(A == 0, np.float32(1), A))[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):  # as there, of scales that are nearly 0
+        scaled = x * (1 / np.where(A == 0, np.float32(1), A))[:, None]
     return nearest(np.clip(scaled, -1, 1).reshape(-1)[: len(a)], LEVELS8), A, mean
 
 

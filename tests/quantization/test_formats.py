@@ -95,7 +95,7 @@ def test_bfloat16_is_the_nearer_of_two_neighbours_and_of_two_as_near_the_even_on
 
 
 def test_zeros_are_the_code_of_0_and_stay_zeros():
-    for shape in ((4, 64), (3, 50), (1, 1), (3, 21)):
+    for shape in ((4, 64), (3, 50), (1, 1), (3, 21), (96, 171)):
         for name in formats():
             assert not format_named(name).of(np.zeros(shape, np.float32)).dense().any()
         q, _ = nf4_codes(np.zeros(shape, np.float32))
