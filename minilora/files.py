@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, to_numpy
+from .ops.quantized_linear import parts
 from .process import LOCK
-from .quantization import Quantized, dense
+from .quantization import Quantized, dense, is_finite
+from .quantization.base import ALL
 from .quantization.bfloat16 import BFloat16, from_bfloat16
-from .quantization.float16 import Float16
 
 LARGEST = 2**31  # bytes that are read of a file
 DTYPES = {  # of safetensors -> of NumPy; BF16, which NumPy lacks, as its bits
     "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2", "BOOL": "?",
     "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8",
 }  # fmt: skip
-HALF: dict[str, type[Quantized]] = {"BF16": BFloat16, "F16": Float16}
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -102,19 +102,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str
 
 
 def tensors_to_bytes(tensors: Mapping[str, Array | Quantized], metadata: Mapping[str, str]) -> bytes:
-    """The content of a .safetensors file. Equal tensors and metadata give equal bytes. BFloat16 and Float16 are written
-    as they are, what is in another format decoded."""
+    """The content of a .safetensors file. Equal tensors and metadata give equal bytes. A BFloat16 is written as it is,
+    what is in another format decoded."""
     import safetensors.numpy
 
-    halves = {name: x for name, x in tensors.items() if isinstance(x, BFloat16 | Float16)}
-    numbers = {name: next(iter(x.arrays.values())) for name, x in halves.items()}
-    numbers |= {name: dense(x) for name, x in tensors.items() if name not in halves}
+    bits = {name: x.arrays["bits"] for name, x in tensors.items() if isinstance(x, BFloat16)}
+    numbers = bits | {name: dense(x) for name, x in tensors.items() if name not in bits}
     blob = safetensors.numpy.save({name: np.asarray(to_numpy(x), order="C") for name, x in numbers.items()})
-    # The library writes metadata in an order that changes from run to run: put it into the header here. NumPy has no
-    # BF16: its bits are given to the library as U16.
+    # The library writes metadata in an order that changes from run to run: put it into the header here. To NumPy, and
+    # so to the library, the bits of a bfloat16 are a U16.
     end = 8 + int.from_bytes(blob[:8], "little")
     entries = json.loads(blob[8:end])
-    for name in (name for name, x in halves.items() if isinstance(x, BFloat16)):
+    for name in bits:
         entries[name]["dtype"] = "BF16"
     header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **entries}).encode()
     header += b" " * (-len(header) % 8)
@@ -122,13 +121,14 @@ def tensors_to_bytes(tensors: Mapping[str, Array | Quantized], metadata: Mapping
 
 
 class Tensors(Mapping[str, Any]):
-    """{name: array}, of which each is read from its file when it is asked for, and not kept."""
+    """{name: array}, of which each is read from its file when it is asked for, and not kept. A reader may return a
+    Quantized: that is decoded here, and stored() returns it."""
 
     def __init__(self, readers: Mapping[str, Callable[[], Any]]) -> None:
         self.readers = dict(readers)
 
     def __getitem__(self, name: str) -> Any:
-        return self.readers[name]()
+        return dense(self.readers[name]())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.readers)
@@ -137,15 +137,20 @@ class Tensors(Mapping[str, Any]):
         return len(self.readers)
 
 
+def stored(tensors: Mapping[str, Any], name: str) -> Any:
+    """A tensor as its file has it: an array, or Quantized."""
+    return tensors.readers[name]() if isinstance(tensors, Tensors) else tensors[name]
+
+
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and metadata of a .safetensors file. Raises as open_tensors and its tensors do."""
     tensors, metadata = open_tensors(path)
     return dict(tensors), metadata
 
 
-def open_tensors(path: Path, stored: bool = False) -> tuple[Tensors, dict[str, str]]:
-    """Tensors and metadata of a .safetensors file; bfloat16, which NumPy lacks, becomes float32, unrounded. `stored`:
-    matrices in bfloat16 and float16 are held in that format.
+def open_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """Tensors and metadata of a .safetensors file; bfloat16, which NumPy lacks, becomes float32, unrounded. A matrix in
+    it is stored() as a BFloat16.
 
     Raises FileNotFoundError, PermissionError, and ValueError for a file that is damaged or of another format, and for
     an unsupported dtype (float8 and smaller). A tensor with NaN or infinity raises ValueError when it is read.
@@ -172,36 +177,36 @@ def open_tensors(path: Path, stored: bool = False) -> tuple[Tensors, dict[str, s
     with path.open("rb") as file:
         end = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(end - 8))
-    return Tensors({name: partial(read_tensor, path, name, header[name], end, stored) for name in dtypes}), metadata
+    return Tensors({name: partial(read_tensor, path, name, header[name], end) for name in dtypes}), metadata
 
 
-def read_tensor(path: Path, name: str, entry: Mapping[str, Any], end: int, stored: bool = False) -> Any:
+def read_tensor(path: Path, name: str, entry: Mapping[str, Any], end: int) -> np.ndarray | BFloat16:
     """One tensor of a file that safetensors has validated, by its entry in the header, which ends at byte `end`.
 
-    NumPy reads it, since safetensors maps the file into memory and copies out of it, which takes twice the memory. A
-    bfloat16 is the upper half of a float32's bits. Raises ValueError for NaN and infinity.
+    NumPy reads it, since safetensors maps the file into memory and copies out of it, which takes twice the memory.
+    Raises ValueError for NaN and infinity.
     """
     start, stop = entry["data_offsets"]
-    dtype = np.dtype(DTYPES[entry["dtype"]])
-    x = np.fromfile(path, dtype, (stop - start) // dtype.itemsize, offset=end + start)
+    stored = np.dtype(DTYPES[entry["dtype"]])
+    numbers = np.fromfile(path, stored, (stop - start) // stored.itemsize, offset=end + start).reshape(entry["shape"])
+    x: np.ndarray | BFloat16 = numbers
     if entry["dtype"] == "BF16":
-        x = from_bfloat16(x)
-    if x.size and not np.isfinite([x.min(), x.max()]).all():  # min and max are NaN if any is
+        x = BFloat16({"bits": numbers}, numbers.shape) if numbers.ndim == 2 else from_bfloat16(numbers)
+    if not is_finite(x):
         raise ValueError(f"{path}: {name} holds numbers that are not finite: get the file again, or an earlier one")
-    x = x.reshape(entry["shape"])
-    return HALF[entry["dtype"]].of(x) if stored and x.ndim == 2 and entry["dtype"] in HALF else x
+    return x
 
 
 def weights_hash(weights: Mapping[str, Array | Quantized]) -> str:
     """sha256 of the names, shapes and bytes of `weights`, sorted by name; as float32, equal for a float64 copy.
-    Quantized ones are decoded, one at a time."""
+    Quantized ones are decoded, some rows at a time."""
     import hashlib  # here, as it loads OpenSSL
 
     digest = hashlib.sha256()
     for name, data in sorted(weights.items()):
-        array = np.ascontiguousarray(to_numpy(dense(data)), dtype=np.float32)
-        digest.update(f"{name} {array.shape}\n".encode())
-        digest.update(array.data)
+        digest.update(f"{name} {data.shape}\n".encode())
+        for part in parts(data) if isinstance(data, Quantized) else [ALL]:
+            digest.update(np.ascontiguousarray(to_numpy(dense(data, part)), dtype=np.float32).data)
     return digest.hexdigest()
 
 

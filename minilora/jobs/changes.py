@@ -22,7 +22,6 @@ from ..models.names import add_body
 from ..models.pretrained import read_source
 from ..models.saving import base_hash
 from ..models.sources import locate
-from ..quantization import dense
 from .bases import base_of_run, load_adapted
 
 
@@ -103,9 +102,7 @@ def read_weights(source: str | Path) -> tuple[str, dict[str, np.ndarray]]:
     """
     values, tensors = read_source(locate(source))
     family = values.get("model_type")
-    return family if isinstance(family, str) and family in FAMILIES else "", {
-        name: dense(x) for name, x in tensors.items()
-    }
+    return family if isinstance(family, str) and family in FAMILIES else "", dict(tensors)
 
 
 def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Changes:

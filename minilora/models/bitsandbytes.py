@@ -34,7 +34,7 @@ import numpy as np
 from ..backend import Array
 from ..files import Tensors
 from ..nn import Linear
-from ..quantization import Quantized
+from ..quantization import Quantized, dense
 from ..quantization.int8 import Int8
 from ..quantization.nf4 import LEVELS, NF4, DoubleNF4
 from .families import FAMILIES
@@ -47,7 +47,7 @@ PART = re.compile(
 )
 
 
-def format_of(values: Mapping[str, Any], source: str) -> str | None:
+def format_in(values: Mapping[str, Any], source: str) -> str | None:
     """The format in quantization/ that a config.json names; None if it names none.
 
     Raises ValueError for other methods, such as gptq, and for bitsandbytes' own 4 bits, fp4.
@@ -101,7 +101,7 @@ def read_matrix(layer: str, parts: Mapping[str, Callable[[], Any]]) -> Quantized
     def part(name: str, dtype: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         if name not in parts:
             raise ValueError(f"{layer}.{name} is missing")
-        x = np.asarray(parts[name]())
+        x = dense(parts[name]())
         if x.dtype != dtype or (shape is not None and x.shape != shape):
             raise ValueError(f"{layer}.{name} is {x.dtype} {x.shape}, and {dtype} {shape or ''} is needed")
         return x

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..spelling import choose_from
-from .bitsandbytes import format_of
+from .bitsandbytes import format_in
 from .config import HEADS, LABELLED, Config
 from .families import FAMILIES
 from .labels import default_label_maps
@@ -47,7 +47,7 @@ def read_config(
     for key, fixed in family.config_fixed.items():
         if values.get(key, fixed) != fixed:
             raise ValueError(f"{source}: {key} = {values[key]!r:.80} is not supported, only {fixed!r}")
-    format_of(values, source)
+    format_in(values, source)
     values = {**family.config_defaults, **values}
     fields: dict[str, Any] = {"dtype": dtype}
     for field, key in family.config_keys.items():

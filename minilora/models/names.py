@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
 
-from ..backend import Array
-from ..files import Tensors
+import numpy as np
+
+from ..files import Tensors, stored
 from ..quantization import Quantized
 from .families import FAMILIES
 from .transformer import Transformer
@@ -62,18 +63,15 @@ def is_of_head(family: str, name: str) -> bool:
     return bool(re.match(rf"(lm_head|score|classifier|cls|qa_outputs|{prefix}\.pooler)\.", name))
 
 
-def transpose(family: str, name: str, x: Array | Quantized) -> Any:
+def transpose(family: str, name: str, x: Any) -> Any:
     """A weight from a file as (out, in), or from a Linear as in the file: GPT-2's files store some as (in, out), unless
-    their numbers lie in blocks or rows that have scales."""
+    their blocks or rows have scales."""
     layer, _, parameter = name.rpartition(".")
-    if parameter != "weight" or layer.rpartition(".")[2] not in FAMILIES[family].transposed:
-        return x
-    if isinstance(x, Quantized):
-        return x if x.for_blocks else type(x).of(x.dense().T)
-    return x.T
+    stored_as_is = parameter != "weight" or layer.rpartition(".")[2] not in FAMILIES[family].transposed
+    return x if stored_as_is or (isinstance(x, Quantized) and x.for_blocks) else x.T
 
 
-def standard_tensors(family: str, tensors: Mapping[str, Any]) -> Tensors:
+def standard_tensors(family: str, tensors: Mapping[str, np.ndarray]) -> Tensors:
     """The tensors of a file under their names in a class with a head, all weights as (out, in).
 
     Raises ValueError for a tensor that the file holds under two names.
@@ -87,5 +85,5 @@ def standard_tensors(family: str, tensors: Mapping[str, Any]) -> Tensors:
     return Tensors({name: partial(standard_tensor, family, name, tensors, theirs) for name, theirs in found.items()})
 
 
-def standard_tensor(family: str, name: str, tensors: Mapping[str, Any], theirs: str) -> Any:
-    return transpose(family, name, tensors[theirs])
+def standard_tensor(family: str, name: str, tensors: Mapping[str, np.ndarray], theirs: str) -> Any:
+    return transpose(family, name, stored(tensors, theirs))

@@ -20,8 +20,6 @@ from .sources import CONFIG, TENSORS
 from .tokenizer import Tokenizer
 from .transformer import Transformer
 
-HALF = BFloat16, Float16
-
 
 def base_hash(model: Transformer, without: Collection[str] = ()) -> str:
     """sha256 over the names, shapes and bytes of the base's parameters, except those at the paths in `without`.
@@ -56,9 +54,12 @@ def model_files(model: Transformer, tokenizer: Tokenizer | None = None) -> dict[
         x = state[path]
         if isinstance(x, NF4 | Int8):
             tensors |= tensors_of(name, x)
+        elif isinstance(x, BFloat16) and not held:
+            tensors[name] = transpose(model.family, name, x)
         else:  # beside NF4 and int8, transformers computes in the file's dtypes, which must be one
-            tensors[name] = transpose(model.family, name, x if isinstance(x, HALF) and not held else dense(x))
-    kinds = {x.name if isinstance(x, HALF) else str(x.dtype) for x in tensors.values() if x.ndim > 1}
+            x = x.arrays["values"] if isinstance(x, Float16) and not held else dense(x)
+            tensors[name] = transpose(model.family, name, x)
+    kinds = {x.name if isinstance(x, BFloat16) else str(x.dtype) for x in tensors.values() if x.ndim > 1}
     of_token = str(state["embed.token.weight"].dtype)
     values = write_config(model) | {"dtype": kinds.pop() if len(kinds) == 1 else of_token}
     if held:

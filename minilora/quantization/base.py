@@ -26,6 +26,7 @@ from ..backend import Array, get_array_module, to_numpy
 from ..spelling import choose_from
 
 Rows: TypeAlias = "slice | Array | list[int]"  # of a matrix: a slice, or their numbers
+STORED = "stored"  # beside the names of formats(): as a file has it, whatever that is
 ALL = slice(None)
 
 
@@ -54,6 +55,10 @@ class Quantized:
     def sizes(cls, n_out: int, n_in: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """{name in `arrays`: (shape, dtype)} of a matrix (out, in)."""
         raise NotImplementedError
+
+    def is_finite(self) -> bool:
+        """Whether all its numbers are: codes are, so whether its scales are."""
+        return all(bool(np.isfinite(x).all()) for x in self.arrays.values() if x.dtype.kind == "f")
 
     # ---- what all have ----
 
@@ -130,6 +135,13 @@ def dense(W: Array | Quantized, rows: Rows = ALL) -> Array:
     if isinstance(W, Quantized):
         return W.dense(rows)
     return W if rows is ALL else W[rows]
+
+
+def is_finite(x: Array | Quantized) -> bool:
+    """Whether all numbers of an array, or of a Quantized, are finite."""
+    if isinstance(x, Quantized):
+        return x.is_finite()
+    return not x.size or bool(np.isfinite([x.min(), x.max()]).all())  # min and max are NaN if any is
 
 
 @cache

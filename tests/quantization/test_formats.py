@@ -136,7 +136,7 @@ def test_float16_says_where_it_ends():
 
 
 def test_an_unknown_format_is_answered_with_the_nearest_name():
-    with pytest.raises(ValueError, match="no format is called 'nf'.*nf4"):
+    with pytest.raises(ValueError, match=r"no format is called 'nf'.*nf4"):
         format_named("nf")
 
 
