@@ -106,7 +106,7 @@ def read_matrix(layer: str, parts: Mapping[str, Callable[[], Any]]) -> Quantized
             raise ValueError(f"{layer}.{name} is {x.dtype} {x.shape}, and {dtype} {shape or ''} is needed")
         return x
 
-    if "SCB" not in parts:
+    if not parts.keys() & {"SCB", "weight_format"}:
         return read_nf4(layer, part, "weight.nested_absmax" in parts)
     codes = part("weight", "int8")
     if "weight_format" in parts and part("weight_format", "uint8").any():

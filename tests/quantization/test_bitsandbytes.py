@@ -1,4 +1,4 @@
-"""NF4, int8 and half precision to the bit as bitsandbytes and PyTorch have them, and a step of QLoRA as PEFT takes it."""
+"""NF4, int8 and half precision to the bit as bitsandbytes and PyTorch have them; a step of QLoRA as PEFT takes it."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -149,7 +149,7 @@ def test_double_quantisation_is_theirs_to_the_bit_given_the_mean_and_the_rule(to
 def test_their_table_is_off_the_nearest_level_in_a_few_of_a_thousand_scales(torch, theirs, rng):
     W = (0.02 * rng.standard_normal((2048, 1024))).astype(np.float32)
     _, state = theirs.quantize_4bit(torch.tensor(W), quant_type="nf4", compress_statistics=True)
-    p, A, mean = double_quantised(nf4_codes(W)[1], state.offset.numpy()[()])
+    p, _, _ = double_quantised(nf4_codes(W)[1], state.offset.numpy()[()])
     off = p != state.absmax.numpy()
     assert 0 < off.mean() < 5e-3
     assert (abs(p[off].astype(int) - state.absmax.numpy()[off]) == 1).all()
