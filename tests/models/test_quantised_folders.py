@@ -301,6 +301,11 @@ def put(part: str, function: Any) -> Any:
         ("nf4", cut(STATE, shape="ab"), "is not the JSON of a matrix in NF4"),
         ("nf4", cut(STATE, shape=None), "is not the JSON of a matrix in NF4"),
         ("nf4", cut(STATE, blocksize=0), "is not the JSON of a matrix in NF4"),
+        (
+            "nf4-dq",
+            put(STATE, lambda x: np.frombuffer(b'{"shape": [64, 64], "blocksize": 64}', np.uint8)),
+            "is not the JSON",
+        ),
         ("nf4-dq", cut(STATE, nested_offset="x"), "is not the JSON of a matrix in NF4"),
         ("nf4-dq", cut(STATE, nested_offset=float("nan")), "is not the JSON of a matrix in NF4"),
         ("nf4", cut(STATE, shape=[32, 64]), r"q_proj.weight is uint8 \(2048, 1\), and uint8 \(1024, 1\) is needed"),
