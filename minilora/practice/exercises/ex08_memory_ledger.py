@@ -35,11 +35,10 @@ the length `tokens`.
     live_gradients   bytes of the gradients
     live_state       bytes of AdamW's state
     live_weights     the model, A and B, in MiB
-    live_cache       bytes that the forward keeps with LoRA minus bytes that it
-                     keeps in full fine-tuning; it may be negative. In full
-                     fine-tuning the embedding keeps the ids (8 bytes each) and
-                     the head its input. All else that is not of linear layers
-                     is the same in both
+    live_cache       bytes that the forward keeps with LoRA minus those it keeps
+                     in full fine-tuning; it may be negative. In full
+                     fine-tuning the embedding keeps the ids (8 bytes each), the
+                     head its input; outside linear layers all else is the same
 
 By hand: the model of exercise 07 with 228 parameters, 3 tokens, "full",
 "float32", "sgd": weights 912, copy 0, gradients 912, optimizer 0, and
