@@ -154,7 +154,7 @@ class Part:
         if refused.kind == "not written":
             return Finding(self.name, refused.kind, refused.says)
         alike = []
-        for mistake in self.mistakes.values():
+        for mistake in self.all_mistakes().values():
             try:
                 for i, case in enumerate(cases[: len(before) + 1]):
                     values = self.outcome(mistake.wrong, case, true[i])
