@@ -26,8 +26,7 @@ from minilora.models.generation import next_ids
 from minilora.models.gguf_file import WEIGHT_TYPES, read_header
 from minilora.models.pretrained import load_pretrained
 from minilora.models.saving import base_hash, save_pretrained
-from minilora.ops import quantized_linear
-from minilora.quantization import Quantized, dense, formats
+from minilora.quantization import Quantized, base, dense, formats
 from minilora.quantization.bfloat16 import BFloat16, bfloat16_bits, from_bfloat16
 from minilora.quantization.float16 import Float16
 from minilora.quantization.gguf_blocks import TYPES, GGUFBlocks
@@ -147,7 +146,7 @@ def test_what_is_held_are_the_bytes_of_the_file_and_count_says_so(tmp_path, kind
 def test_no_more_than_a_part_of_a_matrix_is_ever_dense(tmp_path, monkeypatch):
     model = load_pretrained(made(tmp_path, "Q8_0"), quantize="stored")
     decoded = []
-    monkeypatch.setattr(quantized_linear, "PART", 512)
+    monkeypatch.setattr(base, "PART", 512)
     decode = GGUFBlocks.decode
 
     def recorded(Q, rows):
@@ -303,7 +302,7 @@ def test_smollm2_takes_the_memory_of_its_file_and_a_part_of_a_matrix(tmp_path):
     done = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, text=True, check=True)
     held, largest, *text = done.stdout.split(maxsplit=2)
     assert int(held) < 1.1 * path.stat().st_size
-    assert int(largest) <= quantized_linear.PART  # the embedding alone is 108 of them
+    assert int(largest) <= base.PART  # the embedding alone is 108 of them
     assert "Paris" in text[0]
 
 
