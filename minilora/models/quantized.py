@@ -60,7 +60,7 @@ def load_quantized(model: Module, state: Mapping[str, Array | Quantized], format
         x: Any = stored(state, path) if parameter in as_stored else state[path]
         if x.shape != parameter.data.shape:
             raise ValueError(f"{path} has shape {x.shape}, and {parameter.data.shape} is needed")
-        if parameter in as_stored and x.dtype == np.float16:
+        if parameter in as_stored and not isinstance(x, Quantized) and x.dtype == np.float16:
             x = Float16({"values": x}, x.shape)
         if parameter in formats and not isinstance(x, Quantized):
             x = formats[parameter].of(x)
