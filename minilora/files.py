@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, to_numpy
-from .ops.quantized_linear import parts
 from .process import LOCK
 from .quantization import Quantized, dense, is_finite
-from .quantization.base import ALL
+from .quantization.base import ALL, parts
 from .quantization.bfloat16 import BFloat16, from_bfloat16
 
 LARGEST = 2**31  # bytes that are read of a file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def load_quantized(model: Module, state: Mapping[str, Array | Quantized], format
     parameters = model.named_parameters()
     check_names(state, parameters)
     for path, parameter in parameters.items():
-        x = stored(state, path) if parameter in held else state[path]
+        x: Any = stored(state, path) if parameter in held else state[path]
         if x.shape != parameter.data.shape:
             raise ValueError(f"{path} has shape {x.shape}, and {parameter.data.shape} is needed")
         if parameter in formats and not isinstance(x, formats[parameter]):
