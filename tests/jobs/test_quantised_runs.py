@@ -246,7 +246,7 @@ def test_predict_holds_the_base_as_the_run_did_unless_it_is_told_otherwise(here,
     own = printed(capfd, words)
     assert own.err == ""
     other = printed(capfd, [*words, "--quantize", "none"])
-    note = "classes was trained on this base in nf4, and here it is in full precision"
+    note = "classes was trained on this base in nf4, and here it is in full precision: quantize='nf4'"
     assert lines(other.err) == [f"minilora: note: {note}"]
     assert own.out != other.out
     assert format_of(Classifier("classes").model) == "nf4"

@@ -137,7 +137,7 @@ def check_base(
         return ""
     encoded = base_hash(model, plan.carried(), before) if before in formats() and not now else ""
     if encoded == expected:
-        return f"{folder} was trained on this base in {before}, and here it is in full precision"
+        return f"{folder} was trained on this base in {before}, and here it is in full precision: quantize={before!r}"
     if encoded or before == now:
         raise ValueError(f"{folder} was made for another base: the weights of {called} are not those it names")
     return (
