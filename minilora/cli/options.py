@@ -89,7 +89,7 @@ def add_settings(add: Add, *names: str) -> None:
 
 def add_base_of_adapter(add: Add, otherwise: str = ", or builtin") -> None:
     add("--base", metavar="MODEL", help=f"{MODEL} (default: what the adapter says that it was made for{otherwise})")
-    held = f"hold the base's matrices in fewer bits: {', '.join(names())} or none (default: as the run held them)"
+    held = f"hold the base's matrices in fewer bits: {', '.join(names())}, or none (default: as the run held them)"
     add("--quantize", type=quantized, default=argparse.SUPPRESS, metavar="FORMAT", help=held)
 
 

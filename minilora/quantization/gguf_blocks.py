@@ -29,7 +29,9 @@ from .base import Quantized, Rows
 
 def nibbles(codes: Array) -> Array:
     """(..., k) bytes -> (..., 2, k) float32: their low halves, and their high ones."""
-    q = get_array_module(codes).empty((*codes.shape[:-1], 2, codes.shape[-1]), np.float32)
+    xp = get_array_module(codes)
+    codes = xp.ascontiguousarray(codes)  # else each operation below walks over rows of 16 bytes
+    q = xp.empty((*codes.shape[:-1], 2, codes.shape[-1]), np.float32)
     q[..., 0, :] = codes & 15
     q[..., 1, :] = codes >> 4
     return q

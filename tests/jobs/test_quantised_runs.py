@@ -142,6 +142,26 @@ def test_a_device_gives_the_same_files(here, monkeypatch):
     assert tree(here / "there") == tree(here / "here")
 
 
+def test_a_run_on_the_blocks_of_a_file_is_that_on_their_numbers_and_stays_on_them(here, capfd):
+    """A .gguf: --quantize stored holds its blocks as they are, and without it they are decoded at once."""
+    made_gguf = pytest.importorskip("made_gguf")
+    made_gguf.write(here / "m.gguf", kind="Q8_0")
+    words = [*FINETUNE, "--base", "m.gguf", "--lr", "0.05"]
+    for out, more in (("blocks", ["--quantize", "stored"]), ("numbers", [])):
+        assert main([*words, "--out", out, *more]) == 0
+    one, other = tree(here / "blocks"), tree(here / "numbers")
+    assert one["history.json"] == other["history.json"]
+    tensors, metadata = load_tensors(Path("blocks", "adapter_model.safetensors"))
+    theirs, plain = load_tensors(Path("numbers", "adapter_model.safetensors"))
+    assert {n: x.tobytes() for n, x in tensors.items()} == {n: x.tobytes() for n, x in theirs.items()}
+    assert metadata == plain | {"base_format": "Q8_0"}
+    generate = [*GENERATE, "--adapter", "blocks"]
+    said = [printed(capfd, words) for words in (generate, [*generate, "--quantize", "none"])]
+    assert said[0] == said[1]  # no note: the numbers are the same
+    assert said[0].err == ""
+    assert format_of(load_adapted("m.gguf", Path("blocks"))[0]) == "Q8_0"
+
+
 # ---- another format than the run's ----
 
 
@@ -226,7 +246,7 @@ def test_predict_holds_the_base_as_the_run_did_unless_it_is_told_otherwise(here,
     own = printed(capfd, words)
     assert own.err == ""
     other = printed(capfd, [*words, "--quantize", "none"])
-    note = "classes was trained on this base in nf4, and here it is in full precision"
+    note = "classes was trained on this base in nf4, and here it is in full precision: quantize='nf4'"
     assert lines(other.err) == [f"minilora: note: {note}"]
     assert own.out != other.out
     assert format_of(Classifier("classes").model) == "nf4"

@@ -335,8 +335,12 @@ def saved(folder, name, targets=("q_proj", "v_proj"), **options):
     ("trained", "here", "says"),
     [
         ("nf4", "nf4", r"^$"),
-        ("nf4", "", r"was trained on this base in nf4, and here it is in full precision$"),
-        ("bfloat16", "", r"was trained on this base in bfloat16, and here it is in full precision$"),
+        ("nf4", "", r"was trained on this base in nf4, and here it is in full precision: quantize='nf4'$"),
+        (
+            "bfloat16",
+            "",
+            r"was trained on this base in bfloat16, and here it is in full precision: quantize='bfloat16'$",
+        ),
         ("", "nf4", r"was trained on its base in full precision, and this one is in nf4: .* cannot be compared$"),
         ("int8", "nf4", r"was trained on its base in int8, and this one is in nf4: .* cannot be compared$"),
     ],

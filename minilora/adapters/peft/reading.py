@@ -161,8 +161,8 @@ def check_base(
         return ""
     encoded = base_hash(model, plan.carried(), before, made) if before in formats() and not now else ""
     if encoded == expected:
-        rest = ", but for the layers that it adapts" if made else ""
-        return f"{folder} was trained on this base in {before}, and here it is in full precision{rest}"
+        advice = f", but for what it adapts: quantize(model, {before!r})" if made else f": quantize={before!r}"
+        return f"{folder} was trained on this base in {before}, and here it is in full precision{advice}"
     if encoded or before == now:
         raise ValueError(f"{folder} was made for another base: the weights of {called} are not those it names")
     return (
