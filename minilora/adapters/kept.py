@@ -1,7 +1,8 @@
-"""What a merge into fewer bits keeps of a model's adapters, before it is done: quantization/forecast.py, layer by layer.
+"""What a merge into fewer bits keeps of a model's adapters, before it is done: layer by layer, by the laws of
+quantization/forecast.py.
 
-    found = kept_by_merge(model, "nf4")
-    share_kept(found), found["block_0.attention.q_proj"].measured.cos
+found = kept_by_merge(model, "nf4")
+share_kept(found), found["block_0.attention.q_proj"].measured.cos
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ..process import blas_threads
 from ..quantization.forecast import Kept, foretell, measure, on_the_grid, together
 from .merge import merge, to_merge, unmerge
 from .recording import record
+
 
 class OfY(NamedTuple):
     """Of the outputs of a layer over a batch, the rms of what ΔW adds, and of the error that a merge makes."""

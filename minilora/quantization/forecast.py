@@ -12,8 +12,8 @@ or 1 (bfloat16, float16). All numbers that are rounded to one level form its cel
     bfloat16    2⁻⁹ to 2⁻⁸ of |w|           as w lies in the upper or the lower part of [2^e, 2^(e+1)]
     float16     2⁻¹² to 2⁻¹¹ of |w|         2⁻²⁵ below 2⁻¹⁴, where its numbers are subnormal
 
-**A base on the grid**, W = f(W): one that was loaded in the format. W is level · a, and a' is the scale of W + ΔW, which
-differs from a where ΔW meets the largest number of a block. On the new grid W + ΔW is away from its old level by
+**A base on the grid**, W = f(W): one that was loaded in the format. W is level · a, and a' is the scale of W + ΔW,
+which differs from a where ΔW meets the largest number of a block. On the new grid W + ΔW is away from its old level by
 
     t = W + ΔW - level · a' = ΔW + level (a - a')
 
@@ -23,14 +23,14 @@ cell lands in another, at some place x of it. Its error is level' - x, and
 
     E² = Σ_stayed t² + Σ_moved ⟨(level' - x)²⟩
 
-The mean ⟨⟩ is over the cell, with the density of t. Where cells are narrow beside t that is uniform, and the mean over a
-cell is its width²/12. But most of what moves when few do has just crossed the edge. So the density is a normal one, of
-the rms of t in its row.
+The mean ⟨⟩ is over the cell, with the density of t. Where cells are narrow beside t that is uniform, and the mean is
+width²/12. But where few numbers move, most of them have just crossed the edge. So the density is a normal one, as wide
+as t is in its row.
 
-**A base off the grid**, such as float32 merged into NF4: then W + ΔW lies anywhere in its cell, so the mean is over all
-of it, for every number. With c and d from the level to the ends of the cell,
+**A base off the grid**, such as float32 merged into NF4: then W + ΔW lies anywhere in its cell, and the mean is over
+every number's, with the density of W + ΔW. Where that is uniform, with c and d from the level to the ends of the cell,
 
-    E² = Σ (c³ + d³) / (3 (c + d))          which is width²/12 for c = d
+    E² = Σ (c³ + d³) / (3 (c + d))          which is Σ width²/12 for c = d
 
 However small ΔW is: E is the rounding of W, which merging nothing would have too, and is independent of ΔW. A number
 changes its code with probability |Δu| / width, rarely but then by much, so that ΔW survives on average, as under
@@ -40,7 +40,8 @@ dither: ⟨kept, ΔW⟩ = ‖ΔW‖², and cos(kept, ΔW) = ‖ΔW‖ / √(‖�
 
     rms(x Eᵀ)² = Σ_i ⟨x_i²⟩ ‖E_·i‖² / out         which is ⟨‖x‖²⟩ ‖E‖² / (in · out) where all columns are alike
 
-But what is lost of ΔW is not independent of ΔW, and a trained ΔW reads what x has most of. With the share κ that is kept,
+But what is lost of ΔW is not independent of ΔW, and a trained ΔW reads what x has most of. With the share κ that is
+kept,
 
     kept = κ ΔW + N         κ = ⟨kept, ΔW⟩ / ‖ΔW‖²          E = N - (1 - κ) ΔW
     rms(x Eᵀ)² = (1 - κ)² rms(x ΔWᵀ)² + Σ_i ⟨x_i²⟩ ‖N_·i‖² / out        ‖N_·i‖² = ‖E_·i‖² - (1 - κ)² ‖ΔW_·i‖²
@@ -152,8 +153,7 @@ def on_the_grid(W: np.ndarray, format: type[Quantized]) -> bool:
 def base_on_the_grid(
     W: np.ndarray, delta: np.ndarray, a: np.ndarray, b: np.ndarray, held: np.ndarray, format: type[Quantized]
 ) -> tuple[float, float, np.ndarray]:
-    """How many numbers move, ⟨kept, ΔW⟩, and ‖E‖² of each column of W + ΔW, whose scale was a, is b, and held
-    as `held`."""
+    """How many numbers move, ⟨kept, ΔW⟩, and ‖E‖² of each column. The scale was a, is b, and is held as `held`."""
     level, low, high = format.cells(W / a)
     u, start = (W + delta) / b, level * held
     t = W + delta - start

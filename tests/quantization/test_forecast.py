@@ -113,7 +113,7 @@ def test_float16_keeps_its_grid_below_its_normal_numbers():
 def test_nothing_is_lost_of_a_matrix_of_zeros_and_numbers_add_up(cls):
     W, delta = weights((8, 64), 2, 0.1, 0)
     W[3] = 0
-    one, other = both(W, delta, cls)
+    one = foretell(W, delta, cls)
     kept = together([one, one])
     assert (kept.relative_error, kept.share, kept.survive) == pytest.approx(
         (one.relative_error, one.share, one.survive)
