@@ -11,8 +11,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..backend import Array, Rng, generator
-from ..files import Tensors, open_tensors, read_json
+from ..files import Tensors, open_tensors, read_json, stored
 from ..nn import shapes_of
+from ..quantization import Quantized, dense
+from ..spelling import choose_from
 from .config import Config
 from .config_json import PRESERVED, read_config
 from .families import FAMILIES
@@ -21,12 +23,12 @@ from .gguf_tokens import gguf_tokenizer
 from .hub import PICKLE, pickle_error
 from .labels import default_label_maps
 from .names import CONSTANT, hub_name, is_of_head, standard_tensors
-from .quantized import CLASSIFIER_LAYERS, load_quantized
+from .quantized import CHOICES, CLASSIFIER_LAYERS, load_quantized
 from .sources import INDEX, TENSORS, locate, pinned, weight_map
 from .tokenizer import FILES_COPIED, FILES_READ, TEMPLATES, ByteTokenizer, Tokenizer, files_in, read_tokenizer
 from .transformer import Transformer
 
-Reader: TypeAlias = Callable[[], Array]  # of a tensor
+Reader: TypeAlias = Callable[[], Array | Quantized]  # of a tensor
 CLASSIFIER_DRAWN = "(?!.*pooler).*(drawn anew|are for another head)"  # warnings to expect of a new classifier
 
 
@@ -48,13 +50,16 @@ def load_pretrained(
     config.HEADS, those of classifiers with `labels` outputs; None takes the file's own. A classifier that the file does
     not hold is drawn from `rng`, a seed or a generator. `quantize` is a format of quantization/, in which the matrices
     are held and decoded to `dtype` for each product (models/quantized.py says which); they are frozen, and adapters
-    learn beside them. Never more than one matrix exists whole while it loads.
+    learn beside them. Never more than one matrix exists whole while it loads. "stored" holds the matrices as the file
+    has them: in GGUF's blocks, bfloat16 or float16, which are frozen too, or float32.
 
     Warns of tensors that are not used and of layers that are drawn. Raises FileNotFoundError for a missing file,
     ImportError with the line to run for a missing package, ValueError for a family or feature that is not supported and
     for weights that are a pickle, damaged, not finite, or do not fit the config; from the Hub also PermissionError and
     ConnectionError.
     """
+    if quantize is not None and quantize not in CHOICES:
+        raise ValueError(f"no format is called {quantize!r}: {choose_from(quantize, CHOICES)}")
     hub = pinned(source)
     path = locate(str(hub) if hub else source)
     config_path = config_file(path)
@@ -149,11 +154,9 @@ def assemble(
         raise ValueError(f"{config.n_layers} layers are needed, and there are {len(tensors)} tensors")
     model = FAMILIES[family].build(config, None)
     ours = {hub_name(family, path, config.head): path for path in model.named_parameters()}
-    state: dict[str, Reader] = {ours[name]: partial(tensors.__getitem__, name) for name in tensors if name in ours}
+    state: dict[str, Reader] = {ours[name]: partial(stored, tensors, name) for name in tensors if name in ours}
     rest: dict[str, Reader] = {
-        name: partial(tensors.__getitem__, name)
-        for name in tensors
-        if name not in ours and not CONSTANT.fullmatch(name)
+        name: partial(stored, tensors, name) for name in tensors if name not in ours and not CONSTANT.fullmatch(name)
     }
     if config.head == "lm":
         drop_copies(family, config.tied, state, rest)
@@ -182,7 +185,7 @@ def drop_copies(family: str, tied: bool, state: dict[str, Reader], rest: dict[st
         state["lm_head.bias"] = rest.pop(bias)
     for name, path in ((weight, "embed.token.weight"), (bias, "lm_head.bias")):
         copy = rest.pop(name, None) if tied and path in state else None
-        if copy is not None and not np.array_equal(copy(), state[path]()):
+        if copy is not None and not np.array_equal(dense(copy()), dense(state[path]())):
             raise ValueError(f"{name} is not {hub_name(family, path)}, though the config says that they are tied")
 
 
