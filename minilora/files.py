@@ -100,14 +100,21 @@ def save_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str
     write_whole(path, tensors_to_bytes(tensors, metadata))
 
 
-def tensors_to_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
-    """The content of a .safetensors file. Equal tensors and metadata give equal bytes."""
+def tensors_to_bytes(tensors: Mapping[str, Array | Quantized], metadata: Mapping[str, str]) -> bytes:
+    """The content of a .safetensors file. Equal tensors and metadata give equal bytes. A BFloat16 is written as it is,
+    what is in another format decoded."""
     import safetensors.numpy
 
-    blob = safetensors.numpy.save({name: np.ascontiguousarray(to_numpy(x)) for name, x in tensors.items()})
-    # The library writes metadata in an order that changes from run to run: put it into the header here.
+    bits = {name: x.arrays["bits"] for name, x in tensors.items() if isinstance(x, BFloat16)}
+    numbers = bits | {name: dense(x) for name, x in tensors.items() if name not in bits}
+    blob = safetensors.numpy.save({name: np.asarray(to_numpy(x), order="C") for name, x in numbers.items()})
+    # The library writes metadata in an order that changes from run to run: put it into the header here. To NumPy, and
+    # so to the library, the bits of a bfloat16 are a U16.
     end = 8 + int.from_bytes(blob[:8], "little")
-    header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **json.loads(blob[8:end])}).encode()
+    entries = json.loads(blob[8:end])
+    for name in bits:
+        entries[name]["dtype"] = "BF16"
+    header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **entries}).encode()
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header + blob[end:]
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..files import Tensors, stored
+from ..quantization import Quantized
 from .families import FAMILIES
 from .transformer import Transformer
 
@@ -63,9 +64,11 @@ def is_of_head(family: str, name: str) -> bool:
 
 
 def transpose(family: str, name: str, x: Any) -> Any:
-    """A weight from a file as (out, in), or from a Linear as in the file: GPT-2's files store some as (in, out)."""
+    """A weight from a file as (out, in), or from a Linear as in the file: GPT-2's files store some as (in, out), unless
+    their blocks or rows have scales."""
     layer, _, parameter = name.rpartition(".")
-    return x.T if parameter == "weight" and layer.rpartition(".")[2] in FAMILIES[family].transposed else x
+    stored_as_is = parameter != "weight" or layer.rpartition(".")[2] not in FAMILIES[family].transposed
+    return x if stored_as_is or (isinstance(x, Quantized) and x.for_blocks) else x.T
 
 
 def standard_tensors(family: str, tensors: Mapping[str, np.ndarray]) -> Tensors:

@@ -13,8 +13,9 @@ import numpy as np
 from ..backend import Array, Rng, generator
 from ..files import Tensors, open_tensors, read_json, stored
 from ..nn import shapes_of
-from ..quantization import Quantized, dense
+from ..quantization import STORED, Quantized, dense
 from ..spelling import choose_from
+from .bitsandbytes import format_in, gathered
 from .config import Config
 from .config_json import PRESERVED, read_config
 from .families import FAMILIES
@@ -51,7 +52,9 @@ def load_pretrained(
     not hold is drawn from `rng`, a seed or a generator. `quantize` is a format of quantization/, in which the matrices
     are held and decoded to `dtype` for each product (models/quantized.py says which); they are frozen, and adapters
     learn beside them. Never more than one matrix exists whole while it loads. "stored" holds the matrices as the file
-    has them: in GGUF's blocks, bfloat16 or float16, which are frozen too, or float32.
+    has them: in GGUF's blocks, bfloat16 or float16, which are frozen too, or float32. A folder that `transformers`
+    wrote with bitsandbytes, in NF4 or int8 (models/bitsandbytes.py), is held as it is stored; where `quantize` names
+    its format, the matrices beside it are held as in every model of that format.
 
     Warns of tensors that are not used and of layers that are drawn. Raises FileNotFoundError for a missing file,
     ImportError with the line to run for a missing package, ValueError for a family or feature that is not supported and
@@ -65,6 +68,11 @@ def load_pretrained(
     config_path = config_file(path)
     values, tensors = read_source(path)
     family, config = read_config(values, str(config_path), dtype, head, labels)
+    in_file = format_in(values, str(config_path))
+    if in_file and quantize not in (None, STORED, in_file):
+        raise ValueError(f"{source} is in {in_file}, and cannot be held in {quantize}: leave quantize out")
+    if in_file and not quantize:
+        quantize = STORED
     try:
         model = assemble(family, config, tensors if quantize else dict(tensors), str(source), generator(rng), quantize)
     except ValueError as error:
@@ -107,13 +115,15 @@ def config_file(path: Path) -> Path:
 def read_source(path: Path) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
     """(config.json, every tensor) of a folder or a .gguf file; a folder without a config.json has {} for it.
 
-    For a model of FAMILIES the tensors are standard_tensors(). Raises FileNotFoundError and ValueError as
-    load_pretrained does.
+    For a model of FAMILIES the tensors are standard_tensors(), and those of bitsandbytes are gathered(). Raises
+    FileNotFoundError and ValueError as load_pretrained does.
     """
     if path.is_file():
         return read_gguf(path)
     values = read_json(config_file(path)) if (path / "config.json").is_file() else {}
     family, tensors = values.get("model_type"), read_checkpoint(path)
+    if format_in(values, str(path / "config.json")):
+        tensors = gathered(tensors)
     return values, standard_tensors(family, tensors) if isinstance(family, str) and family in FAMILIES else tensors
 
 
@@ -131,7 +141,7 @@ def read_checkpoint(folder: Path) -> Tensors:
             raise pickle_error(folder / pickle, TENSORS)
         raise FileNotFoundError(f"{folder} holds no {TENSORS} and no {INDEX}: it is not a checkpoint in safetensors")
     file_of = weight_map(folder / INDEX)
-    readers: dict[str, Callable[[], np.ndarray]] = {}
+    readers: dict[str, Reader] = {}
     for file in sorted(set(file_of.values())):
         shard = open_tensors(folder / file)[0]
         differing = set(shard) ^ {name for name in file_of if file_of[name] == file}

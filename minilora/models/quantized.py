@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -54,20 +53,20 @@ def dequantize(model: Module) -> None:
 
 
 def load_quantized(model: Module, state: Mapping[str, Array | Quantized], format: str) -> None:
-    """load_state_dict(), matrix by matrix: each is quantised before the next is read.
+    """load_state_dict(), matrix by matrix: each is quantised before the next is read. One that its file has in the same
+    format keeps its codes.
 
-    "stored" keeps a matrix as its file has it: in GGUF's blocks, as a BFloat16 or Float16, or as an array.
+    "stored" keeps every matrix as its file has it: in blocks, as a BFloat16 or Float16, or as an array.
     """
-    as_stored = {p for p, _ in matrices(model)} if format == STORED else set()
-    formats = {} if format == STORED else formats_for(model, format)
+    held, formats = {p for p, _ in matrices(model)}, {} if format == STORED else formats_for(model, format)
     parameters = model.named_parameters()
     check_names(state, parameters)
     for path, parameter in parameters.items():
-        x: Any = stored(state, path) if parameter in as_stored else state[path]
+        x = stored(state, path) if parameter in held else state[path]
         if x.shape != parameter.data.shape:
             raise ValueError(f"{path} has shape {x.shape}, and {parameter.data.shape} is needed")
-        if parameter in as_stored and not isinstance(x, Quantized) and x.dtype == np.float16:
+        if parameter in formats and not isinstance(x, formats[parameter]):
+            x = formats[parameter].of(dense(x))
+        elif parameter in held and x.dtype == np.float16 and not isinstance(x, Quantized):
             x = Float16({"values": x}, x.shape)
-        if parameter in formats and not isinstance(x, Quantized):
-            x = formats[parameter].of(x)
         parameter.data = converted(x, parameter.xp, parameter.data.dtype)
