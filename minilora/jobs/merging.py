@@ -11,7 +11,7 @@ import numpy as np
 from ..adapters.kept import LayerKept, kept_by_merge, share_kept
 from ..data import Batch
 from ..display.tables import numbers_right, wide_console
-from ..models.quantized import dequantize, quantize
+from ..models.quantized import dequantize, formats_for, quantize
 from ..models.transformer import Transformer
 from ..quantization import format_named, formats
 from ..quantization.forecast import foretell, measure
@@ -69,15 +69,16 @@ def show_kept(found: Mapping[str, LayerKept], format: str) -> None:
     console.print(table)
     off = sum(not layer.on_the_grid for layer in found.values())
     if off:
-        note = f"{off} of these W are not in {format} yet: to round them is part of the error, and is it without an adapter"
-        console.print(note, soft_wrap=True)
+        note = "to round them is part of the error, as it is without an adapter"
+        console.print(f"{off} of these W are not in {format} yet: {note}", soft_wrap=True)
 
 
 def hold(model: Transformer, dtype: str) -> None:
-    """Hold the matrices of a model in a format, or in float32."""
+    """Hold the matrices of a model in a format, whatever they are in, or in float32."""
     if dtype == "float32":
         dequantize(model)
     else:
+        dequantize(model, but_for=formats_for(model, dtype))
         quantize(model, dtype)
 
 

@@ -39,17 +39,18 @@ def formats_for(model: Module, quantize: str) -> dict[Parameter, type[Quantized]
 
 
 def quantize(model: Module, format: str) -> None:
-    """Hold the matrices of a model as formats_for() says; they are frozen then. What is in another format is decoded
-    first. Raises ValueError as formats_for() does, and for numbers that the format has no code for."""
+    """Hold the matrices of a model as formats_for() says; they are frozen then. Raises ValueError as it does, and for
+    numbers that the format has no code for."""
     for parameter, cls in formats_for(model, format).items():
-        if type(parameter.data) is not cls:
-            parameter.data = cls.of(dense(parameter.data))
+        if not isinstance(parameter.data, Quantized):
+            parameter.data = cls.of(parameter.data)
 
 
-def dequantize(model: Module) -> None:
-    """Hold the numbers of every matrix, in the dtype that it is computed with."""
+def dequantize(model: Module, but_for: Mapping[Parameter, type[Quantized]] | None = None) -> None:
+    """Hold every matrix as numbers, in the dtype that it is computed with, except one in its format of `but_for`."""
     for parameter in model.parameters():
-        parameter.data = dense(parameter.data)
+        if type(parameter.data) is not (but_for or {}).get(parameter):
+            parameter.data = dense(parameter.data)
 
 
 def load_quantized(model: Module, state: Mapping[str, Array | Quantized], format: str) -> None:

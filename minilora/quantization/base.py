@@ -6,7 +6,7 @@
 
 A format's class states its `name`, whether it is for every matrix of a model or for those of its blocks alone
 (`for_blocks`), how an array is encoded (`encode`) and decoded (`decode`), what arrays a matrix of some shape has
-(`sizes`), by which models without weights are counted, and its grid (`scales`, `cells`), by which forecast.py says what
+(`sizes`), by which models without weights are counted, and its grid (`scales_of`, `cells`), by which forecast.py says what
 is lost before anything is rounded. formats() finds the classes.
 """
 
@@ -66,7 +66,7 @@ class Quantized:
         raise NotImplementedError
 
     @classmethod
-    def scales(cls, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def scales_of(cls, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The a by which W is divided before it is rounded, and â, by which levels are multiplied: the same, unless a
         is rounded too. Both broadcast to W (out, in); they are 1 where there is no scale."""
         return np.ones((1, 1)), np.ones((1, 1))

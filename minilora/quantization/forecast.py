@@ -216,8 +216,8 @@ def deviations(x: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def scales(W: np.ndarray, format: type[Quantized]) -> tuple[np.ndarray, np.ndarray]:
-    """format.scales(), (out, in); a is 1 for numbers that are all 0."""
-    a, held = format.scales(W)
+    """format.scales_of(), (out, in); a is 1 for numbers that are all 0."""
+    a, held = format.scales_of(W)
     return np.broadcast_to(np.where(a == 0, 1, a), W.shape), np.broadcast_to(held, W.shape)
 
 

@@ -70,7 +70,7 @@ class Int8(Quantized):
         return self.arrays["codes"][rows] * step[:, None]
 
     @classmethod
-    def scales(cls, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def scales_of(cls, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         a = abs(W).max(axis=1, initial=0)[:, None]
         return a, a
 

@@ -87,7 +87,7 @@ def test_a_model_in_one_format_is_held_in_another():
     model = build("llama", dtype="float32")
     quantize(model, "int8")
     W = dense(model["block_0.attention.q_proj"].weight.data)
-    quantize(model, "nf4")
+    hold(model, "nf4")
     Q = model["block_0.attention.q_proj"].weight.data
     assert Q.name == "nf4"
     assert np.array_equal(Q.dense(), formats()["nf4"].of(W).dense())

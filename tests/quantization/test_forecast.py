@@ -92,7 +92,7 @@ def test_the_cell_of_a_number_holds_what_is_rounded_to_its_level(cls, seed):
     W = (rng.standard_normal((3, 128)) * 10.0 ** rng.uniform(-9, 3, (3, 128) if not cls.for_blocks else ())).astype(
         np.float32
     )
-    a, held = (x.astype(float) for x in cls.scales(W))
+    a, held = (x.astype(float) for x in cls.scales_of(W))
     level, low, high = cls.cells(W / a)
     assert (low <= level).all()
     assert (level <= high).all()
