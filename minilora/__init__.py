@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .models.generation import stream as stream
     from .models.pretrained import load_pretrained as load_pretrained
     from .models.pretrained import load_tokenizer as load_tokenizer
+    from .models.quantized import quantize as quantize
     from .models.saving import save_pretrained as save_pretrained
     from .models.transformer import Transformer as Transformer
     from .nn import Gradients as Gradients
@@ -61,6 +62,7 @@ HOMES = {
     "models.families.roberta": ["roberta"],
     "models.generation": ["generate", "stream"],
     "models.pretrained": ["load_pretrained", "load_tokenizer"],
+    "models.quantized": ["quantize"],
     "models.saving": ["save_pretrained"],
     "models.transformer": ["Transformer"],
     "nn": ["Gradients", "Inputs", "Linear", "Parameter", "Pass"],
@@ -69,7 +71,7 @@ HOMES = {
     "verify": ["check_gradient", "diagnose"],
 }
 NAMES = {name: home for home, names in HOMES.items() for name in names}
-ROOMS = ["accounting", "adapters", "backend", "data", "models", "nn", "ops", "training", "verify"]
+ROOMS = ["accounting", "adapters", "backend", "data", "models", "nn", "ops", "quantization", "training", "verify"]
 __all__ = ["__version__", *NAMES]
 
 

@@ -202,7 +202,8 @@ def weights_hash(weights: Mapping[str, Array | Quantized]) -> str:
     import hashlib  # here, as it loads OpenSSL
 
     digest = hashlib.sha256()
-    for name, data in sorted(weights.items()):
+    for name in sorted(weights):
+        data = weights[name]
         digest.update(f"{name} {data.shape}\n".encode())
         for part in parts(data) if isinstance(data, Quantized) else [ALL]:
             digest.update(np.ascontiguousarray(to_numpy(dense(data, part)), dtype=np.float32).data)

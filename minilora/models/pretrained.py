@@ -13,7 +13,7 @@ import numpy as np
 from ..backend import Array, Rng, generator
 from ..files import Tensors, open_tensors, read_json, stored
 from ..nn import shapes_of
-from ..quantization import STORED, Quantized, dense
+from ..quantization import STORED, Quantized, dense, names
 from ..spelling import choose_from
 from .bitsandbytes import format_in, gathered
 from .config import Config
@@ -24,7 +24,7 @@ from .gguf_tokens import gguf_tokenizer
 from .hub import PICKLE, pickle_error
 from .labels import default_label_maps
 from .names import CONSTANT, hub_name, is_of_head, standard_tensors
-from .quantized import CHOICES, CLASSIFIER_LAYERS, load_quantized
+from .quantized import CLASSIFIER_LAYERS, load_quantized
 from .sources import INDEX, TENSORS, locate, pinned, weight_map
 from .tokenizer import FILES_COPIED, FILES_READ, TEMPLATES, ByteTokenizer, Tokenizer, files_in, read_tokenizer
 from .transformer import Transformer
@@ -57,12 +57,12 @@ def load_pretrained(
     its format, the matrices beside it are held as in every model of that format.
 
     Warns of tensors that are not used and of layers that are drawn. Raises FileNotFoundError for a missing file,
-    ImportError with the line to run for a missing package, ValueError for a family or feature that is not supported and
-    for weights that are a pickle, damaged, not finite, or do not fit the config; from the Hub also PermissionError and
-    ConnectionError.
+    ImportError with the line to run for a missing package, ValueError for a family, feature or format that is not
+    supported, and for weights that are a pickle, damaged, not finite, or do not fit the config; from the Hub also
+    PermissionError and ConnectionError.
     """
-    if quantize is not None and quantize not in CHOICES:
-        raise ValueError(f"no format is called {quantize!r}: {choose_from(quantize, CHOICES)}")
+    if quantize is not None and quantize not in names():
+        raise ValueError(f"no format is called {quantize!r}: {choose_from(quantize, names())}")
     hub = pinned(source)
     path = locate(str(hub) if hub else source)
     config_path = config_file(path)

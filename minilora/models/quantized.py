@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from ..backend import Array
 from ..files import stored
 from ..nn import Block, Checkpointed, Embedding, Linear, Module, Parameter, check_names, converted, join
-from ..quantization import STORED, Quantized, dense, format_named, formats
+from ..quantization import STORED, Quantized, dense, format_named
 from ..quantization.bfloat16 import BFloat16
 from ..quantization.float16 import Float16
 
-CHOICES = *formats(), STORED  # of load_pretrained's `quantize`
 CLASSIFIER_LAYERS = re.compile(r"(classifier|classifier_transform|pooler)\.")  # drawn where a file lacks them
 
 
@@ -36,6 +36,13 @@ def formats_for(model: Module, quantize: str) -> dict[Parameter, type[Quantized]
     """
     chosen = format_named(quantize)
     return {p: chosen if in_block or not chosen.for_blocks else BFloat16 for p, in_block in matrices(model)}
+
+
+def format_of(model: Module) -> str:
+    """The format that the matrices of the blocks are held in; "" for arrays. Several are named in the alphabet."""
+    blocks = (layer for layer in model.children().values() if isinstance(layer, Block | Checkpointed))
+    held = (p.data for block in blocks for p in block.base_parameters().values())
+    return ", ".join(sorted({data.name for data in held if isinstance(data, Quantized)}))
 
 
 def quantize(model: Module, format: str) -> None:
@@ -63,7 +70,7 @@ def load_quantized(model: Module, state: Mapping[str, Array | Quantized], format
     parameters = model.named_parameters()
     check_names(state, parameters)
     for path, parameter in parameters.items():
-        x = stored(state, path) if parameter in held else state[path]
+        x: Any = stored(state, path) if parameter in held else state[path]
         if x.shape != parameter.data.shape:
             raise ValueError(f"{path} has shape {x.shape}, and {parameter.data.shape} is needed")
         if parameter in formats and not isinstance(x, formats[parameter]):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..files import tensors_to_bytes, to_json, weights_hash, write_folder
-from ..quantization import dense
+from ..backend import Array
+from ..files import Tensors, tensors_to_bytes, to_json, weights_hash, write_folder
+from ..nn import Parameter
+from ..quantization import Quantized, dense
 from ..quantization.bfloat16 import BFloat16
 from ..quantization.float16 import Float16
 from ..quantization.int8 import Int8
@@ -16,17 +19,24 @@ from ..quantization.nf4 import NF4
 from .bitsandbytes import quantization_config, tensors_of
 from .config_json import write_config
 from .names import hf_name, transpose
+from .quantized import formats_for
 from .sources import CONFIG, TENSORS
 from .tokenizer import Tokenizer
 from .transformer import Transformer
 
 
-def base_hash(model: Transformer, without: Collection[str] = ()) -> str:
-    """sha256 over the names, shapes and bytes of the base's parameters, except those at the paths in `without`.
+def base_hash(model: Transformer, without: Collection[str] = (), format: str | None = None) -> str:
+    """sha256 over the names, shapes and bytes of the base's parameters, except those at the paths in `without`; with a
+    `format`, over what they would be if the model were quantised so.
 
     It is the same with an adapter attached as without. A tied parameter counts once, under the first of its paths.
     """
-    return weights_hash({path: p.data for path, p in model.base_parameters(without).items()})
+    formats = formats_for(model, format) if format else {}
+
+    def held(p: Parameter) -> Array | Quantized:
+        return formats[p].of(p.data) if p in formats else p.data
+
+    return weights_hash(Tensors({path: partial(held, p) for path, p in model.base_parameters(without).items()}))
 
 
 def save_pretrained(model: Transformer, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:

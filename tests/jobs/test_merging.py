@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from adapters import adapted, snapshot
-from commands import assert_refused, code_of, lines, make_base, make_inputs
+from commands import RUN, assert_refused, code_of, lines, make_base, make_inputs
 from models import build
 from real import real
 
@@ -15,7 +15,6 @@ from minilora.adapters.base import variants
 from minilora.adapters.kept import kept_by_merge, share_kept
 from minilora.adapters.merge import merge, to_merge
 from minilora.cli import main
-from minilora.cli.commands.merge import DTYPES
 from minilora.data import Batch
 from minilora.jobs.merging import MEASURES, hold, show_kept, size_curves
 from minilora.jobs.merging_figure import merging_figure
@@ -165,7 +164,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def here(made, tmp_path, monkeypatch):
-    for name in ("held", "small", "large"):
+    for name in ("held", "whole", "words.txt", "small", "large"):
         (tmp_path / name).symlink_to(made / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -198,7 +197,7 @@ def test_with_anyway_it_is_done_and_the_file_holds_the_rounded_sum(here, capfd):
     assert np.array_equal(found, expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", *formats()])
 def test_a_large_change_is_merged_into_every_dtype_and_loads(here, capfd, dtype):
     assert main(words("large", dtype)) == 0
     out = capfd.readouterr().out
@@ -218,5 +217,19 @@ def test_a_dtype_that_does_not_exist_or_a_folder_that_is_taken_costs_nothing(her
     assert_refused(here, capfd, words("small", "nf4", "--anyway"), "already holds notes")
 
 
-def test_the_dtypes_are_the_formats():
-    assert set(DTYPES) == {"float32", *formats()}
+def test_a_run_on_a_base_in_a_format_is_merged_from_the_decoded_base(here, capfd):
+    options = ["--targets", "q_proj,down_proj", "--quantize", "nf4", "--lr", "0.05"]
+    assert main(["finetune", "--base", "whole", "--data", "words.txt", "--out", "run", *RUN, *options]) == 0
+    assert main(["merge", "--base", "whole", "--adapter", "run", "--out", "out"]) == 0
+    model, merged = minilora.load_pretrained("whole", quantize="nf4"), minilora.load_pretrained("out")
+    minilora.load_adapter(model, "run")
+    for path, adapter in to_merge(model).items():
+        assert np.allclose(merged[path].weight.data, adapter.dense() + adapter.delta(), atol=1e-7)
+    untouched = "block_0.attention.k_proj"
+    assert np.array_equal(merged[untouched].weight.data, model[untouched].dense())
+    capfd.readouterr()
+    assert main(["merge", "--base", "whole", "--adapter", "run", "--out", "four", "--dtype", "nf4", "--anyway"]) == 0
+    assert "not in nf4 yet" not in capfd.readouterr().out
+    assert main(["merge", "--base", "whole", "--adapter", "run", "--out", "of_whole", "--quantize", "none",
+                 "--dtype", "nf4", "--anyway"]) == 0  # fmt: skip
+    assert "not in nf4 yet" in capfd.readouterr().out

@@ -2,19 +2,20 @@
 
 from contextlib import suppress
 
+from ...quantization import STORED, names
 from ..models import load_model, located
 from ..options import ADAPTER, Add, Options, add_base_of_adapter
 
 EXAMPLE = "minilora merge --adapter runs/demo --out runs/merged"
 HOLDS = "config.json, model.safetensors, the tokenizer's files"
 SHARED = "--out", "--device"
-DTYPES = "float32", "bfloat16", "float16", "int8", "nf4", "nf4-dq"
 
 
 def arguments(add: Add) -> None:
     add("--adapter", required=True, metavar="ADAPTER", help=ADAPTER)
     add_base_of_adapter(add)
-    add("--dtype", choices=DTYPES, default="float32", help="how matrices are held; what is lost is said before")
+    dtypes = ["float32", *(name for name in names() if name != STORED)]
+    add("--dtype", choices=dtypes, default="float32", help="how matrices are held; what is lost is said before")
     add("--anyway", action="store_true", help="even if less than half of the adapter is kept")
 
 

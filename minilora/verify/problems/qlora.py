@@ -4,7 +4,7 @@ ops/quantized_linear.py and quantization/nf4.py."""
 import numpy as np
 
 from ... import ops
-from ...ops.quantized_linear import PART
+from ...quantization.base import PART
 from ...quantization.nf4 import LEVELS, NF4, unpacked
 from ..case import Case, relative_error
 from ..op import Op, drawn, on

@@ -13,8 +13,8 @@ from ....backend import Array
 from ....models.pretrained import load_pretrained
 from ....models.quantized import formats_for
 from ....models.sources import BUILTIN
-from ....ops.quantized_linear import PART
 from ....quantization import Quantized, formats
+from ....quantization.base import PART
 from ....quantization.bfloat16 import BFloat16
 from ....quantization.int8 import Int8, int8_codes, llm_int8
 from ....quantization.nf4 import LEVELS, NF4
