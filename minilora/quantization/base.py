@@ -6,8 +6,8 @@
 
 A format's class states its `name`, whether it is for every matrix of a model or for those of its blocks alone
 (`for_blocks`), how an array is encoded (`encode`) and decoded (`decode`), what arrays a matrix of some shape has
-(`sizes`), by which models without weights are counted, and its grid (`scales_of`, `cells`), by which forecast.py says what
-is lost before anything is rounded. formats() finds the classes.
+(`sizes`), by which models without weights are counted, and its grid (`scales_of`, `cells`), by which forecast.py says
+what is lost before anything is rounded. formats() finds the classes.
 """
 
 from __future__ import annotations
