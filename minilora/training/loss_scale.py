@@ -2,8 +2,8 @@
 
     dz = ∂(S L)/∂z = S ∂L/∂z        g = dθ / S
 
-Every gradient on the way is S times as large, and those of θ are divided in float32, which has room. S shall be as large
-as possible without overflow. So it is found by trial: if a gradient is infinite or NaN, the step is left out and
+Every gradient on the way is S times as large, and those of θ are divided in float32, which has room. S shall be as
+large as is possible without overflow. It is found by trial: if a gradient is infinite or NaN, the step is left out and
 
     S ← b S         (b = backoff_factor)            and else, after each `growth_interval` steps in a row,
     S ← f S         (f = growth_factor)             as long as that is finite in float32
@@ -58,7 +58,7 @@ class LossScale:
         return unscaled, finite
 
     def update(self, finite: bool) -> None:
-        """After a step whose gradients were `finite`, or were not. Raises FloatingPointError if S has come down to 0."""
+        """After a step whose gradients were `finite`, or were not. Raises FloatingPointError when S gets to 0."""
         self.steps = self.steps + 1 if finite else 0
         if not finite:
             self.S = float(np.float32(self.S * self.backoff_factor))
