@@ -5,8 +5,9 @@
     Q.nbytes                what is held
 
 A format's class states its `name`, whether it is for every matrix of a model or for those of its blocks alone
-(`for_blocks`), how an array is encoded (`encode`) and decoded (`decode`), and what arrays a matrix of some shape has
-(`sizes`), by which models without weights are counted. formats() finds the classes.
+(`for_blocks`), how an array is encoded (`encode`) and decoded (`decode`), what arrays a matrix of some shape has
+(`sizes`), by which models without weights are counted, and its grid (`scales`, `cells`), by which forecast.py says what
+is lost before anything is rounded. formats() finds the classes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pkgutil
 from collections.abc import Mapping
 from functools import cache
 from types import ModuleType
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
@@ -27,6 +28,14 @@ from ..spelling import choose_from
 
 Rows: TypeAlias = "slice | Array | list[int]"  # of a matrix: a slice, or their numbers
 ALL = slice(None)
+
+
+class Cells(NamedTuple):
+    """Of some numbers: the level that each is rounded to, and the ends of the interval, its cell, that is."""
+
+    level: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 class Quantized:
@@ -54,6 +63,20 @@ class Quantized:
     def sizes(cls, n_out: int, n_in: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """{name in `arrays`: (shape, dtype)} of a matrix (out, in)."""
         raise NotImplementedError
+
+    @classmethod
+    def scales(cls, W: np.ndarray) -> np.ndarray:
+        """The a by which W is divided before it is rounded, as broadcasts to W (out, in). 1 where there is none."""
+        return np.ones((1, 1))
+
+    @classmethod
+    def cells(cls, u: np.ndarray) -> Cells:
+        """The cells of u = W / a, float64. Those at the ends of a scale, ±1, have no other end: -inf or inf."""
+        raise NotImplementedError
+
+    def codes(self) -> Array:
+        """The codes, one for each number, in the order of W."""
+        return next(iter(self.arrays.values()))
 
     # ---- what all have ----
 

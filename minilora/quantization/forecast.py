@@ -1,0 +1,220 @@
+"""What a merge keeps: foretold from the format's grid, before anything is rounded, and measured.
+
+W + ΔW is held in a format. f(W) is W rounded to it; what arrives of ΔW is
+
+    kept = f(W + ΔW) - W                    E = kept - ΔW = f(W + ΔW) - (W + ΔW)
+
+A format rounds u = W / a to the nearest of its levels. The scale a is the largest |W| of a block (NF4) or a row (int8),
+or 1 (bfloat16, float16). All numbers that are rounded to one level form its cell. From a level to the ends of its cell:
+
+    NF4         .040 a to .152 a            .152 a at the ends, where levels are rare; .040 a above 0
+    int8        a / 254
+    bfloat16    2⁻⁹ to 2⁻⁸ of |w|           as w lies in the upper or the lower part of [2^e, 2^(e+1)]
+    float16     2⁻¹² to 2⁻¹¹ of |w|         2⁻²⁵ below 2⁻¹⁴, where its numbers are subnormal
+
+**A base on the grid**, W = f(W): one that was loaded in the format. W is level · a, and a' is the scale of W + ΔW, which
+differs from a where ΔW meets the largest number of a block. On the new grid W + ΔW is away from its old level by
+
+    t = W + ΔW - level · a' = ΔW + level (a - a')
+
+While t stays in the cell the code stays, and t is lost whole: ΔW, and what the new scale does to W. E = -t. So for a
+small ΔW in NF4, ‖E‖ is about ‖ΔW‖ √(1 + mean level²), more than if nothing had been merged. A number that leaves its
+cell lands in another, at some place x of it. Its error is level' - x, and
+
+    E² = Σ_stayed t² + Σ_moved ⟨(level' - x)²⟩
+
+The mean ⟨⟩ is over the cell, with the density of t. Where cells are narrow beside t that is uniform, and the mean over a
+cell is its width²/12. But most of what moves when few do has just crossed the edge. So the density is a normal one, of
+the rms of t in its row.
+
+**A base off the grid**, such as float32 merged into NF4: then W + ΔW lies anywhere in its cell, so the mean is over all
+of it, for every number. With c and d from the level to the ends of the cell,
+
+    E² = Σ (c³ + d³) / (3 (c + d))          which is width²/12 for c = d
+
+However small ΔW is: E is the rounding of W, which merging nothing would have too, and is independent of ΔW. A number
+changes its code with probability |ΔW| / width, rarely but then by much, so that ΔW survives on average, as dither does:
+⟨kept, ΔW⟩ = ‖ΔW‖², cos(kept, ΔW) = ‖ΔW‖ / √(‖ΔW‖² + ‖E‖²).
+
+**y.** The error of y = x Wᵀ is x Eᵀ. For independent numbers of E, in a mean over rows x, its rms is
+
+    rms(x Eᵀ) = rms ‖x‖ · ‖E‖ / √(in · out)
+
+But what is lost of ΔW is not independent of ΔW, and a trained ΔW reads directions that x has. With the lost part λ,
+
+    E = -λ ΔW + N       λ = 1 - ⟨kept, ΔW⟩ / ‖ΔW‖²       rms(x Eᵀ)² = λ² rms(x ΔWᵀ)² + rms²‖x‖ ‖N‖² / (in · out)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from .base import Cells, Quantized
+
+PART = 2**20  # numbers that are looked at together
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(5)  # of the mean over a cell
+TINY = 1e-300
+FAR = 3  # standard deviations: what lies farther out is of a wider distribution
+LARGEST = 0.99  # of the scale: the number that the scale is of, though double quantisation has rounded it
+ON_THE_GRID = 0.1  # of the error of rounding: a smaller one is that of the scales
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of ΔW is kept, of one matrix or, added up, of several."""
+
+    numbers: int  # of ΔW
+    moved: float  # how many of them change their code
+    delta: float  # ‖ΔW‖²
+    along: float  # ⟨kept, ΔW⟩
+    error: float  # ‖E‖²
+
+    def __add__(self, other: Kept) -> Kept:
+        return Kept(*(getattr(self, name) + getattr(other, name) for name in Kept.__dataclass_fields__))
+
+    @property
+    def survive(self) -> float:
+        """The share of the numbers of ΔW that change their code."""
+        return self.moved / self.numbers
+
+    @property
+    def cos(self) -> float:
+        """cos(kept, ΔW); 0 where nothing is kept."""
+        kept = self.error + 2 * self.along - self.delta
+        return self.along / math.sqrt(kept * self.delta) if kept > 0 else 0.0
+
+    @property
+    def relative_error(self) -> float:
+        """‖E‖ / ‖ΔW‖"""
+        return math.sqrt(self.error / self.delta)
+
+    @property
+    def share(self) -> float:
+        """1 - ‖E‖² / ‖ΔW‖²: 1 if all is kept, 0 if nothing is, less if the error is larger than ΔW."""
+        return 1 - self.error / self.delta
+
+    @property
+    def lost(self) -> float:
+        """λ, the part of ΔW that E takes away."""
+        return 1 - self.along / self.delta
+
+    def error_of_y(self, shape: tuple[int, int], x: float, dy: float | None = None) -> float:
+        """rms(x Eᵀ) for an E of this shape, rms ‖x‖ = x and rms(x ΔWᵀ) = dy. Without dy, x is taken to know nothing of
+        ΔW."""
+        size = x**2 / math.prod(shape)
+        coherent = self.lost**2
+        dy = math.sqrt(size * self.delta) if dy is None else dy
+        return math.sqrt(coherent * dy**2 + size * max(0.0, self.error - coherent * self.delta))
+
+
+def foretell(W: np.ndarray, delta: np.ndarray, format: type[Quantized]) -> Kept:
+    """What is kept of ΔW (out, in) when W (out, in) + ΔW is held in `format`, from its grid alone."""
+    law = base_on_the_grid if on_the_grid(W, format) else base_off_the_grid
+    a, b = scales(W, format), scales(W + delta, format)
+    moved = along = error = 0.0
+    for rows in parts(W.shape):
+        found = law(W[rows].astype(float), delta[rows].astype(float), a[rows], b[rows], format)
+        moved, along, error = (total + x for total, x in zip((moved, along, error), found, strict=True))
+    return Kept(W.size, moved, squares(delta), along, error)
+
+
+def measure(W: np.ndarray, delta: np.ndarray, format: type[Quantized]) -> Kept:
+    """What is kept of ΔW (out, in), by rounding W + ΔW."""
+    before, after = format.of(W), format.of(W + delta)
+    kept = after.dense() - W
+    moved = int((after.codes() != before.codes()).sum())
+    return Kept(W.size, moved, squares(delta), float(np.vdot(kept, delta)), squares(kept - delta))
+
+
+def on_the_grid(W: np.ndarray, format: type[Quantized]) -> bool:
+    """Whether W is what the format holds of it, up to the rounding of scales."""
+    a, distance, width = scales(W, format), 0.0, 0.0
+    for rows in parts(W.shape):
+        level, low, high = inner(W[rows] / a[rows], format)
+        distance += squares((W[rows] / a[rows] - level) * a[rows])
+        width += squares((high - low) * a[rows])
+    return distance <= ON_THE_GRID**2 * width / 12
+
+
+def base_on_the_grid(
+    W: np.ndarray, delta: np.ndarray, a: np.ndarray, b: np.ndarray, format: type[Quantized]
+) -> tuple[float, float, float]:
+    """Σ moved, ⟨kept, ΔW⟩ and ‖E‖² of W + ΔW, whose scales are b and were a."""
+    level, low, high = format.cells(W / a)
+    u, start = (W + delta) / b, level * b
+    t = u * b - start
+    moved = (u < low) | (u > high)
+    along, error = delta * (delta - t), t**2  # as if all stayed
+    u, b, start, spread, W, delta = (
+        np.broadcast_to(x, W.shape)[moved] for x in (u, b, start, rms_of_rows(t), W, delta)
+    )
+    level, e, error[moved] = over_cells(u, b, start, spread, format)
+    along[moved] = delta**2 + (level - W) * e - error[moved]  # x - W is ΔW there
+    return float(moved.sum()), float(along.sum()), float(error.sum())
+
+
+def base_off_the_grid(
+    W: np.ndarray, delta: np.ndarray, a: np.ndarray, b: np.ndarray, format: type[Quantized]
+) -> tuple[float, float, float]:
+    """The same where W lies anywhere in its cells."""
+    _, low, high = inner(W / a, format)
+    moved = np.minimum(1, abs(delta) / np.maximum((high - low) * a, TINY))
+    new = W + delta
+    _, _, error = over_cells(new / b, b, np.zeros(()), rms_of_rows(new), format)
+    return float(moved.sum()), squares(delta), float(error.sum())
+
+
+def over_cells(
+    u: np.ndarray, a: np.ndarray, start: np.ndarray, spread: np.ndarray, format: type[Quantized]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """a · level of the cells in which u lie, and the means over each cell of e = a · level - x and of e², for an x that
+    is normal about `start` with a standard deviation of `spread`."""
+    level, low, high = (a * end for end in inner(u, format))
+    middle, half, densest = (low + high) / 2, (high - low) / 2, np.clip(start, low, high)
+    spread = np.maximum(spread, abs(densest - start) / FAR)
+    total, first, second = (np.full(level.shape, TINY) for _ in range(3))
+    for node, weight in zip(NODES, WEIGHTS, strict=True):
+        x = middle + node * half
+        e = level - x
+        density = weight * np.exp((densest - x) * (densest + x - 2 * start) / np.maximum(2 * spread**2, TINY))
+        total += density
+        first += density * e
+        second += density * e**2
+    return level, first / total, second / total
+
+
+def inner(u: np.ndarray, format: type[Quantized]) -> Cells:
+    """The cells of u, of which those at the ends of a scale go as far as ±1: the largest number, which is exact."""
+    level, low, high = format.cells(u)
+    largest = abs(u) >= LARGEST
+    return Cells(
+        level,
+        np.where(np.isinf(low) | (np.isinf(high) & largest), level, low),
+        np.where(np.isinf(high) | (np.isinf(low) & largest), level, high),
+    )
+
+
+def rms_of_rows(x: np.ndarray) -> np.ndarray:
+    """(out, 1)"""
+    return np.sqrt(np.mean(x**2, axis=1, keepdims=True))
+
+
+def scales(W: np.ndarray, format: type[Quantized]) -> np.ndarray:
+    """format.scales() (out, in) in float64; 1 for numbers that are all 0."""
+    a = format.scales(W).astype(float)
+    return np.broadcast_to(np.where(a == 0, 1, a), W.shape)
+
+
+def parts(shape: tuple[int, ...]) -> Iterator[slice]:
+    """The rows that are looked at together."""
+    step = max(1, PART // shape[1])
+    return (slice(start, start + step) for start in range(0, shape[0], step))
+
+
+def squares(x: np.ndarray) -> float:
+    """‖x‖²"""
+    return float(np.vdot(x, x))
