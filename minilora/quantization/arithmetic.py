@@ -111,17 +111,19 @@ class Float16Array(Half):
     def nearest(x: np.ndarray) -> np.ndarray:
         """As astype(float16), which takes 60 ns for a number below 2⁻¹⁴. With 2ᵉ ≤ |x| < 2ᵉ⁺¹, float32's numbers near
         C = 1.5 · 2ᵉ⁺¹³ are as far apart as float16's near x: adding C rounds x, and C is taken away again."""
-        power = np.clip(x.view(np.uint32) & EXPONENT, FLOAT16_POWERS[0], FLOAT16_POWERS[1])  # of 2ᵉ, the bits
-        C = (power + CONSTANT).view(np.float32)
+        C = x.view(np.uint32) & EXPONENT  # 2ᵉ
+        np.clip(C, FLOAT16_POWERS[0], FLOAT16_POWERS[1], out=C)
+        C += CONSTANT
+        C = C.view(np.float32)
         y = x + C
         y -= C
-        y[abs(y) > Float16Array.largest] = np.inf
-        return np.copysign(y, x)
+        y[np.abs(y, out=C) > Float16Array.largest] = np.inf
+        return np.copysign(y, x, out=y)
 
 
 EXPONENT = np.uint32(0x7F800000)
 FLOAT16_POWERS = np.array([2.0**-14, 2.0**16], np.float32).view(np.uint32)
-CONSTANT = np.uint32(13 << 23 | 1 << 22)  # added to the bits of 2ᵉ: C
+CONSTANT = np.uint32(13 << 23 | 1 << 22)  # added to the bits of 2ᵉ: those of 1.5 · 2ᵉ⁺¹³
 
 HALF: dict[str, type[Half]] = {cls.name: cls for cls in (BFloat16Array, Float16Array)}
 

@@ -1,4 +1,5 @@
-"""LoRA in simulated 16 bits: with and without a float32 copy of A and B, and a loss scale (notebook 09).
+"""Training in simulated 16 bits: with and without a float32 copy of the weights, and a loss scale (notebook 09). LoRA
+of rank 8 on all linear layers; rank 0 is full fine-tuning.
 
 `kept` is what stays in float32 from step to step: "copy", the weights and AdamW's moments; "moments" alone; or
 "nothing". `loss` multiplies the loss before backward, and its gradients are divided by it in float32: 1/256 is the mean
@@ -21,31 +22,32 @@ from minilora.training import loss_and_gradients
 from minilora.training.loss_scale import LossScale
 
 SEEDS, STEPS = range(3), 25
-RATES = (1e-4, 2e-3, 8e-3)
-FULL = {"format": "float32", "kept": "copy", "S": 1, "loss": 1}
-RUNS = [
-    {**how, "lr": lr, "seed": seed}
-    for how in (
-        FULL,
-        *(FULL | {"format": name, "kept": kept} for name in HALF for kept in ("copy", "moments", "nothing")),
-        FULL | {"format": "float16", "S": 2**16},
-    )
-    for lr in RATES
-    for seed in SEEDS
+RATES, FULL_RATES = (1e-4, 2e-3, 8e-3), (1e-4, 1e-3)
+PLAIN = {"format": "float32", "kept": "copy", "S": 1, "loss": 1}
+
+WAYS = [
+    (PLAIN, RATES),
+    *((PLAIN | {"format": "bfloat16", "kept": kept}, RATES) for kept in ("copy", "moments", "nothing")),
+    *((PLAIN | {"format": "float16", "kept": kept}, RATES) for kept in ("copy", "moments")),
+    (PLAIN | {"format": "float16", "kept": "nothing"}, (2e-3,)),
+    *((PLAIN | {"format": "float16", "S": 2**16, "loss": loss}, (2e-3,)) for loss in (1, 2.0**-8, 2.0**-12)),
+    *((PLAIN | {"format": "float16", "loss": loss}, (2e-3,)) for loss in (2.0**-8, 2.0**-12)),
+    (PLAIN | {"format": "bfloat16", "loss": 2.0**-12}, (2e-3,)),
+    (PLAIN | {"rank": 0}, FULL_RATES),
+    *((PLAIN | {"rank": 0, "format": "bfloat16", "kept": kept}, FULL_RATES) for kept in ("copy", "moments")),
+    (PLAIN | {"rank": 0, "format": "float16", "kept": "moments"}, FULL_RATES),
 ]
-RUNS += [  # at one rate: the loss as small as it is of many tokens, and from which scale that is mended
-    {"format": name, "kept": "copy", "S": S, "loss": loss, "lr": 2e-3, "seed": seed}
-    for loss in (2.0**-8, 2.0**-12, 2.0**-16)
-    for name, S in (("bfloat16", 1), ("float16", 1), ("float16", 2**16))
-    for seed in SEEDS
-]
+RUNS = [{**how, "lr": lr, "seed": seed} for how, rates in WAYS for lr in rates for seed in SEEDS]
 
 
-def train(format: str, kept: str, S: float, loss: float, lr: float, seed: int) -> tuple[Sequential, dict[str, Any]]:
+def train(
+    format: str, kept: str, S: float, loss: float, lr: float, seed: int, rank: int = 8
+) -> tuple[Sequential, dict[str, Any]]:
     """The model, its parameters in float32, and what happened on the way: the loss of each step in nats, the share of
-    the updates of A and of B that rounding took back, and how many steps were left out."""
+    the updates of A, of B, or of W where the rank is 0, that rounding took back, and how many steps were left out."""
     model = minilora.load_pretrained("builtin")
-    minilora.attach_lora(model, "all-linear", r=8, alpha=16, rng=seed)
+    if rank:
+        minilora.attach_lora(model, "all-linear", r=rank, alpha=2 * rank, rng=seed)
     batches = random_windows(adapting.source().train, batch=8, length=64, seed=seed)
     schedule, scale = minilora.cosine_schedule(STEPS, warmup=3), LossScale(S)
     trained = model.trainable_parameters()
@@ -73,8 +75,10 @@ def train(format: str, kept: str, S: float, loss: float, lr: float, seed: int) -
             optimizer.step(clip_by_global_norm(grads, 1.0)[0], schedule(step))
             for path, parameter in trained.items() if kept == "moments" else ():
                 wanted, parameter.data = parameter.data, np.asarray(HALF[format].of(parameter.data))
-                moved[path[-1]] += np.count_nonzero(wanted != before[path])
-                lost[path[-1]] += np.count_nonzero((wanted != before[path]) & (parameter.data == before[path]))
+                moved[path[-1] if rank else "W"] += np.count_nonzero(wanted != before[path])
+                lost[path[-1] if rank else "W"] += np.count_nonzero(
+                    (wanted != before[path]) & (parameter.data == before[path])
+                )
     shares = {f"lost_{name}": round(float(lost[name] / moved[name]), 4) for name in moved}
     return model, {"curve": [round(x, 4) for x in curve], **shares, "left_out": left_out, "last_S": scale.S}
 
