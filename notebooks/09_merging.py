@@ -511,8 +511,65 @@ for name in scales:
     print("    error    " + "".join(f"{x:9.4f}" for x in wrong[name].mean(axis=0)))
     print("    are zero " + "".join(f"{x:9.5f}" for x in gone[name].mean(axis=0)))
 
-runs, base_loss = record.read("half"), before["python"]
-FOURTH
+# %%
+runs = record.read("half")
+ROWS = {
+    "bfloat16, float32 copy": {"format": "bfloat16", "kept": "copy", "loss": 1, "rank": None},
+    "bfloat16, no copy": {"format": "bfloat16", "kept": "moments", "loss": 1, "rank": None},
+    "bfloat16, nor moments": {"format": "bfloat16", "kept": "nothing", "loss": 1, "rank": None},
+    "float16, float32 copy": {"format": "float16", "kept": "copy", "S": 1, "loss": 1, "rank": None},
+    "float16, no copy": {"format": "float16", "kept": "moments", "loss": 1, "rank": None},
+    "float16, nor moments": {"format": "float16", "kept": "nothing", "loss": 1, "rank": None},
+    "float16, copy, loss / 256": {"format": "float16", "S": 1, "loss": 2.0**-8, "rank": None},
+    "float16, copy, loss / 4096": {"format": "float16", "S": 1, "loss": 2.0**-12, "rank": None},
+    "the same, S = 2¹⁶": {"format": "float16", "S": 2**16, "loss": 2.0**-12, "rank": None},
+    "full, bfloat16, copy": {"format": "bfloat16", "kept": "copy", "rank": 0},
+    "full, bfloat16, no copy": {"format": "bfloat16", "kept": "moments", "rank": 0},
+    "full, float16, no copy": {"format": "float16", "kept": "moments", "rank": 0},
+}
+start = record.read("base")[0]["new"]
+kept_gain, updates_lost = {}, {}
+for words, where in ROWS.items():
+    tried = sorted({run["lr"] for run in runs if all(run.get(name) == value for name, value in where.items())})
+    for lr in tried:
+        plain = record.pick(runs, "new", format="float32", rank=where["rank"], lr=lr)
+        kept_gain[words, lr] = (start - record.pick(runs, "new", **where, lr=lr)) / (start - plain)
+        if where.get("kept") == "moments":
+            sides = "AB" if where["rank"] is None else "W"
+            updates_lost[words, lr] = [record.pick(runs, f"lost_{side}", **where, lr=lr).mean() for side in sides]
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(15, 7), width_ratios=[1, 1.1])
+for name, color in (("float16", ORANGE), ("bfloat16", BLUE)):
+    left.plot(scales[name], wrong[name].mean(axis=0), "o-", color=color, label=f"{name}: error")
+shown = gone["float16"].mean(axis=0) > 0
+left.plot(scales["float16"][shown], gone["float16"].mean(axis=0)[shown], "s--", color=GREY, label="float16: share that is 0")
+left.axvline(1, color=GREY, lw=1, ls=":")
+left.set(xscale="log", yscale="log", ylim=(5e-5, 3), title="Gradients of A and B")
+left.set_xscale("log", base=2)
+left.set(xlabel="scale S of the loss (log scale)", ylabel="relative error, or share (log scale)")
+left.legend(loc="lower left")
+SHADES = {1e-4: "#F2B48F", 1e-3: "#E58A55", 2e-3: "#D9621D", 8e-3: "#7A3109"}
+for i, words in enumerate(ROWS):
+    for (other, lr), shares in kept_gain.items():
+        if other == words and np.isfinite(shares).all():
+            right.plot(shares, np.full(len(shares), i), "o", color=SHADES[lr], ms=9)
+        elif other == words:
+            right.text(0.02, i, "NaN in the second step", va="center", color=GREY)
+for lr, color in SHADES.items():
+    right.plot([], [], "o", color=color, label=f"rate {lr:g}")
+right.axvline(1, color=GREY, lw=1, ls=":")
+right.axhline(8.5, color=GREY, lw=1)
+right.set(yticks=range(len(ROWS)), yticklabels=ROWS, ylim=(len(ROWS) - 0.5, -0.5))
+right.set(title="Gain, as a share of float32's", xlabel="share of the gain in held-out loss", xlim=(-0.15, 1.15))
+right.legend(loc="center left", fontsize=12)
+figure.suptitle("SUPTITLE", fontsize=18, weight="bold")
+plt.show()
+
+# %%
+for (words, lr), shares in kept_gain.items():
+    lost_here = "  ".join(f"{part:.0%}" for part in updates_lost.get((words, lr), []))
+    print(f"{words:<28} rate {lr:<7g} gain kept" + "".join(f"{x:6.2f}" for x in shares) + f"   updates lost {lost_here}")
+FIFTH
 
 # %% [markdown]
 # ## 6. Swapping: many adapters on one base
@@ -726,16 +783,16 @@ for one, other in ((("python", 0), ("capitals", 1)), (("python", 1), ("capitals"
 # ## Try it
 #
 # Say what you expect, then run it.
-# 1. Let `absmax` use blocks of 16 instead of 64. Does more of $\Delta W$ arrive, or less? What does it cost in bits a
-#    weight, with a float32 step for each block?
+# 1. In `minilora.quantization.nf4`, `NF4(NF4.encode(W, block=16), W.shape, block=16)` has blocks of 16 instead of 64, for
+#    a $W$ in float32. Does more of $\Delta W$ arrive, or less? What does it cost in bits a weight?
 # 2. Train at `lr=1.6e-2`. Which of the asserts of sections 1 and 4 fail, and is that good news?
 # 3. In section 9, average an adapter with itself, with $A_2 = M^{-1} A$, $B_2 = B M$ for a random $M$. What is the
 #    error, and can it be larger than 1?
 #
-# **Not shown here:** NF4 and double quantisation, other roundings than to the nearest, products in low precision
-# (only the storing of $W$ was rounded), layers whose adapter was trained beside the quantised base, time and memory of
-# serving, more than two adapters at once, and any model larger than 0.94 million parameters. Four adapters of one size
-# are not a law: the right panel says on what it depends.
+# **Not shown here:** double quantisation, other roundings than to the nearest, sums that are kept in 16 bits, adapters
+# that were trained beside the quantised base, runs of more than 25 steps, time and memory of serving, more than two
+# adapters at once, and any model larger than 0.94 million parameters. Four adapters of one size are not a law: the right
+# panel of section 4 says on what it depends.
 
 # %% [markdown] tags=["notes"]
 # 2 min. Question 2 is the one to discuss: a larger update survives four bits, so this is no argument for a small rate.

@@ -6,26 +6,30 @@ nearest, half to even, with u the unit roundoff:
     fl(x) = x (1 + δ)       |δ| ≤ u = 2⁻ᵖ           the numbers from 1 to 2 are 2u apart
 
                  p      u                largest     smallest normal     smallest
-    float32     24      6.0 · 10⁻⁸       3 · 10³⁸    2⁻¹²⁶ = 10⁻³⁸       2⁻¹⁴⁹ = 10⁻⁴⁵
-    bfloat16     8      3.9 · 10⁻³       3 · 10³⁸    2⁻¹²⁶ = 10⁻³⁸       2⁻¹³³ = 9 · 10⁻⁴¹
-    float16     11      4.9 · 10⁻⁴       65,504      2⁻¹⁴ = 6 · 10⁻⁵     2⁻²⁴ = 6 · 10⁻⁸
+    float32     24      6.0 · 10⁻⁸       3 · 10³⁸    2⁻¹²⁶ ≈ 10⁻³⁸       2⁻¹⁴⁹ ≈ 10⁻⁴⁵
+    bfloat16     8      3.9 · 10⁻³       3 · 10³⁸    2⁻¹²⁶ ≈ 10⁻³⁸       2⁻¹³³ ≈ 9 · 10⁻⁴¹
+    float16     11      4.9 · 10⁻⁴       65,504      2⁻¹⁴ ≈ 6 · 10⁻⁵     2⁻²⁴ ≈ 6 · 10⁻⁸
 
-Below the smallest normal number all are as far apart as the smallest is from 0. Three things follow.
+Below the smallest normal number all are as far apart as the smallest is from 0. Four things follow.
 
 Sums.       1 + ε = 1 for 0 ≤ ε ≤ u: the next number is 1 + 2u, and a tie goes to the even one. In float16 that is so
             for 2⁻¹¹ and, with room to spare, for 2⁻¹²; in bfloat16 already for 2⁻⁸.
-Gradients.  |g| ≤ 2⁻²⁵ = 3 · 10⁻⁸ is 0 in float16, half its smallest number; 10⁻⁸ is. bfloat16 has float32's exponents,
-            and keeps it. The gradients of S L are S g: at S = 2¹⁶ float16 keeps |g| > 2⁻⁴¹ (training/loss_scale.py).
+Gradients.  Up to half of float16's smallest number, 2⁻²⁵ ≈ 3 · 10⁻⁸, a gradient g is rounded to 0, such as 10⁻⁸.
+            bfloat16 has the exponents of float32, and keeps it. The gradients of S L are S g, and at S = 2¹⁶ float16
+            keeps what is above 2⁻⁴¹ (training/loss_scale.py).
 Updates.    w - η d = w where |η d| is less than half the distance to the next number: for certain below |w| u / 2, and
             never above |w| u. Updates that are lost one by one do not add up. A float32 copy of w adds them up, and w
             is rounded from it for each step.
+
+Overflow.   Above 65,520 there is only ∞ in float16. So attention's -10⁹ for a hidden key is -∞ there, and a row that
+            sees no key, as padding on the left has under a causal mask, is NaN.
 
 Each operation is computed in float32 and rounded. As 24 ≥ 2p + 2, that is the exact result, rounded once, for sums,
 products, quotients and roots of two numbers (Figueroa, 1995, "When is double rounding innocuous?"; bfloat16's numbers
 below 2⁻¹²⁶ excepted). exp, log and tanh are as good as float32's. A product of matrices, or a sum along an axis, is
 added up in float32 and rounded at the end, as tensor cores do. An array beside one in 16 bits is rounded first; a
-single number, such as the 0.5 in 0.5 x, is not. So each operation has PyTorch's bits, except that PyTorch also rounds a
-single number that is added, and that its softmax and its layer norm round at their end alone.
+single number, such as the 0.5 in 0.5 x, is not. So each operation has PyTorch's bits, except that PyTorch rounds also a
+single number that is added; and its softmax, its layer norm and its linear layer with a bias round once, at the end.
 
 Source: Micikevicius et al. (2018), "Mixed precision training".
 """

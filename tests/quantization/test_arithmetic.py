@@ -296,6 +296,19 @@ def test_gradients_that_vanish_at_scale_1_are_there_at_65536(adapted):
     assert error("bfloat16", 1) == error("bfloat16", 2.0**16)  # a power of two changes no bit of them
 
 
+def test_in_float16_a_mask_of_1e9_is_infinite_and_a_row_that_sees_no_key_is_nan():
+    """Of padding on the left under a causal mask, the first row. Its k and v reach the others, as 0 · NaN."""
+    model, ids, padding = build("llama", dtype="float32"), np.arange(12).reshape(2, 6), np.ones((2, 6), bool)
+    padding[1, :2] = False
+    nan = {}
+    for name in NAMES:
+        with half_precision(model.parameters(), name), np.errstate(invalid="ignore"):
+            nan[name] = np.isnan(model.forward(ids, minilora.Inputs(padding))[0]).any(axis=(1, 2)).tolist()
+            right = model.forward(ids, minilora.Inputs(padding[:, ::-1]))[0]
+        assert np.isfinite(right).all()
+    assert nan == {"bfloat16": [False, False], "float16": [False, True]}
+
+
 def test_a_quantised_matrix_computes_in_it_and_is_itself_afterwards():
     model = minilora.load_pretrained("builtin", quantize="nf4")
     held, ids = model["block_0.attention.q_proj"].weight.data, np.arange(5)[None]
