@@ -36,19 +36,20 @@ However small ΔW is: E is the rounding of W, which merging nothing would have t
 changes its code with probability |ΔW| / width, rarely but then by much, so that ΔW survives on average, as dither does:
 ⟨kept, ΔW⟩ = ‖ΔW‖², cos(kept, ΔW) = ‖ΔW‖ / √(‖ΔW‖² + ‖E‖²).
 
-**y.** The error of y = x Wᵀ is x Eᵀ. For independent numbers of E, in a mean over rows x, its rms is
+**y.** The error of y = x Wᵀ is x Eᵀ. If the numbers of E are independent, in the mean over rows x
 
-    rms(x Eᵀ) = rms ‖x‖ · ‖E‖ / √(in · out)
+    rms(x Eᵀ)² = Σ_i ⟨x_i²⟩ ‖E_·i‖² / out         which is ⟨‖x‖²⟩ ‖E‖² / (in · out) where all columns are alike
 
-But what is lost of ΔW is not independent of ΔW, and a trained ΔW reads directions that x has. With the lost part λ,
+But what is lost of ΔW is not independent of ΔW, and a trained ΔW reads what x has most of. With the lost part λ,
 
-    E = -λ ΔW + N       λ = 1 - ⟨kept, ΔW⟩ / ‖ΔW‖²       rms(x Eᵀ)² = λ² rms(x ΔWᵀ)² + rms²‖x‖ ‖N‖² / (in · out)
+    E = -λ ΔW + N       λ = 1 - ⟨kept, ΔW⟩ / ‖ΔW‖²
+    rms(x Eᵀ)² = λ² rms(x ΔWᵀ)² + Σ_i ⟨x_i²⟩ ‖N_·i‖² / out          ‖N_·i‖² = ‖E_·i‖² - λ² ‖ΔW_·i‖²
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,23 +59,31 @@ from .base import Cells, Quantized
 PART = 2**20  # numbers that are looked at together
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(5)  # of the mean over a cell
 TINY = 1e-300
+MEDIAN = 0.67449  # of |x| for a normal x of standard deviation 1
 FAR = 3  # standard deviations: what lies farther out is of a wider distribution
 LARGEST = 0.99  # of the scale: the number that the scale is of, though double quantisation has rounded it
 ON_THE_GRID = 0.1  # of the error of rounding: a smaller one is that of the scales
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kept:
-    """What of ΔW is kept, of one matrix or, added up, of several."""
+    """What of ΔW is kept, of one matrix or, by together(), of several."""
 
     numbers: int  # of ΔW
-    moved: float  # how many of them change their code
-    delta: float  # ‖ΔW‖²
+    moved: float  # of them, how many change their code
     along: float  # ⟨kept, ΔW⟩
-    error: float  # ‖E‖²
+    deltas: np.ndarray  # (in,) ‖ΔW‖² of each column
+    errors: np.ndarray  # (in,) ‖E‖² of each column
 
-    def __add__(self, other: Kept) -> Kept:
-        return Kept(*(getattr(self, name) + getattr(other, name) for name in Kept.__dataclass_fields__))
+    @property
+    def delta(self) -> float:
+        """‖ΔW‖²"""
+        return float(self.deltas.sum())
+
+    @property
+    def error(self) -> float:
+        """‖E‖²"""
+        return float(self.errors.sum())
 
     @property
     def survive(self) -> float:
@@ -94,32 +103,32 @@ class Kept:
 
     @property
     def share(self) -> float:
-        """1 - ‖E‖² / ‖ΔW‖²: 1 if all is kept, 0 if nothing is, less if the error is larger than ΔW."""
+        """How much of ΔW is kept, 1 - ‖E‖² / ‖ΔW‖²: all at 1, nothing at 0; below, E is larger than ΔW."""
         return 1 - self.error / self.delta
 
-    @property
-    def lost(self) -> float:
-        """λ, the part of ΔW that E takes away."""
-        return 1 - self.along / self.delta
+    def error_of_y(self, n_out: int, x: np.ndarray, of_delta: float) -> float:
+        """rms(x Eᵀ) for rms(x ΔWᵀ) = of_delta and the mean square x (in,) of each entry of x."""
+        lost = (1 - self.along / self.delta) ** 2
+        noise = np.maximum(0, self.errors - lost * self.deltas)
+        return math.sqrt(lost * of_delta**2 + float(x @ noise) / n_out)
 
-    def error_of_y(self, shape: tuple[int, int], x: float, dy: float | None = None) -> float:
-        """rms(x Eᵀ) for an E of this shape, rms ‖x‖ = x and rms(x ΔWᵀ) = dy. Without dy, x is taken to know nothing of
-        ΔW."""
-        size = x**2 / math.prod(shape)
-        coherent = self.lost**2
-        dy = math.sqrt(size * self.delta) if dy is None else dy
-        return math.sqrt(coherent * dy**2 + size * max(0.0, self.error - coherent * self.delta))
+
+def together(those: Iterable[Kept]) -> Kept:
+    """What is kept of several matrices: the sums."""
+    each = [(k.numbers, k.moved, k.along, k.delta, k.error) for k in those]
+    numbers, moved, along, delta, error = (sum(column) for column in zip(*each, strict=True))
+    return Kept(int(numbers), moved, along, np.array([delta]), np.array([error]))
 
 
 def foretell(W: np.ndarray, delta: np.ndarray, format: type[Quantized]) -> Kept:
     """What is kept of ΔW (out, in) when W (out, in) + ΔW is held in `format`, from its grid alone."""
     law = base_on_the_grid if on_the_grid(W, format) else base_off_the_grid
     a, b = scales(W, format), scales(W + delta, format)
-    moved = along = error = 0.0
+    moved, along, errors = 0.0, 0.0, np.zeros(W.shape[1])
     for rows in parts(W.shape):
         found = law(W[rows].astype(float), delta[rows].astype(float), a[rows], b[rows], format)
-        moved, along, error = (total + x for total, x in zip((moved, along, error), found, strict=True))
-    return Kept(W.size, moved, squares(delta), along, error)
+        moved, along, errors = moved + found[0], along + found[1], errors + found[2]
+    return Kept(W.size, moved, along, columns(delta), errors)
 
 
 def measure(W: np.ndarray, delta: np.ndarray, format: type[Quantized]) -> Kept:
@@ -127,7 +136,7 @@ def measure(W: np.ndarray, delta: np.ndarray, format: type[Quantized]) -> Kept:
     before, after = format.of(W), format.of(W + delta)
     kept = after.dense() - W
     moved = int((after.codes() != before.codes()).sum())
-    return Kept(W.size, moved, squares(delta), float(np.vdot(kept, delta)), squares(kept - delta))
+    return Kept(W.size, moved, float(np.vdot(kept, delta)), columns(delta), columns(kept - delta))
 
 
 def on_the_grid(W: np.ndarray, format: type[Quantized]) -> bool:
@@ -135,37 +144,37 @@ def on_the_grid(W: np.ndarray, format: type[Quantized]) -> bool:
     a, distance, width = scales(W, format), 0.0, 0.0
     for rows in parts(W.shape):
         level, low, high = inner(W[rows] / a[rows], format)
-        distance += squares((W[rows] / a[rows] - level) * a[rows])
-        width += squares((high - low) * a[rows])
-    return distance <= ON_THE_GRID**2 * width / 12
+        distance += columns((W[rows] / a[rows] - level) * a[rows]).sum()
+        width += columns((high - low) * a[rows]).sum()
+    return bool(distance <= ON_THE_GRID**2 * width / 12)
 
 
 def base_on_the_grid(
     W: np.ndarray, delta: np.ndarray, a: np.ndarray, b: np.ndarray, format: type[Quantized]
-) -> tuple[float, float, float]:
-    """Σ moved, ⟨kept, ΔW⟩ and ‖E‖² of W + ΔW, whose scales are b and were a."""
+) -> tuple[float, float, np.ndarray]:
+    """How many numbers move, ⟨kept, ΔW⟩, and ‖E‖² of each column of W + ΔW, whose scales are b and were a."""
     level, low, high = format.cells(W / a)
     u, start = (W + delta) / b, level * b
     t = u * b - start
     moved = (u < low) | (u > high)
     along, error = delta * (delta - t), t**2  # as if all stayed
     u, b, start, spread, W, delta = (
-        np.broadcast_to(x, W.shape)[moved] for x in (u, b, start, rms_of_rows(t), W, delta)
+        np.broadcast_to(x, W.shape)[moved] for x in (u, b, start, deviations(t), W, delta)
     )
     level, e, error[moved] = over_cells(u, b, start, spread, format)
     along[moved] = delta**2 + (level - W) * e - error[moved]  # x - W is ΔW there
-    return float(moved.sum()), float(along.sum()), float(error.sum())
+    return float(moved.sum()), float(along.sum()), error.sum(axis=0)
 
 
 def base_off_the_grid(
     W: np.ndarray, delta: np.ndarray, a: np.ndarray, b: np.ndarray, format: type[Quantized]
-) -> tuple[float, float, float]:
+) -> tuple[float, float, np.ndarray]:
     """The same where W lies anywhere in its cells."""
     _, low, high = inner(W / a, format)
     moved = np.minimum(1, abs(delta) / np.maximum((high - low) * a, TINY))
     new = W + delta
-    _, _, error = over_cells(new / b, b, np.zeros(()), rms_of_rows(new), format)
-    return float(moved.sum()), squares(delta), float(error.sum())
+    _, _, error = over_cells(new / b, b, np.zeros(()), deviations(new), format)
+    return float(moved.sum()), float(np.vdot(delta, delta)), error.sum(axis=0)
 
 
 def over_cells(
@@ -198,9 +207,9 @@ def inner(u: np.ndarray, format: type[Quantized]) -> Cells:
     )
 
 
-def rms_of_rows(x: np.ndarray) -> np.ndarray:
-    """(out, 1)"""
-    return np.sqrt(np.mean(x**2, axis=1, keepdims=True))
+def deviations(x: np.ndarray) -> np.ndarray:
+    """(out, 1): the standard deviation of most of each row, by its median. A few numbers of a real one are huge."""
+    return np.median(abs(x), axis=1, keepdims=True) / MEDIAN
 
 
 def scales(W: np.ndarray, format: type[Quantized]) -> np.ndarray:
@@ -215,6 +224,6 @@ def parts(shape: tuple[int, ...]) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, shape[0], step))
 
 
-def squares(x: np.ndarray) -> float:
-    """‖x‖²"""
-    return float(np.vdot(x, x))
+def columns(x: np.ndarray) -> np.ndarray:
+    """(in,) ‖x‖² of each column, float64."""
+    return np.einsum("oi,oi->i", x, x, dtype=float)
