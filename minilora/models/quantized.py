@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ..backend import Array
 from ..nn import Block, Checkpointed, Embedding, Linear, Module, Parameter, check_names, converted, join
-from ..quantization import Quantized, format_named
+from ..quantization import Quantized, dense, format_named
 from ..quantization.bfloat16 import BFloat16
 
 CLASSIFIER_LAYERS = re.compile(r"(classifier|classifier_transform|pooler)\.")  # drawn where a file lacks them
@@ -31,11 +31,17 @@ def formats_for(model: Module, quantize: str) -> dict[Parameter, type[Quantized]
 
 
 def quantize(model: Module, format: str) -> None:
-    """Hold the matrices of a model as formats_for() says; they are frozen then. Raises ValueError as it does, and for
-    numbers that the format has no code for."""
+    """Hold the matrices of a model as formats_for() says; they are frozen then. What is in another format is decoded
+    first. Raises ValueError as formats_for() does, and for numbers that the format has no code for."""
     for parameter, cls in formats_for(model, format).items():
-        if not isinstance(parameter.data, Quantized):
-            parameter.data = cls.of(parameter.data)
+        if type(parameter.data) is not cls:
+            parameter.data = cls.of(dense(parameter.data))
+
+
+def dequantize(model: Module) -> None:
+    """Hold the numbers of every matrix, in the dtype that it is computed with."""
+    for parameter in model.parameters():
+        parameter.data = dense(parameter.data)
 
 
 def load_quantized(model: Module, state: Mapping[str, Array | Quantized], format: str) -> None:

@@ -65,9 +65,10 @@ class Quantized:
         raise NotImplementedError
 
     @classmethod
-    def scales(cls, W: np.ndarray) -> np.ndarray:
-        """The a by which W is divided before it is rounded, as broadcasts to W (out, in). 1 where there is none."""
-        return np.ones((1, 1))
+    def scales(cls, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The a by which W is divided before it is rounded, and â, by which levels are multiplied: the same, unless a
+        is rounded too. Both broadcast to W (out, in); they are 1 where there is no scale."""
+        return np.ones((1, 1)), np.ones((1, 1))
 
     @classmethod
     def cells(cls, u: np.ndarray) -> Cells:

@@ -12,8 +12,8 @@ or 1 (bfloat16, float16). All numbers that are rounded to one level form its cel
     bfloat16    2⁻⁹ to 2⁻⁸ of |w|           as w lies in the upper or the lower part of [2^e, 2^(e+1)]
     float16     2⁻¹² to 2⁻¹¹ of |w|         2⁻²⁵ below 2⁻¹⁴, where its numbers are subnormal
 
-**A base on the grid**, W = f(W): one that was loaded in the format. W is level · a, and a' is the scale of W + ΔW, which
-differs from a where ΔW meets the largest number of a block. On the new grid W + ΔW is away from its old level by
+**A base on the grid**, W = f(W): one that was loaded in the format. W is level · a, and a' is the scale of W + ΔW,
+which differs from a where ΔW meets the largest number of a block. On the new grid W + ΔW is away from its old level by
 
     t = W + ΔW - level · a' = ΔW + level (a - a')
 
@@ -23,27 +23,28 @@ cell lands in another, at some place x of it. Its error is level' - x, and
 
     E² = Σ_stayed t² + Σ_moved ⟨(level' - x)²⟩
 
-The mean ⟨⟩ is over the cell, with the density of t. Where cells are narrow beside t that is uniform, and the mean over a
-cell is its width²/12. But most of what moves when few do has just crossed the edge. So the density is a normal one, of
-the rms of t in its row.
+The mean ⟨⟩ is over the cell, with the density of t. Where cells are narrow beside t that is uniform, and the mean is
+width²/12. But where few numbers move, most of them have just crossed the edge. So the density is a normal one, as wide
+as t is in its row.
 
-**A base off the grid**, such as float32 merged into NF4: then W + ΔW lies anywhere in its cell, so the mean is over all
-of it, for every number. With c and d from the level to the ends of the cell,
+**A base off the grid**, such as float32 merged into NF4: then W + ΔW lies anywhere in its cell, and the mean is over
+every number's, with the density of W + ΔW. Where that is uniform, with c and d from the level to the ends of the cell,
 
-    E² = Σ (c³ + d³) / (3 (c + d))          which is width²/12 for c = d
+    E² = Σ (c³ + d³) / (3 (c + d))          which is Σ width²/12 for c = d
 
 However small ΔW is: E is the rounding of W, which merging nothing would have too, and is independent of ΔW. A number
-changes its code with probability |ΔW| / width, rarely but then by much, so that ΔW survives on average, as dither does:
-⟨kept, ΔW⟩ = ‖ΔW‖², cos(kept, ΔW) = ‖ΔW‖ / √(‖ΔW‖² + ‖E‖²).
+changes its code with probability |Δu| / width, rarely but then by much, so that ΔW survives on average, as under
+dither: ⟨kept, ΔW⟩ = ‖ΔW‖², and cos(kept, ΔW) = ‖ΔW‖ / √(‖ΔW‖² + ‖E‖²).
 
 **y.** The error of y = x Wᵀ is x Eᵀ. If the numbers of E are independent, in the mean over rows x
 
     rms(x Eᵀ)² = Σ_i ⟨x_i²⟩ ‖E_·i‖² / out         which is ⟨‖x‖²⟩ ‖E‖² / (in · out) where all columns are alike
 
-But what is lost of ΔW is not independent of ΔW, and a trained ΔW reads what x has most of. With the lost part λ,
+But what is lost of ΔW is not independent of ΔW, and a trained ΔW reads what x has most of. With the share κ that is
+kept,
 
-    E = -λ ΔW + N       λ = 1 - ⟨kept, ΔW⟩ / ‖ΔW‖²
-    rms(x Eᵀ)² = λ² rms(x ΔWᵀ)² + Σ_i ⟨x_i²⟩ ‖N_·i‖² / out          ‖N_·i‖² = ‖E_·i‖² - λ² ‖ΔW_·i‖²
+    kept = κ ΔW + N         κ = ⟨kept, ΔW⟩ / ‖ΔW‖²          E = N - (1 - κ) ΔW
+    rms(x Eᵀ)² = (1 - κ)² rms(x ΔWᵀ)² + Σ_i ⟨x_i²⟩ ‖N_·i‖² / out        ‖N_·i‖² = ‖E_·i‖² - (1 - κ)² ‖ΔW_·i‖²
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ from .base import Cells, Quantized
 PART = 2**20  # numbers that are looked at together
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(5)  # of the mean over a cell
 TINY = 1e-300
+LARGEST = 1 - 1e-6  # of the scale, as float32 has it
 MEDIAN = 0.67449  # of |x| for a normal x of standard deviation 1
 FAR = 3  # standard deviations: what lies farther out is of a wider distribution
-LARGEST = 0.99  # of the scale: the number that the scale is of, though double quantisation has rounded it
 ON_THE_GRID = 0.1  # of the error of rounding: a smaller one is that of the scales
 
 
@@ -103,14 +104,14 @@ class Kept:
 
     @property
     def share(self) -> float:
-        """How much of ΔW is kept, 1 - ‖E‖² / ‖ΔW‖²: all at 1, nothing at 0; below, E is larger than ΔW."""
-        return 1 - self.error / self.delta
+        """κ = ⟨kept, ΔW⟩ / ‖ΔW‖², how much of ΔW is kept: kept = κ ΔW + N, and N knows nothing of ΔW."""
+        return self.along / self.delta
 
     def error_of_y(self, n_out: int, x: np.ndarray, of_delta: float) -> float:
         """rms(x Eᵀ) for rms(x ΔWᵀ) = of_delta and the mean square x (in,) of each entry of x."""
-        lost = (1 - self.along / self.delta) ** 2
-        noise = np.maximum(0, self.errors - lost * self.deltas)
-        return math.sqrt(lost * of_delta**2 + float(x @ noise) / n_out)
+        lost = 1 - self.share
+        noise = np.maximum(0, self.errors - lost**2 * self.deltas)
+        return math.sqrt((lost * of_delta) ** 2 + float(x @ noise) / n_out)
 
 
 def together(those: Iterable[Kept]) -> Kept:
@@ -123,10 +124,10 @@ def together(those: Iterable[Kept]) -> Kept:
 def foretell(W: np.ndarray, delta: np.ndarray, format: type[Quantized]) -> Kept:
     """What is kept of ΔW (out, in) when W (out, in) + ΔW is held in `format`, from its grid alone."""
     law = base_on_the_grid if on_the_grid(W, format) else base_off_the_grid
-    a, b = scales(W, format), scales(W + delta, format)
+    (a, _), (b, held) = scales(W, format), scales(W + delta, format)
     moved, along, errors = 0.0, 0.0, np.zeros(W.shape[1])
     for rows in parts(W.shape):
-        found = law(W[rows].astype(float), delta[rows].astype(float), a[rows], b[rows], format)
+        found = law(W[rows].astype(float), delta[rows].astype(float), a[rows], b[rows], held[rows], format)
         moved, along, errors = moved + found[0], along + found[1], errors + found[2]
     return Kept(W.size, moved, along, columns(delta), errors)
 
@@ -141,48 +142,49 @@ def measure(W: np.ndarray, delta: np.ndarray, format: type[Quantized]) -> Kept:
 
 def on_the_grid(W: np.ndarray, format: type[Quantized]) -> bool:
     """Whether W is what the format holds of it, up to the rounding of scales."""
-    a, distance, width = scales(W, format), 0.0, 0.0
+    (a, held), distance, width = scales(W, format), 0.0, 0.0
     for rows in parts(W.shape):
         level, low, high = inner(W[rows] / a[rows], format)
-        distance += columns((W[rows] / a[rows] - level) * a[rows]).sum()
+        distance += columns(W[rows] - level * held[rows]).sum()
         width += columns((high - low) * a[rows]).sum()
     return bool(distance <= ON_THE_GRID**2 * width / 12)
 
 
 def base_on_the_grid(
-    W: np.ndarray, delta: np.ndarray, a: np.ndarray, b: np.ndarray, format: type[Quantized]
+    W: np.ndarray, delta: np.ndarray, a: np.ndarray, b: np.ndarray, held: np.ndarray, format: type[Quantized]
 ) -> tuple[float, float, np.ndarray]:
-    """How many numbers move, ⟨kept, ΔW⟩, and ‖E‖² of each column of W + ΔW, whose scales are b and were a."""
+    """How many numbers move, ⟨kept, ΔW⟩, and ‖E‖² of each column. The scale was a, is b, and is held as `held`."""
     level, low, high = format.cells(W / a)
-    u, start = (W + delta) / b, level * b
-    t = u * b - start
+    u, start = (W + delta) / b, level * held
+    t = W + delta - start
     moved = (u < low) | (u > high)
     along, error = delta * (delta - t), t**2  # as if all stayed
-    u, b, start, spread, W, delta = (
-        np.broadcast_to(x, W.shape)[moved] for x in (u, b, start, deviations(t), W, delta)
+    u, b, held, start, spread, W, delta = (
+        np.broadcast_to(x, W.shape)[moved] for x in (u, b, held, start, deviations(t, delta != 0), W, delta)
     )
-    level, e, error[moved] = over_cells(u, b, start, spread, format)
+    level, e, error[moved] = over_cells(u, b, held, start, spread, format)
     along[moved] = delta**2 + (level - W) * e - error[moved]  # x - W is ΔW there
     return float(moved.sum()), float(along.sum()), error.sum(axis=0)
 
 
 def base_off_the_grid(
-    W: np.ndarray, delta: np.ndarray, a: np.ndarray, b: np.ndarray, format: type[Quantized]
+    W: np.ndarray, delta: np.ndarray, a: np.ndarray, b: np.ndarray, held: np.ndarray, format: type[Quantized]
 ) -> tuple[float, float, np.ndarray]:
     """The same where W lies anywhere in its cells."""
-    _, low, high = inner(W / a, format)
-    moved = np.minimum(1, abs(delta) / np.maximum((high - low) * a, TINY))
     new = W + delta
-    _, _, error = over_cells(new / b, b, np.zeros(()), deviations(new), format)
+    _, low, high = inner(W / a, format)
+    moved = np.minimum(1, abs(new / b - W / a) / np.maximum(high - low, TINY))
+    _, _, error = over_cells(new / b, b, held, np.zeros(()), deviations(new, new != 0), format)
     return float(moved.sum()), float(np.vdot(delta, delta)), error.sum(axis=0)
 
 
 def over_cells(
-    u: np.ndarray, a: np.ndarray, start: np.ndarray, spread: np.ndarray, format: type[Quantized]
+    u: np.ndarray, a: np.ndarray, held: np.ndarray, start: np.ndarray, spread: np.ndarray, format: type[Quantized]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """a · level of the cells in which u lie, and the means over each cell of e = a · level - x and of e², for an x that
+    """â · level of the cells in which u lie, and the means over each cell of e = â · level - x and of e², for an x that
     is normal about `start` with a standard deviation of `spread`."""
-    level, low, high = (a * end for end in inner(u, format))
+    level, low, high = inner(u, format)
+    level, low, high = held * level, a * low, a * high
     middle, half, densest = (low + high) / 2, (high - low) / 2, np.clip(start, low, high)
     spread = np.maximum(spread, abs(densest - start) / FAR)
     total, first, second = (np.full(level.shape, TINY) for _ in range(3))
@@ -207,15 +209,17 @@ def inner(u: np.ndarray, format: type[Quantized]) -> Cells:
     )
 
 
-def deviations(x: np.ndarray) -> np.ndarray:
+def deviations(x: np.ndarray, where: np.ndarray) -> np.ndarray:
     """(out, 1): the standard deviation of most of each row, by its median. A few numbers of a real one are huge."""
-    return np.median(abs(x), axis=1, keepdims=True) / MEDIAN
+    size = np.sort(np.where(where, abs(x), np.inf), axis=1)
+    middle = where.sum(axis=1, keepdims=True) // 2
+    return np.where(where.any(axis=1, keepdims=True), np.take_along_axis(size, middle, axis=1), 0) / MEDIAN
 
 
-def scales(W: np.ndarray, format: type[Quantized]) -> np.ndarray:
-    """format.scales() (out, in) in float64; 1 for numbers that are all 0."""
-    a = format.scales(W).astype(float)
-    return np.broadcast_to(np.where(a == 0, 1, a), W.shape)
+def scales(W: np.ndarray, format: type[Quantized]) -> tuple[np.ndarray, np.ndarray]:
+    """format.scales(), (out, in); a is 1 for numbers that are all 0."""
+    a, held = format.scales(W)
+    return np.broadcast_to(np.where(a == 0, 1, a), W.shape), np.broadcast_to(held, W.shape)
 
 
 def parts(shape: tuple[int, ...]) -> Iterator[slice]:

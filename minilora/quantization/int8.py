@@ -70,8 +70,9 @@ class Int8(Quantized):
         return self.arrays["codes"][rows] * step[:, None]
 
     @classmethod
-    def scales(cls, W: np.ndarray) -> np.ndarray:
-        return abs(W).max(axis=1, initial=0)[:, None]
+    def scales(cls, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        a = abs(W).max(axis=1, initial=0)[:, None]
+        return a, a
 
     @classmethod
     def cells(cls, u: np.ndarray) -> Cells:

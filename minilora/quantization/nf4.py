@@ -159,9 +159,10 @@ class NF4(Quantized):
         return a
 
     @classmethod
-    def scales(cls, W: np.ndarray) -> np.ndarray:
+    def scales(cls, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         a = abs(in_blocks(W.reshape(-1), BLOCK)).max(axis=1, initial=0)
-        return np.repeat(cls.held(a), BLOCK)[: W.size].reshape(W.shape)
+        each, held = (np.repeat(x, BLOCK)[: W.size].reshape(W.shape) for x in (a, cls.held(a)))
+        return each, held
 
     @classmethod
     def cells(cls, u: np.ndarray) -> Cells:

@@ -8,16 +8,20 @@ from ..options import ADAPTER, Add, Options, add_base_of_adapter
 EXAMPLE = "minilora merge --adapter runs/demo --out runs/merged"
 HOLDS = "config.json, model.safetensors, the tokenizer's files"
 SHARED = "--out", "--device"
+DTYPES = "float32", "bfloat16", "float16", "int8", "nf4", "nf4-dq"
 
 
 def arguments(add: Add) -> None:
     add("--adapter", required=True, metavar="ADAPTER", help=ADAPTER)
     add_base_of_adapter(add)
+    add("--dtype", choices=DTYPES, default="float32", help="how matrices are held; what is lost is said before")
+    add("--anyway", action="store_true", help="even if less than half of the adapter is kept")
 
 
 def run(options: Options) -> None:
     from ...adapters.merge import merge
     from ...files import check_free, write_folder
+    from ...jobs.merging import check_merge, hold
     from ...models.pretrained import load_tokenizer, tokenizer_files
     from ...models.saving import model_files, reads_last_token
 
@@ -27,6 +31,9 @@ def run(options: Options) -> None:
     if reads_last_token(model):
         with suppress(FileNotFoundError):  # a base without one
             tokenizer = load_tokenizer(base)
+    if options.dtype != "float32":
+        check_merge(model, options.dtype, options.anyway)
     paths = merge(model)
+    hold(model, options.dtype)
     write_folder(options.out, model_files(model, tokenizer) | tokenizer_files(base))
     print(f"{len(paths)} adapters merged; written to {options.out}")
