@@ -35,7 +35,6 @@ WAYS = [
     (PLAIN | {"format": "bfloat16", "loss": 2.0**-12}, (2e-3,)),
     (PLAIN | {"rank": 0}, FULL_RATES),
     *((PLAIN | {"rank": 0, "format": "bfloat16", "kept": kept}, FULL_RATES) for kept in ("copy", "moments")),
-    (PLAIN | {"rank": 0, "format": "float16", "kept": "moments"}, FULL_RATES),
 ]
 RUNS = [{**how, "lr": lr, "seed": seed} for how, rates in WAYS for lr in rates for seed in SEEDS]
 
