@@ -17,7 +17,7 @@ from ..models.quantized import formats_for
 from ..models.transformer import Transformer
 from ..nn import Costs, KeptArray, Parameter, Part
 from ..nn.costs import Shape
-from ..quantization import formats
+from ..quantization import Quantized, formats
 from .methods import Prompt, virtual_tokens
 
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -48,12 +48,16 @@ def nf4_bits(n: int, double: bool) -> int:
 
 def weight_bytes(model: Transformer, dtype: str) -> int:
     """Bytes of the base in `dtype`, one of DTYPES: one of QUANTISED as load_pretrained's `quantize` holds it, where the
-    vectors are in float32; of the others every number alike."""
+    vectors are in float32; of the others every number alike, but what is Quantized already as it is."""
     held = formats_for(model, dtype) if dtype in QUANTISED else {}
     each = ITEMSIZE.get(dtype, 4)
-    return sum(
-        held[p].nbytes_of(p.data.shape) if p in held else p.data.size * each for p in model.base_parameters().values()
-    )
+
+    def nbytes(p: Parameter) -> int:
+        if p in held:
+            return held[p].nbytes_of(p.data.shape)
+        return int(p.data.nbytes if isinstance(p.data, Quantized) else p.data.size * each)
+
+    return sum(map(nbytes, model.base_parameters().values()))
 
 
 def file_tensors(

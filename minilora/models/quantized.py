@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+
+import numpy as np
 
 from ..backend import Array
+from ..files import stored
 from ..nn import Block, Checkpointed, Embedding, Linear, Module, Parameter, check_names, converted, join
-from ..quantization import Quantized, dense, format_named
+from ..quantization import STORED, Quantized, dense, format_named, formats
 from ..quantization.bfloat16 import BFloat16
+from ..quantization.float16 import Float16
 
+CHOICES = *formats(), STORED  # of load_pretrained's `quantize`
 CLASSIFIER_LAYERS = re.compile(r"(classifier|classifier_transform|pooler)\.")  # drawn where a file lacks them
+
+
+def matrices(model: Module) -> Iterator[tuple[Parameter, bool]]:
+    """(Parameter, whether it is in a block) of the matrices that may be Quantized: all but those of classifiers."""
+    for name, layer in model.children().items():
+        in_block = isinstance(layer, Block | Checkpointed)
+        for path, module in layer.named_modules(name):
+            if isinstance(module, Linear | Embedding) and not CLASSIFIER_LAYERS.match(join(path, "weight")):
+                yield module.weight, in_block
 
 
 def formats_for(model: Module, quantize: str) -> dict[Parameter, type[Quantized]]:
@@ -21,13 +35,7 @@ def formats_for(model: Module, quantize: str) -> dict[Parameter, type[Quantized]
     does a classifier, which is trained whole. Raises ValueError for a format that does not exist.
     """
     chosen = format_named(quantize)
-    found: dict[Parameter, type[Quantized]] = {}
-    for name, layer in model.children().items():
-        in_block = isinstance(layer, Block | Checkpointed)
-        for path, module in layer.named_modules(name):
-            if isinstance(module, Linear | Embedding) and not CLASSIFIER_LAYERS.match(join(path, "weight")):
-                found[module.weight] = chosen if in_block or not chosen.for_blocks else BFloat16
-    return found
+    return {p: chosen if in_block or not chosen.for_blocks else BFloat16 for p, in_block in matrices(model)}
 
 
 def quantize(model: Module, format: str) -> None:
@@ -45,14 +53,20 @@ def dequantize(model: Module) -> None:
 
 
 def load_quantized(model: Module, state: Mapping[str, Array | Quantized], format: str) -> None:
-    """load_state_dict(), matrix by matrix: each is quantised before the next is read."""
-    formats = formats_for(model, format)
+    """load_state_dict(), matrix by matrix: each is quantised before the next is read. One that its file has in the same
+    format keeps its codes.
+
+    "stored" keeps every matrix as its file has it: in blocks, as a BFloat16 or Float16, or as an array.
+    """
+    held, formats = {p for p, _ in matrices(model)}, {} if format == STORED else formats_for(model, format)
     parameters = model.named_parameters()
     check_names(state, parameters)
     for path, parameter in parameters.items():
-        x, shape = state[path], parameter.data.shape
-        if x.shape != shape:
-            raise ValueError(f"{path} has shape {x.shape}, and {shape} is needed")
-        if parameter in formats and not isinstance(x, Quantized):
-            x = formats[parameter].of(x)
+        x = stored(state, path) if parameter in held else state[path]
+        if x.shape != parameter.data.shape:
+            raise ValueError(f"{path} has shape {x.shape}, and {parameter.data.shape} is needed")
+        if parameter in formats and not isinstance(x, formats[parameter]):
+            x = formats[parameter].of(dense(x))
+        elif parameter in held and x.dtype == np.float16 and not isinstance(x, Quantized):
+            x = Float16({"values": x}, x.shape)
         parameter.data = converted(x, parameter.xp, parameter.data.dtype)

@@ -1,5 +1,5 @@
 """Matrices in fewer bits: one format a file, and what all share in base.py."""
 
-from .base import Quantized, dense, format_named, formats
+from .base import STORED, Quantized, dense, format_named, formats, is_finite
 
-__all__ = ["Quantized", "dense", "format_named", "formats"]
+__all__ = ["STORED", "Quantized", "dense", "format_named", "formats", "is_finite"]

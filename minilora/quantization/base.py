@@ -16,7 +16,7 @@ import copy
 import importlib
 import math
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
@@ -28,6 +28,7 @@ from ..spelling import choose_from
 
 Rows: TypeAlias = "slice | Array | list[int]"  # of a matrix: a slice, or their numbers
 ALL = slice(None)
+PART = 2**18  # numbers that are encoded or decoded together: what is made on the way then stays in a cache
 
 
 class Cells(NamedTuple):
@@ -78,6 +79,10 @@ class Quantized:
     def codes(self) -> Array:
         """The codes, one for each number, in the order of W."""
         return next(iter(self.arrays.values()))
+
+    def is_finite(self) -> bool:
+        """Whether all its numbers are: codes are, so whether its scales are."""
+        return all(bool(np.isfinite(x).all()) for x in self.arrays.values() if x.dtype.kind == "f")
 
     # ---- what all have ----
 
@@ -156,6 +161,12 @@ def dense(W: Array | Quantized, rows: Rows = ALL) -> Array:
     return W if rows is ALL else W[rows]
 
 
+def parts(W: Array | Quantized) -> Iterator[slice]:
+    """The rows of a matrix that are encoded or decoded together: about PART numbers."""
+    step = max(1, PART // max(1, W.shape[1]))
+    return (slice(start, min(start + step, len(W))) for start in range(0, len(W), step))
+
+
 @cache
 def formats() -> dict[str, type[Quantized]]:
     """{name: class} of the formats that have a file here and can be chosen."""
@@ -173,8 +184,18 @@ def formats() -> dict[str, type[Quantized]]:
     return {name: cls for name, cls in found.items() if name}
 
 
+STORED = "stored"  # no format, but what a file has: GGUF's blocks, bfloat16, float16
+
+
 def format_named(name: str) -> type[Quantized]:
     """The class of a format. Raises ValueError for one that has no file here."""
     if name not in formats():
         raise ValueError(f"no format is called {name!r}: {choose_from(name, formats())}")
     return formats()[name]
+
+
+def is_finite(x: Array | Quantized) -> bool:
+    """Whether all numbers of an array, or of a Quantized, are finite."""
+    if isinstance(x, Quantized):
+        return x.is_finite()
+    return not x.size or bool(np.isfinite([x.min(), x.max()]).all())  # min and max are NaN if any is

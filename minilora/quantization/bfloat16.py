@@ -63,6 +63,14 @@ class BFloat16(Quantized):
     def sizes(cls, n_out: int, n_in: int) -> dict[str, tuple[tuple[int, ...], str]]:
         return {"bits": ((n_out, n_in), "u2")}
 
+    @property
+    def T(self) -> BFloat16:
+        """Ŵᵀ: every number has bits of its own."""
+        return BFloat16({"bits": np.ascontiguousarray(self.arrays["bits"].T)}, self.shape[::-1], self.dtype)
+
+    def is_finite(self) -> bool:
+        return not (self.arrays["bits"] & 0x7F80 == 0x7F80).any()  # the exponent of infinity and NaN
+
     def decode(self, rows: Rows) -> Array:
         return from_bfloat16(self.arrays["bits"][rows])
 

@@ -50,14 +50,13 @@ kept,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from .base import Cells, Quantized
+from .base import Cells, Quantized, parts
 
-PART = 2**20  # numbers that are looked at together
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(5)  # of the mean over a cell
 TINY = 1e-300
 LARGEST = 1 - 1e-6  # of the scale, as float32 has it
@@ -126,7 +125,7 @@ def foretell(W: np.ndarray, delta: np.ndarray, format: type[Quantized]) -> Kept:
     law = base_on_the_grid if on_the_grid(W, format) else base_off_the_grid
     (a, _), (b, held) = scales(W, format), scales(W + delta, format)
     moved, along, errors = 0.0, 0.0, np.zeros(W.shape[1])
-    for rows in parts(W.shape):
+    for rows in parts(W):
         found = law(W[rows].astype(float), delta[rows].astype(float), a[rows], b[rows], held[rows], format)
         moved, along, errors = moved + found[0], along + found[1], errors + found[2]
     return Kept(W.size, moved, along, columns(delta), errors)
@@ -143,7 +142,7 @@ def measure(W: np.ndarray, delta: np.ndarray, format: type[Quantized]) -> Kept:
 def on_the_grid(W: np.ndarray, format: type[Quantized]) -> bool:
     """Whether W is what the format holds of it, up to the rounding of scales."""
     (a, held), distance, width = scales(W, format), 0.0, 0.0
-    for rows in parts(W.shape):
+    for rows in parts(W):
         level, low, high = inner(W[rows] / a[rows], format)
         distance += columns(W[rows] - level * held[rows]).sum()
         width += columns((high - low) * a[rows]).sum()
@@ -220,12 +219,6 @@ def scales(W: np.ndarray, format: type[Quantized]) -> tuple[np.ndarray, np.ndarr
     """format.scales(), (out, in); a is 1 for numbers that are all 0."""
     a, held = format.scales(W)
     return np.broadcast_to(np.where(a == 0, 1, a), W.shape), np.broadcast_to(held, W.shape)
-
-
-def parts(shape: tuple[int, ...]) -> Iterator[slice]:
-    """The rows that are looked at together."""
-    step = max(1, PART // shape[1])
-    return (slice(start, start + step) for start in range(0, shape[0], step))
 
 
 def columns(x: np.ndarray) -> np.ndarray:

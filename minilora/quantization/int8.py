@@ -34,7 +34,7 @@ def int8_codes(W: np.ndarray, outlier: float = 0.0) -> tuple[np.ndarray, np.ndar
     columns = np.flatnonzero(large.any(axis=0))
     a = abs(np.where(large, 0, W)).max(axis=1, initial=0)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        scaled = np.where(large, 0, W) * (np.float32(STEPS) / a)[:, None]
+        scaled = np.where(large, 0, W) * (1 / a * np.float32(STEPS))[:, None]  # as PyTorch takes 127/a: it decides ties
     q = np.rint(np.where(a[:, None] == 0, 0, scaled)).astype(np.int8)
     if len(W) > 1:
         q[:, columns] = 0

@@ -98,7 +98,8 @@ def double_quantised(
     mean = np.float32(a.mean(dtype=np.float64)) if mean is None else mean
     x = in_blocks(a - mean, block)
     A = abs(x).max(axis=1, initial=0)
-    scaled = x * (1 / np.where(A == 0, np.float32(1), A))[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):  # as there, of scales that are nearly 0
+        scaled = x * (1 / np.where(A == 0, np.float32(1), A))[:, None]
     return nearest(np.clip(scaled, -1, 1).reshape(-1)[: len(a)], LEVELS8), A, mean
 
 
@@ -171,12 +172,17 @@ class NF4(Quantized):
 
 
 class DoubleNF4(NF4):
-    """NF4 with absmax (⌈n/64⌉,) uint8, nested_absmax (⌈n/64/256⌉,) float32 and their offset () float32, μ. `levels` are
-    those of a file, where it has others than level8."""
+    """NF4 with absmax (⌈n/64⌉,) uint8, nested_absmax (⌈n/64/256⌉,) float32 and their offset () float32, μ. A file has
+    `levels` of its own, which can be off from level8 by a last bit."""
 
     name = "nf4-dq"
-    levels = LEVELS8
-    nested_block = NESTED_BLOCK
+
+    def __init__(
+        self, arrays: Any, shape: tuple[int, ...], dtype: Any = np.float32, block: int = BLOCK,
+        nested_block: int = NESTED_BLOCK, levels: np.ndarray = LEVELS8,
+    ) -> None:  # fmt: skip
+        super().__init__(arrays, shape, dtype, block)
+        self.nested_block, self.levels = nested_block, levels
 
     @classmethod
     def encode(cls, W: np.ndarray, block: int = BLOCK) -> dict[str, np.ndarray]:
