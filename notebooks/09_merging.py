@@ -588,6 +588,8 @@ figure.suptitle(
 plt.show()
 
 # %%
+from grids import half
+
 for (words, lr), shares in kept_gain.items():
     lost_here = "  ".join(f"{part:.0%}" for part in updates_lost.get((words, lr), []))
     print(
@@ -615,8 +617,6 @@ assert gone["float16"][:, 4].max() < 0.001
 assert gone["float16"][:, 6:].max() == gone["bfloat16"].max() == 0
 assert gone["float16"][:, 2].max() < 0.05 < 0.1 < wrong["float16"][:, 2].min()  # few are 0, many are wrong
 assert np.array_equal(wrong["bfloat16"], wrong["bfloat16"][:, [0, 0, 0]])  # a power of two changes no bit
-
-from grids import half
 
 how = {"format": "bfloat16", "kept": "moments", "S": 1, "loss": 1, "lr": 2e-3}
 again = half.run(**how, seed=0)
