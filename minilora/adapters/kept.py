@@ -1,8 +1,9 @@
-"""What a merge into fewer bits keeps of a model's adapters, before it is done: layer by layer, by the laws of
-quantization/forecast.py.
+"""What a merge into fewer bits keeps of a model's adapters, layer by layer, before it is done.
 
-found = kept_by_merge(model, "nf4")
-share_kept(found), found["block_0.attention.q_proj"].measured.cos
+The laws are in quantization/forecast.py.
+
+    found = kept_by_merge(model, "nf4")
+    share_kept(found), found["block_0.attention.q_proj"].measured.cos
 """
 
 from __future__ import annotations

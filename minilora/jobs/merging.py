@@ -69,7 +69,7 @@ def show_kept(found: Mapping[str, LayerKept], format: str) -> None:
     console.print(table)
     off = sum(not layer.on_the_grid for layer in found.values())
     if off:
-        note = f"W of {off} of them is not in {format} yet: most of their error is the rounding of W, adapter or not"
+        note = f"{off} of these W are not in {format} yet: to round them is part of the error, and is it without an adapter"
         console.print(note, soft_wrap=True)
 
 
