@@ -55,6 +55,13 @@ def quantize(model: Module, format: str, without: Collection[str] = ()) -> None:
             parameter.data = cls.of(parameter.data)
 
 
+def dequantize(model: Module, but_for: Mapping[Parameter, type[Quantized]] | None = None) -> None:
+    """Hold every matrix as numbers, in the dtype that it is computed with, except one in its format of `but_for`."""
+    for parameter in model.parameters():
+        if type(parameter.data) is not (but_for or {}).get(parameter):
+            parameter.data = dense(parameter.data)
+
+
 def load_quantized(model: Module, state: Mapping[str, Array | Quantized], format: str) -> None:
     """load_state_dict(), matrix by matrix: each is quantised before the next is read. One that its file has in the same
     format keeps its codes.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend import Array
-from .base import Quantized, Rows
+from .base import Cells, Quantized, Rows
 
 
 def bfloat16_bits(x: Array) -> Array:
@@ -28,6 +28,26 @@ def from_bfloat16(bits: Array) -> Array:
     u = bits.astype(np.uint32)
     u <<= 16
     return u.view(np.float32)
+
+
+def cells_of_floats(x: np.ndarray, fraction: int, least: int) -> Cells:
+    """The cells of a binary floating-point format with so many bits of fraction, whose normal numbers begin at 2^least.
+
+    The numbers in [2^e, 2^(e+1)) lie 2^(e - fraction) apart, below 2^least as far as there. Beside a power of two the
+    next number towards 0 is half as far away as the other.
+    """
+
+    def gaps(x: np.ndarray) -> np.ndarray:
+        exponent = np.frexp(x)[1] - 1  # of 0 as of 1/2, which is put right below
+        return np.ldexp(1.0, np.where(x == 0, least, np.maximum(exponent, least)) - fraction)
+
+    gap = gaps(x)
+    level = np.rint(x / gap) * gap
+    away, size = gaps(level) / 2, abs(level)
+    towards = np.where((np.frexp(size)[0] == 0.5) & (size > 2.0**least), away / 2, away)
+    inner, outer = size - towards, size + away
+    negative = level < 0
+    return Cells(level, np.where(negative, -outer, inner), np.where(negative, -inner, outer))
 
 
 class BFloat16(Quantized):
@@ -53,3 +73,7 @@ class BFloat16(Quantized):
 
     def decode(self, rows: Rows) -> Array:
         return from_bfloat16(self.arrays["bits"][rows])
+
+    @classmethod
+    def cells(cls, u: np.ndarray) -> Cells:
+        return cells_of_floats(u, fraction=7, least=-126)

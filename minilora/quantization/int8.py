@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend import Array
-from .base import Quantized, Rows
+from .base import Cells, Quantized, Rows
 
 STEPS = 127
 OUTLIER = 6.0
@@ -68,3 +68,14 @@ class Int8(Quantized):
     def decode(self, rows: Rows) -> Array:
         step = self.arrays["absmax"][rows] / np.float32(STEPS)
         return self.arrays["codes"][rows] * step[:, None]
+
+    @classmethod
+    def scales_of(cls, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        a = abs(W).max(axis=1, initial=0)[:, None]
+        return a, a
+
+    @classmethod
+    def cells(cls, u: np.ndarray) -> Cells:
+        q = np.clip(np.rint(STEPS * u), -STEPS, STEPS)
+        low, high = np.where(q == -STEPS, -np.inf, q - 0.5), np.where(q == STEPS, np.inf, q + 0.5)
+        return Cells(q / STEPS, low / STEPS, high / STEPS)

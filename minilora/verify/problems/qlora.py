@@ -220,6 +220,9 @@ class Held:
     def __init__(self, W):
         self.W, self.shape = W, (len(W), PART // 2)
 
+    def __len__(self):
+        return len(self.W)
+
     def dense(self, rows):
         return self.W[rows]
 
