@@ -15,7 +15,7 @@ import copy
 import importlib
 import math
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from types import ModuleType
 from typing import Any, ClassVar, Self, TypeAlias
@@ -27,6 +27,7 @@ from ..spelling import choose_from
 
 Rows: TypeAlias = "slice | Array | list[int]"  # of a matrix: a slice, or their numbers
 ALL = slice(None)
+PART = 2**18  # numbers that are encoded or decoded together: what is made on the way then stays in a cache
 
 
 class Quantized:
@@ -62,7 +63,7 @@ class Quantized:
         """W (out, in), encoded from float32. Raises ValueError for infinity and NaN, which have no code."""
         with np.errstate(over="ignore"):
             W32 = np.ascontiguousarray(to_numpy(W), dtype=np.float32)
-        if not np.isfinite(W32).all():
+        if W32.size and not np.isfinite([W32.min(), W32.max()]).all():  # NaN if any is
             wrong = W32[~np.isfinite(W32)].flat[0]
             raise ValueError(f"{cls.name} has no code for {wrong}: the matrix holds numbers that are not finite")
         arrays = {name: get_array_module(W).asarray(x) for name, x in cls.encode(W32).items()}
@@ -130,6 +131,12 @@ def dense(W: Array | Quantized, rows: Rows = ALL) -> Array:
     if isinstance(W, Quantized):
         return W.dense(rows)
     return W if rows is ALL else W[rows]
+
+
+def parts(n: int, each: int = 1) -> Iterator[slice]:
+    """Slices of n things, which of `each` numbers are, one or more of them, about PART numbers together."""
+    step = max(1, PART // each)
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
 @cache

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, get_array_module
-from .base import ALL, Quantized, Rows
+from .base import ALL, Quantized, Rows, parts
 
 BLOCK, NESTED_BLOCK = 64, 256
 LEVELS = np.array(  # QLoRA, appendix E
@@ -62,6 +62,20 @@ def nearest(x: np.ndarray, levels: np.ndarray) -> np.ndarray:
     return np.searchsorted((levels[:-1] + levels[1:]) / np.float32(2), x, side="left").astype(np.uint8)
 
 
+FIRST = nearest(np.arange(-32, 33, dtype=np.float32) / 32, LEVELS)  # of the cells of nearest_code()
+ENDS = np.append((LEVELS[:-1] + LEVELS[1:]) / np.float32(2), np.float32(np.inf))  # of what has a code, and is not above
+
+
+def nearest_code(x: np.ndarray) -> np.ndarray:
+    """nearest(x, LEVELS) of numbers from -1 to 1, several times as fast.
+
+    In a cell of 1/32 there is at most one end: so a code is that of the cell's lower side, or the next.
+    """
+    q = FIRST.take(((x + 1) * 32).astype(np.uint8))
+    q += x > ENDS.take(q)
+    return q
+
+
 def in_blocks(x: np.ndarray, size: int) -> np.ndarray:
     """(n,) -> (blocks, size), with zeros after the end."""
     return np.concatenate([x, np.zeros(-len(x) % size, x.dtype)]).reshape(-1, size)
@@ -69,13 +83,18 @@ def in_blocks(x: np.ndarray, size: int) -> np.ndarray:
 
 def nf4_codes(W: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
     """q (n,) from 0 to 15, and a (blocks,), of a float32 W of n numbers."""
-    n, x = W.size, in_blocks(W.reshape(-1), block)
-    a = abs(x).max(axis=1, initial=0)
-    scaled = x * (1 / np.maximum(a, LEAST))[:, None]
-    if n % block:  # bitsandbytes divides in a short block, and multiplies by 1/a in others
-        a[-1] = max(a[-1], LEAST)
-        scaled[-1] = x[-1] / a[-1]
-    return nearest(np.clip(scaled, -1, 1).reshape(-1)[:n], LEVELS), a
+    flat, n, blocks = W.reshape(-1), W.size, -(-W.size // block)
+    q, a = np.empty(n, np.uint8), np.empty(blocks, np.float32)
+    for part in parts(blocks, block):
+        numbers = slice(part.start * block, part.stop * block)
+        x = in_blocks(flat[numbers], block)
+        a[part] = abs(x).max(axis=1)
+        scaled = x * (1 / np.maximum(a[part], LEAST))[:, None]
+        if part.stop == blocks and n % block:  # bitsandbytes divides in a short block, and multiplies by 1/a in others
+            a[-1] = max(a[-1], LEAST)
+            scaled[-1] = x[-1] / a[-1]
+        q[numbers] = nearest_code(np.clip(scaled, -1, 1).reshape(-1)[: n - part.start * block])
+    return q, a
 
 
 def packed(q: np.ndarray) -> np.ndarray:
