@@ -21,7 +21,7 @@ def quantized_linear_forward(x: Array, Q: Quantized, b: Array | None = None) -> 
     """y = x Ŵᵀ + b"""
     flat = rows(x)
     y = get_array_module(x).empty((len(flat), Q.shape[0]), dtype=x.dtype)
-    for part in parts(*Q.shape):
+    for part in parts(Q):
         y[:, part] = flat @ Q.dense(part).T
     if b is not None:
         y += b
@@ -30,7 +30,7 @@ def quantized_linear_forward(x: Array, Q: Quantized, b: Array | None = None) -> 
 
 def quantized_linear_backward(dy: Array, Q: Quantized) -> Array:
     """dx = dy Ŵ"""
-    first, *others = parts(*Q.shape)
+    first, *others = parts(Q)
     flat = rows(dy)
     dx = flat[:, first] @ Q.dense(first)
     for part in others:

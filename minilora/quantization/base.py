@@ -133,10 +133,10 @@ def dense(W: Array | Quantized, rows: Rows = ALL) -> Array:
     return W if rows is ALL else W[rows]
 
 
-def parts(n: int, each: int = 1) -> Iterator[slice]:
-    """Slices of n things, which of `each` numbers are, one or more of them, about PART numbers together."""
-    step = max(1, PART // each)
-    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+def parts(W: Array | Quantized) -> Iterator[slice]:
+    """The rows of a matrix that are encoded or decoded together: about PART numbers."""
+    step = max(1, PART // max(1, W.shape[1]))
+    return (slice(start, min(start + step, len(W))) for start in range(0, len(W), step))
 
 
 @cache

@@ -38,7 +38,7 @@ class BFloat16(Quantized):
     @classmethod
     def encode(cls, W: np.ndarray) -> dict[str, np.ndarray]:
         bits = np.empty(W.shape, np.uint16)
-        for rows in parts(*W.shape):
+        for rows in parts(W):
             bits[rows] = bfloat16_bits(W[rows])
         return {"bits": bits}
 

@@ -59,7 +59,7 @@ class Int8(Quantized):
     @classmethod
     def encode(cls, W: np.ndarray) -> dict[str, np.ndarray]:
         q, a = np.empty(W.shape, np.int8), np.empty(len(W), np.float32)
-        for rows in parts(*W.shape):
+        for rows in parts(W):
             q[rows], a[rows], _ = int8_codes(W[rows])
         return {"codes": q, "absmax": a}
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, get_array_module
-from .base import ALL, Quantized, Rows, parts
+from .base import ALL, PART, Quantized, Rows
 
 BLOCK, NESTED_BLOCK = 64, 256
 LEVELS = np.array(  # QLoRA, appendix E
@@ -85,15 +85,16 @@ def nf4_codes(W: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray
     """q (n,) from 0 to 15, and a (blocks,), of a float32 W of n numbers."""
     flat, n, blocks = W.reshape(-1), W.size, -(-W.size // block)
     q, a = np.empty(n, np.uint8), np.empty(blocks, np.float32)
-    for part in parts(blocks, block):
-        numbers = slice(part.start * block, part.stop * block)
+    together = max(1, PART // block)
+    for first in range(0, blocks, together):
+        part, numbers = slice(first, first + together), slice(first * block, (first + together) * block)
         x = in_blocks(flat[numbers], block)
         a[part] = abs(x).max(axis=1)
         scaled = x * (1 / np.maximum(a[part], LEAST))[:, None]
-        if part.stop == blocks and n % block:  # bitsandbytes divides in a short block, and multiplies by 1/a in others
+        if part.stop >= blocks and n % block:  # bitsandbytes divides in a short block, and multiplies by 1/a in others
             a[-1] = max(a[-1], LEAST)
             scaled[-1] = x[-1] / a[-1]
-        q[numbers] = nearest_code(np.clip(scaled, -1, 1).reshape(-1)[: n - part.start * block])
+        q[numbers] = nearest_code(np.clip(scaled, -1, 1).reshape(-1)[: n - numbers.start])
     return q, a
 
 
