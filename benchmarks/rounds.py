@@ -115,7 +115,7 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def check_same(case: Case, ours: Process, theirs: Process, tolerance: float) -> None:
+def check_same(case: Case, ours: Process, theirs: Process, tolerance: float = AGREE) -> None:
     """Did they do the same, up to rounding? Greedy tokens of random weights may part where two are as good as equal.
     DoRA's gradient and PEFT's are not the same, so of the losses only the first is."""
     if case.measure == "generate":
