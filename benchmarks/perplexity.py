@@ -1,4 +1,4 @@
-"""What fewer bits do to a model's perplexity, before and after LoRA has learned beside them, with the spread over seeds.
+"""What fewer bits do to perplexity, before LoRA has learned beside them and after, with the spread over seeds.
 
     python -m benchmarks.perplexity --models builtin,smollm2
 
