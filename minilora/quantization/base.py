@@ -27,7 +27,8 @@ from ..spelling import choose_from
 
 Rows: TypeAlias = "slice | Array | list[int]"  # of a matrix: a slice, or their numbers
 ALL = slice(None)
-PART = 2**18  # numbers that are encoded or decoded together: what is made on the way then stays in a cache
+PART = 2**20  # numbers that are decoded together, of which a product is made: of fewer it is slower
+ENCODED = 2**17  # numbers that are encoded together: what is made on the way stays in a cache
 
 
 class Quantized:
@@ -133,9 +134,9 @@ def dense(W: Array | Quantized, rows: Rows = ALL) -> Array:
     return W if rows is ALL else W[rows]
 
 
-def parts(W: Array | Quantized) -> Iterator[slice]:
-    """The rows of a matrix that are encoded or decoded together: about PART numbers."""
-    step = max(1, PART // max(1, W.shape[1]))
+def parts(W: Array | Quantized, numbers: int | None = None) -> Iterator[slice]:
+    """The rows of a matrix that are decoded together: about PART numbers, or as many as these."""
+    step = max(1, (numbers or PART) // max(1, W.shape[1]))
     return (slice(start, min(start + step, len(W))) for start in range(0, len(W), step))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend import Array
-from .base import Quantized, Rows, parts
+from .base import ENCODED, Quantized, Rows, parts
 
 
 def bfloat16_bits(x: Array) -> Array:
@@ -38,7 +38,7 @@ class BFloat16(Quantized):
     @classmethod
     def encode(cls, W: np.ndarray) -> dict[str, np.ndarray]:
         bits = np.empty(W.shape, np.uint16)
-        for rows in parts(W):
+        for rows in parts(W, ENCODED):
             bits[rows] = bfloat16_bits(W[rows])
         return {"bits": bits}
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, get_array_module
-from .base import ALL, PART, Quantized, Rows
+from .base import ALL, ENCODED, Quantized, Rows
 
 BLOCK, NESTED_BLOCK = 64, 256
 LEVELS = np.array(  # QLoRA, appendix E
@@ -85,7 +85,7 @@ def nf4_codes(W: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray
     """q (n,) from 0 to 15, and a (blocks,), of a float32 W of n numbers."""
     flat, n, blocks = W.reshape(-1), W.size, -(-W.size // block)
     q, a = np.empty(n, np.uint8), np.empty(blocks, np.float32)
-    together = max(1, PART // block)
+    together = max(1, ENCODED // block)
     for first in range(0, blocks, together):
         part, numbers = slice(first, first + together), slice(first * block, (first + together) * block)
         x = in_blocks(flat[numbers], block)

@@ -28,7 +28,8 @@ def test_parts_give_the_codes_and_the_numbers_of_the_whole(format, shape, rng, m
     whole = cls.of(W)
     y, dx = ops.quantized_linear_forward(x, whole), ops.quantized_linear_backward(dy, whole)
     monkeypatch.setattr(base, "PART", 128)
-    monkeypatch.setattr("minilora.quantization.nf4.PART", 128)
+    for file in ("nf4", "int8", "bfloat16"):
+        monkeypatch.setattr(f"minilora.quantization.{file}.ENCODED", 128)
     parted = cls.of(W)
     for name, array in whole.arrays.items():
         np.testing.assert_array_equal(parted.arrays[name], array)
@@ -41,16 +42,16 @@ def test_parts_give_the_codes_and_the_numbers_of_the_whole(format, shape, rng, m
 
 @pytest.mark.parametrize("format", ["nf4", "nf4-dq", "int8", "bfloat16"])
 def test_encoding_and_a_product_take_little_beside_what_is_held(format, rng):
-    cls, W = format_named(format), rng.standard_normal((4096, 1024), dtype=np.float32)
+    cls, W = format_named(format), rng.standard_normal((8192, 1024), dtype=np.float32)
     tracemalloc.start()
     try:
         Q = cls.of(W)
-        assert tracemalloc.get_traced_memory()[1] < Q.nbytes + W.size + 40 * base.PART
+        assert tracemalloc.get_traced_memory()[1] < Q.nbytes + W.size + 80 * base.ENCODED
         x = W[:8]
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
         y = ops.quantized_linear_forward(x, Q)
         ops.quantized_linear_backward(y, Q)
-        assert tracemalloc.get_traced_memory()[1] - before < 24 * base.PART < W.nbytes
+        assert tracemalloc.get_traced_memory()[1] - before < 16 * base.PART <= W.nbytes
     finally:
         tracemalloc.stop()
