@@ -65,7 +65,7 @@ def count(config, targets, r):
 
 
 # %% [markdown] tags=["notes"]
-# 15 min. First a table on paper: the name of each matrix and its (out, in). Then the code.
+# 14 min. First a table on paper: the name of each matrix and its (out, in). Then the code.
 #
 # The check names the mistake of a wrong number: norms left out, a tied head counted twice, k and v as wide as q.
 #
@@ -181,7 +181,7 @@ assert table["Qwen2.5 0.5B"]["no embedding"][1] == 494_032_768
 assert table["Qwen2.5 1.5B"]["no embedding"][1] == 1_543_714_304
 
 # %% [markdown] tags=["notes"]
-# 7 min. Cover the names of the rows, show the numbers for 0.5B, and let the class say which mistake made which number.
+# 6 min. Cover the names of the rows, show the numbers for 0.5B, and let the class say which mistake made which number.
 #
 # Ask: why do four of the six agree for Llama 2 7B? (Square q and v, one head of k and v for each of q, no biases, no
 # tie.)
@@ -266,7 +266,7 @@ ax.legend(loc="lower right")
 plt.show()
 
 # %% [markdown] tags=["notes"]
-# 8 min. The ledger first: ask which rows vanish if q_proj is frozen without an adapter. (Its x, unless another needs
+# 7 min. The ledger first: ask which rows vanish if q_proj is frozen without an adapter. (Its x, unless another needs
 # it.)
 #
 # Ask: LoRA trains a 337th of the parameters. Why does the orange part not shrink? (dA = dhᵀ x needs the same x as dW.)
