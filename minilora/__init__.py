@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .adapters.attach import attach as attach
     from .adapters.attach import attach_lora as attach_lora
     from .adapters.base import Adapter as Adapter
+    from .adapters.kept import kept_by_merge as kept_by_merge
+    from .adapters.kept import share_kept as share_kept
     from .adapters.lora import LoRAEmbedding as LoRAEmbedding
     from .adapters.lora import LoRALinear as LoRALinear
     from .adapters.merge import merge as merge
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from .models.generation import stream as stream
     from .models.pretrained import load_pretrained as load_pretrained
     from .models.pretrained import load_tokenizer as load_tokenizer
+    from .models.quantized import quantize as quantize
     from .models.saving import save_pretrained as save_pretrained
     from .models.transformer import Transformer as Transformer
     from .nn import Gradients as Gradients
@@ -48,6 +51,7 @@ HOMES = {
     "accounting": ["count_parameters"],
     "adapters.attach": ["attach", "attach_lora"],
     "adapters.base": ["Adapter"],
+    "adapters.kept": ["kept_by_merge", "share_kept"],
     "adapters.lora": ["LoRAEmbedding", "LoRALinear"],
     "adapters.merge": ["merge", "unmerge"],
     "adapters.peft": ["load_adapter", "save_adapter"],
@@ -58,6 +62,7 @@ HOMES = {
     "models.families.roberta": ["roberta"],
     "models.generation": ["generate", "stream"],
     "models.pretrained": ["load_pretrained", "load_tokenizer"],
+    "models.quantized": ["quantize"],
     "models.saving": ["save_pretrained"],
     "models.transformer": ["Transformer"],
     "nn": ["Gradients", "Inputs", "Linear", "Parameter", "Pass"],
@@ -66,7 +71,7 @@ HOMES = {
     "verify": ["check_gradient", "diagnose"],
 }
 NAMES = {name: home for home, names in HOMES.items() for name in names}
-ROOMS = ["accounting", "adapters", "backend", "data", "models", "nn", "ops", "training", "verify"]
+ROOMS = ["accounting", "adapters", "backend", "data", "models", "nn", "ops", "quantization", "training", "verify"]
 __all__ = ["__version__", *NAMES]
 
 

@@ -16,7 +16,9 @@ import numpy as np
 
 from .backend import Array, to_numpy
 from .process import LOCK
-from .quantization import Quantized, dense
+from .quantization import Quantized, dense, is_finite
+from .quantization.base import ALL, parts
+from .quantization.bfloat16 import BFloat16, from_bfloat16
 
 LARGEST = 2**31  # bytes that are read of a file
 DTYPES = {  # of safetensors -> of NumPy; BF16, which NumPy lacks, as its bits
@@ -98,32 +100,45 @@ def save_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str
     write_whole(path, tensors_to_bytes(tensors, metadata))
 
 
-def tensors_to_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
-    """The content of a .safetensors file. Equal tensors and metadata give equal bytes."""
+def tensors_to_bytes(tensors: Mapping[str, Array | Quantized], metadata: Mapping[str, str]) -> bytes:
+    """The content of a .safetensors file. Equal tensors and metadata give equal bytes. A BFloat16 is written as it is,
+    what is in another format decoded."""
     import safetensors.numpy
 
-    blob = safetensors.numpy.save({name: np.ascontiguousarray(to_numpy(x)) for name, x in tensors.items()})
-    # The library writes metadata in an order that changes from run to run: put it into the header here.
+    bits = {name: x.arrays["bits"] for name, x in tensors.items() if isinstance(x, BFloat16)}
+    numbers = bits | {name: dense(x) for name, x in tensors.items() if name not in bits}
+    blob = safetensors.numpy.save({name: np.asarray(to_numpy(x), order="C") for name, x in numbers.items()})
+    # The library writes metadata in an order that changes from run to run: put it into the header here. To NumPy, and
+    # so to the library, the bits of a bfloat16 are a U16.
     end = 8 + int.from_bytes(blob[:8], "little")
-    header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **json.loads(blob[8:end])}).encode()
+    entries = json.loads(blob[8:end])
+    for name in bits:
+        entries[name]["dtype"] = "BF16"
+    header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **entries}).encode()
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header + blob[end:]
 
 
 class Tensors(Mapping[str, Any]):
-    """{name: array}, of which each is read from its file when it is asked for, and not kept."""
+    """{name: array}, of which each is read from its file when it is asked for, and not kept. A reader may return a
+    Quantized: that is decoded here, and stored() returns it."""
 
     def __init__(self, readers: Mapping[str, Callable[[], Any]]) -> None:
         self.readers = dict(readers)
 
     def __getitem__(self, name: str) -> Any:
-        return self.readers[name]()
+        return dense(self.readers[name]())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.readers)
 
     def __len__(self) -> int:
         return len(self.readers)
+
+
+def stored(tensors: Mapping[str, Any], name: str) -> Any:
+    """A tensor as its file has it: an array, or Quantized."""
+    return tensors.readers[name]() if isinstance(tensors, Tensors) else tensors[name]
 
 
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -133,7 +148,8 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def open_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """Tensors and metadata of a .safetensors file; bfloat16, which NumPy lacks, becomes float32, unrounded.
+    """Tensors and metadata of a .safetensors file; bfloat16, which NumPy lacks, becomes float32, unrounded. A matrix in
+    it is stored() as a BFloat16.
 
     Raises FileNotFoundError, PermissionError, and ValueError for a file that is damaged or of another format, and for
     an unsupported dtype (float8 and smaller). A tensor with NaN or infinity raises ValueError when it is read.
@@ -163,32 +179,34 @@ def open_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     return Tensors({name: partial(read_tensor, path, name, header[name], end) for name in dtypes}), metadata
 
 
-def read_tensor(path: Path, name: str, entry: Mapping[str, Any], end: int) -> np.ndarray:
+def read_tensor(path: Path, name: str, entry: Mapping[str, Any], end: int) -> np.ndarray | BFloat16:
     """One tensor of a file that safetensors has validated, by its entry in the header, which ends at byte `end`.
 
-    NumPy reads it, since safetensors maps the file into memory and copies out of it, which takes twice the memory. A
-    bfloat16 is the upper half of a float32's bits. Raises ValueError for NaN and infinity.
+    NumPy reads it, since safetensors maps the file into memory and copies out of it, which takes twice the memory.
+    Raises ValueError for NaN and infinity.
     """
     start, stop = entry["data_offsets"]
     stored = np.dtype(DTYPES[entry["dtype"]])
-    x = np.fromfile(path, stored, (stop - start) // stored.itemsize, offset=end + start)
+    numbers = np.fromfile(path, stored, (stop - start) // stored.itemsize, offset=end + start).reshape(entry["shape"])
+    x: np.ndarray | BFloat16 = numbers
     if entry["dtype"] == "BF16":
-        x = (x.astype("<u4") << 16).view("<f4")
-    if x.size and not np.isfinite([x.min(), x.max()]).all():  # min and max are NaN if any is
+        x = BFloat16({"bits": numbers}, numbers.shape) if numbers.ndim == 2 else from_bfloat16(numbers)
+    if not is_finite(x):
         raise ValueError(f"{path}: {name} holds numbers that are not finite: get the file again, or an earlier one")
-    return x.reshape(entry["shape"])
+    return x
 
 
 def weights_hash(weights: Mapping[str, Array | Quantized]) -> str:
     """sha256 of the names, shapes and bytes of `weights`, sorted by name; as float32, equal for a float64 copy.
-    Quantized ones are decoded, one at a time."""
+    Quantized ones are decoded, some rows at a time."""
     import hashlib  # here, as it loads OpenSSL
 
     digest = hashlib.sha256()
-    for name, data in sorted(weights.items()):
-        array = np.ascontiguousarray(to_numpy(dense(data)), dtype=np.float32)
-        digest.update(f"{name} {array.shape}\n".encode())
-        digest.update(array.data)
+    for name in sorted(weights):
+        data = weights[name]
+        digest.update(f"{name} {data.shape}\n".encode())
+        for part in parts(data) if isinstance(data, Quantized) else [ALL]:
+            digest.update(np.ascontiguousarray(to_numpy(dense(data, part)), dtype=np.float32).data)
     return digest.hexdigest()
 
 

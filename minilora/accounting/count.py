@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import nn
 from ..adapters.base import DEFAULT
+from ..models.quantized import format_of
 from ..models.transformer import Transformer
 from ..nn import Checkpointed, Costs, KeptArray, Parameter
 from ..nn.costs import Shape
@@ -27,7 +28,6 @@ from .memory import (
     adapter_bytes,
     added_tensors,
     decoded_bytes,
-    format_of,
     has_file,
     held_weights,
     itemsize,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ import numpy as np
 from ..adapters.base import Adapter, shape
 from ..adapters.parts import Parts
 from ..models.names import hub_name
-from ..models.quantized import formats_for
+from ..models.quantized import format_of, formats_for
 from ..models.transformer import Transformer
 from ..nn import Costs, KeptArray, Parameter, Part
 from ..nn.costs import Shape
@@ -56,12 +55,6 @@ class Held(NamedTuple):
 
     nbytes: int
     weights: int
-
-
-def format_of(model: Transformer) -> str | None:
-    """The format that most of a live model's matrices are held in; None if they are plain arrays."""
-    names = Counter(p.data.name for p in model.base_parameters().values() if isinstance(p.data, Quantized))
-    return names.most_common(1)[0][0] if names else None
 
 
 def held_weights(model: Transformer, dtype: str) -> dict[str, Held]:

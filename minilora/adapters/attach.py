@@ -14,6 +14,7 @@ from ..backend import Array, Rng, generator
 from ..data import Batch
 from ..nn import Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
 from ..nn.optim import Penalty, both
+from ..quantization import Quantized
 from ..spelling import choose_from
 from .base import DEFAULT, Adapter, class_for, variants
 from .lora import LoRALinear, TiedLoRALinear
@@ -355,6 +356,12 @@ def trained_beside_adapters(model: Module, names: str | Collection[str]) -> list
             matched = [p for path, m in modules if last(path) == name for p in m.parameters()]
         if not matched:
             raise ValueError(f"train={name!r} matches nothing: 'bias', 'norm', or the last name of a module")
+        if held := next((p for p in matched if isinstance(p.data, Quantized)), None):
+            path = next(path for path, p in model.named_parameters().items() if p is held)
+            raise ValueError(
+                f"train={name!r}: {path} is held in {held.data.name}, which has no gradient: make its layer a target "
+                "of an adapter, or load the model without quantize"
+            )
         found += matched
     return found
 

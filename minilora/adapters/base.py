@@ -62,6 +62,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module
 from ..nn import Costs, Embedding, Gradients, LayerNorm, Linear, MetaArray, Module, Parameter
+from ..quantization import dense
 from . import DEFAULT as DEFAULT
 
 Law = Callable[[Any, Array, Array, Gradients], float]  # (adapter, x, dy, its gradients) -> relative error
@@ -208,7 +209,8 @@ class Adapter(Module):
         raise NotImplementedError
 
     def merged(self) -> tuple[Array, Array | None]:
-        """W and b of a plain layer that computes the same, without dropout: W + ΔW by delta(), and b as it is."""
+        """W and b of a plain layer that computes the same, without dropout: W + ΔW by delta(), and b as it is. One that
+        is left as it is, is the base's own."""
         bias = getattr(self.base, "bias", None)
         return self.dense() + self.delta(), None if bias is None else bias.data
 
@@ -216,7 +218,7 @@ class Adapter(Module):
         """ΔW, in the shape of W: s B A by factors(), else merged W - W. So a class states one of the three."""
         factors = self.factors()
         if factors is None:
-            return self.merged()[0] - self.dense()
+            return dense(self.merged()[0]) - self.dense()
         A, B, s = factors
         return s * (B @ A)
 

@@ -69,6 +69,12 @@ def merged_layer(adapter: Adapter) -> Any:
     return next(merged for base, merged in MERGED.items() if isinstance(adapter.base, base))(adapter)
 
 
+def to_merge(model: Module) -> dict[str, Adapter]:
+    """{path: adapter}, in which those on parts of a fused layer are one on the whole."""
+    modules = model.named_modules()
+    return {path: m for path, m in modules if isinstance(m, Adapter) and not isinstance(m.base, Part)}
+
+
 def merge(model: Module) -> list[str]:
     """Put a layer with weight W₀ + ΔW in the place of every adapter; return the dotted paths.
 
@@ -76,8 +82,7 @@ def merge(model: Module) -> list[str]:
     (ensure_weight_tying), the head keeps W₀, and so the two are untied; likewise for an adapted head. A warning says
     so, as the model has one large matrix more then.
     """
-    modules = model.named_modules()  # a part of a fused layer is merged with the whole
-    adapters = {path: m for path, m in modules if isinstance(m, Adapter) and not isinstance(m.base, Part)}
+    adapters = to_merge(model)
     sums: dict[tuple[Parameter, ...], Parameter] = {}
     layers: dict[str, Any] = {}
     with blas_threads():

@@ -8,6 +8,7 @@ from typing import Any
 from ..backend import Array, get_array_module
 from ..nn import Costs, FusedLinear, Gradients, Inputs, Linear, MetaArray, Module, Parameter, Pass
 from ..nn.module import join
+from ..quantization import dense
 from .base import Adapter, as_it_learns
 
 
@@ -54,8 +55,8 @@ class Parts(Adapter):
 
     def merged(self) -> tuple[Array, Array | None]:
         W, b = zip(*(part.merged() if part.is_adapter else plain(part) for part in self.parts.values()), strict=True)
-        xp = get_array_module(W[0])
-        return xp.concatenate(W), None if b[0] is None else xp.concatenate(b)
+        xp = self.weight.xp
+        return xp.concatenate([dense(x) for x in W]), None if b[0] is None else xp.concatenate(b)
 
     def in_file(self) -> Adapter:
         """One adapter on the whole fused layer that computes the same, for PEFT's file, which has no parts. Raises

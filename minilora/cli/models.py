@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from ..display.tables import visible
+from ..jobs.arguments import AS_TRAINED
 from .options import Options
 
 
@@ -28,12 +29,20 @@ def located(options: Options) -> tuple[str | Path, Path | None]:
     return base_for(adapter, options.base) or "builtin", adapter
 
 
+def held_as(options: Options) -> str | None:
+    """The format that --quantize says for a base."""
+    return getattr(options, "quantize", AS_TRAINED)
+
+
 def load_model(base: str | Path, adapter: Path | None, options: Options) -> Any:
-    """The model in `base`, with the adapter if there is one, on --device."""
-    from ..jobs.bases import load_adapted
+    """The model in `base`, held as --quantize says, with the adapter if there is one, on --device."""
+    from ..jobs.bases import format_for, load_adapted
     from ..models.pretrained import load_pretrained
 
-    model, note = load_adapted(base, adapter) if adapter else (load_pretrained(base), "")
+    if adapter:
+        model, note = load_adapted(base, adapter, held_as(options))
+    else:
+        model, note = load_pretrained(base, quantize=format_for(None, held_as(options))), ""
     if note:
         print(f"note: {visible(note)}", file=sys.stderr)
     model.to(backend(options))

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..display.tables import printable
-from ..jobs.arguments import natural_int, positive_int, share
+from ..jobs.arguments import natural_int, positive_int, quantized, share
 from ..jobs.settings import OPTIONS
+from ..quantization import names
 from ..spelling import choose_from
 
 Add = Callable[..., Any]  # argparse's add_argument, of the parser of a command
@@ -34,7 +35,7 @@ SHARED: dict[str, dict[str, Any]] = {
 
 # Fields of jobs.settings that commands take: of every task, of a language model too, of a classifier alone.
 ADAPTING = "method", "init", "option", "targets", "alpha", "rslora", "dropout"
-LEARNING = *ADAPTING, "lr", "batch", "length", "accumulate", "recompute"
+LEARNING = *ADAPTING, "quantize", "lr", "batch", "length", "accumulate", "recompute"
 TUNING = "encoding", *LEARNING, "steps", "evaluate_every", "patience", "checkpoint_every"
 CLASSIFYING = "epochs", "l1", "l2"
 COLUMNS = "text", "label", "skip_empty"
@@ -86,8 +87,10 @@ def add_settings(add: Add, *names: str) -> None:
         add(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, **OPTIONS[name].metadata["argument"])
 
 
-def add_base_of_adapter(add: Add) -> None:
-    add("--base", metavar="MODEL", help=f"{MODEL} (default: what the adapter says that it was made for, or builtin)")
+def add_base_of_adapter(add: Add, otherwise: str = ", or builtin") -> None:
+    add("--base", metavar="MODEL", help=f"{MODEL} (default: what the adapter says that it was made for{otherwise})")
+    held = f"hold the base's matrices in fewer bits: {', '.join(names())}, or none (default: as the run held them)"
+    add("--quantize", type=quantized, default=argparse.SUPPRESS, metavar="FORMAT", help=held)
 
 
 def add_generation(add: Add) -> None:

@@ -9,6 +9,11 @@ from argparse import Action, ArgumentError, ArgumentTypeError
 from collections.abc import Callable
 from typing import Any
 
+from ..quantization import names
+from ..spelling import choose_from
+
+AS_TRAINED = "as trained"  # the format of a base for an adapter, where --quantize does not say it
+
 
 def comma_separated(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
@@ -21,6 +26,13 @@ def methods(text: str) -> list[str]:
 
 def targets(text: str) -> str | list[str]:
     return text if text == "all-linear" else comma_separated(text)
+
+
+def quantized(text: str) -> str | None:
+    """A format of quantization/, or None for "none"."""
+    if text not in (known := ["none", *names()]):
+        raise ArgumentTypeError(f"no format is called {text!r}: {choose_from(text, known)}")
+    return None if text == "none" else text
 
 
 def positive_ints(text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""The base of an adapter or a run: its name, and the model with the adapter on it."""
+"""The base of an adapter or a run: its name, its format, and the model with the adapter on it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..models.hub import HubName, name_on_hub
 from ..models.labels import name_labels, names_from
 from ..models.sources import NAMES, pinned
 from ..models.transformer import Transformer
+from .arguments import AS_TRAINED
 from .runs import SETTINGS, read_settings
 
 
@@ -39,20 +40,38 @@ def base_for(folder: Path | None, base: str | None) -> str | Path | None:
     return str(hub) if hub else source
 
 
-def load_adapted(base: str | Path, folder: Path) -> tuple[Transformer, str]:
-    """The model in `base` with the adapter in `folder` on it, and load_adapter's note. Raises as load_base and
-    load_adapter do."""
+def format_for(folder: Path | None, quantize: str | None = AS_TRAINED) -> str | None:
+    """The format to hold the base in: `quantize`, or if that is AS_TRAINED, the one in the settings of the run in
+    `folder`; None for none."""
+    if quantize != AS_TRAINED:
+        return quantize
+    found = read_json(folder / SETTINGS).get("quantize") if folder and (folder / SETTINGS).is_file() else None
+    if not isinstance(found, str | None):
+        raise ValueError(f"{folder}/{SETTINGS}: quantize is {found!r:.60}, not a name")
+    return found
+
+
+def load_adapted(base: str | Path, folder: Path, quantize: str | None = AS_TRAINED) -> tuple[Transformer, str]:
+    """The model in `base`, held in format_for(), with the adapter in `folder` on it, and load_adapter's note. Raises as
+    load_base and load_adapter do."""
     config, tensors, _ = read_adapter(folder)
-    model = base_of_run(base, folder, config, tensors)
+    model = base_of_run(base, folder, config, tensors, quantize)
     return model, load_adapter(model, folder)
 
 
-def base_of_run(base: str | Path, folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Transformer:
-    """load_base(), for a classifier with the seed in settings.json, from which weights that the base lacks were drawn,
-    and the names of the labels there, which older adapters do not hold."""
+def base_of_run(
+    base: str | Path,
+    folder: Path,
+    config: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    quantize: str | None = AS_TRAINED,
+) -> Transformer:
+    """load_base(), held in format_for(); for a classifier with the seed in settings.json, from which weights that the
+    base lacks were drawn, and the names of the labels there, which older adapters do not hold."""
     classifies = classifier_weight(tensors) is not None
     settings = read_settings(folder) if classifies and (folder / SETTINGS).is_file() else {}
-    model = load_base(base, config, tensors, np.random.default_rng(settings.get("seed", 0)))
+    rng = np.random.default_rng(settings.get("seed", 0))
+    model = load_base(base, config, tensors, rng, format_for(folder, quantize))
     names = names_from({str(i): x for i, x in enumerate(settings.get("labels") or [])}, model.config.labels)
     if names:
         name_labels(model, names)

@@ -15,13 +15,14 @@ from ..adapters.peft import PREFIX, adapters_of, layers_in, locate_adapter, read
 from ..adapters.peft.config import classes_of, is_saved
 from ..adapters.peft.format import MERGE_IT, is_whole_in_file
 from ..adapters.peft.plan import plan_of
+from ..adapters.peft.reading import check_base
 from ..adapters.peft.view import view_of
 from ..adapters.spectrum import SVD, lora_svd, numerical_rank, svd
 from ..models.families import FAMILIES
 from ..models.names import add_body
 from ..models.pretrained import read_source
-from ..models.saving import base_hash
 from ..models.sources import locate
+from ..quantization import dense
 from .bases import base_of_run, load_adapted
 
 
@@ -119,14 +120,13 @@ def adapter_changes(folder: str | Path, base: str | Path | None = None) -> Chang
     those = {name: x for name, x in tensors.items() if name not in whole}
     adapters = adapters_in(folder, config, those, base)
     family, weights = ("", {}) if base is None else read_weights(base)
-    expected = metadata.get("base_sha256")
-    if base is not None and expected and expected != hash_below(folder, config, tensors, base):
-        raise ValueError(f"{folder} was made for another base: the weights of {base} are not those it names")
+    if base is not None and "base_sha256" in metadata:
+        check_below(folder, config, tensors, metadata, base)
     layers, unchanged = {}, []
     for name in sorted(adapters, key=natural_order):
         factors = adapters[name].factors()
         if factors is None:
-            W, (merged, _) = adapters[name].dense(), adapters[name].merged()
+            W, merged = adapters[name].dense(), dense(adapters[name].merged()[0])
             if np.array_equal(W, merged):
                 unchanged.append(name)
             else:
@@ -178,12 +178,19 @@ def is_zero(A: np.ndarray, B: np.ndarray) -> bool:
     return bool(lora_svd(A.astype(float), B.astype(float), 1).sigma[0] <= rounding)
 
 
-def hash_below(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray], base: str | Path) -> str:
-    """base_hash() of `base`, with the head that the adapter in `folder` needs, without the tensors that it replaces."""
+def check_below(
+    folder: Path,
+    config: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    metadata: dict[str, str],
+    base: str | Path,
+) -> None:
+    """check_base() of `base`, with the head that the adapter in `folder` needs, without the tensors that it
+    replaces."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a head is missing or unused
         model = base_of_run(base, folder, config, tensors)
-    return base_hash(model, plan_of(view_of(model), config, tensors).carried())
+    check_base(model, plan_of(view_of(model), config, tensors), metadata, folder, str(base))
 
 
 def trained_whole(config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> list[str]:

@@ -45,7 +45,7 @@ class Task(FineTuning):
         records = read_records(data, *columns)
         self.names = label_names(records.labels)
         self.tokenizer = load_tokenizer(source)
-        self.model = classifier(source, self.names, settings.seed)
+        self.model = classifier(source, self.names, settings.seed, settings.quantize)
         if settings.held_out is None:
             split = stratified_split(records.labels, 0.1, settings.seed)
             train, held_out = (Records(*([column[i] for i in rows] for column in records)) for rows in split)
@@ -91,11 +91,14 @@ class Task(FineTuning):
         print_scores(report)
 
 
-def classifier(base: str | Path, names: Sequence[str], seed: int = 0) -> Transformer:
-    """`base` with an output for each label; weights that it lacks are drawn from `seed`."""
+def classifier(base: str | Path, names: Sequence[str], seed: int = 0, quantize: str | None = None) -> Transformer:
+    """`base` with an output for each label, held as load_pretrained's `quantize` says; weights that it lacks are drawn
+    from `seed`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", CLASSIFIER_DRAWN)  # on purpose; a missing pooler still gives a warning
-        model = load_pretrained(base, head="classify", labels=len(names), rng=np.random.default_rng(seed))
+        model = load_pretrained(
+            base, quantize=quantize, head="classify", labels=len(names), rng=np.random.default_rng(seed)
+        )
     name_labels(model, names)
     return model
 

@@ -53,7 +53,7 @@ def cross_validate(
     labels, repeated = dict(Counter(records.labels)), len(records.texts) - len(set(records.texts))
     encoded, numbers = {}, {}
     for which, settings in both.items():  # what is wrong with either is found before the training
-        model = classifier(source, names, settings.seed)
+        model = classifier(source, names, settings.seed, settings.quantize)
         encoded[which], lengths = encode(tokenizer, records.texts, targets, settings.length, model)
         attach(model, settings, shuffled(encoded[which], settings.batch, settings.seed))
         parts = {"all rows": numbers_of_rows(encoded[which], lengths, tokenizer, settings.length)}
@@ -68,7 +68,7 @@ def cross_validate(
         for which, settings in both.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they were shown above
-                model = classifier(source, names, settings.seed)
+                model = classifier(source, names, settings.seed, settings.quantize)
                 attach(model, settings, shuffled(take(encoded[which], train), settings.batch, settings.seed))
             model.to(backend)
             description = f"fold {fold} of {folds}, {which} setting"

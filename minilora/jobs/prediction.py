@@ -18,6 +18,7 @@ from ..models.tokenizer import Tokenizer, check_matches
 from ..models.transformer import Transformer
 from ..nn import Inputs
 from ..spelling import counted
+from .arguments import AS_TRAINED
 from .bases import base_for, load_adapted
 from .data import WARN_ABOVE, numbers_of_rows, warn_of_unreadable
 from .runs import SETTINGS, read_settings
@@ -29,19 +30,22 @@ EVALUATION_BATCH = 16  # texts; small, because a forward keeps what a backward w
 class Classifier:
     """A base with the adapter in `folder`, which `minilora finetune --task classify` or PEFT wrote.
 
-    `folder` and `base` may be names on the Hub. `labels` are the names in the adapter, or else in its run or its base;
-    where none has names they are "0", "1", ..., and a warning says so. Raises ValueError for an adapter without a
-    classifier, and what load_pretrained and load_adapter raise.
+    `folder` and `base` may be names on the Hub. `quantize` is the format that the base is held in, by default that of
+    the run. `labels` are the names in the adapter, or else in its run or its base; where none has names they are "0",
+    "1", ..., and a warning says so. Raises ValueError for an adapter without a classifier, and what load_pretrained and
+    load_adapter raise.
     """
 
-    def __init__(self, folder: str | Path, base: str | None = None, backend: ModuleType = np) -> None:
+    def __init__(
+        self, folder: str | Path, base: str | None = None, backend: ModuleType = np, quantize: str | None = AS_TRAINED
+    ) -> None:
         folder = locate_adapter(folder)
         read_adapter(folder)  # refuses what is no adapter, before a base is asked for
         settings = read_settings(folder) if (folder / SETTINGS).is_file() else {}
         source = base_for(folder, base)
         if source is None:
             raise ValueError(f"{folder} does not say what its base is: give --base")
-        self.model, note = load_adapted(source, folder)
+        self.model, note = load_adapted(source, folder, quantize)
         if self.model.config.head != "classify":
             raise ValueError(f"{folder} holds no classifier of texts: make one with minilora finetune --task classify")
         self.tokenizer = load_tokenizer(source)

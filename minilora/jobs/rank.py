@@ -20,7 +20,7 @@ from ..files import check_free, write_files, write_whole
 from ..models.pretrained import load_pretrained
 from ..process import blas_threads
 from ..spelling import counted
-from .bases import base_for
+from .bases import base_for, format_for
 from .changes import Change, Changes, adapter_changes, checkpoint_changes
 from .extraction import LowRank, approximate, check_rank, extracted_files, is_plain, linear_layers, shrunk_files
 from .rank_figures import rank_figures
@@ -69,7 +69,7 @@ def study(
         if out and not is_plain(adapter):
             if source is None:
                 raise ValueError(f"{adapter} is no plain LoRA, and a smaller one of it is: {MERGE_IT}")
-            model = load_pretrained(source)
+            model = load_pretrained(source, quantize=format_for(adapter))
     else:
         before = base_for(None, folder) or folder
         changes = checkpoint_changes(before, tuned)

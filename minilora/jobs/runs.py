@@ -16,7 +16,10 @@ from ..models.tokenizer import Tokenizer
 from ..process import folder_lock
 
 SETTINGS, CHECKPOINT, HISTORY, SAMPLES = "settings.json", "checkpoint.safetensors", "history.json", "samples.json"
-ABSENT = {"method": DEFAULT, "init": None, "option": None}  # what a settings.json without these keys means
+ABSENT: dict[str, Any] = {  # what a settings.json without these keys means
+    "method": DEFAULT,
+    **dict.fromkeys(("init", "option", "quantize")),
+}
 LEAST = {"steps": 1, "batch": 1, "length": 1, "seed": 0}  # of whole numbers in settings.json, which all runs have
 FILES = (SETTINGS, CHECKPOINT, HISTORY, SAMPLES, CONFIG, WEIGHTS)  # what fine-tuning writes
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..adapters import DEFAULT, variant_names
 from ..adapters.initialisations import descriptions
-from .arguments import Collect, natural_float, natural_int, positive_float, positive_int, targets
+from ..quantization import names
+from .arguments import Collect, natural_float, natural_int, positive_float, positive_int, quantized, targets
 
 TASKS = {"text": "text", "instruct": "instruction", "classify": "classification"}  # {--task: its file in jobs/}
 
@@ -53,6 +54,10 @@ class Settings:
     alpha: float | None = setting(16.0, "the adapter is scaled by alpha/rank (default 16)", type=float, metavar="X")
     rslora: bool | None = setting(False, "scale by alpha/sqrt(rank) instead", action="store_true")
     dropout: float | None = setting(0.0, "dropout on the adapter's input (default 0)", type=float, metavar="P")
+    quantize: str | None = setting(
+        None, f"hold the base's matrices in fewer bits: {', '.join(names())}, or none, the default",
+        type=quantized, metavar="FORMAT",
+    )  # fmt: skip
     lr: float = setting(8e-3, "peak learning rate; to classify 2e-3 (default 8e-3)", type=positive_float, metavar="X")
     batch: int = setting(16, "windows, or examples, in a batch; to classify 32 (default 16)", **POSITIVE)
     length: int = setting(128, "tokens in a window or example, at most (default 128)", **POSITIVE)

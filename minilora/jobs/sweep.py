@@ -165,7 +165,7 @@ def check_input(
             run = Task(base, data, each)
             model = run.model
         else:
-            model = load_pretrained(base)
+            model = load_pretrained(base, quantize=each.quantize)
             attach(model, each, run.batches())
         trainable[folder.parent.name] = count_parameters(model)["trainable"]
     assert run

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..spelling import choose_from
+from .bitsandbytes import format_in
 from .config import HEADS, LABELLED, Config
 from .families import FAMILIES
 from .labels import default_label_maps
@@ -46,6 +47,7 @@ def read_config(
     for key, fixed in family.config_fixed.items():
         if values.get(key, fixed) != fixed:
             raise ValueError(f"{source}: {key} = {values[key]!r:.80} is not supported, only {fixed!r}")
+    format_in(values, source)
     values = {**family.config_defaults, **values}
     fields: dict[str, Any] = {"dtype": dtype}
     for field, key in family.config_keys.items():
@@ -113,4 +115,4 @@ def write_config(model: Transformer) -> dict[str, Any]:
     preserved = {key: value for key, value in model.hf_config.items() if config.head in LABELLED or "label" not in key}
     if len(preserved.get("id2label") or values.get("id2label", ())) != config.labels:
         preserved = {key: value for key, value in preserved.items() if "label" not in key}
-    return {key: value for key, value in (values | preserved).items() if key != "quantization_config"}
+    return values | preserved

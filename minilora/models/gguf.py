@@ -13,10 +13,11 @@ import numpy as np
 from ..files import Tensors
 from ..nn import shapes_of
 from ..ops import RopeScaling, rope_frequencies
+from ..quantization import Quantized, dense
 from .config import Config
 from .config_json import read_config
 from .families import FAMILIES
-from .gguf_file import Header, TensorEntry, decode, read_header
+from .gguf_file import Header, TensorEntry, read_header, read_stored
 from .names import hub_name
 
 ARCHITECTURES = [name for name, family in FAMILIES.items() if family.gguf_names]
@@ -49,7 +50,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 
 def read_gguf(path: str | Path) -> tuple[dict[str, Any], Tensors]:
-    """(config.json, tensors) of a model; the tensors are standard_tensors(), in float32.
+    """(config.json, tensors) of a model; the tensors are standard_tensors(), in float32, and stored() as in the file.
 
     llama.cpp writes Mistral and SmolLM2 as the architecture llama too. Every tensor of the file must be one of the
     model's, and of its shape. A sliding window is ignored, as in llama.cpp, with a warning.
@@ -113,7 +114,8 @@ def read_rope_scaling(path: Path, given: Mapping[str, Any], entries: Mapping[str
         return None if kind == "none" else {"rope_type": kind, "factor": given.get("rope.scaling.factor")}
     if kind != "none":
         raise ValueError(f"rope.scaling.type = {kind!r:.80} beside the tensor {ROPE_FACTORS!r} is not supported")
-    return llama3_rule(decode(path, ROPE_FACTORS, entries[ROPE_FACTORS]), given.get("rope.freq_base", 10000.0))
+    factors = dense(read_stored(path, ROPE_FACTORS, entries[ROPE_FACTORS]))
+    return llama3_rule(factors, given.get("rope.freq_base", 10000.0))
 
 
 def llama3_rule(factors: np.ndarray, theta: float) -> dict[str, Any]:
@@ -158,11 +160,14 @@ def find_tensors(name: str, config: Config, entries: Mapping[str, TensorEntry]) 
     return found
 
 
-def read_tensor(path: Path, name: str, config: Config, ours: str, tensor: str, entry: TensorEntry) -> np.ndarray:
+def read_tensor(
+    path: Path, name: str, config: Config, ours: str, tensor: str, entry: TensorEntry
+) -> np.ndarray | Quantized:
     """The parameter at the path `ours`, its rows in Hugging Face's order. Raises ValueError for NaN and infinity."""
-    x = decode(path, tensor, entry)
     heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}.get(ours.split(".")[-2])
-    return rotary_halves(x, heads) if heads and FAMILIES[name].gguf_interleaved else x
+    if not heads or not FAMILIES[name].gguf_interleaved:
+        return read_stored(path, tensor, entry)
+    return read_stored(path, tensor, entry, partial(rotary_halves, heads=heads))
 
 
 def rotary_halves(W: np.ndarray, heads: int) -> np.ndarray:

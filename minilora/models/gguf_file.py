@@ -1,21 +1,28 @@
-"""The GGUF file format, of llama.cpp: the header, and the decoding of weights.
+"""The GGUF file format, of llama.cpp: the header, and the rows of tensors.
 
 The layout is that of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md: a header of keys and values, one entry
 for each tensor, then the tensors. The header is read here, because the `gguf` package's own reader does not check the
-counts in it (an array of 2⁶⁴ numbers fills the memory). The package decodes the blocks of weights.
+counts in it (an array of 2⁶⁴ numbers fills the memory). The package names the types of weights, and their sizes;
+quantization/gguf_blocks.py decodes them.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-WEIGHT_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
+from ..quantization import Quantized, is_finite
+from ..quantization.bfloat16 import BFloat16
+from ..quantization.float16 import Float16
+from ..quantization.gguf_blocks import TYPES, GGUFBlocks
+
+NUMBERS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # of BF16, which NumPy lacks, the bits
+WEIGHT_TYPES = (*NUMBERS, *TYPES)
 DTYPES = {
     0: "u1",
     1: "i1",
@@ -160,17 +167,27 @@ def gguf_package() -> Any:
     try:
         import gguf
     except ImportError:
-        raise ImportError("the weights of a GGUF file are decoded by a package: pip install 'gguf>=0.10'") from None
+        raise ImportError("the types of a GGUF file's weights are in a package: pip install 'gguf>=0.10'") from None
     return gguf
 
 
-def decode(path: Path, name: str, entry: TensorEntry) -> np.ndarray:
-    """One tensor as a float32 array. Raises ValueError for NaN and infinity."""
-    stored = np.fromfile(path, np.uint8, entry.size, offset=entry.start)
-    if stored.size < entry.size:
+def read_stored(
+    path: Path, name: str, entry: TensorEntry, order: Callable[[np.ndarray], np.ndarray] = lambda rows: rows
+) -> np.ndarray | Quantized:
+    """One tensor as the file has it, its rows in another `order`. Raises ValueError for NaN and infinity."""
+    kind = entry.type.name
+    dtype = np.dtype(NUMBERS.get(kind, "u1"))
+    rows = np.fromfile(path, dtype, entry.size // dtype.itemsize, offset=entry.start)
+    if rows.nbytes < entry.size:
         raise ValueError(f"{path} has changed while it was read: the tensor {name!r} is cut off")
-    with np.errstate(all="ignore"):  # an infinite scale times zero: found below
-        x = gguf_package().dequantize(stored.reshape(entry.stored), entry.type).astype(np.float32, copy=False)
-    if not np.isfinite(x).all():
+    x: np.ndarray | Quantized
+    x = rows = order(rows.reshape(*entry.shape[:-1], -1))
+    if kind == "F16":
+        x = Float16({"values": rows}, entry.shape)
+    elif kind == "BF16":
+        x = BFloat16({"bits": rows}, entry.shape)
+    elif kind in TYPES:
+        x = GGUFBlocks({"blocks": rows}, entry.shape, kind)
+    if not is_finite(x):
         raise ValueError(f"{path}: the tensor {name!r} holds numbers that are not finite")
-    return x.reshape(entry.shape)
+    return x

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 
-from ..backend import Array
-from ..files import Tensors
+from ..files import Tensors, stored
+from ..quantization import Quantized
 from .families import FAMILIES
 from .transformer import Transformer
 
@@ -62,10 +63,12 @@ def is_of_head(family: str, name: str) -> bool:
     return bool(re.match(rf"(lm_head|score|classifier|cls|qa_outputs|{prefix}\.pooler)\.", name))
 
 
-def transpose(family: str, name: str, x: Array) -> Array:
-    """A weight from a file as (out, in), or from a Linear as in the file: GPT-2's files store some as (in, out)."""
+def transpose(family: str, name: str, x: Any) -> Any:
+    """A weight from a file as (out, in), or from a Linear as in the file: GPT-2's files store some as (in, out), unless
+    their blocks or rows have scales."""
     layer, _, parameter = name.rpartition(".")
-    return x.T if parameter == "weight" and layer.rpartition(".")[2] in FAMILIES[family].transposed else x
+    stored_as_is = parameter != "weight" or layer.rpartition(".")[2] not in FAMILIES[family].transposed
+    return x if stored_as_is or (isinstance(x, Quantized) and x.for_blocks) else x.T
 
 
 def standard_tensors(family: str, tensors: Mapping[str, np.ndarray]) -> Tensors:
@@ -82,5 +85,5 @@ def standard_tensors(family: str, tensors: Mapping[str, np.ndarray]) -> Tensors:
     return Tensors({name: partial(standard_tensor, family, name, tensors, theirs) for name, theirs in found.items()})
 
 
-def standard_tensor(family: str, name: str, tensors: Mapping[str, np.ndarray], theirs: str) -> Array:
-    return transpose(family, name, tensors[theirs])
+def standard_tensor(family: str, name: str, tensors: Mapping[str, np.ndarray], theirs: str) -> Any:
+    return transpose(family, name, stored(tensors, theirs))

@@ -11,8 +11,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..backend import Array, Rng, generator
-from ..files import Tensors, open_tensors, read_json
+from ..files import Tensors, open_tensors, read_json, stored
 from ..nn import shapes_of
+from ..quantization import STORED, Quantized, dense, names
+from ..spelling import choose_from
+from .bitsandbytes import format_in, gathered
 from .config import Config
 from .config_json import PRESERVED, read_config
 from .families import FAMILIES
@@ -26,7 +29,7 @@ from .sources import INDEX, TENSORS, locate, pinned, weight_map
 from .tokenizer import FILES_COPIED, FILES_READ, TEMPLATES, ByteTokenizer, Tokenizer, files_in, read_tokenizer
 from .transformer import Transformer
 
-Reader: TypeAlias = Callable[[], Array]  # of a tensor
+Reader: TypeAlias = Callable[[], Array | Quantized]  # of a tensor
 CLASSIFIER_DRAWN = "(?!.*pooler).*(drawn anew|are for another head)"  # warnings to expect of a new classifier
 
 
@@ -48,18 +51,28 @@ def load_pretrained(
     config.HEADS, those of classifiers with `labels` outputs; None takes the file's own. A classifier that the file does
     not hold is drawn from `rng`, a seed or a generator. `quantize` is a format of quantization/, in which the matrices
     are held and decoded to `dtype` for each product (models/quantized.py says which); they are frozen, and adapters
-    learn beside them. Never more than one matrix exists whole while it loads.
+    learn beside them. Never more than one matrix exists whole while it loads. "stored" holds the matrices as the file
+    has them: in GGUF's blocks, bfloat16 or float16, which are frozen too, or float32. A folder that `transformers`
+    wrote with bitsandbytes, in NF4 or int8 (models/bitsandbytes.py), is held as it is stored; where `quantize` names
+    its format, the matrices beside it are held as in every model of that format.
 
     Warns of tensors that are not used and of layers that are drawn. Raises FileNotFoundError for a missing file,
-    ImportError with the line to run for a missing package, ValueError for a family or feature that is not supported and
-    for weights that are a pickle, damaged, not finite, or do not fit the config; from the Hub also PermissionError and
-    ConnectionError.
+    ImportError with the line to run for a missing package, ValueError for a family, feature or format that is not
+    supported, and for weights that are a pickle, damaged, not finite, or do not fit the config; from the Hub also
+    PermissionError and ConnectionError.
     """
+    if quantize is not None and quantize not in names():
+        raise ValueError(f"no format is called {quantize!r}: {choose_from(quantize, names())}")
     hub = pinned(source)
     path = locate(str(hub) if hub else source)
     config_path = config_file(path)
     values, tensors = read_source(path)
     family, config = read_config(values, str(config_path), dtype, head, labels)
+    in_file = format_in(values, str(config_path))
+    if in_file and quantize not in (None, STORED, in_file):
+        raise ValueError(f"{source} is in {in_file}, and cannot be held in {quantize}: leave quantize out")
+    if in_file and not quantize:
+        quantize = STORED
     try:
         model = assemble(family, config, tensors if quantize else dict(tensors), str(source), generator(rng), quantize)
     except ValueError as error:
@@ -102,13 +115,15 @@ def config_file(path: Path) -> Path:
 def read_source(path: Path) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
     """(config.json, every tensor) of a folder or a .gguf file; a folder without a config.json has {} for it.
 
-    For a model of FAMILIES the tensors are standard_tensors(). Raises FileNotFoundError and ValueError as
-    load_pretrained does.
+    For a model of FAMILIES the tensors are standard_tensors(), and those of bitsandbytes are gathered(). Raises
+    FileNotFoundError and ValueError as load_pretrained does.
     """
     if path.is_file():
         return read_gguf(path)
     values = read_json(config_file(path)) if (path / "config.json").is_file() else {}
     family, tensors = values.get("model_type"), read_checkpoint(path)
+    if format_in(values, str(path / "config.json")):
+        tensors = gathered(tensors)
     return values, standard_tensors(family, tensors) if isinstance(family, str) and family in FAMILIES else tensors
 
 
@@ -126,7 +141,7 @@ def read_checkpoint(folder: Path) -> Tensors:
             raise pickle_error(folder / pickle, TENSORS)
         raise FileNotFoundError(f"{folder} holds no {TENSORS} and no {INDEX}: it is not a checkpoint in safetensors")
     file_of = weight_map(folder / INDEX)
-    readers: dict[str, Callable[[], np.ndarray]] = {}
+    readers: dict[str, Reader] = {}
     for file in sorted(set(file_of.values())):
         shard = open_tensors(folder / file)[0]
         differing = set(shard) ^ {name for name in file_of if file_of[name] == file}
@@ -149,11 +164,9 @@ def assemble(
         raise ValueError(f"{config.n_layers} layers are needed, and there are {len(tensors)} tensors")
     model = FAMILIES[family].build(config, None)
     ours = {hub_name(family, path, config.head): path for path in model.named_parameters()}
-    state: dict[str, Reader] = {ours[name]: partial(tensors.__getitem__, name) for name in tensors if name in ours}
+    state: dict[str, Reader] = {ours[name]: partial(stored, tensors, name) for name in tensors if name in ours}
     rest: dict[str, Reader] = {
-        name: partial(tensors.__getitem__, name)
-        for name in tensors
-        if name not in ours and not CONSTANT.fullmatch(name)
+        name: partial(stored, tensors, name) for name in tensors if name not in ours and not CONSTANT.fullmatch(name)
     }
     if config.head == "lm":
         drop_copies(family, config.tied, state, rest)
@@ -182,7 +195,7 @@ def drop_copies(family: str, tied: bool, state: dict[str, Reader], rest: dict[st
         state["lm_head.bias"] = rest.pop(bias)
     for name, path in ((weight, "embed.token.weight"), (bias, "lm_head.bias")):
         copy = rest.pop(name, None) if tied and path in state else None
-        if copy is not None and not np.array_equal(copy(), state[path]()):
+        if copy is not None and not np.array_equal(dense(copy()), dense(state[path]())):
             raise ValueError(f"{name} is not {hub_name(family, path)}, though the config says that they are tied")
 
 

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
 
 from ..backend import Array
+from ..files import stored
 from ..nn import Block, Checkpointed, Embedding, Linear, Module, Parameter, check_names, converted, join
-from ..quantization import Quantized, format_named
+from ..quantization import STORED, Quantized, dense, format_named
 from ..quantization.bfloat16 import BFloat16
+from ..quantization.float16 import Float16
 
 CLASSIFIER_LAYERS = re.compile(r"(classifier|classifier_transform|pooler)\.")  # drawn where a file lacks them
+
+
+def matrices(model: Module) -> Iterator[tuple[Parameter, bool]]:
+    """(Parameter, whether it is in a block) of the matrices that may be Quantized: all but those of classifiers."""
+    for name, layer in model.children().items():
+        in_block = isinstance(layer, Block | Checkpointed)
+        for path, module in layer.named_modules(name):
+            if isinstance(module, Linear | Embedding) and not CLASSIFIER_LAYERS.match(join(path, "weight")):
+                yield module.weight, in_block
 
 
 def formats_for(model: Module, quantize: str) -> dict[Parameter, type[Quantized]]:
@@ -21,13 +35,14 @@ def formats_for(model: Module, quantize: str) -> dict[Parameter, type[Quantized]
     does a classifier, which is trained whole. Raises ValueError for a format that does not exist.
     """
     chosen = format_named(quantize)
-    found: dict[Parameter, type[Quantized]] = {}
-    for name, layer in model.children().items():
-        in_block = isinstance(layer, Block | Checkpointed)
-        for path, module in layer.named_modules(name):
-            if isinstance(module, Linear | Embedding) and not CLASSIFIER_LAYERS.match(join(path, "weight")):
-                found[module.weight] = chosen if in_block or not chosen.for_blocks else BFloat16
-    return found
+    return {p: chosen if in_block or not chosen.for_blocks else BFloat16 for p, in_block in matrices(model)}
+
+
+def format_of(model: Module) -> str:
+    """The format that the matrices of the blocks are held in; "" for arrays. Several are named in the alphabet."""
+    blocks = (layer for layer in model.children().values() if isinstance(layer, Block | Checkpointed))
+    held = (p.data for block in blocks for p in block.base_parameters().values())
+    return ", ".join(sorted({data.name for data in held if isinstance(data, Quantized)}))
 
 
 def quantize(model: Module, format: str) -> None:
@@ -38,15 +53,28 @@ def quantize(model: Module, format: str) -> None:
             parameter.data = cls.of(parameter.data)
 
 
+def dequantize(model: Module, but_for: Mapping[Parameter, type[Quantized]] | None = None) -> None:
+    """Hold every matrix as numbers, in the dtype that it is computed with, except one in its format of `but_for`."""
+    for parameter in model.parameters():
+        if type(parameter.data) is not (but_for or {}).get(parameter):
+            parameter.data = dense(parameter.data)
+
+
 def load_quantized(model: Module, state: Mapping[str, Array | Quantized], format: str) -> None:
-    """load_state_dict(), matrix by matrix: each is quantised before the next is read."""
-    formats = formats_for(model, format)
+    """load_state_dict(), matrix by matrix: each is quantised before the next is read. One that its file has in the same
+    format keeps its codes.
+
+    "stored" keeps every matrix as its file has it: in blocks, as a BFloat16 or Float16, or as an array.
+    """
+    held, formats = {p for p, _ in matrices(model)}, {} if format == STORED else formats_for(model, format)
     parameters = model.named_parameters()
     check_names(state, parameters)
     for path, parameter in parameters.items():
-        x, shape = state[path], parameter.data.shape
-        if x.shape != shape:
-            raise ValueError(f"{path} has shape {x.shape}, and {shape} is needed")
-        if parameter in formats and not isinstance(x, Quantized):
-            x = formats[parameter].of(x)
+        x: Any = stored(state, path) if parameter in held else state[path]
+        if x.shape != parameter.data.shape:
+            raise ValueError(f"{path} has shape {x.shape}, and {parameter.data.shape} is needed")
+        if parameter in formats and not isinstance(x, formats[parameter]):
+            x = formats[parameter].of(dense(x))
+        elif parameter in held and x.dtype == np.float16 and not isinstance(x, Quantized):
+            x = Float16({"values": x}, x.shape)
         parameter.data = converted(x, parameter.xp, parameter.data.dtype)

@@ -14,6 +14,11 @@ from .inputs import Inputs, Pass
 from .module import Gradients, Module, Parameter
 
 
+def parameter(W: Array | Quantized) -> Parameter:
+    """A Parameter that learns, unless W is Quantized."""
+    return Parameter(W, trainable=not isinstance(W, Quantized))
+
+
 class LinearCache(NamedTuple):
     x: Array | None  # (..., in)   for dW; None where W is frozen
     needs_db: bool
@@ -26,8 +31,8 @@ class Linear(Module):
     W may be Quantized, and is decoded for each product then.
     """
 
-    def __init__(self, weight: Array | Parameter, bias: Array | Parameter | None = None) -> None:
-        self.weight = weight if isinstance(weight, Parameter) else Parameter(weight)
+    def __init__(self, weight: Array | Quantized | Parameter, bias: Array | Parameter | None = None) -> None:
+        self.weight = weight if isinstance(weight, Parameter) else parameter(weight)
         self.bias = bias if isinstance(bias, Parameter) or bias is None else Parameter(bias)
 
     def dense(self, rows: Rows = ALL) -> Array:
@@ -124,8 +129,8 @@ def norm_costs(norm: Module, x: MetaArray, costs: Costs, sums: dict[str, int]) -
 class Embedding(Module):
     """y = W[ids]                       W (V, C), which may be Quantized: of it the rows of the ids are decoded"""
 
-    def __init__(self, weight: Array) -> None:
-        self.weight = Parameter(weight)
+    def __init__(self, weight: Array | Quantized) -> None:
+        self.weight = parameter(weight)
 
     def dense(self, rows: Rows = ALL) -> Array:
         """W, or some of its rows."""

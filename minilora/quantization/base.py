@@ -5,8 +5,9 @@
     Q.nbytes                what is held
 
 A format's class states its `name`, whether it is for every matrix of a model or for those of its blocks alone
-(`for_blocks`), how an array is encoded (`encode`) and decoded (`decode`), and what arrays a matrix of some shape has
-(`sizes`), by which models without weights are counted. formats() finds the classes.
+(`for_blocks`), how an array is encoded (`encode`) and decoded (`decode`), what arrays a matrix of some shape has
+(`sizes`), by which models without weights are counted, and its grid (`scales_of`, `cells`), by which forecast.py says
+what is lost before anything is rounded. formats() finds the classes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pkgutil
 from collections.abc import Iterator, Mapping
 from functools import cache
 from types import ModuleType
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
@@ -29,6 +30,14 @@ Rows: TypeAlias = "slice | Array | list[int]"  # of a matrix: a slice, or their 
 ALL = slice(None)
 PART = 2**20  # numbers that are decoded together, of which a product is made: of fewer it is slower
 ENCODED = 2**17  # numbers that are encoded together: what is made on the way stays in a cache
+
+
+class Cells(NamedTuple):
+    """Of some numbers: the level that each is rounded to, and the ends of the interval, its cell, that is."""
+
+    level: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 class Quantized:
@@ -56,6 +65,25 @@ class Quantized:
     def sizes(cls, n_out: int, n_in: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """{name in `arrays`: (shape, dtype)} of a matrix (out, in)."""
         raise NotImplementedError
+
+    @classmethod
+    def scales_of(cls, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The a by which W is divided before it is rounded, and â, by which levels are multiplied: the same, unless a
+        is rounded too. Both broadcast to W (out, in); they are 1 where there is no scale."""
+        return np.ones((1, 1)), np.ones((1, 1))
+
+    @classmethod
+    def cells(cls, u: np.ndarray) -> Cells:
+        """The cells of u = W / a, float64. Those at the ends of a scale, ±1, have no other end: -inf or inf."""
+        raise NotImplementedError
+
+    def codes(self) -> Array:
+        """The codes, one for each number, in the order of W."""
+        return next(iter(self.arrays.values()))
+
+    def is_finite(self) -> bool:
+        """Whether all its numbers are: codes are, so whether its scales are."""
+        return all(bool(np.isfinite(x).all()) for x in self.arrays.values() if x.dtype.kind == "f")
 
     # ---- what all have ----
 
@@ -157,8 +185,18 @@ def formats() -> dict[str, type[Quantized]]:
     return {name: cls for name, cls in found.items() if name}
 
 
+STORED = "stored"  # no format, but what a file has: GGUF's blocks, bfloat16, float16
+
+
 def format_named(name: str) -> type[Quantized]:
     """The class of a format. Raises ValueError for one that has no file here."""
     if name not in formats():
         raise ValueError(f"no format is called {name!r}: {choose_from(name, formats())}")
     return formats()[name]
+
+
+def is_finite(x: Array | Quantized) -> bool:
+    """Whether all numbers of an array, or of a Quantized, are finite."""
+    if isinstance(x, Quantized):
+        return x.is_finite()
+    return not x.size or bool(np.isfinite([x.min(), x.max()]).all())  # min and max are NaN if any is

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend import Array
-from .base import ENCODED, Quantized, Rows, parts
+from .base import ENCODED, Cells, Quantized, Rows, parts
 
 
 def bfloat16_bits(x: Array) -> Array:
@@ -28,6 +28,26 @@ def from_bfloat16(bits: Array) -> Array:
     u = bits.astype(np.uint32)
     u <<= 16
     return u.view(np.float32)
+
+
+def cells_of_floats(x: np.ndarray, fraction: int, least: int) -> Cells:
+    """The cells of a binary floating-point format with so many bits of fraction, whose normal numbers begin at 2^least.
+
+    The numbers in [2^e, 2^(e+1)) lie 2^(e - fraction) apart, below 2^least as far as there. Beside a power of two the
+    next number towards 0 is half as far away as the other.
+    """
+
+    def gaps(x: np.ndarray) -> np.ndarray:
+        exponent = np.frexp(x)[1] - 1  # of 0 as of 1/2, which is put right below
+        return np.ldexp(1.0, np.where(x == 0, least, np.maximum(exponent, least)) - fraction)
+
+    gap = gaps(x)
+    level = np.rint(x / gap) * gap
+    away, size = gaps(level) / 2, abs(level)
+    towards = np.where((np.frexp(size)[0] == 0.5) & (size > 2.0**least), away / 2, away)
+    inner, outer = size - towards, size + away
+    negative = level < 0
+    return Cells(level, np.where(negative, -outer, inner), np.where(negative, -inner, outer))
 
 
 class BFloat16(Quantized):
@@ -46,5 +66,17 @@ class BFloat16(Quantized):
     def sizes(cls, n_out: int, n_in: int) -> dict[str, tuple[tuple[int, ...], str]]:
         return {"bits": ((n_out, n_in), "u2")}
 
+    @property
+    def T(self) -> BFloat16:
+        """Ŵᵀ: every number has bits of its own."""
+        return BFloat16({"bits": np.ascontiguousarray(self.arrays["bits"].T)}, self.shape[::-1], self.dtype)
+
+    def is_finite(self) -> bool:
+        return not (self.arrays["bits"] & 0x7F80 == 0x7F80).any()  # the exponent of infinity and NaN
+
     def decode(self, rows: Rows) -> Array:
         return from_bfloat16(self.arrays["bits"][rows])
+
+    @classmethod
+    def cells(cls, u: np.ndarray) -> Cells:
+        return cells_of_floats(u, fraction=7, least=-126)

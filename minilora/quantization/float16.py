@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend import Array
-from .base import Quantized, Rows
+from .base import Cells, Quantized, Rows
+from .bfloat16 import cells_of_floats
 
 
 class Float16(Quantized):
@@ -28,3 +29,7 @@ class Float16(Quantized):
 
     def decode(self, rows: Rows) -> Array:
         return self.arrays["values"][rows].astype(np.float32)
+
+    @classmethod
+    def cells(cls, u: np.ndarray) -> Cells:
+        return cells_of_floats(u, fraction=10, least=-14)

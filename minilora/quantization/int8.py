@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend import Array
-from .base import ENCODED, Quantized, Rows, parts
+from .base import ENCODED, Cells, Quantized, Rows, parts
 
 STEPS = 127
 OUTLIER = 6.0
@@ -34,7 +34,7 @@ def int8_codes(W: np.ndarray, outlier: float = 0.0) -> tuple[np.ndarray, np.ndar
     columns = np.flatnonzero(large.any(axis=0))
     a = abs(np.where(large, 0, W)).max(axis=1, initial=0)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        scaled = np.where(large, 0, W) * (np.float32(STEPS) / a)[:, None]
+        scaled = np.where(large, 0, W) * (1 / a * np.float32(STEPS))[:, None]  # as PyTorch takes 127/a: it decides ties
     q = np.rint(np.where(a[:, None] == 0, 0, scaled)).astype(np.int8)
     if len(W) > 1:
         q[:, columns] = 0
@@ -70,3 +70,14 @@ class Int8(Quantized):
     def decode(self, rows: Rows) -> Array:
         step = self.arrays["absmax"][rows] / np.float32(STEPS)
         return self.arrays["codes"][rows] * step[:, None]
+
+    @classmethod
+    def scales_of(cls, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        a = abs(W).max(axis=1, initial=0)[:, None]
+        return a, a
+
+    @classmethod
+    def cells(cls, u: np.ndarray) -> Cells:
+        q = np.clip(np.rint(STEPS * u), -STEPS, STEPS)
+        low, high = np.where(q == -STEPS, -np.inf, q - 0.5), np.where(q == STEPS, np.inf, q + 0.5)
+        return Cells(q / STEPS, low / STEPS, high / STEPS)

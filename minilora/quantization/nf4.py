@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, get_array_module
-from .base import ALL, ENCODED, Quantized, Rows
+from .base import ALL, ENCODED, Cells, Quantized, Rows
 
 BLOCK, NESTED_BLOCK = 64, 256
 LEVELS = np.array(  # QLoRA, appendix E
@@ -35,6 +35,8 @@ LEVELS = np.array(  # QLoRA, appendix E
      0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0], np.float32)  # fmt: skip
 ZERO = 7  # the code of 0
 LEAST = np.float32(1e-38)  # by which a block of zeros is divided
+ENDS = np.concatenate([[-np.inf], (LEVELS[:-1] + LEVELS[1:]) / np.float32(2), [np.inf]])
+"""(17,): the ends of the 16 cells, in the middle between two levels."""
 PAIRS = LEVELS[np.stack(np.divmod(np.arange(256), 16), axis=1)].view(np.uint64)[:, 0]
 """(256,): the two float32 of each byte, side by side, so that they are looked up at once."""
 
@@ -116,7 +118,8 @@ def double_quantised(
     mean = np.float32(a.mean(dtype=np.float64)) if mean is None else mean
     x = in_blocks(a - mean, block)
     A = abs(x).max(axis=1, initial=0)
-    scaled = x * (1 / np.where(A == 0, np.float32(1), A))[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):  # as there, of scales that are nearly 0
+        scaled = x * (1 / np.where(A == 0, np.float32(1), A))[:, None]
     return nearest(np.clip(scaled, -1, 1).reshape(-1)[: len(a)], LEVELS8), A, mean
 
 
@@ -168,14 +171,38 @@ class NF4(Quantized):
         x = scaled_blocks(x, self.absmax(slice(first // self.block, -(-stop // self.block))), self.block)
         return x[start - first :].reshape(-1, n_in)
 
+    def codes(self) -> Array:
+        return unpacked(self.arrays["codes"], self.size).reshape(self.shape)
+
+    @staticmethod
+    def held(a: np.ndarray) -> np.ndarray:
+        """The scales (blocks,) as they are held."""
+        return a
+
+    @classmethod
+    def scales_of(cls, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        a = abs(in_blocks(W.reshape(-1), BLOCK)).max(axis=1, initial=0)
+        each, held = (np.repeat(x, BLOCK)[: W.size].reshape(W.shape) for x in (a, cls.held(a)))
+        return each, held
+
+    @classmethod
+    def cells(cls, u: np.ndarray) -> Cells:
+        q = nearest(u, LEVELS)
+        return Cells(LEVELS[q].astype(float), ENDS[q], ENDS[q + 1])
+
 
 class DoubleNF4(NF4):
-    """NF4 with absmax (⌈n/64⌉,) uint8, nested_absmax (⌈n/64/256⌉,) float32 and their offset () float32, μ. `levels` are
-    those of a file, where it has others than level8."""
+    """NF4 with absmax (⌈n/64⌉,) uint8, nested_absmax (⌈n/64/256⌉,) float32 and their offset () float32, μ. A file has
+    `levels` of its own, which can be off from level8 by a last bit."""
 
     name = "nf4-dq"
-    levels = LEVELS8
-    nested_block = NESTED_BLOCK
+
+    def __init__(
+        self, arrays: Any, shape: tuple[int, ...], dtype: Any = np.float32, block: int = BLOCK,
+        nested_block: int = NESTED_BLOCK, levels: np.ndarray = LEVELS8,
+    ) -> None:  # fmt: skip
+        super().__init__(arrays, shape, dtype, block)
+        self.nested_block, self.levels = nested_block, levels
 
     @classmethod
     def encode(cls, W: np.ndarray, block: int = BLOCK) -> dict[str, np.ndarray]:
@@ -198,3 +225,8 @@ class DoubleNF4(NF4):
         a = scaled_blocks(a, A[first:], self.nested_block)
         a += offset
         return a[start - first * self.nested_block :]
+
+    @staticmethod
+    def held(a: np.ndarray) -> np.ndarray:
+        p, A, mean = double_quantised(a)
+        return scaled_blocks(LEVELS8[p], A, NESTED_BLOCK) + mean

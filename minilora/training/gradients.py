@@ -46,11 +46,12 @@ def check_targets(targets: np.ndarray, outputs: int) -> None:
 
 
 def loss_and_gradients(
-    model: Sequential, batch: Batch, rng: Rng | None = None, count: int | None = None
+    model: Sequential, batch: Batch, rng: Rng | None = None, count: int | None = None, dL: float = 1.0
 ) -> tuple[Array, Gradients]:
-    """The loss of a batch, as loss_of() returns it, and its gradients with respect to the trainable parameters."""
+    """The loss L of a batch, as loss_of() returns it, and the gradients of dL · L with respect to the trainable
+    parameters."""
     loss, (cache, ce_cache) = loss_of(model, batch, rng, count)
-    dlogits, grads = ops.cross_entropy_backward(1.0, ce_cache), Gradients()
+    dlogits, grads = ops.cross_entropy_backward(dL, ce_cache), Gradients()
     del ce_cache  # it is as large as the logits, and the peak of memory comes next
     model.backward(dlogits, cache, grads)
     return loss, grads

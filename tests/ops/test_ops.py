@@ -82,6 +82,7 @@ TORCH: dict[str, Callable[..., Any]] = {
     "singular values, SVF": lambda torch, x, z, U, S, V: torch.nn.functional.linear(
         x, torch.tensor(U) @ torch.diag(torch.tensor(S) * (z - 1)) @ torch.tensor(V).T
     ),
+    "quantised base, QLoRA": lambda torch, x, b, W: torch.nn.functional.linear(x, torch.tensor(W), b),
     "low rank, VeRA": lambda torch, x, d, b, A, B: b * (d * (x @ torch.tensor(A).T) @ torch.tensor(B).T),
     "magnitude, DoRA": lambda torch, u, A, B, m, W, s: m / (torch.tensor(W) + s * B @ A).norm(dim=1) * u,
     "rescaling": lambda torch, x, vector: vector * x,

@@ -12,7 +12,7 @@ from pathlib import Path
 from ...models.labels import list_labels
 from . import layouts
 from .config import beside_in, classes_of, options_of
-from .format import CONFIG, WEIGHTS, layers_in, locate_adapter, read_adapter, slot_of
+from .format import BASE_FORMAT, CONFIG, WEIGHTS, layers_in, locate_adapter, read_adapter, slot_of
 from .reading import classifier_weight, label_names, load_adapter, load_base
 from .switching import Adapters
 from .view import PREFIX
@@ -53,6 +53,7 @@ def describe_adapter(folder: Path) -> dict[str, str]:
     whole = sum(tensors[name].size for name in rest if ".base_layer.weight" not in name)
     head = classifier_weight(tensors)
     names = list_labels(label_names(metadata, len(head))) if head is not None else ""
+    held = f", in {metadata[BASE_FORMAT]}" if BASE_FORMAT in metadata else ""
     kind = [cls.peft_type, *(f"{key} = {value}" for key, value in cls.keys.fixed.items() if value)]
     return {
         "adapter": ", ".join([*kind, *options]),
@@ -61,5 +62,5 @@ def describe_adapter(folder: Path) -> dict[str, str]:
         "layers": f"{len(layers)} adapted, {added:,} parameters",
         **({"labels": f"{len(head)}{names or ', whose names are not known'}"} if head is not None else {}),
         **({"beside them": f"{whole:,} parameters of the base, trained whole"} if whole else {}),
-        "for base": metadata.get("base_sha256", "not known"),
+        "for base": metadata.get("base_sha256", "not known") + held,
     }

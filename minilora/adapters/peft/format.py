@@ -17,6 +17,7 @@ from .view import PREFIX
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 MERGE_IT = "give its base too (--base), or merge it (minilora merge) and compare the two models"
+BASE_FORMAT = "base_format"  # in the metadata: the format of quantization/ in which the blocks of the base are held
 LABELS = "id2label"  # in the metadata of the tensors, as in config.json: PEFT warns of a key that its config lacks
 
 

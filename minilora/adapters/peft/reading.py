@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from ...models.families import FAMILIES
 from ...models.labels import name_labels, names_from
 from ...models.names import CONSTANT
 from ...models.pretrained import CLASSIFIER_DRAWN, load_pretrained
+from ...models.quantized import format_of, formats_for
 from ...models.saving import base_hash
 from ...models.transformer import Transformer
 from ...nn import Module, Parameter, check_fit, converted
+from ...quantization import Quantized, dense, formats
 from ..attach import wasted_rank
-from .format import CONFIG, LABELS, WEIGHTS, base_without_weights, locate_adapter, read_adapter
+from .format import BASE_FORMAT, CONFIG, LABELS, WEIGHTS, base_without_weights, locate_adapter, read_adapter
 from .plan import Place, Plan, plan_of, tensors_of
 from .view import PREFIX, View, view_of
 
@@ -38,8 +41,9 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
 
     Afterwards only what the adapter trained is trainable: its slots, the copies of modules_to_save, the biases. The
     rest of the model is frozen, adapters of other layers too. An adapter that does not name its base (PEFT's do not)
-    is checked by names and shapes. The note says so; it names a pooler's tensors that were left out, as a model without
-    a head has no pooler, and ranks above min(in, out). Otherwise it is empty. To switch between several: Adapters.
+    is checked by names and shapes. The note says so, and that the adapter was trained on its base in another format
+    (quantization/); it names a pooler's tensors that were left out, as a model without a head has no pooler, and ranks
+    above min(in, out). Otherwise it is empty. To switch between several: Adapters.
     The names of a classifier's labels that the adapter brings become the model's.
     Raises FileNotFoundError for a missing file, ValueError for another base, a feature that is not supported, a name in
     the config that nothing in the model has, layers that are adapted already, or missing, unexpected and misshapen
@@ -58,11 +62,17 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
     return note
 
 
-def load_base(source: str | Path, config: dict[str, Any], tensors: dict[str, np.ndarray], rng: Rng = 0) -> Transformer:
+def load_base(
+    source: str | Path,
+    config: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    rng: Rng = 0,
+    quantize: str | None = None,
+) -> Transformer:
     """The model in `source` with the head that an adapter is for: a classifier of as many labels as the adapter's.
 
-    What the base lacks is drawn from `rng`. Raises and warns as load_pretrained does, but for a classifier that is
-    drawn: the adapter brings its own.
+    `quantize` is the format that it is held in. What the base lacks is drawn from `rng`. Raises and warns as
+    load_pretrained does, but for a classifier that is drawn: the adapter brings its own.
     """
     head = HEADS_OF_TASKS.get(str(config.get("task_type")))
     bodies = tuple(f"{PREFIX}{body}." for body in {family.base_model_prefix for family in FAMILIES.values()})
@@ -70,11 +80,12 @@ def load_base(source: str | Path, config: dict[str, Any], tensors: dict[str, np.
         head = None
     weight = classifier_weight(tensors)
     labels = None if weight is None else len(weight)
+    load = partial(load_pretrained, source, quantize=quantize, rng=rng)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", CLASSIFIER_DRAWN)
-        model = load_pretrained(source, head=head, labels=labels if head in LABELLED else None, rng=rng)
+        model = load(head=head, labels=labels if head in LABELLED else None)
         if labels and model.config.head not in LABELLED:  # and the config has no task_type
-            model = load_pretrained(source, head="classify", labels=labels, rng=rng)
+            model = load(head="classify", labels=labels)
     return model
 
 
@@ -97,13 +108,10 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     beside = {name for name in tensors if name.startswith(tuple(f"{PREFIX}{layer}." for layer in view.unused))}
     try:
         rest = {name: x for name, x in tensors.items() if name not in beside}
-        check_tensors(view, plan, needed(view, config, plan, rest, places), places)
+        check_tensors(view, plan, needed(view, config, plan, rest, places, metadata.get(BASE_FORMAT, "")), places)
     except ValueError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit this model and its config: {error}") from None
-    expected = metadata.get("base_sha256")
-    if expected and expected != base_hash(model, plan.carried()):
-        raise ValueError(f"{folder} was made for another base: the weights of this model are not those it names")
-    notes = [] if expected else [f"{folder} does not say which base it is for; its names and shapes fit this one"]
+    notes = list(filter(None, [check_base(model, plan, metadata, folder)]))
     if beside:
         notes.append(f"{len(beside)} of its tensors are for a pooler, which a model without a head lacks")
     sides = {path: min(view.bases[path].weight.data.shape) for path in plan.adapters}
@@ -111,6 +119,31 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     notes += filter(None, [wasted_rank({view.names[path]: (r, sides[path]) for path, r in ranks.items()})])
     labels = label_names(metadata, model.config.labels) if model.config.head in LABELLED else []
     return build(view, plan, places, tensors), labels, "; ".join(notes)
+
+
+def check_base(
+    model: Transformer, plan: Plan, metadata: dict[str, str], folder: Path, called: str = "this model"
+) -> str:
+    """Raise ValueError unless the weights of `model` are those that the adapter in `folder` was trained on.
+
+    In another format (quantization/) than then, they are a base too, and a note says so. Weights in full precision are
+    encoded in the adapter's format, to be compared. What they were cannot be told of weights that are encoded.
+    Where there is nothing to say the note is empty.
+    """
+    expected, before, now = metadata.get("base_sha256"), metadata.get(BASE_FORMAT, ""), format_of(model)
+    if not expected:
+        return f"{folder} does not say which base it is for; its names and shapes fit this one"
+    if expected == base_hash(model, plan.carried()):
+        return ""
+    encoded = base_hash(model, plan.carried(), before) if before in formats() and not now else ""
+    if encoded == expected:
+        return f"{folder} was trained on this base in {before}, and here it is in full precision: quantize={before!r}"
+    if encoded or before == now:
+        raise ValueError(f"{folder} was made for another base: the weights of {called} are not those it names")
+    return (
+        f"{folder} was trained on its base in {before or 'full precision'}, and this one is in "
+        f"{now or 'full precision'}: its names and shapes fit, and its weights cannot be compared"
+    )
 
 
 def label_names(metadata: dict[str, str], labels: int) -> list[str]:
@@ -122,17 +155,27 @@ def label_names(metadata: dict[str, str], labels: int) -> list[str]:
 
 
 def needed(
-    view: View, config: dict[str, Any], plan: Plan, tensors: dict[str, np.ndarray], places: dict[str, Place]
+    view: View,
+    config: dict[str, Any],
+    plan: Plan,
+    tensors: dict[str, np.ndarray],
+    places: dict[str, Place],
+    base_format: str,
 ) -> dict[str, np.ndarray]:
     """The tensors without what PEFT writes beside them: constants of old models, the frozen weight of an adapted
-    embedding or head, and with bias "all" what it knows by two names. Raises ValueError for another frozen weight."""
+    embedding or head, and with bias "all" what it knows by two names. Raises ValueError for another frozen weight, but
+    for one of which only the format differs."""
+    encoded = formats_for(view.model, base_format) if base_format in formats() else {}
     frozen = {view.tensor(path, "base_layer.weight"): path for path in plan.adapters}
     head_bias = view.head_bias if ("lm_head", "bias") in [(p.path, p.name) for p in places.values()] else ""
     found = {}
     for name, x in tensors.items():
         copy = config.get("bias") == "all" and (".original_module." in name or ".modules_to_save." in name)
         if name in frozen:
-            if not np.array_equal(to_numpy(view.bases[frozen[name]].dense()).astype(x.dtype), x):
+            p = view.bases[frozen[name]].weight
+            W = p.data if isinstance(p.data, Quantized) or p not in encoded else encoded[p].of(p.data)
+            held = type(W).of(x).dense() if isinstance(p.data, Quantized) else x
+            if not np.array_equal(to_numpy(dense(W)).astype(x.dtype), held):
                 raise ValueError(f"{name} is not the weight of this base: it was made for another, or trained or "
                                  "resized")  # fmt: skip
         elif not copy and name != head_bias and not CONSTANT.fullmatch(name):

@@ -10,12 +10,13 @@ from typing import Any
 from ...files import tensors_to_bytes, to_json, write_folder
 from ...models.config import LABELLED
 from ...models.labels import label_maps, labels_of
+from ...models.quantized import format_of
 from ...models.saving import base_hash
 from ...models.transformer import Transformer
 from ...nn import Linear
 from ..base import Adapter, variants
 from .config import CLASSIFIERS, biases_of, ends_with
-from .format import CONFIG, LABELS, WEIGHTS
+from .format import BASE_FORMAT, CONFIG, LABELS, WEIGHTS
 from .plan import Plan, tensors_of
 from .view import TIED_NAMES, View, view_of
 
@@ -25,8 +26,8 @@ def save_adapter(model: Transformer, folder: str | Path) -> None:
 
     Layers whose weight trains are written whole (modules_to_save), a classifier always, as PEFT does; biases all, or
     those of the adapted layers. Adapters on parts of a fused layer are written as one on the whole. The metadata holds
-    the hash of the rest, the base, so that load_adapter refuses another, and the names of a classifier's labels, where
-    they are known. For a base from the Hub the config holds its name and commit.
+    the hash of the rest, the base, so that load_adapter refuses another, its format, where it is quantised, and the
+    names of a classifier's labels, where they are known. For a base from the Hub the config holds its name and commit.
     Raises ValueError when there is no adapter, when it is merged, and for what PEFT's format cannot say: some of the
     biases, a trained weight below an adapter, adapters of two variants (but for what stands beside another) or of
     different dropout or scaling, a tied pair that PEFT does not tie, and a variant that PEFT does not have for a
@@ -70,7 +71,9 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
                          "attach LoRA beside it, which can")  # fmt: skip
     config = {key: value for key, value in config.items() if key not in lacks}
     metadata = {"format": "pt", "base_sha256": base_hash(model, plan.carried())}
-    labels = labels_of(model)
+    held_in, labels = format_of(model), labels_of(model)
+    if held_in:
+        metadata[BASE_FORMAT] = held_in
     if labels:
         metadata[LABELS] = json.dumps(label_maps(labels)["id2label"])
     return {
@@ -244,7 +247,7 @@ def tensors_in_file(view: View, plan: Plan, adapters: dict[str, Adapter], config
         tensors[view.head_bias] = view.bases["lm_head"].bias.data
     if set(config["target_modules"]) & set(TIED_NAMES) and not any(adapter.beside for adapter in adapters.values()):
         for path in adapters.keys() & {"embed.token", "lm_head"}:
-            tensors[view.tensor(path, "base_layer.weight")] = view.bases[path].weight.data
+            tensors[view.tensor(path, "base_layer.weight")] = view.bases[path].dense()
     return tensors
 
 

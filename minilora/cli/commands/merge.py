@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 
+from ...quantization import STORED, names
 from ..models import load_model, located
 from ..options import ADAPTER, Add, Options, add_base_of_adapter
 
@@ -13,11 +14,15 @@ SHARED = "--out", "--device"
 def arguments(add: Add) -> None:
     add("--adapter", required=True, metavar="ADAPTER", help=ADAPTER)
     add_base_of_adapter(add)
+    dtypes = ["float32", *(name for name in names() if name != STORED)]
+    add("--dtype", choices=dtypes, default="float32", help="how matrices are held; what is lost is said before")
+    add("--anyway", action="store_true", help="even if less than half of the adapter is kept")
 
 
 def run(options: Options) -> None:
     from ...adapters.merge import merge
     from ...files import check_free, write_folder
+    from ...jobs.merging import check_merge, hold
     from ...models.pretrained import load_tokenizer, tokenizer_files
     from ...models.saving import model_files, reads_last_token
 
@@ -27,6 +32,9 @@ def run(options: Options) -> None:
     if reads_last_token(model):
         with suppress(FileNotFoundError):  # a base without one
             tokenizer = load_tokenizer(base)
+    if options.dtype != "float32":
+        check_merge(model, options.dtype, options.anyway)
     paths = merge(model)
+    hold(model, options.dtype)
     write_folder(options.out, model_files(model, tokenizer) | tokenizer_files(base))
     print(f"{len(paths)} adapters merged; written to {options.out}")

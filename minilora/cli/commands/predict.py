@@ -11,8 +11,8 @@ from itertools import islice
 from typing import Any
 
 from ...jobs.settings import ENCODING, SKIP_EMPTY
-from ..models import backend, shown
-from ..options import ADAPTER, MODEL, Add, Options
+from ..models import backend, held_as, shown
+from ..options import ADAPTER, Add, Options, add_base_of_adapter
 
 EXAMPLE = "minilora predict --adapter runs/reviews --data new.csv --text review"
 SHARED = ("--device",)
@@ -21,7 +21,7 @@ AT_ONCE = 4096  # lines of standard input that are read before the first is answ
 
 def arguments(add: Add) -> None:
     add("--adapter", required=True, metavar="ADAPTER", help=f"{ADAPTER}, that finetune --task classify made, or PEFT")
-    add("--base", metavar="MODEL", help=f"{MODEL} (default: what the adapter says that it was made for)")
+    add_base_of_adapter(add, otherwise="")
     add("--data", metavar="FILE", help="a .csv, .tsv or .jsonl (default: lines of standard input)")
     add("--text", default="text", metavar="NAME", help="the column of the text (default text)")
     add("--label", metavar="NAME", help="a column of labels, for evaluation")
@@ -42,7 +42,7 @@ def run(options: Options) -> None:
     rows = read_records(options.data, *columns) if options.data else None
     if rows is None and options.label:
         raise ValueError("--label names a column of --data: give both")
-    classify = Classifier(options.adapter, options.base, backend(options))
+    classify = Classifier(options.adapter, options.base, backend(options), held_as(options))
     if rows is None:
         answer_lines(classify, options)
         return

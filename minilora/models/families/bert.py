@@ -79,7 +79,6 @@ FAMILY = Family(
         "is_decoder": False,
         "add_cross_attention": False,
         "chunk_size_feed_forward": 0,
-        "quantization_config": None,
     },
     config_defaults={"tie_word_embeddings": True},
     base_model_prefix="bert",

@@ -41,7 +41,6 @@ FAMILY = Family(
         "scale_attn_by_inverse_layer_idx": False,
         "reorder_and_upcast_attn": False,
         "add_cross_attention": False,
-        "quantization_config": None,
     },
     config_defaults={"tie_word_embeddings": True, "n_inner": None, "activation_function": "gelu_new"},
     base_model_prefix="transformer",

@@ -97,7 +97,6 @@ FAMILY = Family(
         "attention_bias": False,
         "mlp_bias": False,
         "pretraining_tp": 1,
-        "quantization_config": None,
         "is_decoder": False,
         "add_cross_attention": False,
     },

@@ -1,17 +1,18 @@
 """08 · The memory ledger
 
 Which bytes does a training step hold? config is a dict as in exercise 07 (but
-for the dtype), and "tokens" is the number of tokens in the batch. layers and
-parameters, below, read off it what the model has. A number takes 4 bytes in
-"float32", 2 in "bfloat16" and "float16".
+for the dtype), and "tokens" is the number of tokens in the batch. layers,
+vectors and parameters, below, read off it what the model has. A number takes 4
+bytes in "float32", 2 in "bfloat16" and "float16".
 
     method "full"    every parameter is trained, in dtype
     "lora"           the model is frozen, in dtype. Every linear layer of the
                      blocks, all of layers(config), gets an A (r, in) and a
                      B (out, r), which are trained, in float32
     "qlora"          the same, but the matrices of those layers are in 4 bits
-                     a number, with one float32 for every 64 numbers of each
-                     matrix (64 divides its size); all else stays in dtype
+                     a number, with one float32 for every 64 of a matrix (64
+                     divides its size); other matrices are in dtype, and
+                     vectors, that is biases and gains of norms, in float32
     optimizer        "sgd" has no state, "momentum" the velocity, "adamw" two
                      moments, always in float32
 
@@ -34,11 +35,10 @@ the length `tokens`.
     live_gradients   bytes of the gradients
     live_state       bytes of AdamW's state
     live_weights     the model, A and B, in MiB
-    live_cache       bytes that the forward keeps with LoRA minus bytes that it
-                     keeps in full fine-tuning; it may be negative. In full
-                     fine-tuning the embedding keeps the ids (8 bytes each) and
-                     the head its input. All else that is not of linear layers
-                     is the same in both
+    live_cache       bytes that the forward keeps with LoRA minus those it keeps
+                     in full fine-tuning; it may be negative. In full
+                     fine-tuning the embedding keeps the ids (8 bytes each), the
+                     head its input; outside linear layers all else is the same
 
 By hand: the model of exercise 07 with 228 parameters, 3 tokens, "full",
 "float32", "sgd": weights 912, copy 0, gradients 912, optimizer 0, and
@@ -59,12 +59,19 @@ def layers(config):
     return shapes | {"gate_proj": (F, C)} if config["gated"] else shapes
 
 
+def vectors(config):
+    """Given: how many numbers are in vectors. The linear layers and norms have biases, or none has."""
+    C, bias = config["d_model"], int(config["biases"] == "all")
+    norms = (2 * config["n_layers"] + 1) * (1 + bias) * C
+    return norms + config["n_layers"] * sum(bias * out for out, _ in layers(config).values())
+
+
 def parameters(config):
-    """Given: the number of parameters of the whole model. The linear layers and norms have biases, or none has."""
-    C, V, bias = config["d_model"], config["vocab_size"], int(config["biases"] == "all")
-    block = sum(out * n_in + bias * out for out, n_in in layers(config).values()) + 2 * (1 + bias) * C
+    """Given: how many numbers the whole model has, in vectors and matrices."""
+    V = config["vocab_size"]
     rows = V + (0 if config["tied"] else V) + (config["max_length"] if config["positions"] else 0)
-    return rows * C + config["n_layers"] * block + (1 + bias) * C
+    matrices = config["n_layers"] * sum(out * n_in for out, n_in in layers(config).values())
+    return vectors(config) + matrices + rows * config["d_model"]
 
 
 def ledger(config, r, method, dtype, optimizer):
@@ -82,7 +89,10 @@ def ledger(config, r, method, dtype, optimizer):
 
     size = 4 if dtype == "float32" else 2
     trained, trained_size = (model, size) if method == "full" else (low_rank, 4)
-    held = size * model if method != "qlora" else matrices // 2 + matrices // 64 * 4 + size * (model - matrices)
+    held = size * model
+    if method == "qlora":
+        rest = model - matrices - vectors(config)
+        held = matrices // 2 + matrices // 64 * 4 + size * rest + 4 * vectors(config)
 
     x = 3 * config["d_model"] + config["d_ff"]  # into q, k, v; into o; into gate and up; into down
     h = 0 if method == "full" else r * len(shapes)
@@ -304,9 +314,18 @@ def scales_in_two_bytes(config, r, method, dtype, optimizer):
 )
 def everything_in_four_bits(config, r, method, dtype, optimizer):
     right = ledger(config, r, method, dtype, optimizer)
-    rest = parameters(config) - matrices(config)
-    more = rest / 2 + rest / 16 - bytes_of(dtype) * rest
-    return right | {"weights": right["weights"] + (more if method == "qlora" else 0)}
+    whole = 9 * parameters(config) / 16 + 4 * low_rank(config, r)
+    return right | {"weights": whole} if method == "qlora" else right
+
+
+@books.mistake(
+    "{it} has the gains of the norms in the dtype of the model: beside matrices in 4 bits, vectors are in float32",
+    "Which arrays of the model are no matrices, and in which dtype does QLoRA hold those?",
+)
+def vectors_in_the_dtype_of_the_model(config, r, method, dtype, optimizer):
+    right = ledger(config, r, method, dtype, optimizer)
+    less = (4 - bytes_of(dtype)) * vectors(config)
+    return right | {"weights": right["weights"] - less} if method == "qlora" else right
 
 
 @books.mistake(

@@ -86,14 +86,15 @@ class Gradient(Part):
 
     def compared(self, function: Function, seed: int) -> Checked:
         drawn = self.bank.cases(seed)
+        given, true = [self.of_case(case) for case in drawn], [self.of_truth(case) for case in drawn]
         mine: list[Tensors] = []
-        for case in drawn:
+        for arguments, tensors in zip(given, true, strict=True):
             try:
-                mine.append(self.outcome(function, self.of_case(case), self.of_truth(case)))
+                mine.append(self.outcome(function, arguments, tensors))
             except Refused as refused:
                 if refused.kind == "transposed":  # diagnose says of what
                     break
-                return Checked([Finding(self.name, refused.kind, refused.says, refused.asks)])
+                return Checked([self.of_refused(refused, mine, given, true)])
         findings = diagnose(partial(self.as_gradient, function), self.bank, drawn if seed else None).findings
         findings = [
             replace(
@@ -106,7 +107,6 @@ class Gradient(Part):
         ]
         findings = [finding for finding in findings if finding.tensor in self.tensors]
         findings.sort(key=lambda finding: self.tensors.index(finding.tensor))
-        true = [self.of_truth(case) for case in drawn]
         errors = (
             {name: max(difference(m[name], t[name]) for m, t in zip(mine, true, strict=True)) for name in self.tensors}
             if len(mine) == len(drawn)

@@ -57,26 +57,6 @@ class Value(Part):
             return Checked([Finding(name, "right", words("{it} is right", it=name)) for name in self.tensors])
         return self.of_values(mine, cases, true)
 
-    def of_refused(
-        self, refused: Refused, before: list[Tensors], cases: list[Arguments], true: list[Tensors]
-    ) -> Finding:
-        """The listed mistake that fails in the same way in the same case, after the same values, if there is one."""
-        if refused.kind == "not written":
-            return Finding(self.name, refused.kind, refused.says)
-        alike = []
-        for mistake in self.mistakes.values():
-            try:
-                for i, case in enumerate(cases[: len(before) + 1]):
-                    values = self.outcome(mistake.wrong, case, true[i])
-                    if i == len(before) or not all(self.same(values[n], before[i][n]) for n in values):
-                        break
-            except Refused as other:
-                if i == len(before) and refused.same(other):
-                    alike.append(mistake)
-        if len(alike) == 1:
-            return Finding(self.name, "fault", alike[0].says.filled(it=self.name), alike[0].asks, alike[0].name)
-        return Finding(self.name, refused.kind, refused.says, refused.asks)
-
     def same(self, a: Any, b: Any) -> bool:
         return same(a, b, self.tolerance)
 

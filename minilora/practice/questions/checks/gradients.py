@@ -11,6 +11,7 @@ from ....accounting import count
 from ....backend import Array
 from ....nn import Gradients, Parameter
 from ....nn.optim import AdamW, clip_by_global_norm
+from ....quantization.nf4 import NF4, nf4_codes
 from ....verify.case import Case, apply, relative_error
 from ....verify.problems import problems
 
@@ -194,10 +195,10 @@ def four_bits_store_and_do_not_learn() -> str:
     rng = np.random.default_rng(0)
     W, x, dy = rng.standard_normal((64, 64)) / 8, rng.standard_normal((9, 64)), rng.standard_normal((9, 64))
     A, B, s = rng.standard_normal((2, 64)) / 8, rng.standard_normal((64, 2)) / 8, 2.0
-    codes, scales = _nf4(W)
-    What = (NF4[codes] * scales).reshape(W.shape)
+    Q = NF4.of(W)
+    What = Q.dense()
     dx, dh = ops.lora_backward(dy, A, B, s)
-    dx += ops.linear_backward(dy, What)
+    dx += ops.quantized_linear_backward(dy, Q)
     gradients = dx, ops.lora_A_gradients(dh, x), ops.lora_B_gradients(dy, x @ A.T, s)
 
     def L(x: Array, A: Array, B: Array) -> Array:
@@ -206,14 +207,16 @@ def four_bits_store_and_do_not_learn() -> str:
     slopes = [_slopes(lambda z: L(z, A, B), x), _slopes(lambda z: L(x, z, B), A), _slopes(lambda z: L(x, A, z), B)]
     error, rounding = max(map(relative_error, gradients, slopes)), relative_error(What, W)
     step = rng.standard_normal(W.shape)
-    moved = int((_nf4(What + 1e-3 * np.linalg.norm(W) / np.linalg.norm(step) * step)[0] != codes).sum())
+    after = What + 1e-3 * np.linalg.norm(W) / np.linalg.norm(step) * step
+    before, after = (nf4_codes(M.astype(np.float32))[0] for M in (W, after))
+    moved = int((after != before).sum())
     assert error < 1e-12
     assert 0.05 < rounding < 0.15
     assert moved == 0
     bits = [accounting.nf4_bits(2**24, double) / 2**24 for double in (False, True)]
     whole = count("llama-2-7b", "qlora", r=16).memory()["weights"] / 1e9
     assert whole < 13.6 / 3
-    found = f"dx, dA, dB: {error:.0e}; ‖Ŵ - W‖ {rounding:.3f}; ΔW 1e-3: {moved} / {codes.size}"
+    found = f"dx, dA, dB: {error:.0e}; ‖Ŵ - W‖ {rounding:.3f}; ΔW 1e-3: {moved} / {before.size}"
     return f"{found}; {bits[0]:.2f}, {bits[1]:.3f} bit; 7B {whole:.2f} GB"
 
 
@@ -242,19 +245,6 @@ def _easier(case: Case, name: str) -> Case:
         row, one = {"x": inputs["x"][:1, :1]}, {"keep": constants["keep"][:1, :1]}
         return case._replace(dy=case.dy[:1, :1], inputs=inputs | row, constants=constants | one)
     return case
-
-
-# Dettmers et al. (2023), appendix E, to five digits
-NEGATIVE = [-1, -0.69619, -0.52507, -0.39492, -0.28444, -0.18477, -0.09105]
-POSITIVE = [0.07958, 0.16093, 0.24611, 0.33792, 0.44071, 0.56262, 0.72296, 1]
-NF4 = np.array([*NEGATIVE, 0, *POSITIVE])
-
-
-def _nf4(W: Array) -> tuple[Array, Array]:
-    """Codes (n / 64, 64), and the scale of each block of 64."""
-    blocks = W.reshape(-1, 64)
-    scales = abs(blocks).max(axis=1, keepdims=True)
-    return abs((blocks / scales)[..., None] - NF4).argmin(axis=-1), scales
 
 
 def _slopes(L: Callable[[Array], Array], x: Array) -> Array:

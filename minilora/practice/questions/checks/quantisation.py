@@ -1,24 +1,32 @@
-"""Four bits: where the levels of NF4 come from, what they cost, and what a merge into them loses."""
+"""Four bits and eight: where the levels of NF4 come from, what they cost, and what a merge into them loses."""
 
+import time
+from collections.abc import Callable
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
 from .... import ops
 from ....accounting import count, nf4_bits
 from ....backend import Array
+from ....models.pretrained import load_pretrained
+from ....models.quantized import formats_for
+from ....models.sources import BUILTIN
+from ....quantization import Quantized, formats
+from ....quantization.base import PART
+from ....quantization.bfloat16 import BFloat16
+from ....quantization.int8 import Int8, int8_codes, llm_int8
+from ....quantization.nf4 import LEVELS, NF4
 
 SHAPE = 256, 256
 
 
 def nf4_levels_are_quantiles_of_a_normal() -> str:
     """The 16 values by their formula; on normal weights NF4 errs less than int4, unless that has a zero point."""
-    assert len(NF4) == 16
-    assert np.sum(NF4 == 0) == 1
-    assert (NF4.min(), NF4.max()) == (-1, 1)
-    assert not np.allclose(NF4, -NF4[::-1])  # 8 levels above 0, 7 below
-    printed = [-0.69619, -0.52507, -0.39492, -0.28444, -0.18477, -0.09105, 0, 0.07958, 0.16093, 0.24611, 0.33792]
-    assert np.allclose(NF4[1:12], printed, atol=1e-5)  # as in bitsandbytes
+    assert np.allclose(LEVELS, _quantiles(), atol=1e-5)  # the paper's and bitsandbytes'
+    assert np.sum(LEVELS == 0) == 1
+    assert (np.sum(LEVELS > 0), np.sum(LEVELS < 0)) == (8, 7)
     rng = np.random.default_rng(0)
     of = {"N": rng.standard_normal(SHAPE), "U": rng.uniform(-1, 1, SHAPE), "t₄": rng.standard_t(4, SHAPE)}
     error = {name: [_relative(q(W), W) for q in (_nf4, _int4, _int4_with_zero)] for name, W in of.items()}
@@ -26,7 +34,7 @@ def nf4_levels_are_quantiles_of_a_normal() -> str:
     assert abs(error["N"][0] / error["N"][2] - 1) < 0.03  # a tie
     assert error["U"][0] > 1.1 * error["U"][1]
     assert error["t₄"][0] < min(error["t₄"][1:])
-    steps = np.diff(NF4)
+    steps = np.diff(LEVELS)
     lines = "; ".join("{}: {:.3f}, {:.3f}, {:.3f}".format(name, *errors) for name, errors in error.items())
     return f"‖Ŵ - W‖/‖W‖ (NF4, int4, int4 + zero): {lines}; NF4 steps {steps.min():.3f} … {steps.max():.3f}"
 
@@ -85,7 +93,7 @@ def another_grid_is_another_model() -> str:
     y = x @ (quantised + update).T
     deployed = {
         "Ŵ, ΔW": x @ quantised.T + x @ update.T,
-        "bf16(Ŵ + ΔW)": x @ _bfloat16(quantised + update).T,
+        "bf16(Ŵ + ΔW)": x @ BFloat16.of(quantised + update).dense().T,
         "W₀ + ΔW": x @ (W + update).T,
         "int4(Ŵ + ΔW)": x @ _int4(quantised + update, 128).T,
         "int4(W₀ + ΔW)": x @ _int4(W + update, 128).T,
@@ -125,25 +133,103 @@ def loftq_minimises_what_is_left_of_W() -> str:
     return f"{lines}; 1/s forgotten, s = 1, 2, 4: {without}; ‖W - Q(W - L)‖: {printed / start:.3f}"
 
 
+def what_a_merge_keeps_by_format() -> str:
+    """cos(what a merge changes, ΔW) in each format by ‖ΔW‖/‖W‖, where W lies on the format's grid; into a base that was
+    not rounded before, all of it arrives on average."""
+    W, D = _weights()
+    names, sizes = ("nf4", "int8", "bfloat16", "float16"), (0.001, 0.01, 0.1)
+    cos: dict[str, list[float]] = {}
+    for name in names:
+        held = formats()[name]
+        base = held.of(W).dense()
+        kept = [held.of(base + size * D).dense() - base for size in sizes]
+        cos[name] = [float(np.sum(k * D) / np.linalg.norm(k) / np.linalg.norm(D)) for k in kept]
+        assert cos[name] == sorted(cos[name])
+    assert cos["nf4"][1] < 0.1 < 0.7 < cos["int8"][1] < 0.9 < cos["bfloat16"][1] < cos["float16"][1]
+    assert cos["bfloat16"][0] < 0.7 < 0.95 < cos["float16"][0]
+    lines = "; ".join(f"{name} " + ", ".join(f"{c:.2f}" for c in cos[name]) for name in names)
+    return f"cos(kept, ΔW) at ‖ΔW‖/‖W‖ {', '.join(map(str, sizes))}: {lines}"
+
+
+def four_columns_cost_int8_its_steps() -> str:
+    """x Wᵀ in whole numbers, 4 of 256 columns of x 20 times as large as the rest: in full, these leave it its steps."""
+    rng = np.random.default_rng(0)
+    W, x = rng.standard_normal(SHAPE).astype(np.float32), rng.standard_normal((64, SHAPE[1])).astype(np.float32)
+    Q, outliers = Int8.of(W), [3, 77, 130, 201]
+    without = _relative(llm_int8(x, Q, outlier=0), x @ W.T)
+    x[:, outliers] *= 20
+    y = x @ W.T
+    found = {"W alone": x @ Q.dense().T, "all of x": llm_int8(x, Q, outlier=0), "LLM.int8": llm_int8(x, Q)}
+    error = {name: _relative(each, y) for name, each in found.items()}
+    codes, a, _ = int8_codes(x)
+    rest = _relative(np.delete(codes * a[:, None] / 127, outliers, 1), np.delete(x, outliers, 1))
+    assert int8_codes(x, 6.0)[2].tolist() == outliers
+    assert without < 0.012 < 0.02 < error["all of x"]
+    assert error["W alone"] < error["LLM.int8"] < 0.01
+    assert rest > 0.05
+    lines = ", ".join(f"{name} {size:.1%}" for name, size in error.items())
+    return f"y off by: {lines}, before there were outliers {without:.1%}; the other 252 columns of x by {rest:.0%}"
+
+
+def what_is_not_in_four_bits() -> str:
+    """Embedding and head in bfloat16, gains in float32: what they are of Llama 2 7B and of SmolLM2-135M; and live."""
+    live = load_pretrained(BUILTIN, quantize="nf4")
+    kinds: dict[str, set[str]] = {"block_": set(), "": set()}
+    for name, p in live.named_parameters().items():
+        kind = p.data.name if isinstance(p.data, Quantized) else f"{p.data.dtype} ({p.data.ndim})"
+        kinds["block_" * name.startswith("block_")].add(kind)
+    assert kinds == {"block_": {"nf4", "float32 (1)"}, "": {"bfloat16", "float32 (1)"}}
+    said = []
+    for name in ("llama-2-7b", "smollm2-135m"):
+        model = count(name, "qlora").model
+        held, base = formats_for(model, "nf4-dq"), list(model.base_parameters().values())
+        size = [held[p].nbytes_of(p.data.shape) if p in held else 4 * p.data.size for p in base]
+        outside = [p not in held or held[p].name != "nf4-dq" for p in base]
+        numbers = np.average(outside, weights=[p.data.size for p in base])
+        share, whole = np.average(outside, weights=size), sum(size)
+        said.append(f"{name}: {numbers:.0%} of the numbers, {share:.0%} of {whole / 1e9:.2f} GB")
+    return f"not in NF4: {'; '.join(said)}"
+
+
+def rows_share_the_decoding() -> str:
+    """A product with Ŵ, 1024 × 1024, in NF4 beside one in float32: the decoding is the same for 1 row and for 512."""
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((1024, 1024)).astype(np.float32)
+    Q, ratio = NF4.of(W), {}
+    for rows in (1, 512):
+        x = rng.standard_normal((rows, 1024)).astype(np.float32)
+        dense, four = _seconds(ops.linear_forward, x, W), _seconds(ops.quantized_linear_forward, x, Q)
+        ratio[rows] = four / dense
+    assert ratio[1] > 2 * ratio[512]
+    whole = 4 * 4096 * 11008  # of one matrix of Llama 2 7B, in float32
+    times = f"1 row {ratio[1]:.0f} ×, 512 rows {ratio[512]:.1f} ×"
+    return f"NF4 / float32: {times}; at once {4 * PART / 2**20:.0f} MiB of Ŵ, of {whole / 2**20:.0f}"
+
+
 DTYPES = "bfloat16", "nf4", "nf4-dq"
 
 
-def _levels() -> Array:
-    """NF4: quantiles of a normal at equal steps of probability, 8 above 0 and 7 below, divided by the largest."""
+def _seconds(run: Callable[..., Any], *arguments: Any) -> float:
+    """The least of some runs."""
+    taken = []
+    for _ in range(9):
+        start = time.perf_counter()
+        run(*arguments)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def _quantiles() -> Array:
+    """Of a normal, at equal steps of probability, 8 above 0 and 7 below, divided by the largest."""
     end, ppf = 0.9677083, NormalDist().inv_cdf
     above, below = ([ppf(p) for p in np.linspace(end, 0.5, n)[:-1]] for n in (9, 8))
     levels = np.sort([*above, 0.0, *(-x for x in below)])
     return levels / levels.max()
 
 
-NF4 = _levels()
-
-
-def _nf4(W: Array, block: int = 64) -> Array:
-    """Ŵ: every W/absmax of a block to the nearest level."""
-    blocks = W.reshape(-1, block)
-    absmax = abs(blocks).max(axis=1, keepdims=True)
-    return (NF4[np.searchsorted((NF4[1:] + NF4[:-1]) / 2, blocks / absmax)] * absmax).reshape(W.shape)
+def _nf4(W: Array) -> Array:
+    """Ŵ"""
+    return NF4.of(W).dense()
 
 
 def _int4(W: Array, block: int = 64) -> Array:
@@ -159,12 +245,6 @@ def _int4_with_zero(W: Array, block: int = 64) -> Array:
     step = np.ptp(blocks, axis=1, keepdims=True) / 15
     zero = np.round(-blocks.min(axis=1, keepdims=True) / step)
     return ((np.clip(np.round(blocks / step) + zero, 0, 15) - zero) * step).reshape(W.shape)
-
-
-def _bfloat16(W: Array) -> Array:
-    """The upper 16 bits of a float32, half to even."""
-    word = W.astype(np.float32).view(np.uint32)
-    return ((word + 0x7FFF + (word >> 16 & 1)) & 0xFFFF0000).view(np.float32).astype(float)
 
 
 def _weights() -> tuple[Array, Array]:

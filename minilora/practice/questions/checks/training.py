@@ -10,6 +10,7 @@ from ....nn import Module
 from ....nn.layers import Linear
 from ....nn.module import Gradients
 from ....nn.optim import SGD, AdamW
+from ....quantization.bfloat16 import bfloat16_bits, from_bfloat16
 
 
 def one_rate_is_another_step_at_another_width() -> str:
@@ -238,6 +239,21 @@ def half_precision_loses_products_steps_and_merges() -> str:
     return "; ".join(words.format(*line) for line in lines)
 
 
+def loss_scaling_saves_gradients_and_no_steps() -> str:
+    """Gradients of 1e-10 to 1e-4 in fp16 at three scales of the loss; and a step of 2⁻¹² on a weight of 1."""
+    g = 10 ** np.random.default_rng(0).uniform(-10, -4, 100_000)
+    scales = 1, 2**8, 2**16
+    lost = [float(np.mean(_fp16(scale * g) == 0)) for scale in scales]
+    assert lost[0] > 0.4 > 0.05 > lost[1] > lost[2] == 0
+    with np.errstate(over="ignore"):
+        assert np.isinf(_fp16(2**16 * 1.0))  # a gradient of 1
+    assert not np.any(_bf16(g) == 0)
+    stays = [float(cast(cast(1.0) + cast(2.0**-12))) == 1 for cast in (_fp16, _bf16, _fp32)]
+    assert stays == [True, True, False]
+    shares = ", ".join(f"{scale}: {share:.0%}" for scale, share in zip(scales, lost, strict=True))
+    return f"gradients that become 0 in fp16, loss times {shares}; 2¹⁶ · 1 = ∞; 1 + 2⁻¹² = 1 in fp16 and bf16"
+
+
 def the_training_loss_alone_hides_overfitting() -> str:
     """60 noisy examples, rank 16: the loss falls at every step, the held-out loss has its least early and doubles."""
     rng = np.random.default_rng(0)
@@ -353,6 +369,4 @@ def _fp16(x: Array | float) -> Array:
 
 
 def _bf16(x: Array | float) -> Array:
-    """Rounded to the nearest number with 8 bits of precision; ties to even."""
-    bits = _fp32(x).view(np.uint32)
-    return ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+    return from_bfloat16(bfloat16_bits(np.atleast_1d(_fp32(x)))).reshape(np.shape(x))
