@@ -64,17 +64,17 @@ def nearest(x: np.ndarray, levels: np.ndarray) -> np.ndarray:
     return np.searchsorted((levels[:-1] + levels[1:]) / np.float32(2), x, side="left").astype(np.uint8)
 
 
-FIRST = nearest(np.arange(-32, 33, dtype=np.float32) / 32, LEVELS)  # of the cells of nearest_code()
-ENDS = np.append((LEVELS[:-1] + LEVELS[1:]) / np.float32(2), np.float32(np.inf))  # of what has a code, and is not above
+FIRST = nearest(np.arange(-32, 33, dtype=np.float32) / 32, LEVELS)  # the codes of -1, -31/32, …, 1
+UPPER = ENDS[1:].astype(np.float32)
 
 
 def nearest_code(x: np.ndarray) -> np.ndarray:
     """nearest(x, LEVELS) of numbers from -1 to 1, several times as fast.
 
-    In a cell of 1/32 there is at most one end: so a code is that of the cell's lower side, or the next.
+    From one 32nd to the next there is at most one end of a cell. So a code is that of the 32nd below, or the next.
     """
     q = FIRST.take(((x + 1) * 32).astype(np.uint8))
-    q += x > ENDS.take(q)
+    q += x > UPPER.take(q)
     return q
 
 

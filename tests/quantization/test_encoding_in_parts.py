@@ -7,15 +7,15 @@ import pytest
 
 from minilora import ops
 from minilora.quantization import base, format_named, formats
-from minilora.quantization.nf4 import ENDS, LEVELS, nearest, nearest_code
+from minilora.quantization.nf4 import LEVELS, UPPER, nearest, nearest_code
 
 
 def test_the_table_finds_the_nearest_level_and_of_two_the_lower(rng):
-    ends = ENDS[:-1]
+    ends = UPPER[:-1]
     x = np.concatenate([ends, np.nextafter(ends, -2), np.nextafter(ends, 2), LEVELS, rng.uniform(-1, 1, 100_000)])
     x = x.astype(np.float32)
     np.testing.assert_array_equal(nearest_code(x), nearest(x, LEVELS))
-    cell = (ends + 1) * 32  # no end so near a cell's side that rounding could put it into the next
+    cell = (ends + 1) * 32  # no end so near a 32nd that rounding could put a number on its other side
     assert abs(cell - np.rint(cell)).min() > 1e-4
     assert len(set(cell.astype(int))) == len(ends)
 
