@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ MEASURES = {
     "dora": "a step of DoRA, with the gradient through the norm, which PEFT holds constant",
     "dora-held": "a step of DoRA with the norm held constant, as PEFT",
     "vera": "a step of VeRA",
+    "qlora": "a step of LoRA over a base held in fewer bits, beside float32's, and PEFT's with bitsandbytes",
     "full": "a step of full fine-tuning",
     "generate": "tokens after a prompt, one at a time, with a cache of keys and values",
 }
@@ -23,7 +24,10 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {  # {measure: the variant, it
     "dora": ("dora", {"alpha": 16}),
     "dora-held": ("dora", {"alpha": 16, "through_norm": False}),
     "vera": ("vera", {}),
+    "qlora": ("lora", {"alpha": 16}),
 }
+BASES = "float32", "bfloat16", "int8", "nf4", "nf4-dq"
+BITSANDBYTES = BASES[2:]
 TARGETS = "q_proj,v_proj", "all-linear"
 PROMPT, NEW = 16, 48  # tokens read and generated
 SEED = 0
@@ -63,6 +67,7 @@ class Case:
     rank: int = 8
     targets: str = "q_proj,v_proj"
     device: str = "cpu"
+    bases: str = ""  # of "qlora": formats, with commas
 
     @property
     def real(self) -> bool:
@@ -100,17 +105,20 @@ class Job(NamedTuple):
 
 
 class Contestant(NamedTuple):
-    library: str  # minilora, torch, or hugging face's transformers with peft
+    library: str  # minilora, torch, or hugging face's transformers with peft, and with bitsandbytes
     targets: str = ""  # of the adapter, where it is not what the case says
     plain: bool = False  # attention holds all T × T scores, whatever T is
+    base: str = ""  # how it holds the base
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self.library, self.targets, "plain attention" * self.plain)))
+        return " ".join(filter(None, (self.library, self.targets, "plain attention" * self.plain, self.base)))
 
 
 def pairs(case: Case) -> list[tuple[Contestant, Contestant]]:
     """Ours and theirs, doing the same work. GPT-2 in transformers has one matrix for q, k and v: beside PEFT, what goes
     on q and v elsewhere goes on all three, on both sides."""
+    if case.measure == "qlora":
+        return quantised_pairs(case.bases.split(","))
     ours, torch, peft = Contestant("minilora"), Contestant("torch"), Contestant("peft")
     if case.real:
         return [(ours, peft)]
@@ -125,6 +133,15 @@ def pairs(case: Case) -> list[tuple[Contestant, Contestant]]:
     if case.tokens >= LONG:
         return [(ours, torch), (ours, Contestant("minilora", plain=True))]
     return [(ours, torch), beside_peft]
+
+
+def quantised_pairs(bases: list[str]) -> list[tuple[Contestant, Contestant]]:
+    """Ours beside theirs that is held alike; and beside both in float32."""
+    ours = [Contestant("minilora", base=base) for base in bases]
+    theirs = [Contestant("bitsandbytes" if base in BITSANDBYTES else "peft", base=base) for base in bases]
+    full = Contestant("minilora", base="float32"), Contestant("peft", base="float32")
+    found = [*zip(ours, theirs, strict=True), *((each, other) for other in full for each in ours if each != other)]
+    return list(dict.fromkeys(found))
 
 
 def read_size(word: str) -> tuple[str, int, int]:
@@ -142,12 +159,21 @@ def read_size(word: str) -> tuple[str, int, int]:
 
 
 def cases(
-    sizes: list[str], measures: list[str], cores: list[int], ranks: list[int], targets: list[str], device: str
+    sizes: list[str],
+    measures: list[str],
+    cores: list[int],
+    ranks: list[int],
+    targets: list[str],
+    device: str,
+    bases: Sequence[str] = BASES,
 ) -> list[Case]:
-    """Every case of these; ranks and targets are for adapters, and real models for adapters alone.
+    """Every case of these; ranks and targets are for adapters, real models for adapters alone, and "qlora" for them.
 
-    Raises ValueError for targets that not every contestant can adapt.
+    Raises ValueError for targets that not every contestant can adapt, and for bases that are not compared.
     """
+    for base in bases:
+        if base not in BASES:
+            raise ValueError(f"a base in {base!r} is not compared: {choose_from(base, BASES)}")
     for target in targets:
         if target not in TARGETS:
             raise ValueError(f"targets {target!r} are not compared: {choose_from(target, TARGETS)}")
@@ -156,6 +182,10 @@ def cases(
         for name, batch, tokens in map(read_size, sizes):
             for measure in measures:
                 case = Case(name, batch, tokens, measure, each, device=device)
+                if measure == "qlora":
+                    if not case.real or device != "cpu":
+                        continue
+                    case = replace(case, bases=",".join(bases))
                 if case.adapts:
                     found += [replace(case, rank=r, targets=target) for r in ranks for target in targets]
                 elif not case.real:

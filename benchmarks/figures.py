@@ -17,11 +17,12 @@ NAMES = {"torch": "PyTorch", "peft": "PEFT", "transformers": "Transformers"}
 
 def figure(report: dict[str, Any]) -> bytes:
     """A PNG. Raises ValueError for a report without a case."""
-    if not report["cases"]:
+    if not [result for result in report["cases"] if not result["case"].get("bases")]:
         raise ValueError(f"nothing to draw: a figure shows {', '.join(MEASURES)}, and none was measured")
-    cases = [result for result in report["cases"] if result["ratios"]]
+    drawn = [result for result in report["cases"] if not result["case"].get("bases")]
+    cases = [result for result in drawn if result["ratios"]]
     if not cases:
-        return alone_figure(report["cases"])
+        return alone_figure(drawn)
     plain = any("plain" in contestant["name"] for result in cases for contestant in result["contestants"])
     return tokens_figure(cases) if plain else ratio_figure(cases)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -62,10 +62,10 @@ def batch_of(case: Case, model: Transformer) -> Batch:
     return batch._replace(targets=rng.integers(0, 2, case.batch)) if model.config.head == "classify" else batch
 
 
-def adapt(model: Transformer, targets: str, case: Case) -> None:
+def adapt(model: Transformer, targets: str, case: Case, train: Sequence[str] = ()) -> None:
     names: Any = targets if targets == "all-linear" else targets.split(",")
     variant, options = ADAPTERS[case.measure]
-    attach(model, variant, names, rng=np.random.default_rng(SEED), r=case.rank, **options)
+    attach(model, variant, names, rng=np.random.default_rng(SEED), r=case.rank, train=train, **options)
 
 
 def split(model: Transformer) -> None:
@@ -80,10 +80,13 @@ def split(model: Transformer) -> None:
             block.attention = Attention(q, k, v, old.o_proj, old.head_dim, causal=True)
 
 
-def job(case: Case, targets: str, plain: bool, folder: Path) -> Job:
+def job(case: Case, targets: str, plain: bool, folder: Path, base: str = "") -> Job:
     xp = load_backend("cupy" if case.device == "cuda" else "numpy")
-    model = load_pretrained(folder / "base")
-    if case.adapts and (case.real or targets in FUSED):
+    model = load_pretrained(folder / "base", quantize=None if base in ("", "float32") else base)
+    if base:
+        whole = [name for name in ("classifier",) if name in model.layers]
+        adapt(model, targets, case, train=whole)  # what prepare() saved, which is for its own base alone
+    elif case.adapts and (case.real or targets in FUSED):
         load_adapter(model, folder / "adapter")
         for adapter in (module for _, module in model.named_modules() if module.is_adapter):
             vars(adapter).update(ADAPTERS[case.measure][1])  # some of which no file says

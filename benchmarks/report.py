@@ -17,7 +17,7 @@ from typing import Any
 from minilora.display.tables import numbers_right, wide_console
 from minilora.spelling import choose_from, counted
 
-from .cases import MEASURES, NEW, SIZES, Case, cases, pairs, read_size
+from .cases import BASES, BITSANDBYTES, MEASURES, NEW, SIZES, Case, cases, pairs, read_size
 from .rounds import THREADS, measure, missing
 from .threads import default_and_pinned
 
@@ -48,20 +48,23 @@ def bench(
     rounds: int = 7,
     seconds: float = 0.2,
     device: str = "cpu",
+    bases: Sequence[str] = BASES,
 ) -> dict[str, Any]:
     """{"machine", "device", "missing", "cases", "threads", "imports", "ops"}: each measure of each size, in `rounds`
     rounds of bursts of `seconds`. "missing" are the packages that a comparison lacks; minilora is then measured alone.
 
     `sizes` are names of SIZES, or with another batch and number of tokens "small:1x128"; `measures` are of ALL;
-    `targets` are those of attach_lora, with commas. PyTorch, Transformers and PEFT are contestants where they are
-    installed. Raises ValueError for a name that is not known, RuntimeError for contestants that do not do the same.
+    `targets` are those of attach_lora, with commas; `bases` are how "qlora" holds the base. PyTorch, Transformers and
+    PEFT are contestants where they are installed. Raises ValueError for a name that is not known, RuntimeError for
+    contestants that do not do the same.
     """
     from tqdm import tqdm
 
     for name in measures:
         if name not in ALL:
             raise ValueError(f"no measure {name!r}: {choose_from(name, ALL)}")
-    wanted = cases(list(sizes), [m for m in measures if m in MEASURES], list(cores), list(ranks), list(targets), device)
+    asked = [m for m in measures if m in MEASURES]
+    wanted = cases(list(sizes), asked, list(cores), list(ranks), list(targets), device, list(bases))
     lacking = {package for case in wanted for _, theirs in pairs(case) for package in missing(theirs.library)}
     if "import" in measures:
         lacking |= {*missing("torch"), *missing("peft")}
@@ -133,7 +136,13 @@ def show(report: dict[str, Any]) -> None:
         console.print(f"not installed, and so not beside minilora: {names} (pip install {names})", soft_wrap=True)
     for line in libraries(report):
         console.print(line, soft_wrap=True)
-    for table in (*case_tables(report), *threads_table(report), *import_table(report), *op_tables(report)):
+    for table in (
+        *case_tables(report),
+        *quantised_tables(report),
+        *threads_table(report),
+        *import_table(report),
+        *op_tables(report),
+    ):
         console.print(table)
 
 
@@ -154,6 +163,8 @@ def case_tables(report: dict[str, Any]) -> list[Any]:
     tables: dict[tuple[int, str], Any] = {}
     for result in report["cases"]:
         case = Case(**result["case"])
+        if case.bases:
+            continue
         where = f"{counted(case.cores, 'core')} each" if case.device == "cpu" else "on the GPU"
         key = (case.cores, where)
         if key not in tables:
@@ -183,6 +194,40 @@ def rows_of(case: Case, result: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{median(each):.2f}", f"{min(each):.2f}–{max(each):.2f}", f"{pair['peak']:.2f}" if pair["peak"] else "",
         ))  # fmt: skip
     return rows
+
+
+def quantised_tables(report: dict[str, Any]) -> list[Any]:
+    """How a base is held: seconds of a step and most memory, less what the process had before the model."""
+    tables = []
+    for result in report["cases"]:
+        case = Case(**result["case"])
+        if not case.bases:
+            continue
+        found = {contestant["name"]: contestant for contestant in result["contestants"]}
+        before = {c["library"]: f"{c['library']}'s {c['before'] / 2**20:,.0f} MiB" for c in found.values()}
+        title = f"{case}, {counted(case.cores, 'core')} each; memory beside {', '.join(before.values())}"
+        columns = "base", "step", "float32 = 1", "memory", "float32 = 1", "PEFT", "memory", "its float32 = 1", "memory"
+        table = numbers_right(title, *columns)
+        for base in case.bases.split(","):
+            name, theirs = f"minilora {base}", f"{'bitsandbytes' if base in BITSANDBYTES else 'peft'} {base}"
+            (time, memory), beside = (times_and_memory(found, name, f"{x} float32") for x in ("minilora", "peft"))
+            sides = [(milliseconds(found[x]["wall"]), megabytes(found[x])) for x in (name, theirs) if x in found]
+            table.add_row(base, sides[0][0], time, sides[0][1], memory, *(sides[1] if sides[1:] else ("", "")), *beside)
+        tables.append(table)
+    return tables
+
+
+def times_and_memory(found: dict[str, Any], ours: str, theirs: str) -> tuple[str, str]:
+    """Two ratios, the first the median of the rounds', the second of the memory that both took for their models."""
+    if ours == theirs or theirs not in found:
+        return "", ""
+    a, b = found[ours], found[theirs]
+    walls = (x["wall"] / y["wall"] for x, y in zip(a["rounds"], b["rounds"], strict=True))
+    return f"{median(walls):.2f}", f"{(a['peak'] - a['before']) / (b['peak'] - b['before']):.2f}"
+
+
+def megabytes(contestant: dict[str, Any]) -> str:
+    return f"{(contestant['peak'] - contestant['before']) / 2**20:,.0f} MiB"
 
 
 def milliseconds(seconds: float) -> str:

@@ -20,8 +20,10 @@ from typing import Any
 from .cases import Case, Contestant, pairs
 
 NEEDS = {"minilora": [], "torch": ["torch"], "transformers": ["torch", "transformers"],
-         "peft": ["torch", "transformers", "peft"]}  # fmt: skip
+         "peft": ["torch", "transformers", "peft"],
+         "bitsandbytes": ["torch", "transformers", "peft", "bitsandbytes"]}  # fmt: skip
 AGREE = 1e-4  # by how much the losses of the same first steps may differ, in float32
+ALIKE = 0.02  # the same, of bases in fewer bits: PEFT's embeddings stay in float32, and in bfloat16 it computes
 CLONE = Path(__file__).parent.parent  # where `python -m benchmarks` is found
 THREADS = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
 
@@ -35,7 +37,7 @@ class Process:
     """One at work: a contestant (worker.py), or minilora as people start it (threads.py)."""
 
     def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
-        self.name, self.process, self.peak = name, process, 0
+        self.name, self.process, self.peak, self.before = name, process, 0, 0
         self.rounds: list[dict[str, float]] = []
         first = self.read()
         self.results, self.about, self.waits = first["results"], first["about"], first["waits"]
@@ -54,7 +56,8 @@ class Process:
 
     def end(self) -> None:
         self.tell("end")
-        self.peak = self.read()["peak"]
+        said = self.read()
+        self.peak, self.before = said["peak"], said["before"]
 
     def tell(self, line: str) -> None:
         assert self.process.stdin is not None
@@ -94,7 +97,8 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
             processes[contestant] = Process(str(contestant), process)
             processes[contestant].about["threads"] = " × ".join(map(str, threads(case, contestant)))
         for ours, theirs in wanted:
-            check_same(case, processes[ours], processes[theirs])
+            if ours.base == theirs.base:
+                check_same(case, processes[ours], processes[theirs], AGREE if ours.base in ("", "float32") else ALIKE)
         for _ in range(rounds):
             for each in processes.values():
                 each.burst(seconds)
@@ -103,22 +107,22 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
     return {
         "case": asdict(case),
         "contestants": [
-            {"name": p.name, "library": c.library, "about": p.about, "peak": p.peak, "rounds": p.rounds,
-             "results": p.results, "waits": p.waits, "wall": median(r["wall"] for r in p.rounds)}
+            {"name": p.name, "library": c.library, "about": p.about, "peak": p.peak, "before": p.before,
+             "rounds": p.rounds, "results": p.results, "waits": p.waits, "wall": median(r["wall"] for r in p.rounds)}
             for c, p in processes.items()
         ],
         "ratios": [ratio(processes[ours], processes[theirs]) for ours, theirs in wanted if ours != theirs],
     }  # fmt: skip
 
 
-def check_same(case: Case, ours: Process, theirs: Process) -> None:
+def check_same(case: Case, ours: Process, theirs: Process, tolerance: float = AGREE) -> None:
     """Did they do the same, up to rounding? Greedy tokens of random weights may part where two are as good as equal.
     DoRA's gradient and PEFT's are not the same, so of the losses only the first is."""
     if case.measure == "generate":
         return
     steps = 1 if case.measure == "dora" else len(ours.results)
     for a, b in zip(ours.results[:steps], theirs.results[:steps], strict=True):
-        if not math.isclose(a, b, rel_tol=AGREE):
+        if not math.isclose(a, b, rel_tol=tolerance):
             raise RuntimeError(f"{case}: {ours.name} finds {a}, and {theirs.name} {b}: they do not do the same")
 
 

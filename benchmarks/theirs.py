@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .cases import NEW, PROMPT, SEED, Case, Job
+from .cases import BITSANDBYTES, NEW, PROMPT, SEED, Case, Job
 from .ours import BATCH, FUSED, LR
 
 GPT2_DROPOUTS = "attn_pdrop", "embd_pdrop", "resid_pdrop"  # 0.1 unless a config says otherwise, and ours does not
@@ -127,24 +127,51 @@ def torch_model(case: Case, targets: str, folder: Path) -> Any:
     return model
 
 
-def peft_model(case: Case, folder: Path) -> Any:
+def import_peft() -> tuple[Any, Any]:
+    """transformers and peft, which take a second."""
+    import logging
+
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # it says on every start what it lacks
+    import peft
     import transformers
-    from peft import PeftModel
 
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers, peft
+
+
+def quantisation(base: str) -> dict[str, Any]:
+    """What from_pretrained is told: a dtype, and for bitsandbytes what our models/quantized.py does. Embeddings, head
+    and classifier stay in float32, and float32 is computed with."""
+    if base not in BITSANDBYTES:
+        return {"dtype": getattr(torch, base or "float32")}
+    from transformers import BitsAndBytesConfig
+
+    torch._dynamo.config.disable = True  # bitsandbytes compiles a decoder anew for every shape
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
+    four["bnb_4bit_use_double_quant"] = base == "nf4-dq"
+    kept = {"llm_int8_skip_modules": ["classifier", "pooler", "lm_head"]}
+    config = BitsAndBytesConfig(**(({"load_in_8bit": True} if base == "int8" else four) | kept))
+    return {"dtype": torch.float32, "quantization_config": config}
+
+
+def peft_model(case: Case, base: str, folder: Path) -> Any:
+    transformers, peft = import_peft()
     kind = "SequenceClassification" if case.size == "minilm" else "CausalLM"
     load = getattr(transformers, f"AutoModelFor{kind}").from_pretrained
-    model = load(folder / "base", dtype=torch.float32, **dict.fromkeys(DROPOUTS.get(case.size, ()), 0.0))
+    model = load(folder / "base", **quantisation(base), **dict.fromkeys(DROPOUTS.get(case.size, ()), 0.0))
     if case.adapts:
-        model = PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
+        model = peft.PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
     return model
 
 
-def job(case: Case, library: str, targets: str, folder: Path) -> Job:
+def job(case: Case, library: str, targets: str, folder: Path, base: str = "") -> Job:
     torch.set_num_threads(case.cores)
     plain = library == "torch"
-    model = torch_model(case, targets, folder) if plain else peft_model(case, folder)
-    model = model.train(case.adapts or case.measure == "full").to(case.device)
+    model = torch_model(case, targets, folder) if plain else peft_model(case, base, folder)
+    model = model.train(case.adapts or case.measure == "full")
+    if case.device != "cpu":
+        model = model.to(case.device)
     batch = {name: x.to(case.device) for name, x in load_file(folder / BATCH).items()}
     if case.measure == "generate":
         return on_device(case, (generation if plain else hub_generation)(model, batch["ids"][:1, :PROMPT]))

@@ -22,6 +22,7 @@ from minilora.data import english, random_windows
 from minilora.models.generation import generate
 from minilora.models.pretrained import load_pretrained
 from minilora.models.transformer import Transformer
+from minilora.process import keep_freed_memory
 from minilora.training import evaluate, fit
 from minilora.verify import check_gradient
 
@@ -110,4 +111,5 @@ def busy(n: int) -> Iterator[None]:
 
 if __name__ == "__main__":
     said = json.loads(sys.argv[1])
+    keep_freed_memory()
     serve(Job(WORK[said["work"]][1](said["shards"]), lambda: None), {})

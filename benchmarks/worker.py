@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minilora.process import blas_threads, keep_freed_memory
+from minilora.process import blas_threads, keep_freed_memory, peak_memory
 
 from .cases import Case, Contestant, Job
 
@@ -29,13 +29,13 @@ def main() -> None:
 
         return prepare(case, folder)
     with blas_threads(said["threads"]):
-        job, about = ready(case, Contestant(*contestant), folder)
-        serve(job, about, shallow=not case.real and case.shape["n_layers"] <= SHALLOW)
+        keep_freed_memory()  # PyTorch's too: what minilora's training commands do is not to be an advantage
+        job, about, before = ready(case, Contestant(*contestant), folder)
+        serve(job, about, before, shallow=not case.real and case.shape["n_layers"] <= SHALLOW)
 
 
-def serve(job: Job, about: dict[str, str], shallow: bool = False) -> None:
+def serve(job: Job, about: dict[str, str], before: int = 0, shallow: bool = False) -> None:
     """Get ready, and then work as standard input says."""
-    keep_freed_memory()  # PyTorch's too: what minilora's training commands do is not to be an advantage
     results = []
     for _ in range(WARM):
         job.run()
@@ -43,7 +43,7 @@ def serve(job: Job, about: dict[str, str], shallow: bool = False) -> None:
     tell({"results": results, "about": about, "waits": waits(job) if shallow else None})
     for line in iter(sys.stdin.readline, "end\n"):
         tell(burst(job, float(line)))
-    tell({"peak": job.peak()})
+    tell({"peak": job.peak(), "before": before})
 
 
 def waits(job: Job) -> bool | None:
@@ -58,7 +58,8 @@ def waits(job: Job) -> bool | None:
     return waited
 
 
-def ready(case: Case, contestant: Contestant, folder: Path) -> tuple[Job, dict[str, str]]:
+def ready(case: Case, contestant: Contestant, folder: Path) -> tuple[Job, dict[str, str], int]:
+    """The job, versions, and the bytes of the process before it had a model."""
     targets = contestant.targets or case.targets
     if contestant.library == "minilora":
         import numpy as np
@@ -67,13 +68,17 @@ def ready(case: Case, contestant: Contestant, folder: Path) -> tuple[Job, dict[s
 
         blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
         about = {"numpy": np.__version__, "blas": f"{blas['name']} {blas['version']}"}
-        return ours.job(case, targets, contestant.plain, folder), about
+        before = peak_memory()
+        return ours.job(case, targets, contestant.plain, folder, contestant.base), about, before
     import torch
 
     from . import theirs
 
     about = {"torch": torch.__version__, "threads": str(torch.get_num_threads())}
-    return theirs.job(case, contestant.library, targets, folder), about
+    if contestant.library != "torch":
+        theirs.import_peft()
+    before = peak_memory()
+    return theirs.job(case, contestant.library, targets, folder, contestant.base), about, before
 
 
 def burst(job: Job, seconds: float) -> dict[str, float]:

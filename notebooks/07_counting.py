@@ -65,7 +65,7 @@ def count(config, targets, r):
 
 
 # %% [markdown] tags=["notes"]
-# 15 min. First a table on paper: the name of each matrix and its (out, in). Then the code.
+# 14 min. First a table on paper: the name of each matrix and its (out, in). Then the code.
 #
 # The check names the mistake of a wrong number: norms left out, a tied head counted twice, k and v as wide as q.
 #
@@ -181,7 +181,7 @@ assert table["Qwen2.5 0.5B"]["no embedding"][1] == 494_032_768
 assert table["Qwen2.5 1.5B"]["no embedding"][1] == 1_543_714_304
 
 # %% [markdown] tags=["notes"]
-# 7 min. Cover the names of the rows, show the numbers for 0.5B, and let the class say which mistake made which number.
+# 6 min. Cover the names of the rows, show the numbers for 0.5B, and let the class say which mistake made which number.
 #
 # Ask: why do four of the six agree for Llama 2 7B? (Square q and v, one head of k and v for each of q, no biases, no
 # tie.)
@@ -266,7 +266,7 @@ ax.legend(loc="lower right")
 plt.show()
 
 # %% [markdown] tags=["notes"]
-# 8 min. The ledger first: ask which rows vanish if q_proj is frozen without an adapter. (Its x, unless another needs
+# 7 min. The ledger first: ask which rows vanish if q_proj is frozen without an adapter. (Its x, unless another needs
 # it.)
 #
 # Ask: LoRA trains a 337th of the parameters. Why does the orange part not shrink? (dA = dhᵀ x needs the same x as dW.)
@@ -303,9 +303,55 @@ assert round(saved, 1) == 0.3
 assert accounting.nf4_bits(n, False) == 4.5 * n
 assert accounting.nf4_bits(n, True) == 4 * n + 8 * n // 64 + 32 * n // (64 * 256) + 32  # and one mean for the tensor
 
+# %% [markdown]
+# And live: a step of QLoRA. The matrices of the blocks are held in four bits, the embedding in bfloat16, which is two
+# bytes a number; norms stay in float32, and LoRA is attached as to any model. The codes are all that is held: a product
+# decodes some rows of $\hat W$, uses them, and lets them go, in the forward and once more in the backward.
+
+# %%
+four = minilora.load_pretrained("builtin", quantize="nf4-dq")
+minilora.attach_lora(four, "all-linear", r=8, rng=0)
+account = accounting.count(four, targets="all-linear", r=8, batch=4, tokens=64)
+labels = np.random.default_rng(1).integers(0, 256, ids.shape)
+logits, cache = four.forward(ids)
+_, of_loss = ops.cross_entropy_forward(logits, labels)
+grads, optimizer = minilora.Gradients(), minilora.AdamW(four.trainable_parameters(), lr=1e-3)
+four.backward(ops.cross_entropy_backward(1.0, of_loss), cache, grads)
+optimizer.step(grads)
+held = accounting.memory(four, [cache, of_loss], grads, optimizer)
+
+for kind, array in account.weights().items():
+    print(f"{kind:<26}{array.nbytes:>12,} B   {8 * array.nbytes / array.weights:7.4f} bits of a weight")
+for part in ("gradients", "optimizer", "cache"):
+    print(f"{part:<26}{held[part]:>12,} B")
+print(f"{'one W at a time':<26}{account.decoded:>12,} B   decoded for a product, and let go")
+
+counted = account.memory()
+assert held == {"cache": counted.pop("activations"), **counted}  # to the byte
+shapes = [m.base.weight.data.shape for _, m in four.named_modules() if isinstance(m, minilora.LoRALinear)]
+blocks = [-(-n_out * n_in // 64) for n_out, n_in in shapes]
+by_formula = {
+    "codes": sum(n_out * n_in // 2 for n_out, n_in in shapes),
+    "absmax": sum(blocks),
+    "nested_absmax": sum(4 * -(-n // 256) for n in blocks),
+    "offset": 4 * len(shapes),
+}
+assert by_formula == {name: account.weights()[f"{name} of nf4-dq"].nbytes for name in by_formula}
+in_float32 = accounting.count("builtin", "lora", targets="all-linear", r=8, batch=4, tokens=64).memory()
+print(
+    f"weights: {held['weights'] / in_float32['weights']:.2f} of float32's; a step: "
+    f"{sum(held.values()) / sum(in_float32.values()):.2f}"
+)
+assert held["cache"] == in_float32["activations"]  # four bits save weights, and nothing else
+
 # %% [markdown] tags=["notes"]
-# 3 min. Four bits are not four: 4.5, or 4.127 with quantised scales. Ask: how far apart are they for a 7B model? (0.3
+# 6 min. Four bits are not four: 4.5, or 4.127 with quantised scales. Ask: how far apart are they for a 7B model? (0.3
 # GiB.)
+#
+# Then the live ledger: which of its rows would a smaller batch shrink? (The cache.) Which rows train? (None of the
+# codes: their gradients do not exist.)
+#
+# Usual wrong answer: "QLoRA trains 4-bit weights." It trains A and B, in float32, beside weights that are constant.
 
 # %% [markdown]
 # ## 3. FLOPs

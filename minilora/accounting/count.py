@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import nn
 from ..adapters.base import DEFAULT
+from ..models.quantized import format_of
 from ..models.transformer import Transformer
 from ..nn import Checkpointed, Costs, KeptArray, Parameter
 from ..nn.costs import Shape
@@ -21,17 +22,20 @@ from .flops import Flops, total
 from .memory import (
     DTYPES,
     IN_4_BITS,
+    ITEMSIZE,
     QUANTISED,
+    Held,
     adapter_bytes,
     added_tensors,
+    decoded_bytes,
     has_file,
+    held_weights,
     itemsize,
     loss_keeps,
     step_costs,
-    weight_bytes,
 )
 from .methods import OVER_4_BITS, TRAINS_WEIGHTS, apply, is_whole, virtual_tokens
-from .named import without_weights
+from .named import without_weights, zeros
 
 GROUPS = ("embedding", "attention", "mlp", "norm", "head")
 
@@ -40,8 +44,9 @@ GROUPS = ("embedding", "attention", "mlp", "norm", "head")
 class Account:
     """A method on a model: parameters, and for `batch` sequences of `tokens` the bytes and FLOPs of one training step.
 
-    `dtype` is the base's; what is added is trained in float32 (float64 beside a float64 base), as PEFT does. Two
-    numbers of optimizer state (Adam's m and v) go with each trained parameter, in its own dtype.
+    `dtype` is the base's; what is Quantized in it is counted as it is held. What is added is trained in float32
+    (float64 beside a float64 base), as PEFT does. Two numbers of optimizer state (Adam's m and v) go with each trained
+    parameter, in its own dtype.
     """
 
     name: str
@@ -112,28 +117,46 @@ class Account:
     @cached_property
     def costs(self) -> Costs:
         """Of the step, layer by layer."""
-        return step_costs(self.model, self.batch, self.tokens, self.dtype)
+        return step_costs(self.model, self.batch, self.tokens, self.computed)
 
     def ledger(self) -> list[KeptArray]:
         """What is alive when forward and loss end."""
         kept = self.costs.alive()
-        return kept and kept + loss_keeps(self.model, self.batch, self.tokens, self.dtype)
+        return kept and kept + loss_keeps(self.model, self.batch, self.tokens, self.computed)
+
+    @property
+    def computed(self) -> str:
+        """The dtype of activations: a live quantised model's own; beside a base counted in 4 or 8 bits, bfloat16."""
+        if format_of(self.model):
+            return self.model.config.dtype
+        return self.dtype if self.dtype in ITEMSIZE else "bfloat16"
 
     @property
     def added_itemsize(self) -> int:
-        return max(4, itemsize(self.dtype))
+        return max(4, itemsize(self.computed))
 
     def trained_bytes(self) -> int:
         """Of everything that learns, once."""
         added = sum(map(math.prod, self.added.values()))
-        return (self.trainable - added) * itemsize(self.dtype) + added * self.added_itemsize
+        return (self.trainable - added) * ITEMSIZE.get(self.dtype, 4) + added * self.added_itemsize
+
+    def weights(self) -> dict[str, Held]:
+        """{kind of array: its bytes} of the base, and of what is added."""
+        shapes = [*self.added.values(), *added_tensors(self.model, trained=False).values()]
+        added = sum(map(math.prod, shapes))
+        held = held_weights(self.model, self.dtype)
+        return held | {"added": Held(added * self.added_itemsize, added)} if added else held
+
+    @property
+    def decoded(self) -> int:
+        """Bytes of the rows of a quantised matrix that are decoded together, and let go after their product."""
+        return decoded_bytes(self.model, self.dtype, self.computed)
 
     def memory(self) -> dict[str, int]:
         """Bytes: weights (with what is added), gradients, optimizer, activations."""
-        added = [*self.added.values(), *added_tensors(self.model, trained=False).values()]
         trained = self.trained_bytes()
         return {
-            "weights": weight_bytes(self.model, self.dtype) + sum(map(math.prod, added)) * self.added_itemsize,
+            "weights": sum(held.nbytes for held in self.weights().values()),
             "gradients": trained,
             "optimizer": 2 * trained,
             "activations": sum(array.nbytes for array in self.ledger()),
@@ -162,21 +185,23 @@ def count(
     `without_weights` builds.
 
     dtype: float64, float32, float16, bfloat16, or for methods that leave the weights as they are "int8", "nf4" or
-    "nf4-dq". tokens: 512, where the model has as many positions. Virtual tokens take positions too. Raises what those
-    two raise, and ValueError for a batch below 1, for more tokens than positions, for a method that trains weights in 4
-    or 8 bits, and for one over 4 bits in another dtype.
+    "nf4-dq"; by default what a live quantised model is held in, "nf4-dq" for qlora, and else float32. tokens: 512,
+    where the model has as many positions. Virtual tokens take positions too. Raises what those two raise, and
+    ValueError for a batch below 1, for more tokens than positions, for a method that trains weights in 4 or 8 bits, and
+    for one over 4 bits in another dtype.
     """
     if isinstance(source, Transformer):
-        name, model = f"this {source.family}", plain_copy(source)
+        name, model = f"this {source.family}", plain_copy(source, keep_formats=dtype is None)
     else:
         name, model = without_weights(source, head, labels)
     apply(method, model, name, targets, r, virtual_tokens)
     if recompute:
         nn.recompute(model)
-    dtype = dtype or ("nf4-dq" if method in OVER_4_BITS else "float32")
-    if dtype not in DTYPES:
+    held = format_of(model)
+    dtype = dtype or held or ("nf4-dq" if method in OVER_4_BITS else "float32")
+    if dtype not in DTYPES and not held:
         raise ValueError(f"no dtype is called {dtype!r}: {choose_from(dtype, DTYPES)}")
-    if dtype in QUANTISED and method in TRAINS_WEIGHTS:
+    if (held or dtype in QUANTISED) and method in TRAINS_WEIGHTS:
         raise ValueError(f"{method} trains the weights themselves, which {dtype} cannot hold: choose another dtype")
     if method in OVER_4_BITS and dtype not in IN_4_BITS:
         raise ValueError(f"{method} is over a base in 4 bits, {' or '.join(IN_4_BITS)}, not in {dtype}")
@@ -195,14 +220,17 @@ def check_tokens(tokens: int | None, name: str, model: Transformer) -> int:
     return tokens
 
 
-def plain_copy(model: Transformer) -> Transformer:
-    """The model without what was added to it, everything trainable. The arrays are the model's own."""
+def plain_copy(model: Transformer, keep_formats: bool) -> Transformer:
+    """The model without what was added to it, everything trainable but what is Quantized; which is that only where
+    `keep_formats`. The arrays are the model's own."""
     made = copy.deepcopy(model, {id(p.data): p.data for p in model.parameters()})
     made.layers = {name: m.block if isinstance(m, Checkpointed) else m for name, m in made.layers.items()}
     for path, module in reversed(list(made.named_modules())):
         if module.is_adapter:
             made[path] = module.base  # type: ignore[attr-defined]
     for parameter in made.parameters():
+        if isinstance(parameter.data, Quantized) and not keep_formats:
+            parameter.data = zeros(*parameter.data.shape)
         parameter.trainable = not isinstance(parameter.data, Quantized)
     return made
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
 
 from ..adapters.base import Adapter, shape
 from ..adapters.parts import Parts
 from ..models.names import hub_name
-from ..models.quantized import formats_for
+from ..models.quantized import format_of, formats_for
 from ..models.transformer import Transformer
 from ..nn import Costs, KeptArray, Parameter, Part
 from ..nn.costs import Shape
 from ..quantization import Quantized, formats
+from ..quantization.base import parts
 from .methods import Prompt, virtual_tokens
 
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -46,18 +50,45 @@ def nf4_bits(n: int, double: bool) -> int:
     return 8 * formats()["nf4-dq" if double else "nf4"].nbytes_of((1, n)) - half_a_byte
 
 
+class Held(NamedTuple):
+    """Arrays of one kind, and how many weights they are of."""
+
+    nbytes: int
+    weights: int
+
+
+def held_weights(model: Transformer, dtype: str) -> dict[str, Held]:
+    """{kind of array: its bytes} of the base. What is Quantized is counted as it is held, the rest as in `dtype`, one
+    of DTYPES: in one of QUANTISED as load_pretrained's `quantize` holds it, where the vectors are in float32; in the
+    others every number alike."""
+    live, found = format_of(model), dict[str, Held]()
+    made = formats_for(model, dtype) if dtype in QUANTISED and not live else {}
+    for p in model.base_parameters().values():
+        W, size = p.data, math.prod(p.data.shape)
+        if isinstance(W, Quantized):
+            kinds = {f"{name} of {W.name}": x.nbytes for name, x in W.arrays.items()}
+        elif p in made:
+            sizes = made[p].sizes(*W.shape).items()
+            kinds = {f"{name} of {made[p].name}": math.prod(s) * np.dtype(kind).itemsize for name, (s, kind) in sizes}
+        else:
+            plain = W.dtype.name if live else dtype if dtype in ITEMSIZE else "float32"
+            kinds = {f"{'matrices' if W.ndim > 1 else 'vectors'} in {plain}": size * ITEMSIZE[plain]}
+        for kind, nbytes in kinds.items():
+            before = found.get(kind, Held(0, 0))
+            found[kind] = Held(before.nbytes + nbytes, before.weights + size)
+    return found
+
+
 def weight_bytes(model: Transformer, dtype: str) -> int:
-    """Bytes of the base in `dtype`, one of DTYPES: one of QUANTISED as load_pretrained's `quantize` holds it, where the
-    vectors are in float32; of the others every number alike, but what is Quantized already as it is."""
-    held = formats_for(model, dtype) if dtype in QUANTISED else {}
-    each = ITEMSIZE.get(dtype, 4)
+    """Bytes of the base, as held_weights() lists them."""
+    return sum(held.nbytes for held in held_weights(model, dtype).values())
 
-    def nbytes(p: Parameter) -> int:
-        if p in held:
-            return held[p].nbytes_of(p.data.shape)
-        return int(p.data.nbytes if isinstance(p.data, Quantized) else p.data.size * each)
 
-    return sum(map(nbytes, model.base_parameters().values()))
+def decoded_bytes(model: Transformer, dtype: str, computed: str) -> int:
+    """Bytes of the most that is decoded at a time: rows of one matrix, for a product."""
+    made = formats_for(model, dtype) if dtype in QUANTISED else {}
+    matrices = [p.data for p in model.base_parameters().values() if isinstance(p.data, Quantized) or p in made]
+    return max((len(range(len(W))[next(parts(W))]) * W.shape[1] * itemsize(computed) for W in matrices), default=0)
 
 
 def file_tensors(

@@ -95,6 +95,8 @@ def to_dict(account: Account) -> dict[str, Any]:
         "share": account.share,
         "adapter_bytes": account.adapter_bytes,
         "memory": account.memory(),
+        "weights": {kind: held.nbytes for kind, held in account.weights().items()},
+        "decoded": account.decoded,
         "ledger": [
             {
                 "what": row.what,
@@ -162,14 +164,18 @@ def trained_table(account: Account) -> Any:
 
 
 def about(account: Account) -> str:
-    return f"batch {account.batch} × {account.tokens} tokens, {account.dtype}"
+    computed = f", computed in {account.computed}" * (account.computed != account.dtype)
+    return f"batch {account.batch} × {account.tokens} tokens, {account.dtype}{computed}"
 
 
 def memory_table(account: Account) -> Any:
     memory = account.memory()
     rows = formula_table(f"Memory of one training step, {about(account)}{', recomputing blocks' * account.recompute}")
+    for what, held in account.weights().items():
+        rows.add_row(what, f"{8 * held.nbytes / held.weights:.4g} bits × {held.weights:,}", readable_bytes(held.nbytes))
+    rows.add_section()
     for name, formula in (
-        ("weights", f"base in {account.dtype} + added × {account.added_itemsize} B"),
+        ("weights", "the rows above"),
         ("gradients", "trained × its bytes"),
         ("optimizer", "2 × trained × its bytes: Adam's m and v"),
     ):
@@ -182,6 +188,8 @@ def memory_table(account: Account) -> Any:
     rows.add_section()
     rows.add_row("activations", "the rows above", readable_bytes(memory["activations"]))
     rows.add_row("in all", "", readable_bytes(sum(memory.values())))
+    if account.decoded:
+        rows.add_row("decoded", "rows of one Ŵ at a time, for a product", readable_bytes(account.decoded))
     return rows
 
 

@@ -28,7 +28,8 @@ from ..spelling import choose_from
 
 Rows: TypeAlias = "slice | Array | list[int]"  # of a matrix: a slice, or their numbers
 ALL = slice(None)
-PART = 2**18  # numbers that are encoded or decoded together: what is made on the way then stays in a cache
+PART = 2**20  # numbers that are decoded together, of which a product is made: of fewer it is slower
+ENCODED = 2**17  # numbers that are encoded together: what is made on the way stays in a cache
 
 
 class Cells(NamedTuple):
@@ -91,7 +92,7 @@ class Quantized:
         """W (out, in), encoded from float32. Raises ValueError for infinity and NaN, which have no code."""
         with np.errstate(over="ignore"):
             W32 = np.ascontiguousarray(to_numpy(W), dtype=np.float32)
-        if not np.isfinite(W32).all():
+        if W32.size and not np.isfinite([W32.min(), W32.max()]).all():  # NaN if any is
             wrong = W32[~np.isfinite(W32)].flat[0]
             raise ValueError(f"{cls.name} has no code for {wrong}: the matrix holds numbers that are not finite")
         arrays = {name: get_array_module(W).asarray(x) for name, x in cls.encode(W32).items()}
@@ -161,9 +162,9 @@ def dense(W: Array | Quantized, rows: Rows = ALL) -> Array:
     return W if rows is ALL else W[rows]
 
 
-def parts(W: Array | Quantized) -> Iterator[slice]:
-    """The rows of a matrix that are encoded or decoded together: about PART numbers."""
-    step = max(1, PART // max(1, W.shape[1]))
+def parts(W: Array | Quantized, numbers: int | None = None) -> Iterator[slice]:
+    """The rows of a matrix that are decoded together: about PART numbers, or as many as these."""
+    step = max(1, (numbers or PART) // max(1, W.shape[1]))
     return (slice(start, min(start + step, len(W))) for start in range(0, len(W), step))
 
 

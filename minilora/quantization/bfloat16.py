@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend import Array
-from .base import Cells, Quantized, Rows
+from .base import ENCODED, Cells, Quantized, Rows, parts
 
 
 def bfloat16_bits(x: Array) -> Array:
@@ -57,7 +57,10 @@ class BFloat16(Quantized):
 
     @classmethod
     def encode(cls, W: np.ndarray) -> dict[str, np.ndarray]:
-        return {"bits": bfloat16_bits(W)}
+        bits = np.empty(W.shape, np.uint16)
+        for rows in parts(W, ENCODED):
+            bits[rows] = bfloat16_bits(W[rows])
+        return {"bits": bits}
 
     @classmethod
     def sizes(cls, n_out: int, n_in: int) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend import Array
-from .base import Cells, Quantized, Rows
+from .base import ENCODED, Cells, Quantized, Rows, parts
 
 STEPS = 127
 OUTLIER = 6.0
@@ -58,7 +58,9 @@ class Int8(Quantized):
 
     @classmethod
     def encode(cls, W: np.ndarray) -> dict[str, np.ndarray]:
-        q, a, _ = int8_codes(W)
+        q, a = np.empty(W.shape, np.int8), np.empty(len(W), np.float32)
+        for rows in parts(W, ENCODED):
+            q[rows], a[rows], _ = int8_codes(W[rows])
         return {"codes": q, "absmax": a}
 
     @classmethod

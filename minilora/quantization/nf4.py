@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, get_array_module
-from .base import ALL, Cells, Quantized, Rows
+from .base import ALL, ENCODED, Cells, Quantized, Rows
 
 BLOCK, NESTED_BLOCK = 64, 256
 LEVELS = np.array(  # QLoRA, appendix E
@@ -64,6 +64,20 @@ def nearest(x: np.ndarray, levels: np.ndarray) -> np.ndarray:
     return np.searchsorted((levels[:-1] + levels[1:]) / np.float32(2), x, side="left").astype(np.uint8)
 
 
+FIRST = nearest(np.arange(-32, 33, dtype=np.float32) / 32, LEVELS)  # the codes of -1, -31/32, …, 1
+UPPER = ENDS[1:].astype(np.float32)
+
+
+def nearest_code(x: np.ndarray) -> np.ndarray:
+    """nearest(x, LEVELS) of numbers from -1 to 1, several times as fast.
+
+    From one 32nd to the next there is at most one end of a cell. So a code is that of the 32nd below, or the next.
+    """
+    q = FIRST.take(((x + 1) * 32).astype(np.uint8))
+    q += x > UPPER.take(q)
+    return q
+
+
 def in_blocks(x: np.ndarray, size: int) -> np.ndarray:
     """(n,) -> (blocks, size), with zeros after the end."""
     return np.concatenate([x, np.zeros(-len(x) % size, x.dtype)]).reshape(-1, size)
@@ -71,13 +85,19 @@ def in_blocks(x: np.ndarray, size: int) -> np.ndarray:
 
 def nf4_codes(W: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
     """q (n,) from 0 to 15, and a (blocks,), of a float32 W of n numbers."""
-    n, x = W.size, in_blocks(W.reshape(-1), block)
-    a = abs(x).max(axis=1, initial=0)
-    scaled = x * (1 / np.maximum(a, LEAST))[:, None]
-    if n % block:  # bitsandbytes divides in a short block, and multiplies by 1/a in others
-        a[-1] = max(a[-1], LEAST)
-        scaled[-1] = x[-1] / a[-1]
-    return nearest(np.clip(scaled, -1, 1).reshape(-1)[:n], LEVELS), a
+    flat, n, blocks = W.reshape(-1), W.size, -(-W.size // block)
+    q, a = np.empty(n, np.uint8), np.empty(blocks, np.float32)
+    together = max(1, ENCODED // block)
+    for first in range(0, blocks, together):
+        part, numbers = slice(first, first + together), slice(first * block, (first + together) * block)
+        x = in_blocks(flat[numbers], block)
+        a[part] = abs(x).max(axis=1)
+        scaled = x * (1 / np.maximum(a[part], LEAST))[:, None]
+        if part.stop >= blocks and n % block:  # bitsandbytes divides in a short block, and multiplies by 1/a in others
+            a[-1] = max(a[-1], LEAST)
+            scaled[-1] = x[-1] / a[-1]
+        q[numbers] = nearest_code(np.clip(scaled, -1, 1).reshape(-1)[: n - numbers.start])
+    return q, a
 
 
 def packed(q: np.ndarray) -> np.ndarray:
