@@ -21,7 +21,7 @@ from ..models.quantized import formats_for
 from ..models.transformer import Transformer
 from ..nn import Linear
 from ..process import blas_threads
-from ..quantization.forecast import Kept, foretell, measure, on_the_grid, together
+from ..quantization.forecast import Kept, foretell, measure, on_the_grid
 from .merge import merge, to_merge, unmerge
 from .recording import record
 
@@ -78,4 +78,5 @@ def kept_by_merge(model: Transformer, format: str, batch: Batch | None = None) -
 
 def share_kept(found: Mapping[str, LayerKept]) -> float:
     """How much of ΔW is kept of all layers together, Σ⟨kept, ΔW⟩ / Σ‖ΔW‖², measured; 1 where no matrix changes."""
-    return together(layer.measured for layer in found.values()).share if found else 1.0
+    each = [layer.measured for layer in found.values()]
+    return sum(kept.along for kept in each) / sum(kept.delta for kept in each) if each else 1.0

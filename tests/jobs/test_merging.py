@@ -55,6 +55,8 @@ def test_what_is_measured_is_what_merge_and_quantize_leave(format):
     merge(model)
     x = {path: model[path] for path in found}
     hold(model, format)
+    kept, sizes = (sum(getattr(layer.measured, name) for layer in found.values()) for name in ("along", "delta"))
+    assert share_kept(found) == pytest.approx(kept / sizes)
     for path, layer in found.items():
         W, delta = before[path]
         kept = x[path].weight.data.dense() - W
