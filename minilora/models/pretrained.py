@@ -13,7 +13,7 @@ import numpy as np
 from ..backend import Array, Rng, generator
 from ..files import Tensors, open_tensors, read_json, stored
 from ..nn import shapes_of
-from ..quantization import STORED, Quantized, dense, names
+from ..quantization import STORED, Quantized, dense, format_names
 from ..spelling import choose_from
 from .bitsandbytes import format_in, gathered
 from .config import Config
@@ -61,8 +61,8 @@ def load_pretrained(
     supported, and for weights that are a pickle, damaged, not finite, or do not fit the config; from the Hub also
     PermissionError and ConnectionError.
     """
-    if quantize is not None and quantize not in names():
-        raise ValueError(f"no format is called {quantize!r}: {choose_from(quantize, names())}")
+    if quantize is not None and quantize not in format_names():
+        raise ValueError(f"no format is called {quantize!r}: {choose_from(quantize, format_names())}")
     hub = pinned(source)
     path = locate(str(hub) if hub else source)
     config_path = config_file(path)

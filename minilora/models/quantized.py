@@ -55,11 +55,11 @@ def quantize(model: Module, format: str, without: Collection[str] = ()) -> None:
             parameter.data = cls.of(parameter.data)
 
 
-def dequantize(model: Module, but_for: Mapping[Parameter, type[Quantized]] | None = None) -> None:
-    """Hold every matrix as numbers, in the dtype that it is computed with, except one in its format of `but_for`."""
+def hold(model: Module, dtype: str) -> None:
+    """Hold the matrices of a model in a format, whatever they are in, or with "float32" as numbers."""
+    formats = {} if dtype == "float32" else formats_for(model, dtype)
     for parameter in model.parameters():
-        if type(parameter.data) is not (but_for or {}).get(parameter):
-            parameter.data = dense(parameter.data)
+        parameter.data = formats[parameter].of(parameter.data) if parameter in formats else dense(parameter.data)
 
 
 def load_quantized(model: Module, state: Mapping[str, Array | Quantized], format: str) -> None:
@@ -75,8 +75,8 @@ def load_quantized(model: Module, state: Mapping[str, Array | Quantized], format
         x: Any = stored(state, path) if parameter in held else state[path]
         if x.shape != parameter.data.shape:
             raise ValueError(f"{path} has shape {x.shape}, and {parameter.data.shape} is needed")
-        if parameter in formats and not isinstance(x, formats[parameter]):
-            x = formats[parameter].of(dense(x))
-        elif parameter in held and x.dtype == np.float16 and not isinstance(x, Quantized):
+        if parameter in formats:
+            x = formats[parameter].of(x)
+        elif parameter in held and x.dtype == np.float16:
             x = Float16({"values": x}, x.shape)
         parameter.data = converted(x, parameter.xp, parameter.data.dtype)

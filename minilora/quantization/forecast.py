@@ -162,8 +162,8 @@ def on_the_grid(W: np.ndarray, format: type[Quantized]) -> bool:
 def over_cells(
     format: type[Quantized], u: np.ndarray, a: np.ndarray, held: np.ndarray, start: np.ndarray, spread: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the cells in which u = x / a lie: level · â, and the means over each cell of e = level · â - x and of e², for an
-    x that is normal about `start` with a standard deviation of `spread`. All are (n,)."""
+    """Of the cells in which u = x / a lie: level · â, and the means over each cell of e = level · â - x and of e², for
+    an x that is normal about `start` with a standard deviation of `spread`. All are (n,)."""
     level, low, high = inner(u, format)
     level, low, high = held * level, a * low, a * high
     spread = np.maximum(spread, abs(start - np.clip(start, low, high)) / FAR)

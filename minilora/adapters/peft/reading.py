@@ -200,7 +200,7 @@ def needed(
         if name in frozen:
             p = view.bases[frozen[name]].weight
             W = p.data if isinstance(p.data, Quantized) or p not in encoded else encoded[p].of(p.data)
-            held = type(W).of(x).dense() if isinstance(p.data, Quantized) else x
+            held = dense(type(p.data).of(x)) if type(p.data) in formats().values() else x
             if name not in made and not np.array_equal(to_numpy(dense(W)).astype(x.dtype), held):
                 raise ValueError(f"{name} is not the weight of this base: it was made for another, or trained or "
                                  "resized")  # fmt: skip
