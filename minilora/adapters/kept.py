@@ -26,7 +26,7 @@ from .merge import merge, to_merge, unmerge
 from .recording import record
 
 
-class OfY(NamedTuple):
+class OutputError(NamedTuple):
     """Of the outputs of a layer over a batch, the rms of what ΔW adds, and of the error that a merge makes."""
 
     added: float
@@ -38,7 +38,7 @@ class LayerKept(NamedTuple):
     foretold: Kept
     measured: Kept
     on_the_grid: bool  # W lies in the format already, as that of a base that was loaded so
-    y: OfY | None  # None without a batch, and of an embedding
+    y: OutputError | None  # None without a batch, and of an embedding
 
 
 def kept_by_merge(model: Transformer, format: str, batch: Batch | None = None) -> dict[str, LayerKept]:
@@ -71,7 +71,7 @@ def kept_by_merge(model: Transformer, format: str, batch: Batch | None = None) -
                 xx = moments[path].given("inputs").second()
                 error = cls.of(W + delta).dense() - (W + delta)
                 added, real = (math.sqrt(np.einsum("oi,oi->", E @ xx, E) / len(E)) for E in (delta, error))
-                y = OfY(added, foretold.error_of_y(len(W), np.diag(xx), added), real)
+                y = OutputError(added, foretold.error_of_y(len(W), np.diag(xx), added), real)
             found[path] = LayerKept(foretold, measured, on_the_grid(W, cls), y)
     return found
 

@@ -27,14 +27,14 @@ def matrices(model: Module) -> Iterator[tuple[Parameter, bool]]:
                 yield module.weight, in_block
 
 
-def formats_for(model: Module, quantize: str) -> dict[Parameter, type[Quantized]]:
+def formats_for(model: Module, format: str) -> dict[Parameter, type[Quantized]]:
     """{Parameter: its format} of the matrices that are quantised.
 
     "nf4", "nf4-dq" and "int8" are for the linear layers of the blocks, and the other matrices, of embeddings and heads,
     are in bfloat16 then; "bfloat16" and "float16" are for all. Biases and the gains of norms stay as they are, and so
     does a classifier, which is trained whole. Raises ValueError for a format that does not exist.
     """
-    chosen = format_named(quantize)
+    chosen = format_named(format)
     return {p: chosen if in_block or not chosen.for_blocks else BFloat16 for p, in_block in matrices(model)}
 
 
@@ -62,13 +62,13 @@ def hold(model: Module, dtype: str) -> None:
         parameter.data = formats[parameter].of(parameter.data) if parameter in formats else dense(parameter.data)
 
 
-def load_quantized(model: Module, state: Mapping[str, Array | Quantized], format: str) -> None:
+def load_quantized(model: Module, state: Mapping[str, Array | Quantized], quantize: str) -> None:
     """load_state_dict(), matrix by matrix: each is quantised before the next is read. One that its file has in the same
     format keeps its codes.
 
     "stored" keeps every matrix as its file has it: in blocks, as a BFloat16 or Float16, or as an array.
     """
-    held, formats = {p for p, _ in matrices(model)}, {} if format == STORED else formats_for(model, format)
+    held, formats = {p for p, _ in matrices(model)}, {} if quantize == STORED else formats_for(model, quantize)
     parameters = model.named_parameters()
     check_names(state, parameters)
     for path, parameter in parameters.items():
