@@ -113,7 +113,8 @@ class Kept:
 
 
 def foretell(W: np.ndarray, delta: np.ndarray, format: type[Quantized]) -> Kept:
-    """What is kept of ΔW (out, in) when W (out, in) + ΔW is held in `format`, from its grid alone."""
+    """What is kept of ΔW (out, in) when W (out, in) + ΔW is held in `format`, from its grid alone. Here b is a' above,
+    and u and v are W / a and (W + ΔW) / a'."""
     on_grid = on_the_grid(W, format)
     (a, _), (b, held) = scales(W, format), scales(W + delta, format)
     moved, along, errors = 0.0, 0.0, np.zeros(W.shape[1])
@@ -142,7 +143,7 @@ def foretell(W: np.ndarray, delta: np.ndarray, format: type[Quantized]) -> Kept:
 
 
 def measure(W: np.ndarray, delta: np.ndarray, format: type[Quantized]) -> Kept:
-    """What is kept of ΔW (out, in), by rounding W + ΔW."""
+    """What is kept of ΔW (out, in), by rounding W (out, in) + ΔW."""
     before, after = format.of(W), format.of(W + delta)
     kept = after.dense() - W
     moved = int((after.codes() != before.codes()).sum())
