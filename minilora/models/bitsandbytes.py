@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array
-from ..files import Tensors
+from ..files import Reader, Tensors
 from ..nn import Linear
 from ..quantization import Quantized, dense
 from ..quantization.int8 import Int8
@@ -82,11 +82,10 @@ def gathered(tensors: Tensors) -> Tensors:
 
     Reading one raises ValueError for parts that are missing or do not fit each other.
     """
-    readers: dict[str, Callable[[], Any]] = {}
-    parts: dict[str, dict[str, Callable[[], Any]]] = {}
+    readers: dict[str, Reader] = {}
+    parts: dict[str, dict[str, Reader]] = {}
     for name, reader in tensors.readers.items():
-        match = PART.fullmatch(name)
-        if match:
+        if match := PART.fullmatch(name):
             parts.setdefault(match["layer"], {})[match["part"]] = reader
         else:
             readers[name] = reader
@@ -98,7 +97,7 @@ def gathered(tensors: Tensors) -> Tensors:
     return Tensors(readers)
 
 
-def read_matrix(layer: str, parts: Mapping[str, Callable[[], Any]]) -> Quantized:
+def read_matrix(layer: str, parts: Mapping[str, Reader]) -> Quantized:
     """The matrix of a layer, of {part: its reader}."""
 
     def part(name: str, dtype: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
