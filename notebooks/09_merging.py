@@ -515,7 +515,7 @@ def gradient(key, S=1.0, name=None):
     return np.concatenate([np.asarray(g).ravel() for g in grads.values()]) / np.float32(S)
 
 
-scales = {"float16": 2.0 ** np.array([-16, -12, -8, -4, 0, 16]), "bfloat16": 2.0 ** np.array([-16, 16])}
+scales = {"float16": 2.0 ** np.array([-12, -8, -4, 0, 16]), "bfloat16": 2.0 ** np.array([-16, 16])}
 wrong, gone = ({name: np.zeros((2, len(S))) for name, S in scales.items()} for _ in range(2))
 for seed in range(2):
     exact = gradient(("python", seed))
@@ -613,16 +613,16 @@ assert kept_gain["full, bfloat16, no copy", 1e-4].max() < 0.4
 assert 0.9 < kept_gain["full, bfloat16, no copy", 1e-3].min() < 0.98
 assert updates_lost["bfloat16, no copy", 1e-4][0] > 0.8 > 0.2 > updates_lost["bfloat16, no copy", 1e-4][1]  # A, B
 assert updates_lost["full, bfloat16, no copy", 1e-4][0] > 0.8
-assert wrong["float16"][:, 4].max() < 0.01
-assert np.allclose(wrong["float16"][:, 4], wrong["float16"][:, 5], rtol=0.1)  # at S = 1 as at 2^16
-assert gone["float16"][:, 4].max() < 0.001
-assert gone["float16"][:, 5].max() == gone["bfloat16"].max() == 0
-assert gone["float16"][:, 2].max() < 0.05 < 0.1 < wrong["float16"][:, 2].min()  # few are 0, many are wrong
+assert wrong["float16"][:, 3].max() < 0.01
+assert np.allclose(wrong["float16"][:, 3], wrong["float16"][:, 4], rtol=0.1)  # at S = 1 as at 2^16
+assert gone["float16"][:, 3].max() < 0.001
+assert gone["float16"][:, 4].max() == gone["bfloat16"].max() == 0
+assert gone["float16"][:, 1].max() < 0.05 < 0.1 < wrong["float16"][:, 1].min()  # few are 0, many are wrong
 assert np.array_equal(wrong["bfloat16"], wrong["bfloat16"][:, [0, 0]])  # a power of two changes no bit
 
 how = {"format": "bfloat16", "kept": "moments", "S": 1, "loss": 1, "lr": 2e-3}
-_, again = half.train(**how, seed=0, steps=6)
-recorded = record.pick(runs, "curve", **how, seed=0)[0][:6]
+_, again = half.train(**how, seed=0, steps=4)
+recorded = record.pick(runs, "curve", **how, seed=0)[0][:4]
 print("again, the first losses:", again["curve"], "on record:", recorded.tolist())
 assert np.allclose(again["curve"], recorded, atol=0.02) or not record.same_text()
 
