@@ -555,13 +555,16 @@ def foretold(codes, absmax, block, D, **changes):
     gaps = np.diff(LEVELS) if not get("even") else np.full(15, 2 / 15)
     up, down = unit * np.append(gaps / 2, 0)[q], unit * np.append(0, gaps / 2)[q]  # to the middles
     limits = get("limits", lambda up, down: (up, down))(up, down)
+    if get("open_ends"):
+        limits = np.where(q == 15, np.inf, limits[0]), np.where(q == 0, np.inf, limits[1])
     moved = (t > limits[0]) | (t < -limits[1])
     if get("both_sides"):
         up, down = np.where(q == 15, down, up), np.where(q == 0, up, down)
     if get("entered"):
         into = np.searchsorted(MIDDLES, merged / a)
         up, down = a * np.append(gaps / 2, 0)[into], a * np.append(0, gaps / 2)[into]
-    e2 = np.where(get("all_moved") or moved, get("cell", lambda c: c**2 / 12)(up + down), get("lost", np.square)(t))
+    lands = get("lands", lambda moved: moved)(moved)
+    e2 = np.where(lands, get("cell", lambda c: c**2 / 12)(up + down), get("lost", np.square)(t))
     if get("measured"):
         e2 = (merged - a * LEVELS[np.searchsorted(MIDDLES, merged / a)]) ** 2
     error = get("root", np.sqrt)(e2.sum()) / get("unit", lambda W_hat, D: np.linalg.norm(D))(W_hat, D)
@@ -577,6 +580,14 @@ forecast = Value(merge_forecast, "moved error", truth=foretold, draw=draw_merge)
 )
 def old_scale(*given):
     return foretold(*given, old_scale=True)
+
+
+@forecast.mistake(
+    "{it} keeps the old scales: where Ŵ + D is larger at its ends, a block's absmax grows",
+    "What is the largest |Ŵ + D| of a block whose absmax D makes larger?",
+)
+def old_scale_with_open_ends(*given):
+    return foretold(*given, old_scale=True, open_ends=True)
 
 
 @forecast.mistake(
@@ -657,7 +668,15 @@ def number_of_weights(*given):
     "What is the error of a number whose code stays, if D is tiny?",
 )
 def all_as_cells(*given):
-    return foretold(*given, all_moved=True)
+    return foretold(*given, lands=np.ones_like)
+
+
+@forecast.mistake(
+    "{it} takes t for every number: one that moves lands in another cell, and is off by that cell's rounding",
+    "How large can the error of a number that moves be, however large D is?",
+)
+def all_stay(*given):
+    return foretold(*given, lands=np.zeros_like)
 
 
 @forecast.mistake(
