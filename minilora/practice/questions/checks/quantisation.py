@@ -116,6 +116,7 @@ def loftq_minimises_what_is_left_of_W() -> str:
         left[r] = []
         for rounds in (1, 2, 3):
             A, B, Q = loftq(W, r, s, rounds=rounds)
+            assert isinstance(Q, Quantized)
             L = s * B @ A
             left[r].append(_relative(Q.dense() + L, W) / start)
         assert 1 > left[r][0] > left[r][1] > left[r][2] > 0.5
