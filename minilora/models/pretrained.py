@@ -49,9 +49,9 @@ def load_pretrained(
     of FAMILIES, its weights in float16, bfloat16, float32 or float64, in one file or in shards. `head` is one of
     config.HEADS, those of classifiers with `labels` outputs; None takes the file's own. A classifier that the file does
     not hold is drawn from `rng`, a seed or a generator. `quantize` is a format of quantization/, in which the matrices
-    are held and decoded to `dtype` for each product (models/quantized.py says which); they are frozen, and adapters
-    learn beside them. Never more than one matrix exists whole while it loads. "stored" holds the matrices as the file
-    has them: in GGUF's blocks, bfloat16 or float16, which are frozen too, or float32. A folder that `transformers`
+    are held and decoded to `dtype` for each product (models/quantized.py says which); the model is frozen, and adapters
+    learn beside it. Never more than one matrix exists whole while it loads. "stored" holds the matrices as the file
+    has them: in GGUF's blocks, bfloat16, float16 or float32. A folder that `transformers`
     wrote with bitsandbytes, in NF4 or int8 (models/bitsandbytes.py), is held as it is stored; where `quantize` names
     its format, the matrices beside it are held as in every model of that format.
 

@@ -64,7 +64,7 @@ def hold(model: Module, dtype: str) -> None:
 
 def load_quantized(model: Module, state: Mapping[str, Array | Quantized], quantize: str) -> None:
     """load_state_dict(), matrix by matrix: each is quantised before the next is read. One that its file has in the same
-    format keeps its codes.
+    format keeps its codes. The model is frozen then, its vectors too: what learns is attached to it.
 
     "stored" keeps every matrix as its file has it: in blocks, as a BFloat16 or Float16, or as an array.
     """
@@ -80,3 +80,4 @@ def load_quantized(model: Module, state: Mapping[str, Array | Quantized], quanti
         elif parameter in held and x.dtype == np.float16:
             x = Float16({"values": x}, x.shape)
         parameter.data = converted(x, parameter.xp, parameter.data.dtype)
+    model.freeze()
