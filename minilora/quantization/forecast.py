@@ -59,6 +59,7 @@ from .base import Cells, Quantized, parts
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(5)  # of the mean over a cell
 TINY = 1e-300
+OF_ZEROS = np.float32(1e-30)
 LARGEST = 1 - 1e-6  # of the scale, as float32 has it
 MEDIAN = 0.67449  # of |x| for a normal x of standard deviation 1
 FAR = 3  # standard deviations: what lies farther out is of a wider distribution
@@ -94,17 +95,17 @@ class Kept:
     def cos(self) -> float:
         """cos(kept, ΔW); 0 where nothing is kept."""
         kept = self.error + 2 * self.along - self.delta
-        return self.along / math.sqrt(kept * self.delta) if kept > 0 else 0.0
+        return self.along / math.sqrt(kept * self.delta) if kept > 0 and self.delta else 0.0
 
     @property
     def relative_error(self) -> float:
-        """‖E‖ / ‖ΔW‖"""
-        return math.sqrt(self.error / self.delta)
+        """‖E‖ / ‖ΔW‖; NaN for a ΔW of 0."""
+        return math.sqrt(self.error / self.delta) if self.delta else math.nan
 
     @property
     def share(self) -> float:
-        """κ = ⟨kept, ΔW⟩ / ‖ΔW‖², how much of ΔW is kept: kept = κ ΔW + N, and N knows nothing of ΔW."""
-        return self.along / self.delta
+        """κ = ⟨kept, ΔW⟩ / ‖ΔW‖², how much of ΔW is kept: kept = κ ΔW + N, and N knows nothing of ΔW. NaN for 0."""
+        return self.along / self.delta if self.delta else math.nan
 
     def error_of_y(self, n_out: int, x: np.ndarray, of_delta: float) -> float:
         """rms(x Eᵀ) for rms(x ΔWᵀ) = of_delta and the mean square x (in,) of each entry of x."""
@@ -136,7 +137,8 @@ def measure(W: np.ndarray, delta: np.ndarray, format: type[Quantized]) -> Kept:
     before, after = format.of(W), format.of(W + delta)
     kept = after.dense() - W
     moved = int((after.codes() != before.codes()).sum())
-    return Kept(W.size, moved, float(np.vdot(kept, delta)), columns(delta), columns(kept - delta))
+    along = float(np.einsum("oi,oi->", kept, delta, dtype=float))
+    return Kept(W.size, moved, along, columns(delta), columns(kept - delta))
 
 
 def on_the_grid(W: np.ndarray, format: type[Quantized]) -> bool:
@@ -186,7 +188,8 @@ def over_cells(
     level, low, high = held * level, a * low, a * high
     middle, half, densest = (low + high) / 2, (high - low) / 2, np.clip(start, low, high)
     spread = np.maximum(spread, abs(densest - start) / FAR)
-    total, first, second = (np.full(level.shape, TINY) for _ in range(3))
+    total = np.full(level.shape, TINY)  # all of it where it is densest, where that is too narrow for the nodes
+    first, second = TINY * (level - densest), TINY * (level - densest) ** 2
     for node, weight in zip(NODES, WEIGHTS, strict=True):
         x = middle + node * half
         e = level - x
@@ -216,9 +219,9 @@ def deviations(x: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def scales(W: np.ndarray, format: type[Quantized]) -> tuple[np.ndarray, np.ndarray]:
-    """format.scales_of(), (out, in); a is 1 for numbers that are all 0."""
+    """format.scales_of(), (out, in); a is OF_ZEROS for numbers that are all 0: their cells have no width to speak of."""
     a, held = format.scales_of(W)
-    return np.broadcast_to(np.where(a == 0, 1, a), W.shape), np.broadcast_to(held, W.shape)
+    return np.broadcast_to(np.where(a == 0, OF_ZEROS, a), W.shape), np.broadcast_to(held, W.shape)
 
 
 def columns(x: np.ndarray) -> np.ndarray:
