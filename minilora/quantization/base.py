@@ -90,15 +90,17 @@ class Quantized:
 
     @classmethod
     def of(cls, W: Array) -> Self:
-        """W (out, in), encoded from float32. Raises ValueError for what is no matrix of floats, and for infinity, NaN and
-        numbers above LARGEST, which have no code."""
+        """W (out, in), encoded from float32. Raises ValueError for what is no matrix of floats, and for infinity, NaN
+        and numbers above LARGEST, which have no code."""
         if W.ndim != 2 or not W.size or W.dtype.kind != "f":
             raise ValueError(f"{cls.name} is for matrices of floats, and this is {W.dtype} of shape {W.shape}")
         with np.errstate(over="ignore"):
             W32 = np.ascontiguousarray(to_numpy(W), dtype=np.float32)
         if not max(-W32.min(), W32.max()) <= LARGEST:  # NaN if any is
             wrong = W32[~(abs(W32) <= LARGEST)].flat[0]
-            raise ValueError(f"{cls.name} has no code for {wrong}: numbers have to be finite, and at most {LARGEST:.4g}")
+            raise ValueError(
+                f"{cls.name} has no code for {wrong}: numbers have to be finite, and at most {LARGEST:.4g}"
+            )
         arrays = {name: get_array_module(W).asarray(x) for name, x in cls.encode(W32).items()}
         return cls(arrays, W.shape, W.dtype)
 
@@ -114,6 +116,9 @@ class Quantized:
     def __getitem__(self, rows: slice) -> RowsOf:
         """Some rows, still as codes."""
         return RowsOf(self, rows)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"a matrix in {self.name} is no array: dense() makes one of it")
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -219,7 +219,7 @@ def deviations(x: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def scales(W: np.ndarray, format: type[Quantized]) -> tuple[np.ndarray, np.ndarray]:
-    """format.scales_of(), (out, in); a is OF_ZEROS for numbers that are all 0: their cells have no width to speak of."""
+    """format.scales_of(), (out, in); a is OF_ZEROS for numbers that are all 0: their cells have hardly any width."""
     a, held = format.scales_of(W)
     return np.broadcast_to(np.where(a == 0, OF_ZEROS, a), W.shape), np.broadcast_to(held, W.shape)
 

@@ -315,3 +315,32 @@ def test_rows_of_nearly_nothing_stay_nearly_nothing(name, tiny):
         assert abs(format_named(name).of(W[1:2]).dense() - W[1:2]).max() <= tiny
         if name == "int8":  # a block of NF4 has numbers of both rows
             assert abs(format_named(name).of(W).dense()[1] - W[1]).max() <= tiny
+
+
+@each_format
+def test_a_matrix_of_codes_is_no_array_until_it_is_dense(name):
+    Q = format_named(name).of(np.ones((2, 3), np.float32))
+    with pytest.raises(TypeError, match=f"^a matrix in {name} is no array: dense"):
+        np.asarray(Q)
+
+
+def test_a_model_with_a_matrix_that_has_no_code_stays_as_it_was_and_the_matrix_is_named():
+    model = small()
+    model["block_1.mlp.up_proj"].weight.data[0, 0] = np.nan
+    before = {path: p.data for path, p in model.named_parameters().items()}
+    with pytest.raises(ValueError, match=r"^block_1\.mlp\.up_proj\.weight: nf4 has no code for nan"):
+        quantize(model, "nf4")
+    assert all(p.data is before[path] and p.trainable for path, p in model.named_parameters().items())
+
+
+@pytest.mark.parametrize("train", ["embed", "o_proj"])
+def test_a_matrix_that_is_trained_beside_adapters_is_not_frozen_by_quantising(train):
+    model = small()
+    minilora.attach_lora(model, ["q_proj"], r=2, rng=0, train=[train])
+    before = {path: (id(p.data), p.trainable) for path, p in model.named_parameters().items()}
+    with pytest.raises(
+        ValueError, match=rf"{train}\S* is trained beside the adapters, and would be frozen in nf4: quant"
+    ):
+        quantize(model, "nf4")
+    for path, p in model.named_parameters().items():
+        assert (id(p.data), p.trainable) == before[path]
