@@ -99,7 +99,7 @@ class Quantized:
         if not max(-W32.min(), W32.max()) <= LARGEST:  # NaN if any is
             wrong = W32[~(abs(W32) <= LARGEST)].flat[0]
             raise ValueError(
-                f"{cls.name} has no code for {wrong}: numbers have to be finite, and at most {LARGEST:.4g}"
+                f"{cls.name} has no code for {wrong:.6g}: numbers have to be finite, and at most {LARGEST:.4g}"
             )
         arrays = {name: get_array_module(W).asarray(x) for name, x in cls.encode(W32).items()}
         return cls(arrays, W.shape, W.dtype)

@@ -47,8 +47,8 @@ class LossScale:
         if not (0 < S < math.inf and growth_factor > 1 > backoff_factor > 0 and growth_interval >= 1):
             raise ValueError(
                 f"init_scale {init_scale} and backoff_factor {backoff_factor} must be above 0, and finite in float32, "
-                f"backoff_factor below 1, growth_factor {growth_factor} above 1, and growth_interval {growth_interval} at "
-                "least 1"
+                f"backoff_factor below 1, growth_factor {growth_factor} above 1, and growth_interval "
+                f"{growth_interval} at least 1"
             )
         self.growth_factor, self.backoff_factor, self.growth_interval = growth_factor, backoff_factor, growth_interval
         self.S, self.steps = S, 0
