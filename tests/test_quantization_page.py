@@ -52,5 +52,15 @@ def test_nf4_takes_half_the_memory_of_float32_and_a_third_of_pefts():
 def test_the_perplexities_of_the_page_are_those_of_the_run_beside_it():
     for result in record("perplexity.json")["models"]:
         for base, *cells in rows(result):
-            row = "| " + " | ".join([f"`{base}`", *cells]) + " |"
-            assert row.replace("|  |", "| |") in PAGE, row
+            row = " ".join("".join(f"| {cell} " for cell in [f"`{base}`", *cells, ""]).split())
+            assert row in PAGE, row
+
+
+def test_the_seconds_of_the_processor_on_the_page_are_those_of_the_run():
+    large = next(r for r in record("qlora.json")["cases"] if (r["case"]["size"], r["case"]["batch"]) == ("smollm2", 8))
+    full, nf4 = (
+        next(c["rounds"] for c in large["contestants"] if c["name"] == f"minilora {base}")
+        for base in ("float32", "nf4")
+    )
+    ratio = median(a["cpu"] / b["cpu"] for a, b in zip(nf4, full, strict=True))
+    assert f"by the processor's seconds nf4 takes {ratio:.2f} of float32's" in " ".join(PAGE.split())
