@@ -17,9 +17,9 @@ NAMES = {"torch": "PyTorch", "peft": "PEFT", "transformers": "Transformers"}
 
 def figure(report: dict[str, Any]) -> bytes:
     """A PNG. Raises ValueError for a report without a case."""
-    if not [result for result in report["cases"] if not result["case"].get("bases")]:
-        raise ValueError(f"nothing to draw: a figure shows {', '.join(MEASURES)}, and none was measured")
     drawn = [result for result in report["cases"] if not result["case"].get("bases")]
+    if not drawn:
+        raise ValueError(f"nothing to draw: a figure shows {', '.join(MEASURES)}, and none was measured")
     cases = [result for result in drawn if result["ratios"]]
     if not cases:
         return alone_figure(drawn)

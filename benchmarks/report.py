@@ -65,6 +65,11 @@ def bench(
             raise ValueError(f"no measure {name!r}: {choose_from(name, ALL)}")
     asked = [m for m in measures if m in MEASURES]
     wanted = cases(list(sizes), asked, list(cores), list(ranks), list(targets), device, list(bases))
+    if asked and asked == list(measures) and not wanted:
+        raise ValueError(
+            f"{', '.join(asked)} on {device} measures nothing of {', '.join(sizes)}: minilm and smollm2 are measured "
+            "with adapters alone, and qlora is for them alone, on cpu"
+        )
     lacking = {package for case in wanted for _, theirs in pairs(case) for package in missing(theirs.library)}
     if "import" in measures:
         lacking |= {*missing("torch"), *missing("peft")}

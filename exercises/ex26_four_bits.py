@@ -26,9 +26,13 @@ alone is paired with 7. α is called alpha, and r is that of A.
                      the gap to the next level on that side
         moved        the share of numbers whose code changes
         error        √(Σ e_i²)/‖D‖. Where the code stays, e_i = t_i; where it
-                     changes, any place in a cell is as likely: e_i² = c²/12, c
-                     the width, times a′, of the cell that it leaves: half a gap
-                     on either side, and for the levels ±1 on one side alone
+                     changes, take any place in a cell for as likely: e_i² =
+                     c²/12, c the width, times a′, of the cell that it leaves:
+                     half a gap on either side, for ±1 on one side alone
+
+That c²/12 is rough: a level is not in the middle of its cell, and most numbers
+that move have just crossed an edge. The library's forecast (minilora merge) has
+the place of the level, and a normal density of t instead of a uniform one.
 
 By hand: W = (2, -1), (0, 0.5) in blocks of 2. a = 2 and 0.5, W/a = 1, -0.5, 0,
 1, q = 15, 2, 7, 15: bytes 242 and 127, Ŵ = (2, -1.05015), (0, 0.5). Blocks of

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from .quantization import Quantized, dense, is_finite
 from .quantization.base import ALL, parts
 from .quantization.bfloat16 import BFloat16, from_bfloat16
 
+Reader: TypeAlias = "Callable[[], Any]"  # of a tensor: an array, or Quantized
 LARGEST = 2**31  # bytes that are read of a file
 DTYPES = {  # of safetensors -> of NumPy; BF16, which NumPy lacks, as its bits
     "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2", "BOOL": "?",
@@ -123,7 +124,7 @@ class Tensors(Mapping[str, Any]):
     """{name: array}, of which each is read from its file when it is asked for, and not kept. A reader may return a
     Quantized: that is decoded here, and stored() returns it."""
 
-    def __init__(self, readers: Mapping[str, Callable[[], Any]]) -> None:
+    def __init__(self, readers: Mapping[str, Reader]) -> None:
         self.readers = dict(readers)
 
     def __getitem__(self, name: str) -> Any:

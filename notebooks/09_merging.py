@@ -55,7 +55,7 @@ def adapt(task, seed, steps=25):
 
 
 def loss(model, task):
-    return bits(minilora.evaluate(model, all_windows(excerpts(TEXTS[task][1], 4096), 16, 128)))
+    return bits(minilora.evaluate(model, all_windows(excerpts(TEXTS[task][1], 2048), 16, 128)))
 
 
 def update(layer):
@@ -473,8 +473,9 @@ assert all(abs(quantised[task] - before[task]) < (0.03 if record.same_text() els
 # | float16 | 11 | $4.9 \cdot 10^{-4}$ | 65,504 | $2^{-14} = 6 \cdot 10^{-5}$ | $2^{-24} = 6 \cdot 10^{-8}$ |
 #
 # 1. **Sums.** $1 + \varepsilon = 1$ for $0 \le \varepsilon \le u$.
-# 2. **Gradients.** What is at most $2^{-25} = 3 \cdot 10^{-8}$ is 0 in float16. *Loss scaling* multiplies the loss by
-#    an $S$ before the backward (反向传播), and the gradients by $1/S$ after it, in float32. bfloat16 needs none.
+# 2. **Gradients.** What is at most $2^{-25} = 3 \cdot 10^{-8}$ is 0 in float16. *Loss scaling* (损失缩放) multiplies
+#    the loss by an $S$ before the backward (反向传播), and the gradients by $1/S$ after it, in float32. bfloat16 needs
+#    none.
 # 3. **Updates.** $w - \eta d = w$ where $|\eta d|$ is below half the distance from $w$ to the next number, $u|w|/2$ to
 #    $u|w|$. *A float32 copy* of $w$ adds such updates up. (Micikevicius et al., 2018, have all three.)
 
@@ -514,7 +515,7 @@ def gradient(key, S=1.0, name=None):
     return np.concatenate([np.asarray(g).ravel() for g in grads.values()]) / np.float32(S)
 
 
-scales = {"float16": 2.0 ** np.arange(-16, 17, 4), "bfloat16": 2.0 ** np.array([-16, 0, 16])}
+scales = {"float16": 2.0 ** np.array([-12, -8, -4, 0, 16]), "bfloat16": 2.0 ** np.array([-16, 16])}
 wrong, gone = ({name: np.zeros((2, len(S))) for name, S in scales.items()} for _ in range(2))
 for seed in range(2):
     exact = gradient(("python", seed))
@@ -566,10 +567,11 @@ left.set_xscale("log", base=2)
 left.set(xlabel="scale S of the loss (log scale)", ylabel="relative error, or share (log scale)")
 left.legend(loc="upper right")
 SHADES = {1e-4: "#F2B48F", 1e-3: "#E58A55", 2e-3: "#D9621D", 8e-3: "#7A3109"}
+OFFSETS = {1e-4: -0.24, 1e-3: 0.0, 2e-3: 0.0, 8e-3: 0.24}  # or one dot hides another
 for i, words in enumerate(ROWS):
     for (other, lr), shares in kept_gain.items():
         if other == words and np.isfinite(shares).all():
-            right.plot(shares, np.full(len(shares), i), "o", color=SHADES[lr], ms=9)
+            right.plot(shares, np.full(len(shares), i + OFFSETS[lr]), "o", color=SHADES[lr], ms=8)
         elif other == words:
             right.text(0.35, i, "NaN after the first step", va="center", color=GREY)
 for lr, color in SHADES.items():
@@ -611,17 +613,18 @@ assert kept_gain["full, bfloat16, no copy", 1e-4].max() < 0.4
 assert 0.9 < kept_gain["full, bfloat16, no copy", 1e-3].min() < 0.98
 assert updates_lost["bfloat16, no copy", 1e-4][0] > 0.8 > 0.2 > updates_lost["bfloat16, no copy", 1e-4][1]  # A, B
 assert updates_lost["full, bfloat16, no copy", 1e-4][0] > 0.8
-assert wrong["float16"][:, 4].max() < 0.01
-assert np.allclose(wrong["float16"][:, 4], wrong["float16"][:, 8], rtol=0.1)  # at S = 1 as at 2^16
-assert gone["float16"][:, 4].max() < 0.001
-assert gone["float16"][:, 6:].max() == gone["bfloat16"].max() == 0
-assert gone["float16"][:, 2].max() < 0.05 < 0.1 < wrong["float16"][:, 2].min()  # few are 0, many are wrong
-assert np.array_equal(wrong["bfloat16"], wrong["bfloat16"][:, [0, 0, 0]])  # a power of two changes no bit
+assert wrong["float16"][:, 3].max() < 0.01
+assert np.allclose(wrong["float16"][:, 3], wrong["float16"][:, 4], rtol=0.1)  # at S = 1 as at 2^16
+assert gone["float16"][:, 3].max() < 0.001
+assert gone["float16"][:, 4].max() == gone["bfloat16"].max() == 0
+assert gone["float16"][:, 1].max() < 0.05 < 0.1 < wrong["float16"][:, 1].min()  # few are 0, many are wrong
+assert np.array_equal(wrong["bfloat16"], wrong["bfloat16"][:, [0, 0]])  # a power of two changes no bit
 
 how = {"format": "bfloat16", "kept": "moments", "S": 1, "loss": 1, "lr": 2e-3}
-again = half.run(**how, seed=0)
-print(f"again: {again['new']:.4f} bits, {again['lost_A']:.1%} of the updates of A lost")
-assert all(record.within_spread(again[name], record.pick(runs, name, **how)) for name in ("new", "lost_A", "lost_B"))
+_, again = half.train(**how, seed=0, steps=4)
+recorded = record.pick(runs, "curve", **how, seed=0)[0][:4]
+print("again, the first losses:", again["curve"], "on record:", recorded.tolist())
+assert np.allclose(again["curve"], recorded, atol=0.02) or not record.same_text()
 
 # %% [markdown]
 # **Gradients.** At $S = 1$ one number in 10,000 is 0 in float16, and the error is that of $S = 2^{16}$: our loss needs

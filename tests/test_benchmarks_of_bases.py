@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import ours, perplexity, show
+from benchmarks import bench, ours, perplexity, show
 from benchmarks.cases import BASES, BITSANDBYTES, Case, cases, pairs
 from minilora.quantization import Quantized
 
@@ -90,3 +90,10 @@ def test_the_perplexity_of_a_base_is_measured_before_and_after_lora(capsys):
     assert found["after"]["float32"][0] != found["before"]["float32"][0]
     assert perplexity.main(["--models", "gpt2"]) == 2
     assert "the perplexity of 'gpt2' is not measured" in capsys.readouterr().err
+
+
+def test_a_measure_that_no_size_has_is_refused_and_not_an_empty_report():
+    with pytest.raises(ValueError, match=r"qlora on cpu measures nothing of tiny, gpt2: .* for them alone"):
+        bench(["tiny", "gpt2"], ["qlora"])
+    with pytest.raises(ValueError, match="forward on cpu measures nothing of minilm: "):
+        bench(["minilm"], ["forward"])

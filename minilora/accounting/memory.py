@@ -88,7 +88,7 @@ def decoded_bytes(model: Transformer, dtype: str, computed: str) -> int:
     """Bytes of the most that is decoded at a time: rows of one matrix, for a product."""
     made = formats_for(model, dtype) if dtype in QUANTISED else {}
     matrices = [p.data for p in model.base_parameters().values() if isinstance(p.data, Quantized) or p in made]
-    return max((len(range(len(W))[next(parts(W))]) * W.shape[1] * itemsize(computed) for W in matrices), default=0)
+    return max((next(parts(W)).stop * W.shape[1] * itemsize(computed) for W in matrices), default=0)
 
 
 def file_tensors(

@@ -21,12 +21,12 @@ from ..models.quantized import formats_for
 from ..models.transformer import Transformer
 from ..nn import Linear
 from ..process import blas_threads
-from ..quantization.forecast import Kept, foretell, measure, on_the_grid, together
+from ..quantization.forecast import Kept, foretell, measure, on_the_grid
 from .merge import merge, to_merge, unmerge
 from .recording import record
 
 
-class OfY(NamedTuple):
+class OutputError(NamedTuple):
     """Of the outputs of a layer over a batch, the rms of what ΔW adds, and of the error that a merge makes."""
 
     added: float
@@ -38,7 +38,7 @@ class LayerKept(NamedTuple):
     foretold: Kept
     measured: Kept
     on_the_grid: bool  # W lies in the format already, as that of a base that was loaded so
-    y: OfY | None  # None without a batch, and of an embedding
+    y: OutputError | None  # None without a batch, and of an embedding
 
 
 def kept_by_merge(model: Transformer, format: str, batch: Batch | None = None) -> dict[str, LayerKept]:
@@ -71,11 +71,12 @@ def kept_by_merge(model: Transformer, format: str, batch: Batch | None = None) -
                 xx = moments[path].given("inputs").second()
                 error = cls.of(W + delta).dense() - (W + delta)
                 added, real = (math.sqrt(np.einsum("oi,oi->", E @ xx, E) / len(E)) for E in (delta, error))
-                y = OfY(added, foretold.error_of_y(len(W), np.diag(xx), added), real)
+                y = OutputError(added, foretold.error_of_y(len(W), np.diag(xx), added), real)
             found[path] = LayerKept(foretold, measured, on_the_grid(W, cls), y)
     return found
 
 
 def share_kept(found: Mapping[str, LayerKept]) -> float:
     """How much of ΔW is kept of all layers together, Σ⟨kept, ΔW⟩ / Σ‖ΔW‖², measured; 1 where no matrix changes."""
-    return together(layer.measured for layer in found.values()).share if found else 1.0
+    each = [layer.measured for layer in found.values()]
+    return sum(kept.along for kept in each) / sum(kept.delta for kept in each) if each else 1.0

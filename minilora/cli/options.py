@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from ..display.tables import printable
 from ..jobs.arguments import natural_int, positive_int, quantized, share
 from ..jobs.settings import OPTIONS
-from ..quantization import names
+from ..quantization import format_names
 from ..spelling import choose_from
 
 Add = Callable[..., Any]  # argparse's add_argument, of the parser of a command
@@ -89,7 +89,7 @@ def add_settings(add: Add, *names: str) -> None:
 
 def add_base_of_adapter(add: Add, otherwise: str = ", or builtin") -> None:
     add("--base", metavar="MODEL", help=f"{MODEL} (default: what the adapter says that it was made for{otherwise})")
-    held = f"hold the base's matrices in fewer bits: {', '.join(names())}, or none (default: as the run held them)"
+    held = f"hold the base in fewer bits: {', '.join(format_names())}, or none (default: as the run held it)"
     add("--quantize", type=quantized, default=argparse.SUPPRESS, metavar="FORMAT", help=held)
 
 

@@ -9,7 +9,7 @@ from argparse import Action, ArgumentError, ArgumentTypeError
 from collections.abc import Callable
 from typing import Any
 
-from ..quantization import names
+from ..quantization import format_names
 from ..spelling import choose_from
 
 AS_TRAINED = "as trained"  # the format of a base for an adapter, where --quantize does not say it
@@ -30,7 +30,7 @@ def targets(text: str) -> str | list[str]:
 
 def quantized(text: str) -> str | None:
     """A format of quantization/, or None for "none"."""
-    if text not in (known := ["none", *names()]):
+    if text not in (known := ["none", *format_names()]):
         raise ArgumentTypeError(f"no format is called {text!r}: {choose_from(text, known)}")
     return None if text == "none" else text
 

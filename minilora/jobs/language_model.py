@@ -49,10 +49,8 @@ class LanguageModelTask(FineTuning):
     def read(data: str, tokenizer: Tokenizer, batch: int, length: int, seed: int, encoding: str) -> Dataset: ...
 
     def load(self, source: str | Path, data: str) -> None:
-        self.model, self.tokenizer = (
-            load_pretrained(source, quantize=base_format(self.settings)),
-            load_tokenizer(source),
-        )
+        self.model = load_pretrained(source, quantize=base_format(self.settings))
+        self.tokenizer = load_tokenizer(source)
         check_continues(self.model, self.tokenizer)
         how, most = self.settings, self.model.config.max_length
         if how.length > most:

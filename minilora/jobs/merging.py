@@ -11,7 +11,6 @@ import numpy as np
 from ..adapters.kept import LayerKept, kept_by_merge, share_kept
 from ..data import Batch
 from ..display.tables import numbers_right, wide_console
-from ..models.quantized import dequantize, formats_for, quantize
 from ..models.transformer import Transformer
 from ..quantization import format_named, formats
 from ..quantization.forecast import foretell, measure
@@ -71,15 +70,6 @@ def show_kept(found: Mapping[str, LayerKept], format: str) -> None:
     if off:
         note = "to round them is part of the error, as it is without an adapter"
         console.print(f"{off} of these W are not in {format} yet: {note}", soft_wrap=True)
-
-
-def hold(model: Transformer, dtype: str) -> None:
-    """Hold the matrices of a model in a format, whatever they are in, or in float32."""
-    if dtype == "float32":
-        dequantize(model)
-    else:
-        dequantize(model, but_for=formats_for(model, dtype))
-        quantize(model, dtype)
 
 
 def size_curves(

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..adapters import DEFAULT, variant_names
 from ..adapters.initialisations import descriptions
-from ..quantization import names
+from ..quantization import format_names
 from .arguments import Collect, natural_float, natural_int, positive_float, positive_int, quantized, targets
 
 TASKS = {"text": "text", "instruct": "instruction", "classify": "classification"}  # {--task: its file in jobs/}
@@ -55,7 +55,7 @@ class Settings:
     rslora: bool | None = setting(False, "scale by alpha/sqrt(rank) instead", action="store_true")
     dropout: float | None = setting(0.0, "dropout on the adapter's input (default 0)", type=float, metavar="P")
     quantize: str | None = setting(
-        None, f"hold the base's matrices in fewer bits: {', '.join(names())}, or none, the default",
+        None, f"hold the base's matrices in fewer bits: {', '.join(format_names())}, or none, the default",
         type=quantized, metavar="FORMAT",
     )  # fmt: skip
     lr: float = setting(8e-3, "peak learning rate; to classify 2e-3 (default 8e-3)", type=positive_float, metavar="X")

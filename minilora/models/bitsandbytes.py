@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array
-from ..files import Tensors
+from ..files import Reader, Tensors
 from ..nn import Linear
 from ..quantization import Quantized, dense
 from ..quantization.int8 import Int8
@@ -83,11 +83,10 @@ def gathered(tensors: Tensors, format: str) -> Tensors:
 
     Reading one raises ValueError for parts that are missing or do not fit each other or the format.
     """
-    readers: dict[str, Callable[[], Any]] = {}
-    parts: dict[str, dict[str, Callable[[], Any]]] = {}
+    readers: dict[str, Reader] = {}
+    parts: dict[str, dict[str, Reader]] = {}
     for name, reader in tensors.readers.items():
-        match = PART.fullmatch(name)
-        if match:
+        if match := PART.fullmatch(name):
             parts.setdefault(match["layer"], {})[match["part"]] = reader
         else:
             readers[name] = reader
@@ -99,7 +98,7 @@ def gathered(tensors: Tensors, format: str) -> Tensors:
     return Tensors(readers)
 
 
-def read_matrix(layer: str, parts: Mapping[str, Callable[[], Any]], format: str) -> Quantized:
+def read_matrix(layer: str, parts: Mapping[str, Reader], format: str) -> Quantized:
     """The matrix of a layer, of {part: its reader}, in 4 or 8 bits as the format is."""
 
     def part(name: str, dtype: str, shape: tuple[int, ...] | None = None) -> np.ndarray:

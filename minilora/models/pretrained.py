@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from ..backend import Array, Rng, generator
-from ..files import Tensors, open_tensors, read_json, stored
+from ..files import Reader, Tensors, open_tensors, read_json, stored
 from ..nn import shapes_of
-from ..quantization import STORED, Quantized, dense, names
+from ..quantization import STORED, Quantized, dense, format_names
 from ..spelling import choose_from
 from .bitsandbytes import format_in, gathered
 from .config import Config
@@ -29,7 +29,6 @@ from .sources import INDEX, TENSORS, locate, pinned, weight_map
 from .tokenizer import FILES_COPIED, FILES_READ, TEMPLATES, ByteTokenizer, Tokenizer, files_in, read_tokenizer
 from .transformer import Transformer
 
-Reader: TypeAlias = Callable[[], Array | Quantized]  # of a tensor
 CLASSIFIER_DRAWN = "(?!.*pooler).*(drawn anew|are for another head)"  # warnings to expect of a new classifier
 
 
@@ -61,8 +60,8 @@ def load_pretrained(
     supported, and for weights that are a pickle, damaged, not finite, or do not fit the config; from the Hub also
     PermissionError and ConnectionError.
     """
-    if quantize is not None and quantize not in names():
-        raise ValueError(f"no format is called {quantize!r}: {choose_from(quantize, names())}")
+    if quantize is not None and quantize not in format_names():
+        raise ValueError(f"no format is called {quantize!r}: {choose_from(quantize, format_names())}")
     hub = pinned(source)
     path = locate(str(hub) if hub else source)
     config_path = config_file(path)
@@ -167,10 +166,9 @@ def assemble(
         raise ValueError(f"{config.n_layers} layers are needed, and there are {len(tensors)} tensors")
     model = FAMILIES[family].build(config, None)
     ours = {hub_name(family, path, config.head): path for path in model.named_parameters()}
-    state: dict[str, Reader] = {ours[name]: partial(floats, tensors, name) for name in tensors if name in ours}
-    rest: dict[str, Reader] = {
-        name: partial(stored, tensors, name) for name in tensors if name not in ours and not CONSTANT.fullmatch(name)
-    }
+    readers: dict[str, Reader] = {name: partial(stored, tensors, name) for name in tensors}
+    state: dict[str, Reader] = {ours[name]: partial(floats, tensors, name) for name in readers if name in ours}
+    rest = {name: reader for name, reader in readers.items() if name not in ours and not CONSTANT.fullmatch(name)}
     if config.head == "lm":
         drop_copies(family, config.tied, state, rest)
     unused = sorted(name for name in rest if is_of_head(family, name))

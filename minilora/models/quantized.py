@@ -27,14 +27,14 @@ def matrices(model: Module) -> Iterator[tuple[Parameter, bool]]:
                 yield module.weight, in_block
 
 
-def formats_for(model: Module, quantize: str) -> dict[Parameter, type[Quantized]]:
+def formats_for(model: Module, format: str) -> dict[Parameter, type[Quantized]]:
     """{Parameter: its format} of the matrices that are quantised.
 
     "nf4", "nf4-dq" and "int8" are for the linear layers of the blocks, and the other matrices, of embeddings and heads,
     are in bfloat16 then; "bfloat16" and "float16" are for all. Biases and the gains of norms stay as they are, and so
     does a classifier, which is trained whole. Raises ValueError for a format that does not exist.
     """
-    chosen = format_named(quantize)
+    chosen = format_named(format)
     return {p: chosen if in_block or not chosen.for_blocks else BFloat16 for p, in_block in matrices(model)}
 
 
@@ -63,7 +63,7 @@ def quantize(model: Module, format: str, without: Collection[str] = ()) -> None:
         p.data = Q
 
 
-def coded(path: str, format: type[Quantized], W: Array) -> Quantized:
+def coded(path: str, format: type[Quantized], W: Array | Quantized) -> Quantized:
     """The matrix at a path in a format. Raises ValueError with the path."""
     try:
         return format.of(W)
@@ -71,28 +71,28 @@ def coded(path: str, format: type[Quantized], W: Array) -> Quantized:
         raise ValueError(f"{path}: {error}") from None
 
 
-def dequantize(model: Module, but_for: Mapping[Parameter, type[Quantized]] | None = None) -> None:
-    """Hold every matrix as numbers, in the dtype that it is computed with, except one in its format of `but_for`."""
+def hold(model: Module, dtype: str) -> None:
+    """Hold the matrices of a model in a format, whatever they are in, or with "float32" as numbers."""
+    formats = {} if dtype == "float32" else formats_for(model, dtype)
     for parameter in model.parameters():
-        if type(parameter.data) is not (but_for or {}).get(parameter):
-            parameter.data = dense(parameter.data)
+        parameter.data = formats[parameter].of(parameter.data) if parameter in formats else dense(parameter.data)
 
 
-def load_quantized(model: Module, state: Mapping[str, Array | Quantized], format: str) -> None:
+def load_quantized(model: Module, state: Mapping[str, Array | Quantized], quantize: str) -> None:
     """load_state_dict(), matrix by matrix: each is quantised before the next is read. One that its file has in the same
     format keeps its codes.
 
     "stored" keeps every matrix as its file has it: in blocks, as a BFloat16 or Float16, or as an array.
     """
-    held, formats = {p for p, _ in matrices(model)}, {} if format == STORED else formats_for(model, format)
+    held, formats = {p for p, _ in matrices(model)}, {} if quantize == STORED else formats_for(model, quantize)
     parameters = model.named_parameters()
     check_names(state, parameters)
     for path, parameter in parameters.items():
         x: Any = stored(state, path) if parameter in held else state[path]
         if x.shape != parameter.data.shape:
             raise ValueError(f"{path} has shape {x.shape}, and {parameter.data.shape} is needed")
-        if parameter in formats and not isinstance(x, formats[parameter]):
-            x = coded(path, formats[parameter], dense(x))
-        elif parameter in held and x.dtype == np.float16 and not isinstance(x, Quantized):
+        if parameter in formats:
+            x = coded(path, formats[parameter], x)
+        elif parameter in held and x.dtype == np.float16:
             x = Float16({"values": x}, x.shape)
         parameter.data = converted(x, parameter.xp, parameter.data.dtype)

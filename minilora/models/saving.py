@@ -64,23 +64,23 @@ def model_files(model: Transformer, tokenizer: Tokenizer | None = None) -> dict[
     adapted, merged = sum(module.is_adapter for module in modules), sum(module.is_merged for module in modules)
     if adapted:
         raise ValueError(f"{adapted} layers are adapted: merge(model) first, or save the adapter by itself")
-    state, held = model.state_dict(), quantization_config(model)
+    state, config = model.state_dict(), quantization_config(model)
     names = {path: hf_name(model, path) for path in state}
     tensors: dict[str, Any] = {}
     for path, name in names.items():
         x = state[path]
         if isinstance(x, NF4 | Int8):
             tensors |= tensors_of(name, x)
-        elif isinstance(x, BFloat16) and not held:
+        elif isinstance(x, BFloat16) and not config:
             tensors[name] = transpose(model.family, name, x)
         else:  # beside NF4 and int8, transformers computes in the file's dtypes, which must be one
-            x = x.arrays["values"] if isinstance(x, Float16) and not held else dense(x)
+            x = x.arrays["values"] if isinstance(x, Float16) and not config else dense(x)
             tensors[name] = transpose(model.family, name, x)
     kinds = {x.name if isinstance(x, BFloat16) else str(x.dtype) for x in tensors.values() if x.ndim > 1}
     of_token = str(state["embed.token.weight"].dtype)
     values = write_config(model) | {"dtype": kinds.pop() if len(kinds) == 1 else of_token}
-    if held:
-        values["quantization_config"] = held
+    if config:
+        values["quantization_config"] = config
     if model.config.head == "lm":
         values["tie_word_embeddings"] = "lm_head.weight" not in state
         if "lm_head.weight" in state and "lm_head.bias" in state:  # untied, `transformers` uses its second name

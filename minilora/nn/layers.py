@@ -138,11 +138,10 @@ class Embedding(Module):
 
     def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Array | None]:
         W = self.weight.data
-        y = (
-            W.dense(ids.reshape(-1)).reshape(*ids.shape, -1)
-            if isinstance(W, Quantized)
-            else ops.embedding_forward(ids, W)[0]
-        )
+        if isinstance(W, Quantized):
+            y = W.dense(ids.reshape(-1)).reshape(*ids.shape, -1)
+        else:
+            y, _ = ops.embedding_forward(ids, W)
         return y, ids if self.weight.trainable else None
 
     def backward(self, dy: Array, ids: Array | None, grads: Gradients) -> None:

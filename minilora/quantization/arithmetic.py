@@ -108,6 +108,11 @@ class BFloat16Array(Half):
         return from_bfloat16(bfloat16_bits(x))
 
 
+EXPONENT = np.uint32(0x7F800000)
+FLOAT16_POWERS = np.array([2.0**-14, 2.0**16], np.float32).view(np.uint32)
+CONSTANT = np.uint32(13 << 23 | 1 << 22)  # added to the bits of 2ᵉ: those of 1.5 · 2ᵉ⁺¹³
+
+
 class Float16Array(Half):
     name, u, smallest_normal, smallest, largest = "float16", 2.0**-11, 2.0**-14, 2.0**-24, 65504.0
 
@@ -124,10 +129,6 @@ class Float16Array(Half):
         y[np.abs(y, out=C) > Float16Array.largest] = np.inf
         return np.copysign(y, x, out=y)
 
-
-EXPONENT = np.uint32(0x7F800000)
-FLOAT16_POWERS = np.array([2.0**-14, 2.0**16], np.float32).view(np.uint32)
-CONSTANT = np.uint32(13 << 23 | 1 << 22)  # added to the bits of 2ᵉ: those of 1.5 · 2ᵉ⁺¹³
 
 HALF: dict[str, type[Half]] = {cls.name: cls for cls in (BFloat16Array, Float16Array)}
 

@@ -1,13 +1,28 @@
-"""Matrices held in fewer bits than they are computed with. A format is one file beside this one.
+"""The protocol of formats: how a matrix is held in fewer bits than it is computed with. A format is one file beside
+this one.
 
-    Q = NF4.of(W)           the codes of a W (out, in), and their scales
+    Q = NF4.of(W)           the codes of a W (out, in), and their scales, in Q.arrays
     Q.dense()               Ŵ (out, in), decoded anew at each call; Q.dense(rows) are some of its rows
     Q.nbytes                what is held
 
-A format's class states its `name`, whether it is for every matrix of a model or for those of its blocks alone
-(`for_blocks`), how an array is encoded (`encode`) and decoded (`decode`), what arrays a matrix of some shape has
-(`sizes`), by which models without weights are counted, and its grid (`scales_of`, `cells`), by which forecast.py says
-what is lost before anything is rounded. formats() finds the classes.
+Loading, counting and the forecast of a merge find the classes by formats() and read what they state. Every class
+states, with int8 (int8.py, Int8) as the example and in the order of the class Quantized below:
+
+    name        name = "int8"
+    encode      the arrays of a W: {"codes": (out, in) int8, "absmax": (out,) float32}
+    decode      rows of Ŵ
+    sizes       shapes and dtypes of these arrays, for a matrix that does not exist: models without weights are counted
+    cells       the level that each number of W / a is rounded to, and between which numbers that is so (forecast.py)
+
+Few need the rest, each for the reason that is said here:
+
+    for_blocks  it is too coarse for embeddings and heads                                   nf4.py, int8.py
+    scales_of   W is divided by a scale a, the largest of a block or a row                  nf4.py, int8.py
+    codes       the first of the arrays does not hold a code for each number                nf4.py
+    is_finite   codes or scales that are no floats can stand for infinity and NaN           bfloat16.py
+
+A class without a name is no format to choose: gguf_blocks.py only decodes what a file has. What all have follows in
+Quantized, and behind it what takes an array or a Quantized alike: dense, parts, is_finite.
 """
 
 from __future__ import annotations
@@ -44,14 +59,14 @@ class Cells(NamedTuple):
 class Quantized:
     """A matrix (out, in) of which only codes and scales are held, in `arrays`. It is constant: nothing trains it."""
 
-    name: ClassVar[str] = ""
-    for_blocks: ClassVar[bool] = False  # for the linear layers of blocks alone, not for embeddings and heads
     ndim = 2
 
     def __init__(self, arrays: Mapping[str, Array], shape: tuple[int, ...], dtype: Any = np.float32) -> None:
         self.arrays, self.shape, self.dtype = dict(arrays), shape, np.dtype(dtype)  # dtype: of what dense() returns
 
     # ---- what every format states ----
+
+    name: ClassVar[str] = ""
 
     @classmethod
     def encode(cls, W: np.ndarray) -> dict[str, np.ndarray]:
@@ -68,15 +83,19 @@ class Quantized:
         raise NotImplementedError
 
     @classmethod
+    def cells(cls, u: np.ndarray) -> Cells:
+        """The cells of u = W / a, float64. Those at the ends of a scale, ±1, have no other end: -inf or inf."""
+        raise NotImplementedError
+
+    # ---- what few need ----
+
+    for_blocks: ClassVar[bool] = False  # for the linear layers of blocks alone, not for embeddings and heads
+
+    @classmethod
     def scales_of(cls, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The a by which W is divided before it is rounded, and â, by which levels are multiplied: the same, unless a
         is rounded too. Both broadcast to W (out, in); they are 1 where there is no scale."""
         return np.ones((1, 1)), np.ones((1, 1))
-
-    @classmethod
-    def cells(cls, u: np.ndarray) -> Cells:
-        """The cells of u = W / a, float64. Those at the ends of a scale, ±1, have no other end: -inf or inf."""
-        raise NotImplementedError
 
     def codes(self) -> Array:
         """The codes, one for each number, in the order of W."""
@@ -89,9 +108,12 @@ class Quantized:
     # ---- what all have ----
 
     @classmethod
-    def of(cls, W: Array) -> Self:
-        """W (out, in), encoded from float32. Raises ValueError for what is no matrix of floats, and for infinity, NaN
-        and numbers above LARGEST, which have no code."""
+    def of(cls, W: Array | Quantized) -> Self:
+        """W (out, in), encoded from float32; one that is in this format already, as it is. Raises ValueError for what
+        is no matrix of floats, and for infinity, NaN and numbers above LARGEST, which have no code."""
+        if type(W) is cls:
+            return W
+        W = dense(W)
         if W.ndim != 2 or not W.size or W.dtype.kind != "f":
             raise ValueError(f"{cls.name} is for matrices of floats, and this is {W.dtype} of shape {W.shape}")
         with np.errstate(over="ignore"):
@@ -158,10 +180,10 @@ class RowsOf(Quantized):
         self.name = whole.name  # type: ignore[misc]
 
     def decode(self, rows: Rows) -> Array:
-        if isinstance(rows, slice):
-            part = self.numbers[rows]
-            return self.whole.decode(slice(part.start, part.stop, part.step))
-        return self.whole.decode([self.numbers[i] for i in rows])
+        if not isinstance(rows, slice):
+            return self.whole.decode([self.numbers[i] for i in rows])
+        part = self.numbers[rows]  # backwards its stop can be -1, which in a slice would be the last row
+        return self.whole.decode(slice(part.start, part.stop, part.step) if part.step > 0 else list(part))
 
 
 def dense(W: Array | Quantized, rows: Rows = ALL) -> Array:
@@ -180,21 +202,12 @@ def parts(W: Array | Quantized, numbers: int | None = None) -> Iterator[slice]:
 @cache
 def formats() -> dict[str, type[Quantized]]:
     """{name: class} of the formats that have a file here and can be chosen."""
-    found: dict[str, type[Quantized]] = {}
-    for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__):
-        file = importlib.import_module(f".{module.name}", __package__)
-        found |= {
-            cls.name: cls
-            for cls in vars(file).values()
-            if isinstance(cls, type)
-            and cls.__module__ == file.__name__
-            and issubclass(cls, Quantized)
-            and "name" in vars(cls)
-        }
-    return {name: cls for name, cls in found.items() if name}
-
-
-STORED = "stored"  # no format, but what a file has: GGUF's blocks, bfloat16, float16
+    return {
+        cls.name: cls
+        for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__)
+        for cls in vars(importlib.import_module(f".{module.name}", __package__)).values()
+        if isinstance(cls, type) and issubclass(cls, Quantized) and cls.name
+    }
 
 
 def format_named(name: str) -> type[Quantized]:

@@ -50,16 +50,14 @@ kept,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from .base import Cells, Quantized, parts
+from .base import ENCODED, Cells, Quantized, parts
 
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(5)  # of the mean over a cell
+NODES, WEIGHTS = (x[:, None] for x in np.polynomial.legendre.leggauss(5))  # (5, 1): of the mean over a cell
 TINY = 1e-300
-OF_ZEROS = np.float32(1e-30)
 LARGEST = 1 - 1e-6  # of the scale, as float32 has it
 MEDIAN = 0.67449  # of |x| for a normal x of standard deviation 1
 FAR = 3  # standard deviations: what lies farther out is of a wider distribution
@@ -68,7 +66,7 @@ ON_THE_GRID = 0.1  # of the error of rounding: a smaller one is that of the scal
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What of ΔW is kept, of one matrix or, by together(), of several."""
+    """What of the ΔW of a matrix is kept."""
 
     numbers: int  # of ΔW
     moved: float  # of them, how many change their code
@@ -114,26 +112,38 @@ class Kept:
         return math.sqrt((lost * of_delta) ** 2 + float(x @ noise) / n_out)
 
 
-def together(those: Iterable[Kept]) -> Kept:
-    """What is kept of several matrices: the sums."""
-    each = [(k.numbers, k.moved, k.along, k.delta, k.error) for k in those]
-    numbers, moved, along, delta, error = (sum(column) for column in zip(*each, strict=True))
-    return Kept(int(numbers), moved, along, np.array([delta]), np.array([error]))
-
-
 def foretell(W: np.ndarray, delta: np.ndarray, format: type[Quantized]) -> Kept:
-    """What is kept of ΔW (out, in) when W (out, in) + ΔW is held in `format`, from its grid alone."""
-    law = base_on_the_grid if on_the_grid(W, format) else base_off_the_grid
+    """What is kept of ΔW (out, in) when W (out, in) + ΔW is held in `format`, from its grid alone. Here b is a' above,
+    and u and v are W / a and (W + ΔW) / a'."""
+    on_grid = on_the_grid(W, format)
     (a, _), (b, held) = scales(W, format), scales(W + delta, format)
     moved, along, errors = 0.0, 0.0, np.zeros(W.shape[1])
-    for rows in parts(W):
-        found = law(W[rows].astype(float), delta[rows].astype(float), a[rows], b[rows], held[rows], format)
-        moved, along, errors = moved + found[0], along + found[1], errors + found[2]
-    return Kept(W.size, moved, along, columns(delta), errors)
+    for rows in parts(W, ENCODED):
+        D, u = delta[rows].astype(float), divided(W[rows], a[rows])
+        x = W[rows] + D
+        v = divided(x, b[rows])
+        level, low, high = format.cells(u)
+        if on_grid:
+            start, where, moves = level * held[rows], D != 0, (v < low) | (v > high)
+            moved += moves.sum()
+        else:
+            start, where, moves = np.zeros(x.shape), x != 0, np.full(x.shape, True)
+            _, low, high = inner(u, format)
+            moved += np.minimum(1, abs(v - u) / np.maximum(high - low, TINY)).sum()
+        spread = np.broadcast_to(deviations(x - start, where), x.shape)
+        rounded, E = start.copy(), start - x
+        E2 = E**2
+        those = (y[moves] for y in (v, b[rows], held[rows], start, spread))
+        rounded[moves], E[moves], E2[moves] = over_cells(format, *those)
+        along += np.vdot(D, D)
+        if on_grid:
+            along += np.vdot(rounded - W[rows], E) - E2.sum()  # ⟨E, ΔW⟩ = ⟨E, kept⟩ - ‖E‖²
+        errors += E2.sum(axis=0)
+    return Kept(W.size, float(moved), float(along), columns(delta), errors)
 
 
 def measure(W: np.ndarray, delta: np.ndarray, format: type[Quantized]) -> Kept:
-    """What is kept of ΔW (out, in), by rounding W + ΔW."""
+    """What is kept of ΔW (out, in), by rounding W (out, in) + ΔW."""
     before, after = format.of(W), format.of(W + delta)
     kept = after.dense() - W
     moved = int((after.codes() != before.codes()).sum())
@@ -145,83 +155,51 @@ def on_the_grid(W: np.ndarray, format: type[Quantized]) -> bool:
     """Whether W is what the format holds of it, up to the rounding of scales."""
     (a, held), distance, width = scales(W, format), 0.0, 0.0
     for rows in parts(W):
-        level, low, high = inner(W[rows] / a[rows], format)
+        level, low, high = inner(divided(W[rows], a[rows]), format)
         distance += columns(W[rows] - level * held[rows]).sum()
         width += columns((high - low) * a[rows]).sum()
     return bool(distance <= ON_THE_GRID**2 * width / 12)
 
 
-def base_on_the_grid(
-    W: np.ndarray, delta: np.ndarray, a: np.ndarray, b: np.ndarray, held: np.ndarray, format: type[Quantized]
-) -> tuple[float, float, np.ndarray]:
-    """How many numbers move, ⟨kept, ΔW⟩, and ‖E‖² of each column. The scale was a, is b, and is held as `held`."""
-    level, low, high = format.cells(W / a)
-    u, start = (W + delta) / b, level * held
-    t = W + delta - start
-    moved = (u < low) | (u > high)
-    along, error = delta * (delta - t), t**2  # as if all stayed
-    u, b, held, start, spread, W, delta = (
-        np.broadcast_to(x, W.shape)[moved] for x in (u, b, held, start, deviations(t, delta != 0), W, delta)
-    )
-    level, e, error[moved] = over_cells(u, b, held, start, spread, format)
-    along[moved] = delta**2 + (level - W) * e - error[moved]  # x - W is ΔW there
-    return float(moved.sum()), float(along.sum()), error.sum(axis=0)
-
-
-def base_off_the_grid(
-    W: np.ndarray, delta: np.ndarray, a: np.ndarray, b: np.ndarray, held: np.ndarray, format: type[Quantized]
-) -> tuple[float, float, np.ndarray]:
-    """The same where W lies anywhere in its cells."""
-    new = W + delta
-    _, low, high = inner(W / a, format)
-    moved = np.minimum(1, abs(new / b - W / a) / np.maximum(high - low, TINY))
-    _, _, error = over_cells(new / b, b, held, np.zeros(()), deviations(new, new != 0), format)
-    return float(moved.sum()), float(np.vdot(delta, delta)), error.sum(axis=0)
-
-
 def over_cells(
-    u: np.ndarray, a: np.ndarray, held: np.ndarray, start: np.ndarray, spread: np.ndarray, format: type[Quantized]
+    format: type[Quantized], u: np.ndarray, a: np.ndarray, held: np.ndarray, start: np.ndarray, spread: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """â · level of the cells in which u lie, and the means over each cell of e = â · level - x and of e², for an x that
-    is normal about `start` with a standard deviation of `spread`."""
+    """Of the cells in which u = x / a lie: level · â, and the means over each cell of e = level · â - x and of e², for
+    an x that is normal about `start` with a standard deviation of `spread`. All are (n,)."""
     level, low, high = inner(u, format)
     level, low, high = held * level, a * low, a * high
-    middle, half, densest = (low + high) / 2, (high - low) / 2, np.clip(start, low, high)
-    spread = np.maximum(spread, abs(densest - start) / FAR)
-    total = np.full(level.shape, TINY)  # all of it where it is densest, where that is too narrow for the nodes
-    first, second = TINY * (level - densest), TINY * (level - densest) ** 2
-    for node, weight in zip(NODES, WEIGHTS, strict=True):
-        x = middle + node * half
-        e = level - x
-        density = weight * np.exp((densest - x) * (densest + x - 2 * start) / np.maximum(2 * spread**2, TINY))
-        total += density
-        first += density * e
-        second += density * e**2
-    return level, first / total, second / total
+    spread = np.maximum(spread, abs(start - np.clip(start, low, high)) / FAR)
+    x = (low + high) / 2 + NODES * (high - low) / 2
+    exponent = -(((x - start) / spread) ** 2) / 2
+    density = WEIGHTS * np.exp(exponent - exponent.max(axis=0))
+    density /= density.sum(axis=0)
+    e = level - x
+    return level, (density * e).sum(axis=0), (density * e**2).sum(axis=0)
 
 
 def inner(u: np.ndarray, format: type[Quantized]) -> Cells:
     """The cells of u, of which those at the ends of a scale go as far as ±1: the largest number, which is exact."""
     level, low, high = format.cells(u)
-    largest = abs(u) >= LARGEST
-    return Cells(
-        level,
-        np.where(np.isinf(low) | (np.isinf(high) & largest), level, low),
-        np.where(np.isinf(high) | (np.isinf(low) & largest), level, high),
-    )
+    exact = (np.isinf(low) | np.isinf(high)) & (abs(u) >= LARGEST)
+    return Cells(level, *(np.where(exact | np.isinf(end), level, end) for end in (low, high)))
 
 
 def deviations(x: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """(out, 1): the standard deviation of most of each row, by its median. A few numbers of a real one are huge."""
+    """(out, 1): the standard deviation of most of each row, by its median, as a few numbers of a real one are huge; inf
+    for a row without a number that counts."""
     size = np.sort(np.where(where, abs(x), np.inf), axis=1)
-    middle = where.sum(axis=1, keepdims=True) // 2
-    return np.where(where.any(axis=1, keepdims=True), np.take_along_axis(size, middle, axis=1), 0) / MEDIAN
+    return np.take_along_axis(size, where.sum(axis=1, keepdims=True) // 2, axis=1) / MEDIAN
 
 
 def scales(W: np.ndarray, format: type[Quantized]) -> tuple[np.ndarray, np.ndarray]:
-    """format.scales_of(), (out, in); a is OF_ZEROS for numbers that are all 0: their cells have hardly any width."""
+    """format.scales_of(), each (out, in)."""
     a, held = format.scales_of(W)
-    return np.broadcast_to(np.where(a == 0, OF_ZEROS, a), W.shape), np.broadcast_to(held, W.shape)
+    return np.broadcast_to(a, W.shape), np.broadcast_to(held, W.shape)
+
+
+def divided(W: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """u = W / a, float64; 0 where a is, as W is 0 there."""
+    return W / np.where(a == 0, 1, a).astype(float)
 
 
 def columns(x: np.ndarray) -> np.ndarray:

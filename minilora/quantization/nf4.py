@@ -159,11 +159,9 @@ class NF4(Quantized):
 
     def decode(self, rows: Rows) -> Array:
         n_out, n_in = self.shape
-        if not isinstance(rows, slice):  # rows of blocks are not looked up one by one
+        if not isinstance(rows, slice) or rows.step not in (None, 1):  # rows of blocks are not looked up one by one
             return self.decode(ALL)[rows]
-        start, stop, step = rows.indices(n_out)
-        if step != 1:
-            return self.decode(ALL)[rows]
+        start, stop, _ = rows.indices(n_out)
         start, stop = start * n_in, max(stop, start) * n_in
         first = start // (2 * self.block) * 2 * self.block  # a block that begins with a byte
         codes = self.arrays["codes"][first // 2 : -(-stop // 2)]

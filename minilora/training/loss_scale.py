@@ -64,14 +64,13 @@ class LossScale:
 
     def update(self, finite: bool) -> None:
         """After a step whose gradients were `finite`, or were not. Raises FloatingPointError when S gets to 0."""
-        self.steps = self.steps + 1 if finite else 0
+        S, self.steps = self.S, self.steps + 1 if finite else 0
         if not finite:
-            self.S = float(np.float32(self.S * self.backoff_factor))
-            if self.S == 0:
-                raise FloatingPointError("the gradients are not finite at any loss scale: is the loss?")
+            S *= self.backoff_factor
         elif self.steps == self.growth_interval:
-            grown = self.S * self.growth_factor
-            self.S, self.steps = float(np.float32(grown)) if grown <= LARGEST else self.S, 0
-
-
-LARGEST = float(np.finfo(np.float32).max)
+            S, self.steps = S * self.growth_factor, 0
+        with np.errstate(over="ignore"):
+            S = float(np.float32(S))
+        if S == 0:
+            raise FloatingPointError("the gradients are not finite at any loss scale: is the loss?")
+        self.S = S if np.isfinite(S) else self.S

@@ -40,10 +40,11 @@ RUNS = [{**how, "lr": lr, "seed": seed} for how, rates in WAYS for lr in rates f
 
 
 def train(
-    format: str, kept: str, S: float, loss: float, lr: float, seed: int, rank: int = 8
+    format: str, kept: str, S: float, loss: float, lr: float, seed: int, rank: int = 8, steps: int = STEPS
 ) -> tuple[Sequential, dict[str, Any]]:
     """The model, its parameters in float32, and what happened on the way: the loss of each step in nats, the share of
-    the updates of A, of B, or of W where the rank is 0, that rounding took back, and how many steps were left out."""
+    the updates of A, of B, or of W where the rank is 0, that rounding took back, and how many steps were left out.
+    `steps` ends the schedule of STEPS early."""
     model = minilora.load_pretrained("builtin")
     if rank:
         minilora.attach_lora(model, "all-linear", r=rank, alpha=2 * rank, rng=seed)
@@ -58,7 +59,7 @@ def train(
     curve, left_out = [], 0
     with rounded(kept == "nothing"), np.errstate(all="ignore"):
         optimizer = minilora.AdamW(trained, lr)
-        for step in range(STEPS):
+        for step in range(steps):
             with rounded(kept != "nothing"):
                 L, grads = loss_and_gradients(model, batches(step), dL=scale.S * loss)
             curve.append(float(L))

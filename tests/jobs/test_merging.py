@@ -16,9 +16,9 @@ from minilora.adapters.kept import kept_by_merge, share_kept
 from minilora.adapters.merge import merge, to_merge
 from minilora.cli import main
 from minilora.data import Batch
-from minilora.jobs.merging import MEASURES, hold, show_kept, size_curves
+from minilora.jobs.merging import MEASURES, show_kept, size_curves
 from minilora.jobs.merging_figure import merging_figure
-from minilora.models.quantized import dequantize, quantize
+from minilora.models.quantized import hold, quantize
 from minilora.models.saving import save_pretrained
 from minilora.quantization import Quantized, dense, formats
 from minilora.quantization.forecast import foretell, measure
@@ -55,6 +55,8 @@ def test_what_is_measured_is_what_merge_and_quantize_leave(format):
     merge(model)
     x = {path: model[path] for path in found}
     hold(model, format)
+    kept, sizes = (sum(getattr(layer.measured, name) for layer in found.values()) for name in ("along", "delta"))
+    assert share_kept(found) == pytest.approx(kept / sizes)
     for path, layer in found.items():
         W, delta = before[path]
         kept = x[path].weight.data.dense() - W
@@ -90,7 +92,7 @@ def test_a_model_in_one_format_is_held_in_another():
     Q = model["block_0.attention.q_proj"].weight.data
     assert Q.name == "nf4"
     assert np.array_equal(Q.dense(), formats()["nf4"].of(W).dense())
-    dequantize(model)
+    hold(model, "float32")
     assert np.array_equal(model["block_0.attention.q_proj"].weight.data, Q.dense())
 
 
@@ -150,7 +152,7 @@ def made(tmp_path_factory):
     make_inputs(folder)
     make_base(folder / "whole", d_model=64, d_ff=64)
     model = minilora.load_pretrained(folder / "whole", quantize="nf4")
-    dequantize(model)
+    hold(model, "float32")
     save_pretrained(model, folder / "held")
     for name, alpha in (("small", 0.2), ("large", 200.0)):
         model = minilora.load_pretrained(folder / "held")

@@ -224,7 +224,7 @@ def test_a_name_that_is_none_is_refused_with_the_nearest(words, here, capfd):
 
 
 def test_help_lists_the_formats_without_numpy():
-    assert quantization.names() == [*sorted(FORMATS), quantization.STORED]
+    assert quantization.format_names() == [*sorted(FORMATS), quantization.STORED]
     code = """if True:
         import sys
         from minilora.cli import main

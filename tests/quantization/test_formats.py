@@ -344,3 +344,23 @@ def test_a_matrix_that_is_trained_beside_adapters_is_not_frozen_by_quantising(tr
         quantize(model, "nf4")
     for path, p in model.named_parameters().items():
         assert (id(p.data), p.trainable) == before[path]
+
+
+SLICES = st.builds(slice, *[st.none() | st.integers(-14, 14)] * 2, st.none() | st.sampled_from([-3, -1, 1, 2]))
+
+
+@pytest.mark.parametrize("name", formats())
+@given(first=SLICES, then=SLICES)
+def test_rows_of_rows_are_those_that_numpy_takes(name, first, then):
+    Q = formats()[name].of(np.random.default_rng(0).standard_normal((12, 70)).astype(np.float32))
+    assert np.array_equal(Q[first].dense(then), Q.dense()[first][then])
+
+
+@pytest.mark.parametrize("name", formats())
+def test_what_is_in_a_format_is_not_encoded_again_and_from_another_it_is(name):
+    W = np.random.default_rng(0).standard_normal((12, 70)).astype(np.float32)
+    Q = formats()[name].of(W)
+    assert Q.of(Q) is Q
+    for other in formats().values():
+        if other is not type(Q):  # of nf4-dq even its own codes would be others: its scales are rounded
+            assert np.array_equal(other.of(Q).dense(), other.of(Q.dense()).dense())

@@ -178,6 +178,17 @@ def test_a_number_that_is_not_finite_is_refused_in_the_words_of_the_plain_load(t
     assert said[0] == said[1]
 
 
+@pytest.mark.parametrize("held_in", ["stored", None])
+def test_an_adapter_of_an_embedding_in_blocks_loads_on_them_and_on_their_numbers(tmp_path, held_in):
+    path = tmp_path / "m.gguf"
+    write(path, "llama", made_gguf.random_tensors("llama", True), kind="Q8_0")
+    model = load_pretrained(path, quantize=held_in)
+    minilora.attach_lora(model, ["embed", "q_proj"], r=2, rng=0)
+    minilora.save_adapter(model, tmp_path / "adapter")
+    for quantize in ("stored", None):
+        assert minilora.load_adapter(load_pretrained(path, quantize=quantize), tmp_path / "adapter") == ""
+
+
 # ---- Hugging Face folders ----
 
 

@@ -194,16 +194,18 @@ def needed(
     for one of which only the format differs."""
     encoded = formats_for(view.model, base_format) if base_format in formats() else {}
     frozen = {view.tensor(path, "base_layer.weight"): path for path in plan.adapters}
-    made = {name for name, path in frozen.items() if plan.adapters[path][0].makes_weight}  # compared by base_sha256
     head_bias = view.head_bias if ("lm_head", "bias") in [(p.path, p.name) for p in places.values()] else ""
     found = {}
     for name, x in tensors.items():
         copy = config.get("bias") == "all" and (".original_module." in name or ".modules_to_save." in name)
         if name in frozen:
-            p = view.bases[frozen[name]].weight
+            path = frozen[name]
+            if plan.adapters[path][0].makes_weight:
+                continue  # base_sha256 is of the weight that it makes
+            p = view.bases[path].weight
             W = p.data if isinstance(p.data, Quantized) or p not in encoded else encoded[p].of(p.data)
-            held = type(W).of(x).dense() if isinstance(p.data, Quantized) else x
-            if name not in made and not np.array_equal(to_numpy(dense(W)).astype(x.dtype), held):
+            held = dense(type(p.data).of(x)) if type(p.data) in formats().values() else x
+            if not np.array_equal(to_numpy(dense(W)).astype(x.dtype), held):
                 raise ValueError(f"{name} is not the weight of this base: it was made for another, or trained or "
                                  "resized")  # fmt: skip
         elif not copy and name != head_bias and not CONSTANT.fullmatch(name):

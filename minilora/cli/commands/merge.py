@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from ...quantization import STORED, names
+from ...quantization import STORED, format_names
 from ..models import load_model, located
 from ..options import ADAPTER, Add, Options, add_base_of_adapter
 
@@ -14,7 +14,7 @@ SHARED = "--out", "--device"
 def arguments(add: Add) -> None:
     add("--adapter", required=True, metavar="ADAPTER", help=ADAPTER)
     add_base_of_adapter(add)
-    dtypes = ["float32", *(name for name in names() if name != STORED)]
+    dtypes = ["float32", *(name for name in format_names() if name != STORED)]
     add("--dtype", choices=dtypes, default="float32", help="how matrices are held; what is lost is said before")
     add("--anyway", action="store_true", help="even if less than half of the adapter is kept")
 
@@ -22,8 +22,9 @@ def arguments(add: Add) -> None:
 def run(options: Options) -> None:
     from ...adapters.merge import merge
     from ...files import check_free, write_folder
-    from ...jobs.merging import check_merge, hold
+    from ...jobs.merging import check_merge
     from ...models.pretrained import load_tokenizer, tokenizer_files
+    from ...models.quantized import hold
     from ...models.saving import model_files, reads_last_token
 
     check_free(options.out)

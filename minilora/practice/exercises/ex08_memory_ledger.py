@@ -319,6 +319,27 @@ def everything_in_four_bits(config, r, method, dtype, optimizer):
 
 
 @books.mistake(
+    "{it} has embedding and head in 4 bits too",
+    "Which arrays of the model are matrices of its blocks, and which are not?",
+)
+def embedding_in_four_bits(config, r, method, dtype, optimizer):
+    right = ledger(config, r, method, dtype, optimizer)
+    rest = parameters(config) - vectors(config) - matrices(config)
+    less = bytes_of(dtype) * rest - 9 * rest / 16
+    return right | {"weights": right["weights"] - less} if method == "qlora" else right
+
+
+@books.mistake(
+    "{it} has embedding and head in float32: beside matrices in 4 bits the others are in dtype",
+    "Which arrays does the statement of QLoRA keep in float32?",
+)
+def embedding_in_float32(config, r, method, dtype, optimizer):
+    right = ledger(config, r, method, dtype, optimizer)
+    more = (4 - bytes_of(dtype)) * (parameters(config) - vectors(config) - matrices(config))
+    return right | {"weights": right["weights"] + more} if method == "qlora" else right
+
+
+@books.mistake(
     "{it} has the gains of the norms in the dtype of the model: beside matrices in 4 bits, vectors are in float32",
     "Which arrays of the model are no matrices, and in which dtype does QLoRA hold those?",
 )

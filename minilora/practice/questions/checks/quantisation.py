@@ -9,6 +9,7 @@ import numpy as np
 
 from .... import ops
 from ....accounting import count, nf4_bits
+from ....adapters.initialisations.loftq import loftq
 from ....backend import Array
 from ....models.pretrained import load_pretrained
 from ....models.quantized import formats_for
@@ -112,13 +113,12 @@ def loftq_minimises_what_is_left_of_W() -> str:
     left: dict[int, list[float]] = {}
     start = _relative(_nf4(W), W)
     for r in (8, 32):
-        L, left[r] = 0 * W, []
-        for _ in range(3):
-            quantised = _nf4(W - L)
-            U, S, Vt = np.linalg.svd(W - quantised, full_matrices=False)
-            A, B = np.sqrt(S[:r] / s)[:, None] * Vt[:r], U[:, :r] * np.sqrt(S[:r] / s)
+        left[r] = []
+        for rounds in (1, 2, 3):
+            A, B, Q = loftq(W, r, s, rounds=rounds)
+            assert isinstance(Q, Quantized)
             L = s * B @ A
-            left[r].append(_relative(quantised + L, W) / start)
+            left[r].append(_relative(Q.dense() + L, W) / start)
         assert 1 > left[r][0] > left[r][1] > left[r][2] > 0.5
     E = W - _nf4(W)
     U, S, Vt = np.linalg.svd(E)
