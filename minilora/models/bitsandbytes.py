@@ -77,10 +77,11 @@ def format_in(values: Mapping[str, Any], source: str) -> str | None:
 # ---- reading ----
 
 
-def gathered(tensors: Tensors) -> Tensors:
-    """The tensors of such a folder, those of a quantised matrix as one Quantized, with the codes as they are.
+def gathered(tensors: Tensors, format: str) -> Tensors:
+    """The tensors of such a folder, those of a quantised matrix as one Quantized, with the codes as they are. `format`
+    is what config.json says.
 
-    Reading one raises ValueError for parts that are missing or do not fit each other.
+    Reading one raises ValueError for parts that are missing or do not fit each other or the format.
     """
     readers: dict[str, Reader] = {}
     parts: dict[str, dict[str, Reader]] = {}
@@ -93,22 +94,26 @@ def gathered(tensors: Tensors) -> Tensors:
         weight = f"{layer}.weight"
         if weight not in readers:
             raise ValueError(f"{layer}.{min(those)} is there without {weight}")
-        readers[weight] = partial(read_matrix, layer, {"weight": readers[weight], **those})
+        readers[weight] = partial(read_matrix, layer, {"weight": readers[weight], **those}, format)
     return Tensors(readers)
 
 
-def read_matrix(layer: str, parts: Mapping[str, Reader]) -> Quantized:
-    """The matrix of a layer, of {part: its reader}."""
+def read_matrix(layer: str, parts: Mapping[str, Reader], format: str) -> Quantized:
+    """The matrix of a layer, of {part: its reader}, in 4 or 8 bits as the format is."""
 
     def part(name: str, dtype: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         if name not in parts:
             raise ValueError(f"{layer}.{name} is missing")
         x = dense(parts[name]())
         if x.dtype != dtype or (shape is not None and x.shape != shape):
-            raise ValueError(f"{layer}.{name} is {x.dtype} {x.shape}, and {dtype} {shape or ''} is needed")
+            needed = dtype if shape is None else f"{dtype} {shape}"
+            raise ValueError(f"{layer}.{name} is {x.dtype} {x.shape}, and {needed} is needed")
         return x
 
-    if not parts.keys() & {"SCB", "weight_format"}:
+    in_8_bits = bool(parts.keys() & {"SCB", "weight_format"})
+    if in_8_bits is not (format == "int8"):
+        raise ValueError(f"{layer}.weight is in {'int8' if in_8_bits else 'nf4'}, and config.json says {format}")
+    if not in_8_bits:
         return read_nf4(layer, part, "weight.nested_absmax" in parts)
     codes = part("weight", "int8")
     if "weight_format" in parts and part("weight_format", "uint8").any():
@@ -141,7 +146,8 @@ def parse_state(layer: str, content: np.ndarray, double: bool) -> tuple[tuple[in
         n_out, n_in = state["shape"]
         block, nested = state["blocksize"], state["nested_blocksize"] if double else 1
         offset = state["nested_offset"] if double else 0.0
-        if all(type(n) is int and n > 0 for n in (n_out, n_in, block, nested)) and abs(float(offset)) < 3.4e38:
+        whole = all(type(n) is int and n > 0 for n in (n_out, n_in, block, nested))
+        if whole and type(offset) in (int, float) and abs(offset) < 3.4e38:
             return (n_out, n_in), block, nested, float(offset)
     except (ValueError, KeyError, TypeError, RecursionError):
         pass

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Rng, generator
+from ..backend import Array, Rng, generator
 from ..files import Reader, Tensors, open_tensors, read_json, stored
 from ..nn import shapes_of
-from ..quantization import STORED, dense, format_names
+from ..quantization import STORED, Quantized, dense, format_names
 from ..spelling import choose_from
 from .bitsandbytes import format_in, gathered
 from .config import Config
@@ -69,7 +69,9 @@ def load_pretrained(
     family, config = read_config(values, str(config_path), dtype, head, labels)
     in_file = format_in(values, str(config_path))
     if in_file and quantize not in (None, STORED, in_file):
-        raise ValueError(f"{source} is in {in_file}, and cannot be held in {quantize}: leave quantize out")
+        raise ValueError(
+            f"{source} is in {in_file}, and cannot be held in {quantize}: leave quantize out (--quantize none)"
+        )
     if in_file and not quantize:
         quantize = STORED
     try:
@@ -121,8 +123,9 @@ def read_source(path: Path) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]
         return read_gguf(path)
     values = read_json(config_file(path)) if (path / "config.json").is_file() else {}
     family, tensors = values.get("model_type"), read_checkpoint(path)
-    if format_in(values, str(path / "config.json")):
-        tensors = gathered(tensors)
+    in_file = format_in(values, str(path / "config.json"))
+    if in_file:
+        tensors = gathered(tensors, in_file)
     return values, standard_tensors(family, tensors) if isinstance(family, str) and family in FAMILIES else tensors
 
 
@@ -164,7 +167,7 @@ def assemble(
     model = FAMILIES[family].build(config, None)
     ours = {hub_name(family, path, config.head): path for path in model.named_parameters()}
     readers: dict[str, Reader] = {name: partial(stored, tensors, name) for name in tensors}
-    state = {ours[name]: reader for name, reader in readers.items() if name in ours}
+    state: dict[str, Reader] = {ours[name]: partial(floats, tensors, name) for name in readers if name in ours}
     rest = {name: reader for name, reader in readers.items() if name not in ours and not CONSTANT.fullmatch(name)}
     if config.head == "lm":
         drop_copies(family, config.tied, state, rest)
@@ -180,6 +183,14 @@ def assemble(
     else:
         model.load_state_dict(dict(found))
     return model
+
+
+def floats(tensors: Mapping[str, Any], name: str) -> Array | Quantized:
+    """A tensor as its file has it. Raises ValueError for one of whole numbers, such as codes without their scales."""
+    x: Array | Quantized = stored(tensors, name)
+    if x.dtype.kind != "f":
+        raise ValueError(f"{name} is {x.dtype}, and floats are needed: are these codes whose scales are missing?")
+    return x
 
 
 def drop_copies(family: str, tied: bool, state: dict[str, Reader], rest: dict[str, Reader]) -> None:

@@ -47,12 +47,28 @@ def format_of(model: Module) -> str:
 
 def quantize(model: Module, format: str, without: Collection[str] = ()) -> None:
     """Hold the matrices of a model as formats_for() says, but for those of the layers at the paths in `without`; they
-    are frozen then. One that is Quantized already stays. Raises ValueError as formats_for() does, and for numbers that
-    the format has no code for."""
+    are frozen then. One that is Quantized already stays. Raises ValueError, with the model as it was, as formats_for()
+    does, for numbers that the format has no code for, and for a matrix that is trained beside adapters."""
     left = {model[path].weight for path in without}  # type: ignore[attr-defined]
-    for parameter, cls in formats_for(model, format).items():
-        if not isinstance(parameter.data, Quantized) and parameter not in left:
-            parameter.data = cls.of(parameter.data)
+    formats, adapted = formats_for(model, format), any(module.is_adapter for _, module in model.named_modules())
+    made: dict[Parameter, Quantized] = {}
+    for path, p in model.named_parameters().items():
+        if p in formats and p not in left and not isinstance(p.data, Quantized):
+            if adapted and p.trainable:
+                raise ValueError(
+                    f"{path} is trained beside the adapters, and would be frozen in {format}: quantise first"
+                )
+            made[p] = coded(path, formats[p], p.data)
+    for p, Q in made.items():
+        p.data = Q
+
+
+def coded(path: str, format: type[Quantized], W: Array | Quantized) -> Quantized:
+    """The matrix at a path in a format. Raises ValueError with the path."""
+    try:
+        return format.of(W)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def hold(model: Module, dtype: str) -> None:
@@ -76,7 +92,7 @@ def load_quantized(model: Module, state: Mapping[str, Array | Quantized], quanti
         if x.shape != parameter.data.shape:
             raise ValueError(f"{path} has shape {x.shape}, and {parameter.data.shape} is needed")
         if parameter in formats:
-            x = formats[parameter].of(x)
+            x = coded(path, formats[parameter], x)
         elif parameter in held and x.dtype == np.float16:
             x = Float16({"values": x}, x.shape)
         parameter.data = converted(x, parameter.xp, parameter.data.dtype)

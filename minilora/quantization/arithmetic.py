@@ -152,5 +152,7 @@ def half_precision(parameters: Iterable[Any], name: str) -> Iterator[type[Half]]
         yield HALF[name]
     finally:
         for parameter, data in before.items():
-            trained = parameter.data is not inside[parameter]
-            parameter.data = np.asarray(parameter.data) if trained else data
+            if parameter.data is inside[parameter]:
+                parameter.data = data
+            elif isinstance(parameter.data, Half):
+                parameter.data = np.asarray(parameter.data)

@@ -45,6 +45,7 @@ Rows: TypeAlias = "slice | Array | list[int]"  # of a matrix: a slice, or their 
 ALL = slice(None)
 PART = 2**20  # numbers that are decoded together, of which a product is made: of fewer it is slower
 ENCODED = 2**17  # numbers that are encoded together: what is made on the way stays in a cache
+LARGEST = (2 - 2.0**-7) * 2.0**127  # bfloat16's. A float32 above it, 3.4 · 10³⁸, could be decoded as infinity.
 
 
 class Cells(NamedTuple):
@@ -108,16 +109,20 @@ class Quantized:
 
     @classmethod
     def of(cls, W: Array | Quantized) -> Self:
-        """W (out, in), encoded from float32; one that is in this format already, as it is. Raises ValueError for
-        infinity and NaN, which have no code."""
+        """W (out, in), encoded from float32; one that is in this format already, as it is. Raises ValueError for what
+        is no matrix of floats, and for infinity, NaN and numbers above LARGEST, which have no code."""
         if type(W) is cls:
             return W
         W = dense(W)
+        if W.ndim != 2 or not W.size or W.dtype.kind != "f":
+            raise ValueError(f"{cls.name} is for matrices of floats, and this is {W.dtype} of shape {W.shape}")
         with np.errstate(over="ignore"):
             W32 = np.ascontiguousarray(to_numpy(W), dtype=np.float32)
-        if W32.size and not np.isfinite([W32.min(), W32.max()]).all():  # NaN if any is
-            wrong = W32[~np.isfinite(W32)].flat[0]
-            raise ValueError(f"{cls.name} has no code for {wrong}: the matrix holds numbers that are not finite")
+        if not max(-W32.min(), W32.max()) <= LARGEST:  # NaN if any is
+            wrong = W32[~(abs(W32) <= LARGEST)].flat[0]
+            raise ValueError(
+                f"{cls.name} has no code for {wrong:.6g}: numbers have to be finite, and at most {LARGEST:.4g}"
+            )
         arrays = {name: get_array_module(W).asarray(x) for name, x in cls.encode(W32).items()}
         return cls(arrays, W.shape, W.dtype)
 
@@ -133,6 +138,9 @@ class Quantized:
     def __getitem__(self, rows: slice) -> RowsOf:
         """Some rows, still as codes."""
         return RowsOf(self, rows)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"a matrix in {self.name} is no array: dense() makes one of it")
 
     def __len__(self) -> int:
         return self.shape[0]

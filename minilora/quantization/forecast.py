@@ -93,17 +93,17 @@ class Kept:
     def cos(self) -> float:
         """cos(kept, ΔW); 0 where nothing is kept."""
         kept = self.error + 2 * self.along - self.delta
-        return self.along / math.sqrt(kept * self.delta) if kept > 0 else 0.0
+        return self.along / math.sqrt(kept * self.delta) if kept > 0 and self.delta else 0.0
 
     @property
     def relative_error(self) -> float:
-        """‖E‖ / ‖ΔW‖"""
-        return math.sqrt(self.error / self.delta)
+        """‖E‖ / ‖ΔW‖; NaN for a ΔW of 0."""
+        return math.sqrt(self.error / self.delta) if self.delta else math.nan
 
     @property
     def share(self) -> float:
-        """κ = ⟨kept, ΔW⟩ / ‖ΔW‖², how much of ΔW is kept: kept = κ ΔW + N, and N knows nothing of ΔW."""
-        return self.along / self.delta
+        """κ = ⟨kept, ΔW⟩ / ‖ΔW‖², how much of ΔW is kept: kept = κ ΔW + N, and N knows nothing of ΔW. NaN for 0."""
+        return self.along / self.delta if self.delta else math.nan
 
     def error_of_y(self, n_out: int, x: np.ndarray, of_delta: float) -> float:
         """rms(x Eᵀ) for rms(x ΔWᵀ) = of_delta and the mean square x (in,) of each entry of x."""
@@ -147,7 +147,8 @@ def measure(W: np.ndarray, delta: np.ndarray, format: type[Quantized]) -> Kept:
     before, after = format.of(W), format.of(W + delta)
     kept = after.dense() - W
     moved = int((after.codes() != before.codes()).sum())
-    return Kept(W.size, moved, float(np.vdot(kept, delta)), columns(delta), columns(kept - delta))
+    along = float(np.einsum("oi,oi->", kept, delta, dtype=float))
+    return Kept(W.size, moved, along, columns(delta), columns(kept - delta))
 
 
 def on_the_grid(W: np.ndarray, format: type[Quantized]) -> bool:

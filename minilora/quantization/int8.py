@@ -22,6 +22,7 @@ from .base import ENCODED, Cells, Quantized, Rows, parts
 
 STEPS = 127
 OUTLIER = 6.0
+LEAST = np.float32(4e-37)  # below it 127/a overflows: the codes of such a row are 0, as of a row of zeros
 SQUARED_STEP = np.float32(6.200124e-05)  # bitsandbytes' 1/127²
 
 
@@ -35,7 +36,7 @@ def int8_codes(W: np.ndarray, outlier: float = 0.0) -> tuple[np.ndarray, np.ndar
     a = abs(np.where(large, 0, W)).max(axis=1, initial=0)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         scaled = np.where(large, 0, W) * (1 / a * np.float32(STEPS))[:, None]  # as PyTorch takes 127/a: it decides ties
-    q = np.rint(np.where(a[:, None] == 0, 0, scaled)).astype(np.int8)
+    q = np.rint(np.where(a[:, None] < LEAST, 0, scaled)).astype(np.int8)
     if len(W) > 1:
         q[:, columns] = 0
     return q, a, columns

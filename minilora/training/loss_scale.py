@@ -21,6 +21,8 @@ torch.amp.GradScaler.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..backend import get_array_module
@@ -40,13 +42,16 @@ class LossScale:
         backoff_factor: float = 0.5,
         growth_interval: int = 2000,
     ) -> None:
-        if not (init_scale > 0 and growth_factor > 1 > backoff_factor > 0 and growth_interval >= 1):
+        with np.errstate(over="ignore"):
+            S = float(np.float32(init_scale))
+        if not (0 < S < math.inf and growth_factor > 1 > backoff_factor > 0 and growth_interval >= 1):
             raise ValueError(
-                f"init_scale {init_scale} and backoff_factor {backoff_factor} must be above 0, backoff_factor below 1, "
-                f"growth_factor {growth_factor} above 1, and growth_interval {growth_interval} at least 1"
+                f"init_scale {init_scale} and backoff_factor {backoff_factor} must be above 0, and finite in float32, "
+                f"backoff_factor below 1, growth_factor {growth_factor} above 1, and growth_interval "
+                f"{growth_interval} at least 1"
             )
         self.growth_factor, self.backoff_factor, self.growth_interval = growth_factor, backoff_factor, growth_interval
-        self.S, self.steps = float(np.float32(init_scale)), 0
+        self.S, self.steps = S, 0
 
     def unscaled(self, grads: Gradients) -> tuple[Gradients, bool]:
         """g = dθ / S, arrays that compute in float32, and whether all dθ are finite."""

@@ -355,6 +355,14 @@ def test_where_the_rest_was_quantised_too_a_note_says_so_and_quantising_it_gives
     assert np.array_equal(logits(again), logits(model))
 
 
+def test_where_only_the_rest_is_held_in_few_bits_a_note_says_that_it_cannot_be_compared(tmp_path):
+    saved(tmp_path / "a")  # every layer of the blocks is LoftQ's, and the embedding was in float32
+    again = base("llama", dtype="float32")
+    again["embed.token"].weight.data = format_named("bfloat16").of(again["embed.token"].weight.data)
+    note = peft.load_adapter(again, tmp_path / "a")
+    assert note.endswith("and this one is in bfloat16: its names and shapes fit, and its weights cannot be compared")
+
+
 def test_it_switches_with_other_adapters_on_one_dense_base(tmp_path):
     model = saved(tmp_path / "a")
     other = base("llama", dtype="float32")
@@ -446,6 +454,8 @@ def test_finetune_generate_and_merge_on_the_command_line(held, tmp_path, capsys)
     if held:
         quantize(model, "nf4")
     minilora.merge(model)
+    for other in ("int8", "stored", "none"):  # for all but the adapted layers
+        run("generate", "--adapter", tmp_path / "a", "--prompt", "for", "--tokens", 4, "--quantize", other)
     ids = np.arange(97, 117)[None]
     assert close(minilora.load_pretrained(tmp_path / "m").forward(ids)[0], model.forward(ids)[0], 2e-2)
     with pytest.raises(ValueError, match="option 'quantize' is what --quantize says"):

@@ -308,6 +308,8 @@ def put(part: str, function: Any) -> Any:
         ),
         ("nf4-dq", cut(STATE, nested_offset="x"), "is not the JSON of a matrix in NF4"),
         ("nf4-dq", cut(STATE, nested_offset=float("nan")), "is not the JSON of a matrix in NF4"),
+        ("nf4-dq", cut(STATE, nested_offset=10**400), "is not the JSON of a matrix in NF4"),
+        ("nf4-dq", cut(STATE, nested_offset="3"), "is not the JSON of a matrix in NF4"),
         ("nf4", cut(STATE, shape=[32, 64]), r"q_proj.weight is uint8 \(2048, 1\), and uint8 \(1024, 1\) is needed"),
         ("nf4", cut(STATE, shape=[32, 128]), r"has shape \(32, 128\), and \(64, 64\) is needed"),
         ("nf4", cut(STATE, blocksize=32), r"absmax is float32 \(64,\), and float32 \(128,\) is needed"),
@@ -325,6 +327,37 @@ def test_damage_is_said_with_the_name_of_the_tensor(tmp_path, name, damage, says
     folder = change(saved(quantised(name), tmp_path / "m"), damage)
     with pytest.raises(ValueError, match=says):
         minilora.load_pretrained(folder)
+
+
+@pytest.mark.parametrize("layer", ["", Q_PROJ])
+def test_codes_without_any_of_their_scales_are_not_taken_for_numbers(tmp_path, layer):
+    def bare(tensors):
+        return {key: x for key, x in tensors.items() if not key.startswith(layer) or key.endswith("weight")}
+
+    folder = change(saved(quantised("int8"), tmp_path / "m"), bare)
+    for wanted in (None, "int8", "stored"):
+        with pytest.raises(ValueError, match=r"proj\.weight is int8, and floats are needed: are these codes whose"):
+            minilora.load_pretrained(folder, quantize=wanted)
+
+
+def test_whole_numbers_are_no_gain_of_a_norm(tmp_path):
+    def whole(tensors):
+        return tensors | {"model.norm.weight": np.ones(64, np.uint8)}
+
+    folder = change(saved(quantised("nf4"), tmp_path / "m"), whole)
+    with pytest.raises(ValueError, match=r"model\.norm\.weight is uint8, and floats are needed"):
+        minilora.load_pretrained(folder)
+
+
+@each_format
+def test_a_config_json_that_says_4_bits_of_8_or_8_of_4_is_refused(tmp_path, name):
+    folder = change(saved(quantised(name), tmp_path / "m"), load_in_4bit=name == "int8", load_in_8bit=name != "int8")
+    says = "nf4" if name == "int8" else "int8"
+    for wanted in (None, "stored"):
+        with pytest.raises(
+            ValueError, match=rf"\.weight is in {name.removesuffix('-dq')}, and config\.json says {says}"
+        ):
+            minilora.load_pretrained(folder, quantize=wanted)
 
 
 def test_scales_that_are_not_finite_are_refused(tmp_path):

@@ -39,6 +39,19 @@ def test_the_forecast_of_a_merge_is_within_five_percent_of_the_merge(size, rng):
     assert error == pytest.approx(np.linalg.norm(kept - D) / np.linalg.norm(D), rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda *_: (x for x in "ab"), "W_hat is generator, and must be an array"),
+        (lambda *_: np.broadcast_to(0.0, (10**9, 10**9)), "W_hat has shape (1000000000, 1000000000), and must have"),
+    ],
+    ids=["yield", "zeros without memory"],
+)
+def test_what_cannot_be_copied_is_refused_as_what_it_is(made, says):
+    found = check("26", quantise_nf4, lambda codes, absmax, block, shape: made(), bits, qlora_backward, merge_forecast)
+    assert [f.says.en[: len(says)] for f in found.findings if f.kind != "right"] == [says]
+
+
 @pytest.mark.parametrize(("more", "name"), [("dW", "base_trained"), ("dabsmax", "scales_trained")])
 def test_a_gradient_of_what_is_frozen_is_called_so_whatever_it_holds(more, name):
     def with_more(*given):

@@ -11,6 +11,7 @@ from models import build
 import minilora
 from minilora import ops
 from minilora.data import Batch
+from minilora.models.quantized import quantize
 from minilora.nn.optim import AdamW
 from minilora.quantization.arithmetic import HALF, BFloat16Array, Float16Array, Half, half_precision
 from minilora.training import loss_and_gradients
@@ -236,6 +237,14 @@ def test_after_it_a_model_has_its_float32_weights_and_gradients_step_them(name, 
     with pytest.raises(ZeroDivisionError), half_precision(model.parameters(), name):
         1 / 0  # noqa: B018
     assert all(p.data is before[path] for path, p in model.named_parameters().items())
+
+
+def test_a_model_that_is_quantised_inside_stays_so(adapted):
+    model, _ = adapted
+    with half_precision(model.parameters(), "bfloat16"):
+        quantize(model, "nf4")
+    kinds = {type(p.data).__name__ for p in model.parameters()}
+    assert kinds == {"ndarray", "NF4", "BFloat16"}
 
 
 @half

@@ -134,3 +134,43 @@ def test_the_error_of_y_is_foretold_from_the_columns_and_from_what_is_lost_of_th
         error = cls.of(base + delta).dense() - (base + delta)
         added, real = (float(np.sqrt(np.mean((x @ E.T) ** 2))) for E in (delta, error))
         assert foretold.error_of_y(len(W), np.mean(x**2, axis=0), added) == pytest.approx(real, rel=0.1)
+
+
+@every_format
+def test_rows_of_zeros_that_stay_zeros_have_no_error_and_decide_nothing(cls):
+    W, delta = weights((96, 384), 4, 0.1, 0)
+    W, delta = (np.concatenate([x, np.zeros((300, 384), np.float32)]) for x in (W, delta))
+    for base in (W, cls.of(W).dense()):
+        assert on_the_grid(base, cls) is (base is not W)
+        foretold, measured = both(base, delta, cls)
+        assert foretold.relative_error == pytest.approx(measured.relative_error, rel=0.05)
+
+
+@every_format
+def test_a_change_that_takes_all_away_is_kept(cls):
+    W, _ = weights((96, 384), 4, 0.1, 0)
+    for kept in both(W, -W, cls):
+        assert (kept.share, kept.relative_error) == pytest.approx((1, 0), abs=1e-6)
+
+
+@every_format
+def test_of_no_change_there_is_no_share(cls):
+    W, _ = weights((8, 64), 2, 0.1, 0)
+    for kept in both(W, np.zeros_like(W), cls):
+        assert np.isnan([kept.share, kept.relative_error]).all()
+        assert kept.cos == 0
+
+
+def test_a_huge_change_is_measured_in_float64():
+    W, delta = weights((48, 384), 4, 1, 0)
+    kept = measure(W, delta * np.float32(1e37), formats()["int8"])
+    assert kept.cos == pytest.approx(kept.share, rel=0.01) == pytest.approx(1, rel=0.01)
+
+
+@every_format
+def test_rows_of_numbers_that_are_tiny_beside_one_of_them_are_foretold(cls):
+    W, delta = weights((48, 384), 4, 0.1, 0)
+    W, delta = W * np.float32(1e-6), delta * np.float32(1e-6)
+    W[:, ::64] *= np.float32(1e6)
+    foretold, measured = both(W, delta, cls)
+    assert np.sqrt(foretold.error) == pytest.approx(np.sqrt(measured.error), rel=0.1)

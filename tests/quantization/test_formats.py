@@ -287,6 +287,65 @@ def test_what_is_quantised_twice_keeps_its_first_codes():
     assert all(model.state_dict()[path] is x for path, x in before.items())
 
 
+@each_format
+@pytest.mark.parametrize("W", [np.ones(5, "f4"), np.ones((2, 2, 2), "f4"), np.ones((2, 3), int), np.ones((0, 5), "f4")])
+def test_what_is_no_matrix_of_floats_is_refused_with_its_shape(name, W):
+    with pytest.raises(ValueError, match=rf"^{name} is for matrices of floats, and this is {W.dtype} of shape \("):
+        format_named(name).of(W)
+
+
+@each_format
+def test_numbers_that_would_be_decoded_as_infinity_are_refused_and_those_below_are_not(name):
+    largest = np.finfo(np.float32).max
+    with pytest.raises(ValueError, match=rf"^{name} has no code for -3\.40"):
+        format_named(name).of(np.array([[1, -largest]], np.float32))
+    if name != "float16":
+        W = np.full((3, 70), 3.38e38, np.float32)
+        W[1, ::2] = -1e30
+        assert np.isfinite(format_named(name).of(W).dense()).all()
+
+
+@each_format
+@pytest.mark.parametrize("tiny", [1e-45, 1e-42, 1e-38, 3e-37])
+def test_rows_of_nearly_nothing_stay_nearly_nothing(name, tiny):
+    W = np.random.default_rng(0).uniform(-1, 1, (3, 70)).astype(np.float32)
+    W[1] = tiny * W[1]
+    W[1, 3] = tiny
+    with np.errstate(all="raise", under="ignore"):
+        assert abs(format_named(name).of(W[1:2]).dense() - W[1:2]).max() <= tiny
+        if name == "int8":  # a block of NF4 has numbers of both rows
+            assert abs(format_named(name).of(W).dense()[1] - W[1]).max() <= tiny
+
+
+@each_format
+def test_a_matrix_of_codes_is_no_array_until_it_is_dense(name):
+    Q = format_named(name).of(np.ones((2, 3), np.float32))
+    with pytest.raises(TypeError, match=f"^a matrix in {name} is no array: dense"):
+        np.asarray(Q)
+
+
+def test_a_model_with_a_matrix_that_has_no_code_stays_as_it_was_and_the_matrix_is_named():
+    model = small()
+    model["block_1.mlp.up_proj"].weight.data[0, 0] = np.nan
+    before = {path: p.data for path, p in model.named_parameters().items()}
+    with pytest.raises(ValueError, match=r"^block_1\.mlp\.up_proj\.weight: nf4 has no code for nan"):
+        quantize(model, "nf4")
+    assert all(p.data is before[path] and p.trainable for path, p in model.named_parameters().items())
+
+
+@pytest.mark.parametrize("train", ["embed", "o_proj"])
+def test_a_matrix_that_is_trained_beside_adapters_is_not_frozen_by_quantising(train):
+    model = small()
+    minilora.attach_lora(model, ["q_proj"], r=2, rng=0, train=[train])
+    before = {path: (id(p.data), p.trainable) for path, p in model.named_parameters().items()}
+    with pytest.raises(
+        ValueError, match=rf"{train}\S* is trained beside the adapters, and would be frozen in nf4: quant"
+    ):
+        quantize(model, "nf4")
+    for path, p in model.named_parameters().items():
+        assert (id(p.data), p.trainable) == before[path]
+
+
 SLICES = st.builds(slice, *[st.none() | st.integers(-14, 14)] * 2, st.none() | st.sampled_from([-3, -1, 1, 2]))
 
 

@@ -69,6 +69,9 @@ def test_it_does_not_grow_beyond_float32_and_a_loss_that_is_never_finite_is_name
     "wrong",
     [
         {"init_scale": 0.0},
+        {"init_scale": 1e-46},
+        {"init_scale": 1e39},
+        {"init_scale": float("inf")},
         {"growth_factor": 1.0},
         {"backoff_factor": 1.0},
         {"backoff_factor": 0.0},

@@ -28,7 +28,7 @@ from ...models.quantized import quantize as hold_as
 from ...models.saving import base_hash
 from ...models.transformer import Transformer
 from ...nn import Module, Parameter, check_fit, converted
-from ...quantization import Quantized, dense, formats
+from ...quantization import STORED, Quantized, dense, formats
 from ..attach import wasted_rank
 from .config import classes_of
 from .format import BASE_FORMAT, CONFIG, LABELS, WEIGHTS, base_without_weights, locate_adapter, read_adapter
@@ -91,7 +91,7 @@ def load_base(
         model = load(head=head, labels=labels if head in LABELLED else None)
         if labels and model.config.head not in LABELLED:  # and the config has no task_type
             model = load(head="classify", labels=labels)
-    if makes_weight and quantize:
+    if makes_weight and quantize not in (None, STORED):
         hold_as(model, quantize, plan_of(view_of(model), config, tensors).adapters)
     return model
 
@@ -154,7 +154,9 @@ def check_base(
     encoded in the adapter's format, to be compared. What they were cannot be told of weights that are encoded.
     Where there is nothing to say the note is empty.
     """
-    expected, before, now = metadata.get("base_sha256"), metadata.get(BASE_FORMAT, ""), format_of(model)
+    held = {p.data.name for p in model.base_parameters().values() if isinstance(p.data, Quantized)}
+    now = format_of(model) or ", ".join(sorted(held))  # where an adapter makes the weights of the blocks, of the others
+    expected, before = metadata.get("base_sha256"), metadata.get(BASE_FORMAT, "")
     if not expected:
         return f"{folder} does not say which base it is for; its names and shapes fit this one"
     if expected == base_hash(model, plan.carried(), made=made):

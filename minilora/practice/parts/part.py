@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -233,7 +234,9 @@ class Part:
     def outcome(self, function: Function, arguments: Arguments, true: Tensors) -> Tensors:
         """What is compared of the function's results. Raises Refused for what is wrong before that: a shape, ..."""
         given = copy.deepcopy(arguments)
-        first = copy.deepcopy(self.run(function, given))
+        first = self.run(function, given)
+        with suppress(TypeError, MemoryError):  # of a generator, or of zeros broadcast: refused below
+            first = copy.deepcopy(first)
         changed = [name for name, before in arguments.items() if not equal(before, given[name])]
         if self.changes and not changed:
             says = words("{it} changes nothing: what it computes must go into its arguments", it=self.name)
