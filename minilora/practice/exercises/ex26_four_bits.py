@@ -158,7 +158,8 @@ def draw_codes(rng, i):
 
 
 def draw_sizes(rng, i):
-    return {"block": int(rng.choice([32, 48, 64, 96, 128])), "nested": int(rng.integers(100, 500))}
+    block = (48, 64, 8, 96, 24, 128)[i]  # with 8 and 24 the quotients of whole numbers are not all 0
+    return {"block": block, "nested": int(rng.integers(100, 500))}
 
 
 def draw_merge(rng, i):
