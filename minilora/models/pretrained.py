@@ -51,9 +51,9 @@ def load_pretrained(
     not hold is drawn from `rng`, a seed or a generator. `quantize` is a format of quantization/, in which the matrices
     are held and decoded to `dtype` for each product (models/quantized.py says which); the model is frozen, and adapters
     learn beside it. Never more than one matrix exists whole while it loads. "stored" holds the matrices as the file
-    has them: in GGUF's blocks, bfloat16, float16 or float32. A folder that `transformers`
-    wrote with bitsandbytes, in NF4 or int8 (models/bitsandbytes.py), is held as it is stored; where `quantize` names
-    its format, the matrices beside it are held as in every model of that format.
+    has them: in GGUF's blocks, bfloat16, float16 or float32. A folder that `transformers` wrote with bitsandbytes, in
+    NF4 or int8 (models/bitsandbytes.py), is held as it is stored; where `quantize` names its format, the matrices
+    beside it are held as in every model of that format.
 
     Warns of tensors that are not used and of layers that are drawn. Raises FileNotFoundError for a missing file,
     ImportError with the line to run for a missing package, ValueError for a family, feature or format that is not

@@ -29,6 +29,7 @@ from ..backend import Array, get_array_module
 from .base import ALL, ENCODED, Cells, Quantized, Rows
 
 BLOCK, NESTED_BLOCK = 64, 256
+LOOKED_UP = 2**14  # bytes
 LEVELS = np.array(  # QLoRA, appendix E
     [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
      -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
@@ -123,6 +124,17 @@ def double_quantised(
     return nearest(np.clip(scaled, -1, 1).reshape(-1)[: len(a)], LEVELS8), A, mean
 
 
+def looked_up(codes: Array) -> Array:
+    """(2 k,) float32: the two levels of each of k bytes. On the host some bytes at a time: NumPy makes an index of 8
+    bytes of each, which then stays in a cache."""
+    xp = get_array_module(codes)
+    pairs, x = xp.asarray(PAIRS), xp.empty(len(codes), np.uint64)
+    step = LOOKED_UP if xp is np else max(1, len(codes))
+    for start in range(0, len(codes), step):
+        x[start : start + step] = pairs.take(codes[start : start + step])
+    return x.view(np.float32)
+
+
 def scaled_blocks(x: Array, a: Array, block: int) -> Array:
     """x (n,) with each block times its a: x itself, written to."""
     whole = len(x) // block
@@ -165,8 +177,11 @@ class NF4(Quantized):
         start, stop = start * n_in, max(stop, start) * n_in
         first = start // (2 * self.block) * 2 * self.block  # a block that begins with a byte
         codes = self.arrays["codes"][first // 2 : -(-stop // 2)]
-        x = get_array_module(codes).asarray(PAIRS).take(codes).view(np.float32)[: stop - first]
-        x = scaled_blocks(x, self.absmax(slice(first // self.block, -(-stop // self.block))), self.block)
+        x = scaled_blocks(
+            looked_up(codes)[: stop - first],
+            self.absmax(slice(first // self.block, -(-stop // self.block))),
+            self.block,
+        )
         return x[start - first :].reshape(-1, n_in)
 
     def codes(self) -> Array:
