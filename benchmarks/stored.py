@@ -2,7 +2,8 @@
 
     python -m benchmarks.stored
 
-One BLAS thread; seconds are those of the processor, the least of three rounds: what else runs there counts less.
+One BLAS thread. Processes of the two take turns, and the medians of three are printed; seconds are those of the
+processor, the least of three in each: what else runs there counts less.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import gguf
@@ -83,12 +85,18 @@ def main() -> None:
         print(json.dumps(measure(None if sys.argv[1] == "float32" else sys.argv[1])))
         return
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    for quantize in ("float32", "stored"):
-        command = [sys.executable, "-m", "benchmarks.stored", quantize]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        print(quantize)
-        for name, x in json.loads(done.stdout).items():
-            print(f"    {name:<16} {x / 2**20:.0f} MiB" if x > 2**16 else f"    {name:<16} {x:.2f}")
+    found: dict[str, list[dict[str, float]]] = {"float32": [], "stored": []}
+    for _ in range(ROUNDS):
+        for quantize, results in found.items():
+            command = [sys.executable, "-m", "benchmarks.stored", quantize]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            results.append(json.loads(done.stdout))
+    print(f"{'':<20}{'float32':>10}{'stored':>10}{'stored / float32':>20}")
+    for name in found["float32"][0]:
+        full, stored = ([result[name] for result in results] for results in found.values())
+        each = (f"{x / 2**20:.0f} MiB" if x > 2**16 else f"{x:.2f}" for x in (median(full), median(stored)))
+        ratio = median(b / a for a, b in zip(full, stored, strict=True))
+        print(f"    {name:<16}" + "".join(f"{x:>10}" for x in each) + f"{ratio:>20.2f}")
     print("ns to decode a weight")
     for name, x in decoding().items():
         print(f"    {name:<16} {x:.2f}")
