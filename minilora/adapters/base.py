@@ -13,8 +13,9 @@ verifying find the classes by variants() and read what they state. Every class s
     checks      laws = {"Bᵀ dB = dA Aᵀ": exchange}, examples = {"": {"r": 3, "alpha": 5}}
 
     start       draws A, sets B = 0, and returns the adapter
-    forward     y = base.forward(x) + s (x Aᵀ) Bᵀ, and a cache: what `kept` says, the base's cache, the dropout mask
-    backward    adds dA and dB to the gradients and returns dx, by ops/lora.py
+    path_forward    s (x Aᵀ) Bᵀ, and a cache: what `kept` says, and the dropout mask
+    path_backward   adds dA and dB to the gradients and returns dx of that path, by ops/lora.py
+                    Both are of a Parallel, whose base computes y beside it. Others state forward and backward (ia3.py)
     factors     A, B and s of ΔW = s B A. Where ΔW is no such product: delta, ΔW itself; where b changes: merged
 
 Few need the rest, each for the reason that is said here:
@@ -62,7 +63,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module
-from ..nn import Costs, Embedding, Gradients, LayerNorm, Linear, MetaArray, Module, Parameter
+from ..nn import Costs, Embedding, Gradients, Inputs, LayerNorm, Linear, MetaArray, Module, Parameter, Pass
 from ..quantization import dense
 from . import DEFAULT as DEFAULT
 
@@ -431,6 +432,35 @@ class Adapter(Module):
         backward = each_row(dx, *of_learned(self.products.gradients)), *(decided(f, on, off) for f in all_rows)
         costs.multiply(self, "adapter", *({f: number(f, sizes) for f in formulas} for formulas in (forward, backward)))
         return replace(y, needs_dx=True) if learns and not y.needs_dx else y
+
+
+class Parallel(Adapter):
+    """y = base(x) + path(x): the base computes what it does without the adapter, so that rows of a batch that have
+    different adapters share its product (many.py). A class states the path; forward and backward follow.
+
+    He et al. (2022), "Towards a unified view of parameter-efficient transfer learning", section 3.2, for the word.
+    """
+
+    def path_forward(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Array, Any]:
+        """path(x), a new array in the shape of the base's y; and a cache, whose field `base` is None."""
+        raise NotImplementedError
+
+    def path_backward(self, dy: Array, cache: Any, grads: Gradients, needs_dx: bool) -> Array | None:
+        """Add the gradients of the slots that learn; return dx of the path, a new array, where it is needed."""
+        raise NotImplementedError
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+        y, base = self.base.forward(x, inputs, run)
+        y_path, cache = self.path_forward(x, inputs, run)
+        y += y_path
+        return y, cache._replace(base=base)
+
+    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array | None:
+        dx: Array | None = self.base.backward(dy, cache.base, grads)
+        dx_path = self.path_backward(dy, cache, grads, dx is not None)
+        if dx is not None:
+            dx += dx_path
+        return dx
 
 
 @contextmanager
