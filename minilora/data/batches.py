@@ -18,6 +18,7 @@ class Batch(NamedTuple):
     targets: np.ndarray  # int64, (B, T) a label for each token, or (B,) for each text; IGNORE where there is none
     padding: np.ndarray | None = None  # (B, T) bool, True for a real token
     segments: np.ndarray | None = None  # (B, T) int64, BERT
+    adapters: np.ndarray | None = None  # (B,) object, the name of each row's adapter (adapters/many.py); None: the base
 
 
 def encode_bytes(text: str | bytes | np.ndarray) -> np.ndarray:

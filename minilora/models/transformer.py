@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend import Array, get_array_module
-from ..nn import Attention, Inputs, Module, Pass, Sequential
+from ..nn import Attention, Gradients, Inputs, Module, Pass, Sequential
+from ..spelling import choose_from
 from .config import Config
+
+
+class SortedByAdapter(NamedTuple):
+    """The cache of a forward whose rows had adapters of their own."""
+
+    outputs: Array  # the caller's place of each row of the output
+    caches: list[Any]
 
 
 class Transformer(Sequential):
@@ -25,36 +34,80 @@ class Transformer(Sequential):
         self.family, self.config = family, config
         self.hf_config: dict[str, Any] = {}  # other keys of the config.json, which save_pretrained writes unchanged
         self.hub: tuple[str, str | None] | None = None  # its name on the Hugging Face Hub, and the commit
+        self.adapter_names: tuple[str, ...] = ()  # those that a row of a batch may have (adapters/many.py)
+        self.modules_now: tuple[Module, ...] = ()  # made by modules()
 
     @property
     def causal(self) -> bool:
         """Whether a token sees no later one, so that the model can continue a text."""
         return all(module.causal for _, module in self.named_modules() if isinstance(module, Attention))
 
-    def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, list[Any]]:
-        """The output and the cache. Moves ids and inputs to the device of the weights.
+    def __setitem__(self, path: str, module: Module) -> None:
+        super().__setitem__(path, module)
+        self.modules_now = ()
+
+    def modules(self) -> tuple[Module, ...]:
+        """All that are in place: what a KV cache belongs to."""
+        self.modules_now = self.modules_now or tuple(module for _, module in self.named_modules())
+        return self.modules_now
+
+    def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+        """The output and the cache. Moves ids and inputs to the device of the weights. Rows with adapters of their own
+        (inputs.adapters) are sorted by adapter on the way.
 
         Raises ValueError for ids that are not (B, T) integers in 0..V-1, for more tokens (those of run.kv_cache
-        included) than config.max_length, for a KV cache with padding, and for padding or segments that are not as
-        Inputs says; TypeError for `inputs` and `run` of other types, and for a run.rng that is no generator. Values
-        that are on a GPU already are not checked: that would wait for it.
+        included) than config.max_length, for a KV cache with padding, or of other layers or adapters, for padding,
+        segments, active and text that are not as Inputs says, and for an adapter that no row can have; TypeError for
+        `inputs` and `run` of other types, and for a run.rng that is no generator. Values that are on a GPU already are
+        not checked: that would wait for it.
         """
         xp = next(self.parameters()).xp
         check_arguments(inputs, run)
-        kv_cache, (padding, segments, labelled) = run.kv_cache, inputs
+        kv_cache, labelled = run.kv_cache, inputs.labelled
+        names = None if inputs.adapters is None else tuple(inputs.adapters)
         if get_array_module(ids) is np:
             check_ids(ids, self.config, kv_cache.length if kv_cache else 0)
         segment = getattr(self.layers["embed"], "segment", None)
         check_inputs(inputs, run, np.shape(ids), None if segment is None else len(segment.weight.data))
-        inputs = Inputs(
-            None if padding is None else xp.asarray(padding),
-            None if segments is None else xp.asarray(segments),
-            None if labelled is None else (xp.asarray(labelled[0]), xp.asarray(labelled[1])),
+        ids = xp.asarray(ids)
+        padding, segments, active, text = (
+            None if x is None else xp.asarray(x) for x in (inputs.padding, inputs.segments, inputs.active, inputs.text)
         )
-        y, caches = super().forward(xp.asarray(ids), inputs, run)
+        labelled = None if labelled is None else (xp.asarray(labelled[0]), xp.asarray(labelled[1]))
+        inputs = Inputs(padding, segments, labelled, names, active, text)
+        outputs = None
+        if names is not None:
+            check_adapters(names, self.adapter_names, len(ids))
+            inputs, order, outputs = inputs.by_adapter()
+            ids = ids[xp.asarray(order)]
+            if labelled is None or "labelled" not in self.layers:
+                outputs = order
+        so_far = kv_cache.read(ids, self.modules(), names) if kv_cache else ids
+        if text is None:
+            inputs = inputs._replace(text=so_far)
+        y, caches = super().forward(ids, inputs, run)
         if kv_cache:
             kv_cache.length += ids.shape[1]
-        return y, caches
+        if outputs is None:
+            return y, caches
+        return y[xp.asarray(np.argsort(outputs))], SortedByAdapter(xp.asarray(outputs), caches)
+
+    def backward(self, dy: Array, caches: Any, grads: Gradients) -> None:
+        if isinstance(caches, SortedByAdapter):
+            dy, caches = dy[caches.outputs], caches.caches
+        super().backward(dy, caches, grads)
+
+
+def check_adapters(names: Collection[str | None], known: Collection[str], B: int) -> None:
+    """Raise ValueError unless there is a name for each of B rows, that of an adapter, or None."""
+    if len(names) != B:
+        raise ValueError(
+            f"adapters are {len(names)} names, and the batch has {B} rows: one for each, None for the base"
+        )
+    unknown = next((name for name in names if name is not None and name not in known), None)
+    if unknown is not None or not known:
+        advice = choose_from(unknown, known) if known else "this model has none: load_adapters(model, {name: folder})"
+        raise ValueError(f"adapters: no adapter of a row is called {unknown!r}, {advice}")
 
 
 def check_arguments(inputs: Any, run: Any) -> None:
@@ -81,11 +134,23 @@ def check_inputs(inputs: Inputs, run: Pass, shape: tuple[int, ...], segments: in
 
     `segments` is the number of the model's segments; None if it has none. Values on a GPU are not checked.
     """
-    padding, s = inputs.padding, inputs.segments
+    padding, s, text = inputs.padding, inputs.segments, inputs.text
     if run.kv_cache and padding is not None:
         raise ValueError("a KV cache and padding do not go together: generate one sequence at a time")
-    for name, x, kind, kinds in (("padding", padding, "bool", "b"), ("segments", s, "integers", "iu")):
+    of_tokens = (
+        ("padding", padding, "bool", "b"),
+        ("segments", s, "integers", "iu"),
+        ("active", inputs.active, "bool", "b"),
+    )
+    for name, x, kind, kinds in of_tokens:
         if x is not None and (x.shape != shape or x.dtype.kind not in kinds):
             raise ValueError(f"{name} is {kind} of the ids' shape {shape}, not {x.dtype} of shape {x.shape}")
+    end = shape[1] + (run.kv_cache.length if run.kv_cache else 0)
+    if text is not None and (
+        text.ndim != 2 or len(text) != shape[0] or text.shape[1] < end or text.dtype.kind not in "iu"
+    ):
+        raise ValueError(
+            f"text is integers of shape ({shape[0]}, {end} or more), not {text.dtype} of shape {text.shape}"
+        )
     if segments and s is not None and get_array_module(s) is np and not 0 <= s.min() <= s.max() < segments:
         raise ValueError(f"segments from {s.min()} to {s.max()} are outside 0..{segments - 1}")

@@ -6,7 +6,7 @@ from .costs import Costs, KeptArray, MetaArray, Product
 from .embeddings import Embeddings, positions
 from .fused import FusedLinear, Part
 from .heads import Labelled, Select, Tanh
-from .inputs import Inputs, Pass
+from .inputs import Inputs, Lane, Pass
 from .kv_cache import KVCache
 from .layers import Embedding, LayerNorm, Linear, LinearCache, NormModuleCache, RMSNorm
 from .module import Gradients, Module, Parameter, Sequential, check_fit, check_names, converted, join, shapes_of

@@ -83,11 +83,11 @@ class Attention(Module):
             dx += dx_v
         return dx
 
-    def normalise(self, norm: Module | None, x: Array) -> tuple[Array, Any]:
+    def normalise(self, norm: Module | None, x: Array, inputs: Inputs, run: Pass) -> tuple[Array, Any]:
         """`norm` of the D numbers of each head of x (B, T, H·D)."""
         if norm is None:
             return x, None
-        y, cache = norm.forward(x.reshape(*x.shape[:-1], -1, self.head_dim))
+        y, cache = norm.forward(x.reshape(*x.shape[:-1], -1, self.head_dim), inputs, run)
         return y.reshape(x.shape), cache
 
     def normalise_backward(self, norm: Module | None, dy: Array, cache: Any, grads: Gradients) -> Array:
@@ -100,8 +100,8 @@ class Attention(Module):
         xp, T, rope, kv_cache = get_array_module(x), x.shape[1], None, run.kv_cache
         start = kv_cache.length if kv_cache else 0
         (q, k, v), projections = self.project(x, inputs, run)
-        q, q_norm = self.normalise(self.q_norm, q)
-        k, k_norm = self.normalise(self.k_norm, k)
+        q, q_norm = self.normalise(self.q_norm, q, inputs, run)
+        k, k_norm = self.normalise(self.k_norm, k, inputs, run)
         if self.rope:
             rope = run.once((self.rope, self.head_dim, T), self.rope.tables, x, self.head_dim, start)
             q, k = ops.rope_forward(q, *rope), ops.rope_forward(k, *rope)
