@@ -25,6 +25,7 @@ from ..backend import Array, get_array_module
 from ..nn import Costs, Embedding, Gradients, Inputs, Lane, MetaArray, Module, Parameter, Pass
 from ..nn.module import join
 from .base import Adapter, Parallel
+from .lora import LoRALinear
 
 
 class Piece(NamedTuple):
@@ -120,6 +121,29 @@ class Many(Adapter):
 
     def in_file(self) -> NoReturn:
         raise several("a file")
+
+
+def share_A(model: Module) -> int:
+    """Let the LoRA of a layer's adapters have one A, that of the first, and each a B of its own (ops/lora_tasks.py).
+    Returns how many numbers fewer are held, and learn. Every adapter's rows teach A: dA is their sum.
+
+    To be called before they learn: another A is another adapter. Raises ValueError where ranks differ, or where an
+    adapter is no LoRA of a Linear.
+    """
+    every: list[list[Any]] = [list(m.adapters.values()) for _, m in model.named_modules() if isinstance(m, Many)]
+    for adapters in every:
+        if wrong := next((a for a in adapters if not isinstance(a, LoRALinear)), None):
+            raise ValueError(f"A is shared by the LoRA of Linear layers, and one adapter is a {type(wrong).__name__}")
+        if len(ranks := {a.r for a in adapters}) > 1:
+            raise ValueError(
+                f"one A has one rank, and the adapters of a layer have {', '.join(map(str, sorted(ranks)))}"
+            )
+    saved = 0
+    for first, *others in every:
+        for other in others:
+            saved += other.lora_A.data.size * (other.lora_A is not first.lora_A)
+            other.lora_A = first.lora_A
+    return saved
 
 
 def with_memo(inputs: Inputs, lane: Lane) -> tuple[Inputs, dict[Any, Any]]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import Rng, generator, to_numpy
-from ..nn import KVCache, Pass
+from ..nn import Inputs, KVCache, Pass
 from ..process import blas_threads
 from .tokenizer import ByteTokenizer, Tokenizer, check_matches
 from .transformer import Transformer
@@ -56,20 +56,21 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     rng: Rng | None = None,
+    adapter: str | None = None,
 ) -> str:
     """`prompt` and its continuation: up to `tokens` ids more, fewer when the model ends the text.
 
     Temperature 0 takes the most probable id each time. Otherwise ids are drawn with `rng` from
     softmax(logits / temperature), of the `top_k` most probable (0: all), and of the fewest that together have the
     probability `top_p` (Holtzman et al., 2019). Without a tokenizer the ids are bytes. The model reads only the last
-    config.max_length ids.
+    config.max_length ids. `adapter` is one of a model with several (adapters/many.py); None: the model as it is.
 
-    Raises ValueError for an empty prompt, a missing rng, a tokenizer of another vocabulary, and a model that does not
-    continue texts.
+    Raises ValueError for an empty prompt, a missing rng, a tokenizer of another vocabulary, a model that does not
+    continue texts, and an adapter that it does not have.
     """
     tokenizer = tokenizer or ByteTokenizer()
     ids = tokenizer.encode(prompt)
-    new = continuation(model, ids, tokens, tokenizer, Sampling(temperature, top_k, top_p, rng))
+    new = continuation(model, ids, tokens, tokenizer, Sampling(temperature, top_k, top_p, rng), adapter)
     return tokenizer.decode([*ids.tolist(), *new])
 
 
@@ -84,6 +85,7 @@ def stream(
     top_p: float = 1.0,
     rng: Rng | None = None,
     special: bool = True,
+    adapter: str | None = None,
 ) -> Iterator[str]:
     """What `generate` adds to the prompt, piece by piece.
 
@@ -91,7 +93,8 @@ def stream(
     """
     tokenizer = tokenizer or ByteTokenizer()
     ids = tokenizer.encode(prompt, special)
-    return tokenizer.pieces(continuation(model, ids, tokens, tokenizer, Sampling(temperature, top_k, top_p, rng)))
+    sampling = Sampling(temperature, top_k, top_p, rng)
+    return tokenizer.pieces(continuation(model, ids, tokens, tokenizer, sampling, adapter))
 
 
 def answer(
@@ -104,6 +107,7 @@ def answer(
     top_k: int = 0,
     top_p: float = 1.0,
     rng: Rng | None = None,
+    adapter: str | None = None,
 ) -> Iterator[str]:
     """An instruct model's answer to a conversation (Tokenizer.chat), piece by piece; options and errors as generate.
 
@@ -117,13 +121,17 @@ def answer(
             f"the conversation is {len(ids)} tokens long, and the model reads {model.config.max_length}: "
             "say it in fewer words, or start a new one"
         )
-    return tokenizer.pieces(
-        continuation(model, ids, min(tokens, room), tokenizer, Sampling(temperature, top_k, top_p, rng))
-    )
+    sampling = Sampling(temperature, top_k, top_p, rng)
+    return tokenizer.pieces(continuation(model, ids, min(tokens, room), tokenizer, sampling, adapter))
 
 
 def continuation(
-    model: Transformer, ids: np.ndarray, tokens: int, tokenizer: Tokenizer, sampling: Sampling
+    model: Transformer,
+    ids: np.ndarray,
+    tokens: int,
+    tokenizer: Tokenizer,
+    sampling: Sampling,
+    adapter: str | None = None,
 ) -> Iterator[int]:
     """next_ids(), with all arguments checked. Raises as generate does."""
     temperature, top_k, top_p, rng = sampling
@@ -138,7 +146,7 @@ def continuation(
         raise ValueError(f"top_k = {top_k} is below 0")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p = {top_p} is not a probability above 0")
-    return next_ids(model, ids, tokens, tokenizer.stop, sampling)
+    return next_ids(model, ids, tokens, tokenizer.stop, sampling, adapter)
 
 
 def check_continues(model: Transformer, tokenizer: Tokenizer) -> None:
@@ -152,16 +160,23 @@ def check_continues(model: Transformer, tokenizer: Tokenizer) -> None:
 
 
 def next_ids(
-    model: Transformer, ids: np.ndarray, tokens: int, stop: Collection[int] = (), sampling: Sampling = Sampling()
+    model: Transformer,
+    ids: np.ndarray,
+    tokens: int,
+    stop: Collection[int] = (),
+    sampling: Sampling = Sampling(),
+    adapter: str | None = None,
 ) -> Iterator[int]:
     """Up to `tokens` ids after `ids` (N,), one at a time, until one of `stop`, which is not yielded."""
     context, seen = model.config.max_length, ids.tolist()
     new, kv_cache = ids[-context:], KVCache(min(context, len(ids) + tokens))
+    own = Inputs(adapters=None if adapter is None else [adapter])
     for _ in range(tokens):
         if kv_cache.length + len(new) > context:  # the first ids no longer fit, so all positions move
             new, kv_cache = np.array(seen[-context:]), KVCache(context)
+        inputs = own if kv_cache.length else own._replace(text=new[None])
         for start in range(0, len(new), CHUNK):  # so that the logits of a long prompt are not all in memory
-            logits, _ = model.forward(new[None, start : start + CHUNK], run=Pass(kv_cache=kv_cache))
+            logits, _ = model.forward(new[None, start : start + CHUNK], inputs, Pass(kv_cache=kv_cache))
         i = sampling.choose(to_numpy(logits[0, -1]))
         if i in stop:
             return

@@ -40,9 +40,8 @@ class Inputs(NamedTuple):
         adapter has one slice of x (B, T, C), and of x (N, C) behind the layer that selects them.
         """
         assert self.adapters is not None
-        names = sorted({*self.adapters}, key=lambda name: (name is not None, name))
-        which = np.array([names.index(name) for name in self.adapters])
-        order = outputs = np.argsort(which, kind="stable")
+        names, which, order = sort_rows(self.adapters)
+        outputs = order
         numbers = np.arange(len(names) + 1)
         rows = labels = np.searchsorted(which[order], numbers)
         labelled = self.labelled
@@ -68,6 +67,13 @@ class Inputs(NamedTuple):
         if labelled is not None:
             labelled = labelled[0][lane.labelled] - lane.rows.start, labelled[1][lane.labelled]
         return Inputs(padding, segments, labelled, None, active, text)
+
+
+def sort_rows(adapters: Sequence[str | None] | np.ndarray) -> tuple[list[str | None], np.ndarray, np.ndarray]:
+    """(the names, the base's first; which of them each row has; the rows, sorted by it)"""
+    names = sorted({*adapters}, key=lambda name: (name is not None, name))
+    which = np.array([names.index(name) for name in adapters])
+    return names, which, np.argsort(which, kind="stable")
 
 
 def slices(bounds: np.ndarray) -> list[slice]:

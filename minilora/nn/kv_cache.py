@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 from ..backend import Array, get_array_module
 
@@ -19,11 +20,12 @@ class KVCache:
     def __init__(self, capacity: int) -> None:
         self.capacity, self.length = capacity, 0
         self.arrays: dict[Hashable, tuple[Array, Array]] = {}
-        self.ids: Array | None = None  # (B, capacity) int, of the tokens
-        self.layers: Hashable = None  # all modules of the model that made them
+        self.ids: Any = ()  # (B, capacity) int, of the tokens; nothing before the first
+        self.layers: tuple[Any, ...] = ()  # all modules of the model that made them
         self.adapters: tuple[str | None, ...] | None = None  # of each row
+        self.borrowed = 0  # tokens that the base has read, for activated adapters (adapters/alora.py)
 
-    def read(self, ids: Array, layers: Hashable, adapters: tuple[str | None, ...] | None) -> Array:
+    def read(self, ids: Array, layers: tuple[Any, ...], adapters: tuple[str | None, ...] | None) -> Array:
         """Note the next ids (B, T), and who reads them; return all ids so far, (B, length + T).
 
         Raises ValueError, in one line that says what to do, where the tokens before were read by others.
@@ -31,7 +33,6 @@ class KVCache:
         if not self.length:
             self.ids = get_array_module(ids).empty((len(ids), self.capacity), dtype=ids.dtype)
             self.layers, self.adapters = layers, adapters
-        assert self.ids is not None
         if len(ids) != len(self.ids):
             raise ValueError(
                 f"the KV cache holds {len(self.ids)} sequences, and the ids are of {len(ids)}: make a new KVCache"
@@ -50,14 +51,15 @@ class KVCache:
         if end > self.capacity:
             raise ValueError(f"the KV cache has room for {self.capacity} tokens, and these would be {end}")
         self.ids[:, self.length : end] = ids
-        return self.ids[:, :end]
+        so_far: Array = self.ids[:, :end]
+        return so_far
 
-    def take(self, rows: Sequence[int], layers: Hashable, adapters: tuple[str | None, ...] | None) -> KVCache:
+    def take(self, rows: Sequence[int], layers: tuple[Any, ...], adapters: tuple[str | None, ...] | None) -> KVCache:
         """A copy of these rows, as if others had read the same; one may be there several times. Who calls it knows that
         they compute the same keys and values (adapters/alora.py)."""
         taken = copy.copy(self)
         taken.arrays = {layer: (k[rows], v[rows]) for layer, (k, v) in self.arrays.items()}
-        taken.ids = None if self.ids is None else self.ids[rows]
+        taken.ids = self.ids[rows]
         taken.layers, taken.adapters = layers, adapters
         return taken
 

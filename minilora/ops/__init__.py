@@ -24,6 +24,7 @@ from .adalora import (
     squared_orthogonality_forward,
     squared_orthogonality_gradients,
 )
+from .alora import alora_backward, alora_forward, from_last_occurrence
 from .attention import attention_backward, attention_forward, attention_mask
 from .blockwise_attention import BlockwiseAttentionCache, blockwise_attention_backward, blockwise_attention_forward
 from .cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward
@@ -47,6 +48,7 @@ from .lokr import lokr_backward, lokr_forward, lokr_low_rank_gradients, lokr_siz
 from .lora import LoRACache, lora_A_gradients, lora_B_gradients, lora_backward, lora_forward
 from .lora_bias import lora_bias_forward, lora_bias_gradients
 from .lora_embedding import lora_embedding_A_gradients, lora_embedding_forward
+from .lora_tasks import lora_tasks_B_gradients, lora_tasks_backward, lora_tasks_forward
 from .lora_xs import lora_xs_backward, lora_xs_forward, lora_xs_gradients
 from .mean_squared_error import mean_squared_error_backward, mean_squared_error_forward
 from .quantized_linear import quantized_linear_backward, quantized_linear_forward

@@ -65,6 +65,40 @@ def low_rank_embedding_backward(dy: Array, cache: Any, A: Array, B: Array, ids: 
     return ops.lora_embedding_A_gradients(dy, cache.x, B, s, A.shape[1]), ops.lora_B_gradients(dy, cache.h, s)
 
 
+def draw_activated(size: Size, rng: Rng) -> Case:
+    """A text that is on from one token on, and one that is on here and there."""
+    case = draw_low_rank(size, rng)
+    B, T = case.dy.shape[:2]
+    on_from = np.arange(T) >= rng.integers(0, T)
+    on_from[-1] = True
+    mask = np.where(np.arange(B)[:, None] % 2 == 0, on_from, rng.random((B, T)) < 0.5)
+    return drawn(rng, case.dy.shape, case.inputs, s=S, on=mask.reshape(-1))
+
+
+def activated_backward(
+    dy: Array, cache: Any, x: Array, A: Array, B: Array, s: float, on: np.ndarray
+) -> tuple[Array, ...]:
+    mask = get_array_module(dy).asarray(on)
+    dx, dh = ops.alora_backward(dy, A, B, s, mask)
+    dB = ops.lora_B_gradients(dy.reshape(-1, dy.shape[-1])[mask], cache.h, s)
+    return dx, ops.lora_A_gradients(dh, cache.x), dB
+
+
+def draw_tasks(size: Size, rng: Rng) -> Case:
+    """Each task has a row, but for one in the middle, which has none."""
+    n, n_in, n_out, r = (size() for _ in range(4))
+    bounds = np.array([0, n, n, 2 * n + 1])
+    x, A, B = (rng.standard_normal(shape) for shape in ((2 * n + 1, n_in), (r, n_in), (3, n_out, r)))
+    return drawn(rng, (2 * n + 1, n_out), {"x": x, "A": A, "B": B}, s=S, bounds=bounds)
+
+
+def tasks_backward(
+    dy: Array, cache: Any, x: Array, A: Array, B: Array, s: float, bounds: np.ndarray
+) -> tuple[Array, ...]:
+    dx, dh = ops.lora_tasks_backward(dy, A, B, s, bounds)
+    return dx, ops.lora_A_gradients(dh, cache.x), ops.lora_tasks_B_gradients(dy, cache.h, s, bounds)
+
+
 # ---- norms and activations ----
 
 
@@ -231,6 +265,12 @@ OPS: dict[str, Op] = {
         lambda A, B, ids, s: ops.lora_embedding_forward(on(A, ids), A, B, s),
         low_rank_embedding_backward,
     ),
+    "low rank, on some tokens": Op(
+        draw_activated,
+        lambda x, A, B, s, on: ops.alora_forward(x, A, B, s, get_array_module(x).asarray(on)),
+        activated_backward,
+    ),
+    "low rank, a B for each task": Op(draw_tasks, ops.lora_tasks_forward, tasks_backward),
     **op_cases(),
     "layer norm": Op(draw_layer_norm, ops.layer_norm_forward, layer_norm_backward),
     "rms norm": Op(draw_rms_norm, ops.rms_norm_forward, rms_norm_backward),
