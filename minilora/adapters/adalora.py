@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module, to_numpy
-from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
+from ..nn import Gradients, Linear, Module, Parameter, Pass
 from .base import Kept, Law, Option, Parallel, Products, Slot, dropped, relative_difference
 from .lora import LoRA, in_blocks
 
@@ -167,7 +167,7 @@ class AdaLoRALinear(Parallel):
     def tensors(self) -> tuple[Array, Array, Array]:
         return self.lora_A.data, self.lora_B.data, self.lora_E.data
 
-    def path_forward(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Array, AdaLoRALinearCache]:
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, AdaLoRALinearCache]:
         x, keep = dropped(x, self.dropout, run.rng)
         y, (x, h) = ops.adalora_forward(x, *self.tensors, self.scaling)
         learn_A, learn_B, learn_e = (p.trainable for p in (self.lora_A, self.lora_B, self.lora_E))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from .. import ops
 from ..backend import Array, Rng
-from ..nn import Gradients, Inputs, Linear, Module, Pass
+from ..nn import Gradients, Linear, Module, Pass
 from .base import Kept, Keys, Law, Option, Parallel, Products, Slot, same_share, uniform
 
 B, A = ("hada_w1_a", "hada_w2_a"), ("hada_w1_b", "hada_w2_b")
@@ -68,7 +68,7 @@ class LoHaLinear(Parallel):
         B1, A1, B2, A2 = (parameter.data for parameter in self.own_parameters().values())
         return B1, A1, B2, A2
 
-    def path_forward(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Array, LoHaCache]:
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, LoHaCache]:
         y, (x, h) = ops.loha_forward(x, *self.tensors, self.alpha / self.r)
         learns = self.learns
         return y, LoHaCache(None, x if learns.intersection(A) else None, h if learns.intersection(B) else None, learns)

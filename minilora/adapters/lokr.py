@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from .. import ops
 from ..backend import Array, Rng, get_array_module
-from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
+from ..nn import Gradients, Linear, Module, Parameter, Pass
 from .base import Adapter, Kept, Keys, Law, Option, Parallel, Products, Slot, same_share, uniform
 
 EACH_ROW = "2 * i1 * o2 * (i2 + o1)"
@@ -73,7 +73,7 @@ class LoKrLinear(Parallel):
         w1, *rest = (parameter.data for parameter in self.own_parameters().values())
         return (w1, rest[0], []) if len(rest) == 1 else (w1, rest[0] @ rest[1], rest)
 
-    def path_forward(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Array, LoKrCache]:
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, LoKrCache]:
         w1, w2, _ = self.matrices()
         y, x = ops.lokr_forward(x, w1, w2, self.alpha / self.r)
         return y, LoKrCache(None, x if self.learns else None, self.learns)

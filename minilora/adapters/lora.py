@@ -13,7 +13,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module, to_numpy
 from ..data import Batch
-from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Part, Pass
+from ..nn import Embedding, Gradients, Linear, Module, Parameter, Part, Pass
 from ..nn.optim import SGD
 from ..process import blas_threads
 from ..quantization import Quantized, format_named
@@ -246,7 +246,7 @@ class LoRALinear(Parallel, LoRA):
         start = {"lora_A0": A, "lora_B0": B}  # slots of ResidualLoRALinear alone
         self.hold(base, {"lora_A": A, "lora_B": B, **start}, **options)
 
-    def path_forward(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Array, LoRALinearCache]:
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, LoRALinearCache]:
         x, keep = dropped(x, self.dropout, run.rng)
         y, (x, h) = ops.lora_forward(x, self.lora_A.data, self.lora_B.data, self.scaling)
         return y, LoRALinearCache(
@@ -344,9 +344,9 @@ class ResidualLoRALinear(LoRALinear):
         A, B, _ = cls.begin(base, given["init"], given["r"], scale(given["r"], given["alpha"], given["rslora"]))
         return {"lora_A0": A, "lora_B0": B}
 
-    def path_forward(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Array, LoRALinearCache]:
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, LoRALinearCache]:
         y_start, _ = ops.lora_forward(x, self.lora_A0.data, self.lora_B0.data, self.scaling)
-        y, cache = super().path_forward(x, inputs, run)
+        y, cache = super().path_forward(x, run)
         y -= y_start
         return y, cache
 
@@ -513,7 +513,7 @@ class LoRAEmbedding(Parallel, LoRA):
         tensors = {"lora_A": np.zeros((r, V)), "lora_B": rng.standard_normal((C, r))}
         self.hold(base, tensors, r=r, alpha=float(alpha), rslora=rslora)
 
-    def path_forward(self, ids: Array, inputs: Inputs, run: Pass) -> tuple[Array, LoRAEmbeddingCache]:
+    def path_forward(self, ids: Array, run: Pass) -> tuple[Array, LoRAEmbeddingCache]:
         y, (ids, h) = ops.lora_embedding_forward(ids, self.lora_A.data, self.lora_B.data, self.scaling)
         return y, LoRAEmbeddingCache(None, ids if self.lora_A.trainable else None, h if self.lora_B.trainable else None)
 
@@ -562,7 +562,7 @@ class TiedLoRALinear(Parallel, LoRA):
         options = {"r": embedding.r, "alpha": embedding.alpha, "rslora": embedding.rslora, "dropout": dropout}
         self.hold(base, embedding.own_parameters(), **options)
 
-    def path_forward(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Array, LoRALinearCache]:
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, LoRALinearCache]:
         x, keep = dropped(x, self.dropout, run.rng)
         y, (x, h) = ops.lora_forward(x, self.lora_B.data.T, self.lora_A.data.T, self.scaling)
         return y, LoRALinearCache(

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array
-from ..nn import Gradients, Inputs, Module, Parameter, Pass
+from ..nn import Gradients, Module, Parameter, Pass
 from ..ops.rows import rows
 from .base import Law, Slot, dropped, relative_difference
 from .lora import LoRALinear
@@ -50,9 +50,7 @@ class LoRABiasLinear(LoRALinear):
     def hold(self, base: Any, tensors: Mapping[str, Array | Parameter], **options: Any) -> None:
         super().hold(base, {"lora_B_bias": np.zeros(len(base.weight.data)), **tensors}, **options)
 
-    def path_forward(  # type: ignore[override]
-        self, x: Array, inputs: Inputs, run: Pass
-    ) -> tuple[Array, LoRABiasCache]:
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, LoRABiasCache]:  # type: ignore[override]
         x, keep = dropped(x, self.dropout, run.rng)
         A, B, c = self.lora_A, self.lora_B, self.lora_B_bias
         y, (x, h) = ops.lora_bias_forward(x, A.data, B.data, c.data, self.scaling)

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng, to_numpy
-from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
+from ..nn import Gradients, Linear, Module, Parameter, Pass
 from .base import Kept, Keys, Law, Parallel, Products, Slot, dropped, relative_difference
 from .lora import LoRA, LoRALinear
 from .spectrum import check_svd_rank, svd
@@ -77,7 +77,7 @@ class LoRAXSLinear(Parallel, LoRA):
         tensors = {"lora_A": Vt[:r].copy(), "lora_B": U[:, :r] * sigma[:r], "lora_R": np.zeros((r, r))}
         return cls.of(base, tensors, **options)
 
-    def path_forward(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Array, LoRAXSLinearCache]:
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, LoRAXSLinearCache]:
         x, keep = dropped(x, self.dropout, run.rng)
         y, h = ops.lora_xs_forward(x, *self.tensors, self.scaling)
         return y, LoRAXSLinearCache(None, h if self.lora_R.trainable else None, keep)

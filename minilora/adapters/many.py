@@ -43,7 +43,7 @@ class Many(Adapter):
     Of a batch without Inputs.adapters every row is the base's.
     """
 
-    slots, options = (), ()
+    slots, options, acts_on_some_tokens = (), (), True
 
     def __init__(self, base: Module, adapters: Mapping[str, Module]) -> None:
         base.freeze()
@@ -91,8 +91,7 @@ class Many(Adapter):
                 if alone:
                     y, cache = adapter.forward(x[at], own, run._replace(memo=memo))
                 else:
-                    y_path, cache = adapter.path_forward(x[at], own, run._replace(memo=memo))
-                    y[within(at, rows)] += y_path
+                    cache = adapter.add_path(y[within(at, rows)], x[at], own, run._replace(memo=memo))
                 paths.append((lane.name or "", at, cache))
             ys.append(y)
             pieces.append(Piece(rows, base, paths, bool(alone)))
@@ -106,10 +105,8 @@ class Many(Adapter):
                 adapter: Any = self.adapters[name]
                 if by_itself:
                     dx = adapter.backward(dy[at], own, grads)
-                    continue
-                dx_path = adapter.path_backward(dy[at], own, grads, dx is not None)
-                if dx is not None:
-                    dx[within(at, rows)] += dx_path
+                else:
+                    adapter.add_path_backward(None if dx is None else dx[within(at, rows)], dy[at], own, grads)
             dxs.append(dx)
         return None if any(dx is None for dx in dxs) else joined(dxs)
 

@@ -65,7 +65,12 @@ def own(x: Array, of_base: Parameter | None) -> Parameter:
 
 
 def merged_layer(adapter: Adapter) -> Any:
-    """A plain layer that computes what the adapter does without dropout. The adapter waits inside."""
+    """A plain layer that computes what the adapter does without dropout. The adapter waits inside. Raises ValueError
+    where there is none."""
+    if not adapter.merges:
+        raise ValueError(
+            "this adapter acts on some tokens, and a weight acts on all: it cannot be merged, keep it beside"
+        )
     return next(merged for base, merged in MERGED.items() if isinstance(adapter.base, base))(adapter)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng, to_numpy
-from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
+from ..nn import Gradients, Linear, Module, Parameter, Pass
 from .base import Kept, Keys, Law, Option, Parallel, Products, Slot, relative_difference
 from .spectrum import check_svd_rank, svd, truncation_error
 
@@ -84,7 +84,7 @@ class SVFLinear(Parallel):
         tensors = {"svf_U": U[:, :r].copy(), "svf_S": S[:r].copy(), "svf_V": Vt[:r].T.copy(), "svf_z": np.ones(r)}
         return cls.of(base, tensors, **options)
 
-    def path_forward(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Array, SVFLinearCache]:
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, SVFLinearCache]:
         y, p = ops.svf_forward(x, *self.tensors)
         return y, SVFLinearCache(None, p if self.svf_z.trainable else None)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng
-from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass, converted
+from ..nn import Gradients, Linear, Module, Parameter, Pass, converted
 from .base import Kept, Keys, Law, Option, Parallel, Products, Slot, dropped, same_share, sizes_of
 
 
@@ -102,7 +102,7 @@ class VeRALinear(Parallel):
         A, B = self.vera_A.data[:, :n_in], self.vera_B.data[:n_out]
         return A, B, self.vera_lambda_d.data, self.vera_lambda_b.data
 
-    def path_forward(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Array, VeRALinearCache]:
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, VeRALinearCache]:
         x, keep = dropped(x, self.dropout, run.rng)
         y, h = ops.vera_forward(x, *self.tensors)
         learn_d, learn_b = self.vera_lambda_d.trainable, self.vera_lambda_b.trainable

@@ -69,6 +69,13 @@ class Transformer(Sequential):
             check_ids(ids, self.config, kv_cache.length if kv_cache else 0)
         segment = getattr(self.layers["embed"], "segment", None)
         check_inputs(inputs, run, np.shape(ids), None if segment is None else len(segment.weight.data))
+        acts_on_all = inputs.active is not None and [
+            m for m in self.modules() if m.is_adapter and not m.acts_on_some_tokens
+        ]
+        if acts_on_all:
+            raise ValueError(
+                f"active: a {type(acts_on_all[0]).__name__} acts on all tokens, as it changes what its base does"
+            )
         ids = xp.asarray(ids)
         padding, segments, active, text = (
             None if x is None else xp.asarray(x) for x in (inputs.padding, inputs.segments, inputs.active, inputs.text)

@@ -29,7 +29,7 @@ class Inputs(NamedTuple):
     segments: Array | None = None  # (B, T) int, the segment of each token (BERT)
     labelled: tuple[Array, Array] | None = None  # b and t (N,), the positions that need logits; None: all
     adapters: Sequence[str | None] | np.ndarray | None = None  # (B,) the adapter of each row, by name; None: the base
-    active: Array | None = None  # (B, T) bool, the tokens that activated adapters act on (adapters/alora.py)
+    active: Array | None = None  # (B, T) bool, the tokens that adapters act on (ops/alora.py); None: all
     text: Array | None = None  # (B, S) int, all that is known of the text of which the ids are a part
     lanes: tuple[Lane, ...] = ()  # made by by_adapter()
 

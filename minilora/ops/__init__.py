@@ -24,7 +24,7 @@ from .adalora import (
     squared_orthogonality_forward,
     squared_orthogonality_gradients,
 )
-from .alora import alora_backward, alora_forward, from_last_occurrence
+from .alora import from_last_occurrence, pick, put_back
 from .attention import attention_backward, attention_forward, attention_mask
 from .blockwise_attention import BlockwiseAttentionCache, blockwise_attention_backward, blockwise_attention_forward
 from .cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward

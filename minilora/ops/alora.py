@@ -1,16 +1,18 @@
-"""A low-rank path that acts on some tokens of a text, and on others not: activated LoRA, and routing by modality.
+"""A path beside a layer that acts on some tokens of a text, and on others not: activated LoRA, routing by modality.
 
-    y_n = on_n s (x_n Aᵀ) Bᵀ            on (N,) true or false; x, A, B, s and the shapes as in lora.py
+    y_n = path(x_n) where on_n, else 0              on (N,) true or false, for the N tokens
 
-With P (n, N), the rows of the identity of the n tokens that are on, P x picks their rows, and Pᵀ puts them back among
-zeros:
+With P (n, N), the rows of the identity of the n tokens that are on, P x picks their rows, and Pᵀ puts rows back among
+zeros. Backward, the one is the other's:
 
-    y = Pᵀ (s (P x) Aᵀ Bᵀ)              which is LoRA of P x, so backward
+    y = Pᵀ path(P x)            dx = Pᵀ path_backward(P dy)
 
-    dh = s (P dy) B       dx = Pᵀ (dh A)       dA = dhᵀ (P x)       dB = s (P dy)ᵀ h         h = (P x) Aᵀ
+and of LoRA, with h = (P x) Aᵀ,
 
-Where a token is off, neither its x nor its dy takes part: dA and dB are those of the other tokens alone, and it costs
-no product.
+    dh = s (P dy) B       dx = Pᵀ (dh A)       dA = dhᵀ (P x)       dB = s (P dy)ᵀ h
+
+Where a token is off, neither its x nor its dy takes part: the gradients are those of the other tokens alone, and it
+costs no product.
 
 Activated LoRA is on from the first token of the last occurrence of its invocation, a sequence of token ids, to the end;
 in a text without it nowhere. Of a causal model everything before is then what the base computes, bit for bit, keys and
@@ -23,27 +25,18 @@ Source: Greenewald et al. (2025), "Activated LoRA: Fine-tuned LLMs for intrinsic
 from collections.abc import Sequence
 
 from ..backend import Array, get_array_module
-from .lora import LoRACache, lora_backward, lora_forward
-from .rows import like, rows
 
 
-def alora_forward(x: Array, A: Array, B: Array, s: float, on: Array) -> tuple[Array, LoRACache]:
-    """h = (P x) Aᵀ        y = Pᵀ (s h Bᵀ).  The cache holds P x (n, in) and h (n, r)."""
-    y_on, cache = lora_forward(rows(x)[on], A, B, s)
-    return like(put_back(y_on, on), x), cache
+def pick(x: Array, on: Array) -> Array:
+    """P x (n, ...), the tokens of x that are on, of x (..., in) or of ids (...), where `on` has the axes of the ids."""
+    return x[on]
 
 
-def alora_backward(dy: Array, A: Array, B: Array, s: float, on: Array) -> tuple[Array, Array]:
-    """dh = s (P dy) B     dx = Pᵀ (dh A)        Returns dx and dh (n, r), which lora_A_gradients needs."""
-    dx_on, dh = lora_backward(rows(dy)[on], A, B, s)
-    return like(put_back(dx_on, on), dy), dh
-
-
-def put_back(y_on: Array, on: Array) -> Array:
-    """Pᵀ y: the rows of y where `on` is true, zeros elsewhere."""
-    y = get_array_module(y_on).zeros((len(on), y_on.shape[-1]), dtype=y_on.dtype)
-    y[on] = y_on
-    return y
+def put_back(y: Array, on: Array) -> Array:
+    """Pᵀ y: the rows of y (n, out) where `on` is true, zeros elsewhere."""
+    whole = get_array_module(y).zeros((*on.shape, y.shape[-1]), dtype=y.dtype)
+    whole[on] = y
+    return whole
 
 
 def from_last_occurrence(ids: Array, invocation: Sequence[int]) -> Array:

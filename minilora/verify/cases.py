@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -208,10 +208,12 @@ def model(family: str, rng: Rng, adapted: bool = True, head: str = "lm") -> Tran
     return shaken(made, rng)
 
 
-def checked(made: Transformer, shape: tuple[int, int, int, int, str], rng: Rng) -> Report:
-    """Every gradient of the model's output for random token ids."""
+def checked(made: Transformer, shape: tuple[int, int, int, int, str], rng: Rng, word: Sequence[int] = ()) -> Report:
+    """Every gradient of the model's output for random token ids, those of `word` among them."""
     B, T, _, _, side = shape
-    return check(made, rng.integers(0, VOCABULARY, (B, T + 2)), side, rng)
+    ids = rng.integers(0, VOCABULARY, (B, T + 2))
+    ids[:, T - 1 : T - 1 + len(word)] = word
+    return check(made, ids, side, rng)
 
 
 def of_family(family: str, adapted: bool, head: str, rng: Rng) -> Iterator[Report]:
@@ -229,7 +231,9 @@ def of_tied(rng: Rng) -> Iterator[Report]:
 def of_variant(variant: str, rng: Rng) -> Iterator[Report]:
     """In llama shared slots serve layers of several sizes; in gpt2 fused layers are adapted by parts. Llama has no
     biases, so what needs one is not in it."""
-    options = variants()[variant][0].examples[""]
+    cls = variants()[variant][0]
+    options = cls.examples[""]
+    word = next((options[option.name] for option in cls.options if option.in_a_row), ())
     for family, those, shape in (("llama", "all-linear", SHAPES[0]), ("gpt2", None, SHAPES[1])):
         made = model(family, rng, adapted=False)
         targets = those and adaptable(made, variant, those, **options)
@@ -237,7 +241,7 @@ def of_variant(variant: str, rng: Rng) -> Iterator[Report]:
             continue
         for path in attach(made, variant, targets, rng=rng, **options):
             shake(made[path].own_parameters().values(), rng)
-        yield checked(made, shape, rng)
+        yield checked(made, shape, rng, word)
 
 
 CHECKS: dict[str, Callable[[Rng], Iterable[Report]]] = {

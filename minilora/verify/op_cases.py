@@ -65,23 +65,25 @@ def low_rank_embedding_backward(dy: Array, cache: Any, A: Array, B: Array, ids: 
     return ops.lora_embedding_A_gradients(dy, cache.x, B, s, A.shape[1]), ops.lora_B_gradients(dy, cache.h, s)
 
 
-def draw_activated(size: Size, rng: Rng) -> Case:
-    """A text that is on from one token on, and one that is on here and there."""
+def draw_on_some_tokens(size: Size, rng: Rng) -> Case:
+    """A text that is on from one token on, the next here and there, and so on."""
     case = draw_low_rank(size, rng)
     B, T = case.dy.shape[:2]
     on_from = np.arange(T) >= rng.integers(0, T)
-    on_from[-1] = True
     mask = np.where(np.arange(B)[:, None] % 2 == 0, on_from, rng.random((B, T)) < 0.5)
-    return drawn(rng, case.dy.shape, case.inputs, s=S, on=mask.reshape(-1))
+    return drawn(rng, case.dy.shape, case.inputs, s=S, mask=mask)
 
 
-def activated_backward(
-    dy: Array, cache: Any, x: Array, A: Array, B: Array, s: float, on: np.ndarray
+def on_some_tokens_forward(x: Array, A: Array, B: Array, s: float, mask: np.ndarray) -> tuple[Array, Any]:
+    y, cache = ops.lora_forward(ops.pick(x, on(x, mask)), A, B, s)
+    return ops.put_back(y, on(x, mask)), cache
+
+
+def on_some_tokens_backward(
+    dy: Array, cache: Any, x: Array, A: Array, B: Array, s: float, mask: np.ndarray
 ) -> tuple[Array, ...]:
-    mask = get_array_module(dy).asarray(on)
-    dx, dh = ops.alora_backward(dy, A, B, s, mask)
-    dB = ops.lora_B_gradients(dy.reshape(-1, dy.shape[-1])[mask], cache.h, s)
-    return dx, ops.lora_A_gradients(dh, cache.x), dB
+    dx, dA, dB = low_rank_backward(ops.pick(dy, on(x, mask)), cache, x, A, B, s)
+    return ops.put_back(dx, on(x, mask)), dA, dB
 
 
 def draw_tasks(size: Size, rng: Rng) -> Case:
@@ -265,11 +267,7 @@ OPS: dict[str, Op] = {
         lambda A, B, ids, s: ops.lora_embedding_forward(on(A, ids), A, B, s),
         low_rank_embedding_backward,
     ),
-    "low rank, on some tokens": Op(
-        draw_activated,
-        lambda x, A, B, s, on: ops.alora_forward(x, A, B, s, get_array_module(x).asarray(on)),
-        activated_backward,
-    ),
+    "low rank, on some tokens": Op(draw_on_some_tokens, on_some_tokens_forward, on_some_tokens_backward),
     "low rank, a B for each task": Op(draw_tasks, ops.lora_tasks_forward, tasks_backward),
     **op_cases(),
     "layer norm": Op(draw_layer_norm, ops.layer_norm_forward, layer_norm_backward),

@@ -12,6 +12,7 @@ from minilora import ops
 from minilora.adapters import peft
 from minilora.adapters.alora import go_on_from
 from minilora.adapters.attach import attach
+from minilora.adapters.base import variants
 from minilora.adapters.lora import LoRALinear
 from minilora.models.generation import next_ids
 from minilora.nn import Gradients, Inputs, KVCache, Pass
@@ -66,8 +67,16 @@ def test_before_the_invocation_it_is_the_base_bit_for_bit_and_without_one_everyw
     np.testing.assert_allclose(y[3], as_lora(model).forward(IDS)[0][3], rtol=1e-12, atol=1e-12)
 
 
-def test_a_mask_says_where_it_acts_and_gradients_are_of_the_tokens_that_are_on():
-    model, on = activated(word=()), np.random.default_rng(5).random(IDS.shape) < 0.4
+MASKS = [name for name, (cls, *_) in variants().items() if cls.acts_on_some_tokens]
+
+
+@pytest.mark.parametrize("variant", MASKS)
+def test_a_mask_says_where_an_adapter_beside_its_base_acts_and_gradients_are_of_those_tokens(variant):
+    model = base("gpt2")
+    options = {key: value for key, value in variants()[variant][0].examples[""].items() if key != "mask"}
+    attach(model, variant, ["qkv_proj", "down_proj"], rng=0, **options)
+    trained(model)
+    on = np.random.default_rng(5).random(IDS.shape) < 0.4
     y, cache = model.forward(IDS, Inputs(active=on))
     dy, grads = np.random.default_rng(1).standard_normal(y.shape), Gradients()
     model.backward(dy, cache, grads)
@@ -78,13 +87,37 @@ def test_a_mask_says_where_it_acts_and_gradients_are_of_the_tokens_that_are_on()
             parameter.data = data + sign * 1e-6 * d
             losses.append((dy * model.forward(IDS, Inputs(active=on))[0]).sum())
         parameter.data = data
-        np.testing.assert_allclose((losses[0] - losses[1]) / 2e-6, (gradient * d).sum(), rtol=1e-6, atol=1e-7)
-    everywhere, _ = model.forward(IDS, Inputs(active=np.ones(IDS.shape, bool)))
-    np.testing.assert_allclose(everywhere, as_lora(model).forward(IDS)[0], rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose((losses[0] - losses[1]) / 2e-6, (gradient * d).sum(), rtol=1e-5, atol=1e-6)
     nowhere, _ = model.forward(IDS, Inputs(active=np.zeros(IDS.shape, bool)))
-    np.testing.assert_array_equal(nowhere, base().forward(IDS)[0])
-    with pytest.raises(ValueError, match="no invocation_tokens: say where it acts"):
-        model.forward(IDS)
+    np.testing.assert_array_equal(nowhere, base("gpt2").forward(IDS)[0])
+    if variant != "alora":
+        everywhere, _ = model.forward(IDS, Inputs(active=np.ones(IDS.shape, bool)))
+        np.testing.assert_allclose(everywhere, model.forward(IDS)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_masks_go_by_row_beside_names_and_the_embedding_and_its_tied_head_have_theirs():
+    model = base()
+    adapters = peft.Adapters(model)
+    adapters.attach("a", "lora", ["embed", "q_proj"], rng=0, r=2)
+    adapters.attach("b", "vera", ["q_proj", "up_proj"], rng=1, r=3)
+    adapters.activate_by_row()
+    trained(model)
+    names, on = ["b", "a", None, "b"], np.random.default_rng(5).random(IDS.shape) < 0.4
+    y, _ = model.forward(IDS, Inputs(adapters=names, active=on))
+    for name in {*names}:
+        adapters.activate(name)
+        rows = [i for i, other in enumerate(names) if other == name]
+        np.testing.assert_allclose(
+            y[rows], model.forward(IDS[rows], Inputs(active=on[rows]))[0], rtol=1e-12, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("variant", [name for name in variants() if name not in MASKS])
+def test_an_adapter_that_changes_its_base_refuses_a_mask(variant):
+    model = base("gpt2")
+    attach(model, variant, rng=0, **variants()[variant][0].examples[""])
+    with pytest.raises(ValueError, match="acts on all tokens"):
+        model.forward(IDS, Inputs(active=IDS > 9))
 
 
 def test_positions_that_alone_get_logits_are_on_where_their_tokens_are():
@@ -97,7 +130,7 @@ def test_positions_that_alone_get_logits_are_on_where_their_tokens_are():
     )
     classifier = base("llama", "classify")
     attach(classifier, "alora", ["classifier"], rng=0, r=1, invocation_tokens=WORD)
-    with pytest.raises(ValueError, match="reads one of each text: take it out"):
+    with pytest.raises(ValueError, match="reads one of each text: take it off"):
         classifier.forward(IDS)
 
 
@@ -183,17 +216,24 @@ def test_it_cannot_be_merged_and_a_model_with_one_is_left_as_it_was():
     minilora.attach_lora(model, ["o_proj"], rng=0, r=2)
     attach(model, "alora", TARGETS, rng=0, r=2, invocation_tokens=WORD)
     before = dict(model.named_modules())
-    with pytest.raises(ValueError, match="cannot be merged: it acts on some tokens"):
-        minilora.merge(model)
-    assert dict(model.named_modules()) == before
+    for path in ("block_1.mlp.down_proj", "block_0.attention.q_proj"):
+        with pytest.raises(ValueError, match="acts on some tokens, and a weight acts on all: it cannot be merged"):
+            minilora.merge(model)
+        assert dict(model.named_modules()) == before
+        model[path] = model[path].base
+        before = dict(model.named_modules())
+    fused = base("gpt2")
+    attach(fused, "alora", ["q_proj", "v_proj"], rng=0, r=2, invocation_tokens=WORD)
+    with pytest.raises(ValueError, match="it cannot be merged"):
+        minilora.merge(fused)
 
 
-def test_a_file_says_the_invocation_and_a_mask_alone_has_no_file(tmp_path):
+def test_a_file_says_the_invocation_and_there_must_be_one(tmp_path):
     model = activated()
     minilora.save_adapter(model, tmp_path / "a")
     again = base()
     minilora.load_adapter(again, tmp_path / "a")
     np.testing.assert_array_equal(again.forward(IDS)[0], model.forward(IDS)[0])
     assert again["block_0.attention.q_proj"].invocation_tokens == WORD
-    with pytest.raises(ValueError, match="by its invocation_tokens, and it has none"):
-        minilora.save_adapter(activated(word=()), tmp_path / "b")
+    with pytest.raises(ValueError, match="invocation_tokens is empty: name the ids that turn the adapter on"):
+        activated(word=())
