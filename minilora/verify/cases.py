@@ -14,6 +14,7 @@ from .. import ops
 from ..adapters.attach import adaptable, attach, attach_lora
 from ..adapters.base import DEFAULT, Adapter, variants
 from ..adapters.merge import MergedEmbedding, merged_layer
+from ..adapters.peft import Adapters
 from ..adapters.recording import Latest, Recorder
 from ..backend import Array
 from ..models.config import Config
@@ -64,7 +65,7 @@ class Fed(Module):
             grads.add(self.x, dx)
 
 
-def check(module: Module, x: np.ndarray, side: str, rng: Rng) -> Report:
+def check(module: Module, x: np.ndarray, side: str, rng: Rng, adapters: Sequence[str | None] | None = None) -> Report:
     """Every gradient of Σ dy ∘ module(x), where the outputs of padding have no dy; dropout is drawn the same again."""
     B, T = x.shape[:2]
     real = pad(side, T, [T, *rng.integers(1, T + 1, B - 1)]) if side != "none" else np.ones((B, T), dtype=bool)
@@ -72,7 +73,7 @@ def check(module: Module, x: np.ndarray, side: str, rng: Rng) -> Report:
     fed = Fed(module, x)
 
     def run() -> tuple[Array, Any]:
-        return fed.forward(inputs=Inputs(padding, segments), run=Pass(np.random.default_rng(0)))
+        return fed.forward(inputs=Inputs(padding, segments, adapters=adapters), run=Pass(np.random.default_rng(0)))
 
     y, cache = run()
     dy, grads = rng.standard_normal(y.shape) * (real[..., None] if y.ndim == 3 else 1), Gradients()
@@ -244,6 +245,19 @@ def of_variant(variant: str, rng: Rng) -> Iterator[Report]:
         yield checked(made, shape, rng, word)
 
 
+def of_many(rng: Rng) -> Iterator[Report]:
+    """Rows with adapters of their own: two beside one product of the base, one that changes it, and the base itself."""
+    variant = {"a": ("lora", ["q_proj", "embed"]), "b": ("vera", ["q_proj"]), "c": ("ia3", None)}
+    names: list[str | None]
+    for names in (["b"], ["a", None, "b"], ["c", "a"]):
+        adapters = Adapters(model("llama", rng, adapted=False))
+        for name in filter(None, names):
+            adapters.attach(name, *variant[name], rng=rng)
+        adapters.activate_by_row()
+        ids = rng.integers(0, VOCABULARY, (len(names), 5))
+        yield check(shaken(adapters.model, rng), ids, "none", rng, names)
+
+
 CHECKS: dict[str, Callable[[Rng], Iterable[Report]]] = {
     **{f"op {name}": partial(of_op, name) for name in OPS},
     **{f"module {name}": partial(of_part, make) for name, make in MODULES.items()},
@@ -252,6 +266,7 @@ CHECKS: dict[str, Callable[[Rng], Iterable[Report]]] = {
     "adapter MergedLayerNorm": partial(of_part, first_on(LayerNorm), merged=True),
     "adapter MergedEmbedding": partial(of_part, merged_embedding),
     "adapter TiedLoRALinear": of_tied,
+    "adapter Many in a model": of_many,
     **{f"adapter {variant} in a model": partial(of_variant, variant) for variant in variants()},
     **{f"family {name}": partial(of_family, name, False, "lm") for name in FAMILIES},
     **{f"family {name} with adapters": partial(of_family, name, True, "lm") for name in FAMILIES},

@@ -7,13 +7,13 @@ import pytest
 from peft_models import V, base, trained
 
 import minilora
+from minilora import ops
 from minilora.adapters import peft
 from minilora.adapters.attach import attach
 from minilora.adapters.base import variants
-from minilora.adapters.many import Many
+from minilora.adapters.many import Many, share_A
 from minilora.data import Batch
 from minilora.nn import Gradients, Inputs, KVCache, Pass, recompute
-from minilora.ops import IGNORE
 from minilora.training.gradients import loss_and_gradients
 
 B, T = 6, 5
@@ -197,10 +197,10 @@ def test_what_is_read_from_folders_goes_by_row_with_its_saved_layers_and_biases(
 
 def test_a_batch_of_training_names_the_adapter_of_each_row_and_shards_keep_it():
     model, _ = several()
-    targets = np.where(np.random.default_rng(3).random((B, T)) < 0.3, IGNORE, IDS)
+    targets = np.where(np.random.default_rng(3).random((B, T)) < 0.3, ops.IGNORE, IDS)
     batch = Batch(IDS, targets, adapters=np.array(NAMES, dtype=object))
     loss, grads = loss_and_gradients(model, batch)
-    count = int((targets != IGNORE).sum())
+    count = int((targets != ops.IGNORE).sum())
     halves = [Batch(IDS[i:j], targets[i:j], adapters=batch.adapters[i:j]) for i, j in ((0, 2), (2, 6))]
     parts = [loss_and_gradients(model, half, count=count) for half in halves]
     np.testing.assert_allclose(loss, sum(part for part, _ in parts))
@@ -209,6 +209,45 @@ def test_a_batch_of_training_names_the_adapter_of_each_row_and_shards_keep_it():
         np.testing.assert_allclose(gradient, total[parameter], rtol=1e-10, atol=1e-13)
     history = minilora.fit(model, lambda step: batch, steps=3, lr=1e-2, shards=2, description=None)
     assert history.loss[-1] < history.loss[0]
+
+
+def test_one_A_for_several_tasks_learns_from_the_rows_of_all_of_them_and_each_B_from_its_own():
+    model = base()
+    adapters = peft.Adapters(model)
+    for seed, name in enumerate("abc"):
+        adapters.attach(name, "lora", ["q_proj", "v_proj"], rng=seed, r=3, alpha=5)
+    adapters.activate_by_row()
+    trained(model)
+    layer = model["block_1.attention.q_proj"]
+    before = len({*model.trainable_parameters().values()})
+    assert share_A(model) == 2 * sum(
+        model[f"block_{i}.attention.{p}_proj.a"].lora_A.data.size for i in (0, 1) for p in "qv"
+    )
+    assert share_A(model) == 0
+    assert len({*model.trainable_parameters().values()}) == before - 2 * 4
+    check(model, adapters)
+    x, dy = (np.random.default_rng(seed).standard_normal((B, T, 12)) for seed in (1, 2))
+    inputs, order, _ = Inputs(adapters=NAMES).by_adapter()
+    own, cache = Gradients(), layer.forward(x[order], inputs)[1]
+    layer.backward(dy[order], cache, own)
+    Bs = np.stack([layer.adapters[name].lora_B.data for name in "abc"])
+    rows, bounds = x[order][1:].reshape(-1, 12), T * np.array([0, 2, 4, 5])  # the first is the base's
+    s, A, d = layer.adapters["a"].scaling, layer.adapters["a"].lora_A.data, dy[order][1:].reshape(-1, 12)
+    _, (rows, h) = ops.lora_tasks_forward(rows, A, Bs, s, bounds)
+    _, dh = ops.lora_tasks_backward(d, A, Bs, s, bounds)
+    np.testing.assert_allclose(own[layer.adapters["c"].lora_A], ops.lora_A_gradients(dh, rows), rtol=1e-12)
+    dBs = ops.lora_tasks_B_gradients(d, h, s, bounds)
+    for name, dB in zip("abc", dBs, strict=True):
+        np.testing.assert_allclose(own[layer.adapters[name].lora_B], dB, rtol=1e-12)
+
+
+def test_one_A_needs_one_rank_and_a_lora():
+    model, _ = several()
+    with pytest.raises(ValueError, match="one A has one rank, and the adapters of a layer have 1, 2, 3"):
+        share_A(model)
+    model, _ = several({"a": LORA["a"], "b": ("vera", ["q_proj"], {"r": 2})})
+    with pytest.raises(ValueError, match="one adapter is a VeRALinear"):
+        share_A(model)
 
 
 WRONG = {
