@@ -248,8 +248,8 @@ def of_variant(variant: str, rng: Rng) -> Iterator[Report]:
 def of_many(rng: Rng) -> Iterator[Report]:
     """Rows with adapters of their own: two beside one product of the base, one that changes it, and the base itself."""
     variant = {"a": ("lora", ["q_proj", "embed"]), "b": ("vera", ["q_proj"]), "c": ("ia3", None)}
-    names: list[str | None]
-    for names in (["b"], ["a", None, "b"], ["c", "a"]):
+    batches: tuple[list[str | None], ...] = ["b"], ["a", None, "b"], ["c", "a"]
+    for names in batches:
         adapters = Adapters(model("llama", rng, adapted=False))
         for name in filter(None, names):
             adapters.attach(name, *variant[name], rng=rng)
