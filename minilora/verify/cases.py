@@ -247,12 +247,15 @@ def of_variant(variant: str, rng: Rng) -> Iterator[Report]:
 
 def of_many(rng: Rng) -> Iterator[Report]:
     """Rows with adapters of their own: two beside one product of the base, one that changes it, and the base itself."""
-    variant = {"a": ("lora", ["q_proj", "embed"]), "b": ("vera", ["q_proj"]), "c": ("ia3", None)}
+    on_linear = [cls for cls in CLASSES if cls.base_type is Linear and cls.variant != DEFAULT]
+    beside, changing = (next(c for c in on_linear if c.acts_on_some_tokens == kind) for kind in (True, False))
+    classes = {"a": variants()[DEFAULT][0], "b": beside, "c": changing}
     batches: tuple[list[str | None], ...] = ["b"], ["a", None, "b"], ["c", "a"]
     for names in batches:
-        adapters = Adapters(model("llama", rng, adapted=False))
+        adapters = Adapters(model("gpt2", rng, adapted=False))
         for name in filter(None, names):
-            adapters.attach(name, *variant[name], rng=rng)
+            targets, options = ["o_proj", "up_proj", "down_proj"], classes[name].examples[""]
+            adapters.attach(name, classes[name].variant, targets, rng=rng, **options)
         adapters.activate_by_row()
         ids = rng.integers(0, VOCABULARY, (len(names), 5))
         yield check(shaken(adapters.model, rng), ids, "none", rng, names)

@@ -336,7 +336,7 @@ def test_every_method_trains_what_its_formula_says():
         "adapter-pfeiffer": L * (2 * C * r + r + C),
         "adapter-lin": L * (2 * C * r + r + C + 2 * C),
     }
-    trained["token-rows"] = n * C
+    trained |= {"token-rows": n * C, "alora": trained["lora"]}
     assert set(trained) == set(accounting.METHODS) - {"bitfit", "lora-bias"}  # Llama has no biases
     for method, expected in trained.items():
         assert count(LLAMA, method, r=r, virtual_tokens=n, tokens=9).trainable == expected, method
@@ -607,7 +607,7 @@ def test_each_formula_of_flops_gives_the_number_beside_it(model, method, words, 
         assert evaluated(attention.replace(" + the blocks' forward", ""), [], letters) == expected.attention
         assert ("the blocks' forward" in linear) == (part != expected) == (account.recompute and which == "backward")
         assert f"{which}: linear │ {linear.partition('   ')[0]}" in printed
-    assert ("were B A formed" in printed) == (method in ("lora", "qlora"))
+    assert ("were B A formed" in printed) == (method in ("lora", "qlora", "alora"))
     if "were B A formed" in printed:
         assert f"{evaluated('2 Σ (r + n) in·out', adapted, letters):.4g}" in printed
 

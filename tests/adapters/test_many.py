@@ -8,13 +8,14 @@ from peft_models import V, base, trained
 
 import minilora
 from minilora import ops
-from minilora.adapters import peft
+from minilora.adapters import many, peft
 from minilora.adapters.attach import attach
-from minilora.adapters.base import variants
+from minilora.adapters.base import Parallel, variants
 from minilora.adapters.many import Many, share_A
 from minilora.data import Batch
 from minilora.nn import Gradients, Inputs, KVCache, Pass, recompute
 from minilora.training.gradients import loss_and_gradients
+from minilora.verify.cases import CHECKS
 
 B, T = 6, 5
 IDS = np.random.default_rng(0).integers(2, V, (B, T))
@@ -248,6 +249,22 @@ def test_one_A_needs_one_rank_and_a_lora():
     model, _ = several({"a": LORA["a"], "b": ("vera", ["q_proj"], {"r": 2})})
     with pytest.raises(ValueError, match="one adapter is a VeRALinear"):
         share_A(model)
+
+
+def lost(self, dx, dy, cache, grads):
+    """A path whose dx does not arrive."""
+    self.path_backward(dy, cache, grads, True)
+
+
+def shifted(at, rows):
+    """The rows of the next adapter."""
+    return slice(at.start - rows.start - 1, at.stop - rows.start - 1) if at.start > rows.start else slice(0, at.stop)
+
+
+@pytest.mark.parametrize(("place", "name", "wrong"), [(Parallel, "add_path_backward", lost), (many, "within", shifted)])
+def test_verify_calls_a_backward_wrong_that_loses_a_path_or_takes_the_rows_of_another(monkeypatch, place, name, wrong):
+    monkeypatch.setattr(place, name, wrong)
+    assert not all(report.ok for report in CHECKS["adapter Many in a model"](np.random.default_rng(0)))
 
 
 WRONG = {
