@@ -45,7 +45,7 @@ def turns(key: str) -> Callable[[Row], Iterator[Said]]:
                 if needed not in turn:
                     meant = did_you_mean(needed, turn)
                     raise ValueError(f"turn {number} has no {needed!r}: {meant}write {EXAMPLES[key]}")
-            if turn[role] not in ROLES:
+            if turn[role] not in [*ROLES]:  # of any type
                 known = choose_from(turn[role], ROLES)
                 raise ValueError(f"turn {number} has the role {turn[role]!r:.40}: {known}; turns of tools are not read")
             check_without(turn, WITHOUT_IN_TURN)
