@@ -116,7 +116,7 @@ def encode(tokenizer: Tokenizer, messages: Sequence[Message]) -> Example:
     if system not in text and tokenizer.chat(messages[1:], reply=False) == text:
         raise ValueError("the chat template leaves the system prompt out: put it before the first question")
     ids, learned = tokenizer.encode(text, special=False), tokenizer.generated(messages)
-    if not learned.any():
+    if learned is None:
         learned = answer_tokens(tokenizer, messages, ids)
     if np.isin(ids[learned], stop).sum() < len(answers):
         raise ValueError("the chat template ends an answer with no token of its own: the model would not learn to stop")

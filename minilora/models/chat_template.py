@@ -33,10 +33,9 @@ def render(template: str, **values: Any) -> str:
 def marked(template: str, **values: Any) -> list[tuple[int, int]]:
     """The parts [start, end) of what render() returns that the template marks with {% generation %}: what the model
     wrote. Raises as render() does."""
+    text = render(template, generation_begins=BEGINS, generation_ends=ENDS, **values)
     parts, at, start = list[tuple[int, int]](), 0, 0
-    for piece in re.split(
-        f"([{BEGINS}{ENDS}])", render(template, generation_begins=BEGINS, generation_ends=ENDS, **values)
-    ):
+    for piece in re.split(f"([{BEGINS}{ENDS}])", text):
         if piece == BEGINS:
             start = at
         elif piece == ENDS:

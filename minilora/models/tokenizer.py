@@ -82,10 +82,10 @@ class Tokenizer:
         """
         raise ValueError("this model has no chat template: it continues a text, it does not answer messages")
 
-    def generated(self, messages: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    def generated(self, messages: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
         """(N,) bool: the tokens of chat(messages, reply=False) that the chat template marks with {% generation %}, as
-        written by the model. Raises as chat() does."""
-        raise NotImplementedError
+        written by the model; None where it marks nothing. Raises as chat() does."""
+        return None
 
     def files(self) -> dict[str, bytes]:
         """{file name: content} from which read_tokenizer makes this tokenizer again; {} for bytes.
@@ -229,13 +229,15 @@ class SubwordTokenizer(Tokenizer):
             return super().chat(messages, reply)
         return render(self.template, **self._chat_values(messages, reply))
 
-    def generated(self, messages: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        text = valid_text(self.chat(messages, reply=False))
-        assert self.template is not None  # chat() has raised
-        offsets = convert_errors(self.backend.encode, text, add_special_tokens=False).offsets
-        starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
-        found = np.zeros(len(offsets), bool)
-        for start, end in marked(self.template, **self._chat_values(messages, reply=False)):
+    def generated(self, messages: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+        values = self._chat_values(messages, reply=False)
+        if self.template is None or not (parts := marked(self.template, **values)):
+            return None
+        text = valid_text(render(self.template, **values))
+        tokens = convert_errors(self.backend.encode, text, add_special_tokens=False).offsets
+        starts, ends = np.array(tokens, np.int64).reshape(-1, 2).T
+        found = np.zeros(len(tokens), bool)
+        for start, end in parts:
             found |= (starts < end) & (ends > start)
         return found
 

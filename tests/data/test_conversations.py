@@ -1,6 +1,10 @@
 """Instruction data: the same conversation in every form, arrays and lines, and what is refused with its line."""
 
+import contextlib
+import io
 import json
+import re
+from pathlib import Path
 
 import examples
 import pytest
@@ -190,3 +194,15 @@ def test_the_example_that_an_error_shows_is_of_its_form(form, tmp_path):
     assert len(read_conversations(file_of(tmp_path, [row]))[0][1]) == 2
     assert set(form.needs) <= set(row)
     assert len(EXAMPLES) == sum(len(form.needs) == 1 for form in FORMS)
+
+
+def test_the_example_of_the_documents_makes_conversations_and_its_table_names_every_form(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    section = page.partition("## Conversations")[2].partition("\n## ")[0]
+    program = re.search(r"cat > pirate.py <<'END'\n(.*?)^    END", section, re.MULTILINE | re.DOTALL)[1]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(re.sub("^    ", "", program, flags=re.MULTILINE))
+    (tmp_path / "pirate.jsonl").write_text(printed.getvalue())
+    found = read_conversations(tmp_path / "pirate.jsonl")
+    assert [[m["role"] for m in messages] for _, messages in found] == [["system", *("user", "assistant") * 2]] * 6
+    assert all(f'"{key}"' in section for form in FORMS for key in form.needs)
