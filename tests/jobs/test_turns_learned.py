@@ -138,6 +138,14 @@ def test_marks_inside_a_macro_or_a_filter_are_where_its_text_is():
     assert tokenizer.decode(ids[tokenizer.generated(messages)]) == "wellno"
 
 
+@pytest.mark.parametrize("marks", [0, 1])
+def test_a_template_that_shows_the_thinking_of_the_last_answer_alone_is_learned_as_it_shows_it(marks):
+    thinking = TEMPLATES["chatml"].replace("{% generation %}", "{% generation %}{% if loop.last %}<think>{% endif %}")
+    tokenizer = tokenizer_of(thinking if marks else unmarked(thinking))  # as Qwen3's
+    _, targets = encode(tokenizer, TALK)
+    assert tokenizer.decode(targets[targets != IGNORE]) == "n b<think>d"
+
+
 # ---- what is refused ----
 
 TALK = [
