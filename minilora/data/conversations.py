@@ -116,8 +116,8 @@ def said_in(row: Row, form: Form) -> list[Said]:
         raise ValueError("a system prompt is not the first turn, or the second of two: leave one, at the beginning")
     if "assistant" not in roles:
         raise ValueError("there is no turn of the assistant to learn from")
-    for key, _, text in said:
-        if text is not None:
+    for key, role, text in said:
+        if text is not None or role == "system":  # others that are None count as empty
             check_text(key, text)
     return said
 

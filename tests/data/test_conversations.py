@@ -148,6 +148,7 @@ BAD = {
         "or the second of two: leave one",
     ),
     "a system prompt that is none": ([{**PAIR, "system": 3}], "line 1: 'system' is 3, and not a text"),
+    "a system prompt of null": ([said(("system", None), ("assistant", "a"))], "'content' is None, and not a text"),
     "a list of parts": (
         [said(("user", [{"type": "text"}]), ("assistant", "a"))],
         r"'content' is \[\{.*\}\], and not a text",
