@@ -138,7 +138,7 @@ def fit_options(model: Module, steps: int, penalty: Penalty | None = None) -> di
 
 
 def low_rank_adapter(base: Module, A: Array, B: Array) -> Adapter:
-    """The LoRA of a Linear or an Embedding with ΔW = B A (s = 1), for A (r, n) and B (m, r) that are known, of a W (m, n)."""
+    """The LoRA of a Linear or an Embedding with ΔW = B A (s = 1), of A (r, n) and B (m, r) for a W (m, n)."""
     if isinstance(base, Embedding):
         return LoRAEmbedding.of(base, {"lora_A": B.T, "lora_B": A.T}, r=len(A), alpha=float(len(A)))
     return LoRALinear.of(base, {"lora_A": A, "lora_B": B}, r=len(A), alpha=float(len(A)))

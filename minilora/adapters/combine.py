@@ -1,13 +1,13 @@
 """Several adapters of a model into one, and how much they agree. The maths is in combining/, one way a file.
 
-    adapters = Adapters(model)
-    adapters.load("source", "runs/source")
-    adapters.load("names", "runs/names")
-    cosines(adapters, "source", "names")                                    # {layer: cos(ΔW₁, ΔW₂)}
-    found = combine(adapters, "both", {"source": 1, "names": 0.5}, how="svd", rank=8)
-    off_the_sum(found)                                                      # ‖B A - Σ‖ / ‖Σ‖ over all layers
-    adapters.activate("both")
-    save_adapter(model, "runs/both")
+adapters = Adapters(model)
+adapters.load("source", "runs/source")
+adapters.load("names", "runs/names")
+cosines(adapters, "source", "names")                                    # {layer: cos(ΔW₁, ΔW₂)}
+found = combine(adapters, "both", {"source": 1, "names": 0.5}, how="svd", rank=8)
+off_the_sum(found)                                                      # ‖B A - Σ‖ / ‖Σ‖ over all layers
+adapters.activate("both")
+save_adapter(model, "runs/both")
 """
 
 from __future__ import annotations
@@ -194,8 +194,7 @@ def matrices_of(adapters: Adapters, name: str) -> dict[str, Adapter]:
         if changed:
             raise ValueError(f"{of} changes the bias of {path} too, and a LoRA of the sum cannot hold it: merge it")
     if len({adapter.weight for adapter in found.values()}) < len(found):
-        raise ValueError(f"{name} adapts an embedding and the head that is tied to it: merge it, as one LoRA of a sum "
-                         "is on the one or the other")  # fmt: skip
+        raise ValueError(f"{name} adapts an embedding and the head that is tied to it, which a sum cannot: merge it")
     return found
 
 
@@ -209,8 +208,7 @@ def saved_whole(adapters: Adapters, names: Collection[str]) -> dict[str, Module]
             other, first = found.setdefault(path, (name, module))
             pairs = zip(first.parameters(), module.parameters(), strict=True)
             if not all(np.array_equal(to_numpy(a.data), to_numpy(b.data)) for a, b in pairs):
-                raise ValueError(f"{other} and {name} have each trained {path} whole, and a sum of ΔW's has no place for "
-                                 "it: give one of them the weight 0")  # fmt: skip
+                raise ValueError(f"{other} and {name} have each trained {path} whole: leave one of them out")
     return {path: module for path, (_, module) in found.items()}
 
 

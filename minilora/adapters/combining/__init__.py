@@ -51,6 +51,6 @@ def descriptions() -> dict[str, str]:
     """{name: a line about it}, read from the files' text without importing them, for a --help that need not wait for
     NumPy: those that take no density first."""
     files = (path.read_text(encoding="utf-8") for path in sorted(Path(__path__[0]).glob("*.py")))
-    found = {name: about for text in files for name, about in re.findall(r'^    "(\w+)": Way\("(.+?)"', text, re.M)}
+    found = {name: about for text in files for name, about in re.findall(r'^    "(\w+)": Way\(\s*"(.+?)"', text, re.M)}
     plain = "cat", "svd", "linear"
     return {name: found[name] for name in (*plain, *sorted(found.keys() - {*plain}))}

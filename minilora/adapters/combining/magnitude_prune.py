@@ -29,6 +29,8 @@ def magnitude_prune(tensors: Sequence[Array], weights: Sequence[float], options:
 
 
 WAYS = {
-    "magnitude_prune": Way("linear, of the largest numbers of A and B", by_factors(magnitude_prune), ("density",), True),
+    "magnitude_prune": Way(
+        "linear, of the largest numbers of A and B", by_factors(magnitude_prune), ("density",), True
+    ),
     "magnitude_prune_svd": Way("the same of the ΔW's, cut to a rank", by_deltas(magnitude_prune), ("rank", "density")),
 }
