@@ -71,11 +71,11 @@ def combine(
     options = checked(adapters, name, weights, how, rank, density, rng)
     way, used = ways()[how], {one: w for one, w in weights.items() if w}
     found: dict[str, Layer] = {}
-    made: dict[str, Module] = {}
+    made: dict[str, Adapter] = {}
     with base_alone(adapters) as model:
         of_each = {one: matrices_of(adapters, one) for one in used}
         whole = saved_whole(adapters, used)
-        for path, base in model.named_modules():
+        for path in [path for path, _ in model.named_modules()]:
             here = {one: layers[path] for one, layers in of_each.items() if path in layers}
             if way.of_factors or (rank is None and "rank" in way.reads) or how == "cat":
                 check_are_products(path, here, how)
@@ -87,13 +87,13 @@ def combine(
                 A, B = way.make(summands, w, options._replace(rank=most))
             except ValueError as error:
                 raise ValueError(f"{path}: {error}: {how} is not for them, but cat, svd and NAME_svd are") from None
-            made[path] = adapter = low_rank_adapter(base, A, B)
+            made[path] = adapter = low_rank_adapter(model[path], A, B)
             found[path] = compared(path, cat(summands, w), adapter)
     if not made:
         raise ValueError("the sum is 0 in every layer: there is nothing to combine")
     if rank is not None and rank > (most := max(layer.rank for layer in found.values())):
         raise ValueError(f"rank {rank} is above {most}, which the sum has already")
-    if note := wasted_rank({path: (layer.rank, min(model[path].weight.data.shape)) for path, layer in found.items()}):
+    if note := wasted_rank({path: (layer.rank, min(made[path].weight.data.shape)) for path, layer in found.items()}):
         warnings.warn(note, stacklevel=2)
     adapters.loaded[name] = {**whole, **made}
     with_labels = next((one for one in used if whole.keys() & adapters.loaded[one].keys()), next(iter(used)))
@@ -199,7 +199,7 @@ def matrices_of(adapters: Adapters, name: str) -> dict[str, Adapter]:
 
 
 def saved_whole(adapters: Adapters, names: Collection[str]) -> dict[str, Module]:
-    """{dotted path: module} of the layers that are trained whole. Raises ValueError where two adapters differ in one."""
+    """{dotted path: module} of layers that are trained whole. Raises ValueError where two adapters differ in one."""
     found: dict[str, tuple[str, Module]] = {}
     for name in names:
         for path, module in adapters.loaded[name].items():

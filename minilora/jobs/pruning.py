@@ -42,7 +42,7 @@ def prune(folder: str, data: str, *, base: str | None = None, plot: str | None =
     for k in tqdm(ranks, desc="cutting", leave=False, disable=None):
         for how, options in {"svd": {"rank": k}, "magnitude_prune": {"density": k / r}}.items():
             name = f"{how} {k}"
-            found = combine(adapters, name, {folder: 1.0}, how, **options)  # type: ignore[arg-type]
+            found = combine(adapters, name, {folder: 1.0}, how, **options)
             loss = bits_per_byte(adapters, name, dataset)
             report["rows"].append(
                 {"how": how, **options, "bits": loss, "off": off_the_sum(found), **kept(adapters, name)}

@@ -19,14 +19,11 @@ def arguments(add: Add) -> None:
         f"{those} (default svd)")  # fmt: skip
     add("--rank", type=positive_int, metavar="N", help="of svd and ..._svd (default: the largest of the adapters)")
     add(
-        "--density",
-        type=share,
-        metavar="P",
-        help="of ties, dare_... and magnitude_prune: the share of numbers that stays",
+        "--density", type=share, metavar="P", help="of ties, dare_..., magnitude_prune: the share of numbers that stays"
     )
     add("--base", metavar="MODEL", help=f"{MODEL} (default: what the first says that it was made for, or builtin)")
-    add("--evaluate", dest="data", metavar="FILE", nargs="+", default=[],
-        help="a text for each adapter: its loss before and after, by every way; 'builtin' is Python's own source")  # fmt: skip
+    texts = "a text for each adapter: its loss before and after, by every way; 'builtin' is Python's own source"
+    add("--evaluate", dest="data", metavar="FILE", nargs="+", default=[], help=texts)
     add("--plot", metavar="FILE", help="a .png of those losses, and of how far the adapters agree")
     add("--out", metavar="DIR", help="a new folder")
     add("--json", action="store_true", help=JSON)
