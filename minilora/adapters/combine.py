@@ -113,8 +113,8 @@ def cosines(adapters: Adapters, first: str, second: str) -> dict[str, float]:
     """{dotted path: ⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖ ‖ΔW₂‖)} of the layers that both adapt, and under "" that of all layers
     together, to which layers of one adapter alone count too. From the factors: no ΔW is formed.
 
-    1: one is a multiple of the other; 0: they are orthogonal, and Σ(w ΔW)² = Σ w² ΔW²; -1: they undo each other. Two
-    random ΔW are within ±1/√(in · out).
+    1: one is a multiple of the other; 0: ‖ΔW₁ + ΔW₂‖² = ‖ΔW₁‖² + ‖ΔW₂‖²; -1: they undo each other. That of two ΔW in
+    independent random directions has the mean 0 and the standard deviation 1/√(in · out).
     """
     if unknown := next((one for one in (first, second) if one not in adapters.loaded), None):
         raise ValueError(f"no adapter is called {unknown!r}: {choose_from(unknown, adapters.loaded)}")

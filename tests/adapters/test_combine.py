@@ -388,6 +388,7 @@ def test_what_a_sum_cannot_hold_is_refused_by_name(tmp_path):
     minilora.attach_lora(model, ["embed"], rng=0, ensure_weight_tying=True)
     refuse(model, base(), "the head that is tied to it")
     refuse(adapted("bert", "lm", ["q_proj"], train="bias"), base("bert"), "changes the bias of")
+    refuse(adapted("llama", "lm", ["q_proj"], init="loftq"), base(), "holds a W of its own")
 
 
 def test_two_classifiers_and_two_bases_are_refused(tmp_path):
