@@ -66,7 +66,8 @@ def q4_1(blocks: Array, scales: Array) -> Array:
 def fives(codes: Array) -> Array:
     """(n, 4 + 16) bytes -> (n, 2, 16) float32: q of 5 bits."""
     q = nibbles(codes[:, 4:])
-    high = get_array_module(codes).unpackbits(codes[:, :4], axis=1, bitorder="little").reshape(q.shape)
+    xp = get_array_module(codes)
+    high = xp.unpackbits(xp.ascontiguousarray(codes[:, :4]), bitorder="little").reshape(q.shape)
     q += high * np.float32(16)
     return q
 
