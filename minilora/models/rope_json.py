@@ -26,7 +26,7 @@ def rope_fields(values: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"partial_rotary_factor = {part!r:.80} is not supported: a head is rotated whole")
     if kind == "default":
         return {"rope_theta": theta}
-    if kind not in SCALINGS:
+    if not isinstance(kind, str) or kind not in SCALINGS:
         raise ValueError(f"{key} = {dict(rope)!r:.80} is not supported, only {', '.join(('default', *SCALINGS))}")
     lengths = {"max_position_embeddings": values.get("max_position_embeddings")}
     trained = rope.get("original_max_position_embeddings", lengths["max_position_embeddings"])

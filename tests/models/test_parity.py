@@ -410,7 +410,8 @@ def pairs(wrapped: Any, model: Transformer) -> Iterator[tuple[str, Any, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "llama 3", "qwen2", "qwen3", "bert", "bert, tokens",
-                                  "roberta", "mistral, window", "qwen2, window above", "qwen2, YaRN", "smollm3", "phi3"])  # fmt: skip
+                                  "roberta", "mistral, window", "qwen2, window above", "qwen2, YaRN", "smollm3",
+                                  "phi3"])  # fmt: skip
 def test_the_gradients_of_an_adapter_are_those_of_peft_to_1e_10(kind, tmp_path, rng):
     wrapped, model = adapted(kind, tmp_path)
     batch, grads = batch_for(model, rng), Gradients()
