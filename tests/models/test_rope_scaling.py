@@ -1,4 +1,4 @@
-"""Rotary positions for longer sequences than were trained on: linear, dynamic, YaRN and Llama 3, beside transformers."""
+"""Rotary positions for longer sequences than in training: linear, dynamic, YaRN and Llama 3, beside transformers."""
 
 from typing import Any
 
@@ -120,7 +120,8 @@ def read(model, ids, ends):
 
 
 def test_up_to_the_length_of_the_training_dynamic_changes_nothing_and_a_cache_does_not_either(rng):
-    model, plain, ids = build("llama", **DYNAMIC), build("llama", head_dim=6, max_length=4 * L), rng.integers(0, 13, (1, 9))
+    model, plain = build("llama", **DYNAMIC), build("llama", head_dim=6, max_length=4 * L)
+    ids = rng.integers(0, 13, (1, 9))
     same = model.forward(ids[:, :L])[0]
     assert np.array_equal(same, plain.forward(ids[:, :L])[0])
     np.testing.assert_allclose(read(model, ids[:, :L], [2, 3, L]), same, atol=1e-12)
