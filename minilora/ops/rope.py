@@ -61,7 +61,7 @@ class DynamicScaling(NamedTuple):
     @property
     def max_length(self) -> int:
         """factor L, the longest sequence that a model reads here; the rule itself has no end."""
-        return int(self.factor * self.max_position_embeddings)
+        return int(max(1, self.factor) * self.max_position_embeddings)
 
     def frequencies(self, xp: ModuleType, D: int, theta: float, n: int) -> Array:
         factor, L = self
