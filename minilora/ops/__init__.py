@@ -51,7 +51,18 @@ from .lora_xs import lora_xs_backward, lora_xs_forward, lora_xs_gradients
 from .mean_squared_error import mean_squared_error_backward, mean_squared_error_forward
 from .quantized_linear import quantized_linear_backward, quantized_linear_forward
 from .rms_norm import rms_norm_backward, rms_norm_forward
-from .rope import RopeScaling, rope_backward, rope_forward, rope_frequencies, rope_tables
+from .rope import (
+    SCALINGS,
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+    YarnScaling,
+    rope_backward,
+    rope_forward,
+    rope_frequencies,
+    rope_tables,
+)
 from .select import select_backward, select_forward
 from .svf import svf_backward, svf_forward, svf_gradients
 from .swiglu import swiglu_backward, swiglu_forward
