@@ -63,7 +63,7 @@ class Settings:
     length: int = setting(128, "tokens in a window or example, at most (default 128)", **POSITIVE)
     accumulate: int = setting(1, "batches in a step (default 1)", **POSITIVE)
     teacher: str | None = setting(
-        None, "learn from this model's outputs, or those of the base with this adapter, instead of the labels: distillation",
+        None, "learn from this model's outputs, or the base's with this adapter, instead of labels: distillation",
         metavar="MODEL",
     )  # fmt: skip
     temperature: float = setting(

@@ -10,7 +10,7 @@ over the n positions i that are labelled; for n = 0, L = 0 and dz = 0.
 Backward: ∂ log q_v/∂z_w = ([v = w] - q_w)/T, and so ∂q_v/∂z_w = q_v ([v = w] - q_w)/T. With Σ_v p_v = Σ_v q_v = 1,
 
     forward     dz_w = dL T²/n Σ_v -p_v ([v = w] - q_w)/T           = dL T/n (q_w - p_w)
-    reverse     dz_w = dL T²/n Σ_v (d_v + 1) q_v ([v = w] - q_w)/T  = dL T/n q_w (d_w - Σ_v q_v d_v),   d = log q - log p
+    reverse     dz_w = dL T²/n Σ_v (d_v + 1) q_v ([v = w] - q_w)/T  = dL T/n q_w (d_w - Σ_v q_v d_v),  d = log q - log p
 
 Rows of dz sum to 0. As T grows, q - p tends to (z - t - their rows' means)/(V T): T² keeps dz from vanishing. At
 T = 1 and with p one-hot the forward divergence is the cross-entropy.

@@ -3,8 +3,8 @@
     python notebooks/examples/distillation.py [--small] [FIGURE.png]
 
 The teacher is the built-in model, all of whose weights learned Python's source. Four students of each rank: the best
-approximation of the teacher's ΔW, distilled with KL(teacher ‖ student), with KL(student ‖ teacher), and LoRA on the text
-itself, which has no teacher. All see the same batches; a seed decides batches and A.
+approximation of the teacher's ΔW, distilled with KL(teacher ‖ student), with KL(student ‖ teacher), and LoRA on the
+text itself, which has no teacher. All see the same batches; a seed decides batches and A.
 """
 
 import statistics
@@ -54,8 +54,11 @@ def one_seed(seed, base, ranks, steps):
 
     found = {"base": {0: measured(base)}, "full fine-tuning": {0: measured(teacher)}}
     for r in ranks:
-        losses = {"KL(teacher ‖ student)": {"loss": distillation(teacher, T)},
-                  "KL(student ‖ teacher)": {"loss": distillation(teacher, T, reverse=True)}, "LoRA on the text": {}}  # fmt: skip
+        losses = {
+            "KL(teacher ‖ student)": {"loss": distillation(teacher, T)},
+            "KL(student ‖ teacher)": {"loss": distillation(teacher, T, reverse=True)},
+            "LoRA on the text": {},
+        }
         found.setdefault("SVD of ΔW", {})[r] = measured(extracted(base, teacher, r))
         for way, loss in losses.items():
             student = deepcopy(base)
@@ -67,7 +70,7 @@ def one_seed(seed, base, ranks, steps):
 def main(small=False, out="runs/distillation.png"):
     base, (ranks, steps, seeds) = (
         minilora.load_pretrained("builtin"),
-        ((1, 4), 10, 1) if small else ((1, 2, 4, 8), 100, 3),
+        ((2,), 5, 1) if small else ((1, 2, 4, 8), 60, 3),
     )
     runs = [one_seed(seed, base, ranks, steps) for seed in range(seeds)]
     print(f"{'':<24}{'rank':>5}{'bits per byte held out':>26}{'KL to the teacher, nats':>26}")

@@ -162,9 +162,7 @@ reverse_kl_divergence = Problem(
     laws=SUM_TO_0,
     factors=FACTORS,
     says=SAYS
-    | {
-        "no_second_term": "dz lacks the term q Σ q d, which the normalisation of the softmax brings: its rows do not sum to 0"
-    },
+    | {"no_second_term": "dz lacks the term q Σ q d, which normalising the softmax brings: rows do not sum to 0"},
     asks=ASKS | {"no_second_term": "What does a logit do to the probabilities of the other tokens?"},
     shapes=SHAPES,
     formula="L = T²/count Σ q (log q - log p), p = softmax(t/T), q = softmax(z/T); dy is dL",
