@@ -40,6 +40,7 @@ from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_forward, embedding_gradients
 from .gelu import gelu_backward, gelu_forward, gelu_tanh_forward
 from .ia3 import ia3_backward, ia3_forward, ia3_gradients
+from .kl_divergence import kl_backward, kl_forward, reverse_kl_backward, reverse_kl_forward
 from .layer_norm import gain_gradients, layer_norm_backward, layer_norm_forward
 from .linear import bias_gradients, linear_backward, linear_forward, linear_gradients
 from .loha import loha_A_gradients, loha_B_gradients, loha_backward, loha_factors, loha_forward
