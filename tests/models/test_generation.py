@@ -28,6 +28,7 @@ SPECIAL = {
     "mistral": {"sliding_window": 3},
     "qwen2": {"sliding_window": 1, "max_window_layers": 1},
     "qwen3": {"n_kv_heads": 1},
+    "gemma3_text": {},
 }
 
 
