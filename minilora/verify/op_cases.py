@@ -182,14 +182,16 @@ def attention(
         padding = None if side == "none" else pad(side, T, [T - 1, *rng.integers(1, T + 1, B - 1)])
         heads = {"q": G * R, "k": G, "v": G}
         inputs = {name: rng.standard_normal((B, T, n * D)) for name, n in heads.items()}
-        return drawn(rng, (B, T, G * R * D), inputs, D=D, causal=causal, padding=padding, window=window)
+        constants = {"D": D, "causal": causal, "padding": padding, "window": window, "root": root}
+        return drawn(rng, (B, T, G * R * D), inputs, **constants)
 
     def real(a: Array, padding: np.ndarray | None) -> Array:
         return a if padding is None else a * on(a, 1.0 * padding[..., None])
 
     def forward(
-        q: Array, k: Array, v: Array, D: int, causal: bool, padding: np.ndarray | None, window: int | None
-    ) -> tuple[Array, Any]:
+        q: Array, k: Array, v: Array, D: int, causal: bool, padding: np.ndarray | None, window: int | None,
+        root: float | None,
+    ) -> tuple[Array, Any]:  # fmt: skip
         y: Array
         cache: Any
         if block:
