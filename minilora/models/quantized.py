@@ -15,9 +15,7 @@ from ..quantization import STORED, Quantized, dense, format_named
 from ..quantization.bfloat16 import BFloat16
 from ..quantization.float16 import Float16
 
-CLASSIFIER_LAYERS = re.compile(
-    r"(classifier|classifier_transform|classifier_norm|pooler)\."
-)  # drawn where a file lacks them
+CLASSIFIER_LAYERS = re.compile(r"(classifier|classifier_transform|pooler)\.")  # drawn where a file lacks them
 
 
 def matrices(model: Module) -> Iterator[tuple[Parameter, bool]]:

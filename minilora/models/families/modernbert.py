@@ -37,17 +37,14 @@ def modernbert(config: Config, rng: Rng | None) -> Transformer:
         for i in range(config.n_layers)
     ]
 
-    def transform(name: str) -> dict[str, Module]:
-        made = new.linear(C, C, False), Gelu(approximate=False), new.layer_norm(bias=False)
-        return dict(zip((f"{name}_transform", f"{name}_gelu", f"{name}_norm"), made, strict=True))
-
-    head: dict[str, Module] = {}
-    if config.head == "lm":
-        head = {"labelled": Labelled(), **transform("head"), "lm_head": new.lm_head(token, bias=True)}
-    elif config.head != "none":
-        pooled: Module = MeanTokens() if config.pooling == "mean" else Select(last=False)
-        head = {"pooled": pooled} if config.head == "classify" else {}
-        head |= {**transform("classifier"), "classifier": new.classifier(bias=True)}
+    head: dict[str, Module] = {"labelled": Labelled()} if config.head == "lm" else {}
+    if config.head == "classify":
+        head = {"pooled": MeanTokens() if config.pooling == "mean" else Select(last=False)}
+    if config.head != "none":
+        head |= {"head_transform": new.linear(C, C, False), "head_gelu": Gelu(approximate=False)}
+        head["head_norm"] = new.layer_norm(bias=False)
+        last = new.lm_head(token, bias=True) if config.head == "lm" else new.classifier(bias=True)
+        head["lm_head" if config.head == "lm" else "classifier"] = last
     embed = Embeddings(token, norm=new.layer_norm(bias=False))
     return Transformer("modernbert", config, layers_by_name(embed, blocks, norm=new.layer_norm(bias=False), **head))
 
@@ -121,8 +118,6 @@ FAMILY = Family(
         ("head_transform", "head.dense"),
         ("head_norm", "head.norm"),
         ("lm_head", "decoder"),
-        ("classifier_transform", "head.dense"),
-        ("classifier_norm", "head.norm"),
         ("classifier", "classifier"),
     ],
     tokenizer="",
