@@ -43,11 +43,11 @@ class Config:
     layer_types: tuple[str, ...] = ()  # Qwen: one of LAYER_TYPES for each layer, instead of max_window_layers
     local_rope_theta: float = 0.0  # of the layers with a window, whose frequencies are not scaled; 0: as the others
     rotary_layers: tuple[bool, ...] = ()  # which layers have rotary positions; (): all
-    query_pre_attn_scalar: float = 0.0  # Gemma: the scores are divided by its root; 0: by that of head_dim
+    query_pre_attn_scalar: int = 0  # Gemma: the scores are divided by its root; 0: by that of head_dim
     pooling: str = "cls"  # ModernBERT: what a classifier of texts reads, one of POOLINGS: the first token, or the mean
 
     def __post_init__(self) -> None:
-        derived = "n_kv_heads", "d_ff", "head_dim", "offset", "max_window_layers"
+        derived = "n_kv_heads", "d_ff", "head_dim", "offset", "max_window_layers", "query_pre_attn_scalar"
         for name in (*derived, "vocab_size", "n_layers", "d_model", "n_heads", "max_length", "segments", "labels"):
             least, value = int(name not in derived), getattr(self, name)
             if type(value) is not int or value < least:
@@ -60,9 +60,8 @@ class Config:
         for name, known in (("head", HEADS), ("activation", ACTIVATIONS), ("pooling", POOLINGS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not one of {', '.join(known)}")
-        for name in ("local_rope_theta", "query_pre_attn_scalar"):
-            if type(getattr(self, name)) not in (int, float) or not 0 <= getattr(self, name) < HUGE:
-                raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not a number from 0 up")
+        if type(self.local_rope_theta) not in (int, float) or not 0 <= self.local_rope_theta < HUGE:
+            raise ValueError(f"local_rope_theta = {self.local_rope_theta!r:.80} is not a number from 0 up")
         rotary = self.rotary_layers
         if rotary and (len(rotary) != self.n_layers or not all(type(has) is bool for has in rotary)):
             raise ValueError(f"rotary_layers = {rotary!r:.80} is not True or False for each layer")

@@ -213,7 +213,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
               "rope_scaling": ops.RopeScaling(4.0, 0.2, 1.5, 9)},
     "roberta": {"offset": 2, "activation": "gelu"},
     "gemma3_text": {"n_kv_heads": 1, "head_dim": 6, "rope_theta": THETA, "local_rope_theta": 2.0, "sliding_window": 2,
-                    "layer_types": ("sliding_attention", "full_attention"), "query_pre_attn_scalar": 3.5},
+                    "layer_types": ("sliding_attention", "full_attention"), "query_pre_attn_scalar": 3},
     "modernbert": {"rope_theta": THETA, "local_rope_theta": 2.0, "sliding_window": 2, "pooling": "mean",
                    "layer_types": ("full_attention", "sliding_attention")},
 }  # fmt: skip
