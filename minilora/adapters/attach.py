@@ -21,7 +21,7 @@ from .lora import LoRAEmbedding, LoRALinear, TiedLoRALinear
 from .parts import Parts
 
 Targets: TypeAlias = str | Collection[str] | Mapping[str, int]
-HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out, as in PEFT
+HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out
 LAYERS = Linear, Embedding, LayerNorm  # what an adapter can be on
 
 

@@ -12,6 +12,7 @@ LABELLED = "classify", "tokens"  # heads whose outputs are labels: of a whole te
 HUGE = 1e300  # no number of a config is as large; a Python int may be larger than any float
 ACTIVATIONS = "gelu", "gelu_tanh"
 LAYER_TYPES = "full_attention", "sliding_attention"
+POOLINGS = "cls", "mean"
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,17 @@ class Config:
     activation: str = "gelu_tanh"  # of an MLP that is not gated: one of ACTIVATIONS
     rope_scaling: ops.RopeScaling | None = None  # one of ops.SCALINGS
     offset: int = 0  # rows of the position table before the first position (RoBERTa: 2)
-    sliding_window: int | None = None  # Mistral, Qwen: the number of keys that a query sees, up to its own; None: all
+    sliding_window: int | None = None  # the number of keys that a query sees, its own the last; None: all. An encoder's
+    # query sees as many after its own
     max_window_layers: int = 0  # Qwen: the first layer with a window
     layer_types: tuple[str, ...] = ()  # Qwen: one of LAYER_TYPES for each layer, instead of max_window_layers
     local_rope_theta: float = 0.0  # of the layers with a window, whose frequencies are not scaled; 0: as the others
     rotary_layers: tuple[bool, ...] = ()  # which layers have rotary positions; (): all
+    query_pre_attn_scalar: int = 0  # Gemma: the scores are divided by its root; 0: by that of head_dim
+    pooling: str = "cls"  # ModernBERT: what a classifier of texts reads, one of POOLINGS: the first token, or the mean
 
     def __post_init__(self) -> None:
-        derived = "n_kv_heads", "d_ff", "head_dim", "offset", "max_window_layers"
+        derived = "n_kv_heads", "d_ff", "head_dim", "offset", "max_window_layers", "query_pre_attn_scalar"
         for name in (*derived, "vocab_size", "n_layers", "d_model", "n_heads", "max_length", "segments", "labels"):
             least, value = int(name not in derived), getattr(self, name)
             if type(value) is not int or value < least:
@@ -53,7 +57,7 @@ class Config:
                 raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not a positive number")
         if type(self.tied) is not bool:
             raise ValueError(f"tied = {self.tied!r:.80} is not True or False")
-        for name, known in (("head", HEADS), ("activation", ACTIVATIONS)):
+        for name, known in (("head", HEADS), ("activation", ACTIVATIONS), ("pooling", POOLINGS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not one of {', '.join(known)}")
         if type(self.local_rope_theta) not in (int, float) or not 0 <= self.local_rope_theta < HUGE:

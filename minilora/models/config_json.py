@@ -43,7 +43,9 @@ def read_config(
     """
     name = values.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise ValueError(f"{source}: family {name!r:.80} is not supported: {choose_from(str(name), FAMILIES)}")
+        why = {key: why for family in FAMILIES.values() for key, why in family.not_read.items()}.get(str(name))
+        hint = why or choose_from(str(name), FAMILIES)
+        raise ValueError(f"{source}: family {name!r:.80} is not supported: {hint}")
     family = FAMILIES[name]
     for key, fixed in family.config_fixed.items():
         if values.get(key, fixed) != fixed:

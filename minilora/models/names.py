@@ -16,6 +16,8 @@ from .transformer import Transformer
 
 CONSTANT = re.compile(r".*(position_ids|rotary_emb\.inv_freq|\.attn\.(masked_)?bias)")  # tensors that are no weights
 
+OTHER_HEADS = {"lm_head", "score", "classifier", "cls", "qa_outputs"}  # of classes that are not read, too
+
 
 def hub_name(family: str, path: str, head: str = "lm") -> str:
     """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj, in the class of this head.
@@ -59,8 +61,10 @@ def add_body(family: str, name: str) -> str:
 
 def is_of_head(family: str, name: str) -> bool:
     """Whether a tensor belongs to the head of some class. BERT's pooler does."""
-    prefix = FAMILIES[family].base_model_prefix
-    return bool(re.match(rf"(lm_head|score|classifier|cls|qa_outputs|{prefix}\.pooler)\.", name))
+    prefix, heads = FAMILIES[family].base_model_prefix, FAMILIES[family].hf_head_names.values()
+    names = [name for table in (FAMILIES[family].hf_names, *heads) for _, name in table]
+    own = {name.partition(".")[0] for name in names} - {prefix}
+    return name.startswith(f"{prefix}.pooler.") or name.partition(".")[0] in own | OTHER_HEADS
 
 
 def transpose(family: str, name: str, x: Any) -> Any:

@@ -11,13 +11,23 @@ from .blocks import (
     Gelu,
     PostNormBlock,
     PreNormBlock,
+    SandwichNormBlock,
     recompute,
 )
 from .costs import Costs, KeptArray, MetaArray, Product
 from .embeddings import Embeddings, positions
 from .fused import FusedLinear, Part
-from .heads import Labelled, Select, Tanh
+from .heads import Labelled, MeanTokens, Relu, Select, Tanh
 from .inputs import Inputs, Pass
 from .kv_cache import KVCache
-from .layers import Embedding, LayerNorm, Linear, LinearCache, NormModuleCache, RMSNorm
+from .layers import (
+    Embedding,
+    Identity,
+    LayerNorm,
+    Linear,
+    LinearCache,
+    NormModuleCache,
+    RMSNorm,
+    ZeroCentredRMSNorm,
+)
 from .module import Gradients, Module, Parameter, Sequential, check_fit, check_names, converted, join, shapes_of

@@ -12,9 +12,10 @@ from .module import Gradients, Module
 
 
 class Embeddings(Module):
-    """y = norm(token[ids] + position[0..T-1] + segment[segments])        ids (B, T)   y (B, T, C)
+    """y = norm(scale token[ids] + position[0..T-1] + segment[segments])        ids (B, T)   y (B, T, C)
 
-    All but `token` are optional. The first position is row `offset` of `position` (RoBERTa: 2).
+    All but `token` are optional. The first position is row `offset` of `position` (RoBERTa: 2). A head that is tied to
+    `token` reads it unscaled.
     """
 
     def __init__(
@@ -24,13 +25,17 @@ class Embeddings(Module):
         segment: Embedding | None = None,
         norm: Module | None = None,
         offset: int = 0,
+        scale: float | None = None,
     ) -> None:
-        self.token, self.position, self.segment, self.norm, self.offset = token, position, segment, norm, offset
+        self.token, self.position, self.segment, self.norm = token, position, segment, norm
+        self.offset, self.scale = offset, scale
 
     def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
         xp = get_array_module(ids)
         x, ct = self.token.forward(ids)
         cp = cs = cn = None
+        if self.scale is not None:
+            x = self.scale * x
         if self.position is not None:
             start = self.offset + (run.kv_cache.length if run.kv_cache else 0)
             p, cp = self.position.forward(positions(ids, inputs.padding, start))
@@ -50,7 +55,7 @@ class Embeddings(Module):
             self.segment.backward(dy, cs, grads)
         if self.position is not None:
             self.position.backward(dy, cp, grads)
-        self.token.backward(dy, ct, grads)
+        self.token.backward(dy if self.scale is None else self.scale * dy, ct, grads)
 
     def costs(self, ids: MetaArray, costs: Costs) -> MetaArray:
         x = self.token.costs(ids, costs)

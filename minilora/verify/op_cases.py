@@ -7,7 +7,7 @@ in problems/.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,26 @@ def draw_swiglu(size: Size, rng: Rng) -> Case:
     return drawn(rng, shape, {"gate": 2 * rng.standard_normal(shape), "up": rng.standard_normal(shape)})
 
 
+def draw_geglu(approximate: bool) -> Callable[[Size, Rng], Case]:
+    def draw(size: Size, rng: Rng) -> Case:
+        shape = size(), size(), size()
+        inputs = {"gate": 2 * rng.standard_normal(shape), "up": rng.standard_normal(shape)}
+        return drawn(rng, shape, inputs, approximate=approximate)
+
+    return draw
+
+
+def geglu_backward(dy: Array, cache: Any, *_: Array, **__: Any) -> tuple[Array, ...]:
+    return ops.geglu_backward(dy, cache)
+
+
+def draw_relu(size: Size, rng: Rng) -> Case:
+    """No x is so near 0 that a difference crosses the kink, and one is above it."""
+    x = rng.standard_normal((size(), size(2, 4)))
+    x[0, 0] = abs(x[0, 0])
+    return drawn(rng, x.shape, {"x": x + 0.2 * np.sign(x)})
+
+
 # ---- tokens ----
 
 
@@ -111,6 +131,12 @@ def draw_select(size: Size, rng: Rng) -> Case:
     chosen[-1, -1] = True
     b, t = np.nonzero(chosen)
     return drawn(rng, (len(b), C), {"x": rng.standard_normal((B, T, C))}, b=b, t=t)
+
+
+def draw_mean_tokens(size: Size, rng: Rng) -> Case:
+    B, T, C = size(), size(2, 4), size()
+    real = pad("right", T, [T, *rng.integers(1, T + 1, B - 1)])
+    return drawn(rng, (B, C), {"x": rng.standard_normal((B, T, C))}, real=real)
 
 
 def draw_ids(size: Size, rng: Rng) -> tuple[np.ndarray, int]:
@@ -146,7 +172,9 @@ def rope_tables(x: Array, D: int, theta: float = THETA) -> tuple[Array, Array]:
     return ops.rope_tables(xp, x.shape[1], ops.rope_frequencies(xp, D, theta), x.dtype)
 
 
-def attention(causal: bool, side: str, R: int, block: int = 0, window: int | None = None) -> Op:
+def attention(
+    causal: bool, side: str, R: int, block: int = 0, window: int | None = None, root: float | None = None
+) -> Op:
     """R query heads for each key/value head; in blocks, or whole. The outputs of padding are no part of y."""
 
     def draw(size: Size, rng: Rng) -> Case:
@@ -154,21 +182,23 @@ def attention(causal: bool, side: str, R: int, block: int = 0, window: int | Non
         padding = None if side == "none" else pad(side, T, [T - 1, *rng.integers(1, T + 1, B - 1)])
         heads = {"q": G * R, "k": G, "v": G}
         inputs = {name: rng.standard_normal((B, T, n * D)) for name, n in heads.items()}
-        return drawn(rng, (B, T, G * R * D), inputs, D=D, causal=causal, padding=padding, window=window)
+        constants = {"D": D, "causal": causal, "padding": padding, "window": window, "root": root}
+        return drawn(rng, (B, T, G * R * D), inputs, **constants)
 
     def real(a: Array, padding: np.ndarray | None) -> Array:
         return a if padding is None else a * on(a, 1.0 * padding[..., None])
 
     def forward(
-        q: Array, k: Array, v: Array, D: int, causal: bool, padding: np.ndarray | None, window: int | None
-    ) -> tuple[Array, Any]:
+        q: Array, k: Array, v: Array, D: int, causal: bool, padding: np.ndarray | None, window: int | None,
+        root: float | None,
+    ) -> tuple[Array, Any]:  # fmt: skip
         y: Array
         cache: Any
         if block:
             seen = None if padding is None else on(q, padding)
-            y, cache = ops.blockwise_attention_forward(q, k, v, D, causal, seen, block, window)
+            y, cache = ops.blockwise_attention_forward(q, k, v, D, causal, seen, block, window, root)
         else:
-            y, cache = ops.attention_forward(q, k, v, attention_mask(q, causal, padding, window), D)
+            y, cache = ops.attention_forward(q, k, v, attention_mask(q, causal, padding, window), D, root)
         return real(y, padding), cache
 
     def backward(dy: Array, cache: Any, *_: Array, padding: np.ndarray | None, **constants: Any) -> tuple[Array, ...]:
@@ -256,6 +286,12 @@ OPS: dict[str, Op] = {
     "tanh": Op(draw_tanh, ops.tanh_forward, one("tanh_backward")),
     "select": Op(draw_select, lambda x, b, t: ops.select_forward(x, on(x, b), on(x, t)), one("select_backward")),
     "swiglu": Op(draw_swiglu, ops.swiglu_forward, lambda dy, cache, *_: ops.swiglu_backward(dy, cache)),
+    "geglu": Op(draw_geglu(False), ops.geglu_forward, geglu_backward),
+    "geglu, tanh form": Op(draw_geglu(True), ops.geglu_forward, geglu_backward),
+    "relu": Op(draw_relu, ops.relu_forward, one("relu_backward")),
+    "mean of tokens": Op(
+        draw_mean_tokens, lambda x, real: ops.mean_tokens_forward(x, on(x, real)), one("mean_tokens_backward")
+    ),
     "rope": Op(
         draw_rope,
         lambda x, D, theta: (ops.rope_forward(x, *rope_tables(x, D, theta)), None),
@@ -269,6 +305,8 @@ OPS: dict[str, Op] = {
     "attention, causal, padded left": attention(True, "left", 1),
     "attention, causal, padded right": attention(True, "right", 3),
     "attention, sliding window": attention(True, "left", 2, window=2),
+    "attention, symmetric window": attention(False, "right", 2, window=2),
+    "attention, another root": attention(True, "none", 2, root=1.7),
     "attention, another number of keys": Op(
         draw_cross_attention,
         lambda q, k, v, D, mask: ops.attention_forward(q, k, v, on(q, mask), D),
@@ -280,6 +318,9 @@ OPS: dict[str, Op] = {
     "attention in blocks, causal, padded left": attention(True, "left", 2, block=1),
     "attention in blocks, sliding window": attention(True, "none", 2, block=2, window=4),
     "attention in blocks, sliding window, padded right": attention(True, "right", 1, block=2, window=3),
+    "attention in blocks, symmetric window": attention(False, "none", 2, block=2, window=3),
+    "attention in blocks, symmetric window, padded left": attention(False, "left", 1, block=1, window=2),
+    "attention in blocks, another root": attention(True, "right", 1, block=2, root=1.7),
     "embedding": Op(
         draw_embedding,
         lambda W, ids: ops.embedding_forward(on(W, ids), W),

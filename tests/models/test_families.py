@@ -1,6 +1,7 @@
 """Families: one file each, which no other file names."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import minilora
 from minilora.models.config_json import read_config, write_config
 from minilora.models.families import FAMILIES
+from minilora.verify.cases import SPECIAL
 
 PACKAGE = Path(minilora.__file__).parent
 FOLDER = PACKAGE / "models" / "families"
@@ -35,13 +37,15 @@ def test_no_file_asks_which_family_a_model_is_of():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_config_comes_back_from_its_config_json(name):
     shape = {"d_ff": 12, "max_length": 9, "tied": False}
+    shape |= {key: value for key, value in SPECIAL.get(name, {}).items() if key not in ("n_kv_heads", "rope_scaling")}
     if "kv" in "".join(FAMILIES[name].config_keys):
         shape |= {"n_kv_heads": 2, "rope_theta": 50.0, "head_dim": 6}
     if "segments" in FAMILIES[name].config_keys:
         shape |= {"segments": 3, "offset": 2 * (name == "roberta")}
     config = minilora.Config(8, 2, 8, 4, **shape)
     model = FAMILIES[name].build(config, np.random.default_rng(0))
-    assert read_config(write_config(model), "config.json", "float32") == (name, config)
+    assert read_config(write_config(model), "config.json", "float32") == (name, model.config)
+    assert model.config == config if "eps" in FAMILIES[name].config_keys else model.config == replace(config, eps=1e-12)
 
 
 def test_a_qwen3_without_a_head_dim_has_heads_of_128_as_in_transformers():
