@@ -2,6 +2,7 @@
 
 from .attention import Attention, AttentionCache, FusedAttention, Rope
 from .blocks import MLP, Block, BlockCache, Checkpointed, GatedMLP, Gelu, PostNormBlock, PreNormBlock, recompute
+from .convolution import Conv1d, Conv2d, Convolution, Flatten
 from .costs import Costs, KeptArray, MetaArray, Product
 from .embeddings import Embeddings, positions
 from .fused import FusedLinear, Part

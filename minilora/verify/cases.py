@@ -25,7 +25,11 @@ from ..models.parts import LayerFactory
 from ..models.transformer import Transformer
 from ..nn import (
     Checkpointed,
+    Conv1d,
+    Conv2d,
+    Convolution,
     Embedding,
+    Flatten,
     Gradients,
     Inputs,
     Labelled,
@@ -75,7 +79,7 @@ def check(module: Module, x: np.ndarray, side: str, rng: Rng) -> Report:
         return fed.forward(inputs=Inputs(padding, segments), run=Pass(np.random.default_rng(0)))
 
     y, cache = run()
-    dy, grads = rng.standard_normal(y.shape) * (real[..., None] if y.ndim == 3 else 1), Gradients()
+    dy, grads = rng.standard_normal(y.shape) * (real[..., None] if y.ndim == 3 and side != "none" else 1), Gradients()
     fed.backward(dy, cache, grads)
     # a constant as large as the terms: where they cancel, the loss would look too small for what they round
     offset = math.copysign(np.abs(dy * y).sum(), (dy * y).sum())
@@ -113,8 +117,25 @@ def adapter(cls: type[Adapter], options: Mapping[str, Any], new: LayerFactory) -
         Embedding: lambda: new.embedding(new.config.vocab_size),
         LayerNorm: new.layer_norm,
         Linear: lambda: new.linear(new.config.d_model, wide, True),
+        Conv1d: lambda: convolution(Conv1d, new),
+        Conv2d: lambda: convolution(Conv2d, new),
     }
     return cls.start(bases[cls.base_type](), rng=new.rng, **options)
+
+
+def convolution(kind: type[Convolution], new: LayerFactory) -> Convolution:
+    """Of d_model channels, with another window along each axis."""
+    C, kernel = new.config.d_model, (3, 2)[: kind.axes]
+    return kind(new.normal(C + 1, C, *kernel), new.full(0, C + 1), (1, 2)[: kind.axes], (2, 0)[: kind.axes], 2)
+
+
+def some_x(module: Module, B: int, T: int, C: int, rng: Rng) -> np.ndarray:
+    """What it reads: ids of 5 words, signals or images of C channels, or rows."""
+    parts = [part for _, part in module.named_modules()]
+    axes = next((part.axes for part in parts if isinstance(part, Convolution)), 0)
+    if any(type(part) is Embedding for part in parts):
+        return rng.integers(0, 5, (B, T))
+    return rng.standard_normal((B, C, *(T + 3, T + 4)[:axes]) if axes else (B, T, C))
 
 
 def recorder(new: LayerFactory) -> Module:
@@ -144,6 +165,9 @@ MODULES: dict[str, Callable[[LayerFactory], Module]] = {
     "Select, last": lambda new: Select(last=True),
     "Labelled": lambda new: Labelled(),
     "Tanh": lambda new: Tanh(),
+    "Conv1d": partial(convolution, Conv1d),
+    "Conv2d": partial(convolution, Conv2d),
+    "Flatten": lambda new: Flatten(),
     "PreNormBlock of gpt2": block(gpt2),
     "PreNormBlock of llama": block(llama),
     "PostNormBlock of bert": block(bert),
@@ -179,8 +203,8 @@ def of_part(make: Callable[[LayerFactory], Module], rng: Rng, merged: bool = Fal
     for B, T, C, F, side in SHAPES:
         config = Config(vocab_size=5, n_layers=1, d_model=C, n_heads=3, d_ff=F, max_length=T, eps=EPS, dtype="float64")
         module = shaken(make(LayerFactory(config, rng)), rng)
-        named = [type(part).__name__ for _, part in module.named_modules()]
-        x = rng.integers(0, 5, (B, T)) if "Embedding" in named else rng.standard_normal((B, T, C))
+        x = some_x(module, B, T, C, rng)
+        side = side if x.ndim < 4 and x.shape[1] == T else "none"  # signals and images have no padding
         yield check(merged_layer(module) if merged else module, x, side, rng)
 
 
@@ -246,6 +270,8 @@ CHECKS: dict[str, Callable[[Rng], Iterable[Report]]] = {
     **{f"adapter {name}": partial(of_part, make) for name, make in ADAPTERS.items()},
     "adapter MergedLinear": partial(of_part, first_on(Linear), merged=True),
     "adapter MergedLayerNorm": partial(of_part, first_on(LayerNorm), merged=True),
+    "adapter MergedConv1d": partial(of_part, first_on(Conv1d), merged=True),
+    "adapter MergedConv2d": partial(of_part, first_on(Conv2d), merged=True),
     "adapter MergedEmbedding": partial(of_part, merged_embedding),
     "adapter TiedLoRALinear": of_tied,
     **{f"adapter {variant} in a model": partial(of_variant, variant) for variant in variants()},

@@ -17,7 +17,7 @@ from ..backend import Array
 from ..models.config import Config
 from ..models.parts import LayerFactory
 from ..nn import Embedding, Gradients, Inputs, Parameter
-from .cases import ADAPTERS, CLASSES, FAMILIES, model, shaken
+from .cases import ADAPTERS, CLASSES, FAMILIES, model, shaken, some_x
 from .op_cases import THETA, Rng, pad
 
 
@@ -33,7 +33,7 @@ def adapted_layer(cls: type[Adapter], rng: Rng) -> tuple[Adapter, Array, Array]:
     """A layer of an adapter's class, off its start, x and dy."""
     config = Config(vocab_size=5, n_layers=1, d_model=6, n_heads=1, d_ff=5, dtype="float64")
     layer = shaken(ADAPTERS[cls.__name__](LayerFactory(config, rng)), rng)
-    x = rng.integers(0, 5, (3, 4)) if cls.base_type is Embedding else rng.standard_normal((3, 4, 6))
+    x = some_x(layer, 3, 4, 6, rng)
     return layer, x, rng.standard_normal(layer.forward(x)[0].shape)
 
 
