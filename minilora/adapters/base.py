@@ -198,7 +198,9 @@ class Adapter(Module):
     # ---- what every variant states ----
 
     variant: ClassVar[str] = ""  # the name of its file
-    base_type: ClassVar[type[Linear] | type[Embedding] | type[LayerNorm] | type[Convolution]]  # the layers that the class adapts
+    base_type: ClassVar[
+        type[Linear] | type[Embedding] | type[LayerNorm] | type[Convolution]
+    ]  # the layers that the class adapts
     targets: ClassVar[tuple[str, ...]] = ()
     """Last names of the layers that it adapts by default. Where no class of a variant has any: all that they can."""
     slots: ClassVar[tuple[Slot, ...]]

@@ -7,8 +7,8 @@ Two libraries give A and B two shapes (W (out, in, k, k), α and s = α/r as alw
     loralib     A (r k, in k)     B (out k, r k)        ΔW = s (B A), read off as (out, in, k, k)
 
 loralib's product B A is (out k, in k), so that r is multiplied by k on either side, and the rows of its matrix are no
-windows: the k rows that make up one output each hold a k-th of the numbers of a window. With B₂ (out, r k²), the numbers
-of B read off in rows, and I_k the unit matrix, that is
+windows: the k rows that make up one output each hold a k-th of the numbers of a window. With B₂ (out, r k²), which is B
+read off in rows, and I_k the unit matrix, that is
 
     ΔW₂ = s B₂ (I_k ⊗ A)                                of rank r k² at most
 
@@ -19,14 +19,14 @@ loralib's Conv1d raises in its first forward.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng, generator
-from ..nn import Conv1d, Conv2d, Convolution, Gradients, Inputs, MetaArray, Module, Parameter, Pass
-from .base import Kept, Law, Products, Slot, dropped, relative_difference, sizes_of
+from ..nn import Conv1d, Conv2d, Convolution, Gradients, Inputs, MetaArray, Module, Pass
+from .base import Kept, Law, Products, Slot, dropped, relative_difference
 from .lora import ALPHA, LoRA, LoRALinearCache, R, scale
 
 
@@ -53,13 +53,16 @@ class LoRAConvolution(LoRA):
     """
 
     unread = (*LoRA.unread, "data")
-    laws: Mapping[str, Law] = {"Bᵀ dB = dA₂ A₂ᵀ": exchange, "dA₂ = s Bᵀ G": by_the_dense_gradient}  # type: ignore[assignment]
-    examples: Mapping[str, Mapping[str, Any]] = {  # type: ignore[assignment]
+    laws: ClassVar[dict[str, Law]] = {"Bᵀ dB = dA₂ A₂ᵀ": exchange, "dA₂ = s Bᵀ G": by_the_dense_gradient}
+    examples: ClassVar[dict[str, dict[str, Any]]] = {
         "": {"r": 3, "alpha": 5},
         " with dropout": {"r": 3, "alpha": 5, "dropout": 0.4},
         ", rsLoRA": {"r": 1, "alpha": 5, "rslora": True},
     }
-    kept = Kept("x", "n_in", "dA₂ = dhᵀ X, X the windows of x", ("lora_A",)), Kept("h", "r", "dB = s dyᵀ h", ("lora_B",))
+    kept = (
+        Kept("x", "n_in", "dA₂ = dhᵀ X, X the windows of x", ("lora_A",)),
+        Kept("h", "r", "dB = s dyᵀ h", ("lora_B",)),
+    )
     products = Products(
         forward="2 * r * (n_in * k + n_out)",
         backward="2 * r * (n_in * k + n_out)",
@@ -144,7 +147,7 @@ class LoRAConv2d(LoRAConvolution):
 
 
 def from_loralib(A: Array, B: Array, k: int) -> tuple[Array, Array]:
-    """A (r k², in, k, k) and B (out, r k²) of the same ΔW, of loralib's A (r k, in k) and B (out k, r k) on a Conv2d with
-    kernels of k x k. It is of a higher rank, so α must grow with it: α k² (without rsLoRA), for the same s."""
+    """A (r k², in, k, k) and B (out, r k²) of the same ΔW, of loralib's A (r k, in k) and B (out k, r k) on a Conv2d
+    with kernels of k x k. The rank is higher by k², so for the same s = α/r α must be too."""
     rows = np.kron(np.eye(k, dtype=A.dtype), A)
     return rows.reshape(len(rows), -1, k, k), B.reshape(len(B) // k, -1)

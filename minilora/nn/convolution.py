@@ -62,7 +62,7 @@ class Convolution(Module):
 
     def outputs(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of y, of an x of this one. Raises ValueError for one that the kernel does not fit."""
-        O, C, *kernel = self.weight.data.shape
+        n_out, C, *kernel = self.weight.data.shape
         if len(shape) != 2 + self.axes or shape[1] != C:
             raise ValueError(
                 f"x is (batch, {C} channels{', size' * self.axes}) for a kernel (out, in{', kernel' * self.axes}) of "
@@ -71,7 +71,7 @@ class Convolution(Module):
         L = self.window.outputs(shape[2:])
         if min(L) < 1:
             raise ValueError(f"x of size {shape[2:]} is smaller than a window: the kernel is {tuple(kernel)}")
-        return (shape[0], O, *L)
+        return (shape[0], n_out, *L)
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, ConvolutionCache]:
         self.outputs(x.shape)

@@ -32,12 +32,13 @@ Chellapilla, Puri, Simard (2006), "High Performance Convolutional Neural Network
 import itertools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ..backend import Array, get_array_module
 from .linear import linear_backward, linear_forward, linear_gradients
 
 Sizes: TypeAlias = tuple[int, ...]  # one number for each axis
+Index: TypeAlias = tuple[Any, ...]  # of an array
 
 
 class Window(NamedTuple):
@@ -50,15 +51,19 @@ class Window(NamedTuple):
 
     def outputs(self, size: Sizes) -> Sizes:
         """L, of an x of this size; not above 0 where the kernel is wider than x and its padding."""
-        return tuple(
-            (n + 2 * p - d * (k - 1) - 1) // t + 1 for n, k, t, p, d in zip(size, *self, strict=True)
-        )
+        return tuple((n + 2 * p - d * (k - 1) - 1) // t + 1 for n, k, t, p, d in zip(size, *self, strict=True))
 
-    def slices(self, L: Sizes) -> Iterator[tuple[Sizes, tuple[slice, ...]]]:
-        """(k, where x̄ has the numbers that k weighs, for all L windows) of every position k of the kernel."""
+    def slices(self, L: Sizes) -> Iterator[tuple[Index, Index]]:
+        """(where X has what position k of the kernel weighs, where x̄ has it, for all L windows) of every k."""
         for k in itertools.product(*map(range, self.kernel)):
             starts = [d * i for d, i in zip(self.dilation, k, strict=True)]
-            yield k, tuple(slice(i, i + t * (n - 1) + 1, t) for i, t, n in zip(starts, self.stride, L, strict=True))
+            steps = zip(starts, self.stride, L, strict=True)
+            yield (..., *k), (..., *(slice(i, i + t * (n - 1) + 1, t) for i, t, n in steps))
+
+    def inside(self, size: Sizes) -> tuple[Sizes, Index]:
+        """(the size of x̄, where in it x is)"""
+        both = list(zip(size, self.padding, strict=True))
+        return tuple(n + 2 * p for n, p in both), (..., *(slice(p, p + n) for n, p in both))
 
 
 def channels_last(y: Array) -> Array:
@@ -79,25 +84,24 @@ def kernels(W: Array) -> Array:
 def windows(x: Array, window: Window) -> Array:
     """x (N, C, *size) -> X (N, *L, C·K)"""
     xp, (N, C, *size) = get_array_module(x), x.shape
-    L = window.outputs(tuple(size))
-    inside = tuple(slice(p, p + n) for p, n in zip(window.padding, size, strict=True))
-    padded = xp.zeros((N, C, *(n + 2 * p for n, p in zip(size, window.padding, strict=True))), dtype=x.dtype)
-    padded[(..., *inside)] = x
+    L, (wide, inside) = window.outputs(tuple(size)), window.inside(tuple(size))
+    padded = xp.zeros((N, C, *wide), dtype=x.dtype)
+    padded[inside] = x
     X = xp.empty((N, *L, C, *window.kernel), dtype=x.dtype)
     for k, where in window.slices(L):
-        X[(..., *k)] = channels_last(padded[(..., *where)])
+        X[k] = channels_last(padded[where])
     return X.reshape(N, *L, C * math.prod(window.kernel))
 
 
 def windows_backward(dX: Array, window: Window, shape: Sizes) -> Array:
     """dX (N, *L, C·K) -> dx of this shape (N, C, *size): each number of x gets the sum over its windows."""
-    xp, (N, C, *size) = get_array_module(dX), shape
-    L = dX.shape[1:-1]
+    N, C, *size = shape
+    L, (wide, inside) = dX.shape[1:-1], window.inside(tuple(size))
     dX = dX.reshape(N, *L, C, *window.kernel)
-    dpadded = xp.zeros((N, C, *(n + 2 * p for n, p in zip(size, window.padding, strict=True))), dtype=dX.dtype)
+    dpadded = get_array_module(dX).zeros((N, C, *wide), dtype=dX.dtype)
     for k, where in window.slices(L):
-        dpadded[(..., *where)] += channels_first(dX[(..., *k)])
-    return dpadded[(..., *(slice(p, p + n) for p, n in zip(window.padding, size, strict=True)))]
+        dpadded[where] += channels_first(dX[k])
+    return dpadded[inside]
 
 
 def convolution_forward(x: Array, W: Array, b: Array | None, window: Window) -> tuple[Array, Array]:

@@ -40,6 +40,7 @@ from ..nn import (
     Pass,
     Rope,
     Select,
+    Sequential,
     Tanh,
 )
 from ..quantization import Quantized
@@ -53,11 +54,11 @@ SHAPES = ((1, 3, 6, 5, "none"), (3, 2, 12, 7, "left"), (2, 5, 6, 1, "right"))
 
 
 class Fed(Module):
-    """A module with the x that it is called with; a float x is a parameter."""
+    """A module with the x that it is called with; a float x is a parameter, but that of a whole model."""
 
     def __init__(self, module: Module, x: np.ndarray) -> None:
         self.module, self.ids = module, x
-        self.x = Parameter(x) if x.dtype.kind == "f" else None
+        self.x = Parameter(x) if x.dtype.kind == "f" and not isinstance(module, Sequential) else None
 
     def forward(self, _: Any = None, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
         return self.module.forward(self.ids if self.x is None else self.x.data, inputs, run)
@@ -72,7 +73,7 @@ def check(module: Module, x: np.ndarray, side: str, rng: Rng) -> Report:
     """Every gradient of Σ dy ∘ module(x), where the outputs of padding have no dy; dropout is drawn the same again."""
     B, T = x.shape[:2]
     real = pad(side, T, [T, *rng.integers(1, T + 1, B - 1)]) if side != "none" else np.ones((B, T), dtype=bool)
-    padding, segments = None if side == "none" else real, rng.integers(0, 2, (B, T))
+    padding, segments = None if side == "none" else real, rng.integers(0, 2, (B, T)) if x.ndim < 4 else None
     fed = Fed(module, x)
 
     def run() -> tuple[Array, Any]:
@@ -218,24 +219,37 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "llama": {"n_kv_heads": 1, "head_dim": 6, "rope_theta": THETA,
               "rope_scaling": ops.RopeScaling(4.0, 0.2, 1.5, 9)},
     "roberta": {"offset": 2, "activation": "gelu"},
+    "vit": {"activation": "gelu", "vocab_size": 0, "image_size": 5, "patch_size": 2, "channels": 2},
 }  # fmt: skip
+BODIES = {name: "lm" if "lm" in family.classes else "none" for name, family in FAMILIES.items()}  # a head for each
 ENCODERS = [name for name, family in FAMILIES.items() if "tokens" in family.classes]
 
 
-def model(family: str, rng: Rng, adapted: bool = True, head: str = "lm") -> Transformer:
-    """A model off its start, with `adapted` one that has LoRA on every linear layer."""
+def model(family: str, rng: Rng, adapted: bool = True, head: str = "") -> Transformer:
+    """A model off its start, with `adapted` one that has LoRA on every linear layer, and on patches."""
     config = Config(VOCABULARY, n_layers=2, d_model=12, n_heads=3, d_ff=7, max_length=9, eps=EPS, dtype="float64")
-    config = replace(config, head=head, labels=4, **SPECIAL.get(family, {}))
+    config = replace(config, head=head or BODIES[family], labels=4, **SPECIAL.get(family, {}))
     made = FAMILIES[family].build(config, rng)
     if adapted:
         attach_lora(made, "all-linear", r=2, alpha=3, rng=rng)
+    if adapted and config.image_size:
+        attach_lora(made, ["projection"], r=2, alpha=3, rng=rng)
     return shaken(made, rng)
 
 
 def checked(made: Transformer, shape: tuple[int, int, int, int, str], rng: Rng) -> Report:
-    """Every gradient of the model's output for random token ids."""
+    """Every gradient of the model's output for random token ids, or images."""
     B, T, _, _, side = shape
-    return check(made, rng.integers(0, VOCABULARY, (B, T + 2)), side, rng)
+    x = read_by(made, B, T + 2, rng)
+    return check(made, x, side if x.ndim == 2 else "none", rng)
+
+
+def read_by(made: Transformer, B: int, T: int, rng: Rng) -> np.ndarray:
+    """Random token ids (B, T), or B images."""
+    c = made.config
+    if c.image_size:
+        return rng.standard_normal((B, c.channels, c.image_size, c.image_size))
+    return rng.integers(0, VOCABULARY, (B, T))
 
 
 def of_family(family: str, adapted: bool, head: str, rng: Rng) -> Iterator[Report]:
@@ -275,8 +289,8 @@ CHECKS: dict[str, Callable[[Rng], Iterable[Report]]] = {
     "adapter MergedEmbedding": partial(of_part, merged_embedding),
     "adapter TiedLoRALinear": of_tied,
     **{f"adapter {variant} in a model": partial(of_variant, variant) for variant in variants()},
-    **{f"family {name}": partial(of_family, name, False, "lm") for name in FAMILIES},
-    **{f"family {name} with adapters": partial(of_family, name, True, "lm") for name in FAMILIES},
+    **{f"family {name}": partial(of_family, name, False, BODIES[name]) for name in FAMILIES},
+    **{f"family {name} with adapters": partial(of_family, name, True, BODIES[name]) for name in FAMILIES},
     **{f"family {name}, classifier with adapters": partial(of_family, name, True, "classify") for name in FAMILIES},
     **{f"family {name}, tokens with adapters": partial(of_family, name, True, "tokens") for name in ENCODERS},
 }

@@ -16,8 +16,8 @@ from ..adapters.merge import merge, merged_layer
 from ..backend import Array
 from ..models.config import Config
 from ..models.parts import LayerFactory
-from ..nn import Embedding, Gradients, Inputs, Parameter
-from .cases import ADAPTERS, CLASSES, FAMILIES, model, shaken, some_x
+from ..nn import Gradients, Inputs, Parameter
+from .cases import ADAPTERS, CLASSES, FAMILIES, model, read_by, shaken, some_x
 from .op_cases import THETA, Rng, pad
 
 
@@ -101,22 +101,25 @@ def rotation(rng: Rng) -> float:
 
 
 def merged_model(family: str, rng: Rng) -> float:
-    made, ids = model(family, rng), rng.integers(0, 11, (2, 7))
+    made = model(family, rng)
+    ids = read_by(made, 2, 7, rng)
     before = made.forward(ids)[0]
     merge(made)
     return apart(before, made.forward(ids)[0])
 
 
 def step_0(family: str, rng: Rng) -> float:
-    made, ids = model(family, rng, adapted=False), rng.integers(0, 11, (2, 7))
+    made = model(family, rng, adapted=False)
+    ids = read_by(made, 2, 7, rng)
     before = made.forward(ids)[0]
     attach_lora(made, "all-linear", r=2, alpha=3, rng=rng)
     return apart(before, made.forward(ids)[0])
 
 
 def padded(family: str, rng: Rng) -> float:
-    made, ids = model(family, rng), rng.integers(0, 11, (3, 6))
-    off = []
+    made, ids, off = model(family, rng), rng.integers(0, 11, (3, 6)), []
+    if made.config.image_size:  # images have no padding
+        return 0.0
     for side in ("left", "right"):
         padding = pad(side, 6, [6, 4, 2])
         logits = made.forward(ids, Inputs(padding))[0]

@@ -72,7 +72,7 @@ def draw_convolution(axes: int, low_rank: bool) -> Callable[[Size, Rng], Case]:
     """One axis or two, each with a kernel, stride, padding and dilation of its own."""
 
     def draw(size: Size, rng: Rng) -> Case:
-        N, C, O = size(), size(), size()
+        N, C, n_out = size(), size(), size()
         along = []  # of each axis: its window, and a size of x that the first one reaches into
         for _ in range(axes):
             k, t, p, d = size(1, 3), size(), size(0, 2), size(1, 3)
@@ -80,11 +80,11 @@ def draw_convolution(axes: int, low_rank: bool) -> Callable[[Size, Rng], Case]:
             along.append((k, t, p, d, d * (k - 1) + 1 - p + size(0, 3)))
         *fields, numbers = zip(*along, strict=True)
         window, x = ops.Window(*fields), rng.standard_normal((N, C, *numbers))
-        shape = (N, O, *window.outputs(x.shape[2:]))
+        shape = (N, n_out, *window.outputs(x.shape[2:]))
         if not low_rank:
-            return drawn(rng, shape, {"x": x, "W": rng.standard_normal((O, C, *window.kernel))}, window=window)
+            return drawn(rng, shape, {"x": x, "W": rng.standard_normal((n_out, C, *window.kernel))}, window=window)
         r = size()
-        A, B = rng.standard_normal((r, C, *window.kernel)), rng.standard_normal((O, r))
+        A, B = rng.standard_normal((r, C, *window.kernel)), rng.standard_normal((n_out, r))
         return drawn(rng, shape, {"x": x, "A": A, "B": B}, s=S, window=window)
 
     return draw

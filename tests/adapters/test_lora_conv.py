@@ -122,7 +122,7 @@ def last_window_wins(dX, window, shape):
     L, dX = dX.shape[1:-1], dX.reshape(*dX.shape[:-1], C, *window.kernel)
     padded = np.zeros((N, C, *(n + 2 * p for n, p in zip(size, window.padding, strict=True))), dX.dtype)
     for k, where in window.slices(L):
-        padded[(..., *where)] = ops.channels_first(dX[(..., *k)])
+        padded[where] = ops.channels_first(dX[k])
     return padded[(..., *(slice(p, p + n) for p, n in zip(window.padding, size, strict=True)))]
 
 

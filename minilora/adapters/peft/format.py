@@ -121,5 +121,5 @@ def base_without_weights(cls: type[Adapter], sizes: Mapping[str, int], dtype: np
     if cls.base_type is Embedding:
         return Embedding(np.broadcast_to(zero, (n_in, n_out)))
     kernel = [sizes[axis] for axis in cls.slots[0].shape if axis.startswith("k")]  # of a convolution
-    kind = cls.base_type if kernel else Linear
+    kind: Any = cls.base_type if kernel else Linear
     return kind(np.broadcast_to(zero, (n_out, n_in, *kernel)))

@@ -243,7 +243,7 @@ def read_pairs(folder: Path) -> tuple[dict[str, Any], dict[str, Pair], float]:
     pairs: dict[str, Pair] = {}
     for name, layer in layers.items():
         if isinstance(layer.base, Convolution):
-            raise ValueError(f"{folder}: {name} is a convolution, which this layout has no place for (adapters/lora_conv.py)")
+            raise ValueError(f"{folder}: {name} is a convolution, which has no place here: see adapters/lora_conv.py")
         factors = layer.factors()
         if factors is None:
             raise ValueError(f"{folder}: ΔW of {layer.variant} is no product of two matrices, which this layout needs")

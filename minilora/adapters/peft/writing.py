@@ -132,7 +132,7 @@ def beside_keys(view: View, beside: Mapping[str, Adapter], keys: Iterable[str]) 
         if path != view.head or "embed.token" not in beside:
             value = getattr(adapter, adapter.beside.option)
             config[adapter.beside.key] = (config[adapter.beside.key] or {}) | {view.names[path]: value}
-    table = view.names["embed.token"]
+    table = view.names.get("embed.token")  # none of a model that reads images
     return {key: values[table] if values and [*values] == [table] else values for key, values in config.items()}
 
 
