@@ -88,7 +88,7 @@ def check_images(x: Any, inputs: Inputs, run: Pass, config: Config) -> None:
         raise ValueError(
             f"images are floats of shape (batch, {', '.join(map(str, size))}), not {x.dtype} of shape {x.shape}"
         )
-    if inputs != Inputs() or run.kv_cache:
+    if any(part is not None for part in inputs) or run.kv_cache:
         raise ValueError("images have no padding, no segments, no labels of tokens and no KV cache")
 
 
