@@ -126,20 +126,6 @@ def new(rng):
     return LayerFactory(Config(vocab_size=1, n_layers=1, d_model=6, n_heads=2, dtype="float64"), rng)
 
 
-def test_the_gradients_of_patches_are_right(rng):
-    assert checked(example("digits").Patches(new(rng), 6), rng.standard_normal((3, 8, 8)), rng).ok
-
-
-def test_patches_are_four_by_four_pixels_in_reading_order(rng):
-    patches = example("digits").Patches(new(rng), 6)
-    W = patches.patch_proj.weight
-    W.data, patches.position.data = np.ones(W.data.shape), np.zeros((5, 6))
-    y, _ = patches.forward(np.arange(64.0).reshape(1, 8, 8))
-    corners = [np.arange(64).reshape(8, 8)[i : i + 4, j : j + 4].sum() for i in (0, 4) for j in (0, 4)]
-    assert np.array_equal(y[0, 1:, 0], corners)
-    assert np.array_equal(y[0, 0], patches.class_token.data)
-
-
 def test_the_gradients_of_items_are_right(rng):
     module, market = example("recommender"), example("market")
     layer = module.Items(rng.standard_normal((market.N, market.F)), new(rng), 6)
