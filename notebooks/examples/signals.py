@@ -46,7 +46,12 @@ def waves(n, rng):
     frequency, phase, height = (rng.uniform(low, high, (n, 1)) for low, high in ((2, 6), (0, 1), (0.5, 1.5)))
     turns = frequency * t / T + phase
     rising = frequency * (t / T) ** 2 + phase
-    shapes = np.sin(2 * np.pi * turns), np.sign(np.sin(2 * np.pi * turns)), 2 * (turns % 1) - 1, np.sin(2 * np.pi * rising)
+    shapes = (
+        np.sin(2 * np.pi * turns),
+        np.sign(np.sin(2 * np.pi * turns)),
+        2 * (turns % 1) - 1,
+        np.sin(2 * np.pi * rising),
+    )
     return height * np.choose(kind[:, None], shapes) + 0.3 * rng.standard_normal((n, T)), kind
 
 

@@ -325,3 +325,12 @@ def test_a_layer_is_pefts_with_its_stride_and_padding_and_peft_forgets_a_dilatio
     assert lora_A.padding == window.padding
     assert lora_A.dilation == (1,) * axes
     assert math.prod(lora_A.weight.shape) == made.lora_A.data.size
+    theirs = torch.nn.Sequential(torch.nn.Conv1d(3, 5, 3, dilation=2)).double()
+    theirs = peft.get_peft_model(theirs, peft.LoraConfig(r=2, target_modules=["0"])).double()
+    with pytest.raises(RuntimeError, match="must match the size"):
+        theirs(torch.tensor(signal(1, rng)))
+    theirs = torch.nn.Sequential(torch.nn.Conv1d(3, 5, 3, stride=8, dilation=2)).double()  # one window for both
+    theirs = peft.get_peft_model(theirs, peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)).double()
+    x = torch.tensor(signal(1, rng)[..., :8])
+    before = theirs(x)
+    assert (theirs.merge_and_unload()(x) - before).abs().max() > 1e-3
