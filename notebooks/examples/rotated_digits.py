@@ -3,8 +3,8 @@
     python notebooks/examples/rotated_digits.py [--small]
 
 Every layer is one that minilora has: Conv2d, Gelu, Flatten, Linear. LoRA adapts the three convolutions, and the head
-learns whole. The images are scikit-learn's, 8 x 8 pixels, turned by 90 degrees. Of the turned ones ten of each digit are
-there to learn from. Under a minute on one core.
+learns whole. The images are scikit-learn's, 8 x 8 pixels, turned by 90 degrees. Of those ten of each digit are there
+to learn from. Under a minute on one core.
 """
 
 import sys
