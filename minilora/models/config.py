@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import ops
+from ..nn import Rope
 
 HEADS = "lm", "classify", "tokens", "none"
 LABELLED = "classify", "tokens"  # heads whose outputs are labels: of a whole text, or of each token (encoders)
@@ -38,6 +39,8 @@ class Config:
     sliding_window: int | None = None  # Mistral, Qwen: the number of keys that a query sees, up to its own; None: all
     max_window_layers: int = 0  # Qwen: the first layer with a window
     layer_types: tuple[str, ...] = ()  # Qwen: one of LAYER_TYPES for each layer, instead of max_window_layers
+    local_rope_theta: float = 0.0  # of the layers with a window, whose frequencies are not scaled; 0: as the others
+    rotary_layers: tuple[bool, ...] = ()  # which layers have rotary positions; (): all
 
     image_size: int = 0  # height and width of the images that it reads in the place of words (ViT); 0: none
     patch_size: int = 16  # height and width of a patch of them
@@ -59,6 +62,11 @@ class Config:
         for name, known in (("head", HEADS), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not one of {', '.join(known)}")
+        if type(self.local_rope_theta) not in (int, float) or not 0 <= self.local_rope_theta < HUGE:
+            raise ValueError(f"local_rope_theta = {self.local_rope_theta!r:.80} is not a number from 0 up")
+        rotary = self.rotary_layers
+        if rotary and (len(rotary) != self.n_layers or not all(type(has) is bool for has in rotary)):
+            raise ValueError(f"rotary_layers = {rotary!r:.80} is not True or False for each layer")
         window, types = self.sliding_window, self.layer_types
         if window is not None and (type(window) is not int or window < 1):
             raise ValueError(f"sliding_window = {window!r:.80} is not a whole number from 1 up")
@@ -84,3 +92,11 @@ class Config:
         if self.layer_types:
             return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
         return self.sliding_window if layer >= self.max_window_layers else None
+
+    def rope(self, layer: int) -> Rope | None:
+        """The rotary positions of the attention in block `layer`; None where it has none."""
+        if self.rotary_layers and not self.rotary_layers[layer]:
+            return None
+        if self.local_rope_theta and self.window(layer) is not None:
+            return Rope(self.local_rope_theta)
+        return Rope(self.rope_theta, self.rope_scaling)

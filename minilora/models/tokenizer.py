@@ -15,7 +15,7 @@ import numpy as np
 
 from ..data import decode_bytes, encode_bytes
 from ..files import read_bytes, read_json, to_json
-from .chat_template import render
+from .chat_template import marked, render
 
 FILES_READ = (  # the files of a model folder that are read here, where they exist
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
@@ -81,6 +81,11 @@ class Tokenizer:
         refuses.
         """
         raise ValueError("this model has no chat template: it continues a text, it does not answer messages")
+
+    def generated(self, messages: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+        """(N,) bool: the tokens of chat(messages, reply=False) that the chat template marks with {% generation %}, as
+        written by the model; None where it marks nothing. Raises as chat() does."""
+        return None
 
     def files(self) -> dict[str, bytes]:
         """{file name: content} from which read_tokenizer makes this tokenizer again; {} for bytes.
@@ -222,9 +227,22 @@ class SubwordTokenizer(Tokenizer):
     def chat(self, messages: Sequence[Mapping[str, Any]], reply: bool = True) -> str:
         if self.template is None:
             return super().chat(messages, reply)
-        return render(
-            self.template, messages=[dict(message) for message in messages], add_generation_prompt=reply, **self.names
-        )
+        return render(self.template, **self._chat_values(messages, reply))
+
+    def generated(self, messages: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+        values = self._chat_values(messages, reply=False)
+        if self.template is None or not (parts := marked(self.template, **values)):
+            return None
+        text = valid_text(render(self.template, **values))
+        tokens = convert_errors(self.backend.encode, text, add_special_tokens=False).offsets
+        starts, ends = np.array(tokens, np.int64).reshape(-1, 2).T
+        found = np.zeros(len(tokens), bool)
+        for start, end in parts:
+            found |= (starts < end) & (ends > start)
+        return found
+
+    def _chat_values(self, messages: Sequence[Mapping[str, Any]], reply: bool) -> dict[str, Any]:
+        return {"messages": [dict(message) for message in messages], "add_generation_prompt": reply, **self.names}
 
     def files(self) -> dict[str, bytes]:
         if self.folder is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...backend import Rng
-from ...nn import Embeddings, PreNormBlock, Rope
+from ...nn import Embeddings, PreNormBlock
 from ...ops import RopeScaling
 from ..config import HUGE, Config
 from ..parts import LayerFactory, decoder_head, layers_by_name
@@ -30,11 +30,16 @@ def rotary_decoder(
     """What Llama, Mistral, Qwen2 and Qwen3 share. Raises ValueError for an odd width of a head."""
     if config.head_dim % 2:
         raise ValueError(f"rotary positions turn pairs: a head's width must be even, and {config.head_dim} is not")
-    new, rope = LayerFactory(config, rng), Rope(config.rope_theta, config.rope_scaling)
+    new = LayerFactory(config, rng)
     token = new.embedding(config.vocab_size)
-    options: dict[str, Any] = {"causal": True, "bias": qkv_bias, "o_bias": False, "rope": rope, "qk_norm": qk_norm}
+    options: dict[str, Any] = {"causal": True, "bias": qkv_bias, "o_bias": False, "qk_norm": qk_norm}
     blocks = [
-        PreNormBlock(new.rms_norm(), new.attention(window=config.window(i), **options), new.rms_norm(), new.gated_mlp())
+        PreNormBlock(
+            new.rms_norm(),
+            new.attention(window=config.window(i), rope=config.rope(i), **options),
+            new.rms_norm(),
+            new.gated_mlp(),
+        )
         for i in range(config.n_layers)
     ]
     layers = layers_by_name(Embeddings(token), blocks, norm=new.rms_norm(), **decoder_head(new, token))
