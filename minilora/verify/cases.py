@@ -38,6 +38,7 @@ from ..nn import (
     Module,
     Parameter,
     Pass,
+    PatchEmbeddings,
     Rope,
     Select,
     Sequential,
@@ -130,6 +131,14 @@ def convolution(kind: type[Convolution], new: LayerFactory) -> Convolution:
     return kind(new.normal(C + 1, C, *kernel), new.full(0, C + 1), (1, 2)[: kind.axes], (2, 0)[: kind.axes], 2)
 
 
+def patch_embeddings(new: LayerFactory) -> PatchEmbeddings:
+    """Of the images that some_x() gives, in patches of 2 x 3."""
+    C, T = new.config.d_model, new.config.max_length
+    positions = 1 + ((T + 3) // 2) * ((T + 4) // 3)
+    projection = Conv2d(new.normal(C + 1, C, 2, 3), new.full(0, C + 1), stride=(2, 3))
+    return PatchEmbeddings(projection, new.normal(1, 1, C + 1), new.normal(1, positions, C + 1))
+
+
 def some_x(module: Module, B: int, T: int, C: int, rng: Rng) -> np.ndarray:
     """What it reads: ids of 5 words, signals or images of C channels, or rows."""
     parts = [part for _, part in module.named_modules()]
@@ -169,6 +178,7 @@ MODULES: dict[str, Callable[[LayerFactory], Module]] = {
     "Conv1d": partial(convolution, Conv1d),
     "Conv2d": partial(convolution, Conv2d),
     "Flatten": lambda new: Flatten(),
+    "PatchEmbeddings": patch_embeddings,
     "PreNormBlock of gpt2": block(gpt2),
     "PreNormBlock of llama": block(llama),
     "PostNormBlock of bert": block(bert),

@@ -106,15 +106,29 @@ def convolutions() -> dict[str, Op]:
     def forward(x: Array, W: Array, window: ops.Window) -> tuple[Array, Array]:
         return ops.convolution_forward(x, W, None, window)
 
+    def draw_windows(size: Size, rng: Rng) -> Case:
+        case = draw_convolution(2, False)(size, rng)
+        x, window = case.inputs["x"], case.constants["window"]
+        return drawn(rng, ops.windows(x, window).shape, {"x": x}, window=window)
+
+    gather = Op(
+        draw_windows,
+        lambda x, window: (ops.windows(x, window), None),
+        lambda dy, _, x, window: (ops.windows_backward(dy, window, x.shape),),
+    )
     plain = {f"convolution, {n}-D": Op(draw_convolution(n, False), forward, convolution_backward) for n in (1, 2)}
-    return plain | {
-        f"low rank, convolution, {n}-D": Op(
-            draw_convolution(n, True),
-            lambda *arguments, **constants: ops.lora_convolution_forward(*arguments, **constants),
-            low_rank_convolution_backward,
-        )
-        for n in (1, 2)
-    }
+    return (
+        {"windows": gather}
+        | plain
+        | {
+            f"low rank, convolution, {n}-D": Op(
+                draw_convolution(n, True),
+                lambda *arguments, **constants: ops.lora_convolution_forward(*arguments, **constants),
+                low_rank_convolution_backward,
+            )
+            for n in (1, 2)
+        }
+    )
 
 
 # ---- norms and activations ----

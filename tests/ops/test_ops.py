@@ -65,6 +65,12 @@ def torch_convolution(torch, x, W, window):
     return convolve(x, W, None, *window[1:])
 
 
+def torch_windows(torch, x, window):
+    kernel, stride, padding, dilation = window
+    X = torch.nn.functional.unfold(x, kernel, dilation, padding, stride)
+    return X.transpose(1, 2).unflatten(1, window.outputs(tuple(x.shape[2:])))
+
+
 def torch_low_rank_convolution(torch, x, A, B, s, window):
     return s * torch.einsum("or,nr...->no...", B, torch_convolution(torch, x, A, window))
 
@@ -74,6 +80,7 @@ TORCH: dict[str, Callable[..., Any]] = {
     "bias": lambda torch, b, x, W: torch.nn.functional.linear(torch.tensor(x), torch.tensor(W), b),
     "low rank": lambda torch, x, A, B, s: s * torch.nn.functional.linear(torch.nn.functional.linear(x, A), B),
     "low rank, embedding": lambda torch, A, B, ids, s: s * torch.nn.functional.embedding(torch.tensor(ids), A.T) @ B.T,
+    "windows": torch_windows,
     **{f"convolution, {n}-D": torch_convolution for n in (1, 2)},
     **{f"low rank, convolution, {n}-D": torch_low_rank_convolution for n in (1, 2)},
     "low rank, with a bias": lambda torch, x, A, B, c, s: s * torch.nn.functional.linear(x @ A.T, B, c),
