@@ -41,7 +41,8 @@ def lora_convolution_backward(
 
 def lora_convolution_A_gradients(dh: Array, x: Array, window: Window) -> Array:
     """dA₂ = dhᵀ X"""
-    return lora_A_gradients(dh, windows(x, window)).reshape(dh.shape[1], x.shape[1], *window.kernel)
+    dA = lora_A_gradients(dh, windows(x, window))
+    return dA.reshape(len(dA), x.shape[1], *window.kernel)
 
 
 def lora_convolution_B_gradients(dy: Array, h: Array, s: float) -> Array:
