@@ -35,7 +35,7 @@ def accuracy(model, batch):
 
 def one_seed(network, data, convolutions, seed, small):
     """{way: (numbers that learn, accuracy on the old test, on the new)}"""
-    pretraining, steps = (60, 30) if small else (300, 200)
+    pretraining, steps = (150, 60) if small else (300, 200)
     base = train(network(np.random.default_rng(seed)), data.old, pretraining, 3e-3)
     start = {"head alone": deepcopy(base), "LoRA": deepcopy(base), "full": base}
     start["head alone"].freeze()
