@@ -12,17 +12,17 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ..backend import Array, Rng, generator
 from ..data import Batch
-from ..nn import Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
+from ..nn import Convolution, Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
 from ..nn.optim import Penalty, both
 from ..quantization import Quantized
 from ..spelling import choose_from
-from .base import DEFAULT, Adapter, class_for, variants
+from .base import DEFAULT, Adapter, class_for, smaller_side, variants
 from .lora import LoRAEmbedding, LoRALinear, TiedLoRALinear
 from .parts import Parts
 
 Targets: TypeAlias = str | Collection[str] | Mapping[str, int]
 HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out
-LAYERS = Linear, Embedding, LayerNorm  # what an adapter can be on
+LAYERS = Linear, Embedding, LayerNorm, Convolution  # what an adapter can be on
 
 
 def wasted_rank(ranks: Mapping[str, tuple[int, int]]) -> str:
@@ -233,8 +233,8 @@ def ranks_of(chosen: Mapping[str, Target]) -> dict[str, tuple[int, int]]:
     found = {}
     for path, (layer, cls, options) in chosen.items():
         if cls.trains_a_matrix():
-            sizes = cls.sizes_for(layer, cls.defaults() | options)
-            found[path] = sizes["r"], min(sizes["n_in"], sizes["n_out"])
+            r = cls.sizes_for(layer, cls.defaults() | options)["r"]
+            found[path] = r, smaller_side(layer.weight.data.shape)
     return found
 
 

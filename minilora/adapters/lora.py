@@ -158,6 +158,7 @@ class LoRA(Adapter):
         """A and B, by the function of initialisations/ that is called `init`, with options of its own. Raises
         ValueError as it does."""
         W = to_numpy(base.dense())  # type: ignore[attr-defined]
+        W = W.reshape(len(W), -1)  # kernels as a matrix over windows
         with blas_threads():
             start = INITS[init].make(W, r, s, data._replace(rng=rng), **own)
         if not (np.isfinite(start.A).all() and np.isfinite(start.B).all()):

@@ -26,6 +26,17 @@ from .adalora import (
 )
 from .attention import attention_backward, attention_forward, attention_mask
 from .blockwise_attention import BlockwiseAttentionCache, blockwise_attention_backward, blockwise_attention_forward
+from .convolution import (
+    Window,
+    channels_first,
+    channels_last,
+    convolution_backward,
+    convolution_forward,
+    convolution_gradients,
+    kernels,
+    windows,
+    windows_backward,
+)
 from .cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward
 from .dora import (
     DoRACache,
@@ -48,6 +59,12 @@ from .loha import loha_A_gradients, loha_B_gradients, loha_backward, loha_factor
 from .lokr import lokr_backward, lokr_forward, lokr_low_rank_gradients, lokr_sizes, lokr_w1_gradients, lokr_w2_gradients
 from .lora import LoRACache, lora_A_gradients, lora_B_gradients, lora_backward, lora_forward
 from .lora_bias import lora_bias_forward, lora_bias_gradients
+from .lora_convolution import (
+    lora_convolution_A_gradients,
+    lora_convolution_B_gradients,
+    lora_convolution_backward,
+    lora_convolution_forward,
+)
 from .lora_embedding import lora_embedding_A_gradients, lora_embedding_forward
 from .lora_xs import lora_xs_backward, lora_xs_forward, lora_xs_gradients
 from .mean_squared_error import mean_squared_error_backward, mean_squared_error_forward

@@ -60,6 +60,21 @@ def torch_cross_entropy(torch, z, targets, count):
     return torch.nn.functional.cross_entropy(z.flatten(0, 1), targets, ignore_index=-100, reduction=reduction) / divisor
 
 
+def torch_convolution(torch, x, W, window):
+    convolve = torch.nn.functional.conv1d if x.ndim == 3 else torch.nn.functional.conv2d
+    return convolve(x, W, None, *window[1:])
+
+
+def torch_windows(torch, x, window):
+    kernel, stride, padding, dilation = window
+    X = torch.nn.functional.unfold(x, kernel, dilation, padding, stride)
+    return X.transpose(1, 2).unflatten(1, window.outputs(tuple(x.shape[2:])))
+
+
+def torch_low_rank_convolution(torch, x, A, B, s, window):
+    return s * torch.einsum("or,nr...->no...", B, torch_convolution(torch, x, A, window))
+
+
 def torch_kl(torch, z, t, T, labelled, count, reverse=False):
     log_q, log_p = (torch.log_softmax(x[torch.tensor(labelled)] / T, dim=-1) for x in (z, torch.tensor(t)))
     pair = (log_p, log_q) if reverse else (log_q, log_p)
@@ -72,6 +87,9 @@ TORCH: dict[str, Callable[..., Any]] = {
     "bias": lambda torch, b, x, W: torch.nn.functional.linear(torch.tensor(x), torch.tensor(W), b),
     "low rank": lambda torch, x, A, B, s: s * torch.nn.functional.linear(torch.nn.functional.linear(x, A), B),
     "low rank, embedding": lambda torch, A, B, ids, s: s * torch.nn.functional.embedding(torch.tensor(ids), A.T) @ B.T,
+    "windows": torch_windows,
+    **{f"convolution, {n}-D": torch_convolution for n in (1, 2)},
+    **{f"low rank, convolution, {n}-D": torch_low_rank_convolution for n in (1, 2)},
     "low rank, with a bias": lambda torch, x, A, B, c, s: s * torch.nn.functional.linear(x @ A.T, B, c),
     "token rows, embedding": lambda torch, W, T, ids, i: torch.nn.functional.embedding(
         torch.tensor(ids), W.index_copy(0, torch.tensor(i), T)

@@ -86,7 +86,9 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
     for name, found in held.items():
         files = {cls: {slot.file for slot in cls.slots} for cls in classes}
         near = [cls for cls in classes if files[cls] & found.keys()]
-        cls = next((cls for cls in near if files[cls] == found.keys()), near[0])
+        axes_of = {cls: {slot.file: len(slot.file_shape or slot.shape) for slot in cls.slots} for cls in near}
+        axes_here = {file: x.ndim for file, x in found.items()}
+        cls = next((cls for cls in near if axes_of[cls] == axes_here), near[0])
         arrays = {slot.name: found[slot.file] for slot in cls.slots if slot.file in found}
         options = options_of(cls, config, name)
         axes = {slot.name: slot.file_shape or slot.shape for slot in cls.slots}
@@ -102,7 +104,7 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
             needed = " and ".join(f"{slot.file} {axes[slot.name]}".replace("'", "") for slot in cls.slots)
             shapes = " and ".join(str(x.shape) for x in found.values())
             raise ValueError(f"{folder / WEIGHTS}: {name} needs {needed} with r = {sizes['r']}, not {shapes}")
-        base = base_without_weights(cls, sizes["n_in"], sizes["n_out"], np.result_type(*arrays.values()))
+        base = base_without_weights(cls, sizes, np.result_type(*arrays.values()))
         layers[name] = cls.of(base, {slot.name: slot.from_file(arrays[slot.name]) for slot in cls.slots}, **options)
     return layers
 
@@ -113,9 +115,11 @@ def is_whole_in_file(cls: type[Adapter]) -> bool:
     return {"n_in", "n_out"} <= sizes and all(slot.file for slot in cls.slots)
 
 
-def base_without_weights(cls: type[Adapter], n_in: int, n_out: int, dtype: np.dtype[Any]) -> Linear | Embedding:
+def base_without_weights(cls: type[Adapter], sizes: Mapping[str, int], dtype: np.dtype[Any]) -> Any:
     """A base of these sizes, for an adapter that is looked at and not run."""
-    zero = np.zeros((), dtype)
+    n_in, n_out, zero = sizes["n_in"], sizes["n_out"], np.zeros((), dtype)
     if cls.base_type is Embedding:
         return Embedding(np.broadcast_to(zero, (n_in, n_out)))
-    return Linear(np.broadcast_to(zero, (n_out, n_in)))
+    kernel = [sizes[axis] for axis in cls.slots[0].shape if axis.startswith("k")]  # of a convolution
+    kind: Any = cls.base_type if kernel else Linear
+    return kind(np.broadcast_to(zero, (n_out, n_in, *kernel)))

@@ -30,6 +30,7 @@ from ...models.transformer import Transformer
 from ...nn import Module, Parameter, check_fit, converted
 from ...quantization import STORED, Quantized, dense, formats
 from ..attach import wasted_rank
+from ..base import smaller_side
 from .config import classes_of
 from .format import BASE_FORMAT, CONFIG, LABELS, WEIGHTS, base_without_weights, locate_adapter, read_adapter
 from .plan import Place, Plan, plan_of, tensors_of
@@ -122,7 +123,7 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     notes = list(filter(None, [check_base(model, plan, metadata, folder, made)]))
     if beside:
         notes.append(f"{len(beside)} of its tensors are for a pooler, which a model without a head lacks")
-    sides = {path: min(view.bases[path].weight.data.shape) for path in plan.adapters}
+    sides = {path: smaller_side(view.bases[path].weight.data.shape) for path in plan.adapters}
     ranks = {path: cls.rank(options) for path, (cls, options) in plan.adapters.items() if cls.trains_a_matrix()}
     notes += filter(None, [wasted_rank({view.names[path]: (r, sides[path]) for path, r in ranks.items()})])
     labels = label_names(metadata, model.config.labels) if model.config.head in LABELLED else []
@@ -238,7 +239,7 @@ def check_tensors(view: View, plan: Plan, tensors: dict[str, np.ndarray], places
         if (plan.tied and path == view.head) or len(own.get(path, {})) < len(cls.slots):
             continue  # it shares the embedding's Parameters, or those of all layers
         sizes = cls.sizes_for(view.bases[path], options)
-        base = base_without_weights(cls, sizes["n_in"], sizes["n_out"], dtype)
+        base = base_without_weights(cls, sizes, dtype)
         factors = cls.of(base, own[path], **options).factors()
         if factors is None:
             continue
