@@ -151,3 +151,12 @@ def test_the_market_draws_from_the_probabilities_it_gives_and_shows_nothing_twic
     drawn = np.take_along_axis(P, batch.targets[..., None], axis=-1)
     expected, n = (P * P).sum(axis=-1).mean(), batch.targets.size  # E[P of what is drawn]
     assert abs(drawn.mean() - expected) < 5 * drawn.std() / n**0.5
+
+
+@pytest.mark.slow  # half a minute, and what it rests on is tested in training/test_distillation.py
+def test_a_student_that_is_distilled_is_nearer_to_its_teacher_than_the_base(run):
+    table, figure = run("distillation")
+    _, base = table["base"][0][0]
+    for way in ("KL(teacher ‖ student)", "KL(student ‖ teacher)"):
+        assert table[way][2][0][1] < base
+    assert is_picture(figure)
