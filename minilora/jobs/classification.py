@@ -18,7 +18,7 @@ from ..models.labels import name_labels
 from ..models.pretrained import CLASSIFIER_DRAWN, load_pretrained, load_tokenizer
 from ..models.transformer import Transformer
 from ..nn import Parameter
-from ..nn.optim import linear_schedule, penalty
+from ..nn.optim import penalty
 from ..training import History
 from ..training.metrics import confusion_matrix, scores
 from .classification_figure import classification_figure
@@ -112,7 +112,7 @@ def fit_classifier(
         options["penalty"] = penalty(penalised(model), settings.l1, settings.l2)
     if held_out is not None:
         options["held_out"] = lambda: in_batches(held_out, EVALUATION_BATCH)
-    return fit_adapter(model, batches, steps, linear_schedule(steps, steps // 20), settings, **options)
+    return fit_adapter(model, batches, steps, settings, **options)
 
 
 def penalised(model: Transformer) -> list[Parameter]:

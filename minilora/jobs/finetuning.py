@@ -28,7 +28,8 @@ from ..models.saving import base_hash
 from ..models.tokenizer import Tokenizer
 from ..models.transformer import Transformer
 from ..nn import recompute
-from ..nn.optim import Schedule
+from ..nn.optim import SCHEDULES, AdamW, Schedule
+from ..spelling import choose_from
 from ..training import History, fit
 from .bases import base_for
 from .data import Numbers, warn_of_unreadable
@@ -193,13 +194,21 @@ def attach(model: Transformer, settings: Settings, batches: Callable[[int], Batc
     return adapted
 
 
+def schedule_for(settings: Settings, steps: int) -> Schedule:
+    """The schedule of a run of so many steps. Raises ValueError for one that does not exist, or a longer warm-up."""
+    if settings.schedule not in SCHEDULES:
+        raise ValueError(f"no schedule is called {settings.schedule!r}: {choose_from(settings.schedule, SCHEDULES)}")
+    return SCHEDULES[settings.schedule](steps, settings.warmup_steps(steps))
+
+
 def fit_adapter(
-    model: Transformer, batches: Callable[[int], Batch], steps: int, schedule: Schedule, settings: Settings, **more: Any
+    model: Transformer, batches: Callable[[int], Batch], steps: int, settings: Settings, **more: Any
 ) -> History:
     """training.fit with the numbers of `settings`, and what the adapters need; `more` are further options of it."""
     more |= fit_options(model, steps, more.get("penalty"))
+    optimizer = AdamW(model.trainable_parameters(), settings.lr, weight_decay=settings.weight_decay)
     return fit(
-        model, batches, steps, lr=settings.lr, schedule=schedule, accumulate=settings.accumulate,
-        evaluate_every=settings.evaluate_every, patience=settings.patience, checkpoint_every=settings.checkpoint_every,
+        model, batches, steps, lr=settings.lr, optimizer=optimizer, schedule=schedule_for(settings, steps),
+        clip=settings.clip, accumulate=settings.accumulate, evaluate_every=settings.evaluate_every, patience=settings.patience, checkpoint_every=settings.checkpoint_every,
         shards=settings.shards, seed=settings.seed, **more,
     )  # fmt: skip

@@ -15,7 +15,6 @@ from ..files import to_json
 from ..models.generation import check_continues, stream
 from ..models.pretrained import load_pretrained, load_tokenizer
 from ..models.tokenizer import Tokenizer
-from ..nn.optim import cosine_schedule
 from ..training import History
 from .data import Numbers
 from .finetuning import FineTuning, base_format, fit_adapter
@@ -64,9 +63,8 @@ class LanguageModelTask(FineTuning):
 
     def fit(self, **options: Any) -> History:
         self.before, steps = self.sample(), self.settings.steps
-        schedule = cosine_schedule(steps, min(10, steps // 10))
         options |= {"held_out": self.dataset.held_out, "description": "fine-tuning"}
-        return fit_adapter(self.model, self.dataset.batches, steps, schedule, self.settings, **options)
+        return fit_adapter(self.model, self.dataset.batches, steps, self.settings, **options)
 
     def results(self, history: History, report: dict[str, Any]) -> dict[str, bytes]:
         samples = {"prompt": self.dataset.prompt, "before": self.before, "after": self.sample()}
