@@ -16,9 +16,11 @@ from ..models.tokenizer import Tokenizer
 from ..process import folder_lock
 
 SETTINGS, CHECKPOINT, HISTORY, SAMPLES = "settings.json", "checkpoint.safetensors", "history.json", "samples.json"
+FORGETTING = "forgetting.png"
+GIVEN = "from_sha256", "watch_sha256"  # that settings.json has where they are given
 ABSENT: dict[str, Any] = {  # what a settings.json without these keys means
     "method": DEFAULT,
-    **dict.fromkeys(("init", "option", "quantize", "warmup", "from_sha256", "watch_sha256")),
+    **dict.fromkeys(("init", "option", "quantize", "warmup")),
     **{"schedule": "cosine", "weight_decay": 0.0, "clip": 1.0},
 }
 OF_CLASSIFIER = {"schedule": "linear", "warmup": 0.05}  # of those, what it means for the task "classify"
@@ -100,9 +102,10 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     name."""
     before, names = read_settings(folder), ("base", "revision", "data", "from", "watch")
     before = ABSENT | (OF_CLASSIFIER if before.get("task") == "classify" else {}) | before
-    key = next((key for key in settings if key not in names and before.get(key) != settings[key]), None)
+    keys = [*settings, *(key for key in GIVEN if key in before)]
+    key = next((key for key in keys if key not in names and before.get(key) != settings.get(key)), None)
     if key:
-        changed = f"{folder} was run with {key} = {before.get(key)!r:.80}, not {settings[key]!r:.80}"
+        changed = f"{folder} was run with {key} = {before.get(key)!r:.80}, not {settings.get(key)!r:.80}"
         if key.endswith("_sha256"):
             changed = f"the {key.removesuffix('_sha256')} is not the one that {folder} was run with"
         raise ValueError(f"{changed}: resume with the same settings, or choose another folder")

@@ -55,8 +55,7 @@ def add_rows(model: Transformer, n: int, tables: Mapping[str, Array] = {}) -> No
 
 
 def with_rows(W: Array | Quantized, n: int, rows: Array | None = None) -> Array | Quantized:
-    """W with n rows more: these, or the mean of all. Raises ValueError for a format in which a number has no code of its
-    own."""
+    """W with n rows more: these, or the mean of all. Raises ValueError for a format whose codes take no more rows."""
     if isinstance(W, Quantized):
         if W.for_blocks or W.name not in format_names():
             raise ValueError(f"the embedding is held in {W.name}, which takes no more rows: leave --quantize out")
@@ -83,8 +82,8 @@ def read_tokens(path: str | Path, encoding: str = "utf-8") -> list[str]:
 
 
 def with_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> SubwordTokenizer:
-    """A tokenizer that has these tokens too, as tokenizer.add_tokens() of Transformers makes it: each is found in a text
-    before all else. Their ids follow the others. The one that is given stays as it was.
+    """A tokenizer with these tokens too, which are found in a text before all else, as add_tokens() of Transformers
+    makes it. Their ids follow the others. The one that is given stays as it was.
 
     Raises ImportError where the `tokenizers` package is missing; ValueError for a text that is one token already, or
     that would not come back as it was.
@@ -106,7 +105,7 @@ def with_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> SubwordTokenizer
 
 
 def over_bytes() -> SubwordTokenizer:
-    """ByteTokenizer as one of the `tokenizers` package, to which tokens can be added: the id of a byte is its number."""
+    """ByteTokenizer as one of the `tokenizers` package, to which tokens can be added: a byte is its own id."""
     package, more = tokenizers(), iter(range(256, 512))
     printed = [*range(33, 127), *range(161, 173), *range(174, 256)]  # the others are written as letters from 256 on
     letters = {chr(b if b in printed else next(more)): b for b in range(256)}

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...files import load_tensors, read_json
 from ...models.hub import fetch, name_on_hub, pickle_error
+from ...models.tokenizer import FILES_READ
 from ...nn import Embedding, Linear
 from ..base import Adapter, Slot, shape
 from .config import beside_in, check_config, classes_of, flat, is_saved, options_of
@@ -22,12 +23,13 @@ LABELS = "id2label"  # in the metadata of the tensors, as in config.json: PEFT w
 
 
 def locate_adapter(source: str | Path) -> Path:
-    """The folder of an adapter: a path, or where no such path exists that of a name on the Hub, "ORG/NAME@REVISION".
+    """The folder of an adapter: a path, or where no such path exists that of a name on the Hub, "ORG/NAME@REVISION",
+    with the tokenizer's files if there are any.
 
     Raises what hub.fetch does.
     """
     hub = name_on_hub(source)
-    return fetch(hub, (CONFIG, WEIGHTS)) if hub else Path(source)
+    return fetch(hub, (CONFIG, WEIGHTS), FILES_READ) if hub else Path(source)
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]]:

@@ -246,7 +246,7 @@ def needed(
             p = view.bases[path].weight
             W = p.data if isinstance(p.data, Quantized) or p not in encoded else encoded[p].of(p.data)
             held = dense(type(p.data).of(x)) if type(p.data) in formats().values() else x
-            if x.ndim == 2 and len(x) < len(W):
+            if x.shape[1:] == W.shape[1:] and len(x) < len(W):
                 raise ValueError(f"{name} has {len(x)} rows, and this base {len(W)}: its vocabulary was cut before")
             if not np.array_equal(to_numpy(dense(W)).astype(x.dtype), held):
                 raise ValueError(f"{name} is not the weight of this base: it was made for another, or trained or "

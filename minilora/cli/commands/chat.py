@@ -20,11 +20,11 @@ def arguments(add: Add) -> None:
 
 
 def run(options: Options) -> None:
+    from ...jobs.bases import tokenizer_for
     from ...models.generation import answer
-    from ...models.pretrained import load_tokenizer
 
     base, adapter = located(options)
-    tokenizer = load_tokenizer(base)
+    tokenizer = tokenizer_for(base, adapter)
     tokenizer.chat([{"role": "user", "content": "?"}])  # raises for a model without a chat template, before it is read
     model, choices, terminal = load_model(base, adapter, options), sampling(options), sys.stdin.isatty()
     if terminal:
