@@ -16,7 +16,9 @@ def forgetting_figure(report: dict[str, Any]) -> bytes:
     """A PNG of report["bits_per_byte"] and report["watched"], {step: bits per byte} of the held-out text and of the
     watched one; dashed, what the base has. report["names"] are the two names."""
     curves = report["bits_per_byte"], report["watched"]
-    names = [f"{what} {visible(' '.join(name.split()))[-MOST:]}" for what, name in zip(ROLES, report["names"], strict=True)]
+    names = [
+        f"{what} {visible(' '.join(name.split()))[-MOST:]}" for what, name in zip(ROLES, report["names"], strict=True)
+    ]
     changes = [values[max(values)] - values[min(values)] for values in curves]
     figure = new_figure(f"Bits per byte: {changes[0]:+.3f} on the text learned, {changes[1]:+.3f} on the other", 12, 7)
     ax = figure.subplots()

@@ -56,6 +56,6 @@ def go_on(model: Transformer, folder: Path, targets: Any) -> list[str]:
         warnings.warn(note, stacklevel=2)
     adapted = [path for path, module in model.named_modules() if module.is_adapter]
     if targets is not None and {*choose(model, targets)} != {*adapted}:
-        raise ValueError(f"targets = {targets!r:.80} contradicts {folder}, which adapts {len(adapted)} other layers: "
-                         "leave it out")  # fmt: skip
+        what = f"which adapts {', '.join(sorted({path.rpartition('.')[2] for path in adapted}))}"
+        raise ValueError(f"targets = {targets!r:.80} contradicts {folder}, {what}: leave it out")
     return adapted

@@ -37,6 +37,7 @@ from .plan import Place, Plan, plan_of, tensors_of, twins
 from .view import PREFIX, View, view_of
 
 WHOLE_TABLE = "weight", "base_layer.weight", "token_adapter.base_layer.weight"  # ends of the name of one in a file
+COPIES = ".original_module.", ".modules_to_save."  # in other names that PEFT has for what it saves whole
 HEADS_OF_TASKS = {"SEQ_CLS": "classify", "TOKEN_CLS": "tokens", "FEATURE_EXTRACTION": "none"}  # of PEFT's task_type
 
 
@@ -226,8 +227,8 @@ def needed(
     base_format: str,
 ) -> dict[str, np.ndarray]:
     """The tensors without what PEFT writes beside them: constants of old models, the frozen weight of an embedding or
-    head that is adapted or has more rows than its file, its token rows once more for a tied head, and with bias "all"
-    what it knows by two names. Raises ValueError for another frozen weight, but for one of which only the format
+    head that is adapted or was resized, its token rows once more for a tied head, and of a resized one that is saved,
+    or with bias "all", what it knows by two names. Raises ValueError for another frozen weight, but for one of which only the format
     differs, and for other rows of the head."""
     encoded = formats_for(view.model, base_format) if base_format in formats() else {}
     prefix = plan.prefixes()
@@ -235,10 +236,11 @@ def needed(
     frozen |= {name: path for path in TABLES if path in view.layers and path not in plan.saved
                if (name := view.tensor(path, "weight")) not in places}  # fmt: skip
     again = twins(view, plan)
+    copies = {view.tensor(path, f"{x[1:]}weight") for path in TABLES if path in plan.saved for x in COPIES}
     head_bias = view.head_bias if ("lm_head", "bias") in [(p.path, p.name) for p in places.values()] else ""
     found = {}
     for name, x in tensors.items():
-        copy = config.get("bias") == "all" and (".original_module." in name or ".modules_to_save." in name)
+        copy = name in copies or (config.get("bias") == "all" and (COPIES[0] in name or COPIES[1] in name))
         if name in frozen:
             path = frozen[name]
             if path in plan.adapters and plan.adapters[path][0].makes_weight:
