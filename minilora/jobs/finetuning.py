@@ -232,7 +232,8 @@ def attach(
     new_ids: Sequence[int] = (),
 ) -> list[str]:
     """Attach adapters to `model`; a classifier is trained whole. The first of `batches` are for a method that starts
-    from what the layers do with them. The rows of the tokens `new_ids` learn too. Of an init that rounds W, the rest is then held as --quantize says. Returns the
+    from what the layers do with them. The rows of the tokens `new_ids` learn too; with the method that has such rows
+    and no option, nothing else does. Of an init that rounds W, the rest is then held as --quantize says. Returns the
     paths of the adapted layers."""
     chosen = {name: value for field, name in OF_METHOD.items() if (value := getattr(settings, field)) is not None}
     if batches and settings.init is not None and "data" in options_of(settings.method):
@@ -269,6 +270,6 @@ def fit_adapter(
     optimizer = AdamW(model.trainable_parameters(), settings.lr, weight_decay=settings.weight_decay)
     return fit(
         model, batches, steps, lr=settings.lr, optimizer=optimizer, schedule=schedule_for(settings, steps),
-        clip=settings.clip, accumulate=settings.accumulate, evaluate_every=settings.evaluate_every, patience=settings.patience, checkpoint_every=settings.checkpoint_every,
-        shards=settings.shards, seed=settings.seed, **more,
+        clip=settings.clip, accumulate=settings.accumulate, evaluate_every=settings.evaluate_every,
+        patience=settings.patience, checkpoint_every=settings.checkpoint_every, shards=settings.shards, seed=settings.seed, **more,
     )  # fmt: skip

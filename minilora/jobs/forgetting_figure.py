@@ -20,7 +20,7 @@ def forgetting_figure(report: dict[str, Any]) -> bytes:
         f"{what} {visible(' '.join(name.split()))[-MOST:]}" for what, name in zip(ROLES, report["names"], strict=True)
     ]
     changes = [values[max(values)] - values[min(values)] for values in curves]
-    figure = new_figure(f"Bits per byte: {changes[0]:+.3f} on the text learned, {changes[1]:+.3f} on the other", 12, 7)
+    figure = new_figure(f"Bits per byte: {changes[0]:+.3f} on the text learned, {changes[1]:+.3f} on the other", 12, 7.4)
     ax = figure.subplots()
     for values, name, color, marker in zip(curves, names, (LORA, FULL), "os", strict=True):
         ax.axhline(values[min(values)], color=color, ls="--", lw=1.5, alpha=0.6)
@@ -30,7 +30,7 @@ def forgetting_figure(report: dict[str, Any]) -> bytes:
     margin = 0.1 * (max(finite, default=1) - min(finite, default=0)) + 0.02
     ax.set_ylim(min(finite, default=0) - margin, max(finite, default=1) + margin)
     whole_numbers(ax.xaxis)
-    legend = figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=TYPE - 1)
+    legend = figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=TYPE - 1)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a file's name may have a $
     return png_bytes(figure)

@@ -15,6 +15,7 @@ from minilora import attach, load_pretrained
 from minilora.adapters import peft
 from minilora.cli import main
 from minilora.files import load_tensors
+from minilora.jobs.bases import load_adapted
 from minilora.jobs.finetuning import finetune, schedule_for
 from minilora.jobs.settings import SCHEDULES, ClassifierSettings, LanguageModelSettings
 from minilora.jobs.watching import read_watched
@@ -22,7 +23,8 @@ from minilora.models.tokenizer import ByteTokenizer, read_tokenizer
 from minilora.nn import optim
 from minilora.training import evaluate
 
-TOKENS = ["<fn>", "x):\n"[:3], "→"]
+TOKENS = ["<fn>", "x):", "→"]
+notes = pytest.mark.filterwarnings("default")  # lines on stderr
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,7 @@ def test_what_contradicts_the_adapter_is_refused_by_name_and_nothing_is_made(wor
     assert tree(here) == before
 
 
+@notes
 def test_a_run_that_goes_on_is_resumed_to_the_same_bytes_and_not_from_another_start(here, capfd, monkeypatch):
     words = ["finetune", "--from", "first", *ON, "--steps", "4", "--checkpoint-every", "2", "--weight-decay", "0.1"]
     words += ["--schedule", "linear", "--warmup", "0.5", "--clip", "0.01", "--watch", "other.txt"]
@@ -134,18 +137,22 @@ def test_a_run_that_goes_on_is_resumed_to_the_same_bytes_and_not_from_another_st
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", ["dora", "vera", "ia3", "lora-xs", "bitfit", "adalora", "token-rows", "loha"])
+@pytest.mark.parametrize("method", ["dora", "vera", "ia3", "lora-xs", "adalora", "token-rows", "loha"])
 def test_every_kind_of_adapter_that_has_a_file_goes_on(method, here):
     model = load_pretrained("base")
-    own = {"vera": {"r": 4}, "token-rows": {"token_indices": [100, 101]}, "bitfit": {}, "ia3": {}}.get(method, {"r": 2})
+    own = {"vera": {"r": 4}, "token-rows": {"token_indices": [100, 101]}, "ia3": {}}.get(method, {"r": 2})
     attach(model, method, rng=0, **own)
     try:
         peft.save_adapter(model, "start")
     except ValueError:
         pytest.skip("PEFT has no file for it")
-    finetune(None, "words.txt", "out", start="start", steps=1, batch=2, length=8, **{"base": "base"} and {})
+    finetune("base", "words.txt", "out", start="start", steps=1, batch=2, length=8)
+    before, after = (load_tensors(Path(name, peft.WEIGHTS))[0] for name in ("start", "out"))
+    assert before.keys() == after.keys()
+    assert json.loads(Path("start", peft.CONFIG).read_text()) == json.loads(Path("out", peft.CONFIG).read_text())
 
 
+@notes
 def test_what_a_file_cannot_say_is_told(here, capfd):
     assert main(["finetune", "--base", "base", *DATA, "--out", "pissa", "--init", "pissa"]) == 0
     capfd.readouterr()
@@ -157,6 +164,7 @@ def test_what_a_file_cannot_say_is_told(here, capfd):
 # ---- --add-tokens ----
 
 
+@notes
 def test_added_tokens_are_saved_with_the_adapter_and_what_generates_and_merges_uses_them(here, capfd):
     tokenizer = read_tokenizer("tokens")
     assert tokenizer.encode("a<fn>→", special=False).tolist() == [97, 256, 258]
@@ -166,19 +174,19 @@ def test_added_tokens_are_saved_with_the_adapter_and_what_generates_and_merges_u
     assert T.shape == (3, 16)
     assert not np.allclose(T, W.mean(0))  # they learned
     table = tensors["base_model.model.model.embed_tokens.token_adapter.base_layer.weight"]
-    np.testing.assert_allclose(table, np.vstack([W, np.tile(W.mean(0), (3, 1))]), rtol=1e-6)
+    np.testing.assert_allclose(table, np.vstack([W, np.tile(W.mean(0), (3, 1))]), rtol=1e-4)
     generate = ["--prompt", "def <fn>", "--tokens", "12"]
     capfd.readouterr()
     assert main(["generate", "--adapter", "tokens", *generate]) == 0
-    written = capfd.readouterr()
-    assert "3 tokens were added" in written.err
+    assert "3 tokens were added" in capfd.readouterr().err
     assert main(["merge", "--adapter", "tokens", "--out", "merged"]) == 0
-    capfd.readouterr()
     assert main(["generate", "--base", "merged", *generate]) == 0
-    assert capfd.readouterr().out == written.out
-    assert load_pretrained("merged").config.vocab_size == 259
+    ids, (adapted, _) = tokenizer.encode("def <fn>(→x):")[None], load_adapted("base", Path("tokens"))
+    assert read_tokenizer("merged").encode("def <fn>(→x):").tolist() == ids[0].tolist()
+    np.testing.assert_allclose(load_pretrained("merged").forward(ids)[0], adapted.forward(ids)[0], rtol=1e-4, atol=1e-5)
 
 
+@notes
 def test_a_run_goes_on_from_an_adapter_with_tokens(here, capfd):
     assert main(["finetune", "--from", "tokens", *ON]) == 0
     assert all((here / "out" / name).read_bytes() == (here / "tokens" / name).read_bytes() for name in
@@ -187,10 +195,10 @@ def test_a_run_goes_on_from_an_adapter_with_tokens(here, capfd):
     assert histories[1]["evaluations"][0][1] == pytest.approx(histories[0]["evaluations"][-1][1], rel=1e-6)
 
 
+@notes
 def test_token_rows_alone_learn_the_new_tokens_and_nothing_else(here, capfd):
     words = ["finetune", "--base", "base", "--method", "token-rows", "--add-tokens", "tokens.txt"]
-    assert main([*words, *DATA[:6], "--batch", "2", "--length", "8", "--steps", "2", "--out", "rows"][: len(words)] +
-                ["--data", "words.txt", "--steps", "2", "--batch", "2", "--length", "8", "--out", "rows"]) == 0  # fmt: skip
+    assert main([*words, "--data", "words.txt", "--steps", "2", "--batch", "2", "--length", "8", "--out", "rows"]) == 0
     config = json.loads(Path("rows", peft.CONFIG).read_text())
     assert (config["peft_type"], config["token_indices"]) == ("TRAINABLE_TOKENS", [256, 257, 258])
     assert main(["generate", "--adapter", "rows", "--prompt", "a", "--tokens", "2"]) == 0
@@ -225,7 +233,8 @@ def test_watching_reports_the_loss_of_another_text_and_changes_no_byte_of_the_ad
 
 
 def test_a_text_that_cannot_be_watched_is_refused(here, capfd):
-    assert_refused(["finetune", "--base", "base", *DATA, "--out", "out", "--watch", "nowhere.txt"], capfd, "nowhere.txt")
+    words = ["finetune", "--base", "base", *DATA, "--out", "out", "--watch", "nowhere.txt"]
+    assert_refused(here, capfd, words, "nowhere.txt")
 
 
 # ---- the schedule ----
@@ -274,10 +283,4 @@ def test_after_the_warm_up_a_schedule_is_that_of_transformers_by_its_name(name):
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused_in_one_line(words, says, here, capfd):
-    before = tree(here)
-    try:
-        assert main(["finetune", "--base", "base", *DATA, "--out", "out", *words]) == 2
-    except SystemExit as end:
-        assert end.code == 2
-    assert says in capfd.readouterr().err
-    assert tree(here) == before
+    assert_refused(here, capfd, ["finetune", "--base", "base", *DATA, "--out", "out", *words], re.escape(says))

@@ -1,4 +1,4 @@
-"""Tokens added to a vocabulary: what the new rows are, what they cost before they learn, and the tokenizer's new ids."""
+"""Tokens added to a vocabulary: the new rows, what they cost before they learn, and the new ids of the tokenizer."""
 
 import re
 

@@ -228,8 +228,8 @@ def needed(
 ) -> dict[str, np.ndarray]:
     """The tensors without what PEFT writes beside them: constants of old models, the frozen weight of an embedding or
     head that is adapted or was resized, its token rows once more for a tied head, and of a resized one that is saved,
-    or with bias "all", what it knows by two names. Raises ValueError for another frozen weight, but for one of which only the format
-    differs, and for other rows of the head."""
+    or with bias "all", what it knows by two names. Raises ValueError for another frozen weight, but for one of which
+    only the format differs, and for other rows of the head."""
     encoded = formats_for(view.model, base_format) if base_format in formats() else {}
     prefix = plan.prefixes()
     frozen = {view.tensor(path, f"{prefix.get(path, '')}base_layer.weight"): path for path in plan.adapters}
