@@ -23,6 +23,7 @@ from ..adapters.initialisations import inits
 from ..adapters.peft import adapter_files, locate_adapter, read_adapter
 from ..data import Batch
 from ..files import to_json, weights_hash, write_files
+from ..models.pretrained import load_tokenizer
 from ..models.quantized import quantize
 from ..models.saving import base_hash
 from ..models.tokenizer import TOKENIZER, Tokenizer
@@ -69,7 +70,7 @@ def finetune(
     folder = locate_adapter(start) if start else None
     if folder:
         options = settings_from(folder, options)
-    source = base_for(folder, base) or "builtin"
+    source = (base_for(folder, base) if folder else base) or "builtin"
     run = kind(str(source), data, settings_of(kind.settings_type, **options), Path(out), backend, folder)
     with training_folder(out, run.saved, resume) as folder:
         if show_data:
@@ -146,14 +147,15 @@ class FineTuning(ABC):
     def load_base(self, source: str | Path) -> tuple[Transformer, Tokenizer]:
         """The model in `source` and its tokenizer, with the tokens that are added; if the run goes on from an adapter,
         with the head and the vocabulary that this is for."""
-        file, tokenizer = self.settings.add_tokens, tokenizer_for(source, self.start)
+        file = self.settings.add_tokens
         if self.start:
             if file:
                 raise ValueError(f"tokens are added to a new adapter, and {self.start} has its vocabulary: leave out "
                                  "--add-tokens")  # fmt: skip
             config, tensors, _ = read_adapter(self.start)
-            return base_of_run(source, self.start, config, tensors, self.settings.quantize), tokenizer
-        model = self.new_model(source)
+            model = base_of_run(source, self.start, config, tensors, self.settings.quantize)
+            return model, tokenizer_for(source, self.start)
+        model, tokenizer = self.new_model(source), load_tokenizer(source)
         if file:
             tokens = read_tokens(file, self.settings.encoding)
             tokenizer = with_tokens(tokenizer, tokens)
@@ -271,5 +273,6 @@ def fit_adapter(
     return fit(
         model, batches, steps, lr=settings.lr, optimizer=optimizer, schedule=schedule_for(settings, steps),
         clip=settings.clip, accumulate=settings.accumulate, evaluate_every=settings.evaluate_every,
-        patience=settings.patience, checkpoint_every=settings.checkpoint_every, shards=settings.shards, seed=settings.seed, **more,
+        patience=settings.patience, checkpoint_every=settings.checkpoint_every, shards=settings.shards,
+        seed=settings.seed, **more,
     )  # fmt: skip

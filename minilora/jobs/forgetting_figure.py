@@ -20,7 +20,8 @@ def forgetting_figure(report: dict[str, Any]) -> bytes:
         f"{what} {visible(' '.join(name.split()))[-MOST:]}" for what, name in zip(ROLES, report["names"], strict=True)
     ]
     changes = [values[max(values)] - values[min(values)] for values in curves]
-    figure = new_figure(f"Bits per byte: {changes[0]:+.3f} on the text learned, {changes[1]:+.3f} on the other", 12, 7.4)
+    title = f"Bits per byte: {changes[0]:+.3f} on the text learned, {changes[1]:+.3f} on the other"
+    figure = new_figure(title, 12, 7.4)
     ax = figure.subplots()
     for values, name, color, marker in zip(curves, names, (LORA, FULL), "os", strict=True):
         ax.axhline(values[min(values)], color=color, ls="--", lw=1.5, alpha=0.6)

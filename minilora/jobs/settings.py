@@ -71,7 +71,7 @@ class Settings:
     )  # fmt: skip
     lr: float = setting(8e-3, "peak learning rate; to classify 2e-3 (default 8e-3)", type=positive_float, metavar="X")
     schedule: str = setting(
-        "cosine", f"how the rate goes on after the warm-up: {', '.join(SCHEDULES)} (default cosine; to classify linear)",
+        "cosine", f"how the rate falls after the warm-up: {', '.join(SCHEDULES)} (default cosine; to classify linear)",
         choices=SCHEDULES, metavar="NAME",
     )  # fmt: skip
     warmup: float | None = setting(
