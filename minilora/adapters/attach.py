@@ -12,8 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ..backend import Array, Rng, generator
 from ..data import Batch
-from ..models.vocabulary import TABLES
-from ..nn import Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
+from ..nn import TABLES, Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
 from ..nn.optim import Penalty, both
 from ..quantization import Quantized
 from ..spelling import choose_from

@@ -71,12 +71,12 @@ class Settings:
     )  # fmt: skip
     lr: float = setting(8e-3, "peak learning rate; to classify 2e-3 (default 8e-3)", type=positive_float, metavar="X")
     schedule: str = setting(
-        "cosine", f"how the rate falls after the warm-up: {', '.join(SCHEDULES)} (default cosine; to classify linear)",
+        "cosine", f"how the rate falls after the warm-up: {', '.join(SCHEDULES)} (default cosine, to classify linear)",
         choices=SCHEDULES, metavar="NAME",
     )  # fmt: skip
     warmup: float | None = setting(
-        None, "steps over which the rate rises to --lr, or a share of all below 1 (default: a tenth, 10 at most; to "
-        "classify 0.05)", type=steps_or_share, metavar="N",
+        None, "steps over which the rate rises to --lr, or a share of all below 1 (default: a tenth, 10 at most, and "
+        "to classify 0.05)", type=steps_or_share, metavar="N",
     )  # fmt: skip
     weight_decay: float = setting(0.0, "AdamW's λ, of all that learns (default 0)", type=natural_float, metavar="X")
     clip: float = setting(1.0, "the largest norm of a step's gradients (default 1)", type=positive_float, metavar="X")

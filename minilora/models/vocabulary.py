@@ -22,13 +22,11 @@ import numpy as np
 
 from ..backend import Array, get_array_module
 from ..data import read_whole
-from ..nn import Parameter
+from ..nn import TABLES, Parameter
 from ..quantization import Quantized, format_names
 from ..spelling import counted
 from .tokenizer import ByteTokenizer, SubwordTokenizer, Tokenizer, tokenizers
 from .transformer import Transformer
-
-TABLES = "embed.token", "lm_head"  # the layers with a row for each token
 
 
 def add_rows(model: Transformer, n: int, tables: Mapping[str, Array] = {}) -> None:

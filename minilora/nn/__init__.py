@@ -3,7 +3,7 @@
 from .attention import Attention, AttentionCache, FusedAttention, Rope
 from .blocks import MLP, Block, BlockCache, Checkpointed, GatedMLP, Gelu, PostNormBlock, PreNormBlock, recompute
 from .costs import Costs, KeptArray, MetaArray, Product
-from .embeddings import Embeddings, positions
+from .embeddings import TABLES, Embeddings, positions
 from .fused import FusedLinear, Part
 from .heads import Labelled, Select, Tanh
 from .inputs import Inputs, Pass

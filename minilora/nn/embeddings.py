@@ -10,6 +10,8 @@ from .inputs import Inputs, Pass
 from .layers import Embedding
 from .module import Gradients, Module
 
+TABLES = "embed.token", "lm_head"  # the paths in a model of the layers that have a row for each token
+
 
 class Embeddings(Module):
     """y = norm(token[ids] + position[0..T-1] + segment[segments])        ids (B, T)   y (B, T, C)

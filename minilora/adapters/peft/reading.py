@@ -27,8 +27,8 @@ from ...models.quantized import format_of, formats_for
 from ...models.quantized import quantize as hold_as
 from ...models.saving import base_hash
 from ...models.transformer import Transformer
-from ...models.vocabulary import TABLES, add_rows, say_added
-from ...nn import Module, Parameter, check_fit, converted
+from ...models.vocabulary import add_rows, say_added
+from ...nn import TABLES, Module, Parameter, check_fit, converted
 from ...quantization import STORED, Quantized, dense, formats
 from ..attach import wasted_rank
 from .config import classes_of, token_keys

@@ -13,8 +13,7 @@ from ...models.labels import label_maps, labels_of
 from ...models.quantized import format_of
 from ...models.saving import base_hash
 from ...models.transformer import Transformer
-from ...models.vocabulary import TABLES
-from ...nn import Linear
+from ...nn import TABLES, Linear
 from ..base import Adapter, variants
 from .config import CLASSIFIERS, biases_of, ends_with, nested
 from .format import BASE_FORMAT, CONFIG, LABELS, WEIGHTS
