@@ -39,6 +39,7 @@ class Dataset(NamedTuple):
     summary: str  # how much it holds, for a person
     parts: dict[str, Numbers]  # the numbers of what is learned from and of what is held out
     shared: int = 0  # rows that are in both
+    dropped: int = 0  # rows with nothing to learn within the length
 
 
 class LanguageModelTask(FineTuning):
@@ -63,7 +64,12 @@ class LanguageModelTask(FineTuning):
         if how.watch:
             self.watched = read_watched(how.watch, self.tokenizer, how.batch, how.length, how.encoding)
             self.saved |= {"watch": how.watch, "watch_sha256": self.watched.sha256}
-        self.numbers = {"length": how.length, "parts": self.dataset.parts, "shared": self.dataset.shared}
+        self.numbers = {
+            "length": how.length,
+            "parts": self.dataset.parts,
+            "shared": self.dataset.shared,
+            "dropped": self.dataset.dropped,
+        }
 
     def new_model(self, source: str | Path) -> Transformer:
         return load_pretrained(source, quantize=base_format(self.settings))

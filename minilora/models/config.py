@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import ops
+from ..nn import Rope
 
 HEADS = "lm", "classify", "tokens", "none"
 LABELLED = "classify", "tokens"  # heads whose outputs are labels: of a whole text, or of each token (encoders)
@@ -33,11 +34,13 @@ class Config:
     labels: int = 2  # number of labels, if the head is one of LABELLED
     head_dim: int = 0  # D; 0: C/H
     activation: str = "gelu_tanh"  # of an MLP that is not gated: one of ACTIVATIONS
-    rope_scaling: ops.RopeScaling | None = None  # Llama 3.1
+    rope_scaling: ops.RopeScaling | None = None  # one of ops.SCALINGS
     offset: int = 0  # rows of the position table before the first position (RoBERTa: 2)
     sliding_window: int | None = None  # Mistral, Qwen: the number of keys that a query sees, up to its own; None: all
     max_window_layers: int = 0  # Qwen: the first layer with a window
     layer_types: tuple[str, ...] = ()  # Qwen: one of LAYER_TYPES for each layer, instead of max_window_layers
+    local_rope_theta: float = 0.0  # of the layers with a window, whose frequencies are not scaled; 0: as the others
+    rotary_layers: tuple[bool, ...] = ()  # which layers have rotary positions; (): all
 
     def __post_init__(self) -> None:
         derived = "n_kv_heads", "d_ff", "head_dim", "offset", "max_window_layers"
@@ -53,6 +56,14 @@ class Config:
         for name, known in (("head", HEADS), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not one of {', '.join(known)}")
+        if type(self.local_rope_theta) not in (int, float) or not 0 <= self.local_rope_theta < HUGE:
+            raise ValueError(f"local_rope_theta = {self.local_rope_theta!r:.80} is not a number from 0 up")
+        scaling = self.rope_scaling
+        if isinstance(scaling, ops.DynamicScaling) and self.max_length != scaling.max_length:
+            raise ValueError(f"rope_scaling = {scaling} needs max_length = {scaling.max_length}, not {self.max_length}")
+        rotary = self.rotary_layers
+        if rotary and (len(rotary) != self.n_layers or not all(type(has) is bool for has in rotary)):
+            raise ValueError(f"rotary_layers = {rotary!r:.80} is not True or False for each layer")
         window, types = self.sliding_window, self.layer_types
         if window is not None and (type(window) is not int or window < 1):
             raise ValueError(f"sliding_window = {window!r:.80} is not a whole number from 1 up")
@@ -60,6 +71,7 @@ class Config:
             raise ValueError(f"layer_types = {types!r:.80} is not {' or '.join(LAYER_TYPES)} for each layer")
         if "sliding_attention" in types and window is None:
             raise ValueError(f"layer_types = {types!r:.80} needs a sliding_window")
+        object.__setattr__(self, "rotary_layers", () if all(rotary) else rotary)
         object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
         object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
         if self.n_heads % self.n_kv_heads or (self.d_model % self.n_heads and not self.head_dim):
@@ -74,3 +86,11 @@ class Config:
         if self.layer_types:
             return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
         return self.sliding_window if layer >= self.max_window_layers else None
+
+    def rope(self, layer: int) -> Rope | None:
+        """The rotary positions of the attention in block `layer`; None where it has none."""
+        if self.rotary_layers and not self.rotary_layers[layer]:
+            return None
+        if self.local_rope_theta and self.window(layer) is not None:
+            return Rope(self.local_rope_theta)
+        return Rope(self.rope_theta, self.rope_scaling)

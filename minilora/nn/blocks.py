@@ -6,7 +6,7 @@ import copy
 from typing import Any, NamedTuple
 
 from .. import ops
-from ..backend import Array
+from ..backend import Array, get_array_module
 from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
 from .module import Gradients, Module, Sequential
@@ -74,11 +74,39 @@ class GatedMLP(Module):
         return dx
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
-        self.gate_proj.costs(x, costs)
-        h = self.up_proj.costs(x, costs)
+        h = self.project_costs(x, costs)
         costs.keep(self, "dy/dx", costs.array(*h.shape), "dx = dy ∘ dy/dx")
         costs.keep(self, "silu(gate)", costs.array(*h.shape), "dup = dy ∘ silu(gate)")
         return self.down_proj.costs(costs.array(*h.shape), costs)
+
+    def project_costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        """Add the costs of both projections. Returns an array as wide as one of them."""
+        self.gate_proj.costs(x, costs)
+        return self.up_proj.costs(x, costs)
+
+
+class FusedGatedMLP(GatedMLP):
+    """Phi-3: one projection for both,      [gate | up] = gate_up_proj(x)"""
+
+    def __init__(self, gate_up_proj: Module, down_proj: Module) -> None:
+        self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+        both, c1 = self.gate_up_proj.forward(x, inputs, run)
+        F = both.shape[-1] // 2
+        h, c2 = ops.swiglu_forward(both[..., :F], both[..., F:])
+        y, c3 = self.down_proj.forward(h, inputs, run)
+        return y, (c1, c2, c3)
+
+    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
+        c1, c2, c3 = cache
+        dh = self.down_proj.backward(dy, c3, grads)
+        both = get_array_module(dh).concatenate(ops.swiglu_backward(dh, c2), axis=-1)
+        return self.gate_up_proj.backward(both, c1, grads)
+
+    def project_costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        both = self.gate_up_proj.costs(x, costs)
+        return costs.array(*both.shape[:-1], both.shape[-1] // 2)
 
 
 class BlockCache(NamedTuple):

@@ -83,6 +83,7 @@ def test_a_cell_is_a_run_of_finetune_on_one_thread(whole, here):
 
 
 CLASSIFYING = {"text", "label", "skip_empty", "held_out", "epochs", "l1", "l2"}
+NEW = {"start", "add_tokens", "watch"}  # of one run alone, --from among them
 
 
 def test_finetune_and_sweep_take_the_same_options_with_the_same_defaults():
