@@ -26,6 +26,7 @@ class Transformer(Sequential):
         self.family, self.config = family, config
         self.hf_config: dict[str, Any] = {}  # other keys of the config.json, which save_pretrained writes unchanged
         self.hub: tuple[str, str | None] | None = None  # its name on the Hugging Face Hub, and the commit
+        self.added_tokens = 0  # of its vocabulary those that its files lack (vocabulary.py)
 
     @property
     def causal(self) -> bool:

@@ -16,7 +16,7 @@ from .blocks import (
 )
 from .convolution import Conv1d, Conv2d, Convolution, Flatten
 from .costs import Costs, KeptArray, MetaArray, Product
-from .embeddings import Embeddings, PatchEmbeddings, positions
+from .embeddings import TABLES, Embeddings, PatchEmbeddings, positions
 from .fused import FusedLinear, Part
 from .heads import Labelled, MeanTokens, Relu, Select, Tanh
 from .inputs import Inputs, Pass

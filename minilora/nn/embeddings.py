@@ -12,6 +12,8 @@ from .inputs import Inputs, Pass
 from .layers import Embedding
 from .module import Gradients, Module, Parameter
 
+TABLES = "embed.token", "lm_head"  # the paths in a model of the layers that have a row for each token
+
 
 class Embeddings(Module):
     """y = norm(scale token[ids] + position[0..T-1] + segment[segments])        ids (B, T)   y (B, T, C)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...files import load_tensors, read_json
-from ...models.hub import fetch, name_on_hub, pickle_error
+from ...models.hub import HubName, fetch, name_on_hub, pickle_error
+from ...models.tokenizer import FILES_READ
 from ...nn import Embedding, Linear
 from ..base import Adapter, Slot, shape
-from .config import beside_in, check_config, classes_of, flat, is_saved, options_of
+from .config import beside_in, check_config, classes_of, flat, is_saved, options_of, token_keys
 from .view import PREFIX
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -22,12 +24,20 @@ LABELS = "id2label"  # in the metadata of the tensors, as in config.json: PEFT w
 
 
 def locate_adapter(source: str | Path) -> Path:
-    """The folder of an adapter: a path, or where no such path exists that of a name on the Hub, "ORG/NAME@REVISION".
+    """The folder of an adapter: a path, or where no such path exists that of a name on the Hub, "ORG/NAME@REVISION",
+    with the tokenizer's files if it trains rows of tokens, which may be new.
 
     Raises what hub.fetch does.
     """
     hub = name_on_hub(source)
-    return fetch(hub, (CONFIG, WEIGHTS)) if hub else Path(source)
+    if not hub:
+        return Path(source)
+    folder = fetch(hub, (CONFIG, WEIGHTS))
+    config = flat(read_json(folder / CONFIG))
+    with suppress(ValueError):  # read_adapter() raises it, with the name of the file
+        if any(config.get(key) for key in token_keys(config)):
+            fetch(HubName(hub.name, folder.name), (CONFIG,), FILES_READ)
+    return folder
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]]:

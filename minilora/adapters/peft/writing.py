@@ -13,11 +13,11 @@ from ...models.labels import label_maps, labels_of
 from ...models.quantized import format_of
 from ...models.saving import base_hash
 from ...models.transformer import Transformer
-from ...nn import Linear
+from ...nn import TABLES, Linear
 from ..base import Adapter, variants
 from .config import CLASSIFIERS, biases_of, ends_with, nested
 from .format import BASE_FORMAT, CONFIG, LABELS, WEIGHTS
-from .plan import Plan, tensors_of
+from .plan import Plan, tensors_of, twins
 from .view import TIED_NAMES, View, view_of
 
 
@@ -254,6 +254,11 @@ def tensors_in_file(view: View, plan: Plan, adapters: dict[str, Adapter], config
     if set(config["target_modules"]) & set(TIED_NAMES) and not any(adapter.beside for adapter in adapters.values()):
         for path in adapters.keys() & {"embed.token", "lm_head"}:
             tensors[view.tensor(path, "base_layer.weight")] = view.bases[path].dense()
+    if view.model.added_tokens:  # PEFT writes tables that were resized whole, and all that is in them
+        tensors |= {name: tensors[twin] for name, twin in twins(view, plan).items()}
+        for path in (path for path in TABLES if path in view.layers and path not in plan.saved):
+            end = f"{plan.prefixes().get(path, '')}base_layer.weight" if path in adapters else "weight"
+            tensors[view.tensor(path, end)] = view.bases[path].dense()
     return tensors
 
 
