@@ -565,9 +565,13 @@ def uniform(cls: type[Adapter], base: Any, zero: str, rng: Rng, **options: Any) 
 
 
 def dropped(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array, Array | None]:
-    """x after dropout, and the mask, drawn on the host and moved. Without a generator: x itself, and None."""
+    """x after dropout, and the mask, drawn on the host and moved. Without a generator: x itself, and None. Of sparse
+    rows, which are 0 elsewhere, the entries."""
     if rng is None or p == 0:
         return x, None
+    if isinstance(x, ops.CSR):
+        values, keep = dropped(x.values, p, rng)
+        return ops.CSR(x.indptr, x.indices, values, x.shape[1]), keep  # type: ignore[return-value]
     keep = (rng.random(x.shape, dtype=np.float32) >= p) / (1 - p)
     keep = get_array_module(x).asarray(keep, dtype=x.dtype)
     return ops.dropout_forward(x, keep)[0], keep
