@@ -86,14 +86,14 @@ class LayerFactory:
 
     def fused_linear(self, n_in: int, bias: bool, **parts: int) -> FusedLinear:
         n_out = sum(parts.values())
-        return FusedLinear(self.normal(n_out, n_in), self.full(0, n_out) if bias else None, tuple(parts))
+        return FusedLinear(self.normal(n_out, n_in), self.full(0, n_out) if bias else None, parts)
 
     def fused_attention(
         self, *, bias: bool, causal: bool = True, rope: Rope | None = None, window: int | None = None
     ) -> FusedAttention:
         C, D = self.config.d_model, self.config.head_dim
-        HD = self.config.n_heads * D
-        qkv_proj = self.fused_linear(C, bias, q_proj=HD, k_proj=HD, v_proj=HD)
+        HD, GD = self.config.n_heads * D, self.config.n_kv_heads * D
+        qkv_proj = self.fused_linear(C, bias, q_proj=HD, k_proj=GD, v_proj=GD)
         return FusedAttention(qkv_proj, self.linear(HD, C, bias), D, causal=causal, rope=rope, window=window)
 
     def gelu(self) -> Gelu:

@@ -152,6 +152,9 @@ MODULES: dict[str, Callable[[LayerFactory], Module]] = {
     "Attention, symmetric window": partial(attention_part, bias=False, causal=False, rope=Rope(THETA), window=2),
     "Attention, another root": partial(attention_part, bias=False, causal=True, root=1.7),
     "FusedAttention": partial(LayerFactory.fused_attention, bias=True),
+    "FusedAttention, grouped, rotary": lambda new: LayerFactory(
+        replace(new.config, n_kv_heads=1), new.rng
+    ).fused_attention(bias=False, rope=Rope(THETA, ops.YarnScaling(3.0, 7))),
     "FusedAttention, rotary, symmetric window": partial(
         LayerFactory.fused_attention, bias=False, causal=False, rope=Rope(THETA), window=2
     ),
@@ -206,11 +209,13 @@ def of_part(make: Callable[[LayerFactory], Module], rng: Rng, merged: bool = Fal
 
 VOCABULARY = 11
 SPECIAL: dict[str, dict[str, Any]] = {
-    "mistral": {"n_kv_heads": 1, "rope_theta": THETA, "sliding_window": 3},
+    "mistral": {"n_kv_heads": 1, "rope_theta": THETA, "sliding_window": 3, "rope_scaling": ops.YarnScaling(2.0, 6)},
     "qwen2": {"n_kv_heads": 1, "rope_theta": THETA, "sliding_window": 3, "max_window_layers": 1},
     "qwen3": {"n_kv_heads": 1, "head_dim": 6, "rope_theta": THETA},
     "llama": {"n_kv_heads": 1, "head_dim": 6, "rope_theta": THETA,
-              "rope_scaling": ops.RopeScaling(4.0, 0.2, 1.5, 9)},
+              "rope_scaling": ops.Llama3Scaling(4.0, 0.2, 1.5, 9)},
+    "smollm3": {"n_kv_heads": 1, "rope_theta": THETA, "rotary_layers": (False, True)},
+    "phi3": {"n_kv_heads": 1, "rope_theta": THETA, "sliding_window": 3},
     "roberta": {"offset": 2, "activation": "gelu"},
     "gemma3_text": {"n_kv_heads": 1, "head_dim": 6, "rope_theta": THETA, "local_rope_theta": 2.0, "sliding_window": 2,
                     "layer_types": ("sliding_attention", "full_attention"), "query_pre_attn_scalar": 3},

@@ -43,7 +43,7 @@ LLAMA = {
 # ---- a live model: what is predicted is what is there ----
 
 
-OPTIONS = "sliding_window", "layer_types", "local_rope_theta", "query_pre_attn_scalar"
+OPTIONS = "rotary_layers", "sliding_window", "layer_types", "local_rope_theta", "query_pre_attn_scalar"
 PARTS = {family: FAMILIES[family].build(Config(8, 1, 8, 2), None).named_modules() for family in FAMILIES}
 FUSED = {family for family, parts in PARTS.items() if any(isinstance(part, FusedAttention) for _, part in parts)}
 BIASED = {
@@ -780,10 +780,10 @@ def test_totals_are_those_of_the_models_that_transformers_builds(name):
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", [*TINY, "mistral", "qwen2"])
+@pytest.mark.parametrize("family", [*TINY, "mistral", "qwen2", "smollm3", "phi3"])
 def test_a_config_is_counted_as_the_class_that_wrote_it(family, tied):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    sizes = dict(TINY.get(family, LLAMA)) | {"tie_word_embeddings": tied}
+    sizes = dict(TINY.get(family, LLAMA)) | {"tie_word_embeddings": tied, "pad_token_id": 0}
     del sizes["model_type"]
     config = transformers.AutoConfig.for_model(family, **sizes, num_labels=5)
     classes, seen = FAMILIES[family].classes, 0
