@@ -258,7 +258,7 @@ def kl(name: str, count: int | None) -> Op:
         return drawn(rng, (), z, t=t, T=TEMPERATURE, labelled=labelled, count=count)
 
     def forward(z: Array, t: Array, T: float, labelled: Array, count: int | None) -> tuple[Array, Any]:
-        return getattr(ops, f"{name}_forward")(z, on(z, t), T, on(z, labelled), count)  # type: ignore[no-any-return]
+        return getattr(ops, f"{name}_forward")(z, on(z, t), T, on(z, labelled), count)
 
     return Op(draw, forward, one(f"{name}_backward"))
 
