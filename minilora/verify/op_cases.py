@@ -311,7 +311,7 @@ def attention(
 
     def backward(dy: Array, cache: Any, *_: Array, padding: np.ndarray | None, **constants: Any) -> tuple[Array, ...]:
         run = ops.blockwise_attention_backward if block else ops.attention_backward
-        return run(real(dy, padding), cache)
+        return run(real(dy, padding), cache, constants["root"])
 
     return Op(draw, forward, backward)
 
