@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from .. import ops
 from ..backend import Array
 from ..models.transformer import Transformer
-from ..nn import Inputs, KVCache, Module, Part, Pass
+from ..nn import FusedLinear, Inputs, KVCache, Module, Part, Pass
 from ..nn.inputs import sort_rows
 from .base import Adapter, Law, Option
 from .lora import LoRALinear
@@ -78,7 +78,7 @@ class ALoRALinear(LoRALinear):
         return on[:, kv_cache.length :]
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> ALoRALinear:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> ALoRALinear:
         """As LoRALinear's, where all parts have one invocation."""
         invocations = {part.invocation_tokens for part in parts if part.is_adapter}
         if len(invocations) > 1:

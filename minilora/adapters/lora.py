@@ -13,7 +13,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module, to_numpy
 from ..data import Batch
-from ..nn import Embedding, Gradients, Linear, Module, Parameter, Part, Pass
+from ..nn import Embedding, FusedLinear, Gradients, Linear, Module, Parameter, Part, Pass
 from ..nn.optim import SGD
 from ..process import blas_threads
 from ..quantization import Quantized, format_named
@@ -159,6 +159,7 @@ class LoRA(Adapter):
         """A and B, by the function of initialisations/ that is called `init`, with options of its own. Raises
         ValueError as it does."""
         W = to_numpy(base.dense())  # type: ignore[attr-defined]
+        W = W.reshape(len(W), -1)  # kernels as a matrix over windows
         with blas_threads():
             start = INITS[init].make(W, r, s, data._replace(rng=rng), **own)
         if not (np.isfinite(start.A).all() and np.isfinite(start.B).all()):
@@ -171,15 +172,15 @@ def scale(r: int, alpha: float, rslora: bool) -> float:
     return alpha / (math.sqrt(r) if rslora else r)
 
 
-def in_blocks(parts: list[np.ndarray | None]) -> np.ndarray:
-    """B of a fused layer (parts out, Σ r), from the B (out, r) of each part, None for one that is not adapted: each in
+def in_blocks(fused: FusedLinear, parts: list[np.ndarray | None]) -> np.ndarray:
+    """B of the layer `fused` (Σ out, Σ r), from the B (out, r) of each part, None for one that is not adapted: each in
     rows and columns of its own, zeros elsewhere."""
     adapted = [B for B in parts if B is not None]
-    n, column = len(adapted[0]), 0
-    whole = np.zeros((n * len(parts), sum(B.shape[1] for B in adapted)), adapted[0].dtype)
-    for i, B in enumerate(parts):
+    whole = np.zeros((fused.ends[-1], sum(B.shape[1] for B in adapted)), adapted[0].dtype)
+    column = 0
+    for B, end in zip(parts, fused.ends, strict=True):
         if B is not None:
-            whole[i * n : (i + 1) * n, column : column + B.shape[1]] = B
+            whole[end - len(B) : end, column : column + B.shape[1]] = B
             column += B.shape[1]
     return whole
 
@@ -222,7 +223,7 @@ class LoRALinear(Parallel, LoRA):
     products = Products(
         forward="2 * r * (n_in + n_out)",
         backward="2 * r * (n_in + n_out)",
-        without_dx="2 * r * (n_in + n_out)",
+        without_dx="2 * r * n_out",
         gradients={("lora_A",): "2 * r * n_in", ("lora_B",): "2 * r * n_out"},
     )
 
@@ -253,16 +254,17 @@ class LoRALinear(Parallel, LoRA):
             None, x if self.lora_A.trainable else None, h if self.lora_B.trainable else None, keep
         )
 
-    def path_backward(self, dy: Array, cache: LoRALinearCache, grads: Gradients, needs_dx: bool) -> Array:
-        dx, dh = ops.lora_backward(dy, self.lora_A.data, self.lora_B.data, self.scaling)
+    def path_backward(self, dy: Array, cache: LoRALinearCache, grads: Gradients, needs_dx: bool) -> Array | None:
+        A, B, s = self.lora_A.data, self.lora_B.data, self.scaling
+        dx, dh = ops.lora_backward(dy, A, B, s) if needs_dx else (None, ops.lora_h_backward(dy, B, s))
         if cache.x is not None:
             grads.add(self.lora_A, ops.lora_A_gradients(dh, cache.x))
         if cache.h is not None:
-            grads.add(self.lora_B, ops.lora_B_gradients(dy, cache.h, self.scaling))
-        return dx if cache.keep is None else ops.dropout_backward(dx, cache.keep)
+            grads.add(self.lora_B, ops.lora_B_gradients(dy, cache.h, s))
+        return dx if dx is None or cache.keep is None else ops.dropout_backward(dx, cache.keep)
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> LoRALinear:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> LoRALinear:
         """With two of three parts adapted
 
             B₁ 0                    A₁
@@ -275,7 +277,7 @@ class LoRALinear(Parallel, LoRA):
             (first.scaling, first.dropout, first.rslora)
         }:
             raise ValueError("the parts of a fused layer differ in scaling or dropout, and one adapter has one of each")
-        B = in_blocks([to_numpy(part.lora_B.data) if part.is_adapter else None for part in parts])
+        B = in_blocks(base, [to_numpy(part.lora_B.data) if part.is_adapter else None for part in parts])
         alpha = first.scaling * (math.sqrt(len(A)) if first.rslora else len(A))
         options = {"r": len(A), "alpha": alpha, "rslora": first.rslora, "dropout": first.dropout}
         return cls.of(base, {"lora_A": A, "lora_B": B}, **options)
@@ -350,9 +352,9 @@ class ResidualLoRALinear(LoRALinear):
         y -= y_start
         return y, cache
 
-    def path_backward(self, dy: Array, cache: LoRALinearCache, grads: Gradients, needs_dx: bool) -> Array:
+    def path_backward(self, dy: Array, cache: LoRALinearCache, grads: Gradients, needs_dx: bool) -> Array | None:
         dx = super().path_backward(dy, cache, grads, needs_dx)
-        if needs_dx:
+        if dx is not None:
             dx -= ops.lora_backward(dy, self.lora_A0.data, self.lora_B0.data, self.scaling)[0]
         return dx
 
@@ -365,7 +367,7 @@ class ResidualLoRALinear(LoRALinear):
             return LoRALinear.of(self.base, {"lora_A": A, "lora_B": B}, **options)
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> LoRALinear:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> LoRALinear:
         return LoRALinear.join_parts(base, [part.in_file() if part.is_adapter else part for part in parts])
 
     def delta(self) -> Array:

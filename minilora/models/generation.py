@@ -10,11 +10,12 @@ import numpy as np
 
 from ..backend import Rng, generator, to_numpy
 from ..nn import Inputs, KVCache, Pass
+from ..ops import DynamicScaling
 from ..process import blas_threads
 from .tokenizer import ByteTokenizer, Tokenizer, check_matches
 from .transformer import Transformer
 
-CHUNK = 64  # tokens of a prompt that are read at a time
+CHUNK = 64  # tokens of a prompt that are read at a time, unless frequencies depend on the length of what is read
 
 
 class Sampling(NamedTuple):
@@ -169,14 +170,15 @@ def next_ids(
 ) -> Iterator[int]:
     """Up to `tokens` ids after `ids` (N,), one at a time, until one of `stop`, which is not yielded."""
     context, seen = model.config.max_length, ids.tolist()
+    chunk = context if isinstance(model.config.rope_scaling, DynamicScaling) else CHUNK
     new, kv_cache = ids[-context:], KVCache(min(context, len(ids) + tokens))
     own = Inputs(adapters=None if adapter is None else [adapter])
     for _ in range(tokens):
         if kv_cache.length + len(new) > context:  # the first ids no longer fit, so all positions move
             new, kv_cache = np.array(seen[-context:]), KVCache(context)
         inputs = own if kv_cache.length else own._replace(text=new[None])
-        for start in range(0, len(new), CHUNK):  # so that the logits of a long prompt are not all in memory
-            logits, _ = model.forward(new[None, start : start + CHUNK], inputs, Pass(kv_cache=kv_cache))
+        for start in range(0, len(new), chunk):  # so that the logits of a long prompt are not all in memory
+            logits, _ = model.forward(new[None, start : start + chunk], inputs, Pass(kv_cache=kv_cache))
         i = sampling.choose(to_numpy(logits[0, -1]))
         if i in stop:
             return

@@ -16,6 +16,8 @@ from .transformer import Transformer
 
 CONSTANT = re.compile(r".*(position_ids|rotary_emb\.inv_freq|\.attn\.(masked_)?bias)")  # tensors that are no weights
 
+OTHER_HEADS = {"lm_head", "score", "classifier", "cls", "qa_outputs"}  # of classes that are not read, too
+
 
 def hub_name(family: str, path: str, head: str = "lm") -> str:
     """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj, in the class of this head.
@@ -47,11 +49,21 @@ def hf_name(model: Transformer, path: str) -> str:
     return name.removeprefix(f"{FAMILIES[model.family].base_model_prefix}.") if model.config.head == "none" else name
 
 
+def file_name(model: Transformer, path: str) -> str:
+    """hf_name() of a path, as files have it."""
+    name = hf_name(model, path)
+    for part, in_files in FAMILIES[model.family].file_names:
+        name = name.replace(part, in_files)
+    return name
+
+
 def add_body(family: str, name: str) -> str:
     """A name from any file, as it is in a class with a head: with the base_model_prefix.
 
-    The names gamma and beta in old files become weight and bias.
+    The names gamma and beta in old files become weight and bias, and those of file_names what the class calls them.
     """
+    for part, in_files in FAMILIES[family].file_names:
+        name = name.replace(in_files, part)
     name = re.sub(r"\bLayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"\bLayerNorm\.beta$", "LayerNorm.bias", name))
     body = f"{FAMILIES[family].base_model_prefix}."
     return name if name.startswith(body) or is_of_head(family, name) else body + name
@@ -59,8 +71,10 @@ def add_body(family: str, name: str) -> str:
 
 def is_of_head(family: str, name: str) -> bool:
     """Whether a tensor belongs to the head of some class. BERT's pooler does."""
-    prefix = FAMILIES[family].base_model_prefix
-    return bool(re.match(rf"(lm_head|score|classifier|cls|qa_outputs|{prefix}\.pooler)\.", name))
+    prefix, heads = FAMILIES[family].base_model_prefix, FAMILIES[family].hf_head_names.values()
+    names = [name for table in (FAMILIES[family].hf_names, *heads) for _, name in table]
+    own = {name.partition(".")[0] for name in names} - {prefix}
+    return name.startswith(f"{prefix}.pooler.") or name.partition(".")[0] in own | OTHER_HEADS
 
 
 def transpose(family: str, name: str, x: Any) -> Any:

@@ -97,3 +97,46 @@ def recommender(out, curves):
     figure.legend(frameon=False, fontsize=TYPE, loc="outside lower center", ncols=6)
     figure.suptitle("A new market, whose visitors choose otherwise by a shift of rank 1 (simulated)", fontsize=TYPE + 4)
     save(out, figure)
+
+
+def distillation(out, table):
+    """Over the rank: bits per byte on held-out text, and the divergence from the teacher; a dot for each seed."""
+    figure = Figure(figsize=(16, 8), layout="constrained", dpi=100)
+    colors = dict(zip(table, (BASE, FULL, "#7a9e9f", LORA, "#b3261e", "#2a7f4f"), strict=True))
+    titles = "Held-out text, bits per byte", "KL(teacher ‖ student) on held-out text, nats per byte"
+    for k, (ax, title) in enumerate(zip(figure.subplots(1, 2), titles, strict=True)):
+        for way, rows in table.items():
+            if 0 in rows:
+                ax.axhline(rows[0][:, k].mean(), ls="--", lw=2, color=colors[way], label=way)
+                continue
+            values = np.array([numbers[:, k] for numbers in rows.values()])  # (ranks, seeds)
+            ax.plot(list(rows), values.mean(axis=1), "-", lw=3, color=colors[way], label=way)
+            ax.plot(np.repeat(list(rows), values.shape[1]), values.ravel(), "o", ms=6, color=colors[way])
+            ax.set_xticks(list(rows), [str(r) for r in rows])
+        ax.set(title=title, xlabel="rank")
+    figure.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=TYPE, loc="outside lower center", ncols=3)
+    save(out, figure)
+
+
+def ten_values(out, found):
+    """Accuracy over the number of singular values that each W keeps: the mean of the seeds, and each seed."""
+    figure = Figure(figsize=(15, 8.5), layout="constrained", dpi=100)
+    ax = figure.subplots()
+    ways = {
+        "LoRA": (LORA, "--", "LoRA beside the whole W"),
+        "cut": (BASE, "-", "what LoRA made, cut: nothing learns"),
+        "cut, then S": (FULL, "-", "what LoRA made, cut, then S learns"),
+        "the scheme": (GOOD, "-", "the pretrained W cut, then S learns"),
+    }
+    for way, (color, line, name) in ways.items():
+        k, each = list(found[way]), 100 * np.array(list(found[way].values()))  # (k, seeds)
+        ax.plot(k, each.mean(axis=1), line, color=color, lw=3, label=name)
+        if way != "LoRA":
+            ax.plot(np.repeat(k, each.shape[1]), each.ravel(), "o", color=color, ms=6, alpha=0.6)
+    ax.axhline(50, color="black", lw=1)
+    ax.set(xscale="log", xlabel="singular values that each W keeps (log scale)", ylabel="% of held-out texts right")
+    k = list(found["cut"])
+    ax.set_xticks(k, [f"all {n}" if n == k[-1] else str(n) for n in k])
+    ax.minorticks_off()
+    ax.legend(frameon=False, fontsize=TYPE, loc="upper left")
+    save(out, figure)

@@ -114,6 +114,12 @@ def beside_in(config: dict[str, Any]) -> dict[str, tuple[list[type[Adapter]], di
     return found
 
 
+def token_keys(config: dict[str, Any]) -> list[str]:
+    """The keys that hold ids of tokens."""
+    options = classes_of(config)[0].options
+    return [option.key for option in options if option.is_ids and not option.in_a_row] + [*beside_in(config)]
+
+
 def check_config(config: dict[str, Any]) -> None:
     """Raise ValueError, with the key and its value, for what is missing, not supported, not known, or of another kind.
 
