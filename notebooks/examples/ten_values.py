@@ -68,7 +68,9 @@ def cut(model, k):
 
 def builtin_texts():
     """Lines of Python's documentation and of its source: for the small size, which needs no package."""
-    lines = [[t for t in data.train.decode().splitlines() if len(t) > 40][::40] for data in (english(), python_source())]
+    lines = [
+        [t for t in data.train.decode().splitlines() if len(t) > 40][::40] for data in (english(), python_source())
+    ]
     n = min(map(len, lines))
     return [*lines[0][:n], *lines[1][:n]], np.repeat([0, 1], n)
 
