@@ -171,7 +171,7 @@ def convolutions() -> dict[str, Op]:
 
 
 def draw_entries(size: Size, rng: Rng) -> tuple[np.ndarray, dict[str, Any]]:
-    """The values of sparse rows, and where they stand. Of several rows the first is empty, the others share a column."""
+    """The values of sparse rows, and where they stand. Of several the first is empty, and the others share a column."""
     N, n_in = size(), size()
     present = rng.random((N, n_in)) < 0.6
     present[:, 0] = True
