@@ -19,13 +19,13 @@ POOLINGS = "cls", "mean"
 class Config:
     """The shape of a model. A field that says "0: ..." is derived from others if it is 0."""
 
-    vocab_size: int  # V
+    vocab_size: int  # V; 0 of a model that reads images
     n_layers: int
     d_model: int  # C
     n_heads: int  # H
     n_kv_heads: int = 0  # G, of keys and values; 0: H
     d_ff: int = 0  # F; 0: 4 C
-    max_length: int = 1024  # the longest sequence, in tokens
+    max_length: int = 1024  # the longest sequence, in tokens; of images derived: their patches and a class token
     segments: int = 2  # number of segment embeddings (encoders)
     rope_theta: float = 10000.0  # of rotary positions
     eps: float = 1e-5  # of the norms
@@ -44,13 +44,16 @@ class Config:
     local_rope_theta: float = 0.0  # of the layers with a window, whose frequencies are not scaled; 0: as the others
     rotary_layers: tuple[bool, ...] = ()  # which layers have rotary positions; (): all
     query_pre_attn_scalar: int = 0  # Gemma: the scores are divided by its root; 0: by that of head_dim
-    classifier_pooling: str = (
-        "cls"  # ModernBERT: what a classifier of texts reads, one of POOLINGS: the first token, or the mean
-    )
+    classifier_pooling: str = "cls"  # what a ModernBERT classifier reads: the first token, or the mean (POOLINGS)
+    image_size: int = 0  # height and width of the images that it reads in the place of words (ViT); 0: none
+    patch_size: int = 16  # height and width of a patch of them
+    channels: int = 3  # of the images
 
     def __post_init__(self) -> None:
-        derived = "n_kv_heads", "d_ff", "head_dim", "offset", "max_window_layers", "query_pre_attn_scalar"
-        for name in (*derived, "vocab_size", "n_layers", "d_model", "n_heads", "max_length", "segments", "labels"):
+        derived = ["n_kv_heads", "d_ff", "head_dim", "offset", "max_window_layers", "query_pre_attn_scalar"]
+        derived += ["image_size"] + ["vocab_size"] * bool(self.image_size)
+        sizes = "patch_size", "channels", "vocab_size"
+        for name in (*derived, *sizes, "n_layers", "d_model", "n_heads", "max_length", "segments", "labels"):
             least, value = int(name not in derived), getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} = {value!r:.80} is not a whole number from {least} up")
@@ -80,6 +83,10 @@ class Config:
         object.__setattr__(self, "rotary_layers", () if all(rotary) else rotary)
         object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
         object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
+        if self.image_size:
+            if self.patch_size > self.image_size:
+                raise ValueError(f"patch_size = {self.patch_size} is more than an image of {self.image_size}")
+            object.__setattr__(self, "max_length", (self.image_size // self.patch_size) ** 2 + 1)
         if self.n_heads % self.n_kv_heads or (self.d_model % self.n_heads and not self.head_dim):
             raise ValueError(
                 f"d_model {self.d_model} does not divide into {self.n_heads} heads, or those into "

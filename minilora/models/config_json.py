@@ -23,6 +23,7 @@ CLASS_ENDINGS = {  # of the name of a class -> its head
     "ForPreTraining": "lm",
     "ForSequenceClassification": "classify",
     "ForTokenClassification": "tokens",
+    "ForImageClassification": "classify",
     "Model": "none",
 }
 MAX_LABELS = 100_000

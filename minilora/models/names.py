@@ -49,11 +49,21 @@ def hf_name(model: Transformer, path: str) -> str:
     return name.removeprefix(f"{FAMILIES[model.family].base_model_prefix}.") if model.config.head == "none" else name
 
 
+def file_name(model: Transformer, path: str) -> str:
+    """hf_name() of a path, as files have it."""
+    name = hf_name(model, path)
+    for part, in_files in FAMILIES[model.family].file_names:
+        name = name.replace(part, in_files)
+    return name
+
+
 def add_body(family: str, name: str) -> str:
     """A name from any file, as it is in a class with a head: with the base_model_prefix.
 
-    The names gamma and beta in old files become weight and bias.
+    The names gamma and beta in old files become weight and bias, and those of file_names what the class calls them.
     """
+    for part, in_files in FAMILIES[family].file_names:
+        name = name.replace(in_files, part)
     name = re.sub(r"\bLayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"\bLayerNorm\.beta$", "LayerNorm.bias", name))
     body = f"{FAMILIES[family].base_model_prefix}."
     return name if name.startswith(body) or is_of_head(family, name) else body + name

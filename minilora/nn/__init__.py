@@ -14,8 +14,9 @@ from .blocks import (
     SandwichNormBlock,
     recompute,
 )
+from .convolution import Conv1d, Conv2d, Convolution, Flatten
 from .costs import Costs, KeptArray, MetaArray, Product
-from .embeddings import Embeddings, positions
+from .embeddings import TABLES, Embeddings, PatchEmbeddings, positions
 from .fused import FusedLinear, Part
 from .heads import Labelled, MeanTokens, Relu, Select, Tanh
 from .inputs import Inputs, Pass

@@ -65,6 +65,114 @@ def low_rank_embedding_backward(dy: Array, cache: Any, A: Array, B: Array, ids: 
     return ops.lora_embedding_A_gradients(dy, cache.x, B, s, A.shape[1]), ops.lora_B_gradients(dy, cache.h, s)
 
 
+# ---- convolutions ----
+
+
+def draw_convolution(axes: int, low_rank: bool) -> Callable[[Size, Rng], Case]:
+    """One axis or two, each with a kernel, stride, padding and dilation of its own."""
+
+    def draw(size: Size, rng: Rng) -> Case:
+        N, C, n_out = size(), size(), size()
+        along = []  # of each axis: its window, and a size of x that the first one reaches into
+        for _ in range(axes):
+            k, t, p, d = size(1, 3), size(), size(0, 2), size(1, 3)
+            p = min(p, d * (k - 1))
+            along.append((k, t, p, d, d * (k - 1) + 1 - p + size(0, 3)))
+        *fields, numbers = zip(*along, strict=True)
+        window, x = ops.Window(*fields), rng.standard_normal((N, C, *numbers))
+        shape = (N, n_out, *window.outputs(x.shape[2:]))
+        if not low_rank:
+            return drawn(rng, shape, {"x": x, "W": rng.standard_normal((n_out, C, *window.kernel))}, window=window)
+        r = size()
+        A, B = rng.standard_normal((r, C, *window.kernel)), rng.standard_normal((n_out, r))
+        return drawn(rng, shape, {"x": x, "A": A, "B": B}, s=S, window=window)
+
+    return draw
+
+
+def convolution_backward(dy: Array, cache: Array, x: Array, W: Array, window: ops.Window) -> tuple[Array, ...]:
+    return ops.convolution_backward(dy, W, window, x.shape), ops.convolution_gradients(dy, cache, window)
+
+
+def low_rank_convolution_backward(
+    dy: Array, cache: Any, x: Array, A: Array, B: Array, s: float, window: ops.Window
+) -> tuple[Array, ...]:
+    dx, dh = ops.lora_convolution_backward(dy, A, B, s, window, x.shape)
+    dA = ops.lora_convolution_A_gradients(dh, cache.x, window)
+    return dx, dA, ops.lora_convolution_B_gradients(dy, cache.h, s)
+
+
+def convolutions() -> dict[str, Op]:
+    def forward(x: Array, W: Array, window: ops.Window) -> tuple[Array, Array]:
+        return ops.convolution_forward(x, W, None, window)
+
+    def draw_windows(size: Size, rng: Rng) -> Case:
+        case = draw_convolution(2, False)(size, rng)
+        x, window = case.inputs["x"], case.constants["window"]
+        return drawn(rng, ops.windows(x, window).shape, {"x": x}, window=window)
+
+    gather = Op(
+        draw_windows,
+        lambda x, window: (ops.windows(x, window), None),
+        lambda dy, _, x, window: (ops.windows_backward(dy, window, x.shape),),
+    )
+    plain = {f"convolution, {n}-D": Op(draw_convolution(n, False), forward, convolution_backward) for n in (1, 2)}
+    return (
+        {"windows": gather}
+        | plain
+        | {
+            f"low rank, convolution, {n}-D": Op(
+                draw_convolution(n, True),
+                lambda *arguments, **constants: ops.lora_convolution_forward(*arguments, **constants),
+                low_rank_convolution_backward,
+            )
+            for n in (1, 2)
+        }
+    )
+
+
+# ---- sparse rows ----
+
+
+def draw_entries(size: Size, rng: Rng) -> tuple[np.ndarray, dict[str, Any]]:
+    """The values of sparse rows, and where they stand. Of several rows the first is empty, the others share a column."""
+    N, n_in = size(), size()
+    present = rng.random((N, n_in)) < 0.6
+    present[:, 0] = True
+    present[0] &= N == 1
+    indptr = np.concatenate([[0], present.sum(axis=1).cumsum()])
+    values = rng.standard_normal(indptr[-1])
+    return values, {"indptr": indptr, "indices": np.nonzero(present)[1], "width": n_in}
+
+
+def sparse(values: Array, indptr: np.ndarray, indices: np.ndarray, width: int) -> ops.CSR:
+    return ops.CSR(indptr, on(values, indices), values, width)
+
+
+def draw_sparse_linear(size: Size, rng: Rng) -> Case:
+    (values, where), n_out = draw_entries(size, rng), size()
+    W = rng.standard_normal((n_out, where["width"]))
+    return drawn(rng, (len(where["indptr"]) - 1, n_out), {"values": values, "W": W}, **where)
+
+
+def draw_sparse_low_rank(size: Size, rng: Rng) -> Case:
+    (values, where), n_out, r = draw_entries(size, rng), size(), size()
+    inputs = {"values": values, "A": rng.standard_normal((r, where["width"])), "B": rng.standard_normal((n_out, r))}
+    return drawn(rng, (len(where["indptr"]) - 1, n_out), inputs, **where, s=S)
+
+
+def sparse_low_rank_backward(dy: Array, cache: Any, _: Array, A: Array, B: Array, s: float, **__: Any) -> Any:
+    dh = ops.lora_h_backward(dy, B, s)
+    gradients = ops.lora_A_gradients(dh, cache.x), ops.lora_B_gradients(dy, cache.h, s)
+    return ops.csr_backward(dh, cache.x, A.T), *gradients
+
+
+def draw_embedding_bag(size: Size, rng: Rng) -> Case:
+    (values, where), C = draw_entries(size, rng), size()
+    W = rng.standard_normal((where["width"], C))
+    return drawn(rng, (len(where["indptr"]) - 1, C), {"values": values, "W": W}, **where)
+
+
 # ---- norms and activations ----
 
 
@@ -217,6 +325,19 @@ def draw_cross_attention(size: Size, rng: Rng) -> Case:
     return drawn(rng, shapes["q"], {name: rng.standard_normal(s) for name, s in shapes.items()}, D=D, mask=mask)
 
 
+def draw_projected_attention(size: Size, rng: Rng) -> Case:
+    B, n, m, G, R, D = size(), size(3, 5), size(2, 4), size(1, 2), size(1, 3), size(1, 3)
+    shapes = {"q": (B, n, G * R * D), "k": (B, n, G * D), "v": (B, n, G * D), "E": (m, n), "F": (m, n)}
+    return drawn(rng, shapes["q"], {name: rng.standard_normal(s) for name, s in shapes.items()}, D=D)
+
+
+def projected_attention_backward(
+    dy: Array, cache: Any, q: Array, k: Array, v: Array, E: Array, F: Array, D: int
+) -> tuple[Array, ...]:
+    *dqkv, dk_m, dv_m = ops.projected_attention_backward(dy, cache, E, F)
+    return *dqkv, ops.projection_gradients(dk_m, cache.k), ops.projection_gradients(dv_m, cache.v)
+
+
 def attention_mask(x: Array, causal: bool, padding: np.ndarray | None, window: int | None = None) -> Array | None:
     xp = get_array_module(x)
     padding = None if padding is None else xp.asarray(padding)
@@ -278,6 +399,22 @@ OPS: dict[str, Op] = {
         lambda A, B, ids, s: ops.lora_embedding_forward(on(A, ids), A, B, s),
         low_rank_embedding_backward,
     ),
+    **convolutions(),
+    "linear, sparse rows": Op(
+        draw_sparse_linear,
+        lambda values, W, **where: ops.linear_forward(sparse(values, **where), W),
+        lambda dy, x, _, W, **__: (ops.csr_backward(dy, x, W.T), ops.linear_gradients(dy, x)),
+    ),
+    "low rank, sparse rows": Op(
+        draw_sparse_low_rank,
+        lambda values, A, B, s, **where: ops.lora_forward(sparse(values, **where), A, B, s),
+        sparse_low_rank_backward,
+    ),
+    "embedding bag": Op(
+        draw_embedding_bag,
+        lambda values, W, **where: ops.embedding_bag_forward(sparse(values, **where), W),
+        lambda dy, X, _, W, **__: (ops.embedding_bag_backward(dy, X, W), ops.embedding_bag_gradients(dy, X)),
+    ),
     **op_cases(),
     "layer norm": Op(draw_layer_norm, ops.layer_norm_forward, layer_norm_backward),
     "rms norm": Op(draw_rms_norm, ops.rms_norm_forward, rms_norm_backward),
@@ -312,6 +449,7 @@ OPS: dict[str, Op] = {
         lambda q, k, v, D, mask: ops.attention_forward(q, k, v, on(q, mask), D),
         lambda dy, cache, *_, **__: ops.attention_backward(dy, cache),
     ),
+    "low-rank attention": Op(draw_projected_attention, ops.projected_attention_forward, projected_attention_backward),
     "attention in blocks, grouped": attention(False, "none", 3, block=1),
     "attention in blocks, padded right": attention(False, "right", 1, block=1),
     "attention in blocks, causal": attention(True, "none", 1, block=2),

@@ -18,7 +18,7 @@ FOLDER = PACKAGE / "models" / "families"
 
 def test_each_file_in_families_is_a_family_that_builds_models_of_its_name():
     assert set(FAMILIES) == {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "family"}
-    config = minilora.Config(8, 1, 4, 1, head="none")
+    config = minilora.Config(8, 1, 4, 1, head="none", image_size=16)  # which only those that read images look at
     assert {name: family.build(config, None).family for name, family in FAMILIES.items()} == {x: x for x in FAMILIES}
 
 
@@ -42,7 +42,9 @@ def test_a_config_comes_back_from_its_config_json(name):
         shape |= {"n_kv_heads": 2, "rope_theta": 50.0, "head_dim": 6}
     if "segments" in FAMILIES[name].config_keys:
         shape |= {"segments": 3, "offset": 2 * (name == "roberta")}
-    config = minilora.Config(8, 2, 8, 4, **shape)
+    if "image_size" in FAMILIES[name].config_keys:
+        shape = {"d_ff": 12, "image_size": 9, "patch_size": 2, "channels": 2, "head": "classify"}
+    config = minilora.Config(8 * ("image_size" not in shape), 2, 8, 4, **shape)
     model = FAMILIES[name].build(config, np.random.default_rng(0))
     assert read_config(write_config(model), "config.json", "float32") == (name, model.config)
     assert model.config == config if "eps" in FAMILIES[name].config_keys else model.config == replace(config, eps=1e-12)

@@ -54,10 +54,35 @@ def torch_softmax_attention(torch, *qkv, D, mask, scale=None):
     return y.transpose(1, 2).flatten(2)
 
 
+def torch_projected_attention(torch, q, k, v, E, F, D):
+    return torch_softmax_attention(torch, q, E @ k, F @ v, D=D, mask=np.ones((q.shape[1], len(E)), bool))
+
+
+def torch_dense(torch, values, indptr, indices, width):
+    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    x = torch.zeros((len(indptr) - 1, width), dtype=values.dtype)
+    return x.index_put((torch.tensor(rows), torch.tensor(indices)), values)
+
+
 def torch_cross_entropy(torch, z, targets, count):
     reduction, divisor = ("mean", 1) if count is None else ("sum", count)
     targets = torch.tensor(targets).flatten()
     return torch.nn.functional.cross_entropy(z.flatten(0, 1), targets, ignore_index=-100, reduction=reduction) / divisor
+
+
+def torch_convolution(torch, x, W, window):
+    convolve = torch.nn.functional.conv1d if x.ndim == 3 else torch.nn.functional.conv2d
+    return convolve(x, W, None, *window[1:])
+
+
+def torch_windows(torch, x, window):
+    kernel, stride, padding, dilation = window
+    X = torch.nn.functional.unfold(x, kernel, dilation, padding, stride)
+    return X.transpose(1, 2).unflatten(1, window.outputs(tuple(x.shape[2:])))
+
+
+def torch_low_rank_convolution(torch, x, A, B, s, window):
+    return s * torch.einsum("or,nr...->no...", B, torch_convolution(torch, x, A, window))
 
 
 def torch_kl(torch, z, t, T, labelled, count, reverse=False):
@@ -72,6 +97,15 @@ TORCH: dict[str, Callable[..., Any]] = {
     "bias": lambda torch, b, x, W: torch.nn.functional.linear(torch.tensor(x), torch.tensor(W), b),
     "low rank": lambda torch, x, A, B, s: s * torch.nn.functional.linear(torch.nn.functional.linear(x, A), B),
     "low rank, embedding": lambda torch, A, B, ids, s: s * torch.nn.functional.embedding(torch.tensor(ids), A.T) @ B.T,
+    "windows": torch_windows,
+    **{f"convolution, {n}-D": torch_convolution for n in (1, 2)},
+    **{f"low rank, convolution, {n}-D": torch_low_rank_convolution for n in (1, 2)},
+    "linear, sparse rows": lambda torch, values, W, **x: torch_dense(torch, values, **x) @ W.T,
+    "low rank, sparse rows": lambda torch, values, A, B, s, **x: s * torch_dense(torch, values, **x) @ A.T @ B.T,
+    "embedding bag": lambda torch, values, W, indptr, indices, width: torch.nn.functional.embedding_bag(
+        torch.tensor(indices), W, torch.tensor(indptr[:-1]), mode="sum", per_sample_weights=values
+    ),
+    "low-rank attention": torch_projected_attention,
     "low rank, with a bias": lambda torch, x, A, B, c, s: s * torch.nn.functional.linear(x @ A.T, B, c),
     "token rows, embedding": lambda torch, W, T, ids, i: torch.nn.functional.embedding(
         torch.tensor(ids), W.index_copy(0, torch.tensor(i), T)
@@ -482,6 +516,25 @@ MISTAKES: list[tuple[str, str, Callable[..., Any]]] = [
     ("low rank, embedding", "dB without the scaling", lambda g, *_: (g[0], g[1] / S)),
     ("low rank, embedding", "dA[:, ids] += dh", lambda g, dy, c, A, B: (overwritten(S * dy @ B, c.x, A.T).T, g[1])),
     ("low rank, embedding", "dB from A and not from h", lambda g, dy, c, A, B: (g[0], S * dy.sum(1).T @ A.T[:3])),
+    ("linear, sparse rows", "dW without the values", lambda g, dy, x, *_: (g[0], dy.T @ ones(x))),
+    ("linear, sparse rows", "dW of the first row that has one", lambda g, dy, x, *_: (g[0], dy[1:2].T @ x[1:2])),
+    ("linear, sparse rows", "dW[:, i] = the last", lambda g, dy, x, *_: (g[0], last_written(dy, x))),
+    ("low rank, sparse rows", "dA without the scaling", lambda g, *_: (g[0], g[1] / S, g[2])),
+    (
+        "low rank, sparse rows",
+        "dA without the values",
+        lambda g, dy, c, v, A, B: (g[0], S * (dy @ B).T @ ones(c.x), g[2]),
+    ),
+    ("embedding bag", "dW of the unweighted sum", lambda g, dy, X, *_: (g[0], (dy.T @ ones(X)).T)),
+    ("embedding bag", "dW[v] = the last", lambda g, dy, X, *_: (g[0], last_written(dy, X).T)),
+    ("embedding bag", "the weights' gradient is that of the bag's sum", lambda g, dy, X, v, W: (v * g[0], g[1])),
+    ("low-rank attention", "dk by F", lambda g, dy, c, q, k, v, E, F: (g[0], F.T @ np.linalg.solve(E.T, g[1]), *g[2:])),
+    ("low-rank attention", "dE transposed", lambda g, *_: (*g[:3], g[3].swapaxes(0, 1), g[4])),
+    (
+        "low-rank attention",
+        "dF of the first sequence alone",
+        lambda g, dy, c, q, k, v, E, F: (*g[:4], of_the_first(dy, c, E, F)),
+    ),
     ("attention, grouped", "dk of one head of each group", lambda g, *a: (g[0], first_head_dk(*a), g[2])),
     ("attention, sliding window", "the window of the backward is a key wider", lambda g, *a: another_window(*a, 3)),
     ("attention, sliding window", "the window of the backward is a key narrower", lambda g, *a: another_window(*a, 1)),
@@ -522,6 +575,22 @@ MISTAKES: list[tuple[str, str, Callable[..., Any]]] = [
     ("attention, another root", "√D", lambda g, dy, c, *_: ops.attention_backward(dy, c)),
     ("select", "the first token always", lambda g, dy, c, x: (ops.select_backward(dy, (c[0], 0 * c[1], c[2])),)),
 ]
+
+
+def ones(x):
+    return ops.CSR(x.indptr, x.indices, np.ones_like(x.values), x.shape[1])
+
+
+def last_written(dy, x):
+    dW = np.zeros((dy.shape[1], x.shape[1]))
+    for row, (i, v) in zip(dy, x, strict=True):
+        dW[:, i] = np.outer(row, v)
+    return dW
+
+
+def of_the_first(dy, cache, E, F):
+    *_, dv_m = ops.projected_attention_backward(dy, cache, E, F)
+    return ops.projection_gradients(dv_m[:1], cache.v[:1])
 
 
 def first_head_dk(dy, cache, *_):

@@ -34,6 +34,7 @@ class Family:
     base_model_prefix: str = "model"  # the prefix of all names but the head's, in a class with a head
     hf_names: Names = ()  # (our path, their name); {} is the number of a block. The first that matches counts
     hf_head_names: Mapping[str, Names] = field(default_factory=dict)  # head -> names that are tried before hf_names
+    file_names: Names = ()  # (part of their name, what it is in files), where transformers renames what it loads
     transposed: Sequence[str] = ()  # the last part of the names of layers whose weights are stored as (in, out)
     unused: Mapping[str, Sequence[str]] = field(default_factory=dict)  # head -> their layers that change no output
 
