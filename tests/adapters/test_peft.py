@@ -13,7 +13,7 @@ import pytest
 from damage import bounded, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import close
+from models import TEXT, close
 from peft_models import IDS, PADDING, V, adapted, base, logits, trained
 
 import minilora
@@ -31,7 +31,7 @@ from minilora.models.transformer import Transformer
 from minilora.nn import Gradients, Inputs, Linear
 from minilora.nn.optim import SGD, AdamW
 
-TESTED = tuple(family for family in FAMILIES if family not in ("mistral", "qwen2"))  # whose names are Llama's
+TESTED = tuple(family for family in TEXT if family not in ("mistral", "qwen2"))  # whose names are Llama's
 PEFT_HEADS = [(family, head) for family in TESTED for head in FAMILIES[family].classes]
 DECODERS = tuple(family for family in TESTED if "tokens" not in FAMILIES[family].classes)
 ATTENTION = {"gpt2": ["qkv_proj"], "modernbert": ["qkv_proj"]}  # what is not q_proj and v_proj
