@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from .. import ops
 from ..backend import Array, get_array_module
-from ..ops.blockwise_attention import BLOCK, first_key
+from ..ops.blockwise_attention import BLOCK, seen_keys
 from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
 from .module import Gradients, Module
@@ -41,12 +41,13 @@ class Attention(Module):
 
     x and y (B, T, C). With q_norm and k_norm (Qwen3) each head of q and of k is normalised; with `rope` both are then
     rotated. With run.kv_cache, the keys and values of earlier tokens come before those of x. With a `window`, a query
-    attends only to the last `window` keys, its own included. A `causal` mask hides later keys.
+    attends only to the last `window` keys, its own included. A `causal` mask hides later keys; without one a window
+    reaches as far ahead as back. `root` is there instead of √D.
     """
 
     # From this number of tokens on, causal attention without a KV cache is computed in blocks, without T x T arrays. On
-    # a CPU that is also faster, by a fifth at 512 tokens, a third at 1024; at 256 not always. Without a causal mask no
-    # block can be skipped, and it would take up to a fifth longer.
+    # a CPU that is also faster, by a fifth at 512 tokens, a third at 1024; at 256 not always. Without a causal mask or
+    # a window no block can be skipped, and it would take up to a fifth longer.
     blockwise_from: float = 512
 
     def __init__(
@@ -62,10 +63,11 @@ class Attention(Module):
         window: int | None = None,
         q_norm: Module | None = None,
         k_norm: Module | None = None,
+        root: float | None = None,
     ) -> None:
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
         self.head_dim, self.causal, self.rope, self.window = head_dim, causal, rope, window
-        self.q_norm, self.k_norm = q_norm, k_norm
+        self.q_norm, self.k_norm, self.root = q_norm, k_norm, root
 
     def project(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Sequence[Array], Any]:
         """(q, k, v) and the caches of their projections."""
@@ -110,12 +112,12 @@ class Attention(Module):
         attention: Any
         if self.blockwise(T) and not kv_cache:
             o, attention = ops.blockwise_attention_forward(
-                q, k, v, self.head_dim, True, inputs.padding, window=self.window
+                q, k, v, self.head_dim, self.causal, inputs.padding, window=self.window, root=self.root
             )
         else:
             arguments = T, self.causal, inputs.padding, x.dtype, k.shape[1] - T, self.window
             mask = run.once((self.causal, T, self.window), ops.attention_mask, xp, *arguments)
-            o, attention = ops.attention_forward(q, k, v, mask, self.head_dim)
+            o, attention = ops.attention_forward(q, k, v, mask, self.head_dim, self.root)
         y, o_proj = self.o_proj.forward(o, inputs, run.with_dx())
         return y, AttentionCache(projections, (q_norm, k_norm), rope, attention, o_proj)
 
@@ -140,14 +142,15 @@ class Attention(Module):
 
     def blockwise(self, T: int) -> bool:
         """Whether a forward over T tokens takes them in blocks."""
-        return self.causal and self.blockwise_from <= T
+        skips = self.causal or (self.window is not None and self.window < T)
+        return skips and self.blockwise_from <= T
 
     def scores(self, T: int) -> int:
         """The number of scores of one head for T tokens: T², or those of the blocks that are not skipped."""
         if not self.blockwise(T):
             return T * T
-        starts = range(0, T, BLOCK)
-        return sum(min(BLOCK, T - t) * (min(t + BLOCK, T) - first_key(t, BLOCK, self.window)) for t in starts)
+        seen = {t: seen_keys(t, BLOCK, T, self.causal, self.window) for t in range(0, T, BLOCK)}
+        return sum(min(BLOCK, T - t) * (end - begin) for t, (begin, end) in seen.items())
 
     def project_costs(self, x: MetaArray, costs: Costs) -> list[tuple[str, MetaArray, str]]:
         """Add the costs of the projections. Returns (name, array, formula that reads it) of the arrays of k and v."""
@@ -184,12 +187,21 @@ class Attention(Module):
 
 
 class FusedAttention(Attention):
-    """GPT-2: one projection for q, k and v,      [q | k | v] = qkv_proj(x)"""
+    """GPT-2, ModernBERT: one projection for q, k and v,      [q | k | v] = qkv_proj(x)"""
 
-    def __init__(self, qkv_proj: Module, o_proj: Module, head_dim: int, *, causal: bool) -> None:
+    def __init__(
+        self,
+        qkv_proj: Module,
+        o_proj: Module,
+        head_dim: int,
+        *,
+        causal: bool,
+        rope: Rope | None = None,
+        window: int | None = None,
+    ) -> None:
         self.qkv_proj, self.o_proj = qkv_proj, o_proj
-        self.head_dim, self.causal, self.rope, self.window = head_dim, causal, None, None
-        self.q_norm = self.k_norm = None
+        self.head_dim, self.causal, self.rope, self.window = head_dim, causal, rope, window
+        self.q_norm = self.k_norm = self.root = None
 
     def project(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Sequence[Array], Any]:
         qkv, cache = self.qkv_proj.forward(x, inputs, run)

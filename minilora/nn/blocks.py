@@ -6,7 +6,7 @@ import copy
 from typing import Any, NamedTuple
 
 from .. import ops
-from ..backend import Array
+from ..backend import Array, get_array_module
 from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
 from .module import Gradients, Module, Sequential
@@ -53,32 +53,73 @@ class MLP(Module):
 
 
 class GatedMLP(Module):
-    """Llama:           y = down_proj(silu(gate_proj(x)) ∘ up_proj(x))      (Shazeer, 2020, equation 6)"""
+    """Llama, Gemma:    y = down_proj(act(gate_proj(x)) ∘ up_proj(x))       (Shazeer, 2020, equation 6)
 
-    def __init__(self, gate_proj: Module, up_proj: Module, down_proj: Module) -> None:
-        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+    act is SiLU, or with a `gelu` that one.
+    """
 
-    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+    def __init__(self, gate_proj: Module, up_proj: Module, down_proj: Module, gelu: Gelu | None = None) -> None:
+        self.gate_proj, self.up_proj, self.down_proj, self.gelu = gate_proj, up_proj, down_proj, gelu
+
+    def project(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Array, Array, Any]:
+        """gate, up and the caches of their projections."""
         gate, c1 = self.gate_proj.forward(x, inputs, run)
         up, c2 = self.up_proj.forward(x, inputs, run)
-        h, c3 = ops.swiglu_forward(gate, up)
-        y, c4 = self.down_proj.forward(h, inputs, run)
-        return y, (c1, c2, c3, c4)
+        return gate, up, (c1, c2)
 
-    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
-        c1, c2, c3, c4 = cache
-        dh = self.down_proj.backward(dy, c4, grads)
-        dgate, dup = ops.swiglu_backward(dh, c3)
-        dx = self.gate_proj.backward(dgate, c1, grads)
-        dx += self.up_proj.backward(dup, c2, grads)
+    def project_backward(self, dgate: Array, dup: Array, cache: Any, grads: Gradients) -> Array:
+        dx = self.gate_proj.backward(dgate, cache[0], grads)
+        dx += self.up_proj.backward(dup, cache[1], grads)
         return dx
 
-    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+        gate, up, c1 = self.project(x, inputs, run)
+        h: Array
+        c2: Any
+        if self.gelu is None:
+            h, c2 = ops.swiglu_forward(gate, up)
+        else:
+            h, c2 = ops.geglu_forward(gate, up, self.gelu.approximate)
+        y, c3 = self.down_proj.forward(h, inputs, run)
+        return y, (c1, c2, c3)
+
+    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
+        c1, c2, c3 = cache
+        dh = self.down_proj.backward(dy, c3, grads)
+        dgate, dup = (ops.swiglu_backward if self.gelu is None else ops.geglu_backward)(dh, c2)
+        return self.project_backward(dgate, dup, c1, grads)
+
+    def project_costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        """Add the costs of the projections. Returns up."""
         self.gate_proj.costs(x, costs)
-        h = self.up_proj.costs(x, costs)
+        return self.up_proj.costs(x, costs)
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        act, h = "silu" if self.gelu is None else "gelu", self.project_costs(x, costs)
         costs.keep(self, "dy/dx", costs.array(*h.shape), "dx = dy ∘ dy/dx")
-        costs.keep(self, "silu(gate)", costs.array(*h.shape), "dup = dy ∘ silu(gate)")
+        costs.keep(self, f"{act}(gate)", costs.array(*h.shape), f"dup = dy ∘ {act}(gate)")
         return self.down_proj.costs(costs.array(*h.shape), costs)
+
+
+class FusedGatedMLP(GatedMLP):
+    """ModernBERT: one projection for gate and up,      [gate | up] = gate_up_proj(x)"""
+
+    def __init__(self, gate_up_proj: Module, down_proj: Module, gelu: Gelu | None = None) -> None:
+        self.gate_up_proj, self.down_proj, self.gelu = gate_up_proj, down_proj, gelu
+
+    def project(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Array, Array, Any]:
+        both, cache = self.gate_up_proj.forward(x, inputs, run)
+        F = both.shape[-1] // 2
+        return both[..., :F], both[..., F:], cache
+
+    def project_backward(self, dgate: Array, dup: Array, cache: Any, grads: Gradients) -> Array:
+        both = get_array_module(dgate).concatenate([dgate, dup], axis=-1)
+        dx: Array = self.gate_up_proj.backward(both, cache, grads)
+        return dx
+
+    def project_costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        both = self.gate_up_proj.costs(x, costs)
+        return costs.array(*both.shape[:-1], both.shape[-1] // 2)
 
 
 class BlockCache(NamedTuple):

@@ -38,6 +38,7 @@ from .dora import (
 )
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_forward, embedding_gradients
+from .geglu import geglu_backward, geglu_forward
 from .gelu import gelu_backward, gelu_forward, gelu_tanh_forward
 from .ia3 import ia3_backward, ia3_forward, ia3_gradients
 from .layer_norm import gain_gradients, layer_norm_backward, layer_norm_forward
@@ -49,7 +50,9 @@ from .lora_bias import lora_bias_forward, lora_bias_gradients
 from .lora_embedding import lora_embedding_A_gradients, lora_embedding_forward
 from .lora_xs import lora_xs_backward, lora_xs_forward, lora_xs_gradients
 from .mean_squared_error import mean_squared_error_backward, mean_squared_error_forward
+from .mean_tokens import mean_tokens_backward, mean_tokens_forward
 from .quantized_linear import quantized_linear_backward, quantized_linear_forward
+from .relu import relu_backward, relu_forward
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import RopeScaling, rope_backward, rope_forward, rope_frequencies, rope_tables
 from .select import select_backward, select_forward

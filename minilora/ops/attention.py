@@ -4,6 +4,8 @@
 
     q (B, Tq, H·D)    k, v (B, Tk, G·D)    o (B, Tq, H·D),    H a multiple of G
 
+A model may divide by another root than √D: Gemma's largest takes √(C/H), where its heads are not C/H wide.
+
 The R = H/G query heads of a group share one key/value head. For that head they are R times as many queries: their rows
 are stacked, and no key or value is copied. In multi-head attention R = 1:
 
@@ -14,6 +16,10 @@ The mask is 0 where query i attends to key j, and -1e9 where it does not. A caus
 window of W keys (Mistral, Qwen2) also hides keys W or more positions back:
 
     query i attends to key j      i - W < j ≤ i           itself, and the W - 1 keys before it
+
+Without a causal mask (ModernBERT) the window is symmetric around the query:
+
+    query i attends to key j      i - W < j < i + W       itself, and W - 1 keys on each side
 
 With E = exp(S - max) and its row sums Z, P = E / Z. Dividing the (T, D) result is cheaper than dividing the (T, T)
 matrix: o = (E v) / Z.
@@ -51,8 +57,8 @@ def attention_mask(
     """0 where query i attends to key j, -1e9 where it does not; None where every query attends to every key.
 
     Shape (T, start + T), the first `start` keys being those of earlier tokens; (B, 1, T, start + T) with `padding`
-    (B, T), which is True for a real token. A `window` hides key j from query i unless i - window < j, both counted
-    along the array, padding included.
+    (B, T), which is True for a real token. A `window` hides key j from query i unless i - window < j and, without a
+    causal mask, j < i + window, all counted along the array, padding included.
 
     -1e9 and not -inf, so that a row without any visible key (of padding, under a causal mask or a window) stays finite.
     Such a row attends to all keys, in float32 to each alike, as -1e9 absorbs the scores. No real token reads it.
@@ -66,6 +72,7 @@ def attention_mask(
         visible = xp.tril(visible, start)
     if window is not None:
         visible = xp.triu(visible, start - window + 1)
+        visible = visible if causal else xp.tril(visible, start + window - 1)
     if padding is not None:
         visible = visible & padding[:, None, None, :]
     return xp.where(visible, 0.0, -1e9).astype(dtype)
@@ -84,20 +91,23 @@ def merge_heads(x: Array, T: int) -> Array:
 
 
 class AttentionCache(NamedTuple):
-    q: Array  # (B, G, R·Tq, D)   already divided by √D
+    q: Array  # (B, G, R·Tq, D)   already divided by the root
     k: Array  # (B, G, Tk, D)
     v: Array  # (B, G, Tk, D)
     E: Array  # (B, G, R·Tq, Tk)  exp(S - max)
     Z: Array  # (B, G, R·Tq, 1)   row sums of E
     o: Array  # (B, G, R·Tq, D)
+    root: float  # √D
 
 
-def attention_forward(q: Array, k: Array, v: Array, mask: Array | None, D: int) -> tuple[Array, AttentionCache]:
-    """S = q kᵀ/√D + mask       E = exp(S - max)       Z = rowsum(E)       o = (E v) / Z"""
-    xp = get_array_module(q)
+def attention_forward(
+    q: Array, k: Array, v: Array, mask: Array | None, D: int, root: float | None = None
+) -> tuple[Array, AttentionCache]:
+    """S = q kᵀ/√D + mask       E = exp(S - max)       Z = rowsum(E)       o = (E v) / Z         `root`, instead of √D"""
+    xp, root = get_array_module(q), root or math.sqrt(D)
     Tq, groups = q.shape[1], k.shape[2] // D
     R = q.shape[2] // k.shape[2]
-    q, k, v = split_heads(q / math.sqrt(D), groups, D), split_heads(k, groups, D), split_heads(v, groups, D)
+    q, k, v = split_heads(q / root, groups, D), split_heads(k, groups, D), split_heads(v, groups, D)
     S = q @ k.swapaxes(-1, -2)
     if mask is not None:
         S += mask if R == 1 else xp.tile(mask, (R, 1))
@@ -106,19 +116,19 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None, D: int) 
     Z = row_sum(E)
     o = E @ v
     o /= Z
-    return merge_heads(o, Tq), AttentionCache(q, k, v, E, Z, o)
+    return merge_heads(o, Tq), AttentionCache(q, k, v, E, Z, o, root)
 
 
 def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
     """dS = E ∘ (do_Z vᵀ - rowsum(do_Z ∘ o))       dq = dS k/√D       dk = dSᵀ q/√D       dv = Eᵀ do_Z"""
-    q, k, v, E, Z, o = cache
+    q, k, v, E, Z, o, root = cache
     Tq, (_, groups, Tk, D) = dy.shape[1], k.shape
     do_Z = split_heads(dy, groups, D) / Z
     dS = do_Z @ v.swapaxes(-1, -2)
     dS -= row_dot(do_Z, o)
     dS *= E
     dq = dS @ k
-    dq /= math.sqrt(D)
+    dq /= root
     dk = dS.swapaxes(-1, -2) @ q
     dv = E.swapaxes(-1, -2) @ do_Z
     return merge_heads(dq, Tq), merge_heads(dk, Tk), merge_heads(dv, Tk)
