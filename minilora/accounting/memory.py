@@ -121,7 +121,8 @@ def added_tensors(model: Transformer, trained: bool) -> dict[str, Shape]:
 def peft_name(model: Transformer, path: str) -> str:
     """base_model.model.<path in Hugging Face's model>, which in a model without a head lacks the name of its body."""
     family, head = model.family, model.config.head
-    name, body = hub_name(family, path, head), hub_name(family, "embed.token").partition(".")[0]
+    name = hub_name(family, path, head, model.config.activation)
+    body = hub_name(family, "embed.token").partition(".")[0]
     return f"base_model.model.{name.removeprefix(f'{body}.') if head == 'none' else name}"
 
 

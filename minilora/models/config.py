@@ -10,7 +10,7 @@ from ..nn import Rope
 HEADS = "lm", "classify", "tokens", "none"
 LABELLED = "classify", "tokens"  # heads whose outputs are labels: of a whole text, or of each token (encoders)
 HUGE = 1e300  # no number of a config is as large; a Python int may be larger than any float
-ACTIVATIONS = "gelu", "gelu_tanh"
+ACTIVATIONS = "gelu", "gelu_tanh", "relu"
 LAYER_TYPES = "full_attention", "sliding_attention"
 
 
@@ -42,9 +42,14 @@ class Config:
     local_rope_theta: float = 0.0  # of the layers with a window, whose frequencies are not scaled; 0: as the others
     rotary_layers: tuple[bool, ...] = ()  # which layers have rotary positions; (): all
 
+    decoder_layers: int = 0  # T5: blocks of the decoder, where n_layers are the encoder's; 0: as many
+    decoder_start: int = 0  # T5: the id that the decoder begins with
+    relative_buckets: int = 32  # T5: rows of a table of relative positions
+    relative_distance: int = 128  # T5: the distance from which on all are in one bucket
+
     def __post_init__(self) -> None:
-        derived = "n_kv_heads", "d_ff", "head_dim", "offset", "max_window_layers"
-        for name in (*derived, "vocab_size", "n_layers", "d_model", "n_heads", "max_length", "segments", "labels"):
+        derived = "n_kv_heads", "d_ff", "head_dim", "offset", "max_window_layers", "decoder_layers", "decoder_start"
+        for name in (*derived, "relative_buckets", "relative_distance", "vocab_size", "n_layers", "d_model", "n_heads", "max_length", "segments", "labels"):
             least, value = int(name not in derived), getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} = {value!r:.80} is not a whole number from {least} up")

@@ -15,11 +15,12 @@ from .families import FAMILIES
 from .labels import default_label_maps
 from .transformer import Transformer
 
-HF_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+HF_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 CLASS_ENDINGS = {  # of the name of a class -> its head
     "ForCausalLM": "lm",
     "LMHeadModel": "lm",
     "ForMaskedLM": "lm",
+    "ForConditionalGeneration": "lm",
     "ForPreTraining": "lm",
     "ForSequenceClassification": "classify",
     "ForTokenClassification": "tokens",
@@ -109,7 +110,7 @@ def write_config(model: Transformer) -> dict[str, Any]:
         **family.extra_keys(config),
     }
     if "activation" in family.config_keys:
-        values[family.config_keys["activation"]] = {"gelu": "gelu", "gelu_tanh": "gelu_new"}[config.activation]
+        values[family.config_keys["activation"]] = {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation)
     if config.head in LABELLED:
         values |= default_label_maps(config.labels)
     preserved = {key: value for key, value in model.hf_config.items() if config.head in LABELLED or "label" not in key}

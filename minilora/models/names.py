@@ -17,13 +17,13 @@ from .transformer import Transformer
 CONSTANT = re.compile(r".*(position_ids|rotary_emb\.inv_freq|\.attn\.(masked_)?bias)")  # tensors that are no weights
 
 
-def hub_name(family: str, path: str, head: str = "lm") -> str:
-    """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj, in the class of this head.
+def hub_name(family: str, path: str, head: str = "lm", activation: str = "") -> str:
+    """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj, in the class of this head, with this activation.
 
     Head "none" is no exception: its names have the base_model_prefix too. Raises ValueError for an unknown family, and
     for a path that is not in its table.
     """
-    for pattern, name in patterns(family, head):
+    for pattern, name in patterns(family, head, activation):
         match = pattern.fullmatch(path)
         if match:
             return name.format(match.groupdict().get("block")) + (match["rest"] or "")
@@ -31,10 +31,11 @@ def hub_name(family: str, path: str, head: str = "lm") -> str:
 
 
 @cache
-def patterns(family: str, head: str) -> list[tuple[re.Pattern[str], str]]:
+def patterns(family: str, head: str, activation: str) -> list[tuple[re.Pattern[str], str]]:
     if family not in FAMILIES:
         raise ValueError(f"Hugging Face's names are known for {', '.join(FAMILIES)}, not for {family}")
-    names = [*FAMILIES[family].hf_head_names.get(head, ()), *FAMILIES[family].hf_names]
+    special = FAMILIES[family].hf_head_names
+    names = [*special.get(head, ()), *special.get(activation, ()), *FAMILIES[family].hf_names]
     return [
         (re.compile(path.replace(".", r"\.").replace("{}", r"(?P<block>\d+)") + r"(?P<rest>\..+)?"), name)
         for path, name in names
@@ -43,7 +44,7 @@ def patterns(family: str, head: str) -> list[tuple[re.Pattern[str], str]]:
 
 def hf_name(model: Transformer, path: str) -> str:
     """hub_name() of a path in `model`, as it is saved: without the base_model_prefix if the model has no head."""
-    name = hub_name(model.family, path, model.config.head)
+    name = hub_name(model.family, path, model.config.head, model.config.activation)
     return name.removeprefix(f"{FAMILIES[model.family].base_model_prefix}.") if model.config.head == "none" else name
 
 
@@ -53,7 +54,8 @@ def add_body(family: str, name: str) -> str:
     The names gamma and beta in old files become weight and bias.
     """
     name = re.sub(r"\bLayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"\bLayerNorm\.beta$", "LayerNorm.bias", name))
-    body = f"{FAMILIES[family].base_model_prefix}."
+    prefix = FAMILIES[family].base_model_prefix
+    body = f"{prefix}." if prefix else ""
     return name if name.startswith(body) or is_of_head(family, name) else body + name
 
 

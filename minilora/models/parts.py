@@ -13,6 +13,7 @@ from ..backend import Array, Rng, generator
 from ..nn import (
     MLP,
     Attention,
+    CrossAttention,
     Embedding,
     FusedAttention,
     FusedLinear,
@@ -22,6 +23,9 @@ from ..nn import (
     LayerNorm,
     Linear,
     Module,
+    RelativeAttention,
+    RelativeBias,
+    Relu,
     RMSNorm,
     Rope,
     Select,
@@ -75,6 +79,20 @@ class LayerFactory:
             q_proj, k_proj, v_proj, o_proj, D, causal=causal, rope=rope, window=window, q_norm=q_norm, k_norm=k_norm
         )
 
+    def relative_bias(self, both_ways: bool) -> RelativeBias:
+        config = self.config
+        return RelativeBias(self.normal(config.relative_buckets, config.n_heads), config.relative_distance, both_ways)
+
+    def relative_attention(self, *, causal: bool, bias: RelativeBias) -> RelativeAttention:
+        """As many heads of keys as of queries, no biases of projections, and scores that are not divided by √D."""
+        plain, D = self.attention(causal=causal, bias=False), self.config.head_dim
+        projections = plain.q_proj, plain.k_proj, plain.v_proj, plain.o_proj
+        return RelativeAttention(*projections, head_dim=D, causal=causal, root=1.0, bias=bias)
+
+    def cross_attention(self, *, bias: bool, root: float | None = None) -> CrossAttention:
+        plain = self.attention(causal=False, bias=bias)
+        return CrossAttention(plain.q_proj, plain.k_proj, plain.v_proj, plain.o_proj, self.config.head_dim, root)
+
     def fused_attention(self) -> FusedAttention:
         C = self.config.d_model
         qkv_proj = FusedLinear(self.normal(3 * C, C), self.full(0, 3 * C), ("q_proj", "k_proj", "v_proj"))
@@ -83,13 +101,16 @@ class LayerFactory:
     def gelu(self) -> Gelu:
         return Gelu(approximate=self.config.activation == "gelu_tanh")
 
-    def mlp(self) -> MLP:
-        C, F = self.config.d_model, self.config.d_ff
-        return MLP(self.linear(C, F, True), self.gelu(), self.linear(F, C, True))
+    def activation(self) -> Module:
+        return Relu() if self.config.activation == "relu" else self.gelu()
 
-    def gated_mlp(self) -> GatedMLP:
+    def mlp(self, bias: bool = True) -> MLP:
         C, F = self.config.d_model, self.config.d_ff
-        return GatedMLP(self.linear(C, F, False), self.linear(C, F, False), self.linear(F, C, False))
+        return MLP(self.linear(C, F, bias), self.activation(), self.linear(F, C, bias))
+
+    def gated_mlp(self, gelu: Gelu | None = None) -> GatedMLP:
+        C, F = self.config.d_model, self.config.d_ff
+        return GatedMLP(self.linear(C, F, False), self.linear(C, F, False), self.linear(F, C, False), gelu)
 
     def lm_head(self, token: Embedding, bias: bool = False) -> Linear:
         """The output layer. A tied one shares the embedding's Parameter, whose gradient sums those of both."""

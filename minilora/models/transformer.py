@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ class Transformer(Sequential):
         self.hf_config: dict[str, Any] = {}  # other keys of the config.json, which save_pretrained writes unchanged
         self.hub: tuple[str, str | None] | None = None  # its name on the Hugging Face Hub, and the commit
 
+    reads_source: ClassVar[bool] = False  # whether it is an EncoderDecoder
+
     @property
     def causal(self) -> bool:
         """Whether a token sees no later one, so that the model can continue a text."""
@@ -35,21 +37,23 @@ class Transformer(Sequential):
         """The output and the cache. Moves ids and inputs to the device of the weights.
 
         Raises ValueError for ids that are not (B, T) integers in 0..V-1, for more tokens (those of run.kv_cache
-        included) than config.max_length, for a KV cache with padding, and for padding or segments that are not as
-        Inputs says; TypeError for `inputs` and `run` of other types, and for a run.rng that is no generator. Values
+        included) than config.max_length, for a KV cache with padding, for padding or segments that are not as Inputs
+        says, and for a source, which an EncoderDecoder reads; TypeError for `inputs` and `run` of other types, and for a run.rng that is no generator. Values
         that are on a GPU already are not checked: that would wait for it.
         """
         xp = next(self.parameters()).xp
         check_arguments(inputs, run)
-        kv_cache, (padding, segments, labelled) = run.kv_cache, inputs
+        if not self.reads_source and inputs.source is not None:
+            raise ValueError(f"a {self.family} has no encoder beside it that could read a source")
+        kv_cache, padding, segments, labelled = run.kv_cache, inputs.padding, inputs.segments, inputs.labelled
         if get_array_module(ids) is np:
             check_ids(ids, self.config, kv_cache.length if kv_cache else 0)
         segment = getattr(self.layers["embed"], "segment", None)
         check_inputs(inputs, run, np.shape(ids), None if segment is None else len(segment.weight.data))
-        inputs = Inputs(
-            None if padding is None else xp.asarray(padding),
-            None if segments is None else xp.asarray(segments),
-            None if labelled is None else (xp.asarray(labelled[0]), xp.asarray(labelled[1])),
+        inputs = inputs._replace(
+            padding=None if padding is None else xp.asarray(padding),
+            segments=None if segments is None else xp.asarray(segments),
+            labelled=None if labelled is None else (xp.asarray(labelled[0]), xp.asarray(labelled[1])),
         )
         y, caches = super().forward(xp.asarray(ids), inputs, run)
         if kv_cache:

@@ -3,10 +3,12 @@
 from .attention import Attention, AttentionCache, FusedAttention, Rope
 from .blocks import MLP, Block, BlockCache, Checkpointed, GatedMLP, Gelu, PostNormBlock, PreNormBlock, recompute
 from .costs import Costs, KeptArray, MetaArray, Product
+from .cross_attention import CrossAttention, DecoderBlock, Memory
 from .embeddings import Embeddings, positions
 from .fused import FusedLinear, Part
-from .heads import Labelled, Select, Tanh
+from .heads import Labelled, Relu, Scale, Select, Tanh
 from .inputs import Inputs, Pass
 from .kv_cache import KVCache
 from .layers import Embedding, LayerNorm, Linear, LinearCache, NormModuleCache, RMSNorm
 from .module import Gradients, Module, Parameter, Sequential, check_fit, check_names, converted, join, shapes_of
+from .relative_attention import RelativeAttention, RelativeBias

@@ -1,4 +1,4 @@
-"""Layers of heads: selection of tokens, and tanh."""
+"""Layers of heads: selection of tokens, tanh, ReLU and a scale."""
 
 from __future__ import annotations
 
@@ -58,3 +58,33 @@ class Tanh(Module):
         y = costs.array(*x.shape)
         costs.keep(self, "y", y, "dx = dy ∘ (1 - y²)")
         return y
+
+
+class Relu(Module):
+    """y = max(x, 0)"""
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Array]:
+        return ops.relu_forward(x)
+
+    def backward(self, dy: Array, positive: Array, grads: Gradients) -> Array:
+        return ops.relu_backward(dy, positive)
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        costs.keep(self, "x > 0", costs.array(*x.shape, itemsize=1), "dx = dy ∘ (x > 0)")
+        return costs.array(*x.shape)
+
+
+class Scale(Module):
+    """y = c x, for a number c that does not learn"""
+
+    def __init__(self, c: float) -> None:
+        self.c = c
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, None]:
+        return self.c * x, None
+
+    def backward(self, dy: Array, cache: None, grads: Gradients) -> Array:
+        return self.c * dy
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        return costs.array(*x.shape)

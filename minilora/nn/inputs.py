@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,9 @@ class Inputs(NamedTuple):
     padding: Array | None = None  # (B, T) bool, True for a real token; None: all are real
     segments: Array | None = None  # (B, T) int, the segment of each token (BERT)
     labelled: tuple[Array, Array] | None = None  # b and t (N,), the positions that need logits; None: all
+    source: Array | None = None  # (B, S) int, the token ids that an encoder reads, beside those of the decoder
+    source_padding: Array | None = None  # (B, S) bool, True for a real token; None: all are real
+    memory: Any = None  # the encoder's output as a Memory (cross_attention.py), where it is known already
 
 
 class Pass(NamedTuple):

@@ -24,7 +24,13 @@ from .adalora import (
     squared_orthogonality_forward,
     squared_orthogonality_gradients,
 )
-from .attention import attention_backward, attention_forward, attention_mask
+from .attention import (
+    attention_backward,
+    attention_bias_gradients,
+    attention_forward,
+    attention_mask,
+    padding_mask,
+)
 from .blockwise_attention import BlockwiseAttentionCache, blockwise_attention_backward, blockwise_attention_forward
 from .cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward
 from .dora import (
@@ -52,6 +58,7 @@ from .lora_xs import lora_xs_backward, lora_xs_forward, lora_xs_gradients
 from .mean_squared_error import mean_squared_error_backward, mean_squared_error_forward
 from .mean_tokens import mean_tokens_backward, mean_tokens_forward
 from .quantized_linear import quantized_linear_backward, quantized_linear_forward
+from .relative_bias import relative_bias_forward, relative_bias_gradients, relative_buckets
 from .relu import relu_backward, relu_forward
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import RopeScaling, rope_backward, rope_forward, rope_frequencies, rope_tables
