@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import Rng, generator, to_numpy
-from ..nn import KVCache, Pass
+from ..nn import Inputs, KVCache, Pass
 from ..process import blas_threads
+from .encoder_decoder import EncoderDecoder
 from .tokenizer import ByteTokenizer, Tokenizer, check_matches
 from .transformer import Transformer
 
@@ -57,7 +58,8 @@ def generate(
     top_p: float = 1.0,
     rng: Rng | None = None,
 ) -> str:
-    """`prompt` and its continuation: up to `tokens` ids more, fewer when the model ends the text.
+    """`prompt` and its continuation: up to `tokens` ids more, fewer when the model ends the text. Of an EncoderDecoder,
+    which reads the prompt as its source, what it writes alone.
 
     Temperature 0 takes the most probable id each time. Otherwise ids are drawn with `rng` from
     softmax(logits / temperature), of the `top_k` most probable (0: all), and of the fewest that together have the
@@ -70,7 +72,7 @@ def generate(
     tokenizer = tokenizer or ByteTokenizer()
     ids = tokenizer.encode(prompt)
     new = continuation(model, ids, tokens, tokenizer, Sampling(temperature, top_k, top_p, rng))
-    return tokenizer.decode([*ids.tolist(), *new])
+    return tokenizer.decode([*([] if model.reads_source else ids.tolist()), *new])
 
 
 def stream(
@@ -147,21 +149,27 @@ def check_continues(model: Transformer, tokenizer: Tokenizer) -> None:
     if isinstance(tokenizer, ByteTokenizer) and vocab_size != 256:
         raise ValueError(f"text is read as bytes, which need a vocabulary of 256: this model's is {vocab_size}")
     check_matches(tokenizer, model.config.vocab_size)
-    if not model.causal or model.config.head != "lm":
+    if not (model.causal or model.reads_source) or model.config.head != "lm":
         raise ValueError(f"a {model.family} with the head {model.config.head!r} does not continue texts")
 
 
 def next_ids(
     model: Transformer, ids: np.ndarray, tokens: int, stop: Collection[int] = (), sampling: Sampling = Sampling()
 ) -> Iterator[int]:
-    """Up to `tokens` ids after `ids` (N,), one at a time, until one of `stop`, which is not yielded."""
+    """Up to `tokens` ids after `ids` (N,), one at a time, until one of `stop`, which is not yielded.
+
+    An EncoderDecoder reads `ids` as the source, and the ids that it writes follow on config.decoder_start.
+    """
+    inputs = Inputs()
+    if isinstance(model, EncoderDecoder):
+        inputs, ids = Inputs(memory=model.encode(ids[None])), np.array([model.config.decoder_start])
     context, seen = model.config.max_length, ids.tolist()
     new, kv_cache = ids[-context:], KVCache(min(context, len(ids) + tokens))
     for _ in range(tokens):
         if kv_cache.length + len(new) > context:  # the first ids no longer fit, so all positions move
             new, kv_cache = np.array(seen[-context:]), KVCache(context)
         for start in range(0, len(new), CHUNK):  # so that the logits of a long prompt are not all in memory
-            logits, _ = model.forward(new[None, start : start + CHUNK], run=Pass(kv_cache=kv_cache))
+            logits, _ = model.forward(new[None, start : start + CHUNK], inputs, Pass(kv_cache=kv_cache))
         i = sampling.choose(to_numpy(logits[0, -1]))
         if i in stop:
             return

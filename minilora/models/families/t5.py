@@ -60,8 +60,10 @@ def other_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     kind = values["feed_forward_proj"]
     if kind not in FEED_FORWARD:
         raise ValueError(f"feed_forward_proj = {kind!r:.80} is not supported, only {', '.join(FEED_FORWARD)}")
-    start = values.get("decoder_start_token_id")
-    return {"activation": FEED_FORWARD[kind], "decoder_start": start or values.get("pad_token_id") or 0}
+    start = values.get("decoder_start_token_id") or values.get("pad_token_id") or 0
+    # transformers 5 writes tie_word_embeddings true for 1.1 too, beside a head of its own
+    tied = values["tie_word_embeddings"] and values.get("scale_decoder_outputs", True)
+    return {"activation": FEED_FORWARD[kind], "decoder_start": start, "tied": tied}
 
 
 def other_keys(config: Config) -> dict[str, Any]:
