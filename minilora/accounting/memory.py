@@ -178,22 +178,38 @@ def safetensors_bytes(tensors: Mapping[str, tuple[str, Shape]]) -> int:
 # ---- what is kept for backward ----
 
 
-def step_costs(model: Transformer, batch: int, tokens: int, dtype: str = "float32", *, dropout: bool = False) -> Costs:
+def step_costs(
+    model: Transformer,
+    batch: int,
+    tokens: int,
+    dtype: str = "float32",
+    *,
+    dropout: bool = False,
+    source_tokens: int | None = None,
+) -> Costs:
     """What a step keeps and multiplies over `batch` sequences of `tokens` without padding, of what is trainable now.
 
-    `dropout`: forward is given a generator.
+    `dropout`: forward is given a generator. `source_tokens`: of each source that an encoder reads; None: `tokens` too.
     """
     costs = Costs(model, itemsize(dtype), dropout=dropout)
+    costs.source = costs.array(batch, source_tokens or tokens, itemsize=8)
     model.costs(costs.array(batch, tokens, itemsize=8), costs)
     return costs
 
 
 def ledger(
-    model: Transformer, batch: int, tokens: int, dtype: str = "float32", *, dropout: bool = False, loss: bool = True
+    model: Transformer,
+    batch: int,
+    tokens: int,
+    dtype: str = "float32",
+    *,
+    dropout: bool = False,
+    source_tokens: int | None = None,
+    loss: bool = True,
 ) -> list[KeptArray]:
     """What is alive when the forward of such a step ends, array by array; of blocks that are run again for their
     backward, what the largest keeps then. `loss` adds what the cross-entropy of a language model keeps."""
-    kept = step_costs(model, batch, tokens, dtype, dropout=dropout).alive()
+    kept = step_costs(model, batch, tokens, dtype, dropout=dropout, source_tokens=source_tokens).alive()
     return kept + (loss_keeps(model, batch, tokens, dtype) if loss and kept else [])
 
 

@@ -74,6 +74,7 @@ class Config:
         if "sliding_attention" in types and window is None:
             raise ValueError(f"layer_types = {types!r:.80} needs a sliding_window")
         object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
+        object.__setattr__(self, "decoder_layers", self.decoder_layers or self.n_layers)
         object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
         if self.n_heads % self.n_kv_heads or (self.d_model % self.n_heads and not self.head_dim):
             raise ValueError(

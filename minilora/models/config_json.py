@@ -31,7 +31,7 @@ PRESERVED = (  # keys that save_pretrained writes as load_pretrained found them
     "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "sliding_window", "use_sliding_window",
     "max_window_layers", "layer_types",
 )  # fmt: skip
-DERIVED = "n_kv_heads", "head_dim", "d_ff"  # may be null in a config.json, which is 0 in a Config
+DERIVED = "n_kv_heads", "head_dim", "d_ff", "decoder_layers"  # may be null in a config.json, which is 0 in a Config
 
 
 def read_config(

@@ -64,7 +64,7 @@ class EncoderDecoder(Transformer):
             check_ids(source, self.config)
         check_inputs(Inputs(padding), Pass(), np.shape(source), None)
         padding = None if padding is None else xp.asarray(padding)
-        m, caches = self.encoder.forward(xp.asarray(source), inputs._replace(padding=padding, labelled=None), run)
+        m, caches = self.encoder.forward(xp.asarray(source), Inputs(padding), run)
         return Memory(m, self.encoder.trainable, padding), caches
 
     def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
@@ -74,7 +74,8 @@ class EncoderDecoder(Transformer):
         memory, encoder = inputs.memory, list[Any]()
         if memory is None:
             memory, encoder = self.encoded(inputs, run._replace(kv_cache=None))
-        y, caches = super().forward(ids, inputs._replace(memory=memory), run)
+        inputs = inputs._replace(memory=memory, source=None, source_padding=None)
+        y, caches = super().forward(ids, inputs, run)
         return y, EncoderDecoderCache(caches, memory, encoder)
 
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> None:
@@ -86,4 +87,5 @@ class EncoderDecoder(Transformer):
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         m = self.encoder.costs(costs.source, costs)
         costs.memory = replace(m, needs_dx=self.encoder.trainable)
+        costs.keep(self.encoder, "m", costs.memory, "dWk = dkᵀ m, dWv = dvᵀ m, and running a block again")
         return super().costs(x, costs)

@@ -30,7 +30,8 @@ def loss_of(
         b, t = np.nonzero(targets != ops.IGNORE)  # no logits, V numbers each, where there is no label
         targets, labelled = targets[b, t], (b, t)
     run = Pass(None if rng is None else generator(rng))
-    logits, cache = model.forward(batch.ids, Inputs(batch.padding, batch.segments, labelled), run)
+    inputs = Inputs(batch.padding, batch.segments, labelled, batch.source, batch.source_padding)
+    logits, cache = model.forward(batch.ids, inputs, run)
     check_targets(targets, logits.shape[-1])
     loss, ce_cache = ops.cross_entropy_forward(logits, get_array_module(logits).asarray(targets), count)
     return loss, (cache, ce_cache)

@@ -32,7 +32,7 @@ def first_not_finite(model: Sequential, batch: Batch) -> str:
     try:
         for path, module in modules:
             vars(module)["forward"] = checked(path, module.forward)
-        model.forward(batch.ids, Inputs(batch.padding, batch.segments))
+        model.forward(batch.ids, Inputs(batch.padding, batch.segments, None, batch.source, batch.source_padding))
     finally:
         for _, module in modules:
             vars(module).pop("forward", None)

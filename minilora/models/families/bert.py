@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...backend import Rng
-from ...nn import Embeddings, Gelu, Labelled, Module, PostNormBlock, Select, Tanh
+from ...nn import Embeddings, Labelled, Module, PostNormBlock, Select, Tanh
 from ..config import Config
 from ..parts import LayerFactory, layers_by_name
 from ..transformer import Transformer
@@ -13,10 +13,10 @@ from .family import Family, encoder_classes
 def bert(config: Config, rng: Rng | None) -> Transformer:
     """Post-norm, learned positions and segments, GELU; every token sees every other."""
     new = LayerFactory(config, rng)
-    return encoder("bert", new, transform="pooler", head_gelu=new.gelu())
+    return encoder("bert", new, transform="pooler", head_gelu=new.activation())
 
 
-def encoder(family: str, new: LayerFactory, transform: str, head_gelu: Gelu) -> Transformer:
+def encoder(family: str, new: LayerFactory, transform: str, head_gelu: Module) -> Transformer:
     """What BERT and RoBERTa share.
 
     A classifier of texts reads tanh(W h + b) of the first token h, where W and b are the layer `transform`. A

@@ -17,7 +17,7 @@ FEED_FORWARD = {"relu": "relu", "gated-gelu": "gelu_tanh"}  # of 1.0 and 1.1: in
 
 
 def t5(config: Config, rng: Rng | None) -> EncoderDecoder:
-    """An encoder of n_layers blocks and a decoder of decoder_layers, or as many; pre-norm with RMS norm, no biases. The
+    """An encoder of n_layers blocks and a decoder of decoder_layers; pre-norm with RMS norm, no biases. The
     blocks of a stack share a bias for relative positions, and no scores are divided by √D.
 
     1.0 has activation "relu", and a head that is tied to the embedding and reads x/√C; 1.1 has "gelu_tanh", gated, and
@@ -45,7 +45,7 @@ def t5(config: Config, rng: Rng | None) -> EncoderDecoder:
             norm(), new.relative_attention(causal=True, bias=bias), norm(), new.cross_attention(bias=False, root=1.0),
             norm(), mlp(),
         )
-        for _ in range(config.decoder_layers or config.n_layers)
+        for _ in range(config.decoder_layers)
     ]  # fmt: skip
     head: dict[str, Module] = {}
     if config.head == "lm":
