@@ -97,3 +97,25 @@ def recommender(out, curves):
     figure.legend(frameon=False, fontsize=TYPE, loc="outside lower center", ncols=6)
     figure.suptitle("A new market, whose visitors choose otherwise by a shift of rank 1 (simulated)", fontsize=TYPE + 4)
     save(out, figure)
+
+
+def reversed_words(out, pictures, right):
+    """What each word reads of the source, before and after; beside it, the share of numbers said rightly backwards."""
+    figure = Figure(figsize=(17, 7.5), layout="constrained", dpi=100)
+    left, side = figure.subfigures(1, 2, width_ratios=[1, 1.15])
+    left.suptitle("Cross-attention: which digit each word reads", fontsize=TYPE + 2)
+    for ax, P, title in zip(left.subplots(1, 2), pictures, ("base, forwards", "LoRA, backwards"), strict=True):
+        ax.imshow(P, cmap="Oranges", vmin=0, vmax=1)
+        ax.set(title=title, xlabel="digit", xticks=range(P.shape[1]), yticks=range(P.shape[0]))
+    left.axes[0].set_ylabel("word")
+    ax, y = side.subplots(), np.arange(len(right))
+    for k, color, name in ((0, BASE, "forwards, as the base"), (1, LORA, "backwards")):
+        shares = 100 * np.array([[seed[k] for seed in seeds] for seeds in right.values()])  # (ways, seeds)
+        bars = ax.barh(y + 0.4 * k - 0.2, shares.mean(axis=1), 0.38, color=color, label=name)
+        ax.bar_label(bars, [f"{mean:.0f}" for mean in shares.mean(axis=1)], fontsize=TYPE - 2, padding=6)
+        ax.plot(shares.ravel(), np.repeat(y + 0.4 * k - 0.2, shares.shape[1]), "o", color="black", ms=5)
+    ax.set_yticks(y, list(right))
+    ax.set(xlabel="% of unseen numbers said without a mistake: mean, and each seed", xlim=(0, 115))
+    ax.invert_yaxis()
+    ax.legend(frameon=False, fontsize=TYPE - 1, loc="lower right")
+    save(out, figure)

@@ -21,12 +21,18 @@ def t5(config: Config, rng: Rng | None) -> EncoderDecoder:
     blocks of a stack share a bias for relative positions, and no scores are divided by √D.
 
     1.0 has activation "relu", and a head that is tied to the embedding and reads x/√C; 1.1 has "gelu_tanh", gated, and
-    a head of its own. Raises ValueError for another activation, and for fewer heads of keys than of queries.
+    a head of its own. Raises ValueError for another activation, for fewer heads of keys than of queries, and for
+    buckets that max_distance does not fill.
     """
     if config.activation not in FEED_FORWARD.values():
         raise ValueError(f"activation = {config.activation!r} is not one of {', '.join(FEED_FORWARD.values())}")
     if config.n_kv_heads != config.n_heads:
         raise ValueError(f"n_kv_heads = {config.n_kv_heads}: a t5 has as many as there are heads, {config.n_heads}")
+    if config.relative_buckets < 4 or config.relative_distance <= config.relative_buckets // 2:
+        raise ValueError(
+            f"relative_distance = {config.relative_distance} is not above half of the buckets, of which there are "
+            f"{config.relative_buckets} (at least 4)"
+        )
     new = LayerFactory(config, rng)
     token, norm = new.embedding(config.vocab_size), new.rms_norm
 
