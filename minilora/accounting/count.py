@@ -118,9 +118,7 @@ class Account:
     @cached_property
     def costs(self) -> Costs:
         """Of the step, layer by layer."""
-        return step_costs(
-            self.model, self.batch, self.tokens, self.computed, source_tokens=self.source_tokens
-        )
+        return step_costs(self.model, self.batch, self.tokens, self.computed, source_tokens=self.source_tokens)
 
     def ledger(self) -> list[KeptArray]:
         """What is alive when forward and loss end."""
@@ -190,9 +188,10 @@ def count(
 
     dtype: float64, float32, float16, bfloat16, or for methods that leave the weights as they are "int8", "nf4" or
     "nf4-dq"; by default what a live quantised model is held in, "nf4-dq" for qlora, and else float32. tokens: 512,
-    where the model has as many positions. source_tokens: those that an encoder reads, as many by default. Virtual tokens take positions too. Raises what those two raise, and
-    ValueError for a batch below 1, for more tokens than positions, for a method that trains weights in 4 or 8 bits, and
-    for one over 4 bits in another dtype.
+    where the model has as many positions. source_tokens: those that an encoder reads, as many by default. Virtual
+    tokens take positions too. Raises what those two raise, and ValueError for a batch below 1, for more tokens than
+    positions, for a source of a model that reads none, for a method that trains weights in 4 or 8 bits, and for one
+    over 4 bits in another dtype.
     """
     if isinstance(source, Transformer):
         name, model = f"this {source.family}", plain_copy(source, keep_formats=dtype is None)

@@ -207,9 +207,7 @@ def flops_table(account: Account) -> Any:
         rows.add_row(name, f"{part.products / N:.4g} a token", f"{part.products:.4g}")
         rows.add_section()
     whole = sum(part.products for part in passes.values())
-    full = count(
-        account.model, "full", batch=account.batch, tokens=account.tokens, source_tokens=account.source_tokens
-    )
+    full = count(account.model, "full", batch=account.batch, tokens=account.tokens, source_tokens=account.source_tokens)
     share = whole / sum(part.products for part in full.flops())
     rows.add_row("step", f"{share:.3f} of full fine-tuning's", f"{whole:.4g}")
     layers = low_rank_layers(account)

@@ -89,7 +89,6 @@ def all_windows(data: bytes | np.ndarray, batch: int, length: int) -> Iterator[B
 def take(texts: Batch, rows: np.ndarray) -> Batch:
     """A Batch of these rows, without the columns that are padding in all of them."""
 
-
     def columns(padding: np.ndarray | None) -> int | None:
         return None if padding is None else int(padding[rows].any(axis=0).nonzero()[0].max()) + 1
 

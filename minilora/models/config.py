@@ -49,7 +49,18 @@ class Config:
 
     def __post_init__(self) -> None:
         derived = "n_kv_heads", "d_ff", "head_dim", "offset", "max_window_layers", "decoder_layers", "decoder_start"
-        for name in (*derived, "relative_buckets", "relative_distance", "vocab_size", "n_layers", "d_model", "n_heads", "max_length", "segments", "labels"):
+        for name in (
+            *derived,
+            "relative_buckets",
+            "relative_distance",
+            "vocab_size",
+            "n_layers",
+            "d_model",
+            "n_heads",
+            "max_length",
+            "segments",
+            "labels",
+        ):
             least, value = int(name not in derived), getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} = {value!r:.80} is not a whole number from {least} up")

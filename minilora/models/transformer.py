@@ -38,8 +38,8 @@ class Transformer(Sequential):
 
         Raises ValueError for ids that are not (B, T) integers in 0..V-1, for more tokens (those of run.kv_cache
         included) than config.max_length, for a KV cache with padding, for padding or segments that are not as Inputs
-        says, and for a source, which an EncoderDecoder reads; TypeError for `inputs` and `run` of other types, and for a run.rng that is no generator. Values
-        that are on a GPU already are not checked: that would wait for it.
+        says, and for a source, which an EncoderDecoder reads; TypeError for `inputs` and `run` of other types, and for
+        a run.rng that is no generator. Values that are on a GPU already are not checked: that would wait for it.
         """
         xp = next(self.parameters()).xp
         check_arguments(inputs, run)

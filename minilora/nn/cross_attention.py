@@ -98,7 +98,13 @@ class DecoderBlock(Block):
     """x₁ = x + attention(norm_1(x))    x₂ = x₁ + cross_attention(norm_cross(x₁), m)    y = x₂ + mlp(norm_2(x₂))"""
 
     def __init__(
-        self, norm_1: Module, attention: Module, norm_cross: Module, cross_attention: Module, norm_2: Module, mlp: Module
+        self,
+        norm_1: Module,
+        attention: Module,
+        norm_cross: Module,
+        cross_attention: Module,
+        norm_2: Module,
+        mlp: Module,
     ) -> None:
         self.norm_1, self.attention = norm_1, attention
         self.norm_cross, self.cross_attention = norm_cross, cross_attention

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import ops
-from ..backend import Array, get_array_module
+from ..backend import Array
 from .attention import Attention, AttentionCache
 from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass

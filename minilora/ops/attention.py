@@ -119,7 +119,7 @@ class AttentionCache(NamedTuple):
 def attention_forward(
     q: Array, k: Array, v: Array, mask: Array | None, D: int, root: float | None = None
 ) -> tuple[Array, AttentionCache]:
-    """S = q kᵀ/√D + mask       E = exp(S - max)       Z = rowsum(E)       o = (E v) / Z         `root`, instead of √D"""
+    """S = q kᵀ/√D + mask       E = exp(S - max)       Z = rowsum(E)       o = (E v) / Z       `root` instead of √D"""
     xp, root = get_array_module(q), root or math.sqrt(D)
     Tq, groups = q.shape[1], k.shape[2] // D
     R = q.shape[2] // k.shape[2]
@@ -137,10 +137,10 @@ def attention_forward(
 
 def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
     """dS = E ∘ (do_Z vᵀ - rowsum(do_Z ∘ o))       dq = dS k/√D       dk = dSᵀ q/√D       dv = Eᵀ do_Z"""
-    q, k, v, E, Z, _, root = cache
+    q, k, _, E, Z, _, root = cache
     Tq, (_, groups, Tk, D) = dy.shape[1], k.shape
     do_Z = split_heads(dy, groups, D) / Z
-    dS = through_softmax(do_Z, cache)
+    dS = attention_scores_backward(do_Z, cache)
     dq = dS @ k
     dq /= root
     dk = dS.swapaxes(-1, -2) @ q
@@ -148,7 +148,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     return merge_heads(dq, Tq), merge_heads(dk, Tk), merge_heads(dv, Tk)
 
 
-def through_softmax(do_Z: Array, cache: AttentionCache) -> Array:
+def attention_scores_backward(do_Z: Array, cache: AttentionCache) -> Array:
     """dS = E ∘ (do_Z vᵀ - rowsum(do_Z ∘ o))"""
     dS = do_Z @ cache.v.swapaxes(-1, -2)
     dS -= row_dot(do_Z, cache.o)
@@ -162,5 +162,5 @@ def attention_bias_gradients(dy: Array, cache: AttentionCache) -> Array:
     dS is made again: where b is frozen, as it is beside adapters, this is never called.
     """
     Tq, (_, groups, Tk, D) = dy.shape[1], cache.k.shape
-    dS = through_softmax(split_heads(dy, groups, D) / cache.Z, cache)
+    dS = attention_scores_backward(split_heads(dy, groups, D) / cache.Z, cache)
     return dS.sum(axis=0).reshape(-1, Tq, Tk)

@@ -202,7 +202,9 @@ def relative_bias_forward(q: Array, k: Array, v: Array, W: Array, D: int, bucket
     return y, (cache, where)
 
 
-def relative_bias_backward(dy: Array, cache: Any, q: Array, k: Array, v: Array, W: Array, **_: Any) -> tuple[Array, ...]:
+def relative_bias_backward(
+    dy: Array, cache: Any, q: Array, k: Array, v: Array, W: Array, **_: Any
+) -> tuple[Array, ...]:
     db = ops.attention_bias_gradients(dy, cache[0])
     return *ops.attention_backward(dy, cache[0]), ops.relative_bias_gradients(db, cache[1], len(W))
 

@@ -22,7 +22,7 @@ from minilora.nn import Inputs
 from minilora.nn.optim import cosine_schedule
 from minilora.ops import IGNORE
 
-WORDS = "zero one two three four five six seven eight nine".split()
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 PAD, END, DIGIT, WORD = 0, 1, 2, 12  # ids: padding, with which the decoder begins; the end; ten digits; ten words
 MOST, BLOCKS = 5, range(2)  # digits of a number; blocks of each stack
 QKVO = "q_proj", "k_proj", "v_proj", "o_proj"

@@ -44,7 +44,7 @@ WAYS = {
     "everything, 1.1": lambda: build("gelu_tanh", tied=False),
     "LoRA": lambda: lora(build(), ["q_proj", "v_proj"]),
     "LoRA, 1.1": lambda: lora(build("gelu_tanh", tied=False), "all-linear"),
-    "LoRA on cross-attention": lambda: lora(build(), [f"block_{i}.cross_attention.{x}_proj" for i in (1, 2) for x in "kq"]),
+    "LoRA on cross-attention": lambda: lora(build(), [f"block_2.cross_attention.{x}_proj" for x in "kq"]),
     "LoRA on the encoder": lambda: lora(build(), [ENCODER]),
     "LoRA, and the norms": lambda: lora(build(), ["o_proj"], train=["norm"]),
     "the encoder": lambda: only(build(), "encoder.block_1"),

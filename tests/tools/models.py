@@ -30,7 +30,9 @@ HEADS |= {
 FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FAMILIES[family].classes]
 
 # t5 reads two texts: tests/models/test_encoder_decoder.py has what must hold of it
-ONE_TEXT = [name for name, family in FAMILIES.items() if not family.build(Config(8, 1, 4, 1, head="none"), None).reads_source]
+ONE_TEXT = [
+    name for name, family in FAMILIES.items() if not family.build(Config(8, 1, 4, 1, head="none"), None).reads_source
+]
 each_family = pytest.mark.parametrize("family", ONE_TEXT)
 
 

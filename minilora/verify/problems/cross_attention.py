@@ -158,7 +158,7 @@ cross_attention.called_with("streams_exchanged", x=lambda m: m, m=lambda x: x)(
     "Who asks, the decoder or the encoder, and who is asked?",
 )
 cross_attention.called_with("causal_by_habit", mask=lambda mask: mask + forbid(np.tri(mask.shape[-1])))(
-    "P is recomputed with a causal mask beside the padding, which forward does not have: {it} cannot see the whole source",
+    "P is recomputed with a causal mask beside the padding, which forward does not have: {it} is blind to later tokens",
     "Is the end of the source still to come when the decoder writes its first word?",
 )
 cross_attention.called_with("mask_forgotten", mask=0)(
