@@ -190,3 +190,16 @@ def test_peft_reads_an_adapter_that_is_written_here(pair, targets, rng, tmp_path
     y, _ = ours.forward(some.ids, some.inputs)
     assert close(y, logits_of(theirs, some).detach().numpy(), 1e-12)
     assert isinstance(theirs, peft.PeftModelForSeq2SeqLM)
+
+
+def test_in_peft_an_adapter_of_the_shared_embedding_does_nothing_so_it_has_no_file(pair, rng, tmp_path):
+    theirs, some = peft_model(pair, target_modules=["shared"]), batch(rng)
+    logits, plain = (logits_of(model, some).detach().numpy() for model in (theirs, pair.theirs))
+    assert close(logits, plain, 1e-12)
+    theirs.save_pretrained(tmp_path / "adapter")
+    ours = pair.ours()
+    with pytest.raises(ValueError, match="shared: in PEFT each stack of a t5 has an embedding of its own"):
+        load_adapter(ours, tmp_path / "adapter")
+    minilora.attach_lora(ours, ["embed"], r=2, alpha=6, rng=0)
+    with pytest.raises(ValueError, match="there is no file for an adapter of both"):
+        save_adapter(ours, tmp_path / "saved")
