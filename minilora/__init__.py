@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .adapters.attach import attach as attach
     from .adapters.attach import attach_lora as attach_lora
     from .adapters.base import Adapter as Adapter
+    from .adapters.combine import combine as combine
+    from .adapters.combine import cosines as cosines
     from .adapters.kept import kept_by_merge as kept_by_merge
     from .adapters.kept import share_kept as share_kept
     from .adapters.lora import LoRAEmbedding as LoRAEmbedding
@@ -51,6 +53,7 @@ HOMES = {
     "accounting": ["count_parameters"],
     "adapters.attach": ["attach", "attach_lora"],
     "adapters.base": ["Adapter"],
+    "adapters.combine": ["combine", "cosines"],
     "adapters.kept": ["kept_by_merge", "share_kept"],
     "adapters.lora": ["LoRAEmbedding", "LoRALinear"],
     "adapters.merge": ["merge", "unmerge"],

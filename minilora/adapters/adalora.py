@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module, to_numpy
-from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
+from ..nn import FusedLinear, Gradients, Inputs, Linear, Module, Parameter, Pass
 from .base import Adapter, Kept, Law, Option, Products, Slot, dropped, relative_difference
 from .lora import LoRA, in_blocks
 
@@ -218,7 +218,7 @@ class AdaLoRALinear(Adapter):
         return short
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> AdaLoRALinear:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> AdaLoRALinear:
         """The triplets of all parts, B_:k with zeros for the rows of the other parts, and an α by which s stays."""
         shortened = [part.in_file() if part.is_adapter else None for part in parts]
         adapted = [part for part in shortened if part]
@@ -226,7 +226,7 @@ class AdaLoRALinear(Adapter):
         if any(part.settings | {"mask": ()} != first.settings | {"mask": ()} for part in adapted):
             raise ValueError("the parts of a fused layer differ in their options, and one adapter has one of each")
         A, e = (np.concatenate([to_numpy(part.tensors[j]) for part in adapted]) for j in (0, 2))
-        B = in_blocks([to_numpy(part.lora_B.data) if part else None for part in shortened])
+        B = in_blocks(base, [to_numpy(part.lora_B.data) if part else None for part in shortened])
         r = first.r * len(adapted)
         mask = [left for part in adapted for left in part.mask or (True,) * first.r]
         options = {"r": r, "alpha": first.scaling * (r + 1e-5), "mask": () if all(mask) else mask}

@@ -17,7 +17,7 @@ from ..nn.optim import Penalty, both
 from ..quantization import Quantized
 from ..spelling import choose_from
 from .base import DEFAULT, Adapter, class_for, variants
-from .lora import LoRALinear, TiedLoRALinear
+from .lora import LoRAEmbedding, LoRALinear, TiedLoRALinear
 from .parts import Parts
 
 Targets: TypeAlias = str | Collection[str] | Mapping[str, int]
@@ -138,7 +138,9 @@ def fit_options(model: Module, steps: int, penalty: Penalty | None = None) -> di
 
 
 def low_rank_adapter(base: Module, A: Array, B: Array) -> Adapter:
-    """The LoRA of a Linear with ΔW = B A (s = 1), for A (r, in) and B (out, r) that are known."""
+    """The LoRA of a Linear or an Embedding with ΔW = B A (s = 1), of A (r, n) and B (m, r) for a W (m, n)."""
+    if isinstance(base, Embedding):
+        return LoRAEmbedding.of(base, {"lora_A": B.T, "lora_B": A.T}, r=len(A), alpha=float(len(A)))
     return LoRALinear.of(base, {"lora_A": A, "lora_B": B}, r=len(A), alpha=float(len(A)))
 
 

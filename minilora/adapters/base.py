@@ -62,7 +62,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module
-from ..nn import Costs, Embedding, Gradients, LayerNorm, Linear, MetaArray, Module, Parameter
+from ..nn import Costs, Embedding, FusedLinear, Gradients, LayerNorm, Linear, MetaArray, Module, Parameter
 from ..quantization import dense
 from . import DEFAULT as DEFAULT
 
@@ -316,7 +316,7 @@ class Adapter(Module):
         return self
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> Adapter:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> Adapter:
         """One adapter on a fused layer, `base`, that computes what its `parts` do, some of them of this class. Raises
         ValueError where there is none."""
         raise ValueError(

@@ -13,7 +13,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module, to_numpy
 from ..data import Batch
-from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Part, Pass
+from ..nn import Embedding, FusedLinear, Gradients, Inputs, Linear, Module, Parameter, Part, Pass
 from ..nn.optim import SGD
 from ..process import blas_threads
 from ..quantization import Quantized, format_named
@@ -170,15 +170,15 @@ def scale(r: int, alpha: float, rslora: bool) -> float:
     return alpha / (math.sqrt(r) if rslora else r)
 
 
-def in_blocks(parts: list[np.ndarray | None]) -> np.ndarray:
-    """B of a fused layer (parts out, Σ r), from the B (out, r) of each part, None for one that is not adapted: each in
+def in_blocks(fused: FusedLinear, parts: list[np.ndarray | None]) -> np.ndarray:
+    """B of the layer `fused` (Σ out, Σ r), from the B (out, r) of each part, None for one that is not adapted: each in
     rows and columns of its own, zeros elsewhere."""
     adapted = [B for B in parts if B is not None]
-    n, column = len(adapted[0]), 0
-    whole = np.zeros((n * len(parts), sum(B.shape[1] for B in adapted)), adapted[0].dtype)
-    for i, B in enumerate(parts):
+    whole = np.zeros((fused.ends[-1], sum(B.shape[1] for B in adapted)), adapted[0].dtype)
+    column = 0
+    for B, end in zip(parts, fused.ends, strict=True):
         if B is not None:
-            whole[i * n : (i + 1) * n, column : column + B.shape[1]] = B
+            whole[end - len(B) : end, column : column + B.shape[1]] = B
             column += B.shape[1]
     return whole
 
@@ -264,7 +264,7 @@ class LoRALinear(LoRA):
         return dx
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> LoRALinear:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> LoRALinear:
         """With two of three parts adapted
 
             B₁ 0                    A₁
@@ -277,7 +277,7 @@ class LoRALinear(LoRA):
             (first.scaling, first.dropout, first.rslora)
         }:
             raise ValueError("the parts of a fused layer differ in scaling or dropout, and one adapter has one of each")
-        B = in_blocks([to_numpy(part.lora_B.data) if part.is_adapter else None for part in parts])
+        B = in_blocks(base, [to_numpy(part.lora_B.data) if part.is_adapter else None for part in parts])
         alpha = first.scaling * (math.sqrt(len(A)) if first.rslora else len(A))
         options = {"r": len(A), "alpha": alpha, "rslora": first.rslora, "dropout": first.dropout}
         return cls.of(base, {"lora_A": A, "lora_B": B}, **options)
@@ -369,7 +369,7 @@ class ResidualLoRALinear(LoRALinear):
             return LoRALinear.of(self.base, {"lora_A": A, "lora_B": B}, **options)
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> LoRALinear:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> LoRALinear:
         return LoRALinear.join_parts(base, [part.in_file() if part.is_adapter else part for part in parts])
 
     def delta(self) -> Array:

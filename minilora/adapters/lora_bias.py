@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array
-from ..nn import Gradients, Inputs, Module, Parameter, Pass
+from ..nn import FusedLinear, Gradients, Inputs, Module, Parameter, Pass
 from ..ops.rows import rows
 from .base import Law, Slot, dropped, relative_difference
 from .lora import LoRALinear
@@ -70,7 +70,7 @@ class LoRABiasLinear(LoRALinear):
         return self.dense() + self.delta(), self.base.bias.data + self.scaling * self.lora_B_bias.data
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> LoRABiasLinear:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> LoRABiasLinear:
         """A and B as LoRA's, and the c of the parts one after another, with zeros for a part that is not adapted."""
         lora, xp = LoRALinear.join_parts(base, parts), parts[0].weight.xp
         each = [part.lora_B_bias.data if part.is_adapter else xp.zeros(len(part.weight.data)) for part in parts]

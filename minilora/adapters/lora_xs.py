@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng, to_numpy
-from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
+from ..nn import FusedLinear, Gradients, Inputs, Linear, Module, Parameter, Pass
 from .base import Kept, Keys, Law, Products, Slot, dropped, relative_difference
 from .lora import LoRA, LoRALinear
 from .spectrum import check_svd_rank, svd
@@ -99,7 +99,7 @@ class LoRAXSLinear(LoRA):
         return self.lora_R.data, self.lora_A.data, self.lora_B.data
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> LoRAXSLinear:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> LoRAXSLinear:
         """A and B as of LoRA, and the R of the parts as blocks along the diagonal."""
         lora = LoRALinear.join_parts(base, parts)
         check_svd_rank(base, lora.r)

@@ -1,4 +1,4 @@
-"""Adapters on parts of a fused layer: GPT-2's q_proj and v_proj are rows of its qkv_proj."""
+"""Adapters on parts of a fused layer: GPT-2's and Phi-3's q_proj and v_proj are rows of their qkv_proj."""
 
 from __future__ import annotations
 
@@ -42,8 +42,10 @@ class Parts(Adapter):
         return get_array_module(x).concatenate(ys, axis=-1), list(caches)
 
     def backward(self, dy: Array, cache: list[Any], grads: Gradients) -> Array | None:
-        dys = get_array_module(dy).split(dy, len(self.parts), axis=-1)
-        dx, *others = (part.backward(dy, c, grads) for part, dy, c in zip(self.parts.values(), dys, cache, strict=True))
+        dx, *others = (
+            part.backward(dy, c, grads)
+            for part, dy, c in zip(self.parts.values(), self.base.split(dy), cache, strict=True)
+        )
         for other in others:
             if dx is not None:
                 dx += other

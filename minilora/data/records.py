@@ -1,4 +1,4 @@
-"""Labelled texts from CSV, TSV and JSON lines files, and their splits into training and held-out rows."""
+"""Labelled texts from CSV, TSV and JSON files, and their splits into training and held-out rows."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,9 @@ from .text import read_utf8
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 OTHERS = ";\t|,"  # other separators that a table may have
-LINES = (".jsonl", ".ndjson")
+LINES = (".jsonl", ".ndjson", ".json")  # the last may also hold an array
+PEEKED = 2**10  # letters of a .json file that show whether it holds an array
+BETWEEN = re.compile(r"[\s,]*")  # the values of an array
 SHOWN = 5  # line numbers that an error lists
 REVIEWS = ("rotten_tomatoes", "imdb")  # Pang, Lee (2005); Maas et al. (2011)
 
@@ -39,7 +43,7 @@ def read_records(
     encoding: str = "utf-8",
     skip_empty: bool = False,
 ) -> Records:
-    """The columns `text` and `label` of a .csv or .tsv file with a header, or these keys of a .jsonl or .ndjson file.
+    """The columns `text` and `label` of a .csv or .tsv file with a header, or these keys of a file of JSON (json_rows).
 
     With label=None, the texts alone. A table may also be separated by ; | tabs or commas if that gives both columns.
     Labels in JSON may be numbers or booleans. Rows with an empty text or label are an error, or, with `skip_empty`, are
@@ -175,20 +179,45 @@ def columns_of(text: str) -> list[str]:
 
 
 def json_rows(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, object) for each line of a JSON lines file that is not blank."""
-    for number, line in enumerate(decoded(path, encoding, newline="\n"), 1):
+    """(line, object) for each line of a JSON lines file that is not blank. A .json file may hold an array of objects
+    instead: then the line is that on which an object begins."""
+    stream = decoded(path, encoding, newline="\n")
+    is_array = path.suffix.lower() == ".json" and stream.read(PEEKED).lstrip().startswith("[")
+    stream.seek(0)
+    for line, row in array_rows(path, stream.read()) if is_array else line_rows(path, stream):
+        if not isinstance(row, dict):
+            each = "row" if is_array else "line"
+            raise ValueError(f"{path} line {line} is not a JSON object, {{...}}: each {each} is one")
+        yield line, row
+
+
+def line_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    """(line, value) for each of the lines that is not blank."""
+    for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                hint = "; each line is one object, {...}" if number == 1 else ""
-                found = f"{error.msg} (column {error.pos + 1})"
-                raise ValueError(f"{path} line {number} is not JSON: {found}{hint}") from None
+                yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path} line {number} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path} line {number} is not a JSON object, {{...}}: each line is one")
-            yield number, row
+                hint = "; each line is one object, {...}" if number == 1 else ""
+                found = f"{error.msg} (column {error.pos + 1}){hint}" if isinstance(error, JSONDecodeError) else error
+                raise ValueError(f"{path} line {number} is not JSON: {found}") from None
+
+
+def array_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """(the line on which it begins, value) for each value of a JSON array."""
+    try:
+        values = json.loads(text)
+    except JSONDecodeError as error:
+        where = f"{path} line {error.lineno}"
+        raise ValueError(f"{where} is not JSON: {error.msg} (column {error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    decoder, line, counted_to, end = json.JSONDecoder(), 1, 0, text.index("[") + 1
+    for value in values:  # decoded once more, for where they are: json.loads does not say
+        start = end + len(BETWEEN.match(text, end)[0])  # type: ignore[index]
+        line, counted_to = line + text.count("\n", counted_to, start), start
+        yield line, value
+        _, end = decoder.raw_decode(text, start)
 
 
 def decoded(path: Path, encoding: str, newline: str) -> io.TextIOWrapper:

@@ -63,6 +63,10 @@ def share(text: str) -> float:
     return number(text, lambda x: 0 < x <= 1, "a share above 0 and up to 1")
 
 
+def any_float(text: str) -> float:
+    return number(text, lambda x: True, "a number")
+
+
 def number(text: str, is_valid: Callable[[float], bool], what: str) -> float:
     try:
         x = float(text)

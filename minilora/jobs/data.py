@@ -53,7 +53,7 @@ def unknown_share(ids: Any, tokenizer: Tokenizer) -> float:
 
 
 def warn_of_unreadable(parts: dict[str, Numbers]) -> None:
-    """Warn of many unknown tokens, and of texts without a token."""
+    """Warn of many unknown tokens, of texts without a token, and of answers that lose many of theirs."""
     worst = max(part["unknown"] for part in parts.values())
     if worst > WARN_ABOVE:
         warnings.warn(
@@ -66,6 +66,11 @@ def warn_of_unreadable(parts: dict[str, Numbers]) -> None:
         warnings.warn(
             f"of {counted(empty, 'text')} the tokenizer makes no token: the model reads nothing", stacklevel=2
         )
+    lost = max(part.get("lost", 0.0) for part in parts.values())
+    if lost > WARN_ABOVE:
+        warnings.warn(
+            f"{lost:.1%} of the answers' tokens are cut off and not learned: give a larger --length", stacklevel=2
+        )
 
 
 def count_shared(train: Sequence[Any], held_out: Sequence[Any]) -> int:
@@ -76,7 +81,7 @@ def count_shared(train: Sequence[Any], held_out: Sequence[Any]) -> int:
 
 def print_data(report: Numbers, file: TextIO | None = None) -> None:
     """Print {"length": ..., "parts": {name: statistics}} as a table, and below it, where they are given, "labels"
-    {label: rows}, the number of rows "shared" by the parts, and of "repeated" ones."""
+    {label: rows}, the number of rows "shared" by the parts, of "repeated" ones, and of those that were "dropped"."""
     parts = report["parts"]
     columns = {
         "rows": ("rows", "{:,}"),
@@ -85,6 +90,7 @@ def print_data(report: Numbers, file: TextIO | None = None) -> None:
         "longest": ("longest", "{:,}"),
         "truncated": (f"cut at {report['length']}", "{:.1%}"),
         "unknown": ("unknown", "{:.1%}"),
+        "learned": ("learned", "{:,}"),
     }
     present = [key for key in columns if any(key in part for part in parts.values())]
     table = numbers_right("", "", *(columns[key][0] for key in present))
@@ -98,6 +104,9 @@ def print_data(report: Numbers, file: TextIO | None = None) -> None:
         listed = ", ".join(f"{name} {n:,} ({n / total:.1%})" for name, n in common)
         more = f", and {counted(len(labels) - MOST_LABELS, 'rarer label')}" if len(labels) > MOST_LABELS else ""
         console.print(f"labels: {listed}{more}", soft_wrap=True)
+    if report.get("dropped"):
+        left = f"rows whose answers begin after the first {report['length']} tokens, left out: {report['dropped']:,}"
+        console.print(left, soft_wrap=True)
     if report.get("repeated"):
         console.print(f"rows that repeat the text of another: {report['repeated']:,}", soft_wrap=True)
     if report.get("shared"):

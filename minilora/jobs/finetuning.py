@@ -32,6 +32,7 @@ from ..nn.optim import Schedule
 from ..training import History, fit
 from .bases import base_for
 from .data import Numbers, warn_of_unreadable
+from .distillation import loss_of
 from .runs import CHECKPOINT, HISTORY, tokenizer_hash, training_folder
 from .settings import OF_METHOD, TASKS, Settings
 
@@ -64,7 +65,7 @@ def finetune(
     with training_folder(out, run.saved, resume) as folder:
         if show_data:
             show_data(run.numbers)
-        history = run.fit(checkpoint=folder / CHECKPOINT, resume=resume)
+        history = run.fit(loss=run.loss, checkpoint=folder / CHECKPOINT, resume=resume)
         trainable = count_parameters(run.model)["trainable"]
         report = {"adapted": len(run.adapted), "trainable": trainable, "data": run.numbers, "steps": len(history.loss)}
         files = run.results(history, report)
@@ -102,11 +103,12 @@ class FineTuning(ABC):
         warn_of_unreadable(self.numbers["parts"])
         self.model.to(backend)
         self.adapted = attach(self.model, settings, self.batches())
+        self.loss, of_teacher = loss_of(settings, self.model, self.tokenizer, backend)
         adapter_files(self.model)  # raises, before any training, for what a file cannot hold
         classifier = [path for path in self.model.state_dict() if path.startswith("classifier")]
         hub = self.model.hub
         self.saved |= {"base": hub[0], "revision": hub[1]} if hub else {"base": base}
-        self.saved |= {"data": data, "data_sha256": self.data_sha256}
+        self.saved |= {"data": data, "data_sha256": self.data_sha256} | of_teacher
         self.saved["base_sha256"] = base_hash(self.model, classifier)
         self.saved["tokenizer_sha256"] = tokenizer_hash(self.tokenizer)
 

@@ -1,4 +1,8 @@
-"""The task "instruct": prompts and answers in the model's chat template, with the loss on the answers alone.
+"""The task "instruct": conversations in the model's chat template, with the loss on what the assistant says.
+
+A turn of the assistant is learned up to and including the token that ends it. Where the template marks these turns
+itself, with {% generation %}, its marks hold, as in `transformers`. Otherwise a turn begins where the tokens of the
+conversation before it end, with those that ask for an answer, and ends with the first of Tokenizer.stop.
 
 The template is rendered each time that a run begins or is resumed. One that prints the date (strftime_now, as those of
 Llama 3.1) gives other tokens on another day: two runs of one seed on two days end with different adapters, and a run
@@ -8,118 +12,143 @@ the same, unless a longer date leaves an answer no room within the length.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from ..data import Batch, in_batches, shuffled
-from ..data.records import is_empty, json_rows, where_empty
+from ..data.conversations import Message, read_conversations
 from ..models.tokenizer import Tokenizer
 from ..ops import IGNORE
-from ..spelling import did_you_mean
-from .data import count_shared, numbers_of_rows
+from .data import Numbers, count_shared, numbers_of_rows
 from .language_model import Dataset, LanguageModelTask
 from .runs import data_hash
 
 HELD_OUT = 64  # examples, at most
+QUESTION: list[Message] = [{"role": "user", "content": "?"}]
 
 
 class Example(NamedTuple):
-    ids: np.ndarray  # (T,) int64: the chat, but for its last token
-    targets: np.ndarray  # (T,) int64: the next token, if it belongs to the answer or ends it; else IGNORE
+    ids: np.ndarray  # (T,) int64: the conversation up to the end of its last answer, but for the last token
+    targets: np.ndarray  # (T,) int64: the next token, if it belongs to an answer or ends it; else IGNORE
 
 
 def read_answers(
     data: str, tokenizer: Tokenizer, batch: int, length: int, seed: int, encoding: str = "utf-8"
 ) -> Dataset:
-    """Examples from lines of {"prompt": ..., "answer": ...}, each truncated to `length` tokens.
+    """Examples from a file of conversations (data/conversations.py), each truncated to `length` tokens.
 
-    `seed` chooses a tenth of them, 64 at most, to be held out. Raises ValueError for lines of another form, with
-    their numbers, and for a tokenizer whose chat template does not show where an answer begins and ends.
+    `seed` chooses a tenth of them, 64 at most, to be held out. Raises ValueError for rows of another form, with
+    their lines, and for a tokenizer whose chat template does not show where an answer begins and ends.
     """
     try:
-        tokenizer.chat(user_turn("?"))
+        tokenizer.chat(QUESTION)
     except ValueError as error:
         raise ValueError(f"{error}: take an instruct model such as smollm2, or --task text") from None
-    rows = list(json_rows(Path(data), encoding))
-    empty = {key: [line for line, row in rows if key in row and is_empty(row[key])] for key in ("prompt", "answer")}
-    if any(empty.values()):
-        raise ValueError(f"{data}: {where_empty(empty)}: fill them in, or take these lines out")
-    pairs, examples, lengths = [], [], []
-    for line, row in rows:
+    talks, examples = [], []
+    for line, messages in read_conversations(data, encoding):
         try:
-            pairs.append(read_pair(row))
-            ids, targets = encode(tokenizer, *pairs[-1])
+            examples.append(encode(tokenizer, messages))
         except ValueError as error:
             raise ValueError(f"{data} line {line}: {error}") from None
-        examples.append(Example(ids[:length], targets[:length]))
-        lengths.append(len(ids))
+        talks.append(messages)
+    if any(len(answers_in(messages)) > 1 for messages in talks):
+        check_turns(tokenizer)
+    whole = examples
+    examples = [Example(ids[:length], targets[:length]) for ids, targets in whole]
     answered = [i for i, example in enumerate(examples) if (example.targets != IGNORE).any()]
     if len(answered) < 2:
         raise ValueError(
-            f"{data} holds {len(pairs)} examples, and {len(answered)} have an answer within {length} tokens: 2 are "
+            f"{data} holds {len(talks)} examples, and {len(answered)} have an answer within {length} tokens: 2 are "
             "needed, one to learn from and one to hold out; give more, or a larger --length"
         )
     order = np.random.default_rng(seed).permutation(answered).tolist()
     n = min(HELD_OUT, -(-len(order) // 10))
     split = {"to learn from": order[n:], "held out": order[:n]}
     train, held_out = (padded_batch([examples[i] for i in part]) for part in split.values())
-    counts, cut = np.array(lengths), sum(n > length for n in lengths)
-    labels = held_out.targets[held_out.targets != IGNORE]
+    texts, cut = [json.dumps(messages) for messages in talks], sum(len(ids) > length for ids, _ in whole)
+    labels, first = held_out.targets[held_out.targets != IGNORE], talks[order[0]]
     return Dataset(
         shuffled(train, batch, seed),
         lambda: in_batches(held_out, batch),
         tokens_per_byte=len(labels) / max(1, len(tokenizer.decode(labels).encode())),
-        prompt=tokenizer.chat(user_turn(pairs[order[0]][0])),
+        prompt=tokenizer.chat(first[: answers_in(first)[0]]),
         special=False,
-        sha256=data_hash(*zip(*pairs, strict=True)),
-        summary=f"{len(order) - n:,} examples to learn from, {n} held out; of all {len(pairs):,}, {cut:,} were cut to "
-        f"{length} tokens, and {len(pairs) - len(order):,} of these, with no answer left, dropped",
+        sha256=data_hash(texts),
+        summary=f"{len(order) - n:,} examples to learn from, {n} held out; of all {len(talks):,}, {cut:,} were cut to "
+        f"{length} tokens, and {len(talks) - len(order):,} of these, with no answer left, dropped",
         parts={
-            name: numbers_of_rows(texts, counts[part], tokenizer, length)
-            for (name, part), texts in zip(split.items(), (train, held_out), strict=True)
+            name: numbers_of_rows(rows, np.array([len(whole[i].ids) for i in part]), tokenizer, length)
+            | numbers_of_answers([whole[i].targets for i in part], length)
+            for (name, part), rows in zip(split.items(), (train, held_out), strict=True)
         },
-        shared=count_shared(*([pairs[i] for i in part] for part in split.values())),
+        shared=count_shared(*([texts[i] for i in part] for part in split.values())),
+        dropped=len(talks) - len(order),
     )
 
 
-def read_pair(row: Mapping[str, Any]) -> tuple[str, str]:
-    """(prompt, answer). Raises ValueError for a row without such a pair."""
-    for key in ("prompt", "answer"):
-        if key not in row:
-            meant = did_you_mean(key, row)
-            raise ValueError(f'there is no {key!r}: {meant}write {{"prompt": "...", "answer": "..."}}')
-        if not isinstance(row[key], str):
-            raise ValueError(f"{key!r} is {row[key]!r:.80}, and not a text")
-    return row["prompt"], row["answer"]
+def numbers_of_answers(targets: Sequence[np.ndarray], length: int) -> Numbers:
+    """learned (tokens that are learned, those within `length`) and lost (the share of the answers' tokens after it)."""
+    total, learned = (sum(int((row[:end] != IGNORE).sum()) for row in targets) for end in (None, length))
+    return {"learned": learned, "lost": 1 - learned / total}
 
 
-def user_turn(prompt: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": prompt}]
+def answers_in(messages: Sequence[Message]) -> list[int]:
+    """The indices of the assistant's turns."""
+    return [i for i, message in enumerate(messages) if message["role"] == "assistant"]
 
 
-def encode(tokenizer: Tokenizer, prompt: str, answer: str) -> Example:
-    """A prompt and its answer, up to the token that ends the turn.
+def encode(tokenizer: Tokenizer, messages: Sequence[Message]) -> Example:
+    """A conversation, up to the token that ends its last answer.
 
-    The tokens before the answer must be those of the prompt alone, which is what the model will see in a chat. Raises
-    ValueError if the answer changes them, and if no token ends the answer.
+    Raises ValueError for a template that leaves out the system prompt, or with no token that ends an answer, and where
+    `answer_tokens` does.
     """
-    if np.isin(tokenizer.encode(answer, special=False), list(tokenizer.stop)).any():
+    answers = answers_in(messages)
+    messages = messages[: answers[-1] + 1]
+    stop = list(tokenizer.stop)
+    if any(np.isin(tokenizer.encode(messages[i]["content"], special=False), stop).any() for i in answers):
         raise ValueError("the answer holds a token that ends an answer: take it out")
-    start = tokenizer.encode(tokenizer.chat(user_turn(prompt)), special=False)
-    chat = [*user_turn(prompt), {"role": "assistant", "content": answer}]
-    ids = tokenizer.encode(tokenizer.chat(chat, reply=False), special=False)
-    if not np.array_equal(ids[: len(start)], start):
-        raise ValueError("in the chat template the prompt's tokens are others when an answer follows")
-    ends = np.flatnonzero(np.isin(ids[len(start) :], list(tokenizer.stop)))
-    if not len(ends):
+    text = tokenizer.chat(messages, reply=False)
+    system = messages[0]["content"].strip() if messages[0]["role"] == "system" else ""
+    if system not in text and tokenizer.chat(messages[1:], reply=False) == text:
+        raise ValueError("the chat template leaves the system prompt out: put it before the first question")
+    ids, learned = tokenizer.encode(text, special=False), tokenizer.generated(messages)
+    if learned is None:
+        learned = answer_tokens(tokenizer, messages, ids)
+    if np.isin(ids[learned], stop).sum() < len(answers):
         raise ValueError("the chat template ends an answer with no token of its own: the model would not learn to stop")
-    ids = ids[: len(start) + ends[0] + 1]
-    targets = ids[1:].copy()
-    targets[: len(start) - 1] = IGNORE
-    return Example(ids[:-1], targets)
+    end = np.flatnonzero(learned)[-1] + 1
+    return Example(ids[: end - 1], np.where(learned, ids, IGNORE)[1:end])
+
+
+def answer_tokens(tokenizer: Tokenizer, messages: Sequence[Message], ids: np.ndarray) -> np.ndarray:
+    """(N,) bool: which tokens of a conversation, `ids` (N,), are the assistant's, up to the one that ends each turn.
+
+    The tokens before an answer must be those of the conversation before it, which is what the model will see in a chat.
+    Raises ValueError where a template gives others once the answer follows.
+    """
+    found, ends = np.zeros(len(ids), bool), np.flatnonzero(np.isin(ids, list(tokenizer.stop)))
+    for i in answers_in(messages):
+        before = tokenizer.encode(tokenizer.chat(messages[:i]), special=False)
+        if not np.array_equal(ids[: len(before)], before):
+            raise ValueError(
+                f"in the chat template the prompt's tokens are others when an answer follows, turn {i + 1}: mark the "
+                "assistant's turns in it with {% generation %}"
+            )
+        found[len(before) : 1 + min(ends[ends >= len(before)], default=-1)] = True
+    return found
+
+
+def check_turns(tokenizer: Tokenizer) -> None:
+    """Raise ValueError for a chat template that ends an answer only where it is the last: what the user says next would
+    be learned too."""
+    talk = [*QUESTION, {"role": "assistant", "content": "yes"}]
+    _, targets = encode(tokenizer, talk * 2)
+    if QUESTION[0]["content"] in tokenizer.decode(targets[targets != IGNORE]):
+        raise ValueError("the chat template does not end an answer that is not the last: give one answer in each row")
 
 
 def padded_batch(examples: Sequence[Example]) -> Batch:

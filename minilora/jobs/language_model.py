@@ -37,6 +37,7 @@ class Dataset(NamedTuple):
     summary: str  # how much it holds, for a person
     parts: dict[str, Numbers]  # the numbers of what is learned from and of what is held out
     shared: int = 0  # rows that are in both
+    dropped: int = 0  # rows with nothing to learn within the length
 
 
 class LanguageModelTask(FineTuning):
@@ -57,7 +58,12 @@ class LanguageModelTask(FineTuning):
             raise ValueError(f"windows of {how.length} tokens are longer than the model's {most} positions")
         self.dataset = self.read(data, self.tokenizer, how.batch, how.length, how.seed, how.encoding)
         self.data_sha256 = self.dataset.sha256
-        self.numbers = {"length": how.length, "parts": self.dataset.parts, "shared": self.dataset.shared}
+        self.numbers = {
+            "length": how.length,
+            "parts": self.dataset.parts,
+            "shared": self.dataset.shared,
+            "dropped": self.dataset.dropped,
+        }
 
     def batches(self) -> Callable[[int], Batch]:
         return self.dataset.batches

@@ -62,6 +62,16 @@ class Settings:
     batch: int = setting(16, "windows, or examples, in a batch; to classify 32 (default 16)", **POSITIVE)
     length: int = setting(128, "tokens in a window or example, at most (default 128)", **POSITIVE)
     accumulate: int = setting(1, "batches in a step (default 1)", **POSITIVE)
+    teacher: str | None = setting(
+        None, "learn from this model's outputs, or the base's with this adapter, instead of labels: distillation",
+        metavar="MODEL",
+    )  # fmt: skip
+    temperature: float = setting(
+        1.0, "with --teacher: softmax(logits/X) is what is compared (default 1)", type=positive_float, metavar="X"
+    )
+    reverse_kl: bool = setting(
+        False, "with --teacher: KL(student ‖ teacher) instead of KL(teacher ‖ student)", action="store_true"
+    )
     recompute: bool = setting(
         False, "run blocks again for their backward: less memory, the same result", saved=False, action="store_true"
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data import PIECE as DECODED
 from ..data import all_windows, excerpts, python_source, random_windows, split_file
+from ..data.conversations import forms_of
 from ..data.records import LINES, SEPARATORS, columns_of, shortened
 from ..models.tokenizer import ByteTokenizer, Tokenizer
 from ..spelling import did_you_mean
@@ -59,7 +60,7 @@ def warn_of_table(data: str, text: bytes) -> None:
     """Warn where the file `data`, which begins with `text`, looks like one for another task."""
     columns = columns_of(text[:DECODED].decode(errors="ignore"))
     if columns or data.lower().endswith((*SEPARATORS, *LINES)):
-        task = "instruct" if {"prompt", "answer"} <= set(columns) else "classify"
+        task = "instruct" if forms_of(columns) else "classify"
         of = f" of the columns {shortened(', '.join(map(repr, columns)))}" if columns else ""
         warnings.warn(
             f"{data} looks like a table{of}: was --task {task} meant? As a text, the model learns to write such a file",

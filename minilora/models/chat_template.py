@@ -6,9 +6,12 @@ The sandbox keeps a template from files and from Python's internals. It bounds n
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
+
+BEGINS, ENDS = "\ud800", "\ud801"  # around what {% generation %} marks: halves of letters, which no text can hold
 
 
 def render(template: str, **values: Any) -> str:
@@ -27,6 +30,21 @@ def render(template: str, **values: Any) -> str:
         raise ValueError(f"the chat template does not accept these messages: {reason}") from None
 
 
+def marked(template: str, **values: Any) -> list[tuple[int, int]]:
+    """The parts [start, end) of what render() returns that the template marks with {% generation %}: what the model
+    wrote. Raises as render() does."""
+    text = render(template, generation_begins=BEGINS, generation_ends=ENDS, **values)
+    parts, at, start = list[tuple[int, int]](), 0, 0
+    for piece in re.split(f"([{BEGINS}{ENDS}])", text):
+        if piece == BEGINS:
+            start = at
+        elif piece == ENDS:
+            parts.append((start, at))
+        else:
+            at += len(piece)
+    return parts
+
+
 @lru_cache(1)  # a file of answers renders one template for each of its lines
 def compiled(template: str) -> Any:
     from jinja2 import TemplateError, nodes
@@ -34,13 +52,15 @@ def compiled(template: str) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """{% generation %}: which part of a text the model wrote. It adds nothing to the text."""
+        """{% generation %}: which part of a text the model wrote. marked() has marks put around it, render() none."""
 
         tags = {"generation"}  # noqa: RUF012, as the base class has it
 
         def parse(self, parser: Any) -> list[nodes.Node]:
-            next(parser.stream)
-            return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            before, after = (nodes.Output([nodes.Name(f"generation_{at}", "load")]) for at in ("begins", "ends"))
+            return [nodes.Scope([before, *body, after]).set_lineno(line)]
 
     def raise_exception(message: str) -> None:
         raise TemplateError(message)

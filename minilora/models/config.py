@@ -34,7 +34,7 @@ class Config:
     labels: int = 2  # number of labels, if the head is one of LABELLED
     head_dim: int = 0  # D; 0: C/H
     activation: str = "gelu_tanh"  # of an MLP that is not gated: one of ACTIVATIONS
-    rope_scaling: ops.RopeScaling | None = None  # Llama 3.1
+    rope_scaling: ops.RopeScaling | None = None  # one of ops.SCALINGS
     offset: int = 0  # rows of the position table before the first position (RoBERTa: 2)
     sliding_window: int | None = None  # Mistral, Qwen: the number of keys that a query sees, up to its own; None: all
     max_window_layers: int = 0  # Qwen: the first layer with a window
@@ -74,6 +74,9 @@ class Config:
                 raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not one of {', '.join(known)}")
         if type(self.local_rope_theta) not in (int, float) or not 0 <= self.local_rope_theta < HUGE:
             raise ValueError(f"local_rope_theta = {self.local_rope_theta!r:.80} is not a number from 0 up")
+        scaling = self.rope_scaling
+        if isinstance(scaling, ops.DynamicScaling) and self.max_length != scaling.max_length:
+            raise ValueError(f"rope_scaling = {scaling} needs max_length = {scaling.max_length}, not {self.max_length}")
         rotary = self.rotary_layers
         if rotary and (len(rotary) != self.n_layers or not all(type(has) is bool for has in rotary)):
             raise ValueError(f"rotary_layers = {rotary!r:.80} is not True or False for each layer")
@@ -84,6 +87,7 @@ class Config:
             raise ValueError(f"layer_types = {types!r:.80} is not {' or '.join(LAYER_TYPES)} for each layer")
         if "sliding_attention" in types and window is None:
             raise ValueError(f"layer_types = {types!r:.80} needs a sliding_window")
+        object.__setattr__(self, "rotary_layers", () if all(rotary) else rotary)
         object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
         object.__setattr__(self, "decoder_layers", self.decoder_layers or self.n_layers)
         object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)

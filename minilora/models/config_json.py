@@ -29,7 +29,8 @@ CLASS_ENDINGS = {  # of the name of a class -> its head
 MAX_LABELS = 100_000
 PRESERVED = (  # keys that save_pretrained writes as load_pretrained found them
     "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "sliding_window", "use_sliding_window",
-    "max_window_layers", "layer_types",
+    "max_window_layers", "layer_types", "no_rope_layers", "no_rope_layer_interval",
+    "original_max_position_embeddings",
 )  # fmt: skip
 DERIVED = "n_kv_heads", "head_dim", "d_ff", "decoder_layers"  # may be null in a config.json, which is 0 in a Config
 

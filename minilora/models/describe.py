@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..ops import SCALINGS
 from ..quantization import STORED, Quantized
 from ..spelling import counted
 from .labels import labels_of, list_labels
@@ -15,7 +16,10 @@ def describe_model(source: str | Path) -> dict[str, str]:
     """{title: a line about the model}. Raises as load_pretrained does."""
     model = load_pretrained(source, quantize=STORED)
     config = model.config
-    rotary = f"rotary with theta {config.rope_theta:g}{', scaled as in Llama 3' * bool(config.rope_scaling)}"
+    scaled = next((f", scaled: {kind}" for kind, rule in SCALINGS.items() if isinstance(config.rope_scaling, rule)), "")
+    factor = f" by {config.rope_scaling.factor:g}" if config.rope_scaling else ""
+    without = counted(config.rotary_layers.count(False), "layer") if config.rotary_layers else ""
+    rotary = f"rotary with theta {config.rope_theta:g}{scaled}{factor}{f', none in {without}' * bool(without)}"
     positions = "learned" if "position" in model["embed"].children() else rotary
     classifier = f"a classifier of {config.labels} labels{list_labels(labels_of(model))}"
     heads = {"lm": f"{'tied' if config.tied else 'untied'} head", "classify": classifier}

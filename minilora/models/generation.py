@@ -10,12 +10,13 @@ import numpy as np
 
 from ..backend import Rng, generator, to_numpy
 from ..nn import Inputs, KVCache, Pass
+from ..ops import DynamicScaling
 from ..process import blas_threads
 from .encoder_decoder import EncoderDecoder
 from .tokenizer import ByteTokenizer, Tokenizer, check_matches
 from .transformer import Transformer
 
-CHUNK = 64  # tokens of a prompt that are read at a time
+CHUNK = 64  # tokens of a prompt that are read at a time, unless frequencies depend on the length of what is read
 
 
 class Sampling(NamedTuple):
@@ -164,12 +165,13 @@ def next_ids(
     if isinstance(model, EncoderDecoder):
         inputs, ids = Inputs(memory=model.encode(ids[None])), np.array([model.config.decoder_start])
     context, seen = model.config.max_length, ids.tolist()
+    chunk = context if isinstance(model.config.rope_scaling, DynamicScaling) else CHUNK
     new, kv_cache = ids[-context:], KVCache(min(context, len(ids) + tokens))
     for _ in range(tokens):
         if kv_cache.length + len(new) > context:  # the first ids no longer fit, so all positions move
             new, kv_cache = np.array(seen[-context:]), KVCache(context)
-        for start in range(0, len(new), CHUNK):  # so that the logits of a long prompt are not all in memory
-            logits, _ = model.forward(new[None, start : start + CHUNK], inputs, Pass(kv_cache=kv_cache))
+        for start in range(0, len(new), chunk):  # so that the logits of a long prompt are not all in memory
+            logits, _ = model.forward(new[None, start : start + chunk], inputs, Pass(kv_cache=kv_cache))
         i = sampling.choose(to_numpy(logits[0, -1]))
         if i in stop:
             return

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..files import Tensors
 from ..nn import shapes_of
-from ..ops import RopeScaling, rope_frequencies
+from ..ops import Llama3Scaling, rope_frequencies
 from ..quantization import Quantized, dense
 from .config import Config
 from .config_json import read_config
@@ -108,10 +108,14 @@ def read_values(path: Path, name: str, header: Header) -> dict[str, Any]:
 
 
 def read_rope_scaling(path: Path, given: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> Any:
-    """The rope_scaling of a config.json: a dictionary, or None."""
-    kind = given.get("rope.scaling.type", "none")
+    """The rope_scaling of a config.json: a dictionary, or None. A factor without a type is linear, as in llama.cpp."""
+    kind = given.get("rope.scaling.type", "linear" if "rope.scaling.factor" in given else "none")
+    if kind != "none" and ROPE_FACTORS not in entries:
+        trained = given.get("rope.scaling.original_context_length", given.get(KEYS["max_length"]))
+        lengths = {"original_max_position_embeddings": trained} if kind == "yarn" else {}
+        return {"rope_type": kind, "factor": given.get("rope.scaling.factor"), **lengths}
     if ROPE_FACTORS not in entries:
-        return None if kind == "none" else {"rope_type": kind, "factor": given.get("rope.scaling.factor")}
+        return None
     if kind != "none":
         raise ValueError(f"rope.scaling.type = {kind!r:.80} beside the tensor {ROPE_FACTORS!r} is not supported")
     factors = dense(read_stored(path, ROPE_FACTORS, entries[ROPE_FACTORS]))
@@ -125,7 +129,7 @@ def llama3_rule(factors: np.ndarray, theta: float) -> dict[str, Any]:
     Raises ValueError for other factors.
     """
     D, factor = 2 * factors.size, max(1.0, float(factors.max()))
-    scaling = RopeScaling(factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
+    scaling = Llama3Scaling(factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
     divided_by = rope_frequencies(np, D, theta) / rope_frequencies(np, D, theta, scaling)
     if not np.allclose(factors, divided_by, rtol=1e-4):
         raise ValueError(f"the factors in {ROPE_FACTORS!r} are not those of Llama 3's rule: not supported")

@@ -16,6 +16,7 @@ from ..nn import (
     CrossAttention,
     Embedding,
     FusedAttention,
+    FusedGatedMLP,
     FusedLinear,
     GatedMLP,
     Gelu,
@@ -93,10 +94,15 @@ class LayerFactory:
         plain = self.attention(causal=False, bias=bias)
         return CrossAttention(plain.q_proj, plain.k_proj, plain.v_proj, plain.o_proj, self.config.head_dim, root)
 
-    def fused_attention(self) -> FusedAttention:
-        C = self.config.d_model
-        qkv_proj = FusedLinear(self.normal(3 * C, C), self.full(0, 3 * C), ("q_proj", "k_proj", "v_proj"))
-        return FusedAttention(qkv_proj, self.linear(C, C, True), self.config.head_dim, causal=True)
+    def fused_linear(self, n_in: int, bias: bool, **parts: int) -> FusedLinear:
+        n_out = sum(parts.values())
+        return FusedLinear(self.normal(n_out, n_in), self.full(0, n_out) if bias else None, parts)
+
+    def fused_attention(self, *, bias: bool, rope: Rope | None = None, window: int | None = None) -> FusedAttention:
+        C, D = self.config.d_model, self.config.head_dim
+        HD, GD = self.config.n_heads * D, self.config.n_kv_heads * D
+        qkv_proj = self.fused_linear(C, bias, q_proj=HD, k_proj=GD, v_proj=GD)
+        return FusedAttention(qkv_proj, self.linear(HD, C, bias), D, causal=True, rope=rope, window=window)
 
     def gelu(self) -> Gelu:
         return Gelu(approximate=self.config.activation == "gelu_tanh")
@@ -111,6 +117,10 @@ class LayerFactory:
     def gated_mlp(self, gelu: Gelu | None = None) -> GatedMLP:
         C, F = self.config.d_model, self.config.d_ff
         return GatedMLP(self.linear(C, F, False), self.linear(C, F, False), self.linear(F, C, False), gelu)
+
+    def fused_gated_mlp(self) -> FusedGatedMLP:
+        C, F = self.config.d_model, self.config.d_ff
+        return FusedGatedMLP(self.fused_linear(C, False, gate_proj=F, up_proj=F), self.linear(F, C, False))
 
     def lm_head(self, token: Embedding, bias: bool = False) -> Linear:
         """The output layer. A tied one shares the embedding's Parameter, whose gradient sums those of both."""

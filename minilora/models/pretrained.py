@@ -26,7 +26,16 @@ from .labels import default_label_maps
 from .names import CONSTANT, hub_name, is_of_head, standard_tensors
 from .quantized import CLASSIFIER_LAYERS, load_quantized
 from .sources import INDEX, TENSORS, locate, pinned, weight_map
-from .tokenizer import FILES_COPIED, FILES_READ, TEMPLATES, ByteTokenizer, Tokenizer, files_in, read_tokenizer
+from .tokenizer import (
+    FILES_COPIED,
+    FILES_READ,
+    TEMPLATES,
+    VOCABULARIES,
+    ByteTokenizer,
+    Tokenizer,
+    files_in,
+    read_tokenizer,
+)
 from .transformer import Transformer
 
 CLASSIFIER_DRAWN = "(?!.*pooler).*(drawn anew|are for another head)"  # warnings to expect of a new classifier
@@ -93,7 +102,8 @@ def load_tokenizer(source: str | Path = "builtin") -> Tokenizer:
     path = locate(source, optional=FILES_READ)
     if path.is_file():
         return gguf_tokenizer(path)
-    over_bytes = not (path / "tokenizer.json").is_file() and read_json(config_file(path)).get("vocab_size") == 256
+    alone = not any((path / name).is_file() for name in VOCABULARIES)
+    over_bytes = alone and read_json(config_file(path)).get("vocab_size") == 256
     return ByteTokenizer() if over_bytes else read_tokenizer(path)
 
 

@@ -67,6 +67,8 @@ def build(
     named, extra, added = tokens_in_files(package, file, settings, special_tokens_map, added_tokens)
     named = TOKENS.get(kind, {}) | named
     named = {key: named[key] for key in (*STANDARD, *named) if named.get(key) is not None}
+    if not kind and file.keys() == json.loads(word_piece({})).keys():
+        raise ValueError("without a tokenizer.json it is enough for a BertTokenizer only, and none is named")
     missing = next((key for key in NEEDED.get(kind, ()) if key not in named), None)
     if missing:
         raise ValueError(f"{missing} is null, and a {kind} needs one")
@@ -78,6 +80,11 @@ def build(
     add_cls_and_sep(package, backend, kind, settings, named)
     backend.encode_special_tokens = bool(settings.get("split_special_tokens"))
     return backend, {key: str(token) for key, token in named.items()}
+
+
+def word_piece(vocab: Mapping[str, int]) -> str:
+    """The tokenizer.json of a vocab.txt: what a BertTokenizer needs of one."""
+    return json.dumps({"model": {"type": "WordPiece", "vocab": vocab}, "added_tokens": []})
 
 
 def tokens_in_files(
@@ -159,7 +166,7 @@ def rebuild(kind: str, file: dict[str, Any], settings: Settings, named: Mapping[
     model = file["model"]
     wanted = "WordPiece" if kind == "BertTokenizer" else "BPE"
     if model.get("type") != wanted:
-        raise ValueError(f"a {kind} needs a {wanted}, and tokenizer.json holds {model.get('type')!r:.80}")
+        raise ValueError(f"a {kind} needs a {wanted}, and the file holds {model.get('type')!r:.80}")
     prefix = settings.get("add_prefix_space")
     byte_level = {"type": "ByteLevel", "add_prefix_space": bool(prefix), "trim_offsets": True, "use_regex": True}
     made = {**file, "added_tokens": [], "normalizer": None, "pre_tokenizer": byte_level, "decoder": byte_level}

@@ -1,7 +1,18 @@
 """Neural-network modules: parameters, gradients, layers, attention, blocks, optimizers and schedules."""
 
 from .attention import Attention, AttentionCache, FusedAttention, Rope
-from .blocks import MLP, Block, BlockCache, Checkpointed, GatedMLP, Gelu, PostNormBlock, PreNormBlock, recompute
+from .blocks import (
+    MLP,
+    Block,
+    BlockCache,
+    Checkpointed,
+    FusedGatedMLP,
+    GatedMLP,
+    Gelu,
+    PostNormBlock,
+    PreNormBlock,
+    recompute,
+)
 from .costs import Costs, KeptArray, MetaArray, Product
 from .cross_attention import CrossAttention, DecoderBlock, Memory
 from .embeddings import Embeddings, positions

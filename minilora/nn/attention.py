@@ -24,8 +24,9 @@ class Rope(NamedTuple):
 
     def tables(self, x: Array, D: int, start: int) -> tuple[Array, Array]:
         """cos and sin, each (T, 1, D), for the tokens of x (B, T, ...) from position `start` on."""
-        xp = get_array_module(x)
-        return ops.rope_tables(xp, x.shape[1], ops.rope_frequencies(xp, D, *self), x.dtype, start)
+        xp, T = get_array_module(x), x.shape[1]
+        omega = ops.rope_frequencies(xp, D, *self, start + T)
+        return ops.rope_tables(xp, T, omega, x.dtype, start, getattr(self.scaling, "amplitude", 1))
 
 
 class AttentionCache(NamedTuple):
@@ -200,33 +201,32 @@ class Attention(Module):
 
 
 class FusedAttention(Attention):
-    """GPT-2, ModernBERT: one projection for q, k and v,      [q | k | v] = qkv_proj(x)"""
+    """GPT-2, Phi-3, ModernBERT: one projection for q, k and v,      [q | k | v] = qkv_proj(x)      of H, G and G heads"""
 
     def __init__(
-        self,
-        qkv_proj: Module,
-        o_proj: Module,
-        head_dim: int,
-        *,
-        causal: bool,
-        rope: Rope | None = None,
+        self, qkv_proj: Module, o_proj: Module, head_dim: int, *, causal: bool, rope: Rope | None = None,
         window: int | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.qkv_proj, self.o_proj = qkv_proj, o_proj
         self.head_dim, self.causal, self.rope, self.window = head_dim, causal, rope, window
         self.q_norm = self.k_norm = self.root = None
 
     def project(self, x: Array, inputs: Inputs, run: Pass) -> tuple[Sequence[Array], Any]:
         qkv, cache = self.qkv_proj.forward(x, inputs, run)
-        C = qkv.shape[-1] // 3
-        return (qkv[..., :C], qkv[..., C : 2 * C], qkv[..., 2 * C :]), cache
+        k, v = self.heads * self.head_dim, (self.heads + self.kv_heads) * self.head_dim
+        return (qkv[..., :k], qkv[..., k:v], qkv[..., v:]), cache
 
     def project_backward(self, dq: Array, dk: Array, dv: Array, cache: Any, grads: Gradients) -> Array | None:
         return self.qkv_proj.backward(get_array_module(dq).concatenate([dq, dk, dv], axis=-1), cache, grads)
 
     @property
     def kv_heads(self) -> int:
-        return self.heads
+        rows: int = self.qkv_proj.weight.data.shape[0]  # type: ignore[attr-defined]
+        return (rows // self.head_dim - self.heads) // 2
 
     def project_costs(self, x: MetaArray, costs: Costs) -> list[tuple[str, MetaArray, str]]:
-        return [("q, k, v", self.qkv_proj.costs(x, costs), "dq = dS k/√D, dP = do vᵀ: k and v are views")]
+        qkv = self.qkv_proj.costs(x, costs)
+        if not self.rope:
+            return [("q, k, v", qkv, "dq = dS k/√D, dP = do vᵀ: k and v are views")]
+        k = costs.array(*x.shape[:-1], self.kv_heads * self.head_dim)
+        return [("k", k, "dq = dS k/√D"), ("q, k, v", qkv, "dP = do vᵀ: v is a view")]

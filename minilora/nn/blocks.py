@@ -102,7 +102,7 @@ class GatedMLP(Module):
 
 
 class FusedGatedMLP(GatedMLP):
-    """ModernBERT: one projection for gate and up,      [gate | up] = gate_up_proj(x)"""
+    """Phi-3, ModernBERT: one projection for gate and up,      [gate | up] = gate_up_proj(x)"""
 
     def __init__(self, gate_up_proj: Module, down_proj: Module, gelu: Gelu | None = None) -> None:
         self.gate_up_proj, self.down_proj, self.gelu = gate_up_proj, down_proj, gelu

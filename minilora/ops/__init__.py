@@ -48,6 +48,7 @@ from .embedding import embedding_forward, embedding_gradients
 from .geglu import geglu_backward, geglu_forward
 from .gelu import gelu_backward, gelu_forward, gelu_tanh_forward
 from .ia3 import ia3_backward, ia3_forward, ia3_gradients
+from .kl_divergence import kl_backward, kl_forward, reverse_kl_backward, reverse_kl_forward
 from .layer_norm import gain_gradients, layer_norm_backward, layer_norm_forward
 from .linear import bias_gradients, linear_backward, linear_forward, linear_gradients
 from .loha import loha_A_gradients, loha_B_gradients, loha_backward, loha_factors, loha_forward
@@ -62,7 +63,18 @@ from .quantized_linear import quantized_linear_backward, quantized_linear_forwar
 from .relative_bias import relative_bias_forward, relative_bias_gradients, relative_buckets
 from .relu import relu_backward, relu_forward
 from .rms_norm import rms_norm_backward, rms_norm_forward
-from .rope import RopeScaling, rope_backward, rope_forward, rope_frequencies, rope_tables
+from .rope import (
+    SCALINGS,
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+    YarnScaling,
+    rope_backward,
+    rope_forward,
+    rope_frequencies,
+    rope_tables,
+)
 from .select import select_backward, select_forward
 from .svf import svf_backward, svf_forward, svf_gradients
 from .swiglu import swiglu_backward, swiglu_forward

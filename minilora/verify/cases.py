@@ -177,7 +177,11 @@ MODULES: dict[str, Callable[[LayerFactory], Module]] = {
     "Attention, norms on q and k": partial(attention_part, bias=False, causal=True, rope=Rope(THETA), qk_norm=True),
     "Attention, grouped": partial(attention_part, bias=False, causal=True, n_kv_heads=1),
     "CrossAttention, two of one memory": Reading,
-    "FusedAttention": LayerFactory.fused_attention,
+    "FusedAttention": partial(LayerFactory.fused_attention, bias=True),
+    "FusedAttention, grouped, rotary": lambda new: LayerFactory(
+        replace(new.config, n_kv_heads=1), new.rng
+    ).fused_attention(bias=False, rope=Rope(THETA, ops.YarnScaling(3.0, 7))),
+    "FusedGatedMLP": LayerFactory.fused_gated_mlp,
     "Select, first": lambda new: Select(last=False),
     "Select, last": lambda new: Select(last=True),
     "Labelled": lambda new: Labelled(),
@@ -226,11 +230,13 @@ def of_part(make: Callable[[LayerFactory], Module], rng: Rng, merged: bool = Fal
 
 VOCABULARY = 11
 SPECIAL: dict[str, dict[str, Any]] = {
-    "mistral": {"n_kv_heads": 1, "rope_theta": THETA, "sliding_window": 3},
+    "mistral": {"n_kv_heads": 1, "rope_theta": THETA, "sliding_window": 3, "rope_scaling": ops.YarnScaling(2.0, 6)},
     "qwen2": {"n_kv_heads": 1, "rope_theta": THETA, "sliding_window": 3, "max_window_layers": 1},
     "qwen3": {"n_kv_heads": 1, "head_dim": 6, "rope_theta": THETA},
     "llama": {"n_kv_heads": 1, "head_dim": 6, "rope_theta": THETA,
-              "rope_scaling": ops.RopeScaling(4.0, 0.2, 1.5, 9)},
+              "rope_scaling": ops.Llama3Scaling(4.0, 0.2, 1.5, 9)},
+    "smollm3": {"n_kv_heads": 1, "rope_theta": THETA, "rotary_layers": (False, True)},
+    "phi3": {"n_kv_heads": 1, "rope_theta": THETA, "sliding_window": 3},
     "roberta": {"offset": 2, "activation": "gelu"},
     "t5": {"head_dim": 5, "decoder_layers": 3, "activation": "relu", "relative_buckets": 6, "relative_distance": 4},
 }  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array, get_array_module
 from .case import Case
-from .op import EPS, THETA, Op, Rng, S, Size, drawn, on, one
+from .op import EPS, TEMPERATURE, THETA, Op, Rng, S, Size, drawn, on, one
 from .problems import op_cases
 
 # ---- linear ----
@@ -238,6 +238,23 @@ def cross_entropy(count: int | None) -> Op:
     )
 
 
+def kl(name: str, count: int | None) -> Op:
+    """`name` is that of its functions in ops."""
+
+    def draw(size: Size, rng: Rng) -> Case:
+        B, T, V = size(), size(2, 4), size(2, 5)
+        labelled = np.ones((B, T), bool)
+        labelled[:, 1] = False
+        t = 2 * rng.standard_normal((B, T, V))
+        z = {"z": rng.standard_normal((B, T, V))}
+        return drawn(rng, (), z, t=t, T=TEMPERATURE, labelled=labelled, count=count)
+
+    def forward(z: Array, t: Array, T: float, labelled: Array, count: int | None) -> tuple[Array, Any]:
+        return getattr(ops, f"{name}_forward")(z, on(z, t), T, on(z, labelled), count)  # type: ignore[no-any-return]
+
+    return Op(draw, forward, one(f"{name}_backward"))
+
+
 def draw_mean_squared_error(size: Size, rng: Rng) -> Case:
     shape = size(), size()
     target = rng.standard_normal(shape)
@@ -293,6 +310,9 @@ OPS: dict[str, Op] = {
     ),
     "cross-entropy": cross_entropy(None),
     "cross-entropy, a part of a batch": cross_entropy(17),
+    "KL divergence": kl("kl", None),
+    "KL divergence, a part of a batch": kl("kl", 17),
+    "KL divergence, reversed": kl("reverse_kl", None),
     "mean squared error": Op(
         draw_mean_squared_error,
         lambda y, target: ops.mean_squared_error_forward(y, on(y, target)),

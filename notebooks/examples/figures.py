@@ -99,23 +99,37 @@ def recommender(out, curves):
     save(out, figure)
 
 
-def reversed_words(out, pictures, right):
-    """What each word reads of the source, before and after; beside it, the share of numbers said rightly backwards."""
-    figure = Figure(figsize=(17, 7.5), layout="constrained", dpi=100)
-    left, side = figure.subfigures(1, 2, width_ratios=[1, 1.15])
-    left.suptitle("Cross-attention: which digit each word reads", fontsize=TYPE + 2)
-    for ax, P, title in zip(left.subplots(1, 2), pictures, ("base, forwards", "LoRA, backwards"), strict=True):
-        ax.imshow(P, cmap="Oranges", vmin=0, vmax=1)
-        ax.set(title=title, xlabel="digit", xticks=range(P.shape[1]), yticks=range(P.shape[0]))
-    left.axes[0].set_ylabel("word")
-    ax, y = side.subplots(), np.arange(len(right))
-    for k, color, name in ((0, BASE, "forwards, as the base"), (1, LORA, "backwards")):
+def distillation(out, table):
+    """Over the rank: bits per byte on held-out text, and the divergence from the teacher; a dot for each seed."""
+    figure = Figure(figsize=(16, 8), layout="constrained", dpi=100)
+    colors = dict(zip(table, (BASE, FULL, "#7a9e9f", LORA, "#b3261e", "#2a7f4f"), strict=True))
+    titles = "Held-out text, bits per byte", "KL(teacher ‖ student) on held-out text, nats per byte"
+    for k, (ax, title) in enumerate(zip(figure.subplots(1, 2), titles, strict=True)):
+        for way, rows in table.items():
+            if 0 in rows:
+                ax.axhline(rows[0][:, k].mean(), ls="--", lw=2, color=colors[way], label=way)
+                continue
+            values = np.array([numbers[:, k] for numbers in rows.values()])  # (ranks, seeds)
+            ax.plot(list(rows), values.mean(axis=1), "-", lw=3, color=colors[way], label=way)
+            ax.plot(np.repeat(list(rows), values.shape[1]), values.ravel(), "o", ms=6, color=colors[way])
+            ax.set_xticks(list(rows), [str(r) for r in rows])
+        ax.set(title=title, xlabel="rank")
+    figure.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=TYPE, loc="outside lower center", ncols=3)
+    save(out, figure)
+
+
+def reversed_words(out, right):
+    """The share of unseen numbers that are said rightly, forwards and backwards: a bar for each way, a dot for a seed."""
+    figure = Figure(figsize=(15, 9), layout="constrained", dpi=100)
+    ax, y = figure.subplots(), np.arange(len(right))
+    for k, color, name in ((0, BASE, "forwards, as the base learned it"), (1, LORA, "backwards, as LoRA did")):
         shares = 100 * np.array([[seed[k] for seed in seeds] for seeds in right.values()])  # (ways, seeds)
-        bars = ax.barh(y + 0.4 * k - 0.2, shares.mean(axis=1), 0.38, color=color, label=name)
-        ax.bar_label(bars, [f"{mean:.0f}" for mean in shares.mean(axis=1)], fontsize=TYPE - 2, padding=6)
-        ax.plot(shares.ravel(), np.repeat(y + 0.4 * k - 0.2, shares.shape[1]), "o", color="black", ms=5)
+        at = y + 0.4 * k - 0.2
+        bars = ax.barh(at, shares.mean(axis=1), 0.38, color=color, label=name)
+        ax.bar_label(bars, [f"{mean:.0f}" for mean in shares.mean(axis=1)], fontsize=TYPE - 2, padding=-34, color="white")
+        ax.plot(shares.ravel(), np.repeat(at, shares.shape[1]), "o", color="black", ms=6)
     ax.set_yticks(y, list(right))
-    ax.set(xlabel="% of unseen numbers said without a mistake: mean, and each seed", xlim=(0, 115))
+    ax.set(xlabel="% of unseen numbers without a mistake: mean, and each seed", xlim=(0, 104))
     ax.invert_yaxis()
-    ax.legend(frameon=False, fontsize=TYPE - 1, loc="lower right")
+    figure.legend(frameon=False, fontsize=TYPE, loc="outside lower center", ncols=2)
     save(out, figure)

@@ -54,8 +54,8 @@ from minilora.models.families.llama import llama
 from minilora.models.saving import save_pretrained
 from minilora.training import loop
 
-COMMANDS = shlex.split("demo pretrain finetune predict compare sweep generate chat merge info rank count audit")
-COMMANDS += ["verify", "ex"]
+COMMANDS = shlex.split("demo pretrain finetune predict compare sweep generate chat merge combine prune")
+COMMANDS += shlex.split("info rank count audit verify ex")
 INNER = [f"ex {name}" for name in ex.COMMANDS]
 
 

@@ -47,6 +47,10 @@ def write_pairs(path: Path, pairs: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
 
 
+def talk(prompt: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small base with a tokenizer and a chat template, a text and answers, in the working directory."""
@@ -109,7 +113,7 @@ def test_a_sweep_runs_on_a_base_with_a_tokenizer_too(here, monkeypatch):
 @few
 @given(words, words)
 def test_the_labels_are_the_answer_and_the_token_that_ends_it_and_nothing_else(prompt, answer):
-    ids, targets = encode(CHAT, prompt, answer)
+    ids, targets = encode(CHAT, talk(prompt, answer))
     labelled = targets != IGNORE
     first = int(labelled.argmax())
     assert labelled[first:].all()
@@ -142,7 +146,7 @@ def test_a_template_under_which_the_labels_would_be_wrong_is_refused_with_the_li
 def test_beside_others_in_a_padded_batch_an_answer_has_the_loss_and_gradients_that_it_has_alone(rng):
     config = Config(vocab_size=CHAT.vocab, n_layers=2, d_model=8, n_heads=2, max_length=99, dtype="float64")
     model = llama(config, rng)
-    examples = [encode(CHAT, pair["prompt"], pair["answer"]) for pair in PAIRS[:4]]
+    examples = [encode(CHAT, talk(**pair)) for pair in PAIRS[:4]]
     assert len({len(example.ids) for example in examples}) > 2
     count = sum((example.targets != IGNORE).sum() for example in examples)
     total, grads = 0.0, Gradients()
@@ -178,7 +182,7 @@ def test_a_long_text_has_the_same_tokens_encoded_in_pieces(name, monkeypatch):
 
 
 def test_what_is_cut_is_counted_and_an_example_without_an_answer_left_is_dropped(here):
-    whole = [encode(CHAT, pair["prompt"], pair["answer"]) for pair in PAIRS]
+    whole = [encode(CHAT, talk(**pair)) for pair in PAIRS]
     long = {"prompt": "why " * 40, "answer": "because"}
     write_pairs(here / "pairs.jsonl", [*PAIRS, long])
     length = int(np.median([len(ids) for ids, _ in whole]))
@@ -347,7 +351,7 @@ def test_peft_loads_the_adapter_with_the_same_logits_and_transformers_asks_the_s
     model = minilora.load_pretrained("base")
     minilora.load_adapter(model, "out")
     theirs = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained("base"), "out").eval()
-    batch = padded_batch([encode(CHAT, pair["prompt"], pair["answer"]) for pair in PAIRS[:3]])
+    batch = padded_batch([encode(CHAT, talk(**pair)) for pair in PAIRS[:3]])
     logits, _ = model.forward(batch.ids, Inputs(batch.padding))
     mask, targets = torch.tensor(batch.padding), torch.tensor(batch.targets)
     with torch.no_grad():
@@ -355,7 +359,7 @@ def test_peft_loads_the_adapter_with_the_same_logits_and_transformers_asks_the_s
         loss = torch.nn.functional.cross_entropy(expected.flatten(0, 1), targets.flatten())  # it ignores -100 too
     assert np.abs(logits - expected.numpy())[batch.padding].max() < 1e-5 * np.abs(logits).max()
     assert evaluate(model, [batch]) == pytest.approx(float(loss), rel=1e-5)
-    chat = [{"role": "user", "content": PAIRS[0]["prompt"]}, {"role": "assistant", "content": PAIRS[0]["answer"]}]
+    chat = talk(**PAIRS[0])
     said = transformers.AutoTokenizer.from_pretrained("base").apply_chat_template(chat, return_dict=True)["input_ids"]
-    ids, targets = encode(CHAT, PAIRS[0]["prompt"], PAIRS[0]["answer"])
+    ids, targets = encode(CHAT, chat)
     assert [*ids, targets[-1]] == said[: len(ids) + 1]

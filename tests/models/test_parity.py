@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from models import close
+from their_rope import their_frequencies
 
 import minilora
 from minilora import ops
@@ -33,6 +34,9 @@ SIZES = {"vocab_size": 43, "hidden_size": 24, "num_hidden_layers": 2, "num_atten
          "intermediate_size": 20, "max_position_embeddings": 21}  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 0.5, "high_freq_factor": 2.0,
           "original_max_position_embeddings": 16}  # fmt: skip
+SCALED = {"rope_theta": 50.0, "factor": 3.0}
+LINEAR = {"rope_type": "linear"}
+YARN = {"rope_type": "yarn", "original_max_position_embeddings": 7, "beta_fast": 1.5, "beta_slow": 0.2}
 ROPE = {"rope_type": "default", "rope_theta": 50.0}
 GROUPED = {**SIZES, "rope_parameters": ROPE, "num_key_value_heads": 2}
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -86,6 +90,27 @@ KINDS = {
     "qwen3, classifier": Kind(
         "Qwen3Config", "Qwen3ForSequenceClassification", {**GROUPED, "head_dim": 6, "num_labels": 3}
     ),
+    "llama, linear": Kind("LlamaConfig", "LlamaForCausalLM", {**SIZES, "rope_parameters": SCALED | LINEAR}),
+    "llama, dynamic, past its length": Kind(
+        "LlamaConfig", "LlamaForCausalLM",
+        {**SIZES, "max_position_embeddings": 4, "rope_parameters": SCALED | {"rope_type": "dynamic"}},
+    ),
+    "qwen2, YaRN": Kind("Qwen2Config", "Qwen2ForCausalLM", {**GROUPED, "rope_parameters": SCALED | YARN}),
+    "smollm3": Kind("SmolLM3Config", "SmolLM3ForCausalLM", {**GROUPED, "no_rope_layers": [1, 0]}),
+    "smollm3, every second layer, window": Kind(
+        "SmolLM3Config", "SmolLM3ForCausalLM",
+        {**GROUPED, "num_hidden_layers": 4, "no_rope_layer_interval": 2, "use_sliding_window": True,
+         "sliding_window": 3, "tie_word_embeddings": False},
+    ),
+    "smollm3, YaRN, classifier": Kind(
+        "SmolLM3Config", "SmolLM3ForSequenceClassification",
+        {**GROUPED, "rope_parameters": SCALED | YARN, "no_rope_layers": [0, 1], "num_labels": 3},
+    ),
+    "phi3": Kind("Phi3Config", "Phi3ForCausalLM", GROUPED),
+    "phi3, window, tied": Kind(
+        "Phi3Config", "Phi3ForCausalLM", {**GROUPED, "sliding_window": 3, "tie_word_embeddings": True}
+    ),
+    "phi3, classifier": Kind("Phi3Config", "Phi3ForSequenceClassification", {**GROUPED, "num_labels": 3}),
     "bert": Kind("BertConfig", "BertForMaskedLM", {**SIZES, **QUIET, "type_vocab_size": 3}),
     "bert, tanh GELU": Kind("BertConfig", "BertForMaskedLM", {**SIZES, **QUIET, "hidden_act": "gelu_new"}),
     "bert, untied": Kind("BertConfig", "BertForMaskedLM", {**SIZES, **QUIET, "tie_word_embeddings": False}),
@@ -103,7 +128,8 @@ KINDS = {
                             {**SIZES, **QUIET, "num_labels": 3, "max_position_embeddings": 23}),
 }  # fmt: skip
 each_kind = pytest.mark.parametrize("kind", KINDS)
-ADAPTED = {"gpt2": ["c_attn", "c_proj"], "bert": ["query", "dense"], "roberta": ["value", "intermediate.dense"]}
+ADAPTED = {"gpt2": ["c_attn", "c_proj"], "bert": ["query", "dense"], "roberta": ["value", "intermediate.dense"],
+           "phi3": ["qkv_proj", "gate_up_proj"]}  # fmt: skip
 
 
 # ---- theirs ----
@@ -138,11 +164,13 @@ def in_float64(model: Any) -> Any:
     def rotary(self: Any, x: Any, position_ids: Any) -> Any:
         rope, D = self.config.rope_parameters, getattr(self.config, "head_dim", None)
         D = D or self.config.hidden_size // self.config.num_attention_heads
-        omega = 1.0 / rope["rope_theta"] ** (torch.arange(0, D, 2, dtype=torch.float64) / D)
+        omega, factor = 1.0 / rope["rope_theta"] ** (torch.arange(0, D, 2, dtype=torch.float64) / D), 1.0
         if rope["rope_type"] == "llama3":
             omega = llama3(omega, rope)
+        elif rope["rope_type"] != "default":
+            omega, factor = their_frequencies(self.config, int(position_ids.max()) + 1)
         angle = position_ids[..., None] * torch.cat([omega, omega])
-        return angle.cos(), angle.sin()
+        return factor * angle.cos(), factor * angle.sin()
 
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
@@ -381,8 +409,9 @@ def pairs(wrapped: Any, model: Transformer) -> Iterator[tuple[str, Any, Any]]:
         yield path, parameter, parameters[f"base_model.model.{hf_name(model, layer)}.{side}.default.weight"]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "llama 3", "qwen2", "qwen3", "bert", "bert, tokens", "roberta",
-                                  "mistral, window", "qwen2, window above"])  # fmt: skip
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "llama 3", "qwen2", "qwen3", "bert", "bert, tokens",
+                                  "roberta", "mistral, window", "qwen2, window above", "qwen2, YaRN", "smollm3",
+                                  "phi3"])  # fmt: skip
 def test_the_gradients_of_an_adapter_are_those_of_peft_to_1e_10(kind, tmp_path, rng):
     wrapped, model = adapted(kind, tmp_path)
     batch, grads = batch_for(model, rng), Gradients()

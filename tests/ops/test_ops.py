@@ -60,6 +60,13 @@ def torch_cross_entropy(torch, z, targets, count):
     return torch.nn.functional.cross_entropy(z.flatten(0, 1), targets, ignore_index=-100, reduction=reduction) / divisor
 
 
+def torch_kl(torch, z, t, T, labelled, count, reverse=False):
+    log_q, log_p = (torch.log_softmax(x[torch.tensor(labelled)] / T, dim=-1) for x in (z, torch.tensor(t)))
+    pair = (log_p, log_q) if reverse else (log_q, log_p)
+    total = torch.nn.functional.kl_div(*pair, reduction="sum", log_target=True)
+    return T**2 * total / (count or int(labelled.sum()))
+
+
 TORCH: dict[str, Callable[..., Any]] = {
     "linear": lambda torch, x, W: torch.nn.functional.linear(x, W),
     "bias": lambda torch, b, x, W: torch.nn.functional.linear(torch.tensor(x), torch.tensor(W), b),
@@ -98,6 +105,8 @@ TORCH: dict[str, Callable[..., Any]] = {
     "attention, another number of keys": torch_softmax_attention,
     "embedding": lambda torch, W, ids: torch.nn.functional.embedding(torch.tensor(ids), W),
     **dict.fromkeys((op for op in OPS if op.startswith("cross-entropy")), torch_cross_entropy),
+    **dict.fromkeys((op for op in OPS if op.startswith("KL divergence")), torch_kl),
+    "KL divergence, reversed": partial(torch_kl, reverse=True),
     "mean squared error": lambda torch, y, target: torch.nn.functional.mse_loss(y, torch.tensor(target)),
     "dropout": lambda torch, x, keep: x * torch.tensor(keep),
 }

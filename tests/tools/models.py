@@ -22,6 +22,8 @@ HEADS |= {
     "mistral": {"n_heads": 6, "n_kv_heads": 2, "rope_theta": 50.0},
     "qwen2": {"n_heads": 6, "n_kv_heads": 2, "rope_theta": 50.0},
     "qwen3": {"n_heads": 3, "n_kv_heads": 1, "rope_theta": 50.0},
+    "smollm3": {"n_heads": 6, "n_kv_heads": 2, "rope_theta": 50.0, "rotary_layers": (True, False)},
+    "phi3": {"n_heads": 6, "n_kv_heads": 2, "rope_theta": 50.0},
     "bert": {"n_heads": 4, "segments": 3},
     "roberta": {"n_heads": 3, "segments": 3, "offset": 2, "activation": "gelu"},
 }

@@ -24,6 +24,8 @@ def base(
     special: dict[str, Any] = {
         "llama": {"n_kv_heads": 1},
         "qwen3": {"n_kv_heads": 1},
+        "smollm3": {"n_kv_heads": 1, "rotary_layers": (True, False)},
+        "phi3": {"n_kv_heads": 1},
         "bert": {"activation": "gelu"},
         "roberta": {"offset": 2, "segments": 1, "activation": "gelu"},
         "gpt2": {},

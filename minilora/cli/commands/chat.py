@@ -17,6 +17,7 @@ SHARED = "--device", "--seed"
 
 def arguments(add: Add) -> None:
     add_generation(add)
+    add("--system", metavar="TEXT", help="a system prompt before the conversation (default: the chat template's own)")
 
 
 def run(options: Options) -> None:
@@ -25,12 +26,12 @@ def run(options: Options) -> None:
 
     base, adapter = located(options)
     tokenizer = load_tokenizer(base)
-    tokenizer.chat([{"role": "user", "content": "?"}])  # raises for a model without a chat template, before it is read
+    messages = [] if options.system is None else [{"role": "system", "content": options.system}]
+    tokenizer.chat([*messages, {"role": "user", "content": "?"}])  # raises, before the model is read, where it cannot
     model, choices, terminal = load_model(base, adapter, options), sampling(options), sys.stdin.isatty()
     if terminal:
         leave = "Ctrl-Z and Enter end" if os.name == "nt" else "Ctrl-D ends"
         print(f"minilora: {leave} the chat, Ctrl-C an answer", file=sys.stderr)
-    messages: list[dict[str, str]] = []
     for line in lines(terminal):
         asked, reply = [*messages, {"role": "user", "content": line}], ""
         try:

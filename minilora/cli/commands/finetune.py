@@ -16,8 +16,8 @@ DATA = "a file; or 'builtin', Python's own source; to classify, rotten_tomatoes 
 
 
 def arguments(add: Add) -> None:
-    what = """text (default): --data is a text; instruct: lines of {"prompt": "...", "answer": "..."}; classify:
-    rows of a table, or JSON lines, with a text and its label"""
+    what = """text (default): --data is a text; instruct: conversations in JSON, as messages, Alpaca's, ShareGPT's or
+    {"prompt": "...", "answer": "..."}; classify: rows of a table, or JSON, with a text and its label"""
     add("--task", choices=[*TASKS], default="text", help=what)
     add_settings(add, "rank")
     add("--data", required=True, metavar="FILE", help=DATA)

@@ -22,7 +22,7 @@ AT_ONCE = 4096  # lines of standard input that are read before the first is answ
 def arguments(add: Add) -> None:
     add("--adapter", required=True, metavar="ADAPTER", help=f"{ADAPTER}, that finetune --task classify made, or PEFT")
     add_base_of_adapter(add, otherwise="")
-    add("--data", metavar="FILE", help="a .csv, .tsv or .jsonl (default: lines of standard input)")
+    add("--data", metavar="FILE", help="a .csv, .tsv, .jsonl or .json (default: lines of standard input)")
     add("--text", default="text", metavar="NAME", help="the column of the text (default text)")
     add("--label", metavar="NAME", help="a column of labels, for evaluation")
     add("--encoding", default="utf-8", metavar="NAME", help=ENCODING)
