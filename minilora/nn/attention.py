@@ -201,7 +201,7 @@ class Attention(Module):
 
 
 class FusedAttention(Attention):
-    """GPT-2, Phi-3, ModernBERT: one projection for q, k and v,      [q | k | v] = qkv_proj(x)      of H, G and G heads"""
+    """GPT-2, Phi-3, ModernBERT: one projection for q, k and v,      [q | k | v] = qkv_proj(x)    of H, G and G heads"""
 
     def __init__(
         self, qkv_proj: Module, o_proj: Module, head_dim: int, *, causal: bool, rope: Rope | None = None,

@@ -128,8 +128,8 @@ class Reading(Module):
 
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
         c1, c2, memory = cache
-        dh = self.second.backward(dy, c2, grads)
-        dx = dh + self.first.backward(dh, c1, grads)  # type: ignore[operator]
+        dh: Array = self.second.backward(dy, c2, grads)  # type: ignore[assignment]
+        dx: Array = dh + self.first.backward(dh, c1, grads)  # type: ignore[operator]
         grads.add(self.m, grads.pop(memory).sum(axis=0))
         return dx
 

@@ -36,10 +36,13 @@ PLACES = {
 }
 
 
-def numbers(n, rng, backwards):
-    """A Batch of n numbers of 2 to MOST digits: ids of the source, and of the words that the decoder predicts."""
+def numbers(n, rng, backwards, held_out=False):
+    """A Batch of n numbers of 2 to MOST digits: ids of the source, and of the words that the decoder predicts. Numbers
+    whose digits add up to a multiple of 5 are held out."""
     length, t = rng.integers(2, MOST + 1, (n, 1)), np.arange(MOST + 1)
     digits, real = rng.integers(0, 10, (n, MOST + 1)), t <= length
+    residue = 0 if held_out else rng.integers(1, 5, n)
+    digits[:, 0] = (residue - (digits * (t < length))[:, 1:].sum(axis=1)) % 5 + 5 * rng.integers(0, 2, n)
     said = np.take_along_axis(digits, np.where((t < length) & backwards, length - 1 - t, t), axis=1)
     source, words = (
         np.where(t < length, x, np.where(real, END, PAD)) for x in (DIGIT + digits, WORD + said)
@@ -61,7 +64,7 @@ def say(model, number):
 
 
 def one_seed(seed, steps, places):
-    """The base and LoRA at each place, and {place: [right forwards, right backwards]}, shares of numbers not seen."""
+    """The base and LoRA at each place, and {place: [right forwards, right backwards]}, shares of held-out numbers."""
     sizes = {"d_ff": 64, "max_length": 16, "relative_buckets": 16, "relative_distance": 16}
     config = minilora.Config(22, len(BLOCKS), d_model=32, n_heads=4, activation="relu", **sizes)
 
@@ -75,7 +78,7 @@ def one_seed(seed, steps, places):
         models[place] = deepcopy(models["base"])
         minilora.attach_lora(models[place], PLACES[place], r=8, alpha=16, rng=seed)
         train(models[place], True, steps // 2, 1e-2)
-    test = [numbers(1000, np.random.default_rng([seed, 10**6, way]), way) for way in (False, True)]
+    test = [numbers(1000, np.random.default_rng([seed, 10**6, way]), way, held_out=True) for way in (False, True)]
     return models, {way: [share_right(model, batch) for batch in test] for way, model in models.items()}
 
 

@@ -52,8 +52,8 @@ class Place(NamedTuple):
 
 
 def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
-    """{name of a tensor: its place} of all that the file holds. Raises ValueError for an embedding that PEFT's model has
-    not, as it is."""
+    """{name of a tensor: its place} of all that the file holds. Raises ValueError for an embedding that PEFT's model
+    has twice."""
     if FAMILIES[view.model.family].copies and "embed.token" in (*plan.adapters, *plan.saved):
         raise ValueError(
             f"{view.names['embed.token']}: in PEFT each stack of a {view.model.family} has an embedding of its own and "
