@@ -14,14 +14,14 @@ from minilora.nn import Gradients
 from minilora.verify import check_model
 
 FOLDER = Path(__file__).parent.parent / "notebooks" / "examples"
-NAMES = "digits", "named_entities", "recommender", "reversed_words"
+NAMES = "digits", "named_entities", "recommender", "reversed_words"  # and those of convolutions, below
 each_example = pytest.mark.parametrize("name", NAMES)
 
 
 def example(name):
     if str(FOLDER) not in sys.path:
         sys.path.insert(0, str(FOLDER))
-    if name == "digits":
+    if "digits" in name:
         pytest.importorskip("sklearn")
     return importlib.import_module(name)
 
@@ -59,6 +59,15 @@ def test_lora_teaches_new_digits_and_keeps_more_of_the_old_than_a_new_start(run)
     assert right["LoRA"][0] > right["from nothing"][0]
     assert is_picture(figure)
     assert figure.with_suffix(".safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rotated_digits", "signals"])
+def test_lora_on_convolutions_learns_the_new_with_fewer_numbers_than_all(name):
+    rows = {way: found[0] for way, found in example(name).main(small=True).items()}  # of the one seed
+    assert rows["LoRA"][0] < rows["full"][0] / 4
+    assert rows["LoRA"][2] > rows["base"][2] + 0.03
+    assert rows["base"][1] > rows["base"][2] + 0.2
 
 
 @pytest.mark.slow
@@ -148,20 +157,6 @@ def new(rng):
     return LayerFactory(Config(vocab_size=1, n_layers=1, d_model=6, n_heads=2, dtype="float64"), rng)
 
 
-def test_the_gradients_of_patches_are_right(rng):
-    assert checked(example("digits").Patches(new(rng), 6), rng.standard_normal((3, 8, 8)), rng).ok
-
-
-def test_patches_are_four_by_four_pixels_in_reading_order(rng):
-    patches = example("digits").Patches(new(rng), 6)
-    W = patches.patch_proj.weight
-    W.data, patches.position.data = np.ones(W.data.shape), np.zeros((5, 6))
-    y, _ = patches.forward(np.arange(64.0).reshape(1, 8, 8))
-    corners = [np.arange(64).reshape(8, 8)[i : i + 4, j : j + 4].sum() for i in (0, 4) for j in (0, 4)]
-    assert np.array_equal(y[0, 1:, 0], corners)
-    assert np.array_equal(y[0, 0], patches.class_token.data)
-
-
 def test_the_gradients_of_items_are_right(rng):
     module, market = example("recommender"), example("market")
     layer = module.Items(rng.standard_normal((market.N, market.F)), new(rng), 6)
@@ -178,3 +173,12 @@ def test_the_market_draws_from_the_probabilities_it_gives_and_shows_nothing_twic
     drawn = np.take_along_axis(P, batch.targets[..., None], axis=-1)
     expected, n = (P * P).sum(axis=-1).mean(), batch.targets.size  # E[P of what is drawn]
     assert abs(drawn.mean() - expected) < 5 * drawn.std() / n**0.5
+
+
+@pytest.mark.slow  # half a minute, and what it rests on is tested in training/test_distillation.py
+def test_a_student_that_is_distilled_is_nearer_to_its_teacher_than_the_base(run):
+    table, figure = run("distillation")
+    _, base = table["base"][0][0]
+    for way in ("KL(teacher ‖ student)", "KL(student ‖ teacher)"):
+        assert table[way][2][0][1] < base
+    assert is_picture(figure)

@@ -220,6 +220,11 @@ def count(
 
 def check_tokens(tokens: int | None, name: str, model: Transformer) -> int:
     positions, prompt = model.config.max_length, virtual_tokens(model)
+    if model.config.image_size:
+        if tokens not in (None, positions) or prompt:
+            size = model.config.image_size
+            raise ValueError(f"{name} reads images of {size} x {size}, which are {positions} tokens, not more or fewer")
+        return positions
     if tokens is None:
         return max(1, min(512, positions - prompt))
     if not (is_whole(tokens) and 1 <= tokens <= positions - prompt):

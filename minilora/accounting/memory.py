@@ -15,6 +15,7 @@ import numpy as np
 
 from ..adapters.base import Adapter, shape
 from ..adapters.parts import Parts
+from ..models.families import FAMILIES
 from ..models.names import hub_name
 from ..models.quantized import format_of, formats_for
 from ..models.transformer import Transformer
@@ -121,8 +122,7 @@ def added_tensors(model: Transformer, trained: bool) -> dict[str, Shape]:
 def peft_name(model: Transformer, path: str) -> str:
     """base_model.model.<path in Hugging Face's model>, which in a model without a head lacks the name of its body."""
     family, head = model.family, model.config.head
-    name = hub_name(family, path, head, model.config.activation)
-    body = hub_name(family, "embed.token").partition(".")[0]
+    name, body = hub_name(family, path, head, model.config.gated), FAMILIES[family].base_model_prefix
     return f"base_model.model.{name.removeprefix(f'{body}.') if head == 'none' else name}"
 
 
@@ -191,9 +191,10 @@ def step_costs(
 
     `dropout`: forward is given a generator. `source_tokens`: of each source that an encoder reads; None: `tokens` too.
     """
-    costs = Costs(model, itemsize(dtype), dropout=dropout)
+    costs, c = Costs(model, itemsize(dtype), dropout=dropout), model.config
     costs.source = costs.array(batch, source_tokens or tokens, itemsize=8)
-    model.costs(costs.array(batch, tokens, itemsize=8), costs)
+    images = costs.array(batch, c.channels, c.image_size, c.image_size)
+    model.costs(images if c.image_size else costs.array(batch, tokens, itemsize=8), costs)
     return costs
 
 

@@ -7,22 +7,22 @@ model["block_0.attention.q_proj"] = LoRALinear(model["block_0.attention.q_proj"]
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from ..backend import Array, Rng, generator
 from ..data import Batch
-from ..nn import Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
+from ..nn import TABLES, Convolution, Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
 from ..nn.optim import Penalty, both
 from ..quantization import Quantized
 from ..spelling import choose_from
-from .base import DEFAULT, Adapter, class_for, variants
+from .base import DEFAULT, Adapter, class_for, smaller_side, variants
 from .lora import LoRAEmbedding, LoRALinear, TiedLoRALinear
 from .parts import Parts
 
 Targets: TypeAlias = str | Collection[str] | Mapping[str, int]
-HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out, as in PEFT
-LAYERS = Linear, Embedding, LayerNorm  # what an adapter can be on
+HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out
+LAYERS = Linear, Embedding, LayerNorm, Convolution  # what an adapter can be on
 
 
 def wasted_rank(ranks: Mapping[str, tuple[int, int]]) -> str:
@@ -120,6 +120,16 @@ def attach_lora(
     for parameter in trained_beside_adapters(model, train):
         parameter.trainable = True  # of a head that its adapter has frozen
     return [*paths, *heads]
+
+
+def attach_tokens(model: Module, ids: Sequence[int], train: str | Collection[str] = ()) -> tuple[str, list[str]]:
+    """attach() of the variant whose option is a list of token ids, to the embedding and to a head that is not tied to
+    it: their rows of these tokens learn. Returns the variant and the paths."""
+    variant, option = next(
+        (name, option.name) for name, classes in variants().items() for option in classes[0].options if option.is_ids
+    )
+    own = {m.weight: path for path, m in reversed([*model.named_modules()]) if path in TABLES}  # type: ignore[attr-defined]
+    return variant, attach(model, variant, list(own.values()), rng=0, train=train, **{option: list(ids)})
 
 
 def fit_options(model: Module, steps: int, penalty: Penalty | None = None) -> dict[str, Any]:
@@ -233,8 +243,8 @@ def ranks_of(chosen: Mapping[str, Target]) -> dict[str, tuple[int, int]]:
     found = {}
     for path, (layer, cls, options) in chosen.items():
         if cls.trains_a_matrix():
-            sizes = cls.sizes_for(layer, cls.defaults() | options)
-            found[path] = sizes["r"], min(sizes["n_in"], sizes["n_out"])
+            r = cls.sizes_for(layer, cls.defaults() | options)["r"]
+            found[path] = r, smaller_side(layer.weight.data.shape)
     return found
 
 

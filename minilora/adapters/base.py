@@ -62,7 +62,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module
-from ..nn import Costs, Embedding, FusedLinear, Gradients, LayerNorm, Linear, MetaArray, Module, Parameter
+from ..nn import Convolution, Costs, Embedding, FusedLinear, Gradients, LayerNorm, Linear, MetaArray, Module, Parameter
 from ..quantization import dense
 from . import DEFAULT as DEFAULT
 
@@ -198,7 +198,9 @@ class Adapter(Module):
     # ---- what every variant states ----
 
     variant: ClassVar[str] = ""  # the name of its file
-    base_type: ClassVar[type[Linear] | type[Embedding] | type[LayerNorm]]  # the layers that the class adapts
+    base_type: ClassVar[
+        type[Linear] | type[Embedding] | type[LayerNorm] | type[Convolution]
+    ]  # the layers that the class adapts
     targets: ClassVar[tuple[str, ...]] = ()
     """Last names of the layers that it adapts by default. Where no class of a variant has any: all that they can."""
     slots: ClassVar[tuple[Slot, ...]]
@@ -230,10 +232,11 @@ class Adapter(Module):
         if factors is None:
             return dense(self.merged()[0]) - self.dense()
         A, B, s = factors
-        return s * (B @ A)
+        return (s * (B @ A)).reshape(self.weight.data.shape)  # of a convolution, kernels
 
     def factors(self) -> tuple[Array, Array, float] | None:
-        """A (r, n), B (m, r) and s with ΔW = s B A, for a W (m, n); None where ΔW is no such product."""
+        """A (r, n), B (m, r) and s with ΔW = s B A, for a W (m, n), or kernels W as rows; None where ΔW is no such
+        product."""
         return None
 
     # ---- what few need ----
@@ -399,12 +402,17 @@ class Adapter(Module):
         """The letters of shapes and formulas."""
         return self.sizes_for(self.base, vars(self))
 
+    def positions(self, y: MetaArray) -> tuple[int, ...]:
+        """The axes of the base's y that count its rows."""
+        return y.shape[:-1]
+
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         """Those of the base, and `kept` and `products`, without what only frozen slots need."""
         learns = self.learns
         y = self.base.costs(x, costs)
         drops = costs.dropout and bool(getattr(self, "dropout", 0))
-        sizes = self.settings | self.sizes | {"n": y.rows, "drops": drops}
+        rows = self.positions(y)
+        sizes = self.settings | self.sizes | {"n": math.prod(rows), "drops": drops}
         if drops:
             costs.keep(self, "keep", costs.array(*x.shape), "to drop the same of dx")
         held = {"x": costs.array(*x.shape) if drops else x, "ids": x}
@@ -412,7 +420,7 @@ class Adapter(Module):
             if slots and learns.isdisjoint(slots):
                 continue
             if what not in held and (n := number(width, sizes)):
-                held[what] = costs.array(*(() if once else y.shape[:-1]), n)
+                held[what] = costs.array(*(() if once else rows), n)
             if what in held:
                 costs.keep(self, "x, dropped" if drops and what == "x" else what, held[what], why)
 
@@ -465,6 +473,11 @@ def sizes_of(base: Any) -> dict[str, int]:
     return {"n_in": n_in, "n_out": n_out}
 
 
+def smaller_side(shape: tuple[int, ...]) -> int:
+    """min(out, in) of a W of this shape, the highest rank that it has; of kernels as a matrix over windows."""
+    return min(shape[0], math.prod(shape[1:]))
+
+
 def shape(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
     """("r", "n_in") -> (8, 64)"""
     return tuple(sizes[axis] if axis in sizes else int(axis) for axis in axes)
@@ -500,16 +513,17 @@ def compiled(formula: str) -> CodeType:
 
 @cache
 def variants() -> dict[str, list[type[Adapter]]]:
-    """{name: its classes} of every variant that has a file here; that of lora_fa.py is called lora-fa."""
-    found = {}
+    """{name: its classes} of every variant that has a file here; that of lora_fa.py is called lora-fa. A class in
+    another file than its variant's, as lora_conv.py, comes after those in it."""
+    found: dict[str, list[type[Adapter]]] = {}
     for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__):
         if not module.ispkg:
             file = importlib.import_module(f".{module.name}", __package__)
             own = [cls for cls in vars(file).values() if getattr(cls, "__module__", "") == file.__name__]
-            found[module.name.replace("_", "-")] = [
-                cls for cls in own if hasattr(cls, "base_type") and {"base_type", "variant"} & {*vars(cls)}
-            ]
-    return {name: classes for name, classes in found.items() if classes}
+            for cls in own:
+                if hasattr(cls, "base_type") and {"base_type", "variant"} & {*vars(cls)}:
+                    found.setdefault(cls.variant, []).append(cls)
+    return found
 
 
 def class_for(classes: list[type[Adapter]], base: Any, is_listed: Callable[[type[Adapter]], bool]) -> type[Adapter]:
@@ -551,9 +565,13 @@ def uniform(cls: type[Adapter], base: Any, zero: str, rng: Rng, **options: Any) 
 
 
 def dropped(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array, Array | None]:
-    """x after dropout, and the mask, drawn on the host and moved. Without a generator: x itself, and None."""
+    """x after dropout, and the mask, drawn on the host and moved. Without a generator: x itself, and None. Of sparse
+    rows, which are 0 elsewhere, the entries."""
     if rng is None or p == 0:
         return x, None
+    if isinstance(x, ops.CSR):
+        values, keep = dropped(x.values, p, rng)
+        return ops.CSR(x.indptr, x.indices, values, x.shape[1]), keep  # type: ignore[return-value]
     keep = (rng.random(x.shape, dtype=np.float32) >= p) / (1 - p)
     keep = get_array_module(x).asarray(keep, dtype=x.dtype)
     return ops.dropout_forward(x, keep)[0], keep

@@ -158,6 +158,7 @@ class LoRA(Adapter):
         """A and B, by the function of initialisations/ that is called `init`, with options of its own. Raises
         ValueError as it does."""
         W = to_numpy(base.dense())  # type: ignore[attr-defined]
+        W = W.reshape(len(W), -1)  # kernels as a matrix over windows
         with blas_threads():
             start = INITS[init].make(W, r, s, data._replace(rng=rng), **own)
         if not (np.isfinite(start.A).all() and np.isfinite(start.B).all()):
@@ -221,7 +222,7 @@ class LoRALinear(LoRA):
     products = Products(
         forward="2 * r * (n_in + n_out)",
         backward="2 * r * (n_in + n_out)",
-        without_dx="2 * r * (n_in + n_out)",
+        without_dx="2 * r * n_out",
         gradients={("lora_A",): "2 * r * n_in", ("lora_B",): "2 * r * n_out"},
     )
 
@@ -254,13 +255,16 @@ class LoRALinear(LoRA):
 
     def backward(self, dy: Array, cache: LoRALinearCache, grads: Gradients) -> Array | None:
         dx = self.base.backward(dy, cache.base, grads)
-        dx_lora, dh = ops.lora_backward(dy, self.lora_A.data, self.lora_B.data, self.scaling)
+        A, B, s = self.lora_A.data, self.lora_B.data, self.scaling
+        if dx is None:
+            dh = ops.lora_h_backward(dy, B, s)
+        else:
+            dx_lora, dh = ops.lora_backward(dy, A, B, s)
+            dx += dx_lora if cache.keep is None else ops.dropout_backward(dx_lora, cache.keep)
         if cache.x is not None:
             grads.add(self.lora_A, ops.lora_A_gradients(dh, cache.x))
         if cache.h is not None:
-            grads.add(self.lora_B, ops.lora_B_gradients(dy, cache.h, self.scaling))
-        if dx is not None:
-            dx += dx_lora if cache.keep is None else ops.dropout_backward(dx_lora, cache.keep)
+            grads.add(self.lora_B, ops.lora_B_gradients(dy, cache.h, s))
         return dx
 
     @classmethod

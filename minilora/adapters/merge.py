@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 from ..backend import Array
-from ..nn import Embedding, LayerNorm, Linear, Module, Parameter, Part
+from ..nn import Conv1d, Conv2d, Convolution, Embedding, LayerNorm, Linear, Module, Parameter, Part
 from ..process import blas_threads
 from .base import Adapter
 
@@ -56,7 +56,32 @@ class MergedLayerNorm(LayerNorm):
         return {}
 
 
-MERGED = {Linear: MergedLinear, Embedding: MergedEmbedding, LayerNorm: MergedLayerNorm}
+class MergedConvolution(Convolution):
+    """A plain convolution, as MergedLinear."""
+
+    is_merged = True
+
+    def __init__(self, adapter: Adapter) -> None:
+        (W, b), base = adapter.merged(), adapter.base
+        self.weight, self.bias = own(W, base.weight), base.bias if b is None else own(b, base.bias)
+        self.window, self.adapter = base.window, adapter
+
+    def children(self) -> dict[str, Module]:
+        return {}
+
+
+class MergedConv1d(MergedConvolution, Conv1d):
+    """Of a Conv1d."""
+
+
+class MergedConv2d(MergedConvolution, Conv2d):
+    """Of a Conv2d."""
+
+
+MERGED = {
+    Linear: MergedLinear, Embedding: MergedEmbedding, LayerNorm: MergedLayerNorm, Conv1d: MergedConv1d,
+    Conv2d: MergedConv2d,
+}  # fmt: skip
 
 
 def own(x: Array, of_base: Parameter | None) -> Parameter:

@@ -59,6 +59,10 @@ def natural_float(text: str) -> float:
     return number(text, lambda x: x >= 0, "a number from 0 up")
 
 
+def steps_or_share(text: str) -> float:
+    return number(text, lambda x: x >= 0 and (x < 1 or x.is_integer()), "a number of steps, or a share of them below 1")
+
+
 def share(text: str) -> float:
     return number(text, lambda x: 0 < x <= 1, "a share above 0 and up to 1")
 

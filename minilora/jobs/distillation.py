@@ -9,12 +9,12 @@ from typing import Any
 from ..adapters.peft import CONFIG
 from ..files import weights_hash
 from ..models.config import LABELLED
-from ..models.pretrained import load_pretrained, load_tokenizer
+from ..models.pretrained import load_pretrained
 from ..models.tokenizer import Tokenizer
 from ..models.transformer import Transformer
 from ..training import distillation
 from ..training.gradients import Loss, cross_entropy
-from .bases import base_for, load_adapted
+from .bases import base_for, load_adapted, tokenizer_for
 from .runs import tokenizer_hash
 from .settings import Settings
 
@@ -34,7 +34,7 @@ def loss_of(
         return cross_entropy, {}
     folder = Path(settings.teacher) if (Path(settings.teacher) / CONFIG).is_file() else None  # of an adapter
     source = (base_for(folder, None) or "builtin") if folder else settings.teacher
-    if tokenizer_hash(load_tokenizer(source)) != tokenizer_hash(tokenizer):
+    if tokenizer_hash(tokenizer_for(source, folder)) != tokenizer_hash(tokenizer):
         raise ValueError(f"the teacher {settings.teacher} has another tokenizer than the base: their tokens differ")
     teacher = load_adapted(source, folder)[0] if folder else load_pretrained(source)
     (theirs, of_teacher), (ours, of_model) = outputs(teacher), outputs(model)

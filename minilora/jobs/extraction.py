@@ -69,7 +69,7 @@ def linear_layers(model: Transformer, layers: dict[str, Change]) -> dict[str, st
     found = {
         name: path
         for path in linear
-        if (name := hub_name(model.family, path, model.config.head, model.config.activation)) in layers
+        if (name := hub_name(model.family, path, model.config.head, model.config.gated)) in layers
     }
     if not found:
         raise ValueError(f"an adapter goes on a linear layer, and none has changed, only {', '.join(layers)}")

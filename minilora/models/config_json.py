@@ -15,7 +15,7 @@ from .families import FAMILIES
 from .labels import default_label_maps
 from .transformer import Transformer
 
-HF_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+HF_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 CLASS_ENDINGS = {  # of the name of a class -> its head
     "ForCausalLM": "lm",
     "LMHeadModel": "lm",
@@ -24,6 +24,7 @@ CLASS_ENDINGS = {  # of the name of a class -> its head
     "ForPreTraining": "lm",
     "ForSequenceClassification": "classify",
     "ForTokenClassification": "tokens",
+    "ForImageClassification": "classify",
     "Model": "none",
 }
 MAX_LABELS = 100_000
@@ -44,7 +45,9 @@ def read_config(
     """
     name = values.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise ValueError(f"{source}: family {name!r:.80} is not supported: {choose_from(str(name), FAMILIES)}")
+        why = {key: why for family in FAMILIES.values() for key, why in family.not_read.items()}.get(str(name))
+        hint = why or choose_from(str(name), FAMILIES)
+        raise ValueError(f"{source}: family {name!r:.80} is not supported: {hint}")
     family = FAMILIES[name]
     for key, fixed in family.config_fixed.items():
         if values.get(key, fixed) != fixed:
@@ -111,7 +114,7 @@ def write_config(model: Transformer) -> dict[str, Any]:
         **family.extra_keys(config),
     }
     if "activation" in family.config_keys:
-        values[family.config_keys["activation"]] = {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation)
+        values[family.config_keys["activation"]] = {"gelu": "gelu", "gelu_tanh": "gelu_new"}[config.activation]
     if config.head in LABELLED:
         values |= default_label_maps(config.labels)
     preserved = {key: value for key, value in model.hf_config.items() if config.head in LABELLED or "label" not in key}

@@ -16,7 +16,7 @@ from ..nn import shapes_of
 from ..quantization import STORED, Quantized, dense, format_names
 from ..spelling import choose_from
 from .bitsandbytes import format_in, gathered
-from .config import Config
+from .config import LABELLED, Config
 from .config_json import PRESERVED, read_config
 from .families import FAMILIES
 from .gguf import read_gguf
@@ -38,7 +38,9 @@ from .tokenizer import (
 )
 from .transformer import Transformer
 
-CLASSIFIER_DRAWN = "(?!.*pooler).*(drawn anew|are for another head)"  # warnings to expect of a new classifier
+CLASSIFIER_DRAWN = (
+    "(?!.*(pooler|head_transform)).*(drawn anew|are for another head)"  # warnings to expect of a new classifier
+)
 
 
 def load_pretrained(
@@ -89,7 +91,8 @@ def load_pretrained(
         what = "header" if path.is_file() else "config.json"
         raise ValueError(f"the tensors of {source} do not fit its {what}: {error}") from None
     unnamed = default_label_maps(config.labels).items()
-    model.hf_config = {key: values[key] for key in PRESERVED if key in values and (key, values[key]) not in unnamed}
+    said = {key: values[key] for key in PRESERVED if values.get(key) is not None}
+    model.hf_config = {key: value for key, value in said.items() if (key, value) not in unnamed}
     model.hub = hub
     return model
 
@@ -175,7 +178,7 @@ def assemble(
     if config.n_layers > len(tensors):  # before so many layers are made
         raise ValueError(f"{config.n_layers} layers are needed, and there are {len(tensors)} tensors")
     model = FAMILIES[family].build(config, None)
-    ours = {hub_name(family, path, config.head, config.activation): path for path in model.named_parameters()}
+    ours = {hub_name(family, path, config.head, config.gated): path for path in model.named_parameters()}
     readers: dict[str, Reader] = {name: partial(stored, tensors, name) for name in tensors}
     state: dict[str, Reader] = {ours[name]: partial(floats, tensors, name) for name in readers if name in ours}
     rest = {name: reader for name, reader in readers.items() if name not in ours and not CONSTANT.fullmatch(name)}
@@ -225,10 +228,13 @@ def drop_copies(family: str, config: Config, state: dict[str, Reader], rest: dic
 
 
 def draw_classifier(model: Transformer, state: dict[str, Reader], rng: np.random.Generator) -> list[str]:
-    """Add to `state` the parameters that a classifier lacks: weights N(0, 0.02²), biases zero. Returns their paths."""
-    shapes = shapes_of(model.state_dict())
-    missing = [path for path in shapes if path not in state and CLASSIFIER_LAYERS.match(path)]
+    """Add to `state` the parameters that a classifier lacks: weights N(0, 0.02²), biases zero, the gains of norms one.
+    Returns their paths."""
+    shapes, labelled = shapes_of(model.state_dict()), model.config.head in LABELLED
+    drawable = (path for path in shapes if CLASSIFIER_LAYERS.match(path) or (labelled and path.startswith("head_")))
+    missing = [path for path in drawable if path not in state]
     for path in missing:
         x = 0.02 * rng.standard_normal(shapes[path])
-        state[path] = partial(np.asarray, 0 * x if path.endswith("bias") else x)
+        x = 0 * x if path.endswith("bias") else 1 + 0 * x if "norm" in path else x
+        state[path] = partial(np.asarray, x)
     return missing

@@ -17,6 +17,7 @@ from ..data import decode_bytes, encode_bytes
 from ..files import read_bytes, read_json, to_json
 from .chat_template import marked, render
 
+TOKENIZER = "tokenizer.json"
 FILES_READ = (  # the files of a model folder that are read here, where they exist
     "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "generation_config.json", "chat_template.jinja",

@@ -12,7 +12,8 @@ from .config import Config
 
 
 class Transformer(Sequential):
-    """embed, block_0, ..., norm, and a head. Token ids (B, T) in; out, by config.head:
+    """embed, block_0, ..., norm, and a head. Token ids (B, T) in, or images (B, channels, size, size) where the config
+    has an image_size; out, by config.head:
 
     lm          logits (B, T, V), or (N, V) of the N positions inputs.labelled
     classify    logits (B, labels)
@@ -20,13 +21,14 @@ class Transformer(Sequential):
     none        hidden states (B, T, C)
     """
 
+    reads_source: ClassVar[bool] = False  # whether it is an EncoderDecoder
+
     def __init__(self, family: str, config: Config, layers: dict[str, Module]) -> None:
         super().__init__(layers)
         self.family, self.config = family, config
         self.hf_config: dict[str, Any] = {}  # other keys of the config.json, which save_pretrained writes unchanged
         self.hub: tuple[str, str | None] | None = None  # its name on the Hugging Face Hub, and the commit
-
-    reads_source: ClassVar[bool] = False  # whether it is an EncoderDecoder
+        self.added_tokens = 0  # of its vocabulary those that its files lack (vocabulary.py)
 
     @property
     def causal(self) -> bool:
@@ -36,17 +38,21 @@ class Transformer(Sequential):
     def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, list[Any]]:
         """The output and the cache. Moves ids and inputs to the device of the weights.
 
-        Raises ValueError for ids that are not (B, T) integers in 0..V-1, for more tokens (those of run.kv_cache
-        included) than config.max_length, for a KV cache with padding, for padding or segments that are not as Inputs
-        says, and for a source, which an EncoderDecoder reads; TypeError for `inputs` and `run` of other types, and for
-        a run.rng that is no generator. Values that are on a GPU already are not checked: that would wait for it.
+        Raises ValueError for ids that are not (B, T) integers in 0..V-1, or images that are not floats of the config's
+        size, for more tokens (those of run.kv_cache included) than config.max_length, for a KV cache with padding, for
+        padding or segments that are not as Inputs says, and for a source, which an EncoderDecoder reads; TypeError for
+        `inputs` and `run` of other types, and for a run.rng that is no generator. Values that are on a GPU already are
+        not checked: that would wait for it.
         """
         xp = next(self.parameters()).xp
         check_arguments(inputs, run)
         if not self.reads_source and inputs.source is not None:
             raise ValueError(f"a {self.family} has no encoder beside it that could read a source")
         kv_cache, padding, segments, labelled = run.kv_cache, inputs.padding, inputs.segments, inputs.labelled
-        if get_array_module(ids) is np:
+        if self.config.image_size:
+            check_images(ids, inputs, run, self.config)
+            ids = xp.asarray(ids, dtype=next(self.parameters()).data.dtype)
+        elif get_array_module(ids) is np:
             check_ids(ids, self.config, kv_cache.length if kv_cache else 0)
         segment = getattr(self.layers["embed"], "segment", None)
         check_inputs(inputs, run, np.shape(ids), None if segment is None else len(segment.weight.data))
@@ -78,6 +84,17 @@ def check_ids(ids: Any, config: Config, start: int = 0) -> None:
     if ids.min() < 0 or ids.max() >= config.vocab_size:
         wrong = ids[(ids < 0) | (ids >= config.vocab_size)][0]
         raise ValueError(f"token id {wrong} is outside the vocabulary 0..{config.vocab_size - 1}")
+
+
+def check_images(x: Any, inputs: Inputs, run: Pass, config: Config) -> None:
+    """Raise ValueError unless a model of this config can read these images."""
+    size = config.channels, config.image_size, config.image_size
+    if x.ndim != 4 or not len(x) or x.shape[1:] != size or x.dtype.kind != "f":
+        raise ValueError(
+            f"images are floats of shape (batch, {', '.join(map(str, size))}), not {x.dtype} of shape {x.shape}"
+        )
+    if any(part is not None for part in inputs) or run.kv_cache:
+        raise ValueError("images have no padding, no segments, no labels of tokens and no KV cache")
 
 
 def check_inputs(inputs: Inputs, run: Pass, shape: tuple[int, ...], segments: int | None) -> None:

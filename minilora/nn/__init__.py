@@ -11,15 +11,26 @@ from .blocks import (
     Gelu,
     PostNormBlock,
     PreNormBlock,
+    SandwichNormBlock,
     recompute,
 )
+from .convolution import Conv1d, Conv2d, Convolution, Flatten
 from .costs import Costs, KeptArray, MetaArray, Product
 from .cross_attention import CrossAttention, DecoderBlock, Memory
-from .embeddings import Embeddings, positions
+from .embeddings import TABLES, Embeddings, PatchEmbeddings, positions
 from .fused import FusedLinear, Part
-from .heads import Labelled, Relu, Scale, Select, Tanh
+from .heads import Labelled, MeanTokens, Relu, Scale, Select, Tanh
 from .inputs import Inputs, Pass
 from .kv_cache import KVCache
-from .layers import Embedding, LayerNorm, Linear, LinearCache, NormModuleCache, RMSNorm
+from .layers import (
+    Embedding,
+    Identity,
+    LayerNorm,
+    Linear,
+    LinearCache,
+    NormModuleCache,
+    RMSNorm,
+    ZeroCentredRMSNorm,
+)
 from .module import Gradients, Module, Parameter, Sequential, check_fit, check_names, converted, join, shapes_of
 from .relative_attention import RelativeAttention, RelativeBias

@@ -139,7 +139,8 @@ class Attention(Module):
 
     def attend_backward(self, do: Array, cache: AttentionCache, grads: Gradients) -> tuple[Array, Array, Array]:
         blockwise = isinstance(cache.attention, ops.BlockwiseAttentionCache)
-        return (ops.blockwise_attention_backward if blockwise else ops.attention_backward)(do, cache.attention)
+        backward = ops.blockwise_attention_backward if blockwise else ops.attention_backward
+        return backward(do, cache.attention, self.root)
 
     @property
     def heads(self) -> int:
@@ -201,7 +202,7 @@ class Attention(Module):
 
 
 class FusedAttention(Attention):
-    """GPT-2, Phi-3, ModernBERT: one projection for q, k and v,      [q | k | v] = qkv_proj(x)    of H, G and G heads"""
+    """GPT-2, Phi-3, ModernBERT: one projection for q, k and v,      [q | k | v] = qkv_proj(x)      of H, G, G heads"""
 
     def __init__(
         self, qkv_proj: Module, o_proj: Module, head_dim: int, *, causal: bool, rope: Rope | None = None,

@@ -160,6 +160,50 @@ class PreNormBlock(Block):
         return costs.array(*h.shape)
 
 
+class SandwichNormBlockCache(NamedTuple):
+    norm_1: Any
+    attention: Any
+    attention_norm: Any
+    norm_2: Any
+    mlp: Any
+    mlp_norm: Any
+
+
+class SandwichNormBlock(Block):
+    """Gemma:           x₁ = x + attention_norm(attention(norm_1(x)))       y = x₁ + mlp_norm(mlp(norm_2(x₁)))"""
+
+    def __init__(
+        self, norm_1: Module, attention: Module, attention_norm: Module, norm_2: Module, mlp: Module, mlp_norm: Module
+    ) -> None:
+        super().__init__(norm_1, attention, norm_2, mlp)
+        self.attention_norm, self.mlp_norm = attention_norm, mlp_norm
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, SandwichNormBlockCache]:
+        h, c1 = self.norm_1.forward(x, inputs, run)
+        h, c2 = self.attention.forward(h, inputs, run.with_dx() if self.norm_1.trainable else run)
+        run = run.with_dx()
+        h, c3 = self.attention_norm.forward(h, inputs, run)
+        x = x + h
+        h, c4 = self.norm_2.forward(x, inputs, run)
+        h, c5 = self.mlp.forward(h, inputs, run)
+        h, c6 = self.mlp_norm.forward(h, inputs, run)
+        return x + h, SandwichNormBlockCache(c1, c2, c3, c4, c5, c6)
+
+    def backward(self, dy: Array, cache: SandwichNormBlockCache, grads: Gradients) -> Array | None:
+        dh = self.mlp.backward(self.mlp_norm.backward(dy, cache.mlp_norm, grads), cache.mlp, grads)
+        dx = dy + self.norm_2.backward(dh, cache.norm_2, grads)
+        dh = self.attention_norm.backward(dx, cache.attention_norm, grads)
+        dh = self.attention.backward(dh, cache.attention, grads)
+        dh = None if dh is None else self.norm_1.backward(dh, cache.norm_1, grads)
+        return None if dh is None else dx + dh
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        h = self.attention.costs(self.norm_1.costs(x, costs), costs)
+        h = self.attention_norm.costs(h, costs)
+        h = self.mlp.costs(self.norm_2.costs(costs.array(*h.shape), costs), costs)
+        return costs.array(*self.mlp_norm.costs(h, costs).shape)
+
+
 class PostNormBlock(Block):
     """BERT:            x₁ = norm_1(x + attention(x))       y = norm_2(x₁ + mlp(x₁))"""
 

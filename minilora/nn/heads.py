@@ -1,4 +1,4 @@
-"""Layers of heads: selection of tokens, tanh, ReLU and a scale."""
+"""Layers of heads: selection of tokens or their mean, tanh, ReLU and a scale."""
 
 from __future__ import annotations
 
@@ -29,6 +29,22 @@ class Select(Module):
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         B, _, C = x.shape
         costs.keep(self, "b, t", costs.array(2, B, itemsize=8), "dx is dy at b and t, and 0 elsewhere")
+        return costs.array(B, 1, C)
+
+
+class MeanTokens(Module):
+    """y = the mean of x over the real tokens of each sequence: (B, T, C) -> (B, C)"""
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Array]:
+        real = get_array_module(x).ones(x.shape[:2], dtype=bool) if inputs.padding is None else inputs.padding
+        return ops.mean_tokens_forward(x, real)
+
+    def backward(self, dy: Array, cache: Array, grads: Gradients) -> Array:
+        return ops.mean_tokens_backward(dy, cache)
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        B, T, C = x.shape
+        costs.keep(self, "shares", costs.array(B, T, 1), "dx is a share of dy at real tokens")
         return costs.array(B, 1, C)
 
 

@@ -35,9 +35,14 @@ def lora_forward(x: Array, A: Array, B: Array, s: float) -> tuple[Array, LoRACac
     return like((s * h) @ B.T, x), LoRACache(x, h)
 
 
+def lora_h_backward(dy: Array, B: Array, s: float) -> Array:
+    """dh = s dy B          (N, r): all that dA needs, where nobody reads dx"""
+    return s * (rows(dy) @ B)
+
+
 def lora_backward(dy: Array, A: Array, B: Array, s: float) -> tuple[Array, Array]:
     """dh = s dy B     dx = dh A        Returns dx and dh (N, r), which lora_A_gradients needs."""
-    dh = s * (rows(dy) @ B)
+    dh = lora_h_backward(dy, B, s)
     return like(dh @ A, dy), dh
 
 

@@ -107,9 +107,8 @@ def sharded_loss_and_gradients(
 
 def split_batch(batch: Batch, shards: int) -> list[Batch]:
     """At most `shards` parts of `batch`, split along B, of nearly equal size."""
-    shards = min(shards, len(batch.ids))
-    fields = ([None] * shards if a is None else np.array_split(a, shards) for a in batch)
-    return [Batch(*parts) for parts in zip(*fields, strict=True)]
+    parts = np.array_split(np.arange(len(batch.ids)), min(shards, len(batch.ids)))
+    return [Batch(*(a if a is None else a[part[0] : part[-1] + 1] for a in batch)) for part in parts]
 
 
 def count_labels(batch: Batch) -> int:

@@ -36,6 +36,7 @@ def fit(
     shards: int = 1,
     seed: int = 0,
     held_out: Callable[[], Iterable[Batch]] | None = None,
+    watch: Callable[[], Iterable[Batch]] | None = None,
     evaluate_every: int = 0,
     patience: int = 0,
     checkpoint: str | Path | None = None,
@@ -54,7 +55,8 @@ def fit(
 
     `held_out()` is evaluated, without the penalty, before the first step, every `evaluate_every` steps and after the
     last. After `patience` evaluations without a new best, training stops. With `patience`, the parameters of the best
-    evaluation are restored at the end; without, the last ones stay.
+    evaluation are restored at the end; without, the last ones stay. `watch()`, data of another kind, is evaluated
+    whenever `held_out()` is, and decides nothing.
 
     `checkpoint` is a file written every `checkpoint_every` steps, at the end, and on Ctrl-C. With `resume`, training
     continues from it, or starts from the beginning if there is none, and ends with the same bytes as a run that was
@@ -73,7 +75,7 @@ def fit(
         raise ValueError(f"lr = {lr!r} is not above 0")
     optimizer = optimizer or AdamW(model.trainable_parameters(), lr)
     run = Run(
-        model, optimizer, batches, steps, accumulate, clip, shards, seed, held_out, evaluate_every, patience,
+        model, optimizer, batches, steps, accumulate, clip, shards, seed, held_out, watch, evaluate_every, patience,
         None if checkpoint is None else Path(checkpoint), checkpoint_every, after_step,
     )  # fmt: skip
     run.start(resume)

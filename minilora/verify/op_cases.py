@@ -7,7 +7,7 @@ in problems/.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,114 @@ def low_rank_embedding_backward(dy: Array, cache: Any, A: Array, B: Array, ids: 
     return ops.lora_embedding_A_gradients(dy, cache.x, B, s, A.shape[1]), ops.lora_B_gradients(dy, cache.h, s)
 
 
+# ---- convolutions ----
+
+
+def draw_convolution(axes: int, low_rank: bool) -> Callable[[Size, Rng], Case]:
+    """One axis or two, each with a kernel, stride, padding and dilation of its own."""
+
+    def draw(size: Size, rng: Rng) -> Case:
+        N, C, n_out = size(), size(), size()
+        along = []  # of each axis: its window, and a size of x that the first one reaches into
+        for _ in range(axes):
+            k, t, p, d = size(1, 3), size(), size(0, 2), size(1, 3)
+            p = min(p, d * (k - 1))
+            along.append((k, t, p, d, d * (k - 1) + 1 - p + size(0, 3)))
+        *fields, numbers = zip(*along, strict=True)
+        window, x = ops.Window(*fields), rng.standard_normal((N, C, *numbers))
+        shape = (N, n_out, *window.outputs(x.shape[2:]))
+        if not low_rank:
+            return drawn(rng, shape, {"x": x, "W": rng.standard_normal((n_out, C, *window.kernel))}, window=window)
+        r = size()
+        A, B = rng.standard_normal((r, C, *window.kernel)), rng.standard_normal((n_out, r))
+        return drawn(rng, shape, {"x": x, "A": A, "B": B}, s=S, window=window)
+
+    return draw
+
+
+def convolution_backward(dy: Array, cache: Array, x: Array, W: Array, window: ops.Window) -> tuple[Array, ...]:
+    return ops.convolution_backward(dy, W, window, x.shape), ops.convolution_gradients(dy, cache, window)
+
+
+def low_rank_convolution_backward(
+    dy: Array, cache: Any, x: Array, A: Array, B: Array, s: float, window: ops.Window
+) -> tuple[Array, ...]:
+    dx, dh = ops.lora_convolution_backward(dy, A, B, s, window, x.shape)
+    dA = ops.lora_convolution_A_gradients(dh, cache.x, window)
+    return dx, dA, ops.lora_convolution_B_gradients(dy, cache.h, s)
+
+
+def convolutions() -> dict[str, Op]:
+    def forward(x: Array, W: Array, window: ops.Window) -> tuple[Array, Array]:
+        return ops.convolution_forward(x, W, None, window)
+
+    def draw_windows(size: Size, rng: Rng) -> Case:
+        case = draw_convolution(2, False)(size, rng)
+        x, window = case.inputs["x"], case.constants["window"]
+        return drawn(rng, ops.windows(x, window).shape, {"x": x}, window=window)
+
+    gather = Op(
+        draw_windows,
+        lambda x, window: (ops.windows(x, window), None),
+        lambda dy, _, x, window: (ops.windows_backward(dy, window, x.shape),),
+    )
+    plain = {f"convolution, {n}-D": Op(draw_convolution(n, False), forward, convolution_backward) for n in (1, 2)}
+    return (
+        {"windows": gather}
+        | plain
+        | {
+            f"low rank, convolution, {n}-D": Op(
+                draw_convolution(n, True),
+                lambda *arguments, **constants: ops.lora_convolution_forward(*arguments, **constants),
+                low_rank_convolution_backward,
+            )
+            for n in (1, 2)
+        }
+    )
+
+
+# ---- sparse rows ----
+
+
+def draw_entries(size: Size, rng: Rng) -> tuple[np.ndarray, dict[str, Any]]:
+    """The values of sparse rows, and where they stand. Of several rows the first is empty, the others share a column."""
+    N, n_in = size(), size()
+    present = rng.random((N, n_in)) < 0.6
+    present[:, 0] = True
+    present[0] &= N == 1
+    indptr = np.concatenate([[0], present.sum(axis=1).cumsum()])
+    values = rng.standard_normal(indptr[-1])
+    return values, {"indptr": indptr, "indices": np.nonzero(present)[1], "width": n_in}
+
+
+def sparse(values: Array, indptr: np.ndarray, indices: np.ndarray, width: int) -> ops.CSR:
+    return ops.CSR(indptr, on(values, indices), values, width)
+
+
+def draw_sparse_linear(size: Size, rng: Rng) -> Case:
+    (values, where), n_out = draw_entries(size, rng), size()
+    W = rng.standard_normal((n_out, where["width"]))
+    return drawn(rng, (len(where["indptr"]) - 1, n_out), {"values": values, "W": W}, **where)
+
+
+def draw_sparse_low_rank(size: Size, rng: Rng) -> Case:
+    (values, where), n_out, r = draw_entries(size, rng), size(), size()
+    inputs = {"values": values, "A": rng.standard_normal((r, where["width"])), "B": rng.standard_normal((n_out, r))}
+    return drawn(rng, (len(where["indptr"]) - 1, n_out), inputs, **where, s=S)
+
+
+def sparse_low_rank_backward(dy: Array, cache: Any, _: Array, A: Array, B: Array, s: float, **__: Any) -> Any:
+    dh = ops.lora_h_backward(dy, B, s)
+    gradients = ops.lora_A_gradients(dh, cache.x), ops.lora_B_gradients(dy, cache.h, s)
+    return ops.csr_backward(dh, cache.x, A.T), *gradients
+
+
+def draw_embedding_bag(size: Size, rng: Rng) -> Case:
+    (values, where), C = draw_entries(size, rng), size()
+    W = rng.standard_normal((where["width"], C))
+    return drawn(rng, (len(where["indptr"]) - 1, C), {"values": values, "W": W}, **where)
+
+
 # ---- norms and activations ----
 
 
@@ -102,6 +210,26 @@ def draw_swiglu(size: Size, rng: Rng) -> Case:
     return drawn(rng, shape, {"gate": 2 * rng.standard_normal(shape), "up": rng.standard_normal(shape)})
 
 
+def draw_geglu(approximate: bool) -> Callable[[Size, Rng], Case]:
+    def draw(size: Size, rng: Rng) -> Case:
+        shape = size(), size(), size()
+        inputs = {"gate": 2 * rng.standard_normal(shape), "up": rng.standard_normal(shape)}
+        return drawn(rng, shape, inputs, approximate=approximate)
+
+    return draw
+
+
+def geglu_backward(dy: Array, cache: Any, *_: Array, **__: Any) -> tuple[Array, ...]:
+    return ops.geglu_backward(dy, cache)
+
+
+def draw_relu(size: Size, rng: Rng) -> Case:
+    """No x is so near 0 that a difference crosses the kink, and one is above it."""
+    x = rng.standard_normal((size(), size(2, 4)))
+    x[0, 0] = abs(x[0, 0])
+    return drawn(rng, x.shape, {"x": x + 0.2 * np.sign(x)})
+
+
 # ---- tokens ----
 
 
@@ -111,6 +239,12 @@ def draw_select(size: Size, rng: Rng) -> Case:
     chosen[-1, -1] = True
     b, t = np.nonzero(chosen)
     return drawn(rng, (len(b), C), {"x": rng.standard_normal((B, T, C))}, b=b, t=t)
+
+
+def draw_mean_tokens(size: Size, rng: Rng) -> Case:
+    B, T, C = size(), size(2, 4), size()
+    real = pad("right", T, [T, *rng.integers(1, T + 1, B - 1)])
+    return drawn(rng, (B, C), {"x": rng.standard_normal((B, T, C))}, real=real)
 
 
 def draw_ids(size: Size, rng: Rng) -> tuple[np.ndarray, int]:
@@ -146,7 +280,9 @@ def rope_tables(x: Array, D: int, theta: float = THETA) -> tuple[Array, Array]:
     return ops.rope_tables(xp, x.shape[1], ops.rope_frequencies(xp, D, theta), x.dtype)
 
 
-def attention(causal: bool, side: str, R: int, block: int = 0, window: int | None = None) -> Op:
+def attention(
+    causal: bool, side: str, R: int, block: int = 0, window: int | None = None, root: float | None = None
+) -> Op:
     """R query heads for each key/value head; in blocks, or whole. The outputs of padding are no part of y."""
 
     def draw(size: Size, rng: Rng) -> Case:
@@ -154,26 +290,28 @@ def attention(causal: bool, side: str, R: int, block: int = 0, window: int | Non
         padding = None if side == "none" else pad(side, T, [T - 1, *rng.integers(1, T + 1, B - 1)])
         heads = {"q": G * R, "k": G, "v": G}
         inputs = {name: rng.standard_normal((B, T, n * D)) for name, n in heads.items()}
-        return drawn(rng, (B, T, G * R * D), inputs, D=D, causal=causal, padding=padding, window=window)
+        constants = {"D": D, "causal": causal, "padding": padding, "window": window, "root": root}
+        return drawn(rng, (B, T, G * R * D), inputs, **constants)
 
     def real(a: Array, padding: np.ndarray | None) -> Array:
         return a if padding is None else a * on(a, 1.0 * padding[..., None])
 
     def forward(
-        q: Array, k: Array, v: Array, D: int, causal: bool, padding: np.ndarray | None, window: int | None
-    ) -> tuple[Array, Any]:
+        q: Array, k: Array, v: Array, D: int, causal: bool, padding: np.ndarray | None, window: int | None,
+        root: float | None,
+    ) -> tuple[Array, Any]:  # fmt: skip
         y: Array
         cache: Any
         if block:
             seen = None if padding is None else on(q, padding)
-            y, cache = ops.blockwise_attention_forward(q, k, v, D, causal, seen, block, window)
+            y, cache = ops.blockwise_attention_forward(q, k, v, D, causal, seen, block, window, root)
         else:
-            y, cache = ops.attention_forward(q, k, v, attention_mask(q, causal, padding, window), D)
+            y, cache = ops.attention_forward(q, k, v, attention_mask(q, causal, padding, window), D, root)
         return real(y, padding), cache
 
     def backward(dy: Array, cache: Any, *_: Array, padding: np.ndarray | None, **constants: Any) -> tuple[Array, ...]:
         run = ops.blockwise_attention_backward if block else ops.attention_backward
-        return run(real(dy, padding), cache)
+        return run(real(dy, padding), cache, constants["root"])
 
     return Op(draw, forward, backward)
 
@@ -207,6 +345,19 @@ def relative_bias_backward(
 ) -> tuple[Array, ...]:
     db = ops.attention_bias_gradients(dy, cache[0])
     return *ops.attention_backward(dy, cache[0]), ops.relative_bias_gradients(db, cache[1], len(W))
+
+
+def draw_projected_attention(size: Size, rng: Rng) -> Case:
+    B, n, m, G, R, D = size(), size(3, 5), size(2, 4), size(1, 2), size(1, 3), size(1, 3)
+    shapes = {"q": (B, n, G * R * D), "k": (B, n, G * D), "v": (B, n, G * D), "E": (m, n), "F": (m, n)}
+    return drawn(rng, shapes["q"], {name: rng.standard_normal(s) for name, s in shapes.items()}, D=D)
+
+
+def projected_attention_backward(
+    dy: Array, cache: Any, q: Array, k: Array, v: Array, E: Array, F: Array, D: int
+) -> tuple[Array, ...]:
+    *dqkv, dk_m, dv_m = ops.projected_attention_backward(dy, cache, E, F)
+    return *dqkv, ops.projection_gradients(dk_m, cache.k), ops.projection_gradients(dv_m, cache.v)
 
 
 def attention_mask(x: Array, causal: bool, padding: np.ndarray | None, window: int | None = None) -> Array | None:
@@ -250,7 +401,7 @@ def kl(name: str, count: int | None) -> Op:
         return drawn(rng, (), z, t=t, T=TEMPERATURE, labelled=labelled, count=count)
 
     def forward(z: Array, t: Array, T: float, labelled: Array, count: int | None) -> tuple[Array, Any]:
-        return getattr(ops, f"{name}_forward")(z, on(z, t), T, on(z, labelled), count)  # type: ignore[no-any-return]
+        return getattr(ops, f"{name}_forward")(z, on(z, t), T, on(z, labelled), count)
 
     return Op(draw, forward, one(f"{name}_backward"))
 
@@ -270,6 +421,22 @@ OPS: dict[str, Op] = {
         lambda A, B, ids, s: ops.lora_embedding_forward(on(A, ids), A, B, s),
         low_rank_embedding_backward,
     ),
+    **convolutions(),
+    "linear, sparse rows": Op(
+        draw_sparse_linear,
+        lambda values, W, **where: ops.linear_forward(sparse(values, **where), W),
+        lambda dy, x, _, W, **__: (ops.csr_backward(dy, x, W.T), ops.linear_gradients(dy, x)),
+    ),
+    "low rank, sparse rows": Op(
+        draw_sparse_low_rank,
+        lambda values, A, B, s, **where: ops.lora_forward(sparse(values, **where), A, B, s),
+        sparse_low_rank_backward,
+    ),
+    "embedding bag": Op(
+        draw_embedding_bag,
+        lambda values, W, **where: ops.embedding_bag_forward(sparse(values, **where), W),
+        lambda dy, X, _, W, **__: (ops.embedding_bag_backward(dy, X, W), ops.embedding_bag_gradients(dy, X)),
+    ),
     **op_cases(),
     "layer norm": Op(draw_layer_norm, ops.layer_norm_forward, layer_norm_backward),
     "rms norm": Op(draw_rms_norm, ops.rms_norm_forward, rms_norm_backward),
@@ -278,6 +445,12 @@ OPS: dict[str, Op] = {
     "tanh": Op(draw_tanh, ops.tanh_forward, one("tanh_backward")),
     "select": Op(draw_select, lambda x, b, t: ops.select_forward(x, on(x, b), on(x, t)), one("select_backward")),
     "swiglu": Op(draw_swiglu, ops.swiglu_forward, lambda dy, cache, *_: ops.swiglu_backward(dy, cache)),
+    "geglu": Op(draw_geglu(False), ops.geglu_forward, geglu_backward),
+    "geglu, tanh form": Op(draw_geglu(True), ops.geglu_forward, geglu_backward),
+    "relu": Op(draw_relu, ops.relu_forward, one("relu_backward")),
+    "mean of tokens": Op(
+        draw_mean_tokens, lambda x, real: ops.mean_tokens_forward(x, on(x, real)), one("mean_tokens_backward")
+    ),
     "rope": Op(
         draw_rope,
         lambda x, D, theta: (ops.rope_forward(x, *rope_tables(x, D, theta)), None),
@@ -291,18 +464,24 @@ OPS: dict[str, Op] = {
     "attention, causal, padded left": attention(True, "left", 1),
     "attention, causal, padded right": attention(True, "right", 3),
     "attention, sliding window": attention(True, "left", 2, window=2),
+    "attention, symmetric window": attention(False, "right", 2, window=2),
+    "attention, another root": attention(True, "none", 2, root=1.7),
     "attention, another number of keys": Op(
         draw_cross_attention,
         lambda q, k, v, D, mask: ops.attention_forward(q, k, v, on(q, mask), D),
         lambda dy, cache, *_, **__: ops.attention_backward(dy, cache),
     ),
     "attention, relative positions": Op(draw_relative_bias, relative_bias_forward, relative_bias_backward),
+    "low-rank attention": Op(draw_projected_attention, ops.projected_attention_forward, projected_attention_backward),
     "attention in blocks, grouped": attention(False, "none", 3, block=1),
     "attention in blocks, padded right": attention(False, "right", 1, block=1),
     "attention in blocks, causal": attention(True, "none", 1, block=2),
     "attention in blocks, causal, padded left": attention(True, "left", 2, block=1),
     "attention in blocks, sliding window": attention(True, "none", 2, block=2, window=4),
     "attention in blocks, sliding window, padded right": attention(True, "right", 1, block=2, window=3),
+    "attention in blocks, symmetric window": attention(False, "none", 2, block=2, window=3),
+    "attention in blocks, symmetric window, padded left": attention(False, "left", 1, block=1, window=2),
+    "attention in blocks, another root": attention(True, "right", 1, block=2, root=1.7),
     "embedding": Op(
         draw_embedding,
         lambda W, ids: ops.embedding_forward(on(W, ids), W),

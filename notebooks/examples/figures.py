@@ -134,3 +134,27 @@ def reversed_words(out, right):
     ax.invert_yaxis()
     figure.legend(frameon=False, fontsize=TYPE, loc="outside lower center", ncols=2)
     save(out, figure)
+
+
+def ten_values(out, found):
+    """Accuracy over the number of singular values that each W keeps: the mean of the seeds, and each seed."""
+    figure = Figure(figsize=(15, 8.5), layout="constrained", dpi=100)
+    ax = figure.subplots()
+    ways = {
+        "LoRA": (LORA, "--", "LoRA beside the whole W"),
+        "cut": (BASE, "-", "what LoRA made, cut: nothing learns"),
+        "cut, then S": (FULL, "-", "what LoRA made, cut, then S learns"),
+        "the scheme": (GOOD, "-", "the pretrained W cut, then S learns"),
+    }
+    for way, (color, line, name) in ways.items():
+        k, each = list(found[way]), 100 * np.array(list(found[way].values()))  # (k, seeds)
+        ax.plot(k, each.mean(axis=1), line, color=color, lw=3, label=name)
+        if way != "LoRA":
+            ax.plot(np.repeat(k, each.shape[1]), each.ravel(), "o", color=color, ms=6, alpha=0.6)
+    ax.axhline(50, color="black", lw=1)
+    ax.set(xscale="log", xlabel="singular values that each W keeps (log scale)", ylabel="% of held-out texts right")
+    k = list(found["cut"])
+    ax.set_xticks(k, [f"all {n}" if n == k[-1] else str(n) for n in k])
+    ax.minorticks_off()
+    ax.legend(frameon=False, fontsize=TYPE, loc="upper left")
+    save(out, figure)

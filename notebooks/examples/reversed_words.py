@@ -66,7 +66,7 @@ def say(model, number):
 def one_seed(seed, steps, places):
     """The base and LoRA at each place, and {place: [right forwards, right backwards]}, shares of held-out numbers."""
     sizes = {"d_ff": 64, "max_length": 16, "relative_buckets": 16, "relative_distance": 16}
-    config = minilora.Config(22, len(BLOCKS), d_model=32, n_heads=4, activation="relu", **sizes)
+    config = minilora.Config(22, len(BLOCKS), d_model=32, n_heads=4, gated=False, **sizes)
 
     def train(model, backwards, steps, lr):
         batches = lambda i: numbers(64, np.random.default_rng([seed, i, backwards]), backwards)  # noqa: E731

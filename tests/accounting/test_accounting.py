@@ -26,12 +26,13 @@ from minilora.adapters.base import Adapter
 from minilora.cli import main
 from minilora.cli.commands.count import COUNTED
 from minilora.data import Batch
-from minilora.models.config import ACTIVATIONS, LABELLED, Config
+from minilora.models.config import ACTIVATIONS, LABELLED, POOLINGS, Config
 from minilora.models.config_json import CLASS_ENDINGS
 from minilora.models.families import FAMILIES
-from minilora.nn import Attention, Gradients, Linear, Pass, recompute
+from minilora.nn import Attention, FusedAttention, Gradients, Linear, Pass, recompute
 from minilora.nn.optim import SGD, AdamW
 from minilora.training import loss_and_gradients
+from minilora.verify.cases import SPECIAL
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -42,28 +43,33 @@ LLAMA = {
 # ---- a live model: what is predicted is what is there ----
 
 
-GROUPED = "llama", "phi3", "smollm3"  # those with few heads for keys and values here; they have no biases
+OPTIONS = "rotary_layers", "sliding_window", "layer_types", "local_rope_theta", "query_pre_attn_scalar"
+PARTS = {family: FAMILIES[family].build(Config(8, 1, 8, 2), None).named_modules() for family in FAMILIES}
+FUSED = {family for family, parts in PARTS.items() if any(isinstance(part, FusedAttention) for _, part in parts)}
+BIASED = {
+    name for name, family in FAMILIES.items()
+    if any(path.endswith("bias") for path in family.build(Config(8, 1, 8, 2, head="none"), None).state_dict())
+}  # fmt: skip
 
 
 @st.composite
 def setups(draw) -> dict[str, Any]:
     """A small model of any family, what of it learns, and a batch."""
-    family = draw(st.sampled_from(["bert", "gpt2", "llama", "mistral", "phi3", "qwen2", "roberta", "smollm3"]))
-    head = draw(st.sampled_from(["lm", "lm", "classify", "none"] + ["tokens"] * (family in ("bert", "roberta"))))
-    heads, kv_heads = draw(st.sampled_from([(1, 1), (4, 4), (4, 2)] if family in GROUPED else [(1, 1), (4, 4)]))
-    fused = family in ("gpt2", "phi3")
-    options = {"qwen2": {"head_dim": 4}, "mistral": {"sliding_window": 3}, "smollm3": {"rotary_layers": (False, True)}}
+    family = draw(st.sampled_from(list(FAMILIES)))
+    head = draw(st.sampled_from(["lm", *FAMILIES[family].classes]))
+    grouped = "n_kv_heads" in FAMILIES[family].config_keys
+    heads, kv_heads = draw(st.sampled_from([(1, 1), (4, 4), (4, 2)] if grouped else [(1, 1), (4, 4)]))
+    options = {key: value for key, value in SPECIAL.get(family, {}).items() if key in OPTIONS}
+    options |= {"qwen2": {"head_dim": 4}, "mistral": {"sliding_window": 3}}.get(family, {})
     targets = draw(
         st.sampled_from(
-            [None, "all-linear", ["down_proj"], ["qkv_proj"] if fused else ["q_proj", "v_proj"]]
-            + [["embed"], ["embed", "up_proj"]]
-            + ([] if head == "none" else [["up_proj", "lm_head" if head == "lm" else "classifier"]])
+            [None, "all-linear", ["down_proj"], ["qkv_proj"] if family in FUSED else ["q_proj", "v_proj"]]
+            + [["embed"], ["embed", "down_proj"]]
+            + ([] if head == "none" else [["down_proj", "lm_head" if head == "lm" else "classifier"]])
         )
     )
     tied = draw(st.booleans())
-    train = draw(
-        st.sampled_from([(), ("norm",), ("embed",)] + ([] if family in (*GROUPED, "mistral") else [("bias",)]))
-    )
+    train = draw(st.sampled_from([(), ("norm",), ("embed",)] + ([("bias",)] if family in BIASED else [])))
     return {
         "family": family,
         "config": Config(vocab_size=31, n_layers=2, d_model=24, n_heads=heads, n_kv_heads=kv_heads,
@@ -71,7 +77,8 @@ def setups(draw) -> dict[str, Any]:
                          dtype=draw(st.sampled_from(["float32", "float64"])),
                          head=head, labels=5, offset=2 if family == "roberta" else 0,
                          activation=draw(st.sampled_from(ACTIVATIONS)),
-                         **options.get(family, {})),
+                         classifier_pooling=draw(st.sampled_from(POOLINGS)),
+                         **options),
         "lora": targets and {"targets": targets, "r": draw(st.integers(1, 4)), "train": train,
                              "dropout": draw(st.sampled_from([0.0, 0.3])),
                              "ensure_weight_tying": tied and head == "lm" and "embed" in targets and draw(st.booleans())
@@ -729,6 +736,17 @@ TINY: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 TINY["roberta"] = {**TINY["bert"], "model_type": "roberta", "type_vocab_size": 1}
+TINY["gemma3_text"] = {**LLAMA, "model_type": "gemma3_text", "head_dim": 8, "sliding_window": 3,
+                       "layer_types": ["sliding_attention", "full_attention"]}  # fmt: skip
+TINY["modernbert"] = {
+    "model_type": "modernbert", "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 20, "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "cls_token_id": 1, "sep_token_id": 2,
+}  # fmt: skip
+TINY["distilbert"] = {
+    "model_type": "distilbert", "vocab_size": 50, "dim": 24, "n_layers": 2, "n_heads": 4, "hidden_dim": 40,
+    "max_position_embeddings": 34,
+}  # fmt: skip
 
 
 def their_model(config: dict[str, Any], head: str, labels: int, device: str = "cpu") -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import beside
+from models import TEXT, beside
 
 from minilora import AdamW, Gradients, accounting, attach_lora
 from minilora.accounting import count
@@ -31,7 +31,7 @@ def built(family: str, rng: np.random.Generator, **changes: Any) -> Any:
 
 @pytest.mark.parametrize("targets", TARGETS, ids=str)
 @pytest.mark.parametrize("format", formats())
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TEXT)
 def test_a_step_beside_a_quantised_base_holds_the_bytes_that_are_counted(family, format, targets, rng):
     model = built(family, rng)
     quantize(model, format)

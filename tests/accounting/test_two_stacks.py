@@ -19,9 +19,9 @@ from minilora.nn import Gradients, Inputs, Pass, recompute
 B, T, S = 2, 5, 7
 
 
-def build(activation: str = "relu", tied: bool = True) -> Any:
+def build(gated: bool = False, tied: bool = True) -> Any:
     config = Config(31, 2, 24, 4, d_ff=9, max_length=16, head_dim=5, decoder_layers=3, tied=tied,
-                    activation=activation, relative_buckets=8, relative_distance=6)  # fmt: skip
+                    gated=gated, relative_buckets=8, relative_distance=6)  # fmt: skip
     return FAMILIES["t5"].build(config, np.random.default_rng(0))
 
 
@@ -41,9 +41,9 @@ def lora(model: Any, targets: Any, **words: Any) -> Any:
 ENCODER = "encoder.block_1.attention.q_proj"
 WAYS = {
     "everything": lambda: build(),
-    "everything, 1.1": lambda: build("gelu_tanh", tied=False),
+    "everything, 1.1": lambda: build(True, tied=False),
     "LoRA": lambda: lora(build(), ["q_proj", "v_proj"]),
-    "LoRA, 1.1": lambda: lora(build("gelu_tanh", tied=False), "all-linear"),
+    "LoRA, 1.1": lambda: lora(build(True, tied=False), "all-linear"),
     "LoRA on cross-attention": lambda: lora(build(), [f"block_2.cross_attention.{x}_proj" for x in "kq"]),
     "LoRA on the encoder": lambda: lora(build(), [ENCODER]),
     "LoRA, and the norms": lambda: lora(build(), ["o_proj"], train=["norm"]),

@@ -31,6 +31,7 @@ SPECIAL = {
     "qwen3, YaRN": {"n_kv_heads": 1, "rope_scaling": YarnScaling(4.0, 3)},
     "smollm3": {"rotary_layers": (False, True), "sliding_window": 2, "layer_types": ("sliding_attention",) * 2},
     "phi3": {"sliding_window": 3},
+    "gemma3_text": {},
 }
 
 

@@ -37,27 +37,52 @@ def torch_rope(torch, x, D, theta):  # as a product of complex numbers
     return torch.stack([turned.real, turned.imag], -2).reshape(x.shape)
 
 
-def torch_attention(torch, *qkv, D, causal, padding, window):
+def torch_attention(torch, *qkv, D, causal, padding, window, root):
     B, T, _ = qkv[0].shape
     real = np.ones((B, T), bool) if padding is None else padding
     see = np.tri(T, dtype=bool) if causal else np.ones((T, T), bool)
     if window:
-        see &= ~np.tri(T, k=-window, dtype=bool)
-    y = torch_softmax_attention(torch, *qkv, D=D, mask=see & real[:, None, None, :])
+        see &= ~np.tri(T, k=-window, dtype=bool) & (causal or np.tri(T, k=window - 1, dtype=bool))
+    y = torch_softmax_attention(torch, *qkv, D=D, mask=see & real[:, None, None, :], scale=root and 1 / root)
     return y * torch.tensor(real)[..., None]
 
 
-def torch_softmax_attention(torch, *qkv, D, mask):
+def torch_softmax_attention(torch, *qkv, D, mask, scale=None):
     q, k, v = (x.unflatten(-1, (-1, D)).transpose(1, 2) for x in qkv)
-    see = torch.tensor(mask)
-    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, see, enable_gqa=q.shape[1] > k.shape[1])
+    see, grouped = torch.tensor(mask), q.shape[1] > k.shape[1]
+    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, see, scale=scale, enable_gqa=grouped)
     return y.transpose(1, 2).flatten(2)
+
+
+def torch_projected_attention(torch, q, k, v, E, F, D):
+    return torch_softmax_attention(torch, q, E @ k, F @ v, D=D, mask=np.ones((q.shape[1], len(E)), bool))
+
+
+def torch_dense(torch, values, indptr, indices, width):
+    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    x = torch.zeros((len(indptr) - 1, width), dtype=values.dtype)
+    return x.index_put((torch.tensor(rows), torch.tensor(indices)), values)
 
 
 def torch_cross_entropy(torch, z, targets, count):
     reduction, divisor = ("mean", 1) if count is None else ("sum", count)
     targets = torch.tensor(targets).flatten()
     return torch.nn.functional.cross_entropy(z.flatten(0, 1), targets, ignore_index=-100, reduction=reduction) / divisor
+
+
+def torch_convolution(torch, x, W, window):
+    convolve = torch.nn.functional.conv1d if x.ndim == 3 else torch.nn.functional.conv2d
+    return convolve(x, W, None, *window[1:])
+
+
+def torch_windows(torch, x, window):
+    kernel, stride, padding, dilation = window
+    X = torch.nn.functional.unfold(x, kernel, dilation, padding, stride)
+    return X.transpose(1, 2).unflatten(1, window.outputs(tuple(x.shape[2:])))
+
+
+def torch_low_rank_convolution(torch, x, A, B, s, window):
+    return s * torch.einsum("or,nr...->no...", B, torch_convolution(torch, x, A, window))
 
 
 def torch_kl(torch, z, t, T, labelled, count, reverse=False):
@@ -72,6 +97,15 @@ TORCH: dict[str, Callable[..., Any]] = {
     "bias": lambda torch, b, x, W: torch.nn.functional.linear(torch.tensor(x), torch.tensor(W), b),
     "low rank": lambda torch, x, A, B, s: s * torch.nn.functional.linear(torch.nn.functional.linear(x, A), B),
     "low rank, embedding": lambda torch, A, B, ids, s: s * torch.nn.functional.embedding(torch.tensor(ids), A.T) @ B.T,
+    "windows": torch_windows,
+    **{f"convolution, {n}-D": torch_convolution for n in (1, 2)},
+    **{f"low rank, convolution, {n}-D": torch_low_rank_convolution for n in (1, 2)},
+    "linear, sparse rows": lambda torch, values, W, **x: torch_dense(torch, values, **x) @ W.T,
+    "low rank, sparse rows": lambda torch, values, A, B, s, **x: s * torch_dense(torch, values, **x) @ A.T @ B.T,
+    "embedding bag": lambda torch, values, W, indptr, indices, width: torch.nn.functional.embedding_bag(
+        torch.tensor(indices), W, torch.tensor(indptr[:-1]), mode="sum", per_sample_weights=values
+    ),
+    "low-rank attention": torch_projected_attention,
     "low rank, with a bias": lambda torch, x, A, B, c, s: s * torch.nn.functional.linear(x @ A.T, B, c),
     "token rows, embedding": lambda torch, W, T, ids, i: torch.nn.functional.embedding(
         torch.tensor(ids), W.index_copy(0, torch.tensor(i), T)
@@ -100,6 +134,12 @@ TORCH: dict[str, Callable[..., Any]] = {
     "tanh": lambda torch, x: torch.tanh(x),
     "select": lambda torch, x, b, t: x[torch.tensor(b), torch.tensor(t)],
     "swiglu": lambda torch, gate, up: torch.nn.functional.silu(gate) * up,
+    "geglu": lambda torch, gate, up, approximate: torch.nn.functional.gelu(gate) * up,
+    "geglu, tanh form": lambda torch, gate, up, approximate: torch.nn.functional.gelu(gate, approximate="tanh") * up,
+    "relu": lambda torch, x: torch.relu(x),
+    "mean of tokens": lambda torch, x, real: torch.stack(
+        [row[torch.tensor(mine)].mean(0) for row, mine in zip(x, real, strict=True)]
+    ),
     "rope": torch_rope,
     **dict.fromkeys((op for op in OPS if op.startswith("attention")), torch_attention),
     "attention, another number of keys": torch_softmax_attention,
@@ -209,7 +249,7 @@ def test_a_gpu_array_gives_the_numbers_and_the_dtypes_of_numpy(op, rng, xp):
     case = cast(some(op, rng), lambda x: x.astype(np.float32))
     moved = results(op, cast(case, xp.asarray))
     assert all(get_array_module(result) is xp for result in moved)
-    rounds_alike = xp.__name__ != "cupy" and op != "gelu"  # whose erf is the library's own there
+    rounds_alike = xp.__name__ != "cupy" and op not in ("gelu", "geglu")  # whose erf is the library's own there
     for result, expected in zip(map(to_numpy, moved), results(op, case), strict=True):
         assert result.dtype == expected.dtype
         assert close(result, expected, 0 if rounds_alike else FLOAT32)
@@ -301,8 +341,10 @@ def test_where_no_position_carries_a_label_the_loss_and_its_gradient_are_zero(rn
 
 @pytest.mark.parametrize("scale", [1e2, 1e4])
 @pytest.mark.parametrize(
-    "op", ["gelu", "gelu, tanh form", "tanh", "swiglu", "cross-entropy", "attention, causal", "layer norm", "rms norm"]
-)
+    "op",
+    ["gelu", "gelu, tanh form", "tanh", "swiglu", "geglu", "geglu, tanh form", "relu", "cross-entropy",
+     "attention, causal", "layer norm", "rms norm"],
+)  # fmt: skip
 def test_large_numbers_overflow_nothing(op, scale, rng):
     case = cast(some(op, rng), lambda x: np.asarray(scale * x, np.float32))
     assert all(np.isfinite(result).all() for result in results(op, case))
@@ -424,6 +466,14 @@ def test_a_causal_query_looks_at_no_later_key(rng):
     assert (y[:, 3:] != changed[:, 3:]).all()
 
 
+@pytest.mark.parametrize("window", [1, 2, 5, 7])
+def test_without_a_causal_mask_a_window_reaches_as_far_ahead_as_back(window):
+    mask = ops.attention_mask(np, 6, False, None, "float64", window=window)
+    assert (mask is None) == (window >= 6)
+    for i, j in np.ndindex((6, 6)):
+        assert mask is None or (mask[i, j] == 0) == (abs(i - j) < window)
+
+
 @pytest.mark.parametrize("start", [0, 3])
 @pytest.mark.parametrize("window", [1, 2, 5, 7])
 def test_a_query_sees_its_own_key_and_those_before_it_up_to_the_window(window, start):
@@ -466,6 +516,25 @@ MISTAKES: list[tuple[str, str, Callable[..., Any]]] = [
     ("low rank, embedding", "dB without the scaling", lambda g, *_: (g[0], g[1] / S)),
     ("low rank, embedding", "dA[:, ids] += dh", lambda g, dy, c, A, B: (overwritten(S * dy @ B, c.x, A.T).T, g[1])),
     ("low rank, embedding", "dB from A and not from h", lambda g, dy, c, A, B: (g[0], S * dy.sum(1).T @ A.T[:3])),
+    ("linear, sparse rows", "dW without the values", lambda g, dy, x, *_: (g[0], dy.T @ ones(x))),
+    ("linear, sparse rows", "dW of the first row that has one", lambda g, dy, x, *_: (g[0], dy[1:2].T @ x[1:2])),
+    ("linear, sparse rows", "dW[:, i] = the last", lambda g, dy, x, *_: (g[0], last_written(dy, x))),
+    ("low rank, sparse rows", "dA without the scaling", lambda g, *_: (g[0], g[1] / S, g[2])),
+    (
+        "low rank, sparse rows",
+        "dA without the values",
+        lambda g, dy, c, v, A, B: (g[0], S * (dy @ B).T @ ones(c.x), g[2]),
+    ),
+    ("embedding bag", "dW of the unweighted sum", lambda g, dy, X, *_: (g[0], (dy.T @ ones(X)).T)),
+    ("embedding bag", "dW[v] = the last", lambda g, dy, X, *_: (g[0], last_written(dy, X).T)),
+    ("embedding bag", "the weights' gradient is that of the bag's sum", lambda g, dy, X, v, W: (v * g[0], g[1])),
+    ("low-rank attention", "dk by F", lambda g, dy, c, q, k, v, E, F: (g[0], F.T @ np.linalg.solve(E.T, g[1]), *g[2:])),
+    ("low-rank attention", "dE transposed", lambda g, *_: (*g[:3], g[3].swapaxes(0, 1), g[4])),
+    (
+        "low-rank attention",
+        "dF of the first sequence alone",
+        lambda g, dy, c, q, k, v, E, F: (*g[:4], of_the_first(dy, c, E, F)),
+    ),
     ("attention, grouped", "dk of one head of each group", lambda g, *a: (g[0], first_head_dk(*a), g[2])),
     ("attention, sliding window", "the window of the backward is a key wider", lambda g, *a: another_window(*a, 3)),
     ("attention, sliding window", "the window of the backward is a key narrower", lambda g, *a: another_window(*a, 1)),
@@ -482,8 +551,46 @@ MISTAKES: list[tuple[str, str, Callable[..., Any]]] = [
     ("gelu", "the slope of the tanh form", lambda g, dy, c, x: (dy * ops.gelu_tanh_forward(x)[1],)),
     ("gelu, tanh form", "the slope of the exact GELU", lambda g, dy, c, x: (dy * ops.gelu_forward(x)[1],)),
     ("tanh", "the slope at y and not at x", lambda g, dy, y, x: (dy * (1 - np.tanh(y) ** 2),)),
+    (
+        "geglu",
+        "the slope of the tanh form",
+        lambda g, dy, c, gate, up: (dy * up * ops.gelu_tanh_forward(gate)[1], g[1]),
+    ),
+    ("geglu", "dup without the gelu", lambda g, dy, c, gate, up: (g[0], dy * gate)),
+    ("geglu, tanh form", "the slope at up", lambda g, dy, c, gate, up: (dy * up * ops.gelu_tanh_forward(up)[1], g[1])),
+    ("relu", "the slope of the other side", lambda g, dy, positive, x: (dy * ~positive,)),
+    ("mean of tokens", "a mean over the padding too", lambda g, dy, share, x: (0 * x + dy[:, None] / x.shape[1],)),
+    (
+        "attention, symmetric window",
+        "the window of the backward hides later keys",
+        lambda g, dy, c, *qkv: ops.attention_backward(
+            dy, ops.attention_forward(*qkv, attention_mask(qkv[0], True, None, 2), 3)[1]
+        ),
+    ),
+    (
+        "attention in blocks, symmetric window",
+        "the window of the backward hides later keys",
+        lambda g, dy, c, *_: ops.blockwise_attention_backward(dy, c._replace(causal=True)),
+    ),
+    ("attention, another root", "√D", lambda g, dy, c, *_: ops.attention_backward(dy, c)),
     ("select", "the first token always", lambda g, dy, c, x: (ops.select_backward(dy, (c[0], 0 * c[1], c[2])),)),
 ]
+
+
+def ones(x):
+    return ops.CSR(x.indptr, x.indices, np.ones_like(x.values), x.shape[1])
+
+
+def last_written(dy, x):
+    dW = np.zeros((dy.shape[1], x.shape[1]))
+    for row, (i, v) in zip(dy, x, strict=True):
+        dW[:, i] = np.outer(row, v)
+    return dW
+
+
+def of_the_first(dy, cache, E, F):
+    *_, dv_m = ops.projected_attention_backward(dy, cache, E, F)
+    return ops.projection_gradients(dv_m[:1], cache.v[:1])
 
 
 def first_head_dk(dy, cache, *_):

@@ -111,6 +111,11 @@ def beside_in(config: dict[str, Any]) -> dict[str, tuple[list[type[Adapter]], di
     return found
 
 
+def token_keys(config: dict[str, Any]) -> list[str]:
+    """The keys that hold ids of tokens."""
+    return [option.key for option in classes_of(config)[0].options if option.is_ids] + [*beside_in(config)]
+
+
 def check_config(config: dict[str, Any]) -> None:
     """Raise ValueError, with the key and its value, for what is missing, not supported, not known, or of another kind.
 

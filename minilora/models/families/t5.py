@@ -7,25 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...backend import Rng
-from ...nn import DecoderBlock, Embeddings, Labelled, Module, PreNormBlock, Scale
+from ...nn import DecoderBlock, Embeddings, Gelu, Labelled, Module, PreNormBlock, Relu, Scale
 from ..config import Config
 from ..encoder_decoder import EncoderDecoder
 from ..parts import LayerFactory, layers_by_name
 from .family import Family
 
-FEED_FORWARD = {"relu": "relu", "gated-gelu": "gelu_tanh"}  # of 1.0 and 1.1: in config.json, and in Config
+FEED_FORWARD = {"relu": False, "gated-gelu": True}  # of 1.0 and 1.1: whether it is gated
 
 
 def t5(config: Config, rng: Rng | None) -> EncoderDecoder:
     """An encoder of n_layers blocks and a decoder of decoder_layers; pre-norm with RMS norm, no biases. The
     blocks of a stack share a bias for relative positions, and no scores are divided by √D.
 
-    1.0 has activation "relu", and a head that is tied to the embedding and reads x/√C; 1.1 has "gelu_tanh", gated, and
-    a head of its own. Raises ValueError for another activation, for fewer heads of keys than of queries, and for
-    buckets that max_distance does not fill.
+    1.0 has ReLU, and a head that is tied to the embedding and reads x/√C; 1.1 is gated, by a GELU in the tanh form, and
+    has a head of its own. Raises ValueError for fewer heads of keys than of queries, and for buckets that
+    relative_distance does not fill.
     """
-    if config.activation not in FEED_FORWARD.values():
-        raise ValueError(f"activation = {config.activation!r} is not one of {', '.join(FEED_FORWARD.values())}")
     if config.n_kv_heads != config.n_heads:
         raise ValueError(f"n_kv_heads = {config.n_kv_heads}: a t5 has as many as there are heads, {config.n_heads}")
     if config.relative_buckets < 4 or config.relative_distance <= config.relative_buckets // 2:
@@ -37,7 +35,7 @@ def t5(config: Config, rng: Rng | None) -> EncoderDecoder:
     token, norm = new.embedding(config.vocab_size), new.rms_norm
 
     def mlp() -> Module:
-        return new.mlp(bias=False) if config.activation == "relu" else new.gated_mlp(new.gelu())
+        return new.gated_mlp(Gelu(approximate=True)) if config.gated else new.mlp(Relu(), bias=False)
 
     bias = new.relative_bias(both_ways=True)
     read = [
@@ -69,11 +67,11 @@ def other_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     start = values.get("decoder_start_token_id") or values.get("pad_token_id") or 0
     # transformers 5 writes tie_word_embeddings true for 1.1 too, beside a head of its own
     tied = values["tie_word_embeddings"] and values.get("scale_decoder_outputs", True)
-    return {"activation": FEED_FORWARD[kind], "decoder_start": start, "tied": tied}
+    return {"gated": FEED_FORWARD[kind], "decoder_start": start, "tied": tied}
 
 
 def other_keys(config: Config) -> dict[str, Any]:
-    kind = next(theirs for theirs, ours in FEED_FORWARD.items() if ours == config.activation)
+    kind = next(theirs for theirs, ours in FEED_FORWARD.items() if ours == config.gated)
     return {"feed_forward_proj": kind, "decoder_start_token_id": config.decoder_start, "pad_token_id": 0}
 
 
@@ -129,12 +127,10 @@ FAMILY = Family(
         *stack("", "decoder", {"attention": "0.SelfAttention", "cross_attention": "1.EncDecAttention"}),
         ("lm_head", "lm_head"),
     ],
-    hf_head_names={
-        "relu": [
-            ("encoder.block_{}.mlp.up_proj", "encoder.block.{}.layer.1.DenseReluDense.wi"),
-            ("block_{}.mlp.up_proj", "decoder.block.{}.layer.2.DenseReluDense.wi"),
-        ]
-    },
+    ungated_names=[
+        ("encoder.block_{}.mlp.up_proj", "encoder.block.{}.layer.1.DenseReluDense.wi"),
+        ("block_{}.mlp.up_proj", "decoder.block.{}.layer.2.DenseReluDense.wi"),
+    ],
     copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
     ignored=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
 )
