@@ -20,8 +20,8 @@ FORGETTING = "forgetting.png"
 GIVEN = "from_sha256", "watch_sha256"  # that settings.json has where they are given
 ABSENT: dict[str, Any] = {  # what a settings.json without these keys means
     "method": DEFAULT,
-    **dict.fromkeys(("init", "option", "quantize", "warmup")),
-    **{"schedule": "cosine", "weight_decay": 0.0, "clip": 1.0},
+    **dict.fromkeys(("init", "option", "quantize", "warmup", "teacher")),
+    **{"schedule": "cosine", "weight_decay": 0.0, "clip": 1.0, "temperature": 1.0, "reverse_kl": False},
 }
 OF_CLASSIFIER = {"schedule": "linear", "warmup": 0.05}  # of those, what it means for the task "classify"
 LEAST = {"steps": 1, "batch": 1, "length": 1, "seed": 0}  # of whole numbers in settings.json, which all runs have

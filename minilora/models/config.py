@@ -44,22 +44,14 @@ class Config:
     local_rope_theta: float = 0.0  # of the layers with a window, whose frequencies are not scaled; 0: as the others
     rotary_layers: tuple[bool, ...] = ()  # which layers have rotary positions; (): all
     query_pre_attn_scalar: int = 0  # Gemma: the scores are divided by its root; 0: by that of head_dim
-    pooling: str = "cls"  # ModernBERT: what a classifier of texts reads, one of POOLINGS: the first token, or the mean
+    classifier_pooling: str = "cls"  # what a ModernBERT classifier reads: the first token, or the mean (POOLINGS)
     image_size: int = 0  # height and width of the images that it reads in the place of words (ViT); 0: none
     patch_size: int = 16  # height and width of a patch of them
     channels: int = 3  # of the images
 
     def __post_init__(self) -> None:
-        derived = [
-            "n_kv_heads",
-            "d_ff",
-            "head_dim",
-            "offset",
-            "max_window_layers",
-            "query_pre_attn_scalar",
-            "image_size",
-        ]
-        derived += ["vocab_size"] * bool(self.image_size)
+        derived = ["n_kv_heads", "d_ff", "head_dim", "offset", "max_window_layers", "query_pre_attn_scalar"]
+        derived += ["image_size"] + ["vocab_size"] * bool(self.image_size)
         sizes = "patch_size", "channels", "vocab_size"
         for name in (*derived, *sizes, "n_layers", "d_model", "n_heads", "max_length", "segments", "labels"):
             least, value = int(name not in derived), getattr(self, name)
@@ -70,7 +62,7 @@ class Config:
                 raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not a positive number")
         if type(self.tied) is not bool:
             raise ValueError(f"tied = {self.tied!r:.80} is not True or False")
-        for name, known in (("head", HEADS), ("activation", ACTIVATIONS), ("pooling", POOLINGS)):
+        for name, known in (("head", HEADS), ("activation", ACTIVATIONS), ("classifier_pooling", POOLINGS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not one of {', '.join(known)}")
         if type(self.local_rope_theta) not in (int, float) or not 0 <= self.local_rope_theta < HUGE:

@@ -126,7 +126,7 @@ class Attention(Module):
         do = self.o_proj.backward(dy, cache.o_proj, grads)
         blockwise = isinstance(cache.attention, ops.BlockwiseAttentionCache)
         backward = ops.blockwise_attention_backward if blockwise else ops.attention_backward
-        dq, dk, dv = backward(do, cache.attention)
+        dq, dk, dv = backward(do, cache.attention, self.root)
         if cache.rope is not None:
             dq, dk = ops.rope_backward(dq, *cache.rope), ops.rope_backward(dk, *cache.rope)
         dq = self.normalise_backward(self.q_norm, dq, cache.norms[0], grads)

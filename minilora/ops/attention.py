@@ -97,7 +97,6 @@ class AttentionCache(NamedTuple):
     E: Array  # (B, G, R·Tq, Tk)  exp(S - max)
     Z: Array  # (B, G, R·Tq, 1)   row sums of E
     o: Array  # (B, G, R·Tq, D)
-    root: float  # √D
 
 
 def attention_forward(
@@ -107,10 +106,10 @@ def attention_forward(
 
     `root` is there instead of √D.
     """
-    xp, root = get_array_module(q), root or math.sqrt(D)
+    xp = get_array_module(q)
     Tq, groups = q.shape[1], k.shape[2] // D
     R = q.shape[2] // k.shape[2]
-    q, k, v = split_heads(q / root, groups, D), split_heads(k, groups, D), split_heads(v, groups, D)
+    q, k, v = split_heads(q / (root or math.sqrt(D)), groups, D), split_heads(k, groups, D), split_heads(v, groups, D)
     S = q @ k.swapaxes(-1, -2)
     if mask is not None:
         S += mask if R == 1 else xp.tile(mask, (R, 1))
@@ -119,19 +118,19 @@ def attention_forward(
     Z = row_sum(E)
     o = E @ v
     o /= Z
-    return merge_heads(o, Tq), AttentionCache(q, k, v, E, Z, o, root)
+    return merge_heads(o, Tq), AttentionCache(q, k, v, E, Z, o)
 
 
-def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
+def attention_backward(dy: Array, cache: AttentionCache, root: float | None = None) -> tuple[Array, Array, Array]:
     """dS = E ∘ (do_Z vᵀ - rowsum(do_Z ∘ o))       dq = dS k/√D       dk = dSᵀ q/√D       dv = Eᵀ do_Z"""
-    q, k, v, E, Z, o, root = cache
+    q, k, v, E, Z, o = cache
     Tq, (_, groups, Tk, D) = dy.shape[1], k.shape
     do_Z = split_heads(dy, groups, D) / Z
     dS = do_Z @ v.swapaxes(-1, -2)
     dS -= row_dot(do_Z, o)
     dS *= E
     dq = dS @ k
-    dq /= root
+    dq /= root or math.sqrt(D)
     dk = dS.swapaxes(-1, -2) @ q
     dv = E.swapaxes(-1, -2) @ do_Z
     return merge_heads(dq, Tq), merge_heads(dk, Tk), merge_heads(dv, Tk)

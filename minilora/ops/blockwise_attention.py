@@ -68,7 +68,6 @@ class BlockwiseAttentionCache(NamedTuple):
     padding: Array | None  # (B, T)
     block: int
     window: int | None
-    root: float  # √D
 
 
 def split_positions(x: Array, groups: int, D: int) -> Array:
@@ -144,8 +143,12 @@ def blockwise_attention_forward(
     unless i - window < j and, without a causal mask, j < i + window. `root` is there instead of √D. The cache is linear
     in T.
     """
-    xp, T, groups, root = get_array_module(q), q.shape[1], k.shape[2] // D, root or math.sqrt(D)
-    q, k, v = split_positions(q / root, groups, D), split_heads(k, groups, D), split_heads(v, groups, D)
+    xp, T, groups = get_array_module(q), q.shape[1], k.shape[2] // D
+    q, k, v = (
+        split_positions(q / (root or math.sqrt(D)), groups, D),
+        split_heads(k, groups, D),
+        split_heads(v, groups, D),
+    )
     m = xp.full((*q.shape[:-1], 1), -1e30, dtype=q.dtype)  # below any score, and finite: -∞ - m must be -∞
     Z, o = xp.zeros_like(m), xp.zeros_like(q)
     for i, j, S in blocks(q, k, causal, padding, block, window):
@@ -160,14 +163,16 @@ def blockwise_attention_forward(
         m[i] = m_new
     Z += Z == 0  # a row without any visible key: o = 0 / 1, and P = exp(-∞ - L) = 0
     o /= Z
-    cache = BlockwiseAttentionCache(q, k, v, o, m + xp.log(Z), causal, padding, block, window, root)
+    cache = BlockwiseAttentionCache(q, k, v, o, m + xp.log(Z), causal, padding, block, window)
     return merge_positions(o, T), cache
 
 
-def blockwise_attention_backward(dy: Array, cache: BlockwiseAttentionCache) -> tuple[Array, Array, Array]:
+def blockwise_attention_backward(
+    dy: Array, cache: BlockwiseAttentionCache, root: float | None = None
+) -> tuple[Array, Array, Array]:
     """P = exp(S - L_i)   dS = P ∘ (do_i v_jᵀ - rowsum(do_i ∘ o_i))   dq_i += dS k_j/√D   dk_j += dSᵀ q_i/√D
     dv_j += Pᵀ do_i"""
-    q, k, v, o, L, causal, padding, block, window, root = cache
+    q, k, v, o, L, causal, padding, block, window = cache
     xp, (_, groups, T, D) = get_array_module(dy), k.shape
     do = split_positions(dy, groups, D)
     do_o = row_dot(do, o)
@@ -181,5 +186,5 @@ def blockwise_attention_backward(dy: Array, cache: BlockwiseAttentionCache) -> t
         dq[i] += dS @ k[j]
         dk[j] += dS.swapaxes(-1, -2) @ q[i]
         dv[j] += P.swapaxes(-1, -2) @ do[i]
-    dq /= root
+    dq /= root or math.sqrt(D)
     return merge_positions(dq, T), merge_heads(dk, T), merge_heads(dv, T)

@@ -254,7 +254,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "roberta": {"offset": 2, "activation": "gelu"},
     "gemma3_text": {"n_kv_heads": 1, "head_dim": 6, "rope_theta": THETA, "local_rope_theta": 2.0, "sliding_window": 2,
                     "layer_types": ("sliding_attention", "full_attention"), "query_pre_attn_scalar": 3},
-    "modernbert": {"rope_theta": THETA, "local_rope_theta": 2.0, "sliding_window": 2, "pooling": "mean",
+    "modernbert": {"rope_theta": THETA, "local_rope_theta": 2.0, "sliding_window": 2, "classifier_pooling": "mean",
                    "layer_types": ("full_attention", "sliding_attention")},
     "vit": {"activation": "gelu", "vocab_size": 0, "image_size": 5, "patch_size": 2, "channels": 2},
 }  # fmt: skip

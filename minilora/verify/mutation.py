@@ -38,6 +38,7 @@ EQUIVALENT = {
     ("token_rows_backward", "* (at < 0)[..., None] * (at < 0)"): "a mask of 0 and 1 is its own square",
     ("vera_gradients", "sum(axis=-2)"): "of two axes, axis 0 is axis -2",
     ("vera_gradients", "sum(axis=-1)"): "of two axes, axis 1 is axis -1",
+    ("csr_backward", "@ row.T"): "a row has one axis",
     ("dora_A_gradients", "(s * (cB.T @ B)).T"): "(c ∘ B)ᵀ B is symmetric",
     ("loha_A_gradients", "sum(axis=-2)"): "of three axes, axis 1 is axis -2",
     ("loha_B_gradients", "sum(axis=-1)"): "of three axes, axis 2 is axis -1",

@@ -135,7 +135,7 @@ def convolutions() -> dict[str, Op]:
 
 
 def draw_entries(size: Size, rng: Rng) -> tuple[np.ndarray, dict[str, Any]]:
-    """The values of sparse rows, and where they stand. Of several rows the first is empty, the others share a column."""
+    """The values of sparse rows, and where they stand. Of several the first is empty, and the others share a column."""
     N, n_in = size(), size()
     present = rng.random((N, n_in)) < 0.6
     present[:, 0] = True
@@ -311,7 +311,7 @@ def attention(
 
     def backward(dy: Array, cache: Any, *_: Array, padding: np.ndarray | None, **constants: Any) -> tuple[Array, ...]:
         run = ops.blockwise_attention_backward if block else ops.attention_backward
-        return run(real(dy, padding), cache)
+        return run(real(dy, padding), cache, constants["root"])
 
     return Op(draw, forward, backward)
 
@@ -379,7 +379,7 @@ def kl(name: str, count: int | None) -> Op:
         return drawn(rng, (), z, t=t, T=TEMPERATURE, labelled=labelled, count=count)
 
     def forward(z: Array, t: Array, T: float, labelled: Array, count: int | None) -> tuple[Array, Any]:
-        return getattr(ops, f"{name}_forward")(z, on(z, t), T, on(z, labelled), count)  # type: ignore[no-any-return]
+        return getattr(ops, f"{name}_forward")(z, on(z, t), T, on(z, labelled), count)
 
     return Op(draw, forward, one(f"{name}_backward"))
 

@@ -152,6 +152,13 @@ def test_every_kind_of_adapter_that_has_a_file_goes_on(method, here):
     assert json.loads(Path("start", peft.CONFIG).read_text()) == json.loads(Path("out", peft.CONFIG).read_text())
 
 
+def test_without_a_base_it_is_the_builtin_model_or_what_the_adapter_names(here, capfd):
+    words = ["--data", "words.txt", "--steps", "1", "--batch", "2", "--length", "8"]
+    for more, base in (([], "builtin"), (["--from", "first"], "base")):
+        assert main(["finetune", *words, *more, "--out", f"on {base}"]) == 0
+        assert json.loads(Path(f"on {base}", "settings.json").read_text())["base"] == base
+
+
 @notes
 def test_what_a_file_cannot_say_is_told(here, capfd):
     assert main(["finetune", "--base", "base", *DATA, "--out", "pissa", "--init", "pissa"]) == 0

@@ -182,7 +182,9 @@ def test_tensors_without_a_place_and_types_without_a_decoder_are_named(tmp_path)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(ValueError, match=r"architecture 'mamba' is not supported, only gpt2, llama, .*qwen2, qwen3"):
+    with pytest.raises(
+        ValueError, match=r"architecture 'mamba' is not supported, only gemma3, gpt2, llama, .*qwen2, qwen3"
+    ):
         read_gguf(tmp_path / "other.gguf")
 
 

@@ -124,6 +124,10 @@ KINDS = {
         "Gemma3TextConfig", "Gemma3ForCausalLM",
         {**GEMMA, "query_pre_attn_scalar": 7, "tie_word_embeddings": False, "layer_types": ["full_attention"] * 2},
     ),
+    "gemma3_text, linear": Kind(
+        "Gemma3TextConfig", "Gemma3ForCausalLM",
+        {**GEMMA, "rope_parameters": TWO_ROPES | {"full_attention": SCALED | LINEAR}},
+    ),
     "gemma3_text, headless": Kind("Gemma3TextConfig", "Gemma3TextModel", GEMMA),
     "gemma3_text, classifier": Kind("Gemma3TextConfig", "Gemma3TextForSequenceClassification",
                                     {**GEMMA, "num_labels": 3}),
@@ -207,6 +211,8 @@ def in_float64(model: Any) -> Any:
         omega, factor = 1.0 / rope["rope_theta"] ** (torch.arange(0, D, 2, dtype=torch.float64) / D), 1.0
         if rope["rope_type"] == "llama3":
             omega = llama3(omega, rope)
+        elif rope["rope_type"] == "linear":
+            omega = omega / rope["factor"]
         elif rope["rope_type"] != "default":
             omega, factor = their_frequencies(self.config, int(position_ids.max()) + 1)
         angle = position_ids[..., None] * torch.cat([omega, omega])

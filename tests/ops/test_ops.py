@@ -564,7 +564,7 @@ MISTAKES: list[tuple[str, str, Callable[..., Any]]] = [
         "attention, symmetric window",
         "the window of the backward hides later keys",
         lambda g, dy, c, *qkv: ops.attention_backward(
-            dy, ops.attention_forward(*qkv, attention_mask(qkv[0], True, None, 2), c.k.shape[-1])[1]
+            dy, ops.attention_forward(*qkv, attention_mask(qkv[0], True, None, 2), 3)[1]
         ),
     ),
     (
@@ -572,7 +572,7 @@ MISTAKES: list[tuple[str, str, Callable[..., Any]]] = [
         "the window of the backward hides later keys",
         lambda g, dy, c, *_: ops.blockwise_attention_backward(dy, c._replace(causal=True)),
     ),
-    ("attention, another root", "√D", lambda g, dy, c, *_: ops.attention_backward(dy, c._replace(root=math.sqrt(3)))),
+    ("attention, another root", "√D", lambda g, dy, c, *_: ops.attention_backward(dy, c)),
     ("select", "the first token always", lambda g, dy, c, x: (ops.select_backward(dy, (c[0], 0 * c[1], c[2])),)),
 ]
 

@@ -29,7 +29,7 @@ VALUES = {
     "gpt2": SIZES | {"context_length": 1024, "attention.layer_norm_epsilon": 1e-5},
 }  # fmt: skip
 VALUES["qwen2"] = {key: value for key, value in VALUES["llama"].items() if key != "rope.dimension_count"}
-VALUES["smollm3"] = VALUES["phi3"] = VALUES["llama"]
+VALUES["smollm3"] = VALUES["phi3"] = VALUES["gemma3"] = VALUES["llama"]
 VALUES["qwen3"] = VALUES["qwen2"] | {"attention.key_length": D, "attention.value_length": D}
 
 

@@ -39,7 +39,7 @@ def modernbert(config: Config, rng: Rng | None) -> Transformer:
 
     head: dict[str, Module] = {"labelled": Labelled()} if config.head == "lm" else {}
     if config.head == "classify":
-        head = {"pooled": MeanTokens() if config.pooling == "mean" else Select(last=False)}
+        head = {"pooled": MeanTokens() if config.classifier_pooling == "mean" else Select(last=False)}
     if config.head != "none":
         head |= {"head_transform": new.linear(C, C, False), "head_gelu": Gelu(approximate=False)}
         head["head_norm"] = new.layer_norm(bias=False)
@@ -62,7 +62,7 @@ def extra_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     windows, ropes = window_fields(values, reach // 2 + 1, lambda i: i % every == 0), rope_fields(values, THETAS)
     if "rope_scaling" in ropes:
         raise ValueError(f"rope_scaling = {ropes['rope_scaling']!r:.80} is not supported in a modernbert")
-    return windows | ropes | {"pooling": values.get("classifier_pooling", "cls")}
+    return windows | ropes | {"classifier_pooling": values.get("classifier_pooling", "cls")}
 
 
 def extra_keys(config: Config) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def extra_keys(config: Config) -> dict[str, Any]:
         | {
             "local_attention": 2 * ((config.sliding_window or config.max_length) - 1),
             "global_attn_every_n_layers": next(fits, 1),
-            "classifier_pooling": config.pooling,
+            "classifier_pooling": config.classifier_pooling,
         }
     )
 
