@@ -148,7 +148,8 @@ def check_images(x: Any, inputs: Inputs, run: Pass, config: Config) -> None:
         raise ValueError(
             f"images are floats of shape (batch, {', '.join(map(str, size))}), not {x.dtype} of shape {x.shape}"
         )
-    if any(part is not None for part in inputs) or run.kv_cache:
+    of_tokens = inputs.padding, inputs.segments, inputs.labelled, inputs.active, inputs.text
+    if any(part is not None for part in of_tokens) or run.kv_cache:
         raise ValueError("images have no padding, no segments, no labels of tokens and no KV cache")
 
 
