@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from models import build
 from peft_models import V, base, trained
 
 import minilora
@@ -13,6 +14,7 @@ from minilora.adapters.attach import attach
 from minilora.adapters.base import Parallel, variants
 from minilora.adapters.many import Many, share_A
 from minilora.data import Batch
+from minilora.models.families import FAMILIES
 from minilora.nn import Gradients, Inputs, KVCache, Pass, recompute
 from minilora.training.gradients import loss_and_gradients
 from minilora.verify.cases import CHECKS
@@ -79,6 +81,25 @@ def test_each_row_is_what_its_adapter_makes_of_it_alone_and_so_are_the_gradients
     specs = LORA if family != "gpt2" else {**LORA, "c": ("lora", ["qkv_proj", "embed"], {"r": 1, "alpha": 1})}
     model, adapters = several(specs, family, head)
     check(model, adapters, padding=PADDING)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_every_family_rows_are_what_they_are_alone(family):
+    model, rng = build(family), np.random.default_rng(3)
+    c = model.config
+    shape = (3, c.channels, c.image_size, c.image_size) if c.image_size else (3, 6)
+    x = rng.standard_normal(shape) if c.image_size else rng.integers(0, c.vocab_size, shape)
+    adapters, names = peft.Adapters(model), ["b", None, "a"]
+    adapters.attach("a", "lora", "all-linear", rng=0, r=1)
+    adapters.attach("b", "dora", ["down_proj"], rng=1, r=2)
+    adapters.activate_by_row()
+    trained(model)
+    y, grads, dy = together(model, ids=x, names=names)
+    y_alone, alone = one_at_a_time(model, adapters, dy, x, names)
+    np.testing.assert_allclose(y, y_alone, rtol=1e-10, atol=1e-11)
+    assert grads.keys() == alone.keys()
+    for parameter, gradient in grads.items():
+        np.testing.assert_allclose(gradient, alone[parameter], rtol=1e-9, atol=1e-10 * abs(gradient).max())
 
 
 @pytest.mark.parametrize("variant", EVERY)

@@ -12,6 +12,7 @@ import pytest
 
 from minilora import ops
 from minilora.adapters import ia3, lora
+from minilora.adapters.base import Parallel
 from minilora.adapters.lora_conv import LoRAConvolution
 from minilora.adapters.merge import MergedConvolution
 from minilora.cli import main
@@ -113,7 +114,7 @@ def test_the_files_of_the_ops_have_no_backward_that_the_package_does_not_show():
 
 
 def test_every_module_of_the_library_is_run_backward_and_right_by_both_methods(monkeypatch):
-    bases = {Sequential, Convolution, LoRAConvolution, MergedConvolution}  # of layers with a number of axes
+    bases = {Sequential, Parallel, Convolution, LoRAConvolution, MergedConvolution}  # that others stand on
     everything = {cls for cls in subclasses(Module) if cls.backward is not Module.backward} - bases
     ran: set[type] = set()
     for cls in everything:
