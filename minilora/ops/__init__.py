@@ -30,7 +30,6 @@ from .attention import (
     attention_bias_gradients,
     attention_forward,
     attention_mask,
-    attention_scores_backward,
     padding_mask,
 )
 from .blockwise_attention import BlockwiseAttentionCache, blockwise_attention_backward, blockwise_attention_forward

@@ -139,23 +139,17 @@ def attention_forward(
 
 def attention_backward(dy: Array, cache: AttentionCache, root: float | None = None) -> tuple[Array, Array, Array]:
     """dS = E ∘ (do_Z vᵀ - rowsum(do_Z ∘ o))       dq = dS k/√D       dk = dSᵀ q/√D       dv = Eᵀ do_Z"""
-    q, k, _, E, Z, _ = cache
+    q, k, v, E, Z, o = cache
     Tq, (_, groups, Tk, D) = dy.shape[1], k.shape
     do_Z = split_heads(dy, groups, D) / Z
-    dS = attention_scores_backward(do_Z, cache)
+    dS = do_Z @ v.swapaxes(-1, -2)
+    dS -= row_dot(do_Z, o)
+    dS *= E
     dq = dS @ k
     dq /= root or math.sqrt(D)
     dk = dS.swapaxes(-1, -2) @ q
     dv = E.swapaxes(-1, -2) @ do_Z
     return merge_heads(dq, Tq), merge_heads(dk, Tk), merge_heads(dv, Tk)
-
-
-def attention_scores_backward(do_Z: Array, cache: AttentionCache) -> Array:
-    """dS = E ∘ (do_Z vᵀ - rowsum(do_Z ∘ o))"""
-    dS = do_Z @ cache.v.swapaxes(-1, -2)
-    dS -= row_dot(do_Z, cache.o)
-    dS *= cache.E
-    return dS
 
 
 def attention_bias_gradients(dy: Array, cache: AttentionCache) -> Array:
@@ -164,5 +158,8 @@ def attention_bias_gradients(dy: Array, cache: AttentionCache) -> Array:
     dS is made again: where b is frozen, as it is beside adapters, this is never called.
     """
     Tq, (_, groups, Tk, D) = dy.shape[1], cache.k.shape
-    dS = attention_scores_backward(split_heads(dy, groups, D) / cache.Z, cache)
+    do_Z = split_heads(dy, groups, D) / cache.Z
+    dS = do_Z @ cache.v.swapaxes(-1, -2)
+    dS -= row_dot(do_Z, cache.o)
+    dS *= cache.E
     return dS.sum(axis=0).reshape(-1, Tq, Tk)

@@ -83,10 +83,9 @@ def check(module: Module, x: np.ndarray, side: str, rng: Rng, adapters: Sequence
     real = pad(side, T, [T, *rng.integers(1, T + 1, B - 1)]) if side != "none" else np.ones((B, T), dtype=bool)
     padding, segments = None if side == "none" else real, rng.integers(0, 2, (B, T)) if x.ndim < 4 else None
     inputs = Inputs(padding, segments, adapters=adapters)
-    if isinstance(module, EncoderDecoder):  # another number of tokens to read, and padding of their own
-        source = rng.integers(0, module.config.vocab_size, (B, T + 1))
+    if isinstance(module, EncoderDecoder):
         hidden = None if side == "none" else pad(side, T + 1, [T + 1, *rng.integers(1, T + 2, B - 1)])
-        inputs = inputs._replace(source=source, source_padding=hidden)
+        inputs = inputs._replace(source=source_of(module, B, T, rng), source_padding=hidden)
     fed = Fed(module, x)
 
     def run() -> tuple[Array, Any]:
@@ -330,6 +329,11 @@ def read_by(made: Transformer, B: int, T: int, rng: Rng) -> np.ndarray:
     if c.image_size:
         return rng.standard_normal((B, c.channels, c.image_size, c.image_size))
     return rng.integers(0, VOCABULARY, (B, T))
+
+
+def source_of(made: Transformer, B: int, T: int, rng: Rng) -> np.ndarray | None:
+    """For a model of two texts the ids of the other, of another length: (B, T + 1)."""
+    return rng.integers(0, made.config.vocab_size, (B, T + 1)) if made.reads_source else None
 
 
 def of_family(family: str, adapted: bool, head: str, rng: Rng) -> Iterator[Report]:

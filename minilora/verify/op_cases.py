@@ -509,7 +509,7 @@ OPS: dict[str, Op] = {
         lambda q, k, v, D, mask: ops.attention_forward(q, k, v, on(q, mask), D),
         lambda dy, cache, *_, **__: ops.attention_backward(dy, cache),
     ),
-    "attention, relative positions": Op(draw_relative_bias, relative_bias_forward, relative_bias_backward),
+    "relative positions": Op(draw_relative_bias, relative_bias_forward, relative_bias_backward),
     "low-rank attention": Op(draw_projected_attention, ops.projected_attention_forward, projected_attention_backward),
     "attention in blocks, grouped": attention(False, "none", 3, block=1),
     "attention in blocks, padded right": attention(False, "right", 1, block=1),
