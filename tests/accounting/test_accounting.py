@@ -48,8 +48,8 @@ OPTIONS = "rotary_layers", "sliding_window", "layer_types", "local_rope_theta", 
 PARTS = {family: FAMILIES[family].build(Config(8, 1, 8, 2), None).named_modules() for family in TEXT}
 FUSED = {family for family, parts in PARTS.items() if any(isinstance(part, FusedAttention) for _, part in parts)}
 BIASED = {
-    name for name, family in FAMILIES.items()
-    if name in TEXT and any(path.endswith("bias") for path in family.build(Config(8, 1, 8, 2, head="none"), None).state_dict())
+    family for family in TEXT
+    if "bias" in " ".join(FAMILIES[family].build(Config(8, 1, 8, 2, head="none"), None).state_dict())
 }  # fmt: skip
 
 
