@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .adapters.merge import merge as merge
     from .adapters.merge import unmerge as unmerge
     from .adapters.peft import load_adapter as load_adapter
+    from .adapters.peft import load_adapters as load_adapters
     from .adapters.peft import save_adapter as save_adapter
     from .models.config import Config as Config
     from .models.families.bert import bert as bert
@@ -57,7 +58,7 @@ HOMES = {
     "adapters.kept": ["kept_by_merge", "share_kept"],
     "adapters.lora": ["LoRAEmbedding", "LoRALinear"],
     "adapters.merge": ["merge", "unmerge"],
-    "adapters.peft": ["load_adapter", "save_adapter"],
+    "adapters.peft": ["load_adapter", "load_adapters", "save_adapter"],
     "models.config": ["Config"],
     "models.families.bert": ["bert"],
     "models.families.gpt2": ["gpt2"],

@@ -123,10 +123,13 @@ def attach_lora(
 
 
 def attach_tokens(model: Module, ids: Sequence[int], train: str | Collection[str] = ()) -> tuple[str, list[str]]:
-    """attach() of the variant whose option is a list of token ids, to the embedding and to a head that is not tied to
-    it: their rows of these tokens learn. Returns the variant and the paths."""
+    """attach() of the variant whose option is a list of tokens that learn, to the embedding and to a head that is not
+    tied to it: their rows of these tokens learn. Returns the variant and the paths."""
     variant, option = next(
-        (name, option.name) for name, classes in variants().items() for option in classes[0].options if option.is_ids
+        (name, option.name)
+        for name, classes in variants().items()
+        for option in classes[0].options
+        if option.is_ids and not option.in_a_row
     )
     own = {m.weight: path for path, m in reversed([*model.named_modules()]) if path in TABLES}  # type: ignore[attr-defined]
     return variant, attach(model, variant, list(own.values()), rng=0, train=train, **{option: list(ids)})

@@ -16,7 +16,7 @@ class Parts(Adapter):
     """y = [y₁ | y₂ | ...], each yᵢ of a part of the frozen fused `base`, adapted or not. A part's path is the layer's
     and its own name: qkv_proj.q_proj."""
 
-    slots, options = (), ()
+    slots, options, acts_on_some_tokens = (), (), True
 
     def __init__(self, base: FusedLinear) -> None:
         base.freeze()
@@ -54,6 +54,10 @@ class Parts(Adapter):
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         widths = [part.costs(x, costs).shape[-1] for part in self.parts.values()]
         return costs.array(*x.shape[:-1], sum(widths))
+
+    @property
+    def merges(self) -> bool:
+        return all(part.merges for part in self.parts.values() if part.is_adapter)
 
     def merged(self) -> tuple[Array, Array | None]:
         W, b = zip(*(part.merged() if part.is_adapter else plain(part) for part in self.parts.values()), strict=True)

@@ -36,16 +36,17 @@ class Embeddings(Module):
 
     def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
         xp = get_array_module(ids)
-        x, ct = self.token.forward(ids)
+        x, ct = self.token.forward(ids, inputs, run)
         cp = cs = cn = None
         if self.scale is not None:
             x = self.scale * x
         if self.position is not None:
             start = self.offset + (run.kv_cache.length if run.kv_cache else 0)
-            p, cp = self.position.forward(positions(ids, inputs.padding, start))
+            p, cp = self.position.forward(positions(ids, inputs.padding, start), inputs, run)
             x = x + p
         if self.segment is not None:
-            s, cs = self.segment.forward(xp.zeros_like(ids) if inputs.segments is None else inputs.segments)
+            segments = xp.zeros_like(ids) if inputs.segments is None else inputs.segments
+            s, cs = self.segment.forward(segments, inputs, run)
             x = x + s
         if self.norm is not None:
             x, cn = self.norm.forward(x, inputs, run.with_dx())  # the tables read it

@@ -7,8 +7,8 @@ CSR, compressed sparse rows: row n has the entries e = indptr[n], ..., indptr[n+
 linear.py and lora.py read x in two products alone, with M = Wᵀ (in, out) or Aᵀ (in, r). Their sums over i, and over
 n, need no zeros:
 
-    y = x M       y_n = Σ_i x_ni M_i = Σ_{e of n} values_e M[indices_e]                 rows of M are gathered
-    G = dyᵀ x     G[:, i] = Σ_n dy_n x_ni = Σ_{e : indices_e = i} values_e dy_n(e)      and here added to: dW; dA from dh
+    y = x M       y_n = Σ_i x_ni M_i = Σ_{e of n} values_e M[indices_e]               rows of M are gathered
+    G = dyᵀ x     G[:, i] = Σ_n dy_n x_ni = Σ_{e : indices_e = i} values_e dy_n(e)    dW, or dA from dh: a scatter-add
 
 That is E·out multiplications instead of N·in·out, and exact. As `x @ M` and `dy.T @ x` are these products for a CSR x,
 linear_forward, linear_gradients, lora_forward and lora_A_gradients take one as they stand. A column without an entry
@@ -83,8 +83,8 @@ class CSR:
         return self
 
     def __matmul__(self, M: Array) -> Array:
-        """y_n = Σ_{e of n} values_e M[indices_e]: M (in, k) -> y (N, k). A row at a time: the M[indices] of all would be
-        E k numbers."""
+        """y_n = Σ_{e of n} values_e M[indices_e]: M (in, k) -> y (N, k). A row at a time, as all of M[indices]
+        would be E k numbers."""
         xp = get_array_module(M)
         if len(self.values) > len(M):
             M = xp.ascontiguousarray(M)  # one pass over a Wᵀ that is a view, for many reads across its rows

@@ -47,11 +47,17 @@ def loss_of(
     if "labelled" in model.layers and targets.shape == batch.ids.shape and 0 < count_labels(batch) < targets.size:
         b, t = np.nonzero(targets != ops.IGNORE)  # no logits, V numbers each, where there is no label
         targets, labelled = targets[b, t], (b, t)
-    inputs, run = Inputs(batch.padding, batch.segments, labelled), Pass(None if rng is None else generator(rng))
+    inputs, run = inputs_of(batch, labelled), Pass(None if rng is None else generator(rng))
     logits, cache = model.forward(batch.ids, inputs, run)
     check_targets(targets, logits.shape[-1])
     L, backward = loss(logits, get_array_module(logits).asarray(targets), batch.ids, inputs, count)
     return L, (cache, backward)
+
+
+def inputs_of(batch: Batch, labelled: tuple[Array, Array] | None = None) -> Inputs:
+    """What a model reads of a batch besides its ids."""
+    _, _, padding, segments, adapters, source, source_padding = batch
+    return Inputs(padding, segments, labelled, adapters, source=source, source_padding=source_padding)
 
 
 def check_targets(targets: np.ndarray, outputs: int) -> None:

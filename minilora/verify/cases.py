@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,9 +14,11 @@ from .. import ops
 from ..adapters.attach import adaptable, attach, attach_lora
 from ..adapters.base import DEFAULT, Adapter, variants
 from ..adapters.merge import MergedEmbedding, merged_layer
+from ..adapters.peft import Adapters
 from ..adapters.recording import Latest, Recorder
 from ..backend import Array
 from ..models.config import Config
+from ..models.encoder_decoder import EncoderDecoder
 from ..models.families import FAMILIES
 from ..models.families.bert import bert
 from ..models.families.gpt2 import gpt2
@@ -38,6 +40,7 @@ from ..nn import (
     LayerNorm,
     Linear,
     MeanTokens,
+    Memory,
     Module,
     Parameter,
     Pass,
@@ -74,15 +77,20 @@ class Fed(Module):
             grads.add(self.x, dx)
 
 
-def check(module: Module, x: np.ndarray, side: str, rng: Rng) -> Report:
+def check(module: Module, x: np.ndarray, side: str, rng: Rng, adapters: Sequence[str | None] | None = None) -> Report:
     """Every gradient of Σ dy ∘ module(x), where the outputs of padding have no dy; dropout is drawn the same again."""
     B, T = x.shape[:2]
     real = pad(side, T, [T, *rng.integers(1, T + 1, B - 1)]) if side != "none" else np.ones((B, T), dtype=bool)
     padding, segments = None if side == "none" else real, rng.integers(0, 2, (B, T)) if x.ndim < 4 else None
+    inputs = Inputs(padding, segments, adapters=adapters)
+    if isinstance(module, EncoderDecoder):  # another number of tokens to read, and padding of their own
+        source = rng.integers(0, module.config.vocab_size, (B, T + 1))
+        hidden = None if side == "none" else pad(side, T + 1, [T + 1, *rng.integers(1, T + 2, B - 1)])
+        inputs = inputs._replace(source=source, source_padding=hidden)
     fed = Fed(module, x)
 
     def run() -> tuple[Array, Any]:
-        return fed.forward(inputs=Inputs(padding, segments), run=Pass(np.random.default_rng(0)))
+        return fed.forward(inputs=inputs, run=Pass(np.random.default_rng(0)))
 
     y, cache = run()
     dy, grads = rng.standard_normal(y.shape) * (real[..., None] if y.ndim == 3 and side != "none" else 1), Gradients()
@@ -105,6 +113,36 @@ def shake(parameters: Iterable[Parameter], rng: Rng) -> None:
 def shaken(module: Any, rng: Rng) -> Any:
     shake(module.named_parameters().values(), rng)
     return module
+
+
+class Reading(Module):
+    """Two cross-attentions, one on the other, and the memory that both read, as a parameter."""
+
+    def __init__(self, new: LayerFactory) -> None:
+        assert new.rng is not None
+        self.first, self.second = new.cross_attention(bias=True), new.cross_attention(bias=False, root=1.3)
+        self.m = Parameter(new.rng.standard_normal((5, new.config.d_model)))
+
+    def memory(self, x: Array, inputs: Inputs) -> Memory:
+        """The same m for every sequence; of its last tokens the padding of x hides some."""
+        B, (S, C) = len(x), self.m.data.shape
+        real = np.arange(S) < 2 + np.arange(B)[:, None] % (S - 1)
+        padding = None if inputs.padding is None else real
+        return Memory(np.broadcast_to(self.m.data, (B, S, C)), self.m.trainable, padding)
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+        memory = self.memory(x, inputs)
+        inputs = inputs._replace(memory=memory)
+        h, c1 = self.first.forward(x, inputs, run)
+        h, c2 = self.second.forward(x + h, inputs, run)
+        return h, (c1, c2, memory)
+
+    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
+        c1, c2, memory = cache
+        dh: Array = self.second.backward(dy, c2, grads)  # type: ignore[assignment]
+        dx: Array = dh + self.first.backward(dh, c1, grads)  # type: ignore[operator]
+        grads.add(self.m, grads.pop(memory).sum(axis=0))
+        return dx
 
 
 def attention_part(new: LayerFactory, **options: Any) -> Module:
@@ -182,6 +220,7 @@ MODULES: dict[str, Callable[[LayerFactory], Module]] = {
     "Attention, grouped": partial(attention_part, bias=False, causal=True, n_kv_heads=1),
     "Attention, symmetric window": partial(attention_part, bias=False, causal=False, rope=Rope(THETA), window=2),
     "Attention, another root": partial(attention_part, bias=False, causal=True, root=1.7),
+    "CrossAttention, two of one memory": Reading,
     "FusedAttention": partial(LayerFactory.fused_attention, bias=True),
     "FusedAttention, grouped, rotary": lambda new: LayerFactory(
         replace(new.config, n_kv_heads=1), new.rng
@@ -257,8 +296,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "modernbert": {"rope_theta": THETA, "local_rope_theta": 2.0, "sliding_window": 2, "classifier_pooling": "mean",
                    "layer_types": ("full_attention", "sliding_attention")},
     "vit": {"activation": "gelu", "vocab_size": 0, "image_size": 5, "patch_size": 2, "channels": 2},
+    "t5": {"head_dim": 5, "decoder_layers": 3, "gated": False, "relative_buckets": 6, "relative_distance": 4},
 }  # fmt: skip
 BODIES = {name: "lm" if "lm" in family.classes else "none" for name, family in FAMILIES.items()}  # a head for each
+CLASSIFIERS = [name for name, family in FAMILIES.items() if "classify" in family.classes]
 ENCODERS = [name for name, family in FAMILIES.items() if "tokens" in family.classes]
 
 
@@ -274,10 +315,12 @@ def model(family: str, rng: Rng, adapted: bool = True, head: str = "") -> Transf
     return shaken(made, rng)
 
 
-def checked(made: Transformer, shape: tuple[int, int, int, int, str], rng: Rng) -> Report:
-    """Every gradient of the model's output for random token ids, or images."""
+def checked(made: Transformer, shape: tuple[int, int, int, int, str], rng: Rng, word: Sequence[int] = ()) -> Report:
+    """Every gradient of the model's output for random token ids, those of `word` among them, or images."""
     B, T, _, _, side = shape
     x = read_by(made, B, T + 2, rng)
+    if word:
+        x[:, T - 1 : T - 1 + len(word)] = word
     return check(made, x, side if x.ndim == 2 else "none", rng)
 
 
@@ -304,7 +347,9 @@ def of_tied(rng: Rng) -> Iterator[Report]:
 def of_variant(variant: str, rng: Rng) -> Iterator[Report]:
     """In llama shared slots serve layers of several sizes; in gpt2 fused layers are adapted by parts. Llama has no
     biases, so what needs one is not in it."""
-    options = variants()[variant][0].examples[""]
+    cls = variants()[variant][0]
+    options = cls.examples[""]
+    word = next((options[option.name] for option in cls.options if option.in_a_row), ())
     for family, those, shape in (("llama", "all-linear", SHAPES[0]), ("gpt2", None, SHAPES[1])):
         made = model(family, rng, adapted=False)
         targets = those and adaptable(made, variant, those, **options)
@@ -312,7 +357,23 @@ def of_variant(variant: str, rng: Rng) -> Iterator[Report]:
             continue
         for path in attach(made, variant, targets, rng=rng, **options):
             shake(made[path].own_parameters().values(), rng)
-        yield checked(made, shape, rng)
+        yield checked(made, shape, rng, word)
+
+
+def of_many(rng: Rng) -> Iterator[Report]:
+    """Rows with adapters of their own: two beside one product of the base, one that changes it, and the base itself."""
+    on_linear = [cls for cls in CLASSES if cls.base_type is Linear and cls.variant != DEFAULT]
+    beside, changing = (next(c for c in on_linear if c.acts_on_some_tokens == kind) for kind in (True, False))
+    classes = {"a": variants()[DEFAULT][0], "b": beside, "c": changing}
+    batches: tuple[list[str | None], ...] = ["b"], ["a", None, "b"], ["c", "a"]
+    for names in batches:
+        adapters = Adapters(model("gpt2", rng, adapted=False))
+        for name in filter(None, names):
+            targets, options = ["o_proj", "up_proj", "down_proj"], classes[name].examples[""]
+            adapters.attach(name, classes[name].variant, targets, rng=rng, **options)
+        adapters.activate_by_row()
+        ids = rng.integers(0, VOCABULARY, (len(names), 5))
+        yield check(shaken(adapters.model, rng), ids, "none", rng, names)
 
 
 CHECKS: dict[str, Callable[[Rng], Iterable[Report]]] = {
@@ -325,9 +386,10 @@ CHECKS: dict[str, Callable[[Rng], Iterable[Report]]] = {
     "adapter MergedConv2d": partial(of_part, first_on(Conv2d), merged=True),
     "adapter MergedEmbedding": partial(of_part, merged_embedding),
     "adapter TiedLoRALinear": of_tied,
+    "adapter Many in a model": of_many,
     **{f"adapter {variant} in a model": partial(of_variant, variant) for variant in variants()},
     **{f"family {name}": partial(of_family, name, False, BODIES[name]) for name in FAMILIES},
     **{f"family {name} with adapters": partial(of_family, name, True, BODIES[name]) for name in FAMILIES},
-    **{f"family {name}, classifier with adapters": partial(of_family, name, True, "classify") for name in FAMILIES},
+    **{f"family {name}, classifier with adapters": partial(of_family, name, True, "classify") for name in CLASSIFIERS},
     **{f"family {name}, tokens with adapters": partial(of_family, name, True, "tokens") for name in ENCODERS},
 }

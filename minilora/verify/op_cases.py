@@ -65,6 +65,42 @@ def low_rank_embedding_backward(dy: Array, cache: Any, A: Array, B: Array, ids: 
     return ops.lora_embedding_A_gradients(dy, cache.x, B, s, A.shape[1]), ops.lora_B_gradients(dy, cache.h, s)
 
 
+def draw_on_some_tokens(size: Size, rng: Rng) -> Case:
+    """A text that is on from one token on, the next here and there, and so on."""
+    case = draw_low_rank(size, rng)
+    B, T = case.dy.shape[:2]
+    on_from = np.arange(T) >= rng.integers(0, T)
+    mask = np.where(np.arange(B)[:, None] % 2 == 0, on_from, rng.random((B, T)) < 0.5)
+    return drawn(rng, case.dy.shape, case.inputs, s=S, mask=mask)
+
+
+def on_some_tokens_forward(x: Array, A: Array, B: Array, s: float, mask: np.ndarray) -> tuple[Array, Any]:
+    y, cache = ops.lora_forward(ops.pick(x, on(x, mask)), A, B, s)
+    return ops.put_back(y, on(x, mask)), cache
+
+
+def on_some_tokens_backward(
+    dy: Array, cache: Any, x: Array, A: Array, B: Array, s: float, mask: np.ndarray
+) -> tuple[Array, ...]:
+    dx, dA, dB = low_rank_backward(ops.pick(dy, on(x, mask)), cache, x, A, B, s)
+    return ops.put_back(dx, on(x, mask)), dA, dB
+
+
+def draw_tasks(size: Size, rng: Rng) -> Case:
+    """Each task has a row, but for one in the middle, which has none."""
+    n, n_in, n_out, r = (size() for _ in range(4))
+    bounds = np.array([0, n, n, 2 * n + 1])
+    x, A, B = (rng.standard_normal(shape) for shape in ((2 * n + 1, n_in), (r, n_in), (3, n_out, r)))
+    return drawn(rng, (2 * n + 1, n_out), {"x": x, "A": A, "B": B}, s=S, bounds=bounds)
+
+
+def tasks_backward(
+    dy: Array, cache: Any, x: Array, A: Array, B: Array, s: float, bounds: np.ndarray
+) -> tuple[Array, ...]:
+    dx, dh = ops.lora_tasks_backward(dy, A, B, s, bounds)
+    return dx, ops.lora_A_gradients(dh, cache.x), ops.lora_tasks_B_gradients(dy, cache.h, s, bounds)
+
+
 # ---- convolutions ----
 
 
@@ -135,7 +171,7 @@ def convolutions() -> dict[str, Op]:
 
 
 def draw_entries(size: Size, rng: Rng) -> tuple[np.ndarray, dict[str, Any]]:
-    """The values of sparse rows, and where they stand. Of several rows the first is empty, the others share a column."""
+    """The values of sparse rows, and where they stand. Of several the first is empty, and the others share a column."""
     N, n_in = size(), size()
     present = rng.random((N, n_in)) < 0.6
     present[:, 0] = True
@@ -325,6 +361,28 @@ def draw_cross_attention(size: Size, rng: Rng) -> Case:
     return drawn(rng, shapes["q"], {name: rng.standard_normal(s) for name, s in shapes.items()}, D=D, mask=mask)
 
 
+def draw_relative_bias(size: Size, rng: Rng) -> Case:
+    """The bias of two heads at four distances, some of which pairs share, under a mask."""
+    B, T, H, D, both_ways = size(), size(3, 5), size(1, 3), size(1, 3), bool(size() % 2)
+    inputs = {name: rng.standard_normal((B, T, H * D)) for name in "qkv"} | {"W": rng.standard_normal((6, H))}
+    buckets = ops.relative_buckets(T, T, 0, both_ways, 6, 4)
+    mask = np.where(np.tri(T, k=int(both_ways)), 0.0, -1e9)
+    return drawn(rng, (B, T, H * D), inputs, D=D, buckets=buckets, mask=mask)
+
+
+def relative_bias_forward(q: Array, k: Array, v: Array, W: Array, D: int, buckets: Any, mask: Any) -> tuple[Array, Any]:
+    b, where = ops.relative_bias_forward(W, on(W, buckets))
+    y, cache = ops.attention_forward(q, k, v, b + on(q, mask), D)
+    return y, (cache, where)
+
+
+def relative_bias_backward(
+    dy: Array, cache: Any, q: Array, k: Array, v: Array, W: Array, **_: Any
+) -> tuple[Array, ...]:
+    db = ops.attention_bias_gradients(dy, cache[0])
+    return *ops.attention_backward(dy, cache[0]), ops.relative_bias_gradients(db, cache[1], len(W))
+
+
 def draw_projected_attention(size: Size, rng: Rng) -> Case:
     B, n, m, G, R, D = size(), size(3, 5), size(2, 4), size(1, 2), size(1, 3), size(1, 3)
     shapes = {"q": (B, n, G * R * D), "k": (B, n, G * D), "v": (B, n, G * D), "E": (m, n), "F": (m, n)}
@@ -399,6 +457,8 @@ OPS: dict[str, Op] = {
         lambda A, B, ids, s: ops.lora_embedding_forward(on(A, ids), A, B, s),
         low_rank_embedding_backward,
     ),
+    "low rank, on some tokens": Op(draw_on_some_tokens, on_some_tokens_forward, on_some_tokens_backward),
+    "low rank, a B for each task": Op(draw_tasks, ops.lora_tasks_forward, tasks_backward),
     **convolutions(),
     "linear, sparse rows": Op(
         draw_sparse_linear,
@@ -449,6 +509,7 @@ OPS: dict[str, Op] = {
         lambda q, k, v, D, mask: ops.attention_forward(q, k, v, on(q, mask), D),
         lambda dy, cache, *_, **__: ops.attention_backward(dy, cache),
     ),
+    "attention, relative positions": Op(draw_relative_bias, relative_bias_forward, relative_bias_backward),
     "low-rank attention": Op(draw_projected_attention, ops.projected_attention_forward, projected_attention_backward),
     "attention in blocks, grouped": attention(False, "none", 3, block=1),
     "attention in blocks, padded right": attention(False, "right", 1, block=1),

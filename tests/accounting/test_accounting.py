@@ -47,10 +47,8 @@ LLAMA = {
 OPTIONS = "rotary_layers", "sliding_window", "layer_types", "local_rope_theta", "query_pre_attn_scalar"
 PARTS = {family: FAMILIES[family].build(Config(8, 1, 8, 2), None).named_modules() for family in TEXT}
 FUSED = {family for family, parts in PARTS.items() if any(isinstance(part, FusedAttention) for _, part in parts)}
-BIASED = {
-    family for family in TEXT
-    if "bias" in " ".join(FAMILIES[family].build(Config(8, 1, 8, 2, head="none"), None).state_dict())
-}  # fmt: skip
+BARE = {family: FAMILIES[family].build(Config(8, 1, 8, 2, head="none"), None).state_dict() for family in TEXT}
+BIASED = {family for family, state in BARE.items() if any(path.endswith("bias") for path in state)}
 
 
 @st.composite
@@ -349,7 +347,7 @@ def test_every_method_trains_what_its_formula_says():
         "adapter-pfeiffer": L * (2 * C * r + r + C),
         "adapter-lin": L * (2 * C * r + r + C + 2 * C),
     }
-    trained["token-rows"] = n * C
+    trained |= {"token-rows": n * C, "alora": trained["lora"]}
     assert set(trained) == set(accounting.METHODS) - {"bitfit", "lora-bias"}  # Llama has no biases
     for method, expected in trained.items():
         assert count(LLAMA, method, r=r, virtual_tokens=n, tokens=9).trainable == expected, method
@@ -467,7 +465,7 @@ def test_attention_is_quadratic_in_the_tokens_and_all_else_linear():
         (["--method", "bitfit"], "has no bias"),
         (["--tokens", "129"], "129 tokens are not from 1 to builtin's 128 positions"),
         (["--dtype", "int3"], "no dtype is called 'int3': did you mean 'int8'?"),
-        (["--model", "t5.json"], "family 't5' is not supported: choose from"),
+        (["--model", "bloom.json"], "family 'bloom' is not supported: choose from"),
         (["--method", "full", "--dtype", "nf4"], "full trains the weights themselves"),
         (["--head", "tail"], "no head is called 'tail': choose from lm, classify, tokens, none"),
         (["--model", "answers.json"], "architectures = ['BertForQuestionAnswering'] is not supported"),
@@ -498,7 +496,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(words, said, tmp_path, monke
     Path("words.json").write_text(json.dumps({**LLAMA, "hidden_size": "wide"}))
     Path("deep.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": 999_999_999}))
     Path("wide.json").write_text(json.dumps({**LLAMA, "vocab_size": 10**400}))
-    Path("t5.json").write_text(json.dumps({"model_type": "t5", "d_model": 24}))
+    Path("bloom.json").write_text(json.dumps({"model_type": "bloom", "d_model": 24}))
     Path("answers.json").write_text(json.dumps({**TINY["bert"], "architectures": ["BertForQuestionAnswering"]}))
     assert main(["count", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -620,7 +618,7 @@ def test_each_formula_of_flops_gives_the_number_beside_it(model, method, words, 
         assert evaluated(attention.replace(" + the blocks' forward", ""), [], letters) == expected.attention
         assert ("the blocks' forward" in linear) == (part != expected) == (account.recompute and which == "backward")
         assert f"{which}: linear │ {linear.partition('   ')[0]}" in printed
-    assert ("were B A formed" in printed) == (method in ("lora", "qlora"))
+    assert ("were B A formed" in printed) == (method in ("lora", "qlora", "alora"))
     if "were B A formed" in printed:
         assert f"{evaluated('2 Σ (r + n) in·out', adapted, letters):.4g}" in printed
 

@@ -96,6 +96,12 @@ TORCH: dict[str, Callable[..., Any]] = {
     "linear": lambda torch, x, W: torch.nn.functional.linear(x, W),
     "bias": lambda torch, b, x, W: torch.nn.functional.linear(torch.tensor(x), torch.tensor(W), b),
     "low rank": lambda torch, x, A, B, s: s * torch.nn.functional.linear(torch.nn.functional.linear(x, A), B),
+    "low rank, on some tokens": lambda torch, x, A, B, s, mask: (
+        s * torch.nn.functional.linear(x @ A.T, B) * torch.tensor(mask).unsqueeze(-1)
+    ),
+    "low rank, a B for each task": lambda torch, x, A, B, s, bounds: torch.cat(
+        [s * (x[i:j] @ A.T) @ B_t.T for B_t, i, j in zip(B, bounds, bounds[1:], strict=False)]
+    ),
     "low rank, embedding": lambda torch, A, B, ids, s: s * torch.nn.functional.embedding(torch.tensor(ids), A.T) @ B.T,
     "windows": torch_windows,
     **{f"convolution, {n}-D": torch_convolution for n in (1, 2)},

@@ -10,6 +10,7 @@ from models import close
 
 import minilora
 from minilora import ops
+from minilora.adapters.base import variants
 from minilora.data import Batch
 from minilora.nn import Gradients, Linear, Pass, Sequential, Tanh
 
@@ -38,6 +39,24 @@ def adapted(n_in, n_out, rng, dtype="float64", **options):
         model[path].lora_B.data = rng.standard_normal(model[path].lora_B.data.shape)
     model.astype(dtype)
     return model
+
+
+THROUGH_x = "adalora", "bitfit", "dora", "ia3", "loha", "lora", "lora-bias", "lora-fa", "lora-xs", "svf", "vera"
+
+
+@pytest.mark.parametrize("variant", THROUGH_x)
+def test_other_adapters_take_sparse_rows_too(variant, rng):
+    x, model = sparse(5, 8, 0.4, rng), Sequential({"q_proj": Linear(rng.standard_normal((6, 8)), np.ones(6))})
+    options = next(cls for cls in variants()[variant] if cls.base_type is Linear).examples[""]
+    minilora.attach(model, variant, ["q_proj"], rng=0, **options)
+    results, dy = [], rng.standard_normal((5, 6))
+    for parameter in model.trainable_parameters().values():
+        parameter.data = parameter.data + 0.3 * rng.standard_normal(parameter.data.shape)
+    for rows in (x, dense(x)):
+        (y, cache), grads = model.forward(rows), Gradients()
+        model.backward(dy, cache, grads)
+        results.append([y, *(grads[parameter] for parameter in model.trainable_parameters().values())])
+    assert all(close(*pair, EXACT) for pair in zip(*results, strict=True))
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -152,7 +171,7 @@ def test_bags_are_those_of_pytorch_where_an_id_counts_as_often_as_it_comes_and_a
     theirs = torch.nn.EmbeddingBag(6, 3, mode="mean" if mean else "sum", dtype=torch.float64)
     theirs.weight.data = torch.tensor(W)
     starts = np.cumsum([0, *map(len, BAGS[:-1])])
-    expected = theirs(torch.tensor(sum(BAGS, [])), torch.tensor(starts))
+    expected = theirs(torch.tensor([i for bag in BAGS for i in bag]), torch.tensor(starts))
     expected.backward(torch.tensor(dy))
     y, X = ops.embedding_bag_forward(ops.bags(BAGS, 6, mean, "float64"), W)
     assert close(y, expected.detach().numpy(), EXACT)

@@ -14,7 +14,7 @@ from . import layouts
 from .config import beside_in, classes_of, options_of
 from .format import BASE_FORMAT, CONFIG, WEIGHTS, layers_in, locate_adapter, read_adapter, slot_of
 from .reading import classifier_weight, label_names, load_adapter, load_base
-from .switching import Adapters
+from .switching import Adapters, load_adapters
 from .view import PREFIX
 from .writing import adapter_files, adapters_of, save_adapter
 
@@ -31,6 +31,7 @@ __all__ = [
     "layers_in",
     "layouts",
     "load_adapter",
+    "load_adapters",
     "load_base",
     "locate_adapter",
     "options_of",
