@@ -139,7 +139,7 @@ class Reading(Module):
     def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
         c1, c2, memory = cache
         dh: Array = self.second.backward(dy, c2, grads)  # type: ignore[assignment]
-        dx: Array = dh + self.first.backward(dh, c1, grads)  # type: ignore[operator]
+        dx: Array = dh + self.first.backward(dh, c1, grads)
         grads.add(self.m, grads.pop(memory).sum(axis=0))
         return dx
 
