@@ -14,7 +14,7 @@ from minilora.nn import Gradients
 from minilora.verify import check_model
 
 FOLDER = Path(__file__).parent.parent / "notebooks" / "examples"
-NAMES = "digits", "named_entities", "recommender"  # and those of convolutions, below
+NAMES = "digits", "named_entities", "recommender", "reversed_words"  # and those of convolutions, below
 each_example = pytest.mark.parametrize("name", NAMES)
 
 
@@ -89,6 +89,28 @@ def test_lora_finds_names_it_has_never_seen(run):
     whole = {way: row["PER LOC ORG"] for way, row in scores.items()}
     assert whole["LoRA"] > whole["new head"] > whole["lookup"]
     assert is_picture(figure)
+
+
+@pytest.mark.slow
+def test_queries_and_keys_of_cross_attention_turn_the_words_around_and_values_cannot(run):
+    right, figure = run("reversed_words")
+    (base,), (cross,), (values,) = right["base"], right["cross"], right["cross, v alone"]
+    assert base[0] > 0.9 > 0.2 > base[1]
+    assert cross[1] > 0.9
+    assert values[1] < 0.3
+    assert is_picture(figure)
+
+
+def test_a_number_that_is_held_out_is_in_no_batch_to_learn_from_and_its_words_are_its_digits(rng):
+    module = example("reversed_words")
+    batches = [module.numbers(200, rng, backwards, held) for backwards in (False, True) for held in (False, True)]
+    for i, batch in enumerate(batches):
+        for source, words in zip(batch.source, batch.targets, strict=True):
+            digits = [x - module.DIGIT for x in source if x >= module.DIGIT]
+            said = [x - module.WORD for x in words if x >= module.WORD]
+            assert said == (digits[::-1] if i >= 2 else digits)
+            assert (sum(digits) % 5 == 0) == bool(i % 2)
+            assert source[len(digits)] == words[len(digits)] == module.END
 
 
 def test_no_name_and_no_frame_of_the_test_is_in_training():

@@ -123,8 +123,8 @@ def attach_lora(
 
 
 def attach_tokens(model: Module, ids: Sequence[int], train: str | Collection[str] = ()) -> tuple[str, list[str]]:
-    """attach() of the variant whose option is a list of tokens, each of which learns, to the embedding and to a head
-    that is not tied to it: their rows of these tokens learn. Returns the variant and the paths."""
+    """attach() of the variant whose option is a list of tokens that learn, to the embedding and to a head that is not
+    tied to it: their rows of these tokens learn. Returns the variant and the paths."""
     variant, option = next(
         (name, option.name)
         for name, classes in variants().items()

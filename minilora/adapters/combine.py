@@ -92,7 +92,7 @@ def combine(
     if not made:
         raise ValueError("the sum is 0 in every layer: there is nothing to combine")
     if rank is not None and rank > (most := max(layer.rank for layer in found.values())):
-        raise ValueError(f"rank {rank} is above {most}, which the sum has already")
+        raise ValueError(f"rank {rank} is above {most}, which the sum has already: give {most} or less")
     if note := wasted_rank({path: (layer.rank, min(made[path].weight.data.shape)) for path, layer in found.items()}):
         warnings.warn(note, stacklevel=2)
     adapters.loaded[name] = {**whole, **made}

@@ -62,6 +62,8 @@ def combine_adapters(
         raise ValueError(f"{counted(len(given), 'weight')} for {counted(len(folders), 'adapter')}: give one for each")
     if data and len(data) != len(folders):
         raise ValueError(f"{counted(len(data), 'text')} for {counted(len(folders), 'adapter')}: give one for each")
+    if twice := next((one for i, one in enumerate(folders) if one in folders[:i]), None):
+        raise ValueError(f"{twice} is given twice: give it once, with a larger weight")
     if plot and not data:
         raise ValueError("the figure is of losses: give the texts to measure them on too")
     adapters, source, notes = loaded(folders, base)
@@ -101,14 +103,14 @@ def loaded(folders: Sequence[str], base: str | None) -> tuple[Adapters, str | Pa
     return adapters, source, [note for note in notes if note]
 
 
-def held_out(model: Transformer, source: str | Path, data: Sequence[str]) -> dict[str, Dataset]:
-    """{text: what finetune holds out of it}."""
+def held_out(model: Transformer, source: str | Path, data: Sequence[str]) -> list[Dataset]:
+    """What finetune holds out of each text."""
     if not data:
-        return {}
+        return []
     tokenizer = load_tokenizer(source)
     check_continues(model, tokenizer)
     length = min(LENGTH, model.config.max_length)
-    return {name: read_text(name, tokenizer, BATCH, length, 0) for name in data}
+    return [read_text(name, tokenizer, BATCH, length, 0) for name in data]
 
 
 def bits_per_byte(adapters: Adapters, name: str | None, dataset: Dataset) -> float:
@@ -120,7 +122,7 @@ def bits_per_byte(adapters: Adapters, name: str | None, dataset: Dataset) -> flo
 def losses(
     adapters: Adapters,
     weights: dict[str, float],
-    datasets: dict[str, Dataset],
+    datasets: Sequence[Dataset],
     rank: int | None,
     density: float | None,
     seed: int,
@@ -132,7 +134,7 @@ def losses(
     rows: list[dict[str, Any]] = []
 
     def add(what: str, name: str | None, found: dict[str, Layer] | None = None) -> None:
-        row: dict[str, Any] = {"what": what, "bits": [bits_per_byte(adapters, name, d) for d in datasets.values()]}
+        row: dict[str, Any] = {"what": what, "bits": [bits_per_byte(adapters, name, d) for d in datasets]}
         if found:
             row |= {"off": off_the_sum(found), "rank": max(layer.rank for layer in found.values())}
         rows.append(row)
@@ -143,12 +145,13 @@ def losses(
     for how, way in tqdm(ways().items(), desc="combining", leave=False, disable=None):
         own: dict[str, Any] = {"rank": rank} if "rank" in way.reads else {}
         own |= {"density": density or DENSITY} if "density" in way.reads else {}
+        name = f"{COMBINED} by {how}"  # a folder may be called svd
         try:
-            found = combine(adapters, how, weights, how, rng=seed, **own)
+            found = combine(adapters, name, weights, how, rng=seed, **own)
         except ValueError as error:
             rows.append({"what": how, "why_not": str(error)})
         else:
-            add(how, how, found)
+            add(how, name, found)
     adapters.activate(None)
     return rows
 

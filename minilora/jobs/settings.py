@@ -30,7 +30,7 @@ SCHEDULES = "constant", "linear", "cosine"  # by their names in Transformers; nn
 # Fields that a method may lack, and the options of adapters that they give; a field is None where the method lacks it.
 OF_METHOD = {"rank": "r", "alpha": "alpha", "rslora": "rslora", "dropout": "dropout", "init": "init"}
 
-ENCODING = "encoding of --data, such as cp1252 or utf-16 (default utf-8); a byte order mark decides"
+ENCODING = "encoding of all texts, such as cp1252 or utf-16 (default utf-8); a byte order mark decides"
 SKIP_EMPTY = "leave out the rows whose text or label is empty"
 
 

@@ -48,11 +48,16 @@ class Config:
     image_size: int = 0  # height and width of the images that it reads in the place of words (ViT); 0: none
     patch_size: int = 16  # height and width of a patch of them
     channels: int = 3  # of the images
+    gated: bool = True  # T5: whether its MLPs are gated, by a GELU (1.1), or have a ReLU (1.0)
+    decoder_layers: int = 0  # T5: blocks of the decoder, where n_layers are the encoder's; 0: as many
+    decoder_start: int = 0  # T5: the id that the decoder begins with
+    relative_buckets: int = 32  # T5: rows of a table of relative positions
+    relative_distance: int = 128  # T5: the distance from which on all are in one bucket
 
     def __post_init__(self) -> None:
         derived = ["n_kv_heads", "d_ff", "head_dim", "offset", "max_window_layers", "query_pre_attn_scalar"]
-        derived += ["image_size"] + ["vocab_size"] * bool(self.image_size)
-        sizes = "patch_size", "channels", "vocab_size"
+        derived += ["decoder_layers", "decoder_start", "image_size"] + ["vocab_size"] * bool(self.image_size)
+        sizes = "patch_size", "channels", "vocab_size", "relative_buckets", "relative_distance"
         for name in (*derived, *sizes, "n_layers", "d_model", "n_heads", "max_length", "segments", "labels"):
             least, value = int(name not in derived), getattr(self, name)
             if type(value) is not int or value < least:
@@ -60,8 +65,9 @@ class Config:
         for name in ("rope_theta", "eps"):
             if type(getattr(self, name)) not in (int, float) or not 0 < getattr(self, name) < HUGE:
                 raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not a positive number")
-        if type(self.tied) is not bool:
-            raise ValueError(f"tied = {self.tied!r:.80} is not True or False")
+        for name in ("tied", "gated"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not True or False")
         for name, known in (("head", HEADS), ("activation", ACTIVATIONS), ("classifier_pooling", POOLINGS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} = {getattr(self, name)!r:.80} is not one of {', '.join(known)}")
@@ -82,6 +88,7 @@ class Config:
             raise ValueError(f"layer_types = {types!r:.80} needs a sliding_window")
         object.__setattr__(self, "rotary_layers", () if all(rotary) else rotary)
         object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
+        object.__setattr__(self, "decoder_layers", self.decoder_layers or self.n_layers)
         object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
         if self.image_size:
             if self.patch_size > self.image_size:

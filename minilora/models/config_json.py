@@ -20,6 +20,7 @@ CLASS_ENDINGS = {  # of the name of a class -> its head
     "ForCausalLM": "lm",
     "LMHeadModel": "lm",
     "ForMaskedLM": "lm",
+    "ForConditionalGeneration": "lm",
     "ForPreTraining": "lm",
     "ForSequenceClassification": "classify",
     "ForTokenClassification": "tokens",
@@ -32,7 +33,7 @@ PRESERVED = (  # keys that save_pretrained writes as load_pretrained found them
     "max_window_layers", "layer_types", "no_rope_layers", "no_rope_layer_interval",
     "original_max_position_embeddings",
 )  # fmt: skip
-DERIVED = "n_kv_heads", "head_dim", "d_ff"  # may be null in a config.json, which is 0 in a Config
+DERIVED = "n_kv_heads", "head_dim", "d_ff", "decoder_layers"  # may be null in a config.json, which is 0 in a Config
 
 
 def read_config(

@@ -12,6 +12,7 @@ from ..backend import Rng, generator, to_numpy
 from ..nn import Inputs, KVCache, Pass
 from ..ops import DynamicScaling
 from ..process import blas_threads
+from .encoder_decoder import EncoderDecoder
 from .tokenizer import ByteTokenizer, Tokenizer, check_matches
 from .transformer import Transformer
 
@@ -59,7 +60,8 @@ def generate(
     rng: Rng | None = None,
     adapter: str | None = None,
 ) -> str:
-    """`prompt` and its continuation: up to `tokens` ids more, fewer when the model ends the text.
+    """`prompt` and its continuation: up to `tokens` ids more, fewer when the model ends the text. Of an EncoderDecoder,
+    which reads the prompt as its source, what it writes alone.
 
     Temperature 0 takes the most probable id each time. Otherwise ids are drawn with `rng` from
     softmax(logits / temperature), of the `top_k` most probable (0: all), and of the fewest that together have the
@@ -72,7 +74,7 @@ def generate(
     tokenizer = tokenizer or ByteTokenizer()
     ids = tokenizer.encode(prompt)
     new = continuation(model, ids, tokens, tokenizer, Sampling(temperature, top_k, top_p, rng), adapter)
-    return tokenizer.decode([*ids.tolist(), *new])
+    return tokenizer.decode([*([] if model.reads_source else ids.tolist()), *new])
 
 
 def stream(
@@ -156,7 +158,7 @@ def check_continues(model: Transformer, tokenizer: Tokenizer) -> None:
     if isinstance(tokenizer, ByteTokenizer) and vocab_size != 256:
         raise ValueError(f"text is read as bytes, which need a vocabulary of 256: this model's is {vocab_size}")
     check_matches(tokenizer, model.config.vocab_size)
-    if not model.causal or model.config.head != "lm":
+    if not (model.causal or model.reads_source) or model.config.head != "lm":
         raise ValueError(f"a {model.family} with the head {model.config.head!r} does not continue texts")
 
 
@@ -168,11 +170,16 @@ def next_ids(
     sampling: Sampling = Sampling(),
     adapter: str | None = None,
 ) -> Iterator[int]:
-    """Up to `tokens` ids after `ids` (N,), one at a time, until one of `stop`, which is not yielded."""
+    """Up to `tokens` ids after `ids` (N,), one at a time, until one of `stop`, which is not yielded.
+
+    An EncoderDecoder reads `ids` as the source, and the ids that it writes follow on config.decoder_start.
+    """
+    own = Inputs(adapters=None if adapter is None else [adapter])
+    if isinstance(model, EncoderDecoder):
+        own, ids = own._replace(memory=model.encode(ids[None])), np.array([model.config.decoder_start])
     context, seen = model.config.max_length, ids.tolist()
     chunk = context if isinstance(model.config.rope_scaling, DynamicScaling) else CHUNK
     new, kv_cache = ids[-context:], KVCache(min(context, len(ids) + tokens))
-    own = Inputs(adapters=None if adapter is None else [adapter])
     for _ in range(tokens):
         if kv_cache.length + len(new) > context:  # the first ids no longer fit, so all positions move
             new, kv_cache = np.array(seen[-context:]), KVCache(context)

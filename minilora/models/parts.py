@@ -13,6 +13,7 @@ from ..backend import Array, Rng, generator
 from ..nn import (
     MLP,
     Attention,
+    CrossAttention,
     Embedding,
     FusedAttention,
     FusedGatedMLP,
@@ -23,6 +24,8 @@ from ..nn import (
     LayerNorm,
     Linear,
     Module,
+    RelativeAttention,
+    RelativeBias,
     RMSNorm,
     Rope,
     Select,
@@ -84,6 +87,20 @@ class LayerFactory:
             root=root,
         )  # fmt: skip
 
+    def relative_bias(self, both_ways: bool) -> RelativeBias:
+        config = self.config
+        return RelativeBias(self.normal(config.relative_buckets, config.n_heads), config.relative_distance, both_ways)
+
+    def relative_attention(self, *, causal: bool, bias: RelativeBias) -> RelativeAttention:
+        """As many heads of keys as of queries, no biases of projections, and scores that are not divided by √D."""
+        plain, D = self.attention(causal=causal, bias=False), self.config.head_dim
+        projections = plain.q_proj, plain.k_proj, plain.v_proj, plain.o_proj
+        return RelativeAttention(*projections, head_dim=D, causal=causal, root=1.0, bias=bias)
+
+    def cross_attention(self, *, bias: bool, root: float | None = None) -> CrossAttention:
+        plain = self.attention(causal=False, bias=bias)
+        return CrossAttention(plain.q_proj, plain.k_proj, plain.v_proj, plain.o_proj, self.config.head_dim, root)
+
     def fused_linear(self, n_in: int, bias: bool, **parts: int) -> FusedLinear:
         n_out = sum(parts.values())
         return FusedLinear(self.normal(n_out, n_in), self.full(0, n_out) if bias else None, parts)
@@ -99,9 +116,10 @@ class LayerFactory:
     def gelu(self) -> Gelu:
         return Gelu(approximate=self.config.activation == "gelu_tanh")
 
-    def mlp(self) -> MLP:
+    def mlp(self, act: Module | None = None, bias: bool = True) -> MLP:
+        """With a GELU, or `act` in its place."""
         C, F = self.config.d_model, self.config.d_ff
-        return MLP(self.linear(C, F, True), self.gelu(), self.linear(F, C, True))
+        return MLP(self.linear(C, F, bias), act or self.gelu(), self.linear(F, C, bias))
 
     def gated_mlp(self, gelu: Gelu | None = None) -> GatedMLP:
         C, F = self.config.d_model, self.config.d_ff

@@ -178,12 +178,13 @@ def assemble(
     if config.n_layers > len(tensors):  # before so many layers are made
         raise ValueError(f"{config.n_layers} layers are needed, and there are {len(tensors)} tensors")
     model = FAMILIES[family].build(config, None)
-    ours = {hub_name(family, path, config.head): path for path in model.named_parameters()}
+    ours = {hub_name(family, path, config.head, config.gated): path for path in model.named_parameters()}
     readers: dict[str, Reader] = {name: partial(stored, tensors, name) for name in tensors}
     state: dict[str, Reader] = {ours[name]: partial(floats, tensors, name) for name in readers if name in ours}
     rest = {name: reader for name, reader in readers.items() if name not in ours and not CONSTANT.fullmatch(name)}
-    if config.head == "lm":
-        drop_copies(family, config.tied, state, rest)
+    for name in FAMILIES[family].ignored:
+        rest.pop(name, None)
+    drop_copies(family, config, state, rest)
     unused = sorted(name for name in rest if is_of_head(family, name))
     if unused:
         warnings.warn(f"{source}: {len(unused)} tensors are for another head: {', '.join(unused)}", stacklevel=3)
@@ -206,17 +207,22 @@ def floats(tensors: Mapping[str, Any], name: str) -> Array | Quantized:
     return x
 
 
-def drop_copies(family: str, tied: bool, state: dict[str, Reader], rest: dict[str, Reader]) -> None:
-    """Remove from `rest` the copies that some writers store: a tied head's weight, the bias of BERT's head.
+def drop_copies(family: str, config: Config, state: dict[str, Reader], rest: dict[str, Reader]) -> None:
+    """Remove from `rest` the copies that some writers store: a tied head's weight, the bias of BERT's head, T5's
+    embedding once for each stack.
 
     Raises ValueError where a tied tensor is no copy.
     """
-    weight = hub_name(family, "lm_head.weight")
-    bias = weight.replace("weight", "bias")
-    if not tied and bias in rest:  # an untied BERT stores two biases, and uses this one
-        state["lm_head.bias"] = rest.pop(bias)
-    for name, path in ((weight, "embed.token.weight"), (bias, "lm_head.bias")):
-        copy = rest.pop(name, None) if tied and path in state else None
+    pairs = [(name, "embed.token.weight") for name in FAMILIES[family].copies]
+    if config.head == "lm":
+        weight = hub_name(family, "lm_head.weight")
+        bias = weight.replace("weight", "bias")
+        if config.tied:
+            pairs += [(weight, "embed.token.weight"), (bias, "lm_head.bias")]
+        elif bias in rest:  # an untied BERT stores two biases, and uses this one
+            state["lm_head.bias"] = rest.pop(bias)
+    for name, path in pairs:
+        copy = rest.pop(name, None) if path in state else None
         if copy is not None and not np.array_equal(dense(copy()), dense(state[path]())):
             raise ValueError(f"{name} is not {hub_name(family, path)}, though the config says that they are tied")
 

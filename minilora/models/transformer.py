@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class Transformer(Sequential):
     tokens      logits (B, T, labels)
     none        hidden states (B, T, C)
     """
+
+    reads_source: ClassVar[bool] = False  # whether it is an EncoderDecoder
 
     def __init__(self, family: str, config: Config, layers: dict[str, Module]) -> None:
         super().__init__(layers)
@@ -59,12 +61,15 @@ class Transformer(Sequential):
 
         Raises ValueError for ids that are not (B, T) integers in 0..V-1, or images that are not floats of the config's
         size, for more tokens (those of run.kv_cache included) than config.max_length, for a KV cache with padding, or
-        of other layers or adapters, for padding, segments, active and text that are not as Inputs says, and for an
-        adapter that no row can have; TypeError for `inputs` and `run` of other types, and for a run.rng that is no
-        generator. Values that are on a GPU already are not checked: that would wait for it.
+        of other layers or adapters, for padding, segments, active and text that are not as Inputs says, for an adapter
+        that no row can have, and for a source, which an EncoderDecoder reads; TypeError for `inputs` and `run` of other
+        types, and for a run.rng that is no generator. Values that are on a GPU already are not checked: that would wait
+        for it.
         """
         xp = next(self.parameters()).xp
         check_arguments(inputs, run)
+        if not self.reads_source and inputs.source is not None:
+            raise ValueError(f"a {self.family} has no encoder beside it that could read a source")
         kv_cache, labelled = run.kv_cache, inputs.labelled
         names = None if inputs.adapters is None else tuple(inputs.adapters)
         if self.config.image_size:
@@ -86,7 +91,9 @@ class Transformer(Sequential):
             None if x is None else xp.asarray(x) for x in (inputs.padding, inputs.segments, inputs.active, inputs.text)
         )
         labelled = None if labelled is None else (xp.asarray(labelled[0]), xp.asarray(labelled[1]))
-        inputs = Inputs(padding, segments, labelled, names, active, text)
+        inputs = inputs._replace(
+            padding=padding, segments=segments, labelled=labelled, adapters=names, active=active, text=text
+        )
         outputs = None
         if names is not None:
             check_adapters(names, self.adapter_names, len(ids))
@@ -95,7 +102,7 @@ class Transformer(Sequential):
             if labelled is None or "labelled" not in self.layers:
                 outputs = order
         so_far = kv_cache.read(ids, self.modules(), names) if kv_cache else ids
-        if text is None and not self.config.image_size:
+        if text is None and any(module.reads_text for module in self.modules()):
             inputs = inputs._replace(text=so_far)
         y, caches = super().forward(ids, inputs, run)
         if kv_cache:
@@ -148,8 +155,8 @@ def check_images(x: Any, inputs: Inputs, run: Pass, config: Config) -> None:
         raise ValueError(
             f"images are floats of shape (batch, {', '.join(map(str, size))}), not {x.dtype} of shape {x.shape}"
         )
-    of_tokens = inputs.padding, inputs.segments, inputs.labelled, inputs.active, inputs.text
-    if any(part is not None for part in of_tokens) or run.kv_cache:
+    of_tokens = inputs.padding, inputs.segments, inputs.labelled, inputs.active, inputs.text, run.kv_cache
+    if any(given is not None for given in of_tokens):
         raise ValueError("images have no padding, no segments, no labels of tokens and no KV cache")
 
 

@@ -97,7 +97,8 @@ def with_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> SubwordTokenizer
     backend.add_tokens(list(tokens))
     made = SubwordTokenizer(backend, old.names, old.template, old.stop, settings=old.settings)
     for i, token in enumerate(tokens, old.vocab):
-        if made.encode(token, special=False).tolist() != [i] or "\N{REPLACEMENT CHARACTER}" in made.decode([i]):
+        back = made.decode([i]).strip()  # a decoder may take a space from the beginning of a text
+        if made.encode(token, special=False).tolist() != [i] or back != token.strip():
             raise ValueError(f"{token!r:.80} cannot be a token: this tokenizer does not give it back as it was")
     return made
 

@@ -16,9 +16,10 @@ from .blocks import (
 )
 from .convolution import Conv1d, Conv2d, Convolution, Flatten
 from .costs import Costs, KeptArray, MetaArray, Product
+from .cross_attention import CrossAttention, DecoderBlock, Memory
 from .embeddings import TABLES, Embeddings, PatchEmbeddings, positions
 from .fused import FusedLinear, Part
-from .heads import Labelled, MeanTokens, Relu, Select, Tanh
+from .heads import Labelled, MeanTokens, Relu, Scale, Select, Tanh
 from .inputs import Inputs, Lane, Pass
 from .kv_cache import KVCache
 from .layers import (
@@ -32,3 +33,4 @@ from .layers import (
     ZeroCentredRMSNorm,
 )
 from .module import Gradients, Module, Parameter, Sequential, check_fit, check_names, converted, join, shapes_of
+from .relative_attention import RelativeAttention, RelativeBias

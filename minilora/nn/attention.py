@@ -35,6 +35,7 @@ class AttentionCache(NamedTuple):
     rope: tuple[Array, Array] | None  # cos and sin
     attention: Any  # ops.attention.AttentionCache, or ops.BlockwiseAttentionCache
     o_proj: Any
+    needs_db: bool = False  # of a bias of the scores that learns (relative_attention.py)
 
 
 class Attention(Module):
@@ -100,7 +101,7 @@ class Attention(Module):
         return dx.reshape(dy.shape)
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, AttentionCache]:
-        xp, T, rope, kv_cache = get_array_module(x), x.shape[1], None, run.kv_cache
+        T, rope, kv_cache = x.shape[1], None, run.kv_cache
         start = kv_cache.length if kv_cache else 0
         (q, k, v), projections = self.project(x, inputs, run)
         q, q_norm = self.normalise(self.q_norm, q, inputs, run)
@@ -116,22 +117,30 @@ class Attention(Module):
                 q, k, v, self.head_dim, self.causal, inputs.padding, window=self.window, root=self.root
             )
         else:
-            arguments = T, self.causal, inputs.padding, x.dtype, k.shape[1] - T, self.window
-            mask = run.once((self.causal, T, self.window), ops.attention_mask, xp, *arguments)
+            mask = self.mask(x, k.shape[1], inputs, run)
             o, attention = ops.attention_forward(q, k, v, mask, self.head_dim, self.root)
         y, o_proj = self.o_proj.forward(o, inputs, run.with_dx())
         return y, AttentionCache(projections, (q_norm, k_norm), rope, attention, o_proj)
 
+    def mask(self, x: Array, keys: int, inputs: Inputs, run: Pass) -> Array | None:
+        """What is added to the scores of x (B, T, C) with so many keys, the last T of them its own."""
+        T = x.shape[1]
+        arguments = T, self.causal, inputs.padding, x.dtype, keys - T, self.window
+        return run.once((self.causal, T, self.window), ops.attention_mask, get_array_module(x), *arguments)
+
     def backward(self, dy: Array, cache: AttentionCache, grads: Gradients) -> Array | None:
         do = self.o_proj.backward(dy, cache.o_proj, grads)
-        blockwise = isinstance(cache.attention, ops.BlockwiseAttentionCache)
-        backward = ops.blockwise_attention_backward if blockwise else ops.attention_backward
-        dq, dk, dv = backward(do, cache.attention, self.root)
+        dq, dk, dv = self.attend_backward(do, cache, grads)
         if cache.rope is not None:
             dq, dk = ops.rope_backward(dq, *cache.rope), ops.rope_backward(dk, *cache.rope)
         dq = self.normalise_backward(self.q_norm, dq, cache.norms[0], grads)
         dk = self.normalise_backward(self.k_norm, dk, cache.norms[1], grads)
         return self.project_backward(dq, dk, dv, cache.projections, grads)
+
+    def attend_backward(self, do: Array, cache: AttentionCache, grads: Gradients) -> tuple[Array, Array, Array]:
+        blockwise = isinstance(cache.attention, ops.BlockwiseAttentionCache)
+        backward = ops.blockwise_attention_backward if blockwise else ops.attention_backward
+        return backward(do, cache.attention, self.root)
 
     @property
     def heads(self) -> int:
@@ -158,12 +167,16 @@ class Attention(Module):
         _, k, v = (layer.costs(x, costs) for layer in (self.q_proj, self.k_proj, self.v_proj))
         return [("k", k, "dq = dS k/√D"), ("v", v, "dP = do vᵀ")]
 
+    def keys(self, T: int, costs: Costs) -> int:
+        """The number of keys for T queries."""
+        return T
+
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         (B, T, _), H, D = x.shape, self.heads, self.head_dim
-        keys_and_values = self.project_costs(x, costs)
-        for norm, heads in ((self.q_norm, H), (self.k_norm, self.kv_heads)):
+        keys_and_values, Tk = self.project_costs(x, costs), self.keys(T, costs)
+        for norm, tokens, heads in ((self.q_norm, T, H), (self.k_norm, Tk, self.kv_heads)):
             if norm is not None:
-                norm.costs(costs.array(B, T, heads, D), costs)
+                norm.costs(costs.array(B, tokens, heads, D), costs)
         if self.rope:
             tables = costs.once((self.rope, D), 2, T, 1, D)
             costs.keep(self, "cos, sin", tables, "turning dq and dk back")
@@ -175,15 +188,16 @@ class Attention(Module):
             costs.keep(self, "L", costs.array(B, H, T, 1), "P = exp(S - L), S made again")
             merged = merged or self.kv_heads in (1, H)  # there the heads of a group are side by side
         else:
-            costs.keep(self, "E", costs.array(B, H, T, T), "dS = E ∘ (...), dv = Eᵀ do/Z")
+            costs.keep(self, "E", costs.array(B, H, T, Tk), "dS = E ∘ (...), dv = Eᵀ do/Z")
             costs.keep(self, "Z", costs.array(B, H, T, 1), "do_Z = do / Z")
         o = costs.array(B, T, H * D)
         costs.keep(self, "o", o if merged else costs.array(B, T, H * D), "rowsum(do ∘ o)", shape=(B, H, T, D))
-        S = 2 * B * self.scores(T) * H * D
+        scores = self.scores(T) if self.blockwise(T) else T * Tk
+        S = 2 * B * scores * H * D
         again = S * self.blockwise(T)
         forward, backward = {"S = q kᵀ": S, "o = E v": S}, {"dP, dv": 2 * S, "dq, dk": 2 * S, "S again": again}
         costs.multiply(self, "attention", forward, backward)
-        costs.multiply(self, "sums", {"Z": 2 * B * self.scores(T) * H}, {"rowsum(do ∘ o)": 2 * B * T * H * D})
+        costs.multiply(self, "sums", {"Z": 2 * B * scores * H}, {"rowsum(do ∘ o)": 2 * B * T * H * D})
         return self.o_proj.costs(o, costs)
 
 

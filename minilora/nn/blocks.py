@@ -30,9 +30,9 @@ class Gelu(Module):
 
 
 class MLP(Module):
-    """GPT-2, BERT:     y = down_proj(gelu(up_proj(x)))"""
+    """GPT-2, BERT:     y = down_proj(gelu(up_proj(x)))         T5 has a ReLU in the place of the GELU"""
 
-    def __init__(self, up_proj: Module, gelu: Gelu, down_proj: Module) -> None:
+    def __init__(self, up_proj: Module, gelu: Module, down_proj: Module) -> None:
         self.up_proj, self.gelu, self.down_proj = up_proj, gelu, down_proj
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
@@ -273,6 +273,6 @@ class Checkpointed(Module):
 
 def recompute(model: Sequential) -> None:
     """Turn on activation checkpointing for every block of the model."""
-    for name, layer in model.layers.items():
-        if isinstance(layer, Block):
-            model.layers[name] = Checkpointed(layer)
+    for path, module in list(model.named_modules()):
+        if isinstance(module, Block):
+            model[path] = Checkpointed(module)

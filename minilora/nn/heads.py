@@ -1,4 +1,4 @@
-"""Layers of heads: selection of tokens or their mean, tanh and ReLU."""
+"""Layers of heads: selection of tokens or their mean, tanh, ReLU and a scale."""
 
 from __future__ import annotations
 
@@ -87,4 +87,20 @@ class Relu(Module):
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         costs.keep(self, "x > 0", costs.array(*x.shape, itemsize=1), "dx = dy ∘ (x > 0)")
+        return costs.array(*x.shape)
+
+
+class Scale(Module):
+    """y = c x, for a number c that does not learn"""
+
+    def __init__(self, c: float) -> None:
+        self.c = c
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, None]:
+        return self.c * x, None
+
+    def backward(self, dy: Array, cache: None, grads: Gradients) -> Array:
+        return self.c * dy
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         return costs.array(*x.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,9 @@ class Inputs(NamedTuple):
     active: Array | None = None  # (B, T) bool, the tokens that adapters act on (ops/alora.py); None: all
     text: Array | None = None  # (B, S) int, all that is known of the text of which the ids are a part
     lanes: tuple[Lane, ...] = ()  # made by by_adapter()
+    source: Array | None = None  # (B, S) int, the token ids that an encoder reads, beside those of the decoder
+    source_padding: Array | None = None  # (B, S) bool, True for a real token; None: all are real
+    memory: Any = None  # the encoder's output as a Memory (cross_attention.py), where it is known already
 
     def by_adapter(self) -> tuple[Inputs, Array, Array]:
         """(these inputs with the rows sorted by adapter, the order of the rows, the order of the outputs).

@@ -25,7 +25,13 @@ from .adalora import (
     squared_orthogonality_gradients,
 )
 from .alora import from_last_occurrence, pick, put_back
-from .attention import attention_backward, attention_forward, attention_mask
+from .attention import (
+    attention_backward,
+    attention_bias_gradients,
+    attention_forward,
+    attention_mask,
+    padding_mask,
+)
 from .blockwise_attention import BlockwiseAttentionCache, blockwise_attention_backward, blockwise_attention_forward
 from .convolution import (
     Window,
@@ -75,6 +81,7 @@ from .mean_squared_error import mean_squared_error_backward, mean_squared_error_
 from .mean_tokens import mean_tokens_backward, mean_tokens_forward
 from .projected_attention import projected_attention_backward, projected_attention_forward, projection_gradients
 from .quantized_linear import quantized_linear_backward, quantized_linear_forward
+from .relative_bias import relative_bias_forward, relative_bias_gradients, relative_buckets
 from .relu import relu_backward, relu_forward
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import (

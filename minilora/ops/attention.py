@@ -38,9 +38,20 @@ A masked pair has E = 0, hence dS = 0: the backward does not need the mask. The 
 dk and dv over the stacked heads of a group. The rows of dS sum to 0: adding a constant to a row of scores changes
 nothing.
 
-Source: Vaswani et al. (2017), "Attention Is All You Need", equation 1; Ainslie et al. (2023), "GQA";
-Jiang et al. (2023), "Mistral 7B", section 2, for the window (W counts the query's own key, as in `transformers`);
-rowsum(do ∘ o) as in Dao et al. (2022), "FlashAttention", appendix B.
+Cross-attention. Nothing above asks that q, k and v come from one stream: Tq and Tk may differ. In a decoder they come
+from two, x (B, Tq, C) of the decoder and m (B, Tk, C), the encoder's output, which every block l of the decoder reads:
+
+    q = x Wqᵀ       k = m Wkᵀ       v = m Wvᵀ
+
+    dx = dq Wq                                      to the decoder's block below
+    dm = Σ_l (dk_l Wk_l + dv_l Wv_l)                to the encoder, once, when every block has added its part
+
+The mask then hides the source's padding, of which the decoder knows nothing else. It is never causal: the whole source
+is there before the first word is said.
+
+Source: Vaswani et al. (2017), "Attention Is All You Need", equation 1, and section 3.2.3 for cross-attention;
+Ainslie et al. (2023), "GQA"; Jiang et al. (2023), "Mistral 7B", section 2, for the window (W counts the query's own
+key, as in `transformers`); rowsum(do ∘ o) as in Dao et al. (2022), "FlashAttention", appendix B.
 """
 
 import math
@@ -78,6 +89,11 @@ def attention_mask(
     return xp.where(visible, 0.0, -1e9).astype(dtype)
 
 
+def padding_mask(padding: Array, dtype: Any) -> Array:
+    """(B, 1, 1, Tk): 0 for the keys that are real in `padding` (B, Tk), -1e9 for the others, whoever asks."""
+    return get_array_module(padding).where(padding[:, None, None, :], 0.0, -1e9).astype(dtype)
+
+
 def split_heads(x: Array, groups: int, D: int) -> Array:
     """(B, T, G·R·D) -> (B, G, R·T, D)"""
     B, T, _ = x.shape
@@ -112,7 +128,7 @@ def attention_forward(
     q, k, v = split_heads(q / (root or math.sqrt(D)), groups, D), split_heads(k, groups, D), split_heads(v, groups, D)
     S = q @ k.swapaxes(-1, -2)
     if mask is not None:
-        S += mask if R == 1 else xp.tile(mask, (R, 1))
+        S += mask if R == 1 or mask.shape[-2] == 1 else xp.tile(mask, (R, 1))
     S -= S.max(axis=-1, keepdims=True)  # softmax ignores shifts; exp must not overflow
     E = xp.exp(S, out=S)
     Z = row_sum(E)
@@ -134,3 +150,16 @@ def attention_backward(dy: Array, cache: AttentionCache, root: float | None = No
     dk = dS.swapaxes(-1, -2) @ q
     dv = E.swapaxes(-1, -2) @ do_Z
     return merge_heads(dq, Tq), merge_heads(dk, Tk), merge_heads(dv, Tk)
+
+
+def attention_bias_gradients(dy: Array, cache: AttentionCache) -> Array:
+    """db = Σ_b dS      (H, Tq, Tk), of a bias b that is added to the scores of every sequence, as a mask is.
+
+    dS is made again: where b is frozen, as it is beside adapters, this is never called.
+    """
+    Tq, (_, groups, Tk, D) = dy.shape[1], cache.k.shape
+    do_Z = split_heads(dy, groups, D) / cache.Z
+    dS = do_Z @ cache.v.swapaxes(-1, -2)
+    dS -= row_dot(do_Z, cache.o)
+    dS *= cache.E
+    return dS.sum(axis=0).reshape(-1, Tq, Tk)

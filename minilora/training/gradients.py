@@ -47,12 +47,17 @@ def loss_of(
     if "labelled" in model.layers and targets.shape == batch.ids.shape and 0 < count_labels(batch) < targets.size:
         b, t = np.nonzero(targets != ops.IGNORE)  # no logits, V numbers each, where there is no label
         targets, labelled = targets[b, t], (b, t)
-    inputs = Inputs(batch.padding, batch.segments, labelled, batch.adapters)
-    run = Pass(None if rng is None else generator(rng))
+    inputs, run = inputs_of(batch, labelled), Pass(None if rng is None else generator(rng))
     logits, cache = model.forward(batch.ids, inputs, run)
     check_targets(targets, logits.shape[-1])
     L, backward = loss(logits, get_array_module(logits).asarray(targets), batch.ids, inputs, count)
     return L, (cache, backward)
+
+
+def inputs_of(batch: Batch, labelled: tuple[Array, Array] | None = None) -> Inputs:
+    """What a model reads of a batch besides its ids."""
+    _, _, padding, segments, adapters, source, source_padding = batch
+    return Inputs(padding, segments, labelled, adapters, source=source, source_padding=source_padding)
 
 
 def check_targets(targets: np.ndarray, outputs: int) -> None:
@@ -108,7 +113,8 @@ def sharded_loss_and_gradients(
 def split_batch(batch: Batch, shards: int) -> list[Batch]:
     """At most `shards` parts of `batch`, split along B, of nearly equal size."""
     parts = np.array_split(np.arange(len(batch.ids)), min(shards, len(batch.ids)))
-    return [Batch(*(a if a is None else a[part[0] : part[-1] + 1] for a in batch)) for part in parts]
+    fields: list[Any] = [[None if a is None else a[part[0] : part[-1] + 1] for a in batch] for part in parts]
+    return [Batch(*each) for each in fields]
 
 
 def count_labels(batch: Batch) -> int:

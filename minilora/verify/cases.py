@@ -18,6 +18,7 @@ from ..adapters.peft import Adapters
 from ..adapters.recording import Latest, Recorder
 from ..backend import Array
 from ..models.config import Config
+from ..models.encoder_decoder import EncoderDecoder
 from ..models.families import FAMILIES
 from ..models.families.bert import bert
 from ..models.families.gpt2 import gpt2
@@ -39,6 +40,7 @@ from ..nn import (
     LayerNorm,
     Linear,
     MeanTokens,
+    Memory,
     Module,
     Parameter,
     Pass,
@@ -80,10 +82,14 @@ def check(module: Module, x: np.ndarray, side: str, rng: Rng, adapters: Sequence
     B, T = x.shape[:2]
     real = pad(side, T, [T, *rng.integers(1, T + 1, B - 1)]) if side != "none" else np.ones((B, T), dtype=bool)
     padding, segments = None if side == "none" else real, rng.integers(0, 2, (B, T)) if x.ndim < 4 else None
+    inputs = Inputs(padding, segments, adapters=adapters)
+    if isinstance(module, EncoderDecoder):
+        hidden = None if side == "none" else pad(side, T + 1, [T + 1, *rng.integers(1, T + 2, B - 1)])
+        inputs = inputs._replace(source=source_of(module, B, T, rng), source_padding=hidden)
     fed = Fed(module, x)
 
     def run() -> tuple[Array, Any]:
-        return fed.forward(inputs=Inputs(padding, segments, adapters=adapters), run=Pass(np.random.default_rng(0)))
+        return fed.forward(inputs=inputs, run=Pass(np.random.default_rng(0)))
 
     y, cache = run()
     dy, grads = rng.standard_normal(y.shape) * (real[..., None] if y.ndim == 3 and side != "none" else 1), Gradients()
@@ -106,6 +112,36 @@ def shake(parameters: Iterable[Parameter], rng: Rng) -> None:
 def shaken(module: Any, rng: Rng) -> Any:
     shake(module.named_parameters().values(), rng)
     return module
+
+
+class Reading(Module):
+    """Two cross-attentions, one on the other, and the memory that both read, as a parameter."""
+
+    def __init__(self, new: LayerFactory) -> None:
+        assert new.rng is not None
+        self.first, self.second = new.cross_attention(bias=True), new.cross_attention(bias=False, root=1.3)
+        self.m = Parameter(new.rng.standard_normal((5, new.config.d_model)))
+
+    def memory(self, x: Array, inputs: Inputs) -> Memory:
+        """The same m for every sequence; of its last tokens the padding of x hides some."""
+        B, (S, C) = len(x), self.m.data.shape
+        real = np.arange(S) < 2 + np.arange(B)[:, None] % (S - 1)
+        padding = None if inputs.padding is None else real
+        return Memory(np.broadcast_to(self.m.data, (B, S, C)), self.m.trainable, padding)
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+        memory = self.memory(x, inputs)
+        inputs = inputs._replace(memory=memory)
+        h, c1 = self.first.forward(x, inputs, run)
+        h, c2 = self.second.forward(x + h, inputs, run)
+        return h, (c1, c2, memory)
+
+    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array:
+        c1, c2, memory = cache
+        dh: Array = self.second.backward(dy, c2, grads)  # type: ignore[assignment]
+        dx: Array = dh + self.first.backward(dh, c1, grads)
+        grads.add(self.m, grads.pop(memory).sum(axis=0))
+        return dx
 
 
 def attention_part(new: LayerFactory, **options: Any) -> Module:
@@ -183,6 +219,7 @@ MODULES: dict[str, Callable[[LayerFactory], Module]] = {
     "Attention, grouped": partial(attention_part, bias=False, causal=True, n_kv_heads=1),
     "Attention, symmetric window": partial(attention_part, bias=False, causal=False, rope=Rope(THETA), window=2),
     "Attention, another root": partial(attention_part, bias=False, causal=True, root=1.7),
+    "CrossAttention, two of one memory": Reading,
     "FusedAttention": partial(LayerFactory.fused_attention, bias=True),
     "FusedAttention, grouped, rotary": lambda new: LayerFactory(
         replace(new.config, n_kv_heads=1), new.rng
@@ -258,8 +295,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "modernbert": {"rope_theta": THETA, "local_rope_theta": 2.0, "sliding_window": 2, "classifier_pooling": "mean",
                    "layer_types": ("full_attention", "sliding_attention")},
     "vit": {"activation": "gelu", "vocab_size": 0, "image_size": 5, "patch_size": 2, "channels": 2},
+    "t5": {"head_dim": 5, "decoder_layers": 3, "gated": False, "relative_buckets": 6, "relative_distance": 4},
 }  # fmt: skip
 BODIES = {name: "lm" if "lm" in family.classes else "none" for name, family in FAMILIES.items()}  # a head for each
+CLASSIFIERS = [name for name, family in FAMILIES.items() if "classify" in family.classes]
 ENCODERS = [name for name, family in FAMILIES.items() if "tokens" in family.classes]
 
 
@@ -290,6 +329,11 @@ def read_by(made: Transformer, B: int, T: int, rng: Rng) -> np.ndarray:
     if c.image_size:
         return rng.standard_normal((B, c.channels, c.image_size, c.image_size))
     return rng.integers(0, VOCABULARY, (B, T))
+
+
+def source_of(made: Transformer, B: int, T: int, rng: Rng) -> np.ndarray | None:
+    """For a model of two texts the ids of the other, of another length: (B, T + 1)."""
+    return rng.integers(0, made.config.vocab_size, (B, T + 1)) if made.reads_source else None
 
 
 def of_family(family: str, adapted: bool, head: str, rng: Rng) -> Iterator[Report]:
@@ -350,6 +394,6 @@ CHECKS: dict[str, Callable[[Rng], Iterable[Report]]] = {
     **{f"adapter {variant} in a model": partial(of_variant, variant) for variant in variants()},
     **{f"family {name}": partial(of_family, name, False, BODIES[name]) for name in FAMILIES},
     **{f"family {name} with adapters": partial(of_family, name, True, BODIES[name]) for name in FAMILIES},
-    **{f"family {name}, classifier with adapters": partial(of_family, name, True, "classify") for name in FAMILIES},
+    **{f"family {name}, classifier with adapters": partial(of_family, name, True, "classify") for name in CLASSIFIERS},
     **{f"family {name}, tokens with adapters": partial(of_family, name, True, "tokens") for name in ENCODERS},
 }

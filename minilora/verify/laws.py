@@ -17,7 +17,7 @@ from ..backend import Array
 from ..models.config import Config
 from ..models.parts import LayerFactory
 from ..nn import Gradients, Inputs, Parameter
-from .cases import ADAPTERS, CLASSES, FAMILIES, model, read_by, shaken, some_x
+from .cases import ADAPTERS, CLASSES, FAMILIES, model, read_by, shaken, some_x, source_of
 from .op_cases import THETA, Rng, pad
 
 
@@ -105,28 +105,30 @@ def rotation(rng: Rng) -> float:
 
 def merged_model(family: str, rng: Rng) -> float:
     made = model(family, rng)
-    ids = read_by(made, 2, 7, rng)
-    before = made.forward(ids)[0]
+    ids, inputs = read_by(made, 2, 7, rng), Inputs(source=source_of(made, 2, 7, rng))
+    before = made.forward(ids, inputs)[0]
     merge(made)
-    return apart(before, made.forward(ids)[0])
+    return apart(before, made.forward(ids, inputs)[0])
 
 
 def step_0(family: str, rng: Rng) -> float:
     made = model(family, rng, adapted=False)
-    ids = read_by(made, 2, 7, rng)
-    before = made.forward(ids)[0]
+    ids, inputs = read_by(made, 2, 7, rng), Inputs(source=source_of(made, 2, 7, rng))
+    before = made.forward(ids, inputs)[0]
     attach_lora(made, "all-linear", r=2, alpha=3, rng=rng)
-    return apart(before, made.forward(ids)[0])
+    return apart(before, made.forward(ids, inputs)[0])
 
 
 def padded(family: str, rng: Rng) -> float:
     made, ids, off = model(family, rng), rng.integers(0, 11, (3, 6)), []
     if made.config.image_size:  # images have no padding
         return 0.0
+    source = source_of(made, 1, 6, rng)
+    sources = None if source is None else np.repeat(source, 3, axis=0)
     for side in ("left", "right"):
         padding = pad(side, 6, [6, 4, 2])
-        logits = made.forward(ids, Inputs(padding))[0]
-        alone = (made.forward(ids[i : i + 1, real])[0][0] for i, real in enumerate(padding))
+        logits = made.forward(ids, Inputs(padding, source=sources))[0]
+        alone = (made.forward(ids[i : i + 1, real], Inputs(source=source))[0][0] for i, real in enumerate(padding))
         off += [apart(logits[i, padding[i]], y) for i, y in enumerate(alone)]
     return worst(off)
 

@@ -181,7 +181,7 @@ def draw_entries(size: Size, rng: Rng) -> tuple[np.ndarray, dict[str, Any]]:
     return values, {"indptr": indptr, "indices": np.nonzero(present)[1], "width": n_in}
 
 
-def sparse(values: Array, indptr: np.ndarray, indices: np.ndarray, width: int) -> ops.CSR:
+def sparse(values: Array, indptr: np.ndarray, indices: np.ndarray, width: int) -> Any:
     return ops.CSR(indptr, on(values, indices), values, width)
 
 
@@ -361,6 +361,28 @@ def draw_cross_attention(size: Size, rng: Rng) -> Case:
     return drawn(rng, shapes["q"], {name: rng.standard_normal(s) for name, s in shapes.items()}, D=D, mask=mask)
 
 
+def draw_relative_bias(size: Size, rng: Rng) -> Case:
+    """The bias of two heads at four distances, some of which pairs share, under a mask."""
+    B, T, H, D, both_ways = size(), size(3, 5), size(1, 3), size(1, 3), bool(size() % 2)
+    inputs = {name: rng.standard_normal((B, T, H * D)) for name in "qkv"} | {"W": rng.standard_normal((6, H))}
+    buckets = ops.relative_buckets(T, T, 0, both_ways, 6, 4)
+    mask = np.where(np.tri(T, k=int(both_ways)), 0.0, -1e9)
+    return drawn(rng, (B, T, H * D), inputs, D=D, buckets=buckets, mask=mask)
+
+
+def relative_bias_forward(q: Array, k: Array, v: Array, W: Array, D: int, buckets: Any, mask: Any) -> tuple[Array, Any]:
+    b, where = ops.relative_bias_forward(W, on(W, buckets))
+    y, cache = ops.attention_forward(q, k, v, b + on(q, mask), D)
+    return y, (cache, where)
+
+
+def relative_bias_backward(
+    dy: Array, cache: Any, q: Array, k: Array, v: Array, W: Array, **_: Any
+) -> tuple[Array, ...]:
+    db = ops.attention_bias_gradients(dy, cache[0])
+    return *ops.attention_backward(dy, cache[0]), ops.relative_bias_gradients(db, cache[1], len(W))
+
+
 def draw_projected_attention(size: Size, rng: Rng) -> Case:
     B, n, m, G, R, D = size(), size(3, 5), size(2, 4), size(1, 2), size(1, 3), size(1, 3)
     shapes = {"q": (B, n, G * R * D), "k": (B, n, G * D), "v": (B, n, G * D), "E": (m, n), "F": (m, n)}
@@ -487,6 +509,7 @@ OPS: dict[str, Op] = {
         lambda q, k, v, D, mask: ops.attention_forward(q, k, v, on(q, mask), D),
         lambda dy, cache, *_, **__: ops.attention_backward(dy, cache),
     ),
+    "relative positions": Op(draw_relative_bias, relative_bias_forward, relative_bias_backward),
     "low-rank attention": Op(draw_projected_attention, ops.projected_attention_forward, projected_attention_backward),
     "attention in blocks, grouped": attention(False, "none", 3, block=1),
     "attention in blocks, padded right": attention(False, "right", 1, block=1),

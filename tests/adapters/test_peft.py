@@ -13,7 +13,7 @@ import pytest
 from damage import bounded, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import close
+from models import TEXT, close
 from peft_models import IDS, PADDING, V, adapted, base, logits, trained
 
 import minilora
@@ -31,10 +31,9 @@ from minilora.models.transformer import Transformer
 from minilora.nn import Gradients, Inputs, Linear
 from minilora.nn.optim import SGD, AdamW
 
-TESTED = tuple(family for family in FAMILIES if family not in ("mistral", "qwen2"))  # whose names are Llama's
+TESTED = tuple(family for family in TEXT if family not in ("mistral", "qwen2"))  # whose names are Llama's
 PEFT_HEADS = [(family, head) for family in TESTED for head in FAMILIES[family].classes]
 DECODERS = tuple(family for family in TESTED if "tokens" not in FAMILIES[family].classes)
-ATTENTION = {"gpt2": ["qkv_proj"], "modernbert": ["qkv_proj"]}  # what is not q_proj and v_proj
 IN_FLOAT64 = "gpt2", "bert", "roberta", "distilbert"  # transformers takes RMS norms and rotary angles in float32
 PARAMETERS = {
     (family, head): [*FAMILIES[family].build(Config(8, 1, 4, 1, head=head), None).state_dict()]
@@ -45,7 +44,8 @@ FUSED_MLP = tuple(family for family in TESTED if "block_0.mlp.gate_up_proj.weigh
 
 
 def attention(family: str) -> list[str]:
-    return ATTENTION.get(family, ["q_proj", "v_proj"])
+    fused = "block_0.attention.qkv_proj.weight" in PARAMETERS[family, "none"]
+    return ["qkv_proj"] if fused else ["q_proj", "v_proj"]
 
 
 def their_name(family: str, path: str) -> str:

@@ -387,7 +387,7 @@ def oversized(path: Path) -> None:
 UNREADABLE = r"model\.safetensors cannot be read as safetensors: "
 UNFIT = r"the tensors of base do not fit its config\.json: "
 BAD_BASES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "another family": (lambda base: edit_json(base / "config.json", model_type="t5"), "family 't5' is not supported"),
+    "another family": (lambda base: edit_json(base / "config.json", model_type="mpt"), "family 'mpt' is not supported"),
     "a feature": (lambda base: edit_json(base / "config.json", mlp_bias=True), "mlp_bias = True is not supported"),
     "no JSON": (lambda base: (base / "config.json").write_text("{"), r"config\.json is not valid JSON"),
     "deep": (lambda base: (base / "config.json").write_text("[" * 10**5), r"config\.json is not valid JSON"),

@@ -1,6 +1,7 @@
 """The commands combine and prune: what they say, write and refuse."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -75,11 +76,21 @@ def test_a_way_that_is_not_for_these_adapters_says_why_in_its_row(here, tmp_path
     assert "why_not" in json.loads(capfd.readouterr().out)["losses"][5]
 
 
+def test_one_text_may_be_that_of_both_adapters_and_a_folder_may_have_the_name_of_a_way(here, tmp_path):
+    shutil.copytree("a", "svd", dirs_exist_ok=True)
+    result = combine_adapters(["svd", "b"], base="base", data=[TEXTS[0]] * 2, plot=str(tmp_path / "x.png"))
+    rows = {row["what"]: row for row in result["losses"][3:]}
+    assert not any("why_not" in row for row in rows.values())
+    assert rows["svd"]["off"] == result["off"]
+    assert all(len({*row["bits"]}) == 1 < len(row["bits"]) for row in result["losses"])
+
+
 REFUSED = {
     "1 weight for 2 adapters": ["a", "b", "--weights", "1"],
     "1 text for 2 adapters": ["a", "b", "--evaluate", "words.txt"],
     "the figure is of losses": ["a", "b", "--plot", "x.png"],
-    "called 'a' already": ["a", "a"],
+    "a is given twice: give it once": ["a", "a"],
+    "rank 5 is above 4, which the sum has already: give 4 or less": ["a", "b", "--rank", "5"],
     "ties needs a density": ["a", "b", "--how", "ties", "--out", "new"],
     "'tie' is not known: did you mean 'ties'": ["a", "b", "--how", "tie"],
     "'x' is not a number": ["a", "b", "--weights", "1", "x"],

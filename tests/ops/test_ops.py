@@ -54,6 +54,12 @@ def torch_softmax_attention(torch, *qkv, D, mask, scale=None):
     return y.transpose(1, 2).flatten(2)
 
 
+def torch_relative_attention(torch, q, k, v, W, D, buckets, mask):
+    b = W[torch.tensor(buckets)].permute(2, 0, 1) + torch.tensor(mask)
+    q, k, v = (x.unflatten(-1, (-1, D)).transpose(1, 2) for x in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, b).transpose(1, 2).flatten(2)
+
+
 def torch_projected_attention(torch, q, k, v, E, F, D):
     return torch_softmax_attention(torch, q, E @ k, F @ v, D=D, mask=np.ones((q.shape[1], len(E)), bool))
 
@@ -149,6 +155,7 @@ TORCH: dict[str, Callable[..., Any]] = {
     "rope": torch_rope,
     **dict.fromkeys((op for op in OPS if op.startswith("attention")), torch_attention),
     "attention, another number of keys": torch_softmax_attention,
+    "relative positions": torch_relative_attention,
     "embedding": lambda torch, W, ids: torch.nn.functional.embedding(torch.tensor(ids), W),
     **dict.fromkeys((op for op in OPS if op.startswith("cross-entropy")), torch_cross_entropy),
     **dict.fromkeys((op for op in OPS if op.startswith("KL divergence")), torch_kl),
@@ -579,6 +586,22 @@ MISTAKES: list[tuple[str, str, Callable[..., Any]]] = [
         lambda g, dy, c, *_: ops.blockwise_attention_backward(dy, c._replace(causal=True)),
     ),
     ("attention, another root", "√D", lambda g, dy, c, *_: ops.attention_backward(dy, c)),
+    (
+        "relative positions",
+        "dW counts a bucket once",
+        lambda g, dy, c, q, k, v, W: (
+            *g[:3],
+            overwritten(ops.attention_bias_gradients(dy, c[0]).transpose(1, 2, 0), c[1], W),
+        ),
+    ),
+    (
+        "relative positions",
+        "dW of distances that are turned around",
+        lambda g, dy, c, *_: (
+            *g[:3],
+            ops.relative_bias_gradients(ops.attention_bias_gradients(dy, c[0]).swapaxes(1, 2), c[1], 6),
+        ),
+    ),
     ("select", "the first token always", lambda g, dy, c, x: (ops.select_backward(dy, (c[0], 0 * c[1], c[2])),)),
 ]
 

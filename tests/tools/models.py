@@ -34,7 +34,14 @@ HEADS |= {
 TEXT = [name for name, family in FAMILIES.items() if "lm" in family.classes]  # what reads images: test_vit.py
 FAMILY_HEADS = [(family, head) for family in TEXT for head in FAMILIES[family].classes]
 
-each_family = pytest.mark.parametrize("family", TEXT)
+# t5 reads two texts: tests/models/test_encoder_decoder.py has what must hold of it
+ONE_TEXT = [name for name in TEXT if not FAMILIES[name].build(Config(8, 1, 4, 1, head="none"), None).reads_source]
+each_family = pytest.mark.parametrize("family", ONE_TEXT)
+
+
+def beside(model: Transformer, ids: np.ndarray) -> Inputs:
+    """Inputs beside these ids: for a model of two texts the other one, the same ids backwards."""
+    return Inputs(source=ids[:, ::-1]) if model.reads_source else Inputs()
 
 
 def fresh(family: str, **options: Any) -> Transformer:

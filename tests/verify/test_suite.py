@@ -124,7 +124,7 @@ def test_every_module_of_the_library_is_run_backward_and_right_by_both_methods(m
             return original(self, *arguments)
 
         monkeypatch.setattr(cls, "backward", counted)
-    for kind in ("module ", "adapter ", "family gpt2 with"):
+    for kind in ("module ", "adapter ", "family gpt2 with", "family t5 with"):
         assert_right(verify(kind), kind)
     assert ran == everything
 

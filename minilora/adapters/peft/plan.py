@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+from ...models.families import FAMILIES
 from ...nn import Linear
 from ..attach import HEADS
 from ..base import Adapter, Slot, shape, short
@@ -55,7 +56,13 @@ class Place(NamedTuple):
 
 
 def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
-    """{name of a tensor: its place} of all that the file holds."""
+    """{name of a tensor: its place} of all that the file holds. Raises ValueError for an embedding that PEFT's model
+    has twice."""
+    if FAMILIES[view.model.family].copies and "embed.token" in (*plan.adapters, *plan.saved):
+        raise ValueError(
+            f"{view.names['embed.token']}: in PEFT each stack of a {view.model.family} has an embedding of its own and "
+            "reads no other, so there is no file for an adapter of both: merge(model), and save the model"
+        )
     found: dict[str, Place] = {}
     shared: dict[Slot, bool] = {}  # does the file hold it?
     largest = {"n_in": 0, "n_out": 0}

@@ -200,6 +200,8 @@ def task_type(view: View, adapters: dict[str, Adapter]) -> str | None:
         return {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS"}[head] if saves_classifier(view, adapters) else None
     if head == "none":
         return "FEATURE_EXTRACTION"
+    if view.model.reads_source:
+        return "SEQ_2_SEQ_LM"
     return "CAUSAL_LM" if view.model.causal else None
 
 

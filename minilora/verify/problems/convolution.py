@@ -154,12 +154,11 @@ def last_along(dy, axis):
 
 
 with_padded_gradient("overlaps_overwritten", last_window)(
-    "where windows overlap, dx holds the last of them alone: the others were overwritten, not added",
-    "One x lies in several windows: what happens to their contributions in an assignment, or in an in-place addition "
-    "at an index that stands there twice?",
+    "dx holds the last window alone where several overlap: the others were overwritten, not added",
+    "One x lies in several windows: what does your loop do with what the window before has left?",
 )
 with_padded_gradient("overlaps_averaged", mean_over_windows)(
-    "where windows overlap, dx is their mean, but must be their sum",
+    "dx is a mean over the windows where several overlap, but must be a sum",
     "One x feeds several outputs: how do the effects of several paths on the loss combine?",
 )
 with_padded_gradient("kernel_reversed_in_x", lambda dX, width, stride: sum_over_windows(dX[..., ::-1], width, stride))(
@@ -370,10 +369,7 @@ low_rank_convolution = Problem(
     low_rank_backward,
     draw_low_rank,
     low_rank_terms,
-    laws={
-        "Bᵀ dB = dA₂ A₂ᵀ, with the kernels of A as rows A₂, because a factor moved from B to A changes no y": exchange
-    }
-    | UNREACHED,
+    laws={"Bᵀ dB = dA₂ A₂ᵀ, because an invertible factor moved from B to A changes no output": exchange} | UNREACHED,
     factors={"scale": Factor("the scale s = α/r", lambda alpha, r: alpha / r, ("dA", "dB"), ("the low-rank path",))},
     says={
         "no_base_path": "dx lacks the base path, through the frozen W",
