@@ -557,7 +557,7 @@ def dropped(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array,
         return x, None
     if isinstance(x, ops.CSR):
         values, keep = dropped(x.values, p, rng)
-        return ops.CSR(x.indptr, x.indices, values, x.shape[1]), keep  # type: ignore[return-value]
+        return ops.CSR(x.indptr, x.indices, values, x.shape[1]), keep
     keep = (rng.random(x.shape, dtype=np.float32) >= p) / (1 - p)
     keep = get_array_module(x).asarray(keep, dtype=x.dtype)
     return ops.dropout_forward(x, keep)[0], keep

@@ -78,8 +78,9 @@ def sharded_loss_and_gradients(
 
 def split_batch(batch: Batch, shards: int) -> list[Batch]:
     """At most `shards` parts of `batch`, split along B, of nearly equal size."""
+    fields: Any = batch
     parts = np.array_split(np.arange(len(batch.ids)), min(shards, len(batch.ids)))
-    return [Batch(*(a if a is None else a[part[0] : part[-1] + 1] for a in batch)) for part in parts]
+    return [Batch(*(a if a is None else a[part[0] : part[-1] + 1] for a in fields)) for part in parts]
 
 
 def count_labels(batch: Batch) -> int:

@@ -79,7 +79,7 @@ def draw_entries(size: Size, rng: Rng) -> tuple[np.ndarray, dict[str, Any]]:
     return values, {"indptr": indptr, "indices": np.nonzero(present)[1], "width": n_in}
 
 
-def sparse(values: Array, indptr: np.ndarray, indices: np.ndarray, width: int) -> ops.CSR:
+def sparse(values: Array, indptr: np.ndarray, indices: np.ndarray, width: int) -> Any:
     return ops.CSR(indptr, on(values, indices), values, width)
 
 
