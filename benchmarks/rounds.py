@@ -70,10 +70,10 @@ def threads(case: Case, contestant: Contestant) -> tuple[int, ...]:
     return (case.shards, case.cores // case.shards) if contestant.library == "minilora" else (case.cores,)
 
 
-def start(said: dict[str, Any], threads: int) -> subprocess.Popen[str]:
-    """worker.py, on so many BLAS threads."""
+def start(said: dict[str, Any], threads: int, module: str = "worker") -> subprocess.Popen[str]:
+    """worker.py, or another of this folder, on so many BLAS threads."""
     env = dict.fromkeys(THREADS, str(threads)) | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    return python(said | {"threads": threads}, "worker", os.environ | env)
+    return python(said | {"threads": threads}, module, os.environ | env)
 
 
 def python(said: dict[str, Any], module: str, env: Mapping[str, str]) -> subprocess.Popen[str]:

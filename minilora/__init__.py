@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .adapters.attach import attach as attach
     from .adapters.attach import attach_lora as attach_lora
     from .adapters.base import Adapter as Adapter
+    from .adapters.combine import combine as combine
+    from .adapters.combine import cosines as cosines
     from .adapters.kept import kept_by_merge as kept_by_merge
     from .adapters.kept import share_kept as share_kept
     from .adapters.lora import LoRAEmbedding as LoRAEmbedding
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from .adapters.merge import merge as merge
     from .adapters.merge import unmerge as unmerge
     from .adapters.peft import load_adapter as load_adapter
+    from .adapters.peft import load_adapters as load_adapters
     from .adapters.peft import save_adapter as save_adapter
     from .models.config import Config as Config
     from .models.families.bert import bert as bert
@@ -51,10 +54,11 @@ HOMES = {
     "accounting": ["count_parameters"],
     "adapters.attach": ["attach", "attach_lora"],
     "adapters.base": ["Adapter"],
+    "adapters.combine": ["combine", "cosines"],
     "adapters.kept": ["kept_by_merge", "share_kept"],
     "adapters.lora": ["LoRAEmbedding", "LoRALinear"],
     "adapters.merge": ["merge", "unmerge"],
-    "adapters.peft": ["load_adapter", "save_adapter"],
+    "adapters.peft": ["load_adapter", "load_adapters", "save_adapter"],
     "models.config": ["Config"],
     "models.families.bert": ["bert"],
     "models.families.gpt2": ["gpt2"],

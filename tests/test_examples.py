@@ -14,14 +14,14 @@ from minilora.nn import Gradients
 from minilora.verify import check_model
 
 FOLDER = Path(__file__).parent.parent / "notebooks" / "examples"
-NAMES = "digits", "named_entities", "recommender"
+NAMES = "digits", "named_entities", "recommender", "reversed_words"  # and those of convolutions, below
 each_example = pytest.mark.parametrize("name", NAMES)
 
 
 def example(name):
     if str(FOLDER) not in sys.path:
         sys.path.insert(0, str(FOLDER))
-    if name == "digits":
+    if "digits" in name:
         pytest.importorskip("sklearn")
     return importlib.import_module(name)
 
@@ -62,6 +62,15 @@ def test_lora_teaches_new_digits_and_keeps_more_of_the_old_than_a_new_start(run)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["rotated_digits", "signals"])
+def test_lora_on_convolutions_learns_the_new_with_fewer_numbers_than_all(name):
+    rows = {way: found[0] for way, found in example(name).main(small=True).items()}  # of the one seed
+    assert rows["LoRA"][0] < rows["full"][0] / 4
+    assert rows["LoRA"][2] > rows["base"][2] + 0.03
+    assert rows["base"][1] > rows["base"][2] + 0.2
+
+
+@pytest.mark.slow
 def test_lora_follows_the_new_market_closer_than_what_is_popular_and_the_old_model(run):
     curves, figure = run("recommender")
     (row,) = curves.values()
@@ -80,6 +89,28 @@ def test_lora_finds_names_it_has_never_seen(run):
     whole = {way: row["PER LOC ORG"] for way, row in scores.items()}
     assert whole["LoRA"] > whole["new head"] > whole["lookup"]
     assert is_picture(figure)
+
+
+@pytest.mark.slow
+def test_queries_and_keys_of_cross_attention_turn_the_words_around_and_values_cannot(run):
+    right, figure = run("reversed_words")
+    (base,), (cross,), (values,) = right["base"], right["cross"], right["cross, v alone"]
+    assert base[0] > 0.9 > 0.2 > base[1]
+    assert cross[1] > 0.9
+    assert values[1] < 0.3
+    assert is_picture(figure)
+
+
+def test_a_number_that_is_held_out_is_in_no_batch_to_learn_from_and_its_words_are_its_digits(rng):
+    module = example("reversed_words")
+    batches = [module.numbers(200, rng, backwards, held) for backwards in (False, True) for held in (False, True)]
+    for i, batch in enumerate(batches):
+        for source, words in zip(batch.source, batch.targets, strict=True):
+            digits = [x - module.DIGIT for x in source if x >= module.DIGIT]
+            said = [x - module.WORD for x in words if x >= module.WORD]
+            assert said == (digits[::-1] if i >= 2 else digits)
+            assert (sum(digits) % 5 == 0) == bool(i % 2)
+            assert source[len(digits)] == words[len(digits)] == module.END
 
 
 def test_no_name_and_no_frame_of_the_test_is_in_training():
@@ -126,20 +157,6 @@ def new(rng):
     return LayerFactory(Config(vocab_size=1, n_layers=1, d_model=6, n_heads=2, dtype="float64"), rng)
 
 
-def test_the_gradients_of_patches_are_right(rng):
-    assert checked(example("digits").Patches(new(rng), 6), rng.standard_normal((3, 8, 8)), rng).ok
-
-
-def test_patches_are_four_by_four_pixels_in_reading_order(rng):
-    patches = example("digits").Patches(new(rng), 6)
-    W = patches.patch_proj.weight
-    W.data, patches.position.data = np.ones(W.data.shape), np.zeros((5, 6))
-    y, _ = patches.forward(np.arange(64.0).reshape(1, 8, 8))
-    corners = [np.arange(64).reshape(8, 8)[i : i + 4, j : j + 4].sum() for i in (0, 4) for j in (0, 4)]
-    assert np.array_equal(y[0, 1:, 0], corners)
-    assert np.array_equal(y[0, 0], patches.class_token.data)
-
-
 def test_the_gradients_of_items_are_right(rng):
     module, market = example("recommender"), example("market")
     layer = module.Items(rng.standard_normal((market.N, market.F)), new(rng), 6)
@@ -156,3 +173,12 @@ def test_the_market_draws_from_the_probabilities_it_gives_and_shows_nothing_twic
     drawn = np.take_along_axis(P, batch.targets[..., None], axis=-1)
     expected, n = (P * P).sum(axis=-1).mean(), batch.targets.size  # E[P of what is drawn]
     assert abs(drawn.mean() - expected) < 5 * drawn.std() / n**0.5
+
+
+@pytest.mark.slow  # half a minute, and what it rests on is tested in training/test_distillation.py
+def test_a_student_that_is_distilled_is_nearer_to_its_teacher_than_the_base(run):
+    table, figure = run("distillation")
+    _, base = table["base"][0][0]
+    for way in ("KL(teacher ‖ student)", "KL(student ‖ teacher)"):
+        assert table[way][2][0][1] < base
+    assert is_picture(figure)

@@ -31,7 +31,8 @@ def test_the_bounds_of_these_tests_hold():
 
 
 def made(family: str) -> Any:
-    model = FAMILIES[family].build(minilora.Config(**SHAPE), np.random.default_rng(0))
+    reads = {"image_size": 8, "patch_size": 4, "head": "none"} if "image_size" in FAMILIES[family].config_keys else {}
+    model = FAMILIES[family].build(minilora.Config(**SHAPE | reads), np.random.default_rng(0))
     return model
 
 

@@ -55,6 +55,7 @@ class Account:
     batch: int
     tokens: int
     dtype: str
+    source_tokens: int | None = None  # of an encoder-decoder, those of each source; None: `tokens` too
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
@@ -117,7 +118,7 @@ class Account:
     @cached_property
     def costs(self) -> Costs:
         """Of the step, layer by layer."""
-        return step_costs(self.model, self.batch, self.tokens, self.computed)
+        return step_costs(self.model, self.batch, self.tokens, self.computed, source_tokens=self.source_tokens)
 
     def ledger(self) -> list[KeptArray]:
         """What is alive when forward and loss end."""
@@ -178,6 +179,7 @@ def count(
     labels: int | None = None,
     batch: int = 1,
     tokens: int | None = None,
+    source_tokens: int | None = None,
     dtype: str | None = None,
     recompute: bool = False,
 ) -> Account:
@@ -186,9 +188,10 @@ def count(
 
     dtype: float64, float32, float16, bfloat16, or for methods that leave the weights as they are "int8", "nf4" or
     "nf4-dq"; by default what a live quantised model is held in, "nf4-dq" for qlora, and else float32. tokens: 512,
-    where the model has as many positions. Virtual tokens take positions too. Raises what those two raise, and
-    ValueError for a batch below 1, for more tokens than positions, for a method that trains weights in 4 or 8 bits, and
-    for one over 4 bits in another dtype.
+    where the model has as many positions. source_tokens: those that an encoder reads, as many by default. Virtual
+    tokens take positions too. Raises what those two raise, and ValueError for a batch below 1, for more tokens than
+    positions, for a source of a model that reads none, for a method that trains weights in 4 or 8 bits, and for one
+    over 4 bits in another dtype.
     """
     if isinstance(source, Transformer):
         name, model = f"this {source.family}", plain_copy(source, keep_formats=dtype is None)
@@ -207,11 +210,21 @@ def count(
         raise ValueError(f"{method} is over a base in 4 bits, {' or '.join(IN_4_BITS)}, not in {dtype}")
     if not is_whole(batch) or batch < 1:
         raise ValueError(f"a batch of {batch!r} sequences is not a whole number above 0")
-    return Account(name, model, method, batch, check_tokens(tokens, name, model), dtype)
+    if source_tokens is not None and not model.reads_source:
+        raise ValueError(f"{name} reads no source: leave source_tokens out (--source-tokens)")
+    tokens = check_tokens(tokens, name, model)
+    if model.reads_source:
+        source_tokens = check_tokens(source_tokens or tokens, name, model)
+    return Account(name, model, method, batch, tokens, dtype, source_tokens)
 
 
 def check_tokens(tokens: int | None, name: str, model: Transformer) -> int:
     positions, prompt = model.config.max_length, virtual_tokens(model)
+    if model.config.image_size:
+        if tokens not in (None, positions) or prompt:
+            size = model.config.image_size
+            raise ValueError(f"{name} reads images of {size} x {size}, which are {positions} tokens, not more or fewer")
+        return positions
     if tokens is None:
         return max(1, min(512, positions - prompt))
     if not (is_whole(tokens) and 1 <= tokens <= positions - prompt):
@@ -224,8 +237,9 @@ def plain_copy(model: Transformer, keep_formats: bool) -> Transformer:
     """The model without what was added to it, everything trainable but what is Quantized; which is that only where
     `keep_formats`. The arrays are the model's own."""
     made = copy.deepcopy(model, {id(p.data): p.data for p in model.parameters()})
-    made.layers = {name: m.block if isinstance(m, Checkpointed) else m for name, m in made.layers.items()}
     for path, module in reversed(list(made.named_modules())):
+        if isinstance(module, Checkpointed):
+            made[path] = module.block
         if module.is_adapter:
             made[path] = module.base  # type: ignore[attr-defined]
     for parameter in made.parameters():

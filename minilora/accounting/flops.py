@@ -45,9 +45,10 @@ def total(products: Iterable[Product]) -> Flops:
     return Flops(**sums)
 
 
-def flops(model: Transformer, batch: int, tokens: int) -> tuple[Flops, Flops]:
-    """Forward and backward of one step over `batch` sequences of `tokens`, of what is trainable now."""
-    costs = step_costs(model, batch, tokens)
+def flops(model: Transformer, batch: int, tokens: int, source_tokens: int | None = None) -> tuple[Flops, Flops]:
+    """Forward and backward of one step over `batch` sequences of `tokens`, of what is trainable now. `source_tokens`:
+    of each source that an encoder reads; None: `tokens` too."""
+    costs = step_costs(model, batch, tokens, source_tokens=source_tokens)
     return total(costs.forward), total(costs.backward + costs.again)
 
 

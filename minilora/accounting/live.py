@@ -10,7 +10,7 @@ import numpy as np
 
 from ..adapters.base import Adapter, shape
 from ..backend import Array
-from ..nn import Gradients, Module
+from ..nn import Gradients, Memory, Module
 from ..nn.optim import Optimizer
 from ..quantization import Quantized, dense
 
@@ -57,6 +57,8 @@ def nbytes(tree: Any) -> int:
 def arrays(tree: Any) -> Iterator[Array]:
     if isinstance(tree, Quantized):
         yield from tree.arrays.values()
+    elif isinstance(tree, Memory):
+        yield tree.data
     elif hasattr(tree, "nbytes") and hasattr(tree, "shape"):
         yield tree
     elif isinstance(tree, Mapping):

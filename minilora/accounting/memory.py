@@ -15,6 +15,7 @@ import numpy as np
 
 from ..adapters.base import Adapter, shape
 from ..adapters.parts import Parts
+from ..models.families import FAMILIES
 from ..models.names import hub_name
 from ..models.quantized import format_of, formats_for
 from ..models.transformer import Transformer
@@ -121,7 +122,7 @@ def added_tensors(model: Transformer, trained: bool) -> dict[str, Shape]:
 def peft_name(model: Transformer, path: str) -> str:
     """base_model.model.<path in Hugging Face's model>, which in a model without a head lacks the name of its body."""
     family, head = model.family, model.config.head
-    name, body = hub_name(family, path, head), hub_name(family, "embed.token").partition(".")[0]
+    name, body = hub_name(family, path, head, model.config.gated), FAMILIES[family].base_model_prefix
     return f"base_model.model.{name.removeprefix(f'{body}.') if head == 'none' else name}"
 
 
@@ -177,22 +178,39 @@ def safetensors_bytes(tensors: Mapping[str, tuple[str, Shape]]) -> int:
 # ---- what is kept for backward ----
 
 
-def step_costs(model: Transformer, batch: int, tokens: int, dtype: str = "float32", *, dropout: bool = False) -> Costs:
+def step_costs(
+    model: Transformer,
+    batch: int,
+    tokens: int,
+    dtype: str = "float32",
+    *,
+    dropout: bool = False,
+    source_tokens: int | None = None,
+) -> Costs:
     """What a step keeps and multiplies over `batch` sequences of `tokens` without padding, of what is trainable now.
 
-    `dropout`: forward is given a generator.
+    `dropout`: forward is given a generator. `source_tokens`: of each source that an encoder reads; None: `tokens` too.
     """
-    costs = Costs(model, itemsize(dtype), dropout=dropout)
-    model.costs(costs.array(batch, tokens, itemsize=8), costs)
+    costs, c = Costs(model, itemsize(dtype), dropout=dropout), model.config
+    costs.source = costs.array(batch, source_tokens or tokens, itemsize=8)
+    images = costs.array(batch, c.channels, c.image_size, c.image_size)
+    model.costs(images if c.image_size else costs.array(batch, tokens, itemsize=8), costs)
     return costs
 
 
 def ledger(
-    model: Transformer, batch: int, tokens: int, dtype: str = "float32", *, dropout: bool = False, loss: bool = True
+    model: Transformer,
+    batch: int,
+    tokens: int,
+    dtype: str = "float32",
+    *,
+    dropout: bool = False,
+    source_tokens: int | None = None,
+    loss: bool = True,
 ) -> list[KeptArray]:
     """What is alive when the forward of such a step ends, array by array; of blocks that are run again for their
     backward, what the largest keeps then. `loss` adds what the cross-entropy of a language model keeps."""
-    kept = step_costs(model, batch, tokens, dtype, dropout=dropout).alive()
+    kept = step_costs(model, batch, tokens, dtype, dropout=dropout, source_tokens=source_tokens).alive()
     return kept + (loss_keeps(model, batch, tokens, dtype) if loss and kept else [])
 
 

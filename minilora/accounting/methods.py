@@ -143,6 +143,8 @@ def apply(
     model.freeze()
     if method == "top2":
         trained += [parameter for block in blocks[-2:] for parameter in block.parameters()]
+    elif method.startswith("prefix") and model.reads_source:
+        raise ValueError(f"{method} is counted for a model of one stack, and {name} has an encoder too")
     elif method == "prefix-embed":
         model.layers["embed"] = Prompt(embed, prompt, "prompt_embeddings", (prompt, C), peft_type="PROMPT_TUNING")
     elif method == "prefix-layer":

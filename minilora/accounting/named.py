@@ -17,6 +17,7 @@ from ..models.transformer import Transformer
 from ..nn import Attention, Block, FusedAttention, Linear, Module, Parameter, Select, Tanh
 from ..spelling import choose_from
 
+LAYERS = "n_layer", "n_layers", "num_hidden_layers", "num_layers", "num_decoder_layers"
 BUILTIN = Path(__file__).parent.parent / "data" / "builtin"
 MOST_LAYERS, MOST = 10_000, 2**28  # of a config's numbers: every layer is built, the rest only multiplies
 
@@ -40,8 +41,27 @@ def llama_sizes(width: int, layers: int, heads: int, kv_heads: int, hidden: int,
     return usual | sizes | {"num_key_value_heads": kv_heads, "intermediate_size": hidden, **rest}
 
 
+def t5_sizes(width: int, layers: int, heads: int, hidden: int, **rest: Any) -> dict[str, Any]:
+    usual = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "vocab_size": 32128, "d_kv": 64}
+    return usual | {"d_model": width, "num_layers": layers, "num_heads": heads, "d_ff": hidden, **rest}
+
+
+T5_1_1 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 ROBERTA = {"model_type": "roberta", "architectures": ["RobertaModel"], "vocab_size": 50265,
            "max_position_embeddings": 514, "type_vocab_size": 1}  # fmt: skip
+DISTILBERT = {"model_type": "distilbert", "architectures": ["DistilBertModel"], "vocab_size": 30522, "dim": 768,
+              "n_layers": 6, "n_heads": 12, "hidden_dim": 3072, "max_position_embeddings": 512}  # fmt: skip
+
+
+def modernbert_sizes(width: int, layers: int, heads: int, hidden: int) -> dict[str, Any]:
+    usual = {"model_type": "modernbert", "architectures": ["ModernBertModel"], "vocab_size": 50368}
+    usual |= {"max_position_embeddings": 8192, "norm_eps": 1e-5}
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return usual | sizes | {"intermediate_size": hidden}
+
+
+GEMMA_3 = {"model_type": "gemma3_text", "vocab_size": 262144, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
+           "head_dim": 256, "sliding_window": 512, "tie_word_embeddings": True}  # fmt: skip
 LLAMA_3 = {"vocab_size": 128256, "max_position_embeddings": 131072}
 NAMED: dict[str, dict[str, Any]] = {
     "gpt2": gpt2_sizes(768, 12, 12),
@@ -54,6 +74,9 @@ NAMED: dict[str, dict[str, Any]] = {
     "bert-large": bert_sizes(1024, 24, 16),
     "roberta-base": bert_sizes(768, 12, 12, **ROBERTA),
     "roberta-large": bert_sizes(1024, 24, 16, **ROBERTA),
+    "distilbert-base": DISTILBERT,
+    "modernbert-base": modernbert_sizes(768, 22, 12, 1152),
+    "modernbert-large": modernbert_sizes(1024, 28, 16, 2624),
     "llama-2-7b": llama_sizes(4096, 32, 32, 32, 11008),
     "llama-2-13b": llama_sizes(5120, 40, 40, 40, 13824),
     "llama-2-70b": llama_sizes(8192, 80, 64, 8, 28672),
@@ -65,6 +88,18 @@ NAMED: dict[str, dict[str, Any]] = {
     "smollm2-135m": llama_sizes(
         576, 30, 9, 3, 1536, vocab_size=49152, max_position_embeddings=8192, tie_word_embeddings=True
     ),
+    "gemma-3-270m": llama_sizes(640, 18, 4, 1, 2048, **GEMMA_3),
+    "gemma-3-1b": llama_sizes(1152, 26, 4, 1, 6912, **GEMMA_3),
+    "t5-small": t5_sizes(512, 6, 8, 2048),
+    "t5-base": t5_sizes(768, 12, 12, 3072),
+    "t5-large": t5_sizes(1024, 24, 16, 4096),
+    "t5-3b": t5_sizes(1024, 24, 32, 16384, d_kv=128),
+    "t5-11b": t5_sizes(1024, 24, 128, 65536, d_kv=128),
+    "flan-t5-small": t5_sizes(512, 8, 6, 1024, **T5_1_1),  # the sizes of T5 1.1
+    "flan-t5-base": t5_sizes(768, 12, 12, 2048, **T5_1_1),
+    "flan-t5-large": t5_sizes(1024, 24, 16, 2816, **T5_1_1),
+    "flan-t5-xl": t5_sizes(2048, 24, 32, 5120, **T5_1_1),
+    "flan-t5-xxl": t5_sizes(4096, 24, 64, 10240, **T5_1_1),
     "builtin": {},  # read from its folder
 }  # fmt: skip
 
@@ -88,7 +123,7 @@ def without_weights(
     """
     name, values = read(source)
     for key, value in values.items():
-        most = MOST_LAYERS if key in ("n_layer", "num_hidden_layers") else MOST
+        most = MOST_LAYERS if key in LAYERS else MOST
         if type(value) is int and value > most:
             raise ValueError(f"{name}: {key} = {value!r:.80} is more than {most:,}")
     family, config = read_config(values, name, "float32", head, labels)
@@ -99,7 +134,8 @@ def without_weights(
         C = config.d_model
         model.layers |= {"first": Select(last=False), "pooler": Linear(zeros(C, C), zeros(C)), "pooler_tanh": Tanh()}
     lm_head = model.layers.get("lm_head")
-    if isinstance(lm_head, Linear) and lm_head.bias is not None and not config.tied:
+    two = hub_name(family, "lm_head.bias") != f"{hub_name(family, 'lm_head')}.bias" if lm_head else False
+    if isinstance(lm_head, Linear) and lm_head.bias is not None and two and not config.tied:
         unused = Module()  # transformers has two biases here, and adds one of them
         unused.bias = Parameter(zeros(config.vocab_size))  # type: ignore[attr-defined]
         lm_head.unused = unused  # type: ignore[attr-defined]

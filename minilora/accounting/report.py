@@ -86,6 +86,7 @@ def to_dict(account: Account) -> dict[str, Any]:
         "method": account.method,
         "batch": account.batch,
         "tokens": account.tokens,
+        **({"source_tokens": account.source_tokens} if account.source_tokens else {}),
         "dtype": account.dtype,
         "recompute": account.recompute,
         "total": account.total,
@@ -165,7 +166,8 @@ def trained_table(account: Account) -> Any:
 
 def about(account: Account) -> str:
     computed = f", computed in {account.computed}" * (account.computed != account.dtype)
-    return f"batch {account.batch} × {account.tokens} tokens, {account.dtype}{computed}"
+    read = f" from {account.source_tokens}" if account.source_tokens else ""
+    return f"batch {account.batch} × {account.tokens} tokens{read}, {account.dtype}{computed}"
 
 
 def memory_table(account: Account) -> Any:
@@ -205,7 +207,7 @@ def flops_table(account: Account) -> Any:
         rows.add_row(name, f"{part.products / N:.4g} a token", f"{part.products:.4g}")
         rows.add_section()
     whole = sum(part.products for part in passes.values())
-    full = count(account.model, "full", batch=account.batch, tokens=account.tokens)
+    full = count(account.model, "full", batch=account.batch, tokens=account.tokens, source_tokens=account.source_tokens)
     share = whole / sum(part.products for part in full.flops())
     rows.add_row("step", f"{share:.3f} of full fine-tuning's", f"{whole:.4g}")
     layers = low_rank_layers(account)
@@ -213,7 +215,8 @@ def flops_table(account: Account) -> Any:
         ranks = sorted({break_even_rank(n_in, n_out) for n_in, n_out, _ in layers})
         words = " to ".join(f"{rank:,.0f}" for rank in dict.fromkeys((ranks[0], ranks[-1])))
         formed = sum(association_orders(n_in, n_out, r, N)["y"]["x (B A)ᵀ"] for n_in, n_out, r in layers)
-        rows.add_row("were B A formed", "2 Σ (r + n) in·out   forward", f"{formed:.4g}")
+        if not account.source_tokens:  # else the rows of x are not the same in all layers
+            rows.add_row("were B A formed", "2 Σ (r + n) in·out   forward", f"{formed:.4g}")
         rows.add_row("break-even rank", "in·out / 3 (in + out): above it an adapted layer costs more", words)
     return rows
 
@@ -262,13 +265,17 @@ def formulas(account: Account, which: str) -> tuple[str, str, str]:
 
 def attention_formula(account: Account, products: list[Product]) -> str:
     """4 H D T N × 12: the 12 layers of a pass, by how many scores a head of them computes."""
-    T, model = positions(account), account.model
-    layers: list[Any] = [model[p.layer] for p in products if p.formula in ("S = q kᵀ", "dP, dv")]
-    if not layers:
+    T, S, B, model = positions(account), account.source_tokens or 0, account.batch, account.model
+    made = [p for p in products if p.formula in ("S = q kᵀ", "dP, dv")]
+    if not made:
         return ""
-    blockwise, forward = layers[0].blockwise(T), any(p.formula == "S = q kᵀ" for p in products)
-    names = score_letters(account) if blockwise else {T * T: "T N"}
-    terms = [f"{names[n]} × {times}" for n, times in Counter(layer.scores(T) for layer in layers).items()]
+    layers: list[Any] = [model[p.layer] for p in made]
+    forward = any(p.formula == "S = q kᵀ" for p in made)
+    blockwise = any(layer.blockwise(T) for layer in layers)
+    names = score_letters(account) if blockwise else {S * S: "S² B", T * S: "S N", T * T: "T N"}
+    each = (2 if forward else 4) * B
+    scores = [p.flops // (each * layer.heads * layer.head_dim) for p, layer in zip(made, layers, strict=True)]
+    terms = [f"{names[n]} × {times}" for n, times in Counter(scores).items()]
     together = terms[0] if len(terms) == 1 else f"({' + '.join(terms)})"
     return f"{4 if forward else 10 if blockwise else 8} H D {together}"
 
@@ -292,6 +299,8 @@ def letters(account: Account) -> str:
     """What the letters of the formulas of FLOPs stand for."""
     T, layer = positions(account), attentions(account)[0]
     words = [f"N = {account.batch * T:,} tokens in sequences of T = {T:,}", "n: the rows of a layer's x, mostly N"]
+    if account.source_tokens:
+        words += [f"B = {account.batch} sources of S = {account.source_tokens} tokens"]
     words += [f"H = {layer.heads} heads of width D = {layer.head_dim}"]
     if layer.blockwise(T):
         where = {"M": "", "W": " in a layer with a window"}

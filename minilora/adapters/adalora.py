@@ -14,8 +14,8 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module, to_numpy
-from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
-from .base import Adapter, Kept, Law, Option, Products, Slot, dropped, relative_difference
+from ..nn import FusedLinear, Gradients, Linear, Module, Parameter, Pass
+from .base import Kept, Law, Option, Parallel, Products, Slot, dropped, relative_difference
 from .lora import LoRA, in_blocks
 
 
@@ -44,7 +44,7 @@ class AdaLoRALinearCache(NamedTuple):
     keep: Array | None  # (..., in)   the dropout mask
 
 
-class AdaLoRALinear(Adapter):
+class AdaLoRALinear(Parallel):
     """y = x W₀ᵀ + b + s ((x Aᵀ) ∘ e) Bᵀ           A (r, in)   e (r,)   B (out, r)   s = α/(r₀ + 1e-5)
 
     r₀ is the rank at the start, the option `r`, and s stays what it was then, whatever is cut; both as in PEFT. At the
@@ -167,20 +167,17 @@ class AdaLoRALinear(Adapter):
     def tensors(self) -> tuple[Array, Array, Array]:
         return self.lora_A.data, self.lora_B.data, self.lora_E.data
 
-    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, AdaLoRALinearCache]:
-        y, cb = self.base.forward(x, inputs, run)
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, AdaLoRALinearCache]:
         x, keep = dropped(x, self.dropout, run.rng)
-        y_lora, (x, h) = ops.adalora_forward(x, *self.tensors, self.scaling)
-        y += y_lora
+        y, (x, h) = ops.adalora_forward(x, *self.tensors, self.scaling)
         learn_A, learn_B, learn_e = (p.trainable for p in (self.lora_A, self.lora_B, self.lora_E))
         return y, AdaLoRALinearCache(
-            cb, x if learn_A else None, h if learn_B or learn_e else None, learn_B, learn_e, keep
+            None, x if learn_A else None, h if learn_B or learn_e else None, learn_B, learn_e, keep
         )
 
-    def backward(self, dy: Array, cache: AdaLoRALinearCache, grads: Gradients) -> Array | None:
-        dx = self.base.backward(dy, cache.base, grads)
+    def path_backward(self, dy: Array, cache: AdaLoRALinearCache, grads: Gradients, needs_dx: bool) -> Array:
         A, B, e = self.tensors
-        dx_lora, dh = ops.adalora_backward(dy, A, B, e, self.scaling)
+        dx, dh = ops.adalora_backward(dy, A, B, e, self.scaling)
         if cache.x is not None:
             grads.add(self.lora_A, ops.lora_A_gradients(dh, cache.x))
         if cache.h is not None:
@@ -189,9 +186,7 @@ class AdaLoRALinear(Adapter):
                 grads.add(self.lora_B, dB)
             if cache.learn_e:
                 grads.add(self.lora_E, de)
-        if dx is not None:
-            dx += dx_lora if cache.keep is None else ops.dropout_backward(dx_lora, cache.keep)
-        return dx
+        return dx if cache.keep is None else ops.dropout_backward(dx, cache.keep)
 
     def factors(self) -> tuple[Array, Array, float]:
         """ΔW = s B diag(e) A; where no triplet is left, one of zeros, as no SVD has rank 0."""
@@ -218,7 +213,7 @@ class AdaLoRALinear(Adapter):
         return short
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> AdaLoRALinear:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> AdaLoRALinear:
         """The triplets of all parts, B_:k with zeros for the rows of the other parts, and an α by which s stays."""
         shortened = [part.in_file() if part.is_adapter else None for part in parts]
         adapted = [part for part in shortened if part]
@@ -226,7 +221,7 @@ class AdaLoRALinear(Adapter):
         if any(part.settings | {"mask": ()} != first.settings | {"mask": ()} for part in adapted):
             raise ValueError("the parts of a fused layer differ in their options, and one adapter has one of each")
         A, e = (np.concatenate([to_numpy(part.tensors[j]) for part in adapted]) for j in (0, 2))
-        B = in_blocks([to_numpy(part.lora_B.data) if part else None for part in shortened])
+        B = in_blocks(base, [to_numpy(part.lora_B.data) if part else None for part in shortened])
         r = first.r * len(adapted)
         mask = [left for part in adapted for left in part.mask or (True,) * first.r]
         options = {"r": r, "alpha": first.scaling * (r + 1e-5), "mask": () if all(mask) else mask}

@@ -7,22 +7,22 @@ model["block_0.attention.q_proj"] = LoRALinear(model["block_0.attention.q_proj"]
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from ..backend import Array, Rng, generator
 from ..data import Batch
-from ..nn import Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
+from ..nn import TABLES, Convolution, Embedding, FusedLinear, LayerNorm, Linear, Module, Parameter, Part, RMSNorm
 from ..nn.optim import Penalty, both
 from ..quantization import Quantized
 from ..spelling import choose_from
-from .base import DEFAULT, Adapter, class_for, variants
-from .lora import LoRALinear, TiedLoRALinear
+from .base import DEFAULT, Adapter, class_for, smaller_side, variants
+from .lora import LoRAEmbedding, LoRALinear, TiedLoRALinear
 from .parts import Parts
 
 Targets: TypeAlias = str | Collection[str] | Mapping[str, int]
-HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out, as in PEFT
-LAYERS = Linear, Embedding, LayerNorm  # what an adapter can be on
+HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out
+LAYERS = Linear, Embedding, LayerNorm, Convolution  # what an adapter can be on
 
 
 def wasted_rank(ranks: Mapping[str, tuple[int, int]]) -> str:
@@ -122,6 +122,19 @@ def attach_lora(
     return [*paths, *heads]
 
 
+def attach_tokens(model: Module, ids: Sequence[int], train: str | Collection[str] = ()) -> tuple[str, list[str]]:
+    """attach() of the variant whose option is a list of tokens that learn, to the embedding and to a head that is not
+    tied to it: their rows of these tokens learn. Returns the variant and the paths."""
+    variant, option = next(
+        (name, option.name)
+        for name, classes in variants().items()
+        for option in classes[0].options
+        if option.is_ids and not option.in_a_row
+    )
+    own = {m.weight: path for path, m in reversed([*model.named_modules()]) if path in TABLES}  # type: ignore[attr-defined]
+    return variant, attach(model, variant, list(own.values()), rng=0, train=train, **{option: list(ids)})
+
+
 def fit_options(model: Module, steps: int, penalty: Penalty | None = None) -> dict[str, Any]:
     """What training.fit is to be given to train the adapters of a model for so many steps, as their variants say: {}
     for most. A `penalty` is added to theirs.
@@ -138,7 +151,9 @@ def fit_options(model: Module, steps: int, penalty: Penalty | None = None) -> di
 
 
 def low_rank_adapter(base: Module, A: Array, B: Array) -> Adapter:
-    """The LoRA of a Linear with ΔW = B A (s = 1), for A (r, in) and B (out, r) that are known."""
+    """The LoRA of a Linear or an Embedding with ΔW = B A (s = 1), of A (r, n) and B (m, r) for a W (m, n)."""
+    if isinstance(base, Embedding):
+        return LoRAEmbedding.of(base, {"lora_A": B.T, "lora_B": A.T}, r=len(A), alpha=float(len(A)))
     return LoRALinear.of(base, {"lora_A": A, "lora_B": B}, r=len(A), alpha=float(len(A)))
 
 
@@ -231,8 +246,8 @@ def ranks_of(chosen: Mapping[str, Target]) -> dict[str, tuple[int, int]]:
     found = {}
     for path, (layer, cls, options) in chosen.items():
         if cls.trains_a_matrix():
-            sizes = cls.sizes_for(layer, cls.defaults() | options)
-            found[path] = sizes["r"], min(sizes["n_in"], sizes["n_out"])
+            r = cls.sizes_for(layer, cls.defaults() | options)["r"]
+            found[path] = r, smaller_side(layer.weight.data.shape)
     return found
 
 

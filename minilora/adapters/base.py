@@ -13,8 +13,9 @@ verifying find the classes by variants() and read what they state. Every class s
     checks      laws = {"Bᵀ dB = dA Aᵀ": exchange}, examples = {"": {"r": 3, "alpha": 5}}
 
     start       draws A, sets B = 0, and returns the adapter
-    forward     y = base.forward(x) + s (x Aᵀ) Bᵀ, and a cache: what `kept` says, the base's cache, the dropout mask
-    backward    adds dA and dB to the gradients and returns dx, by ops/lora.py
+    path_forward    s (x Aᵀ) Bᵀ, and a cache: what `kept` says, and the dropout mask
+    path_backward   adds dA and dB to the gradients and returns dx of that path, by ops/lora.py
+                    Both are of a Parallel, whose base computes y beside it. Others state forward and backward (ia3.py)
     factors     A, B and s of ΔW = s B A. Where ΔW is no such product: delta, ΔW itself; where b changes: merged
 
 Few need the rest, each for the reason that is said here:
@@ -35,6 +36,7 @@ Few need the rest, each for the reason that is said here:
     draw_shared     all layers share a slot, drawn once                                     vera.py
     fit_options     training needs a penalty, or something done after each step             adalora.py
     in_file         PEFT has another form of it                                             lora.py
+    merges          it acts on some tokens only, so that no weight can hold it              alora.py
     join_parts      those on parts of a fused layer can be written as one on the whole      lora.py
 
 What all have follows in Adapter, and behind it what several variants use: sizes_of, shape, dropped, uniform, and the
@@ -62,7 +64,20 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module
-from ..nn import Costs, Embedding, Gradients, LayerNorm, Linear, MetaArray, Module, Parameter
+from ..nn import (
+    Convolution,
+    Costs,
+    Embedding,
+    FusedLinear,
+    Gradients,
+    Inputs,
+    LayerNorm,
+    Linear,
+    MetaArray,
+    Module,
+    Parameter,
+    Pass,
+)  # fmt: skip
 from ..quantization import dense
 from . import DEFAULT as DEFAULT
 
@@ -104,6 +119,7 @@ class Option(NamedTuple):
     pattern: str = ""  # the key of {regular expression: value} for layers with another value
     mask_of: str = ""  # a tensor: `pattern` is {its name in a layer: True or False for each of its rows} then
     words: Mapping[Any, str] = {}  # {PEFT's value: ours}, of those that PEFT has too
+    in_a_row: bool = False  # of token ids: they stand in a text in this order, so that one may be there twice
 
     def from_file(self, value: Any) -> Any:
         """The value of a config, in our words."""
@@ -134,7 +150,9 @@ class Option(NamedTuple):
             ids = isinstance(value, list | tuple) and all(
                 isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < 2**31 for i in value
             )
-            right, what = ids and len({*value}) == len(value), "not a list of different whole numbers from 0 up"
+            different = "" if self.in_a_row else "different "
+            right = ids and (self.in_a_row or len({*value}) == len(value))
+            what = f"not a list of {different}whole numbers from 0 up"
         elif self.name == "dropout":
             right, what = is_number(value) and 0 <= value < 1, "not a probability below 1"
         else:
@@ -198,7 +216,9 @@ class Adapter(Module):
     # ---- what every variant states ----
 
     variant: ClassVar[str] = ""  # the name of its file
-    base_type: ClassVar[type[Linear] | type[Embedding] | type[LayerNorm]]  # the layers that the class adapts
+    base_type: ClassVar[
+        type[Linear] | type[Embedding] | type[LayerNorm] | type[Convolution]
+    ]  # the layers that the class adapts
     targets: ClassVar[tuple[str, ...]] = ()
     """Last names of the layers that it adapts by default. Where no class of a variant has any: all that they can."""
     slots: ClassVar[tuple[Slot, ...]]
@@ -230,10 +250,11 @@ class Adapter(Module):
         if factors is None:
             return dense(self.merged()[0]) - self.dense()
         A, B, s = factors
-        return s * (B @ A)
+        return (s * (B @ A)).reshape(self.weight.data.shape)  # of a convolution, kernels
 
     def factors(self) -> tuple[Array, Array, float] | None:
-        """A (r, n), B (m, r) and s with ΔW = s B A, for a W (m, n); None where ΔW is no such product."""
+        """A (r, n), B (m, r) and s with ΔW = s B A, for a W (m, n), or kernels W as rows; None where ΔW is no such
+        product."""
         return None
 
     # ---- what few need ----
@@ -250,6 +271,7 @@ class Adapter(Module):
     ensure_weight_tying."""
     always_tied: ClassVar[bool] = False  # also without ensure_weight_tying
     beside: ClassVar[Beside | None] = None  # where an adapter may stand beside those of another variant
+    merges: Any = True  # False where it acts on some tokens only, which no weight can do
     makes_weight: ClassVar[bool] = False  # weight_for() makes another, of a W in full precision
 
     @classmethod
@@ -316,7 +338,7 @@ class Adapter(Module):
         return self
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> Adapter:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> Adapter:
         """One adapter on a fused layer, `base`, that computes what its `parts` do, some of them of this class. Raises
         ValueError where there is none."""
         raise ValueError(
@@ -399,12 +421,17 @@ class Adapter(Module):
         """The letters of shapes and formulas."""
         return self.sizes_for(self.base, vars(self))
 
+    def positions(self, y: MetaArray) -> tuple[int, ...]:
+        """The axes of the base's y that count its rows."""
+        return y.shape[:-1]
+
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         """Those of the base, and `kept` and `products`, without what only frozen slots need."""
         learns = self.learns
         y = self.base.costs(x, costs)
         drops = costs.dropout and bool(getattr(self, "dropout", 0))
-        sizes = self.settings | self.sizes | {"n": y.rows, "drops": drops}
+        rows = self.positions(y)
+        sizes = self.settings | self.sizes | {"n": math.prod(rows), "drops": drops}
         if drops:
             costs.keep(self, "keep", costs.array(*x.shape), "to drop the same of dx")
         held = {"x": costs.array(*x.shape) if drops else x, "ids": x}
@@ -412,7 +439,7 @@ class Adapter(Module):
             if slots and learns.isdisjoint(slots):
                 continue
             if what not in held and (n := number(width, sizes)):
-                held[what] = costs.array(*(() if once else y.shape[:-1]), n)
+                held[what] = costs.array(*(() if once else rows), n)
             if what in held:
                 costs.keep(self, "x, dropped" if drops and what == "x" else what, held[what], why)
 
@@ -431,6 +458,76 @@ class Adapter(Module):
         backward = each_row(dx, *of_learned(self.products.gradients)), *(decided(f, on, off) for f in all_rows)
         costs.multiply(self, "adapter", *({f: number(f, sizes) for f in formulas} for formulas in (forward, backward)))
         return replace(y, needs_dx=True) if learns and not y.needs_dx else y
+
+
+class OnSomeTokens(NamedTuple):
+    """The cache of a path that acted on some tokens."""
+
+    base: Any
+    on: Array  # bool, (B, T), or (N,) of the labelled positions
+    path: Any
+
+
+class Parallel(Adapter):
+    """y = base(x) + path(x): the base computes what it does without the adapter, so that rows of a batch that have
+    different adapters share its product (many.py), and the path can act on some tokens alone, those of Inputs.active
+    (ops/alora.py). A class states the path.
+
+    He et al. (2022), "Towards a unified view of parameter-efficient transfer learning", section 3.2, for the word.
+    """
+
+    acts_on_some_tokens = True
+
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, Any]:
+        """path(x), a new array in the shape of the base's y; and a cache, whose field `base` is None. x is (..., in),
+        or ids (...)."""
+        raise NotImplementedError
+
+    def path_backward(self, dy: Array, cache: Any, grads: Gradients, needs_dx: bool) -> Array | None:
+        """Add the gradients of the slots that learn; return dx of the path, a new array, where it is needed."""
+        raise NotImplementedError
+
+    def active(self, inputs: Inputs, run: Pass) -> Array | None:
+        """(B, T) bool: the tokens that the path acts on; None: all."""
+        return inputs.active
+
+    def add_path(self, y: Array, x: Array, inputs: Inputs, run: Pass) -> Any:
+        """Add path(x) to the base's y, in place; return the cache. Raises ValueError where some tokens alone are to be
+        acted on, and the layer reads one of each text."""
+        on = self.active(inputs, run)
+        if on is None:
+            y_path, cache = self.path_forward(x, run)
+            y += y_path
+            return cache
+        if inputs.labelled is not None and y.ndim == 2:
+            on = on[inputs.labelled]
+        elif y.ndim == 3:
+            on = on[:, : y.shape[1]]  # of a text that is read in parts, more may be known
+        if on.shape != y.shape[:-1]:
+            raise ValueError(
+                f"a {self.variant} that acts on some tokens is on a layer that reads one of each text: take it off"
+            )
+        y_path, cache = self.path_forward(ops.pick(x, on), run)
+        y += ops.put_back(y_path, on)
+        return OnSomeTokens(None, on, cache)
+
+    def add_path_backward(self, dx: Array | None, dy: Array, cache: Any, grads: Gradients) -> None:
+        """Add the gradients of the slots that learn, and to the base's dx, in place, that of the path."""
+        on = None
+        if isinstance(cache, OnSomeTokens):
+            on, cache, dy = cache.on, cache.path, ops.pick(dy, cache.on)
+        dx_path: Any = self.path_backward(dy, cache, grads, dx is not None)
+        if dx is not None:
+            dx += dx_path if on is None else ops.put_back(dx_path, on)
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
+        y, base = self.base.forward(x, inputs, run)
+        return y, self.add_path(y, x, inputs, run)._replace(base=base)
+
+    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array | None:
+        dx: Array | None = self.base.backward(dy, cache.base, grads)
+        self.add_path_backward(dx, dy, cache, grads)
+        return dx
 
 
 @contextmanager
@@ -463,6 +560,11 @@ def sizes_of(base: Any) -> dict[str, int]:
     first, last = base.weight.data.shape[0], base.weight.data.shape[-1]
     n_in, n_out = (first, last) if isinstance(base, Embedding) else (last, first)
     return {"n_in": n_in, "n_out": n_out}
+
+
+def smaller_side(shape: tuple[int, ...]) -> int:
+    """min(out, in) of a W of this shape, the highest rank that it has; of kernels as a matrix over windows."""
+    return min(shape[0], math.prod(shape[1:]))
 
 
 def shape(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -500,16 +602,17 @@ def compiled(formula: str) -> CodeType:
 
 @cache
 def variants() -> dict[str, list[type[Adapter]]]:
-    """{name: its classes} of every variant that has a file here; that of lora_fa.py is called lora-fa."""
-    found = {}
+    """{name: its classes} of every variant that has a file here; that of lora_fa.py is called lora-fa. A class in
+    another file than its variant's, as lora_conv.py, comes after those in it."""
+    found: dict[str, list[type[Adapter]]] = {}
     for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__):
         if not module.ispkg:
             file = importlib.import_module(f".{module.name}", __package__)
             own = [cls for cls in vars(file).values() if getattr(cls, "__module__", "") == file.__name__]
-            found[module.name.replace("_", "-")] = [
-                cls for cls in own if hasattr(cls, "base_type") and {"base_type", "variant"} & {*vars(cls)}
-            ]
-    return {name: classes for name, classes in found.items() if classes}
+            for cls in own:
+                if hasattr(cls, "base_type") and {"base_type", "variant"} & {*vars(cls)}:
+                    found.setdefault(cls.variant, []).append(cls)
+    return found
 
 
 def class_for(classes: list[type[Adapter]], base: Any, is_listed: Callable[[type[Adapter]], bool]) -> type[Adapter]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from .. import ops
 from ..backend import Array, Rng, get_array_module
-from ..nn import Gradients, Inputs, LayerNorm, Linear, Module, Parameter, Pass
+from ..nn import FusedLinear, Gradients, Inputs, LayerNorm, Linear, Module, Parameter, Pass
 from ..ops.rows import rows
 from .base import Adapter, Kept, Keys, Law, Products, Slot, relative_difference
 
@@ -71,7 +71,7 @@ class BitFitLinear(Adapter):
         return self.weight.data, self.bitfit_b.data
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> Adapter:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> Adapter:
         """The b of the parts one after another, with b₀ for a part that is not adapted."""
         each = [part.bitfit_b.data if part.is_adapter else part.bias.data for part in parts]
         return cls.of(base, {"bitfit_b": get_array_module(each[0]).concatenate(each)})

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng, to_numpy
-from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass
+from ..nn import Embedding, FusedLinear, Gradients, Inputs, Linear, Module, Parameter, Pass
 from ..nn.layers import LinearCache
 from ..ops.rows import rows
 from .base import Kept, Law, Option, Products, Slot, dropped, relative_difference
@@ -230,11 +230,11 @@ class DoRALinear(DoRA):
         return dx
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> DoRALinear:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> DoRALinear:
         """With A and B as LoRALinear joins them; the m of a part that is not adapted is the length of its rows of W."""
         lora = LoRALinear.join_parts(base, parts)
         xp, n = lora.weight.xp, lengths(lora)
-        each = zip(parts, xp.split(n, len(parts)), strict=True)
+        each = zip(parts, base.split(n), strict=True)
         m = xp.concatenate([part.lora_magnitude_vector.data if part.is_adapter else n for part, n in each])
         return cls.of(base, {**lora.own_parameters(), "lora_magnitude_vector": m}, **lora.settings)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng
-from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
+from ..nn import FusedLinear, Gradients, Inputs, Linear, Module, Parameter, Pass
 from ..ops.rows import rows
 from .base import Adapter, Kept, Keys, Law, Products, Slot, relative_difference, shape, sizes_of
 
@@ -75,7 +75,7 @@ class IA3Linear(IA3):
         return l[:, None] * W, None if bias is None else l * bias.data
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> Adapter:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> Adapter:
         """The vectors of the parts one after another, with ones for a part that is not adapted."""
         xp = parts[0].weight.xp
         each = [part.ia3_l.data if part.is_adapter else xp.ones(len(part.weight.data)) for part in parts]

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from .. import ops
 from ..backend import Array, Rng
-from ..nn import Gradients, Inputs, Linear, Module, Pass
-from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, same_share, uniform
+from ..nn import Gradients, Linear, Module, Pass
+from .base import Kept, Keys, Law, Option, Parallel, Products, Slot, same_share, uniform
 
 B, A = ("hada_w1_a", "hada_w2_a"), ("hada_w1_b", "hada_w2_b")
 
@@ -23,7 +23,7 @@ class LoHaCache(NamedTuple):
     learns: frozenset[str]  # names of slots
 
 
-class LoHaLinear(Adapter):
+class LoHaLinear(Parallel):
     """y = x W₀ᵀ + b + x ΔWᵀ        ΔW = s (B₁A₁) ∘ (B₂A₂)      A₁, A₂ (r, in)   B₁, B₂ (out, r)   s = α/r
 
     At the start A₂ = 0, so y is the base's; A₁ is uniform within ±1/√in, and B₁ and B₂ within ±1/√r, as PEFT's. PEFT
@@ -68,16 +68,14 @@ class LoHaLinear(Adapter):
         B1, A1, B2, A2 = (parameter.data for parameter in self.own_parameters().values())
         return B1, A1, B2, A2
 
-    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoHaCache]:
-        y, cb = self.base.forward(x, inputs, run)
-        y_loha, (x, h) = ops.loha_forward(x, *self.tensors, self.alpha / self.r)
-        y += y_loha
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, LoHaCache]:
+        y, (x, h) = ops.loha_forward(x, *self.tensors, self.alpha / self.r)
         learns = self.learns
-        return y, LoHaCache(cb, x if learns.intersection(A) else None, h if learns.intersection(B) else None, learns)
+        return y, LoHaCache(None, x if learns.intersection(A) else None, h if learns.intersection(B) else None, learns)
 
-    def backward(self, dy: Array, cache: LoHaCache, grads: Gradients) -> Array | None:
-        dx, (B1, A1, B2, A2), s = self.base.backward(dy, cache.base, grads), self.tensors, self.alpha / self.r
-        dx_loha, dh = ops.loha_backward(dy, B1, A1, B2, A2, s)
+    def path_backward(self, dy: Array, cache: LoHaCache, grads: Gradients, needs_dx: bool) -> Array:
+        (B1, A1, B2, A2), s = self.tensors, self.alpha / self.r
+        dx, dh = ops.loha_backward(dy, B1, A1, B2, A2, s)
         found: dict[str, Array] = {}
         if cache.x is not None:
             found |= zip(A, ops.loha_A_gradients(dh, cache.x, A1, A2), strict=True)
@@ -85,8 +83,6 @@ class LoHaLinear(Adapter):
             found |= zip(B, ops.loha_B_gradients(dy, cache.h, B1, B2, s), strict=True)
         for name in found.keys() & cache.learns:
             grads.add(getattr(self, name), found[name])
-        if dx is not None:
-            dx += dx_loha
         return dx
 
     def delta(self) -> Array:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from .. import ops
 from ..backend import Array, Rng, get_array_module
-from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
-from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, same_share, uniform
+from ..nn import Gradients, Linear, Module, Parameter, Pass
+from .base import Adapter, Kept, Keys, Law, Option, Parallel, Products, Slot, same_share, uniform
 
 EACH_ROW = "2 * i1 * o2 * (i2 + o1)"
 
@@ -20,7 +20,7 @@ class LoKrCache(NamedTuple):
     learns: frozenset[str]  # names of slots
 
 
-class LoKrLinear(Adapter):
+class LoKrLinear(Parallel):
     """y = x W₀ᵀ + b + x ΔWᵀ        ΔW = s w₁ ⊗ w₂      w₁ (o₁, i₁)   w₂ (o₂, i₂)   s = α/r, though w₂ is not of rank r
 
     decompose_factor splits out = o₁ o₂ and in = i₁ i₂ (ops.lokr_sizes). At the start w₁ = 0, so y is the base's; the
@@ -73,16 +73,14 @@ class LoKrLinear(Adapter):
         w1, *rest = (parameter.data for parameter in self.own_parameters().values())
         return (w1, rest[0], []) if len(rest) == 1 else (w1, rest[0] @ rest[1], rest)
 
-    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoKrCache]:
-        y, cb = self.base.forward(x, inputs, run)
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, LoKrCache]:
         w1, w2, _ = self.matrices()
-        y_lokr, x = ops.lokr_forward(x, w1, w2, self.alpha / self.r)
-        y += y_lokr
-        return y, LoKrCache(cb, x if self.learns else None, self.learns)
+        y, x = ops.lokr_forward(x, w1, w2, self.alpha / self.r)
+        return y, LoKrCache(None, x if self.learns else None, self.learns)
 
-    def backward(self, dy: Array, cache: LoKrCache, grads: Gradients) -> Array | None:
-        dx, (w1, w2, ab), s = self.base.backward(dy, cache.base, grads), self.matrices(), self.alpha / self.r
-        dx_lokr, dZ = ops.lokr_backward(dy, w1, w2, s)
+    def path_backward(self, dy: Array, cache: LoKrCache, grads: Gradients, needs_dx: bool) -> Array:
+        (w1, w2, ab), s = self.matrices(), self.alpha / self.r
+        dx, dZ = ops.lokr_backward(dy, w1, w2, s)
         if cache.x is not None and "lokr_w1" in cache.learns:
             grads.add(self.lokr_w1, ops.lokr_w1_gradients(dy, cache.x, w2, s))
         if cache.x is not None and cache.learns - {"lokr_w1"}:
@@ -91,8 +89,6 @@ class LoKrLinear(Adapter):
             for slot, gradient in zip(self.slots[1:], found, strict=True):
                 if slot.name in cache.learns:
                     grads.add(getattr(self, slot.name), gradient)
-        if dx is not None:
-            dx += dx_lokr
         return dx
 
     def delta(self) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module, to_numpy
 from ..data import Batch
-from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Part, Pass
+from ..nn import Embedding, FusedLinear, Gradients, Linear, Module, Parameter, Part, Pass
 from ..nn.optim import SGD
 from ..process import blas_threads
 from ..quantization import Quantized, format_named
@@ -24,6 +24,7 @@ from .base import (
     Keys,
     Law,
     Option,
+    Parallel,
     Products,
     Slot,
     as_it_learns,
@@ -158,6 +159,7 @@ class LoRA(Adapter):
         """A and B, by the function of initialisations/ that is called `init`, with options of its own. Raises
         ValueError as it does."""
         W = to_numpy(base.dense())  # type: ignore[attr-defined]
+        W = W.reshape(len(W), -1)  # kernels as a matrix over windows
         with blas_threads():
             start = INITS[init].make(W, r, s, data._replace(rng=rng), **own)
         if not (np.isfinite(start.A).all() and np.isfinite(start.B).all()):
@@ -170,15 +172,15 @@ def scale(r: int, alpha: float, rslora: bool) -> float:
     return alpha / (math.sqrt(r) if rslora else r)
 
 
-def in_blocks(parts: list[np.ndarray | None]) -> np.ndarray:
-    """B of a fused layer (parts out, Σ r), from the B (out, r) of each part, None for one that is not adapted: each in
+def in_blocks(fused: FusedLinear, parts: list[np.ndarray | None]) -> np.ndarray:
+    """B of the layer `fused` (Σ out, Σ r), from the B (out, r) of each part, None for one that is not adapted: each in
     rows and columns of its own, zeros elsewhere."""
     adapted = [B for B in parts if B is not None]
-    n, column = len(adapted[0]), 0
-    whole = np.zeros((n * len(parts), sum(B.shape[1] for B in adapted)), adapted[0].dtype)
-    for i, B in enumerate(parts):
+    whole = np.zeros((fused.ends[-1], sum(B.shape[1] for B in adapted)), adapted[0].dtype)
+    column = 0
+    for B, end in zip(parts, fused.ends, strict=True):
         if B is not None:
-            whole[i * n : (i + 1) * n, column : column + B.shape[1]] = B
+            whole[end - len(B) : end, column : column + B.shape[1]] = B
             column += B.shape[1]
     return whole
 
@@ -190,7 +192,7 @@ class LoRALinearCache(NamedTuple):
     keep: Array | None  # (..., in)   the dropout mask
 
 
-class LoRALinear(LoRA):
+class LoRALinear(Parallel, LoRA):
     """y = x W₀ᵀ + b + s (x Aᵀ) Bᵀ         A (r, in)   B (out, r)   s = α/r, or α/√r (rsLoRA)
 
     Hu et al. (2021), equation 3. At the start y is the base's: B = 0, and A is uniform within ±1/√in, as PEFT's, or
@@ -245,29 +247,24 @@ class LoRALinear(LoRA):
         start = {"lora_A0": A, "lora_B0": B}  # slots of ResidualLoRALinear alone
         self.hold(base, {"lora_A": A, "lora_B": B, **start}, **options)
 
-    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoRALinearCache]:
-        y, cb = self.base.forward(x, inputs, run)
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, LoRALinearCache]:
         x, keep = dropped(x, self.dropout, run.rng)
-        y_lora, (x, h) = ops.lora_forward(x, self.lora_A.data, self.lora_B.data, self.scaling)
-        y += y_lora
-        return y, LoRALinearCache(cb, x if self.lora_A.trainable else None, h if self.lora_B.trainable else None, keep)
+        y, (x, h) = ops.lora_forward(x, self.lora_A.data, self.lora_B.data, self.scaling)
+        return y, LoRALinearCache(
+            None, x if self.lora_A.trainable else None, h if self.lora_B.trainable else None, keep
+        )
 
-    def backward(self, dy: Array, cache: LoRALinearCache, grads: Gradients) -> Array | None:
-        dx = self.base.backward(dy, cache.base, grads)
+    def path_backward(self, dy: Array, cache: LoRALinearCache, grads: Gradients, needs_dx: bool) -> Array | None:
         A, B, s = self.lora_A.data, self.lora_B.data, self.scaling
-        if dx is None:
-            dh = ops.lora_h_backward(dy, B, s)
-        else:
-            dx_lora, dh = ops.lora_backward(dy, A, B, s)
-            dx += dx_lora if cache.keep is None else ops.dropout_backward(dx_lora, cache.keep)
+        dx, dh = ops.lora_backward(dy, A, B, s) if needs_dx else (None, ops.lora_h_backward(dy, B, s))
         if cache.x is not None:
             grads.add(self.lora_A, ops.lora_A_gradients(dh, cache.x))
         if cache.h is not None:
             grads.add(self.lora_B, ops.lora_B_gradients(dy, cache.h, s))
-        return dx
+        return dx if dx is None or cache.keep is None else ops.dropout_backward(dx, cache.keep)
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> LoRALinear:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> LoRALinear:
         """With two of three parts adapted
 
             B₁ 0                    A₁
@@ -280,7 +277,7 @@ class LoRALinear(LoRA):
             (first.scaling, first.dropout, first.rslora)
         }:
             raise ValueError("the parts of a fused layer differ in scaling or dropout, and one adapter has one of each")
-        B = in_blocks([to_numpy(part.lora_B.data) if part.is_adapter else None for part in parts])
+        B = in_blocks(base, [to_numpy(part.lora_B.data) if part.is_adapter else None for part in parts])
         alpha = first.scaling * (math.sqrt(len(A)) if first.rslora else len(A))
         options = {"r": len(A), "alpha": alpha, "rslora": first.rslora, "dropout": first.dropout}
         return cls.of(base, {"lora_A": A, "lora_B": B}, **options)
@@ -349,16 +346,14 @@ class ResidualLoRALinear(LoRALinear):
         A, B, _ = cls.begin(base, given["init"], given["r"], scale(given["r"], given["alpha"], given["rslora"]))
         return {"lora_A0": A, "lora_B0": B}
 
-    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoRALinearCache]:
-        y, cb = self.base.forward(x, inputs, run)
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, LoRALinearCache]:
         y_start, _ = ops.lora_forward(x, self.lora_A0.data, self.lora_B0.data, self.scaling)
-        x, keep = dropped(x, self.dropout, run.rng)
-        y_lora, (x, h) = ops.lora_forward(x, self.lora_A.data, self.lora_B.data, self.scaling)
-        y += y_lora - y_start
-        return y, LoRALinearCache(cb, x if self.lora_A.trainable else None, h if self.lora_B.trainable else None, keep)
+        y, cache = super().path_forward(x, run)
+        y -= y_start
+        return y, cache
 
-    def backward(self, dy: Array, cache: LoRALinearCache, grads: Gradients) -> Array | None:
-        dx = super().backward(dy, cache, grads)
+    def path_backward(self, dy: Array, cache: LoRALinearCache, grads: Gradients, needs_dx: bool) -> Array | None:
+        dx = super().path_backward(dy, cache, grads, needs_dx)
         if dx is not None:
             dx -= ops.lora_backward(dy, self.lora_A0.data, self.lora_B0.data, self.scaling)[0]
         return dx
@@ -372,7 +367,7 @@ class ResidualLoRALinear(LoRALinear):
             return LoRALinear.of(self.base, {"lora_A": A, "lora_B": B}, **options)
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> LoRALinear:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> LoRALinear:
         return LoRALinear.join_parts(base, [part.in_file() if part.is_adapter else part for part in parts])
 
     def delta(self) -> Array:
@@ -493,7 +488,7 @@ class LoRAEmbeddingCache(NamedTuple):
     h: Array | None  # (N, r)      None where B is frozen
 
 
-class LoRAEmbedding(LoRA):
+class LoRAEmbedding(Parallel, LoRA):
     """y = W₀[ids] + s (A[:, ids])ᵀ Bᵀ      A (r, V)   B (C, r)   s = α/r, or α/√r (rsLoRA)
 
     At the start A = 0 and B is normal, the other way round than in LoRALinear: as PEFT's and loralib's. There is no
@@ -520,14 +515,11 @@ class LoRAEmbedding(LoRA):
         tensors = {"lora_A": np.zeros((r, V)), "lora_B": rng.standard_normal((C, r))}
         self.hold(base, tensors, r=r, alpha=float(alpha), rslora=rslora)
 
-    def forward(self, ids: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoRAEmbeddingCache]:
-        y, cb = self.base.forward(ids, inputs, run)
-        y_lora, (ids, h) = ops.lora_embedding_forward(ids, self.lora_A.data, self.lora_B.data, self.scaling)
-        y += y_lora  # W[ids] is a copy
-        return y, LoRAEmbeddingCache(cb, ids if self.lora_A.trainable else None, h if self.lora_B.trainable else None)
+    def path_forward(self, ids: Array, run: Pass) -> tuple[Array, LoRAEmbeddingCache]:
+        y, (ids, h) = ops.lora_embedding_forward(ids, self.lora_A.data, self.lora_B.data, self.scaling)
+        return y, LoRAEmbeddingCache(None, ids if self.lora_A.trainable else None, h if self.lora_B.trainable else None)
 
-    def backward(self, dy: Array, cache: LoRAEmbeddingCache, grads: Gradients) -> None:
-        self.base.backward(dy, cache.base, grads)
+    def path_backward(self, dy: Array, cache: LoRAEmbeddingCache, grads: Gradients, needs_dx: bool) -> None:
         if cache.ids is not None:
             A, B, s = self.lora_A.data, self.lora_B.data, self.scaling
             grads.add(self.lora_A, ops.lora_embedding_A_gradients(dy, cache.ids, B, s, A.shape[1]))
@@ -542,7 +534,7 @@ class LoRAEmbedding(LoRA):
         return self.lora_B.data.T, self.lora_A.data.T, self.scaling
 
 
-class TiedLoRALinear(LoRA):
+class TiedLoRALinear(Parallel, LoRA):
     """The other use of an adapted embedding, by the head that is tied to it, with the same W₀, A and B:
 
         y = x (W₀ + s (B A)ᵀ)ᵀ + b = x W₀ᵀ + b + s (x B) A          x (..., C)   A (r, V)   B (C, r)   y (..., V)
@@ -572,23 +564,20 @@ class TiedLoRALinear(LoRA):
         options = {"r": embedding.r, "alpha": embedding.alpha, "rslora": embedding.rslora, "dropout": dropout}
         self.hold(base, embedding.own_parameters(), **options)
 
-    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoRALinearCache]:
-        y, cb = self.base.forward(x, inputs, run)
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, LoRALinearCache]:
         x, keep = dropped(x, self.dropout, run.rng)
-        y_lora, (x, h) = ops.lora_forward(x, self.lora_B.data.T, self.lora_A.data.T, self.scaling)
-        y += y_lora
-        return y, LoRALinearCache(cb, x if self.lora_B.trainable else None, h if self.lora_A.trainable else None, keep)
+        y, (x, h) = ops.lora_forward(x, self.lora_B.data.T, self.lora_A.data.T, self.scaling)
+        return y, LoRALinearCache(
+            None, x if self.lora_B.trainable else None, h if self.lora_A.trainable else None, keep
+        )
 
-    def backward(self, dy: Array, cache: LoRALinearCache, grads: Gradients) -> Array | None:
-        dx = self.base.backward(dy, cache.base, grads)
-        dx_lora, dh = ops.lora_backward(dy, self.lora_B.data.T, self.lora_A.data.T, self.scaling)
+    def path_backward(self, dy: Array, cache: LoRALinearCache, grads: Gradients, needs_dx: bool) -> Array:
+        dx, dh = ops.lora_backward(dy, self.lora_B.data.T, self.lora_A.data.T, self.scaling)
         if cache.x is not None:
             grads.add(self.lora_B, ops.lora_A_gradients(dh, cache.x).T)
         if cache.h is not None:
             grads.add(self.lora_A, ops.lora_B_gradients(dy, cache.h, self.scaling).T)
-        if dx is not None:
-            dx += dx_lora if cache.keep is None else ops.dropout_backward(dx_lora, cache.keep)
-        return dx
+        return dx if cache.keep is None else ops.dropout_backward(dx, cache.keep)
 
     def delta(self) -> Array:
         """ΔW = s (B A)ᵀ (V, C)"""

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array
-from ..nn import Gradients, Inputs, Module, Parameter, Pass
+from ..nn import FusedLinear, Gradients, Module, Parameter, Pass
 from ..ops.rows import rows
 from .base import Law, Slot, dropped, relative_difference
 from .lora import LoRALinear
@@ -50,27 +50,23 @@ class LoRABiasLinear(LoRALinear):
     def hold(self, base: Any, tensors: Mapping[str, Array | Parameter], **options: Any) -> None:
         super().hold(base, {"lora_B_bias": np.zeros(len(base.weight.data)), **tensors}, **options)
 
-    def forward(  # type: ignore[override]
-        self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()
-    ) -> tuple[Array, LoRABiasCache]:
-        y, cb = self.base.forward(x, inputs, run)
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, LoRABiasCache]:  # type: ignore[override]
         x, keep = dropped(x, self.dropout, run.rng)
         A, B, c = self.lora_A, self.lora_B, self.lora_B_bias
-        y_lora, (x, h) = ops.lora_bias_forward(x, A.data, B.data, c.data, self.scaling)
-        y += y_lora
-        return y, LoRABiasCache(cb, x if A.trainable else None, h if B.trainable else None, c.trainable, keep)
+        y, (x, h) = ops.lora_bias_forward(x, A.data, B.data, c.data, self.scaling)
+        return y, LoRABiasCache(None, x if A.trainable else None, h if B.trainable else None, c.trainable, keep)
 
-    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array | None:
+    def path_backward(self, dy: Array, cache: Any, grads: Gradients, needs_dx: bool) -> Array | None:
         if cache.learn_c:
             grads.add(self.lora_B_bias, ops.lora_bias_gradients(dy, self.scaling))
-        return super().backward(dy, cache, grads)
+        return super().path_backward(dy, cache, grads, needs_dx)
 
     def merged(self) -> tuple[Array, Array | None]:
         """W + s B A and b + s c"""
         return self.dense() + self.delta(), self.base.bias.data + self.scaling * self.lora_B_bias.data
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> LoRABiasLinear:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> LoRABiasLinear:
         """A and B as LoRA's, and the c of the parts one after another, with zeros for a part that is not adapted."""
         lora, xp = LoRALinear.join_parts(base, parts), parts[0].weight.xp
         each = [part.lora_B_bias.data if part.is_adapter else xp.zeros(len(part.weight.data)) for part in parts]

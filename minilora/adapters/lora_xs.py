@@ -9,8 +9,8 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng, to_numpy
-from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
-from .base import Kept, Keys, Law, Products, Slot, dropped, relative_difference
+from ..nn import FusedLinear, Gradients, Linear, Module, Parameter, Pass
+from .base import Kept, Keys, Law, Parallel, Products, Slot, dropped, relative_difference
 from .lora import LoRA, LoRALinear
 from .spectrum import check_svd_rank, svd
 
@@ -26,7 +26,7 @@ class LoRAXSLinearCache(NamedTuple):
     keep: Array | None  # (..., in)   the dropout mask
 
 
-class LoRAXSLinear(LoRA):
+class LoRAXSLinear(Parallel, LoRA):
     """y = x W₀ᵀ + b + s ((x Aᵀ) Rᵀ) Bᵀ        A (r, in)   R (r, r)   B (out, r)   s = α/r, or α/√r (rsLoRA)
 
     A = V_rᵀ and B = U_r Σ_r are frozen, of the first r singular values of W₀ = U Σ Vᵀ. At the start R = 0, so y is the
@@ -77,21 +77,16 @@ class LoRAXSLinear(LoRA):
         tensors = {"lora_A": Vt[:r].copy(), "lora_B": U[:, :r] * sigma[:r], "lora_R": np.zeros((r, r))}
         return cls.of(base, tensors, **options)
 
-    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, LoRAXSLinearCache]:
-        y, cb = self.base.forward(x, inputs, run)
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, LoRAXSLinearCache]:
         x, keep = dropped(x, self.dropout, run.rng)
-        y_lora, h = ops.lora_xs_forward(x, *self.tensors, self.scaling)
-        y += y_lora
-        return y, LoRAXSLinearCache(cb, h if self.lora_R.trainable else None, keep)
+        y, h = ops.lora_xs_forward(x, *self.tensors, self.scaling)
+        return y, LoRAXSLinearCache(None, h if self.lora_R.trainable else None, keep)
 
-    def backward(self, dy: Array, cache: LoRAXSLinearCache, grads: Gradients) -> Array | None:
-        dx = self.base.backward(dy, cache.base, grads)
-        dx_lora, du = ops.lora_xs_backward(dy, *self.tensors, self.scaling)
+    def path_backward(self, dy: Array, cache: LoRAXSLinearCache, grads: Gradients, needs_dx: bool) -> Array:
+        dx, du = ops.lora_xs_backward(dy, *self.tensors, self.scaling)
         if cache.h is not None:
             grads.add(self.lora_R, ops.lora_xs_gradients(du, cache.h))
-        if dx is not None:
-            dx += dx_lora if cache.keep is None else ops.dropout_backward(dx_lora, cache.keep)
-        return dx
+        return dx if cache.keep is None else ops.dropout_backward(dx, cache.keep)
 
     @property
     def tensors(self) -> tuple[Array, Array, Array]:
@@ -99,7 +94,7 @@ class LoRAXSLinear(LoRA):
         return self.lora_R.data, self.lora_A.data, self.lora_B.data
 
     @classmethod
-    def join_parts(cls, base: Module, parts: list[Any]) -> LoRAXSLinear:
+    def join_parts(cls, base: FusedLinear, parts: list[Any]) -> LoRAXSLinear:
         """A and B as of LoRA, and the R of the parts as blocks along the diagonal."""
         lora = LoRALinear.join_parts(base, parts)
         check_svd_rank(base, lora.r)

@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 from ..backend import Array
-from ..nn import Embedding, LayerNorm, Linear, Module, Parameter, Part
+from ..nn import Conv1d, Conv2d, Convolution, Embedding, LayerNorm, Linear, Module, Parameter, Part
 from ..process import blas_threads
 from .base import Adapter
 
@@ -56,7 +56,32 @@ class MergedLayerNorm(LayerNorm):
         return {}
 
 
-MERGED = {Linear: MergedLinear, Embedding: MergedEmbedding, LayerNorm: MergedLayerNorm}
+class MergedConvolution(Convolution):
+    """A plain convolution, as MergedLinear."""
+
+    is_merged = True
+
+    def __init__(self, adapter: Adapter) -> None:
+        (W, b), base = adapter.merged(), adapter.base
+        self.weight, self.bias = own(W, base.weight), base.bias if b is None else own(b, base.bias)
+        self.window, self.adapter = base.window, adapter
+
+    def children(self) -> dict[str, Module]:
+        return {}
+
+
+class MergedConv1d(MergedConvolution, Conv1d):
+    """Of a Conv1d."""
+
+
+class MergedConv2d(MergedConvolution, Conv2d):
+    """Of a Conv2d."""
+
+
+MERGED = {
+    Linear: MergedLinear, Embedding: MergedEmbedding, LayerNorm: MergedLayerNorm, Conv1d: MergedConv1d,
+    Conv2d: MergedConv2d,
+}  # fmt: skip
 
 
 def own(x: Array, of_base: Parameter | None) -> Parameter:
@@ -65,7 +90,12 @@ def own(x: Array, of_base: Parameter | None) -> Parameter:
 
 
 def merged_layer(adapter: Adapter) -> Any:
-    """A plain layer that computes what the adapter does without dropout. The adapter waits inside."""
+    """A plain layer that computes what the adapter does without dropout. The adapter waits inside. Raises ValueError
+    where there is none."""
+    if not adapter.merges:
+        raise ValueError(
+            "this adapter acts on some tokens, and a weight acts on all: it cannot be merged, keep it beside"
+        )
     return next(merged for base, merged in MERGED.items() if isinstance(adapter.base, base))(adapter)
 
 
@@ -80,16 +110,17 @@ def merge(model: Module) -> list[str]:
 
     A merged embedding has a weight of its own. Where a head was tied to it, and was not adapted with it
     (ensure_weight_tying), the head keeps W₀, and so the two are untied; likewise for an adapted head. A warning says
-    so, as the model has one large matrix more then.
+    so, as the model has one large matrix more then. Raises ValueError, and leaves the model as it was, for an adapter
+    that no weight can hold, such as an activated LoRA.
     """
     adapters = to_merge(model)
     sums: dict[tuple[Parameter, ...], Parameter] = {}
-    layers: dict[str, Any] = {}
     with blas_threads():
-        for path, adapter in adapters.items():
-            model[path] = layers[path] = merged_layer(adapter)
-            key = adapter.weight, *adapter.own_parameters().values()
-            layers[path].weight = sums.setdefault(key, layers[path].weight)  # tied before, tied after
+        layers = {path: merged_layer(adapter) for path, adapter in adapters.items()}
+    for path, adapter in adapters.items():
+        model[path] = layers[path]
+        key = adapter.weight, *adapter.own_parameters().values()
+        layers[path].weight = sums.setdefault(key, layers[path].weight)  # tied before, tied after
     left = set(model.named_parameters().values())
     untied = [path for path, a in adapters.items() if a.weight in left and layers[path].weight is not a.weight]
     if untied:

@@ -1,4 +1,4 @@
-"""Adapters on parts of a fused layer: GPT-2's q_proj and v_proj are rows of its qkv_proj."""
+"""Adapters on parts of a fused layer: GPT-2's and Phi-3's q_proj and v_proj are rows of their qkv_proj."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Parts(Adapter):
     """y = [y₁ | y₂ | ...], each yᵢ of a part of the frozen fused `base`, adapted or not. A part's path is the layer's
     and its own name: qkv_proj.q_proj."""
 
-    slots, options = (), ()
+    slots, options, acts_on_some_tokens = (), (), True
 
     def __init__(self, base: FusedLinear) -> None:
         base.freeze()
@@ -42,8 +42,10 @@ class Parts(Adapter):
         return get_array_module(x).concatenate(ys, axis=-1), list(caches)
 
     def backward(self, dy: Array, cache: list[Any], grads: Gradients) -> Array | None:
-        dys = get_array_module(dy).split(dy, len(self.parts), axis=-1)
-        dx, *others = (part.backward(dy, c, grads) for part, dy, c in zip(self.parts.values(), dys, cache, strict=True))
+        dx, *others = (
+            part.backward(dy, c, grads)
+            for part, dy, c in zip(self.parts.values(), self.base.split(dy), cache, strict=True)
+        )
         for other in others:
             if dx is not None:
                 dx += other
@@ -52,6 +54,10 @@ class Parts(Adapter):
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         widths = [part.costs(x, costs).shape[-1] for part in self.parts.values()]
         return costs.array(*x.shape[:-1], sum(widths))
+
+    @property
+    def merges(self) -> bool:
+        return all(part.merges for part in self.parts.values() if part.is_adapter)
 
     def merged(self) -> tuple[Array, Array | None]:
         W, b = zip(*(part.merged() if part.is_adapter else plain(part) for part in self.parts.values()), strict=True)

@@ -12,8 +12,8 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng, to_numpy
-from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass
-from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, relative_difference
+from ..nn import Gradients, Linear, Module, Parameter, Pass
+from .base import Kept, Keys, Law, Option, Parallel, Products, Slot, relative_difference
 from .spectrum import check_svd_rank, svd, truncation_error
 
 
@@ -29,7 +29,7 @@ class SVFLinearCache(NamedTuple):
     p: Array | None  # (N, r)      None where z is frozen
 
 
-class SVFLinear(Adapter):
+class SVFLinear(Parallel):
     """y = x W'ᵀ + b,   W' = U diag(S ∘ z) Vᵀ          U (out, r)   S, z (r,)   V (in, r)      W₀ = U diag(S) Vᵀ
 
     U, S and V are frozen, of the first r singular values of W₀; r = 0, the default, takes all min(in, out) of them. Of
@@ -84,19 +84,14 @@ class SVFLinear(Adapter):
         tensors = {"svf_U": U[:, :r].copy(), "svf_S": S[:r].copy(), "svf_V": Vt[:r].T.copy(), "svf_z": np.ones(r)}
         return cls.of(base, tensors, **options)
 
-    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, SVFLinearCache]:
-        y, cb = self.base.forward(x, inputs, run)
-        y_svf, p = ops.svf_forward(x, *self.tensors)
-        y += y_svf
-        return y, SVFLinearCache(cb, p if self.svf_z.trainable else None)
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, SVFLinearCache]:
+        y, p = ops.svf_forward(x, *self.tensors)
+        return y, SVFLinearCache(None, p if self.svf_z.trainable else None)
 
-    def backward(self, dy: Array, cache: SVFLinearCache, grads: Gradients) -> Array | None:
-        dx = self.base.backward(dy, cache.base, grads)
-        dx_svf, t = ops.svf_backward(dy, *self.tensors)
+    def path_backward(self, dy: Array, cache: SVFLinearCache, grads: Gradients, needs_dx: bool) -> Array:
+        dx, t = ops.svf_backward(dy, *self.tensors)
         if cache.p is not None:
             grads.add(self.svf_z, ops.svf_gradients(t, cache.p, self.svf_S.data))
-        if dx is not None:
-            dx += dx_svf
         return dx
 
     @property

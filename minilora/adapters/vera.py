@@ -14,8 +14,8 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, Rng
-from ..nn import Gradients, Inputs, Linear, Module, Parameter, Pass, converted
-from .base import Adapter, Kept, Keys, Law, Option, Products, Slot, dropped, same_share, sizes_of
+from ..nn import Gradients, Linear, Module, Parameter, Pass, converted
+from .base import Kept, Keys, Law, Option, Parallel, Products, Slot, dropped, same_share, sizes_of
 
 
 class VeRALinearCache(NamedTuple):
@@ -26,7 +26,7 @@ class VeRALinearCache(NamedTuple):
     keep: Array | None  # (..., in)     the dropout mask
 
 
-class VeRALinear(Adapter):
+class VeRALinear(Parallel):
     """y = x W₀ᵀ + b₀ + b ∘ ((d ∘ (x Aᵀ)) Bᵀ)           A (r, in)   B (out, r)   d (r,)   b (out,)
 
     A and B are frozen, and all layers share them: a layer takes the first `in` columns of A and the first `out` rows of
@@ -102,16 +102,13 @@ class VeRALinear(Adapter):
         A, B = self.vera_A.data[:, :n_in], self.vera_B.data[:n_out]
         return A, B, self.vera_lambda_d.data, self.vera_lambda_b.data
 
-    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, VeRALinearCache]:
-        y, cb = self.base.forward(x, inputs, run)
+    def path_forward(self, x: Array, run: Pass) -> tuple[Array, VeRALinearCache]:
         x, keep = dropped(x, self.dropout, run.rng)
-        y_vera, h = ops.vera_forward(x, *self.tensors)
-        y += y_vera
+        y, h = ops.vera_forward(x, *self.tensors)
         learn_d, learn_b = self.vera_lambda_d.trainable, self.vera_lambda_b.trainable
-        return y, VeRALinearCache(cb, h if learn_d or learn_b else None, learn_d, learn_b, keep)
+        return y, VeRALinearCache(None, h if learn_d or learn_b else None, learn_d, learn_b, keep)
 
-    def backward(self, dy: Array, cache: VeRALinearCache, grads: Gradients) -> Array | None:
-        dx = self.base.backward(dy, cache.base, grads)
+    def path_backward(self, dy: Array, cache: VeRALinearCache, grads: Gradients, needs_dx: bool) -> Array | None:
         if cache.h is not None:
             _, B, d, b = self.tensors
             dd, db = ops.vera_gradients(dy, cache.h, B, d, b)
@@ -119,10 +116,10 @@ class VeRALinear(Adapter):
                 grads.add(self.vera_lambda_d, dd)
             if cache.learn_b:
                 grads.add(self.vera_lambda_b, db)
-        if dx is not None:
-            dx_vera = ops.vera_backward(dy, *self.tensors)
-            dx += dx_vera if cache.keep is None else ops.dropout_backward(dx_vera, cache.keep)
-        return dx
+        if not needs_dx:
+            return None
+        dx = ops.vera_backward(dy, *self.tensors)
+        return dx if cache.keep is None else ops.dropout_backward(dx, cache.keep)
 
     def factors(self) -> tuple[Array, Array, float]:
         """ΔW = diag(b) B diag(d) A"""

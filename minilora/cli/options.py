@@ -35,8 +35,12 @@ SHARED: dict[str, dict[str, Any]] = {
 
 # Fields of jobs.settings that commands take: of every task, of a language model too, of a classifier alone.
 ADAPTING = "method", "init", "option", "targets", "alpha", "rslora", "dropout"
-LEARNING = *ADAPTING, "quantize", "lr", "batch", "length", "accumulate", "recompute"
-TUNING = "encoding", *LEARNING, "steps", "evaluate_every", "patience", "checkpoint_every"
+LEARNING = (
+    *(*ADAPTING, "quantize", "lr", "schedule", "warmup", "weight_decay", "clip"),
+    *("batch", "length", "accumulate", "recompute"),
+)
+DISTILLING = "teacher", "temperature", "reverse_kl"
+TUNING = "encoding", *LEARNING, *DISTILLING, "steps", "evaluate_every", "patience", "checkpoint_every"
 CLASSIFYING = "epochs", "l1", "l2"
 COLUMNS = "text", "label", "skip_empty"
 

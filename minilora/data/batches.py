@@ -18,6 +18,9 @@ class Batch(NamedTuple):
     targets: np.ndarray  # int64, (B, T) a label for each token, or (B,) for each text; IGNORE where there is none
     padding: np.ndarray | None = None  # (B, T) bool, True for a real token
     segments: np.ndarray | None = None  # (B, T) int64, BERT
+    adapters: np.ndarray | None = None  # (B,) object, the name of each row's adapter (adapters/many.py); None: the base
+    source: np.ndarray | None = None  # (B, S) int64, the ids that an encoder reads, beside those of the decoder: T5
+    source_padding: np.ndarray | None = None  # (B, S) bool
 
 
 def encode_bytes(text: str | bytes | np.ndarray) -> np.ndarray:
@@ -86,10 +89,16 @@ def all_windows(data: bytes | np.ndarray, batch: int, length: int) -> Iterator[B
 
 def take(texts: Batch, rows: np.ndarray) -> Batch:
     """A Batch of these rows, without the columns that are padding in all of them."""
-    T = len(texts.ids[0])
-    if texts.padding is not None:
-        T = int(texts.padding[rows].any(axis=0).nonzero()[0].max()) + 1
-    fields: Any = (x if x is None else x[rows, :T] if x.ndim == 2 else x[rows] for x in texts)
+
+    def columns(padding: np.ndarray | None) -> int | None:
+        return None if padding is None else int(padding[rows].any(axis=0).nonzero()[0].max()) + 1
+
+    T, S = columns(texts.padding), columns(texts.source_padding)
+    ends = {name: S if name.startswith("source") else T for name in Batch._fields}
+    fields: Any = (
+        x if x is None else x[rows, : ends[name]] if x.ndim == 2 else x[rows]
+        for name, x in zip(Batch._fields, texts, strict=True)
+    )  # fmt: skip
     return Batch(*fields)
 
 

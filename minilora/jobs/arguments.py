@@ -59,8 +59,16 @@ def natural_float(text: str) -> float:
     return number(text, lambda x: x >= 0, "a number from 0 up")
 
 
+def steps_or_share(text: str) -> float:
+    return number(text, lambda x: x >= 0 and (x < 1 or x.is_integer()), "a number of steps, or a share of them below 1")
+
+
 def share(text: str) -> float:
     return number(text, lambda x: 0 < x <= 1, "a share above 0 and up to 1")
+
+
+def any_float(text: str) -> float:
+    return number(text, lambda x: True, "a number")
 
 
 def number(text: str, is_valid: Callable[[float], bool], what: str) -> float:

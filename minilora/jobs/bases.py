@@ -11,7 +11,9 @@ from ..adapters.peft import CONFIG, classifier_weight, load_adapter, load_base, 
 from ..files import read_json
 from ..models.hub import HubName, name_on_hub
 from ..models.labels import name_labels, names_from
+from ..models.pretrained import load_tokenizer
 from ..models.sources import NAMES, pinned
+from ..models.tokenizer import TOKENIZER, Tokenizer, read_tokenizer
 from ..models.transformer import Transformer
 from .arguments import AS_TRAINED
 from .runs import SETTINGS, read_settings
@@ -49,6 +51,13 @@ def format_for(folder: Path | None, quantize: str | None = AS_TRAINED) -> str | 
     if not isinstance(found, str | None):
         raise ValueError(f"{folder}/{SETTINGS}: quantize is {found!r:.60}, not a name")
     return found
+
+
+def tokenizer_for(base: str | Path, folder: Path | None) -> Tokenizer:
+    """The tokenizer of the model in `base`, or that beside the adapter in `folder` if it has more tokens."""
+    tokenizer = load_tokenizer(base)
+    own = read_tokenizer(folder) if folder and (folder / TOKENIZER).is_file() else tokenizer
+    return own if own.vocab > tokenizer.vocab else tokenizer
 
 
 def load_adapted(base: str | Path, folder: Path, quantize: str | None = AS_TRAINED) -> tuple[Transformer, str]:

@@ -14,11 +14,11 @@ from ..data import Batch, in_batches, shuffled
 from ..data.records import Records, label_ids, label_names, read_records, stratified_split
 from ..display.tables import fits, numbers_right, wide_console
 from ..files import to_json
-from ..models.labels import name_labels
-from ..models.pretrained import CLASSIFIER_DRAWN, load_pretrained, load_tokenizer
+from ..models.labels import labels_of, name_labels
+from ..models.pretrained import CLASSIFIER_DRAWN, load_pretrained
 from ..models.transformer import Transformer
 from ..nn import Parameter
-from ..nn.optim import linear_schedule, penalty
+from ..nn.optim import penalty
 from ..training import History
 from ..training.metrics import confusion_matrix, scores
 from .classification_figure import classification_figure
@@ -44,8 +44,8 @@ class Task(FineTuning):
         columns = settings.text, settings.label, settings.encoding, settings.skip_empty
         records = read_records(data, *columns)
         self.names = label_names(records.labels)
-        self.tokenizer = load_tokenizer(source)
-        self.model = classifier(source, self.names, settings.seed, base_format(settings))
+        self.model, self.tokenizer = self.load_base(source)
+        check_labels(self.model, self.names, data)
         if settings.held_out is None:
             split = stratified_split(records.labels, 0.1, settings.seed)
             train, held_out = (Records(*([column[i] for i in rows] for column in records)) for rows in split)
@@ -67,6 +67,9 @@ class Task(FineTuning):
             "labels": dict(Counter(train.labels)),
             "shared": count_shared(train.texts, held_out.texts),
         }
+
+    def new_model(self, source: str | Path) -> Transformer:
+        return classifier(source, self.names, self.settings.seed, base_format(self.settings))
 
     def batches(self) -> Callable[[int], Batch]:
         return shuffled(self.train, self.settings.batch, self.settings.seed)
@@ -103,6 +106,16 @@ def classifier(base: str | Path, names: Sequence[str], seed: int = 0, quantize: 
     return model
 
 
+def check_labels(model: Transformer, names: Sequence[str], data: str) -> None:
+    """Raise ValueError unless the model is a classifier with these labels; where its own have no names, these become
+    them."""
+    has = labels_of(model) or names
+    if model.config.head != "classify" or model.config.labels != len(names) or [*has] != [*names]:
+        what = f"has the labels {', '.join(has)}" if model.config.head == "classify" else "is no classifier"
+        raise ValueError(f"{data} has the labels {', '.join(names)}, and the adapter to go on from {what}")
+    name_labels(model, names)
+
+
 def fit_classifier(
     model: Transformer, train: Batch, held_out: Batch | None, settings: ClassifierSettings, **options: Any
 ) -> History:
@@ -112,7 +125,7 @@ def fit_classifier(
         options["penalty"] = penalty(penalised(model), settings.l1, settings.l2)
     if held_out is not None:
         options["held_out"] = lambda: in_batches(held_out, EVALUATION_BATCH)
-    return fit_adapter(model, batches, steps, linear_schedule(steps, steps // 20), settings, **options)
+    return fit_adapter(model, batches, steps, settings, **options)
 
 
 def penalised(model: Transformer) -> list[Parameter]:

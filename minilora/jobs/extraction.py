@@ -66,7 +66,11 @@ def check_rank(rank: int, layers: dict[str, Change]) -> None:
 def linear_layers(model: Transformer, layers: dict[str, Change]) -> dict[str, str]:
     """{Hugging Face's name: our path} of the `layers` that are linear layers of `model`. Raises ValueError for none."""
     linear = (path for path, module in model.named_modules() if isinstance(module, Linear))
-    found = {name: path for path in linear if (name := hub_name(model.family, path, model.config.head)) in layers}
+    found = {
+        name: path
+        for path in linear
+        if (name := hub_name(model.family, path, model.config.head, model.config.gated)) in layers
+    }
     if not found:
         raise ValueError(f"an adapter goes on a linear layer, and none has changed, only {', '.join(layers)}")
     return found

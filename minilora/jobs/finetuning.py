@@ -6,7 +6,7 @@ What all tasks share is here. A task is a file of its own (settings.TASKS): it r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -18,20 +18,25 @@ import numpy as np
 from ..accounting import count_parameters
 from ..adapters import DEFAULT
 from ..adapters.attach import attach as attach_variant
-from ..adapters.attach import check_options, classes_of, fit_options
+from ..adapters.attach import attach_tokens, check_options, classes_of, fit_options
 from ..adapters.initialisations import inits
-from ..adapters.peft import adapter_files
+from ..adapters.peft import adapter_files, locate_adapter, read_adapter
 from ..data import Batch
-from ..files import to_json, write_files
+from ..files import to_json, weights_hash, write_files
+from ..models.pretrained import load_tokenizer
 from ..models.quantized import quantize
 from ..models.saving import base_hash
-from ..models.tokenizer import Tokenizer
+from ..models.tokenizer import TOKENIZER, Tokenizer
 from ..models.transformer import Transformer
+from ..models.vocabulary import add_rows, read_tokens, with_tokens
 from ..nn import recompute
-from ..nn.optim import Schedule
+from ..nn.optim import SCHEDULES, AdamW, Schedule
+from ..spelling import choose_from
 from ..training import History, fit
-from .bases import base_for
+from .bases import base_for, base_of_run, tokenizer_for
 from .data import Numbers, warn_of_unreadable
+from .distillation import loss_of
+from .going_on import go_on, settings_from
 from .runs import CHECKPOINT, HISTORY, tokenizer_hash, training_folder
 from .settings import OF_METHOD, TASKS, Settings
 
@@ -41,11 +46,12 @@ CLASSIFIER = "classifier", "classifier_transform"  # trained whole, as in PEFT: 
 
 
 def finetune(
-    base: str,
+    base: str | None,
     data: str,
     out: str | Path,
     *,
     task: str = "text",
+    start: str | Path | None = None,
     resume: bool = False,
     show_data: ShowData | None = None,
     backend: ModuleType = np,
@@ -54,20 +60,27 @@ def finetune(
     """Fine-tune `base` on `data` into the folder `out`; `options` are fields of the task's settings. Returns a report.
 
     `out` then holds the adapter in PEFT's format, settings.json, history.json (losses in nats), checkpoint.safetensors
-    and what the task adds. All that can be wrong with the input is found before the folder is made. With `resume` the
+    and what the task adds. With `start`, an adapter's folder or its name on the Hub, that is what the run goes on from:
+    its weights and options are taken (going_on.py), and `base` may be None, for the one that it names, or "builtin"
+    without. All that can be wrong with the input is found before the folder is made. With `resume` the
     run in `out` goes on from its checkpoint, with the same settings or at another `lr`. `show_data` is called before
     the training with statistics of the data, which data.print_data prints. Raises ValueError and OSError for bad
     input, FloatingPointError for a loss that is not finite, KeyboardInterrupt after Ctrl-C.
     """
     kind = task_named(task)
-    run = kind(base, data, settings_of(kind.settings_type, **options), Path(out), backend)
+    folder = locate_adapter(start) if start else None
+    if folder:
+        options = settings_from(folder, options)
+    source = (base_for(folder, base) if folder else base) or "builtin"
+    run = kind(str(source), data, settings_of(kind.settings_type, **options), Path(out), backend, folder)
     with training_folder(out, run.saved, resume) as folder:
         if show_data:
             show_data(run.numbers)
-        history = run.fit(checkpoint=folder / CHECKPOINT, resume=resume)
+        history = run.fit(loss=run.loss, checkpoint=folder / CHECKPOINT, resume=resume)
         trainable = count_parameters(run.model)["trainable"]
         report = {"adapted": len(run.adapted), "trainable": trainable, "data": run.numbers, "steps": len(history.loss)}
         files = run.results(history, report)
+        files |= run.tokenizer.files() if run.has_own_tokenizer else {}
         write_files(folder, files | adapter_files(run.model) | {HISTORY: to_json(asdict(history))})
     return report
 
@@ -95,24 +108,68 @@ class FineTuning(ABC):
     data_sha256: str
 
     def __init__(
-        self, base: str, data: str, settings: Settings, out: Path | None = None, backend: ModuleType = np
+        self,
+        base: str,
+        data: str,
+        settings: Settings,
+        out: Path | None = None,
+        backend: ModuleType = np,
+        start: Path | None = None,
     ) -> None:
-        self.settings, self.saved = settings, settings.saved()
+        self.settings, self.saved, self.start = settings, settings.saved(), start
+        self.new_ids: list[int] = []  # of the tokens that are added
         self.load(base_for(out, base) or base, data)
         warn_of_unreadable(self.numbers["parts"])
         self.model.to(backend)
-        self.adapted = attach(self.model, settings, self.batches())
+        if start:
+            self.adapted = go_on(self.model, start, settings.targets)
+            self.saved |= {"from": str(start), "from_sha256": weights_hash(read_adapter(start)[1])}
+            if settings.recompute:
+                recompute(self.model)
+        else:
+            self.adapted = attach(self.model, settings, self.batches(), self.new_ids)
+        schedule_for(settings, self.saved["steps"])  # raises
+        self.loss, of_teacher = loss_of(settings, self.model, self.tokenizer, backend)
         adapter_files(self.model)  # raises, before any training, for what a file cannot hold
         classifier = [path for path in self.model.state_dict() if path.startswith("classifier")]
         hub = self.model.hub
         self.saved |= {"base": hub[0], "revision": hub[1]} if hub else {"base": base}
-        self.saved |= {"data": data, "data_sha256": self.data_sha256}
+        self.saved |= {"data": data, "data_sha256": self.data_sha256} | of_teacher
         self.saved["base_sha256"] = base_hash(self.model, classifier)
         self.saved["tokenizer_sha256"] = tokenizer_hash(self.tokenizer)
 
     @abstractmethod
     def load(self, source: str | Path, data: str) -> None:
-        """Set model, tokenizer, numbers and data_sha256."""
+        """Set model and tokenizer, to load_base(), and numbers and data_sha256."""
+
+    @abstractmethod
+    def new_model(self, source: str | Path) -> Transformer:
+        """The model in `source` with the task's head, held as base_format() says."""
+
+    def load_base(self, source: str | Path) -> tuple[Transformer, Tokenizer]:
+        """The model in `source` and its tokenizer, with the tokens that are added; if the run goes on from an adapter,
+        with the head and the vocabulary that this is for."""
+        file = self.settings.add_tokens
+        if self.start:
+            if file:
+                raise ValueError(f"tokens are added to a new adapter, and {self.start} has its vocabulary: leave out "
+                                 "--add-tokens")  # fmt: skip
+            config, tensors, _ = read_adapter(self.start)
+            model = base_of_run(source, self.start, config, tensors, self.settings.quantize)
+            return model, tokenizer_for(source, self.start)
+        model, tokenizer = self.new_model(source), load_tokenizer(source)
+        if file:
+            tokens = read_tokens(file, self.settings.encoding)
+            tokenizer = with_tokens(tokenizer, tokens)
+            self.new_ids = [*range(tokenizer.vocab - len(tokens), tokenizer.vocab)]
+            if tokenizer.vocab > model.config.vocab_size:  # many embeddings have spare rows
+                add_rows(model, tokenizer.vocab - model.config.vocab_size)
+        return model, tokenizer
+
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """Whether its tokens are not the base's, so that the adapter needs its files beside it."""
+        return bool(self.new_ids or (self.start and (self.start / TOKENIZER).is_file()))
 
     @abstractmethod
     def batches(self) -> Callable[[int], Batch]:
@@ -172,9 +229,15 @@ def base_format(settings: Settings) -> str | None:
     return None if rounds_W(settings) else settings.quantize
 
 
-def attach(model: Transformer, settings: Settings, batches: Callable[[int], Batch] | None = None) -> list[str]:
+def attach(
+    model: Transformer,
+    settings: Settings,
+    batches: Callable[[int], Batch] | None = None,
+    new_ids: Sequence[int] = (),
+) -> list[str]:
     """Attach adapters to `model`; a classifier is trained whole. The first of `batches` are for a method that starts
-    from what the layers do with them. Of an init that rounds W, the rest is then held as --quantize says. Returns the
+    from what the layers do with them. The rows of the tokens `new_ids` learn too; with the method that has such rows
+    and no option, nothing else does. Of an init that rounds W, the rest is then held as --quantize says. Returns the
     paths of the adapted layers."""
     chosen = {name: value for field, name in OF_METHOD.items() if (value := getattr(settings, field)) is not None}
     if batches and settings.init is not None and "data" in options_of(settings.method):
@@ -182,10 +245,13 @@ def attach(model: Transformer, settings: Settings, batches: Callable[[int], Batc
     held_in = settings.quantize if rounds_W(settings) else None
     if held_in:
         chosen["quantize"] = held_in
-    adapted = attach_variant(
-        model, settings.method, settings.targets, rng=np.random.default_rng(settings.seed),
-        train=[name for name in CLASSIFIER if name in model.layers], **chosen, **settings.option or {},
-    )  # fmt: skip
+    train = [name for name in CLASSIFIER if name in model.layers]
+    of_rows, adapted = attach_tokens(model, new_ids, train) if new_ids else ("", [])
+    if of_rows != settings.method or settings.option:
+        adapted += attach_variant(
+            model, settings.method, settings.targets, rng=np.random.default_rng(settings.seed), train=train,
+            **chosen, **settings.option or {},
+        )  # fmt: skip
     if held_in:
         quantize(model, held_in)  # the others
     if settings.recompute:
@@ -193,13 +259,22 @@ def attach(model: Transformer, settings: Settings, batches: Callable[[int], Batc
     return adapted
 
 
+def schedule_for(settings: Settings, steps: int) -> Schedule:
+    """The schedule of a run of so many steps. Raises ValueError for one that does not exist, or a longer warm-up."""
+    if settings.schedule not in SCHEDULES:
+        raise ValueError(f"no schedule is called {settings.schedule!r}: {choose_from(settings.schedule, SCHEDULES)}")
+    return SCHEDULES[settings.schedule](steps, settings.warmup_steps(steps))
+
+
 def fit_adapter(
-    model: Transformer, batches: Callable[[int], Batch], steps: int, schedule: Schedule, settings: Settings, **more: Any
+    model: Transformer, batches: Callable[[int], Batch], steps: int, settings: Settings, **more: Any
 ) -> History:
     """training.fit with the numbers of `settings`, and what the adapters need; `more` are further options of it."""
     more |= fit_options(model, steps, more.get("penalty"))
+    optimizer = AdamW(model.trainable_parameters(), settings.lr, weight_decay=settings.weight_decay)
     return fit(
-        model, batches, steps, lr=settings.lr, schedule=schedule, accumulate=settings.accumulate,
-        evaluate_every=settings.evaluate_every, patience=settings.patience, checkpoint_every=settings.checkpoint_every,
-        shards=settings.shards, seed=settings.seed, **more,
+        model, batches, steps, lr=settings.lr, optimizer=optimizer, schedule=schedule_for(settings, steps),
+        clip=settings.clip, accumulate=settings.accumulate, evaluate_every=settings.evaluate_every,
+        patience=settings.patience, checkpoint_every=settings.checkpoint_every, shards=settings.shards,
+        seed=settings.seed, **more,
     )  # fmt: skip

@@ -13,14 +13,16 @@ from ..data import Batch, bits, perplexity
 from ..display.tables import visible
 from ..files import to_json
 from ..models.generation import check_continues, stream
-from ..models.pretrained import load_pretrained, load_tokenizer
+from ..models.pretrained import load_pretrained
 from ..models.tokenizer import Tokenizer
-from ..nn.optim import cosine_schedule
+from ..models.transformer import Transformer
 from ..training import History
 from .data import Numbers
 from .finetuning import FineTuning, base_format, fit_adapter
-from .runs import SAMPLES
+from .forgetting_figure import forgetting_figure
+from .runs import FORGETTING, SAMPLES
 from .settings import LanguageModelSettings
+from .watching import Watched, read_watched
 
 SAMPLE = 48  # tokens of a sample
 
@@ -41,23 +43,27 @@ class Dataset(NamedTuple):
 
 
 class LanguageModelTask(FineTuning):
-    """Adds samples.json: how the model continues a held-out prompt, before the training and after."""
+    """Adds samples.json: how the model continues a held-out prompt, before the training and after; and the figure
+    forgetting.png where another text is watched."""
 
     settings_type = LanguageModelSettings
+    watched: Watched | None
 
     @staticmethod
     @abstractmethod
     def read(data: str, tokenizer: Tokenizer, batch: int, length: int, seed: int, encoding: str) -> Dataset: ...
 
     def load(self, source: str | Path, data: str) -> None:
-        self.model = load_pretrained(source, quantize=base_format(self.settings))
-        self.tokenizer = load_tokenizer(source)
+        self.model, self.tokenizer = self.load_base(source)
         check_continues(self.model, self.tokenizer)
         how, most = self.settings, self.model.config.max_length
         if how.length > most:
             raise ValueError(f"windows of {how.length} tokens are longer than the model's {most} positions")
         self.dataset = self.read(data, self.tokenizer, how.batch, how.length, how.seed, how.encoding)
-        self.data_sha256 = self.dataset.sha256
+        self.data_sha256, self.watched = self.dataset.sha256, None
+        if how.watch:
+            self.watched = read_watched(how.watch, self.tokenizer, how.batch, how.length, how.encoding)
+            self.saved |= {"watch": how.watch, "watch_sha256": self.watched.sha256}
         self.numbers = {
             "length": how.length,
             "parts": self.dataset.parts,
@@ -65,14 +71,17 @@ class LanguageModelTask(FineTuning):
             "dropped": self.dataset.dropped,
         }
 
+    def new_model(self, source: str | Path) -> Transformer:
+        return load_pretrained(source, quantize=base_format(self.settings))
+
     def batches(self) -> Callable[[int], Batch]:
         return self.dataset.batches
 
     def fit(self, **options: Any) -> History:
         self.before, steps = self.sample(), self.settings.steps
-        schedule = cosine_schedule(steps, min(10, steps // 10))
         options |= {"held_out": self.dataset.held_out, "description": "fine-tuning"}
-        return fit_adapter(self.model, self.dataset.batches, steps, schedule, self.settings, **options)
+        options["watch"] = self.watched and self.watched.batches
+        return fit_adapter(self.model, self.dataset.batches, steps, self.settings, **options)
 
     def results(self, history: History, report: dict[str, Any]) -> dict[str, bytes]:
         samples = {"prompt": self.dataset.prompt, "before": self.before, "after": self.sample()}
@@ -82,7 +91,12 @@ class LanguageModelTask(FineTuning):
             "bits_per_byte": {step: bits(loss * self.dataset.tokens_per_byte) for step, loss in history.evaluations},
             "samples": samples,
         }
-        return {SAMPLES: to_json(samples)}
+        files = {SAMPLES: to_json(samples)}
+        if self.watched:
+            report["watched"] = {step: bits(loss * self.watched.tokens_per_byte) for step, loss in history.watched}
+            report["names"] = self.saved["data"], self.saved["watch"]
+            files[FORGETTING] = forgetting_figure(report)
+        return files
 
     @np.errstate(all="ignore")  # a loss that blew up has been reported
     def sample(self) -> str:
@@ -94,9 +108,11 @@ class LanguageModelTask(FineTuning):
     def print_report(cls, report: dict[str, Any]) -> None:
         print(report["summary"])
         super().print_report(report)
+        watched = "watched" in report
         for step, value in report["bits_per_byte"].items():
             perplexity = report["perplexity"][step]
-            print(f"step {step:>5}: {value:.3f} bits per byte held out, perplexity {perplexity:.4g} per token")
+            other = f"; {report['watched'][step]:.3f} bits per byte of {report['names'][1]}" if watched else ""
+            print(f"step {step:>5}: {value:.3f} bits per byte held out, perplexity {perplexity:.4g} per token{other}")
         for name in ("before", "after"):
             print(f"\n{name}: {visible(report['samples']['prompt'] + report['samples'][name])}")
         print()

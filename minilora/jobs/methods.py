@@ -31,7 +31,6 @@ from ..files import check_free, check_writable, read_json, to_json, write_files,
 from ..models.pretrained import load_pretrained
 from ..models.sources import BUILTIN
 from ..models.transformer import Transformer
-from ..nn.optim import cosine_schedule
 from ..process import blas_threads, folder_lock
 from ..spelling import counted
 from ..training.metrics import paired_test, student_t
@@ -245,8 +244,8 @@ def run(out: Path, cell: Cell, k: int, seed: int, part: str) -> float:
     found: dict[str, Any] = {"cell": cell.name, "rate": rate(k), "seed": seed, "bits_per_byte": None}
     try:
         fit_adapter(
-            model, random_windows(source.train, BATCH, LENGTH, seed), STEPS, cosine_schedule(STEPS, STEPS // 8),
-            cell.settings(lr=rate(k), seed=seed, shards=1), description="training",
+            model, random_windows(source.train, BATCH, LENGTH, seed), STEPS,
+            cell.settings(lr=rate(k), warmup=STEPS // 8, seed=seed, shards=1), description="training",
         )  # fmt: skip
         loss = bits_per_byte(model, excerpts(getattr(source, part), EXCERPT), 1, "measuring")
         found["bits_per_byte"] = loss if math.isfinite(loss) else None

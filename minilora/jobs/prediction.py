@@ -13,13 +13,12 @@ from ..adapters.peft import locate_adapter, read_adapter
 from ..backend import to_numpy
 from ..data import Batch, in_order, take
 from ..models.labels import labels_of
-from ..models.pretrained import load_tokenizer
 from ..models.tokenizer import Tokenizer, check_matches
 from ..models.transformer import Transformer
 from ..nn import Inputs
 from ..spelling import counted
 from .arguments import AS_TRAINED
-from .bases import base_for, load_adapted
+from .bases import base_for, load_adapted, tokenizer_for
 from .data import WARN_ABOVE, numbers_of_rows, warn_of_unreadable
 from .runs import SETTINGS, read_settings
 from .settings import ClassifierSettings
@@ -48,7 +47,7 @@ class Classifier:
         self.model, note = load_adapted(source, folder, quantize)
         if self.model.config.head != "classify":
             raise ValueError(f"{folder} holds no classifier of texts: make one with minilora finetune --task classify")
-        self.tokenizer = load_tokenizer(source)
+        self.tokenizer = tokenizer_for(source, folder)
         self.length: int = settings.get("length", min(ClassifierSettings.length, self.model.config.max_length))
         names = labels_of(self.model)
         self.labels = names or [str(i) for i in range(self.model.config.labels)]

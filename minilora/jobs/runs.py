@@ -16,10 +16,14 @@ from ..models.tokenizer import Tokenizer
 from ..process import folder_lock
 
 SETTINGS, CHECKPOINT, HISTORY, SAMPLES = "settings.json", "checkpoint.safetensors", "history.json", "samples.json"
+FORGETTING = "forgetting.png"
+GIVEN = "from_sha256", "watch_sha256"  # that settings.json has where they are given
 ABSENT: dict[str, Any] = {  # what a settings.json without these keys means
     "method": DEFAULT,
-    **dict.fromkeys(("init", "option", "quantize")),
+    **dict.fromkeys(("init", "option", "quantize", "warmup", "teacher")),
+    **{"schedule": "cosine", "weight_decay": 0.0, "clip": 1.0, "temperature": 1.0, "reverse_kl": False},
 }
+OF_CLASSIFIER = {"schedule": "linear", "warmup": 0.05}  # of those, what it means for the task "classify"
 LEAST = {"steps": 1, "batch": 1, "length": 1, "seed": 0}  # of whole numbers in settings.json, which all runs have
 FILES = (SETTINGS, CHECKPOINT, HISTORY, SAMPLES, CONFIG, WEIGHTS)  # what fine-tuning writes
 
@@ -96,10 +100,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Raise ValueError if the run in `folder` had other settings. Base, tokenizer and data are compared by hash, not by
     name."""
-    before, names = ABSENT | read_settings(folder), ("base", "revision", "data")
-    key = next((key for key in settings if key not in names and before.get(key) != settings[key]), None)
+    before, names = read_settings(folder), ("base", "revision", "data", "from", "watch")
+    before = ABSENT | (OF_CLASSIFIER if before.get("task") == "classify" else {}) | before
+    keys = [*settings, *(key for key in GIVEN if key in before)]
+    key = next((key for key in keys if key not in names and before.get(key) != settings.get(key)), None)
     if key:
-        changed = f"{folder} was run with {key} = {before.get(key)!r:.80}, not {settings[key]!r:.80}"
+        changed = f"{folder} was run with {key} = {before.get(key)!r:.80}, not {settings.get(key)!r:.80}"
         if key.endswith("_sha256"):
             changed = f"the {key.removesuffix('_sha256')} is not the one that {folder} was run with"
         raise ValueError(f"{changed}: resume with the same settings, or choose another folder")

@@ -12,14 +12,25 @@ from typing import Any
 from ..adapters import DEFAULT, variant_names
 from ..adapters.initialisations import descriptions
 from ..quantization import format_names
-from .arguments import Collect, natural_float, natural_int, positive_float, positive_int, quantized, targets
+from .arguments import (
+    Collect,
+    natural_float,
+    natural_int,
+    positive_float,
+    positive_int,
+    quantized,
+    steps_or_share,
+    targets,
+)
 
 TASKS = {"text": "text", "instruct": "instruction", "classify": "classification"}  # {--task: its file in jobs/}
+
+SCHEDULES = "constant", "linear", "cosine"  # by their names in Transformers; nn/optim.py has them
 
 # Fields that a method may lack, and the options of adapters that they give; a field is None where the method lacks it.
 OF_METHOD = {"rank": "r", "alpha": "alpha", "rslora": "rslora", "dropout": "dropout", "init": "init"}
 
-ENCODING = "encoding of --data, such as cp1252 or utf-16 (default utf-8); a byte order mark decides"
+ENCODING = "encoding of all texts, such as cp1252 or utf-16 (default utf-8); a byte order mark decides"
 SKIP_EMPTY = "leave out the rows whose text or label is empty"
 
 
@@ -59,9 +70,29 @@ class Settings:
         type=quantized, metavar="FORMAT",
     )  # fmt: skip
     lr: float = setting(8e-3, "peak learning rate; to classify 2e-3 (default 8e-3)", type=positive_float, metavar="X")
+    schedule: str = setting(
+        "cosine", f"how the rate falls after the warm-up: {', '.join(SCHEDULES)} (default cosine, to classify linear)",
+        choices=SCHEDULES, metavar="NAME",
+    )  # fmt: skip
+    warmup: float | None = setting(
+        None, "steps over which the rate rises to --lr, or a share of all below 1 (default: a tenth, 10 at most, and "
+        "to classify 0.05)", type=steps_or_share, metavar="N",
+    )  # fmt: skip
+    weight_decay: float = setting(0.0, "AdamW's λ, of all that learns (default 0)", type=natural_float, metavar="X")
+    clip: float = setting(1.0, "the largest norm of a step's gradients (default 1)", type=positive_float, metavar="X")
     batch: int = setting(16, "windows, or examples, in a batch; to classify 32 (default 16)", **POSITIVE)
     length: int = setting(128, "tokens in a window or example, at most (default 128)", **POSITIVE)
     accumulate: int = setting(1, "batches in a step (default 1)", **POSITIVE)
+    teacher: str | None = setting(
+        None, "learn from this model's outputs, or the base's with this adapter, instead of labels: distillation",
+        metavar="MODEL",
+    )  # fmt: skip
+    temperature: float = setting(
+        1.0, "with --teacher: softmax(logits/X) is what is compared (default 1)", type=positive_float, metavar="X"
+    )
+    reverse_kl: bool = setting(
+        False, "with --teacher: KL(student ‖ teacher) instead of KL(teacher ‖ student)", action="store_true"
+    )
     recompute: bool = setting(
         False, "run blocks again for their backward: less memory, the same result", saved=False, action="store_true"
     )
@@ -70,21 +101,38 @@ class Settings:
     checkpoint_every: int = setting(50, "steps between checkpoints (default 50)", saved=False, **POSITIVE)
     seed: int = setting(0, "same seed, same bytes (default 0)", **NATURAL)
     shards: int = setting(2, "split each batch over N threads (default 2)", **POSITIVE)
+    add_tokens: str | None = setting(
+        None, "a text with new tokens, one a line, whose rows of the embedding learn too", saved=False, metavar="FILE"
+    )
     encoding: str = setting("utf-8", ENCODING, saved=False, metavar="NAME")
 
     def saved(self) -> dict[str, Any]:
         """Those that settings.json holds."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.metadata.get("saved", True)}
 
+    def warmup_steps(self, steps: int) -> int:
+        """The number of warm-up steps of so many. Raises ValueError for more than there are."""
+        if self.warmup is None:
+            return min(10, steps // 10)
+        if self.warmup > steps:
+            raise ValueError(f"warmup = {self.warmup:g} is more than the {steps} steps of the run")
+        return int(self.warmup * steps if self.warmup < 1 else self.warmup)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelSettings(Settings):
     steps: int = setting(100, "number of steps (default 100)", **POSITIVE)
+    watch: str | None = setting(
+        None, "another text whose loss is reported too; or builtin, or english, which the built-in model has read",
+        saved=False, metavar="FILE",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierSettings(Settings):
     lr: float = 2e-3
+    schedule: str = "linear"
+    warmup: float | None = 0.05
     batch: int = 32
     epochs: int = setting(3, "to classify: passes over the rows (default 3)", **POSITIVE)
     l1: float = setting(0.0, "to classify: penalty on |A| and |B| (default 0)", **PENALTY)

@@ -20,17 +20,20 @@ CLASS_ENDINGS = {  # of the name of a class -> its head
     "ForCausalLM": "lm",
     "LMHeadModel": "lm",
     "ForMaskedLM": "lm",
+    "ForConditionalGeneration": "lm",
     "ForPreTraining": "lm",
     "ForSequenceClassification": "classify",
     "ForTokenClassification": "tokens",
+    "ForImageClassification": "classify",
     "Model": "none",
 }
 MAX_LABELS = 100_000
 PRESERVED = (  # keys that save_pretrained writes as load_pretrained found them
     "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "sliding_window", "use_sliding_window",
-    "max_window_layers", "layer_types",
+    "max_window_layers", "layer_types", "no_rope_layers", "no_rope_layer_interval",
+    "original_max_position_embeddings",
 )  # fmt: skip
-DERIVED = "n_kv_heads", "head_dim", "d_ff"  # may be null in a config.json, which is 0 in a Config
+DERIVED = "n_kv_heads", "head_dim", "d_ff", "decoder_layers"  # may be null in a config.json, which is 0 in a Config
 
 
 def read_config(
@@ -42,7 +45,9 @@ def read_config(
     """
     name = values.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise ValueError(f"{source}: family {name!r:.80} is not supported: {choose_from(str(name), FAMILIES)}")
+        why = {key: why for family in FAMILIES.values() for key, why in family.not_read.items()}.get(str(name))
+        hint = why or choose_from(str(name), FAMILIES)
+        raise ValueError(f"{source}: family {name!r:.80} is not supported: {hint}")
     family = FAMILIES[name]
     for key, fixed in family.config_fixed.items():
         if values.get(key, fixed) != fixed:

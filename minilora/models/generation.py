@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import Rng, generator, to_numpy
-from ..nn import KVCache, Pass
+from ..nn import Inputs, KVCache, Pass
+from ..ops import DynamicScaling
 from ..process import blas_threads
+from .encoder_decoder import EncoderDecoder
 from .tokenizer import ByteTokenizer, Tokenizer, check_matches
 from .transformer import Transformer
 
-CHUNK = 64  # tokens of a prompt that are read at a time
+CHUNK = 64  # tokens of a prompt that are read at a time, unless frequencies depend on the length of what is read
 
 
 class Sampling(NamedTuple):
@@ -56,21 +58,23 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     rng: Rng | None = None,
+    adapter: str | None = None,
 ) -> str:
-    """`prompt` and its continuation: up to `tokens` ids more, fewer when the model ends the text.
+    """`prompt` and its continuation: up to `tokens` ids more, fewer when the model ends the text. Of an EncoderDecoder,
+    which reads the prompt as its source, what it writes alone.
 
     Temperature 0 takes the most probable id each time. Otherwise ids are drawn with `rng` from
     softmax(logits / temperature), of the `top_k` most probable (0: all), and of the fewest that together have the
     probability `top_p` (Holtzman et al., 2019). Without a tokenizer the ids are bytes. The model reads only the last
-    config.max_length ids.
+    config.max_length ids. `adapter` is one of a model with several (adapters/many.py); None: the model as it is.
 
-    Raises ValueError for an empty prompt, a missing rng, a tokenizer of another vocabulary, and a model that does not
-    continue texts.
+    Raises ValueError for an empty prompt, a missing rng, a tokenizer of another vocabulary, a model that does not
+    continue texts, and an adapter that it does not have.
     """
     tokenizer = tokenizer or ByteTokenizer()
     ids = tokenizer.encode(prompt)
-    new = continuation(model, ids, tokens, tokenizer, Sampling(temperature, top_k, top_p, rng))
-    return tokenizer.decode([*ids.tolist(), *new])
+    new = continuation(model, ids, tokens, tokenizer, Sampling(temperature, top_k, top_p, rng), adapter)
+    return tokenizer.decode([*([] if model.reads_source else ids.tolist()), *new])
 
 
 def stream(
@@ -84,6 +88,7 @@ def stream(
     top_p: float = 1.0,
     rng: Rng | None = None,
     special: bool = True,
+    adapter: str | None = None,
 ) -> Iterator[str]:
     """What `generate` adds to the prompt, piece by piece.
 
@@ -91,7 +96,8 @@ def stream(
     """
     tokenizer = tokenizer or ByteTokenizer()
     ids = tokenizer.encode(prompt, special)
-    return tokenizer.pieces(continuation(model, ids, tokens, tokenizer, Sampling(temperature, top_k, top_p, rng)))
+    sampling = Sampling(temperature, top_k, top_p, rng)
+    return tokenizer.pieces(continuation(model, ids, tokens, tokenizer, sampling, adapter))
 
 
 def answer(
@@ -104,6 +110,7 @@ def answer(
     top_k: int = 0,
     top_p: float = 1.0,
     rng: Rng | None = None,
+    adapter: str | None = None,
 ) -> Iterator[str]:
     """An instruct model's answer to a conversation (Tokenizer.chat), piece by piece; options and errors as generate.
 
@@ -117,13 +124,17 @@ def answer(
             f"the conversation is {len(ids)} tokens long, and the model reads {model.config.max_length}: "
             "say it in fewer words, or start a new one"
         )
-    return tokenizer.pieces(
-        continuation(model, ids, min(tokens, room), tokenizer, Sampling(temperature, top_k, top_p, rng))
-    )
+    sampling = Sampling(temperature, top_k, top_p, rng)
+    return tokenizer.pieces(continuation(model, ids, min(tokens, room), tokenizer, sampling, adapter))
 
 
 def continuation(
-    model: Transformer, ids: np.ndarray, tokens: int, tokenizer: Tokenizer, sampling: Sampling
+    model: Transformer,
+    ids: np.ndarray,
+    tokens: int,
+    tokenizer: Tokenizer,
+    sampling: Sampling,
+    adapter: str | None = None,
 ) -> Iterator[int]:
     """next_ids(), with all arguments checked. Raises as generate does."""
     temperature, top_k, top_p, rng = sampling
@@ -138,7 +149,7 @@ def continuation(
         raise ValueError(f"top_k = {top_k} is below 0")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p = {top_p} is not a probability above 0")
-    return next_ids(model, ids, tokens, tokenizer.stop, sampling)
+    return next_ids(model, ids, tokens, tokenizer.stop, sampling, adapter)
 
 
 def check_continues(model: Transformer, tokenizer: Tokenizer) -> None:
@@ -147,21 +158,34 @@ def check_continues(model: Transformer, tokenizer: Tokenizer) -> None:
     if isinstance(tokenizer, ByteTokenizer) and vocab_size != 256:
         raise ValueError(f"text is read as bytes, which need a vocabulary of 256: this model's is {vocab_size}")
     check_matches(tokenizer, model.config.vocab_size)
-    if not model.causal or model.config.head != "lm":
+    if not (model.causal or model.reads_source) or model.config.head != "lm":
         raise ValueError(f"a {model.family} with the head {model.config.head!r} does not continue texts")
 
 
 def next_ids(
-    model: Transformer, ids: np.ndarray, tokens: int, stop: Collection[int] = (), sampling: Sampling = Sampling()
+    model: Transformer,
+    ids: np.ndarray,
+    tokens: int,
+    stop: Collection[int] = (),
+    sampling: Sampling = Sampling(),
+    adapter: str | None = None,
 ) -> Iterator[int]:
-    """Up to `tokens` ids after `ids` (N,), one at a time, until one of `stop`, which is not yielded."""
+    """Up to `tokens` ids after `ids` (N,), one at a time, until one of `stop`, which is not yielded.
+
+    An EncoderDecoder reads `ids` as the source, and the ids that it writes follow on config.decoder_start.
+    """
+    own = Inputs(adapters=None if adapter is None else [adapter])
+    if isinstance(model, EncoderDecoder):
+        own, ids = own._replace(memory=model.encode(ids[None])), np.array([model.config.decoder_start])
     context, seen = model.config.max_length, ids.tolist()
+    chunk = context if isinstance(model.config.rope_scaling, DynamicScaling) else CHUNK
     new, kv_cache = ids[-context:], KVCache(min(context, len(ids) + tokens))
     for _ in range(tokens):
         if kv_cache.length + len(new) > context:  # the first ids no longer fit, so all positions move
             new, kv_cache = np.array(seen[-context:]), KVCache(context)
-        for start in range(0, len(new), CHUNK):  # so that the logits of a long prompt are not all in memory
-            logits, _ = model.forward(new[None, start : start + CHUNK], run=Pass(kv_cache=kv_cache))
+        inputs = own if kv_cache.length else own._replace(text=new[None])
+        for start in range(0, len(new), chunk):  # so that the logits of a long prompt are not all in memory
+            logits, _ = model.forward(new[None, start : start + chunk], inputs, Pass(kv_cache=kv_cache))
         i = sampling.choose(to_numpy(logits[0, -1]))
         if i in stop:
             return

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..files import Tensors
 from ..nn import shapes_of
-from ..ops import RopeScaling, rope_frequencies
+from ..ops import Llama3Scaling, rope_frequencies
 from ..quantization import Quantized, dense
 from .config import Config
 from .config_json import read_config
@@ -20,7 +20,9 @@ from .families import FAMILIES
 from .gguf_file import Header, TensorEntry, read_header, read_stored
 from .names import hub_name
 
-ARCHITECTURES = [name for name, family in FAMILIES.items() if family.gguf_names]
+ARCHITECTURES = {  # general.architecture -> family
+    family.gguf_architecture or name: name for name, family in FAMILIES.items() if family.gguf_names
+}
 KEYS = {  # field of Config -> key below the architecture, for the fields that are in the family's config.json
     "d_model": "embedding_length",
     "d_ff": "feed_forward_length",
@@ -44,7 +46,8 @@ ROPE = (
     "rope.scaling.finetuned",
 )  # fmt: skip
 KNOWN = {"vocab_size", "tensor_data_layout", *KEYS.values(), *EPS.values(), *FIXED, *HEAD_DIM, *ROPE}
-# llama.cpp uses these only for other architectures: in those above every token sees all earlier ones. So it does here.
+# llama.cpp uses these only where a family's gguf_keys has them: elsewhere every token sees all earlier ones. So it does
+# here.
 IGNORED = ("attention.sliding_window", "attention.sliding_window_pattern")
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -61,13 +64,14 @@ def read_gguf(path: str | Path) -> tuple[dict[str, Any], Tensors]:
     path = Path(path)
     try:
         header = read_header(path)
-        name = header.values.get("general.architecture")
-        if not isinstance(name, str) or name not in ARCHITECTURES:
-            raise ValueError(f"architecture {name!r:.80} is not supported, only {', '.join(ARCHITECTURES)}")
-        values = read_values(path, name, header)
+        architecture = header.values.get("general.architecture")
+        if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture {architecture!r:.80} is not supported, only {', '.join(ARCHITECTURES)}")
+        name = ARCHITECTURES[architecture]
+        values = read_values(path, architecture, header)
         _, config = read_config(values, "its header", "float32")
         for key in HEAD_DIM:
-            if header.values.get(f"{name}.{key}", config.head_dim) != config.head_dim:
+            if header.values.get(f"{architecture}.{key}", config.head_dim) != config.head_dim:
                 raise ValueError(f"{key} is not the width of a head, {config.head_dim}: not supported")
         tensors = find_tensors(name, config, header.entries)
     except ValueError as error:
@@ -80,23 +84,24 @@ def read_gguf(path: str | Path) -> tuple[dict[str, Any], Tensors]:
     )
 
 
-def read_values(path: Path, name: str, header: Header) -> dict[str, Any]:
-    """The config.json of a model of family `name`. Raises ValueError for a value that is not supported."""
-    keys, entries = FAMILIES[name].config_keys, header.entries
-    given = {key.removeprefix(f"{name}."): x for key, x in header.values.items() if key.startswith(f"{name}.")}
+def read_values(path: Path, architecture: str, header: Header) -> dict[str, Any]:
+    """The config.json of a model of this architecture. Raises ValueError for a value that is not supported."""
+    family, entries, start = FAMILIES[ARCHITECTURES[architecture]], header.entries, f"{architecture}."
+    keys, own = family.config_keys, family.gguf_keys
+    given = {key.removeprefix(start): x for key, x in header.values.items() if key.startswith(start)}
     for key, x in given.items():
-        if key in IGNORED:
-            warnings.warn(f"{path}: {name}.{key} is not used, as llama.cpp does not use it", stacklevel=5)
-        elif key not in KNOWN or not isinstance(x, int | float | str) or x != FIXED.get(key, x):
+        if key in IGNORED and key not in own:
+            warnings.warn(f"{path}: {start}{key} is not used, as llama.cpp does not use it", stacklevel=5)
+        elif key not in KNOWN | own.keys() or not isinstance(x, int | float | str) or x != FIXED.get(key, x):
             only = f", only {FIXED[key]!r}" if key in FIXED else ""
-            raise ValueError(f"the key {f'{name}.{key}'!r:.80} = {x!r:.80} is not supported{only}")
+            raise ValueError(f"the key {f'{start}{key}'!r:.80} = {x!r:.80} is not supported{only}")
     if "token_embd.weight" not in entries:
         raise ValueError("the tensor 'token_embd.weight' is missing")
     rows = entries["token_embd.weight"].shape[0]
     if given.get("vocab_size", rows) != rows:
         raise ValueError(f"vocab_size = {given['vocab_size']}, and the embedding has {rows} rows")
-    return {
-        "model_type": name,
+    values = {
+        "model_type": ARCHITECTURES[architecture],
         "vocab_size": rows,
         "tie_word_embeddings": "output.weight" not in entries,
         **{keys[field]: given.get(key) for field, key in KEYS.items() if field in keys},
@@ -104,14 +109,20 @@ def read_values(path: Path, name: str, header: Header) -> dict[str, Any]:
         **({"rope_theta": given["rope.freq_base"]} if "rope.freq_base" in given else {}),
         "rope_scaling": read_rope_scaling(path, given, entries),
         **{key: header.values.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id")},
+        **{theirs: given[key] for key, theirs in own.items() if key in given},
     }
+    return values | family.gguf_values(values)
 
 
 def read_rope_scaling(path: Path, given: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> Any:
-    """The rope_scaling of a config.json: a dictionary, or None."""
-    kind = given.get("rope.scaling.type", "none")
+    """The rope_scaling of a config.json: a dictionary, or None. A factor without a type is linear, as in llama.cpp."""
+    kind = given.get("rope.scaling.type", "linear" if "rope.scaling.factor" in given else "none")
+    if kind != "none" and ROPE_FACTORS not in entries:
+        trained = given.get("rope.scaling.original_context_length", given.get(KEYS["max_length"]))
+        lengths = {"original_max_position_embeddings": trained} if kind == "yarn" else {}
+        return {"rope_type": kind, "factor": given.get("rope.scaling.factor"), **lengths}
     if ROPE_FACTORS not in entries:
-        return None if kind == "none" else {"rope_type": kind, "factor": given.get("rope.scaling.factor")}
+        return None
     if kind != "none":
         raise ValueError(f"rope.scaling.type = {kind!r:.80} beside the tensor {ROPE_FACTORS!r} is not supported")
     factors = dense(read_stored(path, ROPE_FACTORS, entries[ROPE_FACTORS]))
@@ -125,7 +136,7 @@ def llama3_rule(factors: np.ndarray, theta: float) -> dict[str, Any]:
     Raises ValueError for other factors.
     """
     D, factor = 2 * factors.size, max(1.0, float(factors.max()))
-    scaling = RopeScaling(factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
+    scaling = Llama3Scaling(factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
     divided_by = rope_frequencies(np, D, theta) / rope_frequencies(np, D, theta, scaling)
     if not np.allclose(factors, divided_by, rtol=1e-4):
         raise ValueError(f"the factors in {ROPE_FACTORS!r} are not those of Llama 3's rule: not supported")
@@ -163,8 +174,11 @@ def find_tensors(name: str, config: Config, entries: Mapping[str, TensorEntry]) 
 def read_tensor(
     path: Path, name: str, config: Config, ours: str, tensor: str, entry: TensorEntry
 ) -> np.ndarray | Quantized:
-    """The parameter at the path `ours`, its rows in Hugging Face's order. Raises ValueError for NaN and infinity."""
+    """The parameter at the path `ours`, its rows in Hugging Face's order, as is the gain of a norm. Raises ValueError
+    for NaN and infinity."""
     heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}.get(ours.split(".")[-2])
+    if "norm" in ours.split(".")[-2] and FAMILIES[name].gguf_added_to_norms:
+        return dense(read_stored(path, tensor, entry)) - np.float32(FAMILIES[name].gguf_added_to_norms)
     if not heads or not FAMILIES[name].gguf_interleaved:
         return read_stored(path, tensor, entry)
     return read_stored(path, tensor, entry, partial(rotary_halves, heads=heads))

@@ -12,21 +12,30 @@ from typing import Any
 
 import numpy as np
 
+from ..spelling import choose_from
 from .gguf_file import read_header
 from .tokenizer import SubwordTokenizer, Tokenizer, convert_errors, tokenizers
 from .tokenizer_classes import QWEN2_WORDS
 
 # Text is split into words, and words into tokens; `tokenizer.ggml.pre` names the rule for words.
-WORDS = {"llama-bpe": QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|"), "qwen2": QWEN2_WORDS}  # up to 3 digits, or each
-WORD_RULES = ("gpt-2", "smollm", *WORDS)
+WORDS = {"llama3": QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|"), "qwen2": QWEN2_WORDS}  # up to 3 digits, or each
+LLAMA3 = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano")
+RULES = {  # those of llama.cpp's names (src/llama-vocab.cpp has them, and their regexes) that mean one of four rules
+    "gpt-2": ("gpt-2", "phi-2", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat", "a.x-4.0", "mellum",
+              "modern-bert", "exaone4", "mpt", "olmo", "jais", "trillion", "granite-docling"),
+    "smollm": ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"),
+    "llama3": (*LLAMA3, "dbrx", "smaug-bpe", "glm4", "chatglm-bpe"),
+    "qwen2": ("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open"),
+}  # fmt: skip
+RULE_OF = {name: rule for rule, names in RULES.items() for name in names}
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
 SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "eot": "eot"}
 
 
 def gguf_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a GGUF file: byte-level BPE with the word rules of GPT-2, SmolLM2, Llama 3 and Qwen2, or
-    SentencePiece's BPE, as Llama 2 and the first Mistral have it.
+    """The tokenizer of a GGUF file: byte-level BPE with the word rules of GPT-2, SmolLM2, Llama 3 and Qwen2, by
+    any of llama.cpp's names for them (RULES), or SentencePiece's BPE, as Llama 2 and the first Mistral have it.
 
     Raises FileNotFoundError, ImportError where a package is missing, and ValueError for a file that is damaged, and
     for a tokenizer of another kind or with rules that the `tokenizers` package cannot follow exactly.
@@ -102,26 +111,27 @@ def byte_level(
     Returns the tokenizer of the package, and whether a text starts with bos where the file does not say.
     """
     pre = str(given.get("pre"))
-    if pre not in WORD_RULES:
-        raise ValueError(f"tokenizer.ggml.pre = {pre!r:.80} is not supported, only {', '.join(WORD_RULES)}")
+    if pre not in RULE_OF:
+        raise ValueError(f"tokenizer.ggml.pre = {pre!r:.80} is not supported: {choose_from(pre, RULE_OF)}")
+    rule = RULE_OF[pre]
     merges = [tuple(merge.split(" ")) for merge in strings(given, "merges")]
     if any(len(merge) != 2 for merge in merges):
         raise ValueError("an entry of tokenizer.ggml.merges does not join two tokens")
     package = tokenizers()
     rules, words = package.pre_tokenizers, []
-    # Llama 3 looks a whole word up before it joins its letters.
-    model = convert_errors(package.models.BPE, vocab=ids_of(tokens), merges=merges, ignore_merges=pre == "llama-bpe")
+    # Llama 3 looks a whole word up before it joins its letters; llama.cpp does so for these names.
+    model = convert_errors(package.models.BPE, vocab=ids_of(tokens), merges=merges, ignore_merges=pre in LLAMA3)
     backend = package.Tokenizer(model)
-    if pre == "qwen2":
+    if pre == "qwen2":  # its own tokenizer.json has it; llama.cpp normalises nothing
         backend.normalizer = package.normalizers.NFC()
-    if pre == "smollm":
+    if rule == "smollm":
         words = [rules.Digits(individual_digits=True)]
-    if pre in WORDS:
-        words = [rules.Split(package.Regex(WORDS[pre]), "isolated")]
-    words.append(rules.ByteLevel(add_prefix_space=False, use_regex=pre not in WORDS))
+    if rule in WORDS:
+        words = [rules.Split(package.Regex(WORDS[rule]), "isolated")]
+    words.append(rules.ByteLevel(add_prefix_space=False, use_regex=rule not in WORDS))
     backend.pre_tokenizer = rules.Sequence(words)
     backend.decoder = package.decoders.ByteLevel()
-    return backend, pre == "llama-bpe"
+    return backend, pre in LLAMA3
 
 
 def sentence_piece(

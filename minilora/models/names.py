@@ -16,14 +16,16 @@ from .transformer import Transformer
 
 CONSTANT = re.compile(r".*(position_ids|rotary_emb\.inv_freq|\.attn\.(masked_)?bias)")  # tensors that are no weights
 
+OTHER_HEADS = {"lm_head", "score", "classifier", "cls", "qa_outputs"}  # of classes that are not read, too
 
-def hub_name(family: str, path: str, head: str = "lm") -> str:
+
+def hub_name(family: str, path: str, head: str = "lm", gated: bool = True) -> str:
     """block_0.attention.q_proj -> model.layers.0.self_attn.q_proj, in the class of this head.
 
     Head "none" is no exception: its names have the base_model_prefix too. Raises ValueError for an unknown family, and
     for a path that is not in its table.
     """
-    for pattern, name in patterns(family, head):
+    for pattern, name in patterns(family, head, gated):
         match = pattern.fullmatch(path)
         if match:
             return name.format(match.groupdict().get("block")) + (match["rest"] or "")
@@ -31,10 +33,11 @@ def hub_name(family: str, path: str, head: str = "lm") -> str:
 
 
 @cache
-def patterns(family: str, head: str) -> list[tuple[re.Pattern[str], str]]:
+def patterns(family: str, head: str, gated: bool) -> list[tuple[re.Pattern[str], str]]:
     if family not in FAMILIES:
         raise ValueError(f"Hugging Face's names are known for {', '.join(FAMILIES)}, not for {family}")
-    names = [*FAMILIES[family].hf_head_names.get(head, ()), *FAMILIES[family].hf_names]
+    found = FAMILIES[family]
+    names = [*found.hf_head_names.get(head, ()), *(() if gated else found.ungated_names), *found.hf_names]
     return [
         (re.compile(path.replace(".", r"\.").replace("{}", r"(?P<block>\d+)") + r"(?P<rest>\..+)?"), name)
         for path, name in names
@@ -43,24 +46,37 @@ def patterns(family: str, head: str) -> list[tuple[re.Pattern[str], str]]:
 
 def hf_name(model: Transformer, path: str) -> str:
     """hub_name() of a path in `model`, as it is saved: without the base_model_prefix if the model has no head."""
-    name = hub_name(model.family, path, model.config.head)
+    name = hub_name(model.family, path, model.config.head, model.config.gated)
     return name.removeprefix(f"{FAMILIES[model.family].base_model_prefix}.") if model.config.head == "none" else name
+
+
+def file_name(model: Transformer, path: str) -> str:
+    """hf_name() of a path, as files have it."""
+    name = hf_name(model, path)
+    for part, in_files in FAMILIES[model.family].file_names:
+        name = name.replace(part, in_files)
+    return name
 
 
 def add_body(family: str, name: str) -> str:
     """A name from any file, as it is in a class with a head: with the base_model_prefix.
 
-    The names gamma and beta in old files become weight and bias.
+    The names gamma and beta in old files become weight and bias, and those of file_names what the class calls them.
     """
+    for part, in_files in FAMILIES[family].file_names:
+        name = name.replace(in_files, part)
     name = re.sub(r"\bLayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"\bLayerNorm\.beta$", "LayerNorm.bias", name))
-    body = f"{FAMILIES[family].base_model_prefix}."
+    prefix = FAMILIES[family].base_model_prefix
+    body = f"{prefix}." if prefix else ""
     return name if name.startswith(body) or is_of_head(family, name) else body + name
 
 
 def is_of_head(family: str, name: str) -> bool:
     """Whether a tensor belongs to the head of some class. BERT's pooler does."""
-    prefix = FAMILIES[family].base_model_prefix
-    return bool(re.match(rf"(lm_head|score|classifier|cls|qa_outputs|{prefix}\.pooler)\.", name))
+    prefix, heads = FAMILIES[family].base_model_prefix, FAMILIES[family].hf_head_names.values()
+    names = [name for table in (FAMILIES[family].hf_names, *heads) for _, name in table]
+    own = {name.partition(".")[0] for name in names} - {prefix} if prefix else set()
+    return name.startswith(f"{prefix}.pooler.") or name.partition(".")[0] in own | OTHER_HEADS
 
 
 def transpose(family: str, name: str, x: Any) -> Any:

@@ -16,7 +16,7 @@ from ..nn import shapes_of
 from ..quantization import STORED, Quantized, dense, format_names
 from ..spelling import choose_from
 from .bitsandbytes import format_in, gathered
-from .config import Config
+from .config import LABELLED, Config
 from .config_json import PRESERVED, read_config
 from .families import FAMILIES
 from .gguf import read_gguf
@@ -26,10 +26,21 @@ from .labels import default_label_maps
 from .names import CONSTANT, hub_name, is_of_head, standard_tensors
 from .quantized import CLASSIFIER_LAYERS, load_quantized
 from .sources import INDEX, TENSORS, locate, pinned, weight_map
-from .tokenizer import FILES_COPIED, FILES_READ, TEMPLATES, ByteTokenizer, Tokenizer, files_in, read_tokenizer
+from .tokenizer import (
+    FILES_COPIED,
+    FILES_READ,
+    TEMPLATES,
+    VOCABULARIES,
+    ByteTokenizer,
+    Tokenizer,
+    files_in,
+    read_tokenizer,
+)
 from .transformer import Transformer
 
-CLASSIFIER_DRAWN = "(?!.*pooler).*(drawn anew|are for another head)"  # warnings to expect of a new classifier
+CLASSIFIER_DRAWN = (
+    "(?!.*(pooler|head_transform)).*(drawn anew|are for another head)"  # warnings to expect of a new classifier
+)
 
 
 def load_pretrained(
@@ -80,7 +91,8 @@ def load_pretrained(
         what = "header" if path.is_file() else "config.json"
         raise ValueError(f"the tensors of {source} do not fit its {what}: {error}") from None
     unnamed = default_label_maps(config.labels).items()
-    model.hf_config = {key: values[key] for key in PRESERVED if key in values and (key, values[key]) not in unnamed}
+    said = {key: values[key] for key in PRESERVED if values.get(key) is not None}
+    model.hf_config = {key: value for key, value in said.items() if (key, value) not in unnamed}
     model.hub = hub
     return model
 
@@ -93,7 +105,8 @@ def load_tokenizer(source: str | Path = "builtin") -> Tokenizer:
     path = locate(source, optional=FILES_READ)
     if path.is_file():
         return gguf_tokenizer(path)
-    over_bytes = not (path / "tokenizer.json").is_file() and read_json(config_file(path)).get("vocab_size") == 256
+    alone = not any((path / name).is_file() for name in VOCABULARIES)
+    over_bytes = alone and read_json(config_file(path)).get("vocab_size") == 256
     return ByteTokenizer() if over_bytes else read_tokenizer(path)
 
 
@@ -165,12 +178,13 @@ def assemble(
     if config.n_layers > len(tensors):  # before so many layers are made
         raise ValueError(f"{config.n_layers} layers are needed, and there are {len(tensors)} tensors")
     model = FAMILIES[family].build(config, None)
-    ours = {hub_name(family, path, config.head): path for path in model.named_parameters()}
+    ours = {hub_name(family, path, config.head, config.gated): path for path in model.named_parameters()}
     readers: dict[str, Reader] = {name: partial(stored, tensors, name) for name in tensors}
     state: dict[str, Reader] = {ours[name]: partial(floats, tensors, name) for name in readers if name in ours}
     rest = {name: reader for name, reader in readers.items() if name not in ours and not CONSTANT.fullmatch(name)}
-    if config.head == "lm":
-        drop_copies(family, config.tied, state, rest)
+    for name in FAMILIES[family].ignored:
+        rest.pop(name, None)
+    drop_copies(family, config, state, rest)
     unused = sorted(name for name in rest if is_of_head(family, name))
     if unused:
         warnings.warn(f"{source}: {len(unused)} tensors are for another head: {', '.join(unused)}", stacklevel=3)
@@ -193,26 +207,34 @@ def floats(tensors: Mapping[str, Any], name: str) -> Array | Quantized:
     return x
 
 
-def drop_copies(family: str, tied: bool, state: dict[str, Reader], rest: dict[str, Reader]) -> None:
-    """Remove from `rest` the copies that some writers store: a tied head's weight, the bias of BERT's head.
+def drop_copies(family: str, config: Config, state: dict[str, Reader], rest: dict[str, Reader]) -> None:
+    """Remove from `rest` the copies that some writers store: a tied head's weight, the bias of BERT's head, T5's
+    embedding once for each stack.
 
     Raises ValueError where a tied tensor is no copy.
     """
-    weight = hub_name(family, "lm_head.weight")
-    bias = weight.replace("weight", "bias")
-    if not tied and bias in rest:  # an untied BERT stores two biases, and uses this one
-        state["lm_head.bias"] = rest.pop(bias)
-    for name, path in ((weight, "embed.token.weight"), (bias, "lm_head.bias")):
-        copy = rest.pop(name, None) if tied and path in state else None
+    pairs = [(name, "embed.token.weight") for name in FAMILIES[family].copies]
+    if config.head == "lm":
+        weight = hub_name(family, "lm_head.weight")
+        bias = weight.replace("weight", "bias")
+        if config.tied:
+            pairs += [(weight, "embed.token.weight"), (bias, "lm_head.bias")]
+        elif bias in rest:  # an untied BERT stores two biases, and uses this one
+            state["lm_head.bias"] = rest.pop(bias)
+    for name, path in pairs:
+        copy = rest.pop(name, None) if path in state else None
         if copy is not None and not np.array_equal(dense(copy()), dense(state[path]())):
             raise ValueError(f"{name} is not {hub_name(family, path)}, though the config says that they are tied")
 
 
 def draw_classifier(model: Transformer, state: dict[str, Reader], rng: np.random.Generator) -> list[str]:
-    """Add to `state` the parameters that a classifier lacks: weights N(0, 0.02²), biases zero. Returns their paths."""
-    shapes = shapes_of(model.state_dict())
-    missing = [path for path in shapes if path not in state and CLASSIFIER_LAYERS.match(path)]
+    """Add to `state` the parameters that a classifier lacks: weights N(0, 0.02²), biases zero, the gains of norms one.
+    Returns their paths."""
+    shapes, labelled = shapes_of(model.state_dict()), model.config.head in LABELLED
+    drawable = (path for path in shapes if CLASSIFIER_LAYERS.match(path) or (labelled and path.startswith("head_")))
+    missing = [path for path in drawable if path not in state]
     for path in missing:
         x = 0.02 * rng.standard_normal(shapes[path])
-        state[path] = partial(np.asarray, 0 * x if path.endswith("bias") else x)
+        x = 0 * x if path.endswith("bias") else 1 + 0 * x if "norm" in path else x
+        state[path] = partial(np.asarray, x)
     return missing

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..backend import Array
 from ..files import stored
-from ..nn import Block, Checkpointed, Embedding, Linear, Module, Parameter, check_names, converted, join
+from ..nn import Block, Checkpointed, Embedding, Linear, Module, Parameter, Sequential, check_names, converted, join
 from ..quantization import STORED, Quantized, dense, format_named
 from ..quantization.bfloat16 import BFloat16
 from ..quantization.float16 import Float16
@@ -21,6 +21,9 @@ CLASSIFIER_LAYERS = re.compile(r"(classifier|classifier_transform|pooler)\.")  #
 def matrices(model: Module) -> Iterator[tuple[Parameter, bool]]:
     """(Parameter, whether it is in a block) of the matrices that may be Quantized: all but those of classifiers."""
     for name, layer in model.children().items():
+        if isinstance(layer, Sequential):  # an encoder
+            yield from matrices(layer)
+            continue
         in_block = isinstance(layer, Block | Checkpointed)
         for path, module in layer.named_modules(name):
             if isinstance(module, Linear | Embedding) and not CLASSIFIER_LAYERS.match(join(path, "weight")):
@@ -40,7 +43,7 @@ def formats_for(model: Module, format: str) -> dict[Parameter, type[Quantized]]:
 
 def format_of(model: Module) -> str:
     """The format that the matrices of the blocks are held in; "" for arrays. Several are named in the alphabet."""
-    blocks = (layer for layer in model.children().values() if isinstance(layer, Block | Checkpointed))
+    blocks = (module for _, module in model.named_modules() if isinstance(module, Block | Checkpointed))
     held = (p.data for block in blocks for p in block.base_parameters().values())
     return ", ".join(sorted({data.name for data in held if isinstance(data, Quantized)}))
 

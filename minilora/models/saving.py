@@ -18,7 +18,7 @@ from ..quantization.int8 import Int8
 from ..quantization.nf4 import NF4
 from .bitsandbytes import quantization_config, tensors_of
 from .config_json import write_config
-from .names import hf_name, transpose
+from .names import file_name, hf_name, transpose
 from .quantized import formats_for
 from .sources import CONFIG, TENSORS
 from .tokenizer import Tokenizer
@@ -65,7 +65,7 @@ def model_files(model: Transformer, tokenizer: Tokenizer | None = None) -> dict[
     if adapted:
         raise ValueError(f"{adapted} layers are adapted: merge(model) first, or save the adapter by itself")
     state, config = model.state_dict(), quantization_config(model)
-    names = {path: hf_name(model, path) for path in state}
+    names = {path: file_name(model, path) for path in state}
     tensors: dict[str, Any] = {}
     for path, name in names.items():
         x = state[path]
@@ -77,8 +77,8 @@ def model_files(model: Transformer, tokenizer: Tokenizer | None = None) -> dict[
             x = x.arrays["values"] if isinstance(x, Float16) and not config else dense(x)
             tensors[name] = transpose(model.family, name, x)
     kinds = {x.name if isinstance(x, BFloat16) else str(x.dtype) for x in tensors.values() if x.ndim > 1}
-    of_token = str(state["embed.token.weight"].dtype)
-    values = write_config(model) | {"dtype": kinds.pop() if len(kinds) == 1 else of_token}
+    of_embeddings = str(next(iter(state.values())).dtype)
+    values = write_config(model) | {"dtype": kinds.pop() if len(kinds) == 1 else of_embeddings}
     if config:
         values["quantization_config"] = config
     if model.config.head == "lm":

@@ -17,10 +17,12 @@ from ..data import decode_bytes, encode_bytes
 from ..files import read_bytes, read_json, to_json
 from .chat_template import marked, render
 
+TOKENIZER = "tokenizer.json"
 FILES_READ = (  # the files of a model folder that are read here, where they exist
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
-    "chat_template.jinja",
+    "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "generation_config.json", "chat_template.jinja",
 )  # fmt: skip
+VOCABULARIES = "tokenizer.json", "vocab.txt"  # the first that a folder has is read
 BATCH = 4096  # texts that are encoded at a time: the package takes a hundred bytes for each of their tokens
 SETTINGS = ("add_prefix_space", "split_special_tokens", "truncation_side")  # those that tokenizer.json cannot hold
 FILES_COPIED = (  # the files that transformers makes a tokenizer from, and generation_config.json
@@ -288,16 +290,18 @@ def valid_text(text: str) -> str:
 
 
 def read_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder: its tokenizer.json and the files beside it, read as transformers does
-    (tokenizer_classes).
+    """The tokenizer of a Hugging Face folder: its tokenizer.json, or the vocab.txt of a BERT, and the files beside it,
+    read as transformers does (tokenizer_classes).
 
-    Raises ImportError where a package is missing, FileNotFoundError for a folder without a tokenizer.json, ValueError
-    for files that are damaged, and for settings that are not supported.
+    Raises ImportError where a package is missing, FileNotFoundError for a folder without either, ValueError for files
+    that are damaged, and for settings that are not supported.
     """
     folder = Path(folder)
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the text cannot be turned into the ids of this model")
+    path = next((folder / name for name in VOCABULARIES if (folder / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"{folder / VOCABULARIES[0]} is missing: the text cannot be turned into the ids of this model"
+        )
     settings, special_tokens_map, added_tokens, config, generation = (
         read_json(folder / name) if (folder / name).is_file() else {}
         for name in (
@@ -305,12 +309,15 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
             "generation_config.json",
         )
     )  # fmt: skip
-    from .tokenizer_classes import build  # a model over bytes needs none of it
+    from .tokenizer_classes import build, word_piece  # a model over bytes needs none of it
 
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     package = tokenizers()
     try:
-        content = path.read_text(encoding="utf-8")
+        if path.name == "vocab.txt":
+            content = word_piece(convert_errors(package.models.WordPiece.read_file, str(path)))
+        else:
+            content = path.read_text(encoding="utf-8")
         backend, names = convert_errors(build, package, content, settings, special_tokens_map, added_tokens, config)
         return SubwordTokenizer(
             backend,

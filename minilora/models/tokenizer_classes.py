@@ -19,6 +19,7 @@ Settings = Mapping[str, Any]
 
 UNCHANGED = ("PreTrainedTokenizer", "TokenizersBackend", "PythonBackend", "BloomTokenizer")  # take the file as it is
 ALIASES = {
+    "DistilBertTokenizer": "BertTokenizer",
     "ElectraTokenizer": "BertTokenizer",
     "BartTokenizer": "RobertaTokenizer",
     "LongformerTokenizer": "RobertaTokenizer",
@@ -36,8 +37,12 @@ TOKENS = {  # the special tokens of each class that tokenizer_config.json does n
     "GPT2Tokenizer": {"bos_token": END, "eos_token": END, "unk_token": END},
     "Qwen2Tokenizer": {"eos_token": END, "unk_token": END, "pad_token": END},
     "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "GemmaTokenizer": {
+        "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>",
+    },
 }  # fmt: skip
-NEEDED = {"BertTokenizer": ("unk_token", "cls_token", "sep_token"), "RobertaTokenizer": ("cls_token", "sep_token")}
+NEEDED = {"BertTokenizer": ("unk_token", "cls_token", "sep_token"), "RobertaTokenizer": ("cls_token", "sep_token"),
+          "GemmaTokenizer": ("unk_token",)}  # fmt: skip
 UNSUPPORTED = ("auto_map", "fast_tokenizer_files", "fix_mistral_regex", "init_inputs")  # name other files, or rules
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -67,6 +72,8 @@ def build(
     named, extra, added = tokens_in_files(package, file, settings, special_tokens_map, added_tokens)
     named = TOKENS.get(kind, {}) | named
     named = {key: named[key] for key in (*STANDARD, *named) if named.get(key) is not None}
+    if not kind and file.keys() == json.loads(word_piece({})).keys():
+        raise ValueError("without a tokenizer.json it is enough for a BertTokenizer only, and none is named")
     missing = next((key for key in NEEDED.get(kind, ()) if key not in named), None)
     if missing:
         raise ValueError(f"{missing} is null, and a {kind} needs one")
@@ -78,6 +85,11 @@ def build(
     add_cls_and_sep(package, backend, kind, settings, named)
     backend.encode_special_tokens = bool(settings.get("split_special_tokens"))
     return backend, {key: str(token) for key, token in named.items()}
+
+
+def word_piece(vocab: Mapping[str, int]) -> str:
+    """The tokenizer.json of a vocab.txt: what a BertTokenizer needs of one."""
+    return json.dumps({"model": {"type": "WordPiece", "vocab": vocab}, "added_tokens": []})
 
 
 def tokens_in_files(
@@ -159,7 +171,7 @@ def rebuild(kind: str, file: dict[str, Any], settings: Settings, named: Mapping[
     model = file["model"]
     wanted = "WordPiece" if kind == "BertTokenizer" else "BPE"
     if model.get("type") != wanted:
-        raise ValueError(f"a {kind} needs a {wanted}, and tokenizer.json holds {model.get('type')!r:.80}")
+        raise ValueError(f"a {kind} needs a {wanted}, and the file holds {model.get('type')!r:.80}")
     prefix = settings.get("add_prefix_space")
     byte_level = {"type": "ByteLevel", "add_prefix_space": bool(prefix), "trim_offsets": True, "use_regex": True}
     made = {**file, "added_tokens": [], "normalizer": None, "pre_tokenizer": byte_level, "decoder": byte_level}
@@ -180,6 +192,13 @@ def rebuild(kind: str, file: dict[str, Any], settings: Settings, named: Mapping[
         words = {"type": "Split", "pattern": {"Regex": QWEN2_WORDS}, "behavior": "Isolated", "invert": False}
         made["normalizer"] = {"type": "NFC"}
         made["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [words, byte_level | {"use_regex": False}]}
+    elif kind == "GemmaTokenizer":
+        made["model"] |= {"unk_token": str(named["unk_token"]), "fuse_unk": True, "byte_fallback": True}
+        space = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+        made["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+        made["pre_tokenizer"] = split
+        made["decoder"] = {"type": "Sequence", "decoders": [space, {"type": "ByteFallback"}, {"type": "Fuse"}]}
     elif kind == "LlamaTokenizer":
         first = "always" if settings.get("legacy", False) else "first"
         scheme = "never" if prefix is False else first

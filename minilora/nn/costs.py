@@ -66,6 +66,8 @@ class Costs:
         modules = model.named_modules()
         self.paths = {m: path if any(m.parameters()) else path.rpartition(".")[0] or path for path, m in modules}
         self.itemsize, self.dropout = itemsize, dropout
+        self.source: Any = None  # of an encoder-decoder, the MetaArray of the source's ids
+        self.memory: Any = None  # and that of the encoder's output, once it is there
         self.shared: dict[Hashable, MetaArray] = {}
         self.kept: dict[MetaArray, KeptArray] = {}
         self.recomputed: list[dict[MetaArray, KeptArray]] = []  # of each block that its backward recomputes

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import accumulate
+
 from .. import ops
 from ..backend import Array, get_array_module
 from .layers import Linear, LinearCache
@@ -9,17 +12,21 @@ from .module import Gradients, Module, Parameter
 
 
 class FusedLinear(Linear):
-    """A Linear whose rows are those of n Linears of equal size, called `parts`: W (n out, in)   b (n out,)"""
+    """A Linear whose rows are those of several, one after another: `parts`, {name: number of its rows}."""
 
-    def __init__(self, weight: Array | Parameter, bias: Array | Parameter | None, parts: tuple[str, ...]) -> None:
+    def __init__(self, weight: Array | Parameter, bias: Array | Parameter | None, parts: Mapping[str, int]) -> None:
         super().__init__(weight, bias)
-        self.parts = parts
+        self.parts, self.ends = dict(parts), list(accumulate(parts.values()))
 
     def part(self, name: str) -> Part:
         """The Linear called `name`, which shares this W and b."""
-        n = len(self.weight.data) // len(self.parts)
-        start = n * self.parts.index(name)
-        return Part(self, slice(start, start + n))
+        end = self.ends[list(self.parts).index(name)]
+        return Part(self, slice(end - self.parts[name], end))
+
+    def split(self, y: Array) -> list[Array]:
+        """The columns (..., out) of each part."""
+        parts: list[Array] = get_array_module(y).split(y, self.ends[:-1], axis=-1)
+        return parts
 
 
 class Part(Linear):

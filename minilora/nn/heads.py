@@ -1,4 +1,4 @@
-"""Layers of heads: selection of tokens, and tanh."""
+"""Layers of heads: selection of tokens or their mean, tanh, ReLU and a scale."""
 
 from __future__ import annotations
 
@@ -32,6 +32,22 @@ class Select(Module):
         return costs.array(B, 1, C)
 
 
+class MeanTokens(Module):
+    """y = the mean of x over the real tokens of each sequence: (B, T, C) -> (B, C)"""
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Array]:
+        real = get_array_module(x).ones(x.shape[:2], dtype=bool) if inputs.padding is None else inputs.padding
+        return ops.mean_tokens_forward(x, real)
+
+    def backward(self, dy: Array, cache: Array, grads: Gradients) -> Array:
+        return ops.mean_tokens_backward(dy, cache)
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        B, T, C = x.shape
+        costs.keep(self, "shares", costs.array(B, T, 1), "dx is a share of dy at real tokens")
+        return costs.array(B, 1, C)
+
+
 class Labelled(Module):
     """y = x at the N positions inputs.labelled: (B, T, C) -> (N, C). Only these get logits. y = x if it is None."""
 
@@ -58,3 +74,33 @@ class Tanh(Module):
         y = costs.array(*x.shape)
         costs.keep(self, "y", y, "dx = dy ∘ (1 - y²)")
         return y
+
+
+class Relu(Module):
+    """y = max(x, 0)"""
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Array]:
+        return ops.relu_forward(x)
+
+    def backward(self, dy: Array, positive: Array, grads: Gradients) -> Array:
+        return ops.relu_backward(dy, positive)
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        costs.keep(self, "x > 0", costs.array(*x.shape, itemsize=1), "dx = dy ∘ (x > 0)")
+        return costs.array(*x.shape)
+
+
+class Scale(Module):
+    """y = c x, for a number c that does not learn"""
+
+    def __init__(self, c: float) -> None:
+        self.c = c
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, None]:
+        return self.c * x, None
+
+    def backward(self, dy: Array, cache: None, grads: Gradients) -> Array:
+        return self.c * dy
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        return costs.array(*x.shape)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import NamedTuple, TypeVar
+import itertools
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..backend import Array
+from ..backend import Array, get_array_module, to_numpy
 from .kv_cache import KVCache
 
 T = TypeVar("T")
+
+
+class Lane(NamedTuple):
+    """The rows of one adapter, in a batch that is sorted by adapter: B of them, and N of its labelled positions."""
+
+    name: str | None  # None: the base
+    rows: slice
+    labelled: slice
 
 
 class Inputs(NamedTuple):
@@ -19,6 +28,61 @@ class Inputs(NamedTuple):
     padding: Array | None = None  # (B, T) bool, True for a real token; None: all are real
     segments: Array | None = None  # (B, T) int, the segment of each token (BERT)
     labelled: tuple[Array, Array] | None = None  # b and t (N,), the positions that need logits; None: all
+    adapters: Sequence[str | None] | np.ndarray | None = None  # (B,) the adapter of each row, by name; None: the base
+    active: Array | None = None  # (B, T) bool, the tokens that adapters act on (ops/alora.py); None: all
+    text: Array | None = None  # (B, S) int, all that is known of the text of which the ids are a part
+    lanes: tuple[Lane, ...] = ()  # made by by_adapter()
+    source: Array | None = None  # (B, S) int, the token ids that an encoder reads, beside those of the decoder
+    source_padding: Array | None = None  # (B, S) bool, True for a real token; None: all are real
+    memory: Any = None  # the encoder's output as a Memory (cross_attention.py), where it is known already
+
+    def by_adapter(self) -> tuple[Inputs, Array, Array]:
+        """(these inputs with the rows sorted by adapter, the order of the rows, the order of the outputs).
+
+        Row i of the sorted batch is row order[i] of this one. The labelled positions are sorted too, so that each
+        adapter has one slice of x (B, T, C), and of x (N, C) behind the layer that selects them.
+        """
+        assert self.adapters is not None
+        names, which, order = sort_rows(self.adapters)
+        outputs = order
+        numbers = np.arange(len(names) + 1)
+        rows = labels = np.searchsorted(which[order], numbers)
+        labelled = self.labelled
+        if labelled is not None:
+            b, t = (to_numpy(x) for x in labelled)
+            outputs = np.argsort(which[b], kind="stable")
+            labels = np.searchsorted(which[b][outputs], numbers)
+            xp = get_array_module(labelled[0])
+            labelled = xp.asarray(np.argsort(order)[b][outputs]), xp.asarray(t[outputs])
+        lanes = [Lane(*x) for x in zip(names, slices(rows), slices(labels), strict=True)]
+        padding, segments, active, text = (
+            None if x is None else x[get_array_module(x).asarray(order)]
+            for x in (self.padding, self.segments, self.active, self.text)
+        )
+        return Inputs(padding, segments, labelled, None, active, text, tuple(lanes)), order, outputs
+
+    def of(self, lane: Lane) -> Inputs:
+        """Those of one lane's rows."""
+        padding, segments, active, text = (
+            None if x is None else x[lane.rows] for x in (self.padding, self.segments, self.active, self.text)
+        )
+        labelled = self.labelled
+        if labelled is not None:
+            labelled = labelled[0][lane.labelled] - lane.rows.start, labelled[1][lane.labelled]
+        return Inputs(padding, segments, labelled, None, active, text)
+
+
+def sort_rows(adapters: Sequence[str | None] | np.ndarray) -> tuple[list[str | None], np.ndarray, np.ndarray]:
+    """(the names, the base's first; which of them each row has; the rows, sorted by it)"""
+    names = sorted({*adapters}, key=lambda name: (name is not None, name))
+    which = np.array([names.index(name) for name in adapters])
+    return names, which, np.argsort(which, kind="stable")
+
+
+def slices(bounds: np.ndarray) -> list[slice]:
+    """[0, 2, 5] -> the slices 0:2 and 2:5"""
+    ends: list[int] = bounds.tolist()
+    return [slice(i, j) for i, j in itertools.pairwise(ends)]
 
 
 class Pass(NamedTuple):

@@ -1,4 +1,4 @@
-"""Linear, LayerNorm, RMSNorm and Embedding: the ops with their parameters."""
+"""Linear, the norms and Embedding: the ops with their parameters."""
 
 from __future__ import annotations
 
@@ -74,23 +74,24 @@ class NormModuleCache(NamedTuple):
 
 
 class LayerNorm(Module):
-    """y = g ∘ (x - μ) / σ + b          g, b (C,)"""
+    """y = g ∘ (x - μ) / σ + b          g, b (C,), b optional"""
 
-    def __init__(self, weight: Array, bias: Array, eps: float = 1e-5) -> None:
-        self.weight, self.bias, self.eps = Parameter(weight), Parameter(bias), eps
+    def __init__(self, weight: Array, bias: Array | None, eps: float = 1e-5) -> None:
+        self.weight, self.bias, self.eps = Parameter(weight), None if bias is None else Parameter(bias), eps
 
     def dense(self) -> Array:
         """g: a norm's gain is never quantised."""
         return self.weight.data
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, NormModuleCache]:
-        y, cache = ops.layer_norm_forward(x, self.weight.data, self.bias.data, self.eps)
-        return y, NormModuleCache(cache, self.weight.trainable, self.bias.trainable)
+        b = self.bias
+        y, cache = ops.layer_norm_forward(x, self.weight.data, None if b is None else b.data, self.eps)
+        return y, NormModuleCache(cache, self.weight.trainable, b is not None and b.trainable)
 
     def backward(self, dy: Array, cache: NormModuleCache, grads: Gradients) -> Array:
         if cache.needs_dg:
             grads.add(self.weight, ops.gain_gradients(dy, cache.norm))
-        if cache.needs_db:
+        if cache.needs_db and self.bias is not None:
             grads.add(self.bias, ops.bias_gradients(dy))
         return ops.layer_norm_backward(dy, cache.norm, self.weight.data)
 
@@ -104,17 +105,44 @@ class RMSNorm(Module):
     def __init__(self, weight: Array, eps: float = 1e-5) -> None:
         self.weight, self.eps = Parameter(weight), eps
 
+    @property
+    def gain(self) -> Array:
+        """g"""
+        return self.weight.data
+
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, NormModuleCache]:
-        y, cache = ops.rms_norm_forward(x, self.weight.data, self.eps)
+        y, cache = ops.rms_norm_forward(x, self.gain, self.eps)
         return y, NormModuleCache(cache, self.weight.trainable, False)
 
     def backward(self, dy: Array, cache: NormModuleCache, grads: Gradients) -> Array:
         if cache.needs_dg:
             grads.add(self.weight, ops.gain_gradients(dy, cache.norm))
-        return ops.rms_norm_backward(dy, cache.norm, self.weight.data)
+        return ops.rms_norm_backward(dy, cache.norm, self.gain)
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
         return norm_costs(self, x, costs, {"rms²": 2 * math.prod(x.shape)})
+
+
+class ZeroCentredRMSNorm(RMSNorm):
+    """y = (1 + w) ∘ x / rms(x)         w (C,)          Gemma: weight decay pulls the gain to 1; dw = dg"""
+
+    @property
+    def gain(self) -> Array:
+        """g = 1 + w"""
+        return 1 + self.weight.data
+
+
+class Identity(Module):
+    """y = x, in the place of a norm that a model lacks."""
+
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, None]:
+        return x, None
+
+    def backward(self, dy: Array, cache: None, grads: Gradients) -> Array:
+        return dy.copy()
+
+    def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
+        return x
 
 
 def norm_costs(norm: Module, x: MetaArray, costs: Costs, sums: dict[str, int]) -> MetaArray:

@@ -56,7 +56,8 @@ class Parameter:
 
 
 class Gradients(dict[Parameter, Array]):
-    """{Parameter: its gradient}. Gradients of the same parameter (a tied weight, shards of a batch) are summed."""
+    """{Parameter: its gradient}. Gradients of the same parameter (a tied weight, shards of a batch) are summed. During
+    the backward of a decoder it holds that of a Memory too (cross_attention.py)."""
 
     def add(self, parameter: Parameter, gradient: Array) -> None:
         self[parameter] = self[parameter] + gradient if parameter in self else gradient
@@ -72,6 +73,8 @@ class Module:
     """The base of all modules. Parameters and modules assigned to its attributes are its parameters and children."""
 
     is_adapter: ClassVar[bool] = False  # wraps a layer of the model, `base`, and adds own_parameters() to it
+    acts_on_some_tokens: ClassVar[bool] = False  # of an adapter: it can act on the tokens of Inputs.active alone
+    reads_text: ClassVar[bool] = False  # of an adapter: it looks into Inputs.text
     is_merged: ClassVar[bool] = False  # a plain layer into which an adapter was merged
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Any, Any]:

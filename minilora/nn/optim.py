@@ -232,6 +232,11 @@ def both(one: Penalty, other: Penalty) -> Penalty:
 Schedule = Callable[[int], float]  # step 0, 1, 2, ... -> the factor on every learning rate
 
 
+def constant_schedule(steps: int, warmup: int = 0) -> Schedule:
+    """The factor (t+1)/(w+1) in step t of w warm-up steps, then 1."""
+    return warm_up(steps, warmup, lambda done: 1.0)
+
+
 def linear_schedule(steps: int, warmup: int = 0) -> Schedule:
     """The factor (t+1)/(w+1) in step t of w warm-up steps, then a line from 1 to 0 at `steps`."""
     return warm_up(steps, warmup, lambda done: 1 - done)
@@ -254,6 +259,9 @@ def warm_up(steps: int, warmup: int, decay: Callable[[float], float]) -> Schedul
         return decay(min(1.0, (step - warmup) / max(1, steps - warmup)))
 
     return factor
+
+
+SCHEDULES = {"constant": constant_schedule, "linear": linear_schedule, "cosine": cosine_schedule}
 
 
 def clip_by_global_norm(grads: Gradients, limit: float) -> tuple[Gradients, Array | float]:

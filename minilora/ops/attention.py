@@ -4,6 +4,8 @@
 
     q (B, Tq, H·D)    k, v (B, Tk, G·D)    o (B, Tq, H·D),    H a multiple of G
 
+A model may divide by another root than √D: Gemma's largest takes √(C/H), where its heads are not C/H wide.
+
 The R = H/G query heads of a group share one key/value head. For that head they are R times as many queries: their rows
 are stacked, and no key or value is copied. In multi-head attention R = 1:
 
@@ -14,6 +16,10 @@ The mask is 0 where query i attends to key j, and -1e9 where it does not. A caus
 window of W keys (Mistral, Qwen2) also hides keys W or more positions back:
 
     query i attends to key j      i - W < j ≤ i           itself, and the W - 1 keys before it
+
+Without a causal mask (ModernBERT) the window is symmetric around the query:
+
+    query i attends to key j      i - W < j < i + W       itself, and W - 1 keys on each side
 
 With E = exp(S - max) and its row sums Z, P = E / Z. Dividing the (T, D) result is cheaper than dividing the (T, T)
 matrix: o = (E v) / Z.
@@ -32,9 +38,20 @@ A masked pair has E = 0, hence dS = 0: the backward does not need the mask. The 
 dk and dv over the stacked heads of a group. The rows of dS sum to 0: adding a constant to a row of scores changes
 nothing.
 
-Source: Vaswani et al. (2017), "Attention Is All You Need", equation 1; Ainslie et al. (2023), "GQA";
-Jiang et al. (2023), "Mistral 7B", section 2, for the window (W counts the query's own key, as in `transformers`);
-rowsum(do ∘ o) as in Dao et al. (2022), "FlashAttention", appendix B.
+Cross-attention. Nothing above asks that q, k and v come from one stream: Tq and Tk may differ. In a decoder they come
+from two, x (B, Tq, C) of the decoder and m (B, Tk, C), the encoder's output, which every block l of the decoder reads:
+
+    q = x Wqᵀ       k = m Wkᵀ       v = m Wvᵀ
+
+    dx = dq Wq                                      to the decoder's block below
+    dm = Σ_l (dk_l Wk_l + dv_l Wv_l)                to the encoder, once, when every block has added its part
+
+The mask then hides the source's padding, of which the decoder knows nothing else. It is never causal: the whole source
+is there before the first word is said.
+
+Source: Vaswani et al. (2017), "Attention Is All You Need", equation 1, and section 3.2.3 for cross-attention;
+Ainslie et al. (2023), "GQA"; Jiang et al. (2023), "Mistral 7B", section 2, for the window (W counts the query's own
+key, as in `transformers`); rowsum(do ∘ o) as in Dao et al. (2022), "FlashAttention", appendix B.
 """
 
 import math
@@ -51,8 +68,8 @@ def attention_mask(
     """0 where query i attends to key j, -1e9 where it does not; None where every query attends to every key.
 
     Shape (T, start + T), the first `start` keys being those of earlier tokens; (B, 1, T, start + T) with `padding`
-    (B, T), which is True for a real token. A `window` hides key j from query i unless i - window < j, both counted
-    along the array, padding included.
+    (B, T), which is True for a real token. A `window` hides key j from query i unless i - window < j and, without a
+    causal mask, j < i + window, all counted along the array, padding included.
 
     -1e9 and not -inf, so that a row without any visible key (of padding, under a causal mask or a window) stays finite.
     Such a row attends to all keys, in float32 to each alike, as -1e9 absorbs the scores. No real token reads it.
@@ -66,9 +83,15 @@ def attention_mask(
         visible = xp.tril(visible, start)
     if window is not None:
         visible = xp.triu(visible, start - window + 1)
+        visible = visible if causal else xp.tril(visible, start + window - 1)
     if padding is not None:
         visible = visible & padding[:, None, None, :]
     return xp.where(visible, 0.0, -1e9).astype(dtype)
+
+
+def padding_mask(padding: Array, dtype: Any) -> Array:
+    """(B, 1, 1, Tk): 0 for the keys that are real in `padding` (B, Tk), -1e9 for the others, whoever asks."""
+    return get_array_module(padding).where(padding[:, None, None, :], 0.0, -1e9).astype(dtype)
 
 
 def split_heads(x: Array, groups: int, D: int) -> Array:
@@ -84,7 +107,7 @@ def merge_heads(x: Array, T: int) -> Array:
 
 
 class AttentionCache(NamedTuple):
-    q: Array  # (B, G, R·Tq, D)   already divided by √D
+    q: Array  # (B, G, R·Tq, D)   already divided by the root
     k: Array  # (B, G, Tk, D)
     v: Array  # (B, G, Tk, D)
     E: Array  # (B, G, R·Tq, Tk)  exp(S - max)
@@ -92,15 +115,20 @@ class AttentionCache(NamedTuple):
     o: Array  # (B, G, R·Tq, D)
 
 
-def attention_forward(q: Array, k: Array, v: Array, mask: Array | None, D: int) -> tuple[Array, AttentionCache]:
-    """S = q kᵀ/√D + mask       E = exp(S - max)       Z = rowsum(E)       o = (E v) / Z"""
+def attention_forward(
+    q: Array, k: Array, v: Array, mask: Array | None, D: int, root: float | None = None
+) -> tuple[Array, AttentionCache]:
+    """S = q kᵀ/√D + mask       E = exp(S - max)       Z = rowsum(E)       o = (E v) / Z
+
+    `root` is there instead of √D.
+    """
     xp = get_array_module(q)
     Tq, groups = q.shape[1], k.shape[2] // D
     R = q.shape[2] // k.shape[2]
-    q, k, v = split_heads(q / math.sqrt(D), groups, D), split_heads(k, groups, D), split_heads(v, groups, D)
+    q, k, v = split_heads(q / (root or math.sqrt(D)), groups, D), split_heads(k, groups, D), split_heads(v, groups, D)
     S = q @ k.swapaxes(-1, -2)
     if mask is not None:
-        S += mask if R == 1 else xp.tile(mask, (R, 1))
+        S += mask if R == 1 or mask.shape[-2] == 1 else xp.tile(mask, (R, 1))
     S -= S.max(axis=-1, keepdims=True)  # softmax ignores shifts; exp must not overflow
     E = xp.exp(S, out=S)
     Z = row_sum(E)
@@ -109,7 +137,7 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None, D: int) 
     return merge_heads(o, Tq), AttentionCache(q, k, v, E, Z, o)
 
 
-def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
+def attention_backward(dy: Array, cache: AttentionCache, root: float | None = None) -> tuple[Array, Array, Array]:
     """dS = E ∘ (do_Z vᵀ - rowsum(do_Z ∘ o))       dq = dS k/√D       dk = dSᵀ q/√D       dv = Eᵀ do_Z"""
     q, k, v, E, Z, o = cache
     Tq, (_, groups, Tk, D) = dy.shape[1], k.shape
@@ -118,7 +146,20 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     dS -= row_dot(do_Z, o)
     dS *= E
     dq = dS @ k
-    dq /= math.sqrt(D)
+    dq /= root or math.sqrt(D)
     dk = dS.swapaxes(-1, -2) @ q
     dv = E.swapaxes(-1, -2) @ do_Z
     return merge_heads(dq, Tq), merge_heads(dk, Tk), merge_heads(dv, Tk)
+
+
+def attention_bias_gradients(dy: Array, cache: AttentionCache) -> Array:
+    """db = Σ_b dS      (H, Tq, Tk), of a bias b that is added to the scores of every sequence, as a mask is.
+
+    dS is made again: where b is frozen, as it is beside adapters, this is never called.
+    """
+    Tq, (_, groups, Tk, D) = dy.shape[1], cache.k.shape
+    do_Z = split_heads(dy, groups, D) / cache.Z
+    dS = do_Z @ cache.v.swapaxes(-1, -2)
+    dS -= row_dot(do_Z, cache.o)
+    dS *= cache.E
+    return dS.sum(axis=0).reshape(-1, Tq, Tk)

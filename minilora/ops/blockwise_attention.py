@@ -26,7 +26,7 @@ The softmax's gradient contains Σ P dP over all keys of a row, which would need
 
 Recomputing S is a fifth product beside the four of attention.py. Under a causal mask, the keys after a block of queries
 are skipped, forward and backward: nearly half of all, which saves more than that product costs. With a sliding window,
-the blocks of keys before it are skipped too, and the cost is linear in T.
+the blocks of keys before it are skipped too, and without a causal mask those after it: the cost is linear in T.
 
 Layout. The R = H/G query heads of a group stay side by side, as they are in a row of q, so that a block of positions is
 a block of rows (attention.py stacks them head by head):
@@ -59,7 +59,7 @@ KEYS = 4
 
 
 class BlockwiseAttentionCache(NamedTuple):
-    q: Array  # (B, G, T·R, D)   already divided by √D
+    q: Array  # (B, G, T·R, D)   already divided by the root
     k: Array  # (B, G, T, D)
     v: Array  # (B, G, T, D)
     o: Array  # (B, G, T·R, D)
@@ -87,9 +87,9 @@ def blocks(
 ) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...], Array]]:
     """(i, j, S) for each pair of blocks: indices of q and k, and their scores q_i k_jᵀ/√D, -∞ for a hidden key.
 
-    S is a new array. Under a causal mask the keys end with the block's last query, and only the square on the diagonal
-    needs a mask. With a window they begin with the block in which the first query's window begins, and only the keys
-    before the last query's window need a mask.
+    S is a new array. seen_keys() says which keys are computed. A mask is made for those alone that one of the block's
+    queries sees and another does not: under a causal mask the square on the diagonal, with a window the keys before the
+    last query's and, without a causal mask, those after the first query's.
     """
     xp, T = get_array_module(q), k.shape[2]
     R, n = q.shape[2] // T, min(block, T)
@@ -99,7 +99,7 @@ def blocks(
     for b, t in itertools.product(range(len(q)), range(0, T, n)):
         i = b, slice(None), slice(R * t, R * (t + n))
         rows = min(n, T - t)
-        begin, end = first_key(t, n, window), t + rows if causal else T
+        begin, end = seen_keys(t, n, T, causal, window)
         for s in range(begin, end, KEYS * n):
             keys = slice(s, min(s + KEYS * n, end))
             j = b, slice(None), keys
@@ -107,16 +107,23 @@ def blocks(
             if causal and keys.stop == end:
                 S[..., t - s :] += causal_mask[: R * rows, :rows]
             if window is not None and s <= (last := t + rows - 1 - window):  # the last key before any query's window
-                window_mask = xp.tril(xp.full((rows, last + 1 - s), -xp.inf, dtype=q.dtype), t - window - s)
-                S[..., : last + 1 - s] += xp.repeat(window_mask, R, axis=0)
+                before = xp.tril(xp.full((rows, last + 1 - s), -xp.inf, dtype=q.dtype), t - window - s)
+                S[..., : last + 1 - s] += xp.repeat(before, R, axis=0)
+            if window is not None and not causal and keys.stop > t + window:  # the first key after any query's window
+                first = max(s, t + window)
+                after = xp.triu(xp.full((rows, keys.stop - first), -xp.inf, dtype=q.dtype), t + window - first)
+                S[..., first - s :] += xp.repeat(after, R, axis=0)
             if padding is not None:  # in every block: looking for those that need it would wait for the GPU
                 S += padding_mask[b, keys]
             yield i, j, S
 
 
-def first_key(t: int, block: int, window: int | None) -> int:
-    """The first key that the queries from t on attend to, rounded down to a whole number of blocks."""
-    return 0 if window is None else max(0, t - window + 1) // block * block
+def seen_keys(t: int, block: int, T: int, causal: bool, window: int | None) -> tuple[int, int]:
+    """The first key that is computed for the block of queries from t on, and the one after the last: those that one of
+    the queries attends to, and before them what fills a whole number of blocks."""
+    end = min(t + block, T)
+    begin = 0 if window is None else max(0, t - window + 1) // block * block
+    return begin, end if causal else T if window is None else min(end - 1 + window, T)
 
 
 def blockwise_attention_forward(
@@ -128,14 +135,20 @@ def blockwise_attention_forward(
     padding: Array | None = None,
     block: int = BLOCK,
     window: int | None = None,
+    root: float | None = None,
 ) -> tuple[Array, BlockwiseAttentionCache]:
     """m' = max(m, rowmax(S))     c = exp(m - m')     E = exp(S - m')     Z' = c Z + rowsum(E)     o' = c o + E v_j
 
     q (B, T, H·D), k and v (B, T, G·D); `padding` (B, T) is True for a real token. A `window` hides key j from query i
-    unless i - window < j. The cache is linear in T.
+    unless i - window < j and, without a causal mask, j < i + window. `root` is there instead of √D. The cache is linear
+    in T.
     """
     xp, T, groups = get_array_module(q), q.shape[1], k.shape[2] // D
-    q, k, v = split_positions(q / math.sqrt(D), groups, D), split_heads(k, groups, D), split_heads(v, groups, D)
+    q, k, v = (
+        split_positions(q / (root or math.sqrt(D)), groups, D),
+        split_heads(k, groups, D),
+        split_heads(v, groups, D),
+    )
     m = xp.full((*q.shape[:-1], 1), -1e30, dtype=q.dtype)  # below any score, and finite: -∞ - m must be -∞
     Z, o = xp.zeros_like(m), xp.zeros_like(q)
     for i, j, S in blocks(q, k, causal, padding, block, window):
@@ -154,7 +167,9 @@ def blockwise_attention_forward(
     return merge_positions(o, T), cache
 
 
-def blockwise_attention_backward(dy: Array, cache: BlockwiseAttentionCache) -> tuple[Array, Array, Array]:
+def blockwise_attention_backward(
+    dy: Array, cache: BlockwiseAttentionCache, root: float | None = None
+) -> tuple[Array, Array, Array]:
     """P = exp(S - L_i)   dS = P ∘ (do_i v_jᵀ - rowsum(do_i ∘ o_i))   dq_i += dS k_j/√D   dk_j += dSᵀ q_i/√D
     dv_j += Pᵀ do_i"""
     q, k, v, o, L, causal, padding, block, window = cache
@@ -171,5 +186,5 @@ def blockwise_attention_backward(dy: Array, cache: BlockwiseAttentionCache) -> t
         dq[i] += dS @ k[j]
         dk[j] += dS.swapaxes(-1, -2) @ q[i]
         dv[j] += P.swapaxes(-1, -2) @ do[i]
-    dq /= math.sqrt(D)
+    dq /= root or math.sqrt(D)
     return merge_positions(dq, T), merge_heads(dk, T), merge_heads(dv, T)

@@ -2,7 +2,7 @@
 
     μ = 1/C Σ_c x_c     σ = √(1/C Σ_c (x_c - μ)² + ε)       x̂ = (x - μ) / σ     y = g ∘ x̂ + b
 
-    x (..., C)   g, b (C,)   y (..., C)
+    x (..., C)   g, b (C,)   y (..., C)           b is optional (ModernBERT has none)
 
 σ is the standard deviation of a row; the small ε avoids a division by 0 where the row is constant.
 
@@ -31,13 +31,14 @@ class NormCache(NamedTuple):
     sigma: Array  # (..., 1)  σ, or rms
 
 
-def layer_norm_forward(x: Array, g: Array, b: Array, eps: float = 1e-5) -> tuple[Array, NormCache]:
+def layer_norm_forward(x: Array, g: Array, b: Array | None, eps: float = 1e-5) -> tuple[Array, NormCache]:
     """x̂ = (x - μ) / σ      y = g ∘ x̂ + b"""
     xhat = x - row_mean(x)
     sigma = get_array_module(x).sqrt(row_dot(xhat, xhat) / x.shape[-1] + eps)
     xhat /= sigma
     y = xhat * g
-    y += b
+    if b is not None:
+        y += b
     return y, NormCache(xhat, sigma)
 
 

@@ -5,12 +5,15 @@ A block is one or two scales in float16, and codes q, whole numbers:
     Q8_0     32 numbers in 34 bytes      d, q of 8 bits                Ŵ_i = d q_i
     Q4_0     32 numbers in 18 bytes      d, q of 4 bits                Ŵ_i = d (q_i - 8)
     Q4_1     32 numbers in 20 bytes      d, m, q of 4 bits             Ŵ_i = d q_i + m
+    Q5_0     32 numbers in 22 bytes      d, q of 5 bits                Ŵ_i = d (q_i - 16)
+    Q5_1     32 numbers in 24 bytes      d, m, q of 5 bits             Ŵ_i = d q_i + m
     Q4_K    256 numbers in 144 bytes     d, m, s, t, q of 4 bits       Ŵ_i = (d s_j) q_i - (m t_j)
     Q6_K    256 numbers in 210 bytes     d, s, q of 6 bits             Ŵ_i = (d s_j) (q_i - 32)
 
 The last two have codes for scales too: s_j and t_j of 6 bits are of part j of 8 in a block of Q4_K, s_j of 8 bits is of
 part j of 16 in one of Q6_K. Two codes of 4 bits share a byte: of 16 bytes (Q4_K: 32) the low halves are first, then the
-high ones. Each product and sum is rounded to float32 in the order in which it is written, as in llama.cpp.
+high ones. The fifth bits of Q5_0 and Q5_1 lie together, before these: bit i of 32, the lowest of the first byte first,
+is of number i. Each product and sum is rounded to float32 in the order in which it is written, as in llama.cpp.
 
 Only llama.cpp encodes: there is no encode() here. A model holds what its file has (load_pretrained(quantize="stored")).
 Source: https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c, dequantize_row_….
@@ -60,6 +63,29 @@ def q4_1(blocks: Array, scales: Array) -> Array:
     return x
 
 
+def fives(codes: Array) -> Array:
+    """(n, 4 + 16) bytes -> (n, 2, 16) float32: q of 5 bits."""
+    q = nibbles(codes[:, 4:])
+    xp = get_array_module(codes)
+    high = xp.unpackbits(xp.ascontiguousarray(codes[:, :4]), bitorder="little").reshape(q.shape)
+    q += high * np.float32(16)
+    return q
+
+
+def q5_0(blocks: Array, scales: Array) -> Array:
+    x = fives(blocks[:, 2:])
+    x -= 16
+    x *= scales[:, None]
+    return x
+
+
+def q5_1(blocks: Array, scales: Array) -> Array:
+    x = fives(blocks[:, 4:])
+    x *= scales[:, None, :1]
+    x += scales[:, None, 1:]
+    return x
+
+
 def q4_k(blocks: Array, scales: Array) -> Array:
     """The 12 bytes of s and t are a, b, c of 4 each: s and t of the first 4 parts are the low 6 bits of a and b; of the
     last 4, the low and high halves of c, with the high 2 bits of a and b above them."""
@@ -98,6 +124,8 @@ TYPES = {
     "Q8_0": BlockType(34, slice(0, 2), q8_0),
     "Q4_0": BlockType(18, slice(0, 2), q4_0),
     "Q4_1": BlockType(20, slice(0, 4), q4_1),
+    "Q5_0": BlockType(22, slice(0, 2), q5_0),
+    "Q5_1": BlockType(24, slice(0, 4), q5_1),
     "Q4_K": BlockType(144, slice(0, 4), q4_k),
     "Q6_K": BlockType(210, slice(208, 210), q6_k),
 }

@@ -7,12 +7,19 @@ from collections.abc import Iterable
 from ..data import Batch
 from ..nn import Sequential
 from ..process import blas_threads
-from .gradients import count_labels, loss_of, thread_pool
+from .gradients import Loss, count_labels, cross_entropy, loss_of, thread_pool
 
 
 @blas_threads()
-def evaluate(model: Sequential, batches: Iterable[Batch], *, shards: int = 1, description: str | None = None) -> float:
-    """Mean cross-entropy of all batches in nats per labelled position, without dropout.
+def evaluate(
+    model: Sequential,
+    batches: Iterable[Batch],
+    *,
+    shards: int = 1,
+    loss: Loss = cross_entropy,
+    description: str | None = None,
+) -> float:
+    """Mean loss of all batches in nats per labelled position, without dropout: the cross-entropy, or another `loss`.
 
     `shards` batches run at a time, on as many threads. `description` labels a progress bar; None shows none. Raises
     ValueError when no position has a label, or a label is not one of the model's classes.
@@ -21,7 +28,7 @@ def evaluate(model: Sequential, batches: Iterable[Batch], *, shards: int = 1, de
 
     def total_loss(batch: Batch) -> tuple[float, int]:
         n = count_labels(batch)
-        return n * float(loss_of(model, batch, count=n)[0]), n
+        return n * float(loss_of(model, batch, count=n, loss=loss)[0]), n
 
     batches = list(batches)
     with thread_pool(shards) as pool:

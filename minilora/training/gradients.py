@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,11 +14,28 @@ from ..backend import Array, Rng, generator, get_array_module
 from ..data import Batch
 from ..nn import Gradients, Inputs, Pass, Sequential
 
+Backward = Callable[[float], Array]  # dL -> dlogits
+
+
+class Loss(Protocol):
+    """A loss L of the logits of a batch: a mean over the labelled positions, or over `count` of them."""
+
+    def __call__(
+        self, logits: Array, targets: Array, ids: Any, inputs: Inputs, count: int | None
+    ) -> tuple[Array, Backward]:
+        """L (), and its backward. `ids` and `inputs` are what the model made the logits of."""
+
+
+def cross_entropy(logits: Array, targets: Array, ids: Any, inputs: Inputs, count: int | None) -> tuple[Array, Backward]:
+    """The Loss of ops/cross_entropy.py."""
+    L, cache = ops.cross_entropy_forward(logits, targets, count)
+    return L, lambda dL: ops.cross_entropy_backward(dL, cache)
+
 
 def loss_of(
-    model: Sequential, batch: Batch, rng: Rng | None = None, count: int | None = None
-) -> tuple[Array, tuple[Any, Any]]:
-    """Mean cross-entropy in nats over the labelled positions (a 0-d array), and the caches of the model and the loss.
+    model: Sequential, batch: Batch, rng: Rng | None = None, count: int | None = None, loss: Loss = cross_entropy
+) -> tuple[Array, tuple[Any, Backward]]:
+    """The loss in nats, a mean over the labelled positions (a 0-d array), the model's cache and the loss's backward.
 
     `model` is a Transformer, or a Sequential of your own layers, the first of which takes batch.ids, whatever they are.
     Dropout draws from `rng`; None means no dropout. Where the batch is part of a larger one, `count` is the number of
@@ -29,11 +47,17 @@ def loss_of(
     if "labelled" in model.layers and targets.shape == batch.ids.shape and 0 < count_labels(batch) < targets.size:
         b, t = np.nonzero(targets != ops.IGNORE)  # no logits, V numbers each, where there is no label
         targets, labelled = targets[b, t], (b, t)
-    run = Pass(None if rng is None else generator(rng))
-    logits, cache = model.forward(batch.ids, Inputs(batch.padding, batch.segments, labelled), run)
+    inputs, run = inputs_of(batch, labelled), Pass(None if rng is None else generator(rng))
+    logits, cache = model.forward(batch.ids, inputs, run)
     check_targets(targets, logits.shape[-1])
-    loss, ce_cache = ops.cross_entropy_forward(logits, get_array_module(logits).asarray(targets), count)
-    return loss, (cache, ce_cache)
+    L, backward = loss(logits, get_array_module(logits).asarray(targets), batch.ids, inputs, count)
+    return L, (cache, backward)
+
+
+def inputs_of(batch: Batch, labelled: tuple[Array, Array] | None = None) -> Inputs:
+    """What a model reads of a batch besides its ids."""
+    _, _, padding, segments, adapters, source, source_padding = batch
+    return Inputs(padding, segments, labelled, adapters, source=source, source_padding=source_padding)
 
 
 def check_targets(targets: np.ndarray, outputs: int) -> None:
@@ -46,19 +70,29 @@ def check_targets(targets: np.ndarray, outputs: int) -> None:
 
 
 def loss_and_gradients(
-    model: Sequential, batch: Batch, rng: Rng | None = None, count: int | None = None, dL: float = 1.0
+    model: Sequential,
+    batch: Batch,
+    rng: Rng | None = None,
+    count: int | None = None,
+    dL: float = 1.0,
+    loss: Loss = cross_entropy,
 ) -> tuple[Array, Gradients]:
     """The loss L of a batch, as loss_of() returns it, and the gradients of dL · L with respect to the trainable
     parameters."""
-    loss, (cache, ce_cache) = loss_of(model, batch, rng, count)
-    dlogits, grads = ops.cross_entropy_backward(dL, ce_cache), Gradients()
-    del ce_cache  # it is as large as the logits, and the peak of memory comes next
+    L, (cache, backward) = loss_of(model, batch, rng, count, loss)
+    dlogits, grads = backward(dL), Gradients()
+    del backward  # its cache is as large as the logits, and the peak of memory comes next
     model.backward(dlogits, cache, grads)
-    return loss, grads
+    return L, grads
 
 
 def sharded_loss_and_gradients(
-    pool: ThreadPoolExecutor, shards: int, model: Sequential, batches: list[Batch], seed: list[int]
+    pool: ThreadPoolExecutor,
+    shards: int,
+    model: Sequential,
+    batches: list[Batch],
+    seed: list[int],
+    loss: Loss = cross_entropy,
 ) -> tuple[Array, Gradients]:
     """The loss and gradients of several batches as if they were one, each batch split along B into `shards` threads.
 
@@ -68,7 +102,7 @@ def sharded_loss_and_gradients(
     count = sum(count_labels(batch) for batch in batches)
 
     def of_shard(i: int, shard: Batch) -> tuple[Array, Gradients]:
-        return loss_and_gradients(model, shard, np.random.default_rng([*seed, i]), count)
+        return loss_and_gradients(model, shard, np.random.default_rng([*seed, i]), count, loss=loss)
 
     parts = [shard for batch in batches for shard in split_batch(batch, shards)]
     apply = pool.map if len(parts) > 1 else map  # a thread for a single part would save nothing
@@ -78,9 +112,9 @@ def sharded_loss_and_gradients(
 
 def split_batch(batch: Batch, shards: int) -> list[Batch]:
     """At most `shards` parts of `batch`, split along B, of nearly equal size."""
-    fields: Any = batch
     parts = np.array_split(np.arange(len(batch.ids)), min(shards, len(batch.ids)))
-    return [Batch(*(a if a is None else a[part[0] : part[-1] + 1] for a in fields)) for part in parts]
+    fields: list[Any] = [[None if a is None else a[part[0] : part[-1] + 1] for a in batch] for part in parts]
+    return [Batch(*each) for each in fields]
 
 
 def count_labels(batch: Batch) -> int:

@@ -15,6 +15,7 @@ class History:
     loss: list[float] = field(default_factory=list)  # nats, one for each step
     evaluations: list[list[float]] = field(default_factory=list)  # [steps done, nats on held-out data]
     stopped_early: bool = False
+    watched: list[list[float]] = field(default_factory=list)  # as evaluations, on data that decides nothing
 
     def best(self) -> float:
         """The lowest loss on held-out data so far; infinity before the first evaluation."""

@@ -12,7 +12,7 @@ from ..data import Batch
 from ..nn import Gradients, Sequential
 from ..nn.optim import AdamW, Optimizer, Penalty, Schedule, clip_by_global_norm
 from ..process import blas_threads
-from .gradients import sharded_loss_and_gradients, thread_pool
+from .gradients import Loss, cross_entropy, sharded_loss_and_gradients, thread_pool
 from .history import History
 from .run import Run
 
@@ -28,6 +28,7 @@ def fit(
     lr: float = 1e-3,
     optimizer: Optimizer | None = None,
     schedule: Schedule = lambda step: 1.0,
+    loss: Loss = cross_entropy,
     penalty: Penalty | None = None,
     after_step: AfterStep | None = None,
     accumulate: int = 1,
@@ -35,6 +36,7 @@ def fit(
     shards: int = 1,
     seed: int = 0,
     held_out: Callable[[], Iterable[Batch]] | None = None,
+    watch: Callable[[], Iterable[Batch]] | None = None,
     evaluate_every: int = 0,
     patience: int = 0,
     checkpoint: str | Path | None = None,
@@ -48,11 +50,13 @@ def fit(
     threads. It adds the loss and the gradients of `penalty` (optim.penalty), clips the gradients to the norm `clip`,
     and multiplies the learning rate by `schedule(step)`. `after_step(step, grads)` is called after the optimizer's
     step, with the clipped gradients; where it has a `state`, {name: array}, and a load_state(state), a checkpoint keeps
-    that too. An `optimizer` has learning rates of its own: `lr` is then ignored.
+    that too. An `optimizer` has learning rates of its own: `lr` is then ignored. `loss` is the cross-entropy, or
+    another: distillation(teacher).
 
     `held_out()` is evaluated, without the penalty, before the first step, every `evaluate_every` steps and after the
     last. After `patience` evaluations without a new best, training stops. With `patience`, the parameters of the best
-    evaluation are restored at the end; without, the last ones stay.
+    evaluation are restored at the end; without, the last ones stay. `watch()`, data of another kind, is evaluated
+    whenever `held_out()` is, and decides nothing.
 
     `checkpoint` is a file written every `checkpoint_every` steps, at the end, and on Ctrl-C. With `resume`, training
     continues from it, or starts from the beginning if there is none, and ends with the same bytes as a run that was
@@ -71,18 +75,18 @@ def fit(
         raise ValueError(f"lr = {lr!r} is not above 0")
     optimizer = optimizer or AdamW(model.trainable_parameters(), lr)
     run = Run(
-        model, optimizer, batches, steps, accumulate, clip, shards, seed, held_out, evaluate_every, patience,
+        model, optimizer, batches, steps, accumulate, clip, shards, seed, held_out, watch, evaluate_every, patience,
         None if checkpoint is None else Path(checkpoint), checkpoint_every, after_step,
     )  # fmt: skip
     run.start(resume)
     with run.remaining_steps(description) as remaining, thread_pool(shards) as pool, np.errstate(all="ignore"):
         for step in remaining:  # between two steps it evaluates and saves: Run.each_step
-            loss, grads = sharded_loss_and_gradients(pool, shards, model, run.step_batches(step), [seed, step])
+            L, grads = sharded_loss_and_gradients(pool, shards, model, run.step_batches(step), [seed, step], loss)
             if penalty:
                 R, dR = penalty()
-                loss, grads = loss + R, grads + dR
+                L, grads = L + R, grads + dR
             grads, norm = clip_by_global_norm(grads, clip)
-            finite = run.record(loss, norm)
+            finite = run.record(L, norm)
             optimizer.step(grads, schedule(step), finite=finite)  # changes no parameter unless finite
             if after_step:
                 after_step(step, grads)

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..backend import Array, to_numpy
 from ..data import Batch
-from ..nn import Inputs, Module, Sequential
+from ..nn import Module, Sequential
+from .gradients import inputs_of
 
 
 def first_not_finite(model: Sequential, batch: Batch) -> str:
@@ -32,7 +33,7 @@ def first_not_finite(model: Sequential, batch: Batch) -> str:
     try:
         for path, module in modules:
             vars(module)["forward"] = checked(path, module.forward)
-        model.forward(batch.ids, Inputs(batch.padding, batch.segments))
+        model.forward(batch.ids, inputs_of(batch))
     finally:
         for _, module in modules:
             vars(module).pop("forward", None)

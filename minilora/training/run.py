@@ -38,6 +38,7 @@ class Run:
     shards: int
     seed: int
     held_out: Callable[[], Iterable[Batch]] | None
+    watch: Callable[[], Iterable[Batch]] | None
     evaluate_every: int
     patience: int
     checkpoint: Path | None
@@ -59,6 +60,8 @@ class Run:
             raise ValueError(f"clip = {self.clip!r} is not above 0")
         if self.patience and self.held_out is None:
             raise ValueError(f"patience = {self.patience} needs evaluations: give held_out")
+        if self.watch and self.held_out is None:
+            raise ValueError("watch is evaluated whenever held_out is: give that too")
         if self.checkpoint and not self.checkpoint.parent.is_dir():
             raise FileNotFoundError(f"no folder {self.checkpoint.parent} for the checkpoint: make it first")
 
@@ -151,6 +154,9 @@ class Run:
         if self.patience and loss < self.history.best():
             self.best = trainable_state(self.model)
         self.history.evaluations.append([len(self.history.loss), loss])
+        if self.watch:
+            watched = evaluate(self.model, self.watch(), shards=self.shards)
+            self.history.watched.append([len(self.history.loss), watched])
         self.history.stopped_early = 0 < self.patience <= self.history.evaluations_since_best()
 
     def save(self, path: Path) -> None:

@@ -16,8 +16,8 @@ from ..adapters.merge import merge, merged_layer
 from ..backend import Array
 from ..models.config import Config
 from ..models.parts import LayerFactory
-from ..nn import Embedding, Gradients, Inputs, Parameter
-from .cases import ADAPTERS, CLASSES, FAMILIES, model, shaken
+from ..nn import Gradients, Inputs, Parameter
+from .cases import ADAPTERS, CLASSES, FAMILIES, model, read_by, shaken, some_x, source_of
 from .op_cases import THETA, Rng, pad
 
 
@@ -33,7 +33,7 @@ def adapted_layer(cls: type[Adapter], rng: Rng) -> tuple[Adapter, Array, Array]:
     """A layer of an adapter's class, off its start, x and dy."""
     config = Config(vocab_size=5, n_layers=1, d_model=6, n_heads=1, d_ff=5, dtype="float64")
     layer = shaken(ADAPTERS[cls.__name__](LayerFactory(config, rng)), rng)
-    x = rng.integers(0, 5, (3, 4)) if cls.base_type is Embedding else rng.standard_normal((3, 4, 6))
+    x = some_x(layer, 3, 4, 6, rng)
     return layer, x, rng.standard_normal(layer.forward(x)[0].shape)
 
 
@@ -50,6 +50,9 @@ def held_by(cls: type[Adapter], law: Law, rng: Rng) -> float:
 
 
 def merged_adapter(cls: type[Adapter], rng: Rng) -> float:
+    """0 of a class that no weight can hold."""
+    if not cls.merges:
+        return 0.0
     layer, x, _ = adapted_layer(cls, rng)
     return apart(layer.forward(x)[0], merged_layer(layer).forward(x)[0])
 
@@ -101,26 +104,31 @@ def rotation(rng: Rng) -> float:
 
 
 def merged_model(family: str, rng: Rng) -> float:
-    made, ids = model(family, rng), rng.integers(0, 11, (2, 7))
-    before = made.forward(ids)[0]
+    made = model(family, rng)
+    ids, inputs = read_by(made, 2, 7, rng), Inputs(source=source_of(made, 2, 7, rng))
+    before = made.forward(ids, inputs)[0]
     merge(made)
-    return apart(before, made.forward(ids)[0])
+    return apart(before, made.forward(ids, inputs)[0])
 
 
 def step_0(family: str, rng: Rng) -> float:
-    made, ids = model(family, rng, adapted=False), rng.integers(0, 11, (2, 7))
-    before = made.forward(ids)[0]
+    made = model(family, rng, adapted=False)
+    ids, inputs = read_by(made, 2, 7, rng), Inputs(source=source_of(made, 2, 7, rng))
+    before = made.forward(ids, inputs)[0]
     attach_lora(made, "all-linear", r=2, alpha=3, rng=rng)
-    return apart(before, made.forward(ids)[0])
+    return apart(before, made.forward(ids, inputs)[0])
 
 
 def padded(family: str, rng: Rng) -> float:
-    made, ids = model(family, rng), rng.integers(0, 11, (3, 6))
-    off = []
+    made, ids, off = model(family, rng), rng.integers(0, 11, (3, 6)), []
+    if made.config.image_size:  # images have no padding
+        return 0.0
+    source = source_of(made, 1, 6, rng)
+    sources = None if source is None else np.repeat(source, 3, axis=0)
     for side in ("left", "right"):
         padding = pad(side, 6, [6, 4, 2])
-        logits = made.forward(ids, Inputs(padding))[0]
-        alone = (made.forward(ids[i : i + 1, real])[0][0] for i, real in enumerate(padding))
+        logits = made.forward(ids, Inputs(padding, source=sources))[0]
+        alone = (made.forward(ids[i : i + 1, real], Inputs(source=source))[0][0] for i, real in enumerate(padding))
         off += [apart(logits[i, padding[i]], y) for i, y in enumerate(alone)]
     return worst(off)
 

@@ -17,6 +17,7 @@ Rng = np.random.Generator
 S = 0.7  # the scale of the low-rank path
 EPS = 0.03  # of the norms: large enough for its place in the formula to show
 THETA = 50.0  # of the rotary positions
+TEMPERATURE = 2.5  # of distillation
 
 
 class Size(Protocol):

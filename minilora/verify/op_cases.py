@@ -7,7 +7,7 @@ in problems/.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array, get_array_module
 from .case import Case
-from .op import EPS, THETA, Op, Rng, S, Size, drawn, on, one
+from .op import EPS, TEMPERATURE, THETA, Op, Rng, S, Size, drawn, on, one
 from .problems import op_cases
 
 # ---- linear ----
@@ -63,6 +63,108 @@ def draw_low_rank_embedding(size: Size, rng: Rng) -> Case:
 
 def low_rank_embedding_backward(dy: Array, cache: Any, A: Array, B: Array, ids: Array, s: float) -> tuple[Array, ...]:
     return ops.lora_embedding_A_gradients(dy, cache.x, B, s, A.shape[1]), ops.lora_B_gradients(dy, cache.h, s)
+
+
+def draw_on_some_tokens(size: Size, rng: Rng) -> Case:
+    """A text that is on from one token on, the next here and there, and so on."""
+    case = draw_low_rank(size, rng)
+    B, T = case.dy.shape[:2]
+    on_from = np.arange(T) >= rng.integers(0, T)
+    mask = np.where(np.arange(B)[:, None] % 2 == 0, on_from, rng.random((B, T)) < 0.5)
+    return drawn(rng, case.dy.shape, case.inputs, s=S, mask=mask)
+
+
+def on_some_tokens_forward(x: Array, A: Array, B: Array, s: float, mask: np.ndarray) -> tuple[Array, Any]:
+    y, cache = ops.lora_forward(ops.pick(x, on(x, mask)), A, B, s)
+    return ops.put_back(y, on(x, mask)), cache
+
+
+def on_some_tokens_backward(
+    dy: Array, cache: Any, x: Array, A: Array, B: Array, s: float, mask: np.ndarray
+) -> tuple[Array, ...]:
+    dx, dA, dB = low_rank_backward(ops.pick(dy, on(x, mask)), cache, x, A, B, s)
+    return ops.put_back(dx, on(x, mask)), dA, dB
+
+
+def draw_tasks(size: Size, rng: Rng) -> Case:
+    """Each task has a row, but for one in the middle, which has none."""
+    n, n_in, n_out, r = (size() for _ in range(4))
+    bounds = np.array([0, n, n, 2 * n + 1])
+    x, A, B = (rng.standard_normal(shape) for shape in ((2 * n + 1, n_in), (r, n_in), (3, n_out, r)))
+    return drawn(rng, (2 * n + 1, n_out), {"x": x, "A": A, "B": B}, s=S, bounds=bounds)
+
+
+def tasks_backward(
+    dy: Array, cache: Any, x: Array, A: Array, B: Array, s: float, bounds: np.ndarray
+) -> tuple[Array, ...]:
+    dx, dh = ops.lora_tasks_backward(dy, A, B, s, bounds)
+    return dx, ops.lora_A_gradients(dh, cache.x), ops.lora_tasks_B_gradients(dy, cache.h, s, bounds)
+
+
+# ---- convolutions ----
+
+
+def draw_convolution(axes: int, low_rank: bool) -> Callable[[Size, Rng], Case]:
+    """One axis or two, each with a kernel, stride, padding and dilation of its own."""
+
+    def draw(size: Size, rng: Rng) -> Case:
+        N, C, n_out = size(), size(), size()
+        along = []  # of each axis: its window, and a size of x that the first one reaches into
+        for _ in range(axes):
+            k, t, p, d = size(1, 3), size(), size(0, 2), size(1, 3)
+            p = min(p, d * (k - 1))
+            along.append((k, t, p, d, d * (k - 1) + 1 - p + size(0, 3)))
+        *fields, numbers = zip(*along, strict=True)
+        window, x = ops.Window(*fields), rng.standard_normal((N, C, *numbers))
+        shape = (N, n_out, *window.outputs(x.shape[2:]))
+        if not low_rank:
+            return drawn(rng, shape, {"x": x, "W": rng.standard_normal((n_out, C, *window.kernel))}, window=window)
+        r = size()
+        A, B = rng.standard_normal((r, C, *window.kernel)), rng.standard_normal((n_out, r))
+        return drawn(rng, shape, {"x": x, "A": A, "B": B}, s=S, window=window)
+
+    return draw
+
+
+def convolution_backward(dy: Array, cache: Array, x: Array, W: Array, window: ops.Window) -> tuple[Array, ...]:
+    return ops.convolution_backward(dy, W, window, x.shape), ops.convolution_gradients(dy, cache, window)
+
+
+def low_rank_convolution_backward(
+    dy: Array, cache: Any, x: Array, A: Array, B: Array, s: float, window: ops.Window
+) -> tuple[Array, ...]:
+    dx, dh = ops.lora_convolution_backward(dy, A, B, s, window, x.shape)
+    dA = ops.lora_convolution_A_gradients(dh, cache.x, window)
+    return dx, dA, ops.lora_convolution_B_gradients(dy, cache.h, s)
+
+
+def convolutions() -> dict[str, Op]:
+    def forward(x: Array, W: Array, window: ops.Window) -> tuple[Array, Array]:
+        return ops.convolution_forward(x, W, None, window)
+
+    def draw_windows(size: Size, rng: Rng) -> Case:
+        case = draw_convolution(2, False)(size, rng)
+        x, window = case.inputs["x"], case.constants["window"]
+        return drawn(rng, ops.windows(x, window).shape, {"x": x}, window=window)
+
+    gather = Op(
+        draw_windows,
+        lambda x, window: (ops.windows(x, window), None),
+        lambda dy, _, x, window: (ops.windows_backward(dy, window, x.shape),),
+    )
+    plain = {f"convolution, {n}-D": Op(draw_convolution(n, False), forward, convolution_backward) for n in (1, 2)}
+    return (
+        {"windows": gather}
+        | plain
+        | {
+            f"low rank, convolution, {n}-D": Op(
+                draw_convolution(n, True),
+                lambda *arguments, **constants: ops.lora_convolution_forward(*arguments, **constants),
+                low_rank_convolution_backward,
+            )
+            for n in (1, 2)
+        }
+    )
 
 
 # ---- sparse rows ----
@@ -144,6 +246,26 @@ def draw_swiglu(size: Size, rng: Rng) -> Case:
     return drawn(rng, shape, {"gate": 2 * rng.standard_normal(shape), "up": rng.standard_normal(shape)})
 
 
+def draw_geglu(approximate: bool) -> Callable[[Size, Rng], Case]:
+    def draw(size: Size, rng: Rng) -> Case:
+        shape = size(), size(), size()
+        inputs = {"gate": 2 * rng.standard_normal(shape), "up": rng.standard_normal(shape)}
+        return drawn(rng, shape, inputs, approximate=approximate)
+
+    return draw
+
+
+def geglu_backward(dy: Array, cache: Any, *_: Array, **__: Any) -> tuple[Array, ...]:
+    return ops.geglu_backward(dy, cache)
+
+
+def draw_relu(size: Size, rng: Rng) -> Case:
+    """No x is so near 0 that a difference crosses the kink, and one is above it."""
+    x = rng.standard_normal((size(), size(2, 4)))
+    x[0, 0] = abs(x[0, 0])
+    return drawn(rng, x.shape, {"x": x + 0.2 * np.sign(x)})
+
+
 # ---- tokens ----
 
 
@@ -153,6 +275,12 @@ def draw_select(size: Size, rng: Rng) -> Case:
     chosen[-1, -1] = True
     b, t = np.nonzero(chosen)
     return drawn(rng, (len(b), C), {"x": rng.standard_normal((B, T, C))}, b=b, t=t)
+
+
+def draw_mean_tokens(size: Size, rng: Rng) -> Case:
+    B, T, C = size(), size(2, 4), size()
+    real = pad("right", T, [T, *rng.integers(1, T + 1, B - 1)])
+    return drawn(rng, (B, C), {"x": rng.standard_normal((B, T, C))}, real=real)
 
 
 def draw_ids(size: Size, rng: Rng) -> tuple[np.ndarray, int]:
@@ -188,7 +316,9 @@ def rope_tables(x: Array, D: int, theta: float = THETA) -> tuple[Array, Array]:
     return ops.rope_tables(xp, x.shape[1], ops.rope_frequencies(xp, D, theta), x.dtype)
 
 
-def attention(causal: bool, side: str, R: int, block: int = 0, window: int | None = None) -> Op:
+def attention(
+    causal: bool, side: str, R: int, block: int = 0, window: int | None = None, root: float | None = None
+) -> Op:
     """R query heads for each key/value head; in blocks, or whole. The outputs of padding are no part of y."""
 
     def draw(size: Size, rng: Rng) -> Case:
@@ -196,26 +326,28 @@ def attention(causal: bool, side: str, R: int, block: int = 0, window: int | Non
         padding = None if side == "none" else pad(side, T, [T - 1, *rng.integers(1, T + 1, B - 1)])
         heads = {"q": G * R, "k": G, "v": G}
         inputs = {name: rng.standard_normal((B, T, n * D)) for name, n in heads.items()}
-        return drawn(rng, (B, T, G * R * D), inputs, D=D, causal=causal, padding=padding, window=window)
+        constants = {"D": D, "causal": causal, "padding": padding, "window": window, "root": root}
+        return drawn(rng, (B, T, G * R * D), inputs, **constants)
 
     def real(a: Array, padding: np.ndarray | None) -> Array:
         return a if padding is None else a * on(a, 1.0 * padding[..., None])
 
     def forward(
-        q: Array, k: Array, v: Array, D: int, causal: bool, padding: np.ndarray | None, window: int | None
-    ) -> tuple[Array, Any]:
+        q: Array, k: Array, v: Array, D: int, causal: bool, padding: np.ndarray | None, window: int | None,
+        root: float | None,
+    ) -> tuple[Array, Any]:  # fmt: skip
         y: Array
         cache: Any
         if block:
             seen = None if padding is None else on(q, padding)
-            y, cache = ops.blockwise_attention_forward(q, k, v, D, causal, seen, block, window)
+            y, cache = ops.blockwise_attention_forward(q, k, v, D, causal, seen, block, window, root)
         else:
-            y, cache = ops.attention_forward(q, k, v, attention_mask(q, causal, padding, window), D)
+            y, cache = ops.attention_forward(q, k, v, attention_mask(q, causal, padding, window), D, root)
         return real(y, padding), cache
 
     def backward(dy: Array, cache: Any, *_: Array, padding: np.ndarray | None, **constants: Any) -> tuple[Array, ...]:
         run = ops.blockwise_attention_backward if block else ops.attention_backward
-        return run(real(dy, padding), cache)
+        return run(real(dy, padding), cache, constants["root"])
 
     return Op(draw, forward, backward)
 
@@ -227,6 +359,28 @@ def draw_cross_attention(size: Size, rng: Rng) -> Case:
     mask[:, :2] = 0  # every query sees two keys, at least
     shapes = {"q": (B, Tq, G * R * D), "k": (B, Tk, G * D), "v": (B, Tk, G * D)}
     return drawn(rng, shapes["q"], {name: rng.standard_normal(s) for name, s in shapes.items()}, D=D, mask=mask)
+
+
+def draw_relative_bias(size: Size, rng: Rng) -> Case:
+    """The bias of two heads at four distances, some of which pairs share, under a mask."""
+    B, T, H, D, both_ways = size(), size(3, 5), size(1, 3), size(1, 3), bool(size() % 2)
+    inputs = {name: rng.standard_normal((B, T, H * D)) for name in "qkv"} | {"W": rng.standard_normal((6, H))}
+    buckets = ops.relative_buckets(T, T, 0, both_ways, 6, 4)
+    mask = np.where(np.tri(T, k=int(both_ways)), 0.0, -1e9)
+    return drawn(rng, (B, T, H * D), inputs, D=D, buckets=buckets, mask=mask)
+
+
+def relative_bias_forward(q: Array, k: Array, v: Array, W: Array, D: int, buckets: Any, mask: Any) -> tuple[Array, Any]:
+    b, where = ops.relative_bias_forward(W, on(W, buckets))
+    y, cache = ops.attention_forward(q, k, v, b + on(q, mask), D)
+    return y, (cache, where)
+
+
+def relative_bias_backward(
+    dy: Array, cache: Any, q: Array, k: Array, v: Array, W: Array, **_: Any
+) -> tuple[Array, ...]:
+    db = ops.attention_bias_gradients(dy, cache[0])
+    return *ops.attention_backward(dy, cache[0]), ops.relative_bias_gradients(db, cache[1], len(W))
 
 
 def draw_projected_attention(size: Size, rng: Rng) -> Case:
@@ -271,6 +425,23 @@ def cross_entropy(count: int | None) -> Op:
     )
 
 
+def kl(name: str, count: int | None) -> Op:
+    """`name` is that of its functions in ops."""
+
+    def draw(size: Size, rng: Rng) -> Case:
+        B, T, V = size(), size(2, 4), size(2, 5)
+        labelled = np.ones((B, T), bool)
+        labelled[:, 1] = False
+        t = 2 * rng.standard_normal((B, T, V))
+        z = {"z": rng.standard_normal((B, T, V))}
+        return drawn(rng, (), z, t=t, T=TEMPERATURE, labelled=labelled, count=count)
+
+    def forward(z: Array, t: Array, T: float, labelled: Array, count: int | None) -> tuple[Array, Any]:
+        return getattr(ops, f"{name}_forward")(z, on(z, t), T, on(z, labelled), count)
+
+    return Op(draw, forward, one(f"{name}_backward"))
+
+
 def draw_mean_squared_error(size: Size, rng: Rng) -> Case:
     shape = size(), size()
     target = rng.standard_normal(shape)
@@ -286,6 +457,9 @@ OPS: dict[str, Op] = {
         lambda A, B, ids, s: ops.lora_embedding_forward(on(A, ids), A, B, s),
         low_rank_embedding_backward,
     ),
+    "low rank, on some tokens": Op(draw_on_some_tokens, on_some_tokens_forward, on_some_tokens_backward),
+    "low rank, a B for each task": Op(draw_tasks, ops.lora_tasks_forward, tasks_backward),
+    **convolutions(),
     "linear, sparse rows": Op(
         draw_sparse_linear,
         lambda values, W, **where: ops.linear_forward(sparse(values, **where), W),
@@ -309,6 +483,12 @@ OPS: dict[str, Op] = {
     "tanh": Op(draw_tanh, ops.tanh_forward, one("tanh_backward")),
     "select": Op(draw_select, lambda x, b, t: ops.select_forward(x, on(x, b), on(x, t)), one("select_backward")),
     "swiglu": Op(draw_swiglu, ops.swiglu_forward, lambda dy, cache, *_: ops.swiglu_backward(dy, cache)),
+    "geglu": Op(draw_geglu(False), ops.geglu_forward, geglu_backward),
+    "geglu, tanh form": Op(draw_geglu(True), ops.geglu_forward, geglu_backward),
+    "relu": Op(draw_relu, ops.relu_forward, one("relu_backward")),
+    "mean of tokens": Op(
+        draw_mean_tokens, lambda x, real: ops.mean_tokens_forward(x, on(x, real)), one("mean_tokens_backward")
+    ),
     "rope": Op(
         draw_rope,
         lambda x, D, theta: (ops.rope_forward(x, *rope_tables(x, D, theta)), None),
@@ -322,11 +502,14 @@ OPS: dict[str, Op] = {
     "attention, causal, padded left": attention(True, "left", 1),
     "attention, causal, padded right": attention(True, "right", 3),
     "attention, sliding window": attention(True, "left", 2, window=2),
+    "attention, symmetric window": attention(False, "right", 2, window=2),
+    "attention, another root": attention(True, "none", 2, root=1.7),
     "attention, another number of keys": Op(
         draw_cross_attention,
         lambda q, k, v, D, mask: ops.attention_forward(q, k, v, on(q, mask), D),
         lambda dy, cache, *_, **__: ops.attention_backward(dy, cache),
     ),
+    "relative positions": Op(draw_relative_bias, relative_bias_forward, relative_bias_backward),
     "low-rank attention": Op(draw_projected_attention, ops.projected_attention_forward, projected_attention_backward),
     "attention in blocks, grouped": attention(False, "none", 3, block=1),
     "attention in blocks, padded right": attention(False, "right", 1, block=1),
@@ -334,6 +517,9 @@ OPS: dict[str, Op] = {
     "attention in blocks, causal, padded left": attention(True, "left", 2, block=1),
     "attention in blocks, sliding window": attention(True, "none", 2, block=2, window=4),
     "attention in blocks, sliding window, padded right": attention(True, "right", 1, block=2, window=3),
+    "attention in blocks, symmetric window": attention(False, "none", 2, block=2, window=3),
+    "attention in blocks, symmetric window, padded left": attention(False, "left", 1, block=1, window=2),
+    "attention in blocks, another root": attention(True, "right", 1, block=2, root=1.7),
     "embedding": Op(
         draw_embedding,
         lambda W, ids: ops.embedding_forward(on(W, ids), W),
@@ -341,6 +527,9 @@ OPS: dict[str, Op] = {
     ),
     "cross-entropy": cross_entropy(None),
     "cross-entropy, a part of a batch": cross_entropy(17),
+    "KL divergence": kl("kl", None),
+    "KL divergence, a part of a batch": kl("kl", 17),
+    "KL divergence, reversed": kl("reverse_kl", None),
     "mean squared error": Op(
         draw_mean_squared_error,
         lambda y, target: ops.mean_squared_error_forward(y, on(y, target)),

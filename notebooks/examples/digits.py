@@ -2,8 +2,8 @@
 
     python notebooks/examples/digits.py [--small] [FIGURE.png]
 
-What is new beside a language model is one layer, Patches, in the place of the token embedding; its backward stands
-below its forward. The images are scikit-learn's, of so few pixels that the nearest one does better than the models.
+The model is the family "vit": beside a language model one layer is new, PatchEmbeddings in the place of the token
+embedding. The images are scikit-learn's, of so few pixels that the nearest one does better than the models.
 """
 
 import sys
@@ -18,44 +18,22 @@ import minilora
 from minilora.accounting import count_parameters
 from minilora.data import Batch, shuffled
 from minilora.files import save_tensors
-from minilora.models.parts import LayerFactory, layers_by_name
-from minilora.nn import Inputs, Module, Parameter, Pass, PreNormBlock, Select, Sequential
+from minilora.models.families import FAMILIES
 from minilora.nn.optim import cosine_schedule
 
 
-class Patches(Module):
-    """y = [c; E p_1; ...; E p_4] + P        p 4 x 4 pixels, c a class token, P positions (Dosovitskiy, 2020, eq. 1)"""
-
-    def __init__(self, new, C):
-        self.patch_proj = new.linear(16, C, bias=True)
-        self.class_token, self.position = Parameter(new.normal(C)), Parameter(new.normal(5, C))
-
-    def forward(self, images, inputs=Inputs(), run=Pass()):
-        p = images.reshape(-1, 2, 4, 2, 4).swapaxes(2, 3).reshape(-1, 4, 16)  # (B, patches, pixels)
-        h, cache = self.patch_proj.forward(p, inputs, run)
-        c = np.broadcast_to(self.class_token.data, (len(h), 1, h.shape[2]))
-        return np.concatenate([c, h], axis=1) + self.position.data, cache
-
-    def backward(self, dy, cache, grads):
-        grads.add(self.position, dy.sum(axis=0))  # one P and one c, for every image of the batch
-        grads.add(self.class_token, dy[:, 0].sum(axis=0))
-        self.patch_proj.backward(dy[:, 1:], cache, grads)  # its dx would be the pixels': nobody asks for it
-
-
-def vit(C=32):
-    config = minilora.Config(1, n_layers=2, d_model=C, n_heads=4, labels=10)  # a vocabulary of 1: there are no words
-    new = LayerFactory(config, np.random.default_rng(0))
-    norm, attention = new.layer_norm, lambda: new.attention(causal=False, bias=True)
-    blocks = [PreNormBlock(norm(), attention(), norm(), new.mlp()) for _ in range(config.n_layers)]
-    head = {"first": Select(last=False), "classifier": new.classifier(True)}
-    return Sequential(layers_by_name(Patches(new, C), blocks, norm=norm(), **head))
+def vit():
+    config = minilora.Config(
+        0, n_layers=2, d_model=32, n_heads=4, image_size=8, patch_size=4, channels=1, head="classify", labels=10
+    )  # a vocabulary of 0: there are no words
+    return FAMILIES["vit"].build(config, np.random.default_rng(0))
 
 
 def one_split(seed, small):
     """The models by name, the share of the old and of the new digits that each reads rightly, and twelve readings."""
     rng, (x, y) = np.random.default_rng(seed), load_digits(return_X_y=True)
     order = rng.permutation(len(y))
-    x, y = (x[order] / 16).astype("float32").reshape(-1, 8, 8), y[order]
+    x, y = (x[order] / 16).astype("float32").reshape(-1, 1, 8, 8), y[order]
     test, old = np.arange(len(y)) < 600, y < 7
     rows = [np.flatnonzero(~test & (y == digit)) for digit in range(10)]
     few, choose = (np.concatenate([r[i : i + 10] for r in rows]) for i in (0, 10))  # to learn; to choose a rate
@@ -75,10 +53,10 @@ def one_split(seed, small):
         tried = [train(deepcopy(models[way]), few, steps, lr) for lr in rates]
         models[way] = min(tried, key=lambda model: minilora.evaluate(model, [Batch(x[choose], y[choose])]))
     guesses = {way: model.forward(x)[0].argmax(axis=-1) for way, model in models.items()}
-    guesses["nearest image"] = y[few][((x[:, None] - x[few]) ** 2).sum(axis=(2, 3)).argmin(axis=1)]  # by pixels
+    guesses["nearest image"] = y[few][((x[:, None] - x[few]) ** 2).sum(axis=(2, 3, 4)).argmin(axis=1)]  # by pixels
     right = {way: [float((g == y)[test & which].mean()) for which in (old, ~old)] for way, g in guesses.items()}
     shown = [np.flatnonzero(test & (y == d))[k // 9] for k, d in enumerate((0, 1, 2, 3, 4, 5, 7, 8, 9, 7, 8, 9))]
-    return models, right, (x[shown], y[shown], {way: g[shown] for way, g in guesses.items()})
+    return models, right, (x[shown, 0], y[shown], {way: g[shown] for way, g in guesses.items()})
 
 
 def main(small=False, out="runs/digits.png"):

@@ -99,6 +99,43 @@ def recommender(out, curves):
     save(out, figure)
 
 
+def distillation(out, table):
+    """Over the rank: bits per byte on held-out text, and the divergence from the teacher; a dot for each seed."""
+    figure = Figure(figsize=(16, 8), layout="constrained", dpi=100)
+    colors = dict(zip(table, (BASE, FULL, "#7a9e9f", LORA, "#b3261e", "#2a7f4f"), strict=True))
+    titles = "Held-out text, bits per byte", "KL(teacher ‖ student) on held-out text, nats per byte"
+    for k, (ax, title) in enumerate(zip(figure.subplots(1, 2), titles, strict=True)):
+        for way, rows in table.items():
+            if 0 in rows:
+                ax.axhline(rows[0][:, k].mean(), ls="--", lw=2, color=colors[way], label=way)
+                continue
+            values = np.array([numbers[:, k] for numbers in rows.values()])  # (ranks, seeds)
+            ax.plot(list(rows), values.mean(axis=1), "-", lw=3, color=colors[way], label=way)
+            ax.plot(np.repeat(list(rows), values.shape[1]), values.ravel(), "o", ms=6, color=colors[way])
+            ax.set_xticks(list(rows), [str(r) for r in rows])
+        ax.set(title=title, xlabel="rank")
+    figure.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=TYPE, loc="outside lower center", ncols=3)
+    save(out, figure)
+
+
+def reversed_words(out, right):
+    """The share of held-out numbers said rightly, forwards and backwards: a bar for each way, a dot for a seed."""
+    figure = Figure(figsize=(15, 9), layout="constrained", dpi=100)
+    ax, y = figure.subplots(), np.arange(len(right))
+    for k, color, name in ((0, BASE, "forwards, as the base learned it"), (1, LORA, "backwards, as LoRA did")):
+        shares = 100 * np.array([[seed[k] for seed in seeds] for seeds in right.values()])  # (ways, seeds)
+        at = y + 0.4 * k - 0.2
+        mean = shares.mean(axis=1)
+        bars = ax.barh(at, mean, 0.38, color=color, label=name)
+        ax.bar_label(bars, [f"{share:.0f}" for share in mean], fontsize=TYPE - 2, label_type="center", color="white")
+        ax.plot(shares.ravel(), np.repeat(at, shares.shape[1]), "o", color="black", ms=6)
+    ax.set_yticks(y, list(right))
+    ax.set(xlabel="% of held-out numbers without a mistake: mean, and each seed", xlim=(0, 104))
+    ax.invert_yaxis()
+    figure.legend(frameon=False, fontsize=TYPE, loc="outside lower center", ncols=2)
+    save(out, figure)
+
+
 def ten_values(out, found):
     """Accuracy over the number of singular values that each W keeps: the mean of the seeds, and each seed."""
     figure = Figure(figsize=(15, 8.5), layout="constrained", dpi=100)

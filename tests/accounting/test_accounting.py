@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import TEXT
 
 import minilora
 from minilora import accounting, nn, ops
@@ -26,12 +27,13 @@ from minilora.adapters.base import Adapter
 from minilora.cli import main
 from minilora.cli.commands.count import COUNTED
 from minilora.data import Batch
-from minilora.models.config import ACTIVATIONS, LABELLED, Config
+from minilora.models.config import ACTIVATIONS, LABELLED, POOLINGS, Config
 from minilora.models.config_json import CLASS_ENDINGS
 from minilora.models.families import FAMILIES
-from minilora.nn import Attention, Gradients, Linear, Pass, recompute
+from minilora.nn import Attention, FusedAttention, Gradients, Linear, Pass, recompute
 from minilora.nn.optim import SGD, AdamW
 from minilora.training import loss_and_gradients
+from minilora.verify.cases import SPECIAL
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -42,23 +44,31 @@ LLAMA = {
 # ---- a live model: what is predicted is what is there ----
 
 
+OPTIONS = "rotary_layers", "sliding_window", "layer_types", "local_rope_theta", "query_pre_attn_scalar"
+PARTS = {family: FAMILIES[family].build(Config(8, 1, 8, 2), None).named_modules() for family in TEXT}
+FUSED = {family for family, parts in PARTS.items() if any(isinstance(part, FusedAttention) for _, part in parts)}
+BARE = {family: FAMILIES[family].build(Config(8, 1, 8, 2, head="none"), None).state_dict() for family in TEXT}
+BIASED = {family for family, state in BARE.items() if any(path.endswith("bias") for path in state)}
+
+
 @st.composite
 def setups(draw) -> dict[str, Any]:
     """A small model of any family, what of it learns, and a batch."""
-    family = draw(st.sampled_from(["bert", "gpt2", "llama", "mistral", "qwen2", "roberta"]))
-    head = draw(st.sampled_from(["lm", "lm", "classify", "none"] + ["tokens"] * (family in ("bert", "roberta"))))
-    heads, kv_heads = draw(st.sampled_from([(1, 1), (4, 4), (4, 2)] if family == "llama" else [(1, 1), (4, 4)]))
-    fused = family == "gpt2"
-    options = {"qwen2": {"head_dim": 4}, "mistral": {"sliding_window": 3}}.get(family, {})
+    family = draw(st.sampled_from(TEXT))
+    head = draw(st.sampled_from(["lm", *FAMILIES[family].classes]))
+    grouped = "n_kv_heads" in FAMILIES[family].config_keys
+    heads, kv_heads = draw(st.sampled_from([(1, 1), (4, 4), (4, 2)] if grouped else [(1, 1), (4, 4)]))
+    options = {key: value for key, value in SPECIAL.get(family, {}).items() if key in OPTIONS}
+    options |= {"qwen2": {"head_dim": 4}, "mistral": {"sliding_window": 3}}.get(family, {})
     targets = draw(
         st.sampled_from(
-            [None, "all-linear", ["down_proj"], ["qkv_proj"] if fused else ["q_proj", "v_proj"]]
-            + [["embed"], ["embed", "up_proj"]]
-            + ([] if head == "none" else [["up_proj", "lm_head" if head == "lm" else "classifier"]])
+            [None, "all-linear", ["down_proj"], ["qkv_proj"] if family in FUSED else ["q_proj", "v_proj"]]
+            + [["embed"], ["embed", "down_proj"]]
+            + ([] if head == "none" else [["down_proj", "lm_head" if head == "lm" else "classifier"]])
         )
     )
     tied = draw(st.booleans())
-    train = draw(st.sampled_from([(), ("norm",), ("embed",)] + ([] if family in ("llama", "mistral") else [("bias",)])))
+    train = draw(st.sampled_from([(), ("norm",), ("embed",)] + ([("bias",)] if family in BIASED else [])))
     return {
         "family": family,
         "config": Config(vocab_size=31, n_layers=2, d_model=24, n_heads=heads, n_kv_heads=kv_heads,
@@ -66,6 +76,7 @@ def setups(draw) -> dict[str, Any]:
                          dtype=draw(st.sampled_from(["float32", "float64"])),
                          head=head, labels=5, offset=2 if family == "roberta" else 0,
                          activation=draw(st.sampled_from(ACTIVATIONS)),
+                         classifier_pooling=draw(st.sampled_from(POOLINGS)),
                          **options),
         "lora": targets and {"targets": targets, "r": draw(st.integers(1, 4)), "train": train,
                              "dropout": draw(st.sampled_from([0.0, 0.3])),
@@ -336,7 +347,7 @@ def test_every_method_trains_what_its_formula_says():
         "adapter-pfeiffer": L * (2 * C * r + r + C),
         "adapter-lin": L * (2 * C * r + r + C + 2 * C),
     }
-    trained["token-rows"] = n * C
+    trained |= {"token-rows": n * C, "alora": trained["lora"]}
     assert set(trained) == set(accounting.METHODS) - {"bitfit", "lora-bias"}  # Llama has no biases
     for method, expected in trained.items():
         assert count(LLAMA, method, r=r, virtual_tokens=n, tokens=9).trainable == expected, method
@@ -454,7 +465,7 @@ def test_attention_is_quadratic_in_the_tokens_and_all_else_linear():
         (["--method", "bitfit"], "has no bias"),
         (["--tokens", "129"], "129 tokens are not from 1 to builtin's 128 positions"),
         (["--dtype", "int3"], "no dtype is called 'int3': did you mean 'int8'?"),
-        (["--model", "t5.json"], "family 't5' is not supported: choose from"),
+        (["--model", "bloom.json"], "family 'bloom' is not supported: choose from"),
         (["--method", "full", "--dtype", "nf4"], "full trains the weights themselves"),
         (["--head", "tail"], "no head is called 'tail': choose from lm, classify, tokens, none"),
         (["--model", "answers.json"], "architectures = ['BertForQuestionAnswering'] is not supported"),
@@ -485,7 +496,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(words, said, tmp_path, monke
     Path("words.json").write_text(json.dumps({**LLAMA, "hidden_size": "wide"}))
     Path("deep.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": 999_999_999}))
     Path("wide.json").write_text(json.dumps({**LLAMA, "vocab_size": 10**400}))
-    Path("t5.json").write_text(json.dumps({"model_type": "t5", "d_model": 24}))
+    Path("bloom.json").write_text(json.dumps({"model_type": "bloom", "d_model": 24}))
     Path("answers.json").write_text(json.dumps({**TINY["bert"], "architectures": ["BertForQuestionAnswering"]}))
     assert main(["count", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -607,7 +618,7 @@ def test_each_formula_of_flops_gives_the_number_beside_it(model, method, words, 
         assert evaluated(attention.replace(" + the blocks' forward", ""), [], letters) == expected.attention
         assert ("the blocks' forward" in linear) == (part != expected) == (account.recompute and which == "backward")
         assert f"{which}: linear │ {linear.partition('   ')[0]}" in printed
-    assert ("were B A formed" in printed) == (method in ("lora", "qlora"))
+    assert ("were B A formed" in printed) == (method in ("lora", "qlora", "alora"))
     if "were B A formed" in printed:
         assert f"{evaluated('2 Σ (r + n) in·out', adapted, letters):.4g}" in printed
 
@@ -724,6 +735,17 @@ TINY: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 TINY["roberta"] = {**TINY["bert"], "model_type": "roberta", "type_vocab_size": 1}
+TINY["gemma3_text"] = {**LLAMA, "model_type": "gemma3_text", "head_dim": 8, "sliding_window": 3,
+                       "layer_types": ["sliding_attention", "full_attention"]}  # fmt: skip
+TINY["modernbert"] = {
+    "model_type": "modernbert", "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 20, "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "cls_token_id": 1, "sep_token_id": 2,
+}  # fmt: skip
+TINY["distilbert"] = {
+    "model_type": "distilbert", "vocab_size": 50, "dim": 24, "n_layers": 2, "n_heads": 4, "hidden_dim": 40,
+    "max_position_embeddings": 34,
+}  # fmt: skip
 
 
 def their_model(config: dict[str, Any], head: str, labels: int, device: str = "cpu") -> Any:
@@ -758,10 +780,10 @@ def test_totals_are_those_of_the_models_that_transformers_builds(name):
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", [*TINY, "mistral", "qwen2"])
+@pytest.mark.parametrize("family", [*TINY, "mistral", "qwen2", "smollm3", "phi3"])
 def test_a_config_is_counted_as_the_class_that_wrote_it(family, tied):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    sizes = dict(TINY.get(family, LLAMA)) | {"tie_word_embeddings": tied}
+    sizes = dict(TINY.get(family, LLAMA)) | {"tie_word_embeddings": tied, "pad_token_id": 0}
     del sizes["model_type"]
     config = transformers.AutoConfig.for_model(family, **sizes, num_labels=5)
     classes, seen = FAMILIES[family].classes, 0

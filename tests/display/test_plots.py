@@ -15,6 +15,7 @@ from minilora.cli import main
 from minilora.display import plots
 from minilora.jobs.classification_figure import classification_figure
 from minilora.jobs.demo_figure import report_figure
+from minilora.jobs.forgetting_figure import forgetting_figure
 from minilora.jobs.rank import study
 from minilora.jobs.rank_figures import rank_figures
 from minilora.jobs.sweep_figure import sweep_figure
@@ -51,7 +52,13 @@ def count(folder: Path) -> None:
     main(["count", "--model", "gpt2", "--compare", "full,lora,qlora,bitfit", "--plot", str(folder / "x.png")])
 
 
-@pytest.fixture(scope="module", params=[demo, sweep, rank, count], ids=lambda draw: draw.__name__)
+def forgetting(folder: Path) -> None:
+    """The longest names, and a text that is forgotten."""
+    report = {"bits_per_byte": {0: 3.3, 50: 2.6, 100: 2.4}, "watched": {0: 2.0, 50: 2.3, 100: 2.2}}
+    forgetting_figure(report | {"names": ("a/long/path/to/a/text/that/is/learned.txt", "x" * 200)})
+
+
+@pytest.fixture(scope="module", params=[demo, sweep, rank, count, forgetting], ids=lambda draw: draw.__name__)
 def figures(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Figure]:
     draw: Callable[[Path], None] = request.param
     drawn: list[Figure] = []

@@ -67,7 +67,10 @@ def made(tmp_path_factory):
 
 
 def test_what_is_made_is_what_help_promised(here):
-    assert {path.name for path in (here / "adapter").iterdir()} == promised("finetune") - {"samples.json"}
+    assert {path.name for path in (here / "adapter").iterdir()} == promised("finetune") - {
+        "samples.json",
+        "forgetting.png",
+    }
 
 
 def test_scores_are_those_of_the_rows_held_out(here):

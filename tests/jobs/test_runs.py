@@ -296,6 +296,7 @@ def test_settings_of_wrong_types_are_one_line_to_every_reader(key, value, tmp_pa
 SAVED = {"accumulate", "alpha", "base", "base_sha256", "batch", "data", "data_sha256", "dropout", "evaluate_every"}
 SAVED |= {"length", "lr", "patience", "rank", "rslora", "seed", "shards", "steps", "targets", "tokenizer_sha256"}
 SAVED |= {"method", "init", "option", "quantize"}  # what their absence means: runs.ABSENT
+SAVED |= {"schedule", "warmup", "weight_decay", "clip", "teacher", "temperature", "reverse_kl"}
 
 
 @pytest.mark.parametrize(

@@ -83,16 +83,18 @@ def test_a_cell_is_a_run_of_finetune_on_one_thread(whole, here):
 
 
 CLASSIFYING = {"text", "label", "skip_empty", "held_out", "epochs", "l1", "l2"}
+NEW = {"start", "add_tokens", "watch"}  # of one run alone, --from among them
 
 
 def test_finetune_and_sweep_take_the_same_options_with_the_same_defaults():
     finetune, grid = (
         {action.dest: action for action in subparsers()[command]._actions} for command in ("finetune", "sweep")
     )
-    assert finetune.keys() - grid.keys() == {"task", "rank", "seed", *CLASSIFYING}
+    assert finetune.keys() - grid.keys() == {"task", "rank", "seed", *NEW, *CLASSIFYING}
     assert grid.keys() - finetune.keys() == {"ranks", "methods", "seeds", "jobs"}
     both = finetune.keys() & grid.keys()
-    assert {name for name in both if finetune[name].default != grid[name].default} == {"shards"}
+    of_from = {"base"}  # None there, which is what the adapter of --from names, or builtin: test_going_on.py
+    assert {name for name in both if finetune[name].default != grid[name].default} == {"shards"} | of_from
     for name in ("jobs", "shards", "threads"):
         assert grid[name].default == sweep.sweep.__kwdefaults__[name]
 

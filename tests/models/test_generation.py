@@ -15,9 +15,9 @@ from minilora.models.generation import CHUNK, Sampling, generate, next_ids, stre
 from minilora.models.tokenizer import Tokenizer
 from minilora.models.transformer import Transformer
 from minilora.nn import Inputs, KVCache, Pass
-from minilora.ops import RopeScaling
+from minilora.ops import Llama3Scaling, YarnScaling
 
-SCALING = {"rope_scaling": RopeScaling(4.0, 0.2, 1.5, 9), "head_dim": 6}
+SCALING = {"rope_scaling": Llama3Scaling(4.0, 0.2, 1.5, 9), "head_dim": 6}
 few = settings(max_examples=examples.count(25), deadline=None, derandomize=True)
 
 
@@ -28,6 +28,10 @@ SPECIAL = {
     "mistral": {"sliding_window": 3},
     "qwen2": {"sliding_window": 1, "max_window_layers": 1},
     "qwen3": {"n_kv_heads": 1},
+    "qwen3, YaRN": {"n_kv_heads": 1, "rope_scaling": YarnScaling(4.0, 3)},
+    "smollm3": {"rotary_layers": (False, True), "sliding_window": 2, "layer_types": ("sliding_attention",) * 2},
+    "phi3": {"sliding_window": 3},
+    "gemma3_text": {},
 }
 
 

@@ -11,12 +11,13 @@ import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from models import close
+from their_rope import their_frequencies
 
 import minilora
 from minilora import ops
@@ -33,11 +34,22 @@ SIZES = {"vocab_size": 43, "hidden_size": 24, "num_hidden_layers": 2, "num_atten
          "intermediate_size": 20, "max_position_embeddings": 21}  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 0.5, "high_freq_factor": 2.0,
           "original_max_position_embeddings": 16}  # fmt: skip
+SCALED = {"rope_theta": 50.0, "factor": 3.0}
+LINEAR = {"rope_type": "linear"}
+YARN = {"rope_type": "yarn", "original_max_position_embeddings": 7, "beta_fast": 1.5, "beta_slow": 0.2}
 ROPE = {"rope_type": "default", "rope_theta": 50.0}
 GROUPED = {**SIZES, "rope_parameters": ROPE, "num_key_value_heads": 2}
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 GPT2 = {"vocab_size": 43, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 21, "resid_pdrop": 0.0,
         "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # fmt: skip
+
+TWO_ROPES = {"full_attention": ROPE, "sliding_attention": {"rope_type": "default", "rope_theta": 7.0}}
+GEMMA = {**SIZES, "rope_parameters": TWO_ROPES, "num_key_value_heads": 2, "head_dim": 10, "sliding_window": 3,
+         "query_pre_attn_scalar": 10, "layer_types": ["sliding_attention", "full_attention"]}  # fmt: skip
+MODERNBERT = {**SIZES, "num_hidden_layers": 3, "rope_parameters": TWO_ROPES, "local_attention": 4,
+              "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}  # fmt: skip
+DISTILBERT = {"vocab_size": 43, "dim": 24, "n_layers": 2, "n_heads": 4, "hidden_dim": 20, "max_position_embeddings": 21,
+              "dropout": 0.0, "attention_dropout": 0.0, "qa_dropout": 0.0, "seq_classif_dropout": 0.0}  # fmt: skip
 
 
 class Kind(NamedTuple):
@@ -86,6 +98,59 @@ KINDS = {
     "qwen3, classifier": Kind(
         "Qwen3Config", "Qwen3ForSequenceClassification", {**GROUPED, "head_dim": 6, "num_labels": 3}
     ),
+    "llama, linear": Kind("LlamaConfig", "LlamaForCausalLM", {**SIZES, "rope_parameters": SCALED | LINEAR}),
+    "llama, dynamic, past its length": Kind(
+        "LlamaConfig", "LlamaForCausalLM",
+        {**SIZES, "max_position_embeddings": 4, "rope_parameters": SCALED | {"rope_type": "dynamic"}},
+    ),
+    "qwen2, YaRN": Kind("Qwen2Config", "Qwen2ForCausalLM", {**GROUPED, "rope_parameters": SCALED | YARN}),
+    "smollm3": Kind("SmolLM3Config", "SmolLM3ForCausalLM", {**GROUPED, "no_rope_layers": [1, 0]}),
+    "smollm3, every second layer, window": Kind(
+        "SmolLM3Config", "SmolLM3ForCausalLM",
+        {**GROUPED, "num_hidden_layers": 4, "no_rope_layer_interval": 2, "use_sliding_window": True,
+         "sliding_window": 3, "tie_word_embeddings": False},
+    ),
+    "smollm3, YaRN, classifier": Kind(
+        "SmolLM3Config", "SmolLM3ForSequenceClassification",
+        {**GROUPED, "rope_parameters": SCALED | YARN, "no_rope_layers": [0, 1], "num_labels": 3},
+    ),
+    "phi3": Kind("Phi3Config", "Phi3ForCausalLM", GROUPED),
+    "phi3, window, tied": Kind(
+        "Phi3Config", "Phi3ForCausalLM", {**GROUPED, "sliding_window": 3, "tie_word_embeddings": True}
+    ),
+    "phi3, classifier": Kind("Phi3Config", "Phi3ForSequenceClassification", {**GROUPED, "num_labels": 3}),
+    "gemma3_text": Kind("Gemma3TextConfig", "Gemma3ForCausalLM", GEMMA),
+    "gemma3_text, untied, another root, no window": Kind(
+        "Gemma3TextConfig", "Gemma3ForCausalLM",
+        {**GEMMA, "query_pre_attn_scalar": 7, "tie_word_embeddings": False, "layer_types": ["full_attention"] * 2},
+    ),
+    "gemma3_text, linear": Kind(
+        "Gemma3TextConfig", "Gemma3ForCausalLM",
+        {**GEMMA, "rope_parameters": TWO_ROPES | {"full_attention": SCALED | LINEAR}},
+    ),
+    "gemma3_text, headless": Kind("Gemma3TextConfig", "Gemma3TextModel", GEMMA),
+    "gemma3_text, classifier": Kind("Gemma3TextConfig", "Gemma3TextForSequenceClassification",
+                                    {**GEMMA, "num_labels": 3}),
+    "modernbert": Kind("ModernBertConfig", "ModernBertForMaskedLM", MODERNBERT),
+    "modernbert, untied, no window": Kind(
+        "ModernBertConfig", "ModernBertForMaskedLM",
+        {**MODERNBERT, "tie_word_embeddings": False, "layer_types": ["full_attention"] * 3},
+    ),
+    "modernbert, headless": Kind("ModernBertConfig", "ModernBertModel", MODERNBERT),
+    "modernbert, classifier": Kind("ModernBertConfig", "ModernBertForSequenceClassification",
+                                   {**MODERNBERT, "num_labels": 3}),
+    "modernbert, mean, classifier": Kind("ModernBertConfig", "ModernBertForSequenceClassification",
+                                         {**MODERNBERT, "num_labels": 3, "classifier_pooling": "mean"}),
+    "modernbert, tokens": Kind("ModernBertConfig", "ModernBertForTokenClassification", {**MODERNBERT, "num_labels": 3}),
+    "distilbert": Kind("DistilBertConfig", "DistilBertForMaskedLM", DISTILBERT),
+    "distilbert, untied, tanh GELU, sinusoidal": Kind(
+        "DistilBertConfig", "DistilBertForMaskedLM",
+        {**DISTILBERT, "tie_word_embeddings": False, "activation": "gelu_new", "sinusoidal_pos_embds": True},
+    ),
+    "distilbert, headless": Kind("DistilBertConfig", "DistilBertModel", DISTILBERT),
+    "distilbert, classifier": Kind("DistilBertConfig", "DistilBertForSequenceClassification",
+                                   {**DISTILBERT, "num_labels": 3}),
+    "distilbert, tokens": Kind("DistilBertConfig", "DistilBertForTokenClassification", {**DISTILBERT, "num_labels": 3}),
     "bert": Kind("BertConfig", "BertForMaskedLM", {**SIZES, **QUIET, "type_vocab_size": 3}),
     "bert, tanh GELU": Kind("BertConfig", "BertForMaskedLM", {**SIZES, **QUIET, "hidden_act": "gelu_new"}),
     "bert, untied": Kind("BertConfig", "BertForMaskedLM", {**SIZES, **QUIET, "tie_word_embeddings": False}),
@@ -103,7 +168,9 @@ KINDS = {
                             {**SIZES, **QUIET, "num_labels": 3, "max_position_embeddings": 23}),
 }  # fmt: skip
 each_kind = pytest.mark.parametrize("kind", KINDS)
-ADAPTED = {"gpt2": ["c_attn", "c_proj"], "bert": ["query", "dense"], "roberta": ["value", "intermediate.dense"]}
+ADAPTED = {"gpt2": ["c_attn", "c_proj"], "bert": ["query", "dense"], "roberta": ["value", "intermediate.dense"],
+           "phi3": ["qkv_proj", "gate_up_proj"],
+           "modernbert": ["Wqkv", "Wi", "Wo"], "distilbert": ["v_lin", "lin1"]}  # fmt: skip
 
 
 # ---- theirs ----
@@ -133,22 +200,34 @@ def in_float64(model: Any) -> Any:
     """`model`, its RMS norms and rotary angles in float64 too."""
 
     def rms_norm(self: Any, x: Any) -> Any:
-        return self.weight * x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.variance_epsilon)
+        g = 1 + self.weight if type(self).__name__.startswith("Gemma") else self.weight
+        eps = getattr(self, "variance_epsilon", None) or self.eps
+        return g * x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)
 
-    def rotary(self: Any, x: Any, position_ids: Any) -> Any:
+    def rotary(self: Any, x: Any, position_ids: Any, layer_type: str | None = None) -> Any:
         rope, D = self.config.rope_parameters, getattr(self.config, "head_dim", None)
+        rope = rope[layer_type] if layer_type else rope
         D = D or self.config.hidden_size // self.config.num_attention_heads
-        omega = 1.0 / rope["rope_theta"] ** (torch.arange(0, D, 2, dtype=torch.float64) / D)
+        omega, factor = 1.0 / rope["rope_theta"] ** (torch.arange(0, D, 2, dtype=torch.float64) / D), 1.0
         if rope["rope_type"] == "llama3":
             omega = llama3(omega, rope)
+        elif rope["rope_type"] == "linear":
+            omega = omega / rope["factor"]
+        elif rope["rope_type"] != "default":
+            omega, factor = their_frequencies(self.config, int(position_ids.max()) + 1)
         angle = position_ids[..., None] * torch.cat([omega, omega])
-        return angle.cos(), angle.sin()
+        return factor * angle.cos(), factor * angle.sin()
 
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = MethodType(rms_norm, module)
         if type(module).__name__.endswith("RotaryEmbedding"):
             module.forward = MethodType(rotary, module)
+        if type(module).__name__ == "ModernBertAttention":  # whose rotation is in float32, too
+            forward = type(module).forward
+            rotation = {"apply_rotary_pos_emb": transformers.models.llama.modeling_llama.apply_rotary_pos_emb}
+            inside = FunctionType(forward.__code__, forward.__globals__ | rotation, argdefs=forward.__defaults__)
+            module.forward = MethodType(inside, module)
     return model
 
 
@@ -230,7 +309,9 @@ def test_logits_are_those_of_transformers_to_1e_12(kind, tmp_path, rng):
 
 
 # Their encoders' classifiers read token 0, which is padding then; ours read the first real one.
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("bert, classifier", "roberta, classifier")])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if not kind.endswith(("bert, classifier", "roberta, classifier"))]
+)
 def test_logits_of_texts_padded_on_the_left_are_those_of_transformers_where_positions_count_real_tokens(
     kind, tmp_path, rng
 ):
@@ -238,14 +319,22 @@ def test_logits_of_texts_padded_on_the_left_are_those_of_transformers_where_posi
     model = load(other, tmp_path / "m")
     batch = batch_for(model, rng, left=True)
     words = {}
-    if model.family in ("gpt2", "bert"):  # what their generate() says; unsaid, their forward counts the padding too
+    if model.family in (
+        "gpt2",
+        "bert",
+        "distilbert",
+    ):  # what their generate() says; unsaid, their forward counts the padding too
         words["position_ids"] = torch.tensor(np.maximum(np.cumsum(batch.real, axis=1) - 1, 0))
     expected = logits_of(other, batch, **words).detach().numpy()
     assert close(real(model.forward(batch.ids, batch.inputs)[0], batch), real(expected, batch), 1e-12)
 
 
-@pytest.mark.parametrize(("kind", "same"), [("gpt2", False), ("bert", False), ("roberta", True), ("llama", True)])
-def test_padding_on_the_left_changes_what_transformers_says_of_a_text_in_two_families(kind, same, tmp_path, rng):
+@pytest.mark.parametrize(("kind", "same"), [("gpt2", False), ("bert", False), ("distilbert", False),
+                                           ("roberta", True), ("llama", True), ("gemma3_text", True),
+                                           ("modernbert", True)])  # fmt: skip
+def test_padding_on_the_left_changes_what_transformers_says_of_a_text_in_families_that_learn_positions(
+    kind, same, tmp_path, rng
+):
     """Why `positions` in nn/embeddings.py counts only real tokens: so padding changes no logits."""
     other = in_float64(theirs(kind))
     batch = batch_for(load(other, tmp_path / "m"), rng, left=True)
@@ -317,7 +406,9 @@ def test_weights_in_sixteen_bits_and_in_shards_are_read_exactly(kind, dtype, tmp
 
 
 DRAWN = [("gpt2", "classify", 1), ("llama", "classify", 1), ("bert", "classify", 4), ("roberta", "classify", 4),
-         ("bert", "tokens", 2), ("roberta", "tokens", 2)]  # fmt: skip
+         ("bert", "tokens", 2), ("roberta", "tokens", 2), ("gemma3_text", "classify", 1), ("distilbert", "classify", 4),
+         ("distilbert", "tokens", 2), ("modernbert", "classify", 2), ("modernbert", "tokens", 2),
+         ("modernbert, headless", "classify", 4)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "head", "drawn"), DRAWN)
@@ -331,13 +422,14 @@ def test_a_classifier_on_a_language_model_is_drawn_and_said_to_be_new(kind, head
     lines = [str(warning.message) for warning in said]
     (new,) = [line for line in lines if "drawn anew, to be trained" in line]
     assert new.count(".weight") + new.count(".bias") == drawn
-    assert len(lines) == (1 if kind == "gpt2" else 2)  # the head of the others is left over; gpt2's is its embedding
+    left_over = "headless" not in kind and kind not in ("gpt2", "gemma3_text")  # whose head is their embedding
+    assert len(lines) == 1 + left_over
     assert all("for another head" in line for line in lines if line != new)
 
 
-@pytest.mark.parametrize("kind", ["mistral", "mistral, window", "qwen2, window above"])
+@pytest.mark.parametrize("kind", ["mistral", "mistral, window", "qwen2, window above", "gemma3_text", "modernbert"])
 def test_in_blocks_too_a_model_with_a_window_has_the_logits_and_gradients_of_transformers(kind, tmp_path, rng):
-    changes = {} if kind == "mistral" else {"sliding_window": 150}
+    changes = {"modernbert": {"local_attention": 150}, "mistral": {}}.get(kind, {"sliding_window": 150})
     other = in_float64(theirs(kind, **changes, max_position_embeddings=600))
     model = load(other, tmp_path / "m")
     ids, real = rng.integers(2, 43, (2, 600)), np.arange(600) >= [[0], [170]]
@@ -382,7 +474,9 @@ def pairs(wrapped: Any, model: Transformer) -> Iterator[tuple[str, Any, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "llama 3", "qwen2", "qwen3", "bert", "bert, tokens", "roberta",
-                                  "mistral, window", "qwen2, window above"])  # fmt: skip
+                                  "mistral, window", "qwen2, window above", "qwen2, YaRN", "smollm3", "phi3",
+                                  "gemma3_text", "modernbert", "modernbert, mean, classifier", "distilbert",
+                                  "distilbert, tokens"])  # fmt: skip
 def test_the_gradients_of_an_adapter_are_those_of_peft_to_1e_10(kind, tmp_path, rng):
     wrapped, model = adapted(kind, tmp_path)
     batch, grads = batch_for(model, rng), Gradients()
@@ -398,7 +492,7 @@ def test_the_gradients_of_an_adapter_are_those_of_peft_to_1e_10(kind, tmp_path, 
         np.testing.assert_allclose(grads[parameter], other.grad.numpy(), rtol=0, atol=1e-10 * largest, err_msg=path)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert", "roberta"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert", "roberta", "gemma3_text", "modernbert", "distilbert"])
 def test_ten_steps_of_adamw_end_where_those_of_peft_do_to_1e_9(kind, tmp_path, rng):
     wrapped, model = adapted(kind, tmp_path)
     words = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}

@@ -69,7 +69,11 @@ def test_every_parameter_has_a_name_of_its_own_in_hugging_face(family, head, rng
         ({"intermediate_size": 25}, "do not fit its config.json"),
         ({"num_hidden_layers": 3}, "missing"),
         ({"num_hidden_layers": 1}, "unexpected"),
-        ({"rope_parameters": {"type": "linear", "factor": 2.0}}, "rope_parameters = .*linear.* is not supported"),
+        (
+            {"rope_parameters": {"type": "longrope", "factor": 2.0}},
+            "rope_parameters = .*longrope.* is not supported, only",
+        ),
+        ({"rope_parameters": {"type": "linear"}}, "rope_parameters = .*linear.* is not supported: factor is None"),
         ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4} is not supported"),
         ({"is_causal": False}, "is_causal = False is not supported, only True"),
         ({"model_type": "mistral", "sliding_window": 0}, "sliding_window = 0 is not a whole number from 1 up"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import FAMILY_HEADS, HEADS
+from models import FAMILY_HEADS, HEADS, beside
 
 import minilora
 from minilora.accounting import count
@@ -87,7 +87,8 @@ def test_codes_that_were_saved_load_as_they_are(tmp_path, name, family, head):
     assert held.keys() == codes(model).keys()
     assert all(same(x, model.state_dict()[path]) for path, x in held.items())
     assert base_hash(loaded) == base_hash(model)
-    assert np.array_equal(loaded.forward(IDS)[0], model.forward(IDS)[0])
+    inputs = beside(model, IDS)
+    assert np.array_equal(loaded.forward(IDS, inputs)[0], model.forward(IDS, inputs)[0])
     in_format = minilora.load_pretrained(folder, quantize=name)
     assert all(same(x, model.state_dict()[path]) for path, x in in_format.state_dict().items())
 
@@ -102,7 +103,8 @@ def test_half_precision_is_written_as_it_is(tmp_path, name, family, head):
         assert all(same(x, model.state_dict()[path]) for path, x in loaded.state_dict().items())
     in_float32 = minilora.load_pretrained(folder)
     assert not any(isinstance(x, Quantized) for x in in_float32.state_dict().values())
-    assert np.allclose(in_float32.forward(IDS)[0], model.forward(IDS)[0], atol=1e-5)
+    inputs = beside(model, IDS)
+    assert np.allclose(in_float32.forward(IDS, inputs)[0], model.forward(IDS, inputs)[0], atol=1e-5)
 
 
 def test_the_file_of_a_half_is_half_as_large():

@@ -37,21 +37,27 @@ def torch_rope(torch, x, D, theta):  # as a product of complex numbers
     return torch.stack([turned.real, turned.imag], -2).reshape(x.shape)
 
 
-def torch_attention(torch, *qkv, D, causal, padding, window):
+def torch_attention(torch, *qkv, D, causal, padding, window, root):
     B, T, _ = qkv[0].shape
     real = np.ones((B, T), bool) if padding is None else padding
     see = np.tri(T, dtype=bool) if causal else np.ones((T, T), bool)
     if window:
-        see &= ~np.tri(T, k=-window, dtype=bool)
-    y = torch_softmax_attention(torch, *qkv, D=D, mask=see & real[:, None, None, :])
+        see &= ~np.tri(T, k=-window, dtype=bool) & (causal or np.tri(T, k=window - 1, dtype=bool))
+    y = torch_softmax_attention(torch, *qkv, D=D, mask=see & real[:, None, None, :], scale=root and 1 / root)
     return y * torch.tensor(real)[..., None]
 
 
-def torch_softmax_attention(torch, *qkv, D, mask):
+def torch_softmax_attention(torch, *qkv, D, mask, scale=None):
     q, k, v = (x.unflatten(-1, (-1, D)).transpose(1, 2) for x in qkv)
-    see = torch.tensor(mask)
-    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, see, enable_gqa=q.shape[1] > k.shape[1])
+    see, grouped = torch.tensor(mask), q.shape[1] > k.shape[1]
+    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, see, scale=scale, enable_gqa=grouped)
     return y.transpose(1, 2).flatten(2)
+
+
+def torch_relative_attention(torch, q, k, v, W, D, buckets, mask):
+    b = W[torch.tensor(buckets)].permute(2, 0, 1) + torch.tensor(mask)
+    q, k, v = (x.unflatten(-1, (-1, D)).transpose(1, 2) for x in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, b).transpose(1, 2).flatten(2)
 
 
 def torch_projected_attention(torch, q, k, v, E, F, D):
@@ -70,11 +76,42 @@ def torch_cross_entropy(torch, z, targets, count):
     return torch.nn.functional.cross_entropy(z.flatten(0, 1), targets, ignore_index=-100, reduction=reduction) / divisor
 
 
+def torch_convolution(torch, x, W, window):
+    convolve = torch.nn.functional.conv1d if x.ndim == 3 else torch.nn.functional.conv2d
+    return convolve(x, W, None, *window[1:])
+
+
+def torch_windows(torch, x, window):
+    kernel, stride, padding, dilation = window
+    X = torch.nn.functional.unfold(x, kernel, dilation, padding, stride)
+    return X.transpose(1, 2).unflatten(1, window.outputs(tuple(x.shape[2:])))
+
+
+def torch_low_rank_convolution(torch, x, A, B, s, window):
+    return s * torch.einsum("or,nr...->no...", B, torch_convolution(torch, x, A, window))
+
+
+def torch_kl(torch, z, t, T, labelled, count, reverse=False):
+    log_q, log_p = (torch.log_softmax(x[torch.tensor(labelled)] / T, dim=-1) for x in (z, torch.tensor(t)))
+    pair = (log_p, log_q) if reverse else (log_q, log_p)
+    total = torch.nn.functional.kl_div(*pair, reduction="sum", log_target=True)
+    return T**2 * total / (count or int(labelled.sum()))
+
+
 TORCH: dict[str, Callable[..., Any]] = {
     "linear": lambda torch, x, W: torch.nn.functional.linear(x, W),
     "bias": lambda torch, b, x, W: torch.nn.functional.linear(torch.tensor(x), torch.tensor(W), b),
     "low rank": lambda torch, x, A, B, s: s * torch.nn.functional.linear(torch.nn.functional.linear(x, A), B),
+    "low rank, on some tokens": lambda torch, x, A, B, s, mask: (
+        s * torch.nn.functional.linear(x @ A.T, B) * torch.tensor(mask).unsqueeze(-1)
+    ),
+    "low rank, a B for each task": lambda torch, x, A, B, s, bounds: torch.cat(
+        [s * (x[i:j] @ A.T) @ B_t.T for B_t, i, j in zip(B, bounds, bounds[1:], strict=False)]
+    ),
     "low rank, embedding": lambda torch, A, B, ids, s: s * torch.nn.functional.embedding(torch.tensor(ids), A.T) @ B.T,
+    "windows": torch_windows,
+    **{f"convolution, {n}-D": torch_convolution for n in (1, 2)},
+    **{f"low rank, convolution, {n}-D": torch_low_rank_convolution for n in (1, 2)},
     "linear, sparse rows": lambda torch, values, W, **x: torch_dense(torch, values, **x) @ W.T,
     "low rank, sparse rows": lambda torch, values, A, B, s, **x: s * torch_dense(torch, values, **x) @ A.T @ B.T,
     "embedding bag": lambda torch, values, W, indptr, indices, width: torch.nn.functional.embedding_bag(
@@ -109,11 +146,20 @@ TORCH: dict[str, Callable[..., Any]] = {
     "tanh": lambda torch, x: torch.tanh(x),
     "select": lambda torch, x, b, t: x[torch.tensor(b), torch.tensor(t)],
     "swiglu": lambda torch, gate, up: torch.nn.functional.silu(gate) * up,
+    "geglu": lambda torch, gate, up, approximate: torch.nn.functional.gelu(gate) * up,
+    "geglu, tanh form": lambda torch, gate, up, approximate: torch.nn.functional.gelu(gate, approximate="tanh") * up,
+    "relu": lambda torch, x: torch.relu(x),
+    "mean of tokens": lambda torch, x, real: torch.stack(
+        [row[torch.tensor(mine)].mean(0) for row, mine in zip(x, real, strict=True)]
+    ),
     "rope": torch_rope,
     **dict.fromkeys((op for op in OPS if op.startswith("attention")), torch_attention),
     "attention, another number of keys": torch_softmax_attention,
+    "relative positions": torch_relative_attention,
     "embedding": lambda torch, W, ids: torch.nn.functional.embedding(torch.tensor(ids), W),
     **dict.fromkeys((op for op in OPS if op.startswith("cross-entropy")), torch_cross_entropy),
+    **dict.fromkeys((op for op in OPS if op.startswith("KL divergence")), torch_kl),
+    "KL divergence, reversed": partial(torch_kl, reverse=True),
     "mean squared error": lambda torch, y, target: torch.nn.functional.mse_loss(y, torch.tensor(target)),
     "dropout": lambda torch, x, keep: x * torch.tensor(keep),
 }
@@ -216,7 +262,7 @@ def test_a_gpu_array_gives_the_numbers_and_the_dtypes_of_numpy(op, rng, xp):
     case = cast(some(op, rng), lambda x: x.astype(np.float32))
     moved = results(op, cast(case, xp.asarray))
     assert all(get_array_module(result) is xp for result in moved)
-    rounds_alike = xp.__name__ != "cupy" and op != "gelu"  # whose erf is the library's own there
+    rounds_alike = xp.__name__ != "cupy" and op not in ("gelu", "geglu")  # whose erf is the library's own there
     for result, expected in zip(map(to_numpy, moved), results(op, case), strict=True):
         assert result.dtype == expected.dtype
         assert close(result, expected, 0 if rounds_alike else FLOAT32)
@@ -308,8 +354,10 @@ def test_where_no_position_carries_a_label_the_loss_and_its_gradient_are_zero(rn
 
 @pytest.mark.parametrize("scale", [1e2, 1e4])
 @pytest.mark.parametrize(
-    "op", ["gelu", "gelu, tanh form", "tanh", "swiglu", "cross-entropy", "attention, causal", "layer norm", "rms norm"]
-)
+    "op",
+    ["gelu", "gelu, tanh form", "tanh", "swiglu", "geglu", "geglu, tanh form", "relu", "cross-entropy",
+     "attention, causal", "layer norm", "rms norm"],
+)  # fmt: skip
 def test_large_numbers_overflow_nothing(op, scale, rng):
     case = cast(some(op, rng), lambda x: np.asarray(scale * x, np.float32))
     assert all(np.isfinite(result).all() for result in results(op, case))
@@ -431,6 +479,14 @@ def test_a_causal_query_looks_at_no_later_key(rng):
     assert (y[:, 3:] != changed[:, 3:]).all()
 
 
+@pytest.mark.parametrize("window", [1, 2, 5, 7])
+def test_without_a_causal_mask_a_window_reaches_as_far_ahead_as_back(window):
+    mask = ops.attention_mask(np, 6, False, None, "float64", window=window)
+    assert (mask is None) == (window >= 6)
+    for i, j in np.ndindex((6, 6)):
+        assert mask is None or (mask[i, j] == 0) == (abs(i - j) < window)
+
+
 @pytest.mark.parametrize("start", [0, 3])
 @pytest.mark.parametrize("window", [1, 2, 5, 7])
 def test_a_query_sees_its_own_key_and_those_before_it_up_to_the_window(window, start):
@@ -508,6 +564,44 @@ MISTAKES: list[tuple[str, str, Callable[..., Any]]] = [
     ("gelu", "the slope of the tanh form", lambda g, dy, c, x: (dy * ops.gelu_tanh_forward(x)[1],)),
     ("gelu, tanh form", "the slope of the exact GELU", lambda g, dy, c, x: (dy * ops.gelu_forward(x)[1],)),
     ("tanh", "the slope at y and not at x", lambda g, dy, y, x: (dy * (1 - np.tanh(y) ** 2),)),
+    (
+        "geglu",
+        "the slope of the tanh form",
+        lambda g, dy, c, gate, up: (dy * up * ops.gelu_tanh_forward(gate)[1], g[1]),
+    ),
+    ("geglu", "dup without the gelu", lambda g, dy, c, gate, up: (g[0], dy * gate)),
+    ("geglu, tanh form", "the slope at up", lambda g, dy, c, gate, up: (dy * up * ops.gelu_tanh_forward(up)[1], g[1])),
+    ("relu", "the slope of the other side", lambda g, dy, positive, x: (dy * ~positive,)),
+    ("mean of tokens", "a mean over the padding too", lambda g, dy, share, x: (0 * x + dy[:, None] / x.shape[1],)),
+    (
+        "attention, symmetric window",
+        "the window of the backward hides later keys",
+        lambda g, dy, c, *qkv: ops.attention_backward(
+            dy, ops.attention_forward(*qkv, attention_mask(qkv[0], True, None, 2), 3)[1]
+        ),
+    ),
+    (
+        "attention in blocks, symmetric window",
+        "the window of the backward hides later keys",
+        lambda g, dy, c, *_: ops.blockwise_attention_backward(dy, c._replace(causal=True)),
+    ),
+    ("attention, another root", "√D", lambda g, dy, c, *_: ops.attention_backward(dy, c)),
+    (
+        "relative positions",
+        "dW counts a bucket once",
+        lambda g, dy, c, q, k, v, W: (
+            *g[:3],
+            overwritten(ops.attention_bias_gradients(dy, c[0]).transpose(1, 2, 0), c[1], W),
+        ),
+    ),
+    (
+        "relative positions",
+        "dW of distances that are turned around",
+        lambda g, dy, c, *_: (
+            *g[:3],
+            ops.relative_bias_gradients(ops.attention_bias_gradients(dy, c[0]).swapaxes(1, 2), c[1], 6),
+        ),
+    ),
     ("select", "the first token always", lambda g, dy, c, x: (ops.select_backward(dy, (c[0], 0 * c[1], c[2])),)),
 ]
 

@@ -42,3 +42,7 @@ class Counted(np.ndarray):
     def __matmul__(self, other):
         Counted.flops += 2 * self.size * other.shape[-1]
         return super().__matmul__(other)
+
+    def __rmatmul__(self, other):
+        Counted.flops += 2 * other.size * self.shape[-1]
+        return super().__rmatmul__(other)

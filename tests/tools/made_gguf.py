@@ -29,6 +29,7 @@ VALUES = {
     "gpt2": SIZES | {"context_length": 1024, "attention.layer_norm_epsilon": 1e-5},
 }  # fmt: skip
 VALUES["qwen2"] = {key: value for key, value in VALUES["llama"].items() if key != "rope.dimension_count"}
+VALUES["smollm3"] = VALUES["phi3"] = VALUES["gemma3"] = VALUES["llama"]
 VALUES["qwen3"] = VALUES["qwen2"] | {"attention.key_length": D, "attention.value_length": D}
 
 
@@ -37,7 +38,9 @@ def shapes(architecture, tied=True):
     llama = {"attn_norm": (C,), "attn_q": (H * D, C), "attn_k": (KV * D, C), "attn_v": (KV * D, C)}
     llama |= {"attn_output": (C, H * D), "ffn_norm": (C,), "ffn_gate": (F, C), "ffn_up": (F, C), "ffn_down": (C, F)}
     gpt2 = {"attn_norm": (C,), "attn_qkv": (3 * C, C), "attn_output": (C, C), "ffn_norm": (C,), "ffn_up": (F, C)}
-    block = gpt2 | {"ffn_down": (C, F)} if architecture == "gpt2" else llama
+    phi3 = {"attn_norm": (C,), "attn_qkv": ((H + 2 * KV) * D, C), "attn_output": (C, H * D), "ffn_norm": (C,)}
+    phi3 |= {"ffn_up": (2 * F, C), "ffn_down": (C, F)}
+    block = {"gpt2": gpt2 | {"ffn_down": (C, F)}, "phi3": phi3}.get(architecture, llama)
     biased = {"qwen2": ("attn_q", "attn_k", "attn_v"), "gpt2": tuple(block)}.get(architecture, ())
     if architecture == "qwen3":
         block = llama | {"attn_q_norm": (D,), "attn_k_norm": (D,)}

@@ -1,6 +1,5 @@
 """Small models of each family and batches for them, their gradients, and Hugging Face's model with the same weights."""
 
-from collections import defaultdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,23 +12,36 @@ from minilora.models.families import FAMILIES
 from minilora.models.names import hub_name
 from minilora.models.transformer import Transformer
 from minilora.nn import Gradients, Inputs, Pass
+from minilora.verify.cases import SPECIAL  # what each family needs, or has to show
 
 SHAPE: dict[str, Any] = {"vocab_size": 13, "n_layers": 2, "d_model": 12, "d_ff": 10, "max_length": 9, "eps": 0.01}
-HEADS: dict[str, dict[str, Any]] = defaultdict(lambda: {"n_heads": 3})  # of a family that needs nothing else
+HEADS: dict[str, dict[str, Any]] = {family: {"n_heads": 3, **SPECIAL.get(family, {})} for family in FAMILIES}
+for shape in HEADS.values():
+    shape |= {"sliding_window": 5} if "layer_types" in shape else {}  # so wide that padding sees a real token
 HEADS |= {
     "gpt2": {"n_heads": 3},
     "llama": {"n_heads": 6, "n_kv_heads": 2, "rope_theta": 50.0},
     "mistral": {"n_heads": 6, "n_kv_heads": 2, "rope_theta": 50.0},
     "qwen2": {"n_heads": 6, "n_kv_heads": 2, "rope_theta": 50.0},
     "qwen3": {"n_heads": 3, "n_kv_heads": 1, "rope_theta": 50.0},
+    "smollm3": {"n_heads": 6, "n_kv_heads": 2, "rope_theta": 50.0, "rotary_layers": (True, False)},
+    "phi3": {"n_heads": 6, "n_kv_heads": 2, "rope_theta": 50.0},
     "bert": {"n_heads": 4, "segments": 3},
     "roberta": {"n_heads": 3, "segments": 3, "offset": 2, "activation": "gelu"},
 }
 
 
-FAMILY_HEADS = [(family, head) for family in FAMILIES for head in FAMILIES[family].classes]
+TEXT = [name for name, family in FAMILIES.items() if "lm" in family.classes]  # what reads images: test_vit.py
+FAMILY_HEADS = [(family, head) for family in TEXT for head in FAMILIES[family].classes]
 
-each_family = pytest.mark.parametrize("family", FAMILIES)
+# t5 reads two texts: tests/models/test_encoder_decoder.py has what must hold of it
+ONE_TEXT = [name for name in TEXT if not FAMILIES[name].build(Config(8, 1, 4, 1, head="none"), None).reads_source]
+each_family = pytest.mark.parametrize("family", ONE_TEXT)
+
+
+def beside(model: Transformer, ids: np.ndarray) -> Inputs:
+    """Inputs beside these ids: for a model of two texts the other one, the same ids backwards."""
+    return Inputs(source=ids[:, ::-1]) if model.reads_source else Inputs()
 
 
 def fresh(family: str, **options: Any) -> Transformer:

@@ -9,6 +9,7 @@ from minilora.models.config import Config
 from minilora.models.families import FAMILIES
 from minilora.models.transformer import Transformer
 from minilora.nn import Inputs
+from minilora.verify.cases import SPECIAL
 
 V, T = 31, 7
 IDS = np.random.default_rng(9).integers(2, V, (2, T))
@@ -21,16 +22,17 @@ def base(
 ) -> Transformer:
     """A small model no parameter of which is 0 or 1."""
     rng = np.random.default_rng(seed)
-    special: dict[str, Any] = {
+    special: dict[str, Any] = SPECIAL | {
         "llama": {"n_kv_heads": 1},
         "qwen3": {"n_kv_heads": 1},
+        "smollm3": {"n_kv_heads": 1, "rotary_layers": (True, False)},
+        "phi3": {"n_kv_heads": 1},
         "bert": {"activation": "gelu"},
         "roberta": {"offset": 2, "segments": 1, "activation": "gelu"},
-        "gpt2": {},
-    }[family]
+    }
     shape = {
         "vocab_size": V, "n_layers": 2, "d_model": 12, "n_heads": 2, "d_ff": 20, "max_length": 16, "labels": 3,
-        **special,
+        **special.get(family, {}),
     }  # fmt: skip
     model = FAMILIES[family].build(Config(**shape, head=head, tied=tied, dtype=dtype), rng)
     for parameter in model.named_parameters().values():

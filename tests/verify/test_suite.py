@@ -12,8 +12,11 @@ import pytest
 
 from minilora import ops
 from minilora.adapters import ia3, lora
+from minilora.adapters.base import Parallel
+from minilora.adapters.lora_conv import LoRAConvolution
+from minilora.adapters.merge import MergedConvolution
 from minilora.cli import main
-from minilora.nn import Module, Sequential
+from minilora.nn import Convolution, Module, Sequential
 from minilora.verify.check import Report
 from minilora.verify.laws import LAWS
 from minilora.verify.mutation import callers, functions
@@ -111,7 +114,8 @@ def test_the_files_of_the_ops_have_no_backward_that_the_package_does_not_show():
 
 
 def test_every_module_of_the_library_is_run_backward_and_right_by_both_methods(monkeypatch):
-    everything = {cls for cls in subclasses(Module) if cls.backward is not Module.backward} - {Sequential}
+    bases = {Sequential, Parallel, Convolution, LoRAConvolution, MergedConvolution}  # that others stand on
+    everything = {cls for cls in subclasses(Module) if cls.backward is not Module.backward} - bases
     ran: set[type] = set()
     for cls in everything:
 
@@ -120,7 +124,7 @@ def test_every_module_of_the_library_is_run_backward_and_right_by_both_methods(m
             return original(self, *arguments)
 
         monkeypatch.setattr(cls, "backward", counted)
-    for kind in ("module ", "adapter ", "family gpt2 with"):
+    for kind in ("module ", "adapter ", "family gpt2 with", "family t5 with"):
         assert_right(verify(kind), kind)
     assert ran == everything
 
@@ -217,7 +221,8 @@ def test_a_broken_op_makes_the_command_fail_with_its_name(words, capsys, monkeyp
 def test_a_broken_op_fails_every_module_that_is_built_on_it_and_no_other(monkeypatch):
     break_op(monkeypatch, "rms_norm_backward")
     assert wrong(verify("norm")) == [
-        "op rms norm", "module RMSNorm", "module Attention, norms on q and k", "module PreNormBlock of llama",
+        "op rms norm", "module RMSNorm", "module ZeroCentredRMSNorm", "module Attention, norms on q and k",
+        "module PreNormBlock of llama", "module SandwichNormBlock of gemma3_text",
     ]  # fmt: skip
 
 
@@ -270,6 +275,8 @@ BROKEN: dict[str, tuple[Any, str, Broken]] = {
     "l ∘ dl = Σ dy ∘ y": (ops, "ia3_gradients", scaled(1 + 1e-9)),
     "l ∘ dl = Σ dx ∘ x": (ops, "ia3_gradients", scaled(1 + 1e-9)),
     "Bᵀ dB = dA Aᵀ": (ops, "lora_A_gradients", scaled(1 + 1e-9)),
+    "Bᵀ dB = dA₂ A₂ᵀ": (ops, "lora_convolution_A_gradients", scaled(1 + 1e-9)),
+    "dA₂ = s Bᵀ G": (ops, "lora_convolution_A_gradients", scaled(1 + 1e-9)),
     "dA = 0 at B = 0": (ops, "lora_A_gradients", plus(1e-9)),
     "⟨B₁, dB₁⟩ = ⟨A₁, dA₁⟩ = ⟨B₂, dB₂⟩ = ⟨A₂, dA₂⟩": (ops, "loha_A_gradients", plus(1e-9)),
     "⟨w₁, dw₁⟩ = ⟨w₂, dw₂⟩": (ops, "lokr_w1_gradients", plus(1e-9)),

@@ -14,7 +14,7 @@ from . import layouts
 from .config import beside_in, classes_of, options_of
 from .format import BASE_FORMAT, CONFIG, WEIGHTS, layers_in, locate_adapter, read_adapter, slot_of
 from .reading import classifier_weight, label_names, load_adapter, load_base
-from .switching import Adapters
+from .switching import Adapters, load_adapters
 from .view import PREFIX
 from .writing import adapter_files, adapters_of, save_adapter
 
@@ -25,13 +25,16 @@ __all__ = [
     "Adapters",
     "adapter_files",
     "adapters_of",
+    "classes_of",
     "classifier_weight",
     "describe_adapter",
     "layers_in",
     "layouts",
     "load_adapter",
+    "load_adapters",
     "load_base",
     "locate_adapter",
+    "options_of",
     "read_adapter",
     "save_adapter",
     "slot_of",

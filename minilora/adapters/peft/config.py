@@ -55,8 +55,11 @@ def classes_of(config: dict[str, Any]) -> list[type[Adapter]]:
         fixed = classes[0].keys.fixed
         return [key for key, value in fixed.items() if config.get(key) not in (value, value or None)]
 
+    def without_ids(classes: list[type[Adapter]]) -> int:
+        return sum(option.is_ids and not config.get(option.key) for option in classes[0].options)
+
     # a LoRA-FA is written as a LoRA: of variants whose files say the same, the first in the alphabet is read
-    nearest = min(found, key=lambda classes: (len(differing(classes)), classes[0].variant))
+    nearest = min(found, key=lambda classes: (len(differing(classes)), without_ids(classes), classes[0].variant))
     for key in differing(nearest):
         raise ValueError(f"{key} = {short(config.get(key))} is not supported, only {nearest[0].keys.fixed[key]}")
     init = config.get(nearest[0].keys.init)
@@ -109,6 +112,12 @@ def beside_in(config: dict[str, Any]) -> dict[str, tuple[list[type[Adapter]], di
         if value is not None:
             found[key] = classes, value if isinstance(value, dict) else {"": value}
     return found
+
+
+def token_keys(config: dict[str, Any]) -> list[str]:
+    """The keys that hold ids of tokens."""
+    options = classes_of(config)[0].options
+    return [option.key for option in options if option.is_ids and not option.in_a_row] + [*beside_in(config)]
 
 
 def check_config(config: dict[str, Any]) -> None:

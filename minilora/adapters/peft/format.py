@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...files import load_tensors, read_json
-from ...models.hub import fetch, name_on_hub, pickle_error
+from ...models.hub import HubName, fetch, name_on_hub, pickle_error
+from ...models.tokenizer import FILES_READ
 from ...nn import Embedding, Linear
 from ..base import Adapter, Slot, shape
-from .config import beside_in, check_config, classes_of, flat, is_saved, options_of
+from .config import beside_in, check_config, classes_of, flat, is_saved, options_of, token_keys
 from .view import PREFIX
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -22,12 +24,20 @@ LABELS = "id2label"  # in the metadata of the tensors, as in config.json: PEFT w
 
 
 def locate_adapter(source: str | Path) -> Path:
-    """The folder of an adapter: a path, or where no such path exists that of a name on the Hub, "ORG/NAME@REVISION".
+    """The folder of an adapter: a path, or where no such path exists that of a name on the Hub, "ORG/NAME@REVISION",
+    with the tokenizer's files if it trains rows of tokens, which may be new.
 
     Raises what hub.fetch does.
     """
     hub = name_on_hub(source)
-    return fetch(hub, (CONFIG, WEIGHTS)) if hub else Path(source)
+    if not hub:
+        return Path(source)
+    folder = fetch(hub, (CONFIG, WEIGHTS))
+    config = flat(read_json(folder / CONFIG))
+    with suppress(ValueError):  # read_adapter() raises it, with the name of the file
+        if any(config.get(key) for key in token_keys(config)):
+            fetch(HubName(hub.name, folder.name), (CONFIG,), FILES_READ)
+    return folder
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]]:
@@ -86,7 +96,9 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
     for name, found in held.items():
         files = {cls: {slot.file for slot in cls.slots} for cls in classes}
         near = [cls for cls in classes if files[cls] & found.keys()]
-        cls = next((cls for cls in near if files[cls] == found.keys()), near[0])
+        axes_of = {cls: {slot.file: len(slot.file_shape or slot.shape) for slot in cls.slots} for cls in near}
+        axes_here = {file: x.ndim for file, x in found.items()}
+        cls = next((cls for cls in near if axes_of[cls] == axes_here), near[0])
         arrays = {slot.name: found[slot.file] for slot in cls.slots if slot.file in found}
         options = options_of(cls, config, name)
         axes = {slot.name: slot.file_shape or slot.shape for slot in cls.slots}
@@ -102,7 +114,7 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
             needed = " and ".join(f"{slot.file} {axes[slot.name]}".replace("'", "") for slot in cls.slots)
             shapes = " and ".join(str(x.shape) for x in found.values())
             raise ValueError(f"{folder / WEIGHTS}: {name} needs {needed} with r = {sizes['r']}, not {shapes}")
-        base = base_without_weights(cls, sizes["n_in"], sizes["n_out"], np.result_type(*arrays.values()))
+        base = base_without_weights(cls, sizes, np.result_type(*arrays.values()))
         layers[name] = cls.of(base, {slot.name: slot.from_file(arrays[slot.name]) for slot in cls.slots}, **options)
     return layers
 
@@ -113,9 +125,11 @@ def is_whole_in_file(cls: type[Adapter]) -> bool:
     return {"n_in", "n_out"} <= sizes and all(slot.file for slot in cls.slots)
 
 
-def base_without_weights(cls: type[Adapter], n_in: int, n_out: int, dtype: np.dtype[Any]) -> Linear | Embedding:
+def base_without_weights(cls: type[Adapter], sizes: Mapping[str, int], dtype: np.dtype[Any]) -> Any:
     """A base of these sizes, for an adapter that is looked at and not run."""
-    zero = np.zeros((), dtype)
+    n_in, n_out, zero = sizes["n_in"], sizes["n_out"], np.zeros((), dtype)
     if cls.base_type is Embedding:
         return Embedding(np.broadcast_to(zero, (n_in, n_out)))
-    return Linear(np.broadcast_to(zero, (n_out, n_in)))
+    kernel = [sizes[axis] for axis in cls.slots[0].shape if axis.startswith("k")]  # of a convolution
+    kind: Any = cls.base_type if kernel else Linear
+    return kind(np.broadcast_to(zero, (n_out, n_in, *kernel)))

@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ...files import load_tensors, read_json, save_tensors, tensors_to_bytes, to_json, write_folder
-from ...nn import Embedding, Linear
+from ...nn import Convolution, Embedding, Linear
 from ..base import DEFAULT, Adapter, is_number, variants
 from .config import classes_of
 from .format import CONFIG, WEIGHTS, base_without_weights, layers_in, locate_adapter, read_adapter
@@ -242,6 +242,8 @@ def read_pairs(folder: Path) -> tuple[dict[str, Any], dict[str, Pair], float]:
         raise ValueError(f"{folder / WEIGHTS} holds no tensor")
     pairs: dict[str, Pair] = {}
     for name, layer in layers.items():
+        if isinstance(layer.base, Convolution):
+            raise ValueError(f"{folder}: {name} is a convolution, which has no place here: see adapters/lora_conv.py")
         factors = layer.factors()
         if factors is None:
             raise ValueError(f"{folder}: ΔW of {layer.variant} is no product of two matrices, which this layout needs")
@@ -273,7 +275,7 @@ def lora(name: str, A: np.ndarray, B: np.ndarray, s: float, dropout: float) -> A
     """The adapter of the layer of that name; its base has no weights."""
     kind = Embedding if last(name) in TABLES else Linear
     cls = next(cls for cls in variants()[DEFAULT] if cls.base_type is kind)
-    base = base_without_weights(cls, A.shape[1], len(B), np.result_type(A, B))
+    base = base_without_weights(cls, {"n_in": A.shape[1], "n_out": len(B)}, np.result_type(A, B))
     tensors = dict(zip((slot.name for slot in cls.slots), (A, B), strict=True))
     return cls.of(base, tensors, r=len(A), alpha=alpha_for(s, len(A)), dropout=dropout)
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+from ...models.families import FAMILIES
 from ...nn import Linear
 from ..attach import HEADS
 from ..base import Adapter, Slot, shape, short
@@ -40,6 +41,10 @@ class Plan(NamedTuple):
         whole = [f"{path}.{name}" for path in self.saved for name in ("weight", "bias")]
         return whole + [f"{path}.bias" for path in self.biases]
 
+    def prefixes(self) -> dict[str, str]:
+        """{path: what stands before the name of its slots} of the layers `beside`."""
+        return {path: self.adapters[path][0].beside.prefix for path in self.beside}  # type: ignore[union-attr]
+
 
 class Place(NamedTuple):
     """Where a tensor of the file belongs."""
@@ -51,11 +56,17 @@ class Place(NamedTuple):
 
 
 def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
-    """{name of a tensor: its place} of all that the file holds."""
+    """{name of a tensor: its place} of all that the file holds. Raises ValueError for an embedding that PEFT's model
+    has twice."""
+    if FAMILIES[view.model.family].copies and "embed.token" in (*plan.adapters, *plan.saved):
+        raise ValueError(
+            f"{view.names['embed.token']}: in PEFT each stack of a {view.model.family} has an embedding of its own and "
+            "reads no other, so there is no file for an adapter of both: merge(model), and save the model"
+        )
     found: dict[str, Place] = {}
     shared: dict[Slot, bool] = {}  # does the file hold it?
     largest = {"n_in": 0, "n_out": 0}
-    prefix = {path: plan.adapters[path][0].beside.prefix for path in plan.beside}  # type: ignore[union-attr]
+    prefix = plan.prefixes()
     for path, (cls, options) in plan.adapters.items():
         if plan.tied and path == view.head and path in plan.beside:
             continue  # PEFT writes what a head shares with the embedding only where it stands alone
@@ -81,6 +92,15 @@ def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
         end = prefix.get(path, "") + ("base_layer.bias" if path in plan.adapters else "bias")
         found[view.tensor(path, end)] = Place(path, "bias", None, view.bases[path].bias.data.shape)
     return found
+
+
+def twins(view: View, plan: Plan) -> dict[str, str]:
+    """{name of a slot of a tied head: that of the embedding} where PEFT writes the first only for a resized table."""
+    if not (plan.tied and view.head in plan.beside):
+        return {}
+    cls, prefix = plan.adapters[view.head][0], plan.prefixes()[view.head]
+    ends = [prefix + slot.file for slot in cls.slots]
+    return {view.tensor(view.head, end): view.tensor("embed.token", end) for end in ends}
 
 
 def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Plan:

@@ -27,14 +27,18 @@ from ...models.quantized import format_of, formats_for
 from ...models.quantized import quantize as hold_as
 from ...models.saving import base_hash
 from ...models.transformer import Transformer
-from ...nn import Module, Parameter, check_fit, converted
+from ...models.vocabulary import add_rows, say_added
+from ...nn import TABLES, Module, Parameter, check_fit, converted
 from ...quantization import STORED, Quantized, dense, formats
 from ..attach import wasted_rank
-from .config import classes_of
+from ..base import smaller_side
+from .config import classes_of, token_keys
 from .format import BASE_FORMAT, CONFIG, LABELS, WEIGHTS, base_without_weights, locate_adapter, read_adapter
-from .plan import Place, Plan, plan_of, tensors_of
+from .plan import Place, Plan, plan_of, tensors_of, twins
 from .view import PREFIX, View, view_of
 
+WHOLE_TABLE = "weight", "base_layer.weight", "token_adapter.base_layer.weight"  # ends of the name of one in a file
+COPIES = ".original_module.", ".modules_to_save."  # in other names that PEFT has for what it saves whole
 HEADS_OF_TASKS = {"SEQ_CLS": "classify", "TOKEN_CLS": "tokens", "FEATURE_EXTRACTION": "none"}  # of PEFT's task_type
 
 
@@ -72,7 +76,8 @@ def load_base(
     rng: Rng = 0,
     quantize: str | None = None,
 ) -> Transformer:
-    """The model in `source` with the head that an adapter is for: a classifier of as many labels as the adapter's.
+    """The model in `source` with the head that an adapter is for, a classifier of as many labels as the adapter's, and
+    with the tokens that were added to its vocabulary (models/vocabulary.py).
 
     `quantize` is the format that it is held in, but for layers that the adapter holds in one itself. What the base
     lacks is drawn from `rng`. Raises and warns as load_pretrained does, but for a classifier that is drawn: the adapter
@@ -91,6 +96,9 @@ def load_base(
         model = load(head=head, labels=labels if head in LABELLED else None)
         if labels and model.config.head not in LABELLED:  # and the config has no task_type
             model = load(head="classify", labels=labels)
+    n, tables = added_tokens(view_of(model), config, tensors)
+    if n:
+        add_rows(model, n, tables)
     if makes_weight and quantize not in (None, STORED):
         hold_as(model, quantize, plan_of(view_of(model), config, tensors).adapters)
     return model
@@ -107,6 +115,12 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     does."""
     config, tensors, metadata = read_adapter(folder)
     view = view_of(model)
+    n, tables = added_tokens(view, config, tensors)
+    if tables and n:
+        raise ValueError(
+            f"{folder}: {say_added(n)}, which is of {model.config.vocab_size} in this model: peft.load_base() loads a "
+            "base with them"
+        )
     try:
         plan = plan_of(view, config, tensors)
     except ValueError as error:
@@ -120,13 +134,37 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
         raise ValueError(f"{folder / WEIGHTS} does not fit this model and its config: {error}") from None
     made = made_weights(view, plan)
     notes = list(filter(None, [check_base(model, plan, metadata, folder, made)]))
+    if model.added_tokens:
+        notes.append(f"{folder}: {say_added(model.added_tokens)}")
     if beside:
         notes.append(f"{len(beside)} of its tensors are for a pooler, which a model without a head lacks")
-    sides = {path: min(view.bases[path].weight.data.shape) for path in plan.adapters}
+    sides = {path: smaller_side(view.bases[path].weight.data.shape) for path in plan.adapters}
     ranks = {path: cls.rank(options) for path, (cls, options) in plan.adapters.items() if cls.trains_a_matrix()}
     notes += filter(None, [wasted_rank({view.names[path]: (r, sides[path]) for path, r in ranks.items()})])
     labels = label_names(metadata, model.config.labels) if model.config.head in LABELLED else []
     return build(view, plan, places, tensors, made), labels, "; ".join(notes)
+
+
+def added_tokens(
+    view: View, config: dict[str, Any], tensors: Mapping[str, np.ndarray]
+) -> tuple[int, dict[str, np.ndarray]]:
+    """(how many tokens an adapter's vocabulary has more than the model's, {path: W} of the tables with their rows).
+
+    PEFT saves an embedding and a head that were resized, whole, unless it is told not to. Then the number follows from
+    the rows that learn, if they are all of the new ones.
+    """
+    V, tables, ids = view.model.config.vocab_size, {}, set()
+    for path in (path for path in TABLES if path in view.layers):
+        W = next((W for end in WHOLE_TABLE if (W := tensors.get(view.tensor(path, end))) is not None), None)
+        if W is not None and W.ndim == 2 and W.shape[1] == view.bases[path].weight.data.shape[1]:
+            tables[path] = W
+    if tables:
+        return max(0, max(map(len, tables.values())) - V), {path: W for path, W in tables.items() if len(W) > V}
+    for key in token_keys(config):
+        values = config.get(key) or []
+        ids |= {i for each in (values.values() if isinstance(values, dict) else [values]) for i in each}
+    new = {i for i in ids if i >= V}
+    return (len(new) if new == {*range(V, V + len(new))} else 0), {}
 
 
 def made_weights(view: View, plan: Plan) -> dict[str, Parameter]:
@@ -189,25 +227,36 @@ def needed(
     places: dict[str, Place],
     base_format: str,
 ) -> dict[str, np.ndarray]:
-    """The tensors without what PEFT writes beside them: constants of old models, the frozen weight of an adapted
-    embedding or head, and with bias "all" what it knows by two names. Raises ValueError for another frozen weight, but
-    for one of which only the format differs."""
+    """The tensors without what PEFT writes beside them: constants of old models, the frozen weight of an embedding or
+    head that is adapted or was resized, its token rows once more for a tied head, and of a resized one that is saved,
+    or with bias "all", what it knows by two names. Raises ValueError for another frozen weight, but for one of which
+    only the format differs, and for other rows of the head."""
     encoded = formats_for(view.model, base_format) if base_format in formats() else {}
-    frozen = {view.tensor(path, "base_layer.weight"): path for path in plan.adapters}
+    prefix = plan.prefixes()
+    frozen = {view.tensor(path, f"{prefix.get(path, '')}base_layer.weight"): path for path in plan.adapters}
+    frozen |= {name: path for path in TABLES if path in view.layers and path not in plan.saved
+               if (name := view.tensor(path, "weight")) not in places}  # fmt: skip
+    again = twins(view, plan)
+    copies = {view.tensor(path, f"{x[1:]}weight") for path in TABLES if path in plan.saved for x in COPIES}
     head_bias = view.head_bias if ("lm_head", "bias") in [(p.path, p.name) for p in places.values()] else ""
     found = {}
     for name, x in tensors.items():
-        copy = config.get("bias") == "all" and (".original_module." in name or ".modules_to_save." in name)
+        copy = name in copies or (config.get("bias") == "all" and (COPIES[0] in name or COPIES[1] in name))
         if name in frozen:
             path = frozen[name]
-            if plan.adapters[path][0].makes_weight:
+            if path in plan.adapters and plan.adapters[path][0].makes_weight:
                 continue  # base_sha256 is of the weight that it makes
             p = view.bases[path].weight
             W = p.data if isinstance(p.data, Quantized) or p not in encoded else encoded[p].of(p.data)
             held = dense(type(p.data).of(x)) if type(p.data) in formats().values() else x
+            if x.shape[1:] == W.shape[1:] and len(x) < len(W):
+                raise ValueError(f"{name} has {len(x)} rows, and this base {len(W)}: its vocabulary was cut before")
             if not np.array_equal(to_numpy(dense(W)).astype(x.dtype), held):
                 raise ValueError(f"{name} is not the weight of this base: it was made for another, or trained or "
                                  "resized")  # fmt: skip
+        elif name in again and again[name] in tensors:
+            if not np.array_equal(x, tensors[again[name]]):
+                raise ValueError(f"the head is tied to the embedding: {name} is not {again[name]}")
         elif not copy and name != head_bias and not CONSTANT.fullmatch(name):
             found[name] = x
     return found
@@ -238,7 +287,7 @@ def check_tensors(view: View, plan: Plan, tensors: dict[str, np.ndarray], places
         if (plan.tied and path == view.head) or len(own.get(path, {})) < len(cls.slots):
             continue  # it shares the embedding's Parameters, or those of all layers
         sizes = cls.sizes_for(view.bases[path], options)
-        base = base_without_weights(cls, sizes["n_in"], sizes["n_out"], dtype)
+        base = base_without_weights(cls, sizes, dtype)
         factors = cls.of(base, own[path], **options).factors()
         if factors is None:
             continue

@@ -1,19 +1,40 @@
-"""Several adapters on one base, read once and switched by name."""
+"""Several adapters on one base, read once: switched by name, or in one batch, each for rows of its own."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from ...backend import Rng
 from ...models.labels import label_maps
 from ...models.transformer import Transformer
 from ...nn import Module
 from ...spelling import choose_from
+from ..attach import LAYERS, Targets, attach
+from ..base import DEFAULT, Adapter
+from ..many import Many
 from .format import locate_adapter
 from .reading import read_modules
 
 
+def load_adapters(model: Transformer, folders: Mapping[str, str | Path]) -> Adapters:
+    """Read several adapters, {name: folder}, for batches in which each row has its own:
+
+        adapters = load_adapters(model, {"fr": "runs/fr", "de": "runs/de"})
+        model.forward(ids, Inputs(adapters=["fr", "de", None]))         # None: the base
+
+    Raises as load_adapter does; the model is then as it was, but frozen. Notes are in Adapters.notes.
+    """
+    adapters = Adapters(model)
+    for name, folder in folders.items():
+        adapters.load(name, folder)
+    adapters.activate_by_row()
+    return adapters
+
+
 class Adapters:
-    """Several adapters on one base, by name, at most one of them active.
+    """Several adapters on one base, by name: one of them active, or each for rows of its own.
 
         adapters = Adapters(model)
         adapters.load("notes", "runs/notes")
@@ -21,6 +42,7 @@ class Adapters:
         adapters.activate("notes")              # the model now answers with it
         adapters.activate("tests")
         adapters.activate(None)                 # the base, bit for bit
+        adapters.activate_by_row()              # by Inputs(adapters=["notes", None, "tests"]), adapters/many.py
 
     The base is frozen from here on, and nothing writes to it. Each adapter has its own slots, its own copies of what
     modules_to_save and bias train, and shares everything else.
@@ -34,33 +56,78 @@ class Adapters:
         model.freeze()
         self.model, self.loaded, self.active = model, dict[str, dict[str, Module]](), ""
         self.hf_configs = {"": model.hf_config}  # with the names that each adapter gives to a classifier's labels
-        self.replaced: dict[str, Module] = {}  # the base's modules where the active adapter has its own
+        self.replaced: dict[str, Module] = {}  # the base's modules where an active adapter has its own
+        self.by_row = False
+        self.notes: dict[str, str] = {}  # what load() returned, by name
 
     def load(self, name: str, folder: str | Path) -> str:
         """Read an adapter, to be called `name`; return a note. Nothing else changes. Raises as load_adapter does, and
         ValueError for a name that is taken or empty."""
+        self.check_name(name)
+        active, by_row = self.active, self.by_row
+        self.activate(None)
+        try:
+            modules, names, self.notes[name] = read_modules(self.model, locate_adapter(folder))
+            self.add(name, modules, names)
+        finally:
+            self.activate_by_row() if by_row else self.activate(active or None)
+        return self.notes[name]
+
+    def attach(
+        self, name: str, variant: str = DEFAULT, targets: Targets | None = None, *, rng: Rng, **options: Any
+    ) -> None:
+        """Start a new adapter, to be called `name`, as attach() does on the base: several can learn in one batch
+        (Batch.adapters). Nothing else changes. Raises ValueError as attach() does, for a name that is taken, and for
+        `train`, as all share the base."""
+        self.check_name(name)
+        if "train" in options:
+            raise ValueError(f"train={options['train']!r}: all adapters share the base, so nothing of it can learn")
+        active, by_row = self.active, self.by_row
+        self.activate(None)
+        plain = {path: m for path, m in self.model.named_modules() if isinstance(m, LAYERS)}
+        try:
+            attach(self.model, variant, targets, rng=rng, **options)
+            modules = {path: m for path in plain if isinstance(m := self.model[path], Adapter)}
+            for path in modules:
+                self.model[path] = plain[path]
+            self.add(name, modules, [])
+        finally:
+            self.activate_by_row() if by_row else self.activate(active or None)
+
+    def check_name(self, name: str) -> None:
         if not name or name in self.loaded:
             raise ValueError(
                 f"an adapter is called {name!r} already: choose another name" if name else "give it a name"
             )
-        active = self.active
-        self.activate(None)
-        try:
-            modules, names, note = read_modules(self.model, locate_adapter(folder))
-        finally:
-            self.activate(active or None)
-        self.loaded[name] = modules
+
+    def add(self, name: str, modules: Mapping[str, Module], names: list[str]) -> None:
+        self.loaded[name] = dict(modules)
         self.hf_configs[name] = self.hf_configs[""] | (label_maps(names) if names else {})
-        return note
 
     def activate(self, name: str | None) -> None:
         """Put the adapter of that name in place, or with None the base alone. Raises KeyError for a name not loaded."""
         if name is not None and name not in self.loaded:
             raise KeyError(f"no adapter is called {name!r}: {choose_from(name, self.loaded)}")
+        self.put(self.loaded[name] if name else {})
+        self.active, self.by_row, self.model.adapter_names = name or "", False, ()
+        self.model.hf_config = self.hf_configs[self.active]
+
+    def activate_by_row(self) -> None:
+        """Put all adapters in place, each for the rows of a batch that Inputs.adapters gives it."""
+        self.activate(None)
+        paths = dict.fromkeys(path for modules in self.loaded.values() for path in modules)
+        self.put(
+            {
+                path: Many(self.model[path], {name: m[path] for name, m in self.loaded.items() if path in m})
+                for path in paths
+            }
+        )
+        self.by_row, self.model.adapter_names = True, tuple(self.loaded)
+
+    def put(self, modules: Mapping[str, Module]) -> None:
+        """Put these in place, and the base's own where none is."""
         for path, module in self.replaced.items():
             self.model[path] = module
-        self.replaced, self.active = {}, name or ""
-        self.model.hf_config = self.hf_configs[self.active]
-        for path, module in self.loaded[name].items() if name else ():
-            self.replaced[path] = self.model[path]
+        self.replaced = {path: self.model[path] for path in modules}
+        for path, module in modules.items():
             self.model[path] = module

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ...models.families import FAMILIES
 from ...models.names import hf_name
 from ...models.transformer import Transformer
-from ...nn import Embedding, LayerNorm, Linear, Part, RMSNorm
+from ...nn import Convolution, Embedding, LayerNorm, Linear, Part, RMSNorm
 
 PREFIX = "base_model.model."  # of a tensor of one layer; after it comes the name of the layer
 SHARED = "base_model."  # of a tensor that all layers share
@@ -36,7 +36,7 @@ class View(NamedTuple):
 
 
 def view_of(model: Transformer) -> View:
-    kinds = Linear | Embedding | LayerNorm | RMSNorm
+    kinds = Linear | Embedding | LayerNorm | RMSNorm | Convolution
     modules = {path: m for path, m in model.named_modules() if not isinstance(m, Part)}
     layers: dict[str, Any] = {path: model[path] for path, m in modules.items() if isinstance(m, kinds)}
     names = {path: hf_name(model, path) for path in layers}

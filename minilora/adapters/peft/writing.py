@@ -13,11 +13,11 @@ from ...models.labels import label_maps, labels_of
 from ...models.quantized import format_of
 from ...models.saving import base_hash
 from ...models.transformer import Transformer
-from ...nn import Linear
+from ...nn import TABLES, Linear
 from ..base import Adapter, variants
 from .config import CLASSIFIERS, biases_of, ends_with, nested
 from .format import BASE_FORMAT, CONFIG, LABELS, WEIGHTS
-from .plan import Plan, tensors_of
+from .plan import Plan, tensors_of, twins
 from .view import TIED_NAMES, View, view_of
 
 
@@ -132,7 +132,7 @@ def beside_keys(view: View, beside: Mapping[str, Adapter], keys: Iterable[str]) 
         if path != view.head or "embed.token" not in beside:
             value = getattr(adapter, adapter.beside.option)
             config[adapter.beside.key] = (config[adapter.beside.key] or {}) | {view.names[path]: value}
-    table = view.names["embed.token"]
+    table = view.names.get("embed.token")  # none of a model that reads images
     return {key: values[table] if values and [*values] == [table] else values for key, values in config.items()}
 
 
@@ -192,12 +192,16 @@ def names_in_config(view: View, adapters: dict[str, Adapter], plan: Plan, by_key
 
 
 def task_type(view: View, adapters: dict[str, Adapter]) -> str | None:
-    """What PEFT calls it; it has no name for guessing masked words."""
+    """What PEFT calls it; it has no name for guessing masked words, and none for images: its classes read token ids."""
     head = view.model.config.head
+    if view.model.config.image_size:
+        return None
     if head in LABELLED:
         return {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS"}[head] if saves_classifier(view, adapters) else None
     if head == "none":
         return "FEATURE_EXTRACTION"
+    if view.model.reads_source:
+        return "SEQ_2_SEQ_LM"
     return "CAUSAL_LM" if view.model.causal else None
 
 
@@ -226,8 +230,9 @@ def trained_beside(
 
 def saves_classifier(view: View, adapters: dict[str, Adapter]) -> bool:
     """PEFT saves a classifier whole, whatever trains, where the task says SEQ_CLS or TOKEN_CLS: unless an adapter is on
-    it."""
-    return view.model.config.head in LABELLED and not any(map(is_of_classifier, adapters))
+    it. For images there is no such task, and a classifier is saved where it trains."""
+    config = view.model.config
+    return config.head in LABELLED and not config.image_size and not any(map(is_of_classifier, adapters))
 
 
 def is_of_classifier(path: str) -> bool:
@@ -251,6 +256,11 @@ def tensors_in_file(view: View, plan: Plan, adapters: dict[str, Adapter], config
     if set(config["target_modules"]) & set(TIED_NAMES) and not any(adapter.beside for adapter in adapters.values()):
         for path in adapters.keys() & {"embed.token", "lm_head"}:
             tensors[view.tensor(path, "base_layer.weight")] = view.bases[path].dense()
+    if view.model.added_tokens:  # PEFT writes tables that were resized whole, and all that is in them
+        tensors |= {name: tensors[twin] for name, twin in twins(view, plan).items()}
+        for path in (path for path in TABLES if path in view.layers and path not in plan.saved):
+            end = f"{plan.prefixes().get(path, '')}base_layer.weight" if path in adapters else "weight"
+            tensors[view.tensor(path, end)] = view.bases[path].dense()
     return tensors
 
 

@@ -18,8 +18,8 @@ from ... import __version__
 from ..options import SHARED, Parser
 
 COMMANDS = [  # in the order of --help
-    *("demo", "pretrain", "finetune", "predict", "compare", "sweep", "generate", "chat", "merge", "info"),
-    *("rank", "count", "audit", "verify", "ex"),
+    *("demo", "pretrain", "finetune", "predict", "compare", "sweep", "generate", "chat", "merge", "combine"),
+    *("prune", "info", "rank", "count", "audit", "verify", "ex"),
 ]
 
 

@@ -21,11 +21,11 @@ def arguments(add: Add) -> None:
 
 
 def run(options: Options) -> None:
+    from ...jobs.bases import tokenizer_for
     from ...models.generation import answer
-    from ...models.pretrained import load_tokenizer
 
     base, adapter = located(options)
-    tokenizer = load_tokenizer(base)
+    tokenizer = tokenizer_for(base, adapter)
     messages = [] if options.system is None else [{"role": "system", "content": options.system}]
     tokenizer.chat([*messages, {"role": "user", "content": "?"}])  # raises, before the model is read, where it cannot
     model, choices, terminal = load_model(base, adapter, options), sampling(options), sys.stdin.isatty()

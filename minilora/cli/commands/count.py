@@ -35,6 +35,7 @@ def arguments(add: Add) -> None:
     add("--labels", type=positive_int, metavar="N", help="outputs of classify and tokens (default: the config's, or 2)")
     add("--batch", type=positive_int, default=1, metavar="N", help="sequences (default 1)")
     add("--tokens", type=positive_int, metavar="N", help="in a sequence (default 512, or what the model can)")
+    add("--source-tokens", type=positive_int, metavar="N", help="that an encoder reads beside (default: as many)")
     add("--dtype", metavar="NAME", help="of the base: float32 (default), float16, bfloat16, int8, nf4, nf4-dq, float64")
     add("--recompute", action="store_true", help="blocks keep their input alone, and run again for backward")
     add("--json", action="store_true", help=JSON)
@@ -68,6 +69,7 @@ def run(options: Options) -> None:
     names = options.compare or [options.method or DEFAULT]
     shared = {"r": options.rank, "virtual_tokens": options.virtual_tokens, "batch": options.batch}
     shared |= {"tokens": options.tokens, "recompute": options.recompute, "head": options.head, "labels": options.labels}
+    shared |= {"source_tokens": options.source_tokens}
     accounts = {}
     for name in names:  # of several, those that choose their layers get the targets; one alone must take them
         chosen = options.targets if name in TARGETED or not options.compare else None

@@ -6,22 +6,25 @@ from dataclasses import fields
 from ...jobs.settings import TASKS
 from ...process import keep_freed_memory
 from ..models import backend
-from ..options import CLASSIFYING, COLUMNS, TUNING, Add, Options, add_settings, job_options
+from ..options import ADAPTER, CLASSIFYING, COLUMNS, MODEL, TUNING, Add, Options, add_settings, job_options
 
 EXAMPLE = "minilora finetune --base builtin --data notes.txt --targets q_proj,v_proj --rank 8 --out runs/notes"
 HOLDS = """adapter_config.json, adapter_model.safetensors, settings.json, history.json, checkpoint.safetensors;
-  samples.json (before and after), or to classify scores.json and curves.png"""
-SHARED = "--base", "--out", "--resume", "--device", "--seed", "--shards"
+  samples.json (before and after), or to classify scores.json and curves.png; of --watch forgetting.png; of
+  --add-tokens the tokenizer's files"""
+SHARED = "--out", "--resume", "--device", "--seed", "--shards"
 DATA = "a file; or 'builtin', Python's own source; to classify, rotten_tomatoes or imdb"
 
 
 def arguments(add: Add) -> None:
     what = """text (default): --data is a text; instruct: conversations in JSON, as messages, Alpaca's, ShareGPT's or
     {"prompt": "...", "answer": "..."}; classify: rows of a table, or JSON, with a text and its label"""
+    add("--base", metavar="MODEL", help=f"{MODEL} (default builtin, or what the adapter of --from was made for)")
+    add("--from", dest="start", metavar="ADAPTER", help=f"go on from {ADAPTER}, with its options")
     add("--task", choices=[*TASKS], default="text", help=what)
     add_settings(add, "rank")
     add("--data", required=True, metavar="FILE", help=DATA)
-    add_settings(add, *TUNING, *CLASSIFYING, *COLUMNS, "held_out")
+    add_settings(add, *TUNING, *CLASSIFYING, *COLUMNS, "held_out", "add_tokens", "watch")
 
 
 def run(options: Options) -> None:
@@ -30,7 +33,7 @@ def run(options: Options) -> None:
     from ...jobs.finetuning import finetune, task_named
 
     task, given = task_named(options.task), job_options(options)
-    known = {"base", "data", "out", "task", "resume", *(field.name for field in fields(task.settings_type))}
+    known = {"base", "data", "out", "task", "resume", "start", *(field.name for field in fields(task.settings_type))}
     unread = next((name for name in given if name not in known), None)
     if unread:
         raise ValueError(f"--task {options.task} does not read --{unread.replace('_', '-')}: leave it out")

@@ -13,12 +13,13 @@ def arguments(add: Add) -> None:
 
 
 def run(options: Options) -> None:
+    from ...jobs.bases import tokenizer_for
     from ...models.generation import stream
-    from ...models.pretrained import load_tokenizer
 
     base, adapter = located(options)
     model = load_model(base, adapter, options)
-    pieces = stream(model, options.prompt, options.tokens, tokenizer=load_tokenizer(base), **sampling(options))
+    tokenizer = tokenizer_for(base, adapter)
+    pieces = stream(model, options.prompt, options.tokens, tokenizer=tokenizer, **sampling(options))
     print(shown(options.prompt.encode(errors="surrogateescape").decode(errors="replace")), end="", flush=True)
     try:
         for piece in pieces:

@@ -22,8 +22,9 @@ def arguments(add: Add) -> None:
 def run(options: Options) -> None:
     from ...adapters.merge import merge
     from ...files import check_free, write_folder
+    from ...jobs.bases import tokenizer_for
     from ...jobs.merging import check_merge
-    from ...models.pretrained import load_tokenizer, tokenizer_files
+    from ...models.pretrained import tokenizer_files
     from ...models.quantized import hold
     from ...models.saving import model_files, reads_last_token
 
@@ -32,10 +33,11 @@ def run(options: Options) -> None:
     model, tokenizer = load_model(base, adapter, options), None
     if reads_last_token(model):
         with suppress(FileNotFoundError):  # a base without one
-            tokenizer = load_tokenizer(base)
+            tokenizer = tokenizer_for(base, adapter)
     if options.dtype != "float32":
         check_merge(model, options.dtype, options.anyway)
     paths = merge(model)
     hold(model, options.dtype)
-    write_folder(options.out, model_files(model, tokenizer) | tokenizer_files(base))
+    files = tokenizer_for(base, adapter).files() if model.added_tokens else tokenizer_files(base)
+    write_folder(options.out, model_files(model, tokenizer) | files)
     print(f"{len(paths)} adapters merged; written to {options.out}")

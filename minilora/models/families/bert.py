@@ -13,27 +13,30 @@ from .family import Family, encoder_classes
 def bert(config: Config, rng: Rng | None) -> Transformer:
     """Post-norm, learned positions and segments, GELU; every token sees every other."""
     new = LayerFactory(config, rng)
-    return encoder("bert", new, transform="pooler", head_gelu=new.gelu())
+    return encoder("bert", new, transform="pooler", head_gelu=new.gelu(), segments=config.segments)
 
 
-def encoder(family: str, new: LayerFactory, transform: str, head_gelu: Gelu) -> Transformer:
-    """What BERT and RoBERTa share.
+def encoder(
+    family: str, new: LayerFactory, transform: str, head_gelu: Gelu, segments: int, act: Module | None = None
+) -> Transformer:
+    """What BERT, RoBERTa and DistilBERT share. `segments`: the number of segment embeddings, 0 for none.
 
-    A classifier of texts reads tanh(W h + b) of the first token h, where W and b are the layer `transform`. A
-    classifier of tokens reads each h. A language model's head predicts masked tokens:
+    A classifier of texts reads tanh(W h + b) of the first token h, where W and b are the layer `transform`, or another
+    `act` in the place of tanh. A classifier of tokens reads each h. A language model's head predicts masked tokens:
 
     logits = E norm(gelu(W h + b)) + c          E the token embedding
     """
     config, C = new.config, new.config.d_model
     token, position = new.embedding(config.vocab_size), new.embedding(config.offset + config.max_length)
-    embed = Embeddings(token, position, new.embedding(config.segments), new.layer_norm(), config.offset)
+    segment = new.embedding(segments) if segments else None
+    embed = Embeddings(token, position, segment, new.layer_norm(), config.offset)
     blocks = [
         PostNormBlock(new.layer_norm(), new.attention(causal=False, bias=True), new.layer_norm(), new.mlp())
         for _ in range(config.n_layers)
     ]
     head: dict[str, Module] = {}
     if config.head == "classify":
-        head = {"first": Select(last=False), transform: new.linear(C, C, True), f"{transform}_tanh": Tanh()}
+        head = {"first": Select(last=False), transform: new.linear(C, C, True), f"{transform}_act": act or Tanh()}
         head["classifier"] = new.classifier(bias=True)
     elif config.head == "tokens":
         head["classifier"] = new.classifier(bias=True)

@@ -28,16 +28,25 @@ class Family:
         lambda values: {}
     )  # config.json -> fields that need code
     extra_keys: Callable[[Config], dict[str, Any]] = lambda config: {}  # those fields -> config.json
+    not_read: Mapping[str, str] = field(default_factory=dict)  # a model_type near this one that no family reads -> why
 
     # ---- tensors in Hugging Face's files ----
-    base_model_prefix: str = "model"  # the prefix of all names but the head's, in a class with a head
+    base_model_prefix: str = "model"  # the prefix of all names but the head's, in a class with a head; "": none
     hf_names: Names = ()  # (our path, their name); {} is the number of a block. The first that matches counts
     hf_head_names: Mapping[str, Names] = field(default_factory=dict)  # head -> names that are tried before hf_names
+    ungated_names: Names = ()  # names that are tried before those where the MLPs are not gated (T5 1.0)
+    file_names: Names = ()  # (part of their name, what it is in files), where transformers renames what it loads
+    copies: Sequence[str] = ()  # other names of the token embedding's weight, under which a file may hold it again
+    ignored: Sequence[str] = ()  # tensors that a file may hold, and that no model reads
     transposed: Sequence[str] = ()  # the last part of the names of layers whose weights are stored as (in, out)
     unused: Mapping[str, Sequence[str]] = field(default_factory=dict)  # head -> their layers that change no output
 
-    # ---- tensors in GGUF files, where general.architecture is the name of the family ----
+    # ---- GGUF files ----
     gguf_names: Mapping[str, str] = field(default_factory=dict)  # their name -> our path; empty: not in llama.cpp
+    gguf_architecture: str = ""  # general.architecture, where it is not the name of the family
+    gguf_keys: Mapping[str, str] = field(default_factory=dict)  # key below the architecture -> key of config.json
+    gguf_values: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda values: {}  # what of config.json a file lacks
+    gguf_added_to_norms: float = 0.0  # to the gain of each norm, by llama.cpp's converter
     gguf_interleaved: bool = False  # llama.cpp rotates rows 2i and 2i + 1 of q and k, Hugging Face i and i + D/2
 
     # ---- tokenizer, by its class in `transformers` ----

@@ -15,7 +15,7 @@ def gpt2(config: Config, rng: Rng | None) -> Transformer:
     new = LayerFactory(config, rng)
     token, position = new.embedding(config.vocab_size), new.embedding(config.max_length)
     blocks = [
-        PreNormBlock(new.layer_norm(), new.fused_attention(), new.layer_norm(), new.mlp())
+        PreNormBlock(new.layer_norm(), new.fused_attention(bias=True), new.layer_norm(), new.mlp())
         for _ in range(config.n_layers)
     ]
     layers = layers_by_name(Embeddings(token, position), blocks, norm=new.layer_norm(), **decoder_head(new, token))

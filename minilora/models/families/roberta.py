@@ -17,7 +17,8 @@ from .family import encoder_classes
 
 def roberta(config: Config, rng: Rng | None) -> Transformer:
     """BERT, whose first position is row config.offset of the table, and whose head has an exact GELU."""
-    return bert.encoder("roberta", LayerFactory(config, rng), "classifier_transform", Gelu(approximate=False))
+    head_gelu = Gelu(approximate=False)
+    return bert.encoder("roberta", LayerFactory(config, rng), "classifier_transform", head_gelu, config.segments)
 
 
 def extra_fields(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,33 @@
+"""What an adapter loses with fewer numbers: cut by singular value and by entry, loss against bytes."""
+
+from ..models import print_json
+from ..options import ADAPTER, JSON, MODEL, Add, Options, job_options
+
+EXAMPLE = "minilora prune runs/demo --data builtin --plot runs/pruned.png"
+
+
+def arguments(add: Add) -> None:
+    add(
+        "folder",
+        metavar="ADAPTER",
+        help=f"{ADAPTER}; to write a smaller one: minilora combine ADAPTER --how svd --rank N",
+    )
+    add(
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="a text, of which a part is held out; 'builtin': Python's own source",
+    )
+    add("--base", metavar="MODEL", help=f"{MODEL} (default: what the adapter says that it was made for, or builtin)")
+    add("--plot", metavar="FILE", help="a .png of the curve")
+    add("--json", action="store_true", help=JSON)
+
+
+def run(options: Options) -> None:
+    from ...jobs.pruning import print_pruned, prune
+
+    report = prune(**job_options(options, "json"))
+    if options.json:
+        print_json(report)
+    else:
+        print_pruned(report)

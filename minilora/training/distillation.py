@@ -1,0 +1,34 @@
+"""Distillation: a loss that draws the outputs of a student to those of a teacher."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from .. import ops
+from ..backend import Array, get_array_module
+from ..nn import Inputs, Sequential
+from .gradients import Backward, Loss
+
+
+def distillation(teacher: Sequential, temperature: float = 1.0, reverse: bool = False) -> Loss:
+    """The Loss of ops/kl_divergence.py: KL(p ‖ q) T² of the teacher's p and the student's q at `temperature` T, and
+    with `reverse` KL(q ‖ p) T², a mean over the labelled positions. The labels themselves are not read.
+
+        fit(student, batches, steps, loss=distillation(teacher, temperature=2.0))
+
+    The teacher runs forward only, without dropout, on the ids of each batch. Raises ValueError for a temperature that
+    is not above 0; the loss does where the teacher's logits have another shape than the student's.
+    """
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature = {temperature!r} is not a number above 0")
+    forward: Any = ops.reverse_kl_forward if reverse else ops.kl_forward
+    backward: Any = ops.reverse_kl_backward if reverse else ops.kl_backward
+
+    def loss(logits: Array, targets: Array, ids: Any, inputs: Inputs, count: int | None) -> tuple[Array, Backward]:
+        t, _ = teacher.forward(ids, inputs)
+        xp = get_array_module(logits)
+        L, cache = forward(logits, xp.asarray(t), temperature, targets != ops.IGNORE, count)
+        return L, partial(backward, cache=cache)
+
+    return loss
