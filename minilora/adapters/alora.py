@@ -39,6 +39,7 @@ class ALoRALinear(LoRALinear):
         fixed={key: value for key, value in LoRALinear.keys.fixed.items() if key != "alora_invocation_tokens"},
     )
     start_options = ()
+    reads_text = True
     options = (*LoRALinear.options, Option("invocation_tokens", "alora_invocation_tokens", (), in_a_row=True))
     laws: ClassVar[dict[str, Law]] = LoRALinear.laws
     examples: ClassVar[dict[str, dict[str, Any]]] = {

@@ -102,7 +102,7 @@ class Transformer(Sequential):
             if labelled is None or "labelled" not in self.layers:
                 outputs = order
         so_far = kv_cache.read(ids, self.modules(), names) if kv_cache else ids
-        if text is None and not self.config.image_size:
+        if text is None and any(module.reads_text for module in self.modules()):
             inputs = inputs._replace(text=so_far)
         y, caches = super().forward(ids, inputs, run)
         if kv_cache:

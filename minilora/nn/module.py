@@ -74,6 +74,7 @@ class Module:
 
     is_adapter: ClassVar[bool] = False  # wraps a layer of the model, `base`, and adds own_parameters() to it
     acts_on_some_tokens: ClassVar[bool] = False  # of an adapter: it can act on the tokens of Inputs.active alone
+    reads_text: ClassVar[bool] = False  # of an adapter: it looks into Inputs.text
     is_merged: ClassVar[bool] = False  # a plain layer into which an adapter was merged
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Any, Any]:

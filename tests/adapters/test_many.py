@@ -83,7 +83,15 @@ def test_each_row_is_what_its_adapter_makes_of_it_alone_and_so_are_the_gradients
     check(model, adapters, padding=PADDING)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_of_two_stacks_has_one_adapter_for_all_rows():
+    model = build("t5")
+    ids = np.ones((2, 3), int)
+    for inputs in (Inputs(adapters=["a", None], source=ids), Inputs(active=ids > 0, source=ids)):
+        with pytest.raises(ValueError, match="a t5 of two stacks has one adapter for all rows and all tokens"):
+            model.forward(ids, inputs)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not build(family).reads_source])
 def test_in_every_family_rows_are_what_they_are_alone(family):
     model, rng = build(family), np.random.default_rng(3)
     c = model.config
