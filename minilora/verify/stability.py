@@ -176,7 +176,5 @@ def show_stability(found: list[Loss]) -> None:
         lost = "; ".join(
             f"{loss.tensor} in {form} {loss.verdict}" for form, loss in row.items() if loss.verdict != "ok"
         )
-        table.add_row(
-            name, f"{row['float32'].kappa:.1f}", *(f"{loss.error:.2g}" for loss in row.values()), "; ".join(lost)
-        )
+        table.add_row(name, f"{row['float32'].kappa:.1f}", *(f"{loss.error:.2g}" for loss in row.values()), lost)
     wide_console().print(table)

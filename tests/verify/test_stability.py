@@ -105,3 +105,10 @@ def test_the_command_prints_a_row_for_each_op_and_all_tensors_as_json(capsys):
 def test_an_unknown_name_is_refused_with_a_similar_one():
     with pytest.raises(ValueError, match="layer norm"):
         stability("layer nrom")
+
+
+def test_what_is_lost_is_printed_with_its_tensor_and_format(capsys):
+    assert main(["verify", "--stability", "--only", "rms norm, numbers near 300"]) == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "in float16" in said
+    assert "underflows" in said
