@@ -96,8 +96,8 @@ def combine_adapters(
 
 
 def loaded(folders: Sequence[str], base: str | None) -> tuple[Adapters, Tokenizer, list[str]]:
-    """(the adapters, by their folders; their tokenizer; what is to be said of them). Raises ValueError for adapters with
-    different tokens."""
+    """(the adapters, by their folders; their tokenizer; what is to be said of them). Raises ValueError for adapters
+    with different tokens."""
     first = locate_adapter(folders[0])
     source = base_for(first, base) or "builtin"
     config, tensors, _ = read_adapter(first)
