@@ -34,8 +34,8 @@ def prune(folder: str, data: str, *, base: str | None = None, plot: str | None =
 
     if plot:
         check_png(plot)
-    adapters, source, _ = loaded([folder], base)
-    [dataset] = held_out(adapters.model, source, [data])
+    adapters, tokenizer, _ = loaded([folder], base)
+    [dataset] = held_out(adapters.model, tokenizer, [data])
     report: dict[str, Any] = {"adapter": folder, "base": bits_per_byte(adapters, None, dataset), "rows": []}
     r = max(len(factors_of(m).A) for m in adapters.loaded[folder].values() if isinstance(m, Adapter))
     ranks = list(dict.fromkeys(max(1, round(share * r)) for share in SHARES))

@@ -12,6 +12,7 @@ from minilora.cli import main
 from minilora.jobs.combining import combine_adapters
 from minilora.jobs.pruning import prune
 from minilora.models.pretrained import load_pretrained
+from minilora.models.tokenizer import read_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,28 @@ def test_one_text_may_be_that_of_both_adapters_and_a_folder_may_have_the_name_of
     assert not any("why_not" in row for row in rows.values())
     assert rows["svd"]["off"] == result["off"]
     assert all(len({*row["bits"]}) == 1 < len(row["bits"]) for row in result["losses"])
+
+
+def test_what_is_combined_keeps_the_tokens_that_were_added_and_others_are_refused(here, tmp_path, capfd):
+    make_base(here / "untied", tied=False)
+    for name, token in (("one", "self."), ("two", "self."), ("other", "return")):
+        (tmp_path / "tokens.txt").write_text(token)
+        words = [
+            "--base",
+            "untied",
+            "--data",
+            TEXTS[0],
+            "--add-tokens",
+            tmp_path / "tokens.txt",
+            "--out",
+            tmp_path / name,
+        ]
+        assert main(["finetune", *map(str, words), *RUN]) == 0
+    one, two, other, both = (str(tmp_path / name) for name in ("one", "two", "other", "both"))
+    combine_adapters([one, two], rank=2, out=both)
+    assert read_tokenizer(both).encode("self.", special=False).tolist() == [256]
+    with pytest.raises(ValueError, match=r"other has other tokens than .*one: leave one of them out"):
+        combine_adapters([one, other], rank=2)
 
 
 REFUSED = {
