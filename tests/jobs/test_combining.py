@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from commands import RUN, assert_refused, make_base, make_inputs
 
+import minilora
 from minilora.adapters.peft import load_adapter
 from minilora.cli import main
 from minilora.jobs.combining import combine_adapters
@@ -144,3 +145,11 @@ def test_singular_values_change_the_rank_and_entries_the_number_of_zeros(here, t
     assert half["bits"] > whole["bits"]
     assert main(["prune", "a", "--base", "base", "--data", "words.txt"]) == 0
     assert "singular values" in capfd.readouterr().out
+
+
+def test_an_adapter_whose_update_is_0_is_not_pruned(here, tmp_path, capsys):
+    model = minilora.load_pretrained(here / "base")
+    minilora.attach_lora(model, ["q_proj"], r=2, rng=0)
+    minilora.save_adapter(model, tmp_path / "new")
+    assert main(["prune", str(tmp_path / "new"), "--base", "base", "--data", "words.txt"]) == 2
+    assert "its ΔW is 0, so there is nothing to cut" in capsys.readouterr().err
