@@ -25,9 +25,9 @@ from ..process import blas_threads
 from ..spelling import choose_from
 from .attach import low_rank_adapter, wasted_rank
 from .base import Adapter
-from .combining import ways
+from .combining import combinations
 from .combining.cat import cat
-from .combining.way import Factors, Options, positive
+from .combining.combination import Factors, Options, positive
 from .peft import Adapters
 from .spectrum import lora_svd, truncation_error
 
@@ -67,7 +67,7 @@ def combine(
     another bias, W in another format (LoftQ), a head that is tied to an adapted embedding. Nothing is loaded then.
     """
     options = checked(adapters, name, weights, how, rank, density, rng)
-    way, used = ways()[how], {one: w for one, w in weights.items() if w}
+    way, used = combinations()[how], {one: w for one, w in weights.items() if w}
     found: dict[str, Layer] = {}
     made: dict[str, Adapter] = {}
     with adapters.base_alone():
@@ -138,8 +138,8 @@ def checked(
     rng: Rng,
 ) -> Options:
     """The options of a way. Raises ValueError as combine() does."""
-    if how not in ways():
-        raise ValueError(f"no way to combine is called {how!r}: {choose_from(how, ways())}")
+    if how not in combinations():
+        raise ValueError(f"no way to combine is called {how!r}: {choose_from(how, combinations())}")
     adapters.check_name(name)
     if unknown := next((one for one in weights if one not in adapters.loaded), None):
         raise ValueError(f"no adapter is called {unknown!r}: {choose_from(unknown, adapters.loaded)}")
@@ -148,7 +148,7 @@ def checked(
             raise ValueError(f"the weight of {one} is {w}, not a finite number")
     if not any(weights.values()):
         raise ValueError("all weights are 0: give one that is not")
-    reads = ways()[how].reads
+    reads = combinations()[how].reads
     for option, value in (("rank", rank), ("density", density)):
         if value is not None and option not in reads:
             raise ValueError(f"{how} does not read a {option}: leave it out")
