@@ -101,15 +101,15 @@ def go_on_from(model: Transformer, kv_cache: KVCache, adapters: Sequence[str | N
     for adapters that are not all activated ones.
     """
     names = None if adapters is None else tuple(adapters)
-    readers, goers = acting(kv_cache.layers, kv_cache.adapters or ()), acting(model.modules(), names or ())
-    wrong = next((a for a in (*readers, *goers) if not isinstance(a, ALoRALinear)), None)
+    of_cache, of_rows = acting(kv_cache.layers, kv_cache.adapters or ()), acting(model.modules(), names or ())
+    wrong = next((a for a in (*of_cache, *of_rows) if not isinstance(a, ALoRALinear)), None)
     if wrong is not None:
         kind = wrong.variant if isinstance(wrong, Adapter) else type(wrong).__name__
         raise ValueError(
             f"a {kind} acts on all tokens, so its keys and values are not the base's: read the text with a new KVCache"
         )
     invoked = any(
-        ops.from_last_occurrence(kv_cache.ids[:, : kv_cache.length], a.invocation_tokens).any() for a in readers
+        ops.from_last_occurrence(kv_cache.ids[:, : kv_cache.length], a.invocation_tokens).any() for a in of_cache
     )
     if not kv_cache.length or invoked or plain(kv_cache.layers) != plain(model.modules()):
         raise ValueError("the base of this model did not fill the KV cache: read the text with it first")

@@ -14,22 +14,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend import Rng, generator, to_numpy
-from ..models.transformer import Transformer
 from ..nn import Embedding, Linear, Module
 from ..process import blas_threads
 from ..spelling import choose_from
 from .attach import low_rank_adapter, wasted_rank
 from .base import Adapter
-from .combining import ways
+from .combining import combinations
 from .combining.cat import cat
-from .combining.way import Factors, Options, positive
+from .combining.combination import Factors, Options, positive
 from .peft import Adapters
 from .spectrum import lora_svd, truncation_error
 
@@ -69,13 +67,13 @@ def combine(
     another bias, W in another format (LoftQ), a head that is tied to an adapted embedding. Nothing is loaded then.
     """
     options = checked(adapters, name, weights, how, rank, density, rng)
-    way, used = ways()[how], {one: w for one, w in weights.items() if w}
+    way, used = combinations()[how], {one: w for one, w in weights.items() if w}
     found: dict[str, Layer] = {}
     made: dict[str, Adapter] = {}
-    with base_alone(adapters) as model:
+    with adapters.base_alone():
         of_each = {one: matrices_of(adapters, one) for one in used}
         whole = saved_whole(adapters, used)
-        for path in [path for path, _ in model.named_modules()]:
+        for path in [path for path, _ in adapters.model.named_modules()]:
             here = {one: layers[path] for one, layers in of_each.items() if path in layers}
             if way.of_factors or (rank is None and "rank" in way.reads) or how == "cat":
                 check_are_products(path, here, how)
@@ -87,7 +85,7 @@ def combine(
                 A, B = way.make(summands, w, options._replace(rank=most))
             except ValueError as error:
                 raise ValueError(f"{path}: {error}: {how} is not for them, but cat, svd and NAME_svd are") from None
-            made[path] = adapter = low_rank_adapter(model[path], A, B)
+            made[path] = adapter = low_rank_adapter(adapters.model[path], A, B)
             found[path] = compared(path, cat(summands, w), adapter)
     if not made:
         raise ValueError("the sum is 0 in every layer: there is nothing to combine")
@@ -118,7 +116,7 @@ def cosines(adapters: Adapters, first: str, second: str) -> dict[str, float]:
     """
     if unknown := next((one for one in (first, second) if one not in adapters.loaded), None):
         raise ValueError(f"no adapter is called {unknown!r}: {choose_from(unknown, adapters.loaded)}")
-    with base_alone(adapters):
+    with adapters.base_alone():
         both = [{path: factors_of(m) for path, m in matrices_of(adapters, name).items()} for name in (first, second)]
     shared = {path: factors.inner(both[1][path]) for path, factors in both[0].items() if path in both[1]}
     squares = [{path: factors.inner(factors) for path, factors in of_one.items()} for of_one in both]
@@ -140,10 +138,9 @@ def checked(
     rng: Rng,
 ) -> Options:
     """The options of a way. Raises ValueError as combine() does."""
-    if how not in ways():
-        raise ValueError(f"no way to combine is called {how!r}: {choose_from(how, ways())}")
-    if not name or name in adapters.loaded:
-        raise ValueError(f"an adapter is called {name!r} already: choose another name" if name else "give it a name")
+    if how not in combinations():
+        raise ValueError(f"no way to combine is called {how!r}: {choose_from(how, combinations())}")
+    adapters.check_name(name)
     if unknown := next((one for one in weights if one not in adapters.loaded), None):
         raise ValueError(f"no adapter is called {unknown!r}: {choose_from(unknown, adapters.loaded)}")
     for one, w in weights.items():
@@ -151,7 +148,7 @@ def checked(
             raise ValueError(f"the weight of {one} is {w}, not a finite number")
     if not any(weights.values()):
         raise ValueError("all weights are 0: give one that is not")
-    reads = ways()[how].reads
+    reads = combinations()[how].reads
     for option, value in (("rank", rank), ("density", density)):
         if value is not None and option not in reads:
             raise ValueError(f"{how} does not read a {option}: leave it out")
@@ -162,17 +159,6 @@ def checked(
     if density is not None and not 0 < density <= 1:
         raise ValueError(f"density {density!r} is not a share above 0 and up to 1")
     return Options(rank or 0, 1.0 if density is None else density, generator(rng))
-
-
-@contextmanager
-def base_alone(adapters: Adapters) -> Iterator[Transformer]:
-    """The model without an adapter inside this block; afterwards the one that was active is so again."""
-    active = adapters.active
-    adapters.activate(None)
-    try:
-        yield adapters.model
-    finally:
-        adapters.activate(active or None)
 
 
 def matrices_of(adapters: Adapters, name: str) -> dict[str, Adapter]:

@@ -22,7 +22,7 @@ from itertools import groupby
 from typing import Any, NamedTuple, NoReturn
 
 from ..backend import Array, get_array_module
-from ..nn import Costs, Embedding, Gradients, Inputs, Lane, MetaArray, Module, Parameter, Pass
+from ..nn import AdapterRows, Costs, Embedding, Gradients, Inputs, MetaArray, Module, Parameter, Pass
 from ..nn.module import join
 from .base import Adapter, Parallel
 from .lora import LoRALinear
@@ -66,33 +66,33 @@ class Many(Adapter):
         each = {name: adapter.named_parameters() for name, adapter in self.adapters.items()}
         return {f"{name}.{path}": p for name, found in each.items() for path, p in found.items() if p not in base}
 
-    def alone(self, lane: Lane) -> str:
+    def alone(self, group: AdapterRows) -> str:
         """The name of an adapter that does not stand beside the base's own product; "" for the others, and the base."""
-        adapter = self.adapters.get(lane.name or "")
+        adapter = self.adapters.get(group.name or "")
         beside = adapter is None or (isinstance(adapter, Parallel) and adapter.base is self.base)
-        return "" if beside else lane.name or ""
+        return "" if beside else group.name or ""
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, list[Piece]]:
         # behind the layer that selects the labelled positions x is (N, C); token ids are (B, T)
         labelled = inputs.labelled is not None and x.ndim == 2 and not isinstance(self.base, Embedding)
         everything = slice(0, len(x))
         ys, pieces = [], []
-        for alone, group in groupby(inputs.lanes or (Lane(None, everything, everything),), self.alone):
-            lanes = [(lane, lane.labelled if labelled else lane.rows) for lane in group]
-            rows = slice(lanes[0][1].start, lanes[-1][1].stop)
+        for alone, consecutive in groupby(inputs.groups or (AdapterRows(None, everything, everything),), self.alone):
+            groups = [(group, group.labelled if labelled else group.rows) for group in consecutive]
+            rows = slice(groups[0][1].start, groups[-1][1].stop)
             paths, base = [], None
             if not alone:
                 y, base = self.base.forward(x[rows], inputs, run)
-            for lane, at in lanes:
-                adapter: Any = self.adapters.get(lane.name or "")
+            for group, at in groups:
+                adapter: Any = self.adapters.get(group.name or "")
                 if adapter is None:
                     continue
-                own, memo = run.once(("lane", lane.name), with_memo, inputs, lane)
+                own, memo = run.once(("rows of", group.name), with_memo, inputs, group)
                 if alone:
                     y, cache = adapter.forward(x[at], own, run._replace(memo=memo))
                 else:
                     cache = adapter.add_path(y[within(at, rows)], x[at], own, run._replace(memo=memo))
-                paths.append((lane.name or "", at, cache))
+                paths.append((group.name or "", at, cache))
             ys.append(y)
             pieces.append(Piece(rows, base, paths, bool(alone)))
         return joined(ys), pieces
@@ -130,10 +130,12 @@ def share_A(model: Module) -> int:
     every: list[list[Any]] = [list(m.adapters.values()) for _, m in model.named_modules() if isinstance(m, Many)]
     for adapters in every:
         if wrong := next((a for a in adapters if not isinstance(a, LoRALinear)), None):
-            raise ValueError(f"A is shared by the LoRA of Linear layers, and one adapter is a {type(wrong).__name__}")
+            raise ValueError(f"A is shared by the LoRA of Linear layers, and one adapter is a {type(wrong).__name__}: "
+                             "leave it out")  # fmt: skip
         if len(ranks := {a.r for a in adapters}) > 1:
             raise ValueError(
-                f"one A has one rank, and the adapters of a layer have {', '.join(map(str, sorted(ranks)))}"
+                f"one A has one rank, and the adapters of a layer have {', '.join(map(str, sorted(ranks)))}: start all "
+                "with one r"
             )
     saved = 0
     for first, *others in every:
@@ -143,9 +145,9 @@ def share_A(model: Module) -> int:
     return saved
 
 
-def with_memo(inputs: Inputs, lane: Lane) -> tuple[Inputs, dict[Any, Any]]:
-    """The inputs of one lane's rows, and a memo for them."""
-    return inputs.of(lane), {}
+def with_memo(inputs: Inputs, group: AdapterRows) -> tuple[Inputs, dict[Any, Any]]:
+    """The inputs of the rows of one adapter, and a memo for them."""
+    return inputs.of(group), {}
 
 
 def within(at: slice, rows: slice) -> slice:

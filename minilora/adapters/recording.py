@@ -10,7 +10,7 @@ from ..backend import Array, get_array_module, to_numpy
 from ..data import Batch
 from ..nn import FusedLinear, Inputs, Linear, Module, Parameter, Part, Pass, Sequential
 from ..nn.layers import LinearCache
-from ..training.gradients import loss_and_gradients
+from ..training.gradients import inputs_of, loss_and_gradients
 from .initialisations.start import Data, Moments
 
 
@@ -75,7 +75,7 @@ def record(model: Module, layers: Mapping[str, Linear], batches: Iterable[Batch]
                 recorder.weight = Parameter(recorder.dense())
         for batch in batches:
             if needs == "inputs":
-                model.forward(batch.ids, Inputs(batch.padding, batch.segments))
+                model.forward(batch.ids, inputs_of(batch))
             else:
                 _, grads = loss_and_gradients(model, batch)
                 sums = {place: sums.get(place, 0) + grads[recorder.weight] for place, recorder in recorders.items()}

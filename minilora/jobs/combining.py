@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.combine import Layer, combine, cosines, off_the_sum
-from ..adapters.combining import ways
+from ..adapters.combining import combinations
 from ..adapters.peft import Adapters, adapter_files, locate_adapter, read_adapter
 from ..data import bits
 from ..display.plots import check_png
@@ -148,7 +148,7 @@ def losses(
     add("the base", None)
     for name in weights:
         add(name, name)
-    for how, way in tqdm(ways().items(), desc="combining", leave=False, disable=None):
+    for how, way in tqdm(combinations().items(), desc="combining", leave=False, disable=None):
         own: dict[str, Any] = {"rank": rank} if "rank" in way.reads else {}
         own |= {"density": density or DENSITY} if "density" in way.reads else {}
         name = f"{COMBINED} by {how}"  # a folder may be called svd

@@ -72,7 +72,8 @@ class EncoderDecoder(Transformer):
         must be, and for adapters of rows or of some tokens."""
         check_arguments(inputs, run)
         if inputs.adapters is not None or inputs.active is not None:
-            raise ValueError(f"a {self.family} of two stacks has one adapter for all rows and all tokens of a batch")
+            raise ValueError(f"a {self.family} of two stacks has one adapter for all rows and all tokens of a batch: "
+                             "leave adapters and active out")  # fmt: skip
         memory, encoder = inputs.memory, list[Any]()
         if memory is None:
             memory, encoder = self.encoded(inputs, run._replace(kv_cache=None))

@@ -12,6 +12,12 @@ FULL, SLIDING = LAYER_TYPES
 Thetas = Mapping[str, tuple[str, float]]  # type of layer -> the key of its theta in older files, and the usual theta
 
 
+def check_interval(key: str, every: Any) -> None:
+    """Raise ValueError unless a key that says which layers, every so many, has a whole number from 1 up."""
+    if type(every) is not int or every < 1:
+        raise ValueError(f"{key} = {every!r:.80} is not a whole number from 1 up")
+
+
 def window_fields(values: Mapping[str, Any], window: Any, is_full: Callable[[int], bool]) -> dict[str, Any]:
     """The fields sliding_window and layer_types. Where the config.json has none of the latter, `is_full` says which
     layers have no window. {} where none has one.

@@ -22,7 +22,7 @@ FILES_READ = (  # the files of a model folder that are read here, where they exi
     "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "generation_config.json", "chat_template.jinja",
 )  # fmt: skip
-VOCABULARIES = "tokenizer.json", "vocab.txt"  # the first that a folder has is read
+VOCABULARIES = TOKENIZER, "vocab.txt"  # the first that a folder has is read
 BATCH = 4096  # texts that are encoded at a time: the package takes a hundred bytes for each of their tokens
 SETTINGS = ("add_prefix_space", "split_special_tokens", "truncation_side")  # those that tokenizer.json cannot hold
 FILES_COPIED = (  # the files that transformers makes a tokenizer from, and generation_config.json

@@ -69,7 +69,7 @@ class Transformer(Sequential):
         xp = next(self.parameters()).xp
         check_arguments(inputs, run)
         if not self.reads_source and inputs.source is not None:
-            raise ValueError(f"a {self.family} has no encoder beside it that could read a source")
+            raise ValueError(f"a {self.family} has no encoder beside it that could read a source: leave source out")
         kv_cache, labelled = run.kv_cache, inputs.labelled
         names = None if inputs.adapters is None else tuple(inputs.adapters)
         if self.config.image_size:
@@ -83,17 +83,11 @@ class Transformer(Sequential):
             m for m in self.modules() if m.is_adapter and not m.acts_on_some_tokens
         ]
         if acts_on_all:
-            raise ValueError(
-                f"active: a {type(acts_on_all[0]).__name__} acts on all tokens, as it changes what its base does"
-            )
+            kind = type(acts_on_all[0]).__name__
+            raise ValueError(f"active: a {kind} acts on all tokens, as it changes what its base does: leave active out")
         ids = xp.asarray(ids)
-        padding, segments, active, text = (
-            None if x is None else xp.asarray(x) for x in (inputs.padding, inputs.segments, inputs.active, inputs.text)
-        )
         labelled = None if labelled is None else (xp.asarray(labelled[0]), xp.asarray(labelled[1]))
-        inputs = inputs._replace(
-            padding=padding, segments=segments, labelled=labelled, adapters=names, active=active, text=text
-        )
+        inputs = inputs.each(xp.asarray)._replace(labelled=labelled, adapters=names)
         outputs = None
         if names is not None:
             check_adapters(names, self.adapter_names, len(ids))
@@ -102,7 +96,7 @@ class Transformer(Sequential):
             if labelled is None or "labelled" not in self.layers:
                 outputs = order
         so_far = kv_cache.read(ids, self.modules(), names) if kv_cache else ids
-        if text is None and any(module.reads_text for module in self.modules()):
+        if inputs.text is None and any(module.reads_text for module in self.modules()):
             inputs = inputs._replace(text=so_far)
         y, caches = super().forward(ids, inputs, run)
         if kv_cache:
@@ -157,7 +151,7 @@ def check_images(x: Any, inputs: Inputs, run: Pass, config: Config) -> None:
         )
     of_tokens = inputs.padding, inputs.segments, inputs.labelled, inputs.active, inputs.text, run.kv_cache
     if any(given is not None for given in of_tokens):
-        raise ValueError("images have no padding, no segments, no labels of tokens and no KV cache")
+        raise ValueError("images have no padding, no segments, no labels of tokens and no KV cache: leave them out")
 
 
 def check_inputs(inputs: Inputs, run: Pass, shape: tuple[int, ...], segments: int | None) -> None:

@@ -20,7 +20,7 @@ from .cross_attention import CrossAttention, DecoderBlock, Memory
 from .embeddings import TABLES, Embeddings, PatchEmbeddings, positions
 from .fused import FusedLinear, Part
 from .heads import Labelled, MeanTokens, Relu, Scale, Select, Tanh
-from .inputs import Inputs, Lane, Pass
+from .inputs import AdapterRows, Inputs, Pass
 from .kv_cache import KVCache
 from .layers import (
     Embedding,

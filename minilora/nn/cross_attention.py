@@ -106,7 +106,7 @@ class DecoderBlock(Block):
         norm_2: Module,
         mlp: Module,
     ) -> None:
-        self.norm_1, self.attention = norm_1, attention
+        self.norm_1, self.attention = norm_1, attention  # in this order, which is that of the parameters
         self.norm_cross, self.cross_attention = norm_cross, cross_attention
         self.norm_2, self.mlp = norm_2, mlp
 

@@ -14,7 +14,7 @@ from .kv_cache import KVCache
 T = TypeVar("T")
 
 
-class Lane(NamedTuple):
+class AdapterRows(NamedTuple):
     """The rows of one adapter, in a batch that is sorted by adapter: B of them, and N of its labelled positions."""
 
     name: str | None  # None: the base
@@ -31,7 +31,7 @@ class Inputs(NamedTuple):
     adapters: Sequence[str | None] | np.ndarray | None = None  # (B,) the adapter of each row, by name; None: the base
     active: Array | None = None  # (B, T) bool, the tokens that adapters act on (ops/alora.py); None: all
     text: Array | None = None  # (B, S) int, all that is known of the text of which the ids are a part
-    lanes: tuple[Lane, ...] = ()  # made by by_adapter()
+    groups: tuple[AdapterRows, ...] = ()  # made by by_adapter()
     source: Array | None = None  # (B, S) int, the token ids that an encoder reads, beside those of the decoder
     source_padding: Array | None = None  # (B, S) bool, True for a real token; None: all are real
     memory: Any = None  # the encoder's output as a Memory (cross_attention.py), where it is known already
@@ -54,22 +54,21 @@ class Inputs(NamedTuple):
             labels = np.searchsorted(which[b][outputs], numbers)
             xp = get_array_module(labelled[0])
             labelled = xp.asarray(np.argsort(order)[b][outputs]), xp.asarray(t[outputs])
-        lanes = [Lane(*x) for x in zip(names, slices(rows), slices(labels), strict=True)]
-        padding, segments, active, text = (
-            None if x is None else x[get_array_module(x).asarray(order)]
-            for x in (self.padding, self.segments, self.active, self.text)
-        )
-        return Inputs(padding, segments, labelled, None, active, text, tuple(lanes)), order, outputs
+        groups = tuple(AdapterRows(*x) for x in zip(names, slices(rows), slices(labels), strict=True))
+        inputs = self.each(lambda x: x[get_array_module(x).asarray(order)])
+        return inputs._replace(labelled=labelled, adapters=None, groups=groups), order, outputs
 
-    def of(self, lane: Lane) -> Inputs:
-        """Those of one lane's rows."""
-        padding, segments, active, text = (
-            None if x is None else x[lane.rows] for x in (self.padding, self.segments, self.active, self.text)
-        )
+    def of(self, group: AdapterRows) -> Inputs:
+        """Those of the rows of one adapter."""
         labelled = self.labelled
         if labelled is not None:
-            labelled = labelled[0][lane.labelled] - lane.rows.start, labelled[1][lane.labelled]
-        return Inputs(padding, segments, labelled, None, active, text)
+            labelled = labelled[0][group.labelled] - group.rows.start, labelled[1][group.labelled]
+        return self.each(lambda x: x[group.rows])._replace(labelled=labelled, adapters=None, groups=())
+
+    def each(self, change: Callable[[Array], Array]) -> Inputs:
+        """These inputs with each array (B, T) of the ids' rows, where it is not None, replaced by change(array)."""
+        arrays = {name: getattr(self, name) for name in ("padding", "segments", "active", "text")}
+        return self._replace(**{name: change(x) for name, x in arrays.items() if x is not None})
 
 
 def sort_rows(adapters: Sequence[str | None] | np.ndarray) -> tuple[list[str | None], np.ndarray, np.ndarray]:

@@ -84,6 +84,7 @@ class KVCache:
 
 
 def named(adapters: tuple[str | None, ...] | None) -> str:
-    return (
-        "of no row" if adapters is None else ", ".join("the base" if name is None else repr(name) for name in adapters)
-    )
+    """The adapters of the rows, for a message."""
+    if adapters is None:
+        return "none by row"
+    return ", ".join("the base" if name is None else repr(name) for name in adapters)

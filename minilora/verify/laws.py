@@ -16,6 +16,7 @@ from ..adapters.merge import merge, merged_layer
 from ..backend import Array
 from ..models.config import Config
 from ..models.parts import LayerFactory
+from ..models.transformer import Transformer
 from ..nn import Gradients, Inputs, Parameter
 from .cases import ADAPTERS, CLASSES, FAMILIES, model, read_by, shaken, some_x, source_of
 from .op_cases import THETA, Rng, pad
@@ -104,18 +105,19 @@ def rotation(rng: Rng) -> float:
 
 
 def merged_model(family: str, rng: Rng) -> float:
-    made = model(family, rng)
-    ids, inputs = read_by(made, 2, 7, rng), Inputs(source=source_of(made, 2, 7, rng))
-    before = made.forward(ids, inputs)[0]
-    merge(made)
-    return apart(before, made.forward(ids, inputs)[0])
+    return changed_by(merge, model(family, rng), rng)
 
 
 def step_0(family: str, rng: Rng) -> float:
-    made = model(family, rng, adapted=False)
+    attached = partial(attach_lora, targets="all-linear", r=2, alpha=3, rng=rng)
+    return changed_by(attached, model(family, rng, adapted=False), rng)
+
+
+def changed_by(change: Callable[[Transformer], Any], made: Transformer, rng: Rng) -> float:
+    """How far the outputs of a model are from those before this change of it."""
     ids, inputs = read_by(made, 2, 7, rng), Inputs(source=source_of(made, 2, 7, rng))
     before = made.forward(ids, inputs)[0]
-    attach_lora(made, "all-linear", r=2, alpha=3, rng=rng)
+    change(made)
     return apart(before, made.forward(ids, inputs)[0])
 
 

@@ -11,14 +11,14 @@ from peft_models import adapted, base, logits, trained
 
 import minilora
 from minilora.adapters.combine import combine, cosines, off_the_sum
-from minilora.adapters.combining import descriptions, ways
+from minilora.adapters.combining import combinations, descriptions
+from minilora.adapters.combining.combination import Factors, Options, positive
 from minilora.adapters.combining.dare_linear import dropped
 from minilora.adapters.combining.magnitude_prune import largest
 from minilora.adapters.combining.ties import ties
-from minilora.adapters.combining.way import Factors, Options, positive
 from minilora.adapters.peft import Adapters, load_adapter, save_adapter
 
-OF_FACTORS = [name for name, way in ways().items() if way.of_factors]
+OF_FACTORS = [name for name, way in combinations().items() if way.of_factors]
 WEIGHTS = 0.5, 1.5, 2.0
 
 
@@ -31,7 +31,7 @@ def draw(seed=0, ranks=(4, 4, 4), n_out=10, n_in=7, scales=(0.75, 1.0, 2.0)):
 
 
 def made(how, adapters, weights=WEIGHTS, rank=4, density=0.4, seed=3):
-    A, B = ways()[how].make(*positive(adapters, weights), Options(rank, density, np.random.default_rng(seed)))
+    A, B = combinations()[how].make(*positive(adapters, weights), Options(rank, density, np.random.default_rng(seed)))
     return B @ A
 
 
@@ -69,7 +69,7 @@ def test_the_cross_terms_are_what_linear_is_off_the_sum():
     assert close(made("linear", adapters) - total(adapters), cross)
 
 
-@pytest.mark.parametrize("how", ways())
+@pytest.mark.parametrize("how", combinations())
 def test_another_basis_of_the_same_adapter_changes_what_works_on_factors_and_nothing_else(how):
     adapters = draw()
     M = np.random.default_rng(5).standard_normal((4, 4))
@@ -79,7 +79,7 @@ def test_another_basis_of_the_same_adapter_changes_what_works_on_factors_and_not
     assert same == (how not in OF_FACTORS)
 
 
-@pytest.mark.parametrize("how", ways())
+@pytest.mark.parametrize("how", combinations())
 def test_a_weight_below_zero_is_the_negative_adapter_and_one_of_zero_is_absent(how):
     first, second, third = draw()
     negative = Factors(-second.A, second.B, second.s)
@@ -133,8 +133,8 @@ def test_the_inner_product_is_that_of_the_dense_updates():
 
 
 def test_the_lines_about_the_ways_are_those_of_the_files():
-    assert descriptions() == {name: way.about for name, way in ways().items()}
-    assert len(ways()) == 11
+    assert descriptions() == {name: way.about for name, way in combinations().items()}
+    assert len(combinations()) == 11
 
 
 # ---- PEFT ----
@@ -174,7 +174,7 @@ class Replayed:
 
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("how", ways())
+@pytest.mark.parametrize("how", combinations())
 @pytest.mark.parametrize("density", [0.4, 0.9])
 def test_the_numbers_are_pefts(theirs, how, density):
     import torch
@@ -189,7 +189,7 @@ def test_the_numbers_are_pefts(theirs, how, density):
     with patch.object(torch, "bernoulli", recorded):
         model.add_weighted_adapter(["0", "1", "2"], list(WEIGHTS), name, combination_type=how, density=density)
     options = Options(4, density, Replayed([mask.numpy() for mask in masks]))
-    A, B = ways()[how].make(*positive(adapters, WEIGHTS), options)
+    A, B = combinations()[how].make(*positive(adapters, WEIGHTS), options)
     assert bool(masks) == ("dare" in how)
     assert close(B @ A, layer.get_delta_weight(name).numpy())
 

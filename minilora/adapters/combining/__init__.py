@@ -22,7 +22,7 @@ at them; an adapter of weight 0 is as if it were not there. (PEFT 0.21.2 lets it
 negative weight vote for what it takes away: docs/peft.md.) With positive weights the numbers are PEFT's, but for which
 of several equal numbers a pruning keeps.
 
-A file states WAYS = {"name": Way("a line about it", its function, ...)}; the names are PEFT's, as in
+A file states COMBINATIONS = {"name": Combination("a line about it", its function, ...)}; the names are PEFT's, as in
 add_weighted_adapter(combination_type=...). combine.py, beside this folder, applies them to all layers of a model.
 """
 
@@ -36,14 +36,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .way import Way
+    from .combination import Combination
 
 
 @functools.cache
-def ways() -> dict[str, Way]:
-    """{name: Way} of all files."""
+def combinations() -> dict[str, Combination]:
+    """{name: Combination} of all files."""
     files = (importlib.import_module(f".{file.name}", __package__) for file in pkgutil.iter_modules(__path__))
-    found = {name: way for file in files for name, way in getattr(file, "WAYS", {}).items()}
+    found = {name: way for file in files for name, way in getattr(file, "COMBINATIONS", {}).items()}
     return {name: found[name] for name in descriptions()}
 
 
@@ -51,6 +51,10 @@ def descriptions() -> dict[str, str]:
     """{name: a line about it}, read from the files' text without importing them, for a --help that need not wait for
     NumPy: those that take no density first."""
     files = (path.read_text(encoding="utf-8") for path in sorted(Path(__path__[0]).glob("*.py")))
-    found = {name: about for text in files for name, about in re.findall(r'^    "(\w+)": Way\(\s*"(.+?)"', text, re.M)}
+    found = {
+        name: about
+        for text in files
+        for name, about in re.findall(r'^    "(\w+)": Combination\(\s*"(.+?)"', text, re.M)
+    }
     plain = "cat", "svd", "linear"
     return {name: found[name] for name in (*plain, *sorted(found.keys() - {*plain}))}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .way import Array, Factors, Options, Way
+from .combination import Array, Combination, Factors, Options
 
 
 def cat(adapters: Sequence[Factors], weights: Sequence[float], options: Options = Options()) -> tuple[Array, Array]:
@@ -19,6 +19,6 @@ def cat(adapters: Sequence[Factors], weights: Sequence[float], options: Options 
     return A, np.concatenate([B for _, B, _ in adapters], axis=1)
 
 
-WAYS = {
-    "cat": Way("exact, of the rank r₁ + r₂ + ...", cat),
+COMBINATIONS = {
+    "cat": Combination("exact, of the rank r₁ + r₂ + ...", cat),
 }

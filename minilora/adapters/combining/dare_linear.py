@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .combination import Array, Combination, Options, by_deltas, by_factors
 from .linear import weighted_sum
-from .way import Array, Options, Way, by_deltas, by_factors
 
 
 def dropped(x: Array, options: Options) -> Array:
@@ -26,7 +26,9 @@ def dare_linear(tensors: Sequence[Array], weights: Sequence[float], options: Opt
     return weighted_sum([dropped(x, options) for x in tensors], weights)
 
 
-WAYS = {
-    "dare_linear": Way("linear, of numbers kept at random", by_factors(dare_linear), ("density", "rng"), True),
-    "dare_linear_svd": Way("the same of the ΔW's, cut to a rank", by_deltas(dare_linear), ("rank", "density", "rng")),
+COMBINATIONS = {
+    "dare_linear": Combination("linear, of numbers kept at random", by_factors(dare_linear), ("density", "rng"), True),
+    "dare_linear_svd": Combination(
+        "the same of the ΔW's, cut to a rank", by_deltas(dare_linear), ("rank", "density", "rng")
+    ),
 }

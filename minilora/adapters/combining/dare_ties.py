@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 
+from .combination import Array, Combination, Options, by_deltas, by_factors
 from .dare_linear import dropped
 from .ties import agreeing_mean
-from .way import Array, Options, Way, by_deltas, by_factors
 
 
 def dare_ties(tensors: Sequence[Array], weights: Sequence[float], options: Options) -> Array:
     return agreeing_mean([dropped(x, options) for x in tensors], weights)
 
 
-WAYS = {
-    "dare_ties": Way("ties, of numbers kept at random", by_factors(dare_ties), ("density", "rng"), True),
-    "dare_ties_svd": Way("the same of the ΔW's, cut to a rank", by_deltas(dare_ties), ("rank", "density", "rng")),
+COMBINATIONS = {
+    "dare_ties": Combination("ties, of numbers kept at random", by_factors(dare_ties), ("density", "rng"), True),
+    "dare_ties_svd": Combination(
+        "the same of the ΔW's, cut to a rank", by_deltas(dare_ties), ("rank", "density", "rng")
+    ),
 }

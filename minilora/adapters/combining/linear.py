@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .way import Array, Options, Way, by_factors
+from .combination import Array, Combination, Options, by_factors
 
 
 def weighted_sum(tensors: Sequence[Array], weights: Sequence[float], options: Options = Options()) -> Array:
@@ -18,6 +18,6 @@ def weighted_sum(tensors: Sequence[Array], weights: Sequence[float], options: Op
     return np.tensordot(np.asarray(weights), np.stack(tensors), 1)
 
 
-WAYS = {
-    "linear": Way("the A and the B summed apart, with cross terms", by_factors(weighted_sum), of_factors=True),
+COMBINATIONS = {
+    "linear": Combination("the A and the B summed apart, with cross terms", by_factors(weighted_sum), of_factors=True),
 }

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .combination import Array, Combination, Options, by_deltas, by_factors
 from .linear import weighted_sum
-from .way import Array, Options, Way, by_deltas, by_factors
 
 
 def largest(x: Array, density: float) -> Array:
@@ -28,9 +28,11 @@ def magnitude_prune(tensors: Sequence[Array], weights: Sequence[float], options:
     return weighted_sum([largest(x, options.density) for x in tensors], weights)
 
 
-WAYS = {
-    "magnitude_prune": Way(
+COMBINATIONS = {
+    "magnitude_prune": Combination(
         "linear, of the largest numbers of A and B", by_factors(magnitude_prune), ("density",), True
     ),
-    "magnitude_prune_svd": Way("the same of the ΔW's, cut to a rank", by_deltas(magnitude_prune), ("rank", "density")),
+    "magnitude_prune_svd": Combination(
+        "the same of the ΔW's, cut to a rank", by_deltas(magnitude_prune), ("rank", "density")
+    ),
 }

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from ..spectrum import lora_svd, truncate
 from .cat import cat
-from .way import Array, Factors, Options, Way
+from .combination import Array, Combination, Factors, Options
 
 
 def svd(adapters: Sequence[Factors], weights: Sequence[float], options: Options) -> tuple[Array, Array]:
@@ -22,6 +22,6 @@ def svd(adapters: Sequence[Factors], weights: Sequence[float], options: Options)
     return A, B
 
 
-WAYS = {
-    "svd": Way("the nearest of a rank, its error known before", svd, ("rank",)),
+COMBINATIONS = {
+    "svd": Combination("the nearest of a rank, its error known before", svd, ("rank",)),
 }

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .combination import Array, Combination, Options, by_deltas, by_factors
 from .magnitude_prune import largest
-from .way import Array, Options, Way, by_deltas, by_factors
 
 
 def agreeing_mean(tensors: Sequence[Array], weights: Sequence[float]) -> Array:
@@ -30,7 +30,9 @@ def ties(tensors: Sequence[Array], weights: Sequence[float], options: Options) -
     return agreeing_mean([largest(x, options.density) for x in tensors], weights)
 
 
-WAYS = {
-    "ties": Way("the largest numbers, those of the majority's sign, in A and B", by_factors(ties), ("density",), True),
-    "ties_svd": Way("the same of the ΔW's, cut to a rank", by_deltas(ties), ("rank", "density")),
+COMBINATIONS = {
+    "ties": Combination(
+        "the largest numbers, those of the majority's sign, in A and B", by_factors(ties), ("density",), True
+    ),
+    "ties_svd": Combination("the same of the ΔW's, cut to a rank", by_deltas(ties), ("rank", "density")),
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,9 @@ class Adapters:
         """Read an adapter, to be called `name`; return a note. Nothing else changes. Raises as load_adapter does, and
         ValueError for a name that is taken or empty."""
         self.check_name(name)
-        active, by_row = self.active, self.by_row
-        self.activate(None)
-        try:
+        with self.base_alone():
             modules, names, self.notes[name] = read_modules(self.model, locate_adapter(folder))
             self.add(name, modules, names)
-        finally:
-            self.activate_by_row() if by_row else self.activate(active or None)
         return self.notes[name]
 
     def attach(
@@ -82,19 +79,26 @@ class Adapters:
         self.check_name(name)
         if "train" in options:
             raise ValueError(f"train={options['train']!r}: all adapters share the base, so nothing of it can learn")
-        active, by_row = self.active, self.by_row
-        self.activate(None)
-        plain = {path: m for path, m in self.model.named_modules() if isinstance(m, LAYERS)}
-        try:
+        with self.base_alone():
+            plain = {path: m for path, m in self.model.named_modules() if isinstance(m, LAYERS)}
             attach(self.model, variant, targets, rng=rng, **options)
             modules = {path: m for path in plain if isinstance(m := self.model[path], Adapter)}
             for path in modules:
                 self.model[path] = plain[path]
             self.add(name, modules, [])
+
+    @contextmanager
+    def base_alone(self) -> Iterator[None]:
+        """No adapter is active inside this block; afterwards those are that were."""
+        active, by_row = self.active, self.by_row
+        self.activate(None)
+        try:
+            yield
         finally:
             self.activate_by_row() if by_row else self.activate(active or None)
 
     def check_name(self, name: str) -> None:
+        """Raise ValueError for a name that is taken or empty."""
         if not name or name in self.loaded:
             raise ValueError(
                 f"an adapter is called {name!r} already: choose another name" if name else "give it a name"

@@ -25,12 +25,8 @@ SIDE_BY_SIDE = "methods", "out", "seeds", "jobs", "search", "resume"
 def arguments(add: Add) -> None:
     missing: dict[str, Any] = {"default": argparse.SUPPRESS}
     several = "'all', or variants of adapters, with options of their own as in vera:d_initial=0.5, and 'full'"
-    add(
-        "--data",
-        metavar="FILE",
-        help="with --against: a .csv, .tsv, .jsonl or .json, rotten_tomatoes or imdb",
-        **missing,
-    )
+    rows = "with --against: a .csv, .tsv, .jsonl or .json, rotten_tomatoes or imdb"
+    add("--data", metavar="FILE", help=rows, **missing)
     add("--against", type=against, metavar="OPTIONS", help="what differs in the second setting", **missing)
     add("--folds", type=positive_int, metavar="N", help="with --against: parts of --data (default 5)", **missing)
     add_settings(add, "rank", "encoding", *LEARNING, *CLASSIFYING, *COLUMNS)

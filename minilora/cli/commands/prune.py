@@ -7,17 +7,10 @@ EXAMPLE = "minilora prune runs/demo --data builtin --plot runs/pruned.png"
 
 
 def arguments(add: Add) -> None:
-    add(
-        "folder",
-        metavar="ADAPTER",
-        help=f"{ADAPTER}; to write a smaller one: minilora combine ADAPTER --how svd --rank N",
-    )
-    add(
-        "--data",
-        required=True,
-        metavar="FILE",
-        help="a text, of which a part is held out; 'builtin': Python's own source",
-    )
+    smaller = "to write a smaller one: minilora combine ADAPTER --how svd --rank N"
+    add("folder", metavar="ADAPTER", help=f"{ADAPTER}; {smaller}")
+    texts = "a text, of which a part is held out; 'builtin': Python's own source"
+    add("--data", required=True, metavar="FILE", help=texts)
     add("--base", metavar="MODEL", help=f"{MODEL} (default: what the adapter says that it was made for, or builtin)")
     add("--plot", metavar="FILE", help="a .png of the curve")
     add("--json", action="store_true", help=JSON)

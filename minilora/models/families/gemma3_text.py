@@ -12,7 +12,7 @@ import numpy as np
 from ...backend import Rng
 from ...nn import Embeddings, Gelu, SandwichNormBlock
 from ..config import Config
-from ..layer_types import rope_fields, rope_keys, window_fields, window_keys
+from ..layer_types import check_interval, rope_fields, rope_keys, window_fields, window_keys
 from ..parts import LayerFactory, decoder_head, layers_by_name
 from ..transformer import Transformer
 from . import llama
@@ -52,8 +52,7 @@ def gemma3_text(config: Config, rng: Rng | None) -> Transformer:
 def extra_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """Every sliding_window_pattern'th layer has no window, where no layer_types say otherwise."""
     every, scalar = values.get("sliding_window_pattern", 6), values.get("query_pre_attn_scalar", 256)
-    if type(every) is not int or every < 1:
-        raise ValueError(f"sliding_window_pattern = {every!r:.80} is not a whole number from 1 up")
+    check_interval("sliding_window_pattern", every)
     own = {} if scalar == values["head_dim"] else {"query_pre_attn_scalar": scalar}
     windows = window_fields(values, values.get("sliding_window", 4096), lambda i: (i + 1) % every == 0)
     return windows | rope_fields(values, THETAS) | own

@@ -45,6 +45,7 @@ def rotary_decoder(
 
 
 def check_even(config: Config) -> None:
+    """Raise ValueError for an odd width of a head."""
     if config.head_dim % 2:
         raise ValueError(f"rotary positions turn pairs: a head's width must be even, and {config.head_dim} is not")
 

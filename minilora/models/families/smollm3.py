@@ -12,6 +12,7 @@ from typing import Any
 
 from ...backend import Rng
 from ..config import Config
+from ..layer_types import check_interval
 from ..transformer import Transformer
 from . import llama, qwen2
 from .family import decoder_classes
@@ -29,8 +30,7 @@ def extra_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises ValueError for another interval or list, and as qwen2's.
     """
     n, every, listed = values["num_hidden_layers"], values["no_rope_layer_interval"], values["no_rope_layers"]
-    if type(every) is not int or every < 1:
-        raise ValueError(f"no_rope_layer_interval = {every!r:.80} is not a whole number from 1 up")
+    check_interval("no_rope_layer_interval", every)
     if listed is None and type(n) is int:
         listed = [int((i + 1) % every != 0) for i in range(n)]
     if not isinstance(listed, list) or not all(type(has) is int and has in (0, 1) for has in listed):

@@ -59,7 +59,7 @@ def t5(config: Config, rng: Rng | None) -> EncoderDecoder:
     return EncoderDecoder("t5", config, layers, {**encoder, "norm": norm()})
 
 
-def other_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+def extra_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """Raises ValueError for a feed-forward of neither version."""
     kind = values["feed_forward_proj"]
     if kind not in FEED_FORWARD:
@@ -70,7 +70,7 @@ def other_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"gated": FEED_FORWARD[kind], "decoder_start": start, "tied": tied}
 
 
-def other_keys(config: Config) -> dict[str, Any]:
+def extra_keys(config: Config) -> dict[str, Any]:
     kind = next(theirs for theirs, ours in FEED_FORWARD.items() if ours == config.gated)
     return {"feed_forward_proj": kind, "decoder_start_token_id": config.decoder_start, "pad_token_id": 0}
 
@@ -118,8 +118,8 @@ FAMILY = Family(
         "feed_forward_proj": "relu",
         "tie_word_embeddings": True,
     },
-    extra_fields=other_fields,
-    extra_keys=other_keys,
+    extra_fields=extra_fields,
+    extra_keys=extra_keys,
     base_model_prefix="",
     hf_names=[
         ("embed.token", "shared"),

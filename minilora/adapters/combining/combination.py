@@ -29,7 +29,7 @@ class Factors(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a way may take beside adapters and weights; each says which of them it reads (Way.reads)."""
+    """What a way may take beside adapters and weights; each says which of them it reads (Combination.reads)."""
 
     rank: int = 0  # k, of the result
     density: float = 1.0  # the share of numbers that a pruning keeps, above 0 and up to 1
@@ -40,8 +40,8 @@ Join = Callable[[Sequence[Array], Sequence[float], Options], Array]  # of tensor
 Make = Callable[[Sequence[Factors], Sequence[float], Options], tuple[Array, Array]]
 
 
-class Way(NamedTuple):
-    """An entry of WAYS."""
+class Combination(NamedTuple):
+    """An entry of COMBINATIONS."""
 
     about: str  # a line
     make: Make  # (adapters, weights, options) -> A (k, in), B (out, k); every w and s is above 0
