@@ -29,7 +29,7 @@ from minilora.models.config import Config
 from minilora.models.families.gpt2 import gpt2
 from minilora.models.pretrained import load_pretrained
 from minilora.models.saving import save_pretrained
-from minilora.nn import Inputs, Linear
+from minilora.nn import Inputs, Linear, Pass
 from minilora.process import blas_threads, keep_freed_memory
 
 from .cases import SEED, Job
@@ -90,8 +90,8 @@ def ours(work: str, folder: Path, names: list[str] | None) -> Callable[[], Any]:
         if names is None:
             return lambda: base.forward(x)[0]
         inputs, order, _ = Inputs(adapters=names).by_adapter()
-        x = x[order]
-        return lambda: layer.forward(x, inputs)[0]
+        x, run = x[order], Pass(memo={})  # what the layers of a model share in a forward
+        return lambda: layer.forward(x, inputs, run)[0]
     model = load_pretrained(folder / "base")
     if names:
         load_adapters(model, {name: folder / name for name in dict.fromkeys(names)})

@@ -15,14 +15,15 @@ from ..display.plots import check_png
 from ..display.tables import numbers_right, wide_console
 from ..files import check_free, write_folder, write_whole
 from ..models.generation import check_continues
-from ..models.pretrained import load_tokenizer
+from ..models.tokenizer import Tokenizer
 from ..models.transformer import Transformer
 from ..process import blas_threads
 from ..spelling import counted
 from ..training import evaluate
-from .bases import base_for, base_of_run
+from .bases import base_for, base_of_run, tokenizer_for
 from .combining_figure import combining_figure
 from .language_model import Dataset
+from .runs import tokenizer_hash
 from .text import read_text
 
 COMBINED = "the combined adapter"  # its name among those that are loaded
@@ -66,8 +67,8 @@ def combine_adapters(
         raise ValueError(f"{twice} is given twice: give it once, with a larger weight")
     if plot and not data:
         raise ValueError("the figure is of losses: give the texts to measure them on too")
-    adapters, source, notes = loaded(folders, base)
-    datasets = held_out(adapters.model, source, data)
+    adapters, tokenizer, notes = loaded(folders, base)
+    datasets = held_out(adapters.model, tokenizer, data)
     weighted = dict(zip(folders, given, strict=True))
     found = combine(adapters, COMBINED, weighted, how, rank=rank, density=density, rng=seed)
     pairs = [(a, b) for i, a in enumerate(folders) for b in folders[:i]]
@@ -87,27 +88,32 @@ def combine_adapters(
         show(result)
     if out:
         adapters.activate(COMBINED)
-        write_folder(out, adapter_files(adapters.model))
+        own = tokenizer.files() if adapters.model.added_tokens else {}
+        write_folder(out, own | adapter_files(adapters.model))
     if plot:
         write_whole(Path(plot), figure)
     return result
 
 
-def loaded(folders: Sequence[str], base: str | None) -> tuple[Adapters, str | Path, list[str]]:
-    """(the adapters, by their folders; the name of their base; what is to be said of them)."""
+def loaded(folders: Sequence[str], base: str | None) -> tuple[Adapters, Tokenizer, list[str]]:
+    """(the adapters, by their folders; their tokenizer; what is to be said of them). Raises ValueError for adapters
+    with different tokens."""
     first = locate_adapter(folders[0])
     source = base_for(first, base) or "builtin"
     config, tensors, _ = read_adapter(first)
     adapters = Adapters(base_of_run(source, first, config, tensors))
     notes = [adapters.load(folder, folder) for folder in folders]
-    return adapters, source, [note for note in notes if note]
+    tokenizer = tokenizer_for(source, first)
+    for folder in folders[1:]:
+        if tokenizer_hash(tokenizer_for(source, locate_adapter(folder))) != tokenizer_hash(tokenizer):
+            raise ValueError(f"{folder} has other tokens than {folders[0]}: leave one of them out")
+    return adapters, tokenizer, [note for note in notes if note]
 
 
-def held_out(model: Transformer, source: str | Path, data: Sequence[str]) -> list[Dataset]:
+def held_out(model: Transformer, tokenizer: Tokenizer, data: Sequence[str]) -> list[Dataset]:
     """What finetune holds out of each text."""
     if not data:
         return []
-    tokenizer = load_tokenizer(source)
     check_continues(model, tokenizer)
     length = min(LENGTH, model.config.max_length)
     return [read_text(name, tokenizer, BATCH, length, 0) for name in data]

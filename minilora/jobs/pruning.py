@@ -34,10 +34,13 @@ def prune(folder: str, data: str, *, base: str | None = None, plot: str | None =
 
     if plot:
         check_png(plot)
-    adapters, source, _ = loaded([folder], base)
-    [dataset] = held_out(adapters.model, source, [data])
+    adapters, tokenizer, _ = loaded([folder], base)
+    [dataset] = held_out(adapters.model, tokenizer, [data])
     report: dict[str, Any] = {"adapter": folder, "base": bits_per_byte(adapters, None, dataset), "rows": []}
-    r = max(len(factors_of(m).A) for m in adapters.loaded[folder].values() if isinstance(m, Adapter))
+    factors = [factors_of(m) for m in adapters.loaded[folder].values() if isinstance(m, Adapter)]
+    if not any(A.any() and B.any() for A, B, _ in factors):
+        raise ValueError(f"{folder}: its ΔW is 0, so there is nothing to cut: train it first")
+    r = max(len(A) for A, _, _ in factors)
     ranks = list(dict.fromkeys(max(1, round(share * r)) for share in SHARES))
     for k in tqdm(ranks, desc="cutting", leave=False, disable=None):
         for how, options in {"svd": {"rank": k}, "magnitude_prune": {"density": k / r}}.items():

@@ -51,9 +51,9 @@ class CrossAttention(Attention):
         q, cq = self.q_proj.forward(x, inputs, run)
         if kv_cache is not None and (self, memory) in kv_cache.arrays:
             return (q, *kv_cache.arrays[self, memory]), None
-        run = run._replace(needs_dx=memory.trainable)
-        k, ck = self.k_proj.forward(memory.data, inputs, run)
-        v, cv = self.v_proj.forward(memory.data, inputs, run)
+        of_source, run = inputs._replace(text=None), run._replace(needs_dx=memory.trainable)  # text: the decoder's
+        k, ck = self.k_proj.forward(memory.data, of_source, run)
+        v, cv = self.v_proj.forward(memory.data, of_source, run)
         if kv_cache is not None:
             kv_cache.arrays[self, memory] = k, v
         return (q, k, v), (cq, ck, cv, memory if memory.trainable else None)

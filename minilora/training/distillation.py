@@ -18,10 +18,10 @@ def distillation(teacher: Sequential, temperature: float = 1.0, reverse: bool = 
         fit(student, batches, steps, loss=distillation(teacher, temperature=2.0))
 
     The teacher runs forward only, without dropout, on the ids of each batch. Raises ValueError for a temperature that
-    is not above 0; the loss does where the teacher's logits have another shape than the student's.
+    is not from 0.001 to 1000; the loss does where the teacher's logits have another shape than the student's.
     """
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature = {temperature!r} is not a number above 0")
+    if not 1e-3 <= temperature <= 1e3:  # beyond, T² or the differences of softmax(z/T) are lost in float32
+        raise ValueError(f"temperature = {temperature!r} is not a number from 0.001 to 1000")
     forward: Any = ops.reverse_kl_forward if reverse else ops.kl_forward
     backward: Any = ops.reverse_kl_backward if reverse else ops.kl_backward
 

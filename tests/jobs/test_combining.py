@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from commands import RUN, assert_refused, make_base, make_inputs
 
+import minilora
 from minilora.adapters.peft import load_adapter
 from minilora.cli import main
 from minilora.jobs.combining import combine_adapters
 from minilora.jobs.pruning import prune
 from minilora.models.pretrained import load_pretrained
+from minilora.models.tokenizer import read_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,28 @@ def test_one_text_may_be_that_of_both_adapters_and_a_folder_may_have_the_name_of
     assert all(len({*row["bits"]}) == 1 < len(row["bits"]) for row in result["losses"])
 
 
+def test_what_is_combined_keeps_the_tokens_that_were_added_and_others_are_refused(here, tmp_path, capfd):
+    make_base(here / "untied", tied=False)
+    for name, token in (("one", "self."), ("two", "self."), ("other", "return")):
+        (tmp_path / "tokens.txt").write_text(token)
+        words = [
+            "--base",
+            "untied",
+            "--data",
+            TEXTS[0],
+            "--add-tokens",
+            tmp_path / "tokens.txt",
+            "--out",
+            tmp_path / name,
+        ]
+        assert main(["finetune", *map(str, words), *RUN]) == 0
+    one, two, other, both = (str(tmp_path / name) for name in ("one", "two", "other", "both"))
+    combine_adapters([one, two], rank=2, out=both)
+    assert read_tokenizer(both).encode("self.", special=False).tolist() == [256]
+    with pytest.raises(ValueError, match=r"other has other tokens than .*one: leave one of them out"):
+        combine_adapters([one, other], rank=2)
+
+
 REFUSED = {
     "1 weight for 2 adapters": ["a", "b", "--weights", "1"],
     "1 text for 2 adapters": ["a", "b", "--evaluate", "words.txt"],
@@ -121,3 +145,11 @@ def test_singular_values_change_the_rank_and_entries_the_number_of_zeros(here, t
     assert half["bits"] > whole["bits"]
     assert main(["prune", "a", "--base", "base", "--data", "words.txt"]) == 0
     assert "singular values" in capfd.readouterr().out
+
+
+def test_an_adapter_whose_update_is_0_is_not_pruned(here, tmp_path, capsys):
+    model = minilora.load_pretrained(here / "base")
+    minilora.attach_lora(model, ["q_proj"], r=2, rng=0)
+    minilora.save_adapter(model, tmp_path / "new")
+    assert main(["prune", str(tmp_path / "new"), "--base", "base", "--data", "words.txt"]) == 2
+    assert "its ΔW is 0, so there is nothing to cut" in capsys.readouterr().err

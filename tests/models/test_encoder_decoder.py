@@ -155,6 +155,8 @@ def test_the_texts_that_are_missing_or_too_many_are_refused(rng):
         fresh("llama").forward(ids, inputs)
     with pytest.raises(ValueError, match="reads the output of an encoder"):
         model["block_0.cross_attention"].forward(rng.standard_normal((3, T, 12)))
+    with pytest.raises(ValueError, match="one adapter for all rows and all tokens"):
+        model.forward(ids, inputs._replace(active=np.ones((3, T), bool)))
     with pytest.raises(ValueError, match="relative_distance = 16 is not above half of the buckets"):
         FAMILIES["t5"].build(Config(13, 1, 12, 3, relative_distance=16), None)
 
@@ -177,7 +179,8 @@ def test_lora_learns_from_batches_of_two_texts_and_leaves_the_base_as_it_was(rng
 def test_a_batch_is_cut_to_its_longest_source_and_its_longest_text():
     real = np.array([[1, 1, 0, 0], [1, 0, 0, 0]], bool)
     source_real = np.array([[1, 0, 0, 0, 0], [1, 1, 1, 0, 0]], bool)
-    batch = Batch(np.ones((2, 4), int), np.ones((2, 4), int), real, None, np.ones((2, 5), int), source_real)
+    ones = {name: np.ones((2, n), int) for name, n in (("ids", 4), ("targets", 4), ("source", 5))}
+    batch = Batch(**ones, padding=real, source_padding=source_real)
     cut = take(batch, np.array([1]))
     assert (cut.ids.shape, cut.targets.shape, cut.source.shape, cut.source_padding.shape) == (
         (1, 1),
@@ -219,3 +222,17 @@ def test_the_arrays_may_be_on_a_gpu(xp, rng):
     model.to(numpy)
     for parameter, gradient in expected.items():
         assert close(minilora.backend.to_numpy(found[parameter]), gradient, 1e-4)
+
+
+def test_an_activated_adapter_waits_for_its_invocation_in_the_decoder_and_acts_on_all_of_the_source(rng):
+    model, plain, (ids, inputs) = build(), build(), batch(rng)
+    paths = [f"block_{i}.{part}" for i in range(3) for part in ("attention.v_proj", "cross_attention.v_proj")]
+    minilora.attach(model, "alora", paths, invocation_tokens=[12], rng=0)
+    for parameter in model.trainable_parameters().values():
+        parameter.data = parameter.data + 0.3 * rng.standard_normal(parameter.data.shape)
+    ids, source = ids % 12, inputs.source[:, :T]
+    y, _ = model.forward(ids, Inputs(source=source))
+    assert not close(y, plain.forward(ids, Inputs(source=source))[0], 1e-3)  # by the source alone
+    for path in paths[::2]:  # without an invocation those of the decoder's own stream have done nothing
+        model[path] = model[path].base
+    assert close(model.forward(ids, Inputs(source=source))[0], y, 1e-12)

@@ -104,6 +104,9 @@ def test_a_new_token_is_one_id_after_the_others_and_comes_back_also_from_the_fil
 def test_what_is_a_token_already_or_would_not_come_back_is_refused():
     with pytest.raises(ValueError, match="'e' is a token already, 101: leave it out"):
         with_tokens(ByteTokenizer(), ["<x>", "e"])
+    for token in ("é", "Ã©", "Ġx"):  # letters that stand for bytes: the decoder makes another text of them
+        with pytest.raises(ValueError, match=f"'{token}' cannot be a token"):
+            with_tokens(ByteTokenizer(), ["<x>", token])
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,7 @@ def test_the_tables_show_every_tensor_every_law_and_the_count(capsys):
     ("words", "says"),
     [
         (["--sample", "3"], "say --mutants too"),
+        (["--stability", "--mutants"], "say one of them"),
         (
             ["--mutants", "--only", "forward"],
             "no function has 'forward' in its name: did you mean 'lora_backward'? choose from adalora_backward",

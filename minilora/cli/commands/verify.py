@@ -24,6 +24,8 @@ def run(options: Options) -> int:
 
     if options.sample and not options.mutants:
         raise ValueError("--sample is a number of mutants: say --mutants too")
+    if options.stability and options.mutants:
+        raise ValueError("--stability and --mutants are two runs: say one of them")
     if options.stability:
         from ...verify.stability import show_stability, stability
 
