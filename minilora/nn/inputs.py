@@ -68,7 +68,8 @@ class Inputs(NamedTuple):
     def each(self, change: Callable[[Array], Array]) -> Inputs:
         """These inputs with each array (B, T) of the ids' rows, where it is not None, replaced by change(array)."""
         arrays = {name: getattr(self, name) for name in ("padding", "segments", "active", "text")}
-        return self._replace(**{name: change(x) for name, x in arrays.items() if x is not None})
+        changed: dict[str, Any] = {name: change(x) for name, x in arrays.items() if x is not None}
+        return self._replace(**changed)
 
 
 def sort_rows(adapters: Sequence[str | None] | np.ndarray) -> tuple[list[str | None], np.ndarray, np.ndarray]:
