@@ -151,10 +151,10 @@ def ten_values(out, found):
         ax.plot(k, each.mean(axis=1), line, color=color, lw=3, label=name)
         if way != "LoRA":
             ax.plot(np.repeat(k, each.shape[1]), each.ravel(), "o", color=color, ms=6, alpha=0.6)
-    ax.axhline(50, color="black", lw=1)
+    ax.axhline(50, color="black", lw=1)  # chance
     ax.set(xscale="log", xlabel="singular values that each W keeps (log scale)", ylabel="% of held-out texts right")
     k = list(found["cut"])
     ax.set_xticks(k, [f"all {n}" if n == k[-1] else str(n) for n in k])
     ax.minorticks_off()
-    ax.legend(frameon=False, fontsize=TYPE, loc="upper left")
+    figure.legend(frameon=False, fontsize=TYPE, loc="outside lower center", ncols=2)
     save(out, figure)

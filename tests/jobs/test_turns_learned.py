@@ -259,7 +259,7 @@ def test_the_sample_is_asked_as_a_chat_with_the_system_prompt_would_ask(here, ca
     )
     seen: list[str] = []
 
-    def continuation(model, ids, tokens, tokenizer, sampling):
+    def continuation(model, ids, tokens, tokenizer, sampling, adapter):
         seen.append(tokenizer.backend.decode(ids.tolist(), skip_special_tokens=False))
         return iter(())
 
