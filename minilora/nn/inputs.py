@@ -66,7 +66,7 @@ class Inputs(NamedTuple):
         return self.each(lambda x: x[group.rows])._replace(labelled=labelled, adapters=None, groups=())
 
     def each(self, change: Callable[[Array], Array]) -> Inputs:
-        """These inputs with each array (B, T) of the ids' rows, where it is not None, replaced by change(array)."""
+        """These inputs with change(x) for each array x that has a row for each row of ids."""
         arrays = {name: getattr(self, name) for name in ("padding", "segments", "active", "text")}
         changed: dict[str, Any] = {name: change(x) for name, x in arrays.items() if x is not None}
         return self._replace(**changed)
