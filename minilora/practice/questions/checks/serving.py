@@ -70,9 +70,10 @@ def a_kept_cache_belongs_to_the_old_adapter() -> str:
         _swap(model, target, 2)
         try:
             model.forward(ids[:, 23:], run=Pass(kv_cache=cache))
-            raise AssertionError("the old adapter's cache was read")
-        except ValueError as error:
-            assert "read the text again" in str(error)
+            refused = False
+        except ValueError:
+            refused = True
+        assert refused
         stale = Pass(kv_cache=cache.take([0], model.modules(), None))
         kept, true = (model.forward(x, run=run)[0][0, -1] for x, run in ((ids[:, 23:], stale), (ids, Pass())))
         errors.append(float(np.linalg.norm(kept - true) / np.linalg.norm(true)))
