@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import TEXT
+from models import ONE_TEXT, TEXT
 
 import minilora
 from minilora import accounting, nn, ops
@@ -768,8 +768,11 @@ def heads_of(config: dict[str, Any]) -> list[str]:
     return list(FAMILIES[config["model_type"]].classes)
 
 
+OF_ONE_TEXT = [name for name in NAMED if read(name)[1]["model_type"] in ONE_TEXT]  # of two: test_two_stacks.py
+
+
 @pytest.mark.oracle
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in NAMED])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in OF_ONE_TEXT])
 def test_totals_are_those_of_the_models_that_transformers_builds(name):
     config = dict(read(name)[1])
     for head in heads_of(config):
@@ -816,7 +819,7 @@ def test_paths_are_called_as_in_transformers_and_have_its_shapes(family):
 
 @pytest.mark.oracle
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", OF_ONE_TEXT)
 def test_flops_are_those_that_torch_counts_in_the_models_of_transformers(name):
     torch = pytest.importorskip("torch")
     from torch.utils.flop_counter import FlopCounterMode
