@@ -295,7 +295,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "modernbert": {"rope_theta": THETA, "local_rope_theta": 2.0, "sliding_window": 2, "classifier_pooling": "mean",
                    "layer_types": ("full_attention", "sliding_attention")},
     "vit": {"activation": "gelu", "vocab_size": 0, "image_size": 5, "patch_size": 2, "channels": 2},
-    "t5": {"d_ff": 23, "head_dim": 5, "n_layers": 1, "decoder_layers": 2, "gated": False, "relative_buckets": 6,
+    "t5": {"d_ff": 23, "head_dim": 5, "decoder_layers": 3, "gated": False, "relative_buckets": 6,
            "relative_distance": 4},  # of 7 hidden numbers all may be below 0, where ReLU has no gradient
 }  # fmt: skip
 BODIES = {name: "lm" if "lm" in family.classes else "none" for name, family in FAMILIES.items()}  # a head for each
