@@ -17,7 +17,7 @@ from ..adapters.merge import MergedEmbedding, merged_layer
 from ..adapters.peft import Adapters
 from ..adapters.recording import Latest, Recorder
 from ..backend import Array
-from ..models.config import Config
+from ..models.config import LABELLED, Config
 from ..models.encoder_decoder import EncoderDecoder
 from ..models.families import FAMILIES
 from ..models.families.bert import bert
@@ -338,7 +338,7 @@ def source_of(made: Transformer, B: int, T: int, rng: Rng) -> np.ndarray | None:
 
 
 def of_family(family: str, adapted: bool, head: str, rng: Rng) -> Iterator[Report]:
-    shapes = SHAPES[1:] if head else SHAPES  # with padding; below another head are the layers of the language model
+    shapes = SHAPES[1:] if head in LABELLED else SHAPES  # with padding; below are the layers of the other head
     return (checked(model(family, rng, adapted, head), shape, rng) for shape in shapes)
 
 
