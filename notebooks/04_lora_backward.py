@@ -252,9 +252,13 @@ from minilora.training import loss_and_gradients
 
 def backward_cut(layer, dy, cache, grads):
     """LoRALinear's backward, but dx lacks dy W₀."""
-    dx, dh = ops.lora_backward(dy, layer.lora_A.data, layer.lora_B.data, layer.scaling)
-    grads.add(layer.lora_A, ops.lora_A_gradients(dh, cache.x))
-    grads.add(layer.lora_B, ops.lora_B_gradients(dy, cache.h, layer.scaling))
+    A, B, s = layer.lora_A, layer.lora_B, layer.scaling
+    if cache.base.needs_dx:
+        dx, dh = ops.lora_backward(dy, A.data, B.data, s)
+    else:  # nothing below learns
+        dx, dh = None, ops.lora_h_backward(dy, B.data, s)
+    grads.add(A, ops.lora_A_gradients(dh, cache.x))
+    grads.add(B, ops.lora_B_gradients(dy, cache.h, s))
     return dx
 
 
