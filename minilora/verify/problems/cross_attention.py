@@ -143,16 +143,14 @@ cross_attention.multiplied("memory_taken_as_constant", dm=0)(
 )
 
 
-@cross_attention.fault(
-    "dx holds what flows through the keys, which belongs to dm: {it} comes out wrong",
-    "Out of which stream did forward make the keys?",
-    whole=True,
+def keys_in_dx(dy, x, m, Wq, Wk, Wv, mask):
+    keys = terms(dy, x, m, Wq, Wk, Wv, mask)["dm"]["the path of the keys"]
+    return backward(dy, x, m, Wq, Wk, Wv, mask)["dx"] + keys
+
+
+cross_attention.computed("keys_to_the_decoder", dx=keys_in_dx)(
+    "dx holds what flows through the keys, which belongs to dm", "Out of which stream did forward make the keys?"
 )
-def keys_to_the_decoder(dy, x, m, Wq, Wk, Wv, mask):
-    true, keys = backward(dy, x, m, Wq, Wk, Wv, mask), terms(dy, x, m, Wq, Wk, Wv, mask)["dm"]["the path of the keys"]
-    return {"dx": true["dx"] + keys, "dm": true["dm"] - keys}
-
-
 cross_attention.called_with("streams_exchanged", x=lambda m: m, m=lambda x: x)(
     "the streams are exchanged when {it} is computed: queries are made of the memory, keys and values of the decoder",
     "Who asks, the decoder or the encoder, and who is asked?",
