@@ -20,8 +20,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import exercises
 import reference
+
+import exercises
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = exercises.pages() | reference.pages()
