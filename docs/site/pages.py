@@ -89,11 +89,13 @@ def copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
+BELOW = re.compile(r"\[([^]\n]*)\]\((?!\.\.|index\.)([\w/-]+)\.(?:md|ipynb)(#?)")
+
+
 def toctree(page: str, text: str) -> str:
-    """What the menu shows below an index page."""
-    below = MENU.get(page) or dict.fromkeys(re.findall(r"\]\(((?!index)[\w/.-]+)\.(?:md|ipynb)", text))
-    below = [entry for entry in below if page in MENU or not entry.startswith("..")]
-    return "\n".join(["", "```{toctree}", ":hidden:", "", *below, "```", ""])
+    """What the menu shows below an index page, by the name that its link has there, or else by its title."""
+    linked = {target: f"{words} <{target}>" if not anchor else target for words, target, anchor in BELOW.findall(text)}
+    return "\n".join(["", "```{toctree}", ":hidden:", "", *MENU.get(page, linked.values()), "```", ""])
 
 
 def sources() -> Iterator[str]:
