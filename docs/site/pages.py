@@ -1,7 +1,7 @@
 """The pages of the web site, assembled from where they stand in the repository: python docs/site/pages.py OUT
 
     README.md                     index.md
-    docs/X.md                     guide/X.md            docs/zh.md     zh/index.md
+    docs/X.md                     guide/X.md             docs/zh.md     zh/index.md
     notebooks/NN_x.ipynb          course/NN_x.ipynb
     exercises/questions/en/a.md   questions/en/a.md
     README.md of a folder         index.md of its folder
