@@ -58,7 +58,7 @@ CODE_OR_LINK = re.compile(
     r"^```.*?^```|\[([^]\n]*)\]\((?!https?:)([^)\s#]*)(?:#([^)\s]*))?\)", re.MULTILINE | re.DOTALL
 )
 QUESTION = re.compile(r'^(#+ )<a id="\w+"></a>', re.MULTILINE)  # the heading makes its anchor itself: conf.py, slug
-ROW = re.compile(r'^\| <a id="(\w+)"></a>', re.MULTILINE)  # an anchor that Sphinx does not know: a row of a table
+MENTION = re.compile(r"(?<= · )notebook (\d\d)$", re.MULTILINE)  # below a question
 
 
 def relinked(text: str, path: str, out: Path) -> str:
@@ -72,14 +72,18 @@ def relinked(text: str, path: str, out: Path) -> str:
         if not (ROOT / target).exists():
             raise SystemExit(f"{path} links to {link}, which is not there")
         new = place(target)
+        if "/zh/" in path:
+            new = new.replace("exercises/en/", "exercises/zh/")
         if new not in GENERATED and not new.endswith((".md", ".ipynb")):
             copy(ROOT / target, out / new)
         new = posixpath.relpath(new, posixpath.dirname(place(path)) or ".") if link else ""
-        if anchor and target.endswith(".md") and anchor in ROW.findall((ROOT / target).read_text(encoding="utf-8")):
-            return f'<a href="{new.replace(".md", ".html")}#{anchor}">{words}</a>'
         return f"[{words}]({new}{'#' * bool(anchor)}{anchor or ''})"
 
-    return CODE_OR_LINK.sub(moved, QUESTION.sub(r"\1", text))
+    def linked(mention: re.Match[str]) -> str:
+        [notebook] = ROOT.glob(f"notebooks/{mention[1]}_*.ipynb")
+        return f"[{mention[0]}](../../../notebooks/{notebook.name})"
+
+    return CODE_OR_LINK.sub(moved, MENTION.sub(linked, QUESTION.sub(r"\1", text)))
 
 
 def copy(source: Path, target: Path) -> None:
