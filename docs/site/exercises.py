@@ -52,7 +52,7 @@ def index(tasks: list[Exercise], language: str) -> Iterator[str]:
     def said(sentence: str) -> str:
         return words(sentence).in_language(language)
 
-    yield f"# {said('Exercises')}\n"
+    yield f"# {said('All exercises')}\n"
     yield said("In the order of `minilora ex`: each after what it needs. It checks your file and names your mistake.")
     yield f"\n```sh\npip install 'minilora[exercises]'\nminilora ex init exercises --lang {language}\nminilora ex\n```"
     head = f"| {' | '.join(map(said, HEADS[:4]))} | notebook |\n|---|---|---:|---:|---|"
@@ -85,9 +85,9 @@ def page(task: Exercise, language: str) -> Iterator[str]:
     yield f"\n```python\nfrom minilora.practice import check\n\n{call}\n```"
     yield f"\n## {said('Hints')}\n"
     for n, hint in enumerate(task.hints, 1):
-        yield f"<details><summary>{said('hint {n} of {all}', n=str(n), all=str(len(task.hints)))}</summary>\n"
+        yield f"<details><summary>{said('Hint {n} of {all}', n=str(n), all=str(len(task.hints)))}</summary>\n"
         yield f"{linked(notebook.escaped(task.said(hint).in_language(language)))}\n\n</details>\n"
-    yield f"## {said('What belongs to it')}\n"
+    yield f"## {said('See also')}\n"
     for head, links in related(task, language).items():
         if links:
             yield f"- {said(head)}"

@@ -59,6 +59,7 @@ CODE_OR_LINK = re.compile(
 )
 QUESTION = re.compile(r'^(#+ )<a id="\w+"></a>', re.MULTILINE)  # the heading makes its anchor itself: conf.py, slug
 MENTION = re.compile(r"(?<= · )notebook (\d\d)$", re.MULTILINE)  # below a question
+NOTEBOOKS = {file.name[:2]: file.name for file in ROOT.glob("notebooks/[0-9]*.ipynb")}
 
 
 def relinked(text: str, path: str, out: Path) -> str:
@@ -79,11 +80,8 @@ def relinked(text: str, path: str, out: Path) -> str:
         new = posixpath.relpath(new, posixpath.dirname(place(path)) or ".") if link else ""
         return f"[{words}]({new}{'#' * bool(anchor)}{anchor or ''})"
 
-    def linked(mention: re.Match[str]) -> str:
-        [notebook] = ROOT.glob(f"notebooks/{mention[1]}_*.ipynb")
-        return f"[{mention[0]}](../../../notebooks/{notebook.name})"
-
-    return CODE_OR_LINK.sub(moved, MENTION.sub(linked, QUESTION.sub(r"\1", text)))
+    text = MENTION.sub(lambda found: f"[{found[0]}](../../../notebooks/{NOTEBOOKS[found[1]]})", text)
+    return CODE_OR_LINK.sub(moved, QUESTION.sub(r"\1", text))
 
 
 def copy(source: Path, target: Path) -> None:
