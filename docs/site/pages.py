@@ -40,7 +40,7 @@ def place(path: str) -> str:
     module = path.removesuffix("/__init__.py").removesuffix(".py").replace("/", ".")
     if f"reference/{module}.md" in GENERATED:
         return f"reference/{module}.md"
-    if f"exercises/en/{Path(path).stem}.md" in GENERATED:
+    if path.endswith(".py") and f"exercises/en/{Path(path).stem}.md" in GENERATED:
         return f"exercises/en/{Path(path).stem}.md"
     if path == "minilora/practice/exercises":
         return "exercises/en/index.md"
