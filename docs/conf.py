@@ -25,6 +25,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
+    "search",
 ]
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
@@ -42,6 +43,8 @@ MATHJAX = importlib.util.find_spec("sphinx-mathjax-offline").submodule_search_lo
 html_static_path = ["static", f"{MATHJAX}/static"]
 mathjax_path = "mathjax/tex-chtml.js"
 html_css_files = ["custom.css"]
+html_favicon = "static/icon.svg"
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's device is
 html_js_files = ["language.js"]
 templates_path = ["templates"]
 html_theme_options = {
