@@ -1,4 +1,4 @@
-"""docs/contributing.md: each worked example, taken from the page into a copy of the package, is found there and works."""
+"""docs/contributing.md: each worked example, put from the page into a copy of the package, is found there and works."""
 
 import doctest
 import os
@@ -21,7 +21,7 @@ COMMAND = re.compile(r"^\$ minilora (.+)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)  # 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """A folder with a copy of the package, and in it every file of the page; a line for a file that is there is added."""
+    """A copy of the package with every file of the page in it, or at the end of a file that is there already."""
     folder = tmp_path_factory.mktemp("contribution")
     shutil.copytree(PACKAGE, folder / "minilora")
     for name, text in FILES:
