@@ -43,7 +43,7 @@ html_css_files = ["custom.css"]
 html_js_files = ["language.js"]
 templates_path = ["templates"]
 html_theme_options = {
-    "navbar_end": ["language", "theme-switcher"],
+    "navbar_persistent": ["language", "search-button"],  # on a phone too
     "header_links_before_dropdown": 6,
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
@@ -86,6 +86,8 @@ def counterpart(page: str, pages: Any) -> tuple[str, str] | None:
 
 def show_switch(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     context["counterpart"] = counterpart(page, app.env.all_docs)
+    if "zh" in page.split("/"):
+        context["language"] = "zh"
 
 
 def setup(app: Any) -> None:

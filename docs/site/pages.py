@@ -1,7 +1,7 @@
 """The pages of the web site, assembled from where they stand in the repository: python docs/site/pages.py OUT
 
     README.md                     index.md
-    docs/X.md                     guide/X.md            docs/zh.md     zh/index.md
+    docs/X.md                     guide/X.md             docs/zh.md     zh/index.md
     notebooks/NN_x.ipynb          course/NN_x.ipynb
     exercises/questions/en/a.md   questions/en/a.md
     README.md of a folder         index.md of its folder
@@ -40,7 +40,7 @@ def place(path: str) -> str:
     module = path.removesuffix("/__init__.py").removesuffix(".py").replace("/", ".")
     if f"reference/{module}.md" in GENERATED:
         return f"reference/{module}.md"
-    if f"exercises/en/{Path(path).stem}.md" in GENERATED:
+    if path.endswith(".py") and f"exercises/en/{Path(path).stem}.md" in GENERATED:
         return f"exercises/en/{Path(path).stem}.md"
     if path == "minilora/practice/exercises":
         return "exercises/en/index.md"
@@ -89,11 +89,13 @@ def copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
+BELOW = re.compile(r"\[([^]\n]*)\]\((?!\.\.|index\.)([\w/-]+)\.(?:md|ipynb)(#?)")
+
+
 def toctree(page: str, text: str) -> str:
-    """What the menu shows below an index page."""
-    below = MENU.get(page) or dict.fromkeys(re.findall(r"\]\(((?!index)[\w/.-]+)\.(?:md|ipynb)", text))
-    below = [entry for entry in below if page in MENU or not entry.startswith("..")]
-    return "\n".join(["", "```{toctree}", ":hidden:", "", *below, "```", ""])
+    """What the menu shows below an index page, by the name that its link has there, or else by its title."""
+    linked = {target: f"{words} <{target}>" if not anchor else target for words, target, anchor in BELOW.findall(text)}
+    return "\n".join(["", "```{toctree}", ":hidden:", "", *MENU.get(page, linked.values()), "```", ""])
 
 
 def sources() -> Iterator[str]:
