@@ -113,8 +113,10 @@ def test_the_page_has_every_grid_with_its_runs_its_seeds_and_the_notebooks_that_
         readers = [number for number, text in sorted(scripts.items()) if f'record.read("{grid}")' in text]
         row = re.search(rf"^\| `{grid}` \| (.*?) \| (\d+) \| (\d+) \|", PAGE, re.MULTILINE)
         assert row, grid
-        assert [int(row[2].replace(",", "")), int(row[3])] == [len(runs), seeds], grid
+        assert [int(row[2]), int(row[3])] == [len(runs), seeds], grid
         assert re.findall(r"\[(\d\d)\]", row[1]) == readers, grid
+        head = json.loads((ROOT / "notebooks" / "grids" / f"{grid}.json").read_text(encoding="utf-8"))
+        assert f"versions of Python and NumPy: {head['python']} and {head['numpy']} for all" in " ".join(PAGE.split())
 
 
 def best(runs, **where):
