@@ -19,7 +19,7 @@ PIPELINE_INTRO = words(
     "Article 003 trains on film reviews in five steps: pretrain, decompose, fine-tune, optimise, deploy. With LoRA two "
     "of them are not there. Its code, which does not run, and those of 000 to 002 are exercise 06."
 )
-PART = re.compile("title|abstract|intro")  # of an article, in a place
+PARTS = ("title", "abstract", "intro")  # of an article, in a place
 
 
 def pages() -> dict[str, str]:
@@ -51,7 +51,7 @@ def page(language: str) -> Iterator[str]:
         for each in group:
             yield f'\n### <a id="{each.key.lower()}"></a>{each.key} {each.says.in_language(language)}\n'
             yield f"**{said(each.verdict)}** · {each.right.in_language(language)}\n"
-            places = ", ".join(PART.sub(lambda part: said(part[0]), place) for place in each.places)
+            places = ", ".join(re.sub("|".join(PARTS), lambda part: said(part[0]), place) for place in each.places)
             yield places + (f" · {said('decided by {check}', check=f'`{each.check}`')}" if each.check else "")
     yield f"\n## {said('Worked numbers, computed again')}\n"
     yield f"| {said('place')} | {said('step')} | {said('printed')} | {said('computed')} |\n|---|---|---|---|"
