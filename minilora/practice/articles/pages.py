@@ -43,7 +43,8 @@ def page(language: str) -> Iterator[str]:
     for heading in headings().values():
         answers = ", ".join(f"[{key}]({key[0].lower()}.md#{key.lower()})" for key in heading.questions)
         answers = heading.opinion.in_language(language) if heading.opinion else answers
-        asks = heading.asks.in_language(language) + (f" (= {heading.same_as})" if heading.same_as else "")
+        asks = heading.asks.in_language(language)
+        asks = said("{asks} (= {place})", asks=asks, place=heading.same_as) if heading.same_as else asks
         tried = ", ".join(f"[{key}](#{key.lower()})" for key in (statement.key for statement in said_at(heading.place)))
         yield f"| {heading.place} | {asks} | {answers} | {tried} |"
     for letter, group in groupby(statements().values(), key=lambda each: each.key[0]):
