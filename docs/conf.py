@@ -11,6 +11,8 @@ from docutils import nodes
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / "site"), str(HERE.parent)]
 
+import lite  # noqa: E402
+
 import minilora  # noqa: E402
 
 project = "minilora"
@@ -23,6 +25,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
+    "search",
 ]
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
@@ -40,11 +43,14 @@ MATHJAX = importlib.util.find_spec("sphinx-mathjax-offline").submodule_search_lo
 html_static_path = ["static", f"{MATHJAX}/static"]
 mathjax_path = "mathjax/tex-chtml.js"
 html_css_files = ["custom.css"]
+html_favicon = "static/icon.svg"
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's device is
 html_js_files = ["language.js"]
 templates_path = ["templates"]
 html_theme_options = {
     "navbar_persistent": ["language", "search-button"],  # on a phone too
     "header_links_before_dropdown": 6,
+    "article_header_start": ["breadcrumbs", "browser"],
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
@@ -90,6 +96,15 @@ def show_switch(app: Any, page: str, template: str, context: dict[str, Any], doc
         context["language"] = "zh"
 
 
+RUNNABLE = set(lite.notebooks())
+
+
+def show_how_to_run(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    context["runnable"] = page in RUNNABLE
+    context["lite"] = app.tags.has("lite")  # whether their notebooks were built
+
+
 def setup(app: Any) -> None:
     app.connect("doctree-read", name_sections, priority=100)  # before the table of contents is made
     app.connect("html-page-context", show_switch)
+    app.connect("html-page-context", show_how_to_run)
