@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -81,6 +80,8 @@ def record(grid: str, jobs: int, again: bool) -> None:
     if not left:
         print(f"{grid}: all {len(wanted)} runs are on record")
         return
+    from concurrent.futures import ProcessPoolExecutor, as_completed  # a browser reads the records, and makes none
+
     with ProcessPoolExecutor(jobs) as pool:
         futures = {pool.submit(one, grid, wanted[i]): i for i in left}
         for future in tqdm(as_completed(futures), grid, len(futures), file=sys.stdout):
