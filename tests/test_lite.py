@@ -12,7 +12,7 @@ from minilora.practice.catalogue import exercise
 
 ROOT = Path(__file__).parent.parent
 NOT_IN_PYODIDE = {"curses", "idlelib", "pwd", "pydoc_data", "readline", "resource", "syslog", "tkinter"}
-THERE = {"minilora", "numpy", "matplotlib", "tqdm"} | sys.stdlib_module_names - NOT_IN_PYODIDE
+THERE = {"minilora", "numpy", "matplotlib", "threadpoolctl", "tqdm"} | sys.stdlib_module_names - NOT_IN_PYODIDE
 
 
 @pytest.fixture(scope="module")
