@@ -35,9 +35,7 @@ highlight_language = "text"
 
 html_theme = "pydata_sphinx_theme"
 html_title = "minilora"
-MATHJAX = importlib.util.find_spec("sphinx-mathjax-offline").submodule_search_locations[
-    0
-]  # MathJax's files, as a package
+MATHJAX = importlib.util.find_spec("sphinx-mathjax-offline").submodule_search_locations[0]
 html_static_path = ["static", f"{MATHJAX}/static"]
 mathjax_path = "mathjax/tex-chtml.js"
 html_css_files = ["custom.css"]
