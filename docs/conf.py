@@ -11,6 +11,8 @@ from docutils import nodes
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / "site"), str(HERE.parent)]
 
+import lite  # noqa: E402
+
 import minilora  # noqa: E402
 
 project = "minilora"
@@ -46,6 +48,7 @@ templates_path = ["templates"]
 html_theme_options = {
     "navbar_persistent": ["language", "search-button"],  # on a phone too
     "header_links_before_dropdown": 6,
+    "article_header_start": ["breadcrumbs", "browser"],
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
@@ -91,6 +94,15 @@ def show_switch(app: Any, page: str, template: str, context: dict[str, Any], doc
         context["language"] = "zh"
 
 
+RUNNABLE = set(lite.notebooks())
+
+
+def show_how_to_run(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    context["runnable"] = page in RUNNABLE
+    context["lite"] = app.tags.has("lite")  # whether their notebooks were built
+
+
 def setup(app: Any) -> None:
     app.connect("doctree-read", name_sections, priority=100)  # before the table of contents is made
     app.connect("html-page-context", show_switch)
+    app.connect("html-page-context", show_how_to_run)

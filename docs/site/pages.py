@@ -58,7 +58,8 @@ CODE_OR_LINK = re.compile(
     r"^```.*?^```|\[([^]\n]*)\]\((?!https?:)([^)\s#]*)(?:#([^)\s]*))?\)", re.MULTILINE | re.DOTALL
 )
 QUESTION = re.compile(r'^(#+ )<a id="\w+"></a>', re.MULTILINE)  # the heading makes its anchor itself: conf.py, slug
-ROW = re.compile(r'^\| <a id="(\w+)"></a>', re.MULTILINE)  # an anchor that Sphinx does not know: a row of a table
+MENTION = re.compile(r"(?<= · )notebook (\d\d)$", re.MULTILINE)  # below a question
+NOTEBOOKS = {file.name[:2]: file.name for file in ROOT.glob("notebooks/[0-9]*.ipynb")}
 
 
 def relinked(text: str, path: str, out: Path) -> str:
@@ -72,13 +73,14 @@ def relinked(text: str, path: str, out: Path) -> str:
         if not (ROOT / target).exists():
             raise SystemExit(f"{path} links to {link}, which is not there")
         new = place(target)
+        if "/zh/" in path:
+            new = new.replace("exercises/en/", "exercises/zh/")
         if new not in GENERATED and not new.endswith((".md", ".ipynb")):
             copy(ROOT / target, out / new)
         new = posixpath.relpath(new, posixpath.dirname(place(path)) or ".") if link else ""
-        if anchor and target.endswith(".md") and anchor in ROW.findall((ROOT / target).read_text(encoding="utf-8")):
-            return f'<a href="{new.replace(".md", ".html")}#{anchor}">{words}</a>'
         return f"[{words}]({new}{'#' * bool(anchor)}{anchor or ''})"
 
+    text = MENTION.sub(lambda found: f"[{found[0]}](../../../notebooks/{NOTEBOOKS[found[1]]})", text)
     return CODE_OR_LINK.sub(moved, QUESTION.sub(r"\1", text))
 
 
