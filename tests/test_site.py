@@ -26,7 +26,15 @@ ROOT = Path(__file__).parent.parent
 if "SITE" not in os.environ:
     pytest.skip("SITE=docs/_build/html, the built site, is not set", allow_module_level=True)
 SITE = Path(os.environ["SITE"]).resolve()
-PAGES = [path.relative_to(SITE).as_posix() for path in sorted(SITE.rglob("*.html")) if "_static" not in path.parts]
+
+
+def pages_of(folder: Path) -> list[str]:
+    """The pages of a site, without the theme's files and JupyterLite's."""
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.html")))
+    return [name for name in names if not name.startswith(("_static/", "lite/"))]
+
+
+PAGES = pages_of(SITE)
 assert PAGES, f"{SITE} has no pages: make -C docs html"
 
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
@@ -175,8 +183,9 @@ def urls(css: str) -> set[str]:
 def broken(folder: Path) -> list[str]:
     """Links that lead to no file or anchor of a site, and what its pages load from elsewhere."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    texts = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.suffix in (".html", ".css")}
-    pages = {name: Page(text) for name, text in texts.items() if name.endswith(".html") and "_static" not in name}
+    styles = [name for name in files if name.endswith(".css") and not name.startswith("lite/")]
+    texts = {name: files[name].read_text(encoding="utf-8") for name in [*pages_of(folder), *styles]}
+    pages = {name: Page(text) for name, text in texts.items() if name.endswith(".html")}
     loads = {name: page.loads for name, page in pages.items()}
     loads |= {name: urls(text) for name, text in texts.items() if name.endswith(".css")}
     found = []
@@ -306,3 +315,23 @@ def test_the_menu_opens_on_a_phone(page, site):
     page.get_by_role("button", name="Site navigation").click()
     page.get_by_role("dialog").get_by_role("link", name="Exercises").first.click()
     page.wait_for_url(f"{site}/exercises/index.html")
+
+
+@pytest.mark.skipif(not (SITE / "lite/index.html").exists(), reason="the notebooks are not built: make -C docs lite")
+def test_a_page_leads_to_its_notebook_which_asks_no_other_host_but_for_pyodide(browser, site):
+    page = browser.new_context(viewport=PHONE).new_page()
+    asked, errors = [], []
+    page.route(lambda url: not url.startswith(site), lambda route: route.abort())
+    page.on("request", lambda request: request.url.startswith((site, "data:", "blob:")) or asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"{site}/lite/lab/index.html")
+    for name in ("course", "exercises", "guide", "start.ipynb"):
+        page.locator(".jp-DirListing-itemName", has_text=name).wait_for()
+    assert not asked
+    assert not errors
+    page.goto(f"{site}/course/00_lora_in_40_lines.html")
+    page.get_by_role("link", name="Run this page in your browser").click()
+    page.locator(".jp-Cell", has_text="%pip install -q minilora").wait_for()
+    page.locator(".jp-Cell h1", has_text="LoRA in 40 lines").wait_for()
+    assert all(url.startswith("https://cdn.jsdelivr.net/pyodide/") for url in asked)
+    page.context.close()
