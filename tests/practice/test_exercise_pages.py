@@ -11,6 +11,7 @@ import pytest
 
 from minilora.practice import exercise
 from minilora.practice.catalogue import is_twin, missing, numbers, sheet
+from minilora.practice.export import notebook
 from minilora.practice.tracks import full_path
 from minilora.verify.language import Words
 
@@ -97,6 +98,11 @@ def test_a_page_shows_the_file_that_is_handed_out_the_hints_and_the_call_that_ch
         called = re.search(rf'^check\("{number}", (.*?)(, language="zh")?\)$', text, re.MULTILINE)
         assert called[1].split(", ") == [part.name for part in task.parts]
         assert bool(called[2]) == (language == "zh")
+
+
+def test_no_underscore_of_a_name_is_read_as_emphasis(pages):
+    assert notebook.escaped("__init__ and _, but lora_A and start_") == r"\_\_init_\_ and \_, but lora_A and start_"
+    assert r"\_\_init_\_ is there" in pages["exercises/en/ex10t_merge.md"]
 
 
 def test_a_twin_is_described_where_torch_is_not_installed(site, monkeypatch):

@@ -46,9 +46,7 @@ def page(language: str) -> Iterator[str]:
         answers = heading.opinion.in_language(language) if heading.opinion else answers
         asks = heading.asks.in_language(language)
         asks = said("{asks} (= {place})", asks=asks, place=heading.same_as) if heading.same_as else asks
-        tried = comma.join(
-            f"[{key}](#{key.lower()})" for key in (statement.key for statement in said_at(heading.place))
-        )
+        tried = comma.join(f"[{each.key}](#{each.key.lower()})" for each in said_at(heading.place))
         yield f"| {heading.place} | {asks} | {answers} | {tried} |"
     for letter, group in groupby(statements().values(), key=lambda each: each.key[0]):
         yield f"\n## {letter} {sections()[letter].in_language(language)}"
