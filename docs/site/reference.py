@@ -6,12 +6,14 @@ written, and so are the fields of a class and a module's constants, whose commen
 """
 
 import ast
-import importlib
 import inspect
 import re
+import sys
 import textwrap
 from functools import cache
 from importlib.util import find_spec
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HIDDEN = "minilora.practice.exercises"  # they hold their solutions
 OPTIONAL = [name for name in ("torch", "pytest") if find_spec(name) is None]  # what a file imports at its top
 
-Definition = ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
+VALUE = ast.Assign | ast.AnnAssign  # a constant, or a field of a class
 
 
 # ---- docstrings as reST
@@ -46,12 +48,16 @@ def blocks(lines: list[str]) -> list[tuple[str, list[str]]]:
     """What stands between blank lines, and its kind: paragraph, list, table or literal. Literal blocks that follow each
     other are one."""
     found: list[tuple[str, list[str]]] = []
-    for block in filter(None, re.split(r"\n(?:[ \t]*\n)+", "\n".join(lines).strip("\n").expandtabs())):
-        kind, inside = kind_of(block.split("\n"), first=not found), block.split("\n")
+    for text in filter(None, re.split(r"\n(?:[ \t]*\n)+", "\n".join(lines).strip("\n").expandtabs())):
+        if match := re.fullmatch(r"(\S.*\S) {2,}(\S.*\.)", text):  # a formula, and in the same line a sentence about it
+            found += [("literal", [match[1]]), ("paragraph", [match[2]])]
+            continue
+        block = text.split("\n")
+        kind = kind_of(block, first=not found)
         if kind == "literal" and found and found[-1][0] == kind:
-            found[-1][1].extend(["", *inside])
+            found[-1][1].extend(["", *block])
         else:
-            found.append((kind, inside))
+            found.append((kind, block))
     return found
 
 
@@ -95,9 +101,8 @@ def code(lines: list[str], language: str) -> list[str]:
 def summary(docstring: str) -> str:
     """The first sentence, or the first formula, as reST."""
     (kind, block), *_ = blocks(docstring.splitlines()) or [("paragraph", [""])]
-    if kind == "literal":
-        return escaped(f"`{re.split(' {2,}', block[0].strip())[0]}`")
-    return "\\ " + escaped(re.split(r"(?<=\.) (?=[A-Z])", " ".join(block))[0])
+    text = block[0].strip() if kind == "literal" else " ".join(block)
+    return "\\ " + escaped(re.split(r" {2,}|(?<=\.) (?=[A-Z])", text)[0])
 
 
 # ---- the package, read as text
@@ -123,18 +128,21 @@ def tree(module: str) -> ast.Module:
     return ast.parse(modules()[module].read_text(encoding="utf-8"))
 
 
-def definitions(module: str) -> dict[str, Definition]:
-    """{public name: where it is defined}, in the order of the file."""
-    return {name: node for node in tree(module).body for name in names_of(node) if not name.startswith("_")}
+def definitions(module: str) -> list[ast.stmt]:
+    """The statements that define a module's public names."""
+    return [node for node in tree(module).body if public(node)]
+
+
+def public(node: ast.stmt) -> list[str]:
+    """The public names that a statement defines."""
+    return [name for name in names_of(node) if not name.startswith("_")]
 
 
 def names_of(node: ast.stmt) -> list[str]:
-    """The names that a statement defines."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return [node.name]
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    flat = [inner for target in targets for inner in (target.elts if isinstance(target, ast.Tuple) else [target])]
-    return [name.id for name in flat if isinstance(name, ast.Name)]
+    return [inner.id for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name)]
 
 
 def definition(name: str) -> tuple[str, Any]:
@@ -155,23 +163,19 @@ def text_of(module: str, nodes: list[ast.stmt]) -> list[str]:
         while lines[start - 1].strip().startswith("#"):
             start -= 1
         found += lines[start : node.end_lineno]
-    return textwrap.dedent("\n".join(dict.fromkeys(found))).split("\n") if found else []
+    return textwrap.dedent("\n".join(found)).split("\n") if found else []
 
 
 # ---- what autodoc asks
 
 
 def docstring_as_rest(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    if what == "module" or what in ("function", "method", "property"):
+    if what not in ("class", "exception"):
         lines[:] = to_rest(lines)
         return
-    module, node = definition(name)
-    if what == "data":
-        lines[:] = code(text_of(module, [node]), "python")
-    else:  # a class: Python makes up a docstring for a NamedTuple or a dataclass that has none
-        fields = [inner for inner in node.body if any(not field.startswith("_") for field in names_of(inner)[:1])]
-        fields = [field for field in fields if not isinstance(field, ast.FunctionDef | ast.ClassDef)]
-        lines[:] = to_rest((ast.get_docstring(node) or "").splitlines()) + code(text_of(module, fields), "python")
+    module, node = definition(name)  # of a class: Python makes up a docstring for a NamedTuple or dataclass without one
+    fields = [inner for inner in node.body if isinstance(inner, VALUE) and public(inner)]
+    lines[:] = to_rest((ast.get_docstring(node) or "").splitlines()) + code(text_of(module, fields), "python")
 
 
 def written_signature(app: Any, what: str, name: str, obj: Any, options: Any, *given: Any) -> tuple[str, str] | None:
@@ -196,14 +200,21 @@ def without_fields(app: Any, what: str, name: str, obj: Any, skip: bool, options
     return True if what == "class" and not is_code and not hasattr(obj, "func") else None
 
 
-def let_go(app: Any, doctree: Any) -> None:
-    """Nodes of an eval-rst block keep a document of their own, and with it all that Sphinx knows: 5 MB in each file."""
+def settle(app: Any, doctree: Any) -> None:
+    """A name in a signature means what Python finds for it in that module."""
     for node in doctree.findall():
-        node.document = doctree
+        node.document = doctree  # those of an eval-rst block have one of their own, and keep all that Sphinx knows: 5 MB
+        if isinstance(node, pending_xref) and node.get("refspecific"):
+            try:
+                found = attrgetter(node["reftarget"])(sys.modules[node["py:module"]])
+                node["reftarget"] = f"{found.__module__}.{found.__qualname__}"
+            except AttributeError:
+                pass
+            node["refspecific"] = False
 
 
 def setup(app: Any) -> dict[str, bool]:
-    app.connect("doctree-read", let_go)
+    app.connect("doctree-read", settle)
     app.connect("autodoc-process-docstring", docstring_as_rest)
     app.connect("autodoc-process-signature", written_signature)
     app.connect("autodoc-skip-member", without_fields)
@@ -221,11 +232,16 @@ def pages() -> dict[str, str]:
 def page(module: str) -> str:
     lines = [f".. automodule:: {module}", ""]
     if inside(module):
-        lines += table([(f":py:mod:`{name}`", sentence(name)) for name in inside(module)])
-    for name, node in definitions(module).items():
-        kind = {ast.FunctionDef: "function", ast.ClassDef: "class"}.get(type(node), "data")
-        lines += [f".. auto{kind}:: {module}.{name}"]
-        lines += ["   :no-value:"] if kind == "data" else ["   :members:"] if kind == "class" else []
+        lines += table([(f":py:mod:`~{name}`", sentence(name)) for name in inside(module)])
+    for kind, nodes in groupby(definitions(module), type):
+        if kind is ast.FunctionDef:
+            lines += [f".. autofunction:: {node.name}" for node in nodes]
+        elif kind is ast.ClassDef:
+            lines += [line for node in nodes for line in (f".. autoclass:: {node.name}", "   :members:", "")]
+        else:
+            constants = list(nodes)
+            names = [name for node in constants for name in public(node)]
+            lines += [".. py:data:: " + f"\n{' ' * 13}".join(names), "", *indented(code(text_of(module, constants), "python"))]
         lines += [""]
     return markdown(module, lines, inside(module))
 
@@ -242,7 +258,7 @@ def front() -> str:
     for name, room in minilora.NAMES.items():
         obj = getattr(minilora, name)
         shown += [(f":py:obj:`{name} <{obj.__module__}.{name}>`", summary(inspect.getdoc(obj) or ""))]
-    house = [(f":py:mod:`{name}`", sentence(name)) for name in floors()]
+    house = [(f":py:mod:`~{name}`", sentence(name)) for name in floors()]
     lines = [".. automodule:: minilora", "", "What ``import minilora`` shows:", "", *table(shown)]
     lines += ["The house, from the top floor to the ground; a file imports only from its own floor or a lower one:", ""]
     return markdown("The code", lines + table(house), floors())
@@ -257,7 +273,7 @@ def floors() -> list[str]:
 
 def table(entries: list[tuple[str, str]]) -> list[str]:
     rows = [line for left, right in entries for line in (f"   * - {left}", f"     - {right}")]
-    return [".. list-table::", "   :widths: auto", "", *rows, ""]
+    return [".. list-table::", "   :widths: auto", "   :class: names", "", *rows, ""]
 
 
 def markdown(title: str, lines: list[str], below: list[str]) -> str:
