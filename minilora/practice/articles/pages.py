@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
@@ -18,6 +19,7 @@ PIPELINE_INTRO = words(
     "Article 003 trains on film reviews in five steps: pretrain, decompose, fine-tune, optimise, deploy. With LoRA two "
     "of them are not there. Its code, which does not run, and those of 000 to 002 are exercise 06."
 )
+PART = re.compile("title|abstract|intro")  # of an article, in a place
 
 
 def pages() -> dict[str, str]:
@@ -45,24 +47,17 @@ def page(language: str) -> Iterator[str]:
         tried = ", ".join(f"[{key}](#{key.lower()})" for key in (statement.key for statement in said_at(heading.place)))
         yield f"| {heading.place} | {asks} | {answers} | {tried} |"
     for letter, group in groupby(statements().values(), key=lambda each: each.key[0]):
-        yield f"\n## {letter} {sections()[letter].in_language(language)}\n"
-        yield f"| | {said('says')} | {said('verdict')} | {said('what is true')} | {said('decided by')} |"
-        yield "|---|---|---|---|---|"
+        yield f"\n## {letter} {sections()[letter].in_language(language)}"
         for each in group:
-            check = f"`{each.check}`" if each.check else ""
-            cells = [f"{each.says.in_language(language)} ({', '.join(each.places)})", said(each.verdict)]
-            cells += [each.right.in_language(language).replace("\n", " "), check]
-            yield (
-                f'| <a id="{each.key.lower()}"></a>{each.key} | '
-                + " | ".join(c.replace("|", "\\|") for c in cells)
-                + " |"
-            )
+            yield f'\n### <a id="{each.key.lower()}"></a>{each.key} {each.says.in_language(language)}\n'
+            yield f"**{said(each.verdict)}** · {each.right.in_language(language)}\n"
+            places = ", ".join(PART.sub(lambda part: said(part[0]), place) for place in each.places)
+            yield places + (f" · {said('decided by {check}', check=f'`{each.check}`')}" if each.check else "")
     yield f"\n## {said('Worked numbers, computed again')}\n"
     yield f"| {said('place')} | {said('step')} | {said('printed')} | {said('computed')} |\n|---|---|---|---|"
     for row in steps():
         yield f"| {row.place} | {row.step.in_language(language)} | {row.printed} | {row.right} |"
     yield f"\n## {said('A pipeline, corrected')}\n"
     yield PIPELINE_INTRO.in_language(language)
-    yield ""
     for does, command in PIPELINE:
-        yield f"- {does.in_language(language)}: `{command}`"
+        yield f"\n- {does.in_language(language)}\n\n  `{command}`"

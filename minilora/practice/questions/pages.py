@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...verify.language import Words, words
+from ..catalogue import sheet
 from .catalogue import Question, questions, tables, topics
 
 INTRO = words(
@@ -28,14 +29,15 @@ def overview(language: str) -> Iterator[str]:
     yield f"# {words('Questions').in_language(language)}"
     yield ""
     yield INTRO.in_language(language)
+    yield ""
+    yield words("✗: answered wrongly in many places; `minilora ex ask --flash` asks these.").in_language(language)
     for letter, title in topics().items():
         yield f"\n## {letter} {title.in_language(language)}\n"
         for each in of_topic(letter):
             mark = " ✗" if each.often_wrong else ""
             yield f"- [{each.key}]({letter.lower()}.md#{each.key.lower()}) {each.question.in_language(language)}{mark}"
     trial = words("The articles on trial").in_language(language)
-    yield f"\n## [{trial}](articles.md)\n"
-    yield words("✗: answered wrongly in many places; `minilora ex ask --flash` asks these.").in_language(language)
+    yield f"\n## [{trial}](articles.md)"
 
 
 def page(letter: str, language: str) -> Iterator[str]:
@@ -58,7 +60,8 @@ def facts(question: Question) -> Iterator[Words]:
     if question.source:
         yield Words(question.source, question.source)
     if question.exercise:
-        yield words("exercise {number}", number=question.exercise)
+        name = words("exercise {number}", number=question.exercise)
+        yield Words(*(f"[{each}](../../{sheet(question.exercise).name}.py)" for each in name))
     if question.notebook:
         yield words("notebook {number}", number=question.notebook)
 
