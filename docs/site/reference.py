@@ -37,7 +37,7 @@ def to_rest(lines: list[str]) -> list[str]:
             rest += ["- \\ " + escaped(item) for item in re.split(r"(?:^| )- ", " ".join(map(str.strip, block)))[1:]]
         elif kind == "table":
             for name, *text in rows(block):
-                rest += ["\\ " + escaped(name), "   \\ " + escaped(" ".join(text))]
+                rest += ["\\ " + escaped(name), *indented(["\\ " + escaped(" ".join(text))])]
         else:
             rest += code(block, "pycon" if block[0].startswith(">>> ") else "text")
         rest += [""]
@@ -95,7 +95,11 @@ def escaped(text: str) -> str:
 
 
 def code(lines: list[str], language: str) -> list[str]:
-    return [f".. code-block:: {language}", "", *textwrap.indent("\n".join(lines), "   ").split("\n"), ""] if lines else []
+    return [f".. code-block:: {language}", "", *indented(lines), ""] if lines else []
+
+
+def indented(lines: list[str]) -> list[str]:
+    return [f"   {line}" for line in lines]
 
 
 def summary(docstring: str) -> str:
@@ -142,7 +146,8 @@ def names_of(node: ast.stmt) -> list[str]:
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return [node.name]
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return [inner.id for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name)]
+    flat = [inner for target in targets for inner in (target.elts if isinstance(target, ast.Tuple) else [target])]
+    return [inner.id for inner in flat if isinstance(inner, ast.Name)]
 
 
 def definition(name: str) -> tuple[str, Any]:
@@ -181,7 +186,7 @@ def docstring_as_rest(app: Any, what: str, name: str, obj: Any, options: Any, li
 def written_signature(app: Any, what: str, name: str, obj: Any, options: Any, *given: Any) -> tuple[str, str] | None:
     """The arguments as the source has them: Array, where Python knows numpy.ndarray. A class whose __init__ Python
     makes shows its fields instead."""
-    if what not in ("function", "method", "class", "exception"):
+    if given[0] is None or what not in ("function", "method", "class", "exception"):
         return None
     try:
         source = inspect.getsource(obj.__init__ if isinstance(obj, type) else obj)
@@ -204,7 +209,7 @@ def settle(app: Any, doctree: Any) -> None:
     """A name in a signature means what Python finds for it in that module."""
     for node in doctree.findall():
         node.document = doctree  # those of an eval-rst block have one of their own, and keep all that Sphinx knows: 5 MB
-        if isinstance(node, pending_xref) and node.get("refspecific"):
+        if node.tagname == "pending_xref" and node.get("refspecific"):
             try:
                 found = attrgetter(node["reftarget"])(sys.modules[node["py:module"]])
                 node["reftarget"] = f"{found.__module__}.{found.__qualname__}"
@@ -241,7 +246,8 @@ def page(module: str) -> str:
         else:
             constants = list(nodes)
             names = [name for node in constants for name in public(node)]
-            lines += [".. py:data:: " + f"\n{' ' * 13}".join(names), "", *indented(code(text_of(module, constants), "python"))]
+            lines += [".. py:data:: " + f"\n{' ' * 13}".join(names), ""]
+            lines += indented(code(text_of(module, constants), "python"))
         lines += [""]
     return markdown(module, lines, inside(module))
 
