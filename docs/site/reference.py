@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 import textwrap
-from functools import cache
+from functools import cache, cached_property
 from importlib.util import find_spec
 from itertools import groupby
 from operator import attrgetter
@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HIDDEN = "minilora.practice.exercises"  # they hold their solutions
 OPTIONAL = [name for name in ("torch", "pytest") if find_spec(name) is None]  # what a file imports at its top
 
+CLASS = "class", "exception"  # what autodoc calls one
 VALUE = ast.Assign | ast.AnnAssign  # a constant, or a field of a class
 
 
@@ -74,16 +75,15 @@ def kind_of(block: list[str], first: bool) -> str:
 
 def rows(block: list[str]) -> list[list[str]]:
     """[[name, line of text, ...], ...] of a table of two columns, the second of them sentences; [] of another block."""
-    starts = [match.end() for line in block if (match := re.match(r"\S+(?: \S+)* {2,}", line))]
+    first = re.match(r"\S+(?: \S+)* {2,}", block[0])
+    column = first.end() if first and len(block) > 1 else 0
+    if not column or any(line[column - 2 : column] != "  " for line in block):
+        return []
     found: list[list[str]] = []
     for line in block:
-        name, text = line[: max(starts, default=0)].strip(), line[max(starts, default=0) :]
-        if text.startswith(" ") or "  " in text or "  " in name or not (name or found) or not text:
-            return []
-        found += [[name, text]] if name else []
-        if not name:
-            found[-1].append(text)
-    return found if len(block) > 1 else []
+        found += [[line[:column].strip()]] if line[0] != " " else []
+        found[-1].append(line[column:])
+    return [] if any("  " in text or text.startswith(" ") for row in found for text in row) else found
 
 
 def escaped(text: str) -> str:
@@ -118,7 +118,9 @@ def modules() -> dict[str, Path]:
     paths = {path.relative_to(ROOT).with_suffix("").parts: path for path in (ROOT / "minilora").rglob("*.py")}
     names = {".".join(part for part in parts if part != "__init__"): path for parts, path in sorted(paths.items())}
     return {
-        name: path for name, path in sorted(names.items()) if "._" not in name and not f"{name}.".startswith(f"{HIDDEN}.")
+        name: path
+        for name, path in sorted(names.items())
+        if "._" not in name and not f"{name}.".startswith(f"{HIDDEN}.")
     }
 
 
@@ -133,8 +135,9 @@ def tree(module: str) -> ast.Module:
 
 
 def definitions(module: str) -> list[ast.stmt]:
-    """The statements that define a module's public names."""
-    return [node for node in tree(module).body if public(node)]
+    """The statements that define a module's public names; of a name that is defined again, the first."""
+    first = {name: node for node in reversed(tree(module).body) for name in public(node)}
+    return [node for node in tree(module).body if any(first[name] is node for name in public(node))]
 
 
 def public(node: ast.stmt) -> list[str]:
@@ -151,12 +154,21 @@ def names_of(node: ast.stmt) -> list[str]:
 
 
 def definition(name: str) -> tuple[str, Any]:
-    """The module of a name with dots, and the node that defines it there."""
-    module = max((module for module in modules() if name.startswith(f"{module}.")), key=len)
+    """The module of a name with dots, or the name itself if it is a module; and the node that defines it, or None."""
+    module = max((module for module in modules() if f"{name}.".startswith(f"{module}.")), key=len)
     node: Any = tree(module)
-    for part in name.removeprefix(f"{module}.").split("."):
-        node = next(inner for inner in node.body if part in names_of(inner))
+    for part in filter(None, name.removeprefix(module).split(".")):
+        node = next((inner for inner in getattr(node, "body", ()) if part in names_of(inner)), None)
     return module, node
+
+
+def docstring(node: Any) -> str:
+    """As it is written: inspect.cleandoc would move formulas to the left where nothing but formulas follows."""
+    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) or not ast.get_docstring(node):
+        return ""
+    return re.sub(
+        f"^ {{{node.body[0].col_offset}}}", "", ast.get_docstring(node, clean=False) or "", flags=re.MULTILINE
+    )
 
 
 def text_of(module: str, nodes: list[ast.stmt]) -> list[str]:
@@ -175,18 +187,16 @@ def text_of(module: str, nodes: list[ast.stmt]) -> list[str]:
 
 
 def docstring_as_rest(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    if what not in ("class", "exception"):
-        lines[:] = to_rest(lines)
-        return
-    module, node = definition(name)  # of a class: Python makes up a docstring for a NamedTuple or dataclass without one
-    fields = [inner for inner in node.body if isinstance(inner, VALUE) and public(inner)]
-    lines[:] = to_rest((ast.get_docstring(node) or "").splitlines()) + code(text_of(module, fields), "python")
+    module, node = definition(name)
+    fields = [inner for inner in node.body if isinstance(inner, VALUE) and public(inner)] if what in CLASS else []
+    inherited = [] if what in CLASS else lines  # Python makes up a docstring for a NamedTuple that has none
+    lines[:] = to_rest(docstring(node).splitlines() or inherited) + code(text_of(module, fields), "python")
 
 
 def written_signature(app: Any, what: str, name: str, obj: Any, options: Any, *given: Any) -> tuple[str, str] | None:
     """The arguments as the source has them: Array, where Python knows numpy.ndarray. A class whose __init__ Python
     makes shows its fields instead."""
-    if given[0] is None or what not in ("function", "method", "class", "exception"):
+    if given[0] is None or what not in (*CLASS, "function", "method"):
         return None
     try:
         source = inspect.getsource(obj.__init__ if isinstance(obj, type) else obj)
@@ -201,21 +211,23 @@ def written_signature(app: Any, what: str, name: str, obj: Any, options: Any, *g
 
 def without_fields(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
     """Fields are shown with their comments, in one block below their class."""
-    is_code = inspect.isroutine(obj) or isinstance(obj, property | type) or hasattr(obj, "__wrapped__")
-    return True if what == "class" and not is_code and not hasattr(obj, "func") else None
+    is_code = inspect.isroutine(obj) or isinstance(obj, property | cached_property | type)
+    return True if what == "class" and not (is_code and getattr(obj, "__name__", name) == name) else None
 
 
 def settle(app: Any, doctree: Any) -> None:
     """A name in a signature means what Python finds for it in that module."""
     for node in doctree.findall():
-        node.document = doctree  # those of an eval-rst block have one of their own, and keep all that Sphinx knows: 5 MB
+        node.document = (
+            doctree  # those of an eval-rst block have one of their own, and keep all that Sphinx knows: 5 MB
+        )
         if node.tagname == "pending_xref" and node.get("refspecific"):
             try:
                 found = attrgetter(node["reftarget"])(sys.modules[node["py:module"]])
                 node["reftarget"] = f"{found.__module__}.{found.__qualname__}"
             except AttributeError:
                 pass
-            node["refspecific"] = False
+            del node["refspecific"]  # or Sphinx takes any name with this end
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -253,7 +265,7 @@ def page(module: str) -> str:
 
 
 def sentence(module: str) -> str:
-    return summary(ast.get_docstring(tree(module)) or "")
+    return summary(docstring(tree(module)))
 
 
 def front() -> str:
