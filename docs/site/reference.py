@@ -1,4 +1,4 @@
-"""The API: a page for each public module, an index for each room, and the extension of Sphinx that reads our docstrings.
+"""The API: a page for each public module, an index for each room, and what Sphinx needs to read our docstrings.
 
 Sphinx's autodoc takes the names and their docstrings from the package. Docstrings are plain English with indented
 formulas: `to_rest` turns them into reST, so that a reader sees the same characters. Signatures are shown as they are
@@ -16,6 +16,8 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
+
+import minilora
 
 ROOT = Path(__file__).resolve().parents[2]
 HIDDEN = "minilora.practice.exercises"  # they hold their solutions
@@ -106,7 +108,7 @@ def summary(docstring: str) -> str:
     """The first sentence, or the first formula, as reST."""
     (kind, block), *_ = blocks(docstring.splitlines()) or [("paragraph", [""])]
     text = block[0].strip() if kind == "literal" else " ".join(block)
-    return "\\ " + escaped(re.split(r" {2,}|(?<=\.) (?=[A-Z])", text)[0])
+    return "\\ " + escaped(re.split(r" {2,}|(?<=\.) (?=[A-Z])|:$", text)[0])
 
 
 # ---- the package, read as text
@@ -116,12 +118,8 @@ def summary(docstring: str) -> str:
 def modules() -> dict[str, Path]:
     """{dotted name: file} of the public modules; a room comes before what is in it."""
     paths = {path.relative_to(ROOT).with_suffix("").parts: path for path in (ROOT / "minilora").rglob("*.py")}
-    names = {".".join(part for part in parts if part != "__init__"): path for parts, path in sorted(paths.items())}
-    return {
-        name: path
-        for name, path in sorted(names.items())
-        if "._" not in name and not f"{name}.".startswith(f"{HIDDEN}.")
-    }
+    names = {".".join(part for part in parts if part != "__init__"): path for parts, path in paths.items()}
+    return {name: names[name] for name in sorted(names) if "._" not in name and not name.startswith(HIDDEN)}
 
 
 def inside(room: str) -> list[str]:
@@ -166,9 +164,7 @@ def docstring(node: Any) -> str:
     """As it is written: inspect.cleandoc would move formulas to the left where nothing but formulas follows."""
     if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) or not ast.get_docstring(node):
         return ""
-    return re.sub(
-        f"^ {{{node.body[0].col_offset}}}", "", ast.get_docstring(node, clean=False) or "", flags=re.MULTILINE
-    )
+    return re.sub(f"(?m)^ {{{node.body[0].col_offset}}}", "", node.body[0].value.value)
 
 
 def text_of(module: str, nodes: list[ast.stmt]) -> list[str]:
@@ -218,9 +214,7 @@ def without_fields(app: Any, what: str, name: str, obj: Any, skip: bool, options
 def settle(app: Any, doctree: Any) -> None:
     """A name in a signature means what Python finds for it in that module."""
     for node in doctree.findall():
-        node.document = (
-            doctree  # those of an eval-rst block have one of their own, and keep all that Sphinx knows: 5 MB
-        )
+        node.document = doctree  # eval-rst's nodes have one of their own, and with it all that Sphinx knows: 5 MB
         if node.tagname == "pending_xref" and node.get("refspecific"):
             try:
                 found = attrgetter(node["reftarget"])(sys.modules[node["py:module"]])
@@ -250,17 +244,15 @@ def page(module: str) -> str:
     lines = [f".. automodule:: {module}", ""]
     if inside(module):
         lines += table([(f":py:mod:`~{name}`", sentence(name)) for name in inside(module)])
-    for kind, nodes in groupby(definitions(module), type):
-        if kind is ast.FunctionDef:
-            lines += [f".. autofunction:: {node.name}" for node in nodes]
-        elif kind is ast.ClassDef:
-            lines += [line for node in nodes for line in (f".. autoclass:: {node.name}", "   :members:", "")]
+    for is_data, group in groupby(definitions(module), lambda node: isinstance(node, VALUE)):
+        nodes: list[Any] = list(group)
+        if is_data:
+            lines += [".. py:data:: " + f"\n{' ' * 13}".join(name for node in nodes for name in public(node)), ""]
+            lines += indented(code(text_of(module, nodes), "python"))
         else:
-            constants = list(nodes)
-            names = [name for node in constants for name in public(node)]
-            lines += [".. py:data:: " + f"\n{' ' * 13}".join(names), ""]
-            lines += indented(code(text_of(module, constants), "python"))
-        lines += [""]
+            for node in nodes:
+                members = ["   :members:"] if isinstance(node, ast.ClassDef) else []
+                lines += [f".. auto{'class' if members else 'function'}:: {node.name}", *members, ""]
     return markdown(module, lines, inside(module))
 
 
@@ -270,12 +262,8 @@ def sentence(module: str) -> str:
 
 def front() -> str:
     """What `import minilora` shows, then the house from the top floor down."""
-    import minilora
-
-    shown = []
-    for name, room in minilora.NAMES.items():
-        obj = getattr(minilora, name)
-        shown += [(f":py:obj:`{name} <{obj.__module__}.{name}>`", summary(inspect.getdoc(obj) or ""))]
+    objects = {name: getattr(minilora, name) for name in minilora.NAMES}
+    shown = [(f":py:obj:`{n} <{obj.__module__}.{n}>`", summary(obj.__doc__)) for n, obj in objects.items()]
     house = [(f":py:mod:`~{name}`", sentence(name)) for name in floors()]
     lines = [".. automodule:: minilora", "", "What ``import minilora`` shows:", "", *table(shown)]
     lines += ["The house, from the top floor to the ground; a file imports only from its own floor or a lower one:", ""]
