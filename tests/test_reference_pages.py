@@ -35,12 +35,18 @@ def pages(reference):
     return reference.pages()
 
 
+@pytest.fixture(scope="module")
 def docstrings(reference):
-    """All of the package, as they are written."""
-    for name in sorted(PUBLIC):
-        for node in ast.walk(reference.tree(name)):
-            if text := reference.docstring(node):
-                yield text
+    """[(docstring, its blocks, its reST), ...] of the whole package."""
+
+    def inside(node):
+        yield reference.docstring(node)
+        for inner in node.body:
+            if isinstance(inner, ast.FunctionDef | ast.ClassDef):
+                yield from inside(inner)
+
+    texts = [text for name in sorted(PUBLIC) for text in inside(reference.tree(name)) if text]
+    return [(text, reference.blocks(text.splitlines()), reference.to_rest(text.splitlines())) for text in texts]
 
 
 def shown(rest):
@@ -60,33 +66,26 @@ def words(text):
     return re.sub(r"^- |`", "", text, flags=re.MULTILINE).split()
 
 
-def test_no_word_of_a_docstring_is_lost_or_changed(reference):
-    count = 0
-    for text in docstrings(reference):
-        count += 1
-        assert words("\n".join(shown(reference.to_rest(text.splitlines())))) == words(text)
-    assert count > 2000
+def test_no_word_of_a_docstring_is_lost_or_changed(docstrings):
+    assert len(docstrings) > 2000
+    for text, _, rest in docstrings:
+        assert words("\n".join(shown(rest))) == words(text)
 
 
-def test_indented_and_aligned_lines_keep_their_characters(reference):
-    for text in docstrings(reference):
-        seen = list(shown(reference.to_rest(text.splitlines())))
-        kept = [line for kind, block in reference.blocks(text.splitlines()) if kind == "literal" for line in block]
-        assert all(line in seen for line in kept)
-        assert {line for line in text.expandtabs().splitlines() if line.startswith("    ")} <= {
-            *kept,
-            *(line for kind, block in reference.blocks(text.splitlines()) if kind == "table" for line in block),
-        }
+def test_indented_and_aligned_lines_keep_their_characters(docstrings):
+    for text, blocks, rest in docstrings:
+        literal = {line for kind, block in blocks if kind == "literal" for line in block}
+        assert literal <= {*shown(rest)}
+        aligned = {line for kind, block in blocks if kind == "table" for line in block}
+        assert {line for line in text.splitlines() if line.startswith("    ")} <= literal | aligned
 
 
-def test_no_markup_survives_outside_of_code(reference):
-    for text in docstrings(reference):
-        rest = reference.to_rest(text.splitlines())
-        for kind, block in reference.blocks(text.splitlines()):
-            if kind == "paragraph":
-                (line,) = (line for line in rest if line == "\\ " + reference.escaped(" ".join(block)))
-                bare = re.sub(r"\\ ``.+?``\\ |\\.", "", line)
-                assert not re.search(r"[*`|_\\]|::", bare)
+def test_no_markup_survives_outside_of_code(docstrings, reference):
+    for _, blocks, rest in docstrings:
+        for block in (" ".join(block) for kind, block in blocks if kind == "paragraph"):
+            line = "\\ " + reference.escaped(block)
+            assert line in rest
+            assert not re.search(r"[*`|_\\]|::", re.sub(r"\\ ``.+?``\\ |\\.", "", line))
 
 
 @pytest.mark.parametrize(
@@ -116,8 +115,7 @@ def test_every_public_module_has_a_page_and_no_exercise_has_one(pages):
 def test_a_page_has_the_public_names_that_its_file_defines(reference, pages):
     for name in PUBLIC - {"minilora"}:
         shown = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", pages[f"reference/{name}.md"], re.MULTILINE)
-        nodes = ast.parse(FILES[name].read_text(encoding="utf-8")).body
-        defined = [node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        defined = [node.name for node in reference.tree(name).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
         assert shown == [name for name in defined if not name.startswith("_")]
 
 
