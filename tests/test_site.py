@@ -26,7 +26,9 @@ ROOT = Path(__file__).parent.parent
 if "SITE" not in os.environ:
     pytest.skip("SITE=docs/_build/html, the built site, is not set", allow_module_level=True)
 SITE = Path(os.environ["SITE"]).resolve()
-PAGES = [path.relative_to(SITE).as_posix() for path in sorted(SITE.rglob("*.html")) if "_static" not in path.parts]
+NOT_OURS = ("_static/", "lite/")  # the theme's files, JupyterLite
+HTML = [path.relative_to(SITE).as_posix() for path in sorted(SITE.rglob("*.html"))]
+PAGES = [name for name in HTML if not name.startswith(NOT_OURS)]
 assert PAGES, f"{SITE} has no pages: make -C docs html"
 
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
@@ -104,7 +106,9 @@ def wrong(page: Any, address: str) -> list[str]:
     page.on("requestfailed", lambda request: found.append(f"{request.failure}: {request.url}"))
     page.on(
         "request",
-        lambda request: request.url.startswith((here, "data:", "blob:")) or found.append(f"another host: {request.url}"),
+        lambda request: (
+            request.url.startswith((here, "data:", "blob:")) or found.append(f"another host: {request.url}")
+        ),
     )
     page.goto(address)
     found += page.evaluate(SEEN)
@@ -153,7 +157,11 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.anchors, self.links, self.loads = {""}, set(), urls(" ".join(re.findall("<style.*?</style>", text, re.DOTALL)))
+        self.anchors, self.links, self.loads = (
+            {""},
+            set(),
+            urls(" ".join(re.findall("<style.*?</style>", text, re.DOTALL))),
+        )
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -173,14 +181,21 @@ def urls(css: str) -> set[str]:
 def broken(folder: Path) -> list[str]:
     """Links that lead to no file or anchor of a site, and what its pages load from elsewhere."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    pages = {name: Page(files[name].read_text(encoding="utf-8")) for name in files if name.endswith(".html") and "_static" not in name}
+    ours = [name for name in files if not name.startswith("lite/")]
+    pages = {
+        name: Page(files[name].read_text(encoding="utf-8"))
+        for name in ours
+        if name.endswith(".html") and "_static" not in name
+    }
     loads = {name: page.loads for name, page in pages.items()}
-    loads |= {name: urls(files[name].read_text(encoding="utf-8")) for name in files if name.endswith(".css")}
+    loads |= {name: urls(files[name].read_text(encoding="utf-8")) for name in ours if name.endswith(".css")}
     found = []
     for name in loads:
         for link in loads[name] | (pages[name].links if name in pages else set()):
             url = urlsplit(link)
-            target = posixpath.normpath(posixpath.join(posixpath.dirname(name), unquote(url.path))) if url.path else name
+            target = (
+                posixpath.normpath(posixpath.join(posixpath.dirname(name), unquote(url.path))) if url.path else name
+            )
             if url.scheme or url.netloc:
                 if link in loads[name]:
                     found.append(f"{name} loads {link}")
@@ -207,7 +222,10 @@ def test_every_link_leads_to_a_file_and_an_anchor_of_the_site():
         ('<img src="nowhere.png">', "index.html: no file nowhere.png"),
         ('<script src="//example.org/a.js"></script>', "index.html loads //example.org/a.js"),
         ('<link href="https://example.org/a.css">', "index.html loads https://example.org/a.css"),
-        ("<style>@font-face { src: url('https://example.org/a.woff') }</style>", "index.html loads https://example.org/a.woff"),
+        (
+            "<style>@font-face { src: url('https://example.org/a.woff') }</style>",
+            "index.html loads https://example.org/a.woff",
+        ),
         ("<style>@import '/a.css'</style>", "index.html: no file /a.css"),
     ],
 )
@@ -284,7 +302,9 @@ def test_the_switch_of_language_stays_at_the_same_question(page, site):
 
 def test_the_front_page_begins_with_the_two_commands(page, site):
     page.goto(f"{site}/index.html")
-    assert [re.search("minilora demo|pytest", line)[0] for line in page.inner_text("article pre >> nth=0").splitlines()] == [
+    assert [
+        re.search("minilora demo|pytest", line)[0] for line in page.inner_text("article pre >> nth=0").splitlines()
+    ] == [
         "minilora demo",
         "pytest",
     ]
@@ -298,3 +318,23 @@ def test_the_menu_opens_on_a_phone(page, site):
     page.get_by_role("button", name="Site navigation").click()
     entry.click()
     page.wait_for_url(f"{site}/exercises/index.html")
+
+
+@pytest.mark.skipif("lite/index.html" not in HTML, reason="the notebooks are not built: make -C docs lite")
+def test_a_page_leads_to_its_notebook_which_asks_no_other_host_but_for_pyodide(browser, site):
+    page = browser.new_context(viewport=PHONE).new_page()
+    asked, errors = [], []
+    page.route(lambda url: not url.startswith(site), lambda route: route.abort())
+    page.on("request", lambda request: request.url.startswith((site, "data:", "blob:")) or asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"{site}/lite/lab/index.html")
+    for name in ("course", "exercises", "guide", "start.ipynb"):
+        page.locator(".jp-DirListing-itemName", has_text=name).wait_for()
+    assert not asked
+    assert not errors
+    page.goto(f"{site}/course/00_lora_in_40_lines.html")
+    page.get_by_role("link", name="Run this page in your browser").click()
+    page.locator(".jp-Cell", has_text="%pip install -q minilora").wait_for()
+    page.locator(".jp-Cell h1", has_text="LoRA in 40 lines").wait_for()
+    assert all(url.startswith("https://cdn.jsdelivr.net/pyodide/") for url in asked)
+    page.context.close()

@@ -215,11 +215,11 @@ def settle(app: Any, doctree: Any) -> None:
     """A name in a signature means what Python finds for it in that module."""
     for node in doctree.findall():
         node.document = doctree  # eval-rst's nodes have one of their own, and with it all that Sphinx knows: 5 MB
-        if node.tagname == "pending_xref" and node.get("refspecific"):
+        if node.tagname == "pending_xref" and "refspecific" in node:
             try:
                 found = attrgetter(node["reftarget"])(sys.modules[node["py:module"]])
                 node["reftarget"] = f"{found.__module__}.{found.__qualname__}"
-            except AttributeError:
+            except (AttributeError, KeyError):
                 pass
             del node["refspecific"]  # or Sphinx takes any name with this end
 

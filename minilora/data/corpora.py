@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -23,10 +22,15 @@ def english() -> Split:
     """The documentation of the Python language, from pydoc_data.topics (about half a million characters).
 
     A checksum of its name decides to which part a topic belongs, so that it is the same for every version of Python.
-    Paragraphs that are also in a training topic are left out of validation and test.
+    Paragraphs that are also in a training topic are left out of validation and test. Raises ImportError for a Python
+    without it.
     """
-    from pydoc_data.topics import topics
-
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise ImportError(
+            "this Python lacks its documentation, pydoc_data: in a browser, import pydoc_data in a cell, which loads it"
+        ) from None
     return split_documents(
         {name: text.replace("\r\n", "\n").encode() for name, text in topics.items()}, by_paragraph=True
     )
@@ -35,8 +39,7 @@ def english() -> Split:
 def python_source() -> Split:
     """The top-level modules of the standard library, split by file. Raises ValueError for a Python without them."""
     folder = Path(os.__file__).parent
-    library = zipfile.Path(folder) if folder.is_file() else folder  # a zip in Pyodide
-    files = {path.name: path.read_bytes().replace(b"\r\n", b"\n") for path in library.iterdir() if path.suffix == ".py"}
+    files = {path.name: path.read_bytes().replace(b"\r\n", b"\n") for path in folder.glob("*.py")}
     if not files:
         raise ValueError(f"this Python keeps no source files in {folder}: choose a text with --data FILE")
     return split_documents(files)
