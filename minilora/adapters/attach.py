@@ -1,7 +1,7 @@
 """Attaching adapters to the layers of a model: visible assignment, in a loop.
 
-model.freeze()
-model["block_0.attention.q_proj"] = LoRALinear(model["block_0.attention.q_proj"], r=8, alpha=16, rng=rng)
+    model.freeze()
+    model["block_0.attention.q_proj"] = LoRALinear(model["block_0.attention.q_proj"], r=8, alpha=16, rng=rng)
 """
 
 from __future__ import annotations
@@ -102,8 +102,10 @@ def attach_lora(
     data        a batch or several, over which the model runs once, for an init that looks at its layers' inputs or
                 gradients ("eva", "corda", "lora_ga"); others do not read it
     rho         of "eva": the highest rank of a layer is rho r; with 1 each has r
-    quantize, rounds        of "loftq": the format that the adapted layers are held in from here on, and how often it
-                and A and B take turns. The others stay as they are: quantize(model, format) does those
+    quantize    of "loftq": the format that the adapted layers are held in from here on. The others stay as they are:
+                quantize(model, format) does those
+    rounds      of "loftq": how often the format and A and B take turns
+
     With `ensure_weight_tying` (PEFT's name for it) a head that is tied to an adapted embedding is adapted too, by the
     same A and B: TiedLoRALinear. Raises ValueError where there is no such head, or where it is a target itself.
     """
