@@ -1,4 +1,4 @@
-"""The process: BLAS threads, memory, a lock on the folder it writes, ending with its parent."""
+"""The process: what the platform offers, BLAS threads, memory, a lock on a folder, ending with its parent."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+BROWSER = sys.platform == "emscripten"  # Pyodide, which starts neither threads nor processes
+if BROWSER:
+    warnings.filterwarnings("ignore", "tqdm:disabling monitor support")  # which only a bar that waits needs
 
 _lock = threading.Lock()
 _blocks = 0  # the number of open blas_threads() blocks, in all threads of Python
@@ -100,15 +105,15 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory() -> int:
-    """The peak resident memory of the process in bytes; 0 on Windows."""
+    """The peak resident memory of the process in bytes; 0 on Windows and in a browser."""
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage would include the parent's at the start of this process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
-    if sys.platform == "win32":
+    try:
+        import resource
+    except ImportError:
         return 0
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -226,9 +226,9 @@ ids[0], targets[0] = encode_bytes(shown)[:-1], encode_bytes(shown)[1:]  # one of
 caught = []
 
 
-def catching(do, cache):
+def catching(do, cache, root):
     caught.append((do, cache))
-    return right(do, cache)
+    return right(do, cache, root)
 
 
 def with_and_without(P, dP):
@@ -303,8 +303,8 @@ assert lengths.min() > 1  # in every head the wrong dq is the longer one
 from minilora.verify import diagnose
 
 
-def without_row_sum(do, cache):
-    return right(do, cache._replace(o=0 * cache.o))
+def without_row_sum(do, cache, root=None):
+    return right(do, cache._replace(o=0 * cache.o), root)
 
 
 def planted(dy, q, k, v, mask):
@@ -357,10 +357,10 @@ def train(task, gradient, seed):
 def compared_at_each_step(seed):
     products = []
 
-    def watched(do, cache):
-        dq, wrong = right(do, cache)[0], without_row_sum(do, cache)[0]
+    def watched(do, cache, root):
+        dq, wrong = right(do, cache, root)[0], without_row_sum(do, cache, root)[0]
         products.append([(dq * wrong).sum(), (dq * dq).sum(), (wrong * wrong).sum()])
-        return right(do, cache)
+        return right(do, cache, root)
 
     loss = train("copy", watched, seed)
     assert record.within_spread(loss, recorded("copy")["right"])

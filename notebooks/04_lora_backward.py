@@ -139,9 +139,9 @@ check("04", lora_backward)
 # - **The mask** is in $dA$, in $dB$ (through $h$) and in the second term of $dx$, and it is the scaled mask. Where $x$
 #   was dropped, $dx = dy\, W_0$ exactly.
 # - **A law.** With $G = dy^\top (x \circ m)$ $(\text{out}, \text{in})$, $dB = s\, G A^\top$ and $dA = s\, B^\top G$.
-#   So $B^\top dB = dA\, A^\top$ $(r, r)$, always: $(B R, R^{-1} A)$ is the same function for every invertible $R$, and
-#   this is the derivative along that direction. A factor that both lack, such as $s$, it cannot see; nor can it see
-#   $dx$.
+#   So $B^\top dB = dA\, A^\top$ $(r, r)$, always: $(B R, R^{-1} A)$ is the same function for every invertible $R$ (a
+#   gauge symmetry), and this is the derivative along that direction. A factor that both lack, such as $s$, it cannot
+#   see; nor can it see $dx$.
 #
 # The library has each step as a function. Put together, they pass the same test as any gradient; the law and the
 # sentence on dropped entries hold.

@@ -14,12 +14,12 @@ import json
 import os
 import platform
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_info
 from tqdm import tqdm
 
 import minilora
@@ -80,6 +80,8 @@ def record(grid: str, jobs: int, again: bool) -> None:
     if not left:
         print(f"{grid}: all {len(wanted)} runs are on record")
         return
+    from concurrent.futures import ProcessPoolExecutor, as_completed  # a browser reads the records, and makes none
+
     with ProcessPoolExecutor(jobs) as pool:
         futures = {pool.submit(one, grid, wanted[i]): i for i in left}
         for future in tqdm(as_completed(futures), grid, len(futures), file=sys.stdout):
@@ -98,6 +100,9 @@ def content(grid: str, runs: list[dict[str, Any]]) -> bytes:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "minilora": minilora.__version__,
+        "cores": os.cpu_count(),
+        # with the processor that it computes for, which decides the last digits
+        "blas": [[each["internal_api"], each["version"], each.get("architecture")] for each in threadpool_info()],
     }
     lines = ",\n".join(json.dumps(run, ensure_ascii=False) for run in runs)
     return f'{json.dumps(head)[:-1]}, "runs": [\n{lines}\n]}}\n'.encode()

@@ -26,7 +26,15 @@ ROOT = Path(__file__).parent.parent
 if "SITE" not in os.environ:
     pytest.skip("SITE=docs/_build/html, the built site, is not set", allow_module_level=True)
 SITE = Path(os.environ["SITE"]).resolve()
-PAGES = [path.relative_to(SITE).as_posix() for path in sorted(SITE.rglob("*.html")) if "_static" not in path.parts]
+
+
+def pages_of(folder: Path) -> list[str]:
+    """The pages of a site, without the theme's files and JupyterLite's."""
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.html")))
+    return [name for name in names if not name.startswith(("_static/", "lite/"))]
+
+
+PAGES = pages_of(SITE)
 assert PAGES, f"{SITE} has no pages: make -C docs html"
 
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
@@ -37,10 +45,13 @@ SEEN = r"""async () => {
   images.forEach((image) => (image.loading = "eager"));
   await Promise.allSettled([window.MathJax?.startup.promise, document.fonts.ready, ...images.map((i) => i.decode())]);
   const all = (selector) => [...document.querySelectorAll(selector)];
+  const right = (element) => element?.getBoundingClientRect().right;
   return [
     ...images.filter((image) => !image.naturalWidth).map((image) => `no picture: ${image.src}`),
     ...all(".math").filter((e) => !e.querySelector("mjx-container")).map((e) => `not rendered: ${e.textContent}`),
     ...all("mjx-merror, mjx-mtext[style*=red]").map((e) => `not TeX: ${e.closest(".math")?.textContent}`),
+    ...all(".bd-article span.math").filter((e) => right(e.querySelector("mjx-math")) > right(e) + 1)
+      .map((e) => `cut off: ${e.textContent}`),
   ];
 }"""
 WIDTH = "Math.max(...[...document.querySelectorAll('html, .bd-article-container')].map((e) => e.scrollWidth))"
@@ -97,19 +108,16 @@ def page(cache: Any) -> Iterator[Any]:
 def wrong(page: Any, address: str) -> list[str]:
     """What is wrong with the page at `address`, on a desktop and on a phone."""
     found = []
-    here = "{0.scheme}://{0.netloc}/".format(urlsplit(address))
+    ours = ("{0.scheme}://{0.netloc}/".format(urlsplit(address)), "data:", "blob:")
     page.on("console", lambda message: message.type in ("error", "warning") and found.append(message.text))
     page.on("pageerror", lambda error: found.append(str(error)))
     page.on("response", lambda answer: answer.ok or found.append(f"{answer.status}: {answer.url}"))
     page.on("requestfailed", lambda request: found.append(f"{request.failure}: {request.url}"))
-    page.on(
-        "request",
-        lambda request: request.url.startswith((here, "data:", "blob:")) or found.append(f"another host: {request.url}"),
-    )
+    page.on("request", lambda request: request.url.startswith(ours) or found.append(f"another host: {request.url}"))
     page.goto(address)
-    found += page.evaluate(SEEN)
     for size in (DESKTOP, PHONE):
         page.set_viewport_size(size)
+        found += [fault for fault in page.evaluate(SEEN) if fault not in found]
         if (width := page.evaluate(WIDTH)) > size["width"]:
             found.append(f"scrolls sideways: {width} pixels on {size['width']}")
     return found
@@ -135,6 +143,7 @@ COURSE = "course/04_lora_backward.html"
         ('<span class="math">\\(\\badmacro\\)</span>', r"not TeX: .*badmacro"),
         ('<span class="math">\\(\\frac{1}\\)</span>', "not TeX"),
         ('<span class="math">d_model</span>', "not rendered: d_model"),
+        (f'<span class="math">\\({"x + " * 50} x\\)</span>', "cut off: "),
         ('<table style="min-width: 2000px"><tr><td>wide</table>', "scrolls sideways: 2[0-9]{3} pixels on 390"),
     ],
 )
@@ -153,34 +162,39 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.anchors, self.links, self.loads = {""}, set(), urls(" ".join(re.findall("<style.*?</style>", text, re.DOTALL)))
+        self.anchors, self.links = {""}, set()
+        self.loads = urls(" ".join(re.findall("<style.*?</style>", text, re.DOTALL)))
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         for name, value in attributes:
             if name == "id":
                 self.anchors.add(value)
-            elif name == "href" and tag != "link":
-                self.links.add(value)
             elif name in ("href", "src"):
-                self.loads.add(value)
+                (self.loads if name == "src" or tag == "link" else self.links).add(value)
 
 
 def urls(css: str) -> set[str]:
-    return {url for url in re.findall(r"(?:url\(|@import)\s*['\"]?([^'\")]+)", css) if not url.startswith("data:")}
+    """What a style sheet loads."""
+    found = re.findall(r"(?:url\(|@import\s(?!\s*url))\s*['\"]?([^'\")\s]+)", css)
+    return {url for url in found if not url.startswith("data:")}
 
 
 def broken(folder: Path) -> list[str]:
     """Links that lead to no file or anchor of a site, and what its pages load from elsewhere."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    pages = {name: Page(files[name].read_text(encoding="utf-8")) for name in files if name.endswith(".html") and "_static" not in name}
+    styles = [name for name in files if name.endswith(".css") and not name.startswith("lite/")]
+    texts = {name: files[name].read_text(encoding="utf-8") for name in [*pages_of(folder), *styles]}
+    pages = {name: Page(text) for name, text in texts.items() if name.endswith(".html")}
     loads = {name: page.loads for name, page in pages.items()}
-    loads |= {name: urls(files[name].read_text(encoding="utf-8")) for name in files if name.endswith(".css")}
+    loads |= {name: urls(text) for name, text in texts.items() if name.endswith(".css")}
     found = []
     for name in loads:
         for link in loads[name] | (pages[name].links if name in pages else set()):
             url = urlsplit(link)
-            target = posixpath.normpath(posixpath.join(posixpath.dirname(name), unquote(url.path))) if url.path else name
+            target = posixpath.normpath(
+                posixpath.join(posixpath.dirname(name), unquote(url.path) or posixpath.basename(name))
+            )
             if url.scheme or url.netloc:
                 if link in loads[name]:
                     found.append(f"{name} loads {link}")
@@ -207,7 +221,10 @@ def test_every_link_leads_to_a_file_and_an_anchor_of_the_site():
         ('<img src="nowhere.png">', "index.html: no file nowhere.png"),
         ('<script src="//example.org/a.js"></script>', "index.html loads //example.org/a.js"),
         ('<link href="https://example.org/a.css">', "index.html loads https://example.org/a.css"),
-        ("<style>@font-face { src: url('https://example.org/a.woff') }</style>", "index.html loads https://example.org/a.woff"),
+        (
+            "<style>@font-face { src: url('https://example.org/a.woff') }</style>",
+            "index.html loads https://example.org/a.woff",
+        ),
         ("<style>@import '/a.css'</style>", "index.html: no file /a.css"),
     ],
 )
@@ -217,7 +234,9 @@ def test_a_broken_link_is_found(tmp_path, added, said):
 
 
 def test_what_a_style_sheet_loads_is_looked_at(tmp_path):
-    (tmp_path / "a.css").write_text("a { background: url(nowhere.svg) } b { background: url(data:image/svg) }")
+    (tmp_path / "a.css").write_text(
+        "@import url(a.css); a { background: url(nowhere.svg) } b { background: url(data:image/svg) }"
+    )
     assert broken(tmp_path) == ["a.css: no file nowhere.svg"]
 
 
@@ -247,7 +266,7 @@ def test_a_search_for_what_is_on_no_page_says_so(page, site, words):
     assert page.get_by_text("did not match any documents").is_visible()
 
 
-HAN_AND_OTHERS = st.text(st.sampled_from("秩缩放因子㐀一鿿LoRAgauge_ 0π²α.,，。-é！々"))
+TEXTS = st.text(st.sampled_from("秩缩放因子㐀一鿿LoRAgauge_ 0π²α.,，。-é！々"))
 
 
 @pytest.fixture(scope="session")
@@ -261,7 +280,7 @@ def splitters(browser: Any, site: str) -> tuple[Callable[[str], list[str]], Call
     return EnglishAndChinese({}).split, lambda text: page.evaluate("splitQuery", text)
 
 
-@given(HAN_AND_OTHERS)
+@given(TEXTS)
 def test_a_page_is_found_by_each_of_its_words_and_by_its_own_text(splitters, text):
     of_page, of_query = splitters
     assert set(of_query(text)) <= set(of_page(text))
@@ -284,17 +303,35 @@ def test_the_switch_of_language_stays_at_the_same_question(page, site):
 
 def test_the_front_page_begins_with_the_two_commands(page, site):
     page.goto(f"{site}/index.html")
-    assert [re.search("minilora demo|pytest", line)[0] for line in page.inner_text("article pre >> nth=0").splitlines()] == [
-        "minilora demo",
-        "pytest",
-    ]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert page.inner_text("article pre >> nth=0").split("\n")[:2] == re.findall(
+        r"^    (python3 .*)", readme, re.MULTILINE
+    )
 
 
 def test_the_menu_opens_on_a_phone(page, site):
     page.set_viewport_size(PHONE)
     page.goto(f"{site}/index.html")
-    entry = page.get_by_role("link", name="Exercises").locator("visible=true").locator("nth=0")
-    before = page.get_by_role("dialog").locator("visible=true").count()
     page.get_by_role("button", name="Site navigation").click()
-    entry.click()
+    page.get_by_role("dialog").get_by_role("link", name="Exercises").first.click()
     page.wait_for_url(f"{site}/exercises/index.html")
+
+
+@pytest.mark.skipif(not (SITE / "lite/index.html").exists(), reason="the notebooks are not built: make -C docs lite")
+def test_a_page_leads_to_its_notebook_which_asks_no_other_host_but_for_pyodide(browser, site):
+    page = browser.new_context(viewport=PHONE).new_page()
+    asked, errors = [], []
+    page.route(lambda url: not url.startswith(site), lambda route: route.abort())
+    page.on("request", lambda request: request.url.startswith((site, "data:", "blob:")) or asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"{site}/lite/lab/index.html")
+    for name in ("course", "exercises", "guide", "start.ipynb"):
+        page.locator(".jp-DirListing-itemName", has_text=name).wait_for()
+    assert not asked
+    assert not errors
+    page.goto(f"{site}/course/00_lora_in_40_lines.html")
+    page.get_by_role("link", name="Run this page in your browser").click()
+    page.locator(".jp-Cell", has_text="%pip install -q minilora").wait_for()
+    page.locator(".jp-Cell h1", has_text="LoRA in 40 lines").wait_for()
+    assert all(url.startswith("https://cdn.jsdelivr.net/pyodide/") for url in asked)
+    page.context.close()

@@ -1,7 +1,7 @@
 """English and Chinese in one index: Sphinx alone takes a run of Chinese characters, which has no spaces, as one word.
 
-Here a page is found by each Chinese character and by each pair of neighbours: 缩放因子 is in the index as 缩, 放, 因, 子,
-缩放, 放因 and 因子. search.js does it for a query. English keeps Sphinx's stemmer and stop words.
+Here a page is found by each Chinese character and by each pair of neighbours: 缩放因子 is in the index as 缩, 放, 因,
+子, 缩放, 放因 and 因子. search.js splits a query. English keeps Sphinx's stemmer and stop words.
 """
 
 import re

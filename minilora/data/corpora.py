@@ -23,10 +23,15 @@ def english() -> Split:
     """The documentation of the Python language, from pydoc_data.topics (about half a million characters).
 
     A checksum of its name decides to which part a topic belongs, so that it is the same for every version of Python.
-    Paragraphs that are also in a training topic are left out of validation and test.
+    Paragraphs that are also in a training topic are left out of validation and test. Raises ImportError for a Python
+    without it.
     """
-    from pydoc_data.topics import topics
-
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise ImportError(
+            "this Python lacks its documentation, pydoc_data: in a browser, import pydoc_data in a cell, which loads it"
+        ) from None
     return split_documents(
         {name: text.replace("\r\n", "\n").encode() for name, text in topics.items()}, by_paragraph=True
     )

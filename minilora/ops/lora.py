@@ -12,7 +12,8 @@ Backward, from the last product to the first, each by the rules of a linear laye
     h = x Aᵀ          dA = dhᵀ x                dx = dh A
 
 dA needs x, although W is frozen: an adapted layer must keep its input as a trainable one must. With G = dyᵀ x, the
-gradient with respect to ΔW, dA = s Bᵀ G and dB = s G Aᵀ. Hence Bᵀ dB = dA Aᵀ, and dA = 0 as long as B = 0.
+gradient with respect to ΔW, dA = s Bᵀ G and dB = s G Aᵀ. Hence dA = 0 as long as B = 0, and always
+Bᵀ dB = dA Aᵀ, the law of a gauge symmetry: B M and M⁻¹ A have the same ΔW for every invertible M (r, r).
 
 Source: Hu et al. (2021), "LoRA", the second term of equation 3 (α/r is in the text below it; the paper's h is the
 output of the whole layer, ours the r numbers between A and B); Kalajdzievski (2023), "rsLoRA", for α/√r.

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ..process import BROWSER
+
 
 class Event(NamedTuple):
     kind: str  # key, saved, end, or wait: nothing happened for a while
@@ -24,9 +26,12 @@ class Events:
 
     A terminal gives single keys. Anything else on standard input gives lines, of which the first letter or the number
     counts, and an end. Files are watched by watchfiles where it is installed, else looked at three times a second.
+    Raises RuntimeError in a browser, where neither can be waited for.
     """
 
     def __init__(self, folder: Path):
+        if BROWSER:
+            raise RuntimeError("in a browser nothing waits for keys and files: check one by `minilora ex check N`")
         self.folder = folder
         self.queue: queue.Queue[Event] = queue.Queue()
         self.stop = threading.Event()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from .. import ops
 from ..backend import Array, Rng, generator, get_array_module
 from ..data import Batch
 from ..nn import Gradients, Inputs, Pass, Sequential
+from ..process import BROWSER
 
 Backward = Callable[[float], Array]  # dL -> dlogits
 
@@ -87,7 +88,7 @@ def loss_and_gradients(
 
 
 def sharded_loss_and_gradients(
-    pool: ThreadPoolExecutor,
+    pool: Executor,
     shards: int,
     model: Sequential,
     batches: list[Batch],
@@ -122,6 +123,18 @@ def count_labels(batch: Batch) -> int:
     return int((batch.targets != ops.IGNORE).sum())
 
 
-def thread_pool(n: int) -> ThreadPoolExecutor:
-    """`n` threads on which NumPy does not warn of overflow or NaN: the training loop checks for them itself."""
-    return ThreadPoolExecutor(n, initializer=partial(np.seterr, all="ignore"))
+def thread_pool(n: int) -> Executor:
+    """`n` threads on which NumPy does not warn of overflow or NaN: the training loop checks for them itself.
+
+    In a browser, which has a single thread, what would run on others runs at once: the results are the same bytes.
+    """
+    return AtOnce() if BROWSER else ThreadPoolExecutor(n, initializer=partial(np.seterr, all="ignore"))
+
+
+class AtOnce(Executor):
+    """Runs what is submitted before it returns its Future."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments, **options))
+        return future

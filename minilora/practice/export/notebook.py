@@ -61,7 +61,7 @@ def in_columns(block: str) -> bool:
 def escaped(text: str) -> str:
     """Markdown that shows these letters as they are, and `names` as code; no space comes between lines of Chinese."""
     text = re.sub(r"(?<=[\u3000-\u9fff\uff00-\uffef])\n(?=[\u3000-\u9fff\uff00-\uffef])", "", text)
-    return re.sub(r"`[^`]+`|([*<$\\])", lambda found: f"\\{found[1]}" if found[1] else found[0], text)
+    return re.sub(r"`[^`]+`|([*<$\\]|(?<![^\W_])_)", lambda found: f"\\{found[1]}" if found[1] else found[0], text)
 
 
 def check(exercise: Exercise, setting: Setting) -> str:
