@@ -81,17 +81,17 @@ text = b"for i in range(10): print(i)\\n" * 99
 ids = np.frombuffer(text, np.uint8)[None, :50].astype(int)
 model = minilora.load_pretrained("builtin")
 before = model.forward(ids)[0]
-paths = minilora.attach(model, "gain", rng=0)
+paths = minilora.attach(model, "scalar-gain", rng=0)
 assert np.array_equal(model.forward(ids)[0], before), "it starts as the base"
-assert minilora.count_parameters(model)["trainable"] == len(paths) == count("builtin", "gain").trainable > 0
+assert minilora.count_parameters(model)["trainable"] == len(paths) == count("builtin", "scalar-gain").trainable > 0
 history = minilora.fit(
     model, minilora.data.random_windows(text, batch=4, length=32, seed=0), steps=10, lr=3e-2, description=None
 )
 assert history.loss[-1] < history.loss[0]
 y = model.forward(ids)[0]
-minilora.save_adapter(model, "gain")
+minilora.save_adapter(model, "adapter")
 again = minilora.load_pretrained("builtin")
-minilora.load_adapter(again, "gain")
+minilora.load_adapter(again, "adapter")
 assert np.array_equal(again.forward(ids)[0], y)
 minilora.merge(model)
 np.testing.assert_allclose(model.forward(ids)[0], y, rtol=0, atol=1e-4 * abs(y).max())
