@@ -104,7 +104,9 @@ def wrong(page: Any, address: str) -> list[str]:
     page.on("requestfailed", lambda request: found.append(f"{request.failure}: {request.url}"))
     page.on(
         "request",
-        lambda request: request.url.startswith((here, "data:", "blob:")) or found.append(f"another host: {request.url}"),
+        lambda request: (
+            request.url.startswith((here, "data:", "blob:")) or found.append(f"another host: {request.url}")
+        ),
     )
     page.goto(address)
     found += page.evaluate(SEEN)
@@ -153,7 +155,11 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.anchors, self.links, self.loads = {""}, set(), urls(" ".join(re.findall("<style.*?</style>", text, re.DOTALL)))
+        self.anchors, self.links, self.loads = (
+            {""},
+            set(),
+            urls(" ".join(re.findall("<style.*?</style>", text, re.DOTALL))),
+        )
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -173,14 +179,20 @@ def urls(css: str) -> set[str]:
 def broken(folder: Path) -> list[str]:
     """Links that lead to no file or anchor of a site, and what its pages load from elsewhere."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    pages = {name: Page(files[name].read_text(encoding="utf-8")) for name in files if name.endswith(".html") and "_static" not in name}
+    pages = {
+        name: Page(files[name].read_text(encoding="utf-8"))
+        for name in files
+        if name.endswith(".html") and "_static" not in name
+    }
     loads = {name: page.loads for name, page in pages.items()}
     loads |= {name: urls(files[name].read_text(encoding="utf-8")) for name in files if name.endswith(".css")}
     found = []
     for name in loads:
         for link in loads[name] | (pages[name].links if name in pages else set()):
             url = urlsplit(link)
-            target = posixpath.normpath(posixpath.join(posixpath.dirname(name), unquote(url.path))) if url.path else name
+            target = (
+                posixpath.normpath(posixpath.join(posixpath.dirname(name), unquote(url.path))) if url.path else name
+            )
             if url.scheme or url.netloc:
                 if link in loads[name]:
                     found.append(f"{name} loads {link}")
@@ -207,7 +219,10 @@ def test_every_link_leads_to_a_file_and_an_anchor_of_the_site():
         ('<img src="nowhere.png">', "index.html: no file nowhere.png"),
         ('<script src="//example.org/a.js"></script>', "index.html loads //example.org/a.js"),
         ('<link href="https://example.org/a.css">', "index.html loads https://example.org/a.css"),
-        ("<style>@font-face { src: url('https://example.org/a.woff') }</style>", "index.html loads https://example.org/a.woff"),
+        (
+            "<style>@font-face { src: url('https://example.org/a.woff') }</style>",
+            "index.html loads https://example.org/a.woff",
+        ),
         ("<style>@import '/a.css'</style>", "index.html: no file /a.css"),
     ],
 )
@@ -284,7 +299,9 @@ def test_the_switch_of_language_stays_at_the_same_question(page, site):
 
 def test_the_front_page_begins_with_the_two_commands(page, site):
     page.goto(f"{site}/index.html")
-    assert [re.search("minilora demo|pytest", line)[0] for line in page.inner_text("article pre >> nth=0").splitlines()] == [
+    assert [
+        re.search("minilora demo|pytest", line)[0] for line in page.inner_text("article pre >> nth=0").splitlines()
+    ] == [
         "minilora demo",
         "pytest",
     ]
