@@ -9,7 +9,7 @@ from typing import Any
 from docutils import nodes
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE / "site"), str(HERE.parent)]
+sys.path.insert(0, str(HERE / "site"))
 
 import lite  # noqa: E402
 
@@ -37,9 +37,7 @@ highlight_language = "text"
 
 html_theme = "pydata_sphinx_theme"
 html_title = "minilora"
-MATHJAX = importlib.util.find_spec("sphinx-mathjax-offline").submodule_search_locations[
-    0
-]  # MathJax's files, as a package
+(MATHJAX,) = importlib.util.find_spec("sphinx-mathjax-offline").submodule_search_locations  # its files, as a package
 html_static_path = ["static", f"{MATHJAX}/static"]
 mathjax_path = "mathjax/tex-chtml.js"
 html_css_files = ["custom.css"]

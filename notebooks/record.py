@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_info
 from tqdm import tqdm
 
 import minilora
@@ -99,6 +100,9 @@ def content(grid: str, runs: list[dict[str, Any]]) -> bytes:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "minilora": minilora.__version__,
+        "cores": os.cpu_count(),
+        # with the processor that it computes for, which decides the last digits
+        "blas": [[each["internal_api"], each["version"], each.get("architecture")] for each in threadpool_info()],
     }
     lines = ",\n".join(json.dumps(run, ensure_ascii=False) for run in runs)
     return f'{json.dumps(head)[:-1]}, "runs": [\n{lines}\n]}}\n'.encode()

@@ -26,7 +26,9 @@ ROOT = Path(__file__).parent.parent
 if "SITE" not in os.environ:
     pytest.skip("SITE=docs/_build/html, the built site, is not set", allow_module_level=True)
 SITE = Path(os.environ["SITE"]).resolve()
-PAGES = [path.relative_to(SITE).as_posix() for path in sorted(SITE.rglob("*.html")) if "_static" not in path.parts]
+NOT_OURS = ("_static/", "lite/")  # the theme's files, JupyterLite
+HTML = [path.relative_to(SITE).as_posix() for path in sorted(SITE.rglob("*.html"))]
+PAGES = [name for name in HTML if not name.startswith(NOT_OURS)]
 assert PAGES, f"{SITE} has no pages: make -C docs html"
 
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
@@ -179,13 +181,14 @@ def urls(css: str) -> set[str]:
 def broken(folder: Path) -> list[str]:
     """Links that lead to no file or anchor of a site, and what its pages load from elsewhere."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    ours = [name for name in files if not name.startswith("lite/")]
     pages = {
         name: Page(files[name].read_text(encoding="utf-8"))
-        for name in files
+        for name in ours
         if name.endswith(".html") and "_static" not in name
     }
     loads = {name: page.loads for name, page in pages.items()}
-    loads |= {name: urls(files[name].read_text(encoding="utf-8")) for name in files if name.endswith(".css")}
+    loads |= {name: urls(files[name].read_text(encoding="utf-8")) for name in ours if name.endswith(".css")}
     found = []
     for name in loads:
         for link in loads[name] | (pages[name].links if name in pages else set()):
@@ -315,3 +318,23 @@ def test_the_menu_opens_on_a_phone(page, site):
     page.get_by_role("button", name="Site navigation").click()
     entry.click()
     page.wait_for_url(f"{site}/exercises/index.html")
+
+
+@pytest.mark.skipif("lite/index.html" not in HTML, reason="the notebooks are not built: make -C docs lite")
+def test_a_page_leads_to_its_notebook_which_asks_no_other_host_but_for_pyodide(browser, site):
+    page = browser.new_context(viewport=PHONE).new_page()
+    asked, errors = [], []
+    page.route(lambda url: not url.startswith(site), lambda route: route.abort())
+    page.on("request", lambda request: request.url.startswith((site, "data:", "blob:")) or asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"{site}/lite/lab/index.html")
+    for name in ("course", "exercises", "guide", "start.ipynb"):
+        page.locator(".jp-DirListing-itemName", has_text=name).wait_for()
+    assert not asked
+    assert not errors
+    page.goto(f"{site}/course/00_lora_in_40_lines.html")
+    page.get_by_role("link", name="Run this page in your browser").click()
+    page.locator(".jp-Cell", has_text="%pip install -q minilora").wait_for()
+    page.locator(".jp-Cell h1", has_text="LoRA in 40 lines").wait_for()
+    assert all(url.startswith("https://cdn.jsdelivr.net/pyodide/") for url in asked)
+    page.context.close()

@@ -81,8 +81,10 @@ def test_links_keep_their_words_and_anchors_and_code_is_left_alone(pages, tmp_pa
     code = "```text\n[a](missing.md)\n```"
     assert moved(code) == code
     assert moved("```python\n>>> 1\n```") == "```pycon\n>>> 1\n```"
-    row = '<a href="../questions/en/articles.html#a11">A11</a>'  # an anchor within a table
-    assert moved("[A11](../exercises/questions/en/articles.md#a11)") == row
+    assert moved("[A11](../exercises/questions/en/articles.md#a11)") == "[A11](../questions/en/articles.md#a11)"
+    exercise = "[03](../../ex03_linear_backward.py) · notebook 04"  # below a question
+    page, notebook = "../../exercises/zh/ex03_linear_backward.md", "../../course/04_lora_backward.ipynb"
+    assert moved(exercise, "exercises/questions/zh/b.md") == f"[03]({page}) · [notebook 04]({notebook})"
     assert moved('## <a id="b1"></a>B1 Derive', "exercises/questions/en/b.md") == "## B1 Derive"
     assert moved("![f](../notebooks/demo.png)") == "![f](../files/notebooks/demo.png)"
     assert (tmp_path / "files/notebooks/demo.png").read_bytes() == (ROOT / "notebooks/demo.png").read_bytes()

@@ -55,14 +55,13 @@ def index(tasks: list[Exercise], language: str) -> Iterator[str]:
     yield f"# {said('All exercises')}\n"
     yield said("In the order of `minilora ex`: each after what it needs. It checks your file and names your mistake.")
     yield f"\n```sh\npip install 'minilora[exercises]'\nminilora ex init exercises --lang {language}\nminilora ex\n```"
-    head = f"| {' | '.join(map(said, HEADS[:4]))} | notebook |\n|---|---|---:|---:|---|"
+    head = f"| {said(HEADS[0])} | {' · '.join(map(said, HEADS[1:4]))} | notebook |\n|---|---|---|"
     yield f"\n{head}"
     for task in tasks:
         if task.number == twins()[0]:
             yield f"\n## {said('In PyTorch')}\n\n{head}"
         taught = ", ".join(f"[{name[:2]}](../../course/{name}.ipynb)" for name in notebooks(task.number))
-        cells = [titled(task, language), said(task.kind), str(task.minutes), str(task.difficulty), taught]
-        yield f"| {' | '.join(cells)} |"
+        yield f"| {titled(task, language)} | {facts(task, language)} | {taught} |"
     names = "\n".join(task.name for task in tasks)
     yield f"\n```{{toctree}}\n:hidden:\n\n{names}\n```"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -40,8 +39,7 @@ def english() -> Split:
 def python_source() -> Split:
     """The top-level modules of the standard library, split by file. Raises ValueError for a Python without them."""
     folder = Path(os.__file__).parent
-    library = zipfile.Path(folder) if folder.is_file() else folder  # a zip in Pyodide
-    files = {path.name: path.read_bytes().replace(b"\r\n", b"\n") for path in library.iterdir() if path.suffix == ".py"}
+    files = {path.name: path.read_bytes().replace(b"\r\n", b"\n") for path in folder.glob("*.py")}
     if not files:
         raise ValueError(f"this Python keeps no source files in {folder}: choose a text with --data FILE")
     return split_documents(files)

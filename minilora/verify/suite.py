@@ -30,8 +30,8 @@ def verify(only: str = "", seed: int = 0) -> dict[str, Any]:
     from tqdm import tqdm
 
     start = time.perf_counter()
-    wanted = only.casefold().replace("_", " ")
-    chosen = [name for name in [*CHECKS, *LAWS] if wanted in name.casefold()]
+    wanted = spaced(only)
+    chosen = [name for name in [*CHECKS, *LAWS] if wanted in spaced(name)]
     if not chosen:
         raise ValueError(f"no check and no law has {only!r} in its name: {choose_from(wanted, [*CHECKS, *LAWS])}")
     checks: list[dict[str, Any]] = []
@@ -42,6 +42,11 @@ def verify(only: str = "", seed: int = 0) -> dict[str, Any]:
             checks += check_entries(name, rng) if name in CHECKS else []
             laws += [law_entry(name, rng)] if name in LAWS else []
     return {"checks": checks, "laws": laws, "seconds": time.perf_counter() - start}
+
+
+def spaced(name: str) -> str:
+    """In lower case, with spaces: layer_norm is the op "layer norm", and gemma3_text a family."""
+    return name.casefold().replace("_", " ")
 
 
 def check_entries(name: str, rng: Rng) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import fakecupy
 import numpy as np
 import pytest
-from models import HEADS, SHAPE, build, close, each_family, fresh, gradients, loss, named
+from models import SHAPE, build, close, each_family, fresh, gradients, loss, named
 from models import some_batch as some
 
 from minilora import ops
@@ -26,7 +26,7 @@ each_side = pytest.mark.parametrize("side", ["left", "right"])
 
 def zeros(model: Transformer) -> list[str]:
     """The softmax ignores what is added to all the scores of a query: a bias of keys that are not rotated."""
-    rotated = "rope_theta" in HEADS[model.family]
+    rotated = any(getattr(part, "rope", None) for _, part in model.named_modules())
     return [name for name in model.named_parameters() if name.endswith("k_proj.bias") and not rotated]
 
 

@@ -14,12 +14,14 @@ from minilora.practice.session import KEYS
 from minilora.verify.language import catalogue
 
 PRACTICE = Path(practice.__file__).parent
+PAGES = Path(__file__).parents[2] / "docs/site/exercises.py"
 OWN = json.loads((PRACTICE / "zh.json").read_text(encoding="utf-8"))
 
 
 def test_the_catalogue_has_the_sentences_of_the_code_and_no_other():
     written, said = set(), set()
-    for path in (path for path in PRACTICE.rglob("*.py") if path.parent.name != "exercises"):
+    files = [path for path in PRACTICE.rglob("*.py") if path.parent.name != "exercises"]
+    for path in (*files, PAGES):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 written.add(node.value)
@@ -35,5 +37,5 @@ def test_the_catalogue_has_the_sentences_of_the_code_and_no_other():
 
 
 def test_no_chinese_stands_in_the_code():
-    texts = [path.read_text(encoding="utf-8") for path in PRACTICE.rglob("*.py")]
+    texts = [path.read_text(encoding="utf-8") for path in (*PRACTICE.rglob("*.py"), PAGES)]
     assert not [text[:80] for text in texts if any("一" <= letter <= "鿿" for letter in text)]

@@ -158,7 +158,8 @@ def english_of(problem: Problem) -> set[str]:
 def test_the_catalogue_beside_a_problem_has_its_sentences_and_no_other(name):
     found = vars(import_module(f"minilora.verify.problems.{name}")).values()
     english = set().union(*(english_of(problem) for problem in found if isinstance(problem, Problem)))
-    chinese = json.loads((VERIFY / "problems" / f"{name}.zh.json").read_text(encoding="utf-8"))
+    path = VERIFY / "problems" / f"{name}.zh.json"
+    chinese = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}  # of OPS alone
     assert set(chinese) == english
 
 

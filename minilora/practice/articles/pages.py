@@ -19,7 +19,7 @@ PIPELINE_INTRO = words(
     "Article 003 trains on film reviews in five steps: pretrain, decompose, fine-tune, optimise, deploy. With LoRA two "
     "of them are not there. Its code, which does not run, and those of 000 to 002 are exercise 06."
 )
-PART = re.compile("title|abstract|intro")  # of an article, in a place
+PARTS = ("title", "abstract", "intro")  # of an article, in a place
 
 
 def pages() -> dict[str, str]:
@@ -31,6 +31,7 @@ def page(language: str) -> Iterator[str]:
     def said(sentence: str, **values: str) -> str:
         return words(sentence, **values).in_language(language)
 
+    comma = said(", ")
     counts = Counter(each.verdict for each in statements().values())
     yield f"# {said('The articles on trial')}\n"
     yield INTRO.in_language(language)
@@ -41,17 +42,20 @@ def page(language: str) -> Iterator[str]:
     yield f"\n## {said('Headings')}\n"
     yield f"| {said('place')} | {said('asks')} | {said('answered by')} | {said('what it says')} |\n|---|---|---|---|"
     for heading in headings().values():
-        answers = ", ".join(f"[{key}]({key[0].lower()}.md#{key.lower()})" for key in heading.questions)
+        answers = comma.join(f"[{key}]({key[0].lower()}.md#{key.lower()})" for key in heading.questions)
         answers = heading.opinion.in_language(language) if heading.opinion else answers
-        asks = heading.asks.in_language(language) + (f" (= {heading.same_as})" if heading.same_as else "")
-        tried = ", ".join(f"[{key}](#{key.lower()})" for key in (statement.key for statement in said_at(heading.place)))
+        asks = heading.asks.in_language(language)
+        asks = said("{asks} (= {place})", asks=asks, place=heading.same_as) if heading.same_as else asks
+        tried = comma.join(
+            f"[{key}](#{key.lower()})" for key in (statement.key for statement in said_at(heading.place))
+        )
         yield f"| {heading.place} | {asks} | {answers} | {tried} |"
     for letter, group in groupby(statements().values(), key=lambda each: each.key[0]):
         yield f"\n## {letter} {sections()[letter].in_language(language)}"
         for each in group:
             yield f'\n### <a id="{each.key.lower()}"></a>{each.key} {each.says.in_language(language)}\n'
             yield f"**{said(each.verdict)}** · {each.right.in_language(language)}\n"
-            places = ", ".join(PART.sub(lambda part: said(part[0]), place) for place in each.places)
+            places = comma.join(re.sub("|".join(PARTS), lambda part: said(part[0]), place) for place in each.places)
             yield places + (f" · {said('decided by {check}', check=f'`{each.check}`')}" if each.check else "")
     yield f"\n## {said('Worked numbers, computed again')}\n"
     yield f"| {said('place')} | {said('step')} | {said('printed')} | {said('computed')} |\n|---|---|---|---|"

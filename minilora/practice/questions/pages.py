@@ -10,7 +10,8 @@ from .catalogue import Question, questions, tables, topics
 
 INTRO = words(
     "For each question: an answer as one would give it in two minutes, the answer that is usually given and is wrong, "
-    "and what decides. `minilora ex ask` asks them, and computes what decides."
+    "and what decides: a function in `minilora/practice/questions/checks/` or a source. `minilora ex ask` asks them, "
+    "and computes what decides."
 )
 
 
