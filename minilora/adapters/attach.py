@@ -1,7 +1,7 @@
 """Attaching adapters to the layers of a model: visible assignment, in a loop.
 
-    model.freeze()
-    model["block_0.attention.q_proj"] = LoRALinear(model["block_0.attention.q_proj"], r=8, alpha=16, rng=rng)
+model.freeze()
+model["block_0.attention.q_proj"] = LoRALinear(model["block_0.attention.q_proj"], r=8, alpha=16, rng=rng)
 """
 
 from __future__ import annotations

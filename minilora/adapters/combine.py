@@ -1,13 +1,13 @@
 """Several adapters of a model into one, and how much they agree. The maths is in combining/, one way a file.
 
-    adapters = Adapters(model)
-    adapters.load("source", "runs/source")
-    adapters.load("names", "runs/names")
-    cosines(adapters, "source", "names")                                # {layer: cos(ΔW₁, ΔW₂)}
-    found = combine(adapters, "both", {"source": 1, "names": 0.5}, how="svd", rank=8)
-    off_the_sum(found)                                                  # ‖B A - Σ‖ / ‖Σ‖ over all layers
-    adapters.activate("both")
-    save_adapter(model, "runs/both")
+adapters = Adapters(model)
+adapters.load("source", "runs/source")
+adapters.load("names", "runs/names")
+cosines(adapters, "source", "names")                                # {layer: cos(ΔW₁, ΔW₂)}
+found = combine(adapters, "both", {"source": 1, "names": 0.5}, how="svd", rank=8)
+off_the_sum(found)                                                  # ‖B A - Σ‖ / ‖Σ‖ over all layers
+adapters.activate("both")
+save_adapter(model, "runs/both")
 """
 
 from __future__ import annotations
