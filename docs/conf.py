@@ -12,6 +12,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "site"))
 
 import lite  # noqa: E402
+import reference  # noqa: E402
 
 import minilora  # noqa: E402
 
@@ -25,8 +26,17 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
+    "reference",
     "search",
 ]
+autodoc_mock_imports = reference.OPTIONAL
+autodoc_default_options = {"undoc-members": True, "member-order": "bysource", "show-inheritance": True}
+autodoc_docstring_signature = False  # a docstring may begin with a formula that looks like one
+autodoc_typehints_format = "short"
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+python_maximum_signature_line_length = 88
+smartquotes = False  # the pages say what their sources say: --lr is no dash
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
 myst_heading_slug_func = "conf.slug"

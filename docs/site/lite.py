@@ -18,7 +18,7 @@ from minilora.practice.catalogue import exercise
 from minilora.practice.export.notebook import Cell, Setting, cell, check, code, notebook, statement
 
 ROOT = Path(__file__).resolve().parents[2]
-COURSE = ("00_lora_in_40_lines", "01_gradients_you_can_trust", "04_lora_backward")
+COURSE = ("00_lora_in_40_lines", "01_gradients_you_can_trust", "04_lora_backward", "07_counting")
 EXERCISES = ("01", "02", "03", "04", "05")
 
 # The kernel gets minilora from the wheel that the site holds, and what that needs from Pyodide.

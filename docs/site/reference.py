@@ -1,4 +1,4 @@
-"""The API: a page for each public module, an index for each room, and the extension of Sphinx that reads our docstrings.
+"""The API: a page for each public module, an index for each room, and what Sphinx needs to read our docstrings.
 
 Sphinx's autodoc takes the names and their docstrings from the package. Docstrings are plain English with indented
 formulas: `to_rest` turns them into reST, so that a reader sees the same characters. Signatures are shown as they are
@@ -6,20 +6,25 @@ written, and so are the fields of a class and a module's constants, whose commen
 """
 
 import ast
-import importlib
 import inspect
 import re
+import sys
 import textwrap
-from functools import cache
+from functools import cache, cached_property
 from importlib.util import find_spec
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
+
+import minilora
 
 ROOT = Path(__file__).resolve().parents[2]
 HIDDEN = "minilora.practice.exercises"  # they hold their solutions
 OPTIONAL = [name for name in ("torch", "pytest") if find_spec(name) is None]  # what a file imports at its top
 
-Definition = ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
+CLASS = "class", "exception"  # what autodoc calls one
+VALUE = ast.Assign | ast.AnnAssign  # a constant, or a field of a class
 
 
 # ---- docstrings as reST
@@ -35,7 +40,7 @@ def to_rest(lines: list[str]) -> list[str]:
             rest += ["- \\ " + escaped(item) for item in re.split(r"(?:^| )- ", " ".join(map(str.strip, block)))[1:]]
         elif kind == "table":
             for name, *text in rows(block):
-                rest += ["\\ " + escaped(name), "   \\ " + escaped(" ".join(text))]
+                rest += ["\\ " + escaped(name), *indented(["\\ " + escaped(" ".join(text))])]
         else:
             rest += code(block, "pycon" if block[0].startswith(">>> ") else "text")
         rest += [""]
@@ -46,12 +51,16 @@ def blocks(lines: list[str]) -> list[tuple[str, list[str]]]:
     """What stands between blank lines, and its kind: paragraph, list, table or literal. Literal blocks that follow each
     other are one."""
     found: list[tuple[str, list[str]]] = []
-    for block in filter(None, re.split(r"\n(?:[ \t]*\n)+", "\n".join(lines).strip("\n").expandtabs())):
-        kind, inside = kind_of(block.split("\n"), first=not found), block.split("\n")
+    for text in filter(None, re.split(r"\n(?:[ \t]*\n)+", "\n".join(lines).strip("\n").expandtabs())):
+        if match := re.fullmatch(r"(\S.*\S) {2,}(\S.*\.)", text):  # a formula, and in the same line a sentence about it
+            found += [("literal", [match[1]]), ("paragraph", [match[2]])]
+            continue
+        block = text.split("\n")
+        kind = kind_of(block, first=not found)
         if kind == "literal" and found and found[-1][0] == kind:
-            found[-1][1].extend(["", *inside])
+            found[-1][1].extend(["", *block])
         else:
-            found.append((kind, inside))
+            found.append((kind, block))
     return found
 
 
@@ -68,16 +77,15 @@ def kind_of(block: list[str], first: bool) -> str:
 
 def rows(block: list[str]) -> list[list[str]]:
     """[[name, line of text, ...], ...] of a table of two columns, the second of them sentences; [] of another block."""
-    starts = [match.end() for line in block if (match := re.match(r"\S+(?: \S+)* {2,}", line))]
+    first = re.match(r"\S+(?: \S+)* {2,}", block[0])
+    column = first.end() if first and len(block) > 1 else 0
+    if not column or any(line[column - 2 : column] != "  " for line in block):
+        return []
     found: list[list[str]] = []
     for line in block:
-        name, text = line[: max(starts, default=0)].strip(), line[max(starts, default=0) :]
-        if text.startswith(" ") or "  " in text or "  " in name or not (name or found) or not text:
-            return []
-        found += [[name, text]] if name else []
-        if not name:
-            found[-1].append(text)
-    return found if len(block) > 1 else []
+        found += [[line[:column].strip()]] if line[0] != " " else []
+        found[-1].append(line[column:])
+    return [] if any("  " in text or text.startswith(" ") for row in found for text in row) else found
 
 
 def escaped(text: str) -> str:
@@ -89,15 +97,18 @@ def escaped(text: str) -> str:
 
 
 def code(lines: list[str], language: str) -> list[str]:
-    return [f".. code-block:: {language}", "", *textwrap.indent("\n".join(lines), "   ").split("\n"), ""] if lines else []
+    return [f".. code-block:: {language}", "", *indented(lines), ""] if lines else []
+
+
+def indented(lines: list[str]) -> list[str]:
+    return [f"   {line}" for line in lines]
 
 
 def summary(docstring: str) -> str:
     """The first sentence, or the first formula, as reST."""
     (kind, block), *_ = blocks(docstring.splitlines()) or [("paragraph", [""])]
-    if kind == "literal":
-        return escaped(f"`{re.split(' {2,}', block[0].strip())[0]}`")
-    return "\\ " + escaped(re.split(r"(?<=\.) (?=[A-Z])", " ".join(block))[0])
+    text = block[0].strip() if kind == "literal" else " ".join(block)
+    return "\\ " + escaped(re.split(r" {2,}|(?<=\.) (?=[A-Z])|:$", text)[0])
 
 
 # ---- the package, read as text
@@ -107,10 +118,8 @@ def summary(docstring: str) -> str:
 def modules() -> dict[str, Path]:
     """{dotted name: file} of the public modules; a room comes before what is in it."""
     paths = {path.relative_to(ROOT).with_suffix("").parts: path for path in (ROOT / "minilora").rglob("*.py")}
-    names = {".".join(part for part in parts if part != "__init__"): path for parts, path in sorted(paths.items())}
-    return {
-        name: path for name, path in sorted(names.items()) if "._" not in name and not f"{name}.".startswith(f"{HIDDEN}.")
-    }
+    names = {".".join(part for part in parts if part != "__init__"): path for parts, path in paths.items()}
+    return {name: names[name] for name in sorted(names) if "._" not in name and not name.startswith(HIDDEN)}
 
 
 def inside(room: str) -> list[str]:
@@ -123,27 +132,39 @@ def tree(module: str) -> ast.Module:
     return ast.parse(modules()[module].read_text(encoding="utf-8"))
 
 
-def definitions(module: str) -> dict[str, Definition]:
-    """{public name: where it is defined}, in the order of the file."""
-    return {name: node for node in tree(module).body for name in names_of(node) if not name.startswith("_")}
+def definitions(module: str) -> list[ast.stmt]:
+    """The statements that define a module's public names; of a name that is defined again, the first."""
+    first = {name: node for node in reversed(tree(module).body) for name in public(node)}
+    return [node for node in tree(module).body if any(first[name] is node for name in public(node))]
+
+
+def public(node: ast.stmt) -> list[str]:
+    """The public names that a statement defines."""
+    return [name for name in names_of(node) if not name.startswith("_")]
 
 
 def names_of(node: ast.stmt) -> list[str]:
-    """The names that a statement defines."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return [node.name]
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     flat = [inner for target in targets for inner in (target.elts if isinstance(target, ast.Tuple) else [target])]
-    return [name.id for name in flat if isinstance(name, ast.Name)]
+    return [inner.id for inner in flat if isinstance(inner, ast.Name)]
 
 
 def definition(name: str) -> tuple[str, Any]:
-    """The module of a name with dots, and the node that defines it there."""
-    module = max((module for module in modules() if name.startswith(f"{module}.")), key=len)
+    """The module of a name with dots, or the name itself if it is a module; and the node that defines it, or None."""
+    module = max((module for module in modules() if f"{name}.".startswith(f"{module}.")), key=len)
     node: Any = tree(module)
-    for part in name.removeprefix(f"{module}.").split("."):
-        node = next(inner for inner in node.body if part in names_of(inner))
+    for part in filter(None, name.removeprefix(module).split(".")):
+        node = next((inner for inner in getattr(node, "body", ()) if part in names_of(inner)), None)
     return module, node
+
+
+def docstring(node: Any) -> str:
+    """As it is written: inspect.cleandoc would move formulas to the left where nothing but formulas follows."""
+    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) or not ast.get_docstring(node):
+        return ""
+    return re.sub(f"(?m)^ {{{node.body[0].col_offset}}}", "", node.body[0].value.value)
 
 
 def text_of(module: str, nodes: list[ast.stmt]) -> list[str]:
@@ -155,29 +176,23 @@ def text_of(module: str, nodes: list[ast.stmt]) -> list[str]:
         while lines[start - 1].strip().startswith("#"):
             start -= 1
         found += lines[start : node.end_lineno]
-    return textwrap.dedent("\n".join(dict.fromkeys(found))).split("\n") if found else []
+    return textwrap.dedent("\n".join(found)).split("\n") if found else []
 
 
 # ---- what autodoc asks
 
 
 def docstring_as_rest(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    if what == "module" or what in ("function", "method", "property"):
-        lines[:] = to_rest(lines)
-        return
     module, node = definition(name)
-    if what == "data":
-        lines[:] = code(text_of(module, [node]), "python")
-    else:  # a class: Python makes up a docstring for a NamedTuple or a dataclass that has none
-        fields = [inner for inner in node.body if any(not field.startswith("_") for field in names_of(inner)[:1])]
-        fields = [field for field in fields if not isinstance(field, ast.FunctionDef | ast.ClassDef)]
-        lines[:] = to_rest((ast.get_docstring(node) or "").splitlines()) + code(text_of(module, fields), "python")
+    fields = [inner for inner in node.body if isinstance(inner, VALUE) and public(inner)] if what in CLASS else []
+    inherited = [] if what in CLASS else lines  # Python makes up a docstring for a NamedTuple that has none
+    lines[:] = to_rest(docstring(node).splitlines() or inherited) + code(text_of(module, fields), "python")
 
 
 def written_signature(app: Any, what: str, name: str, obj: Any, options: Any, *given: Any) -> tuple[str, str] | None:
     """The arguments as the source has them: Array, where Python knows numpy.ndarray. A class whose __init__ Python
     makes shows its fields instead."""
-    if what not in ("function", "method", "class", "exception"):
+    if given[0] is None or what not in (*CLASS, "function", "method"):
         return None
     try:
         source = inspect.getsource(obj.__init__ if isinstance(obj, type) else obj)
@@ -192,18 +207,25 @@ def written_signature(app: Any, what: str, name: str, obj: Any, options: Any, *g
 
 def without_fields(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
     """Fields are shown with their comments, in one block below their class."""
-    is_code = inspect.isroutine(obj) or isinstance(obj, property | type) or hasattr(obj, "__wrapped__")
-    return True if what == "class" and not is_code and not hasattr(obj, "func") else None
+    is_code = inspect.isroutine(obj) or isinstance(obj, property | cached_property | type)
+    return True if what == "class" and not (is_code and getattr(obj, "__name__", name) == name) else None
 
 
-def let_go(app: Any, doctree: Any) -> None:
-    """Nodes of an eval-rst block keep a document of their own, and with it all that Sphinx knows: 5 MB in each file."""
+def settle(app: Any, doctree: Any) -> None:
+    """A name in a signature means what Python finds for it in that module."""
     for node in doctree.findall():
-        node.document = doctree
+        node.document = doctree  # eval-rst's nodes have one of their own, and with it all that Sphinx knows: 5 MB
+        if node.tagname == "pending_xref" and "refspecific" in node:
+            try:
+                found = attrgetter(node["reftarget"])(sys.modules[node["py:module"]])
+                node["reftarget"] = f"{found.__module__}.{found.__qualname__}"
+            except (AttributeError, KeyError):
+                pass
+            del node["refspecific"]  # or Sphinx takes any name with this end
 
 
 def setup(app: Any) -> dict[str, bool]:
-    app.connect("doctree-read", let_go)
+    app.connect("doctree-read", settle)
     app.connect("autodoc-process-docstring", docstring_as_rest)
     app.connect("autodoc-process-signature", written_signature)
     app.connect("autodoc-skip-member", without_fields)
@@ -221,28 +243,28 @@ def pages() -> dict[str, str]:
 def page(module: str) -> str:
     lines = [f".. automodule:: {module}", ""]
     if inside(module):
-        lines += table([(f":py:mod:`{name}`", sentence(name)) for name in inside(module)])
-    for name, node in definitions(module).items():
-        kind = {ast.FunctionDef: "function", ast.ClassDef: "class"}.get(type(node), "data")
-        lines += [f".. auto{kind}:: {module}.{name}"]
-        lines += ["   :no-value:"] if kind == "data" else ["   :members:"] if kind == "class" else []
-        lines += [""]
+        lines += table([(f":py:mod:`~{name}`", sentence(name)) for name in inside(module)])
+    for is_data, group in groupby(definitions(module), lambda node: isinstance(node, VALUE)):
+        nodes: list[Any] = list(group)
+        if is_data:
+            lines += [".. py:data:: " + f"\n{' ' * 13}".join(name for node in nodes for name in public(node)), ""]
+            lines += indented(code(text_of(module, nodes), "python"))
+        else:
+            for node in nodes:
+                members = ["   :members:"] if isinstance(node, ast.ClassDef) else []
+                lines += [f".. auto{'class' if members else 'function'}:: {node.name}", *members, ""]
     return markdown(module, lines, inside(module))
 
 
 def sentence(module: str) -> str:
-    return summary(ast.get_docstring(tree(module)) or "")
+    return summary(docstring(tree(module)))
 
 
 def front() -> str:
     """What `import minilora` shows, then the house from the top floor down."""
-    import minilora
-
-    shown = []
-    for name, room in minilora.NAMES.items():
-        obj = getattr(minilora, name)
-        shown += [(f":py:obj:`{name} <{obj.__module__}.{name}>`", summary(inspect.getdoc(obj) or ""))]
-    house = [(f":py:mod:`{name}`", sentence(name)) for name in floors()]
+    objects = {name: getattr(minilora, name) for name in minilora.NAMES}
+    shown = [(f":py:obj:`{n} <{obj.__module__}.{n}>`", summary(obj.__doc__)) for n, obj in objects.items()]
+    house = [(f":py:mod:`~{name}`", sentence(name)) for name in floors()]
     lines = [".. automodule:: minilora", "", "What ``import minilora`` shows:", "", *table(shown)]
     lines += ["The house, from the top floor to the ground; a file imports only from its own floor or a lower one:", ""]
     return markdown("The code", lines + table(house), floors())
@@ -257,7 +279,7 @@ def floors() -> list[str]:
 
 def table(entries: list[tuple[str, str]]) -> list[str]:
     rows = [line for left, right in entries for line in (f"   * - {left}", f"     - {right}")]
-    return [".. list-table::", "   :widths: auto", "", *rows, ""]
+    return [".. list-table::", "   :widths: auto", "   :class: names", "", *rows, ""]
 
 
 def markdown(title: str, lines: list[str], below: list[str]) -> str:

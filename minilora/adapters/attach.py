@@ -102,8 +102,10 @@ def attach_lora(
     data        a batch or several, over which the model runs once, for an init that looks at its layers' inputs or
                 gradients ("eva", "corda", "lora_ga"); others do not read it
     rho         of "eva": the highest rank of a layer is rho r; with 1 each has r
-    quantize, rounds        of "loftq": the format that the adapted layers are held in from here on, and how often it
-                and A and B take turns. The others stay as they are: quantize(model, format) does those
+    quantize    of "loftq": the format that the adapted layers are held in from here on. The others stay as they are:
+                quantize(model, format) does those
+    rounds      of "loftq": how often the format and A and B take turns
+
     With `ensure_weight_tying` (PEFT's name for it) a head that is tied to an adapted embedding is adapted too, by the
     same A and B: TiedLoRALinear. Raises ValueError where there is no such head, or where it is a target itself.
     """

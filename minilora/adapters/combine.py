@@ -3,9 +3,9 @@
 adapters = Adapters(model)
 adapters.load("source", "runs/source")
 adapters.load("names", "runs/names")
-cosines(adapters, "source", "names")                                    # {layer: cos(ΔW₁, ΔW₂)}
+cosines(adapters, "source", "names")                                # {layer: cos(ΔW₁, ΔW₂)}
 found = combine(adapters, "both", {"source": 1, "names": 0.5}, how="svd", rank=8)
-off_the_sum(found)                                                      # ‖B A - Σ‖ / ‖Σ‖ over all layers
+off_the_sum(found)                                                  # ‖B A - Σ‖ / ‖Σ‖ over all layers
 adapters.activate("both")
 save_adapter(model, "runs/both")
 """
@@ -57,10 +57,12 @@ def combine(
 
     A layer that only some of them adapt gets what those give. Layers that are trained whole beside adapters, such as a
     classifier, come along as they are; two of the same layer have to be the same numbers.
+
     how         a name of combining/: "cat", "svd", "linear", "ties", "ties_svd", ...
     rank        for "svd" and "..._svd": of each layer, or less where Σ has less; by default the largest of its adapters
     density     for those that prune: the share of numbers that stays, above 0 and up to 1
     rng         for "dare_...": a generator, or a seed for one
+
     Variants whose ΔW is no product of two matrices, such as DoRA, are for "svd" and "..._svd".
     Raises ValueError for a name that is taken, an option that `how` does not read or needs, weights that are all 0 or
     not finite, ranks that differ where A and B are summed apart, and adapters that are more than ΔW's of matrices:

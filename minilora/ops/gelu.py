@@ -18,7 +18,7 @@ With σ' = σ (1 - σ):
 
     dy/dx = σ + x σ (1 - σ) 2u'                 u' = K (1 + 3 C x²)
 
-Backward, of either:  dx = dy ∘ dy/dx. The forward computes the slope dy/dx, since it has Φ or σ at hand, and keeps
+Backward, of either: dx = dy ∘ dy/dx. The forward computes the slope dy/dx, since it has Φ or σ at hand, and keeps
 nothing else: one array.
 
 Source: Hendrycks, Gimpel (2016), "Gaussian Error Linear Units", section 2.

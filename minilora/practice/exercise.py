@@ -1,7 +1,7 @@
 """An exercise: one file in exercises/, which holds what the learner edits and, below a mark, how it is checked.
 
 Above the line `### THE CHECK` is the learner's file: the statement as its docstring, imports, and functions whose
-solution stands between `### BEGIN SOLUTION` and `### END SOLUTION`. Lines that begin with `#| ` after it are what the
+solution stands between `### BEGIN SOLUTION` and `### END SOLUTION`. Lines that begin with `#|` after it are what the
 learner finds in its place; without any, that is `raise NotImplementedError`, and outside of a function nothing. Below
 the mark, EXERCISE says the rest. Chinese stands beside the file: the statement in *.zh.md, every other sentence in
 *.zh.json.

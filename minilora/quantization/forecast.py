@@ -12,7 +12,7 @@ or 1 (bfloat16, float16). All numbers that are rounded to one level form its cel
     bfloat16    2⁻⁹ to 2⁻⁸ of |w|           as w lies in the upper or the lower part of [2^e, 2^(e+1)]
     float16     2⁻¹² to 2⁻¹¹ of |w|         2⁻²⁵ below 2⁻¹⁴, where its numbers are subnormal
 
-**A base on the grid**, W = f(W): one that was loaded in the format. W is level · a, and a' is the scale of W + ΔW,
+A base on the grid, W = f(W): one that was loaded in the format. W is level · a, and a' is the scale of W + ΔW,
 which differs from a where ΔW meets the largest number of a block. On the new grid W + ΔW is away from its old level by
 
     t = W + ΔW - level · a' = ΔW + level (a - a')
@@ -27,7 +27,7 @@ The mean ⟨⟩ is over the cell, with the density of t. Where cells are narrow 
 width²/12. But where few numbers move, most of them have just crossed the edge. So the density is a normal one, as wide
 as t is in its row.
 
-**A base off the grid**, such as float32 merged into NF4: then W + ΔW lies anywhere in its cell, and the mean is over
+A base off the grid, such as float32 merged into NF4: then W + ΔW lies anywhere in its cell, and the mean is over
 every number's, with the density of W + ΔW. Where that is uniform, with c and d from the level to the ends of the cell,
 
     E² = Σ (c³ + d³) / (3 (c + d))          which is Σ width²/12 for c = d
@@ -36,7 +36,7 @@ However small ΔW is: E is the rounding of W, which merging nothing would have t
 changes its code with probability |Δu| / width, rarely but then by much, so that ΔW survives on average, as under
 dither: ⟨kept, ΔW⟩ = ‖ΔW‖², and cos(kept, ΔW) = ‖ΔW‖ / √(‖ΔW‖² + ‖E‖²).
 
-**y.** The error of y = x Wᵀ is x Eᵀ. If the numbers of E are independent, in the mean over rows x
+The error of y = x Wᵀ is x Eᵀ. If the numbers of E are independent, in the mean over rows x
 
     rms(x Eᵀ)² = Σ_i ⟨x_i²⟩ ‖E_·i‖² / out         which is ⟨‖x‖²⟩ ‖E‖² / (in · out) where all columns are alike
 

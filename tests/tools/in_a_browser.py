@@ -1,15 +1,14 @@
 """A double of Pyodide, the Python of a browser: `python in_a_browser.py SCRIPT ARGUMENT...` runs a script after taking
 away what Pyodide 314 lacks. FACTS is what the two have in common; a test compares it with Pyodide itself.
 
-NumPy is not in that comparison, since its wheel for Pyodide is on no package index. Its own tests say what else differs:
-"fp errors don't work in wasm", so that errstate warns of nothing and raises nothing, and neither does a singular matrix.
-That np.intp has 32 bits there, the double does not show.
+NumPy is not in that comparison, since its wheel for Pyodide is on no package index. Its own tests say what else
+differs: "fp errors don't work in wasm", so that errstate warns of nothing and raises nothing, and neither does a
+singular matrix. That np.intp has 32 bits there, the double does not show.
 """
 
 import _thread
 import atexit
 import errno
-import importlib.util
 import json
 import os
 import runpy
@@ -23,10 +22,15 @@ import zipfile
 from typing import Any, NoReturn
 
 # Modules of the standard library, and packages that have no wheel for Pyodide and are not pure Python.
-MODULES = """_curses _curses_panel _dbm _gdbm _hashlib _interpchannels _interpqueues _interpreters _multiprocessing
-    _posixshmem _pydecimal _tkinter _uuid curses dbm ensurepip grp idlelib pwd pydoc_data readline resource syslog
-    tkinter turtle turtledemo venv""".split()
-PACKAGES = "bitsandbytes cupy hf_xet huggingface_hub peft tokenizers torch transformers watchfiles".split()
+MODULES = [
+    "_curses", "_curses_panel", "_dbm", "_gdbm", "_hashlib", "_interpchannels", "_interpqueues", "_interpreters",
+    "_multiprocessing", "_posixshmem", "_pydecimal", "_tkinter", "_uuid", "curses", "dbm", "ensurepip", "grp",
+    "idlelib", "pwd", "pydoc_data", "readline", "resource", "syslog", "tkinter", "turtle", "turtledemo", "venv",
+]  # fmt: skip
+PACKAGES = [
+    "bitsandbytes", "cupy", "hf_xet", "huggingface_hub", "peft", "tokenizers", "torch", "transformers",
+    "watchfiles",
+]  # fmt: skip
 
 FACTS = {  # what an expression gives, or the name of what it raises; the last line of several
     "sys.platform": "emscripten",
@@ -73,8 +77,9 @@ FACTS = {  # what an expression gives, or the name of what it raises; the last l
 
 def facts() -> dict[str, Any]:
     """FACTS as they are in this Python."""
-    modules = "concurrent.futures faulthandler fcntl multiprocessing subprocess tempfile importlib.util".split()
-    names = {**globals(), **{name.partition(".")[0]: __import__(name) for name in modules}}
+    names = dict(globals())
+    for name in ("concurrent.futures", "faulthandler", "fcntl", "importlib.util", "multiprocessing", "subprocess"):
+        names[name.partition(".")[0]] = __import__(name)
     found = {}
     for expression in FACTS:
         try:
