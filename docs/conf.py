@@ -36,6 +36,7 @@ autodoc_typehints_format = "short"
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 88
+viewcode_follow_imported_members = False  # each is shown where it is defined
 smartquotes = False  # the pages say what their sources say: --lr is no dash
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4

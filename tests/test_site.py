@@ -256,7 +256,7 @@ def test_the_first_results_of_a_search_have_each_word(page, site, words):
     assert len(found) >= 3
     for address in found[:3]:
         page.goto(address)
-        text = page.inner_text("article").lower()
+        text = page.text_content("article").lower()  # also what is folded
         assert all(word in text for word in words.lower().split()), address
 
 
