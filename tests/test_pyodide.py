@@ -168,3 +168,13 @@ keep_freed_memory()
 print(json.dumps([BROWSER, peak_memory(), killed, inside, os.path.exists("runs")]))
 """
     assert run(code) == [True, 0, False, [".minilora.lock"], False]
+
+
+def test_instructions_are_counted_from_the_first_time_on(run):
+    code = """
+import json, runpy
+instructions = runpy.run_path("/clone/minilora/practice/measure.py")["instructions"]
+print(json.dumps([instructions(lambda n: [i for i in range(n)], n) for n in (20, 40, 20)]))
+"""
+    first, more, again = run(code)
+    assert 20 <= first == again <= more - 20

@@ -131,7 +131,7 @@ def test_a_room_lists_what_is_in_it_and_the_house_every_room(pages):
         room = name.rpartition(".")[0]
         index = pages["reference/index.md" if room == "minilora" else f"reference/{room}.md"]
         assert f":py:mod:`~{name}`" in index
-        assert f"\n{name}\n" in index.partition("```{toctree}")[2]
+        assert f"\n{name.rpartition('.')[2]} <{name}>\n" in index.partition("```{toctree}")[2]
 
 
 def test_the_front_shows_what_import_minilora_shows_before_the_house(pages):
@@ -140,6 +140,7 @@ def test_the_front_shows_what_import_minilora_shows_before_the_house(pages):
     assert [name for name, _ in shown] == [*minilora.NAMES]
     assert all(f":: {name}\n" in pages[f"reference/{home.rpartition('.')[0]}.md"] for name, home in shown)
     assert front.index(":py:obj:") < front.index(":py:mod:")
+    assert "load it as \\ ``name``\\ ; return {dotted path of a layer\\: what became of it}.\n" in front
 
 
 def test_signatures_are_those_of_the_source(reference):

@@ -105,10 +105,11 @@ def indented(lines: list[str]) -> list[str]:
 
 
 def summary(docstring: str) -> str:
-    """The first sentence, or the first formula, as reST."""
+    """The first sentence, or the formulas that stand in its place, as reST."""
     (kind, block), *_ = blocks(docstring.splitlines()) or [("paragraph", [""])]
-    text = block[0].strip() if kind == "literal" else " ".join(block)
-    return "\\ " + escaped(re.split(r" {2,}|(?<=\.) (?=[A-Z])|:$", text)[0])
+    if kind == "literal":
+        return "\\ " + escaped(", ".join(re.split(r",? {2,}", "  ".join(block).strip())))
+    return "\\ " + escaped(re.split(r"(?<=\.) (?=[A-Z])|:$", " ".join(block))[0])
 
 
 # ---- the package, read as text
@@ -263,7 +264,7 @@ def sentence(module: str) -> str:
 def front() -> str:
     """What `import minilora` shows, then the house from the top floor down."""
     objects = {name: getattr(minilora, name) for name in minilora.NAMES}
-    shown = [(f":py:obj:`{n} <{obj.__module__}.{n}>`", summary(obj.__doc__)) for n, obj in objects.items()]
+    shown = [(f":py:obj:`{n} <{obj.__module__}.{n}>`", summary(inspect.getdoc(obj))) for n, obj in objects.items()]
     house = [(f":py:mod:`~{name}`", sentence(name)) for name in floors()]
     lines = [".. automodule:: minilora", "", "What ``import minilora`` shows:", "", *table(shown)]
     lines += ["The house, from the top floor to the ground; a file imports only from its own floor or a lower one:", ""]
@@ -283,5 +284,6 @@ def table(entries: list[tuple[str, str]]) -> list[str]:
 
 
 def markdown(title: str, lines: list[str], below: list[str]) -> str:
-    menu = ["```{toctree}", ":hidden:", "", *below, "```", ""] if below else []
-    return "\n".join([f"# {title}", "", "```{eval-rst}", *lines, "```", "", *menu])
+    menu = [f"{name.rpartition('.')[2]} <{name}>" for name in below]
+    toctree = ["```{toctree}", ":hidden:", "", *menu, "```", ""] if menu else []
+    return "\n".join([f"# {title}", "", "```{eval-rst}", *lines, "```", "", *toctree])

@@ -203,7 +203,7 @@ def loaded():
 
 @functools.cache
 def measured(r, tokens):
-    ids, model, grads = np.arange(tokens)[None], copy.deepcopy(loaded()), Gradients()
+    ids, model, grads = np.arange(tokens, dtype=np.int64)[None], copy.deepcopy(loaded()), Gradients()
     attach_lora(model, "all-linear", r=r, rng=0)
     logits, cache = model.forward(ids)
     model.backward(np.ones_like(logits), cache, grads)

@@ -43,10 +43,8 @@ def multi_lora_forward(x, W, As, Bs, scales, idx):
 
 ### THE CHECK
 
-import sys
-
 from ... import ops
-from ..measure import peak_bytes
+from ..measure import instructions, peak_bytes
 from ..exercise import Exercise, Viva
 from ..parts import Value
 
@@ -86,22 +84,7 @@ def steps_of_python(function, samples):
     """How many instructions Python itself carries out for a batch of so many samples."""
     x, W = np.ones((samples, 2, 3)), np.ones((4, 3))
     As, Bs = [np.ones((1, 3)), np.ones((2, 3))], [np.ones((4, 1)), np.ones((4, 2))]
-    idx = np.arange(samples) % 3 - 1
-    count = 0
-
-    def trace(frame, event, argument):
-        nonlocal count
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        count += event == "opcode"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        function(x, W, As, Bs, np.array([0.5, 2.0]), idx)
-    finally:
-        sys.settrace(before)
-    return count
+    return instructions(function, x, W, As, Bs, np.array([0.5, 2.0]), np.arange(samples) % 3 - 1)
 
 
 def loops_over_samples(function):
