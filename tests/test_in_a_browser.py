@@ -15,6 +15,7 @@ import in_a_browser
 import pytest
 
 import minilora
+from minilora.accounting.named import NAMED, without_weights
 from minilora.practice import exercise
 from minilora.practice.catalogue import twins
 
@@ -140,6 +141,25 @@ for task in map(exercise, {numbers}):
 """
     listed = {name for number in numbers for part in exercise(number).parts for name in part.all_mistakes()}
     assert set(run(script).split()) == listed
+
+
+def test_the_bytes_that_a_batch_keeps_are_those_that_are_predicted(run):
+    script = """
+import numpy as np, minilora
+from minilora.accounting import ledger, nbytes
+config = minilora.Config(19, n_layers=1, d_model=8, n_heads=2, d_ff=12, max_length=9)
+for build in (minilora.gpt2, minilora.bert):  # positions are np.arange, or np.cumsum of the padding
+    model = build(config, np.random.default_rng(0))
+    _, cache = model.forward(np.zeros((2, 5), np.int64))
+    assert nbytes(cache) == sum(kept.nbytes for kept in ledger(model, 2, 5, "float32", loss=False))
+"""
+    run(script)
+
+
+def test_a_model_without_weights_has_no_array_of_2_gib_which_numpy_refuses_with_32_bits():
+    for name in NAMED:
+        _, model = without_weights(name)
+        assert max(p.data.nbytes for p in model.named_parameters().values()) < 2**31
 
 
 @pytest.mark.slow

@@ -126,7 +126,8 @@ def without_weights(
         most = MOST_LAYERS if key in LAYERS else MOST
         if type(value) is int and value > most:
             raise ValueError(f"{name}: {key} = {value!r:.80} is more than {most:,}")
-    family, config = read_config(values, name, "float32", head, labels)
+    # The bytes are counted in the dtype of the account. With 32 bits NumPy refuses an array of 2 GiB, this one too.
+    family, config = read_config(values, name, "float16", head, labels)
     model = FAMILIES[family].build(config, None)
     if values.get("fused") is False:
         split_projections(model)
@@ -163,7 +164,7 @@ def split_projections(model: Transformer) -> None:
 
 
 def zeros(*shape: int) -> Any:
-    return np.broadcast_to(np.zeros((), np.float32), shape)
+    return np.broadcast_to(np.zeros((), np.float16), shape)
 
 
 def read(source: str | Path | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

@@ -112,5 +112,5 @@ def positions(ids: Array, padding: Array | None, start: int) -> Array:
     """
     xp, T = get_array_module(ids), ids.shape[1]
     if padding is None:
-        return xp.broadcast_to(xp.arange(start, start + T), ids.shape)
-    return start + xp.maximum(xp.cumsum(padding, axis=1) - 1, 0)
+        return xp.broadcast_to(xp.arange(start, start + T, dtype=xp.int64), ids.shape)
+    return start + xp.maximum(xp.cumsum(padding, axis=1, dtype=xp.int64) - 1, 0)

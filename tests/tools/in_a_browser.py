@@ -3,7 +3,7 @@ away what Pyodide 314 lacks. FACTS is what the two have in common; a test compar
 
 NumPy is not in that comparison, since its wheel for Pyodide is on no package index. Its own tests say what else
 differs: "fp errors don't work in wasm", so that errstate warns of nothing and raises nothing, and neither does a
-singular matrix. That np.intp has 32 bits there, the double does not show.
+singular matrix. Of its 32-bit integers the double has those of np.arange.
 """
 
 import _thread
@@ -145,6 +145,14 @@ def enter() -> None:
 
     np.seterr(all="ignore")
     np.seterr = lambda **_: np.geterr()
+    arange = np.arange
+
+    def arange32(*arguments: Any, dtype: Any = None) -> Any:
+        x = arange(*arguments, dtype=dtype)
+        wide = dtype or any(hasattr(argument, "dtype") for argument in arguments)
+        return x if wide or x.dtype != np.int64 else x.astype(np.int32)
+
+    np.arange = arange32
     np.errstate = np.linalg._linalg.errstate = Ignored  # type: ignore[misc]
 
 
