@@ -8,7 +8,7 @@ import pytest
 import minilora
 
 yaml = pytest.importorskip("yaml")
-ROOT = Path(minilora.__file__).parent.parent
+ROOT = Path(__file__).parent.parent
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 SOURCES = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "minilora").rglob("*.py"))
 

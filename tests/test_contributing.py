@@ -13,7 +13,8 @@ import pytest
 import minilora
 
 PACKAGE = Path(minilora.__file__).parent
-PAGE = (PACKAGE.parent / "docs" / "contributing.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
 FILES = re.findall(r"`(minilora/\S+\.\w+)`:\n\n```\w+\n(.*?\n)```$", PAGE, re.DOTALL | re.MULTILINE)
 BLOCKS = re.findall(r"^```console\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"^\$ minilora (.+)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)  # and what it prints
@@ -27,7 +28,7 @@ def copy(tmp_path_factory):
     for name, text in FILES:
         with (folder / name).open("a", encoding="utf-8") as file:
             file.write(text)
-    shutil.copy(PACKAGE.parent / "README.md", folder)
+    shutil.copy(ROOT / "README.md", folder)
     return folder
 
 
@@ -49,7 +50,7 @@ def run(copy):
 def test_the_page_holds_the_files_that_it_speaks_of_and_only_one_of_them_is_there_already():
     names = [name for name, _ in FILES]
     assert len(names) == len(set(names))
-    assert [name for name in names if (PACKAGE.parent / name).exists()] == ["minilora/ops/__init__.py"]
+    assert [name for name in names if (ROOT / name).exists()] == ["minilora/ops/__init__.py"]
 
 
 @pytest.mark.slow

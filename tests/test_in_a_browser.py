@@ -17,6 +17,7 @@ import pytest
 import minilora
 from minilora.accounting.named import NAMED, without_weights
 from minilora.practice import exercise
+from minilora.practice.catalogue import sheet
 from minilora.practice.catalogue import twins
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +70,7 @@ for module in pkgutil.walk_packages(minilora.__path__, "minilora."):
     except ImportError as error:
         print(error.name, module.name)
 """
-    in_pytorch = [f"practice.exercises.{exercise(number).name}" for number in twins()] + ["practice.modules"]
+    in_pytorch = [f"practice.exercises.{sheet(number).name}" for number in twins()] + ["practice.modules"]
     assert run(script).splitlines() == [f"torch minilora.{name}" for name in in_pytorch]
 
 
