@@ -17,8 +17,7 @@ import pytest
 import minilora
 from minilora.accounting.named import NAMED, without_weights
 from minilora.practice import exercise
-from minilora.practice.catalogue import sheet
-from minilora.practice.catalogue import twins
+from minilora.practice.catalogue import sheet, twins
 
 ROOT = Path(__file__).parent.parent
 TRAIN = """
