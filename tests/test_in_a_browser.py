@@ -224,7 +224,7 @@ def script_of(page: str, cells: list[dict[str, Any]]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", lite().notebooks())
+@pytest.mark.parametrize("page", [page for page in lite().notebooks() if "/zh/" not in page])  # the code is the same
 def test_what_the_site_says_a_browser_runs_does_run(run, page, tmp_path):
     minilora.files.write_files(tmp_path / "site", lite().files())
     script = script_of(page, lite().notebooks()[page])

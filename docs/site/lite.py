@@ -16,10 +16,10 @@ from pathlib import Path
 from minilora.files import write_files
 from minilora.practice.catalogue import exercise
 from minilora.practice.export.notebook import Cell, Setting, cell, check, code, notebook, statement
+from minilora.practice.tracks import full_path
 
 ROOT = Path(__file__).resolve().parents[2]
 COURSE = ("00_lora_in_40_lines", "01_gradients_you_can_trust", "04_lora_backward", "07_counting")
-EXERCISES = ("01", "02", "03", "04", "05")
 
 # The kernel gets minilora from the wheel that the site holds, and what that needs from Pyodide.
 INSTALL = cell("code", "install", "# In a browser, run this cell first.\n%pip install -q minilora")
@@ -32,7 +32,7 @@ def notebooks() -> dict[str, list[Cell]]:
     """{page: cells} of every page that a browser can run."""
     made = {f"course/{name}": of_course(name) for name in COURSE}
     for language in ("en", "zh"):
-        for number in EXERCISES:
+        for number in full_path():
             made[f"exercises/{language}/{exercise(number).name}"] = list(of_exercise(number, language))
     made["guide/gradients"] = list(of_page((ROOT / "docs/gradients.md").read_text(encoding="utf-8")))
     return made
