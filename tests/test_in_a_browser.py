@@ -1,6 +1,5 @@
 """What a learner does in a browser works there: under the double of Pyodide in tools/in_a_browser.py."""
 
-import importlib
 import json
 import os
 import re
@@ -8,10 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import in_a_browser
+import lite
 import pytest
 
 import minilora
@@ -203,15 +202,6 @@ assert code == 2 and errors.startswith(note) and "minilora ex check N" in errors
     run(script)
 
 
-def lite() -> ModuleType:
-    """docs/site/lite.py, which says what a browser can run."""
-    sys.path.insert(0, str(ROOT / "docs/site"))
-    try:
-        return importlib.import_module("lite")
-    finally:
-        sys.path.remove(str(ROOT / "docs/site"))
-
-
 def script_of(page: str, cells: list[dict[str, Any]]) -> str:
     """The code of a notebook. In the place of what the learner writes stands the solution, and a check must pass."""
     found = []
@@ -224,9 +214,9 @@ def script_of(page: str, cells: list[dict[str, Any]]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in lite().notebooks() if "/zh/" not in page])  # the code is the same
+@pytest.mark.parametrize("page", [page for page in lite.notebooks() if "/zh/" not in page])  # the code is the same
 def test_what_the_site_says_a_browser_runs_does_run(run, page, tmp_path):
-    minilora.files.write_files(tmp_path / "site", lite().files())
-    script = script_of(page, lite().notebooks()[page])
+    minilora.files.write_files(tmp_path / "site", lite.files())
+    script = script_of(page, lite.notebooks()[page])
     assert "assert " in script or page.startswith("guide/")
     run(script, (tmp_path / "site" / page).parent)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lite
 import pytest
 
 from minilora.practice.catalogue import exercise
@@ -24,17 +25,7 @@ THERE = {
 
 
 @pytest.fixture(scope="module")
-def lite():
-    sys.path.insert(0, str(ROOT / "docs/site"))
-    try:
-        import lite
-    finally:
-        sys.path.remove(str(ROOT / "docs/site"))
-    return lite
-
-
-@pytest.fixture(scope="module")
-def files(lite):
+def files():
     return lite.files()
 
 
@@ -80,7 +71,7 @@ def test_the_first_notebook_links_to_every_other(files):
     assert links == {path for path in files if path.endswith(".ipynb")} - {"start.ipynb"}
 
 
-def test_a_notebook_has_the_name_of_its_page(lite):
+def test_a_notebook_has_the_name_of_its_page():
     for page in lite.notebooks():
         room, _, name = page.partition("/")
         stands = {"course": f"notebooks/{name}.ipynb", "guide": f"docs/{name}.md"}.get(
@@ -91,7 +82,7 @@ def test_a_notebook_has_the_name_of_its_page(lite):
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("number", [pytest.param(n, marks=[pytest.mark.slow] if n > "05" else []) for n in full_path()])
-def test_the_notebook_of_an_exercise_checks_what_is_written_in_it(lite, files, number, language):
+def test_the_notebook_of_an_exercise_checks_what_is_written_in_it(files, number, language):
     task = exercise(number)
     answer, check = code_of(files[f"exercises/{language}/{task.name}.ipynb"])
     *setup, call = ast.parse(check).body

@@ -2,10 +2,10 @@
 
 import ast
 import re
-import sys
 from pathlib import Path
 
 import pytest
+import reference
 
 import minilora
 from minilora.ops.lora import LoRACache, lora_forward
@@ -21,22 +21,12 @@ PUBLIC = {
 
 
 @pytest.fixture(scope="module")
-def reference():
-    sys.path.insert(0, str(ROOT / "docs/site"))
-    try:
-        import reference
-    finally:
-        sys.path.remove(str(ROOT / "docs/site"))
-    return reference
-
-
-@pytest.fixture(scope="module")
-def pages(reference):
+def pages():
     return reference.pages()
 
 
 @pytest.fixture(scope="module")
-def docstrings(reference):
+def docstrings():
     """[(docstring, its blocks, its reST), ...] of the whole package."""
 
     def inside(node):
@@ -80,7 +70,7 @@ def test_indented_and_aligned_lines_keep_their_characters(docstrings):
         assert {line for line in text.splitlines() if line.startswith("    ")} <= literal | aligned
 
 
-def test_no_markup_survives_outside_of_code(docstrings, reference):
+def test_no_markup_survives_outside_of_code(docstrings):
     for _, blocks, rest in docstrings:
         for block in (" ".join(block) for kind, block in blocks if kind == "paragraph"):
             line = "\\ " + reference.escaped(block)
@@ -103,7 +93,7 @@ def test_no_markup_survives_outside_of_code(docstrings, reference):
         (["See https://a.org/b_c."], [r"\ See https://a.org/b\_c.", ""]),
     ],
 )  # fmt: skip
-def test_a_docstring_as_rest(reference, docstring, rest):
+def test_a_docstring_as_rest(docstring, rest):
     assert reference.to_rest(docstring) == rest
 
 
@@ -112,7 +102,7 @@ def test_every_public_module_has_a_page_and_no_exercise_has_one(pages):
     assert not [page for page, text in pages.items() if "practice.exercises" in text]
 
 
-def test_a_page_has_the_public_names_that_its_file_defines(reference, pages):
+def test_a_page_has_the_public_names_that_its_file_defines(pages):
     for name in PUBLIC - {"minilora"}:
         shown = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", pages[f"reference/{name}.md"], re.MULTILINE)
         defined = [node.name for node in reference.tree(name).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
@@ -143,7 +133,7 @@ def test_the_front_shows_what_import_minilora_shows_before_the_house(pages):
     assert "load it as \\ ``name``\\ ; return {dotted path of a layer\\: what became of it}.\n" in front
 
 
-def test_signatures_are_those_of_the_source(reference):
+def test_signatures_are_those_of_the_source():
     def signature(what, obj):
         return reference.written_signature(None, what, "", obj, None, "(...)", "")
 
@@ -156,7 +146,7 @@ def test_signatures_are_those_of_the_source(reference):
     assert reference.written_signature(None, "exception", "", ValueError, None, None, "") is None
 
 
-def test_fields_are_shown_with_their_comments(reference):
+def test_fields_are_shown_with_their_comments():
     lines = [LoRACache.__doc__]
     reference.docstring_as_rest(None, "class", "minilora.ops.lora.LoRACache", LoRACache, None, lines)
     assert lines[0] == ".. code-block:: python"

@@ -8,7 +8,6 @@ import os
 import posixpath
 import re
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -272,7 +271,6 @@ TEXTS = st.text(st.sampled_from("秩缩放因子㐀一鿿LoRAgauge_ 0π²α.,，
 @pytest.fixture(scope="session")
 def splitters(browser: Any, site: str) -> tuple[Callable[[str], list[str]], Callable[[str], list[str]]]:
     """How a page and how a query is split."""
-    sys.path.append(str(ROOT / "docs/site"))
     from search import EnglishAndChinese
 
     page = browser.new_page()

@@ -1,26 +1,16 @@
 """docs/site/pages.py: where each page and each link stands on the web site."""
 
 import re
-import sys
 from pathlib import Path
 
+import pages
 import pytest
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def pages():
-    sys.path.insert(0, str(ROOT / "docs/site"))
-    try:
-        import pages
-    finally:
-        sys.path.remove(str(ROOT / "docs/site"))
-    return pages
-
-
-@pytest.fixture(scope="module")
-def site(pages, tmp_path_factory):
+def site(tmp_path_factory):
     out = tmp_path_factory.mktemp("pages")
     pages.assemble(out)
     return out
@@ -67,11 +57,11 @@ def test_every_link_of_an_assembled_page_leads_to_a_file_of_the_site(site):
         ("tests/test_floors.py", "files/tests/test_floors.py"),
     ],
 )
-def test_a_file_of_the_repository_has_one_place_on_the_site(pages, path, where):
+def test_a_file_of_the_repository_has_one_place_on_the_site(path, where):
     assert pages.place(path) == where
 
 
-def test_links_keep_their_words_and_anchors_and_code_is_left_alone(pages, tmp_path):
+def test_links_keep_their_words_and_anchors_and_code_is_left_alone(tmp_path):
     def moved(text, path="docs/rank.md"):
         return pages.relinked(text, path, tmp_path)
 
@@ -90,12 +80,12 @@ def test_links_keep_their_words_and_anchors_and_code_is_left_alone(pages, tmp_pa
     assert (tmp_path / "files/notebooks/demo.png").read_bytes() == (ROOT / "notebooks/demo.png").read_bytes()
 
 
-def test_a_link_to_what_is_not_there_is_refused_by_name(pages, tmp_path):
+def test_a_link_to_what_is_not_there_is_refused_by_name(tmp_path):
     with pytest.raises(SystemExit, match=r"docs/rank\.md links to nothing\.md, which is not there"):
         pages.relinked("[x](nothing.md)", "docs/rank.md", tmp_path)
 
 
-def test_below_an_index_stand_the_pages_that_it_links_to_in_that_order(pages):
+def test_below_an_index_stand_the_pages_that_it_links_to_in_that_order():
     text = "[Two](two.md): x, [One](one.ipynb), [far](../far.md), [a question](q.md#q1)"
     assert pages.toctree("guide/index.md", text).split("\n\n")[1].split() == [
         "Two",
