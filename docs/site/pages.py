@@ -73,7 +73,7 @@ def relinked(text: str, path: str, out: Path) -> str:
         if not (ROOT / target).exists():
             raise SystemExit(f"{path} links to {link}, which is not there")
         new = place(target)
-        if "/zh/" in path:
+        if "/zh" in path:  # a page in Chinese, docs/zh.md among them
             new = new.replace("exercises/en/", "exercises/zh/")
         if new not in GENERATED and not new.endswith((".md", ".ipynb")):
             copy(ROOT / target, out / new)
