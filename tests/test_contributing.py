@@ -3,6 +3,7 @@
 import doctest
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def test_the_page_holds_the_files_that_it_speaks_of_and_only_one_of_them_is_ther
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: COMMAND.search(block)[1])
 def test_the_commands_of_the_page_print_what_it_shows(run, block):
     for command, shown in COMMAND.findall(block):
-        printed = run("-m", "minilora", *command.split(), typed="x\ny\n")
+        printed = run("-m", "minilora", *shlex.split(command), typed="x\ny\n")
         flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
         assert doctest.OutputChecker().check_output(shown, printed, flags), printed
 

@@ -126,7 +126,7 @@ def without_weights(
         most = MOST_LAYERS if key in LAYERS else MOST
         if type(value) is int and value > most:
             raise ValueError(f"{name}: {key} = {value!r:.80} is more than {most:,}")
-    # The bytes are counted in the dtype of the account. With 32 bits NumPy refuses an array of 2 GiB, this one too.
+    # float16, because 32-bit NumPy refuses shapes above 2 GiB, even of one number. Bytes are counted elsewhere.
     family, config = read_config(values, name, "float16", head, labels)
     model = FAMILIES[family].build(config, None)
     if values.get("fused") is False:
