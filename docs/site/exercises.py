@@ -54,7 +54,7 @@ def index(tasks: list[Exercise], language: str) -> Iterator[str]:
 
     yield f"# {said('All exercises')}\n"
     yield said("In the order of `minilora ex`: each after what it needs. It checks your file and names your mistake.")
-    yield f"\n```sh\npip install '.[exercises]'\nminilora ex init exercises --lang {language}\nminilora ex\n```"
+    yield f"\n```sh\npip install '.[exercises]'\nminilora ex init mine --lang {language}\nminilora ex --dir mine\n```"
     head = f"| {said(HEADS[0])} | {' · '.join(map(said, HEADS[1:4]))} | {said('Notebook')} |\n|---|---|---|"
     yield f"\n{head}"
     for task in tasks:
