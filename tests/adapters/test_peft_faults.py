@@ -37,7 +37,8 @@ def values(printed):
 @pytest.mark.parametrize("name", FAULTS)
 def test_peft_prints_what_the_page_shows(name):
     hf, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
-    assert f"with PEFT {hf.__version__}, " in BEFORE and PAGE.startswith(f"# PEFT: what {hf.__version__} does")
+    assert f"with PEFT {hf.__version__}, " in BEFORE
+    assert PAGE.startswith(f"# PEFT: what {hf.__version__} does")
     (language, code), (_, shown) = blocks(FAULTS[name])
     assert language == "python"
     if "bitsandbytes" in code:
