@@ -22,7 +22,7 @@ from minilora.models.generation import next_ids
 from minilora.models.pretrained import load_pretrained, load_tokenizer
 from minilora.models.saving import save_pretrained
 from minilora.models.transformer import Transformer
-from minilora.nn import Attention, FusedAttention, Linear, PreNormBlock
+from minilora.nn import Attention, FusedAttention, Linear, Pass, PreNormBlock
 from minilora.nn.optim import AdamW
 from minilora.training import loss_and_gradients, sharded_loss_and_gradients
 from minilora.training.gradients import split_batch
@@ -93,8 +93,6 @@ def job(case: Case, targets: str, plain: bool, folder: Path, base: str = "") -> 
     elif case.adapts:
         split(model)
         adapt(model, targets, case)
-    if case.measure in ("forward", "generate"):
-        model.freeze()  # or it would keep what a backward needs
     for _, module in model.named_modules():
         if plain and isinstance(module, Attention):
             module.blockwise_from = math.inf
@@ -127,7 +125,7 @@ def forward(model: Transformer, batch: Batch, pool: ThreadPoolExecutor, shards: 
 
     def run() -> None:
         nonlocal last
-        last = [y for y, _ in pool.map(model.forward, parts)]
+        last = [y for y, _ in pool.map(lambda ids: model.forward(ids, run=Pass(needs_cache=False)), parts)]
 
     def wait() -> float:
         return float(sum((y[:, -1] ** 2).sum() for y in last or ()))

@@ -15,7 +15,7 @@ from ..data import Batch, in_order, take
 from ..models.labels import labels_of
 from ..models.tokenizer import Tokenizer, check_matches
 from ..models.transformer import Transformer
-from ..nn import Inputs
+from ..nn import Inputs, Pass
 from ..spelling import counted
 from .arguments import AS_TRAINED
 from .bases import base_for, load_adapted, tokenizer_for
@@ -23,7 +23,7 @@ from .data import WARN_ABOVE, numbers_of_rows, warn_of_unreadable
 from .runs import SETTINGS, read_settings
 from .settings import ClassifierSettings
 
-EVALUATION_BATCH = 16  # texts; small, because a forward keeps what a backward would need
+EVALUATION_BATCH = 16  # texts of about one length
 
 
 class Classifier:
@@ -88,6 +88,7 @@ def probabilities(model: Transformer, texts: Batch, description: str | None = No
     groups = in_order(texts, EVALUATION_BATCH)
     for rows in tqdm(groups, description, disable=None if description else True, leave=False):
         batch = take(texts, rows)
-        logits = to_numpy(model.forward(batch.ids, Inputs(batch.padding))[0]).astype(np.float64)
-        p[rows] = np.exp(logits - logits.max(axis=1, keepdims=True))
+        logits, _ = model.forward(batch.ids, Inputs(batch.padding), Pass(needs_cache=False))
+        z = to_numpy(logits).astype(np.float64)
+        p[rows] = np.exp(z - z.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)

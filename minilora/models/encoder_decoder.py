@@ -52,7 +52,7 @@ class EncoderDecoder(Transformer):
     def encode(self, source: Array, padding: Array | None = None) -> Memory:
         """What the decoder reads of a source (B, S), padding (B, S): made once, for any number of forwards. It passes
         no gradient on. Raises ValueError as forward does."""
-        memory, _ = self.encoded(Inputs(source=source, source_padding=padding), Pass())
+        memory, _ = self.encoded(Inputs(source=source, source_padding=padding), Pass(needs_cache=False))
         memory.trainable = False
         return memory
 

@@ -100,7 +100,7 @@ class Attention(Module):
         dx: Array = norm.backward(dy.reshape(*dy.shape[:-1], -1, self.head_dim), cache, grads)
         return dx.reshape(dy.shape)
 
-    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, AttentionCache]:
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, AttentionCache | None]:
         T, rope, kv_cache = x.shape[1], None, run.kv_cache
         start = kv_cache.length if kv_cache else 0
         (q, k, v), projections = self.project(x, inputs, run)
@@ -120,6 +120,8 @@ class Attention(Module):
             mask = self.mask(x, k.shape[1], inputs, run)
             o, attention = ops.attention_forward(q, k, v, mask, self.head_dim, self.root)
         y, o_proj = self.o_proj.forward(o, inputs, run.with_dx())
+        if not run.needs_cache:
+            return y, None
         return y, AttentionCache(projections, (q_norm, k_norm), rope, attention, o_proj)
 
     def mask(self, x: Array, keys: int, inputs: Inputs, run: Pass) -> Array | None:

@@ -18,8 +18,8 @@ class Gelu(Module):
     def __init__(self, approximate: bool) -> None:
         self.approximate = approximate
 
-    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Array]:
-        return ops.gelu_tanh_forward(x) if self.approximate else ops.gelu_forward(x)
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Array | None]:
+        return (ops.gelu_tanh_forward if self.approximate else ops.gelu_forward)(x, run.needs_cache)
 
     def backward(self, dy: Array, slope: Array, grads: Gradients) -> Array:
         return ops.gelu_backward(dy, slope)
@@ -77,9 +77,9 @@ class GatedMLP(Module):
         h: Array
         c2: Any
         if self.gelu is None:
-            h, c2 = ops.swiglu_forward(gate, up)
+            h, c2 = ops.swiglu_forward(gate, up, run.needs_cache)
         else:
-            h, c2 = ops.geglu_forward(gate, up, self.gelu.approximate)
+            h, c2 = ops.geglu_forward(gate, up, self.gelu.approximate, run.needs_cache)
         y, c3 = self.down_proj.forward(h, inputs, run)
         return y, (c1, c2, c3)
 
@@ -253,7 +253,7 @@ class Checkpointed(Module):
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, CheckpointedCache]:
         rerun = run._replace(rng=copy.deepcopy(run.rng), memo=None)  # for the same dropout masks
-        return self.block.forward(x, inputs, run)[0], CheckpointedCache(x, inputs, rerun)
+        return self.block.forward(x, inputs, run._replace(needs_cache=False))[0], CheckpointedCache(x, inputs, rerun)
 
     def backward(self, dy: Array, cache: CheckpointedCache, grads: Gradients) -> Any:
         x, inputs, run = cache

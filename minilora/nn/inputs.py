@@ -92,6 +92,7 @@ class Pass(NamedTuple):
     kv_cache: KVCache | None = None  # of earlier tokens; with it, no cache is made for a backward
     memo: dict[Hashable, object] | None = None  # masks and RoPE tables that layers share in a forward
     needs_dx: bool = True  # False where nobody reads the module's dx: nothing below it learns
+    needs_cache: bool = True  # False where no backward will come: a module may return None for its cache
 
     def once(self, key: Hashable, make: Callable[..., T], *arguments: object) -> T:
         """make(*arguments), or what it returned earlier in this forward for the same key."""

@@ -215,7 +215,7 @@ class Sequential(Module):
     """The layers of a whole model, one after another; `backward` returns no dx.
 
     Layers below the first trainable one keep no cache: nothing needs their gradients. The backward starts at the last
-    layer and ends where the caches do. With run.kv_cache, no layer keeps a cache.
+    layer and ends where the caches do. With run.kv_cache, or without run.needs_cache, no layer keeps a cache.
     """
 
     def __init__(self, layers: dict[str, Module]) -> None:
@@ -234,13 +234,15 @@ class Sequential(Module):
 
     @blas_threads()
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, list[Any]]:
-        run = run._replace(memo={})
-        first = self.first_trainable() if run.kv_cache is None else len(self.layers)
-        caches = []
-        for i, layer in enumerate(self.layers.values()):
-            x, cache = layer.forward(x, inputs, run._replace(needs_dx=False) if i == first else run)
-            if i >= first:
-                caches.append(cache)
+        layers, caches = list(self.layers.values()), []
+        first = self.first_trainable() if run.needs_cache and run.kv_cache is None else len(layers)
+        below = run._replace(memo={}, needs_cache=False)
+        run = below._replace(needs_cache=True)
+        for layer in layers[:first]:
+            x, _ = layer.forward(x, inputs, below)
+        for i, layer in enumerate(layers[first:]):
+            x, cache = layer.forward(x, inputs, run if i else run._replace(needs_dx=False))
+            caches.append(cache)
         return x, caches
 
     @blas_threads()

@@ -47,9 +47,9 @@ class RelativeAttention(Attention):
 
         return run.once((self.relative_bias, x.shape[1]), biased)
 
-    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, AttentionCache]:
+    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, AttentionCache | None]:
         y, cache = super().forward(x, inputs, run)
-        return y, cache._replace(needs_db=self.relative_bias.weight.trainable)
+        return y, cache and cache._replace(needs_db=self.relative_bias.weight.trainable)
 
     def attend_backward(self, do: Array, cache: AttentionCache, grads: Gradients) -> tuple[Array, Array, Array]:
         if cache.needs_db:

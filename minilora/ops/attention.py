@@ -59,7 +59,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ..backend import Array, get_array_module
-from .rows import row_dot, row_sum
+from .rows import row_dot, row_max, row_sum
 
 
 def attention_mask(
@@ -129,7 +129,7 @@ def attention_forward(
     S = q @ k.swapaxes(-1, -2)
     if mask is not None:
         S += mask if R == 1 or mask.shape[-2] == 1 else xp.tile(mask, (R, 1))
-    S -= S.max(axis=-1, keepdims=True)  # softmax ignores shifts; exp must not overflow
+    S -= row_max(S)  # softmax ignores shifts; exp must not overflow
     E = xp.exp(S, out=S)
     Z = row_sum(E)
     o = E @ v

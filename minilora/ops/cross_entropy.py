@@ -16,7 +16,7 @@ Source: Bridle (1990), "Probabilistic interpretation of feedforward classificati
 from typing import NamedTuple
 
 from ..backend import Array, get_array_module
-from .rows import rows
+from .rows import row_max, rows
 
 IGNORE = -100  # the target of a position without a label, as in PyTorch
 
@@ -41,7 +41,7 @@ def cross_entropy_forward(logits: Array, targets: Array, count: int | None = Non
     labelled = targets != IGNORE
     targets = xp.where(labelled, targets, 0)
     weight = (labelled / (count or xp.maximum(labelled.sum(), 1))).astype(z.dtype)
-    z = z - z.max(axis=-1, keepdims=True)  # softmax ignores shifts; exp must not overflow
+    z = z - row_max(z)  # softmax ignores shifts; exp must not overflow
     z_t = z[xp.arange(len(z)), targets]
     P = xp.exp(z, out=z)  # in place: it is the largest array of a forward
     Z = P.sum(axis=-1, keepdims=True)

@@ -7,7 +7,7 @@ Backward. The product rule, with nothing but elementwise factors:
 
     dgate = dy ∘ up ∘ gelu'(gate)           dup = dy ∘ gelu(gate)
 
-The forward keeps the two factors of dy, up ∘ gelu'(gate) and gelu(gate).
+The forward keeps the two factors of dy, up ∘ gelu'(gate) and gelu(gate), or neither where no backward will come.
 
 Source: Shazeer (2020), "GLU Variants Improve Transformer", equation 5.
 """
@@ -23,9 +23,13 @@ class GeGLUCache(NamedTuple):
     dy_dup: Array  # (..., F)     gelu(gate)
 
 
-def geglu_forward(gate: Array, up: Array, approximate: bool) -> tuple[Array, GeGLUCache]:
+def geglu_forward(
+    gate: Array, up: Array, approximate: bool, needs_cache: bool = True
+) -> tuple[Array, GeGLUCache | None]:
     """y = gelu(gate) ∘ up, with the tanh form of gelu if `approximate`"""
-    gelu, slope = gelu_tanh_forward(gate) if approximate else gelu_forward(gate)
+    gelu, slope = (gelu_tanh_forward if approximate else gelu_forward)(gate, needs_cache)
+    if slope is None:
+        return gelu * up, None
     slope *= up
     return gelu * up, GeGLUCache(slope, gelu)
 

@@ -3,6 +3,12 @@
 Sums over the last axis are products with a vector: BLAS adds faster than NumPy's `sum`.
 """
 
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
 from ..backend import Array, get_array_module
 
 
@@ -16,15 +22,31 @@ def like(y: Array, x: Array) -> Array:
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
+def row_max(x: Array) -> Array:
+    """max_c x_c of each row: (..., C) -> (..., 1). NumPy is four times faster at where a maximum is than at what it is,
+    for rows of up to a few hundred."""
+    xp = get_array_module(x)
+    if xp is not np:
+        return x.max(axis=-1, keepdims=True)
+    z = rows(x)
+    return z[np.arange(len(z)), z.argmax(axis=-1)].reshape(*x.shape[:-1], 1)
+
+
 def row_sum(x: Array) -> Array:
     """Σ_c x_c of each row: (..., C) -> (..., 1)"""
-    return x @ get_array_module(x).ones((x.shape[-1], 1), dtype=x.dtype)
+    return x @ column(get_array_module(x), x.shape[-1], 1, x.dtype)
 
 
 def row_mean(x: Array) -> Array:
     """1/C Σ_c x_c of each row: (..., C) -> (..., 1)"""
     C = x.shape[-1]
-    return x @ get_array_module(x).full((C, 1), 1 / C, dtype=x.dtype)
+    return x @ column(get_array_module(x), C, 1 / C, x.dtype)
+
+
+@lru_cache(maxsize=256)
+def column(xp: ModuleType, n: int, value: float, dtype: Any) -> Array:
+    """(n, 1) of `value`, made once: nobody writes to it."""
+    return xp.full((n, 1), value, dtype=dtype)
 
 
 def row_dot(x: Array, y: Array) -> Array:

@@ -8,7 +8,7 @@ Backward. With σ' = σ (1 - σ):
 
     dgate = dy ∘ up ∘ silu'(gate)           dup = dy ∘ silu(gate)
 
-The forward keeps the two factors of dy, up ∘ silu'(gate) and silu(gate).
+The forward keeps the two factors of dy, up ∘ silu'(gate) and silu(gate), or neither where no backward will come.
 
 Source: Shazeer (2020), "GLU Variants Improve Transformer", equation 5.
 """
@@ -23,10 +23,12 @@ class SwiGLUCache(NamedTuple):
     dy_dup: Array  # (..., F)     silu(gate)
 
 
-def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwiGLUCache]:
+def swiglu_forward(gate: Array, up: Array, needs_cache: bool = True) -> tuple[Array, SwiGLUCache | None]:
     """y = silu(gate) ∘ up"""
     sigma = sigmoid_2u(0.5 * gate)
     silu = gate * sigma
+    if not needs_cache:
+        return silu * up, None
     slope = 1 - sigma
     slope *= silu
     slope += sigma  # silu'

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import ops
 from ..backend import Array, get_array_module
-from ..nn import Inputs, Sequential
+from ..nn import Inputs, Pass, Sequential
 from .gradients import Backward, Loss
 
 
@@ -26,7 +26,7 @@ def distillation(teacher: Sequential, temperature: float = 1.0, reverse: bool = 
     backward: Any = ops.reverse_kl_backward if reverse else ops.kl_backward
 
     def loss(logits: Array, targets: Array, ids: Any, inputs: Inputs, count: int | None) -> tuple[Array, Backward]:
-        t, _ = teacher.forward(ids, inputs)
+        t, _ = teacher.forward(ids, inputs, Pass(needs_cache=False))
         xp = get_array_module(logits)
         L, cache = forward(logits, xp.asarray(t), temperature, targets != ops.IGNORE, count)
         return L, partial(backward, cache=cache)

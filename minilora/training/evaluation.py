@@ -28,7 +28,7 @@ def evaluate(
 
     def total_loss(batch: Batch) -> tuple[float, int]:
         n = count_labels(batch)
-        return n * float(loss_of(model, batch, count=n, loss=loss)[0]), n
+        return n * float(loss_of(model, batch, count=n, loss=loss, needs_cache=False)[0]), n
 
     batches = list(batches)
     with thread_pool(shards) as pool:

@@ -14,6 +14,7 @@ from ..backend import Array, Rng, generator, get_array_module
 from ..data import Batch
 from ..nn import Gradients, Inputs, Pass, Sequential
 from ..process import BROWSER
+from .gradient_sum import GradientSum
 
 Backward = Callable[[float], Array]  # dL -> dlogits
 
@@ -34,13 +35,19 @@ def cross_entropy(logits: Array, targets: Array, ids: Any, inputs: Inputs, count
 
 
 def loss_of(
-    model: Sequential, batch: Batch, rng: Rng | None = None, count: int | None = None, loss: Loss = cross_entropy
+    model: Sequential,
+    batch: Batch,
+    rng: Rng | None = None,
+    count: int | None = None,
+    loss: Loss = cross_entropy,
+    needs_cache: bool = True,
 ) -> tuple[Array, tuple[Any, Backward]]:
     """The loss in nats, a mean over the labelled positions (a 0-d array), the model's cache and the loss's backward.
 
     `model` is a Transformer, or a Sequential of your own layers, the first of which takes batch.ids, whatever they are.
     Dropout draws from `rng`; None means no dropout. Where the batch is part of a larger one, `count` is the number of
-    labels of the larger one: the losses and the gradients of the parts then add up.
+    labels of the larger one: the losses and the gradients of the parts then add up. Without `needs_cache` the model
+    keeps nothing for a backward.
 
     Raises ValueError for targets that do not fit the logits' shape, or are neither one of their V classes nor IGNORE.
     """
@@ -48,7 +55,7 @@ def loss_of(
     if "labelled" in model.layers and targets.shape == batch.ids.shape and 0 < count_labels(batch) < targets.size:
         b, t = np.nonzero(targets != ops.IGNORE)  # no logits, V numbers each, where there is no label
         targets, labelled = targets[b, t], (b, t)
-    inputs, run = inputs_of(batch, labelled), Pass(None if rng is None else generator(rng))
+    inputs, run = inputs_of(batch, labelled), Pass(None if rng is None else generator(rng), needs_cache=needs_cache)
     logits, cache = model.forward(batch.ids, inputs, run)
     check_targets(targets, logits.shape[-1])
     L, backward = loss(logits, get_array_module(logits).asarray(targets), batch.ids, inputs, count)
@@ -77,11 +84,12 @@ def loss_and_gradients(
     count: int | None = None,
     dL: float = 1.0,
     loss: Loss = cross_entropy,
+    grads: Gradients | None = None,
 ) -> tuple[Array, Gradients]:
     """The loss L of a batch, as loss_of() returns it, and the gradients of dL · L with respect to the trainable
-    parameters."""
+    parameters, added to `grads` where they are given."""
     L, (cache, backward) = loss_of(model, batch, rng, count, loss)
-    dlogits, grads = backward(dL), Gradients()
+    dlogits, grads = backward(dL), Gradients() if grads is None else grads
     del backward  # its cache is as large as the logits, and the peak of memory comes next
     model.backward(dlogits, cache, grads)
     return L, grads
@@ -97,18 +105,19 @@ def sharded_loss_and_gradients(
 ) -> tuple[Array, Gradients]:
     """The loss and gradients of several batches as if they were one, each batch split along B into `shards` threads.
 
-    Shard i draws its dropout from default_rng([*seed, i]). Gradients are summed in a fixed order, so that the bytes do
-    not depend on which thread is faster.
+    Shard i draws its dropout from default_rng([*seed, i]). The bytes do not depend on which thread is faster.
     """
     count = sum(count_labels(batch) for batch in batches)
 
-    def of_shard(i: int, shard: Batch) -> tuple[Array, Gradients]:
-        return loss_and_gradients(model, shard, np.random.default_rng([*seed, i]), count, loss=loss)
+    def of_shard(i: int, shard: Batch, grads: Gradients) -> tuple[Array, Gradients]:
+        return loss_and_gradients(model, shard, np.random.default_rng([*seed, i]), count, loss=loss, grads=grads)
 
     parts = [shard for batch in batches for shard in split_batch(batch, shards)]
-    apply = pool.map if len(parts) > 1 else map  # a thread for a single part would save nothing
-    losses, grads = zip(*apply(of_shard, range(len(parts)), parts), strict=True)
-    return sum(losses[1:], losses[0]), sum(grads, Gradients())
+    if len(parts) == 1:  # a thread would save nothing
+        return of_shard(0, parts[0], Gradients())
+    total = GradientSum(len(parts))
+    losses = [L for L, _ in pool.map(of_shard, range(len(parts)), parts, total.parts)]
+    return sum(losses[1:], losses[0]), total.total()
 
 
 def split_batch(batch: Batch, shards: int) -> list[Batch]:

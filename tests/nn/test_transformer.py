@@ -2,12 +2,13 @@
 
 import copy
 import math
+import tracemalloc
 from typing import Any
 
 import fakecupy
 import numpy as np
 import pytest
-from models import SHAPE, build, close, each_family, fresh, gradients, loss, named
+from models import SHAPE, TEXT, beside, build, close, each_family, fresh, gradients, loss, named
 from models import some_batch as some
 
 from minilora import ops
@@ -22,6 +23,24 @@ each_side = pytest.mark.parametrize("side", ["left", "right"])
 
 
 # ---- gradients ----
+
+
+@pytest.mark.parametrize("family", TEXT)
+def test_a_forward_whose_backward_will_not_come_gives_the_same_bits_and_keeps_nothing(family, rng):
+    model, ids = build(family, max_length=128), rng.integers(0, 13, (4, 100))
+    given = ids, beside(model, ids)
+    y, _ = model.forward(*given)
+    peaks = []
+    for run in (Pass(), Pass(needs_cache=False)):
+        tracemalloc.start()
+        try:
+            again, cache = model.forward(*given, run)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        np.testing.assert_array_equal(again, y)
+    assert cache == [] or (cache.decoder, cache.encoder) == ([], [])
+    assert peaks[1] < 0.75 * peaks[0]
 
 
 def zeros(model: Transformer) -> list[str]:

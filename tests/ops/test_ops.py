@@ -15,6 +15,7 @@ from models import close
 
 from minilora import ops
 from minilora.backend import Array, get_array_module, normal_cdf, to_numpy
+from minilora.ops.rows import row_max
 from minilora.verify import Case, Report, check_gradient
 from minilora.verify.case import apply, relative_error
 from minilora.verify.op_cases import OPS, THETA, S, attention_mask, pad, rope_tables
@@ -374,6 +375,28 @@ def test_in_float32_the_normal_distribution_is_exact_to_two_roundings_at_every_m
     assert Phi.dtype == np.float32
     assert np.abs(Phi - exact).max() < np.finfo(np.float32).eps
     assert np.array_equal(Phi[np.abs(x) > 6.5], np.float32(x > 0)[np.abs(x) > 6.5])
+
+
+@pytest.mark.parametrize("op", ["gelu", "gelu, tanh form", "swiglu", "geglu", "geglu, tanh form"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_without_a_cache_an_activation_gives_the_same_bits(op, dtype, rng):
+    case = OPS[op].draw(lambda low=1, high=4: high, rng)
+    inputs = [x.astype(dtype) for x in case.inputs.values()]
+    y, cache = OPS[op].forward(*inputs, **case.constants)
+    again, nothing = OPS[op].forward(*inputs, **case.constants, needs_cache=False)
+    np.testing.assert_array_equal(again, y)
+    assert cache is not None
+    assert nothing is None
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 1), (2, 5), (2, 3, 4, 7), (4, 0, 3)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
+def test_the_maximum_of_a_row_is_the_largest_of_it_and_nan_where_one_is(shape, dtype, rng):
+    x = rng.standard_normal(shape).astype(dtype)
+    np.testing.assert_array_equal(row_max(x), x.max(axis=-1, keepdims=True))
+    if x.size:
+        x[..., -1] = np.nan
+        assert np.isnan(row_max(x)).all()
 
 
 def test_in_float32_gelu_needs_no_scipy_and_in_float64_says_that_it_does(monkeypatch):

@@ -2,7 +2,8 @@
 
 import json
 import signal
-from concurrent.futures import ThreadPoolExecutor
+import tracemalloc
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from minilora.models.families.llama import llama
 from minilora.models.pretrained import load_pretrained
 from minilora.models.sources import BUILTIN
 from minilora.models.transformer import Transformer
-from minilora.nn import Gradients, Inputs, Linear, Sequential, Tanh
+from minilora.nn import Gradients, Inputs, Linear, Parameter, Sequential, Tanh
 from minilora.nn.optim import SGD, clip_by_global_norm
 from minilora.ops import IGNORE, cross_entropy_backward, cross_entropy_forward
 from minilora.training import evaluate, fit, loss_and_gradients, sharded_loss_and_gradients
+from minilora.training.gradient_sum import GradientSum
 from minilora.training.gradients import split_batch
 
 few = settings(max_examples=examples.count(25), deadline=None, derandomize=True)
@@ -93,6 +95,58 @@ def test_a_number_of_shards_and_a_seed_fix_every_bit_with_dropout_too(shards):
     first = sharded(model, batches, shards, seed=7)
     assert_same(first, sharded(model, batches, shards, seed=7))
     assert first[0] != sharded(model, batches, shards, seed=8)[0]
+
+
+class Backwards(Executor):
+    """Runs the last call first, as if its thread were the fastest."""
+
+    def map(self, function, *arguments):
+        return reversed([function(*call) for call in reversed(list(zip(*arguments, strict=True)))])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "t5", "modernbert"])
+def test_which_shard_is_faster_changes_no_bit_of_the_sum_and_no_gradient_of_another_parameter(family):
+    model = build(family, dtype="float32")
+    batches = [some(i, B=2, padded=True) for i in range(3)]
+    if family == "t5":
+        batches = [batch._replace(source=batch.ids, source_padding=batch.padding, padding=None) for batch in batches]
+    first = sharded(model, batches, 2, seed=7)
+    assert_same(first, sharded_loss_and_gradients(Backwards(), 2, model, batches, [7]))
+    assert list(first[1]) == list(sharded_loss_and_gradients(Backwards(), 2, model, batches, [7])[1])
+    own = [loss_and_gradients(model, part, count=30)[1] for batch in batches for part in split_batch(batch, 2)]
+    for parameter, total in first[1].items():  # a sum that was formed in place has its own array
+        assert not any(np.shares_memory(total, other) for p, other in first[1].items() if p is not parameter)
+        alone = sum(grads[parameter].astype("float64") for grads in own[1:]) + own[0][parameter]
+        scale = 30 / sum(int((batch.targets != IGNORE).sum()) for batch in batches)
+        np.testing.assert_allclose(total, scale * alone, rtol=1e-4, atol=1e-5 * np.abs(alone).max())
+
+
+def test_a_part_without_a_gradient_of_a_parameter_holds_up_no_other():
+    a, b = Parameter(np.zeros(2)), Parameter(np.zeros(2))
+    total = GradientSum(3)
+    total.parts[2].add(a, np.array([1.0, 2.0]))
+    total.parts[1].add(b, np.array([3.0, 4.0]))
+    total.parts[1].add(a, np.array([5.0, 6.0]))
+    total.parts[0].add(b, np.array([7.0, 8.0]))
+    grads = total.total()
+    assert list(grads) == [b, a]
+    np.testing.assert_array_equal(grads[a], [6, 8])
+    np.testing.assert_array_equal(grads[b], [10, 12])
+
+
+def test_the_gradients_of_many_parts_are_never_all_in_memory():
+    rng, x = np.random.default_rng(0), np.ones((8, 300), np.float32)
+    model = Sequential({str(i): Linear(rng.standard_normal((300, 300), np.float32) / 99) for i in range(10)})
+    one = 10 * 300 * 300 * 4
+    batch = Batch(x, np.zeros(8, int))
+    with ThreadPoolExecutor(1) as pool:
+        tracemalloc.start()
+        try:
+            sharded_loss_and_gradients(pool, 1, model, [batch] * 6, [0])
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert one < peak < 1.5 * one
 
 
 def test_each_shard_draws_a_mask_of_its_own():
