@@ -77,7 +77,7 @@ class Optimizer:
                 keys = [[f"{slot}.{names[parameter]}" for parameter in bucket] for slot in self.slots]
                 g, p = flat([grads[parameter] for parameter in bucket]), flat([q.data for q in bucket])
                 old = p, *(flat([self.state[key] for key in row]) for row in keys)
-                new = self.update(g, *old, lr=lr, weight_decay=weight_decay)
+                new = self.update_in_pieces(g, *old, lr=lr, weight_decay=weight_decay)
                 if not known:
                     new = [get_array_module(g).where(finite, *pair) for pair in zip(new, old, strict=True)]
                 data, *slots = (views(array, bucket) for array in new)
@@ -89,6 +89,18 @@ class Optimizer:
     def update(self, g: Array, p: Array, *slots: Array, lr: float, weight_decay: float) -> Sequence[Array]:
         """The new p and slots for the gradient g; all (n,), new arrays."""
         raise NotImplementedError
+
+    def update_in_pieces(self, g: Array, *old: Array, **rates: float) -> Sequence[Array]:
+        """update(), of a large parameter on a CPU piece by piece: between its operations a piece stays in the
+        processor's cache."""
+        if g.size <= PIECE or get_array_module(g) is not np:
+            return self.update(g, *old, **rates)
+        new = [np.empty_like(array) for array in old]
+        for start in range(0, g.size, PIECE):
+            piece = slice(start, start + PIECE)
+            for array, part in zip(new, self.update(g[piece], *(array[piece] for array in old), **rates), strict=True):
+                array[piece] = part
+        return new
 
     def settings(self) -> dict[str, Any]:
         """The optimizer's class, hyperparameters (without the learning rates) and precondition, for JSON."""
@@ -104,7 +116,7 @@ class Optimizer:
         self.t = t
 
 
-BUCKET_SIZE = 2**18  # elements
+BUCKET_SIZE = PIECE = 2**18  # elements
 
 
 def buckets(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:
@@ -275,6 +287,8 @@ def clip_by_global_norm(grads: Gradients, limit: float) -> tuple[Gradients, Arra
     flattened = [(bucket, flat([grads[parameter] for parameter in bucket])) for bucket in buckets(grads)]
     norm = xp.sqrt(sum(g @ g for _, g in flattened))
     scale = xp.minimum(float(limit) / (norm + 1e-6), 1.0)
+    if xp is np and scale == 1:
+        return grads, norm
     clipped = Gradients(grads)  # keeps the order
     for bucket, g in flattened:
         clipped.update(zip(bucket, views(scale * g, bucket), strict=True))

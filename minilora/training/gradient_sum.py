@@ -12,7 +12,7 @@ Use = tuple[Parameter, int]  # a parameter, and which use of it: a tied weight h
 
 
 class GradientSum:
-    """The gradients of n parts of a batch, summed parameter by parameter as they come, so that there are never n sets of
+    """The gradients of n parts of a batch, summed parameter by parameter as they come. So there are never n sets of
     them in memory: for full fine-tuning each is as large as the model.
 
     A sum is always formed in the order of the parts, so that its bytes do not depend on which thread is faster: what

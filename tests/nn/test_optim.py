@@ -179,6 +179,28 @@ def test_in_buckets_or_one_by_one_the_numbers_are_the_same_to_the_bit(name, most
 
 
 @each_optimizer
+@pytest.mark.parametrize("most", [1, 3, 4, 9])
+def test_in_pieces_the_numbers_are_the_same_to_the_bit(name, most, monkeypatch):
+    ends = []
+    for size in (most, optim.PIECE):
+        monkeypatch.setattr(optim, "PIECE", size)
+        parameters, rng = some_parameters(np.float32), np.random.default_rng(3)
+        optimizer = make(name, parameters)
+        for _ in range(3):
+            optimizer.step(some_gradients(parameters, rng))
+        ends.append((bits(parameters), {key: array.tobytes() for key, array in optimizer.state.items()}))
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("limit", [1e9, 0.5])
+def test_gradients_that_are_short_enough_are_not_copied(limit):
+    parameters = some_parameters(np.float32)
+    grads = some_gradients(parameters, np.random.default_rng(3))
+    clipped, norm = clip_by_global_norm(grads, limit)
+    assert (norm < limit) == (clipped is grads)
+
+
+@each_optimizer
 def test_a_step_and_its_clipping_take_as_many_calls_for_a_hundred_small_parameters_as_for_two(name, monkeypatch):
     calls, call = [], fakecupy._Function.__call__
     monkeypatch.setattr(fakecupy._Function, "__call__", lambda f, *a, **k: calls.append(f._path) or call(f, *a, **k))
