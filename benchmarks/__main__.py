@@ -15,7 +15,7 @@ from minilora.files import write_whole
 from minilora.jobs.arguments import comma_separated, positive_float, positive_int, positive_ints
 
 from . import bench, figure, lengths, show
-from .cases import BASES
+from .cases import BASES, MALLOCS
 from .report import ALL
 
 
@@ -45,6 +45,8 @@ def parser() -> Parser:
     add("--targets", nargs="+", default=["q_proj,v_proj"], metavar="A,B", help=what)
     what = f"how the measure qlora holds the base (default {','.join(BASES)})"
     add("--bases", type=comma_separated, metavar="A,B", help=what)
+    what = "kept: every contestant keeps freed memory (default); default: the platform's settings; or both"
+    add("--malloc", type=comma_separated, default=MALLOCS[:1], metavar="A,B", help=what, dest="mallocs")
     add("--rounds", type=positive_int, default=7, metavar="N", help="(default 7)")
     add("--seconds", type=positive_float, default=0.2, metavar="X", help="of work in a round, at least (default 0.2)")
     add("--long", action="store_true", help="small on one sequence of 256 to 4096 tokens, with and without blocks")
@@ -57,7 +59,7 @@ def parser() -> Parser:
 def run(options: argparse.Namespace) -> None:
     if options.plot:
         check_png(options.plot)
-    names = "cores", "ranks", "targets", "rounds", "seconds", "device", "sizes", "measures", "bases"
+    names = "cores", "ranks", "targets", "rounds", "seconds", "device", "sizes", "measures", "bases", "mallocs"
     given = {key: value for key in names if (value := getattr(options, key)) is not None}
     if options.long:
         given = {"sizes": lengths(), "measures": ["lora"]} | given

@@ -28,6 +28,7 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {  # {measure: the variant, it
 }
 BASES = "float32", "bfloat16", "int8", "nf4", "nf4-dq"
 BITSANDBYTES = BASES[2:]
+MALLOCS = "kept", "default"  # freed memory kept by every contestant, and the platform's settings
 TARGETS = "q_proj,v_proj", "all-linear"
 PROMPT, NEW = 16, 48  # tokens read and generated
 SEED = 0
@@ -68,6 +69,7 @@ class Case:
     targets: str = "q_proj,v_proj"
     device: str = "cpu"
     bases: str = ""  # of "qlora": formats, with commas
+    malloc: str = "kept"  # one of MALLOCS
 
     @property
     def real(self) -> bool:
@@ -92,7 +94,8 @@ class Case:
 
     def __str__(self) -> str:
         what = f" r = {self.rank} on {self.targets}" if self.adapts else ""
-        return f"{self.size} {self.batch} × {self.tokens}, {self.measure}{what}"
+        malloc = ", default malloc" * (self.malloc == "default")
+        return f"{self.size} {self.batch} × {self.tokens}, {self.measure}{what}{malloc}"
 
 
 class Job(NamedTuple):
@@ -105,7 +108,7 @@ class Job(NamedTuple):
 
 
 class Contestant(NamedTuple):
-    library: str  # minilora, torch, or hugging face's transformers with peft, and with bitsandbytes
+    library: str  # minilora, torch, torch compiled, or hugging face's transformers with peft, and with bitsandbytes
     targets: str = ""  # of the adapter, where it is not what the case says
     plain: bool = False  # attention holds all T × T scores, whatever T is
     base: str = ""  # how it holds the base
@@ -122,17 +125,20 @@ def pairs(case: Case) -> list[tuple[Contestant, Contestant]]:
     ours, torch, peft = Contestant("minilora"), Contestant("torch"), Contestant("peft")
     if case.real:
         return [(ours, peft)]
+    plain = [(ours, torch)]
+    if case.device == "cpu":  # where a compiler of C++ is enough
+        plain.append((ours, Contestant("torch compiled")))
     if case.measure == "generate":
-        return [(ours, torch), (ours, Contestant("transformers"))]
+        return [*plain, (ours, Contestant("transformers"))]
     if not case.adapts:
-        return [(ours, torch)]
+        return plain
     fused = "qkv_proj" if case.targets == "q_proj,v_proj" else ""
     beside_peft = Contestant("minilora", fused), Contestant("peft", fused)
     if case.measure != "lora":
         return [beside_peft]
     if case.tokens >= LONG:
-        return [(ours, torch), (ours, Contestant("minilora", plain=True))]
-    return [(ours, torch), beside_peft]
+        return [*plain, (ours, Contestant("minilora", plain=True))]
+    return [*plain, beside_peft]
 
 
 def quantised_pairs(bases: list[str]) -> list[tuple[Contestant, Contestant]]:
@@ -166,11 +172,16 @@ def cases(
     targets: list[str],
     device: str,
     bases: Sequence[str] = BASES,
+    mallocs: Sequence[str] = MALLOCS[:1],
 ) -> list[Case]:
     """Every case of these; ranks and targets are for adapters, real models for adapters alone, and "qlora" for them.
 
-    Raises ValueError for targets that not every contestant can adapt, and for bases that are not compared.
+    Raises ValueError for targets that not every contestant can adapt, for bases that are not compared, and for settings
+    of malloc that are none of MALLOCS.
     """
+    for malloc in mallocs:
+        if malloc not in MALLOCS:
+            raise ValueError(f"no setting {malloc!r} of malloc: {choose_from(malloc, MALLOCS)}")
     for base in bases:
         if base not in BASES:
             raise ValueError(f"a base in {base!r} is not compared: {choose_from(base, BASES)}")
@@ -190,4 +201,4 @@ def cases(
                     found += [replace(case, rank=r, targets=target) for r in ranks for target in targets]
                 elif not case.real:
                     found.append(replace(case, batch=1) if measure == "generate" else case)
-    return list(dict.fromkeys(found))
+    return [replace(case, malloc=malloc) for case in dict.fromkeys(found) for malloc in dict.fromkeys(mallocs)]

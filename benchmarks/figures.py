@@ -11,8 +11,9 @@ from minilora.nn import Attention
 
 from .cases import MEASURES, Case
 
-COLORS = {"torch": FULL, "peft": LORA, "transformers": BASE, "minilora": BASE}
-NAMES = {"torch": "PyTorch", "peft": "PEFT", "transformers": "Transformers"}
+COMPILED = "#009E73"
+COLORS = {"torch": FULL, "torch compiled": COMPILED, "peft": LORA, "transformers": BASE, "minilora": BASE}
+NAMES = {"torch": "PyTorch", "torch compiled": "torch.compile", "peft": "PEFT", "transformers": "Transformers"}
 
 
 def figure(report: dict[str, Any]) -> bytes:
@@ -66,8 +67,9 @@ def ratio_figure(cases: list[dict[str, Any]]) -> bytes:
     found: dict[tuple[str, str], dict[int, Any]] = {}
     for result in cases:
         case = Case(**result["case"])
+        libraries = {contestant["name"]: contestant["library"] for contestant in result["contestants"]}
         for ratio in result["ratios"]:
-            found.setdefault((str(case), ratio["theirs"].split()[0]), {})[case.cores] = ratio
+            found.setdefault((str(case), libraries[ratio["theirs"]]), {})[case.cores] = ratio
     cores = list(dict.fromkeys(result["case"]["cores"] for result in cases))
     figure = Figure(figsize=(9 + 5 * len(cores), 2.5 + 0.42 * len(found)), layout="constrained", dpi=80)
     *times, memory = figure.subplots(1, len(cores) + 1, sharey=True, width_ratios=[*[3] * len(cores), 2])
@@ -108,6 +110,7 @@ def tokens_figure(cases: list[dict[str, Any]]) -> bytes:
         "minilora": (LORA, "o-", f"minilora, in blocks from {Attention.blockwise_from} tokens on"),
         "minilora plain attention": (BASE, "s--", "minilora, all T × T scores"),
         "torch": (FULL, "^-", "PyTorch"),
+        "torch compiled": (COMPILED, "v-", "torch.compile"),
     }
     said: tuple[tuple[Any, str, Callable[[dict[str, Any]], float]], ...] = tuple(
         zip(

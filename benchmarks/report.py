@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -17,8 +18,8 @@ from typing import Any
 from minilora.display.tables import numbers_right, wide_console
 from minilora.spelling import choose_from, counted
 
-from .cases import BASES, BITSANDBYTES, MEASURES, NEW, SIZES, Case, cases, pairs, read_size
-from .rounds import THREADS, measure, missing
+from .cases import BASES, BITSANDBYTES, MALLOCS, MEASURES, NEW, SIZES, Case, cases, pairs, read_size
+from .rounds import COMPILER, THREADS, measure, missing
 from .threads import default_and_pinned
 
 ALL = *MEASURES, "threads", "import", "ops"
@@ -49,13 +50,16 @@ def bench(
     seconds: float = 0.2,
     device: str = "cpu",
     bases: Sequence[str] = BASES,
+    mallocs: Sequence[str] = MALLOCS[:1],
 ) -> dict[str, Any]:
     """{"machine", "device", "missing", "cases", "threads", "imports", "ops"}: each measure of each size, in `rounds`
-    rounds of bursts of `seconds`. "missing" are the packages that a comparison lacks; minilora is then measured alone.
+    rounds of bursts of `seconds`. "missing" are the packages, and the compiler of C++, that a comparison lacks; who needs
+    them is left out.
 
     `sizes` are names of SIZES, or with another batch and number of tokens "small:1x128"; `measures` are of ALL;
-    `targets` are those of attach_lora, with commas; `bases` are how "qlora" holds the base. PyTorch, Transformers and
-    PEFT are contestants where they are installed. Raises ValueError for a name that is not known, RuntimeError for
+    `targets` are those of attach_lora, with commas; `bases` are how "qlora" holds the base; `mallocs` are of MALLOCS.
+    PyTorch, Transformers and PEFT are contestants where they are installed, and torch.compile where it finds a compiler.
+    Raises ValueError for a name that is not known, RuntimeError for
     contestants that do not do the same.
     """
     from tqdm import tqdm
@@ -64,7 +68,7 @@ def bench(
         if name not in ALL:
             raise ValueError(f"no measure {name!r}: {choose_from(name, ALL)}")
     asked = [m for m in measures if m in MEASURES]
-    wanted = cases(list(sizes), asked, list(cores), list(ranks), list(targets), device, list(bases))
+    wanted = cases(list(sizes), asked, list(cores), list(ranks), list(targets), device, list(bases), list(mallocs))
     if asked and asked == list(measures) and not wanted:
         raise ValueError(
             f"{', '.join(asked)} on {device} measures nothing of {', '.join(sizes)}: minilm and smollm2 are measured "
@@ -136,13 +140,16 @@ def show(report: dict[str, Any]) -> None:
     console.print(
         f"{about['processor']}, {about['cores']} cores, {about['system']}, Python {about['python']}", soft_wrap=True
     )
-    if report["missing"]:
-        names = " ".join(report["missing"])
+    if COMPILER in report["missing"]:
+        line = f"no {COMPILER}, which torch.compile needs, and so PyTorch is measured without it (CXX names a compiler)"
+        console.print(line, soft_wrap=True)
+    if names := " ".join(name for name in report["missing"] if name != COMPILER):
         console.print(f"not installed, and so not beside minilora: {names} (pip install {names})", soft_wrap=True)
     for line in libraries(report):
         console.print(line, soft_wrap=True)
     for table in (
         *case_tables(report),
+        *compile_table(report),
         *quantised_tables(report),
         *threads_table(report),
         *import_table(report),
@@ -199,6 +206,37 @@ def rows_of(case: Case, result: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{median(each):.2f}", f"{min(each):.2f}–{max(each):.2f}", f"{pair['peak']:.2f}" if pair["peak"] else "",
         ))  # fmt: skip
     return rows
+
+
+def compile_table(report: dict[str, Any]) -> list[Any]:
+    """What the first run took beyond an ordinary one, and after how many runs torch.compile has paid for its own."""
+    sides = "minilora", "torch", "torch compiled"
+    title = "warm-up: the first run less an ordinary one; and the runs after which torch.compile has paid for its own"
+    columns = "warm-up: minilora", "torch", "compiled", "pays, beside minilora", "beside torch"
+    table = numbers_right(title, "work", *columns)
+    for result in report["cases"]:
+        by_name = {contestant["name"]: contestant for contestant in result["contestants"]}
+        if sides[2] in by_name:
+            found = [by_name[side] for side in sides]
+            after = (pays_after(found[2], other) for other in found[:2])
+            cores = f", {counted(result['case']['cores'], 'core')}"
+            table.add_row(
+                f"{Case(**result['case'])}{cores}", *(f"{max(warm_up(each), 0):,.2f} s" for each in found),
+                *("never" if n is None else f"{n:,}" for n in after),
+            )  # fmt: skip
+    return [table] if table.rows else []
+
+
+def warm_up(contestant: dict[str, Any]) -> float:
+    """Seconds of the first run beyond those of an ordinary one."""
+    return contestant["first"] - contestant["wall"]
+
+
+def pays_after(compiled: dict[str, Any], other: dict[str, Any]) -> int | None:
+    """The number of runs after which `compiled` has taken no more time in all than `other`, both warm-ups included. None
+    if it is not faster: what a run saves is the median over the rounds."""
+    saved = median(b["wall"] - a["wall"] for a, b in zip(compiled["rounds"], other["rounds"], strict=True))
+    return max(1, math.ceil((warm_up(compiled) - warm_up(other)) / saved)) if saved > 0 else None
 
 
 def quantised_tables(report: dict[str, Any]) -> list[Any]:

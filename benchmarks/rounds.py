@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,18 +20,20 @@ from typing import Any
 
 from .cases import Case, Contestant, pairs
 
-NEEDS = {"minilora": [], "torch": ["torch"], "transformers": ["torch", "transformers"],
+NEEDS = {"minilora": [], "torch": ["torch"], "torch compiled": ["torch"], "transformers": ["torch", "transformers"],
          "peft": ["torch", "transformers", "peft"],
          "bitsandbytes": ["torch", "transformers", "peft", "bitsandbytes"]}  # fmt: skip
 AGREE = 1e-4  # by how much the losses of the same first steps may differ, in float32
 ALIKE = 0.02  # the same, of bases in fewer bits: PEFT's embeddings stay in float32, and in bfloat16 it computes
+COMPILER = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))  # of torch.compile
 CLONE = Path(__file__).parent.parent  # where `python -m benchmarks` is found
 THREADS = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
 
 
 def missing(library: str) -> list[str]:
-    """The packages that a contestant lacks."""
-    return [package for package in NEEDS[library] if find_spec(package) is None]
+    """The packages that a contestant lacks, and COMPILER where it needs one."""
+    lacking = [package for package in NEEDS[library] if find_spec(package) is None]
+    return lacking + [COMPILER] * (library == "torch compiled" and shutil.which(COMPILER) is None)
 
 
 class Process:
@@ -39,8 +42,8 @@ class Process:
     def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         self.name, self.process, self.peak, self.before = name, process, 0, 0
         self.rounds: list[dict[str, float]] = []
-        first = self.read()
-        self.results, self.about, self.waits = first["results"], first["about"], first["waits"]
+        said = self.read()
+        self.results, self.about, self.waits, self.first = said["results"], said["about"], said["waits"], said["first"]
 
     def read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -71,8 +74,10 @@ def threads(case: Case, contestant: Contestant) -> tuple[int, ...]:
 
 
 def start(said: dict[str, Any], threads: int, module: str = "worker") -> subprocess.Popen[str]:
-    """worker.py, or another of this folder, on so many BLAS threads."""
+    """worker.py, or another of this folder, on so many BLAS threads. torch.compile finds nothing compiled before, and
+    compiles on so many cores too."""
     env = dict.fromkeys(THREADS, str(threads)) | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    env |= {"TORCHINDUCTOR_CACHE_DIR": f"{said['folder']}/compiled", "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
     return python(said | {"threads": threads}, module, os.environ | env)
 
 
@@ -108,7 +113,7 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
         "case": asdict(case),
         "contestants": [
             {"name": p.name, "library": c.library, "about": p.about, "peak": p.peak, "before": p.before,
-             "rounds": p.rounds, "results": p.results, "waits": p.waits, "wall": median(r["wall"] for r in p.rounds)}
+             "rounds": p.rounds, "results": p.results, "waits": p.waits, "first": p.first, "wall": median(r["wall"] for r in p.rounds)}
             for c, p in processes.items()
         ],
         "ratios": [ratio(processes[ours], processes[theirs]) for ours, theirs in wanted if ours != theirs],

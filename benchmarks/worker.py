@@ -29,18 +29,20 @@ def main() -> None:
 
         return prepare(case, folder)
     with blas_threads(said["threads"]):
-        keep_freed_memory()  # PyTorch's too: what minilora's training commands do is not to be an advantage
+        if case.malloc == "kept":
+            keep_freed_memory()  # PyTorch's too: what minilora's training commands do is not to be an advantage
         job, about, before = ready(case, Contestant(*contestant), folder)
         serve(job, about, before, shallow=not case.real and case.shape["n_layers"] <= SHALLOW)
 
 
 def serve(job: Job, about: dict[str, str], before: int = 0, shallow: bool = False) -> None:
     """Get ready, and then work as standard input says."""
-    results = []
+    results, start, first = [], time.perf_counter(), 0.0
     for _ in range(WARM):
         job.run()
         results.append(job.wait())
-    tell({"results": results, "about": about, "waits": waits(job) if shallow else None})
+        first = first or time.perf_counter() - start
+    tell({"results": results, "first": first, "about": about, "waits": waits(job) if shallow else None})
     for line in iter(sys.stdin.readline, "end\n"):
         tell(burst(job, float(line)))
     tell({"peak": job.peak(), "before": before})
@@ -75,7 +77,7 @@ def ready(case: Case, contestant: Contestant, folder: Path) -> tuple[Job, dict[s
     from . import theirs
 
     about = {"torch": torch.__version__, "threads": str(torch.get_num_threads())}
-    if contestant.library != "torch":
+    if not contestant.library.startswith("torch"):
         theirs.import_peft()
     before = peak_memory()
     return theirs.job(case, contestant.library, targets, folder, contestant.base), about, before
