@@ -53,14 +53,13 @@ def bench(
     mallocs: Sequence[str] = MALLOCS[:1],
 ) -> dict[str, Any]:
     """{"machine", "device", "missing", "cases", "threads", "imports", "ops"}: each measure of each size, in `rounds`
-    rounds of bursts of `seconds`. "missing" are the packages, and the compiler of C++, that a comparison lacks; who needs
-    them is left out.
+    rounds of bursts of `seconds`. "missing" are the packages that a comparison lacks, and a compiler for torch.compile:
+    who needs them is left out.
 
     `sizes` are names of SIZES, or with another batch and number of tokens "small:1x128"; `measures` are of ALL;
     `targets` are those of attach_lora, with commas; `bases` are how "qlora" holds the base; `mallocs` are of MALLOCS.
-    PyTorch, Transformers and PEFT are contestants where they are installed, and torch.compile where it finds a compiler.
-    Raises ValueError for a name that is not known, RuntimeError for
-    contestants that do not do the same.
+    PyTorch, Transformers and PEFT are contestants where they are installed, torch.compile where there is a compiler.
+    Raises ValueError for a name that is not known, RuntimeError for contestants that do not do the same.
     """
     from tqdm import tqdm
 
@@ -233,8 +232,8 @@ def warm_up(contestant: dict[str, Any]) -> float:
 
 
 def pays_after(compiled: dict[str, Any], other: dict[str, Any]) -> int | None:
-    """The number of runs after which `compiled` has taken no more time in all than `other`, both warm-ups included. None
-    if it is not faster: what a run saves is the median over the rounds."""
+    """The number of runs after which `compiled` has taken no more time in all than `other`, both warm-ups included.
+    What a run saves is the median over the rounds; None if that is nothing."""
     saved = median(b["wall"] - a["wall"] for a, b in zip(compiled["rounds"], other["rounds"], strict=True))
     return max(1, math.ceil((warm_up(compiled) - warm_up(other)) / saved)) if saved > 0 else None
 

@@ -113,7 +113,8 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
         "case": asdict(case),
         "contestants": [
             {"name": p.name, "library": c.library, "about": p.about, "peak": p.peak, "before": p.before,
-             "rounds": p.rounds, "results": p.results, "waits": p.waits, "first": p.first, "wall": median(r["wall"] for r in p.rounds)}
+             "rounds": p.rounds, "results": p.results, "waits": p.waits, "first": p.first,
+             "wall": median(r["wall"] for r in p.rounds)}
             for c, p in processes.items()
         ],
         "ratios": [ratio(processes[ours], processes[theirs]) for ours, theirs in wanted if ours != theirs],

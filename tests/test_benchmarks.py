@@ -1,19 +1,25 @@
 """benchmarks/: everyone does the same work, and what is said of it follows from the rounds."""
 
+import io
 import json
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reports import in_color
 
-from benchmarks import bench, figure, lengths, ours, report, rounds, threads, worker
+from benchmarks import bench, figure, lengths, ours, report, rounds, show, threads, worker
 from benchmarks.__main__ import main
-from benchmarks.cases import NEW, SIZES, Case, Contestant, Job, cases, pairs, read_size
-from benchmarks.report import rows_of
+from benchmarks.cases import MALLOCS, NEW, SIZES, Case, Contestant, Job, cases, pairs, read_size
+from benchmarks.figures import COLORS
+from benchmarks.report import pays_after, rows_of
 from benchmarks.roofline import roofline
 from minilora import gpt2
 from minilora.models.config import Config
@@ -29,21 +35,29 @@ def alone(monkeypatch):
     monkeypatch.setattr(report, "IMPORTS", {name: report.IMPORTS[name] for name in ("numpy", "minilora")})
 
 
-def made(walls, theirs=None, measure="lora", **changes):
-    """A result of these rounds."""
+def made(walls, theirs=None, measure="lora", compiled=None, **changes):
+    """A result of these rounds. The first run of torch compiled took 10 s longer than another, those of others 1 s."""
     case = replace(TINY, measure=measure, **changes)
-    sides = [("minilora", walls)] + ([("torch", theirs)] if theirs else [])
+    sides = [("minilora", walls), ("torch", theirs), ("torch compiled", compiled)]
+    sides = [(name, side) for name, side in sides if side]
     processes = [
         SimpleNamespace(name=name, peak=2**20, rounds=[{"n": 1, "wall": w, "cpu": w} for w in side])
         for name, side in sides
     ]
     contestants = [
         {"name": p.name, "library": p.name, "peak": p.peak, "rounds": p.rounds, "wall": float(np.median(side)),
-         "about": {"numpy": "2", "threads": "1 × 1"}, "results": [1.0], "waits": None}
+         "about": {"numpy": "2", "threads": "1 × 1"}, "results": [1.0], "waits": None,
+         "first": float(np.median(side)) + (10 if "compiled" in p.name else 1)}
         for p, (_, side) in zip(processes, sides, strict=True)
     ]  # fmt: skip
-    ratios = [rounds.ratio(*processes)] if theirs else []
+    ratios = [rounds.ratio(processes[0], other) for other in processes[1:]]
     return {"case": asdict(case), "contestants": contestants, "ratios": ratios}
+
+
+def whole(results, missing=()):
+    """A report of these results alone."""
+    machine = {"processor": "one", "cores": 2, "system": "x", "python": "3"}
+    return {"machine": machine, "missing": list(missing), "cases": results, "threads": [], "imports": [], "ops": []}
 
 
 # ---- what is measured ----
@@ -95,6 +109,30 @@ def test_a_pair_adapts_the_same_layers(size, measure, targets):
     for mine, other in pairs(Case(size, 1, 8, measure, targets=targets)):
         assert mine.library == "minilora"
         assert mine.targets == other.targets
+
+
+def test_each_setting_of_malloc_is_measured_and_called_by_its_name():
+    both = cases(["tiny"], ["forward", "lora"], [1], [8], ["all-linear"], "cpu", mallocs=MALLOCS)
+    assert [(case.measure, case.malloc) for case in both] == [
+        ("forward", "kept"), ("forward", "default"), ("lora", "kept"), ("lora", "default"),
+    ]  # fmt: skip
+    assert len(set(map(str, both))) == 4
+    with pytest.raises(ValueError, match="no setting 'keep' of malloc"):
+        cases(["tiny"], ["forward"], [1], [8], ["all-linear"], "cpu", mallocs=["keep"])
+
+
+@pytest.mark.parametrize("malloc", MALLOCS)
+@pytest.mark.parametrize("library", ["minilora", "torch"])
+def test_every_contestant_keeps_freed_memory_or_none_does(malloc, library, monkeypatch):
+    kept: list[str] = []
+    monkeypatch.setattr(worker, "keep_freed_memory", lambda: kept.append(library))
+    monkeypatch.setattr(worker, "ready", lambda *_: (None, {}, 0))
+    monkeypatch.setattr(worker, "serve", lambda *_, **__: None)
+    case = asdict(replace(TINY, malloc=malloc))
+    said = {"case": case, "contestant": Contestant(library), "folder": ".", "threads": 1}
+    monkeypatch.setattr(sys, "argv", ["worker", json.dumps(said)])
+    worker.main()
+    assert kept == [library] * (malloc == "kept")
 
 
 def test_a_batch_is_halved_where_it_can_be_and_generation_is_not():
@@ -154,6 +192,42 @@ def test_pytorch_and_transformers_generate_the_same_tokens(tmp_path):
     assert len(found[0]) == NEW
 
 
+@pytest.mark.oracle
+@pytest.mark.parametrize("why", ["switched off", "eager is forced", "two graphs"])
+def test_what_is_called_compiled_is_one_graph_or_an_error(why):
+    torch = pytest.importorskip("torch")
+    from torch._dynamo import config, exc
+
+    from benchmarks import theirs
+
+    def breaks(x):
+        return x if x.sum() > 0 else -x  # which branch, only the numbers say
+
+    stance = torch.compiler.set_stance("force_eager" if why == "eager is forced" else "default")
+    error = exc.Unsupported if why == "two graphs" else RuntimeError
+    with config.patch(disable=why == "switched off"), stance, pytest.raises(error, match=r"compiled|branch"):
+        theirs.compiled(breaks)(torch.ones(2))
+
+
+def test_torch_compile_finds_nothing_that_was_compiled_before(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "of another run")
+    monkeypatch.setattr(rounds, "python", lambda said, module, env: env)
+    assert rounds.start({"folder": str(tmp_path)}, 1)["TORCHINDUCTOR_CACHE_DIR"] == f"{tmp_path}/compiled"
+
+
+def test_without_a_compiler_torch_compile_is_left_out_and_a_line_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(rounds, "find_spec", lambda package: package)
+    monkeypatch.setattr(rounds.shutil, "which", lambda name: name)
+    assert rounds.missing("torch compiled") == []
+    monkeypatch.setattr(rounds.shutil, "which", lambda name: None)
+    assert rounds.missing("torch") == []
+    assert rounds.missing("torch compiled") == [rounds.COMPILER]
+    show(whole([], missing=[rounds.COMPILER]))
+    said = capsys.readouterr().out
+    assert f"no {rounds.COMPILER}, which torch.compile needs" in said
+    assert "pip install" not in said
+
+
 def test_the_work_of_a_shard_is_the_work_of_the_whole(tmp_path):
     ours.prepare(TINY, tmp_path)
     whole, halves = (ours.job(replace(TINY, cores=n), TINY.targets, False, tmp_path) for n in (1, 2))
@@ -200,6 +274,38 @@ def test_of_generation_more_is_better():
     ((_, mine, other, ratio, spread, _),) = rows_of(Case(**result["case"]), result)
     assert (mine, other) == (f"{NEW} tok/s", f"{NEW / 3:.0f} tok/s")
     assert (ratio, spread) == ("3.00", "2.00–4.00")
+
+
+@given(st.integers(1, 50), st.integers(1, 50), st.integers(0, 10**5), st.integers(0, 10**5))
+def test_compiling_has_paid_at_the_first_run_at_which_the_sum_of_all_is_no_longer_more(fast, slow, warm, other_warm):
+    def side(wall, warm):
+        return {"first": wall + warm, "wall": wall, "rounds": [{"wall": wall}] * 3}
+
+    def behind(n):
+        return warm + n * fast > other_warm + n * slow
+
+    n = pays_after(side(fast, warm), side(slow, other_warm))
+    if fast >= slow:
+        assert n is None
+    else:
+        assert not behind(n)
+        assert n == 1 or behind(n - 1)
+
+
+def test_the_table_says_what_compiling_takes_and_when_it_has_paid(capsys):
+    show(whole([made([1.0, 1.0], [2.0, 2.0], compiled=[1.5, 1.5]), made([1.0], [2.0], "forward")]))
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "10.00 s" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")][1:] == ["1.00 s", "1.00 s", "10.00 s", "never", "18"]
+    show(whole([made([1.0], [2.0])]))
+    assert "warm-up" not in capsys.readouterr().out
+
+
+def test_the_first_run_is_timed_by_itself(monkeypatch):
+    told, times = [], iter([0.3, 0.0, 0.0])
+    monkeypatch.setattr(worker, "tell", told.append)
+    monkeypatch.setattr("sys.stdin", io.StringIO("end\n"))
+    worker.serve(Job(lambda: time.sleep(next(times)), lambda: 1.0), {})
+    assert 0.3 <= told[0]["first"] < 0.6
 
 
 def test_a_burst_lasts_as_long_as_it_was_told_and_counts_what_was_done():
@@ -312,7 +418,7 @@ def test_the_whole_command_compares_with_pytorch_and_peft(tmp_path, capsys):
     words += ["--plot", str(plot)]
     assert main(words) == 0
     said = capsys.readouterr().out
-    for name in ("torch", "peft", "transformers", "AdamW", "layer norm"):
+    for name in ("torch", "torch compiled", "peft", "transformers", "AdamW", "layer norm", "warm-up"):
         assert name in said
     assert plot.read_bytes().startswith(b"\x89PNG")
 
@@ -331,6 +437,13 @@ def test_a_figure_is_a_png_and_the_same_report_gives_the_same_bytes(kind):
     png = figure(report)
     assert png.startswith(b"\x89PNG")
     assert figure(report) == png
+
+
+def test_the_figure_of_ratios_has_torch_compile_in_a_color_of_its_own():
+    each = [COLORS["torch"], COLORS["torch compiled"]]
+    assert in_color(figure(whole([made([1.0], [2.0], compiled=[1.5])])), each) == [True, True]
+    assert in_color(figure(whole([made([1.0], [2.0])])), each) == [True, False]
+    assert COLORS["torch compiled"] not in [color for name, color in COLORS.items() if name != "torch compiled"]
 
 
 def test_a_figure_of_minilora_alone_names_the_cores_where_they_differ():
