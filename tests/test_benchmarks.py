@@ -203,6 +203,7 @@ def test_what_is_called_compiled_is_one_graph_or_an_error(why):
     def breaks(x):
         return x if x.sum() > 0 else -x  # which branch, only the numbers say
 
+    torch.compiler.reset()  # or the code stays marked as one to skip
     stance = torch.compiler.set_stance("force_eager" if why == "eager is forced" else "default")
     error = exc.Unsupported if why == "two graphs" else RuntimeError
     with config.patch(disable=why == "switched off"), stance, pytest.raises(error, match=r"compiled|branch"):
