@@ -175,7 +175,7 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def call(*inputs: Any) -> Tensor:
         nonlocal made
-        if made:
+        if made is not None:
             return made(*inputs)
         from torch._dynamo.utils import counters
 
