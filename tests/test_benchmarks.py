@@ -210,6 +210,29 @@ def test_what_is_called_compiled_is_one_graph_or_an_error(why):
         theirs.compiled(breaks)(torch.ones(2))
 
 
+@pytest.mark.oracle
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of PyTorch about itself
+def test_torch_compile_generates_the_same_tokens_and_compiles_nothing_in_a_second_run(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    from torch._dynamo.utils import counters
+
+    from benchmarks import theirs
+
+    if rounds.missing("torch compiled"):
+        pytest.skip(f"torch.compile needs {rounds.COMPILER}")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    case, found, graphs = Case("tiny", 1, 64, "generate"), [], []
+    ours.prepare(case, tmp_path)
+    eager, compiled = (theirs.job(case, library, "", tmp_path) for library in ("torch", "torch compiled"))
+    for side in (eager, compiled, compiled):
+        side.run()
+        found.append(side.wait())
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert found[0] == found[1] == found[2]
+    assert graphs[0] < graphs[1] == graphs[2]
+
+
 def test_torch_compile_finds_nothing_that_was_compiled_before(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "of another run")
     monkeypatch.setattr(rounds, "python", lambda said, module, env: env)

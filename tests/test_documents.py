@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.report import pays_after, warm_up
 from minilora.accounting import METHODS, NAMED
 from minilora.cli import main
 from minilora.verify.problems import problems
@@ -97,6 +98,54 @@ def speed_rows(report):
     more = row("tokens a second, of PyTorch's (more is better)", lambda r: 1 / r["wall"], "generate", 1, "torch",
                lambda column: 1 if column in once else -1)  # fmt: skip
     yield more
+
+
+def compiled_rows(report):
+    """The table of docs/speed.md beside torch.compile, from the run that the page names: a column for each of these."""
+    columns = {("tiny", 16, 64): "tiny 16 × 64", ("tiny", 1, 64): "tiny 1 × 64", ("small", 8, 128): "small 8 × 128",
+               ("gpt2", 2, 128): "GPT-2 2 × 128"}  # fmt: skip
+    names = {"torch": "PyTorch", "torch compiled": "torch.compile", "peft": "PEFT"}
+    measures = {"forward": "a forward", "lora": "a LoRA step", "generate": "tokens a second (more is better)"}
+    found = {}
+    for result in report["cases"]:
+        case, sides = result["case"], {each["name"]: each for each in result["contestants"]}
+        key = case["malloc"], case["measure"], case["size"], case["tokens"]
+        for ratio in result["ratios"]:
+            found[*key, sides[ratio["theirs"]]["library"], case["batch"]] = ratio["wall"]
+        compiled = sides["torch compiled"]
+        found[*key, "warm-up", case["batch"]] = f"{warm_up(compiled):.0f} s"
+        for other in ("torch", "minilora"):
+            n = pays_after(compiled, sides[other])
+            found[*key, f"pays {other}", case["batch"]] = "never" if n is None else f"{n:,}"
+
+    def row(name, malloc, measure, what):
+        cells = []
+        for size, batch, tokens in columns:
+            once = measure == "generate"  # of one sequence, in the first column of a size
+            value = "" if once and (size, batch) == ("tiny", 1) else found.get(
+                (malloc, measure, size, tokens, what, 1 if once else batch), "")  # fmt: skip
+            cells.append(f"{1 / value if once else value:.2f}" if isinstance(value, float) else value)
+        return f"| {name} | {' | '.join(cells)} |"
+
+    yield f"| time of minilora / time of the other, 1 core | {' | '.join(columns.values())} |"
+    yield "|---|" + "---|" * len(columns)
+    for malloc, setting in (("kept", ""), ("default", ", default malloc")):
+        for measure, words in measures.items():
+            for library, name in names.items():
+                if library != "peft" or measure == "lora":
+                    yield row(f"{words}, beside {name}{setting}", malloc, measure, library)
+    yield row("warm-up of torch.compile for a LoRA step", "kept", "lora", "warm-up")
+    for other, name in (("torch", "PyTorch"), ("minilora", "minilora")):
+        yield row(f"steps after which it has paid, beside {name}", "kept", "lora", f"pays {other}")
+
+
+COMPILED = ROOT / "benchmarks" / "results" / "compiled.json"
+
+
+@pytest.mark.skipif(not COMPILED.exists(), reason="not measured yet")
+def test_the_speeds_beside_torch_compile_are_those_of_the_run_beside_them():
+    rows = list(compiled_rows(json.loads(COMPILED.read_text(encoding="utf-8"))))
+    assert "\n".join(rows) in DOCUMENTS["speed.md"]
 
 
 def test_the_speeds_of_the_documents_are_those_of_the_run_beside_it():

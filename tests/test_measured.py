@@ -175,13 +175,17 @@ def ratios(name):
     """{(size, measure, targets, theirs): (time, memory)} of a run of `python -m benchmarks`."""
     report = json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
     return {
-        (*(result["case"][key] for key in ("size", "measure", "targets")), ratio["theirs"].split()[0]): (
+        (*(result["case"][key] for key in ("size", "measure", "targets")), library(result, ratio)): (
             ratio["wall"],
             ratio["peak"],
         )
         for result in report["cases"]
         for ratio in result["ratios"]
     }
+
+
+def library(result, ratio):
+    return next(each["library"] for each in result["contestants"] if each["name"] == ratio["theirs"])
 
 
 def test_the_times_of_dora_and_vera_are_those_of_the_run_beside_them():
