@@ -140,7 +140,7 @@ def show(report: dict[str, Any]) -> None:
         f"{about['processor']}, {about['cores']} cores, {about['system']}, Python {about['python']}", soft_wrap=True
     )
     if COMPILER in report["missing"]:
-        line = f"no {COMPILER}, which torch.compile needs, and so PyTorch is measured without it (CXX names a compiler)"
+        line = f"no compiler {COMPILER}, and so torch.compile is not beside minilora (CXX names another compiler)"
         console.print(line, soft_wrap=True)
     if names := " ".join(name for name in report["missing"] if name != COMPILER):
         console.print(f"not installed, and so not beside minilora: {names} (pip install {names})", soft_wrap=True)

@@ -248,7 +248,7 @@ def test_without_a_compiler_torch_compile_is_left_out_and_a_line_says_so(monkeyp
     assert rounds.missing("torch compiled") == [rounds.COMPILER]
     show(whole([], missing=[rounds.COMPILER]))
     said = capsys.readouterr().out
-    assert f"no {rounds.COMPILER}, which torch.compile needs" in said
+    assert f"no compiler {rounds.COMPILER}, and so torch.compile is not beside minilora" in said
     assert "pip install" not in said
 
 
