@@ -90,15 +90,16 @@ class Optimizer:
         """The new p and slots for the gradient g; all (n,), new arrays."""
         raise NotImplementedError
 
-    def update_in_pieces(self, g: Array, *old: Array, **rates: float) -> Sequence[Array]:
+    def update_in_pieces(self, g: Array, *old: Array, lr: float, weight_decay: float) -> Sequence[Array]:
         """update(), of a large parameter on a CPU piece by piece: between its operations a piece stays in the
         processor's cache."""
         if g.size <= PIECE or get_array_module(g) is not np:
-            return self.update(g, *old, **rates)
+            return self.update(g, *old, lr=lr, weight_decay=weight_decay)
         new = [np.empty_like(array) for array in old]
         for start in range(0, g.size, PIECE):
             piece = slice(start, start + PIECE)
-            for array, part in zip(new, self.update(g[piece], *(array[piece] for array in old), **rates), strict=True):
+            parts = self.update(g[piece], *(array[piece] for array in old), lr=lr, weight_decay=weight_decay)
+            for array, part in zip(new, parts, strict=True):
                 array[piece] = part
         return new
 
