@@ -1,22 +1,27 @@
-"""Text from a language model, one token id at a time, with a KV cache."""
+"""Text from a language model, one token id at a time, with a KV cache; of many prompts as one batch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from ..backend import Rng, generator, to_numpy
+from ..data.batches import by_length
 from ..nn import Inputs, KVCache, Pass
+from ..nn.inputs import sort_rows
 from ..ops import DynamicScaling
 from ..process import blas_threads
 from .encoder_decoder import EncoderDecoder
 from .tokenizer import ByteTokenizer, Tokenizer, check_matches
-from .transformer import Transformer
+from .transformer import Transformer, check_adapters
 
 CHUNK = 64  # tokens of a prompt that are read at a time, unless frequencies depend on the length of what is read
+Prompt = TypeVar("Prompt", str, list[str])
+BATCH = 16  # prompts that are continued at a time
 
 
 class Sampling(NamedTuple):
@@ -50,7 +55,7 @@ class Sampling(NamedTuple):
 @blas_threads()
 def generate(
     model: Transformer,
-    prompt: str,
+    prompt: Prompt,
     tokens: int = 200,
     *,
     tokenizer: Tokenizer | None = None,
@@ -58,23 +63,34 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     rng: Rng | None = None,
-    adapter: str | None = None,
-) -> str:
+    adapter: str | Sequence[str | None] | None = None,
+    batch: int = BATCH,
+) -> Prompt:
     """`prompt` and its continuation: up to `tokens` ids more, fewer when the model ends the text. Of an EncoderDecoder,
-    which reads the prompt as its source, what it writes alone.
+    which reads the prompt as its source, what it writes alone. Of several prompts a list, each as by itself.
 
     Temperature 0 takes the most probable id each time. Otherwise ids are drawn with `rng` from
     softmax(logits / temperature), of the `top_k` most probable (0: all), and of the fewest that together have the
     probability `top_p` (Holtzman et al., 2019). Without a tokenizer the ids are bytes. The model reads only the last
-    config.max_length ids. `adapter` is one of a model with several (adapters/many.py); None: the model as it is.
+    config.max_length ids. `adapter` is one of a model with several (adapters/many.py); None: the model as it is. It may
+    be a list, a name or None for each prompt.
+
+    Of several prompts `batch` are read at a time, those of similar length: they share the products with the weights,
+    and each has keys and values in memory. Each draws from a generator of its own, the first from `rng`, as it would
+    alone, the others from rng.spawn(): what is drawn for a prompt depends on `rng` and its place in the list, not on
+    the other prompts, nor on `batch`.
 
     Raises ValueError for an empty prompt, a missing rng, a tokenizer of another vocabulary, a model that does not
-    continue texts, and an adapter that it does not have.
+    continue texts, an adapter that it does not have, and a list of them of another length.
     """
-    tokenizer = tokenizer or ByteTokenizer()
-    ids = tokenizer.encode(prompt)
-    new = continuation(model, ids, tokens, tokenizer, Sampling(temperature, top_k, top_p, rng), adapter)
-    return tokenizer.decode([*([] if model.reads_source else ids.tolist()), *new])
+    tokenizer, prompts = tokenizer or ByteTokenizer(), [prompt] if isinstance(prompt, str) else prompt
+    ids = [tokenizer.encode(text) for text in prompts]
+    sampling = for_each(Sampling(temperature, top_k, top_p, rng), len(ids))
+    new = dict(continuations(model, ids, tokens, tokenizer, sampling, adapter, batch))
+    texts = [
+        tokenizer.decode([*([] if model.reads_source else own.tolist()), *new[row]]) for row, own in enumerate(ids)
+    ]
+    return texts[0] if isinstance(prompt, str) else texts
 
 
 def stream(
@@ -137,19 +153,69 @@ def continuation(
     adapter: str | None = None,
 ) -> Iterator[int]:
     """next_ids(), with all arguments checked. Raises as generate does."""
-    temperature, top_k, top_p, rng = sampling
     check_continues(model, tokenizer)
-    if not len(ids):
-        raise ValueError("the prompt is empty: give at least one character")
+    check_prompts(model, [ids])
+    (sampling,) = for_each(sampling, 1)
+    return next_ids(model, ids, tokens, tokenizer.stop, sampling, adapter)
+
+
+def continuations(
+    model: Transformer,
+    prompts: Sequence[np.ndarray],
+    tokens: int,
+    tokenizer: Tokenizer,
+    samplings: Sequence[Sampling],
+    adapter: str | Sequence[str | None] | None = None,
+    batch: int = BATCH,
+) -> Iterator[tuple[int, list[int]]]:
+    """(i, the ids after prompts[i]) for each of the `prompts`, `batch` of similar length at a time: see generate().
+    All arguments are checked at once. Raises as generate does."""
+    check_continues(model, tokenizer)
+    check_prompts(model, prompts)
+    adapters = [adapter] * len(prompts) if adapter is None or isinstance(adapter, str) else [*adapter]
+    if adapter is not None and not model.reads_source:
+        check_adapters(adapters, model.adapter_names, len(prompts))
+    if batch < 1:
+        raise ValueError(f"batch = {batch} is no number of prompts to read at a time: at least 1")
+    lengths = np.array([len(ids) for ids in prompts], np.int64)
+
+    def one_batch(rows: list[int]) -> Iterator[tuple[int, list[int]]]:
+        new: dict[int, list[int]] = {row: [] for row in rows}
+        own = [prompts[row] for row in rows], tokens, tokenizer.stop, [samplings[row] for row in rows]
+        names = None if adapter is None else [adapters[row] for row in rows]
+        for place, i in next_ids_of_each(model, *own, names):
+            new[rows[place]].append(i)
+        yield from new.items()
+
+    groups = by_length(np.arange(len(prompts)), lengths, batch)
+    return chain.from_iterable(one_batch(rows.tolist()) for rows in groups)
+
+
+def for_each(sampling: Sampling, n: int) -> list[Sampling]:
+    """The same sampling for each of n prompts, each with a generator of its own: the first with that of `sampling`.
+    Raises ValueError for numbers that nothing can be drawn with, and where a draw has no rng."""
+    temperature, top_k, top_p, rng = sampling
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature {temperature} is below 0, or no number")
-    if temperature > 0:
-        sampling = sampling._replace(rng=generator(rng))
     if top_k < 0:
         raise ValueError(f"top_k = {top_k} is below 0")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p = {top_p} is not a probability above 0")
-    return next_ids(model, ids, tokens, tokenizer.stop, sampling, adapter)
+    if temperature == 0:
+        return [sampling] * n
+    first = generator(rng)
+    return [sampling._replace(rng=rng) for rng in (first, *first.spawn(max(0, n - 1)))][:n]
+
+
+def check_prompts(model: Transformer, prompts: Sequence[np.ndarray]) -> None:
+    """Raise ValueError for a prompt that is empty, or that an encoder cannot read whole; of several it is named."""
+    most = model.config.max_length
+    for number, ids in enumerate(prompts, 1):
+        which = f"prompt {number}" if len(prompts) > 1 else "the prompt"
+        if not len(ids):
+            raise ValueError(f"{which} is empty: give at least one character")
+        if model.reads_source and len(ids) > most:
+            raise ValueError(f"{which} has {len(ids)} tokens, more than the model's {most} positions: cut it")
 
 
 def check_continues(model: Transformer, tokenizer: Tokenizer) -> None:
@@ -174,21 +240,86 @@ def next_ids(
 
     An EncoderDecoder reads `ids` as the source, and the ids that it writes follow on config.decoder_start.
     """
-    own = Inputs(adapters=None if adapter is None else [adapter])
+    adapters = None if adapter is None else [adapter]
+    return (i for _, i in next_ids_of_each(model, [ids], tokens, stop, [sampling], adapters))
+
+
+def next_ids_of_each(
+    model: Transformer,
+    prompts: Sequence[np.ndarray],
+    tokens: int,
+    stop: Collection[int],
+    samplings: Sequence[Sampling],
+    adapters: Sequence[str | None] | None = None,
+) -> Iterator[tuple[int, int]]:
+    """(row, the next id of prompts[row]), each row as next_ids() alone: all are read as one batch, padded on the left,
+    which a row leaves when it ends.
+
+    A row leaves it too when it has more ids than the model has positions: then its positions move, and it has to be
+    read again for each id. Such rows wait until the others have ended, and go on together.
+    """
+    context, memory, seen = model.config.max_length, None, [ids.tolist() for ids in prompts]
     if isinstance(model, EncoderDecoder):
-        own, ids = own._replace(memory=model.encode(ids[None])), np.array([model.config.decoder_start])
-    context, seen = model.config.max_length, ids.tolist()
+        source, real = side_by_side(seen, left=False)
+        memory, seen = model.encode(source, real), [[model.config.decoder_start] for _ in prompts]
     chunk = context if isinstance(model.config.rope_scaling, DynamicScaling) else CHUNK
-    new, kv_cache = ids[-context:], KVCache(min(context, len(ids) + tokens))
-    for _ in range(tokens):
-        if kv_cache.length + len(new) > context:  # the first ids no longer fit, so all positions move
-            new, kv_cache = np.array(seen[-context:]), KVCache(context)
-        inputs = own if kv_cache.length else own._replace(text=new[None])
-        for start in range(0, len(new), chunk):  # so that the logits of a long prompt are not all in memory
-            logits, _ = model.forward(new[None, start : start + chunk], inputs, Pass(kv_cache=kv_cache))
-        i = sampling.choose(to_numpy(logits[0, -1]))
-        if i in stop:
-            return
-        yield i
-        seen.append(i)
-        new = np.array([i])
+    ends = [len(ids) + tokens for ids in seen]
+    going = [*range(len(seen))] if adapters is None else sort_rows(adapters)[2].tolist()  # as the forward sorts them
+    going, waiting, kv_cache = going if tokens > 0 else [], list[int](), None
+    while going:
+        if kv_cache is None:
+            new, real = side_by_side([seen[row][-context:] for row in going], left=True)
+            text = new if real is None else np.where(real, new, -1)
+            room = max(min(context - len(seen[row]), ends[row] - len(seen[row])) for row in going)
+            kv_cache, its_memory = KVCache(new.shape[1] + max(room, 0)), memory and memory.take(going)
+        else:
+            new, real, text = np.array([seen[row][-1:] for row in going]), None, None
+        names = None if adapters is None else tuple(adapters[row] for row in going)
+        inputs = Inputs(adapters=names, text=text, memory=its_memory)
+        logits = last_logits(model, new, real, inputs, kv_cache, chunk)
+        stay = []
+        for place, row in enumerate(going):
+            i = samplings[row].choose(logits[place])
+            if i in stop:
+                continue
+            yield row, i
+            seen[row].append(i)
+            if len(seen[row]) == ends[row]:
+                continue
+            if len(seen[row]) > context:
+                waiting.append(row)
+            else:
+                stay.append(place)
+        if not stay:
+            going, waiting, kv_cache = waiting, [], None
+        elif len(stay) < len(going):
+            going = [going[place] for place in stay]
+            kv_cache = kv_cache.take(stay, kv_cache.layers, names and tuple(names[place] for place in stay))
+            if its_memory is not None:  # in place: the KV cache knows it by identity
+                kept = its_memory.take(stay)
+                its_memory.data, its_memory.padding = kept.data, kept.padding
+
+
+def last_logits(
+    model: Transformer, ids: np.ndarray, real: np.ndarray | None, inputs: Inputs, kv_cache: KVCache, chunk: int
+) -> np.ndarray:
+    """(B, V), on the host: the logits behind the last of `ids` (B, T), which are read `chunk` at a time, so that those
+    of a long prompt are not all in memory; of several rows only the last of a chunk have any."""
+    B, T = ids.shape
+    for start in range(0, T, chunk):
+        part = slice(start, start + chunk)
+        if B > 1 and T > 1:
+            last = np.full(B, min(chunk, T - start) - 1)
+            inputs = inputs._replace(labelled=(np.arange(B), last), padding=None if real is None else real[:, part])
+        logits, _ = model.forward(ids[:, part], inputs, Pass(kv_cache=kv_cache))
+    return to_numpy(logits[:, -1] if inputs.labelled is None else logits)
+
+
+def side_by_side(rows: Sequence[list[int]], left: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """(the ids as (B, T), padded with 0 on one side; which are real, None where all are)"""
+    lengths = np.array([len(row) for row in rows])
+    T = lengths.max()
+    real = np.arange(T) >= T - lengths[:, None] if left else np.arange(T) < lengths[:, None]
+    ids = np.zeros(real.shape, np.int64)
+    ids[real] = np.concatenate(rows)
+    return ids, None if real.all() else real

@@ -60,11 +60,11 @@ class Transformer(Sequential):
         (inputs.adapters) are sorted by adapter on the way.
 
         Raises ValueError for ids that are not (B, T) integers in 0..V-1, or images that are not floats of the config's
-        size, for more tokens (those of run.kv_cache included) than config.max_length, for a KV cache with padding, or
-        of other layers or adapters, for padding, segments, active and text that are not as Inputs says, for an adapter
-        that no row can have, and for a source, which an EncoderDecoder reads; TypeError for `inputs` and `run` of other
-        types, and for a run.rng that is no generator. Values that are on a GPU already are not checked: that would wait
-        for it.
+        size, for more tokens (those of run.kv_cache included) than config.max_length, for a KV cache of other layers
+        or adapters, or with padding behind a token, for padding, segments, active and text that are not as Inputs says,
+        for an adapter that no row can have, and for a source, which an EncoderDecoder reads; TypeError for `inputs` and
+        `run` of other types, and for a run.rng that is no generator. Values that are on a GPU already are not checked:
+        that would wait for it.
         """
         xp = next(self.parameters()).xp
         check_arguments(inputs, run)
@@ -76,7 +76,7 @@ class Transformer(Sequential):
             check_images(ids, inputs, run, self.config)
             ids = xp.asarray(ids, dtype=next(self.parameters()).data.dtype)
         elif get_array_module(ids) is np:
-            check_ids(ids, self.config, kv_cache.length if kv_cache else 0)
+            check_ids(ids, self.config, kv_cache.most_tokens() if kv_cache else 0)
         segment = getattr(self.layers["embed"], "segment", None)
         check_inputs(inputs, run, np.shape(ids), None if segment is None else len(segment.weight.data))
         acts_on_all = inputs.active is not None and [
@@ -95,7 +95,7 @@ class Transformer(Sequential):
             ids = ids[xp.asarray(order)]
             if labelled is None or "labelled" not in self.layers:
                 outputs = order
-        so_far = kv_cache.read(ids, self.modules(), names) if kv_cache else ids
+        so_far = kv_cache.read(ids, self.modules(), names, inputs.padding) if kv_cache else ids
         if inputs.text is None and any(module.reads_text for module in self.modules()):
             inputs = inputs._replace(text=so_far)
         y, caches = super().forward(ids, inputs, run)
@@ -160,8 +160,6 @@ def check_inputs(inputs: Inputs, run: Pass, shape: tuple[int, ...], segments: in
     `segments` is the number of the model's segments; None if it has none. Values on a GPU are not checked.
     """
     padding, s, text = inputs.padding, inputs.segments, inputs.text
-    if run.kv_cache and padding is not None:
-        raise ValueError("a KV cache and padding do not go together: generate one sequence at a time")
     of_tokens = (
         ("padding", padding, "bool", "b"),
         ("segments", s, "integers", "iu"),

@@ -13,6 +13,7 @@ from ..backend import Array, get_array_module
 from ..ops.blockwise_attention import BLOCK, seen_keys
 from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
+from .kv_cache import KVCache
 from .module import Gradients, Module
 
 
@@ -22,11 +23,17 @@ class Rope(NamedTuple):
     theta: float
     scaling: ops.RopeScaling | None = None
 
-    def tables(self, x: Array, D: int, start: int) -> tuple[Array, Array]:
-        """cos and sin, each (T, 1, D), for the tokens of x (B, T, ...) from position `start` on."""
-        xp, T = get_array_module(x), x.shape[1]
-        omega = ops.rope_frequencies(xp, D, *self, start + T)
-        return ops.rope_tables(xp, T, omega, x.dtype, start, getattr(self.scaling, "amplitude", 1))
+    def tables(self, x: Array, D: int, kv_cache: KVCache | None = None) -> tuple[Array, Array]:
+        """cos and sin, each (T, 1, D), for the tokens of x (B, T, ...) behind those of a KV cache; each (B, T, 1, D) if
+        that has padding."""
+        xp, T, start = get_array_module(x), x.shape[1], kv_cache.length if kv_cache else 0
+        n: Any = start + T
+        of_rows = kv_cache.positions(T) if kv_cache else None
+        if of_rows is not None:
+            of_rows = xp.asarray(of_rows)
+            n = of_rows[:, -1:, None, None] + 1
+        omega = ops.rope_frequencies(xp, D, *self, n)
+        return ops.rope_tables(xp, T, omega, x.dtype, start, getattr(self.scaling, "amplitude", 1), of_rows)
 
 
 class AttentionCache(NamedTuple):
@@ -102,12 +109,11 @@ class Attention(Module):
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, AttentionCache | None]:
         T, rope, kv_cache = x.shape[1], None, run.kv_cache
-        start = kv_cache.length if kv_cache else 0
         (q, k, v), projections = self.project(x, inputs, run)
         q, q_norm = self.normalise(self.q_norm, q, inputs, run)
         k, k_norm = self.normalise(self.k_norm, k, inputs, run)
         if self.rope:
-            rope = run.once((self.rope, self.head_dim, T), self.rope.tables, x, self.head_dim, start)
+            rope = run.once((self.rope, self.head_dim, T), self.rope.tables, x, self.head_dim, kv_cache)
             q, k = ops.rope_forward(q, *rope), ops.rope_forward(k, *rope)
         if kv_cache:
             k, v = kv_cache.extend(self, k, v, self.window)
@@ -126,9 +132,17 @@ class Attention(Module):
 
     def mask(self, x: Array, keys: int, inputs: Inputs, run: Pass) -> Array | None:
         """What is added to the scores of x (B, T, C) with so many keys, the last T of them its own."""
+
+        def made() -> Array | None:
+            xp, padding, kv_cache = get_array_module(x), inputs.padding, run.kv_cache
+            if kv_cache:
+                end = kv_cache.length + T
+                real = kv_cache.real(end - keys, end)
+                padding = None if real is None else xp.asarray(real)
+            return ops.attention_mask(xp, T, self.causal, padding, x.dtype, keys - T, self.window)
+
         T = x.shape[1]
-        arguments = T, self.causal, inputs.padding, x.dtype, keys - T, self.window
-        return run.once((self.causal, T, self.window), ops.attention_mask, get_array_module(x), *arguments)
+        return run.once((self.causal, T, self.window), made)
 
     def backward(self, dy: Array, cache: AttentionCache, grads: Gradients) -> Array | None:
         do = self.o_proj.backward(dy, cache.o_proj, grads)

@@ -33,6 +33,11 @@ class Memory(Parameter):
 
     padding: Array | None = None  # (B, S) bool, True for a real token of the source; None: all are real
 
+    def take(self, rows: Sequence[int]) -> Memory:
+        """A copy of these rows."""
+        padding = None if self.padding is None else self.padding[rows]
+        return Memory(self.data[rows], self.trainable, padding)
+
 
 class CrossAttention(Attention):
     """y = o_proj(softmax(q kᵀ/√D + mask) v),  q = q_proj(x), k, v = k_proj(m), v_proj(m)

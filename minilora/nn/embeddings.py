@@ -9,6 +9,7 @@ from .. import ops
 from ..backend import Array, get_array_module
 from .costs import Costs, MetaArray
 from .inputs import Inputs, Pass
+from .kv_cache import KVCache
 from .layers import Embedding
 from .module import Gradients, Module, Parameter
 
@@ -41,8 +42,7 @@ class Embeddings(Module):
         if self.scale is not None:
             x = self.scale * x
         if self.position is not None:
-            start = self.offset + (run.kv_cache.length if run.kv_cache else 0)
-            p, cp = self.position.forward(positions(ids, inputs.padding, start), inputs, run)
+            p, cp = self.position.forward(positions(ids, inputs.padding, self.offset, run.kv_cache), inputs, run)
             x = x + p
         if self.segment is not None:
             segments = xp.zeros_like(ids) if inputs.segments is None else inputs.segments
@@ -104,13 +104,18 @@ class PatchEmbeddings(Module):
         return costs.array(B, 1 + math.prod(L), C)
 
 
-def positions(ids: Array, padding: Array | None, start: int) -> Array:
+def positions(ids: Array, padding: Array | None, start: int, kv_cache: KVCache | None = None) -> Array:
     """(B, T): the real tokens have positions start, start + 1, ..., so that padding on either side changes no logits.
+    The tokens of a KV cache come before them.
 
     Hugging Face's RoBERTa does the same. Its BERT and GPT-2 also count padding on the left (GPT-2 not in generate(),
     which passes position_ids): there the logits of a text depend on the padding.
     """
     xp, T = get_array_module(ids), ids.shape[1]
+    if kv_cache is not None:
+        if (of_rows := kv_cache.positions(T)) is not None:
+            return start + xp.asarray(of_rows)
+        start, padding = start + kv_cache.length, None
     if padding is None:
         return xp.broadcast_to(xp.arange(start, start + T, dtype=xp.int64), ids.shape)
     return start + xp.maximum(xp.cumsum(padding, axis=1, dtype=xp.int64) - 1, 0)

@@ -1,4 +1,19 @@
-"""The KV cache."""
+"""The KV cache, and left padding: texts of different lengths side by side in one.
+
+Row b has p_b columns of padding, and behind them its tokens. What is in column c of it:
+
+    c < p_b     padding                     p_b ≤ c     the token at position c - p_b
+
+Every row ends in the last column, so that the next token of each comes in the next one. A query in column i of row b
+attends to the key in column j where
+
+    p_b ≤ j ≤ i         and with a window of W keys             i - W < j
+
+Distances are those of the text alone, i - j = (i - p_b) - (j - p_b): windows and relative positions (T5), which count
+columns, are right as they are. Learned positions and RoPE are given c - p_b, and frequencies that depend on the length
+c - p_b + 1. Padding behind a token, where this would not hold, is refused. A column of padding has a key and a value,
+which no token reads.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +21,9 @@ import copy
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from ..backend import Array, get_array_module
+import numpy as np
+
+from ..backend import Array, get_array_module, to_numpy
 
 
 class KVCache:
@@ -20,19 +37,28 @@ class KVCache:
     def __init__(self, capacity: int) -> None:
         self.capacity, self.length = capacity, 0
         self.arrays: dict[Hashable, tuple[Array, Array]] = {}
-        self.ids: Any = ()  # (B, capacity) int, of the tokens; nothing before the first
+        self.ids: Any = ()  # (B, capacity) int64, of the tokens, -1 of padding; nothing before the first
+        self.padded: np.ndarray | None = None  # (B,) int64, on the host: p_b; None: no padding
         self.layers: tuple[Any, ...] = ()  # all modules of the model that made them
         self.adapters: tuple[str | None, ...] | None = None  # of each row
         self.borrowed = 0  # tokens that the base has read, for activated adapters (adapters/alora.py)
 
-    def read(self, ids: Array, layers: tuple[Any, ...], adapters: tuple[str | None, ...] | None) -> Array:
-        """Note the next ids (B, T), and who reads them; return all ids so far, (B, length + T).
+    def read(
+        self,
+        ids: Array,
+        layers: tuple[Any, ...],
+        adapters: tuple[str | None, ...] | None,
+        padding: Array | None = None,
+    ) -> Array:
+        """Note the next ids (B, T), which of them are real, and who reads them; return all ids so far, (B, length + T).
 
-        Raises ValueError, in one line that says what to do, where the tokens before were read by others.
+        Raises ValueError, in one line that says what to do, where the tokens before were read by others, and for
+        padding behind a token.
         """
+        xp = get_array_module(ids)
         if not self.length:
-            self.ids = get_array_module(ids).empty((len(ids), self.capacity), dtype=ids.dtype)
-            self.layers, self.adapters = layers, adapters
+            self.ids = xp.empty((len(ids), self.capacity), dtype=np.int64)
+            self.layers, self.adapters, self.padded = layers, adapters, None
         if len(ids) != len(self.ids):
             raise ValueError(
                 f"the KV cache holds {len(self.ids)} sequences, and the ids are of {len(ids)}: make a new KVCache"
@@ -50,9 +76,37 @@ class KVCache:
         end = self.length + ids.shape[1]
         if end > self.capacity:
             raise ValueError(f"the KV cache has room for {self.capacity} tokens, and these would be {end}")
+        if padding is not None:
+            self.padded = self.with_padding(to_numpy(padding))
+            ids = xp.where(padding, ids, -1)  # no token: an invocation is not found in it (adapters/alora.py)
         self.ids[:, self.length : end] = ids
         so_far: Array = self.ids[:, :end]
         return so_far
+
+    def with_padding(self, real: np.ndarray) -> np.ndarray | None:
+        """`padded` after T columns more, of which those that are `real` (B, T) hold a token."""
+        padded = np.zeros(len(real), np.int64) if self.padded is None else self.padded
+        columns = np.concatenate([(padded < self.length)[:, None], real], axis=1)
+        if (columns[:, :-1] & ~columns[:, 1:]).any():
+            raise ValueError("a KV cache has its padding on the left, and here some comes behind a token: put it first")
+        padded = padded + (~real).sum(axis=1)
+        return padded if padded.any() else None
+
+    def most_tokens(self) -> int:
+        """The number of tokens of the longest row."""
+        return self.length - (0 if self.padded is None else int(self.padded.min()))
+
+    def positions(self, T: int) -> np.ndarray | None:
+        """(B, T) int64, on the host: the positions of the next T columns, 0 for padding. None: those of the columns."""
+        if self.padded is None:
+            return None
+        return np.maximum(np.arange(self.length, self.length + T) - self.padded[:, None], 0)
+
+    def real(self, first: int, end: int) -> np.ndarray | None:
+        """(B, end - first) bool, on the host: which of these columns hold a token. None: all."""
+        if self.padded is None or self.padded.max() <= first:
+            return None
+        return np.arange(first, end) >= self.padded[:, None]
 
     def take(self, rows: Sequence[int], layers: tuple[Any, ...], adapters: tuple[str | None, ...] | None) -> KVCache:
         """A copy of these rows, as if others had read the same; one may be there several times. Who calls it knows that
@@ -60,6 +114,7 @@ class KVCache:
         taken = copy.copy(self)
         taken.arrays = {layer: (k[rows], v[rows]) for layer, (k, v) in self.arrays.items()}
         taken.ids = self.ids[rows]
+        taken.padded = None if self.padded is None else self.padded[rows]
         taken.layers, taken.adapters = layers, adapters
         return taken
 

@@ -68,8 +68,8 @@ def attention_mask(
     """0 where query i attends to key j, -1e9 where it does not; None where every query attends to every key.
 
     Shape (T, start + T), the first `start` keys being those of earlier tokens; (B, 1, T, start + T) with `padding`
-    (B, T), which is True for a real token. A `window` hides key j from query i unless i - window < j and, without a
-    causal mask, j < i + window, all counted along the array, padding included.
+    (B, start + T), which is True for a real token. A `window` hides key j from query i unless i - window < j and,
+    without a causal mask, j < i + window, all counted along the array, padding included.
 
     -1e9 and not -inf, so that a row without any visible key (of padding, under a causal mask or a window) stays finite.
     Such a row attends to all keys, in float32 to each alike, as -1e9 absorbs the scores. No real token reads it.

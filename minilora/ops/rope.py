@@ -26,6 +26,8 @@ n_i = L ω_i/2π turns. SCALINGS has the rules by Hugging Face's rope_type:
 
     x, y (B, T, H·D)    cos, sin (T, 1, D), of -φ for a and of φ for b: the sine gets its two signs
 
+Where rows have positions of their own, behind padding on the left, cos and sin are (B, T, 1, D).
+
 A key in a cache keeps the ω' of the length at which it was made. With dynamic scaling, past L tokens, reading a text
 at once and reading it in parts are therefore not the same: each part has the ω' of all up to its own end.
 
@@ -49,7 +51,7 @@ class LinearScaling(NamedTuple):
 
     factor: float
 
-    def frequencies(self, xp: ModuleType, D: int, theta: float, n: int) -> Array:
+    def frequencies(self, xp: ModuleType, D: int, theta: float, n: int | Array) -> Array:
         """ω' (D/2,) for a sequence of n tokens."""
         return rope_frequencies(xp, D, theta) / self.factor
 
@@ -63,9 +65,10 @@ class DynamicScaling(NamedTuple):
         """factor L, the longest sequence that a model reads here; the rule itself has no end."""
         return int(max(1, self.factor) * self.max_position_embeddings)
 
-    def frequencies(self, xp: ModuleType, D: int, theta: float, n: int) -> Array:
+    def frequencies(self, xp: ModuleType, D: int, theta: float, n: int | Array) -> Array:
         factor, L = self
-        stretch = factor * max(n, L) / L - (factor - 1)
+        longest = max(n, L) if isinstance(n, int) else xp.maximum(n, L)
+        stretch = factor * longest / L - (factor - 1)
         return rope_frequencies(xp, D, theta * stretch ** (D / max(D - 2, 1)))  # of one pair ω is 1 whatever θ is
 
 
@@ -75,7 +78,7 @@ class Llama3Scaling(NamedTuple):
     high_freq_factor: float
     original_max_position_embeddings: int  # L
 
-    def frequencies(self, xp: ModuleType, D: int, theta: float, n: int) -> Array:
+    def frequencies(self, xp: ModuleType, D: int, theta: float, n: int | Array) -> Array:
         factor, low, high, L = self
         omega = rope_frequencies(xp, D, theta)
         m = xp.clip((L * omega / (2 * math.pi) - low) / (high - low), 0, 1)
@@ -92,7 +95,7 @@ class YarnScaling(NamedTuple):
     beta_slow: float = 1
     truncate: bool = True  # round i_fast and i_slow
 
-    def frequencies(self, xp: ModuleType, D: int, theta: float, n: int) -> Array:
+    def frequencies(self, xp: ModuleType, D: int, theta: float, n: int | Array) -> Array:
         L, omega = self.original_max_position_embeddings, rope_frequencies(xp, D, theta)
         fast, slow = (
             D * math.log(L / (2 * math.pi * b)) / (2 * math.log(theta)) for b in (self.beta_fast, self.beta_slow)
@@ -120,16 +123,27 @@ SCALINGS: dict[str, type[RopeScaling]] = {
 }  # fmt: skip
 
 
-def rope_frequencies(xp: ModuleType, D: int, theta: float, scaling: RopeScaling | None = None, n: int = 0) -> Array:
-    """ω (D/2,), float64, for heads of width D; scaled if there is a `scaling`, for a sequence of n tokens."""
+def rope_frequencies(
+    xp: ModuleType, D: int, theta: float, scaling: RopeScaling | None = None, n: int | Array = 0
+) -> Array:
+    """ω (D/2,), float64, for heads of width D; scaled if there is a `scaling`, for a sequence of n tokens. If that asks
+    for n, and it is (B, 1, 1, 1), the tokens of several sequences, ω is (B, 1, 1, D/2)."""
     return theta ** (-xp.arange(0, D, 2) / D) if scaling is None else scaling.frequencies(xp, D, theta, n)
 
 
 def rope_tables(
-    xp: ModuleType, T: int, omega: Array, dtype: Any, start: int = 0, amplitude: float = 1
+    xp: ModuleType,
+    T: int,
+    omega: Array,
+    dtype: Any,
+    start: int = 0,
+    amplitude: float = 1,
+    positions: Array | None = None,
 ) -> tuple[Array, Array]:
-    """a cos and a sin of (-φ, φ), each (T, 1, D), for the positions start..start+T-1. The angles are float64."""
-    phi = xp.arange(start, start + T)[:, None, None] * xp.concatenate([-omega, omega])
+    """a cos and a sin of (-φ, φ), each (T, 1, D), for the positions start..start+T-1, or (B, T, 1, D) for `positions`
+    (B, T). The angles are float64."""
+    t = xp.arange(start, start + T) if positions is None else positions
+    phi = t[..., None, None] * xp.concatenate([-omega, omega], axis=-1)
     cos, sin = xp.cos(phi), xp.sin(phi)
     if amplitude != 1:
         cos, sin = amplitude * cos, amplitude * sin
