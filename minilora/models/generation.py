@@ -83,13 +83,13 @@ def generate(
     Raises ValueError for an empty prompt, a missing rng, a tokenizer of another vocabulary, a model that does not
     continue texts, an adapter that it does not have, and a list of them of another length.
     """
-    tokenizer, prompts = tokenizer or ByteTokenizer(), [prompt] if isinstance(prompt, str) else prompt
+    tokenizer = tokenizer or ByteTokenizer()
+    prompts: Sequence[str] = [prompt] if isinstance(prompt, str) else prompt
     ids = [tokenizer.encode(text) for text in prompts]
     sampling = for_each(Sampling(temperature, top_k, top_p, rng), len(ids))
     new = dict(continuations(model, ids, tokens, tokenizer, sampling, adapter, batch))
-    texts = [
-        tokenizer.decode([*([] if model.reads_source else own.tolist()), *new[row]]) for row, own in enumerate(ids)
-    ]
+    known = [[] if model.reads_source else own.tolist() for own in ids]
+    texts = [tokenizer.decode(known[row] + new[row]) for row in range(len(ids))]
     return texts[0] if isinstance(prompt, str) else texts
 
 

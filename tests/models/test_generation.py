@@ -8,40 +8,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import build
+from models import DECODERS, build, decoder
 
 import minilora
 from minilora.models.generation import CHUNK, Sampling, generate, next_ids, stream
 from minilora.models.tokenizer import Tokenizer
 from minilora.models.transformer import Transformer
-from minilora.nn import Inputs, KVCache, Pass
-from minilora.ops import Llama3Scaling, YarnScaling
+from minilora.nn import KVCache, Pass
 
-SCALING = {"rope_scaling": Llama3Scaling(4.0, 0.2, 1.5, 9), "head_dim": 6}
 few = settings(max_examples=examples.count(25), deadline=None, derandomize=True)
 
 
-SPECIAL = {
-    "gpt2": {},
-    "llama": {},
-    "llama, scaled": SCALING,
-    "mistral": {"sliding_window": 3},
-    "qwen2": {"sliding_window": 1, "max_window_layers": 1},
-    "qwen3": {"n_kv_heads": 1},
-    "qwen3, YaRN": {"n_kv_heads": 1, "rope_scaling": YarnScaling(4.0, 3)},
-    "smollm3": {"rotary_layers": (False, True), "sliding_window": 2, "layer_types": ("sliding_attention",) * 2},
-    "phi3": {"sliding_window": 3},
-    "gemma3_text": {},
-}
-
-
-@pytest.fixture(params=SPECIAL)
+@pytest.fixture(params=DECODERS)
 def model(request) -> Transformer:
-    return special(request.param)
-
-
-def special(kind: str) -> Transformer:
-    return build(kind.partition(", ")[0], **SPECIAL[kind])
+    return decoder(request.param)
 
 
 def uncached(model: Transformer, ids: np.ndarray, tokens: int, *options: Any) -> list[int]:
@@ -55,7 +35,7 @@ def uncached(model: Transformer, ids: np.ndarray, tokens: int, *options: Any) ->
 @few
 @given(data=st.data())
 def test_tokens_that_come_in_parts_have_the_logits_of_the_whole(data):
-    model = special(data.draw(st.sampled_from(list(SPECIAL))))
+    model = decoder(data.draw(st.sampled_from(list(DECODERS))))
     ids = np.array([data.draw(st.lists(st.integers(0, 12), min_size=1, max_size=9))])
     whole, _ = model.forward(ids)
     ends = sorted({data.draw(st.integers(1, ids.shape[1])) for _ in range(3)} | {ids.shape[1]})

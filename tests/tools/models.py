@@ -58,6 +58,25 @@ def build(family: str, **options: Any) -> Transformer:
     return model
 
 
+DECODERS: dict[str, dict[str, Any]] = {  # family, what about it: options of build()
+    "gpt2": {},
+    "llama": {},
+    "llama, scaled": {"rope_scaling": ops.Llama3Scaling(4.0, 0.2, 1.5, 9), "head_dim": 6},
+    "mistral": {"sliding_window": 3},
+    "qwen2": {"sliding_window": 1, "max_window_layers": 1},
+    "qwen3": {"n_kv_heads": 1},
+    "qwen3, YaRN": {"n_kv_heads": 1, "rope_scaling": ops.YarnScaling(4.0, 3)},
+    "smollm3": {"rotary_layers": (False, True), "sliding_window": 2, "layer_types": ("sliding_attention",) * 2},
+    "phi3": {"sliding_window": 3},
+    "gemma3_text": {},
+}
+
+
+def decoder(kind: str, **options: Any) -> Transformer:
+    """A small one of DECODERS."""
+    return build(kind.partition(", ")[0], **{**DECODERS[kind], **options})
+
+
 class Batch(NamedTuple):
     ids: np.ndarray
     labels: np.ndarray
