@@ -8,7 +8,7 @@ import examples
 import fakecupy
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from models import DECODERS, build, decoder
 from peft_models import base, trained
@@ -28,8 +28,8 @@ from minilora.nn import Inputs, KVCache, Pass
 KINDS: dict[str, dict[str, Any]] = DECODERS | {
     "gemma3_text, near": {"sliding_window": 3, "layer_types": ("sliding_attention", "full_attention")},
     "llama, linear": {"rope_scaling": ops.LinearScaling(2.0)},
-    "llama, dynamic": {"rope_scaling": ops.DynamicScaling(3.0, 3)},
-    "smollm3, dynamic": {"rope_scaling": ops.DynamicScaling(4.5, 2), "rotary_layers": (True, False)},
+    "llama, dynamic": {"rope_scaling": ops.DynamicScaling(3.0, 3), "head_dim": 6},
+    "smollm3, dynamic": {"rope_scaling": ops.DynamicScaling(4.5, 2), "head_dim": 4, "rotary_layers": (True, False)},
     "gpt2, in bfloat16": {},
 }
 few = settings(max_examples=examples.count(60), deadline=None, derandomize=True)
@@ -74,11 +74,11 @@ def draws(n, temperature, seed=0):
 # ---- one forward ----
 
 
-@few
+@pytest.mark.parametrize("kind", KINDS)
+@settings(few, max_examples=examples.count(30))
 @given(data=st.data())
-def test_behind_padding_on_the_left_tokens_have_the_logits_of_their_text_alone(data):
+def test_behind_padding_on_the_left_tokens_have_the_logits_of_their_text_alone(kind, data):
     """The ids come in parts: some have padding, the last are one for each row."""
-    kind = data.draw(st.sampled_from(list(KINDS)))
     model = model_of(kind)
     rows = data.draw(st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=6), min_size=2, max_size=4))
     ids, real = left_padded(rows, T := max(map(len, rows)) + data.draw(st.integers(0, 2)))
@@ -152,15 +152,16 @@ def test_only_tokens_count_towards_the_positions_of_the_model():
 # ---- ids ----
 
 
-@few
-@given(data=st.data())
-def test_each_of_many_prompts_goes_on_as_alone_past_the_context_too(data):
-    kind, prompts = data.draw(st.sampled_from(list(KINDS))), data.draw(prompts_of)
-    tokens, temperature = data.draw(st.integers(0, 12)), data.draw(st.sampled_from([0.0, 0.8]))
-    stop = data.draw(st.sets(st.integers(0, 12), max_size=3))
+@pytest.mark.parametrize("kind", KINDS)
+@settings(few, max_examples=examples.count(30))
+@given(prompts_of, st.integers(0, 12), st.sampled_from([0.0, 0.8]), st.sets(st.integers(0, 12), max_size=3))
+@example([[3] * 14, [1, 5], [9, 2, 6, 5, 3, 5, 8, 9, 7], [9, 3, 2]], 15, 0.8, set())
+def test_each_of_many_prompts_goes_on_as_alone_past_the_context_too(kind, prompts, tokens, temperature, stop):
     model, n = model_of(kind), len(prompts)
     expected = alone(model, prompts, tokens, stop, draws(n, temperature))
     assert together(model, prompts, tokens, stop, draws(n, temperature)) == expected
+    if not stop:
+        assert {len(new) for new in expected} == {tokens}
 
 
 @few
