@@ -47,6 +47,7 @@ from minilora.cli import commands, main, parser
 from minilora.cli.commands import ex
 from minilora.data import Split
 from minilora.files import load_tensors, save_tensors
+from minilora.jobs import generation as jobs_generation
 from minilora.jobs import pretraining, rank
 from minilora.models import describe
 from minilora.models.config import Config
@@ -549,7 +550,7 @@ def test_info_refuses_a_folder_that_holds_neither_model_nor_adapter(here, capfd)
         ([], "required: command"),
         (["finetune", "--data", "x", "--out", "y", "--steps", "0"], "--steps: '0' is not a whole number above 0"),
         (["finetune", "--data", "x", "--out", "y", "--batch", "1.5"], "--batch: '1.5' is not a whole number above 0"),
-        (["generate"], "required: --prompt"),
+        (["predict"], "required: --adapter"),
     ],
 )
 def test_words_that_do_not_parse_are_answered_in_one_line_too(words, says, capfd):
@@ -839,6 +840,91 @@ def test_ctrl_c_ends_an_answer_and_then_the_chat(instruct):
             process.kill()
     assert said.splitlines()[-1] == "minilora: stopped"
     os.close(ours)
+
+
+def prompts_of(path: str, *prompts: str) -> list[str]:
+    Path(path).write_text("".join(json.dumps({"ask": prompt, "n": 1}) + "\n" for prompt in prompts), encoding="utf-8")
+    return ["--data", path, "--text", "ask"]
+
+
+def test_each_prompt_of_a_file_gives_a_line_in_the_order_of_the_rows(here, capfd):
+    asked = ["def ", "é", "x = [\n", "a longer one, for the others to be padded"]
+    words = ["generate", "--base", "base", "--adapter", "adapter", *prompts_of("p.jsonl", *asked), "--tokens", "9"]
+    outputs = []
+    for batch in ("1", "3"):
+        assert main([*words, "--batch", batch]) == 0
+        shown = capfd.readouterr()
+        assert re.fullmatch(r"minilora: 4 prompts, 36 tokens in [\d.]+ s, \d+ a second", lines(shown.err)[-1])
+        outputs.append(shown.out)
+    assert outputs[0] == outputs[1]
+    found = [json.loads(line) for line in outputs[0].splitlines()]
+    assert [row["prompt"] for row in found] == asked
+    assert {(row["tokens"], row["end"]) for row in found} == {(9, "length")}
+    for row in found:
+        assert main([*GENERATE[:5], "--prompt", row["prompt"], "--tokens", "9"]) == 0
+        assert capfd.readouterr().out == row["prompt"] + row["continuation"] + "\n"
+    assert main([*words, "--out", "out.jsonl"]) == 0
+    assert Path("out.jsonl").read_text(encoding="utf-8") == outputs[0]
+    assert not Path("out.jsonl.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "give either --prompt TEXT or --data FILE"),
+        (["--prompt", "x", "--data", "p.jsonl"], "give either"),
+        (["--prompt", "x", "--out", "y"], "--out goes with --data: leave it out"),
+        (["--prompt", "x", "--chat"], "--chat goes with --data"),
+        (["--data", "p.jsonl", "--text", "asks"], "has no 'asks': did you mean 'ask'"),
+        (["--data", "empty.jsonl", "--text", "ask"], "'ask' is empty in 1 row, on line 2: fill"),
+        (["--data", "p.jsonl", "--text", "ask", "--resume"], "--resume goes on with the lines of --out"),
+        (["--data", "p.jsonl", "--text", "ask", "--out", "p.jsonl"], "p.jsonl is there already: choose another name"),
+        (["--data", "p.jsonl", "--text", "ask", "--out", "left"], "left.partial holds 1 line of an earlier run"),
+        (["--data", "p.jsonl", "--text", "ask", "--out", "left", "--resume"], "line 1 is not of prompt 1: --resume"),
+        (["--data", "p.jsonl", "--text", "ask", "--chat"], "no chat template"),
+    ],
+)
+def test_prompts_that_cannot_be_continued_are_refused_before_a_model_is_read(words, says, here, capfd, monkeypatch):
+    prompts_of("p.jsonl", "a", "b")
+    prompts_of("empty.jsonl", "a", " ")
+    Path("left.partial").write_text('{"prompt": "b"}\n', encoding="utf-8")
+    monkeypatch.setattr("minilora.cli.commands.generate.load_model", None)
+    assert_refused(here, capfd, ["generate", "--base", "base", *words], says)
+
+
+def test_a_run_that_is_stopped_keeps_its_lines_and_goes_on_to_the_same_bytes(here, capfd, monkeypatch):
+    words = ["generate", "--base", "base", *prompts_of("p.jsonl", "a", "bcd", "ef", "g"), "--tokens", "6"]
+    words += ["--temperature", "1", "--batch", "1"]
+    assert main([*words, "--out", "whole.jsonl"]) == 0
+    monkeypatch.setattr("minilora.jobs.generation.POOL", 1)
+    original, calls = jobs_generation.continuations, itertools.count(1)
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(jobs_generation, "continuations", stopped)
+    assert main([*words, "--out", "out.jsonl"]) == 130
+    says = "stopped; 2 of 4 prompts are in out.jsonl.partial; the same command with --resume goes on"
+    assert lines(capfd.readouterr().err)[-1] == f"minilora: {says}"
+    with open("out.jsonl.partial", "ab") as file:
+        file.write(b'{"prompt": "ef", "conti')  # as a process that is killed leaves it
+    assert main([*words, "--out", "out.jsonl", "--resume"]) == 0
+    assert lines(capfd.readouterr().err)[-1].startswith("minilora: 2 prompts, 12 tokens")
+    assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+    assert not Path("out.jsonl.partial").exists()
+
+
+def test_prompts_that_are_messages_are_answered_as_in_a_chat(instruct, capfd, monkeypatch):
+    words = ["--base", "instruct", "--tokens", "5"]
+    assert main(["generate", *words, *prompts_of("p.jsonl", "hello", "a b"), "--chat"]) == 0
+    found = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [row["prompt"] for row in found] == ["hello", "a b"]
+    for row in found:
+        monkeypatch.setattr("sys.stdin", io.StringIO(row["prompt"]))
+        assert main(["chat", *words]) == 0
+        assert capfd.readouterr().out == row["continuation"] + "\n"
 
 
 def test_generate_streams_what_a_tokenizer_says(instruct, capfd):
