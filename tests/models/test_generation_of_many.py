@@ -5,7 +5,6 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import examples
-import fakecupy
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -191,12 +190,13 @@ def test_a_row_that_has_ended_is_read_no_more(rng):
         return [next((t for t, i in enumerate(new) if i in stop), 12) for new in alone(model, prompts, 12)]
 
     stop = next(pair for pair in combinations(range(13), 2) if len({0, *ends_by(pair)}) == 4 and 12 in ends_by(pair))
-    ends, shapes, flops, forward = ends_by(stop), [], [], model.forward
+    ends, shapes, logits, flops, forward = ends_by(stop), [], [], [], model.forward
 
     def counted(ids, *arguments):
         shapes.append(ids.shape)
         done = []
         flops.append(executed_flops(model, lambda: done.append(forward(ids, *arguments))))
+        logits.append(done[0][0].shape)
         return done[0]
 
     model.forward = counted  # type: ignore[method-assign]
@@ -204,6 +204,7 @@ def test_a_row_that_has_ended_is_read_no_more(rng):
     rows = [sum(end >= t for end in ends) for t in range(12)]
     assert shapes == [(3, 5), *((B, 1) for B in rows[1:])]
     assert {1, 2, 3} == {*rows}
+    assert logits[0] == (3, 13)  # of the prompts only what is behind their last tokens
     of_many = flops[-1]
     last = prompts[int(np.argmax(ends))]
     together(model, [([0] * 5 + last)[-5:]], 12)  # as many columns
@@ -347,16 +348,14 @@ def test_a_source_that_is_too_long_is_named_before_anything_is_read():
     assert len(generate(model, ["short", "shorter"], 3)) == 2
 
 
-def test_on_the_double_of_a_gpu_many_prompts_go_on_as_on_a_cpu(monkeypatch):
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "t5"])
+@pytest.mark.parametrize("xp", ["fakecupy", pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True)
+def test_on_a_gpu_many_prompts_go_on_as_on_a_cpu(family, xp):
     prompts = [[3, 1, 4, 1, 5], [9, 2], [6]]
-    for family in ("gpt2", "llama", "mistral", "t5"):
-        options = {"sliding_window": 3} if family == "mistral" else {}
-        with monkeypatch.context() as patch:
-            model = build(family, **options)
-            expected = together(model, prompts, 9, {4})
-            patch.setitem(__import__("sys").modules, "cupy", fakecupy)
-            model.to(fakecupy)
-            assert together(model, prompts, 9, {4}) == expected
+    model = build(family, **({"sliding_window": 3} if family == "mistral" else {}))
+    expected = together(model, prompts, 9, {4})
+    model.to(xp)
+    assert together(model, prompts, 9, {4}) == expected
 
 
 # ---- the originals ----
