@@ -73,6 +73,7 @@ def in_pools(
             for row, found in continuations(model, ids[pool], tokens, tokenizer, samplings[pool], batch=batch):
                 new[row] = found
                 bar.update()
+            bar.clear()  # the lines may go to the same terminal
             for row, prompt in enumerate(prompts[pool]):
                 end = "length" if len(new[row]) == tokens else "stop"
                 yield Continuation(prompt, tokenizer.decode(new[row]), len(new[row]), end)
