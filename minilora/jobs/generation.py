@@ -52,31 +52,23 @@ def continued(
     """
     check_continues(model, tokenizer)
     check_prompts(model, ids)
-    return in_pools(model, prompts, ids, tokens, tokenizer, for_each(sampling, len(ids)), batch, done)
+    samplings = for_each(sampling, len(ids))
 
+    def in_pools() -> Iterator[Continuation]:
+        from tqdm import tqdm
 
-def in_pools(
-    model: Transformer,
-    prompts: Sequence[str],
-    ids: Sequence[np.ndarray],
-    tokens: int,
-    tokenizer: Tokenizer,
-    samplings: Sequence[Sampling],
-    batch: int,
-    done: int,
-) -> Iterator[Continuation]:
-    from tqdm import tqdm
+        with tqdm(total=len(ids), initial=done, desc="generating", disable=None, leave=False) as bar:
+            for start in range(done, len(ids), POOL * batch):
+                pool, new = slice(start, start + POOL * batch), dict[int, list[int]]()
+                for row, found in continuations(model, ids[pool], tokens, tokenizer, samplings[pool], batch=batch):
+                    new[row] = found
+                    bar.update()
+                bar.clear()  # the lines may go to the same terminal
+                for row, prompt in enumerate(prompts[pool]):
+                    end = "length" if len(new[row]) == tokens else "stop"
+                    yield Continuation(prompt, tokenizer.decode(new[row]), len(new[row]), end)
 
-    with tqdm(total=len(ids), initial=done, desc="generating", disable=None, leave=False) as bar:
-        for start in range(done, len(ids), POOL * batch):
-            pool, new = slice(start, start + POOL * batch), dict[int, list[int]]()
-            for row, found in continuations(model, ids[pool], tokens, tokenizer, samplings[pool], batch=batch):
-                new[row] = found
-                bar.update()
-            bar.clear()  # the lines may go to the same terminal
-            for row, prompt in enumerate(prompts[pool]):
-                end = "length" if len(new[row]) == tokens else "stop"
-                yield Continuation(prompt, tokenizer.decode(new[row]), len(new[row]), end)
+    return in_pools()
 
 
 def as_line(continuation: Continuation) -> str:
