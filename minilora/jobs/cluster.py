@@ -3,17 +3,18 @@ thread of Dask's would go on to its end after Ctrl-C."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import pickle
 import platform
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,21 +49,28 @@ def connected(address: str | None, out: Path, inputs: Sequence[str]) -> Iterator
         raise ImportError("--cluster needs Dask: pip install '.[cluster]' in the clone, here and on the workers")
     import distributed
 
-    host, port = distributed.comm.get_address_host_port(address)
-    try:
-        socket.create_connection((host, port), CONNECT).close()
-    except OSError as error:
-        raise OSError(f"no Dask scheduler answers at {address}: {error.strerror or error}") from None
     with quiet():
-        try:
-            client = distributed.Client(address, timeout=CONNECT, set_as_default=False)
-        except OSError as error:
-            raise OSError(f"what answers at {address} is no Dask scheduler: {error}") from None
-        try:
+        with ThreadPoolExecutor(1) as thread:  # a notebook runs a loop in its own
+            kind = thread.submit(asyncio.run, kind_at(address)).result()
+        if kind is None:
+            raise OSError(f"no Dask scheduler answers at {address} within {CONNECT:g} seconds")
+        if kind != "Scheduler":
+            raise ValueError(f"a Dask {kind.lower()} is at {address}: give the address of the scheduler")
+        with distributed.Client(address, timeout=CONNECT, set_as_default=False) as client:
             check_workers(client, out, inputs)
             yield client
-        finally:
-            client.close()
+
+
+async def kind_at(address: str) -> str | None:
+    """What of Dask answers there; Client would wait for ever for a port where nothing of Dask is."""
+    import distributed
+
+    try:
+        async with distributed.core.rpc(address) as there:
+            found = await asyncio.wait_for(there.identity(), CONNECT)
+            return str(found["type"])
+    except OSError:
+        return None
 
 
 @contextmanager
