@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from commands import assert_refused, code_of, lines, make_inputs, outside, tree
+from small_runs import run_small, small_comparison
 
 from minilora.cli import main
 from minilora.files import LOCK, read_json
@@ -130,22 +131,28 @@ def test_a_sweep_goes_on_from_processes_to_a_cluster_and_back(two, here):
 
 
 @pytest.mark.slow
-def test_a_comparison_on_a_cluster_has_the_losses_of_one_without(two, here, monkeypatch, capfd):
-    monkeypatch.setattr(methods, "methods_figure", lambda report, titles: b"")
+def test_a_comparison_on_a_cluster_has_the_losses_and_rates_of_one_without(two, here, monkeypatch, capfd):
+    small_comparison(monkeypatch)
+    monkeypatch.setattr(methods, "run", run_small)
+    monkeypatch.setattr(methods, "MOST", 0)  # a short search
+    words = ["compare", "--methods", "lora,full", "--seeds", "2"]
     before = two.runs()
-    assert main(["compare", "--methods", "lora,full", "--seeds", "2", "--out", "out", "--cluster", two.address]) == 0
+    assert main([*words, "--cluster", two.address, "--out", "there"]) == 0
     assert lines(capfd.readouterr().err) == []
     after = two.runs()
-    assert sum(after.values()) - sum(before.values()) == 4
     assert all(after[worker] > before[worker] for worker in after)
-    (file,) = (here / "out" / "runs").glob("full-*-1-test.json")
-    k = int(file.name.split("-", 1)[1].removesuffix("-1-test.json"))
-    (here / "again" / "runs").mkdir(parents=True)
-    methods.run(here / "again", methods.Cell(methods.FULL, {}, None, "as it is"), k, 1, "test")
-    there, again = read_json(file), read_json(here / "again" / "runs" / file.name)
-    assert there.pop("seconds") > 0
-    again.pop("seconds")
-    assert there == again
+    assert main([*words, "--jobs", "1", "--out", "here"]) == 0
+    assert {path.name for path in Path("there", "runs").iterdir()} == {
+        path.name for path in Path("here", "runs").iterdir()
+    }
+    assert sum(after.values()) - sum(before.values()) == len(list(Path("here", "runs").glob("*-*.json")))
+    assert Path("there", "rates.json").read_bytes() == Path("here", "rates.json").read_bytes()
+    reports = [read_json(Path(out, "methods.json")) for out in ("there", "here")]
+    for report in reports:
+        for timed in (report, *report["rows"]):
+            timed.pop("seconds", None)
+            timed.pop("step_time", None)
+    assert reports[0] == reports[1]
 
 
 def test_results_have_the_order_of_the_calls_and_progress_is_told_as_they_come(two, here):
@@ -181,7 +188,9 @@ def until(running: subprocess.Popen[str], begun: int) -> None:
 def test_a_worker_that_is_killed_changes_no_byte(two, here):
     running = command(*LONG, "--cluster", two.address)
     until(running, 1)
-    (victim,) = list(two.ask(os.getpid).values())[:1]
+    at_work = two.ask(lambda dask_worker: (len(dask_worker.state.executing), os.getpid())).values()
+    busy, victim = max(at_work)
+    assert busy
     os.kill(victim, signal.SIGKILL)
     _, err = running.communicate(timeout=60)
     assert (running.returncode, err) == (0, "")
