@@ -193,7 +193,7 @@ def in_a_process(folder: str, function: Callable[..., Any], call: tuple[Any, ...
             except subprocess.TimeoutExpired:
                 message = None  # it has it
                 task = worker.state.tasks.get(key)
-                if task is None or task.state == "cancelled":
+                if task is None or task.state == "cancelled" or worker.status.name in ("closing", "closed", "failed"):
                     process.kill()
     if process.returncode:
         said = err.decode(errors="replace").strip().splitlines()

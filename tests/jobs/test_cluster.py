@@ -35,7 +35,7 @@ SWEEP = [
     "--evaluate-every", "1", "--checkpoint-every", "1", "--dropout", "0.1", "--ranks", "1,2", "--seeds", "2",
     "--out", "out",
 ]  # fmt: skip
-LONG = [*SWEEP, "--steps", "600", "--evaluate-every", "600", "--checkpoint-every", "20"]
+LONG = [*SWEEP, "--steps", "300", "--evaluate-every", "300", "--checkpoint-every", "20"]
 STOPPED = "minilora: stopped; what is done is kept in out; the same command with --resume goes on"
 
 
@@ -134,7 +134,7 @@ def test_a_sweep_goes_on_from_processes_to_a_cluster_and_back(two, here):
 def test_a_comparison_on_a_cluster_has_the_losses_and_rates_of_one_without(two, here, monkeypatch, capfd):
     small_comparison(monkeypatch)
     monkeypatch.setattr(methods, "run", run_small)
-    monkeypatch.setattr(methods, "MOST", 0)  # a short search
+    monkeypatch.setattr(methods, "MOST", 1)  # a short search
     words = ["compare", "--methods", "lora,full", "--seeds", "2"]
     before = two.runs()
     assert main([*words, "--cluster", two.address, "--out", "there"]) == 0
@@ -184,6 +184,13 @@ def until(running: subprocess.Popen[str], begun: int) -> None:
         time.sleep(0.01)
 
 
+def assert_nothing_is_written(folder: Path) -> None:
+    time.sleep(1)
+    left = tree(folder)
+    time.sleep(1)
+    assert tree(folder) == left
+
+
 @pytest.mark.slow
 def test_a_worker_that_is_killed_changes_no_byte(two, here):
     running = command(*LONG, "--cluster", two.address)
@@ -214,14 +221,11 @@ def test_when_the_command_ends_the_workers_stop_and_it_can_be_resumed_at_once(ho
     again = command(*endless, "--resume")
     end_of_pause = time.monotonic() + 6
     while time.monotonic() < end_of_pause:  # a cell that is still locked would end it
-        assert again.poll() is None, again.communicate()
+        assert again.poll() is None
         time.sleep(0.1)
     again.send_signal(signal.SIGINT)
     again.communicate(timeout=20)
-    time.sleep(1)
-    left = tree(here)
-    time.sleep(1)
-    assert tree(here) == left
+    assert_nothing_is_written(here)
 
 
 @pytest.mark.slow
@@ -243,24 +247,27 @@ def test_what_a_call_raises_and_prints_comes_back_as_if_it_were_made_here(two, h
 
 
 @pytest.mark.slow
-def test_workers_or_a_scheduler_that_end_for_good_end_the_command(tmp_path, here, monkeypatch, capfd):
+@pytest.mark.parametrize(
+    ("which", "says"),
+    [
+        (0, r"the Dask scheduler at tcp://\S+ is gone; --resume goes on$"),
+        (1, r"has no worker any more: start one by dask worker tcp://\S+; --resume goes on$"),
+    ],
+)
+def test_a_scheduler_or_all_workers_that_end_end_the_command_and_its_runs(
+    which, says, tmp_path, here, monkeypatch, capfd
+):
     monkeypatch.setattr(jobs_cluster, "PATIENCE", 2)
-    endless = [*LONG, "--steps", "1000000"]
-    with started(tmp_path) as cluster:
-        code = interrupted(cluster.processes[1], [*endless, "--cluster", cluster.address])
-        assert code == 2
-        (line,) = lines(capfd.readouterr().err)
-        assert re.search(r"has no worker any more: start one by dask worker tcp://\S+; --resume goes on$", line)
-
-
-def interrupted(process: subprocess.Popen[bytes], words: list[str]) -> Any:
-    """The exit code of a command during which a process of the cluster ends."""
-    shell = "import os, sys, time, pathlib\n" + (
-        "while not list(pathlib.Path('out').glob('*/*/checkpoint.safetensors')): time.sleep(0.01)\n"
-        "os.kill(int(sys.argv[1]), 15)"
+    ends = "import os, sys, time\nfrom pathlib import Path\n" + (
+        "while not list(Path('out').glob('*/*/checkpoint.safetensors')): time.sleep(0.01)\n"
+        "os.kill(int(sys.argv[1]), 9 if sys.argv[2] == '0' else 15)"  # 15: it ends the workers
     )
-    with subprocess.Popen([sys.executable, "-c", shell, str(process.pid)]):
-        return code_of(words)
+    with started(tmp_path) as cluster:
+        with subprocess.Popen([sys.executable, "-c", ends, str(cluster.processes[which].pid), str(which)]):
+            assert code_of([*LONG, "--steps", "1000000", "--cluster", cluster.address]) == 2
+        (line,) = lines(capfd.readouterr().err)
+        assert re.search(says, line)
+        assert_nothing_is_written(here)
 
 
 # ---- refused ----
