@@ -87,7 +87,8 @@ def sweep(
     options |= {"shards": shards}
     kinds = kinds_of(methods, ranks)
     grid = {out / name / f"seed-{i}": {**kind, "seed": i} for name, kind in kinds.items() for i in range(seeds)}
-    with folder_lock(out) as killed, connected(cluster, out, (base, data)) as client:
+    inputs = [base, data, *(value for value in options.values() if isinstance(value, str))]  # a teacher, for example
+    with folder_lock(out) as killed, connected(cluster, out, inputs) as client:
         check_folder(out, begun(grid), resume, killed)
         base = str(base_for(next(iter(begun(grid)), out), base))  # one commit for all cells
         trainable = check_input(grid, base, data, options, show_data)

@@ -1,7 +1,6 @@
 """A Dask cluster of two workers, started here by the lines of docs/cluster.md: sweeps and a comparison on it."""
 
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -19,7 +18,7 @@ import pytest
 from commands import assert_refused, code_of, lines, make_inputs, outside, tree
 from small_runs import run_small, small_comparison
 
-from minilora.cli import main
+from minilora.cli import main, parser
 from minilora.files import LOCK, read_json
 from minilora.jobs import cluster as jobs_cluster
 from minilora.jobs import language_model, methods, sweep
@@ -55,8 +54,11 @@ class Cluster(NamedTuple):
 
 
 @contextlib.contextmanager
-def started(folder: Path, workers: int = 2) -> Iterator[Cluster]:
-    """The lines of the page, at a port that is free, in a folder where the runs do not happen."""
+def started(folder: Path, workers: int = 2, preload: str = "") -> Iterator[Cluster]:
+    """The lines of the page, at a port that is free, in a folder where the runs do not happen. `preload` is what the
+    workers do first."""
+    (folder / "first.py").write_text(preload)
+    first = ["--preload", str(folder / "first.py")]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -64,8 +66,8 @@ def started(folder: Path, workers: int = 2) -> Iterator[Cluster]:
     running: list[subprocess.Popen[bytes]] = []
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(open(folder / "log", "wb"))
-        for words in LINES[: 1 + bool(workers)]:
-            command = [sys.executable, "-m", "dask", *(word.replace("8786", port) for word in words)]
+        for words, more in list(zip(LINES, ([], first), strict=True))[: 1 + bool(workers)]:
+            command = [sys.executable, "-m", "dask", *(word.replace("8786", port) for word in words), *more]
             process = subprocess.Popen(command, cwd=folder, env=outside() | once, stdout=log, stderr=log)
             running.append(process)
             stack.callback(end, process)
@@ -192,13 +194,18 @@ def assert_nothing_is_written(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_changes_no_byte(two, here):
+def test_a_worker_that_is_killed_ends_its_runs_which_others_make_to_the_same_bytes(two, here):
+    psutil = pytest.importorskip("psutil")  # Dask brings it
     running = command(*LONG, "--cluster", two.address)
     until(running, 1)
     at_work = two.ask(lambda dask_worker: (len(dask_worker.state.executing), os.getpid())).values()
     busy, victim = max(at_work)
     assert busy
+    its_runs = psutil.Process(victim).children()
+    assert its_runs
     os.kill(victim, signal.SIGKILL)
+    _, alive = psutil.wait_procs(its_runs, timeout=2)
+    assert not alive
     _, err = running.communicate(timeout=60)
     assert (running.returncode, err) == (0, "")
     two.client.wait_for_workers(2, timeout=60)
@@ -296,9 +303,15 @@ def test_a_missing_dask_is_one_line_that_says_what_to_install(here, capfd, monke
     assert_refused(here, capfd, [*SWEEP, "--cluster", "tcp://127.0.0.1:1"], says)
 
 
-def test_a_scheduler_without_workers_is_refused(tmp_path, here, capfd):
-    with started(tmp_path / "..", workers=0) as cluster:
+def test_a_scheduler_without_workers_is_refused(tmp_path_factory, here, capfd):
+    with started(tmp_path_factory.mktemp("other"), workers=0) as cluster:
         assert_refused(here, capfd, [*SWEEP, "--cluster", cluster.address], "has no worker: start one by dask worker")
+
+
+def test_workers_without_minilora_are_refused(tmp_path_factory, here, capfd):
+    with started(tmp_path_factory.mktemp("other"), preload="import sys\nsys.modules['minilora'] = None") as cluster:
+        says = r"worker tcp://\S+ cannot run minilora: .*No module named.*: install there what is installed here$"
+        assert_refused(here, capfd, [*SWEEP, "--cluster", cluster.address], says)
 
 
 def test_workers_with_other_versions_or_another_disk_are_refused_in_a_line(two, here, capfd, monkeypatch):
@@ -327,9 +340,8 @@ def test_a_comparison_of_two_settings_has_no_cluster(here, capfd):
     assert_refused(here, capfd, words, "--cluster goes with --methods: leave it out")
 
 
-def test_the_sweep_of_the_page_names_the_scheduler_of_the_page():
+def test_the_sweep_of_the_page_is_one_that_runs_on_the_scheduler_of_the_page():
     scheduler, worker = LINES
-    port = scheduler[scheduler.index("--port") + 1]
-    assert worker[1] == f"tcp://127.0.0.1:{port}"
-    assert f"--cluster {worker[1]}\n" in PAGE
-    assert json.dumps(PAGE).count("tcp://127.0.0.1:8786") == 2
+    (words,) = re.findall(r"^minilora (sweep .*)$", PAGE, re.MULTILINE)
+    address = parser().parse_args(shlex.split(words)).cluster
+    assert address == worker[1] == f"tcp://127.0.0.1:{scheduler[scheduler.index('--port') + 1]}"
