@@ -1,5 +1,6 @@
 """Calls on the workers of a Dask cluster. Each is in a process of its own, which the worker starts and can kill: a
-thread of Dask's would go on to its end after Ctrl-C."""
+thread of Dask's would go on to its end after Ctrl-C. joblib's backend for Dask (1.6.0) has threads, and waits for ever
+for a call that Dask gave up because the workers that made it died."""
 
 from __future__ import annotations
 

@@ -270,6 +270,7 @@ def test_a_scheduler_or_all_workers_that_end_end_the_command_and_its_runs(
         "os.kill(int(sys.argv[1]), 9 if sys.argv[2] == '0' else 15)"  # 15: it ends the workers
     )
     with started(tmp_path) as cluster:
+        cluster.client.close()  # it would print what it thinks of this
         with subprocess.Popen([sys.executable, "-c", ends, str(cluster.processes[which].pid), str(which)]):
             assert code_of([*LONG, "--steps", "1000000", "--cluster", cluster.address]) == 2
         (line,) = lines(capfd.readouterr().err)
