@@ -20,6 +20,7 @@ Options = argparse.Namespace
 
 MODEL = "a folder, a .gguf file, builtin, minilm, smollm2, or a name on the Hugging Face Hub: ORG/NAME[@REVISION]"
 ADAPTER = "an adapter folder, or ORG/NAME[@REVISION] on the Hugging Face Hub"
+CLUSTER = "of a Dask scheduler, as tcp://HOST:8786: its workers do the runs, and --jobs is not read"
 JSON = "print the result as JSON"
 SHARED: dict[str, dict[str, Any]] = {
     "--base": {"default": "builtin", "metavar": "MODEL", "help": f"{MODEL} (default builtin)"},

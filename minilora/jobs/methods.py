@@ -35,6 +35,7 @@ from ..process import blas_threads, folder_lock
 from ..spelling import counted
 from ..training.metrics import paired_test, student_t
 from .arguments import json_or_text
+from .cluster import Client, connected
 from .demo import step_costs
 from .finetuning import attach, fit_adapter, options_of, settings_of
 from .methods_figure import methods_figure
@@ -92,6 +93,7 @@ def compare_methods(
     *,
     seeds: int = 3,
     jobs: int = 2,
+    cluster: str | None = None,
     search: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
@@ -99,8 +101,9 @@ def compare_methods(
     own, as in "dora:through_norm=false".
 
     A method whose rates the package has recorded takes the best of them; those of others are searched, and with
-    `search` those of all. `jobs` runs go at a time, in processes. Each run leaves a file in out/runs, so that with
-    `resume` a comparison that was stopped goes on, also with further methods or seeds.
+    `search` those of all. `jobs` runs go at a time, in processes; with `cluster`, the address of a Dask scheduler, its
+    workers run them (cluster.py). Each run leaves a file in out/runs, so that with `resume` a comparison that was
+    stopped goes on, also with further methods or seeds.
 
     `out` then holds methods.json, which is also returned, methods.png, and rates.json with every rate that was tried.
     What cannot be attached to the built-in model is left out, with the reason. Raises ValueError, OSError or
@@ -113,15 +116,15 @@ def compare_methods(
         raise ValueError(f"{seeds} seeds, {jobs} jobs: a spread takes two seeds or more, and a run one job")
     cells, left_out = cells_of(methods)
     task = {"steps": STEPS, "batch": BATCH, "length": LENGTH, "python": platform.python_version()}
-    with folder_lock(out):
+    with folder_lock(out), connected(cluster, out, ()) as client:
         check_folder(out, task, resume)
         (out / RUNS).mkdir(parents=True, exist_ok=True)
         try:
             write_whole(out / RUNS / TASK, to_json(task))
-            tried = search_rates(cells, out, jobs, {} if search else recorded(task))
+            tried = search_rates(cells, out, client or jobs, {} if search else recorded(task))
             best = {name: min(rates, key=lambda k: rates[k]) for name, rates in tried.items()}
             calls = [(out, cell, best[cell.name], seed, "test") for cell in cells for seed in range(seeds)]
-            runs = run_all(run, calls, jobs, 1, "training", "run")
+            runs = run_all(run, calls, client or jobs, 1, "training", "run")
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"stopped; what is done is kept in {out}; the same command with --resume goes on"
@@ -281,7 +284,7 @@ def next_rates(tried: Mapping[int, float]) -> list[int]:
 
 
 def search_rates(
-    cells: Sequence[Cell], out: Path, jobs: int, known: Mapping[str, Mapping[int, float]]
+    cells: Sequence[Cell], out: Path, jobs: int | Client, known: Mapping[str, Mapping[int, float]]
 ) -> dict[str, dict[int, float]]:
     """{name of a cell: {k: bits per byte of validation text}}, of those that are not `known` by training."""
     tried: dict[str, dict[int, float]] = {cell.name: dict(known.get(cell.name, {})) for cell in cells}

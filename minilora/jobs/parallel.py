@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..process import blas_threads, end_with, keep_freed_memory
+from .cluster import Client, on_cluster
 
 
 def check_joblib(what: str) -> None:
@@ -20,14 +21,24 @@ def check_joblib(what: str) -> None:
 
 
 def run_all(
-    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int, threads: int, description: str, unit: str
+    function: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    jobs: int | Client,
+    threads: int,
+    description: str,
+    unit: str,
 ) -> list[Any]:
-    """[function(*call) for call in calls], `jobs` of them at a time, each with `threads` of BLAS, and a progress bar.
+    """[function(*call) for call in calls], each with `threads` of BLAS, and a progress bar.
 
-    joblib runs them in processes, which end with this one, or where joblib.parallel_config says (Dask, Ray).
+    joblib runs `jobs` of them at a time, in processes, which end with this one, or where joblib.parallel_config says
+    (threads, Ray). A client of cluster.connected() instead of a number runs them on the workers of its cluster.
     """
     import joblib
     from tqdm import tqdm
+
+    if not isinstance(jobs, int):
+        with tqdm(total=len(calls), desc=description, unit=unit, disable=None, leave=False) as bar:
+            return on_cluster(jobs, run_one, [(function, call, 0, threads) for call in calls], bar.update)
 
     class Parallel(joblib.Parallel):
         def print_progress(self) -> None:  # called after each, by every backend: not all can return a generator

@@ -25,6 +25,7 @@ from ..models.pretrained import load_pretrained
 from ..process import folder_lock
 from ..spelling import counted
 from .bases import base_for
+from .cluster import connected
 from .finetuning import ShowData, attach, base_format, finetune, options_of, settings_of
 from .parallel import check_joblib, run_all
 from .runs import CHECKPOINT, SETTINGS, check_settings, progress, read_settings
@@ -48,6 +49,7 @@ def sweep(
     *,
     methods: Sequence[str] = (),
     jobs: int = 2,
+    cluster: str | None = None,
     shards: int = 1,
     threads: int = 1,
     resume: bool = False,
@@ -59,9 +61,10 @@ def sweep(
 
     A cell is one rank and one seed: a run of `finetune` on a text with `options`, in out/rank-R/seed-S. With `methods`
     it is one of them at one rank, in out/METHOD-rank-R/seed-S, or in out/METHOD/seed-S where it has none. joblib runs
-    `jobs` cells at a time, in processes, or where joblib.parallel_config says (Dask, Ray): their number changes no
-    byte. `shards`, the threads in a cell, and `threads`, those of BLAS, do; so they are settings, and never taken from
-    the machine. With `resume` the cells that are done are kept, those that were begun go on, and ranks and seeds may be
+    `jobs` cells at a time, in processes, or where joblib.parallel_config says (threads, Ray): their number changes no
+    byte. With `cluster`, the address of a Dask scheduler, its workers run them instead (cluster.py). `shards`, the
+    threads in a cell, and `threads`, those of BLAS, do change bytes; so they are settings, and never taken from the
+    machine. With `resume` the cells that are done are kept, those that were begun go on, and ranks and seeds may be
     added.
 
     `out` then holds sweep.json, which is also returned, and sweep.png. The loss of a cell is its lowest on validation
@@ -84,14 +87,15 @@ def sweep(
     options |= {"shards": shards}
     kinds = kinds_of(methods, ranks)
     grid = {out / name / f"seed-{i}": {**kind, "seed": i} for name, kind in kinds.items() for i in range(seeds)}
-    with folder_lock(out) as killed:
+    inputs = [base, data, *(value for value in options.values() if isinstance(value, str))]  # a teacher, for example
+    with folder_lock(out) as killed, connected(cluster, out, inputs) as client:
         check_folder(out, begun(grid), resume, killed)
         base = str(base_for(next(iter(begun(grid)), out), base))  # one commit for all cells
         trainable = check_input(grid, base, data, options, show_data)
         options |= {"base": base, "data": data, "backend": backend.__name__}  # a module cannot be pickled
         try:
             cells = [(folder, options | cell) for folder, cell in grid.items()]
-            outcomes = run_all(run_cell, cells, jobs, threads, "sweeping", "cell")
+            outcomes = run_all(run_cell, cells, client or jobs, threads, "sweeping", "cell")
         except KeyboardInterrupt:
             stopped = f"stopped; what is done is kept in {out}; the same command with --resume goes on"
             raise KeyboardInterrupt(*[stopped] if begun(grid) else []) from None

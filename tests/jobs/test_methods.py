@@ -10,45 +10,33 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import SMALL, WORDS, assert_refused, lines, promised, tree
+from commands import assert_refused, lines, promised, tree
 from hypothesis import given
 from hypothesis import strategies as st
 from reports import in_color
+from small_runs import small_comparison
 
 from minilora.accounting import count_parameters
 from minilora.adapters.base import DEFAULT, variants
 from minilora.cli import main
-from minilora.data import Split, excerpts, random_windows
+from minilora.data import excerpts, random_windows
 from minilora.display import plots
-from minilora.jobs import demo, methods
+from minilora.jobs import methods
 from minilora.jobs.finetuning import options_of
 from minilora.jobs.methods import FULL, MOST, RANK, Cell, next_rates
 from minilora.jobs.methods_figure import methods_figure
 from minilora.jobs.pretraining import bits_per_byte
-from minilora.models.config import Config
-from minilora.models.families.llama import llama
-from minilora.models.transformer import Transformer
 from minilora.nn.optim import AdamW, cosine_schedule
 from minilora.training import fit
 
-SPLIT = Split(WORDS, WORDS[:400], WORDS[200:900])
 RANKED = [name for name in variants() if "r" in options_of(name)]
 COMPARE = ["compare", "--methods", f"{DEFAULT},{FULL}", "--seeds", "2", "--jobs", "1", "--out", "out"]
-
-
-def small(source: Any = "builtin") -> Transformer:
-    return llama(Config(**SMALL | {"d_model": 32, "d_ff": 40}), np.random.default_rng(1))
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small model, text and task in the place of the built-in ones, and no recorded rates."""
-    for module in (methods, demo):
-        for name, value in {"load_pretrained": small, "python_source": lambda: SPLIT, "BATCH": 2, "LENGTH": 16}.items():
-            monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(methods, "STEPS", 3)
-    monkeypatch.setattr(methods, "RATES", tmp_path / "none.json")
-    monkeypatch.setattr(methods, "methods_figure", lambda report, titles: "\n".join(titles).encode())
+    small_comparison(monkeypatch)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"

@@ -91,11 +91,11 @@ def test_finetune_and_sweep_take_the_same_options_with_the_same_defaults():
         {action.dest: action for action in subparsers()[command]._actions} for command in ("finetune", "sweep")
     )
     assert finetune.keys() - grid.keys() == {"task", "rank", "seed", *NEW, *CLASSIFYING}
-    assert grid.keys() - finetune.keys() == {"ranks", "methods", "seeds", "jobs"}
+    assert grid.keys() - finetune.keys() == {"ranks", "methods", "seeds", "jobs", "cluster"}
     both = finetune.keys() & grid.keys()
     of_from = {"base"}  # None there, which is what the adapter of --from names, or builtin: test_going_on.py
     assert {name for name in both if finetune[name].default != grid[name].default} == {"shards"} | of_from
-    for name in ("jobs", "shards", "threads"):
+    for name in ("jobs", "cluster", "shards", "threads"):
         assert grid[name].default == sweep.sweep.__kwdefaults__[name]
 
 

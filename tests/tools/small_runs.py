@@ -1,4 +1,4 @@
-"""Small training runs, and what interrupts a run: a kill, or Ctrl-C."""
+"""Small training runs, a small comparison of methods, and what interrupts a run: a kill, or Ctrl-C."""
 
 import os
 import shutil
@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import make_inputs, tree
+from commands import SMALL, WORDS, make_inputs, tree
 from models import build
 
 from minilora import files as checkpoint
 from minilora.adapters.attach import attach_lora
 from minilora.backend import to_numpy
 from minilora.cli import main
-from minilora.data import Batch
-from minilora.jobs import text
+from minilora.data import Batch, Split
+from minilora.jobs import demo, methods, text
+from minilora.jobs.methods import run as run_of_a_comparison
+from minilora.models.config import Config
+from minilora.models.families.llama import llama
 from minilora.models.transformer import Transformer
 from minilora.ops import IGNORE
 from minilora.training import fit
@@ -49,6 +52,31 @@ def bits(model: Transformer) -> dict[str, bytes]:
 
 def quietly(model: Transformer, batches: Callable[[int], Batch] = some, steps: int = 6, **options: Any) -> Any:
     return fit(model, batches, steps, description=None, **options)
+
+
+SPLIT = Split(WORDS, WORDS[:400], WORDS[200:900])
+
+
+def small_model(source: Any = "builtin") -> Transformer:
+    return llama(Config(**SMALL | {"d_model": 32, "d_ff": 40}), np.random.default_rng(1))
+
+
+def small_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small model, text and task in the place of the built-in ones, and no recorded rates."""
+    small = {"load_pretrained": small_model, "python_source": lambda: SPLIT, "BATCH": 2, "LENGTH": 16}
+    for module in (methods, demo):
+        for name, value in small.items():
+            monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(methods, "STEPS", 3)
+    monkeypatch.setattr(methods, "RATES", Path("none.json"))
+    monkeypatch.setattr(methods, "methods_figure", lambda report, titles: "\n".join(titles).encode())
+
+
+def run_small(*call: Any) -> float:
+    """A run of a comparison in another process, where small_comparison() was not called."""
+    with pytest.MonkeyPatch.context() as patched:
+        small_comparison(patched)
+        return run_of_a_comparison(*call)
 
 
 class Killed(BaseException):

@@ -13,13 +13,13 @@ from typing import Any
 from ...jobs.arguments import methods, positive_int
 from ...process import keep_freed_memory
 from ..models import backend, print_json
-from ..options import CLASSIFYING, COLUMNS, JSON, LEARNING, Add, Options, add_settings, against, job_options
+from ..options import CLASSIFYING, CLUSTER, COLUMNS, JSON, LEARNING, Add, Options, add_settings, against, job_options
 from ..options import SHARED as SHARED_OPTIONS
 
 EXAMPLE = "minilora compare --base minilm --data reviews.csv --rank 8 --against '--rank 2'"
 HOLDS = "of --methods: methods.json, methods.png, rates.json, and each run in runs"
 SHARED = "--base", "--device", "--seed", "--shards"
-SIDE_BY_SIDE = "methods", "out", "seeds", "jobs", "search", "resume"
+SIDE_BY_SIDE = "methods", "out", "seeds", "jobs", "cluster", "search", "resume"
 
 
 def arguments(add: Add) -> None:
@@ -35,6 +35,7 @@ def arguments(add: Add) -> None:
     add("--out", metavar="DIR", help="with --methods: a new folder (default runs/methods)", **missing)
     add("--seeds", type=positive_int, metavar="N", help="with --methods: runs of each (default 3)", **missing)
     add("--jobs", type=positive_int, metavar="N", help="with --methods: runs at a time (default 2)", **missing)
+    add("--cluster", metavar="ADDRESS", help=f"with --methods: {CLUSTER}", **missing)
     add("--search", action="store_true", help="with --methods: choose every learning rate anew", **missing)
     add("--resume", action="store_true", help="with --methods: go on from what is in --out", **missing)
 

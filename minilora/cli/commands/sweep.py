@@ -3,7 +3,7 @@
 from ...jobs.arguments import comma_separated, positive_int, positive_ints
 from ...process import keep_freed_memory
 from ..models import backend
-from ..options import TUNING, Add, Options, add_settings, job_options
+from ..options import CLUSTER, TUNING, Add, Options, add_settings, job_options
 from .finetune import DATA
 
 EXAMPLE = "minilora sweep --ranks 1,2,4,8,16 --seeds 3 --jobs 2 --data builtin --out runs/sweep"
@@ -18,6 +18,7 @@ def arguments(add: Add) -> None:
     add("--methods", type=comma_separated, default=[], metavar="A,B", help=several)
     add("--seeds", type=positive_int, default=3, metavar="N", help="runs of each rank, seeds 0 to N-1 (default 3)")
     add("--jobs", type=positive_int, default=2, metavar="N", help="runs at a time; changes no byte (default 2)")
+    add("--cluster", metavar="ADDRESS", help=CLUSTER)
     shards = "split each batch over N threads in each run (default 1)"
     add("--shards", type=positive_int, default=1, metavar="N", help=shards)
     add("--data", required=True, metavar="FILE", help=DATA)
