@@ -14,11 +14,12 @@ import json
 import os
 import sys
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -26,18 +27,17 @@ import numpy as np
 
 from minilora.accounting import NAMED, Account, count
 from minilora.accounting.named import gpt2_sizes
-from minilora.accounting.report import readable_bytes
 from minilora.adapters.attach import attach_lora
 from minilora.data import Batch
-from minilora.display.tables import numbers_right, wide_console
+from minilora.files import read_json
 from minilora.models.config_json import read_config
 from minilora.models.families import FAMILIES
 from minilora.process import blas_threads, keep_freed_memory
-from minilora.spelling import choose_from, counted
+from minilora.spelling import choose_from
 
 from .cases import SEED, Job
 from .ours import step
-from .report import machine, milliseconds
+from .report import machine
 from .rounds import Process, start
 from .worker import serve
 
@@ -52,7 +52,7 @@ class Point:
     width: int = 256
     depth: int = 4
     tokens: int = 128
-    batch: int = 8
+    batch: int = 4
     rank: int = 8
     cores: int = 1  # the batch is halved for two
     model: str = ""
@@ -79,7 +79,7 @@ AXES: dict[str, tuple[int, ...]] = {
     "width": (64, 128, 256, 512, 1024),
     "depth": (1, 2, 4, 8, 16),
     "tokens": (64, 128, 256, 512, 1024, 2048),
-    "rank": (1, 2, 4, 8, 16, 32, 64, 128),
+    "rank": (1, 2, 8, 32, 128),
     "batch": (1, 2, 4, 8, 16, 32),
 }
 HELD_OUT = Point(model="gpt2", batch=2), Point(model="smollm2-135m", batch=1)  # predicted, and then measured
@@ -114,8 +114,8 @@ def worker(said: dict[str, Any]) -> None:
 
 
 def measure(points: Sequence[Point], rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """{"point", "rounds", "seconds", "peak", "flops", "bytes", "about"} of each: seconds of a step in each round and
-    their median, bytes at the peak, and the FLOPs and {part: bytes} that accounting counts."""
+    """{"point", "rounds", "seconds", "peak", "about", "flops", "bytes", "arrays"} of each: seconds of a step in each
+    round and their median, bytes at the peak; and as counts() has them, those of accounting."""
     with ExitStack() as stack:
         processes = []
         for point in points:
@@ -127,21 +127,26 @@ def measure(points: Sequence[Point], rounds: int, seconds: float) -> list[dict[s
                 each.burst(seconds)
         for each in processes:
             each.end()
-    found = []
-    for point, each in zip(points, processes, strict=True):
-        account, walls = point.account(), [r["wall"] for r in each.rounds]
-        found.append({
-            "point": asdict(point), "rounds": walls, "seconds": median(walls), "peak": each.peak,
-            "flops": sum(part.products for part in account.flops()), "bytes": account.memory(), "about": each.about,
-        })  # fmt: skip
-    return found
+    walls = [[r["wall"] for r in each.rounds] for each in processes]
+    return [
+        {"point": asdict(point), "rounds": w, "seconds": median(w), "peak": p.peak, "about": p.about, **counts(point)}
+        for point, p, w in zip(points, processes, walls, strict=True)
+    ]
+
+
+def counts(point: Point) -> dict[str, Any]:
+    """FLOPs of the matrix products, {part: bytes}, and how many arrays the forward keeps."""
+    account = point.account()
+    flops = sum(part.products for part in account.flops())
+    return {"flops": flops, "bytes": account.memory(), "arrays": len(account.ledger())}
 
 
 def scaling(
     axes: Sequence[str] = tuple(AXES), cores: Sequence[int] = (1, 2), rounds: int = 5, seconds: float = 0.2
 ) -> dict[str, Any]:
-    """{"machine", "axes": {axis: points as of measure()}, "held_out": points}: every axis on every number of cores,
-    where the batch can be divided. Raises ValueError for a name that is not in AXES."""
+    """{"machine", "base": the Point that all axes share, "axes": {axis: points as of measure()}, "held_out": points}.
+    Each on every number of cores where there is a sequence for each. Raises ValueError for a name that is not in AXES.
+    """
     from tqdm import tqdm
 
     for name in axes:
@@ -154,7 +159,16 @@ def scaling(
         bar.set_postfix_str(name)
         each = [replace(point, cores=n) for n in cores for point in points if point.batch >= n]
         found[name] = measure(each, rounds, seconds)
-    return {"machine": machine() | {"memory": memory_of_machine()}, "held_out": found.pop(""), "axes": found}
+    about = machine() | {"memory": memory_of_machine()}
+    return {"machine": about, "base": asdict(BASE), "held_out": found.pop(""), "axes": found}
+
+
+def read_report(path: str) -> dict[str, Any]:
+    """What scaling() returned and --json printed. Raises ValueError for a file that holds something else."""
+    report = read_json(Path(path))
+    if not isinstance(report, dict) or not {"machine", "base", "axes", "held_out"} <= report.keys():
+        raise ValueError(f"{path} does not hold what python -m benchmarks scaling --json prints")
+    return report
 
 
 def memory_of_machine() -> int:
@@ -163,6 +177,83 @@ def memory_of_machine() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return 0
+
+
+# ---- what follows ----
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """p of y = c xᵖ, by least squares on the logarithms."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def exponents(axis: str, points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The slopes of "time", "flops", "memory" and "bytes" along the axis, the least and the greatest of the "rounds"'
+    slopes of time, and those of time and FLOPs between the last two points alone: "last time", "last flops"."""
+    x = [each["point"][axis] for each in points]
+    y = {
+        "time": [each["seconds"] for each in points],
+        "flops": [each["flops"] for each in points],
+        "memory": [each["peak"] for each in points],
+        "bytes": [sum(each["bytes"].values()) for each in points],
+    }
+    rounds = [slope(x, walls) for walls in zip(*(each["rounds"] for each in points), strict=True)]
+    found: dict[str, Any] = {name: slope(x, values) for name, values in y.items()}
+    found |= {f"last {name}": slope(x[-2:], y[name][-2:]) for name in ("time", "flops")}
+    return found | {"rounds": (min(rounds), max(rounds))}
+
+
+def terms(each: dict[str, Any]) -> list[float]:
+    """What a step's time is made of: FLOPs, bytes that are written and read again, calls."""
+    return [each["flops"], each["bytes"]["activations"], each["arrays"]]
+
+
+def fit_seconds(points: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Seconds of each of terms(): those not below 0 with which terms @ seconds has the least squared relative error."""
+    X = np.array([terms(each) for each in points]) / np.array([[each["seconds"]] for each in points])
+    best, least = np.zeros(X.shape[1]), float(len(points))
+    for n in range(1, X.shape[1] + 1):
+        for columns in map(list, combinations(range(X.shape[1]), n)):
+            scale = X[:, columns].max(axis=0)  # FLOPs are 1e10, arrays 1e2
+            found = np.linalg.lstsq(X[:, columns] / scale, np.ones(len(X)), rcond=None)[0] / scale
+            error = float(((X[:, columns] @ found - 1) ** 2).sum())
+            if (found >= 0).all() and error < least:
+                least, best = error, np.zeros(X.shape[1])
+                best[columns] = found
+    return best
+
+
+def predict(each: dict[str, Any], seconds: np.ndarray) -> float:
+    """Seconds of a step, from counts() and what fit_seconds() found."""
+    return float(np.array(terms(each)) @ seconds)
+
+
+def cores_of(report: dict[str, Any]) -> list[int]:
+    """The numbers of cores, in their order."""
+    return list(dict.fromkeys(each["point"]["cores"] for points in report["axes"].values() for each in points))
+
+
+def on_cores(points: Sequence[dict[str, Any]], cores: int) -> list[dict[str, Any]]:
+    return [each for each in points if each["point"]["cores"] == cores]
+
+
+def all_points(report: dict[str, Any], cores: int) -> list[dict[str, Any]]:
+    """Those of every axis on so many cores."""
+    return [each for points in report["axes"].values() for each in on_cores(points, cores)]
+
+
+def faster(one: dict[str, Any], other: dict[str, Any]) -> list[float]:
+    """How many times as fast as `one` the other is, round by round."""
+    return [a / b for a, b in zip(one["rounds"], other["rounds"], strict=True)]
+
+
+def pairs_of(points: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each point on one core, and the same on more."""
+    alone = {Point(**each["point"]): each for each in points}
+    for point, each in alone.items():
+        one = alone.get(replace(point, cores=1))
+        if one and point.cores > 1:
+            yield one, each
 
 
 if __name__ == "__main__":
