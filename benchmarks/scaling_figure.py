@@ -20,21 +20,27 @@ WHAT = {"time": ("FLOPs", "flops", "ms"), "memory": ("bytes", "bytes", "MiB")}
 
 def scaling_figure(report: dict[str, Any]) -> bytes:
     """A PNG: time and memory along each axis, dots measured and lines counted (of FLOPs, through the point that all
-    axes share), what more cores bring, and the fit beside the models that it does not know."""
+    axes share), what more cores bring, and the fit beside the models that
+    it does not know."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    rows = -(-(2 * len(report["axes"]) + 2) // COLUMNS)
+    things = [*report["axes"], ""]  # the last: what more cores bring, and the fit
+    rows = 2 * -(-len(things) // COLUMNS)
     figure = Figure(figsize=(17, 1.5 + 4.6 * rows), layout="constrained", dpi=80)
-    first, *rest = figure.subplots(rows, COLUMNS, squeeze=False).flat
-    panels = iter([first, *rest])
-    for what in WHAT:
-        for axis in report["axes"]:
-            draw_axis(next(panels), report, axis, what)
-    draw_cores(next(panels), report)
-    draw_fit(next(panels), report)
-    for ax in panels:
-        ax.axis("off")
+    grid = figure.subplots(rows, COLUMNS, squeeze=False)
+    for i in range(rows // 2 * COLUMNS):
+        above, below = (grid[2 * (i // COLUMNS) + k, i % COLUMNS] for k in (0, 1))
+        axis = things[i] if i < len(things) else None
+        if axis:
+            draw_axis(above, report, axis, "time")
+            draw_axis(below, report, axis, "memory")
+        elif axis is None:
+            above.axis("off")
+            below.axis("off")
+        else:
+            draw_cores(above, report)
+            draw_fit(below, report)
     cores = cores_of(report)
     handles = [
         Line2D([], [], ls="", label=f"measured, {counted(n, 'core')}", **STYLES[i % 2]) for i, n in enumerate(cores)

@@ -47,7 +47,7 @@ def check_models(names: Sequence[str]) -> None:
 
 
 def exponents_table(report: dict[str, Any]) -> Any:
-    title = "p of c xᵖ; rounds: its range over the rounds; last: between the last two points alone"
+    title = "p where time or memory grows as xᵖ; rounds: its range over the rounds; last: between the last two points"
     columns = "x", "from", "to", "cores", "time", "rounds", "FLOPs", "last: time", "FLOPs", "memory", "bytes"
     table = numbers_right(title, *columns)
     for axis, measured in report["axes"].items():
@@ -68,7 +68,7 @@ def points_table(report: dict[str, Any]) -> Any:
     about = ", ".join(
         f"{name} {value}" for name, value in base.items() if name in ("width", "depth", "tokens", "batch")
     )
-    title = f"a step of LoRA, r = {base['rank']} on q and v, of a GPT-2: {about}, but for x; medians of {rounds} rounds"
+    title = f"a step of LoRA, r = {base['rank']} on q and v, of a GPT-2 of {about}; medians of {rounds} rounds"
     first, *more = cores_of(report)
     columns = [cell for n in more for cell in (counted(n, "core"), "× faster", "rounds")]
     names = "x", "GFLOP", counted(first, "core"), "GFLOP/s", *columns, "memory", "counted", "ratio"
@@ -125,19 +125,18 @@ def held_out_table(report: dict[str, Any], fits: dict[int, np.ndarray]) -> Any:
 
 def times_table(models: Sequence[tuple[str, Point]], fits: dict[int, np.ndarray]) -> Any:
     """What STEPS take here, on the most cores that were measured, and at least on a GPU."""
-    title = (
-        f"predicted: LoRA, r = 8 on q and v, 2 × 512 tokens a step; {GPU}: at its peak of {GPU_PEAK / 1e12:.0f} TFLOP/s"
-    )
-    steps = [f"a step, {counted(cores, 'core')}" for cores in fits]
-    names = "parameters", "TFLOP", *steps, f"{STEPS:,} steps", f"{GPU}, at least", "times faster, at most"
-    table = numbers_right(title, "model", *names)
+    about = f"{GPU}: all at its peak of {GPU_PEAK / 1e12:.0f} TFLOP/s"
+    steps = [f"s, {counted(cores, 'core')}" for cores in fits]
+    names = "parameters", "TFLOP", *steps, f"{STEPS:,} steps", f"on an {GPU}", "× faster, at most"
+    table = numbers_right(f"predicted: LoRA, r = 8 on q and v, 2 × 512 tokens a step; {about}", "model", *names)
     for name, point in models:
         found = counts(point)
         seconds = [predict(found, fit) for fit in fits.values()]
         there = found["flops"] / GPU_PEAK
         table.add_row(
-            name, f"{point.account().total:,}", f"{found['flops'] / 1e12:.2f}", *(f"{s:,.1f} s" for s in seconds),
-            duration(STEPS * seconds[-1]), duration(STEPS * there), f"{seconds[-1] / there:,.0f}",
+            name, f"{point.account().total / 1e9:.2f}B", f"{found['flops'] / 1e12:.2f}",
+            *(f"{s:,.1f}" for s in seconds), duration(STEPS * seconds[-1]), duration(STEPS * there),
+            f"{seconds[-1] / there:,.0f}",
         )  # fmt: skip
     return table
 
