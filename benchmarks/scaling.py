@@ -142,17 +142,19 @@ def counts(point: Point) -> dict[str, Any]:
 
 
 def scaling(
-    axes: Sequence[str] = tuple(AXES), cores: Sequence[int] = (1, 2), rounds: int = 5, seconds: float = 0.2
+    axes: Sequence[str] | None = None, cores: Sequence[int] = (1, 2), rounds: int = 5, seconds: float = 0.2
 ) -> dict[str, Any]:
     """{"machine", "base": the Point that all axes share, "axes": {axis: points as of measure()}, "held_out": points}.
-    Each on every number of cores where there is a sequence for each. Raises ValueError for a name that is not in AXES.
+    Each on every number of cores where there is a sequence for each. Without
+    `axes`, all of AXES. Raises ValueError for a name that is not there.
     """
     from tqdm import tqdm
 
+    axes = list(AXES) if axes is None else axes
     for name in axes:
         if name not in AXES:
             raise ValueError(f"no axis is called {name!r}: {choose_from(name, AXES)}")
-    wanted = {name: [replace(BASE, **{name: value}) for value in AXES[name]] for name in dict.fromkeys(axes)}
+    wanted = {name: [Point(**asdict(BASE) | {name: value}) for value in AXES[name]] for name in dict.fromkeys(axes)}
     wanted[""] = list(HELD_OUT)
     found = {}
     for name, points in (bar := tqdm(wanted.items(), "measuring", disable=None, leave=False)):

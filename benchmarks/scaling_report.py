@@ -102,10 +102,9 @@ def fitted(report: dict[str, Any], fits: dict[int, np.ndarray]) -> list[str]:
     for cores, (flop, byte, array) in fits.items():
         points = all_points(report, cores)
         off = [abs(predict(each, fits[cores]) / each["seconds"] - 1) for each in points]
-        found = [f"FLOPs at {1e-9 / flop:,.1f} GFLOP/s"] * bool(flop) + [
-            f"bytes kept at {1e-9 / byte:,.2f} GB/s"
-        ] * bool(byte)
-        found += [f"{1e6 * array:,.0f} µs for each array kept"] * bool(array)
+        found = [f"FLOPs at {1e-9 / flop:,.1f} GFLOP/s"] if flop else []
+        found += [f"bytes kept at {1e-9 / byte:,.2f} GB/s"] if byte else []
+        found += [f"{1e6 * array:,.0f} µs for each array kept"] if array else []
         said = f"{median(off):.0%} off in the median and {max(off):.0%} at most, over {len(points)} points"
         lines.append(f"time on {counted(cores, 'core')} = {' + '.join(found)}: {said}")
     return lines
