@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import tracemalloc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from minilora.accounting import NAMED, Account, count
-from minilora.accounting.named import gpt2_sizes
+from minilora.accounting import Account, count
+from minilora.accounting.named import gpt2_sizes, read
 from minilora.adapters.attach import attach_lora
 from minilora.data import Batch
 from minilora.files import read_json
@@ -57,18 +57,16 @@ class Point:
     cores: int = 1  # the batch is halved for two
     model: str = ""
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Mapping[str, Any]:
         """What its config.json says."""
+        if self.model:
+            return read(self.model)[1]
         heads = max(1, self.width // HEAD_WIDTH)
-        return NAMED.get(self.model) or gpt2_sizes(
-            self.width, self.depth, heads, vocab_size=VOCAB, n_positions=POSITIONS
-        )
+        return gpt2_sizes(self.width, self.depth, heads, vocab_size=VOCAB, n_positions=POSITIONS)
 
-    def account(self, dtype: str | None = None, method: str = "lora") -> Account:
+    def account(self) -> Account:
         """Of the step, counted on the model without weights."""
-        return count(
-            self.config(), method, targets=TARGETS, r=self.rank, batch=self.batch, tokens=self.tokens, dtype=dtype
-        )
+        return count(self.config(), "lora", targets=TARGETS, r=self.rank, batch=self.batch, tokens=self.tokens)
 
     def __str__(self) -> str:
         return f"{self.model or f'{self.depth} × {self.width}'}, {self.batch} × {self.tokens} tokens"
@@ -155,7 +153,9 @@ def scaling(
         if name not in AXES:
             raise ValueError(f"no axis is called {name!r}: {choose_from(name, AXES)}")
     wanted = {name: [Point(**asdict(BASE) | {name: value}) for value in AXES[name]] for name in dict.fromkeys(axes)}
-    wanted[""] = list(HELD_OUT)
+    wanted[""] = [BASE, *HELD_OUT]
+    if max(cores) > BASE.batch:
+        raise ValueError(f"{max(cores)} cores cannot share {BASE.batch} sequences: give {BASE.batch} at most")
     found = {}
     for name, points in (bar := tqdm(wanted.items(), "measuring", disable=None, leave=False)):
         bar.set_postfix_str(name)
@@ -190,19 +190,20 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def exponents(axis: str, points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The slopes of "time", "flops", "memory" and "bytes" along the axis, the least and the greatest of the "rounds"'
-    slopes of time, and those of time and FLOPs between the last two points alone: "last time", "last flops"."""
+    """The slopes of "time", "flops", "memory" and "bytes" along the axis, that of time being the median of the rounds',
+    the least and the greatest of which are "rounds"; and "last time" and "last flops", of the last two points alone."""
     x = [each["point"][axis] for each in points]
     y = {
-        "time": [each["seconds"] for each in points],
         "flops": [each["flops"] for each in points],
         "memory": [each["peak"] for each in points],
         "bytes": [sum(each["bytes"].values()) for each in points],
     }
-    rounds = [slope(x, walls) for walls in zip(*(each["rounds"] for each in points), strict=True)]
     found: dict[str, Any] = {name: slope(x, values) for name, values in y.items()}
-    found |= {f"last {name}": slope(x[-2:], y[name][-2:]) for name in ("time", "flops")}
-    return found | {"rounds": (min(rounds), max(rounds))}
+    walls = [*zip(*(each["rounds"] for each in points), strict=True)]
+    rounds = [slope(x, times) for times in walls]
+    found |= {"time": median(rounds), "rounds": (min(rounds), max(rounds))}
+    found["last time"] = median(slope(x[-2:], times[-2:]) for times in walls)
+    return found | {"last flops": slope(x[-2:], y["flops"][-2:])}
 
 
 def terms(each: dict[str, Any]) -> list[float]:
@@ -239,13 +240,34 @@ def on_cores(points: Sequence[dict[str, Any]], cores: int) -> list[dict[str, Any
     return [each for each in points if each["point"]["cores"] == cores]
 
 
+def base_seconds(report: dict[str, Any], cores: int) -> float:
+    """Of a step of the point that all axes share: the median over them."""
+    return median(base_of(report, points, cores)["seconds"] for points in report["axes"].values())
+
+
+def base_of(report: dict[str, Any], points: Sequence[dict[str, Any]], cores: int) -> dict[str, Any]:
+    return next(each for each in points if each["point"] == report["base"] | {"cores": cores})
+
+
+def levelled(report: dict[str, Any], points: Sequence[dict[str, Any]], cores: int) -> list[dict[str, Any]]:
+    """Those on so many cores of points that took turns, with seconds that can be compared with other axes': the median
+    of their ratios to BASE's in the same rounds, times base_seconds()."""
+    base, typical = base_of(report, points, cores), base_seconds(report, cores)
+    return [each | {"seconds": typical * median(faster(each, base))} for each in on_cores(points, cores)]
+
+
 def all_points(report: dict[str, Any], cores: int) -> list[dict[str, Any]]:
-    """Those of every axis on so many cores."""
-    return [each for points in report["axes"].values() for each in on_cores(points, cores)]
+    """Those of every axis on so many cores, levelled."""
+    return [each for points in report["axes"].values() for each in levelled(report, points, cores)]
+
+
+def models_of(report: dict[str, Any], cores: int) -> list[dict[str, Any]]:
+    """The models held out, on so many cores, levelled."""
+    return [each for each in levelled(report, report["held_out"], cores) if each["point"]["model"]]
 
 
 def faster(one: dict[str, Any], other: dict[str, Any]) -> list[float]:
-    """How many times as fast as `one` the other is, round by round."""
+    """How many times as fast as `one` the other is, round by round: the ratio of their times."""
     return [a / b for a, b in zip(one["rounds"], other["rounds"], strict=True)]
 
 

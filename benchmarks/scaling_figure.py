@@ -8,7 +8,18 @@ from typing import Any
 from minilora.display.plots import BASE, FULL, LORA, TYPE, png_bytes
 from minilora.spelling import counted
 
-from .scaling import Point, all_points, cores_of, exponents, faster, fit_seconds, on_cores, pairs_of, predict
+from .scaling import (
+    Point,
+    all_points,
+    cores_of,
+    exponents,
+    faster,
+    fit_seconds,
+    models_of,
+    on_cores,
+    pairs_of,
+    predict,
+)
 
 COLUMNS = 3
 STYLES: tuple[dict[str, Any], ...] = (
@@ -105,7 +116,7 @@ def draw_fit(ax: Any, report: dict[str, Any]) -> None:
     ends = []
     for n, style in zip(cores_of(report), STYLES, strict=False):
         seconds = fit_seconds(all_points(report, n))
-        for points, more in ((all_points(report, n), {"alpha": 0.3}), (on_cores(report["held_out"], n), {"ms": 14})):
+        for points, more in ((all_points(report, n), {"alpha": 0.3}), (models_of(report, n), {"ms": 14})):
             pairs = [(each["seconds"], predict(each, seconds)) for each in points]
             ends += [end for pair in pairs for end in pair]
             ax.plot(*zip(*pairs, strict=True) if pairs else ([], []), ls="", **style | more)

@@ -13,7 +13,20 @@ from minilora.display.tables import numbers_right, wide_console
 from minilora.spelling import choose_from, counted
 
 from .report import machine_line, milliseconds
-from .scaling import Point, all_points, cores_of, counts, exponents, faster, fit_seconds, on_cores, pairs_of, predict
+from .scaling import (
+    Point,
+    all_points,
+    base_seconds,
+    cores_of,
+    counts,
+    exponents,
+    faster,
+    fit_seconds,
+    models_of,
+    on_cores,
+    pairs_of,
+    predict,
+)
 
 STEPS = 1000  # of a fine-tuning
 DAY, GIB = 86400, 2**30
@@ -47,7 +60,7 @@ def check_models(names: Sequence[str]) -> None:
 
 
 def exponents_table(report: dict[str, Any]) -> Any:
-    title = "p where time or memory grows as xᵖ; rounds: its range over the rounds; last: between the last two points"
+    title = "p where time or memory grows as xᵖ; rounds: its range over them; last: of the last two points"
     columns = "x", "from", "to", "cores", "time", "rounds", "FLOPs", "last: time", "FLOPs", "memory", "bytes"
     table = numbers_right(title, *columns)
     for axis, measured in report["axes"].items():
@@ -98,7 +111,8 @@ def memory_cells(each: dict[str, Any]) -> tuple[str, str, str]:
 
 def fitted(report: dict[str, Any], fits: dict[int, np.ndarray]) -> list[str]:
     """For each number of cores, what the fit found, and how far it is from the points that it was fitted to."""
-    lines = []
+    each = " and ".join(f"{milliseconds(base_seconds(report, n))} on {counted(n, 'core')}" for n in fits)
+    lines = [f"the fit: seconds relative to those of {Point(**report['base'])} in the same rounds, which are {each}"]
     for cores, (flop, byte, array) in fits.items():
         points = all_points(report, cores)
         off = [abs(predict(each, fits[cores]) / each["seconds"] - 1) for each in points]
@@ -106,7 +120,7 @@ def fitted(report: dict[str, Any], fits: dict[int, np.ndarray]) -> list[str]:
         found += [f"bytes kept at {1e-9 / byte:,.2f} GB/s"] if byte else []
         found += [f"{1e6 * array:,.0f} µs for each array kept"] if array else []
         said = f"{median(off):.0%} off in the median and {max(off):.0%} at most, over {len(points)} points"
-        lines.append(f"time on {counted(cores, 'core')} = {' + '.join(found)}: {said}")
+        lines.append(f"s on {counted(cores, 'core')} = {' + '.join(found)}: {said}")
     return lines
 
 
@@ -114,11 +128,11 @@ def held_out_table(report: dict[str, Any], fits: dict[int, np.ndarray]) -> Any:
     """Steps that were measured and not fitted."""
     names = "cores", "predicted", "measured", "ratio", "memory", "counted", "ratio"
     table = numbers_right("models of which the fit knows nothing", "model", *names)
-    for each in report["held_out"]:
-        cores, measured = each["point"]["cores"], each["seconds"]
-        seconds = predict(each, fits[cores])
-        times = f"{seconds:.2f} s", f"{measured:.2f} s", f"{seconds / measured:.2f}"
-        table.add_row(str(Point(**each["point"])), str(cores), *times, *memory_cells(each))
+    for cores, fit in fits.items():
+        for each in models_of(report, cores):
+            seconds, measured = predict(each, fit), each["seconds"]
+            times = f"{seconds:.2f} s", f"{measured:.2f} s", f"{seconds / measured:.2f}"
+            table.add_row(str(Point(**each["point"])), str(cores), *times, *memory_cells(each))
     return table
 
 

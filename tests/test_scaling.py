@@ -1,8 +1,11 @@
 """python -m benchmarks scaling: exponents of power laws, the laws of what is counted, what follows, and the page."""
 
+import io
 import json
 import math
 import re
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,11 +20,13 @@ from benchmarks.__main__ import main
 from benchmarks.scaling import AXES, BASE, HELD_OUT, Point, counts, exponents, fit_seconds, predict, slope
 from benchmarks.scaling_figure import scaling_figure
 from minilora.display.plots import FULL, LORA
+from minilora.files import write_whole
 from minilora.process import blas_threads
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "benchmarks" / "results" / "scaling.json"
-PAGE = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+PAGE = ROOT / "docs" / "scaling.md"
+BLOCK = re.compile(r"^(```\n\$ python -m benchmarks scaling\n).*?^```$", re.MULTILINE | re.DOTALL)
 FLOP, BYTE, ARRAY = 2e-11, 4e-10, 3e-5  # seconds
 
 
@@ -46,7 +51,7 @@ def made():
     points = {axis: [replace(BASE, **{axis: x, "cores": n}) for n in (1, 2) for x in AXES[axis][1:]] for axis in AXES}
     axes = {axis: [measured(point, (0.9, 1.0, 1.2)) for point in these] for axis, these in points.items()}
     machine = {"processor": "made", "cores": 2, "system": "Linux", "python": "3", "memory": 16 * 2**30}
-    held_out = [measured(point) for point in HELD_OUT]
+    held_out = [measured(point) for point in (BASE, replace(BASE, cores=2), *HELD_OUT)]
     return {"machine": machine, "base": asdict(BASE), "axes": axes, "held_out": held_out}
 
 
@@ -100,9 +105,25 @@ def test_bytes_grow_linearly_in_depth_and_batch_beside_what_does_not():
 def test_the_fit_finds_what_the_times_are_made_of_and_predicts_models_it_does_not_know(made):
     fit = fit_seconds(scaling.all_points(made, 1))
     assert fit == pytest.approx([FLOP, BYTE, ARRAY], rel=1e-6)
-    for each in made["held_out"]:
+    assert len(scaling.models_of(made, 1)) == 2
+    for each in scaling.models_of(made, 1):
         assert predict(each, fit) == pytest.approx(each["seconds"])
     assert fit_seconds(scaling.all_points(made, 2)) == pytest.approx([FLOP / 2, BYTE / 2, ARRAY / 2], rel=1e-6)
+
+
+def test_a_load_that_meets_one_axis_alone_changes_no_fit(made):
+    """The same times, three times as long while the tokens were measured."""
+    axes = {
+        axis: [
+            each | {"rounds": [3 * x for x in each["rounds"]], "seconds": 3 * each["seconds"]}
+            if axis == "tokens"
+            else each
+            for each in points
+        ]
+        for axis, points in made["axes"].items()
+    }
+    loaded = fit_seconds(scaling.all_points(made | {"axes": axes}, 1))
+    assert loaded == pytest.approx(fit_seconds(scaling.all_points(made, 1)))
 
 
 def test_no_term_of_the_fit_is_below_0():
@@ -175,7 +196,7 @@ def test_the_job_of_a_point_is_the_step_that_is_counted():
 def test_the_command_measures_prints_draws_and_reads_again(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(scaling, "BASE", Point(width=64, depth=1, tokens=8, batch=2))
     monkeypatch.setattr(scaling, "AXES", {"batch": (1, 2)})
-    monkeypatch.setattr(scaling, "HELD_OUT", (Point(width=64, depth=2, tokens=8, batch=1),))
+    monkeypatch.setattr(scaling, "HELD_OUT", (Point(model="builtin", batch=1, tokens=8),))
     assert main(["scaling", "--cores", "1", "--rounds", "2", "--seconds", "0.01", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     one, two = report["axes"]["batch"]
@@ -200,6 +221,7 @@ def test_the_command_measures_prints_draws_and_reads_again(monkeypatch, tmp_path
             ["--read", str(ROOT / "benchmarks" / "results" / "bench.json")],
             "does not hold what python -m benchmarks scaling",
         ),
+        (["--cores", "1,8"], "8 cores cannot share 4 sequences"),
         (["--read", "x.json", "--rounds", "3"], "--read measures nothing: leave out --rounds"),
     ],
 )
@@ -214,18 +236,24 @@ def test_a_word_that_cannot_be_is_said_in_a_line_before_anything_is_measured(wor
 # ---- the page ----
 
 
+def printed(run) -> str:
+    """The page with the tables that the stored run prints; `run` gives what a function prints."""
+    tables = run(lambda: main(["scaling", "--read", str(STORED)]))
+    lines = "".join(f"{line.rstrip()}\n" for line in tables.splitlines())
+    return BLOCK.sub(lambda found: f"{found[1]}{lines}```", PAGE.read_text(encoding="utf-8"))
+
+
 def test_the_tables_of_the_page_are_what_the_stored_run_prints(capsys):
-    assert main(["scaling", "--read", str(STORED)]) == 0
-    block = re.search(r"^```\n\$ python -m benchmarks scaling\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    assert block
-    assert block[1].splitlines() == [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    page = printed(lambda show: (show(), capsys.readouterr().out)[1])
+    assert "p where time or memory grows" in page
+    assert page == PAGE.read_text(encoding="utf-8"), "python tests/test_scaling.py --record writes them"
 
 
 @pytest.mark.oracle
 def test_the_lines_of_the_page_go_on_in_peft_where_minilora_stopped(tmp_path, monkeypatch):
     pytest.importorskip("peft")
     monkeypatch.chdir(tmp_path)
-    here, there = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    here, there = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     ours: dict = {}
     exec(here, ours)
     ids = [ours["batches"](step) for step in range(20, 23)]
@@ -236,3 +264,13 @@ def test_the_lines_of_the_page_go_on_in_peft_where_minilora_stopped(tmp_path, mo
     expected = never_stopped["history"].loss
     assert expected[:20] == ours["history"].loss
     assert theirs["losses"] == pytest.approx(expected[20:], rel=1e-4)
+
+
+def recorded(show) -> str:
+    with redirect_stdout(io.StringIO()) as out:
+        show()
+    return out.getvalue()
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["--record"]:
+    write_whole(PAGE, printed(recorded).encode())
