@@ -149,6 +149,8 @@ def scaling(
     from tqdm import tqdm
 
     axes = list(AXES) if axes is None else axes
+    if not axes:
+        raise ValueError(f"no axis is named: choose from {', '.join(AXES)}")
     for name in axes:
         if name not in AXES:
             raise ValueError(f"no axis is called {name!r}: {choose_from(name, AXES)}")
@@ -159,7 +161,7 @@ def scaling(
     found = {}
     for name, points in (bar := tqdm(wanted.items(), "measuring", disable=None, leave=False)):
         bar.set_postfix_str(name)
-        each = [replace(point, cores=n) for n in cores for point in points if point.batch >= n]
+        each = [replace(point, cores=n) for n in dict.fromkeys(cores) for point in points if point.batch >= n]
         found[name] = measure(each, rounds, seconds)
     about = machine() | {"memory": memory_of_machine()}
     return {"machine": about, "base": asdict(BASE), "held_out": found.pop(""), "axes": found}

@@ -156,7 +156,8 @@ def times_table(models: Sequence[tuple[str, Point]], fits: dict[int, np.ndarray]
 
 def bytes_table(models: Sequence[tuple[str, Point]], fits: dict[int, np.ndarray], machine: int) -> Any:
     """What a step needs, and whether STEPS of it end within a day in the memory of this machine."""
-    title = f"the base in each format, and the rest of such a step in float32; this machine has {machine / GIB:.1f} GiB"
+    has = f"{machine / GIB:.1f} GiB" if machine else "what the system does not say"
+    title = f"the base in each format, and the rest of such a step in float32; this machine has {has}"
     names = *HELD, "the rest", "at least", "fits here", f"{STEPS:,} steps in a day"
     table = numbers_right(title, "model", *names)
     for name, point in models:
@@ -167,6 +168,7 @@ def bytes_table(models: Sequence[tuple[str, Point]], fits: dict[int, np.ndarray]
         in_time = STEPS * predict(found, [*fits.values()][-1]) <= DAY
         gib = (f"{nbytes / GIB:,.2f} GiB" for nbytes in (*held.values(), rest, min(held.values()) + rest))
         answers = f"in {fits_here[0]}" if fits_here else "no", "yes" if fits_here and in_time else "no"
+        answers = answers if machine else ("?", "?")
         table.add_row(name, *gib, *answers)
     return table
 

@@ -221,6 +221,7 @@ def test_the_command_measures_prints_draws_and_reads_again(monkeypatch, tmp_path
             ["--read", str(ROOT / "benchmarks" / "results" / "bench.json")],
             "does not hold what python -m benchmarks scaling",
         ),
+        (["--axes", ","], "no axis is named: choose from width"),
         (["--cores", "1,8"], "8 cores cannot share 4 sequences"),
         (["--read", "x.json", "--rounds", "3"], "--read measures nothing: leave out --rounds"),
     ],
@@ -247,6 +248,22 @@ def test_the_tables_of_the_page_are_what_the_stored_run_prints(capsys):
     page = printed(lambda show: (show(), capsys.readouterr().out)[1])
     assert "p where time or memory grows" in page
     assert page == PAGE.read_text(encoding="utf-8"), "python tests/test_scaling.py --record writes them"
+
+
+def test_what_the_page_says_of_the_stored_run_holds():
+    report = json.loads(STORED.read_text(encoding="utf-8"))
+    one = {axis: scaling.on_cores(points, 1) for axis, points in report["axes"].items()}
+    p = {axis: exponents(axis, points) for axis, points in one.items()}
+    speed = [each["flops"] / each["seconds"] for each in one["width"]]
+    assert speed[-1] > speed[0]  # the column GFLOP/s rises with the width
+    assert p["width"]["time"] < p["width"]["flops"]
+    assert abs(p["rank"]["flops"]) < 0.1
+    above = {axis: [each["peak"] - sum(each["bytes"].values()) for each in points] for axis, points in one.items()}
+    assert all(x > 0 for each in above.values() for x in each)
+    assert max(above["depth"]) < 1.05 * min(above["depth"])  # of one block, however many there are
+    assert above["batch"][-1] > 10 * above["batch"][0]
+    ratios = [each["peak"] / sum(each["bytes"].values()) for each in one["depth"]]
+    assert ratios == sorted(ratios, reverse=True)
 
 
 @pytest.mark.oracle
