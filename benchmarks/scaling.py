@@ -38,7 +38,7 @@ from minilora.spelling import choose_from
 from .cases import SEED, Job
 from .ours import step
 from .report import machine
-from .rounds import Process, start
+from .rounds import THREADS, Process, python
 from .worker import serve
 
 TARGETS = "q_proj", "v_proj"
@@ -114,10 +114,11 @@ def worker(said: dict[str, Any]) -> None:
 def measure(points: Sequence[Point], rounds: int, seconds: float) -> list[dict[str, Any]]:
     """{"point", "rounds", "seconds", "peak", "about", "flops", "bytes", "arrays"} of each: seconds of a step in each
     round and their median, bytes at the peak; and as counts() has them, those of accounting."""
+    env = os.environ | dict.fromkeys(THREADS, "1")
     with ExitStack() as stack:
         processes = []
         for point in points:
-            process = stack.enter_context(start({"point": asdict(point)}, 1, "scaling"))
+            process = stack.enter_context(python({"point": asdict(point)}, "scaling", env))
             stack.callback(process.kill)
             processes.append(Process(str(point), process))
         for _ in range(rounds):
