@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from statistics import median
+from statistics import StatisticsError, median
 from typing import Any
 
 import numpy as np
@@ -171,8 +171,13 @@ def scaling(
 def read_report(path: str) -> dict[str, Any]:
     """What scaling() returned and --json printed. Raises ValueError for a file that holds something else."""
     report = read_json(Path(path))
-    if not isinstance(report, dict) or not {"machine", "base", "axes", "held_out"} <= report.keys():
-        raise ValueError(f"{path} does not hold what python -m benchmarks scaling --json prints")
+    try:
+        for cores in cores_of(report) or [1]:
+            fit = fit_seconds(all_points(report, cores))
+            _ = [predict(each, fit) / each["peak"] for each in models_of(report, cores)]
+        _ = report["machine"]["memory"]
+    except (ArithmeticError, AttributeError, LookupError, StatisticsError, TypeError, ValueError):
+        raise ValueError(f"{path} does not hold what python -m benchmarks scaling --json prints") from None
     return report
 
 
@@ -249,7 +254,8 @@ def base_seconds(report: dict[str, Any], cores: int) -> float:
 
 
 def base_of(report: dict[str, Any], points: Sequence[dict[str, Any]], cores: int) -> dict[str, Any]:
-    return next(each for each in points if each["point"] == report["base"] | {"cores": cores})
+    (base,) = (each for each in points if each["point"] == report["base"] | {"cores": cores})
+    return base
 
 
 def levelled(report: dict[str, Any], points: Sequence[dict[str, Any]], cores: int) -> list[dict[str, Any]]:

@@ -234,6 +234,23 @@ def test_a_word_that_cannot_be_is_said_in_a_line_before_anything_is_measured(wor
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("damage", [
+    lambda report: report["axes"].clear(), lambda report: report["axes"].update(rank=[]),
+    lambda report: report.pop("held_out"), lambda report: report["held_out"][0].pop("rounds"),
+    lambda report: report["axes"]["width"][0].pop("point"), lambda report: report.update(base={}),
+    lambda report: report["axes"]["width"][0].update(rounds=[]), lambda report: report.update(axes=[1]),
+])  # fmt: skip
+def test_a_report_that_is_damaged_is_refused_in_a_line(made, damage, tmp_path, capsys):
+    report = json.loads(json.dumps(made))
+    damage(report)
+    stored = tmp_path / "a.json"
+    stored.write_text(json.dumps(report), encoding="utf-8")
+    assert main(["scaling", "--read", str(stored)]) == 2
+    said = capsys.readouterr()
+    assert "does not hold what python -m benchmarks scaling --json prints" in said.err
+    assert said.out == ""
+
+
 # ---- the page ----
 
 
