@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from minilora.cli import execute
 from minilora.cli.options import Parser
@@ -14,9 +15,11 @@ from minilora.display.plots import check_png
 from minilora.files import write_whole
 from minilora.jobs.arguments import comma_separated, positive_float, positive_int, positive_ints
 
-from . import bench, figure, lengths, show
+from . import bench, figure, lengths, scaling_report, show
 from .cases import BASES, MALLOCS
 from .report import ALL
+from .scaling import AXES, read_report, scaling
+from .scaling_figure import scaling_figure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +56,40 @@ def parser() -> Parser:
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute (cuda needs CuPy)")
     add("--json", action="store_true", help="print the result as JSON, with every round")
     add("--plot", metavar="FILE", help="a figure of the ratios, or with --long of time and memory: NAME.png")
+    add_scaling(top.add_subparsers(metavar="scaling", help="how a step grows: python -m benchmarks scaling --help"))
     return top
+
+
+def add_scaling(commands: Any) -> None:
+    what = "Time and memory of a LoRA step against width, depth, tokens, rank, batch and cores, beside what is counted."
+    command = commands.add_parser("scaling", description=what)
+    command.set_defaults(run=run_scaling)
+    add = command.add_argument
+    add("--axes", type=comma_separated, metavar="A,B", help=f"{', '.join(AXES)} (default: all)")
+    add("--cores", type=positive_ints, metavar="N,N", help="(default 1,2)")
+    add("--rounds", type=positive_int, metavar="N", help="(default 5)")
+    add("--seconds", type=positive_float, metavar="X", help="of work in a round, at least (default 0.2)")
+    what = f"to predict, as minilora count knows them (default {','.join(scaling_report.MODELS)})"
+    add("--models", type=comma_separated, default=list(scaling_report.MODELS), metavar="A,B", help=what)
+    add("--read", metavar="FILE", help="measure nothing: print what --json of another run says")
+    add("--json", action="store_true", help="print the result as JSON, with every round")
+    add("--plot", metavar="FILE", help="a figure: NAME.png")
+
+
+def run_scaling(options: argparse.Namespace) -> None:
+    if options.plot:
+        check_png(options.plot)
+    given = {key: x for key in ("axes", "cores", "rounds", "seconds") if (x := getattr(options, key)) is not None}
+    if options.read and given:
+        raise ValueError(f"--read measures nothing: leave out --{', --'.join(given)}")
+    scaling_report.check_models(options.models)
+    report = read_report(options.read) if options.read else scaling(**given)
+    if options.json:
+        print(json.dumps(report, indent=1, allow_nan=False))
+    else:
+        scaling_report.show(report, options.models)
+    if options.plot:
+        write_whole(Path(options.plot), scaling_figure(report))
 
 
 def run(options: argparse.Namespace) -> None:

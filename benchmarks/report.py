@@ -135,10 +135,8 @@ def ops_of(case: Case) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> None:
-    console, about = wide_console(), report["machine"]
-    console.print(
-        f"{about['processor']}, {about['cores']} cores, {about['system']}, Python {about['python']}", soft_wrap=True
-    )
+    console = wide_console()
+    console.print(machine_line(report), soft_wrap=True)
     if COMPILER in report["missing"]:
         line = f"no compiler {COMPILER}, and so torch.compile is not beside minilora (CXX names another compiler)"
         console.print(line, soft_wrap=True)
@@ -155,6 +153,11 @@ def show(report: dict[str, Any]) -> None:
         *op_tables(report),
     ):
         console.print(table)
+
+
+def machine_line(report: dict[str, Any]) -> str:
+    about = report["machine"]
+    return f"{about['processor']}, {about['cores']} cores, {about['system']}, Python {about['python']}"
 
 
 def libraries(report: dict[str, Any]) -> list[str]:
