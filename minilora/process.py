@@ -90,7 +90,8 @@ LOCK_TIMEOUT = 1.0  # seconds: a process that was just killed may hold its lock 
 
 
 def keep_freed_memory() -> None:
-    """Tell malloc to keep freed memory, for training: ops allocate their results, and fresh pages cost time.
+    """Tell malloc to keep freed memory, for training: ops allocate their results, and fresh pages cost time. And to keep
+    it in one place for all threads: one can use what another, such as a shard, has freed.
 
     It applies to the whole process, so only the commands that train call it, and the processes that they start. Has no
     effect without glibc.
@@ -99,9 +100,10 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
     mallopt(M_MMAP_THRESHOLD, 2**30)
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(M_ARENA_MAX, 1)
 
 
 def peak_memory() -> int:
