@@ -125,7 +125,8 @@ def forward(model: Transformer, batch: Batch, pool: ThreadPoolExecutor, shards: 
 
     def run() -> None:
         nonlocal last
-        last = [y for y, _ in pool.map(lambda ids: model.forward(ids, run=Pass(needs_cache=False)), parts)]
+        apply = pool.map if shards > 1 else map
+        last = [y for y, _ in apply(lambda ids: model.forward(ids, run=Pass(needs_cache=False)), parts)]
 
     def wait() -> float:
         return float(sum((y[:, -1] ** 2).sum() for y in last or ()))

@@ -1,5 +1,6 @@
 """BLAS computes on one thread while minilora works, and on as many as before once it is done, however it ends."""
 
+import platform
 import subprocess
 import sys
 import threading
@@ -237,3 +238,25 @@ def test_importing_changes_no_number_of_threads():
         assert before and threadpool_info()[: len(before)] == before
     """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(minilora.__file__).parents[1])
+
+
+FAULTS = """
+import resource
+import numpy as np
+from minilora.models.config import Config
+from minilora.models.families.gpt2 import gpt2
+from minilora.nn import Pass
+
+model, ids = gpt2(Config(96, 2, 64, 4, max_length=64), 0), np.zeros((16, 64), int)
+faults = []
+for _ in range(12):
+    model.forward(ids, run=Pass(needs_cache=False))
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print((faults[-1] - faults[1]) // 10)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+def test_a_small_model_does_not_give_back_its_memory_at_every_array():
+    found = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, timeout=60)
+    assert int(found.stdout) < 50  # fresh pages in a forward; without let_heap_grow() thousands

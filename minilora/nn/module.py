@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from ..backend import Array, get_array_module, to_numpy
-from ..process import blas_threads
+from ..process import blas_threads, let_heap_grow
 from ..quantization import Quantized
 from ..spelling import choose_from
 from .costs import Costs, MetaArray
@@ -234,6 +234,7 @@ class Sequential(Module):
 
     @blas_threads()
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, list[Any]]:
+        let_heap_grow()
         layers, caches = list(self.layers.values()), []
         first = self.first_trainable() if run.needs_cache and run.kv_cache is None else len(layers)
         below = run._replace(memo={}, needs_cache=False)
