@@ -90,8 +90,8 @@ LOCK_TIMEOUT = 1.0  # seconds: a process that was just killed may hold its lock 
 
 
 def keep_freed_memory() -> None:
-    """Tell malloc to keep freed memory, for training: ops allocate their results, and fresh pages cost time. And to keep
-    it in one place for all threads: one can use what another, such as a shard, has freed.
+    """Tell malloc to keep freed memory, for training: ops allocate their results, and fresh pages cost time. And to
+    keep it in one place for all threads, so that a shard can use what another has freed.
 
     It applies to the whole process, so only the commands that train call it, and the processes that they start. Has no
     effect without glibc.

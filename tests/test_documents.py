@@ -139,13 +139,38 @@ def compiled_rows(report):
         yield row(f"steps after which it has paid, beside {name}", "kept", "lora", f"pays {other}")
 
 
-COMPILED = ROOT / "benchmarks" / "results" / "compiled.json"
+def slower(compiled, full):
+    """What docs/speed.md says of what is slower than PyTorch, and of two shards, from the runs that it names."""
+    beside = {}
+    for result in compiled["cases"]:
+        case, ratios = result["case"], {ratio["theirs"]: ratio["wall"] for ratio in result["ratios"]}
+        beside[case["malloc"], case["size"], case["batch"], case["measure"]] = ratios["torch"]
+    tiny, row = (beside["kept", "tiny", batch, "forward"] for batch in (16, 1))
+    yield f"the forward of tiny, {tiny:.1f} times its time (1 × 64: {row:.1f})"
+    yield f"{beside['kept', 'tiny', 1, 'generate']:.1f} times: one token is a hundred calls of NumPy"
+    sides = {
+        (result["case"]["cores"], each["name"]): each for result in full["cases"] for each in result["contestants"]
+    }
+    one, two, torch = (sides[key] for key in ((1, "minilora"), (2, "minilora"), (2, "torch")))
+    time, memory = (two[what] / one[what] for what in ("wall", "peak"))
+    yield f"take {time:.2f} of the time of one, and {memory:.2f} of its memory"
+    time, memory = (two[what] / torch[what] for what in ("wall", "peak"))
+    yield f"That is {time:.2f} of PyTorch's time on two cores, and {memory:.2f} of its memory"
 
 
-@pytest.mark.skipif(not COMPILED.exists(), reason="not measured yet")
+RESULTS = ROOT / "benchmarks" / "results"
+COMPILED = RESULTS / "compiled.json"
+
+
 def test_the_speeds_beside_torch_compile_are_those_of_the_run_beside_them():
     rows = list(compiled_rows(json.loads(COMPILED.read_text(encoding="utf-8"))))
     assert "\n".join(rows) in DOCUMENTS["speed.md"]
+
+
+def test_what_is_slower_and_what_two_shards_take_are_of_the_runs_that_the_page_names():
+    reports = (json.loads((RESULTS / name).read_text("utf-8")) for name in ("compiled.json", "full.json"))
+    for words in slower(*reports):
+        assert words in DOCUMENTS["speed.md"]
 
 
 def test_the_speeds_of_the_documents_are_those_of_the_run_beside_it():
