@@ -56,9 +56,8 @@ class Parameter:
 
 
 class Gradients(dict[Parameter, Array]):
-    """{Parameter: its gradient}. Gradients of the same parameter (a tied weight, shards of a batch) are summed. What is
-    added is a new array, which nobody else reads. During the backward of a decoder it holds that of a Memory too
-    (cross_attention.py)."""
+    """{Parameter: its gradient}. Gradients of the same parameter (a tied weight, shards of a batch) are summed. During
+    the backward of a decoder it holds that of a Memory too (cross_attention.py)."""
 
     def add(self, parameter: Parameter, gradient: Array) -> None:
         self[parameter] = self[parameter] + gradient if parameter in self else gradient

@@ -22,6 +22,7 @@ class GradientSum:
     def __init__(self, n: int) -> None:
         self.parts = [PartGradients(self, part) for part in range(n)]
         self.sums: dict[Use, Array] = {}
+        self.own: set[Use] = set()  # whose sum is an array of its own
         self.turn: Counter[Use] = Counter()  # the part whose gradient is next
         self.waiting: dict[tuple[Use, int], Array] = {}
         self.lock = threading.Lock()
@@ -35,10 +36,13 @@ class GradientSum:
 
     def add_waiting(self, use: Use, part: int) -> None:
         gradient = self.waiting.pop((use, part))
-        if use in self.sums:
-            self.sums[use] += gradient  # in place: gradients are new arrays
-        else:
+        if use not in self.sums:
             self.sums[use] = gradient
+        elif use in self.own:
+            self.sums[use] += gradient
+        else:  # the first part's array is not written to: its backward may still read it
+            self.sums[use] = self.sums[use] + gradient
+            self.own.add(use)
 
     def total(self) -> Gradients:
         """The sum, once all parts have run, in the order in which they first met the parameters."""

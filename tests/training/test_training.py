@@ -134,6 +134,15 @@ def test_a_part_without_a_gradient_of_a_parameter_holds_up_no_other():
     np.testing.assert_array_equal(grads[b], [10, 12])
 
 
+def test_what_a_part_has_added_stays_as_it_is_as_its_backward_may_still_read_it():
+    a, total = Parameter(np.zeros(2)), GradientSum(3)
+    added = [np.array([1.0, 2.0]), np.array([3.0, 4.0]), np.array([5.0, 6.0])]
+    for part, gradient in zip(total.parts, added, strict=True):
+        part.add(a, gradient)
+    np.testing.assert_array_equal(added, [[1, 2], [3, 4], [5, 6]])
+    np.testing.assert_array_equal(total.total()[a], [9, 12])
+
+
 def test_the_gradients_of_many_parts_are_never_all_in_memory():
     rng, x = np.random.default_rng(0), np.ones((8, 300), np.float32)
     model = Sequential({str(i): Linear(rng.standard_normal((300, 300), np.float32) / 99) for i in range(10)})
