@@ -88,7 +88,8 @@ print(json.dumps([sys.version_info[:2], len(files)]))
 def imports(body: list[ast.stmt], lazy: bool) -> Iterator[str]:
     """The names of what the statements import, those inside of functions where `lazy`, else those outside."""
     for node in body:
-        functions = [child for child in ast.walk(node) if isinstance(child, ast.FunctionDef | ast.Lambda)]
+        kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+        functions = [child for child in ast.walk(node) if isinstance(child, kinds)]
         inside = {id(child) for function in functions for child in ast.walk(function)}
         for child in ast.walk(node):
             if (id(child) in inside) == lazy and isinstance(child, ast.Import):
@@ -138,6 +139,7 @@ def test_what_functions_import_is_there_but_for_these(run, pyodide):
         "cupy": "a GPU",
         "torch": "an autograd to compare with",
         "huggingface_hub": "downloads",
+        "distributed": "a cluster",
         "tokenizers": "models of others",
         "gguf": "models of others",
         "watchfiles": "the loop of exercises, which needs threads",
