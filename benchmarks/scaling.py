@@ -144,8 +144,8 @@ def scaling(
     axes: Sequence[str] | None = None, cores: Sequence[int] = (1, 2), rounds: int = 5, seconds: float = 0.2
 ) -> dict[str, Any]:
     """{"machine", "base": the Point that all axes share, "axes": {axis: points as of measure()}, "held_out": points}.
-    Each on every number of cores where there is a sequence for each. Without
-    `axes`, all of AXES. Raises ValueError for a name that is not there.
+    Each point is measured on every number of `cores` for which it has a sequence each. Without `axes`, all of AXES.
+    Raises ValueError for a name that is not there.
     """
     from tqdm import tqdm
 
