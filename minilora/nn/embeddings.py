@@ -117,5 +117,6 @@ def positions(ids: Array, padding: Array | None, start: int, kv_cache: KVCache |
             return start + xp.asarray(of_rows)
         start, padding = start + kv_cache.length, None
     if padding is None:
-        return xp.broadcast_to(xp.arange(start, start + T, dtype=xp.int64), ids.shape)
+        one = xp.arange(start, start + T, dtype=xp.int64)[None]
+        return one if len(ids) == 1 else xp.broadcast_to(one, ids.shape)
     return start + xp.maximum(xp.cumsum(padding, axis=1, dtype=xp.int64) - 1, 0)

@@ -17,7 +17,7 @@ from .rows import rows
 
 def embedding_forward(ids: Array, W: Array) -> tuple[Array, Array]:
     """y = W[ids].  The cache is ids."""
-    return W[ids], ids
+    return W.take(ids, axis=0), ids  # faster than W[ids]
 
 
 def embedding_gradients(dy: Array, ids: Array, V: int) -> Array:
