@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ContextDecorator, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ _blocks = 0  # the number of open blas_threads() blocks, in all threads of Pytho
 _before: list[int] = []  # the number of threads of each BLAS library outside these blocks
 
 
-@contextmanager
-def blas_threads(n: int = 1) -> Iterator[None]:
+class blas_threads(ContextDecorator):
     """Run BLAS on `n` threads inside this block, and afterwards on as many as before. Also a decorator.
 
     A model's forward and backward, `fit`, `evaluate`, merging, SVDs and the checks are such blocks, with one thread. A
@@ -47,18 +46,23 @@ def blas_threads(n: int = 1) -> Iterator[None]:
     does not know (Apple's Accelerate). An OpenBLAS built on OpenMP, unlike that of NumPy's wheels, has a number for
     each thread of Python, and a block sets only that of its own.
     """
-    global _blocks
-    if n < 1:
-        raise ValueError(f"BLAS cannot compute on {n} threads: give 1 or more")
-    libraries = blas_libraries()
-    with _lock:
-        if not _blocks:
-            _before[:] = [library.num_threads for library in libraries]
-            set_threads([n] * len(libraries))
-        _blocks += 1
-    try:
-        yield
-    finally:
+
+    def __init__(self, n: int = 1) -> None:
+        if n < 1:
+            raise ValueError(f"BLAS cannot compute on {n} threads: give 1 or more")
+        self.n = n
+
+    def __enter__(self) -> None:
+        global _blocks
+        with _lock:
+            if not _blocks:
+                libraries = blas_libraries()
+                _before[:] = [library.num_threads for library in libraries]
+                set_threads([self.n] * len(libraries))
+            _blocks += 1
+
+    def __exit__(self, *error: object) -> None:
+        global _blocks
         with _lock:
             _blocks -= 1
             if not _blocks:

@@ -121,7 +121,9 @@ class Module:
 
     def parameters(self) -> Iterator[Parameter]:
         """The parameters without their paths, which is faster. A tied one comes once for each of its uses."""
-        yield from (value for value in vars(self).values() if isinstance(value, Parameter))
+        for value in vars(self).values():
+            if isinstance(value, Parameter):
+                yield value
         for child in self.children().values():
             yield from child.parameters()
 
