@@ -39,7 +39,7 @@ from .cases import SEED, Job
 from .ours import step
 from .report import machine
 from .rounds import THREADS, Process, python
-from .worker import serve
+from .worker import numpy_and_blas, serve
 
 TARGETS = "q_proj", "v_proj"
 HEAD_WIDTH, VOCAB, POSITIONS = 64, 256, 2048  # of every GPT-2 that is no model's: only the axis changes
@@ -97,7 +97,6 @@ def job_of(point: Point) -> Job:
 
 def worker(said: dict[str, Any]) -> None:
     """One point. Its memory is the most that Python and NumPy have allocated during its second step."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     keep_freed_memory()
     with blas_threads(1):
         tracemalloc.start()
@@ -107,8 +106,7 @@ def worker(said: dict[str, Any]) -> None:
         job.run()
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()  # which would slow the rounds down
-        about = {"numpy": np.__version__, "blas": f"{blas['name']} {blas['version']}"}
-        serve(job._replace(peak=lambda: peak), about)
+        serve(job._replace(peak=lambda: peak), numpy_and_blas())
 
 
 def measure(points: Sequence[Point], rounds: int, seconds: float) -> list[dict[str, Any]]:

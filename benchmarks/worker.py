@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minilora.process import blas_threads, keep_freed_memory, peak_memory
+from minilora.process import blas_libraries, blas_threads, keep_freed_memory, peak_memory
 
 from .cases import Case, Contestant, Job
 
@@ -64,13 +64,9 @@ def ready(case: Case, contestant: Contestant, folder: Path) -> tuple[Job, dict[s
     """The job, versions, and the bytes of the process before it had a model."""
     targets = contestant.targets or case.targets
     if contestant.library == "minilora":
-        import numpy as np
-
         from . import ours
 
-        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-        about = {"numpy": np.__version__, "blas": f"{blas['name']} {blas['version']}"}
-        before = peak_memory()
+        about, before = numpy_and_blas(), peak_memory()
         return ours.job(case, targets, contestant.plain, folder, contestant.base), about, before
     import torch
 
@@ -81,6 +77,15 @@ def ready(case: Case, contestant: Contestant, folder: Path) -> tuple[Job, dict[s
         theirs.import_peft()
     before = peak_memory()
     return theirs.job(case, contestant.library, targets, folder, contestant.base), about, before
+
+
+def numpy_and_blas() -> dict[str, str]:
+    """Their versions, and for which processor the kernels are that OpenBLAS has chosen."""
+    import numpy as np
+
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    kernels = ", ".join(library.architecture for library in blas_libraries() if library.internal_api == "openblas")
+    return {"numpy": np.__version__, "blas": f"{blas['name']} {blas['version']}" + f" ({kernels})" * bool(kernels)}
 
 
 def burst(job: Job, seconds: float) -> dict[str, float]:

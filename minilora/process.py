@@ -91,26 +91,6 @@ def set_threads(numbers: list[int]) -> None:
         clear(force=True)
 
 
-CPUINFO = Path("/proc/cpuinfo")
-AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}  # what OpenBLAS's kernels for it need
-
-
-def use_avx512() -> None:
-    """Have OpenBLAS use AVX-512 on every CPU of AMD that has it, in this process if NumPy is not imported yet, and in
-    those that it starts.
-
-    OpenBLAS up to 0.3.31, which NumPy 2.4 brings, takes Zen 5 for a CPU without it (its issue 6029), and a product
-    takes 1.8 times as long. Has no effect where OPENBLAS_CORETYPE is set, on another system than Linux, and on a CPU of
-    Intel, which OpenBLAS knows. Only the commands call it: importing the library changes nothing in the process.
-    """
-    if not CPUINFO.is_file():
-        return
-    first, _, _ = CPUINFO.read_text().partition("\n\n")
-    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
-    if about.get("vendor_id") == "AuthenticAMD" and set(about.get("flags", "").split()) >= AVX512:
-        os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
-
-
 LOCK = ".minilora.lock"  # in a folder that is being written; a killed process leaves it behind
 LOCK_TIMEOUT = 1.0  # seconds: a process that was just killed may hold its lock a little longer
 

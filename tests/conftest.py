@@ -6,9 +6,6 @@ for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")  # read when NumPy is imported
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the Hub: a name that is misspelt would be looked up there
 
-from minilora.process import use_avx512  # noqa: E402
-
-use_avx512()  # before NumPy, too: a command that a test starts is to give the same bytes as main() in the test
 import re  # noqa: E402
 import shutil  # noqa: E402
 import sys  # noqa: E402

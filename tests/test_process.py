@@ -1,6 +1,5 @@
 """BLAS computes on one thread while minilora works, and on as many as before once it is done, however it ends."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import minilora
-from minilora import ops, process
+from minilora import ops
 from minilora.adapters import spectrum
 from minilora.adapters.lora import LoRALinear
 from minilora.data import Batch
@@ -22,7 +21,7 @@ from minilora.jobs.prediction import probabilities
 from minilora.models.config import Config
 from minilora.models.generation import stream
 from minilora.models.transformer import Transformer
-from minilora.process import AVX512, blas_threads, use_avx512
+from minilora.process import blas_threads
 from minilora.training import evaluate, fit, loss_and_gradients
 from minilora.verify import check_backward, check_gradient, check_model, diagnose
 from minilora.verify.mutation import mutation_run
@@ -261,47 +260,3 @@ print((faults[-1] - faults[1]) // 10)
 def test_a_small_model_does_not_give_back_its_memory_at_every_array():
     found = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, timeout=60)
     assert int(found.stdout) < 50  # fresh pages in a forward; without let_heap_grow() thousands
-
-
-def cpu(vendor: str, flags: set[str]) -> str:
-    return f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {' '.join(sorted(flags))}\n\nprocessor\t: 1\n"
-
-
-@pytest.mark.parametrize(
-    ("about", "chosen"),
-    [
-        (cpu("AuthenticAMD", {"avx2", *AVX512}), "SkylakeX"),
-        (cpu("AuthenticAMD", {"avx2"}), None),
-        (cpu("AuthenticAMD", AVX512 - {"avx512vl"}), None),
-        (cpu("GenuineIntel", {"avx2", *AVX512}), None),  # OpenBLAS knows it
-        ("Processor : AArch64\n", None),
-        (None, None),
-    ],
-)
-def test_openblas_is_told_of_avx512_where_a_cpu_of_amd_has_it(about, chosen, tmp_path, monkeypatch):
-    monkeypatch.setattr(process, "CPUINFO", tmp_path / "cpuinfo")
-    if about is not None:
-        (tmp_path / "cpuinfo").write_text(about)
-    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
-    use_avx512()
-    assert os.environ.get("OPENBLAS_CORETYPE") == chosen
-    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")  # what a person has chosen
-    use_avx512()
-    assert os.environ["OPENBLAS_CORETYPE"] == "Haswell"
-
-
-KERNELS = """
-from minilora.cli import main
-main(["info", "builtin"])
-from threadpoolctl import threadpool_info
-print(*(library.get("architecture") for library in threadpool_info() if library["internal_api"] == "openblas"))
-"""
-
-
-def test_a_command_computes_with_avx512_where_the_cpu_has_it():
-    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").is_file() else []
-    if not set(flags) >= AVX512:
-        pytest.skip("no AVX-512")
-    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
-    done = subprocess.run([sys.executable, "-c", KERNELS], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-1] not in ("Haswell", "Zen")

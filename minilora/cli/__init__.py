@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..display.tables import printable
-from ..process import blas_threads, use_avx512
+from ..process import blas_threads
 from .commands import parser
 
 
@@ -26,7 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def execute(parser: Callable[[], argparse.ArgumentParser], arguments: Sequence[str] | None) -> int:
     """Parse the arguments, call the function that they set as `run`, and return the exit code that main() describes."""
     open_streams()
-    use_avx512()
     try:
         try:
             options = parser().parse_args(arguments)

@@ -25,7 +25,7 @@ import numpy as np
 
 from .. import __version__
 from ..files import write_whole
-from ..process import end_with, use_avx512
+from ..process import end_with
 
 CONNECT = 5.0  # seconds until a connection has failed
 PATIENCE = 30.0  # seconds without any worker until the calls have failed; a worker that was killed is back in two
@@ -183,7 +183,6 @@ def in_a_process(folder: str, function: Callable[..., Any], call: tuple[Any, ...
     worker = get_worker()
     key = worker.get_current_task()
     message: bytes | None = pickle.dumps((os.getpid(), function, call))
-    use_avx512()  # as the command does that asks for this: the same products give the same bytes
     pipe, command = subprocess.PIPE, [sys.executable, "-P", "-m", __name__]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=folder) as process:
         while True:
