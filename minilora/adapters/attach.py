@@ -16,9 +16,11 @@ from ..nn import TABLES, Convolution, Embedding, FusedLinear, LayerNorm, Linear,
 from ..nn.optim import Penalty, both
 from ..quantization import Quantized
 from ..spelling import choose_from
-from .base import DEFAULT, Adapter, class_for, smaller_side, variants
+from . import DEFAULT
+from .base import Adapter, smaller_side
 from .lora import LoRAEmbedding, LoRALinear, TiedLoRALinear
 from .parts import Parts
+from .registry import class_for, variants
 
 Targets: TypeAlias = str | Collection[str] | Mapping[str, int]
 HEADS = "lm_head", "classifier", "classifier_transform"  # what "all-linear" leaves out

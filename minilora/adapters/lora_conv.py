@@ -26,8 +26,11 @@ import numpy as np
 from .. import ops
 from ..backend import Array, Rng, generator
 from ..nn import Conv1d, Conv2d, Convolution, Gradients, Inputs, MetaArray, Module, Pass
-from .base import Kept, Law, Products, Slot, dropped, relative_difference
-from .lora import ALPHA, LoRA, LoRALinearCache, R, scale
+from .base import Law, relative_difference
+from .lora import LoRALinearCache
+from .lora_base import ALPHA, LoRA, R, scale
+from .parallel import dropped
+from .statements import Kept, Products, Slot
 
 
 def exchange(adapter: LoRAConvolution, x: Array, dy: Array, grads: Gradients) -> float:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from ..accounting import count_parameters
 from ..adapters import DEFAULT
 from ..adapters.attach import attach_without_weights
-from ..adapters.base import variants
+from ..adapters.registry import variants
 from ..data import excerpts, python_source, random_windows
 from ..display.tables import numbers_right, wide_console
 from ..files import check_free, check_writable, read_json, to_json, write_files, write_whole

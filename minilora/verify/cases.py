@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from .. import ops
+from ..adapters import DEFAULT
 from ..adapters.attach import adaptable, attach, attach_lora
-from ..adapters.base import DEFAULT, Adapter, variants
+from ..adapters.base import Adapter
 from ..adapters.merge import MergedEmbedding, merged_layer
 from ..adapters.peft import Adapters
 from ..adapters.recording import Latest, Recorder
+from ..adapters.registry import variants
 from ..backend import Array
 from ..models.config import LABELLED, Config
 from ..models.encoder_decoder import EncoderDecoder

@@ -16,11 +16,10 @@ from peft_models import IDS, PADDING, base, logits, trained
 
 import minilora
 from minilora import quantize
-from minilora.adapters import peft
+from minilora.adapters import DEFAULT, peft
 from minilora.adapters.attach import attach, attach_lora
-from minilora.adapters.base import DEFAULT
 from minilora.adapters.initialisations.loftq import loftq, rounded
-from minilora.adapters.lora import LoftQLinear
+from minilora.adapters.lora_loftq import LoftQLinear
 from minilora.adapters.merge import merge, unmerge
 from minilora.backend import to_numpy
 from minilora.cli import main

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import minilora
-from minilora.adapters.base import Adapter, variants
+from minilora.adapters.base import Adapter
+from minilora.adapters.registry import variants
 
 PACKAGE = Path(minilora.__file__).parent
 ROOMS = "adapters/peft", "accounting", "verify", "jobs", "cli"
@@ -23,8 +24,7 @@ def subclasses(cls: type) -> set[type]:
 
 
 def classes_of_variants() -> set[str]:
-    files = {f"minilora.adapters.{name.replace('-', '_')}" for name in variants()}
-    return {cls.__name__ for cls in subclasses(Adapter) if cls.__module__ in files}
+    return {cls.__name__ for cls in subclasses(Adapter) if cls.variant in variants()}
 
 
 def names_of_variants(path: Path) -> list[str]:

@@ -17,7 +17,8 @@ from reports import in_color
 from small_runs import small_comparison
 
 from minilora.accounting import count_parameters
-from minilora.adapters.base import DEFAULT, variants
+from minilora.adapters import DEFAULT
+from minilora.adapters.registry import variants
 from minilora.cli import main
 from minilora.data import excerpts, random_windows
 from minilora.display import plots

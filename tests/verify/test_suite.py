@@ -12,9 +12,9 @@ import pytest
 
 from minilora import ops
 from minilora.adapters import ia3, lora
-from minilora.adapters.base import Parallel
 from minilora.adapters.lora_conv import LoRAConvolution
 from minilora.adapters.merge import MergedConvolution
+from minilora.adapters.parallel import Parallel
 from minilora.cli import main
 from minilora.nn import Convolution, Module, Sequential
 from minilora.verify.check import Report

@@ -10,7 +10,9 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from ..base import Adapter, class_for, short, variants
+from ..base import Adapter
+from ..registry import class_for, variants
+from ..statements import short
 
 # Keys that PEFT's configs have in common: those that are read, and those that say where an adapter is from.
 READ = {

@@ -13,7 +13,8 @@ from ...files import load_tensors, read_json
 from ...models.hub import HubName, fetch, name_on_hub, pickle_error
 from ...models.tokenizer import FILES_READ
 from ...nn import Embedding, Linear
-from ..base import Adapter, Slot, shape
+from ..base import Adapter
+from ..statements import Slot, shape
 from .config import beside_in, check_config, classes_of, flat, is_saved, options_of, token_keys
 from .view import PREFIX
 

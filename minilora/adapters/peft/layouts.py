@@ -28,7 +28,10 @@ import numpy as np
 
 from ...files import load_tensors, read_json, save_tensors, tensors_to_bytes, to_json, write_folder
 from ...nn import Convolution, Embedding, Linear
-from ..base import DEFAULT, Adapter, is_number, variants
+from .. import DEFAULT
+from ..base import Adapter
+from ..registry import variants
+from ..statements import is_number
 from .config import classes_of
 from .format import CONFIG, WEIGHTS, base_without_weights, layers_in, locate_adapter, read_adapter
 from .view import PREFIX

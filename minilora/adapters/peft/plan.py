@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from ...models.families import FAMILIES
 from ...nn import Linear
 from ..attach import HEADS
-from ..base import Adapter, Slot, shape, short
+from ..base import Adapter
+from ..statements import Slot, shape, short
 from .config import (
     ADDED,
     WHOLE,

@@ -12,8 +12,9 @@ from ...models.labels import label_maps
 from ...models.transformer import Transformer
 from ...nn import Module
 from ...spelling import choose_from
+from .. import DEFAULT
 from ..attach import LAYERS, Targets, attach
-from ..base import DEFAULT, Adapter
+from ..base import Adapter
 from ..many import Many
 from .format import locate_adapter
 from .reading import read_modules

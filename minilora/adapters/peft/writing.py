@@ -14,7 +14,8 @@ from ...models.quantized import format_of
 from ...models.saving import base_hash
 from ...models.transformer import Transformer
 from ...nn import TABLES, Linear
-from ..base import Adapter, variants
+from ..base import Adapter
+from ..registry import variants
 from .config import CLASSIFIERS, biases_of, ends_with, nested
 from .format import BASE_FORMAT, CONFIG, LABELS, WEIGHTS
 from .plan import Plan, tensors_of, twins
