@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from ..spelling import choose_from
 from .base import Adapter
 
 
@@ -24,6 +25,13 @@ def variants() -> dict[str, list[type[Adapter]]]:
                 if hasattr(cls, "base_type") and {"base_type", "variant"} & {*vars(cls)}:
                     found.setdefault(cls.variant, []).append(cls)
     return found
+
+
+def classes_of(variant: str) -> list[type[Adapter]]:
+    """The classes of a variant. Raises ValueError for one that has no file here."""
+    if variant not in variants():
+        raise ValueError(f"no variant is called {variant!r}: {choose_from(variant, variants())}")
+    return variants()[variant]
 
 
 def class_for(classes: list[type[Adapter]], base: Any, is_listed: Callable[[type[Adapter]], bool]) -> type[Adapter]:

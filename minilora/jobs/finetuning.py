@@ -18,9 +18,10 @@ import numpy as np
 from ..accounting import count_parameters
 from ..adapters import DEFAULT
 from ..adapters.attach import attach as attach_variant
-from ..adapters.attach import attach_tokens, check_options, classes_of, fit_options
+from ..adapters.attach import attach_tokens, check_options, fit_options
 from ..adapters.initialisations import inits
 from ..adapters.peft import adapter_files, locate_adapter, read_adapter
+from ..adapters.registry import classes_of
 from ..data import Batch
 from ..files import to_json, weights_hash, write_files
 from ..models.pretrained import load_tokenizer

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from ...models.families import FAMILIES
 from ...nn import Linear
-from ..attach import HEADS
 from ..base import Adapter
 from ..statements import Slot, shape, short
+from ..targets import HEADS
 from .config import (
     ADDED,
     WHOLE,

@@ -13,9 +13,10 @@ from ...models.transformer import Transformer
 from ...nn import Module
 from ...spelling import choose_from
 from .. import DEFAULT
-from ..attach import LAYERS, Targets, attach
+from ..attach import attach
 from ..base import Adapter
 from ..many import Many
+from ..targets import LAYERS, Targets
 from .format import locate_adapter
 from .reading import read_modules
 
