@@ -55,7 +55,9 @@ from ..nn import (
 )
 from ..quantization import Quantized
 from .check import Report, check_model
-from .op_cases import EPS, OPS, THETA, Rng, at_every_size, pad
+from .op import EPS, THETA, Rng
+from .op_cases import OPS, at_every_size
+from .op_cases.tokens import pad
 
 # ---- the modules: each with its input as one more parameter, so that dx is checked as any gradient is ----
 

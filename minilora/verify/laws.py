@@ -19,7 +19,8 @@ from ..models.parts import LayerFactory
 from ..models.transformer import Transformer
 from ..nn import Gradients, Inputs, Parameter
 from .cases import ADAPTERS, CLASSES, FAMILIES, model, read_by, shaken, some_x, source_of
-from .op_cases import THETA, Rng, pad
+from .op import THETA, Rng
+from .op_cases.tokens import pad
 
 
 def apart(a: Array, b: Any, scale: Array | None = None) -> float:
