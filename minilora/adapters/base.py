@@ -58,18 +58,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from ..backend import Array, Rng, generator
-from ..nn import (
-    Convolution,
-    Costs,
-    Embedding,
-    FusedLinear,
-    Gradients,
-    LayerNorm,
-    Linear,
-    MetaArray,
-    Module,
-    Parameter,
-)  # fmt: skip
+from ..nn import Convolution, Costs, Embedding, FusedLinear, Gradients, LayerNorm, Linear, MetaArray, Module, Parameter
 from ..quantization import dense
 from .statements import Beside, Kept, Keys, Option, Products, Slot, decided, number, shape
 

@@ -33,7 +33,7 @@ from minilora.models.families import FAMILIES
 from minilora.nn import Attention, FusedAttention, Gradients, Linear, Pass, recompute
 from minilora.nn.optim import SGD, AdamW
 from minilora.training import loss_and_gradients
-from minilora.verify.cases import SPECIAL
+from minilora.verify.model_cases import SPECIAL
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -20,7 +20,8 @@ from minilora.verify import Case, Report, check_gradient
 from minilora.verify.case import apply, relative_error
 from minilora.verify.op import THETA, S
 from minilora.verify.op_cases import OPS
-from minilora.verify.op_cases.attention import attention_mask, rope_tables
+from minilora.verify.op_cases.attention import attention_mask
+from minilora.verify.op_cases.positions import rope_tables
 from minilora.verify.op_cases.tokens import pad
 from minilora.verify.problems import problems
 

@@ -1,4 +1,4 @@
-"""Attention, whole and in blocks, under every kind of mask; and the positions that it knows."""
+"""Attention, whole and in blocks, under every kind of mask."""
 
 from __future__ import annotations
 
@@ -9,18 +9,8 @@ import numpy as np
 from ... import ops
 from ...backend import Array, get_array_module
 from ..case import Case
-from ..op import THETA, Op, Rng, Size, drawn, on
+from ..op import Op, Rng, Size, drawn, on
 from .tokens import pad
-
-
-def draw_rope(size: Size, rng: Rng) -> Case:
-    B, T, H, D = size(), size(), size(), 2 * size(1, 3)
-    return drawn(rng, (B, T, H * D), {"x": rng.standard_normal((B, T, H * D))}, D=D, theta=THETA)
-
-
-def rope_tables(x: Array, D: int, theta: float = THETA) -> tuple[Array, Array]:
-    xp = get_array_module(x)
-    return ops.rope_tables(xp, x.shape[1], ops.rope_frequencies(xp, D, theta), x.dtype)
 
 
 def attention(
@@ -68,28 +58,6 @@ def draw_cross_attention(size: Size, rng: Rng) -> Case:
     return drawn(rng, shapes["q"], {name: rng.standard_normal(s) for name, s in shapes.items()}, D=D, mask=mask)
 
 
-def draw_relative_bias(size: Size, rng: Rng) -> Case:
-    """The bias of two heads at four distances, some of which pairs share, under a mask."""
-    B, T, H, D, both_ways = size(), size(3, 5), size(1, 3), size(1, 3), bool(size() % 2)
-    inputs = {name: rng.standard_normal((B, T, H * D)) for name in "qkv"} | {"W": rng.standard_normal((6, H))}
-    buckets = ops.relative_buckets(T, T, 0, both_ways, 6, 4)
-    mask = np.where(np.tri(T, k=int(both_ways)), 0.0, -1e9)
-    return drawn(rng, (B, T, H * D), inputs, D=D, buckets=buckets, mask=mask)
-
-
-def relative_bias_forward(q: Array, k: Array, v: Array, W: Array, D: int, buckets: Any, mask: Any) -> tuple[Array, Any]:
-    b, where = ops.relative_bias_forward(W, on(W, buckets))
-    y, cache = ops.attention_forward(q, k, v, b + on(q, mask), D)
-    return y, (cache, where)
-
-
-def relative_bias_backward(
-    dy: Array, cache: Any, q: Array, k: Array, v: Array, W: Array, **_: Any
-) -> tuple[Array, ...]:
-    db = ops.attention_bias_gradients(dy, cache[0])
-    return *ops.attention_backward(dy, cache[0]), ops.relative_bias_gradients(db, cache[1], len(W))
-
-
 def draw_projected_attention(size: Size, rng: Rng) -> Case:
     B, n, m, G, R, D = size(), size(3, 5), size(2, 4), size(1, 2), size(1, 3), size(1, 3)
     shapes = {"q": (B, n, G * R * D), "k": (B, n, G * D), "v": (B, n, G * D), "E": (m, n), "F": (m, n)}
@@ -110,11 +78,6 @@ def attention_mask(x: Array, causal: bool, padding: np.ndarray | None, window: i
 
 
 OPS = {
-    "rope": Op(
-        draw_rope,
-        lambda x, D, theta: (ops.rope_forward(x, *rope_tables(x, D, theta)), None),
-        lambda dy, _, x, D, theta: (ops.rope_backward(dy, *rope_tables(x, D, theta)),),
-    ),
     "attention": attention(False, "none", 1),
     "attention, grouped": attention(False, "none", 3),
     "attention, padded left": attention(False, "left", 2),
@@ -130,7 +93,6 @@ OPS = {
         lambda q, k, v, D, mask: ops.attention_forward(q, k, v, on(q, mask), D),
         lambda dy, cache, *_, **__: ops.attention_backward(dy, cache),
     ),
-    "relative positions": Op(draw_relative_bias, relative_bias_forward, relative_bias_backward),
     "low-rank attention": Op(draw_projected_attention, ops.projected_attention_forward, projected_attention_backward),
     "attention in blocks, grouped": attention(False, "none", 3, block=1),
     "attention in blocks, padded right": attention(False, "right", 1, block=1),
