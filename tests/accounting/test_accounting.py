@@ -20,6 +20,7 @@ from minilora.accounting import METHODS, Account, count, executed_flops, ledger,
 from minilora.accounting.audit import Row, rows
 from minilora.accounting.count import GROUPS
 from minilora.accounting.flops import total
+from minilora.accounting.formulas import formulas
 from minilora.accounting.live import counted
 from minilora.accounting.memory import DTYPES, peft_name
 from minilora.accounting.named import NAMED, PRINTED, read
@@ -601,7 +602,7 @@ def test_each_formula_of_flops_gives_the_number_beside_it(model, method, words, 
     printed = " ".join(capsys.readouterr().out.split())
     assert (f"W = {letters['W']:,} scores of a head in a layer with a window" in printed) == (model is WINDOWED)
     for which, part in zip(("forward", "backward"), account.flops(), strict=True):
-        linear, added, attention = accounting.report.formulas(account, which)
+        linear, added, attention = formulas(account, which)
         expected = total(made[which])  # without what runs again
         paths = [product.layer for product in made[which] if product.kind == "linear"]
         linears = [sizes_of(account, layers[path], path) for path in paths]
