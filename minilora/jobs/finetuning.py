@@ -27,7 +27,8 @@ from ..files import to_json, weights_hash, write_files
 from ..models.pretrained import load_tokenizer
 from ..models.quantized import quantize
 from ..models.saving import base_hash
-from ..models.tokenizer import TOKENIZER, Tokenizer
+from ..models.tokenizer import Tokenizer
+from ..models.tokenizer_files import TOKENIZER
 from ..models.transformer import Transformer
 from ..models.vocabulary import add_rows, read_tokens, with_tokens
 from ..nn import recompute

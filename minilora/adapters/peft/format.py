@@ -11,7 +11,7 @@ import numpy as np
 
 from ...files import load_tensors, read_json
 from ...models.hub import HubName, fetch, name_on_hub, pickle_error
-from ...models.tokenizer import FILES_READ
+from ...models.tokenizer_files import FILES_READ
 from ...nn import Embedding, Linear
 from ..base import Adapter
 from ..statements import Slot, shape
