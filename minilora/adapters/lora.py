@@ -13,8 +13,7 @@ from ..backend import Array, Rng, generator, to_numpy
 from ..nn import Embedding, FusedLinear, Gradients, Linear, Module, Pass
 from ..nn.optim import SGD
 from .base import Law, relative_difference
-from .initialisations.start import Data
-from .lora_base import ALPHA, INITS, LoRA, R, scale
+from .lora_base import ALPHA, INITS, LoRA, R
 from .parallel import Parallel, dropped
 from .statements import Kept, Products, Slot
 
@@ -92,26 +91,6 @@ class LoRALinear(Parallel, LoRA):
         without_dx="2 * r * n_out",
         gradients={("lora_A",): "2 * r * n_in", ("lora_B",): "2 * r * n_out"},
     )
-
-    def __init__(
-        self,
-        base: Module,
-        r: int = R,
-        alpha: float = ALPHA,
-        *,
-        rng: Rng,
-        dropout: float = 0.0,
-        rslora: bool = False,
-        init: str = "",
-        data: Data | None = None,
-    ) -> None:
-        rng, init = generator(rng), init or self.inits[0]
-        options: dict[str, Any] = {"r": r, "alpha": alpha, "dropout": dropout, "rslora": rslora, "init": init}
-        self.check(base, **options)
-        A, B, _ = self.begin(base, init, r, scale(r, alpha, rslora), rng, data or Data())
-        options |= {"alpha": float(alpha), "dropout": float(dropout)}
-        start = {"lora_A0": A, "lora_B0": B}  # slots of ResidualLoRALinear alone
-        self.hold(base, {"lora_A": A, "lora_B": B, **start}, **options)
 
     def path_forward(self, x: Array, run: Pass) -> tuple[Array, LoRALinearCache]:
         x, keep = dropped(x, self.dropout, run.rng)
@@ -197,11 +176,8 @@ class LoRAEmbedding(Parallel, LoRA):
         if cache.h is not None:
             grads.add(self.lora_B, ops.lora_B_gradients(dy, cache.h, self.scaling))
 
-    def delta(self) -> Array:
-        """ΔW = s (B A)ᵀ (V, C)"""
-        return self.scaling * (self.lora_B.data @ self.lora_A.data).T
-
     def factors(self) -> tuple[Array, Array, float]:
+        """ΔW = s (B A)ᵀ (V, C)"""
         return self.lora_B.data.T, self.lora_A.data.T, self.scaling
 
 
@@ -250,11 +226,8 @@ class TiedLoRALinear(Parallel, LoRA):
             grads.add(self.lora_A, ops.lora_B_gradients(dy, cache.h, self.scaling).T)
         return dx if cache.keep is None else ops.dropout_backward(dx, cache.keep)
 
-    def delta(self) -> Array:
-        """ΔW = s (B A)ᵀ (V, C)"""
-        return self.scaling * (self.lora_B.data @ self.lora_A.data).T
-
     def factors(self) -> tuple[Array, Array, float]:
+        """ΔW = s (B A)ᵀ (V, C)"""
         return self.lora_B.data.T, self.lora_A.data.T, self.scaling
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..backend import Array, Rng, to_numpy
+from ..backend import Array, Rng, generator, to_numpy
 from ..data import Batch
 from ..nn import Gradients, Module, Parameter
 from ..process import blas_threads
@@ -75,6 +75,28 @@ class LoRA(Adapter):
     dropout: float
     rslora: bool
 
+    def __init__(
+        self,
+        base: Module,
+        r: int = R,
+        alpha: float = ALPHA,
+        *,
+        rng: Rng,
+        dropout: float = 0.0,
+        rslora: bool = False,
+        init: str = "",
+        data: Data | None = None,
+    ) -> None:
+        rng, init = generator(rng), init or self.inits[0]
+        options: dict[str, Any] = {"r": r, "alpha": alpha, "dropout": dropout, "rslora": rslora, "init": init}
+        self.check(base, **options)
+        A, B, _ = self.begin(base, init, r, scale(r, alpha, rslora), rng, data or Data())
+        options |= {"alpha": float(alpha), "dropout": float(dropout)}
+        W = base.weight.data  # type: ignore[attr-defined]
+        tensors = {"lora_A": A.reshape(r, *W.shape[1:]), "lora_B": B}  # on a convolution, A is kernels
+        start = {"lora_A0": A, "lora_B0": B}  # slots of ResidualLoRALinear alone
+        self.hold(base, tensors | start, **options)
+
     @property
     def scaling(self) -> float:
         return scale(self.r, self.alpha, self.rslora)
@@ -82,7 +104,7 @@ class LoRA(Adapter):
     @classmethod
     def start(cls, base: Module, *, rng: Rng, **options: Any) -> Any:
         given = {"rng": rng, **options}
-        return cls(base, **{name: value for name, value in given.items() if name not in cls.unread})  # type: ignore[call-arg]
+        return cls(base, **{name: value for name, value in given.items() if name not in cls.unread})
 
     @classmethod
     def check(cls, base: Module, *, data: Any = None, rho: float = 2.0, **options: Any) -> None:

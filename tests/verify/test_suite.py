@@ -13,7 +13,7 @@ import pytest
 from minilora import ops
 from minilora.adapters import ia3, lora, lora_residual
 from minilora.adapters.lora_conv import LoRAConvolution
-from minilora.adapters.merge import MergedConvolution
+from minilora.adapters.merge import Merged, MergedConvolution
 from minilora.adapters.parallel import Parallel
 from minilora.cli import main
 from minilora.nn import Convolution, Module, Sequential
@@ -113,7 +113,7 @@ def test_the_files_of_the_ops_have_no_backward_that_the_package_does_not_show():
 
 
 def test_every_module_of_the_library_is_run_backward_and_right_by_both_methods(monkeypatch):
-    bases = {Sequential, Parallel, Convolution, LoRAConvolution, MergedConvolution}  # that others stand on
+    bases = {Sequential, Parallel, Convolution, LoRAConvolution, Merged, MergedConvolution}  # that others stand on
     everything = {cls for cls in subclasses(Module) if cls.backward is not Module.backward} - bases
     ran: set[type] = set()
     for cls in everything:
