@@ -13,7 +13,7 @@ PACKAGE = Path(minilora.__file__).parent
 ROOMS = "adapters/peft", "accounting", "verify", "jobs", "cli"
 FILES = [path for room in ROOMS for path in sorted((PACKAGE / room).rglob("*.py")) if path.parent.name != "problems"]
 LEFT = {
-    "adapters/peft/layouts.py",  # mlx-lm's word for the type of its adapters
+    "adapters/peft/layouts/mlx.py",  # mlx-lm's word for the type of its adapters
     "accounting/audit.py",  # a paper's tables, by the names of their rows
     *("jobs/demo.py", "jobs/demo_figure.py"),  # LoRA beside full fine-tuning, by these names in the report
 }

@@ -15,7 +15,8 @@ from ...models.tokenizer_files import FILES_READ
 from ...nn import Embedding, Linear
 from ..base import Adapter
 from ..statements import Slot, shape
-from .config import beside_in, check_config, classes_of, flat, is_saved, options_of, token_keys
+from .config import beside_in, check_config, classes_of, flat, options_of, token_keys
+from .matching import is_saved
 from .view import PREFIX
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
