@@ -31,7 +31,7 @@ from .targets import (
     listed,
     tied_heads,
     trained_beside_adapters,
-)  # fmt: skip
+)
 
 
 def wasted_rank(ranks: Mapping[str, tuple[int, int]]) -> str:

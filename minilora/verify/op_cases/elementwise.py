@@ -23,16 +23,11 @@ def draw_tanh(size: Size, rng: Rng) -> Case:
     return drawn(rng, x.shape, {"x": x})
 
 
-def draw_swiglu(size: Size, rng: Rng) -> Case:
-    shape = size(), size(), size()
-    return drawn(rng, shape, {"gate": 2 * rng.standard_normal(shape), "up": rng.standard_normal(shape)})
-
-
-def draw_geglu(approximate: bool) -> Callable[[Size, Rng], Case]:
+def draw_gate(**constants: Any) -> Callable[[Size, Rng], Case]:
     def draw(size: Size, rng: Rng) -> Case:
         shape = size(), size(), size()
         inputs = {"gate": 2 * rng.standard_normal(shape), "up": rng.standard_normal(shape)}
-        return drawn(rng, shape, inputs, approximate=approximate)
+        return drawn(rng, shape, inputs, **constants)
 
     return draw
 
@@ -59,9 +54,9 @@ OPS = {
     "gelu": Op(draw_gelu, ops.gelu_forward, one("gelu_backward")),
     "gelu, tanh form": Op(draw_gelu, ops.gelu_tanh_forward, one("gelu_backward")),
     "tanh": Op(draw_tanh, ops.tanh_forward, one("tanh_backward")),
-    "swiglu": Op(draw_swiglu, ops.swiglu_forward, lambda dy, cache, *_: ops.swiglu_backward(dy, cache)),
-    "geglu": Op(draw_geglu(False), ops.geglu_forward, geglu_backward),
-    "geglu, tanh form": Op(draw_geglu(True), ops.geglu_forward, geglu_backward),
+    "swiglu": Op(draw_gate(), ops.swiglu_forward, lambda dy, cache, *_: ops.swiglu_backward(dy, cache)),
+    "geglu": Op(draw_gate(approximate=False), ops.geglu_forward, geglu_backward),
+    "geglu, tanh form": Op(draw_gate(approximate=True), ops.geglu_forward, geglu_backward),
     "relu": Op(draw_relu, ops.relu_forward, one("relu_backward")),
     "dropout": Op(draw_dropout, lambda x, keep: ops.dropout_forward(x, on(x, keep)), one("dropout_backward")),
 }
