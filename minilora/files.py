@@ -211,12 +211,12 @@ def weights_hash(weights: Mapping[str, Array | Quantized]) -> str:
     return digest.hexdigest()
 
 
-def write_folder(path: str | Path, files: Mapping[str, bytes], replaces: Collection[str] = ()) -> None:
-    """Write `files`, {name: content}, to the folder `path`, as write_files does, if it is new or holds only `replaces`.
+def write_folder(path: str | Path, files: Mapping[str, bytes]) -> None:
+    """Write `files`, {name: content}, to the folder `path`, as write_files does, if it is new or empty.
 
-    Raises ValueError when `path` is a file or holds anything else; OSError for a full or read-only disk.
+    Raises ValueError when `path` is a file or holds anything; OSError for a full or read-only disk.
     """
-    check_contents(Path(path), replaces)
+    check_contents(Path(path), ())
     write_files(path, files)
 
 
@@ -264,7 +264,8 @@ def scratch(path: Path) -> Iterator[Path]:
 
 
 def check_free(path: str | Path, replaces: Collection[str] = ()) -> None:
-    """Raise what write_folder would raise, before the work that its files take. Writes nothing."""
+    """Raise what write_folder would raise, before the work that its files take; the folder may hold `replaces`. Writes
+    nothing."""
     check_contents(Path(path), replaces)
     check_writable(path, replaces)
 

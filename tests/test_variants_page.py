@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minilora.adapters.base import shape, variants
+from minilora.adapters.registry import variants
+from minilora.adapters.statements import shape
 from minilora.nn import Linear
 
 PAGE = (Path(__file__).parent.parent / "docs" / "variants.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ..adapters.base import DEFAULT
+from ..adapters import DEFAULT
 from ..display.tables import numbers_right, wide_console
 from .count import count
 from .memory import nf4_bits

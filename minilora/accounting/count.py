@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import nn
-from ..adapters.base import DEFAULT
+from ..adapters import DEFAULT
 from ..models.quantized import format_of
 from ..models.transformer import Transformer
 from ..nn import Checkpointed, Costs, KeptArray, Parameter

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..adapters.base import Adapter, shape
+from ..adapters.base import Adapter
+from ..adapters.statements import shape
 from ..backend import Array
 from ..nn import Gradients, Memory, Module
 from ..nn.optim import Optimizer

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..adapters.base import Adapter, shape
+from ..adapters.base import Adapter
 from ..adapters.parts import Parts
+from ..adapters.statements import shape
 from ..models.families import FAMILIES
 from ..models.names import hub_name
 from ..models.quantized import format_of, formats_for

@@ -20,8 +20,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..adapters.attach import attach_without_weights, choose, last
-from ..adapters.base import DEFAULT, Adapter, Kept, Option, Products, Slot, variants
+from ..adapters import DEFAULT
+from ..adapters.attach import attach_without_weights
+from ..adapters.base import Adapter
+from ..adapters.registry import variants
+from ..adapters.statements import Kept, Option, Products, Slot
+from ..adapters.targets import choose, last
 from ..models.transformer import Transformer
 from ..nn import Block, Costs, Linear, MetaArray, Module, Parameter
 from ..spelling import choose_from

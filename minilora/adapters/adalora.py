@@ -15,8 +15,11 @@ import numpy as np
 from .. import ops
 from ..backend import Array, Rng, generator, get_array_module, to_numpy
 from ..nn import FusedLinear, Gradients, Linear, Module, Parameter, Pass
-from .base import Kept, Law, Option, Parallel, Products, Slot, dropped, relative_difference
-from .lora import LoRA, in_blocks
+from .base import Law, relative_difference
+from .lora import in_blocks
+from .lora_base import LoRA
+from .parallel import Parallel, dropped
+from .statements import Kept, Option, Products, Slot
 
 
 def same_share_of_a_triplet(adapter: AdaLoRALinear, x: Array, dy: Array, grads: Gradients) -> float:

@@ -17,9 +17,10 @@ from ..backend import Array
 from ..models.transformer import Transformer
 from ..nn import FusedLinear, Inputs, KVCache, Module, Part, Pass
 from ..nn.inputs import sort_rows
-from .base import Adapter, Law, Option
+from .base import Adapter, Law
 from .lora import LoRALinear
 from .many import Many
+from .statements import Option
 
 
 class ALoRALinear(LoRALinear):

@@ -1,8 +1,8 @@
 """The protocol of adapters: what a variant states about itself. A variant is one file beside this one.
 
 A file has a class for each type of layer that its variant adapts. Attaching, merging, PEFT's files, counting and
-verifying find the classes by variants() and read what they state. Every class states, with the LoRA of a Linear
-(lora.py, LoRALinear) as the example and in the order of the class Adapter below:
+verifying find the classes by variants() (registry.py) and read what they state, in the records of statements.py. Each
+states, with the LoRA of a Linear (lora.py, LoRALinear) as the example and in the order of the class Adapter below:
 
     layers      variant = "lora", base_type = Linear, targets = "q_proj", "v_proj"
     tensors     slots = Slot("lora_A", "lora_A.weight", ("r", "n_in")), Slot("lora_B", "lora_B.weight", ("n_out", "r"))
@@ -15,13 +15,14 @@ verifying find the classes by variants() and read what they state. Every class s
     start       draws A, sets B = 0, and returns the adapter
     path_forward    s (x Aᵀ) Bᵀ, and a cache: what `kept` says, and the dropout mask
     path_backward   adds dA and dB to the gradients and returns dx of that path, by ops/lora.py
-                    Both are of a Parallel, whose base computes y beside it. Others state forward and backward (ia3.py)
+                    Both are of a Parallel (parallel.py), whose base computes y beside it. Others state forward and
+                    backward (ia3.py)
     factors     A, B and s of ΔW = s B A. Where ΔW is no such product: delta, ΔW itself; where b changes: merged
 
 Few need the rest, each for the reason that is said here:
 
-    start_options   start() takes more than the options, of which no file speaks            lora.py
-    inits           the ways to start are shared out among several classes                  lora.py
+    start_options   start() takes more than the options, of which no file speaks            lora_base.py
+    inits           the ways to start are shared out among several classes                  lora_base.py
     modules_key     two classes adapt one type of layer, and a list says which of them      ia3.py
     tied_head       an embedding's adapter can serve the tied head too; always_tied: does   lora.py, token_rows.py
     beside          it can stand in the config and the file of another variant              token_rows.py
@@ -30,181 +31,38 @@ Few need the rest, each for the reason that is said here:
     sizes_for       its shapes have more letters than n_in, n_out and r                     token_rows.py
     rank            r is not the option `r`                                                 adalora.py
     check           there is more to refuse than a wrong layer or option                    dora.py
-    prepare         how a layer starts depends on the whole model, or on data               lora.py
-    computed        a slot is not in the file, as it follows from the base                  lora.py
-    makes_weight    A and B stand beside another weight than the layer's: weight_for        lora.py
+    prepare         how a layer starts depends on the whole model, or on data               lora_base.py
+    computed        a slot is not in the file, as it follows from the base                  lora_residual.py
+    makes_weight    A and B stand beside another weight than the layer's: weight_for        lora_loftq.py
     draw_shared     all layers share a slot, drawn once                                     vera.py
     fit_options     training needs a penalty, or something done after each step             adalora.py
-    in_file         PEFT has another form of it                                             lora.py
+    in_file         PEFT has another form of it                                             lora_residual.py
     merges          it acts on some tokens only, so that no weight can hold it              alora.py
     join_parts      those on parts of a fused layer can be written as one on the whole      lora.py
 
-What all have follows in Adapter, and behind it what several variants use: sizes_of, shape, dropped, uniform, and the
-errors relative_difference and same_share for laws. vera.py is a whole variant on a page. dora.py shows how one is made
-from another: its class DoRA, a LoRA, has one more slot, for the magnitude, one more option, "use_dora": True among its
-keys, its own kept, products and laws; a start that sets the magnitude beside LoRA's A and B; its own forward, backward
-and merged; and no factors.
+What all have follows in Adapter, and behind it what several variants use: sizes_of, uniform, and the errors
+relative_difference and same_share for laws. vera.py is a whole variant on a page. dora.py shows how one is made from
+another: its class DoRA, a LoRA, has one more slot, for the magnitude, one more option, "use_dora": True among its keys,
+its own kept, products and laws; a start that sets the magnitude beside LoRA's A and B; its own forward, backward and
+merged; and no factors.
 """
 
 from __future__ import annotations
 
-import ast
-import importlib
 import math
-import pkgutil
-import sys
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
-from types import CodeType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from .. import ops
-from ..backend import Array, Rng, generator, get_array_module
-from ..nn import (
-    Convolution,
-    Costs,
-    Embedding,
-    FusedLinear,
-    Gradients,
-    Inputs,
-    LayerNorm,
-    Linear,
-    MetaArray,
-    Module,
-    Parameter,
-    Pass,
-)  # fmt: skip
+from ..backend import Array, Rng, generator
+from ..nn import Convolution, Costs, Embedding, FusedLinear, Gradients, LayerNorm, Linear, MetaArray, Module, Parameter
 from ..quantization import dense
-from . import DEFAULT as DEFAULT
+from .statements import Beside, Kept, Keys, Option, Products, Slot, decided, number, shape
 
 Law = Callable[[Any, Array, Array, Gradients], float]  # (adapter, x, dy, its gradients) -> relative error
-
-
-class Slot(NamedTuple):
-    """One tensor of an adapter: an attribute that holds a Parameter, and a tensor in PEFT's file."""
-
-    name: str  # of the attribute
-    file: str  # how the tensor's name ends in PEFT's file; "" where the file lacks it, and computed() makes it
-    shape: tuple[str, ...]  # in the letters of sizes_for(): n_in, n_out, r
-    trained: bool = True
-    shared: bool = False  # one Parameter for all layers, as large as the largest; its name in the file has no layer
-    file_shape: tuple[str, ...] = ()  # the shape in the file, where it is another: an axis of "1" more, or transposed
-    saved_if: str = ""  # the option, if any, that is True where the file holds it; else draw_shared() makes it
-
-    def to_file(self, x: Array) -> Array:
-        """The attribute's array with the axes of the file."""
-        if self.file_shape == self.shape[::-1]:
-            return x.T
-        sizes = iter(x.shape)
-        return x.reshape([1 if axis == "1" else next(sizes) for axis in self.file_shape or self.shape])
-
-    def from_file(self, x: Array) -> Array:
-        """The file's array with the axes of the attribute."""
-        if self.file_shape == self.shape[::-1]:
-            return x.T
-        axes = zip(x.shape, self.file_shape or self.shape, strict=True)
-        return x.reshape([size for size, axis in axes if axis != "1"])
-
-
-class Option(NamedTuple):
-    """One hyperparameter: an attribute of the adapter, and a key of PEFT's config."""
-
-    name: str
-    key: str  # "" where PEFT has none: it changes the training alone, and the file does not say it; "a.b" is b in a
-    default: Any  # PEFT's, for a config without the key; () for a list of token ids, and for a mask
-    pattern: str = ""  # the key of {regular expression: value} for layers with another value
-    mask_of: str = ""  # a tensor: `pattern` is {its name in a layer: True or False for each of its rows} then
-    words: Mapping[Any, str] = {}  # {PEFT's value: ours}, of those that PEFT has too
-    in_a_row: bool = False  # of token ids: they stand in a text in this order, so that one may be there twice
-
-    def from_file(self, value: Any) -> Any:
-        """The value of a config, in our words."""
-        return self.words.get(value, value) if isinstance(value, Hashable) else value
-
-    def to_file(self, value: Any) -> Any:
-        """The value in PEFT's words, where it has one."""
-        return next((theirs for theirs, ours in self.words.items() if ours == value), value)
-
-    @property
-    def is_ids(self) -> bool:
-        """Is it a list of token ids?"""
-        return isinstance(self.default, tuple) and not self.mask_of
-
-    def check(self, value: Any) -> None:
-        """Raise ValueError for a value of another kind than the default, or out of range."""
-        if self.mask_of:
-            right = isinstance(value, list | tuple) and all(isinstance(entry, bool) for entry in value)
-            what = "no list of true and false"
-        elif isinstance(self.default, bool):
-            right, what = isinstance(value, bool), "neither true nor false"
-        elif isinstance(self.default, int):
-            least, whole = min(self.default, 1), isinstance(value, int | np.integer) and not isinstance(value, bool)
-            right, what = whole and least <= value < 2**31, f"not a whole number from {least} to {2**31 - 1}"
-        elif isinstance(self.default, str):
-            right, what = isinstance(value, str), "not a word"
-        elif self.is_ids:
-            ids = isinstance(value, list | tuple) and all(
-                isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < 2**31 for i in value
-            )
-            different = "" if self.in_a_row else "different "
-            right = ids and (self.in_a_row or len({*value}) == len(value))
-            what = f"not a list of {different}whole numbers from 0 up"
-        elif self.name == "dropout":
-            right, what = is_number(value) and 0 <= value < 1, "not a probability below 1"
-        else:
-            right, what = is_number(value), "not a number that a float can hold"
-        if not right:
-            raise ValueError(f"{self.name} {short(value)} is {what}")
-
-
-class Keys(NamedTuple):
-    """The keys of a variant's adapter_config.json in PEFT, beside its options and the keys that all have."""
-
-    init: str  # the key that says how the adapter was started
-    inits: tuple[Any, ...] = (True, False)  # its values that the class reads; the first is written
-    not_transposed: tuple[Any, ...] = ()  # those of them that PEFT gets wrong where it stores W as (in, out)
-    fixed: Mapping[str, Any] = {}  # {key: the only value that is read}; tells variants of one peft_type apart
-    ignored: tuple[str, ...] = ()  # keys that change nothing of what the adapter computes
-    lacks: tuple[str, ...] = ()  # keys that most configs of PEFT have, and this one does not
-    beside: tuple[str, ...] = ()  # keys that say adapters of another variant: its Beside.key
-
-
-class Beside(NamedTuple):
-    """How PEFT says an adapter that stands beside those of another variant, in their config and file."""
-
-    key: str  # {layer: the value of the option}; the value alone is that of the token embedding
-    option: str
-    prefix: str  # before the name of a slot in the file
-
-
-class Kept(NamedTuple):
-    """One array that forward keeps for backward, and why. An array with several reasons is named in several."""
-
-    what: str  # "x" is the layer's own input, which other layers may keep too
-    width: str  # numbers for each row of x, in n_in, n_out, r and the options; one of 0 numbers is not kept
-    why: str  # the formula that reads it
-    slots: tuple[str, ...] = ()  # kept while one of these learns, whose gradients need it; (): always kept
-    once: bool = False  # kept once, whatever the number of rows
-
-
-class Products(NamedTuple):
-    """FLOPs of the matrix products beside the base's, 2 for a multiplication and an addition, for each row of x.
-
-    Formulas in n_in, n_out, r, the options, and `drops`: is there dropout in this forward? What is True or False is the
-    last factor of a term.
-    """
-
-    forward: str
-    backward: str  # where dx is needed
-    gradients: Mapping[tuple[str, ...], str]  # {slots: the product that their gradients share, made while one learns}
-    without_dx: str = "0"  # the backward where it is not
-    once: str = "0"  # in a forward, whatever the number of rows
-    backward_once: str = "0"  # in a backward, whatever the number of rows and whoever learns
-    gradients_once: Mapping[tuple[str, ...], str] = {}  # as `gradients`, in a backward, whatever the number of rows
 
 
 class Adapter(Module):
@@ -460,76 +318,6 @@ class Adapter(Module):
         return replace(y, needs_dx=True) if learns and not y.needs_dx else y
 
 
-class OnSomeTokens(NamedTuple):
-    """The cache of a path that acted on some tokens."""
-
-    base: Any
-    on: Array  # bool, (B, T), or (N,) of the labelled positions
-    path: Any
-
-
-class Parallel(Adapter):
-    """y = base(x) + path(x): the base computes what it does without the adapter, so that rows of a batch that have
-    different adapters share its product (many.py), and the path can act on some tokens alone, those of Inputs.active
-    (ops/alora.py). A class states the path.
-
-    He et al. (2022), "Towards a unified view of parameter-efficient transfer learning", section 3.2, for the word.
-    """
-
-    acts_on_some_tokens = True
-
-    def path_forward(self, x: Array, run: Pass) -> tuple[Array, Any]:
-        """path(x), a new array in the shape of the base's y; and a cache, whose field `base` is None. x is (..., in),
-        or ids (...)."""
-        raise NotImplementedError
-
-    def path_backward(self, dy: Array, cache: Any, grads: Gradients, needs_dx: bool) -> Array | None:
-        """Add the gradients of the slots that learn; return dx of the path, a new array, where it is needed."""
-        raise NotImplementedError
-
-    def active(self, inputs: Inputs, run: Pass) -> Array | None:
-        """(B, T) bool: the tokens that the path acts on; None: all."""
-        return inputs.active
-
-    def add_path(self, y: Array, x: Array, inputs: Inputs, run: Pass) -> Any:
-        """Add path(x) to the base's y, in place; return the cache. Raises ValueError where some tokens alone are to be
-        acted on, and the layer reads one of each text."""
-        on = self.active(inputs, run)
-        if on is None:
-            y_path, cache = self.path_forward(x, run)
-            y += y_path
-            return cache
-        if inputs.labelled is not None and y.ndim == 2:
-            on = on[inputs.labelled]
-        elif y.ndim == 3:
-            on = on[:, : y.shape[1]]  # of a text that is read in parts, more may be known
-        if on.shape != y.shape[:-1]:
-            raise ValueError(
-                f"a {self.variant} that acts on some tokens is on a layer that reads one of each text: take it off"
-            )
-        y_path, cache = self.path_forward(ops.pick(x, on), run)
-        y += ops.put_back(y_path, on)
-        return OnSomeTokens(None, on, cache)
-
-    def add_path_backward(self, dx: Array | None, dy: Array, cache: Any, grads: Gradients) -> None:
-        """Add the gradients of the slots that learn, and to the base's dx, in place, that of the path."""
-        on = None
-        if isinstance(cache, OnSomeTokens):
-            on, cache, dy = cache.on, cache.path, ops.pick(dy, cache.on)
-        dx_path: Any = self.path_backward(dy, cache, grads, dx is not None)
-        if dx is not None:
-            dx += dx_path if on is None else ops.put_back(dx_path, on)
-
-    def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, Any]:
-        y, base = self.base.forward(x, inputs, run)
-        return y, self.add_path(y, x, inputs, run)._replace(base=base)
-
-    def backward(self, dy: Array, cache: Any, grads: Gradients) -> Array | None:
-        dx: Array | None = self.base.backward(dy, cache.base, grads)
-        self.add_path_backward(dx, dy, cache, grads)
-        return dx
-
-
 @contextmanager
 def as_it_learns(base: Module) -> Iterator[None]:
     """What of the base learns before this block, learns after it, though a new adapter in the block froze it."""
@@ -546,15 +334,6 @@ def python_number(x: Any) -> Any:
     return x.item() if isinstance(x, np.generic) else x
 
 
-def is_number(x: Any) -> bool:
-    """Is it a finite one, which a float can hold?"""
-    return (
-        isinstance(x, int | float | np.integer | np.floating)
-        and not isinstance(x, bool)
-        and bool(-sys.float_info.max <= x <= sys.float_info.max)
-    )
-
-
 def sizes_of(base: Any) -> dict[str, int]:
     """n_in and n_out of a layer; of a norm both are the length of its gain."""
     first, last = base.weight.data.shape[0], base.weight.data.shape[-1]
@@ -565,68 +344,6 @@ def sizes_of(base: Any) -> dict[str, int]:
 def smaller_side(shape: tuple[int, ...]) -> int:
     """min(out, in) of a W of this shape, the highest rank that it has; of kernels as a matrix over windows."""
     return min(shape[0], math.prod(shape[1:]))
-
-
-def shape(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """("r", "n_in") -> (8, 64)"""
-    return tuple(sizes[axis] if axis in sizes else int(axis) for axis in axes)
-
-
-def number(formula: str, sizes: Mapping[str, int]) -> int:
-    """("2 * r * n_in", its sizes) -> 1024"""
-    return eval(compiled(formula), {"__builtins__": {}}, dict(sizes))
-
-
-@cache
-def decided(formula: str, on: frozenset[str], off: frozenset[str]) -> str:
-    """A formula for people, without the factors that are 1, of names that are `on`, and the terms that are `off`:
-    ("r + n_in * drops", {}, {"drops"}) -> "r"."""
-
-    class Decide(ast.NodeTransformer):
-        def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-            self.generic_visit(node)
-            left, right = ast.unparse(node.left), ast.unparse(node.right)
-            if isinstance(node.op, ast.Mult) and right in on | off:
-                return node.left if right in on else ast.Constant(0)
-            if isinstance(node.op, ast.Add) and "0" in (left, right):
-                return node.left if right == "0" else node.right
-            return node
-
-    return ast.unparse(Decide().visit(ast.parse(formula, mode="eval")))
-
-
-@cache
-def compiled(formula: str) -> CodeType:
-    return compile(formula, formula, "eval")
-
-
-@cache
-def variants() -> dict[str, list[type[Adapter]]]:
-    """{name: its classes} of every variant that has a file here; that of lora_fa.py is called lora-fa. A class in
-    another file than its variant's, as lora_conv.py, comes after those in it."""
-    found: dict[str, list[type[Adapter]]] = {}
-    for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__):
-        if not module.ispkg:
-            file = importlib.import_module(f".{module.name}", __package__)
-            own = [cls for cls in vars(file).values() if getattr(cls, "__module__", "") == file.__name__]
-            for cls in own:
-                if hasattr(cls, "base_type") and {"base_type", "variant"} & {*vars(cls)}:
-                    found.setdefault(cls.variant, []).append(cls)
-    return found
-
-
-def class_for(classes: list[type[Adapter]], base: Any, is_listed: Callable[[type[Adapter]], bool]) -> type[Adapter]:
-    """The class of a variant for one layer: the one whose list of modules (modules_key) names it, else the one without
-    a list. Where there is none for this type of layer, the first, whose check() says so."""
-    right = [cls for cls in classes if isinstance(base, cls.base_type)]
-    named = [cls for cls in right if cls.modules_key and is_listed(cls)]
-    return next(iter([*named, *(cls for cls in right if not cls.modules_key), *classes]))
-
-
-def short(value: Any) -> str:
-    """A value, of a file or a person, in a line for people."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def relative_difference(a: Array, b: Array) -> float:
@@ -651,16 +368,3 @@ def uniform(cls: type[Adapter], base: Any, zero: str, rng: Rng, **options: Any) 
         name: np.zeros(size) if name == zero else rng.uniform(-1, 1, size) / math.sqrt(size[1])
         for name, size in shapes.items()
     }
-
-
-def dropped(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array, Array | None]:
-    """x after dropout, and the mask, drawn on the host and moved. Without a generator: x itself, and None. Of sparse
-    rows, which are 0 elsewhere, the entries."""
-    if rng is None or p == 0:
-        return x, None
-    if isinstance(x, ops.CSR):
-        values, keep = dropped(x.values, p, rng)
-        return ops.CSR(x.indptr, x.indices, values, x.shape[1]), keep
-    keep = (rng.random(x.shape, dtype=np.float32) >= p) / (1 - p)
-    keep = get_array_module(x).asarray(keep, dtype=x.dtype)
-    return ops.dropout_forward(x, keep)[0], keep

@@ -12,7 +12,8 @@ from .. import ops
 from ..backend import Array, Rng, get_array_module
 from ..nn import FusedLinear, Gradients, Inputs, LayerNorm, Linear, Module, Parameter, Pass
 from ..ops.rows import rows
-from .base import Adapter, Kept, Keys, Law, Products, Slot, relative_difference
+from .base import Adapter, Law, relative_difference
+from .statements import Kept, Keys, Products, Slot
 
 
 def sum_over_rows(adapter: BitFitLinear, x: Array, dy: Array, grads: Gradients) -> float:

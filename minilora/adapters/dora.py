@@ -12,8 +12,11 @@ from ..backend import Array, Rng, to_numpy
 from ..nn import Embedding, FusedLinear, Gradients, Inputs, Linear, Module, Parameter, Pass
 from ..nn.layers import LinearCache
 from ..ops.rows import rows
-from .base import Kept, Law, Option, Products, Slot, dropped, relative_difference
-from .lora import LoRA, LoRAEmbedding, LoRALinear, exchange, gradient_at_the_start
+from .base import Law, relative_difference
+from .lora import LoRAEmbedding, LoRALinear, gradient_at_the_start
+from .lora_base import LoRA, exchange
+from .parallel import dropped
+from .statements import Kept, Option, Products, Slot
 
 
 def linear_in_m(adapter: DoRA, x: Array, dy: Array, grads: Gradients) -> float:

@@ -13,7 +13,8 @@ from .. import ops
 from ..backend import Array, Rng
 from ..nn import FusedLinear, Gradients, Inputs, Linear, Module, Parameter, Pass
 from ..ops.rows import rows
-from .base import Adapter, Kept, Keys, Law, Products, Slot, relative_difference, shape, sizes_of
+from .base import Adapter, Law, relative_difference, sizes_of
+from .statements import Kept, Keys, Products, Slot, shape
 
 
 def rescales_y(adapter: IA3, x: Array, dy: Array, grads: Gradients) -> float:

@@ -11,7 +11,9 @@ from typing import Any, ClassVar, NamedTuple
 from .. import ops
 from ..backend import Array, Rng
 from ..nn import Gradients, Linear, Module, Pass
-from .base import Kept, Keys, Law, Option, Parallel, Products, Slot, same_share, uniform
+from .base import Law, same_share, uniform
+from .parallel import Parallel
+from .statements import Kept, Keys, Option, Products, Slot
 
 B, A = ("hada_w1_a", "hada_w2_a"), ("hada_w1_b", "hada_w2_b")
 

@@ -9,7 +9,9 @@ from typing import Any, ClassVar, NamedTuple
 from .. import ops
 from ..backend import Array, Rng, get_array_module
 from ..nn import Gradients, Linear, Module, Parameter, Pass
-from .base import Adapter, Kept, Keys, Law, Option, Parallel, Products, Slot, same_share, uniform
+from .base import Adapter, Law, same_share, uniform
+from .parallel import Parallel
+from .statements import Kept, Keys, Option, Products, Slot
 
 EACH_ROW = "2 * i1 * o2 * (i2 + o1)"
 

@@ -11,8 +11,10 @@ from .. import ops
 from ..backend import Array
 from ..nn import FusedLinear, Gradients, Module, Parameter, Pass
 from ..ops.rows import rows
-from .base import Law, Slot, dropped, relative_difference
+from .base import Law, relative_difference
 from .lora import LoRALinear
+from .parallel import dropped
+from .statements import Slot
 
 
 def scaled_with_the_path(adapter: LoRABiasLinear, x: Array, dy: Array, grads: Gradients) -> float:

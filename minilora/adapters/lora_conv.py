@@ -24,10 +24,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import ops
-from ..backend import Array, Rng, generator
-from ..nn import Conv1d, Conv2d, Convolution, Gradients, Inputs, MetaArray, Module, Pass
-from .base import Kept, Law, Products, Slot, dropped, relative_difference
-from .lora import ALPHA, LoRA, LoRALinearCache, R, scale
+from ..backend import Array
+from ..nn import Conv1d, Conv2d, Convolution, Gradients, Inputs, MetaArray, Pass
+from .base import Law, relative_difference
+from .lora import LoRALinearCache
+from .lora_base import LoRA
+from .parallel import dropped
+from .statements import Kept, Products, Slot
 
 
 def exchange(adapter: LoRAConvolution, x: Array, dy: Array, grads: Gradients) -> float:
@@ -52,7 +55,6 @@ class LoRAConvolution(LoRA):
     Raises ValueError as LoRALinear does, for a base that is of another type.
     """
 
-    unread = (*LoRA.unread, "data")
     laws: ClassVar[dict[str, Law]] = {"Bᵀ dB = dA₂ A₂ᵀ": exchange, "dA₂ = s Bᵀ G": by_the_dense_gradient}
     examples: ClassVar[dict[str, dict[str, Any]]] = {
         "": {"r": 3, "alpha": 5},
@@ -69,25 +71,6 @@ class LoRAConvolution(LoRA):
         without_dx="2 * r * (n_in * k + n_out)",
         gradients={("lora_A",): "2 * r * n_in * k", ("lora_B",): "2 * r * n_out"},
     )
-
-    def __init__(
-        self,
-        base: Module,
-        r: int = R,
-        alpha: float = ALPHA,
-        *,
-        rng: Rng,
-        dropout: float = 0.0,
-        rslora: bool = False,
-        init: str = "uniform",
-    ) -> None:
-        rng = generator(rng)
-        options: dict[str, Any] = {"r": r, "alpha": alpha, "dropout": dropout, "rslora": rslora}
-        self.check(base, init=init, **options)
-        A, B, _ = self.begin(base, init, r, scale(r, alpha, rslora), rng)
-        W = base.weight.data  # type: ignore[attr-defined]
-        options |= {"alpha": float(alpha), "dropout": float(dropout)}
-        self.hold(base, {"lora_A": A.reshape(r, *W.shape[1:]), "lora_B": B}, **options)
 
     @classmethod
     def sizes_for(cls, base: Convolution, options: Mapping[str, Any]) -> dict[str, int]:

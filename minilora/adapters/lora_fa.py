@@ -14,8 +14,9 @@ from .. import ops
 from ..backend import Array, get_array_module
 from ..nn import Gradients, Module
 from ..nn.optim import SGD, Precondition
-from .base import Kept, Law, relative_difference
+from .base import Law, relative_difference
 from .lora import LoRALinear
+from .statements import Kept
 
 DELTA = 1e-8  # PEFT's
 

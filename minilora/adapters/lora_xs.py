@@ -10,9 +10,12 @@ import numpy as np
 from .. import ops
 from ..backend import Array, Rng, to_numpy
 from ..nn import FusedLinear, Gradients, Linear, Module, Parameter, Pass
-from .base import Kept, Keys, Law, Parallel, Products, Slot, dropped, relative_difference
-from .lora import LoRA, LoRALinear
+from .base import Law, relative_difference
+from .lora import LoRALinear
+from .lora_base import LoRA
+from .parallel import Parallel, dropped
 from .spectrum import check_svd_rank, svd
+from .statements import Kept, Keys, Products, Slot
 
 
 def between_A_and_B(adapter: LoRAXSLinear, x: Array, dy: Array, grads: Gradients) -> float:

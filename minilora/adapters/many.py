@@ -8,9 +8,10 @@ With a(i) for the adapter of row i, each row of a layer is what it is by itself:
     y_i = x_i Wᵀ + b + path_a(i)(x_i)
 
 The model sorts the rows by adapter, once a batch, so that those of one adapter are a slice of x in every layer, a view,
-forward and backward. The base's product is one for all rows whose adapter is beside it (base.Parallel). Others, such as
-DoRA, (IA)³, or a layer that was trained whole, run on their slice by themselves. The outputs are put back in the
-caller's order. Gradients of an adapter are those of a run on its rows alone. Ranks, targets and variants may differ.
+forward and backward. The base's product is one for all rows whose adapter is beside it (parallel.Parallel). Others,
+such as DoRA, (IA)³, or a layer that was trained whole, run on their slice by themselves. The outputs are put back in
+the caller's order. Gradients of an adapter are those of a run on its rows alone. Ranks, targets and variants may
+differ.
 
 Compare: Sheng et al. (2024), "S-LoRA"; Chen et al. (2024), "Punica", whose SGMV kernel takes such slices.
 """
@@ -24,8 +25,9 @@ from typing import Any, NamedTuple, NoReturn
 from ..backend import Array, get_array_module
 from ..nn import AdapterRows, Costs, Embedding, Gradients, Inputs, MetaArray, Module, Parameter, Pass
 from ..nn.module import join
-from .base import Adapter, Parallel
+from .base import Adapter
 from .lora import LoRALinear
+from .parallel import Parallel
 
 
 class Piece(NamedTuple):

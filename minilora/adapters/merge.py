@@ -11,11 +11,19 @@ from ..process import blas_threads
 from .base import Adapter
 
 
-class MergedLinear(Linear):
-    """A plain Linear with the adapter's merged W and b: as fast as the base. The adapter waits inside, with its base
+class Merged(Module):
+    """A plain layer with the adapter's merged W and b: as fast as the base. The adapter waits inside, with its base
     untouched, for unmerge()."""
 
     is_merged = True
+    adapter: Adapter
+
+    def children(self) -> dict[str, Module]:
+        return {}  # the adapter is kept, but takes no part
+
+
+class MergedLinear(Merged, Linear):
+    """A plain Linear, as Merged says."""
 
     def __init__(self, adapter: Adapter) -> None:
         W, b = adapter.merged()
@@ -23,28 +31,18 @@ class MergedLinear(Linear):
         super().__init__(own(W, adapter.weight), bias if b is None else own(b, bias))
         self.adapter = adapter
 
-    def children(self) -> dict[str, Module]:
-        return {}  # the adapter is kept, but takes no part
 
-
-class MergedEmbedding(Embedding):
-    """A plain Embedding, as MergedLinear."""
-
-    is_merged = True
+class MergedEmbedding(Merged, Embedding):
+    """A plain Embedding, as Merged says."""
 
     def __init__(self, adapter: Adapter) -> None:
         super().__init__(adapter.merged()[0])
         self.weight.trainable = False
         self.adapter = adapter
 
-    def children(self) -> dict[str, Module]:
-        return {}
 
-
-class MergedLayerNorm(LayerNorm):
-    """A plain LayerNorm, as MergedLinear."""
-
-    is_merged = True
+class MergedLayerNorm(Merged, LayerNorm):
+    """A plain LayerNorm, as Merged says."""
 
     def __init__(self, adapter: Adapter) -> None:
         (g, b), base = adapter.merged(), adapter.base
@@ -52,22 +50,14 @@ class MergedLayerNorm(LayerNorm):
         self.freeze()
         self.adapter = adapter
 
-    def children(self) -> dict[str, Module]:
-        return {}
 
-
-class MergedConvolution(Convolution):
-    """A plain convolution, as MergedLinear."""
-
-    is_merged = True
+class MergedConvolution(Merged, Convolution):
+    """A plain convolution, as Merged says."""
 
     def __init__(self, adapter: Adapter) -> None:
         (W, b), base = adapter.merged(), adapter.base
         self.weight, self.bias = own(W, base.weight), base.bias if b is None else own(b, base.bias)
         self.window, self.adapter = base.window, adapter
-
-    def children(self) -> dict[str, Module]:
-        return {}
 
 
 class MergedConv1d(MergedConvolution, Conv1d):

@@ -13,8 +13,10 @@ import numpy as np
 from .. import ops
 from ..backend import Array, Rng, to_numpy
 from ..nn import Gradients, Linear, Module, Parameter, Pass
-from .base import Kept, Keys, Law, Option, Parallel, Products, Slot, relative_difference
+from .base import Law, relative_difference
+from .parallel import Parallel
 from .spectrum import check_svd_rank, svd, truncation_error
+from .statements import Kept, Keys, Option, Products, Slot
 
 
 def along_the_vectors(adapter: SVFLinear, x: Array, dy: Array, grads: Gradients) -> float:

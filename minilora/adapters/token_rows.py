@@ -15,7 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 from .. import ops
 from ..backend import Array, Rng, get_array_module
 from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass
-from .base import Adapter, Beside, Kept, Keys, Law, Option, Products, Slot, relative_difference
+from .base import Adapter, Law, relative_difference
+from .statements import Beside, Kept, Keys, Option, Products, Slot
 
 
 def rows_of_dW(adapter: TokenRows, x: Array, dy: Array, grads: Gradients) -> float:

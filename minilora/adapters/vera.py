@@ -15,7 +15,9 @@ import numpy as np
 from .. import ops
 from ..backend import Array, Rng
 from ..nn import Gradients, Linear, Module, Parameter, Pass, converted
-from .base import Kept, Keys, Law, Option, Parallel, Products, Slot, dropped, same_share, sizes_of
+from .base import Law, same_share, sizes_of
+from .parallel import Parallel, dropped
+from .statements import Kept, Keys, Option, Products, Slot
 
 
 class VeRALinearCache(NamedTuple):

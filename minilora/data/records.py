@@ -1,11 +1,10 @@
-"""Labelled texts from CSV, TSV and JSON files, and their splits into training and held-out rows."""
+"""Labelled texts from CSV, TSV and JSON files."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import math
 import re
 import warnings
 from collections import Counter
@@ -14,8 +13,6 @@ from importlib.util import find_spec
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from ..spelling import counted, did_you_mean
 from .text import read_utf8
@@ -223,93 +220,3 @@ def array_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 def decoded(path: Path, encoding: str, newline: str) -> io.TextIOWrapper:
     """The lines of a text file, decoded as they are read: in memory it is once, as bytes."""
     return io.TextIOWrapper(io.BytesIO(read_utf8(path, encoding)), "utf-8", newline=newline)
-
-
-def label_names(labels: Iterable[str]) -> list[str]:
-    """The different labels, in the order of a head's outputs: sorted as numbers if all are numbers, else as text.
-
-    Warns of two that differ only in case or notation, such as 1 and 1.0. Raises ValueError for fewer than two.
-    """
-    names = sorted(set(labels))
-    if len(names) < 2:
-        raise ValueError(f"the only label is {', '.join(map(repr, names))}: a classifier needs two or more")
-    alike: dict[Any, str] = {}
-    for name in names:
-        other = alike.setdefault(same_label(name), name)
-        if other != name:
-            warnings.warn(
-                f"{other!r:.60} and {name!r:.60} are learned as two labels: write them alike if they are one",
-                stacklevel=2,
-            )
-            break
-    try:
-        return sorted(names, key=as_number)
-    except ValueError:
-        return names
-
-
-def same_label(label: str) -> Any:
-    """A key that is equal for labels that may mean the same: 1 and 1.0, pos and Pos."""
-    try:
-        return as_number(label)
-    except ValueError:
-        return label.casefold()
-
-
-def as_number(label: str) -> float:
-    """The label as a float. Raises ValueError for one that is not a finite number."""
-    number = float(label)
-    if not math.isfinite(number):
-        raise ValueError(f"{label!r} is not a finite number")
-    return number
-
-
-def label_ids(labels: Iterable[str], names: Sequence[str], source: str | Path) -> np.ndarray:
-    """The index in `names` of each label, (N,) int64. Raises ValueError for a label that is not in `names`."""
-    ids = {name: i for i, name in enumerate(names)}
-    unknown = sorted(set(labels) - set(ids))
-    if unknown:
-        known = shortened(", ".join(names))
-        meant = did_you_mean(unknown[0], names).strip()
-        raise ValueError(
-            f"{source} has the label {unknown[0]!r:.80}, which training never saw: {known}{meant and '; '}{meant}"
-        )
-    return np.array([ids[label] for label in labels], np.int64)
-
-
-def stratified_split(labels: Sequence[Any], held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows to train on, rows to hold out): of each label the fraction `held_out` is held out, and at least one row.
-
-    Raises ValueError for a label with a single row.
-    """
-    y, rng = np.asarray(labels), np.random.default_rng(seed)
-    train, test = [], []
-    for label in np.unique(y):
-        rows = rng.permutation(np.flatnonzero(y == label))
-        if len(rows) < 2:
-            raise ValueError(f"the label '{label}' has one row alone: one to train on and one to hold out are needed")
-        n = min(max(1, round(held_out * len(rows))), len(rows) - 1)
-        test.append(rows[:n])
-        train.append(rows[n:])
-    return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
-
-
-def stratified_folds(labels: Sequence[Any], folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Stratified k-fold cross-validation: `folds` pairs (rows to train on, rows to test on).
-
-    Each row is tested once, and each label is spread evenly over the folds. Raises ValueError for fewer than two folds,
-    and for a label with fewer rows than folds.
-    """
-    if folds < 2:
-        raise ValueError(f"{folds} folds: at least 2 are needed")
-    y, rng = np.asarray(labels), np.random.default_rng(seed)
-    fold, assigned = np.empty(len(y), np.int64), 0
-    for label in np.unique(y):
-        rows = rng.permutation(np.flatnonzero(y == label))
-        if len(rows) < folds:
-            raise ValueError(
-                f"the label '{label}' has {len(rows)} rows, fewer than the {folds} folds: give fewer folds"
-            )
-        fold[rows] = (assigned + np.arange(len(rows))) % folds
-        assigned += len(rows)
-    return [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(folds)]

@@ -13,7 +13,8 @@ from ..models.hub import HubName, name_on_hub
 from ..models.labels import name_labels, names_from
 from ..models.pretrained import load_tokenizer
 from ..models.sources import NAMES, pinned
-from ..models.tokenizer import TOKENIZER, Tokenizer, read_tokenizer
+from ..models.tokenizer import Tokenizer
+from ..models.tokenizer_files import TOKENIZER, read_tokenizer
 from ..models.transformer import Transformer
 from .arguments import AS_TRAINED
 from .runs import SETTINGS, read_settings

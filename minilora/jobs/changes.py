@@ -12,10 +12,12 @@ import numpy as np
 
 from ..adapters.base import Adapter
 from ..adapters.peft import PREFIX, adapters_of, layers_in, locate_adapter, read_adapter, slot_of
-from ..adapters.peft.config import classes_of, is_saved
+from ..adapters.peft.config import classes_of
+from ..adapters.peft.fitting import check_base
 from ..adapters.peft.format import MERGE_IT, is_whole_in_file
+from ..adapters.peft.matching import is_saved
 from ..adapters.peft.plan import plan_of
-from ..adapters.peft.reading import check_base, made_weights
+from ..adapters.peft.reading import made_weights
 from ..adapters.peft.view import view_of
 from ..adapters.spectrum import SVD, lora_svd, numerical_rank, svd
 from ..models.families import FAMILIES

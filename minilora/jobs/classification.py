@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..data import Batch, in_batches, shuffled
-from ..data.records import Records, label_ids, label_names, read_records, stratified_split
+from ..data.labels import label_ids, label_names
+from ..data.records import Records, read_records
+from ..data.splits import stratified_split
 from ..display.tables import fits, numbers_right, wide_console
 from ..files import to_json
 from ..models.labels import labels_of, name_labels

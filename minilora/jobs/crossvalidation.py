@@ -11,7 +11,9 @@ import numpy as np
 
 from ..adapters import DEFAULT
 from ..data import shuffled, take
-from ..data.records import label_ids, label_names, read_records, stratified_folds
+from ..data.labels import label_ids, label_names
+from ..data.records import read_records
+from ..data.splits import stratified_folds
 from ..display.tables import numbers_right, wide_console
 from ..models.pretrained import load_tokenizer
 from ..training.metrics import paired_test, scores, student_t

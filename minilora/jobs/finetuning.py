@@ -18,15 +18,17 @@ import numpy as np
 from ..accounting import count_parameters
 from ..adapters import DEFAULT
 from ..adapters.attach import attach as attach_variant
-from ..adapters.attach import attach_tokens, check_options, classes_of, fit_options
+from ..adapters.attach import attach_tokens, check_options, fit_options
 from ..adapters.initialisations import inits
 from ..adapters.peft import adapter_files, locate_adapter, read_adapter
+from ..adapters.registry import classes_of
 from ..data import Batch
 from ..files import to_json, weights_hash, write_files
 from ..models.pretrained import load_tokenizer
 from ..models.quantized import quantize
 from ..models.saving import base_hash
-from ..models.tokenizer import TOKENIZER, Tokenizer
+from ..models.tokenizer import Tokenizer
+from ..models.tokenizer_files import TOKENIZER
 from ..models.transformer import Transformer
 from ..models.vocabulary import add_rows, read_tokens, with_tokens
 from ..nn import recompute

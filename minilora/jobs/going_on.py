@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..adapters.attach import choose
 from ..adapters.peft import classes_of, load_adapter, options_of, read_adapter
+from ..adapters.targets import choose
 from ..files import read_json
 from ..models.transformer import Transformer
 from .arguments import AS_TRAINED

@@ -9,81 +9,37 @@ text, with a seed of their own; what is compared is the loss on test text, seed 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import platform
 import re
 import statistics
 import time
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..accounting import count_parameters
-from ..adapters import DEFAULT
-from ..adapters.attach import attach_without_weights
-from ..adapters.base import variants
 from ..data import excerpts, python_source, random_windows
-from ..display.tables import numbers_right, wide_console
 from ..files import check_free, check_writable, read_json, to_json, write_files, write_whole
-from ..models.pretrained import load_pretrained
 from ..models.sources import BUILTIN
-from ..models.transformer import Transformer
 from ..process import blas_threads, folder_lock
 from ..spelling import counted
 from ..training.metrics import paired_test, student_t
-from .arguments import json_or_text
 from .cluster import Client, connected
 from .demo import step_costs
-from .finetuning import attach, fit_adapter, options_of, settings_of
+from .finetuning import fit_adapter
+from .methods_cells import BATCH, LENGTH, Cell, adapted, cells_of, count
 from .methods_figure import methods_figure
+from .methods_report import PNG, headlines
 from .parallel import check_joblib, run_all
 from .pretraining import bits_per_byte
-from .settings import OF_METHOD, LanguageModelSettings
 
-STEPS, BATCH, LENGTH = 80, 8, 128
+STEPS = 80
 EXCERPT = 16384  # bytes of the text of a measurement
-RANK, SCALE = 8, 2  # of the reference; s = α/r is the same at every rank
 RATE, MOST = 0.016, 12  # rates are 0.016 · 2^k, k from -12 to 12
 SEARCH_SEED = 1000  # of the runs that choose the rate
-FULL = "full"  # full fine-tuning, beside the variants
 RATES = BUILTIN.parent / "rates.json"  # what a search found
-RUNS, TASK, JSON, PNG, FOUND = "runs", "task.json", "methods.json", "methods.png", "rates.json"
+RUNS, TASK, JSON, FOUND = "runs", "task.json", "methods.json", "rates.json"
 REPEAT = "minilora compare --methods all --search --out DIR"
-
-
-class Cell(NamedTuple):
-    """One method at one size."""
-
-    method: str
-    option: dict[str, Any]  # of the method alone
-    r: int | None  # at the end of the training; None where it has none, or its option says it
-    why: str  # "equal rank", "equal parameters", both, or "as it is"
-
-    @property
-    def name(self) -> str:
-        said = {} if self.r is None else {"r": self.r}
-        return " ".join([self.method, *(f"{key}={json.dumps(x)}" for key, x in (said | self.option).items())])
-
-    def settings(self, **more: Any) -> LanguageModelSettings:
-        """Those of a run; `more` are further fields."""
-        if self.method == FULL:
-            return LanguageModelSettings(**more)
-        own, fields = options_of(self.method), {name: field for field, name in OF_METHOD.items()}
-        given = {name: x for name, x in self.option.items() if name not in fields}
-        if self.r is not None:
-            more["rank"] = self.r
-            if "target_r" in own:  # it starts with half as many more, and cuts those
-                more["rank"], given = self.r + self.r // 2, {"target_r": self.r} | given
-        if "alpha" in own:
-            more["alpha"] = float(SCALE * self.option.get("r", more.get("rank", own["r"])))
-        more |= {fields[name]: x for name, x in self.option.items() if name in fields}
-        found: LanguageModelSettings = settings_of(
-            LanguageModelSettings, method=self.method, option=given or None, **more
-        )
-        return found
 
 
 @blas_threads()
@@ -142,78 +98,6 @@ def compare_methods(
             out, files | {FOUND: to_json({"task": task, "seed": SEARCH_SEED, "made by": REPEAT, "rates": rates})}
         )
     return report
-
-
-# ---- what is compared ----
-
-
-def cells_of(methods: Sequence[str]) -> tuple[list[Cell], dict[str, str]]:
-    """(the cells, the reference first; {method: why it is left out}). Raises ValueError for a name or option that is
-    not known."""
-    named = [name for word in methods for name in ((*variants(), FULL) if word == "all" else (word,))]
-    reference = Cell(DEFAULT, {}, RANK, "equal rank, equal parameters")
-    size, cells, left_out = count(reference), [reference], {}
-    for word in dict.fromkeys(named):
-        method, *pairs = word.split(":")
-        option = {name: json_or_text(text) for name, _, text in (pair.partition("=") for pair in pairs)}
-        if method == FULL:
-            cells.append(Cell(FULL, {}, None, "as it is"))
-            continue
-        own = options_of(method)
-        ranked = "r" in own and "r" not in option
-        try:
-            found = sized(method, option, size) if ranked else [Cell(method, option, None, "as it is")]
-            for cell in found:
-                adapted(cell)
-        except ValueError as error:
-            if option or word in methods:
-                raise
-            left_out[word] = str(error)
-            continue
-        cells += [cell for cell in found if cell.name not in {other.name for other in cells}]
-    return cells, left_out
-
-
-def sized(method: str, option: dict[str, Any], size: int) -> list[Cell]:
-    """The method at the rank of the reference, and at the rank, up to the model's width, that trains about as many
-    numbers as the reference's `size`."""
-    counts: dict[int, int] = {}
-    for r in range(1, load_pretrained().config.d_model + 1):
-        with suppress(ValueError):  # a rank that this method cannot have
-            counts[r] = count(Cell(method, option, r, ""))
-        if r not in counts or counts[r] > size:
-            break
-    if not counts:
-        return [Cell(method, option, RANK, "equal rank")]  # the error is attach()'s
-    nearest = min(counts, key=lambda r: abs(counts[r] - size))
-    if nearest == RANK:
-        return [Cell(method, option, RANK, "equal rank, equal parameters")]
-    near = abs(counts[nearest] - size) <= size / 10
-    most = Cell(method, option, nearest, "equal parameters" if near else "as many parameters as it can have")
-    return [Cell(method, option, RANK, "equal rank"), most]
-
-
-def count(cell: Cell) -> int:
-    """The trained numbers of a cell, without weights; after the last cut where it cuts some."""
-    model, settings = load_pretrained(), cell.settings()
-    if cell.method != FULL:
-        options: dict[str, Any] = dict(settings.option or {})
-        if settings.rank is not None:
-            options["r"] = options.get("target_r", settings.rank)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a rank above the smaller side of a weight
-            attach_without_weights(model, cell.method, settings.targets, **options)
-    return count_parameters(model)["trainable"]
-
-
-def adapted(cell: Cell, seed: int = 0) -> Transformer:
-    """The built-in model, ready for the training of a cell."""
-    model = load_pretrained()
-    if cell.method != FULL:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as in count()
-            attach(model, cell.settings(seed=seed), random_windows(python_source().train, BATCH, LENGTH, seed))
-    return model
 
 
 # ---- runs ----
@@ -344,40 +228,6 @@ def rows_of(
     return sorted(rows, key=lambda row: (row["mean"] is None, row["mean"]))
 
 
-def verdict(row: dict[str, Any]) -> str:
-    """What the interval of the difference says; a difference below 0 is better."""
-    if row["mean"] is None:
-        return "diverged"
-    if row["difference"] is None:
-        return "the reference"
-    if row["difference"]["high"] < 0:
-        return "better"
-    return "worse" if row["difference"]["low"] > 0 else "within the spread"
-
-
-def headlines(report: dict[str, Any]) -> list[str]:
-    """What the rows show, of the losses, of the bytes, and of the seconds."""
-    rows = [row for row in report["rows"] if row["mean"] is not None]
-    reference = next((row for row in rows if verdict(row) == "the reference"), rows[0])
-    better, worse = ([row for row in rows if verdict(row) == word] for word in ("better", "worse"))
-    name = reference["name"]
-    if better:
-        gain = -better[0]["difference"]["mean"]
-        losses = f"{better[0]['name']} is {gain:.3f} bits per byte better than {name}, beyond the spread"
-    else:
-        losses = f"No other is better than {name} beyond the spread"
-    losses += f"; {counted(len(worse), 'other')} {'is' if len(worse) == 1 else 'are'} worse"
-    kept, of = min(rows, key=lambda row: row["memory"]["cache"]), reference["memory"]["cache"]
-    bytes_kept = f"{kept['name']} keeps the least, {kept['memory']['cache'] / of:.0%} of {name}'s"
-    if kept is reference:
-        bytes_kept = f"No other keeps less than {name}"
-    slow = max(rows, key=lambda row: row["step_time"])
-    times = f"{slow['name']} takes the longest, {slow['step_time']:.1f} times {name}'s"
-    if slow is reference:
-        times = f"No other takes longer than {name}"
-    return [losses, bytes_kept, times]
-
-
 def describe_methods(folder: Path) -> dict[str, str]:
     """What `minilora info` prints of the folder of a comparison, finished or not."""
     if not (folder / JSON).is_file():
@@ -386,29 +236,3 @@ def describe_methods(folder: Path) -> dict[str, str]:
     report = read_json(folder / JSON)
     names = ", ".join(row["name"] for row in report["rows"])
     return {"comparison": f"{names}; {counted(report['seeds'], 'seed')} of each", "found": headlines(report)[0]}
-
-
-def print_methods(report: dict[str, Any], out: str | Path) -> None:
-    """The report as a table, and what follows from it."""
-    console, task = wide_console(150), report["task"]
-    title = f"Bits per byte of test text after {task['steps']} steps, {report['seeds']} seeds, each at its best rate"
-    columns = (
-        *("method", "trained", "mean", "std.\ndeviation", "less\nreference", "95 % interval", "", "rate"),
-        *("kept\nMiB", "time of\na step", "why"),
-    )
-    table = numbers_right(title, *columns, words=(0, 6, 10))
-    for row in report["rows"]:
-        loss = [f"{row[key]:.4f}" if row["mean"] is not None else "-" for key in ("mean", "standard_deviation")]
-        d = row["difference"]
-        by = ["", ""] if d is None else [f"{d['mean']:+.4f}", f"{d['low']:+.4f} to {d['high']:+.4f}"]
-        at = f"{row['rate']:.4g}{' (edge)' * row['at_the_edge']}"
-        cost = f"{row['memory']['cache'] / 2**20:.1f}", f"{row['step_time']:.2f}"
-        table.add_row(row["name"], f"{row['trainable']:,}", *loss, *by, verdict(row), at, *cost, row["why"])
-    console.print(table)
-    compared = sum(row["difference"] is not None for row in report["rows"])
-    lines = [f"{line}." for line in headlines(report)]
-    lines += [f"Of {counted(compared, 'interval')} at 95 %, one in twenty misses by chance."]
-    lines += ["The seeds change the batches and what is drawn; the model and the texts are the same."]
-    lines += [f"Left out: {method}: {reason}" for method, reason in report["left_out"].items()]
-    lines += [f"{report['seconds'] / 60:.0f} minutes of training, on one core each; written to {out}"]
-    console.print("\n".join([*lines, f"look at {Path(out) / PNG}"]), soft_wrap=True)

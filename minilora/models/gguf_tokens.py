@@ -14,7 +14,8 @@ import numpy as np
 
 from ..spelling import choose_from
 from .gguf_file import read_header
-from .tokenizer import SubwordTokenizer, Tokenizer, convert_errors, tokenizers
+from .subword_tokenizer import SubwordTokenizer, convert_errors, tokenizers
+from .tokenizer import Tokenizer
 from .tokenizer_classes import QWEN2_WORDS
 
 # Text is split into words, and words into tokens; `tokenizer.ggml.pre` names the rule for words.

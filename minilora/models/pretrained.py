@@ -26,16 +26,9 @@ from .labels import default_label_maps
 from .names import CONSTANT, hub_name, is_of_head, standard_tensors
 from .quantized import CLASSIFIER_LAYERS, load_quantized
 from .sources import INDEX, TENSORS, locate, pinned, weight_map
-from .tokenizer import (
-    FILES_COPIED,
-    FILES_READ,
-    TEMPLATES,
-    VOCABULARIES,
-    ByteTokenizer,
-    Tokenizer,
-    files_in,
-    read_tokenizer,
-)
+from .subword_tokenizer import FILES_COPIED, TEMPLATES, files_in
+from .tokenizer import ByteTokenizer, Tokenizer
+from .tokenizer_files import FILES_READ, VOCABULARIES, read_tokenizer
 from .transformer import Transformer
 
 CLASSIFIER_DRAWN = (

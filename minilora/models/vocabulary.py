@@ -25,7 +25,8 @@ from ..data import read_whole
 from ..nn import TABLES, Parameter
 from ..quantization import Quantized, format_names
 from ..spelling import counted
-from .tokenizer import ByteTokenizer, SubwordTokenizer, Tokenizer, tokenizers
+from .subword_tokenizer import SubwordTokenizer, tokenizers
+from .tokenizer import ByteTokenizer, Tokenizer
 from .transformer import Transformer
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from ..verify.language import Words, words
 from .catalogue import exercise, is_twin, missing, sheet, twins
+from .drawing import colour, drawn, largest, legend, panels
 from .exercise import Exercise
 from .parts import Picture
 from .progress import Record
-from .result import Result, colour, drawn, largest, legend, panels
+from .result import Result
 from .workspace import Workspace
 
 TWIN_HEADS = ("in PyTorch", "state", "attempts")

@@ -112,12 +112,10 @@ def unpacked(codes: np.ndarray, n: int) -> np.ndarray:
     return np.stack([codes >> 4, codes & 15], axis=1).reshape(-1)[:n]
 
 
-def double_quantised(
-    a: np.ndarray, mean: np.float32 | None = None, block: int = NESTED_BLOCK
-) -> tuple[np.ndarray, np.ndarray, np.float32]:
+def double_quantised(a: np.ndarray, mean: np.float32 | None = None) -> tuple[np.ndarray, np.ndarray, np.float32]:
     """p (blocks,) uint8, A (blocks / 256,) and μ, of the scales a."""
     mean = np.float32(a.mean(dtype=np.float64)) if mean is None else mean
-    x = in_blocks(a - mean, block)
+    x = in_blocks(a - mean, NESTED_BLOCK)
     A = abs(x).max(axis=1, initial=0)
     with np.errstate(over="ignore", invalid="ignore"):  # as there, of scales that are nearly 0
         scaled = x * (1 / np.where(A == 0, np.float32(1), A))[:, None]

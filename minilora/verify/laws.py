@@ -15,11 +15,16 @@ from ..adapters.base import Adapter, Law
 from ..adapters.merge import merge, merged_layer
 from ..backend import Array
 from ..models.config import Config
+from ..models.families import FAMILIES
 from ..models.parts import LayerFactory
 from ..models.transformer import Transformer
 from ..nn import Gradients, Inputs, Parameter
-from .cases import ADAPTERS, CLASSES, FAMILIES, model, read_by, shaken, some_x, source_of
-from .op_cases import THETA, Rng, pad
+from .adapter_cases import ADAPTERS, CLASSES
+from .fed import shaken, source_of
+from .model_cases import model, read_by
+from .module_cases import some_x
+from .op import THETA, Rng
+from .op_cases.tokens import pad
 
 
 def apart(a: Array, b: Any, scale: Array | None = None) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..backend import Array
 from .case import Tensors
-from .check import NOTHING
+from .check_tensor import NOTHING
 from .differences import central_differences, complex_steps, rms
 from .refusals import why_not_complex
 from .scale import SAME

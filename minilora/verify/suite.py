@@ -14,7 +14,7 @@ from ..process import blas_threads
 from ..spelling import choose_from
 from .cases import CHECKS
 from .laws import LAWS
-from .op_cases import Rng
+from .op import Rng
 
 METHODS = ("central", "complex")
 

@@ -47,7 +47,7 @@ def read(name: str, size: int) -> tuple[list[str], Any]:
 def run(method: str, name: str, size: int, seed: int, steps: int, lr: float, choosing: bool, device: str) -> dict:
     """One run; what it found."""
     from minilora.backend import load_backend
-    from minilora.data.records import stratified_split
+    from minilora.data.splits import stratified_split
     from minilora.jobs.classification import classifier
     from minilora.jobs.finetuning import attach
     from minilora.jobs.prediction import encode

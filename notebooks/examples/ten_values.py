@@ -24,7 +24,7 @@ from minilora import ops
 from minilora.adapters.spectrum import svd
 from minilora.data import shuffled, take
 from minilora.data.corpora import english, python_source
-from minilora.data.records import stratified_split
+from minilora.data.splits import stratified_split
 from minilora.jobs.classification import classifier, confusion
 from minilora.jobs.prediction import encode
 from minilora.models.pretrained import load_tokenizer

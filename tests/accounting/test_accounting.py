@@ -20,6 +20,7 @@ from minilora.accounting import METHODS, Account, count, executed_flops, ledger,
 from minilora.accounting.audit import Row, rows
 from minilora.accounting.count import GROUPS
 from minilora.accounting.flops import total
+from minilora.accounting.formulas import formulas
 from minilora.accounting.live import counted
 from minilora.accounting.memory import DTYPES, peft_name
 from minilora.accounting.named import NAMED, PRINTED, read
@@ -33,7 +34,7 @@ from minilora.models.families import FAMILIES
 from minilora.nn import Attention, FusedAttention, Gradients, Linear, Pass, recompute
 from minilora.nn.optim import SGD, AdamW
 from minilora.training import loss_and_gradients
-from minilora.verify.cases import SPECIAL
+from minilora.verify.model_cases import SPECIAL
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -601,7 +602,7 @@ def test_each_formula_of_flops_gives_the_number_beside_it(model, method, words, 
     printed = " ".join(capsys.readouterr().out.split())
     assert (f"W = {letters['W']:,} scores of a head in a layer with a window" in printed) == (model is WINDOWED)
     for which, part in zip(("forward", "backward"), account.flops(), strict=True):
-        linear, added, attention = accounting.report.formulas(account, which)
+        linear, added, attention = formulas(account, which)
         expected = total(made[which])  # without what runs again
         paths = [product.layer for product in made[which] if product.kind == "linear"]
         linears = [sizes_of(account, layers[path], path) for path in paths]

@@ -12,8 +12,8 @@ from minilora import ops
 from minilora.adapters import peft
 from minilora.adapters.alora import go_on_from
 from minilora.adapters.attach import attach
-from minilora.adapters.base import variants
 from minilora.adapters.lora import LoRALinear
+from minilora.adapters.registry import variants
 from minilora.models.generation import next_ids
 from minilora.nn import Gradients, Inputs, KVCache, Pass
 

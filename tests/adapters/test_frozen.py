@@ -16,12 +16,13 @@ from minilora.accounting import executed_flops, ledger
 from minilora.accounting.live import counted
 from minilora.adapters import lora_xs, peft, svf, variant_names
 from minilora.adapters.attach import attach
-from minilora.adapters.base import Adapter, variants
+from minilora.adapters.base import Adapter
 from minilora.adapters.lora import LoRALinear
 from minilora.adapters.lora_fa import LoRAFALinear, precondition
 from minilora.adapters.lora_xs import LoRAXSLinear
 from minilora.adapters.merge import merge
 from minilora.adapters.peft import config
+from minilora.adapters.registry import variants
 from minilora.adapters.spectrum import singular_values, svd
 from minilora.adapters.svf import SVFLinear, truncated
 from minilora.backend import to_numpy

@@ -19,7 +19,9 @@ from minilora.adapters.initialisations import descriptions, inits
 from minilora.adapters.initialisations.eva import redistributed, shares
 from minilora.adapters.initialisations.lora_ga import GAMMA
 from minilora.adapters.initialisations.start import Data, Moments
-from minilora.adapters.lora import LoRALinear, MiCALinear, ResidualLoRALinear
+from minilora.adapters.lora import LoRALinear
+from minilora.adapters.lora_mica import MiCALinear
+from minilora.adapters.lora_residual import ResidualLoRALinear
 from minilora.adapters.merge import merge, unmerge
 from minilora.adapters.recording import Recorder, record
 from minilora.backend import to_numpy

@@ -16,11 +16,10 @@ from peft_models import IDS, PADDING, base, logits, trained
 
 import minilora
 from minilora import quantize
-from minilora.adapters import peft
+from minilora.adapters import DEFAULT, peft
 from minilora.adapters.attach import attach, attach_lora
-from minilora.adapters.base import DEFAULT
 from minilora.adapters.initialisations.loftq import loftq, rounded
-from minilora.adapters.lora import LoftQLinear
+from minilora.adapters.lora_loftq import LoftQLinear
 from minilora.adapters.merge import merge, unmerge
 from minilora.backend import to_numpy
 from minilora.cli import main
@@ -407,7 +406,7 @@ def test_a_layout_without_a_word_for_it_and_a_smaller_rank_of_several_rounds_are
     saved(tmp_path / "a")
     minilora.save_pretrained(base("llama", dtype="float32"), tmp_path / "m")
     with pytest.raises(ValueError, match="has a base in fewer bits, which this layout cannot say"):
-        peft.layouts.read_pairs(tmp_path / "a")
+        peft.layouts.pairs.read_pairs(tmp_path / "a")
     with pytest.raises(ValueError, match="has a base that its rank had a part in"):
         study(str(tmp_path / "a"), rank=1, out=str(tmp_path / "small"))
     assert study(str(tmp_path / "a"), base=str(tmp_path / "m"))["layers"]  # the hash is that with Q

@@ -11,8 +11,9 @@ import minilora
 from minilora import ops
 from minilora.adapters import many, peft
 from minilora.adapters.attach import attach
-from minilora.adapters.base import Parallel, variants
 from minilora.adapters.many import Many, share_A
+from minilora.adapters.parallel import Parallel
+from minilora.adapters.registry import variants
 from minilora.data import Batch
 from minilora.models.families import FAMILIES
 from minilora.nn import Gradients, Inputs, KVCache, Pass, recompute

@@ -19,9 +19,11 @@ from peft_models import IDS, PADDING, V, adapted, base, logits, trained
 import minilora
 from minilora.adapters import peft
 from minilora.adapters.attach import adaptable, attach
-from minilora.adapters.base import Adapter, variants
-from minilora.adapters.peft.config import PROMPTS, REGULAR, WHOLE, check_config, check_pattern, classes_of, known_keys
+from minilora.adapters.base import Adapter
+from minilora.adapters.peft.config import PROMPTS, REGULAR, check_config, check_pattern, classes_of, known_keys
+from minilora.adapters.peft.matching import WHOLE
 from minilora.adapters.peft.reading import read_modules
+from minilora.adapters.registry import variants
 from minilora.files import load_tensors, save_tensors
 from minilora.jobs.changes import adapter_changes
 from minilora.models.config import LABELLED, Config

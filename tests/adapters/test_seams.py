@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 import minilora
-from minilora.adapters.base import Adapter, variants
+from minilora.adapters.base import Adapter
+from minilora.adapters.registry import variants
 
 PACKAGE = Path(minilora.__file__).parent
 ROOMS = "adapters/peft", "accounting", "verify", "jobs", "cli"
 FILES = [path for room in ROOMS for path in sorted((PACKAGE / room).rglob("*.py")) if path.parent.name != "problems"]
 LEFT = {
-    "adapters/peft/layouts.py",  # mlx-lm's word for the type of its adapters
+    "adapters/peft/layouts/mlx.py",  # mlx-lm's word for the type of its adapters
     "accounting/audit.py",  # a paper's tables, by the names of their rows
     *("jobs/demo.py", "jobs/demo_figure.py"),  # LoRA beside full fine-tuning, by these names in the report
 }
@@ -23,8 +24,7 @@ def subclasses(cls: type) -> set[type]:
 
 
 def classes_of_variants() -> set[str]:
-    files = {f"minilora.adapters.{name.replace('-', '_')}" for name in variants()}
-    return {cls.__name__ for cls in subclasses(Adapter) if cls.__module__ in files}
+    return {cls.__name__ for cls in subclasses(Adapter) if cls.variant in variants()}
 
 
 def names_of_variants(path: Path) -> list[str]:

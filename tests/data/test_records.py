@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora.data import Batch, in_order, shuffled
-from minilora.data.records import columns_of, label_ids, label_names, read_records, stratified_folds, stratified_split
+from minilora.data.labels import label_ids, label_names
+from minilora.data.records import columns_of, read_records
+from minilora.data.splits import stratified_folds, stratified_split
 from minilora.training.metrics import confusion_matrix, paired_test, scores
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip)

@@ -13,7 +13,7 @@ from minilora.cli import main
 from minilora.jobs.combining import combine_adapters
 from minilora.jobs.pruning import prune
 from minilora.models.pretrained import load_pretrained
-from minilora.models.tokenizer import read_tokenizer
+from minilora.models.tokenizer_files import read_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from minilora.models.config import Config
 from minilora.models.families.bert import bert
 from minilora.models.pretrained import load_tokenizer
 from minilora.models.saving import save_pretrained
-from minilora.models.tokenizer import ByteTokenizer, SubwordTokenizer
+from minilora.models.subword_tokenizer import SubwordTokenizer
+from minilora.models.tokenizer import ByteTokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.filterwarnings("ignore:base holds no pooler")

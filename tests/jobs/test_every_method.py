@@ -11,11 +11,12 @@ import pytest
 from commands import WORDS, assert_refused, lines, make_base, tree
 from small_runs import interrupting
 
+from minilora.adapters import DEFAULT
 from minilora.adapters.attach import attach
-from minilora.adapters.base import DEFAULT, variants
 from minilora.adapters.initialisations import inits
 from minilora.adapters.peft.config import classes_of
 from minilora.adapters.peft.format import is_whole_in_file
+from minilora.adapters.registry import variants
 from minilora.cli import main
 from minilora.jobs import classification
 from minilora.jobs.bases import load_adapted

@@ -19,7 +19,8 @@ from minilora.jobs.bases import load_adapted
 from minilora.jobs.finetuning import finetune, schedule_for
 from minilora.jobs.settings import SCHEDULES, ClassifierSettings, LanguageModelSettings
 from minilora.jobs.watching import read_watched
-from minilora.models.tokenizer import ByteTokenizer, read_tokenizer
+from minilora.models.tokenizer import ByteTokenizer
+from minilora.models.tokenizer_files import read_tokenizer
 from minilora.nn import optim
 from minilora.training import evaluate
 

@@ -29,7 +29,7 @@ from minilora.models.config import Config
 from minilora.models.families.llama import llama
 from minilora.models.pretrained import load_tokenizer
 from minilora.models.saving import save_pretrained
-from minilora.models.tokenizer import SubwordTokenizer
+from minilora.models.subword_tokenizer import SubwordTokenizer
 from minilora.nn import Gradients, Inputs
 from minilora.ops import IGNORE
 from minilora.training import evaluate, loss_and_gradients

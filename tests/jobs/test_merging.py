@@ -11,9 +11,9 @@ from real import real
 
 import minilora
 from minilora.adapters.attach import attach
-from minilora.adapters.base import variants
 from minilora.adapters.kept import kept_by_merge, share_kept
 from minilora.adapters.merge import merge, to_merge
+from minilora.adapters.registry import variants
 from minilora.cli import main
 from minilora.data import Batch
 from minilora.jobs.merging import MEASURES, show_kept, size_curves

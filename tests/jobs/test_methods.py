@@ -17,14 +17,17 @@ from reports import in_color
 from small_runs import small_comparison
 
 from minilora.accounting import count_parameters
-from minilora.adapters.base import DEFAULT, variants
+from minilora.adapters import DEFAULT
+from minilora.adapters.registry import variants
 from minilora.cli import main
 from minilora.data import excerpts, random_windows
 from minilora.display import plots
-from minilora.jobs import methods
+from minilora.jobs import methods, methods_cells
 from minilora.jobs.finetuning import options_of
-from minilora.jobs.methods import FULL, MOST, RANK, Cell, next_rates
+from minilora.jobs.methods import MOST, next_rates
+from minilora.jobs.methods_cells import FULL, RANK, Cell
 from minilora.jobs.methods_figure import methods_figure
+from minilora.jobs.methods_report import headlines, print_methods, verdict
 from minilora.jobs.pretraining import bits_per_byte
 from minilora.nn.optim import AdamW, cosine_schedule
 from minilora.training import fit
@@ -83,13 +86,13 @@ def test_the_recorded_rates_are_the_best_of_their_grids_and_inside_them():
 @pytest.mark.parametrize("method", RANKED)
 def test_a_method_runs_at_the_rank_of_the_reference_and_at_the_rank_nearest_to_its_parameters(method, here):
     try:
-        methods.adapted(Cell(method, {}, RANK, ""))
+        methods_cells.adapted(Cell(method, {}, RANK, ""))
     except ValueError as error:  # such as one that needs a bias
         with pytest.raises(ValueError, match=re.escape(str(error))):
-            methods.cells_of([method])
+            methods_cells.cells_of([method])
         return
-    size = count_parameters(methods.adapted(Cell(DEFAULT, {}, RANK, "")))["trainable"]
-    cells, left_out = methods.cells_of([method])
+    size = count_parameters(methods_cells.adapted(Cell(DEFAULT, {}, RANK, "")))["trainable"]
+    cells, left_out = methods_cells.cells_of([method])
     assert not left_out
     own = [cell for cell in cells if cell.method == method]
     assert own[0].r == RANK
@@ -97,19 +100,19 @@ def test_a_method_runs_at_the_rank_of_the_reference_and_at_the_rank_nearest_to_i
     counts = {}
     for r in range(1, 33):
         try:
-            counts[r] = methods.count(Cell(method, {}, r, ""))
+            counts[r] = methods_cells.count(Cell(method, {}, r, ""))
         except ValueError:
             continue
     nearest = min(counts.values(), key=lambda n: abs(n - size))
-    assert methods.count(own[-1]) == nearest
+    assert methods_cells.count(own[-1]) == nearest
     assert ("as many parameters as it can have" in own[-1].why) == (abs(nearest - size) > size / 10)
     for cell in own:
-        trained = count_parameters(methods.adapted(cell))["trainable"]
-        assert trained == methods.count(cell) or "target_r" in options_of(method)
+        trained = count_parameters(methods_cells.adapted(cell))["trainable"]
+        assert trained == methods_cells.count(cell) or "target_r" in options_of(method)
 
 
 def test_all_are_the_variants_and_full_fine_tuning_and_what_cannot_be_attached_is_left_out_with_the_reason(here):
-    cells, left_out = methods.cells_of(["all"])
+    cells, left_out = methods_cells.cells_of(["all"])
     assert {cell.method for cell in cells} | left_out.keys() == {*variants(), FULL}
     assert cells[0] == Cell(DEFAULT, {}, RANK, "equal rank, equal parameters")
     assert len({cell.name for cell in cells}) == len(cells)
@@ -117,7 +120,7 @@ def test_all_are_the_variants_and_full_fine_tuning_and_what_cannot_be_attached_i
 
 
 def test_an_option_of_a_method_goes_with_its_name(here):
-    cells, _ = methods.cells_of([DEFAULT, f"{DEFAULT}:r=3:alpha=5:rslora=true"])
+    cells, _ = methods_cells.cells_of([DEFAULT, f"{DEFAULT}:r=3:alpha=5:rslora=true"])
     assert [cell.name for cell in cells] == [
         f"{DEFAULT} r={RANK}", f"{DEFAULT} r=3 alpha=5 rslora=true",
     ]  # fmt: skip
@@ -145,7 +148,7 @@ def test_what_is_compared_is_the_loss_on_test_text_after_a_training_at_the_best_
         assert row["rate"] == pytest.approx(min(tried, key=lambda lr: tried[lr]))
         assert found["rates"][row["name"]] == {"best": row["rate"], "bits_per_byte": row["rates"]}
         for seed, loss in enumerate(row["bits_per_byte"]):
-            model = methods.adapted(Cell(method, {}, RANK if method == DEFAULT else None, ""), seed)
+            model = methods_cells.adapted(Cell(method, {}, RANK if method == DEFAULT else None, ""), seed)
             fit(model, random_windows(source.train, 2, 16, seed), 3, optimizer=AdamW(model.trainable_parameters(),
                 row["rate"]), schedule=cosine_schedule(3, 0), seed=seed, description=None)  # fmt: skip
             assert bits_per_byte(model, excerpts(source.test, methods.EXCERPT), 1, "") == loss
@@ -228,7 +231,7 @@ def test_a_rate_that_diverges_is_the_worst_and_a_method_with_a_seed_that_diverge
     assert methods.run(Path("out"), cell, 3, 0, "test") == math.inf  # from the file
     rows = methods.rows_of([cell], {cell.name: 3}, {cell.name: {3: math.inf}}, [[2.0, math.inf]])
     assert (rows[0]["mean"], rows[0]["bits_per_byte"], rows[0]["rates"]) == (None, [2.0, None], {"0.128": None})
-    assert methods.verdict(rows[0]) == "diverged"
+    assert verdict(rows[0]) == "diverged"
 
 
 # ---- what is said and drawn ----
@@ -273,17 +276,17 @@ WORSE = ("d", 2.6, (0.2, 0.1, 0.3))
     ],
 )
 def test_the_words_follow_the_numbers(rows, said, capsys):
-    methods.print_methods(report_of(*rows), "somewhere")
+    print_methods(report_of(*rows), "somewhere")
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert said in shown, shown
 
 
 def test_the_figure_is_a_png_with_the_reference_in_its_own_colour():
     report = report_of(BETTER, SAME, ("a", 2.4, None), WORSE, ("e", None, None))
-    png = methods_figure(report, methods.headlines(report))
+    png = methods_figure(report, headlines(report))
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     assert in_color(png, [plots.LORA, plots.FULL]) == [True, True]
-    assert methods_figure(report, methods.headlines(report)) == png
+    assert methods_figure(report, headlines(report)) == png
 
 
 # ---- bad input ----

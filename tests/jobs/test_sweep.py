@@ -35,6 +35,7 @@ from minilora.files import load_tensors
 from minilora.jobs import finetuning, language_model, sweep
 from minilora.jobs.settings import ClassifierSettings, LanguageModelSettings
 from minilora.jobs.sweep_figure import rank_losses, sweep_figure
+from minilora.jobs.sweep_report import print_sweep
 
 CELL = [
     "--base", "base", "--data", "words.txt", "--steps", "2", "--batch", "8", "--length", "16", "--lr", "0.05",
@@ -466,7 +467,7 @@ def test_the_choice_is_within_one_standard_error_of_the_best_and_no_smaller_rank
 )
 def test_the_words_follow_the_numbers(means, error, seeds, said, capsys):
     report = made_up(means, error, seeds)
-    sweep.print_sweep(report, "somewhere")
+    print_sweep(report, "somewhere")
     shown = " ".join(capsys.readouterr().out.split())
     assert re.search(said, shown), shown
     assert ("standard error of" in shown) == (seeds > 1 and report["best"] != 1)

@@ -19,7 +19,7 @@ from minilora.jobs.instruction import encode, read_answers
 from minilora.models.config import Config
 from minilora.models.families.llama import llama
 from minilora.models.saving import save_pretrained
-from minilora.models.tokenizer import SubwordTokenizer
+from minilora.models.subword_tokenizer import SubwordTokenizer
 from minilora.ops import IGNORE
 
 few = settings(max_examples=examples.count(30), deadline=None, derandomize=True)

@@ -10,7 +10,7 @@ import pytest
 import minilora
 from minilora.models.config_json import read_config, write_config
 from minilora.models.families import FAMILIES
-from minilora.verify.cases import SPECIAL
+from minilora.verify.model_cases import SPECIAL
 
 PACKAGE = Path(minilora.__file__).parent
 FOLDER = PACKAGE / "models" / "families"

@@ -17,9 +17,9 @@ from minilora import ops
 from minilora.accounting import executed_flops
 from minilora.adapters import peft
 from minilora.adapters.attach import attach
-from minilora.adapters.base import variants
 from minilora.adapters.many import Many
 from minilora.adapters.merge import merge
+from minilora.adapters.registry import variants
 from minilora.models.generation import BATCH, Sampling, generate, next_ids, next_ids_of_each
 from minilora.models.transformer import Transformer
 from minilora.nn import Inputs, KVCache, Pass

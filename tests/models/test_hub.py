@@ -24,7 +24,7 @@ from minilora.models import pretrained, saving
 from minilora.models.families import FAMILIES
 from minilora.models.pretrained import load_pretrained, load_tokenizer
 from minilora.models.saving import base_hash
-from minilora.models.tokenizer import FILES_READ
+from minilora.models.tokenizer_files import FILES_READ
 
 client, file_download = (pytest.importorskip(f"huggingface_hub{name}") for name in ("", ".file_download"))
 constants = file_download.constants  # what the client reads of the environment, as it is imported

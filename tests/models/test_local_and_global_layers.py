@@ -9,7 +9,7 @@ from models import build
 
 import minilora
 from minilora.models.config_json import read_config, write_config
-from minilora.models.tokenizer import read_tokenizer
+from minilora.models.tokenizer_files import read_tokenizer
 from minilora.nn import Attention, Inputs, Rope
 from minilora.ops import LinearScaling
 

@@ -10,7 +10,9 @@ from made_tokenizers import CHATML, MADE, NAMES, byte_fallback, byte_level, word
 
 import minilora
 from minilora.models.chat_template import render
-from minilora.models.tokenizer import ByteTokenizer, SubwordTokenizer, check_matches, read_tokenizer
+from minilora.models.subword_tokenizer import SubwordTokenizer
+from minilora.models.tokenizer import ByteTokenizer, check_matches
+from minilora.models.tokenizer_files import read_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 

@@ -11,7 +11,8 @@ from models import build, some_batch
 
 from minilora import attach_lora, ops
 from minilora.models.quantized import quantize
-from minilora.models.tokenizer import ByteTokenizer, read_tokenizer
+from minilora.models.tokenizer import ByteTokenizer
+from minilora.models.tokenizer_files import read_tokenizer
 from minilora.models.vocabulary import add_rows, over_bytes, read_tokens, with_tokens
 
 V, N = 13, 5

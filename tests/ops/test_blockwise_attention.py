@@ -19,7 +19,8 @@ from minilora.models.families import FAMILIES
 from minilora.models.transformer import Transformer
 from minilora.nn import Attention, Gradients, Inputs, KVCache, Pass, recompute
 from minilora.ops.blockwise_attention import BLOCK, blocks
-from minilora.verify.op_cases import attention_mask, pad
+from minilora.verify.op_cases.attention import attention_mask
+from minilora.verify.op_cases.tokens import pad
 
 EXACT = 1e-12
 

@@ -18,7 +18,11 @@ from minilora.backend import Array, get_array_module, normal_cdf, to_numpy
 from minilora.ops.rows import row_max
 from minilora.verify import Case, Report, check_gradient
 from minilora.verify.case import apply, relative_error
-from minilora.verify.op_cases import OPS, THETA, S, attention_mask, pad, rope_tables
+from minilora.verify.op import THETA, S
+from minilora.verify.op_cases import OPS
+from minilora.verify.op_cases.attention import attention_mask
+from minilora.verify.op_cases.positions import rope_tables
+from minilora.verify.op_cases.tokens import pad
 from minilora.verify.problems import problems
 
 few = settings(max_examples=examples.count(20), deadline=None, derandomize=True)

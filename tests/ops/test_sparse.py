@@ -10,7 +10,7 @@ from models import close
 
 import minilora
 from minilora import ops
-from minilora.adapters.base import variants
+from minilora.adapters.registry import variants
 from minilora.data import Batch
 from minilora.nn import Gradients, Linear, Pass, Sequential, Tanh
 

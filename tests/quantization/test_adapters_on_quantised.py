@@ -15,10 +15,11 @@ from models import build, close, gradients, loss, named, some_batch
 import minilora
 from minilora.adapters import peft
 from minilora.adapters.attach import adaptable, attach, attach_lora
-from minilora.adapters.base import Adapter, variants
+from minilora.adapters.base import Adapter
 from minilora.adapters.initialisations import inits
 from minilora.adapters.merge import merge, unmerge
 from minilora.adapters.peft.format import BASE_FORMAT
+from minilora.adapters.registry import variants
 from minilora.backend import to_numpy
 from minilora.data import Batch
 from minilora.files import load_tensors, save_tensors

@@ -17,8 +17,8 @@ from real import real
 import minilora
 from minilora import accounting
 from minilora.adapters.attach import adaptable, attach
-from minilora.adapters.base import variants
 from minilora.adapters.peft import load_adapter, save_adapter
+from minilora.adapters.registry import variants
 from minilora.backend import get_array_module, to_numpy
 from minilora.files import load_tensors, open_tensors, stored, tensors_to_bytes
 from minilora.models.describe import describe_model

@@ -3,7 +3,8 @@
 import pytest
 
 from minilora.data import english
-from minilora.models.tokenizer import ByteTokenizer, SubwordTokenizer
+from minilora.models.subword_tokenizer import SubwordTokenizer
+from minilora.models.tokenizer import ByteTokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 

@@ -12,7 +12,7 @@ from minilora.models.families import FAMILIES
 from minilora.models.names import hub_name
 from minilora.models.transformer import Transformer
 from minilora.nn import Gradients, Inputs, Pass
-from minilora.verify.cases import SPECIAL  # what each family needs, or has to show
+from minilora.verify.model_cases import SPECIAL  # what each family needs, or has to show
 
 SHAPE: dict[str, Any] = {"vocab_size": 13, "n_layers": 2, "d_model": 12, "d_ff": 10, "max_length": 9, "eps": 0.01}
 HEADS: dict[str, dict[str, Any]] = {family: {"n_heads": 3, **SPECIAL.get(family, {})} for family in FAMILIES}

@@ -9,7 +9,7 @@ from minilora.models.config import Config
 from minilora.models.families import FAMILIES
 from minilora.models.transformer import Transformer
 from minilora.nn import Inputs
-from minilora.verify.cases import SPECIAL
+from minilora.verify.model_cases import SPECIAL
 
 V, T = 31, 7
 IDS = np.random.default_rng(9).integers(2, V, (2, T))

@@ -17,7 +17,7 @@ from minilora.adapters.attach import attach_lora
 from minilora.backend import to_numpy
 from minilora.cli import main
 from minilora.data import Batch, Split
-from minilora.jobs import demo, methods, text
+from minilora.jobs import demo, methods, methods_cells, text
 from minilora.jobs.methods import run as run_of_a_comparison
 from minilora.models.config import Config
 from minilora.models.families.llama import llama
@@ -64,9 +64,9 @@ def small_model(source: Any = "builtin") -> Transformer:
 def small_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small model, text and task in the place of the built-in ones, and no recorded rates."""
     small = {"load_pretrained": small_model, "python_source": lambda: SPLIT, "BATCH": 2, "LENGTH": 16}
-    for module in (methods, demo):
-        for name, value in small.items():
-            monkeypatch.setattr(module, name, value)
+    for module in (methods, methods_cells, demo):
+        for name in small.keys() & vars(module):
+            monkeypatch.setattr(module, name, small[name])
     monkeypatch.setattr(methods, "STEPS", 3)
     monkeypatch.setattr(methods, "RATES", Path("none.json"))
     monkeypatch.setattr(methods, "methods_figure", lambda report, titles: "\n".join(titles).encode())

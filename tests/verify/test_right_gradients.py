@@ -11,7 +11,7 @@ import pytest
 from scipy.special import erf, ndtr
 
 from minilora.verify import check_gradient
-from minilora.verify.check import rms
+from minilora.verify.differences import rms
 
 
 def over(a):

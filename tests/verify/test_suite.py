@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from minilora import ops
-from minilora.adapters import ia3, lora
-from minilora.adapters.base import Parallel
+from minilora.adapters import ia3, lora, lora_residual
 from minilora.adapters.lora_conv import LoRAConvolution
-from minilora.adapters.merge import MergedConvolution
+from minilora.adapters.merge import Merged, MergedConvolution
+from minilora.adapters.parallel import Parallel
 from minilora.cli import main
 from minilora.nn import Convolution, Module, Sequential
 from minilora.verify.check import Report
@@ -113,7 +113,7 @@ def test_the_files_of_the_ops_have_no_backward_that_the_package_does_not_show():
 
 
 def test_every_module_of_the_library_is_run_backward_and_right_by_both_methods(monkeypatch):
-    bases = {Sequential, Parallel, Convolution, LoRAConvolution, MergedConvolution}  # that others stand on
+    bases = {Sequential, Parallel, Convolution, LoRAConvolution, Merged, MergedConvolution}  # that others stand on
     everything = {cls for cls in subclasses(Module) if cls.backward is not Module.backward} - bases
     ran: set[type] = set()
     for cls in everything:
@@ -166,7 +166,7 @@ def test_only_selects_by_a_part_of_the_name_in_upper_case_or_lower_and_changes_n
 def test_a_name_that_nothing_has_is_refused_with_the_names_there_are(capsys):
     with pytest.raises(
         ValueError,
-        match=r"no check and no law has 'lineer' in its name: did you mean 'op linear'\? choose from op linear; op",
+        match=r"no check and no law has 'lineer' in its name: did you mean 'op linear'\? choose from op attention; op",
     ):
         verify("lineer")
     assert main(["verify", "--only", "lineer"]) == 2
@@ -291,7 +291,7 @@ BROKEN: dict[str, tuple[Any, str, Broken]] = {
     "with A frozen, a step of SGD moves ΔW by -η s² G AᵀA": (ops, "lora_B_gradients", scaled(1 + 1e-9)),
     "a preconditioned step of SGD moves ΔW by -η G Aᵀ(A Aᵀ)⁻¹A": (ops, "lora_B_gradients", scaled(1 + 1e-9)),
     "LoRA beside W₀ - s B₀ A₀": (ops, "lora_forward", scaled(1 + 1e-9)),
-    "a residual LoRA is a LoRA of rank 2r": (lora.ResidualLoRALinear, "factors", scaled(1 + 1e-9)),
+    "a residual LoRA is a LoRA of rank 2r": (lora_residual.ResidualLoRALinear, "factors", scaled(1 + 1e-9)),
     "dA = s Bᵀ G": (ops, "lora_A_gradients", scaled(1 + 1e-9)),
     "dc = s db": (ops, "lora_bias_gradients", scaled(1 + 1e-9)),
     "db = Σ dy": (ops, "bias_gradients", scaled(1 + 1e-9)),

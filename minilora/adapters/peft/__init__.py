@@ -11,9 +11,10 @@ from pathlib import Path
 
 from ...models.labels import list_labels
 from . import layouts
+from .bases import classifier_weight, load_base
 from .config import beside_in, classes_of, options_of
 from .format import BASE_FORMAT, CONFIG, WEIGHTS, layers_in, locate_adapter, read_adapter, slot_of
-from .reading import classifier_weight, label_names, load_adapter, load_base
+from .reading import label_names, load_adapter
 from .switching import Adapters, load_adapters
 from .view import PREFIX
 from .writing import adapter_files, adapters_of, save_adapter

@@ -1,4 +1,4 @@
-"""What adapter_config.json says: the variant, the keys and what each may hold, and how PEFT matches names.
+"""What adapter_config.json says: the variant, the keys and what each may hold.
 
 The rules are those of PEFT 0.21.2 (tuners/tuners_utils.py, utils/other.py).
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection
 from typing import Any
 
-from ..base import Adapter, class_for, short, variants
+from ..base import Adapter
+from ..registry import class_for, variants
+from ..statements import short
+from .matching import VALUES, WHOLE, entries, matches_pattern
 
 # Keys that PEFT's configs have in common: those that are read, and those that say where an adapter is from.
 READ = {
@@ -26,9 +28,6 @@ PROMPTS = (
     *("P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"),
 )
 REGULAR = "target_modules", "exclude_modules"  # keys that are lists of names, or one regular expression
-# What PEFT puts around each name of a key, which is a regular expression; of an option's pattern VALUES.
-WHOLE = {"modules_to_save": r"(^|.*\.)PATTERN($|\..*)", "layers_pattern": r"(?:^|.*?\.)PATTERN\.(?P<i>\d+)\."}
-VALUES = r"(.*\.)?(PATTERN)$"
 CLASSIFIERS = "classifier", "score"
 # What PEFT adds to modules_to_save for a task_type, whatever the model has (peft_model.py).
 ADDED = {"SEQ_CLS": CLASSIFIERS, "TOKEN_CLS": CLASSIFIERS, "QUESTION_ANS": ("qa_outputs",)}
@@ -217,60 +216,8 @@ def regular_keys(cls: type[Adapter]) -> list[str]:
     return [*REGULAR, *(other.modules_key for other in variants()[cls.variant] if other.modules_key)]
 
 
-def entries(config: dict[str, Any], key: str) -> list[str]:
-    """The names that a key holds: one, a list, or the keys of a mapping."""
-    value = config.get(key) or []
-    return [value] if isinstance(value, str) else list(value)
-
-
 def is_list_of(value: Any, kind: type) -> bool:
     return isinstance(value, list) and all(type(item) is kind and item != "" for item in value)
-
-
-# ---- which layers are meant; `name` is a module's in Hugging Face's model ----
-
-
-def is_target(config: dict[str, Any], name: str) -> bool:
-    """Is an adapter to be put on it? target_modules is not "all-linear" here, but what that stands for."""
-    targets = config["target_modules"]
-    if is_named_by(config.get("exclude_modules"), name):
-        return False
-    if any(matches_pattern("modules_to_save", saved, name) for saved in config.get("modules_to_save") or []):
-        return False
-    return is_named_by(targets, name) and (isinstance(targets, str) or name in targets or is_of_layers(config, name))
-
-
-def is_named_by(value: Any, name: str) -> bool:
-    """PEFT's rule for target_modules and exclude_modules: one regular expression, or a list of endings."""
-    return bool(value) and (bool(re.fullmatch(value, name)) if isinstance(value, str) else ends_with(name, value))
-
-
-def matches_pattern(key: str, pattern: str, name: str) -> re.Match[str] | None:
-    return re.match(WHOLE.get(key, VALUES).replace("PATTERN", pattern), name)
-
-
-def ends_with(name: str, endings: Collection[str]) -> bool:
-    return any(f".{name}".endswith(f".{ending}") for ending in endings)
-
-
-def is_of_layers(config: dict[str, Any], name: str) -> bool:
-    """Is it in one of layers_to_transform? The first number in a name is the layer's; with layers_pattern, the first
-    after such a name."""
-    wanted, patterns = config.get("layers_to_transform"), entries(config, "layers_pattern")
-    if wanted is None or wanted == []:
-        return True
-    if patterns:
-        match = next(filter(None, (matches_pattern("layers_pattern", pattern, name) for pattern in patterns)), None)
-    else:
-        match = re.match(r".*?\.[^.]*\.(?P<i>\d+)\.", name)
-    return match is not None and int(match["i"]) in ([wanted] if isinstance(wanted, int) else wanted)
-
-
-def is_saved(config: dict[str, Any], name: str) -> bool:
-    """Is it, or a module that it is in, one of modules_to_save? Those are endings of names, not of their parts."""
-    parts = name.split(".")
-    wholes = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    return any(whole.endswith(saved) for whole in wholes for saved in config.get("modules_to_save") or [])
 
 
 def class_of_layer(classes: list[type[Adapter]], config: dict[str, Any], base: Any, name: str) -> type[Adapter]:

@@ -11,10 +11,12 @@ import numpy as np
 
 from ...files import load_tensors, read_json
 from ...models.hub import HubName, fetch, name_on_hub, pickle_error
-from ...models.tokenizer import FILES_READ
+from ...models.tokenizer_files import FILES_READ
 from ...nn import Embedding, Linear
-from ..base import Adapter, Slot, shape
-from .config import beside_in, check_config, classes_of, flat, is_saved, options_of, token_keys
+from ..base import Adapter
+from ..statements import Slot, shape
+from .config import beside_in, check_config, classes_of, flat, options_of, token_keys
+from .matching import is_saved
 from .view import PREFIX
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"

@@ -8,22 +8,11 @@ from typing import Any, NamedTuple
 
 from ...models.families import FAMILIES
 from ...nn import Linear
-from ..attach import HEADS
-from ..base import Adapter, Slot, shape, short
-from .config import (
-    ADDED,
-    WHOLE,
-    beside_in,
-    class_of_layer,
-    classes_of,
-    entries,
-    is_named_by,
-    is_saved,
-    is_target,
-    matches_pattern,
-    options_of,
-    regular_keys,
-)
+from ..base import Adapter
+from ..statements import Slot, shape, short
+from ..targets import HEADS
+from .config import ADDED, beside_in, class_of_layer, classes_of, options_of, regular_keys
+from .matching import WHOLE, entries, is_named_by, is_saved, is_target, matches_pattern
 from .view import SHARED, View
 
 

@@ -12,9 +12,11 @@ from ...models.labels import label_maps
 from ...models.transformer import Transformer
 from ...nn import Module
 from ...spelling import choose_from
-from ..attach import LAYERS, Targets, attach
-from ..base import DEFAULT, Adapter
+from .. import DEFAULT
+from ..attach import attach
+from ..base import Adapter
 from ..many import Many
+from ..targets import LAYERS, Targets
 from .format import locate_adapter
 from .reading import read_modules
 

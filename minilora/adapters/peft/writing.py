@@ -14,9 +14,11 @@ from ...models.quantized import format_of
 from ...models.saving import base_hash
 from ...models.transformer import Transformer
 from ...nn import TABLES, Linear
-from ..base import Adapter, variants
-from .config import CLASSIFIERS, biases_of, ends_with, nested
+from ..base import Adapter
+from ..registry import variants
+from .config import CLASSIFIERS, biases_of, nested
 from .format import BASE_FORMAT, CONFIG, LABELS, WEIGHTS
+from .matching import ends_with
 from .plan import Plan, tensors_of, twins
 from .view import TIED_NAMES, View, view_of
 

@@ -62,7 +62,8 @@ def run(options: Options) -> None:
 
 
 def side_by_side(given: dict[str, Any], options: Options) -> None:
-    from ...jobs.methods import compare_methods, print_methods
+    from ...jobs.methods import compare_methods
+    from ...jobs.methods_report import print_methods
 
     shared = {name.removeprefix("--"): SHARED_OPTIONS[name]["default"] for name in SHARED}
     changed = [name for name, default in shared.items() if getattr(options, name) != default]

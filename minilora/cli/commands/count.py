@@ -56,7 +56,7 @@ def run(options: Options) -> None:
     from ...accounting.memory import IN_4_BITS
     from ...accounting.methods import OVER_4_BITS, TARGETED
     from ...accounting.report import show_account, show_comparison
-    from ...adapters.base import DEFAULT
+    from ...adapters import DEFAULT
     from ...display.plots import check_png
     from ...files import write_whole
 

@@ -32,7 +32,8 @@ def arguments(add: Add) -> None:
 
 def run(options: Options) -> None:
     from ...data import check_encoding
-    from ...data.records import label_ids, read_records
+    from ...data.labels import label_ids
+    from ...data.records import read_records
     from ...jobs.classification import print_scores
     from ...jobs.prediction import Classifier
     from ...training.metrics import confusion_matrix, scores

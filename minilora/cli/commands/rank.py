@@ -21,7 +21,8 @@ def arguments(add: Add) -> None:
 
 
 def run(options: Options) -> None:
-    from ...jobs.rank import print_study, study
+    from ...jobs.rank import study
+    from ...jobs.rank_report import print_study
 
     result = study(**job_options(options, "json"))
     if options.json:

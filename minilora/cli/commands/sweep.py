@@ -28,7 +28,8 @@ def arguments(add: Add) -> None:
 def run(options: Options) -> None:
     keep_freed_memory()
     from ...jobs.data import print_data
-    from ...jobs.sweep import print_sweep, sweep
+    from ...jobs.sweep import sweep
+    from ...jobs.sweep_report import print_sweep
 
     given = job_options(options) | {"threads": options.threads}
     print_sweep(sweep(backend=backend(options), show_data=print_data, **given), options.out)

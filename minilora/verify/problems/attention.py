@@ -44,10 +44,6 @@ def draw_masked(rng, shape):
     return draw_case(rng, shape, forbid(np.arange(tokens) < lengths[:, None, None, None]))
 
 
-def draw_grouped(rng, shape):
-    return draw_case(rng, shape, forbid(np.tri(shape[1])))
-
-
 def total(a):
     """Over each row."""
     return a.sum(axis=-1, keepdims=True)
@@ -191,7 +187,7 @@ masked_attention = attention(
 )
 grouped_query_attention = attention(
     "grouped_query_attention",
-    draw=draw_grouped,
+    draw=draw_causal,
     laws=CAUSAL_LAWS,
     shapes=GROUPED,
     formula=f"{FORMULA}; heads/groups query heads share a key/value head",
