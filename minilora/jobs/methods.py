@@ -2,8 +2,8 @@
 
 The task is that of the demo, with batches half as large, so that all of it takes minutes for each method. All methods
 see the same batches and start from the same model. One with a rank runs at the rank of the reference, LoRA of rank 8,
-and at the rank at which it trains about as many numbers; one without runs as it is. The rates are chosen on validation
-text, with a seed of their own; what is compared is the loss on test text, seed by seed.
+and at the rank at which it trains about as many parameters; one without runs as it is. The rates are chosen on
+validation text, with a seed of their own; what is compared is the loss on test text, seed by seed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ EXCERPT = 16384  # bytes of the text of a measurement
 RANK, SCALE = 8, 2  # of the reference; s = α/r is the same at every rank
 RATE, MOST = 0.016, 12  # rates are 0.016 · 2^k, k from -12 to 12
 SEARCH_SEED = 1000  # of the runs that choose the rate
-FULL = "full"  # full fine-tuning, beside the variants
+FULL = "full"  # full fine-tuning, in addition to the variants
 RATES = BUILTIN.parent / "rates.json"  # what a search found
 RUNS, TASK, JSON, PNG, FOUND = "runs", "task.json", "methods.json", "methods.png", "rates.json"
 REPEAT = "minilora compare --methods all --search --out DIR"
@@ -59,7 +59,7 @@ class Cell(NamedTuple):
 
     method: str
     option: dict[str, Any]  # of the method alone
-    r: int | None  # at the end of the training; None where it has none, or its option says it
+    r: int | None  # at the end of the training; None if it has none, or if `option` holds it
     why: str  # "equal rank", "equal parameters", both, or "as it is"
 
     @property
@@ -75,7 +75,7 @@ class Cell(NamedTuple):
         given = {name: x for name, x in self.option.items() if name not in fields}
         if self.r is not None:
             more["rank"] = self.r
-            if "target_r" in own:  # it starts with half as many more, and cuts those
+            if "target_r" in own:  # AdaLoRA starts with half as many more ranks, and cuts them down to r
                 more["rank"], given = self.r + self.r // 2, {"target_r": self.r} | given
         if "alpha" in own:
             more["alpha"] = float(SCALE * self.option.get("r", more.get("rank", own["r"])))
@@ -113,7 +113,7 @@ def compare_methods(
     student_t()
     out = Path(out)
     if min(seeds - 1, jobs) < 1:
-        raise ValueError(f"{seeds} seeds, {jobs} jobs: a spread takes two seeds or more, and a run one job")
+        raise ValueError(f"{seeds} seeds, {jobs} jobs: give at least two seeds, for a standard deviation, and one job")
     cells, left_out = cells_of(methods)
     task = {"steps": STEPS, "batch": BATCH, "length": LENGTH, "python": platform.python_version()}
     with folder_lock(out), connected(cluster, out, ()) as client:
@@ -320,7 +320,8 @@ def rows_of(
     cells: Sequence[Cell], best: Mapping[str, int], tried: Mapping[str, Mapping[int, float]], runs: list[list[float]]
 ) -> list[dict[str, Any]]:
     """A row for each cell, the best first: its losses with mean and standard deviation, the difference to the reference
-    with its 95% interval over the seeds, the bytes of a step, and its time, of the reference's, timed in turn."""
+    with its 95% interval over the seeds, the bytes of a step, and its time as a multiple of the reference's; the two
+    are timed alternately."""
     source = python_source()
     rows: list[dict[str, Any]] = []
     for cell, losses in zip(cells, runs, strict=True):
@@ -393,7 +394,7 @@ def print_methods(report: dict[str, Any], out: str | Path) -> None:
     console, task = wide_console(150), report["task"]
     title = f"Bits per byte of test text after {task['steps']} steps, {report['seeds']} seeds, each at its best rate"
     columns = (
-        *("method", "trained", "mean", "std.\ndeviation", "less\nreference", "95 % interval", "", "rate"),
+        *("method", "trained", "mean", "std.\ndeviation", "minus\nreference", "95 % interval", "", "rate"),
         *("kept\nMiB", "time of\na step", "why"),
     )
     table = numbers_right(title, *columns, words=(0, 6, 10))
@@ -407,7 +408,7 @@ def print_methods(report: dict[str, Any], out: str | Path) -> None:
     console.print(table)
     compared = sum(row["difference"] is not None for row in report["rows"])
     lines = [f"{line}." for line in headlines(report)]
-    lines += [f"Of {counted(compared, 'interval')} at 95 %, one in twenty misses by chance."]
+    lines += [f"Of {counted(compared, 'interval')} at 95 %, one in twenty misses the true difference by chance."]
     lines += ["The seeds change the batches and what is drawn; the model and the texts are the same."]
     lines += [f"Left out: {method}: {reason}" for method, reason in report["left_out"].items()]
     lines += [f"{report['seconds'] / 60:.0f} minutes of training, on one core each; written to {out}"]

@@ -62,13 +62,13 @@ def study(
         adapter = locate_adapter(folder)
         if not (adapter / CONFIG).is_file():
             raise FileNotFoundError(
-                f"{adapter} is no adapter folder, it holds no {CONFIG}; of two checkpoints, give both"
+                f"{adapter} is not an adapter folder, it holds no {CONFIG}; to compare two checkpoints, give both"
             )
         source = base_for(adapter, base) if base else None
         changes = adapter_changes(adapter, source)
         if out and not is_plain(adapter):
             if source is None:
-                raise ValueError(f"{adapter} is no plain LoRA, and a smaller one of it is: {MERGE_IT}")
+                raise ValueError(f"{adapter} is not a plain LoRA, and the smaller adapter has to be one: {MERGE_IT}")
             model = load_pretrained(source, quantize=format_for(adapter))
     else:
         before = base_for(None, folder) or folder
@@ -114,7 +114,7 @@ def check_output(rank: int | None, energy: float | None, out: str | None) -> Non
     if energy is not None and not 0 < energy <= 1:
         raise ValueError(f"energy = {energy!r} is not a share above 0 and up to 1")
     if (rank is None and energy is None) != (not out):
-        raise ValueError("to write an adapter takes a folder for it, and a rank or a share of the energy to keep")
+        raise ValueError("to write an adapter, give a folder for it and a rank or a share of the energy to keep")
     if out:
         check_free(out)
 
@@ -219,9 +219,9 @@ def print_study(result: dict[str, Any]) -> None:
     table = layers_table(result)
     console.print(table if fits(console, table) else layers_table(result, narrow=True))
     if any("intruders" in row for row in result["layers"]):
-        console.print("amplified: ‖ΔW‖ over what W has in the directions that carry 90 % of ΔW", soft_wrap=True)
-        vectors = f"the first {TOP} singular vectors of W after, left and right"
-        console.print(f"intruders: how many of {vectors}, are like none of W before", soft_wrap=True)
+        console.print("amplified: ‖ΔW‖ / ‖W‖ in the directions that carry 90 % of ΔW", soft_wrap=True)
+        vectors = f"the first {TOP} left, right singular vectors of the tuned W"
+        console.print(f"intruders: how many of {vectors} resemble none of the original W", soft_wrap=True)
     for line in conclusions(result):
         console.print(line, soft_wrap=True)
 
@@ -287,9 +287,9 @@ def conclusions(result: dict[str, Any]) -> list[str]:
             f"it misses {adapter['relative_error']:.1%} of ‖ΔW‖, the least that these ranks allow."
         ]
         if adapter["not_held"]:
-            found += [f"It cannot hold what else is different: {first_few(adapter['not_held'])}."]
+            found += [f"It cannot hold what else differs: {first_few(adapter['not_held'])}."]
     elif total["other_tensors"]:
-        found += [f"Different too, and not a matrix of both: {first_few(total['other_tensors'])}."]
+        found += [f"Other tensors that differ, not matrices in both: {first_few(total['other_tensors'])}."]
     return found
 
 
