@@ -6,7 +6,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from minilora.display.plots import BASE, FULL, LORA, TYPE, png_bytes
+from minilora.display.plots import BASE, FONT_SIZE, FULL, LORA, png_bytes
 from minilora.nn import Attention
 
 from .cases import MEASURES, Case
@@ -55,7 +55,7 @@ def alone_figure(cases: list[dict[str, Any]]) -> bytes:
     time.set(title="time (ms, log scale)")
     time.grid(axis="y", alpha=0.3)
     memory.set(title="most memory (MiB)")
-    figure.suptitle("minilora alone: nothing to compare it with is installed", fontsize=TYPE + 4)
+    figure.suptitle("minilora alone: nothing to compare it with is installed", fontsize=FONT_SIZE + 4)
     return png_bytes(figure)
 
 
@@ -82,7 +82,7 @@ def ratio_figure(cases: list[dict[str, Any]]) -> bytes:
         peak = ratios[min(ratios)]["peak"]
         if peak:
             memory.barh(y, peak, 0.6, color=color, alpha=0.8)
-            memory.text(peak, y, f" {peak:.2f}", va="center", fontsize=TYPE - 3)
+            memory.text(peak, y, f" {peak:.2f}", va="center", fontsize=FONT_SIZE - 3)
     memory.set_yticks(range(len(found)), [name for name, _ in found])
     memory.set_ylim(len(found) - 0.4, -0.6)
     memory.margins(x=0.2)
@@ -96,8 +96,10 @@ def ratio_figure(cases: list[dict[str, Any]]) -> bytes:
         ax.grid(axis="y", alpha=0.3)
     met = dict.fromkeys(theirs for _, theirs in found)
     handles = [Line2D([], [], marker="o", ls="", ms=12, color=COLORS[n], label=f"beside {NAMES[n]}") for n in met]
-    figure.legend(handles=handles, frameon=False, fontsize=TYPE - 1, loc="outside lower center", ncols=len(handles))
-    figure.suptitle("minilora / the other: left of 1, minilora takes less", fontsize=TYPE + 4)
+    figure.legend(
+        handles=handles, frameon=False, fontsize=FONT_SIZE - 1, loc="outside lower center", ncols=len(handles)
+    )
+    figure.suptitle("minilora / the other: left of 1, minilora takes less", fontsize=FONT_SIZE + 4)
     return png_bytes(figure)
 
 
@@ -135,7 +137,7 @@ def tokens_figure(cases: list[dict[str, Any]]) -> bytes:
         ax.set_xticks(ticks, [f"{T:,}" for T in ticks])
         ax.set_ylim(bottom=0)  # on straight axes: what grows linearly is a line
         ax.set(xlabel="tokens T of one sequence", ylabel=label)
-        ax.legend(frameon=False, fontsize=TYPE - 2)
+        ax.legend(frameon=False, fontsize=FONT_SIZE - 2)
     case = Case(**cases[0]["case"])
-    figure.suptitle(f"A LoRA step of {case.size} on one sequence, {case.cores} core", fontsize=TYPE + 4)
+    figure.suptitle(f"A LoRA step of {case.size} on one sequence, {case.cores} core", fontsize=FONT_SIZE + 4)
     return png_bytes(figure)

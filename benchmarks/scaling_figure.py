@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
-from minilora.display.plots import BASE, FULL, LORA, TYPE, png_bytes
+from minilora.display.plots import BASE, FONT_SIZE, FULL, LORA, png_bytes
 from minilora.spelling import counted
 
 from .scaling import (
@@ -57,8 +57,8 @@ def scaling_figure(report: dict[str, Any]) -> bytes:
         Line2D([], [], ls="", label=f"measured, {counted(n, 'core')}", **STYLES[i % 2]) for i, n in enumerate(cores)
     ]
     handles.append(Line2D([], [], color=FULL, lw=2.5, label="counted: FLOPs, bytes"))
-    figure.legend(handles=handles, frameon=False, fontsize=TYPE, loc="outside lower center", ncols=len(handles))
-    figure.suptitle(f"A LoRA step of a GPT-2 around {Point(**report['base'])}", fontsize=TYPE + 4)
+    figure.legend(handles=handles, frameon=False, fontsize=FONT_SIZE, loc="outside lower center", ncols=len(handles))
+    figure.suptitle(f"A LoRA step of a GPT-2 around {Point(**report['base'])}", fontsize=FONT_SIZE + 4)
     return png_bytes(figure)
 
 

@@ -127,7 +127,7 @@ def fitted(report: dict[str, Any], fits: dict[int, np.ndarray]) -> list[str]:
 def held_out_table(report: dict[str, Any], fits: dict[int, np.ndarray]) -> Any:
     """Steps that were measured and not fitted."""
     names = "cores", "predicted", "measured", "ratio", "memory", "counted", "ratio"
-    table = numbers_right("models of which the fit knows nothing", "model", *names)
+    table = numbers_right("models not used for the fit", "model", *names)
     for cores, fit in fits.items():
         for each in models_of(report, cores):
             seconds, measured = predict(each, fit), each["seconds"]

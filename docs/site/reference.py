@@ -262,17 +262,17 @@ def sentence(module: str) -> str:
 
 
 def front() -> str:
-    """What `import minilora` shows, then the house from the top floor down."""
+    """What `import minilora` shows, then the packages from the top level down."""
     objects = {name: getattr(minilora, name) for name in minilora.NAMES}
     shown = [(f":py:obj:`{n} <{obj.__module__}.{n}>`", summary(inspect.getdoc(obj))) for n, obj in objects.items()]
     house = [(f":py:mod:`~{name}`", sentence(name)) for name in floors()]
     lines = [".. automodule:: minilora", "", "What ``import minilora`` shows:", "", *table(shown)]
-    lines += ["The house, from the top floor to the ground; a file imports only from its own floor or a lower one:", ""]
+    lines += ["The packages, from the top level down; a file imports only from its own level or a lower one:", ""]
     return markdown("The code", lines + table(house), floors())
 
 
 def floors() -> list[str]:
-    """The rooms, in the order of docs/architecture.md."""
+    """The packages, in the order of docs/architecture.md."""
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     cells = re.findall(r"^\| \d+ \| (.*?) \|", text, re.MULTILINE)
     return [f"minilora.{room}" for cell in cells for room in re.findall(r"`(\w+)(?:/|\.py)`", cell)]

@@ -109,7 +109,7 @@ def gpt3() -> Iterator[Row]:
     total = trained("gpt3-175b", "full")
     d, L = 12288, 96
     yield row("table 4", "full fine-tuning", "175,255.8M", "12 d² L + 13 d L + V d + T d + 2 d", total,
-              "another inventory than table 2.1 of the GPT-3 paper gives; what was counted is not said")  # fmt: skip
+              "not the layer sizes of table 2.1 of the GPT-3 paper; the paper does not say what it counts")  # fmt: skip
     yield row("table 4", "BitFit", "14.2M", "every bias", trained("gpt3-175b", "bitfit"),
               f"12 d L = {12 * d * L:,} fits; the biases are 9 d L of matrices, 2 d L of norms, and d")  # fmt: skip
     for where, prefix, infix, printed in (

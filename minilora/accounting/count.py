@@ -34,7 +34,7 @@ from .memory import (
     loss_keeps,
     step_costs,
 )
-from .methods import OVER_4_BITS, TRAINS_WEIGHTS, apply, is_whole, virtual_tokens
+from .methods import OVER_4_BITS, TRAINS_WEIGHTS, apply_method, is_whole, virtual_tokens
 from .named import without_weights, zeros
 
 GROUPS = ("embedding", "attention", "mlp", "norm", "head")
@@ -74,12 +74,12 @@ class Account:
 
     @cached_property
     def added(self) -> dict[str, Shape]:
-        """{name in PEFT's file: shape} of what is added and learns."""
+        """{name in PEFT's file: shape} of what is added and trained."""
         return added_tensors(self.model, trained=True)
 
     @property
     def trained(self) -> dict[str, Shape]:
-        """{name: shape} of all that learns: tensors of the base by our paths, added ones as in PEFT's file."""
+        """{name: shape} of all that is trained: tensors of the base by our paths, added ones as in PEFT's file."""
         return {path: p.data.shape for path, p in self.parameters.items() if p.trainable} | self.added
 
     @property
@@ -137,7 +137,7 @@ class Account:
         return max(4, itemsize(self.computed))
 
     def trained_bytes(self) -> int:
-        """Of everything that learns, once."""
+        """Bytes of all trained parameters, counted once."""
         added = sum(map(math.prod, self.added.values()))
         return (self.trainable - added) * ITEMSIZE.get(self.dtype, 4) + added * self.added_itemsize
 
@@ -150,7 +150,7 @@ class Account:
 
     @property
     def decoded(self) -> int:
-        """Bytes of the rows of a quantised matrix that are decoded together, and let go after their product."""
+        """Bytes of the rows of a quantised matrix that are decoded at a time, and freed after their product."""
         return decoded_bytes(self.model, self.dtype, self.computed)
 
     def memory(self) -> dict[str, int]:
@@ -183,21 +183,21 @@ def count(
     dtype: str | None = None,
     recompute: bool = False,
 ) -> Account:
-    """`method` (see `apply`) on a model: a live one as it was before anything was added or frozen, or what
+    """`method` (see `apply_method`) on a model: a live one as it was before anything was added or frozen, or what
     `without_weights` builds.
 
     dtype: float64, float32, float16, bfloat16, or for methods that leave the weights as they are "int8", "nf4" or
-    "nf4-dq"; by default what a live quantised model is held in, "nf4-dq" for qlora, and else float32. tokens: 512,
-    where the model has as many positions. source_tokens: those that an encoder reads, as many by default. Virtual
-    tokens take positions too. Raises what those two raise, and ValueError for a batch below 1, for more tokens than
-    positions, for a source of a model that reads none, for a method that trains weights in 4 or 8 bits, and for one
-    over 4 bits in another dtype.
+    "nf4-dq"; by default the format of a live quantised model, "nf4-dq" for qlora, and otherwise float32. tokens: by
+    default 512, or fewer if the model has fewer positions. source_tokens: those that an encoder reads, by default as
+    many. Virtual tokens take positions too. Raises what those two raise, and ValueError for a batch below 1, for more
+    tokens than positions, for source_tokens of a model that reads no source, for a method that trains the weights of a
+    base in 4 or 8 bits, and for qlora on a dtype that is not of 4 bits.
     """
     if isinstance(source, Transformer):
         name, model = f"this {source.family}", plain_copy(source, keep_formats=dtype is None)
     else:
         name, model = without_weights(source, head, labels)
-    apply(method, model, name, targets, r, virtual_tokens)
+    apply_method(method, model, name, targets, r, virtual_tokens)
     if recompute:
         nn.recompute(model)
     held = format_of(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..display.plots import BASE, FULL, LORA, TYPE, new_figure, png_bytes
+from ..display.plots import BASE, FONT_SIZE, FULL, LORA, new_figure, png_bytes
 
 
 def cost_figure(results: dict[str, dict[str, Any]]) -> bytes:
@@ -35,8 +35,10 @@ def stacked_bars(
         widths = [row[part] / scales[unit] for row in rows.values()]
         bars = ax.barh(list(rows), widths, 0.7, left, color=color, label=part)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    ax.bar_label(bars, [f" {total:,.0f}" if total >= 100 else f" {total:.3g}" for total in left], fontsize=TYPE - 1)
+    ax.bar_label(
+        bars, [f" {total:,.0f}" if total >= 100 else f" {total:.3g}" for total in left], fontsize=FONT_SIZE - 1
+    )
     ax.margins(x=0.2)
     ax.set_xlabel(f"{label} ({unit})")
-    ax.legend(frameon=False, ncols=len(colors), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=TYPE - 2,
+    ax.legend(frameon=False, ncols=len(colors), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=FONT_SIZE - 2,
               columnspacing=1, handlelength=1.2)  # fmt: skip

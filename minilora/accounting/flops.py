@@ -12,7 +12,8 @@ that a mask hides too, since they are computed. In blocks (long sequences) backw
 forward; and where a causal mask or a sliding window hides a block, nothing of it is computed. Sums written as products
 (row sums, means) are counted apart.
 
-Backward stops at the lowest layer that learns: what lies below is not entered, and the first layers in it make no dx.
+Backward stops at the lowest block with a trained parameter: layers below it are not visited, and in that block no dx
+is computed that nobody reads.
 """
 
 from __future__ import annotations

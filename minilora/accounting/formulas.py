@@ -12,7 +12,7 @@ from .methods import TRAINED
 
 
 def low_rank_layers(account: Account) -> list[tuple[int, int, int]]:
-    """in, out and r of the layers that learn just y += s (x Aᵀ) Bᵀ; [] where others learn."""
+    """in, out and r of the layers, if only y += s (x Aᵀ) Bᵀ is trained on them; [] if something else is trained."""
     found = []
     for adapter in adapters(account):
         if isinstance(adapter.base, Linear):

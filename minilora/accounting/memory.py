@@ -24,7 +24,7 @@ from ..nn import Costs, KeptArray, Parameter, Part
 from ..nn.costs import Shape
 from ..quantization import Quantized, formats
 from ..quantization.base import parts
-from .methods import Prompt, virtual_tokens
+from .methods import VirtualTokens, virtual_tokens
 
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 LETTERS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # in a .safetensors file
@@ -112,7 +112,7 @@ def added_tensors(model: Transformer, trained: bool) -> dict[str, Shape]:
     """
     found: dict[Parameter, tuple[str, Shape]] = {}
     for path, module in model.named_modules():
-        if isinstance(module, Prompt):
+        if isinstance(module, VirtualTokens):
             found[module.weight] = module.name, module.weight.data.shape
         elif isinstance(module, Adapter):
             for name, parameter, axes in file_tensors(path, module, model):
@@ -128,10 +128,10 @@ def peft_name(model: Transformer, path: str) -> str:
 
 
 def adapter_bytes(model: Transformer, dtype: str = "float32") -> int:
-    """The length of adapter_model.safetensors as PEFT writes it: what is added is in float32 (beside float64, in that),
-    trained tensors of the base in its own `dtype`. Adapters on parts of a fused layer are there as one on the whole.
-    Of a variant with a type of its own, which PEFT has not, as it would write that. For a method without a file format,
-    the trained numbers alone.
+    """The length of adapter_model.safetensors as PEFT writes it: added tensors in float32 (float64 if the base is),
+    trained tensors of the base in its `dtype`, adapters on parts of a fused layer as one on the whole. For a variant
+    that PEFT does not have, a file of the same layout. For a method without a file format, the trained parameters
+    alone.
     """
     base, wide = (dtype if dtype in ITEMSIZE else "bfloat16"), "float64" if dtype == "float64" else "float32"
     trained = {path: p.data.shape for path, p in model.base_parameters().items() if p.trainable}
@@ -142,7 +142,7 @@ def adapter_bytes(model: Transformer, dtype: str = "float32") -> int:
         )
     adapters = {path: m for path, m in model.named_modules() if isinstance(m, Adapter) and not isinstance(m.base, Part)}
     tensors = {} if adapters else {name: (wide, axes) for name, axes in added.items()}
-    for path, axes in trained.items():  # beside a prompt, which wraps the model once less, their names lack a "model."
+    for path, axes in trained.items():  # with prompt tuning PEFT wraps the model once less: one "model." fewer
         name = peft_name(model, path)
         tensors[name.replace(".model.", ".", 1) if virtual_tokens(model) else name] = base, axes
     alone, seen = all(module.beside for module in adapters.values()), set[Parameter]()

@@ -8,8 +8,8 @@
                                        MLP, lin after the MLP with a layer norm of its own, + 2 C
     qlora           Σ r (in + out)     LoRA over a base in 4 bits                       (Dettmers et al., 2023)
 
-and every variant that has a file in adapters/; where some tokens learn, as many as `virtual_tokens` says. Σ runs over
-the adapted layers. The classes below have no forward: they say of an adapter-… what it adds, keeps and multiplies.
+and every variant that has a file in adapters/; for token-rows `virtual_tokens` is the number of trained rows. Σ runs
+over the adapted layers. The classes below have no forward: they state what an adapter-… adds, keeps and multiplies.
 """
 
 from __future__ import annotations
@@ -66,15 +66,15 @@ class BottleneckWithNorm(Bottleneck):
     )
 
 
-FORMULAS: dict[str, type[Adapter]] = {
+BOTTLENECKS: dict[str, type[Adapter]] = {
     "adapter-houlsby": Bottleneck,
     "adapter-pfeiffer": Bottleneck,
     "adapter-lin": BottleneckWithNorm,
 }
 
 
-class Prompt(Module):
-    """Virtual tokens before those of a sequence; what is learned of them is `weight`."""
+class VirtualTokens(Module):
+    """Virtual tokens before those of a sequence, of a prompt or a prefix; `weight` is what is trained of them."""
 
     is_adapter = True
 
@@ -96,12 +96,12 @@ class Prompt(Module):
 
 def virtual_tokens(model: Transformer) -> int:
     embed = model.layers["embed"]
-    return embed.tokens if isinstance(embed, Prompt) else 0
+    return embed.tokens if isinstance(embed, VirtualTokens) else 0
 
 
 # ---- methods ----
 
-TRAINED = {  # what of the base or of the prompt
+TRAINED = {  # method -> what it trains, of the base or of the virtual tokens
     "full": "every parameter",
     "top2": "the last two blocks",
     "prefix-embed": "C l",
@@ -114,22 +114,22 @@ USUAL_TARGETS = {
     "adapter-lin": ("down_proj",),
 }
 OVER_4_BITS = ("qlora",)
-TRAINS_WEIGHTS = ("full", "top2")  # which 4 bits cannot hold
-TARGETED = (*variants(), "qlora")  # what adapts layers of one's choice
-METHODS = (*TRAINED, *dict.fromkeys((*TARGETED, *FORMULAS)))
+TRAINS_WEIGHTS = ("full", "top2")  # so the base cannot be in 4 or 8 bits
+TARGETED = (*variants(), "qlora")  # whose layers can be chosen
+METHODS = (*TRAINED, *dict.fromkeys((*TARGETED, *BOTTLENECKS)))
 
 
-def apply(
+def apply_method(
     method: str, model: Transformer, name: str, targets: str | Collection[str] | None, r: int | None, prompt: int
 ) -> None:
-    """Freeze a model without weights but for what `method` trains of it, and add what it adds.
+    """Freeze a model without weights, except for what `method` trains of it, and add what the method adds.
 
-    `targets`: as of attach(), "all-linear" being every Linear of the blocks; None, the method's own usual ones. r is
-    the rank, or a bottleneck's width; None, the variant's own, or 8. `prompt`: the number of virtual tokens. A new
+    `targets`: as in attach(), "all-linear" being every Linear of the blocks; None, the method's usual ones. r is the
+    rank, or a bottleneck's width; None, the variant's own, or 8. `prompt`: the number of virtual tokens. A new
     classification head is trained whatever the method. `name` is the model's, for errors.
 
-    Raises ValueError for a method that is not known, targets that match nothing or that the method has none of, a rank
-    below 1, and one above min(in, out) where it comes from the SVD of W; of others a warning says that.
+    Raises ValueError for a method that is not known, targets that match nothing or that the method does not take, a
+    rank below 1, and one above min(in, out) where it comes from the SVD of W; of others a warning says that.
     """
     if method not in METHODS:
         raise ValueError(f"no method is called {method!r}: {choose_from(method, METHODS)}")
@@ -150,9 +150,11 @@ def apply(
     elif method.startswith("prefix") and model.reads_source:
         raise ValueError(f"{method} is counted for a model of one stack, and {name} has an encoder too")
     elif method == "prefix-embed":
-        model.layers["embed"] = Prompt(embed, prompt, "prompt_embeddings", (prompt, C), peft_type="PROMPT_TUNING")
+        model.layers["embed"] = VirtualTokens(
+            embed, prompt, "prompt_embeddings", (prompt, C), peft_type="PROMPT_TUNING"
+        )
     elif method == "prefix-layer":
-        model.layers["embed"] = Prompt(embed, prompt, method, (len(blocks), C, prompt))
+        model.layers["embed"] = VirtualTokens(embed, prompt, method, (len(blocks), C, prompt))
     else:
         add_adapters(method, model, targets, None if r is None else int(r), int(prompt))
     for parameter in trained:
@@ -162,11 +164,11 @@ def apply(
 def add_adapters(
     method: str, model: Transformer, targets: str | Collection[str] | None, r: int | None, tokens: int
 ) -> None:
-    """`tokens`: how many, of a variant that learns something for each of some tokens."""
+    """`tokens`: their number, for a variant that trains something for each of some tokens."""
     wanted = usual_targets(model, method) if targets is None else targets
     if wanted == "all-linear":
         wanted = [path for path, m in model.named_modules() if isinstance(m, Linear) and "block_" in path]
-    if method not in FORMULAS:
+    if method not in BOTTLENECKS:
         variant = method if method in variants() else DEFAULT
         known = [option for cls in variants()[variant] for option in cls.options]
         options: dict[str, Any] = {"r": r} if r and any(option.name == "r" for option in known) else {}
@@ -175,7 +177,7 @@ def add_adapters(
         attach_without_weights(model, variant, wanted, **options)
         return
     for path in choose(model, wanted or ()):
-        model[path] = FORMULAS[method].without_weights(model[path], r=r or 8)
+        model[path] = BOTTLENECKS[method].without_weights(model[path], r=r or 8)
 
 
 def usual_targets(model: Transformer, method: str) -> str | Collection[str] | None:
@@ -191,5 +193,5 @@ def usual_targets(model: Transformer, method: str) -> str | Collection[str] | No
 
 
 def is_whole(x: Any) -> bool:
-    """An int, of NumPy too, and no bool."""
+    """Whether x is an integer, of NumPy too, and not a bool."""
     return isinstance(x, Integral) and not isinstance(x, bool)

@@ -30,7 +30,7 @@ class KeptArrays:
     why: str
 
 
-def kind(path: str) -> str:
+def without_number(path: str) -> str:
     """block_3.mlp.up_proj -> block_*.mlp.up_proj"""
     return ".".join("block_*" if part.startswith("block_") else part for part in path.split("."))
 
@@ -39,25 +39,25 @@ def grouped(arrays: Iterable[KeptArray]) -> list[KeptArrays]:
     """The ledger, a row for all the blocks' arrays of one kind, the largest first."""
     rows: dict[tuple[str, str, Shape], KeptArrays] = {}
     for array in arrays:
-        key = kind(array.layer), array.what, array.shape
+        key = without_number(array.layer), array.what, array.shape
         before = rows.get(key)
         n, nbytes = (before.count, before.nbytes) if before else (0, 0)
         rows[key] = KeptArrays(*key, n + 1, nbytes + array.nbytes, array.why)
     return sorted(rows.values(), key=lambda row: -row.nbytes)
 
 
-def kinds(tensors: Mapping[str, Shape]) -> dict[tuple[str, Shape], int]:
-    """{(kind of path, shape): how many}; of PEFT's long names the last parts are the kind."""
+def count_alike(tensors: Mapping[str, Shape]) -> dict[tuple[str, Shape], int]:
+    """{(path without its block number, shape): how many}; of PEFT's long names only the last parts count."""
     counts: dict[tuple[str, Shape], int] = {}
     for path, shape in tensors.items():
         parts = path.split(".")
         ending = ".".join(parts[-3 if parts[-1] in ("weight", "bias") else -2 :])
-        key = (ending if parts[0] == "base_model" else kind(path)), shape
+        key = (ending if parts[0] == "base_model" else without_number(path)), shape
         counts[key] = counts.get(key, 0) + 1
     return counts
 
 
-def product(n: int, shape: Shape) -> str:
+def shape_product(n: int, shape: Shape) -> str:
     """96 × 4 × 12,288"""
     return " × ".join(f"{factor:,}" for factor in ([n] if n > 1 else []) + list(shape)) or "1"
 
@@ -134,8 +134,8 @@ def formula_table(title: str) -> Any:
 
 
 def add_tensors(rows: Any, tensors: Mapping[str, Shape]) -> None:
-    for (path, shape), n in kinds(tensors).items():
-        rows.add_row(path, product(n, shape), f"{n * math.prod(shape):,}")
+    for (path, shape), n in count_alike(tensors).items():
+        rows.add_row(path, shape_product(n, shape), f"{n * math.prod(shape):,}")
     rows.add_section()
 
 
@@ -183,7 +183,9 @@ def memory_table(account: Account) -> Any:
     rows.add_section()
     for row in grouped(account.ledger()):
         rows.add_row(
-            f"{row.layer}: {row.what}", f"{product(row.count, row.shape)}   for {row.why}", readable_bytes(row.nbytes)
+            f"{row.layer}: {row.what}",
+            f"{shape_product(row.count, row.shape)}   for {row.why}",
+            readable_bytes(row.nbytes),
         )
     rows.add_section()
     rows.add_row("activations", "the rows above", readable_bytes(memory["activations"]))
@@ -214,7 +216,7 @@ def flops_table(account: Account) -> Any:
         words = " to ".join(f"{rank:,.0f}" for rank in dict.fromkeys((ranks[0], ranks[-1])))
         formed = sum(association_orders(n_in, n_out, r, N)["y"]["x (B A)ᵀ"] for n_in, n_out, r in layers)
         if not account.source_tokens:  # else the rows of x are not the same in all layers
-            rows.add_row("were B A formed", "2 Σ (r + n) in·out   forward", f"{formed:.4g}")
+            rows.add_row("if B A were formed", "2 Σ (r + n) in·out   forward", f"{formed:.4g}")
         rows.add_row("break-even rank", "in·out / 3 (in + out): above it an adapted layer costs more", words)
     return rows
 

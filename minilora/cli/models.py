@@ -30,7 +30,7 @@ def located(options: Options) -> tuple[str | Path, Path | None]:
 
 
 def held_as(options: Options) -> str | None:
-    """The format that --quantize says for a base."""
+    """The format of the base by --quantize."""
     return getattr(options, "quantize", AS_TRAINED)
 
 

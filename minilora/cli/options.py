@@ -20,12 +20,12 @@ Options = argparse.Namespace
 
 MODEL = "a folder, a .gguf file, builtin, minilm, smollm2, or a name on the Hugging Face Hub: ORG/NAME[@REVISION]"
 ADAPTER = "an adapter folder, or ORG/NAME[@REVISION] on the Hugging Face Hub"
-CLUSTER = "of a Dask scheduler, as tcp://HOST:8786: its workers do the runs, and --jobs is not read"
+CLUSTER = "address of a Dask scheduler, such as tcp://HOST:8786: its workers do the runs, and --jobs is ignored"
 JSON = "print the result as JSON"
 SHARED: dict[str, dict[str, Any]] = {
     "--base": {"default": "builtin", "metavar": "MODEL", "help": f"{MODEL} (default builtin)"},
     "--out": {"required": True, "metavar": "DIR", "help": "a new folder"},
-    "--resume": {"action": "store_true", "help": "go on from the checkpoint in --out"},
+    "--resume": {"action": "store_true", "help": "continue from the checkpoint in --out"},
     "--device": {"choices": ["cpu", "cuda"], "default": "cpu", "help": "where to compute (cuda needs CuPy)"},
     **{
         f"--{name}": OPTIONS[name].metadata["argument"] | {"default": OPTIONS[name].default}
@@ -86,15 +86,15 @@ def against(text: str) -> dict[str, Any]:
 
 
 def add_settings(add: Add, *names: str) -> None:
-    """Add fields of jobs.settings. One that is not given is absent from the result: the task's settings have its
-    default."""
+    """Add fields of jobs.settings. One that is not given is absent from the result: the default is in the task's
+    settings."""
     for name in names:
         add(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, **OPTIONS[name].metadata["argument"])
 
 
 def add_base_of_adapter(add: Add, otherwise: str = ", or builtin") -> None:
-    add("--base", metavar="MODEL", help=f"{MODEL} (default: what the adapter says that it was made for{otherwise})")
-    held = f"hold the base in fewer bits: {', '.join(format_names())}, or none (default: as the run held it)"
+    add("--base", metavar="MODEL", help=f"{MODEL} (default: the base that the adapter names{otherwise})")
+    held = f"hold the base in fewer bits: {', '.join(format_names())}, or none (default: the format used in training)"
     add("--quantize", type=quantized, default=argparse.SUPPRESS, metavar="FORMAT", help=held)
 
 
@@ -102,10 +102,10 @@ def add_generation(add: Add) -> None:
     """Options of generate and chat."""
     add_base_of_adapter(add)
     add("--adapter", metavar="ADAPTER", help=ADAPTER)
-    add("--tokens", type=positive_int, default=200, metavar="N", help="add up to N, bytes or pieces (default 200)")
-    add("--temperature", type=float, default=0.0, metavar="X", help="0: the most probable (default)")
-    add("--top-k", type=natural_int, default=0, metavar="N", help="draw from the N most probable; 0: from all")
-    add("--top-p", type=share, default=1.0, metavar="P", help="draw from the fewest of probability P (default 1)")
+    add("--tokens", type=positive_int, default=200, metavar="N", help="generate at most N tokens (default 200)")
+    add("--temperature", type=float, default=0.0, metavar="X", help="0: always the most probable token (default)")
+    add("--top-k", type=natural_int, default=0, metavar="N", help="sample from the N most probable tokens; 0: from all")
+    add("--top-p", type=share, default=1.0, metavar="P", help="sample from the likeliest of probability P (default 1)")
 
 
 def job_options(options: Options, *without: str) -> dict[str, Any]:

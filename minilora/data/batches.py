@@ -66,8 +66,8 @@ def random_windows(data: bytes | np.ndarray, batch: int, length: int, seed: int)
 def all_windows(data: bytes | np.ndarray, batch: int, length: int) -> Iterator[Batch]:
     """Batches in which every byte (or id) of `data` but the first is a label once, for evaluation.
 
-    Windows overlap by half, and only the second half has labels (of the first window, all), so that at least length/2
-    tokens precede a label wherever there are so many.
+    Windows overlap by half, and only the second half of each has labels (in the first window, all), so that at least
+    length/2 tokens precede every label that is not near the start.
     """
     tokens, stride = as_array(data), max(1, length // 2)
     overlap = length - stride

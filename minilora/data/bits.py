@@ -10,24 +10,25 @@ import numpy as np
 from .batches import encode_bytes
 
 
-def zlib_bits_per_byte(data: bytes, given: bytes) -> float:
-    """Of zlib, with the end of `given` as its dictionary (its window is 32 KiB)."""
-    compressor = zlib.compressobj(9, zdict=given[-32768:])
+def zlib_bits_per_byte(data: bytes, context: bytes) -> float:
+    """Bits per byte of `data` compressed by zlib, with the end of `context` as dictionary (its window is 32 KiB)."""
+    compressor = zlib.compressobj(9, zdict=context[-32768:])
     return 8 * len(compressor.compress(data) + compressor.flush()) / len(data)
 
 
-def lzma_bits_per_byte(data: bytes, given: bytes) -> float:
-    """Of lzma after all of `given`: the difference in size of two archives."""
+def lzma_bits_per_byte(data: bytes, context: bytes) -> float:
+    """Bits per byte of `data` compressed by lzma after all of `context`: the difference in size of two archives."""
     import lzma
 
-    alone, both = (len(lzma.compress(text, preset=9)) for text in (given, given + data))
+    alone, both = (len(lzma.compress(text, preset=9)) for text in (context, context + data))
     return 8 * (both - alone) / len(data)
 
 
-def bigram_bits_per_byte(data: bytes, given: bytes) -> float:
-    """Of a bigram model, P(byte | previous byte) from the pairs in `given`, plus 1/2 each (Krichevsky, Trofimov)."""
+def bigram_bits_per_byte(data: bytes, context: bytes) -> float:
+    """Bits per byte of `data` under a bigram model: P(byte | previous byte) from the counts in `context`, plus 1/2 each
+    (Krichevsky, Trofimov)."""
     counts = np.full((256, 256), 0.5)
-    tokens, held_out = encode_bytes(given), encode_bytes(data)
+    tokens, held_out = encode_bytes(context), encode_bytes(data)
     np.add.at(counts, (tokens[:-1], tokens[1:]), 1)
     bits = -np.log2(counts / counts.sum(axis=1, keepdims=True))
     return float(bits[held_out[:-1], held_out[1:]].mean())

@@ -1,4 +1,4 @@
-"""Instruction data in the forms that people have it in, read as conversations."""
+"""Instruction data in the usual forms, read as conversations."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from .records import is_empty, json_rows, shortened, where_empty
 
 Message = dict[str, str]  # {"role": "system", "user" or "assistant", "content": a text}
 Row = Mapping[str, Any]
-Said = tuple[str, str, Any]  # the key of a text in its row, the role of who says it, the text
+Turn = tuple[str, str, Any]  # (the key of a text in its row, the role of its speaker, the text)
 
 ROLES = {role: role for role in ("system", "user", "assistant")} | {"human": "user", "gpt": "assistant"}
 WITHOUT = "tools", "functions", "history", "system_prompt"  # keys of a row that would change what is learned, ...
 WITHOUT_IN_TURN = "tool_calls", "function_call", "reasoning_content", "thinking", "weight"  # ... and of a turn
 
 
-def answered(question: str, answer: str, more: str | None = None) -> Callable[[Row], Iterator[Said]]:
-    """One question and its answer, by their keys; below the question the text of the key `more`, if there is one."""
+def answered(question: str, answer: str, more: str | None = None) -> Callable[[Row], Iterator[Turn]]:
+    """One question and its answer, by their keys; the text of the key `more`, if any, is put below the question."""
 
-    def read(row: Row) -> Iterator[Said]:
+    def read(row: Row) -> Iterator[Turn]:
         asked = row[question]
         if more and isinstance(asked, str) and not is_empty(row.get(more)):
             asked = f"{asked}\n\n{check_text(more, row[more])}"
@@ -31,10 +31,10 @@ def answered(question: str, answer: str, more: str | None = None) -> Callable[[R
     return read
 
 
-def turns(key: str) -> Callable[[Row], Iterator[Said]]:
+def listed(key: str) -> Callable[[Row], Iterator[Turn]]:
     """The list at `key` of {"role": ..., "content": ...} or {"from": ..., "value": ...}."""
 
-    def read(row: Row) -> Iterator[Said]:
+    def read(row: Row) -> Iterator[Turn]:
         if not isinstance(row[key], list):
             raise ValueError(f"{key!r} is {row[key]!r:.80}, and not a list of turns")
         for number, turn in enumerate(row[key], 1):
@@ -59,7 +59,7 @@ class Form(NamedTuple):
 
     needs: tuple[str, ...]  # the keys that tell it from the others
     example: str
-    said: Callable[[Row], Iterator[Said]]
+    turns: Callable[[Row], Iterator[Turn]]
 
 
 EXAMPLES = {
@@ -74,16 +74,16 @@ FORMS = (
         '{"instruction": "...", "input": "...", "output": "..."}',
         answered("instruction", "output", "input"),
     ),
-    *(Form((key,), example, turns(key)) for key, example in EXAMPLES.items()),  # ... and ShareGPT's
+    *(Form((key,), example, listed(key)) for key, example in EXAMPLES.items()),  # ... and ShareGPT's
 )
 
 
 def read_conversations(path: str | Path, encoding: str = "utf-8") -> list[tuple[int, list[Message]]]:
     """(line, conversation) for each row of a file of JSON lines, or of a .json file with an array.
 
-    All rows have one of FORMS, which their keys tell. A row's text at "system" is a system prompt before the others.
-    Raises OSError for a file that cannot be read; ValueError, with the line, for what is malformed, of no form, of two,
-    or of another form than the rows before, for turns of tools, and for texts that are empty, but for a system prompt.
+    All rows have the same of FORMS, told by their keys. A row's text at "system" is a system prompt before the others.
+    Raises OSError for a file that cannot be read; ValueError, with the line, for a row that is malformed, of no form,
+    of two, or of another form than the first, for turns of tools, and for empty texts, except a system prompt.
     """
     path = Path(path)
     conversations: list[tuple[int, list[Message]]] = []
@@ -95,31 +95,31 @@ def read_conversations(path: str | Path, encoding: str = "utf-8") -> list[tuple[
             first = first or (line, form)
             if form is not first[1]:
                 raise ValueError(f"it is written as {form.example}, and line {first[0]} as {first[1].example}: use one")
-            said = said_in(row, form)
+            turns = turns_in(row, form)
         except ValueError as error:
             raise ValueError(f"{path} line {line}: {error}") from None
-        for key in {key for key, role, text in said if role != "system" and is_empty(text)}:
+        for key in {key for key, role, text in turns if role != "system" and is_empty(text)}:
             empty.setdefault(key, []).append(line)
-        conversations.append((line, [{"role": role, "content": text} for _, role, text in said]))
+        conversations.append((line, [{"role": role, "content": text} for _, role, text in turns]))
     if empty:
         raise ValueError(f"{path}: {where_empty(empty)}: fill them in, or take these lines out")
     return conversations
 
 
-def said_in(row: Row, form: Form) -> list[Said]:
+def turns_in(row: Row, form: Form) -> list[Turn]:
     """The texts of a row, its system prompt first. Raises ValueError for what cannot be learned from."""
     check_without(row, WITHOUT)
     system = [] if is_empty(row.get("system")) else [("system", "system", row["system"])]
-    said = [*system, *form.said(row)]
-    roles = [role for _, role, _ in said]
+    turns = [*system, *form.turns(row)]
+    roles = [role for _, role, _ in turns]
     if "system" in roles[1:]:
-        raise ValueError("a system prompt is not the first turn, or the second of two: leave one, at the beginning")
+        raise ValueError("there may be one system prompt, and only as the first turn: move it there, or leave it out")
     if "assistant" not in roles:
         raise ValueError("there is no turn of the assistant to learn from")
-    for key, role, text in said:
+    for key, role, text in turns:
         if text is not None or role == "system":  # others that are None count as empty
             check_text(key, text)
-    return said
+    return turns
 
 
 def forms_of(keys: Collection[str]) -> list[Form]:
@@ -135,16 +135,16 @@ def form_of(row: Row) -> Form:
         raise ValueError(f"it has the keys of {len(found)} forms, {both}: leave one of them")
     if found:
         return found[0]
-    nearest = max(FORMS, key=lambda form: likeness(form, row))
-    if not likeness(nearest, row):
+    nearest = max(FORMS, key=lambda form: similarity(form, row))
+    if not similarity(nearest, row):
         keys = shortened(", ".join(map(repr, row))) or "no keys"
-        raise ValueError(f"it has {keys}, which is no form of a conversation: write {' or '.join(EXAMPLES.values())}")
+        raise ValueError(f"it has {keys}, which is not a form of conversation: write {' or '.join(EXAMPLES.values())}")
     missing = next(key for key in nearest.needs if key not in row)
     raise ValueError(f"there is no {missing!r}: {did_you_mean(missing, row)}write {nearest.example}")
 
 
-def likeness(form: Form, keys: Collection[str]) -> float:
-    """The share of a form's keys that are among these, or nearly."""
+def similarity(form: Form, keys: Collection[str]) -> float:
+    """The share of a form's keys that are among these, misspelt ones included."""
     return sum(key in keys or bool(did_you_mean(key, keys)) for key in form.needs) / len(form.needs)
 
 
@@ -159,4 +159,4 @@ def check_without(found: Row, keys: Collection[str]) -> None:
     """Raise ValueError if one of these keys has a value that would be left out."""
     for key in keys:
         if found.get(key) not in (None, "", [], {}, 1):
-            raise ValueError(f"{key!r} is not read, and without it the answer may be another: take it out of the data")
+            raise ValueError(f"{key!r} is not read, and without it the answer could differ: take it out of the data")

@@ -1,4 +1,4 @@
-"""What the figures of several rooms share: colours, sizes, fonts, and the bytes of a PNG."""
+"""What the figures of several packages share: colours, sizes, fonts, and the bytes of a PNG."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ..files import check_writable
 
 BASE, FULL, LORA = "#8a8a8a", "#1f5fa8", "#d9621d"
-TYPE = 17  # points: to be read from the back of a room
+FONT_SIZE = 17  # points: legible from the back of a lecture room
 
 
 def check_png(plot: str) -> None:
@@ -27,16 +27,16 @@ def new_figure(title: str, width: float = 11, height: float = 6.6, larger: int =
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
-    figure.suptitle(title, fontsize=TYPE + larger)
+    figure.suptitle(title, fontsize=FONT_SIZE + larger)
     return figure
 
 
 def png_bytes(figure: Any) -> bytes:
     """The figure as a PNG, its labels large, in fonts that have its letters. The same figure gives the same bytes."""
     for ax in figure.axes:
-        ax.tick_params(labelsize=TYPE - 2)
+        ax.tick_params(labelsize=FONT_SIZE - 2)
         for label in (ax.title, ax.xaxis.label, ax.yaxis.label):
-            label.set_fontsize(TYPE)
+            label.set_fontsize(FONT_SIZE)
     from matplotlib.text import Text
 
     texts = figure.findobj(Text)

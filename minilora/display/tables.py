@@ -41,9 +41,9 @@ def wide_console(width: int = 120, file: TextIO | None = None) -> Any:
 
 
 def numbers_right(title: str, *columns: str, words: tuple[int, ...] = (0,), **options: Any) -> Any:
-    """A rich Table with right-aligned numbers, except in the columns `words`.
+    """A rich Table with right-aligned numbers, except in the columns with these indices, `words`.
 
-    In a narrow terminal, numbers are never broken, and words only at spaces and dots. Where even that is too wide, each
+    In a narrow terminal, numbers are never broken, and words only at spaces and dots. If even that is too wide, each
     cell has a line of its own.
     """
     from rich.cells import cell_len

@@ -12,7 +12,7 @@ from typing import Any
 from ..quantization import format_names
 from ..spelling import choose_from
 
-AS_TRAINED = "as trained"  # the format of a base for an adapter, where --quantize does not say it
+AS_TRAINED = "as trained"  # --quantize not given: the format in which the adapter was trained
 
 
 def comma_separated(text: str) -> list[str]:

@@ -45,7 +45,7 @@ def base_for(folder: Path | None, base: str | None) -> str | Path | None:
 
 def format_for(folder: Path | None, quantize: str | None = AS_TRAINED) -> str | None:
     """The format to hold the base in: `quantize`, or if that is AS_TRAINED, the one in the settings of the run in
-    `folder`; None for none."""
+    `folder`; None for full precision."""
     if quantize != AS_TRAINED:
         return quantize
     found = read_json(folder / SETTINGS).get("quantize") if folder and (folder / SETTINGS).is_file() else None

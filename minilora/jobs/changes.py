@@ -84,8 +84,8 @@ class Change(NamedTuple):
         return float(np.linalg.norm(difference))
 
     def numerical_rank(self, sigma: np.ndarray) -> int:
-        """The number of singular values above rounding, by the ε of the stored dtype, or of float32 if that is smaller:
-        by that of half precision there would be none."""
+        """The number of singular values above rounding error, with the ε of the stored dtype, or of float32 if that is
+        smaller: with that of half precision, none would be above it."""
         stored = self.lora[0] if self.lora else self.after
         assert stored is not None
         return numerical_rank(sigma, self.shape, np.promote_types(stored.dtype, np.float32))
@@ -234,7 +234,7 @@ def checkpoint_changes(base: str | Path, tuned: str | Path) -> Changes:
     if not layers and not unchanged:
         raise ValueError(f"{base} and {tuned} have no weight matrix of the same name and shape in common")
     if not layers:
-        also = f"; what differs is no matrix: {', '.join(others)}" if others else ""
+        also = f"; what differs is not a matrix: {', '.join(others)}" if others else ""
         raise ValueError(f"ΔW = 0: the {len(unchanged)} matrices of {base} and {tuned} are equal{also}")
     return Changes(layers, unchanged, others)
 

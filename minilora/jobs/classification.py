@@ -113,7 +113,7 @@ def check_labels(model: Transformer, names: Sequence[str], data: str) -> None:
     them."""
     has = labels_of(model) or names
     if model.config.head != "classify" or model.config.labels != len(names) or [*has] != [*names]:
-        what = f"has the labels {', '.join(has)}" if model.config.head == "classify" else "is no classifier"
+        what = f"has the labels {', '.join(has)}" if model.config.head == "classify" else "is not a classifier"
         raise ValueError(f"{data} has the labels {', '.join(names)}, and the adapter to go on from {what}")
     name_labels(model, names)
 
@@ -148,9 +148,9 @@ def print_scores(report: dict[str, Any]) -> None:
     names = report["labels"]
     commonest = repr(names[int(np.argmax(report["support"]))])
     print(f"accuracy {report['accuracy']:.4f}, macro F1 {report['macro_f1']:.4f}")
-    print(f"accuracy of always saying {commonest}: {report['majority']:.4f}")
+    print(f"accuracy of always predicting {commonest}: {report['majority']:.4f}")
     if report["accuracy"] <= report["majority"]:
-        print(f"the classifier is no better than always saying {commonest}")
+        print(f"the classifier is no better than always predicting {commonest}")
     rates = numbers_right("", "", "texts", "precision", "recall", "F1")
     matrix = numbers_right("", "true \\ predicted", *names)
     for i, name in enumerate(names):

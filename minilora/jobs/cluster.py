@@ -116,7 +116,7 @@ def versions() -> dict[str, str]:
 
 
 def what_is_wrong(expected: dict[str, str], paths: Sequence[str], probe: str, token: str) -> str | None:
-    """Of the worker that computes this, in words."""
+    """What differs on the worker that runs this, in words; None if nothing does."""
     for name, version in versions().items():
         if version != expected[name]:
             return f"has {name} {version}, and here it is {expected[name]}: install the same"

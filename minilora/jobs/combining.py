@@ -96,8 +96,8 @@ def combine_adapters(
 
 
 def loaded(folders: Sequence[str], base: str | None) -> tuple[Adapters, Tokenizer, list[str]]:
-    """(the adapters, by their folders; their tokenizer; what is to be said of them). Raises ValueError for adapters
-    with different tokens."""
+    """(the adapters, by their folders; their tokenizer; notes to print). Raises ValueError for adapters with different
+    tokens."""
     first = locate_adapter(folders[0])
     source = base_for(first, base) or "builtin"
     config, tensors, _ = read_adapter(first)
@@ -111,7 +111,7 @@ def loaded(folders: Sequence[str], base: str | None) -> tuple[Adapters, Tokenize
 
 
 def held_out(model: Transformer, tokenizer: Tokenizer, data: Sequence[str]) -> list[Dataset]:
-    """What finetune holds out of each text."""
+    """The datasets whose held-out part is that of finetune on these texts."""
     if not data:
         return []
     check_continues(model, tokenizer)
@@ -120,7 +120,7 @@ def held_out(model: Transformer, tokenizer: Tokenizer, data: Sequence[str]) -> l
 
 
 def bits_per_byte(adapters: Adapters, name: str | None, dataset: Dataset) -> float:
-    """Of a held-out text, with the adapter of that name, or with None the base."""
+    """The loss on a held-out text, with the adapter of that name, or with None of the base."""
     adapters.activate(name)
     return bits(evaluate(adapters.model, dataset.held_out()) * dataset.tokens_per_byte)
 
@@ -133,8 +133,9 @@ def losses(
     density: float | None,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """A row for the base, for each adapter alone, and for each way: its bits per byte of each text, in the order of the
-    datasets, how far it is off the sum, and its rank. A way that is not for these adapters says why instead."""
+    """A row for the base, for each adapter alone, and for each method: its bits per byte of each text, in the order of
+    the datasets, its distance from the sum, and its rank. A method that cannot combine these adapters has a reason
+    instead."""
     from tqdm import tqdm
 
     rows: list[dict[str, Any]] = []

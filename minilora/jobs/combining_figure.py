@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..display.plots import BASE, FULL, LORA, TYPE, new_figure, png_bytes
+from ..display.plots import BASE, FONT_SIZE, FULL, LORA, new_figure, png_bytes
 
 COLORS = LORA, FULL, "#3a9a5c", "#7a4fa3", "#8c2d04"
 
@@ -37,7 +37,7 @@ def loss_dots(ax: Any, rows: list[dict[str, Any]], names: list[str]) -> None:
     ax.grid(axis="y", color=BASE, alpha=0.3)
     ax.invert_yaxis()
     ax.set(title="Held-out text: before and after", xlabel="bits per byte (dashed: its own adapter alone)")
-    ax.legend(frameon=False, fontsize=TYPE - 2, loc="best")
+    ax.legend(frameon=False, fontsize=FONT_SIZE - 2, loc="best")
 
 
 def cosine_bars(ax: Any, pairs: list[dict[str, Any]]) -> None:
@@ -54,4 +54,4 @@ def cosine_bars(ax: Any, pairs: list[dict[str, Any]]) -> None:
     ax.set(title="cos(ΔW₁, ΔW₂)", xlabel="layer, from the first block to the last", ylabel="cosine")
     ax.set_xticks([])
     ax.margins(y=0.2)  # for the legend
-    ax.legend(frameon=False, fontsize=TYPE - 2, loc="upper right")
+    ax.legend(frameon=False, fontsize=FONT_SIZE - 2, loc="upper right")

@@ -116,5 +116,5 @@ def print_comparison(report: dict[str, Any]) -> None:
     if len({a - b for a, b in report["folds"]}) == 1:
         print("all folds have the same difference: they are too few, or too small, to say more")
         return
-    verdict = "a difference beyond chance" if report["p"] < 0.05 else "no difference that chance would not make"
+    verdict = "significant at 5 %" if report["p"] < 0.05 else "not significant at 5 %"
     print(f"t = {report['t']:.2f}, p = {report['p']:.3f}, corrected for training sets that overlap: {verdict}")

@@ -74,7 +74,7 @@ def warn_of_unreadable(parts: dict[str, Numbers]) -> None:
 
 
 def count_shared(train: Sequence[Any], held_out: Sequence[Any]) -> int:
-    """The number of held-out texts that are among those to learn from too."""
+    """The number of held-out texts that are in the training data too."""
     seen = set(train)
     return sum(text in seen for text in held_out)
 

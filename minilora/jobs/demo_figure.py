@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..display.plots import BASE, FULL, LORA, TYPE, new_figure, png_bytes, whole_numbers
+from ..display.plots import BASE, FONT_SIZE, FULL, LORA, new_figure, png_bytes, whole_numbers
 
 
 def report_figure(report: dict[str, Any]) -> bytes:
@@ -21,7 +21,7 @@ def report_figure(report: dict[str, Any]) -> bytes:
     memory_bars(bars, report)
     spectrum_curves(spectra, report)
     for ax, top in ((curves, 0.9), (bars, 1), (spectra, 1)):  # in the first, below the base
-        ax.legend(frameon=False, fontsize=TYPE - 1, handlelength=1.5, loc="upper right", bbox_to_anchor=(1, top))
+        ax.legend(frameon=False, fontsize=FONT_SIZE - 1, handlelength=1.5, loc="upper right", bbox_to_anchor=(1, top))
     return png_bytes(figure)
 
 
@@ -35,7 +35,7 @@ def learning_curves(ax: Any, report: dict[str, Any]) -> None:
     base = report["full"]["curve"]["held_out"][0][1]
     ax.axhline(base, color=BASE, ls="--", lw=2)
     ax.annotate("base model, frozen", (1, base), (-8, 5), ("axes fraction", "data"), textcoords="offset points",
-                ha="right", fontsize=TYPE - 1)  # fmt: skip
+                ha="right", fontsize=FONT_SIZE - 1)  # fmt: skip
     bottom, top = ax.get_ylim()
     ax.set_ylim(bottom, max(top, base + 0.1 * (base - bottom)))
     ax.set(title="Learning Python source: validation text", xlabel="step", ylabel="bits per byte")
@@ -48,7 +48,7 @@ def memory_bars(ax: Any, report: dict[str, Any]) -> None:
         sizes = [report[name]["memory"][kind] / 2**20 for kind in kinds]
         drawn = ax.bar([i + offset for i in range(4)], sizes, 0.38, color=color,
                        label=f"{report[name]['label']}: {report[name]['trainable']:,} trained")  # fmt: skip
-        ax.bar_label(drawn, [f"{size:.2g}" if size < 10 else f"{size:.0f}" for size in sizes], fontsize=TYPE - 2)
+        ax.bar_label(drawn, [f"{size:.2g}" if size < 10 else f"{size:.0f}" for size in sizes], fontsize=FONT_SIZE - 2)
     ax.set_xticks(range(4), kinds)
     ax.set_yscale("log")
     ax.set(title="Memory of one training step", ylabel="MiB (log scale)")

@@ -30,7 +30,7 @@ def loss_of(
     if settings.teacher is None:
         given = [name for name in ("temperature", "reverse_kl") if getattr(settings, name) != getattr(Settings, name)]
         if given:
-            raise ValueError(f"{given[0]} is how to learn from a teacher: give one, --teacher MODEL, or leave it out")
+            raise ValueError(f"{given[0]} needs a teacher: give --teacher MODEL, or leave it out")
         return cross_entropy, {}
     folder = Path(settings.teacher) if (Path(settings.teacher) / CONFIG).is_file() else None  # of an adapter
     source = (base_for(folder, None) or "builtin") if folder else settings.teacher

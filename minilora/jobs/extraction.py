@@ -72,7 +72,7 @@ def linear_layers(model: Transformer, layers: dict[str, Change]) -> dict[str, st
         if (name := hub_name(model.family, path, model.config.head, model.config.gated)) in layers
     }
     if not found:
-        raise ValueError(f"an adapter goes on a linear layer, and none has changed, only {', '.join(layers)}")
+        raise ValueError(f"no linear layer has changed to put an adapter on, only {', '.join(layers)}")
     return found
 
 
@@ -85,7 +85,7 @@ def extracted_files(model: Transformer, paths: dict[str, str], low_rank: dict[st
 
 
 def is_plain(folder: Path) -> bool:
-    """Whether the files in it are those of the default variant, which shrunk_files() writes."""
+    """Whether it holds an adapter of the default variant, which shrunk_files() can write."""
     cls = classes_of(read_adapter(folder)[0])[0]
     return cls.variant == DEFAULT and is_whole_in_file(cls)
 
@@ -98,13 +98,13 @@ def shrunk_files(folder: str | Path, low_rank: dict[str, LowRank]) -> dict[str, 
     """
     config, before, metadata = read_adapter(Path(folder))
     if options_of(classes_of(config)[0], config, "").get("rounds", 1) > 1:
-        raise ValueError(f"{folder} has a base that its rank had a part in: merge it, and no smaller one is needed")
+        raise ValueError(f"{folder} is a LoftQ of several rounds, whose base depends on the rank: merge it instead")
     slots = {tensor: slot_of(config, tensor) for tensor in before}
     tensors = {tensor: x for tensor, x in before.items() if not slots[tensor]}
     adapted = {found[0]: found[1].base_type is Embedding for found in slots.values() if found}
     if config.get("ensure_weight_tying") and any(adapted.values()):
         raise ValueError(
-            f"{folder} adapts an embedding and the head that is tied to it: no smaller one is written of it"
+            f"{folder} adapts an embedding and the head that is tied to it: no smaller adapter is written of it"
         )
     for name in adapted.keys() - low_rank.keys():
         tensors.pop(f"{PREFIX}{name}.base_layer.weight", None)

@@ -62,10 +62,10 @@ def finetune(
     """Fine-tune `base` on `data` into the folder `out`; `options` are fields of the task's settings. Returns a report.
 
     `out` then holds the adapter in PEFT's format, settings.json, history.json (losses in nats), checkpoint.safetensors
-    and what the task adds. With `start`, an adapter's folder or its name on the Hub, that is what the run goes on from:
-    its weights and options are taken (going_on.py), and `base` may be None, for the one that it names, or "builtin"
-    without. All that can be wrong with the input is found before the folder is made. With `resume` the
-    run in `out` goes on from its checkpoint, with the same settings or at another `lr`. `show_data` is called before
+    and what the task adds. `start` is an adapter to continue from, a folder or a name on the Hub: the run takes its
+    weights and options (going_on.py), and `base` may be None, for the base that the adapter names. Without either the
+    base is "builtin". All that can be wrong with the input is found before the folder is made. With `resume` the
+    run in `out` continues from its checkpoint, with the same settings or at another `lr`. `show_data` is called before
     the training with statistics of the data, which data.print_data prints. Raises ValueError and OSError for bad
     input, FloatingPointError for a loss that is not finite, KeyboardInterrupt after Ctrl-C.
     """
@@ -149,8 +149,8 @@ class FineTuning(ABC):
         """The model in `source` with the task's head, held as base_format() says."""
 
     def load_base(self, source: str | Path) -> tuple[Transformer, Tokenizer]:
-        """The model in `source` and its tokenizer, with the tokens that are added; if the run goes on from an adapter,
-        with the head and the vocabulary that this is for."""
+        """The model in `source` and its tokenizer, with the tokens that are added; if the run continues
+        an adapter, with the head and the vocabulary of that adapter."""
         file = self.settings.add_tokens
         if self.start:
             if file:
@@ -170,12 +170,12 @@ class FineTuning(ABC):
 
     @property
     def has_own_tokenizer(self) -> bool:
-        """Whether its tokens are not the base's, so that the adapter needs its files beside it."""
+        """Whether its tokens differ from the base's, so that its files are saved with the adapter."""
         return bool(self.new_ids or (self.start and (self.start / TOKENIZER).is_file()))
 
     @abstractmethod
     def batches(self) -> Callable[[int], Batch]:
-        """The i-th of those to learn from."""
+        """The i-th batch of the training data."""
 
     @abstractmethod
     def fit(self, **options: Any) -> History:
@@ -192,15 +192,15 @@ class FineTuning(ABC):
 
 
 def options_of(method: str) -> dict[str, Any]:
-    """{option of its adapters: default, None if start() alone takes it} of a method."""
+    """{option: default} of a method's adapters; None for an argument of start() that is not stored as an option."""
     classes = classes_of(method)
     at_start: dict[str, Any] = dict.fromkeys(name for cls in classes for name in cls.start_options)
     return at_start | {name: value for cls in classes for name, value in cls.defaults().items()}
 
 
 def settings_of(kind: type[Any], **given: Any) -> Any:
-    """Settings of this kind, with what the method has by itself where nothing is given: its rank, and its targets if it
-    has no rank; None for what it lacks. Raises ValueError for an option that it lacks and that is given."""
+    """Settings of this kind. What is not given is the method's default: its rank, or its own targets if it has no
+    rank. A field that the method lacks is None. Raises ValueError if such a field is given."""
     method = given.get("method", DEFAULT)
     own = options_of(method)
     for field, name in OF_METHOD.items():
@@ -215,19 +215,19 @@ def settings_of(kind: type[Any], **given: Any) -> Any:
     option = given.get("option") or {}
     check_options(method, None, option)
     if twice := next((field for field, name in OF_METHOD.items() if name in option), None):
-        raise ValueError(f"option {OF_METHOD[twice]!r} is what {twice!r} says: give that")
+        raise ValueError(f"option {OF_METHOD[twice]!r} is set by {twice!r}: give that instead")
     if "quantize" in option:
-        raise ValueError("option 'quantize' is what --quantize says: give that")
+        raise ValueError("option 'quantize' is set by --quantize: give that instead")
     return kind(**given)
 
 
 def rounds_W(settings: Settings) -> bool:
-    """Whether the adapters begin with a W that they hold in fewer bits themselves."""
+    """Whether the init itself quantizes the layers that it adapts (LoftQ)."""
     return settings.init in inits() and inits()[settings.init].quantizes
 
 
 def base_format(settings: Settings) -> str | None:
-    """The format to load the base in: what --quantize says, unless an adapter needs W as it is."""
+    """The format to load the base in: that of --quantize, unless the init needs W in full precision."""
     return None if rounds_W(settings) else settings.quantize
 
 
@@ -237,10 +237,11 @@ def attach(
     batches: Callable[[int], Batch] | None = None,
     new_ids: Sequence[int] = (),
 ) -> list[str]:
-    """Attach adapters to `model`; a classifier is trained whole. The first of `batches` are for a method that starts
-    from what the layers do with them. The rows of the tokens `new_ids` learn too; with the method that has such rows
-    and no option, nothing else does. Of an init that rounds W, the rest is then held as --quantize says. Returns the
-    paths of the adapted layers."""
+    """Attach adapters to `model`; a classifier is trained whole. Returns the paths of the adapted layers.
+
+    The first of `batches` are for an init that depends on data. The embedding rows of the tokens `new_ids` are trained
+    too; with method "token-rows" and no option, they alone. After an init that quantizes the layers it adapts (LoftQ),
+    the other matrices are quantized as well."""
     chosen = {name: value for field, name in OF_METHOD.items() if (value := getattr(settings, field)) is not None}
     if batches and settings.init is not None and "data" in options_of(settings.method):
         chosen["data"] = [batches(i) for i in range(FIRST)]

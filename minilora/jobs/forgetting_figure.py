@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..display.plots import FULL, LORA, TYPE, new_figure, png_bytes, whole_numbers
+from ..display.plots import FONT_SIZE, FULL, LORA, new_figure, png_bytes, whole_numbers
 from ..display.tables import visible
 
 MOST = 40  # characters of a name that are drawn
@@ -31,7 +31,7 @@ def forgetting_figure(report: dict[str, Any]) -> bytes:
     margin = 0.1 * (max(finite, default=1) - min(finite, default=0)) + 0.02
     ax.set_ylim(min(finite, default=0) - margin, max(finite, default=1) + margin)
     whole_numbers(ax.xaxis)
-    legend = figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=TYPE - 1)
+    legend = figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=FONT_SIZE - 1)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a file's name may have a $
     return png_bytes(figure)

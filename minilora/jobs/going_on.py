@@ -1,4 +1,4 @@
-"""A run that goes on from an adapter: what it takes from there, and what of its own options that contradicts."""
+"""A run that continues from an adapter: the settings it takes from it, and the options that contradict it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from .settings import OF_METHOD
 
 def settings_from(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """`given`, fields of settings, with those of the adapter in `folder`: its method and all options, and the format of
-    its base. Raises ValueError for one that is given and another, and as read_adapter does.
+    its base. Raises ValueError if a given field contradicts the adapter's, and as read_adapter does.
 
-    They are those of the file: of a PiSSA it holds a LoRA of twice the rank, and of a LoRA-FA one whose A learns. If a
-    run says that it was trained otherwise, a warning does.
+    They are what the file holds: a PiSSA is stored as a LoRA of twice the rank, and a LoRA-FA as a LoRA, whose A is
+    trained. If settings.json names another method or init, a warning says so.
     """
     config, _, _ = read_adapter(folder)
     cls = classes_of(config)[0]
     own = json.loads(json.dumps(options_of(cls, config, "")))
     found: dict[str, Any] = {"method": cls.variant, "init": None}
     found |= {field: own.pop(name) for field, name in OF_METHOD.items() if name in own}
-    own.pop("quantize", None)  # of LoftQ: what --quantize says
+    own.pop("quantize", None)  # of LoftQ: set by --quantize
     option = given.get("option") or {}
     for name, value, has in [
         *((name, given[name], found[name]) for name in found if name in given),
@@ -42,7 +42,7 @@ def settings_from(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     if was := {key: before[key] for key in ("method", "init") if before.get(key) not in (None, found[key])}:
         what = " and ".join(f"{key} {value!r:.40}" for key, value in was.items())
         rank = f" of rank {found['rank']}" if "rank" in found else ""
-        warnings.warn(f"{folder} was trained with {what}; its file holds a {cls.variant}{rank}, and goes on as that",
+        warnings.warn(f"{folder} was trained with {what}; its file holds a {cls.variant}{rank}, and continues as that",
                       stacklevel=2)  # fmt: skip
     quantize = format_for(folder, given.get("quantize", AS_TRAINED))
     return {"targets": None, **given, **found, "option": own or None, "quantize": quantize}

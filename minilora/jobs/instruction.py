@@ -135,7 +135,7 @@ def answer_tokens(tokenizer: Tokenizer, messages: Sequence[Message], ids: np.nda
         before = tokenizer.encode(tokenizer.chat(messages[:i]), special=False)
         if not np.array_equal(ids[: len(before)], before):
             raise ValueError(
-                f"in the chat template the prompt's tokens are others when an answer follows, turn {i + 1}: mark the "
+                f"the chat template renders the prompt differently when an answer follows, turn {i + 1}: mark the "
                 "assistant's turns in it with {% generation %}"
             )
         found[len(before) : 1 + min(ends[ends >= len(before)], default=-1)] = True
@@ -143,8 +143,8 @@ def answer_tokens(tokenizer: Tokenizer, messages: Sequence[Message], ids: np.nda
 
 
 def check_turns(tokenizer: Tokenizer) -> None:
-    """Raise ValueError for a chat template that ends an answer only where it is the last: what the user says next would
-    be learned too."""
+    """Raise ValueError for a chat template that ends only the last answer with a token: of the others, the loss would
+    go on into the user's next turn."""
     talk = [*QUESTION, {"role": "assistant", "content": "yes"}]
     _, targets = encode(tokenizer, talk * 2)
     if QUESTION[0]["content"] in tokenizer.decode(targets[targets != IGNORE]):

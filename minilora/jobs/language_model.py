@@ -28,7 +28,7 @@ SAMPLE = 48  # tokens of a sample
 
 
 class Dataset(NamedTuple):
-    """What a file holds to learn from."""
+    """The data of a file, for training and for evaluation."""
 
     batches: Callable[[int], Batch]  # the i-th of them
     held_out: Callable[[], Iterable[Batch]]
@@ -39,7 +39,7 @@ class Dataset(NamedTuple):
     summary: str  # how much it holds, for a person
     parts: dict[str, Numbers]  # the numbers of what is learned from and of what is held out
     shared: int = 0  # rows that are in both
-    dropped: int = 0  # rows with nothing to learn within the length
+    dropped: int = 0  # rows without a label within the length
 
 
 class LanguageModelTask(FineTuning):

@@ -1,4 +1,4 @@
-"""Merging into fewer bits: what is said before, what is refused, and foretold and measured errors over sizes of ΔW."""
+"""Merging into fewer bits: the report before it, when it is refused, and its error over sizes of ΔW."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZES = 0.003, 0.01, 0.03, 0.1, 0.3
 
 Pair = Callable[[LayerKept], tuple[float, float] | None]  # foretold, measured
 MEASURES: dict[str, tuple[Pair, bool, str]] = {  # (of a layer, whether less is worse, how it is printed)
-    "numbers that change their code": (lambda k: (k.foretold.survive, k.measured.survive), True, ".1%"),
+    "entries that change their code": (lambda k: (k.foretold.survive, k.measured.survive), True, ".1%"),
     "⟨kept, ΔW⟩ / ‖ΔW‖²": (lambda k: (k.foretold.share, k.measured.share), True, ".1%"),
     "cos(kept, ΔW)": (lambda k: (k.foretold.cos, k.measured.cos), True, ".3f"),
     "‖kept - ΔW‖ / ‖ΔW‖": (lambda k: (k.foretold.relative_error, k.measured.relative_error), False, ".3f"),
@@ -34,7 +34,7 @@ MEASURES: dict[str, tuple[Pair, bool, str]] = {  # (of a layer, whether less is 
 
 
 def check_merge(model: Transformer, format: str, anyway: bool) -> None:
-    """Print what a merge into `format` will keep of the model's adapters. Raises ValueError if that is less than half,
+    """Print how much of the adapters a merge into `format` will keep. Raises ValueError if that is less than half,
     unless `anyway`."""
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, min(TOKENS, model.config.max_length)))
     found = kept_by_merge(model, format, Batch(ids, ids))
@@ -43,8 +43,8 @@ def check_merge(model: Transformer, format: str, anyway: bool) -> None:
     if share < LEAST and not anyway:
         wider = "bfloat16 or float32" if format_named(format).for_blocks else "float32"
         raise ValueError(
-            f"a merge into {format} keeps {share:.0%} of ΔW, less than half: keep the adapter apart, or take "
-            f"--dtype {wider}; --anyway merges all the same"
+            f"a merge into {format} keeps {share:.0%} of ΔW, less than half: keep the adapter as a separate file, "
+            f"or take --dtype {wider}; --anyway merges nevertheless"
         )
 
 
@@ -68,7 +68,7 @@ def show_kept(found: Mapping[str, LayerKept], format: str) -> None:
     console.print(table)
     off = sum(not layer.on_the_grid for layer in found.values())
     if off:
-        note = "to round them is part of the error, as it is without an adapter"
+        note = "the error includes rounding them, which happens without an adapter too"
         console.print(f"{off} of these W are not in {format} yet: {note}", soft_wrap=True)
 
 

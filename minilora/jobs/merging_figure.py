@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..display.plots import BASE, FULL, LORA, TYPE, check_png, new_figure, png_bytes
+from ..display.plots import BASE, FONT_SIZE, FULL, LORA, check_png, new_figure, png_bytes
 from ..files import write_whole
 from .merging import size_curves
 
@@ -35,12 +35,12 @@ def merging_figure(rows: list[dict[str, Any]], title: str = TITLE) -> bytes:
         ax.set(title=f"{what}: the error", ylabel="‖kept - ΔW‖ / ‖ΔW‖", yscale="log")
         ax.yaxis.set_major_formatter("{x:g}")
     panels[2].axhline(0.5, color=BASE, ls="--", lw=2)
-    panels[2].annotate("less than half is kept", (0.98, 0.48), fontsize=TYPE - 2, color=BASE, ha="right", va="top",
+    panels[2].annotate("less than half is kept", (0.98, 0.48), fontsize=FONT_SIZE - 2, color=BASE, ha="right", va="top",
                        xycoords=panels[2].get_yaxis_transform())  # fmt: skip
     panels[2].set(title="W in the format: what is kept", ylabel="⟨kept, ΔW⟩ / ‖ΔW‖²")
     panels[2].yaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=TYPE, loc="outside lower center", ncols=len(labels))
+    figure.legend(handles, labels, frameon=False, fontsize=FONT_SIZE, loc="outside lower center", ncols=len(labels))
     return png_bytes(figure)
 
 

@@ -2,8 +2,8 @@
 
 The task is that of the demo, with batches half as large, so that all of it takes minutes for each method. All methods
 see the same batches and start from the same model. One with a rank runs at the rank of the reference, LoRA of rank 8,
-and at the rank at which it trains about as many numbers; one without runs as it is. The rates are chosen on validation
-text, with a seed of their own; what is compared is the loss on test text, seed by seed.
+and at the rank at which it trains about as many parameters; one without runs as it is. The rates are chosen on
+validation text, with a seed of their own; what is compared is the loss on test text, seed by seed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def compare_methods(
     student_t()
     out = Path(out)
     if min(seeds - 1, jobs) < 1:
-        raise ValueError(f"{seeds} seeds, {jobs} jobs: a spread takes two seeds or more, and a run one job")
+        raise ValueError(f"{seeds} seeds, {jobs} jobs: give at least two seeds, for a standard deviation, and one job")
     cells, left_out = cells_of(methods)
     task = {"steps": STEPS, "batch": BATCH, "length": LENGTH, "python": platform.python_version()}
     with folder_lock(out), connected(cluster, out, ()) as client:
@@ -204,7 +204,8 @@ def rows_of(
     cells: Sequence[Cell], best: Mapping[str, int], tried: Mapping[str, Mapping[int, float]], runs: list[list[float]]
 ) -> list[dict[str, Any]]:
     """A row for each cell, the best first: its losses with mean and standard deviation, the difference to the reference
-    with its 95% interval over the seeds, the bytes of a step, and its time, of the reference's, timed in turn."""
+    with its 95% interval over the seeds, the bytes of a step, and its time as a multiple of the reference's; the two
+    are timed alternately."""
     source = python_source()
     rows: list[dict[str, Any]] = []
     for cell, losses in zip(cells, runs, strict=True):

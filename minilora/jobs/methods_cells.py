@@ -21,7 +21,7 @@ from .settings import OF_METHOD, LanguageModelSettings
 
 BATCH, LENGTH = 8, 128
 RANK, SCALE = 8, 2  # of the reference; s = α/r is the same at every rank
-FULL = "full"  # full fine-tuning, beside the variants
+FULL = "full"  # full fine-tuning, in addition to the variants
 
 
 class Cell(NamedTuple):
@@ -29,7 +29,7 @@ class Cell(NamedTuple):
 
     method: str
     option: dict[str, Any]  # of the method alone
-    r: int | None  # at the end of the training; None where it has none, or its option says it
+    r: int | None  # at the end of the training; None if it has none, or if `option` holds it
     why: str  # "equal rank", "equal parameters", both, or "as it is"
 
     @property
@@ -45,7 +45,7 @@ class Cell(NamedTuple):
         given = {name: x for name, x in self.option.items() if name not in fields}
         if self.r is not None:
             more["rank"] = self.r
-            if "target_r" in own:  # it starts with half as many more, and cuts those
+            if "target_r" in own:  # AdaLoRA starts with half as many more ranks, and cuts them down to r
                 more["rank"], given = self.r + self.r // 2, {"target_r": self.r} | given
         if "alpha" in own:
             more["alpha"] = float(SCALE * self.option.get("r", more.get("rank", own["r"])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..display.plots import BASE, FULL, LORA, TYPE, new_figure, png_bytes
+from ..display.plots import BASE, FONT_SIZE, FULL, LORA, new_figure, png_bytes
 
 
 def methods_figure(report: dict[str, Any], titles: list[str]) -> bytes:
@@ -54,12 +54,12 @@ def number_points(ax: Any, points: list[tuple[float, float]]) -> None:
     """A number at each of the points, whose y do not fall; apart from each other, with a line to points that are close
     together."""
     pixels, above = ax.transData.transform(points), 0.0
-    line = 1.2 * (TYPE - 2) * ax.figure.dpi / 72
+    line = 1.2 * (FONT_SIZE - 2) * ax.figure.dpi / 72
     for i, (point, (x, y)) in enumerate(zip(points, pixels, strict=True), 1):
         above = max(y, above + line) if i > 1 else y
         at = ax.transData.inverted().transform((x + 3 * line, above))
         arrow = {"arrowstyle": "-", "color": "0.6", "shrinkB": 6}
-        ax.annotate(str(i), point, at, va="center", fontsize=TYPE - 2, arrowprops=arrow)
+        ax.annotate(str(i), point, at, va="center", fontsize=FONT_SIZE - 2, arrowprops=arrow)
 
 
 def broken(title: str) -> list[str]:

@@ -50,7 +50,7 @@ def print_methods(report: dict[str, Any], out: str | Path) -> None:
     console, task = wide_console(150), report["task"]
     title = f"Bits per byte of test text after {task['steps']} steps, {report['seeds']} seeds, each at its best rate"
     columns = (
-        *("method", "trained", "mean", "std.\ndeviation", "less\nreference", "95 % interval", "", "rate"),
+        *("method", "trained", "mean", "std.\ndeviation", "minus\nreference", "95 % interval", "", "rate"),
         *("kept\nMiB", "time of\na step", "why"),
     )
     table = numbers_right(title, *columns, words=(0, 6, 10))
@@ -64,7 +64,7 @@ def print_methods(report: dict[str, Any], out: str | Path) -> None:
     console.print(table)
     compared = sum(row["difference"] is not None for row in report["rows"])
     lines = [f"{line}." for line in headlines(report)]
-    lines += [f"Of {counted(compared, 'interval')} at 95 %, one in twenty misses by chance."]
+    lines += [f"Of {counted(compared, 'interval')} at 95 %, one in twenty misses the true difference by chance."]
     lines += ["The seeds change the batches and what is drawn; the model and the texts are the same."]
     lines += [f"Left out: {method}: {reason}" for method, reason in report["left_out"].items()]
     lines += [f"{report['seconds'] / 60:.0f} minutes of training, on one core each; written to {out}"]

@@ -39,14 +39,14 @@ class Classifier:
         self, folder: str | Path, base: str | None = None, backend: ModuleType = np, quantize: str | None = AS_TRAINED
     ) -> None:
         folder = locate_adapter(folder)
-        read_adapter(folder)  # refuses what is no adapter, before a base is asked for
+        read_adapter(folder)  # refuses what is not an adapter, before a base is asked for
         settings = read_settings(folder) if (folder / SETTINGS).is_file() else {}
         source = base_for(folder, base)
         if source is None:
             raise ValueError(f"{folder} does not say what its base is: give --base")
         self.model, note = load_adapted(source, folder, quantize)
         if self.model.config.head != "classify":
-            raise ValueError(f"{folder} holds no classifier of texts: make one with minilora finetune --task classify")
+            raise ValueError(f"{folder} is not a classifier of texts: make one with minilora finetune --task classify")
         self.tokenizer = tokenizer_for(source, folder)
         self.length: int = settings.get("length", min(ClassifierSettings.length, self.model.config.max_length))
         names = labels_of(self.model)
@@ -64,7 +64,7 @@ class Classifier:
         warn_of_unreadable({"texts": numbers})
         if numbers["truncated"] > WARN_ABOVE:
             cut = f"{numbers['truncated']:.1%} of {counted(len(texts), 'text')}"
-            warnings.warn(f"{cut} are longer than the {self.length} tokens that are read, and cut", stacklevel=2)
+            warnings.warn(f"{cut} are longer than {self.length} tokens, and cut there", stacklevel=2)
         return probabilities(self.model, examples, description)
 
 

@@ -1,4 +1,4 @@
-"""An adapter with fewer numbers: by entry, and by singular value; loss against bytes. The command `minilora prune`."""
+"""An adapter with fewer parameters: cut by entry, and by singular value; loss against bytes. For `minilora prune`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ..process import blas_threads
 from .combining import bits_per_byte, held_out, loaded
 from .pruning_figure import pruning_figure
 
-SHARES = 1.0, 0.75, 0.5, 0.375, 0.25, 0.125  # of the rank, and of the numbers
+SHARES = 1.0, 0.75, 0.5, 0.375, 0.25, 0.125  # of the rank, and of the entries
 
 
 @blas_threads()
 def prune(folder: str, data: str, *, base: str | None = None, plot: str | None = None) -> dict[str, Any]:
     """The adapter in `folder`, cut to fewer singular values (svd) and to fewer entries of A and B (magnitude_prune), at
-    the same number of numbers; returns {"base", "rows"} for JSON: bits per byte of what finetune holds out of the text
-    `data`, and of each cut its loss, bytes, rank and zeros.
+    the same number of parameters; returns {"base", "rows"} for JSON: bits per byte of what finetune holds out of the
+    text `data`, and for each cut its loss, bytes, rank and zeros.
 
-    The bytes are those of the numbers in the file, and `packed` of the entries that stay with one bit for each place,
-    that says which those are; no reader of adapters packs them so. Raises ValueError and OSError as combine_adapters.
+    The bytes are those of A and B in the file; `packed` counts the entries that stay, and one bit for each place to say
+    which those are: no format of adapters stores that. Raises ValueError and OSError as combine_adapters.
     """
     from tqdm import tqdm
 

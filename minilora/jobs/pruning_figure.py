@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..display.plots import BASE, FULL, LORA, TYPE, new_figure, png_bytes
+from ..display.plots import BASE, FONT_SIZE, FULL, LORA, new_figure, png_bytes
 
 CURVES = {  # label: (how, what of the row is the bytes, colour, style)
     "singular values": ("svd", "bytes", LORA, "o-"),
@@ -25,5 +25,5 @@ def pruning_figure(report: dict[str, Any]) -> bytes:
     ax.axhline(report["base"], color=BASE, ls="--", lw=2, label="the base alone")
     ax.set(xlabel="KiB of A and B", ylabel="bits per byte of held-out text")
     ax.set_xlim(left=0)
-    ax.legend(frameon=False, fontsize=TYPE - 2)
+    ax.legend(frameon=False, fontsize=FONT_SIZE - 2)
     return png_bytes(figure)

@@ -59,13 +59,13 @@ def study(
         adapter = locate_adapter(folder)
         if not (adapter / CONFIG).is_file():
             raise FileNotFoundError(
-                f"{adapter} is no adapter folder, it holds no {CONFIG}; of two checkpoints, give both"
+                f"{adapter} is not an adapter folder, it holds no {CONFIG}; to compare two checkpoints, give both"
             )
         source = base_for(adapter, base) if base else None
         changes = adapter_changes(adapter, source)
         if out and not is_plain(adapter):
             if source is None:
-                raise ValueError(f"{adapter} is no plain LoRA, and a smaller one of it is: {MERGE_IT}")
+                raise ValueError(f"{adapter} is not a plain LoRA, and the smaller adapter has to be one: {MERGE_IT}")
             model = load_pretrained(source, quantize=format_for(adapter))
     else:
         before = base_for(None, folder) or folder
@@ -111,7 +111,7 @@ def check_output(rank: int | None, energy: float | None, out: str | None) -> Non
     if energy is not None and not 0 < energy <= 1:
         raise ValueError(f"energy = {energy!r} is not a share above 0 and up to 1")
     if (rank is None and energy is None) != (not out):
-        raise ValueError("to write an adapter takes a folder for it, and a rank or a share of the energy to keep")
+        raise ValueError("to write an adapter, give a folder for it and a rank or a share of the energy to keep")
     if out:
         check_free(out)
 

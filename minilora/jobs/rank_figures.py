@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..adapters.spectrum import mean_energy
-from ..display.plots import BASE, FULL, LORA, TYPE, new_figure, png_bytes, whole_numbers
+from ..display.plots import BASE, FONT_SIZE, FULL, LORA, new_figure, png_bytes, whole_numbers
 
 
 def rank_figures(result: dict[str, Any]) -> dict[str, bytes]:
@@ -56,7 +56,9 @@ def energy_figure(result: dict[str, Any]) -> bytes:
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set(xlabel="rank kept", ylabel="energy of ΔW kept (%)", ylim=(0, 103))
-    figure.legend(frameon=False, fontsize=TYPE - 2, loc="outside right center")  # inside, the line of 90 % may cross it
+    figure.legend(
+        frameon=False, fontsize=FONT_SIZE - 2, loc="outside right center"
+    )  # inside, the line of 90 % may cross it
     return png_bytes(figure)
 
 
@@ -84,7 +86,7 @@ def layers_figure(result: dict[str, Any]) -> bytes:
         for (i, j), value in np.ndenumerate(grid):
             if np.isfinite(value):
                 color = "white" if value > middle else "black"
-                ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=TYPE, color=color)
+                ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=FONT_SIZE, color=color)
     figure.colorbar(image, ax=ax).set_label("effective rank of ΔW", labelpad=12)
     return png_bytes(figure)
 
@@ -115,7 +117,7 @@ def spectra_figure(result: dict[str, Any]) -> bytes:
     ax.set_ylim(bottom=0.7 * min(update[-1], max(sigma["before"][-1], 1e-3 * sigma["before"][0])))
     ax.set(xlabel="index i", ylabel="singular value σᵢ")
     whole_numbers(ax.xaxis)
-    ax.legend(frameon=False, fontsize=TYPE)
+    ax.legend(frameon=False, fontsize=FONT_SIZE)
     return png_bytes(figure)
 
 

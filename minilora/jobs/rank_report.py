@@ -16,9 +16,9 @@ def print_study(result: dict[str, Any]) -> None:
     table = layers_table(result)
     console.print(table if fits(console, table) else layers_table(result, narrow=True))
     if any("intruders" in row for row in result["layers"]):
-        console.print("amplified: ‖ΔW‖ over what W has in the directions that carry 90 % of ΔW", soft_wrap=True)
-        vectors = f"the first {TOP} singular vectors of W after, left and right"
-        console.print(f"intruders: how many of {vectors}, are like none of W before", soft_wrap=True)
+        console.print("amplified: ‖ΔW‖ / ‖W‖ in the directions that carry 90 % of ΔW", soft_wrap=True)
+        vectors = f"the first {TOP} left, right singular vectors of the tuned W"
+        console.print(f"intruders: how many of {vectors} resemble none of the original W", soft_wrap=True)
     for line in conclusions(result):
         console.print(line, soft_wrap=True)
 
@@ -84,9 +84,9 @@ def conclusions(result: dict[str, Any]) -> list[str]:
             f"it misses {adapter['relative_error']:.1%} of ‖ΔW‖, the least that these ranks allow."
         ]
         if adapter["not_held"]:
-            found += [f"It cannot hold what else is different: {first_few(adapter['not_held'])}."]
+            found += [f"It cannot hold what else differs: {first_few(adapter['not_held'])}."]
     elif total["other_tensors"]:
-        found += [f"Different too, and not a matrix of both: {first_few(total['other_tensors'])}."]
+        found += [f"Other tensors that differ, not matrices in both: {first_few(total['other_tensors'])}."]
     return found
 
 

@@ -17,14 +17,14 @@ from ..process import folder_lock
 
 SETTINGS, CHECKPOINT, HISTORY, SAMPLES = "settings.json", "checkpoint.safetensors", "history.json", "samples.json"
 FORGETTING = "forgetting.png"
-GIVEN = "from_sha256", "watch_sha256"  # that settings.json has where they are given
-ABSENT: dict[str, Any] = {  # what a settings.json without these keys means
+GIVEN = "from_sha256", "watch_sha256"  # in settings.json only if --from or --watch was given
+ABSENT: dict[str, Any] = {  # the values of keys that an older settings.json lacks
     "method": DEFAULT,
     **dict.fromkeys(("init", "option", "quantize", "warmup", "teacher")),
     **{"schedule": "cosine", "weight_decay": 0.0, "clip": 1.0, "temperature": 1.0, "reverse_kl": False},
 }
-OF_CLASSIFIER = {"schedule": "linear", "warmup": 0.05}  # of those, what it means for the task "classify"
-LEAST = {"steps": 1, "batch": 1, "length": 1, "seed": 0}  # of whole numbers in settings.json, which all runs have
+OF_CLASSIFIER = {"schedule": "linear", "warmup": 0.05}  # the same for the task "classify"
+LEAST = {"steps": 1, "batch": 1, "length": 1, "seed": 0}  # the least values of integers that every settings.json has
 FILES = (SETTINGS, CHECKPOINT, HISTORY, SAMPLES, CONFIG, WEIGHTS)  # what fine-tuning writes
 
 
@@ -32,10 +32,10 @@ FILES = (SETTINGS, CHECKPOINT, HISTORY, SAMPLES, CONFIG, WEIGHTS)  # what fine-t
 def training_folder(out: str | Path, settings: dict[str, Any], resume: bool) -> Iterator[Path]:
     """Yield the folder of a run, with settings.json written, and locked against other processes.
 
-    With settings and no checkpoint, a run has not begun. A resumed run may go on at another learning rate, such as a
-    lower one after it diverged; settings.json then says until which step the old rate held. To the message of a run
-    that is stopped or diverges, it adds what to do next. Raises ValueError if the folder is
-    taken, another process writes there, or the run had other settings; OSError if nothing can be written there.
+    A folder with settings.json and no checkpoint counts as not started. A resumed run may continue at another learning
+    rate, such as a lower one after it diverged; settings.json then says until which step the old rate held. The error
+    of a run that is stopped or diverges gets advice on what to do next. Raises ValueError if the folder is taken,
+    another process writes there, or the run had other settings; OSError if nothing can be written there.
     """
     folder = Path(out)
     with folder_lock(folder) as killed:
@@ -144,8 +144,8 @@ def progress(folder: Path) -> tuple[int, bool]:
 
 
 def trained_parameters(folder: Path) -> int:
-    """How many a run trains, by its checkpoint; 0 where it has none. The adapter's file may hold more: what is frozen,
-    a second copy for a tied head, or of a start that takes from W another one."""
+    """The number of parameters that a run trains, by its checkpoint; 0 without one. The adapter's file may hold more:
+    frozen tensors, a second copy for a tied head, or the initial A and B of an init that changes W (PiSSA)."""
     if not (folder / CHECKPOINT).is_file():
         return 0
     tensors, _ = load_tensors(folder / CHECKPOINT)

@@ -27,7 +27,7 @@ TASKS = {"text": "text", "instruct": "instruction", "classify": "classification"
 
 SCHEDULES = "constant", "linear", "cosine"  # by their names in Transformers; nn/optim.py has them
 
-# Fields that a method may lack, and the options of adapters that they give; a field is None where the method lacks it.
+# {field: the option of adapters that it sets}; a field is None if the method has no such option.
 OF_METHOD = {"rank": "r", "alpha": "alpha", "rslora": "rslora", "dropout": "dropout", "init": "init"}
 
 ENCODING = "encoding of all texts, such as cp1252 or utf-16 (default utf-8); a byte order mark decides"
@@ -37,8 +37,8 @@ SKIP_EMPTY = "leave out the rows whose text or label is empty"
 def setting(default: Any, help: str, *, saved: bool = True, **argument: Any) -> Any:
     """A field, with its help text and what else argparse needs.
 
-    saved=False keeps it out of settings.json, so that a run may be resumed with another value: it changes no result, or
-    only the data, of which settings.json has a hash.
+    saved=False keeps it out of settings.json, so that a run may be resumed with another value: for options that do not
+    change the result, or only through the data, whose hash settings.json holds.
     """
     return field(default=default, metadata={"saved": saved, "argument": {"help": help, **argument}})
 
@@ -54,12 +54,12 @@ class Settings:
 
     method: str = setting(DEFAULT, f"{', '.join(variant_names())} (default {DEFAULT})", metavar="NAME")
     option: Mapping[str, Any] | None = setting(
-        None, "an option of the method alone, as d_initial=0.5; may be repeated", action=Collect, metavar="NAME=VALUE"
+        None, "an option of the method, such as d_initial=0.5; may be repeated", action=Collect, metavar="NAME=VALUE"
     )
     init: str | None = setting(None, f"how LoRA's adapters start: {', '.join(descriptions())}", metavar="NAME")
-    rank: int | None = setting(8, "rank of the adapters (default: the method's own, 8 of most)", **POSITIVE)
+    rank: int | None = setting(8, "rank of the adapters (default: the method's own, 8 for most)", **POSITIVE)
     targets: str | Sequence[str] | None = setting(
-        "all-linear", "layers to adapt (default: all-linear; of a method without a rank, its own)",
+        "all-linear", "layers to adapt (default: all-linear; for a method without a rank, its own)",
         type=targets, metavar="A,B",
     )  # fmt: skip
     alpha: float | None = setting(16.0, "the adapter is scaled by alpha/rank (default 16)", type=float, metavar="X")
@@ -78,7 +78,7 @@ class Settings:
         None, "steps over which the rate rises to --lr, or a share of all below 1 (default: a tenth, 10 at most, and "
         "to classify 0.05)", type=steps_or_share, metavar="N",
     )  # fmt: skip
-    weight_decay: float = setting(0.0, "AdamW's λ, of all that learns (default 0)", type=natural_float, metavar="X")
+    weight_decay: float = setting(0.0, "AdamW's λ, on all that is trained (default 0)", type=natural_float, metavar="X")
     clip: float = setting(1.0, "the largest norm of a step's gradients (default 1)", type=positive_float, metavar="X")
     batch: int = setting(16, "windows, or examples, in a batch; to classify 32 (default 16)", **POSITIVE)
     length: int = setting(128, "tokens in a window or example, at most (default 128)", **POSITIVE)
@@ -88,13 +88,13 @@ class Settings:
         metavar="MODEL",
     )  # fmt: skip
     temperature: float = setting(
-        1.0, "with --teacher: softmax(logits/X) is what is compared (default 1)", type=positive_float, metavar="X"
+        1.0, "with --teacher: softmax(logits/X) is compared (default 1)", type=positive_float, metavar="X"
     )
     reverse_kl: bool = setting(
         False, "with --teacher: KL(student ‖ teacher) instead of KL(teacher ‖ student)", action="store_true"
     )
     recompute: bool = setting(
-        False, "run blocks again for their backward: less memory, the same result", saved=False, action="store_true"
+        False, "compute blocks again in their backward: less memory, the same result", saved=False, action="store_true"
     )
     evaluate_every: int = setting(50, "steps between evaluations (default 50)", **POSITIVE)
     patience: int = setting(0, "stop after N evaluations without a new best; 0: never", **NATURAL)
@@ -102,16 +102,16 @@ class Settings:
     seed: int = setting(0, "same seed, same bytes (default 0)", **NATURAL)
     shards: int = setting(2, "split each batch over N threads (default 2)", **POSITIVE)
     add_tokens: str | None = setting(
-        None, "a text with new tokens, one a line, whose rows of the embedding learn too", saved=False, metavar="FILE"
+        None, "a file of new tokens, one a line; their embedding rows are trained too", saved=False, metavar="FILE"
     )
     encoding: str = setting("utf-8", ENCODING, saved=False, metavar="NAME")
 
     def saved(self) -> dict[str, Any]:
-        """Those that settings.json holds."""
+        """The fields that settings.json holds."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.metadata.get("saved", True)}
 
     def warmup_steps(self, steps: int) -> int:
-        """The number of warm-up steps of so many. Raises ValueError for more than there are."""
+        """The number of warm-up steps of a run of `steps`. Raises ValueError for more than these."""
         if self.warmup is None:
             return min(10, steps // 10)
         if self.warmup > steps:
@@ -123,7 +123,7 @@ class Settings:
 class LanguageModelSettings(Settings):
     steps: int = setting(100, "number of steps (default 100)", **POSITIVE)
     watch: str | None = setting(
-        None, "another text whose loss is reported too; or builtin, or english, which the built-in model has read",
+        None, "a second text whose loss is reported: a file, builtin, or english (which the built-in model has read)",
         saved=False, metavar="FILE",
     )  # fmt: skip
 

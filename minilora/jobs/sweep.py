@@ -61,9 +61,9 @@ def sweep(
 
     A cell is one rank and one seed: a run of `finetune` on a text with `options`, in out/rank-R/seed-S. With `methods`
     it is one of them at one rank, in out/METHOD-rank-R/seed-S, or in out/METHOD/seed-S where it has none. joblib runs
-    `jobs` cells at a time, in processes, or where joblib.parallel_config says (threads, Ray): their number changes no
-    byte. With `cluster`, the address of a Dask scheduler, its workers run them instead (cluster.py). `shards`, the
-    threads in a cell, and `threads`, those of BLAS, do change bytes; so they are settings, and never taken from the
+    `jobs` cells at a time, in processes, or where joblib.parallel_config says (threads, Ray): results do not depend on
+    their number. With `cluster`, the address of a Dask scheduler, its workers run them instead (cluster.py). `shards`,
+    the threads in a cell, and `threads`, those of BLAS, do change bytes; so they are settings, and never taken from the
     machine. With `resume` the cells that are done are kept, those that were begun go on, and ranks and seeds may be
     added.
 
@@ -81,7 +81,7 @@ def sweep(
         given = f"ranks {ranks}, {seeds} seeds, {jobs} jobs, {threads} threads"
         raise ValueError(f"{given}: give each rank once, and at least one of each")
     if methods and ("method" in options or len(set(methods)) < len(methods)):
-        raise ValueError("methods are given once each, and instead of one method")
+        raise ValueError("give each of the methods once, and not together with one method")
     if not methods and "r" not in options_of(options.get("method", DEFAULT)):
         raise ValueError(f"{options['method']} has no rank to sweep")
     options |= {"shards": shards}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..display.plots import BASE, FULL, LORA, TYPE, new_figure, png_bytes
+from ..display.plots import BASE, FONT_SIZE, FULL, LORA, new_figure, png_bytes
 
 
 def sweep_figure(report: dict[str, Any], title: str) -> bytes:
@@ -28,7 +28,7 @@ def sweep_figure(report: dict[str, Any], title: str) -> bytes:
                        textcoords="offset points")  # fmt: skip
     close.margins(x=0.3)  # room for the last of these names
     handles = [line, *close.get_legend_handles_labels()[0]]
-    figure.legend(handles=handles, frameon=False, fontsize=TYPE - 1, loc="outside lower center", ncols=3)
+    figure.legend(handles=handles, frameon=False, fontsize=FONT_SIZE - 1, loc="outside lower center", ncols=3)
     return png_bytes(figure)
 
 

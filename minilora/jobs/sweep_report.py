@@ -12,12 +12,12 @@ PNG = "sweep.png"
 
 
 def called(name: int | str) -> str:
-    """The name of a row in a sentence."""
+    """The name of a row within a sentence."""
     return f"rank {name}" if isinstance(name, int) else name
 
 
 def first_word(name: int | str) -> str:
-    """The same at the start of one."""
+    """The name of a row at the start of a sentence."""
     return f"Rank {name}" if isinstance(name, int) else name
 
 

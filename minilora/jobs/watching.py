@@ -1,4 +1,4 @@
-"""Another text, whose loss is reported while a model learns: what it forgets."""
+"""Another text whose loss is reported during training, to see what the model forgets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..data import Batch, all_windows, english, excerpts, python_source, read_wh
 from ..models.tokenizer import Tokenizer
 
 CORPORA = {"builtin": python_source, "english": english}  # by name; the built-in model has read the second
-MOST = 8192  # bytes, as of the held-out text
+MOST = 8192  # bytes of the text that are evaluated, as many as of held-out text
 
 
 class Watched(NamedTuple):
@@ -20,7 +20,7 @@ class Watched(NamedTuple):
 
 
 def read_watched(data: str, tokenizer: Tokenizer, batch: int, length: int, encoding: str = "utf-8") -> Watched:
-    """Excerpts of a text file, or of what a corpus of CORPORA holds out: evaluated, and not learned.
+    """Excerpts of a text file, or of the held-out part of a corpus of CORPORA: evaluated, and not trained on.
 
     Raises OSError for a file that cannot be read, ValueError for one that is too short, and as read_whole does.
     """

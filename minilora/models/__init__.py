@@ -1,8 +1,8 @@
 """Models people use.
 
-families/       one family a file: how a model is built, and its names in Hugging Face's and GGUF files. Gemma would be
-                families/gemma.py; new kinds of layers would go to nn/
-parts.py        the layers that families are built from
+families/       one family a file: how a model is built, and its names in Hugging Face's and GGUF files. Gemma 3 is
+                families/gemma3_text.py; new kinds of layers go to nn/
+parts.py        LayerFactory makes the layers that families are built from
 config.py       Config, the shape of a model; config_json.py reads and writes config.json
 transformer.py  Transformer, a whole model
 pretrained.py   load_pretrained; saving.py writes a model back; names.py has the names of its tensors

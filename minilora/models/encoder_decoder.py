@@ -45,7 +45,7 @@ class EncoderDecoder(Transformer):
         return {**self.layers, "encoder": self.encoder}
 
     def first_trainable(self) -> int:
-        """Where the encoder learns, every block has a gradient to give: that of the memory."""
+        """If the encoder is trained, every block has a gradient to give: that of the memory."""
         first = super().first_trainable()
         return min(first, list(self.layers).index("block_0")) if self.encoder.trainable else first
 

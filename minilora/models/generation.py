@@ -66,11 +66,11 @@ def generate(
     adapter: str | Sequence[str | None] | None = None,
     batch: int = BATCH,
 ) -> Prompt:
-    """`prompt` and its continuation: up to `tokens` ids more, fewer when the model ends the text. Of an EncoderDecoder,
-    which reads the prompt as its source, what it writes alone. Of several prompts a list, each as by itself.
+    """`prompt` and its continuation: up to `tokens` ids more, fewer when the model ends the text. An EncoderDecoder
+    reads the prompt as its source, and only what it writes is returned. For a list of prompts a list, each as if alone.
 
     Temperature 0 takes the most probable id each time. Otherwise ids are drawn with `rng` from
-    softmax(logits / temperature), of the `top_k` most probable (0: all), and of the fewest that together have the
+    softmax(logits / temperature), from the `top_k` most probable (0: all), and from the fewest that together have the
     probability `top_p` (Holtzman et al., 2019). Without a tokenizer the ids are bytes. The model reads only the last
     config.max_length ids. `adapter` is one of a model with several (adapters/many.py); None: the model as it is. It may
     be a list, a name or None for each prompt.
@@ -176,7 +176,7 @@ def continuations(
     if adapter is not None and not model.reads_source:
         check_adapters(adapters, model.adapter_names, len(prompts))
     if batch < 1:
-        raise ValueError(f"batch = {batch} is no number of prompts to read at a time: at least 1")
+        raise ValueError(f"batch = {batch} is not a number of prompts to read at a time: at least 1")
     lengths = np.array([len(ids) for ids in prompts], np.int64)
 
     def one_batch(rows: list[int]) -> Iterator[tuple[int, list[int]]]:
@@ -193,10 +193,10 @@ def continuations(
 
 def for_each(sampling: Sampling, n: int) -> list[Sampling]:
     """The same sampling for each of n prompts, each with a generator of its own: the first with that of `sampling`.
-    Raises ValueError for numbers that nothing can be drawn with, and where a draw has no rng."""
+    Raises ValueError for options out of range, and if ids are to be drawn without an rng."""
     temperature, top_k, top_p, rng = sampling
     if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature {temperature} is below 0, or no number")
+        raise ValueError(f"temperature {temperature} is not a finite number from 0 up")
     if top_k < 0:
         raise ValueError(f"top_k = {top_k} is below 0")
     if not 0 < top_p <= 1:
@@ -252,11 +252,11 @@ def next_ids_of_each(
     samplings: Sequence[Sampling],
     adapters: Sequence[str | None] | None = None,
 ) -> Iterator[tuple[int, int]]:
-    """(row, the next id of prompts[row]), each row as next_ids() alone: all are read as one batch, padded on the left,
-    which a row leaves when it ends.
+    """(row, the next id of prompts[row]), for each row the ids that next_ids() alone gives. The rows are read as one
+    batch, padded on the left, and leave it when they end.
 
-    A row leaves it too when it has more ids than the model has positions: then its positions move, and it has to be
-    read again for each id. Such rows wait until the others have ended, and go on together.
+    A row also leaves it when it has more ids than the model has positions: the positions then shift, and it must be
+    read again for each id. Such rows wait until the others have ended, and continue together.
     """
     context, memory, seen = model.config.max_length, None, [ids.tolist() for ids in prompts]
     if isinstance(model, EncoderDecoder):
@@ -304,7 +304,7 @@ def last_logits(
     model: Transformer, ids: np.ndarray, real: np.ndarray | None, inputs: Inputs, kv_cache: KVCache, chunk: int
 ) -> np.ndarray:
     """(B, V), on the host: the logits behind the last of `ids` (B, T), which are read `chunk` at a time, so that those
-    of a long prompt are not all in memory; of several rows only the last of a chunk have any."""
+    of a long prompt are not all in memory. Of several rows only the last position of a chunk gets logits."""
     B, T = ids.shape
     for start in range(0, T, chunk):
         part = slice(start, start + chunk)

@@ -120,7 +120,7 @@ def explained(error: Exception, hub: HubName, known: Collection[str]) -> OSError
         if constants.HF_HUB_OFFLINE:
             why = "HF_HUB_OFFLINE is set: unset it, or"
         return FileNotFoundError(
-            f"{nowhere}, and the Hub's cache lacks it or a part of it; {why}, where there is a network, run: {command}"
+            f"{nowhere}, and the Hub's cache lacks it or a part of it; {why}, with a network, run: {command}"
         )
     refused = isinstance(error, errors.HfHubHTTPError) and error.response.status_code == 401
     if refused or isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):

@@ -19,10 +19,10 @@ def check_interval(key: str, every: Any) -> None:
 
 
 def window_fields(values: Mapping[str, Any], window: Any, is_full: Callable[[int], bool]) -> dict[str, Any]:
-    """The fields sliding_window and layer_types. Where the config.json has none of the latter, `is_full` says which
-    layers have no window. {} where none has one.
+    """The fields sliding_window and layer_types; {} if no layer has a window. Without layer_types in the config.json,
+    is_full(i) tells whether layer i has none.
 
-    Raises ValueError for layer_types that are no list of names.
+    Raises ValueError for layer_types that are not a list of names.
     """
     n, types = values["num_hidden_layers"], values.get("layer_types")
     if types is None and type(n) is int:

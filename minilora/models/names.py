@@ -14,7 +14,7 @@ from ..quantization import Quantized
 from .families import FAMILIES
 from .transformer import Transformer
 
-CONSTANT = re.compile(r".*(position_ids|rotary_emb\.inv_freq|\.attn\.(masked_)?bias)")  # tensors that are no weights
+CONSTANT = re.compile(r".*(position_ids|rotary_emb\.inv_freq|\.attn\.(masked_)?bias)")  # tensors that are not weights
 
 OTHER_HEADS = {"lm_head", "score", "classifier", "cls", "qa_outputs"}  # of classes that are not read, too
 

@@ -54,10 +54,10 @@ def load_pretrained(
     config.HEADS, those of classifiers with `labels` outputs; None takes the file's own. A classifier that the file does
     not hold is drawn from `rng`, a seed or a generator. `quantize` is a format of quantization/, in which the matrices
     are held and decoded to `dtype` for each product (models/quantized.py says which); the model is frozen, and adapters
-    learn beside it. Never more than one matrix exists whole while it loads. "stored" holds the matrices as the file
-    has them: in GGUF's blocks, bfloat16, float16 or float32. A folder that `transformers` wrote with bitsandbytes, in
-    NF4 or int8 (models/bitsandbytes.py), is held as it is stored; where `quantize` names its format, the matrices
-    beside it are held as in every model of that format.
+    are trained on it. At most one matrix is in full precision at a time while it loads. "stored" holds the matrices as
+    the file has them: in GGUF's blocks, bfloat16, float16 or float32. A folder that `transformers` wrote with
+    bitsandbytes, in NF4 or int8 (models/bitsandbytes.py), is held as it is stored; if `quantize` names the same format,
+    its other matrices, of embeddings and heads, are held as in every model of that format.
 
     Warns of tensors that are not used and of layers that are drawn. Raises FileNotFoundError for a missing file,
     ImportError with the line to run for a missing package, ValueError for a family, feature or format that is not
@@ -193,7 +193,7 @@ def assemble(
 
 
 def floats(tensors: Mapping[str, Any], name: str) -> Array | Quantized:
-    """A tensor as its file has it. Raises ValueError for one of whole numbers, such as codes without their scales."""
+    """A tensor as its file has it. Raises ValueError for one of integers, such as codes without their scales."""
     x: Array | Quantized = stored(tensors, name)
     if x.dtype.kind != "f":
         raise ValueError(f"{name} is {x.dtype}, and floats are needed: are these codes whose scales are missing?")
@@ -204,7 +204,7 @@ def drop_copies(family: str, config: Config, state: dict[str, Reader], rest: dic
     """Remove from `rest` the copies that some writers store: a tied head's weight, the bias of BERT's head, T5's
     embedding once for each stack.
 
-    Raises ValueError where a tied tensor is no copy.
+    Raises ValueError where a tied tensor is not a copy.
     """
     pairs = [(name, "embed.token.weight") for name in FAMILIES[family].copies]
     if config.head == "lm":

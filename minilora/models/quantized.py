@@ -42,16 +42,16 @@ def formats_for(model: Module, format: str) -> dict[Parameter, type[Quantized]]:
 
 
 def format_of(model: Module) -> str:
-    """The format that the matrices of the blocks are held in; "" for arrays. Several are named in the alphabet."""
+    """The format that the matrices of the blocks are held in; "" for arrays. Several are joined in sorted order."""
     blocks = (module for _, module in model.named_modules() if isinstance(module, Block | Checkpointed))
     held = (p.data for block in blocks for p in block.base_parameters().values())
     return ", ".join(sorted({data.name for data in held if isinstance(data, Quantized)}))
 
 
 def quantize(model: Module, format: str, without: Collection[str] = ()) -> None:
-    """Hold the matrices of a model as formats_for() says, but for those of the layers at the paths in `without`; they
+    """Hold the matrices of a model as formats_for() says, except those of the layers at the paths in `without`; they
     are frozen then. One that is Quantized already stays. Raises ValueError, with the model as it was, as formats_for()
-    does, for numbers that the format has no code for, and for a matrix that is trained beside adapters."""
+    does, for numbers that the format has no code for, and for a matrix that is trained together with adapters."""
     left = {model[path].weight for path in without}  # type: ignore[attr-defined]
     formats, adapted = formats_for(model, format), any(module.is_adapter for _, module in model.named_modules())
     made: dict[Parameter, Quantized] = {}
@@ -74,8 +74,8 @@ def coded(path: str, format: type[Quantized], W: Array | Quantized) -> Quantized
         raise ValueError(f"{path}: {error}") from None
 
 
-def hold(model: Module, dtype: str) -> None:
-    """Hold the matrices of a model in a format, whatever they are in, or with "float32" as numbers."""
+def convert(model: Module, dtype: str) -> None:
+    """Convert the matrices of a model to a format, whatever they are in, or with "float32" to arrays."""
     formats = {} if dtype == "float32" else formats_for(model, dtype)
     for parameter in model.parameters():
         parameter.data = formats[parameter].of(parameter.data) if parameter in formats else dense(parameter.data)
@@ -83,7 +83,7 @@ def hold(model: Module, dtype: str) -> None:
 
 def load_quantized(model: Module, state: Mapping[str, Array | Quantized], quantize: str) -> None:
     """load_state_dict(), matrix by matrix: each is quantised before the next is read. One that its file has in the same
-    format keeps its codes. The model is frozen then, its vectors too: what learns is attached to it.
+    format keeps its codes. The model is frozen then, its vectors too: what is trained is attached to it.
 
     "stored" keeps every matrix as its file has it: in blocks, as a BFloat16 or Float16, or as an array.
     """

@@ -1,4 +1,4 @@
-"""Models written as Hugging Face folders, and the hash by which an adapter's file names its base."""
+"""Models written as Hugging Face folders, and the hash by which an adapter's file identifies its base."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def base_hash(
     `format`, over what they would be if the model were quantised so.
 
     It is the same with an adapter attached as without. A tied parameter counts once, under the first of its paths.
-    `made` are Parameters, by their paths, that an adapter not attached yet puts in the place of the model's.
+    `made` is {path: Parameter} that replace the model's, for an adapter that is not attached yet (LoftQ).
     """
     formats = formats_for(model, format) if format else {}
     parameters = model.base_parameters(without) | dict(made)

@@ -37,7 +37,7 @@ class Transformer(Sequential):
         self.family, self.config = family, config
         self.hf_config: dict[str, Any] = {}  # other keys of the config.json, which save_pretrained writes unchanged
         self.hub: tuple[str, str | None] | None = None  # its name on the Hugging Face Hub, and the commit
-        self.added_tokens = 0  # of its vocabulary those that its files lack (vocabulary.py)
+        self.added_tokens = 0  # tokens of its vocabulary that its files lack (vocabulary.py)
         self.adapter_names: tuple[str, ...] = ()  # those that a row of a batch may have (adapters/many.py)
         self.modules_now: tuple[Module, ...] = ()  # made by modules()
 
@@ -51,7 +51,7 @@ class Transformer(Sequential):
         self.modules_now = ()
 
     def modules(self) -> tuple[Module, ...]:
-        """All that are in place: what a KV cache belongs to."""
+        """All current modules: a KV cache is valid only for the same ones."""
         self.modules_now = self.modules_now or tuple(module for _, module in self.named_modules())
         return self.modules_now
 
@@ -59,12 +59,14 @@ class Transformer(Sequential):
         """The output and the cache. Moves ids and inputs to the device of the weights. Rows with adapters of their own
         (inputs.adapters) are sorted by adapter on the way.
 
-        Raises ValueError for ids that are not (B, T) integers in 0..V-1, or images that are not floats of the config's
-        size, for more tokens (those of run.kv_cache included) than config.max_length, for a KV cache of other layers
-        or adapters, or with padding behind a token, for padding, segments, active and text that are not as Inputs says,
-        for an adapter that no row can have, and for a source, which an EncoderDecoder reads; TypeError for `inputs` and
-        `run` of other types, and for a run.rng that is no generator. Values that are on a GPU already are not checked:
-        that would wait for it.
+        Raises ValueError for
+            ids       that are not (B, T) integers in 0..V-1, or images that are not floats of the config's size; for
+                      more tokens (those of run.kv_cache included) than config.max_length
+            inputs    whose padding, segments, active or text are not as Inputs says, with an adapter that the model
+                      does not have, or with a source, which only an EncoderDecoder reads
+            run       whose KV cache was filled by other layers or adapters, or gets padding behind a token
+        and TypeError for `inputs` and `run` of other types, and for a run.rng that is not a generator. Values that are
+        on a GPU already are not checked: that would wait for it.
         """
         xp = next(self.parameters()).xp
         check_arguments(inputs, run)
@@ -127,7 +129,7 @@ def check_arguments(inputs: Any, run: Any) -> None:
     if not (isinstance(inputs, Inputs) and isinstance(run, Pass)):
         raise TypeError("forward(ids, Inputs(padding=..., segments=...), Pass(rng=...)) takes these two types")
     if run.rng is not None and not isinstance(run.rng, np.random.Generator):
-        raise TypeError(f"Pass(rng={run.rng!r}) is no generator: numpy.random.default_rng(0)")
+        raise TypeError(f"Pass(rng={run.rng!r}) is not a generator: numpy.random.default_rng(0)")
 
 
 def check_ids(ids: Any, config: Config, start: int = 0) -> None:

@@ -34,8 +34,8 @@ def add_rows(model: Transformer, n: int, tables: Mapping[str, Array] = {}) -> No
     """Add n tokens to the vocabulary of a model: rows of TABLES, and entries of the head's bias, all of them the mean
     of the old ones. A tied head stays tied, and what was frozen is frozen.
 
-    `tables` are {path: W (V + n, C)} of which the last n rows are taken instead. Raises ValueError, with the model as
-    it was, for a layer that is adapted already, and for one in a format whose codes take no more rows.
+    `tables` is {path: W (V + n, C)}, whose last n rows are taken instead of the mean. Raises ValueError, with the model
+    as it was, for a layer that is adapted already, and for one in a format whose codes take no more rows.
     """
     layers: dict[str, Any] = {path: m for path, m in model.named_modules() if path in TABLES}
     grown: dict[Parameter, Any] = {}
@@ -100,7 +100,7 @@ def with_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> SubwordTokenizer
     for i, token in enumerate(tokens, old.vocab):
         back = made.decode([i]).strip()  # a decoder may take a space from the beginning of a text
         if made.encode(token, special=False).tolist() != [i] or back != token.strip():
-            raise ValueError(f"{token!r:.80} cannot be a token: this tokenizer does not give it back as it was")
+            raise ValueError(f"{token!r:.80} cannot be a token: this tokenizer decodes it to another text")
     return made
 
 

@@ -42,7 +42,7 @@ class AttentionCache(NamedTuple):
     rope: tuple[Array, Array] | None  # cos and sin
     attention: Any  # ops.attention.AttentionCache, or ops.BlockwiseAttentionCache
     o_proj: Any
-    needs_db: bool = False  # of a bias of the scores that learns (relative_attention.py)
+    needs_db: bool = False  # of a trained bias of the scores (relative_attention.py)
 
 
 class Attention(Module):
@@ -51,7 +51,7 @@ class Attention(Module):
     x and y (B, T, C). With q_norm and k_norm (Qwen3) each head of q and of k is normalised; with `rope` both are then
     rotated. With run.kv_cache, the keys and values of earlier tokens come before those of x. With a `window`, a query
     attends only to the last `window` keys, its own included. A `causal` mask hides later keys; without one a window
-    reaches as far ahead as back. `root` is there instead of √D.
+    reaches as far ahead as back. `root` replaces √D.
     """
 
     # From this number of tokens on, causal attention without a KV cache is computed in blocks, without T x T arrays. On
@@ -95,7 +95,7 @@ class Attention(Module):
         return dx
 
     def normalise(self, norm: Module | None, x: Array, inputs: Inputs, run: Pass) -> tuple[Array, Any]:
-        """`norm` of the D numbers of each head of x (B, T, H·D)."""
+        """`norm` of the D entries of each head of x (B, T, H·D)."""
         if norm is None:
             return x, None
         y, cache = norm.forward(x.reshape(*x.shape[:-1], -1, self.head_dim), inputs, run)
@@ -131,7 +131,7 @@ class Attention(Module):
         return y, AttentionCache(projections, (q_norm, k_norm), rope, attention, o_proj)
 
     def mask(self, x: Array, keys: int, inputs: Inputs, run: Pass) -> Array | None:
-        """What is added to the scores of x (B, T, C) with so many keys, the last T of them its own."""
+        """The additive mask for the T queries of x (B, T, C) against `keys` keys, the last T of which are x's own."""
 
         def made() -> Array | None:
             xp, padding, kv_cache = get_array_module(x), inputs.padding, run.kv_cache

@@ -55,7 +55,7 @@ class MLP(Module):
 class GatedMLP(Module):
     """Llama, Gemma:    y = down_proj(act(gate_proj(x)) ∘ up_proj(x))       (Shazeer, 2020, equation 6)
 
-    act is SiLU, or with a `gelu` that one.
+    act is SiLU, or `gelu` if one is given.
     """
 
     def __init__(self, gate_proj: Module, up_proj: Module, down_proj: Module, gelu: Gelu | None = None) -> None:

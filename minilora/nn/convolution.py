@@ -77,8 +77,8 @@ class Convolution(Module):
         self.outputs(x.shape)
         b, shape = self.bias, x.shape
         y, x = ops.convolution_forward(x, self.weight.data, None if b is None else b.data, self.window)
-        learns = self.weight.trainable
-        return y, ConvolutionCache(x if learns else None, shape, b is not None and b.trainable, run.needs_dx)
+        trained = self.weight.trainable
+        return y, ConvolutionCache(x if trained else None, shape, b is not None and b.trainable, run.needs_dx)
 
     def backward(self, dy: Array, cache: ConvolutionCache, grads: Gradients) -> Array | None:
         if cache.x is not None:
@@ -90,11 +90,11 @@ class Convolution(Module):
         return ops.convolution_backward(dy, self.weight.data, self.window, cache.shape)
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
-        y, learns = costs.array(*self.outputs(x.shape)), self.weight.trainable
-        if learns:
+        y, trained = costs.array(*self.outputs(x.shape)), self.weight.trainable
+        if trained:
             costs.keep(self, "x", x, "dW₂ = dyᵀ X, X the windows of x")
         n = 2 * math.prod(y.shape) * math.prod(self.weight.data.shape[1:])
-        costs.multiply(self, "linear", {"y = X W₂ᵀ": n}, {"dX = dy W₂": n * x.needs_dx, "dW₂ = dyᵀ X": n * learns})
+        costs.multiply(self, "linear", {"y = X W₂ᵀ": n}, {"dX = dy W₂": n * x.needs_dx, "dW₂ = dyᵀ X": n * trained})
         return y
 
 

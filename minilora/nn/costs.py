@@ -1,12 +1,11 @@
-"""What a training step keeps and multiplies, found without running it.
+"""Counts what a training step keeps and multiplies, without running it.
 
     y = module.costs(x, costs)
 
-is a module's forward once more, on arrays that have a shape and no numbers. On the way the module records in `costs`
-which arrays its forward keeps for backward, and what the matrix products of both passes cost. Two rules decide what is
-kept. The gradient of a matrix needs the matrix's input (dW = dyᵀ x, dA = dhᵀ x), so a frozen matrix keeps nothing. A
-function that is not linear keeps what its slope depends on, whatever is trained. An array that several layers keep
-counts once.
+repeats a module's forward on arrays that have a shape and no values. On the way the module records in `costs` which
+arrays its forward keeps for backward, and what the matrix products of both passes cost. Two rules decide what is kept.
+The gradient of a matrix needs the matrix's input (dW = dyᵀ x, dA = dhᵀ x), so a frozen matrix keeps nothing. A function
+that is not linear keeps what its slope depends on, whatever is trained. An array that several layers keep counts once.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Kind: TypeAlias = Literal["linear", "adapter", "attention", "sums"]
 
 @dataclass(eq=False)  # each object is one buffer
 class MetaArray:
-    """An array without numbers, like a tensor on PyTorch's meta device."""
+    """An array without values, like a tensor on PyTorch's meta device."""
 
     shape: Shape
     itemsize: int

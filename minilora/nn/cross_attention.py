@@ -1,7 +1,7 @@
 """Two streams: a decoder that reads what an encoder has made of another text.
 
-The encoder's output, the memory m (B, S, C), is to every block of the decoder what a weight is: it is not the block's
-own input, every block reads the same, and its gradient is the sum of what they add:
+The encoder's output, the memory m (B, S, C), acts like a weight that all blocks of the decoder share: it is not the
+block's own input, every block reads the same, and its gradient is the sum of theirs:
 
     dm = Σ_l (dk_l Wk_l + dv_l Wv_l)            l: the blocks of the decoder (ops/attention.py)
 
@@ -28,7 +28,7 @@ from .module import Gradients, Module, Parameter
 class Memory(Parameter):
     """The output of an encoder, `data` (B, S, C). It is `trainable` if something in the encoder is.
 
-    A key of Gradients, like a Parameter, but of no module.
+    A Parameter only so that Gradients can hold its gradient: it belongs to no module.
     """
 
     padding: Array | None = None  # (B, S) bool, True for a real token of the source; None: all are real

@@ -91,7 +91,7 @@ class Relu(Module):
 
 
 class Scale(Module):
-    """y = c x, for a number c that does not learn"""
+    """y = c x, for a constant c"""
 
     def __init__(self, c: float) -> None:
         self.c = c

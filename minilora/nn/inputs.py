@@ -30,11 +30,11 @@ class Inputs(NamedTuple):
     labelled: tuple[Array, Array] | None = None  # b and t (N,), the positions that need logits; None: all
     adapters: Sequence[str | None] | np.ndarray | None = None  # (B,) the adapter of each row, by name; None: the base
     active: Array | None = None  # (B, T) bool, the tokens that adapters act on (ops/alora.py); None: all
-    text: Array | None = None  # (B, S) int, all that is known of the text of which the ids are a part
+    text: Array | None = None  # (B, S) int, the ids of the whole text so far, those in the KV cache included
     groups: tuple[AdapterRows, ...] = ()  # made by by_adapter()
-    source: Array | None = None  # (B, S) int, the token ids that an encoder reads, beside those of the decoder
+    source: Array | None = None  # (B, S) int, the token ids that an encoder reads; the decoder reads the ids
     source_padding: Array | None = None  # (B, S) bool, True for a real token; None: all are real
-    memory: Any = None  # the encoder's output as a Memory (cross_attention.py), where it is known already
+    memory: Any = None  # the encoder's output as a Memory (cross_attention.py), if it is computed already
 
     def by_adapter(self) -> tuple[Inputs, Array, Array]:
         """(these inputs with the rows sorted by adapter, the order of the rows, the order of the outputs).
@@ -59,14 +59,14 @@ class Inputs(NamedTuple):
         return inputs._replace(labelled=labelled, adapters=None, groups=groups), order, outputs
 
     def of(self, group: AdapterRows) -> Inputs:
-        """Those of the rows of one adapter."""
+        """These inputs for the rows of one adapter."""
         labelled = self.labelled
         if labelled is not None:
             labelled = labelled[0][group.labelled] - group.rows.start, labelled[1][group.labelled]
         return self.each(lambda x: x[group.rows])._replace(labelled=labelled, adapters=None, groups=())
 
     def each(self, change: Callable[[Array], Array]) -> Inputs:
-        """These inputs with change(x) for each array x that has a row for each row of ids."""
+        """These inputs with change(x) in place of each array x that has a row for each row of ids."""
         arrays = {name: getattr(self, name) for name in ("padding", "segments", "active", "text")}
         changed: dict[str, Any] = {name: change(x) for name, x in arrays.items() if x is not None}
         return self._replace(**changed)
@@ -91,7 +91,7 @@ class Pass(NamedTuple):
     rng: np.random.Generator | None = None  # for dropout; None: no dropout
     kv_cache: KVCache | None = None  # of earlier tokens; with it, no cache is made for a backward
     memo: dict[Hashable, object] | None = None  # masks and RoPE tables that layers share in a forward
-    needs_dx: bool = True  # False where nobody reads the module's dx: nothing below it learns
+    needs_dx: bool = True  # False where nobody reads the module's dx: nothing below it is trained
     needs_cache: bool = True  # False where no backward will come: a module may return None for its cache
 
     def once(self, key: Hashable, make: Callable[..., T], *arguments: object) -> T:

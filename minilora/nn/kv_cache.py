@@ -31,7 +31,7 @@ class KVCache:
 
     A forward with run.kv_cache reads them and adds those of its own tokens. For a layer with a window, only the last
     window - 1 tokens are kept. They belong to the layers that made them, adapters included, and to the adapter of each
-    row (Inputs.adapters): a forward with others is refused.
+    row (Inputs.adapters): a forward with other layers or adapters is refused.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -52,7 +52,7 @@ class KVCache:
     ) -> Array:
         """Note the next ids (B, T), which of them are real, and who reads them; return all ids so far, (B, length + T).
 
-        Raises ValueError, in one line that says what to do, where the tokens before were read by others, and for
+        Raises ValueError, in one line that says what to do, if other layers or adapters read the tokens before, and for
         padding behind a token.
         """
         xp = get_array_module(ids)
@@ -109,7 +109,7 @@ class KVCache:
         return np.arange(first, end) >= self.padded[:, None]
 
     def take(self, rows: Sequence[int], layers: tuple[Any, ...], adapters: tuple[str | None, ...] | None) -> KVCache:
-        """A copy of these rows, as if others had read the same; one may be there several times. Who calls it knows that
+        """A copy of these rows, which may repeat, as if `layers` and `adapters` had filled it. The caller knows that
         they compute the same keys and values (adapters/alora.py)."""
         taken = copy.copy(self)
         taken.arrays = {layer: (k[rows], v[rows]) for layer, (k, v) in self.arrays.items()}

@@ -15,7 +15,7 @@ from .module import Gradients, Module, Parameter
 
 
 def parameter(W: Array | Quantized) -> Parameter:
-    """A Parameter that learns, unless W is Quantized."""
+    """W as a Parameter, trainable unless W is Quantized."""
     return Parameter(W, trainable=not isinstance(W, Quantized))
 
 
@@ -59,11 +59,11 @@ class Linear(Module):
         return ops.quantized_linear_backward(dy, W) if isinstance(W, Quantized) else ops.linear_backward(dy, W)
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
-        (n_out, n_in), learns = self.weight.data.shape, self.weight.trainable
-        if learns:
+        (n_out, n_in), trained = self.weight.data.shape, self.weight.trainable
+        if trained:
             costs.keep(self, "x", x, "dW = dyᵀ x")
         n = 2 * x.rows * n_in * n_out
-        costs.multiply(self, "linear", {"y = x Wᵀ": n}, {"dx = dy W": n * x.needs_dx, "dW = dyᵀ x": n * learns})
+        costs.multiply(self, "linear", {"y = x Wᵀ": n}, {"dx = dy W": n * x.needs_dx, "dW = dyᵀ x": n * trained})
         return costs.array(*x.shape[:-1], n_out)
 
 
@@ -146,7 +146,7 @@ class Identity(Module):
 
 
 def norm_costs(norm: Module, x: MetaArray, costs: Costs, sums: dict[str, int]) -> MetaArray:
-    """The costs of a norm with these `sums` ({formula: FLOPs}) in forward; backward has as many, if it runs at all."""
+    """The costs of a norm with these `sums` ({formula: FLOPs}) in forward, and as many in a backward that runs."""
     needs_dx = x.needs_dx or norm.trainable
     costs.keep(norm, "x̂", costs.array(*x.shape), "dx through the norm, and dg")
     costs.keep(norm, "σ", costs.array(*x.shape[:-1], 1), "dx through the norm")

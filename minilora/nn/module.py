@@ -2,7 +2,7 @@
 
     y, cache = module.forward(x, inputs, run)       the cache is what backward needs
     dx       = module.backward(dy, cache, grads)    adds the gradients of trainable parameters to grads
-    y        = module.costs(x, costs)               for arrays without numbers: counts what the other two keep and
+    y        = module.costs(x, costs)               for arrays without values: counts what the other two keep and
                                                     multiply (costs.py)
 
 Parameters, cache and gradients are three separate values. The contract of every module:
@@ -73,8 +73,8 @@ class Module:
     """The base of all modules. Parameters and modules assigned to its attributes are its parameters and children."""
 
     is_adapter: ClassVar[bool] = False  # wraps a layer of the model, `base`, and adds own_parameters() to it
-    acts_on_some_tokens: ClassVar[bool] = False  # of an adapter: it can act on the tokens of Inputs.active alone
-    reads_text: ClassVar[bool] = False  # of an adapter: it looks into Inputs.text
+    acts_on_some_tokens: ClassVar[bool] = False  # an adapter that can act on the tokens of Inputs.active alone
+    reads_text: ClassVar[bool] = False  # an adapter that needs Inputs.text
     is_merged: ClassVar[bool] = False  # a plain layer into which an adapter was merged
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Any, Any]:
@@ -84,7 +84,7 @@ class Module:
         raise NotImplementedError
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
-        """The y of this x, without numbers. Records in `costs` what forward keeps, and what both passes multiply."""
+        """The y of this x, without values. Records in `costs` what forward keeps, and what both passes multiply."""
         raise NotImplementedError
 
     def children(self) -> dict[str, Module]:

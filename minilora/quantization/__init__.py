@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from .base import formats as formats
     from .base import is_finite as is_finite
 
-STORED = "stored"  # beside the names of formats(): as a file has it, whatever that is
+STORED = "stored"  # in addition to the names of formats(): as the file has it, whatever that is
 __all__ = ["STORED", "Quantized", "dense", "format_named", "format_names", "formats", "is_finite"]
 
 
 def format_names() -> list[str]:
-    """What load_pretrained's `quantize` can be: the names of base.formats(), in the alphabet, and STORED. They are
+    """What load_pretrained's `quantize` can be: the sorted names of base.formats(), and STORED. They are
     read from the files without importing them, for a --help that need not wait for NumPy."""
     files = (path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py"))
     found = {name for text in files for name in re.findall(r'^    name = "(.+)"$', text, re.MULTILINE)}

@@ -27,9 +27,10 @@ Overflow.   Above 65,520 there is only ∞ in float16. So attention's -10⁹ for
 Each operation is computed in float32 and rounded. As 24 ≥ 2p + 2, that is the exact result, rounded once, for sums,
 products, quotients and roots of two numbers (Figueroa, 1995, "When is double rounding innocuous?"; bfloat16's numbers
 below 2⁻¹²⁶ excepted). exp, log and tanh are as good as float32's. A product of matrices, or a sum along an axis, is
-added up in float32 and rounded at the end, as tensor cores do. An array beside one in 16 bits is rounded first; a
-single number, such as the 0.5 in 0.5 x, is not. So each operation has PyTorch's bits, except that PyTorch rounds also a
-single number that is added; and its softmax, its layer norm and its linear layer with a bias round once, at the end.
+added up in float32 and rounded at the end, as tensor cores do. Another array of floats, combined with one in 16 bits,
+is rounded first; a single number, such as the 0.5 in 0.5 x, is not. So each operation gives PyTorch's bits, with two
+exceptions: PyTorch also rounds a single number that is added, and its softmax, layer norm and linear layer with a bias
+round only once, at the end.
 
 Source: Micikevicius et al. (2018), "Mixed precision training".
 """
@@ -48,7 +49,7 @@ from .bfloat16 import bfloat16_bits, from_bfloat16
 
 
 class Half(np.ndarray):
-    """A float32 array of numbers that the format `name` has. What is computed from it is one, too."""
+    """A float32 array whose values all exist in the 16-bit format `name`; what is computed from it is rounded too."""
 
     name: ClassVar[str]
     u: ClassVar[float]
@@ -58,7 +59,7 @@ class Half(np.ndarray):
 
     @staticmethod
     def nearest(x: np.ndarray) -> np.ndarray:
-        """float32 x, each number the nearest of the format."""
+        """float32 x, each value rounded to the nearest of the format."""
         raise NotImplementedError
 
     @classmethod
@@ -77,7 +78,7 @@ class Half(np.ndarray):
 
     @classmethod
     def result(cls, y: Any) -> Any:
-        """y of float32 arithmetic, rounded where it is of floats."""
+        """y of float32 arithmetic, rounded if it is of floats."""
         if isinstance(y, tuple | list):
             return getattr(type(y), "_make", type(y))(map(cls.result, y))
         return cls.of(y) if isinstance(y, np.ndarray | np.generic) and y.dtype.kind == "f" else y
@@ -135,8 +136,8 @@ HALF: dict[str, type[Half]] = {cls.name: cls for cls in (BFloat16Array, Float16A
 
 @contextmanager
 def half_precision(parameters: Iterable[Any], name: str) -> Iterator[type[Half]]:
-    """Inside `with half_precision(model.parameters(), "float16")`, every number that the model computes is a float16's,
-    or a bfloat16's: each parameter's `data` is then a Half, and so is what an op, a layer or an optimizer makes of it.
+    """Inside `with half_precision(model.parameters(), "float16")`, everything that the model computes is rounded to
+    float16, or bfloat16: each parameter's `data` is a Half, and so is what an op, a layer or an optimizer makes of it.
 
     Afterwards each parameter has the array that it had before: forward and backward ran on a copy in 16 bits, and an
     optimizer outside steps in float32. One that was trained inside keeps what it has learned, in an array that computes

@@ -12,17 +12,17 @@ states, with int8 (int8.py, Int8) as the example and in the order of the class Q
     encode      the arrays of a W: {"codes": (out, in) int8, "absmax": (out,) float32}
     decode      rows of Ŵ
     sizes       shapes and dtypes of these arrays, for a matrix that does not exist: models without weights are counted
-    cells       the level that each number of W / a is rounded to, and between which numbers that is so (forecast.py)
+    cells       for each entry of W / a: its level, and the interval of numbers rounded to that level (forecast.py)
 
 Few need the rest, each for the reason that is said here:
 
     for_blocks  it is too coarse for embeddings and heads                                   nf4.py, int8.py
-    scales_of   W is divided by a scale a, the largest of a block or a row                  nf4.py, int8.py
-    codes       the first of the arrays does not hold a code for each number                nf4.py
-    is_finite   codes or scales that are no floats can stand for infinity and NaN           bfloat16.py
+    scales_of   W is divided by a scale a, the largest |W| of a block or a row              nf4.py, int8.py
+    codes       the first of the arrays does not hold one code for each entry               nf4.py
+    is_finite   codes or scales that are not floats can stand for infinity and NaN          bfloat16.py
 
-A class without a name is no format to choose: gguf_blocks.py only decodes what a file has. What all have follows in
-Quantized, and behind it what takes an array or a Quantized alike: dense, parts, is_finite.
+A class without a name cannot be chosen: gguf_blocks.py only decodes what a file has. What all have follows in
+Quantized, and after it the functions that take an array or a Quantized alike: dense, parts, is_finite.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ import numpy as np
 from ..backend import Array, get_array_module, to_numpy
 from ..spelling import choose_from
 
-Rows: TypeAlias = "slice | Array | list[int]"  # of a matrix: a slice, or their numbers
+Rows: TypeAlias = "slice | Array | list[int]"  # of a matrix: a slice, or their indices
 ALL = slice(None)
-PART = 2**20  # numbers that are decoded together, of which a product is made: of fewer it is slower
-ENCODED = 2**17  # numbers that are encoded together: what is made on the way stays in a cache
+PART = 2**20  # entries that are decoded at a time for one product; with fewer it is slower
+ENCODED = 2**17  # entries that are encoded at a time: the temporary arrays then stay in the processor's cache
 LARGEST = (2 - 2.0**-7) * 2.0**127  # bfloat16's. A float32 above it, 3.4 · 10³⁸, could be decoded as infinity.
 
 
 class Cells(NamedTuple):
-    """Of some numbers: the level that each is rounded to, and the ends of the interval, its cell, that is."""
+    """For each number: the level it is rounded to, and the ends of its cell, the interval rounded to that level."""
 
     level: np.ndarray
     low: np.ndarray
@@ -57,7 +57,7 @@ class Cells(NamedTuple):
 
 
 class Quantized:
-    """A matrix (out, in) of which only codes and scales are held, in `arrays`. It is constant: nothing trains it."""
+    """A matrix (out, in) held as codes and scales, in `arrays`. It is constant: nothing trains it."""
 
     ndim = 2
 
@@ -89,7 +89,7 @@ class Quantized:
 
     # ---- what few need ----
 
-    for_blocks: ClassVar[bool] = False  # for the linear layers of blocks alone, not for embeddings and heads
+    for_blocks: ClassVar[bool] = False  # only for the linear layers of the model's blocks, not for embeddings and heads
 
     @classmethod
     def scales_of(cls, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +98,7 @@ class Quantized:
         return np.ones((1, 1)), np.ones((1, 1))
 
     def codes(self) -> Array:
-        """The codes, one for each number, in the order of W."""
+        """The codes, one for each entry, in the order of W."""
         return next(iter(self.arrays.values()))
 
     def is_finite(self) -> bool:
@@ -109,8 +109,8 @@ class Quantized:
 
     @classmethod
     def of(cls, W: Array | Quantized) -> Self:
-        """W (out, in), encoded from float32; one that is in this format already, as it is. Raises ValueError for what
-        is no matrix of floats, and for infinity, NaN and numbers above LARGEST, which have no code."""
+        """W (out, in), encoded from float32; one that is in this format already is returned as it is. Raises ValueError
+        for what is not a matrix of floats, and for infinity, NaN and numbers above LARGEST, which have no code."""
         if type(W) is cls:
             return W
         W = dense(W)
@@ -132,7 +132,7 @@ class Quantized:
         return sum(math.prod(axes) * np.dtype(dtype).itemsize for axes, dtype in cls.sizes(*shape).values())
 
     def dense(self, rows: Rows = ALL) -> Array:
-        """(n, in): these rows as numbers, a new array."""
+        """(n, in): these rows, decoded into a new array."""
         return self.decode(rows).astype(self.dtype, copy=False)
 
     def __getitem__(self, rows: slice) -> RowsOf:
@@ -165,7 +165,7 @@ class Quantized:
         return other
 
     def astype(self, dtype: Any) -> Self:
-        """The same codes, which dense() turns into numbers of this dtype."""
+        """The same codes, which dense() decodes to this dtype."""
         other = copy.copy(self)
         other.dtype = np.dtype(dtype)
         return other
@@ -187,14 +187,14 @@ class RowsOf(Quantized):
 
 
 def dense(W: Array | Quantized, rows: Rows = ALL) -> Array:
-    """W, or some of its rows; one that is Quantized decoded."""
+    """W, or some of its rows, decoded if it is Quantized."""
     if isinstance(W, Quantized):
         return W.dense(rows)
     return W if rows is ALL else W[rows]
 
 
 def parts(W: Array | Quantized, numbers: int | None = None) -> Iterator[slice]:
-    """The rows of a matrix that are decoded together: about PART numbers, or as many as these."""
+    """The slices of rows that are decoded at a time: of about PART entries, or of this many."""
     step = max(1, (numbers or PART) // max(1, W.shape[1]))
     return (slice(start, min(start + step, len(W))) for start in range(0, len(W), step))
 

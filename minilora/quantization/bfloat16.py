@@ -33,12 +33,12 @@ def from_bfloat16(bits: Array) -> Array:
 def cells_of_floats(x: np.ndarray, fraction: int, least: int) -> Cells:
     """The cells of a binary floating-point format with so many bits of fraction, whose normal numbers begin at 2^least.
 
-    The numbers in [2^e, 2^(e+1)) lie 2^(e - fraction) apart, below 2^least as far as there. Beside a power of two the
-    next number towards 0 is half as far away as the other.
+    The numbers in [2^e, 2^(e+1)) lie 2^(e - fraction) apart, those below 2^least as far as just above it. Next to a
+    power of two the number towards 0 is half as far away as the other.
     """
 
     def gaps(x: np.ndarray) -> np.ndarray:
-        exponent = np.frexp(x)[1] - 1  # of 0 as of 1/2, which is put right below
+        exponent = np.frexp(x)[1] - 1  # wrong for x = 0, which np.where below replaces
         return np.ldexp(1.0, np.where(x == 0, least, np.maximum(exponent, least)) - fraction)
 
     gap = gaps(x)

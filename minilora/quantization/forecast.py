@@ -1,38 +1,40 @@
-"""What a merge keeps: foretold from the format's grid, before anything is rounded, and measured.
+"""How much of ΔW a merge keeps: predicted from the format's grid, before anything is rounded, and measured.
 
 W + ΔW is held in a format. f(W) is W rounded to it; what arrives of ΔW is
 
     kept = f(W + ΔW) - W                    E = kept - ΔW = f(W + ΔW) - (W + ΔW)
 
 A format rounds u = W / a to the nearest of its levels. The scale a is the largest |W| of a block (NF4) or a row (int8),
-or 1 (bfloat16, float16). All numbers that are rounded to one level form its cell. From a level to the ends of its cell:
+or 1 (bfloat16, float16). A level is a number that the format can represent; its cell is the interval of all numbers
+that are rounded to it. From a level to the ends of its cell:
 
-    NF4         .040 a to .152 a            .152 a at the ends, where levels are rare; .040 a above 0
+    NF4         .040 a to .152 a            .152 a at the ends, where levels are far apart; .040 a above 0
     int8        a / 254
     bfloat16    2⁻⁹ to 2⁻⁸ of |w|           as w lies in the upper or the lower part of [2^e, 2^(e+1)]
     float16     2⁻¹² to 2⁻¹¹ of |w|         2⁻²⁵ below 2⁻¹⁴, where its numbers are subnormal
 
-A base on the grid, W = f(W): one that was loaded in the format. W is level · a, and a' is the scale of W + ΔW,
-which differs from a where ΔW meets the largest number of a block. On the new grid W + ΔW is away from its old level by
+A base on the grid, W = f(W): one that was loaded in the format. W is level · a, and a' is the scale of W + ΔW, which
+differs from a where ΔW changes the largest entry of a block. On the new grid W + ΔW is away from its old level by
 
     t = W + ΔW - level · a' = ΔW + level (a - a')
 
-While t stays in the cell the code stays, and t is lost whole: ΔW, and what the new scale does to W. E = -t. So for a
-small ΔW in NF4, ‖E‖ is about ‖ΔW‖ √(1 + mean level²), more than if nothing had been merged. A number that leaves its
-cell lands in another, at some place x of it. Its error is level' - x, and
+While t stays in the cell the code does not change, and all of t is lost: ΔW, and the effect of the new scale on W.
+E = -t. So for a small ΔW in NF4, ‖E‖ is about ‖ΔW‖ √(1 + mean level²), more than if nothing had been merged. An entry
+that leaves its cell lands at some x in another one, of level'. Its error is level' - x, and
 
     E² = Σ_stayed t² + Σ_moved ⟨(level' - x)²⟩
 
-The mean ⟨⟩ is over the cell, with the density of t. Where cells are narrow beside t that is uniform, and the mean is
-width²/12. But where few numbers move, most of them have just crossed the edge. So the density is a normal one, as wide
-as t is in its row.
+The mean ⟨⟩ is over the cell, with the density of t. Where cells are narrow compared with t that is uniform, and the
+mean is width²/12. But where few entries move, most of them have just crossed the edge. So the density is a normal one,
+with the standard deviation that t has in its row.
 
-A base off the grid, such as float32 merged into NF4: then W + ΔW lies anywhere in its cell, and the mean is over
-every number's, with the density of W + ΔW. Where that is uniform, with c and d from the level to the ends of the cell,
+A base off the grid, such as float32 merged into NF4: then W + ΔW lies anywhere in its cell, and the mean is over the
+cell of every entry, with the density of W + ΔW. Where that is uniform, with c and d from the level to the ends of the
+cell,
 
     E² = Σ (c³ + d³) / (3 (c + d))          which is Σ width²/12 for c = d
 
-However small ΔW is: E is the rounding of W, which merging nothing would have too, and is independent of ΔW. A number
+However small ΔW is: E is the rounding of W, which happens without an adapter too, and is independent of ΔW. An entry
 changes its code with probability |Δu| / width, rarely but then by much, so that ΔW survives on average, as under
 dither: ⟨kept, ΔW⟩ = ‖ΔW‖², and cos(kept, ΔW) = ‖ΔW‖ / √(‖ΔW‖² + ‖E‖²).
 
@@ -61,15 +63,15 @@ TINY = 1e-300
 LARGEST = 1 - 1e-6  # of the scale, as float32 has it
 MEDIAN = 0.67449  # of |x| for a normal x of standard deviation 1
 FAR = 3  # standard deviations: what lies farther out is of a wider distribution
-ON_THE_GRID = 0.1  # of the error of rounding: a smaller one is that of the scales
+ON_THE_GRID = 0.1  # of the expected rounding error: below it W differs by the rounding of scales alone
 
 
 @dataclass(frozen=True, eq=False)
 class Kept:
     """What of the ΔW of a matrix is kept."""
 
-    numbers: int  # of ΔW
-    moved: float  # of them, how many change their code
+    numbers: int  # entries of ΔW
+    moved: float  # how many of them change their code
     along: float  # ⟨kept, ΔW⟩
     deltas: np.ndarray  # (in,) ‖ΔW‖² of each column
     errors: np.ndarray  # (in,) ‖E‖² of each column
@@ -86,7 +88,7 @@ class Kept:
 
     @property
     def survive(self) -> float:
-        """The share of the numbers of ΔW that change their code."""
+        """The share of the entries that change their code."""
         return self.moved / self.numbers
 
     @property
@@ -102,7 +104,7 @@ class Kept:
 
     @property
     def share(self) -> float:
-        """κ = ⟨kept, ΔW⟩ / ‖ΔW‖², how much of ΔW is kept: kept = κ ΔW + N, and N knows nothing of ΔW. NaN for 0."""
+        """κ = ⟨kept, ΔW⟩ / ‖ΔW‖², how much of ΔW is kept: kept = κ ΔW + N, N uncorrelated with ΔW. NaN for 0."""
         return self.along / self.delta if self.delta else math.nan
 
     def error_of_y(self, n_out: int, x: np.ndarray, of_delta: float) -> float:
@@ -164,8 +166,8 @@ def on_the_grid(W: np.ndarray, format: type[Quantized]) -> bool:
 def over_cells(
     format: type[Quantized], u: np.ndarray, a: np.ndarray, held: np.ndarray, start: np.ndarray, spread: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the cells in which u = x / a lie: level · â, and the means over each cell of e = level · â - x and of e², for
-    an x that is normal about `start` with a standard deviation of `spread`. All are (n,)."""
+    """level · â of the cells in which u = x / a lie, and the means over each cell of e = level · â - x and e², for an
+    x that is normal about `start` with a standard deviation of `spread`. All are (n,)."""
     level, low, high = inner(u, format)
     level, low, high = held * level, a * low, a * high
     spread = np.maximum(spread, abs(start - np.clip(start, low, high)) / FAR)
@@ -178,15 +180,15 @@ def over_cells(
 
 
 def inner(u: np.ndarray, format: type[Quantized]) -> Cells:
-    """The cells of u, of which those at the ends of a scale go as far as ±1: the largest number, which is exact."""
+    """The cells of u, where those at the ends of a scale end at ±1: the largest entry, which is exact."""
     level, low, high = format.cells(u)
     exact = (np.isinf(low) | np.isinf(high)) & (abs(u) >= LARGEST)
     return Cells(level, *(np.where(exact | np.isinf(end), level, end) for end in (low, high)))
 
 
 def deviations(x: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """(out, 1): the standard deviation of most of each row, by its median, as a few numbers of a real one are huge; inf
-    for a row without a number that counts."""
+    """(out, 1): the standard deviation of each row, by the median of |x|, as a few entries of a trained W are huge;
+    over the entries selected by `where`, inf for a row that has none."""
     size = np.sort(np.where(where, abs(x), np.inf), axis=1)
     return np.take_along_axis(size, where.sum(axis=1, keepdims=True) // 2, axis=1) / MEDIAN
 

@@ -1,6 +1,6 @@
 """GGUF's blocks, of llama.cpp: a row of a matrix as a file has it, cut into blocks of a few bytes each.
 
-A block is one or two scales in float16, and codes q, whole numbers:
+A block is one or two scales in float16, and codes q, integers:
 
     Q8_0     32 numbers in 34 bytes      d, q of 8 bits                Ŵ_i = d q_i
     Q4_0     32 numbers in 18 bytes      d, q of 4 bits                Ŵ_i = d (q_i - 8)
@@ -10,10 +10,11 @@ A block is one or two scales in float16, and codes q, whole numbers:
     Q4_K    256 numbers in 144 bytes     d, m, s, t, q of 4 bits       Ŵ_i = (d s_j) q_i - (m t_j)
     Q6_K    256 numbers in 210 bytes     d, s, q of 6 bits             Ŵ_i = (d s_j) (q_i - 32)
 
-The last two have codes for scales too: s_j and t_j of 6 bits are of part j of 8 in a block of Q4_K, s_j of 8 bits is of
-part j of 16 in one of Q6_K. Two codes of 4 bits share a byte: of 16 bytes (Q4_K: 32) the low halves are first, then the
-high ones. The fifth bits of Q5_0 and Q5_1 lie together, before these: bit i of 32, the lowest of the first byte first,
-is of number i. Each product and sum is rounded to float32 in the order in which it is written, as in llama.cpp.
+In the last two the scales are coded too: a block of Q4_K has 8 parts, each with s_j and t_j of 6 bits, one of Q6_K has
+16 parts, each with an s_j of 8 bits. Two codes of 4 bits share a byte: of 16 bytes (Q4_K: 32) the low halves come
+first, then the high ones. The fifth bits of Q5_0 and Q5_1 lie together, before these: bit i of 32, the lowest of the
+first byte first, belongs to number i. Each product and sum is rounded to float32 in the order in which it is written,
+as in llama.cpp.
 
 Only llama.cpp encodes: there is no encode() here. A model holds what its file has (load_pretrained(quantize="stored")).
 Source: https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c, dequantize_row_….

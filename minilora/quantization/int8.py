@@ -4,11 +4,11 @@ With a, the largest |W_oi| of row o, and half rounded to even,
 
     q_oi = round(127 W_oi / a_o)            Ŵ_oi = q_oi a_o / 127
 
-A layer multiplies by Ŵ in full precision. LLM.int8 also rounds the rows of x, and multiplies whole numbers: llm_int8().
+A layer multiplies by Ŵ in full precision. LLM.int8 also rounds the rows of x, and multiplies integers: llm_int8().
 There a few columns of x that are much larger than the rest would leave the others hardly any of the 127 steps. So the
-columns with an |x_ni| of 6 or more, the outliers, are taken out and multiplied in full:
+columns with an |x_ni| of 6 or more, the outliers, are taken out and multiplied in full precision:
 
-    y_no = Σ_{i no outlier} p_ni q_oi · a_n a_o / 127²  +  Σ_{i outlier} x_ni Ŵ_oi
+    y_no = Σ_{i not an outlier} p_ni q_oi · a_n a_o / 127²  +  Σ_{i outlier} x_ni Ŵ_oi
 
 Codes, scales and columns are those of bitsandbytes 0.50.2 to the bit.
 """
@@ -29,7 +29,7 @@ SQUARED_STEP = np.float32(6.200124e-05)  # bitsandbytes' 1/127²
 def int8_codes(W: np.ndarray, outlier: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """q (n, m) int8, a (n,), and the outlier columns of a float32 W (n, m), whose codes are 0. `outlier` 0: none.
 
-    As in bitsandbytes the outliers are left out of the scales, and of one row alone no column is set to 0.
+    As in bitsandbytes the outliers are left out of the scales, and in a matrix of one row no column is set to 0.
     """
     large = abs(W) >= outlier if outlier else np.zeros(W.shape, bool)
     columns = np.flatnonzero(large.any(axis=0))
@@ -43,7 +43,7 @@ def int8_codes(W: np.ndarray, outlier: float = 0.0) -> tuple[np.ndarray, np.ndar
 
 
 def llm_int8(x: np.ndarray, Q: Int8, outlier: float = OUTLIER) -> np.ndarray:
-    """y (N, out) of x (N, in): products of whole numbers, and of the outlier columns in full."""
+    """y (N, out) of x (N, in): a product of integers, and one of the outlier columns in full precision."""
     p, a, columns = int8_codes(np.asarray(x, np.float32), outlier)
     q, scale = Q.arrays["codes"], Q.arrays["absmax"]
     whole = p.astype(np.int32) @ q.T.astype(np.int32)

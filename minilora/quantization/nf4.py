@@ -43,9 +43,9 @@ PAIRS = LEVELS[np.stack(np.divmod(np.arange(256), 16), axis=1)].view(np.uint64)[
 
 
 def dynamic_map() -> np.ndarray:
-    """(256,) level8: 0, 1, and of both signs the middles of 2^e equal parts of [0.1, 1], times 10^(e - 6), e = 0 … 6.
+    """(256,) level8: 0, 1, and for e = 0 … 6 and both signs the middles of 2^e equal parts of [0.1, 1], by 10^(e - 6).
 
-    The ends of the parts are float32s, counted from the nearer end of [0.1, 1], as torch.linspace counts them.
+    The ends of the parts are rounded to float32, and computed from the nearer end of [0.1, 1], as torch.linspace does.
     """
     levels = [0.0, 1.0]
     for e in range(7):
@@ -61,7 +61,7 @@ LEVELS8 = dynamic_map()
 
 
 def nearest(x: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """uint8: the number of the nearest level, of two that are as near the lower."""
+    """uint8: the index of the nearest level, on a tie the lower."""
     return np.searchsorted((levels[:-1] + levels[1:]) / np.float32(2), x, side="left").astype(np.uint8)
 
 
@@ -102,7 +102,7 @@ def nf4_codes(W: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray
 
 
 def packed(q: np.ndarray) -> np.ndarray:
-    """Two codes a byte. A last one alone is packed with that of 0."""
+    """Two codes a byte; an odd last one is packed with the code of 0."""
     q = np.append(q, np.uint8(ZERO)) if len(q) % 2 else q
     return (q[::2] << 4) | q[1::2]
 
@@ -124,7 +124,7 @@ def double_quantised(a: np.ndarray, mean: np.float32 | None = None) -> tuple[np.
 
 def looked_up(codes: Array) -> Array:
     """(2 k,) float32: the two levels of each of k bytes. On the host some bytes at a time: NumPy makes an index of 8
-    bytes of each, which then stays in a cache."""
+    bytes for each, which then stays in the processor's cache."""
     xp = get_array_module(codes)
     pairs, x = xp.asarray(PAIRS), xp.empty(len(codes), np.uint64)
     step = LOOKED_UP if xp is np else max(1, len(codes))
@@ -204,7 +204,7 @@ class NF4(Quantized):
 
 class DoubleNF4(NF4):
     """NF4 with absmax (⌈n/64⌉,) uint8, nested_absmax (⌈n/64/256⌉,) float32 and their offset () float32, μ. A file has
-    `levels` of its own, which can be off from level8 by a last bit."""
+    `levels` of its own, which can differ from level8 in the last bit."""
 
     name = "nf4-dq"
 

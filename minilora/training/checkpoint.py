@@ -30,7 +30,7 @@ def save_checkpoint(
     best: dict[str, Array],
     settings: dict[str, Any],
 ) -> None:
-    """Write the trainable parameters, the state of the optimizer and of what is done after a step, if that has one, the
+    """Write the trainable parameters, the state of the optimizer and of the `after_step` callback, if it has one, the
     history, the best parameters and the settings.
 
     Raises FloatingPointError if a parameter is not finite, and leaves the older checkpoint as it is.
@@ -49,7 +49,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, model: Sequential, optimizer: Optimizer, after_step: Any, settings: dict[str, Any]
 ) -> tuple[History, dict[str, Array]]:
-    """Load the parameters, and the state of the optimizer and of what is done after a step; return the history and the
+    """Load the parameters, and the state of the optimizer and of the `after_step` callback; return the history and the
     best parameters.
 
     Raises ValueError, with nothing changed, for a file that is damaged or of a run with other settings.

@@ -1,4 +1,4 @@
-"""Distillation: a loss that draws the outputs of a student to those of a teacher."""
+"""Distillation: a loss that pulls the outputs of a student towards those of a teacher."""
 
 from __future__ import annotations
 

@@ -8,15 +8,15 @@ from collections import Counter
 from ..backend import Array
 from ..nn import Gradients, Memory, Parameter
 
-Use = tuple[Parameter, int]  # a parameter, and which use of it: a tied weight has several
+Use = tuple[Parameter, int]  # (parameter, number of its use): a tied weight is used more than once
 
 
 class GradientSum:
     """The gradients of n parts of a batch, summed parameter by parameter as they come. So there are never n sets of
     them in memory: for full fine-tuning each is as large as the model.
 
-    A sum is always formed in the order of the parts, so that its bytes do not depend on which thread is faster: what
-    comes before its turn waits.
+    A sum is always formed in the order of the parts, so that its bytes do not depend on which thread is faster: a
+    gradient that comes early waits for its turn.
     """
 
     def __init__(self, n: int) -> None:
@@ -45,8 +45,8 @@ class GradientSum:
             self.own.add(use)
 
     def total(self) -> Gradients:
-        """The sum, once all parts have run, in the order in which they first met the parameters."""
-        for use, part in sorted(self.waiting, key=lambda key: key[1]):  # a part before them had none: adapters by row
+        """The sum, once all parts have run, in the order in which the parts first added to the parameters."""
+        for use, part in sorted(self.waiting, key=lambda key: key[1]):  # adapters by row: an earlier part had none
             self.add_waiting(use, part)
         total = Gradients()
         for use in dict.fromkeys(use for part in self.parts for use in part.uses):
@@ -55,7 +55,7 @@ class GradientSum:
 
 
 class PartGradients(Gradients):
-    """What the backward of one part adds to: a parameter's gradient goes to the sum at once."""
+    """The Gradients of one part: each parameter's gradient goes to the sum at once."""
 
     def __init__(self, total: GradientSum, part: int) -> None:
         self.total, self.part = total, part

@@ -53,7 +53,7 @@ def loss_of(
     """
     targets, labelled = batch.targets, None
     if "labelled" in model.layers and targets.shape == batch.ids.shape and 0 < count_labels(batch) < targets.size:
-        b, t = np.nonzero(targets != ops.IGNORE)  # no logits, V numbers each, where there is no label
+        b, t = np.nonzero(targets != ops.IGNORE)  # positions without a label get no logits, which are V floats each
         targets, labelled = targets[b, t], (b, t)
     inputs, run = inputs_of(batch, labelled), Pass(None if rng is None else generator(rng), needs_cache=needs_cache)
     logits, cache = model.forward(batch.ids, inputs, run)

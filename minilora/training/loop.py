@@ -49,14 +49,14 @@ def fit(
     A step takes `accumulate` batches, `batches(i)` being the i-th, and splits each into `shards` that run on as many
     threads. It adds the loss and the gradients of `penalty` (optim.penalty), clips the gradients to the norm `clip`,
     and multiplies the learning rate by `schedule(step)`. `after_step(step, grads)` is called after the optimizer's
-    step, with the clipped gradients; where it has a `state`, {name: array}, and a load_state(state), a checkpoint keeps
-    that too. An `optimizer` has learning rates of its own: `lr` is then ignored. `loss` is the cross-entropy, or
+    step, with the clipped gradients; if it has a `state`, {name: array}, and a load_state(state), checkpoints save and
+    restore it. An `optimizer` has learning rates of its own: `lr` is then ignored. `loss` is the cross-entropy, or
     another: distillation(teacher).
 
     `held_out()` is evaluated, without the penalty, before the first step, every `evaluate_every` steps and after the
     last. After `patience` evaluations without a new best, training stops. With `patience`, the parameters of the best
-    evaluation are restored at the end; without, the last ones stay. `watch()`, data of another kind, is evaluated
-    whenever `held_out()` is, and decides nothing.
+    evaluation are restored at the end; without, the last ones stay. `watch()` is further data that is evaluated at the
+    same steps, and affects neither the stop nor the best evaluation.
 
     `checkpoint` is a file written every `checkpoint_every` steps, at the end, and on Ctrl-C. With `resume`, training
     continues from it, or starts from the beginning if there is none, and ends with the same bytes as a run that was
@@ -67,7 +67,7 @@ def fit(
     the same seed gives the same bytes here and on the command line, where --threads sets n.
 
     Returns the History: a loss in nats for each step, the penalty included, and the evaluations. Raises ValueError for
-    a number out of range, and for a checkpoint that is there without `resume`, or is of another run; FileNotFoundError
+    a number out of range, for a checkpoint that exists without `resume`, or belongs to another run; FileNotFoundError
     for a `checkpoint` in a folder that is not there; FloatingPointError when a loss or gradient is no longer finite,
     with the last good checkpoint kept; KeyboardInterrupt after Ctrl-C.
     """

@@ -2,8 +2,8 @@
 
     dz = ∂(S L)/∂z = S ∂L/∂z        g = dθ / S
 
-Every gradient on the way is S times as large, and those of θ are divided in float32, which has room. S shall be as
-large as is possible without overflow. It is found by trial: if a gradient is infinite or NaN, the step is left out and
+Every gradient on the way is S times as large, and those of θ are divided in float32, which has the range. S should be
+as large as possible without overflow. It is found by trial: if a gradient is infinite or NaN, the step is skipped and
 
     S ← b S         (b = backoff_factor)            and else, after each `growth_interval` steps in a row,
     S ← f S         (f = growth_factor)             as long as that is finite in float32
@@ -30,7 +30,7 @@ from ..nn import Gradients
 
 
 class LossScale:
-    """S, a float32, and `steps`, how many finite ones there were in a row since it last changed.
+    """S, a float32, and `steps`, the number of finite steps in a row since S last changed.
 
     Raises ValueError for a number out of range.
     """
@@ -72,5 +72,5 @@ class LossScale:
         with np.errstate(over="ignore"):
             S = float(np.float32(S))
         if S == 0:
-            raise FloatingPointError("the gradients are not finite at any loss scale: is the loss?")
+            raise FloatingPointError("the gradients are not finite at any loss scale: check that the loss is")
         self.S = S if np.isfinite(S) else self.S

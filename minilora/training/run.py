@@ -1,4 +1,4 @@
-"""What a training run does beside its steps: read the losses, evaluate, stop early, write checkpoints."""
+"""What a training run does between its steps: read the losses, evaluate, stop early, write checkpoints."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ class Run:
         if self.patience and self.held_out is None:
             raise ValueError(f"patience = {self.patience} needs evaluations: give held_out")
         if self.watch and self.held_out is None:
-            raise ValueError("watch is evaluated whenever held_out is: give that too")
+            raise ValueError("watch needs held_out: both are evaluated at the same steps")
         if self.checkpoint and not self.checkpoint.parent.is_dir():
             raise FileNotFoundError(f"no folder {self.checkpoint.parent} for the checkpoint: make it first")
 
     def settings(self) -> dict[str, Any]:
-        """What a run that resumes from the checkpoint must have in common with this one."""
+        """The settings that a run which resumes from the checkpoint must share with this one."""
         own = {"seed": int(self.seed), "steps": int(self.steps), "accumulate": int(self.accumulate)}
         return own | {"clip": float(self.clip), "shards": int(self.shards), **self.optimizer.settings()}
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from minilora.display.plots import BASE, FULL, LORA, TYPE, png_bytes
+from minilora.display.plots import BASE, FONT_SIZE, FULL, LORA, png_bytes
 
 GOOD, BAD = "#2a7f4f", "#b3261e"
 KINDS = {"PER": ("#f6c177", "people"), "LOC": ("#9ccfa3", "places"), "ORG": ("#9fc5e8", "organisations")}
@@ -28,7 +28,7 @@ def digits(out, images, labels, guesses, right):
             color = GOOD if guesses[way][i] == labels[i] else BAD
             ax.set_title(guesses[way][i], loc=side, color=color, fontsize=26, weight="bold", pad=4)
     top.suptitle(
-        "Held-out images. Above each, left: what the base reads; right: what it reads with LoRA", fontsize=TYPE + 4
+        "Held-out images. Above each, left: what the base reads; right: what it reads with LoRA", fontsize=FONT_SIZE + 4
     )
     ax, x = bottom.subplots(), np.arange(len(right))
     kinds = (-0.2, 0, BASE, "0 .. 6, which the base has learned"), (0.2, 1, LORA, "7, 8, 9, which are new to it")
@@ -36,12 +36,14 @@ def digits(out, images, labels, guesses, right):
         shares = 100 * np.array([shares[:, k] for shares in right.values()])  # (ways, splits)
         mean = shares.mean(axis=1)
         bars = ax.bar(x + offset, mean, 0.38, color=color, label=name)
-        ax.bar_label(bars, [f"{share:.0f}" for share in mean], fontsize=TYPE - 1, label_type="center", color="white")
+        ax.bar_label(
+            bars, [f"{share:.0f}" for share in mean], fontsize=FONT_SIZE - 1, label_type="center", color="white"
+        )
         ax.plot(np.repeat(x + offset, shares.shape[1]), shares.ravel(), "o", color="black", ms=5)
     ax.set_xticks(x, list(right))
     ax.set_yticks(range(0, 101, 20))
     ax.set(ylabel="% of held-out images right:\nmean, and each split (dots)", ylim=(0, 125))
-    ax.legend(frameon=False, ncols=2, fontsize=TYPE, loc="upper center")
+    ax.legend(frameon=False, ncols=2, fontsize=FONT_SIZE, loc="upper center")
     save(out, figure)
 
 
@@ -60,7 +62,7 @@ def named_entities(out, sentences, truth, guesses, scores, spans):
         for line, way in enumerate(("truth", "new head", "LoRA")):
             tags, y = truth[i] if way == "truth" else guesses[way][i], 4 * block + line
             color = "black" if way == "truth" else GOOD if tags == truth[i] else BAD
-            ax.text(0, y, way, fontsize=TYPE, color=color, va="center", weight="bold")
+            ax.text(0, y, way, fontsize=FONT_SIZE, color=color, va="center", weight="bold")
             ax.text(x[0], y, " ".join(words), fontsize=22, family="monospace", va="center")
             for first, last, kind in spans(tags):
                 box = (x[first] - 0.3, y - 0.4), x[last + 1] - x[first] - 0.4, 0.8
@@ -68,10 +70,10 @@ def named_entities(out, sentences, truth, guesses, scores, spans):
     ax, x = bottom.subplots(), np.arange(len(scores))
     for k, (kind, (color, name)) in enumerate({**KINDS, "PER LOC ORG": (BASE, "all")}.items()):
         bars = ax.bar(x + 0.2 * (k - 1.5), [row[kind] for row in scores.values()], 0.19, color=color, label=name)
-        ax.bar_label(bars, fmt="%.2f", fontsize=TYPE - 3)
+        ax.bar_label(bars, fmt="%.2f", fontsize=FONT_SIZE - 3)
     ax.set_xticks(x, list(scores))
     ax.set(ylabel="F1 on held-out names\nin held-out sentences", ylim=(0, 1.12))
-    ax.legend(frameon=False, fontsize=TYPE, loc="upper left")
+    ax.legend(frameon=False, fontsize=FONT_SIZE, loc="upper left")
     save(out, figure)
 
 
@@ -94,8 +96,10 @@ def recommender(out, curves):
     right.set(title="Ten items shown", xlabel="sessions of the new market to learn from (log scale)", xscale="log")
     right.set_xticks(list(curves), [f"{n:,}" for n in curves])
     right.minorticks_off()
-    figure.legend(frameon=False, fontsize=TYPE, loc="outside lower center", ncols=6)
-    figure.suptitle("A new market, whose visitors choose otherwise by a shift of rank 1 (simulated)", fontsize=TYPE + 4)
+    figure.legend(frameon=False, fontsize=FONT_SIZE, loc="outside lower center", ncols=6)
+    figure.suptitle(
+        "A new market, whose visitors choose otherwise by a shift of rank 1 (simulated)", fontsize=FONT_SIZE + 4
+    )
     save(out, figure)
 
 
@@ -114,7 +118,9 @@ def distillation(out, table):
             ax.plot(np.repeat(list(rows), values.shape[1]), values.ravel(), "o", ms=6, color=colors[way])
             ax.set_xticks(list(rows), [str(r) for r in rows])
         ax.set(title=title, xlabel="rank")
-    figure.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=TYPE, loc="outside lower center", ncols=3)
+    figure.legend(
+        *ax.get_legend_handles_labels(), frameon=False, fontsize=FONT_SIZE, loc="outside lower center", ncols=3
+    )
     save(out, figure)
 
 
@@ -127,12 +133,14 @@ def reversed_words(out, right):
         at = y + 0.4 * k - 0.2
         mean = shares.mean(axis=1)
         bars = ax.barh(at, mean, 0.38, color=color, label=name)
-        ax.bar_label(bars, [f"{share:.0f}" for share in mean], fontsize=TYPE - 2, label_type="center", color="white")
+        ax.bar_label(
+            bars, [f"{share:.0f}" for share in mean], fontsize=FONT_SIZE - 2, label_type="center", color="white"
+        )
         ax.plot(shares.ravel(), np.repeat(at, shares.shape[1]), "o", color="black", ms=6)
     ax.set_yticks(y, list(right))
     ax.set(xlabel="% of held-out numbers without a mistake: mean, and each seed", xlim=(0, 104))
     ax.invert_yaxis()
-    figure.legend(frameon=False, fontsize=TYPE, loc="outside lower center", ncols=2)
+    figure.legend(frameon=False, fontsize=FONT_SIZE, loc="outside lower center", ncols=2)
     save(out, figure)
 
 
@@ -156,5 +164,5 @@ def ten_values(out, found):
     k = list(found["cut"])
     ax.set_xticks(k, [f"all {n}" if n == k[-1] else str(n) for n in k])
     ax.minorticks_off()
-    figure.legend(frameon=False, fontsize=TYPE, loc="outside lower center", ncols=2)
+    figure.legend(frameon=False, fontsize=FONT_SIZE, loc="outside lower center", ncols=2)
     save(out, figure)

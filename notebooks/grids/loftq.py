@@ -78,7 +78,7 @@ def main() -> None:
     best = {start: min(RATES, key=lambda lr: pick(runs, "ends", start=start, lr=lr).mean()) for start in STARTS}
     ends = {start: pick(runs, "ends", start=start, lr=lr) for start, lr in best.items()}
     print(
-        "\n| start | best rate | begins at | ends at | less that of NF4, B = 0, 95% interval |\n|---|---|---|---|---|"
+        "\n| start | best rate | begins at | ends at | minus that of NF4, B = 0, 95% interval |\n|---|---|---|---|---|"
     )
     for start, lr in best.items():
         begins, mean = pick(runs, "begins", start=start, lr=lr).mean(), ends[start].mean()

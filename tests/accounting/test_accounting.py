@@ -619,8 +619,8 @@ def test_each_formula_of_flops_gives_the_number_beside_it(model, method, words, 
         assert evaluated(attention.replace(" + the blocks' forward", ""), [], letters) == expected.attention
         assert ("the blocks' forward" in linear) == (part != expected) == (account.recompute and which == "backward")
         assert f"{which}: linear │ {linear.partition('   ')[0]}" in printed
-    assert ("were B A formed" in printed) == (method in ("lora", "qlora", "alora"))
-    if "were B A formed" in printed:
+    assert ("if B A were formed" in printed) == (method in ("lora", "qlora", "alora"))
+    if "if B A were formed" in printed:
         assert f"{evaluated('2 Σ (r + n) in·out', adapted, letters):.4g}" in printed
 
 
@@ -630,7 +630,7 @@ def test_an_embedding_is_adapted_in_the_table_as_other_layers_are(capsys):
     assert main(["count", "--targets", "embed,q_proj"]) == 0
     printed = capsys.readouterr().out
     assert "Σ n (2 r out) of 1 + Σ n (2 r (in + out)) of 5" in printed
-    assert "were B A formed" in printed
+    assert "if B A were formed" in printed
 
 
 def test_parts_of_a_fused_layer_are_counted_each_and_written_as_one_of_higher_rank():

@@ -407,7 +407,7 @@ def test_a_layout_without_a_word_for_it_and_a_smaller_rank_of_several_rounds_are
     minilora.save_pretrained(base("llama", dtype="float32"), tmp_path / "m")
     with pytest.raises(ValueError, match="has a base in fewer bits, which this layout cannot say"):
         peft.layouts.pairs.read_pairs(tmp_path / "a")
-    with pytest.raises(ValueError, match="has a base that its rank had a part in"):
+    with pytest.raises(ValueError, match="is a LoftQ of several rounds, whose base depends on the rank"):
         study(str(tmp_path / "a"), rank=1, out=str(tmp_path / "small"))
     assert study(str(tmp_path / "a"), base=str(tmp_path / "m"))["layers"]  # the hash is that with Q
     saved(tmp_path / "b", rounds=1)
@@ -457,7 +457,7 @@ def test_finetune_generate_and_merge_on_the_command_line(held, tmp_path, capsys)
         run("generate", "--adapter", tmp_path / "a", "--prompt", "for", "--tokens", 4, "--quantize", other)
     ids = np.arange(97, 117)[None]
     assert close(minilora.load_pretrained(tmp_path / "m").forward(ids)[0], model.forward(ids)[0], 2e-2)
-    with pytest.raises(ValueError, match="option 'quantize' is what --quantize says"):
+    with pytest.raises(ValueError, match="option 'quantize' is set by --quantize"):
         minilora.jobs.finetuning.settings_of(
             minilora.jobs.settings.LanguageModelSettings, method=DEFAULT, option={"quantize": "int8"}
         )

@@ -514,7 +514,7 @@ def test_without_cupy_or_without_a_gpu_cuda_is_refused(words, here, capfd, monke
     ("words", "says"),
     [
         (["--prompt", ""], "the prompt is empty: give at least one character"),
-        (["--temperature", "-0.1"], "temperature -0.1 is below 0"),
+        (["--temperature", "-0.1"], "temperature -0.1 is not a finite number from 0 up"),
         (["--temperature", "nan"], "temperature.* nan"),
         (["--top-k", "-5"], "top-k: '-5'"),
     ],

@@ -115,9 +115,9 @@ BAD = {
     ),
     "no form": (
         [{"foo": "a", "bar": "b"}],
-        "it has 'foo', 'bar', which is no form of a conversation: write .*messages",
+        "it has 'foo', 'bar', which is not a form of conversation: write .*messages",
     ),
-    "no keys": ([PAIR, {}], "line 2: it has no keys, which is no form"),
+    "no keys": ([PAIR, {}], "line 2: it has no keys, which is not a form"),
     "no list": ([{"messages": "a"}], "line 1: 'messages' is 'a', and not a list of turns"),
     "no turns": ([TALK, {"messages": []}], "line 2: there is no turn of the assistant to learn from"),
     "no answer": ([said(("user", "a"))], "line 1: there is no turn of the assistant"),
@@ -140,12 +140,12 @@ BAD = {
     "a weight of 0": ([{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}], "'weight' is not read"),
     "tools": (
         [{**TALK, "tools": [{"name": "f"}]}],
-        "line 1: 'tools' is not read, and without it the answer may be another",
+        "line 1: 'tools' is not read, and without it the answer could differ",
     ),
-    "a system prompt in the middle": ([said(("user", "a"), ("system", "b"), ("assistant", "c"))], "not the first turn"),
+    "a system prompt in the middle": ([said(("user", "a"), ("system", "b"), ("assistant", "c"))], "as the first turn"),
     "two system prompts": (
         [{**said(("system", "a"), ("assistant", "b")), "system": "c"}],
-        "or the second of two: leave one",
+        "there may be one system prompt, and only as the first turn",
     ),
     "a system prompt that is none": ([{**PAIR, "system": 3}], "line 1: 'system' is 3, and not a text"),
     "a system prompt of null": ([said(("system", None), ("assistant", "a"))], "'content' is None, and not a text"),

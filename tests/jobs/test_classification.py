@@ -444,7 +444,7 @@ def test_an_adapter_that_does_not_classify_is_refused(here, capfd):
     run = ["--steps", "1", "--batch", "2", "--length", "8", "--rank", "1"]
     assert main(["finetune", "--base", "base", "--data", "words.txt", "--out", "lm", *run]) == 0
     capfd.readouterr()
-    assert_refused(here, capfd, ["predict", "--adapter", "lm"], "lm holds no classifier of texts: make one with")
+    assert_refused(here, capfd, ["predict", "--adapter", "lm"], "lm is not a classifier of texts: make one with")
 
 
 @pytest.mark.parametrize(("words", "says"), [

@@ -144,11 +144,11 @@ def test_predict_warns_of_what_it_cannot_read_on_stderr_alone(here, capfd, monke
         assert ("of the tokens are unknown" in err) == warned
     monkeypatch.setattr("sys.stdin", io.StringIO("good\n" + "a " * 9))
     assert main(["predict", "--adapter", "out"]) == 0
-    assert "50.0% of 2 texts are longer than the 8 tokens that are read, and cut" in capfd.readouterr().err
+    assert "50.0% of 2 texts are longer than 8 tokens, and cut there" in capfd.readouterr().err
     write("new.csv", [*ENGLISH, ("", "")])
     assert main(["predict", "--adapter", "out", "--data", "new.csv", "--label", "label", "--skip-empty"]) == 0
     out, err = capfd.readouterr()
-    assert "accuracy of always saying 'neg': 0.5000" in out
+    assert "accuracy of always predicting 'neg': 0.5000" in out
     assert "left out, 1 in all" in err
 
 
@@ -166,8 +166,8 @@ def test_a_classifier_that_is_no_better_than_the_commonest_label_says_so(capfd):
         report |= {key: [1.0, 1.0] for key in ("precision", "recall", "f1")} | {"confusion": [[6, 0], [2, 0]]}
         classification.print_scores(report)
         out = capfd.readouterr().out
-        assert "accuracy of always saying 'a': 0.7500" in out
-        assert ("the classifier is no better than always saying 'a'" in out) == says
+        assert "accuracy of always predicting 'a': 0.7500" in out
+        assert ("the classifier is no better than always predicting 'a'" in out) == says
 
 
 @pytest.mark.parametrize("given", [True, False])

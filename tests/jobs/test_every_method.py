@@ -260,7 +260,7 @@ def test_the_value_of_an_option_is_read_as_json_or_else_is_a_text(text, value, h
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--option", "r=3"], "option 'r' is what 'rank' says: give that"),
+        (["--option", "r=3"], "option 'r' is set by 'rank': give that instead"),
         (["--option", "=3"], "'=3' is not NAME=VALUE"),
         (["--option", "a"], "'a' is not NAME=VALUE"),
         (["--method", "none"], "no variant is called 'none'"),
@@ -297,7 +297,7 @@ def test_methods_are_given_once_and_a_method_without_a_rank_is_not_swept_alone(h
     words = ["sweep", "--base", "gpt2", *RUN, "--ranks", "1", "--jobs", "1"]
     without = next(name for name in variants() if "r" not in options_of(name))
     assert_refused(here, capfd, [*words, "--method", without], f"{without} has no rank to sweep")
-    said = "methods are given once each, and instead of one method"
+    said = "give each of the methods once, and not together with one method"
     assert_refused(here, capfd, [*words, "--methods", f"{DEFAULT},{DEFAULT}"], said)
     assert_refused(here, capfd, [*words, "--methods", DEFAULT, "--method", DEFAULT], said)
 

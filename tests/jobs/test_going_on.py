@@ -165,7 +165,7 @@ def test_what_a_file_cannot_say_is_told(here, capfd):
     assert main(["finetune", "--base", "base", *DATA, "--out", "pissa", "--init", "pissa"]) == 0
     capfd.readouterr()
     assert main(["finetune", "--from", "pissa", *ON]) == 0
-    says = "pissa was trained with init 'pissa'; its file holds a lora of rank 4, and goes on as that"
+    says = "pissa was trained with init 'pissa'; its file holds a lora of rank 4, and continues as that"
     assert says in capfd.readouterr().err
 
 

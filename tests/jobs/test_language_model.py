@@ -131,9 +131,9 @@ def templated(template: str) -> SubwordTokenizer:
 @pytest.mark.parametrize(
     ("template", "says"),
     [
-        (CHATML.replace("message.content }}", "message.content }}{{ messages|length }}"), "tokens are others when"),
-        (CHATML.replace("{{ bos_token }}assistant\n", "{{ bos_token }}bot\n"), "tokens are others when"),
-        (CHATML.replace("assistant\n", "assistant\nthe"), "tokens are others when"),  # "then": one token or two
+        (CHATML.replace("message.content }}", "message.content }}{{ messages|length }}"), "prompt differently when"),
+        (CHATML.replace("{{ bos_token }}assistant\n", "{{ bos_token }}bot\n"), "prompt differently when"),
+        (CHATML.replace("assistant\n", "assistant\nthe"), "prompt differently when"),  # "then": one token or two
         (CHATML.replace("{{ eos_token }}", ""), "ends an answer with no token of its own"),
     ],
 )

@@ -18,7 +18,7 @@ from minilora.cli import main
 from minilora.data import Batch
 from minilora.jobs.merging import MEASURES, show_kept, size_curves
 from minilora.jobs.merging_figure import merging_figure
-from minilora.models.quantized import hold, quantize
+from minilora.models.quantized import convert, quantize
 from minilora.models.saving import save_pretrained
 from minilora.quantization import Quantized, dense, formats
 from minilora.quantization.forecast import foretell, measure
@@ -54,7 +54,7 @@ def test_what_is_measured_is_what_merge_and_quantize_leave(format):
     found = kept_by_merge(model, format, Batch(IDS, IDS))
     merge(model)
     x = {path: model[path] for path in found}
-    hold(model, format)
+    convert(model, format)
     kept, sizes = (sum(getattr(layer.measured, name) for layer in found.values()) for name in ("along", "delta"))
     assert share_kept(found) == pytest.approx(kept / sizes)
     for path, layer in found.items():
@@ -78,7 +78,7 @@ def test_a_base_in_a_format_is_merged_from_its_decoded_matrices(format):
         held[f"{path}.weight"] = held[f"{path}.weight"] + adapter.delta()
     assert all(layer.on_the_grid for layer in kept_by_merge(model, format).values())
     merge(model)
-    hold(model, "float32")
+    convert(model, "float32")
     assert not any(isinstance(p.data, Quantized) for p in model.parameters())
     for path, parameter in model.named_parameters().items():
         assert np.allclose(parameter.data, held[path], rtol=1e-6, atol=1e-7), path
@@ -88,11 +88,11 @@ def test_a_model_in_one_format_is_held_in_another():
     model = build("llama", dtype="float32")
     quantize(model, "int8")
     W = dense(model["block_0.attention.q_proj"].weight.data)
-    hold(model, "nf4")
+    convert(model, "nf4")
     Q = model["block_0.attention.q_proj"].weight.data
     assert Q.name == "nf4"
     assert np.array_equal(Q.dense(), formats()["nf4"].of(W).dense())
-    hold(model, "float32")
+    convert(model, "float32")
     assert np.array_equal(model["block_0.attention.q_proj"].weight.data, Q.dense())
 
 
@@ -152,7 +152,7 @@ def made(tmp_path_factory):
     make_inputs(folder)
     make_base(folder / "whole", d_model=64, d_ff=64)
     model = minilora.load_pretrained(folder / "whole", quantize="nf4")
-    hold(model, "float32")
+    convert(model, "float32")
     save_pretrained(model, folder / "held")
     for name, alpha in (("small", 0.2), ("large", 200.0)):
         model = minilora.load_pretrained(folder / "held")
@@ -184,7 +184,8 @@ def test_a_merge_that_keeps_less_than_half_says_so_and_is_not_done(here, capfd):
     assert "foretold" in out
     assert "measured" in out
     assert len(lines(err)) == 1
-    assert re.search(r"keeps [0-9]% of ΔW, less than half: keep the adapter apart, or take --dtype bfloat16", err)
+    advice = "keep the adapter as a separate file, or take --dtype bfloat16"
+    assert re.search(rf"keeps [0-9]% of ΔW, less than half: {advice}", err)
     assert "--anyway" in err
 
 
@@ -207,7 +208,7 @@ def test_a_large_change_is_merged_into_every_dtype_and_loads(here, capfd, dtype)
     model, merged = minilora.load_pretrained("held"), minilora.load_pretrained("out")
     minilora.load_adapter(model, "large")
     merge(model)
-    hold(model, dtype)
+    convert(model, dtype)
     for path, parameter in model.named_parameters().items():
         assert np.array_equal(dense(merged.named_parameters()[path].data), dense(parameter.data)), path
 

@@ -295,7 +295,7 @@ BAD = {
     "neither": (["--methods"], "expected one argument"),
     "no such method": (["--methods", "loar"], f"no variant is called 'loar': did you mean '{DEFAULT}'"),
     "no such option": (["--methods", f"{DEFAULT}:colour=3"], f"{DEFAULT} has no option 'colour'"),
-    "one seed": (["--seeds", "1"], "1 seeds, 2 jobs: a spread takes two seeds or more"),
+    "one seed": (["--seeds", "1"], "1 seeds, 2 jobs: give at least two seeds"),
     "another job's option": (["--lr", "0.1"], "--methods, on the built-in model, does not read --lr: leave it out"),
     "another base": (["--base", "other"], "does not read --base"),
     "nothing to resume": (["--resume"], "out holds no comparison to resume: start it without --resume"),

@@ -468,7 +468,7 @@ def test_the_table_has_a_line_for_each_layer_and_the_conclusion_its_numbers(here
         assert line.split()[1:9] == cells
     assert f"Rank {total['rank_90']} keeps 90 % of the energy of ΔW and rank {total['rank_99']} keeps 99 %" in said
     assert f"their effective rank is {total['effective_rank']:.1f}" in said
-    assert "Different too, and not a matrix of both: model.layers.0.input_layernorm.weight, " in said
+    assert "Other tensors that differ, not matrices in both: model.layers.0.input_layernorm.weight, " in said
     assert "amplified" not in run(capfd, "adapter")
 
 
@@ -499,7 +499,7 @@ def test_json_is_the_result_and_the_same_bytes_every_time(here, capfd):
 def test_what_is_written_is_an_adapter_for_the_next_command(here, capfd):
     said = run(capfd, "base", "full", "--energy", "0.8", "--out", "small")
     assert re.search(r"The adapter has 14 layers of rank \d to \d, [\d,]+ parameters; it misses \d+\.\d% of ‖ΔW‖", said)
-    assert "It cannot hold what else is different: model.embed_tokens, " in said
+    assert "It cannot hold what else differs: model.embed_tokens, " in said
     assert main(["merge", "--base", "base", "--adapter", "small", "--out", "out"]) == 0
     capfd.readouterr()
     assert "Rank" in run(capfd, "base", "out")
@@ -557,7 +557,7 @@ REFUSED = {
     "neither": (["nowhere"], "no folder or file 'nowhere'"),
     "one checkpoint": (
         ["base"],
-        "base is no adapter folder, it holds no adapter_config.json; of two checkpoints, give",
+        "base is not an adapter folder, it holds no adapter_config.json; to compare two checkpoints, give",
     ),
     "not a checkpoint": (
         ["base", "adapter"],
@@ -567,7 +567,7 @@ REFUSED = {
     "another base": (["adapter", "--base", "full"], "adapter was made for another base: the weights of full are not"),
     "nothing in common": (["builtin", "strange"], "builtin and strange have no weight matrix of the same name and sha"),
     "identical": (["base", "base"], "ΔW = 0: the 15 matrices of base and base are equal$"),
-    "only norms": (["base", "norms"], "ΔW = 0: .* are equal; what differs is no matrix: model.norm.weight"),
+    "only norms": (["base", "norms"], "ΔW = 0: .* are equal; what differs is not a matrix: model.norm.weight"),
     "not trained": (["idle"], "ΔW = 0 in every layer of idle"),
     "a rank too high": (["base", "full", "--rank", "9", "--out", "out"], "_proj: rank 9 is above 8, the most a 8 x 16"),
     "a higher rank": (["adapter", "--rank", "4", "--out", "out"], "rank 4 is above 3, which the adapter has already"),
@@ -575,8 +575,8 @@ REFUSED = {
     "energy 0": (["adapter", "--energy", "0", "--out", "out"], "--energy: '0' is not a share above 0 and up to 1"),
     "energy 1.5": (["adapter", "--energy", "1.5", "--out", "out"], "'1.5' is not a share above 0 and up to 1"),
     "both": (["adapter", "--energy", "0.5", "--rank", "2", "--out", "out"], "give one of them"),
-    "nowhere to write": (["adapter", "--rank", "2"], "takes a folder for it, and a rank or a share of the energy"),
-    "nothing to write": (["adapter", "--out", "out"], "takes a folder for it, and a rank or a share of the energy"),
+    "nowhere to write": (["adapter", "--rank", "2"], "give a folder for it and a rank or a share of the energy"),
+    "nothing to write": (["adapter", "--out", "out"], "give a folder for it and a rank or a share of the energy"),
     "out is taken": (["adapter", "--rank", "2", "--out", "base"], "base already holds config.json: choose another"),
     "out is taken, found first": (
         ["base", "nowhere", "--rank", "2", "--out", "base"],
@@ -687,7 +687,7 @@ def test_extraction_refuses_what_has_no_linear_layer(here, capfd):
     (here / "embed").mkdir()
     save_tensors(here / "embed" / "model.safetensors", tensors | changed, {})
     words = ["--rank", "1", "--out", "out"]
-    assert_refused(here, capfd, ["rank", "base", "embed", *words], "none has changed, only model.embed_tokens")
+    assert_refused(here, capfd, ["rank", "base", "embed", *words], "an adapter on, only model.embed_tokens")
 
 
 # ---- every family ----

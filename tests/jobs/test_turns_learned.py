@@ -178,7 +178,7 @@ REFUSED = {
     ),
     "a system prompt that moves": (
         unmarked(MOVING),
-        "line 2: in the chat template the prompt's tokens are others .* turn 3: mark",
+        "line 2: the chat template renders the prompt differently .* turn 3: mark",
     ),
     "marks without an end": (
         CHATML.replace("{{ message.content }}", "{% generation %}{{ message.content }}{% endgeneration %}"),

@@ -142,7 +142,7 @@ def test_a_stream_is_the_text_piece_by_piece():
     ("options", "says"),
     [
         ({"prompt": ""}, "the prompt is empty"),
-        ({"temperature": -1.0}, "temperature -1.0 is below 0"),
+        ({"temperature": -1.0}, "temperature -1.0 is not a finite number"),
         ({"temperature": float("nan")}, "temperature nan"),
         ({"temperature": 1.0}, "rng None is neither a seed nor a generator"),
         ({"top_k": -1}, "top_k = -1 is below 0"),

@@ -329,7 +329,7 @@ def test_draws_of_one_prompt_are_those_that_they_were_before_there_were_many(bui
     [
         ({"prompt": ["x", ""]}, "prompt 2 is empty: give at least one character"),
         ({"prompt": [""]}, "the prompt is empty"),
-        ({"batch": 0}, "batch = 0 is no number of prompts"),
+        ({"batch": 0}, "batch = 0 is not a number of prompts"),
         ({"adapter": ["a"]}, "adapters are 1 names, and the batch has 2 rows"),
         ({"adapter": "a"}, "this model has none"),
         ({"temperature": 1.0}, "rng None is neither a seed nor a generator"),

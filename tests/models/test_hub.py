@@ -385,7 +385,7 @@ def test_a_cache_that_lacks_the_model_or_a_part_of_it_says_which_command_fetches
         name, _, revision = base.partition("@")
         assert line.startswith(f"minilora: no folder or file '{name}'")
         assert (
-            "and the Hub's cache lacks it or a part of it; HF_HUB_OFFLINE is set: unset it, or, where there is a "
+            "and the Hub's cache lacks it or a part of it; HF_HUB_OFFLINE is set: unset it, or, with a network, run: "
             in line
         )
         assert f"run: hf download {name} " in line

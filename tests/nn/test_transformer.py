@@ -253,7 +253,7 @@ def test_padding_and_segments_that_do_not_fit_the_ids_are_refused(family, wrong,
         ((np.ones((3, 6), bool),), r"forward\(ids, Inputs\("),
         ((Pass(),), "takes these two types"),
         ((Inputs(), Inputs()), "takes these two types"),
-        ((Inputs(), Pass(rng=0)), r"Pass\(rng=0\) is no generator"),
+        ((Inputs(), Pass(rng=0)), r"Pass\(rng=0\) is not a generator"),
     ],
 )
 def test_what_is_no_inputs_or_no_pass_is_refused_by_name(arguments, message, rng):

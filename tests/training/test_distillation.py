@@ -176,8 +176,8 @@ def test_a_resumed_run_wants_the_same_teacher(teacher_run):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"temperature": 2.0}, "temperature is how to learn from a teacher: give one"),
-        ({"reverse_kl": True}, "reverse_kl is how to learn from a teacher: give one"),
+        ({"temperature": 2.0}, "temperature needs a teacher: give --teacher"),
+        ({"reverse_kl": True}, "reverse_kl needs a teacher: give --teacher"),
         ({"teacher": "minilm"}, "another tokenizer"),
         ({"teacher": "no/such/folder"}, "no/such/folder"),
     ],

@@ -15,14 +15,13 @@ def arguments(add: Add) -> None:
     add("--weights", type=any_float, metavar="X", nargs="+", help="one for each, also below 0 (default: 1 each)")
     ways = "; ".join(f"{name}: {about}" for name, about in descriptions().items() if not name.endswith("_svd"))
     those = ", ".join(name for name in descriptions() if name.endswith("_svd"))
-    add("--how", choices=[*descriptions()], default="svd", metavar="NAME", help=f"{ways}; of ΔW itself, cut to a rank: "
-        f"{those} (default svd)")  # fmt: skip
-    add("--rank", type=positive_int, metavar="N", help="of svd and ..._svd (default: the largest of the adapters)")
-    add(
-        "--density", type=share, metavar="P", help="of ties, dare_..., magnitude_prune: the share of numbers that stays"
-    )
-    add("--base", metavar="MODEL", help=f"{MODEL} (default: what the first says that it was made for, or builtin)")
-    texts = "a text for each adapter: its loss before and after, by every way; 'builtin' is Python's own source"
+    add("--how", choices=[*descriptions()], default="svd", metavar="NAME", help=f"{ways}; the same on ΔW itself, "
+        f"truncated to --rank: {those} (default svd)")  # fmt: skip
+    add("--rank", type=positive_int, metavar="N", help="for svd and ..._svd (default: the largest of the adapters)")
+    entries = "for ties, dare_..., magnitude_prune: the share of entries to keep"
+    add("--density", type=share, metavar="P", help=entries)
+    add("--base", metavar="MODEL", help=f"{MODEL} (default: the base that the first adapter names, or builtin)")
+    texts = "a text for each adapter: print its loss before and after, by every --how; builtin is Python's own source"
     add("--evaluate", dest="data", metavar="FILE", nargs="+", default=[], help=texts)
     add("--plot", metavar="FILE", help="a .png of those losses, and of how far the adapters agree")
     add("--out", metavar="DIR", help="a new folder")

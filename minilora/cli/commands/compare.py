@@ -37,7 +37,7 @@ def arguments(add: Add) -> None:
     add("--jobs", type=positive_int, metavar="N", help="with --methods: runs at a time (default 2)", **missing)
     add("--cluster", metavar="ADDRESS", help=f"with --methods: {CLUSTER}", **missing)
     add("--search", action="store_true", help="with --methods: choose every learning rate anew", **missing)
-    add("--resume", action="store_true", help="with --methods: go on from what is in --out", **missing)
+    add("--resume", action="store_true", help="with --methods: continue from what is in --out", **missing)
 
 
 def run(options: Options) -> None:

@@ -35,9 +35,9 @@ def arguments(add: Add) -> None:
     add("--labels", type=positive_int, metavar="N", help="outputs of classify and tokens (default: the config's, or 2)")
     add("--batch", type=positive_int, default=1, metavar="N", help="sequences (default 1)")
     add("--tokens", type=positive_int, metavar="N", help="in a sequence (default 512, or what the model can)")
-    add("--source-tokens", type=positive_int, metavar="N", help="that an encoder reads beside (default: as many)")
+    add("--source-tokens", type=positive_int, metavar="N", help="of an encoder's source (default: as --tokens)")
     add("--dtype", metavar="NAME", help="of the base: float32 (default), float16, bfloat16, int8, nf4, nf4-dq, float64")
-    add("--recompute", action="store_true", help="blocks keep their input alone, and run again for backward")
+    add("--recompute", action="store_true", help="blocks keep only their input, and are computed again in the backward")
     add("--json", action="store_true", help=JSON)
     add("--plot", metavar="FILE", help="a bar chart of --compare: NAME.png")
 

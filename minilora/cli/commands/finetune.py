@@ -10,17 +10,17 @@ from ..options import ADAPTER, CLASSIFYING, COLUMNS, MODEL, TUNING, Add, Options
 
 EXAMPLE = "minilora finetune --base builtin --data notes.txt --targets q_proj,v_proj --rank 8 --out runs/notes"
 HOLDS = """adapter_config.json, adapter_model.safetensors, settings.json, history.json, checkpoint.safetensors;
-  samples.json (before and after), or to classify scores.json and curves.png; of --watch forgetting.png; of
+  samples.json (before and after), or to classify scores.json and curves.png; with --watch forgetting.png; with
   --add-tokens the tokenizer's files"""
 SHARED = "--out", "--resume", "--device", "--seed", "--shards"
-DATA = "a file; or 'builtin', Python's own source; to classify, rotten_tomatoes or imdb"
+DATA = "a file; or builtin, Python's own source; to classify, rotten_tomatoes or imdb"
 
 
 def arguments(add: Add) -> None:
     what = """text (default): --data is a text; instruct: conversations in JSON, as messages, Alpaca's, ShareGPT's or
     {"prompt": "...", "answer": "..."}; classify: rows of a table, or JSON, with a text and its label"""
-    add("--base", metavar="MODEL", help=f"{MODEL} (default builtin, or what the adapter of --from was made for)")
-    add("--from", dest="start", metavar="ADAPTER", help=f"go on from {ADAPTER}, with its options")
+    add("--base", metavar="MODEL", help=f"{MODEL} (default builtin, or the base of the adapter of --from)")
+    add("--from", dest="start", metavar="ADAPTER", help=f"continue from {ADAPTER}, with its options")
     add("--task", choices=[*TASKS], default="text", help=what)
     add_settings(add, "rank")
     add("--data", required=True, metavar="FILE", help=DATA)

@@ -28,7 +28,7 @@ def arguments(add: Add) -> None:
     add("--chat", action="store_true", help="each prompt is a message, which the model answers (its chat template)")
     add("--batch", type=positive_int, default=16, metavar="N", help="prompts that are read at a time (default 16)")
     add("--out", metavar="FILE", help="a new file of JSON lines (default: standard output)")
-    add("--resume", action="store_true", help="go on where the same command with --out was stopped")
+    add("--resume", action="store_true", help="continue where the same command with --out was stopped")
 
 
 def run(options: Options) -> None:

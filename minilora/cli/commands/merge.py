@@ -15,8 +15,8 @@ def arguments(add: Add) -> None:
     add("--adapter", required=True, metavar="ADAPTER", help=ADAPTER)
     add_base_of_adapter(add)
     dtypes = ["float32", *(name for name in format_names() if name != STORED)]
-    add("--dtype", choices=dtypes, default="float32", help="how matrices are held; what is lost is said before")
-    add("--anyway", action="store_true", help="even if less than half of the adapter is kept")
+    add("--dtype", choices=dtypes, default="float32", help="format of the matrices; its loss is printed before")
+    add("--anyway", action="store_true", help="merge even if less than half of the adapter is kept")
 
 
 def run(options: Options) -> None:
@@ -25,7 +25,7 @@ def run(options: Options) -> None:
     from ...jobs.bases import tokenizer_for
     from ...jobs.merging import check_merge
     from ...models.pretrained import tokenizer_files
-    from ...models.quantized import hold
+    from ...models.quantized import convert
     from ...models.saving import model_files, reads_last_token
 
     check_free(options.out)
@@ -37,7 +37,7 @@ def run(options: Options) -> None:
     if options.dtype != "float32":
         check_merge(model, options.dtype, options.anyway)
     paths = merge(model)
-    hold(model, options.dtype)
+    convert(model, options.dtype)
     files = tokenizer_for(base, adapter).files() if model.added_tokens else tokenizer_files(base)
     write_folder(options.out, model_files(model, tokenizer) | files)
     print(f"{len(paths)} adapters merged; written to {options.out}")

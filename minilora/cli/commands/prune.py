@@ -11,7 +11,7 @@ def arguments(add: Add) -> None:
     add("folder", metavar="ADAPTER", help=f"{ADAPTER}; {smaller}")
     texts = "a text, of which a part is held out; 'builtin': Python's own source"
     add("--data", required=True, metavar="FILE", help=texts)
-    add("--base", metavar="MODEL", help=f"{MODEL} (default: what the adapter says that it was made for, or builtin)")
+    add("--base", metavar="MODEL", help=f"{MODEL} (default: the base that the adapter names, or builtin)")
     add("--plot", metavar="FILE", help="a .png of the curve")
     add("--json", action="store_true", help=JSON)
 

@@ -11,9 +11,9 @@ SHARED = ("--seed",)
 
 
 def arguments(add: Add) -> None:
-    add("--only", default="", metavar="NAME", help="what has NAME in its name")
+    add("--only", default="", metavar="NAME", help="only the checks with NAME in their name")
     add("--json", action="store_true", help=JSON)
-    add("--stability", action="store_true", help="instead, where each op loses digits in float32, bfloat16 and float16")
+    add("--stability", action="store_true", help="instead, where ops lose precision in float32, bfloat16 and float16")
     add("--mutants", action="store_true", help="instead, break each gradient and see the checks fail")
     add("--sample", type=positive_int, metavar="N", help="with --mutants: N of them (default all)")
 

@@ -1,4 +1,4 @@
-"""Family: how its models are built, and what Hugging Face and llama.cpp call their numbers and tensors."""
+"""Family: how its models are built, and what Hugging Face and llama.cpp call their sizes and tensors."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Family:
     copies: Sequence[str] = ()  # other names of the token embedding's weight, under which a file may hold it again
     ignored: Sequence[str] = ()  # tensors that a file may hold, and that no model reads
     transposed: Sequence[str] = ()  # the last part of the names of layers whose weights are stored as (in, out)
-    unused: Mapping[str, Sequence[str]] = field(default_factory=dict)  # head -> their layers that change no output
+    unused: Mapping[str, Sequence[str]] = field(default_factory=dict)  # head -> their layers without any effect
 
     # ---- GGUF files ----
     gguf_names: Mapping[str, str] = field(default_factory=dict)  # their name -> our path; empty: not in llama.cpp
     gguf_architecture: str = ""  # general.architecture, where it is not the name of the family
     gguf_keys: Mapping[str, str] = field(default_factory=dict)  # key below the architecture -> key of config.json
-    gguf_values: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda values: {}  # what of config.json a file lacks
+    gguf_values: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda values: {}  # keys of config.json it lacks
     gguf_added_to_norms: float = 0.0  # to the gain of each norm, by llama.cpp's converter
     gguf_interleaved: bool = False  # llama.cpp rotates rows 2i and 2i + 1 of q and k, Hugging Face i and i + D/2
 

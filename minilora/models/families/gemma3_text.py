@@ -65,7 +65,7 @@ def extra_keys(config: Config) -> dict[str, Any]:
 
 
 def gguf_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What llama.cpp knows of a file that does not say it: in the model of 62 layers, 27B, query_pre_attn_scalar is
+    """Values that the file lacks and llama.cpp hard-codes: in the model of 62 layers, 27B, query_pre_attn_scalar is
     C/H, in the others the width of a head."""
     C, H = values["hidden_size"], values["num_attention_heads"]
     largest = values["num_hidden_layers"] == 62 and type(C) is int and type(H) is int and H > 0

@@ -53,7 +53,7 @@ def extra_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """Where no layer_types say otherwise, every global_attn_every_n_layers'th layer, the first one of them, has no
     window. In the others a token sees those that are at most local_attention // 2 away.
 
-    Raises ValueError for a number that is no whole number from 1 up, and for scaled rotary positions.
+    Raises ValueError for a number that is not an integer from 1 up, and for scaled rotary positions.
     """
     reach, every = values.get("local_attention", 128), values.get("global_attn_every_n_layers", 3)
     for key, number in (("local_attention", reach), ("global_attn_every_n_layers", every)):

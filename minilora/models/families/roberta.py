@@ -22,7 +22,7 @@ def roberta(config: Config, rng: Rng | None) -> Transformer:
 
 
 def extra_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows of the position table up to that of pad_token_id are no positions."""
+    """The rows of the position table up to that of pad_token_id are not positions."""
     pad, rows = values.get("pad_token_id", 1), values["max_position_embeddings"]
     if type(pad) is not int or pad < 0:
         raise ValueError(f"pad_token_id = {pad!r:.80} is not a whole number from 0 up")

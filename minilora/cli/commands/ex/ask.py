@@ -9,7 +9,7 @@ EXAMPLE = "minilora ex ask --topic B"
 def arguments(add: Add) -> None:
     add("--topic", default="", metavar="LETTER", help="of one topic, such as B")
     add("--level", type=int, default=0, choices=[1, 2, 3, 4], help="of one level")
-    add("--flash", action="store_true", help="only those that are answered wrongly in many places")
+    add("--flash", action="store_true", help="only those that many texts answer wrongly")
     add("--anki", metavar="FILE", help="write them for Anki instead of asking (a text file that Anki imports)")
     folder(add)
     language(add)
