@@ -50,5 +50,5 @@ def column(xp: ModuleType, n: int, value: float, dtype: Any) -> Array:
 
 def row_dot(x: Array, y: Array) -> Array:
     """Σ_c x_c y_c of each row: (..., C), (..., C) -> (..., 1)"""
-    product: Array = x[..., None, :] @ y[..., None]  # of a row and a column: (..., 1, 1)
-    return product[..., 0]
+    C = x.shape[-1]
+    return (x.reshape(-1, 1, C) @ y.reshape(-1, C, 1)).reshape(*x.shape[:-1], 1)
