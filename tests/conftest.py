@@ -34,6 +34,11 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("minilora")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    examples.mark_slow(items)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _short_samples() -> Iterator[None]:
     """The samples of a run on a small model take longer than the run."""

@@ -102,6 +102,7 @@ def test_every_case_is_measured_once_and_ranks_and_targets_belong_to_lora():
     assert [case.batch for case in by_measure["generate"]] == [1, 1]  # of each number of cores: one sequence
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("measure", ["forward", "lora", "full", "generate"])
 @pytest.mark.parametrize("targets", ["q_proj,v_proj", "all-linear"])

@@ -160,6 +160,7 @@ def test_recomputed_blocks_give_the_same_gradients_for_the_bytes_and_flops_that_
     assert max(sizes) == sum(array.nbytes for array in ledger(model, 2, 5, dropout=True, loss=False)) < kept_without
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("T", [127, 128, pytest.param(129, marks=pytest.mark.slow), 300])
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize(

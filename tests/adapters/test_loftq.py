@@ -281,6 +281,7 @@ def saved(folder, family="llama", targets="all-linear", rest=None, **words):
     return model
 
 
+@pytest.mark.each_value
 @each_format
 @each_model
 @pytest.mark.parametrize("rslora", [False, True])

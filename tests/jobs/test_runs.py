@@ -275,6 +275,7 @@ def test_a_near_miss_is_answered_with_what_was_meant(words, meant, here, capsys)
 # ---- settings.json ----
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -63,6 +63,7 @@ def same(a: Gradients, b: Gradients) -> bool:
 # ---- forward and backward ----
 
 
+@pytest.mark.each_value
 @each_part
 @pytest.mark.parametrize("frozen", [False, True])
 def test_backward_writes_to_nothing_returns_its_own_dx_and_may_run_again(name, path, frozen, rng):

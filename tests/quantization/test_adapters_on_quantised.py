@@ -114,6 +114,7 @@ def one_layer(cls, name, dtype="float32"):
 # ---- one layer ----
 
 
+@pytest.mark.each_value
 @each_format
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_layer_computes_in_every_bit_what_it_does_over_the_decoded_matrix(cls, name):
@@ -133,6 +134,7 @@ def test_a_layer_computes_in_every_bit_what_it_does_over_the_decoded_matrix(cls,
         assert one is other is None or same(one, other)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_layer_over_codes_computes_the_same_on_each_array_library(cls, xp):
     adapter, _, x = one_layer(cls, "nf4-dq", "float64")
@@ -152,6 +154,7 @@ def test_a_layer_over_codes_computes_the_same_on_each_array_library(cls, xp):
 # ---- a model ----
 
 
+@pytest.mark.each_value
 @each_format
 @each_place
 def test_a_model_begins_as_its_base_learns_as_over_arrays_and_its_codes_stay(variant, family, targets, name, rng):
@@ -170,6 +173,7 @@ def test_a_model_begins_as_its_base_learns_as_over_arrays_and_its_codes_stay(var
     assert codes(ours) == before != {}
 
 
+@pytest.mark.each_value
 @each_place
 def test_merge_gives_the_W_of_the_decoded_base_and_unmerge_every_code(variant, family, targets, rng):
     ours, theirs = both(family, "nf4")
@@ -200,6 +204,7 @@ def test_gradients_over_codes_are_those_of_the_loss(variant, rng):
     check_model(model, lambda: loss(model, batch), gradients(model, batch), rng=rng).raise_if_wrong()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("targets", [["embed"], ["embed", "q_proj"], ["lm_head"]], ids=str)
 @pytest.mark.parametrize("tie", [False, True], ids=["the input alone", "tied"])
 @pytest.mark.parametrize("name", ["nf4", "bfloat16"])
@@ -225,6 +230,7 @@ def test_an_embedding_of_codes_and_the_head_that_is_tied_to_it_are_adapted(targe
     assert codes(ours) == before
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("init", [name for name, init in inits().items() if not init.quantizes])
 @pytest.mark.parametrize(("family", "targets"), [("llama", "all-linear"), ("gpt2", ["q_proj", "v_proj"])])
 def test_every_start_takes_what_it_takes_from_the_decoded_matrix(init, family, targets, rng):
@@ -285,6 +291,7 @@ def some(i):
     return Batch(rng.integers(0, 13, (4, 6)), rng.integers(0, 13, (4, 6)))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("blocks", [False, True], ids=["", "recompute"])
 @pytest.mark.parametrize(("shards", "accumulate"), [(1, 1), (3, 1), (2, 2)])
 @pytest.mark.parametrize("name", ["nf4-dq", "int8"])
@@ -304,6 +311,7 @@ def test_training_ends_at_the_bytes_of_training_over_arrays(name, shards, accumu
 # ---- files ----
 
 
+@pytest.mark.each_value
 @each_place
 def test_an_adapter_comes_back_to_the_bit_on_the_codes_that_it_was_trained_on(variant, family, targets, tmp_path, rng):
     model, batch = held(family, "nf4"), some_batch(rng)

@@ -247,6 +247,7 @@ def test_a_quantised_weight_cannot_be_trained(name):
         Parameter(p.data, trainable=True)
 
 
+@pytest.mark.each_value
 @each_format
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
 def test_an_adapter_changes_neither_the_hash_nor_the_codes_of_a_quantised_base(name, family):

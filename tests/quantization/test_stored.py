@@ -210,6 +210,7 @@ def write_as(folder, kinds):
     file.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
 @pytest.mark.parametrize("kinds", [["BF16"], ["F16"], ["BF16", "F32", "F16"]], ids="-".join)
 def test_matrices_of_a_folder_stay_in_the_bits_of_its_file(tmp_path, family, kinds):
@@ -244,6 +245,7 @@ def files(tmp_path_factory):
     return {name: made(folder, kind, name) for name, kind in (("llama", "Q4_1"), ("gpt2", "Q8_0"))}
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("variant", variants())
 def test_every_variant_trains_on_weights_as_stored_as_on_the_plain_ones(files, variant, architecture):
