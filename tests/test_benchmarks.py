@@ -405,6 +405,7 @@ def test_a_contestant_that_cannot_start_is_named(monkeypatch):
         rounds.measure(TINY, 1, 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("cupy") is not None, reason="there is a GPU, perhaps")
 def test_what_a_process_cannot_prepare_is_said_in_a_line(alone, capfd):
     assert main(["--sizes", "tiny:2x8", "--measures", "lora", "--device", "cuda"]) == 2
@@ -464,6 +465,7 @@ def test_a_figure_is_a_png_and_the_same_report_gives_the_same_bytes(kind):
     assert figure(report) == png
 
 
+@pytest.mark.slow
 def test_the_figure_of_ratios_has_torch_compile_in_a_color_of_its_own():
     each = [COLORS["torch"], COLORS["torch compiled"]]
     assert in_color(figure(whole([made([1.0], [2.0], compiled=[1.5])])), each) == [True, True]
@@ -471,6 +473,7 @@ def test_the_figure_of_ratios_has_torch_compile_in_a_color_of_its_own():
     assert COLORS["torch compiled"] not in [color for name, color in COLORS.items() if name != "torch compiled"]
 
 
+@pytest.mark.slow
 def test_a_figure_of_minilora_alone_names_the_cores_where_they_differ():
     assert figure({"cases": [made([1.0, 2.0])]}) != figure({"cases": [made([1.0, 2.0]), made([1.0], cores=2)]})
     with pytest.raises(ValueError, match="nothing to draw"):
@@ -495,6 +498,7 @@ def test_peak_memory_sees_what_was_held_and_let_go():
     assert int(done.stdout) > 2**25 or sys.platform == "win32"
 
 
+@pytest.mark.slow
 def test_importing_the_library_leaves_malloc_alone():
     code = (
         "import ctypes, pkgutil, importlib; ctypes.CDLL = lambda *a: (_ for _ in ()).throw(SystemExit('asked'));"

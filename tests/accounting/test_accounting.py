@@ -646,7 +646,12 @@ GPT3 = {  # of two layers: as large, and sooner counted
 
 
 @pytest.mark.parametrize(
-    "words", ["count --model roberta-large", "count --model gpt3.json --compare full,lora,qlora,dora,ia3", "audit"]
+    "words",
+    [
+        pytest.param("count --model roberta-large", marks=pytest.mark.slow),
+        "count --model gpt3.json --compare full,lora,qlora,dora,ia3",
+        pytest.param("audit", marks=pytest.mark.slow),
+    ],
 )
 def test_no_number_and_no_name_is_cut_in_a_terminal_of_80_columns(words, narrow, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -11,6 +11,7 @@ import time
 import warnings
 from pathlib import Path
 
+import examples
 import pytest
 from commands import make_inputs
 from rich.cells import cell_len
@@ -162,7 +163,9 @@ def closed(*words: str, which: str) -> tuple[int, str, str]:
 
 
 @posix
-@pytest.mark.parametrize("words", [["--help"], ["count"], ["count", "--json"], ["verify", "--only", "gelu"]])
+@pytest.mark.parametrize(
+    "words", examples.some_of([["verify", "--only", "gelu"], ["--help"], ["count", "--json"], ["count"]])
+)
 def test_a_command_whose_reader_is_gone_ends_with_141_and_no_word(words):
     read, write = os.pipe()
     os.close(read)
@@ -196,7 +199,7 @@ def test_with_streams_closed_a_run_is_made_and_errors_go_nowhere_else(here):
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-@pytest.mark.parametrize("words", [["finetune", "--help"], ["count"], ["fintune"]])
+@pytest.mark.parametrize("words", examples.some_of([["fintune"], ["finetune", "--help"], ["count"]], 3))
 def test_in_a_locale_without_letters_of_ours_a_command_says_all_it_has_to(words):
     with start("-m", "minilora", *words, env=ASCII) as process:
         out, err = process.communicate()
@@ -205,6 +208,7 @@ def test_in_a_locale_without_letters_of_ours_a_command_says_all_it_has_to(words)
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_json_stays_json_in_a_locale_without_letters_of_ours():
     with start("-m", "minilora", "count", "--json", env=ASCII) as process:
         out, err = process.communicate()
