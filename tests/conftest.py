@@ -6,6 +6,7 @@ for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")  # read when NumPy is imported
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the Hub: a name that is misspelt would be looked up there
 
+import gc  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
 import sys  # noqa: E402
@@ -39,11 +40,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     examples.mark_slow(items)
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()  # modules and tests stay: no collection need look at them again
+
+
 @pytest.fixture(autouse=True, scope="session")
-def _short_samples() -> Iterator[None]:
-    """The samples of a run on a small model take longer than the run."""
+def _quick() -> Iterator[None]:
+    """The samples of a run on a small model take longer than the run, and so does waiting for the disk."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language_model, "SAMPLE", 6)
+        patch.setattr(os, "fsync", lambda file: None)
         yield
 
 
