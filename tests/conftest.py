@@ -1,12 +1,13 @@
 """Fixtures for all tests. One BLAS thread: with more, small products wait for each other."""
 
+import gc
 import os
 
+gc.disable()  # what is imported and collected stays: see pytest_collection_finish
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")  # read when NumPy is imported
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the Hub: a name that is misspelt would be looked up there
 
-import gc  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
 import sys  # noqa: E402
@@ -41,7 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # modules and tests stay: no collection need look at them again
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -257,6 +257,7 @@ def printed(run) -> str:
     return BLOCK.sub(lambda found: f"{found[1]}{lines}```", PAGE.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_tables_of_the_page_are_what_the_stored_run_prints(capsys):
     page = printed(lambda show: (show(), capsys.readouterr().out)[1])
     assert "p where time or memory grows" in page

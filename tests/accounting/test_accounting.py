@@ -697,6 +697,7 @@ def test_a_row_of_the_audit_is_reproduced_only_if_rounding_gives_what_is_printed
     assert row("1,234.5GB", 1.23449e12).reproduced
 
 
+@pytest.mark.slow
 def test_the_audit_finds_the_rows_that_do_not_reproduce(capsys):
     found = list(rows())
     wrong = {row.what for row in found if not row.reproduced}

@@ -429,7 +429,11 @@ def run(*arguments):
     assert main([str(argument) for argument in arguments]) == 0
 
 
-@pytest.mark.parametrize("held", [["--quantize", "nf4"], []], ids=["all in nf4", "the adapted layers alone"])
+@pytest.mark.parametrize(
+    "held",
+    [pytest.param(["--quantize", "nf4"], marks=pytest.mark.slow), []],
+    ids=["all in nf4", "the adapted layers alone"],
+)
 def test_finetune_generate_and_merge_on_the_command_line(held, tmp_path, capsys):
     (tmp_path / "t.txt").write_text("for i in range(10): print(i)\n" * 400)
     short = "--steps", 2, "--batch", 2, "--length", 32, "--evaluate-every", 2, "--rank", 2

@@ -182,6 +182,7 @@ def test_a_full_disk_behind_standard_output_is_one_line():
     assert process.returncode == 2
 
 
+@pytest.mark.slow
 @posix
 def test_with_streams_closed_a_run_is_made_and_errors_go_nowhere_else(here):
     words = ["finetune", "--base", "base", "--steps", "1", *RUN]

@@ -7,6 +7,7 @@ means equal in every bit.
 import re
 import warnings
 
+import examples
 import numpy as np
 import pytest
 from adapters import snapshot
@@ -196,7 +197,7 @@ def test_merge_gives_the_W_of_the_decoded_base_and_unmerge_every_code(variant, f
     assert same(logits(ours, batch), y)
 
 
-@pytest.mark.parametrize("variant", ["lora", "dora", "adalora", "ia3"])
+@pytest.mark.parametrize("variant", examples.some_of(["lora", "dora", "adalora", "ia3"]))
 def test_gradients_over_codes_are_those_of_the_loss(variant, rng):
     model, batch = held("llama", "nf4"), some_batch(rng, "left")
     attach(model, variant, "all-linear" if variant != "ia3" else None, rng=0, **small(variant))

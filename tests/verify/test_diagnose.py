@@ -72,7 +72,7 @@ def test_every_fault_is_visible_fails_the_check_and_is_named_as_itself(problem):
             wrong = apply(fault.wrong, case)
             assert wrong.keys() <= truth.keys(), name
             assert any(relative_error(wrong[tensor], truth[tensor]) > 1e-4 for tensor in wrong), name
-    for name in examples.some_of(problem.faults, 6):
+    for name in examples.some_of(problem.faults, 10):
         report = checked(problem, problem.cases()[0], name)
         assert not report.ok, name
         assert set(diagnosis(problem.name, name).names()) == {name}
@@ -193,7 +193,7 @@ def test_a_sentence_and_its_chinese_have_the_same_slots():
 @pytest.mark.parametrize("problem", BANK.values(), ids=BANK)
 def test_a_finding_speaks_of_its_own_tensor_alone(problem):
     case = problem.cases()[0]
-    for name in examples.some_of(problem.faults, 6):
+    for name in examples.some_of(problem.faults, 10):
         touched = apply(problem.faults[name].wrong, case)
         for finding in diagnosis(problem.name, name).findings:
             if finding.kind == "fault":
