@@ -378,6 +378,7 @@ def test_without_pytorch_minilora_is_measured_alone(alone, narrow):
     assert "numpy" in said[0]
 
 
+@pytest.mark.slow
 def test_the_json_holds_every_round(alone, capsys):
     words = ["--sizes", "tiny:2x8", "--measures", "forward", "--rounds", "2", "--seconds", "0.01", "--json"]
     assert main(words) == 0

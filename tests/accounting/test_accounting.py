@@ -721,6 +721,7 @@ def test_the_audit_finds_the_rows_that_do_not_reproduce(capsys):
     assert "25% less time" in printed  # the reason of a number that is reproduced
 
 
+@pytest.mark.slow
 def test_an_r_that_was_fitted_to_a_number_does_not_reproduce_it():
     fitted = [row for row in rows() if row.fitted]
     assert all("not printed" in row.what and not row.reproduced for row in fitted)
@@ -788,6 +789,7 @@ def test_totals_are_those_of_the_models_that_transformers_builds(name):
         assert count(name, "full", head=head).total == theirs, head
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", [*TINY, "mistral", "qwen2", "smollm3", "phi3"])
@@ -883,6 +885,7 @@ def test_adapter_files_have_the_bytes_that_peft_writes(family, dtype, tmp_path):
             assert account.adapter_bytes == written, (head, method, targets)
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pytest.mark.parametrize("head", ["lm", "classify", "tokens", "none"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "roberta"])

@@ -113,6 +113,7 @@ def wrapped_by_peft(adapter, conv=False, dropout=0.0):
     return model, theirs, held
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("n_out", [4, 6, 9])

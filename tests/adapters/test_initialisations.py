@@ -666,6 +666,7 @@ def test_the_start_is_that_of_peft(name, rslora, size, conv, rng, tmp_path):
         assert close(ours.B @ ours.B.T, B @ B.T, 1e-5)
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @quiet
 @each_kind
@@ -844,6 +845,7 @@ def test_what_peft_saved_without_conversion_is_read_beside_the_untouched_base(na
     assert close(logits(model)[PADDING], their_logits(back)[PADDING], 2e-5)
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @quiet
 @pytest.mark.parametrize("rslora", [False, True])

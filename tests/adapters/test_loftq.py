@@ -150,6 +150,7 @@ def test_what_the_function_refuses(words, message):
 # ---- the layer ----
 
 
+@pytest.mark.each_value
 @each_format
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

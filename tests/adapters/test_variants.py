@@ -232,6 +232,7 @@ def test_a_class_computes_the_same_on_each_array_library(cls, xp, rng):
 # ---- in a model ----
 
 
+@pytest.mark.each_value
 @in_families(("llama", None), ("gpt2", None))
 def test_a_new_adapter_changes_no_bit_of_the_logits_and_only_its_trained_slots_learn(variant, family, targets, rng):
     model, batch = build(family), some_batch(rng)
@@ -265,6 +266,7 @@ def test_merge_computes_the_same_and_unmerge_gives_back_every_bit(variant, famil
     assert model.forward(batch.ids, batch.inputs)[0].tobytes() == logits.tobytes()
 
 
+@pytest.mark.each_value
 @in_families("llama", "bert")
 def test_an_adapter_without_weights_has_the_shapes_of_one_with(variant, family, targets):
     shapes = []
@@ -356,6 +358,7 @@ def test_dropout_acts_on_the_path_alone_and_only_with_a_generator(rng):
     assert adapter.forward(x)[1].keep is None
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("conv", [False, True], ids=["Linear", "Conv1D"])

@@ -423,6 +423,7 @@ EXCHANGED = [("llama", "lm"), ("llama", "classify"), ("gpt2", "lm"), ("bert", "l
              ("bert", "none"), ("roberta", "lm"), ("qwen3", "lm")]  # fmt: skip
 
 
+@pytest.mark.each_value
 @oracle
 @each_format
 @pytest.mark.parametrize(("family", "head"), EXCHANGED)
@@ -478,6 +479,7 @@ def theirs_in(transformers: Any, name: str, skip: list[str] | None = None) -> An
     )  # fmt: skip
 
 
+@pytest.mark.each_value
 @oracle
 @each_format
 @pytest.mark.parametrize(("family", "head"), [pair for pair in EXCHANGED if pair[1] != "none"])  # nor has a pooler

@@ -86,6 +86,7 @@ def test_backward_writes_to_nothing_returns_its_own_dx_and_may_run_again(name, p
     assert not any(np.shares_memory(dx, array) for array in [*held, *first.values(), again])
 
 
+@pytest.mark.each_value
 @each_part
 def test_dx_flows_through_a_frozen_module_unchanged(name, path, rng):
     module, x, inputs, run = part(name, path, rng)

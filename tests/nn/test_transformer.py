@@ -133,6 +133,7 @@ def test_on_a_gpu_the_same_model_gives_the_same_numbers_and_nothing_waits_for_th
 # ---- which tokens attend to which ----
 
 
+@pytest.mark.each_value
 @each_family
 @each_side
 def test_padding_on_either_side_changes_no_real_token(family, side, rng):
@@ -144,6 +145,7 @@ def test_padding_on_either_side_changes_no_real_token(family, side, rng):
         np.testing.assert_allclose(padded[i, real], alone[0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.each_value
 @each_family
 @each_side
 def test_what_the_padding_holds_changes_no_real_token(family, side, rng):

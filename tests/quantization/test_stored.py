@@ -90,6 +90,7 @@ def test_rows_are_decoded_alone_whether_a_slice_or_by_number(kind, start, stop, 
     assert np.array_equal(Q[start:stop].dense(slice(1, None)), W[start:stop][1:])
 
 
+@pytest.mark.each_value
 @each_type
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 def test_a_scale_that_is_not_finite_is_found_wherever_it_is_and_only_then(kind, number):
