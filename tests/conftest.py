@@ -1,7 +1,9 @@
 """Fixtures for all tests. One BLAS thread: with more, small products wait for each other."""
 
+import gc
 import os
 
+gc.disable()  # what is imported and collected stays: see pytest_collection_finish
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")  # read when NumPy is imported
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the Hub: a name that is misspelt would be looked up there
@@ -34,11 +36,22 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("minilora")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    examples.mark_slow(items)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(autouse=True, scope="session")
-def _short_samples() -> Iterator[None]:
-    """The samples of a run on a small model take longer than the run."""
+def _quick() -> Iterator[None]:
+    """The samples of a run on a small model take longer than the run, and so does waiting for the disk."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language_model, "SAMPLE", 6)
+        patch.setattr(os, "fsync", lambda file: None)
         yield
 
 

@@ -279,6 +279,7 @@ def test_a_single_number_is_a_0d_array(device, expression):
         iter(x)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("scalar", [2.0, 2, True, np.float32(2), np.int64(2)], ids=repr)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32", "bool"])
 def test_scalars_and_0d_arrays_promote_as_in_numpy_2(dtype, scalar):

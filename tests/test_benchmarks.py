@@ -102,6 +102,7 @@ def test_every_case_is_measured_once_and_ranks_and_targets_belong_to_lora():
     assert [case.batch for case in by_measure["generate"]] == [1, 1]  # of each number of cores: one sequence
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("measure", ["forward", "lora", "full", "generate"])
 @pytest.mark.parametrize("targets", ["q_proj,v_proj", "all-linear"])
@@ -377,6 +378,7 @@ def test_without_pytorch_minilora_is_measured_alone(alone, narrow):
     assert "numpy" in said[0]
 
 
+@pytest.mark.slow
 def test_the_json_holds_every_round(alone, capsys):
     words = ["--sizes", "tiny:2x8", "--measures", "forward", "--rounds", "2", "--seconds", "0.01", "--json"]
     assert main(words) == 0
@@ -404,6 +406,7 @@ def test_a_contestant_that_cannot_start_is_named(monkeypatch):
         rounds.measure(TINY, 1, 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("cupy") is not None, reason="there is a GPU, perhaps")
 def test_what_a_process_cannot_prepare_is_said_in_a_line(alone, capfd):
     assert main(["--sizes", "tiny:2x8", "--measures", "lora", "--device", "cuda"]) == 2
@@ -463,6 +466,7 @@ def test_a_figure_is_a_png_and_the_same_report_gives_the_same_bytes(kind):
     assert figure(report) == png
 
 
+@pytest.mark.slow
 def test_the_figure_of_ratios_has_torch_compile_in_a_color_of_its_own():
     each = [COLORS["torch"], COLORS["torch compiled"]]
     assert in_color(figure(whole([made([1.0], [2.0], compiled=[1.5])])), each) == [True, True]
@@ -470,6 +474,7 @@ def test_the_figure_of_ratios_has_torch_compile_in_a_color_of_its_own():
     assert COLORS["torch compiled"] not in [color for name, color in COLORS.items() if name != "torch compiled"]
 
 
+@pytest.mark.slow
 def test_a_figure_of_minilora_alone_names_the_cores_where_they_differ():
     assert figure({"cases": [made([1.0, 2.0])]}) != figure({"cases": [made([1.0, 2.0]), made([1.0], cores=2)]})
     with pytest.raises(ValueError, match="nothing to draw"):
@@ -494,6 +499,7 @@ def test_peak_memory_sees_what_was_held_and_let_go():
     assert int(done.stdout) > 2**25 or sys.platform == "win32"
 
 
+@pytest.mark.slow
 def test_importing_the_library_leaves_malloc_alone():
     code = (
         "import ctypes, pkgutil, importlib; ctypes.CDLL = lambda *a: (_ for _ in ()).throw(SystemExit('asked'));"

@@ -18,7 +18,17 @@ DOCUMENTS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "RE
 README = DOCUMENTS["README.md"]
 
 
-@pytest.mark.parametrize("name", [name for name, text in DOCUMENTS.items() if "\n>>> " in text])
+LONG = {"quantization.md", "many.md", "variants.md"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in LONG else ())
+        for name, text in DOCUMENTS.items()
+        if "\n>>> " in text
+    ],
+)
 def test_the_lines_of_a_document_print_what_it_shows(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     test = doctest.DocTestParser().get_doctest(DOCUMENTS[name], {}, name, None, 0)

@@ -58,6 +58,7 @@ def test_the_double_is_what_it_says():
     assert json.loads(done.stdout) == in_a_browser.FACTS
 
 
+@pytest.mark.slow
 def test_every_module_of_the_package_is_imported_but_the_twins_in_pytorch(run):
     script = """
 import importlib, pkgutil, minilora
@@ -92,6 +93,7 @@ print(weights, history.loss, history.evaluations)
     assert run(TRAIN + script).strip() == f"{weights} {history.loss} {history.evaluations}"
 
 
+@pytest.mark.slow
 def test_a_bar_that_is_shown_asks_for_no_thread(run):
     script = """
 import io, sys
@@ -127,7 +129,8 @@ for name in ("lora", "cross"):
     run(script)
 
 
-@pytest.mark.parametrize("numbers", [["01", "02", "03", "04"], pytest.param(["05"], marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("numbers", [["01", "02", "03", "04"], ["05"]], ids=str)
 def test_an_answer_passes_and_every_mistake_is_named(run, numbers):
     script = f"""
 from minilora.practice import check, exercise
@@ -142,6 +145,7 @@ for task in map(exercise, {numbers}):
     assert set(run(script).split()) == listed
 
 
+@pytest.mark.slow
 def test_the_bytes_that_a_batch_keeps_are_those_that_are_predicted(run):
     script = """
 import numpy as np, minilora
@@ -175,6 +179,7 @@ for number in numbers():
     assert len(run(script).split()) == 30
 
 
+@pytest.mark.slow
 def test_a_file_is_checked_in_this_process_and_the_command_says_that_nothing_ends_it(run, tmp_path):
     for number, answer in (("03", exercise("03").solution()), ("04", exercise("04").stub() + "\n")):
         (tmp_path / f"{exercise(number).name}.py").write_text(answer, encoding="utf-8")

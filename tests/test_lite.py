@@ -80,6 +80,7 @@ def test_a_notebook_has_the_name_of_its_page():
         assert (ROOT / stands).is_file(), page
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("number", [pytest.param(n, marks=[pytest.mark.slow] if n > "05" else []) for n in full_path()])
 def test_the_notebook_of_an_exercise_checks_what_is_written_in_it(files, number, language):

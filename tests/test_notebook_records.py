@@ -59,6 +59,7 @@ def test_a_record_has_every_run_of_its_grid_in_order_and_its_versions(grid, here
         assert arguments.items() <= run.items()
 
 
+@pytest.mark.slow
 def test_a_record_goes_on_where_it_stopped_to_the_same_bytes(toy):
     folder, run = toy
     record = folder / "grids" / "toy.json"
@@ -75,6 +76,7 @@ def test_a_record_goes_on_where_it_stopped_to_the_same_bytes(toy):
     assert (folder / "calls").read_text().split("\n")[:-1] == ["1 0", "2 1"]
 
 
+@pytest.mark.slow
 def test_again_runs_everything_and_an_unknown_grid_is_refused_with_the_names_there_are(toy):
     folder, run = toy
     assert run("toy").returncode == run("--again", "toy").returncode == 0

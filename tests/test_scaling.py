@@ -167,14 +167,9 @@ def test_a_duration_is_in_the_unit_that_a_person_uses(seconds, words):
     assert scaling_report.duration(seconds) == words
 
 
-def test_the_figure_shows_dots_and_lines_and_the_same_report_gives_the_same_bytes(made):
-    png = scaling_figure(made)
-    assert all(in_color(png, [LORA, FULL]))
-    assert scaling_figure(made) == png
-
-
-def test_a_report_of_one_axis_is_drawn_too(made):
-    assert all(in_color(scaling_figure(made | {"axes": {"rank": made["axes"]["rank"]}}), [LORA, FULL]))
+@pytest.mark.parametrize("axes", [pytest.param(AXES, marks=pytest.mark.slow), ["rank"]], ids=["all", "one"])
+def test_the_figure_shows_dots_and_lines(axes, made):
+    assert all(in_color(scaling_figure(made | {"axes": {axis: made["axes"][axis] for axis in axes}}), [LORA, FULL]))
 
 
 # ---- measuring ----
@@ -193,6 +188,7 @@ def test_the_job_of_a_point_is_the_step_that_is_counted():
     assert losses[0] == pytest.approx(math.log(scaling.VOCAB), rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_command_measures_prints_draws_and_reads_again(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(scaling, "BASE", Point(width=64, depth=1, tokens=8, batch=2))
     monkeypatch.setattr(scaling, "AXES", {"batch": (1, 2)})
@@ -261,6 +257,7 @@ def printed(run) -> str:
     return BLOCK.sub(lambda found: f"{found[1]}{lines}```", PAGE.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_tables_of_the_page_are_what_the_stored_run_prints(capsys):
     page = printed(lambda show: (show(), capsys.readouterr().out)[1])
     assert "p where time or memory grows" in page

@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import examples
 import fakecupy
 import numpy as np
 import pytest
@@ -241,7 +242,7 @@ OPTIONS = {"accumulate": 2}, {"shards": 2}, {"penalty": True}, {"recompute": Tru
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(name, {}) for name in CASES if name not in LARGE] + [("bert tokens", options) for options in OPTIONS],
+    examples.some_of([(name, {}) for name in CASES if name not in LARGE] + [("bert tokens", o) for o in OPTIONS], 3),
     ids=str,
 )
 def test_a_step_waits_for_the_device_only_where_losses_are_read(name, options):

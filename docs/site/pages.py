@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import reference
@@ -25,7 +26,6 @@ import reference
 import exercises
 
 ROOT = Path(__file__).resolve().parents[2]
-GENERATED = exercises.pages() | reference.pages()
 
 # What a page stands above, in the order of the menu; below any other index stand the pages that it links to.
 MENU = {
@@ -35,12 +35,18 @@ MENU = {
 }
 
 
+@cache
+def generated() -> dict[str, str]:
+    """The pages that are written anew: {path on the site: Markdown}."""
+    return exercises.pages() | reference.pages()
+
+
 def place(path: str) -> str:
     """Where a file or folder of the repository stands on the site; exercises have no page in the reference."""
     module = path.removesuffix("/__init__.py").removesuffix(".py").replace("/", ".")
-    if f"reference/{module}.md" in GENERATED:
+    if f"reference/{module}.md" in generated():
         return f"reference/{module}.md"
-    if path.endswith(".py") and f"exercises/en/{Path(path).stem}.md" in GENERATED:
+    if path.endswith(".py") and f"exercises/en/{Path(path).stem}.md" in generated():
         return f"exercises/en/{Path(path).stem}.md"
     if path == "minilora/practice/exercises":
         return "exercises/en/index.md"
@@ -75,7 +81,7 @@ def relinked(text: str, path: str, out: Path) -> str:
         new = place(target)
         if "/zh" in path:  # a page in Chinese, docs/zh.md among them
             new = new.replace("exercises/en/", "exercises/zh/")
-        if new not in GENERATED and not new.endswith((".md", ".ipynb")):
+        if new not in generated() and not new.endswith((".md", ".ipynb")):
             copy(ROOT / target, out / new)
         new = posixpath.relpath(new, posixpath.dirname(place(path)) or ".") if link else ""
         return f"[{words}]({new}{'#' * bool(anchor)}{anchor or ''})"
@@ -109,7 +115,7 @@ def sources() -> Iterator[str]:
 
 def assemble(out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
-    made = dict(GENERATED)
+    made = dict(generated())
     for path in sources():
         if path.endswith(".ipynb"):
             notebook = json.loads((ROOT / path).read_text(encoding="utf-8"))

@@ -44,7 +44,7 @@ def formats_for(model: Module, format: str) -> dict[Parameter, type[Quantized]]:
 def format_of(model: Module) -> str:
     """The format that the matrices of the blocks are held in; "" for arrays. Several are joined in sorted order."""
     blocks = (module for _, module in model.named_modules() if isinstance(module, Block | Checkpointed))
-    held = (p.data for block in blocks for p in block.base_parameters().values())
+    held = (p.data for block in blocks for p in block.parameters())
     return ", ".join(sorted({data.name for data in held if isinstance(data, Quantized)}))
 
 

@@ -15,7 +15,9 @@ import numpy as np
 
 from .catalogue import sheet
 from .exercise import Exercise
-from .parts import Function, Graded, Mistake, Part
+from .naming import Arguments
+from .parts import Function, Graded, Mistake, Part, Value
+from .parts.refusals import Tensors
 
 RECORD = Path(__file__).parent / "kills.json"
 
@@ -32,7 +34,24 @@ class Kill(NamedTuple):
 
 def kills(exercise: Exercise) -> list[Kill]:
     """Every listed mistake of an exercise."""
-    return [killed(part, mistake) for part in exercise.parts for mistake in part.all_mistakes().values()]
+    parts = map(remembering, exercise.parts)
+    return [killed(part, mistake) for part in parts for mistake in part.all_mistakes().values()]
+
+
+def remembering(part: Part) -> Part:
+    """The part, computing once what each of its mistakes returns: all checks of one seed are of the same cases."""
+    if not isinstance(part, Value):
+        return part
+    same, computed = copy.copy(part), part.all_of
+    kept: dict[str, list[Tensors]] = {}
+
+    def all_of(mistake: Mistake, cases: list[Arguments], true: list[Tensors]) -> list[Tensors]:
+        if mistake.name not in kept:
+            kept[mistake.name] = computed(mistake, cases, true)
+        return kept[mistake.name]
+
+    same.all_of = all_of  # type: ignore[method-assign]
+    return same
 
 
 def killed(part: Part, mistake: Mistake, function: Function | None = None) -> Kill:
@@ -47,8 +66,9 @@ def killed(part: Part, mistake: Mistake, function: Function | None = None) -> Ki
 
 def left_out(part: Part) -> Iterator[Kill]:
     """Each mistake of the exercise's own as though it were not listed: nothing else may then be named."""
+    whole = remembering(part)
     for name, mistake in part.mistakes.items():
-        rest = copy.copy(part)
+        rest = copy.copy(whole)
         rest.mistakes = {other: value for other, value in part.mistakes.items() if other != name}
         yield killed(rest, mistake)
 

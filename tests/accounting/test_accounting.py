@@ -161,6 +161,7 @@ def test_recomputed_blocks_give_the_same_gradients_for_the_bytes_and_flops_that_
     assert max(sizes) == sum(array.nbytes for array in ledger(model, 2, 5, dropout=True, loss=False)) < kept_without
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("T", [127, 128, pytest.param(129, marks=pytest.mark.slow), 300])
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize(
@@ -646,7 +647,12 @@ GPT3 = {  # of two layers: as large, and sooner counted
 
 
 @pytest.mark.parametrize(
-    "words", ["count --model roberta-large", "count --model gpt3.json --compare full,lora,qlora,dora,ia3", "audit"]
+    "words",
+    [
+        pytest.param("count --model roberta-large", marks=pytest.mark.slow),
+        "count --model gpt3.json --compare full,lora,qlora,dora,ia3",
+        pytest.param("audit", marks=pytest.mark.slow),
+    ],
 )
 def test_no_number_and_no_name_is_cut_in_a_terminal_of_80_columns(words, narrow, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -692,6 +698,7 @@ def test_a_row_of_the_audit_is_reproduced_only_if_rounding_gives_what_is_printed
     assert row("1,234.5GB", 1.23449e12).reproduced
 
 
+@pytest.mark.slow
 def test_the_audit_finds_the_rows_that_do_not_reproduce(capsys):
     found = list(rows())
     wrong = {row.what for row in found if not row.reproduced}
@@ -715,6 +722,7 @@ def test_the_audit_finds_the_rows_that_do_not_reproduce(capsys):
     assert "25% less time" in printed  # the reason of a number that is reproduced
 
 
+@pytest.mark.slow
 def test_an_r_that_was_fitted_to_a_number_does_not_reproduce_it():
     fitted = [row for row in rows() if row.fitted]
     assert all("not printed" in row.what and not row.reproduced for row in fitted)
@@ -782,6 +790,7 @@ def test_totals_are_those_of_the_models_that_transformers_builds(name):
         assert count(name, "full", head=head).total == theirs, head
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", [*TINY, "mistral", "qwen2", "smollm3", "phi3"])
@@ -877,6 +886,7 @@ def test_adapter_files_have_the_bytes_that_peft_writes(family, dtype, tmp_path):
             assert account.adapter_bytes == written, (head, method, targets)
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pytest.mark.parametrize("head", ["lm", "classify", "tokens", "none"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "roberta"])

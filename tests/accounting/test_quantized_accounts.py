@@ -29,6 +29,7 @@ def built(family: str, rng: np.random.Generator, **changes: Any) -> Any:
     return FAMILIES[family].build(Config(**(sizes | changes)), rng)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("targets", TARGETS, ids=str)
 @pytest.mark.parametrize("format", formats())
 @pytest.mark.parametrize("family", TEXT)

@@ -172,6 +172,7 @@ class Replayed:
         return 1.0 - mask  # 0 stays, 1 is dropped
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("how", combinations())

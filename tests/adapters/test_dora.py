@@ -113,6 +113,7 @@ def wrapped_by_peft(adapter, conv=False, dropout=0.0):
     return model, theirs, held
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("n_out", [4, 6, 9])
@@ -344,6 +345,7 @@ def test_the_angle_is_that_between_the_two_gradients_and_none_where_one_is_zero(
     assert 0 < angle(new, x, dy)["B"] < 90
 
 
+@pytest.mark.slow
 def test_on_the_builtin_model_the_gradient_and_pefts_are_about_ten_degrees_apart():
     """reference: cos of dB at the start .979 in the mean, .904 at least; at ‖s B A‖ = ‖W‖/2 .945 and .860."""
     model, rng, seen = load_pretrained("builtin", "float64"), np.random.default_rng(0), {}

@@ -119,6 +119,7 @@ def test_what_cannot_be_attached_is_refused_by_name_and_the_model_stays_as_it_wa
     assert snapshot(model) == before
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @each_class
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])

@@ -60,6 +60,7 @@ def batches(rng, side="left"):
 # ---- the functions ----
 
 
+@pytest.mark.each_value
 @each_init
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-13), ("float32", 1e-5)])
@@ -233,6 +234,7 @@ def test_a_part_of_W_is_shared_by_A_and_B_at_a_scale_above_0_alone(name, s, rng)
 # ---- the layer ----
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", TAKES)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("rslora", [False, True])
@@ -445,6 +447,7 @@ def test_a_model_that_fails_meanwhile_is_left_as_it_was(rng):
     assert not any(isinstance(m, Recorder) for _, m in model.named_modules())
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", [name for name, init in inits().items() if init.needs])
 @pytest.mark.parametrize(
     ("family", "targets"), [("llama", "all-linear"), ("gpt2", ["q_proj", "v_proj"]), ("bert", "all-linear")]
@@ -633,6 +636,7 @@ def their_start(net, config, conv):
 each_kind = pytest.mark.parametrize("conv", [False, True], ids=["Linear", "Conv1D"])
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @quiet
 @each_kind
@@ -664,6 +668,7 @@ def test_the_start_is_that_of_peft(name, rslora, size, conv, rng, tmp_path):
         assert close(ours.B @ ours.B.T, B @ B.T, 1e-5)
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @quiet
 @each_kind
@@ -842,6 +847,7 @@ def test_what_peft_saved_without_conversion_is_read_beside_the_untouched_base(na
     assert close(logits(model)[PADDING], their_logits(back)[PADDING], 2e-5)
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @quiet
 @pytest.mark.parametrize("rslora", [False, True])

@@ -40,6 +40,7 @@ def layer(rng: np.random.Generator, n_in: int = 5, n_out: int = 4, **options: An
 # ---- gradients ----
 
 
+@pytest.mark.each_value
 @each_family
 @pytest.mark.parametrize(("which", "dropout"), [("query and value", 0.0), ("all-linear", 0.4)])
 def test_every_gradient_of_the_adapters_is_right(family, which, dropout, rng):
@@ -462,6 +463,7 @@ def test_steps_lower_the_loss_and_change_no_frozen_bit(family, rng):
         assert (data is before[name]) == (name not in lora_names(model)), name
 
 
+@pytest.mark.each_value
 @each_family
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
 def test_a_merged_model_gives_the_logits_of_the_adapted_one_without_its_adapters(family, dtype, tolerance, rng):

@@ -115,6 +115,7 @@ def whole_layers(family: str, targets: Any) -> Any:
     return {name: targets[target] for name, target in named.items()} if isinstance(targets, dict) else list(named)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("family", "head", "words"), cases())
 def test_an_adapter_comes_back_to_the_bit_with_what_learns_and_saves_to_the_same_bytes(tmp_path, family, head, words):
     model = adapted(family, head, **words)
@@ -181,6 +182,7 @@ def agree(ours: Transformer, theirs: Any) -> bool:
     return close(one, two, 1e-5 if ours.family not in IN_FLOAT64 else 1e-12)
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pinned
 @pytest.mark.parametrize(("family", "head", "words"), cases())
@@ -254,6 +256,7 @@ NO_NUMBER = (
 )
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pinned
 @pytest.mark.parametrize("name", CONFIGS)
@@ -353,6 +356,7 @@ each_variant = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.each_value
 @each_variant
 def test_a_variant_comes_back_to_the_bit_and_saves_to_the_same_bytes(tmp_path, family, variant, flag):
     model = of_variant(family, variant, flag)
@@ -370,6 +374,7 @@ def test_a_variant_comes_back_to_the_bit_and_saves_to_the_same_bytes(tmp_path, f
     assert np.array_equal(logits(adapters.model), logits(model))
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pinned
 @each_variant
@@ -388,6 +393,7 @@ def test_peft_loads_a_variant_with_the_same_logits_and_writes_the_same_tensors(t
     assert all(np.array_equal(ours[name], back[name]) for name in ours)
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pinned
 @each_variant
@@ -616,6 +622,7 @@ def test_what_peft_wrote_with_names_that_match_nothing_is_refused_and_loads_when
     assert agree(model, theirs)
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pinned
 @pytest.mark.parametrize(
@@ -664,6 +671,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("pattern", HOSTILE)
 @pytest.mark.parametrize("key", [*REGULAR, *WHOLE])
 def test_a_pattern_that_could_run_for_minutes_is_refused_by_its_key(tmp_path, key, pattern):
@@ -968,6 +976,7 @@ def test_an_adapter_that_cannot_be_loaded_leaves_the_active_one_and_the_base(tmp
 # ---- merging ----
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pinned
 @pytest.mark.parametrize("name", ["embedding", "all-linear", "bias all", "a norm whole", "the embedding whole"])

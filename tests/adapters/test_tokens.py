@@ -265,6 +265,7 @@ def tensors(folder):
     return load_tensors(folder / peft.WEIGHTS)[0]
 
 
+@pytest.mark.each_value
 @in_places("llama", "gpt2", "bert")
 def test_token_rows_come_back_to_the_bit_and_are_written_to_the_same_bytes(family, place, tmp_path):
     model, tied = ours_with_rows(family, **PLACES[place]), PLACES[place].get("tied", True)

@@ -144,6 +144,7 @@ def test_factors_are_those_of_delta_and_delta_is_merged_W_less_W(cls, rng):
     assert (b is None) == (getattr(adapter.base, "bias", None) is None)
 
 
+@pytest.mark.each_value
 @each_class
 @pytest.mark.parametrize("dx", [True, False], ids=["dx is read", "nobody reads dx"])
 def test_a_frozen_slot_keeps_nothing_and_gets_nothing_whoever_else_learns(cls, dx, rng):
@@ -174,6 +175,7 @@ def flops_alone(module, x):
     return found | {"backward": Counted.flops}
 
 
+@pytest.mark.each_value
 @each_class
 @pytest.mark.parametrize("dx", [True, False], ids=["dx is read", "nobody reads dx"])
 def test_the_products_that_a_class_states_are_those_that_run(cls, dx, rng):
@@ -211,6 +213,7 @@ def test_a_float32_layer_stays_float32(cls, rng):
     assert {array.dtype for array in arrays if array is not None} == {np.dtype(np.float32)}
 
 
+@pytest.mark.each_value
 @each_class
 def test_a_class_computes_the_same_on_each_array_library(cls, xp, rng):
     adapter, grads = layer(cls, rng), Gradients()
@@ -233,6 +236,7 @@ def test_a_class_computes_the_same_on_each_array_library(cls, xp, rng):
 # ---- in a model ----
 
 
+@pytest.mark.each_value
 @in_families(("llama", None), ("gpt2", None))
 def test_a_new_adapter_changes_no_bit_of_the_logits_and_only_its_trained_slots_learn(variant, family, targets, rng):
     model, batch = build(family), some_batch(rng)
@@ -244,6 +248,7 @@ def test_a_new_adapter_changes_no_bit_of_the_logits_and_only_its_trained_slots_l
     assert set(gradients(model, batch)) == slots
 
 
+@pytest.mark.each_value
 @in_families("llama", ("gpt2", None), ("bert", ["down_proj"]))
 def test_every_gradient_in_a_model_is_right(variant, family, targets, rng):
     model, batch = attached(variant, rng, family, targets), some_batch(rng, "left")
@@ -251,6 +256,7 @@ def test_every_gradient_in_a_model_is_right(variant, family, targets, rng):
     check_model(model, lambda: loss(model, batch), gradients(model, batch), rng=rng).raise_if_wrong()
 
 
+@pytest.mark.each_value
 @in_families("llama", ("gpt2", None), merges=True)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
 def test_merge_computes_the_same_and_unmerge_gives_back_every_bit(variant, family, targets, dtype, tolerance, rng):
@@ -264,6 +270,7 @@ def test_merge_computes_the_same_and_unmerge_gives_back_every_bit(variant, famil
     assert model.forward(batch.ids, batch.inputs)[0].tobytes() == logits.tobytes()
 
 
+@pytest.mark.each_value
 @in_families("llama", "bert")
 def test_an_adapter_without_weights_has_the_shapes_of_one_with(variant, family, targets):
     shapes = []
@@ -355,6 +362,7 @@ def test_dropout_acts_on_the_path_alone_and_only_with_a_generator(rng):
     assert adapter.forward(x)[1].keep is None
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("conv", [False, True], ids=["Linear", "Conv1D"])

@@ -303,6 +303,7 @@ def test_scores_are_those_of_scikit_learn(n, data):
     assert found["macro_f1"] == pytest.approx(theirs[2].mean())
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(-1, 1).map(lambda x: round(x, 3)), min_size=2, max_size=20))
 def test_without_overlap_the_test_is_the_plain_t_test(differences):
     stats = pytest.importorskip("scipy.stats")

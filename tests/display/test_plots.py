@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import examples
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -89,7 +90,7 @@ def test_no_title_label_or_legend_is_cut_at_the_edge(figures):
             assert inside or not box.width, artist
 
 
-@pytest.mark.parametrize("ranks", [[1, 2, 4, 8], [1, 16], [64, 128]])
+@pytest.mark.parametrize("ranks", examples.some_of([[1, 2, 4, 8], [1, 16], [64, 128]]))
 def test_the_name_of_every_rank_of_a_sweep_is_inside_its_frame(ranks, monkeypatch):
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: drawn.append(figure))
@@ -149,7 +150,7 @@ def test_letters_that_no_font_has_are_one_line_that_says_what_to_install(monkeyp
     assert len(told) == 1
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+@pytest.mark.parametrize("steps", examples.some_of([1, 2, 3, 7]))
 def test_steps_have_no_fractions(steps, monkeypatch):
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: drawn.append(figure))

@@ -382,6 +382,7 @@ def test_cross_validation_trains_both_settings_on_the_same_folds(here, monkeypat
     assert report["mean"] == pytest.approx(np.mean([a - b for a, b in report["folds"]]))
 
 
+@pytest.mark.slow
 def test_cross_validation_finds_a_setting_that_cannot_learn(here, capfd):
     words = ["compare", "--base", "base", "--data", "rows.csv", "--folds", "3", "--epochs", "6", "--batch", "4",
              "--length", "16", "--lr", "0.05", "--seed", "3", "--json"]  # fmt: skip

@@ -19,7 +19,7 @@ from minilora.models.tokenizer_files import read_tokenizer
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A small base, two texts, and an adapter of each."""
-    folder = make_inputs(tmp_path_factory.mktemp("combining"))
+    folder = make_inputs(tmp_path_factory.mktemp("combining") / "made")
     (folder / "numbers.txt").write_text("".join(f"{i} and {i * i}\n" for i in range(400)))
     for text, out in (("words.txt", "a"), ("numbers.txt", "b")):
         words = ["--base", folder / "base", "--data", folder / text, "--out", folder / out, "--lr", "0.05"]

@@ -1,14 +1,17 @@
 """What each command does with a run of each method. No method is named: a new variant is tested by being there."""
 
+import functools
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import examples
 import numpy as np
 import pytest
-from commands import WORDS, assert_refused, lines, make_base, tree
+from commands import WORDS, assert_refused, lines, make_base, plant, tree
 from small_runs import interrupting
 
 from minilora.adapters import DEFAULT
@@ -30,6 +33,7 @@ from minilora.models.saving import save_pretrained
 from minilora.nn import Embedding, Linear
 
 each_method = pytest.mark.parametrize("method", variants())
+some_methods = pytest.mark.parametrize("method", examples.some_of(variants(), 3))
 ROWS = [("abcd"[i % 3 :] * (1 + i % 3) + "xy"[i % 2], ("yes", "no")[i % 2]) for i in range(40)]
 RUN = ["--data", "words.txt", "--out", "out", "--batch", "2", "--length", "8", "--lr", "0.05"]
 STEPS = ["--steps", "4", "--evaluate-every", "2", "--checkpoint-every", "2"]
@@ -52,6 +56,7 @@ def chosen(method: str) -> dict[str, Any]:
     return dict(variants()[method][0].examples[""])
 
 
+@functools.cache
 def words_for(method: str) -> list[str]:
     """The words that choose the method, on a base that has what it adapts."""
     try:
@@ -64,6 +69,25 @@ def words_for(method: str) -> list[str]:
         text = json.dumps(value)
         words += [f"--{flags[name]}", text.strip('"')] if name in flags else ["--option", f"{name}={text}"]
     return words
+
+
+RUNS: dict[str, tuple[dict[str, bytes | None], str]] = {}
+
+
+@pytest.fixture
+def tuned(here: Path, capfd: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+    """What the command of a method prints; its files are in out/. They are made once for the tests of a process."""
+
+    def run(method: str) -> str:
+        if method not in RUNS:
+            assert main(finetune(method)) == 0
+            RUNS[method] = tree(here / "out"), capfd.readouterr().out
+        else:
+            (here / "out").mkdir()
+            plant(here / "out", RUNS[method][0])
+        return RUNS[method][1]
+
+    return run
 
 
 def finetune(method: str, *more: str) -> list[str]:
@@ -82,9 +106,8 @@ def base_of(method: str) -> str:
 
 
 @each_method
-def test_info_says_the_variant_of_the_file_and_generate_gives_what_the_merged_model_does(method, here, capfd):
-    assert main(finetune(method)) == 0
-    printed = capfd.readouterr().out
+def test_info_says_the_variant_of_the_file_and_generate_gives_what_the_merged_model_does(method, here, tuned, capfd):
+    printed = tuned(method)
     assert re.search(r"generate --prompt 'The ' --adapter out\n$", printed)
     trained = re.search(r"([\d,]+) parameters trained for 4 steps", printed)
     settings = json.loads(Path("out", "settings.json").read_text())
@@ -117,7 +140,7 @@ def test_info_says_the_variant_of_the_file_and_generate_gives_what_the_merged_mo
     assert abs(adapted - base).max() > 1e-3 * abs(base).max()
 
 
-@pytest.mark.parametrize("init", inits())
+@pytest.mark.parametrize("init", examples.some_of(inits(), 3))
 def test_a_run_begins_as_its_init_says_and_ends_with_an_adapter_for_the_untouched_base(init, here, monkeypatch, capfd):
     words = ["finetune", "--base", "llama", "--init", init, "--rank", "2", *RUN, *STEPS]
     assert main(words) == 0
@@ -132,9 +155,9 @@ def test_a_run_begins_as_its_init_says_and_ends_with_an_adapter_for_the_untouche
     assert tree(here / "out") == whole
 
 
-@each_method
-def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bytes(method, here, monkeypatch, capfd):
-    assert main(finetune(method)) == 0
+@some_methods
+def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bytes(method, here, tuned, monkeypatch, capfd):
+    tuned(method)
     whole = tree(here / "out")
     shutil.rmtree("out")
     with monkeypatch.context() as patched:
@@ -146,9 +169,9 @@ def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bytes(method, here
     assert tree(here / "out") == whole
 
 
-@each_method
-def test_rank_decomposes_what_the_adapter_adds_to_each_matrix(method, here, capfd):
-    assert main(finetune(method)) == 0
+@some_methods
+def test_rank_decomposes_what_the_adapter_adds_to_each_matrix(method, here, tuned, capfd):
+    tuned(method)
     model, _ = load_adapted(base_of(method), Path("out"))
     adapters = [m for _, m in model.named_modules() if m.is_adapter and isinstance(m.base, Linear | Embedding)]
     norms = sorted(float(np.linalg.norm(adapter.delta().astype(float))) for adapter in adapters)
@@ -171,7 +194,7 @@ def test_rank_decomposes_what_the_adapter_adds_to_each_matrix(method, here, capf
     assert main(["generate", "--base", base_of(method), "--adapter", "small", "--prompt", "x", "--tokens", "2"]) == 0
 
 
-@each_method
+@some_methods
 def test_a_classifier_predicts_what_the_merged_one_does(method, here, monkeypatch, capfd):
     monkeypatch.setattr(classification, "classification_figure", lambda losses, report: b"")
     task = ["--task", "classify", "--data", "rows.csv", "--epochs", "1", "--length", "16", "--out", "out"]
@@ -208,8 +231,8 @@ def test_an_option_that_the_method_lacks_is_refused_by_name_and_nothing_is_made(
 
 
 @each_method
-def test_a_method_without_a_rank_adapts_its_own_targets_and_others_every_linear_layer(method, here, capfd):
-    assert main(finetune(method)) == 0
+def test_a_method_without_a_rank_adapts_its_own_targets_and_others_every_linear_layer(method, here, tuned):
+    tuned(method)
     settings = json.loads(Path("out", "settings.json").read_text())
     model, _ = load_adapted(base_of(method), Path("out"))
     adapted = {path for path, m in model.named_modules() if m.is_adapter}

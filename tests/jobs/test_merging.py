@@ -166,10 +166,12 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def here(made, tmp_path, monkeypatch):
+    folder = tmp_path / "here"
+    folder.mkdir()
     for name in ("held", "whole", "words.txt", "small", "large"):
-        (tmp_path / name).symlink_to(made / name)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+        (folder / name).symlink_to(made / name)
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def words(adapter, dtype, *more):

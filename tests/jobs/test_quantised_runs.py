@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import examples
 import fakecupy
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def logits(model):
 # ---- a run ----
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", examples.some_of(FORMATS))
 def test_a_run_says_its_format_and_what_reads_its_adapter_holds_the_base_so(name, here, capfd):
     assert main([*FINETUNE, "--quantize", name]) == 0
     assert json.loads(Path("out", "settings.json").read_text())["quantize"] == name

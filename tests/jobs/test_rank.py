@@ -712,6 +712,7 @@ def tuned(family, head="lm", targets="all-linear"):
     return model
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("family", "head"), FAMILY_HEADS)
 def test_in_every_family_adapter_and_checkpoints_are_measured_alike_and_what_was_merged_comes_back(
     family, head, tmp_path

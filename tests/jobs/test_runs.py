@@ -11,6 +11,7 @@ import time
 import warnings
 from pathlib import Path
 
+import examples
 import pytest
 from commands import make_inputs
 from rich.cells import cell_len
@@ -162,7 +163,17 @@ def closed(*words: str, which: str) -> tuple[int, str, str]:
 
 
 @posix
-@pytest.mark.parametrize("words", [["--help"], ["count"], ["count", "--json"], ["verify", "--only", "gelu"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["count"],
+        *(
+            pytest.param(words.split(), marks=pytest.mark.slow)
+            for words in ("--help", "count --json", "verify --only gelu")
+        ),
+    ],
+    ids=" ".join,
+)
 def test_a_command_whose_reader_is_gone_ends_with_141_and_no_word(words):
     read, write = os.pipe()
     os.close(read)
@@ -179,6 +190,7 @@ def test_a_full_disk_behind_standard_output_is_one_line():
     assert process.returncode == 2
 
 
+@pytest.mark.slow
 @posix
 def test_with_streams_closed_a_run_is_made_and_errors_go_nowhere_else(here):
     words = ["finetune", "--base", "base", "--steps", "1", *RUN]
@@ -196,7 +208,7 @@ def test_with_streams_closed_a_run_is_made_and_errors_go_nowhere_else(here):
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-@pytest.mark.parametrize("words", [["finetune", "--help"], ["count"], ["fintune"]])
+@pytest.mark.parametrize("words", examples.some_of([["fintune"], ["finetune", "--help"], ["count"]], 3))
 def test_in_a_locale_without_letters_of_ours_a_command_says_all_it_has_to(words):
     with start("-m", "minilora", *words, env=ASCII) as process:
         out, err = process.communicate()
@@ -205,6 +217,7 @@ def test_in_a_locale_without_letters_of_ours_a_command_says_all_it_has_to(words)
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_json_stays_json_in_a_locale_without_letters_of_ours():
     with start("-m", "minilora", "count", "--json", env=ASCII) as process:
         out, err = process.communicate()
@@ -275,6 +288,7 @@ def test_a_near_miss_is_answered_with_what_was_meant(words, meant, here, capsys)
 # ---- settings.json ----
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("key", "value"),
     [

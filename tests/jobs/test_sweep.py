@@ -497,12 +497,12 @@ def test_info_says_of_a_sweep_what_was_tried_and_found_and_of_one_that_was_stopp
 # ---- the figure ----
 
 
-def test_the_figure_is_a_png_with_all_that_it_shows():
+@pytest.mark.parametrize(("error", "seeds"), [pytest.param(None, 1, marks=pytest.mark.slow), (0.07, 2)])
+def test_the_figure_is_a_png_with_all_that_it_shows(error, seeds):
     colors = [plots.BASE, plots.FULL, plots.LORA]  # the base, the frontier, the means
     band = "#f9e7de"  # LORA, faint on white: within one standard error of the best
-    for error, seeds in ((None, 1), (0.07, 2)):
-        png = sweep_figure(made_up([2.5, 2.2, 2.25], error, seeds), "a title")
-        assert in_color(png, [*colors, band]) == [True] * 3 + [seeds > 1]
+    png = sweep_figure(made_up([2.5, 2.2, 2.25], error, seeds), "a title")
+    assert in_color(png, [*colors, band]) == [True] * 3 + [seeds > 1]
 
 
 def test_a_bar_is_one_standard_error_up_and_down_and_the_frontier_goes_through_the_pareto_set():

@@ -214,8 +214,8 @@ def test_a_template_that_moves_the_prompt_is_learned_where_it_marks_the_answers(
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small base with ChatML, and conversations in ShareGPT's form, in the working directory."""
     config = Config(vocab_size=400, n_layers=1, d_model=16, n_heads=2, max_length=128)
-    base = tokenizer_of(CHATML)
-    save_pretrained(llama(config, np.random.default_rng(1)), tmp_path / "base", base)
+    folder = tmp_path / "here"
+    save_pretrained(llama(config, np.random.default_rng(1)), folder / "base", tokenizer_of(CHATML))
     rows = [
         {
             "conversations": [{"from": "human", "value": f"{i}?"}, {"from": "gpt", "value": "Yes."}] * (1 + i % 3),
@@ -223,9 +223,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         }
         for i in range(24)
     ]
-    (tmp_path / "talks.json").write_text(json.dumps(rows, indent=1))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    (folder / "talks.json").write_text(json.dumps(rows, indent=1))
+    monkeypatch.chdir(folder)
+    return folder
 
 
 RUN = ["finetune", "--task", "instruct", "--base", "base", "--data", "talks.json", "--out", "out", "--rank", "2"]

@@ -47,7 +47,7 @@ def gradients(model, ids, inputs, dy, run=Pass()):
     return grads
 
 
-@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("gated", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_every_gradient_is_right(gated, rng):
     model, (ids, inputs) = build(gated, not gated), batch(rng)
     dy = rng.standard_normal((3, T, 13))

@@ -53,6 +53,7 @@ def test_with_a_past_nothing_is_kept_for_a_backward(model, rng):
     assert model.forward(ids, run=Pass(kv_cache=KVCache(3)))[1] == []
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("prompt", [1, 4, 9, 14])  # the context is 9
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_with_a_cache_and_without_the_tokens_are_the_same_also_past_the_context(model, prompt, temperature, rng):

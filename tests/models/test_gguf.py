@@ -478,6 +478,7 @@ def test_ids_are_those_of_sentencepiece(tmp_path, rng):
         assert tokenizer.encode(one, special=False).tolist() == theirs.encode(one)
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])  # of a qwen3 they take no other head_dim than 128
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0"])

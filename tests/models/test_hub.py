@@ -400,6 +400,7 @@ def test_a_cache_of_the_config_alone_is_no_model_of_no_weights(hub, capfd, monke
     assert f"run: hf download org/tiny --revision {hub.second} --include" in line
 
 
+@pytest.mark.slow
 def test_the_command_that_is_named_fetches_what_is_lacking(hub, offline, capfd, tmp_path):
     offline()
     words = shlex.split(refusal(capfd, "generate", "--base", "org/tiny", "--prompt", "x").partition("run: ")[2])
@@ -508,6 +509,7 @@ def test_a_classifier_keeps_its_commit_and_predict_takes_it(hub, capfd):
     assert said(capfd, "predict", "--adapter", "org/yes-no", "--data", "rows.csv").count("\n") == 20
 
 
+@pytest.mark.slow
 def test_all_cells_of_a_sweep_are_of_one_commit(hub, capfd):
     pytest.importorskip("joblib")
     Path("words.txt").write_bytes(b"to be or not to be " * 40)
@@ -548,6 +550,7 @@ def test_what_a_repository_is_info_says_and_checkpoints_are_compared_by_name(hub
     )
 
 
+@pytest.mark.slow
 def test_the_command_line_fetches_and_says_nothing_more(hub, tmp_path):
     """In a process of its own, as people start it, with the variables that the client reads."""
     env = os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}

@@ -49,6 +49,7 @@ def test_a_model_that_was_saved_loads_to_the_same_bits(tmp_path, rng, ids, tied)
     assert saving.base_hash(loaded) == saving.base_hash(model)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("family", "head"), FAMILY_HEADS)
 def test_every_parameter_has_a_name_of_its_own_in_hugging_face(family, head, rng):
     model = FAMILIES[family].build(minilora.Config(8, 1, 4, 1, tied=False, head=head), rng)
@@ -105,6 +106,7 @@ def test_a_config_that_is_not_implemented_or_does_not_fit_is_refused_by_name(tmp
         minilora.load_pretrained(tmp_path / "m")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"])
 @pytest.mark.parametrize("size", [10**6, 10**9, 10**18, 10**30])
 def test_a_config_of_an_absurd_size_is_refused_before_it_costs_memory(tmp_path, rng, key, size):

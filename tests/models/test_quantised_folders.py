@@ -77,6 +77,7 @@ def change(folder: Path, to_tensors: Any = dict, **to_config: Any) -> Path:
 # ---- ours, there and back ----
 
 
+@pytest.mark.each_value
 @each_format
 @pytest.mark.parametrize(("family", "head"), FAMILY_HEADS)
 def test_codes_that_were_saved_load_as_they_are(tmp_path, name, family, head):
@@ -93,6 +94,7 @@ def test_codes_that_were_saved_load_as_they_are(tmp_path, name, family, head):
     assert all(same(x, model.state_dict()[path]) for path, x in in_format.state_dict().items())
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", HALVES)
 @pytest.mark.parametrize(("family", "head"), FAMILY_HEADS)
 def test_half_precision_is_written_as_it_is(tmp_path, name, family, head):
@@ -140,6 +142,7 @@ def test_a_layer_merged_in_float32_makes_the_dtype_float32():
     assert json.loads(model_files(model)["config.json"])["dtype"] == "float32"
 
 
+@pytest.mark.each_value
 @each_format
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
 def test_merged_layers_are_written_in_full_beside_the_codes(tmp_path, name, family):
@@ -257,6 +260,7 @@ def test_another_method_is_refused_by_name(tmp_path, config, says):
             read(folder)
 
 
+@pytest.mark.each_value
 @each_format
 @pytest.mark.parametrize("other", formats())
 def test_a_format_that_contradicts_the_folder_is_refused(tmp_path, name, other):
@@ -419,6 +423,7 @@ EXCHANGED = [("llama", "lm"), ("llama", "classify"), ("gpt2", "lm"), ("bert", "l
              ("bert", "none"), ("roberta", "lm"), ("qwen3", "lm")]  # fmt: skip
 
 
+@pytest.mark.each_value
 @oracle
 @each_format
 @pytest.mark.parametrize(("family", "head"), EXCHANGED)
@@ -474,6 +479,7 @@ def theirs_in(transformers: Any, name: str, skip: list[str] | None = None) -> An
     )  # fmt: skip
 
 
+@pytest.mark.each_value
 @oracle
 @each_format
 @pytest.mark.parametrize(("family", "head"), [pair for pair in EXCHANGED if pair[1] != "none"])  # nor has a pooler

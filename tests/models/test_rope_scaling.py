@@ -35,6 +35,7 @@ RULES: dict[str, dict[str, Any]] = {
 each_rule = pytest.mark.parametrize("name", RULES)
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("factor", [1.0, 3.5])

@@ -63,6 +63,7 @@ def same(a: Gradients, b: Gradients) -> bool:
 # ---- forward and backward ----
 
 
+@pytest.mark.each_value
 @each_part
 @pytest.mark.parametrize("frozen", [False, True])
 def test_backward_writes_to_nothing_returns_its_own_dx_and_may_run_again(name, path, frozen, rng):
@@ -85,6 +86,7 @@ def test_backward_writes_to_nothing_returns_its_own_dx_and_may_run_again(name, p
     assert not any(np.shares_memory(dx, array) for array in [*held, *first.values(), again])
 
 
+@pytest.mark.each_value
 @each_part
 def test_dx_flows_through_a_frozen_module_unchanged(name, path, rng):
     module, x, inputs, run = part(name, path, rng)

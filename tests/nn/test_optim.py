@@ -163,6 +163,7 @@ def test_on_a_gpu_steps_give_the_same_numbers_and_nothing_waits_for_the_host(nam
         np.testing.assert_allclose(to_numpy(there[n].data), here[n].data, rtol=tolerance)
 
 
+@pytest.mark.each_value
 @each_optimizer
 @pytest.mark.parametrize("most", [0, 7, 10])  # the parameters have 4, 6 and 10 numbers
 def test_in_buckets_or_one_by_one_the_numbers_are_the_same_to_the_bit(name, most, monkeypatch, rng):
@@ -178,6 +179,7 @@ def test_in_buckets_or_one_by_one_the_numbers_are_the_same_to_the_bit(name, most
     assert ends[0] == ends[1]
 
 
+@pytest.mark.each_value
 @each_optimizer
 @pytest.mark.parametrize("most", [1, 3, 4, 9])
 def test_in_pieces_the_numbers_are_the_same_to_the_bit(name, most, monkeypatch):

@@ -49,6 +49,7 @@ def zeros(model: Transformer) -> list[str]:
     return [name for name in model.named_parameters() if name.endswith("k_proj.bias") and not rotated]
 
 
+@pytest.mark.each_value
 @each_family
 @pytest.mark.parametrize(("tied", "side"), [(True, "none"), (False, "left"), (True, "right")])
 def test_every_gradient_of_the_model_is_right_and_the_check_leaves_its_weights_as_they_were(family, tied, side, rng):
@@ -78,6 +79,7 @@ def test_the_check_of_a_model_fails_a_gradient_that_is_wrong_or_missing_or_one_t
         check_model(model, lambda: loss(model, batch), grads, rng=rng)
 
 
+@pytest.mark.each_value
 @each_family
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_the_gradients_are_those_of_the_trainable_parameters_and_the_same_as_when_all_are(family, share, rng):
@@ -131,6 +133,7 @@ def test_on_a_gpu_the_same_model_gives_the_same_numbers_and_nothing_waits_for_th
 # ---- which tokens attend to which ----
 
 
+@pytest.mark.each_value
 @each_family
 @each_side
 def test_padding_on_either_side_changes_no_real_token(family, side, rng):
@@ -142,6 +145,7 @@ def test_padding_on_either_side_changes_no_real_token(family, side, rng):
         np.testing.assert_allclose(padded[i, real], alone[0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.each_value
 @each_family
 @each_side
 def test_what_the_padding_holds_changes_no_real_token(family, side, rng):
@@ -240,6 +244,7 @@ WRONG_INPUTS = [
 ]
 
 
+@pytest.mark.each_value
 @each_family
 @pytest.mark.parametrize(("wrong", "message"), WRONG_INPUTS)
 def test_padding_and_segments_that_do_not_fit_the_ids_are_refused(family, wrong, message, rng):
@@ -277,6 +282,7 @@ def test_a_fresh_model_knows_nothing_its_loss_is_the_logarithm_of_the_vocabulary
 # ---- what is refused ----
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("ids", "message"),
     [

@@ -145,6 +145,7 @@ def test_what_is_kept_is_linear_in_the_tokens(rng):
     assert [x.shape for x in cache[:5]] == [(2, 2, 14, 4), (2, 2, 7, 4), (2, 2, 7, 4), (2, 2, 14, 4), (2, 2, 14, 1)]
 
 
+@pytest.mark.each_value
 @pytest.mark.oracle
 @pytest.mark.parametrize("side", ["none", "left", "right"])
 @pytest.mark.parametrize(("causal", "window"), [(True, None), (False, None), (True, 200)])

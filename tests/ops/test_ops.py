@@ -357,6 +357,7 @@ def test_where_no_position_carries_a_label_the_loss_and_its_gradient_are_zero(rn
     assert not ops.cross_entropy_backward(1.7, cache).any()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("scale", [1e2, 1e4])
 @pytest.mark.parametrize(
     "op",
@@ -393,6 +394,7 @@ def test_without_a_cache_an_activation_gives_the_same_bits(op, dtype, rng):
     assert nothing is None
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("shape", [(1,), (3, 1), (2, 5), (2, 3, 4, 7), (4, 0, 3)])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
 def test_the_maximum_of_a_row_is_the_largest_of_it_and_nan_where_one_is(shape, dtype, rng):

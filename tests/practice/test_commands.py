@@ -93,6 +93,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(here, capsys, words, says):
     assert shown.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_without_a_terminal_the_loop_reads_lines_and_ends_with_its_input(here):
     command = [sys.executable, "-m", "minilora", "ex"]
     done = subprocess.run(command, input="l\n4\nh\nq\n", capture_output=True, text=True, timeout=60, check=False)
@@ -102,6 +103,7 @@ def test_without_a_terminal_the_loop_reads_lines_and_ends_with_its_input(here):
     assert "\x1b[" not in done.stdout
 
 
+@pytest.mark.slow
 def test_pytest_over_the_folder_has_a_test_for_each_result(here):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "exercises"]
     done = subprocess.run(

@@ -4,6 +4,7 @@ import ast
 import doctest
 import unicodedata
 
+import examples
 import numpy as np
 import pytest
 
@@ -19,7 +20,8 @@ def parameter(number):
     return pytest.param(number, marks=marks if is_twin(number) else [])
 
 
-pytestmark = pytest.mark.parametrize("number", [parameter(number) for number in numbers()])
+each_exercise = pytest.mark.parametrize("number", [parameter(number) for number in numbers()])
+some_exercises = pytest.mark.parametrize("number", [parameter(number) for number in examples.some_of(numbers())])
 SAID = {"words", "mistake", "rule", "Viva"}  # calls whose texts are said to the learner
 
 
@@ -33,6 +35,7 @@ def width(line):
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in line)
 
 
+@each_exercise
 def test_a_stub_is_not_started_and_what_is_to_be_repaired_is_wrong(tmp_path, number):
     task = exercise(number)
     result = check_file(number, written(tmp_path, number, task.stub()))
@@ -43,16 +46,20 @@ def test_a_stub_is_not_started_and_what_is_to_be_repaired_is_wrong(tmp_path, num
     assert "#| " in task.source or result.state == "not started"
 
 
+@pytest.mark.each_value
+@each_exercise
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_solution_passes_whatever_the_constants_are(tmp_path, number, seed):
     result = check_file(number, written(tmp_path, number, exercise(number).solution()), seed=seed)
     assert result.passed, result
 
 
+@some_exercises
 def test_a_solution_passes_in_a_notebook(number):
     assert check(number, *(part.solution for part in exercise(number).parts)).passed
 
 
+@each_exercise
 @pytest.mark.slow
 def test_every_listed_mistake_is_seen_and_named_in_each_tensor(number):
     found = kills(exercise(number))
@@ -61,11 +68,13 @@ def test_every_listed_mistake_is_seen_and_named_in_each_tensor(number):
     assert recorded()[number]["listed"] == len(found), "python -m minilora.practice.record counts anew"
 
 
+@each_exercise
 @pytest.mark.slow
 def test_a_mistake_that_is_not_listed_gets_no_other_name(number):
     assert not [kill for part in exercise(number).parts for kill in left_out(part) if kill.others or not kill.seen]
 
 
+@some_exercises
 def test_an_answer_that_computes_nothing_fails(number):
     with np.errstate(all="ignore"):
         for part in exercise(number).parts:
@@ -73,6 +82,7 @@ def test_an_answer_that_computes_nothing_fails(number):
                 assert any(finding.kind != "right" for finding in part.check(answer).findings), (part.name, name)
 
 
+@each_exercise
 def test_the_numbers_that_a_statement_works_out_by_hand_are_right(number):
     task = exercise(number)
     space = {}
@@ -83,6 +93,7 @@ def test_the_numbers_that_a_statement_works_out_by_hand_are_right(number):
     assert not any(runner.run(test).failed for test in tests)
 
 
+@each_exercise
 def test_a_statement_is_one_page_for_80_columns_and_bears_the_title(number):
     task = exercise(number)
     for language in ("en", "zh"):
@@ -93,6 +104,7 @@ def test_a_statement_is_one_page_for_80_columns_and_bears_the_title(number):
     assert max(map(width, task.stub().splitlines())) <= 120
 
 
+@each_exercise
 def test_every_sentence_of_an_exercise_is_there_in_chinese(number):
     task = exercise(number)
     said = {task.title, *task.hints, *(sentence for viva in task.viva for sentence in viva)}
@@ -104,6 +116,7 @@ def test_every_sentence_of_an_exercise_is_there_in_chinese(number):
     assert not [m.name for m in mistakes if m.says.zh == m.says.en or m.asks.zh == m.asks.en]
 
 
+@each_exercise
 def test_what_an_exercise_says_of_itself_fits(number):
     task = exercise(number)
     assert task.kind in KINDS

@@ -40,6 +40,7 @@ def test_a_title_is_that_of_the_statement():
             assert sheet(number).heading(language) == task.said(task.title).in_language(language)
 
 
+@pytest.mark.slow
 def test_nothing_but_a_twin_imports_torch(tmp_path):
     code = f"""
 import sys

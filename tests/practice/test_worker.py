@@ -165,6 +165,7 @@ def test_an_answer_that_raises_only_where_a_rule_tries_it_is_wrong_and_ends_noth
     assert "MemoryError: too large on other arguments" in result.text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no parent to watch")
 def test_a_loop_without_an_end_ends_with_its_parent(learners):
     path = learners(RIGHT.replace(FIRST, "    while True:\n        pass\n"))

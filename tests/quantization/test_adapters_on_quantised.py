@@ -7,6 +7,7 @@ means equal in every bit.
 import re
 import warnings
 
+import examples
 import numpy as np
 import pytest
 from adapters import snapshot
@@ -115,6 +116,7 @@ def one_layer(cls, name, dtype="float32"):
 # ---- one layer ----
 
 
+@pytest.mark.each_value
 @each_format
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_layer_computes_in_every_bit_what_it_does_over_the_decoded_matrix(cls, name):
@@ -134,6 +136,7 @@ def test_a_layer_computes_in_every_bit_what_it_does_over_the_decoded_matrix(cls,
         assert one is other is None or same(one, other)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_layer_over_codes_computes_the_same_on_each_array_library(cls, xp):
     adapter, _, x = one_layer(cls, "nf4-dq", "float64")
@@ -153,6 +156,7 @@ def test_a_layer_over_codes_computes_the_same_on_each_array_library(cls, xp):
 # ---- a model ----
 
 
+@pytest.mark.each_value
 @each_format
 @each_place
 def test_a_model_begins_as_its_base_learns_as_over_arrays_and_its_codes_stay(variant, family, targets, name, rng):
@@ -171,6 +175,7 @@ def test_a_model_begins_as_its_base_learns_as_over_arrays_and_its_codes_stay(var
     assert codes(ours) == before != {}
 
 
+@pytest.mark.each_value
 @each_place
 def test_merge_gives_the_W_of_the_decoded_base_and_unmerge_every_code(variant, family, targets, rng):
     ours, theirs = both(family, "nf4")
@@ -193,7 +198,7 @@ def test_merge_gives_the_W_of_the_decoded_base_and_unmerge_every_code(variant, f
     assert same(logits(ours, batch), y)
 
 
-@pytest.mark.parametrize("variant", ["lora", "dora", "adalora", "ia3"])
+@pytest.mark.parametrize("variant", examples.some_of(["lora", "dora", "adalora", "ia3"]))
 def test_gradients_over_codes_are_those_of_the_loss(variant, rng):
     model, batch = held("llama", "nf4"), some_batch(rng, "left")
     attach(model, variant, "all-linear" if variant != "ia3" else None, rng=0, **small(variant))
@@ -201,6 +206,7 @@ def test_gradients_over_codes_are_those_of_the_loss(variant, rng):
     check_model(model, lambda: loss(model, batch), gradients(model, batch), rng=rng).raise_if_wrong()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("targets", [["embed"], ["embed", "q_proj"], ["lm_head"]], ids=str)
 @pytest.mark.parametrize("tie", [False, True], ids=["the input alone", "tied"])
 @pytest.mark.parametrize("name", ["nf4", "bfloat16"])
@@ -226,6 +232,7 @@ def test_an_embedding_of_codes_and_the_head_that_is_tied_to_it_are_adapted(targe
     assert codes(ours) == before
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("init", [name for name, init in inits().items() if not init.quantizes])
 @pytest.mark.parametrize(("family", "targets"), [("llama", "all-linear"), ("gpt2", ["q_proj", "v_proj"])])
 def test_every_start_takes_what_it_takes_from_the_decoded_matrix(init, family, targets, rng):
@@ -286,6 +293,7 @@ def some(i):
     return Batch(rng.integers(0, 13, (4, 6)), rng.integers(0, 13, (4, 6)))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("blocks", [False, True], ids=["", "recompute"])
 @pytest.mark.parametrize(("shards", "accumulate"), [(1, 1), (3, 1), (2, 2)])
 @pytest.mark.parametrize("name", ["nf4-dq", "int8"])
@@ -305,6 +313,7 @@ def test_training_ends_at_the_bytes_of_training_over_arrays(name, shards, accumu
 # ---- files ----
 
 
+@pytest.mark.each_value
 @each_place
 def test_an_adapter_comes_back_to_the_bit_on_the_codes_that_it_was_trained_on(variant, family, targets, tmp_path, rng):
     model, batch = held(family, "nf4"), some_batch(rng)

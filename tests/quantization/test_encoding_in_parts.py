@@ -20,6 +20,7 @@ def test_the_table_finds_the_nearest_level_and_of_two_the_lower(rng):
     assert len(set(cell.astype(int))) == len(ends)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("format", formats())
 @pytest.mark.parametrize("shape", [(1, 1), (3, 200), (40, 96), (45, 67), (300, 2)])
 def test_parts_give_the_codes_and_the_numbers_of_the_whole(format, shape, rng, monkeypatch):

@@ -32,6 +32,7 @@ def assert_foretold(foretold: Kept, measured: Kept, within: float = 0.05) -> Non
     assert foretold.survive == pytest.approx(measured.survive, abs=within)
 
 
+@pytest.mark.each_value
 @every_format
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("in_format", [True, False], ids=["W in the format", "W in float32"])

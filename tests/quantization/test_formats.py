@@ -121,6 +121,7 @@ def test_equal_scales_survive_double_quantisation(a):
     assert (LEVELS8[p] * np.repeat(A, 256)[: len(p)] + mean == np.float32(a[0])).all()
 
 
+@pytest.mark.each_value
 @each_format
 @pytest.mark.parametrize("wrong", [np.inf, -np.inf, np.nan])
 def test_what_is_not_finite_has_no_code(name, wrong):
@@ -213,6 +214,7 @@ def test_codes_and_numbers_are_the_same_on_every_device(name, xp, rng):
         assert np.array_equal(to_numpy(Q[1:8].dense()), host.dense(slice(1, 8)))
 
 
+@pytest.mark.each_value
 @each_format
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 def test_a_dtype_changes_the_numbers_and_not_the_codes(name, dtype, rng):
@@ -247,6 +249,7 @@ def test_a_quantised_weight_cannot_be_trained(name):
         Parameter(p.data, trainable=True)
 
 
+@pytest.mark.each_value
 @each_format
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
 def test_an_adapter_changes_neither_the_hash_nor_the_codes_of_a_quantised_base(name, family):
@@ -287,6 +290,7 @@ def test_what_is_quantised_twice_keeps_its_first_codes():
     assert all(model.state_dict()[path] is x for path, x in before.items())
 
 
+@pytest.mark.each_value
 @each_format
 @pytest.mark.parametrize("W", [np.ones(5, "f4"), np.ones((2, 2, 2), "f4"), np.ones((2, 3), int), np.ones((0, 5), "f4")])
 def test_what_is_no_matrix_of_floats_is_refused_with_its_shape(name, W):
@@ -305,6 +309,7 @@ def test_numbers_that_would_be_decoded_as_infinity_are_refused_and_those_below_a
         assert np.isfinite(format_named(name).of(W).dense()).all()
 
 
+@pytest.mark.each_value
 @each_format
 @pytest.mark.parametrize("tiny", [1e-45, 1e-42, 1e-38, 3e-37])
 def test_rows_of_nearly_nothing_stay_nearly_nothing(name, tiny):

@@ -90,6 +90,7 @@ def test_rows_are_decoded_alone_whether_a_slice_or_by_number(kind, start, stop, 
     assert np.array_equal(Q[start:stop].dense(slice(1, None)), W[start:stop][1:])
 
 
+@pytest.mark.each_value
 @each_type
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 def test_a_scale_that_is_not_finite_is_found_wherever_it_is_and_only_then(kind, number):
@@ -210,6 +211,7 @@ def write_as(folder, kinds):
     file.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
 @pytest.mark.parametrize("kinds", [["BF16"], ["F16"], ["BF16", "F32", "F16"]], ids="-".join)
 def test_matrices_of_a_folder_stay_in_the_bits_of_its_file(tmp_path, family, kinds):
@@ -244,6 +246,7 @@ def files(tmp_path_factory):
     return {name: made(folder, kind, name) for name, kind in (("llama", "Q4_1"), ("gpt2", "Q8_0"))}
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("variant", variants())
 def test_every_variant_trains_on_weights_as_stored_as_on_the_plain_ones(files, variant, architecture):

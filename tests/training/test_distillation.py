@@ -153,6 +153,7 @@ def teacher_run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_with_a_teacher_says_it_and_ends_elsewhere_than_one_without(teacher_run):
     text, names = str(teacher_run / "text.txt"), ("plain", "forward", "reverse")
     given = {}, {"teacher": str(teacher_run / "teacher")}, {"teacher": str(teacher_run / "teacher"), "reverse_kl": True}

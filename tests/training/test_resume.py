@@ -102,6 +102,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(i, whole, here, monk
     assert tree(here) == whole[0]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 @pytest.mark.parametrize("at", some_at_once([4, 8, 1, 2, 3, 5, 6, 7]))
 def test_after_a_full_disk_it_goes_on_to_the_same_bytes_and_leaves_no_partial_file(

@@ -296,6 +296,7 @@ def test_at_every_size_of_the_inputs_a_right_gradient_passes_and_a_wrong_one_nev
 CONSTANT = {"x": (lambda x: x, lambda x: 1 + 0 * x), "sin": (np.sin, np.cos), "exp": (np.exp, np.exp)}
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("constant", [1e9, -1e9, 1e12, 1e15])
 @pytest.mark.parametrize("name", CONSTANT)
 def test_beside_a_large_constant_a_wrong_gradient_never_passes(name, constant, rng):

@@ -55,13 +55,14 @@ def test_every_mutant_is_killed_or_survives_for_a_reason_and_every_reason_is_sti
     assert len(said(outcomes)) == len(set(said(outcomes)))
 
 
-@pytest.mark.parametrize("name", functions())
+@pytest.mark.parametrize("name", examples.some_of(functions(), 3))
 def test_the_functions_themselves_survive_or_a_kill_would_mean_nothing(name):
     cases_of_it = callers(name, 0)
     assert cases_of_it
     assert not killed(Mutant(name, "", "", getattr(ops, name)), examples.some_of(cases_of_it), 0)
 
 
+@pytest.mark.slow
 def test_a_sample_is_the_same_every_time_and_another_for_another_seed():
     first = mutation_run(12, only="lora")
     assert said(first) == said(mutation_run(12, only="lora"))
@@ -107,6 +108,7 @@ def test_cases_that_are_too_weak_let_a_mutant_survive_without_a_reason(monkeypat
     assert ", 0 of them without a reason" not in shown
 
 
+@pytest.mark.slow
 def test_the_command_counts_a_sample_and_gives_it_as_json(capsys):
     assert main(["verify", "--mutants", "--sample", "5", "--only", "lora"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("5 mutants, ")

@@ -26,6 +26,7 @@ def measured(op, inputs, rng, **constants):
                 if loss.format == "float32"}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_op_loses_digits_in_float32_on_inputs_of_ordinary_size(found):
     assert {loss.name for loss in found} == OPS.keys() | REGIMES.keys()
     assert not [loss for loss in found if loss.name in OPS and loss.format == "float32" and loss.verdict != "ok"]
@@ -71,6 +72,7 @@ def test_a_softmax_that_is_not_shifted_is_not_finite_and_ours_is(rng):
         assert measured(op, inputs, rng, targets=targets, count=None)["dlogits"].verdict == verdict
 
 
+@pytest.mark.slow
 def test_what_16_bits_cannot_hold_is_said(found):
     def verdict(name, form):
         return worst(found)[name][form].verdict
