@@ -147,6 +147,7 @@ def test_the_losses_that_questions_quote_are_those_of_the_records(read):
     assert "{:.3f}, {:.3f} and {:.3f} bit at batches 4, 16 and 64".format(*gaps) in answers["I2"]
 
 
+@pytest.mark.slow
 def test_the_tables_of_loftq_are_what_its_command_prints(capsys, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "notebooks")
     import_module("grids.loftq").main()

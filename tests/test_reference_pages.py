@@ -98,11 +98,13 @@ def test_a_docstring_as_rest(docstring, rest):
     assert reference.to_rest(docstring) == rest
 
 
+@pytest.mark.slow
 def test_every_public_module_has_a_page_and_no_exercise_has_one(pages):
     assert {*pages} == {f"reference/{name}.md" for name in PUBLIC - {"minilora"}} | {"reference/index.md"}
     assert not [page for page, text in pages.items() if "practice.exercises" in text]
 
 
+@pytest.mark.slow
 def test_a_page_has_the_public_names_that_its_file_defines(pages):
     for name in PUBLIC - {"minilora"}:
         shown = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", pages[f"reference/{name}.md"], re.MULTILINE)
@@ -110,6 +112,7 @@ def test_a_page_has_the_public_names_that_its_file_defines(pages):
         assert shown == [name for name in defined if not name.startswith("_")]
 
 
+@pytest.mark.slow
 def test_constants_are_shown_with_their_comments(pages):
     text = pages["reference/minilora.backend.md"]
     assert ".. py:data:: Array\n             Rng\n" in text
@@ -117,6 +120,7 @@ def test_constants_are_shown_with_their_comments(pages):
     assert "_ = " not in pages["reference/minilora.nn.md"]
 
 
+@pytest.mark.slow
 def test_a_room_lists_what_is_in_it_and_the_house_every_room(pages):
     for name in PUBLIC - {"minilora"}:
         room = name.rpartition(".")[0]
@@ -125,6 +129,7 @@ def test_a_room_lists_what_is_in_it_and_the_house_every_room(pages):
         assert f"\n{name.rpartition('.')[2]} <{name}>\n" in index.partition("```{toctree}")[2]
 
 
+@pytest.mark.slow
 def test_the_front_shows_what_import_minilora_shows_before_the_house(pages):
     front = pages["reference/index.md"]
     shown = re.findall(r":py:obj:`(\w+) <(minilora[\w.]+)>`", front)

@@ -9,6 +9,7 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import examples
 import numpy as np
 import pytest
 from hypothesis import given
@@ -167,7 +168,8 @@ def test_a_duration_is_in_the_unit_that_a_person_uses(seconds, words):
     assert scaling_report.duration(seconds) == words
 
 
-@pytest.mark.parametrize("axes", [pytest.param(AXES, marks=pytest.mark.slow), ["rank"]], ids=["all", "one"])
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [AXES, ["rank"]], ids=["all", "one"])
 def test_the_figure_shows_dots_and_lines(axes, made):
     assert all(in_color(scaling_figure(made | {"axes": {axis: made["axes"][axis] for axis in axes}}), [LORA, FULL]))
 
@@ -230,12 +232,12 @@ def test_a_word_that_cannot_be_is_said_in_a_line_before_anything_is_measured(wor
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("damage", [
+@pytest.mark.parametrize("damage", examples.some_of([
     lambda report: report["axes"].clear(), lambda report: report["axes"].update(rank=[]),
     lambda report: report.pop("held_out"), lambda report: report["held_out"][0].pop("rounds"),
     lambda report: report["axes"]["width"][0].pop("point"), lambda report: report.update(base={}),
     lambda report: report["axes"]["width"][0].update(rounds=[]), lambda report: report.update(axes=[1]),
-])  # fmt: skip
+]))  # fmt: skip
 def test_a_report_that_is_damaged_is_refused_in_a_line(made, damage, tmp_path, capsys):
     report = json.loads(json.dumps(made))
     damage(report)

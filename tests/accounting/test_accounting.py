@@ -663,6 +663,7 @@ def test_no_number_and_no_name_is_cut_in_a_terminal_of_80_columns(words, narrow,
     assert {word for word in re.findall(r"[a-z_]+", wide) if len(word) < 12} <= set(re.findall(r"[a-z_]+", slim))
 
 
+@pytest.mark.slow
 def test_methods_are_set_side_by_side_in_a_table_and_a_figure(tmp_path, capsys):
     plot = tmp_path / "costs.png"
     words = ["--compare", "full,lora,qlora", "--targets", "all-linear", "--dtype", "bfloat16", "--plot", str(plot)]

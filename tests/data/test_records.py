@@ -317,6 +317,7 @@ def test_without_overlap_the_test_is_the_plain_t_test(differences):
     assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high), rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_with_overlap_the_corrected_test_keeps_near_its_level_and_the_plain_one_does_not():
     """y = x₁ + x₂ + noise; one model knows x₁, the other x₂, so that neither is better. With p < 0.05 one in twenty
     data sets should say otherwise."""

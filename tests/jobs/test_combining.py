@@ -78,6 +78,7 @@ def test_a_way_that_is_not_for_these_adapters_says_why_in_its_row(here, tmp_path
     assert "why_not" in json.loads(capfd.readouterr().out)["losses"][5]
 
 
+@pytest.mark.slow
 def test_one_text_may_be_that_of_both_adapters_and_a_folder_may_have_the_name_of_a_way(here, tmp_path):
     shutil.copytree("a", "svd", dirs_exist_ok=True)
     result = combine_adapters(["svd", "b"], base="base", data=[TEXTS[0]] * 2, plot=str(tmp_path / "x.png"))

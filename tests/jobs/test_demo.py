@@ -31,6 +31,7 @@ from minilora.models.transformer import Transformer
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.slow
 def test_the_figure_of_a_report_is_a_png_with_three_colours_on_it():
     png = report_figure(made_up())
     assert png.startswith(PNG)

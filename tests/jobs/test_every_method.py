@@ -140,7 +140,7 @@ def test_info_says_the_variant_of_the_file_and_generate_gives_what_the_merged_mo
     assert abs(adapted - base).max() > 1e-3 * abs(base).max()
 
 
-@pytest.mark.parametrize("init", examples.some_of(inits(), 3))
+@pytest.mark.parametrize("init", examples.some_of(inits(), 5))
 def test_a_run_begins_as_its_init_says_and_ends_with_an_adapter_for_the_untouched_base(init, here, monkeypatch, capfd):
     words = ["finetune", "--base", "llama", "--init", init, "--rank", "2", *RUN, *STEPS]
     assert main(words) == 0

@@ -132,6 +132,7 @@ def test_the_error_of_the_outputs_of_a_trained_adapter_is_foretold():
         assert max(ratios) < 1.4
 
 
+@pytest.mark.slow
 def test_the_curves_of_the_figure_lie_within_5_percent_of_their_dots_and_are_drawn():
     rng = np.random.default_rng(0)
     W = rng.standard_normal((128, 256)).astype(np.float32)

@@ -281,6 +281,7 @@ def test_the_words_follow_the_numbers(rows, said, capsys):
     assert said in shown, shown
 
 
+@pytest.mark.slow
 def test_the_figure_is_a_png_with_the_reference_in_its_own_colour():
     report = report_of(BETTER, SAME, ("a", 2.4, None), WORSE, ("e", None, None))
     png = methods_figure(report, headlines(report))

@@ -132,6 +132,7 @@ def test_a_run_that_was_begun_before_there_were_formats_goes_on(here, monkeypatc
     }
 
 
+@pytest.mark.slow
 def test_a_device_gives_the_same_files(here, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", fakecupy)
     words = [*FINETUNE, "--lr", "0.05", "--out", "device", "--quantize", "nf4", "--device", "cuda"]

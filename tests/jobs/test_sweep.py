@@ -497,7 +497,8 @@ def test_info_says_of_a_sweep_what_was_tried_and_found_and_of_one_that_was_stopp
 # ---- the figure ----
 
 
-@pytest.mark.parametrize(("error", "seeds"), [pytest.param(None, 1, marks=pytest.mark.slow), (0.07, 2)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("error", "seeds"), [(None, 1), (0.07, 2)])
 def test_the_figure_is_a_png_with_all_that_it_shows(error, seeds):
     colors = [plots.BASE, plots.FULL, plots.LORA]  # the base, the frontier, the means
     band = "#f9e7de"  # LORA, faint on white: within one standard error of the best

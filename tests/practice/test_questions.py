@@ -50,7 +50,7 @@ def test_no_line_of_chinese_is_broken_by_a_space():
             assert not re.search(r"[\u3000-\u9fff\uff00-\uffef] ?\n(?=[\u4e00-\u9fff])", says.zh.replace("\n\n", "¶"))
 
 
-@pytest.mark.parametrize("name", examples.some_of(checks(), 3))
+@pytest.mark.parametrize("name", examples.some_of(checks(), 6))
 def test_a_check_holds_and_says_its_numbers(name):
     said = run_check(name)
     assert re.search(r"\d|[✓✗]", said)

@@ -75,6 +75,7 @@ def test_each_way_to_fail_has_its_own_words_and_the_next_check_passes(worker, le
     assert worker.check("04", learners(RIGHT)).passed
 
 
+@pytest.mark.slow
 def test_a_loop_without_an_end_is_stopped_and_its_line_is_named(learners):
     with Worker(limit=2) as worker:
         path = learners(RIGHT.replace(FIRST, "    while True:\n        pass\n"))

@@ -166,6 +166,7 @@ def test_a_run_with_a_teacher_says_it_and_ends_elsewhere_than_one_without(teache
     assert "teacher_sha256" not in settings["plain"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_wants_the_same_teacher(teacher_run):
     text, how = str(teacher_run / "text.txt"), {**SMALL, "teacher": str(teacher_run / "teacher")}
     finetune("builtin", text, teacher_run / "resumed", **how)

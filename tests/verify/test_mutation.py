@@ -55,7 +55,7 @@ def test_every_mutant_is_killed_or_survives_for_a_reason_and_every_reason_is_sti
     assert len(said(outcomes)) == len(set(said(outcomes)))
 
 
-@pytest.mark.parametrize("name", examples.some_of(functions(), 3))
+@pytest.mark.parametrize("name", examples.some_of(functions(), 6))
 def test_the_functions_themselves_survive_or_a_kill_would_mean_nothing(name):
     cases_of_it = callers(name, 0)
     assert cases_of_it
