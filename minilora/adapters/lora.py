@@ -19,18 +19,19 @@ from .statements import Kept, Products, Slot
 
 
 def gradient_at_the_start(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
-    grads = at_the_start(adapter, x, dy)
+    grads = gradients_at_zero_B(adapter, x, dy)
     return float(abs(grads[adapter.lora_A]).max() / abs(grads[adapter.lora_B]).max())
 
 
 def first_step(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
-    grads = at_the_start(adapter, x, dy)
+    grads = gradients_at_zero_B(adapter, x, dy)
     A, G, s, eta = adapter.lora_A.data, ops.linear_gradients(dy, x), adapter.scaling, 0.37
     SGD(adapter.trainable_parameters(), lr=eta).step(grads)
     return relative_difference(adapter.delta(), -eta * s**2 * G @ A.T @ A)
 
 
-def at_the_start(adapter: LoRA, x: Array, dy: Array) -> Gradients:
+def gradients_at_zero_B(adapter: LoRA, x: Array, dy: Array) -> Gradients:
+    """Sets B to 0."""
     adapter.lora_B.data = 0 * adapter.lora_B.data
     grads = Gradients()
     adapter.backward(dy, adapter.forward(x)[1], grads)

@@ -56,7 +56,7 @@ def check_base(
     )
 
 
-def needed(
+def without_redundant(
     view: View,
     config: dict[str, Any],
     plan: Plan,

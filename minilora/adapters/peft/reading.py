@@ -23,7 +23,7 @@ from ...nn import Module, Parameter, converted
 from ..attach import wasted_rank
 from ..base import smaller_side
 from .bases import added_tokens
-from .fitting import check_base, check_tensors, needed
+from .fitting import check_base, check_tensors, without_redundant
 from .format import BASE_FORMAT, CONFIG, LABELS, WEIGHTS, locate_adapter, read_adapter
 from .plan import Place, Plan, plan_of, tensors_of
 from .view import PREFIX, View, view_of
@@ -75,7 +75,8 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     beside = {name for name in tensors if name.startswith(tuple(f"{PREFIX}{layer}." for layer in view.unused))}
     try:
         rest = {name: x for name, x in tensors.items() if name not in beside}
-        check_tensors(view, plan, needed(view, config, plan, rest, places, metadata.get(BASE_FORMAT, "")), places)
+        rest = without_redundant(view, config, plan, rest, places, metadata.get(BASE_FORMAT, ""))
+        check_tensors(view, plan, rest, places)
     except ValueError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit this model and its config: {error}") from None
     made = made_weights(view, plan)
