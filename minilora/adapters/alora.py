@@ -41,7 +41,7 @@ class ALoRALinear(LoRALinear):
     )
     start_options = ()
     reads_text = True
-    options = (*LoRALinear.options, Option("invocation_tokens", "alora_invocation_tokens", (), in_a_row=True))
+    options = (*LoRALinear.options, Option("invocation_tokens", "alora_invocation_tokens", (), ordered=True))
     laws: ClassVar[dict[str, Law]] = LoRALinear.laws
     examples: ClassVar[dict[str, dict[str, Any]]] = {
         "": {"r": 3, "alpha": 5, "invocation_tokens": (1,)},

@@ -140,7 +140,7 @@ def attach_tokens(model: Module, ids: Sequence[int], train: str | Collection[str
         (name, option.name)
         for name, classes in variants().items()
         for option in classes[0].options
-        if option.is_ids and not option.in_a_row
+        if option.is_ids and not option.ordered
     )
     own = {m.weight: path for path, m in reversed([*model.named_modules()]) if path in TABLES}  # type: ignore[attr-defined]
     return variant, attach(model, variant, list(own.values()), rng=0, train=train, **{option: list(ids)})

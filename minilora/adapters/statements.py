@@ -50,7 +50,7 @@ class Option(NamedTuple):
     pattern: str = ""  # the key of {regular expression: value} for layers with another value
     mask_of: str = ""  # a tensor: `pattern` is {its name in a layer: True or False for each of its rows} then
     words: Mapping[Any, str] = {}  # {PEFT's value: ours}, of those that PEFT has too
-    in_a_row: bool = False  # of token ids: they stand in a text in this order, so that one may be there twice
+    ordered: bool = False  # token ids are a sequence, in which an id may repeat; otherwise they are a set
 
     def from_file(self, value: Any) -> Any:
         """The value of a config, in our words."""
@@ -81,8 +81,8 @@ class Option(NamedTuple):
             ids = isinstance(value, list | tuple) and all(
                 isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < 2**31 for i in value
             )
-            different = "" if self.in_a_row else "different "
-            right = ids and (self.in_a_row or len({*value}) == len(value))
+            different = "" if self.ordered else "different "
+            right = ids and (self.ordered or len({*value}) == len(value))
             what = f"not a list of {different}whole numbers from 0 up"
         elif self.name == "dropout":
             right, what = is_number(value) and 0 <= value < 1, "not a probability below 1"

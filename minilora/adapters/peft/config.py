@@ -116,7 +116,7 @@ def beside_in(config: dict[str, Any]) -> dict[str, tuple[list[type[Adapter]], di
 def token_keys(config: dict[str, Any]) -> list[str]:
     """The keys that hold ids of tokens."""
     options = classes_of(config)[0].options
-    return [option.key for option in options if option.is_ids and not option.in_a_row] + [*beside_in(config)]
+    return [option.key for option in options if option.is_ids and not option.ordered] + [*beside_in(config)]
 
 
 def check_config(config: dict[str, Any]) -> None:
