@@ -42,9 +42,9 @@ def check_base(
     expected, before = metadata.get("base_sha256"), metadata.get(BASE_FORMAT, "")
     if not expected:
         return f"{folder} does not say which base it is for; its names and shapes fit this one"
-    if expected == base_hash(model, plan.carried(), made=made):
+    if expected == base_hash(model, plan.replaced_paths(), made=made):
         return ""
-    encoded = base_hash(model, plan.carried(), before, made) if before in formats() and not now else ""
+    encoded = base_hash(model, plan.replaced_paths(), before, made) if before in formats() and not now else ""
     if encoded == expected:
         advice = f", but for what it adapts: quantize(model, {before!r})" if made else f": quantize={before!r}"
         return f"{folder} was trained on this base in {before}, and here it is in full precision{advice}"

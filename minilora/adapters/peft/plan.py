@@ -25,8 +25,8 @@ class Plan(NamedTuple):
     biases: list[str]  # other layers whose bias is saved
     beside: Collection[str] = ()  # layers whose adapter is of another variant than the config's
 
-    def carried(self) -> list[str]:
-        """The paths of the base's parameters of which the adapter has its own: they are no part of its base."""
+    def replaced_paths(self) -> list[str]:
+        """The paths of the base's parameters that the adapter stores itself: the base's hash leaves them out."""
         whole = [f"{path}.{name}" for path in self.saved for name in ("weight", "bias")]
         return whole + [f"{path}.bias" for path in self.biases]
 

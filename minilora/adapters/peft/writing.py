@@ -72,7 +72,7 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
         raise ValueError(f"PEFT's {kind} saves no whole layer (modules_to_save), and {', '.join(saved)} would be lost: "
                          "attach LoRA beside it, which can")  # fmt: skip
     config = {key: value for key, value in config.items() if key not in lacks}
-    metadata = {"format": "pt", "base_sha256": base_hash(model, plan.carried())}
+    metadata = {"format": "pt", "base_sha256": base_hash(model, plan.replaced_paths())}
     held_in, labels = format_of(model), labels_of(model)
     if held_in:
         metadata[BASE_FORMAT] = held_in
