@@ -16,7 +16,7 @@ from ...models.transformer import Transformer
 from ...nn import TABLES, Parameter, check_fit
 from ...quantization import Quantized, dense, formats
 from .format import BASE_FORMAT, base_without_weights
-from .plan import Place, Plan, twins
+from .plan import Place, Plan, duplicate_rows
 from .view import View
 
 COPIES = ".original_module.", ".modules_to_save."  # in other names that PEFT has for what it saves whole
@@ -73,7 +73,7 @@ def without_redundant(
     frozen = {view.tensor(path, f"{prefix.get(path, '')}base_layer.weight"): path for path in plan.adapters}
     frozen |= {name: path for path in TABLES if path in view.layers and path not in plan.saved
                if (name := view.tensor(path, "weight")) not in places}  # fmt: skip
-    again = twins(view, plan)
+    duplicates = duplicate_rows(view, plan)
     copies = {view.tensor(path, f"{x[1:]}weight") for path in TABLES if path in plan.saved for x in COPIES}
     head_bias = view.head_bias if ("lm_head", "bias") in [(p.path, p.name) for p in places.values()] else ""
     found = {}
@@ -91,9 +91,9 @@ def without_redundant(
             if not np.array_equal(to_numpy(dense(W)).astype(x.dtype), held):
                 raise ValueError(f"{name} is not the weight of this base: it was made for another, or trained or "
                                  "resized")  # fmt: skip
-        elif name in again and again[name] in tensors:
-            if not np.array_equal(x, tensors[again[name]]):
-                raise ValueError(f"the head is tied to the embedding: {name} is not {again[name]}")
+        elif name in duplicates and duplicates[name] in tensors:
+            if not np.array_equal(x, tensors[duplicates[name]]):
+                raise ValueError(f"the head is tied to the embedding: {name} is not {duplicates[name]}")
         elif not copy and name != head_bias and not CONSTANT.fullmatch(name):
             found[name] = x
     return found

@@ -83,8 +83,8 @@ def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
     return found
 
 
-def twins(view: View, plan: Plan) -> dict[str, str]:
-    """{name of a slot of a tied head: that of the embedding} where PEFT writes the first only for a resized table."""
+def duplicate_rows(view: View, plan: Plan) -> dict[str, str]:
+    """{tensor of a tied head: the embedding's, of the same values}: PEFT writes the head's only for a resized table."""
     if not (plan.tied and view.head in plan.beside):
         return {}
     cls, prefix = plan.adapters[view.head][0], plan.prefixes()[view.head]

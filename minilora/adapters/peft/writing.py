@@ -19,7 +19,7 @@ from ..registry import variants
 from .config import CLASSIFIERS, biases_of, nested
 from .format import BASE_FORMAT, CONFIG, LABELS, WEIGHTS
 from .matching import ends_with
-from .plan import Plan, tensors_of, twins
+from .plan import Plan, duplicate_rows, tensors_of
 from .view import TIED_NAMES, View, view_of
 
 
@@ -259,7 +259,7 @@ def tensors_in_file(view: View, plan: Plan, adapters: dict[str, Adapter], config
         for path in adapters.keys() & {"embed.token", "lm_head"}:
             tensors[view.tensor(path, "base_layer.weight")] = view.bases[path].dense()
     if view.model.added_tokens:  # PEFT writes tables that were resized whole, and all that is in them
-        tensors |= {name: tensors[twin] for name, twin in twins(view, plan).items()}
+        tensors |= {name: tensors[original] for name, original in duplicate_rows(view, plan).items()}
         for path in (path for path in TABLES if path in view.layers and path not in plan.saved):
             end = f"{plan.prefixes().get(path, '')}base_layer.weight" if path in adapters else "weight"
             tensors[view.tensor(path, end)] = view.bases[path].dense()
