@@ -30,7 +30,7 @@ def check_base(
     made: Mapping[str, Parameter],
     called: str = "this model",
 ) -> str:
-    """Raise ValueError unless the weights of `model`, with made_weights() in their place, are those that the adapter in
+    """Raise ValueError unless the weights of `model`, with replaced_weights() in their place, are those that the adapter in
     `folder` was trained on.
 
     In another format (quantization/) than then, they are a base too, and a note says so. Weights in full precision are

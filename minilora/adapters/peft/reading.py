@@ -79,7 +79,7 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
         check_tensors(view, plan, rest, places)
     except ValueError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit this model and its config: {error}") from None
-    made = made_weights(view, plan)
+    made = replaced_weights(view, plan)
     notes = list(filter(None, [check_base(model, plan, metadata, folder, made)]))
     if model.added_tokens:
         notes.append(f"{folder}: {say_added(model.added_tokens)}")
@@ -92,8 +92,8 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     return build(view, plan, places, tensors, made), labels, "; ".join(notes)
 
 
-def made_weights(view: View, plan: Plan) -> dict[str, Parameter]:
-    """{path: Parameter} of the weights that adapters stand beside in the place of the model's."""
+def replaced_weights(view: View, plan: Plan) -> dict[str, Parameter]:
+    """{path: Parameter} of the weights that adapters use instead of the model's, as LoftQ's Q."""
     found = {}
     for path, (cls, options) in plan.adapters.items():
         weight = cls.weight_for(view.bases[path], **options)
@@ -117,7 +117,7 @@ def build(
     tensors: dict[str, np.ndarray],
     made: Mapping[str, Parameter],
 ) -> dict[str, Module]:
-    """{path: module} with these numbers. The base's Parameters are shared, but for those of made_weights(); what the
+    """{path: module} with these numbers. The base's Parameters are shared, but for those of replaced_weights(); what the
     adapter trains is its own."""
     held: dict[str, dict[str, Parameter]] = {}
     for name, (path, what, slot, _) in places.items():
