@@ -34,7 +34,7 @@ class ALoRALinear(LoRALinear):
     """
 
     variant = "alora"
-    merges = False
+    mergeable = False
     keys = LoRALinear.keys._replace(
         inits=(True, False),
         fixed={key: value for key, value in LoRALinear.keys.fixed.items() if key != "alora_invocation_tokens"},

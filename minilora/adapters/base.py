@@ -37,7 +37,7 @@ Few need the rest, each for the reason that is said here:
     draw_shared     all layers share a slot, drawn once                                     vera.py
     fit_options     training needs a penalty, or something done after each step             adalora.py
     in_file         PEFT has another form of it                                             lora_residual.py
-    merges          it acts on some tokens only, so that no weight can hold it              alora.py
+    mergeable       it acts on some tokens only, so that no weight can hold it              alora.py
     join_parts      those on parts of a fused layer can be written as one on the whole      lora.py
 
 What all have follows in Adapter, and behind it what several variants use: sizes_of, uniform, and the errors
@@ -129,7 +129,7 @@ class Adapter(Module):
     ensure_weight_tying."""
     always_tied: ClassVar[bool] = False  # also without ensure_weight_tying
     beside: ClassVar[Beside | None] = None  # where an adapter may stand beside those of another variant
-    merges: Any = True  # False where it acts on some tokens only, which no weight can do
+    mergeable: Any = True  # False if the adapter acts on some tokens only: no single weight can
     makes_weight: ClassVar[bool] = False  # weight_for() makes another, of a W in full precision
 
     @classmethod

@@ -82,7 +82,7 @@ def own(x: Array, of_base: Parameter | None) -> Parameter:
 def merged_layer(adapter: Adapter) -> Any:
     """A plain layer that computes what the adapter does without dropout. The adapter waits inside. Raises ValueError
     where there is none."""
-    if not adapter.merges:
+    if not adapter.mergeable:
         raise ValueError(
             "this adapter acts on some tokens, and a weight acts on all: it cannot be merged, keep it beside"
         )

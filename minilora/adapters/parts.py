@@ -56,8 +56,8 @@ class Parts(Adapter):
         return costs.array(*x.shape[:-1], sum(widths))
 
     @property
-    def merges(self) -> bool:
-        return all(part.merges for part in self.parts.values() if part.is_adapter)
+    def mergeable(self) -> bool:
+        return all(part.mergeable for part in self.parts.values() if part.is_adapter)
 
     def merged(self) -> tuple[Array, Array | None]:
         W, b = zip(*(part.merged() if part.is_adapter else plain(part) for part in self.parts.values()), strict=True)

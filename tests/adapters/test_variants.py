@@ -34,7 +34,7 @@ def small(variant):
 def in_families(*places, merges=False):
     """Each variant in each family, with its targets there if it has any: llama has no biases. `merges`: that can."""
     placed = [place if isinstance(place, tuple) else (place, "all-linear") for place in places]
-    some = [v for v in variants() if variants()[v][0].merges or not merges]
+    some = [v for v in variants() if variants()[v][0].mergeable or not merges]
     found = [(v, *p) for v in some for p in placed if adaptable(fresh(p[0]), v, p[1] or "all-linear", **small(v))]
     return pytest.mark.parametrize(("variant", "family", "targets"), found)
 
