@@ -30,12 +30,11 @@ def check_base(
     made: Mapping[str, Parameter],
     called: str = "this model",
 ) -> str:
-    """Raise ValueError unless the weights of `model`, with replaced_weights() in their place, are those that the adapter in
-    `folder` was trained on.
+    """Raise ValueError unless the weights of `model`, with replaced_weights(), are those that the adapter in `folder`
+    was trained on. Return a note, "" if there is nothing to report.
 
-    In another format (quantization/) than then, they are a base too, and a note says so. Weights in full precision are
-    encoded in the adapter's format, to be compared. What they were cannot be told of weights that are encoded.
-    Where there is nothing to say the note is empty.
+    A base that is held in another format (quantization/) than in training is accepted, and the note says so: one in
+    full precision is encoded in the adapter's format to be compared, one in another format cannot be compared.
     """
     held = {p.data.name for p in model.base_parameters().values() if isinstance(p.data, Quantized)}
     now = format_of(model) or ", ".join(sorted(held))  # where an adapter makes the weights of the blocks, of the others

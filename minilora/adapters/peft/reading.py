@@ -117,8 +117,8 @@ def build(
     tensors: dict[str, np.ndarray],
     made: Mapping[str, Parameter],
 ) -> dict[str, Module]:
-    """{path: module} with these numbers. The base's Parameters are shared, but for those of replaced_weights(); what the
-    adapter trains is its own."""
+    """{path: module} with these arrays. They share the base's Parameters, except for `made`, those of
+    replaced_weights(); what the adapter trains is its own."""
     held: dict[str, dict[str, Parameter]] = {}
     for name, (path, what, slot, _) in places.items():
         W = view.bases[path or next(iter(plan.adapters))].weight
