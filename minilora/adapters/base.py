@@ -33,7 +33,7 @@ Few need the rest, each for the reason that is said here:
     check           there is more to refuse than a wrong layer or option                    dora.py
     prepare         how a layer starts depends on the whole model, or on data               lora_base.py
     computed        a slot is not in the file, as it follows from the base                  lora_residual.py
-    makes_weight    A and B stand beside another weight than the layer's: weight_for        lora_loftq.py
+    replaces_weight A and B are added to another weight than the layer's: weight_for        lora_loftq.py
     draw_shared     all layers share a slot, drawn once                                     vera.py
     fit_options     training needs a penalty, or something done after each step             adalora.py
     in_file         PEFT has another form of it                                             lora_residual.py
@@ -130,7 +130,7 @@ class Adapter(Module):
     always_tied: ClassVar[bool] = False  # also without ensure_weight_tying
     beside: ClassVar[Beside | None] = None  # where an adapter may stand beside those of another variant
     mergeable: Any = True  # False if the adapter acts on some tokens only: no single weight can
-    makes_weight: ClassVar[bool] = False  # weight_for() makes another, of a W in full precision
+    replaces_weight: ClassVar[bool] = False  # True if weight_for() makes a new weight of a W in full precision
 
     @classmethod
     def form(cls, base: Any, **options: Any) -> type[Adapter]:

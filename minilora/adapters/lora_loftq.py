@@ -33,7 +33,7 @@ class LoftQLinear(LoRALinear):
         inits=("loftq",), not_transposed=("loftq",), ignored=tuple(k for k in LoRA.keys.ignored if k not in LOFTQ_KEYS)
     )
     inits = tuple(name for name, init in INITS.items() if init.quantizes)
-    makes_weight = True
+    replaces_weight = True
     unread = "rng", "rho", "init", "data"
     options = (
         *LoRA.options,

@@ -47,8 +47,8 @@ def load_base(
         head = None
     weight = classifier_weight(tensors)
     labels = None if weight is None else len(weight)
-    makes_weight = classes_of(config)[0].makes_weight
-    load = partial(load_pretrained, source, quantize=None if makes_weight else quantize, rng=rng)
+    replaces_weight = classes_of(config)[0].replaces_weight
+    load = partial(load_pretrained, source, quantize=None if replaces_weight else quantize, rng=rng)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", CLASSIFIER_DRAWN)
         model = load(head=head, labels=labels if head in LABELLED else None)
@@ -57,7 +57,7 @@ def load_base(
     n, tables = added_tokens(view_of(model), config, tensors)
     if n:
         add_rows(model, n, tables)
-    if makes_weight and quantize not in (None, STORED):
+    if replaces_weight and quantize not in (None, STORED):
         hold_as(model, quantize, plan_of(view_of(model), config, tensors).adapters)
     return model
 

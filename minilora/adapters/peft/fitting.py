@@ -80,7 +80,7 @@ def without_redundant(
         copy = name in copies or (config.get("bias") == "all" and (COPIES[0] in name or COPIES[1] in name))
         if name in frozen:
             path = frozen[name]
-            if path in plan.adapters and plan.adapters[path][0].makes_weight:
+            if path in plan.adapters and plan.adapters[path][0].replaces_weight:
                 continue  # base_sha256 is of the weight that it makes
             p = view.bases[path].weight
             W = p.data if isinstance(p.data, Quantized) or p not in encoded else encoded[p].of(p.data)

@@ -51,7 +51,7 @@ def read_pairs(folder: Path) -> tuple[dict[str, Any], dict[str, Pair], float]:
     config, tensors, _ = read_adapter(folder)
     if config.get("bias") not in ("none", None) or config.get("modules_to_save"):
         raise ValueError(f"{folder} trains whole modules or biases of the base, which this layout has no place for")
-    if classes_of(config)[0].makes_weight:
+    if classes_of(config)[0].replaces_weight:
         raise ValueError(f"{folder} has a base in fewer bits, which this layout cannot say: merge it (minilora merge)")
     layers = layers_in(folder, config, tensors)
     if not layers:
