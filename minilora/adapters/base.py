@@ -319,13 +319,13 @@ class Adapter(Module):
 
 
 @contextmanager
-def as_it_learns(base: Module) -> Iterator[None]:
-    """What of the base learns before this block, learns after it, though a new adapter in the block froze it."""
-    learns = [parameter for parameter in base.parameters() if parameter.trainable]
+def preserve_trainable(base: Module) -> Iterator[None]:
+    """Parameters of the base that are trainable before this block are so after it: a new adapter in it freezes them."""
+    trainable = [parameter for parameter in base.parameters() if parameter.trainable]
     try:
         yield
     finally:
-        for parameter in learns:
+        for parameter in trainable:
             parameter.trainable = True
 
 

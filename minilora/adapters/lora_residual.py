@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from .. import ops
 from ..backend import Array, get_array_module
 from ..nn import FusedLinear, Gradients, Linear, Parameter, Pass
-from .base import Law, as_it_learns, relative_difference
+from .base import Law, preserve_trainable, relative_difference
 from .lora import LoRALinear, LoRALinearCache
 from .lora_base import INITS, LoRA, scale
 from .statements import Option, Slot
@@ -90,7 +90,7 @@ class ResidualLoRALinear(LoRALinear):
         A, B, _ = self.factors()
         alpha = self.alpha * (math.sqrt(2) if self.rslora else 2)
         options = {"r": 2 * self.r, "alpha": alpha, "dropout": self.dropout, "rslora": self.rslora}
-        with as_it_learns(self.base):
+        with preserve_trainable(self.base):
             return LoRALinear.of(self.base, {"lora_A": A, "lora_B": B}, **options)
 
     @classmethod

@@ -9,7 +9,7 @@ from ..backend import Array, get_array_module
 from ..nn import Costs, FusedLinear, Gradients, Inputs, Linear, MetaArray, Module, Parameter, Pass
 from ..nn.module import join
 from ..quantization import dense
-from .base import Adapter, as_it_learns
+from .base import Adapter, preserve_trainable
 
 
 class Parts(Adapter):
@@ -72,7 +72,7 @@ class Parts(Adapter):
             raise ValueError(
                 "the adapters on the parts of a fused layer are of different kinds, and one has to replace all"
             )
-        with as_it_learns(self.base):
+        with preserve_trainable(self.base):
             return adapted[0].join_parts(self.base, list(self.parts.values()))
 
 
