@@ -40,7 +40,7 @@ class ResidualLoRALinear(LoRALinear):
     """
 
     base_type = Linear
-    keys = LoRA.keys._replace(inits=("pissa", "olora"), not_transposed=("olora",))
+    keys = LoRA.keys._replace(inits=("pissa", "olora"), wrong_transposed=("olora",))
     inits = tuple(sorted((name for name, init in INITS.items() if init.takes_from_W), key=lambda name: name != "pissa"))
     options = (*LoRA.options, Option("init", "init_lora_weights", inits[0]))
     slots = (  # type: ignore[assignment]

@@ -97,7 +97,7 @@ class Keys(NamedTuple):
 
     init: str  # the key that says how the adapter was started
     inits: tuple[Any, ...] = (True, False)  # its values that the class reads; the first is written
-    not_transposed: tuple[Any, ...] = ()  # those of them that PEFT gets wrong where it stores W as (in, out)
+    wrong_transposed: tuple[Any, ...] = ()  # of these, the ones that PEFT handles wrongly for a W stored as (in, out)
     fixed: Mapping[str, Any] = {}  # {key: the only value that is read}; tells variants of one peft_type apart
     ignored: tuple[str, ...] = ()  # keys that change nothing of what the adapter computes
     lacks: tuple[str, ...] = ()  # keys that most configs of PEFT have, and this one does not

@@ -136,7 +136,7 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
         check_layer(cls, layer, name, options)
         init = config.get(cls.keys.init)
         in_pefts_words = all(config.get(option.key) in option.words for option in cls.options if option.words)
-        if view.transposed and "block_" in path and init in cls.keys.not_transposed and in_pefts_words:
+        if view.transposed and "block_" in path and init in cls.keys.wrong_transposed and in_pefts_words:
             raise ValueError(
                 f"{name} is stored as (in, out), where PEFT's {cls.keys.init} = {init!r} is wrong from the start"
             )

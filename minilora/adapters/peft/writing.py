@@ -157,7 +157,7 @@ def variant_keys(adapters: Mapping[str, Adapter], transposed: bool) -> dict[str,
         those = linear if option.name == "dropout" else adapters  # ids have no dropout
         values = {name: getattr(a, option.name) for name, a in those.items()}
         value = next(iter(values.values()))
-        ours = transposed and started[first.keys.init] in first.keys.not_transposed
+        ours = transposed and started[first.keys.init] in first.keys.wrong_transposed
         config[option.key] = value if ours else option.to_file(value)
         others = {name: other for name, other in values.items() if other != value}
         if option.pattern:
