@@ -320,7 +320,7 @@ class Adapter(Module):
 
 @contextmanager
 def preserve_trainable(base: Module) -> Iterator[None]:
-    """Parameters of the base that are trainable before this block are so after it: a new adapter in it freezes them."""
+    """Keep parameters of the base trainable that a new adapter, made in this block, would freeze."""
     trainable = [parameter for parameter in base.parameters() if parameter.trainable]
     try:
         yield
