@@ -1,5 +1,5 @@
-"""Activated LoRA: a LoRA that acts only from the last occurrence of its invocation tokens in a text onward. The maths is
-in ops/alora.py. Greenewald et al. (2025), "Activated LoRA: Fine-tuned LLMs for intrinsics".
+"""Activated LoRA: a LoRA that acts only from the last occurrence of its invocation tokens in a text onward. The maths
+is in ops/alora.py. Greenewald et al. (2025), "Activated LoRA: Fine-tuned LLMs for intrinsics".
 
     attach(model, "alora", ["q_proj", "v_proj"], invocation_tokens=tokenizer.encode("<judge>").tolist(), rng=0)
     model.forward(ids)                                  # on from the last "<judge>" in each text
