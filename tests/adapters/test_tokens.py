@@ -165,7 +165,7 @@ def test_a_head_alone_may_have_rows_and_an_untied_one_has_its_own(rng):
         ({"token_indices": "7"}, "token_indices '7' is not a list"),
         ({"token_indices": 7}, "token_indices 7 is not a list"),
         ({"token_indices": [0, 13]}, "token_indices: this layer has the rows 0 to 12, and not 13"),
-        ({"token_indices": [1], "targets": ["embed", "lm_head"]}, "lm_head has the embedding's adapter"),
+        ({"token_indices": [1], "targets": ["embed", "lm_head"]}, "lm_head shares the embedding's adapter"),
         ({"token_indices": [1], "targets": ["norm_1"]}, "no layer is called 'norm_1'"),
         ({"token_indices": [1], "r": 2}, "token-rows has no option 'r'"),
     ],
@@ -182,7 +182,7 @@ def test_a_head_that_is_adapted_cannot_be_tied(rng):
     model = build("gpt2")
     attach_lora(model, ["lm_head"], r=2, rng=0)
     before = snapshot(model)
-    with pytest.raises(ValueError, match="lm_head has the embedding's adapter, to which it is tied"):
+    with pytest.raises(ValueError, match="lm_head shares the embedding's adapter, as the two are tied"):
         attach(model, "token-rows", token_indices=I, rng=0)
     assert snapshot(model) == before
 
