@@ -360,7 +360,7 @@ REFUSED = {
     "density 0 is not": {"how": "dare_ties", "density": 0},
     "rank 0 is not": {"rank": 0},
     "rank 9 is above 6": {"rank": 9},
-    "ranks 3, 2.*linear is not for them": {"how": "linear", "weights": {"0": 1, "2": 1}},
+    "ranks 3, 2.*linear needs equal ranks": {"how": "linear", "weights": {"0": 1, "2": 1}},
 }
 
 

@@ -55,7 +55,7 @@ def by_factors(join: Join) -> Make:
     def make(adapters: Sequence[Factors], weights: Sequence[float], options: Options) -> tuple[Array, Array]:
         ranks = [len(A) for A, _, _ in adapters]
         if len(set(ranks)) > 1:
-            raise ValueError(f"its adapters are of the ranks {', '.join(map(str, ranks))}, whose A and B do not add up")
+            raise ValueError(f"its adapters have the ranks {', '.join(map(str, ranks))}, so A and B cannot be added")
         roots = [math.sqrt(w * s) for w, (_, _, s) in zip(weights, adapters, strict=True)]
         A = join([A for A, _, _ in adapters], roots, options)
         return A, join([B for _, B, _ in adapters], roots, options)
