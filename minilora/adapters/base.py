@@ -25,7 +25,7 @@ Few need the rest, each for the reason that is said here:
     inits           the ways to start are shared out among several classes                  lora_base.py
     modules_key     two classes adapt one type of layer, and a list says which of them      ia3.py
     tied_head       an embedding's adapter can serve the tied head too; always_tied: does   lora.py, token_rows.py
-    beside          it can stand in the config and the file of another variant              token_rows.py
+    companion       it can be stored in the config and the file of another variant          token_rows.py
 
     form            the options decide which slots there are                                lokr.py
     sizes_for       its shapes have more letters than n_in, n_out and r                     token_rows.py
@@ -60,7 +60,7 @@ import numpy as np
 from ..backend import Array, Rng, generator
 from ..nn import Convolution, Costs, Embedding, FusedLinear, Gradients, LayerNorm, Linear, MetaArray, Module, Parameter
 from ..quantization import dense
-from .statements import Beside, Kept, Keys, Option, Products, Slot, decided, number, shape
+from .statements import Companion, Kept, Keys, Option, Products, Slot, decided, number, shape
 
 Law = Callable[[Any, Array, Array, Gradients], float]  # (adapter, x, dy, its gradients) -> relative error
 
@@ -128,7 +128,7 @@ class Adapter(Module):
     """Of an adapter of the token embedding: the class by which a head that is tied to it uses the same Parameters, with
     ensure_weight_tying."""
     always_tied: ClassVar[bool] = False  # also without ensure_weight_tying
-    beside: ClassVar[Beside | None] = None  # where an adapter may stand beside those of another variant
+    companion: ClassVar[Companion | None] = None  # how it is stored in the config and file of another variant
     mergeable: Any = True  # False if the adapter acts on some tokens only: no single weight can
     replaces_weight: ClassVar[bool] = False  # True if weight_for() makes a new weight of a W in full precision
 

@@ -51,7 +51,7 @@ class LoRA(Adapter):
             *("eva_config", "corda_config", "loftq_config", *LOFTQ_KEYS, "lora_ga_config"),
             *("megatron_core", "qalora_group_size"),
         ),
-        beside=("trainable_token_indices",),
+        companions=("trainable_token_indices",),
     )
     options: ClassVar[tuple[Option, ...]] = (
         Option("r", "r", 8, "rank_pattern"),

@@ -30,7 +30,9 @@ class LoftQLinear(LoRALinear):
 
     base_type = Linear
     keys = LoRA.keys._replace(
-        inits=("loftq",), wrong_transposed=("loftq",), ignored=tuple(k for k in LoRA.keys.ignored if k not in LOFTQ_KEYS)
+        inits=("loftq",),
+        wrong_transposed=("loftq",),
+        ignored=tuple(k for k in LoRA.keys.ignored if k not in LOFTQ_KEYS),
     )
     inits = tuple(name for name, init in INITS.items() if init.quantizes)
     replaces_weight = True

@@ -93,7 +93,7 @@ class Option(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """The keys of a variant's adapter_config.json in PEFT, beside its options and the keys that all have."""
+    """The keys of a variant's adapter_config.json in PEFT, besides its options and the keys that all have."""
 
     init: str  # the key that says how the adapter was started
     inits: tuple[Any, ...] = (True, False)  # its values that the class reads; the first is written
@@ -101,13 +101,13 @@ class Keys(NamedTuple):
     fixed: Mapping[str, Any] = {}  # {key: the only value that is read}; tells variants of one peft_type apart
     ignored: tuple[str, ...] = ()  # keys that change nothing of what the adapter computes
     lacks: tuple[str, ...] = ()  # keys that most configs of PEFT have, and this one does not
-    beside: tuple[str, ...] = ()  # keys that say adapters of another variant: its Beside.key
+    companions: tuple[str, ...] = ()  # keys that hold adapters of another variant: its Companion.key
 
 
-class Beside(NamedTuple):
-    """How PEFT says an adapter that stands beside those of another variant, in their config and file."""
+class Companion(NamedTuple):
+    """How PEFT stores an adapter in the config and file of another variant's: token rows in those of a LoRA."""
 
-    key: str  # {layer: the value of the option}; the value alone is that of the token embedding
+    key: str  # in the config, {layer: the value of the option}; the value alone is that of the token embedding
     option: str
     prefix: str  # before the name of a slot in the file
 

@@ -16,7 +16,7 @@ from .. import ops
 from ..backend import Array, Rng, get_array_module
 from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass
 from .base import Adapter, Law, relative_difference
-from .statements import Beside, Kept, Keys, Option, Products, Slot
+from .statements import Companion, Kept, Keys, Option, Products, Slot
 
 
 def rows_of_dW(adapter: TokenRows, x: Array, dy: Array, grads: Gradients) -> float:
@@ -40,7 +40,7 @@ class TokenRows(Adapter):
             *("fan_in_fan_out", "ensure_weight_tying"),
         ),
     )
-    beside = Beside("trainable_token_indices", "token_indices", "token_adapter.")
+    companion = Companion("trainable_token_indices", "token_indices", "token_adapter.")
     options = (Option("token_indices", "token_indices", ()),)
     laws: ClassVar[dict[str, Law]] = {"dT is the rows of dW": rows_of_dW}
     examples: ClassVar[dict[str, dict[str, Any]]] = {"": {"token_indices": (3, 0, 2)}}

@@ -1155,7 +1155,7 @@ def test_a_damaged_adapter_is_refused_in_one_line_or_read_and_the_model_stays_as
         if family:
             made = of_variant(family, variant, "")
         else:  # of its own layers, beside LoRA; or with options of its own
-            family, made = "llama", adapted("llama", "lm", ["q_proj"]) if classes[0].beside else base("llama")
+            family, made = "llama", adapted("llama", "lm", ["q_proj"]) if classes[0].companion else base("llama")
             attach(made, variant, rng=2, **classes[0].examples[""])
         peft.save_adapter(made, tmp_path / variant)
         whole.append((base(family, HEADS[family]), tmp_path / variant))

@@ -97,16 +97,16 @@ def known_keys(cls: type[Adapter]) -> set[str]:
     options = {key for option in cls.options for key in (option.key, option.pattern) if key}
     modules = {other.modules_key for other in variants()[cls.variant] if other.modules_key}
     keys = cls.keys
-    more = {*keys.fixed, *keys.ignored, *keys.beside, keys.init}
+    more = {*keys.fixed, *keys.ignored, *keys.companions, keys.init}
     return ((READ | INFORMATION) - {*keys.lacks}) | options | modules | more
 
 
-def beside_in(config: dict[str, Any]) -> dict[str, tuple[list[type[Adapter]], dict[str, Any]]]:
-    """{key: (classes, {end of the name of a layer: the value of their option})} of the adapters that stand beside those
-    of the config's variant. The end is "" for the token embedding."""
+def companions_in(config: dict[str, Any]) -> dict[str, tuple[list[type[Adapter]], dict[str, Any]]]:
+    """{key: (classes, {end of a layer's name: the value of their option})} of the adapters of other variants that a
+    config holds. The end is "" for the token embedding."""
     found = {}
-    for key in classes_of(config)[0].keys.beside:
-        classes = next(classes for classes in variants().values() if classes[0].beside and classes[0].beside.key == key)
+    for key in classes_of(config)[0].keys.companions:
+        classes = next(c for c in variants().values() if c[0].companion and c[0].companion.key == key)
         value = config.get(key)
         if value is not None:
             found[key] = classes, value if isinstance(value, dict) else {"": value}
@@ -116,7 +116,7 @@ def beside_in(config: dict[str, Any]) -> dict[str, tuple[list[type[Adapter]], di
 def token_keys(config: dict[str, Any]) -> list[str]:
     """The keys that hold ids of tokens."""
     options = classes_of(config)[0].options
-    return [option.key for option in options if option.is_ids and not option.ordered] + [*beside_in(config)]
+    return [option.key for option in options if option.is_ids and not option.ordered] + [*companions_in(config)]
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -133,8 +133,8 @@ def check_config(config: dict[str, Any]) -> None:
         if key not in known and value not in (None, False, "", [], {}):
             raise ValueError(f"{key} = {short(value)} is not known here, so what it changes would be ignored")
     check_general(config, cls)
-    for key, (classes, values) in beside_in(config).items():
-        option = next(o for o in classes[0].options if classes[0].beside and o.name == classes[0].beside.option)
+    for key, (classes, values) in companions_in(config).items():
+        option = next(o for o in classes[0].options if classes[0].companion and o.name == classes[0].companion.option)
         try:
             for value in values.values():
                 option.check(value)

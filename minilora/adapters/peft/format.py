@@ -15,7 +15,7 @@ from ...models.tokenizer_files import FILES_READ
 from ...nn import Embedding, Linear
 from ..base import Adapter
 from ..statements import Slot, shape
-from .config import beside_in, check_config, classes_of, flat, options_of, token_keys
+from .config import check_config, classes_of, companions_in, flat, options_of, token_keys
 from .matching import is_saved
 from .view import PREFIX
 
@@ -63,7 +63,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], d
 
 def slot_of(config: dict[str, Any], tensor: str) -> tuple[str, type[Adapter], Slot] | None:
     """(Hugging Face's name of the layer, class, slot) of a tensor that an adapter adds to a layer; None for others."""
-    both = [(classes_of(config), ""), *((c, c[0].beside.prefix) for c, _ in beside_in(config).values() if c[0].beside)]
+    both = [(classes_of(config), "")]
+    both += [(c, c[0].companion.prefix) for c, _ in companions_in(config).values() if c[0].companion]
     for cls, prefix in ((cls, prefix) for classes, prefix in both for cls in classes):
         for slot in cls.slots:
             end = f".{prefix}{slot.file}"

@@ -11,7 +11,7 @@ from ...nn import Linear
 from ..base import Adapter
 from ..statements import Slot, shape, short
 from ..targets import HEADS
-from .config import ADDED, beside_in, class_of_layer, classes_of, options_of, regular_keys
+from .config import ADDED, class_of_layer, classes_of, companions_in, options_of, regular_keys
 from .matching import WHOLE, entries, is_named_by, is_saved, is_target, matches_pattern
 from .view import SHARED, View
 
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
     tied: bool  # do the token embedding and its head have one adapter, or one saved weight, between them?
     saved: list[str]  # layers saved whole
     biases: list[str]  # other layers whose bias is saved
-    beside: Collection[str] = ()  # layers whose adapter is of another variant than the config's
+    companions: Collection[str] = ()  # layers whose adapter is of another variant than the config's
 
     def replaced_paths(self) -> list[str]:
         """The paths of the base's parameters that the adapter stores itself: the base's hash leaves them out."""
@@ -31,8 +31,8 @@ class Plan(NamedTuple):
         return whole + [f"{path}.bias" for path in self.biases]
 
     def prefixes(self) -> dict[str, str]:
-        """{path: what stands before the name of its slots} of the layers `beside`."""
-        return {path: self.adapters[path][0].beside.prefix for path in self.beside}  # type: ignore[union-attr]
+        """{path: the prefix of the names of its slots in the file} of the `companions`."""
+        return {path: self.adapters[path][0].companion.prefix for path in self.companions}  # type: ignore[union-attr]
 
 
 class Place(NamedTuple):
@@ -57,7 +57,7 @@ def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
     largest = {"n_in": 0, "n_out": 0}
     prefix = plan.prefixes()
     for path, (cls, options) in plan.adapters.items():
-        if plan.tied and path == view.head and path in plan.beside:
+        if plan.tied and path == view.head and path in plan.companions:
             continue  # PEFT writes what a head shares with the embedding only where it stands alone
         sizes = cls.sizes_for(view.bases[path], options)
         largest = sizes | {axis: max(largest[axis], sizes[axis]) for axis in ("n_in", "n_out")}
@@ -85,7 +85,7 @@ def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
 
 def duplicate_rows(view: View, plan: Plan) -> dict[str, str]:
     """{tensor of a tied head: the embedding's, of the same values}: PEFT writes the head's only for a resized table."""
-    if not (plan.tied and view.head in plan.beside):
+    if not (plan.tied and view.head in plan.companions):
         return {}
     cls, prefix = plan.adapters[view.head][0], plan.prefixes()[view.head]
     ends = [prefix + slot.file for slot in cls.slots]
@@ -141,10 +141,11 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
                 f"{name} is stored as (in, out), where PEFT's {cls.keys.init} = {init!r} is wrong from the start"
             )
         adapters[path] = cls.form(view.bases[path], **options), options
-    beside = adapters_beside(view, config)
-    both = next((path for path in beside if path in adapters or path in saved), None)
+    companions = companion_adapters(view, config)
+    both = next((path for path in companions if path in adapters or path in saved), None)
     if both:
-        raise ValueError(f"{names[both]} has an adapter by {' and '.join(beside_in(config))}, and another beside it")
+        keys = " and ".join(companions_in(config))
+        raise ValueError(f"{names[both]} is in {keys}, and another key says to adapt or to save it too")
     those = {"none": [], "all": list(names)}.get(config.get("bias") or "none", list(adapters))
     biases = [path for path in those if path not in saved and getattr(view.bases[path], "bias", None) is not None]
     for path in [*saved, *biases]:
@@ -153,23 +154,23 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
     both = next((path for path in saved if path in adapters), None)
     if both:
         raise ValueError(f"{names[both]} is among modules_to_save and among target_modules")
-    one = tied or tied_class is not None or {"embed.token", view.head} <= beside.keys()
-    return Plan(adapters | beside, one, saved, biases, [*beside])
+    one = tied or tied_class is not None or {"embed.token", view.head} <= companions.keys()
+    return Plan(adapters | companions, one, saved, biases, [*companions])
 
 
-def adapters_beside(view: View, config: dict[str, Any]) -> dict[str, tuple[type[Adapter], dict[str, Any]]]:
-    """{path: (class, options)} of the adapters of other variants than the config's; of a tied head too, as PEFT ties it
-    if the config does not say it otherwise."""
+def companion_adapters(view: View, config: dict[str, Any]) -> dict[str, tuple[type[Adapter], dict[str, Any]]]:
+    """{path: (class, options)} of the adapters of other variants than the config's. A tied head has the embedding's,
+    and a config that gives it another is refused."""
     found: dict[str, tuple[type[Adapter], dict[str, Any]]] = {}
-    for key, (classes, values) in beside_in(config).items():
+    for key, (classes, values) in companions_in(config).items():
         for end, value in values.items():
             paths = [path for path, name in view.names.items() if name.endswith(end)] if end else ["embed.token"]
             if not paths:
                 raise ValueError(f"{key}: nothing in this {view.model.family} is called {short(end)}")
             for path in paths:
                 cls = class_of_layer(classes, {}, view.bases[path], view.names[path])
-                assert cls.beside
-                options = cls.defaults() | {cls.beside.option: value}
+                assert cls.companion
+                options = cls.defaults() | {cls.companion.option: value}
                 check_layer(cls, view.layers[path], view.names[path], options)
                 found[path] = cls, options
         cls, options = found.get("embed.token", (classes[0], {}))

@@ -72,9 +72,9 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG} does not fit this model: {error}") from None
     places = tensors_of(view, plan)
-    beside = {name for name in tensors if name.startswith(tuple(f"{PREFIX}{layer}." for layer in view.unused))}
+    pooler = {name for name in tensors if name.startswith(tuple(f"{PREFIX}{layer}." for layer in view.unused))}
     try:
-        rest = {name: x for name, x in tensors.items() if name not in beside}
+        rest = {name: x for name, x in tensors.items() if name not in pooler}
         rest = without_redundant(view, config, plan, rest, places, metadata.get(BASE_FORMAT, ""))
         check_tensors(view, plan, rest, places)
     except ValueError as error:
@@ -83,8 +83,8 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     notes = list(filter(None, [check_base(model, plan, metadata, folder, made)]))
     if model.added_tokens:
         notes.append(f"{folder}: {say_added(model.added_tokens)}")
-    if beside:
-        notes.append(f"{len(beside)} of its tensors are for a pooler, which a model without a head lacks")
+    if pooler:
+        notes.append(f"{len(pooler)} of its tensors are for a pooler, which a model without a head lacks")
     sides = {path: smaller_side(view.bases[path].weight.data.shape) for path in plan.adapters}
     ranks = {path: cls.rank(options) for path, (cls, options) in plan.adapters.items() if cls.trains_a_matrix()}
     notes += filter(None, [wasted_rank({view.names[path]: (r, sides[path]) for path, r in ranks.items()})])

@@ -31,7 +31,7 @@ def save_adapter(model: Transformer, folder: str | Path) -> None:
     the hash of the rest, the base, so that load_adapter refuses another, its format, where it is quantised, and the
     names of a classifier's labels, where they are known. For a base from the Hub the config holds its name and commit.
     Raises ValueError when there is no adapter, when it is merged, and for what PEFT's format cannot say: some of the
-    biases, a trained weight below an adapter, adapters of two variants (but for what stands beside another) or of
+    biases, a trained weight below an adapter, adapters of two variants (except token rows in a LoRA's file) or of
     different dropout or scaling, a tied pair that PEFT does not tie, and a variant that PEFT does not have for a
     GPT-2's layers.
     """
@@ -43,8 +43,8 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
     view, everything = view_of(model), adapters_of(model)
     variant = variant_of(everything)
     adapters = {path: adapter for path, adapter in everything.items() if adapter.variant == variant}
-    beside = {path: adapter for path, adapter in everything.items() if path not in adapters}
-    saved, biases, bias = trained_beside(view, adapters, beside)
+    companions = {path: adapter for path, adapter in everything.items() if path not in adapters}
+    saved, biases, bias = trained_beside(view, adapters, companions)
     both = [everything[path] for path in ("embed.token", view.head) if path in everything]
     share = len(both) == 2 and both[0].own_parameters() == both[1].own_parameters()
     implied = bool(view.head) and any(adapter.always_tied for adapter in both)  # without ensure_weight_tying
@@ -52,11 +52,11 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
         raise ValueError(f"PEFT gives {view.names[view.head]} the token rows of the embedding, and here it has others")
     tied = bool(view.head) and not implied and (share or {"embed.token", view.head} <= {*saved})
     of_all = {path: (type(adapter), adapter.settings) for path, adapter in everything.items()}
-    plan = Plan(of_all, tied or implied, saved, biases, [*beside])
+    plan = Plan(of_all, tied or implied, saved, biases, [*companions])
     config = {
         **variant_keys({view.names[path]: adapter for path, adapter in adapters.items()}, view.transposed),
         **names_in_config(view, adapters, plan, tied),
-        **beside_keys(view, beside, next(iter(adapters.values())).keys.beside),
+        **companion_keys(view, companions, next(iter(adapters.values())).keys.companions),
         "task_type": task_type(view, everything),
         "base_model_name_or_path": model.hub and model.hub[0],
         "fan_in_fan_out": view.transposed and any("block_" in path for path in adapters),
@@ -87,8 +87,8 @@ def adapter_files(model: Transformer) -> dict[str, bytes]:
 def adapters_of(model: Transformer) -> dict[str, Adapter]:
     """{dotted path: adapter}; of parts of a fused layer the one on the whole that computes the same.
 
-    Raises ValueError when there is none, when they are merged, for two variants of which none can stand beside the
-    other, and for parts that differ in options.
+    Raises ValueError when there is none, when they are merged, for two variants of which neither can be stored in the
+    other's config, and for parts that differ in options.
     """
     view = view_of(model)
     layers = view.layers
@@ -101,7 +101,7 @@ def adapters_of(model: Transformer) -> dict[str, Adapter]:
         raise ValueError("the model has no adapter: attach(model, ...) first")
     variant = variant_of(found)
     keys = next(adapter.keys for adapter in found.values() if adapter.variant == variant)
-    kinds = {a.variant for a in found.values() if not (a.beside and a.beside.key in keys.beside)} | {variant}
+    kinds = {a.variant for a in found.values() if not (a.companion and a.companion.key in keys.companions)} | {variant}
     if len(kinds) > 1:
         names = ", ".join(sorted(kinds))
         raise ValueError(f"the adapters are of {len(kinds)} variants, {names}, and PEFT's file holds one")
@@ -122,18 +122,18 @@ def check_storage(view: View) -> None:
 
 
 def variant_of(adapters: Mapping[str, Adapter]) -> str:
-    """The variant whose config says these adapters: not one that can stand beside it, unless it stands alone."""
-    return min(adapters.values(), key=lambda adapter: adapter.beside is not None).variant
+    """The variant whose config holds these adapters: one that is stored in another's only if there is no other."""
+    return min(adapters.values(), key=lambda adapter: adapter.companion is not None).variant
 
 
-def beside_keys(view: View, beside: Mapping[str, Adapter], keys: Iterable[str]) -> dict[str, Any]:
-    """The keys that say the adapters of other variants: a value for the token embedding alone, or {layer: value}."""
+def companion_keys(view: View, companions: Mapping[str, Adapter], keys: Iterable[str]) -> dict[str, Any]:
+    """The keys that hold adapters of other variants: a value for the token embedding alone, or {layer: value}."""
     config: dict[str, Any] = dict.fromkeys(keys)
-    for path, adapter in beside.items():
-        assert adapter.beside
-        if path != view.head or "embed.token" not in beside:
-            value = getattr(adapter, adapter.beside.option)
-            config[adapter.beside.key] = (config[adapter.beside.key] or {}) | {view.names[path]: value}
+    for path, adapter in companions.items():
+        assert adapter.companion
+        if path != view.head or "embed.token" not in companions:
+            value = getattr(adapter, adapter.companion.option)
+            config[adapter.companion.key] = (config[adapter.companion.key] or {}) | {view.names[path]: value}
     table = view.names.get("embed.token")  # none of a model that reads images
     return {key: values[table] if values and [*values] == [table] else values for key, values in config.items()}
 
@@ -208,10 +208,10 @@ def task_type(view: View, adapters: dict[str, Adapter]) -> str | None:
 
 
 def trained_beside(
-    view: View, adapters: dict[str, Adapter], beside: dict[str, Adapter]
+    view: View, adapters: dict[str, Adapter], companions: dict[str, Adapter]
 ) -> tuple[list[str], list[str], str]:
     """(layers to save whole, layers whose bias alone trains, PEFT's word for those). Raises as save_adapter does."""
-    parameters, everything = {p for p in view.model.parameters() if p.trainable}, adapters | beside
+    parameters, everything = {p for p in view.model.parameters() if p.trainable}, adapters | companions
     weight = next((path for path, adapter in everything.items() if adapter.weight in parameters), None)
     if weight:
         raise ValueError(
@@ -255,7 +255,7 @@ def tensors_in_file(view: View, plan: Plan, adapters: dict[str, Adapter], config
         tensors[name] = x if path else x[tuple(map(slice, form))]  # as large as the largest of these layers needs
     if config.get("bias") == "all" and view.head_bias and "lm_head" in plan.biases:
         tensors[view.head_bias] = view.bases["lm_head"].bias.data
-    if set(config["target_modules"]) & set(TIED_NAMES) and not any(adapter.beside for adapter in adapters.values()):
+    if set(config["target_modules"]) & set(TIED_NAMES) and not any(adapter.companion for adapter in adapters.values()):
         for path in adapters.keys() & {"embed.token", "lm_head"}:
             tensors[view.tensor(path, "base_layer.weight")] = view.bases[path].dense()
     if view.model.added_tokens:  # PEFT writes tables that were resized whole, and all that is in them
