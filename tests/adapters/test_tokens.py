@@ -437,8 +437,8 @@ DAMAGES = {
     "other rows of the head": (
         {"trainable_token_indices": {"embed_tokens": I, "lm_head": [1, 2, 3]}}, "lm_head is tied to the embedding",
     ),
-    "saved whole too": ({"modules_to_save": ["embed_tokens"]}, "embed_tokens has an adapter by trainable_token_ind"),
-    "a target too": ({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, "embed_tokens has an adapter by train"),
+    "saved whole too": ({"modules_to_save": ["embed_tokens"]}, "embed_tokens is in trainable_token_indices, and"),
+    "a target too": ({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, "embed_tokens is in trainable_token_in"),
     "left out": ({"trainable_token_indices": None}, "unexpected: .*embed_tokens.token_adapter.trainable_tokens_delta"),
 }  # fmt: skip
 
