@@ -19,7 +19,7 @@ from .format import BASE_FORMAT, base_without_weights
 from .plan import Place, Plan, duplicate_rows
 from .view import View
 
-COPIES = ".original_module.", ".modules_to_save."  # in other names that PEFT has for what it saves whole
+COPIES = ".original_module.", ".modules_to_save."  # in PEFT's second names of what it saves whole
 
 
 def check_base(
@@ -63,10 +63,10 @@ def without_redundant(
     places: dict[str, Place],
     base_format: str,
 ) -> dict[str, np.ndarray]:
-    """The tensors without what PEFT writes beside them: constants of old models, the frozen weight of an embedding or
-    head that is adapted or was resized, its token rows once more for a tied head, and of a resized one that is saved,
-    or with bias "all", what it knows by two names. Raises ValueError for another frozen weight, but for one of which
-    only the format differs, and for other rows of the head."""
+    """The adapter's tensors, without the redundant ones that PEFT writes too: buffers of old models, the frozen weight
+    of an adapted or resized embedding or head, a second copy of token rows for a tied head, and copies by other names
+    (COPIES). Raises ValueError if a frozen weight is not this base's, except for its format, or if a copy of token rows
+    differs."""
     encoded = formats_for(view.model, base_format) if base_format in formats() else {}
     prefix = plan.prefixes()
     frozen = {view.tensor(path, f"{prefix.get(path, '')}base_layer.weight"): path for path in plan.adapters}
@@ -86,7 +86,7 @@ def without_redundant(
             W = p.data if isinstance(p.data, Quantized) or p not in encoded else encoded[p].of(p.data)
             held = dense(type(p.data).of(x)) if type(p.data) in formats().values() else x
             if x.shape[1:] == W.shape[1:] and len(x) < len(W):
-                raise ValueError(f"{name} has {len(x)} rows, and this base {len(W)}: its vocabulary was cut before")
+                raise ValueError(f"{name} has {len(x)} rows, and this base {len(W)}: it is of a smaller vocabulary")
             if not np.array_equal(to_numpy(dense(W)).astype(x.dtype), held):
                 raise ValueError(f"{name} is not the weight of this base: it was made for another, or trained or "
                                  "resized")  # fmt: skip
@@ -99,8 +99,8 @@ def without_redundant(
 
 
 def check_tensors(view: View, plan: Plan, tensors: dict[str, np.ndarray], places: dict[str, Place]) -> None:
-    """Raise ValueError unless the tensors are just those of `places`, of the right shapes, and the model's dtype holds
-    their numbers."""
+    """Raise ValueError unless the tensors are exactly those of `places`, of the right shapes, and the model's dtype
+    holds their values."""
     if not places.keys() & tensors.keys():
         raise ValueError(
             f"its tensors have names of another model: {min(tensors)} is there, and {min(places)} is needed"
