@@ -22,7 +22,7 @@ READ = {
 INFORMATION = {
     *("task_type", "base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "peft_version"),
 }
-# What trains tokens or keys before the text, and changes no weight.
+# Prompt learning: it trains tokens, or keys and values, before the text, and changes no weight.
 PROMPTS = (
     *("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING"),
     *("P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"),
@@ -34,8 +34,8 @@ ADDED = {"SEQ_CLS": CLASSIFIERS, "TOKEN_CLS": CLASSIFIERS, "QUESTION_ANS": ("qa_
 
 
 def classes_of(config: dict[str, Any]) -> list[type[Adapter]]:
-    """The classes of the variant that a config means, those that read its init. Raises ValueError, with the advice to
-    take, for another variant or init."""
+    """The classes of a config's variant that support its init. Raises ValueError, saying what to do, for a variant or
+    an init that is not supported."""
     if "peft_type" not in config:
         raise ValueError(
             "it lacks 'peft_type', which PEFT always writes: it is no adapter of PEFT; peft.layouts converts those of "
@@ -47,7 +47,7 @@ def classes_of(config: dict[str, Any]) -> list[type[Adapter]]:
         known = ", ".join(sorted({classes[0].peft_type for classes in variants().values()}))
         instead = "merge it into its base (merge_and_unload) and save that model"
         if kind in PROMPTS:
-            instead = "no weight can hold it, so generate with it there"
+            instead = "generate with it there, as no weight can hold it"
         raise ValueError(f"peft_type = {short(kind)} is not read here, only {known}: in PEFT, {instead}")
 
     def differing(classes: list[type[Adapter]]) -> list[str]:
@@ -57,7 +57,7 @@ def classes_of(config: dict[str, Any]) -> list[type[Adapter]]:
     def without_ids(classes: list[type[Adapter]]) -> int:
         return sum(option.is_ids and not config.get(option.key) for option in classes[0].options)
 
-    # a LoRA-FA is written as a LoRA: of variants whose files say the same, the first in the alphabet is read
+    # a LoRA-FA is written as a LoRA: of variants with equal files, the first in alphabetical order is read
     nearest = min(found, key=lambda classes: (len(differing(classes)), without_ids(classes), classes[0].variant))
     for key in differing(nearest):
         raise ValueError(f"{key} = {short(config.get(key))} is not supported, only {nearest[0].keys.fixed[key]}")
@@ -120,9 +120,9 @@ def token_keys(config: dict[str, Any]) -> list[str]:
 
 
 def check_config(config: dict[str, Any]) -> None:
-    """Raise ValueError, with the key and its value, for what is missing, not supported, not known, or of another kind.
+    """Raise ValueError, with the key and its value, for what is missing, not supported, not known, or of another type.
 
-    What depends on the model, the names and the numbers of layers, is checked with it (plan.py).
+    The names and numbers of layers, which depend on the model, are checked with it (plan.py).
     """
     cls = classes_of(config)[0]
     for option in cls.options:
@@ -208,7 +208,7 @@ def check_pattern(key: str, pattern: str, whole: str = "PATTERN") -> None:
 
 
 def biases_of(cls: type[Adapter]) -> tuple[str, ...]:
-    """PEFT's words for which biases are in the file: none, all, those of the adapted layers."""
+    """PEFT's values for which biases are in the file: none, all, those of the adapted layers."""
     return ("none",) if "bias" in cls.keys.lacks else ("none", "all", f"{cls.peft_type.lower()}_only")
 
 

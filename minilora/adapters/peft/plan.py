@@ -93,7 +93,8 @@ def duplicate_rows(view: View, plan: Plan) -> dict[str, str]:
 
 
 def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Plan:
-    """Raises ValueError as check_names does, and where a layer cannot be adapted so, or has tensors and no name."""
+    """The Plan of a config for this model; `tensors` are the names in its file. Raises ValueError as check_names()
+    does, for a layer that cannot be adapted so, and for one that has tensors but is not named."""
     check_names(view, config)
     if config.get("fan_in_fan_out") and not view.transposed:
         family = view.model.family
@@ -183,7 +184,7 @@ def companion_adapters(view: View, config: dict[str, Any]) -> dict[str, tuple[ty
 
 
 def check_layer(cls: type[Adapter], layer: Any, name: str, options: dict[str, Any]) -> None:
-    """Raise ValueError, by its Hugging Face name, for a layer that the class cannot adapt so."""
+    """Raise ValueError, with the layer's Hugging Face name, if the class cannot adapt it with these options."""
     try:
         cls.check(layer, **options)
     except ValueError as error:
@@ -198,10 +199,10 @@ def check_is_plain(view: View, path: str) -> None:
 def is_tied(
     view: View, config: dict[str, Any], chosen: Collection[str], tensors: Collection[str], ends: Collection[str]
 ) -> bool:
-    """Does ensure_weight_tying mean that the head has what the token embedding has, one of both being chosen?
+    """Whether ensure_weight_tying applies: one of the tied pair is chosen, so both have one adapter or saved weight.
 
-    PEFT ties the pair of a tied model if it knows one of the two names. Of GPT-2's pair its config may have the name
-    that it does not know, so tensors of the head count too.
+    PEFT ties the pair of a tied model if it knows one of the two names. For GPT-2's pair the config may have the name
+    that PEFT does not know, so tensors of the head count too.
     """
     by_name = any(path in chosen and view.ties_by_name(path) for path in ("embed.token", view.head) if path)
     by_tensor = any(view.tensor(view.head, end) in tensors for end in ends) if view.head else False
@@ -209,7 +210,7 @@ def is_tied(
 
 
 def check_names(view: View, config: dict[str, Any]) -> None:
-    """Raise ValueError for a name, a layer's number or a tie that is not the model's.
+    """Raise ValueError for a name, a layer's number or a tie that the model does not have.
 
     PEFT ignores a name that matches nothing. Here it is an error: the adapter is probably for another base.
     """
@@ -248,13 +249,13 @@ def check_names(view: View, config: dict[str, Any]) -> None:
 
 
 def targets_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Any:
-    """target_modules, with what "all-linear" stands for, and a missing one by the tensors that are there."""
+    """target_modules with "all-linear" expanded; if the key is missing, the layers that have tensors in the file."""
     targets = config.get("target_modules")
     if targets is None:
         ends = [slot.file for cls in classes_of(config) for slot in cls.slots if not slot.shared]
         return [name for path, name in view.names.items() if any(view.tensor(path, end) in tensors for end in ends)]
     if isinstance(targets, str) and targets.lower() == "all-linear":
-        # PEFT leaves out a head that gives words, and a classifier where the task says that it is one
+        # PEFT leaves out a language model's head, and a classifier if task_type says that it is one
         heads = ["lm_head"] if view.model.config.head == "lm" or config.get("task_type") != "SEQ_CLS" else HEADS
         return [view.names[path] for path, x in view.bases.items() if isinstance(x, Linear) and path not in heads]
     return targets
