@@ -69,7 +69,7 @@ class Option(NamedTuple):
         """Raise ValueError for a value of another kind than the default, or out of range."""
         if self.mask_of:
             right = isinstance(value, list | tuple) and all(isinstance(entry, bool) for entry in value)
-            what = "no list of true and false"
+            what = "not a list of true and false"
         elif isinstance(self.default, bool):
             right, what = isinstance(value, bool), "neither true nor false"
         elif isinstance(self.default, int):

@@ -453,12 +453,12 @@ DAMAGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a bias that there is not": ({}, {"bias": "dora_only"}, "bias = 'dora_only'"),
     "modules_to_save": ({}, {"modules_to_save": "norm"}, "modules_to_save is a list of names, not 'norm'"),
     "an empty name": ({}, {"modules_to_save": [""]}, "modules_to_save is a list of names, not"),
-    "exclude_modules": ({}, {"exclude_modules": "("}, r"exclude_modules: '\(' is no regular expression"),
+    "exclude_modules": ({}, {"exclude_modules": "("}, r"exclude_modules: '\(' is not a regular expression"),
     "exclude_modules, a number": ({}, {"exclude_modules": 3}, "a list of names or a regular expression, not 3"),
-    "layers": ({}, {"layers_to_transform": "1"}, "layers_to_transform = '1' is no list of numbers"),
+    "layers": ({}, {"layers_to_transform": "1"}, "layers_to_transform = '1' is not a list of numbers"),
     "layers, true": ({}, {"layers_to_transform": True}, "layers_to_transform = True"),
     "one layer of two": ({}, {"layers_to_transform": [0]}, "do not name model.layers.1.self_attn.q_proj, which has"),
-    "layers_pattern": ({}, {"layers_pattern": ["["]}, r"layers_pattern: '\[' is no regular expression"),
+    "layers_pattern": ({}, {"layers_pattern": ["["]}, r"layers_pattern: '\[' is not a regular expression"),
     "excluded, and there": ({}, {"exclude_modules": ["v_proj"]}, "do not name model.layers.0.self_attn.v_proj"),
     "saved, and adapted": ({}, {"modules_to_save": ["q_proj"]}, "do not name .*q_proj, which has tensors"),
     "rank_pattern": ({}, {"rank_pattern": ["q_proj"]}, "rank_pattern maps regular expressions to numbers"),
@@ -673,7 +673,7 @@ def test_a_pattern_that_could_run_for_minutes_is_refused_by_its_key(tmp_path, ke
     line = refusal(lambda folder: peft.load_adapter(base("llama"), folder), folder)
     assert line
     assert f"{key}: " in line
-    assert "could run for minutes" in line or "no regular expression" in line
+    assert "could run for minutes" in line or "not a regular expression" in line
 
 
 PARTS = "self_attn|attention|attn|mlp|feed_forward|ffn|dense"

@@ -38,8 +38,8 @@ def classes_of(config: dict[str, Any]) -> list[type[Adapter]]:
     an init that is not supported."""
     if "peft_type" not in config:
         raise ValueError(
-            "it lacks 'peft_type', which PEFT always writes: it is no adapter of PEFT; peft.layouts converts those of "
-            "mlx-lm and loralib"
+            "it lacks 'peft_type', which PEFT always writes: it is not an adapter of PEFT; peft.layouts converts those "
+            "of mlx-lm and loralib"
         )
     kind = config["peft_type"]
     found = [classes for classes in variants().values() if classes[0].peft_type == kind]
@@ -173,7 +173,7 @@ def check_general(config: dict[str, Any], cls: type[Adapter]) -> None:
             check_pattern(key, pattern, WHOLE.get(key, "PATTERN"))
     layers, targets = config.get("layers_to_transform"), config.get("target_modules")
     if layers is not None and type(layers) is not int and not is_list_of(layers, int):
-        raise ValueError(f"layers_to_transform = {short(layers)} is no list of numbers of layers")
+        raise ValueError(f"layers_to_transform = {short(layers)} is not a list of numbers of layers")
     if config.get("layers_pattern") and layers is None:
         raise ValueError(
             f"layers_pattern = {short(config['layers_pattern'])} does nothing without layers_to_transform: give the "
@@ -193,7 +193,7 @@ def check_pattern(key: str, pattern: str, whole: str = "PATTERN") -> None:
         re.compile(pattern)
         re.compile(whole.replace("PATTERN", pattern))
     except (re.error, OverflowError, RecursionError):
-        raise ValueError(f"{key}: {short(pattern)} is no regular expression") from None
+        raise ValueError(f"{key}: {short(pattern)} is not a regular expression") from None
     text = re.sub(r"(\\d|\[0-9\]|\[\\d\])(\+|\{1,\})?", "0", pattern)  # a number, which is short
     text = re.sub(r"\[[^]]*\]|\\[^b]", ".", text.replace(r"\.", "_")).replace(r"\b", "")
     text = re.sub(r"\(\?([:=!]|<[=!]|P<\w+>|i\))", "(", text)
