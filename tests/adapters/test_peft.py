@@ -496,7 +496,7 @@ DAMAGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "layers beside a regex": (
         {}, {"layers_to_transform": [0, 1], "target_modules": ".*[qv]_proj"},
-        r"layers_to_transform = \[0, 1\] does nothing beside target_modules = '\.\*\[qv\]_proj'",
+        r"layers_to_transform = \[0, 1\] does nothing with target_modules = '\.\*\[qv\]_proj'",
     ),
     "no type": ({}, {"peft_type": None}, f"peft_type = None is not read here, only {KNOWN}: "),
     "no name of a dropout": ({}, {"lora_dropout": ""}, "lora_dropout: dropout '' is not a probability below 1"),

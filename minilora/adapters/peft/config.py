@@ -181,8 +181,8 @@ def check_general(config: dict[str, Any], cls: type[Adapter]) -> None:
         )
     if isinstance(targets, str) and layers is not None:
         raise ValueError(
-            f"layers_to_transform = {short(layers)} does nothing beside target_modules = {short(targets)}, which is no "
-            "list: say the layers in the regular expression, or take it out"
+            f"layers_to_transform = {short(layers)} does nothing with target_modules = {short(targets)}, which is not "
+            "a list: name the layers in the regular expression, or take it out"
         )
 
 

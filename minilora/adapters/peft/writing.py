@@ -24,14 +24,14 @@ from .view import TIED_NAMES, View, view_of
 
 
 def save_adapter(model: Transformer, folder: str | Path) -> None:
-    """Write the adapters of `model`, and what trains beside them, to `folder`, which is made, or must be empty.
+    """Write the adapters of `model`, and what else is trained, to `folder`, which is made, or must be empty.
 
     Layers whose weight trains are written whole (modules_to_save), a classifier always, as PEFT does; biases all, or
     those of the adapted layers. Adapters on parts of a fused layer are written as one on the whole. The metadata holds
     the hash of the rest, the base, so that load_adapter refuses another, its format, where it is quantised, and the
     names of a classifier's labels, where they are known. For a base from the Hub the config holds its name and commit.
-    Raises ValueError when there is no adapter, when it is merged, and for what PEFT's format cannot say: some of the
-    biases, a trained weight below an adapter, adapters of two variants (except token rows in a LoRA's file) or of
+    Raises ValueError when there is no adapter, when it is merged, and for what PEFT's format cannot express: some of
+    the biases, a trained weight below an adapter, adapters of two variants (except token rows in a LoRA's file) or of
     different dropout or scaling, a tied pair that PEFT does not tie, and a variant that PEFT does not have for a
     GPT-2's layers.
     """
@@ -109,8 +109,8 @@ def adapters_of(model: Transformer) -> dict[str, Adapter]:
 
 
 def check_storage(view: View) -> None:
-    """Raise ValueError for layers that Hugging Face's model stores as (in, out), under a variant that has no word for
-    it (fan_in_fan_out): PEFT adapts no such layer by it."""
+    """Raise ValueError for layers that Hugging Face's model stores as (in, out), if their variant has no key
+    fan_in_fan_out: PEFT cannot adapt such layers with it."""
     modules = view.model.named_modules() if view.transposed else ()
     adapters = {path: m for path, m in modules if isinstance(m, Adapter) and m.slots and "block_" in path}
     for path, adapter in adapters.items():
@@ -139,9 +139,9 @@ def companion_keys(view: View, companions: Mapping[str, Adapter], keys: Iterable
 
 
 def variant_keys(adapters: Mapping[str, Adapter], transposed: bool) -> dict[str, Any]:
-    """The keys that say the variant and its options, of {Hugging Face's name of a layer: its adapter}. Of an init that
-    PEFT gets wrong where layers are `transposed` they are in our own words, which PEFT refuses. Raises ValueError where
-    PEFT has one value for all and the adapters do not."""
+    """The config's keys for the variant and its options; `adapters` is {Hugging Face's name of a layer: its adapter}.
+    For an init that PEFT handles wrongly if layers are `transposed`, values are written as ours ("nf4" instead of 4),
+    which PEFT refuses. Raises ValueError where PEFT has one value for all and the adapters do not."""
     first = next(iter(adapters.values()))
     linear = {name: a for name, a in adapters.items() if isinstance(a.base, Linear)} or adapters
     inits = {a.keys.inits[0]: type(a).__name__ for a in adapters.values()}
@@ -168,8 +168,8 @@ def variant_keys(adapters: Mapping[str, Adapter], transposed: bool) -> dict[str,
 
 
 def names_in_config(view: View, adapters: dict[str, Adapter], plan: Plan, by_key: bool) -> dict[str, Any]:
-    """The keys that name layers. A tied pair gets one name; where ensure_weight_tying ties it, `by_key`, one that PEFT
-    knows as tied; for GPT-2 only the head's is. Raises ValueError for a family that it has no name for."""
+    """The keys that name layers. A tied pair gets one name; with ensure_weight_tying (`by_key`) it must be one that
+    PEFT knows as tied: TIED_NAMES, for GPT-2 the head's. Raises ValueError for a family without such a name."""
     classes = variants()[next(iter(adapters.values())).variant]
     matches = str.endswith if any(cls.modules_key for cls in classes) else ends_with_part
     names = {path: name for path, name in view.names.items() if not (plan.tied and path == view.head)}
@@ -194,7 +194,7 @@ def names_in_config(view: View, adapters: dict[str, Adapter], plan: Plan, by_key
 
 
 def task_type(view: View, adapters: dict[str, Adapter]) -> str | None:
-    """What PEFT calls it; it has no name for guessing masked words, and none for images: its classes read token ids."""
+    """PEFT's task_type; None where it has none: for masked language models, and for images (its classes take ids)."""
     head = view.model.config.head
     if view.model.config.image_size:
         return None
@@ -210,7 +210,7 @@ def task_type(view: View, adapters: dict[str, Adapter]) -> str | None:
 def trained_beside(
     view: View, adapters: dict[str, Adapter], companions: dict[str, Adapter]
 ) -> tuple[list[str], list[str], str]:
-    """(layers to save whole, layers whose bias alone trains, PEFT's word for those). Raises as save_adapter does."""
+    """(layers to save whole, other layers whose bias is trained, PEFT's `bias`). Raises as save_adapter does."""
     parameters, everything = {p for p in view.model.parameters() if p.trainable}, adapters | companions
     weight = next((path for path, adapter in everything.items() if adapter.weight in parameters), None)
     if weight:
@@ -220,19 +220,19 @@ def trained_beside(
     saved = [path for path, x in view.layers.items() if path not in everything and x.weight in parameters]
     if saves_classifier(view, everything):
         saved += [path for path in view.layers if is_of_classifier(path) and path not in saved]
-    words = biases_of(type(next(iter(adapters.values()))))
+    values = biases_of(type(next(iter(adapters.values()))))
     have = [path for path, x in view.bases.items() if path not in saved and getattr(x, "bias", None) is not None]
     biases = [path for path in have if view.bases[path].bias in parameters]
-    for word, those in zip(words, ([], have, [path for path in have if path in adapters]), strict=False):
+    for value, those in zip(values, ([], have, [path for path in have if path in adapters]), strict=False):
         if biases == those:
-            return saved, biases, word
-    raise ValueError(f"{len(biases)} of {len(have)} biases train ({biases[0]}, ...), and PEFT's format has no word for "
-                     f"those, only {', '.join(words)}: the last is those of the adapted layers")  # fmt: skip
+            return saved, biases, value
+    raise ValueError(f"{len(biases)} of {len(have)} biases train ({biases[0]}, ...), and PEFT's `bias` can only be "
+                     f"{', '.join(values)}: the last is those of the adapted layers")  # fmt: skip
 
 
 def saves_classifier(view: View, adapters: dict[str, Adapter]) -> bool:
-    """PEFT saves a classifier whole, whatever trains, where the task says SEQ_CLS or TOKEN_CLS: unless an adapter is on
-    it. For images there is no such task, and a classifier is saved where it trains."""
+    """Whether PEFT saves a classifier whole, trained or not: with the task SEQ_CLS or TOKEN_CLS, unless an adapter is
+    on it. For images there is no such task, and a classifier is saved if it is trained."""
     config = view.model.config
     return config.head in LABELLED and not config.image_size and not any(map(is_of_classifier, adapters))
 
@@ -258,7 +258,7 @@ def tensors_in_file(view: View, plan: Plan, adapters: dict[str, Adapter], config
     if set(config["target_modules"]) & set(TIED_NAMES) and not any(adapter.companion for adapter in adapters.values()):
         for path in adapters.keys() & {"embed.token", "lm_head"}:
             tensors[view.tensor(path, "base_layer.weight")] = view.bases[path].dense()
-    if view.model.added_tokens:  # PEFT writes tables that were resized whole, and all that is in them
+    if view.model.added_tokens:  # PEFT saves resized embeddings and heads completely
         tensors |= {name: tensors[original] for name, original in duplicate_rows(view, plan).items()}
         for path in (path for path in TABLES if path in view.layers and path not in plan.saved):
             end = f"{plan.prefixes().get(path, '')}base_layer.weight" if path in adapters else "weight"
@@ -274,8 +274,8 @@ def ends_with_part(name: str, ending: str) -> bool:
 
 
 def endings(matches: Callable[[str, str], bool], chosen: Iterable[str], every: Iterable[str]) -> list[str]:
-    """For each chosen name its shortest ending, part by part, that matches no other; "q_proj" for all that are so
-    called, "1.mlp.up_proj" for one of them."""
+    """For each chosen name its shortest ending, in whole parts, that matches no other: "q_proj" for all of that name,
+    "1.mlp.up_proj" for one of them."""
     chosen = set(chosen)
     others = [name for name in every if name not in chosen]
     found = set()
