@@ -57,8 +57,8 @@ class AdaLoRALinear(Parallel):
     It is trained with the Allocator of this file, which adds the penalty and cuts triplets, and alone reads the options
     from target_r to total_step. A file holds the triplets that are left; the option `mask` says which of the r₀ they
     are, and is () where all are.
-    Raises ValueError for a base that is no plain Linear, and for options out of range; alpha must be above 0, as PEFT
-    takes r₀ in the place of any other.
+    Raises ValueError for a base that is not a plain Linear, and for options out of range; alpha must be above 0: PEFT
+    replaces any other by r₀.
     """
 
     variant = "adalora"

@@ -221,7 +221,7 @@ def targets_of(model: Module, variant: str, targets: Targets | None, options: di
     fused_above(model, ranks)
     for key in {cls.modules_key for cls in classes} & options.keys():
         if strange := set(listed(options[key])) - {*ranks, *map(last, ranks)}:
-            raise ValueError(f"{key}: {min(strange)!r} is no target")
+            raise ValueError(f"{key}: {min(strange)!r} is not a target")
     sharing = [slot.name for cls in classes for slot in cls.slots if slot.shared]
     if sharing and any(isinstance(m, Adapter) and m.variant == variant for _, m in model.named_modules()):
         raise ValueError(f"{variant} is attached to all its layers at once, as they share {' and '.join(sharing)}")

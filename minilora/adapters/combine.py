@@ -205,7 +205,7 @@ def check_are_products(path: str, here: Mapping[str, Adapter], how: str) -> None
     for name, adapter in here.items():
         if adapter.factors() is None:
             instead = "give a rank" if how.endswith("svd") else "take svd or a NAME_svd, with a rank"
-            raise ValueError(f"{path}: {name} is {adapter.variant}, whose ΔW is no product B A of a rank: {instead}")
+            raise ValueError(f"{path}: {name} is {adapter.variant}, whose ΔW is not a product B A of a rank: {instead}")
 
 
 def factors_of(adapter: Adapter) -> Factors:

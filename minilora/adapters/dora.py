@@ -247,7 +247,7 @@ class DoRAEmbedding(DoRA):
 
     V = W + s (B A)ᵀ (V, C), and a length for each of its columns, which is the axis that PEFT has. A and B start as
     LoRAEmbedding's; there is no dropout, and a tied head stays the base's.
-    Raises ValueError as DoRALinear does, for a base that is no plain Embedding.
+    Raises ValueError as DoRALinear does, for a base that is not a plain Embedding.
     """
 
     base_type = Embedding

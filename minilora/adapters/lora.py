@@ -65,7 +65,7 @@ class LoRALinear(Parallel, LoRA):
     `init` is another name of initialisations/, whose function may look at `data`. Dropout acts on the adapter's input
     alone. `base`, a Linear, is frozen and kept. A rank above min(in, out) is allowed, as in PEFT, though B A can be of
     no higher rank than that.
-    Raises ValueError for a base that is no plain Linear, a rank below 1, an `rng` that is neither a seed nor a
+    Raises ValueError for a base that is not a plain Linear, a rank below 1, an `rng` that is neither a seed nor a
     generator, and an init of another class or without its data; the base is then as it was.
     """
 
@@ -145,7 +145,7 @@ class LoRAEmbedding(Parallel, LoRA):
     At the start A = 0 and B is normal, the other way round than in LoRALinear: as PEFT's and loralib's. There is no
     dropout, as ids have none. Where a head is tied to the embedding, the head stays the base's: the adapter acts on
     the input alone, as PEFT's does.
-    Raises ValueError as LoRALinear does, for a base that is no plain Embedding.
+    Raises ValueError as LoRALinear does, for a base that is not a plain Embedding.
     """
 
     base_type = Embedding

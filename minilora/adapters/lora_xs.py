@@ -38,7 +38,7 @@ class LoRAXSLinear(Parallel, LoRA):
     √Σ in either.) Dropout acts on the adapter's input alone.
     PEFT has no LoRA-XS, so the files are of a type of their own, LORA_XS. They hold A and B too: an SVD gives singular
     vectors up to their signs, and R fits one choice of them.
-    Raises ValueError for a base that is no plain Linear, and a rank below 1 or above min(in, out).
+    Raises ValueError for a base that is not a plain Linear, and a rank below 1 or above min(in, out).
     """
 
     variant = "lora-xs"

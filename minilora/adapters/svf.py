@@ -37,7 +37,7 @@ class SVFLinear(Parallel):
     U, S and V are frozen, of the first r singular values of W₀; r = 0, the default, takes all min(in, out) of them. Of
     fewer, the rest stays in W' as it is in W₀. At the start z = 1, so y is the base's. PEFT has no SVF, so the files
     are of a type of their own, and hold U, S and V too: to equal singular values there are many U and V.
-    Raises ValueError for a base that is no plain Linear, and for an r above min(in, out).
+    Raises ValueError for a base that is not a plain Linear, and for an r above min(in, out).
     """
 
     variant = "svf"

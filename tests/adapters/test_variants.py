@@ -296,7 +296,7 @@ def test_attach_lora_is_attach_with_its_defaults_written_out():
         ("lora", {"rslora": "no"}, "block_0.attention.q_proj: rslora 'no' is neither true nor false"),
         ("lora", {"targets": ["q_proj", 3]}, "no layer is called 3: choose from embed, q_proj"),
         ("ia3", {"r": 3}, "ia3 has no option 'r': choose from feedforward_modules"),
-        ("ia3", {"feedforward_modules": ["up_proj"]}, "feedforward_modules: 'up_proj' is no target"),
+        ("ia3", {"feedforward_modules": ["up_proj"]}, "feedforward_modules: 'up_proj' is not a target"),
         ("ia3", {"rng": None}, "rng None is neither a seed nor a generator"),
     ],
 )

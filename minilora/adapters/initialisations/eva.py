@@ -11,7 +11,7 @@ all layers are sorted, and the largest Σ r of them become ranks, at most ρ r o
 Source: Paischer et al. (2024), "Explained Variance Adaptation", section 3. The paper takes the SVD of X itself, and
 PEFT 0.21.2 takes the mean μ away, as here: where inputs have a mean, as they do in a language model, the first
 directions have little in common. PEFT updates its directions batch by batch until they settle (the same for ρ = 2,
-|cos| 0.999 for ρ = 1), and leaves out tokens without a label; here every token counts that is no padding.
+|cos| 0.999 for ρ = 1), and leaves out tokens without a label; here every token that is not padding counts.
 """
 
 from __future__ import annotations
