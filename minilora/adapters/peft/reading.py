@@ -34,10 +34,10 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
     `model`, whose base must be the one it was made for; return a note.
 
     Afterwards only what the adapter trained is trainable: its slots, the copies of modules_to_save, the biases. The
-    rest of the model is frozen, adapters of other layers too. An adapter that does not name its base (PEFT's do not)
-    is checked by names and shapes. The note says so, and that the adapter was trained on its base in another format
-    (quantization/); it names a pooler's tensors that were left out, as a model without a head has no pooler, and ranks
-    above min(in, out). Otherwise it is empty. To switch between several: Adapters.
+    rest of the model is frozen, adapters of other layers too. The note says if the adapter does not name its base
+    (PEFT's do not), so that names and shapes alone were checked; if the base is held in another format (quantization/)
+    than in training; how many of a pooler's tensors were left out; and which ranks are above min(in, out). Otherwise it
+    is "". To switch between several: Adapters.
     The names of a classifier's labels that the adapter brings become the model's.
     Raises FileNotFoundError for a missing file, ValueError for another base, a feature that is not supported, a name in
     the config that nothing in the model has, layers that are adapted already, or missing, unexpected and misshapen
@@ -57,8 +57,8 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
 
 
 def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], list[str], str]:
-    """({path: module}, names of labels, note) of the adapter in `folder`; `model` is as it was. Raises as load_adapter
-    does."""
+    """({path: module}, names of labels, note) of the adapter in `folder`; `model` is not changed. Raises as
+    load_adapter does."""
     config, tensors, metadata = read_adapter(folder)
     view = view_of(model)
     n, tables = added_tokens(view, config, tensors)
@@ -147,7 +147,7 @@ def build(
 
 
 def with_own(layer: Module, own: dict[str, Parameter]) -> Module:
-    """A module that shares all Parameters of `layer`, but for these."""
+    """A module that shares all Parameters of `layer`, except for these."""
     made = copy.copy(layer)
     for name, parameter in own.items():
         setattr(made, name, parameter)
