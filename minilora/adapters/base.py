@@ -60,7 +60,7 @@ import numpy as np
 from ..backend import Array, Rng, generator
 from ..nn import Convolution, Costs, Embedding, FusedLinear, Gradients, LayerNorm, Linear, MetaArray, Module, Parameter
 from ..quantization import dense
-from .statements import Companion, Kept, Keys, Option, Products, Slot, decided, number, shape
+from .statements import Companion, Kept, Keys, Option, Products, Slot, number, shape, simplified
 
 Law = Callable[[Any, Array, Array, Gradients], float]  # (adapter, x, dy, its gradients) -> relative error
 
@@ -301,19 +301,19 @@ class Adapter(Module):
             if what in held:
                 costs.keep(self, "x, dropped" if drops and what == "x" else what, held[what], why)
 
-        off = frozenset(name for name, value in sizes.items() if value is False)
-        on = frozenset(name for name, value in sizes.items() if value is True)
+        false = frozenset(name for name, value in sizes.items() if value is False)
+        true = frozenset(name for name, value in sizes.items() if value is True)
 
         def of_learned(products: Mapping[tuple[str, ...], str]) -> list[str]:
             return [formula for slots, formula in products.items() if learns.intersection(slots)]
 
         def each_row(*formulas: str) -> str:
-            return f"n * ({' + '.join(f for f in (decided(f, on, off) for f in formulas) if f != '0') or 0})"
+            return f"n * ({' + '.join(f for f in (simplified(f, true, false) for f in formulas) if f != '0') or 0})"
 
-        forward = each_row(self.products.forward), decided(self.products.once, on, off)
+        forward = each_row(self.products.forward), simplified(self.products.once, true, false)
         dx = self.products.backward if x.needs_dx else self.products.without_dx
         all_rows = self.products.backward_once, *of_learned(self.products.gradients_once)
-        backward = each_row(dx, *of_learned(self.products.gradients)), *(decided(f, on, off) for f in all_rows)
+        backward = each_row(dx, *of_learned(self.products.gradients)), *(simplified(f, true, false) for f in all_rows)
         costs.multiply(self, "adapter", *({f: number(f, sizes) for f in formulas} for formulas in (forward, backward)))
         return replace(y, needs_dx=True) if learns and not y.needs_dx else y
 

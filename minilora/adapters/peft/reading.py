@@ -36,8 +36,8 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
     Afterwards only what the adapter trained is trainable: its slots, the copies of modules_to_save, the biases. The
     rest of the model is frozen, adapters of other layers too. The note says if the adapter does not name its base
     (PEFT's do not), so that names and shapes alone were checked; if the base is held in another format (quantization/)
-    than in training; how many of a pooler's tensors were left out; and which ranks are above min(in, out). Otherwise it
-    is "". To switch between several: Adapters.
+    than in training, or has added tokens; how many of a pooler's tensors were left out; and which ranks are above
+    min(in, out). Otherwise it is "". To switch between several: Adapters.
     The names of a classifier's labels that the adapter brings become the model's.
     Raises FileNotFoundError for a missing file, ValueError for another base, a feature that is not supported, a name in
     the config that nothing in the model has, layers that are adapted already, or missing, unexpected and misshapen
