@@ -23,7 +23,7 @@ class LoftQLinear(LoRALinear):
 
     A file holds A and B, and how Q was made. Q is recomputed from a W that is not Quantized; a W that is, is taken as
     Q, and its hash must be the file's. PEFT's own files are read the same way, and ours by PEFT on a machine with CUDA.
-    For a format or a layer that PEFT lacks or handles wrongly, the file has "nf4" instead of 4 bits: PEFT refuses it.
+    For a format or layer that PEFT lacks or handles wrongly, the file has a name, "nf4", not 4 bits: PEFT refuses it.
     Raises ValueError as LoRALinear does, for a W that is Quantized already, whose rounding error is not known, and for
     a part of a fused layer, which shares its weight with the other parts.
     """
