@@ -1,4 +1,4 @@
-"""LoRA on a convolution: a kernel A beside the frozen W, and a B for each position. The maths is in
+"""LoRA on a convolution: a path parallel to the frozen W, with a kernel A, and a B at each position. The maths is in
 ops/lora_convolution.py.
 
 Two libraries give A and B two shapes (W (out, in, k, k), α and s = α/r as always):
@@ -6,8 +6,8 @@ Two libraries give A and B two shapes (W (out, in, k, k), α and s = α/r as alw
     PEFT        A (r, in, k, k)   B (out, r, 1, 1)      ΔW = s B A₂, as here
     loralib     A (r k, in k)     B (out k, r k)        ΔW = s (B A), read off as (out, in, k, k)
 
-loralib's product B A is (out k, in k), so that r is multiplied by k on either side, and the rows of its matrix are no
-windows: the k rows that make up one output each hold a k-th of the numbers of a window. With B₂ (out, r k²), which is B
+loralib's product B A is (out k, in k), so that r is multiplied by k on either side, and the rows of its matrix are not
+windows: each of the k rows of one output channel holds a k-th of a window's entries. With B₂ (out, r k²), which is B
 read off in rows, and I_k the unit matrix, that is
 
     ΔW₂ = s B₂ (I_k ⊗ A)                                of rank r k² at most
