@@ -13,14 +13,14 @@ and cannot be computed again from W.
 
 from ...backend import Array
 from ..spectrum import svd
-from .start import Data, Init, Start, check_rank, shared_root, taken
+from .start import Data, Init, Start, check_rank, residual_start, root_of_sigma
 
 
 def pissa(W: Array, r: int, s: float, data: Data = Data()) -> Start:
     check_rank(r, min(W.shape), "the number of singular values of W")
     U, sigma, Vt = svd(W)
-    root = shared_root(sigma[:r], s)
-    return taken(W, root[:, None] * Vt[:r], U[:, :r] * root, s)
+    root = root_of_sigma(sigma[:r], s)
+    return residual_start(W, root[:, None] * Vt[:r], U[:, :r] * root, s)
 
 
 INITS = {"pissa": Init("the r largest singular triplets of W learn, the rest stays", pissa, takes_from_W=True)}
