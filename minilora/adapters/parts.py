@@ -66,11 +66,11 @@ class Parts(Adapter):
 
     def in_file(self) -> Adapter:
         """One adapter on the whole fused layer that computes the same, for PEFT's file, which has no parts. Raises
-        ValueError where the parts differ in class or options, or their variant has no such form."""
+        ValueError if the parts differ in class or options, or their variant has no such form."""
         adapted = [part for part in self.parts.values() if part.is_adapter]
         if len({type(part) for part in adapted}) > 1:
             raise ValueError(
-                "the adapters on the parts of a fused layer are of different kinds, and one has to replace all"
+                "the adapters on the parts of a fused layer differ in class, so one cannot replace them all in a file"
             )
         with preserve_trainable(self.base):
             return adapted[0].join_parts(self.base, list(self.parts.values()))

@@ -1,7 +1,7 @@
-"""Trainable token rows: of the embedding the rows of a few tokens learn (PEFT's `TrainableTokensConfig`). The maths is
+"""Trainable token rows: the embedding's rows of a few tokens are trained (PEFT's `TrainableTokensConfig`). The maths is
 in ops/token_rows.py.
 
-They stand alone, or beside LoRA on other layers (PEFT's `trainable_token_indices`):
+Alone, or together with LoRA on other layers (PEFT's `trainable_token_indices`):
 
     attach_lora(model, ["q_proj", "v_proj"], rng=0)
     attach(model, "token-rows", token_indices=[5, 7], rng=0)
@@ -20,7 +20,7 @@ from .statements import Companion, Kept, Keys, Option, Products, Slot
 
 
 def rows_of_dW(adapter: TokenRows, x: Array, dy: Array, grads: Gradients) -> float:
-    """dT = dW_I: what rows of the whole table would get at these places."""
+    """dT = dW_I: the gradients that these rows of the whole table would get."""
     W, xp = adapter.weight.data, get_array_module(dy)
     looked_up = isinstance(adapter.base, Embedding)
     dW = ops.embedding_gradients(dy, x, len(W)) if looked_up else ops.linear_gradients(dy, x)
@@ -28,7 +28,7 @@ def rows_of_dW(adapter: TokenRows, x: Array, dy: Array, grads: Gradients) -> flo
 
 
 class TokenRows(Adapter):
-    """T (n, C) in the place of the n rows `token_indices` of the table W (V, C). At the start they are W's."""
+    """T (n, C) replaces the n rows `token_indices` of the table W (V, C). At the start they are W's."""
 
     variant = "token-rows"
     peft_type = "TRAINABLE_TOKENS"
@@ -52,7 +52,7 @@ class TokenRows(Adapter):
         super().check(base, **options)
         i, V = options.get("token_indices", ()), len(base.weight.data)  # type: ignore[attr-defined]
         if not i:
-            raise ValueError("token_indices is empty: name the tokens whose rows learn, as token_indices=[5, 7]")
+            raise ValueError("token_indices is empty: name the tokens whose rows to train, as token_indices=[5, 7]")
         if max(i) >= V:
             raise ValueError(f"token_indices: this layer has the rows 0 to {V - 1}, and not {max(i)}")
 

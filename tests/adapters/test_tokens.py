@@ -157,7 +157,7 @@ def test_a_head_alone_may_have_rows_and_an_untied_one_has_its_own(rng):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "embed.token: token_indices is empty: name the tokens whose rows learn"),
+        ({}, "embed.token: token_indices is empty: name the tokens whose rows to train"),
         ({"token_indices": [5, 5]}, r"token_indices \[5, 5\] is not a list of different whole numbers from 0 up"),
         ({"token_indices": [-1]}, r"token_indices \[-1\] is not a list"),
         ({"token_indices": [2.0]}, r"token_indices \[2.0\] is not a list"),
