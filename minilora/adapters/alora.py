@@ -61,8 +61,8 @@ class ALoRALinear(LoRALinear):
         super().check(base, **options)
         if not options.get("invocation_tokens"):
             raise ValueError(
-                "invocation_tokens is empty: name the ids that turn the adapter on, as invocation_tokens=[5, 7]; where "
-                "a mask says it, Inputs.active, any adapter beside its base will do, such as lora"
+                "invocation_tokens is empty: name the ids that turn the adapter on, as invocation_tokens=[5, 7]; with "
+                "a mask instead, Inputs.active, any adapter parallel to its base will do, such as lora"
             )
 
     def active(self, inputs: Inputs, run: Pass) -> Array | None:

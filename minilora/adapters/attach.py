@@ -253,7 +253,7 @@ def with_shared_parameters(
 
 
 def ranks_of(chosen: Mapping[str, Target]) -> dict[str, tuple[int, int]]:
-    """{path: (rank, min(in, out))} of the layers that learn a matrix."""
+    """{path: (rank, min(in, out))} of the layers whose adapter trains a matrix."""
     found = {}
     for path, (layer, cls, options) in chosen.items():
         if cls.trains_a_matrix():

@@ -35,7 +35,7 @@ def preconditioned_step(adapter: LoRAFALinear, x: Array, dy: Array, grads: Gradi
 
 
 def moved_by(optimizer: SGD, adapter: LoRAFALinear, grads: Gradients) -> Array:
-    """By how much a step changes ΔW. The adapter is afterwards as it was."""
+    """By how much a step changes ΔW. The step is undone."""
     B, before = adapter.lora_B.data, adapter.delta()
     optimizer.step(grads)
     change = adapter.delta() - before

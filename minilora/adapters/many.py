@@ -72,8 +72,8 @@ class Many(Adapter):
         """The adapter's name if it needs a forward of its own, as it is not parallel to the base; "" if its rows, or
         those of the base, share the base's product."""
         adapter = self.adapters.get(group.name or "")
-        beside = adapter is None or (isinstance(adapter, Parallel) and adapter.base is self.base)
-        return "" if beside else group.name or ""
+        parallel = adapter is None or (isinstance(adapter, Parallel) and adapter.base is self.base)
+        return "" if parallel else group.name or ""
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, list[Piece]]:
         # behind the layer that selects the labelled positions x is (N, C); token ids are (B, T)

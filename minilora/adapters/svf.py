@@ -111,7 +111,7 @@ def truncated(W: Array, k: int) -> tuple[Array, float]:
     """W_k = U_k diag(S_k) V_kᵀ, W (out, in) without all but its first k singular values, and ‖W - W_k‖, what is lost.
 
     No matrix of rank k is nearer to W, and in Frobenius' norm ‖W - W_k‖ = √(Σ_{i>k} S_i²) (Eckart, Young, 1936). So a
-    layer with W_k in the place of W computes something else. SVF and PiSSA begin with the same decomposition and lose
+    layer with W_k instead of W computes something else. SVF and PiSSA begin with the same decomposition and lose
     nothing: SVF leaves the other singular values in the frozen W, and PiSSA freezes W - W_k.
     Raises ValueError for a k that is not from 0 to min(out, in).
     """

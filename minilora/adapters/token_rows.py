@@ -79,7 +79,7 @@ class TokenRows(Adapter):
 
 
 class TokenRowsEmbeddingCache(NamedTuple):
-    base: Any  # the ids too, where W learns
+    base: Any  # the ids too, if W is trained
     ids: Array | None  # (...)      None where T is frozen
 
 

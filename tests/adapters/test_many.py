@@ -325,7 +325,7 @@ def test_what_is_of_one_adapter_is_refused_by_name_and_changes_nothing(tmp_path)
             do(model)
     with pytest.raises(ValueError, match="adapted already"):
         minilora.attach_lora(model, rng=0)
-    with pytest.raises(ValueError, match="so nothing of it can learn"):
+    with pytest.raises(ValueError, match="so none of it can be trained"):
         adapters.attach("d", rng=0, train="norm")
     assert dict(model.named_modules()) == before
     adapters.activate("a")

@@ -1,9 +1,9 @@
-"""PiSSA: the principal part of W learns, and the rest of it stays.
+"""PiSSA: the principal part of W is trained, and the rest of it is frozen.
 
     W = U Σ Vᵀ            A = √(Σ_r / s) V_rᵀ        B = U_r √(Σ_r / s)        W_residual = W - s B A
 
 with the r largest singular values Σ_r, so s B A = U_r Σ_r V_rᵀ is the best approximation of W of rank r, and
-‖W_residual‖² = Σ_{i>r} σᵢ². Both factors learn from the first step. The paper has no s; with α = r, its advice, s = 1.
+‖W_residual‖² = Σ_{i>r} σᵢ². Both factors move from the first step. The paper has no s; with α = r, its advice, s = 1.
 If σ_r = σ_{r+1}, the principal part is not unique.
 
 Source: Meng, Wang, Zhang (2024), "PiSSA", equations 2 to 4. PEFT 0.21.2 computes it in float32 alone, and
