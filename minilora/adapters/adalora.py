@@ -30,7 +30,7 @@ def same_share_of_a_triplet(adapter: AdaLoRALinear, x: Array, dy: Array, grads: 
     return max(relative_difference(of_e, of_A), relative_difference(of_e, of_B))
 
 
-def gradients_at_the_start(adapter: AdaLoRALinear, x: Array, dy: Array, grads: Gradients) -> float:
+def gradients_at_zero_e(adapter: AdaLoRALinear, x: Array, dy: Array, grads: Gradients) -> float:
     adapter.lora_E.data = 0 * adapter.lora_E.data
     grads = Gradients()
     adapter.backward(dy, adapter.forward(x)[1], grads)
@@ -98,7 +98,7 @@ class AdaLoRALinear(Parallel):
     )
     laws: ClassVar[dict[str, Law]] = {
         "eₖ deₖ = ⟨Aₖ, dAₖ⟩ = ⟨Bₖ, dBₖ⟩": same_share_of_a_triplet,
-        "dA = dB = 0 at e = 0": gradients_at_the_start,
+        "dA = dB = 0 at e = 0": gradients_at_zero_e,
     }
     examples: ClassVar[dict[str, dict[str, Any]]] = {
         "": {"r": 3, "alpha": 5.0, "total_step": 9},
