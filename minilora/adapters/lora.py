@@ -31,7 +31,7 @@ def first_step(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
 
 
 def gradients_at_zero_B(adapter: LoRA, x: Array, dy: Array) -> Gradients:
-    """Sets B to 0, in place."""
+    """The adapter's B is 0 afterwards."""
     adapter.lora_B.data = 0 * adapter.lora_B.data
     grads = Gradients()
     adapter.backward(dy, adapter.forward(x)[1], grads)

@@ -69,8 +69,7 @@ class Many(Adapter):
         return {f"{name}.{path}": p for name, found in each.items() for path, p in found.items() if p not in base}
 
     def alone(self, group: AdapterRows) -> str:
-        """The adapter's name if it needs a forward of its own, as it is not parallel to the base; "" if its rows, or
-        those of the base, share the base's product."""
+        """The adapter's name if it is not parallel to the base, so that it needs a forward of its own; else ""."""
         adapter = self.adapters.get(group.name or "")
         parallel = adapter is None or (isinstance(adapter, Parallel) and adapter.base is self.base)
         return "" if parallel else group.name or ""
